@@ -1,0 +1,70 @@
+# The verbs a person types. `make` alone lists them.
+
+PYTHON ?= python3
+BACKEND ?= eager
+TIER ?= quick
+JOBS ?= 2
+ARGS ?=
+
+# An interpreter of the host that has torch already: then no .venv is made.
+MEGAMOE_PYTHON ?=
+ifeq ($(strip $(MEGAMOE_PYTHON)),)
+PY := .venv/bin/python
+SETUP := PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh tools/setup_env.sh
+else
+PY := PYTHONPATH=. $(MEGAMOE_PYTHON)
+SETUP := sh tools/setup_env.sh --host '$(MEGAMOE_PYTHON)'
+endif
+MEGAMOE := $(PY) -c 'import sys; from megamoe.cli import main; sys.exit(main())'
+
+# One thread a worker: two workers with a pool each would fight over two cores.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
+LINT := $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check check-full test test-fast lint format golden-verify lock clean
+
+help: ## list the verbs
+	@echo 'make VERB [VARIABLE=value ...]'
+	@echo
+	@awk -F ': .*## ' '/^[a-z-]+: .*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo '  BACKEND=$(BACKEND)  what check judges: a name, or path/to/file.py:OBJECT'
+	@echo '  TIER=$(TIER)     how many cases check runs: quick or full'
+	@echo '  ARGS=          further options, as ARGS="--kind forward --case requant-*"'
+	@echo '  JOBS=$(JOBS)         test processes at a time'
+	@echo '  PYTHON=$(PYTHON)  the Python 3.11 or newer that .venv is made from'
+	@echo '  TORCH=         cpu or cuda (default: cuda where an NVIDIA GPU is)'
+	@echo '  MEGAMOE_PYTHON= an interpreter that has torch already; no .venv is made'
+
+setup: ## make .venv from the hashed locks (the other verbs do it by themselves)
+	@$(SETUP)
+
+check: setup ## judge BACKEND against the goldens
+	@$(MEGAMOE) check --backend '$(BACKEND)' --tier '$(TIER)' $(ARGS)
+
+check-full: setup ## the same with every case
+	@$(MEGAMOE) check --backend '$(BACKEND)' --tier full $(ARGS)
+
+# Lint and tests both run, so that one red does not hide the other; pytest's line comes last.
+test: setup ## all tests of this repository: lint, types, pytest
+	@status=0; { $(LINT); } || status=1; $(PYTEST) $(ARGS) || status=1; exit $$status
+
+test-fast: setup ## pytest without the slow tests
+	@$(PYTEST) -m 'not slow' $(ARGS)
+
+lint: setup ## ruff and mypy
+	@$(LINT)
+
+format: setup ## let ruff rewrite what it can
+	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+
+golden-verify: setup ## recompute the goldens from the oracle; they must be equal in every bit
+	@$(MEGAMOE) golden verify $(ARGS)
+
+lock: ## resolve requirements/*.txt anew (needs uv)
+	@'$(PYTHON)' tools/lock.py
+
+clean: ## remove caches and build outputs (the environment stays; it is .venv)
+	@rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
