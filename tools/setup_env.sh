@@ -81,33 +81,36 @@ torch_kind() {
 }
 
 # pip in the environment: hashes demanded, wheels only (an sdist would fetch unlocked build needs).
+# What it says beside its progress is kept in pip.log and shown by pip_failed.
 locked() {
     quiet=-q
     [ -t 1 ] && quiet=
     # shellcheck disable=SC2086
     PIP_USER=0 "$venv/bin/python" -m pip install $quiet --disable-pip-version-check --no-input \
-        --no-deps --require-hashes --only-binary :all: "$@"
+        --no-deps --require-hashes --only-binary :all: "$@" 2>"$venv/pip.log"
+}
+
+pip_failed() {
+    cat "$venv/pip.log" >&2
+    die "pip could not install $1 (its words stand above)"
 }
 
 install_torch() {
     if [ "$1" = cuda ]; then
-        say "installing torch with its CUDA libraries (about 2.5 GB, once)"
-        locked -r requirements/torch-cuda.txt || die "pip could not install torch (see above)"
+        say "installing torch with its CUDA libraries (about 4 GB on disk)"
+        locked -r requirements/torch-cuda.txt || pip_failed torch
         return
     fi
     say "installing torch, the CPU build"
-    if locked -r requirements/torch-cpu.txt 2>"$venv/pip.log"; then return; fi
+    if locked -r requirements/torch-cpu.txt; then return; fi
     # Only "there is no such build here" has a way round; anything else (no network, a wrong hash)
     # must be seen as it is.
-    if ! grep -q 'No matching distribution found for torch==' "$venv/pip.log"; then
-        cat "$venv/pip.log" >&2
-        die "pip could not install torch (see above)"
-    fi
+    grep -q 'No matching distribution found for torch==' "$venv/pip.log" || pip_failed torch
     say "the package indexes set up for pip have no CPU build of torch for this Python, so the" \
-        "default build comes instead, with about 2.5 GB of CUDA libraries. To avoid that, stop" \
+        "default build comes instead, with about 4 GB of CUDA libraries. To avoid that, stop" \
         "here, add an index of torch's CPU builds with" \
         "'pip config set global.extra-index-url INDEX', and run make again."
-    locked -r requirements/torch-cuda.txt || die "pip could not install torch (see above)"
+    locked -r requirements/torch-cuda.txt || pip_failed torch
 }
 
 make_environment() {
@@ -124,7 +127,7 @@ make_environment() {
     install_torch "$kind"
     say "installing the other packages"
     locked -r requirements/base.txt -r requirements/test.txt ||
-        die "pip could not install the locked packages (see above)"
+        pip_failed 'the locked packages'
 }
 
 if [ "${1:-}" = --host ]; then
@@ -148,7 +151,7 @@ fi
 if [ "$(stamp megamoe-project)" != "$project" ]; then
     # setuptools is in the locks, so building the editable install fetches nothing.
     PIP_USER=0 "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps \
-        --no-index --no-build-isolation --editable . || die "pip could not install megamoe (see above)"
+        --no-index --no-build-isolation --editable . 2>"$venv/pip.log" || pip_failed megamoe
     "$venv/bin/python" -m pip check --disable-pip-version-check >"$venv/pip.log" ||
         die "the locks do not satisfy pyproject.toml (run make lock): $(cat "$venv/pip.log")"
     printf '%s\n' "$project" >"$venv/megamoe-project"
