@@ -19,7 +19,9 @@ MEGAMOE := $(PY) -c 'import sys; from megamoe.cli import main; sys.exit(main())'
 
 # One thread a worker: two workers with a pool each would fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
-LINT := $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+# Each runs, so that one red does not hide the next.
+LINT := (red=0; $(PY) -m ruff check . || red=1; $(PY) -m ruff format --check . || red=1; \
+	$(PY) -m mypy || red=1; exit $$red)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check check-full test test-fast lint format golden-verify lock clean
@@ -46,9 +48,9 @@ check: setup ## judge BACKEND against the goldens
 check-full: setup ## the same with every case
 	@$(MEGAMOE) check --backend '$(BACKEND)' --tier full $(ARGS)
 
-# Lint and tests both run, so that one red does not hide the other; pytest's line comes last.
+# Lint and tests both run; pytest's line comes last.
 test: setup ## all tests of this repository: lint, types, pytest
-	@status=0; { $(LINT); } || status=1; $(PYTEST) $(ARGS) || status=1; exit $$status
+	@status=0; $(LINT) || status=1; $(PYTEST) $(ARGS) || status=1; exit $$status
 
 test-fast: setup ## pytest without the slow tests
 	@$(PYTEST) -m 'not slow' $(ARGS)
