@@ -1,0 +1,230 @@
+"""The ``eager`` backend: the layer in plain PyTorch, as an engine developer would write it.
+
+Accumulator class ``fp32-ordered``: each dot product takes K in ascending blocks of 32, one fp32
+addition a block. Three choices make its bits the same for any batch, thread count and BLAS:
+
+- The products within a block are summed *exactly*. An E4M3 operand is split into its part of
+  magnitude 1 and above (a multiple of 2^-3 up to 448) and the part below (a multiple of 2^-9);
+  times E2M1 values, 32 terms of either kind fit in 21 bits, so fp32 matrix products of each are
+  exact in any order.
+- The scale factors, powers of two, are applied in float64 and the block sum is rounded to fp32
+  once. In fp32 their product alone could leave the range although the block sum does not.
+- The exponential is taken in float64 and rounded. A vectorised fp32 exponential may differ in the
+  last bit with the position of an element in the vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+
+from megamoe.eplb import eplb_map_to_physical_and_record
+from megamoe.formats import E2M1_TABLE, E4M3_MAX, E4M3_TABLE, GROUP
+from megamoe.layout import transform_weights
+from megamoe.problem import Problem
+from megamoe.staging import (
+    e4m3_codes,
+    group_amax,
+    prepare_megamoe_inputs,
+    scale_down,
+    ue8m0_ceil,
+    unpack_sf,
+)
+
+_WEIGHTS_AT_ONCE = 1 << 19
+"""Decoded weight values in memory at a time: 2 MiB of fp32, a second-level cache. Has no
+influence on any bit."""
+
+_E4M3_SPLIT = 1.0
+_SMALLEST_NORMAL = 2.0**-126
+
+
+class EagerBackend:
+    """Plain PyTorch on CPU or CUDA; reads only the experts that some token is routed to."""
+
+    name = "eager"
+    accumulator = "fp32-ordered"
+
+    prepare = staticmethod(prepare_megamoe_inputs)
+    eplb_map = staticmethod(eplb_map_to_physical_and_record)
+    transform_weights = staticmethod(transform_weights)
+
+    def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
+        """The whole layer; returns every stage of ``problem.STAGES``, FP8 codes as uint8.
+
+        Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``.
+        """
+        x, x_sf = _stage(problem)
+        tokens, top_k = problem.topk_ids.shape
+        inter = problem.intermediate_size
+        device = x.device
+        acts = torch.zeros(tokens, top_k, inter, dtype=torch.uint8, device=device)
+        acts_sf = torch.zeros(tokens, top_k, inter // GROUP, dtype=torch.uint8, device=device)
+        slots = torch.zeros(tokens, top_k, problem.hidden_size, dtype=torch.bfloat16, device=device)
+        sf_bytes = unpack_sf(x_sf)
+        for expert, token, slot in _routed(problem):
+            gate_up = linear(
+                x[token],
+                sf_bytes[token],
+                problem.w13_weight[expert],
+                problem.w13_weight_scale[expert],
+            )
+            routing = problem.topk_weights[token, slot].unsqueeze(-1)
+            values = swiglu(gate_up, routing, problem.activation_clamp, problem.fast_math)
+            codes, sf = requantise(values)
+            acts[token, slot] = codes
+            acts_sf[token, slot] = sf
+            down = linear(codes, sf, problem.w2_weight[expert], problem.w2_weight_scale[expert])
+            slots[token, slot] = down.to(torch.bfloat16)
+        live = (problem.topk_ids >= 0) & (problem.topk_ids < problem.num_experts)
+        y = combine(slots, live)
+        return {"y": y, "x": x, "x_sf": x_sf, "l2_acts": acts, "l2_acts_sf": acts_sf}
+
+
+def create(device: str | torch.device = "cpu") -> EagerBackend:
+    """The backend; it computes wherever the problem's tensors are."""
+    del device
+    return EagerBackend()
+
+
+def _stage(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, hidden = problem.hidden_states.shape
+    device = problem.hidden_states.device
+    x = torch.empty(tokens, hidden, dtype=torch.uint8, device=device)
+    x_sf = torch.empty(tokens, hidden // 128, dtype=torch.int32, device=device)
+    prepare_megamoe_inputs(
+        problem.hidden_states,
+        problem.topk_weights,
+        problem.topk_ids,
+        x,
+        x_sf,
+        torch.empty_like(problem.topk_ids, dtype=torch.int64),
+        torch.empty_like(problem.topk_weights, dtype=torch.float32),
+    )
+    return x, x_sf
+
+
+def _routed(problem: Problem) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Each expert that is used, with the tokens and slots routed to it."""
+    ids = problem.topk_ids
+    for expert in ids.unique().tolist():
+        if 0 <= expert < problem.num_experts:
+            token, slot = (ids == expert).nonzero(as_tuple=True)
+            yield expert, token, slot
+
+
+def linear(
+    codes: torch.Tensor, sf: torch.Tensor, weight: torch.Tensor, weight_sf: torch.Tensor
+) -> torch.Tensor:
+    """Scaled FP8 x FP4 product: ``out[r, n] = sum_k x[r, k] * w[n, k]`` in fp32.
+
+    ``codes`` (R, K) E4M3 bytes, ``sf`` (R, K/32) UE8M0 bytes, ``weight`` (N, K/2) packed E2M1,
+    ``weight_sf`` (N, K/32) UE8M0 bytes; gives (R, N) float32. Blocks of 32 are added in ascending
+    order, starting from zero.
+    """
+    rows, depth = codes.shape
+    outputs, groups = weight.shape[0], depth // GROUP
+    table = _e4m3_table(codes.device)
+    x = table[codes.int()]
+    large = x.abs() >= _E4M3_SPLIT
+    # NaN is in both parts, so that it reaches the sum whichever part it is looked for in.
+    high = torch.where(large | x.isnan(), x, 0.0)
+    low = torch.where(large, 0.0, x)
+    parts = torch.cat([high, low]).view(2 * rows, groups, GROUP).transpose(0, 1)
+    x_scale = _ue8m0_values(sf).t().unsqueeze(-1)  # (G, R, 1)
+    w_scale = _ue8m0_values(weight_sf).t().unsqueeze(1)  # (G, 1, N)
+    step = max(1, _WEIGHTS_AT_ONCE // (outputs * GROUP))
+    acc = torch.zeros(rows, outputs, dtype=torch.float32, device=codes.device)
+    for first in range(0, groups, step):
+        here = slice(first, min(first + step, groups))
+        packed = weight[:, here.start * GROUP // 2 : here.stop * GROUP // 2]
+        w = _e2m1_values(packed).view(outputs, -1, GROUP).permute(1, 2, 0)
+        exact = torch.bmm(parts[here], w).double()
+        block = exact[:, :rows] + exact[:, rows:]
+        for term in (block * (x_scale[here] * w_scale[here])).float():
+            acc += term
+    return acc
+
+
+def swiglu(
+    gate_up: torch.Tensor, routing: torch.Tensor, clamp: float | None, fast_math: bool
+) -> torch.Tensor:
+    """``(silu(gate) * up) * routing`` in fp32: (R, 2I) and (R, 1) to (R, I).
+
+    Gate and up are rounded to bfloat16 first. With a clamp, itself rounded to bfloat16, the gate
+    is bounded above, up on both sides; NaN becomes the bound that meets it first.
+    """
+    gate, up = gate_up.to(torch.bfloat16).float().chunk(2, dim=-1)
+    if clamp is not None:
+        bound = torch.tensor(clamp, dtype=torch.bfloat16).float().item()
+        gate = torch.where((gate > bound) | gate.isnan(), bound, gate)
+        up = torch.where((up < -bound) | up.isnan(), -bound, up)
+        up = torch.where(up > bound, bound, up)
+    denominator = 1.0 + (-gate).double().exp().float()
+    if fast_math:
+        reciprocal = 1.0 / denominator
+        # rcp.approx.ftz: a subnormal reciprocal is flushed.
+        reciprocal = torch.where(reciprocal < _SMALLEST_NORMAL, 0.0, reciprocal)
+        silu = gate * reciprocal
+    else:
+        silu = gate / denominator
+    return (silu * up) * routing
+
+
+def requantise(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(R, I)`` float32 to E4M3 bytes (R, I) and UE8M0 bytes (R, I/32), both uint8.
+
+    The amax is *multiplied* by fl32(1/448) and has no floor, unlike in staging.
+    """
+    groups = values.unflatten(-1, (-1, GROUP))
+    reciprocal = torch.tensor(1.0 / E4M3_MAX, dtype=torch.float32)
+    exponent = ue8m0_ceil(group_amax(groups) * reciprocal)
+    codes = e4m3_codes(scale_down(groups, exponent)).flatten(-2)
+    return codes, exponent.to(torch.uint8)
+
+
+def combine(slots: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    """``(T, K, H)`` bfloat16 slot rows and (T, K) bool to (T, H) bfloat16.
+
+    Live rows are added in fp32, in ascending slot order, starting from +0.
+    """
+    acc = torch.zeros(slots.shape[0], slots.shape[2], dtype=torch.float32, device=slots.device)
+    for k in range(slots.shape[1]):
+        acc = torch.where(live[:, k, None], acc + slots[:, k].float(), acc)
+    return acc.to(torch.bfloat16)
+
+
+# --- decoding ---------------------------------------------------------------------------------
+
+
+def _ue8m0_values(codes: torch.Tensor) -> torch.Tensor:
+    """``(...)`` UE8M0 bytes to float64, exact; 0xFF is NaN."""
+    value = ((codes.long() + (1023 - 127)) << 52).view(torch.float64)
+    return torch.where(codes == 0xFF, torch.nan, value)
+
+
+def _e2m1_values(packed: torch.Tensor) -> torch.Tensor:
+    """``(N, n)`` packed bytes, n even, to (N, 2n) float32.
+
+    One look-up decodes four nibbles: the table maps each pair of bytes to four halves, kept in
+    one int64. On one core this decodes about 500 million values a second.
+    """
+    pairs = packed.contiguous().view(torch.int16).long() & 0xFFFF
+    return torch.take(_e2m1_quads(packed.device), pairs).view(torch.float16).float()
+
+
+@lru_cache(maxsize=8)
+def _e2m1_quads(device: torch.device) -> torch.Tensor:
+    nibbles = torch.arange(1 << 16).unsqueeze(-1) >> torch.tensor([0, 4, 8, 12]) & 0xF
+    halves = torch.from_numpy(E2M1_TABLE.copy()).half()[nibbles]
+    return halves.view(torch.int64).squeeze(-1).contiguous().to(device)
+
+
+@lru_cache(maxsize=8)
+def _e4m3_table(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(E4M3_TABLE.copy()).float().to(device)
+
+
+__all__ = ["EagerBackend", "combine", "create", "linear", "requantise", "swiglu"]

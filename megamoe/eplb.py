@@ -1,0 +1,72 @@
+"""Expert-parallel load balancing: logical to physical expert ids, and how often each is used.
+
+Pure torch, the same code on CPU and CUDA, without a synchronisation. Source: the numerics
+contract, stage "remap" (vLLM 0.24, ``fused_moe/router/base_router.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+REPLICA_HASH: Final = 2654435769
+"""2**32 / golden ratio: Knuth's multiplicative hash, of the token's row."""
+
+
+@dataclass
+class EplbLayerState:
+    """What one layer knows about its replicas; views into the engine's tensors of all layers."""
+
+    expert_load_view: torch.Tensor | None = None
+    """(physical experts) int32, tokens seen by each; added to in place."""
+    logical_to_physical_map: torch.Tensor | None = None
+    """(logical experts, replicas) integer physical ids; -1 where an expert has fewer."""
+    logical_replica_count: torch.Tensor | None = None
+    """(logical experts) integer, replicas of each."""
+    should_record_tensor: torch.Tensor | None = None
+    """One bool, read on the device; None records always."""
+
+    @property
+    def active(self) -> bool:
+        """Whether ids have to be mapped."""
+        return self.logical_to_physical_map is not None
+
+
+def eplb_map_to_physical_and_record(
+    topk_ids: torch.Tensor,
+    expert_load_view: torch.Tensor,
+    logical_to_physical_map: torch.Tensor,
+    logical_replica_count: torch.Tensor,
+    record_enabled: torch.Tensor | bool,
+) -> torch.Tensor:
+    """Physical expert of every (token, slot), and one count for each in the load.
+
+    ``topk_ids`` (T, K) integer; ``expert_load_view`` (P,) int32, changed in place;
+    ``logical_to_physical_map`` (L, R); ``logical_replica_count`` (L,); ``record_enabled`` one
+    bool. Gives ids of the dtype and shape of ``topk_ids``; an empty input is returned itself.
+
+    Ids are cast to int32 first, so a wider id wraps. An id outside [0, L) gives -1. A map entry
+    outside [0, P) is returned as it is and not counted.
+    """
+    if topk_ids.numel() == 0:
+        return topk_ids
+    device = topk_ids.device
+    logical = topk_ids.to(torch.int32).long()
+    valid = (logical >= 0) & (logical < logical_to_physical_map.shape[0])
+    logical = torch.where(valid, logical, 0)
+    row = torch.arange(topk_ids.shape[0], device=device).unsqueeze(-1)
+    hashed = (row * REPLICA_HASH) & 0xFFFFFFFF
+    replica = hashed % logical_replica_count[logical].long().clamp_min(1)
+    physical = torch.where(valid, logical_to_physical_map[logical, replica].long(), -1)
+
+    counted = (physical >= 0) & (physical < expert_load_view.shape[0])
+    counted &= torch.as_tensor(record_enabled, device=device).bool()
+    # Ids that do not count add 0 to expert 0: no data-dependent shape, so nothing waits.
+    expert_load_view.index_add_(
+        0,
+        torch.where(counted, physical, 0).flatten(),
+        counted.flatten().to(expert_load_view.dtype),
+    )
+    return physical.to(topk_ids.dtype)
