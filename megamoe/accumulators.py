@@ -58,9 +58,7 @@ SM100_MXF8F6F4: Final = Accumulator(
     "likely the same, not shown",
 )  # fmt: skip
 
-ACCUMULATORS: Final = {
-    a.name: a for a in (EXACT, FP32, FP32_ORDERED, SM90_E4M3, SM100_MXF8F6F4)
-}
+ACCUMULATORS: Final = {a.name: a for a in (EXACT, FP32, FP32_ORDERED, SM90_E4M3, SM100_MXF8F6F4)}
 
 
 def accumulator(name: str) -> Accumulator:

@@ -251,3 +251,12 @@ def bf16_key(bits: U16) -> npt.NDArray[np.int32]:
 def bf16_from_key(key: npt.NDArray[np.int32]) -> U16:
     """The inverse of :func:`bf16_key` (0 becomes +0)."""
     return np.where(key < 0, 0x8000 | -key, key).astype(np.uint16)
+
+
+def e4m3_key(codes: U8) -> npt.NDArray[np.int16]:
+    """``(...)`` E4M3 codes to integers in the order of the values, one apart per code.
+
+    -0 and +0 both map to 0. NaN codes map to +-127, outside the finite range of +-126.
+    """
+    magnitude = (codes & 0x7F).astype(np.int16)
+    return np.where(codes >> 7, -magnitude, magnitude).astype(np.int16)

@@ -1,0 +1,179 @@
+"""From block sums to the interval of fp32 results that an accumulator class allows.
+
+Every inequality is derived in ``docs/numerics.md``, section Accumulation; the names here are the
+names there. Float64 evaluates the bounds; :data:`SLACK` covers its own rounding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.accumulators import Accumulator
+from megamoe.oracle.linear import Blocks
+
+F64 = npt.NDArray[np.float64]
+
+SLACK = 2.0**-45
+"""Relative to the sum of magnitudes: more than the float64 error of any prefix sum here."""
+
+
+def result_interval(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
+    """``(R, N)`` lowest and highest value that a kernel of the class may hold in fp32.
+
+    NaN in, NaN out. Where every partial sum of the class is exact, the two are the exact sum.
+    """
+    low, high = blocks.total()
+    if accumulator.align_bits is None:
+        return low, high
+    if accumulator.block is None:
+        return _any_order(blocks, low, high, accumulator)
+    exact = _always_exact(blocks, accumulator)
+    if exact.all():
+        return low, high
+    step = _any_order_steps if accumulator.any_order_in_block else _aligned_steps
+    lower, upper = step(blocks, accumulator)
+    return np.where(exact, low, lower), np.where(exact, high, upper)
+
+
+def _floor_log2(value: F64) -> F64:
+    """floor(log2(value)), exactly; a very low exponent for zero."""
+    _, exponent = np.frexp(value)
+    return np.where(value > 0, exponent - 1.0, -1100.0)
+
+
+def _ulp(magnitude: F64, bits: int) -> F64:
+    """Spacing of numbers with ``bits`` fraction bits at ``magnitude`` (0 for 0)."""
+    return np.where(magnitude > 0, np.exp2(_floor_log2(magnitude) - bits), 0.0)
+
+
+def _largest_partial(blocks: Blocks) -> F64:
+    """No partial sum over any subset of the terms exceeds this, ``(R, N)``."""
+    return np.maximum(blocks.positive.sum(axis=0), blocks.negative.sum(axis=0))
+
+
+def _always_exact(blocks: Blocks, accumulator: Accumulator) -> npt.NDArray[np.bool_]:
+    """Where no step of the class can round, whatever the order: section Exact sums.
+
+    All terms are multiples of q = 2**lowbit. A sum of multiples of q below 2**(f+1) * q is
+    representable with f fraction bits, and aligning to 2**E loses nothing if E - F <= lowbit.
+    """
+    assert accumulator.result_bits is not None and accumulator.align_bits is not None
+    lowbit = blocks.lowbit.min(axis=0)
+    partial = _largest_partial(blocks)
+    exact = partial <= np.exp2(lowbit + 24)
+    if accumulator.promote is None:
+        top = np.maximum(blocks.field.max(axis=0), _floor_log2(partial))
+        return exact & (top - accumulator.align_bits <= lowbit)
+    span = accumulator.promote // 32
+    for start in range(0, blocks.low.shape[0], span):
+        part = slice(start, start + span)
+        low = blocks.lowbit[part].min(axis=0)
+        inner = np.maximum(blocks.positive[part].sum(axis=0), blocks.negative[part].sum(axis=0))
+        top = np.maximum(blocks.field[part].max(axis=0), _floor_log2(inner))
+        exact &= inner <= np.exp2(low + accumulator.result_bits + 1)
+        exact &= top - accumulator.align_bits <= low
+    return exact
+
+
+def _any_order(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) -> tuple[F64, F64]:
+    """Plain additions in any order and any rounding direction: section Any order.
+
+    At most n - 1 additions, each off by less than one ulp of a partial sum, none of which
+    exceeds M; the computed partial sums exceed the exact ones by the error itself, covered by
+    the factor (1 + 2**-10) as long as n <= 2**13.
+    """
+    assert accumulator.result_bits is not None
+    terms = blocks.low.shape[0] * 32
+    partial = _largest_partial(blocks)
+    exact = partial <= np.exp2(blocks.lowbit.min(axis=0) + 24)
+    worst = (terms - 1) * _ulp(partial * (1 + terms * 2.0**-23), 23) + SLACK * partial
+    error = np.where(exact, 0.0, worst)
+    return low - error, high + error
+
+
+def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
+    """Ascending blocks, any order or one aligned sum within: section Ordered blocks."""
+    assert accumulator.align_bits is not None and accumulator.block is not None
+    shape = blocks.low.shape[1:]
+    low, high = np.zeros(shape), np.zeros(shape)
+    lattice = np.full(shape, np.inf)
+    clean = np.ones(shape, dtype=bool)
+    for j in range(blocks.low.shape[0]):
+        top = np.maximum(high, 0.0) + blocks.positive[j]
+        bottom = np.maximum(-low, 0.0) + blocks.negative[j]
+        partial = np.maximum(top, bottom)
+        lattice = np.minimum(lattice, blocks.lowbit[j])
+        low, high = low + blocks.low[j], high + blocks.high[j]
+        aligned_to = np.maximum(blocks.field[j], _floor_log2(partial))
+        clean &= (partial <= np.exp2(lattice + 24)) & (
+            aligned_to - accumulator.align_bits <= lattice
+        )
+        # Separate additions: one ulp of a partial sum each. One aligned sum: every one of the 33
+        # terms loses less than 2**(E - F), the result less than one ulp. The larger of the two.
+        grown = partial * (1 + 33 * 2.0**-23)
+        separate = accumulator.block * _ulp(grown, 23)
+        aligned = (accumulator.block + 1) * np.exp2(aligned_to - accumulator.align_bits) + _ulp(
+            grown, 23
+        )
+        lossless = aligned_to - accumulator.align_bits <= blocks.lowbit[j]
+        aligned = np.where(
+            lossless,
+            np.exp2(aligned_to - accumulator.align_bits) + _ulp(grown, 23),
+            aligned,
+        )
+        error = np.where(clean, 0.0, np.maximum(separate, aligned) + SLACK * partial)
+        low, high = low - error, high + error
+    return low, high
+
+
+def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
+    """One aligned, truncated sum a block, the running sum fed back: section Aligned blocks."""
+    assert accumulator.align_bits is not None and accumulator.result_bits is not None
+    shape = blocks.low.shape[1:]
+    low, high = np.zeros(shape), np.zeros(shape)
+    main_low, main_high = np.zeros(shape), np.zeros(shape)
+    lattice = np.full(shape, np.inf)
+    clean = np.ones(shape, dtype=bool)
+    span = blocks.low.shape[0] if accumulator.promote is None else accumulator.promote // 32
+    for j in range(blocks.low.shape[0]):
+        lattice = np.minimum(lattice, blocks.lowbit[j])
+        running = np.maximum(np.abs(low), np.abs(high))
+        aligned_to = np.maximum(blocks.field[j], _floor_log2(running))
+        unit = np.exp2(aligned_to - accumulator.align_bits)
+        # Truncation toward zero: a positive term loses [0, unit), a negative one gains it.
+        loses = aligned_to - accumulator.align_bits > blocks.lowbit[j]
+        down = np.where(loses, np.minimum(32 * unit, blocks.positive[j]), 0.0)
+        up = np.where(loses, np.minimum(32 * unit, blocks.negative[j]), 0.0)
+        # The running sum is a multiple of this: of the terms' lattice while nothing was rounded,
+        # of its own last bit afterwards (nothing is known where it may be arbitrarily small).
+        smallest = np.where((low < 0) & (high > 0), 0.0, np.minimum(np.abs(low), np.abs(high)))
+        last_bit = _floor_log2(smallest) - accumulator.result_bits
+        granule = np.where(clean, lattice, last_bit)
+        feeds = (running > 0) & (unit > np.exp2(granule))
+        down += np.where(feeds & (high > 0), unit, 0.0)
+        up += np.where(feeds & (low < 0), unit, 0.0)
+        slack = SLACK * (running + blocks.positive[j] + blocks.negative[j])
+        sum_low = low + blocks.low[j] - down
+        sum_high = high + blocks.high[j] + up
+        magnitude = np.maximum(np.abs(sum_low), np.abs(sum_high))
+        clean &= ~loses & ~feeds & (magnitude <= np.exp2(lattice + accumulator.result_bits + 1))
+        low = np.where(clean, sum_low, _toward_zero(sum_low - slack, accumulator.result_bits))
+        high = np.where(clean, sum_high, _toward_zero(sum_high + slack, accumulator.result_bits))
+        if accumulator.promote is not None and (j + 1) % span == 0:
+            main_low, main_high = main_low + low, main_high + high
+            reach = np.maximum(np.abs(main_low), np.abs(main_high))
+            rounding = _ulp(reach, 23) + SLACK * reach  # one fp32 addition, any direction
+            main_low, main_high = main_low - rounding, main_high + rounding
+            low, high = np.zeros(shape), np.zeros(shape)
+            lattice = np.full(shape, np.inf)
+            clean = np.ones(shape, dtype=bool)
+    if accumulator.promote is None:
+        return low, high
+    return main_low + low, main_high + high
+
+
+def _toward_zero(value: F64, bits: int) -> F64:
+    """Truncate to ``bits`` fraction bits; monotone, so it maps interval ends to interval ends."""
+    mantissa, exponent = np.frexp(value)
+    return np.ldexp(np.trunc(np.ldexp(mantissa, bits + 1)), exponent - bits - 1)

@@ -1,0 +1,207 @@
+"""The two linears, exactly: block sums of code products, and operands decoded once.
+
+A *block* is one scale group of 32 along the contraction, for one (row, output) pair. Its terms
+are ``x[k] * w[k] * 2**e`` with one exponent ``e`` a block. A product of an E4M3 and an E2M1 value
+is a multiple of 2**-10 below 2**12, so 32 of them sum exactly in float64, in any order: matrix
+products of float64 are used for speed, and any BLAS on any machine returns the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.formats import (
+    E2M1_TABLE,
+    E4M3_TABLE,
+    GROUP,
+    U8,
+    e2m1_decode,
+    e2m1_unpack,
+    e2m1_value,
+    e4m3_value,
+    ue8m0_decode,
+)
+
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+
+NO_TERM = -(10**4)
+"""Exponent of a block without a non-zero term: below every other."""
+
+
+def _lowbit(table: F64) -> I32:
+    """Exponent of the lowest set bit of each table entry; a large number for zero and NaN."""
+    out = np.full(table.shape, -NO_TERM, dtype=np.int32)
+    for code, value in enumerate(table):
+        if np.isfinite(value) and value != 0:
+            fraction = Fraction(float(value))
+            top = fraction.numerator & -fraction.numerator
+            out[code] = top.bit_length() - fraction.denominator.bit_length()
+    return out
+
+
+def _field(table: F64, lowest: int) -> I32:
+    """Exponent as the hardware aligns it: the exponent field, subnormals at the lowest normal."""
+    out = np.full(table.shape, NO_TERM, dtype=np.int32)
+    for code, value in enumerate(table):
+        if np.isfinite(value) and value != 0:
+            out[code] = max(int(np.frexp(abs(value))[1]) - 1, lowest)
+    return out
+
+
+_E4M3_LOWBIT, _E2M1_LOWBIT = _lowbit(E4M3_TABLE), _lowbit(E2M1_TABLE)
+_E4M3_FIELD, _E2M1_FIELD = _field(E4M3_TABLE, -6), _field(E2M1_TABLE, 0)
+
+
+def _per_group(table: I32, codes: U8, reduce: np.ufunc) -> I32:
+    return reduce.reduce(table[codes].reshape(*codes.shape[:-1], -1, GROUP), axis=-1)
+
+
+_E2M1_PAIR_LOWBIT = np.minimum.outer(_E2M1_LOWBIT, _E2M1_LOWBIT).ravel().astype(np.int32)
+_E2M1_PAIR_FIELD = np.maximum.outer(_E2M1_FIELD, _E2M1_FIELD).ravel().astype(np.int32)
+
+
+def _per_group_packed(table: I32, packed: U8, reduce: np.ufunc) -> I32:
+    """As :func:`_per_group` on packed nibbles: one look-up a byte (the order does not matter)."""
+    return reduce.reduce(table[packed].reshape(*packed.shape[:-1], -1, GROUP // 2), axis=-1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Left operand: ``R`` rows of ``C`` codes with their scale exponents, ``G = C/32`` groups."""
+
+    codes: U8
+    values: F64
+    """(G, R, 32), without scale."""
+    exponent: F64
+    """(R, G), unbiased; NaN for a NaN scale factor."""
+    lowbit: I32
+    field: I32
+    """(R, G): lowest set bit, and largest exponent field, of the group's non-zero codes."""
+
+    @classmethod
+    def of(cls, codes: U8, sf: U8) -> Rows:
+        rows = codes.shape[0]
+        values = E4M3_TABLE[codes].reshape(rows, -1, GROUP).transpose(1, 0, 2)
+        with np.errstate(divide="ignore"):
+            exponent = np.log2(ue8m0_decode(sf))
+        return cls(
+            codes,
+            np.ascontiguousarray(values),
+            exponent,
+            _per_group(_E4M3_LOWBIT, codes, np.minimum),
+            _per_group(_E4M3_FIELD, codes, np.maximum),
+        )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Right operand: ``N`` output channels of packed codes with their scale exponents."""
+
+    packed: U8
+    values: F64
+    """(G, 32, N), without scale."""
+    exponent: F64
+    lowbit: I32
+    field: I32
+    """(N, G)."""
+
+    @classmethod
+    def chunks(cls, packed: U8, sf: U8, size: int) -> Iterator[tuple[slice, Columns]]:
+        """Decode ``size`` output channels at a time, so that memory stays small."""
+        for start in range(0, packed.shape[0], size):
+            part = slice(start, min(start + size, packed.shape[0]))
+            yield part, cls.of(packed[part], sf[part])
+
+    @classmethod
+    def of(cls, packed: U8, sf: U8) -> Columns:
+        values = e2m1_decode(packed).reshape(packed.shape[0], -1, GROUP)
+        with np.errstate(divide="ignore"):
+            exponent = np.log2(ue8m0_decode(sf))
+        return cls(
+            packed,
+            values.transpose(1, 2, 0),
+            exponent,
+            _per_group_packed(_E2M1_PAIR_LOWBIT, packed, np.minimum),
+            _per_group_packed(_E2M1_PAIR_FIELD, packed, np.maximum),
+        )
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Block sums of ``R`` rows by ``N`` outputs, and what bounds need to know of their terms.
+
+    All arrays are ``(G, R, N)``. ``low == high`` for known operands; an interval of block sums
+    where the left operand itself is only known as an interval.
+    """
+
+    low: F64
+    high: F64
+    positive: F64
+    negative: F64
+    """Sum of the positive terms and, as a magnitude, of the negative ones (upper bounds)."""
+    lowbit: F64
+    """Every term is a multiple of 2**lowbit."""
+    field: F64
+    """Exponent field of the largest term is at most this."""
+
+    def total(self) -> tuple[F64, F64]:
+        """Sum over all blocks, ``(R, N)``: exact where :meth:`exact_in_float64` holds."""
+        return self.low.sum(axis=0), self.high.sum(axis=0)
+
+    def exact_in_float64(self) -> npt.NDArray[np.bool_]:
+        """``(R, N)``: every partial sum in any order is a float64, so the total is exact."""
+        magnitude = (self.positive + self.negative).sum(axis=0)
+        return magnitude < np.exp2(self.lowbit.min(axis=0) + 53)
+
+
+def block_sums(rows: Rows, columns: Columns) -> Blocks:
+    """Blocks of known operands."""
+    exponent = rows.exponent.T[:, :, None] + columns.exponent.T[:, None, :]
+    scale = np.exp2(exponent)
+    signed = np.matmul(rows.values, columns.values) * scale
+    absolute = np.matmul(np.abs(rows.values), np.abs(columns.values)) * scale
+    whole = np.nan_to_num(exponent)  # NaN sums are NaN already; their bounds do not matter
+    return Blocks(
+        signed,
+        signed,
+        (absolute + signed) / 2,
+        (absolute - signed) / 2,
+        rows.lowbit.T[:, :, None] + columns.lowbit.T[:, None, :] + whole,
+        rows.field.T[:, :, None] + columns.field.T[:, None, :] + whole,
+    )
+
+
+def exact_dot(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Fraction:
+    """One output by rational arithmetic: ``(C,)`` codes against one ``(C/2,)`` weight row.
+
+    The slow, independent way: no float anywhere. ``ValueError`` for a NaN operand.
+    """
+    total = Fraction(0)
+    nibbles = e2m1_unpack(packed)
+    for group in range(len(sf)):
+        inner = Fraction(0)
+        for k in range(group * GROUP, (group + 1) * GROUP):
+            value = e4m3_value(int(codes[k]))
+            if value is None:
+                raise ValueError("NaN operand: the dot product has no value")
+            inner += value * e2m1_value(int(nibbles[k]))
+        total += inner * Fraction(2) ** (int(sf[group]) + int(weight_sf[group]) - 254)
+    return total
+
+
+def float_to_odd(value: Fraction) -> float:
+    """Float64 nearest toward zero, last bit set if inexact: rounding it on gives one rounding."""
+    nearest = float(value)
+    exact = Fraction(nearest)
+    if exact == value:
+        return nearest
+    if abs(exact) > abs(value):
+        nearest = float(np.nextafter(nearest, 0.0))
+    bits = np.float64(nearest).view(np.uint64) | np.uint64(1)
+    return float(bits.view(np.float64))
