@@ -112,7 +112,7 @@ LUTS: Mapping[str, U8] = {
     "bell": _lut(
         (0.5, 27), (1.0, 23), (1.5, 22), (2.0, 17), (3.0, 15), (4.0, 8), (6.0, 3)
     ),
-    "uniform": np.arange(256, dtype=np.uint8) & 15,
+    "uniform": (np.arange(256) & 15).astype(np.uint8),
     "grid": _lut((0.5, 24), (1.0, 24), (1.5, 16), (2.0, 8)),
     "sparse": _lut((0.5, 2), (1.0, 2), (1.5, 1), (2.0, 1), (3.0, 2)),
     "zero": np.zeros(256, np.uint8),
@@ -131,20 +131,24 @@ def expert_weights(
     Kind ``carrier`` (zero-freedom): the first ``carriers`` channels of each group, where ``grid``
     hidden states hold +1, decide each row: a gate is open (near +6) or, one in ``closed_every``,
     closed (near -24, so silu vanishes); an up row is near +12 or -12. The other channels move
-    these values by less than the distance to anything that could round two ways.
+    these values by less than the distance to anything that could round two ways. ``gate_levels``
+    and ``up_levels`` replace the two levels by a random one of these E2M1 values a row (in units
+    of 4), ``lower`` brings all of them down by that many octaves.
     """
     if recipe.get("kind", "table") == "carrier":
         carriers = 8 if hidden <= 512 else 4 if hidden <= 2048 else 2
         near_six = 133 - (hidden * carriers - 1).bit_length()
         o = _options(
-            recipe, "weights", w13="grid", w2="sparse", w13_scale=(near_six, 2), w2_scale=(117, 3),
-            carriers=carriers, closed_every=4, gate_open=1.5, up_open=3.0, probe_every=128,
-            same=False,
+            recipe, "weights", w13="grid", w2="sparse", lower=0,
+            w13_scale=(near_six - recipe.get("lower", 0), 2), w2_scale=(117, 3), carriers=carriers,
+            closed_every=4, gate_open=1.5, up_open=3.0, probe_every=128, same=False,
+            gate_levels=(), up_levels=(),
         )  # fmt: skip
     else:
         o = _options(
             recipe, "weights", w13="bell", w2="bell", w13_scale=(118, 2), w2_scale=(119, 2),
             carriers=0, closed_every=4, gate_open=1.5, up_open=3.0, probe_every=128, same=False,
+            gate_levels=(), up_levels=(),
         )  # fmt: skip
     owner = 0 if o["same"] else expert
     w13 = _nibbles(key(seed, W13, owner), 2 * intermediate, hidden, o["w13"])
@@ -170,7 +174,8 @@ def _nibbles(stream: int, rows: int, columns: int, name: str) -> U8:
     if name == "uniform":
         return raw[: rows * columns // 2].reshape(rows, columns // 2).copy()
     nibbles = LUTS[name][raw]
-    return (nibbles[0::2] | (nibbles[1::2] << 4)).reshape(rows, columns // 2)
+    packed = (nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8)
+    return packed.reshape(rows, columns // 2)
 
 
 def _probe(stream: int, rows: int, columns: int, every: int) -> U8:
@@ -193,11 +198,22 @@ def _carry(w13: U8, stream: int, o: dict[str, Any]) -> None:
     code[:half][choice[:half] == 0] = _SIGNED[6.0] | 8
     up = _SIGNED[o["up_open"]]
     code[half:] = np.where(words(stream, rows, rows)[half:] >> np.uint64(63), up | 8, up)
+    for label, part, name in ((1, code[:half], "gate_levels"), (2, code[half:], "up_levels")):
+        if o[name]:
+            levels = np.array([_level(v) for v in o[name]], np.uint8)
+            part[:] = levels[below(key(stream, label), half, len(levels))]
     grouped = w13.reshape(rows, -1, GROUP // 2)
     grouped[:, :, : o["carriers"] // 2] = (code | (code << 4))[:, None, None]
     if o["carriers"] % 2:
         at = o["carriers"] // 2
         grouped[:, :, at] = (grouped[:, :, at] & 0xF0) | code[:, None]
+
+
+def _level(value: float) -> int:
+    """E2M1 code of ``value``; one line if there is none."""
+    if abs(value) not in _SIGNED:
+        raise ValueError(f"level {value} is not an E2M1 value; known: {list(_SIGNED)}, with a sign")
+    return _SIGNED[abs(value)] | (8 if value < 0 else 0)
 
 
 def _scales(stream: int, rows: int, columns: int, low_octaves: tuple[int, int]) -> U8:
