@@ -17,15 +17,31 @@ F64 = npt.NDArray[np.float64]
 SLACK = 2.0**-45
 """Relative to the sum of magnitudes: more than the float64 error of any prefix sum here."""
 
+LOWEST = -126
+"""Exponent of the smallest normal fp32 number: below it the spacing no longer shrinks."""
+OVERFLOW = 2.0**128 - 2.0**103
+"""fp32 sums from here on may round to infinity."""
+_SUBNORMAL = 2.0 ** (LOWEST - 23)
+"""Spacing of subnormal fp32 numbers."""
+
 
 def result_interval(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
     """``(R, N)`` lowest and highest value that a kernel of the class may hold in fp32.
 
     NaN in, NaN out. Where every partial sum of the class is exact, the two are the exact sum.
+    An end whose partial sums may leave fp32 is infinite; where both are, NaN is possible too.
     """
-    low, high = blocks.total()
     if accumulator.align_bits is None:
-        return low, high
+        return blocks.total()
+    low, high = _finite_interval(blocks, accumulator)
+    return (
+        np.where(blocks.negative.sum(axis=0) >= OVERFLOW * (1 - 2.0**-9), -np.inf, low),
+        np.where(blocks.positive.sum(axis=0) >= OVERFLOW * (1 - 2.0**-9), np.inf, high),
+    )
+
+
+def _finite_interval(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
+    low, high = blocks.total()
     if accumulator.block is None:
         return _any_order(blocks, low, high, accumulator)
     exact = _always_exact(blocks, accumulator)
@@ -43,8 +59,14 @@ def _floor_log2(value: F64) -> F64:
 
 
 def _ulp(magnitude: F64, bits: int) -> F64:
-    """Spacing of numbers with ``bits`` fraction bits at ``magnitude`` (0 for 0)."""
-    return np.where(magnitude > 0, np.exp2(_floor_log2(magnitude) - bits), 0.0)
+    """Spacing of fp32-ranged numbers with ``bits`` fraction bits at ``magnitude`` (0 for 0)."""
+    exponent = np.maximum(_floor_log2(magnitude), LOWEST)
+    return np.where(magnitude > 0, np.exp2(exponent - bits), 0.0)
+
+
+def _aligned_exponent(field: F64, magnitude: F64) -> F64:
+    """Largest exponent field among products up to ``field`` and a running sum of ``magnitude``."""
+    return np.maximum(np.maximum(field, _floor_log2(magnitude)), LOWEST)
 
 
 def _largest_partial(blocks: Blocks) -> F64:
@@ -63,32 +85,39 @@ def _always_exact(blocks: Blocks, accumulator: Accumulator) -> npt.NDArray[np.bo
     partial = _largest_partial(blocks)
     exact = partial <= np.exp2(lowbit + 24)
     if accumulator.promote is None:
-        top = np.maximum(blocks.field.max(axis=0), _floor_log2(partial))
-        return exact & (top - accumulator.align_bits <= lowbit)
+        top = _aligned_exponent(blocks.field.max(axis=0), partial)
+        representable = lowbit >= LOWEST - accumulator.result_bits
+        return exact & representable & (top - accumulator.align_bits <= lowbit)
     span = accumulator.promote // 32
     for start in range(0, blocks.low.shape[0], span):
         part = slice(start, start + span)
         low = blocks.lowbit[part].min(axis=0)
         inner = np.maximum(blocks.positive[part].sum(axis=0), blocks.negative[part].sum(axis=0))
-        top = np.maximum(blocks.field[part].max(axis=0), _floor_log2(inner))
+        top = _aligned_exponent(blocks.field[part].max(axis=0), inner)
         exact &= inner <= np.exp2(low + accumulator.result_bits + 1)
         exact &= top - accumulator.align_bits <= low
     return exact
 
 
 def _any_order(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) -> tuple[F64, F64]:
-    """Plain additions in any order and any rounding direction: section Any order.
+    """Additions in any order and any rounding direction: section Any order.
 
     At most n - 1 additions, each off by less than one ulp of a partial sum, none of which
     exceeds M; the computed partial sums exceed the exact ones by the error itself, covered by
-    the factor (1 + 2**-10) as long as n <= 2**13.
+    the factor (1 + n * 2**-22) as long as n <= 2**13. Aligned sums of up to 32 terms in any
+    order lose 33 units and one ulp a step; a product below the subnormal spacing one of those.
     """
     assert accumulator.result_bits is not None
-    terms = blocks.low.shape[0] * 32
+    steps = blocks.low.shape[0]
+    terms = steps * 32
     partial = _largest_partial(blocks)
-    exact = partial <= np.exp2(blocks.lowbit.min(axis=0) + 24)
-    worst = (terms - 1) * _ulp(partial * (1 + terms * 2.0**-23), 23) + SLACK * partial
-    error = np.where(exact, 0.0, worst)
+    lowbit = blocks.lowbit.min(axis=0)
+    grown = partial * (1 + terms * 2.0**-22)
+    unit = np.exp2(_aligned_exponent(blocks.field.max(axis=0), grown) - 23)
+    exact = (partial <= np.exp2(lowbit + 24)) & (unit <= np.exp2(lowbit))
+    worst = (terms + 2 * steps) * unit + SLACK * partial
+    worst += np.where(lowbit < LOWEST - 23, terms * _SUBNORMAL, 0.0)
+    error = np.where(exact | (partial == 0), 0.0, worst)
     return low - error, high + error
 
 
@@ -105,24 +134,20 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
         partial = np.maximum(top, bottom)
         lattice = np.minimum(lattice, blocks.lowbit[j])
         low, high = low + blocks.low[j], high + blocks.high[j]
-        aligned_to = np.maximum(blocks.field[j], _floor_log2(partial))
-        clean &= (partial <= np.exp2(lattice + 24)) & (
-            aligned_to - accumulator.align_bits <= lattice
-        )
-        # Separate additions: one ulp of a partial sum each. One aligned sum: every one of the 33
-        # terms loses less than 2**(E - F), the result less than one ulp. The larger of the two.
-        grown = partial * (1 + 33 * 2.0**-23)
-        separate = accumulator.block * _ulp(grown, 23)
-        aligned = (accumulator.block + 1) * np.exp2(aligned_to - accumulator.align_bits) + _ulp(
-            grown, 23
-        )
-        lossless = aligned_to - accumulator.align_bits <= blocks.lowbit[j]
-        aligned = np.where(
-            lossless,
-            np.exp2(aligned_to - accumulator.align_bits) + _ulp(grown, 23),
-            aligned,
-        )
-        error = np.where(clean, 0.0, np.maximum(separate, aligned) + SLACK * partial)
+        grown = partial * (1 + 64 * 2.0**-23)
+        aligned_to = _aligned_exponent(blocks.field[j], grown)
+        unit, ulp = np.exp2(aligned_to - accumulator.align_bits), _ulp(grown, 23)
+        clean &= (partial <= np.exp2(lattice + 24)) & (unit <= np.exp2(lattice))
+        # Separate additions: one ulp of a partial sum each, and one subnormal spacing for each
+        # product below it. One aligned sum of 32, or two of 16: every term and each running sum
+        # loses less than a unit, each result less than one ulp. The larger of the two.
+        below = np.where(blocks.lowbit[j] < LOWEST - 23, accumulator.block * _SUBNORMAL, 0.0)
+        separate = accumulator.block * ulp + below
+        lossless = unit <= np.exp2(blocks.lowbit[j])
+        aligned = np.where(lossless, 2.0, accumulator.block + 2.0) * unit + 2 * ulp
+        error = np.maximum(separate, aligned) + SLACK * partial
+        idle = (blocks.positive[j] == 0) & (blocks.negative[j] == 0)  # adding zeros is exact
+        error = np.where(clean | idle, 0.0, error)
         low, high = low - error, high + error
     return low, high
 
@@ -135,11 +160,12 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
     main_low, main_high = np.zeros(shape), np.zeros(shape)
     lattice = np.full(shape, np.inf)
     clean = np.ones(shape, dtype=bool)
-    span = blocks.low.shape[0] if accumulator.promote is None else accumulator.promote // 32
-    for j in range(blocks.low.shape[0]):
+    last = blocks.low.shape[0]
+    span = last if accumulator.promote is None else accumulator.promote // 32
+    for j in range(last):
         lattice = np.minimum(lattice, blocks.lowbit[j])
         running = np.maximum(np.abs(low), np.abs(high))
-        aligned_to = np.maximum(blocks.field[j], _floor_log2(running))
+        aligned_to = _aligned_exponent(blocks.field[j], running)
         unit = np.exp2(aligned_to - accumulator.align_bits)
         # Truncation toward zero: a positive term loses [0, unit), a negative one gains it.
         loses = aligned_to - accumulator.align_bits > blocks.lowbit[j]
@@ -148,7 +174,7 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
         # The running sum is a multiple of this: of the terms' lattice while nothing was rounded,
         # of its own last bit afterwards (nothing is known where it may be arbitrarily small).
         smallest = np.where((low < 0) & (high > 0), 0.0, np.minimum(np.abs(low), np.abs(high)))
-        last_bit = _floor_log2(smallest) - accumulator.result_bits
+        last_bit = np.maximum(_floor_log2(smallest), LOWEST) - accumulator.result_bits
         granule = np.where(clean, lattice, last_bit)
         feeds = (running > 0) & (unit > np.exp2(granule))
         down += np.where(feeds & (high > 0), unit, 0.0)
@@ -158,9 +184,10 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
         sum_high = high + blocks.high[j] + up
         magnitude = np.maximum(np.abs(sum_low), np.abs(sum_high))
         clean &= ~loses & ~feeds & (magnitude <= np.exp2(lattice + accumulator.result_bits + 1))
+        clean &= lattice >= LOWEST - accumulator.result_bits
         low = np.where(clean, sum_low, _toward_zero(sum_low - slack, accumulator.result_bits))
         high = np.where(clean, sum_high, _toward_zero(sum_high + slack, accumulator.result_bits))
-        if accumulator.promote is not None and (j + 1) % span == 0:
+        if accumulator.promote is not None and ((j + 1) % span == 0 or j + 1 == last):
             main_low, main_high = main_low + low, main_high + high
             reach = np.maximum(np.abs(main_low), np.abs(main_high))
             rounding = _ulp(reach, 23) + SLACK * reach  # one fp32 addition, any direction
@@ -168,12 +195,11 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
             low, high = np.zeros(shape), np.zeros(shape)
             lattice = np.full(shape, np.inf)
             clean = np.ones(shape, dtype=bool)
-    if accumulator.promote is None:
-        return low, high
-    return main_low + low, main_high + high
+    return (low, high) if accumulator.promote is None else (main_low, main_high)
 
 
 def _toward_zero(value: F64, bits: int) -> F64:
     """Truncate to ``bits`` fraction bits; monotone, so it maps interval ends to interval ends."""
-    mantissa, exponent = np.frexp(value)
-    return np.ldexp(np.trunc(np.ldexp(mantissa, bits + 1)), exponent - bits - 1)
+    _, exponent = np.frexp(value)
+    last = np.maximum(exponent - 1, LOWEST) - bits
+    return np.ldexp(np.trunc(np.ldexp(value, -last)), last)
