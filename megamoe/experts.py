@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megamoe.backends import checked, load_backend
+from megamoe.backends import CALLABLES, checked, load_backend
 from megamoe.eplb import EplbLayerState, eplb_map_to_physical_and_record
 from megamoe.formats import GROUP
 from megamoe.layout import check_sizes, transform_weights
@@ -189,7 +189,7 @@ class DeepseekV4MegaMoEExperts(nn.Module):
             if isinstance(given, str):
                 self._backend = load_backend(given, self._device())
             else:
-                self._backend = checked(given)
+                self._backend = checked(given, callables=("run", *CALLABLES))
         return self._backend
 
     def _device(self) -> torch.device:

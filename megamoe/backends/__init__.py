@@ -59,8 +59,10 @@ def load_backend(spec: str, device: str | torch.device = "cpu") -> Any:
     return checked(_made(spec, found, torch.device(device)), spec)
 
 
-def checked(backend: Any, spec: str = "given object") -> Any:
-    """``backend`` itself if it has a name, a known accumulator class and something to call."""
+def checked(
+    backend: Any, spec: str = "given object", callables: tuple[str, ...] = CALLABLES
+) -> Any:
+    """``backend`` itself if it has a name, a known accumulator class and one of ``callables``."""
     name = getattr(backend, "name", None)
     if not isinstance(name, str) or not name:
         raise BackendError(
@@ -72,9 +74,9 @@ def checked(backend: Any, spec: str = "given object") -> Any:
         raise BackendError(
             f"backend {spec}: `accumulator` is {accumulator!r}; set it to one of {known}"
         )
-    if not any(provided(backend, c) for c in CALLABLES):
+    if not any(provided(backend, c) for c in callables):
         raise BackendError(
-            f"backend {spec}: nothing to judge; give it one of {', '.join(CALLABLES)}"
+            f"backend {spec}: nothing to judge; give it one of {', '.join(callables)}"
         )
     return backend
 

@@ -1,0 +1,215 @@
+"""Finding a backend: names, files, entry points; one clear line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+import torch
+
+from megamoe import backends
+from megamoe.backends import BackendError, load_backend
+from megamoe.backends.eager import EagerBackend
+
+FILE = '''
+"""A kernel of somebody's."""
+
+class Mine:
+    name = "mine"
+    accumulator = "fp32"
+
+    def __init__(self, device="nowhere"):
+        self.device = device
+
+    def forward(self, problem):
+        return problem.hidden_states
+
+class NoDevice:
+    name, accumulator = "plain", "exact"
+    forward = print
+
+def make(device):
+    return Mine(device)
+
+def fails():
+    raise RuntimeError("no compiler\\nsecond line")
+
+def needs_more(size):
+    return Mine()
+
+OBJECT = Mine()
+NOT_A_BACKEND = 5
+
+class Nameless:
+    accumulator = "fp32"
+    forward = print
+
+class Unknown:
+    name, accumulator = "unknown", "fp33"
+    forward = print
+
+class Idle:
+    name, accumulator = "idle", "fp32"
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "kernel.py"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.mark.parametrize("name", ["eager", "auto"])
+def test_by_name(name):
+    assert isinstance(load_backend(name), EagerBackend)
+
+
+def test_eager_offers_every_kind():
+    backend = load_backend("eager")
+    assert backend.accumulator == "fp32-ordered"
+    assert all(callable(getattr(backend, c)) for c in backends.CALLABLES)
+
+
+def test_an_object_is_taken_as_it_is(file):
+    backend = load_backend(f"{file}:OBJECT", "cuda")
+    assert (backend.name, backend.device) == ("mine", "nowhere")
+
+
+@pytest.mark.parametrize("factory", ["Mine", "make"])
+def test_a_class_or_function_is_called_with_the_device(file, factory):
+    assert load_backend(f"{file}:{factory}", "cuda").device == torch.device("cuda")
+
+
+def test_a_factory_need_not_take_a_device(file):
+    assert load_backend(f"{file}:NoDevice").name == "plain"
+
+
+def test_a_file_is_found_from_the_working_directory(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    assert load_backend("kernel.py:OBJECT").name == "mine"
+
+
+def test_a_file_may_import_its_neighbour(file):
+    (file.parent / "neighbour_of_kernel.py").write_text("SIZE = 3\n")
+    file.write_text("import neighbour_of_kernel\n" + FILE)
+    assert load_backend(f"{file}:OBJECT").name == "mine"
+
+
+class EntryPoint:
+    name = "theirs"
+
+    def __init__(self, load):
+        self.load = load
+
+
+def entry_points_are(monkeypatch, load):
+    monkeypatch.setattr(
+        backends,
+        "entry_points",
+        lambda group: [EntryPoint(load)] if group == "megamoe.backends" else [],
+    )
+
+
+def test_by_entry_point(monkeypatch):
+    entry_points_are(monkeypatch, lambda: EagerBackend)
+    assert isinstance(load_backend("theirs"), EagerBackend)
+    assert "theirs" in backends.available()
+
+
+def test_entry_points_come_from_installed_packages():
+    assert backends.entry_points is importlib.metadata.entry_points
+
+
+# --- what is wrong, in one line ---------------------------------------------------------------
+
+
+def refused(spec) -> str:
+    with pytest.raises(BackendError) as caught:
+        load_backend(str(spec))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_unknown_name():
+    assert refused("deep_germ") == (
+        f"unknown backend 'deep_germ'; known: {', '.join(backends.available())}, "
+        "or path/to/file.py:OBJECT"
+    )
+
+
+@pytest.mark.parametrize("tail", ["", ":"])
+def test_a_file_without_an_object(file, tail):
+    assert refused(f"{file}{tail}") == (
+        f"backend {file}{tail}: say which object, as in path/to/file.py:OBJECT_OR_FACTORY"
+    )
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    path = tmp_path / "absent.py"
+    assert refused(f"{path}:X") == (
+        f"backend {path}:X: no Python file at {path}; check the path before the :"
+    )
+
+
+def test_an_object_that_is_not_there(file):
+    message = refused(f"{file}:Your")
+    assert message.startswith(
+        f"backend {file}:Your: kernel.py has no 'Your'; it has Mine, NoDevice"
+    )
+
+
+def test_a_file_that_does_not_import(file):
+    file.write_text("import no_such_module_anywhere\n")
+    assert refused(f"{file}:X") == (
+        f"backend {file}:X: importing it raised ModuleNotFoundError: "
+        "No module named 'no_such_module_anywhere'"
+    )
+
+
+def test_a_file_that_does_not_parse(file):
+    file.write_text("def (:\n")
+    assert "importing it raised SyntaxError" in refused(f"{file}:X")
+
+
+def test_a_file_that_exits(file):
+    file.write_text("raise SystemExit('no GPU here')\n")
+    assert "importing it raised SystemExit: no GPU here" in refused(f"{file}:X")
+
+
+def test_a_factory_that_raises(file):
+    assert refused(f"{file}:fails") == (
+        f"backend {file}:fails: making it raised RuntimeError: no compiler"
+    )
+
+
+def test_a_factory_that_needs_more(file):
+    assert "making it raised TypeError" in refused(f"{file}:needs_more")
+
+
+def test_an_entry_point_that_does_not_load(monkeypatch):
+    def load():
+        raise ImportError("libcuda.so is missing")
+
+    entry_points_are(monkeypatch, load)
+    assert refused("theirs") == (
+        "backend theirs: importing it raised ImportError: libcuda.so is missing"
+    )
+
+
+@pytest.mark.parametrize(
+    "attribute,says",
+    [
+        ("NOT_A_BACKEND", "int has no `name`; give it a non-empty string"),
+        ("Nameless", "Nameless has no `name`; give it a non-empty string"),
+        ("Idle", "nothing to judge; give it one of forward, prepare, eplb_map, transform_weights"),
+        (
+            "Unknown",
+            "`accumulator` is 'fp33'; set it to one of "
+            "exact, fp32, fp32-ordered, sm90-e4m3, sm100-mxf8f6f4",
+        ),
+    ],
+)
+def test_an_object_that_is_no_backend(file, attribute, says):
+    assert refused(f"{file}:{attribute}") == f"backend {file}:{attribute}: {says}"
