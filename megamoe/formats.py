@@ -180,7 +180,7 @@ def ue8m0_decode(codes: U8) -> F64:
 
 
 def ue8m0_ceil(scale: F32) -> npt.NDArray[np.int32]:
-    """``(...)`` float32 >= 0 to the exponent byte that is not below it: field plus one unless exact.
+    """``(...)`` float32 >= 0 to the byte of the next power of two: field plus one unless exact.
 
     The byte is *not* clamped (staging clamps to 1..254, requantisation does not); infinity and
     NaN give 255 or 256. This is DeepGEMM's ``fast_log2_ceil`` plus 127, read off the fp32 bits.

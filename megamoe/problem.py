@@ -64,7 +64,7 @@ class Problem:
 
     def to(self, device: str | torch.device) -> Problem:
         """The same problem with every tensor on ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)

@@ -120,7 +120,8 @@ class Columns:
 
     @classmethod
     def of(cls, packed: U8, sf: U8) -> Columns:
-        values = e2m1_decode(packed).reshape(packed.shape[0], -1, GROUP)
+        values: F64 = np.asarray(e2m1_decode(packed), np.float64)
+        values = values.reshape(packed.shape[0], -1, GROUP)
         with np.errstate(divide="ignore"):
             exponent = np.log2(ue8m0_decode(sf))
         return cls(

@@ -125,9 +125,9 @@ def silu_bounds(fast_math: bool) -> tuple[F32, F32]:
         gone = gates <= -90.0
         low = np.where(gone, gates / (1.0 + exp) * (1 + _F64_SLACK), low)
         high = np.where(gone, -0.0, high)
-        low, high = low.astype(np.float32), high.astype(np.float32)
-    low[np.isneginf(gates)] = high[np.isneginf(gates)] = np.float32(-0.0)
-    return _monotone(low, high)
+        low32, high32 = low.astype(np.float32), high.astype(np.float32)
+    low32[np.isneginf(gates)] = high32[np.isneginf(gates)] = np.float32(-0.0)
+    return _monotone(low32, high32)
 
 
 def _monotone(low: F32, high: F32) -> tuple[F32, F32]:
