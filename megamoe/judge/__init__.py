@@ -1,0 +1,26 @@
+"""The judge: outputs against goldens. It knows tensors and forms, and no kernel."""
+
+from megamoe.judge.compare import Place, bitwise, interval
+from megamoe.judge.forward import GoldenLacks, judge_forward
+from megamoe.judge.outputs import BadOutput, bits, checked, forward_bits
+from megamoe.judge.picture import picture
+from megamoe.judge.verdict import BAD, STATUSES, Finding, Verdict, Worst, of_findings
+
+__all__ = [
+    "BAD",
+    "STATUSES",
+    "BadOutput",
+    "Finding",
+    "GoldenLacks",
+    "Place",
+    "Verdict",
+    "Worst",
+    "bits",
+    "bitwise",
+    "checked",
+    "forward_bits",
+    "interval",
+    "judge_forward",
+    "of_findings",
+    "picture",
+]

@@ -1,0 +1,139 @@
+"""What the judge says: of one tensor a finding, of one case a verdict. Plain data, JSON-able."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+STATUSES: Final = ("pass", "fail", "error", "skip", "not-provided")
+BAD: Final = ("fail", "error")
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The element that lies farthest outside; axes that a tensor does not have are None."""
+
+    stage: str
+    index: tuple[int, ...]
+    """Position in the tensor, with the token's row in the case."""
+    token: int | None
+    slot: int | None
+    expert: int | None
+    channel: int | None
+    expected: str
+    """Value, or interval of values."""
+    expected_bits: tuple[str, str]
+    """Lowest and highest allowed bits, hexadecimal; the same twice where one value is right."""
+    actual: str
+    actual_bits: str
+    ulps: int | None
+    """Units in the last place outside; 0 where only the sign of a zero is wrong; None: NaN."""
+
+    def line(self) -> str:
+        """One line for a terminal."""
+        places = (("token", self.token), ("slot", self.slot), ("expert", self.expert),
+                  ("channel", self.channel))  # fmt: skip
+        where = " ".join(f"{name} {at}" for name, at in places if at is not None)
+        low, high = self.expected_bits
+        bits = low if low == high else f"{low}..{high}"
+        if self.ulps is None:
+            far = "NaN on one side"
+        elif self.ulps == 0:
+            far = "the sign of zero"
+        else:
+            far = f"{self.ulps} ULP outside"
+        return (
+            f"{self.stage} at {where or list(self.index)}: expected {self.expected} ({bits}), "
+            f"got {self.actual} ({self.actual_bits}), {far}"
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One tensor against its golden."""
+
+    stage: str
+    total: int
+    """Elements compared."""
+    outside: int = 0
+    worst: Worst | None = None
+    rows: Mapping[int, int] = field(default_factory=dict)
+    """Token row -> elements outside; rows without any are left out, as in the next three."""
+    experts: Mapping[int, int] = field(default_factory=dict)
+    tiles: Mapping[int, int] = field(default_factory=dict)
+    """128-channel tile -> elements outside."""
+    grid: tuple[tuple[int, int, int], ...] = ()
+    """(row, tile, elements outside), the worst :data:`GRID_LIMIT` of them."""
+    shape: tuple[int, int] = (0, 0)
+    """Rows and tiles of the whole tensor."""
+    text: str = ""
+    """A finding that is not about single elements (the statistic) in one line."""
+
+    @property
+    def bad(self) -> bool:
+        return bool(self.outside or self.text)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One case, judged."""
+
+    case_id: str
+    kind: str
+    status: str
+    reason: str = ""
+    """One line; empty for a pass."""
+    worst: Worst | None = None
+    findings: tuple[Finding, ...] = ()
+    """The bad ones."""
+    how: tuple[str, ...] = ()
+    """Judgements made: bitwise, staged, end-to-end, statistic, law, error."""
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"unknown status {self.status!r}; known: {', '.join(STATUSES)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; the inverse is :meth:`from_dict`."""
+        out = asdict(self)
+        out["id"] = out.pop("case_id")
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Verdict:
+        """A verdict from a report."""
+        plain = dict(data)
+        plain["case_id"] = plain.pop("id")
+        plain["worst"] = _worst(plain.get("worst"))
+        plain["findings"] = tuple(_finding(f) for f in plain.get("findings", ()))
+        plain["how"] = tuple(plain.get("how", ()))
+        return cls(**plain)
+
+
+def _worst(data: Mapping[str, Any] | None) -> Worst | None:
+    if data is None:
+        return None
+    pair = data["expected_bits"]
+    return Worst(**{**data, "index": tuple(data["index"]), "expected_bits": (pair[0], pair[1])})
+
+
+def _finding(data: Mapping[str, Any]) -> Finding:
+    plain = dict(data)
+    for name in ("rows", "experts", "tiles"):  # JSON keys are strings
+        plain[name] = {int(k): v for k, v in plain[name].items()}
+    plain["grid"] = tuple(tuple(entry) for entry in plain["grid"])
+    plain["shape"] = tuple(plain["shape"])
+    plain["worst"] = _worst(plain["worst"])
+    return Finding(**plain)
+
+
+def of_findings(case_id: str, kind: str, findings: list[Finding], how: tuple[str, ...]) -> Verdict:
+    """Pass if nothing is bad; otherwise a fail that leads with the first bad stage."""
+    bad = tuple(f for f in findings if f.bad)
+    if not bad:
+        return Verdict(case_id, kind, "pass", how=how)
+    parts = [f.text or f"{f.stage}: {f.outside} of {f.total} outside" for f in bad]
+    worst = next((f.worst for f in bad if f.worst), None)
+    return Verdict(case_id, kind, "fail", "; ".join(parts), worst, bad, how)

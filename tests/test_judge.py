@@ -1,0 +1,349 @@
+"""The judge: what counts as equal, what counts as inside, and what a red says."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from megamoe import oracle
+from megamoe.formats import e4m3_key
+from megamoe.judge import compare, forward
+from megamoe.judge.compare import Place, bitwise, interval, key_interval
+from megamoe.judge.formats import BF16, E4M3, F32, INT32, UE8M0
+from megamoe.judge.outputs import BadOutput, bits, forward_bits
+from megamoe.judge.picture import picture
+from megamoe.judge.verdict import Verdict, of_findings
+from megamoe.problem import Problem
+
+ONE, ZERO, MINUS_ZERO, NAN, OTHER_NAN, INF = 0x3F80, 0, 0x8000, 0x7FC0, 0xFFC1, 0x7F80
+FLAT = Place(("token", "channel"))
+
+
+def u16(*values):
+    return np.array([values], dtype=np.uint16)
+
+
+# --- bitwise ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "good"),
+    [
+        (ONE, ONE, True),
+        (ONE, ONE + 1, False),
+        (MINUS_ZERO, ZERO, False),
+        (NAN, NAN, True),
+        (OTHER_NAN, NAN, True),  # which payload is not part of the contract
+        (NAN, INF, False),
+        (INF, NAN, False),
+        (INF, INF | 0x8000, False),
+    ],
+)
+def test_bitwise(actual, expected, good):
+    assert bitwise("y", BF16, u16(actual), u16(expected), FLAT).bad is not good
+
+
+def test_e4m3_and_f32_know_their_nans():
+    codes = np.array([[0x7F, 0xFF]], np.uint8)
+    assert not bitwise("x", E4M3, codes, codes[:, ::-1], FLAT).bad
+    assert bitwise("x", UE8M0, codes, codes[:, ::-1], FLAT).outside == 2
+    nans = np.array([[np.nan, -np.nan]], np.float32).view(np.uint32)
+    assert not bitwise("w", F32, nans, nans[:, ::-1].copy(), FLAT).bad
+    assert BF16.text(ONE) == "1" and BF16.hex(ONE) == "0x3f80"
+    assert INT32.text(np.int32(-1)) == "-1" and INT32.hex(np.int32(-1)) == "0xffffffff"
+
+
+# --- intervals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("actual", "low", "high", "ulps"),
+    [
+        (ONE, ONE, ONE, ()),
+        (ONE, ONE - 1, ONE + 1, ()),
+        (ONE + 1, ONE, ONE + 1, ()),  # inclusive
+        (ONE + 3, ONE, ONE + 1, 2),
+        (ONE - 2, ONE, ONE + 1, 2),
+        (ONE | 0x8000, ONE, ONE, 2 * ONE),  # the distance counts every value between
+        (MINUS_ZERO, ZERO, ZERO, 0),  # the one value zero keeps its sign
+        (ZERO, MINUS_ZERO, MINUS_ZERO, 0),
+        (ZERO, MINUS_ZERO, ZERO, ()),
+        (MINUS_ZERO, MINUS_ZERO, ZERO, ()),
+        (MINUS_ZERO, ZERO, ONE, ()),  # inside by value
+        (1, MINUS_ZERO, ZERO, 1),
+        (NAN, ZERO, INF, None),
+        (OTHER_NAN, NAN, NAN, ()),
+        (ONE, NAN, NAN, None),
+        (INF, ONE, INF, ()),
+    ],
+)
+def test_interval(actual, low, high, ulps):
+    found = interval("y", BF16, u16(actual), u16(low), u16(high), FLAT)
+    if ulps == ():
+        assert not found.bad
+    else:
+        assert found.outside == 1 and found.worst.ulps == ulps
+
+
+@pytest.mark.parametrize(("low", "high"), [(NAN, ONE), (ONE, NAN), (ONE, ZERO)])
+def test_a_golden_that_is_no_interval_is_refused(low, high):
+    with pytest.raises(ValueError, match=r"y at \[0, 0\]: the golden's interval has no order"):
+        interval("y", BF16, u16(ONE), u16(low), u16(high), FLAT)
+
+
+def test_key_interval_of_codes():
+    codes = np.arange(256, dtype=np.uint8)[None]
+    keys = e4m3_key(codes)
+    assert not key_interval("a", E4M3, codes, keys, keys, FLAT).bad
+    low, high = keys.copy(), keys.copy()
+    low[0, 0x35] += 1
+    high[0, 0x35] += 1
+    high[0, 0xB5] -= 1
+    low[0, 0xB5] -= 1
+    assert key_interval("a", E4M3, codes, low, high, FLAT).outside == 2
+
+
+# --- what a finding says ----------------------------------------------------------------------
+
+
+def test_worst_element_tallies_and_map_find_a_single_bad_row_of_one_tile():
+    ids = np.array([[4, 2], [4, 7], [1, -1]])
+    expected = np.full((3, 512), ONE, np.uint16)
+    actual = expected.copy()
+    actual[1, 256:384] = ONE + 1
+    actual[1, 300] = ONE + 9
+    place = Place(("token", "channel"), 1, [10, 20, 30], ids)
+    found = bitwise("y", BF16, actual, expected, place)
+    assert (found.outside, found.total) == (128, 1536)
+    assert found.rows == {20: 128} and found.tiles == {2: 128} and found.experts == {4: 128, 7: 128}
+    assert found.grid == ((1, 2, 128),) and found.shape == (3, 4)
+    assert found.worst.line() == (
+        "y at token 20 channel 300: expected 1 (0x3f80), got 1.07031 (0x3f89), 9 ULP outside"
+    )
+
+
+def test_slots_resolve_to_experts_and_scales_to_channels():
+    ids = np.array([[4, 2]])
+    sf = np.full((1, 2, 8), 120, np.uint8)
+    wrong = sf.copy()
+    wrong[0, 1, 5] = 121
+    found = bitwise("sf", UE8M0, wrong, sf, Place(("token", "slot", "channel"), 32, None, ids))
+    worst = found.worst
+    assert (worst.token, worst.slot, worst.expert, worst.channel) == (0, 1, 2, 160)
+    assert found.tiles == {1: 1} and found.experts == {2: 1} and found.shape == (1, 2)
+
+
+def test_only_live_elements_count():
+    live = np.array([[True, False]])
+    found = bitwise("y", BF16, u16(ONE, ONE), u16(ONE, ZERO), FLAT, live)
+    assert not found.bad and found.total == 1
+
+
+def test_nan_is_the_worst():
+    found = bitwise("y", BF16, u16(ONE + 500, NAN), u16(ONE, ONE), FLAT)
+    assert found.worst.channel == 1 and found.worst.ulps is None
+    assert "got nan (0x7fc0), NaN on one side" in found.worst.line()
+
+
+def test_the_grid_is_capped(monkeypatch):
+    monkeypatch.setattr(compare, "GRID_LIMIT", 3)
+    found = bitwise("y", BF16, np.ones((9, 1), np.uint16), np.zeros((9, 1), np.uint16), FLAT)
+    assert found.outside == 9 and len(found.grid) == 3
+
+
+def test_a_verdict_survives_json():
+    found = bitwise("y", BF16, u16(ONE, NAN), u16(ZERO, ONE), FLAT)
+    verdict = of_findings("forward/a", "forward", [found], ("bitwise",))
+    again = Verdict.from_dict(json.loads(json.dumps(verdict.to_dict())))
+    assert again == verdict and again.status == "fail"
+    assert again.reason == "y: 2 of 2 outside"
+    with pytest.raises(ValueError, match="unknown status 'passed'"):
+        Verdict("a", "forward", "passed")
+
+
+def test_the_picture_shows_place_size_and_command():
+    actual = np.zeros((50, 1024), np.uint16)
+    actual[13, 128:192] = 1
+    found = bitwise("y", BF16, actual, np.zeros_like(actual), FLAT)
+    text = picture(of_findings("forward/a", "forward", [found], ("bitwise",)), "my file.py:K")
+    assert "FAIL forward/a: y: 64 of 51200 outside" in text
+    assert "map     50 rows x 8 tiles of 128 channels, one character for 3 x 1; @ is 64" in text
+    assert "\n       12 .@......\n" in text
+    assert "alone:  megamoe check --backend 'my file.py:K' --case forward/a" in text
+
+
+# --- what a backend returns -------------------------------------------------------------------
+
+
+def problem(tokens=2, hidden=128, inter=128, experts=3, slots=2, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def byte(*shape, low=0, high=256):
+        return torch.from_numpy(rng.integers(low, high, shape, dtype=np.uint8))
+
+    ids = np.stack([rng.permutation(experts)[:slots] for _ in range(tokens)])
+    return Problem(
+        torch.from_numpy(rng.standard_normal((tokens, hidden)).astype(np.float32)).bfloat16(),
+        torch.from_numpy(ids.astype(np.int64)),
+        torch.from_numpy(rng.uniform(0.3, 1, (tokens, slots)).astype(np.float32)),
+        byte(experts, 2 * inter, hidden // 2),
+        byte(experts, 2 * inter, hidden // 32, low=118, high=121),
+        byte(experts, hidden, inter // 2),
+        byte(experts, hidden, inter // 32, low=118, high=121),
+        10.0,
+        True,
+        384,
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (None, "forward returned NoneType; return y or a mapping with 'y'"),
+        ({"x": torch.zeros(2, 128)}, r"forward returned \['x'\] without 'y'; add it"),
+        (torch.zeros(2, 128), "y has dtype float32, expected bfloat16; convert it"),
+        (torch.zeros(3, 128).bfloat16(), r"y has shape \(3, 128\), expected \(2, 128\); drop"),
+        ({"y": 1}, r"y is int; expected a bfloat16 tensor \(2, 128\)"),
+        ({"y": torch.zeros(2, 128).bfloat16(), "z": 1}, "unknown tensor 'z'; known: x, x_sf"),
+        (
+            {"y": torch.zeros(2, 128).bfloat16(), "l2_acts": torch.zeros(2, 128)},
+            "l2_acts has dtype float32, expected float8_e4m3fn or uint8",
+        ),
+    ],
+)
+def test_a_bad_output_says_what_is_wrong(output, message):
+    with pytest.raises(BadOutput, match=message):
+        forward_bits(output, problem())
+
+
+def test_bits_of_every_dtype():
+    assert bits(torch.tensor([-0.0, 1.0]).bfloat16()).tolist() == [0x8000, ONE]
+    assert bits(torch.tensor([1.0])).tolist() == [0x3F800000]
+    assert bits(torch.tensor([0x38], dtype=torch.uint8).view(torch.float8_e4m3fn))[0] == 0x38
+    assert bits(torch.tensor([[1, 2], [3, 4]]).t())[0].tolist() == [1, 3]
+
+
+# --- forward ----------------------------------------------------------------------------------
+
+
+class Stored:
+    """A golden straight from the oracle."""
+
+    def __init__(self, golden, zero_freedom=None):
+        self.zero_freedom = golden.zero_freedom if zero_freedom is None else zero_freedom
+        self.tensors = golden.to_tensors()
+
+    def names(self):
+        return list(self.tensors)
+
+    def get(self, name):
+        return self.tensors[name]
+
+    def matches(self, name, actual, nan):
+        return False
+
+
+@pytest.fixture(scope="module")
+def judged():
+    p = problem()
+    golden = oracle.forward(p)
+    assert not golden.zero_freedom
+    return p, golden
+
+
+def shown(golden):
+    return {"y": golden.y.copy(), "l2_acts": golden.codes.copy(), "l2_acts_sf": golden.sf.copy()}
+
+
+def test_the_reference_point_is_inside_for_every_class(judged):
+    p, golden = judged
+    for name in golden.envelopes:
+        staged = forward.judge_forward(shown(golden), Stored(golden), name, p)
+        only_y = forward.judge_forward({"y": golden.y}, Stored(golden), name, p)
+        assert staged.how == ("staged",) and not any(f.bad for f in staged.findings)
+        assert only_y.how[0] == "end-to-end" and not any(f.bad for f in only_y.findings)
+
+
+def test_staged_judgement_names_the_stage(judged):
+    p, golden = judged
+    code, exponent, y = shown(golden), shown(golden), shown(golden)
+    code["l2_acts"][1, 0, 5] ^= 0x48
+    exponent["l2_acts_sf"][0, 1, 2] += 3
+    y["y"][1, 7] ^= 0x100
+    for actual, stage in ((code, "l2_acts"), (exponent, "l2_acts_sf"), (y, "y")):
+        found = forward.judge_forward(actual, Stored(golden), "fp32", p).findings
+        assert stage in [f.stage for f in found if f.bad]
+    assert [f.worst.channel for f in found if f.bad] == [7]
+
+
+def test_y_follows_from_the_codes_that_were_shown(judged):
+    """The reference y does not fit codes of another correct kernel: only they decide."""
+    p, golden = judged
+    actual = shown(golden)
+    actual["l2_acts"][0] = 0
+    found = {f.stage: f for f in forward.judge_forward(actual, Stored(golden), "fp32", p).findings}
+    assert found["l2_acts"].bad and found["y"].rows.keys() == {0}
+
+
+def test_masked_slots_are_not_read(judged):
+    p, _ = judged
+    ids = p.topk_ids.clone()
+    ids[0, 1] = -1
+    masked = Problem(**{**vars(p), "topk_ids": ids})
+    golden = oracle.forward(masked)
+    for zero_freedom in (False, True):
+        actual = shown(golden)
+        actual["l2_acts"][0, 1] = 0x7F
+        actual["l2_acts_sf"][0, 1] = 99
+        stored = Stored(golden, zero_freedom)
+        found = forward.judge_forward(actual, stored, "fp32", masked).findings
+        assert not any(f.bad for f in found)
+
+
+def test_zero_freedom_is_bitwise_in_everything_shown(judged):
+    p, golden = judged
+    for name in ("y", "l2_acts", "l2_acts_sf"):
+        actual = shown(golden)
+        actual[name].flat[-1] ^= 1
+        result = forward.judge_forward(actual, Stored(golden, True), "fp32", p)
+        assert [f.stage for f in result.findings if f.bad] == [name]
+        assert result.how == ("bitwise",)
+
+
+def test_staged_inputs_are_held_to_the_oracle(judged):
+    p, golden = judged
+    stage = oracle.staging(bits(p.hidden_states), p.topk_weights.numpy(), p.topk_ids.numpy())
+    good = {"y": golden.y, "x": stage["x"], "x_sf": stage["x_sf"]}
+    result = forward.judge_forward(good, Stored(golden), "fp32", p)
+    assert not any(f.bad for f in result.findings) and "bitwise" in result.how
+    bad = {**good, "x_sf": good["x_sf"] + (1 << 16)}
+    found = [f for f in forward.judge_forward(bad, Stored(golden), "fp32", p).findings if f.bad]
+    assert [f.stage for f in found] == ["x_sf"] and found[0].worst.channel == 64
+
+
+def test_an_envelope_that_is_not_there(judged):
+    p, golden = judged
+    only_exact = oracle.forward(p, ["exact"])
+    with pytest.raises(forward.GoldenLacks, match="no envelope for accumulator class 'fp32'"):
+        forward.judge_forward({"y": golden.y}, Stored(only_exact), "fp32", p)
+
+
+def test_the_statistic_stands_beside_the_interval(judged, monkeypatch):
+    p, golden = judged
+    statistic = SimpleNamespace(check=lambda y, g, q: ["row 1 is biased by 3 sigma"])
+    monkeypatch.setattr(forward.importlib, "import_module", lambda name: statistic)
+    result = forward.judge_forward({"y": golden.y}, Stored(golden), "fp32", p)
+    assert result.how == ("end-to-end", "statistic")
+    verdict = of_findings("a", "forward", result.findings, result.how)
+    assert verdict.status == "fail" and verdict.reason == "statistic: row 1 is biased by 3 sigma"
+
+
+def test_nan_everywhere():
+    nans = np.full((2, 3), NAN, np.uint16)
+    ones = np.full((2, 3), ONE, np.uint16)
+    assert forward.nan_everywhere(nans, ones)
+    assert not forward.nan_everywhere(nans, nans)
+    assert not forward.nan_everywhere(ones, ones)
+    assert not forward.nan_everywhere(nans[:0], ones[:0])
