@@ -1,0 +1,243 @@
+"""Judge simulated correct kernels: every result must lie in what is certified.
+
+    python tools/soundness.py [--outputs N] [--models N] [--seed S]
+
+Runs the simulated kernels of ``megamoe.simulate`` over ordinary and hostile data until
+``--outputs`` results are judged in all and ``--models`` of each mmasim model (linear sums not
+counted), and prints how many were judged and how many lay outside, by kernel family and by
+judgement. Exit 1 if any lay outside.
+
+Judgements: *linear* sums against the class's fp32 interval (before any rounding hides them);
+*codes* (with their exponents) given the exponents chosen; *staged* y given the codes; *y* end to
+end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from megamoe import oracle, simulate
+from megamoe.accumulators import accumulator
+from megamoe.formats import bf16_key, e4m3_key
+from megamoe.oracle.bounds import result_interval
+from megamoe.oracle.linear import Columns, Rows, block_sums
+from megamoe.problem import Problem
+from megamoe.simulate import Kernel, Simulated
+
+JUDGEMENTS = ("linear", "codes", "staged", "y")
+Tally = Counter[tuple[str, str, str]]
+"""By kernel family, judgement, and "judged" or "outside"."""
+
+DATA: dict[str, dict[str, Any]] = {
+    "bell": {"hidden_recipe": {"kind": "bell", "spread": 2}},
+    "outliers": {"hidden_recipe": {"kind": "bell", "spread": 4, "outlier_every": 64}},
+    "wide scales": {
+        "hidden_recipe": {"kind": "bell", "spread": 20},
+        "weights_recipe": {"w13_scale": [104, 24], "w2_scale": [106, 24]},
+        "clamp": "none",
+    },
+    "tiny": {
+        "hidden_recipe": {"kind": "bell", "log2_scale": -60, "spread": 30},
+        "weights_recipe": {"w13_scale": [110, 20], "w2_scale": [1, 24]},
+        "clamp": "none",
+    },
+    "sub-fp32": {
+        "hidden_recipe": {"kind": "bell", "spread": 2},
+        "weights_recipe": {"w13_scale": [118, 2], "w2_scale": [0, 12]},
+    },
+    "sparse": {"weights_recipe": {"w13": "sparse", "w2": "sparse"}},
+    "uniform, precise": {"weights_recipe": {"w13": "uniform", "w2": "uniform"}, "fast_math": False},
+    "negative gates": {"weights_recipe": {"w13_scale": [122, 3]}, "clamp": 0.5},
+    "cancellation": {},
+    "cancellation, precise": {"fast_math": False, "hidden_recipe": {"kind": "bell", "spread": 12}},
+}
+
+
+def make(name: str, seed: int, **shape: int) -> Problem:
+    """A problem of the named kind of data."""
+    problem = simulate.problem(seed, **DATA[name], **shape)
+    if name.startswith("cancellation"):
+        _cancel(problem, seed)
+    return problem
+
+
+def _cancel(problem: Problem, seed: int) -> None:
+    """The second half of K repeats the first with the opposite sign, but for a few weights."""
+    half = problem.hidden_size // 2
+    problem.hidden_states[:, half:] = problem.hidden_states[:, :half]
+    rng = np.random.default_rng(seed)
+    for weight, scale in (
+        (problem.w13_weight, problem.w13_weight_scale),
+        (problem.w2_weight, problem.w2_weight_scale),
+    ):
+        middle, groups = weight.shape[-1] // 2, scale.shape[-1] // 2
+        weight[..., middle:] = weight[..., :middle] ^ 0x88
+        scale[..., groups:] = scale[..., :groups]
+        few = torch.from_numpy(rng.random(tuple(weight.shape)) < 0.01)
+        weight[few] ^= 0x21
+
+
+def judge(problem: Problem, kernel: Kernel, got: Simulated, golden: oracle.ForwardGolden) -> Tally:
+    """Judged and outside, of one simulated forward."""
+    envelope = golden.envelopes[kernel.accumulator]
+    family = family_of(kernel)
+    out: Tally = Counter()
+
+    def record(judgement: str, outside: Any) -> None:
+        out[family, judgement, "judged"] += outside.size
+        out[family, judgement, "outside"] += int(outside.sum())
+
+    live = (problem.topk_ids.numpy() >= 0)[..., None]
+    low, high = envelope.code_interval(got.sf)
+    key = e4m3_key(got.codes)
+    bad_sf = (got.sf < envelope.sf_lo) | (got.sf > envelope.sf_hi)
+    record("codes", ((key < low) | (key > high) | bad_sf.repeat(32, axis=-1)) & live)
+    staged = oracle.combine_interval(problem, got.codes, got.sf, kernel.accumulator)
+    for judgement, ends in (("staged", staged), ("y", (envelope.y_lo, envelope.y_hi))):
+        y, y_lo, y_hi = (bf16_key(bits) for bits in (got.y, *ends))
+        record(judgement, (y < y_lo) | (y > y_hi))
+    return out
+
+
+def judge_linear(problem: Problem, kernel: Kernel, seed: int, rows: int, outputs: int) -> Tally:
+    """Sums of linear 1 of one expert against the class's interval of fp32 values."""
+    rng = np.random.default_rng(seed)
+    hidden = problem.hidden_states.view(torch.int16).numpy().view(np.uint16)[:rows]
+    x, x_sf = simulate.stage(hidden)
+    expert = int(problem.topk_ids.max())
+    packed = problem.w13_weight[expert, :outputs].numpy()
+    sf = problem.w13_weight_scale[expert, :outputs].numpy()
+    got = kernel.linear(x, x_sf, packed, sf, rng)
+    blocks = block_sums(Rows.of(x, x_sf), Columns.of(packed, sf))
+    low, high = result_interval(blocks, accumulator(kernel.accumulator))
+    outside = ~((got >= low) & (got <= high))
+    family = family_of(kernel)
+    tally: Tally = Counter()
+    tally[family, "linear", "judged"] = outside.size
+    tally[family, "linear", "outside"] = int(outside.sum())
+    return tally
+
+
+def family_of(kernel: Kernel) -> str:
+    """Under which name a kernel is tallied."""
+    return kernel.name if kernel.name.startswith("mmasim") else kernel.name.partition("/")[0]
+
+
+def rounds(seed: int, small: bool) -> Iterator[tuple[str, Problem, list[Kernel], str]]:
+    """Problems without end, each with the kernels to try on it and the judgement."""
+    everything = simulate.kernels()
+    models = [k for k in everything if k.name.startswith("mmasim")]
+    sums = [k for k in everything if not k.name.startswith("mmasim")]
+    shapes = [
+        {"hidden": 128, "intermediate": 128, "top_k": 2, "tokens": 16},
+        {"hidden": 512, "intermediate": 256, "top_k": 3, "tokens": 8},
+        {"hidden": 256, "intermediate": 384, "top_k": 4, "tokens": 16},
+    ]
+    modes = ("mixed", "low", "high")
+    for i in itertools.count():
+        rng = np.random.default_rng([seed, i])
+        for name in DATA:
+            shape = dict(shapes[int(rng.integers(len(shapes)))])
+            if small:
+                shape["tokens"] = 4
+            problem = make(name, seed * 1000 + i, **shape)
+            few = [sums[int(k)] for k in rng.choice(len(sums), 1 if small else 6, replace=False)]
+            chosen = [replace(k, silu=str(rng.choice(modes))) for k in [*few, *models]]
+            yield name, problem, chosen, "forward"
+        if not small:
+            if i < 2:  # one row at the real sizes of DeepSeek-V4-Flash and -Pro
+                hidden, inter = ((4096, 2048), (7168, 3072))[i]
+                problem = make(
+                    "bell", seed, hidden=hidden, intermediate=inter, experts=6, top_k=6, tokens=1
+                )
+                some = [sums[int(rng.integers(len(sums)))], *models]
+                yield f"bell, H {hidden}, I {inter}", problem, some, "forward"
+            name = list(DATA)[i % len(DATA)]
+            depth = (4096, 7168, 2048)[i % 3]
+            problem = make(name, seed * 1000 + i, hidden=depth, intermediate=512, tokens=8)
+            chosen = [sums[int(k)] for k in rng.choice(len(sums), 3, replace=False)]
+            yield f"{name}, K {depth}", problem, [*chosen, models[i % len(models)]], "linear"
+
+
+def run(
+    outputs: int, each_model: int, seed: int, *, small: bool = False, out: Any = None
+) -> tuple[Tally, list[str]]:
+    """Judge until enough; returns the tally and one line for each kernel that fell outside."""
+    tally: Tally = Counter()
+    wrong: list[str] = []
+    families = {family_of(k) for k in simulate.kernels() if k.name.startswith("mmasim")}
+    started = time.time()
+    for name, problem, chosen, what in rounds(seed, small):
+        golden = oracle.forward(problem, ENVELOPES) if what == "forward" else None
+        for number, kernel in enumerate(chosen):
+            if golden is not None:
+                got = simulate.forward(problem, kernel, seed + number)
+                part = judge(problem, kernel, got, golden)
+            else:
+                part = judge_linear(problem, kernel, seed + number, 8, 1024)
+            tally += part
+            outside = {k[1]: n for k, n in part.items() if k[2] == "outside" and n}
+            if outside:
+                wrong.append(f"{kernel.name} silu {kernel.silu} on {name}: outside {outside}")
+                print(wrong[-1], file=sys.stderr, flush=True)
+        total = sum(n for key, n in tally.items() if key[2] == "judged")
+        if out is not None:
+            out.write(f"{time.time() - started:7.0f} s  {total:>10} judged  after {name}\n")
+            out.flush()
+        models = min(
+            sum(tally[family, j, "judged"] for j in JUDGEMENTS if j != "linear")
+            for family in families
+        )
+        if total >= outputs and models >= each_model:
+            break
+    return tally, wrong
+
+
+ENVELOPES = ("fp32", "fp32-ordered", "sm90-e4m3", "sm100-mxf8f6f4")
+
+
+def table(tally: Tally) -> str:
+    """Markdown: judged (outside) by family and judgement."""
+    lines = ["| simulated kernel | " + " | ".join(JUDGEMENTS) + " | all | outside |"]
+    lines.append("|---" * (len(JUDGEMENTS) + 3) + "|")
+    for family in [*sorted({k[0] for k in tally}), "all"]:
+        rows = [k for k in tally if family in (k[0], "all")]
+
+        def count(judgement: str, what: str, rows: list[tuple[str, str, str]] = rows) -> int:
+            return sum(tally[k] for k in rows if k[2] == what and judgement in (k[1], "all"))
+
+        cells = [str(count(j, "judged")) for j in (*JUDGEMENTS, "all")]
+        lines.append(f"| {family} | {' | '.join(cells)} | {count('all', 'outside')} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line; 0 if nothing lay outside."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--outputs", type=int, default=10_000_000)
+    parser.add_argument("--models", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.time()
+    tally, wrong = run(args.outputs, args.models, args.seed, out=sys.stderr)
+    print(f"tools/soundness.py --outputs {args.outputs} --models {args.models} --seed {args.seed}")
+    print(f"{time.time() - started:.0f} s on one thread\n")
+    print(table(tally))
+    for line in wrong:
+        print(line)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
