@@ -111,7 +111,8 @@ def forward(
             value = swiglu.activation(swiglu.silu_table()[gate], up, weight)
             exponent = swiglu.requant_exponent(swiglu.group_amax(value))
             sf[at] = np.clip(exponent, 0, 255)
-            codes[at] = swiglu.scaled_codes(value, sf[at])
+            made = swiglu.scaled_codes(value, sf[at])
+            codes[at] = np.where(made == 0x80, 0, made)  # no output shows the sign of a zero code
             spread: dict[str, SpreadRows | None] = {}
             for a in chosen:
                 gate_lo, up_lo = _bf16_halves(gate_up[a.name][0])

@@ -1,0 +1,178 @@
+# ruff: noqa: E501
+"""Planted faults: copies of the code under test, each with one thing wrong.
+
+A mutant is a list of replacements in the source of ``eager`` and of the functions it stands on.
+The copy is a package of its own in a temporary folder; the project's modules are not touched.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import megamoe
+
+SOURCES = {
+    "eager": "backends/eager.py",
+    "staging": "staging.py",
+    "eplb": "eplb.py",
+    "layout": "layout.py",
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``edits`` are (module, text, replacement); each text occurs exactly once in its module."""
+
+    name: str
+    cases: str
+    """Glob of the cases that are run against it; small ones, so that the test is quick."""
+    edits: Sequence[tuple[str, str, str]]
+
+
+def build(mutant: Mutant, folder: Path) -> Any:
+    """The mutated backend. ``AssertionError`` when an edit no longer fits the source."""
+    package = "mutant_" + mutant.name.replace("-", "_")
+    home = folder / package
+    home.mkdir(parents=True)
+    (home / "__init__.py").write_text("")
+    root = Path(megamoe.__file__).parent
+    for module, path in SOURCES.items():
+        text = (root / path).read_text()
+        for target, old, new in mutant.edits:
+            if target == module:
+                assert text.count(old) == 1, f"{mutant.name}: {text.count(old)} times {old!r}"
+                text = text.replace(old, new)
+        for other in ("staging", "eplb", "layout"):
+            text = text.replace(f"from megamoe.{other} import", f"from {package}.{other} import")
+        (home / f"{module}.py").write_text(text)
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(f"{package}.eager").create()
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _one(name: str, module: str, old: str, new: str, cases: str) -> Mutant:
+    return Mutant(name, cases, [(module, old, new)])
+
+
+_FORWARD = "forward/*"
+_BF16 = 'gate, up = gate_up.to(torch.bfloat16).float().chunk(2, dim=-1)'
+_GATE_CLAMP = "gate = torch.where((gate > bound) | gate.isnan(), bound, gate)"
+_UP_LOW = "up = torch.where((up < -bound) | up.isnan(), -bound, up)"
+_UP_HIGH = "up = torch.where(up > bound, bound, up)"
+_PRODUCT = "return (silu * up) * routing"
+_EXPONENT = "exponent = ue8m0_ceil(group_amax(groups) * reciprocal)"
+_CODES = "codes = e4m3_codes(scale_down(groups, exponent)).flatten(-2)\n    return codes, "
+_ADD = "acc = torch.where(live[:, k, None], acc + slots[:, k].float(), acc)"
+_SLOTS = "slots[token, slot] = down.to(torch.bfloat16)"
+_LOOP = "for k in range(slots.shape[1]):"
+
+FORWARD = [
+    _one("gate-up-not-rounded-to-bf16", "eager", _BF16, "gate, up = gate_up.chunk(2, dim=-1)", _FORWARD),
+    _one("gate-up-truncated-to-bf16", "eager", _BF16, "gate, up = (gate_up.view(torch.int32) & -65536).view(torch.float32).chunk(2, dim=-1)", _FORWARD),
+    _one("gate-up-swapped", "eager", "gate, up = gate_up.to", "up, gate = gate_up.to", _FORWARD),
+    _one("gate-up-read-interleaved", "eager", _BF16, "gate, up = gate_up.to(torch.bfloat16).float().unflatten(-1, (-1, 2)).unbind(-1)", _FORWARD),
+    _one("gate-not-clamped", "eager", _GATE_CLAMP, "pass", _FORWARD),
+    _one("gate-clamped-below-too", "eager", _GATE_CLAMP, _GATE_CLAMP + ".clamp_min(-bound)", _FORWARD),
+    _one("up-not-clamped-below", "eager", _UP_LOW, "pass", _FORWARD),
+    _one("up-not-clamped-above", "eager", _UP_HIGH, "pass", _FORWARD),
+    _one("clamp-bound-not-bf16", "eager", "bound = torch.tensor(clamp, dtype=torch.bfloat16).float().item()", "bound = clamp", _FORWARD),
+    _one("clamp-zero-taken-for-none", "eager", "if clamp is not None:", "if clamp:", _FORWARD),
+    _one("clamp-lets-nan-through", "eager", _GATE_CLAMP, "gate = torch.where(gate > bound, bound, gate)", _FORWARD),
+    _one("silu-is-relu", "eager", "silu = gate * reciprocal", "silu = gate.clamp_min(0)", _FORWARD),
+    _one("silu-of-1-7-times-gate", "eager", "(-gate).double().exp()", "(-1.702 * gate).double().exp()", _FORWARD),
+    _one("silu-in-bf16", "eager", _PRODUCT, "return (silu.bfloat16().float() * up) * routing", _FORWARD),
+    _one("routing-weight-dropped", "eager", _PRODUCT, "return silu * up", _FORWARD),
+    _one("routing-weight-of-slot-0", "eager", "problem.topk_weights[token, slot]", "problem.topk_weights[token, 0]", _FORWARD),
+    Mutant("routing-weight-after-requantise", _FORWARD, [("eager", _PRODUCT, "return silu * up"), ("eager", _SLOTS, "slots[token, slot] = (down * routing).to(torch.bfloat16)")]),
+    _one("routing-weight-in-bf16", "eager", _PRODUCT, "return (silu * up) * routing.bfloat16().float()", _FORWARD),
+    _one("requant-floor-1e-4", "eager", "group_amax(groups) * reciprocal", "group_amax(groups).clamp_min(1e-4) * reciprocal", _FORWARD),
+    _one("requant-exponent-floor-105", "eager", _EXPONENT, _EXPONENT + ".clamp_min(105)", _FORWARD),
+    _one("requant-exponent-one-up", "eager", _EXPONENT, _EXPONENT + " + 1", _FORWARD),
+    _one("requant-exponent-rounded-down", "eager", _EXPONENT, "exponent = (group_amax(groups) * reciprocal).view(torch.int32) >> 23", _FORWARD),
+    _one("requant-stored-scale-is-not-the-used-one", "eager", _CODES, "codes = e4m3_codes(groups / (group_amax(groups) * reciprocal).clamp_min(1e-30).unsqueeze(-1)).flatten(-2)\n    return codes, ", _FORWARD),
+    _one("requant-after-bf16", "eager", "groups = values.unflatten(-1, (-1, GROUP))", "groups = values.bfloat16().float().unflatten(-1, (-1, GROUP))", _FORWARD),
+    _one("requant-amax-without-abs", "eager", _EXPONENT, "exponent = ue8m0_ceil(groups.amax(-1).clamp_min(0) * reciprocal)", _FORWARD),
+    _one("requant-amax-over-64", "eager", _EXPONENT, "exponent = ue8m0_ceil(group_amax(groups).unflatten(-1, (-1, 2)).amax(-1).repeat_interleave(2, -1) * reciprocal)", _FORWARD),
+    _one("requant-toward-zero", "eager", "e4m3_codes(scale_down(groups, exponent)).flatten(-2)\n    return codes, ", "e4m3_codes(scale_down(groups, exponent) * (1 - 2**-5)).flatten(-2)\n    return codes, ", _FORWARD),
+    _one("combine-reversed", "eager", _LOOP, "for k in reversed(range(slots.shape[1])):", _FORWARD),
+    _one("combine-in-bf16", "eager", _ADD, "acc = torch.where(live[:, k, None], (acc + slots[:, k].float()).bfloat16().float(), acc)", _FORWARD),
+    _one("combine-in-float64", "eager", "dtype=torch.float32, device=slots.device", "dtype=torch.float64, device=slots.device", _FORWARD),
+    _one("combine-in-pairs", "eager", "    return acc.to(torch.bfloat16)", "    rows = torch.where(live[:, :, None], slots.float(), 0.0)\n    acc = rows[:, 0::2].sum(1) + rows[:, 1::2].sum(1)\n    return acc.to(torch.bfloat16)", _FORWARD),
+    _one("combine-adds-masked-slots", "eager", "live = (problem.topk_ids >= 0) & (problem.topk_ids < problem.num_experts)", "live = (problem.topk_ids >= -1)\n        slots[problem.topk_ids < 0] = 1.0", _FORWARD),
+    _one("combine-loses-last-slot", "eager", _LOOP, "for k in range(max(slots.shape[1] - 1, 1)):", _FORWARD),
+    Mutant("slot-rows-not-rounded-to-bf16", _FORWARD, [("eager", _SLOTS, "slots[token, slot] = down"), ("eager", "problem.hidden_size, dtype=torch.bfloat16", "problem.hidden_size, dtype=torch.float32")]),
+    _one("expert-0-lost", "eager", "if 0 <= expert < problem.num_experts:", "if 0 < expert < problem.num_experts:", _FORWARD),
+    _one("last-expert-lost", "eager", "if 0 <= expert < problem.num_experts:", "if 0 <= expert < problem.num_experts - 1:", _FORWARD),
+    _one("masked-slot-goes-to-expert-0", "eager", "ids = problem.topk_ids\n    for", "ids = problem.topk_ids.clamp_min(0)\n    for", _FORWARD),
+    _one("w2-of-the-neighbour", "eager", "problem.w2_weight[expert], ", "problem.w2_weight[expert - 1], ", _FORWARD),
+    _one("w2-scale-of-the-neighbour", "eager", "problem.w2_weight_scale[expert]", "problem.w2_weight_scale[expert - 1]", _FORWARD),
+    _one("weight-scales-one-group-late", "eager", "w_scale = _ue8m0_values(weight_sf)", "w_scale = _ue8m0_values(weight_sf.roll(1, -1))", _FORWARD),
+    _one("weight-scales-one-row-late", "eager", "w_scale = _ue8m0_values(weight_sf)", "w_scale = _ue8m0_values(weight_sf.roll(1, 0))", _FORWARD),
+    _one("one-weight-group-off-by-a-ue8m0-step", "eager", "    step = max(1,", "    w_scale = w_scale.clone()\n    w_scale[0, 0, 5] *= 2\n    step = max(1,", _FORWARD),
+    _one("ue8m0-bias-128", "eager", "(1023 - 127)", "(1023 - 128)", _FORWARD),
+    _one("nibbles-swapped", "eager", "[0, 4, 8, 12]", "[4, 0, 12, 8]", _FORWARD),
+    _one("e2m1-half-read-as-zero", "eager", "halves = torch.from_numpy(E2M1_TABLE.copy())", "halves = torch.from_numpy(E2M1_TABLE * (abs(E2M1_TABLE) != 0.5))", _FORWARD),
+    _one("e4m3-subnormals-flushed", "eager", "return torch.from_numpy(E4M3_TABLE.copy())", "return torch.from_numpy(E4M3_TABLE * (abs(E4M3_TABLE) >= 2.0**-6))", _FORWARD),
+    _one("last-block-of-k-lost", "eager", "for first in range(0, groups, step):", "for first in range(0, groups - 1, step):\n        step = 1", _FORWARD),
+    _one("accumulator-in-bf16", "eager", "acc += term", "acc = (acc + term).bfloat16().float()", _FORWARD),
+    _one("accumulator-keeps-13-bits", "eager", "acc += term", "acc = ((acc + term).view(torch.int32) & -1024).view(torch.float32)", _FORWARD),
+    _one("one-row-of-a-tile-lost", "eager", _SLOTS, _SLOTS + "\n            slots[token[8:9], slot[8:9]] = 0", _FORWARD),
+    _one("one-percent-in-64-channels-of-one-row", "eager", _SLOTS, _SLOTS + "\n            slots[token[:1], slot[:1], 64:128] = (down[:1, 64:128] * 1.01).to(torch.bfloat16)", _FORWARD),
+    _one("rows-beyond-128-read-row-0", "eager", "x[token],", "x[torch.where(token >= 128, 0, token)],", _FORWARD),
+]  # fmt: skip
+
+_STAGING = "staging/*"
+_AMAX = "group_amax(groups).clamp_min(AMAX_FLOOR) / E4M3_MAX"
+STAGING = [
+    _one("staging-floor-1e-10", "staging", "AMAX_FLOOR: Final = 1e-4", "AMAX_FLOOR: Final = 1e-10", _STAGING),
+    _one("staging-exponent-rounded-down", "staging", "return (bits >> 23) + ((bits & 0x7FFFFF) != 0).int()", "return bits >> 23", _STAGING),
+    _one("staging-exponent-always-up", "staging", "((bits & 0x7FFFFF) != 0).int()", "1", _STAGING),
+    _one("staging-exponent-not-clamped", "staging", ".clamp(1, 254)", "", _STAGING),
+    _one("staging-scale-by-240", "staging", _AMAX, "group_amax(groups).clamp_min(AMAX_FLOOR) / 240", _STAGING),
+    _one("staging-amax-without-abs", "staging", "magnitude = groups.abs()", "magnitude = groups", _STAGING),
+    _one("staging-nan-counts-in-amax", "staging", "torch.where(magnitude.isnan(), 0.0, magnitude).amax(-1)", "magnitude.amax(-1)", _STAGING),
+    _one("staging-scales-big-endian", "staging", "return bytes_.view(torch.int32)", "return bytes_.unflatten(-1, (-1, 4)).flip(-1).flatten(-2).contiguous().view(torch.int32)", _STAGING),
+    _one("staging-cast-does-not-saturate", "staging", "codes = bounded.to", "codes = single.to", _STAGING),
+    _one("staging-nan-keeps-its-sign", "staging", "return torch.where(single.isnan(), E4M3_NAN, codes)", "return codes", _STAGING),
+    _one("staging-cast-toward-zero", "staging", "bounded = single.clamp", "bounded = (single.view(torch.int32) & ~0xFFFFF).view(torch.float32).clamp", _STAGING),
+    _one("staging-through-half", "staging", "hidden_states.float().unflatten", "hidden_states.half().float().unflatten", _STAGING),
+    _one("staging-weights-in-bf16", "staging", "copy_(topk_weights)", "copy_(topk_weights.bfloat16())", _STAGING),
+    _one("staging-ids-masked", "staging", "copy_(topk_ids)", "copy_(topk_ids.clamp_min(0))", _STAGING),
+    _one("staging-writes-padding-rows", "staging", "    topk_weights_out[:tokens].copy_", "    x_fp8[tokens:].view(torch.uint8).zero_()\n    topk_weights_out[:tokens].copy_", _STAGING),
+    _one("staging-last-token-lost", "staging", "x_sf[:tokens].copy_(pack_sf(exponent))", "x_sf[: tokens - 1].copy_(pack_sf(exponent)[:-1])", _STAGING),
+]  # fmt: skip
+
+_EPLB = "eplb/*"
+EPLB = [
+    _one("eplb-other-hash", "eplb", "REPLICA_HASH: Final = 2654435769", "REPLICA_HASH: Final = 2654435761", _EPLB),
+    _one("eplb-hash-not-modulo-2-32", "eplb", "(row * REPLICA_HASH) & 0xFFFFFFFF", "row * REPLICA_HASH", _EPLB),
+    _one("eplb-replica-by-slot", "eplb", "hashed = (row * REPLICA_HASH) & 0xFFFFFFFF", "hashed = torch.arange(topk_ids.numel(), device=device).view(topk_ids.shape)", _EPLB),
+    _one("eplb-first-replica-always", "eplb", "replica = hashed %", "replica = 0 * hashed %", _EPLB),
+    _one("eplb-row-from-one", "eplb", "row = torch.arange(topk_ids.shape[0], device=device)", "row = 1 + torch.arange(topk_ids.shape[0], device=device)", _EPLB),
+    _one("eplb-count-zero-gives-minus-one", "eplb", "physical = torch.where(valid,", "physical = torch.where(valid & (logical_replica_count[logical] > 0),", _EPLB),
+    _one("eplb-no-cast-to-int32", "eplb", "topk_ids.to(torch.int32).long()", "topk_ids.long()", _EPLB),
+    _one("eplb-invalid-goes-to-0", "eplb", "logical_to_physical_map[logical, replica].long(), -1)", "logical_to_physical_map[logical, replica].long(), 0)", _EPLB),
+    _one("eplb-num-logical-is-valid", "eplb", "valid = (logical >= 0) & (logical < logical_to_physical_map.shape[0])", "logical = torch.where(logical == logical_to_physical_map.shape[0], 0, logical)\n    valid = (logical >= 0) & (logical < logical_to_physical_map.shape[0])", _EPLB),
+    _one("eplb-records-always", "eplb", "    counted &= torch.as_tensor(record_enabled, device=device).bool()\n", "", _EPLB),
+    _one("eplb-counts-each-expert-once", "eplb", "    expert_load_view.index_add_(", "    counted &= torch.zeros_like(counted).index_fill_(0, torch.tensor([0]), True)\n    expert_load_view.index_add_(", _EPLB),
+    _one("eplb-beyond-load-counted-last", "eplb", "counted = (physical >= 0) & (physical < expert_load_view.shape[0])", "physical = physical.clamp_max(expert_load_view.shape[0] - 1)\n    counted = physical >= 0", _EPLB),
+]  # fmt: skip
+
+_LAYOUT = "layout/*"
+LAYOUT = [
+    _one("layout-interleave-16", "layout", "INTERLEAVE: Final = 8", "INTERLEAVE: Final = 16", _LAYOUT),
+    _one("layout-up-first", "layout", "return halves.transpose(1, 2)", "return halves.flip(1).transpose(1, 2)", _LAYOUT),
+    _one("layout-scales-not-interleaved", "layout", "transform_sf(interleave_gate_up(w13_weight_scale))", "transform_sf(w13_weight_scale)", _LAYOUT),
+    _one("layout-scales-not-permuted", "layout", ".transpose(2, 3).flatten(1, 3)", ".flatten(1, 3)", _LAYOUT),
+    _one("layout-scales-permuted-backwards", "layout", "(-1, 4, SF_ROWS // 4)", "(-1, SF_ROWS // 4, 4)", _LAYOUT),
+    _one("layout-scales-row-major", "layout", "return permuted.transpose(1, 2).contiguous().transpose(1, 2)", "return permuted.contiguous()", _LAYOUT),
+]  # fmt: skip
+
+MUTANTS = [*FORWARD, *STAGING, *EPLB, *LAYOUT]
