@@ -1,0 +1,102 @@
+"""The golden of a case, made by the oracle: tensors of every kind, and what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import megamoe
+from megamoe import oracle
+from megamoe.cases import Case
+from megamoe.inputs import eplb_inputs, forward_problem, layout_inputs, staging_inputs
+from megamoe.judge.outputs import bits
+from megamoe.problem import Problem
+
+Array = npt.NDArray[Any]
+
+SOURCES: Final = ("counter.py", "formats.py", "contract.py", "accumulators.py", "inputs.py")
+"""Besides the oracle: the modules that decide the bits of a golden."""
+
+
+class GoldenError(ValueError):
+    """A golden, the manifest or a candidate is not as it must be; one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the oracle says of one case."""
+
+    tensors: dict[str, Array]
+    zero_freedom: bool = False
+
+
+def make(case: Case) -> Made:
+    """Tensors of the golden of ``case`` (rows ``case.rows`` only), by name.
+
+    ``forward`` and ``property``: :meth:`ForwardGolden.to_tensors`. ``staging``: x, x_sf, topk_idx,
+    topk_weights. ``eplb``: ids, load. ``layout``: w13, w13_sf, w2, w2_sf. ``errors``: nothing;
+    what is right stands in the case. Raises :class:`GoldenError` where a case that is declared
+    zero-freedom leaves freedom.
+    """
+    if case.kind in ("forward", "property"):
+        return _forward(case, forward_problem(case, case.rows))
+    if case.kind == "staging":
+        given = staging_inputs(case)
+        made = oracle.staging(
+            bits(given["hidden_states"]), given["topk_weights"].numpy(), given["topk_ids"].numpy()
+        )
+        return Made({**made, "topk_weights": made["topk_weights"].view(np.uint32)})
+    if case.kind == "eplb":
+        given = eplb_inputs(case)
+        ids, load = oracle.eplb(
+            given["topk_ids"].numpy(),
+            given["expert_load_view"].numpy(),
+            given["logical_to_physical_map"].numpy(),
+            given["logical_replica_count"].numpy(),
+            bool(given["record_enabled"]),
+        )
+        return Made({"ids": ids, "load": load})
+    if case.kind == "layout":
+        given = layout_inputs(case)
+        names = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
+        return Made(dict(oracle.layout(*(given[name].numpy() for name in names))))
+    return Made({})
+
+
+def _forward(case: Case, problem: Problem) -> Made:
+    point = case.params["family"] == "zero-freedom"
+    # A point must be one whichever silu a kernel takes, so its proof allows the wider error.
+    golden = oracle.forward(problem, any_silu=point)
+    if point and not golden.zero_freedom:
+        raise GoldenError(
+            f"case {case.id} is declared zero-freedom, but {golden.why[0]}; change its recipes or "
+            "its family"
+        )
+    return Made(dict(golden.to_tensors()), golden.zero_freedom)
+
+
+@cache
+def generator() -> dict[str, Any]:
+    """What makes goldens here: versions, and digests of the sources that decide the bits."""
+    package = Path(megamoe.__file__).parent
+    decisive = [package / name for name in SOURCES] + sorted((package / "oracle").rglob("*.py"))
+    sources = {
+        str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in decisive
+        if path.is_file()
+    }
+    return {
+        "megamoe": megamoe.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "sources": sources,
+    }

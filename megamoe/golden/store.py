@@ -1,0 +1,230 @@
+"""The golden store: one safetensors file a case, and one manifest that vouches for all of them.
+
+Reading only; ``bless`` is the one writer. Small tensors are stored in full; of a larger one, a
+64-bit digest of each row (or row and slot). A digest says whether a row is right; which element is
+wrong, the oracle says live, and its answer must have the stored digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from megamoe.cases import Case
+from megamoe.golden.make import GoldenError, Made, generator
+from megamoe.judge.formats import BF16, E4M3, F32
+
+Array = npt.NDArray[Any]
+
+SCHEMA: Final = 1
+FULL_LIMIT: Final = 64 * 1024
+"""Bytes up to which a tensor is stored in full."""
+DIGEST: Final = "digest:"
+"""Prefix of a tensor of digests, uint64, with the leading axes of the tensor it stands for."""
+_SLOT_TENSORS = ("l2_acts", "l2_acts_sf")
+_FORMS = {"y": BF16, "x": E4M3, "l2_acts": E4M3, "topk_weights": F32}
+
+
+def canonical(name: str, tensor: Array) -> Array:
+    """``tensor`` with one payload for every NaN, so that equal digests mean equal by the judge."""
+    form = _FORMS.get(name.rpartition(".")[2])
+    if form is None or tensor.dtype.itemsize * 8 != form.width:
+        return tensor
+    nan = {BF16: 0x7FC0, E4M3: 0x7F, F32: 0x7FC00000}[form]
+    return np.where(form.is_nan(tensor), np.asarray(nan, tensor.dtype), tensor)
+
+
+def row_digests(name: str, tensor: Array) -> npt.NDArray[np.uint64]:
+    """64-bit BLAKE2b of each block: (token, slot) for activations, the first axis otherwise."""
+    axes = 2 if name in _SLOT_TENSORS else 1
+    lead = tensor.shape[:axes]
+    blocks = np.ascontiguousarray(canonical(name, tensor)).reshape(int(np.prod(lead)), -1)
+    digests = [
+        int.from_bytes(hashlib.blake2b(block.tobytes(), digest_size=8).digest(), "little")
+        for block in blocks
+    ]
+    return np.array(digests, dtype=np.uint64).reshape(lead)
+
+
+def pack(made: Made) -> tuple[bytes, dict[str, Any]]:
+    """File content and the manifest's table of its tensors."""
+    stored: dict[str, Array] = {}
+    table: dict[str, Any] = {}
+    for name, tensor in sorted(made.tensors.items()):
+        full = tensor.nbytes <= FULL_LIMIT or not tensor.ndim
+        key = name if full else DIGEST + name
+        stored[key] = np.ascontiguousarray(tensor) if full else row_digests(name, tensor)
+        table[name] = {
+            "dtype": str(tensor.dtype),
+            "shape": list(tensor.shape),
+            "stored": "full" if full else "digests",
+            "sha256": hashlib.sha256(np.ascontiguousarray(tensor).tobytes()).hexdigest(),
+        }
+    return save_tensors(stored), table
+
+
+def entry_of(case: Case, made: Made, input_digest: str, content: bytes, table: Any) -> dict:
+    """The manifest's entry of one case; cases without tensors have no file."""
+    entry: dict[str, Any] = {
+        "kind": case.kind,
+        "definition": case.definition(),
+        "inputs": input_digest,
+        "generator": generator_id(),
+    }
+    if case.kind in ("forward", "property"):
+        entry["zero_freedom"] = made.zero_freedom
+        entry["rows"] = case.rows
+    if made.tensors:
+        entry["file"] = f"tensors/{case.id}.safetensors"
+        entry["sha256"] = hashlib.sha256(content).hexdigest()
+        entry["tensors"] = table
+    return entry
+
+
+def generator_id() -> str:
+    """Short digest of :func:`megamoe.golden.make.generator`, under which the manifest keeps it."""
+    text = json.dumps(generator(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class StoredGolden:
+    """One case's golden, as stored; what is stored as digests comes from the oracle when asked."""
+
+    case: Case
+    zero_freedom: bool
+    full: Mapping[str, Array]
+    digests: Mapping[str, npt.NDArray[np.uint64]]
+    live: Callable[[Case], Made]
+    _made: Made | None = field(default=None, repr=False)
+
+    def names(self) -> Sequence[str]:
+        return [*self.full, *self.digests]
+
+    def matches(self, name: str, actual: Array, nan: Array | None = None) -> bool:
+        """Whether ``actual`` has the stored digests; False where the tensor is stored in full."""
+        stored = self.digests.get(name)
+        return stored is not None and bool((row_digests(name, actual) == stored).all())
+
+    def get(self, name: str) -> Array:
+        """One tensor. Raises :class:`GoldenError` where store and oracle disagree."""
+        if name in self.full:
+            return self.full[name]
+        if self._made is None:
+            self._made = self.live(self.case)
+        tensor = self._made.tensors.get(name)
+        if tensor is None or not self.matches(name, tensor):
+            raise GoldenError(
+                f"case {self.case.id}: the oracle's {name} is not the stored golden's; run "
+                f"`megamoe golden verify --case {self.case.id}`"
+            )
+        return tensor
+
+
+class Store:
+    """``golden/`` as it lies on the disk."""
+
+    def __init__(self, root: Path, live: Callable[[Case], Made]) -> None:
+        self.root = root
+        self.live = live
+        self.manifest = read_manifest(root / "manifest.json")
+
+    @property
+    def cases(self) -> Mapping[str, Any]:
+        """Case id -> manifest entry."""
+        entries: Mapping[str, Any] = self.manifest["cases"]
+        return entries
+
+    def load(self, case: Case, input_digest: str | None = None) -> StoredGolden:
+        """The golden of ``case``; every way in which it can be unusable is a :class:`GoldenError`.
+
+        ``input_digest`` of the regenerated inputs is checked where it is given.
+        """
+        entry = self.entry(case)
+        if input_digest is not None and entry["inputs"] != input_digest:
+            raise GoldenError(
+                f"case {case.id}: its inputs were regenerated with other bits than the golden's; "
+                "restore megamoe/inputs.py, or record and bless the case again"
+            )
+        content = self._content(case, entry)
+        try:
+            tensors = load_tensors(content)
+        except SafetensorError as error:
+            raise GoldenError(
+                f"case {case.id}: {entry['file']} is no safetensors file ({error}); {RESTORE}"
+            ) from error
+        full = {n: t for n, t in tensors.items() if not n.startswith(DIGEST)}
+        digests = {n.removeprefix(DIGEST): t for n, t in tensors.items() if n.startswith(DIGEST)}
+        return StoredGolden(case, entry.get("zero_freedom", False), full, digests, self.live)
+
+    def entry(self, case: Case) -> Mapping[str, Any]:
+        """The manifest's entry, if it is of this very case."""
+        entry: Mapping[str, Any] | None = self.cases.get(case.id)
+        if entry is None:
+            raise GoldenError(
+                f"case {case.id}: not in the manifest; record and bless it: "
+                f"`megamoe golden record --case {case.id}`"
+            )
+        if entry["definition"] != case.definition():
+            raise GoldenError(
+                f"case {case.id}: {case.source.name} says something else than when its golden was "
+                "blessed; restore the case, or record and bless it again"
+            )
+        return entry
+
+    def _content(self, case: Case, entry: Mapping[str, Any]) -> bytes:
+        if "file" not in entry:
+            raise GoldenError(f"case {case.id}: its golden has no tensors; {RESTORE}")
+        path = self.root / entry["file"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            why = "is missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error}"
+            raise GoldenError(f"case {case.id}: {entry['file']} {why}; {RESTORE}") from error
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise GoldenError(
+                f"case {case.id}: {entry['file']} is damaged (sha256 does not match); {RESTORE}"
+            )
+        return content
+
+
+RESTORE: Final = "restore golden/ from version control"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest; :class:`GoldenError` where it is missing, damaged or of another schema."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GoldenError(f"{path.name} is missing; {RESTORE}") from None
+    except (OSError, ValueError) as error:
+        raise GoldenError(f"{path.name} cannot be read as JSON ({error}); {RESTORE}") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else None
+        raise GoldenError(
+            f"{path.name} has schema {found!r}, this megamoe reads {SCHEMA}; use the version that "
+            "wrote it"
+        )
+    if not isinstance(manifest.get("cases"), dict) or "contract" not in manifest:
+        raise GoldenError(f"{path.name} has no cases or no contract; {RESTORE}")
+    return manifest
+
+
+def empty_manifest(contract: str) -> dict[str, Any]:
+    """A manifest of no cases."""
+    return {"schema": SCHEMA, "contract": contract, "generators": {}, "cases": {}}
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """Canonical form: sorted, one key a line, so that a change shows as a small diff."""
+    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
