@@ -1,0 +1,201 @@
+"""Laws of the layer: changes of a problem that must not change a bit of the output.
+
+Each token's output depends on that token alone and the K order of every dot product is fixed
+(``docs/numerics.md``); every law follows. A law compares a backend with itself, so it needs no
+golden and holds for every accumulator class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from megamoe.judge import Finding, Place, bits, bitwise
+from megamoe.judge.formats import BF16
+from megamoe.problem import Problem
+
+Forward = Callable[[Problem], torch.Tensor]
+"""A backend's ``y`` (T, H) bfloat16 of a problem."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A changed problem, and where the rows of the original are found in its output."""
+
+    label: str
+    problem: Problem
+    rows: list[int]
+    """Row of the variant for each of ``of``."""
+    of: list[int]
+    """Rows of the original."""
+    before: Problem | None = None
+    """Run first, for its side effects; its output is not looked at."""
+
+
+def findings(forward: Forward, problem: Problem, law: str) -> list[Finding]:
+    """Run ``problem`` and every variant of the law; one finding each, in the order of variants."""
+    ids = problem.topk_ids.cpu().numpy()
+    base = bits(forward(problem))
+    out = []
+    for variant in variants(problem, law):
+        if variant.before is not None:
+            forward(variant.before)
+        actual = bits(forward(variant.problem))
+        place = Place(("token", "channel"), tokens=variant.of, ids=ids[variant.of])
+        found = bitwise("y", BF16, actual[variant.rows], base[variant.of], place)
+        if found.bad:
+            text = f"{law}: {variant.label} changes {found.outside} of {found.total} outputs"
+            found = replace(found, text=text)
+        out.append(found)
+    return out
+
+
+def variants(problem: Problem, law: str) -> Iterator[Variant]:
+    """The variants of a law. ``ValueError`` for an unknown one."""
+    if law not in LAWS:
+        raise ValueError(f"unknown law {law!r}; known: {', '.join(LAWS)}")
+    yield from LAWS[law](problem)
+
+
+def _take(problem: Problem, rows: list[int]) -> Problem:
+    index = torch.tensor(rows, dtype=torch.long, device=problem.topk_ids.device)
+    return replace(
+        problem,
+        hidden_states=problem.hidden_states[index].contiguous(),
+        topk_ids=problem.topk_ids[index].contiguous(),
+        topk_weights=problem.topk_weights[index].contiguous(),
+    )
+
+
+def _all(problem: Problem) -> list[int]:
+    return list(range(problem.num_tokens))
+
+
+def _repeat(problem: Problem) -> Iterator[Variant]:
+    for turn in ("second", "third"):
+        yield Variant(f"a {turn} run", problem, _all(problem), _all(problem))
+
+
+def _batch_invariance(problem: Problem) -> Iterator[Variant]:
+    rows = _all(problem)
+    for row in rows[:: max(1, len(rows) // 4)]:
+        yield Variant(f"token {row} alone", _take(problem, [row]), [0], [row])
+    half = rows[: (len(rows) + 1) // 2]
+    yield Variant("the first half of the batch", _take(problem, half), half, half)
+    yield Variant(
+        "the batch twice", _take(problem, rows + rows), [r + len(rows) for r in rows], rows
+    )
+
+
+def _token_permutation(problem: Problem) -> Iterator[Variant]:
+    rows = _all(problem)
+    turned = rows[len(rows) // 3 :] + rows[: len(rows) // 3]
+    for label, order in (("reversing the tokens", rows[::-1]), ("rotating the tokens", turned)):
+        yield Variant(label, _take(problem, order), [order.index(r) for r in rows], rows)
+
+
+def _experts(problem: Problem, order: torch.Tensor, ids: torch.Tensor) -> Problem:
+    """Weights gathered by ``order`` (experts of the variant to experts of the original)."""
+    names = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
+    taken = {name: getattr(problem, name)[order].contiguous() for name in names}
+    return Problem(**{**vars(problem), **taken, "topk_ids": ids})
+
+
+def _replica_choice(problem: Problem) -> Iterator[Variant]:
+    count = problem.num_experts
+    order = torch.arange(count, device=problem.topk_ids.device).repeat(2)
+    ids = problem.topk_ids
+    row = torch.arange(problem.num_tokens, device=ids.device).unsqueeze(-1)
+    slot = torch.arange(problem.top_k, device=ids.device)
+    for label, second in (
+        ("the second replica for every slot", torch.ones_like(ids, dtype=torch.bool)),
+        ("alternating replicas", (row + slot) % 2 == 1),
+    ):
+        moved = torch.where((ids >= 0) & second, ids + count, ids)
+        yield Variant(label, _experts(problem, order, moved), _all(problem), _all(problem))
+
+
+def _ep_size(problem: Problem) -> Iterator[Variant]:
+    """With more ranks or fewer an expert sits at another local index, beside other experts."""
+    count = problem.num_experts
+    device = problem.topk_ids.device
+    ids = problem.topk_ids
+    turned = torch.arange(count, device=device).roll(1)
+    moved = torch.where(ids >= 0, (ids + 1) % count, ids)
+    yield Variant(
+        "numbering the experts from another one", _experts(problem, turned, moved),
+        _all(problem), _all(problem),
+    )  # fmt: skip
+    used = ids[ids >= 0].unique()
+    if 0 < len(used) < count:
+        dense = torch.where(ids >= 0, torch.searchsorted(used, ids.clamp_min(0)), ids)
+        yield Variant(
+            "only the experts that are used", _experts(problem, used, dense.contiguous()),
+            _all(problem), _all(problem),
+        )  # fmt: skip
+
+
+def _capacity(problem: Problem) -> Iterator[Variant]:
+    for more in (384, 384 * 21):
+        larger = replace(problem, max_num_tokens=problem.max_num_tokens + more)
+        yield Variant(f"{more} more rows of capacity", larger, _all(problem), _all(problem))
+
+
+def _stale_buffer(problem: Problem) -> Iterator[Variant]:
+    garbage = replace(
+        problem,
+        hidden_states=torch.full_like(problem.hidden_states, float("nan")),
+        topk_weights=torch.full_like(problem.topk_weights, float("nan")),
+    )
+    large = replace(problem, hidden_states=torch.full_like(problem.hidden_states, -(2.0**100)))
+    for label, before in (("NaN", garbage), ("large numbers", large)):
+        yield Variant(
+            f"an earlier call with {label}", problem, _all(problem), _all(problem), before
+        )
+
+
+def _padding_rows(problem: Problem) -> Iterator[Variant]:
+    rows = _all(problem)
+    for count in (1, 7):
+
+        def padded(tensor: torch.Tensor, value: float, count: int = count) -> torch.Tensor:
+            rest = torch.full((count, tensor.shape[1]), value, dtype=tensor.dtype)
+            return torch.cat([tensor, rest.to(tensor.device)])
+
+        variant = replace(
+            problem,
+            hidden_states=padded(problem.hidden_states, float("nan")),
+            topk_ids=padded(problem.topk_ids, -1),
+            topk_weights=padded(problem.topk_weights, float("nan")),
+            max_num_tokens=max(problem.max_num_tokens, problem.num_tokens + count),
+        )
+        yield Variant(f"{count} padding rows of NaN", variant, rows, rows)
+
+
+def _masked_slots(problem: Problem) -> Iterator[Variant]:
+    ids, weights = problem.topk_ids, problem.topk_weights
+    dead = torch.where(ids < 0, torch.full_like(weights, float("nan")), weights)
+    rows = _all(problem)
+    yield Variant("NaN weights in masked slots", replace(problem, topk_weights=dead), rows, rows)
+    for at in (0, problem.top_k):
+        extra_ids = torch.cat([ids[:, :at], torch.full_like(ids[:, :1], -1), ids[:, at:]], 1)
+        extra = torch.cat([weights[:, :at], torch.ones_like(weights[:, :1]), weights[:, at:]], 1)
+        variant = replace(problem, topk_ids=extra_ids, topk_weights=extra)
+        yield Variant(f"a masked slot put in at {at}", variant, rows, rows)
+
+
+LAWS: dict[str, Callable[[Problem], Iterator[Variant]]] = {
+    "repeat": _repeat,
+    "batch-invariance": _batch_invariance,
+    "token-permutation": _token_permutation,
+    "replica-choice": _replica_choice,
+    "ep-size": _ep_size,
+    "capacity": _capacity,
+    "stale-buffer": _stale_buffer,
+    "padding-rows": _padding_rows,
+    "masked-slots": _masked_slots,
+}
+
+__all__ = ["LAWS", "Forward", "Variant", "findings", "variants"]
