@@ -1,7 +1,7 @@
 """Goldens: reading the store, recording candidates, blessing them, verifying them."""
 
 from megamoe.golden.candidates import bless, bless_durations, diff, record, verify
-from megamoe.golden.make import GoldenError, Made, make
+from megamoe.golden.make import GoldenError, Made, digest_of, make, regenerate, rows_of
 from megamoe.golden.store import Store, StoredGolden
 
 __all__ = [
@@ -12,7 +12,10 @@ __all__ = [
     "bless",
     "bless_durations",
     "diff",
+    "digest_of",
     "make",
     "record",
+    "regenerate",
+    "rows_of",
     "verify",
 ]

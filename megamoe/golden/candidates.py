@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 from megamoe.cases import Case
 from megamoe.contract import CURRENT
-from megamoe.golden.make import GoldenError, generator, make
+from megamoe.golden.make import GoldenError, digest_of, generator, make, regenerate
 from megamoe.golden.store import (
     DIGEST,
     Store,
@@ -36,7 +36,6 @@ from megamoe.golden.store import (
     pack,
     read_manifest,
 )
-from megamoe.inputs import input_digest
 from megamoe.judge.formats import BF16, BYTE, E4M3, F32, INT32, INT64, Form
 
 Done = Callable[[Case, str], None]
@@ -63,9 +62,10 @@ def record(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str
 
 def _record_one(work: tuple[Path, Case]) -> str:
     folder, case = work
-    made = make(case)
+    given = regenerate(case)
+    made = make(case, given)
     content, table = pack(made)
-    entry = entry_of(case, made, input_digest(case), content, table)
+    entry = entry_of(case, made, digest_of(given), content, table)
     if made.tensors:
         write_atomically(folder / entry["file"], content)
     described = {"entry": entry, "generator": generator(), "contract": CURRENT.revision}
@@ -319,10 +319,11 @@ def _verify_one(work: tuple[Path, Case]) -> str:
     root, case = work
     store = Store(root, make)
     entry = store.entry(case)
-    digest = input_digest(case)
+    given = regenerate(case)
+    digest = digest_of(given)
     if "file" in entry:
         store.load(case, digest)
-    made = make(case)
+    made = make(case, given)
     content, table = pack(made)
     fresh = entry_of(case, made, digest, content, table)
     for name in sorted(set(table) | set(entry.get("tensors", {}))):

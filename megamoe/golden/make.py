@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ import torch
 import megamoe
 from megamoe import oracle
 from megamoe.cases import Case
-from megamoe.inputs import eplb_inputs, forward_problem, layout_inputs, staging_inputs
+from megamoe.inputs import inputs
 from megamoe.judge.outputs import bits
 from megamoe.problem import Problem
 
@@ -38,24 +39,64 @@ class Made:
     zero_freedom: bool = False
 
 
-def make(case: Case) -> Made:
+def regenerate(case: Case) -> dict[str, Any]:
+    """The inputs of ``case`` by name; of a forward or property case the problem's fields."""
+    return inputs(case)
+
+
+def digest_of(given: Mapping[str, Any]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of regenerated inputs, in the order of names.
+
+    Of weights only the experts that an id names: the others are zero pages, never read.
+    """
+    digest = hashlib.sha256()
+    used = None
+    if "topk_ids" in given and "w13_weight" in given:
+        ids = given["topk_ids"].numpy()
+        used = np.unique(ids[(ids >= 0) & (ids < given["w13_weight"].shape[0])])
+    for name in sorted(given):
+        value = given[name]
+        if not isinstance(value, torch.Tensor):
+            digest.update(f"{name}={value!r};".encode())
+            continue
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        array = bits(value)
+        parts = array[used] if used is not None and name.startswith("w") else (array,)
+        for part in parts:
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def rows_of(problem: Problem, rows: Sequence[int] | None) -> Problem:
+    """The problem of some tokens only: a token's output depends on that token alone."""
+    if rows is None:
+        return problem
+    at = torch.tensor(list(rows), dtype=torch.long)
+    return replace(
+        problem,
+        hidden_states=problem.hidden_states[at],
+        topk_ids=problem.topk_ids[at],
+        topk_weights=problem.topk_weights[at],
+    )
+
+
+def make(case: Case, given: Mapping[str, Any] | None = None) -> Made:
     """Tensors of the golden of ``case`` (rows ``case.rows`` only), by name.
 
     ``forward`` and ``property``: :meth:`ForwardGolden.to_tensors`. ``staging``: x, x_sf, topk_idx,
     topk_weights. ``eplb``: ids, load. ``layout``: w13, w13_sf, w2, w2_sf. ``errors``: nothing;
-    what is right stands in the case. Raises :class:`GoldenError` where a case that is declared
-    zero-freedom leaves freedom.
+    what is right stands in the case. ``given`` are the inputs where they are at hand. Raises
+    :class:`GoldenError` where a case that is declared zero-freedom leaves freedom.
     """
+    given = regenerate(case) if given is None else given
     if case.kind in ("forward", "property"):
-        return _forward(case, forward_problem(case, case.rows))
+        return _forward(case, rows_of(Problem(**given), case.rows))
     if case.kind == "staging":
-        given = staging_inputs(case)
         made = oracle.staging(
             bits(given["hidden_states"]), given["topk_weights"].numpy(), given["topk_ids"].numpy()
         )
         return Made({**made, "topk_weights": made["topk_weights"].view(np.uint32)})
     if case.kind == "eplb":
-        given = eplb_inputs(case)
         ids, load = oracle.eplb(
             given["topk_ids"].numpy(),
             given["expert_load_view"].numpy(),
@@ -65,7 +106,6 @@ def make(case: Case) -> Made:
         )
         return Made({"ids": ids, "load": load})
     if case.kind == "layout":
-        given = layout_inputs(case)
         names = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
         return Made(dict(oracle.layout(*(given[name].numpy() for name in names))))
     return Made({})

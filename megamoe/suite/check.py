@@ -1,0 +1,162 @@
+"""``megamoe check``: the suite run by pytest and pytest-xdist, with verdicts for output.
+
+At least one worker process always does the judging, so that a backend which crashes or hangs
+takes its case with it and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest.terminal import TerminalReporter
+from rich.console import Console
+
+from megamoe import shards
+from megamoe.backends import load_backend
+from megamoe.cases import Case
+from megamoe.contract import CURRENT
+from megamoe.golden import GoldenError, Store, make
+from megamoe.judge import Verdict
+from megamoe.suite import plugin, report
+from megamoe.suite.progress import Progress
+from megamoe.suite.settings import Settings
+
+
+def check(settings: Settings, workers: int, console: Console) -> report.Report:
+    """Judge ``settings.backend``; raises what the CLI says in one line (``ValueError``)."""
+    backend = load_backend(settings.backend, settings.device)
+    store = Store(settings.root, make)
+    if store.manifest["contract"] != CURRENT.revision:
+        raise GoldenError(
+            f"the goldens are of contract {store.manifest['contract']}, this megamoe judges "
+            f"{CURRENT.revision}; use matching versions of the two"
+        )
+    cases = settings.cases()
+    seconds = shards.durations(settings.root)
+    started = time.perf_counter()
+    verdicts: list[Verdict] = []
+    if cases:
+        with Progress(len(cases), console, settings, seconds) as progress:
+            progress.workers = max(1, min(workers, len(cases)))
+            progress.left = sum(seconds.get(c.id, shards.DEFAULT_SECONDS) for c in cases)
+            collector = _Collector(cases, settings, progress)
+            _pytest(settings, progress.workers, len(cases), collector)
+            verdicts = collector.complete()
+    took = time.perf_counter() - started
+    return report.build(settings, backend.accumulator, verdicts, took)
+
+
+class _Collector:
+    """A pytest plugin of the controlling process: reports in, verdicts out."""
+
+    def __init__(self, cases: list[Case], settings: Settings, progress: Progress) -> None:
+        self.cases = {case.id: case for case in cases}
+        self.settings = settings
+        self.progress = progress
+        self.verdicts: dict[str, Verdict] = {}
+        self.since: dict[str, float] = {}
+        self.run = ""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Pytest's own words go nowhere; what matters is in the verdicts."""
+        config.pluginmanager.unregister(name="terminalreporter")
+        config.pluginmanager.register(TerminalReporter(config, io.StringIO()), "terminalreporter")
+
+    def pytest_configure_node(self, node: Any) -> None:
+        self.run = node.workerinput["testrunuid"]
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        case_id = _case_id(nodeid)
+        self.since[case_id] = time.perf_counter()
+        self.progress.started(case_id)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        case_id = _case_id(report.nodeid)
+        said = dict(report.user_properties).get(plugin.PROPERTY)
+        if report.when == "call" and said is not None:
+            self._take(Verdict.from_dict(json.loads(str(said))))
+        elif report.when == "???":
+            self._take(self._died(case_id, report))
+        elif report.failed and case_id not in self.verdicts:
+            lines = str(report.longrepr).strip().splitlines() or ["no message"]
+            self._take(self._error(case_id, f"the suite failed: {lines[-1]}"))
+
+    def _take(self, verdict: Verdict) -> None:
+        if verdict.case_id in self.cases and verdict.case_id not in self.verdicts:
+            self.verdicts[verdict.case_id] = verdict
+            self.progress.judged(verdict)
+
+    def _died(self, case_id: str, report: pytest.TestReport) -> Verdict:
+        seconds = time.perf_counter() - self.since.get(case_id, time.perf_counter())
+        worker = getattr(getattr(report, "node", None), "gateway", None)
+        trace = plugin.trace_file(self.run, getattr(worker, "id", ""))
+        stack = trace.read_text() if trace.is_file() else ""
+        trace.unlink(missing_ok=True)
+        if stack:
+            where = next((x.strip() for x in stack.splitlines() if x.startswith("  File")), "")
+            text = (
+                f"stuck in code that cannot be interrupted, its worker was ended after "
+                f"{plugin.hard_limit(self.settings.timeout):g} s; last seen in {where or 'C code'}"
+            )
+        else:
+            text = (
+                "the backend ended its process (a crash, an exit, or out of memory); run it alone"
+            )
+        return self._error(case_id, text, seconds)
+
+    def _error(self, case_id: str, text: str, seconds: float = 0.0) -> Verdict:
+        kind = self.cases[case_id].kind if case_id in self.cases else case_id.partition("/")[0]
+        return Verdict(case_id, kind, "error", f"case {case_id}: {text}", seconds=round(seconds, 3))
+
+    def complete(self) -> list[Verdict]:
+        """A verdict for every case: one that got lost is an error, never forgotten."""
+        for case_id in self.cases:
+            if case_id not in self.verdicts:
+                self._take(self._error(case_id, "it never ran; run it alone"))
+        return list(self.verdicts.values())
+
+
+def _case_id(nodeid: str) -> str:
+    return nodeid.partition("[")[2].removesuffix("]")
+
+
+def _pytest(settings: Settings, workers: int, cases: int, collector: _Collector) -> None:
+    folder = Path(__file__).resolve().parent
+    arguments = [
+        str(folder / "test_cases.py"),
+        # Nobody's pytest.ini, cache or plugins: the same run everywhere.
+        "-c", os.devnull, "--rootdir", str(folder), "-p", "no:cacheprovider", "-s",
+        "-p", "xdist", "-p", "timeout", "-p", "megamoe.suite.plugin",
+        # One case at a time, longest first: the heavy ones spread by themselves.
+        "-n", str(workers), "--dist", "load", "--maxschedchunk", "1",
+        "--max-worker-restart", str(cases),
+    ]  # fmt: skip
+    for name in Settings.__dataclass_fields__:
+        value = getattr(settings, name)
+        if value is not None:
+            arguments += [f"--megamoe-{name}={value}"]
+    with _environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS=""):
+        pytest.main(arguments, plugins=[collector])
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,103 @@
+"""Progress of a run: one live line on a terminal, a line a case where nobody watches."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from megamoe.judge import BAD, STATUSES, Verdict, picture
+from megamoe.shards import DEFAULT_SECONDS
+from megamoe.suite.settings import Settings
+
+MAX_PICTURES = 10
+"""Reds shown in full; the rest get a line each. The JSON report has them all."""
+
+
+class Progress:
+    """Shows I of N, counts, what runs now and when it may end. Use as a context manager."""
+
+    def __init__(
+        self, total: int, console: Console, settings: Settings, seconds: Mapping[str, float]
+    ) -> None:
+        self.total = total
+        self.console = console
+        self.settings = settings
+        self.seconds = seconds
+        self.counts: Counter[str] = Counter()
+        self.running: dict[str, float] = {}
+        self.left = 0.0
+        """Seconds that the cases not yet judged are expected to take, one after the other."""
+        self.workers = 1
+        self._pictures = 0
+        self._live = (
+            Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, case_id: str) -> None:
+        """A worker has taken the case."""
+        self.running[case_id] = time.monotonic()
+
+    def judged(self, verdict: Verdict) -> None:
+        """A case has its verdict; a red is shown at once."""
+        self.running.pop(verdict.case_id, None)
+        self.left -= self.seconds.get(verdict.case_id, DEFAULT_SECONDS)
+        self.counts[verdict.status] += 1
+        if self._live is None:
+            done = sum(self.counts.values())
+            why = f"  {verdict.reason}" if verdict.reason and verdict.status != "fail" else ""
+            self._say(
+                f"[{done}/{self.total}] {verdict.status:<12} {verdict.case_id} "
+                f"{verdict.seconds:.1f} s{why}"
+            )
+        if verdict.status in BAD:
+            self._pictures += 1
+            if self._pictures <= MAX_PICTURES:
+                again = self.settings.again()
+                self._say(picture(verdict, self.settings.backend, again) + "\n")
+            elif self._live is not None:
+                self._say(f"{verdict.status.upper()} {verdict.case_id}: {verdict.reason}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        done = sum(self.counts.values())
+        line = Table.grid(padding=(0, 1))
+        parts = [f"{s} {self.counts[s]}" for s in STATUSES if self.counts[s]]
+        eta = max(0.0, self.left) / self.workers
+        line.add_row(
+            ProgressBar(max(1, self.total), done, width=30),
+            Text(f"{done} of {self.total}"),
+            Text("  ".join(parts)),
+            Text(f"about {eta:.0f} s left" if done < self.total else ""),
+        )
+        now = time.monotonic()
+        lines = [
+            Text(f"  {case_id} {now - since:.0f} s", style="dim", no_wrap=True)
+            for case_id, since in list(self.running.items())
+        ]
+        return Group(line, *lines)

@@ -1,0 +1,152 @@
+"""The report of a run: JSON, JUnit, and the table at the end."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import megamoe
+from megamoe.cases import KINDS
+from megamoe.contract import CURRENT
+from megamoe.judge import STATUSES, Verdict
+from megamoe.suite.settings import Settings
+
+Report = dict[str, Any]
+
+
+def build(
+    settings: Settings, accumulator: str, verdicts: Sequence[Verdict], seconds: float
+) -> Report:
+    """The JSON report; ``cases`` in the order of ids, so that two runs can be compared."""
+    counts = Counter(v.status for v in verdicts)
+    return {
+        "backend": settings.backend,
+        "accumulator": accumulator,
+        "counts": {status: counts.get(status, 0) for status in STATUSES},
+        "tier": settings.chosen_tier,
+        "kind": settings.kind,
+        "case": settings.case,
+        "shard": settings.shard,
+        "contract": CURRENT.revision,
+        "device": settings.device,
+        "seconds": round(seconds, 3),
+        "versions": {
+            "megamoe": megamoe.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": machine(settings.device),
+        "cases": [v.to_dict() for v in sorted(verdicts, key=lambda v: v.case_id)],
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What ran the backend: processor, cores, system and, with CUDA, the GPU."""
+    out: dict[str, Any] = {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+    }
+    if device != "cpu" and torch.cuda.is_available():
+        out["gpu"] = torch.cuda.get_device_name(0)
+        out["capability"] = list(torch.cuda.get_device_capability(0))
+        out["cuda"] = torch.version.cuda
+    return out
+
+
+def exit_code(counts: Mapping[str, int]) -> int:
+    """0: something was judged and all of it passed; 1: a fail or an error; 2: nothing judged."""
+    if counts.get("fail", 0) or counts.get("error", 0):
+        return 1
+    return 0 if counts.get("pass", 0) else 2
+
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd]")
+
+
+def junit(report: Mapping[str, Any]) -> bytes:
+    """JUnit XML: a test suite a kind; skip and not-provided are both skipped, with the reason."""
+    root = ElementTree.Element("testsuites", name="megamoe")
+    for kind in KINDS:
+        cases = [c for c in report["cases"] if c["kind"] == kind]
+        if not cases:
+            continue
+        counts = Counter(c["status"] for c in cases)
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=f"megamoe.{kind}",
+            tests=str(len(cases)),
+            failures=str(counts["fail"]),
+            errors=str(counts["error"]),
+            skipped=str(counts["skip"] + counts["not-provided"]),
+            time=f"{sum(c['seconds'] for c in cases):.3f}",
+        )
+        for case in cases:
+            item = ElementTree.SubElement(
+                suite, "testcase", classname=f"megamoe.{kind}", name=case["id"],
+                time=f"{case['seconds']:.3f}",
+            )  # fmt: skip
+            tag = {"fail": "failure", "error": "error"}.get(case["status"], "skipped")
+            if case["status"] != "pass":
+                reason = _NOT_XML.sub("?", case["reason"])
+                said = reason if tag != "skipped" else f"{case['status']}: {reason}"
+                ElementTree.SubElement(item, tag, message=said)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def write(path: str, content: bytes) -> None:
+    """Write a report, making its folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content)
+
+
+def print_summary(report: Mapping[str, Any], console: Console) -> None:
+    """Kind x status, the reasons of what was not judged, and the verdict in one line."""
+    cases = report["cases"]
+    table = Table(title=f"backend {report['backend']}, tier {report['tier']}", title_justify="left")
+    table.add_column("kind")
+    for status in STATUSES:
+        table.add_column(status, justify="right")
+    for kind in KINDS:
+        counts = Counter(c["status"] for c in cases if c["kind"] == kind)
+        if counts:
+            table.add_row(kind, *(str(counts[s] or "") for s in STATUSES))
+    total = report["counts"]
+    table.add_section()
+    table.add_row("all", *(str(total.get(s, 0)) for s in STATUSES))
+    console.print(table)
+    reasons = Counter(
+        (c["status"], c["reason"]) for c in cases if c["status"] in ("skip", "not-provided")
+    )
+    for (status, reason), count in reasons.most_common():
+        console.print(f"{status} x {count}: {reason}", markup=False, highlight=False)
+    console.print(verdict_line(report), markup=False, highlight=False)
+
+
+def verdict_line(report: Mapping[str, Any]) -> str:
+    """One line that says what a person may conclude."""
+    counts = report["counts"]
+    judged = sum(counts.get(s, 0) for s in ("pass", "fail", "error"))
+    rest = counts.get("skip", 0) + counts.get("not-provided", 0)
+    more = f"; {rest} not judged" if rest else ""
+    took = f" in {report['seconds']:.0f} s" if "seconds" in report else ""
+    code = exit_code(counts)
+    if code == 2:
+        return f"NOTHING JUDGED: 0 of {judged + rest} cases{more}{took}"
+    if code:
+        bad = counts.get("fail", 0) + counts.get("error", 0)
+        return f"RED: {bad} of {judged} judged cases did not pass{more}{took}"
+    return f"GREEN: all {judged} judged cases passed{more}{took}"

@@ -1,0 +1,265 @@
+"""One case against one backend: regenerate, run, judge. No pytest in here.
+
+Whatever a backend does, it gets a verdict: what it raises, a wrong dtype or shape, a golden that
+cannot be used. Only a hang is somebody else's business (:mod:`megamoe.suite.plugin`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+
+from megamoe.cases import Case
+from megamoe.formats import unpack_sf
+from megamoe.golden import GoldenError, Store, StoredGolden, digest_of, regenerate, rows_of
+from megamoe.judge import (
+    BadOutput,
+    Finding,
+    GoldenLacks,
+    Place,
+    Verdict,
+    bits,
+    bitwise,
+    checked,
+    forward_bits,
+    judge_forward,
+    of_findings,
+)
+from megamoe.judge.formats import BYTE, E4M3, F32, INT32, INT64, UE8M0, Form
+from megamoe.judge.forward import nan_everywhere
+from megamoe.problem import Problem, provided
+from megamoe.suite import errors, properties
+
+CALLABLE: Final[Mapping[str, str]] = {
+    "staging": "prepare",
+    "eplb": "eplb_map",
+    "forward": "forward",
+    "property": "forward",
+    "layout": "transform_weights",
+}
+"""What a backend must offer for a kind; an errors case knows by its action."""
+
+POISON: Final = 0x5A
+"""Bytes of a buffer before a call, so that what is not written shows."""
+
+
+class BackendRaised(Exception):
+    """The backend raised; the message is one line."""
+
+
+class BackendDeclined(Exception):
+    """The backend raised ``NotImplementedError``: it cannot do this here, and says why."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A backend, where it runs, and the goldens it is held to."""
+
+    backend: Any
+    store: Store
+    device: str = "cpu"
+
+    def run(self, case: Case) -> Verdict:
+        """The verdict of one case, with the seconds it took."""
+        started = time.perf_counter()
+        verdict = self._judged(case)
+        return replace(verdict, seconds=round(time.perf_counter() - started, 3))
+
+    def _judged(self, case: Case) -> Verdict:
+        needed = CALLABLE.get(case.kind)
+        if needed is not None and not provided(self.backend, needed):
+            return self._not_provided(case, needed)
+        try:
+            return getattr(self, f"_{case.kind}")(case)
+        except errors.NotProvided as missing:
+            return self._not_provided(case, str(missing))
+        except BackendDeclined as why:
+            return Verdict(case.id, case.kind, "skip", f"the backend declined: {why}")
+        except BadOutput as error:
+            reason = f"case {case.id}: {error}"
+        except BackendRaised as error:
+            reason = f"case {case.id}: the backend raised {error}; run it alone for the traceback"
+        except (GoldenError, GoldenLacks) as error:
+            text = str(error)
+            reason = text if case.id in text else f"case {case.id}: {text}"
+        except MemoryError:
+            reason = f"case {case.id}: out of memory; run with fewer workers (-n)"
+        except Exception as error:
+            reason = f"case {case.id}: cannot be judged: {_one_line(error)}"
+        return Verdict(case.id, case.kind, "error", reason)
+
+    def _not_provided(self, case: Case, name: str) -> Verdict:
+        return Verdict(case.id, case.kind, "not-provided", f"the backend has no {name}")
+
+    # --- kinds --------------------------------------------------------------------------------
+
+    def _forward(self, case: Case) -> Verdict:
+        golden, problem = self._problem(case)
+        actual = self._rows(case, self._forward_bits(problem))
+        return self._judge_forward(case, golden, problem, actual, [], ())
+
+    def _property(self, case: Case) -> Verdict:
+        golden, problem = self._problem(case)
+        moved = self._moved(problem)
+
+        def y_of(p: Problem) -> torch.Tensor:
+            y = forward_bits(self._call(self.backend.forward, p), p)["y"]
+            return torch.from_numpy(y.view("int16")).view(torch.bfloat16)
+
+        law = properties.findings(y_of, moved, case.params["law"])
+        actual = self._rows(case, self._forward_bits(problem))
+        return self._judge_forward(case, golden, problem, actual, law, ("law",))
+
+    def _judge_forward(
+        self, case: Case, golden: StoredGolden, problem: Problem, actual: dict[str, Any],
+        before: list[Finding], how: tuple[str, ...],
+    ) -> Verdict:  # fmt: skip
+        accumulator = self.backend.accumulator
+        narrowed = rows_of(problem, case.rows)
+        judged = judge_forward(actual, golden, accumulator, narrowed, case.rows)
+        verdict = of_findings(case.id, case.kind, before + judged.findings, how + judged.how)
+        if verdict.status == "fail":
+            name = "y" if golden.zero_freedom else f"{accumulator}.y_lo"
+            if nan_everywhere(actual["y"], golden.get(name)):
+                reason = (
+                    f"case {case.id}: y is NaN everywhere; look for a scale of zero, a buffer "
+                    "that was never written, or an output that was never returned"
+                )
+                return replace(verdict, reason=reason)
+        return verdict
+
+    def _staging(self, case: Case) -> Verdict:
+        golden, given = self._golden(case)
+        tokens, top_k = given["topk_ids"].shape
+        hidden, capacity = case.params["hidden"], max(case.params["capacity"], tokens + 1)
+        out = {
+            "x": torch.zeros(capacity, hidden, dtype=torch.uint8).view(torch.float8_e4m3fn),
+            "x_sf": torch.zeros(capacity, hidden // 128, dtype=torch.int32),
+            "topk_idx": torch.zeros(capacity, top_k, dtype=torch.int64),
+            "topk_weights": torch.zeros(capacity, top_k),
+        }
+        out = {name: tensor.to(self.device) for name, tensor in out.items()}
+        for tensor in out.values():
+            tensor.view(torch.uint8).fill_(POISON)
+        inputs = [given[n].to(self.device) for n in ("hidden_states", "topk_weights", "topk_ids")]
+        self._call(self.backend.prepare, *inputs, *out.values())
+        ids = given["topk_ids"].numpy()
+        form = {"x": E4M3, "topk_idx": INT64, "topk_weights": F32}
+        findings = []
+        for name, tensor in out.items():
+            written, expected = bits(tensor[:tokens]), golden.get(name)
+            if name == "x_sf":
+                place = Place(("token", "channel"), 32, None, ids)
+                pair = (unpack_sf(written), unpack_sf(expected))
+                findings.append(bitwise(name, UE8M0, *pair, place))
+            else:
+                last = "channel" if name == "x" else "slot"
+                place = Place(("token", last), 1, None, ids)
+                findings.append(bitwise(name, form[name], written, expected, place))
+            findings.append(_untouched(name, tensor, tokens))
+        return of_findings(case.id, case.kind, findings, ("bitwise",))
+
+    def _eplb(self, case: Case) -> Verdict:
+        golden, given = self._golden(case)
+        moved = {name: tensor.to(self.device) for name, tensor in given.items()}
+        ids = self._call(self.backend.eplb_map, *moved.values())
+        wanted = given["topk_ids"]
+        actual = checked("ids", ids, tuple(wanted.shape), (wanted.dtype,))
+        load = bits(moved["expert_load_view"])
+        form = INT32 if wanted.dtype == torch.int32 else INT64
+        findings = [
+            bitwise("ids", form, actual, golden.get("ids"), Place(("token", "slot"))),
+            bitwise("load", INT32, load, golden.get("load"), Place(("expert",))),
+        ]
+        return of_findings(case.id, case.kind, findings, ("bitwise",))
+
+    def _layout(self, case: Case) -> Verdict:
+        golden, given = self._golden(case)
+        names = ("w13", "w13_sf", "w2", "w2_sf")
+        moved = [tensor.to(self.device) for tensor in given.values()]
+        made = self._call(self.backend.transform_weights, *moved)
+        if not isinstance(made, tuple | list) or len(made) != len(names):
+            raise BadOutput(f"transform_weights must return a tuple of {', '.join(names)}")
+        findings = []
+        for name, tensor in zip(names, made, strict=True):
+            packed = name.endswith("_sf")
+            source = given[f"{name.removesuffix('_sf')}_weight"]
+            shape = (*source.shape[:2], source.shape[2] // 64 if packed else source.shape[2])
+            actual = checked(name, tensor, shape, (torch.int32 if packed else torch.uint8,))
+            place = Place(("expert", "row", "channel"), 1 if not packed else 32)
+            if golden.matches(name, actual):
+                findings.append(Finding(name, actual.size))
+                continue
+            pair = (actual, golden.get(name))
+            if packed:
+                pair = (unpack_sf(pair[0]), unpack_sf(pair[1]))
+            form: Form = UE8M0 if packed else BYTE
+            findings.append(bitwise(name, form, *pair, place))
+        return of_findings(case.id, case.kind, findings, ("bitwise",))
+
+    def _errors(self, case: Case) -> Verdict:
+        p = case.params
+        complaint = errors.complaint(
+            p["action"], p["args"], p["raises"], p["message"], self.backend
+        )
+        found = [Finding(p["action"], 1, text=complaint)]
+        return of_findings(case.id, case.kind, found, ("error",))
+
+    # --- parts --------------------------------------------------------------------------------
+
+    def _golden(self, case: Case) -> tuple[StoredGolden, dict[str, Any]]:
+        """The golden and the regenerated inputs, whose bits are the ones it was made for."""
+        self.store.entry(case)  # before any work: an unknown case is cheap to say
+        given = regenerate(case)
+        return self.store.load(case, digest_of(given)), given
+
+    def _problem(self, case: Case) -> tuple[StoredGolden, Problem]:
+        golden, given = self._golden(case)
+        return golden, Problem(**given)
+
+    def _moved(self, problem: Problem) -> Problem:
+        """The problem for the backend: on its device, its small tensors its own to overwrite."""
+        own = replace(
+            problem,
+            hidden_states=problem.hidden_states.clone(),
+            topk_ids=problem.topk_ids.clone(),
+            topk_weights=problem.topk_weights.clone(),
+        )
+        return own if self.device == "cpu" else own.to(self.device)
+
+    def _forward_bits(self, problem: Problem) -> dict[str, Any]:
+        return forward_bits(self._call(self.backend.forward, self._moved(problem)), problem)
+
+    def _rows(self, case: Case, actual: dict[str, Any]) -> dict[str, Any]:
+        if case.rows is None:
+            return actual
+        return {name: array[case.rows] for name, array in actual.items()}
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        """The backend's own code, and nothing else, inside the guard."""
+        try:
+            result = function(*arguments)
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+            return result
+        except NotImplementedError as error:
+            raise BackendDeclined(_one_line(error)) from error
+        except Exception as error:
+            raise BackendRaised(_one_line(error)) from error
+
+
+def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
+    """Rows beyond the batch keep what they held."""
+    rest = bits(tensor[tokens:].contiguous().view(torch.uint8))
+    changed = int((rest != POISON).sum())
+    text = f"{name}: {changed} bytes of rows beyond the {tokens} tokens were written"
+    return Finding(name, rest.size, text=text if changed else "")
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
