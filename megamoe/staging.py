@@ -92,10 +92,12 @@ def scale_down(groups: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
 def e4m3_codes(values: torch.Tensor) -> torch.Tensor:
     """``(...)`` float32 or float64 to E4M3 bytes (uint8), to nearest even, saturating at 448.
 
-    Infinities saturate to 0x7E and 0xFE, every NaN becomes 0x7F. torch's own cast does neither,
-    so both are settled around it. Float64 goes through float32 first: that may round twice, so
-    float64 input must hold values that float32 holds, or values far below 2**-10 (both give the
-    code of a single rounding). Scaled bfloat16 and scaled float32 do.
+    Infinities saturate to 0x7E and 0xFE, every NaN becomes 0x7F. torch's own cast keeps the sign
+    of a NaN, and whether it saturates is up to its version, so both are settled around it.
+
+    Float64 goes through float32 first, which may round twice. So float64 input must hold values
+    that float32 holds, or values far below 2**-10 (both give the code of a single rounding).
+    Scaled bfloat16 and scaled float32 do.
     """
     single = values.float()
     bounded = single.clamp(-float(E4M3_MAX), float(E4M3_MAX))  # clamp keeps NaN

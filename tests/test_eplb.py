@@ -70,7 +70,8 @@ def test_the_hash_wraps_at_32_bits():
 
 
 def test_invalid_ids_give_minus_one_and_are_not_counted():
-    assert both([[-1, 4, 2**31 - 1, -(2**31)]], [0] * 8, MAP, COUNT) == [[-1] * 4]
+    ids = [[-1, 3, 2**31 - 1, -(2**31)]]
+    assert both(ids, [0] * 8, MAP[:3], COUNT[:3]) == [[-1] * 4]
 
 
 def test_wide_ids_wrap_to_int32_first():

@@ -330,6 +330,30 @@ def test_forward_is_the_layer(checkpoint, dtype, clamp, fast):
     assert same(y, directly(checkpoint[1], hidden, weights, ids, clamp=clamp, fast=fast)["y"])
 
 
+def test_a_backend_is_given_what_the_caller_gave(checkpoint):
+    """The weights, clamp, silu form and capacity; ids widened, weights in checkpoint layout."""
+
+    class Records:
+        name, accumulator = "records", "fp32"
+
+        def forward(self, problem):
+            self.problem = problem
+            return problem.hidden_states
+
+    backend = Records()
+    hidden, weights, ids = batch(dtype=torch.int32)
+    experts = loaded(checkpoint, backend=backend, max_num_tokens=9)
+    experts(hidden, weights, ids, activation_clamp=7.0, fast_math=False)
+    given = backend.problem
+    assert (given.activation_clamp, given.fast_math, given.max_num_tokens) == (7.0, False, 9)
+    assert given.topk_ids.dtype == torch.int64
+    assert torch.equal(given.topk_ids, ids)
+    assert torch.equal(given.topk_weights, weights)
+    assert torch.equal(given.hidden_states, hidden)
+    for name, expected in zip(NAMES, stacked(checkpoint[1], range(LOGICAL)), strict=True):
+        assert torch.equal(getattr(given, name), expected), name
+
+
 def test_forward_of_no_tokens(checkpoint):
     y = loaded(checkpoint)(*batch(0), activation_clamp=10.0)
     assert (y.shape, y.dtype) == ((0, H), torch.bfloat16)

@@ -98,7 +98,7 @@ def test_interleaving_is_a_copy_and_leaves_the_checkpoint_alone(checkpoint):
     assert torch.equal(checkpoint[0], before)
 
 
-@pytest.mark.parametrize("hidden,inter", [(96, 128), (128, 64), (4096, 2047)])
+@pytest.mark.parametrize("hidden,inter", [(96, 128), (192, 128), (128, 64), (4096, 2047)])
 def test_sizes_that_are_not_multiples_of_128_are_refused(hidden, inter):
     with pytest.raises(ValueError) as caught:
         check_sizes(hidden, inter)

@@ -196,6 +196,7 @@ def test_e4m3_codes_of_float32_equal_the_formats():
 def test_ue8m0_ceil_equals_the_formats():
     bits = np.random.default_rng(0).integers(0, 0x7F800001, 100_000).astype(np.uint32)
     bits[:255] = np.arange(255, dtype=np.uint32) << 23  # exact powers of two, and zero
+    bits[255:510] = bits[:255] + 1  # and one step above each
     values = bits.view(np.float32)
     ours = staging.ue8m0_ceil(torch.from_numpy(values)).numpy()
     np.testing.assert_array_equal(ours, f.ue8m0_ceil(values))

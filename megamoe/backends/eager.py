@@ -129,9 +129,8 @@ def linear(
     table = _e4m3_table(codes.device)
     x = table[codes.int()]
     large = x.abs() >= _E4M3_SPLIT
-    # NaN is in both parts, so that it reaches the sum whichever part it is looked for in.
-    high = torch.where(large | x.isnan(), x, 0.0)
-    low = torch.where(large, 0.0, x)
+    high = torch.where(large, x, 0.0)
+    low = torch.where(large, 0.0, x)  # NaN is here, and reaches the sum of the two
     parts = torch.cat([high, low]).view(2 * rows, groups, GROUP).transpose(0, 1)
     x_scale = _ue8m0_values(sf).t().unsqueeze(-1)  # (G, R, 1)
     w_scale = _ue8m0_values(weight_sf).t().unsqueeze(1)  # (G, 1, N)
