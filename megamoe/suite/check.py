@@ -84,7 +84,7 @@ class _Collector:
         said = dict(report.user_properties).get(plugin.PROPERTY)
         if report.when == "call" and said is not None:
             self._take(Verdict.from_dict(json.loads(str(said))))
-        elif report.when == "???":
+        elif str(report.when) == "???":  # pytest-xdist's mark of a worker that died
             self._take(self._died(case_id, report))
         elif report.failed and case_id not in self.verdicts:
             lines = str(report.longrepr).strip().splitlines() or ["no message"]

@@ -1,0 +1,290 @@
+"""The command ``megamoe``: parses, calls, prints. Exit 2 and one line for whatever is misused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import megamoe
+from megamoe import golden, shards
+from megamoe.cases import KINDS, TIERS, Case, load_cases, select
+from megamoe.suite import check, dump, report
+from megamoe.suite.settings import Settings
+
+DEFAULT_WORKERS: Final = min(2, os.cpu_count() or 1)
+"""A real model's case takes up to 2 GiB, so memory, not cores, sets the default."""
+
+
+class UsageError(ValueError):
+    """The command line asks for something that cannot be; one line that says how to mend it."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        code: int = arguments.run(arguments)
+        return code
+    except (ValueError, OSError) as error:
+        # Everything megamoe raises on purpose is a ValueError of one line.
+        print(f"megamoe: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("megamoe: stopped", file=sys.stderr)
+        return 130
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def _check(a: argparse.Namespace) -> int:
+    if a.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    settings = Settings(a.backend, a.device, a.kind, a.tier, a.case, a.shard, a.timeout, a.golden)
+    for path in (a.json, a.junit):
+        if path and Path(path).is_dir():
+            raise UsageError(f"{path} is a directory; name a file")
+    console = Console()
+    made = check.check(settings, a.n, console)
+    if a.json:
+        report.write(a.json, (json.dumps(made, indent=1) + "\n").encode())
+    if a.junit:
+        report.write(a.junit, report.junit(made))
+    report.print_summary(made, console)
+    return report.exit_code(made["counts"])
+
+
+def _record(a: argparse.Namespace) -> int:
+    root, cases = _selected(a)
+    errors = _with_progress("recording", golden.record, root, cases, a.j)
+    print(f"{len(cases) - len(errors)} candidates in {root / 'candidates'}")
+    return _said(errors)
+
+
+def _verify(a: argparse.Namespace) -> int:
+    root, cases = _selected(a)
+    problems = _with_progress("verifying", golden.verify, root, cases, a.j)
+    extra = []
+    if a.case is None:
+        known = {case.id for case in cases}
+        extra = [
+            f"case {case_id}: in the manifest, but in no case file; restore the case, or bless"
+            for case_id in sorted(set(golden.Store(root, golden.make).cases) - known)
+        ]
+    print(f"{len(cases) - len(problems)} of {len(cases)} goldens are what the oracle computes")
+    return _said(problems + extra)
+
+
+def _diff(a: argparse.Namespace) -> int:
+    root = _root(a)
+    table = Table()
+    for name in ("case", "tensor", "what"):
+        table.add_column(name)
+    for name in ("elements", "ULPs"):
+        table.add_column(name, justify="right")
+    changes = golden.diff(root, load_cases(root))
+    for c in changes:
+        ulps = "" if c.ulps is None else str(c.ulps)
+        table.add_row(c.case_id, c.tensor, c.what, str(c.elements or ""), ulps)
+    if changes:
+        Console().print(table)
+    print(f"{len(changes)} changes; `megamoe golden bless` makes them" if changes else "no changes")
+    return 0
+
+
+def _bless(a: argparse.Namespace) -> int:
+    root = _root(a)
+    if a.durations:
+        count = golden.bless_durations(root, [_read_report(path) for path in a.durations])
+        print(f"{count} durations taken")
+        return 0
+    blessed = golden.bless(root, load_cases(root))
+    print(f"{len(blessed)} goldens blessed; commit {root}")
+    return 0
+
+
+def _merge(a: argparse.Namespace) -> int:
+    reports = [_read_report(path) for path in a.reports]
+    first = reports[0]
+    root = _root(a)
+    selection = select(
+        load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case")
+    )
+    try:
+        merged = shards.merge(reports, selection)
+    except shards.ShardError as error:
+        print(f"megamoe: error: {error}", file=sys.stderr)
+        return 1
+    if a.json:
+        report.write(a.json, (json.dumps(merged, indent=1) + "\n").encode())
+    if a.junit:
+        report.write(a.junit, report.junit(merged))
+    console = Console()
+    report.print_summary(merged, console)
+    print(f"{len(reports)} reports hold each of {len(selection)} cases once")
+    return report.exit_code(merged["counts"])
+
+
+def _oracle(a: argparse.Namespace) -> int:
+    case = _one_case(load_cases(_root(a)), a.case)
+    names = dump.write_case(case, Path(a.out))
+    print(f"{a.out}: {', '.join(names)}")
+    return 0
+
+
+def _list(a: argparse.Namespace) -> int:
+    cases = select(load_cases(_root(a)), a.kind, a.tier or "full", a.case)
+    console = Console()
+    if not console.is_terminal:  # for other programs: id, tier, what breaks
+        for case in cases:
+            print(case.id, case.tier, case.breaks, sep="\t")
+        return 0
+    table = Table("case", "tier", "what is broken if it fails")
+    for case in cases:
+        table.add_row(case.id, case.tier, case.breaks)
+    console.print(table)
+    console.print(f"{len(cases)} cases")
+    return 0
+
+
+# --- parts ------------------------------------------------------------------------------------
+
+
+def _root(a: argparse.Namespace) -> Path:
+    return Settings(golden=a.golden).root
+
+
+def _selected(a: argparse.Namespace) -> tuple[Path, list[Case]]:
+    root = _root(a)
+    cases = select(load_cases(root), glob=a.case)
+    if not cases:
+        raise UsageError(f"no cases under {root / 'cases'}")
+    return root, cases
+
+
+def _one_case(cases: list[Case], name: str) -> Case:
+    found = [case for case in cases if case.id == name]
+    if not found:
+        raise UsageError(f"unknown case {name!r}; `megamoe list` shows all")
+    return found[0]
+
+
+def _with_progress(
+    what: str, act: Callable[..., list[str]], root: Path, cases: list[Case], jobs: int
+) -> list[str]:
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=len(cases))
+
+        def done(case: Case, error: str) -> None:
+            bar.update(task, advance=1, description=f"{what} {case.id}")
+
+        return act(root, cases, jobs, done)
+
+
+def _said(errors: list[str]) -> int:
+    for error in sorted(errors):
+        print(f"megamoe: error: {error}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _read_report(path: str) -> dict[str, Any]:
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a JSON report: {error}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("cases"), list):
+        raise UsageError(f"{path} is no report of `megamoe check --json`")
+    return data
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="megamoe", description=megamoe.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"megamoe {megamoe.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        parent: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]
+    ) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = parent.add_parser(
+            name, help=text, description=text, allow_abbrev=False
+        )
+        made.set_defaults(run=run)
+        made.add_argument("--golden", metavar="DIR", help="the directory golden/")
+        return made
+
+    c = command(commands, "check", "judge a backend against the goldens", _check)
+    c.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
+    c.add_argument("--kind", choices=KINDS)
+    c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
+    c.add_argument("--case", metavar="GLOB", help="only cases whose id or name matches")
+    c.add_argument("--shard", metavar="I/N", help="the I-th of N parts, balanced by duration")
+    c.add_argument("-n", type=_at_least_one, default=DEFAULT_WORKERS, metavar="N",
+                   help=f"worker processes (default {DEFAULT_WORKERS})")  # fmt: skip
+    c.add_argument("--timeout", type=_seconds, default=120.0, help="seconds a case (default 120)")
+    c.add_argument("--json", metavar="FILE")
+    c.add_argument("--junit", metavar="FILE")
+    c.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+
+    g = commands.add_parser("golden", help="record, diff, bless, verify", allow_abbrev=False)
+    acts = g.add_subparsers(required=True, metavar="ACT")
+    for name, text, run in (
+        ("record", "compute candidates with the oracle", _record),
+        ("verify", "recompute the goldens; they must be equal in every bit", _verify),
+    ):
+        r = command(acts, name, text, run)
+        r.add_argument("--case", metavar="GLOB")
+        r.add_argument("-j", type=_at_least_one, default=DEFAULT_WORKERS, metavar="N",
+                       help="processes")  # fmt: skip
+    command(acts, "diff", "what blessing the candidates would change", _diff)
+    b = command(acts, "bless", "make the candidates the goldens; refuses where CI is set", _bless)
+    b.add_argument("--durations", nargs="+", metavar="REPORT",
+                   help="instead: take the cases' seconds from JSON reports")  # fmt: skip
+
+    m = command(commands, "merge", "prove that shard reports hold each case once", _merge)
+    m.add_argument("reports", nargs="+", metavar="REPORT")
+    m.add_argument("--json", metavar="FILE")
+    m.add_argument("--junit", metavar="FILE")
+
+    o = command(commands, "oracle", "write a case's inputs and every oracle stage", _oracle)
+    o.add_argument("--case", required=True, metavar="ID")
+    o.add_argument("--out", required=True, metavar="FILE.safetensors")
+
+    s = command(commands, "list", "the cases", _list)
+    s.add_argument("--kind", choices=KINDS)
+    s.add_argument("--tier", choices=TIERS)
+    s.add_argument("--case", metavar="GLOB")
+    return parser

@@ -1,0 +1,58 @@
+"""A case as tensors: its regenerated inputs and every oracle stage, for other people's tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from megamoe import oracle
+from megamoe.cases import Case
+from megamoe.golden import GoldenError, digest_of, make, regenerate, rows_of
+from megamoe.judge import bits
+from megamoe.problem import Problem
+
+
+def write_case(case: Case, path: Path) -> list[str]:
+    """Write ``input.*`` and ``oracle.*`` tensors; returns their names.
+
+    Inputs keep their dtypes; oracle stages are bits (bfloat16 as uint16, codes as uint8). Of the
+    weights, ``input.experts`` lists the experts that an id names, and only they are written. The
+    file's metadata holds the case. Raises :class:`GoldenError` for an errors case.
+    """
+    if case.kind == "errors":
+        raise GoldenError(f"case {case.id} is a wrong call: it has no tensors to write")
+    given = regenerate(case)
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {"id": case.id, "inputs": digest_of(given)}
+    for name, value in given.items():
+        if isinstance(value, torch.Tensor):
+            tensors[f"input.{name}"] = value
+        else:
+            plain[name] = value
+    if case.kind in ("forward", "property"):
+        problem = rows_of(Problem(**given), case.rows)
+        experts = problem.topk_ids[problem.topk_ids >= 0].unique()
+        tensors["input.experts"] = experts
+        for name in ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale"):
+            tensors[f"input.{name}"] = given[name][experts]
+        stage = oracle.staging(
+            bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()
+        )
+        tensors |= {f"oracle.{name}": _tensor(value) for name, value in stage.items()}
+    tensors |= {
+        f"oracle.{name}": _tensor(value) for name, value in make(case, given).tensors.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {"case": json.dumps(plain), "params": json.dumps(dict(case.params))}
+    save_file(contiguous, path, metadata)
+    return sorted(contiguous)
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(value))
