@@ -194,7 +194,8 @@ def pack_sf(codes: U8) -> npt.NDArray[np.int32]:
     """``(..., 4n)`` UE8M0 bytes to ``(..., n)`` int32, the first group in the low byte."""
     if codes.shape[-1] % 4:
         raise ValueError(f"scale factors pack four to an int32, got {codes.shape[-1]} a row")
-    words = np.ascontiguousarray(codes).reshape(*codes.shape[:-1], -1, 4).astype(np.uint32)
+    shape = (*codes.shape[:-1], codes.shape[-1] // 4, 4)
+    words = np.ascontiguousarray(codes).reshape(shape).astype(np.uint32)
     packed = words[..., 0] | words[..., 1] << 8 | words[..., 2] << 16 | words[..., 3] << 24
     return packed.astype(np.uint32).view(np.int32)
 
@@ -203,7 +204,7 @@ def unpack_sf(packed: npt.NDArray[np.int32]) -> U8:
     """``(..., n)`` int32 to ``(..., 4n)`` UE8M0 bytes, the inverse of :func:`pack_sf`."""
     words = np.ascontiguousarray(packed).view(np.uint32)[..., None]
     codes = (words >> np.array([0, 8, 16, 24], dtype=np.uint32)) & 0xFF
-    return codes.astype(np.uint8).reshape(*packed.shape[:-1], -1)
+    return codes.astype(np.uint8).reshape(*packed.shape[:-1], packed.shape[-1] * 4)
 
 
 # --- bfloat16 ---------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def hidden_states(seed: int, tokens: npt.NDArray[np.int64], size: int, recipe: R
         o = _options(recipe, "hidden", **base, log2_scale=0, spread=2, outlier_every=0)
         rows = [_bell(seed, int(t), size, o) for t in tokens]
     elif kind == "grid":
-        o = _options(recipe, "hidden", **base, carriers=8, octaves=2, log2_scale=0)
+        o = _options(recipe, "hidden", **base, carriers=16, octaves=2, log2_scale=0)
         rows = [_grid(seed, int(t), size, o) for t in tokens]
     elif kind == "constant":
         o = _options(recipe, "hidden", **base, bits=0)
@@ -129,19 +129,21 @@ def expert_weights(
     ``[lowest byte, number of octaves]``. ``same`` gives every expert the weights of expert 0.
 
     Kind ``carrier`` (zero-freedom): the first ``carriers`` channels of each group, where ``grid``
-    hidden states hold +1, decide each row: a gate is open (near +6) or, one in ``closed_every``,
-    closed (near -24, so silu vanishes); an up row is near +12 or -12. The other channels move
+    hidden states hold +1, decide each row: a gate is open (near +4) or, one in ``closed_every``,
+    closed (near -24, so silu vanishes); an up row is near +8 or -8. The other channels move
     these values by less than the distance to anything that could round two ways. ``gate_levels``
     and ``up_levels`` replace the two levels by a random one of these E2M1 values a row (in units
     of 4), ``lower`` brings all of them down by that many octaves.
     """
     if recipe.get("kind", "table") == "carrier":
-        carriers = 8 if hidden <= 512 else 4 if hidden <= 2048 else 2
-        near_six = 133 - (hidden * carriers - 1).bit_length()
+        carriers = 16 if hidden <= 512 else 8 if hidden <= 2048 else 4
+        # The scale that puts open gates between 3 and 6: 2**133 over the number of carriers in a
+        # row, rounded down to a power of two, or up from 1.7 of one on.
+        near_four = 134 - (hidden * carriers * 20 // 17).bit_length()
         o = _options(
             recipe, "weights", w13="grid", w2="sparse", lower=0,
-            w13_scale=(near_six - recipe.get("lower", 0), 2), w2_scale=(117, 3), carriers=carriers,
-            closed_every=4, gate_open=1.5, up_open=3.0, probe_every=128, same=False,
+            w13_scale=(near_four - recipe.get("lower", 0), 2), w2_scale=(118, 2), carriers=carriers,
+            closed_every=4, gate_open=1.0, up_open=2.0, probe_every=128, same=False,
             gate_levels=(), up_levels=(),
         )  # fmt: skip
     else:
