@@ -12,7 +12,7 @@ every rounding direction is at hand. Products are exact in fp32 unless they are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,7 @@ def to_fp32(value: F64, rounding: str, rng: Rng) -> F64:
 
 def products(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64:
     """``(C, R, N)`` scaled products."""
-    x = E4M3_TABLE[codes] * np.repeat(ue8m0_decode(sf), GROUP, axis=1)
-    w = E2M1_TABLE[e2m1_unpack(packed)] * np.repeat(ue8m0_decode(weight_sf), GROUP, axis=1)
+    x, w = _scaled(codes, sf, packed, weight_sf)
     return x.T[:, :, None] * w.T[:, None, :]
 
 
@@ -171,6 +170,38 @@ def ordered(order: str, rounding: str, block: int, *, fresh: bool) -> Kernel:
     return Kernel(name, "fp32-ordered", _in_chunks(one))
 
 
+def _scaled(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> tuple[F64, F64]:
+    """Both operands with their scales, ``(R, C)`` and ``(N, C)``."""
+    x = E4M3_TABLE[codes] * np.repeat(ue8m0_decode(sf), GROUP, axis=1)
+    return x, E2M1_TABLE[e2m1_unpack(packed)] * np.repeat(ue8m0_decode(weight_sf), GROUP, axis=1)
+
+
+def blas() -> Kernel:
+    """Class ``fp32``: a library's fp32 matrix product over a random permutation of K."""
+
+    def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
+        order = torch.from_numpy(rng.permutation(codes.shape[1]))
+        x, w = (torch.from_numpy(v).float() for v in _scaled(codes, sf, packed, weight_sf))
+        return (x[:, order] @ w[:, order].T).double().numpy()
+
+    return Kernel("blas/permuted", "fp32", linear)
+
+
+def blockwise(rounding: str) -> Kernel:
+    """Class ``fp32-ordered``: blocks of 32 summed exactly, each rounded and added in turn."""
+
+    def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
+        x, w = _scaled(codes, sf, packed, weight_sf)
+        total = np.zeros((len(x), len(w)))
+        for start in range(0, codes.shape[1], GROUP):
+            k = slice(start, start + GROUP)
+            block = to_fp32(x[:, k] @ w[:, k].T, rounding, rng)
+            total = to_fp32(total + block, rounding, rng)
+        return total
+
+    return Kernel(f"blockwise/{rounding}", "fp32-ordered", linear)
+
+
 # --- instruction models -----------------------------------------------------------------------
 
 
@@ -188,8 +219,7 @@ def hopper_bf16() -> Kernel:
 
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
         del rng
-        x = E4M3_TABLE[codes] * np.repeat(ue8m0_decode(sf), GROUP, axis=1)
-        w = E2M1_TABLE[e2m1_unpack(packed)] * np.repeat(ue8m0_decode(weight_sf), GROUP, axis=1)
+        x, w = _scaled(codes, sf, packed, weight_sf)
         a, b = torch.from_numpy(x).bfloat16(), torch.from_numpy(w).bfloat16()
         c = torch.zeros(len(x), len(w))
         for start in range(0, codes.shape[1], 16):
@@ -347,6 +377,16 @@ def problem(seed: int, **params: Any) -> Problem:
     }  # fmt: skip
     return forward_problem(
         Case("forward/simulated", "forward", "full", "", seed, {**base, **params}, Path())
+    )
+
+
+def head(problem: Problem, tokens: int) -> Problem:
+    """The first ``tokens`` rows of a problem."""
+    return replace(
+        problem,
+        hidden_states=problem.hidden_states[:tokens],
+        topk_ids=problem.topk_ids[:tokens],
+        topk_weights=problem.topk_weights[:tokens],
     )
 
 

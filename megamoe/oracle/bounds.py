@@ -33,7 +33,8 @@ def result_interval(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]
     """
     if accumulator.align_bits is None:
         return blocks.total()
-    low, high = _finite_interval(blocks, accumulator)
+    with np.errstate(over="ignore"):  # the lattice of a block without terms is infinitely coarse
+        low, high = _finite_interval(blocks, accumulator)
     return (
         np.where(blocks.negative.sum(axis=0) >= OVERFLOW * (1 - 2.0**-9), -np.inf, low),
         np.where(blocks.positive.sum(axis=0) >= OVERFLOW * (1 - 2.0**-9), np.inf, high),

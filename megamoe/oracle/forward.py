@@ -286,10 +286,16 @@ def _class_interval(
 ) -> Interval:
     uncertain = spread.get(a.name) if spread else None
     if uncertain is not None:
-        return result_interval(spread_block_sums(uncertain, columns), a)
+        blocks = spread_block_sums(uncertain, columns)
+        inside = blocks.total()
+    else:
+        inside = (exact, exact)
     if a.align_bits is None:
-        return exact, exact
-    return result_interval(blocks, a)
+        return inside
+    low, high = result_interval(blocks, a)
+    # A class that truncates need not reach the exact sum; the reference point belongs to every
+    # envelope all the same, so that an envelope of one point can only be the reference.
+    return np.minimum(low, inside[0]), np.maximum(high, inside[1])
 
 
 def _exact_total(rows: Rows, packed: U8, sf: U8, blocks: Blocks) -> F64:

@@ -1,0 +1,165 @@
+"""Calibrate the statistic for backends that return y only: writes megamoe/oracle/statistic.json.
+
+    python tools/calibrate.py [--rows N] [--seed S]
+
+Simulated correct kernels run over several kinds of data; the deviation of their y from the oracle
+is measured in tiles, rows and the rows of an expert. The tail of each statistic is fitted by
+peaks over threshold: beyond u, the *square* of the statistic is taken as exponential. (A unit's
+squared deviation is a sum of few independent contributions, the flipped FP8 codes, each bounded:
+its tail falls at least as fast as exponentially.) Several u are kept and the largest level wins,
+so that a rare large kind of deviation is not averaged away by a common small one; the mean excess
+is its upper 99.9% confidence bound; every kind of data is fitted on its own and the worst counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megamoe import oracle, simulate
+from megamoe.formats import F64
+from megamoe.oracle.statistic import ROWS_OF_EXPERT, Energies
+from megamoe.simulate import Kernel
+
+OUT = Path(__file__).resolve().parent.parent / "megamoe" / "oracle" / "statistic.json"
+SAFETY = 1.25
+HIDDEN = 4096
+STRATA = {128: (128, 1), 512: (256, 2), 2048: (512, 4), 8192: (2048, 4)}
+"""Terms: (intermediate, top-k)."""
+DATA: dict[str, dict[str, Any]] = {
+    "two octaves": {},
+    "eight octaves": {
+        "hidden_recipe": {"kind": "bell", "spread": 8},
+        "weights_recipe": {"w13_scale": [110, 8], "w2_scale": [118, 8]},
+    },
+    "outliers": {
+        "hidden_recipe": {"kind": "bell", "spread": 4, "outlier_every": 64},
+        "weights_recipe": {"w13_scale": [112, 4], "w2_scale": [118, 4]},
+    },
+    "precise, uniform": {
+        "hidden_recipe": {"kind": "bell", "spread": 12},
+        "weights_recipe": {"w13": "uniform", "w2": "uniform", "w13_scale": [106, 12]},
+        "fast_math": False,
+        "clamp": "none",
+    },
+}
+LADDER = (40, 160, 640)
+"""Numbers of exceedances of the starts of the tail."""
+
+
+def kernels(group: str) -> list[tuple[Kernel, int]]:
+    """Kernels of a group, with the fraction (1/n) of the rows that they are tried on."""
+    if group == "sm90-e4m3":
+        return [(simulate.hopper_e4m3(), 8), (simulate.hopper_e4m3("e4m3"), 8)]
+    bulk = [simulate.blas(), simulate.blockwise("zero"), simulate.blockwise("mixed")]
+    slow = [
+        simulate.plain("random", "zero"), simulate.plain("splits", "mixed"),
+        simulate.plain("tree", "nearest"), simulate.hopper_bf16(), simulate.blackwell_mxf8f6f4(),
+    ]  # fmt: skip
+    return [(k, 1) for k in bulk] + [(k, 32) for k in slow]
+
+
+def fit(values: list[F64]) -> dict[str, Any]:
+    """Tail of one statistic from its sample."""
+    squares = np.sort(np.concatenate([np.ravel(v) for v in values]) ** 2)[::-1]
+    tail = []
+    for count in LADDER:
+        if count < len(squares) // 4 and squares[count - 1] > 0:
+            u = float(squares[count])
+            beta = float((squares[:count] - u).mean()) * (1 + 3.1 / np.sqrt(count))
+            tail.append([u, beta, count / len(squares)])
+    seen = int((squares > 0).sum())
+    if seen and not tail:  # too few for a start above zero: all of them
+        beta = float(squares[:seen].mean()) * (1 + 3.1 / np.sqrt(seen))
+        tail.append([0.0, beta, seen / len(squares)])
+    return {"largest": float(np.sqrt(squares[0])), "sample": len(squares), "tail": tail}
+
+
+def sample(group: str, inter: int, top_k: int, data: str, rows: int, seed: int) -> dict[str, Any]:
+    """Fits by unit and statistic of one group, number of terms and kind of data."""
+    rng = np.random.default_rng([seed, inter, top_k])
+    found: dict[str, dict[str, list[F64]]] = {}
+    options = DATA[data]
+    problem = simulate.problem(
+        seed, hidden=HIDDEN, intermediate=inter, top_k=top_k, experts=top_k, tokens=rows, **options
+    )
+    reference = oracle.forward(problem, []).y
+    for kernel, fraction in kernels(group):
+        count = max(1, rows // fraction)
+        part = simulate.head(problem, count)
+        got = simulate.forward(part, kernel, seed)
+        tiles = Energies.of(got.y, reference[:count])
+        row = tiles.rows()
+        measured = {"tile": tiles, "row": row}
+        for n in ROWS_OF_EXPERT[1:]:
+            if count >= n:
+                groups = np.stack([rng.choice(count, n, replace=False) for _ in range(count)])
+                measured[f"expert-{n}"] = Energies(
+                    row.square[groups].sum(1),
+                    row.along[groups].sum(1),
+                    row.reference[groups].sum(1),
+                )
+        for unit, energies in measured.items():
+            for name, values in energies.statistics().items():
+                found.setdefault(unit, {}).setdefault(name, []).append(values)
+    return {u: {name: fit(v) for name, v in by.items()} for u, by in found.items()}
+
+
+def calibrate(rows: int, seed: int) -> dict[str, Any]:
+    """The whole calibration, with its provenance."""
+    groups: dict[str, Any] = {}
+    for group in ("fp32", "sm90-e4m3"):
+        for terms, (inter, top_k) in STRATA.items():
+            count = min(rows, rows * 1024 // terms)
+            started = time.time()
+            fits: dict[str, dict[str, list[Any]]] = {}
+            for data in DATA:
+                for unit, by in sample(group, inter, top_k, data, count, seed).items():
+                    for name, one in by.items():
+                        fits.setdefault(unit, {}).setdefault(name, []).append({"data": data, **one})
+            groups.setdefault(group, {})[str(terms)] = fits
+            largest = {u: max(f["largest"] for f in by["size"]) for u, by in fits.items()}
+            print(
+                f"{group} {terms}: {time.time() - started:.0f} s {largest}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return {
+        "made_by": f"tools/calibrate.py --rows {rows} --seed {seed}",
+        "versions": {
+            "python": platform.python_version(), "numpy": np.__version__,
+            "torch": torch.__version__, "mmasim": metadata.version("mmasim"),
+        },
+        "kernels": {g: [k.name for k, _ in kernels(g)] for g in ("fp32", "sm90-e4m3")},
+        "data": DATA,
+        "hidden": HIDDEN,
+        "safety": SAFETY,
+        "pooled": len(kernels("fp32")),
+        "groups": groups,
+    }  # fmt: skip
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    made = calibrate(args.rows, args.seed)
+    args.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
