@@ -1,7 +1,6 @@
 """The judge: what counts as equal, what counts as inside, and what a red says."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -332,12 +331,19 @@ def test_an_envelope_that_is_not_there(judged):
 
 def test_the_statistic_stands_beside_the_interval(judged, monkeypatch):
     p, golden = judged
-    statistic = SimpleNamespace(check=lambda y, g, q: ["row 1 is biased by 3 sigma"])
-    monkeypatch.setattr(forward.importlib, "import_module", lambda name: statistic)
+    given = []
+
+    def check(*arguments):
+        given.extend(arguments)
+        return ["row 1: bias 3, allowed 2", "row 0: bias 3, allowed 2"]
+
+    monkeypatch.setattr(forward, "_statistic", lambda: check)
     result = forward.judge_forward({"y": golden.y}, Stored(golden), "fp32", p)
     assert result.how == ("end-to-end", "statistic")
+    assert given[0] is given[1] is golden.y and given[3:] == [128, "fp32"]
     verdict = of_findings("a", "forward", result.findings, result.how)
-    assert verdict.status == "fail" and verdict.reason == "statistic: row 1 is biased by 3 sigma"
+    assert verdict.status == "fail"
+    assert verdict.reason == "statistic: row 1: bias 3, allowed 2, and 1 more"
 
 
 def test_nan_everywhere():

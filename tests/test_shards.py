@@ -1,74 +1,89 @@
-"""Sharding is deterministic, balanced and complete; a merge that lost a case says which."""
-
-from __future__ import annotations
+"""Shards: nothing lost, nothing twice, about the same time each; and the proof of it."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from megamoe import shards
 from megamoe.cases import Case
+from megamoe.shards import ShardError, durations, longest_first, merge, parse, shard
 
 
-def case(name: str) -> Case:
-    return Case(f"forward/{name}", "forward", "quick", "nothing", 0, {}, Path("test.toml"))
+def cases(count: int) -> list[Case]:
+    return [Case(f"eplb/c{i:02}", "eplb", "full", "x", i, {}, Path("a.toml")) for i in range(count)]
 
 
-def report(*names: str, **changes: Any) -> dict[str, Any]:
-    cases = [{"id": f"forward/{n}", "kind": "forward", "status": "pass"} for n in names]
-    return {"backend": "eager", "tier": "quick", "contract": "2026-06", "cases": cases, **changes}
+def report(ids, **more):
+    judged = [{"id": i, "kind": "eplb", "status": "pass"} for i in ids]
+    return {"backend": "b", "tier": "full", "contract": "c", "cases": judged, **more}
 
 
-@given(st.lists(st.floats(0.01, 100), max_size=40), st.integers(1, 7))
-def test_shards_partition_the_selection(seconds: list[float], count: int) -> None:
-    cases = [case(f"c{i}") for i in range(len(seconds))]
-    known = {c.id: s for c, s in zip(cases, seconds, strict=True)}
-    parts = [shards.shard(cases, i, count, known) for i in range(1, count + 1)]
-    assert sorted(c.id for part in parts for c in part) == sorted(c.id for c in cases)
-    # Longest-first to the least loaded: no shard exceeds the lightest by more than one case.
-    loads = [sum(known[c.id] for c in part) for part in parts]
-    assert max(loads) - min(loads) <= max(seconds, default=0.0) + 1e-9
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
+def test_the_shards_are_a_partition(count):
+    every = cases(23)
+    seconds = {c.id: float(i % 5) for i, c in enumerate(every)}
+    parts = [shard(every, i, count, seconds) for i in range(1, count + 1)]
+    assert sorted(c.id for part in parts for c in part) == sorted(c.id for c in every)
 
 
-def test_shards_do_not_depend_on_the_order_of_the_files() -> None:
-    cases = [case(n) for n in "abcdefg"]
-    known = {"forward/c": 9.0}
-    assert shards.shard(cases, 1, 2, known) == shards.shard(cases[::-1], 1, 2, known)
+def test_they_take_about_the_same_time_whatever_the_order_of_the_files():
+    every = cases(20)
+    seconds = {c.id: 1.0 + i for i, c in enumerate(every)}
+    parts = [shard(every, i, 4, seconds) for i in (1, 2, 3, 4)]
+    loads = [sum(seconds[c.id] for c in part) for part in parts]
+    assert max(loads) - min(loads) <= 3 and sum(loads) == 210
+    assert [shard(every[::-1], i, 4, seconds) for i in (1, 2, 3, 4)] == parts
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
-def test_a_wrong_shard_says_how_to_write_one(text: str) -> None:
-    with pytest.raises(shards.ShardError, match="write I/N with 1 <= I <= N"):
-        shards.parse(text)
+def test_longest_first_with_ties_by_id():
+    every = cases(3)
+    assert [c.id for c in longest_first(every[::-1], {"eplb/c02": 9.0})] == [
+        "eplb/c02", "eplb/c00", "eplb/c01",
+    ]  # fmt: skip
 
 
-def test_merge_counts_each_case_once() -> None:
-    merged = shards.merge([report("b"), report("a", "c")], [case(n) for n in "abc"])
-    assert [c["id"] for c in merged["cases"]] == ["forward/a", "forward/b", "forward/c"]
-    assert merged["counts"] == {"pass": 3}
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3", "-1/2"])
+def test_a_shard_that_is_none(text):
+    with pytest.raises(ShardError, match=r"write I/N with 1 <= I <= N"):
+        parse(text)
+
+
+def test_parse():
+    assert parse("2/3") == (2, 3)
+
+
+def test_durations(tmp_path):
+    assert durations(tmp_path) == {}
+    (tmp_path / "durations.json").write_text('{"a": 1.5}')
+    assert durations(tmp_path) == {"a": 1.5}
+    (tmp_path / "durations.json").write_text("{")
+    with pytest.raises(ShardError, match=r"durations.json: cannot be read"):
+        durations(tmp_path)
+
+
+def test_merge_of_a_whole_selection():
+    every = cases(4)
+    merged = merge(
+        [report(["eplb/c03", "eplb/c00"], shard="1/2"), report(["eplb/c01", "eplb/c02"])], every
+    )
+    assert [c["id"] for c in merged["cases"]] == [c.id for c in every]
+    assert merged["counts"]["pass"] == 4
 
 
 @pytest.mark.parametrize(
-    ("reports", "message"),
+    ("first", "second", "message"),
     [
-        ([report("a")], "1 cases lost: forward/b"),
-        ([report("a", "b"), report("b")], "1 cases judged twice: forward/b"),
-        ([report("a", "b", "z")], "1 cases not in this selection: forward/z"),
-        ([report("a"), report("b", backend="other")], "reports differ in backend: eager, other"),
-        ([report("a"), report("b", contract="2027")], "reports differ in contract"),
-        ([], "no reports to merge"),
+        (["eplb/c00"], ["eplb/c01"], "1 cases lost: eplb/c02"),
+        (["eplb/c00", "eplb/c01"], ["eplb/c01", "eplb/c02"], "1 cases judged twice: eplb/c01"),
+        (["eplb/c00", "eplb/c01"], ["eplb/c02", "eplb/c9"], "not in this selection: eplb/c9"),
     ],
 )
-def test_merge_refuses_what_does_not_add_up(reports: list[dict[str, Any]], message: str) -> None:
-    with pytest.raises(shards.ShardError, match=message):
-        shards.merge(reports, [case("a"), case("b")])
+def test_merge_names_what_is_wrong(first, second, message):
+    with pytest.raises(ShardError, match=message):
+        merge([report(first), report(second)], cases(3))
 
 
-def test_damaged_durations_are_named(tmp_path: Path) -> None:
-    assert shards.durations(tmp_path) == {}
-    (tmp_path / "durations.json").write_text("{")
-    with pytest.raises(shards.ShardError, match=r"durations\.json: cannot be read"):
-        shards.durations(tmp_path)
+def test_merge_refuses_different_runs():
+    with pytest.raises(ShardError, match="reports differ in backend: a, b; run them alike"):
+        merge([report(["eplb/c00"], backend="a"), report(["eplb/c01"])], cases(2))
+    with pytest.raises(ShardError, match="no reports to merge"):
+        merge([], cases(1))

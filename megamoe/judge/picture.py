@@ -16,7 +16,8 @@ MAX_COLUMNS: Final = 72
 
 def picture(verdict: Verdict, backend: str, options: str = "") -> str:
     """Several lines; ``options`` are further options of the command that shows it alone."""
-    lines = [f"{verdict.status.upper()} {verdict.case_id}: {verdict.reason}"]
+    reason = verdict.reason.removeprefix(f"case {verdict.case_id}: ")
+    lines = [f"{verdict.status.upper()} {verdict.case_id}: {reason}"]
     for finding in verdict.findings:
         if finding.outside:
             lines += ["", *_finding(finding)]

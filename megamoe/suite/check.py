@@ -102,10 +102,10 @@ class _Collector:
         stack = trace.read_text() if trace.is_file() else ""
         trace.unlink(missing_ok=True)
         if stack:
-            where = next((x.strip() for x in stack.splitlines() if x.startswith("  File")), "")
+            limit = plugin.hard_limit(self.settings.timeout)
             text = (
-                f"stuck in code that cannot be interrupted, its worker was ended after "
-                f"{plugin.hard_limit(self.settings.timeout):g} s; last seen in {where or 'C code'}"
+                "stuck in code that cannot be interrupted, its worker was ended after "
+                f"{limit:g} s, last seen in {_last_seen(stack)}"
             )
         else:
             text = (
@@ -123,6 +123,14 @@ class _Collector:
             if case_id not in self.verdicts:
                 self._take(self._error(case_id, "it never ran; run it alone"))
         return list(self.verdicts.values())
+
+
+def _last_seen(stack: str) -> str:
+    """The innermost frame of the main thread, which a watchdog's stack lists last."""
+    lines = stack.splitlines()
+    threads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
+    frames = [line.strip() for line in lines[threads[-1] + 1 :]] if threads else []
+    return frames[0] if frames else "C code"
 
 
 def _case_id(nodeid: str) -> str:

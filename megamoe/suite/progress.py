@@ -68,7 +68,8 @@ class Progress:
         self.counts[verdict.status] += 1
         if self._live is None:
             done = sum(self.counts.values())
-            why = f"  {verdict.reason}" if verdict.reason and verdict.status != "fail" else ""
+            shown = verdict.status in BAD and self._pictures < MAX_PICTURES
+            why = f"  {verdict.reason}" if verdict.reason and not shown else ""
             self._say(
                 f"[{done}/{self.total}] {verdict.status:<12} {verdict.case_id} "
                 f"{verdict.seconds:.1f} s{why}"

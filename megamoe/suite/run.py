@@ -7,8 +7,10 @@ cannot be used. Only a hang is somebody else's business (:mod:`megamoe.suite.plu
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -82,14 +84,14 @@ class Runner:
         except BadOutput as error:
             reason = f"case {case.id}: {error}"
         except BackendRaised as error:
-            reason = f"case {case.id}: the backend raised {error}; run it alone for the traceback"
+            reason = f"case {case.id}: the backend raised {error}"
         except (GoldenError, GoldenLacks) as error:
             text = str(error)
             reason = text if case.id in text else f"case {case.id}: {text}"
         except MemoryError:
             reason = f"case {case.id}: out of memory; run with fewer workers (-n)"
         except Exception as error:
-            reason = f"case {case.id}: cannot be judged: {_one_line(error)}"
+            reason = f"case {case.id}: cannot be judged: {_one_line(error)} ({place(error)})"
         return Verdict(case.id, case.kind, "error", reason)
 
     def _not_provided(self, case: Case, name: str) -> Verdict:
@@ -249,7 +251,7 @@ class Runner:
         except NotImplementedError as error:
             raise BackendDeclined(_one_line(error)) from error
         except Exception as error:
-            raise BackendRaised(_one_line(error)) from error
+            raise BackendRaised(f"{_one_line(error)} ({place(error)})") from error
 
 
 def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
@@ -258,6 +260,13 @@ def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
     changed = int((rest != POISON).sum())
     text = f"{name}: {changed} bytes of rows beyond the {tokens} tokens were written"
     return Finding(name, rest.size, text=text if changed else "")
+
+
+def place(error: BaseException) -> str:
+    """Where it was raised: file, line and function of the innermost frame outside pytest."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "pytest" not in f.filename] or frames
+    return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}, in {ours[-1].name}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import pytest
 from megamoe.cases import Case
 from megamoe.judge import BAD, Verdict, picture
 from megamoe.suite.plugin import PROPERTY
-from megamoe.suite.run import Runner
+from megamoe.suite.run import Runner, place
 from megamoe.suite.settings import Settings
 
 
@@ -21,13 +21,13 @@ def test_case(
     """The backend's outputs are what the case's golden allows."""
     try:
         verdict = megamoe_runner.run(megamoe_case)
-    except pytest.fail.Exception:  # raised by pytest-timeout, wherever the backend was
+    except pytest.fail.Exception as timeout:  # raised by pytest-timeout, wherever it was
         verdict = Verdict(
             megamoe_case.id,
             megamoe_case.kind,
             "error",
-            f"case {megamoe_case.id}: no result within {megamoe_settings.timeout:g} s; give it "
-            "more with --timeout, or run it alone to see where it hangs",
+            f"case {megamoe_case.id}: no result within {megamoe_settings.timeout:g} s, last seen "
+            f"in {place(timeout)}; give it more with --timeout",
             seconds=megamoe_settings.timeout,
         )
     record_property(PROPERTY, json.dumps(verdict.to_dict()))

@@ -1,0 +1,455 @@
+"""The suite against backends that are right, wrong, absent, silent or dead."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from rich.console import Console
+
+from megamoe.backends import load_backend
+from megamoe.cases import load_cases
+from megamoe.golden import Store, bless, make, record
+from megamoe.judge import Verdict
+from megamoe.suite import check, progress, report
+from megamoe.suite.run import Runner
+from megamoe.suite.settings import Settings
+
+CASES = """
+[defaults]
+breaks = "something"
+tier = "quick"
+
+[[case]]
+kind = "staging"
+name = "small"
+hidden = 128
+experts = 2
+top_k = 2
+tokens = 2
+
+[[case]]
+kind = "eplb"
+name = "map"
+top_k = 2
+tokens = 3
+logical = 4
+physical = 4
+
+[[case]]
+kind = "forward"
+name = "tiny"
+hidden = 128
+intermediate = 128
+experts = 2
+top_k = 2
+family = "envelope"
+tokens = 3
+rows = [0, 2]
+
+[[case]]
+kind = "property"
+name = "turned"
+law = "token-permutation"
+hidden = 128
+intermediate = 128
+experts = 2
+top_k = 2
+family = "envelope"
+tokens = 3
+
+[[case]]
+kind = "layout"
+name = "bytes"
+hidden = 128
+intermediate = 128
+experts = 2
+
+[[case]]
+kind = "errors"
+name = "over"
+action = "over-capacity"
+args = { tokens = 385, max_num_tokens = 384 }
+raises = "ValueError"
+message = "DeepSeek V4 MegaMoE got 385 tokens, but the symmetric buffer was sized for 384."
+"""
+KINDS = ("staging", "eplb", "forward", "property", "layout", "errors")
+
+TROUBLE = """
+[[case]]
+kind = "forward"
+name = "t{tokens}"
+breaks = "something"
+hidden = 128
+intermediate = 128
+experts = 2
+top_k = 2
+family = "envelope"
+[case.matrix]
+tokens = [1, 2, 3, 4, 5]
+"""
+TROUBLED = """
+import os
+from megamoe.backends import load_backend
+
+class Backend:
+    name = "troubled"
+    accumulator = "fp32"
+
+    def forward(self, problem):
+        if problem.num_tokens == 1:
+            while True:
+                pass
+        if problem.num_tokens == 2:
+            return sum(range(10**13))
+        if problem.num_tokens == 3:
+            os._exit(3)
+        if problem.num_tokens == 4:
+            raise RuntimeError("boom")
+        return load_backend("eager").forward(problem)
+"""
+
+
+def blessed(folder, text):
+    (folder / "cases").mkdir()
+    (folder / "cases/all.toml").write_text(text)
+    cases = load_cases(folder)
+    assert record(folder, cases, 1, lambda case, error: None) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CI", raising=False)
+        bless(folder, cases)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return blessed(tmp_path_factory.mktemp("golden"), CASES)
+
+
+class Wrapped:
+    """Eager with some callables replaced or taken away."""
+
+    name = "wrapped"
+    accumulator = "fp32"
+
+    def __init__(self, **changed):
+        eager = load_backend("eager")
+        for name in ("forward", "prepare", "eplb_map", "transform_weights"):
+            function = changed.get(name, getattr(eager, name))
+            if function is not None:
+                setattr(self, name, function)
+        self.eager = eager
+
+
+def judge(root, kind, backend):
+    (case,) = (c for c in load_cases(root) if c.kind == kind)
+    return Runner(backend, Store(root, make)).run(case)
+
+
+# --- verdicts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_eager_passes(root, kind):
+    verdict = judge(root, kind, load_backend("eager"))
+    assert (verdict.status, verdict.reason) == ("pass", "")
+    assert verdict.how and verdict.seconds > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_provided_is_not_passed(root, kind):
+    names = {"staging": "prepare", "eplb": "eplb_map", "layout": "transform_weights"}
+    name = names.get(kind, "forward")
+    verdict = judge(root, kind, Wrapped(**{name: None}))
+    assert verdict.status == "not-provided" and name in verdict.reason
+
+
+def test_staging_sees_a_wrong_scale_and_rows_beyond_the_batch(root):
+    eager = load_backend("eager")
+
+    def scale(*a):
+        eager.prepare(*a)
+        a[4][1, 0] += 1 << 8
+
+    verdict = judge(root, "staging", Wrapped(prepare=scale))
+    assert verdict.status == "fail" and verdict.worst.stage == "x_sf"
+    assert (verdict.worst.token, verdict.worst.channel, verdict.worst.ulps) == (1, 32, 1)
+
+    def beyond(*a):
+        eager.prepare(*a)
+        a[5][2:] = -1
+
+    verdict = judge(root, "staging", Wrapped(prepare=beyond))
+    assert "topk_idx: 6112 bytes of rows beyond the 2 tokens were written" in verdict.reason
+
+    verdict = judge(root, "staging", Wrapped(prepare=lambda *a: None))
+    assert verdict.status == "fail" and "x_sf" in verdict.reason
+
+
+def test_eplb_sees_ids_and_load(root):
+    eager = load_backend("eager")
+    wrong_ids = Wrapped(eplb_map=lambda *a: eager.eplb_map(*a) + 1)
+    assert judge(root, "eplb", wrong_ids).worst.stage == "ids"
+    no_load = Wrapped(eplb_map=lambda i, load, *a: eager.eplb_map(i, load.clone(), *a))
+    assert judge(root, "eplb", no_load).worst.stage == "load"
+    wide = Wrapped(eplb_map=lambda *a: eager.eplb_map(*a).long())
+    verdict = judge(root, "eplb", wide)
+    assert verdict.status == "error"
+    assert verdict.reason == (
+        "case eplb/map: ids has dtype int64, expected int32; convert it in the backend"
+    )
+
+
+def test_layout_names_expert_and_row(root):
+    eager = load_backend("eager")
+
+    def swapped(*a):
+        w13, w13_sf, w2, w2_sf = eager.transform_weights(*a)
+        w2 = w2.clone()
+        w2[1, 5, 6] ^= 1
+        return w13, w13_sf, w2, w2_sf
+
+    verdict = judge(root, "layout", Wrapped(transform_weights=swapped))
+    assert (verdict.worst.stage, verdict.worst.index) == ("w2", (1, 5, 6))
+    verdict = judge(root, "layout", Wrapped(transform_weights=lambda *a: a[0]))
+    assert "must return a tuple of w13, w13_sf, w2, w2_sf" in verdict.reason
+
+
+def test_forward_judges_the_rows_of_the_case_only(root):
+    eager = load_backend("eager")
+
+    def wrong_at(row):
+        def forward(problem):
+            y = eager.forward(problem)["y"].clone()
+            y[row] = 7
+            return y
+
+        return Wrapped(forward=forward)
+
+    assert judge(root, "forward", wrong_at(1)).status == "pass"  # rows = [0, 2]
+    verdict = judge(root, "forward", wrong_at(2))
+    assert verdict.status == "fail" and verdict.worst.token == 2
+    assert "end-to-end" in verdict.how
+
+
+def test_a_backend_cannot_spoil_what_it_is_judged_against(root):
+    eager = load_backend("eager")
+
+    def forward(problem):
+        out = eager.forward(problem)
+        problem.hidden_states.fill_(0)
+        problem.topk_ids.fill_(-1)
+        return {**out, "l2_acts": torch.zeros_like(out["l2_acts"])}
+
+    assert judge(root, "forward", Wrapped(forward=forward)).status == "fail"
+
+
+def test_a_broken_law_is_named(root):
+    eager = load_backend("eager")
+
+    def forward(problem):  # the first row of any batch is one ULP off
+        out = dict(eager.forward(problem))
+        y = out["y"].clone()
+        y.view(torch.int16)[0] += 1
+        return {**out, "y": y}
+
+    verdict = judge(root, "property", Wrapped(forward=forward))
+    assert verdict.status == "fail" and verdict.how[0] == "law"
+    assert verdict.reason.startswith("token-permutation: reversing the tokens changes")
+
+
+@pytest.mark.parametrize(
+    ("forward", "status", "reason"),
+    [
+        (lambda p: None, "error", "case forward/tiny: forward returned NoneType; return y or"),
+        (lambda p: torch.zeros(3, 128), "error", "y has dtype float32, expected bfloat16"),
+        (lambda p: torch.zeros(2, 128).bfloat16(), "error", "y has shape (2, 128), expected (3,"),
+        (lambda p: {}, "error", "case forward/tiny: forward returned [] without 'y'; add it"),
+        (
+            lambda p: torch.full((3, 128), torch.nan).bfloat16(),
+            "fail",
+            "case forward/tiny: y is NaN everywhere; look for a scale of zero",
+        ),
+    ],
+)
+def test_a_bad_result_gets_its_own_words(root, forward, status, reason):
+    verdict = judge(root, "forward", Wrapped(forward=forward))
+    assert verdict.status == status and reason in verdict.reason and "\n" not in verdict.reason
+
+
+def test_a_backend_that_raises_or_declines(root):
+    def raising(problem):
+        raise RuntimeError("boom\nand more")
+
+    verdict = judge(root, "forward", Wrapped(forward=raising))
+    assert verdict.status == "error"
+    assert verdict.reason.startswith(
+        "case forward/tiny: the backend raised RuntimeError: boom (test_suite.py, line "
+    )
+
+    def declining(problem):
+        raise NotImplementedError("DeepGEMM MegaMoE requires SM100 GPUs.")
+
+    verdict = judge(root, "forward", Wrapped(forward=declining))
+    assert verdict.status == "skip" and "requires SM100 GPUs." in verdict.reason
+
+
+def test_a_golden_without_the_backends_class(root):
+    backend = Wrapped(forward=lambda p: torch.zeros(3, 128).bfloat16())
+    backend.accumulator = "unheard-of"
+    verdict = judge(root, "forward", backend)
+    assert verdict.status == "error"
+    assert "no envelope for accumulator class 'unheard-of'" in verdict.reason
+
+
+def test_a_case_that_is_not_in_the_manifest(root, tmp_path):
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases/all.toml").write_text(CASES.replace('"map"', '"mop"'))
+    (case,) = (c for c in load_cases(tmp_path) if c.kind == "eplb")
+    verdict = Runner(load_backend("eager"), Store(root, make)).run(case)
+    assert verdict.status == "error" and "case eplb/mop: not in the manifest" in verdict.reason
+
+
+# --- a whole run ------------------------------------------------------------------------------
+
+
+def megamoe(root, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment["PYTHONPATH"] = str(Path(check.__file__).parents[2])
+    return subprocess.run(
+        [sys.executable, "-m", "megamoe", "check", "--golden", str(root), *arguments],
+        capture_output=True, text=True, timeout=240, env=environment, check=False,
+    )  # fmt: skip
+
+
+def test_check_judges_every_case_and_writes_reports(root, tmp_path):
+    made, junit = tmp_path / "r.json", tmp_path / "sub/r.xml"
+    ran = megamoe(root, "--backend", "eager", "--json", str(made), "--junit", str(junit))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "GREEN: all 6 judged cases passed in" in ran.stdout and "[6/6] pass" in ran.stdout
+    data = json.loads(made.read_text())
+    assert data["backend"] == "eager" and data["counts"]["pass"] == 6
+    assert data["tier"] == "quick" and data["contract"] == "2026-06" and data["shard"] is None
+    assert {"processor", "cores"} <= set(data["machine"]) and "torch" in data["versions"]
+    assert [c["id"] for c in data["cases"]] == sorted(c.id for c in load_cases(root))
+    assert {"id", "kind", "status", "reason", "worst", "how", "seconds"} <= set(data["cases"][0])
+    suites = ElementTree.parse(junit).getroot()
+    assert sum(int(s.get("tests")) for s in suites) == 6
+
+
+@pytest.mark.slow
+def test_one_bad_case_does_not_end_the_run(tmp_path):
+    root = blessed(tmp_path, TROUBLE)
+    (root / "bad.py").write_text(TROUBLED)
+    made = root / "r.json"
+    backend = f"{root / 'bad.py'}:Backend"
+    arguments = ("--tier", "full", "--timeout", "3", "-n", "1", "--json", str(made))
+    ran = megamoe(root, "--backend", backend, *arguments)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
+    said = (
+        "no result within 3 s, last seen in bad.py, line ",
+        "stuck in code that cannot be interrupted, its worker was ended after 5.5 s, last seen "
+        f'in File "{root}/bad.py", line ',
+        "the backend ended its process (a crash, an exit, or out of memory); run it alone",
+        "the backend raised RuntimeError: boom (bad.py, line ",
+    )
+    for tokens, words in enumerate(said, start=1):
+        case = cases[f"forward/t{tokens}"]
+        assert case["status"] == "error"
+        assert case["reason"].startswith(f"case {case['id']}: {words}")
+    assert cases["forward/t5"]["status"] == "pass" and len(cases) == 5
+    assert "RED: 4 of 5 judged cases did not pass" in ran.stdout
+    assert f"alone:  megamoe check --backend {backend} --case forward/t1" in ran.stdout
+
+
+def test_pyargs_runs_the_same_items(root):
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "MEGAMOE_GOLDEN": str(root), "MEGAMOE_KIND": "eplb",
+        "PYTHONPATH": str(Path(check.__file__).parents[2]),
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "--pyargs", "megamoe.suite", "-v"],
+        capture_output=True, text=True, timeout=120, env=environment, cwd=root, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "test_case[eplb/map] PASSED" in ran.stdout and "1 passed" in ran.stdout
+
+
+# --- report and progress ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "code", "line"),
+    [
+        ({"pass": 2}, 0, "GREEN: all 2 judged cases passed"),
+        ({"pass": 2, "skip": 1}, 0, "GREEN: all 2 judged cases passed; 1 not judged"),
+        ({"pass": 2, "fail": 1}, 1, "RED: 1 of 3 judged cases did not pass"),
+        ({"error": 1}, 1, "RED: 1 of 1 judged cases did not pass"),
+        ({"skip": 1, "not-provided": 2}, 2, "NOTHING JUDGED: 0 of 3 cases; 3 not judged"),
+        ({}, 2, "NOTHING JUDGED: 0 of 0 cases"),
+    ],
+)
+def test_exit_code_and_verdict_line(counts, code, line):
+    assert report.exit_code(counts) == code
+    assert report.verdict_line({"counts": counts}) == line
+
+
+def test_junit_says_why():
+    verdicts = [
+        Verdict("eplb/a", "eplb", "pass"),
+        Verdict("eplb/b", "eplb", "fail", "ids: 1 of 2 outside"),
+        Verdict("eplb/c", "eplb", "error", "bad \x00 byte & <tag>"),
+        Verdict("staging/d", "staging", "not-provided", "the backend has no prepare"),
+    ]
+    made = report.build(Settings(), "fp32", verdicts, 1.0)
+    root = ElementTree.fromstring(report.junit(made))
+    eplb, staging = root.find("*[@name='megamoe.eplb']"), root.find("*[@name='megamoe.staging']")
+    assert (eplb.get("failures"), eplb.get("errors"), eplb.get("skipped")) == ("1", "1", "0")
+    assert eplb.find("*[@name='eplb/b']/failure").get("message") == "ids: 1 of 2 outside"
+    assert eplb.find("*[@name='eplb/c']/error").get("message") == "bad ? byte & <tag>"
+    skipped = staging.find("testcase/skipped").get("message")
+    assert skipped == "not-provided: the backend has no prepare"
+
+
+def test_progress_lines_and_live():
+    plain = Console(width=200, record=True, force_terminal=False, file=io.StringIO())
+    with progress.Progress(2, plain, Settings(), {}) as p:
+        p.judged(Verdict("eplb/a", "eplb", "skip", "the backend declined: no"))
+        p.judged(Verdict("eplb/b", "eplb", "fail", "ids: 1 of 2 outside"))
+    text = plain.export_text()
+    assert "[1/2] skip         eplb/a 0.0 s  the backend declined: no" in text
+    assert "FAIL eplb/b: ids: 1 of 2 outside" in text
+    live = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
+    with progress.Progress(2, live, Settings(), {"eplb/a": 50.0}) as p:
+        p.left, p.workers = 60.0, 2
+        p.started("eplb/b")
+        p.judged(Verdict("eplb/a", "eplb", "pass"))
+        live.print(p._render())
+    text = live.export_text()
+    assert "1 of 2" in text and "pass 1" in text and "about 5 s left" in text and "eplb/b" in text
+
+
+def test_settings_from_options_environment_and_defaults(monkeypatch):
+    monkeypatch.setenv("MEGAMOE_TIMEOUT", "7")
+    monkeypatch.setenv("MEGAMOE_KIND", "eplb")
+    given = {"kind": "staging"}
+    found = Settings.read(given.get)
+    assert (found.kind, found.timeout, found.backend) == ("staging", 7.0, "eager")
+    assert Settings().chosen_tier == "quick" and Settings(case="x").chosen_tier == "full"
+    assert Settings(case="x", tier="quick").chosen_tier == "quick"
+    assert Settings(device="cuda", golden="g").again() == " --device cuda --golden g"
+
+
+def test_the_last_frame_of_the_main_thread():
+    stack = (
+        'Timeout (0:00:04)!\nThread 0x1 (most recent call first):\n  File "gateway.py", line 5\n\n'
+        'Thread 0x2 (most recent call first):\n  File "k.py", line 7 in forward\n  File "m.py"\n'
+    )
+    assert check._last_seen(stack) == 'File "k.py", line 7 in forward'
+    assert check._last_seen("Timeout!") == "C code"
