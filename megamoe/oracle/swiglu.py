@@ -68,7 +68,6 @@ def silu_table() -> F32:
     exponential = exp_rounded(-gates)
     with np.errstate(all="ignore"):
         table = gates.astype(np.float32) / (np.float32(1) + exponential)
-    table[np.isneginf(gates)] = np.float32(-0.0)
     table.setflags(write=False)
     return table
 
@@ -126,7 +125,9 @@ def silu_bounds(fast_math: bool) -> tuple[F32, F32]:
         low = np.where(gone, gates / (1.0 + exp) * (1 + _F64_SLACK), low)
         high = np.where(gone, -0.0, high)
         low32, high32 = low.astype(np.float32), high.astype(np.float32)
-    low32[np.isneginf(gates)] = high32[np.isneginf(gates)] = np.float32(-0.0)
+    minus_infinity = np.isneginf(gates)  # -inf / inf, or -inf * 0: NaN in either form
+    low32[minus_infinity] = high32[minus_infinity] = np.float32(np.nan)
+    low32[np.isposinf(gates)] = high32[np.isposinf(gates)] = np.float32(np.inf)
     return _monotone(low32, high32)
 
 
