@@ -96,6 +96,18 @@ def test_linear_scales_in_range_whose_product_is_not(code, x_sf, nibble, w_sf):
     assert out.item() == exact
 
 
+def test_linear_rounds_a_block_once():
+    """7 * 448 * 6 - 2^-10 at 2^-157 is just under 73.5 of fp32's smallest steps: 73.
+
+    Rounded to 24 bits before it is scaled it would be 73.5, and then 74.
+    """
+    codes, weight = torch.zeros(1, 32, dtype=torch.uint8), torch.zeros(1, 16, dtype=torch.uint8)
+    codes[0, :8] = torch.tensor([0x7E] * 7 + [0x81])
+    weight[0, :4] = torch.tensor([0x77, 0x77, 0x77, 0x17])
+    out = eager.linear(codes, torch.tensor([[47]]), weight, torch.tensor([[50]]))
+    assert out.item() == 73 * 2.0**-149
+
+
 def test_linear_is_not_split_by_chunks(monkeypatch):
     """How many weights are decoded at once is a matter of memory, not of bits."""
     operands = (
