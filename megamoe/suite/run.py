@@ -265,7 +265,8 @@ def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
 def place(error: BaseException) -> str:
     """Where it was raised: file, line and function of the innermost frame outside pytest."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "pytest" not in f.filename] or frames
+    pytests = ("_pytest", "pytest_timeout")
+    ours = [f for f in frames if not any(p in f.filename for p in pytests)] or frames
     return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}, in {ours[-1].name}"
 
 

@@ -1,0 +1,224 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from megamoe.cli import main
+
+CASES = """
+[defaults]
+breaks = "something | with a bar"
+
+[[case]]
+kind = "staging"
+name = "small"
+tier = "quick"
+hidden = 128
+experts = 2
+top_k = 2
+tokens = 2
+
+[[case]]
+kind = "forward"
+name = "tiny"
+hidden = 128
+intermediate = 128
+experts = 4
+top_k = 2
+family = "envelope"
+tokens = 3
+rows = [0, 2]
+[case.routing]
+pool = 2
+
+[[case]]
+kind = "errors"
+name = "over"
+action = "over-capacity"
+raises = "ValueError"
+message = "x"
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases/all.toml").write_text(CASES)
+    monkeypatch.setenv("MEGAMOE_GOLDEN", str(tmp_path))
+    monkeypatch.delenv("CI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def blessed(root, capsys):
+    assert main(["golden", "record", "-j", "1"]) == 0
+    assert main(["golden", "bless"]) == 0
+    capsys.readouterr()
+    return root
+
+
+def test_record_diff_bless_verify(root, capsys):
+    assert main(["golden", "record", "-j", "1"]) == 0
+    assert f"3 candidates in {root}/candidates" in capsys.readouterr().out
+    assert main(["golden", "diff"]) == 0
+    out = capsys.readouterr().out
+    assert "forward/tiny" in out and "3 changes; `megamoe golden bless` makes them" in out
+    assert main(["golden", "bless"]) == 0
+    assert f"3 goldens blessed; commit {root}" in capsys.readouterr().out
+    assert main(["golden", "verify", "-j", "1"]) == 0
+    assert "3 of 3 goldens are what the oracle computes" in capsys.readouterr().out
+    assert main(["golden", "record", "-j", "1", "--case", "tiny"]) == 0
+    assert main(["golden", "diff"]) == 0
+    assert capsys.readouterr().out.endswith("no changes\n")
+
+
+def test_verify_exits_1_and_names_the_case(blessed, capsys):
+    (blessed / "tensors/forward/tiny.safetensors").write_bytes(b"damaged")
+    text = (blessed / "cases/all.toml").read_text().replace('"small"', '"other"')
+    (blessed / "cases/all.toml").write_text(text)
+    assert main(["golden", "verify", "-j", "1"]) == 1
+    said = capsys.readouterr()
+    assert "1 of 3 goldens are what the oracle computes" in said.out
+    lines = said.err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("megamoe: error: case ") for line in lines)
+    assert "forward/tiny.safetensors is damaged" in said.err
+    assert "case staging/other: not in the manifest" in said.err
+    assert "case staging/small: in the manifest, but in no case file" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chekc"], "invalid choice: 'chekc'"),
+        ([], "the following arguments are required: COMMAND; see `megamoe --help`"),
+        (["check"], "the following arguments are required: --backend; see `megamoe check --help`"),
+        (["check", "--backend", "x"], "unknown backend 'x'; known: eager"),
+        (["check", "--backend", "no.py:X"], "no Python file at"),
+        (["check", "--backend", "eager", "--case", "x"], "unknown case: nothing matches 'x'"),
+        (["check", "--backend", "eager", "--shard", "3/2"], "shard '3/2': write I/N with"),
+        (["check", "--backend", "eager", "-n", "0"], "'0' is not a number from 1 on"),
+        (["check", "--backend", "eager", "--timeout", "-1"], "'-1' is not a number of seconds"),
+        (["check", "--backend", "eager", "--timeout", "nan"], "'nan' is not a number of seconds"),
+        (["check", "--backend", "eager", "--json", "."], ". is a directory; name a file"),
+        (["check", "--backend", "eager", "--kind", "x"], "invalid choice: 'x'"),
+        (["oracle", "--case", "x", "--out", "y"], "unknown case 'x'; `megamoe list` shows all"),
+        (["oracle", "--case", "errors/over", "--out", "y"], "is a wrong call: it has no tensors"),
+        (["golden", "diff", "--golden", "nowhere"], "is not a directory; set MEGAMOE_GOLDEN"),
+        (["merge", "none.json"], "none.json: cannot be read as a JSON report"),
+    ],
+)
+def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(blessed)
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("megamoe: error: ") and message in said.err
+    assert said.err.count("\n") == 1 and said.out == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_no_cuda_device(blessed, capsys):
+    assert main(["check", "--backend", "eager", "--device", "cuda"]) == 2
+    assert "torch finds no CUDA device here; use --device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: None, "manifest.json is missing; restore golden/ from version control"),
+        (lambda m: {**m, "schema": 9}, "manifest.json has schema 9"),
+        (lambda m: {**m, "contract": "1999-01"}, "the goldens are of contract 1999-01"),
+    ],
+)
+def test_check_with_a_manifest_that_does_not_match(blessed, change, message, capsys):
+    path = blessed / "manifest.json"
+    changed = change(json.loads(path.read_text()))
+    path.unlink()
+    if changed:
+        path.write_text(json.dumps(changed))
+    assert main(["check", "--backend", "eager"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_selected_is_not_a_pass(blessed, capsys):
+    assert main(["check", "--backend", "eager", "--kind", "eplb"]) == 2
+    assert "NOTHING JUDGED: 0 of 0 cases" in capsys.readouterr().out
+
+
+def test_bless_refuses_in_ci(root, capsys, monkeypatch):
+    assert main(["golden", "record", "-j", "1", "--case", "small"]) == 0
+    monkeypatch.setenv("CI", "1")
+    assert main(["golden", "bless"]) == 2
+    assert "bless refuses to run where CI is set" in capsys.readouterr().err
+    assert not (root / "manifest.json").exists()
+
+
+def test_list_for_other_programs(root, capsys):
+    assert main(["list", "--tier", "quick"]) == 0
+    assert capsys.readouterr().out == "staging/small\tquick\tsomething | with a bar\n"
+    assert main(["list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_oracle_writes_inputs_and_every_stage(root, capsys):
+    out = root / "deep/out.safetensors"
+    assert main(["oracle", "--case", "forward/tiny", "--out", str(out)]) == 0
+    assert "oracle.y" in capsys.readouterr().out
+    with safe_open(out, "pt") as file:
+        names = set(file.keys())
+        assert file.get_tensor("input.hidden_states").shape == (3, 128)
+        assert file.get_tensor("input.experts").tolist() == [0, 1]  # two of four are used
+        assert file.get_tensor("input.w13_weight").shape == (2, 256, 64)
+        assert file.get_tensor("oracle.y").dtype == torch.uint16
+        assert file.get_tensor("oracle.y").shape == (2, 128)  # rows = [0, 2]
+        assert json.loads(file.metadata()["case"])["id"] == "forward/tiny"
+    wanted = ("x", "x_sf", "topk_idx", "l2_acts", "l2_acts_sf", "y", "fp32.y_lo", "exact.y_hi")
+    assert {f"oracle.{name}" for name in wanted} <= names
+
+
+def report(path, ids, status="pass", **more):
+    cases = [
+        {"id": i, "kind": i.split("/")[0], "status": status, "reason": "", "seconds": 1.5}
+        for i in ids
+    ]
+    content = {"backend": "b", "tier": "full", "contract": "2026-06", "cases": cases, **more}
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_merge(blessed, capsys):
+    one = report(blessed / "1.json", ["staging/small"])
+    two = report(blessed / "2.json", ["forward/tiny", "errors/over"])
+    out, junit = blessed / "all.json", blessed / "all.xml"
+    assert main(["merge", one, two, "--json", str(out), "--junit", str(junit)]) == 0
+    assert "2 reports hold each of 3 cases once" in capsys.readouterr().out
+    assert json.loads(out.read_text())["counts"]["pass"] == 3 and junit.read_bytes()
+    assert main(["merge", one]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("megamoe: error: 2 cases lost: errors/over, forward/tiny")
+    assert main(["merge", one, one, two]) == 1
+    assert "1 cases judged twice: staging/small" in capsys.readouterr().err
+    red = report(blessed / "3.json", ["staging/small"], "fail")
+    assert main(["merge", red, two]) == 1
+    assert "RED: 1 of 3 judged cases did not pass" in capsys.readouterr().out
+    (blessed / "4.json").write_text("[]")
+    assert main(["merge", str(blessed / "4.json")]) == 2
+    assert "is no report of `megamoe check --json`" in capsys.readouterr().err
+
+
+def test_durations_are_blessed_from_reports(blessed, capsys):
+    one = report(blessed / "1.json", ["staging/small"])
+    assert main(["golden", "bless", "--durations", one]) == 0
+    assert "1 durations taken" in capsys.readouterr().out
+    assert json.loads((blessed / "durations.json").read_text()) == {"staging/small": 1.5}
+
+
+def test_a_stopped_run(monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("megamoe.cli.load_cases", stop)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "megamoe: stopped\n"
