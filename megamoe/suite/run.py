@@ -192,6 +192,9 @@ class Runner:
             source = given[f"{name.removesuffix('_sf')}_weight"]
             shape = (*source.shape[:2], source.shape[2] // 64 if packed else source.shape[2])
             actual = checked(name, tensor, shape, (torch.int32 if packed else torch.uint8,))
+            if packed and not tensor.transpose(1, 2).is_contiguous():
+                text = f"{name} has strides {tensor.stride()}; it must be MN-major: a column of"
+                findings.append(Finding(name, actual.size, text=f"{text} rows contiguous"))
             place = Place(("expert", "row", "channel"), 1 if not packed else 32)
             if golden.matches(name, actual):
                 findings.append(Finding(name, actual.size))
