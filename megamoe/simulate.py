@@ -425,5 +425,6 @@ def kernels() -> list[Kernel]:
         ):  # fmt: skip
             out.append(ordered(order, rounding, block, fresh=False))
             out.append(ordered(order, rounding, block, fresh=True))
+    out += [blas(), *(blockwise(rounding) for rounding in ROUNDINGS)]
     models = [hopper_bf16(), hopper_e4m3(), hopper_e4m3("e4m3"), blackwell_mxf8f6f4()]
     return out + models

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_classes_nest():
     """fp32 contains fp32-ordered contains sm100: a set may only grow with its freedom."""
     args = operands(np.random.default_rng(5), rows=3, columns=40, depth=512, octaves=8)
     ends = [interval(args, n) for n in ("sm100-mxf8f6f4", "fp32-ordered", "fp32")]
-    for (low, high), (wider_low, wider_high) in zip(ends, ends[1:], strict=False):
+    for (low, high), (wider_low, wider_high) in pairwise(ends):
         assert (wider_low <= low).all()
         assert (high <= wider_high).all()
 

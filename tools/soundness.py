@@ -137,7 +137,8 @@ def rounds(seed: int, small: bool) -> Iterator[tuple[str, Problem, list[Kernel],
     """Problems without end, each with the kernels to try on it and the judgement."""
     everything = simulate.kernels()
     models = [k for k in everything if k.name.startswith("mmasim")]
-    sums = [k for k in everything if not k.name.startswith("mmasim")]
+    fast = [k for k in everything if k.name.startswith("b")] * 2
+    sums = [k for k in everything if k.name.startswith(("plain", "ordered"))]
     shapes = [
         {"hidden": 128, "intermediate": 128, "top_k": 2, "tokens": 16},
         {"hidden": 512, "intermediate": 256, "top_k": 3, "tokens": 8},
@@ -151,8 +152,9 @@ def rounds(seed: int, small: bool) -> Iterator[tuple[str, Problem, list[Kernel],
             if small:
                 shape["tokens"] = 4
             problem = make(name, seed * 1000 + i, **shape)
-            few = [sums[int(k)] for k in rng.choice(len(sums), 1 if small else 6, replace=False)]
-            chosen = [replace(k, silu=str(rng.choice(modes))) for k in [*few, *models]]
+            few = [sums[int(k)] for k in rng.choice(len(sums), 1 if small else 3, replace=False)]
+            tried = [*few, *models, *(fast[:2] if small else fast)]
+            chosen = [replace(k, silu=str(rng.choice(modes))) for k in tried]
             yield name, problem, chosen, "forward"
         if not small:
             if i < 2:  # one row at the real sizes of DeepSeek-V4-Flash and -Pro
@@ -160,7 +162,7 @@ def rounds(seed: int, small: bool) -> Iterator[tuple[str, Problem, list[Kernel],
                 problem = make(
                     "bell", seed, hidden=hidden, intermediate=inter, experts=6, top_k=6, tokens=1
                 )
-                some = [sums[int(rng.integers(len(sums)))], *models]
+                some = [*models[i : i + 1], *fast]
                 yield f"bell, H {hidden}, I {inter}", problem, some, "forward"
             name = list(DATA)[i % len(DATA)]
             depth = (4096, 7168, 2048)[i % 3]
@@ -193,6 +195,8 @@ def run(
         total = sum(n for key, n in tally.items() if key[2] == "judged")
         if out is not None:
             out.write(f"{time.time() - started:7.0f} s  {total:>10} judged  after {name}\n")
+            if name == list(DATA)[-1]:
+                out.write(table(tally) + "\n")
             out.flush()
         models = min(
             sum(tally[family, j, "judged"] for j in JUDGEMENTS if j != "linear")
