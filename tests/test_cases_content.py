@@ -1,0 +1,205 @@
+"""What the case files must cover: counts, shapes, models, edges, and every failure seen in public.
+
+The cases themselves run in the suite; here stands only that none of them went missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megamoe import inputs, oracle
+from megamoe.cases import KINDS, LAWS, Case, load_cases
+from megamoe.contract import MODELS
+from megamoe.suite.errors import ACTIONS
+
+CASES = load_cases()
+BY_ID = {case.id: case for case in CASES}
+FORWARD = [c for c in CASES if c.kind == "forward"]
+ZERO = [c for c in FORWARD if c.params["family"] == "zero-freedom"]
+EDGES = (
+    0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 96, 97,
+    127, 128, 129, 191, 192, 193, 383, 384, 385,
+)  # fmt: skip
+
+
+def shape(case: Case) -> tuple[int, int, int, int]:
+    p = case.params
+    return p["hidden"], p["intermediate"], p["experts"], p["top_k"]
+
+
+def recipe(case: Case, of: str) -> Mapping[str, Any]:
+    return case.params.get(f"{of}_recipe", {})
+
+
+def test_there_are_enough_cases_of_every_kind() -> None:
+    count = Counter(c.kind for c in CASES)
+    assert sum(count.values()) >= 300
+    assert set(count) == set(KINDS) and min(count.values()) >= 10
+    assert len(ZERO) >= 120
+    assert len({shape(c) for c in FORWARD}) >= 40
+    assert {c.tier for c in CASES} == {"quick", "full"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("family", ["zero-freedom", "envelope"])
+def test_every_model_stands_at_its_real_sizes(model: str, family: str) -> None:
+    m = MODELS[model]
+    real = (m.hidden_size, m.intermediate_size, m.local_experts(8), m.top_k)
+    found = [c for c in FORWARD if c.params["family"] == family and shape(c) == real]
+    assert found, f"{model}: no {family} case at {real}"
+    if family == "zero-freedom":
+        assert any(c.tier == "quick" for c in found)
+        assert any(recipe(c, "weights").get("w2") == "probe" for c in found)
+
+
+@pytest.mark.parametrize("tokens", EDGES)
+def test_token_counts_at_every_block_edge(tokens: int) -> None:
+    """As rows of one expert and as rows of a batch, and in staging."""
+    here = [c for c in ZERO if c.params["tokens"] == tokens]
+    one = [c for c in here if recipe(c, "routing").get("kind") == "same"]
+    assert any(c.params["top_k"] == 1 for c in one)
+    assert tokens == 0 or any(c.params["top_k"] == 2 for c in here)
+    assert any(c.kind == "staging" and c.params["tokens"] == tokens for c in CASES)
+
+
+@pytest.mark.parametrize("clamp", ["none", 10, 7, 0])
+@pytest.mark.parametrize("fast_math", [True, False])
+def test_clamps_with_either_silu(clamp: object, fast_math: bool) -> None:
+    found = [c for c in ZERO if c.params["clamp"] == clamp and c.params["fast_math"] is fast_math]
+    assert found
+
+
+def test_experts_top_k_and_sizes_at_their_ends() -> None:
+    assert {1, 112} <= {c.params["experts"] for c in ZERO}
+    assert {1, 16} <= {c.params["top_k"] for c in ZERO}
+    assert {128, 7168} <= {c.params["hidden"] for c in ZERO}
+    assert {128, 384, 2304, 3072} <= {c.params["intermediate"] for c in ZERO}
+    assert any(shape(c)[2:] == (1, 1) for c in ZERO)
+    assert {384, 8192} <= {c.params["capacity"] for c in ZERO}
+
+
+def test_every_law_and_every_wrong_call_has_a_case() -> None:
+    laws = [c for c in CASES if c.kind == "property"]
+    for family in ("zero-freedom", "envelope"):
+        assert {c.params["law"] for c in laws if c.params["family"] == family} == set(LAWS)
+    assert {c.params["action"] for c in CASES if c.kind == "errors"} == set(ACTIONS)
+
+
+SEEN_IN_PUBLIC = {
+    "capacity-dependent output": "forward/capacity-8192-changes-output",
+    "32-bit offset at a large capacity": "forward/capacity-65536-changes-output",
+    "scale stride wrong from the second pool block on": "forward/second-pool-block-scale-stride-*",
+    "weight folded before or after amax": "forward/weight-folded-after-amax-*",
+    "result changes with the token count": "property/batch-invariance-broken-at-a-block-edge-*",
+    "amax within a unit of 448*2^k, staging": "staging/amax-at-448x2k-or-a-step-beside-43e1",
+    "amax within a unit of 448*2^k, requantise": "forward/requant-amax-one-unit-above-448x2k",
+    "groups with tiny amax, staging": "staging/amax-floor-1e-4-*",
+    "groups with tiny amax, requantise": "forward/tiny-activations-floored-*",
+    "groups with zero amax": "staging/zero-group-divides-by-zero",
+    "NaN from a scale of zero on padding rows": "forward/padding-rows-in-a-batch-of-masked-tail",
+    "scale stored rounded, quantised exact": "staging/amax-448x2k-mixed-with-smaller-values",
+    "ids of -1": "staging/masked-ids-sign-lost-*",
+    "ids of num_experts and 2^31-1": "eplb/ids-out-of-range-*",
+    "ids passed through staging": "staging/ids-out-of-range-changed",
+    "expert 0 skipped": "forward/expert-0-skipped",
+    "expert 0 not counted": "eplb/expert-0-not-counted",
+    "one local expert, top-1": "forward/one-local-expert-top-1-*",
+    "a rank or batch with zero tokens": "forward/expert-block-edge-t0",
+    "a rank that serves no slot": "forward/no-token-has-a-live-slot",
+    "remap of an empty batch": "eplb/no-tokens",
+    "over-capacity batch": "errors/over-capacity-writes-before-it-raises",
+    "routing scale dropped": "forward/routing-scale-*-dropped",
+    "padding counted in the load": "eplb/all-slots-masked",
+    "map points at an expert that does not exist": "eplb/map-points-beyond-the-load",
+    "I = 2304": "forward/shape-i2304-*",
+    "I = 2304, layout": "layout/intermediate-2304-*",
+    "stale bytes in the buffer": "property/stale-buffer-broken",
+    "token counts at block edges": "forward/token-block-edge-t*",
+    "one corrupt row of a tile": "forward/one-corrupt-row-of-a-tile-*",
+    "older replica choice": "eplb/replica-hash-differs-*",
+    "requantise floor of later revisions": "forward/requantise-floored-at-1e-4-or-byte-105-*",
+    "bf16 before requantisation": "forward/codes-rounded-twice-*",
+    "gate bounded below": "forward/gate-bounded-below-clamp-*",
+    "clamp kept in fp32": "forward/clamp-*-as-fp32-flips-codes",
+}
+
+
+@pytest.mark.parametrize("failure", SEEN_IN_PUBLIC)
+def test_every_failure_seen_in_public_has_a_case(failure: str) -> None:
+    assert any(fnmatchcase(case, SEEN_IN_PUBLIC[failure]) for case in BY_ID)
+
+
+def test_special_values_reach_staging() -> None:
+    bits = set()
+    for case in (c for c in CASES if c.kind == "staging"):
+        made = recipe(case, "hidden")
+        bits |= {made.get("bits"), *(p["bits"] for p in made.get("patch", ()))}
+    wanted = {0, 0x8000, 0x0001, 0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0x7F7F, 0x38D1, 0x38D2}
+    assert wanted <= bits
+    for exact in (0x43E0, 0x40E0, 0x3A60, 0x4A60):  # 448 * 2^k
+        assert {exact - 1, exact, exact + 1} <= bits
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_a_case_says_what_breaks(case: Case) -> None:
+    assert re.search("[a-z]{3}", case.name), "a name is more than a size"
+    assert len(case.breaks) >= 25 and case.breaks.endswith(".") and case.breaks[0].isupper()
+
+
+def test_forward_data_of_envelopes_is_of_ordinary_size() -> None:
+    """Gates mostly within +-10, outputs neither vanishing nor overflowing, on one middle case."""
+    case = BY_ID["forward/bell-h512-i256-drifts"]
+    golden = oracle.forward(inputs.forward_problem(case, [0]), ["exact"])
+    y = (golden.y.astype(np.uint32) << 16).view(np.float32)
+    assert 0.05 < y.std() < 5 and np.unique(golden.codes).size > 100
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "combine-reversed-cancelling-pair",
+        "combine-as-a-tree",
+        "combine-order-by-expert-not-by-slot",
+    ],
+)
+def test_combine_cases_depend_on_the_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descending slots give other bits, so a kernel that adds them so is caught."""
+    module = importlib.import_module("megamoe.oracle.forward")
+    problem = inputs.forward_problem(BY_ID[f"forward/{name}"])
+    ascending = module.forward(problem, ["exact"]).y
+    combine = module.combine
+    monkeypatch.setattr(module, "combine", lambda rows, live: combine(rows[:, ::-1], live[:, ::-1]))
+    assert (module.forward(problem, ["exact"]).y != ascending).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "byte"), [("at", 128), ("one-unit-above", 129), ("one-unit-below", 128)]
+)
+def test_requantise_cases_stand_at_the_power_of_two(name: str, byte: int) -> None:
+    name = f"forward/requant-amax-{name}-448x2k"
+    golden = oracle.forward(inputs.forward_problem(BY_ID[name]))
+    assert set(golden.sf.ravel()) == {byte} and golden.zero_freedom
+
+
+def test_the_fast_silu_leaves_both_exponents_open() -> None:
+    name = "forward/requant-amax-at-448x2k-fast-silu-undecided"
+    envelope = oracle.forward(inputs.forward_problem(BY_ID[name])).envelopes["exact"]
+    assert (envelope.sf_lo == 128).all() and (envelope.sf_hi == 129).all()
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in ZERO if c.params["hidden"] <= 256 and c.params["tokens"] == 1],
+    ids=lambda c: c.name,
+)  # fmt: skip
+def test_small_zero_freedom_cases_are_proven(case: Case) -> None:
+    """All are proven when goldens are made; these few show that the proof can be had here."""
+    golden = oracle.forward(inputs.forward_problem(case), any_silu=True)
+    assert golden.zero_freedom, golden.why
