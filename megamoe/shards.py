@@ -90,6 +90,7 @@ def merge(reports: Sequence[Mapping[str, Any]], selection: Sequence[Case]) -> di
     counts = Counter(c["status"] for c in cases)
     return {
         **{k: v for k, v in reports[0].items() if k not in ("cases", "counts", "shard")},
+        "seconds": sum(float(r.get("seconds", 0.0)) for r in reports),
         "counts": dict(counts),
         "shards": [r.get("shard") for r in reports],
         "cases": cases,

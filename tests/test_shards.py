@@ -63,10 +63,15 @@ def test_durations(tmp_path):
 def test_merge_of_a_whole_selection():
     every = cases(4)
     merged = merge(
-        [report(["eplb/c03", "eplb/c00"], shard="1/2"), report(["eplb/c01", "eplb/c02"])], every
+        [
+            report(["eplb/c03", "eplb/c00"], shard="1/2", seconds=2.0),
+            report(["eplb/c01", "eplb/c02"], shard="2/2", seconds=3.0),
+        ],
+        every,
     )
     assert [c["id"] for c in merged["cases"]] == [c.id for c in every]
-    assert merged["counts"]["pass"] == 4
+    assert merged["counts"]["pass"] == 4 and merged["seconds"] == 5.0
+    assert merged["shards"] == ["1/2", "2/2"] and "shard" not in merged
 
 
 @pytest.mark.parametrize(
