@@ -117,6 +117,27 @@ def test_one_odd_bit_too_many_leaves_freedom(name):
     assert low.item() <= 32 * 448 * 6 <= high.item()
 
 
+@pytest.mark.parametrize(
+    ("kernel", "scale"),
+    [(simulate.hopper_e4m3(), 127), (simulate.blackwell_mxf8f6f4(), 117)],
+    ids=lambda v: getattr(v, "name", ""),
+)
+@pytest.mark.parametrize("sign", [0, 0x80])
+def test_a_running_sum_lost_in_alignment_moves_the_result_away_from_zero(kernel, scale, sign):
+    """A small sum of the other sign than the large term after it: truncated to nothing first."""
+    codes = np.zeros((1, 128), np.uint8)
+    codes[0, 0], codes[0, 32] = 0x39 | sign ^ 0x80, 0x7E | sign
+    packed = np.zeros((1, 64), np.uint8)
+    packed[0, [0, 16]] = 3, 7
+    sf = np.full((1, 4), 127, np.uint8)
+    sf[0, :2] = scale, 135
+    args = codes, sf, packed, np.full((1, 4), 127, np.uint8)
+    got = kernel.linear(*args, np.random.default_rng(0)).item()
+    assert abs(got) == 448 * 6 * 256
+    low, high = interval(args, kernel.accumulator)
+    assert low.item() <= got <= high.item()
+
+
 def test_sums_that_may_overflow_have_infinite_ends():
     """inf - inf of an unlucky order is covered by both ends being infinite."""
     codes = np.full((1, 128), 0x7E, np.uint8)

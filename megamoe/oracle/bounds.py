@@ -101,24 +101,26 @@ def _always_exact(blocks: Blocks, accumulator: Accumulator) -> npt.NDArray[np.bo
 
 
 def _any_order(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) -> tuple[F64, F64]:
-    """Additions in any order and any rounding direction: section Any order.
+    """Additions and aligned sums in any order, any direction: section Any order.
 
-    At most n - 1 additions, each off by less than one ulp of a partial sum, none of which
-    exceeds M; the computed partial sums exceed the exact ones by the error itself, covered by
-    the factor (1 + n * 2**-22) as long as n <= 2**13. Aligned sums of up to 32 terms in any
-    order lose 33 units and one ulp a step; a product below the subnormal spacing one of those.
+    Let U be the coarsest unit of any step. A step that rounds to a grain g <= U an operand whose
+    bits end at L < g errs by at most g - L, and leaves a result that ends at g or above. So the
+    sum of U - L over the operands still to be added falls by at least the error: all errors
+    together are at most its first value, the sum of U - L over the terms that end below U. The
+    computed partial sums exceed M by the errors, covered by the factor (1 + n * 2**-22) as long
+    as n <= 2**13.
     """
     assert accumulator.result_bits is not None
-    steps = blocks.low.shape[0]
-    terms = steps * 32
+    terms = blocks.low.shape[0] * 32
     partial = _largest_partial(blocks)
     lowbit = blocks.lowbit.min(axis=0)
     grown = partial * (1 + terms * 2.0**-22)
     unit = np.exp2(_aligned_exponent(blocks.field.max(axis=0), grown) - 23)
     exact = (partial <= np.exp2(lowbit + 24)) & (unit <= np.exp2(lowbit))
-    worst = (terms + 2 * steps) * unit + SLACK * partial
-    worst += np.where(lowbit < LOWEST - 23, terms * _SUBNORMAL, 0.0)
-    error = np.where(exact | (partial == 0), 0.0, worst)
+    loss = np.zeros_like(partial)
+    for j in range(blocks.low.shape[0]):
+        loss += 32 * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0)
+    error = np.where(exact | (partial == 0), 0.0, loss + SLACK * partial)
     return low - error, high + error
 
 
@@ -137,16 +139,11 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
         low, high = low + blocks.low[j], high + blocks.high[j]
         grown = partial * (1 + 64 * 2.0**-23)
         aligned_to = _aligned_exponent(blocks.field[j], grown)
-        unit, ulp = np.exp2(aligned_to - accumulator.align_bits), _ulp(grown, 23)
+        unit = np.exp2(aligned_to - accumulator.align_bits)
         clean &= (partial <= np.exp2(lattice + 24)) & (unit <= np.exp2(lattice))
-        # Separate additions: one ulp of a partial sum each, and one subnormal spacing for each
-        # product below it. One aligned sum of 32, or two of 16: every term and each running sum
-        # loses less than a unit, each result less than one ulp. The larger of the two.
-        below = np.where(blocks.lowbit[j] < LOWEST - 23, accumulator.block * _SUBNORMAL, 0.0)
-        separate = accumulator.block * ulp + below
-        lossless = unit <= np.exp2(blocks.lowbit[j])
-        aligned = np.where(lossless, 2.0, accumulator.block + 2.0) * unit + 2 * ulp
-        error = np.maximum(separate, aligned) + SLACK * partial
+        # As in any order, with the running sum as one more term whose last bit is not known.
+        loss = 32 * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0) + unit
+        error = loss + SLACK * partial
         idle = (blocks.positive[j] == 0) & (blocks.negative[j] == 0)  # adding zeros is exact
         error = np.where(clean | idle, 0.0, error)
         low, high = low - error, high + error
@@ -168,10 +165,12 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
         running = np.maximum(np.abs(low), np.abs(high))
         aligned_to = _aligned_exponent(blocks.field[j], running)
         unit = np.exp2(aligned_to - accumulator.align_bits)
-        # Truncation toward zero: a positive term loses [0, unit), a negative one gains it.
+        # Truncation toward zero: a positive term, a multiple of its last bit, loses up to a unit
+        # less that bit; a negative one gains as much.
         loses = aligned_to - accumulator.align_bits > blocks.lowbit[j]
-        down = np.where(loses, np.minimum(32 * unit, blocks.positive[j]), 0.0)
-        up = np.where(loses, np.minimum(32 * unit, blocks.negative[j]), 0.0)
+        most = 32 * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0)
+        down = np.where(loses, np.minimum(most, blocks.positive[j]), 0.0)
+        up = np.where(loses, np.minimum(most, blocks.negative[j]), 0.0)
         # The running sum is a multiple of this: of the terms' lattice while nothing was rounded,
         # of its own last bit afterwards (nothing is known where it may be arbitrarily small).
         smallest = np.where((low < 0) & (high > 0), 0.0, np.minimum(np.abs(low), np.abs(high)))
