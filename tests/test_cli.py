@@ -178,6 +178,14 @@ def test_oracle_writes_inputs_and_every_stage(root, capsys):
     assert {f"oracle.{name}" for name in wanted} <= names
 
 
+def test_oracle_writes_staging_with_its_dtypes(root):
+    out = root / "out.safetensors"
+    assert main(["oracle", "--case", "staging/small", "--out", str(out)]) == 0
+    with safe_open(out, "pt") as file:
+        weights = file.get_tensor("oracle.topk_weights")
+        assert torch.equal(weights, file.get_tensor("input.topk_weights"))
+
+
 def report(path, ids, status="pass", **more):
     cases = [
         {"id": i, "kind": i.split("/")[0], "status": status, "reason": "", "seconds": 1.5}

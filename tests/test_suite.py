@@ -449,6 +449,21 @@ def test_settings_from_options_environment_and_defaults(monkeypatch):
     assert Settings(device="cuda", golden="g").again() == " --device cuda --golden g"
 
 
+def test_a_case_that_never_ran_is_an_error(root):
+    cases = load_cases(root)
+    silent = Console(file=io.StringIO())
+    with progress.Progress(len(cases), silent, Settings(), {}) as shown:
+        collector = check._Collector(cases, Settings(), shown)
+        collector._take(Verdict("eplb/map", "eplb", "pass"))
+        collector.output.write("collecting\nINTERNALERROR> boom\n")
+        verdicts = {v.case_id: v for v in collector.complete()}
+    assert verdicts.keys() == {c.id for c in cases}
+    assert verdicts["eplb/map"].status == "pass" and verdicts["errors/over"].status == "error"
+    assert verdicts["errors/over"].reason == (
+        "case errors/over: it never ran; pytest's last words: INTERNALERROR> boom"
+    )
+
+
 def test_the_last_frame_of_the_main_thread():
     stack = (
         'Timeout (0:00:04)!\nThread 0x1 (most recent call first):\n  File "gateway.py", line 5\n\n'

@@ -188,7 +188,9 @@ def _form(name: str, dtype: Any) -> Form | None:
     """The form of a stored tensor, by its name and type."""
     if name.rpartition(".")[2] in ("x", "l2_acts"):
         return E4M3
-    forms = {"uint16": BF16, "uint8": BYTE, "int32": INT32, "int64": INT64, "uint32": F32}
+    if name == "topk_weights":
+        return F32
+    forms = {"uint16": BF16, "uint8": BYTE, "int32": INT32, "int64": INT64}
     return forms.get(str(dtype))
 
 

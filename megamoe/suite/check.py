@@ -64,12 +64,13 @@ class _Collector:
         self.verdicts: dict[str, Verdict] = {}
         self.since: dict[str, float] = {}
         self.run = ""
+        self.output = io.StringIO()
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         """Pytest's own words go nowhere; what matters is in the verdicts."""
         config.pluginmanager.unregister(name="terminalreporter")
-        config.pluginmanager.register(TerminalReporter(config, io.StringIO()), "terminalreporter")
+        config.pluginmanager.register(TerminalReporter(config, self.output), "terminalreporter")
 
     def pytest_configure_node(self, node: Any) -> None:
         self.run = node.workerinput["testrunuid"]
@@ -119,9 +120,11 @@ class _Collector:
 
     def complete(self) -> list[Verdict]:
         """A verdict for every case: one that got lost is an error, never forgotten."""
+        lines = self.output.getvalue().strip().splitlines()
         for case_id in self.cases:
             if case_id not in self.verdicts:
-                self._take(self._error(case_id, "it never ran; run it alone"))
+                last = lines[-1] if lines else "nothing"
+                self._take(self._error(case_id, f"it never ran; pytest's last words: {last}"))
         return list(self.verdicts.values())
 
 

@@ -44,9 +44,10 @@ def write_case(case: Case, path: Path) -> list[str]:
             bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()
         )
         tensors |= {f"oracle.{name}": _tensor(value) for name, value in stage.items()}
-    tensors |= {
-        f"oracle.{name}": _tensor(value) for name, value in make(case, given).tensors.items()
-    }
+    tensors |= {f"oracle.{name}": _tensor(t) for name, t in make(case, given).tensors.items()}
+    if case.kind == "staging":  # the store keeps float32 as its bits
+        name = "oracle.topk_weights"
+        tensors[name] = tensors[name].view(torch.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"case": json.dumps(plain), "params": json.dumps(dict(case.params))}
