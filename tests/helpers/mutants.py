@@ -62,7 +62,7 @@ def _one(name: str, module: str, old: str, new: str, cases: str) -> Mutant:
 
 
 _FORWARD = "forward/*"
-_BF16 = 'gate, up = gate_up.to(torch.bfloat16).float().chunk(2, dim=-1)'
+_BF16 = "gate, up = gate_up.to(torch.bfloat16).float().chunk(2, dim=-1)"
 _GATE_CLAMP = "gate = torch.where((gate > bound) | gate.isnan(), bound, gate)"
 _UP_LOW = "up = torch.where((up < -bound) | up.isnan(), -bound, up)"
 _UP_HIGH = "up = torch.where(up > bound, bound, up)"

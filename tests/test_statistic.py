@@ -1,0 +1,210 @@
+"""The statistic: silent for correct kernels, loud for faults, and honest about what it misses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from megamoe import oracle, simulate
+from megamoe.formats import bf16_decode, bf16_round, e4m3_key
+from megamoe.oracle import statistic
+from megamoe.oracle.statistic import Energies, check, tail_level, threshold
+
+INTER, TOP_K = 512, 4
+
+
+@pytest.fixture(scope="module")
+def layer():
+    """Eight tokens of a shape that was not calibrated (H 1024), and their oracle y."""
+    problem = simulate.problem(
+        21, hidden=1024, intermediate=INTER, top_k=TOP_K, experts=6, tokens=8,
+        hidden_recipe={"kind": "bell", "spread": 6},
+        weights_recipe={"w13_scale": [114, 6], "w2_scale": [118, 4]},
+    )  # fmt: skip
+    return problem, oracle.forward(problem, []).y
+
+
+def findings(layer, y, name="fp32"):
+    problem, reference = layer
+    return check(y, reference, problem.topk_ids.numpy(), INTER, name)
+
+
+def scaled(y, row, channels, factor):
+    out = y.copy()
+    out[row, channels] = bf16_round(bf16_decode(y[row, channels]) * np.float32(factor))
+    return out
+
+
+# --- silence ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        simulate.blas(),
+        simulate.blockwise("mixed"),
+        simulate.plain("splits", "zero"),
+        simulate.hopper_bf16(),
+        simulate.hopper_e4m3(),
+        simulate.blackwell_mxf8f6f4(),
+    ],
+    ids=lambda k: k.name,
+)
+def test_a_correct_kernel_on_a_shape_held_out_of_calibration_is_silent(layer, kernel):
+    got = simulate.forward(simulate.head(layer[0], 2), kernel, 5)
+    short = simulate.head(layer[0], 2), layer[1][:2]
+    assert not findings(short, got.y, kernel.accumulator)
+
+
+def test_the_oracle_itself_is_silent_even_for_class_exact(layer):
+    assert not findings(layer, layer[1], "exact")
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.99])
+@pytest.mark.parametrize("start", [0, 448, 960])
+def test_one_percent_in_one_stretch_of_64_channels_of_one_row(layer, factor, start):
+    y = scaled(layer[1], 3, slice(start, start + 64), factor)
+    found = findings(layer, y)
+    assert ("tile", (3, start // 128), "bias") in {(f.unit, f.index, f.statistic) for f in found}
+
+
+def test_a_lost_slot_shows_in_row_and_tile(layer):
+    problem = layer[0]
+    ids = problem.topk_ids.clone()
+    ids[2, 1] = -1
+    y = oracle.forward(replace(problem, topk_ids=ids), []).y
+    found = findings(layer, y)
+    assert {f.index[0] for f in found if f.unit in ("row", "tile")} == {2}
+    assert {"row", "tile"} <= {f.unit for f in found}
+    assert [f for f in found if f.unit == "expert"]
+
+
+def test_a_finding_is_one_line_and_the_worst_comes_first(layer):
+    y = scaled(scaled(layer[1], 1, slice(0, 128), 1.02), 5, slice(128, 256), 2.0)
+    found = findings(layer, y)
+    assert found[0].index[0] == 5
+    assert str(found[0]).startswith(found[0].unit)
+    assert "\n" not in str(found[0])
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_one_value_that_is_not_finite_is_a_finding(layer, value):
+    y = layer[1].copy()
+    y[4, 7] = bf16_round(np.array([value], np.float32))[0]
+    assert ("tile", (4, 0)) in {(f.unit, f.index) for f in findings(layer, y)}
+
+
+def test_any_value_in_a_row_that_should_be_zero_is_a_finding(layer):
+    problem, reference = layer
+    ids = problem.topk_ids.numpy().copy()
+    ids[6] = -1
+    zero = reference.copy()
+    zero[6] = 0
+    y = zero.copy()
+    y[6, 1000] = 1
+    found = check(y, zero, ids, INTER, "fp32")
+    assert ("tile", (6, 7)) in {(f.unit, f.index) for f in found}
+
+
+# --- what it cannot see, and what sees it -----------------------------------------------------
+
+
+def zero_freedom():
+    problem = simulate.problem(
+        5, hidden=512, intermediate=128, top_k=4, experts=4, tokens=4,
+        hidden_recipe={"kind": "grid"}, weights_recipe={"kind": "carrier"},
+        routing_recipe={"octaves": 9},
+    )  # fmt: skip
+    return problem, oracle.forward(problem, any_silu=True)
+
+
+def test_one_weight_group_off_by_a_ue8m0_step_is_caught_by_the_staged_judgement(layer):
+    """On ordinary data: the code of that channel leaves its interval."""
+    problem = simulate.head(layer[0], 1)
+    golden = oracle.forward(problem, ["fp32-ordered"])
+    wrong = problem.w13_weight_scale.clone()
+    expert = int(problem.topk_ids[0, 0])
+    channel = int(np.argmax(golden.codes[0, 0] & 0x7F))
+    wrong[expert, INTER + channel, :] += 0
+    group = int(np.argmax(wrong[expert, INTER + channel].numpy()))
+    wrong[expert, INTER + channel, group] += 1
+    got = simulate.forward(
+        replace(problem, w13_weight_scale=wrong), simulate.blockwise("nearest"), 1
+    )
+    low, high = golden.envelopes["fp32-ordered"].code_interval(got.sf)
+    key = e4m3_key(got.codes)
+    assert ((key < low) | (key > high))[0, 0, channel]
+
+
+def test_without_a_calibration_for_so_few_terms_nothing_is_claimed(layer):
+    y = scaled(layer[1], 0, slice(0, 64), 1.5)
+    assert not check(y, layer[1], layer[0].topk_ids.numpy(), 16, "fp32")
+
+
+# --- the numbers ------------------------------------------------------------------------------
+
+
+def test_size_and_bias_by_hand():
+    reference = bf16_round(np.tile([3.0, 4.0], 64).reshape(1, 128))
+    actual = bf16_round(np.tile([3.0, 4.0], 64).reshape(1, 128) * 1.25)
+    measured = Energies.of(actual, reference).statistics()
+    assert measured["size"].tolist() == [[0.25]]
+    assert measured["bias"].tolist() == [[0.25]]
+    half = actual.copy()
+    half[0, 0::2] = reference[0, 0::2]
+    size = Energies.of(half, reference).statistics()["size"].item()
+    assert size == pytest.approx(0.25 * 4 / 5)
+
+
+def test_the_tail_is_exponential_in_the_square_and_never_below_what_was_seen():
+    fit = {"largest": 0.5, "tail": [[1.0, 2.0, 0.1]]}
+    assert tail_level(fit, 0.1 * np.exp(-4.0)) == pytest.approx(3.0)
+    assert tail_level({**fit, "largest": 7.0}, 0.05) == 7.0
+    assert tail_level(fit, 0.2) == 0.5
+
+
+def test_exponential_tails_give_the_stated_rate():
+    """A sample whose square is exponential: the level of 1e-4 is exceeded at most so often."""
+    from importlib.util import module_from_spec, spec_from_file_location
+    from pathlib import Path
+
+    path = Path(__file__).parent.parent / "tools" / "calibrate.py"
+    spec = spec_from_file_location("calibrate", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rng = np.random.default_rng(1)
+    fit = module.fit([np.sqrt(rng.exponential(size=4000))])
+    level = tail_level(fit, 1e-4)
+    assert (np.sqrt(rng.exponential(size=1_000_000)) > level).mean() <= 1e-4
+    assert level < 2 * np.sqrt(np.log(1e4))
+
+
+def test_thresholds_fall_with_terms_known_and_rise_with_rarity():
+    strata = sorted(int(n) for n in statistic.calibration()["groups"]["fp32"])
+    for unit in ("tile", "row"):
+        one = threshold("fp32", strata[-1], unit, "size", 1e-12)
+        assert 0 < one < threshold("fp32", strata[-1], unit, "size", 1e-14)
+    between = threshold("fp32", strata[1] + 1, "tile", "bias", 1e-12)
+    assert between == threshold("fp32", strata[1], "tile", "bias", 1e-12)
+
+
+def test_the_stored_calibration_says_how_it_was_made():
+    stored = statistic.calibration()
+    assert stored["made_by"].startswith("tools/calibrate.py --rows")
+    assert {"numpy", "torch", "mmasim"} <= set(stored["versions"])
+    for strata in stored["groups"].values():
+        for fits in strata.values():
+            for unit in fits.values():
+                for by_data in unit.values():
+                    assert {f["data"] for f in by_data} <= set(stored["data"])
+                    assert all(f["sample"] > 0 for f in by_data)
+
+
+def test_unknown_class_is_refused(layer):
+    with pytest.raises(ValueError, match="no calibration for class 'fp31'"):
+        findings(layer, layer[1], "fp31")
