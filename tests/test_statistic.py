@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megamoe import oracle, simulate
-from megamoe.formats import bf16_decode, bf16_round, e4m3_key
+from megamoe.formats import bf16_decode, bf16_key, bf16_round, e4m3_key
 from megamoe.oracle import statistic
 from megamoe.oracle.statistic import Energies, check, tail_level, threshold
 
@@ -118,7 +118,7 @@ def zero_freedom():
     problem = simulate.problem(
         5, hidden=512, intermediate=128, top_k=4, experts=4, tokens=4,
         hidden_recipe={"kind": "grid"}, weights_recipe={"kind": "carrier"},
-        routing_recipe={"octaves": 9},
+        routing_recipe={"octaves": 30},
     )  # fmt: skip
     return problem, oracle.forward(problem, any_silu=True)
 
@@ -139,6 +139,35 @@ def test_one_weight_group_off_by_a_ue8m0_step_is_caught_by_the_staged_judgement(
     low, high = golden.envelopes["fp32-ordered"].code_interval(got.sf)
     key = e4m3_key(got.codes)
     assert ((key < low) | (key > high))[0, 0, channel]
+
+
+@pytest.mark.parametrize(("which", "least"), [("w13_weight_scale", 3), ("w2_weight_scale", 7)])
+@pytest.mark.parametrize("step", [1, -1])
+def test_one_weight_group_off_by_a_ue8m0_step_is_caught_by_a_zero_freedom_case(which, least, step):
+    """Nine groups: most, but a w13 group behind a closed gate or a clamped up reaches no output."""
+    problem, golden = zero_freedom()
+    assert golden.zero_freedom
+    scale = getattr(problem, which)
+    expert = int(problem.topk_ids[0, 0])
+    places = np.argwhere(scale[expert].numpy() > 0)
+    caught = 0
+    for at in places[:: len(places) // 8]:
+        wrong = scale.clone()
+        wrong[(expert, *(int(i) for i in at))] += step
+        got = oracle.forward(replace(problem, **{which: wrong}), [])
+        caught += bool((got.y != golden.y).any() or (got.codes != golden.codes).any())
+    assert caught >= least
+
+
+def test_a_combine_in_the_wrong_order_is_caught_by_a_zero_freedom_case_only():
+    problem, golden = zero_freedom()
+    assert golden.zero_freedom
+    slots = simulate.forward(problem, simulate.blockwise("nearest"), 1).slots
+    live = problem.topk_ids.numpy() >= 0
+    assert np.array_equal(bf16_key(simulate.combine(slots, live)), bf16_key(golden.y))
+    reversed_y = simulate.combine(slots[:, ::-1].copy(), live[:, ::-1])
+    assert (bf16_key(reversed_y) != bf16_key(golden.y)).any()
+    assert not check(reversed_y, golden.y, problem.topk_ids.numpy(), 128, "fp32")
 
 
 def test_without_a_calibration_for_so_few_terms_nothing_is_claimed(layer):
