@@ -31,6 +31,7 @@ FAMILIES: Final = ("zero-freedom", "envelope")
 LAWS: Final = (
     "batch-invariance", "token-permutation", "replica-choice", "ep-size", "capacity",
     "stale-buffer", "padding-rows", "masked-slots", "repeat",
+    "stale-bytes", "graph-replay", "busy-stream",
 )  # fmt: skip
 CAPACITY_ALIGNMENT: Final = 384
 """Capacity of the symmetric buffer is aligned up to this (the kernel's block sizes divide it)."""

@@ -34,7 +34,7 @@ from megamoe.judge import (
 from megamoe.judge.formats import BYTE, E4M3, F32, INT32, INT64, UE8M0, Form
 from megamoe.judge.forward import nan_everywhere
 from megamoe.problem import Problem, provided
-from megamoe.suite import errors, properties
+from megamoe.suite import device_laws, errors, properties
 
 CALLABLE: Final[Mapping[str, str]] = {
     "staging": "prepare",
@@ -79,6 +79,8 @@ class Runner:
             return getattr(self, f"_{case.kind}")(case)
         except errors.NotProvided as missing:
             return self._not_provided(case, str(missing))
+        except device_laws.Unmet as why:
+            return Verdict(case.id, case.kind, "not-provided", str(why))
         except BackendDeclined as why:
             return Verdict(case.id, case.kind, "skip", f"the backend declined: {why}")
         except BadOutput as error:
@@ -112,9 +114,13 @@ class Runner:
             y = forward_bits(self._call(self.backend.forward, p), p)["y"]
             return torch.from_numpy(y.view("int16")).view(torch.bfloat16)
 
-        law = properties.findings(y_of, moved, case.params["law"])
+        law = case.params["law"]
+        if law in device_laws.LAWS:
+            found = device_laws.findings(self.backend, self._call, moved, law, self.device)
+        else:
+            found = properties.findings(y_of, moved, law)
         actual = self._rows(case, self._forward_bits(problem))
-        return self._judge_forward(case, golden, problem, actual, law, ("law",))
+        return self._judge_forward(case, golden, problem, actual, found, ("law",))
 
     def _judge_forward(
         self, case: Case, golden: StoredGolden, problem: Problem, actual: dict[str, Any],
