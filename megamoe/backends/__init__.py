@@ -25,6 +25,7 @@ ENTRY_POINT_GROUP: Final = "megamoe.backends"
 BUILT_IN: Final = {
     "eager": "megamoe.backends.eager",
     "oracle": "megamoe.backends.oracle",
+    "triton": "megamoe.backends.triton",
 }
 """Name to module; each module has ``create(device) -> backend``."""
 

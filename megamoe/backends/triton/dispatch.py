@@ -1,0 +1,107 @@
+"""What surrounds the two products: rows by expert, operands in bf16, and the combine."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from megamoe.backends.triton.staging import power_of_two
+
+
+@triton.jit
+def e4m3_value(code):
+    """E4M3 bytes (int32) to fp32, exact; 0x7F and 0xFF are NaN."""
+    size = code & 0x7F
+    normal = ((size << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+    value = tl.where(size < 8, size.to(tl.float32) * 0.001953125, normal)
+    value = tl.where(size == 0x7F, float("nan"), value)
+    return tl.where((code & 0x80) != 0, -value, value)
+
+
+@triton.jit
+def dispatch(
+    x, x_sf, ids, operand, order, counts, tiles, tokens, hidden, top_k, experts, max_tiles,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Program 0 sorts the slots by expert; every other one makes BLOCK operands of a token.
+
+    ``operand`` (T, H) bf16 is code times scale, exact, permuted within 32 as ``linear`` wants.
+    ``order`` (T*K,) int32 holds slots ``token * K + slot`` by expert. Within an expert their order
+    varies, which no output depends on. ``tiles`` (n, 3) int32: expert or -1, first, end.
+    """
+    if tl.program_id(0) == 0:
+        if tl.program_id(1) == 0:
+            _sort(ids, order, counts, tiles, tokens * top_k, experts, max_tiles,
+                  ROWS, EXPERTS, CHUNK)  # fmt: skip
+    else:
+        token = (tl.program_id(0) - 1).to(tl.int64)
+        to = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        # Position 16 b + 8 a + 2 t + h holds element 8 t + 4 h + 2 b + a.
+        p = to % 32
+        source = to - p + ((p >> 1) & 3) * 8 + (p & 1) * 4 + (p >> 4) * 2 + ((p >> 3) & 1)
+        live = to < hidden
+        code = tl.load(x + token * hidden + source, mask=live, other=0).to(tl.int32)
+        word = tl.load(x_sf + token * (hidden // 128) + to // 128, mask=live, other=0)
+        exponent = (word >> ((to // 32) % 4 * 8)) & 0xFF
+        value = e4m3_value(code) * power_of_two(exponent - 127)
+        tl.store(operand + token * hidden + to, value.to(tl.bfloat16), mask=live)
+
+
+@triton.jit
+def _sort(
+    ids, order, counts, tiles, total, experts, max_tiles,
+    ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    e = tl.arange(0, EXPERTS)
+    lane = tl.arange(0, CHUNK)
+    tl.store(counts + e, tl.zeros([EXPERTS], tl.int32))
+    tl.debug_barrier()
+    for start in range(0, total, CHUNK):
+        at = start + lane
+        expert = tl.load(ids + at, mask=at < total, other=-1)
+        live = (expert >= 0) & (expert < experts)
+        tl.atomic_add(counts + tl.where(live, expert, 0), 1, mask=live, sem="relaxed")
+    tl.debug_barrier()
+    # Read through an atomic: the counts are in the second-level cache, not in this block's.
+    count = tl.atomic_add(counts + e, 0, sem="relaxed")
+    ends = tl.cumsum(count, 0)
+    tile_count = (count + ROWS - 1) // ROWS
+    tile_ends = tl.cumsum(tile_count, 0)
+    tl.debug_barrier()
+    tl.atomic_add(counts + e, ends - 2 * count, sem="relaxed")  # the first row of each expert
+    for start in range(0, max_tiles, 32):
+        tile = start + tl.arange(0, 32)
+        expert = tl.sum((tile_ends[None, :] <= tile[:, None]).to(tl.int32), axis=1)
+        mine = e[None, :] == expert[:, None]
+        before = tl.sum(tl.where(mine, (tile_ends - tile_count)[None, :], 0), axis=1)
+        end = tl.sum(tl.where(mine, ends[None, :], 0), axis=1)
+        begin = end - tl.sum(tl.where(mine, count[None, :], 0), axis=1)
+        inside = tile < max_tiles
+        tl.store(tiles + tile * 3, tl.where(expert < experts, expert, -1), mask=inside)
+        tl.store(tiles + tile * 3 + 1, begin + (tile - before) * ROWS, mask=inside)
+        tl.store(tiles + tile * 3 + 2, end, mask=inside)
+    tl.debug_barrier()
+    for start in range(0, total, CHUNK):
+        at = start + lane
+        expert = tl.load(ids + at, mask=at < total, other=-1)
+        live = (expert >= 0) & (expert < experts)
+        to = tl.atomic_add(counts + tl.where(live, expert, 0), 1, mask=live, sem="relaxed")
+        tl.store(order + to, at, mask=live)
+
+
+@triton.jit
+def combine(
+    slots, ids, y, hidden, experts, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``y`` (T, H) bf16: the live rows of ``slots`` (T*K, H) in ascending order, in fp32, from 0."""
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for slot in tl.static_range(TOP_K):
+        expert = tl.load(ids + token * TOP_K + slot)
+        live = (expert >= 0) & (expert < experts)
+        row = slots + (token * TOP_K + slot) * hidden + at
+        part = tl.load(row, mask=live & (at < hidden), other=0.0).to(tl.float32)
+        # Adding 0 where nothing is live would turn -0 into +0.
+        total = tl.where(live, total + part, total)
+    tl.store(y + token * hidden + at, total.to(tl.bfloat16), mask=at < hidden)

@@ -1,0 +1,329 @@
+"""The two grouped products on Hopper's tensor cores, weights decoded in registers (Gluon).
+
+Weights are the ``wgmma`` operand A and tokens its operand B, so a tile of few tokens still fills
+the instruction. Per 128 of the contraction a block copies its packed weight rows and the bf16 rows
+of its tokens to shared memory, asynchronously and several steps ahead; a thread takes eight
+nibbles of a row in one 32-bit load and turns them into operand registers.
+
+Each thread must hold, for every 32 of the contraction, the elements that ``wgmma`` gives it: with
+``t`` its place among four lanes, positions ``16 b + 8 a + 2 t + h`` (a, b, h in 0, 1). Eight
+adjacent nibbles are elements ``8 t + 4 h + 2 b + a``. The operand B is stored in the former order
+(:data:`PERMUTE` of :mod:`.dispatch`), so no nibble has to change threads. A sum over 32 takes the
+same 32 terms either way, and blocks of 32 ascend: the class ``fp32-ordered``.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+
+from megamoe.backends.triton.layouts import (
+    mma_layout,
+    operand_layout,
+    packed_layout,
+    row_layout,
+    store_layout,
+    weight_copy_layout,
+)
+
+BK: gl.constexpr = gl.constexpr(128)
+
+# Per register: eight nibbles of one row and a pair of equal bf16 scales. A nibble s.eem becomes
+# the bf16 whose exponent ends in ee and whose mantissa begins with m: its value times 2^-126,
+# subnormals included. Two exact products give it its size.
+_DECODE: gl.constexpr = gl.constexpr("""
+{
+.reg .b32 a, b, k;
+mov.b32 k, 0x7e807e80;
+shl.b32 a, $4, 12;
+and.b32 a, a, 0x80008000;
+shl.b32 b, $4, 6;
+and.b32 b, b, 0x01c001c0;
+or.b32 a, a, b;
+mul.rn.bf16x2 a, a, k;
+mul.rn.bf16x2 $0, a, $5;
+shl.b32 a, $4, 8;
+and.b32 a, a, 0x80008000;
+shl.b32 b, $4, 2;
+and.b32 b, b, 0x01c001c0;
+or.b32 a, a, b;
+mul.rn.bf16x2 a, a, k;
+mul.rn.bf16x2 $1, a, $5;
+shl.b32 a, $4, 4;
+and.b32 a, a, 0x80008000;
+shr.b32 b, $4, 2;
+and.b32 b, b, 0x01c001c0;
+or.b32 a, a, b;
+mul.rn.bf16x2 a, a, k;
+mul.rn.bf16x2 $2, a, $5;
+and.b32 a, $4, 0x80008000;
+shr.b32 b, $4, 6;
+and.b32 b, b, 0x01c001c0;
+or.b32 a, a, b;
+mul.rn.bf16x2 a, a, k;
+mul.rn.bf16x2 $3, a, $5;
+}
+""")
+
+
+@gluon.jit
+def _decoded(
+    packed, words, BN: gl.constexpr, layout: gl.constexpr, operand: gl.constexpr
+):
+    """(BN, 32) int16 of nibbles and (BN,) int32 of four scale bytes to (BN, 128) bf16."""
+    column = gl.arange(0, 32, layout=gl.SliceLayout(0, layout))
+    byte = (words[:, None] >> ((column // 8) * 8)[None, :]) & 0xFF
+    # 2^(byte - 127) as bf16; byte 0 is subnormal there, byte 255 is NaN.
+    bits = gl.where((byte == 0) | (byte == 255), (byte << 7) | 0x40, byte << 7)
+    scale = bits.to(gl.int16).to(gl.bfloat16, bitcast=True)
+    o0, o1, o2, o3 = gl.inline_asm_elementwise(
+        _DECODE,
+        "=r,=r,=r,=r,r,r",
+        [packed, scale],
+        dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
+        is_pure=True,
+        pack=2,
+    )
+    both = gl.join(gl.join(o0, o2), gl.join(o1, o3))  # (..., b, a)
+    split = both.reshape([BN, 4, 4, 2, 2, 2])  # row, chunk, t, h, b, a
+    ordered = split.permute([0, 1, 4, 5, 2, 3]).reshape([BN, 128])
+    return gl.convert_layout(ordered, operand, assert_trivial=True)
+
+
+@gluon.jit
+def _copy_step(
+    x_ptr, w_ptr, xs, ws, k, steps, STAGES: gl.constexpr
+):
+    """Start the copies of step ``k``; a group is committed even where there is nothing left."""
+    if k < steps:
+        slot = k % STAGES
+        async_copy.async_copy_global_to_shared(xs.index(slot), x_ptr + k * 128)
+        async_copy.async_copy_global_to_shared(ws.index(slot), w_ptr + k * 32)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def _product(
+    x,
+    weight,
+    scale,
+    pairs_copy,
+    weight_rows_copy,
+    weight_rows,
+    depth,
+    BN: gl.constexpr,
+    N: gl.constexpr,
+    STAGES: gl.constexpr,
+    WARPS: gl.constexpr,
+):
+    """(BN, N) fp32: weight rows times token rows, over ``depth`` in ascending blocks of 32."""
+    mma: gl.constexpr = mma_layout(WARPS, N)
+    operand: gl.constexpr = operand_layout(WARPS, N)
+    packed_l: gl.constexpr = packed_layout(BN, WARPS)
+    x_copy: gl.constexpr = row_layout(WARPS)
+    w_copy: gl.constexpr = weight_copy_layout(WARPS)
+    xs = gl.allocate_shared_memory(
+        gl.bfloat16,
+        [STAGES, N, 128],
+        gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2),
+    )
+    ws = gl.allocate_shared_memory(
+        gl.int16, [STAGES, BN, 32], gl.SwizzledSharedLayout(8, 2, 4, order=[1, 0])
+    )
+    x_column = gl.arange(0, 128, layout=gl.SliceLayout(0, x_copy))
+    w_column = gl.arange(0, 32, layout=gl.SliceLayout(0, w_copy))
+    x_ptr = x + pairs_copy.to(gl.int64)[:, None] * depth + x_column[None, :]
+    w_ptr = weight + weight_rows_copy.to(gl.int64)[:, None] * (depth // 4) + w_column[None, :]
+    s_ptr = scale + weight_rows.to(gl.int64) * (depth // 128)
+    steps = depth // 128
+    for k in gl.static_range(STAGES - 2):
+        _copy_step(x_ptr, w_ptr, xs, ws, k, steps, STAGES)
+    words = gl.load(s_ptr)
+    acc = warpgroup_mma_init(gl.zeros([BN, N], gl.float32, mma))
+    for k in range(0, steps):
+        async_copy.wait_group(STAGES - 3)
+        fence_async_shared()
+        gl.thread_barrier()
+        # Everybody has waited for product k - 2, so its slot is free.
+        _copy_step(x_ptr, w_ptr, xs, ws, k + STAGES - 2, steps, STAGES)
+        following = gl.load(s_ptr + gl.minimum(k + 1, steps - 1))
+        packed = ws.index(k % STAGES).load(packed_l)
+        a = _decoded(packed, words, BN, packed_l, operand)
+        words = following
+        acc = warpgroup_mma_wait(0, deps=[acc])
+        acc = warpgroup_mma(a, xs.index(k % STAGES).permute((1, 0)), acc, is_async=True)
+    return warpgroup_mma_wait(0, deps=[acc])
+
+
+@gluon.jit
+def _silu_fast(gate):
+    return gate * gl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + gl.exp(-gate)],
+        dtype=gl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _silu_precise(gate):
+    # exp by range reduction with a split ln 2 and a polynomial: about one ULP, unlike gl.exp.
+    x = gl.minimum(gl.maximum(-gate, -104.0), 89.0)
+    n = gl.floor(x * 1.4426950408889634 + 0.5)
+    r = gl.fma(n, -0.693145751953125, x)
+    r = gl.fma(n, -1.42860682030941723212e-6, r)
+    p = gl.fma(r, 1.9875691500e-4, 1.3981999507e-3)
+    p = gl.fma(p, r, 8.3334519073e-3)
+    p = gl.fma(p, r, 4.1665795894e-2)
+    p = gl.fma(p, r, 1.6666665459e-1)
+    p = gl.fma(p, r, 5.0000001201e-1)
+    e = gl.fma(p, r * r, r) + 1.0
+    half = gl.floor(n * 0.5)
+    one = ((half.to(gl.int32) + 127) << 23).to(gl.float32, bitcast=True)
+    two = (((n - half).to(gl.int32) + 127) << 23).to(gl.float32, bitcast=True)
+    e = e * one * two
+    e = gl.where(gate != gate, gate, e)
+    return gl.inline_asm_elementwise(
+        "div.rn.f32 $0, $1, $2;", "=f,f,f", [gate, 1.0 + e],
+        dtype=gl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def linear1(
+    x,
+    w13,
+    s13,
+    topk_weights,
+    order,
+    tiles,
+    acts,
+    codes,
+    sf,
+    hidden,
+    inter,
+    top_k,
+    clamp,
+    HAS_CLAMP: gl.constexpr,
+    FAST: gl.constexpr,
+    BN: gl.constexpr,
+    N: gl.constexpr,
+    STAGES: gl.constexpr,
+    WARPS: gl.constexpr,
+):
+    """Gate and up of BN/2 channels for one tile, SwiGLU, requantisation.
+
+    ``x`` (T, H) bf16, ``acts`` (T*K, I) bf16 out, both permuted within 32; ``codes`` (T*K, I) and
+    ``sf`` (T*K, I/32) uint8 out; ``tiles`` (3, n) int32: expert (-1 for none), first, end of the
+    rows in ``order``. Row r of the weight tile is gate or up by r % 16 < 8, so that both of a
+    channel land in one thread.
+    """
+    BI: gl.constexpr = BN // 2
+    blocks = inter // BI
+    tile = gl.program_id(0) // blocks
+    channel0 = (gl.program_id(0) % blocks) * BI
+    expert = gl.load(tiles + tile * 3)
+    if expert < 0:
+        return
+    first = gl.load(tiles + tile * 3 + 1)
+    end = gl.load(tiles + tile * 3 + 2)
+    x_copy: gl.constexpr = row_layout(WARPS)
+    r = first + gl.arange(0, N, layout=gl.SliceLayout(1, x_copy))
+    tokens = gl.load(order + gl.minimum(r, end - 1)) // top_k
+    wc = gl.arange(0, BN, layout=gl.SliceLayout(1, weight_copy_layout(WARPS)))
+    wr = gl.arange(0, BN, layout=gl.SliceLayout(1, packed_layout(BN, WARPS)))
+    base = expert.to(gl.int64) * (2 * inter) + channel0
+    wc = base + (wc // 16) * 8 + wc % 8 + ((wc // 8) % 2) * inter
+    wr = base + (wr // 16) * 8 + wr % 8 + ((wr // 8) % 2) * inter
+    acc = _product(x, w13, s13, tokens, wc, wr, hidden, BN, N, STAGES, WARPS)
+
+    rounded = acc.to(gl.bfloat16).to(gl.float32)
+    pairs = rounded.reshape([BN // 16, 2, 8, N]).permute([0, 2, 3, 1])
+    gate, up = gl.split(pairs)
+    if HAS_CLAMP:
+        gate = gl.where((gate > clamp) | (gate != gate), clamp, gate)
+        up = gl.where((up < -clamp) | (up != up), -clamp, up)
+        up = gl.where(up > clamp, clamp, up)
+    if FAST:
+        silu = _silu_fast(gate)
+    else:
+        silu = _silu_precise(gate)
+    value = (silu * up).reshape([BI, N])
+    column_l: gl.constexpr = gl.SliceLayout(0, value.type.layout)
+    c = first + gl.arange(0, N, layout=column_l)
+    pair = gl.load(order + gl.minimum(c, end - 1))
+    value = value * gl.load(topk_weights + pair)[None, :]
+
+    grouped = value.reshape([BI // 32, 32, N])
+    size = gl.abs(grouped)
+    amax = gl.max(gl.where(size != size, 0.0, size), axis=1)
+    bits = (amax * 0.002232142857142857).to(gl.int32, bitcast=True)
+    exponent = (bits >> 23) + gl.where((bits & 0x7FFFFF) != 0, 1, 0)
+    # 2^(127 - e) and 2^(e - 127); the ends of the range are subnormal in fp32.
+    down = gl.where(exponent < 254, (254 - exponent) << 23, 0x400000 >> (exponent - 254))
+    back = gl.where(exponent > 0, exponent << 23, 0x400000)
+    down = gl.expand_dims(down.to(gl.float32, bitcast=True), 1)
+    back = gl.expand_dims(back.to(gl.float32, bitcast=True), 1)
+    code = (grouped * down).to(gl.float8e4nv)
+    act = (code.to(gl.float32) * back).to(gl.bfloat16).reshape([BI, N])
+    byte = code.to(gl.uint8, bitcast=True).reshape([BI, N])
+
+    out_l: gl.constexpr = store_layout(BI, WARPS)
+    out_row = first + gl.arange(0, N, layout=gl.SliceLayout(1, out_l))
+    live = (out_row < end)[:, None]
+    out_pair = gl.load(order + gl.minimum(out_row, end - 1)).to(gl.int64)[:, None] * inter
+    out_at = out_pair + channel0 + gl.arange(0, BI, layout=gl.SliceLayout(0, out_l))[None, :]
+    gl.store(codes + out_at, gl.convert_layout(byte.permute([1, 0]), out_l), mask=live)
+    split = act.reshape([BI // 32, 4, 2, 2, 2, N])  # chunk, t, h, b, a
+    permuted = split.permute([5, 0, 3, 4, 1, 2]).reshape([N, BI])
+    gl.store(acts + out_at, gl.convert_layout(permuted, out_l), mask=live)
+    sf_l: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [1, WARPS], [1, 0])
+    e = gl.convert_layout(exponent, sf_l)
+    n = first + gl.arange(0, N, layout=gl.SliceLayout(0, sf_l))
+    g = gl.arange(0, BI // 32, layout=gl.SliceLayout(1, sf_l))
+    sf_at = gl.load(order + gl.minimum(n, end - 1)).to(gl.int64)[None, :] * (inter // 32)
+    gl.store(sf + sf_at + channel0 // 32 + g[:, None], e.to(gl.uint8), mask=(n < end)[None, :])
+
+
+@gluon.jit
+def linear2(
+    acts,
+    w2,
+    s2,
+    order,
+    tiles,
+    slots,
+    hidden,
+    inter,
+    BN: gl.constexpr,
+    N: gl.constexpr,
+    STAGES: gl.constexpr,
+    WARPS: gl.constexpr,
+):
+    """BN channels of the second product for one tile, rounded to bf16: ``slots`` (T*K, H)."""
+    blocks = hidden // BN
+    tile = gl.program_id(0) // blocks
+    channel0 = (gl.program_id(0) % blocks) * BN
+    expert = gl.load(tiles + tile * 3)
+    if expert < 0:
+        return
+    first = gl.load(tiles + tile * 3 + 1)
+    end = gl.load(tiles + tile * 3 + 2)
+    x_copy: gl.constexpr = row_layout(WARPS)
+    r = first + gl.arange(0, N, layout=gl.SliceLayout(1, x_copy))
+    pairs = gl.load(order + gl.minimum(r, end - 1))
+    base = expert.to(gl.int64) * hidden + channel0
+    wc = base + gl.arange(0, BN, layout=gl.SliceLayout(1, weight_copy_layout(WARPS)))
+    wr = base + gl.arange(0, BN, layout=gl.SliceLayout(1, packed_layout(BN, WARPS)))
+    acc = _product(acts, w2, s2, pairs, wc, wr, inter, BN, N, STAGES, WARPS)
+    out_l: gl.constexpr = store_layout(BN, WARPS)
+    row = first + gl.arange(0, N, layout=gl.SliceLayout(1, out_l))
+    at = gl.load(order + gl.minimum(row, end - 1)).to(gl.int64)[:, None] * hidden
+    at = at + channel0 + gl.arange(0, BN, layout=gl.SliceLayout(0, out_l))[None, :]
+    y = gl.convert_layout(acc.to(gl.bfloat16).permute([1, 0]), out_l)
+    gl.store(slots + at, y, mask=(row < end)[:, None])
