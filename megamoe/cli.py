@@ -19,11 +19,14 @@ from rich.table import Table
 import megamoe
 from megamoe import golden, shards
 from megamoe.cases import KINDS, TIERS, Case, load_cases, select
-from megamoe.suite import check, dump, report
+from megamoe.suite import bits, check, dump, report
 from megamoe.suite.settings import Settings
 
 DEFAULT_WORKERS: Final = min(2, os.cpu_count() or 1)
 """A real model's case takes up to 2 GiB, so memory, not cores, sets the default."""
+
+BITS_CANDIDATES: Final = "recorded-candidates"
+"""Under golden/: what record-bits writes and bless-bits takes, where nothing else is said."""
 
 
 class UsageError(ValueError):
@@ -54,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(a: argparse.Namespace) -> int:
-    if a.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    _check_device(a.device)
     settings = Settings(a.backend, a.device, a.kind, a.tier, a.case, a.shard, a.timeout, a.golden)
     for path in (a.json, a.junit):
         if path and Path(path).is_dir():
@@ -119,6 +121,32 @@ def _bless(a: argparse.Namespace) -> int:
     return 0
 
 
+def _record_bits(a: argparse.Namespace) -> int:
+    _check_device(a.device)
+    settings = Settings(a.backend, a.device, "forward", "full", a.case, golden=a.golden)
+    out = Path(a.out) if a.out else settings.root / BITS_CANDIDATES
+    if not a.out:
+        golden.write_atomically(out / ".gitignore", b"*\n")
+    counter = Console(stderr=True)
+    with Progress(console=counter, transient=True, disable=not counter.is_terminal) as bar:
+        task = bar.add_task("recording bits", total=None)
+
+        def done(case: Case, error: str) -> None:
+            bar.update(task, advance=1, description=f"recording bits {case.id}")
+
+        path, cases, declined = bits.record(settings, out, a.j, done)
+    rest = f", {declined} declined by the backend" if declined else ""
+    print(f"{path}: {cases} cases{rest}; three runs in two processes agree in every bit")
+    return 0
+
+
+def _bless_bits(a: argparse.Namespace) -> int:
+    root = _root(a)
+    written = golden.recorded.bless(root, Path(a.source) if a.source else root / BITS_CANDIDATES)
+    print(f"{', '.join(map(str, written))}: blessed; commit {root / 'recorded'}")
+    return 0
+
+
 def _merge(a: argparse.Namespace) -> int:
     reports = [_read_report(path) for path in a.reports]
     first = reports[0]
@@ -164,6 +192,11 @@ def _list(a: argparse.Namespace) -> int:
 
 
 # --- parts ------------------------------------------------------------------------------------
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
 
 
 def _root(a: argparse.Namespace) -> Path:
@@ -273,6 +306,18 @@ def _parser() -> argparse.ArgumentParser:
     b = command(acts, "bless", "make the candidates the goldens; refuses where CI is set", _bless)
     b.add_argument("--durations", nargs="+", metavar="REPORT",
                    help="instead: take the cases' seconds from JSON reports")  # fmt: skip
+
+    r = command(acts, "record-bits", "a backend's own bits, if three runs agree", _record_bits)
+    r.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
+    r.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    r.add_argument("--case", metavar="GLOB", help="for a trial: such a file cannot be blessed")
+    r.add_argument("--out", metavar="DIR", help="default: golden/recorded-candidates")
+    r.add_argument("-j", type=_at_least_one, default=DEFAULT_WORKERS, metavar="N",
+                   help="processes")  # fmt: skip
+    b = command(acts, "bless-bits", "make them recorded goldens; refuses where CI is set",
+                _bless_bits)  # fmt: skip
+    b.add_argument("--from", dest="source", metavar="DIR",
+                   help="default: golden/recorded-candidates")  # fmt: skip
 
     m = command(commands, "merge", "prove that shard reports hold each case once", _merge)
     m.add_argument("reports", nargs="+", metavar="REPORT")

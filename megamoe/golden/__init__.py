@@ -1,6 +1,14 @@
 """Goldens: reading the store, recording candidates, blessing them, verifying them."""
 
-from megamoe.golden.candidates import bless, bless_durations, diff, record, verify
+from megamoe.golden import recorded
+from megamoe.golden.candidates import (
+    bless,
+    bless_durations,
+    diff,
+    record,
+    verify,
+    write_atomically,
+)
 from megamoe.golden.make import GoldenError, Made, digest_of, make, regenerate, rows_of
 from megamoe.golden.store import Store, StoredGolden
 
@@ -15,7 +23,9 @@ __all__ = [
     "digest_of",
     "make",
     "record",
+    "recorded",
     "regenerate",
     "rows_of",
     "verify",
+    "write_atomically",
 ]

@@ -88,8 +88,11 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     """The bad ones."""
     how: tuple[str, ...] = ()
-    """Judgements made: bitwise, staged, end-to-end, statistic, law, error."""
+    """Judgements made: bitwise, staged, end-to-end, statistic, law, error, recorded."""
     seconds: float = 0.0
+    recorded: str = ""
+    """Of a forward case: matched or moved where its bits were compared with recorded ones; none,
+    other fingerprint, other inputs or other contract where not. Empty: it is of no such kind."""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

@@ -23,9 +23,10 @@ from megamoe import shards
 from megamoe.backends import load_backend
 from megamoe.cases import Case
 from megamoe.contract import CURRENT
-from megamoe.golden import GoldenError, Store, make
+from megamoe.golden import GoldenError, Store, make, recorded
 from megamoe.judge import Verdict
 from megamoe.suite import plugin, report
+from megamoe.suite.child import ENDED, last_seen
 from megamoe.suite.progress import Progress
 from megamoe.suite.settings import Settings
 
@@ -39,6 +40,7 @@ def check(settings: Settings, workers: int, console: Console) -> report.Report:
             f"the goldens are of contract {store.manifest['contract']}, this megamoe judges "
             f"{CURRENT.revision}; use matching versions of the two"
         )
+    kept = recorded.find(settings.root, backend, settings.device)
     cases = settings.cases()
     seconds = shards.durations(settings.root)
     started = time.perf_counter()
@@ -51,7 +53,10 @@ def check(settings: Settings, workers: int, console: Console) -> report.Report:
             _pytest(settings, progress.workers, len(cases), collector)
             verdicts = collector.complete()
     took = time.perf_counter() - started
-    return report.build(settings, backend.accumulator, verdicts, took)
+    made = report.build(settings, backend.accumulator, verdicts, took)
+    file = None if kept is None else str(kept.path.relative_to(settings.root))
+    made["recorded"] = {"machine_class": recorded.machine_class(settings.device), "file": file}
+    return made
 
 
 class _Collector:
@@ -86,6 +91,8 @@ class _Collector:
         if report.when == "call" and said is not None:
             self._take(Verdict.from_dict(json.loads(str(said))))
         elif str(report.when) == "???":  # pytest-xdist's mark of a worker that died
+            if case_id in self.verdicts:
+                return  # a spoiled worker that ended itself after its verdict
             self._take(self._died(case_id, report))
         elif report.failed and case_id not in self.verdicts:
             lines = str(report.longrepr).strip().splitlines() or ["no message"]
@@ -106,12 +113,10 @@ class _Collector:
             limit = plugin.hard_limit(self.settings.timeout)
             text = (
                 "stuck in code that cannot be interrupted, its worker was ended after "
-                f"{limit:g} s, last seen in {_last_seen(stack)}"
+                f"{limit:g} s, last seen in {last_seen(stack)}"
             )
         else:
-            text = (
-                "the backend ended its process (a crash, an exit, or out of memory); run it alone"
-            )
+            text = ENDED
         return self._error(case_id, text, seconds)
 
     def _error(self, case_id: str, text: str, seconds: float = 0.0) -> Verdict:
@@ -126,14 +131,6 @@ class _Collector:
                 last = lines[-1] if lines else "nothing"
                 self._take(self._error(case_id, f"it never ran; pytest's last words: {last}"))
         return list(self.verdicts.values())
-
-
-def _last_seen(stack: str) -> str:
-    """The innermost frame of the main thread, which a watchdog's stack lists last."""
-    lines = stack.splitlines()
-    threads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
-    frames = [line.strip() for line in lines[threads[-1] + 1 :]] if threads else []
-    return frames[0] if frames else "C code"
 
 
 def _case_id(nodeid: str) -> str:

@@ -36,9 +36,7 @@ class Unmet(Exception):
     """The law cannot be tried here; the message says why, in one line."""
 
 
-def findings(
-    backend: Any, call: Call, problem: Problem, law: str, device: str
-) -> list[Finding]:  # fmt: skip
+def findings(backend: Any, call: Call, problem: Problem, law: str, device: str) -> list[Finding]:
     """Try ``law`` with ``problem``, whose tensors lie on ``device``; one finding a variant.
 
     Every variant is compared bitwise with an ordinary ``forward``. ``ValueError`` for an unknown

@@ -5,7 +5,9 @@ Options have the prefix ``--megamoe-``; each may also be given in the environmen
 
 A case has two time limits. The soft one interrupts Python code (pytest-timeout) and the case is an
 ``error``. Code that is stuck in C does not hear it; then, in a worker of pytest-xdist, a watchdog
-ends the process, pytest-xdist starts another one, and the run goes on.
+ends the process, pytest-xdist starts another one, and the run goes on. A process that a case has
+spoiled (a sticky CUDA error) is ended after that case in the same way. Without pytest-xdist the
+cases are judged in a child process, which is replaced; with ``--pdb`` in pytest's own.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from typing import Any
 import pytest
 import torch
 
-from megamoe.backends import load_backend
 from megamoe.cases import Case
-from megamoe.golden import Store, make
+from megamoe.suite.child import START_SECONDS, ChildRunner, open_runner
 from megamoe.suite.run import Runner
 from megamoe.suite.settings import Settings
 
 SETTINGS = pytest.StashKey[Settings]()
+RUNNER = pytest.StashKey[Runner]()
+EXIT_LOST = 70
+"""Of a worker that ends itself because a case has spoiled it."""
 PROPERTY = "megamoe"
 """Name of the user property that carries a verdict, as JSON."""
 
@@ -65,6 +69,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The soft time limit of every case."""
     seconds = settings(config).timeout
+    if not hasattr(config, "workerinput") and not config.getoption("usepdb", False):
+        seconds = hard_limit(seconds) + START_SECONDS  # the child watches itself
     for item in items:
         if "megamoe_case" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(seconds, method="signal"))
@@ -96,14 +102,24 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
             faulthandler.cancel_dump_traceback_later()
             path.unlink(missing_ok=True)
             gc.collect()  # a real model's weights must not wait for the next case's
+            runner = item.config.stash.get(RUNNER, None)
+            if runner is not None and runner.lost:
+                # The verdict has been sent. Ending here, before the item counts as done, makes
+                # pytest-xdist blame this case, which has its verdict, and not the next.
+                os._exit(EXIT_LOST)
 
 
 @pytest.fixture(scope="session")
-def megamoe_runner(request: pytest.FixtureRequest) -> Runner:
+def megamoe_runner(request: pytest.FixtureRequest) -> Iterator[Runner | ChildRunner]:
     """Backend and goldens, loaded once a process."""
-    chosen = settings(request.config)
-    backend = load_backend(chosen.backend, chosen.device)
-    return Runner(backend, Store(chosen.root, make), chosen.device)
+    config = request.config
+    if hasattr(config, "workerinput") or config.getoption("usepdb", False):
+        config.stash[RUNNER] = open_runner(settings(config))
+        yield config.stash[RUNNER]
+        return
+    child = ChildRunner(settings(config))
+    yield child
+    child.close()
 
 
 @pytest.fixture

@@ -99,6 +99,12 @@ def junit(report: Mapping[str, Any]) -> bytes:
                 suite, "testcase", classname=f"megamoe.{kind}", name=case["id"],
                 time=f"{case['seconds']:.3f}",
             )  # fmt: skip
+            judged = {"judged": ", ".join(case.get("how", ())), "recorded": case.get("recorded")}
+            held = {name: value for name, value in judged.items() if value}
+            if held:
+                properties = ElementTree.SubElement(item, "properties")
+                for name, value in held.items():
+                    ElementTree.SubElement(properties, "property", name=name, value=str(value))
             tag = {"fail": "failure", "error": "error"}.get(case["status"], "skipped")
             if case["status"] != "pass":
                 reason = _NOT_XML.sub("?", case["reason"])
@@ -133,7 +139,24 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     )
     for (status, reason), count in reasons.most_common():
         console.print(f"{status} x {count}: {reason}", markup=False, highlight=False)
+    line = recorded_line(report)
+    if line:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(verdict_line(report), markup=False, highlight=False)
+
+
+def recorded_line(report: Mapping[str, Any]) -> str:
+    """How many forward cases were compared with recorded bits, and why the others were not."""
+    counts = Counter(c["recorded"] for c in report["cases"] if c.get("recorded"))
+    if not counts:
+        return ""
+    kept = report.get("recorded", {})
+    if set(counts) == {"none"} and not kept.get("file"):
+        where = kept.get("machine_class", "this machine")
+        return f"recorded bits: none of this backend on {where}; judged by the goldens alone"
+    said = ", ".join(f"{state} {count}" for state, count in counts.most_common())
+    rest = "" if set(counts) <= {"matched", "moved"} else "; all were judged by the goldens"
+    return f"recorded bits ({kept.get('file')}): {said}{rest}"
 
 
 def verdict_line(report: Mapping[str, Any]) -> str:

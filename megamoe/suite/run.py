@@ -1,14 +1,15 @@
 """One case against one backend: regenerate, run, judge. No pytest in here.
 
 Whatever a backend does, it gets a verdict: what it raises, a wrong dtype or shape, a golden that
-cannot be used. Only a hang is somebody else's business (:mod:`megamoe.suite.plugin`).
+cannot be used. A hang is somebody else's business (:mod:`megamoe.suite.plugin`), and so is a
+process that is of no use afterwards (:attr:`Runner.lost`).
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,15 @@ import torch
 
 from megamoe.cases import Case
 from megamoe.formats import unpack_sf
-from megamoe.golden import GoldenError, Store, StoredGolden, digest_of, regenerate, rows_of
+from megamoe.golden import (
+    GoldenError,
+    Store,
+    StoredGolden,
+    digest_of,
+    recorded,
+    regenerate,
+    rows_of,
+)
 from megamoe.judge import (
     BadOutput,
     Finding,
@@ -58,25 +67,77 @@ class BackendDeclined(Exception):
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a forward showed of one case, all its tokens."""
+
+    golden: StoredGolden
+    problem: Problem
+    inputs: str
+    """Digest of what it was given."""
+    actual: Mapping[str, Any]
+
+
+@dataclass
 class Runner:
     """A backend, where it runs, and the goldens it is held to."""
 
     backend: Any
     store: Store
     device: str = "cpu"
+    kept: recorded.Recorded | None = None
+    """What was recorded of this backend on this class of machine."""
+    lost: str = ""
+    """Why this process can judge no further case: a CUDA error has spoiled it. Empty if it can."""
 
     def run(self, case: Case) -> Verdict:
         """The verdict of one case, with the seconds it took."""
+        return self._timed(case, lambda: getattr(self, f"_{case.kind}")(case))
+
+    def run_and_show(self, case: Case) -> tuple[Verdict, Shown | None]:
+        """The verdict of a forward case, and what was judged; None where nothing was shown."""
+        made: list[Shown] = []
+
+        def step() -> Verdict:
+            made.append(self.shown(case))
+            return self._judge_shown(case, made[0])
+
+        verdict = self._timed(case, step)
+        return verdict, made[0] if made else None
+
+    def _timed(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         started = time.perf_counter()
-        verdict = self._judged(case)
+        verdict = self._after(self._judged(case, step))
         return replace(verdict, seconds=round(time.perf_counter() - started, 3))
 
-    def _judged(self, case: Case) -> Verdict:
+    def _after(self, verdict: Verdict) -> Verdict:
+        """The verdict, and whether this process has outlived the case."""
+        self.lost = "" if verdict.status == "not-provided" else self._probe()
+        if not self.lost:
+            return verdict
+        if verdict.status in ("fail", "error"):
+            text = f"{verdict.reason}; after it the process is of no use ({self.lost})"
+            return replace(verdict, reason=text)
+        text = f"case {verdict.case_id}: after it the process is of no use ({self.lost})"
+        return replace(verdict, status="error", reason=text)
+
+    def _probe(self) -> str:
+        """Empty if the process can go on. A sticky CUDA error comes back at every call."""
+        try:
+            usable = getattr(self.backend, "usable", None)
+            if callable(usable) and not usable():
+                return "the backend says that it can no longer be used"
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+        except Exception as error:
+            return _one_line(error)
+        return ""
+
+    def _judged(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         needed = CALLABLE.get(case.kind)
         if needed is not None and not provided(self.backend, needed):
             return self._not_provided(case, needed)
         try:
-            return getattr(self, f"_{case.kind}")(case)
+            return step()
         except errors.NotProvided as missing:
             return self._not_provided(case, str(missing))
         except device_laws.Unmet as why:
@@ -102,9 +163,32 @@ class Runner:
     # --- kinds --------------------------------------------------------------------------------
 
     def _forward(self, case: Case) -> Verdict:
+        return self._judge_shown(case, self.shown(case))
+
+    def shown(self, case: Case) -> Shown:
+        """Run a forward case once. Raises what the backend or the golden gives cause for."""
         golden, problem = self._problem(case)
-        actual = self._rows(case, self._forward_bits(problem))
-        return self._judge_forward(case, golden, problem, actual, [], ())
+        # The golden would not have been loaded for inputs of another digest.
+        return Shown(golden, problem, self.store.entry(case)["inputs"], self._forward_bits(problem))
+
+    def _judge_shown(self, case: Case, shown: Shown) -> Verdict:
+        """By the golden, always; and by the recorded bits where they are of what runs here."""
+        state, moved, how = self._recorded(case, shown)
+        actual = self._rows(case, shown.actual)
+        verdict = self._judge_forward(case, shown.golden, shown.problem, actual, [], (), moved, how)
+        return replace(verdict, recorded=state)
+
+    def _recorded(self, case: Case, shown: Shown) -> tuple[str, list[Finding], tuple[str, ...]]:
+        if self.kept is None:
+            return "none", [], ()
+        now = recorded.fingerprint(self.backend)
+        state = self.kept.state(case.id, shown.inputs, now)
+        if state != "same":
+            return state, [], ()
+        ids = shown.problem.topk_ids.numpy()
+        entry = self.kept.data["cases"][case.id]
+        found = recorded.moved(entry, shown.actual, ids, self.kept.machine)
+        return "moved" if found else "matched", found, ("recorded",)
 
     def _property(self, case: Case) -> Verdict:
         golden, problem = self._problem(case)
@@ -124,12 +208,14 @@ class Runner:
 
     def _judge_forward(
         self, case: Case, golden: StoredGolden, problem: Problem, actual: dict[str, Any],
-        before: list[Finding], how: tuple[str, ...],
+        before: list[Finding], how: tuple[str, ...], after: Sequence[Finding] = (),
+        also: tuple[str, ...] = (),
     ) -> Verdict:  # fmt: skip
         accumulator = self.backend.accumulator
         narrowed = rows_of(problem, case.rows)
         judged = judge_forward(actual, golden, accumulator, narrowed, case.rows)
-        verdict = of_findings(case.id, case.kind, before + judged.findings, how + judged.how)
+        found = [*before, *judged.findings, *after]
+        verdict = of_findings(case.id, case.kind, found, (*how, *judged.how, *also))
         if verdict.status == "fail":
             name = "y" if golden.zero_freedom else f"{accumulator}.y_lo"
             if nan_everywhere(actual["y"], golden.get(name)):
@@ -245,9 +331,9 @@ class Runner:
     def _forward_bits(self, problem: Problem) -> dict[str, Any]:
         return forward_bits(self._call(self.backend.forward, self._moved(problem)), problem)
 
-    def _rows(self, case: Case, actual: dict[str, Any]) -> dict[str, Any]:
+    def _rows(self, case: Case, actual: Mapping[str, Any]) -> dict[str, Any]:
         if case.rows is None:
-            return actual
+            return dict(actual)
         return {name: array[case.rows] for name, array in actual.items()}
 
     def _call(self, function: Any, *arguments: Any) -> Any:

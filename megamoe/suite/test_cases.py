@@ -7,6 +7,7 @@ import pytest
 
 from megamoe.cases import Case
 from megamoe.judge import BAD, Verdict, picture
+from megamoe.suite.child import ChildRunner
 from megamoe.suite.plugin import PROPERTY
 from megamoe.suite.run import Runner, place
 from megamoe.suite.settings import Settings
@@ -14,7 +15,7 @@ from megamoe.suite.settings import Settings
 
 def test_case(
     megamoe_case: Case,
-    megamoe_runner: Runner,
+    megamoe_runner: Runner | ChildRunner,
     megamoe_settings: Settings,
     record_property: Callable[[str, object], None],
 ) -> None:

@@ -1,0 +1,339 @@
+"""Recorded goldens: the bits that one backend returned on one class of machine.
+
+They lie in ``golden/recorded/BACKEND/MACHINE.json``, apart from the derived goldens, and are
+nobody's standard: they say that a kernel which has not changed still returns what it returned.
+What "has not changed" means is the backend's ``fingerprint()``, not a version string: digests of
+the kernel sources, of their constants and options, and of each compiled binary.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import megamoe
+from megamoe.contract import CURRENT
+from megamoe.golden.candidates import write_atomically
+from megamoe.golden.make import GoldenError
+from megamoe.golden.store import RESTORE, canonical, read_manifest
+from megamoe.judge.compare import Place, bitwise
+from megamoe.judge.formats import BF16
+from megamoe.judge.verdict import Finding
+from megamoe.problem import provided
+
+Array = npt.NDArray[Any]
+
+SCHEMA: Final = 1
+Y_LIMIT: Final = 2048
+"""Bytes of ``y`` up to which it is kept whole, so that a moved element can be named."""
+STAGES: Final = ("x", "x_sf", "l2_acts_sf", "l2_acts", "y")
+"""In the order in which they are computed: the first that moved is where to look."""
+WHAT: Final = (
+    "The bits that this backend returned on this class of machine, in three runs of two processes "
+    "that agreed. They are this backend's own: nothing that another kernel must return."
+)
+
+
+# --- who and where ----------------------------------------------------------------------------
+
+
+def slug(text: str) -> str:
+    """``text`` as a file name: lower case, runs of anything else than letters and digits as -."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+def machine_class(device: str) -> str:
+    """The class of machines that share bits: GPU model and compute capability, or the processor."""
+    if device.startswith("cuda"):
+        major, minor = torch.cuda.get_device_capability()
+        return f"{slug(torch.cuda.get_device_name())}-sm{major}{minor}"
+    return f"cpu-{slug(platform.machine())}"
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """What ran the backend, for people: it decides nothing."""
+    try:
+        triton: str | None = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = None
+    out: dict[str, Any] = {
+        "megamoe": megamoe.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "triton": triton,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.startswith("cuda"):
+        out["gpu"] = torch.cuda.get_device_name()
+        out["capability"] = list(torch.cuda.get_device_capability())
+        out["cuda"] = torch.version.cuda
+        out["driver"] = _driver()
+    return out
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (ran.stdout.splitlines() or [""])[0].strip() or None
+
+
+def fingerprint(backend: Any) -> dict[str, Any] | None:
+    """The backend's ``fingerprint()``, checked; None where it has none.
+
+    ``{"sources": str, "options": str, "binaries": {specialisation: sha256}}``, the binaries being
+    those compiled so far. :class:`GoldenError` for another form.
+    """
+    if not provided(backend, "fingerprint"):
+        return None
+    found = backend.fingerprint()
+    binaries = found.get("binaries") if isinstance(found, Mapping) else None
+    right = (
+        isinstance(found, Mapping)
+        and isinstance(found.get("sources"), str)
+        and isinstance(found.get("options"), str)
+        and isinstance(binaries, Mapping)
+        and all(isinstance(v, str) for pair in binaries.items() for v in pair)
+    )
+    if not right or not isinstance(binaries, Mapping):
+        raise GoldenError(
+            f"backend {backend.name}: fingerprint() must return sources and options as strings "
+            f"and binaries as a mapping of strings; it returned {str(found)[:120]}"
+        )
+    return {**{n: found[n] for n in ("sources", "options")}, "binaries": dict(binaries)}
+
+
+def same_build(recorded: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:
+    """Whether what runs now is what was recorded.
+
+    Sources and options must be equal, and so must each binary that both name: a process has
+    compiled only what its cases needed so far. Where binaries were recorded, one at least must
+    have been compiled.
+    """
+    if now is None or any(recorded[n] != now[n] for n in ("sources", "options")):
+        return False
+    before, after = recorded["binaries"], now["binaries"]
+    both = set(before) & set(after)
+    return (bool(both) or not before) and all(before[n] == after[n] for n in both)
+
+
+# --- bits -------------------------------------------------------------------------------------
+
+
+def _plain(name: str, shown: Mapping[str, Array], ids: Array) -> Array:
+    """One stage with one payload for every NaN, and zeros in slots that take no part."""
+    array = canonical(name, shown[name])
+    if name in ("l2_acts", "l2_acts_sf"):
+        array = np.where(ids[:, :, None] >= 0, array, 0).astype(array.dtype)
+    return np.ascontiguousarray(array)
+
+
+def digests(shown: Mapping[str, Array], ids: Array) -> dict[str, str]:
+    """sha256 of each stage that is shown: dtype, shape and bytes, all tokens of the case."""
+    out = {}
+    for name in STAGES:
+        if name in shown:
+            array = _plain(name, shown, ids)
+            head = f"{array.dtype}{list(array.shape)}".encode()
+            out[name] = hashlib.sha256(head + array.tobytes()).hexdigest()
+    return out
+
+
+def entry(shown: Mapping[str, Array], ids: Array, inputs: str) -> dict[str, Any]:
+    """What is recorded of one case; ``inputs`` is the digest of what it was given."""
+    out: dict[str, Any] = {"inputs": inputs, "stages": digests(shown, ids)}
+    y = _plain("y", shown, ids)
+    if y.nbytes <= Y_LIMIT:
+        out["y"] = base64.b64encode(y.tobytes()).decode()
+    return out
+
+
+def moved(
+    recorded: Mapping[str, Any], shown: Mapping[str, Array], ids: Array, machine: str
+) -> list[Finding]:
+    """A finding for each stage whose bits are not the recorded ones, the earliest first."""
+    now = digests(shown, ids)
+    out = []
+    for name, digest in recorded["stages"].items():
+        if now.get(name) == digest:
+            continue
+        size = int(shown[name].size) if name in shown else 0
+        what = "moved" if name in shown else "is no longer shown"
+        text = f"recorded bits: {name} {what}, on {machine} and with the same fingerprint"
+        found = Finding(name, size, text=text)
+        if name == "y" and "y" in recorded and name in shown:
+            y = _plain("y", shown, ids)
+            kept = np.frombuffer(base64.b64decode(recorded["y"]), dtype=y.dtype)
+            if kept.size == y.size:
+                place = Place(("token", "channel"), ids=ids)
+                found = bitwise("y", BF16, y, kept.reshape(y.shape), place)
+                found = replace(found, text=f"{text}: {found.outside} of {found.total} elements")
+        out.append(found)
+    return sorted(out, key=lambda f: STAGES.index(f.stage))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One file of ``golden/recorded``."""
+
+    path: Path
+    data: Mapping[str, Any]
+
+    @property
+    def machine(self) -> str:
+        return str(self.data["machine_class"])
+
+    def state(self, case_id: str, inputs: str, now: Mapping[str, Any] | None) -> str:
+        """``same`` where the case's bits must be the recorded ones; otherwise why not.
+
+        One of ``none`` (the case was not recorded), ``other contract``, ``other inputs`` and
+        ``other fingerprint``.
+        """
+        of_case = self.data["cases"].get(case_id)
+        if of_case is None:
+            return "none"
+        if self.data["contract"] != CURRENT.revision:
+            return "other contract"
+        if of_case["inputs"] != inputs:
+            return "other inputs"
+        return "same" if same_build(self.data["fingerprint"], now) else "other fingerprint"
+
+
+def find(root: Path, backend: Any, device: str) -> Recorded | None:
+    """What was recorded of ``backend`` on this class of machine; None where nothing was."""
+    folder = root / "recorded" / slug(backend.name)
+    if not folder.is_dir():
+        return None
+    path = folder / f"{machine_class(device)}.json"
+    return Recorded(path, _read(path)) if path.is_file() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GoldenError(f"recorded/{name} cannot be read as JSON ({error}); {RESTORE}") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else None
+        raise GoldenError(
+            f"recorded/{name} has schema {found!r}, this megamoe reads {SCHEMA}; use the version "
+            "that wrote it"
+        )
+    lacking = [
+        key for key in ("backend", "machine_class", "contract", "fingerprint", "cases")
+        if key not in data
+    ]  # fmt: skip
+    if lacking:
+        raise GoldenError(f"recorded/{name} has no {lacking[0]}; {RESTORE}")
+    return data
+
+
+# --- recording and blessing -------------------------------------------------------------------
+
+
+def write(out: Path, data: Mapping[str, Any]) -> Path:
+    """Write a candidate ``out/BACKEND/MACHINE.json``, complete or not at all; returns the path."""
+    path = out / slug(data["backend"]) / f"{data['machine_class']}.json"
+    write_atomically(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+    return path
+
+
+def build(
+    backend: Any, device: str, build_of: Mapping[str, Any], cases: Mapping[str, Any],
+    declined: Mapping[str, str],
+) -> dict[str, Any]:  # fmt: skip
+    """The content of a file; ``declined`` are cases that the backend does not do, with its word."""
+    return {
+        "schema": SCHEMA,
+        "what": WHAT,
+        "backend": backend.name,
+        "accumulator": backend.accumulator,
+        "machine_class": machine_class(device),
+        "contract": CURRENT.revision,
+        "fingerprint": dict(build_of),
+        "provenance": provenance(device),
+        "cases": dict(cases),
+        "declined": dict(declined),
+    }
+
+
+def bless(root: Path, source: Path) -> list[Path]:
+    """Make every candidate under ``source`` a recorded golden; returns the files written.
+
+    Raises :class:`GoldenError`, with nothing written, in a CI run, where there is no candidate,
+    and where one is of another contract, of other inputs, or lacks a forward case.
+    """
+    if os.environ.get("CI"):
+        raise GoldenError(
+            "bless-bits refuses to run where CI is set: recorded goldens change by a person's hand "
+            "only; unset CI if you are one"
+        )
+    paths: Sequence[Path] = sorted(source.glob("*/*.json"))
+    if not paths:
+        raise GoldenError(f"no candidates in {source}; make them with `megamoe golden record-bits`")
+    manifest = read_manifest(root / "manifest.json")
+    wanted = {k: v["inputs"] for k, v in manifest["cases"].items() if v["kind"] == "forward"}
+    found = {path: _read(path) for path in paths}
+    for path, data in found.items():
+        _check(path, data, wanted)
+    written = []
+    for path, data in found.items():
+        written.append(write(root / "recorded", data))
+        path.unlink()
+    return written
+
+
+def _check(path: Path, data: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
+    name = f"candidate {path.parent.name}/{path.name}"
+    again = "record it again with `megamoe golden record-bits`"
+    if data["contract"] != CURRENT.revision:
+        raise GoldenError(
+            f"{name} is of contract {data['contract']}, this is {CURRENT.revision}; {again}"
+        )
+    held = set(data["cases"]) | set(data.get("declined", {}))
+    for what, ids in (
+        ("lacks", sorted(set(wanted) - held)),
+        ("holds a case that the manifest does not:", sorted(held - set(wanted))),
+    ):
+        if ids:
+            more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+            raise GoldenError(f"{name} {what} {ids[0]}{more}; {again}, without --case")
+    for case_id, of_case in data["cases"].items():
+        if of_case["inputs"] != wanted[case_id]:
+            raise GoldenError(
+                f"{name}: {case_id} was given other inputs than its golden's; {again}"
+            )
+
+
+__all__ = [
+    "Recorded",
+    "bless",
+    "build",
+    "digests",
+    "entry",
+    "find",
+    "fingerprint",
+    "machine_class",
+    "moved",
+    "provenance",
+    "same_build",
+    "write",
+]

@@ -1,0 +1,385 @@
+"""Recorded goldens: one backend's own bits, recorded only if it repeats them, compared only if it
+is the same build on the same class of machine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from megamoe.cases import load_cases
+from megamoe.cli import main
+from megamoe.golden import GoldenError, Store, bless, make, record, recorded
+from megamoe.suite.run import Runner
+
+CASES = """
+[defaults]
+kind = "forward"
+breaks = "something"
+tier = "quick"
+family = "envelope"
+hidden = 128
+intermediate = 128
+experts = 2
+top_k = 2
+
+[[case]]
+name = "t{tokens}"
+[case.matrix]
+tokens = [0, 3, 20]
+
+[[case]]
+name = "masked"
+tokens = 4
+routing = { kind = "same", mask_every = 3 }
+
+[[case]]
+kind = "property"
+name = "turned"
+law = "token-permutation"
+tokens = 3
+"""
+
+# A kernel with a fingerprint, which reads what the environment wants to be wrong with it.
+BACKEND = """
+import os
+import torch
+from megamoe.backends import load_backend
+
+CALLS = 0
+
+class Kernel:
+    name = "Test Kernel"
+    accumulator = "fp32-ordered"
+
+    def fingerprint(self):
+        return {"sources": os.environ.get("SOURCES", "s"), "options": "o",
+                "binaries": {"linear": os.environ.get("BINARY", "b")}}
+
+    def forward(self, problem):
+        global CALLS
+        CALLS += 1
+        out = dict(load_backend("eager").forward(problem))
+        out["l2_acts"][problem.topk_ids < 0] = torch.randint(0, 100, (1,), dtype=torch.uint8).view(
+            out["l2_acts"].dtype)
+        trouble, tokens = os.environ.get("TROUBLE"), problem.num_tokens
+        if trouble == "crash" and tokens == 20:
+            os._exit(3)
+        if trouble == "declines" and tokens == 20:
+            raise NotImplementedError("not 20")
+        if trouble == "wrong" and tokens == 3:
+            out["y"] = out["y"] * 3
+        if trouble == "process" and tokens == 3:
+            step(out["y"], os.getpid() % 3)
+        if trouble == "calls" and tokens == 3:
+            step(out["y"], CALLS % 2)
+        if trouble == "moved" and tokens == 3:
+            step(out["y"], 1)
+        if trouble == "moved" and tokens == 20:
+            step(out["y"], 1)
+        return out
+
+def step(y, by):
+    # The last bit of the largest element: within the envelope of fp32 here.
+    at = int(y.abs().argmax())
+    y.view(torch.int16).view(-1)[at] += by
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden")
+    (folder / "cases").mkdir()
+    (folder / "cases/all.toml").write_text(CASES)
+    cases = load_cases(folder)
+    assert record(folder, cases, 1, lambda case, error: None) == []
+    (folder / "kernel.py").write_text(BACKEND)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CI", raising=False)
+        bless(folder, cases)
+    return folder
+
+
+def megamoe(root, *arguments, **environment):
+    inherited = {k: v for k, v in os.environ.items() if k != "CI"}
+    settings = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+    settings["PYTHONPATH"] = str(Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "megamoe", *arguments, "--golden", str(root)],
+        capture_output=True, text=True, timeout=240, env={**inherited, **settings}, check=False,
+    )  # fmt: skip
+
+
+def recording(root, *more, **environment):
+    backend = ("--backend", f"{root}/kernel.py:Kernel", "-j", "1")
+    return megamoe(root, "golden", "record-bits", *backend, *more, **environment)
+
+
+def checking(root, *more, **environment):
+    backend = ("--backend", f"{root}/kernel.py:Kernel", "-n", "1")
+    return megamoe(root, "check", *backend, *more, **environment)
+
+
+@pytest.fixture(scope="module")
+def kept(root):
+    """The recorded file, blessed."""
+    ran = recording(root)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "4 cases; three runs in two processes agree in every bit" in ran.stdout
+    ran = megamoe(root, "golden", "bless-bits")
+    assert ran.returncode == 0, ran.stderr
+    (path,) = (root / "recorded").glob("*/*.json")
+    return path
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def test_the_file_says_whose_the_bits_are_and_where_from(root, kept):
+    data = json.loads(kept.read_text())
+    assert kept.relative_to(root).parts[:2] == ("recorded", "test-kernel")
+    assert kept.stem == data["machine_class"] == recorded.machine_class("cpu")
+    assert "nothing that another kernel must return" in data["what"]
+    assert data["backend"] == "Test Kernel" and data["contract"] == "2026-06"
+    assert data["fingerprint"] == {"sources": "s", "options": "o", "binaries": {"linear": "b"}}
+    wanted = {"megamoe", "python", "numpy", "torch", "triton", "system"}
+    assert wanted <= set(data["provenance"])
+    manifest = json.loads((root / "manifest.json").read_text())["cases"]
+    assert sorted(data["cases"]) == [
+        "forward/masked", "forward/t0", "forward/t20", "forward/t3"
+    ]  # fmt: skip
+    for case_id, case in data["cases"].items():
+        assert case["inputs"] == manifest[case_id]["inputs"]
+        assert {"l2_acts", "l2_acts_sf", "y"} <= set(case["stages"])
+    assert "y" in data["cases"]["forward/t3"] and "y" not in data["cases"]["forward/t20"]
+    assert not list((root / "recorded-candidates").glob("*/*.json"))  # blessed ones are gone
+
+
+def test_slots_that_take_no_part_are_no_part_of_the_bits(kept):
+    """The kernel leaves random codes in them, and could still be recorded."""
+    assert "forward/masked" in json.loads(kept.read_text())["cases"]
+
+
+def test_the_digest_holds_dtype_shape_and_one_nan():
+    ids = np.zeros((2, 1), np.int64)
+    y = np.array([[0x7FC0, 1], [2, 3]], np.uint16)
+    digest = recorded.digests({"y": y}, ids)["y"]
+    other = np.array([[0xFFC1, 1], [2, 3]], np.uint16)  # another payload and sign
+    assert recorded.digests({"y": other}, ids)["y"] == digest
+    assert recorded.digests({"y": y.reshape(1, 4)}, ids)["y"] != digest
+    assert recorded.digests({"y": y.view(np.int16)}, ids)["y"] != digest
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("calls", "the runs do not agree: case forward/t3: y moved in one process"),
+        ("wrong", "nothing recorded: y: "),
+        ("crash", "nothing recorded: the backend ended its process (a crash, or out of memory)"),
+    ],
+)
+def test_what_does_not_repeat_or_is_wrong_is_not_recorded(root, tmp_path, trouble, said):
+    ran = recording(root, "--out", str(tmp_path), TROUBLE=trouble)
+    assert ran.returncode == 2 and said in ran.stderr, ran.stdout + ran.stderr
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_bit_that_depends_on_the_process_is_found(root, tmp_path):
+    """A process id is another number in the second process; retry where both mean the same."""
+    for _ in range(4):
+        ran = recording(root, "--case", "forward/t3", "--out", str(tmp_path), TROUBLE="process")
+        if ran.returncode:
+            break
+    assert "case forward/t3: y moved in another process" in ran.stderr
+
+
+def test_what_the_backend_declines_is_said(root, tmp_path):
+    ran = recording(root, "--out", str(tmp_path), TROUBLE="declines")
+    assert "3 cases, 1 declined by the backend" in ran.stdout
+    (path,) = tmp_path.rglob("*.json")
+    assert "not 20" in json.loads(path.read_text())["declined"]["forward/t20"]
+
+
+def test_a_backend_without_a_fingerprint_cannot_be_recorded(root, capsys):
+    command = ["golden", "record-bits", "--backend", "eager", "--golden", str(root)]
+    assert main(command) == 2
+    assert "backend eager has no fingerprint()" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given", [None, {}, {"sources": 1, "options": "", "binaries": {}}, {"sources": "", "options": ""}]
+)  # fmt: skip
+def test_a_fingerprint_of_another_form_is_refused(given):
+    backend = type("B", (), {"name": "b", "fingerprint": lambda self: given})()
+    with pytest.raises(GoldenError, match=r"backend b: fingerprint\(\) must return sources"):
+        recorded.fingerprint(backend)
+
+
+# --- blessing ---------------------------------------------------------------------------------
+
+
+def candidate(root, folder, **changed):
+    data = json.loads(next((root / "recorded").glob("*/*.json")).read_text())
+    return recorded.write(folder, {**data, **changed})
+
+
+def test_bless_refuses_where_ci_is_set(root, kept, tmp_path, monkeypatch):
+    path = candidate(root, tmp_path)
+    monkeypatch.setenv("CI", "1")
+    with pytest.raises(GoldenError, match="bless-bits refuses to run where CI is set"):
+        recorded.bless(root, tmp_path)
+    assert path.is_file()
+
+
+def test_bless_refuses_what_is_partial_or_of_something_else(root, kept, tmp_path, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(GoldenError, match="no candidates in"):
+        recorded.bless(root, tmp_path)
+    before = kept.read_bytes()
+    cases = json.loads(before)["cases"]
+    some = {k: v for k, v in cases.items() if k != "forward/t3"}
+    foreign = {**cases, "forward/gone": cases["forward/t3"]}
+    other = {**cases, "forward/t3": {**cases["forward/t3"], "inputs": "0"}}
+    for changed, said in (
+        ({"cases": some}, "lacks forward/t3; record it again"),
+        ({"cases": foreign}, "holds a case that the manifest does not: forward/gone"),
+        ({"cases": other}, "forward/t3 had other inputs than its golden"),
+        ({"contract": "1999-01"}, "is of contract 1999-01, this is 2026-06"),
+        ({"schema": 7}, "has schema 7, this megamoe reads 1"),
+    ):
+        candidate(root, tmp_path, **changed)
+        with pytest.raises(GoldenError, match=said):
+            recorded.bless(root, tmp_path)
+    assert kept.read_bytes() == before
+
+
+# --- which build is the same ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "same"),
+    [
+        ({"sources": "s", "options": "o", "binaries": {"a": "1", "b": "2"}}, True),
+        ({"sources": "s", "options": "o", "binaries": {"a": "1"}}, True),  # b not needed yet
+        ({"sources": "s", "options": "o", "binaries": {"a": "1", "c": "3"}}, True),
+        ({"sources": "s", "options": "o", "binaries": {"a": "1", "b": "9"}}, False),
+        ({"sources": "s", "options": "o", "binaries": {"c": "3"}}, False),  # nothing in common
+        ({"sources": "s", "options": "o", "binaries": {}}, False),
+        ({"sources": "x", "options": "o", "binaries": {"a": "1"}}, False),
+        ({"sources": "s", "options": "x", "binaries": {"a": "1"}}, False),
+        (None, False),
+    ],
+)
+def test_a_build_is_its_sources_options_and_binaries(now, same):
+    before = {"sources": "s", "options": "o", "binaries": {"a": "1", "b": "2"}}
+    assert recorded.same_build(before, now) is same
+
+
+# --- check ------------------------------------------------------------------------------------
+
+
+def test_check_compares_with_recorded_bits_and_says_so(root, kept, tmp_path):
+    made, junit = tmp_path / "r.json", tmp_path / "r.xml"
+    ran = checking(root, "--json", str(made), "--junit", str(junit))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"recorded bits ({kept.relative_to(root)}): matched 4" in ran.stdout
+    data = json.loads(made.read_text())
+    assert data["recorded"]["file"] == str(kept.relative_to(root))
+    forward = [c for c in data["cases"] if c["kind"] == "forward"]
+    assert {c["recorded"] for c in forward} == {"matched"}
+    assert all(c["how"] == ["bitwise", "staged", "recorded"] for c in forward)
+    assert [c["recorded"] for c in data["cases"] if c["kind"] == "property"] == [""]
+    item = ElementTree.parse(junit).getroot().find("*/testcase[@name='forward/t3']/properties")
+    held = {p.get("name"): p.get("value") for p in item}
+    assert held == {"judged": "bitwise, staged, recorded", "recorded": "matched"}
+
+
+def test_a_moved_bit_is_a_fail_of_its_own(root, kept, tmp_path):
+    """One unit in the last place, which the golden of the class may well allow."""
+    made = tmp_path / "r.json"
+    ran = checking(root, "--json", str(made), TROUBLE="moved")
+    assert ran.returncode == 1
+    cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
+    small, large = cases["forward/t3"], cases["forward/t20"]
+    machine = recorded.machine_class("cpu")
+    said = f"recorded bits: y moved, on {machine} and with the same fingerprint"
+    assert small["status"] == "fail" and small["recorded"] == "moved"
+    assert f"{said}: 1 of 384 elements" in small["reason"]
+    assert small["worst"]["stage"] == "y" and small["worst"]["ulps"] == 1
+    assert large["recorded"] == "moved" and large["reason"].endswith(said)  # y not kept whole
+    assert cases["forward/masked"]["recorded"] == "matched"
+
+
+@pytest.mark.parametrize("changed", [{"SOURCES": "new"}, {"BINARY": "new"}])
+def test_another_build_is_judged_by_its_golden_alone(root, kept, tmp_path, changed):
+    made = tmp_path / "r.json"
+    ran = checking(root, "--json", str(made), **changed)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "other fingerprint 4; all were judged by the goldens" in ran.stdout
+    forward = [c for c in json.loads(made.read_text())["cases"] if c["kind"] == "forward"]
+    assert all(c["recorded"] == "other fingerprint" for c in forward)
+    assert not any("recorded" in c["how"] for c in forward)
+
+
+def test_a_backend_of_which_nothing_was_recorded(root, kept):
+    ran = megamoe(root, "check", "--backend", "eager", "--case", "forward/t3", "-n", "1")
+    assert ran.returncode == 0
+    assert "recorded bits: none of this backend on cpu-" in ran.stdout
+
+
+def test_other_inputs_and_another_contract_are_not_compared(root, kept):
+    data = json.loads(kept.read_text())
+    held = recorded.Recorded(kept, data)
+    build, inputs = data["fingerprint"], data["cases"]["forward/t3"]["inputs"]
+    assert held.state("forward/t3", inputs, build) == "same"
+    assert held.state("forward/t3", "other", build) == "other inputs"
+    assert held.state("forward/new", inputs, build) == "none"
+    old = recorded.Recorded(kept, {**data, "contract": "1999-01"})
+    assert old.state("forward/t3", inputs, build) == "other contract"
+
+
+def test_a_stage_that_is_no_longer_shown_has_moved(root, kept):
+    from megamoe.backends import load_backend
+
+    data = json.loads(kept.read_text())
+    eager = load_backend("eager")
+
+    class Silent:
+        name, accumulator = "Test Kernel", "fp32-ordered"
+
+        def fingerprint(self):
+            return data["fingerprint"]
+
+        def forward(self, problem):
+            return eager.forward(problem)["y"]
+
+    held = recorded.find(root, Silent(), "cpu")
+    (case,) = (c for c in load_cases(root) if c.id == "forward/t3")
+    verdict = Runner(Silent(), Store(root, make), "cpu", held).run(case)
+    assert verdict.status == "fail" and "l2_acts is no longer shown" in verdict.reason
+
+
+def test_a_damaged_file_is_said_before_anything_runs(root, kept, tmp_path, capsys):
+    whole = kept.read_bytes()
+    try:
+        kept.write_bytes(whole[:100])
+        backend = f"{root}/kernel.py:Kernel"
+        assert main(["check", "--backend", backend, "--golden", str(root)]) == 2
+        said = capsys.readouterr().err
+        assert f"recorded/test-kernel/{kept.name} cannot be read as JSON" in said
+    finally:
+        kept.write_bytes(whole)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_machine_class_of_a_gpu_is_its_model_and_capability():
+    major, minor = torch.cuda.get_device_capability()
+    assert recorded.machine_class("cuda").endswith(f"-sm{major}{minor}")
+    held = recorded.provenance("cuda")
+    assert held["gpu"] == torch.cuda.get_device_name() and held["driver"]
