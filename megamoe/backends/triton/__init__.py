@@ -22,6 +22,8 @@ from megamoe.symm_buffer import SymmBuffer
 from megamoe.symm_buffer import new_symm_buffer as plain_buffer
 
 MAX_TOP_K = 32
+WIDEST_NARROW = 128
+"""Largest weight scale byte of the narrow kernels: 2^126 times its value is still a bf16."""
 
 
 @dataclass
@@ -194,6 +196,7 @@ class TritonBackend:
             if activation_clamp is None
             else torch.tensor(activation_clamp, dtype=torch.bfloat16).item()
         )
+        wide = _wide(s13) or _wide(s2)
         block = 1024
         blocks = -(-hidden // block)
 
@@ -218,13 +221,15 @@ class TritonBackend:
                 buffer.topk_weights, buffer.order, buffer.tiles, buffer.acts,
                 buffer.l2_acts.view(torch.uint8), buffer.l2_acts_sf, hidden, inter, top_k, clamp,
                 HAS_CLAMP=activation_clamp is not None, FAST=fast_math,
-                BN=one.BN, N=one.N, STAGES=one.STAGES, WARPS=one.WARPS, num_warps=one.WARPS,
+                BN=one.BN, N=one.N, STAGES=one.STAGES, WARPS=one.WARPS, WIDE=wide,
+                num_warps=one.WARPS,
             )),
             ("linear2", launch(
                 li.linear2, (max_tiles * (hidden // two.BN),),
                 buffer.acts, w2.view(torch.int16), s2.view(torch.int32), buffer.order,
                 buffer.tiles, buffer.slots, hidden, inter,
-                BN=two.BN, N=two.N, STAGES=two.STAGES, WARPS=two.WARPS, num_warps=two.WARPS,
+                BN=two.BN, N=two.N, STAGES=two.STAGES, WARPS=two.WARPS, WIDE=wide,
+                num_warps=two.WARPS,
             )),
             ("combine", launch(
                 d.combine, (num_tokens, blocks),
@@ -281,6 +286,20 @@ def _check(
     for name, tensor in (("y", y), *zip(names, weights, strict=True)):
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tensor.stride()}; make it contiguous")
+
+
+def _wide(scale: torch.Tensor) -> bool:
+    """Whether a scale byte is too large for the narrow kernels.
+
+    Looks once at each version of a tensor, which waits for the device; later calls, and the
+    capture of a graph after a first call, do not.
+    """
+    seen: tuple[int, bool] | None = getattr(scale, "_megamoe_wide", None)
+    if seen is None or seen[0] != scale._version:
+        wide = scale.numel() > 0 and int(scale.max()) > WIDEST_NARROW
+        seen = (scale._version, wide)
+        scale._megamoe_wide = seen  # type: ignore[attr-defined]
+    return seen[1]
 
 
 def _power_of_two(n: int) -> int:

@@ -20,7 +20,6 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     warpgroup_mma,
-    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 
@@ -35,57 +34,69 @@ from megamoe.backends.triton.layouts import (
 
 BK: gl.constexpr = gl.constexpr(128)
 
-# Per register: eight nibbles of one row and a pair of equal bf16 scales. A nibble s.eem becomes
+# Per register: eight nibbles of one row and a pair of equal bf16 factors. A nibble s.eem becomes
 # the bf16 whose exponent ends in ee and whose mantissa begins with m: its value times 2^-126,
-# subnormals included. Two exact products give it its size.
-_DECODE: gl.constexpr = gl.constexpr("""
-{
-.reg .b32 a, b, k;
-mov.b32 k, 0x7e807e80;
-shl.b32 a, $4, 12;
-and.b32 a, a, 0x80008000;
-shl.b32 b, $4, 6;
-and.b32 b, b, 0x01c001c0;
-or.b32 a, a, b;
-mul.rn.bf16x2 a, a, k;
-mul.rn.bf16x2 $0, a, $5;
-shl.b32 a, $4, 8;
-and.b32 a, a, 0x80008000;
-shl.b32 b, $4, 2;
-and.b32 b, b, 0x01c001c0;
-or.b32 a, a, b;
-mul.rn.bf16x2 a, a, k;
-mul.rn.bf16x2 $1, a, $5;
-shl.b32 a, $4, 4;
-and.b32 a, a, 0x80008000;
-shr.b32 b, $4, 2;
-and.b32 b, b, 0x01c001c0;
-or.b32 a, a, b;
-mul.rn.bf16x2 a, a, k;
-mul.rn.bf16x2 $2, a, $5;
-and.b32 a, $4, 0x80008000;
-shr.b32 b, $4, 6;
-and.b32 b, b, 0x01c001c0;
-or.b32 a, a, b;
-mul.rn.bf16x2 a, a, k;
-mul.rn.bf16x2 $3, a, $5;
-}
+# subnormals included. Exact products give it its size.
+_TAKE: gl.constexpr = gl.constexpr("""
+shl.b32 s, $4, 12;
+shl.b32 m, $4, 6;
+and.b32 s, s, 0x80008000;
+and.b32 m, m, 0x01c001c0;
+or.b32 a, s, m;
+shl.b32 s, $4, 8;
+shl.b32 m, $4, 2;
+and.b32 s, s, 0x80008000;
+and.b32 m, m, 0x01c001c0;
+or.b32 b, s, m;
+shl.b32 s, $4, 4;
+shr.b32 m, $4, 2;
+and.b32 s, s, 0x80008000;
+and.b32 m, m, 0x01c001c0;
+or.b32 c, s, m;
+shr.b32 m, $4, 6;
+and.b32 s, $4, 0x80008000;
+and.b32 m, m, 0x01c001c0;
+or.b32 d, s, m;
 """)
-
+_UNIT: gl.constexpr = gl.constexpr("""
+mov.b32 k, 0x7e807e80;
+mul.rn.bf16x2 a, a, k;
+mul.rn.bf16x2 b, b, k;
+mul.rn.bf16x2 c, c, k;
+mul.rn.bf16x2 d, d, k;
+""")
+_SCALE: gl.constexpr = gl.constexpr("""
+mul.rn.bf16x2 $0, a, $5;
+mul.rn.bf16x2 $1, b, $5;
+mul.rn.bf16x2 $2, c, $5;
+mul.rn.bf16x2 $3, d, $5;
+""")
+_OPEN: gl.constexpr = gl.constexpr("{ .reg .b32 a, b, c, d, s, m, k;")
+_NARROW_ASM: gl.constexpr = gl.constexpr(_OPEN.value + _TAKE.value + _SCALE.value + "}")
+_WIDE_ASM: gl.constexpr = gl.constexpr(
+    _OPEN.value + _TAKE.value + _UNIT.value + _SCALE.value + "}"
+)
 
 @gluon.jit
 def _decoded(
-    packed, words, BN: gl.constexpr, layout: gl.constexpr, operand: gl.constexpr
+    packed, words, BN: gl.constexpr, layout: gl.constexpr, operand: gl.constexpr, WIDE: gl.constexpr
 ):
     """(BN, 32) int16 of nibbles and (BN,) int32 of four scale bytes to (BN, 128) bf16."""
     column = gl.arange(0, 32, layout=gl.SliceLayout(0, layout))
     byte = (words[:, None] >> ((column // 8) * 8)[None, :]) & 0xFF
-    # 2^(byte - 127) as bf16; byte 0 is subnormal there, byte 255 is NaN.
-    bits = gl.where((byte == 0) | (byte == 255), (byte << 7) | 0x40, byte << 7)
+    if WIDE:
+        # 2^(byte - 127) as bf16; byte 0 is subnormal there, byte 255 is NaN.
+        bits = gl.where((byte == 0) | (byte == 255), (byte << 7) | 0x40, byte << 7)
+        ASM: gl.constexpr = _WIDE_ASM
+    else:
+        # 2^(byte - 1), which gives the nibble its size too. A larger byte than the narrow kernels
+        # were promised becomes infinite: a wrong promise must not pass for a number.
+        bits = (gl.minimum(byte, 129) << 7) + (126 << 7)
+        ASM: gl.constexpr = _NARROW_ASM
     scale = bits.to(gl.int16).to(gl.bfloat16, bitcast=True)
     o0, o1, o2, o3 = gl.inline_asm_elementwise(
-        _DECODE,
-        "=r,=r,=r,=r,r,r",
+        ASM,
+        "=&r,=&r,=&r,=&r,r,r",
         [packed, scale],
         dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
         is_pure=True,
@@ -122,6 +133,7 @@ def _product(
     N: gl.constexpr,
     STAGES: gl.constexpr,
     WARPS: gl.constexpr,
+    WIDE: gl.constexpr,
 ):
     """(BN, N) fp32: weight rows times token rows, over ``depth`` in ascending blocks of 32."""
     mma: gl.constexpr = mma_layout(WARPS, N)
@@ -139,27 +151,36 @@ def _product(
     )
     x_column = gl.arange(0, 128, layout=gl.SliceLayout(0, x_copy))
     w_column = gl.arange(0, 32, layout=gl.SliceLayout(0, w_copy))
-    x_ptr = x + pairs_copy.to(gl.int64)[:, None] * depth + x_column[None, :]
-    w_ptr = weight + weight_rows_copy.to(gl.int64)[:, None] * (depth // 4) + w_column[None, :]
-    s_ptr = scale + weight_rows.to(gl.int64) * (depth // 128)
+    # Written in whole steps, so that the compiler knows rows to be aligned for 16-byte copies.
     steps = depth // 128
-    for k in gl.static_range(STAGES - 2):
+    x_ptr = x + pairs_copy.to(gl.int64)[:, None] * (steps * 128) + x_column[None, :]
+    w_ptr = weight + weight_rows_copy.to(gl.int64)[:, None] * (steps * 32) + w_column[None, :]
+    s_ptr = scale + weight_rows.to(gl.int64) * steps
+    for k in gl.static_range(STAGES - 1):
         _copy_step(x_ptr, w_ptr, xs, ws, k, steps, STAGES)
     words = gl.load(s_ptr)
-    acc = warpgroup_mma_init(gl.zeros([BN, N], gl.float32, mma))
+    following = gl.load(s_ptr + gl.minimum(1, steps - 1))
+    async_copy.wait_group(STAGES - 2)
+    fence_async_shared()
+    gl.thread_barrier()
+    a = _decoded(ws.index(0).load(packed_l), words, BN, packed_l, operand, WIDE)
+    acc = gl.zeros([BN, N], gl.float32, mma)
     for k in range(0, steps):
+        # The step before waited for this step's rows. All else happens while this one multiplies.
+        token = warpgroup_mma(a, xs.index(k % STAGES).permute((1, 0)), acc, is_async=True)
         async_copy.wait_group(STAGES - 3)
         fence_async_shared()
         gl.thread_barrier()
-        # Everybody has waited for product k - 2, so its slot is free.
-        _copy_step(x_ptr, w_ptr, xs, ws, k + STAGES - 2, steps, STAGES)
-        following = gl.load(s_ptr + gl.minimum(k + 1, steps - 1))
-        packed = ws.index(k % STAGES).load(packed_l)
-        a = _decoded(packed, words, BN, packed_l, operand)
+        # All have finished product k - 1, so its slot is free.
+        _copy_step(x_ptr, w_ptr, xs, ws, k + STAGES - 1, steps, STAGES)
         words = following
-        acc = warpgroup_mma_wait(0, deps=[acc])
-        acc = warpgroup_mma(a, xs.index(k % STAGES).permute((1, 0)), acc, is_async=True)
-    return warpgroup_mma_wait(0, deps=[acc])
+        following = gl.load(s_ptr + gl.minimum(k + 2, steps - 1))
+        # In the last step the decoded operand is a stale one, which nobody uses.
+        packed = ws.index((k + 1) % STAGES).load(packed_l)
+        b = _decoded(packed, words, BN, packed_l, operand, WIDE)
+        acc, a = warpgroup_mma_wait(0, deps=[token, a])
+        a = b
+    return acc
 
 
 @gluon.jit
@@ -215,6 +236,7 @@ def linear1(
     N: gl.constexpr,
     STAGES: gl.constexpr,
     WARPS: gl.constexpr,
+    WIDE: gl.constexpr,
 ):
     """Gate and up of BN/2 channels for one tile, SwiGLU, requantisation.
 
@@ -240,7 +262,7 @@ def linear1(
     base = expert.to(gl.int64) * (2 * inter) + channel0
     wc = base + (wc // 16) * 8 + wc % 8 + ((wc // 8) % 2) * inter
     wr = base + (wr // 16) * 8 + wr % 8 + ((wr // 8) % 2) * inter
-    acc = _product(x, w13, s13, tokens, wc, wr, hidden, BN, N, STAGES, WARPS)
+    acc = _product(x, w13, s13, tokens, wc, wr, hidden, BN, N, STAGES, WARPS, WIDE)
 
     rounded = acc.to(gl.bfloat16).to(gl.float32)
     pairs = rounded.reshape([BN // 16, 2, 8, N]).permute([0, 2, 3, 1])
@@ -304,6 +326,7 @@ def linear2(
     N: gl.constexpr,
     STAGES: gl.constexpr,
     WARPS: gl.constexpr,
+    WIDE: gl.constexpr,
 ):
     """BN channels of the second product for one tile, rounded to bf16: ``slots`` (T*K, H)."""
     blocks = hidden // BN
@@ -320,7 +343,7 @@ def linear2(
     base = expert.to(gl.int64) * hidden + channel0
     wc = base + gl.arange(0, BN, layout=gl.SliceLayout(1, weight_copy_layout(WARPS)))
     wr = base + gl.arange(0, BN, layout=gl.SliceLayout(1, packed_layout(BN, WARPS)))
-    acc = _product(acts, w2, s2, pairs, wc, wr, inter, BN, N, STAGES, WARPS)
+    acc = _product(acts, w2, s2, pairs, wc, wr, inter, BN, N, STAGES, WARPS, WIDE)
     out_l: gl.constexpr = store_layout(BN, WARPS)
     row = first + gl.arange(0, N, layout=gl.SliceLayout(1, out_l))
     at = gl.load(order + gl.minimum(row, end - 1)).to(gl.int64)[:, None] * hidden
