@@ -24,7 +24,7 @@ LINT := (red=0; $(PY) -m ruff check . || red=1; $(PY) -m ruff format --check . |
 	$(PY) -m mypy || red=1; exit $$red)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check check-full test test-fast lint format golden-verify lock clean
+.PHONY: help setup check check-full test test-fast lint format golden-verify sanitize lock clean
 
 help: ## list the verbs
 	@echo 'make VERB [VARIABLE=value ...]'
@@ -63,6 +63,9 @@ format: setup ## let ruff rewrite what it can
 
 golden-verify: setup ## recompute the goldens from the oracle; they must be equal in every bit
 	@$(MEGAMOE) golden verify $(ARGS)
+
+sanitize: setup ## compute-sanitizer memcheck and racecheck over a few cases (needs a GPU)
+	@sh tools/sanitize.sh $(PY)
 
 lock: ## resolve requirements/*.txt anew (needs uv)
 	@'$(PYTHON)' tools/lock.py

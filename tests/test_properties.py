@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from megamoe import cases
 from megamoe.problem import Problem
-from megamoe.suite import properties
+from megamoe.suite import device_laws, properties
 
 
 def problem(tokens: int = 6) -> Problem:
@@ -82,3 +83,86 @@ def test_breaking_a_law_is_found_and_named(law: str) -> None:
 def test_an_unknown_law_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown law 'gravity'; known: repeat, "):
         list(properties.variants(problem(), "gravity"))
+
+
+# --- laws of the launch -----------------------------------------------------------------------
+
+
+class Launched:
+    """The toy layer with the ``run`` face; ``trouble`` says which mistake its ``run`` makes."""
+
+    name, accumulator = "launched", "fp32"
+
+    def __init__(self, trouble: str = "") -> None:
+        self.trouble = trouble
+        self.last: tuple[torch.Tensor, ...] = ()
+
+    def forward(self, p: Problem) -> torch.Tensor:
+        return honest(p)
+
+    def transform_weights(self, *loaded: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return loaded
+
+    def prepare(self, hidden, weights, ids, x, x_sf, topk_idx, topk_weights) -> None:
+        topk_idx.copy_(ids)
+        topk_weights.copy_(weights)
+        self.last = (hidden, topk_idx, topk_weights)
+
+    def run(self, y, weights, buffer, num_tokens, *, activation_clamp, fast_math) -> None:
+        hidden, ids, routing = self.last
+        p = problem()
+        out = honest(Problem(**{**vars(p), "hidden_states": hidden, "topk_ids": ids,
+                                "topk_weights": routing}))  # fmt: skip
+        if self.trouble == "adds to y":
+            y.add_(out)
+            return
+        y.copy_(out)
+        if self.trouble == "reads beyond the batch":
+            y.add_(buffer.topk_weights[num_tokens, 0].bfloat16())
+        if self.trouble == "adds to old scales":
+            y.add_((buffer.l2_acts_sf[0, 0, 0] == 0xFF).bfloat16() * 64)
+        if self.trouble == "another sum":
+            y.mul_(2)
+
+
+def launched(backend: object, law: str = "stale-bytes", device: str = "cpu") -> list[str]:
+    found = device_laws.findings(backend, lambda f, *a: f(*a), problem(), law, device)
+    return [f.text for f in found if f.bad]
+
+
+def test_every_law_of_a_case_file_is_known_to_one_module() -> None:
+    assert set(cases.LAWS) == set(properties.LAWS) | set(device_laws.LAWS)
+    assert not set(properties.LAWS) & set(device_laws.LAWS)
+
+
+def test_a_clean_launch_keeps_the_law() -> None:
+    assert launched(Launched()) == []
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("another sum", "stale-bytes: the run face instead of forward changes "),
+        ("adds to y", "stale-bytes: the run face instead of forward changes 768 of 768 outputs"),
+        ("reads beyond the batch", "stale-bytes: 0xFF in the whole buffer before a second call "),
+        ("adds to old scales", "stale-bytes: 0xFF in the whole buffer before a second call "),
+    ],
+)
+def test_a_launch_that_reads_old_bytes_is_found(trouble: str, said: str) -> None:
+    bad = launched(Launched(trouble))
+    assert bad and bad[0].startswith(said)
+
+
+def test_what_a_law_needs_is_said_where_it_is_missing() -> None:
+    forward_only = type("F", (), {"forward": staticmethod(honest)})()
+    for law in ("stale-bytes", "graph-replay"):
+        with pytest.raises(device_laws.Unmet, match="the backend has no run"):
+            launched(forward_only, law)
+    for law in ("graph-replay", "busy-stream"):
+        with pytest.raises(device_laws.Unmet, match=f"law {law} needs CUDA; use --device cuda"):
+            launched(Launched(), law)
+
+
+def test_an_unknown_law_of_the_launch_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown law 'gravity'; known: stale-bytes, "):
+        launched(Launched(), "gravity")

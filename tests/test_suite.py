@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,6 +18,7 @@ from megamoe.cases import load_cases
 from megamoe.golden import Store, bless, make, record
 from megamoe.judge import Verdict
 from megamoe.suite import check, progress, report
+from megamoe.suite.child import ChildRunner
 from megamoe.suite.run import Runner
 from megamoe.suite.settings import Settings
 
@@ -369,6 +371,118 @@ def test_one_bad_case_does_not_end_the_run(tmp_path):
     assert cases["forward/t5"]["status"] == "pass" and len(cases) == 5
     assert "RED: 4 of 5 judged cases did not pass" in ran.stdout
     assert f"alone:  megamoe check --backend {backend} --case forward/t1" in ran.stdout
+
+
+# t1 spoils its process as a sticky CUDA error does: whatever comes after it there fails. t2 does so
+# too, but its own answer is right; t3 takes the process with it.
+SPOILING = """
+import os
+from megamoe.backends import load_backend
+
+SPOILED = False
+
+class Backend:
+    name = "spoiling"
+    accumulator = "fp32"
+
+    def usable(self):
+        if SPOILED:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return True
+
+    def forward(self, problem):
+        global SPOILED
+        if SPOILED:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if problem.num_tokens == 3:
+            os._exit(3)
+        SPOILED = problem.num_tokens < 3
+        if problem.num_tokens == 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return load_backend("eager").forward(problem)
+"""
+SPOILED = (
+    "after it the process is of no use (RuntimeError: CUDA error: an illegal memory access was "
+    "encountered)"
+)
+
+
+@pytest.mark.slow
+def test_a_spoiled_process_is_replaced_and_the_rest_stays_green(tmp_path):
+    """One worker takes every case, so without a new process all after the first would be red."""
+    root = blessed(tmp_path, TROUBLE)
+    (root / "bad.py").write_text(SPOILING)
+    made = root / "r.json"
+    arguments = ("--tier", "full", "-n", "1", "--json", str(made))
+    ran = megamoe(root, "--backend", f"{root / 'bad.py'}:Backend", *arguments)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
+    status = [cases[f"forward/t{tokens}"]["status"] for tokens in range(1, 6)]
+    assert status == ["error", "error", "error", "pass", "pass"], ran.stdout
+    raised, right, died = (cases[f"forward/t{tokens}"]["reason"] for tokens in (1, 2, 3))
+    assert raised.startswith("case forward/t1: the backend raised RuntimeError: CUDA error")
+    assert raised.endswith(SPOILED)
+    assert right == f"case forward/t2: {SPOILED}"
+    assert died.startswith("case forward/t3: the backend ended its process")
+    assert "RED: 3 of 5 judged cases did not pass" in ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_the_same_under_ones_own_pytest(tmp_path, workers):
+    """Without pytest-xdist the cases are judged in a child, which is replaced as well."""
+    root = blessed(tmp_path, TROUBLE)
+    (root / "bad.py").write_text(SPOILING)
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "MEGAMOE_GOLDEN": str(root),
+        "MEGAMOE_BACKEND": f"{root / 'bad.py'}:Backend", "MEGAMOE_TIER": "full",
+        "PYTHONPATH": str(Path(check.__file__).parents[2]),
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "--pyargs", "megamoe.suite", "-v", *workers],
+        capture_output=True, text=True, timeout=240, env=environment, cwd=root, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    for tokens in (1, 2, 3, 4, 5):
+        word = "PASSED" if tokens > 3 else "FAILED"
+        lines = [x for x in ran.stdout.splitlines() if f"[forward/t{tokens}]" in x and word in x]
+        assert lines, ran.stdout
+    assert "2 passed" in ran.stdout
+
+
+@pytest.mark.slow
+def test_a_hang_in_the_child_is_ended(tmp_path):
+    root = blessed(tmp_path, TROUBLE)
+    (root / "bad.py").write_text(TROUBLED)
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "MEGAMOE_GOLDEN": str(root),
+        "MEGAMOE_BACKEND": f"{root / 'bad.py'}:Backend", "MEGAMOE_TIER": "full",
+        "MEGAMOE_TIMEOUT": "3", "PYTHONPATH": str(Path(check.__file__).parents[2]),
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "--pyargs", "megamoe.suite", "-v"],
+        capture_output=True, text=True, timeout=240, env=environment, cwd=root, check=False,
+    )  # fmt: skip
+    said = f'no result within 3 s, its process was ended, last seen in File "{root}/bad.py", line '
+    assert ran.stdout.count(said) >= 2, ran.stdout + ran.stderr
+    assert "4 failed, 1 passed" in ran.stdout
+
+
+def test_a_backend_that_cannot_be_made_is_said_by_the_child(root):
+    """No case is judged, and the reason is the backend's."""
+    with pytest.raises(ValueError, match="backend absent.py:X: no Python file at"):
+        ChildRunner(Settings("absent.py:X", golden=str(root)))
+
+
+def test_a_child_judges_as_its_parent_would(root):
+    child = ChildRunner(Settings("eager", golden=str(root)))
+    try:
+        for kind in KINDS:
+            (case,) = (c for c in load_cases(root) if c.kind == kind)
+            here = judge(root, kind, load_backend("eager"))
+            assert replace(child.run(case), seconds=0.0) == replace(here, seconds=0.0)
+    finally:
+        child.close()
 
 
 def test_pyargs_runs_the_same_items(root):

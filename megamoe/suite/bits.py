@@ -42,7 +42,11 @@ def record(settings: Settings, out: Path, jobs: int, done: Done) -> tuple[Path, 
     if not cases:
         raise GoldenError("no forward case is selected; record-bits records forward cases only")
     first = _in_processes(_twice, settings, cases, jobs, done)
-    wrong = [r["reason"] for r in first.values() if r["status"] not in ("pass", "skip")]
+    wrong = [
+        f"case {k}: {r['reason'].removeprefix(f'case {k}: ')}"
+        for k, r in first.items()
+        if r["status"] not in ("pass", "skip")
+    ]
     if wrong:
         more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise GoldenError(f"nothing recorded: {wrong[0]}{more}; `megamoe check` shows it")

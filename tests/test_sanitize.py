@@ -1,0 +1,78 @@
+"""What ``tools/sanitize.sh`` concludes from the logs; the sanitizer here is a script."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "tools/sanitize.sh"
+
+# Writes the log that it was asked for, then runs what it was given.
+SANITIZER = """#!/bin/sh
+log=$(echo "$6" | sed 's/%p/1/')
+{write}
+shift 6
+exec "$@"
+"""
+
+
+@pytest.fixture
+def sanitize(tmp_path):
+    def run(write, *, gpu=True, check=0, sanitizer=True):
+        tool = tmp_path / "compute-sanitizer"
+        tool.write_text(SANITIZER.replace("{write}", write))
+        python = tmp_path / "python"
+        python.write_text(
+            f'#!/bin/sh\n[ "$1" = -c ] && exit {int(not gpu)}\necho "$MODE $@" >>calls\nexit {check}\n'
+        )
+        for path in (tool, python):
+            path.chmod(0o755)
+        environment = {"PATH": "/usr/bin:/bin", "SANITIZE_CASES": "forward/a property/b-*"}
+        environment["COMPUTE_SANITIZER" if sanitizer else "CUDA_HOME"] = str(
+            tool if sanitizer else tmp_path / "none"
+        )
+        return subprocess.run(
+            ["sh", str(SCRIPT), "MODE=x", str(python)], cwd=tmp_path, env=environment,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+CLEAN = 'echo "========= ERROR SUMMARY: 0 errors" >$log'
+HAZARDLESS = 'echo "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)" >$log'
+DIRTY = 'echo "========= ERROR SUMMARY: 3 errors" >$log'
+
+
+@pytest.mark.parametrize("write", [CLEAN, HAZARDLESS])
+def test_clean_logs_of_both_tools_are_green(sanitize, tmp_path, write):
+    ran = sanitize(write)
+    assert ran.returncode == 0, ran.stderr
+    assert "sanitize: memcheck: 1 processes, no error" in ran.stdout
+    assert "sanitize: racecheck: 1 processes, no error" in ran.stdout
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0].startswith("x -m megamoe check --backend triton --device cuda --case forward/a")
+    assert "--case property/b-* " in calls[1] and len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("write", "check", "said"),
+    [
+        (DIRTY, 0, "memcheck found errors; see out/sanitize/memcheck"),
+        (CLEAN, 1, ""),  # a case is red
+        (":", 0, "memcheck wrote no summary in out/sanitize/memcheck: nothing was checked"),
+    ],
+)
+def test_an_error_a_red_case_and_silence_are_not_green(sanitize, write, check, said):
+    ran = sanitize(write, check=check)
+    assert ran.returncode == 1 and said in ran.stderr
+
+
+def test_what_is_missing_is_said_in_one_line(sanitize):
+    ran = sanitize(CLEAN, gpu=False)
+    assert ran.returncode == 2
+    assert ran.stderr == "sanitize: torch finds no NVIDIA GPU here; run this where one is\n"
+    if not Path("/usr/local/cuda/bin/compute-sanitizer").exists():
+        ran = sanitize(CLEAN, sanitizer=False)
+        assert ran.returncode == 2 and ran.stderr.startswith("sanitize: no compute-sanitizer; ")
+        assert ran.stderr.count("\n") == 1

@@ -1,0 +1,65 @@
+#!/bin/sh
+# compute-sanitizer over a small set of cases: memcheck, then racecheck.
+#
+#   tools/sanitize.sh PYTHON...      the words that start Python, as in: PYTHONPATH=. python3
+#
+# SANITIZE_BACKEND (triton), SANITIZE_CASES (globs, one run each) and SANITIZE_TOOLS may be set.
+# Exit 0: every case passed and no tool's summary has an error. 1: not so, or a tool wrote no
+# summary. 2: it cannot run here.
+set -u
+
+backend=${SANITIZE_BACKEND:-triton}
+tools=${SANITIZE_TOOLS:-memcheck racecheck}
+# Small, and of every path: masked and crowded experts, edges of blocks, the staging, the run face.
+cases=${SANITIZE_CASES:-forward/expert-block-edge-t9 forward/expert-block-edge-t65 \
+forward/masked-slots-bell forward/bell-h512-i256-drifts property/stale-bytes-broken-with-*}
+
+stop() {
+    echo "sanitize: $1" >&2
+    exit 2
+}
+
+[ $# -gt 0 ] || stop "say which Python, as in: tools/sanitize.sh python3"
+sanitizer=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || true)}
+if [ -z "$sanitizer" ]; then
+    for found in "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" \
+        /usr/local/cuda/bin/compute-sanitizer; do
+        [ -x "$found" ] && sanitizer=$found && break
+    done
+fi
+[ -n "$sanitizer" ] || stop "no compute-sanitizer; it comes with the CUDA toolkit: put it on PATH, \
+or name it in COMPUTE_SANITIZER"
+env "$@" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+    stop "torch finds no NVIDIA GPU here; run this where one is"
+
+out=out/sanitize
+mkdir -p "$out" || stop "cannot write to $out"
+red=0
+set -f # the globs are megamoe's, not the shell's
+for tool in $tools; do
+    rm -rf "${out:?}/$tool"
+    mkdir -p "$out/$tool"
+    for case in $cases; do
+        echo "== $tool: $case"
+        # Without torch's caching an access beyond a tensor is one beyond an allocation.
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --target-processes all \
+            --log-file "$out/$tool/%p.txt" env "$@" -m megamoe check --backend "$backend" \
+            --device cuda --case "$case" -n 1 --timeout 1500 || red=1
+    done
+    # One log a process; those that launched a kernel end with a summary.
+    set +f
+    seen=$(cat "$out/$tool"/*.txt 2>/dev/null | grep -c 'SUMMARY')
+    bad=$(cat "$out/$tool"/*.txt 2>/dev/null | grep 'SUMMARY' |
+        grep -vcE 'SUMMARY: 0 (errors|hazards)')
+    set -f
+    if [ "$seen" -eq 0 ]; then
+        echo "sanitize: $tool wrote no summary in $out/$tool: nothing was checked" >&2
+        red=1
+    elif [ "$bad" -gt 0 ]; then
+        echo "sanitize: $tool found errors; see $out/$tool" >&2
+        red=1
+    else
+        echo "sanitize: $tool: $seen processes, no error"
+    fi
+done
+exit $red
