@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from megamoe import inputs
 from megamoe.cases import Case
 from megamoe.formats import bf16_decode, e2m1_decode, e2m1_unpack
+from megamoe.golden import digest_of
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -25,6 +26,10 @@ def forward(**changed: Any) -> Case:
         "fast_math": True, "capacity": 384, **changed,
     }  # fmt: skip
     return Case("forward/x", "forward", "quick", "X.", 7, params, Path("x.toml"))
+
+
+def digest(case: Case) -> str:
+    return digest_of(inputs.inputs(case))
 
 
 def rows(count: int, size: int = 128, seed: int = 7, **recipe: Any) -> np.ndarray:
@@ -52,7 +57,7 @@ def test_known_digests() -> None:
         "carrier": sha(*inputs.expert_weights(7, 2, 128, 128, {"kind": "carrier"})),
         "probe": sha(*inputs.expert_weights(7, 2, 128, 256, {"w2": "probe"})),
         "routing": sha(ids, weights),
-        "case": inputs.input_digest(forward())[:16],
+        "case": digest(forward())[:16],
     } == KNOWN
 
 
@@ -68,23 +73,21 @@ KNOWN = {
 
 
 def test_the_digest_sees_every_input() -> None:
-    base = inputs.input_digest(forward())
-    assert base == inputs.input_digest(forward())
+    base = digest(forward())
+    assert base == digest(forward())
     for changed in (
         {"clamp": 7.0}, {"fast_math": False}, {"capacity": 768}, {"tokens": 8},
         {"routing_recipe": {"octaves": 1}}, {"weights_recipe": {"w2": "grid"}},
         {"hidden_recipe": {"patch": [{"token": 0, "bits": 0}]}},
     ):  # fmt: skip
-        assert inputs.input_digest(forward(**changed)) != base, changed
+        assert digest(forward(**changed)) != base, changed
 
 
 def test_the_digest_leaves_out_experts_that_nobody_visits() -> None:
     """So a digest costs what the case touches; shapes are still part of it."""
     case = forward(routing_recipe={"kind": "same"})
     assert inputs.forward_problem(case).w13_weight[2:].count_nonzero() == 0
-    assert inputs.input_digest(case) != inputs.input_digest(
-        forward(routing_recipe={"kind": "same"}, experts=7)
-    )
+    assert digest(case) != digest(forward(routing_recipe={"kind": "same"}, experts=7))
 
 
 # --- independence ---------------------------------------------------------------------------------

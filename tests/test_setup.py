@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -353,3 +355,46 @@ def test_ci_ends_with_the_closing_line_of_pytest(
     )
     assert done.stdout.splitlines()[-1] == last
     assert (done.returncode == 0) == (status == 0 and "passed" in last)
+
+
+# --- the wheel -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Names in a wheel that is built from a copy, beside which a candidate lies about."""
+    pytest.importorskip("setuptools", minversion="77", reason="setuptools 77 builds the wheel")
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    no_caches = shutil.ignore_patterns("__pycache__")
+    for name in ("megamoe", "golden"):
+        shutil.copytree(ROOT / name, source / name, ignore=no_caches)
+    (source / "golden/candidates/entries").mkdir(parents=True, exist_ok=True)
+    (source / "golden/candidates/entries/x.json").write_text("{}")
+    build = "import setuptools.build_meta as b; print(b.build_wheel('out'))"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True
+    )
+    with zipfile.ZipFile(source / "out" / done.stdout.splitlines()[-1]) as made:
+        return made.namelist()
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_module_and_its_data(wheel: list[str]) -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "megamoe").rglob("*.py")}
+    assert modules | {"megamoe/py.typed", "megamoe/oracle/statistic.json"} <= set(wheel)
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_goldens_and_no_candidate(wheel: list[str]) -> None:
+    """``megamoe.cases.golden_root`` looks there where no golden/ lies beside the package."""
+    kept = ("cases", "tensors", "recorded", "manifest.json", "durations.json")
+    golden = ROOT / "golden"
+    files = {
+        f"megamoe/golden_data/{path.relative_to(golden)}"
+        for path in golden.rglob("*")
+        if path.is_file() and path.relative_to(golden).parts[0] in kept
+    }
+    assert "megamoe/golden_data/manifest.json" in files
+    assert {name for name in wheel if name.startswith("megamoe/golden_data/")} == files
