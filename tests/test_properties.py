@@ -96,6 +96,7 @@ class Launched:
     def __init__(self, trouble: str = "") -> None:
         self.trouble = trouble
         self.last: tuple[torch.Tensor, ...] = ()
+        self.settled: torch.Tensor | None = None
 
     def forward(self, p: Problem) -> torch.Tensor:
         return honest(p)
@@ -110,9 +111,10 @@ class Launched:
 
     def run(self, y, weights, buffer, num_tokens, *, activation_clamp, fast_math) -> None:
         hidden, ids, routing = self.last
-        p = problem()
-        out = honest(Problem(**{**vars(p), "hidden_states": hidden, "topk_ids": ids,
-                                "topk_weights": routing}))  # fmt: skip
+        if self.trouble == "settles the routing":
+            self.settled = ids.clone() if self.settled is None else self.settled
+            ids = self.settled
+        out = honest(Problem(hidden, ids, routing, *weights, activation_clamp, fast_math, 384))
         if self.trouble == "adds to y":
             y.add_(out)
             return
@@ -126,7 +128,13 @@ class Launched:
 
 
 def launched(backend: object, law: str = "stale-bytes", device: str = "cpu") -> list[str]:
-    found = device_laws.findings(backend, lambda f, *a: f(*a), problem(), law, device)
+    def call(function, *arguments):
+        result = function(*arguments)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    found = device_laws.findings(backend, call, problem().to(device), law, device)
     return [f.text for f in found if f.bad]
 
 
@@ -166,3 +174,17 @@ def test_what_a_law_needs_is_said_where_it_is_missing() -> None:
 def test_an_unknown_law_of_the_launch_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown law 'gravity'; known: stale-bytes, "):
         launched(Launched(), "gravity")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("law", device_laws.LAWS)
+def test_a_clean_launch_keeps_every_law_on_a_gpu(law: str) -> None:
+    assert launched(Launched(), law, "cuda") == []
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_graph_that_keeps_the_routing_of_its_capture_is_found() -> None:
+    bad = launched(Launched("settles the routing"), "graph-replay", "cuda")
+    assert bad and bad[0].startswith("graph-replay: a replay with the tokens reversed changes ")

@@ -23,7 +23,8 @@ def sanitize(tmp_path):
         tool.write_text(SANITIZER.replace("{write}", write))
         python = tmp_path / "python"
         python.write_text(
-            f'#!/bin/sh\n[ "$1" = -c ] && exit {int(not gpu)}\necho "$MODE $@" >>calls\nexit {check}\n'
+            f'#!/bin/sh\n[ "$1" = -c ] && exit {int(not gpu)}\n'
+            f'echo "$MODE $@" >>calls\nexit {check}\n'
         )
         for path in (tool, python):
             path.chmod(0o755)

@@ -18,7 +18,7 @@ from megamoe.cases import load_cases
 from megamoe.golden import Store, bless, make, record
 from megamoe.judge import Verdict
 from megamoe.suite import check, progress, report
-from megamoe.suite.child import ChildRunner
+from megamoe.suite.child import ChildRunner, last_seen
 from megamoe.suite.run import Runner
 from megamoe.suite.settings import Settings
 
@@ -427,6 +427,34 @@ def test_a_spoiled_process_is_replaced_and_the_rest_stays_green(tmp_path):
     assert "RED: 3 of 5 judged cases did not pass" in ran.stdout
 
 
+STICKY = """
+import torch
+from megamoe.backends import load_backend
+
+class Backend:
+    name = "sticky"
+    accumulator = "fp32"
+
+    def forward(self, problem):
+        if problem.num_tokens == 1:  # a device-side assertion: every later call fails
+            torch.zeros(1, device="cuda")[torch.full((1,), 10**6, device="cuda")]
+        return load_backend("eager", "cuda").forward(problem)
+"""
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_real_sticky_cuda_error_takes_one_case_only(tmp_path):
+    root = blessed(tmp_path, TROUBLE)
+    (root / "bad.py").write_text(STICKY)
+    made = root / "r.json"
+    arguments = ("--tier", "full", "-n", "1", "--device", "cuda", "--json", str(made))
+    ran = megamoe(root, "--backend", f"{root / 'bad.py'}:Backend", *arguments)
+    cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
+    assert "after it the process is of no use" in cases.pop("forward/t1")["reason"]
+    assert {c["status"] for c in cases.values()} == {"pass"}, ran.stdout + ran.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [(), ("-n", "1")])
 def test_the_same_under_ones_own_pytest(tmp_path, workers):
@@ -470,7 +498,7 @@ def test_a_hang_in_the_child_is_ended(tmp_path):
 
 def test_a_backend_that_cannot_be_made_is_said_by_the_child(root):
     """No case is judged, and the reason is the backend's."""
-    with pytest.raises(ValueError, match="backend absent.py:X: no Python file at"):
+    with pytest.raises(ValueError, match=r"backend absent\.py:X: no Python file at"):
         ChildRunner(Settings("absent.py:X", golden=str(root)))
 
 
@@ -583,5 +611,5 @@ def test_the_last_frame_of_the_main_thread():
         'Timeout (0:00:04)!\nThread 0x1 (most recent call first):\n  File "gateway.py", line 5\n\n'
         'Thread 0x2 (most recent call first):\n  File "k.py", line 7 in forward\n  File "m.py"\n'
     )
-    assert check._last_seen(stack) == 'File "k.py", line 7 in forward'
-    assert check._last_seen("Timeout!") == "C code"
+    assert last_seen(stack) == 'File "k.py", line 7 in forward'
+    assert last_seen("Timeout!") == "C code"
