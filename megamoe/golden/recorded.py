@@ -124,14 +124,14 @@ def same_build(recorded: Mapping[str, Any], now: Mapping[str, Any] | None) -> bo
     """Whether what runs now is what was recorded.
 
     Sources and options must be equal, and so must each binary that both name: a process has
-    compiled only what its cases needed so far. Where binaries were recorded, one at least must
-    have been compiled.
+    compiled only what its cases needed so far. Where any were, one at least must be a recorded
+    one; where none was (no token, no launch), sources and options decide.
     """
     if now is None or any(recorded[n] != now[n] for n in ("sources", "options")):
         return False
     before, after = recorded["binaries"], now["binaries"]
     both = set(before) & set(after)
-    return (bool(both) or not before) and all(before[n] == after[n] for n in both)
+    return (bool(both) or not before or not after) and all(before[n] == after[n] for n in both)
 
 
 # --- bits -------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy.typing as npt
 import torch
 
+from megamoe.experts import packed_weights
 from megamoe.judge import Finding, Place, bits, bitwise, forward_bits
 from megamoe.judge.formats import BF16
-from megamoe.layout import transform_weights
 from megamoe.problem import Problem, provided
 from megamoe.staging import prepare_megamoe_inputs
 from megamoe.symm_buffer import new_symm_buffer
@@ -76,11 +76,11 @@ class _Run:
     def __init__(self, backend: Any, call: Call, problem: Problem) -> None:
         self.backend, self.call, self.problem = backend, call, problem
         p = problem
-        transform = getattr(backend, "transform_weights", transform_weights)
         factory = getattr(backend, "new_symm_buffer", new_symm_buffer)
         self.weights = call(
-            transform, p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale
-        )
+            packed_weights, backend,
+            p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale,
+        )  # fmt: skip
         self.buffer = call(
             factory, None, p.topk_ids.device, p.num_experts, p.max_num_tokens, p.top_k,
             p.hidden_size, p.intermediate_size,
