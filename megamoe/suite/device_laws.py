@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy.typing as npt
 import torch
 
-from megamoe.experts import packed_weights
 from megamoe.judge import Finding, Place, bits, bitwise, forward_bits
 from megamoe.judge.formats import BF16
+from megamoe.layout import transform_weights
 from megamoe.problem import Problem, provided
 from megamoe.staging import prepare_megamoe_inputs
 from megamoe.symm_buffer import new_symm_buffer
@@ -77,8 +77,10 @@ class _Run:
         self.backend, self.call, self.problem = backend, call, problem
         p = problem
         factory = getattr(backend, "new_symm_buffer", new_symm_buffer)
+        # As the module does: a form of the kernel's own, or the layout that goldens pin.
+        transform = getattr(backend, "transform_weights", transform_weights)
         self.weights = call(
-            packed_weights, backend,
+            getattr(backend, "pack_weights", transform),
             p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale,
         )  # fmt: skip
         self.buffer = call(
