@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -143,6 +144,8 @@ def _record_bits(a: argparse.Namespace) -> int:
 def _bless_bits(a: argparse.Namespace) -> int:
     root = _root(a)
     written = golden.recorded.bless(root, Path(a.source) if a.source else root / BITS_CANDIDATES)
+    if not a.source:
+        shutil.rmtree(root / BITS_CANDIDATES)
     print(f"{', '.join(map(str, written))}: blessed; commit {root / 'recorded'}")
     return 0
 

@@ -10,6 +10,7 @@ import torch
 from megamoe import cases
 from megamoe.problem import Problem
 from megamoe.suite import device_laws, properties
+from megamoe.symm_buffer import new_symm_buffer
 
 
 def problem(tokens: int = 6) -> Problem:
@@ -104,6 +105,12 @@ class Launched:
     def transform_weights(self, *loaded: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return loaded
 
+    def new_symm_buffer(self, *sizes):
+        buffer = new_symm_buffer(*sizes)
+        buffer.counts = torch.zeros(4, dtype=torch.int32, device=sizes[1])
+        buffer.scratch = ("counts",)
+        return buffer
+
     def prepare(self, hidden, weights, ids, x, x_sf, topk_idx, topk_weights) -> None:
         topk_idx.copy_(ids)
         topk_weights.copy_(weights)
@@ -123,6 +130,8 @@ class Launched:
             y.add_(buffer.topk_weights[num_tokens, 0].bfloat16())
         if self.trouble == "adds to old scales":
             y.add_((buffer.l2_acts_sf[0, 0, 0] == 0xFF).bfloat16() * 64)
+        if self.trouble == "adds to old counts":
+            y.add_(buffer.counts[0].bfloat16() * 64)
         if self.trouble == "another sum":
             y.mul_(2)
 
@@ -154,6 +163,7 @@ def test_a_clean_launch_keeps_the_law() -> None:
         ("adds to y", "stale-bytes: the run face instead of forward changes 768 of 768 outputs"),
         ("reads beyond the batch", "stale-bytes: 0xFF in the whole buffer before a second call "),
         ("adds to old scales", "stale-bytes: 0xFF in the whole buffer before a second call "),
+        ("adds to old counts", "stale-bytes: 0xFF in the whole buffer before a second call "),
     ],
 )
 def test_a_launch_that_reads_old_bytes_is_found(trouble: str, said: str) -> None:

@@ -26,7 +26,8 @@ Call = Callable[..., Any]
 raises."""
 
 BUFFER_FIELDS: Final = ("x", "x_sf", "topk_idx", "topk_weights", "l2_acts", "l2_acts_sf")
-"""What a symmetric buffer shows. Whatever else a kernel keeps in it (its barriers) is its own."""
+"""What a symmetric buffer shows. What else a kernel keeps in it (its barriers) is its own, but for
+the tensors that the buffer names in ``scratch``: nothing in those may outlive a call."""
 
 BUSY_PRODUCTS: Final = 400
 """Matrix products queued on the other stream: some 50 ms on an H100, far more than a forward."""
@@ -103,7 +104,7 @@ class _Run:
 
     def spoil(self) -> None:
         """0xFF in every byte that a call may find in the buffer: NaN, id -1, the largest scale."""
-        for name in BUFFER_FIELDS:
+        for name in (*BUFFER_FIELDS, *getattr(self.buffer, "scratch", ())):
             tensor = getattr(self.buffer, name, None)
             if isinstance(tensor, torch.Tensor):
                 tensor.view(torch.uint8).fill_(0xFF)
