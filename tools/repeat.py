@@ -18,10 +18,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
+import megamoe
 from megamoe.backends import load_backend
 from megamoe.cases import golden_root, load_cases, select
 from megamoe.golden import regenerate
@@ -61,6 +63,9 @@ def in_process(backend: str, device: str, ids: Sequence[str], threads: int) -> D
     environment = {**os.environ, **dict.fromkeys(POOLS, str(threads))}
     # golden_root() follows the environment; a worker must read the very same cases.
     environment["MEGAMOE_GOLDEN"] = str(golden_root())
+    # The very same package, too, however this process came by it.
+    path = [str(Path(megamoe.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     work = {"backend": backend, "device": device, "ids": list(ids), "threads": threads}
     done = subprocess.run(
         [sys.executable, __file__, "--worker"],
