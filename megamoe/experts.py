@@ -160,8 +160,7 @@ class DeepseekV4MegaMoEExperts(nn.Module):
         backend = self.backend
         loaded = tuple(self._loaded())
         if provided(backend, "run"):
-            transform = getattr(backend, "transform_weights", transform_weights)
-            self._weights = tuple(transform(*loaded))
+            self._weights = packed_weights(backend, *loaded)
         else:
             self._weights = loaded  # a Problem has the checkpoint's layout
         for name in _PARAMETERS:
@@ -357,6 +356,16 @@ class DeepseekV4MegaMoEExperts(nn.Module):
                 target.view(torch.uint8).copy_(out[name].view(torch.uint8))
         result: torch.Tensor = out["y"]
         return result
+
+
+def packed_weights(backend: Any, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The four checkpoint tensors as ``backend.run`` wants them.
+
+    ``pack_weights`` is a backend's own form; without it ``run`` gets what ``transform_weights``
+    makes, the backend's or else the project's.
+    """
+    transform = getattr(backend, "transform_weights", transform_weights)
+    return tuple(getattr(backend, "pack_weights", transform)(*weights))
 
 
 def _as_bytes(tensor: torch.Tensor, weight_name: str) -> torch.Tensor:

@@ -3,7 +3,7 @@
 One resolution serves every platform and Python from 3.11 on; it is then cut into four files that
 never name a package twice, so that any torch file can be installed with the other two:
 
-    torch-cpu.txt    torch without GPU libraries, and what it imports
+    torch-cpu.txt    torch without GPU libraries, what it imports, and Triton
     torch-cuda.txt   the registry's default torch with the NVIDIA libraries of its Linux builds
     base.txt         what megamoe itself needs besides torch
     test.txt         what the extra `test` adds
@@ -24,7 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "requirements"
 TORCH = "2.13.0"
-GPU_ONLY = re.compile(r"(nvidia-|cuda-|triton$)")
+GPU_ONLY = re.compile(r"(nvidia-|cuda-)")
+"""What a CPU build of torch does not want. Triton stays: its interpreter and its compiler test the
+kernels without a GPU."""
 
 Blocks = dict[str, str]
 """Normalised package name -> its requirement line with the hash lines below it."""
@@ -105,7 +107,8 @@ def main() -> None:
     cuda = {name: everything[name] for name in torch_names}
     cpu = {name: block for name, block in cuda.items() if not GPU_ONLY.match(name)}
     cpu["torch"] = cpu_torch(everything["torch"])
-    write("torch-cpu.txt", f"torch {TORCH} without GPU libraries, and what it imports.", cpu)
+    what = f"torch {TORCH} without GPU libraries, what it imports, and Triton."
+    write("torch-cpu.txt", what, cpu)
     write("torch-cuda.txt", f"torch {TORCH}, the registry's default builds.", cuda)
     base = {name: everything[name] for name in base_names}
     write("base.txt", "What megamoe needs besides torch.", base)

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from megamoe.formats import GROUP
-from megamoe.layout import check_sizes, transform_weights
+from megamoe.layout import check_sizes
 from megamoe.problem import Problem
 from megamoe.symm_buffer import SymmBuffer
 from megamoe.symm_buffer import new_symm_buffer as plain_buffer
@@ -75,28 +74,27 @@ def new_symm_buffer(
 
 @dataclass(frozen=True)
 class Tile:
-    """A block's share: BN weight rows, N tokens; copies STAGES deep; WARPS of 32 threads."""
+    """A block's share: BN weight rows, N tokens; copies STAGES deep, by two if PAIRED."""
 
     BN: int
     N: int
     STAGES: int
     WARPS: int
+    PAIRED: bool = False
 
 
 def tile_for(rows: int, experts: int, outputs: int) -> Tile:
     """The tile for ``rows`` (token, slot) pairs over ``experts``; its bits do not depend on it."""
     each = rows / max(1, min(rows, experts))
     if each <= 4:
-        return Tile(64, 8, 7, 4)
-    if each <= 10:
-        return Tile(64, 16, 7, 4)
+        return Tile(64, 8, 6, 4, PAIRED=True)
     if each <= 24:
-        return Tile(64, 32, 6, 4)
-    if each <= 56:
-        return Tile(128, 64, 5, 8)
-    if each <= 512:
-        return Tile(256 if outputs % 256 == 0 else 128, 128, 4, 8)
-    return Tile(128, 256, 3, 8)
+        return Tile(64, 16, 6, 4, PAIRED=True)
+    if each <= 72:
+        return Tile(128, 64, 4, 8)
+    if outputs % 256:
+        return Tile(128, 128, 4, 8)
+    return Tile(256, 128, 4, 16)
 
 
 class TritonBackend:
@@ -105,7 +103,6 @@ class TritonBackend:
     name = "triton"
     accumulator = "fp32-ordered"
 
-    transform_weights = staticmethod(transform_weights)
     new_symm_buffer = staticmethod(new_symm_buffer)
 
     def __init__(self, device: torch.device) -> None:
@@ -213,7 +210,7 @@ class TritonBackend:
                 buffer.x.view(torch.uint8), buffer.x_sf, buffer.topk_idx, buffer.operand,
                 buffer.order, buffer.counts, buffer.tiles, num_tokens, hidden, top_k, experts,
                 max_tiles, ROWS=one.N, BLOCK=block, EXPERTS=_power_of_two(experts),
-                CHUNK=1024, num_warps=8,
+                CHUNK=min(_power_of_two(rows), 8192), num_warps=8,
             )),
             ("linear1", launch(
                 li.linear1, (max_tiles * (2 * inter // one.BN),),
@@ -221,15 +218,15 @@ class TritonBackend:
                 buffer.topk_weights, buffer.order, buffer.tiles, buffer.acts,
                 buffer.l2_acts.view(torch.uint8), buffer.l2_acts_sf, hidden, inter, top_k, clamp,
                 HAS_CLAMP=activation_clamp is not None, FAST=fast_math,
-                BN=one.BN, N=one.N, STAGES=one.STAGES, WARPS=one.WARPS, WIDE=wide,
-                num_warps=one.WARPS,
+                BN=one.BN, N=one.N, STAGES=one.STAGES, WARPS=one.WARPS,
+                WIDE=wide, PAIRED=one.PAIRED, num_warps=one.WARPS,
             )),
             ("linear2", launch(
                 li.linear2, (max_tiles * (hidden // two.BN),),
                 buffer.acts, w2.view(torch.int16), s2.view(torch.int32), buffer.order,
                 buffer.tiles, buffer.slots, hidden, inter,
-                BN=two.BN, N=two.N, STAGES=two.STAGES, WARPS=two.WARPS, WIDE=wide,
-                num_warps=two.WARPS,
+                BN=two.BN, N=two.N, STAGES=two.STAGES, WARPS=two.WARPS,
+                WIDE=wide, PAIRED=two.PAIRED, num_warps=two.WARPS,
             )),
             ("combine", launch(
                 d.combine, (num_tokens, blocks),
@@ -306,4 +303,4 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-__all__ = ["GROUP", "Tile", "TritonBackend", "TritonBuffer", "create", "new_symm_buffer"]
+__all__ = ["Tile", "TritonBackend", "TritonBuffer", "create", "new_symm_buffer"]

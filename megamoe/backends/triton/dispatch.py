@@ -93,7 +93,7 @@ def _sort(
 def combine(
     slots, ids, y, hidden, experts, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``y`` (T, H) bf16: the live rows of ``slots`` (T*K, H) in ascending order, in fp32, from 0."""
+    """``y`` (T, H) bf16: live rows of ``slots`` (T*K, H) added in fp32, ascending, from 0."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)

@@ -25,7 +25,7 @@ def packed_layout(rows: int, warps: int) -> gl.DistributedLinearLayout:
     """(rows, 32) int16 of packed nibbles, each quad of lanes holding the 16 bytes of 32 values."""
     registers = [[0, 1], [8, 0], [0, 8], [0, 16]]
     wide = [16 * 2**i for i in range(10) if 16 * 2**i < rows]
-    count = {4: 2, 8: 3}[warps]
+    count = {4: 2, 8: 3, 16: 4}[warps]
     return gl.DistributedLinearLayout(
         reg_bases=registers + [[w, 0] for w in wide[count:]],
         lane_bases=[[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]],
@@ -45,6 +45,12 @@ def row_layout(warps: int) -> gl.BlockedLayout:
 def weight_copy_layout(warps: int) -> gl.BlockedLayout:
     """Copies of (rows, 32) int16: 16 bytes a thread, a row by four lanes."""
     return gl.BlockedLayout([1, 8], [8, 4], [warps, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def scale_copy_layout(warps: int) -> gl.BlockedLayout:
+    """Copies of (rows,) int32: four bytes a thread."""
+    return gl.BlockedLayout([1], [32], [warps], [0])
 
 
 @gluon.constexpr_function

@@ -28,11 +28,12 @@ from megamoe.backends.triton.layouts import (
     operand_layout,
     packed_layout,
     row_layout,
+    scale_copy_layout,
     store_layout,
     weight_copy_layout,
 )
 
-BK: gl.constexpr = gl.constexpr(128)
+_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7, 3.6
 
 # Per register: eight nibbles of one row and a pair of equal bf16 factors. A nibble s.eem becomes
 # the bf16 whose exponent ends in ee and whose mantissa begins with m: its value times 2^-126,
@@ -73,9 +74,8 @@ mul.rn.bf16x2 $3, d, $5;
 """)
 _OPEN: gl.constexpr = gl.constexpr("{ .reg .b32 a, b, c, d, s, m, k;")
 _NARROW_ASM: gl.constexpr = gl.constexpr(_OPEN.value + _TAKE.value + _SCALE.value + "}")
-_WIDE_ASM: gl.constexpr = gl.constexpr(
-    _OPEN.value + _TAKE.value + _UNIT.value + _SCALE.value + "}"
-)
+_WIDE_ASM: gl.constexpr = gl.constexpr(_OPEN.value + _TAKE.value + _UNIT.value + _SCALE.value + "}")
+
 
 @gluon.jit
 def _decoded(
@@ -87,15 +87,13 @@ def _decoded(
     if WIDE:
         # 2^(byte - 127) as bf16; byte 0 is subnormal there, byte 255 is NaN.
         bits = gl.where((byte == 0) | (byte == 255), (byte << 7) | 0x40, byte << 7)
-        ASM: gl.constexpr = _WIDE_ASM
     else:
         # 2^(byte - 1), which gives the nibble its size too. A larger byte than the narrow kernels
         # were promised becomes infinite: a wrong promise must not pass for a number.
         bits = (gl.minimum(byte, 129) << 7) + (126 << 7)
-        ASM: gl.constexpr = _NARROW_ASM
     scale = bits.to(gl.int16).to(gl.bfloat16, bitcast=True)
     o0, o1, o2, o3 = gl.inline_asm_elementwise(
-        ASM,
+        _WIDE_ASM if WIDE else _NARROW_ASM,
         "=&r,=&r,=&r,=&r,r,r",
         [packed, scale],
         dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
@@ -109,14 +107,13 @@ def _decoded(
 
 
 @gluon.jit
-def _copy_step(
-    x_ptr, w_ptr, xs, ws, k, steps, STAGES: gl.constexpr
-):
+def _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k, steps, STAGES: gl.constexpr):
     """Start the copies of step ``k``; a group is committed even where there is nothing left."""
     if k < steps:
         slot = k % STAGES
         async_copy.async_copy_global_to_shared(xs.index(slot), x_ptr + k * 128)
         async_copy.async_copy_global_to_shared(ws.index(slot), w_ptr + k * 32)
+        async_copy.async_copy_global_to_shared(ss.index(slot), s_ptr + k)
     async_copy.commit_group()
 
 
@@ -125,20 +122,22 @@ def _product(
     x,
     weight,
     scale,
-    pairs_copy,
+    rows_copy,
     weight_rows_copy,
-    weight_rows,
+    weight_rows_scale,
     depth,
     BN: gl.constexpr,
     N: gl.constexpr,
     STAGES: gl.constexpr,
     WARPS: gl.constexpr,
     WIDE: gl.constexpr,
+    PAIRED: gl.constexpr,
 ):
     """(BN, N) fp32: weight rows times token rows, over ``depth`` in ascending blocks of 32."""
     mma: gl.constexpr = mma_layout(WARPS, N)
     operand: gl.constexpr = operand_layout(WARPS, N)
     packed_l: gl.constexpr = packed_layout(BN, WARPS)
+    words_l: gl.constexpr = gl.SliceLayout(1, packed_l)
     x_copy: gl.constexpr = row_layout(WARPS)
     w_copy: gl.constexpr = weight_copy_layout(WARPS)
     xs = gl.allocate_shared_memory(
@@ -149,35 +148,43 @@ def _product(
     ws = gl.allocate_shared_memory(
         gl.int16, [STAGES, BN, 32], gl.SwizzledSharedLayout(8, 2, 4, order=[1, 0])
     )
+    ss = gl.allocate_shared_memory(
+        gl.int32, [STAGES, BN], gl.SwizzledSharedLayout(1, 1, 1, order=[0])
+    )
     x_column = gl.arange(0, 128, layout=gl.SliceLayout(0, x_copy))
     w_column = gl.arange(0, 32, layout=gl.SliceLayout(0, w_copy))
     # Written in whole steps, so that the compiler knows rows to be aligned for 16-byte copies.
     steps = depth // 128
-    x_ptr = x + pairs_copy.to(gl.int64)[:, None] * (steps * 128) + x_column[None, :]
+    x_ptr = x + rows_copy.to(gl.int64)[:, None] * (steps * 128) + x_column[None, :]
     w_ptr = weight + weight_rows_copy.to(gl.int64)[:, None] * (steps * 32) + w_column[None, :]
-    s_ptr = scale + weight_rows.to(gl.int64) * steps
-    for k in gl.static_range(STAGES - 1):
-        _copy_step(x_ptr, w_ptr, xs, ws, k, steps, STAGES)
-    words = gl.load(s_ptr)
-    following = gl.load(s_ptr + gl.minimum(1, steps - 1))
-    async_copy.wait_group(STAGES - 2)
+    s_ptr = scale + weight_rows_scale.to(gl.int64) * steps
+    # Paired: two steps' copies at a time, so that a row's neighbouring 64 bytes of weights are
+    # asked for together; one stage more is then in use.
+    LEAD: gl.constexpr = STAGES - 2 if PAIRED else STAGES - 1
+    for k in gl.static_range(LEAD):
+        _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k, steps, STAGES)
+    async_copy.wait_group(LEAD - 1)
     fence_async_shared()
-    gl.thread_barrier()
-    a = _decoded(ws.index(0).load(packed_l), words, BN, packed_l, operand, WIDE)
+    _barrier()
+    a = _decoded(ws.index(0).load(packed_l), ss.index(0).load(words_l), BN, packed_l, operand, WIDE)
     acc = gl.zeros([BN, N], gl.float32, mma)
-    for k in range(0, steps):
+    for k in range(steps):
         # The step before waited for this step's rows. All else happens while this one multiplies.
         token = warpgroup_mma(a, xs.index(k % STAGES).permute((1, 0)), acc, is_async=True)
-        async_copy.wait_group(STAGES - 3)
+        async_copy.wait_group(LEAD - 2)
         fence_async_shared()
-        gl.thread_barrier()
+        _barrier()
         # All have finished product k - 1, so its slot is free.
-        _copy_step(x_ptr, w_ptr, xs, ws, k + STAGES - 1, steps, STAGES)
-        words = following
-        following = gl.load(s_ptr + gl.minimum(k + 2, steps - 1))
+        if PAIRED:
+            if k % 2 == 0:
+                _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k + STAGES - 2, steps, STAGES)
+                _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k + STAGES - 1, steps, STAGES)
+        else:
+            _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k + STAGES - 1, steps, STAGES)
         # In the last step the decoded operand is a stale one, which nobody uses.
-        packed = ws.index((k + 1) % STAGES).load(packed_l)
-        b = _decoded(packed, words, BN, packed_l, operand, WIDE)
+        slot = (k + 1) % STAGES
+        words = ss.index(slot).load(words_l)
+        b = _decoded(ws.index(slot).load(packed_l), words, BN, packed_l, operand, WIDE)
         acc, a = warpgroup_mma_wait(0, deps=[token, a])
         a = b
     return acc
@@ -237,6 +244,7 @@ def linear1(
     STAGES: gl.constexpr,
     WARPS: gl.constexpr,
     WIDE: gl.constexpr,
+    PAIRED: gl.constexpr,
 ):
     """Gate and up of BN/2 channels for one tile, SwiGLU, requantisation.
 
@@ -258,11 +266,11 @@ def linear1(
     r = first + gl.arange(0, N, layout=gl.SliceLayout(1, x_copy))
     tokens = gl.load(order + gl.minimum(r, end - 1)) // top_k
     wc = gl.arange(0, BN, layout=gl.SliceLayout(1, weight_copy_layout(WARPS)))
-    wr = gl.arange(0, BN, layout=gl.SliceLayout(1, packed_layout(BN, WARPS)))
+    wr = gl.arange(0, BN, layout=scale_copy_layout(WARPS))
     base = expert.to(gl.int64) * (2 * inter) + channel0
     wc = base + (wc // 16) * 8 + wc % 8 + ((wc // 8) % 2) * inter
     wr = base + (wr // 16) * 8 + wr % 8 + ((wr // 8) % 2) * inter
-    acc = _product(x, w13, s13, tokens, wc, wr, hidden, BN, N, STAGES, WARPS, WIDE)
+    acc = _product(x, w13, s13, tokens, wc, wr, hidden, BN, N, STAGES, WARPS, WIDE, PAIRED)
 
     rounded = acc.to(gl.bfloat16).to(gl.float32)
     pairs = rounded.reshape([BN // 16, 2, 8, N]).permute([0, 2, 3, 1])
@@ -327,6 +335,7 @@ def linear2(
     STAGES: gl.constexpr,
     WARPS: gl.constexpr,
     WIDE: gl.constexpr,
+    PAIRED: gl.constexpr,
 ):
     """BN channels of the second product for one tile, rounded to bf16: ``slots`` (T*K, H)."""
     blocks = hidden // BN
@@ -342,8 +351,8 @@ def linear2(
     pairs = gl.load(order + gl.minimum(r, end - 1))
     base = expert.to(gl.int64) * hidden + channel0
     wc = base + gl.arange(0, BN, layout=gl.SliceLayout(1, weight_copy_layout(WARPS)))
-    wr = base + gl.arange(0, BN, layout=gl.SliceLayout(1, packed_layout(BN, WARPS)))
-    acc = _product(acts, w2, s2, pairs, wc, wr, inter, BN, N, STAGES, WARPS, WIDE)
+    wr = base + gl.arange(0, BN, layout=scale_copy_layout(WARPS))
+    acc = _product(acts, w2, s2, pairs, wc, wr, inter, BN, N, STAGES, WARPS, WIDE, PAIRED)
     out_l: gl.constexpr = store_layout(BN, WARPS)
     row = first + gl.arange(0, N, layout=gl.SliceLayout(1, out_l))
     at = gl.load(order + gl.minimum(row, end - 1)).to(gl.int64)[:, None] * hidden

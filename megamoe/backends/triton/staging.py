@@ -31,9 +31,7 @@ def e4m3_code(value):
 def power_of_two(exponent):
     """2^exponent as fp32 for int32 exponents from -128 to 127; below -126 it is subnormal."""
     subnormal = 0x00800000 >> tl.minimum(tl.maximum(-126 - exponent, 0), 23)
-    return tl.where(exponent < -126, subnormal, (exponent + 127) << 23).to(
-        tl.float32, bitcast=True
-    )
+    return tl.where(exponent < -126, subnormal, (exponent + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
