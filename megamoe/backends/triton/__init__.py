@@ -88,7 +88,7 @@ def tile_for(rows: int, experts: int, outputs: int) -> Tile:
     each = rows / max(1, min(rows, experts))
     if each <= 4:
         return Tile(64, 8, 6, 4, PAIRED=True)
-    if each <= 24:
+    if each <= 16:
         return Tile(64, 16, 6, 4, PAIRED=True)
     if each <= 72:
         return Tile(128, 64, 4, 8)
