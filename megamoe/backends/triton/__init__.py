@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -41,6 +42,10 @@ class TritonBuffer(SymmBuffer):
     """(experts, next power of two) int32."""
     tiles: torch.Tensor = None  # type: ignore[assignment]
     """(most tiles, 3) int32."""
+    scratch: ClassVar[tuple[str, ...]] = (
+        "operand", "acts", "slots", "order", "counts", "tiles",
+    )  # fmt: skip
+    """Fields that a call may find anything in, besides the staged ones."""
 
 
 def new_symm_buffer(
@@ -111,7 +116,6 @@ class TritonBackend:
         self.device = device
         self.prepare = staging.prepare_megamoe_inputs
         self.eplb_map = eplb.eplb_map_to_physical_and_record
-        self._compiled: dict[str, Any] = {}
 
     @staticmethod
     def pack_weights(*weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -178,6 +182,7 @@ class TritonBackend:
         """Name and launch of each kernel of :meth:`run`, in order."""
         from megamoe.backends.triton import dispatch as d
         from megamoe.backends.triton import linear as li
+        from megamoe.backends.triton.binaries import launch
 
         w13, s13, w2, s2 = weights
         experts, hidden = w2.shape[:2]
@@ -197,22 +202,18 @@ class TritonBackend:
         block = 1024
         blocks = -(-hidden // block)
 
-        def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> Any:
-            def go() -> None:
-                made = kernel[grid](*args, **options)
-                self._compiled[f"{kernel.fn.__name__} {made.hash}"] = made
-
-            return go
+        def later(*arguments: Any, **options: Any) -> Any:
+            return partial(launch, *arguments, **options)
 
         return [
-            ("dispatch", launch(
+            ("dispatch", later(
                 d.dispatch, (num_tokens + 1, blocks),
                 buffer.x.view(torch.uint8), buffer.x_sf, buffer.topk_idx, buffer.operand,
                 buffer.order, buffer.counts, buffer.tiles, num_tokens, hidden, top_k, experts,
                 max_tiles, ROWS=one.N, BLOCK=block, EXPERTS=_power_of_two(experts),
                 CHUNK=min(_power_of_two(rows), 8192), num_warps=8,
             )),
-            ("linear1", launch(
+            ("linear1", later(
                 li.linear1, (max_tiles * (2 * inter // one.BN),),
                 buffer.operand, w13.view(torch.int16), s13.view(torch.int32),
                 buffer.topk_weights, buffer.order, buffer.tiles, buffer.acts,
@@ -221,14 +222,14 @@ class TritonBackend:
                 BN=one.BN, N=one.N, STAGES=one.STAGES, WARPS=one.WARPS,
                 WIDE=wide, PAIRED=one.PAIRED, num_warps=one.WARPS,
             )),
-            ("linear2", launch(
+            ("linear2", later(
                 li.linear2, (max_tiles * (hidden // two.BN),),
                 buffer.acts, w2.view(torch.int16), s2.view(torch.int32), buffer.order,
                 buffer.tiles, buffer.slots, hidden, inter,
                 BN=two.BN, N=two.N, STAGES=two.STAGES, WARPS=two.WARPS,
                 WIDE=wide, PAIRED=two.PAIRED, num_warps=two.WARPS,
             )),
-            ("combine", launch(
+            ("combine", later(
                 d.combine, (num_tokens, blocks),
                 buffer.slots, buffer.topk_idx, y, hidden, experts, TOP_K=top_k, BLOCK=block,
                 num_warps=4,
@@ -237,16 +238,15 @@ class TritonBackend:
 
     def fingerprint(self) -> dict[str, Any]:
         """What ran so far: hashes of the sources and of each compiled binary, and the options."""
+        from megamoe.backends.triton.binaries import digests
+
         sources = hashlib.sha256()
         for path in sorted(Path(__file__).parent.glob("*.py")):
             sources.update(path.read_bytes())
         return {
             "sources": sources.hexdigest(),
             "options": "tiles by tile_for; contraction in steps of 128",
-            "binaries": {
-                name: hashlib.sha256(made.asm["cubin"]).hexdigest()
-                for name, made in sorted(self._compiled.items())
-            },
+            "binaries": digests(),
         }
 
 

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from megamoe.backends.triton.binaries import launch
+
 
 @triton.jit
 def _remap(
@@ -53,7 +55,8 @@ def eplb_map_to_physical_and_record(
     out = torch.empty_like(ids)
     load = expert_load_view if expert_load_view.is_contiguous() else expert_load_view.contiguous()
     block = 256
-    _remap[(triton.cdiv(ids.numel(), block),)](
+    launch(
+        _remap, (triton.cdiv(ids.numel(), block),),
         ids, load, table, logical_replica_count.contiguous(), record, out, ids.numel(),
         ids.shape[1], table.shape[0], table.shape[1], load.shape[0], BLOCK=block,
     )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from megamoe.backends.triton.binaries import launch
 from megamoe.staging import check_staging_inputs
 
 
@@ -92,7 +93,8 @@ def prepare_megamoe_inputs(
     block = 1024
     if hidden_states.stride(-1) != 1:
         hidden_states = hidden_states.contiguous()
-    _stage[(tokens, triton.cdiv(hidden, block))](
+    launch(
+        _stage, (tokens, triton.cdiv(hidden, block)),
         hidden_states, topk_weights.contiguous(), topk_ids.contiguous(),
         x_fp8.view(torch.uint8), x_sf, topk_idx_out, topk_weights_out,
         hidden_states.stride(0), hidden, top_k, x_fp8.stride(0), x_sf.stride(0),
