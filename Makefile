@@ -61,6 +61,9 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff rewrite what it can
 	@$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
+bench: setup ## time the triton backend beside the floor and peers (needs an NVIDIA GPU)
+	@$(MEGAMOE) bench $(ARGS)
+
 golden-verify: setup ## recompute the goldens from the oracle; they must be equal in every bit
 	@$(MEGAMOE) golden verify $(ARGS)
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -18,8 +19,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 import megamoe
-from megamoe import golden, shards
+from megamoe import bench, golden, shards
+from megamoe.backends import load_backend
+from megamoe.bench.floor import SHARES
+from megamoe.bench.peers import PEERS
 from megamoe.cases import KINDS, TIERS, Case, load_cases, select
+from megamoe.problem import provided
 from megamoe.suite import bits, check, dump, report
 from megamoe.suite.settings import Settings
 
@@ -71,6 +76,26 @@ def _check(a: argparse.Namespace) -> int:
         report.write(a.junit, report.junit(made))
     report.print_summary(made, console)
     return report.exit_code(made["counts"])
+
+
+def _bench(a: argparse.Namespace) -> int:
+    if a.dry_run:
+        for share in a.share:
+            for tokens in a.tokens:
+                print(f"{SHARES[share].name} T={tokens}: {', '.join([a.backend, *a.peers])}")
+        return 0
+    _check_device("cuda")
+    backend = load_backend(a.backend, "cuda")
+    if not provided(backend, "run"):
+        raise UsageError(f"backend {a.backend} has no `run`; bench times what has one")
+    rows = bench.measure(backend, a.share, a.tokens, a.peers, a.repeats)
+    # Plain width where this is no terminal: a table in a file should not wrap.
+    Console(width=None if sys.stdout.isatty() else 150).print(bench.table(rows))
+    if a.json:
+        bench.save(rows, Path(a.json), shlex.join(["megamoe", *sys.argv[1:]]))
+    if a.plot:
+        bench.plot(rows, Path(a.plot))
+    return 0
 
 
 def _record(a: argparse.Namespace) -> int:
@@ -330,6 +355,18 @@ def _parser() -> argparse.ArgumentParser:
     o = command(commands, "oracle", "write a case's inputs and every oracle stage", _oracle)
     o.add_argument("--case", required=True, metavar="ID")
     o.add_argument("--out", required=True, metavar="FILE.safetensors")
+
+    b = command(commands, "bench", "time a backend beside the floor and beside peers", _bench)
+    b.add_argument("--backend", default="triton", help="default: triton; it must have `run`")
+    b.add_argument("--share", nargs="+", choices=sorted(SHARES), default=sorted(SHARES),
+                   help="one rank's share of which model")  # fmt: skip
+    b.add_argument("--tokens", nargs="+", type=_at_least_one, metavar="T",
+                   default=[1, 8, 64, 512, 2048, 8192])  # fmt: skip
+    b.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS))
+    b.add_argument("--repeats", type=_at_least_one, default=15, metavar="N")
+    b.add_argument("--json", metavar="FILE")
+    b.add_argument("--plot", metavar="FILE.svg")
+    b.add_argument("--dry-run", action="store_true", help="list what would be timed")
 
     s = command(commands, "list", "the cases", _list)
     s.add_argument("--kind", choices=KINDS)
