@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -33,9 +34,9 @@ ROWS = [
 def test_a_peer_that_is_missing_is_a_row_that_says_why():
     from rich.console import Console
 
-    console = Console(width=200, record=True, quiet=True)
-    console.print(table(ROWS))
-    lines = console.export_text().splitlines()
+    out = io.StringIO()
+    Console(width=200, file=out).print(table(ROWS))
+    lines = out.getvalue().splitlines()
     assert any("absent" in line and "No module named" in line for line in lines)
     assert any("50.0" in line and "2.00" in line for line in lines)
 

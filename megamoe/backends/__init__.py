@@ -49,7 +49,7 @@ def load_backend(spec: str, device: str | torch.device = "cpu") -> Any:
     with ``device`` as keyword argument where it takes one. Raises :class:`BackendError`.
     """
     if spec == "auto":
-        spec = "eager"
+        spec = _automatic(torch.device(device))
     if ":" in spec or spec.endswith(".py"):
         found = _from_file(spec)
     elif spec in BUILT_IN:
@@ -58,6 +58,17 @@ def load_backend(spec: str, device: str | torch.device = "cpu") -> Any:
     else:
         found = _from_entry_point(spec)
     return checked(_made(spec, found, torch.device(device)), spec)
+
+
+def _automatic(device: torch.device) -> str:
+    """``triton`` where its kernels run, else ``eager``."""
+    fast = (
+        device.type == "cuda"
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability(device)[0] == 9
+        and importlib.util.find_spec("triton") is not None
+    )
+    return "triton" if fast else "eager"
 
 
 def checked(
