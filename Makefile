@@ -24,7 +24,7 @@ LINT := (red=0; $(PY) -m ruff check . || red=1; $(PY) -m ruff format --check . |
 	$(PY) -m mypy || red=1; exit $$red)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check check-full test test-fast lint format golden-verify sanitize lock clean
+.PHONY: help setup check check-full test test-fast lint format bench golden-verify sanitize lock clean
 
 help: ## list the verbs
 	@echo 'make VERB [VARIABLE=value ...]'
