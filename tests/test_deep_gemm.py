@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -171,3 +172,33 @@ def _plain(arguments: ast.arguments) -> str:
     for argument in arguments.args:
         argument.annotation = None
     return ast.unparse(arguments)
+
+
+# --- tools/compile_sm100.py ---------------------------------------------------------------------
+
+
+def compile_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tools/compile_sm100.py", *arguments],
+        capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1],
+    )  # fmt: skip
+
+
+def test_compiling_without_headers_says_what_to_give(tmp_path):
+    done = compile_tool("--include", str(tmp_path), "--nvcc", "nvcc")
+    assert done.returncode == 2
+    assert "no fused kernel under" in done.stderr
+
+
+def test_what_the_compiler_refuses_is_a_row_and_a_red(tmp_path):
+    header = tmp_path / "deep_gemm/impls/sm100_fp8_fp4_mega_moe.cuh"
+    header.parent.mkdir(parents=True)
+    header.touch()
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho '{tmp_path}/a.cuh(1): error: no' >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    done = compile_tool(
+        "--include", str(tmp_path), "--nvcc", str(nvcc), "--model", "deepseek-v3", "--tokens", "64"
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "| deepseek-v3 | 64 | 32 | 10 | a.cuh(1): error: no |"

@@ -1,0 +1,169 @@
+"""Compile DeepGEMM's fused kernel for sm_100a, without a GPU, for each model of the shape table.
+
+    python tools/compile_sm100.py --include DIR [--nvcc NVCC] [--json FILE] [--tokens 64 8192]
+
+``DIR`` holds ``deep_gemm/`` and ``cutlass/`` headers, as a package of DeepGEMM ships them. Says,
+for each kernel, registers, spilled bytes, shared memory and the sha256 of the binary. That it compiles
+does not say that it is right: nothing is run.
+
+The constants follow the package's own choice for EP8 (block sizes by tokens an expert; stages by
+what fits in shared memory); they are worked out anew here, as facts of 54e22612.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SMEM_CAPACITY = 232448
+RANKS, SMS = 8, 148
+MODELS = {
+    # hidden, intermediate, experts, top-k. V4.1-Flash's experts are not public: Flash's stand in.
+    "deepseek-v4-flash": (4096, 2048, 256, 6),
+    "deepseek-v4-pro": (7168, 3072, 384, 6),
+    "deepseek-v4.1-flash": (5120, 2304, 256, 6),
+    "kimi-k3": (3584, 3072, 896, 16),
+    "deepseek-v3": (7168, 2048, 256, 8),
+}
+
+
+@dataclass
+class Made:
+    """What the compiler said of one kernel."""
+
+    model: str
+    tokens: int
+    block_m: int
+    stages: int
+    registers: int = 0
+    spilled: int = 0
+    shared: int = 0
+    seconds: float = 0
+    sha256: str = ""
+    error: str = ""
+
+
+def align(n: int, to: int) -> int:
+    """The next multiple."""
+    return -(-n // to) * to
+
+
+def blocks(expected: float) -> tuple[int, int, int, int]:
+    """BLOCK_M, STORE_BLOCK_M, BLOCK_K and epilogue warpgroups by tokens an expert."""
+    table = (
+        (8.5, (16, 8, 256, 2)),
+        (16.5, (32, 16, 128, 2)),
+        (32.5, (64, 32, 128, 1)),
+        (64.5, (96, 16, 128, 2)),
+        (96.5, (128, 32, 128, 2)),
+    )
+    return next((found for most, found in table if expected <= most), (192, 32, 128, 2))
+
+
+def source(model: str, tokens: int) -> tuple[str, Made, int]:
+    """The translation unit, its record and the dynamic shared memory of the launch."""
+    hidden, inter, experts, top_k = MODELS[model]
+    local = experts // RANKS
+    block_m, store_m, block_k, groups = blocks(tokens * RANKS * top_k / experts)
+    capacity = align(tokens, 384)
+    pull = hidden
+    while pull > 4096:
+        pull //= 2
+    sf_m = align(block_m, 128)
+    warps = groups * 4
+    fixed = align(experts * 4, 1024) + align(pull * 4, 1024)
+    fixed += align(max(groups * store_m * 64 * 2, groups * store_m * 128 * 2), 1024)
+    fixed += (4 + 4 + warps * 2) * 8 + store_m * warps * 4 + 4
+    stage = block_m // 2 * block_k + 128 * block_k + (sf_m + 128) * (block_k // 32) + 16
+    stages = (SMEM_CAPACITY - fixed) // stage
+    ring = align(RANKS * capacity * min(top_k, local) + local * 191, 384)
+    values = [
+        capacity, hidden, inter, experts, top_k, local, block_m, 128, block_k, store_m, sf_m, 128,
+        ring, ring // block_m * sf_m, stages, pull, 128, 128, groups * 128, SMS, RANKS,
+        "10.0f", "true",
+    ]  # fmt: skip
+    text = (
+        "#include <deep_gemm/impls/sm100_fp8_fp4_mega_moe.cuh>\n"
+        "using namespace deep_gemm;\n"
+        "static void instantiate() {\n"
+        "  auto kernel = reinterpret_cast<void*>(&sm100_fp8_fp4_mega_moe_impl<"
+        f"{', '.join(map(str, values))}>);\n}}\n"
+    )
+    return text, Made(model, tokens, block_m, stages), fixed + stages * stage
+
+
+def compiled(nvcc: str, include: Path, model: str, tokens: int) -> Made:
+    """Compile one kernel; what fails is in ``error``, one line."""
+    text, made, shared = source(model, tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        unit, cubin = Path(folder, "kernel.cu"), Path(folder, "kernel.cubin")
+        unit.write_text(text)
+        began = time.monotonic()
+        done = subprocess.run(
+            [nvcc, unit, "-cubin", "-o", cubin, "-std=c++20", f"-I{include}",
+             "--gpu-architecture=sm_100a", "-O3", "--expt-relaxed-constexpr",
+             "--expt-extended-lambda", "--diag-suppress=39,161,174,177,186,940",
+             "--ptxas-options=--register-usage-level=10,--verbose"],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        made.seconds = round(time.monotonic() - began, 1)
+        if done.returncode or not cubin.is_file():
+            errors = [li for li in done.stderr.splitlines() if "error" in li]
+            first = (errors or done.stderr.splitlines() or ["no message"])[0]
+            made.error = first.replace(f"{include}/", "")[:200]
+            return made
+        made.sha256 = hashlib.sha256(cubin.read_bytes()).hexdigest()
+    made.registers = max(map(int, re.findall(r"Used (\d+) registers", done.stderr)), default=0)
+    made.spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", done.stderr)))
+    made.shared = shared
+    return made
+
+
+def main() -> int:
+    """Compile all; exit 1 if one does not, 2 if there is nothing to compile with."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--include", type=Path, required=True)
+    parser.add_argument("--nvcc", default=shutil.which("nvcc"))
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 8192])
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    if not given.nvcc:
+        print("compile_sm100: no nvcc; install CUDA 12.9 or newer, or give --nvcc", file=sys.stderr)
+        return 2
+    if not (given.include / "deep_gemm/impls/sm100_fp8_fp4_mega_moe.cuh").is_file():
+        print(
+            f"compile_sm100: no fused kernel under {given.include}; give the include folder of a "
+            "DeepGEMM package with Mega MoE",
+            file=sys.stderr,
+        )
+        return 2
+    rows = []
+    print("| model | T | BLOCK_M | stages | registers | spilled bytes | shared bytes | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for model in given.model:
+        for tokens in given.tokens:
+            made = compiled(given.nvcc, given.include, model, tokens)
+            rows.append(asdict(made))
+            numbers = (made.registers, made.spilled, made.shared, made.seconds)
+            said = made.error or " | ".join(map(str, numbers))
+            print(f"| {model} | {tokens} | {made.block_m} | {made.stages} | {said} |", flush=True)
+    if given.json:
+        version = subprocess.run([given.nvcc, "--version"], capture_output=True, text=True).stdout
+        release = re.search(r"release .*", version)
+        found = {"nvcc": release.group() if release else version, "kernels": rows}
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    return int(any(row["error"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
