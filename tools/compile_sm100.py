@@ -3,8 +3,8 @@
     python tools/compile_sm100.py --include DIR [--nvcc NVCC] [--json FILE] [--tokens 64 8192]
 
 ``DIR`` holds ``deep_gemm/`` and ``cutlass/`` headers, as a package of DeepGEMM ships them. Says,
-for each kernel, registers, spilled bytes, shared memory and the sha256 of the binary. That it compiles
-does not say that it is right: nothing is run.
+for each kernel, registers, spilled bytes, shared memory and the sha256 of the binary. That it
+compiles does not say that it is right: nothing is run.
 
 The constants follow the package's own choice for EP8 (block sizes by tokens an expert; stages by
 what fits in shared memory); they are worked out anew here, as facts of 54e22612.
@@ -130,7 +130,7 @@ def compiled(nvcc: str, include: Path, model: str, tokens: int) -> Made:
 
 def main() -> int:
     """Compile all; exit 1 if one does not, 2 if there is nothing to compile with."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--include", type=Path, required=True)
     parser.add_argument("--nvcc", default=shutil.which("nvcc"))
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 8192])
