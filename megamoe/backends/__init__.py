@@ -23,10 +23,10 @@ from megamoe.problem import provided
 ENTRY_POINT_GROUP: Final = "megamoe.backends"
 
 BUILT_IN: Final = {
-    "deep_gemm": "megamoe.backends.deep_gemm",
     "eager": "megamoe.backends.eager",
     "oracle": "megamoe.backends.oracle",
     "triton": "megamoe.backends.triton",
+    "deep_gemm": "megamoe.backends.deep_gemm",
 }
 """Name to module; each module has ``create(device) -> backend``."""
 
