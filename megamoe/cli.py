@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,11 @@ DEFAULT_WORKERS: Final = min(2, os.cpu_count() or 1)
 
 BITS_CANDIDATES: Final = "recorded-candidates"
 """Under golden/: what record-bits writes and bless-bits takes, where nothing else is said."""
+
+
+ROOMS: Final[tuple[str, ...]] = ()
+"""Modules that bring commands of their own: each has ``add(commands, command)``, where
+``command(commands, name, help, run)`` returns the parser to add arguments to."""
 
 
 class UsageError(ValueError):
@@ -372,4 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--kind", choices=KINDS)
     s.add_argument("--tier", choices=TIERS)
     s.add_argument("--case", metavar="GLOB")
+
+    for room in ROOMS:
+        import_module(room).add(commands, command)
     return parser
