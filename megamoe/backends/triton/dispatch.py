@@ -36,15 +36,21 @@ def dispatch(
     else:
         token = (tl.program_id(0) - 1).to(tl.int64)
         to = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        # Position 16 b + 8 a + 2 t + h holds element 8 t + 4 h + 2 b + a.
-        p = to % 32
-        source = to - p + ((p >> 1) & 3) * 8 + (p & 1) * 4 + (p >> 4) * 2 + ((p >> 3) & 1)
-        live = to < hidden
-        code = tl.load(x + token * hidden + source, mask=live, other=0).to(tl.int32)
-        word = tl.load(x_sf + token * (hidden // 128) + to // 128, mask=live, other=0)
-        exponent = (word >> ((to // 32) % 4 * 8)) & 0xFF
-        value = e4m3_value(code) * power_of_two(exponent - 127)
-        tl.store(operand + token * hidden + to, value.to(tl.bfloat16), mask=live)
+        value = _operand(x, x_sf, token, to, hidden)
+        tl.store(operand + token * hidden + to, value, mask=to < hidden)
+
+
+@triton.jit
+def _operand(x, x_sf, token, to, hidden):
+    """Positions ``to`` of a token's operand: code times scale, permuted within 32."""
+    # Position 16 b + 8 a + 2 t + h holds element 8 t + 4 h + 2 b + a.
+    p = to % 32
+    source = to - p + ((p >> 1) & 3) * 8 + (p & 1) * 4 + (p >> 4) * 2 + ((p >> 3) & 1)
+    live = to < hidden
+    code = tl.load(x + token * hidden + source, mask=live, other=0).to(tl.int32)
+    word = tl.load(x_sf + token * (hidden // 128) + to // 128, mask=live, other=0)
+    exponent = (word >> ((to // 32) % 4 * 8)) & 0xFF
+    return (e4m3_value(code) * power_of_two(exponent - 127)).to(tl.bfloat16)
 
 
 @triton.jit
@@ -69,6 +75,19 @@ def _sort(
     tile_ends = tl.cumsum(tile_count, 0)
     tl.debug_barrier()
     tl.atomic_add(counts + e, ends - 2 * count, sem="relaxed")  # the first row of each expert
+    _tiles(tiles, e, count, ends, tile_ends, tile_count, experts, max_tiles, ROWS)
+    tl.debug_barrier()
+    for start in range(0, total, CHUNK):
+        at = start + lane
+        expert = tl.load(ids + at, mask=at < total, other=-1)
+        live = (expert >= 0) & (expert < experts)
+        to = tl.atomic_add(counts + tl.where(live, expert, 0), 1, mask=live, sem="relaxed")
+        tl.store(order + to, at, mask=live)
+
+
+@triton.jit
+def _tiles(tiles, e, count, ends, tile_ends, tile_count, experts, max_tiles, ROWS: tl.constexpr):
+    """Expert (-1 for none), first and end of every tile of ROWS rows."""
     for start in range(0, max_tiles, 32):
         tile = start + tl.arange(0, 32)
         expert = tl.sum((tile_ends[None, :] <= tile[:, None]).to(tl.int32), axis=1)
@@ -80,13 +99,55 @@ def _sort(
         tl.store(tiles + tile * 3, tl.where(expert < experts, expert, -1), mask=inside)
         tl.store(tiles + tile * 3 + 1, begin + (tile - before) * ROWS, mask=inside)
         tl.store(tiles + tile * 3 + 2, end, mask=inside)
-    tl.debug_barrier()
-    for start in range(0, total, CHUNK):
-        at = start + lane
-        expert = tl.load(ids + at, mask=at < total, other=-1)
-        live = (expert >= 0) & (expert < experts)
-        to = tl.atomic_add(counts + tl.where(live, expert, 0), 1, mask=live, sem="relaxed")
-        tl.store(order + to, at, mask=live)
+
+
+@triton.jit
+def count(ids, counts, total, experts, CHUNK: tl.constexpr):
+    """Many tokens, first of three: ``counts`` (EXPERTS,) int32, zero before, of rows by expert."""
+    at = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    expert = tl.load(ids + at, mask=at < total, other=-1)
+    live = (expert >= 0) & (expert < experts)
+    tl.atomic_add(counts + tl.where(live, expert, 0), 1, mask=live, sem="relaxed")
+
+
+@triton.jit
+def rank(
+    ids, counts, taken, order, places, tiles, total, experts, max_tiles,
+    ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Second: ``order`` as in :func:`dispatch`, its inverse ``places`` (T*K,), and ``tiles``.
+
+    ``taken`` (EXPERTS,) int32 must be zero before.
+    """
+    e = tl.arange(0, EXPERTS)
+    number = tl.load(counts + e)
+    ends = tl.cumsum(number, 0)
+    at = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    expert = tl.load(ids + at, mask=at < total, other=-1)
+    live = (expert >= 0) & (expert < experts)
+    expert = tl.where(live, expert, 0).to(tl.int32)
+    first = tl.gather(ends - number, expert, 0)
+    to = first + tl.atomic_add(taken + expert, 1, mask=live, sem="relaxed")
+    tl.store(order + to, at, mask=live)
+    tl.store(places + at, tl.where(live, to, -1), mask=at < total)
+    if tl.program_id(0) == 0:
+        tile_count = (number + ROWS - 1) // ROWS
+        tile_ends = tl.cumsum(tile_count, 0)
+        _tiles(tiles, e, number, ends, tile_ends, tile_count, experts, max_tiles, ROWS)
+
+
+@triton.jit
+def spread(
+    x, x_sf, places, operand, hidden, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Third: a token's operand to each of its rows of ``operand`` (T*K, H), which are by expert."""
+    token = tl.program_id(0).to(tl.int64)
+    to = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    value = _operand(x, x_sf, token, to, hidden)
+    for slot in tl.static_range(TOP_K):
+        row = tl.load(places + token * TOP_K + slot)
+        at = operand + row.to(tl.int64) * hidden + to
+        tl.store(at, value, mask=(to < hidden) & (row >= 0))
 
 
 @triton.jit

@@ -35,6 +35,11 @@ def packed_layout(rows: int, warps: int) -> gl.DistributedLinearLayout:
     )
 
 
+TOKEN_BOX = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+WEIGHT_BOX = gl.NVMMASharedLayout(swizzle_byte_width=64, element_bitwidth=16, rank=2)
+"""Shared memory of TMA boxes: (tokens, 128) bf16 and (rows, 32) int16."""
+
+
 @gluon.constexpr_function
 def row_layout(warps: int) -> gl.BlockedLayout:
     """Copies of (rows, 128) bf16: 16 bytes a thread, 256 bytes a half warp."""
@@ -58,3 +63,11 @@ def store_layout(columns: int, warps: int) -> gl.BlockedLayout:
     """Stores of (rows, columns): a row's adjacent channels in adjacent lanes, eight a thread."""
     lanes = min(32, columns // 8)
     return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [warps, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def act_layout(rows: int, channels: int, warps: int) -> gl.BlockedLayout:
+    """Activations (rows, channels): a thread has adjacent channels of one row, 32 if it can."""
+    each = max(1, min(32, rows * channels // (32 * warps)))
+    lanes = min(32, channels // each)
+    return gl.BlockedLayout([1, each], [32 // lanes, lanes], [warps, 1], [1, 0])

@@ -24,6 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from megamoe.backends.triton.layouts import (
+    act_layout,
     mma_layout,
     operand_layout,
     packed_layout,
@@ -33,31 +34,31 @@ from megamoe.backends.triton.layouts import (
     weight_copy_layout,
 )
 
-_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7, 3.6
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7, 3.6
 
-# Per register: eight nibbles of one row and a pair of equal bf16 factors. A nibble s.eem becomes
-# the bf16 whose exponent ends in ee and whose mantissa begins with m: its value times 2^-126,
-# subnormals included. Exact products give it its size.
+# Per register: eight nibbles of one row, in the order of bits of :mod:`.packing`, and a pair of
+# equal bf16 factors. A nibble s.eem becomes the bf16 whose exponent ends in ee and whose mantissa
+# begins with m: its value times 2^-126, subnormals included. Exact products give it its size.
 _TAKE: gl.constexpr = gl.constexpr("""
-shl.b32 s, $4, 12;
-shl.b32 m, $4, 6;
-and.b32 s, s, 0x80008000;
-and.b32 m, m, 0x01c001c0;
-or.b32 a, s, m;
-shl.b32 s, $4, 8;
-shl.b32 m, $4, 2;
-and.b32 s, s, 0x80008000;
-and.b32 m, m, 0x01c001c0;
-or.b32 b, s, m;
-shl.b32 s, $4, 4;
-shr.b32 m, $4, 2;
-and.b32 s, s, 0x80008000;
-and.b32 m, m, 0x01c001c0;
-or.b32 c, s, m;
-shr.b32 m, $4, 6;
-and.b32 s, $4, 0x80008000;
-and.b32 m, m, 0x01c001c0;
-or.b32 d, s, m;
+shl.b32 a, $4, 6;
+shl.b32 b, $4, 2;
+shf.r.wrap.b32 c, $4, $4, 4;
+shr.b32 m, $4, 8;
+and.b32 a, a, 0x81c081c0;
+and.b32 b, b, 0x81c081c0;
+and.b32 c, c, 0x81c081c0;
+and.b32 d, $4, 0x81808180;
+and.b32 m, m, 0x00400040;
+or.b32 d, d, m;
+""")
+# $5 a word of four scale bytes, $7 which of them: 2^(byte - 1) twice, which gives the nibble its
+# size too. A larger byte than the narrow kernels were promised becomes infinite: a wrong promise
+# must not pass for a number.
+_FACTOR: gl.constexpr = gl.constexpr("""
+prmt.b32 k, $5, 0, $7;
+mov.b32 m, 0x00810081;
+min.u16x2 k, k, m;
+mad.lo.u32 k, k, 0x80, 0x3f003f00;
 """)
 _UNIT: gl.constexpr = gl.constexpr("""
 mov.b32 k, 0x7e807e80;
@@ -67,39 +68,49 @@ mul.rn.bf16x2 c, c, k;
 mul.rn.bf16x2 d, d, k;
 """)
 _SCALE: gl.constexpr = gl.constexpr("""
-mul.rn.bf16x2 $0, a, $5;
-mul.rn.bf16x2 $1, b, $5;
-mul.rn.bf16x2 $2, c, $5;
-mul.rn.bf16x2 $3, d, $5;
+mul.rn.bf16x2 $0, a, FACTOR;
+mul.rn.bf16x2 $1, b, FACTOR;
+mul.rn.bf16x2 $2, c, FACTOR;
+mul.rn.bf16x2 $3, d, FACTOR;
 """)
-_OPEN: gl.constexpr = gl.constexpr("{ .reg .b32 a, b, c, d, s, m, k;")
-_NARROW_ASM: gl.constexpr = gl.constexpr(_OPEN.value + _TAKE.value + _SCALE.value + "}")
-_WIDE_ASM: gl.constexpr = gl.constexpr(_OPEN.value + _TAKE.value + _UNIT.value + _SCALE.value + "}")
+_OPEN: gl.constexpr = gl.constexpr("{ .reg .b32 a, b, c, d, m, k;")
+_NARROW_ASM: gl.constexpr = gl.constexpr(
+    _OPEN.value + _TAKE.value + _FACTOR.value + _SCALE.value.replace("FACTOR", "k") + "}"
+)
+_WIDE_ASM: gl.constexpr = gl.constexpr(
+    _OPEN.value + _TAKE.value + _UNIT.value + _SCALE.value.replace("FACTOR", "$5") + "}"
+)
 
 
 @gluon.jit
-def _decoded(
+def decoded(
     packed, words, BN: gl.constexpr, layout: gl.constexpr, operand: gl.constexpr, WIDE: gl.constexpr
 ):
     """(BN, 32) int16 of nibbles and (BN,) int32 of four scale bytes to (BN, 128) bf16."""
-    column = gl.arange(0, 32, layout=gl.SliceLayout(0, layout))
-    byte = (words[:, None] >> ((column // 8) * 8)[None, :]) & 0xFF
+    group = gl.arange(0, 32, layout=gl.SliceLayout(0, layout)) // 8
     if WIDE:
+        byte = (words[:, None] >> (group * 8)[None, :]) & 0xFF
         # 2^(byte - 127) as bf16; byte 0 is subnormal there, byte 255 is NaN.
         bits = gl.where((byte == 0) | (byte == 255), (byte << 7) | 0x40, byte << 7)
+        scale = bits.to(gl.int16).to(gl.bfloat16, bitcast=True)
+        o0, o1, o2, o3 = gl.inline_asm_elementwise(
+            _WIDE_ASM,
+            "=&r,=&r,=&r,=&r,r,r",
+            [packed, scale],
+            dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
     else:
-        # 2^(byte - 1), which gives the nibble its size too. A larger byte than the narrow kernels
-        # were promised becomes infinite: a wrong promise must not pass for a number.
-        bits = (gl.minimum(byte, 129) << 7) + (126 << 7)
-    scale = bits.to(gl.int16).to(gl.bfloat16, bitcast=True)
-    o0, o1, o2, o3 = gl.inline_asm_elementwise(
-        _WIDE_ASM if WIDE else _NARROW_ASM,
-        "=&r,=&r,=&r,=&r,r,r",
-        [packed, scale],
-        dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
-        is_pure=True,
-        pack=2,
-    )
+        chosen = 0x4040 + group * 0x0101
+        o0, o1, o2, o3 = gl.inline_asm_elementwise(
+            _NARROW_ASM,
+            "=&r,=&r,=&r,=&r,r,r,r,r,r",
+            [packed, words[:, None], chosen[None, :]],
+            dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
     both = gl.join(gl.join(o0, o2), gl.join(o1, o3))  # (..., b, a)
     split = both.reshape([BN, 4, 4, 2, 2, 2])  # row, chunk, t, h, b, a
     ordered = split.permute([0, 1, 4, 5, 2, 3]).reshape([BN, 128])
@@ -165,15 +176,15 @@ def _product(
         _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k, steps, STAGES)
     async_copy.wait_group(LEAD - 1)
     fence_async_shared()
-    _barrier()
-    a = _decoded(ws.index(0).load(packed_l), ss.index(0).load(words_l), BN, packed_l, operand, WIDE)
+    barrier()
+    a = decoded(ws.index(0).load(packed_l), ss.index(0).load(words_l), BN, packed_l, operand, WIDE)
     acc = gl.zeros([BN, N], gl.float32, mma)
     for k in range(steps):
         # The step before waited for this step's rows. All else happens while this one multiplies.
         token = warpgroup_mma(a, xs.index(k % STAGES).permute((1, 0)), acc, is_async=True)
         async_copy.wait_group(LEAD - 2)
         fence_async_shared()
-        _barrier()
+        barrier()
         # All have finished product k - 1, so its slot is free.
         if PAIRED:
             if k % 2 == 0:
@@ -184,7 +195,7 @@ def _product(
         # In the last step the decoded operand is a stale one, which nobody uses.
         slot = (k + 1) % STAGES
         words = ss.index(slot).load(words_l)
-        b = _decoded(ws.index(slot).load(packed_l), words, BN, packed_l, operand, WIDE)
+        b = decoded(ws.index(slot).load(packed_l), words, BN, packed_l, operand, WIDE)
         acc, a = warpgroup_mma_wait(0, deps=[token, a])
         a = b
     return acc
@@ -220,6 +231,90 @@ def _silu_precise(gate):
         "div.rn.f32 $0, $1, $2;", "=f,f,f", [gate, 1.0 + e],
         dtype=gl.float32, is_pure=True, pack=1,
     )  # fmt: skip
+
+
+@gluon.jit
+def _e4m3_code(value):
+    """E4M3 bytes as int32, saturated, one conversion each.
+
+    Converted in pairs, and both stored and decoded, codes of a thread that has 32 came out wrong:
+    half of them were decoded from other registers (Triton 3.6's ptxas; its PTX was right).
+    """
+    return gl.inline_asm_elementwise(
+        """{ .reg .b16 t; .reg .f32 z;
+        mov.f32 z, 0f00000000;
+        cvt.rn.satfinite.e4m3x2.f32 t, z, $1;
+        cvt.u32.u16 $0, t; }""",
+        "=r,f",
+        [value],
+        dtype=gl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _e4m3_value(code):
+    """E4M3 bytes (int32) to fp32, exact; 0x7F and 0xFF are NaN."""
+    size = code & 0x7F
+    value = (size << 20).to(gl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
+    value = gl.where(size == 0x7F, float("nan"), value)
+    return gl.where(code >= 0x80, -value, value)
+
+
+@gluon.jit
+def activate(
+    gate, up, first, end, channel0, order, topk_weights, acts, codes, sf, inter, clamp,
+    HAS_CLAMP: gl.constexpr, FAST: gl.constexpr, SORTED: gl.constexpr,
+):  # fmt: skip
+    """SwiGLU, routing weight and requantisation of ``gate`` and ``up`` (rows, channels) bf16.
+
+    Rows of ``acts`` are in the order of the sort if SORTED, else those of ``codes``.
+    """
+    layout: gl.constexpr = gate.type.layout
+    N: gl.constexpr = gate.shape[0]
+    BI: gl.constexpr = gate.shape[1]
+    gate = gate.to(gl.float32)
+    up = up.to(gl.float32)
+    if HAS_CLAMP:
+        gate = gl.where((gate > clamp) | (gate != gate), clamp, gate)
+        up = gl.where((up < -clamp) | (up != up), -clamp, up)
+        up = gl.where(up > clamp, clamp, up)
+    if FAST:
+        silu = _silu_fast(gate)
+    else:
+        silu = _silu_precise(gate)
+    row = first + gl.arange(0, N, layout=gl.SliceLayout(1, layout))
+    pair = gl.load(order + gl.minimum(row, end - 1))
+    value = silu * up * gl.load(topk_weights + pair)[:, None]
+
+    grouped = value.reshape([N, BI // 32, 32])
+    size = gl.abs(grouped)
+    amax = gl.max(gl.where(size != size, 0.0, size), axis=2)
+    bits = (amax * 0.002232142857142857).to(gl.int32, bitcast=True)
+    exponent = (bits >> 23) + gl.where((bits & 0x7FFFFF) != 0, 1, 0)
+    # 2^(127 - e) and 2^(e - 127); the ends of the range are subnormal in fp32.
+    down = gl.where(exponent < 254, (254 - exponent) << 23, 0x400000 >> (exponent - 254))
+    back = gl.where(exponent > 0, exponent << 23, 0x400000)
+    down = gl.expand_dims(down.to(gl.float32, bitcast=True), 2)
+    back = gl.expand_dims(back.to(gl.float32, bitcast=True), 2)
+    code = _e4m3_code(grouped * down)
+    act = (_e4m3_value(code) * back).to(gl.bfloat16)
+
+    live = (row < end)[:, None]
+    column = channel0 + gl.arange(0, BI, layout=gl.SliceLayout(0, layout))[None, :]
+    at = pair.to(gl.int64)[:, None] * inter + column
+    byte = gl.convert_layout(code.reshape([N, BI]), layout).to(gl.uint8)
+    gl.store(codes + at, byte, mask=live)
+    act_at = row.to(gl.int64)[:, None] * inter + column if SORTED else at
+    split = act.reshape([N, BI // 32, 4, 2, 2, 2])  # row, chunk, t, h, b, a
+    permuted = split.permute([0, 1, 4, 5, 2, 3]).reshape([N, BI])
+    gl.store(acts + act_at, gl.convert_layout(permuted, layout), mask=live)
+    sf_l: gl.constexpr = exponent.type.layout
+    n = first + gl.arange(0, N, layout=gl.SliceLayout(1, sf_l))
+    g = channel0 // 32 + gl.arange(0, BI // 32, layout=gl.SliceLayout(0, sf_l))
+    sf_at = gl.load(order + gl.minimum(n, end - 1)).to(gl.int64)[:, None] * (inter // 32)
+    gl.store(sf + sf_at + g[None, :], exponent.to(gl.uint8), mask=(n < end)[:, None])
 
 
 @gluon.jit
@@ -272,52 +367,29 @@ def linear1(
     wr = base + (wr // 16) * 8 + wr % 8 + ((wr // 8) % 2) * inter
     acc = _product(x, w13, s13, tokens, wc, wr, hidden, BN, N, STAGES, WARPS, WIDE, PAIRED)
 
-    rounded = acc.to(gl.bfloat16).to(gl.float32)
-    pairs = rounded.reshape([BN // 16, 2, 8, N]).permute([0, 2, 3, 1])
-    gate, up = gl.split(pairs)
-    if HAS_CLAMP:
-        gate = gl.where((gate > clamp) | (gate != gate), clamp, gate)
-        up = gl.where((up < -clamp) | (up != up), -clamp, up)
-        up = gl.where(up > clamp, clamp, up)
-    if FAST:
-        silu = _silu_fast(gate)
-    else:
-        silu = _silu_precise(gate)
-    value = (silu * up).reshape([BI, N])
-    column_l: gl.constexpr = gl.SliceLayout(0, value.type.layout)
-    c = first + gl.arange(0, N, layout=column_l)
-    pair = gl.load(order + gl.minimum(c, end - 1))
-    value = value * gl.load(topk_weights + pair)[None, :]
+    both = acc.to(gl.bfloat16).reshape([BN // 16, 2, 8, N]).permute([0, 2, 3, 1])
+    gate, up = gl.split(both)
+    act_l: gl.constexpr = act_layout(N, BI, WARPS)
+    gate = gl.convert_layout(gate.reshape([BI, N]).permute([1, 0]), act_l)
+    up = gl.convert_layout(up.reshape([BI, N]).permute([1, 0]), act_l)
+    activate(
+        gate, up, first, end, channel0, order, topk_weights, acts, codes, sf, inter, clamp,
+        HAS_CLAMP, FAST, False,
+    )  # fmt: skip
 
-    grouped = value.reshape([BI // 32, 32, N])
-    size = gl.abs(grouped)
-    amax = gl.max(gl.where(size != size, 0.0, size), axis=1)
-    bits = (amax * 0.002232142857142857).to(gl.int32, bitcast=True)
-    exponent = (bits >> 23) + gl.where((bits & 0x7FFFFF) != 0, 1, 0)
-    # 2^(127 - e) and 2^(e - 127); the ends of the range are subnormal in fp32.
-    down = gl.where(exponent < 254, (254 - exponent) << 23, 0x400000 >> (exponent - 254))
-    back = gl.where(exponent > 0, exponent << 23, 0x400000)
-    down = gl.expand_dims(down.to(gl.float32, bitcast=True), 1)
-    back = gl.expand_dims(back.to(gl.float32, bitcast=True), 1)
-    code = (grouped * down).to(gl.float8e4nv)
-    act = (code.to(gl.float32) * back).to(gl.bfloat16).reshape([BI, N])
-    byte = code.to(gl.uint8, bitcast=True).reshape([BI, N])
 
-    out_l: gl.constexpr = store_layout(BI, WARPS)
-    out_row = first + gl.arange(0, N, layout=gl.SliceLayout(1, out_l))
-    live = (out_row < end)[:, None]
-    out_pair = gl.load(order + gl.minimum(out_row, end - 1)).to(gl.int64)[:, None] * inter
-    out_at = out_pair + channel0 + gl.arange(0, BI, layout=gl.SliceLayout(0, out_l))[None, :]
-    gl.store(codes + out_at, gl.convert_layout(byte.permute([1, 0]), out_l), mask=live)
-    split = act.reshape([BI // 32, 4, 2, 2, 2, N])  # chunk, t, h, b, a
-    permuted = split.permute([5, 0, 3, 4, 1, 2]).reshape([N, BI])
-    gl.store(acts + out_at, gl.convert_layout(permuted, out_l), mask=live)
-    sf_l: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [1, WARPS], [1, 0])
-    e = gl.convert_layout(exponent, sf_l)
-    n = first + gl.arange(0, N, layout=gl.SliceLayout(0, sf_l))
-    g = gl.arange(0, BI // 32, layout=gl.SliceLayout(1, sf_l))
-    sf_at = gl.load(order + gl.minimum(n, end - 1)).to(gl.int64)[None, :] * (inter // 32)
-    gl.store(sf + sf_at + channel0 // 32 + g[:, None], e.to(gl.uint8), mask=(n < end)[None, :])
+@gluon.jit
+def store_rows(
+    acc, first, end, channel0, order, slots, hidden,
+    BN: gl.constexpr, N: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
+    """(BN, N) sums of the second product to bf16 rows of ``slots``."""
+    out_l: gl.constexpr = store_layout(BN, WARPS)
+    row = first + gl.arange(0, N, layout=gl.SliceLayout(1, out_l))
+    at = gl.load(order + gl.minimum(row, end - 1)).to(gl.int64)[:, None] * hidden
+    at = at + channel0 + gl.arange(0, BN, layout=gl.SliceLayout(0, out_l))[None, :]
+    y = gl.convert_layout(acc.to(gl.bfloat16).permute([1, 0]), out_l)
+    gl.store(slots + at, y, mask=(row < end)[:, None])
 
 
 @gluon.jit
@@ -353,9 +425,4 @@ def linear2(
     wc = base + gl.arange(0, BN, layout=gl.SliceLayout(1, weight_copy_layout(WARPS)))
     wr = base + gl.arange(0, BN, layout=scale_copy_layout(WARPS))
     acc = _product(acts, w2, s2, pairs, wc, wr, inter, BN, N, STAGES, WARPS, WIDE, PAIRED)
-    out_l: gl.constexpr = store_layout(BN, WARPS)
-    row = first + gl.arange(0, N, layout=gl.SliceLayout(1, out_l))
-    at = gl.load(order + gl.minimum(row, end - 1)).to(gl.int64)[:, None] * hidden
-    at = at + channel0 + gl.arange(0, BN, layout=gl.SliceLayout(0, out_l))[None, :]
-    y = gl.convert_layout(acc.to(gl.bfloat16).permute([1, 0]), out_l)
-    gl.store(slots + at, y, mask=(row < end)[:, None])
+    store_rows(acc, first, end, channel0, order, slots, hidden, BN, N, WARPS)
