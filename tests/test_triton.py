@@ -11,13 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: Linux builds only")
 
 from megamoe.backends import BackendError, load_backend  # noqa: E402
-from megamoe.backends.triton import Tile, tile_for  # noqa: E402
+from megamoe.backends.triton.launches import OVERLAPPED, Tile, tile_for  # noqa: E402
+from megamoe.backends.triton.packing import reorder  # noqa: E402
+from megamoe.formats import E2M1_TABLE, bf16_decode  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -119,11 +122,61 @@ print("ok")
     assert out.strip() == "ok"
 
 
+def test_the_reordered_bits_are_what_the_kernels_take_apart():
+    """By the kernels' shifts and masks: bf16 pairs of nibbles i and i + 4, times 2^-126."""
+    words = np.random.default_rng(1).integers(0, 2**32, 4096, dtype=np.uint32)
+    packed = torch.from_numpy(words.view(np.uint8).reshape(2, 8, -1).copy())
+    made = reorder(packed)
+    assert made.shape == packed.shape
+    w = made.numpy().reshape(-1).view(np.uint32)
+    mask = np.uint32(0x81C081C0)
+    pairs = [
+        (w << np.uint32(6)) & mask,
+        (w << np.uint32(2)) & mask,
+        ((w >> np.uint32(4)) | (w << np.uint32(28))) & mask,
+        (w & np.uint32(0x81808180)) | ((w >> np.uint32(8)) & np.uint32(0x00400040)),
+    ]
+    for i, pair in enumerate(pairs):
+        for half, nibble in ((pair & 0xFFFF, i), (pair >> 16, i + 4)):
+            want = E2M1_TABLE[(words >> np.uint32(4 * nibble)) & 0xF]
+            got = bf16_decode(half.astype(np.uint16)).astype(np.float64) * 2.0**126
+            assert np.array_equal(got, want)
+            assert np.array_equal(np.signbit(got), np.signbit(want))
+
+
 TILES = sorted(
-    {tile_for(rows, e, n) for rows in (1, 64, 384, 3000, 49152) for e in (1, 32, 384)
-     for n in (384, 4096)},
-    key=repr,
-)  # fmt: skip
+    {tile_for(rows, e) for rows in (1, 64, 384, 3000, 49152) for e in (1, 32, 384)}, key=repr
+)
+SIZES = {"hidden": "i32", "inter": "i32"}
+ROUTING = {"order": "*i32", "tiles": "*i32"}
+OUTPUTS = {"acts": "*bf16", "codes": "*u8", "sf": "*u8"}
+
+
+def compiled(kernel, arguments, constants, warps, tmp_path):
+    """What ptxas says of a kernel for Hopper, and the kernel."""
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(arguments.items())
+        if kind.startswith("*") or name in SIZES
+    }
+    signature = {**arguments, **dict.fromkeys(constants, "constexpr")}
+    source = GluonASTSource(kernel, signature, constants, aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    assert made.metadata.shared <= 227 * 1024
+    assert "wgmma.mma_async" in made.asm["ptx"]
+    ptx = tmp_path / "kernel.ptx"
+    ptx.write_text(made.asm["ptx"])
+    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    told = subprocess.run(
+        [ptxas, "-v", "-arch=sm_90a", ptx, "-o", tmp_path / "kernel.cubin"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert "registers" in told.stderr
+    return told.stderr
 
 
 @pytest.mark.slow
@@ -133,47 +186,48 @@ def test_the_products_compile_for_hopper_without_serialised_instructions(
     tile: Tile, wide, tmp_path
 ):
     """Serialised ``wgmma`` was not only slow: with few tokens its bits were wrong."""
-    from triton.backends.compiler import GPUTarget
-    from triton.experimental.gluon._runtime import GluonASTSource
-
     from megamoe.backends.triton import linear
 
     shared = {"BN": tile.BN, "N": tile.N, "STAGES": tile.STAGES, "WARPS": tile.WARPS,
               "WIDE": wide, "PAIRED": tile.PAIRED}  # fmt: skip
-    sizes = {"hidden": "i32", "inter": "i32"}
-    routing = {"order": "*i32", "tiles": "*i32"}
     kernels = [
         (linear.linear1,
-         {"x": "*bf16", "w13": "*i16", "s13": "*i32", "topk_weights": "*fp32", **routing,
-          "acts": "*bf16", "codes": "*u8", "sf": "*u8", **sizes, "top_k": "i32", "clamp": "fp32"},
+         {"x": "*bf16", "w13": "*i16", "s13": "*i32", "topk_weights": "*fp32", **ROUTING,
+          **OUTPUTS, **SIZES, "top_k": "i32", "clamp": "fp32"},
          {"HAS_CLAMP": True, "FAST": not wide, **shared}),
         (linear.linear2,
-         {"acts": "*bf16", "w2": "*i16", "s2": "*i32", **routing, "slots": "*bf16", **sizes},
+         {"acts": "*bf16", "w2": "*i16", "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
          shared),
     ]  # fmt: skip
-    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
     for kernel, arguments, constants in kernels:
-        aligned = {
-            (i,): [["tt.divisibility", 16]]
-            for i, (name, kind) in enumerate(arguments.items())
-            if kind.startswith("*") or name in sizes
-        }
-        signature = {**arguments, **dict.fromkeys(constants, "constexpr")}
-        source = GluonASTSource(kernel, signature, constants, aligned)
-        made = triton.compile(
-            source, target=GPUTarget("cuda", 90, 32), options={"num_warps": tile.WARPS}
-        )
-        assert made.metadata.shared <= 227 * 1024
-        ptx = tmp_path / "kernel.ptx"
-        ptx.write_text(made.asm["ptx"])
-        assert "wgmma.mma_async" in made.asm["ptx"]
-        told = subprocess.run(
-            [ptxas, "-v", "-arch=sm_90a", ptx, "-o", tmp_path / "kernel.cubin"],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert told.returncode == 0, told.stderr
-        assert "registers" in told.stderr
-        assert "serialized" not in told.stderr
+        told = compiled(kernel, arguments, constants, tile.WARPS, tmp_path)
+        assert "serialized" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+def test_the_overlapped_products_compile_for_hopper_without_spills(wide, tmp_path):
+    """Two groups of 240 registers: a spill in the loop would cost what overlapping gains."""
+    from megamoe.backends.triton import overlapped
+    from megamoe.backends.triton.layouts import TOKEN_BOX, WEIGHT_BOX
+
+    one, two = OVERLAPPED
+    tokens = f"tensordesc<bf16[{one.N}, 128],{TOKEN_BOX!r}>"
+    weights = f"tensordesc<i16[64, 32],{WEIGHT_BOX!r}>"
+    kernels = [
+        (overlapped.linear1,
+         {"x": tokens, "w13": weights, "s13": "*i32", "topk_weights": "*fp32", **ROUTING,
+          **OUTPUTS, **SIZES, "clamp": "fp32"},
+         {"HAS_CLAMP": True, "FAST": not wide}, one),
+        (overlapped.linear2,
+         {"acts": tokens, "w2": weights, "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
+         {}, two),
+    ]  # fmt: skip
+    for kernel, arguments, constants, tile in kernels:
+        constants = {**constants, "N": tile.N, "STAGES": tile.STAGES, "WIDE": wide}
+        told = compiled(kernel, arguments, constants, tile.WARPS, tmp_path)
+        assert "serialized" not in told
+        assert " 0 bytes spill stores" in told
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

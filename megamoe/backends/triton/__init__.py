@@ -173,7 +173,7 @@ class TritonBackend:
         combine = later(
             d.combine, (num_tokens, -(-call.hidden // BLOCK)),
             buffer.slots, buffer.topk_idx, y, call.hidden, call.experts, TOP_K=top_k, BLOCK=BLOCK,
-            num_warps=4,
+            EARLY=True, launch_pdl=True, num_warps=4,
         )  # fmt: skip
         products = call.overlapped() if call.suits_overlapped() else call.in_step()
         return [*products, ("combine", combine)]

@@ -22,13 +22,20 @@ def e4m3_value(code):
 def dispatch(
     x, x_sf, ids, operand, order, counts, tiles, tokens, hidden, top_k, experts, max_tiles,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """Program 0 sorts the slots by expert; every other one makes BLOCK operands of a token.
 
     ``operand`` (T, H) bf16 is code times scale, exact, permuted within 32 as ``linear`` wants.
     ``order`` (T*K,) int32 holds slots ``token * K + slot`` by expert. Within an expert their order
     varies, which no output depends on. ``tiles`` (n, 3) int32: expert or -1, first, end.
+    EARLY: let the next kernel start, up to its :func:`.linear.started`.
     """
+    if EARLY:
+        tl.inline_asm_elementwise(
+            "griddepcontrol.launch_dependents; mov.b32 $0, $1;", "=r,r", [tl.program_id(0)],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
     if tl.program_id(0) == 0:
         if tl.program_id(1) == 0:
             _sort(ids, order, counts, tiles, tokens * top_k, experts, max_tiles,
@@ -153,9 +160,19 @@ def spread(
 @triton.jit
 def combine(
     slots, ids, y, hidden, experts, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
-    """``y`` (T, H) bf16: live rows of ``slots`` (T*K, H) added in fp32, ascending, from 0."""
-    token = tl.program_id(0).to(tl.int64)
+    """``y`` (T, H) bf16: live rows of ``slots`` (T*K, H) added in fp32, ascending, from 0.
+
+    EARLY: launched before the kernel before has ended; see :func:`.linear.started`.
+    """
+    token = tl.program_id(0)
+    if EARLY:
+        token = tl.inline_asm_elementwise(
+            "griddepcontrol.wait; mov.b32 $0, $1;", "=r,r", [token],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    token = token.to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for slot in tl.static_range(TOP_K):

@@ -20,7 +20,7 @@ Stage = tuple[str, Callable[[], None]]
 
 @dataclass(frozen=True)
 class Tile:
-    """A block's share: BN weight rows, N tokens; copies STAGES deep, by two if PAIRED."""
+    """A block's share: BN weight rows, N tokens; STAGES of copies; by two steps if PAIRED."""
 
     BN: int
     N: int
@@ -37,9 +37,9 @@ def tile_for(rows: int, experts: int) -> Tile:
     """The tile for ``rows`` (token, slot) pairs over ``experts``; its bits do not depend on it."""
     each = rows / max(1, min(rows, experts))
     if each <= 4:
-        return Tile(64, 8, 6, 4, PAIRED=True)
+        return Tile(64, 8, 8, 4, PAIRED=True)
     if each <= 16:
-        return Tile(64, 16, 6, 4, PAIRED=True)
+        return Tile(64, 16, 8, 4, PAIRED=True)
     if each <= 72:
         return Tile(128, 64, 4, 8)
     return Tile(128, 128, 4, 8)
@@ -95,7 +95,8 @@ class Call:
         buffer, tile = self.buffer, tile_for(self.rows, self.experts)
         options = {
             "BN": tile.BN, "N": tile.N, "STAGES": tile.STAGES, "WARPS": tile.WARPS,
-            "PAIRED": tile.PAIRED, "WIDE": self.wide(), "num_warps": tile.WARPS,
+            "PAIRED": tile.PAIRED and self.hidden % 256 == 0 and self.inter % 256 == 0,
+            "WIDE": self.wide(), "num_warps": tile.WARPS, "launch_pdl": True,
         }  # fmt: skip
         tiles = self.max_tiles(tile)
         return [
@@ -105,7 +106,7 @@ class Call:
                 buffer.order, buffer.counts, buffer.tiles, self.tokens, self.hidden, self.top_k,
                 self.experts, tiles, ROWS=tile.N, BLOCK=BLOCK,
                 EXPERTS=power_of_two(self.experts), CHUNK=min(power_of_two(self.rows), 8192),
-                num_warps=8,
+                EARLY=True, num_warps=8,
             )),
             ("linear1", later(
                 li.linear1, (tiles * (2 * self.inter // tile.BN),),

@@ -118,13 +118,42 @@ def decoded(
 
 
 @gluon.jit
+def _decoded_slot(
+    ws, ss, slot, BN: gl.constexpr, layout: gl.constexpr, operand: gl.constexpr, WIDE: gl.constexpr
+):
+    """:func:`decoded` of a stage in shared memory."""
+    words = ss.index(slot).load(gl.SliceLayout(1, layout))
+    return decoded(ws.index(slot).load(layout), words, BN, layout, operand, WIDE)
+
+
+@gluon.jit
+def started(number, EARLY: gl.constexpr):
+    """``number``, once all that the kernels before have written is there to be read.
+
+    Whatever is read of earlier kernels must hang on what this returns. EARLY lets the next kernel
+    start at once, up to this same call (programmatic dependent launch). Not before a kernel that
+    fills the GPU: its blocks would settle wherever there is room, and not evenly.
+    """
+    code: gl.constexpr = "griddepcontrol.wait; mov.b32 $0, $1;"
+    early: gl.constexpr = "griddepcontrol.launch_dependents; griddepcontrol.wait; mov.b32 $0, $1;"
+    return gl.inline_asm_elementwise(
+        early if EARLY else code, "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _copy_weights(w_ptr, s_ptr, ws, ss, k, STAGES: gl.constexpr):
+    """Start the copies of step ``k``'s weight rows and scales."""
+    async_copy.async_copy_global_to_shared(ws.index(k % STAGES), w_ptr + k * 32)
+    async_copy.async_copy_global_to_shared(ss.index(k % STAGES), s_ptr + k)
+
+
+@gluon.jit
 def _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k, steps, STAGES: gl.constexpr):
     """Start the copies of step ``k``; a group is committed even where there is nothing left."""
     if k < steps:
-        slot = k % STAGES
-        async_copy.async_copy_global_to_shared(xs.index(slot), x_ptr + k * 128)
-        async_copy.async_copy_global_to_shared(ws.index(slot), w_ptr + k * 32)
-        async_copy.async_copy_global_to_shared(ss.index(slot), s_ptr + k)
+        async_copy.async_copy_global_to_shared(xs.index(k % STAGES), x_ptr + k * 128)
+        _copy_weights(w_ptr, s_ptr, ws, ss, k, STAGES)
     async_copy.commit_group()
 
 
@@ -148,7 +177,6 @@ def _product(
     mma: gl.constexpr = mma_layout(WARPS, N)
     operand: gl.constexpr = operand_layout(WARPS, N)
     packed_l: gl.constexpr = packed_layout(BN, WARPS)
-    words_l: gl.constexpr = gl.SliceLayout(1, packed_l)
     x_copy: gl.constexpr = row_layout(WARPS)
     w_copy: gl.constexpr = weight_copy_layout(WARPS)
     xs = gl.allocate_shared_memory(
@@ -169,35 +197,55 @@ def _product(
     x_ptr = x + rows_copy.to(gl.int64)[:, None] * (steps * 128) + x_column[None, :]
     w_ptr = weight + weight_rows_copy.to(gl.int64)[:, None] * (steps * 32) + w_column[None, :]
     s_ptr = scale + weight_rows_scale.to(gl.int64) * steps
-    # Paired: two steps' copies at a time, so that a row's neighbouring 64 bytes of weights are
-    # asked for together; one stage more is then in use.
-    LEAD: gl.constexpr = STAGES - 2 if PAIRED else STAGES - 1
-    for k in gl.static_range(LEAD):
-        _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k, steps, STAGES)
-    async_copy.wait_group(LEAD - 1)
-    fence_async_shared()
-    barrier()
-    a = decoded(ws.index(0).load(packed_l), ss.index(0).load(words_l), BN, packed_l, operand, WIDE)
     acc = gl.zeros([BN, N], gl.float32, mma)
-    for k in range(steps):
-        # The step before waited for this step's rows. All else happens while this one multiplies.
-        token = warpgroup_mma(a, xs.index(k % STAGES).permute((1, 0)), acc, is_async=True)
-        async_copy.wait_group(LEAD - 2)
+    if PAIRED:
+        # Two steps at a time: a row's neighbouring 64 bytes of weights are asked for together, and
+        # the block meets half as often.
+        for k in gl.static_range(2):  # ahead of the token rows, whose places must be fetched first
+            _copy_weights(w_ptr, s_ptr, ws, ss, k, STAGES)
+        for k in gl.static_range(2):
+            async_copy.async_copy_global_to_shared(xs.index(k), x_ptr + k * 128)
+            async_copy.commit_group()
+        for k in gl.static_range(2, STAGES - 2):
+            _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k, steps, STAGES)
+        async_copy.wait_group(STAGES - 4)
         fence_async_shared()
         barrier()
-        # All have finished product k - 1, so its slot is free.
-        if PAIRED:
-            if k % 2 == 0:
-                _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k + STAGES - 2, steps, STAGES)
-                _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k + STAGES - 1, steps, STAGES)
-        else:
+        a0 = _decoded_slot(ws, ss, 0, BN, packed_l, operand, WIDE)
+        a1 = _decoded_slot(ws, ss, 1, BN, packed_l, operand, WIDE)
+        for k in range(0, steps, 2):
+            token = warpgroup_mma(a0, xs.index(k % STAGES).permute((1, 0)), acc, is_async=True)
+            second = xs.index((k + 1) % STAGES).permute((1, 0))
+            token = warpgroup_mma(a1, second, token, is_async=True)
+            async_copy.wait_group(STAGES - 6)
+            fence_async_shared()
+            barrier()
+            _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k + STAGES - 2, steps, STAGES)
             _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k + STAGES - 1, steps, STAGES)
-        # In the last step the decoded operand is a stale one, which nobody uses.
-        slot = (k + 1) % STAGES
-        words = ss.index(slot).load(words_l)
-        b = decoded(ws.index(slot).load(packed_l), words, BN, packed_l, operand, WIDE)
-        acc, a = warpgroup_mma_wait(0, deps=[token, a])
-        a = b
+            b0 = _decoded_slot(ws, ss, (k + 2) % STAGES, BN, packed_l, operand, WIDE)
+            b1 = _decoded_slot(ws, ss, (k + 3) % STAGES, BN, packed_l, operand, WIDE)
+            acc, a0, a1 = warpgroup_mma_wait(0, deps=[token, a0, a1])
+            a0 = b0
+            a1 = b1
+    else:
+        for k in gl.static_range(STAGES - 1):
+            _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k, steps, STAGES)
+        async_copy.wait_group(STAGES - 2)
+        fence_async_shared()
+        barrier()
+        a = _decoded_slot(ws, ss, 0, BN, packed_l, operand, WIDE)
+        for k in range(steps):
+            # The step before waited for this step's rows. All else happens while it multiplies.
+            token = warpgroup_mma(a, xs.index(k % STAGES).permute((1, 0)), acc, is_async=True)
+            async_copy.wait_group(STAGES - 3)
+            fence_async_shared()
+            barrier()
+            # All have finished product k - 1, so its slot is free.
+            _copy_step(x_ptr, w_ptr, s_ptr, xs, ws, ss, k + STAGES - 1, steps, STAGES)
+            # In the last step the decoded operand is a stale one, which nobody uses.
+            b = _decoded_slot(ws, ss, (k + 1) % STAGES, BN, packed_l, operand, WIDE)
+            acc, a = warpgroup_mma_wait(0, deps=[token, a])
+            a = b
     return acc
 
 
@@ -350,8 +398,9 @@ def linear1(
     """
     BI: gl.constexpr = BN // 2
     blocks = inter // BI
-    tile = gl.program_id(0) // blocks
-    channel0 = (gl.program_id(0) % blocks) * BI
+    program = started(gl.program_id(0), False)
+    tile = program // blocks
+    channel0 = (program % blocks) * BI
     expert = gl.load(tiles + tile * 3)
     if expert < 0:
         return
@@ -411,8 +460,9 @@ def linear2(
 ):
     """BN channels of the second product for one tile, rounded to bf16: ``slots`` (T*K, H)."""
     blocks = hidden // BN
-    tile = gl.program_id(0) // blocks
-    channel0 = (gl.program_id(0) % blocks) * BN
+    program = started(gl.program_id(0), True)
+    tile = program // blocks
+    channel0 = (program % blocks) * BN
     expert = gl.load(tiles + tile * 3)
     if expert < 0:
         return

@@ -83,7 +83,7 @@ def _consume(
         ahead = gl.minimum(k + 1, steps - 1)
         words0 = gl.load(s0 + ahead)
         words1 = gl.load(s1 + ahead)
-        x = xs.index(slot).permute((1, 0))
+        x = xs.index(slot).slice(0, N).permute((1, 0))
         mbarrier.wait(turn.index(GROUP), (k & 1) ^ (1 - GROUP))
         t0 = warpgroup_mma(a0, x, acc0, is_async=True)
         t1 = warpgroup_mma(a1, x, acc1, is_async=True)
@@ -111,24 +111,24 @@ def _shared(x, weight, steps, N: gl.constexpr, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def _linear1_group(
+def _linear1_rows(
     shared, place, scale, base,
     GROUP: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
     HAS_CLAMP: gl.constexpr, FAST: gl.constexpr,
 ):  # fmt: skip
-    first, end, channel0, order, topk_weights, acts, codes, sf, inter, clamp = place
-    halves = gl.allocate_shared_memory(
-        gl.bfloat16, [4, PIECE, ROWS], gl.SwizzledSharedLayout(8, 1, 8, order=[1, 0])
-    )
+    first, end, channel0, order, topk_weights, acts, codes, sf, inter, clamp, halves = place
     gate, up = _consume(shared, scale, base, inter, GROUP, N, STAGES, WIDE)
     # Through shared memory and in a loop: written out for all rows at once the code is so long
     # that fetching it takes a third of the kernel's time.
     layout: gl.constexpr = act_layout(PIECE, ROWS, WARPS)
     for i in gl.static_range(2):
         half = (up if i else gate).to(gl.bfloat16).permute([1, 0])
-        low, high = gl.split(half.reshape([2, PIECE, ROWS]).permute([1, 2, 0]))
-        halves.index(2 * i).store(low)
-        halves.index(2 * i + 1).store(high)
+        if N == PIECE:
+            halves.index(2 * i).store(half)
+        else:
+            low, high = gl.split(half.reshape([2, PIECE, ROWS]).permute([1, 2, 0]))
+            halves.index(2 * i).store(low)
+            halves.index(2 * i + 1).store(high)
     barrier()
     for i in range(gl.minimum(N // PIECE, gl.cdiv(end - first, PIECE))):
         activate(
@@ -139,7 +139,23 @@ def _linear1_group(
 
 
 @gluon.jit
-def _linear2_group(
+def _linear1_group(
+    shared, place, scale, base,
+    GROUP: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
+    HAS_CLAMP: gl.constexpr, FAST: gl.constexpr,
+):  # fmt: skip
+    halves = gl.allocate_shared_memory(
+        gl.bfloat16, [4, PIECE, ROWS], gl.SwizzledSharedLayout(8, 1, 8, order=[1, 0])
+    )
+    place = place + (halves,)  # noqa: RUF005 (a star cannot be compiled)
+    if place[1] - place[0] > N // 2:
+        _linear1_rows(shared, place, scale, base, GROUP, N, STAGES, WIDE, HAS_CLAMP, FAST)
+    else:  # an expert's last rows: half a tile
+        _linear1_rows(shared, place, scale, base, GROUP, N // 2, STAGES, WIDE, HAS_CLAMP, FAST)
+
+
+@gluon.jit
+def _linear2_rows(
     shared, place, scale, base, apart,
     GROUP: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
@@ -148,6 +164,17 @@ def _linear2_group(
     at = channel0 + GROUP * ROWS
     store_rows(low, first, end, at, order, slots, hidden, ROWS, N, WARPS)
     store_rows(high, first, end, at + apart, order, slots, hidden, ROWS, N, WARPS)
+
+
+@gluon.jit
+def _linear2_group(
+    shared, place, scale, base, apart,
+    GROUP: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
+):  # fmt: skip
+    if place[1] - place[0] > N // 2:
+        _linear2_rows(shared, place, scale, base, apart, GROUP, N, STAGES, WIDE)
+    else:
+        _linear2_rows(shared, place, scale, base, apart, GROUP, N // 2, STAGES, WIDE)
 
 
 @gluon.jit
