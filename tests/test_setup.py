@@ -21,6 +21,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {path.name: path.read_text() for path in sorted((ROOT / "requirements").glob("*.txt"))}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+NEEDS = [*PROJECT["dependencies"], *(need for extra in EXTRAS.values() for need in extra)]
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -69,7 +71,7 @@ def test_files_installed_together_share_no_package(torch: str) -> None:
 
 
 @pytest.mark.parametrize("torch", ["torch-cpu.txt", "torch-cuda.txt"])
-@pytest.mark.parametrize("need", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+@pytest.mark.parametrize("need", NEEDS)
 def test_each_dependency_is_locked_within_its_range(need: str, torch: str) -> None:
     wanted = Requirement(need)
     locked = entries(torch) | entries("base.txt") | entries("test.txt")
