@@ -1,4 +1,4 @@
-"""ci/: a shard that says what it is, a merge that proves a whole, one line for whatever is wrong."""
+"""ci/: a shard that says what made it, a merge that proves a whole, one line for what is wrong."""
 
 import json
 import os
