@@ -31,7 +31,7 @@ SAME: Final = ("backend", "device", "tier", "kind", "case", "revision", "digests
 
 CODE: Final = ("megamoe/**/*.py", "megamoe/**/*.json")
 GOLDENS: Final = ("cases/*.toml", "*.json", "recorded/**/*.json")
-"""Of golden/. The manifest has the tensors' digests, the durations decide what is in which shard."""
+"""Of golden/. The manifest has the tensors' digests, the durations decide who judges what."""
 TOOLCHAIN: Final = ("toolchain.toml", "flake.nix", "flake.lock", "nix/**/*", "requirements/*")
 
 _JIT_PACKAGES: Final = {"deep_gemm": ("deep-gemm", "sgl-deep-gemm")}
