@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from packaging.requirements import Requirement
@@ -102,14 +104,17 @@ def test_cpu_torch_is_locked_for_each_supported_python() -> None:
 # --- the Makefile --------------------------------------------------------------------------------
 
 
-def make(*arguments: str) -> str:
-    """What `make` prints, without the variables of a make that may be running this test."""
+def make(*arguments: str, inside: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What `make` prints, without the variables of a make that may be running this test.
+
+    `inside`: variables that a shell exports.
+    """
     clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     clean = {k: v for k, v in clean.items() if k not in ("ARGS", "MEGAMOE_PYTHON", "PYTHON")}
     done = subprocess.run(
         ["make", "--no-print-directory", *arguments],
         cwd=ROOT,
-        env=clean,
+        env=clean | inside,
         capture_output=True,
         text=True,
         check=True,
@@ -145,6 +150,18 @@ def test_a_host_interpreter_replaces_the_environment() -> None:
     recipe = make("-n", "check", "MEGAMOE_PYTHON=/opt/python")
     assert "setup_env.sh --host '/opt/python'" in recipe
     assert ".venv" not in recipe
+
+
+@needs_make
+def test_in_a_nix_shell_its_python_is_used_and_its_packages_stay(tmp_path: Path) -> None:
+    """`nix develop` exports MEGAMOE_PYTHON, and may keep packages on PYTHONPATH."""
+    python = tmp_path / "python3"
+    answers = "*%d*) echo 3.13.1 ;; tools/*) echo PYTHONPATH=$PYTHONPATH ;;"
+    python.write_text(f'#!/bin/sh\ncase "$*" in {answers} esac\n')
+    python.chmod(0o755)
+    shell = {"MEGAMOE_PYTHON": str(python), "PYTHONPATH": "/nix/store/x"}
+    assert make("versions", inside=shell) == "PYTHONPATH=.:/nix/store/x\n"
+    assert ".venv" not in make("-n", "test", inside=shell)
 
 
 # --- the set-up script ---------------------------------------------------------------------------
