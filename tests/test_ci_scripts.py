@@ -377,32 +377,3 @@ def test_a_nix_that_is_too_old_is_named(tmp_path, nix):
     ran = toolchain(tmp_path, "true", nix=nix)
     assert ran.returncode == 2
     assert f"Nix {nix} is too old: install 2.18 or newer" in one_line(ran.stderr)
-
-
-# --- refuse_forks.sh -----------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(shutil.which("python3") is None, reason="no python3 on PATH")
-@pytest.mark.parametrize(
-    ("event", "head", "why"),
-    [
-        ("push", None, ""),
-        ("schedule", None, ""),
-        ("workflow_dispatch", None, ""),
-        ("pull_request", {"full_name": "us/moe"}, ""),
-        ("pull_request", {"full_name": "them/moe"}, "a pull request from them/moe: GPU runners"),
-        ("pull_request", None, "does not say where it comes from"),  # a fork that was deleted
-        ("pull_request_target", {"full_name": "us/moe"}, "the event 'pull_request_target'"),
-        ("issue_comment", None, "the event 'issue_comment'"),
-        ("", None, "the event ''"),
-    ],
-)
-def test_a_runner_refuses_forks_and_whatever_it_does_not_know(tmp_path, event, head, why):
-    path = tmp_path / "event.json"
-    path.write_text(json.dumps({"pull_request": {"head": {"repo": head}}}))
-    settings = {"PATH": os.environ["PATH"], "GITHUB_EVENT_PATH": str(path)}
-    settings |= {"GITHUB_EVENT_NAME": event, "GITHUB_REPOSITORY": "us/moe"}
-    ran = subprocess.run([ROOT / "ci/refuse_forks.sh"], env=settings, capture_output=True,
-                         text=True, timeout=60, check=False)  # fmt: skip
-    assert (ran.returncode != 0) == bool(why)
-    assert why in (one_line(ran.stderr) if why else ran.stderr)
