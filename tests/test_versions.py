@@ -41,9 +41,7 @@ def tree(tmp_path):
             shutil.copy(source, target)
     (tmp_path / "flake.lock").write_text(json.dumps(flake_lock()))
     urls = [f"github:{row['source']}/{row.get('branch', row['rev'])}" for row in INPUTS.values()]
-    (tmp_path / "flake.nix").write_text(
-        "\n".join([*urls, 'readFile ./toolchain.toml; nix = "2.18";'])
-    )
+    (tmp_path / "flake.nix").write_text("\n".join([*urls, 'cuda = "12.9"; nix = "2.18";']))
     (tmp_path / "nix").mkdir()
     (tmp_path / "nix/revisions.nix").write_text(f'{{ rev = "{DEEPGEMM["rev"]}"; }}\n')
     assert versions.problems(tmp_path) == []
@@ -86,8 +84,8 @@ BASE_VERSION = next(iter(versions.locked_versions(ROOT)["numpy"]))
         ("megamoe/contract.py", "DeepGEMM 54e2261", "DeepGEMM 54e2262", "54e2262 is not in"),
         ("toolchain.toml", 'reason = """their image', 'why = """their image', "has no reason"),
         ("toolchain.toml", 'ci = "3.12"', 'ci = "3.10"', "no lock holds wheels for"),
-        ("flake.nix", '"2.18"', '"2.17"', "flake.nix: version 2.17 is neither in"),
-        ("flake.nix", "toolchain.toml", "versions.toml", "nothing reads toolchain.toml"),
+        ("flake.nix", '"12.9"', '"12.8"', "flake.nix: version 12.8 is neither in"),
+        ("flake.nix", '"12.9"', '"2.18"', "nothing asserts cuda 12.9 as toolchain.toml does"),
         ("flake.nix", "nixos-26.05", "nixos-unstable", "input nixpkgs is not github:NixOS/nixpkgs"),
         ("flake.nix", DEEPGEMM["rev"], "main", "input deepgemm-src is not github:deepseek-ai"),
         ("nix/revisions.nix", DEEPGEMM["rev"], "0" * 40, f"revision {'0' * 40} is not in"),

@@ -135,8 +135,9 @@ def nix(root: Path, table: Table) -> Iterator[str]:
         for version in sorted(set(re.findall(r'"(\d+(?:\.\d+)+)"', text)) - versions):
             yield f"{name}: version {version} is neither in toolchain.toml nor in requirements/"
     if texts:
-        if not any("toolchain.toml" in text for text in texts.values()):
-            yield "flake.nix and nix/: nothing reads toolchain.toml, whose [least] must be asserted"
+        for what, version in table["least"].items():
+            if not any(f'"{version}"' in text for text in texts.values()):
+                yield f"flake.nix and nix/: nothing asserts {what} {version} as toolchain.toml does"
         for name, row in table["inputs"].items():
             pin = f"github:{row['source']}/{row.get('branch', row['rev'])}"
             yield from _absent("flake.nix", texts.get(Path("flake.nix"), ""), pin, f"input {name}")
