@@ -1,0 +1,12 @@
+# `nix run .#check -- --backend my_kernel.py:Mine`: megamoe check, with DeepGEMM at hand.
+{ pkgs }:
+let
+  python = pkgs.python3.withPackages (ps: [
+    ps.megamoe
+    ps.deep-gemm
+  ]);
+in
+pkgs.writeShellScriptBin "megamoe-check" ''
+  . ${./driver.sh}
+  exec ${python}/bin/python3 -m megamoe check "$@"
+''
