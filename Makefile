@@ -6,13 +6,14 @@ TIER ?= quick
 JOBS ?= 2
 ARGS ?=
 
-# An interpreter of the host that has torch already: then no .venv is made.
+# An interpreter that has torch already: then no .venv is made. `nix develop` exports it.
 MEGAMOE_PYTHON ?=
 ifeq ($(strip $(MEGAMOE_PYTHON)),)
 PY := .venv/bin/python
 SETUP := PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh tools/setup_env.sh
 else
-PY := PYTHONPATH=. $(MEGAMOE_PYTHON)
+# Before what the shell says, not instead of it: a Nix shell may keep its packages there.
+PY := PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}" '$(MEGAMOE_PYTHON)'
 SETUP := sh tools/setup_env.sh --host '$(MEGAMOE_PYTHON)'
 endif
 MEGAMOE := $(PY) -c 'import sys; from megamoe.cli import main; sys.exit(main())'
@@ -21,10 +22,10 @@ MEGAMOE := $(PY) -c 'import sys; from megamoe.cli import main; sys.exit(main())'
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
 # Each runs, so that one red does not hide the next.
 LINT := (red=0; $(PY) -m ruff check . || red=1; $(PY) -m ruff format --check . || red=1; \
-	$(PY) -m mypy || red=1; exit $$red)
+	$(PY) -m mypy || red=1; $(PY) tools/versions.py || red=1; exit $$red)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check check-full test test-fast lint format bench golden-verify sanitize lock clean
+.PHONY: help setup check check-full test test-fast lint format bench golden-verify sanitize versions lock clean
 
 help: ## list the verbs
 	@echo 'make VERB [VARIABLE=value ...]'
@@ -55,7 +56,7 @@ test: setup ## all tests of this repository: lint, types, pytest
 test-fast: setup ## pytest without the slow tests
 	@$(PYTEST) -m 'not slow' $(ARGS)
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and versions
 	@$(LINT)
 
 format: setup ## let ruff rewrite what it can
@@ -69,6 +70,9 @@ golden-verify: setup ## recompute the goldens from the oracle; they must be equa
 
 sanitize: setup ## compute-sanitizer memcheck and racecheck over a few cases (needs a GPU)
 	@sh tools/sanitize.sh $(PY)
+
+versions: setup ## do the flake, the locks and the documentation say what toolchain.toml says?
+	@$(PY) tools/versions.py
 
 lock: ## resolve requirements/*.txt anew (needs uv)
 	@'$(PYTHON)' tools/lock.py

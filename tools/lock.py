@@ -1,7 +1,8 @@
 """Regenerate requirements/*.txt: exact versions and hashes, no download host (`make lock`).
 
-One resolution serves every platform and Python from 3.11 on; it is then cut into four files that
-never name a package twice, so that any torch file can be installed with the other two:
+torch's version and the least Python stand in toolchain.toml. One resolution serves every platform
+and Python from there on; it is then cut into four files that never name a package twice, so that any
+torch file can be installed with the other two:
 
     torch-cpu.txt    torch without GPU libraries, what it imports, and Triton
     torch-cuda.txt   the registry's default torch with the NVIDIA libraries of its Linux builds
@@ -23,7 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "requirements"
-TORCH = "2.13.0"
+TOOLCHAIN = tomllib.loads((ROOT / "toolchain.toml").read_text())
+TORCH = TOOLCHAIN["locked"]["torch"]
+PYTHON = TOOLCHAIN["python"]["locked"][0]
 GPU_ONLY = re.compile(r"(nvidia-|cuda-)")
 """What a CPU build of torch does not want. Triton stays: its interpreter and its compiler test the
 kernels without a GPU."""
@@ -51,7 +54,7 @@ def resolve(requirements: list[str], pins: list[str]) -> Blocks:
         constraints = Path(folder, "pins.txt")
         constraints.write_text("\n".join(pins))
         command = ["uv", "pip", "compile", "-", "--constraint", str(constraints)]
-        command += ["--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"]
+        command += ["--universal", "--python-version", PYTHON, "--generate-hashes", "--quiet"]
         # One version per package on every Python: the same bits everywhere.
         command += ["--fork-strategy", "fewest", "--no-header", "--no-annotate"]
         command += ["--no-emit-index-url", "--no-emit-find-links"]
