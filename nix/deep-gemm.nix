@@ -21,6 +21,7 @@
 }:
 let
   inherit (lib) getBin getInclude;
+  cccl = cudaPackages.cccl or cudaPackages.cuda_cccl; # renamed in nixpkgs
 
   # As its own __init__.py has it, since the wheel's metadata must agree.
   version =
@@ -47,12 +48,12 @@ let
   # that the lock file names the compiler of every kernel.
   cudaHome = symlinkJoin {
     name = "deep-gemm-cuda-home-${cudaPackages.cudaMajorMinorVersion}";
-    paths = with cudaPackages; [
-      (getBin cuda_nvcc)
-      (getBin cuda_cuobjdump)
-      (getInclude cuda_cudart)
-      (getInclude cuda_cccl)
-      (getInclude cuda_nvrtc)
+    paths = [
+      (getBin cudaPackages.cuda_nvcc)
+      (getBin cudaPackages.cuda_cuobjdump)
+      (getInclude cudaPackages.cuda_cudart)
+      (getInclude cudaPackages.cuda_nvrtc)
+      (getInclude cccl)
     ];
   };
 in
@@ -83,10 +84,10 @@ buildPythonPackage.override { inherit (torch) stdenv; } rec {
   dependencies = [ torch ];
   nativeBuildInputs = [ autoAddDriverRunpath ];
   buildInputs = [
+    cccl
     pybind11
   ]
   ++ (with cudaPackages; [
-    cuda_cccl
     cuda_cudart
     cuda_nvrtc
     libcublas

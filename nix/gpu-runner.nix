@@ -24,7 +24,7 @@ let
     ;
 
   refuseForks = pkgs.writeShellScript "megamoe-refuse-forks.sh" ''
-    exec ${pkgs.python3}/bin/python3 ${./refuse_forks.py} ${cfg.runner.repository}
+    exec ${pkgs.python3.interpreter} ${./refuse_forks.py} ${cfg.runner.repository}
   '';
 in
 {

@@ -150,6 +150,7 @@ let
     python3Packages = final.python3.pkgs;
   } // packages [
     "autoAddDriverRunpath"
+    "check-jsonschema"
     "git"
     "gnumake"
     "nix"
@@ -172,6 +173,7 @@ let
           __functor = _: mkDerivation;
           override = _: mkDerivation;
         };
+        toPythonModule = application: application;
         torch = package "torch" { passthru.stdenv = final.stdenv; };
       } // packages [
         "hypothesis"
@@ -198,6 +200,7 @@ let
     {
       inherit pkgs;
       pythonVersion = versions.python;
+      interpreter = "/bin/python3";
       # The packages are not looked at: that would fetch DeepGEMM's source for a shell.
       withPackages =
         chosen:
