@@ -127,6 +127,6 @@ def test_a_host_may_differ_where_it_is_named(tree):
     assert "torch 2.11.0" in (tree / "docs/performance.md").read_text()
     change(tree, "toolchain.toml", 'torch = "2.11.0"', "")
     assert any(
-        "docs/performance.md: torch 2.11.0, but the locks and the hosts" in line
+        "docs/performance.md: torch 2.11.0, but the locks and toolchain.toml" in line
         for line in versions.problems(tree)
     )

@@ -1,8 +1,8 @@
 """Regenerate requirements/*.txt: exact versions and hashes, no download host (`make lock`).
 
 torch's version and the least Python stand in toolchain.toml. One resolution serves every platform
-and Python from there on; it is then cut into four files that never name a package twice, so that any
-torch file can be installed with the other two:
+and every newer Python; it is then cut into four files that never name a package twice, so that
+any torch file can be installed with the other two:
 
     torch-cpu.txt    torch without GPU libraries, what it imports, and Triton
     torch-cuda.txt   the registry's default torch with the NVIDIA libraries of its Linux builds

@@ -1,8 +1,8 @@
 """Say where a file states another version than toolchain.toml does (`make versions`).
 
-Looked at: flake.lock, flake.nix and nix/ where they are, the locks in requirements/, pyproject.toml,
-tools/setup_env.sh, the workflows, README.md and docs/, and the DeepGEMM revisions that the sources
-cite. Needs no package besides Python's own.
+Looked at: flake.lock, flake.nix and nix/ where they are, the locks in requirements/,
+pyproject.toml, tools/setup_env.sh, the workflows, README.md and docs/, and the DeepGEMM revisions
+that the sources cite. Needs no package besides Python's own.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def docs(root: Path, table: Table) -> Iterator[str]:
             if package.lower() == "python":
                 right = {*pythons, *(h["python"] for h in table["hosts"] if "python" in h)}
             if not any(_prefix(version, full) for full in right):
-                yield f"{file}: {package} {version}, but the locks and the hosts of toolchain.toml "\
-                      f"have {', '.join(sorted(right)) or 'none'}"  # fmt: skip
+                there = ", ".join(sorted(right)) or "none"
+                yield f"{file}: {package} {version}, but the locks and toolchain.toml have {there}"
         yield from _known(table, file, text)
         for first, last in re.findall(r"Python (3\.\d+) to (3\.\d+)", text):
             yield from _differ(f"{file}, Pythons", (first, last), (pythons[0], pythons[-1]))

@@ -1,0 +1,192 @@
+"""Merge the folders that ``ci/shard.sh`` wrote: ``python -m ci.merge --out DIR SHARD_DIR...``.
+
+The merge is a proof: every shard of one cut is there once, they ran the same code, goldens and
+toolchain, nobody changed a result afterwards, and the union of their cases is the selection that
+this checkout's case files give. Otherwise one line says which not, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ci import provenance
+from ci.provenance import Provenance
+from megamoe import shards
+from megamoe.cases import KINDS, Case, golden_root, load_cases, select
+from megamoe.judge import STATUSES
+from megamoe.suite import report
+
+NAMED: Final = 20
+"""Red cases that the summary names; report.html has all."""
+
+Shard = tuple[Path, dict[str, Any], Provenance]
+"""Folder, report, provenance."""
+
+
+class MergeError(ValueError):
+    """The shards make no whole; one line that says where and how to mend it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge; returns the exit code: 0 green, 1 red or no whole, 2 misuse."""
+    parser = argparse.ArgumentParser(prog="python -m ci.merge", allow_abbrev=False)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("folders", nargs="*", type=Path)
+    a = parser.parse_args(argv)
+    outputs = (*provenance.FILES, provenance.NAME, "summary.md", "report.html")
+    try:
+        for name in outputs:
+            (a.out / name).unlink(missing_ok=True)
+        if not a.folders:
+            raise _Misuse("name the folders that ci/shard.sh wrote")
+        loaded = [_load(folder) for folder in a.folders]
+        merged, made = merge(loaded)
+        a.out.mkdir(parents=True, exist_ok=True)
+        (a.out / "result.json").write_text(json.dumps(merged, indent=1) + "\n")
+        (a.out / "junit.xml").write_bytes(report.junit(merged))
+        (a.out / provenance.NAME).write_text(json.dumps(made, indent=1) + "\n")
+        (a.out / "summary.md").write_text(summary(merged, made))
+    except (_Misuse, OSError) as error:
+        print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ValueError as error:  # MergeError, ShardError
+        print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"merge: {len(loaded)} shards hold each of {len(merged['cases'])} cases once")
+    print(f"merge: {report.verdict_line(merged)}")
+    return report.exit_code(merged["counts"])
+
+
+class _Misuse(ValueError):
+    pass
+
+
+def _load(folder: Path) -> Shard:
+    """A shard's folder; raises where a file is missing, no JSON, or not what was sealed."""
+    if not folder.is_dir():
+        raise _Misuse(f"{folder} is no folder; name those that ci/shard.sh wrote")
+    parts: list[Any] = []
+    for name in ("result.json", provenance.NAME):
+        path = folder / name
+        try:
+            parts.append(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise _Misuse(f"{path} is missing: did that shard end? Run it again") from None
+        except ValueError as error:
+            raise _Misuse(f"{path} is no JSON ({error}); run that shard again") from None
+    result, made = parts
+    if not isinstance(result, dict) or not isinstance(result.get("cases"), list):
+        raise _Misuse(f"{folder / 'result.json'} is no report of `megamoe check --json`")
+    if not isinstance(made, dict) or made.get("format") != 1:
+        raise _Misuse(f"{folder / provenance.NAME} is not of format 1; merge with the revision "
+                      "that wrote it")  # fmt: skip
+    for name in provenance.FILES:
+        path = folder / name
+        if not path.is_file():
+            raise _Misuse(f"{path} is missing: did that shard end? Run it again")
+        if provenance.sha256(path) != made["files"].get(name):
+            raise MergeError(f"{path} was changed after it was made; run that shard again")
+    return folder, result, made
+
+
+def merge(loaded: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, Any], Provenance]:
+    """One report and one provenance of all shards, or :class:`MergeError`, or ``ShardError``."""
+    _alike(loaded)
+    first = loaded[0][2]
+    root = root or golden_root()
+    here = provenance.digest(root.parent, provenance.GOLDENS)
+    if first["digests"]["goldens"] != here:
+        raise MergeError(f"the shards judged by other goldens than this checkout has; merge at "
+                         f"their revision, {first['revision']}")  # fmt: skip
+    selection = select(load_cases(root), first["kind"], first["tier"], first["case"])
+    _all_there(loaded, selection, shards.durations(root))
+    merged = shards.merge([result for _, result, _ in loaded], selection)
+    merged["counts"] = {status: merged["counts"].get(status, 0) for status in STATUSES}
+    made = {
+        "format": 1,
+        **{name: first[name] for name in provenance.SAME},
+        "shards": [
+            {**{key: made[key] for key in ("shard", "machine", "files")},
+             "cases": len(result["cases"]), "seconds": result["seconds"]}
+            for _, result, made in loaded
+        ],
+    }  # fmt: skip
+    return merged, made
+
+
+def _alike(loaded: Sequence[Shard]) -> None:
+    """All of one judgement: what differs is named with both values and both folders."""
+    folder, _, first = loaded[0]
+    for other, _, made in loaded[1:]:
+        for name in provenance.SAME:
+            if made.get(name) == first.get(name):
+                continue
+            mine, theirs, what = first.get(name), made.get(name), name
+            if isinstance(mine, dict) and isinstance(theirs, dict):
+                key = min(k for k in mine | theirs if mine.get(k) != theirs.get(k))
+                mine, theirs, what = mine.get(key), theirs.get(key), f"{name}.{key}"
+            raise MergeError(f"shards differ in {what}: {mine} in {folder}, {theirs} in {other}; "
+                             "run them alike, from one commit")  # fmt: skip
+
+
+def _all_there(
+    loaded: Sequence[Shard], selection: Sequence[Case], seconds: dict[str, float]
+) -> None:
+    """Each of 1/N to N/N once, so that a lost host is named as such and not by its cases alone."""
+    places: dict[tuple[int, int], Path] = {}
+    for folder, _, made in loaded:
+        shard = shards.parse(str(made["shard"]))
+        if shard in places:
+            raise MergeError(f"shard {made['shard']} came twice: {places[shard]} and {folder}")
+        places[shard] = folder
+    counts = sorted({count for _, count in places})
+    if len(counts) > 1:
+        raise MergeError(f"shards of {counts[0]} and of {counts[1]}: two cuts make no whole")
+    for index in range(1, counts[0] + 1):
+        if (index, counts[0]) not in places:
+            lost = [case.id for case in shards.shard(selection, index, counts[0], seconds)]
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            raise MergeError(
+                f"shard {index}/{counts[0]} is missing, and with it {len(lost)} cases: "
+                f"{', '.join(lost[:3])}{more}; run ci/shard.sh {index} {counts[0]}"
+            )
+
+
+def summary(merged: dict[str, Any], made: Provenance) -> str:
+    """A page for people, in Markdown: verdict, counts, red cases, hosts, what made it."""
+    lines = [f"## {merged['backend']} on {made['device']}: {report.verdict_line(merged)}", ""]
+    lines += [f"| kind | {' | '.join(STATUSES)} |", f"|---|{'---|' * len(STATUSES)}"]
+    for kind in KINDS:
+        counts = Counter(c["status"] for c in merged["cases"] if c["kind"] == kind)
+        if counts:
+            lines.append(f"| {kind} | {' | '.join(str(counts[s] or '') for s in STATUSES)} |")
+    red = [c for c in merged["cases"] if c["status"] in ("fail", "error")]
+    if red:
+        lines += ["", "| red | why |", "|---|---|"]
+        for case in red[:NAMED]:
+            why = (case["reason"].splitlines() or [""])[0].replace("|", "\\|")
+            lines.append(f"| `{case['id']}` | {why} |")
+        if len(red) > NAMED:
+            lines.append(f"| | and {len(red) - NAMED} more |")
+    reasons = Counter(c["reason"] for c in merged["cases"] if c["status"] == "not-provided")
+    if reasons:
+        lines += ["", *(f"- not provided x {n}: {why}" for why, n in reasons.most_common())]
+    lines += ["", "| shard | cases | seconds | machine |", "|---|---|---|---|"]
+    for shard in made["shards"]:
+        machine = ", ".join(str(v) for k, v in shard["machine"].items() if k != "class" and v)
+        lines.append(
+            f"| {shard['shard']} | {shard['cases']} | {shard['seconds']:.0f} | {machine} |"
+        )
+    lines += ["", f"Revision {made['revision']}; contract {merged['contract']}; "
+              + ", ".join(f"{k} {v}" for k, v in made["versions"].items() if v) + "."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
