@@ -89,11 +89,25 @@
       );
 
       # These need no GPU, nor anything unfree.
-      checks = eachSystem ({ cpu, ... }: import ./nix/cpu-checks.nix { pkgs = cpu; inherit project; source = self; });
+      checks = eachSystem (
+        { cpu, ... }:
+        import ./nix/cpu-checks.nix {
+          pkgs = cpu;
+          source = self;
+          inherit project;
+        }
+      );
 
       # An output of its own: plain `nix flake check` builds every check, and a host without a GPU
       # would refuse these.
-      gpuChecks = eachSystem ({ cuda, ... }: import ./nix/gpu-checks.nix { pkgs = cuda; root = ./.; });
+      gpuChecks = eachSystem (
+        { cuda, ... }:
+        import ./nix/gpu-checks.nix {
+          pkgs = cuda;
+          root = ./.;
+          inherit project;
+        }
+      );
 
       nixosModules.gpu-runner = import ./nix/gpu-runner.nix;
 

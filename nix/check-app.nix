@@ -7,6 +7,7 @@ let
   ]);
 in
 pkgs.writeShellScriptBin "megamoe-check" ''
+  export CUDA_HOME=${pkgs.megamoe-cuda-home}
   . ${./driver.sh}
   exec ${python}/bin/python3 -m megamoe check "$@"
 ''

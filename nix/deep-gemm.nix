@@ -5,8 +5,8 @@
   config,
   autoAddDriverRunpath,
   cudaPackages,
+  megamoe-cuda-home,
   runCommand,
-  symlinkJoin,
 
   # build system
   packaging,
@@ -20,9 +20,6 @@
   fmt-src,
 }:
 let
-  inherit (lib) getBin getInclude;
-  cccl = cudaPackages.cccl or cudaPackages.cuda_cccl; # renamed in nixpkgs
-
   # As its own __init__.py has it, since the wheel's metadata must agree.
   version =
     let
@@ -43,19 +40,6 @@ let
     cp -r ${cutlass-src} $out/third-party/cutlass
     cp -r ${fmt-src} $out/third-party/fmt
   '';
-
-  # What DeepGEMM calls while it runs: the compiler, its headers, cuobjdump. All of one nixpkgs, so
-  # that the lock file names the compiler of every kernel.
-  cudaHome = symlinkJoin {
-    name = "deep-gemm-cuda-home-${cudaPackages.cudaMajorMinorVersion}";
-    paths = [
-      (getBin cudaPackages.cuda_nvcc)
-      (getBin cudaPackages.cuda_cuobjdump)
-      (getInclude cudaPackages.cuda_cudart)
-      (getInclude cudaPackages.cuda_nvrtc)
-      (getInclude cccl)
-    ];
-  };
 in
 buildPythonPackage.override { inherit (torch) stdenv; } rec {
   pname = "deep-gemm";
@@ -65,11 +49,11 @@ buildPythonPackage.override { inherit (torch) stdenv; } rec {
   # Its own search takes CUDA_HOME of the host first, and then any nvcc on PATH.
   postPatch = ''
     substituteInPlace deep_gemm/__init__.py --replace-fail \
-      "os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')" "'${cudaHome}'"
+      "os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')" "'${megamoe-cuda-home}'"
   '';
 
   env = {
-    CUDA_HOME = "${cudaHome}";
+    CUDA_HOME = "${megamoe-cuda-home}";
     # Without these two the build looks for a ready wheel on the network.
     DG_FORCE_BUILD = "1";
     DG_USE_LOCAL_VERSION = "0";
@@ -84,7 +68,7 @@ buildPythonPackage.override { inherit (torch) stdenv; } rec {
   dependencies = [ torch ];
   nativeBuildInputs = [ autoAddDriverRunpath ];
   buildInputs = [
-    cccl
+    (cudaPackages.cccl or cudaPackages.cuda_cccl)
     pybind11
   ]
   ++ (with cudaPackages; [
@@ -98,7 +82,7 @@ buildPythonPackage.override { inherit (torch) stdenv; } rec {
   # Importing it opens libcuda, so that is a GPU check.
   doCheck = false;
   passthru = {
-    inherit cudaHome src;
+    inherit src;
     revision = deepgemm-src.rev or "unknown";
     inherit (deepgemm-src) narHash;
   };

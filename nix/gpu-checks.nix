@@ -2,8 +2,12 @@
 # them and sends them to a builder that has them: Nix's distributed builds are the scheduler.
 #
 #   nix build .#gpuChecks.x86_64-linux.sm90-1-of-4           red where a case fails
-#   nix build .#gpuChecks.x86_64-linux.sm90-1-of-4.report    result.json and junit.xml, red or not
-{ pkgs, root }:
+#   nix build .#gpuChecks.x86_64-linux.sm90-1-of-4.report    result.json, junit.xml, provenance.json, red or not
+{
+  pkgs,
+  project,
+  root,
+}:
 let
   inherit (pkgs) lib;
 
@@ -25,47 +29,50 @@ let
     };
   };
 
-  # Only what a verdict depends on, so that an edit of a document repeats none.
+  # Only what a verdict and its provenance depend on: an edit of a document repeats none. For the
+  # same reason no commit is named; the provenance's digests say which code it was.
   source = lib.fileset.toSource {
     inherit root;
     fileset = lib.fileset.unions (
       map (name: lib.fileset.maybeMissing (root + "/${name}")) [
-        "Makefile"
+        "ci/__init__.py"
+        "ci/provenance.py"
         "ci/shard.sh"
+        "flake.lock"
+        "flake.nix"
         "golden"
         "megamoe"
-        "pyproject.toml"
+        "nix"
         "requirements"
-        "tools"
+        "toolchain.toml"
+        "tools/setup_env.sh"
       ]
     );
   };
 
-  python = pkgs.python3.withPackages (ps: [
-    ps.megamoe
-    ps.deep-gemm
-  ]);
+  python = pkgs.python3.withPackages (ps: project.dependencies ps ++ [ ps.deep-gemm ]);
 
   shard =
     arch: index: keepRed:
     pkgs.runCommand "megamoe-${arch}-${toString index}-of-${toString shards}"
       {
         requiredSystemFeatures = architectures.${arch}.features;
-        nativeBuildInputs = [ pkgs.gnumake ];
         MEGAMOE_PYTHON = "${python}/bin/python3";
+        CUDA_HOME = "${pkgs.megamoe-cuda-home}";
         BACKEND = architectures.${arch}.backend;
         DEVICE = "cuda";
+        ARCH = arch;
         passthru = lib.optionalAttrs (!keepRed) { report = shard arch index true; };
       }
       ''
         cp -r ${source} work
         chmod -R u+w work
         cd work
-        export HOME=$TMPDIR OUT=$out
+        export HOME=$TMPDIR OUT=$out JOBS=$NIX_BUILD_CORES
         mkdir $out
         status=0
-        bash ci/shard.sh ${toString index} ${toString shards} || status=$?
-        for file in result.json junit.xml; do
+        sh ci/shard.sh ${toString index} ${toString shards} || status=$?
+        for file in result.json junit.xml provenance.json; do
           if [ ! -s $out/$file ]; then
             echo "megamoe: ci/shard.sh ended with $status and left no $file" >&2
             exit 2

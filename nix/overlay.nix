@@ -6,15 +6,17 @@
   cutlass-src,
   fmt-src,
 }:
-pkgs: prev: {
+final: prev: {
+  megamoe-cuda-home = final.callPackage ./cuda-home.nix { };
+
   pythonPackagesExtensions = prev.pythonPackagesExtensions ++ [
-    (final: _: {
+    (python: _: {
       # In place of nixpkgs' own deep-gemm, which is older than the fused kernel.
-      deep-gemm = final.callPackage ./deep-gemm.nix { inherit deepgemm-src cutlass-src fmt-src; };
-      megamoe = final.callPackage ./megamoe.nix { inherit project source; };
+      deep-gemm = python.callPackage ./deep-gemm.nix { inherit deepgemm-src cutlass-src fmt-src; };
+      megamoe = python.callPackage ./megamoe.nix { inherit project source; };
+      mmasim = python.callPackage ./mmasim.nix { };
       # nixpkgs has it as a program only.
-      check-jsonschema = final.toPythonModule pkgs.check-jsonschema;
-      mmasim = final.callPackage ./mmasim.nix { };
+      check-jsonschema = python.toPythonModule final.check-jsonschema;
     })
   ];
 }

@@ -24,6 +24,7 @@ pkgs.mkShell {
     export MEGAMOE_PYTHON=${python}/bin/python3
   ''
   + lib.optionalString cuda ''
+    export CUDA_HOME=${pkgs.megamoe-cuda-home}
     . ${./driver.sh}
   '';
 }

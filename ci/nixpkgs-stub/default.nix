@@ -113,10 +113,21 @@ let
       name = "bash-interactive";
       buildCommand = "mkdir -p $out/bin; ln -s /bin/bash $out/bin/bash";
     };
-    symlinkJoin = { name, paths }: mkDerivation {
-      inherit name;
-      paths = map toString paths;
-    };
+    runtimeShell = "/bin/bash";
+    symlinkJoin =
+      {
+        name,
+        paths,
+        postBuild ? "",
+      }:
+      mkDerivation {
+        inherit name paths;
+        buildCommand = ''
+          mkdir -p $out/bin
+          for path in $paths; do ln -sf $path/bin/* $out/bin; done
+          ${postBuild}
+        '';
+      };
     mkShell =
       args:
       mkDerivation (
@@ -128,7 +139,7 @@ let
 
     cudaPackages =
       lib.genAttrs [
-        "cuda_cccl"
+        "cccl"
         "cuda_cudart"
         "cuda_cuobjdump"
         "cuda_nvcc"
