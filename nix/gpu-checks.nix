@@ -96,8 +96,9 @@ lib.concatMapAttrs (
     "${arch}-import" = importable arch;
   }
   // lib.listToAttrs (
-    map (index: lib.nameValuePair "${arch}-${toString index}-of-${toString shards}" (shard arch index false)) (
-      lib.range 1 shards
-    )
+    map (
+      index:
+      lib.nameValuePair "${arch}-${toString index}-of-${toString shards}" (shard arch index false)
+    ) (lib.range 1 shards)
   )
 ) architectures

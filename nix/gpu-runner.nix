@@ -57,8 +57,12 @@ in
     {
       assertions = [
         {
-          assertion = config.hardware.graphics.enable && builtins.elem "nvidia" config.services.xserver.videoDrivers;
-          message = "services.megamoe-gpu: no NVIDIA driver: set hardware.graphics.enable = true and services.xserver.videoDrivers = [ \"nvidia\" ]";
+          assertion =
+            config.hardware.graphics.enable
+            && builtins.elem "nvidia" config.services.xserver.videoDrivers;
+          message =
+            "services.megamoe-gpu: no NVIDIA driver: set hardware.graphics.enable = true and "
+            + "services.xserver.videoDrivers = [ \"nvidia\" ]";
         }
       ];
 

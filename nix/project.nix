@@ -6,7 +6,10 @@ let
   # "ml_dtypes>=0.5" -> "ml-dtypes", which is also its name in nixpkgs.
   nameOf =
     requirement:
-    builtins.replaceStrings [ "_" ] [ "-" ] (builtins.head (builtins.match "([A-Za-z0-9_.-]+).*" requirement));
+    let
+      written = builtins.head (builtins.match "([A-Za-z0-9_.-]+).*" requirement);
+    in
+    builtins.replaceStrings [ "_" ] [ "-" ] written;
 
   atLeast = specifier: builtins.head (builtins.match ".*>=([0-9.]+).*" specifier);
 in
@@ -15,10 +18,14 @@ in
 
   # Each a function from a Python package set to the packages named there.
   dependencies = ps: map (requirement: ps.${nameOf requirement}) project.dependencies;
-  testDependencies = ps: map (requirement: ps.${nameOf requirement}) project.optional-dependencies.test;
+  testDependencies =
+    ps: map (requirement: ps.${nameOf requirement}) project.optional-dependencies.test;
 
   # The oldest allowed: of a dependency, and of Python.
   floorOf =
-    name: atLeast (lib.findFirst (requirement: nameOf requirement == name) "${name}>=0" project.dependencies);
+    name:
+    atLeast (
+      lib.findFirst (requirement: nameOf requirement == name) "${name}>=0" project.dependencies
+    );
   pythonFloor = atLeast project.requires-python;
 }

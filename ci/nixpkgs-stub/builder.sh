@@ -9,3 +9,4 @@ else
     printf '#!/bin/sh\necho "stub: %s $*"\n' "${pname:-$name}" >"$out/bin/${pname:-$name}"
     chmod +x "$out/bin/${pname:-$name}"
 fi
+: # as in default.nix: the last command is bash's own

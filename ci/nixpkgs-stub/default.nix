@@ -47,13 +47,15 @@ let
     else
       built // (args.passthru or { }) // { inherit meta; arguments = args; };
 
+  # It ends with a builtin: bash would become the last command, and Nix kills a builder that has
+  # closed its output and not yet ended, as the tools of GNU do for a moment.
   setup = derivation {
     inherit system;
     name = "stdenv";
     builder = "/bin/bash";
     args = [
       "-c"
-      "PATH=/usr/bin:/bin; mkdir $out; cp ${./setup.sh} $out/setup"
+      "PATH=/usr/bin:/bin; mkdir $out; cp ${./setup.sh} $out/setup; :"
     ];
   };
 
@@ -208,10 +210,10 @@ let
         prev: extension: prev // extension pkgs prev
       ) (base pkgs) final.pythonPackagesExtensions;
     in
-    {
+    package "python3" { }
+    // {
       inherit pkgs;
       pythonVersion = versions.python;
-      interpreter = "/bin/python3";
       # The packages are not looked at: that would fetch DeepGEMM's source for a shell.
       withPackages =
         chosen:
