@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ci import provenance
-from ci.provenance import Provenance
 from megamoe import shards
 from megamoe.cases import KINDS, Case, golden_root, load_cases, select
 from megamoe.judge import STATUSES
-from megamoe.suite import report
+from megamoe.suite import provenance, report
+from megamoe.suite.provenance import Provenance
 
 NAMED: Final = 20
 """Red cases that the summary names; report.html has all."""
@@ -100,7 +99,7 @@ def merge(loaded: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, 
     _alike(loaded)
     first = loaded[0][2]
     root = root or golden_root()
-    here = provenance.digest(root.parent, provenance.GOLDENS)
+    here = provenance.digest(root, provenance.GOLDENS)
     if first["digests"]["goldens"] != here:
         raise MergeError(f"the shards judged by other goldens than this checkout has; merge at "
                          f"their revision, {first['revision']}")  # fmt: skip

@@ -73,7 +73,7 @@ status=0
     --shard "$1/$2" -n "$jobs" --json "$out/result.json" --junit "$out/junit.xml" \
     ${CASE:+--case "$CASE"} || status=$?
 [ -f "$out/result.json" ] && [ -f "$out/junit.xml" ] || exit 2
-"$python" -m ci.provenance "$out" || exit 2
+"$python" -m megamoe.suite.provenance "$out" || exit 2
 
 if [ "$status" -eq 2 ] && [ "$2" -gt 1 ]; then
     echo "shard: nothing of $1/$2 could be judged on this host; the merge decides"

@@ -1,20 +1,22 @@
-"""ci/: a shard that says what it is, a merge that proves a whole, one line for whatever is wrong."""
+"""ci/: a shard that says what made it, a merge that proves a whole, one line for what is wrong."""
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from ci import merge, provenance
+from ci import merge
 from megamoe import shards
 from megamoe.cases import load_cases, select
+from megamoe.suite import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 CASE = "eplb/identity-map-*"
 SELECTION = select(load_cases(ROOT / "golden"), None, "full", CASE)
-GOLDENS = provenance.digest(ROOT, provenance.GOLDENS)
+GOLDENS = provenance.digest(ROOT / "golden", provenance.GOLDENS)
 
 
 def script(path: Path, text: str) -> Path:
@@ -141,6 +143,7 @@ def test_a_digest_sees_a_byte_a_name_and_no_cache(tmp_path):
     assert len({first, second, digest()}) == 3
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_revision_is_the_commit_and_says_when_the_tree_is_another(tmp_path, monkeypatch):
     monkeypatch.delenv("MEGAMOE_REVISION", raising=False)
 
@@ -169,7 +172,8 @@ def test_the_digests_cover_the_code_the_goldens_and_the_pins():
         (provenance.TOOLCHAIN, "requirements/torch-cuda.txt"),
         (provenance.TOOLCHAIN, "toolchain.toml"),
     ):
-        assert any(ROOT / name in ROOT.glob(pattern) for pattern in patterns), name
+        root = ROOT / "golden" if patterns is provenance.GOLDENS else ROOT
+        assert any(ROOT / name in root.glob(pattern) for pattern in patterns), name
 
 
 # --- merge ---------------------------------------------------------------------------------------
@@ -340,10 +344,10 @@ def toolchain(tmp_path, *arguments, nix="", **settings):
     """Run it with nothing on PATH but what it needs, and a Nix of that version."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("sh", "dirname", "sed", "sort", "head", "printf", "env"):
-        for place in ("/usr/bin", "/bin"):
-            if Path(place, tool).exists() and not (tools / tool).exists():
-                (tools / tool).symlink_to(Path(place, tool))
+    for tool in ("sh", "dirname", "sed", "sort", "head"):
+        found = shutil.which(tool)
+        assert found is not None
+        (tools / tool).symlink_to(found)
     if nix:
         script(tools / "nix", f'[ "$1" = --version ] && echo "nix (Nix) {nix}" || echo "nix: $*"\n')
     return subprocess.run(
@@ -373,31 +377,3 @@ def test_a_nix_that_is_too_old_is_named(tmp_path, nix):
     ran = toolchain(tmp_path, "true", nix=nix)
     assert ran.returncode == 2
     assert f"Nix {nix} is too old: install 2.18 or newer" in one_line(ran.stderr)
-
-
-# --- refuse_forks.sh -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("event", "head", "why"),
-    [
-        ("push", None, ""),
-        ("schedule", None, ""),
-        ("workflow_dispatch", None, ""),
-        ("pull_request", {"full_name": "us/moe"}, ""),
-        ("pull_request", {"full_name": "them/moe"}, "a pull request from them/moe: GPU runners"),
-        ("pull_request", None, "does not say where it comes from"),  # a fork that was deleted
-        ("pull_request_target", {"full_name": "us/moe"}, "the event 'pull_request_target'"),
-        ("issue_comment", None, "the event 'issue_comment'"),
-        ("", None, "the event ''"),
-    ],
-)
-def test_a_runner_refuses_forks_and_whatever_it_does_not_know(tmp_path, event, head, why):
-    path = tmp_path / "event.json"
-    path.write_text(json.dumps({"pull_request": {"head": {"repo": head}}}))
-    settings = {"PATH": os.environ["PATH"], "GITHUB_EVENT_PATH": str(path)}
-    settings |= {"GITHUB_EVENT_NAME": event, "GITHUB_REPOSITORY": "us/moe"}
-    ran = subprocess.run([ROOT / "ci/refuse_forks.sh"], env=settings, capture_output=True,
-                         text=True, timeout=60, check=False)  # fmt: skip
-    assert (ran.returncode != 0) == bool(why)
-    assert why in (one_line(ran.stderr) if why else ran.stderr)

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from packaging.requirements import Requirement
@@ -21,6 +23,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {path.name: path.read_text() for path in sorted((ROOT / "requirements").glob("*.txt"))}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+NEEDS = [*PROJECT["dependencies"], *(need for extra in EXTRAS.values() for need in extra)]
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
@@ -69,7 +73,7 @@ def test_files_installed_together_share_no_package(torch: str) -> None:
 
 
 @pytest.mark.parametrize("torch", ["torch-cpu.txt", "torch-cuda.txt"])
-@pytest.mark.parametrize("need", PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+@pytest.mark.parametrize("need", NEEDS)
 def test_each_dependency_is_locked_within_its_range(need: str, torch: str) -> None:
     wanted = Requirement(need)
     locked = entries(torch) | entries("base.txt") | entries("test.txt")
@@ -100,14 +104,17 @@ def test_cpu_torch_is_locked_for_each_supported_python() -> None:
 # --- the Makefile --------------------------------------------------------------------------------
 
 
-def make(*arguments: str) -> str:
-    """What `make` prints, without the variables of a make that may be running this test."""
+def make(*arguments: str, inside: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What `make` prints, without the variables of a make that may be running this test.
+
+    `inside`: variables that a shell exports.
+    """
     clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     clean = {k: v for k, v in clean.items() if k not in ("ARGS", "MEGAMOE_PYTHON", "PYTHON")}
     done = subprocess.run(
         ["make", "--no-print-directory", *arguments],
         cwd=ROOT,
-        env=clean,
+        env=clean | inside,
         capture_output=True,
         text=True,
         check=True,
@@ -143,6 +150,18 @@ def test_a_host_interpreter_replaces_the_environment() -> None:
     recipe = make("-n", "check", "MEGAMOE_PYTHON=/opt/python")
     assert "setup_env.sh --host '/opt/python'" in recipe
     assert ".venv" not in recipe
+
+
+@needs_make
+def test_in_a_nix_shell_its_python_is_used_and_its_packages_stay(tmp_path: Path) -> None:
+    """`nix develop` exports MEGAMOE_PYTHON, and may keep packages on PYTHONPATH."""
+    python = tmp_path / "python3"
+    answers = "*%d*) echo 3.13.1 ;; tools/*) echo PYTHONPATH=$PYTHONPATH ;;"
+    python.write_text(f'#!/bin/sh\ncase "$*" in {answers} esac\n')
+    python.chmod(0o755)
+    shell = {"MEGAMOE_PYTHON": str(python), "PYTHONPATH": "/nix/store/x"}
+    assert make("versions", inside=shell) == "PYTHONPATH=.:/nix/store/x\n"
+    assert ".venv" not in make("-n", "test", inside=shell)
 
 
 # --- the set-up script ---------------------------------------------------------------------------

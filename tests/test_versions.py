@@ -14,7 +14,8 @@ versions = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(versions)
 
 TABLE = versions.read()
-DEEPGEMM = TABLE["inputs"]["deepgemm-src"]
+INPUTS = TABLE["inputs"]
+DEEPGEMM = INPUTS["deepgemm-src"]
 
 
 def flake_lock() -> dict:
@@ -39,7 +40,8 @@ def tree(tmp_path):
         elif source.is_file():
             shutil.copy(source, target)
     (tmp_path / "flake.lock").write_text(json.dumps(flake_lock()))
-    (tmp_path / "flake.nix").write_text('assert lib.versionAtLeast cudaVersion "12.9"; {}\n')
+    urls = [f"github:{row['source']}/{row.get('branch', row['rev'])}" for row in INPUTS.values()]
+    (tmp_path / "flake.nix").write_text("\n".join([*urls, 'cuda = "12.9"; nix = "2.18";']))
     (tmp_path / "nix").mkdir()
     (tmp_path / "nix/revisions.nix").write_text(f'{{ rev = "{DEEPGEMM["rev"]}"; }}\n')
     assert versions.problems(tmp_path) == []
@@ -82,7 +84,10 @@ BASE_VERSION = next(iter(versions.locked_versions(ROOT)["numpy"]))
         ("megamoe/contract.py", "DeepGEMM 54e2261", "DeepGEMM 54e2262", "54e2262 is not in"),
         ("toolchain.toml", 'reason = """their image', 'why = """their image', "has no reason"),
         ("toolchain.toml", 'ci = "3.12"', 'ci = "3.10"', "no lock holds wheels for"),
-        ("flake.nix", '"12.9"', '"12.8"', "flake.nix: compares with version 12.8"),
+        ("flake.nix", '"12.9"', '"12.8"', "flake.nix: version 12.8 is neither in"),
+        ("flake.nix", '"12.9"', '"2.18"', "nothing asserts cuda 12.9 as toolchain.toml does"),
+        ("flake.nix", "nixos-26.05", "nixos-unstable", "input nixpkgs is not github:NixOS/nixpkgs"),
+        ("flake.nix", DEEPGEMM["rev"], "main", "input deepgemm-src is not github:deepseek-ai"),
         ("nix/revisions.nix", DEEPGEMM["rev"], "0" * 40, f"revision {'0' * 40} is not in"),
         ("nix/revisions.nix", DEEPGEMM["rev"], f"sha256-{'A' * 43}=", "neither in toolchain.toml"),
     ],
@@ -118,8 +123,11 @@ def test_a_wheel_that_nix_fetches_must_be_a_locked_one(tree):
 
     digest = bytes.fromhex((ROOT / "requirements/test.txt").read_text().split("sha256:")[1][:64])
     sri = f"sha256-{base64.b64encode(digest).decode()}"
-    (tree / "nix/wheels.nix").write_text(f'{{ hash = "{sri}"; }}\n')
+    (tree / "nix/wheels.nix").write_text(f'{{ a = "{sri}"; b = "{digest.hex()}"; }}\n')
     assert versions.problems(tree) == []
+    change(tree, "nix/wheels.nix", digest.hex(), "0" * 64)
+    (line,) = versions.problems(tree)
+    assert line.startswith(f"nix/wheels.nix: {'0' * 64} is neither in toolchain.toml nor in")
 
 
 def test_a_host_may_differ_where_it_is_named(tree):

@@ -70,7 +70,8 @@ def project(root: Path, table: Table) -> Iterator[str]:
     """What pyproject.toml asks for is what the locks hold."""
     config = _toml(root, "pyproject.toml")["project"]
     locked = locked_versions(root)
-    for need in config["dependencies"] + config["optional-dependencies"]["test"]:
+    extras = [need for extra in config["optional-dependencies"].values() for need in extra]
+    for need in [*config["dependencies"], *extras]:
         name, bounds = _need(need)
         versions = locked.get(name)
         if not versions:
@@ -88,7 +89,7 @@ def hosts(root: Path, table: Table) -> Iterator[str]:
         if not host.get("reason", "").strip():
             yield f"toolchain.toml: host {host['what']!r} has no reason"
         for name, version in host.items():
-            if not _within(version, needs.get(name, [])):
+            if name in needs and not _within(version, needs[name]):
                 yield f"toolchain.toml: host {host['what']!r} has {name} {version}, which "\
                       "pyproject.toml excludes"  # fmt: skip
         if not _within(host.get("python", "99"), [(">=", table["python"]["locked"][0])]):
@@ -117,22 +118,29 @@ def flake(root: Path, table: Table) -> Iterator[str]:
 
 
 def nix(root: Path, table: Table) -> Iterator[str]:
-    """flake.nix and nix/ name no revision, hash or least version that the tables do not."""
-    locked = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", _all_locks(root)))
+    """flake.nix and nix/ name no revision, hash or version that the tables and locks do not."""
+    files = [root / "flake.nix", *sorted((root / "nix").rglob("*.nix"))]
+    texts = {path.relative_to(root): path.read_text() for path in files if path.is_file()}
+    digests = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", _all_locks(root)))
     known = {row["narHash"] for row in table["inputs"].values()} | set(table["deepgemm"].values())
-    for path in [root / "flake.nix", *sorted((root / "nix").rglob("*.nix"))]:
-        if not path.is_file():
-            continue
-        text, name = path.read_text(), path.relative_to(root)
+    versions = {*table["least"].values(), *set().union(*locked_versions(root).values())}
+    for name, text in texts.items():
         for revision in sorted(set(REVISION.findall(text)) - revisions(table)):
             yield f"{name}: revision {revision} is not in toolchain.toml"
-        for digest in sorted(set(SRI.findall(text)) - known):
-            if base64.b64decode(digest.removeprefix("sha256-")).hex() not in locked:
-                yield f"{name}: {digest} is neither in toolchain.toml nor in requirements/"
-        for version in re.findall(r'version(?:AtLeast|Older)\b[^;"\n]*"([\d.]+)"', text):
-            if version not in table["least"].values():
-                yield f"{name}: compares with version {version}, which is not under [least] of "\
-                      "toolchain.toml"  # fmt: skip
+        hashes = {h: base64.b64decode(h[7:]).hex() for h in set(SRI.findall(text)) - known}
+        hashes |= {h: h for h in re.findall(r"\b[0-9a-f]{64}\b", text)}
+        for written, digest in sorted(hashes.items()):
+            if digest not in digests:
+                yield f"{name}: {written} is neither in toolchain.toml nor in requirements/"
+        for version in sorted(set(re.findall(r'"(\d+(?:\.\d+)+)"', text)) - versions):
+            yield f"{name}: version {version} is neither in toolchain.toml nor in requirements/"
+    if texts:
+        for what, version in table["least"].items():
+            if not any(f'"{version}"' in text for text in texts.values()):
+                yield f"flake.nix and nix/: nothing asserts {what} {version} as toolchain.toml does"
+        for name, row in table["inputs"].items():
+            pin = f"github:{row['source']}/{row.get('branch', row['rev'])}"
+            yield from _absent("flake.nix", texts.get(Path("flake.nix"), ""), pin, f"input {name}")
 
 
 def docs(root: Path, table: Table) -> Iterator[str]:
@@ -143,7 +151,7 @@ def docs(root: Path, table: Table) -> Iterator[str]:
         allowed[name] = {table["least"][name]} if name in table["least"] else set()
     for host in table["hosts"]:
         for name in set(host) & set(allowed):
-            allowed[name].add(host[name])
+            allowed[name] |= set(host[name] if isinstance(host[name], list) else [host[name]])
     pythons = table["python"]["locked"]
     words = "|".join(sorted(map(re.escape, [*allowed, "python"]), key=len, reverse=True))
     # Not behind a letter, a dot or a dash: `sgl-deep-gemm 0.1.5` is no package of ours.
@@ -210,6 +218,11 @@ def _prefix_of(revision: str, full: str) -> bool:
 def _prefix(version: str, full: str) -> bool:
     """Whether ``version`` is ``full`` or leaves out its last numbers: 3.6 of 3.6.0."""
     return f"{full}.".startswith(f"{version}.")
+
+
+def _absent(file: str, text: str, wanted: str, what: str) -> Iterator[str]:
+    if wanted not in text:
+        yield f"{file}: {what} is not {wanted}, as toolchain.toml says"
 
 
 def _differ(where: str, found: object, wanted: object) -> Iterator[str]:

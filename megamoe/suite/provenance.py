@@ -1,7 +1,7 @@
-"""What made a shard's result; ``ci/shard.sh`` runs this: ``python -m ci.provenance DIRECTORY``.
+"""What made a result: ``python -m megamoe.suite.provenance DIRECTORY``, which ``ci/shard.sh`` runs.
 
 provenance.json beside result.json says which code, goldens, toolchain and machine, as digests where
-a name could lie. ``ci.merge`` refuses shards that differ in :data:`SAME`.
+a name could lie. ``python -m ci.merge`` refuses shards that differ in :data:`SAME`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from megamoe.cases import golden_root
 from megamoe.golden import recorded
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 NAME: Final = "provenance.json"
 FILES: Final = ("result.json", "junit.xml")
 """Sealed: their digests stand in provenance.json."""
@@ -28,9 +29,9 @@ FILES: Final = ("result.json", "junit.xml")
 SAME: Final = ("backend", "device", "tier", "kind", "case", "revision", "digests", "versions")
 """What shards of one judgement share. GPU names and drivers are not among them: hosts differ."""
 
-CODE: Final = ("megamoe/**/*.py", "megamoe/**/*.json", "ci/*.py")
-GOLDENS: Final = ("golden/cases/*.toml", "golden/*.json", "golden/recorded/**/*.json")
-"""The manifest holds the tensors' digests; the durations decide which shard has which case."""
+CODE: Final = ("megamoe/**/*.py", "megamoe/**/*.json")
+GOLDENS: Final = ("cases/*.toml", "*.json", "recorded/**/*.json")
+"""Of golden/. The manifest has the tensors' digests, the durations decide who judges what."""
 TOOLCHAIN: Final = ("toolchain.toml", "flake.nix", "flake.lock", "nix/**/*", "requirements/*")
 
 _JIT_PACKAGES: Final = {"deep_gemm": ("deep-gemm", "sgl-deep-gemm")}
@@ -51,7 +52,7 @@ def write(folder: Path, root: Path = ROOT) -> Provenance:
         "revision": revision(root),
         "digests": {
             "code": digest(root, CODE),
-            "goldens": digest(root, GOLDENS),
+            "goldens": digest(golden_root(), GOLDENS),
             "toolchain": digest(root, TOOLCHAIN),
             **_of_backend(report["backend"]),
         },
