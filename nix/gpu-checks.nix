@@ -35,8 +35,6 @@ let
     inherit root;
     fileset = lib.fileset.unions (
       map (name: lib.fileset.maybeMissing (root + "/${name}")) [
-        "ci/__init__.py"
-        "ci/provenance.py"
         "ci/shard.sh"
         "flake.lock"
         "flake.nix"

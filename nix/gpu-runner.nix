@@ -4,7 +4,8 @@
 #     enable = true;
 #     architecture = "sm90";
 #     builder.keys = [ "ssh-ed25519 ... root@workstation" ];
-#     runner = { enable = true; url = "https://FORGE/OWNER/NAME"; tokenFile = "/run/secrets/t"; };
+#     runner = { enable = true; url = "https://FORGE/OWNER/NAME"; repository = "OWNER/NAME";
+#                tokenFile = "/run/secrets/runner"; };
 #   };
 {
   config,
@@ -21,6 +22,10 @@ let
     mkOption
     types
     ;
+
+  refuseForks = pkgs.writeShellScript "megamoe-refuse-forks.sh" ''
+    exec ${pkgs.python3}/bin/python3 ${./refuse_forks.py} ${cfg.runner.repository}
+  '';
 in
 {
   options.services.megamoe-gpu = {
@@ -45,6 +50,10 @@ in
       url = mkOption {
         type = types.str;
         description = "The repository's address, where the runner registers.";
+      };
+      repository = mkOption {
+        type = types.str;
+        description = "OWNER/NAME, the only repository whose jobs may run.";
       };
       tokenFile = mkOption {
         type = types.path;
@@ -112,10 +121,9 @@ in
         extraPackages = [
           pkgs.git
           pkgs.gnumake
-          pkgs.python3 # refuse_forks.sh
         ];
         # The runner starts this before each job, and runs no job where it fails.
-        extraEnvironment.ACTIONS_RUNNER_HOOK_JOB_STARTED = "${../ci/refuse_forks.sh}";
+        extraEnvironment.ACTIONS_RUNNER_HOOK_JOB_STARTED = "${refuseForks}";
         # A job that runs a shard outside a build needs the devices.
         serviceOverrides = {
           PrivateDevices = false;

@@ -1,14 +1,19 @@
-# What is too old is refused during evaluation, in one line that names the version found. The least
-# versions stand in toolchain.toml; torch's and Python's own bounds in pyproject.toml.
+# What is too old is refused during evaluation, in one line that names the version found.
 {
   lib,
   nixpkgs,
   project,
 }:
 let
-  inherit (builtins.fromTOML (builtins.readFile ../toolchain.toml)) least;
+  # toolchain.toml says why; `make versions` compares.
+  least = {
+    nix = "2.18";
+    cuda = "12.9";
+    torch = "2.9";
+  };
   # Only the stub says that it is content with less: Debian's Nix evaluates it.
   nix = nixpkgs.minimumNix or least.nix;
+  # The module's bound is the newer one today.
   torch =
     let
       own = project.floorOf "torch";

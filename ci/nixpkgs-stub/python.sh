@@ -9,7 +9,7 @@ case $* in
 -c*'version_info[:3]'*) echo 3.13.0 ;;
 -c*get_device_capability*) echo "$ARCH" ;;
 -c*) ;;
-'-m ci.provenance '*) echo stub >"$3/provenance.json" ;;
+'-m megamoe.suite.provenance '*) echo stub >"$3/provenance.json" ;;
 *)
     echo "stub: python3 $*"
     while [ $# -gt 1 ]; do

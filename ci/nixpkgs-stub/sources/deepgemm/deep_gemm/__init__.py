@@ -1,2 +1,3 @@
-# Stands in for DeepGEMM's, from which the flake reads the version.
-__version__ = '2.6.1'
+"""Stands in for DeepGEMM, of which the flake reads the version."""
+
+__version__ = '2.6.1'  # fmt: skip
