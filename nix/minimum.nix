@@ -9,16 +9,10 @@ let
   least = {
     nix = "2.18";
     cuda = "12.9";
-    torch = "2.9";
   };
   # Only the stub says that it is content with less: Debian's Nix evaluates it.
   nix = nixpkgs.minimumNix or least.nix;
-  # The module's bound is the newer one today.
-  torch =
-    let
-      own = project.floorOf "torch";
-    in
-    if lib.versionOlder own least.torch then least.torch else own;
+  torch = project.floorOf "torch";
 
   refuse =
     what: found: floor: mend:

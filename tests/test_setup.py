@@ -365,7 +365,7 @@ CLOSING = "====== 1 failed, 7 passed in 3.21s ======"
 def test_ci_ends_with_the_closing_line_of_pytest(
     tmp_path: Path, output: str, status: int, last: str
 ) -> None:
-    fakes = {name: "exit 0" for name in ("apt-get", "nix", "chromium")}
+    fakes = dict.fromkeys(("apt-get", "nix", "chromium"), "exit 0")
     fakes["make"] = f"echo '{output}'\necho 'make: *** Error' >&2\nexit {status}"
     for name, script in fakes.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
