@@ -147,8 +147,8 @@ def docs(root: Path, table: Table) -> Iterator[str]:
     """Versions named in README.md and docs/ are those of the locks or of a named host."""
     allowed = {name: {v.removesuffix("+cpu") for v in versions}
                for name, versions in locked_versions(root).items()}  # fmt: skip
-    for name in ("cuda", "nvcc", "nix"):
-        allowed[name] = {table["least"][name]} if name in table["least"] else set()
+    for name in ("nvcc", *table["least"]):
+        allowed.setdefault(name, set()).update(table["least"].get(name, "").split())
     for host in table["hosts"]:
         for name in set(host) & set(allowed):
             allowed[name] |= set(host[name] if isinstance(host[name], list) else [host[name]])
