@@ -365,15 +365,44 @@ CLOSING = "====== 1 failed, 7 passed in 3.21s ======"
 def test_ci_ends_with_the_closing_line_of_pytest(
     tmp_path: Path, output: str, status: int, last: str
 ) -> None:
-    fake = tmp_path / "make"
-    fake.write_text(f"#!/bin/sh\necho '{output}'\necho 'make: *** Error' >&2\nexit {status}\n")
-    fake.chmod(0o755)
+    fakes = dict.fromkeys(("apt-get", "nix", "chromium"), "exit 0")
+    fakes["make"] = f"echo '{output}'\necho 'make: *** Error' >&2\nexit {status}"
+    for name, script in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [ROOT / ".ci/run"], env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1] == last
     assert (done.returncode == 0) == (status == 0 and "passed" in last)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize("there", [True, False])
+def test_ci_installs_what_no_test_may_be_skipped_for(tmp_path: Path, there: bool) -> None:
+    fakes = {
+        "make": "echo nix $MEGAMOE_REQUIRE_NIX chromium $MEGAMOE_REQUIRE_CHROMIUM",
+        "apt-get": f'echo "$*" >>{tmp_path}/installed',
+    }
+    if there:
+        fakes |= dict.fromkeys(("nix", "chromium"), "exit 0")
+    for name, script in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    for tool in ("bash", "sh", "dirname", "mktemp", "tee", "grep", "tail", "rm"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    done = subprocess.run(
+        [str(tmp_path / "bash"), ROOT / ".ci/run"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "nix 1 chromium 1" in done.stdout.splitlines()
+    log = tmp_path / "installed"
+    assert log.exists() != there
+    installs = [line.split()[-2:] for line in log.read_text().splitlines()] if not there else []
+    assert there or ["nix-bin" in installs[1], "chromium-driver" in installs[2]] == [True, True]
 
 
 # --- the wheel -----------------------------------------------------------------------------------

@@ -1,0 +1,13 @@
+# `nix run .#check -- --backend my_kernel.py:Mine`: megamoe check, with DeepGEMM at hand.
+{ pkgs }:
+let
+  python = pkgs.python3.withPackages (ps: [
+    ps.megamoe
+    ps.deep-gemm
+  ]);
+in
+pkgs.writeShellScriptBin "megamoe-check" ''
+  export CUDA_HOME=${pkgs.megamoe-cuda-home}
+  . ${./driver.sh}
+  exec ${python}/bin/python3 -m megamoe check "$@"
+''
