@@ -149,7 +149,8 @@ def _detail(
     above = np.where(number, np.maximum(key - high, 0), 0)
     zero, nan = zero & asked, nan & asked
     outside = (below > 0) | (above > 0) | zero | nan
-    level = np.where(outside, _length(below + above), -1)
+    # An id may be 2**62 off; a map has no use for more than 34 bits.
+    level = np.where(outside, np.minimum(_length(below + above), NAN_LEVEL - 1), -1)
     level = np.where(nan, NAN_LEVEL, level)
     widths = (high - low)[number]
     return {
