@@ -1,0 +1,110 @@
+"""What a report says of ``megamoe ab`` and ``megamoe bisect``: plain data, as :mod:`.run` makes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from megamoe.report import draw, read
+
+View = dict[str, Any]
+
+SIGN: Mapping[str, str] = {"identical": "✓", "moved": "✗", "error": "!"}
+
+
+def ab(result: Mapping[str, Any]) -> View:
+    """Two environments: a row for each case and stage that moved, and the cases that did not."""
+    cases = read.objects(result, "cases")
+    counts = Counter(read.text(c, "status", "error") for c in cases)
+    other = len(cases) - counts["identical"] - counts["moved"]
+    colour = "grey" if other or not cases else "red" if counts["moved"] else "green"
+    said = f"{counts['identical']} of {len(cases)} cases identical bit for bit"
+    said += f", {counts['moved']} moved" if counts["moved"] else ""
+    said += f", {other} could not be compared" if other else ""
+    return {
+        "verdict": read.text(result, "headline") or said,
+        "summary": said,
+        "colour": colour,
+        "sides": [(n, _lines(result.get(n))) for n in ("left", "right")],
+        "cases": sorted(map(_compared, cases), key=lambda c: c["status"] == "identical"),
+        "rest": _rest(result, ("kind", "left", "right", "headline", "cases")),
+    }
+
+
+def _compared(case: Mapping[str, Any]) -> View:
+    stages = read.mapping(case, "stages")
+    status = read.text(case, "status", "error")
+    return {
+        "id": read.text(case, "id", "?"),
+        "status": status,
+        "sign": SIGN.get(status, "!"),
+        "first": read.text(case, "first_stage"),
+        "reason": read.text(case, "reason") or read.text(case, "error"),
+        "stages": [
+            {
+                "name": name,
+                "moved": read.count(stages[name], "moved"),
+                "elements": read.count(stages[name], "elements"),
+                "ulps": read.text(stages[name], "max_ulps"),
+                "left": read.text(stages[name], "outside_left"),
+                "right": read.text(stages[name], "outside_right"),
+            }
+            for name in stages
+        ],
+    }
+
+
+def bisect(result: Mapping[str, Any]) -> View:
+    """A search: its picture, its steps and what it ended with."""
+    steps = read.objects(result, "steps")
+    found = read.sentence(result.get("first_bad"))
+    good = read.sentence(result.get("last_good"))
+    if found:
+        verdict = f"First bad: {found}" + (f"; last good: {good}" if good else "")
+    else:
+        verdict = "No first bad one was found"
+    facts = {
+        "first stage": result.get("first_stage"),
+        "worst element": result.get("worst"),
+        "cases": result.get("cases"),
+    }
+    counts = Counter(read.text(s, "verdict", "unknown") for s in steps)
+    return {
+        "verdict": read.text(result, "headline") or verdict,
+        "summary": f"{len(steps)} steps: " + ", ".join(f"{n} {v}" for v, n in counts.most_common()),
+        "colour": "red" if found else "grey",
+        "found": [("first bad", found), ("last good", good)],
+        "facts": [(n, _lines(value)) for n, value in facts.items() if read.sentence(value)],
+        "walk": draw.walk(steps),
+        "placed": draw.order(steps)[1],
+        "steps": [
+            {
+                **{k: read.text(s, k) for k in ("rev", "subject", "reason")},
+                "verdict": read.text(s, "verdict", "unknown"),
+                "seconds": read.number(s, "seconds"),
+            }
+            for s in steps
+        ],
+        "rest": _rest(
+            result, ("kind", "steps", "first_bad", "last_good", "headline", *_FACT_KEYS)
+        ),
+    }  # fmt: skip
+
+
+_FACT_KEYS = ("first_stage", "worst", "cases")
+
+
+def _lines(value: Any) -> list[tuple[str, str]]:
+    """(name, value) of an object; one nameless line of anything else."""
+    if isinstance(value, Mapping):
+        return [(str(k), read.sentence(v)) for k, v in value.items() if read.sentence(v)]
+    if isinstance(value, list):
+        return [("", read.sentence(v)) for v in value]
+    return [("", read.sentence(value))]
+
+
+def _rest(result: Mapping[str, Any], shown: tuple[str, ...]) -> list[tuple[str, str]]:
+    """What else stands in the result: nothing is kept from the reader."""
+    rest = [(k, read.sentence(v)) for k, v in result.items() if k not in shown]
+    return [(k, v[: read.LONGEST]) for k, v in rest if v]
