@@ -8,6 +8,7 @@ colour it has.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def add(commands: Any, command: Any) -> None:
 def _report(a: argparse.Namespace) -> int:
     kind, result = read(Path(a.result))
     if a.out is None:
-        terminal.show(kind, result, Console())
+        # Plain width where this is no terminal: a table in a file should not wrap.
+        terminal.show(kind, result, Console(width=None if sys.stdout.isatty() else 150))
         return 0
     out = Path(a.out)
     if out.is_dir():

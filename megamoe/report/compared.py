@@ -18,7 +18,7 @@ def ab(result: Mapping[str, Any]) -> View:
     cases = read.objects(result, "cases")
     counts = Counter(read.text(c, "status", "error") for c in cases)
     other = len(cases) - counts["identical"] - counts["moved"]
-    colour = "grey" if other or not cases else "red" if counts["moved"] else "green"
+    colour = "red" if counts["moved"] else "grey" if other or not cases else "green"
     said = f"{counts['identical']} of {len(cases)} cases identical bit for bit"
     said += f", {counts['moved']} moved" if counts["moved"] else ""
     said += f", {other} could not be compared" if other else ""
@@ -58,8 +58,7 @@ def _compared(case: Mapping[str, Any]) -> View:
 def bisect(result: Mapping[str, Any]) -> View:
     """A search: its picture, its steps and what it ended with."""
     steps = read.objects(result, "steps")
-    found = read.sentence(result.get("first_bad"))
-    good = read.sentence(result.get("last_good"))
+    found, good = (_commit(result.get(name)) for name in ("first_bad", "last_good"))
     if found:
         verdict = f"First bad: {found}" + (f"; last good: {good}" if good else "")
     else:
@@ -90,6 +89,12 @@ def bisect(result: Mapping[str, Any]) -> View:
             result, ("kind", "steps", "first_bad", "last_good", "headline", *_FACT_KEYS)
         ),
     }  # fmt: skip
+
+
+def _commit(value: Any) -> str:
+    """``rev subject`` where the two are known."""
+    both = [read.text(value, "rev")[:12], read.text(value, "subject")]
+    return " ".join(filter(None, both)) or read.sentence(value)
 
 
 _FACT_KEYS = ("first_stage", "worst", "cases")

@@ -139,7 +139,7 @@ def histogram(detail: Mapping[str, Any]) -> Markup:
         out.append(f'<text class="k" x="{x + wide // 2}" y="{high + 26}">{label}</text>')
     middle = next(i for i, bar in enumerate(shown) if bar[0] == "in")
     said = ", ".join(f"{label} {n}" for _, label, n in shown if n)
-    width, base = len(shown) * wide, high + 40
+    width, base = max(len(shown), middle + 3) * wide, high + 40
     ends = f'<text class="k s" x="2" y="{base}">ULP below</text>' if middle else ""
     if len(shown) > middle + 1 and shown[middle + 1][0] == "out":
         ends += f'<text class="k s" x="{(middle + 1) * wide + 5}" y="{base}">ULP above</text>'

@@ -50,9 +50,8 @@ def read(path: Path) -> tuple[str, Result]:
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
         text = _CONTROL.sub("\ufffd", value)
-        return (
-            text if len(text) <= LONGEST else f"{text[:LONGEST]} (and {len(text) - LONGEST} more)"
-        )
+        more = len(text) - LONGEST
+        return text if more <= 0 else f"{text[:LONGEST]} (and {more} more characters)"
     if isinstance(value, dict):
         return {_clean(key): _clean(below) for key, below in value.items()}
     if isinstance(value, list):

@@ -168,12 +168,11 @@ def _chip(inter: int, cases: Sequence[View], anchors: Mapping[str, str]) -> View
     bad = sum(map(is_bad, cases))
     state = "bad" if bad else "pass" if counts["pass"] else "none"
     said = ", ".join(f"{n} {s}" for s, n in counts.most_common())
+    sign = "✓" if counts["pass"] else "–"
     return {
         "label": f"I {inter}" if inter else "",
         "state": state,
-        "text": f"✗ {bad}/{len(cases)}"
-        if bad
-        else f"{'✓' if counts['pass'] else '–'} {len(cases)}",
+        "text": f"✗ {bad}/{len(cases)}" if bad else f"{sign} {len(cases)}",
         "title": said,
         "anchor": next((anchors[c["id"]] for c in cases if c.get("id") in anchors), None),
     }
@@ -216,19 +215,21 @@ def stage(finding: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> V
         (d for d in details if d.get("stage") == name and d.get("outside") == outside), None
     )
     total = read.count(finding, "total")
+    axis = read.text(read.mapping(detail, "map"), "axis", "row")
+    names = {"rows": f"{axis}s", "experts": "experts", "tiles": "tiles of 128 channels"}
     return {
         "name": name,
         "outside": outside,
         "total": total,
-        "share": f"{100 * outside / total:.2g}%" if total else "",
+        "share": f"{100 * outside / total:.3g}%" if total else "",
         "text": read.text(finding, "text"),
         "worst": worst_line(read.mapping(finding, "worst")),
         "detail": detail,
         "map": _map(finding, detail),
         "widths": _widths(detail),
         "ranks": [
-            {"name": kind, "shown": ranked[:MOST], "left": max(0, len(ranked) - MOST)}
-            for kind in ("rows", "experts", "tiles")
+            {"name": names[kind], "shown": ranked[:MOST], "left": max(0, len(ranked) - MOST)}
+            for kind in names
             if (ranked := read.tally(finding, kind))
         ],
     }
@@ -260,7 +261,7 @@ def _map(finding: Mapping[str, Any], detail: Mapping[str, Any] | None) -> View |
         channels = read.count(drawn, "channels")
         steps = read.count(drawn, "row_step"), read.count(drawn, "channel_step")
         labels = [str(v) for v in read.items(drawn, "labels")]
-        measure = "the cell's worst distance in ULPs"
+        measure = "its worst distance in ULPs"
     else:
         shape = [v for v in read.items(finding, "shape") if type(v) is int]
         if len(shape) != 2:
@@ -268,8 +269,8 @@ def _map(finding: Mapping[str, Any], detail: Mapping[str, Any] | None) -> View |
         cells = draw.share_rows(read.items(finding, "grid"), shape[0], shape[1])
         axis, rows, channels, labels = "row", shape[0], shape[1] * 128, []
         steps = -(-rows // max(1, len(cells))), 128
-        measure = "the cell's share of what is outside"
-    if not cells or not cells[0] or len(cells) * len(cells[0]) < 2:
+        measure = "how many elements are outside"
+    if not cells or not cells[0] or len(cells) * len(cells[0]) < (2 if drawn else 4):
         return None
     said = f"{rows} {axis}{'s' * (rows != 1)} down"
     said += f", {channels} channels across" if channels > 1 else ""
@@ -277,7 +278,7 @@ def _map(finding: Mapping[str, Any], detail: Mapping[str, Any] | None) -> View |
     first, last = (labels[0], labels[-1]) if labels else ("0", str(max(0, rows - 1)))
     return {
         "cells": cells, "first": first, "last": last, "channels": channels,
-        "caption": f"{said}; a cell is {one}, its shade {measure}",
+        "caption": f"{said}; a cell is {one}, shaded by {measure}",
     }  # fmt: skip
 
 

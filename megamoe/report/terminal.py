@@ -111,13 +111,14 @@ def _ab(result: Mapping[str, Any], console: Console) -> None:
         why = f"\n{case['reason']}" if case["reason"] else ""
         head = f"{case['sign']} {case['id']} {case['status']}{why}"
         for stage in case["stages"] or [{}]:
-            mark = " <- first" if stage and stage["name"] == case["first"] else ""
+            mark = " *" if stage and stage["name"] == case["first"] else ""
             cells = [f"{stage['name']}{mark}"] if stage else [""]
             cells += [str(stage.get(k, "")) for k in ("moved", "elements", "ulps", "left", "right")]
             table.add_row(Text(head), *(Text(cell) for cell in cells))
             head = ""
     if table.row_count:
         console.print(table)
+        _say(console, "* the first stage that differs")
     same = sum(c["status"] == "identical" for c in view["cases"])
     _say(console, f"identical: {same} of {len(view['cases'])} cases")
 
@@ -127,7 +128,7 @@ def _bisect(result: Mapping[str, Any], console: Console) -> None:
     _say(console, view["verdict"])
     _say(console, view["summary"])
     marks = {"good": "o", "bad": "#", "skip": "-", "flaky": "~"}
-    places, _ = draw.order(view["steps"])
+    places, _ = draw.order(read.objects(result, "steps"))
     _say(console, "\nolder" + " " * 39 + "newer   o good  # bad  - skipped  ~ flaky")
     for i, (step, place) in enumerate(zip(view["steps"], places, strict=True)):
         at = round(place * 48)

@@ -53,7 +53,7 @@ def measure(
 
 
 def measure_keys(
-    stage: str, form: Form, actual: Bits, low: Keys, high: Keys, axes: Sequence[str],
+    stage: str, form: Form, actual: Bits, low: Any, high: Any, axes: Sequence[str],
     live: Any = None, tokens: Sequence[int] | None = None,
 ) -> Detail:  # fmt: skip
     """As :func:`measure` with ends given as keys, to which NaN and signs of zero mean nothing."""
@@ -96,7 +96,9 @@ def _forward_stage(
     axes = ("token", "slot", "channel") if codes else ("token", "channel")
     per_channel = 32 if form is UE8M0 else 1
     live = problem.topk_ids.numpy()[:, :, None] >= 0 if codes else None
-    shown = actual[stage] if live is None else np.where(live, actual[stage], 0).astype(np.uint8)
+    shown: Any = (
+        actual[stage] if live is None else np.where(live, actual[stage], 0).astype(np.uint8)
+    )
     if stage in ("x", "x_sf"):
         staged = oracle.staging(
             bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()
