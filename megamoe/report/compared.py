@@ -41,6 +41,7 @@ def _compared(case: Mapping[str, Any]) -> View:
         "sign": SIGN.get(status, "!"),
         "first": read.text(case, "first_stage"),
         "reason": read.text(case, "reason") or read.text(case, "error"),
+        "more": _more(case),
         "stages": [
             {
                 "name": name,
@@ -55,18 +56,32 @@ def _compared(case: Mapping[str, Any]) -> View:
     }
 
 
+def _more(case: Mapping[str, Any]) -> list[str]:
+    """What else is known of a case that moved."""
+    verdicts = [(n, read.text(case, f"verdict_{n}")) for n in ("left", "right")]
+    out = [f"judged by its golden: {', '.join(f'{n} {v}' for n, v in verdicts if v)}"]
+    out = out if any(v for _, v in verdicts) else []
+    unsteady = read.sentence(case.get("unsteady"))
+    if unsteady:
+        out.append(f"does not return its own bits again: {unsteady}")
+    one_sided = read.sentence(case.get("one_sided"))
+    return [*out, f"shown by one side only: {one_sided}"] if one_sided else out
+
+
 def bisect(result: Mapping[str, Any]) -> View:
     """A search: its picture, its steps and what it ended with."""
     steps = read.objects(result, "steps")
     found, good = (_commit(result.get(name)) for name in ("first_bad", "last_good"))
+    found = " ".join(filter(None, [found, read.text(result, "subject")])) if found else found
     if found:
         verdict = f"First bad: {found}" + (f"; last good: {good}" if good else "")
     else:
         verdict = "No first bad one was found"
+    tabled = [c for c in read.objects(result, "cases") if read.mapping(c, "stages")]
     facts = {
         "first stage": result.get("first_stage"),
         "worst element": result.get("worst"),
-        "cases": result.get("cases"),
+        "cases": None if tabled else result.get("cases"),
     }
     counts = Counter(read.text(s, "verdict", "unknown") for s in steps)
     return {
@@ -75,6 +90,7 @@ def bisect(result: Mapping[str, Any]) -> View:
         "colour": "red" if found else "grey",
         "found": [("first bad", found), ("last good", good)],
         "facts": [(n, _lines(value)) for n, value in facts.items() if read.sentence(value)],
+        "moved": [_compared({"status": "moved", **c}) for c in tabled],
         "walk": draw.walk(steps),
         "placed": draw.order(steps)[1],
         "steps": [
@@ -86,7 +102,7 @@ def bisect(result: Mapping[str, Any]) -> View:
             for s in steps
         ],
         "rest": _rest(
-            result, ("kind", "steps", "first_bad", "last_good", "headline", *_FACT_KEYS)
+            result, ("kind", "steps", "first_bad", "last_good", "headline", "subject", *_FACT_KEYS)
         ),
     }  # fmt: skip
 

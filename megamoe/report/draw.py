@@ -18,7 +18,7 @@ from megamoe.report import read
 
 HUE: Final = (214, 48, 44)
 NAN_HUE: Final = (124, 77, 255)
-STEPS: Final = (("1", 90), ("2–3", 125), ("4–7", 160), ("8–15", 190), ("16–63", 222), ("≥ 64", 255))
+STEPS: Final = (("1", 95), ("2–3", 130), ("4–7", 160), ("8–15", 190), ("16–63", 222), ("≥ 64", 255))
 """ULPs of a shade and of a bar, and the shade's opacity of 255."""
 _LEVELS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SIGN, _NAN = 7, 8

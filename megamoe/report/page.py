@@ -77,9 +77,12 @@ def _ab_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
 def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
     table, unlisted = fit(
-        (macros.step(i + 1, s) for i, s in enumerate(view["steps"])), _FAILURES // 2
+        (macros.step(i + 1, s) for i, s in enumerate(view["steps"])), _FAILURES // 4
     )
-    return {"table": table, "unlisted": unlisted}
+    moved, moved_left = fit((macros.compared(c) for c in view["moved"]), _FAILURES // 2)
+    return {
+        "table": table, "unlisted": unlisted, "moved_table": moved, "moved_left": moved_left,
+    }  # fmt: skip
 
 
 def fit(pieces: Iterable[Markup], budget: int) -> tuple[Markup, int]:

@@ -102,14 +102,23 @@ def _ab(result: Mapping[str, Any], console: Console) -> None:
     for name, pairs in view["sides"]:
         said = ", ".join(f"{k} {v}".strip() for k, v in pairs)
         _say(console, f"{name:<6} {said}")
+    _moved(view["cases"], console)
+    same = sum(c["status"] == "identical" for c in view["cases"])
+    _say(console, f"identical: {same} of {len(view['cases'])} cases")
+
+
+def _moved(cases: list[run.View], console: Console) -> None:
+    """A line for each stage of each case that is not identical."""
     table = Table("case", "stage")
     for name in ("moved", "of", "most ULPs", "outside left", "outside right"):
         table.add_column(name, justify="right")
-    for case in view["cases"]:
+    for case in cases:
         if case["status"] == "identical":
             continue
-        why = f"\n{case['reason']}" if case["reason"] else ""
-        head = f"{case['sign']} {case['id']} {case['status']}{why}"
+        head = "\n".join(
+            filter(None, [f"{case['sign']} {case['id']} {case['status']}", case["reason"],
+                          *case["more"]])
+        )  # fmt: skip
         for stage in case["stages"] or [{}]:
             mark = " *" if stage and stage["name"] == case["first"] else ""
             cells = [f"{stage['name']}{mark}"] if stage else [""]
@@ -119,8 +128,6 @@ def _ab(result: Mapping[str, Any], console: Console) -> None:
     if table.row_count:
         console.print(table)
         _say(console, "* the first stage that differs")
-    same = sum(c["status"] == "identical" for c in view["cases"])
-    _say(console, f"identical: {same} of {len(view['cases'])} cases")
 
 
 def _bisect(result: Mapping[str, Any], console: Console) -> None:
@@ -136,6 +143,7 @@ def _bisect(result: Mapping[str, Any], console: Console) -> None:
         why = f" ({step['reason']})" if step["reason"] else ""
         said = f"{step['verdict']:<5} {step['rev'][:12]} {step['subject']}{why}"
         _say(console, f"{track} {i + 1:>3} {said}")
+    _moved(view["moved"], console)
     for name, value in view["found"]:
         _say(console, f"{name}: {value or 'not found'}")
     for name, pairs in view["facts"]:

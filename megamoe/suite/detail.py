@@ -44,10 +44,10 @@ def measure(
     allowed is zero, its sign counts.
     """
     nan, nan_low = form.is_nan(actual), form.is_nan(low)
-    key_low, key_high = form.key(low), form.key(high)
-    zero = (key_low == 0) & (key_high == 0) & (actual != low) & (actual != high)
+    key, key_low, key_high = form.key(actual), form.key(low), form.key(high)
+    zero = (key == 0) & (key_low == 0) & (key_high == 0) & (actual != low) & (actual != high)
     return _detail(
-        stage, form.key(actual), key_low, key_high, nan != nan_low, nan & nan_low,
+        stage, key, key_low, key_high, nan != nan_low, nan & nan_low,
         zero & ~nan & ~nan_low, (axes, per_channel, tokens), live,
     )  # fmt: skip
 

@@ -43,7 +43,12 @@ class Chromium:
         self._folder = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        options = ["--headless=new", "--remote-debugging-pipe", "--disable-gpu", "--hide-scrollbars"]
+        options = [
+            "--headless=new",
+            "--remote-debugging-pipe",
+            "--disable-gpu",
+            "--hide-scrollbars",
+        ]
         options += ["--no-first-run", "--disable-extensions", "--disable-dev-shm-usage"]
         options += [f"--user-data-dir={self._folder.name}", "--window-size=1280,900"]
         if os.geteuid() == 0:  # the sandbox refuses to run as root
@@ -126,7 +131,9 @@ class Chromium:
 
     def pdf(self) -> bytes:
         """The page as it would be printed on A4."""
-        out = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False)
+        out = self.call(
+            "Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=False
+        )
         return base64.b64decode(out["data"])
 
     def complaints(self) -> list[str]:
