@@ -37,16 +37,16 @@ def level_rows(cells: Sequence[Any]) -> list[list[int]]:
     """Palette entries of a detail's map (:mod:`megamoe.suite.detail`); rows of one length."""
     lines = [line for line in cells if isinstance(line, str)]
     width = max(map(len, lines), default=0)
-    return [[_entry(c) for c in line.ljust(width, ".")] for line in lines]
+    return [[_ENTRIES.get(c, 0) for c in line.ljust(width, ".")] for line in lines]
 
 
-def _entry(character: str) -> int:
-    length = _LEVELS.find(character)
-    if length < 0:
-        return 0
+def _entry(length: int) -> int:
     if length in (0, 35):
         return _NAN if length else _SIGN
     return 1 + step_of(length)
+
+
+_ENTRIES: Final = {c: _entry(length) for length, c in enumerate(_LEVELS)}
 
 
 def share_rows(grid: Sequence[Any], rows: int, tiles: int, most_rows: int = 48) -> list[list[int]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import jinja2
 from markupsafe import Markup
@@ -25,6 +25,8 @@ _TABLE: Final = 260_000
 """Bytes for failures drawn in full, and for each list of what comes in a line; 0.2 MB is left."""
 OPEN: Final = 12
 """Failures that are unfolded when the page opens."""
+
+_T = TypeVar("_T")
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 
@@ -55,13 +57,16 @@ def _digest(content: str) -> str:
 def _run_parts(env: jinja2.Environment, view: run.View) -> dict[str, Any]:
     """Failures in full while there is room, then a line each, then a count; and the case table."""
     macros: Any = env.get_template("parts.html").module
-    full, left = fit((macros.failure(f, i < OPEN) for i, f in enumerate(view["failures"])),
-                     _FAILURES)  # fmt: skip
-    rest = view["failures"][len(view["failures"]) - left :] if left else []
-    brief, lost = fit((macros.brief(f) for f in rest), _TABLE)
-    kept = {f["anchor"] for f in view["failures"][: len(view["failures"]) - lost]}
-    table, unlisted = fit((macros.row(c, kept) for c in view["cases"]), _TABLE)
-    rows, hidden = fit((macros.shape(r, kept) for r in view["grid"]["rows"]), _TABLE // 2)
+    failures = view["failures"]
+    full, left = fit(failures[:OPEN], lambda f: macros.failure(f, True), _FAILURES)
+    if not left:
+        folded, left = fit(failures[OPEN:], lambda f: macros.failure(f, False),
+                           _FAILURES - len(full.encode()))  # fmt: skip
+        full += folded
+    brief, lost = fit(failures[len(failures) - left :], macros.brief, _TABLE)
+    kept = {f["anchor"] for f in failures[: len(failures) - lost]}
+    table, unlisted = fit(view["cases"], lambda c: macros.row(c, kept), _TABLE)
+    rows, hidden = fit(view["grid"]["rows"], lambda r: macros.shape(r, kept), _TABLE // 2)
     return {
         "full": full, "brief": brief, "lost": lost, "brief_count": left - lost, "table": table,
         "unlisted": unlisted, "shapes": rows, "hidden_shapes": hidden,
@@ -70,29 +75,27 @@ def _run_parts(env: jinja2.Environment, view: run.View) -> dict[str, Any]:
 
 def _ab_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
-    table, unlisted = fit((macros.compared(c) for c in view["cases"]), _FAILURES)
+    table, unlisted = fit(view["cases"], macros.compared, _FAILURES)
     return {"table": table, "unlisted": unlisted}
 
 
 def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
-    table, unlisted = fit(
-        (macros.step(i + 1, s) for i, s in enumerate(view["steps"])), _FAILURES // 4
-    )
-    moved, moved_left = fit((macros.compared(c) for c in view["moved"]), _FAILURES // 2)
+    steps = list(enumerate(view["steps"], 1))
+    table, unlisted = fit(steps, lambda s: macros.step(*s), _FAILURES // 4)
+    moved, moved_left = fit(view["moved"], macros.compared, _FAILURES // 2)
     return {
         "table": table, "unlisted": unlisted, "moved_table": moved, "moved_left": moved_left,
     }  # fmt: skip
 
 
-def fit(pieces: Iterable[Markup], budget: int) -> tuple[Markup, int]:
-    """As many pieces, from the first on, as ``budget`` bytes hold; and how many are left over."""
+def fit(items: Sequence[_T], draw_one: Callable[[_T], Markup], budget: int) -> tuple[Markup, int]:
+    """As many items, from the first on, as ``budget`` bytes hold; and how many are left over."""
     kept: list[Markup] = []
-    left = 0
-    for piece in pieces:
+    for item in items:
+        piece = draw_one(item)
         budget -= len(piece.encode("utf-8"))
-        if left or budget < 0:
-            left += 1
-        else:
-            kept.append(piece)
-    return Markup("").join(kept), left
+        if budget < 0:
+            break
+        kept.append(piece)
+    return Markup("").join(kept), len(items) - len(kept)

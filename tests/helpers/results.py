@@ -1,4 +1,4 @@
-"""Results for the report to show: one real run of a few cases with planted faults, A/B, bisection."""
+"""Results for the report to show: a real run of a few cases with planted faults, A/B, bisection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ cases whose backend raises."""
 
 
 class Faulty:
-    """``eager`` with y too large in a stretch of token 2, a code and a scale off, and eplb raising."""
+    """``eager`` with y too large in a stretch, a NaN, codes and a scale off, and eplb raising."""
 
     name = "faulty"
     accumulator = "fp32-ordered"
@@ -103,7 +103,8 @@ def bisect() -> dict[str, Any]:
         for place, verdict in walk
     ]  # fmt: skip
     return {
-        "kind": "bisect", "steps": steps, "first_bad": f"41{'a' * 38}", "last_good": f"40{'a' * 38}",
+        "kind": "bisect", "steps": steps,
+        "first_bad": f"41{'a' * 38}", "last_good": f"40{'a' * 38}",
         "cases": ["forward/a"], "first_stage": "l2_acts",
         "worst": {"stage": "l2_acts", "token": 1, "channel": 32, "ulps": 1},
     }  # fmt: skip
