@@ -6,6 +6,7 @@ takes its case with it and nothing else.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -45,18 +46,33 @@ def check(settings: Settings, workers: int, console: Console) -> report.Report:
     seconds = shards.durations(settings.root)
     started = time.perf_counter()
     verdicts: list[Verdict] = []
+    details: dict[str, Any] = {}
     if cases:
         with Progress(len(cases), console, settings, seconds) as progress:
             progress.workers = max(1, min(workers, len(cases)))
             progress.left = sum(seconds.get(c.id, shards.DEFAULT_SECONDS) for c in cases)
             collector = _Collector(cases, settings, progress)
             _pytest(settings, progress.workers, len(cases), collector)
-            verdicts = collector.complete()
+            verdicts, details = collector.complete(), collector.details
     took = time.perf_counter() - started
     made = report.build(settings, backend.accumulator, verdicts, took)
     file = None if kept is None else str(kept.path.relative_to(settings.root))
+    report.describe(made, cases, details)
+    made["options"] = settings.again()
+    manifest = (settings.root / "manifest.json").read_bytes()
+    made["goldens"] = {"manifest_sha256": hashlib.sha256(manifest).hexdigest()}
+    made["fingerprint"] = _fingerprint(backend)
     made["recorded"] = {"machine_class": recorded.machine_class(settings.device), "file": file}
     return made
+
+
+def _fingerprint(backend: Any) -> dict[str, str] | None:
+    """Sources and options; binaries are compiled in the workers, and differ with the cases."""
+    try:
+        found = recorded.fingerprint(backend)
+    except Exception:  # the cases' verdicts say what is wrong with it; the run is not lost here
+        return None
+    return None if found is None else {name: found[name] for name in ("sources", "options")}
 
 
 class _Collector:
@@ -67,6 +83,7 @@ class _Collector:
         self.settings = settings
         self.progress = progress
         self.verdicts: dict[str, Verdict] = {}
+        self.details: dict[str, Any] = {}
         self.since: dict[str, float] = {}
         self.run = ""
         self.output = io.StringIO()
@@ -87,8 +104,10 @@ class _Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         case_id = _case_id(report.nodeid)
-        said = dict(report.user_properties).get(plugin.PROPERTY)
+        properties = dict(report.user_properties)
+        said = properties.get(plugin.PROPERTY)
         if report.when == "call" and said is not None:
+            self.details[case_id] = json.loads(str(properties.get(plugin.DETAILS, "[]")))
             self._take(Verdict.from_dict(json.loads(str(said))))
         elif str(report.when) == "???":  # pytest-xdist's mark of a worker that died
             if case_id in self.verdicts:

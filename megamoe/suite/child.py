@@ -49,6 +49,8 @@ class ChildRunner:
         self.settings = settings
         self.process: SpawnProcess | None = None
         self.pipe: Any = None
+        self.details: list[dict[str, Any]] = []
+        """As :attr:`Runner.details`."""
         handle, name = tempfile.mkstemp(prefix="megamoe-", suffix=".trace")
         os.close(handle)
         self.trace = Path(name)
@@ -56,6 +58,7 @@ class ChildRunner:
 
     def run(self, case: Case) -> Verdict:
         """The verdict of one case, whatever happens to the process."""
+        self.details = []
         if self.process is None:
             try:
                 self._start()
@@ -74,6 +77,7 @@ class ChildRunner:
             return Verdict(case.id, case.kind, "error", f"case {case.id}: {reason}")
         if said["lost"]:
             self._stop()
+        self.details = said["details"]
         return Verdict.from_dict(said["verdict"])
 
     def close(self) -> None:
@@ -124,7 +128,8 @@ def _serve(pipe: Any, settings: Settings, trace: str) -> None:
             faulthandler.dump_traceback_later(settings.timeout, exit=True, file=file)
             verdict = runner.run(case)
             faulthandler.cancel_dump_traceback_later()
-            pipe.send({"verdict": verdict.to_dict(), "lost": runner.lost})
+            said = {"verdict": verdict.to_dict(), "lost": runner.lost, "details": runner.details}
+            pipe.send(said)
             del verdict
             gc.collect()  # a real model's weights must not wait for the next case's
 

@@ -34,6 +34,8 @@ EXIT_LOST = 70
 """Of a worker that ends itself because a case has spoiled it."""
 PROPERTY = "megamoe"
 """Name of the user property that carries a verdict, as JSON."""
+DETAILS = "megamoe-details"
+"""The same for what a report draws of a failure (:mod:`megamoe.suite.detail`)."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -128,4 +130,4 @@ def megamoe_settings(request: pytest.FixtureRequest) -> Settings:
     return settings(request.config)
 
 
-__all__ = ["PROPERTY", "Case", "hard_limit", "settings", "trace_file"]
+__all__ = ["DETAILS", "PROPERTY", "Case", "hard_limit", "settings", "trace_file"]

@@ -7,8 +7,10 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 import megamoe
-from megamoe.cases import KINDS
+from megamoe.cases import KINDS, Case
 from megamoe.contract import CURRENT
-from megamoe.judge import STATUSES, Verdict
+from megamoe.judge import BAD, STATUSES, Verdict
 from megamoe.suite.settings import Settings
 
 Report = dict[str, Any]
@@ -41,15 +43,44 @@ def build(
         "contract": CURRENT.revision,
         "device": settings.device,
         "seconds": round(seconds, 3),
-        "versions": {
-            "megamoe": megamoe.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": versions(),
         "machine": machine(settings.device),
         "cases": [v.to_dict() for v in sorted(verdicts, key=lambda v: v.case_id)],
     }
+
+
+SIZES: Final = ("tokens", "hidden", "intermediate", "experts", "top_k", "logical", "physical")
+"""Parameters of a case that the report calls its shape."""
+
+KERNELS: Final = ("safetensors", "triton", "deep_gemm", "sgl-deep-gemm", "vllm", "sglang")
+"""Distributions that may take part in a result; they are named where they are installed."""
+
+
+def describe(report: Report, cases: Sequence[Case], details: Mapping[str, Any]) -> None:
+    """Add to each case of ``report`` its sizes and, where it is bad, what it breaks and details."""
+    known = {case.id: case for case in cases}
+    for entry in report["cases"]:
+        case = known.get(entry["id"])
+        if case is None:
+            continue
+        entry["sizes"] = {name: case.params[name] for name in SIZES if name in case.params}
+        if entry["status"] in BAD:
+            entry["breaks"] = case.breaks
+            entry["details"] = details.get(case.id, [])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in a result."""
+    out = {
+        "megamoe": megamoe.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+    for name in KERNELS:
+        with suppress(metadata.PackageNotFoundError):
+            out[name] = metadata.version(name)
+    return out
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +43,7 @@ from megamoe.judge import (
 from megamoe.judge.formats import BYTE, E4M3, F32, INT32, INT64, UE8M0, Form
 from megamoe.judge.forward import nan_everywhere
 from megamoe.problem import Problem, provided
-from megamoe.suite import device_laws, errors, properties
+from megamoe.suite import detail, device_laws, errors, properties
 
 CALLABLE: Final[Mapping[str, str]] = {
     "staging": "prepare",
@@ -88,6 +88,8 @@ class Runner:
     """What was recorded of this backend on this class of machine."""
     lost: str = ""
     """Why this process can judge no further case: a CUDA error has spoiled it. Empty if it can."""
+    details: list[detail.Detail] = field(default_factory=list)
+    """Of the last case: what a report draws of its failure."""
 
     def run(self, case: Case) -> Verdict:
         """The verdict of one case, with the seconds it took."""
@@ -106,6 +108,7 @@ class Runner:
 
     def _timed(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         started = time.perf_counter()
+        self.details = []
         verdict = self._after(self._judged(case, step))
         return replace(verdict, seconds=round(time.perf_counter() - started, 3))
 
@@ -217,6 +220,9 @@ class Runner:
         found = [*before, *judged.findings, *after]
         verdict = of_findings(case.id, case.kind, found, (*how, *judged.how, *also))
         if verdict.status == "fail":
+            self.details = detail.forward(
+                actual, golden, accumulator, narrowed, case.rows, judged.findings
+            )
             name = "y" if golden.zero_freedom else f"{accumulator}.y_lo"
             if nan_everywhere(actual["y"], golden.get(name)):
                 reason = (
@@ -249,11 +255,11 @@ class Runner:
             if name == "x_sf":
                 place = Place(("token", "channel"), 32, None, ids)
                 pair = (unpack_sf(written), unpack_sf(expected))
-                findings.append(bitwise(name, UE8M0, *pair, place))
+                findings.append(self._bitwise(name, UE8M0, *pair, place))
             else:
                 last = "channel" if name == "x" else "slot"
                 place = Place(("token", last), 1, None, ids)
-                findings.append(bitwise(name, form[name], written, expected, place))
+                findings.append(self._bitwise(name, form[name], written, expected, place))
             findings.append(_untouched(name, tensor, tokens))
         return of_findings(case.id, case.kind, findings, ("bitwise",))
 
@@ -266,8 +272,8 @@ class Runner:
         load = bits(moved["expert_load_view"])
         form = INT32 if wanted.dtype == torch.int32 else INT64
         findings = [
-            bitwise("ids", form, actual, golden.get("ids"), Place(("token", "slot"))),
-            bitwise("load", INT32, load, golden.get("load"), Place(("expert",))),
+            self._bitwise("ids", form, actual, golden.get("ids"), Place(("token", "slot"))),
+            self._bitwise("load", INT32, load, golden.get("load"), Place(("expert",))),
         ]
         return of_findings(case.id, case.kind, findings, ("bitwise",))
 
@@ -295,7 +301,7 @@ class Runner:
             if packed:
                 pair = (unpack_sf(pair[0]), unpack_sf(pair[1]))
             form: Form = UE8M0 if packed else BYTE
-            findings.append(bitwise(name, form, *pair, place))
+            findings.append(self._bitwise(name, form, *pair, place))
         return of_findings(case.id, case.kind, findings, ("bitwise",))
 
     def _errors(self, case: Case) -> Verdict:
@@ -307,6 +313,13 @@ class Runner:
         return of_findings(case.id, case.kind, found, ("error",))
 
     # --- parts --------------------------------------------------------------------------------
+
+    def _bitwise(self, stage: str, form: Form, actual: Any, expected: Any, at: Place) -> Finding:
+        found = bitwise(stage, form, actual, expected, at)
+        if found.outside:
+            made = detail.measure(stage, form, actual, expected, expected, at.axes, at.per_channel)
+            self.details += detail.agreeing([made], [found])
+        return found
 
     def _golden(self, case: Case) -> tuple[StoredGolden, dict[str, Any]]:
         """The golden and the regenerated inputs, whose bits are the ones it was made for."""

@@ -8,7 +8,7 @@ import pytest
 from megamoe.cases import Case
 from megamoe.judge import BAD, Verdict, picture
 from megamoe.suite.child import ChildRunner
-from megamoe.suite.plugin import PROPERTY
+from megamoe.suite.plugin import DETAILS, PROPERTY
 from megamoe.suite.run import Runner, place
 from megamoe.suite.settings import Settings
 
@@ -32,6 +32,8 @@ def test_case(
             seconds=megamoe_settings.timeout,
         )
     record_property(PROPERTY, json.dumps(verdict.to_dict()))
+    if verdict.status in BAD and megamoe_runner.details:
+        record_property(DETAILS, json.dumps(megamoe_runner.details))
     if verdict.status in BAD:
         chosen = megamoe_settings
         pytest.fail(picture(verdict, chosen.backend, chosen.again()), pytrace=False)

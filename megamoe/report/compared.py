@@ -1,0 +1,131 @@
+"""What a report says of ``megamoe ab`` and ``megamoe bisect``: plain data, as :mod:`.run` makes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from megamoe.report import draw, read
+
+View = dict[str, Any]
+
+SIGN: Mapping[str, str] = {"identical": "✓", "moved": "✗", "error": "!"}
+
+
+def ab(result: Mapping[str, Any]) -> View:
+    """Two environments: a row for each case and stage that moved, and the cases that did not."""
+    cases = read.objects(result, "cases")
+    counts = Counter(read.text(c, "status", "error") for c in cases)
+    other = len(cases) - counts["identical"] - counts["moved"]
+    colour = "red" if counts["moved"] else "grey" if other or not cases else "green"
+    said = f"{counts['identical']} of {len(cases)} cases identical bit for bit"
+    said += f", {counts['moved']} moved" if counts["moved"] else ""
+    said += f", {other} could not be compared" if other else ""
+    return {
+        "verdict": read.text(result, "headline") or said,
+        "summary": said,
+        "colour": colour,
+        "sides": [(n, _lines(result.get(n))) for n in ("left", "right")],
+        "cases": sorted(map(_compared, cases), key=lambda c: c["status"] == "identical"),
+        "rest": _rest(result, ("kind", "left", "right", "headline", "cases")),
+    }
+
+
+def _compared(case: Mapping[str, Any]) -> View:
+    stages = read.mapping(case, "stages")
+    status = read.text(case, "status", "error")
+    return {
+        "id": read.text(case, "id", "?"),
+        "status": status,
+        "sign": SIGN.get(status, "!"),
+        "first": read.text(case, "first_stage"),
+        "reason": read.text(case, "reason") or read.text(case, "error"),
+        "more": _more(case),
+        "stages": [
+            {
+                "name": name,
+                "moved": read.count(stages[name], "moved"),
+                "elements": read.count(stages[name], "elements"),
+                "ulps": read.text(stages[name], "max_ulps"),
+                "left": read.text(stages[name], "outside_left"),
+                "right": read.text(stages[name], "outside_right"),
+            }
+            for name in stages
+        ],
+    }
+
+
+def _more(case: Mapping[str, Any]) -> list[str]:
+    """What else is known of a case that moved."""
+    verdicts = [(n, read.text(case, f"verdict_{n}")) for n in ("left", "right")]
+    out = [f"judged by its golden: {', '.join(f'{n} {v}' for n, v in verdicts if v)}"]
+    out = out if any(v for _, v in verdicts) else []
+    unsteady = read.sentence(case.get("unsteady"))
+    if unsteady:
+        out.append(f"does not return its own bits again: {unsteady}")
+    one_sided = read.sentence(case.get("one_sided"))
+    return [*out, f"shown by one side only: {one_sided}"] if one_sided else out
+
+
+def bisect(result: Mapping[str, Any]) -> View:
+    """A search: its picture, its steps and what it ended with."""
+    steps = read.objects(result, "steps")
+    found, good = (_commit(result.get(name)) for name in ("first_bad", "last_good"))
+    found = " ".join(filter(None, [found, read.text(result, "subject")])) if found else found
+    if found:
+        verdict = f"First bad: {found}" + (f"; last good: {good}" if good else "")
+    else:
+        verdict = "No first bad one was found"
+    tabled = [c for c in read.objects(result, "cases") if read.mapping(c, "stages")]
+    facts = {
+        "first stage": result.get("first_stage"),
+        "worst element": result.get("worst"),
+        "cases": None if tabled else result.get("cases"),
+    }
+    counts = Counter(read.text(s, "verdict", "unknown") for s in steps)
+    return {
+        "verdict": read.text(result, "headline") or verdict,
+        "summary": f"{len(steps)} steps: " + ", ".join(f"{n} {v}" for v, n in counts.most_common()),
+        "colour": "red" if found else "grey",
+        "found": [("first bad", found), ("last good", good)],
+        "facts": [(n, _lines(value)) for n, value in facts.items() if read.sentence(value)],
+        "moved": [_compared({"status": "moved", **c}) for c in tabled],
+        "walk": draw.walk(steps),
+        "placed": draw.order(steps)[1],
+        "steps": [
+            {
+                **{k: read.text(s, k) for k in ("rev", "subject", "reason")},
+                "verdict": read.text(s, "verdict", "unknown"),
+                "seconds": read.number(s, "seconds"),
+            }
+            for s in steps
+        ],
+        "rest": _rest(
+            result, ("kind", "steps", "first_bad", "last_good", "headline", "subject", *_FACT_KEYS)
+        ),
+    }  # fmt: skip
+
+
+def _commit(value: Any) -> str:
+    """``rev subject`` where the two are known."""
+    both = [read.text(value, "rev")[:12], read.text(value, "subject")]
+    return " ".join(filter(None, both)) or read.sentence(value)
+
+
+_FACT_KEYS = ("first_stage", "worst", "cases")
+
+
+def _lines(value: Any) -> list[tuple[str, str]]:
+    """(name, value) of an object; one nameless line of anything else."""
+    if isinstance(value, Mapping):
+        return [(str(k), read.sentence(v)) for k, v in value.items() if read.sentence(v)]
+    if isinstance(value, list):
+        return [("", read.sentence(v)) for v in value]
+    return [("", read.sentence(value))]
+
+
+def _rest(result: Mapping[str, Any], shown: tuple[str, ...]) -> list[tuple[str, str]]:
+    """What else stands in the result: nothing is kept from the reader."""
+    rest = [(k, read.sentence(v)) for k, v in result.items() if k not in shown]
+    return [(k, v[: read.LONGEST]) for k, v in rest if v]

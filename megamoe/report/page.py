@@ -1,0 +1,101 @@
+"""The report as one HTML file that needs nothing else: no network, no script to be read at all.
+
+The page's content security policy lets in its own style and script, by digest, and pictures that
+stand in the page. What a result says is text everywhere, never markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import jinja2
+from markupsafe import Markup
+
+import megamoe
+from megamoe.report import compared, draw, read, run
+
+LIMIT: Final = 2 << 20
+"""Bytes that no report exceeds."""
+_FAILURES: Final = 1_400_000
+_TABLE: Final = 260_000
+"""Bytes for failures drawn in full, and for each list of what comes in a line; 0.2 MB is left."""
+OPEN: Final = 12
+"""Failures that are unfolded when the page opens."""
+
+_T = TypeVar("_T")
+
+_TEMPLATES: Final = Path(__file__).parent / "templates"
+
+
+def page(kind: str, result: read.Result) -> bytes:
+    """The whole file of a result of this kind, UTF-8, at most :data:`LIMIT` bytes."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    env.filters["seconds"] = lambda s: "" if s is None else f"{s:.2f} s" if s < 10 else f"{s:.0f} s"
+    env.globals.update(png=draw.png, histogram=draw.histogram)
+    style, script = ((_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    shown = {"run": run.view, "ab": compared.ab, "bisect": compared.bisect}[kind](result)
+    parts = {"run": _run_parts, "ab": _ab_parts, "bisect": _bisect_parts}[kind](env, shown)
+    html = env.get_template(f"{kind}.html").render(
+        **shown, **parts, version=megamoe.__version__, legend=draw.legend(),
+        style=Markup(style), script=Markup(script), style_digest=_digest(style),
+        script_digest=_digest(script),
+    )  # fmt: skip
+    return html.encode("utf-8")
+
+
+def _digest(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _run_parts(env: jinja2.Environment, view: run.View) -> dict[str, Any]:
+    """Failures in full while there is room, then a line each, then a count; and the case table."""
+    macros: Any = env.get_template("parts.html").module
+    failures = view["failures"]
+    full, left = fit(failures[:OPEN], lambda f: macros.failure(f, True), _FAILURES)
+    if not left:
+        folded, left = fit(failures[OPEN:], lambda f: macros.failure(f, False),
+                           _FAILURES - len(full.encode()))  # fmt: skip
+        full += folded
+    brief, lost = fit(failures[len(failures) - left :], macros.brief, _TABLE)
+    kept = {f["anchor"] for f in failures[: len(failures) - lost]}
+    table, unlisted = fit(view["cases"], lambda c: macros.row(c, kept), _TABLE)
+    rows, hidden = fit(view["grid"]["rows"], lambda r: macros.shape(r, kept), _TABLE // 2)
+    return {
+        "full": full, "brief": brief, "lost": lost, "brief_count": left - lost, "table": table,
+        "unlisted": unlisted, "shapes": rows, "hidden_shapes": hidden,
+    }  # fmt: skip
+
+
+def _ab_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
+    macros: Any = env.get_template("parts.html").module
+    table, unlisted = fit(view["cases"], macros.compared, _FAILURES)
+    return {"table": table, "unlisted": unlisted}
+
+
+def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
+    macros: Any = env.get_template("parts.html").module
+    steps = list(enumerate(view["steps"], 1))
+    table, unlisted = fit(steps, lambda s: macros.step(*s), _FAILURES // 4)
+    moved, moved_left = fit(view["moved"], macros.compared, _FAILURES // 2)
+    return {
+        "table": table, "unlisted": unlisted, "moved_table": moved, "moved_left": moved_left,
+    }  # fmt: skip
+
+
+def fit(items: Sequence[_T], draw_one: Callable[[_T], Markup], budget: int) -> tuple[Markup, int]:
+    """As many items, from the first on, as ``budget`` bytes hold; and how many are left over."""
+    kept: list[Markup] = []
+    for item in items:
+        piece = draw_one(item)
+        budget -= len(piece.encode("utf-8"))
+        if budget < 0:
+            break
+        kept.append(piece)
+    return Markup("").join(kept), len(items) - len(kept)

@@ -1,0 +1,151 @@
+"""The report in the terminal: the same views, drawn with characters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megamoe.report import compared, draw, read, run
+
+MOST: Final = 20
+"""Failures that are shown in full; the rest get a line each."""
+SHADES: Final = ".1248▒▓±N"
+"""A map's characters: the first ULPs of :data:`draw.STEPS`' bins, then shades, sign and NaN."""
+BAR: Final = 32
+
+
+def show(kind: str, result: read.Result, console: Console) -> None:
+    """Print the report of a result of this kind."""
+    {"run": _run, "ab": _ab, "bisect": _bisect}[kind](result, console)
+
+
+def _say(console: Console, text: str = "") -> None:
+    console.print(Text(text), soft_wrap=True)
+
+
+def _run(result: Mapping[str, Any], console: Console) -> None:
+    view = run.view(result)
+    _say(console, view["verdict"])
+    for line in view["warnings"]:
+        _say(console, f"note: {line}")
+    for name, pairs in view["facts"]:
+        _say(console, f"\n{name}")
+        for key, value in pairs:
+            _say(console, f"  {key:<26} {value}")
+    if view["recorded"]:
+        _say(console, view["recorded"])
+    grid = view["grid"]
+    table = Table("shape", *grid["kinds"], title="kinds and shapes", title_justify="left")
+    for row in grid["rows"]:
+        cells = ("\n".join(f"{c['label']} {c['text']}".strip() for c in cell)
+                 for cell in row["cells"])  # fmt: skip
+        table.add_row(row["name"], *(Text(cell) for cell in cells))
+    if grid["rows"]:
+        _say(console)
+        console.print(table)
+    for failure in view["failures"][:MOST]:
+        _failure(failure, console)
+    for failure in view["failures"][MOST:]:
+        _say(console, f"{failure['status'].upper()} {failure['id']}: {failure['reason']}")
+    for count, status, reason in view["reasons"]:
+        _say(console, f"{status} x {count}: {reason}")
+    if view["failures"] or view["reasons"]:
+        _say(console, view["verdict"])
+
+
+def _failure(failure: run.View, console: Console) -> None:
+    _say(console, f"\n{failure['status'].upper()} {failure['id']}: {failure['reason']}")
+    if failure["breaks"]:
+        _say(console, f"  breaks  {failure['breaks']}")
+    for stage in failure["stages"]:
+        share = f" ({stage['share']})" if stage["share"] else ""
+        _say(console, f"\n{stage['name']}: {stage['outside']} of {stage['total']} outside{share}")
+        if stage["worst"]:
+            _say(console, f"  worst   {stage['worst']}")
+        for rank in stage["ranks"]:
+            shown = ", ".join(f"{name}: {n}" for name, n in rank["shown"])
+            more = f", and {rank['left']} more" if rank["left"] else ""
+            _say(console, f"  {rank['name']:<7} {shown}{more}")
+        if stage["detail"]:
+            _histogram(stage["detail"], console)
+            if stage["widths"]:
+                _say(console, f"  {stage['widths']}")
+        if stage["map"]:
+            _say(console, f"  map     {stage['map']['caption']}")
+            for line in stage["map"]["cells"]:
+                _say(console, "          " + "".join(SHADES[c] for c in line))
+    if failure["how"]:
+        _say(console, f"\njudged: {failure['how']}")
+    _say(console, f"alone:  {failure['command']}")
+
+
+def _histogram(detail: Mapping[str, Any], console: Console) -> None:
+    """A line a bin; lengths are logarithmic, as the page's heights."""
+    shown = draw.bars(detail)
+    middle = next(i for i, bar in enumerate(shown) if bar[0] == "in")
+    top = max(1, *(n.bit_length() for _, _, n in shown))
+    for i, (kind, label, n) in enumerate(shown):
+        side = ("below" if i < middle else "above") if kind == "out" else ""
+        bar = "█" * round(BAR * n.bit_length() / top)
+        _say(console, f"  {f'{label} ULP {side}' if side else label:<18} {bar} {n}")
+
+
+def _ab(result: Mapping[str, Any], console: Console) -> None:
+    view = compared.ab(result)
+    _say(console, view["verdict"])
+    if view["summary"] != view["verdict"]:
+        _say(console, view["summary"])
+    for name, pairs in view["sides"]:
+        said = ", ".join(f"{k} {v}".strip() for k, v in pairs)
+        _say(console, f"{name:<6} {said}")
+    _moved(view["cases"], console)
+    same = sum(c["status"] == "identical" for c in view["cases"])
+    _say(console, f"identical: {same} of {len(view['cases'])} cases")
+
+
+def _moved(cases: list[run.View], console: Console) -> None:
+    """A line for each stage of each case that is not identical."""
+    table = Table("case", "stage")
+    for name in ("moved", "of", "most ULPs", "outside left", "outside right"):
+        table.add_column(name, justify="right")
+    for case in cases:
+        if case["status"] == "identical":
+            continue
+        head = "\n".join(
+            filter(None, [f"{case['sign']} {case['id']} {case['status']}", case["reason"],
+                          *case["more"]])
+        )  # fmt: skip
+        for stage in case["stages"] or [{}]:
+            mark = " *" if stage and stage["name"] == case["first"] else ""
+            cells = [f"{stage['name']}{mark}"] if stage else [""]
+            cells += [str(stage.get(k, "")) for k in ("moved", "elements", "ulps", "left", "right")]
+            table.add_row(Text(head), *(Text(cell) for cell in cells))
+            head = ""
+    if table.row_count:
+        console.print(table)
+        _say(console, "* the first stage that differs")
+
+
+def _bisect(result: Mapping[str, Any], console: Console) -> None:
+    view = compared.bisect(result)
+    _say(console, view["verdict"])
+    _say(console, view["summary"])
+    marks = {"good": "o", "bad": "#", "skip": "-", "flaky": "~"}
+    places, _ = draw.order(read.objects(result, "steps"))
+    _say(console, "\nolder" + " " * 39 + "newer   o good  # bad  - skipped  ~ flaky")
+    for i, (step, place) in enumerate(zip(view["steps"], places, strict=True)):
+        at = round(place * 48)
+        track = "·" * at + marks.get(step["verdict"], "?") + "·" * (48 - at)
+        why = f" ({step['reason']})" if step["reason"] else ""
+        said = f"{step['verdict']:<5} {step['rev'][:12]} {step['subject']}{why}"
+        _say(console, f"{track} {i + 1:>3} {said}")
+    _moved(view["moved"], console)
+    for name, value in view["found"]:
+        _say(console, f"{name}: {value or 'not found'}")
+    for name, pairs in view["facts"]:
+        said = ", ".join(f"{k} {v}".strip() for k, v in pairs)
+        _say(console, f"{name}: {said}")
