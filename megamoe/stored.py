@@ -157,7 +157,7 @@ def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, A
     if hidden % CURRENT.size_multiple.value or inter % CURRENT.size_multiple.value:
         raise StoredError(f"{path}: H {hidden} and I {inter} must be multiples of 128")
     ids, experts, total = given["topk_ids"], given["experts"], meta["num_experts"]
-    if ids.numel() and not (-1 <= int(ids.min()) and int(ids.max()) < total):
+    if ids.numel() and not (int(ids.min()) >= -1 and int(ids.max()) < total):
         raise StoredError(f"{path}: an id is outside -1 to {total - 1}, the local experts")
     used = ids[ids >= 0].unique()
     inside = experts.numel() == 0 or (int(experts.min()) >= 0 and int(experts.max()) < total)

@@ -30,20 +30,36 @@ def row_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Blocks:
     rows = Rows.of(codes[None], sf[None])
     signed, absolute = _sums(codes, packed)
     lowbit, field = _weight_bits(packed)
-    with np.errstate(divide="ignore"):
-        weight_exponent = np.ascontiguousarray(np.log2(ue8m0_decode(weight_sf)).T)[:, None, :]
-    exponent = rows.exponent.T[:, :, None] + weight_exponent
-    scale = np.exp2(exponent)
-    signed, absolute = signed[:, None] * scale, absolute[:, None] * scale
-    whole = np.nan_to_num(exponent)
-    return Blocks(
-        signed,
-        signed,
-        (absolute + signed) / 2,
-        (absolute - signed) / 2,
-        rows.lowbit.T[:, :, None] + lowbit[:, None] + whole,
-        rows.field.T[:, :, None] + field[:, None] + whole,
-    )
+    exponents, powers = _of_scales()
+    weight_sf = np.ascontiguousarray(weight_sf.T)
+    own = rows.exponent.T
+    # A product of two powers of two of this range is exact in float64. In place: these arrays are
+    # large, and fresh pages cost more than the arithmetic.
+    scale = powers[weight_sf]
+    scale *= np.exp2(own)
+    signed *= scale
+    absolute *= scale
+    positive = np.add(absolute, signed, out=scale)
+    positive *= 0.5
+    negative = np.subtract(absolute, signed, out=absolute)
+    negative *= 0.5
+    whole = exponents[weight_sf]
+    whole += own
+    if np.isnan(whole).any():
+        whole = np.nan_to_num(whole)
+    lowbit += whole
+    lowbit += rows.lowbit.T
+    field += whole
+    field += rows.field.T
+    parts = (signed, signed, positive, negative, lowbit, field)
+    return Blocks(*(part[:, None] for part in parts))
+
+
+@cache
+def _of_scales() -> tuple[F64, F64]:
+    """UE8M0 byte to exponent and to power of two, ``(256,)``; NaN for 0xFF."""
+    powers = ue8m0_decode(np.arange(256, dtype=np.uint8))
+    return np.log2(powers), powers
 
 
 def _sums(codes: U8, packed: U8) -> tuple[F64, F64]:
@@ -63,8 +79,11 @@ def _sums(codes: U8, packed: U8) -> tuple[F64, F64]:
         four = np.ascontiguousarray(packed[part]).view("<u2")
         values = torch.from_numpy(_quads()[four]).view(torch.float16).float()
         values = values.view(-1, groups, GROUP).transpose(0, 1)
-        signed[:, part] = torch.bmm(values, operand).double().sum(-1).numpy()
-        absolute[:, part] = torch.bmm(values.abs_(), magnitude).double().sum(-1).numpy()
+        products = torch.bmm(values, operand), torch.bmm(values.abs_(), magnitude)
+        for out, both in zip((signed, absolute), products, strict=True):
+            out[:, part] = both[..., 0].numpy()
+            for other in range(1, both.shape[2]):
+                out[:, part] += both[..., other].numpy()
     return signed, absolute
 
 

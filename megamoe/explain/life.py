@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ from megamoe.oracle.staging import quantize
 
 F64 = npt.NDArray[np.float64]
 I16 = npt.NDArray[np.int16]
+_OUTPUTS_AT_ONCE: Final = 3072
+"""Rows of w13 at a time: few enough for the cache, enough to be worth a call."""
 
 
 @dataclass(frozen=True)
@@ -170,28 +172,42 @@ def _slot(
 ) -> Slot:  # fmt: skip
     expert, weight = int(token.ids[slot]), token.weights[slot : slot + 1, None]
     packed, sf13 = source.w13(expert)
-    with np.errstate(invalid="ignore", over="ignore"):
-        blocks = row_blocks(x, x_sf, packed, sf13)
-        exact = _exact_total(Rows.of(x[None], x_sf[None]), packed, sf13, blocks)
-        low, high = _class_interval(chosen, blocks, exact, None, None)  # type: ignore[arg-type]
+    blocks, exact, low, high = _linear1(x, x_sf, packed, sf13, chosen)
     gate, up = swiglu.clamp_gate_up(*_bf16_halves(exact), token.clamp)
     value = swiglu.activation(swiglu.silu_table()[gate], up, weight)
     exponent = np.clip(swiglu.requant_exponent(swiglu.group_amax(value)), 0, 255).astype(np.uint8)
     codes = swiglu.scaled_codes(value, exponent)
     codes = np.where(codes == 0x80, 0, codes).astype(np.uint8)
-    ends = [half for pair in zip(_bf16_halves(low), _bf16_halves(high), strict=True)
-            for half in pair]  # fmt: skip
-    acts = swiglu.activation_interval(*ends, weight, token.clamp, token.fast_math)
+    (gate_low, up_low), (gate_high, up_high) = _bf16_halves(low), _bf16_halves(high)
+    acts = swiglu.activation_interval(
+        gate_low, gate_high, up_low, up_high, weight, token.clamp, token.fast_math
+    )
     first, last = acts.exponents()
     key_low, key_high = acts.code_keys(first)
     decided = (first == last).all() and (key_low == key_high).all()
     spread = None if decided else SpreadRows.of(acts, first, last)
     down = _down(source, expert, codes, exponent, channels, chosen, spread)
     return Slot(
-        slot, expert, token.weights[slot], packed, sf13, blocks.low[:, 0], exact[0], low[0],
+        slot, expert, token.weights[slot], packed, sf13, blocks, exact[0], low[0],
         high[0], gate[0], up[0], value[0], exponent[0], codes[0], acts, first[0], last[0],
         key_low[0], key_high[0], down,
     )  # fmt: skip
+
+
+def _linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F64, F64, F64, F64]:
+    """Block sums ``(G, 2I)``; the exact sums and their interval, ``(1, 2I)`` each."""
+    outputs, groups = sf.shape
+    sums, whole = np.empty((groups, outputs)), np.empty((3, 1, outputs))
+    row = Rows.of(x[None], x_sf[None])
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, outputs, _OUTPUTS_AT_ONCE):
+            part = slice(start, start + _OUTPUTS_AT_ONCE)
+            blocks = row_blocks(x, x_sf, packed[part], sf[part])
+            exact = _exact_total(row, packed[part], sf[part], blocks)
+            ends = _class_interval(chosen, blocks, exact, None, None)  # type: ignore[arg-type]
+            sums[:, part] = blocks.low[:, 0]
+            whole[:, :, part] = exact, *ends
+    return sums, *whole
 
 
 def _down(
