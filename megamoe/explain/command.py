@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from megamoe.accumulators import ACCUMULATORS, SM100_MXF8F6F4
+from megamoe.at_hand import forward_case
 from megamoe.backends import load_backend
-from megamoe.cases import Case, CaseError, golden_root, load_cases
+from megamoe.cases import Case, golden_root
 from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
@@ -67,14 +68,7 @@ class _Subject:
             self.name = name
             self.source: Source = FromProblem(stored.problem)
             return
-        found = [c for c in load_cases(root) if name in (c.id, c.name)]
-        forward = [c for c in found if c.kind in ("forward", "property")]
-        if not forward:
-            what = f"is of kind {found[0].kind}" if found else "is unknown"
-            raise CaseError(
-                f"case {name!r} {what}; `megamoe list --kind forward` shows what has a y"
-            )
-        self.case = next((c for c in forward if c.id == name), forward[0])
+        self.case = forward_case(root, name)
         self.name = self.case.id
         if self.case.params.get("hidden_recipe", {}).get("kind") == KIND:
             self.source = FromProblem(self.problem)

@@ -218,6 +218,16 @@ def _gate_below(gate: F32, up: F32, clamp: float | None) -> tuple[F32, F32]:
     return (gate if clamp is None else np.fmax(gate, np.float32(-clamp))), up
 
 
+def _up_clamped(bound: np.ufunc, sign: int) -> Callable[[F32, F32, float | None], Any]:
+    """Up is clamped on one side only."""
+
+    def clamped(gate: F32, up: F32, clamp: float | None) -> tuple[F32, F32]:
+        one_side = up if clamp is None else bound(up, sign * _bound(clamp))
+        return _clamp(gate, up, clamp)[0], one_side
+
+    return clamped
+
+
 def _after(sums: F64, weight: np.float32) -> F32:
     return _bf16((sums.astype(np.float32) * weight).astype(np.float32))
 
@@ -278,9 +288,9 @@ def catalogue(life: Life) -> list[Way]:
         ("only the gate is clamped", "clamp", {"clamp": lambda g, u, c: (_clamp(g, u, c)[0], u)}),
         ("the gate is not clamped", "clamp", {"clamp": lambda g, u, c: (g, _clamp(g, u, c)[1])}),
         ("up is not clamped from below", "clamp",
-         {"clamp": lambda g, u, c: (_clamp(g, u, c)[0], u if c is None else np.fmin(u, _bound(c)))}),
+         {"clamp": _up_clamped(np.fmin, 1)}),
         ("up is not clamped from above", "clamp",
-         {"clamp": lambda g, u, c: (_clamp(g, u, c)[0], u if c is None else np.fmax(u, -_bound(c)))}),
+         {"clamp": _up_clamped(np.fmax, -1)}),
         ("silu is missing", "silu", {"silu": lambda g: g}),
         ("relu stands for silu", "silu", {"silu": lambda g: np.maximum(g, np.float32(0))}),
         ("silu is rounded to bfloat16", "silu", {"silu": lambda g: _bf16(_silu(g))}),
@@ -311,7 +321,8 @@ def catalogue(life: Life) -> list[Way]:
          {"blocks2": lambda c, e, o: _blocks2(c, e, o)[:-1]}),
         ("slot rows are not rounded to bfloat16", "linear 2",
          {"row": lambda s, w: s.astype(np.float32)}),
-        ("slots are added in descending order", "combine", {"combine": lambda r: _combine(r[::-1])}),
+        ("slots are added in descending order", "combine",
+         {"combine": lambda r: _combine(r[::-1])}),
         ("slots are added in pairs", "combine", {"combine": _pairs}),
         ("slots are added in bfloat16", "combine", {"combine": _in_bf16}),
         ("slots are added in float64", "combine", {"combine": _in_float64}),
