@@ -99,8 +99,9 @@ def _reduce(a: argparse.Namespace) -> int:
     print()
     print(_picture(verdict, a.backend, again))
     experts = len(used_experts(r.problem))
-    print(f"\n{out}: {len(content) / 1024:.0f} KiB, {r.problem.num_tokens} tokens, {experts} experts "
-          f"used, after {r.tries} tries in {time.perf_counter() - started:.0f} s")  # fmt: skip
+    seconds = time.perf_counter() - started
+    print(f"\n{out}: {len(content) / 1024:.0f} KiB, {r.problem.num_tokens} tokens, {experts} "
+          f"experts used, after {r.tries} tries in {seconds:.0f} s")  # fmt: skip
     print(f"reproduce: {again}")
     return 0
 

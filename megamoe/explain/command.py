@@ -26,7 +26,7 @@ from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import forward_bits, judge_forward
 from megamoe.problem import STAGES, Problem
-from megamoe.replay import golden_now, run
+from megamoe.replay import GoldenNow, run
 from megamoe.stored import KIND, load
 
 Rows = Mapping[str, np.ndarray[Any, Any]]
@@ -86,7 +86,7 @@ class _Subject:
         """The stored golden where there is one of every token, else what the oracle says now."""
         if self.case is not None and self.case.rows is None:
             return Store(self.root, make).load(self.case)
-        return golden_now(self.problem, accumulator)
+        return GoldenNow(self.problem, accumulator)
 
 
 def _explain(a: argparse.Namespace) -> int:

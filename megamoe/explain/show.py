@@ -74,8 +74,8 @@ def _linear1(said: Plain, slot: Plain, console: Console) -> None:
         (f"silu ({form})", f"{_num(top['silu'])}, allowed {_ends(top['silu_allowed'])}"),
         ("a", f"silu x up x routing weight {_num(slot['routing_weight'])} = {_num(top['a'])}, "
               f"allowed {_ends(top['a_interval'])}"),
-        ("amax", f"{_num(group['amax'])} of channels {group['first']} to {group['first'] + 31}, set "
-                 f"by channel {group['set_by']}; x fl32(1/448) = {_num(group['amax_over_448'])}"),
+        ("amax", f"{_num(group['amax'])} of channels {group['first']} to {group['first'] + 31}, "
+                 f"set by {group['set_by']}; x fl32(1/448) = {_num(group['amax_over_448'])}"),
         ("exponent", f"{_scale(group['exponent'])}, allowed {low} to {high}"),
         ("code", f"{top['code']} = {_num(top['value'])}, allowed "
                  f"{' to '.join(top['codes_allowed'])}"),
