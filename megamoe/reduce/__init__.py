@@ -16,9 +16,10 @@ from megamoe.reduce import steps
 from megamoe.reduce.core import Failure, Log, ReduceError, Reduction, start
 
 _STEPS = (
-    ("slots", steps.slots), ("experts", steps.experts), ("I", steps.intermediate),
-    ("H", steps.hidden), ("tokens", steps.tokens),
+    ("guess", steps.guess), ("I", steps.intermediate), ("H", steps.hidden),
+    ("slots", steps.slots), ("experts", steps.experts), ("tokens", steps.tokens),
 )  # fmt: skip
+"""Where several slots or experts are needed, a try costs least once I and H are small."""
 
 
 def reduce(

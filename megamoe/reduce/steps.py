@@ -61,19 +61,32 @@ def _company(p: Problem, mine: int) -> list[list[int]]:
     return [*([row] for row in near), list(range(mine))]
 
 
+def guess(r: Reduction) -> None:
+    """The two tries that most often succeed: one slot, and one expert for all slots."""
+    p, worst = r.problem, r.verdict.worst
+    if p.top_k > 1:
+        only = worst.slot if worst is not None and worst.slot is not None else 0
+        r.take(_with_slots(p, [only]))
+    ids = r.problem.topk_ids
+    if len(used_experts(r.problem)) > 1:
+        one = worst.expert if worst is not None and worst.expert is not None else int(ids.max())
+        r.take(replace(r.problem, topk_ids=torch.where(ids >= 0, one, ids)))
+
+
 def slots(r: Reduction) -> None:
     """The fewest slots, the worst one's first."""
 
-    def some(p: Problem, slots: list[int]) -> Problem:
-        return replace(
-            p,
-            topk_ids=p.topk_ids[:, slots].contiguous(),
-            topk_weights=p.topk_weights[:, slots].contiguous(),
-        )
-
     worst = r.verdict.worst
-    guess = [worst.slot] if worst is not None and worst.slot is not None else []
-    r.keep(range(r.problem.top_k), some, guess)
+    first = [worst.slot] if worst is not None and worst.slot is not None else []
+    r.keep(range(r.problem.top_k), _with_slots, first)
+
+
+def _with_slots(p: Problem, slots: list[int]) -> Problem:
+    return replace(
+        p,
+        topk_ids=p.topk_ids[:, slots].contiguous(),
+        topk_weights=p.topk_weights[:, slots].contiguous(),
+    )
 
 
 def experts(r: Reduction) -> None:
