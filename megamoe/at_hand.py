@@ -1,4 +1,4 @@
-"""Commands on a problem that is at hand as a file: ``replay``, ``reduce``, ``golden import``."""
+"""Commands on a problem that is at hand: ``replay``, ``reduce``, ``capture``, ``golden import``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 from megamoe.accumulators import ACCUMULATORS
 from megamoe.backends import load_backend
+from megamoe.capture import run_script
 from megamoe.cases import Case, CaseError, golden_root, load_cases
 from megamoe.golden import Store, StoredGolden, make, regenerate, write_atomically
+from megamoe.golden.imported import import_file
 from megamoe.judge import Verdict, picture
 from megamoe.problem import Problem, provided
 from megamoe.reduce import Failure, reduce
@@ -36,6 +38,28 @@ def add(commands: Any, command: Any) -> None:
     _backend(r, required=True)
     r.add_argument("--out", metavar="FILE.safetensors", default="reduced.safetensors")
     r.add_argument("--seconds", type=float, default=100.0, help="to shrink (default 100)")
+
+    r = command(commands, "capture", "run a Python script, and record its call of the experts",
+                _capture)  # fmt: skip
+    r.add_argument("--out", metavar="FILE.safetensors", default="captured.safetensors")
+    r.add_argument("--calls", type=int, default=1, metavar="N")
+    r.add_argument("--skip", type=int, default=0, metavar="N", help="calls to let pass before")
+    r.add_argument("script", metavar="SCRIPT.py")
+    r.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+
+    acts = _acts_of(commands, "golden")
+    r = command(acts, "import", "make a stored problem a case, and record its candidate", _import)
+    r.add_argument("file", metavar="FILE.safetensors")
+    r.add_argument("--name", help="of the case; default: the file's")
+    r.add_argument("--breaks", metavar="SENTENCE", help="what is broken if it fails")
+
+
+def _acts_of(commands: Any, name: str) -> Any:
+    """The sub-commands of a command, to add one."""
+    for action in commands.choices[name]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return action
+    raise ValueError(f"{name} has no sub-commands")
 
 
 def _backend(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -103,6 +127,29 @@ def _reduce(a: argparse.Namespace) -> int:
     print(f"\n{out}: {len(content) / 1024:.0f} KiB, {r.problem.num_tokens} tokens, {experts} "
           f"experts used, after {r.tries} tries in {seconds:.0f} s")  # fmt: skip
     print(f"reproduce: {again}")
+    return 0
+
+
+def _capture(a: argparse.Namespace) -> int:
+    if a.calls < 1 or a.skip < 0:
+        raise ValueError("--calls: give a number from 1 on; --skip: from 0 on")
+    written = run_script(Path(a.script), a.arguments, Path(a.out), a.calls, a.skip)
+    for path in written:
+        p = load(path).problem
+        print(f"{path}: {p.num_tokens} tokens, {len(used_experts(p))} experts used, top-{p.top_k}, "
+              f"H {p.hidden_size}, I {p.intermediate_size}")  # fmt: skip
+    return 0
+
+
+def _import(a: argparse.Namespace) -> int:
+    if not a.golden:
+        raise ValueError("golden import: say where with --golden DIR, a directory of your own; it "
+                         "is made if it is not there")  # fmt: skip
+    case = import_file(Path(a.golden), Path(a.file), a.name, a.breaks)
+    root = shlex.quote(a.golden)
+    print(f"{case.source}: case {case.id}; its golden is recorded as a candidate")
+    print(f"next: megamoe golden bless --golden {root}")
+    print(f"then: megamoe check --golden {root} --case {case.id} --backend B")
     return 0
 
 

@@ -9,6 +9,7 @@ from.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,9 @@ from megamoe.problem import STAGES, Problem
 
 FORMAT: Final = 1
 KIND: Final = "stored"
-"""``hidden.kind`` of a case whose inputs lie in a file."""
+"""``hidden_recipe.kind`` of a case whose inputs lie in a file."""
+INPUTS: Final = "inputs"
+"""Under golden/: those files."""
 WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
 _SCALARS: Final = ("activation_clamp", "fast_math", "max_num_tokens", "num_experts")
 
@@ -183,6 +186,29 @@ def case_of(problem: Problem, name: str, breaks: str = "", recipe: Any = None) -
         "hidden_recipe": recipe or {"kind": KIND},
     }
     return Case(f"forward/{name}", "forward", "full", breaks, 0, params, Path())
+
+
+def is_stored(case: Case) -> bool:
+    """Whether the inputs of ``case`` lie in a file."""
+    recipe = case.params.get("hidden_recipe", {})
+    return isinstance(recipe, Mapping) and recipe.get("kind") == KIND
+
+
+def inputs_of(case: Case) -> dict[str, Any]:
+    """The problem's fields of a case with stored inputs, by name. :class:`StoredError` if not."""
+    recipe = case.params["hidden_recipe"]
+    # golden/cases/NAME.toml names a file in golden/inputs/.
+    path = case.source.parent.parent / INPUTS / str(recipe.get("file"))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoredError(f"case {case.id}: {path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != recipe.get("sha256"):
+        raise StoredError(
+            f"case {case.id}: {path} is not the file that was imported (sha256 does not match); "
+            "restore it, or import it again"
+        )
+    return dict(vars(load(path).problem))
 
 
 def capacity_for(tokens: int) -> int:

@@ -27,7 +27,7 @@ from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import forward_bits, judge_forward
 from megamoe.problem import STAGES, Problem
 from megamoe.replay import GoldenNow, run
-from megamoe.stored import KIND, load
+from megamoe.stored import is_stored, load
 
 Rows = Mapping[str, np.ndarray[Any, Any]]
 
@@ -70,7 +70,7 @@ class _Subject:
             return
         self.case = forward_case(root, name)
         self.name = self.case.id
-        if self.case.params.get("hidden_recipe", {}).get("kind") == KIND:
+        if is_stored(self.case):
             self.source = FromProblem(self.problem)
         else:
             self.source = FromCase(self.case)
