@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from megamoe import cli
 from megamoe.backends.eager import EagerBackend
-from megamoe.reduce import Failure, ReduceError, reduce
+from megamoe.reduce import Failure, ReduceError, Reduction, reduce, steps
 from megamoe.reduce.core import minimal
 from megamoe.replay import judge
 from megamoe.simulate import problem
@@ -156,3 +158,39 @@ def test_misuse_is_one_line(tmp_path, capsys):
     ):
         assert cli.main(["reduce", *arguments]) == 2
         assert says in capsys.readouterr().err
+
+
+class TwoFaults(EagerBackend):
+    """y is always wrong, and tokens of expert 37 have a wrong scale before that."""
+
+    name = "two-faults"
+
+    def forward(self, problem):
+        out = super().forward(problem)
+        sf = out["l2_acts_sf"].clone()
+        sf[problem.topk_ids == 37] += 1
+        return {**out, "l2_acts_sf": sf, "y": out["y"] * 2}
+
+
+def test_it_does_not_slide_to_a_later_fault(many):
+    r = reduce(TwoFaults(), many)
+    assert r.failure.where == "l2_acts_sf"
+    # Renumbering would have lost it, so expert 37 keeps its place; those after it are gone.
+    assert r.problem.topk_ids.tolist() == [[37]] and r.problem.num_experts == 38
+
+
+def test_blocks_of_i_and_h_are_taken_from_every_tensor_that_has_them(many):
+    r = Reduction(None, many, Failure("fail", "y", False, False), None)
+    r.take = lambda p, always=False: setattr(r, "problem", p) or p.hidden_size == 512
+    r.verdict = SimpleNamespace(worst=SimpleNamespace(stage="l2_acts", channel=300))
+    steps.intermediate(r)
+    p, rows = r.problem, torch.arange(256, 384)
+    assert torch.equal(p.w13_weight, many.w13_weight[:, torch.cat([rows, rows + 384])])
+    assert torch.equal(p.w2_weight, many.w2_weight[:, :, 128:192])
+    assert torch.equal(p.w2_weight_scale, many.w2_weight_scale[:, :, 8:12])
+    r.verdict = SimpleNamespace(worst=SimpleNamespace(stage="y", channel=130))
+    r.take = lambda p, always=False: setattr(r, "problem", p) or True
+    steps.hidden(r)
+    assert torch.equal(r.problem.hidden_states, many.hidden_states[:, 128:256])
+    assert torch.equal(r.problem.w13_weight_scale, p.w13_weight_scale[:, :, 4:8])
+    assert torch.equal(r.problem.w2_weight, p.w2_weight[:, 128:256])
