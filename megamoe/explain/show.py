@@ -122,7 +122,7 @@ def _linear2(said: Plain, console: Console) -> None:
 
 def _combine(said: Plain, console: Console) -> None:
     _heading("Combine, in fp32 from zero", console)
-    table = _table("slot", "row", "sum")
+    table = _table("slot", "row", "running sum")
     for step in said["combine"]:
         table.add_row(str(step["slot"]), _num(step["row"]), _num(step["sum"]))
     console.print(table)
@@ -135,8 +135,8 @@ def _why(why: Plain, y: Plain, console: Console) -> None:
     if not wide:
         console.print("every sum is exact in this class: nothing is open", highlight=False)
         return
-    table = _table("slot", "linear 2 open by", "accumulation", "undecided codes", "codes",
-                   "exponents", "row ULPs")  # fmt: skip
+    table = _table("slot", "linear 2 open by", "of accumulation", "of codes", "open codes",
+                   "open exponents", "row ULPs")  # fmt: skip
     for part in wide:
         table.add_row(
             str(part["slot"]), _num(part["width"]), _num(part["from_accumulation"]),
@@ -149,7 +149,7 @@ def _why(why: Plain, y: Plain, console: Console) -> None:
             low, high = swing["codes"]
             console.print(
                 f"slot {part['slot']}: code {swing['i']} ({low} to {high}) moves linear 2 by "
-                f"{_num(swing['swing'])}: {swing['cause']}", highlight=False,
+                f"{_num(swing['swing'])}: {swing['cause']}", highlight=False, soft_wrap=True,
             )  # fmt: skip
 
 
