@@ -33,27 +33,31 @@ class Accumulator:
     """K values after which the running sum moves to an fp32 register; None: never."""
     any_order_in_block: bool
     """The additions within a block may also be separate fp32 additions in any order."""
+    replayed: bool
+    """Known operands leave nothing open: the steps are followed (:mod:`megamoe.oracle.replay`)
+    and not bounded, so a kernel that cuts K, scales or promotes otherwise is of another class."""
     evidence: str
 
 
 EXACT: Final = Accumulator(
-    "exact", None, None, None, True, None, False, "definition: the infinitely precise sum"
-)
+    "exact", None, None, None, True, None, False, False,
+    "definition: the infinitely precise sum",
+)  # fmt: skip
 FP32: Final = Accumulator(
-    "fp32", None, 23, 23, False, None, True,
+    "fp32", None, 23, 23, False, None, True, False,
     "definition: IEEE fp32 or wider additions, any order, any rounding direction",
 )  # fmt: skip
 FP32_ORDERED: Final = Accumulator(
-    "fp32-ordered", 32, 23, 23, False, None, True,
+    "fp32-ordered", 32, 23, 23, False, None, True, False,
     "definition: as fp32, with K in ascending blocks of 16 or 32; Hopper wgmma bf16 is a member "
     "(MMA-Sim 2.1.1: 16 terms, 25 bits, truncated)",
 )  # fmt: skip
 SM90_E4M3: Final = Accumulator(
-    "sm90-e4m3", 32, 13, 13, True, 128, False,
+    "sm90-e4m3", 32, 13, 13, True, 128, False, True,
     "MMA-Sim 2.1.1 and mmaemu 0.1.0, both checked against H100; DeepGEMM promotes every 128",
 )  # fmt: skip
 SM100_MXF8F6F4: Final = Accumulator(
-    "sm100-mxf8f6f4", 32, 25, 23, True, None, False,
+    "sm100-mxf8f6f4", 32, 25, 23, True, None, False, False,
     "MMA-Sim 2.1.1, checked against B200 for one CTA; the two-CTA form that DeepGEMM issues is "
     "likely the same, not shown",
 )  # fmt: skip

@@ -118,13 +118,16 @@ class Case:
 
 
 def golden_root() -> Path:
-    """The directory ``golden/``: $MEGAMOE_GOLDEN, or the one beside or inside the package."""
+    """The directory ``golden/``: $MEGAMOE_GOLDEN, or the one inside or beside the package.
+
+    An installed package brings its own; what happens to lie beside it is somebody else's.
+    """
     given = os.environ.get("MEGAMOE_GOLDEN")
     if given:
         return Path(given)
     package = Path(__file__).resolve().parent
-    beside, inside = package.parent / "golden", package / "golden_data"
-    return inside if inside.is_dir() and not beside.is_dir() else beside
+    inside = package / "golden_data"
+    return inside if inside.is_dir() else package.parent / "golden"
 
 
 def load_cases(root: Path | None = None) -> list[Case]:

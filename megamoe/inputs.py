@@ -6,7 +6,6 @@ each token a key of its own, so rows and experts are independent of how many oth
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -405,24 +404,3 @@ def inputs(case: Case) -> dict[str, Any]:
         return dict(vars(forward_problem(case)))
     makers = {"staging": staging_inputs, "eplb": eplb_inputs, "layout": layout_inputs}
     return dict(makers[case.kind](case)) if case.kind in makers else {}
-
-
-def input_digest(case: Case) -> str:
-    """sha256 over names, dtypes, shapes and bytes; of weights, only the experts that are used."""
-    digest = hashlib.sha256()
-    made = inputs(case)
-    used = None
-    if "topk_ids" in made and "w13_weight" in made:
-        ids = made["topk_ids"].numpy()
-        used = np.unique(ids[(ids >= 0) & (ids < made["w13_weight"].shape[0])])
-    for name in sorted(made):
-        value = made[name]
-        if not isinstance(value, torch.Tensor):
-            digest.update(f"{name}={value!r};".encode())
-            continue
-        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-        raw = value.contiguous().view(torch.uint8) if value.ndim else value.reshape(1)
-        array = raw.numpy()
-        for part in array[used] if used is not None and name.startswith("w") else [array]:
-            digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()

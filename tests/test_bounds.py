@@ -163,7 +163,7 @@ def test_nan_stays_nan():
 
 def test_truncation_is_that_of_the_unit():
     value = np.array([1.0, -1.9999999, 3.0 + 2.0**-12, -(2.0**-130) * 1.999])
-    cut = bounds._toward_zero(value, 13)
+    cut = bounds.toward_zero(value, 13)
     assert cut.tolist() == [1.0, -(2 - 2.0**-13), 3.0 + 2.0**-12, -(2.0**-130) * (2 - 2.0**-9)]
     assert all(Fraction(v).denominator <= 2**139 for v in cut)
 

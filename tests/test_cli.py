@@ -127,7 +127,10 @@ def test_no_cuda_device(blessed, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: None, "manifest.json is missing; restore golden/ from version control"),
+        (
+            lambda m: None,
+            "has no manifest.json; restore golden/ from version control, or name another",
+        ),
         (lambda m: {**m, "schema": 9}, "manifest.json has schema 9"),
         (lambda m: {**m, "contract": "1999-01"}, "the goldens are of contract 1999-01"),
     ],
@@ -171,6 +174,9 @@ def test_oracle_writes_inputs_and_every_stage(root, capsys):
         assert file.get_tensor("input.hidden_states").shape == (3, 128)
         assert file.get_tensor("input.experts").tolist() == [0, 1]  # two of four are used
         assert file.get_tensor("input.w13_weight").shape == (2, 256, 64)
+        sums, rows = (file.get_tensor(f"oracle.{name}") for name in ("gate_up", "slot_rows"))
+        assert (sums.shape[2:], sums.dtype) == ((256,), torch.float64)
+        assert (rows.shape[2:], rows.dtype) == ((128,), torch.uint16)
         assert file.get_tensor("oracle.y").dtype == torch.uint16
         assert file.get_tensor("oracle.y").shape == (2, 128)  # rows = [0, 2]
         assert json.loads(file.metadata()["case"])["id"] == "forward/tiny"

@@ -17,6 +17,7 @@ from megamoe.judge.verdict import Verdict, of_findings
 from megamoe.problem import Problem
 
 ONE, ZERO, MINUS_ZERO, NAN, OTHER_NAN, INF = 0x3F80, 0, 0x8000, 0x7FC0, 0xFFC1, 0x7F80
+MINUS_INF = 0xFF80
 FLAT = Place(("token", "channel"))
 
 
@@ -76,6 +77,8 @@ def test_e4m3_and_f32_know_their_nans():
         (OTHER_NAN, NAN, NAN, ()),
         (ONE, NAN, NAN, None),
         (INF, ONE, INF, ()),
+        (NAN, MINUS_INF, INF, ()),  # an order that overflows both ways ends in inf - inf
+        (NAN, MINUS_INF, ONE, None),
     ],
 )
 def test_interval(actual, low, high, ulps):

@@ -388,7 +388,7 @@ def test_a_wheel_holds_every_module_and_its_data(wheel: list[str]) -> None:
 
 @pytest.mark.slow
 def test_a_wheel_holds_the_goldens_and_no_candidate(wheel: list[str]) -> None:
-    """``megamoe.cases.golden_root`` looks there where no golden/ lies beside the package."""
+    """``megamoe.cases.golden_root`` looks there first."""
     kept = ("cases", "tensors", "recorded", "manifest.json", "durations.json")
     golden = ROOT / "golden"
     files = {

@@ -222,6 +222,30 @@ def test_thresholds_fall_with_terms_known_and_rise_with_rarity():
     assert between == threshold("fp32", strata[1], "tile", "bias", 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("group", "terms", "rows", "unit"),
+    [
+        ("fp32", 2048, 7, "row"),
+        ("fp32", 2048, 8, "expert-8"),
+        ("fp32", 2048, 400, "expert-32"),
+        ("fp32", 8192, 400, "expert-8"),  # no draws of 32 rows there
+        ("sm90-e4m3", 2048, 400, "expert-8"),
+        ("fp32", 1, 400, "row"),  # fewer terms than were calibrated: no limit at all
+        (None, 2048, 400, "row"),  # class exact
+    ],
+)
+def test_an_expert_is_compared_with_the_most_rows_its_stratum_knows(group, terms, rows, unit):
+    assert statistic.expert_unit(group, terms, rows) == unit
+
+
+def test_many_rows_of_one_expert_are_judged_in_every_class(layer):
+    reference = layer[1]
+    ids = np.zeros((64, 1), np.int64)
+    y = np.repeat(reference, 8, axis=0)
+    for name in statistic.GROUPS:
+        assert not check(y, y, ids, 8192, name)
+
+
 def test_the_stored_calibration_says_how_it_was_made():
     stored = statistic.calibration()
     assert stored["made_by"].startswith("tools/calibrate.py --rows")

@@ -287,7 +287,7 @@ def test_inputs_with_other_bits(blessed):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "manifest.json is missing; restore golden/"),
+        (None, "has no manifest.json; restore golden/"),
         ("{", r"manifest.json cannot be read as JSON"),
         ("[]", "manifest.json has schema None, this megamoe reads 1"),
         ('{"schema": 2}', "manifest.json has schema 2, this megamoe reads 1"),

@@ -29,8 +29,8 @@ import torch
 from megamoe import oracle, simulate
 from megamoe.accumulators import accumulator
 from megamoe.formats import bf16_key, e4m3_key
-from megamoe.oracle.bounds import result_interval
-from megamoe.oracle.linear import Columns, Rows, block_sums
+from megamoe.oracle.forward import _linear
+from megamoe.oracle.linear import Rows
 from megamoe.problem import Problem
 from megamoe.simulate import Kernel, Simulated
 
@@ -118,8 +118,9 @@ def judge_linear(problem: Problem, kernel: Kernel, seed: int, rows: int, outputs
     packed = problem.w13_weight[expert, :outputs].numpy()
     sf = problem.w13_weight_scale[expert, :outputs].numpy()
     got = kernel.linear(x, x_sf, packed, sf, rng)
-    blocks = block_sums(Rows.of(x, x_sf), Columns.of(packed, sf))
-    low, high = result_interval(blocks, accumulator(kernel.accumulator))
+    low, high = _linear(Rows.of(x, x_sf), packed, sf, [accumulator(kernel.accumulator)])[
+        kernel.accumulator
+    ]
     outside = ~((got >= low) & (got <= high))
     family = family_of(kernel)
     tally: Tally = Counter()

@@ -206,7 +206,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise GoldenError(f"{path.name} is missing; {RESTORE}") from None
+        raise GoldenError(
+            f"{path.parent} has no {path.name}; {RESTORE}, or name another directory with --golden"
+        ) from None
     except (OSError, ValueError) as error:
         raise GoldenError(f"{path.name} cannot be read as JSON ({error}); {RESTORE}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:

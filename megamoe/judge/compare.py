@@ -62,7 +62,9 @@ def interval(
 ) -> Finding:
     """Every element within ``low..high``, both of ``actual``'s shape and form.
 
-    Raises ``ValueError`` for a golden that is none: NaN at one end, or the ends swapped.
+    NaN is expected where both ends are NaN, and allowed where the ends are the two infinities:
+    an order that overflows both ways ends in ``inf - inf`` (``docs/numerics.md``, 3.5). Raises
+    ``ValueError`` for a golden that is none: NaN at one end, or the ends swapped.
     """
     nan_low, nan_high, nan = form.is_nan(low), form.is_nan(high), form.is_nan(actual)
     key_low, key_high, key = form.key(low), form.key(high), form.key(actual)
@@ -73,7 +75,11 @@ def interval(
     inside = (key >= key_low) & (key <= key_high)
     only_zero = (key_low == 0) & (key_high == 0)
     inside &= ~only_zero | (actual == low) | (actual == high)
-    allowed = np.where(nan_low, nan, ~nan & inside)
+    if nan.any():
+        inside = np.where(
+            nan, np.isneginf(form.decode(low)) & np.isposinf(form.decode(high)), inside
+        )
+    allowed = np.where(nan_low, nan, inside)
     return _finding(stage, form, actual, low, high, ~allowed, place, live)
 
 

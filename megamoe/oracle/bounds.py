@@ -35,6 +35,11 @@ def result_interval(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]
         return blocks.total()
     with np.errstate(over="ignore"):  # the lattice of a block without terms is infinitely coarse
         low, high = _finite_interval(blocks, accumulator)
+    return within_fp32(blocks, low, high)
+
+
+def within_fp32(blocks: Blocks, low: F64, high: F64) -> tuple[F64, F64]:
+    """``low`` and ``high``, infinite where partial sums may leave fp32."""
     return (
         np.where(blocks.negative.sum(axis=0) >= OVERFLOW * (1 - 2.0**-9), -np.inf, low),
         np.where(blocks.positive.sum(axis=0) >= OVERFLOW * (1 - 2.0**-9), np.inf, high),
@@ -53,7 +58,7 @@ def _finite_interval(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
     return np.where(exact, low, lower), np.where(exact, high, upper)
 
 
-def _floor_log2(value: F64) -> F64:
+def floor_log2(value: F64) -> F64:
     """floor(log2(value)), exactly; a very low exponent for zero."""
     _, exponent = np.frexp(value)
     return np.where(value > 0, exponent - 1.0, -1100.0)
@@ -61,13 +66,13 @@ def _floor_log2(value: F64) -> F64:
 
 def _ulp(magnitude: F64, bits: int) -> F64:
     """Spacing of fp32-ranged numbers with ``bits`` fraction bits at ``magnitude`` (0 for 0)."""
-    exponent = np.maximum(_floor_log2(magnitude), LOWEST)
+    exponent = np.maximum(floor_log2(magnitude), LOWEST)
     return np.where(magnitude > 0, np.exp2(exponent - bits), 0.0)
 
 
 def _aligned_exponent(field: F64, magnitude: F64) -> F64:
     """Largest exponent field among products up to ``field`` and a running sum of ``magnitude``."""
-    return np.maximum(np.maximum(field, _floor_log2(magnitude)), LOWEST)
+    return np.maximum(np.maximum(field, floor_log2(magnitude)), LOWEST)
 
 
 def _largest_partial(blocks: Blocks) -> F64:
@@ -174,7 +179,7 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
         # The running sum is a multiple of this: of the terms' lattice while nothing was rounded,
         # of its own last bit afterwards (nothing is known where it may be arbitrarily small).
         smallest = np.where((low < 0) & (high > 0), 0.0, np.minimum(np.abs(low), np.abs(high)))
-        last_bit = np.maximum(_floor_log2(smallest), LOWEST) - accumulator.result_bits
+        last_bit = np.maximum(floor_log2(smallest), LOWEST) - accumulator.result_bits
         granule = np.where(clean, lattice, last_bit)
         feeds = (running > 0) & (unit > np.exp2(granule))
         down += np.where(feeds & (high > 0), unit, 0.0)
@@ -185,8 +190,8 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
         magnitude = np.maximum(np.abs(sum_low), np.abs(sum_high))
         clean &= ~loses & ~feeds & (magnitude <= np.exp2(lattice + accumulator.result_bits + 1))
         clean &= lattice >= LOWEST - accumulator.result_bits
-        low = np.where(clean, sum_low, _toward_zero(sum_low - slack, accumulator.result_bits))
-        high = np.where(clean, sum_high, _toward_zero(sum_high + slack, accumulator.result_bits))
+        low = np.where(clean, sum_low, toward_zero(sum_low - slack, accumulator.result_bits))
+        high = np.where(clean, sum_high, toward_zero(sum_high + slack, accumulator.result_bits))
         if accumulator.promote is not None and ((j + 1) % span == 0 or j + 1 == last):
             main_low, main_high = main_low + low, main_high + high
             reach = np.maximum(np.abs(main_low), np.abs(main_high))
@@ -198,7 +203,7 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
     return (low, high) if accumulator.promote is None else (main_low, main_high)
 
 
-def _toward_zero(value: F64, bits: int) -> F64:
+def toward_zero(value: F64, bits: int) -> F64:
     """Truncate to ``bits`` fraction bits; monotone, so it maps interval ends to interval ends."""
     _, exponent = np.frexp(value)
     last = np.maximum(exponent - 1, LOWEST) - bits

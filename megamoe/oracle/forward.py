@@ -17,10 +17,11 @@ import numpy.typing as npt
 from megamoe.accumulators import ACCUMULATORS, Accumulator, accumulator
 from megamoe.formats import GROUP, U8, U16, bf16_key, bf16_round
 from megamoe.oracle import swiglu
-from megamoe.oracle.bounds import result_interval
+from megamoe.oracle.bounds import result_interval, within_fp32
 from megamoe.oracle.combine import combine
 from megamoe.oracle.envelope import Envelope, Tensors
 from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums, exact_dot, float_to_odd
+from megamoe.oracle.replay import replay
 from megamoe.oracle.spread import SpreadRows, spread_block_sums
 from megamoe.oracle.staging import quantize
 from megamoe.problem import Problem
@@ -76,12 +77,16 @@ class ForwardGolden:
 
 
 def forward(
-    problem: Problem, classes: Iterable[str] | None = None, *, any_silu: bool = False
-) -> ForwardGolden:
+    problem: Problem, classes: Iterable[str] | None = None, *, any_silu: bool = False,
+    trace: Tensors | None = None,
+) -> ForwardGolden:  # fmt: skip
     """Reference point and envelopes of ``problem`` (CPU tensors).
 
     ``any_silu`` widens silu to the fast form's error even where ``fast_math`` is off: a
-    zero-freedom proof must hold for both. ``ValueError`` for an unknown class.
+    zero-freedom proof must hold for both. ``trace`` receives what no golden keeps: ``gate_up``
+    ``(T, K, 2I)``, linear 1's exact sums as float64, rounded to odd where that cannot hold them,
+    and ``slot_rows`` ``(T, K, H)``, linear 2's bfloat16 bits; zeros in slots with id -1.
+    ``ValueError`` for an unknown class.
     """
     names = list(ACCUMULATORS if classes is None else classes)
     chosen = [accumulator(name) for name in names]
@@ -97,6 +102,7 @@ def forward(
     codes = np.zeros((tokens, slots, intermediate), np.uint8)
     sf = np.zeros((tokens, slots, groups), np.uint8)
     rows_out = np.zeros((tokens, slots, hidden_size), np.uint16)
+    sums = np.zeros((tokens, slots, 2 * intermediate) if trace is not None else 0)
     parts = {a.name: _Collected.empty(tokens, slots, hidden_size, intermediate) for a in chosen}
 
     for expert in np.unique(ids[live]):
@@ -106,6 +112,8 @@ def forward(
             weight = view.topk_weights[at][:, None]
             rows = Rows.of(x[at[0]], x_sf[at[0]])
             gate_up = _linear(rows, view.w13[expert], view.w13_sf[expert], chosen)
+            if trace is not None:
+                sums[at] = gate_up["reference"]
             gate, up = _bf16_halves(gate_up["reference"])
             gate, up = swiglu.clamp_gate_up(gate, up, problem.activation_clamp)
             value = swiglu.activation(swiglu.silu_table()[gate], up, weight)
@@ -129,6 +137,8 @@ def forward(
                 parts[a.name].rows_lo[at] = bf16_round(out[a.name][0])
                 parts[a.name].rows_hi[at] = bf16_round(out[a.name][1])
 
+    if trace is not None:
+        trace |= {"gate_up": sums, "slot_rows": rows_out}
     y = combine(rows_out, live)
     envelopes = {name: part.envelope(live) for name, part in parts.items()}
     why = tuple(_freedom(name, env) for name, env in envelopes.items() if not env.is_point())
@@ -272,7 +282,7 @@ def _linear(
             exact = _exact_total(rows, packed[part], sf[part], blocks)
             out["reference"][:, part] = exact
             for a in classes:
-                interval = _class_interval(a, blocks, exact, columns, spread)
+                interval = _class_interval(a, blocks, exact, rows, columns, spread)
                 out[a.name][0][:, part], out[a.name][1][:, part] = interval
     return out
 
@@ -281,6 +291,7 @@ def _class_interval(
     a: Accumulator,
     blocks: Blocks,
     exact: F64,
+    rows: Rows,
     columns: Columns,
     spread: Mapping[str, SpreadRows | None] | None,
 ) -> Interval:
@@ -292,7 +303,10 @@ def _class_interval(
         inside = (exact, exact)
     if a.align_bits is None:
         return inside
-    low, high = result_interval(blocks, a)
+    if a.replayed and uncertain is None:
+        low, high = within_fp32(blocks, *replay(rows, columns, a))
+    else:
+        low, high = result_interval(blocks, a)
     # A class that truncates need not reach the exact sum; the reference point belongs to every
     # envelope all the same, so that an envelope of one point can only be the reference.
     return np.minimum(low, inside[0]), np.maximum(high, inside[1])

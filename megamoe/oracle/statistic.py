@@ -38,8 +38,8 @@ GROUPS = {
     "sm90-e4m3": "sm90-e4m3",
 }
 """Accumulator class to calibrated group: three classes keep 24 bits or more, and share one."""
-ROWS_OF_EXPERT = (1, 8, 32)
-"""Numbers of rows for which the statistic of an expert was calibrated."""
+ROWS_OF_EXPERT = (32, 8)
+"""Numbers of rows for which the statistic of an expert was calibrated, in some strata."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,34 @@ def threshold(group: str, terms: int, unit: str, statistic: str, alarms: float) 
     """Level exceeded by one unit of a correct kernel with probability at most ``alarms``.
 
     From the calibrated number of terms at or below ``terms``; infinite if there is none.
-    ``unit`` is tile, row or expert-N (N rows).
+    ``unit`` is tile, row or expert-N (N rows, of :func:`expert_unit`).
     """
     stored = calibration()
-    known = [int(n) for n in stored["groups"][group] if int(n) <= terms]
-    if not known:
+    known = _stratum(group, terms)
+    if known is None:
         return float("inf")
-    fits = stored["groups"][group][str(max(known))][unit][statistic]
+    fits = known[unit][statistic]
     return max(tail_level(fit, alarms / stored["pooled"]) for fit in fits) * stored["safety"]
+
+
+def _stratum(group: str, terms: int) -> dict[str, Any] | None:
+    """The calibration of the largest number of terms at or below ``terms``."""
+    strata = calibration()["groups"][group]
+    known = [int(n) for n in strata if int(n) <= terms]
+    return dict(strata[str(max(known))]) if known else None
+
+
+def expert_unit(group: str | None, terms: int, rows: int) -> str:
+    """What an expert of ``rows`` rows is compared with: the most rows that the stratum knows.
+
+    Fewer rows than it has can only widen: what averages out over more rows is allowed all the
+    same. A single row if the stratum has no more.
+    """
+    known = (_stratum(group, terms) if group else None) or {}
+    for calibrated in ROWS_OF_EXPERT:
+        if calibrated <= rows and f"expert-{calibrated}" in known:
+            return f"expert-{calibrated}"
+    return "row"
 
 
 def tail_level(fit: dict[str, Any], alarms: float) -> float:
@@ -171,7 +191,6 @@ def check(
     examine("row", "row", None, rows)
     for expert in experts:
         routed = np.flatnonzero((topk_ids == expert).any(axis=1))
-        known = max(n for n in ROWS_OF_EXPERT if n <= len(routed))
-        kind = "row" if known == 1 else f"expert-{known}"
+        kind = expert_unit(GROUPS.get(class_name), terms, len(routed))
         examine("expert", kind, (expert,), rows.over(routed))
     return sorted(findings, key=lambda f: -f.value / f.threshold if f.threshold else -np.inf)

@@ -20,7 +20,8 @@ from megamoe.problem import Problem
 def write_case(case: Case, path: Path) -> list[str]:
     """Write ``input.*`` and ``oracle.*`` tensors; returns their names.
 
-    Inputs keep their dtypes; oracle stages are bits (bfloat16 as uint16, codes as uint8). Of the
+    Inputs keep their dtypes; oracle stages are bits (bfloat16 as uint16, codes as uint8), but for
+    ``oracle.gate_up``: the exact sums of linear 1, float64. Of the
     weights, ``input.experts`` lists the experts that an id names, and only they are written. The
     file's metadata holds the case. Raises :class:`GoldenError` for an errors case.
     """
@@ -43,7 +44,9 @@ def write_case(case: Case, path: Path) -> list[str]:
         stage = oracle.staging(
             bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()
         )
-        tensors |= {f"oracle.{name}": _tensor(value) for name, value in stage.items()}
+        between: dict[str, Any] = {}
+        oracle.forward(problem, (), trace=between)
+        tensors |= {f"oracle.{n}": _tensor(value) for n, value in (stage | between).items()}
     tensors |= {f"oracle.{name}": _tensor(t) for name, t in make(case, given).tensors.items()}
     if case.kind == "staging":  # the store keeps float32 as its bits
         name = "oracle.topk_weights"

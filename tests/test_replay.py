@@ -1,0 +1,101 @@
+"""The FP8 instruction, followed product by product, against mmasim's model of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megamoe import simulate
+from megamoe.accumulators import accumulator
+from megamoe.oracle import replay as module
+from megamoe.oracle.bounds import result_interval
+from megamoe.oracle.linear import Columns, Rows, block_sums
+from megamoe.oracle.replay import replay
+
+SM90 = accumulator("sm90-e4m3")
+KERNELS = (simulate.hopper_e4m3("e2m1"), simulate.hopper_e4m3("e4m3"))
+
+
+def operands(seed, depth=256, columns=12, low=100, octaves=8, nibbles=0xFF, zeros=0.0):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 256, (2, depth), dtype=np.uint8)
+    codes[((codes & 0x7F) == 0x7F) | (rng.random(codes.shape) < zeros)] = 0
+    packed = rng.integers(0, 256, (columns, depth // 2), dtype=np.uint8) & nibbles
+    sf, weight_sf = (
+        rng.integers(low, low + octaves, (n, depth // 32)).astype(np.uint8) for n in (2, columns)
+    )
+    return codes, sf, packed, weight_sf
+
+
+def ends(args):
+    return replay(Rows.of(*args[:2]), Columns.of(*args[2:]), SM90)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    depth=st.sampled_from([128, 256, 384]),
+    low=st.sampled_from([2, 20, 60, 110, 120]),
+    octaves=st.sampled_from([1, 4, 20]),
+    nibbles=st.sampled_from([0xFF, 0x99]),  # 0x99: only 0.5 and 0, where the two formats differ
+    zeros=st.sampled_from([0.0, 0.9, 0.99]),
+)
+def test_both_models_of_the_instruction_lie_inside(seed, depth, low, octaves, nibbles, zeros):
+    args = operands(seed, depth, 12, low, octaves, nibbles, zeros)
+    lowest, highest = ends(args)
+    for kernel in KERNELS:
+        got = kernel.linear(*args, np.random.default_rng(0))
+        assert ((got >= lowest) & (got <= highest)).all(), kernel.name
+
+
+def test_one_run_of_128_is_one_of_the_two_results_bit_for_bit():
+    """Nothing is promoted yet but onto zero, so nothing is open but the format of the weight."""
+    args = operands(1, depth=128, columns=200)
+    made = [kernel.linear(*args, np.random.default_rng(0)) for kernel in KERNELS]
+    lowest, highest = ends(args)
+    assert np.array_equal(lowest, np.minimum(*made))
+    assert np.array_equal(highest, np.maximum(*made))
+    assert (lowest < highest).any()  # the format of 0.5 does show
+
+
+def test_it_is_inside_the_bound_and_far_narrower():
+    args = operands(2, depth=1024, columns=64)
+    lowest, highest = ends(args)
+    low, high = result_interval(block_sums(Rows.of(*args[:2]), Columns.of(*args[2:])), SM90)
+    assert ((low <= lowest) & (highest <= high)).all()
+    assert (highest - lowest).mean() < 0.02 * (high - low).mean()
+
+
+def test_a_promotion_may_round_either_way():
+    """1 and then 2**-24: fp32 holds one or the other neighbour."""
+    codes = np.zeros((1, 256), np.uint8)
+    codes[0, [0, 128]] = 0x38
+    packed = np.full((1, 128), 0x22, np.uint8)
+    sf = np.full((1, 8), 127, np.uint8)
+    sf[0, 4] = 127 - 24
+    lowest, highest = ends((codes, sf, packed, np.full((1, 8), 127, np.uint8)))
+    assert (lowest.item(), highest.item()) == (1.0, 1 + 2.0**-23)
+
+
+def test_pieces_do_not_show(monkeypatch):
+    args = operands(3, columns=70)
+    whole = ends(args)
+    monkeypatch.setattr(module, "PIECE", 1)
+    for one, other in zip(whole, ends(args), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_nan_stays_nan():
+    codes, sf, packed, weight_sf = operands(4)
+    codes[0, 40], sf[1, 0] = 0x7F, 0xFF
+    lowest, highest = ends((codes, sf, packed, weight_sf))
+    assert np.isnan(lowest).all()
+    assert np.isnan(highest).all()
+
+
+def test_a_class_without_an_instruction_is_refused():
+    args = operands(5)
+    with pytest.raises(ValueError, match="class fp32 has no instruction to follow"):
+        replay(Rows.of(*args[:2]), Columns.of(*args[2:]), accumulator("fp32"))
