@@ -204,7 +204,9 @@ def _linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[
             part = slice(start, start + _OUTPUTS_AT_ONCE)
             blocks = row_blocks(x, x_sf, packed[part], sf[part])
             exact = _exact_total(row, packed[part], sf[part], blocks)
-            ends = _class_interval(chosen, blocks, exact, None, None)  # type: ignore[arg-type]
+            # Only a class whose steps are followed looks at the operands themselves.
+            columns = Columns.of(packed[part], sf[part]) if chosen.replayed else None
+            ends = _class_interval(chosen, blocks, exact, row, columns, None)  # type: ignore[arg-type]
             sums[:, part] = blocks.low[:, 0]
             whole[:, :, part] = exact, *ends
     return sums, *whole
@@ -215,13 +217,13 @@ def _down(
     chosen: Accumulator, spread: SpreadRows | None,
 ) -> Down:  # fmt: skip
     packed, sf = source.w2(expert, channels)
-    columns = Columns.of(packed, sf)
+    columns, rows = Columns.of(packed, sf), Rows.of(codes, exponent)
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes, exponent, packed, sf)
-        fixed = _class_interval(chosen, blocks, exact, columns, None)
+        fixed = _class_interval(chosen, blocks, exact, rows, columns, None)
         whole = fixed
         if spread is not None:
-            whole = _class_interval(chosen, blocks, exact, columns, {chosen.name: spread})
+            whole = _class_interval(chosen, blocks, exact, rows, columns, {chosen.name: spread})
     ends = (exact, *whole)
     return Down(packed, sf, exact[0], whole[0][0], whole[1][0], fixed[0][0], fixed[1][0],
                 *(bf16_round(end[0]) for end in ends))  # fmt: skip
@@ -240,7 +242,8 @@ def down_interval(
     """What the class allows of linear 2, ``(n,)`` bfloat16 bits, from ``(I,)`` known codes."""
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes[None], exponent[None], packed, sf)
-        low, high = _class_interval(chosen, blocks, exact, Columns.of(packed, sf), None)
+        rows, columns = Rows.of(codes[None], exponent[None]), Columns.of(packed, sf)
+        low, high = _class_interval(chosen, blocks, exact, rows, columns, None)
     return bf16_round(low[0]), bf16_round(high[0])
 
 
