@@ -20,6 +20,7 @@ from megamoe.cases import Case
 from megamoe.inputs import inputs
 from megamoe.judge.outputs import bits
 from megamoe.problem import Problem
+from megamoe.stored import inputs_of, is_stored
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +42,7 @@ class Made:
 
 def regenerate(case: Case) -> dict[str, Any]:
     """The inputs of ``case`` by name; of a forward or property case the problem's fields."""
-    return inputs(case)
+    return inputs_of(case) if is_stored(case) else inputs(case)
 
 
 def digest_of(given: Mapping[str, Any]) -> str:

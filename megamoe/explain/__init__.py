@@ -1,0 +1,42 @@
+"""``megamoe explain``: the whole life of one output element, and where an actual one leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megamoe.explain.describe import describe
+from megamoe.explain.life import live
+from megamoe.explain.part import part
+from megamoe.explain.sources import FromCase, FromProblem, Source
+from megamoe.judge.compare import TILE
+
+
+def explain(
+    source: Source,
+    token: int,
+    channel: int,
+    accumulator: str,
+    actual: Mapping[str, Any] | None = None,
+    top: int = 3,
+) -> dict[str, Any]:
+    """The life of ``y[token, channel]`` as plain data.
+
+    ``actual``: rows of ``problem.STAGES`` of this token as bits. With them the other channels of
+    the tile are computed too: one element alone would not tell deviations apart. ``ValueError``
+    for a token, channel or class that is not there.
+    """
+    channels = [channel]
+    if actual is not None:
+        first = channel // TILE * TILE
+        channels = [*range(first, min(first + TILE, source.hidden_size))]
+    if channel not in channels:
+        channels = [channel]  # beyond H: said in one line below
+    life = live(source, token, channels, accumulator)
+    at = channels.index(channel)
+    said = describe(life, at, top)
+    said["actual"] = None if actual is None else part(life, actual, at)
+    return said
+
+
+__all__ = ["FromCase", "FromProblem", "Source", "explain"]

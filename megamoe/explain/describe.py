@@ -1,0 +1,252 @@
+"""A life as plain data: what a person wants to see of one output element, JSON-able."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.explain.instruction import modelled, products
+from megamoe.explain.life import Life, Slot
+from megamoe.formats import (
+    E2M1_TABLE,
+    E4M3_TABLE,
+    GROUP,
+    bf16_decode,
+    bf16_key,
+    bf16_round,
+    e2m1_unpack,
+)
+from megamoe.judge.formats import BF16, E4M3
+from megamoe.oracle import swiglu
+
+TOP = 3
+"""Largest contributions that are shown of a sum."""
+Plain = dict[str, Any]
+
+
+def describe(life: Life, at: int, top: int = TOP) -> Plain:
+    """The life of ``life.channels[at]``."""
+    token = life.token
+    slots = [_slot(life, slot, at, top) for slot in life.slots]
+    rows = {slot.slot: slot.down.row[at : at + 1] for slot in life.slots}
+    return {
+        "token": life.at,
+        "channel": int(life.channels[at]),
+        "accumulator": life.accumulator.name,
+        "clamp": token.clamp,
+        "fast_math": token.fast_math,
+        "masked_slots": [k for k in range(len(token.ids)) if k not in rows],
+        "slots": slots,
+        "combine": _combine(life, at),
+        "y": _bf16(life.y[at], life.y_low[at], life.y_high[at]),
+        "why": _why(life, at, top),
+    }
+
+
+def _slot(life: Life, slot: Slot, at: int, top: int) -> Plain:
+    """One slot: its largest contribution from the hidden state on, then linear 2."""
+    down = slot.down
+    parts = products(slot.codes, slot.exponent, down.packed[at : at + 1], down.sf[at : at + 1])[0]
+    order = _largest(parts, top)
+    model = modelled(
+        life.accumulator, slot.codes, slot.exponent, down.packed[at : at + 1], down.sf[at : at + 1]
+    )
+    size = np.abs(parts).sum()
+    nibbles = e2m1_unpack(down.packed[at])
+    return {
+        "slot": slot.slot,
+        "expert": slot.expert,
+        "routing_weight": float(slot.weight),
+        "undecided_codes": int(slot.undecided.sum()),
+        "largest": _activation(life, slot, int(order[0]), top),
+        "linear2": {
+            "exact": float(down.exact[at]),
+            "model": None if model is None else float(model[0]),
+            "interval": _ends(down.low[at], down.high[at]),
+            "contributions": [
+                {
+                    "i": int(i),
+                    "code": E4M3.hex(slot.codes[i]),
+                    "value": float(E4M3_TABLE[slot.codes[i]]),
+                    "sf": int(slot.exponent[i // GROUP]),
+                    "weight": float(E2M1_TABLE[nibbles[i]]),
+                    "weight_nibble": int(nibbles[i]),
+                    "weight_sf": int(down.sf[at, i // GROUP]),
+                    "product": float(parts[i]),
+                    "share": float(abs(parts[i]) / size) if size else 0.0,
+                }
+                for i in order
+            ],
+            "row": _bf16(down.row[at], down.row_low[at], down.row_high[at]),
+        },
+    }
+
+
+def _activation(life: Life, slot: Slot, i: int, top: int) -> Plain:
+    """Intermediate channel ``i``: both sums of linear 1 up to its E4M3 code."""
+    inter = len(slot.codes)
+    group, part = i // GROUP, slice(i // GROUP * GROUP, i // GROUP * GROUP + GROUP)
+    amax = swiglu.group_amax(slot.value[None, part])[0, 0]
+    who = int(np.nanargmax(np.abs(slot.value[part]))) if not np.isnan(amax) else 0
+    silu = swiglu.silu_table()[slot.gate[i]]
+    bounds = [table[slot.gate[i]] for table in swiglu.silu_bounds(life.token.fast_math)]
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        scaled = np.float32(amax * swiglu.RECIP_448)
+    return {
+        "i": i,
+        "gate": _sum(life, slot, i, top),
+        "up": _sum(life, slot, inter + i, top),
+        "gate_clamped": _bf16(slot.gate[i]),
+        "up_clamped": _bf16(slot.up[i]),
+        "silu": float(silu),
+        "silu_allowed": _ends(*bounds),
+        "a": float(slot.value[i]),
+        "a_interval": _ends(slot.acts.low[0, i], slot.acts.high[0, i]),
+        "group": {
+            "first": int(part.start),
+            "amax": float(amax),
+            "set_by": int(part.start) + who,
+            "amax_over_448": float(scaled),
+            "exponent": int(slot.exponent[group]),
+            "exponent_allowed": [int(slot.exponent_low[group]), int(slot.exponent_high[group])],
+        },
+        "code": E4M3.hex(slot.codes[i]),
+        "value": float(E4M3_TABLE[slot.codes[i]]),
+        "codes_allowed": [_code(slot.key_low[i]), _code(slot.key_high[i])],
+    }
+
+
+def _sum(life: Life, slot: Slot, row: int, top: int) -> Plain:
+    """One sum of linear 1, from hidden states and weights to its bfloat16."""
+    packed, sf = slot.packed[row : row + 1], slot.sf13[row : row + 1]
+    parts = products(life.x, life.x_sf, packed, sf)[0]
+    nibbles = e2m1_unpack(packed[0])
+    blocks = slot.blocks[:, row]
+    model = modelled(life.accumulator, life.x, life.x_sf, packed, sf)
+    ends = bf16_round(np.array([slot.exact[row], slot.low[row], slot.high[row]]))
+    hidden = life.token.hidden
+    return {
+        "row": row,
+        "exact": float(slot.exact[row]),
+        "model": None if model is None else float(model[0]),
+        "interval": _ends(slot.low[row], slot.high[row]),
+        "bf16": _bf16(*ends),
+        "blocks": [{"group": int(g), "sum": float(blocks[g])} for g in _largest(blocks, top)],
+        "block_count": len(blocks),
+        "products": [
+            {
+                "k": int(k),
+                "hidden": BF16.hex(hidden[k]),
+                "hidden_value": float(bf16_decode(hidden[k : k + 1])[0]),
+                "x": E4M3.hex(life.x[k]),
+                "x_value": float(E4M3_TABLE[life.x[k]]),
+                "x_sf": int(life.x_sf[k // GROUP]),
+                "weight": float(E2M1_TABLE[nibbles[k]]),
+                "weight_nibble": int(nibbles[k]),
+                "weight_sf": int(sf[0, k // GROUP]),
+                "product": float(parts[k]),
+            }
+            for k in _largest(parts, top)
+        ],
+    }
+
+
+def _combine(life: Life, at: int) -> list[Plain]:
+    """The fp32 sum after each slot, from zero."""
+    total, out = np.float32(0), []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for slot in life.slots:
+            row = bf16_decode(slot.down.row[at : at + 1])[0]
+            total = np.float32(total + row)
+            out.append({"slot": slot.slot, "row": float(row), "sum": float(total)})
+    return out
+
+
+def _why(life: Life, at: int, top: int) -> Plain:
+    """What made the interval of ``y`` as wide as it is."""
+    ulps = int(bf16_key(life.y_high[at : at + 1])[0]) - int(bf16_key(life.y_low[at : at + 1])[0])
+    parts: list[Plain] = []
+    for slot in life.slots:
+        down = slot.down
+        whole = down.high[at] - down.low[at]
+        accumulation = min(down.fixed_high[at] - down.fixed_low[at], whole)
+        rows = bf16_key(np.array([down.row_low[at], down.row_high[at]], np.uint16))
+        parts.append(
+            {
+                "slot": slot.slot,
+                "width": float(whole),
+                "from_accumulation": float(accumulation),
+                "from_codes": float(whole - accumulation),
+                "row_ulps": int(rows[1] - rows[0]),
+                "undecided_codes": int(slot.undecided.sum()),
+                "open_exponents": int((slot.exponent_low != slot.exponent_high).sum()),
+                "largest_swings": _swings(life, slot, at, top),
+            }
+        )
+    parts.sort(key=lambda p: -float(np.nan_to_num(p["width"])))
+    return {"ulps": ulps, "slots": parts}
+
+
+def _swings(life: Life, slot: Slot, at: int, top: int) -> list[Plain]:
+    """Undecided codes by how far each can move linear 2, and why it is undecided."""
+    if not slot.undecided.any():
+        return []
+    low, high = (end[0] for end in slot.acts.dequantized(slot.exponent_low[None]))
+    weight = E2M1_TABLE[e2m1_unpack(slot.down.packed[at])]
+    scale = np.exp2(np.repeat(slot.down.sf[at].astype(np.int32) - 127, GROUP))
+    swing = np.abs(weight * scale) * (high - low)
+    inter = len(slot.codes)
+    out = []
+    for i in _largest(np.where(slot.undecided, swing, 0.0), top):
+        if not swing[i]:
+            continue
+        causes = [
+            f"{name} may round to {_range(slot.low[row], slot.high[row])}"
+            for name, row in (("gate", int(i)), ("up", inter + int(i)))
+            if _key(slot.low[row]) != _key(slot.high[row])
+        ]
+        if slot.exponent_low[i // GROUP] != slot.exponent_high[i // GROUP]:
+            causes.append("the exponent of its group is open")
+        out.append(
+            {
+                "i": int(i),
+                "swing": float(swing[i]),
+                "codes": [_code(slot.key_low[i]), _code(slot.key_high[i])],
+                "cause": "; ".join(causes) or "silu's allowed error crosses a code boundary",
+            }
+        )
+    return out
+
+
+def _range(low: float, high: float) -> str:
+    ends = bf16_round(np.array([low, high]))
+    count = int(bf16_key(ends)[1] - bf16_key(ends)[0]) + 1
+    return f"{count} bfloat16 values, {BF16.text(ends[0])} to {BF16.text(ends[1])}"
+
+
+def _key(value: float) -> int:
+    return int(bf16_key(bf16_round(np.array([value])))[0])
+
+
+def _largest(values: npt.NDArray[np.float64], top: int) -> npt.NDArray[np.int64]:
+    """Positions of the largest magnitudes, NaN first, in descending order."""
+    size = np.where(np.isnan(values), np.inf, np.abs(values))
+    return np.argsort(-size, kind="stable")[:top]
+
+
+def _code(key: int) -> str:
+    return E4M3.hex(abs(int(key)) | (0x80 if key < 0 else 0))
+
+
+def _bf16(bits: Any, low: Any = None, high: Any = None) -> Plain:
+    out: Plain = {"bits": BF16.hex(bits), "value": float(bf16_decode(np.array([bits]))[0])}
+    if low is not None:
+        out["allowed"] = [BF16.hex(low), BF16.hex(high)]
+        out["allowed_values"] = _ends(*bf16_decode(np.array([low, high], np.uint16)))
+    return out
+
+
+def _ends(low: Any, high: Any) -> list[float]:
+    return [float(low), float(high)]

@@ -1,0 +1,68 @@
+"""One dot product as an instruction computes it: a step at a time, bit by bit.
+
+The numbers are those of :mod:`megamoe.accumulators`; ``docs/numerics.md`` has the evidence. Where a
+class leaves the order open (``fp32``, ``fp32-ordered``) there is no instruction to model: then it
+is one member, exact blocks of 32 added in ascending order, one fp32 addition each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.accumulators import Accumulator
+from megamoe.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8, e2m1_unpack, ue8m0_decode
+from megamoe.oracle.linear import _E2M1_FIELD, _E4M3_FIELD
+
+F64 = npt.NDArray[np.float64]
+_LOWEST = -133
+"""No alignment below this exponent: MMA-Sim 2.1.1's number for these units."""
+
+
+def products(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64:
+    """``(N, C)`` scaled products of one row ``(C,)`` with ``(N, C/2)`` packed weights, exact."""
+    x = E4M3_TABLE[codes] * np.repeat(ue8m0_decode(sf), GROUP)
+    w = E2M1_TABLE[e2m1_unpack(packed)] * np.repeat(ue8m0_decode(weight_sf), GROUP, axis=-1)
+    return x * w
+
+
+def modelled(a: Accumulator, codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64 | None:
+    """``(N,)`` results as fp32 values; None for the class ``exact``, which has no rounding."""
+    if a.align_bits is None:
+        return None
+    terms = products(codes, sf, packed, weight_sf)
+    terms = terms.reshape(len(packed), -1, GROUP)
+    if a.any_order_in_block:
+        return blockwise(terms.sum(axis=2).T)
+    scale = sf.astype(np.int32) + weight_sf.astype(np.int32) - 254
+    field = (_E4M3_FIELD[codes] + _E2M1_FIELD[e2m1_unpack(packed)]).reshape(terms.shape)
+    field = np.where(terms != 0, field + scale[:, :, None], _LOWEST).max(axis=2)
+    main, running = np.zeros(len(packed)), np.zeros(len(packed))
+    groups = terms.shape[1]
+    for g in range(groups):
+        running = _step(a, terms[:, g], field[:, g], running)
+        if a.promote is not None and ((g + 1) % (a.promote // GROUP) == 0 or g + 1 == groups):
+            main = (main + running).astype(np.float32).astype(np.float64)
+            running = np.zeros(len(packed))
+    return running if a.promote is None else main
+
+
+def blockwise(blocks: F64) -> F64:
+    """``(G, ...)`` exact block sums, added in ascending order in fp32."""
+    total = np.zeros(blocks.shape[1:], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in blocks.astype(np.float32):
+            total += block
+    return total.astype(np.float64)
+
+
+def _step(a: Accumulator, terms: F64, field: npt.NDArray[np.int32], running: F64) -> F64:
+    """One instruction step: align, truncate, add exactly, truncate the result."""
+    assert a.align_bits is not None and a.result_bits is not None
+    with np.errstate(invalid="ignore", over="ignore"):
+        own = np.where(running != 0, np.maximum(np.frexp(running)[1] - 1, -126), _LOWEST)
+        unit = np.maximum(np.maximum(field, own), _LOWEST) - a.align_bits
+        kept = np.trunc(np.ldexp(terms, -unit[:, None])).sum(axis=1)
+        total = np.ldexp(kept + np.trunc(np.ldexp(running, -unit)), unit)
+        last = np.maximum(np.frexp(total)[1] - 1, -126) - a.result_bits
+        return np.ldexp(np.trunc(np.ldexp(total, -last)), last)

@@ -1,0 +1,259 @@
+"""One token computed for a few output channels only: the reference, and its certified intervals.
+
+The same functions of the oracle as a golden is made with; what is left out is what the wanted
+elements do not depend on. Slots are computed side by side in threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from megamoe.accumulators import Accumulator, accumulator
+from megamoe.explain.blocks import row_blocks
+from megamoe.explain.sources import Source, Token
+from megamoe.formats import F32, U8, U16, bf16_round, e4m3_key
+from megamoe.oracle import swiglu
+from megamoe.oracle.combine import combine
+from megamoe.oracle.forward import _bf16_halves, _class_interval, _exact_total
+from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums
+from megamoe.oracle.spread import SpreadRows
+from megamoe.oracle.staging import quantize
+
+F64 = npt.NDArray[np.float64]
+I16 = npt.NDArray[np.int16]
+_OUTPUTS_AT_ONCE: Final = 3072
+"""Rows of w13 at a time: few enough for the cache, enough to be worth a call."""
+
+
+@dataclass(frozen=True)
+class Down:
+    """Linear 2 of one slot at the wanted channels, ``(n,)`` each."""
+
+    packed: U8
+    sf: U8
+    exact: F64
+    low: F64
+    high: F64
+    """What the class allows."""
+    fixed_low: F64
+    fixed_high: F64
+    """The same if every code were the reference's: what accumulation alone allows."""
+    row: U16
+    row_low: U16
+    row_high: U16
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One live slot: a row of linear 1, its activations, and linear 2."""
+
+    slot: int
+    expert: int
+    weight: np.float32
+    packed: U8
+    sf13: U8
+    """w13 of the expert, ``(2I, H/2)`` and ``(2I, H/32)``."""
+    blocks: F64
+    """(G, 2I) scaled block sums."""
+    exact: F64
+    low: F64
+    high: F64
+    """(2I,) sums of linear 1, gate first."""
+    gate: U16
+    up: U16
+    """(I,) after the clamp."""
+    value: F32
+    exponent: U8
+    codes: U8
+    acts: swiglu.Activations
+    exponent_low: U8
+    exponent_high: U8
+    key_low: I16
+    key_high: I16
+    """E4M3 keys, at the lowest exponent where that is not decided."""
+    down: Down
+
+    @property
+    def undecided(self) -> npt.NDArray[np.bool_]:
+        """(I,) codes that the class leaves open."""
+        open_group = np.repeat(self.exponent_low != self.exponent_high, 32)
+        return (self.key_low != self.key_high) | open_group
+
+
+@dataclass(frozen=True)
+class Life:
+    """One token, and some of its output channels."""
+
+    at: int
+    token: Token
+    channels: npt.NDArray[np.int64]
+    accumulator: Accumulator
+    x: U8
+    x_sf: U8
+    slots: list[Slot]
+    y: U16
+    y_low: U16
+    y_high: U16
+    """(n,) bfloat16 bits."""
+
+    @property
+    def live(self) -> npt.NDArray[np.bool_]:
+        """(1, K)."""
+        return is_live(self.token)[None]
+
+    def combined(self, rows: dict[int, U16]) -> U16:
+        """``y`` of rows by slot, ``(n,)`` each."""
+        return combine_rows(self.token, len(self.channels), rows)
+
+
+def is_live(token: Token) -> npt.NDArray[np.bool_]:
+    """(K,) slots that take part."""
+    return (token.ids >= 0) & (token.ids < token.experts)
+
+
+def combine_rows(token: Token, channels: int, rows: dict[int, U16]) -> U16:
+    """The oracle's combine of one token."""
+    whole = np.zeros((1, len(token.ids), channels), np.uint16)
+    for slot, row in rows.items():
+        whole[0, slot] = row
+    return combine(whole, is_live(token)[None])[0]
+
+
+def live(source: Source, at: int, channels: Sequence[int], class_name: str) -> Life:
+    """The life of token ``at`` at ``channels``. ``ValueError`` for what is not there."""
+    _check(source, at, channels)
+    chosen = accumulator(class_name)
+    token = source.token(at)
+    wanted = np.array(channels, np.int64)
+    x, x_sf = quantize(token.hidden[None])
+    slots = np.flatnonzero(is_live(token)).tolist()
+    swiglu.silu_table()  # made once, not by every thread
+    swiglu.silu_bounds(token.fast_math)
+
+    def one(slot: int) -> Slot:
+        return _slot(source, token, slot, x[0], x_sf[0], wanted, chosen)
+
+    made = side_by_side(one, slots)
+    rows = [{s.slot: getattr(s.down, end) for s in made} for end in ("row", "row_low", "row_high")]
+    y, low, high = (combine_rows(token, len(wanted), part) for part in rows)
+    return Life(at, token, wanted, chosen, x[0], x_sf[0], made, y, low, high)
+
+
+def side_by_side(one: Callable[[int], Any], items: Sequence[int]) -> list[Any]:
+    """``one`` of each item, in a thread for each core; torch's own threads would be in the way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
+            return list(pool.map(one, items))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check(source: Source, at: int, channels: Sequence[int]) -> None:
+    if not 0 <= at < source.tokens:
+        raise ValueError(f"token {at} is not there; the case has {source.tokens}, from 0 on")
+    for channel in channels:
+        if not 0 <= channel < source.hidden_size:
+            raise ValueError(f"channel {channel} is not there; H is {source.hidden_size}")
+
+
+def _slot(
+    source: Source, token: Token, slot: int, x: U8, x_sf: U8, channels: npt.NDArray[np.int64],
+    chosen: Accumulator,
+) -> Slot:  # fmt: skip
+    expert, weight = int(token.ids[slot]), token.weights[slot : slot + 1, None]
+    packed, sf13 = source.w13(expert)
+    blocks, exact, low, high = _linear1(x, x_sf, packed, sf13, chosen)
+    gate, up = swiglu.clamp_gate_up(*_bf16_halves(exact), token.clamp)
+    value = swiglu.activation(swiglu.silu_table()[gate], up, weight)
+    exponent = np.clip(swiglu.requant_exponent(swiglu.group_amax(value)), 0, 255).astype(np.uint8)
+    codes = swiglu.scaled_codes(value, exponent)
+    codes = np.where(codes == 0x80, 0, codes).astype(np.uint8)
+    (gate_low, up_low), (gate_high, up_high) = _bf16_halves(low), _bf16_halves(high)
+    acts = swiglu.activation_interval(
+        gate_low, gate_high, up_low, up_high, weight, token.clamp, token.fast_math
+    )
+    first, last = acts.exponents()
+    key_low, key_high = acts.code_keys(first)
+    decided = (first == last).all() and (key_low == key_high).all()
+    spread = None if decided else SpreadRows.of(acts, first, last)
+    down = _down(source, expert, codes, exponent, channels, chosen, spread)
+    return Slot(
+        slot, expert, token.weights[slot], packed, sf13, blocks, exact[0], low[0],
+        high[0], gate[0], up[0], value[0], exponent[0], codes[0], acts, first[0], last[0],
+        key_low[0], key_high[0], down,
+    )  # fmt: skip
+
+
+def _linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F64, F64, F64, F64]:
+    """Block sums ``(G, 2I)``; the exact sums and their interval, ``(1, 2I)`` each."""
+    outputs, groups = sf.shape
+    sums, whole = np.empty((groups, outputs)), np.empty((3, 1, outputs))
+    row = Rows.of(x[None], x_sf[None])
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, outputs, _OUTPUTS_AT_ONCE):
+            part = slice(start, start + _OUTPUTS_AT_ONCE)
+            blocks = row_blocks(x, x_sf, packed[part], sf[part])
+            exact = _exact_total(row, packed[part], sf[part], blocks)
+            # Only a class whose steps are followed looks at the operands themselves.
+            columns = Columns.of(packed[part], sf[part]) if chosen.replayed else None
+            ends = _class_interval(chosen, blocks, exact, row, columns, None)  # type: ignore[arg-type]
+            sums[:, part] = blocks.low[:, 0]
+            whole[:, :, part] = exact, *ends
+    return sums, *whole
+
+
+def _down(
+    source: Source, expert: int, codes: U8, exponent: U8, channels: npt.NDArray[np.int64],
+    chosen: Accumulator, spread: SpreadRows | None,
+) -> Down:  # fmt: skip
+    packed, sf = source.w2(expert, channels)
+    columns, rows = Columns.of(packed, sf), Rows.of(codes, exponent)
+    with np.errstate(invalid="ignore", over="ignore"):
+        blocks, exact = down_blocks(codes, exponent, packed, sf)
+        fixed = _class_interval(chosen, blocks, exact, rows, columns, None)
+        whole = fixed
+        if spread is not None:
+            whole = _class_interval(chosen, blocks, exact, rows, columns, {chosen.name: spread})
+    ends = (exact, *whole)
+    return Down(packed, sf, exact[0], whole[0][0], whole[1][0], fixed[0][0], fixed[1][0],
+                *(bf16_round(end[0]) for end in ends))  # fmt: skip
+
+
+def down_blocks(codes: U8, exponent: U8, packed: U8, sf: U8) -> tuple[Blocks, F64]:
+    """Blocks and exact sums of ``(1, I)`` codes with rows of w2."""
+    rows = Rows.of(codes, exponent)
+    blocks = block_sums(rows, Columns.of(packed, sf))
+    return blocks, _exact_total(rows, packed, sf, blocks)
+
+
+def down_interval(
+    codes: U8, exponent: U8, packed: U8, sf: U8, chosen: Accumulator
+) -> tuple[U16, U16]:
+    """What the class allows of linear 2, ``(n,)`` bfloat16 bits, from ``(I,)`` known codes."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        blocks, exact = down_blocks(codes[None], exponent[None], packed, sf)
+        rows, columns = Rows.of(codes[None], exponent[None]), Columns.of(packed, sf)
+        low, high = _class_interval(chosen, blocks, exact, rows, columns, None)
+    return bf16_round(low[0]), bf16_round(high[0])
+
+
+def code_interval(slot: Slot, exponent: U8) -> tuple[I16, I16]:
+    """``(I,)`` lowest and highest key, given the exponents that a backend chose."""
+    inside = np.clip(exponent, slot.exponent_low, slot.exponent_high)[None]
+    low, high = slot.acts.code_keys(inside)
+    return low[0], high[0]
+
+
+def same_codes(codes: U8) -> I16:
+    """Codes as keys: no output shows the sign of a zero code."""
+    return e4m3_key(codes)

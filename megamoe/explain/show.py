@@ -1,0 +1,218 @@
+"""A life for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Plain = dict[str, Any]
+
+
+def show(said: Plain, console: Console) -> None:
+    """Print what :func:`megamoe.explain.describe.describe` and ``part`` say."""
+    y = said["y"]
+    console.print(
+        f"[bold]{said['case']}[/bold]: y at token {said['token']} channel {said['channel']}, "
+        f"accumulator class {said['accumulator']}", highlight=False,
+    )  # fmt: skip
+    console.print(f"y = {_bits(y)}, {_allowed(y)}", highlight=False)
+    if said.get("golden"):
+        console.print(f"golden: {said['golden']}", highlight=False)
+    if said["masked_slots"]:
+        console.print(f"slots without part: {said['masked_slots']}", highlight=False)
+    if not said["slots"]:
+        console.print("no slot takes part: y is zero", highlight=False)
+        return
+    largest = max(said["slots"], key=lambda s: abs(s["linear2"]["contributions"][0]["product"]))
+    _linear1(said, largest, console)
+    _slots(said, console)
+    _linear2(said, console)
+    _combine(said, console)
+    _why(said["why"], y, console)
+    if said.get("actual"):
+        _actual(said["actual"], console)
+
+
+def _heading(text: str, console: Console) -> None:
+    console.print(f"\n[bold]{text}[/bold]", highlight=False)
+
+
+def _linear1(said: Plain, slot: Plain, console: Console) -> None:
+    top = slot["largest"]
+    _heading(
+        f"Linear 1 to the code: intermediate channel {top['i']} of slot {slot['slot']} (expert "
+        f"{slot['expert']}), the largest contribution",
+        console,
+    )
+    table = _table("sum", "k", "hidden", "x code", "x scale", "weight", "w scale", "product")
+    for name in ("gate", "up"):
+        for p in top[name]["products"]:
+            table.add_row(
+                name, str(p["k"]), f"{_num(p['hidden_value'])} {p['hidden']}",
+                f"{_num(p['x_value'])} {p['x']}", _scale(p["x_sf"]),
+                f"{_num(p['weight'])} 0x{p['weight_nibble']:x}", _scale(p["weight_sf"]),
+                _num(p["product"]),
+            )  # fmt: skip
+    console.print(table)
+    lines = []
+    for name in ("gate", "up"):
+        s = top[name]
+        blocks = ", ".join(f"block {b['group']}: {_num(b['sum'])}" for b in s["blocks"])
+        lines += [
+            (f"{name} blocks", f"{s['block_count']} of 32 products; largest {blocks}"),
+            (f"{name} sum", _accumulated(s)),
+            (f"{name} bf16", f"{_bits(s['bf16'])}, {_allowed(s['bf16'])}"),
+        ]
+    group = top["group"]
+    clamp = "none" if said["clamp"] is None else _num(said["clamp"])
+    form = "fast" if said["fast_math"] else "precise"
+    low, high = group["exponent_allowed"]
+    lines += [
+        (f"clamp {clamp}", f"gate {_bits(top['gate_clamped'])}, up {_bits(top['up_clamped'])}"),
+        (f"silu ({form})", f"{_num(top['silu'])}, allowed {_ends(top['silu_allowed'])}"),
+        ("a", f"silu x up x routing weight {_num(slot['routing_weight'])} = {_num(top['a'])}, "
+              f"allowed {_ends(top['a_interval'])}"),
+        ("amax", f"{_num(group['amax'])} of channels {group['first']} to {group['first'] + 31}, "
+                 f"set by {group['set_by']}; x fl32(1/448) = {_num(group['amax_over_448'])}"),
+        ("exponent", f"{_scale(group['exponent'])}, allowed {low} to {high}"),
+        ("code", f"{top['code']} = {_num(top['value'])}, allowed "
+                 f"{' to '.join(top['codes_allowed'])}"),
+    ]  # fmt: skip
+    _pairs(lines, console)
+
+
+def _accumulated(s: Plain) -> str:
+    model = "" if s["model"] is None else f", modelled {_num(s['model'])}"
+    return f"exact {_num(s['exact'])}{model}, allowed {_ends(s['interval'])}"
+
+
+def _slots(said: Plain, console: Console) -> None:
+    _heading("Every slot: its largest contribution, then linear 2", console)
+    table = _table("slot", "expert", "weight", "i", "gate", "up", "a", "amax by", "exponent",
+                   "code", "open codes", "linear 2 exact", "modelled", "row bf16",
+                   "ULPs open")  # fmt: skip
+    ulps = {part["slot"]: part["row_ulps"] for part in said["why"]["slots"]}
+    for s in said["slots"]:
+        top, two = s["largest"], s["linear2"]
+        table.add_row(
+            str(s["slot"]), str(s["expert"]), _num(s["routing_weight"]), str(top["i"]),
+            _num(top["gate_clamped"]["value"]), _num(top["up_clamped"]["value"]), _num(top["a"]),
+            str(top["group"]["set_by"]), str(top["group"]["exponent"]), top["code"],
+            str(s["undecided_codes"]), _num(two["exact"]),
+            "" if two["model"] is None else _num(two["model"]), two["row"]["bits"],
+            str(ulps[s["slot"]]),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _linear2(said: Plain, console: Console) -> None:
+    _heading("Linear 2's largest contributions", console)
+    table = _table("slot", "i", "code", "scale", "weight", "w scale", "product", "share of |sum|")
+    for s in said["slots"]:
+        for c in s["linear2"]["contributions"]:
+            table.add_row(
+                str(s["slot"]), str(c["i"]), f"{_num(c['value'])} {c['code']}", _scale(c["sf"]),
+                f"{_num(c['weight'])} 0x{c['weight_nibble']:x}", _scale(c["weight_sf"]),
+                _num(c["product"]), f"{c['share']:.1%}",
+            )  # fmt: skip
+    console.print(table)
+
+
+def _combine(said: Plain, console: Console) -> None:
+    _heading("Combine, in fp32 from zero", console)
+    table = _table("slot", "row", "running sum")
+    for step in said["combine"]:
+        table.add_row(str(step["slot"]), _num(step["row"]), _num(step["sum"]))
+    console.print(table)
+    console.print(f"y = bfloat16 of it: {_bits(said['y'])}", highlight=False)
+
+
+def _why(why: Plain, y: Plain, console: Console) -> None:
+    _heading(f"The interval: {_allowed(y)}, {why['ulps']} ULP wide", console)
+    wide = [part for part in why["slots"] if part["width"]]
+    if not wide:
+        console.print("every sum is exact in this class: nothing is open", highlight=False)
+        return
+    table = _table("slot", "linear 2 open by", "of accumulation", "of codes", "open codes",
+                   "open exponents", "row ULPs")  # fmt: skip
+    for part in wide:
+        table.add_row(
+            str(part["slot"]), _num(part["width"]), _num(part["from_accumulation"]),
+            _num(part["from_codes"]), str(part["undecided_codes"]), str(part["open_exponents"]),
+            str(part["row_ulps"]),
+        )  # fmt: skip
+    console.print(table)
+    for part in wide:
+        for swing in part["largest_swings"][:1]:
+            low, high = swing["codes"]
+            console.print(
+                f"slot {part['slot']}: code {swing['i']} ({low} to {high}) moves linear 2 by "
+                f"{_num(swing['swing'])}: {swing['cause']}", highlight=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+def _actual(actual: Plain, console: Console) -> None:
+    low, high = actual["allowed"]
+    given = ", given the codes that were shown" if actual["given_the_codes_shown"] else ""
+    verdict = "[red]outside[/red]" if actual["outside"] else "[green]inside[/green]"
+    _heading(f"What was got: {actual['y']}, {verdict} {low} to {high}{given}", console)
+    table = _table("stage", "outside", "of", "first at")
+    for s in actual["stages"]:
+        first = "" if s["first"] is None else str(s["first"])
+        table.add_row(s["stage"], str(s["outside"]), str(s["of"]), first)
+    console.print(table)
+    if actual["parts_at"] is None:
+        console.print("the two lives do not part here", highlight=False)
+        return
+    at = actual["parts_at"]
+    console.print(f"they part at {at['stage']}: {at['where']}", highlight=False)
+    tried = actual["deviations"]
+    if tried is None:
+        return
+    right, best = tried["as_the_contract_says"], tried["best"]
+    base = f"of {tried['of']} {tried['compared']} the contract's way gives {right}"
+    if not tried["named"]:
+        console.print(f"no known single deviation explains it: {base}", highlight=False)
+        return
+    all_of = "all of them" if best == tried["of"] else f"{best}"
+    console.print(f"{base}; this gives {all_of}:", highlight=False)
+    for way in tried["named"][:5]:
+        console.print(f"  {way['stage']}: {way['what']}", highlight=False)
+    if not tried["explains"]:
+        console.print("  (too few to explain it)", highlight=False)
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in names:
+        table.add_column(name, justify="left" if name in ("sum", "stage") else "right")
+    return table
+
+
+def _pairs(lines: list[tuple[str, str]], console: Console) -> None:
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        console.print(f"  {name:<{width}}  {text}", highlight=False, soft_wrap=True)
+
+
+def _num(value: float) -> str:
+    return f"{value:.7g}"
+
+
+def _ends(ends: list[float]) -> str:
+    return _num(ends[0]) if ends[0] == ends[1] else f"{ends[0]:.9g} to {ends[1]:.9g}"
+
+
+def _bits(said: Plain) -> str:
+    return f"{_num(said['value'])} ({said['bits']})"
+
+
+def _allowed(said: Plain) -> str:
+    low, high = said["allowed"]
+    return "one value allowed" if low == high else f"allowed {low} to {high}"
+
+
+def _scale(byte: int) -> str:
+    return f"2^{byte - 127} ({byte})"

@@ -1,0 +1,185 @@
+"""Where the operands of one token come from: a problem in memory, or a case, row by row.
+
+A token of DeepSeek-V4-Pro needs all of w13 of its six experts, but of w2 one row each. The streams
+of :mod:`megamoe.counter` are addressable, so nothing else is made; the bits are those of
+:func:`megamoe.inputs.forward_problem`, which a test holds this to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.cases import Case
+from megamoe.counter import below, key, words
+from megamoe.formats import GROUP, U8, U16
+from megamoe.inputs import (
+    LUTS,
+    W2,
+    W2_SF,
+    W13,
+    W13_SF,
+    _carry,
+    hidden_states,
+    routing,
+)
+from megamoe.judge.outputs import bits
+from megamoe.problem import Problem
+
+_WORDS_AT_ONCE: Final = 1 << 15
+"""Of 8 bytes: a part of the stream that fits in a second-level cache."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token's own operands, and what holds for the whole call."""
+
+    hidden: U16
+    """(H,) bfloat16 bits."""
+    ids: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    """(K,)."""
+    intermediate: int
+    experts: int
+    clamp: float | None
+    fast_math: bool
+
+
+class Source(Protocol):
+    """The operands of a forward call. ``ValueError`` for a token that is not there."""
+
+    tokens: int
+    hidden_size: int
+
+    def token(self, at: int) -> Token: ...
+
+    def w13(self, expert: int) -> tuple[U8, U8]:
+        """``(2I, H/2)`` and ``(2I, H/32)``."""
+
+    def w2(self, expert: int, channels: npt.NDArray[np.int64]) -> tuple[U8, U8]:
+        """Rows ``channels``: ``(n, I/2)`` and ``(n, I/32)``."""
+
+
+class FromProblem:
+    """Slices of a problem's tensors."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.tokens, self.hidden_size = problem.hidden_states.shape
+
+    def token(self, at: int) -> Token:
+        p = self.problem
+        return Token(
+            bits(p.hidden_states[at]), p.topk_ids[at].numpy(), p.topk_weights[at].numpy(),
+            p.intermediate_size, p.num_experts, p.activation_clamp, p.fast_math,
+        )  # fmt: skip
+
+    def w13(self, expert: int) -> tuple[U8, U8]:
+        p = self.problem
+        return p.w13_weight[expert].numpy(), p.w13_weight_scale[expert].numpy()
+
+    def w2(self, expert: int, channels: npt.NDArray[np.int64]) -> tuple[U8, U8]:
+        p = self.problem
+        return p.w2_weight[expert].numpy()[channels], p.w2_weight_scale[expert].numpy()[channels]
+
+
+class FromCase:
+    """Made from a case's recipe, only what is asked for."""
+
+    def __init__(self, case: Case) -> None:
+        p = case.params
+        self.case = case
+        self.tokens, self.hidden_size = p["tokens"], p["hidden"]
+        self.intermediate = p["intermediate"]
+        self.recipe = _recipe(self.hidden_size, p.get("weights_recipe", {}))
+
+    def token(self, at: int) -> Token:
+        p, seed = self.case.params, self.case.seed
+        one = np.array([at])
+        ids, weights = routing(seed, one, p["experts"], p["top_k"], p.get("routing_recipe", {}))
+        hidden = hidden_states(seed, one, self.hidden_size, p.get("hidden_recipe", {}))
+        clamp = None if p["clamp"] == "none" else float(p["clamp"])
+        fast = bool(p["fast_math"])
+        return Token(hidden[0], ids[0], weights[0], self.intermediate, p["experts"], clamp, fast)
+
+    def w13(self, expert: int) -> tuple[U8, U8]:
+        seed, o, hidden = self.case.seed, self.recipe, self.hidden_size
+        owner, rows = 0 if o["same"] else expert, 2 * self.intermediate
+        packed = _packed(key(seed, W13, owner), rows * hidden, o["w13"]).reshape(rows, -1)
+        if o["carriers"]:
+            _carry(packed, key(seed, W13, owner, 1), o)
+        low, octaves = o["w13_scale"]
+        count = rows * hidden // GROUP
+        sf = (below(key(seed, W13_SF, owner), count, octaves) + low).astype(np.uint8)
+        return packed, sf.reshape(rows, -1)
+
+    def w2(self, expert: int, channels: npt.NDArray[np.int64]) -> tuple[U8, U8]:
+        seed, o, inter = self.case.seed, self.recipe, self.intermediate
+        owner, groups = 0 if o["same"] else expert, inter // GROUP
+        low, octaves = o["w2_scale"]
+        packed = np.empty((len(channels), inter // 2), np.uint8)
+        sf = np.empty((len(channels), groups), np.uint8)
+        for row, channel in enumerate(channels.tolist()):
+            scales = below(key(seed, W2_SF, owner), groups, octaves, channel * groups)
+            sf[row] = (scales + low).astype(np.uint8)
+            packed[row] = self._w2_row(key(seed, W2, owner), channel, o)
+        return packed, sf
+
+    def _w2_row(self, stream: int, channel: int, o: dict[str, Any]) -> U8:
+        inter = self.intermediate
+        if o["w2"] == "probe":
+            every = o["probe_every"]
+            runs = inter // every
+            choice = below(stream, runs, every * 14, channel * runs)
+            nibbles = np.zeros(inter, np.uint8)
+            code = choice % 14
+            at = choice // 14 + np.arange(runs) * every
+            nibbles[at] = (code % 7 + 1) | ((code >= 7) << 3)
+            return (nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8)
+        return _packed(stream, inter, o["w2"], channel * inter)
+
+
+def _packed(stream: int, nibbles: int, name: str, start: int = 0) -> U8:
+    """``nibbles`` packed nibbles of a table from the ``start``-th on (multiples of 16)."""
+    if name == "uniform":
+        first = start // 16
+        return words(stream, nibbles // 16, first).astype("<u8", copy=False).view(np.uint8)
+    table, out = _pairs(name), np.empty(nibbles // 2, np.uint8)
+    total = nibbles // 8
+    for at in range(0, total, _WORDS_AT_ONCE):
+        count = min(_WORDS_AT_ONCE, total - at)
+        raw = words(stream, count, start // 8 + at).astype("<u8", copy=False).view("<u2")
+        out[at * 4 : (at + count) * 4] = table[raw]
+    return out
+
+
+@cache
+def _pairs(name: str) -> U8:
+    """Two random bytes to one packed byte, ``(65536,)``."""
+    both = np.arange(65536)
+    low, high = LUTS[name][both & 255], LUTS[name][both >> 8]
+    return (low | (high << 4)).astype(np.uint8)
+
+
+def _recipe(hidden: int, recipe: Any) -> dict[str, Any]:
+    """The options of :func:`megamoe.inputs.expert_weights` with its defaults."""
+    base: dict[str, Any] = {
+        "w13": "bell", "w2": "bell", "w13_scale": (118, 2), "w2_scale": (119, 2), "carriers": 0,
+        "closed_every": 4, "gate_open": 1.5, "up_open": 3.0, "probe_every": 128, "same": False,
+        "gate_levels": (), "up_levels": (), "lower": 0,
+    }  # fmt: skip
+    if recipe.get("kind", "table") == "carrier":
+        carriers = 16 if hidden <= 512 else 8 if hidden <= 2048 else 4
+        near_four = 134 - (hidden * carriers * 20 // 17).bit_length()
+        base |= {
+            "w13": "grid", "w2": "sparse", "w2_scale": (118, 2), "carriers": carriers,
+            "w13_scale": (near_four - recipe.get("lower", 0), 2), "gate_open": 1.0, "up_open": 2.0,
+        }  # fmt: skip
+    return {**base, **recipe}
+
+
+__all__ = ["FromCase", "FromProblem", "Source", "Token"]

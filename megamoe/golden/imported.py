@@ -1,0 +1,79 @@
+"""Real traffic as a golden: a stored problem becomes a case whose inputs lie in a file.
+
+The case file says where they are and their sha256; everything else, recording, diff, bless,
+verify and check, is as for a case with a recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from megamoe.cases import Case, load_cases
+from megamoe.golden.candidates import record, write_atomically
+from megamoe.golden.make import GoldenError
+from megamoe.stored import INPUTS, KIND, case_of, load
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
+_PARAMS = ("family", "hidden", "intermediate", "experts", "top_k", "tokens", "clamp", "fast_math",
+           "capacity")  # fmt: skip
+
+
+def import_file(root: Path, path: Path, name: str | None = None, breaks: str | None = None) -> Case:
+    """Make ``path`` a case under ``root`` and record its candidate; ``root`` may be new.
+
+    :class:`GoldenError` or :class:`megamoe.stored.StoredError` with nothing left behind, where
+    the file is none, the name is taken or the oracle cannot answer. Blessing is another act.
+    """
+    stored = load(path)
+    name = path.stem.lower() if name is None else name
+    if not _NAME.fullmatch(name):
+        raise GoldenError(f"name {name!r}: use a-z, 0-9 and . _ + -; give one with --name")
+    if not stored.problem.num_tokens:
+        raise GoldenError(f"{path}: has no tokens; there is nothing to hold a kernel to")
+    cases_file, inputs_file = root / "cases" / f"{name}.toml", root / INPUTS / f"{name}.safetensors"
+    known = [c.id for c in load_cases(root)] if (root / "cases").is_dir() else []
+    if f"forward/{name}" in known or cases_file.exists() or inputs_file.exists():
+        raise GoldenError(f"case forward/{name} is already in {root}; give another --name")
+    content = path.read_bytes()
+    recipe = {
+        "kind": KIND, "file": inputs_file.name, "sha256": hashlib.sha256(content).hexdigest()
+    }  # fmt: skip
+    breaks = breaks or f"The layer is wrong on inputs recorded as {path.name}."
+    toml = _toml(case_of(stored.problem, name, breaks, recipe))
+    written = []
+    try:
+        for file, data in ((inputs_file, content), (cases_file, toml.encode())):
+            written.append(file)
+            write_atomically(file, data)
+        case = next(c for c in load_cases(root) if c.id == f"forward/{name}")
+        errors = record(root, [case], 1, _quiet)
+        if errors:
+            raise GoldenError(errors[0])
+    except BaseException:
+        for file in written:
+            file.unlink(missing_ok=True)
+        raise
+    return case
+
+
+_quiet: Callable[[Case, str], None] = lambda case, error: None  # noqa: E731
+
+
+def _toml(case: Case) -> str:
+    """The case's file. JSON strings, numbers and booleans are TOML too."""
+    recipe = ", ".join(f"{k} = {json.dumps(v)}" for k, v in case.params["hidden_recipe"].items())
+    lines = [
+        "# Written by `megamoe golden import`: the inputs are stored, not made from a recipe.",
+        "",
+        "[[case]]",
+        f"name = {json.dumps(case.name)}",
+        'kind = "forward"',
+        f"breaks = {json.dumps(case.breaks)}",
+        *(f"{key} = {json.dumps(case.params[key])}" for key in _PARAMS),
+        f"hidden_recipe = {{ {recipe} }}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,63 @@
+"""``megamoe reduce``: a failing problem made small while it still fails the same way.
+
+Tokens first, since the oracle's time goes with them, then slots, experts, I and H in blocks of
+128, over again until nothing moves, then the values. Each try runs the backend and is judged by
+the oracle, as ``megamoe replay`` would; so whatever is left fails for that command too.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from megamoe.golden import StoredGolden
+from megamoe.problem import Problem
+from megamoe.reduce import steps
+from megamoe.reduce.core import Failure, Log, ReduceError, Reduction, start
+
+_STEPS = (
+    ("guess", steps.guess), ("I", steps.intermediate), ("H", steps.hidden),
+    ("slots", steps.slots), ("experts", steps.experts), ("tokens", steps.tokens),
+)  # fmt: skip
+"""Where several slots or experts are needed, a try costs least once I and H are small."""
+
+
+def reduce(
+    backend: Any, problem: Problem, device: str = "cpu", seconds: float = 100.0,
+    golden: StoredGolden | None = None, log: Log = lambda line: None,
+) -> Reduction:  # fmt: skip
+    """Shrink ``problem`` (CPU tensors) for at most about ``seconds`` more than its first run."""
+    problem, failure, verdict = start(backend, problem, device, golden)
+    log(f"fails: {failure}")
+    r = Reduction(backend, problem, failure, verdict, device, log=log)
+    r.deadline = time.perf_counter() + seconds
+    # The same again, through the path that every try takes: what does not hold still is not
+    # followed. A token fewer would do; so only where none can go, the whole is tried again.
+    steps.tokens(r)
+    if r.problem is problem and not r.take(problem, always=True):
+        raise ReduceError(
+            f"backend {backend.name} failed once ({failure}), then not again on the same input: "
+            "it is not deterministic, or depends on what ran before; see `megamoe check --case "
+            "'property/*'`"
+        )
+    r.say("tokens")
+    size = None
+    while size != _size(r.problem) and not r.is_late():
+        size = _size(r.problem)
+        for name, step in _STEPS:
+            before = _size(r.problem)
+            step(r)
+            if _size(r.problem) != before:
+                r.say(name)
+    steps.values(r)
+    r.say("values")
+    if r.is_late():
+        log(f"stopped after {seconds:g} s; give it more with --seconds")
+    return r
+
+
+def _size(p: Problem) -> tuple[int, ...]:
+    return p.num_tokens, p.top_k, p.num_experts, p.intermediate_size, p.hidden_size
+
+
+__all__ = ["Failure", "ReduceError", "Reduction", "reduce"]

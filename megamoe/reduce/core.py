@@ -1,0 +1,220 @@
+"""A failing problem on its way down: what must stay the same, and how a try is judged."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from megamoe.backends.eager import EagerBackend
+from megamoe.golden import StoredGolden, rows_of
+from megamoe.judge import Verdict
+from megamoe.judge.formats import BF16
+from megamoe.problem import Problem
+from megamoe.replay import GoldenNow, judge, judge_output, run
+
+BATCHES: Final = (1, 3, 12)
+"""Tokens judged at a time, the most suspicious first; then the rest at once."""
+Log = Callable[[str], None]
+
+
+class ReduceError(ValueError):
+    """There is nothing to reduce, or it does not hold still; one line."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What must stay the same: how a verdict is bad, and in which output first."""
+
+    status: str
+    where: str
+    """The first stage outside, or what was raised."""
+    nan: bool
+    zero: bool
+    """NaN on one side; nothing but zero was right. A small number must not become either."""
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> Failure | None:
+        """None where the verdict is not bad."""
+        if verdict.status == "fail":
+            first = verdict.findings[0]
+            stage = first.stage if first.outside else f"{first.stage} statistic"
+            worst = first.worst
+            zero = worst is not None and all(int(b, 16) == 0 for b in worst.expected_bits)
+            return cls("fail", stage, worst is not None and worst.ulps is None, zero)
+        if verdict.status == "error":
+            raised = re.search(r"the backend raised (\w+)", verdict.reason)
+            text = raised[1] if raised else re.sub(r"[\d(].*", "", verdict.reason.split(": ")[-1])
+            return cls("error", text, False, False)
+        return None
+
+    def __str__(self) -> str:
+        more = " with NaN" if self.nan else " where zero is right" if self.zero else ""
+        return f"{self.status} at {self.where}{more}"
+
+
+@dataclass
+class Reduction:
+    """A problem on its way down."""
+
+    backend: Any
+    problem: Problem
+    failure: Failure
+    verdict: Verdict
+    device: str = "cpu"
+    deadline: float = float("inf")
+    log: Log = lambda line: None
+    tries: int = 0
+
+    def is_late(self) -> bool:
+        return time.perf_counter() > self.deadline
+
+    def take(self, candidate: Problem, always: bool = False) -> bool:
+        """Whether ``candidate`` fails the same way; then it is the problem from now on.
+
+        After the deadline nothing is tried any more, unless ``always``.
+        """
+        if self.is_late() and not always:
+            return False
+        self.tries += 1
+        verdict, _ = judge(candidate, self.backend, self.device, "reduced")
+        if Failure.of(verdict) != self.failure:
+            return False
+        self.problem, self.verdict = candidate, verdict
+        return True
+
+    def keep(
+        self, items: Sequence[int], make: Callable[[Problem, list[int]], Problem],
+        guess: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """The fewest ``items`` with which ``make(problem, items)`` still fails this way."""
+        before = self.problem
+        alone = [*guess, *(items if len(items) <= 8 else ())]
+        guesses = [[only] for only in dict.fromkeys(alone) if only in items]
+        minimal(items, lambda part: self.take(make(before, part)), self.is_late, guesses)
+
+    def golden_of(self, problem: Problem) -> GoldenNow:
+        """The oracle's answer for the backend's class."""
+        return GoldenNow(problem, self.backend.accumulator)
+
+    def row_fails(self, candidate: Problem, row: int, golden: GoldenNow) -> bool:
+        """Whether this row of ``candidate`` fails the same way, whatever the others do."""
+        self.tries += 1
+        try:
+            actual = run(candidate, self.backend, self.device)
+        except Exception:
+            return False
+        shown = _tensors(actual, [row])
+        verdict = judge_output(
+            rows_of(candidate, [row]), shown, self.backend.accumulator, golden=golden
+        )
+        return Failure.of(verdict) == self.failure
+
+    def say(self, what: str) -> None:
+        p = self.problem
+        self.log(
+            f"{what:<8} {p.num_tokens} tokens, {p.num_experts} experts, top-{p.top_k}, "
+            f"H {p.hidden_size}, I {p.intermediate_size} ({self.tries} tries)"
+        )
+
+
+def start(
+    backend: Any, problem: Problem, device: str = "cpu", golden: StoredGolden | None = None
+) -> tuple[Problem, Failure, Verdict]:
+    """How ``backend`` fails ``problem``. :class:`ReduceError` where it does not, or not twice.
+
+    Without a ``golden`` the oracle would have to answer for all tokens; so the tokens that lie
+    farthest from the ``eager`` backend's are judged first.
+    """
+    if golden is not None:
+        verdict, _ = judge(problem, backend, device, "case", golden)
+    else:
+        verdict = _scouted(backend, problem, device)
+    failure = Failure.of(verdict)
+    if failure is None:
+        reason = f": {verdict.reason}" if verdict.reason else ""
+        raise ReduceError(
+            f"backend {backend.name} does not fail this ({verdict.status}{reason}); nothing to "
+            "reduce"
+        )
+    return problem, failure, verdict
+
+
+def _scouted(backend: Any, problem: Problem, device: str) -> Verdict:
+    if not problem.num_tokens:
+        return judge(problem, backend, device, "case")[0]
+    try:
+        actual = run(problem, backend, device)
+    except Exception:  # the runner says it in its own words
+        return judge(problem, backend, device, "case")[0]
+    scout = run(problem, EagerBackend())
+    far = np.abs(BF16.key(actual["y"]) - BF16.key(scout["y"])).max(axis=1)
+    for name in ("l2_acts_sf", "l2_acts"):
+        if name in actual:
+            differ = actual[name] != scout[name]
+            far = far + (differ & (problem.topk_ids.numpy() >= 0)[:, :, None]).sum(axis=(1, 2))
+    order = np.argsort(-far, kind="stable").tolist()
+    verdict, at = None, 0
+    for size in (*BATCHES, len(order)):
+        rows = sorted(order[at : at + size])
+        at += size
+        if not rows:
+            break
+        shown = _tensors(actual, rows)
+        verdict = judge_output(rows_of(problem, rows), shown, backend.accumulator)
+        if Failure.of(verdict):
+            return _with_tokens(verdict, rows)
+    assert verdict is not None
+    return verdict
+
+
+def _tensors(actual: Mapping[str, Any], rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Some rows of the bits that a forward showed, as the tensors they were."""
+    shown = {name: torch.from_numpy(bits[list(rows)]) for name, bits in actual.items()}
+    shown["y"] = shown["y"].view(torch.int16).view(torch.bfloat16)
+    return shown
+
+
+def _with_tokens(verdict: Verdict, rows: Sequence[int]) -> Verdict:
+    """The worst element named by the token of the whole problem."""
+    worst = verdict.worst
+    if worst is None or worst.token is None:
+        return verdict
+    return replace(verdict, worst=replace(worst, token=rows[worst.token]))
+
+
+def minimal(
+    items: Sequence[int], fails: Callable[[list[int]], bool], late: Callable[[], bool],
+    guesses: Sequence[list[int]] = (),
+) -> None:  # fmt: skip
+    """Delta debugging: ends where no single one of the ``items`` that are left can go.
+
+    ``fails(part)`` tries a part and remembers it if it fails. ``guesses`` are tried first.
+    """
+    items = list(items)
+    for guess in guesses:
+        if len(guess) < len(items) and fails(guess):
+            items = list(guess)
+            break
+    parts = 2
+    while len(items) > 1 and not late():
+        size = -(-len(items) // parts)
+        chunks = [items[i : i + size] for i in range(0, len(items), size)]
+        tried = [*(chunks if len(chunks) > 1 else ())]
+        smaller = next((c for c in tried if fails(c)), None)
+        if smaller is not None:
+            items, parts = smaller, 2
+            continue
+        rests = [[i for i in items if i not in c] for c in chunks] if len(chunks) > 2 else []
+        rest = next((r for r in rests if fails(r)), None)
+        if rest is not None:
+            items, parts = rest, max(2, parts - 1)
+        elif parts >= len(items):
+            return
+        else:
+            parts = min(len(items), parts * 2)

@@ -1,0 +1,210 @@
+"""What is taken away from a failing problem: tokens, slots, experts, blocks of I and H, values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+
+from megamoe.golden import rows_of
+from megamoe.problem import Problem
+from megamoe.reduce.core import Reduction, minimal
+from megamoe.stored import WEIGHTS, capacity_for, used_experts
+
+BLOCK: Final = 128
+
+
+def tokens(r: Reduction) -> None:
+    """The worst token, and only the company that it needs to fail.
+
+    A token's golden depends on that token alone, so the oracle answers once, and each try costs
+    one run of the backend. Where the worst token is not known, each try is judged in full.
+    """
+    before, worst = r.problem, r.verdict.worst
+    everybody = list(range(before.num_tokens))
+
+    def some(p: Problem, rows: list[int]) -> Problem:
+        return replace(rows_of(p, rows), max_num_tokens=capacity_for(len(rows)))
+
+    if worst is None or worst.token is None:
+        r.keep(everybody, some)
+        return
+    mine = worst.token
+    if r.take(some(before, [mine])):
+        return
+    golden = r.golden_of(rows_of(before, [mine]))
+    found = everybody
+
+    def fails(others: list[int]) -> bool:
+        nonlocal found
+        rows = sorted({mine, *others})
+        if r.row_fails(some(before, rows), rows.index(mine), golden):
+            found = rows
+            return True
+        return False
+
+    minimal([row for row in everybody if row != mine], fails, r.is_late, _company(before, mine))
+    if len(found) < len(everybody) and not r.take(some(before, found)):
+        r.keep(everybody, some)  # the others fail in another way, earlier: judge all of them
+
+
+def _company(p: Problem, mine: int) -> list[list[int]]:
+    """First guesses: one other token that shares an expert with this one, then those before it."""
+    ids = p.topk_ids
+    shares = [
+        row for row in range(p.num_tokens)
+        if row != mine and bool(torch.isin(ids[row], ids[mine][ids[mine] >= 0]).any())
+    ]  # fmt: skip
+    near = sorted(shares, key=lambda row: abs(row - mine))[:4]
+    return [*([row] for row in near), list(range(mine))]
+
+
+def guess(r: Reduction) -> None:
+    """The two tries that most often succeed: one slot, and one expert for all slots."""
+    p, worst = r.problem, r.verdict.worst
+    if p.top_k > 1:
+        only = worst.slot if worst is not None and worst.slot is not None else 0
+        r.take(_with_slots(p, [only]))
+    ids = r.problem.topk_ids
+    if len(used_experts(r.problem)) > 1:
+        one = worst.expert if worst is not None and worst.expert is not None else int(ids.max())
+        r.take(replace(r.problem, topk_ids=torch.where(ids >= 0, one, ids)))
+
+
+def slots(r: Reduction) -> None:
+    """The fewest slots, the worst one's first."""
+
+    worst = r.verdict.worst
+    first = [worst.slot] if worst is not None and worst.slot is not None else []
+    r.keep(range(r.problem.top_k), _with_slots, first)
+
+
+def _with_slots(p: Problem, slots: list[int]) -> Problem:
+    return replace(
+        p,
+        topk_ids=p.topk_ids[:, slots].contiguous(),
+        topk_weights=p.topk_weights[:, slots].contiguous(),
+    )
+
+
+def experts(r: Reduction) -> None:
+    """Only the experts that are used, then fewer: one's slots go to another."""
+    r.take(_renumbered(r.problem))
+    used = used_experts(r.problem).tolist()
+    for gone in used[1:]:
+        for kept in used:
+            ids = r.problem.topk_ids
+            if kept != gone and (ids == kept).any() and (ids == gone).any():
+                merged = replace(r.problem, topk_ids=torch.where(ids == gone, kept, ids))
+                if r.take(_renumbered(merged)) or r.take(merged):
+                    return experts(r)
+    highest = max(used, default=0) + 1
+    if highest < r.problem.num_experts:
+        cut = {name: getattr(r.problem, name)[:highest] for name in WEIGHTS}
+        r.take(replace(r.problem, **cut))
+    return None
+
+
+def _renumbered(p: Problem) -> Problem:
+    """Experts 0 .. n-1 are those that are used."""
+    used = used_experts(p)
+    if not len(used):
+        return p
+    place = torch.full((p.num_experts,), -1)
+    place[used] = torch.arange(len(used))
+    ids = torch.where(p.topk_ids >= 0, place[p.topk_ids.clamp_min(0)], -1)
+    weights = {name: getattr(p, name)[used] for name in WEIGHTS}
+    return replace(p, topk_ids=ids, **weights)
+
+
+def intermediate(r: Reduction) -> None:
+    """The fewest blocks of 128 intermediate channels: rows of w13 in pairs, columns of w2."""
+
+    def some(p: Problem, blocks: list[int]) -> Problem:
+        i = p.intermediate_size
+        one = torch.cat([torch.arange(b * BLOCK, (b + 1) * BLOCK) for b in blocks])
+        both = torch.cat([one, one + i])
+        return replace(
+            p,
+            w13_weight=p.w13_weight[:, both],
+            w13_weight_scale=p.w13_weight_scale[:, both],
+            w2_weight=_columns(p.w2_weight, blocks, BLOCK // 2),
+            w2_weight_scale=_columns(p.w2_weight_scale, blocks, BLOCK // 32),
+        )
+
+    r.keep(range(r.problem.intermediate_size // BLOCK), some, _at(r, ("l2_acts", "l2_acts_sf")))
+
+
+def hidden(r: Reduction) -> None:
+    """The fewest blocks of 128 hidden channels: columns of w13, rows of w2."""
+
+    def some(p: Problem, blocks: list[int]) -> Problem:
+        rows = torch.cat([torch.arange(b * BLOCK, (b + 1) * BLOCK) for b in blocks])
+        return replace(
+            p,
+            hidden_states=_columns(p.hidden_states, blocks, BLOCK),
+            w13_weight=_columns(p.w13_weight, blocks, BLOCK // 2),
+            w13_weight_scale=_columns(p.w13_weight_scale, blocks, BLOCK // 32),
+            w2_weight=p.w2_weight[:, rows],
+            w2_weight_scale=p.w2_weight_scale[:, rows],
+        )
+
+    r.keep(range(r.problem.hidden_size // BLOCK), some, _at(r, ("y", "x", "x_sf")))
+
+
+def _columns(tensor: torch.Tensor, blocks: list[int], size: int) -> torch.Tensor:
+    return torch.cat([tensor[..., b * size : (b + 1) * size] for b in blocks], -1).contiguous()
+
+
+def _at(r: Reduction, stages: tuple[str, ...]) -> list[int]:
+    """The block of the worst element, where its channel is of this axis."""
+    worst = r.verdict.worst
+    if worst is None or worst.channel is None or worst.stage not in stages:
+        return []
+    return [worst.channel // BLOCK]
+
+
+# --- values -----------------------------------------------------------------------------------
+
+
+def values(r: Reduction) -> None:
+    """Plainer scalars, then as many zeros as it takes, then plainer numbers."""
+    r.take(replace(r.problem, activation_clamp=None))
+    r.take(replace(r.problem, topk_weights=torch.ones_like(r.problem.topk_weights)))
+    for name, axis, size in (
+        ("hidden_states", 1, 32), ("w2_weight", 1, 8), ("w2_weight", 2, 16),
+        ("w13_weight", 2, 16), ("w13_weight", 1, 8),
+    ):  # fmt: skip
+        tensor: torch.Tensor = getattr(r.problem, name)
+        if not r.is_late():
+            r.keep(range(tensor.shape[axis] // size), _zeroed(name, axis, size))
+    ones = torch.ones_like(r.problem.hidden_states)
+    there = r.problem.hidden_states != 0
+    for plain in (torch.where(there, ones, 0.0), _power_of_two(r.problem.hidden_states)):
+        if r.take(replace(r.problem, hidden_states=plain.to(torch.bfloat16))):
+            break
+    for name in ("w13_weight_scale", "w2_weight_scale"):
+        scale = getattr(r.problem, name)
+        level = torch.full_like(scale, int(scale.float().median()))
+        r.take(replace(r.problem, **dict[str, Any]({name: level})))
+
+
+def _zeroed(name: str, axis: int, size: int) -> Callable[[Problem, list[int]], Problem]:
+    """Only these parts of a tensor keep their values; the rest is zero."""
+
+    def some(p: Problem, parts: list[int]) -> Problem:
+        tensor: torch.Tensor = getattr(p, name)
+        kept = torch.zeros_like(tensor)
+        for part in parts:
+            at = (slice(None),) * axis + (slice(part * size, (part + 1) * size),)
+            kept[at] = tensor[at]
+        return replace(p, **dict[str, Any]({name: kept}))
+
+    return some
+
+
+def _power_of_two(values: torch.Tensor) -> torch.Tensor:
+    """bfloat16 without its fraction bits."""
+    return (values.view(torch.int16) & -128).view(torch.bfloat16)

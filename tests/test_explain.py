@@ -1,0 +1,266 @@
+"""``megamoe explain``: the same bits as the oracle, from less work; and where two lives part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.mutants import FORWARD, build
+from safetensors.torch import save_file
+
+from megamoe import cli, oracle
+from megamoe.accumulators import ACCUMULATORS
+from megamoe.backends.eager import EagerBackend, linear
+from megamoe.cases import load_cases
+from megamoe.explain import FromCase, FromProblem, explain
+from megamoe.explain.blocks import row_blocks
+from megamoe.explain.instruction import modelled
+from megamoe.explain.life import live
+from megamoe.formats import bf16_key
+from megamoe.golden import rows_of
+from megamoe.inputs import expert_weights, forward_problem
+from megamoe.oracle.linear import Columns, Rows, block_sums
+from megamoe.replay import run
+from megamoe.simulate import blackwell_mxf8f6f4, hopper_e4m3, problem
+from megamoe.stored import Stored, to_bytes
+
+RECIPE = {"w13_scale": [120, 2], "w2_scale": [120, 2]}
+CASE = "forward/bell-h256-i128-drifts"
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Realistic data: sums round, some codes are open in the wider classes."""
+    return problem(3, tokens=2, top_k=3, intermediate=256, clamp=2.0, weights_recipe=RECIPE)
+
+
+def operands(seed, depth=512, outputs=40):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 256, depth, dtype=np.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 0
+    packed = rng.integers(0, 256, (outputs, depth // 2), dtype=np.uint8)
+    packed[:, : depth // 8] = 0  # groups without a term
+    sf = rng.integers(118, 124, depth // 32, dtype=np.uint8)
+    return codes, sf, packed, rng.integers(118, 124, (outputs, depth // 32), dtype=np.uint8)
+
+
+# --- the same bits as the oracle --------------------------------------------------------------
+
+
+def test_a_case_row_by_row_is_the_case_at_once():
+    """Every weights recipe that some case has, at sizes that choose other defaults."""
+    seen = {}
+    for case in load_cases():
+        if case.kind in ("forward", "property"):
+            seen.setdefault(json.dumps(case.params.get("weights_recipe", {})), case)
+    assert len(seen) > 20
+    for case in seen.values():
+        for hidden in (128, 768, 2176):
+            params = {**case.params, "hidden": hidden, "intermediate": 128}
+            source = FromCase(replace(case, params=params))
+            recipe = case.params.get("weights_recipe", {})
+            w13, w13_sf, w2, w2_sf = expert_weights(case.seed, 2, hidden, 128, recipe)
+            some = np.array([0, 5, hidden - 1])
+            got = (*source.w13(2), *source.w2(2, some))
+            for have, want in zip(got, (w13, w13_sf, w2[some], w2_sf[some]), strict=True):
+                np.testing.assert_array_equal(have, want, err_msg=case.id)
+
+
+def test_a_token_of_a_case_is_the_problems():
+    case = next(c for c in load_cases() if c.id == CASE)
+    one, whole = FromCase(case).token(2), FromProblem(forward_problem(case)).token(2)
+    for name, value in vars(whole).items():
+        np.testing.assert_array_equal(getattr(one, name), value, err_msg=name)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fast_blocks_are_the_oracles(seed):
+    codes, sf, packed, weight_sf = operands(seed)
+    if seed == 3:
+        codes[40], weight_sf[1, 1] = 0x7F, 255  # NaN on either side
+    fast = row_blocks(codes, sf, packed, weight_sf)
+    slow = block_sums(Rows.of(codes[None], sf[None]), Columns.of(packed, weight_sf))
+    for field in fields(slow):
+        np.testing.assert_array_equal(
+            getattr(fast, field.name), getattr(slow, field.name), err_msg=field.name
+        )
+
+
+@pytest.mark.parametrize("name", ACCUMULATORS)
+def test_a_life_is_the_oracles_forward(small, name):
+    whole = oracle.forward(small, [name]).envelopes[name]
+    for token in range(2):
+        golden = oracle.forward(rows_of(small, [token]), [name])
+        envelope = golden.envelopes[name]
+        life = live(FromProblem(small), token, range(256), name)
+        np.testing.assert_array_equal(life.y, golden.y[0])
+        np.testing.assert_array_equal(life.y_low, envelope.y_lo[0])
+        np.testing.assert_array_equal(life.y_high, envelope.y_hi[0])
+        for slot in life.slots:
+            np.testing.assert_array_equal(slot.codes, golden.codes[0, slot.slot])
+            np.testing.assert_array_equal(slot.key_high, envelope.key_hi[0, slot.slot])
+        # A golden of several tokens may be wider, where the steps of a class are followed: the
+        # oracle bounds all rows of an expert as soon as one of them has an open code.
+        assert (bf16_key(whole.y_lo[token]) <= bf16_key(life.y_low)).all()
+        assert (bf16_key(whole.y_hi[token]) >= bf16_key(life.y_high)).all()
+
+
+def test_of_w2_only_the_wanted_channel_is_asked_for(small):
+    class Spy(FromProblem):
+        asked: tuple = ()
+
+        def w2(self, expert, channels):
+            self.asked += (channels.tolist(),)
+            return super().w2(expert, channels)
+
+    source = Spy(small)
+    explain(source, 0, 9, "sm100-mxf8f6f4")
+    assert source.asked == ([9], [9], [9])
+
+
+# --- the instruction --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kernel", [blackwell_mxf8f6f4, hopper_e4m3])
+def test_the_modelled_sum_is_mma_sims(kernel, seed):
+    codes, sf, packed, weight_sf = operands(seed)
+    made = kernel()
+    want = made.linear(codes[None], sf[None], packed, weight_sf, None)[0]
+    got = modelled(ACCUMULATORS[made.accumulator], codes, sf, packed, weight_sf)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_where_there_is_no_instruction_the_model_is_eagers(small):
+    codes, sf, packed, weight_sf = operands(1)
+    want = linear(*(torch.from_numpy(a) for a in (codes[None], sf[None], packed, weight_sf)))[0]
+    got = modelled(ACCUMULATORS["fp32-ordered"], codes, sf, packed, weight_sf)
+    np.testing.assert_array_equal(got, want.numpy())
+    assert modelled(ACCUMULATORS["exact"], codes, sf, packed, weight_sf) is None
+
+
+# --- what is said -----------------------------------------------------------------------------
+
+
+def test_each_number_follows_from_the_ones_before(small):
+    said = explain(FromProblem(small), 0, 7, "sm90-e4m3")
+    for slot in said["slots"]:
+        top, two = slot["largest"], slot["linear2"]
+        assert np.float32(np.float32(top["silu"]) * np.float32(top["up_clamped"]["value"])) * (
+            np.float32(slot["routing_weight"])
+        ) == np.float32(top["a"])
+        group = top["group"]
+        assert group["first"] <= group["set_by"] < group["first"] + 32
+        first = two["contributions"][0]
+        scale = 2.0 ** (first["sf"] + first["weight_sf"] - 254)
+        assert first["product"] == first["value"] * first["weight"] * scale
+        assert first["i"] == top["i"] and first["code"] == top["code"]
+        assert two["interval"][0] <= two["model"] <= two["interval"][1]
+    assert said["combine"][-1]["sum"] == pytest.approx(said["y"]["value"], rel=2**-8)
+    why = said["why"]
+    assert why["ulps"] > 0  # Hopper's 13 bits leave room, and it is said whose
+    widest = why["slots"][0]
+    assert widest["from_codes"] > 0 and widest["largest_swings"][0]["cause"]
+
+
+def test_a_token_without_slots_and_one_that_is_not_there(small):
+    none = replace(small, topk_ids=torch.full_like(small.topk_ids, -1))
+    said = explain(FromProblem(none), 0, 0, "exact")
+    assert said["y"]["bits"] == "0x0000" and said["masked_slots"] == [0, 1, 2]
+    for token, channel in ((2, 0), (-1, 0), (0, 256)):
+        with pytest.raises(ValueError, match="is not there"):
+            explain(FromProblem(small), token, channel, "exact")
+
+
+# --- where lives part -------------------------------------------------------------------------
+
+EXPECTED = {
+    "gate-up-swapped": "gate and up are swapped",
+    "gate-not-clamped": "the gate is not clamped",
+    "up-not-clamped-above": "up is not clamped from above",
+    "routing-weight-dropped": "the routing weight is dropped",
+    "requant-exponent-rounded-down": "the exponent is rounded down",
+    "weight-scales-one-group-late": "weight scales are read one group late",
+    "combine-in-bf16": "slots are added in bfloat16",
+    "combine-loses-last-slot": "slot 2 (expert 2) is lost",
+    "slot-rows-not-rounded-to-bf16": "slot rows are not rounded to bfloat16",
+}
+
+
+@pytest.mark.parametrize("only_y", [False, True], ids=["stages", "y"])
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_planted_fault_is_named(small, tmp_path, name, only_y):
+    mutant = next(m for m in FORWARD if m.name == name)
+    got = run(small, build(mutant, tmp_path / str(only_y)))
+    actual = {k: v[1] for k, v in got.items() if k == "y" or not only_y}
+    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual)["actual"]
+    assert EXPECTED[name] in [way["what"] for way in said["deviations"]["named"]]
+    assert said["deviations"]["explains"]
+    late = name.startswith(("combine", "slot"))
+    assert said["parts_at"]["stage"] == "y" if only_y or late else said["parts_at"]["stage"] != "y"
+
+
+def test_what_is_right_does_not_part(small):
+    actual = {k: v[1] for k, v in run(small, EagerBackend()).items()}
+    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual)["actual"]
+    assert said["parts_at"] is None and said["deviations"] is None and not said["outside"]
+
+
+def test_a_fault_that_is_in_no_catalogue_is_not_explained(small):
+    actual = {"y": run(small, EagerBackend())["y"][1] ^ 0x155}
+    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual)["actual"]
+    assert said["parts_at"]["stage"] == "y"
+    assert not said["deviations"]["explains"]
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def test_the_command_says_it_and_the_store_agrees(capsys):
+    assert cli.main(["explain", CASE, "--token", "1", "--channel", "3"]) == 0
+    out = capsys.readouterr().out
+    for text in ("y at token 1 channel 3", "the store has the same bits", "gate sum", "amax",
+                 "Linear 2's largest", "Combine", "The interval"):  # fmt: skip
+        assert text in out
+    assert cli.main(["explain", CASE, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accumulator"] == "sm100-mxf8f6f4"
+
+
+def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
+    case = next(c for c in load_cases() if c.id == CASE)
+    got = EagerBackend().forward(forward_problem(case))
+    got["y"][2, 200:203] *= 2
+    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    again = ["explain", CASE, "--actual", f"{tmp_path}/got.safetensors"]
+    assert cli.main([*again, "--accumulator", "fp32-ordered"]) == 0
+    out = capsys.readouterr().out
+    assert "y at token 2 channel 20" in out and "outside" in out
+    assert "they part at y: linear 2 or combine" in out
+    assert "no known single deviation" in out or "too few" in out
+
+
+def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
+    path = Path(tmp_path / "p.safetensors")
+    path.write_bytes(to_bytes(Stored(small)))
+    assert cli.main(["explain", str(path), "--backend", "eager"]) == 0
+    assert "the two lives do not part" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["no-such-case"], "is unknown"),
+        (["staging/ids-widened-from-int32"], "is of kind staging"),
+        ([CASE, "--token", "9"], "the case has 4"),
+        ([CASE, "--actual", "none.safetensors"], "cannot be read"),
+        ([CASE, "--actual", "a", "--backend", "eager"], "give one"),
+        ([CASE, "--accumulator", "fp64"], "invalid choice"),
+    ],
+)
+def test_misuse_is_one_line(arguments, says, capsys):
+    assert cli.main(["explain", *arguments]) == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,196 @@
+"""``megamoe reduce``: what is left is small, fails the same way, and is a file that says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megamoe import cli
+from megamoe.backends.eager import EagerBackend
+from megamoe.reduce import Failure, ReduceError, Reduction, reduce, steps
+from megamoe.reduce.core import minimal
+from megamoe.replay import judge
+from megamoe.simulate import problem
+from megamoe.stored import Stored, load, to_bytes
+
+
+class OneExpert(EagerBackend):
+    """Wrong by 2% in some channels of every token that expert 37, or the last, serves."""
+
+    name = "one-expert"
+
+    def forward(self, problem):
+        out = super().forward(problem)
+        hit = (problem.topk_ids == min(37, problem.num_experts - 1)).any(1)
+        y = out["y"].clone()
+        y[hit, 200:] = (y[hit, 200:].float() * 1.02).bfloat16()
+        return {**out, "y": y}
+
+
+class NeedsCompany(EagerBackend):
+    """The second row of an expert gets the scale of the first, doubled, in the last group."""
+
+    name = "needs-company"
+
+    def forward(self, problem):
+        out = super().forward(problem)
+        sf = out["l2_acts_sf"].clone()
+        for expert in problem.topk_ids.unique().tolist():
+            token, slot = (problem.topk_ids == expert).nonzero(as_tuple=True)
+            sf[token[1:], slot[1:], -1] += 1
+        return {**out, "l2_acts_sf": sf}
+
+
+class Raises(EagerBackend):
+    """Does not take two slots of one token at one expert."""
+
+    name = "raises"
+
+    def forward(self, problem):
+        ids = problem.topk_ids.sort(dim=1).values
+        if (ids[:, 1:] == ids[:, :-1]).any():
+            raise IndexError(f"duplicate in {len(ids)} tokens")
+        return super().forward(problem)
+
+
+class Flaky(EagerBackend):
+    """Wrong once."""
+
+    name = "flaky"
+    calls = 0
+
+    def forward(self, problem):
+        out = super().forward(problem)
+        Flaky.calls += 1
+        return {**out, "y": out["y"] * 2} if Flaky.calls == 1 else out
+
+
+@pytest.fixture(scope="module")
+def many():
+    """64 tokens, 48 experts, top-6."""
+    recipe = {"w13_scale": [119, 2]}
+    return problem(
+        7, tokens=64, experts=48, top_k=6, hidden=512, intermediate=384, weights_recipe=recipe
+    )
+
+
+def size(p):
+    return p.num_tokens, p.top_k, p.num_experts, p.hidden_size, p.intermediate_size
+
+
+def test_an_experts_fault_is_left_with_one_token_and_one_expert(many):
+    r = reduce(OneExpert(), many)
+    # Channel 200 is in the second block of 128, so H cannot be smaller.
+    assert size(r.problem) == (1, 1, 1, 256, 128)
+    assert Failure.of(judge(r.problem, OneExpert())[0]) == r.failure
+    assert str(r.failure) == "fail at y"
+
+
+def test_a_fault_that_needs_two_tokens_keeps_two(many):
+    r = reduce(NeedsCompany(), many)
+    assert size(r.problem) == (2, 1, 1, 128, 128)
+    assert r.failure.where == "l2_acts_sf"
+    assert r.problem.hidden_states.any()  # not a failure of nothing but zeros
+
+
+def test_what_raises_is_followed_by_its_type():
+    p = problem(3, tokens=5, top_k=3, experts=4, hidden=256, routing_recipe={"kind": "random"})
+    p.topk_ids[3] = torch.tensor([2, 0, 2])
+    r = reduce(Raises(), p)
+    assert r.failure == Failure("error", "IndexError", False, False)
+    assert size(r.problem) == (1, 2, 1, 128, 128)
+
+
+def test_a_right_backend_and_a_flaky_one_are_refused(many):
+    small = problem(3)
+    with pytest.raises(ReduceError, match="does not fail this"):
+        reduce(EagerBackend(), small)
+    with pytest.raises(ReduceError, match="not again on the same input"):
+        reduce(Flaky(), small)
+
+
+def test_minimal_ends_where_none_can_go():
+    tried = []
+
+    def fails(part):
+        tried.append(part)
+        if {3, 11} <= set(part):
+            fails.best = part
+            return True
+        return False
+
+    minimal(range(16), fails, lambda: False)
+    assert fails.best == [3, 11]
+    assert len(tried) < 60
+
+
+def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
+    given, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
+    given.write_bytes(to_bytes(Stored(problem(3, tokens=6, hidden=384))))
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "from megamoe.backends.eager import EagerBackend\n"
+        "class Bad(EagerBackend):\n"
+        "    name = 'bad'\n"
+        "    def forward(self, p):\n"
+        "        out = super().forward(p)\n"
+        "        return {**out, 'y': out['y'] * 2}\n"
+    )
+    spec = f"{bad}:Bad"
+    assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 0
+    again = f"megamoe replay {out} --backend {spec}"
+    assert capsys.readouterr().out.rstrip().endswith(f"reproduce: {again}")
+    assert cli.main(again.split()[1:]) == 1
+    assert cli.main(["replay", str(out), "--backend", "eager"]) == 0
+    assert load(out).about["failure"] == "fail at y"
+    assert size(load(out).problem) == (1, 1, 1, 128, 128)
+
+
+def test_misuse_is_one_line(tmp_path, capsys):
+    for arguments, says in (
+        (["nothing-like-it", "--backend", "eager"], "is unknown"),
+        (["staging/ids-widened-from-int32", "--backend", "eager"], "kind staging"),
+        (["x.safetensors", "--backend", "eager"], "no such file"),
+        (["x", "--backend", "eager", "--out", "a.txt"], "ends in .safetensors"),
+        (["x", "--backend", "eager", "--seconds", "0"], "--seconds"),
+    ):
+        assert cli.main(["reduce", *arguments]) == 2
+        assert says in capsys.readouterr().err
+
+
+class TwoFaults(EagerBackend):
+    """y is always wrong, and tokens of expert 37 have a wrong scale before that."""
+
+    name = "two-faults"
+
+    def forward(self, problem):
+        out = super().forward(problem)
+        sf = out["l2_acts_sf"].clone()
+        sf[problem.topk_ids == 37] += 1
+        return {**out, "l2_acts_sf": sf, "y": out["y"] * 2}
+
+
+def test_it_does_not_slide_to_a_later_fault(many):
+    r = reduce(TwoFaults(), many)
+    assert r.failure.where == "l2_acts_sf"
+    # Renumbering would have lost it, so expert 37 keeps its place; those after it are gone.
+    assert r.problem.topk_ids.tolist() == [[37]] and r.problem.num_experts == 38
+
+
+def test_blocks_of_i_and_h_are_taken_from_every_tensor_that_has_them(many):
+    r = Reduction(None, many, Failure("fail", "y", False, False), None)
+    r.take = lambda p, always=False: setattr(r, "problem", p) or p.hidden_size == 512
+    r.verdict = SimpleNamespace(worst=SimpleNamespace(stage="l2_acts", channel=300))
+    steps.intermediate(r)
+    p, rows = r.problem, torch.arange(256, 384)
+    assert torch.equal(p.w13_weight, many.w13_weight[:, torch.cat([rows, rows + 384])])
+    assert torch.equal(p.w2_weight, many.w2_weight[:, :, 128:192])
+    assert torch.equal(p.w2_weight_scale, many.w2_weight_scale[:, :, 8:12])
+    r.verdict = SimpleNamespace(worst=SimpleNamespace(stage="y", channel=130))
+    r.take = lambda p, always=False: setattr(r, "problem", p) or True
+    steps.hidden(r)
+    assert torch.equal(r.problem.hidden_states, many.hidden_states[:, 128:256])
+    assert torch.equal(r.problem.w13_weight_scale, p.w13_weight_scale[:, :, 4:8])
+    assert torch.equal(r.problem.w2_weight, p.w2_weight[:, 128:256])

@@ -1,0 +1,289 @@
+"""Problems as files: the format, capturing a module's call, judging it, making it a golden."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megamoe import cli
+from megamoe.backends.eager import EagerBackend
+from megamoe.capture import capture, checkpoint_weights
+from megamoe.experts import DeepseekV4MegaMoEExperts
+from megamoe.layout import transform_weights
+from megamoe.replay import judge, judge_output
+from megamoe.simulate import problem
+from megamoe.stored import WEIGHTS, Stored, StoredError, load, to_bytes
+from megamoe.symm_buffer import clear_symm_buffers
+
+BAD = """
+from megamoe.backends.eager import EagerBackend
+
+class Bad(EagerBackend):
+    name = "bad"
+    def forward(self, problem):
+        out = super().forward(problem)
+        y = out["y"].clone()
+        y[-1, 70:] *= 2
+        return {**out, "y": y}
+"""
+
+
+@pytest.fixture
+def bad(tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text(BAD)
+    return f"{path}:Bad"
+
+
+@pytest.fixture
+def small():
+    """4 tokens, 6 experts of which some are not used."""
+    return problem(5, tokens=4, top_k=2, hidden=256, intermediate=128, experts=6)
+
+
+@pytest.fixture
+def file(tmp_path, small):
+    path = tmp_path / "small.safetensors"
+    path.write_bytes(to_bytes(Stored(small, {}, {"from": "a test"})))
+    return path
+
+
+# --- the format -------------------------------------------------------------------------------
+
+
+def test_a_problem_comes_back_as_it_was(file, small):
+    stored = load(file)
+    for name, value in vars(small).items():
+        got = getattr(stored.problem, name)
+        same = torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value
+        assert same, name
+    assert stored.about == {"from": "a test"}
+
+
+def test_only_experts_that_are_used_are_in_the_file(tmp_path, small):
+    small.topk_ids[:] = 3
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(to_bytes(Stored(small)))
+    assert load_file(path)["input.w2_weight"].shape[0] == 1
+    assert load(path).problem.num_experts == 6
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda t: t.pop("input.w2_weight"), "lacks input.w2_weight"),
+        (lambda t: t.update({"input.topk_ids": t["input.topk_ids"].int()}), "expected torch.int64"),
+        (lambda t: t.update({"input.topk_ids": t["input.topk_ids"] + 90}), "an id is outside"),
+        (lambda t: t.update({"input.experts": t["input.experts"] * 0}), "not in the file"),
+        (lambda t: t.update({"input.topk_weights": t["input.topk_weights"][:1]}), "expected"),
+        (lambda t: t.update({"observed.z": torch.zeros(1)}), "observed.z is no stage"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_in_one_line(file, edit, says):
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        meta = opened.metadata()
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, meta)
+    with pytest.raises(StoredError, match=says):
+        load(file)
+
+
+def test_other_files_are_refused(tmp_path, capsys):
+    (tmp_path / "a.safetensors").write_bytes(b"not one")
+    save_file({"y": torch.zeros(1)}, tmp_path / "b.safetensors")
+    for name, says in (("a", "cannot be read"), ("b", "no stored problem"), ("c", "no such file")):
+        assert cli.main(["replay", str(tmp_path / f"{name}.safetensors")]) == 2
+        assert says in capsys.readouterr().err
+
+
+# --- replay -----------------------------------------------------------------------------------
+
+
+def test_replay_judges_a_backend_on_the_file(file, bad, tmp_path, capsys):
+    assert cli.main(["replay", str(file), "--backend", "eager"]) == 0
+    assert cli.main(["replay", str(file), "--backend", bad, "--json", f"{tmp_path}/out.json"]) == 1
+    out = capsys.readouterr().out
+    assert "y: 186 of 1024 elements outside" in out and "channel" in out
+    assert f"alone:  megamoe replay {file} --backend {bad}" in out
+    assert json.loads((tmp_path / "out.json").read_text())["worst"]["token"] == 3
+
+
+def test_replay_without_output_or_backend_says_what_to_do(file, capsys):
+    assert cli.main(["replay", str(file)]) == 2
+    assert "name a --backend" in capsys.readouterr().err
+
+
+# --- capture ----------------------------------------------------------------------------------
+
+
+def module_of(p, backend=None, **sizes):
+    """The engine's module, loaded with the problem's weights."""
+    clear_symm_buffers()
+    given = {
+        "num_experts": p.num_experts, "num_local_experts": p.num_experts, "experts_start_idx": 0,
+    }  # fmt: skip
+    module = DeepseekV4MegaMoEExperts(
+        16, **given | sizes, top_k=p.top_k, hidden_size=p.hidden_size,
+        intermediate_size=p.intermediate_size, prefix="layers.3", backend=backend or EagerBackend(),
+    )  # fmt: skip
+    for name in WEIGHTS:
+        getattr(module, name).data.copy_(getattr(p, name)[: module.num_local_experts])
+    return module
+
+
+def call(module, p):
+    return module(
+        p.hidden_states, p.topk_weights, p.topk_ids, activation_clamp=p.activation_clamp,
+        fast_math=p.fast_math,
+    )  # fmt: skip
+
+
+def test_a_captured_call_is_the_problem_and_its_output_is_judged(tmp_path, small, capsys):
+    module, path = module_of(small), tmp_path / "call.safetensors"
+    module.finalize_weights()
+    with capture(module, path) as c:
+        y = call(module, small)
+        call(module, small)  # one call was asked for
+    assert c.written == [path]
+    stored = load(path)
+    assert torch.equal(stored.observed["y"], y)
+    assert torch.equal(stored.problem.w13_weight, small.w13_weight)
+    assert stored.problem.activation_clamp == 10.0 and stored.about["prefix"] == "layers.3"
+    assert cli.main(["replay", str(path)]) == 0
+    assert "PASS" in capsys.readouterr().out
+    wrong = {"y": y * 1.5}
+    assert judge_output(stored.problem, wrong, "fp32-ordered").status == "fail"
+
+
+def test_kernel_side_weights_are_undone(small):
+    w13, w13_sf, w2, w2_sf = transform_weights(*(getattr(small, name) for name in WEIGHTS))
+    used = torch.tensor([1, 4])
+    engine = SimpleNamespace(
+        _transformed_l1_weights=(w13.view(torch.int8), w13_sf),
+        _transformed_l2_weights=(w2.view(torch.int8), w2_sf),
+        w13_weight=None,
+    )
+    got = checkpoint_weights(engine, used)
+    for name in WEIGHTS:
+        assert torch.equal(got[name], getattr(small, name)[used]), name
+
+
+def test_ids_are_local_and_the_load_is_not_counted(tmp_path, small):
+    # Experts 2 and 3 of 6 are here; logical l is served by physical 5 - l.
+    small.topk_ids[:] = torch.tensor([[0, 1], [2, 3], [3, 5], [-1, 2]])
+    module = module_of(small, num_local_experts=2, experts_start_idx=2)
+    module.finalize_weights()
+    load_view = torch.zeros(1, 6, dtype=torch.int32)
+    table = (5 - torch.arange(6)).view(1, 6, 1)
+    module.set_eplb_state(0, load_view, table, torch.ones(1, 6, dtype=torch.int64))
+    with capture(module, tmp_path / "c.safetensors"):
+        call(module, small)
+    # What the one real call counted, and no more.
+    assert load_view.tolist() == [[1, 0, 2, 2, 1, 1]]
+    ids = load(tmp_path / "c.safetensors").problem.topk_ids
+    assert ids.tolist() == [[-1, -1], [1, 0], [0, -1], [-1, 1]]
+
+
+def test_a_call_that_raises_is_kept(tmp_path, small):
+    class Broken(EagerBackend):
+        def forward(self, problem):
+            raise RuntimeError("illegal memory access")
+
+    module = module_of(small, Broken())
+    module.finalize_weights()
+    with pytest.raises(RuntimeError), capture(module, tmp_path / "c.safetensors"):
+        call(module, small)
+    stored = load(tmp_path / "c.safetensors")
+    assert not stored.observed and torch.equal(stored.problem.topk_ids, small.topk_ids)
+
+
+def test_rows_and_calls_can_be_chosen(tmp_path, small):
+    module = module_of(small)
+    module.finalize_weights()
+    with capture(module, tmp_path / "c.safetensors", skip=1, calls=2, tokens=[2]) as c:
+        for _ in range(4):
+            call(module, small)
+    assert [p.name for p in c.written] == ["c.safetensors", "c-1.safetensors"]
+    stored = load(c.written[1])
+    assert torch.equal(stored.problem.hidden_states, small.hidden_states[2:3])
+    assert stored.observed["y"].shape == (1, 256) and stored.about["call"] == 2
+
+
+def test_no_call_is_an_error_and_so_is_another_module(tmp_path, small):
+    with (
+        pytest.raises(StoredError, match="no call was recorded"),
+        capture(module_of(small), tmp_path / "c.safetensors"),
+    ):
+        pass
+    with pytest.raises(StoredError, match="takes no hidden_states"):
+        capture(torch.nn.Linear(1, 1), tmp_path / "c.safetensors")
+
+
+SCRIPT = """
+import sys, torch
+from megamoe.experts import DeepseekV4MegaMoEExperts
+from megamoe.backends.eager import EagerBackend
+tokens = int(sys.argv[1])
+m = DeepseekV4MegaMoEExperts(16, num_experts=2, num_local_experts=2, experts_start_idx=0, top_k=1,
+    hidden_size=128, intermediate_size=128, prefix="", backend=EagerBackend())
+m.finalize_weights()
+m(torch.ones(tokens, 128, dtype=torch.bfloat16), torch.ones(tokens, 1),
+  torch.zeros(tokens, 1, dtype=torch.int64), activation_clamp=None)
+"""
+
+
+def test_a_script_is_run_and_its_call_recorded(tmp_path, capsys):
+    script, out = tmp_path / "engine.py", tmp_path / "c.safetensors"
+    script.write_text(SCRIPT)
+    assert cli.main(["capture", "--out", str(out), str(script), "3"]) == 0
+    assert "3 tokens, 1 experts used" in capsys.readouterr().out
+    assert load(out).problem.num_experts == 2
+    script.write_text("pass")
+    assert cli.main(["capture", "--out", str(out), str(script)]) == 2
+    assert "made no module" in capsys.readouterr().err
+
+
+# --- golden import ----------------------------------------------------------------------------
+
+
+def test_a_file_becomes_a_golden_in_three_acts(file, bad, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("CI", raising=False)
+    root = str(tmp_path / "mine")
+    assert cli.main(["golden", "import", str(file), "--golden", root, "--name", "prod-1"]) == 0
+    assert "golden bless" in capsys.readouterr().out
+    assert cli.main(["golden", "bless", "--golden", root]) == 0
+    assert cli.main(["golden", "verify", "--golden", root, "-j", "1"]) == 0
+    check = ["check", "--golden", root, "--case", "forward/prod-1", "-n", "1", "--backend"]
+    assert cli.main([*check, "eager"]) == 0
+    assert cli.main([*check, bad]) == 1
+    # The inputs are part of what was blessed.
+    inputs = tmp_path / "mine" / "inputs" / "prod-1.safetensors"
+    inputs.write_bytes(inputs.read_bytes()[:-1] + b"\1")
+    capsys.readouterr()
+    assert cli.main([*check, "eager"]) == 1
+    assert "sha256 does not match" in capsys.readouterr().out
+
+
+def test_import_refuses_and_leaves_nothing(file, tmp_path, capsys):
+    root = tmp_path / "mine"
+    say = ["golden", "import", str(file), "--golden", str(root)]
+    assert cli.main([*say, "--name", "No!"]) == 2
+    assert not root.exists()
+    assert cli.main(say) == 0
+    assert cli.main(say) == 2
+    assert "already in" in capsys.readouterr().err
+    assert cli.main(["golden", "import", str(file)]) == 2
+    assert "--golden DIR" in capsys.readouterr().err
+
+
+def test_the_judge_of_a_file_is_the_judge_of_check(small):
+    verdict, shown = judge(small, EagerBackend())
+    assert verdict.status == "pass" and set(verdict.how) == {"bitwise", "staged"}
+    assert shown is not None and "l2_acts" in shown
