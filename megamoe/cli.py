@@ -36,7 +36,7 @@ BITS_CANDIDATES: Final = "recorded-candidates"
 """Under golden/: what record-bits writes and bless-bits takes, where nothing else is said."""
 
 
-ROOMS: Final[tuple[str, ...]] = ()
+ROOMS: Final[tuple[str, ...]] = ("megamoe.compare",)
 """Modules that bring commands of their own: each has ``add(commands, command)``, where
 ``command(commands, name, help, run)`` returns the parser to add arguments to."""
 
