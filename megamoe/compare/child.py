@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -29,7 +30,7 @@ class Child:
         self.timeout = timeout
         self.facts: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._buffer = b""
         self._start()
 
@@ -71,10 +72,8 @@ class Child:
         if self._process is not None:
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe:
-                    try:
+                    with contextlib.suppress(OSError):
                         pipe.close()
-                    except OSError:
-                        pass
             end_group(self._process)
             self._process = None
 

@@ -1,4 +1,4 @@
-"""The disk: a state that survives a kill, a lock that an orphan keeps, and saying when it is full."""
+"""The disk: when it is full, where things are cached, and a lock that an orphan keeps."""
 
 from __future__ import annotations
 

@@ -268,8 +268,9 @@ def replay(folder: Path, argv: list[str] | None = None) -> int:
     a = parser.parse_args(argv)
     sys.path[:1] = [str(Path(p).resolve()) for p in a.path]
     spec = a.backend
+    file = spec.rpartition(":")[0]
     for base in (*a.path, folder):  # a file's path counts from --path, then from the archive
-        if spec.rpartition(":")[0].endswith(".py") and (Path(base) / spec.rpartition(":")[0]).exists():  # noqa: E501
+        if file.endswith(".py") and (Path(base) / file).exists():
             spec = str(Path(base) / spec)
             break
     try:
@@ -302,4 +303,6 @@ def replay(folder: Path, argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
-    sys.exit(replay(here) if (here / "cases.json").exists() else serve())
+    if (here / "cases.json").exists():
+        sys.exit(replay(here))
+    serve()

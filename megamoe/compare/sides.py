@@ -11,10 +11,12 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -111,7 +113,9 @@ def _on_disk(text: str) -> Side | None:
     return Side("python", text, found) if found else None
 
 
-def ready(side: Side, cache: Path, tree: Path | None = None, options: Options | None = None) -> Ready:  # noqa: E501
+def ready(
+    side: Side, cache: Path, tree: Path | None = None, options: Options | None = None
+) -> Ready:
     """Make ``side`` so that it can be started: the slow part. Raises :class:`CannotStart`.
 
     ``tree`` holds a git side's files, checked out by the caller.
@@ -179,21 +183,31 @@ def _run_group(
         argv, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.held(),
     )  # fmt: skip
+    return wait_and_end(process, limit)
+
+
+def wait_and_end(process: subprocess.Popen[Any], limit: float) -> int | None:
+    """Exit code, or None where it took more than ``limit`` seconds; then end its whole session."""
+    until = time.monotonic() + limit
+    in_time = True
     try:
-        return process.wait(limit)
-    except subprocess.TimeoutExpired:
-        return None
+        # Looked at, not taken: until then nobody else can have its number.
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            in_time = time.monotonic() < until
+            if not in_time:
+                break
+            time.sleep(0.02)
     finally:
         end_group(process)
+    return process.returncode if in_time else None
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """Kill the process and what it started in its session."""
-    try:
-        os.killpg(process.pid, 9)
-    except (ProcessLookupError, PermissionError):
-        pass
-    process.wait()
+    """Kill the process and what it started in its session, unless it has been waited for."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def clean_environment() -> dict[str, str]:
@@ -300,7 +314,8 @@ def _pip(command: Sequence[str], words: Sequence[str]) -> None:
         errors = [x.strip() for x in said.splitlines() if x.strip().lower().startswith("error")]
         last = errors or [x.strip() for x in said.splitlines() if x.strip()][-1:]
         known = re.search(r"from versions: ([^)]*)", said)
-        few = f"; published for this Python: {', '.join(known[1].split(', ')[-8:])}" if known else ""
+        newest = known[1].split(", ")[-8:] if known else []
+        few = f"; published for this Python: {', '.join(newest)}" if newest else ""
         text = last[-1].removeprefix("ERROR: ") if last else "it said nothing"
         raise CannotStart(f"cannot install {' '.join(words)}: {text}{few}")
 
