@@ -44,7 +44,10 @@ def run(q: Question, done: Done) -> dict[str, Any]:
     results = []
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megamoe-ab-")))
+        # Both are spawned before either is waited for: importing torch is most of the time.
         children = [stack.enter_context(_child(q, i, work, stack)) for i in (0, 1)]
+        for i, child in enumerate(children):
+            _named(q, i, child.greet)
         for case in cases:
             result = _one(q, case, children, work)
             done(result)
@@ -55,15 +58,24 @@ def run(q: Question, done: Done) -> dict[str, Any]:
 
 def _child(q: Question, i: int, work: Path, stack: ExitStack) -> Child:
     side = q.sides[i]
-    tree = None
-    try:
+
+    def make() -> Child:
+        tree = None
         if side.kind == "git":
             assert side.repo is not None
             tree = stack.enter_context(worktree(side.repo, side.target, work / NAMES[i]))
         made = ready(side, disk.cache_root(), tree, q.options)
         return Child(made, q.backends[i], q.device, q.timeout)
+
+    return _named(q, i, make)
+
+
+def _named(q: Question, i: int, step: Callable[[], Child]) -> Child:
+    """``step()``; an error says which side it is of."""
+    try:
+        return step()
     except CannotStart as error:
-        raise CannotStart(f"{NAMES[i]} side {side.text}: {error}") from error
+        raise CannotStart(f"{NAMES[i]} side {q.sides[i].text}: {error}") from error
 
 
 def _one(q: Question, case: Case, children: Sequence[Child], work: Path) -> dict[str, Any]:

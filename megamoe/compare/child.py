@@ -32,7 +32,12 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._buffer = b""
-        self._start()
+        self._spawn()
+
+    def greet(self) -> Child:
+        """Wait until the backend is made. Raises :class:`CannotStart`, with the reason."""
+        self._greet()
+        return self
 
     def __enter__(self) -> Child:
         return self
@@ -48,7 +53,8 @@ class Child:
         """
         if self._process is None:
             try:
-                self._start()
+                self._spawn()
+                self._greet()
             except CannotStart as error:
                 return {"raised": str(error)}
         assert self._process is not None and self._process.stdin is not None
@@ -77,7 +83,7 @@ class Child:
             end_group(self._process)
             self._process = None
 
-    def _start(self) -> None:
+    def _spawn(self) -> None:
         script = str(Path(show.__file__).resolve())
         self._errors.seek(0)
         self._errors.truncate()
@@ -90,6 +96,9 @@ class Child:
             )  # fmt: skip
         except OSError as error:
             raise CannotStart(f"{self.ready.argv[0]} cannot be started: {error.strerror}") from None
+
+    def _greet(self) -> None:
+        assert self._process is not None
         hello = {
             "front": list(self.ready.front), "back": [str(HOME)], "backend": self.backend,
             "device": self.device,

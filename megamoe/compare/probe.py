@@ -154,6 +154,7 @@ class Prober:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         with Child(made, self.test.backend, self.test.device, self.test.timeout) as child:
+            child.greet()
             for case in self.chosen():
                 out = {"out": str(folder / f"{case.id.replace('/', '--')}.pt")} if folder else {}
                 reply = child.run({**self.request(case), **out})
