@@ -85,9 +85,7 @@ def ab(kernel, tmp_path, capsys):
         backends = [
             f"--{side}-backend={kernel}:{name}" for side, name in (("left", left), ("right", right))
         ]
-        code = main(
-            ["ab", "this", "this", *backends, "--case", case, "--json", str(out), *options]
-        )
+        code = main(["ab", "this", "this", *backends, "--case", case, "--json", str(out), *options])
         return code, json.loads(out.read_text()), capsys.readouterr().out
 
     return run
@@ -110,7 +108,7 @@ def test_identical_is_exit_0_and_the_headline_counts_what_was_compared(ab):
 
 
 def test_a_moved_code_is_named_by_stage_ulps_and_the_side_outside(ab):
-    code, report, out = ab("Plain", "Code")
+    code, report, _ = ab("Plain", "Code")
     assert code == 1
     (case,) = report["cases"]
     assert (case["status"], case["first_stage"]) == ("moved", "l2_acts")
@@ -162,6 +160,7 @@ def test_a_hang_is_ended_and_the_next_case_gets_a_new_process(ab):
     assert "no result within 0.5 s" in report["cases"][0]["reason"]
 
 
+@pytest.mark.slow
 def test_every_kind_with_tensors_is_compared_and_what_neither_side_has_is_said(ab):
     code, report, _ = ab("Plain", "Plain", case="[ls]*-h128*")
     assert code == 0, report["headline"]
@@ -248,6 +247,7 @@ def test_an_interpreter_of_its_own_is_used(tmp_path, capsys):
     assert (tmp_path / "mark").exists()
 
 
+@pytest.mark.slow
 def test_a_requirement_is_installed_over_the_interpreters_own_packages(tmp_path, monkeypatch):
     """From a folder of wheels; nothing is fetched. A half-made environment is made anew."""
     wheel = make_wheel(tmp_path, "toynum", "1.5")
@@ -274,7 +274,9 @@ def make_wheel(folder, name, version, text=None):
     files = {
         f"{name}.py": text or f'V = "{version}"\n',
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": (
+            "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
     }
     files[f"{info}/RECORD"] = "".join(f"{n},,\n" for n in [*files, f"{info}/RECORD"])
     with zipfile.ZipFile(path, "w") as out:

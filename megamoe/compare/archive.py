@@ -178,6 +178,7 @@ def _readme(
         print("    git clone two.bundle tree && cd tree", file=out)
         print("    git checkout good        # or: git checkout bad", file=out)
         if o.build:
+            print("    export MEGAMOE_PYTHON=python", file=out)
             print(f"    {o.build}", file=out)
         print(f"    python ../replay.py --path {o.path}", file=out)
         print("\n`first-bad.patch` is what lies between, as its author wrote it.", file=out)

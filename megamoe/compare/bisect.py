@@ -205,6 +205,7 @@ def _report(
         left = _with_bits(prober, last_good)
         moved = prober.moved_between(left, bad["rev"], sorted(bad["digests"]))
         _what_moved(report, moved)
+        report["headline"] = headline(report)
         target = job.archive or folder / "bisect.tar.gz"
         made = archive.write(target, job, prober, report, (left, bad["rev"]), log)
         report["archive"] = str(made)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 KERNEL = '''"""A kernel that grows."""
@@ -33,18 +32,32 @@ NOISE = 'out["y"][1, 0] = float(int.from_bytes(os.urandom(2), "little"))'
 """Edits, by the stage that they move. ``CODE`` is of the codes shown, so ``y`` does not see it."""
 BROKEN = "this does not compile"
 
-BUILD = '"$MEGAMOE_PYTHON" -c "compile(open(\'kernel.py\').read(), \'kernel.py\', \'exec\')"'
+BUILD = "\"$MEGAMOE_PYTHON\" -c \"compile(open('kernel.py').read(), 'kernel.py', 'exec')\""
 """A build: refuses what does not compile."""
 
 
 def git(home: Path, *arguments: str) -> str:
-    who = {f"GIT_{role}_{what}": value
-           for role in ("AUTHOR", "COMMITTER")
-           for what, value in (("NAME", "a"), ("EMAIL", "a@b"), ("DATE", "2026-01-01T00:00:00Z"))}  # fmt: skip
     return subprocess.run(
-        ["git", "-C", str(home), *arguments], check=True, capture_output=True, text=True,
-        env={**os.environ, **who},
-    ).stdout.strip()  # fmt: skip
+        ["git", "-C", str(home), *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def commit_all(home: Path, states: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """A new repository of one commit for each (subject, {file: text}); gives their names."""
+    home.mkdir(parents=True)
+    git(home, "init", "--quiet", "--initial-branch=main")
+    stream: list[str] = []
+    for i, (subject, files) in enumerate(states, 1):
+        stream += ["commit refs/heads/main", f"mark :{i}", f"committer A <a@b> {i} +0000",
+                   f"data {len(subject.encode())}", subject]  # fmt: skip
+        for name, text in files.items():
+            stream += [f"M 644 inline {name}", f"data {len(text.encode())}", text]
+    subprocess.run(
+        ["git", "-C", str(home), "fast-import", "--quiet"], check=True,
+        input="\n".join([*stream, ""]).encode(),
+    )  # fmt: skip
+    git(home, "reset", "--hard", "--quiet")
+    return git(home, "rev-list", "--reverse", "main").split()
 
 
 def write(home: Path, count: int, planted: Mapping[int, str], code_every: int = 3) -> list[str]:
@@ -54,9 +67,7 @@ def write(home: Path, count: int, planted: Mapping[int, str], code_every: int = 
     broken or noisy, which the next commit takes out. One commit in ``code_every``, and each that
     plants or repairs something, touches the kernel; the others its notes.
     """
-    home.mkdir(parents=True)
-    git(home, "init", "--quiet", "--initial-branch=main")
-    commits, kept = [], []
+    states, kept, notes = [], [], ""
     for i in range(count):
         passing = {i: planted[i]} if planted.get(i) in (BROKEN, NOISE) else {}
         if i in planted and not passing:
@@ -65,13 +76,8 @@ def write(home: Path, count: int, planted: Mapping[int, str], code_every: int = 
         if i % code_every == 0 or i in planted or repairs:
             lines = [*kept, *passing.values()] or ["pass"]
             text = KERNEL.format(edits="\n        ".join(lines), number=i)
-            (home / "kernel.py").write_text(text)
-            subject = f"kernel: revision {i}"
+            states.append((f"kernel: revision {i}", {"kernel.py": text}))
         else:
-            with (home / "notes.md").open("a") as notes:
-                notes.write(f"note {i}\n")
-            subject = f"notes: {i}"
-        git(home, "add", "--all")
-        git(home, "commit", "--quiet", "--message", subject)
-        commits.append(git(home, "rev-parse", "HEAD"))
-    return commits
+            notes += f"note {i}\n"
+            states.append((f"notes: {i}", {"notes.md": notes}))
+    return commit_all(home, states)
