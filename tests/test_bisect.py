@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from megamoe.cli import main
-from megamoe.compare import disk, state, walk
+from megamoe.compare import commands, disk, state, walk
 from tests.helpers import history
 from tests.helpers.history import BROKEN, BUILD, CODE, NOISE, STAGED, Y
 from tests.test_ab import make_wheel
@@ -41,6 +41,12 @@ def bisect(*options, capsys):
 def limit(candidates):
     """The number of builds that is asked for."""
     return math.floor(math.log2(candidates) + 2)
+
+
+def test_short_forms_of_a_list():
+    assert commands._spread("torch==2.11,2.12") == ["torch==2.11", "torch==2.12"]
+    assert commands._spread("flake:dg=path:a,path:b") == ["flake:dg=path:a", "flake:dg=path:b"]
+    assert commands._spread("main~3") == ["main~3"]
 
 
 # --- the walk alone ---------------------------------------------------------------------------

@@ -128,19 +128,26 @@ class Prober:
         wanted = self.test.repeat
         facts: dict[str, Any] = {}
         judging = self.test.how == "judge"
-        while len(runs) < wanted:
-            again = self.state.folder / "outputs" / "again" if judging else None
-            folder = self.state.outputs(rev) if not runs else again
-            digests, facts = self._run(made, folder)
-            if judging and digests in runs:  # the same bits have the same verdict
-                verdicts.append(verdicts[runs.index(digests)])
-            elif judging and folder:
-                verdicts.append(self._judged(facts, digests, folder))
-            runs.append(digests)
-            seen = {v for v, _ in verdicts}
-            differs = len(seen) > 1 if judging else any(r != runs[0] for r in runs)
-            if differs:
-                wanted = self.test.repeat + EXTRA_RUNS
+        again = self.state.folder / "outputs" / "again" if judging else None
+        # The next process imports torch while this one computes.
+        children = [self._child(made) for _ in range(wanted)]
+        try:
+            while len(runs) < wanted:
+                folder = self.state.outputs(rev) if not runs else again
+                with children.pop(0) if children else self._child(made) as child:
+                    digests, facts = self._run(child, folder)
+                if judging and digests in runs:  # the same bits have the same verdict
+                    verdicts.append(verdicts[runs.index(digests)])
+                elif judging and folder:
+                    verdicts.append(self._judged(facts, digests, folder))
+                runs.append(digests)
+                seen = {v for v, _ in verdicts}
+                differs = len(seen) > 1 if judging else any(r != runs[0] for r in runs)
+                if differs:
+                    wanted = self.test.repeat + EXTRA_RUNS
+        finally:
+            for child in children:
+                child.close()
         if len({v for v, _ in verdicts}) == 1:
             return {"verdict": verdicts[0][0], "reason": verdicts[0][1], "digests": runs[0],
                     "facts": facts}  # fmt: skip
@@ -148,24 +155,26 @@ class Prober:
             return {"verdict": "seen", "digests": runs[0], "facts": facts}
         return {"verdict": "flaky", "reason": _how_flaky(runs, verdicts), "facts": facts}
 
-    def _run(self, made: Ready, folder: Path | None) -> tuple[Digests, dict[str, Any]]:
-        """Every case in one new process. Raises :class:`Unclear` where one gives no bits."""
+    def _child(self, made: Ready) -> Child:
+        return Child(made, self.test.backend, self.test.device, self.test.timeout)
+
+    def _run(self, child: Child, folder: Path | None) -> tuple[Digests, dict[str, Any]]:
+        """Every case in one process. Raises :class:`Unclear` where one gives no bits."""
         found: Digests = {}
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-        with Child(made, self.test.backend, self.test.device, self.test.timeout) as child:
-            child.greet()
-            for case in self.chosen():
-                out = {"out": str(folder / f"{case.id.replace('/', '--')}.pt")} if folder else {}
-                reply = child.run({**self.request(case), **out})
-                if "missing" in reply or "declined" in reply:
-                    continue
-                if "digests" not in reply:
-                    raise Unclear(f"{case.id}: {' '.join(map(str, *reply.items()))}")
-                found[case.id] = reply["digests"]
-            if not found:
-                raise Unclear("the backend has nothing that the cases ask for")
-            return found, child.facts
+        child.greet()
+        for case in self.chosen():
+            out = {"out": str(folder / f"{case.id.replace('/', '--')}.pt")} if folder else {}
+            reply = child.run({**self.request(case), **out})
+            if "missing" in reply or "declined" in reply:
+                continue
+            if "digests" not in reply:
+                raise Unclear(f"{case.id}: {' '.join(map(str, *reply.items()))}")
+            found[case.id] = reply["digests"]
+        if not found:
+            raise Unclear("the backend has nothing that the cases ask for")
+        return found, child.facts
 
     def _judged(self, facts: Mapping[str, Any], digests: Digests, folder: Path) -> tuple[str, str]:
         """Good if no case is outside its golden."""
