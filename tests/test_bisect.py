@@ -404,14 +404,20 @@ def test_versions_of_a_package(tmp_path, monkeypatch, capsys):
     kernel.write_text(
         "import toyround\nfrom megamoe.backends.eager import EagerBackend\n"
         "class Kernel(EagerBackend):\n    name = 'toy'\n    def forward(self, p):\n"
+        "        if p.top_k == 3:\n            raise ValueError('no top-3')\n"
         "        out = super().forward(p)\n        out['y'][0, 0] += toyround.EXTRA\n"
         "        return out\n"
     )
-    common = ("--backend", f"{kernel}:Kernel", "--case", CASE, "--repeat", 1)
-    code, report, out, _ = bisect("--over", "toyround==1.0,1.1,1.2,1.4,2.0", *common, capsys=capsys)
+    common = ("--backend", f"{kernel}:Kernel", "--repeat", 1)
+    common += ("--case", "forward/combine-[ir]*")  # one of the two has three slots
+    code, report, out, err = bisect(
+        "--over", "toyround==1.0,1.1,1.2,1.4,2.0", *common, capsys=capsys
+    )
     assert code == 0
     assert (report["first_bad"], report["last_good"]) == ("toyround==1.1", "toyround==1.0")
     assert report["builds"] <= limit(4)
+    assert [case["id"] for case in report["cases"]] == [CASE]
+    assert "left out, since an end cannot run it: forward/combine-reversed" in err
     assert "first bad toyround==1.1, last good toyround==1.0" in out
     skipped = next(s for s in report["steps"] if s["rev"] == "toyround==1.2")
     assert skipped["verdict"] == "skip"

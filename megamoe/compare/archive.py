@@ -28,7 +28,6 @@ def write(
     target: Path, job: Job, prober: Prober, report: dict[str, Any], pair: tuple[str, str], log: str
 ) -> Path:
     """Write the ``.tar.gz``; ``pair`` are the good and the bad step whose bits are kept."""
-    target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="megamoe-", dir=target.parent) as name:

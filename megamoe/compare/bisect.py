@@ -79,6 +79,8 @@ def run(job: Job, said: Said, note: Callable[[str], None]) -> dict[str, Any]:
         prober = Prober(job.test, state, said)
         over = _over_git if job.where.good.kind == "git" and not job.where.sides else _over_list
         found, total, log = over(job, prober, stack, folder)
+        for failed in list(prober.failed.values())[:3]:
+            note(f"left out, since an end cannot run it: {failed}")
         return _report(job, prober, found, total, log, folder)
 
 
@@ -149,6 +151,7 @@ def _ends(
 ) -> None:
     """Check both ends, the bad one first, before anything else is built."""
     steps = {}
+    before = {step["rev"] for step in prober.state.steps}
     for name, look in (("bad", bad), ("good", good)):
         step = look()
         if step["verdict"] in ("skip", "flaky"):
@@ -162,7 +165,7 @@ def _ends(
             )
         step["role"] = name
         steps[name] = step
-        prober.said(step, False)
+        prober.said(step, step["rev"] in before)
     state = prober.state
     if prober.test.how == "bits":
         moved = different(steps["good"]["digests"], steps["bad"]["digests"])
@@ -174,6 +177,8 @@ def _ends(
         state.narrowed = sorted(moved)
         steps["good"]["verdict"], steps["bad"]["verdict"] = "good", "bad"
         steps["bad"]["reason"] = f"{len(moved)} cases have other bits than the good end"
+    elif prober.test.how == "judge":
+        state.narrowed = sorted(set(steps["good"]["digests"]) & set(steps["bad"]["digests"]))
     state.save()
 
 

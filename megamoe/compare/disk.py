@@ -30,10 +30,10 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache").absolute() / "megamoe"
 
 
-def require_room(folder: Path) -> None:
-    """Raises :class:`DiskFull` where less than :data:`LEAST` is free."""
+def require_room(folder: Path, more: int = 0) -> None:
+    """Raises :class:`DiskFull` where less than :data:`LEAST` and ``more`` bytes are free."""
     free = shutil.disk_usage(folder).free
-    if free < LEAST:
+    if free < LEAST + more:
         raise full(f"{folder}: {free >> 20} MiB free")
 
 

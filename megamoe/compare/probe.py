@@ -65,6 +65,8 @@ class Prober:
     state: State
     said: Callable[[dict[str, Any], bool], None]
     """Called with each step, and whether it was known already."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Cases that an end could not run, and why: the bisect goes on without them."""
     _requests: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def step(self, rev: str, subject: str, side: Side, tree: Path | None) -> dict[str, Any]:
@@ -169,11 +171,16 @@ class Prober:
             reply = child.run({**self.request(case), **out})
             if "missing" in reply or "declined" in reply:
                 continue
-            if "digests" not in reply:
-                raise Unclear(f"{case.id}: {' '.join(map(str, *reply.items()))}")
-            found[case.id] = reply["digests"]
+            if "digests" in reply:
+                found[case.id] = reply["digests"]
+                continue
+            failed = f"{case.id}: {' '.join(map(str, *reply.items()))}"
+            if self.state.narrowed is not None:
+                raise Unclear(failed)
+            self.failed[case.id] = failed  # at an end: do without the case, if others run
         if not found:
-            raise Unclear("the backend has nothing that the cases ask for")
+            first = next(iter(self.failed.values()), "")
+            raise Unclear(first or "the backend has nothing that the cases ask for")
         return found, child.facts
 
     def _judged(self, facts: Mapping[str, Any], digests: Digests, folder: Path) -> tuple[str, str]:

@@ -80,7 +80,7 @@ def write_inputs(case: Case, path: Path) -> dict[str, Any]:
     tensors = {k: v.contiguous() for k, v in given.items() if isinstance(v, torch.Tensor)}
     plain = {k: v for k, v in given.items() if not isinstance(v, torch.Tensor)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    disk.require_room(path.parent)
+    disk.require_room(path.parent, sum(tensor.nbytes for tensor in tensors.values()))
     part = path.with_suffix(".part")
     torch.save(tensors, part)
     part.replace(path)
