@@ -203,9 +203,13 @@ def test_a_dirty_checkout_stays_as_it_was_and_its_changes_play_no_part(numbers, 
     (home / ".git/hooks/post-checkout").write_text("#!/bin/sh\ntouch hooked\n")
     (home / ".git/hooks/post-checkout").chmod(0o755)
     before = everything(home)
-    litter = "echo x >>value; echo y >product"
+    litter = "echo x >>value; echo y >>product"
     code, report, _, err = run_numbers(
-        numbers, "[ ! -e hooked ] && [ $(head -1 value) -lt 33 ]", "--build", litter, capsys=capsys
+        numbers,
+        "[ ! -e hooked ] && [ $(wc -l <product) = 1 ] && [ $(head -1 value) -lt 33 ]",
+        "--build",
+        litter,
+        capsys=capsys,
     )
     assert (code, report["subject"]) == (0, "value 33")
     assert everything(home) == before
@@ -247,17 +251,21 @@ def steps_of(folder):
 def test_a_kill_loses_nothing_and_the_same_command_goes_on(numbers, tmp_path, how):
     home, commits = numbers
     folder, count = tmp_path / "state", tmp_path / "count"
-    command = f"echo >>{count}; sleep 0.3; [ $(cat value) -lt 17 ]"
+    command = f"echo >>{count}; [ $(wc -l <{count}) != 5 ] || sleep 2; [ $(cat value) -lt 17 ]"
     before = everything(home)
     first = start(numbers, command, folder)
-    while len(steps_of(folder)) < 4:
+    while not count.exists() or len(count.read_text()) < 5:
         time.sleep(0.02)
     first.send_signal(how)
     first.wait()
     known = len(steps_of(folder))
+    assert known == 4
+    if how == signal.SIGKILL:  # the command has outlived the kill, and keeps the state locked
+        with pytest.raises(ValueError, match="in use by another bisect"), disk.lock(folder):
+            pass
     if how == signal.SIGTERM:
         assert everything(home) == before  # at once, where there was a moment to tidy up
-    for _ in range(20):  # a command that outlives the kill keeps the state locked
+    for _ in range(20):
         second = start(numbers, command, folder)
         out, err = second.communicate()
         if "in use by another bisect" not in err:
