@@ -40,6 +40,7 @@ ROOMS: Final[tuple[str, ...]] = (
     "megamoe.report",
     "megamoe.explain.command",
     "megamoe.at_hand",
+    "megamoe.compare",
 )
 """Modules that bring commands of their own: each has ``add(commands, command)``, where
 ``command(commands, name, help, run)`` returns the parser to add arguments to."""

@@ -1,0 +1,234 @@
+"""``megamoe ab LEFT RIGHT``: two environments, the same inputs, bit for bit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from megamoe.cases import Case
+from megamoe.compare import disk, stages
+from megamoe.compare.child import Child
+from megamoe.compare.sides import CannotStart, Options, Side, git, ready, worktree
+from megamoe.compare.stages import Array, Moved
+from megamoe.golden import GoldenError
+
+Done = Callable[[dict[str, Any]], None]
+NAMES: Final = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared."""
+
+    sides: tuple[Side, Side]
+    backends: tuple[str, str]
+    cases: Sequence[Case]
+    root: Path
+    device: str = "cpu"
+    timeout: float = 120.0
+    options: Options = field(default_factory=Options)
+
+
+def run(q: Question, done: Done) -> dict[str, Any]:
+    """Compare case by case; ``done`` is called with each case's result. Returns the report.
+
+    Raises :class:`CannotStart` where a side cannot be made or started at all.
+    """
+    cases = [case for case in q.cases if case.kind in stages.COMPARABLE]
+    if not cases:
+        raise ValueError("no case with tensors is selected; errors cases cannot be compared")
+    results = []
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megamoe-ab-")))
+        # Both are spawned before either is waited for: importing torch is most of the time.
+        children = [stack.enter_context(_child(q, i, work, stack)) for i in (0, 1)]
+        for i, child in enumerate(children):
+            _named(q, i, child.greet)
+        for case in cases:
+            result = _one(q, case, children, work)
+            done(result)
+            results.append(result)
+        facts = [child.facts for child in children]
+    return _report(q, results, facts)
+
+
+def _child(q: Question, i: int, work: Path, stack: ExitStack) -> Child:
+    side = q.sides[i]
+
+    def make() -> Child:
+        tree = None
+        if side.kind == "git":
+            assert side.repo is not None
+            tree = stack.enter_context(worktree(side.repo, side.target, work / NAMES[i]))
+        made = ready(side, disk.cache_root(), tree, q.options)
+        return Child(made, q.backends[i], q.device, q.timeout)
+
+    return _named(q, i, make)
+
+
+def _named(q: Question, i: int, step: Callable[[], Child]) -> Child:
+    """``step()``; an error says which side it is of."""
+    try:
+        return step()
+    except CannotStart as error:
+        raise CannotStart(f"{NAMES[i]} side {q.sides[i].text}: {error}") from error
+
+
+def _one(q: Question, case: Case, children: Sequence[Child], work: Path) -> dict[str, Any]:
+    """One case on both sides; its files are gone afterwards."""
+    request = stages.write_inputs(case, work / "inputs.pt")
+    outs = [work / f"{name}.pt" for name in NAMES]
+    replies = [
+        child.run({**request, "out": str(out)}) for child, out in zip(children, outs, strict=True)
+    ]
+    result: dict[str, Any] = {"id": case.id, "status": "error", "stages": {}, "first_stage": None}
+    missing = [r.get("missing") or r.get("declined") for r in replies]
+    if all(missing):
+        return {**result, "status": "not-provided", "reason": f"neither side has it: {missing[0]}"}
+    for name, reply in zip(NAMES, replies, strict=True):
+        if "digests" not in reply:
+            what, text = next(iter(reply.items()))
+            return {**result, "reason": f"{name}: {what} {text}"}
+    digests = [reply["digests"] for reply in replies]
+    both = [name for name in digests[0] if name in digests[1]]
+    if not both:
+        return {**result, "reason": "the two sides show no stage in common"}
+    shown = [stages.read_bits(out) for out in outs]
+    found = stages.compare(shown[0], shown[1], stages.ids_of(request))
+    moved = [name for name, stage in found.items() if stage.moved]
+    result["status"] = "moved" if moved else "identical"
+    result["stages"] = {name: _stage(stage) for name, stage in found.items()}
+    result["one_sided"] = sorted(set(digests[0]) ^ set(digests[1]))
+    if moved:
+        result["first_stage"] = moved[0]
+        result["worst"] = stages.worst_dict(moved[0], found[moved[0]].finding)
+        result["reason"] = stage_text(moved[0], found[moved[0]])
+        _judge(q, case, shown, children, result)
+        result["unsteady"] = _unsteady(children, request, digests)
+    for path in (*outs, work / "inputs.pt"):
+        path.unlink(missing_ok=True)
+    return result
+
+
+def _stage(stage: Moved) -> dict[str, Any]:
+    out = {"elements": stage.elements, "moved": stage.moved, "max_ulps": stage.max_ulps,
+           "outside_left": None, "outside_right": None}  # fmt: skip
+    return {**out, "text": stage.text} if stage.text else out
+
+
+def stage_text(name: str, stage: Moved) -> str:
+    """``l2_acts: 12 of 4096 elements, at most 1 ULP``."""
+    if stage.text:
+        return f"{name}: {stage.text}"
+    far = {None: "NaN on one side", 0: "signs of zero or payloads of NaN only"}.get(
+        stage.max_ulps, f"at most {stage.max_ulps} ULP"
+    )
+    return f"{name}: {stage.moved} of {stage.elements} elements, {far}"
+
+
+def _judge(
+    q: Question, case: Case, shown: Sequence[dict[str, Array]], children: Sequence[Child],
+    result: dict[str, Any],
+) -> None:  # fmt: skip
+    """Which side is outside what the goldens allow; said of every stage that was compared."""
+    for name, bits, child in zip(NAMES, shown, children, strict=True):
+        try:
+            verdict, outside = stages.judge(case, bits, child.facts, q.root)
+        except (GoldenError, KeyError) as error:
+            result[f"verdict_{name}"] = f"cannot be judged: {error}"
+            continue
+        result[f"verdict_{name}"] = verdict.status
+        for stage, entry in result["stages"].items():
+            entry[f"outside_{name}"] = outside.get(stage, 0)
+
+
+def _unsteady(
+    children: Sequence[Child], request: dict[str, Any], digests: Sequence[dict[str, str]]
+) -> list[str]:
+    """Sides that do not return their own bits when asked again: then nothing has been shown."""
+    again = [child.run(request).get("digests") for child in children]
+    return [n for n, a, b in zip(NAMES, again, digests, strict=True) if a != b]
+
+
+# --- the report -------------------------------------------------------------------------------
+
+
+def _report(
+    q: Question, results: list[dict[str, Any]], facts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    compared = [r for r in results if r["status"] != "not-provided"]
+    first = next((r["first_stage"] for r in _by_stage(compared)), None)
+    sides = [
+        {"text": side.text, "kind": side.kind, "backend": backend, **fact}
+        for side, backend, fact in zip(q.sides, q.backends, facts, strict=True)
+    ]
+    report = {
+        "schema": 1, "kind": "ab", "left": sides[0], "right": sides[1], "headline": "",
+        "first_stage": first, "cases": compared,
+        "not_compared": [r["id"] for r in results if r["status"] == "not-provided"],
+    }  # fmt: skip
+    report["headline"] = headline(report)
+    return report
+
+
+def _by_stage(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    moved = [r for r in results if r["status"] == "moved"]
+    return sorted(moved, key=lambda r: stages.ORDER.index(r["first_stage"]))
+
+
+def exit_code(report: dict[str, Any]) -> int:
+    """0: all identical; 1: something moved; 2: nothing moved, but not all could be compared."""
+    statuses = [case["status"] for case in report["cases"]]
+    if "moved" in statuses:
+        return 1
+    return 2 if "error" in statuses or not statuses else 0
+
+
+def headline(report: dict[str, Any]) -> str:
+    """One line for a pull request: what was compared with what, and the answer."""
+    left, right = (_name(report[name]) for name in NAMES)
+    cases = report["cases"]
+    versus = f"A/B {left} -> {right}"
+    moved = _by_stage(cases)
+    failed = sum(case["status"] == "error" for case in cases)
+    rest = f"; {failed} could not be compared" if failed else ""
+    same = [case for case in cases if case["status"] == "identical"]
+    if moved:
+        worst = moved[0]
+        stage = worst["stages"][worst["first_stage"]]
+        far = "NaN" if stage["max_ulps"] is None else f"{stage['max_ulps']} ULP"
+        outs = [stage[f"outside_{n}"] for n in NAMES]
+        judged = "" if None in outs else f", outside the envelope: left {outs[0]}, right {outs[1]}"
+        shaky = sorted({n for case in moved for n in case["unsteady"]})
+        doubt = f"; {' and '.join(shaky)} does not repeat its own bits" if shaky else ""
+        return (
+            f"{versus}: {len(moved)} of {len(cases)} cases moved, first at "
+            f"{worst['first_stage']} (as {worst['id']}: {stage['moved']} of {stage['elements']} "
+            f"elements, at most {far}{judged}){doubt}{rest}"
+        )
+    if not same:
+        return f"{versus}: could not be compared ({failed} cases failed to run)"
+    elements = sum(s["elements"] for case in same for s in case["stages"].values())
+    names = sorted({n for case in same for n in case["stages"]}, key=stages.ORDER.index)
+    return (
+        f"{versus}: identical bit for bit in {len(same)} of {len(cases)} cases "
+        f"({elements:,} elements of {', '.join(names)}){rest}"
+    )
+
+
+def _name(side: dict[str, Any]) -> str:
+    text = str(side["text"])
+    commit = str(side.get("commit", ""))[:10]
+    named = f"{text} ({commit})" if commit and commit not in text else text
+    return f"{named}, {side['backend']}"
+
+
+def describe(repo: Path | None) -> str:
+    """A note where a checkout has changes that a revision does not show; '' where it has none."""
+    if repo is None or not git(repo, "status", "--porcelain", check=False):
+        return ""
+    return f"{repo} has uncommitted changes; a revision is compared without them (`this` has them)"

@@ -1,0 +1,195 @@
+"""What a bisect found, in one file that a stranger can replay without megamoe and without us."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from megamoe.compare import disk, show
+from megamoe.compare.probe import Prober
+from megamoe.compare.sides import CannotStart, clean_environment, git
+
+if TYPE_CHECKING:
+    from megamoe.compare.bisect import Job
+
+MOST_CASES: Final = 8
+MOST_BYTES: Final = 64 << 20
+"""Of inputs, and of the sources: what is larger stays out, and the README says so."""
+
+
+def write(
+    target: Path, job: Job, prober: Prober, report: dict[str, Any], pair: tuple[str, str], log: str
+) -> Path:
+    """Write the ``.tar.gz``; ``pair`` are the good and the bad step whose bits are kept."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="megamoe-", dir=target.parent) as name:
+            home = Path(name) / "bisect"
+            home.mkdir()
+            _fill(home, job, prober, report, pair, log)
+            part = Path(name) / "part"
+            with tarfile.open(part, "w:gz") as out:
+                out.add(home, "bisect", filter=_plain)
+            part.replace(target)
+    except OSError as error:
+        raise disk.said(error) from error
+    return target
+
+
+def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+def _fill(
+    home: Path, job: Job, prober: Prober, report: dict[str, Any], pair: tuple[str, str], log: str
+) -> None:  # fmt: skip
+    shutil.copyfile(show.__file__, home / "replay.py")
+    kept, left_out = _cases(home, prober, report, pair)
+    backend = _backend(home, job)
+    about = {"backend": backend, "device": job.test.device, "cases": kept}
+    (home / "cases.json").write_text(json.dumps(about, indent=1) + "\n")
+    inside = {**report, "archive": None}
+    (home / "bisect.json").write_text(json.dumps(inside, indent=1) + "\n")
+    if log:
+        (home / "git-bisect.log").write_text(log + "\n")
+    notes = [f"Left out, being too large or too many: {', '.join(left_out)}."] if left_out else []
+    sources = job.where.good.kind == "git" and not job.where.sides
+    if sources:
+        notes += _sources(home, job, report)
+    (home / "README.md").write_text(_readme(job, report, notes, sources, prober, pair))
+
+
+def _cases(
+    home: Path, prober: Prober, report: dict[str, Any], pair: tuple[str, str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The cases that moved, the smallest first, as many as fit."""
+    requests = {}
+    for case in prober.test.cases:
+        if any(case.id == entry["id"] for entry in report["cases"]):
+            requests[case.id] = prober.request(case)
+    size = {k: Path(r["inputs"]).stat().st_size for k, r in requests.items()}
+    kept: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    total = 0
+    (home / "inputs").mkdir()
+    for case_id in sorted(requests, key=lambda k: (size[k], k)):
+        total += size[case_id]
+        if len(kept) >= MOST_CASES or (kept and total > MOST_BYTES):
+            left_out.append(case_id)
+            continue
+        request = requests[case_id]
+        name = f"inputs/{Path(request['inputs']).name}"
+        shutil.copyfile(request["inputs"], home / name)
+        entry = {"id": case_id, "kind": request["kind"], "inputs": name, "plain": request["plain"]}
+        for side, rev in zip(("good", "bad"), pair, strict=True):
+            step = prober.state.find(rev)
+            assert step is not None
+            entry[side] = step["digests"][case_id]
+            bits = prober.state.outputs(rev) / Path(name).name
+            (home / side).mkdir(exist_ok=True)
+            shutil.copyfile(bits, home / side / bits.name)
+        kept.append(entry)
+    return kept, left_out
+
+
+def _backend(home: Path, job: Job) -> str:
+    """The spec as the archive needs it: a file of ours comes along, one of the tree is there."""
+    spec = job.test.backend
+    name, _, attribute = spec.rpartition(":")
+    file = Path(name).expanduser()
+    if not name.endswith(".py") or not file.is_file():
+        return spec
+    shutil.copyfile(file, home / file.name)
+    return f"{file.name}:{attribute}"
+
+
+def _sources(home: Path, job: Job, report: dict[str, Any]) -> list[str]:
+    """A bundle of two commits, the last good tree and the first bad one, and the bad patch."""
+    repo = job.where.good.repo
+    assert repo is not None
+    bad, good = report["first_bad"], report["last_good"]
+    patch = git(repo, "format-patch", "--stdout", "--binary", "-1", bad)
+    (home / "first-bad.patch").write_text(patch + "\n")
+    with tempfile.TemporaryDirectory() as name:
+        bare = Path(name)
+        _git(bare, "init", "--bare", "--quiet")
+        objects = git(repo, "rev-parse", "--path-format=absolute", "--git-path", "objects")
+        (bare / "objects/info/alternates").write_text(objects + "\n")
+        first = _git(bare, "commit-tree", f"{good}^{{tree}}", "-m", f"last good: {good}")
+        then = _git(bare, "commit-tree", f"{bad}^{{tree}}", "-p", first, "-m", f"first bad: {bad}")
+        for ref, commit in (("good", first), ("bad", then)):
+            _git(bare, "update-ref", f"refs/heads/{ref}", commit)
+        _git(bare, "symbolic-ref", "HEAD", "refs/heads/good")
+        bundle = home / "two.bundle"
+        _git(bare, "bundle", "create", "--quiet", str(bundle), "HEAD", "good", "bad")
+    if bundle.stat().st_size > MOST_BYTES:
+        size = bundle.stat().st_size >> 20
+        bundle.unlink()
+        return [f"The two trees are too large ({size} MiB); check them out from the repository."]
+    modules = git(repo, "ls-tree", "--name-only", bad, ".gitmodules")
+    return ["Submodules are not in `two.bundle`."] if modules else []
+
+
+def _git(bare: Path, *arguments: str) -> str:
+    who = {f"GIT_{role}_{what}": value
+           for role in ("AUTHOR", "COMMITTER")
+           for what, value in (("NAME", "megamoe"), ("EMAIL", "megamoe@localhost"),
+                               ("DATE", "2000-01-01T00:00:00Z"))}  # fmt: skip
+    done = subprocess.run(
+        ["git", f"--git-dir={bare}", *arguments], env={**clean_environment(), **who},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        disk.blame(done.stderr)
+        raise CannotStart(f"git {arguments[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _readme(
+    job: Job, report: dict[str, Any], notes: Sequence[str], sources: bool, prober: Prober,
+    pair: tuple[str, str],
+) -> str:  # fmt: skip
+    o = job.test.options
+    out = io.StringIO()
+    print(f"# {report['headline']}\n", file=out)
+    for name, rev in zip(("good", "bad"), pair, strict=True):
+        step = prober.state.find(rev)
+        assert step is not None
+        facts = ", ".join(f"{k} {v}" for k, v in step.get("facts", {}).items())
+        print(f"- {name}: `{rev}` ({facts})", file=out)
+    print(
+        "\n`inputs/` holds what the backend was given, `good/` and `bad/` the bits that it\n"
+        "returned (`torch.load` reads all three), `cases.json` their digests, `bisect.json` the\n"
+        "whole walk. `replay.py` needs Python 3.11 and torch; it prints whose bits it sees and\n"
+        "exits 0 for the good ones, 1 for the bad ones, 2 for others.\n\n## Replay\n",
+        file=out,
+    )
+    if sources:
+        print("    git clone two.bundle tree && cd tree", file=out)
+        print("    git checkout good        # or: git checkout bad", file=out)
+        if o.build:
+            print("    export MEGAMOE_PYTHON=python", file=out)
+            print(f"    {o.build}", file=out)
+        print(f"    python ../replay.py --path {o.path}", file=out)
+        print("\n`first-bad.patch` is what lies between, as its author wrote it.", file=out)
+    else:
+        for rev in pair:
+            print(f"    # in an environment with {rev}", file=out)
+            print("    python replay.py", file=out)
+        print(
+            "\nA backend of one's own may import megamoe; then that must be installed too, or its\n"
+            "checkout given with `--path`.",
+            file=out,
+        )
+    for note in notes:
+        print(f"\n{note}", file=out)
+    return out.getvalue()

@@ -1,0 +1,295 @@
+"""``megamoe bisect``: which commit, version or input moved the bits, and where it shows first."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import megamoe
+from megamoe.compare import ab, archive, disk, stages, walk
+from megamoe.compare.probe import Digests, Prober, Test, different
+from megamoe.compare.sides import Side, git, with_target, worktree
+from megamoe.compare.state import State, key
+
+Said = Callable[[dict[str, Any], bool], None]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where to look: commits of a checkout, or a list of sides, the good one first."""
+
+    good: Side
+    bad: Side
+    sides: tuple[Side, ...] = ()
+    """Of a list: all of it, both ends included."""
+    only: tuple[str, ...] = ()
+    """Of commits: paths; commits that touch none of them are not tried."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole bisect."""
+
+    where: Range
+    test: Test
+    folder: Path | None = None
+    """Where the state lies; None: a folder of this question's own in the cache."""
+    fresh: bool = False
+    archive: Path | None = None
+
+
+def request_of(job: Job) -> dict[str, Any]:
+    """Everything that decides a verdict: the state of another request is of no use."""
+    t, w = job.test, job.where
+    revs = [side.target for side in w.sides] or [w.good.target, w.bad.target]
+    spec = Path(t.backend.rpartition(":")[0] or "-")
+    source = spec.read_text(errors="replace") if spec.is_file() else ""
+    return {
+        "megamoe": megamoe.__version__, "python": sys.version, "torch": torch.__version__,
+        "revs": revs, "repo": str(w.good.repo or ""), "only": list(w.only), "backend": t.backend,
+        "source": source, "device": t.device, "how": t.how, "command": t.command,
+        "repeat": t.repeat, "timeout": t.timeout, "golden": str(t.root),
+        "options": repr(t.options), "cases": {c.id: c.definition() for c in t.cases},
+    }  # fmt: skip
+
+
+def run(job: Job, said: Said, note: Callable[[str], None]) -> dict[str, Any]:
+    """Bisect; returns the report. The checkout is never moved: git walks a worktree of its own.
+
+    Raises ``ValueError`` where the ends do not allow a bisect, and
+    :class:`megamoe.compare.disk.DiskFull`; what was found out is kept either way.
+    """
+    request = request_of(job)
+    folder = job.folder or disk.cache_root() / "bisect" / key(request)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(disk.lock(folder))
+        except OSError as error:
+            raise disk.said(error) from error
+        state = State.open(folder, request, job.fresh)
+        if state.resumed:
+            note(f"resumed: {state.resumed} steps are known from {folder}")
+        prober = Prober(job.test, state, said)
+        over = _over_git if job.where.good.kind == "git" and not job.where.sides else _over_list
+        found, total, log = over(job, prober, stack, folder)
+        for failed in list(prober.failed.values())[:3]:
+            note(f"left out, since an end cannot run it: {failed}")
+        return _report(job, prober, found, total, log, folder)
+
+
+def _over_list(
+    job: Job, prober: Prober, stack: ExitStack, folder: Path
+) -> tuple[walk.Found, int, str]:
+    sides = {side.text: side for side in job.where.sides}
+    if len(sides) != len(job.where.sides):
+        raise ValueError("the list names something twice; each may stand once")
+    if len(sides) < 2:
+        raise ValueError("a list needs at least two entries: a good one first, a bad one last")
+
+    def tree_of(side: Side) -> Path | None:
+        if side.kind != "git":
+            return None
+        assert side.repo is not None
+        return stack.enter_context(worktree(side.repo, side.target, folder / "tree"))
+
+    def end(text: str) -> dict[str, Any]:
+        return prober.end(text, "", sides[text], tree_of(sides[text]))
+
+    revs = list(sides)
+    _ends(prober, lambda: end(revs[-1]), lambda: end(revs[0]))
+
+    def probe(text: str) -> str:
+        return str(prober.step(text, "", sides[text], tree_of(sides[text]))["verdict"])
+
+    return walk.over_list(revs, probe), len(revs) - 1, ""
+
+
+def _over_git(
+    job: Job, prober: Prober, stack: ExitStack, folder: Path
+) -> tuple[walk.Found, int, str]:
+    w = job.where
+    home, good, bad = w.good.repo, w.good.target, w.bad.target
+    assert home is not None
+    walk.require_order(home, good, bad)
+    tree = stack.enter_context(worktree(home, bad, folder / "tree"))
+
+    def at(commit: str) -> tuple[str, str, Side, Path]:
+        subject = git(home, "show", "--no-patch", "--format=%s", commit)
+        return commit, subject, with_target(w.good, commit), tree
+
+    def end(commit: str) -> dict[str, Any]:
+        walk.tidy(tree)
+        git(tree, "checkout", "--detach", "--quiet", commit)
+        return prober.end(*at(commit))
+
+    _ends(prober, lambda: end(bad), lambda: end(good))
+    among = walk.commits(home, good, bad, w.only)
+    total = len(walk.commits(home, good, bad))
+    if not among:
+        raise ValueError(
+            f"good and bad differ, but no commit between them touches {' '.join(w.only)}; "
+            "widen --only, or leave it away"
+        )
+    if len(among) == 1:
+        return walk.Found(among[0]), total, ""
+    walk.tidy(tree)
+    found, log = walk.over_git(
+        tree, good, bad, w.only, lambda commit: str(prober.step(*at(commit))["verdict"]), folder
+    )
+    return found, total, log
+
+
+def _ends(
+    prober: Prober, bad: Callable[[], dict[str, Any]], good: Callable[[], dict[str, Any]]
+) -> None:
+    """Check both ends, the bad one first, before anything else is built."""
+    steps = {}
+    before = {step["rev"] for step in prober.state.steps}
+    for name, look in (("bad", bad), ("good", good)):
+        step = look()
+        if step["verdict"] in ("skip", "flaky"):
+            what = "cannot be run" if step["verdict"] == "skip" else "is flaky"
+            raise ValueError(f"the {name} end {_short(step)} {what}: {step['reason']}")
+        if step["verdict"] not in ("seen", name):
+            raise ValueError(
+                f"the {name} end {_short(step)} is {step['verdict']}"
+                f"{': ' + step['reason'] if step['reason'] else ''}; "
+                + ("look earlier for a good one" if name == "good" else "is the failure gone?")
+            )
+        step["role"] = name
+        steps[name] = step
+        prober.said(step, step["rev"] in before)
+    state = prober.state
+    if prober.test.how == "bits":
+        moved = different(steps["good"]["digests"], steps["bad"]["digests"])
+        if not moved:
+            raise ValueError(
+                f"both ends return the same bits in {len(steps['good']['digests'])} cases; there "
+                "is nothing to bisect: choose other cases, or other ends"
+            )
+        state.narrowed = sorted(moved)
+        steps["good"]["verdict"], steps["bad"]["verdict"] = "good", "bad"
+        steps["bad"]["reason"] = f"{len(moved)} cases have other bits than the good end"
+    elif prober.test.how == "judge":
+        state.narrowed = sorted(set(steps["good"]["digests"]) & set(steps["bad"]["digests"]))
+    state.save()
+
+
+# --- the report -------------------------------------------------------------------------------
+
+
+def _report(
+    job: Job, prober: Prober, found: walk.Found, total: int, log: str, folder: Path
+) -> dict[str, Any]:
+    state = prober.state
+    hidden = ("digests", "facts", "role")
+    report: dict[str, Any] = {
+        "schema": 1, "kind": "bisect", "headline": "", "how": job.test.how,
+        "backend": job.test.backend, "device": job.test.device, "range": total,
+        "builds": state.builds, "narrowed": state.narrowed,
+        "steps": [{k: v for k, v in s.items() if k not in hidden} for s in state.steps],
+        "first_bad": found.first_bad, "subject": "", "suspects": list(found.suspects),
+        "last_good": None, "cases": [], "first_stage": None, "worst": None, "archive": None,
+    }  # fmt: skip
+    last_good = _last_good(job, state, found)
+    report["last_good"] = last_good
+    bad = found.first_bad and state.find(found.first_bad)
+    if found.first_bad and job.where.good.kind == "git" and not job.where.sides:
+        assert job.where.good.repo is not None
+        report["subject"] = git(
+            job.where.good.repo, "show", "--no-patch", "--format=%s", found.first_bad
+        )
+    if bad and job.test.how != "command":
+        left = _with_bits(prober, last_good)
+        moved = prober.moved_between(left, bad["rev"], sorted(bad["digests"]))
+        _what_moved(report, moved)
+        report["headline"] = headline(report)
+        target = job.archive or folder / "bisect.tar.gz"
+        made = archive.write(target, job, prober, report, (left, bad["rev"]), log)
+        report["archive"] = str(made)
+    report["headline"] = headline(report)
+    shutil.rmtree(folder / "outputs" / "again", ignore_errors=True)
+    return report
+
+
+def _with_bits(prober: Prober, rev: str) -> str:
+    """The good step whose bits are kept: by bits, every good step has the good end's."""
+    if prober.state.outputs(rev).exists():
+        return rev
+    return str(next(s["rev"] for s in prober.state.steps if s.get("role") == "good"))
+
+
+def _last_good(job: Job, state: State, found: walk.Found) -> str:
+    """The good step nearest before the first bad one, or before all the suspects."""
+    goods = [step["rev"] for step in state.steps if step["verdict"] == "good"]
+    end = found.first_bad or found.suspects[-1]
+    if job.where.sides:
+        order = [side.text for side in job.where.sides]
+        return str(max(goods, key=order.index))
+    home = job.where.good.repo
+    assert home is not None
+    before = [g for g in goods if git(home, "merge-base", g, end) == g]
+    return str(min(before, key=lambda g: len(walk.commits(home, g, end))))
+
+
+def _what_moved(report: dict[str, Any], moved: dict[str, dict[str, stages.Moved]]) -> None:
+    """Cases, the first stage over all of them, and the element farthest off in it."""
+    cases: list[dict[str, Any]] = []
+    for name, found in moved.items():
+        names = [stage for stage, m in found.items() if m.moved]
+        if names:
+            entry = {
+                stage: {"elements": m.elements, "moved": m.moved, "max_ulps": m.max_ulps}
+                for stage, m in found.items()
+            }
+            cases.append({"id": name, "first_stage": names[0], "stages": entry})
+    cases.sort(key=lambda c: (stages.ORDER.index(c["first_stage"]), c["id"]))
+    report["cases"] = cases
+    if not cases:
+        return
+    stage = report["first_stage"] = cases[0]["first_stage"]
+    worst = [
+        (c["id"], moved[c["id"]][stage]) for c in cases if moved[c["id"]].get(stage) is not None
+    ]
+    far = max(worst, key=lambda w: (w[1].moved > 0, w[1].max_ulps is None, w[1].max_ulps or 0))
+    plain = stages.worst_dict(stage, far[1].finding)
+    report["worst"] = plain and {"case": far[0], **plain}
+    report["first_text"] = f"{far[0]} {ab.stage_text(stage, far[1])}"
+
+
+def headline(report: dict[str, Any]) -> str:
+    """One line: who, what moved, how sure."""
+    walked = f"{report['builds']} builds for {report['range']} candidates"
+    if report["first_bad"] is None:
+        names = ", ".join(_name(r) for r in report["suspects"][:6])
+        more = len(report["suspects"]) - 6
+        return (
+            f"bisect: the first bad one is one of {len(report['suspects'])}: {names}"
+            f"{f' and {more} more' if more > 0 else ''} (the others between could not be judged); "
+            f"last good {_name(report['last_good'])}; {walked}"
+        )
+    what = f"; first at {report['first_text']}" if report.get("first_text") else ""
+    also = f", {len(report['cases'])} cases" if len(report["cases"]) > 1 else ""
+    subject = f" ({report['subject']})" if report["subject"] else ""
+    return (
+        f"bisect: first bad {_name(report['first_bad'])}{subject}, last good "
+        f"{_name(report['last_good'])}{what}{also}; {walked}"
+    )
+
+
+def _name(rev: str) -> str:
+    return rev[:12] if len(rev) == 40 and rev.isalnum() else rev
+
+
+def _short(step: dict[str, Any]) -> str:
+    return f"{_name(step['rev'])}{' (' + step['subject'] + ')' if step['subject'] else ''}"
+
+
+__all__: Sequence[str] = ("Digests", "Job", "Range", "headline", "request_of", "run")

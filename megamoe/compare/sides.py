@@ -1,0 +1,344 @@
+"""What one side of a comparison runs in: parsed from one word, made ready, never guessed.
+
+A side is a Python interpreter, a virtual environment, a requirement, a git revision, a flake with
+one input overridden, or ``this``: the running interpreter with megamoe as it lies on the disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import megamoe
+from megamoe.compare import disk
+
+HOME: Final = Path(megamoe.__file__).resolve().parent.parent
+"""Where this megamoe is imported from; a side without one of its own uses it."""
+
+KINDS: Final = ("this", "python", "venv", "requirement", "git", "flake")
+_REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*(===?|~=|!=|<=?|>=?|@).+")
+_SITE: Final = (
+    "import site, sysconfig, json, sys; p = sysconfig.get_paths();"
+    "print(json.dumps([sys.version, *{p['purelib']: 0, p['platlib']: 0}]))"
+)
+HOW: Final = (
+    "write this, a Python interpreter, a virtual environment's directory, a requirement such as "
+    "sgl-deep-gemm==0.1.5, a git revision, or flake:INPUT=URL"
+)
+
+
+class CannotStart(ValueError):
+    """A side that cannot be made or run: one line that says why."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One environment, not yet made."""
+
+    kind: str
+    text: str
+    """As it was asked for."""
+    target: str
+    """Interpreter, directory, requirements, revision, or INPUT=URL."""
+    repo: Path | None = None
+    """Of a git revision: the checkout; of a flake: its directory."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An environment that can be started."""
+
+    argv: tuple[str, ...]
+    """What ends in a Python interpreter; the script follows."""
+    front: tuple[str, ...] = ()
+    """Put first on the import path."""
+    cwd: Path | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What a person needs to know of it: a commit, versions."""
+
+
+def parse(text: str, repo: Path | None = None) -> Side:
+    """The side that ``text`` names; ``repo`` is the checkout whose revisions are meant.
+
+    What exists on the disk comes before a revision of the same name. ``git:`` and ``flake:`` say
+    the kind. Raises :class:`CannotStart`.
+    """
+    if text == "this":
+        return Side("this", text, sys.executable)
+    if text.startswith("flake:"):
+        target = text.removeprefix("flake:")
+        if not re.fullmatch(r"[\w./-]+=\S+", target):
+            raise CannotStart(f"{text}: write flake:INPUT=URL, as flake:deepgemm=github:OWNER/NAME")
+        return Side("flake", text, target, (repo or HOME).resolve())
+    if not text.startswith("git:"):
+        found = _on_disk(text)
+        if found:
+            return found
+        words = [word for word in re.split(r"[,\s]+(?![^\[]*\])", text.strip()) if word]
+        if words and all(_REQUIREMENT.fullmatch(word) for word in words):
+            return Side("requirement", text, " ".join(words))
+    revision, home = text.removeprefix("git:"), repo or HOME
+    try:
+        commit = git(home, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    except CannotStart:
+        where = f"no revision of {home}" if (home / ".git").exists() else "nothing known"
+        raise CannotStart(f"{text!r} is {where}; {HOW}") from None
+    return Side("git", text, commit, home)
+
+
+def _on_disk(text: str) -> Side | None:
+    path = Path(text).expanduser()
+    for name in ("bin/python", "Scripts/python.exe"):
+        if (path / name).exists():
+            return Side("venv", text, str((path / name).absolute()))
+    if path.is_dir() and (path / "pyvenv.cfg").exists():
+        raise CannotStart(f"{text}: a virtual environment without an interpreter; make it again")
+    if path.is_file() and os.sep in text:
+        if not os.access(path, os.X_OK):
+            raise CannotStart(f"{text}: not executable; name a Python interpreter")
+        return Side("python", text, str(path.absolute()))
+    found = shutil.which(text) if re.fullmatch(r"python[\d.]*", text) else None
+    return Side("python", text, found) if found else None
+
+
+def ready(
+    side: Side, cache: Path, tree: Path | None = None, options: Options | None = None
+) -> Ready:
+    """Make ``side`` so that it can be started: the slow part. Raises :class:`CannotStart`.
+
+    ``tree`` holds a git side's files, checked out by the caller.
+    """
+    o = options or Options()
+    if side.kind == "this":
+        return Ready((side.target,), (str(HOME),))
+    if side.kind in ("python", "venv"):
+        return Ready((side.target,))
+    if side.kind == "requirement":
+        words = [*side.target.split(), *o.extra]
+        made = virtual_environment(words, o.python or sys.executable, cache)
+        return Ready((str(made),), facts={"requirements": words})
+    if side.kind == "flake":
+        assert side.repo is not None
+        return _flake(side.target, side.repo, o.shell)
+    assert tree is not None and side.repo is not None
+    return _built(side, tree, o, cache)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How sides are made."""
+
+    python: str | None = None
+    """Interpreter of git and requirement sides; a relative path counts from the tree."""
+    build: str | None = None
+    """Shell command, run in a git side's tree."""
+    path: str = "."
+    """Folder of the tree that goes on the import path."""
+    extra: tuple[str, ...] = ()
+    """Further requirements, installed beside each side's own."""
+    shell: str = "default"
+    """Dev shell of a flake side."""
+    build_timeout: float = 3600.0
+
+
+def _built(side: Side, tree: Path, o: Options, cache: Path) -> Ready:
+    log = cache / "logs" / f"build-{side.target[:12]}.log"
+    if o.build:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**clean_environment(), "MEGAMOE_PYTHON": o.python or sys.executable}
+        started = ["sh", "-c", o.build]
+        with log.open("wb") as out:
+            code = _run_group(started, tree, environment, out, o.build_timeout)
+        if code != 0:
+            last = last_line(log)
+            disk.blame(last, log)
+            how = f"took more than {o.build_timeout:g} s" if code is None else f"exit {code}"
+            raise CannotStart(f"does not build ({how}): {last or 'it said nothing'} [{log}]")
+    python = o.python or sys.executable
+    if os.sep in python and not Path(python).is_absolute():
+        python = str(tree / python)
+    if o.extra:
+        python = str(virtual_environment(list(o.extra), python, cache))
+    return Ready((python,), (str(tree / o.path),), tree, {"commit": side.target})
+
+
+def _run_group(
+    argv: Sequence[str], cwd: Path, environment: dict[str, str], out: Any, limit: float
+) -> int | None:
+    """Exit code, or None where it took too long; nothing it started is left behind."""
+    # The lock of the state is inherited: what a kill leaves running still holds it.
+    process = subprocess.Popen(
+        argv, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.held(),
+    )  # fmt: skip
+    return wait_and_end(process, limit)
+
+
+def wait_and_end(process: subprocess.Popen[Any], limit: float) -> int | None:
+    """Exit code, or None where it took more than ``limit`` seconds; then end its whole session."""
+    until = time.monotonic() + limit
+    in_time = True
+    try:
+        # Looked at, not taken: until then nobody else can have its number.
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            in_time = time.monotonic() < until
+            if not in_time:
+                break
+            time.sleep(0.02)
+    finally:
+        end_group(process)
+    return process.returncode if in_time else None
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """Kill the process and what it started in its session, unless it has been waited for."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would lead a side, or git, back to this process's own files."""
+    leads = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "PYTHONPATH", "PYTHONHOME",
+             "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")  # fmt: skip
+    kept = {name: value for name, value in os.environ.items() if name not in leads}
+    return {**kept, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+# --- git --------------------------------------------------------------------------------------
+
+
+def git(home: Path, *arguments: str, check: bool = True) -> str:
+    """What git says, without hooks. Raises :class:`CannotStart` with git's last line."""
+    command = ["git", "-C", str(home), "-c", "core.hooksPath=/dev/null",
+               "-c", "advice.detachedHead=false", *arguments]  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, env=clean_environment(), capture_output=True, text=True, errors="replace"
+        )
+    except FileNotFoundError:
+        raise CannotStart("git is not installed; a revision cannot be looked up") from None
+    if done.returncode and check:
+        said = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        disk.blame(done.stderr)
+        last = said[-1] if said else "no message"
+        raise CannotStart(f"git {arguments[0]} in {home}: {last}")
+    return done.stdout.strip()
+
+
+@contextmanager
+def worktree(home: Path, commit: str, at: Path) -> Iterator[Path]:
+    """``commit`` checked out at ``at``, beside the checkout and never in it; removed at the end."""
+    remove_worktree(home, at)
+    at.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        git(home, "worktree", "add", "--force", "--detach", str(at), commit)
+        yield at
+    finally:
+        remove_worktree(home, at)
+
+
+def remove_worktree(home: Path, at: Path) -> None:
+    """Take the tree away, whatever an earlier run left of it."""
+    git(home, "worktree", "remove", "--force", "--force", str(at), check=False)
+    shutil.rmtree(at, ignore_errors=True)
+    if str(at) in git(home, "worktree", "list", "--porcelain", check=False):
+        git(home, "worktree", "prune", check=False)
+
+
+# --- requirements and flakes ------------------------------------------------------------------
+
+
+def virtual_environment(words: Sequence[str], python: str, cache: Path) -> Path:
+    """Interpreter of a cached environment with the requirements ``words`` laid over ``python``'s.
+
+    It sees what ``python`` sees, so that torch is not installed again; what is asked for comes
+    first. A half-made one, left by a kill, is made anew.
+    """
+    try:
+        told = subprocess.run(
+            [python, "-c", _SITE], capture_output=True, text=True, env=clean_environment()
+        )
+    except OSError as error:
+        raise CannotStart(f"{python} cannot be started: {error.strerror}") from error
+    if told.returncode:
+        raise CannotStart(f"{python} cannot be started: {told.stderr.strip().splitlines()[-1:]}")
+    below = told.stdout.strip()
+    key = hashlib.sha256(f"{words}|{python}|{below}".encode()).hexdigest()[:12]
+    name = re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower())[:60].strip("-")
+    home = cache / "envs" / f"{name}-{key}"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{home}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = home / "bin" / "python"
+        if not (home / "complete").exists():
+            shutil.rmtree(home, ignore_errors=True)
+            try:
+                _make_environment(home, words, python, below)
+            except BaseException:
+                shutil.rmtree(home, ignore_errors=True)
+                raise
+            (home / "complete").touch()
+    return made
+
+
+def _make_environment(home: Path, words: Sequence[str], python: str, below: str) -> None:
+    import json
+
+    _pip([python, "-m", "venv", "--without-pip", "--system-site-packages", str(home)], words)
+    site = next(iter(home.glob("lib/python*/site-packages")))
+    # The base may be a virtual environment itself, whose packages venv would not pass on.
+    (site / "megamoe-below.pth").write_text("\n".join(json.loads(below)[1:]) + "\n")
+    _pip([python, "-m", "pip", "--disable-pip-version-check", "--no-input", "--python",
+          str(home / "bin/python"), "install", "--quiet", *words], words)  # fmt: skip
+
+
+def _pip(command: Sequence[str], words: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+    if done.returncode:
+        said = f"{done.stdout}\n{done.stderr}"
+        disk.blame(said)
+        errors = [x.strip() for x in said.splitlines() if x.strip().lower().startswith("error")]
+        last = errors or [x.strip() for x in said.splitlines() if x.strip()][-1:]
+        known = re.search(r"from versions: ([^)]*)", said)
+        newest = known[1].split(", ")[-8:] if known else []
+        few = f"; published for this Python: {', '.join(newest)}" if newest else ""
+        text = last[-1].removeprefix("ERROR: ") if last else "it said nothing"
+        raise CannotStart(f"cannot install {' '.join(words)}: {text}{few}")
+
+
+def _flake(target: str, home: Path, shell: str) -> Ready:
+    """The command that starts Python in the flake's dev shell with one input overridden."""
+    if not (home / "flake.nix").is_file():
+        raise CannotStart(f"{home} has no flake.nix; name its directory with --repo")
+    if shutil.which("nix") is None:
+        raise CannotStart("nix is not installed; a flake side needs it")
+    name, _, url = target.partition("=")
+    argv = ("nix", "--extra-experimental-features", "nix-command flakes", "develop",
+            f"{home}#{shell}", "--override-input", name, url, "--no-write-lock-file",
+            "--command", "python")  # fmt: skip
+    return Ready(argv, (str(home),), home, {"override": target})
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not empty."""
+    lines = [x.strip() for x in log.read_text(errors="replace").splitlines() if x.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def with_target(side: Side, commit: str) -> Side:
+    """The same checkout at another commit."""
+    return replace(side, target=commit, text=commit[:12])
