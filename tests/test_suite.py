@@ -160,7 +160,7 @@ def judge(root, kind, backend):
 def test_eager_passes(root, kind):
     verdict = judge(root, kind, load_backend("eager"))
     assert (verdict.status, verdict.reason) == ("pass", "")
-    assert verdict.how and verdict.seconds > 0
+    assert verdict.how and verdict.seconds >= 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

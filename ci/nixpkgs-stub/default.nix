@@ -190,6 +190,7 @@ let
         torch = package "torch" { passthru.stdenv = final.stdenv; };
       } // packages [
         "hypothesis"
+        "jinja2"
         "ml-dtypes"
         "mypy"
         "ninja"
