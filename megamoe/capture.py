@@ -38,7 +38,7 @@ _CLAMP_NAMES: Final = ("activation_clamp", "swiglu_limit")
 _MISSING: Final = object()
 
 
-class capture:  # noqa: N801 - used as a context manager, like contextlib's
+class capture:
     """Record ``calls`` calls of ``module``, after the first ``skip``, to ``path``.
 
     Args:

@@ -303,10 +303,16 @@ def _class_interval(
         inside = (exact, exact)
     if a.align_bits is None:
         return inside
-    if a.replayed and uncertain is None:
+    if not a.replayed:
+        low, high = result_interval(blocks, a)
+    elif uncertain is None:
         low, high = within_fp32(blocks, *replay(rows, columns, a))
     else:
         low, high = result_interval(blocks, a)
+        known = uncertain.decided()
+        if known.any():
+            ends = within_fp32(blocks.only(known), *replay(rows.only(known), columns, a))
+            low[known], high[known] = ends
     # A class that truncates need not reach the exact sum; the reference point belongs to every
     # envelope all the same, so that an envelope of one point can only be the reference.
     return np.minimum(low, inside[0]), np.maximum(high, inside[1])

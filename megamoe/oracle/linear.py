@@ -98,6 +98,16 @@ class Rows:
             _per_group(_E4M3_FIELD, codes, np.maximum),
         )
 
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Rows:
+        """Some of the rows, by a mask ``(R,)``."""
+        return Rows(
+            self.codes[chosen],
+            self.values[:, chosen],
+            self.exponent[chosen],
+            self.lowbit[chosen],
+            self.field[chosen],
+        )
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -150,6 +160,11 @@ class Blocks:
     """Every term is a multiple of 2**lowbit."""
     field: F64
     """Exponent field of the largest term is at most this."""
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Blocks:
+        """Some of the rows, by a mask ``(R,)``."""
+        parts = (self.low, self.high, self.positive, self.negative, self.lowbit, self.field)
+        return Blocks(*(part[:, chosen] for part in parts))
 
     def total(self) -> tuple[F64, F64]:
         """Sum over all blocks, ``(R, N)``: exact where :meth:`exact_in_float64` holds."""

@@ -12,19 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.accumulators import Accumulator
+from megamoe.formats import E2M1_TABLE, GROUP, U8
 from megamoe.oracle.bounds import LOWEST, floor_log2, toward_zero
 from megamoe.oracle.linear import Columns, Rows
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-I16 = npt.NDArray[np.int16]
+I8 = npt.NDArray[np.int8]
 
 ZERO_FIELD = -133
 """Exponent at which a zero takes part in the alignment (MMA-Sim 2.1.1)."""
-WEIGHT_LOWEST = (0, -1)
-"""Exponent field of the weight 0.5: a subnormal of E2M1, a normal number of E4M3."""
-_NO_TERM = -1000
-PIECE = 1 << 18
+_NO_TERM = -60
+"""Field of a zero, before both are added: no sum of two others is below -7."""
+_VALUE = E2M1_TABLE.astype(np.float32)
+PIECE = 1 << 16
 """Products held at once: as many as a core's cache takes."""
 
 
@@ -48,31 +49,50 @@ def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) 
     assert accumulator.promote is not None
     span = accumulator.promote // 32
     groups, count = rows.values.shape[:2]
-    width = columns.exponent[part].shape[0]
+    shape = count, columns.exponent[part].shape[0]
     x = rows.values.astype(np.float32)[:, :, :, None]
-    x_field = _fields(rows.values, -6)[:, :, :, None]
-    running = [np.zeros((count, width)) for _ in WEIGHT_LOWEST]
-    ends = [(np.zeros((count, width)), np.zeros((count, width))) for _ in WEIGHT_LOWEST]
+    x_field = _token_fields(rows.values)[:, :, :, None]
+    ends = [(np.zeros(shape), np.zeros(shape)) for _ in range(2)]
+    as_e2m1, as_e4m3 = np.zeros(shape), np.zeros(shape)
     for j in range(groups):
-        values = columns.values[j][:, part]
-        products = x[j] * values.astype(np.float32)  # exact: 4 + 2 significant bits
+        weights, *weight_fields = _weights(columns.packed[part, 16 * j : 16 * (j + 1)])
+        products = x[j] * weights  # exact: 4 + 2 significant bits
         scale = rows.exponent[:, j, None] + columns.exponent[part, j]
-        for i, lowest in enumerate(WEIGHT_LOWEST):
-            field = (x_field[j] + _fields(values, lowest)).max(axis=1)
-            running[i] = _step(products, field, scale, running[i], accumulator)
-            if (j + 1) % span == 0 or j + 1 == groups:
-                ends[i] = _promoted(ends[i][0], running[i])[0], _promoted(ends[i][1], running[i])[1]
-                running[i] = np.zeros((count, width))
+        fields = [(x_field[j] + field).max(axis=1) for field in weight_fields]
+        # In few outputs the two formats differ, so the second follows those alone.
+        apart = np.flatnonzero(((fields[0] != fields[1]) | (as_e2m1 != as_e4m3)).any(axis=0))
+        second = _step(
+            products[:, :, apart], fields[1][:, apart], scale[:, apart], as_e4m3[:, apart],
+            accumulator,
+        )  # fmt: skip
+        as_e2m1 = _step(products, fields[0], scale, as_e2m1, accumulator)
+        as_e4m3 = as_e2m1.copy()
+        as_e4m3[:, apart] = second
+        if (j + 1) % span == 0 or j + 1 == groups:
+            for i, running in enumerate((as_e2m1, as_e4m3)):
+                ends[i] = _promoted(ends[i][0], running)[0], _promoted(ends[i][1], running)[1]
+            as_e2m1, as_e4m3 = np.zeros(shape), np.zeros(shape)
     return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
 
 
-def _fields(values: F64, lowest: int) -> I16:
-    """Exponent fields, subnormals at ``lowest``; far below every other for a zero."""
-    field = np.maximum(np.frexp(values)[1] - 1, lowest)
-    return np.where(values == 0, _NO_TERM, field).astype(np.int16)
+def _token_fields(values: F64) -> I8:
+    """Exponent fields of E4M3 values, subnormals at -6; far below every other for a zero."""
+    field = np.maximum(np.frexp(np.nan_to_num(values))[1] - 1, -6)
+    return np.where(values == 0, _NO_TERM, field).astype(np.int8)
 
 
-def _step(products: F32, field: I16, scale: F64, running: F64, accumulator: Accumulator) -> F64:
+def _weights(packed: U8) -> tuple[F32, I8, I8]:
+    """``(N, 16)`` bytes to ``(32, N)`` values and their fields, as E2M1 and as E4M3."""
+    codes = np.empty((GROUP, len(packed)), np.uint8)
+    codes[0::2], codes[1::2] = packed.T & 15, packed.T >> 4
+    size = codes & 7
+    zero = (size == 0).view(np.int8) * np.int8(_NO_TERM + 1)
+    as_e4m3 = (size >> 1).view(np.int8) - np.int8(1) + zero  # -1 for 0.5, a normal number there
+    as_e2m1 = as_e4m3 + (size == 1).view(np.int8)
+    return np.take(_VALUE, codes), as_e2m1, as_e4m3
+
+
+def _step(products: F32, field: I8, scale: F64, running: F64, accumulator: Accumulator) -> F64:
     """One aligned sum. ``products`` ``(R, 32, N)`` without scale; the rest ``(R, N)``."""
     assert accumulator.align_bits is not None and accumulator.result_bits is not None
     whole = np.nan_to_num(scale)

@@ -50,6 +50,11 @@ class SpreadRows:
             activations,
         )
 
+    def decided(self) -> npt.NDArray[np.bool_]:
+        """``(R,)``: rows of one possible set of codes and exponents."""
+        one_code = (self.low == self.high).all(axis=(0, 2))
+        return np.asarray(one_code & (self.first == self.last).all(axis=1))
+
 
 def spread_block_sums(rows: SpreadRows, columns: Columns) -> Blocks:
     """Intervals of the block sums of ``rows`` with known weights."""

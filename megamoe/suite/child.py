@@ -54,7 +54,11 @@ class ChildRunner:
         handle, name = tempfile.mkstemp(prefix="megamoe-", suffix=".trace")
         os.close(handle)
         self.trace = Path(name)
-        self._start()  # what is wrong with the backend is said before any case
+        try:
+            self._start()  # what is wrong with the backend is said before any case
+        except ValueError:
+            self.close()
+            raise
 
     def run(self, case: Case) -> Verdict:
         """The verdict of one case, whatever happens to the process."""
