@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -111,36 +112,43 @@ class Rows:
 
 @dataclass(frozen=True)
 class Columns:
-    """Right operand: ``N`` output channels of packed codes with their scale exponents."""
+    """Right operand: ``N`` output channels of packed codes with their scale exponents.
+
+    What is made of the codes is made when it is first asked for.
+    """
 
     packed: U8
-    values: F64
-    """(G, 32, N), without scale."""
+    """(N, C/2)."""
     exponent: F64
-    lowbit: I32
-    field: I32
-    """(N, G)."""
+    """(N, G), unbiased; NaN for a NaN scale factor."""
 
     @classmethod
     def chunks(cls, packed: U8, sf: U8, size: int) -> Iterator[tuple[slice, Columns]]:
-        """Decode ``size`` output channels at a time, so that memory stays small."""
+        """Take ``size`` output channels at a time, so that memory stays small."""
         for start in range(0, packed.shape[0], size):
             part = slice(start, min(start + size, packed.shape[0]))
             yield part, cls.of(packed[part], sf[part])
 
     @classmethod
     def of(cls, packed: U8, sf: U8) -> Columns:
-        values: F64 = np.asarray(e2m1_decode(packed), np.float64)
-        values = values.reshape(packed.shape[0], -1, GROUP)
         with np.errstate(divide="ignore"):
-            exponent = np.log2(ue8m0_decode(sf))
-        return cls(
-            packed,
-            values.transpose(1, 2, 0),
-            exponent,
-            _per_group_packed(_E2M1_PAIR_LOWBIT, packed, np.minimum),
-            _per_group_packed(_E2M1_PAIR_FIELD, packed, np.maximum),
-        )
+            return cls(packed, np.log2(ue8m0_decode(sf)))
+
+    @cached_property
+    def values(self) -> F64:
+        """(G, 32, N), without scale."""
+        values: F64 = np.asarray(e2m1_decode(self.packed), np.float64)
+        return values.reshape(self.packed.shape[0], -1, GROUP).transpose(1, 2, 0)
+
+    @cached_property
+    def lowbit(self) -> I32:
+        """(N, G): lowest set bit of the group's non-zero codes."""
+        return _per_group_packed(_E2M1_PAIR_LOWBIT, self.packed, np.minimum)
+
+    @cached_property
+    def field(self) -> I32:
+        """(N, G): largest exponent field of the group's non-zero codes."""
+        return _per_group_packed(_E2M1_PAIR_FIELD, self.packed, np.maximum)
 
 
 @dataclass(frozen=True)

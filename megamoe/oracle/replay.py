@@ -25,7 +25,7 @@ ZERO_FIELD = -133
 _NO_TERM = -60
 """Field of a zero, before both are added: no sum of two others is below -7."""
 _VALUE = E2M1_TABLE.astype(np.float32)
-PIECE = 1 << 16
+PIECE = 1 << 17
 """Products held at once: as many as a core's cache takes."""
 
 
