@@ -10,14 +10,12 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from megamoe.compare import disk, show
+from megamoe.compare.job import Job
 from megamoe.compare.probe import Prober
 from megamoe.compare.sides import CannotStart, clean_environment, git
-
-if TYPE_CHECKING:
-    from megamoe.compare.bisect import Job
 
 MOST_CASES: Final = 8
 MOST_BYTES: Final = 64 << 20

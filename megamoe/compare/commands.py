@@ -15,6 +15,7 @@ from rich.text import Text
 
 from megamoe.cases import KINDS, TIERS, Case, load_cases, select
 from megamoe.compare import ab, bisect, disk, stages
+from megamoe.compare.job import Job, Range
 from megamoe.compare.probe import Test
 from megamoe.compare.sides import HOME, Options, parse
 from megamoe.judge import Worst
@@ -194,7 +195,7 @@ def _bisect(a: argparse.Namespace) -> int:
     how = "command" if a.script else "judge" if a.judge else "bits"
     test = Test(cases, root, a.backend, a.device, how, a.script or "", a.repeat, a.timeout,
                 _options(a))  # fmt: skip
-    job = bisect.Job(_range(a), test, Path(a.state).absolute() if a.state else None, a.fresh,
+    job = Job(_range(a), test, Path(a.state).absolute() if a.state else None, a.fresh,
                      Path(a.archive) if a.archive else None)  # fmt: skip
     console, notes = Console(), Console(stderr=True)
     if job.where.good.kind == "git":
@@ -225,7 +226,7 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt  # so that the worktree goes, and git's walk with it
 
 
-def _range(a: argparse.Namespace) -> bisect.Range:
+def _range(a: argparse.Namespace) -> Range:
     repo = Path(a.repo).resolve() if a.repo else None
     if bool(a.over) == bool(a.good or a.bad) or bool(a.good) != bool(a.bad):
         raise ValueError("say where to look: --good REV --bad REV, or --over GOOD ... BAD")
@@ -233,9 +234,9 @@ def _range(a: argparse.Namespace) -> bisect.Range:
         if a.only:
             raise ValueError("--only is for commits; name what to try in --over")
         sides = tuple(parse(word, repo) for text in a.over for word in _spread(text))
-        return bisect.Range(sides[0], sides[-1], sides)
+        return Range(sides[0], sides[-1], sides)
     good, bad = (parse(f"git:{rev.removeprefix('git:')}", repo) for rev in (a.good, a.bad))
-    return bisect.Range(good, bad, (), tuple(a.only))
+    return Range(good, bad, (), tuple(a.only))
 
 
 def _spread(text: str) -> list[str]:

@@ -1,0 +1,53 @@
+"""What a bisect is asked: where to look, by which test, and where it keeps its state."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import megamoe
+from megamoe.compare.probe import Test
+from megamoe.compare.sides import Side
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where to look: commits of a checkout, or a list of sides, the good one first."""
+
+    good: Side
+    bad: Side
+    sides: tuple[Side, ...] = ()
+    """Of a list: all of it, both ends included."""
+    only: tuple[str, ...] = ()
+    """Of commits: paths; commits that touch none of them are not tried."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole bisect."""
+
+    where: Range
+    test: Test
+    folder: Path | None = None
+    """Where the state lies; None: a folder of this question's own in the cache."""
+    fresh: bool = False
+    archive: Path | None = None
+
+
+def request_of(job: Job) -> dict[str, Any]:
+    """Everything that decides a verdict: the state of another request is of no use."""
+    t, w = job.test, job.where
+    revs = [side.target for side in w.sides] or [w.good.target, w.bad.target]
+    spec = Path(t.backend.rpartition(":")[0] or "-")
+    source = spec.read_text(errors="replace") if spec.is_file() else ""
+    return {
+        "megamoe": megamoe.__version__, "python": sys.version, "torch": torch.__version__,
+        "revs": revs, "repo": str(w.good.repo or ""), "only": list(w.only), "backend": t.backend,
+        "source": source, "device": t.device, "how": t.how, "command": t.command,
+        "repeat": t.repeat, "timeout": t.timeout, "golden": str(t.root),
+        "options": repr(t.options), "cases": {c.id: c.definition() for c in t.cases},
+    }  # fmt: skip
