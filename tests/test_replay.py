@@ -68,15 +68,54 @@ def test_it_is_inside_the_bound_and_far_narrower():
     assert (highest - lowest).mean() < 0.02 * (high - low).mean()
 
 
-def test_a_promotion_may_round_either_way():
-    """1 and then 2**-24: fp32 holds one or the other neighbour."""
-    codes = np.zeros((1, 256), np.uint8)
-    codes[0, [0, 128]] = 0x38
-    packed = np.full((1, 128), 0x22, np.uint8)
-    sf = np.full((1, 8), 127, np.uint8)
-    sf[0, 4] = 127 - 24
-    lowest, highest = ends((codes, sf, packed, np.full((1, 8), 127, np.uint8)))
-    assert (lowest.item(), highest.item()) == (1.0, 1 + 2.0**-23)
+def one_in_each_run(*terms):
+    """Operands with one product, a sign and an exponent, at the start of each run of 128."""
+    codes = np.zeros((1, 128 * len(terms)), np.uint8)
+    sf, weight_sf = (np.full((1, 4 * len(terms)), 127, np.uint8) for _ in range(2))
+    for i, (sign, exponent) in enumerate(terms):
+        codes[0, 128 * i] = 0x38 if sign > 0 else 0xB8
+        sf[0, 4 * i] = 127 + exponent // 2
+        weight_sf[0, 4 * i] = 127 + exponent - exponent // 2
+    return codes, sf, np.full((1, codes.shape[1] // 2), 0x22, np.uint8), weight_sf
+
+
+@pytest.mark.parametrize(
+    ("terms", "low", "high"),
+    [
+        ([(1, 0), (1, -24)], 1, 1 + 2.0**-23),
+        ([(1, 0), (1, -23), (1, -24)], 1 + 2.0**-23, 1 + 2.0**-22),  # nearest is the upper one
+        ([(1, 0), (-1, -80)], 1 - 2.0**-24, 1),  # float64 cannot hold the sum
+        ([(1, 0), (1, -80)], 1, 1 + 2.0**-23),
+        ([(1, 0), (1, -10)], 1 + 2.0**-10, 1 + 2.0**-10),
+    ],
+)
+def test_a_promotion_may_round_either_way(terms, low, high):
+    lowest, highest = ends(one_in_each_run(*terms))
+    assert (lowest.item(), highest.item()) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("exponents", "result"),
+    [
+        ((-140,), 2.0**-135),  # thirty-two of them: nothing is cut above 2^-146
+        ((-147,), 0.0),  # that far below the exponent at which a zero is aligned
+        ((-135, -141), 2.0**-130),  # a subnormal running sum is aligned as 2^-126
+        ((-132, -140), 2.0**-127),
+        ((-131, -139), 2.0**-126 + 2.0**-134),
+    ],
+)
+def test_at_the_lower_end_of_the_range(exponents, result):
+    """Groups of thirty-two equal products, one group for each exponent."""
+    codes = np.zeros((1, 128), np.uint8)
+    sf, weight_sf = (np.full((1, 4), 127, np.uint8) for _ in range(2))
+    for group, exponent in enumerate(exponents):
+        codes[0, 32 * group : 32 * group + 32] = 0x38
+        sf[0, group], weight_sf[0, group] = 127 - 100, 127 + exponent + 100
+    args = codes, sf, np.full((1, 64), 0x22, np.uint8), weight_sf
+    for kernel in KERNELS:
+        assert kernel.linear(*args, np.random.default_rng(0)).item() == result
+    lowest, highest = ends(args)
+    assert (lowest.item(), highest.item()) == (result, result)
 
 
 def test_pieces_do_not_show(monkeypatch):
