@@ -104,6 +104,7 @@ def test_a_command_decides_as_in_git_bisect_run(numbers, capsys):
     assert report["subject"] == "value 41"
     assert report["builds"] <= limit(79) + 1  # one of them was a skip
     verdicts = {s["subject"]: s["verdict"] for s in report["steps"]}
+    assert all(s["subject"] == f"value {s['position']}" for s in report["steps"])
     assert verdicts["value 39"] == "skip"
     assert list(verdicts)[:2] == ["value 79", "value 0"]  # the bad end is looked at first
     assert report["headline"] in out
@@ -428,7 +429,7 @@ def test_versions_of_a_package(tmp_path, monkeypatch, capsys):
     assert "left out, since an end cannot run it: forward/combine-reversed" in err
     assert "first bad toyround==1.1, last good toyround==1.0" in out
     skipped = next(s for s in report["steps"] if s["rev"] == "toyround==1.2")
-    assert skipped["verdict"] == "skip"
+    assert (skipped["verdict"], skipped["position"]) == ("skip", 2)
     assert skipped["reason"].startswith("cannot install toyround==1.2: No matching distribution")
     code, _, _, err = bisect("--over", "toyround==1.0,9.9", *common, capsys=capsys)
     assert code == 2

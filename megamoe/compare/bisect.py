@@ -147,11 +147,15 @@ def _report(
 ) -> dict[str, Any]:
     state = prober.state
     hidden = ("digests", "facts", "role")
+    place = {rev: i for i, rev in enumerate(_line(job))}
     report: dict[str, Any] = {
         "schema": 1, "kind": "bisect", "headline": "", "how": job.test.how,
         "backend": job.test.backend, "device": job.test.device, "range": total,
         "builds": state.builds, "narrowed": state.narrowed,
-        "steps": [{k: v for k, v in s.items() if k not in hidden} for s in state.steps],
+        "steps": [
+            {k: v for k, v in s.items() if k not in hidden} | {"position": place.get(s["rev"])}
+            for s in state.steps
+        ],
         "first_bad": found.first_bad, "subject": "", "suspects": list(found.suspects),
         "last_good": None, "cases": [], "first_stage": None, "worst": None, "archive": None,
     }  # fmt: skip
@@ -183,13 +187,21 @@ def _with_bits(prober: Prober, rev: str) -> str:
     return str(next(s["rev"] for s in prober.state.steps if s.get("role") == "good"))
 
 
+def _line(job: Job) -> list[str]:
+    """All that the walk could have tried, the good end first."""
+    w = job.where
+    if w.sides:
+        return [side.text for side in w.sides]
+    assert w.good.repo is not None
+    return [w.good.target, *reversed(walk.commits(w.good.repo, w.good.target, w.bad.target))]
+
+
 def _last_good(job: Job, state: State, found: walk.Found) -> str:
     """The good step nearest before the first bad one, or before all the suspects."""
     goods = [step["rev"] for step in state.steps if step["verdict"] == "good"]
     end = found.first_bad or found.suspects[-1]
     if job.where.sides:
-        order = [side.text for side in job.where.sides]
-        return str(max(goods, key=order.index))
+        return str(max(goods, key=_line(job).index))
     home = job.where.good.repo
     assert home is not None
     before = [g for g in goods if git(home, "merge-base", g, end) == g]
