@@ -12,7 +12,8 @@ backend=${SANITIZE_BACKEND:-triton}
 tools=${SANITIZE_TOOLS:-memcheck racecheck}
 # Small, and of every path: masked and crowded experts, edges of blocks, the staging, the run face.
 cases=${SANITIZE_CASES:-forward/expert-block-edge-t9 forward/expert-block-edge-t65 \
-forward/masked-slots-bell forward/bell-h512-i256-drifts property/stale-bytes-broken-with-*}
+forward/token-block-edge-t191 forward/masked-slots-bell forward/bell-h512-i256-drifts \
+property/stale-bytes-broken-with-*}
 
 stop() {
     echo "sanitize: $1" >&2
