@@ -233,7 +233,8 @@ def run_script(
 def checkpoint_weights(module: nn.Module, used: torch.Tensor) -> dict[str, torch.Tensor]:
     """Rows ``used`` of ``module``'s weights in the checkpoint's layout, uint8.
 
-    From its parameters while they are there; afterwards from the kernel-side form, undone.
+    From its parameters while they are there; afterwards from the kernel-side form, undone. A
+    backend that packs weights its own way must know the way back (``unpack_weights``).
     """
     found = [getattr(module, name, None) for name in WEIGHTS]
     if any(t is None for t in found):
@@ -242,7 +243,7 @@ def checkpoint_weights(module: nn.Module, used: torch.Tensor) -> dict[str, torch
         if first is not None and second is not None:
             found = [*first, *second]
         else:
-            found = list(getattr(module, "_weights", None) or [None])
+            found = _unpacked(module, list(getattr(module, "_weights", None) or [None]))
     if len(found) != len(WEIGHTS) or any(not isinstance(t, torch.Tensor) for t in found):
         raise StoredError(
             f"{type(module).__name__}: its weights are neither parameters nor in the kernel's "
@@ -261,6 +262,20 @@ def checkpoint_weights(module: nn.Module, used: torch.Tensor) -> dict[str, torch
             "checkpoint's tensors to capture as weights="
         )
     return {name: t.contiguous().view(torch.uint8) for name, t in made.items()}
+
+
+def _unpacked(module: nn.Module, found: list[Any]) -> list[Any]:
+    """What a backend's own ``pack_weights`` made, undone by its ``unpack_weights``."""
+    backend: Any = getattr(module, "backend", None)
+    if not hasattr(backend, "pack_weights"):
+        return found
+    if not hasattr(backend, "unpack_weights"):
+        raise StoredError(
+            f"{type(module).__name__}: backend {backend.name} keeps weights in a form of its own "
+            "and has no unpack_weights; give the checkpoint's tensors to capture as weights=, or "
+            "capture a call with another backend"
+        )
+    return list(backend.unpack_weights(*found))
 
 
 def _gate_then_up(rows: torch.Tensor) -> torch.Tensor:

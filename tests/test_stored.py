@@ -175,6 +175,23 @@ def test_kernel_side_weights_are_undone(small):
         assert torch.equal(got[name], getattr(small, name)[used]), name
 
 
+def test_a_backends_own_form_is_undone_by_itself_or_refused(small):
+    """Recorded as they lie there, the bits of another order would pass for a checkpoint's."""
+
+    def other_order(w13, w13_sf, w2, w2_sf):
+        return w13 ^ 0x55, w13_sf, w2 ^ 0x55, w2_sf
+
+    weights = tuple(getattr(small, name) for name in WEIGHTS)
+    backend = SimpleNamespace(name="mine", pack_weights=other_order)
+    engine = SimpleNamespace(w13_weight=None, _weights=other_order(*weights), backend=backend)
+    with pytest.raises(StoredError, match="backend mine keeps weights in a form of its own"):
+        checkpoint_weights(engine, torch.tensor([1]))
+    backend.unpack_weights = other_order
+    got = checkpoint_weights(engine, torch.tensor([1, 4]))
+    for name, whole in zip(WEIGHTS, weights, strict=True):
+        assert torch.equal(got[name], whole[[1, 4]]), name
+
+
 def test_ids_are_local_and_the_load_is_not_counted(tmp_path, small):
     # Experts 2 and 3 of 6 are here; logical l is served by physical 5 - l.
     small.topk_ids[:] = torch.tensor([[0, 1], [2, 3], [3, 5], [-1, 2]])
