@@ -9,14 +9,8 @@ set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${OUT:-out/merged}
-if [ -n "${MEGAMOE_PYTHON:-}" ]; then
-    sh "$root/tools/setup_env.sh" --host "$MEGAMOE_PYTHON" || exit 2
-    python=$MEGAMOE_PYTHON
-else
-    sh "$root/tools/setup_env.sh" || exit 2
-    python=$root/.venv/bin/python
-fi
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+# shellcheck source=ci/python.sh
+. "$root/ci/python.sh"
 
 status=0
 "$python" -m ci.merge --out "$out" "$@" || status=$?

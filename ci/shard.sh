@@ -44,14 +44,8 @@ sm[0-9]*) [ "$device" = cuda ] || stop "ARCH=$ARCH is about a GPU: set DEVICE=cu
 *) stop "ARCH=$ARCH is no architecture such as sm90 or sm100" ;;
 esac
 
-if [ -n "${MEGAMOE_PYTHON:-}" ]; then
-    sh "$root/tools/setup_env.sh" --host "$MEGAMOE_PYTHON" || exit 2
-    python=$MEGAMOE_PYTHON
-else
-    sh "$root/tools/setup_env.sh" || exit 2
-    python=$root/.venv/bin/python
-fi
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+# shellcheck source=ci/python.sh
+. "$root/ci/python.sh"
 
 if [ "$device" = cuda ]; then
     found=$("$python" -c 'import torch

@@ -35,6 +35,7 @@ let
     inherit root;
     fileset = lib.fileset.unions (
       map (name: lib.fileset.maybeMissing (root + "/${name}")) [
+        "ci/python.sh"
         "ci/shard.sh"
         "flake.lock"
         "flake.nix"
