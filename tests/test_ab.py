@@ -285,24 +285,53 @@ def make_wheel(folder, name, version, text=None):
     return path
 
 
-def test_a_flake_side_is_nix_develop_with_one_input_overridden(tmp_path, monkeypatch):
-    """With a stand-in for nix: what it is asked, and that its greeting does no harm."""
+@pytest.fixture
+def nix(tmp_path, monkeypatch):
+    """A stand-in for nix, in a shell of which GREETED is set; an input called broken fails."""
     stub = tmp_path / "bin" / "nix"
     stub.parent.mkdir()
     stub.write_text(
-        f'#!/bin/sh\necho "$@" >{tmp_path}/asked\necho welcome to the shell\n'
-        f'while [ "$1" != --command ]; do shift; done\nshift 2\nexec {sys.executable} "$@"\n'
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\necho welcome to the shell\n'
+        'case "$*" in *broken*) echo "error: no such revision"; echo "(a hint)"; exit 1;; esac\n'
+        'while [ "$1" != --command ]; do shift; done\nshift\nexport GREETED=yes\n'
+        f'[ "$1" != python ] || {{ shift; set -- {sys.executable} "$@"; }}\nexec "$@"\n'
     )
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "flake.nix").write_text("{}")
-    side = parse("flake:deepgemm=github:deepseek-ai/DeepGEMM/54e2261", tmp_path)
-    ready = sides.ready(side, tmp_path)
+    return tmp_path
+
+
+def test_a_flake_side_is_nix_develop_with_one_input_overridden(nix):
+    """With a stand-in for nix: what it is asked, and that its greeting does no harm."""
+    side = parse("flake:deepgemm=github:deepseek-ai/DeepGEMM/54e2261", nix)
+    ready = sides.ready(side, nix)
     with Child(ready, "eager", "cpu", 60.0) as child:
         assert child.greet().facts["backend"] == "eager"
-    asked = (tmp_path / "asked").read_text()
+    asked = (nix / "asked").read_text()
     override = "--override-input deepgemm github:deepseek-ai/DeepGEMM/54e2261"
-    assert f"develop {tmp_path}#default {override} --no-write-lock-file --command python" in asked
+    assert f"develop {nix}#default {override} --no-write-lock-file --command python" in asked
+
+
+def test_a_shell_that_cannot_be_built_cannot_be_started(nix):
+    with pytest.raises(sides.CannotStart, match=r"does not build \(exit 1\): error: no such rev"):
+        sides.ready(parse("flake:deepgemm=broken", nix), nix)
+
+
+def test_a_command_runs_in_the_shell_of_a_flake(nix, tmp_path, capsys):
+    """And an input that cannot be had is skipped, not blamed."""
+    told = tmp_path / "told.json"
+    code = main([
+        "bisect", "--over", *(f"flake:dg={n}" for n in ("1", "2", "broken", "4", "5")),
+        "--repo", str(nix), "--state", str(tmp_path / "state"), "--json", str(told),
+        "--repeat", "1",
+        "--run", 'test "$GREETED" = yes || exit 125; tail -n 1 asked | grep -Eq "dg [12] "',
+    ])  # fmt: skip
+    report = json.loads(told.read_text())
+    verdicts = {s["rev"].removeprefix("flake:dg="): s["verdict"] for s in report["steps"]}
+    assert verdicts == {"1": "good", "2": "good", "broken": "skip", "4": "bad", "5": "bad"}
+    assert code == 1 and report["suspects"] == ["flake:dg=broken", "flake:dg=4"]
+    capsys.readouterr()
 
 
 def test_a_built_in_backend_of_a_revision_is_the_revisions_own(tmp_path):

@@ -257,9 +257,9 @@ class Prober:
         environment["MEGAMOE_PYTHON"] = made.argv[-1]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                ["sh", "-c", self.test.command], cwd=made.cwd, env=environment, stdout=out,
-                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                pass_fds=disk.held(),
+                [*made.argv[:-1], "sh", "-c", self.test.command],
+                cwd=made.cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.held(),
             )  # fmt: skip
             code = wait_and_end(process, self.test.timeout)
         if code is None:

@@ -61,7 +61,8 @@ class Ready:
     """An environment that can be started."""
 
     argv: tuple[str, ...]
-    """What ends in a Python interpreter; the script follows."""
+    """What ends in a Python interpreter; the script follows. Words before that enter the
+    environment, and a command takes the interpreter's place."""
     front: tuple[str, ...] = ()
     """Put first on the import path."""
     cwd: Path | None = None
@@ -131,7 +132,7 @@ def ready(
         return Ready((str(made),), facts={"requirements": words})
     if side.kind == "flake":
         assert side.repo is not None
-        return _flake(side.target, side.repo, o.shell)
+        return _flake(side.target, side.repo, o, cache)
     assert tree is not None and side.repo is not None
     return _built(side, tree, o, cache)
 
@@ -154,24 +155,30 @@ class Options:
 
 
 def _built(side: Side, tree: Path, o: Options, cache: Path) -> Ready:
-    log = cache / "logs" / f"build-{side.target[:12]}.log"
     if o.build:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log = cache / "logs" / f"build-{side.target[:12]}.log"
         environment = {**clean_environment(), "MEGAMOE_PYTHON": o.python or sys.executable}
-        started = ["sh", "-c", o.build]
-        with log.open("wb") as out:
-            code = _run_group(started, tree, environment, out, o.build_timeout)
-        if code != 0:
-            last = last_line(log)
-            disk.blame(last, log)
-            how = f"took more than {o.build_timeout:g} s" if code is None else f"exit {code}"
-            raise CannotStart(f"does not build ({how}): {last or 'it said nothing'} [{log}]")
+        _build(["sh", "-c", o.build], tree, environment, log, o.build_timeout)
     python = o.python or sys.executable
     if os.sep in python and not Path(python).is_absolute():
         python = str(tree / python)
     if o.extra:
         python = str(virtual_environment(list(o.extra), python, cache))
     return Ready((python,), (str(tree / o.path),), tree, {"commit": side.target})
+
+
+def _build(
+    argv: Sequence[str], cwd: Path, environment: dict[str, str], log: Path, limit: float
+) -> None:
+    """Run what makes a side; :class:`CannotStart` with its last line where it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        code = _run_group(argv, cwd, environment, out, limit)
+    if code != 0:
+        last = last_line(log)
+        disk.blame(last, log)
+        how = f"took more than {limit:g} s" if code is None else f"exit {code}"
+        raise CannotStart(f"does not build ({how}): {last or 'it said nothing'} [{log}]")
 
 
 def _run_group(
@@ -320,23 +327,29 @@ def _pip(command: Sequence[str], words: Sequence[str]) -> None:
         raise CannotStart(f"cannot install {' '.join(words)}: {text}{few}")
 
 
-def _flake(target: str, home: Path, shell: str) -> Ready:
-    """The command that starts Python in the flake's dev shell with one input overridden."""
+def _flake(target: str, home: Path, o: Options, cache: Path) -> Ready:
+    """The command that starts Python in the flake's dev shell with one input overridden.
+
+    The shell is built here, so that one that cannot be is not blamed on what runs in it.
+    """
     if not (home / "flake.nix").is_file():
         raise CannotStart(f"{home} has no flake.nix; name its directory with --repo")
     if shutil.which("nix") is None:
         raise CannotStart("nix is not installed; a flake side needs it")
     name, _, url = target.partition("=")
-    argv = ("nix", "--extra-experimental-features", "nix-command flakes", "develop",
-            f"{home}#{shell}", "--override-input", name, url, "--no-write-lock-file",
-            "--command", "python")  # fmt: skip
-    return Ready(argv, (str(home),), home, {"override": target})
+    enter = ("nix", "--extra-experimental-features", "nix-command flakes", "develop",
+             f"{home}#{o.shell}", "--override-input", name, url, "--no-write-lock-file",
+             "--command")  # fmt: skip
+    log = cache / "logs" / "flake.log"
+    _build([*enter, "true"], home, clean_environment(), log, o.build_timeout)
+    return Ready((*enter, "python"), (str(home),), home, {"override": target})
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty."""
+    """The last line of a log that begins with ``error:``, else the last that is not empty."""
     lines = [x.strip() for x in log.read_text(errors="replace").splitlines() if x.strip()]
-    return lines[-1][:300] if lines else ""
+    errors = [x for x in lines if x.startswith("error:")]
+    return (errors or lines)[-1][:300] if lines else ""
 
 
 def with_target(side: Side, commit: str) -> Side:
