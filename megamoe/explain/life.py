@@ -204,9 +204,8 @@ def _linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[
             part = slice(start, start + _OUTPUTS_AT_ONCE)
             blocks = row_blocks(x, x_sf, packed[part], sf[part])
             exact = _exact_total(row, packed[part], sf[part], blocks)
-            # Only a class whose steps are followed looks at the operands themselves.
-            columns = Columns.of(packed[part], sf[part]) if chosen.replayed else None
-            ends = _class_interval(chosen, blocks, exact, row, columns, None)  # type: ignore[arg-type]
+            columns = Columns.of(packed[part], sf[part])
+            ends = _class_interval(chosen, blocks, exact, row, columns, None)
             sums[:, part] = blocks.low[:, 0]
             whole[:, :, part] = exact, *ends
     return sums, *whole
