@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 
 import pytest
 import torch
@@ -213,3 +214,59 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
 )
 def test_an_object_that_is_no_backend(file, attribute, says):
     assert refused(f"{file}:{attribute}") == f"backend {file}:{attribute}: {says}"
+
+
+# --- GPUs -------------------------------------------------------------------------------------
+
+
+def gpu(monkeypatch, *capability, triton=True):
+    """A GPU of that compute capability, for all that is asked before a kernel runs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n: (find(n) or n) if triton or n != "triton" else None
+    )
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (8, 0), (8, 9), (10, 0), (12, 0)])
+def test_a_gpu_that_triton_s_products_are_not_written_for(monkeypatch, capability):
+    gpu(monkeypatch, *capability)
+    with pytest.raises(BackendError) as caught:
+        load_backend("triton", "cuda")
+    assert str(caught.value) == (
+        "backend triton: making it raised NotImplementedError: backend triton needs compute "
+        f"capability 9.0, this GPU has {capability[0]}.{capability[1]}; its products are written "
+        "for wgmma"
+    )
+
+
+@pytest.mark.parametrize(("device", "available"), [("cpu", True), ("cuda", False)])
+def test_triton_without_a_gpu(monkeypatch, device, available):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    with pytest.raises(BackendError) as caught:
+        load_backend("triton", device)
+    assert str(caught.value) == (
+        "backend triton: making it raised NotImplementedError: backend triton needs an NVIDIA GPU "
+        "of compute capability 9.0; run with --device cuda on a machine that has one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "chosen"),
+    [
+        ((9, 0), True, "triton"),
+        ((9, 0), False, "eager"),
+        ((8, 0), True, "eager"),
+        ((10, 0), True, "eager"),
+    ],
+)
+def test_auto_takes_what_runs_on_the_gpu(monkeypatch, capability, triton, chosen):
+    """A GPU too old, or too new, is no error: nothing was asked for by name."""
+    gpu(monkeypatch, *capability, triton=triton)
+    assert load_backend("auto", "cuda").name == chosen
+
+
+def test_auto_on_a_machine_whose_gpu_is_not_asked_for(monkeypatch):
+    gpu(monkeypatch, 9, 0)
+    assert load_backend("auto", "cpu").name == "eager"
