@@ -314,7 +314,7 @@ def _class_of(module: nn.Module, given: str | None) -> str:
 def _own_share(module: nn.Module) -> bool:
     from megamoe.experts import DeepseekV4MegaMoEExperts
 
-    return isinstance(module, DeepseekV4MegaMoEExperts)
+    return isinstance(module, DeepseekV4MegaMoEExperts) and not module.collective
 
 
 def _on(used: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from megamoe.backends import CALLABLES, checked, load_backend
-from megamoe.eplb import EplbLayerState, eplb_map_to_physical_and_record
+from megamoe.eplb import EplbLayerState
 from megamoe.formats import GROUP
-from megamoe.layout import check_sizes, transform_weights
+from megamoe.layout import check_sizes, per_expert, transform_weights
+from megamoe.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
 from megamoe.problem import Problem, provided
-from megamoe.staging import check_staging_inputs, prepare_megamoe_inputs
+from megamoe.ranks import check_ranks
+from megamoe.staging import check_staging_inputs
 from megamoe.symm_buffer import get_symm_buffer, new_symm_buffer
 
 _PARAMETERS = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
@@ -39,7 +41,9 @@ class DeepseekV4MegaMoEExperts(nn.Module):
         backend: a name for :func:`megamoe.backends.load_backend`, or a backend object.
 
     One rank's share is computed here: an id of another rank's expert is a slot without effect,
-    and the output is this rank's part of the sum.
+    and the output is this rank's part of the sum. A backend with ``global_ids`` spans the ranks
+    of ``group`` instead: it is given the ids of all ranks and gives the whole sum for the tokens
+    of this one. Its call is collective, so it is made for no tokens too.
 
     A backend offers ``forward(problem)``, which is given the weights in the checkpoint's layout,
     or ``run(y, weights, buffer, num_tokens, *, activation_clamp, fast_math)``, which is given the
@@ -81,6 +85,8 @@ class DeepseekV4MegaMoEExperts(nn.Module):
         self.eplb_state = EplbLayerState()
         self._backend_given = backend
         self._backend: Any = None
+        if not isinstance(backend, str):
+            self._check_ranks(backend)
         self._weights: tuple[torch.Tensor, ...] | None = None
 
         def parameter(rows: int, columns: int) -> nn.Parameter:
@@ -176,7 +182,7 @@ class DeepseekV4MegaMoEExperts(nn.Module):
         an expert. Call it after :meth:`finalize_weights`; before, they are the loader's.
         """
         tensors = self._weights if self._weights is not None else self._loaded()
-        return [_per_expert(t) for t in tensors]
+        return [per_expert(t) for t in tensors]
 
     # --- running ------------------------------------------------------------------------------
 
@@ -186,10 +192,24 @@ class DeepseekV4MegaMoEExperts(nn.Module):
         if self._backend is None:
             given = self._backend_given
             if isinstance(given, str):
-                self._backend = load_backend(given, self._device())
+                found = load_backend(given, self._device())
+                self._check_ranks(found)
             else:
-                self._backend = checked(given, callables=("run", *CALLABLES))
+                found = checked(given, callables=("run", *CALLABLES))
+            self._backend = found
         return self._backend
+
+    def _check_ranks(self, backend: Any) -> None:
+        if getattr(backend, "global_ids", False):
+            check_ranks(
+                self.prefix, getattr(backend, "name", "given"), self.group, self.num_experts,
+                self.num_local_experts, self.experts_start_idx,
+            )  # fmt: skip
+
+    @property
+    def collective(self) -> bool:
+        """Whether the ranks of the group wait for one another, each for its own tokens' sum."""
+        return self.group is not None and getattr(self.backend, "global_ids", False)
 
     def _device(self) -> torch.device:
         if self._weights is not None:
@@ -255,25 +275,29 @@ class DeepseekV4MegaMoEExperts(nn.Module):
                 f"DeepSeek V4 MegaMoE got {tokens} tokens, but the symmetric buffer was sized "
                 f"for {self.max_num_tokens}."
             )
-        if tokens == 0:
-            return torch.empty_like(hidden_states, dtype=torch.bfloat16)
+        # Not empty_like: a kernel writes dense rows, whatever the strides of the input.
+        y = torch.empty(hidden_states.shape, dtype=torch.bfloat16, device=hidden_states.device)
+        if tokens == 0 and not self.collective:
+            return y
         check_staging_inputs(hidden_states, topk_weights, topk_ids)
         self._check(hidden_states, topk_ids)
         assert self._weights is not None  # _check
-        backend, buffer = self.backend, self.get_symm_buffer()
-        local_ids = self._local_ids(self._physical_ids(topk_ids))
+        backend = self.backend
+        if provided(backend, "ready"):
+            backend.ready(hidden_states.device)
+        buffer = self.get_symm_buffer()
+        ids = self._served_ids(self._physical_ids(topk_ids))
         prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
         prepare(
             hidden_states,
             topk_weights,
-            local_ids,
+            ids,
             buffer.x[:tokens],
             buffer.x_sf[:tokens],
             buffer.topk_idx[:tokens],
             buffer.topk_weights[:tokens],
         )
         if provided(backend, "run"):
-            y = torch.empty_like(hidden_states, dtype=torch.bfloat16)
             backend.run(
                 y,
                 self._weights,
@@ -340,10 +364,16 @@ class DeepseekV4MegaMoEExperts(nn.Module):
         )
         return ids
 
-    def _local_ids(self, physical: torch.Tensor) -> torch.Tensor:
-        """Index among the experts held here; -1 for a slot that another rank serves, or nobody."""
-        local = physical.long() - self.experts_start_idx
-        return torch.where((local >= 0) & (local < self.num_local_experts), local, -1)
+    def _served_ids(self, physical: torch.Tensor) -> torch.Tensor:
+        """Index among the experts that the call reaches, -1 for any other: a slot of no effect.
+
+        Those held here, or, of a backend with ``global_ids``, those of all ranks.
+        """
+        first, count = self.experts_start_idx, self.num_local_experts
+        if getattr(self.backend, "global_ids", False):
+            first, count = 0, self.num_experts
+        index = physical.long() - first
+        return torch.where((index >= 0) & (index < count), index, -1)
 
     def _taken(self, out: Any, buffer: Any, tokens: int) -> torch.Tensor:
         """``y``, after the stages that a kernel would have left in the buffer are put there."""
@@ -375,10 +405,3 @@ def _as_bytes(tensor: torch.Tensor, weight_name: str) -> torch.Tensor:
             "FP4 with UE8M0 scales?"
         )
     return tensor.view(torch.uint8)
-
-
-def _per_expert(tensor: torch.Tensor) -> torch.Tensor:
-    """``(E, rows, n)``, row-major or MN-major, to (E, rows * n) without a copy."""
-    if not tensor.is_contiguous():
-        tensor = tensor.transpose(1, 2)
-    return tensor.view(tensor.shape[0], -1)

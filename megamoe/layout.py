@@ -64,3 +64,10 @@ def transform_sf(scale: torch.Tensor) -> torch.Tensor:
     packed = pack_sf(scale)
     permuted = packed.unflatten(1, (-1, 4, SF_ROWS // 4)).transpose(2, 3).flatten(1, 3)
     return permuted.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def per_expert(tensor: torch.Tensor) -> torch.Tensor:
+    """``(E, rows, n)``, row-major or MN-major, to (E, rows * n) without a copy."""
+    if not tensor.is_contiguous():
+        tensor = tensor.transpose(1, 2)
+    return tensor.view(tensor.shape[0], -1)

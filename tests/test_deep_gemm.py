@@ -6,23 +6,29 @@ import ast
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megamoe.backends import deep_gemm
 from megamoe.backends.deep_gemm import (
     BUFFER,
     FORWARD,
     MEANT,
+    NEEDS_SM100,
+    STATS,
     DeepGemmBackend,
     ForeignSignature,
     bind,
 )
+from megamoe.capture import capture
 from megamoe.cli import main
+from megamoe.experts import DeepseekV4MegaMoEExperts
+from megamoe.stored import load
+from megamoe.symm_buffer import clear_symm_buffers
 
 HEAD = "y, l1_weights, l2_weights, sym_buffer"
 REST = "recipe=(1, 1, 32), activation='swiglu', activation_clamp=None, fast_math=True"
@@ -74,7 +80,13 @@ def package(forward: str, buffer: str) -> tuple[Any, list[dict[str, Any]]]:
 
 @pytest.fixture
 def on_sm100(monkeypatch):
-    monkeypatch.setattr(deep_gemm, "_capability", lambda: 10)
+    """An SM100 GPU for all that is asked; no default process group, before or after."""
+    monkeypatch.setattr(deep_gemm, "_capability", lambda device: 10)
+    clear_symm_buffers()
+    yield
+    clear_symm_buffers()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def small_problem() -> Any:
@@ -89,7 +101,8 @@ def test_every_published_form_is_called_with_the_same_meaning(on_sm100, forward,
     made, calls = package(forward, buffer)
     problem = small_problem()
     backend = DeepGemmBackend(made)
-    backend.stats = torch.zeros(3, dtype=torch.int32)
+    counted = STATS in forward
+    backend.stats = torch.zeros(3, dtype=torch.int32) if counted else None
     backend.forward(problem)
     sized, called = calls
     assert sized["group"].size() == 1
@@ -99,7 +112,18 @@ def test_every_published_form_is_called_with_the_same_meaning(on_sm100, forward,
     assert called["activation_clamp"] == problem.activation_clamp
     assert called["fast_math"] == problem.fast_math
     assert called["recipe"] == (1, 1, 32)
-    assert called.get("cumulative_local_expert_recv_stats", backend.stats) is backend.stats
+    if counted:
+        assert called[STATS] is backend.stats
+
+
+def test_a_counter_that_the_version_cannot_fill_is_refused(on_sm100):
+    """The oldest form has no argument for it: the load would silently stay as it is."""
+    made, calls = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
+    backend = DeepGemmBackend(made)
+    backend.stats = torch.zeros(3, dtype=torch.int32)
+    with pytest.raises(ForeignSignature, match=f"has no {STATS}"):
+        backend.forward(small_problem())
+    assert calls == []
 
 
 @pytest.mark.parametrize(
@@ -120,10 +144,65 @@ def test_a_foreign_signature_is_refused_with_the_one_found(parameters, complaint
     assert "\n" not in str(refusal.value)
 
 
-def test_without_sm100_the_contract_s_text_is_raised(monkeypatch):
-    monkeypatch.setattr(deep_gemm, "_capability", lambda: 9)
-    with pytest.raises(NotImplementedError, match=r"^DeepGEMM MegaMoE requires SM100 GPUs\.$"):
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        (f"*, {HEAD}, activation_clamp, fast_math", "cannot be called by name"),
+        (f"{HEAD}, activation_clamp, fast_math, /", "cannot be called by name"),
+    ],
+)
+def test_a_signature_of_the_right_names_that_cannot_be_called_so_is_refused(parameters, complaint):
+    foreign = function("fp8_fp4_mega_moe", parameters, [])
+    with pytest.raises(ForeignSignature, match=complaint) as refusal:
+        bind(foreign, FORWARD, dict.fromkeys(MEANT), MEANT)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_function_that_does_not_tell_its_signature_is_refused():
+    class Compiled:
+        __name__ = "fp8_fp4_mega_moe"
+        __signature__ = "none"
+
+        def __call__(self, *arguments):
+            raise AssertionError("called")
+
+    with pytest.raises(ForeignSignature) as refusal:
+        bind(Compiled(), FORWARD, dict.fromkeys(MEANT), MEANT)
+    assert str(refusal.value) == (
+        "fp8_fp4_mega_moe does not tell its signature, so no call can be checked"
+    )
+
+
+GPUS = {"h100": (9, 0), "b200": (10, 0), "b300": (10, 3), "thor": (11, 0), "rtx-5090": (12, 0)}
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_only_the_sm100_family_is_taken_and_its_own_device_is_asked(monkeypatch, gpu):
+    """Newer is not enough: the kernel's instructions are in no other family."""
+    asked = []
+
+    def capability(device):
+        asked.append(device)
+        return GPUS[gpu]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    made, _ = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
+    backend, third = DeepGemmBackend(made), torch.device("cuda", 3)
+    if gpu in ("b200", "b300"):
+        backend.ready(third)
+    else:
+        with pytest.raises(NotImplementedError, match=f"^{NEEDS_SM100}$"):
+            backend.ready(third)
+    assert asked == [third]
+
+
+def test_tensors_on_the_cpu_are_refused_beside_an_sm100_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    with pytest.raises(NotImplementedError) as refusal:
         DeepGemmBackend(object()).forward(small_problem())
+    assert str(refusal.value) == "DeepGEMM MegaMoE requires SM100 GPUs."
 
 
 def test_a_missing_package_is_named_with_the_remedy(on_sm100, monkeypatch):
@@ -132,9 +211,13 @@ def test_a_missing_package_is_named_with_the_remedy(on_sm100, monkeypatch):
         DeepGemmBackend().package()
 
 
-def test_a_package_without_mega_moe_is_refused(on_sm100):
-    with pytest.raises(NotImplementedError, match="has no get_symm_buffer_for_mega_moe"):
-        DeepGemmBackend(SimpleNamespace(__version__="2.1.1")).forward(small_problem())
+@pytest.mark.parametrize("name", ["get_symm_buffer_for_mega_moe", "fp8_fp4_mega_moe"])
+def test_a_package_without_mega_moe_is_refused(on_sm100, name):
+    made, _ = package(*_latest())
+    delattr(made, name)
+    made.__version__ = "2.1.1"
+    with pytest.raises(NotImplementedError, match=rf"^deep_gemm 2\.1\.1 has no {name}; install"):
+        DeepGemmBackend(made).forward(small_problem())
 
 
 def test_the_suite_judges_its_layout_and_skips_what_needs_the_gpu(capsys):
@@ -143,6 +226,153 @@ def test_the_suite_judges_its_layout_and_skips_what_needs_the_gpu(capsys):
         code = main(["check", "--backend", "deep_gemm", "--case", "forward/combine-as-a-tree"])
         assert code == 2  # nothing could be judged: never green
         assert "requires SM100" in capsys.readouterr().out
+
+
+# --- in the module ------------------------------------------------------------------------------
+
+
+class Ranks:
+    """The face of a process group of two, of which this is rank 1."""
+
+    def size(self) -> int:
+        return 2
+
+    def rank(self) -> int:
+        return 1
+
+
+def experts(backend: Any, group: Any = None, **changes: Any) -> DeepseekV4MegaMoEExperts:
+    """Physical experts 3, 4 and 5 of six, replicas of the three logical ones."""
+    sizes = {
+        "num_experts": 6, "num_local_experts": 3, "experts_start_idx": 3, "top_k": 2,
+        "hidden_size": 128, "intermediate_size": 128, "prefix": "layers.0.ffn.experts",
+        "num_logical_experts": 3,
+    }  # fmt: skip
+    return DeepseekV4MegaMoEExperts(8, group=group, backend=backend, **sizes | changes)
+
+
+def replicas(layer: DeepseekV4MegaMoEExperts) -> torch.Tensor:
+    """Logical 0, 1, 2 are served by physical 3, 1, 5; the load of all six."""
+    counts = torch.zeros(1, 6, dtype=torch.int32)
+    served = torch.tensor([[[3], [1], [5]]])
+    layer.set_eplb_state(0, counts, served, torch.ones(1, 3, dtype=torch.int64))
+    return counts
+
+
+def test_a_group_is_given_the_ids_of_all_ranks(on_sm100):
+    """The kernel looks for an expert on rank ``id // 3``: a local id would go to rank 0."""
+    made, calls = package(*_latest())
+    group = Ranks()
+    layer = experts(DeepGemmBackend(made), group)
+    layer.finalize_weights()
+    ids = torch.tensor([[0, 5], [4, -1], [3, 6]])
+    layer(torch.ones(3, 128).bfloat16(), torch.ones(3, 2), ids, activation_clamp=10.0)
+    sized, called = calls
+    assert sized["group"] is group
+    assert sized["num_experts"] == 6
+    assert called["l1_weights"][0].shape[0] == 3
+    staged = called["sym_buffer"].topk_idx[:3]
+    assert staged.tolist() == [[0, 5], [4, -1], [3, -1]]  # 6 is nobody's
+
+
+def test_replicas_on_other_ranks_are_reached(on_sm100):
+    made, calls = package(*_latest())
+    layer = experts(DeepGemmBackend(made), Ranks())
+    layer.finalize_weights()
+    counts = replicas(layer)
+    ids = torch.tensor([[0, 1]])
+    layer(torch.ones(1, 128).bfloat16(), torch.ones(1, 2), ids, activation_clamp=10.0)
+    assert calls[1]["sym_buffer"].topk_idx[0].tolist() == [3, 1]
+    assert counts.tolist() == [[0, 1, 0, 1, 0, 0]]
+
+
+def test_a_rank_without_tokens_makes_the_call_that_the_others_wait_for(on_sm100):
+    made, calls = package(*_latest())
+    layer = experts(DeepGemmBackend(made), Ranks())
+    layer.finalize_weights()
+    none = (torch.ones(0, 128).bfloat16(), torch.ones(0, 2), torch.ones(0, 2, dtype=torch.int64))
+    y = layer(*none, activation_clamp=10.0)
+    assert y.shape == calls[1]["y"].shape == (0, 128)
+
+
+def test_a_captured_call_of_a_group_is_not_judged_by_this_rank_s_experts_alone(on_sm100, tmp_path):
+    """Its ``y`` sums over all ranks; the experts of the others are not in the file."""
+    made, _ = package(*_latest())
+    layer = experts(DeepGemmBackend(made), Ranks())
+    layer.finalize_weights()
+    for ids, judged in (([[0, 5]], False), ([[3, 5]], True)):
+        with capture(layer, tmp_path / f"{judged}.safetensors") as c:
+            layer(
+                torch.ones(1, 128).bfloat16(), torch.ones(1, 2), torch.tensor(ids),
+                activation_clamp=10.0,
+            )  # fmt: skip
+        assert ("y" in load(c.written[0]).observed) == judged
+
+
+def test_a_share_without_a_group_is_refused_when_the_layer_is_made():
+    with pytest.raises(ValueError) as refusal:
+        experts(DeepGemmBackend(object()))
+    assert str(refusal.value) == (
+        "layers.0.ffn.experts: backend deep_gemm sends tokens to the ranks that hold their "
+        "experts, and only 3 of 6 experts are here; give the process group of all ranks as group="
+    )
+
+
+def test_a_share_without_a_group_is_refused_when_a_name_is_looked_up():
+    layer = experts("deep_gemm")
+    with pytest.raises(ValueError, match="only 3 of 6 experts are here"):
+        layer.finalize_weights()
+
+
+@pytest.mark.parametrize("changes", [{"experts_start_idx": 0}, {"num_local_experts": 2}])
+def test_experts_that_are_not_where_the_kernel_looks_are_refused(changes):
+    with pytest.raises(ValueError, match=r"equal share of the 6 experts on each rank.*rank 1 of 2"):
+        experts(DeepGemmBackend(object()), Ranks(), **changes)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["first call", "after a good call"])
+def test_what_does_not_fit_is_found_before_anything_is_written(on_sm100, later):
+    """The counter may be set when the buffer is long made: load and buffer stay as they were."""
+    made, calls = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
+    backend = DeepGemmBackend(made)
+    layer = experts(backend, Ranks())
+    layer.finalize_weights()
+    counts = replicas(layer)
+    inputs = (torch.ones(1, 128).bfloat16(), torch.ones(1, 2), torch.tensor([[0, 1]]))
+    if later:
+        layer(*inputs, activation_clamp=10.0)
+        calls[1]["sym_buffer"].topk_idx.fill_(77)
+        counts.zero_()
+    backend.stats = torch.zeros(3, dtype=torch.int32)
+    with pytest.raises(ForeignSignature, match=f"has no {STATS}"):
+        layer(*inputs, activation_clamp=10.0)
+    assert not counts.any()
+    if later:
+        assert (calls[1]["sym_buffer"].topk_idx == 77).all()
+    else:
+        assert calls == []
+
+
+def test_a_foreign_kernel_is_found_when_the_buffer_is_made(on_sm100):
+    made, calls = package(f"{HEAD}, activation_clamp, fast_math, expert_map", _latest()[1])
+    layer = experts(DeepGemmBackend(made), Ranks())
+    with pytest.raises(ForeignSignature, match="requires expert_map"):
+        layer.get_symm_buffer()
+    assert calls == []
+
+
+def test_layers_share_one_buffer_of_the_installed_package(on_sm100, monkeypatch):
+    """Each layer looks the name up for itself; the buffer of a model is gigabytes."""
+    made, calls = package(*_latest())
+    monkeypatch.setitem(sys.modules, "deep_gemm", made)
+    group = Ranks()
+    one, two = experts("deep_gemm", group), experts("deep_gemm", group)
+    assert one.get_symm_buffer() is two.get_symm_buffer()
+    assert len(calls) == 1
+
+
+def _latest() -> tuple[str, str]:
+    return FORMS["sgl-deep-gemm 0.2.5"], BUFFERS["sgl-deep-gemm 0.2.5"]
 
 
 @pytest.mark.slow
@@ -172,33 +402,3 @@ def _plain(arguments: ast.arguments) -> str:
     for argument in arguments.args:
         argument.annotation = None
     return ast.unparse(arguments)
-
-
-# --- tools/compile_sm100.py ---------------------------------------------------------------------
-
-
-def compile_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "tools/compile_sm100.py", *arguments],
-        capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1],
-    )  # fmt: skip
-
-
-def test_compiling_without_headers_says_what_to_give(tmp_path):
-    done = compile_tool("--include", str(tmp_path), "--nvcc", "nvcc")
-    assert done.returncode == 2
-    assert "no fused kernel under" in done.stderr
-
-
-def test_what_the_compiler_refuses_is_a_row_and_a_red(tmp_path):
-    header = tmp_path / "deep_gemm/impls/sm100_fp8_fp4_mega_moe.cuh"
-    header.parent.mkdir(parents=True)
-    header.touch()
-    nvcc = tmp_path / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\necho '{tmp_path}/a.cuh(1): error: no' >&2\nexit 1\n")
-    nvcc.chmod(0o755)
-    done = compile_tool(
-        "--include", str(tmp_path), "--nvcc", str(nvcc), "--model", "deepseek-v3", "--tokens", "64"
-    )
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "| deepseek-v3 | 64 | 32 | 10 | a.cuh(1): error: no |"

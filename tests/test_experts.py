@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.checkpoint import read_checkpoint, write_checkpoint
 
+from megamoe import eplb, ops, staging
 from megamoe.backends.eager import EagerBackend
 from megamoe.experts import DeepseekV4MegaMoEExperts
 from megamoe.layout import transform_weights
@@ -354,6 +355,15 @@ def test_a_backend_is_given_what_the_caller_gave(checkpoint):
         assert torch.equal(getattr(given, name), expected), name
 
 
+def test_a_backend_that_is_not_ready_is_heard_before_anything_is_written(checkpoint):
+    class Unready(Fused):
+        def ready(self, device):
+            raise ValueError(f"no kernel for {device.type}")
+
+    experts, load_view = replicated(checkpoint, backend=Unready())
+    assert refused(experts, load_view, *batch()) == "no kernel for cpu"
+
+
 def test_forward_of_no_tokens(checkpoint):
     y = loaded(checkpoint)(*batch(0), activation_clamp=10.0)
     assert (y.shape, y.dtype) == ((0, H), torch.bfloat16)
@@ -380,6 +390,73 @@ def test_ids_of_other_ranks_take_no_part(checkpoint):
     y = experts(hidden, weights, ids, activation_clamp=10.0)
     assert same(y, directly(checkpoint[1], hidden, weights, local, experts=[1, 2])["y"])
     assert torch.equal(experts.get_symm_buffer().topk_idx[:3], local)
+
+
+def test_a_transposed_input_gives_the_bits_of_its_dense_copy(checkpoint):
+    hidden, weights, ids = batch()
+    transposed = hidden.t().contiguous().t()
+    assert not transposed.is_contiguous()
+    experts = loaded(checkpoint)
+    y = experts(transposed, weights, ids, activation_clamp=10.0)
+    assert y.is_contiguous()
+    assert same(y, experts(hidden, weights, ids, activation_clamp=10.0))
+
+
+def test_a_fused_backend_writes_dense_rows_whatever_the_input_s_strides(checkpoint):
+    """``empty_like`` would keep them, and a kernel refuse once the buffer is staged."""
+
+    class Dense(Fused):
+        def run(self, y, *others, **options):
+            assert y.is_contiguous()
+            super().run(y, *others, **options)
+
+    backend = Dense()
+    hidden, weights, ids = batch()
+    experts = loaded(checkpoint, backend=backend)
+    y = experts(hidden.t().contiguous().t(), weights, ids, activation_clamp=10.0)
+    assert (y == 5).all()
+    assert same(backend.seen[1].x[:5], directly(checkpoint[1], hidden, weights, ids)["x"])
+
+
+# --- staging and remap ------------------------------------------------------------------------
+
+
+def kernels(monkeypatch, found):
+    """What Triton offers on this device: the names asked for, and calls of a form of each."""
+    asked, called = [], []
+
+    def kernel(module, name, device):
+        asked.append((name, device.type))
+
+        def instead(*arguments):
+            called.append(name)
+            return getattr({"staging": staging, "eplb": eplb}[module], name)(*arguments)
+
+        return instead if found else None
+
+    monkeypatch.setattr(ops, "kernel", kernel)
+    return asked, called
+
+
+NAMES_OF_OPS = ["eplb_map_to_physical_and_record", "prepare_megamoe_inputs"]
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["triton", "torch"])
+def test_the_module_stages_and_remaps_by_what_suits_the_device(checkpoint, monkeypatch, found):
+    asked, called = kernels(monkeypatch, found)
+    experts, load_view = replicated(checkpoint, backend=Fused())
+    experts(*batch(), activation_clamp=10.0)
+    assert asked == [(name, "cpu") for name in NAMES_OF_OPS]
+    assert called == (NAMES_OF_OPS if found else [])
+    assert load_view.sum() == 5 * K
+
+
+def test_a_backend_s_own_staging_and_remap_go_first(checkpoint, monkeypatch):
+    asked, _ = kernels(monkeypatch, found=True)
+    experts, load_view = replicated(checkpoint, backend="eager")
+    experts(*batch(), activation_clamp=10.0)
+    assert asked == []
+    assert load_view.sum() == 5 * K
 
 
 # --- replicas ---------------------------------------------------------------------------------

@@ -12,13 +12,17 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Final
 
 import torch
 
 from megamoe.layout import check_sizes, transform_weights
+from megamoe.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
 from megamoe.problem import Problem
-from megamoe.staging import check_staging_inputs, prepare_megamoe_inputs
+from megamoe.ranks import one_rank
+from megamoe.staging import check_staging_inputs
 
 NEEDS_SM100: Final = "DeepGEMM MegaMoE requires SM100 GPUs."
 """The contract's text."""
@@ -39,6 +43,10 @@ BUFFER: Final = (
 )
 MEANT: Final = ("activation_clamp", "fast_math")
 """Arguments of a forward without which the call would mean something else."""
+STATS: Final = "cumulative_local_expert_recv_stats"
+NAMED: Final = (STATS, "recipe", "activation", *MEANT)
+"""Arguments of a forward that are given by name, where the version has them."""
+KERNEL: Final = "fp8_fp4_mega_moe"
 
 
 def bind(
@@ -50,12 +58,17 @@ def bind(
     """Those of ``named`` that ``function`` takes, to be passed after the ``leading`` positions.
 
     Raises :class:`ForeignSignature`, one line with the signature found, if the leading parameters
-    have other names or another order, one of ``needed`` is missing, or the function requires an
-    argument that is in neither.
+    have other names or another order, one of ``needed`` is missing, the function requires an
+    argument that is in neither, or Python cannot tell its signature.
     """
-    signature = inspect.signature(function)
-    parameters = signature.parameters
     name = getattr(function, "__name__", "the function")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # compiled functions may tell nothing
+        raise ForeignSignature(
+            f"{name} does not tell its signature, so no call can be checked"
+        ) from None
+    parameters = signature.parameters
     shown = f"{name}({', '.join(parameters)})"
     if tuple(parameters)[: len(leading)] != leading:
         raise ForeignSignature(f"{shown} does not begin with {', '.join(leading)}")
@@ -66,22 +79,39 @@ def bind(
         unknown = parameter.name not in named and parameter.kind not in variadic
         if unknown and parameter.default is inspect.Parameter.empty:
             raise ForeignSignature(f"{shown} requires {parameter.name}, which is not known here")
-    return {n: value for n, value in named.items() if n in parameters}
+    options = {n: value for n, value in named.items() if n in parameters}
+    try:
+        signature.bind(*leading, **options)
+    except TypeError as error:  # positional or by name, the other way round
+        raise ForeignSignature(f"{shown} cannot be called by name: {error}") from None
+    return options
 
 
-class OneRank:
-    """The part of a process group that the package asks of one rank alone."""
+def new_symm_buffer(
+    group: Any,
+    device: torch.device,
+    num_experts: int,
+    max_num_tokens: int,
+    top_k: int,
+    hidden_size: int,
+    intermediate_size: int,
+    *,
+    package: Any = None,
+) -> Any:
+    """The package's buffer on ``device``, for one rank or all of ``group``.
 
-    def size(self) -> int:
-        """One."""
-        return 1
-
-    def rank(self) -> int:
-        """Zero."""
-        return 0
-
-    def barrier(self) -> None:
-        """Nobody to wait for."""
+    The arguments are the module's. The kernel's signature is looked at too, so that one that does
+    not fit is refused before there is anything to write to.
+    """
+    check_sizes(hidden_size, intermediate_size)
+    package = loaded(device, package)
+    bind(_function(package, KERNEL), FORWARD, dict.fromkeys(NAMED), MEANT)
+    make = _function(package, "get_symm_buffer_for_mega_moe")
+    options = bind(make, BUFFER, {"activation": "swiglu"})
+    ranks = one_rank(device) if group is None else group
+    sizes = (num_experts, max_num_tokens, top_k, hidden_size, intermediate_size)
+    with _current(device):
+        return make(ranks, *sizes, **options)
 
 
 class DeepGemmBackend:
@@ -90,46 +120,40 @@ class DeepGemmBackend:
     name = "deep_gemm"
     accumulator = "sm100-mxf8f6f4"
 
+    global_ids = True
+    """The kernel sends tokens over the group by the physical ids of all ranks."""
+
     prepare = staticmethod(prepare_megamoe_inputs)
+    eplb_map = staticmethod(eplb_map_to_physical_and_record)
     transform_weights = staticmethod(transform_weights)
 
-    def __init__(self, package: Any = None) -> None:
+    def __init__(self, package: Any = None, device: str | torch.device = "cuda") -> None:
         self._package = package
+        self.device = torch.device(device)
         self.stats: torch.Tensor | None = None
         """(E,) int32, tokens received by each local expert so far; counted where it is set."""
+        # Without a package of its own it is the same function for every layer: one buffer.
+        self.new_symm_buffer: Callable[..., Any] = (
+            new_symm_buffer if package is None else partial(new_symm_buffer, package=package)
+        )
+        self._fit: tuple[Any, bool, frozenset[str]] | None = None
 
-    def package(self) -> Any:
-        """The package; ``NotImplementedError`` where it is missing or cannot run here."""
-        if _capability() < 10:
-            raise NotImplementedError(NEEDS_SM100)
-        if self._package is None:
-            try:
-                self._package = importlib.import_module("deep_gemm")
-            except ImportError as error:
-                raise NotImplementedError(
-                    f"backend deep_gemm needs the package deep_gemm ({error}); install DeepGEMM "
-                    "or sgl-deep-gemm"
-                ) from None
-        return self._package
+    def package(self, device: torch.device | None = None) -> Any:
+        """The package; ``NotImplementedError`` where it is missing or cannot run on ``device``."""
+        return loaded(device or self.device, self._package)
 
-    def new_symm_buffer(
-        self,
-        group: Any,
-        device: torch.device,
-        num_experts: int,
-        max_num_tokens: int,
-        top_k: int,
-        hidden_size: int,
-        intermediate_size: int,
-    ) -> Any:
-        """The package's buffer, for one rank or all of ``group``; arguments as the module's."""
-        del device  # the package takes the current one
-        check_sizes(hidden_size, intermediate_size)
-        make = _function(self.package(), "get_symm_buffer_for_mega_moe")
-        options = bind(make, BUFFER, {"activation": "swiglu"})
-        ranks = OneRank() if group is None else group
-        sizes = (num_experts, max_num_tokens, top_k, hidden_size, intermediate_size)
-        return make(ranks, *sizes, **options)
+    def ready(self, device: torch.device) -> None:
+        """Raise what would keep a call on ``device`` from running; nothing is written."""
+        self._kernel(device)
+
+    def _kernel(self, device: torch.device) -> tuple[Callable[..., Any], frozenset[str]]:
+        """The kernel and which of ``NAMED`` it takes; a counter that is set must be among them."""
+        kernel, counts = _function(self.package(device), KERNEL), self.stats is not None
+        if self._fit is None or self._fit[:2] != (kernel, counts):
+            needed = (*MEANT, STATS) if counts else MEANT
+            takes = frozenset(bind(kernel, FORWARD, dict.fromkeys(NAMED), needed))
+            self._fit = (kernel, counts, takes)
+        return kernel, self._fit[2]
 
     def run(
         self,
@@ -145,30 +169,27 @@ class DeepGemmBackend:
 
         ``weights`` are those of :func:`megamoe.layout.transform_weights`. Raises before any write.
         """
-        kernel = _function(self.package(), "fp8_fp4_mega_moe")
-        options = bind(
-            kernel,
-            FORWARD,
-            {
-                "cumulative_local_expert_recv_stats": self.stats,
-                "recipe": (1, 1, 32),
-                "activation": "swiglu",
-                "activation_clamp": activation_clamp,
-                "fast_math": fast_math,
-            },
-            MEANT,
-        )
+        kernel, takes = self._kernel(y.device)
         if y.shape[0] != num_tokens:
             raise ValueError(f"y has {y.shape[0]} rows for {num_tokens} tokens; give it as many")
+        values = {
+            STATS: self.stats,
+            "recipe": (1, 1, 32),
+            "activation": "swiglu",
+            "activation_clamp": activation_clamp,
+            "fast_math": fast_math,
+        }
+        options = {name: value for name, value in values.items() if name in takes}
         w13, w13_sf, w2, w2_sf = weights
         # The package tells packed E2M1 by the signed byte.
         one, two = (w13.view(torch.int8), w13_sf), (w2.view(torch.int8), w2_sf)
-        kernel(y, one, two, buffer, **options)
+        with _current(y.device):
+            kernel(y, one, two, buffer, **options)
 
     def forward(self, problem: Problem) -> torch.Tensor:
         """``y`` of one rank; the kernel's intermediate codes lie in pool order and stay inside."""
-        self.package()
         p = problem
+        self.ready(p.hidden_states.device)
         check_sizes(p.hidden_size, p.intermediate_size)
         check_staging_inputs(p.hidden_states, p.topk_weights, p.topk_ids)
         tokens = p.num_tokens
@@ -177,7 +198,7 @@ class DeepGemmBackend:
                 f"DeepSeek V4 MegaMoE got {tokens} tokens, but the symmetric buffer was sized "
                 f"for {p.max_num_tokens}."
             )
-        y = torch.empty_like(p.hidden_states)
+        y = torch.empty(p.hidden_states.shape, dtype=torch.bfloat16, device=p.hidden_states.device)
         if tokens == 0:
             return y
         buffer = self.new_symm_buffer(
@@ -196,14 +217,36 @@ class DeepGemmBackend:
         return y
 
 
-def create() -> DeepGemmBackend:
+def create(device: str | torch.device = "cuda") -> DeepGemmBackend:
     """The backend; what it lacks is said when it is first used, so that ``layout`` is judged."""
-    return DeepGemmBackend()
+    return DeepGemmBackend(device=device)
 
 
-def _capability() -> int:
-    """Major compute capability of the current GPU; 0 without one."""
-    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+def loaded(device: torch.device, package: Any = None) -> Any:
+    """``package``, or else the one installed; ``NotImplementedError`` where it cannot run."""
+    if _capability(device) != 10:
+        raise NotImplementedError(NEEDS_SM100)
+    if package is None:
+        try:
+            package = importlib.import_module("deep_gemm")
+        except ImportError as error:
+            raise NotImplementedError(
+                f"backend deep_gemm needs the package deep_gemm ({error}); install DeepGEMM or "
+                "sgl-deep-gemm"
+            ) from None
+    return package
+
+
+def _capability(device: torch.device) -> int:
+    """Major compute capability of ``device``; 0 where it is no NVIDIA GPU."""
+    if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
+        return 0
+    return torch.cuda.get_device_capability(device)[0]
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """``device`` as the current one, which the package takes whatever its arguments lie on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _function(package: Any, name: str) -> Callable[..., Any]:

@@ -1,0 +1,65 @@
+"""Kernels that span the ranks of a process group: who holds which expert, and a group of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def check_ranks(
+    prefix: str, name: str, group: Any, num_experts: int, num_local_experts: int, start: int
+) -> None:
+    """Raise ``ValueError`` unless this rank holds what a kernel over ``group`` takes it to hold.
+
+    Such a kernel (backend ``name`` with ``global_ids``) finds the rank of physical expert ``p``
+    as ``p // num_local_experts``; without a group there is nobody to send to.
+    """
+    if group is None:
+        if num_local_experts != num_experts:
+            raise ValueError(
+                f"{prefix}: backend {name} sends tokens to the ranks that hold their experts, and "
+                f"only {num_local_experts} of {num_experts} experts are here; give the process "
+                "group of all ranks as group="
+            )
+        return
+    ranks, rank = group.size(), group.rank()
+    if (num_local_experts * ranks, num_local_experts * rank) != (num_experts, start):
+        raise ValueError(
+            f"{prefix}: backend {name} needs an equal share of the {num_experts} experts on each "
+            f"rank, in the order of ranks; rank {rank} of {ranks} holds "
+            f"[{start}, {start + num_local_experts})"
+        )
+
+
+def one_rank(device: torch.device) -> Any:
+    """A process group of this process alone, for a package that takes nothing less.
+
+    The default group where that is one rank, a new group of the default one's backend where it is
+    not. In a process without a default group **it becomes the default one**, over a store in
+    memory: no address, no network; NCCL for a CUDA device where torch has it, else gloo.
+    ``NotImplementedError`` where torch has neither.
+    """
+    if dist.is_available() and dist.is_initialized():
+        if dist.get_world_size() == 1:
+            return dist.group.WORLD
+        if not _alone or _alone[0] is not dist.group.WORLD:
+            # Local: the other ranks are not asked, and so not waited for.
+            rank = dist.get_rank()
+            group = dist.new_group([rank], use_local_synchronization=True)
+            _alone[:] = [dist.group.WORLD, group]
+        return _alone[1]
+    nccl = dist.is_available() and device.type == "cuda" and dist.is_nccl_available()
+    if not nccl and not (dist.is_available() and dist.is_gloo_available()):
+        raise NotImplementedError(
+            "a process group of one rank needs torch.distributed with NCCL or gloo, which this "
+            "torch was built without; give a process group as group="
+        )
+    backend = "nccl" if nccl else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    return dist.group.WORLD
+
+
+_alone: list[Any] = []
+"""The default group and the group of one that was made beside it."""
