@@ -25,16 +25,18 @@ LINT := (red=0; $(PY) -m ruff check . || red=1; $(PY) -m ruff format --check . |
 	$(PY) -m mypy || red=1; $(PY) tools/versions.py || red=1; exit $$red)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check check-full test test-fast lint format bench golden-verify sanitize versions lock clean
+.PHONY: help setup check check-full test test-fast lint format bench golden-verify sanitize compile-sm100 versions lock clean
 
 help: ## list the verbs
 	@echo 'make VERB [VARIABLE=value ...]'
 	@echo
-	@awk -F ': .*## ' '/^[a-z-]+: .*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ': .*## ' '/^[a-z0-9-]+: .*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  BACKEND=$(BACKEND)  what check judges: a name, or path/to/file.py:OBJECT'
 	@echo '  TIER=$(TIER)     how many cases check runs: quick or full'
 	@echo '  ARGS=          further options, as ARGS="--kind forward --case requant-*"'
+	@echo '  INCLUDE=       headers that compile-sm100 compiles: the include folder of DeepGEMM'
+	@echo '  NVCC=          its compiler, CUDA 12.9 or newer (default: the one on the path)'
 	@echo '  JOBS=$(JOBS)         test processes at a time'
 	@echo '  PYTHON=$(PYTHON)  the Python 3.11 or newer that .venv is made from'
 	@echo '  TORCH=         cpu or cuda (default: cuda where an NVIDIA GPU is)'
@@ -70,6 +72,9 @@ golden-verify: setup ## recompute the goldens from the oracle; they must be equa
 
 sanitize: setup ## compute-sanitizer memcheck and racecheck over a few cases (needs a GPU)
 	@sh tools/sanitize.sh $(PY)
+
+compile-sm100: setup ## compile DeepGEMM's fused kernel for sm_100a, without a GPU (INCLUDE=, NVCC=)
+	@$(PY) tools/compile_sm100.py --include '$(INCLUDE)' $(if $(NVCC),--nvcc '$(NVCC)') $(ARGS)
 
 versions: setup ## do the flake, the locks and the documentation say what toolchain.toml says?
 	@$(PY) tools/versions.py

@@ -1,10 +1,12 @@
 """Compile DeepGEMM's fused kernel for sm_100a, without a GPU, for each model of the shape table.
 
     python tools/compile_sm100.py --include DIR [--nvcc NVCC] [--json FILE] [--tokens 64 8192]
+    make compile-sm100 INCLUDE=DIR [NVCC=NVCC] [ARGS='--json FILE']
 
 ``DIR`` holds ``deep_gemm/`` and ``cutlass/`` headers, as a package of DeepGEMM ships them. Says,
-for each kernel, registers, spilled bytes, shared memory and the sha256 of the binary. That it
-compiles does not say that it is right: nothing is run.
+for each kernel, registers, spilled bytes and shared memory. That it
+compiles does not say that it is right: nothing is run. A model whose I / 32 is not a multiple of
+16 is known not to compile.
 
 The constants follow the package's own choice for EP8 (block sizes by tokens an expert; stages by
 what fits in shared memory); they are worked out anew here, as facts of 54e22612.
@@ -23,6 +25,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 SMEM_CAPACITY = 232448
 RANKS, SMS = 8, 148
@@ -48,8 +51,14 @@ class Made:
     spilled: int = 0
     shared: int = 0
     seconds: float = 0
-    sha256: str = ""
     error: str = ""
+
+
+FLAGS = (
+    "-std=c++20", "--gpu-architecture=sm_100a", "-O3", "--expt-relaxed-constexpr",
+    "--expt-extended-lambda", "--diag-suppress=39,161,174,177,186,940",
+    "--ptxas-options=--register-usage-level=10,--verbose",
+)  # fmt: skip
 
 
 def align(n: int, to: int) -> int:
@@ -105,39 +114,54 @@ def compiled(nvcc: str, include: Path, model: str, tokens: int) -> Made:
     """Compile one kernel; what fails is in ``error``, one line."""
     text, made, shared = source(model, tokens)
     with tempfile.TemporaryDirectory() as folder:
-        unit, cubin = Path(folder, "kernel.cu"), Path(folder, "kernel.cubin")
-        unit.write_text(text)
+        cubin = Path(folder, "kernel.cubin")
+        Path(folder, "kernel.cu").write_text(text)
         began = time.monotonic()
         done = subprocess.run(
-            [nvcc, unit, "-cubin", "-o", cubin, "-std=c++20", f"-I{include}",
-             "--gpu-architecture=sm_100a", "-O3", "--expt-relaxed-constexpr",
-             "--expt-extended-lambda", "--diag-suppress=39,161,174,177,186,940",
-             "--ptxas-options=--register-usage-level=10,--verbose"],
-            capture_output=True, text=True,
+            [nvcc, "kernel.cu", "-cubin", "-o", cubin.name, f"-I{include.resolve()}", *FLAGS],
+            capture_output=True, text=True, cwd=folder,
         )  # fmt: skip
         made.seconds = round(time.monotonic() - began, 1)
         if done.returncode or not cubin.is_file():
             errors = [li for li in done.stderr.splitlines() if "error" in li]
             first = (errors or done.stderr.splitlines() or ["no message"])[0]
-            made.error = first.replace(f"{include}/", "")[:200]
+            made.error = first.replace(f"{include.resolve()}/", "")[:200]
             return made
-        made.sha256 = hashlib.sha256(cubin.read_bytes()).hexdigest()
     made.registers = max(map(int, re.findall(r"Used (\d+) registers", done.stderr)), default=0)
     made.spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", done.stderr)))
     made.shared = shared
     return made
 
 
+def headers(include: Path, name: str) -> dict[str, str]:
+    """What was compiled: DeepGEMM by name and by the bytes of its headers, CUTLASS by version."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in (include / "deep_gemm").rglob("*") if p.is_file()):
+        digest.update(str(path.relative_to(include)).encode() + b"\0" + path.read_bytes())
+    version = include / "cutlass/version.h"
+    text = version.read_text() if version.is_file() else ""
+    numbers = dict(re.findall(r"#define CUTLASS_(MAJOR|MINOR|PATCH) (\d+)", text))
+    cutlass = ".".join(numbers.get(n, "?") for n in ("MAJOR", "MINOR", "PATCH"))
+    return {"deep_gemm": name, "sha256": digest.hexdigest(), "cutlass": cutlass}
+
+
+def known_not_to(row: dict[str, Any]) -> bool:
+    """The kernel describes scale factors as I / 32 bytes and asserts a multiple of 16."""
+    return bool(MODELS[row["model"]][1] // 32 % 16)
+
+
 def main() -> int:
-    """Compile all; exit 1 if one does not, 2 if there is nothing to compile with."""
+    """Compile all; exit 1 if one does otherwise than is known, 2 if there is nothing to compile."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--include", type=Path, required=True)
-    parser.add_argument("--nvcc", default=shutil.which("nvcc"))
+    parser.add_argument("--nvcc", default="nvcc")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 8192])
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--headers", default="not named", help="whose headers, for the record")
     given = parser.parse_args()
-    if not given.nvcc:
+    found = shutil.which(given.nvcc)
+    if not found:
         print("compile_sm100: no nvcc; install CUDA 12.9 or newer, or give --nvcc", file=sys.stderr)
         return 2
     if not (given.include / "deep_gemm/impls/sm100_fp8_fp4_mega_moe.cuh").is_file():
@@ -147,22 +171,27 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    rows = []
+    nvcc, rows = str(Path(found).absolute()), []
     print("| model | T | BLOCK_M | stages | registers | spilled bytes | shared bytes | seconds |")
     print("|---|---|---|---|---|---|---|---|")
     for model in given.model:
         for tokens in given.tokens:
-            made = compiled(given.nvcc, given.include, model, tokens)
+            made = compiled(nvcc, given.include, model, tokens)
             rows.append(asdict(made))
             numbers = (made.registers, made.spilled, made.shared, made.seconds)
             said = made.error or " | ".join(map(str, numbers))
             print(f"| {model} | {tokens} | {made.block_m} | {made.stages} | {said} |", flush=True)
     if given.json:
-        version = subprocess.run([given.nvcc, "--version"], capture_output=True, text=True).stdout
+        version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
         release = re.search(r"release .*", version)
-        found = {"nvcc": release.group() if release else version, "kernels": rows}
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
-    return int(any(row["error"] for row in rows))
+        record = {
+            "nvcc": release.group() if release else version,
+            "flags": FLAGS,
+            "headers": headers(given.include, given.headers),
+            "kernels": rows,
+        }
+        given.json.write_text(json.dumps(record, indent=1) + "\n")
+    return int(any(bool(row["error"]) != known_not_to(row) for row in rows))
 
 
 if __name__ == "__main__":
