@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,18 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed: Linux builds only")
 
 from megamoe.backends import BackendError, load_backend  # noqa: E402
-from megamoe.backends.triton.launches import OVERLAPPED, Tile, tile_for  # noqa: E402
-from megamoe.backends.triton.packing import reorder  # noqa: E402
+from megamoe.backends.triton import TritonBackend  # noqa: E402
+from megamoe.backends.triton.launches import (  # noqa: E402
+    FEW,
+    OVERLAPPED,
+    RESIDENT,
+    Tile,
+    few_tile,
+    is_wide,
+)
+from megamoe.backends.triton.packing import pack, unpack  # noqa: E402
 from megamoe.formats import E2M1_TABLE, bf16_decode  # noqa: E402
+from megamoe.problem import Problem  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,10 +104,51 @@ assert tiles[:4].tolist() == [[0, 0, 1], [1, 1, 2], [3, 2, 6], [3, 4, 6]]
 assert (tiles[4:, 0] == -1).all()
 from megamoe.formats import E4M3_TABLE
 want = torch.from_numpy(E4M3_TABLE[x.numpy()]).double() * 2
-p = torch.arange(32)
-source = ((p >> 1) & 3) * 8 + (p & 1) * 4 + (p >> 4) * 2 + ((p >> 3) & 1)
+p = torch.arange(32)  # position 8 t + 4 b + 2 a + h has element 8 t + 4 h + 2 b + a
+source = (p >> 3) * 8 + (p & 1) * 4 + ((p >> 2) & 1) * 2 + ((p >> 1) & 1)
 assert sorted(source.tolist()) == list(range(32))
 assert torch.equal(operand.double().view(T, 4, 32), want.view(T, 4, 32)[..., source])
+print("ok")
+"""
+    )
+    assert out.strip() == "ok"
+
+
+def test_many_rows_are_ranked_by_expert_and_short_tiles_come_last_in_the_interpreter():
+    out = interpreted(
+        """
+import torch
+from megamoe.backends.triton.dispatch import count, rank, spread
+counted = [9, 0, 4, 2, 7]  # rows an expert; two more slots have none
+ids = torch.tensor([e for e, n in enumerate(counted) for _ in range(n)] + [-1, 5])
+ids = ids[torch.randperm(24, generator=torch.Generator().manual_seed(0))].view(12, 2)
+E, ROWS, total, most = 5, 4, 24, 40
+counts, order = torch.zeros(2, 8, dtype=torch.int32), torch.full((24,), -1, dtype=torch.int32)
+places, tiles = torch.zeros(24, dtype=torch.int32), torch.zeros(most, 3, dtype=torch.int32)
+count[(3,)](ids, counts[0], total, E, CHUNK=8)
+assert counts[0, :5].tolist() == counted
+rank[(3,)](ids, counts[0], counts[1], order, places, tiles, total, E, most,
+           ROWS=ROWS, EXPERTS=8, CHUNK=8)
+flat = ids.flatten()
+assert flat[order[:22].long()].tolist() == [e for e, n in enumerate(counted) for _ in range(n)]
+for slot in range(24):
+    live = 0 <= flat[slot] < E
+    assert (order[places[slot]] == slot) if live else places[slot] == -1
+# Whole tiles, then the one of three rows, then those of one or two.
+assert tiles[:7].tolist() == [[0, 0, 9], [0, 4, 9], [2, 9, 13], [4, 15, 22],
+                              [4, 19, 22], [0, 8, 9], [3, 13, 15]]
+assert (tiles[7:, 0] == -1).all()
+x = torch.arange(12 * 128, dtype=torch.int32).to(torch.uint8).view(12, 128) & 0x7B
+x_sf = torch.full((12, 1), 0x80808080 - (1 << 32), dtype=torch.int32)
+rows = torch.zeros(24, 128, dtype=torch.bfloat16)
+spread[(12, 1)](x, x_sf, places, rows, 128, TOP_K=2, BLOCK=128)
+from megamoe.formats import E4M3_TABLE
+want = torch.from_numpy(E4M3_TABLE[x.numpy()]).double() * 2
+p = torch.arange(32)  # position 16 b + 8 a + 2 t + h has element 8 t + 4 h + 2 b + a
+source = ((p >> 1) & 3) * 8 + (p & 1) * 4 + (p >> 4) * 2 + ((p >> 3) & 1)
+for row in range(22):
+    token = int(order[row]) // 2
+    assert torch.equal(rows[row].double().view(4, 32), want[token].view(4, 32)[:, source])
 print("ok")
 """
     )
@@ -122,13 +173,24 @@ print("ok")
     assert out.strip() == "ok"
 
 
-def test_the_reordered_bits_are_what_the_kernels_take_apart():
+def test_the_packed_bits_are_what_the_kernels_take_apart_and_lie_as_they_read():
     """By the kernels' shifts and masks: bf16 pairs of nibbles i and i + 4, times 2^-126."""
-    words = np.random.default_rng(1).integers(0, 2**32, 4096, dtype=np.uint32)
-    packed = torch.from_numpy(words.view(np.uint8).reshape(2, 8, -1).copy())
-    made = reorder(packed)
-    assert made.shape == packed.shape
-    w = made.numpy().reshape(-1).view(np.uint32)
+    rng = np.random.default_rng(1)
+    weight = rng.integers(0, 256, (2, 128, 128), dtype=np.uint8)  # K = 256: two steps
+    scale = rng.integers(0, 256, (2, 128, 8), dtype=np.uint8)
+    packed, scales = pack(torch.from_numpy(weight), torch.from_numpy(scale), gate_and_up=True)
+    back = unpack(packed, scales, gate_and_up=True)
+    assert np.array_equal(back[0], weight) and np.array_equal(back[1], scale)
+    # By the kernels' places: (expert, block of 64 rows, step, row, lane t, group).
+    w = packed.numpy().view(np.uint32).reshape(2, 2, 2, 64, 4, 4)
+    plain = weight.view(np.uint32).reshape(2, 128, 2, 4, 4)  # expert, row, step, group, t
+    # Rows 16 i to 16 i + 7 of a block are gate, the next eight the up rows of those channels.
+    r = np.arange(128)
+    taken = (r // 16) * 8 + r % 8 + (r // 8 % 2) * 64
+    words = plain[:, taken].reshape(2, 2, 64, 2, 4, 4).transpose(0, 1, 3, 2, 5, 4).reshape(-1)
+    told = scale.view(np.uint32)[:, taken].reshape(2, 2, 64, 2).transpose(0, 1, 3, 2)
+    assert np.array_equal(scales.numpy().view(np.uint32).reshape(told.shape), told)
+    w = w.reshape(-1)
     mask = np.uint32(0x81C081C0)
     pairs = [
         (w << np.uint32(6)) & mask,
@@ -144,15 +206,12 @@ def test_the_reordered_bits_are_what_the_kernels_take_apart():
             assert np.array_equal(np.signbit(got), np.signbit(want))
 
 
-TILES = sorted(
-    {tile_for(rows, e) for rows in (1, 64, 384, 3000, 49152) for e in (1, 32, 384)}, key=repr
-)
 SIZES = {"hidden": "i32", "inter": "i32"}
 ROUTING = {"order": "*i32", "tiles": "*i32"}
 OUTPUTS = {"acts": "*bf16", "codes": "*u8", "sf": "*u8"}
 
 
-def compiled(kernel, arguments, constants, warps, tmp_path):
+def compiled(kernel, arguments, constants, warps, instruction, tmp_path):
     """What ptxas says of a kernel for Hopper, and the kernel."""
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
@@ -166,7 +225,7 @@ def compiled(kernel, arguments, constants, warps, tmp_path):
     source = GluonASTSource(kernel, signature, constants, aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
     assert made.metadata.shared <= 227 * 1024
-    assert "wgmma.mma_async" in made.asm["ptx"]
+    assert instruction in made.asm["ptx"]
     ptx = tmp_path / "kernel.ptx"
     ptx.write_text(made.asm["ptx"])
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
@@ -180,28 +239,28 @@ def compiled(kernel, arguments, constants, warps, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{t.BN}x{t.N}")
+@pytest.mark.parametrize("tile", FEW, ids=lambda t: f"{t.BN}x{t.N} {t.WARPS} warps")
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
-def test_the_products_compile_for_hopper_without_serialised_instructions(
-    tile: Tile, wide, tmp_path
-):
-    """Serialised ``wgmma`` was not only slow: with few tokens its bits were wrong."""
-    from megamoe.backends.triton import linear
+def test_the_products_for_few_tokens_compile_for_hopper_without_spills(tile: Tile, wide, tmp_path):
+    """And so many blocks fit on a multiprocessor as the choice of a tile reckons with."""
+    from megamoe.backends.triton import few
 
-    shared = {"BN": tile.BN, "N": tile.N, "STAGES": tile.STAGES, "WARPS": tile.WARPS,
-              "WIDE": wide, "PAIRED": tile.PAIRED}  # fmt: skip
+    shared = {"N": tile.N, "WARPS": tile.WARPS, "WIDE": wide}
     kernels = [
-        (linear.linear1,
-         {"x": "*bf16", "w13": "*i16", "s13": "*i32", "topk_weights": "*fp32", **ROUTING,
+        (few.linear1,
+         {"x": "*i32", "w13": "*i32", "s13": "*i32", "topk_weights": "*fp32", **ROUTING,
           **OUTPUTS, **SIZES, "top_k": "i32", "clamp": "fp32"},
          {"HAS_CLAMP": True, "FAST": not wide, **shared}),
-        (linear.linear2,
-         {"acts": "*bf16", "w2": "*i16", "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
+        (few.linear2,
+         {"acts": "*i32", "w2": "*i32", "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
          shared),
     ]  # fmt: skip
     for kernel, arguments, constants in kernels:
-        told = compiled(kernel, arguments, constants, tile.WARPS, tmp_path)
-        assert "serialized" not in told
+        told = compiled(kernel, arguments, constants, tile.WARPS, "mma.sync", tmp_path)
+        assert " 0 bytes spill stores" in told
+        registers = int(re.search(r"Used (\d+) registers", told).group(1))
+        if tile is FEW[0]:
+            assert 65536 // (registers * 32 * tile.WARPS) >= RESIDENT
 
 
 @pytest.mark.slow
@@ -217,17 +276,126 @@ def test_the_overlapped_products_compile_for_hopper_without_spills(wide, tmp_pat
     kernels = [
         (overlapped.linear1,
          {"x": tokens, "w13": weights, "s13": "*i32", "topk_weights": "*fp32", **ROUTING,
-          **OUTPUTS, **SIZES, "clamp": "fp32"},
+          **OUTPUTS, **SIZES, "clamp": "fp32", "tile_count": "i32"},
          {"HAS_CLAMP": True, "FAST": not wide}, one),
         (overlapped.linear2,
-         {"acts": tokens, "w2": weights, "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
+         {"acts": tokens, "w2": weights, "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES,
+          "tile_count": "i32"},
          {}, two),
     ]  # fmt: skip
     for kernel, arguments, constants, tile in kernels:
         constants = {**constants, "N": tile.N, "STAGES": tile.STAGES, "WIDE": wide}
-        told = compiled(kernel, arguments, constants, tile.WARPS, tmp_path)
+        told = compiled(kernel, arguments, constants, tile.WARPS, "wgmma.mma_async", tmp_path)
         assert "serialized" not in told
         assert " 0 bytes spill stores" in told
+
+
+def test_the_tile_follows_the_rows_an_expert_and_avoids_a_half_filled_second_round():
+    four, two, wide = FEW
+
+    def tile(tokens: int, experts: int = 32, inter: int = 2048) -> Tile:
+        return few_tile(tokens * 6, experts, inter, processors=132)
+
+    assert tile(1) == four  # 6 experts, 384 blocks: all at once
+    assert tile(1, 48, 3072) == two  # 576 blocks, of which 528 fit
+    assert tile(2) == two
+    assert tile(8) == tile(32) == four
+    assert tile(33) == wide
+
+
+def on_cpu(experts=2, tokens=3, hidden=256, inter=128, top_k=2):
+    """Output, packed weights and buffer of a small call, on the CPU: nothing is launched."""
+    problem_weights = [
+        torch.zeros(experts, 2 * inter, hidden // 2, dtype=torch.uint8),
+        torch.zeros(experts, 2 * inter, hidden // 32, dtype=torch.uint8),
+        torch.zeros(experts, hidden, inter // 2, dtype=torch.uint8),
+        torch.zeros(experts, hidden, inter // 32, dtype=torch.uint8),
+    ]
+    backend = TritonBackend(torch.device("cpu"))
+    weights = backend.pack_weights(*problem_weights)
+    buffer = backend.new_symm_buffer(
+        None, torch.device("cpu"), experts, tokens, top_k, hidden, inter
+    )
+    y = torch.zeros(tokens, hidden, dtype=torch.bfloat16)
+    return backend, y, weights, buffer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_tokens": 4}, "got 4 tokens, but the symmetric buffer was sized for 3"),
+        ({"y": torch.zeros(2, 256, dtype=torch.bfloat16)}, r"y is \(2, 256\)"),
+        ({"y": torch.zeros(3, 256)}, "torch.float32; it must be"),
+        ({"y": torch.zeros(256, 3, dtype=torch.bfloat16).t()}, "y has strides"),
+        ({"buffer": on_cpu(hidden=512)[3]}, "made for hidden size 512"),
+        ({"buffer": on_cpu(experts=1)[3]}, "up to 1 experts; the weights have 256, 128 and 2"),
+    ],
+    ids=["capacity", "rows of y", "dtype of y", "strides of y", "other sizes", "fewer experts"],
+)
+def test_what_would_leave_its_bounds_is_refused_before_a_launch(change, message):
+    backend, y, weights, buffer = on_cpu()
+    call = {"y": y, "weights": weights, "buffer": buffer, "num_tokens": 3, **change}
+    with pytest.raises(ValueError, match=message):
+        backend.run(**call, activation_clamp=None, fast_math=True)
+
+
+def test_more_slots_than_the_kernels_take_are_refused_with_the_buffer():
+    with pytest.raises(ValueError, match="takes top-k up to 32, not 33"):
+        on_cpu(top_k=33)
+
+
+def test_a_problem_beyond_its_capacity_is_refused_before_it_is_staged():
+    backend, _, _, _ = on_cpu()
+    problem = Problem(
+        torch.zeros(4, 256, dtype=torch.bfloat16), torch.zeros(4, 2, dtype=torch.int64),
+        torch.zeros(4, 2), *(torch.zeros(2, *shape, dtype=torch.uint8) for shape in
+                             ((256, 128), (256, 8), (256, 64), (256, 4))),
+        activation_clamp=None, fast_math=True, max_num_tokens=3,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="got 4 tokens"):
+        backend.forward(problem)
+
+
+def test_a_wide_scale_is_seen_also_when_it_is_written_later_or_in_inference_mode():
+    scale = torch.full((2, 4), 128, dtype=torch.uint8)
+    assert not is_wide(scale)
+    scale[0, 0] = 129
+    assert is_wide(scale)
+    with torch.inference_mode():
+        made_there = torch.full((2, 4), 128, dtype=torch.uint8)
+        assert not is_wide(made_there)
+        made_there[0, 0] = 129
+        assert is_wide(made_there)
+
+
+def test_staging_and_remap_refuse_outputs_and_maps_that_do_not_fit():
+    """Where torch's version raises, a kernel would read or write somebody else's memory."""
+    out = interpreted(
+        """
+import torch
+from megamoe.backends.triton.eplb import eplb_map_to_physical_and_record as remap
+from megamoe.backends.triton.staging import prepare_megamoe_inputs as prepare
+def told(call, *arguments):
+    try:
+        call(*arguments)
+    except ValueError as error:
+        return str(error)
+h, w, ids = torch.ones(4, 128).bfloat16(), torch.ones(4, 2), torch.zeros(4, 2, dtype=torch.int64)
+outs = [torch.zeros(2, 128, dtype=torch.uint8), torch.zeros(4, 1, dtype=torch.int32),
+        torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4, 2)]
+assert told(prepare, h, w, ids, *outs) == "x_fp8 is (2, 128); 4 tokens need (4, 128)"
+assert not outs[0].any() and not outs[2].any()
+load, table = torch.zeros(4, dtype=torch.int32), torch.tensor([[0, 2], [1, 3]])
+counts = torch.tensor([2])
+assert "logical_replica_count has 1 experts" in told(remap, ids, load, table, counts, True)
+# Token 1 hashes to replica 4 of 5, of which the table knows two.
+one = torch.tensor([[0], [0]])
+physical = remap(one, load, table, torch.tensor([5, 2]), True)
+assert (2654435769 % 5, physical.tolist()) == (4, [[0], [-1]]) and load.tolist() == [1, 0, 0, 0]
+print("ok")
+"""
+    )
+    assert out.strip() == "ok"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

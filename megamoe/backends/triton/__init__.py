@@ -1,9 +1,9 @@
 """The ``triton`` backend: a fused forward for SM90, weights packed as the checkpoint has them.
 
 Four launches after staging's one: rows by expert (:mod:`.dispatch`), linear 1 with SwiGLU and
-requantisation, linear 2 (:mod:`.linear`), combine. Nothing waits for the host, no float is added
-atomically, and a token's bits depend on that token alone: every dot product runs over ascending
-blocks of 32 in one accumulator, whatever tile it is in.
+requantisation, linear 2 (:mod:`.few` or :mod:`.overlapped`), combine. Nothing waits for the host,
+no float is added atomically, and a token's bits depend on that token alone: every dot product runs
+over ascending blocks of 32 in one accumulator, whatever tile it is in.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from megamoe.backends.triton.launches import BLOCK, Call, later, power_of_two
-from megamoe.backends.triton.packing import reorder
+from megamoe.backends.triton.launches import (
+    BLOCK,
+    CROWDED,
+    FEW,
+    OVERLAPPED,
+    SPARSE,
+    Call,
+    is_wide,
+    later,
+    power_of_two,
+)
+from megamoe.backends.triton.packing import pack, unpack
 from megamoe.layout import check_sizes
 from megamoe.problem import Problem
 from megamoe.symm_buffer import SymmBuffer
@@ -58,7 +68,12 @@ def new_symm_buffer(
     hidden_size: int,
     intermediate_size: int,
 ) -> TritonBuffer:
-    """A buffer for up to ``max_num_tokens`` tokens on ``device``; arguments as for the module's."""
+    """A buffer for up to ``max_num_tokens`` tokens on ``device``; arguments as for the module's.
+
+    ``ValueError`` for a top-k beyond what the kernels take.
+    """
+    if top_k > MAX_TOP_K:
+        raise ValueError(f"backend triton takes top-k up to {MAX_TOP_K}, not {top_k}")
     plain = plain_buffer(
         group, device, num_experts, max_num_tokens, top_k, hidden_size, intermediate_size
     )
@@ -96,9 +111,18 @@ class TritonBackend:
 
     @staticmethod
     def pack_weights(*weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The four uint8 tensors of a ``Problem`` with the weights' bits in the kernels' order."""
+        """The four uint8 tensors of a ``Problem`` in the kernels' order of bits; same shapes."""
         w13, s13, w2, s2 = weights
-        return reorder(w13), s13, reorder(w2), s2
+        packed = *pack(w13, s13, gate_and_up=True), *pack(w2, s2, gate_and_up=False)
+        # Looked at now, since looking waits for the device: not in a graph's capture.
+        is_wide(packed[1]), is_wide(packed[3])
+        return packed
+
+    @staticmethod
+    def unpack_weights(*packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The inverse of :meth:`pack_weights`: the checkpoint's bytes."""
+        w13, s13, w2, s2 = packed
+        return *unpack(w13, s13, gate_and_up=True), *unpack(w2, s2, gate_and_up=False)
 
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
         """The whole layer with a buffer of its own; every stage of ``problem.STAGES``."""
@@ -108,6 +132,7 @@ class TritonBackend:
             None, device, problem.num_experts, problem.max_num_tokens, problem.top_k,
             hidden, problem.intermediate_size,
         )  # fmt: skip
+        _check_tokens(tokens, buffer)
         y = torch.empty(tokens, hidden, dtype=torch.bfloat16, device=device)
         self.prepare(
             problem.hidden_states, problem.topk_weights, problem.topk_ids,
@@ -175,7 +200,7 @@ class TritonBackend:
             buffer.slots, buffer.topk_idx, y, call.hidden, call.experts, TOP_K=top_k, BLOCK=BLOCK,
             EARLY=True, launch_pdl=True, num_warps=4,
         )  # fmt: skip
-        products = call.overlapped() if call.suits_overlapped() else call.in_step()
+        products = call.overlapped() if call.suits_overlapped() else call.few()
         return [*products, ("combine", combine)]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -187,7 +212,7 @@ class TritonBackend:
             sources.update(path.read_bytes())
         return {
             "sources": sources.hexdigest(),
-            "options": "tiles by tile_for; contraction in steps of 128",
+            "options": f"{FEW} {OVERLAPPED} SPARSE={SPARSE} CROWDED={CROWDED}",
             "binaries": digests(),
         }
 
@@ -209,22 +234,43 @@ def create(device: str | torch.device = "cuda") -> TritonBackend:
     return TritonBackend(device)
 
 
+def _check_tokens(tokens: int, buffer: TritonBuffer) -> None:
+    if tokens > buffer.max_num_tokens:
+        raise ValueError(
+            f"DeepSeek V4 MegaMoE got {tokens} tokens, but the symmetric buffer was sized "
+            f"for {buffer.max_num_tokens}."
+        )
+
+
 def _check(
     y: torch.Tensor, weights: tuple[torch.Tensor, ...], buffer: TritonBuffer, num_tokens: int
 ) -> None:
-    w2 = weights[2]
-    check_sizes(w2.shape[1], w2.shape[2] * 2)
-    if buffer.topk_idx.shape[1] > MAX_TOP_K:
-        raise ValueError(f"backend triton takes top-k up to {MAX_TOP_K}")
-    if num_tokens > buffer.max_num_tokens:
-        raise ValueError(
-            f"DeepSeek V4 MegaMoE got {num_tokens} tokens, but the symmetric buffer was sized "
-            f"for {buffer.max_num_tokens}."
-        )
-    names = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
-    for name, tensor in (("y", y), *zip(names, weights, strict=True)):
+    """Everything that a kernel would read or write beyond its bounds for."""
+    w13, s13, w2, s2 = weights
+    experts, hidden, inter = w2.shape[0], w2.shape[1], w2.shape[2] * 2
+    check_sizes(hidden, inter)
+    _check_tokens(num_tokens, buffer)
+    wanted = {
+        "y": (y, (num_tokens, hidden), torch.bfloat16),
+        "w13_weight": (w13, (experts, 2 * inter, hidden // 2), torch.uint8),
+        "w13_weight_scale": (s13, (experts, 2 * inter, hidden // 32), torch.uint8),
+        "w2_weight": (w2, (experts, hidden, inter // 2), torch.uint8),
+        "w2_weight_scale": (s2, (experts, hidden, inter // 32), torch.uint8),
+    }
+    for name, (tensor, shape, dtype) in wanted.items():
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype}; it must be {shape} {dtype}"
+            )
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tensor.stride()}; make it contiguous")
+    sizes = buffer.x.shape[1], buffer.acts.shape[2]
+    if sizes != (hidden, inter) or buffer.counts.shape[1] < power_of_two(experts):
+        raise ValueError(
+            f"the symmetric buffer was made for hidden size {sizes[0]}, intermediate size "
+            f"{sizes[1]} and up to {buffer.counts.shape[1]} experts; the weights have {hidden}, "
+            f"{inter} and {experts}: make the buffer with new_symm_buffer for these"
+        )
 
 
 __all__ = ["TritonBackend", "TritonBuffer", "create", "new_symm_buffer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from megamoe.backends.triton.chain import next_may_start_tl, started_tl
 from megamoe.backends.triton.staging import power_of_two
 
 
@@ -26,16 +27,14 @@ def dispatch(
 ):  # fmt: skip
     """Program 0 sorts the slots by expert; every other one makes BLOCK operands of a token.
 
-    ``operand`` (T, H) bf16 is code times scale, exact, permuted within 32 as ``linear`` wants.
+    ``operand`` (T, H) bf16 is code times scale, exact, permuted within 32 (:func:`_operand`).
     ``order`` (T*K,) int32 holds slots ``token * K + slot`` by expert. Within an expert their order
     varies, which no output depends on. ``tiles`` (n, 3) int32: expert or -1, first, end.
-    EARLY: let the next kernel start, up to its :func:`.linear.started`.
+    EARLY: let the next kernel start, up to its :func:`.chain.started`. What was written before this
+    kernel may be read there without waiting.
     """
     if EARLY:
-        tl.inline_asm_elementwise(
-            "griddepcontrol.launch_dependents; mov.b32 $0, $1;", "=r,r", [tl.program_id(0)],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+        next_may_start_tl(tl.program_id(0))
     if tl.program_id(0) == 0:
         if tl.program_id(1) == 0:
             _sort(ids, order, counts, tiles, tokens * top_k, experts, max_tiles,
@@ -43,16 +42,22 @@ def dispatch(
     else:
         token = (tl.program_id(0) - 1).to(tl.int64)
         to = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        value = _operand(x, x_sf, token, to, hidden)
+        value = _operand(x, x_sf, token, to, hidden, False)
         tl.store(operand + token * hidden + to, value, mask=to < hidden)
 
 
 @triton.jit
-def _operand(x, x_sf, token, to, hidden):
-    """Positions ``to`` of a token's operand: code times scale, permuted within 32."""
-    # Position 16 b + 8 a + 2 t + h holds element 8 t + 4 h + 2 b + a.
+def _operand(x, x_sf, token, to, hidden, BOXED: tl.constexpr):
+    """Positions ``to`` of a token's operand: code times scale, permuted within 32.
+
+    Element 8 t + 4 h + 2 b + a goes to position 8 t + 4 b + 2 a + h, where :mod:`.few` takes eight
+    at a time to registers. BOXED: to 16 b + 8 a + 2 t + h, where ``wgmma`` looks for it.
+    """
     p = to % 32
-    source = to - p + ((p >> 1) & 3) * 8 + (p & 1) * 4 + (p >> 4) * 2 + ((p >> 3) & 1)
+    if BOXED:
+        source = to - p + ((p >> 1) & 3) * 8 + (p & 1) * 4 + (p >> 4) * 2 + ((p >> 3) & 1)
+    else:
+        source = to - (p & 7) + (p & 1) * 4 + ((p >> 2) & 1) * 2 + ((p >> 1) & 1)
     live = to < hidden
     code = tl.load(x + token * hidden + source, mask=live, other=0).to(tl.int32)
     word = tl.load(x_sf + token * (hidden // 128) + to // 128, mask=live, other=0)
@@ -120,16 +125,19 @@ def count(ids, counts, total, experts, CHUNK: tl.constexpr):
 @triton.jit
 def rank(
     ids, counts, taken, order, places, tiles, total, experts, max_tiles,
-    ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """Second: ``order`` as in :func:`dispatch`, its inverse ``places`` (T*K,), and ``tiles``.
 
-    ``taken`` (EXPERTS,) int32 must be zero before.
+    ``taken`` (EXPERTS,) int32 must be zero before. EARLY: see :mod:`.chain`.
     """
+    program = tl.program_id(0)
+    if EARLY:
+        program = next_may_start_tl(started_tl(program))
     e = tl.arange(0, EXPERTS)
     number = tl.load(counts + e)
     ends = tl.cumsum(number, 0)
-    at = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    at = program * CHUNK + tl.arange(0, CHUNK)
     expert = tl.load(ids + at, mask=at < total, other=-1)
     live = (expert >= 0) & (expert < experts)
     expert = tl.where(live, expert, 0).to(tl.int32)
@@ -137,20 +145,60 @@ def rank(
     to = first + tl.atomic_add(taken + expert, 1, mask=live, sem="relaxed")
     tl.store(order + to, at, mask=live)
     tl.store(places + at, tl.where(live, to, -1), mask=at < total)
-    if tl.program_id(0) == 0:
-        tile_count = (number + ROWS - 1) // ROWS
-        tile_ends = tl.cumsum(tile_count, 0)
-        _tiles(tiles, e, number, ends, tile_ends, tile_count, experts, max_tiles, ROWS)
+    _tiles_by_size(tiles, number, ends, program, max_tiles, ROWS)
+
+
+@triton.jit
+def _tiles_by_size(tiles, count, ends, program, max_tiles, ROWS: tl.constexpr):
+    """As :func:`_tiles`, shared by all programs; whole tiles come first, those of half size last.
+
+    What a GPU does last should be short.
+    """
+    whole, rest = count // ROWS, count % ROWS
+    large = (rest > ROWS // 2).to(tl.int32)
+    small = (rest > 0).to(tl.int32) - large
+    whole_ends = tl.cumsum(whole, 0)
+    wholes = tl.sum(whole, 0)
+    large_ends = tl.cumsum(large, 0) + wholes
+    larges = wholes + tl.sum(large, 0)
+    small_ends = tl.cumsum(small, 0) + larges
+    last = larges + tl.sum(small, 0)
+    for start in range(program * 32, max_tiles, tl.num_programs(0) * 32):
+        tile = start + tl.arange(0, 32)
+        at = tile[:, None]
+        of_whole = tl.sum((whole_ends[None, :] <= at).to(tl.int32), axis=1)
+        of_large = tl.sum((large_ends[None, :] <= at).to(tl.int32), axis=1)
+        of_small = tl.sum((small_ends[None, :] <= at).to(tl.int32), axis=1)
+        expert = tl.where(tile < wholes, of_whole, tl.where(tile < larges, of_large, of_small))
+        live = tile < last
+        expert = tl.where(live, expert, 0)
+        end = tl.gather(ends, expert, 0)
+        number = tl.where(
+            tile < wholes, tile - tl.gather(whole_ends - whole, expert, 0),
+            tl.gather(whole, expert, 0),
+        )  # fmt: skip
+        begin = end - tl.gather(count, expert, 0) + number * ROWS
+        inside = tile < max_tiles
+        tl.store(tiles + tile * 3, tl.where(live, expert, -1), mask=inside)
+        tl.store(tiles + tile * 3 + 1, begin, mask=inside)
+        tl.store(tiles + tile * 3 + 2, end, mask=inside)
 
 
 @triton.jit
 def spread(
     x, x_sf, places, operand, hidden, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
-    """Third: a token's operand to each of its rows of ``operand`` (T*K, H), which are by expert."""
-    token = tl.program_id(0).to(tl.int64)
+    """Third: a token's operand to each of its rows of ``operand`` (T*K, H), which are by expert.
+
+    EARLY: see :mod:`.chain`.
+    """
+    token = tl.program_id(0)
+    if EARLY:
+        token = next_may_start_tl(started_tl(token))
+    token = token.to(tl.int64)
     to = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    value = _operand(x, x_sf, token, to, hidden)
+    value = _operand(x, x_sf, token, to, hidden, True)
     for slot in tl.static_range(TOP_K):
         row = tl.load(places + token * TOP_K + slot)
         at = operand + row.to(tl.int64) * hidden + to
@@ -164,14 +212,11 @@ def combine(
 ):  # fmt: skip
     """``y`` (T, H) bf16: live rows of ``slots`` (T*K, H) added in fp32, ascending, from 0.
 
-    EARLY: launched before the kernel before has ended; see :func:`.linear.started`.
+    EARLY: launched before the kernel before has ended; see :mod:`.chain`.
     """
     token = tl.program_id(0)
     if EARLY:
-        token = tl.inline_asm_elementwise(
-            "griddepcontrol.wait; mov.b32 $0, $1;", "=r,r", [token],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+        token = started_tl(token)
     token = token.to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)

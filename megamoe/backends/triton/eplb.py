@@ -24,7 +24,9 @@ def _remap(
     hashed = ((at // top_k).to(tl.int64) * 2654435769) & 0xFFFFFFFF
     count = tl.maximum(tl.load(counts + logical, mask=valid, other=1).to(tl.int64), 1)
     replica = hashed % count
-    physical = tl.load(table + logical * table_stride + replica, mask=valid, other=-1)
+    # A count beyond the table's width is wrong; it must not reach the neighbour's replicas.
+    known = valid & (replica < table_stride)
+    physical = tl.load(table + logical * table_stride + replica, mask=known, other=-1)
     physical = physical.to(tl.int64)
     tl.store(out + at, physical.to(out.dtype.element_ty), mask=inside)
     counted = inside & (physical >= 0) & (physical < physical_experts)
@@ -41,10 +43,17 @@ def eplb_map_to_physical_and_record(
 ) -> torch.Tensor:
     """:func:`megamoe.eplb.eplb_map_to_physical_and_record` in one launch; the same bits.
 
-    Integer additions commute, so the load does not depend on the order of the atomics.
+    Integer additions commute, so the load does not depend on the order of the atomics. A replica
+    count beyond the map's width gives -1. ``ValueError``, before any write, where map and counts
+    differ in length.
     """
     if topk_ids.numel() == 0:
         return topk_ids
+    if logical_replica_count.shape[0] != logical_to_physical_map.shape[0]:
+        raise ValueError(
+            f"logical_replica_count has {logical_replica_count.shape[0]} experts, "
+            f"logical_to_physical_map {logical_to_physical_map.shape[0]}; they must be the same"
+        )
     device = topk_ids.device
     if not isinstance(record_enabled, torch.Tensor):
         record_enabled = torch.full((1,), record_enabled, dtype=torch.uint8, device=device)

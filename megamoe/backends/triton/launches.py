@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from megamoe.backends.triton.packing import ROWS
+
 WIDEST_NARROW = 128
 """Largest weight scale byte of the narrow kernels: 2^126 times its value is still a bf16."""
 BLOCK = 1024
@@ -18,31 +20,28 @@ CHUNK = 1024
 Stage = tuple[str, Callable[[], None]]
 
 
+CROWDED = 15
+"""Rows an expert, on average, above which :mod:`.overlapped` is faster than :mod:`.few`."""
+SPARSE = 6
+"""Rows an expert up to which tiles of eight tokens are."""
+RESIDENT = 4
+"""Blocks of the first of :data:`FEW` that a multiprocessor holds at a time, by their registers."""
+
+
 @dataclass(frozen=True)
 class Tile:
-    """A block's share: BN weight rows, N tokens; STAGES of copies; by two steps if PAIRED."""
+    """A block's share: BN weight rows, N tokens; WARPS that multiply; STAGES of copies."""
 
     BN: int
     N: int
-    STAGES: int
     WARPS: int
-    PAIRED: bool = False
+    STAGES: int = 0
 
 
-OVERLAPPED = Tile(256, 128, 3, 4), Tile(256, 128, 4, 4)
+OVERLAPPED = Tile(256, 128, 4, 3), Tile(256, 128, 4, 4)
 """The tiles of :mod:`.overlapped`, linear 1 and 2; their blocks have five warps more."""
-
-
-def tile_for(rows: int, experts: int) -> Tile:
-    """The tile for ``rows`` (token, slot) pairs over ``experts``; its bits do not depend on it."""
-    each = rows / max(1, min(rows, experts))
-    if each <= 4:
-        return Tile(64, 8, 8, 4, PAIRED=True)
-    if each <= 16:
-        return Tile(64, 16, 8, 4, PAIRED=True)
-    if each <= 72:
-        return Tile(128, 64, 4, 8)
-    return Tile(128, 128, 4, 8)
+FEW = Tile(64, 8, 4), Tile(64, 8, 2), Tile(64, 16, 2)
+"""The tiles of :mod:`.few`. With two warps each has twice the rows and reads its tokens once."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,13 @@ class Call:
         """(token, slot) pairs."""
         return self.tokens * self.top_k
 
-    def max_tiles(self, tile: Tile) -> int:
-        """Most tiles that any routing needs."""
-        return min(self.experts, self.rows) + self.rows // tile.N
+    def processors(self) -> int:
+        """Multiprocessors of the device."""
+        return torch.cuda.get_device_properties(self.buffer.x.device).multi_processor_count
 
     def wide(self) -> bool:
         """Whether the weights need the wide kernels."""
-        return _wide(self.weights[1]) or _wide(self.weights[3])
+        return is_wide(self.weights[1]) or is_wide(self.weights[3])
 
     def activation(self) -> dict[str, Any]:
         """The switches of linear 1."""
@@ -84,41 +83,43 @@ class Call:
 
     def suits_overlapped(self) -> bool:
         """Enough rows an expert to fill the large tiles, and channels in whole tiles."""
-        return self.rows > 72 * min(self.rows, self.experts) and self.hidden % 256 == 0
+        crowded = self.rows > CROWDED * min(self.rows, self.experts)
+        return crowded and self.hidden % OVERLAPPED[1].BN == 0
 
-    def in_step(self) -> list[Stage]:
-        """Dispatch and products by :mod:`.linear`."""
+    def few(self) -> list[Stage]:
+        """Dispatch and products by :mod:`.few`."""
         from megamoe.backends.triton import dispatch as d
-        from megamoe.backends.triton import linear as li
+        from megamoe.backends.triton import few
 
-        w13, s13, w2, s2 = self.weights
-        buffer, tile = self.buffer, tile_for(self.rows, self.experts)
+        w13, s13, w2, s2 = (w.view(torch.int32) for w in self.weights)
+        buffer = self.buffer
+        tile = few_tile(self.rows, self.experts, self.inter, self.processors())
+        tiles, words = most_tiles(self.rows, self.experts, tile), torch.int32
+        slots = power_of_two(self.rows)
         options = {
-            "BN": tile.BN, "N": tile.N, "STAGES": tile.STAGES, "WARPS": tile.WARPS,
-            "PAIRED": tile.PAIRED and self.hidden % 256 == 0 and self.inter % 256 == 0,
-            "WIDE": self.wide(), "num_warps": tile.WARPS, "launch_pdl": True,
+            "N": tile.N, "WARPS": tile.WARPS, "WIDE": self.wide(), "num_warps": tile.WARPS,
+            "launch_pdl": True,
         }  # fmt: skip
-        tiles = self.max_tiles(tile)
         return [
             ("dispatch", later(
                 d.dispatch, (self.tokens + 1, -(-self.hidden // BLOCK)),
                 buffer.x.view(torch.uint8), buffer.x_sf, buffer.topk_idx, buffer.operand,
                 buffer.order, buffer.counts, buffer.tiles, self.tokens, self.hidden, self.top_k,
                 self.experts, tiles, ROWS=tile.N, BLOCK=BLOCK,
-                EXPERTS=power_of_two(self.experts), CHUNK=min(power_of_two(self.rows), 8192),
-                EARLY=True, num_warps=8,
+                EXPERTS=power_of_two(self.experts), CHUNK=min(slots, 8192), EARLY=True,
+                num_warps=8,
             )),
             ("linear1", later(
-                li.linear1, (tiles * (2 * self.inter // tile.BN),),
-                buffer.operand, w13.view(torch.int16), s13.view(torch.int32),
-                buffer.topk_weights, buffer.order, buffer.tiles, buffer.acts,
-                buffer.l2_acts.view(torch.uint8), buffer.l2_acts_sf, self.hidden, self.inter,
-                self.top_k, self.clamp_value(), **self.activation(), **options,
+                few.linear1, (tiles * (2 * self.inter // tile.BN),),
+                buffer.operand.view(words), w13, s13, buffer.topk_weights,
+                buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
+                buffer.l2_acts_sf, self.hidden, self.inter, self.top_k,
+                self.clamp_value(), **self.activation(), **options,
             )),
             ("linear2", later(
-                li.linear2, (tiles * (self.hidden // tile.BN),),
-                buffer.acts, w2.view(torch.int16), s2.view(torch.int32), buffer.order,
-                buffer.tiles, buffer.slots, self.hidden, self.inter, **options,
+                few.linear2, (tiles * (self.hidden // tile.BN),),
+                buffer.acts.view(words), w2, s2, buffer.order, buffer.tiles, buffer.slots,
+                self.hidden, self.inter, **options,
             )),
         ]  # fmt: skip
 
@@ -140,12 +141,15 @@ class Call:
             return TensorDescriptor.from_tensor(rows, [tile.N, 128], TOKEN_BOX)
 
         def weights_box(packed: torch.Tensor) -> Any:
-            flat = packed.view(torch.int16).flatten(0, 1)
-            return TensorDescriptor.from_tensor(flat, [64, 32], WEIGHT_BOX)
+            flat = packed.view(torch.int16).view(-1, 32)
+            return TensorDescriptor.from_tensor(flat, [ROWS, 32], WEIGHT_BOX)
 
         slots, acts = (t.view(-1, t.shape[-1]) for t in (buffer.slots, buffer.acts))
-        options = {"N": tile.N, "WIDE": self.wide(), "num_warps": tile.WARPS}
-        tiles, chunks = self.max_tiles(tile), -(-self.rows // CHUNK)
+        options = {
+            "N": tile.N, "WIDE": self.wide(), "num_warps": tile.WARPS, "launch_pdl": True,
+        }  # fmt: skip
+        tiles, chunks = most_tiles(self.rows, self.experts, tile), -(-self.rows // CHUNK)
+        blocks = self.processors()
         sort = (buffer.topk_idx, buffer.counts[0])
         return [
             ("dispatch", in_turn(
@@ -154,28 +158,46 @@ class Call:
                 later(
                     d.rank, (chunks,), *sort, buffer.counts[1], buffer.order, buffer.places,
                     buffer.tiles, self.rows, self.experts, tiles, ROWS=tile.N,
-                    EXPERTS=power_of_two(self.experts), CHUNK=CHUNK,
+                    EXPERTS=power_of_two(self.experts), CHUNK=CHUNK, EARLY=True, launch_pdl=True,
                 ),
                 later(
                     d.spread, (self.tokens, -(-self.hidden // BLOCK)),
                     buffer.x.view(torch.uint8), buffer.x_sf, buffer.places, buffer.slots,
-                    self.hidden, TOP_K=self.top_k, BLOCK=BLOCK,
+                    self.hidden, TOP_K=self.top_k, BLOCK=BLOCK, EARLY=True, launch_pdl=True,
                 ),
             )),
             ("linear1", later(
-                ov.linear1, (tiles * (2 * self.inter // tile.BN),),
+                ov.linear1, (min(blocks, tiles * (2 * self.inter // tile.BN)),),
                 tokens_box(slots), weights_box(w13), s13.view(torch.int32), buffer.topk_weights,
                 buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
-                buffer.l2_acts_sf, self.hidden, self.inter, self.clamp_value(),
+                buffer.l2_acts_sf, self.hidden, self.inter, self.clamp_value(), tiles,
                 **self.activation(), STAGES=tile.STAGES, **options,
             )),
             ("linear2", later(
-                ov.linear2, (tiles * (self.hidden // tile2.BN),),
+                ov.linear2, (min(blocks, tiles * (self.hidden // tile2.BN)),),
                 tokens_box(acts), weights_box(w2), s2.view(torch.int32), buffer.order,
-                buffer.tiles, buffer.slots, self.hidden, self.inter, STAGES=tile2.STAGES,
-                **options,
+                buffer.tiles, buffer.slots, self.hidden, self.inter, tiles,
+                STAGES=tile2.STAGES, **options,
             )),
         ]  # fmt: skip
+
+
+def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
+    """The tile of :mod:`.few` for ``rows`` (token, slot) pairs; no bit depends on it.
+
+    A second round of blocks that is only half full keeps memory half busy; blocks of two warps
+    are more, and then all of them fit at once.
+    """
+    four, two, wide = FEW
+    if rows > SPARSE * min(rows, experts):
+        return wide
+    rounds = most_tiles(rows, experts, four) * (2 * inter // four.BN) / (RESIDENT * processors)
+    return two if 1 < rounds <= 1.75 else four
+
+
+def most_tiles(rows: int, experts: int, tile: Tile) -> int:
+    """Most tiles that any routing of ``rows`` pairs needs."""
+    return min(experts, rows) + rows // tile.N
 
 
 def later(*arguments: Any, **options: Any) -> Callable[[], None]:
@@ -195,16 +217,22 @@ def in_turn(*steps: Callable[[], Any]) -> Callable[[], None]:
     return run
 
 
-def _wide(scale: torch.Tensor) -> bool:
+def is_wide(scale: torch.Tensor) -> bool:
     """Whether a scale byte is too large for the narrow kernels.
 
     Looks once at each version of a tensor, which waits for the device; later calls, and the
-    capture of a graph after a first call, do not.
+    capture of a graph, do not. A tensor made in inference mode has no versions: it is looked at in
+    every call but those that are captured.
     """
     seen: tuple[int, bool] | None = getattr(scale, "_megamoe_wide", None)
-    if seen is None or seen[0] != scale._version:
-        wide = scale.numel() > 0 and int(scale.max()) > WIDEST_NARROW
-        seen = (scale._version, wide)
+    if scale.is_inference():
+        captured = scale.is_cuda and torch.cuda.is_current_stream_capturing()
+        version, known = 0, captured
+    else:
+        version = scale._version
+        known = seen is not None and seen[0] == version
+    if seen is None or not known:
+        seen = (version, scale.numel() > 0 and int(scale.max()) > WIDEST_NARROW)
         scale._megamoe_wide = seen  # type: ignore[attr-defined]
     return seen[1]
 

@@ -1,4 +1,4 @@
-"""Which thread holds which element: the register layouts of :mod:`.linear`."""
+"""Which thread holds which element."""
 
 from __future__ import annotations
 
@@ -22,40 +22,76 @@ def operand_layout(warps: int, n: int) -> gl.DotOperandLayout:
 
 @gluon.constexpr_function
 def packed_layout(rows: int, warps: int) -> gl.DistributedLinearLayout:
-    """(rows, 32) int16 of packed nibbles, each quad of lanes holding the 16 bytes of 32 values."""
-    registers = [[0, 1], [8, 0], [0, 8], [0, 16]]
+    """(rows, 32) int16 of packed nibbles: 16 adjacent bytes of a row to each of four lanes.
+
+    Of two rows, eight apart, as operand A has them; rows that the warps leave over come last.
+    """
+    registers = [[0, 1], [0, 2], [0, 4], [8, 0]]
     wide = [16 * 2**i for i in range(10) if 16 * 2**i < rows]
-    count = {4: 2, 8: 3, 16: 4}[warps]
+    count = {2: 1, 4: 2}[warps]
     return gl.DistributedLinearLayout(
         reg_bases=registers + [[w, 0] for w in wide[count:]],
-        lane_bases=[[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]],
+        lane_bases=[[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
         warp_bases=[[w, 0] for w in wide[:count]],
         block_bases=[],
         shape=[rows, 32],
     )
 
 
+@gluon.constexpr_function
+def words_of(halves: gl.DistributedLinearLayout) -> gl.DistributedLinearLayout:
+    """The layout of 32-bit words whose halves lie as ``halves``, the lower one first."""
+    return gl.DistributedLinearLayout(
+        reg_bases=[[row, column // 2] for row, column in halves.reg_bases[1:]],
+        lane_bases=[[row, column // 2] for row, column in halves.lane_bases],
+        warp_bases=[[row, column // 2] for row, column in halves.warp_bases],
+        block_bases=[],
+        shape=[halves.shape[0], halves.shape[1] // 2],
+    )
+
+
+@gluon.constexpr_function
+def few_layout(warps: int) -> gl.NVMMADistributedLayout:
+    """Accumulator of ``mma.sync``: 16 rows a warp, all columns."""
+    return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[warps, 1], instr_shape=[16, 8])
+
+
+@gluon.constexpr_function
+def few_operand_layout(warps: int, index: int) -> gl.DotOperandLayout:
+    """Operand A (0) or B (1) of ``mma.sync``: pairs of bf16."""
+    return gl.DotOperandLayout(operand_index=index, parent=few_layout(warps), k_width=2)
+
+
+@gluon.constexpr_function
+def few_token_layout(rows: int, warps: int) -> gl.DistributedLinearLayout:
+    """(rows, 128) bf16, 8 or 16 rows: 16 adjacent bytes of each group to each of four lanes.
+
+    Every warp has all of it.
+    """
+    return gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [0, 4], [0, 32], [0, 64]] + ([[8, 0]] if rows == 16 else []),
+        lane_bases=[[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[0, 0]] * {2: 1, 4: 2}[warps],
+        block_bases=[],
+        shape=[rows, 128],
+    )
+
+
+@gluon.constexpr_function
+def few_pairs_layout(rows: int, warps: int) -> gl.DistributedLinearLayout:
+    """The same as (rows, 64) int32."""
+    return words_of(few_token_layout(rows, warps))
+
+
+@gluon.constexpr_function
+def few_words_layout(rows: int, warps: int) -> gl.DistributedLinearLayout:
+    """:func:`packed_layout` as (rows, 16) int32."""
+    return words_of(packed_layout(rows, warps))
+
+
 TOKEN_BOX = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 WEIGHT_BOX = gl.NVMMASharedLayout(swizzle_byte_width=64, element_bitwidth=16, rank=2)
 """Shared memory of TMA boxes: (tokens, 128) bf16 and (rows, 32) int16."""
-
-
-@gluon.constexpr_function
-def row_layout(warps: int) -> gl.BlockedLayout:
-    """Copies of (rows, 128) bf16: 16 bytes a thread, 256 bytes a half warp."""
-    return gl.BlockedLayout([1, 8], [2, 16], [warps, 1], [1, 0])
-
-
-@gluon.constexpr_function
-def weight_copy_layout(warps: int) -> gl.BlockedLayout:
-    """Copies of (rows, 32) int16: 16 bytes a thread, a row by four lanes."""
-    return gl.BlockedLayout([1, 8], [8, 4], [warps, 1], [1, 0])
-
-
-@gluon.constexpr_function
-def scale_copy_layout(warps: int) -> gl.BlockedLayout:
-    """Copies of (rows,) int32: four bytes a thread."""
-    return gl.BlockedLayout([1], [32], [warps], [0])
 
 
 @gluon.constexpr_function

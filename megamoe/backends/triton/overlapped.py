@@ -4,7 +4,11 @@ A ``wgmma`` whose operand A lies in registers holds up the warps that issue it, 
 leave the tensor cores idle while they decode. Here a block has two warp groups that multiply, each
 with 128 of its 256 weight rows, and one warp that starts the copies. The two groups take turns: the
 tensor cores work for one while the other decodes. What a product is, and the order of its sums, is
-that of :mod:`.linear`: the bits are the same.
+that of :mod:`.few`: the bits are the same.
+
+A block stays and takes one share of the work after the other, so that the copies for the next are
+on their way while the groups write out the last. A share is 256 weight rows of a tile; each role
+goes through the same shares by itself and counts their steps.
 
 The copies are TMA boxes, so token rows must lie together by expert: ``x`` and ``acts`` are in the
 order of :func:`.dispatch.rank`. A box that reaches beyond its expert's rows reads somebody else's,
@@ -23,13 +27,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from megamoe.backends.triton.chain import started
+from megamoe.backends.triton.decode import decoded
+from megamoe.backends.triton.epilogue import activate, store_rows
 from megamoe.backends.triton.layouts import act_layout, mma_layout, operand_layout, packed_layout
-from megamoe.backends.triton.linear import activate, barrier, decoded, store_rows
+from megamoe.backends.triton.packing import ROWS as PACKED_ROWS
+
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7, 3.6
 
 PARTS: gl.constexpr = gl.constexpr(4)
-"""Boxes of weight rows a step: two for each of the two groups that multiply."""
-ROWS: gl.constexpr = gl.constexpr(64)
-"""Weight rows of a box: those of one ``wgmma``."""
+"""Boxes of weight rows a share: two for each of the two groups that multiply."""
+ROWS: gl.constexpr = gl.constexpr(PACKED_ROWS)
+"""Weight rows of a box."""
 PIECE: gl.constexpr = gl.constexpr(64)
 """Token rows that the epilogue of linear 1 takes at a time."""
 WARPS: gl.constexpr = gl.constexpr(4)
@@ -39,52 +48,67 @@ PRODUCER_REGISTERS: gl.constexpr = gl.constexpr(24)
 
 
 @gluon.jit
-def _produce(shared, x, weight, row, base, apart, N: gl.constexpr, STAGES: gl.constexpr):
-    """Copy each step's token rows and weight rows as soon as a stage is free.
+def _share(work, number):
+    """Expert (-1 for none), first and end row, and the first box of share ``number``."""
+    tiles, shares, _total, _start = work
+    tile = tiles + number // shares * 3
+    expert = gl.load(tile)
+    box = (expert * shares + number % shares) * PARTS
+    return expert, gl.load(tile + 1), gl.load(tile + 2), box
 
-    Boxes 0 and 2 are the first 64 weight rows of the groups, 1 and 3 lie ``apart`` rows on.
-    """
+
+@gluon.jit
+def _produce(shared, work, x, weight, N: gl.constexpr, STAGES: gl.constexpr):
+    """Copy each step's token rows and weight rows as soon as a stage is free."""
     xs, ws, full, empty, _turn, steps = shared
-    for k in range(steps):
-        slot = k % STAGES
-        bar = full.index(slot)
-        mbarrier.wait(empty.index(slot), ((k // STAGES) & 1) ^ 1)
-        mbarrier.expect(bar, N * 256 + PARTS * ROWS * 64)
-        tma.async_copy_global_to_shared(x, [row, k * 128], bar, xs.index(slot))
-        for part in gl.static_range(PARTS):
-            w_row = base + (part % 2) * apart + (part // 2) * ROWS
-            at = ws.index(slot * PARTS + part)
-            tma.async_copy_global_to_shared(weight, [w_row, k * 32], bar, at)
+    done = gl.to_tensor(0)
+    for number in range(work[3], work[2], gl.num_programs(0)):
+        expert, first, _end, box = _share(work, number)
+        if expert >= 0:
+            for k in range(steps):
+                slot = (done + k) % STAGES
+                bar = full.index(slot)
+                mbarrier.wait(empty.index(slot), (((done + k) // STAGES) & 1) ^ 1)
+                mbarrier.expect(bar, N * 256 + PARTS * ROWS * 64)
+                tma.async_copy_global_to_shared(x, [first, k * 128], bar, xs.index(slot))
+                for part in gl.static_range(PARTS):
+                    w_row = ((box + part) * steps + k) * ROWS
+                    at = ws.index(slot * PARTS + part)
+                    tma.async_copy_global_to_shared(weight, [w_row, 0], bar, at)
+            done += steps
 
 
 @gluon.jit
 def _consume(
-    shared, scale, base, apart,
+    shared, scale, box, done,
     GROUP: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
-    """Two (64, N) fp32: the weight rows of both boxes of a group times token rows, K ascending."""
+    """Two (64, N) fp32: the weight rows of both boxes of a group times token rows, K ascending.
+
+    ``done``: steps that this block has behind it.
+    """
     xs, ws, full, empty, turn, steps = shared
     mma: gl.constexpr = mma_layout(WARPS, N)
     operand: gl.constexpr = operand_layout(WARPS, N)
     packed_l: gl.constexpr = packed_layout(ROWS, WARPS)
-    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, packed_l)) + GROUP * ROWS
-    s0 = scale + (rows + base).to(gl.int64) * steps
-    s1 = s0 + apart.to(gl.int64) * steps
+    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(1, packed_l))
+    s0 = scale + (box + GROUP * 2).to(gl.int64) * (steps * ROWS) + rows
+    s1 = s0 + steps * ROWS
     words0 = gl.load(s0)
     words1 = gl.load(s1)
     acc0 = gl.zeros([ROWS, N], gl.float32, mma)
     acc1 = gl.zeros([ROWS, N], gl.float32, mma)
     for k in range(steps):
-        slot = k % STAGES
-        mbarrier.wait(full.index(slot), (k // STAGES) & 1)
-        box = slot * PARTS + GROUP * 2
-        a0 = decoded(ws.index(box).load(packed_l), words0, ROWS, packed_l, operand, WIDE)
-        a1 = decoded(ws.index(box + 1).load(packed_l), words1, ROWS, packed_l, operand, WIDE)
-        ahead = gl.minimum(k + 1, steps - 1)
+        slot = (done + k) % STAGES
+        mbarrier.wait(full.index(slot), ((done + k) // STAGES) & 1)
+        part = slot * PARTS + GROUP * 2
+        a0 = decoded(ws.index(part).load(packed_l), words0, ROWS, packed_l, operand, WIDE)
+        a1 = decoded(ws.index(part + 1).load(packed_l), words1, ROWS, packed_l, operand, WIDE)
+        ahead = gl.minimum(k + 1, steps - 1) * ROWS
         words0 = gl.load(s0 + ahead)
         words1 = gl.load(s1 + ahead)
         x = xs.index(slot).slice(0, N).permute((1, 0))
-        mbarrier.wait(turn.index(GROUP), (k & 1) ^ (1 - GROUP))
+        mbarrier.wait(turn.index(GROUP), ((done + k) & 1) ^ (1 - GROUP))
         t0 = warpgroup_mma(a0, x, acc0, is_async=True)
         t1 = warpgroup_mma(a1, x, acc1, is_async=True)
         mbarrier.arrive(turn.index(1 - GROUP))
@@ -111,18 +135,38 @@ def _shared(x, weight, steps, N: gl.constexpr, STAGES: gl.constexpr):
 
 
 @gluon.jit
+def _gate_and_up(acc, N: gl.constexpr):
+    """(64, N) fp32 of 8 gate and 8 up rows in turn to two (32, N) bf16."""
+    both = acc.to(gl.bfloat16).reshape([ROWS // 16, 2, 8, N]).permute([0, 2, 3, 1])
+    gate, up = gl.split(both)
+    return gate.reshape([ROWS // 2, N]), up.reshape([ROWS // 2, N])
+
+
+@gluon.jit
+def _one_by_the_other(low, high, N: gl.constexpr):
+    """Two (32, N) to (N, 64), the channels of ``low`` first."""
+    return gl.join(low, high).permute([1, 2, 0]).reshape([N, ROWS])
+
+
+@gluon.jit
 def _linear1_rows(
-    shared, place, scale, base,
+    shared, place, halves, scale, first, end, box, channel0, done,
     GROUP: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
     HAS_CLAMP: gl.constexpr, FAST: gl.constexpr,
 ):  # fmt: skip
-    first, end, channel0, order, topk_weights, acts, codes, sf, inter, clamp, halves = place
-    gate, up = _consume(shared, scale, base, inter, GROUP, N, STAGES, WIDE)
+    order, topk_weights, acts, codes, sf, inter, clamp = place
+    acc0, acc1 = _consume(shared, scale, box, done, GROUP, N, STAGES, WIDE)
+    gate0, up0 = _gate_and_up(acc0, N)
+    gate1, up1 = _gate_and_up(acc1, N)
     # Through shared memory and in a loop: written out for all rows at once the code is so long
     # that fetching it takes a third of the kernel's time.
     layout: gl.constexpr = act_layout(PIECE, ROWS, WARPS)
+    barrier()  # of the share before, every thread has read what it takes from there
     for i in gl.static_range(2):
-        half = (up if i else gate).to(gl.bfloat16).permute([1, 0])
+        if i == 0:
+            half = _one_by_the_other(gate0, gate1, N)
+        else:
+            half = _one_by_the_other(up0, up1, N)
         if N == PIECE:
             halves.index(2 * i).store(half)
         else:
@@ -140,108 +184,106 @@ def _linear1_rows(
 
 @gluon.jit
 def _linear1_group(
-    shared, place, scale, base,
+    shared, work, place, scale,
     GROUP: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
     HAS_CLAMP: gl.constexpr, FAST: gl.constexpr,
 ):  # fmt: skip
     halves = gl.allocate_shared_memory(
         gl.bfloat16, [4, PIECE, ROWS], gl.SwizzledSharedLayout(8, 1, 8, order=[1, 0])
     )
-    place = place + (halves,)  # noqa: RUF005 (a star cannot be compiled)
-    if place[1] - place[0] > N // 2:
-        _linear1_rows(shared, place, scale, base, GROUP, N, STAGES, WIDE, HAS_CLAMP, FAST)
-    else:  # an expert's last rows: half a tile
-        _linear1_rows(shared, place, scale, base, GROUP, N // 2, STAGES, WIDE, HAS_CLAMP, FAST)
+    done = gl.to_tensor(0)
+    for number in range(work[3], work[2], gl.num_programs(0)):
+        expert, first, end, box = _share(work, number)
+        channel0 = number % work[1] * (PARTS * ROWS // 2)
+        if expert >= 0:
+            if end - first > N // 2:
+                _linear1_rows(shared, place, halves, scale, first, end, box, channel0, done,
+                              GROUP, N, STAGES, WIDE, HAS_CLAMP, FAST)  # fmt: skip
+            else:  # an expert's last rows: half a tile
+                _linear1_rows(shared, place, halves, scale, first, end, box, channel0, done,
+                              GROUP, N // 2, STAGES, WIDE, HAS_CLAMP, FAST)  # fmt: skip
+            done += shared[5]
 
 
 @gluon.jit
 def _linear2_rows(
-    shared, place, scale, base, apart,
+    shared, place, scale, first, end, box, channel0, done,
     GROUP: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
-    first, end, channel0, order, slots, hidden = place
-    low, high = _consume(shared, scale, base, apart, GROUP, N, STAGES, WIDE)
-    at = channel0 + GROUP * ROWS
+    order, slots, hidden = place
+    low, high = _consume(shared, scale, box, done, GROUP, N, STAGES, WIDE)
+    at = channel0 + GROUP * (2 * ROWS)
     store_rows(low, first, end, at, order, slots, hidden, ROWS, N, WARPS)
-    store_rows(high, first, end, at + apart, order, slots, hidden, ROWS, N, WARPS)
+    store_rows(high, first, end, at + ROWS, order, slots, hidden, ROWS, N, WARPS)
 
 
 @gluon.jit
 def _linear2_group(
-    shared, place, scale, base, apart,
+    shared, work, place, scale,
     GROUP: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
-    if place[1] - place[0] > N // 2:
-        _linear2_rows(shared, place, scale, base, apart, GROUP, N, STAGES, WIDE)
-    else:
-        _linear2_rows(shared, place, scale, base, apart, GROUP, N // 2, STAGES, WIDE)
+    done = gl.to_tensor(0)
+    for number in range(work[3], work[2], gl.num_programs(0)):
+        expert, first, end, box = _share(work, number)
+        channel0 = number % work[1] * (PARTS * ROWS)
+        if expert >= 0:
+            if end - first > N // 2:
+                _linear2_rows(shared, place, scale, first, end, box, channel0, done,
+                              GROUP, N, STAGES, WIDE)  # fmt: skip
+            else:
+                _linear2_rows(shared, place, scale, first, end, box, channel0, done,
+                              GROUP, N // 2, STAGES, WIDE)  # fmt: skip
+            done += shared[5]
 
 
 @gluon.jit
 def linear1(
-    x, w13, s13, topk_weights, order, tiles, acts, codes, sf, hidden, inter, clamp,
+    x, w13, s13, topk_weights, order, tiles, acts, codes, sf, hidden, inter, clamp, tile_count,
     HAS_CLAMP: gl.constexpr, FAST: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr,
     WIDE: gl.constexpr,
 ):  # fmt: skip
-    """As :func:`.linear.linear1`, 128 channels a block; ``x`` and ``acts`` (rows by expert, ...).
+    """As :func:`.few.linear1`, 128 channels a share; ``x`` and ``acts`` (rows by expert, ...).
 
-    ``x`` and ``w13`` are TMA descriptors of (rows, H) bf16 and (E * 2I, H/4) int16.
+    ``x`` and ``w13`` are TMA descriptors of (rows, H) bf16 and of (boxes * steps * 64, 32) int16.
     """
-    blocks = inter // 128
-    tile = gl.program_id(0) // blocks
-    channel0 = (gl.program_id(0) % blocks) * 128
-    expert = gl.load(tiles + tile * 3)
-    if expert < 0:
-        return
-    first = gl.load(tiles + tile * 3 + 1)
-    end = gl.load(tiles + tile * 3 + 2)
-    base = expert * (2 * inter) + channel0
+    shares = inter // (PARTS * ROWS // 2)
+    work = (tiles, shares, tile_count * shares, started(gl.program_id(0)))
     shared = _shared(x, w13, hidden // 128, N, STAGES)
-    place = (first, end, channel0, order, topk_weights, acts, codes, sf, inter, clamp)
+    place = (order, topk_weights, acts, codes, sf, inter, clamp)
     ZERO: gl.constexpr = gl.constexpr(0)
     ONE: gl.constexpr = gl.constexpr(1)
     gl.warp_specialize(
         [
-            (_linear1_group,
-             (shared, place, s13, base, ZERO, N, STAGES, WIDE, HAS_CLAMP, FAST)),
-            (_linear1_group,
-             (shared, place, s13, base, ONE, N, STAGES, WIDE, HAS_CLAMP, FAST)),
-            (_produce, (shared, x, w13, first, base, inter, N, STAGES)),
+            (_linear1_group, (shared, work, place, s13, ZERO, N, STAGES, WIDE, HAS_CLAMP, FAST)),
+            (_linear1_group, (shared, work, place, s13, ONE, N, STAGES, WIDE, HAS_CLAMP, FAST)),
+            (_produce, (shared, work, x, w13, N, STAGES)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )  # fmt: skip
+    )
 
 
 @gluon.jit
 def linear2(
-    acts, w2, s2, order, tiles, slots, hidden, inter,
+    acts, w2, s2, order, tiles, slots, hidden, inter, tile_count,
     N: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
-    """As :func:`.linear.linear2`, 256 channels a block; ``acts`` (rows by expert, I).
+    """As :func:`.few.linear2`, 256 channels a share; ``acts`` (rows by expert, I).
 
-    ``acts`` and ``w2`` are TMA descriptors of (rows, I) bf16 and (E * H, I/4) int16.
+    ``acts`` and ``w2`` are TMA descriptors of (rows, I) bf16 and of (boxes * steps * 64, 32) int16.
     """
-    blocks = hidden // 256
-    tile = gl.program_id(0) // blocks
-    channel0 = (gl.program_id(0) % blocks) * 256
-    expert = gl.load(tiles + tile * 3)
-    if expert < 0:
-        return
-    first = gl.load(tiles + tile * 3 + 1)
-    end = gl.load(tiles + tile * 3 + 2)
-    base = expert * hidden + channel0
-    apart = gl.to_tensor(128)
+    shares = hidden // (PARTS * ROWS)
+    work = (tiles, shares, tile_count * shares, started(gl.program_id(0)))
     shared = _shared(acts, w2, inter // 128, N, STAGES)
-    place = (first, end, channel0, order, slots, hidden)
+    place = (order, slots, hidden)
     ZERO: gl.constexpr = gl.constexpr(0)
     ONE: gl.constexpr = gl.constexpr(1)
     gl.warp_specialize(
         [
-            (_linear2_group, (shared, place, s2, base, apart, ZERO, N, STAGES, WIDE)),
-            (_linear2_group, (shared, place, s2, base, apart, ONE, N, STAGES, WIDE)),
-            (_produce, (shared, acts, w2, first, base, apart, N, STAGES)),
+            (_linear2_group, (shared, work, place, s2, ZERO, N, STAGES, WIDE)),
+            (_linear2_group, (shared, work, place, s2, ONE, N, STAGES, WIDE)),
+            (_produce, (shared, work, acts, w2, N, STAGES)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )  # fmt: skip
+    )

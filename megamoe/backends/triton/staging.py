@@ -77,19 +77,25 @@ def prepare_megamoe_inputs(
 ) -> None:
     """:func:`megamoe.staging.prepare_megamoe_inputs` in one launch; the same arguments and bits.
 
-    Raises the contract's ``ValueError`` before anything is written, and one for outputs whose
-    rows are not dense.
+    Raises the contract's ``ValueError`` before anything is written, and one for outputs that are
+    too small or whose rows are not dense.
     """
     tokens, hidden = hidden_states.shape
     if tokens == 0:
         return
     check_staging_inputs(hidden_states, topk_weights, topk_ids)
-    outputs = {"x_fp8": x_fp8, "x_sf": x_sf, "topk_idx_out": topk_idx_out,
-               "topk_weights_out": topk_weights_out}  # fmt: skip
-    for name, out in outputs.items():
+    top_k = topk_ids.shape[1]
+    outputs = {
+        "x_fp8": (x_fp8, hidden), "x_sf": (x_sf, hidden // 128),
+        "topk_idx_out": (topk_idx_out, top_k), "topk_weights_out": (topk_weights_out, top_k),
+    }  # fmt: skip
+    for name, (out, width) in outputs.items():
         if out.stride(-1) != 1:
             raise ValueError(f"{name} has strides {out.stride()}; its rows must be contiguous")
-    top_k = topk_ids.shape[1]
+        if out.shape[0] < tokens or out.shape[1] != width:
+            raise ValueError(
+                f"{name} is {tuple(out.shape)}; {tokens} tokens need ({tokens}, {width})"
+            )
     block = 1024
     if hidden_states.stride(-1) != 1:
         hidden_states = hidden_states.contiguous()
