@@ -5,6 +5,7 @@ What it computes on a GPU is judged by ``megamoe check --backend triton --device
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -20,6 +21,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: Linux bu
 
 from megamoe.backends import BackendError, load_backend  # noqa: E402
 from megamoe.backends.triton import TritonBackend  # noqa: E402
+from megamoe.backends.triton.binaries import code_digest  # noqa: E402
 from megamoe.backends.triton.launches import (  # noqa: E402
     FEW,
     OVERLAPPED,
@@ -211,8 +213,8 @@ ROUTING = {"order": "*i32", "tiles": "*i32"}
 OUTPUTS = {"acts": "*bf16", "codes": "*u8", "sf": "*u8"}
 
 
-def compiled(kernel, arguments, constants, warps, instruction, tmp_path):
-    """What ptxas says of a kernel for Hopper, and the kernel."""
+def built(kernel, arguments, constants, warps, capability=90):
+    """A kernel, compiled."""
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
 
@@ -223,7 +225,13 @@ def compiled(kernel, arguments, constants, warps, instruction, tmp_path):
     }
     signature = {**arguments, **dict.fromkeys(constants, "constexpr")}
     source = GluonASTSource(kernel, signature, constants, aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps})
+
+
+def compiled(kernel, arguments, constants, warps, instruction, tmp_path):
+    """What ptxas says of a kernel for Hopper."""
+    made = built(kernel, arguments, constants, warps)
     assert made.metadata.shared <= 227 * 1024
     assert instruction in made.asm["ptx"]
     ptx = tmp_path / "kernel.ptx"
@@ -261,6 +269,53 @@ def test_the_products_for_few_tokens_compile_for_hopper_without_spills(tile: Til
         registers = int(re.search(r"Used (\d+) registers", told).group(1))
         if tile is FEW[0]:
             assert 65536 // (registers * 32 * tile.WARPS) >= RESIDENT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [100, 120])
+def test_the_products_for_few_tokens_compile_for_newer_gpus(capability):
+    """Where they have never run."""
+    from megamoe.backends.triton import few
+
+    wide = FEW[-1]
+    made = built(
+        few.linear2,
+        {"acts": "*i32", "w2": "*i32", "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
+        {"N": wide.N, "WARPS": wide.WARPS, "WIDE": False},
+        wide.WARPS,
+        capability,
+    )
+    assert "mma.sync" in made.asm["ptx"] and made.asm["cubin"]
+
+
+ADDING = """
+import triton, triton.language as tl
+@triton.jit
+def add(x):
+    tl.store(x, tl.load(x) + {n})
+"""
+
+
+def test_the_digest_of_a_binary_is_that_of_its_code_not_of_where_its_source_lies(
+    tmp_path, monkeypatch
+):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    def binary(folder: str, n: int) -> bytes:
+        path = tmp_path / folder / f"adding{n}.py"
+        path.parent.mkdir(exist_ok=True)
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(path.parent / "cache"))
+        path.write_text(ADDING.format(n=n))
+        spec = importlib.util.spec_from_file_location(f"{folder}_{n}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        source = ASTSource(module.add, {"x": "*i32"})
+        return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+    here, there, other = binary("here", 1), binary("there", 1), binary("here", 2)
+    assert here != there
+    assert code_digest(here) == code_digest(there) != code_digest(other)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def load_backend(spec: str, device: str | torch.device = "cpu") -> Any:
 
 
 def _automatic(device: torch.device) -> str:
-    """``triton`` where its kernels run, else ``eager``."""
+    """``triton`` where its kernels have been seen to run, else ``eager``."""
     fast = (
         device.type == "cuda"
         and torch.cuda.is_available()

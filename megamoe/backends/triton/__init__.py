@@ -1,4 +1,4 @@
-"""The ``triton`` backend: a fused forward for SM90, weights packed as the checkpoint has them.
+"""The ``triton`` backend: a fused forward for SM90 and newer, weights packed in four bits.
 
 Four launches after staging's one: rows by expert (:mod:`.dispatch`), linear 1 with SwiGLU and
 requantisation, linear 2 (:mod:`.few` or :mod:`.overlapped`), combine. Nothing waits for the host,
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -95,7 +96,11 @@ def new_symm_buffer(
 
 
 class TritonBackend:
-    """The kernels on one CUDA device of compute capability 9."""
+    """The kernels on one CUDA device of compute capability 9.0 or newer.
+
+    Newer than 9.0 all products are those of :mod:`.few`, whose instructions are to be had there.
+    They have been compiled for such GPUs and **have never run on one**.
+    """
 
     name = "triton"
     accumulator = "fp32-ordered"
@@ -106,7 +111,7 @@ class TritonBackend:
         from megamoe.backends.triton import eplb, staging
 
         self.device = device
-        self.prepare = staging.prepare_megamoe_inputs
+        self.prepare = partial(staging.prepare_megamoe_inputs, early=True)
         self.eplb_map = eplb.eplb_map_to_physical_and_record
 
     @staticmethod
@@ -222,14 +227,14 @@ def create(device: str | torch.device = "cuda") -> TritonBackend:
     device = torch.device(device)
     if device.type != "cuda" or not torch.cuda.is_available():
         raise NotImplementedError(
-            "backend triton needs an NVIDIA GPU of compute capability 9.0; run with --device cuda "
-            "on a machine that has one"
+            "backend triton needs an NVIDIA GPU of compute capability 9.0 or newer; run with "
+            "--device cuda on a machine that has one"
         )
     capability = torch.cuda.get_device_capability(device)
-    if capability[0] != 9:
+    if capability[0] < 9:
         raise NotImplementedError(
-            f"backend triton needs compute capability 9.0, this GPU has "
-            f"{capability[0]}.{capability[1]}; its products are written for wgmma"
+            f"backend triton needs compute capability 9.0 or newer, this GPU has "
+            f"{capability[0]}.{capability[1]}"
         )
     return TritonBackend(device)
 

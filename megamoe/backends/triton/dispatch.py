@@ -30,17 +30,17 @@ def dispatch(
     ``operand`` (T, H) bf16 is code times scale, exact, permuted within 32 (:func:`_operand`).
     ``order`` (T*K,) int32 holds slots ``token * K + slot`` by expert. Within an expert their order
     varies, which no output depends on. ``tiles`` (n, 3) int32: expert or -1, first, end.
-    EARLY: let the next kernel start, up to its :func:`.chain.started`. What was written before this
-    kernel may be read there without waiting.
+    EARLY: see :mod:`.chain`.
     """
+    program = tl.program_id(0)
     if EARLY:
-        next_may_start_tl(tl.program_id(0))
-    if tl.program_id(0) == 0:
+        program = next_may_start_tl(started_tl(program))
+    if program == 0:
         if tl.program_id(1) == 0:
             _sort(ids, order, counts, tiles, tokens * top_k, experts, max_tiles,
                   ROWS, EXPERTS, CHUNK)  # fmt: skip
     else:
-        token = (tl.program_id(0) - 1).to(tl.int64)
+        token = (program - 1).to(tl.int64)
         to = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         value = _operand(x, x_sf, token, to, hidden, False)
         tl.store(operand + token * hidden + to, value, mask=to < hidden)
@@ -212,7 +212,7 @@ def combine(
 ):  # fmt: skip
     """``y`` (T, H) bf16: live rows of ``slots`` (T*K, H) added in fp32, ascending, from 0.
 
-    EARLY: launched before the kernel before has ended; see :mod:`.chain`.
+    EARLY: see :mod:`.chain`.
     """
     token = tl.program_id(0)
     if EARLY:

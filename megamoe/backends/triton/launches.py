@@ -63,9 +63,10 @@ class Call:
         """(token, slot) pairs."""
         return self.tokens * self.top_k
 
-    def processors(self) -> int:
-        """Multiprocessors of the device."""
-        return torch.cuda.get_device_properties(self.buffer.x.device).multi_processor_count
+    @property
+    def device(self) -> Any:
+        """What CUDA says of the GPU."""
+        return torch.cuda.get_device_properties(self.buffer.x.device)
 
     def wide(self) -> bool:
         """Whether the weights need the wide kernels."""
@@ -82,9 +83,9 @@ class Call:
         return float(torch.tensor(self.clamp, dtype=torch.bfloat16).item())
 
     def suits_overlapped(self) -> bool:
-        """Enough rows an expert to fill the large tiles, and channels in whole tiles."""
+        """``wgmma``, enough rows an expert to fill the large tiles, channels in whole tiles."""
         crowded = self.rows > CROWDED * min(self.rows, self.experts)
-        return crowded and self.hidden % OVERLAPPED[1].BN == 0
+        return crowded and self.hidden % OVERLAPPED[1].BN == 0 and self.device.major == 9
 
     def few(self) -> list[Stage]:
         """Dispatch and products by :mod:`.few`."""
@@ -93,7 +94,7 @@ class Call:
 
         w13, s13, w2, s2 = (w.view(torch.int32) for w in self.weights)
         buffer = self.buffer
-        tile = few_tile(self.rows, self.experts, self.inter, self.processors())
+        tile = few_tile(self.rows, self.experts, self.inter, self.device.multi_processor_count)
         tiles, words = most_tiles(self.rows, self.experts, tile), torch.int32
         slots = power_of_two(self.rows)
         options = {
@@ -107,7 +108,7 @@ class Call:
                 buffer.order, buffer.counts, buffer.tiles, self.tokens, self.hidden, self.top_k,
                 self.experts, tiles, ROWS=tile.N, BLOCK=BLOCK,
                 EXPERTS=power_of_two(self.experts), CHUNK=min(slots, 8192), EARLY=True,
-                num_warps=8,
+                launch_pdl=True, num_warps=8,
             )),
             ("linear1", later(
                 few.linear1, (tiles * (2 * self.inter // tile.BN),),
@@ -149,7 +150,7 @@ class Call:
             "N": tile.N, "WIDE": self.wide(), "num_warps": tile.WARPS, "launch_pdl": True,
         }  # fmt: skip
         tiles, chunks = most_tiles(self.rows, self.experts, tile), -(-self.rows // CHUNK)
-        blocks = self.processors()
+        blocks = self.device.multi_processor_count
         sort = (buffer.topk_idx, buffer.counts[0])
         return [
             ("dispatch", in_turn(

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from megamoe.backends.triton.binaries import launch
+from megamoe.backends.triton.chain import next_may_start_tl
 from megamoe.staging import check_staging_inputs
 
 
@@ -39,9 +40,14 @@ def power_of_two(exponent):
 def _stage(
     hidden_states, weights, ids, x, x_sf, ids_out, weights_out,
     row_stride, hidden, top_k, x_stride, sf_stride, ids_stride, weights_stride,
-    BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    BLOCK: tl.constexpr, SLOTS: tl.constexpr, EARLY: tl.constexpr = False,
 ):  # fmt: skip
-    """One token and BLOCK hidden values; the first block of a token also copies its routing."""
+    """One token and BLOCK hidden values; the first block of a token also copies its routing.
+
+    EARLY: let the next kernel start (:mod:`.chain`).
+    """
+    if EARLY:
+        next_may_start_tl(tl.program_id(0))
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     h = tl.load(hidden_states + token * row_stride + at, mask=at < hidden, other=0.0)
@@ -74,11 +80,14 @@ def prepare_megamoe_inputs(
     x_sf: torch.Tensor,
     topk_idx_out: torch.Tensor,
     topk_weights_out: torch.Tensor,
+    *,
+    early: bool = False,
 ) -> None:
     """:func:`megamoe.staging.prepare_megamoe_inputs` in one launch; the same arguments and bits.
 
     Raises the contract's ``ValueError`` before anything is written, and one for outputs that are
-    too small or whose rows are not dense.
+    too small or whose rows are not dense. ``early``: the next kernel may start before this one has
+    ended, from SM90 on; one that is launched that way must wait for it (:mod:`.chain`).
     """
     tokens, hidden = hidden_states.shape
     if tokens == 0:
@@ -105,5 +114,5 @@ def prepare_megamoe_inputs(
         x_fp8.view(torch.uint8), x_sf, topk_idx_out, topk_weights_out,
         hidden_states.stride(0), hidden, top_k, x_fp8.stride(0), x_sf.stride(0),
         topk_idx_out.stride(0), topk_weights_out.stride(0),
-        BLOCK=block, SLOTS=triton.next_power_of_2(top_k), num_warps=4,
+        BLOCK=block, SLOTS=triton.next_power_of_2(top_k), EARLY=early, num_warps=4,
     )  # fmt: skip
