@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,31 @@ def test_breaking_a_law_is_found_and_named(law: str) -> None:
     assert bad
     assert bad[0].text.startswith(f"{law}: ")
     assert bad[0].worst is not None
+
+
+@pytest.mark.parametrize(
+    ("law", "tokens", "other_path"),
+    [
+        ("batch-invariance", 33, lambda p: p.num_tokens == properties.PIECE),
+        ("padding-rows", 6, lambda p: p.num_tokens > 100),
+        ("replica-choice", 6, lambda p: p.num_experts > 16),
+    ],
+)
+def test_a_path_for_few_or_for_many_rows_is_entered(
+    law: str, tokens: int, other_path: Callable[[Problem], bool]
+) -> None:
+    given = problem(6)
+    rows = torch.arange(tokens) % 6
+    given = replace(
+        given,
+        hidden_states=given.hidden_states[rows],
+        topk_ids=given.topk_ids[rows],
+        topk_weights=given.topk_weights[rows],
+    )
+    bad = [f for f in properties.findings(
+        lambda p: honest(p) * (2.0 if other_path(p) else 1.0), given, law
+    ) if f.bad]  # fmt: skip
+    assert bad
 
 
 def test_an_unknown_law_names_the_known_ones() -> None:
@@ -184,6 +210,102 @@ def test_what_a_law_needs_is_said_where_it_is_missing() -> None:
 def test_an_unknown_law_of_the_launch_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown law 'gravity'; known: stale-bytes, "):
         launched(Launched(), "gravity")
+
+
+class Queue:
+    """A stream of :class:`Device`: the face of ``device_laws.Stream`` without a GPU."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.free = device, 0
+
+    def add(self, step: Callable[[], object], takes: int = 0) -> None:
+        """``step`` happens as soon as the stream has done what was queued before."""
+        self.device.steps.append((self.free, len(self.device.steps), step))
+        self.free += takes
+
+    def after(self, other: Queue) -> None:
+        self.free = max(self.free, other.free)
+
+    def products(self, count: int) -> None:
+        self.add(lambda: None, takes=count)
+
+    def write(self, to: torch.Tensor, source: torch.Tensor) -> None:
+        self.add(lambda: to.copy_(source))
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(tensor)
+        self.add(lambda: out.copy_(tensor))
+        return out
+
+    def run(self, function: Callable[[], object]) -> object:
+        before, self.device.current = self.device.current, self
+        try:
+            return function()
+        finally:
+            self.device.current = before
+
+
+class Device:
+    """Work on streams, done when somebody waits for it, in the order in which it would start."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int, Callable[[], object]]] = []
+        self.here, self.side, self.idle = Queue(self), Queue(self), Queue(self)
+        self.current = self.here
+
+    def wait(self) -> None:
+        for _, _, step in sorted(self.steps, key=lambda s: s[:2]):
+            step()
+        self.steps.clear()
+        for queue in (self.here, self.side, self.idle):
+            queue.free = 0
+
+
+class OnAStream:
+    """The toy layer as a launch: two kernels, each on the stream that ``on`` gives it."""
+
+    name, accumulator = "on-a-stream", "fp32"
+
+    def __init__(self, device: Device, *on: str) -> None:
+        self.device, self.on = device, on
+        # As an allocator does, it hands out the memory of the call before.
+        self.staged = self.y = torch.full((6, 128), 7.0).bfloat16()
+
+    def forward(self, p: Problem) -> torch.Tensor:
+        staged, y = self.staged, self.y
+        for where, step in zip(
+            self.on,
+            (
+                lambda: staged.copy_(p.hidden_states),
+                lambda: y.copy_(honest(replace(p, hidden_states=staged))),
+            ),
+            strict=True,
+        ):
+            getattr(self.device, where).add(step)
+        return y
+
+
+@pytest.mark.parametrize("first", ["current", "idle", "here", "side"])
+@pytest.mark.parametrize("second", ["current", "idle", "here", "side"])
+def test_only_a_launch_on_the_callers_stream_keeps_its_order(
+    first: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device()
+    monkeypatch.setattr(device_laws, "streams", lambda _: (device.here, device.side))
+
+    def call(function, *arguments):
+        result = function(*arguments)
+        device.wait()
+        return result.clone()  # its memory is the next call's
+
+    found = device_laws.findings(
+        OnAStream(device, first, second), call, problem(), "busy-stream", "cuda"
+    )
+    bad = [f.text for f in found if f.bad]
+    if first == second == "current":
+        assert bad == []
+    else:
+        assert bad and bad[0].startswith("busy-stream: ")
 
 
 @pytest.mark.cuda

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 
@@ -18,6 +19,13 @@ from megamoe.problem import Problem
 
 Forward = Callable[[Problem], torch.Tensor]
 """A backend's ``y`` (T, H) bfloat16 of a problem."""
+
+PIECE: Final = 16
+"""Tokens of a small batch. Each token is tried in one: another order shows in few outputs only."""
+MANY_REPLICAS: Final = 16
+"""Of each expert: so many that a kernel with a path of its own for few rows an expert takes it."""
+MANY_PADDING: Final = 200
+"""Padding rows: so many that a kernel with a path of its own for many rows an expert takes it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,11 @@ def _batch_invariance(problem: Problem) -> Iterator[Variant]:
     rows = _all(problem)
     for row in rows[:: max(1, len(rows) // 4)]:
         yield Variant(f"token {row} alone", _take(problem, [row]), [0], [row])
+    if len(rows) > PIECE:
+        for start in range(0, len(rows), PIECE):
+            piece = rows[start : start + PIECE]
+            label = f"a batch of tokens {piece[0]} to {piece[-1]}"
+            yield Variant(label, _take(problem, piece), list(range(len(piece))), piece)
     half = rows[: (len(rows) + 1) // 2]
     yield Variant("the first half of the batch", _take(problem, half), half, half)
     yield Variant(
@@ -105,15 +118,16 @@ def _experts(problem: Problem, order: torch.Tensor, ids: torch.Tensor) -> Proble
 
 def _replica_choice(problem: Problem) -> Iterator[Variant]:
     count = problem.num_experts
-    order = torch.arange(count, device=problem.topk_ids.device).repeat(2)
     ids = problem.topk_ids
     row = torch.arange(problem.num_tokens, device=ids.device).unsqueeze(-1)
-    slot = torch.arange(problem.top_k, device=ids.device)
-    for label, second in (
-        ("the second replica for every slot", torch.ones_like(ids, dtype=torch.bool)),
-        ("alternating replicas", (row + slot) % 2 == 1),
+    turn = row + torch.arange(problem.top_k, device=ids.device)
+    for label, replicas, chosen in (
+        ("the second replica for every slot", 2, torch.ones_like(ids)),
+        ("alternating replicas", 2, turn % 2),
+        (f"{MANY_REPLICAS} replicas in turn", MANY_REPLICAS, turn % MANY_REPLICAS),
     ):
-        moved = torch.where((ids >= 0) & second, ids + count, ids)
+        order = torch.arange(count, device=ids.device).repeat(replicas)
+        moved = torch.where(ids >= 0, ids + chosen * count, ids)
         yield Variant(label, _experts(problem, order, moved), _all(problem), _all(problem))
 
 
@@ -158,7 +172,7 @@ def _stale_buffer(problem: Problem) -> Iterator[Variant]:
 
 def _padding_rows(problem: Problem) -> Iterator[Variant]:
     rows = _all(problem)
-    for count in (1, 7):
+    for count in (1, 7, MANY_PADDING):
 
         def padded(tensor: torch.Tensor, value: float, count: int = count) -> torch.Tensor:
             rest = torch.full((count, tensor.shape[1]), value, dtype=tensor.dtype)
