@@ -18,6 +18,8 @@ import pytest
 from megamoe import inputs, oracle
 from megamoe.cases import KINDS, LAWS, Case, load_cases
 from megamoe.contract import MODELS
+from megamoe.problem import Problem
+from megamoe.suite import properties
 from megamoe.suite.errors import ACTIONS
 
 CASES = load_cases()
@@ -78,12 +80,56 @@ def test_clamps_with_either_silu(clamp: object, fast_math: bool) -> None:
 
 
 def test_experts_top_k_and_sizes_at_their_ends() -> None:
-    assert {1, 112} <= {c.params["experts"] for c in ZERO}
-    assert {1, 16} <= {c.params["top_k"] for c in ZERO}
+    assert {1, 112, 896} <= {c.params["experts"] for c in ZERO}
+    assert {1, 16, 32} <= {c.params["top_k"] for c in ZERO}
     assert {128, 7168} <= {c.params["hidden"] for c in ZERO}
     assert {128, 384, 2304, 3072} <= {c.params["intermediate"] for c in ZERO}
     assert any(shape(c)[2:] == (1, 1) for c in ZERO)
     assert {384, 8192} <= {c.params["capacity"] for c in ZERO}
+
+
+def crowded(case: Case) -> bool:
+    """Many rows an expert, and channels in whole tiles of 256: kernels have a path for these."""
+    p = case.params
+    rows = p["tokens"] * p["top_k"]
+    return rows > 16 * min(rows, p["experts"]) and p["hidden"] % 256 == 0
+
+
+def test_long_contractions_for_few_and_for_many_rows() -> None:
+    """Beyond a ring of four copies and a loop body of four steps, with every remainder."""
+    for many, ring in ((False, 4), (True, 3)):
+        of = [c for c in ZERO if crowded(c) is many and c.rows is None and c.params["tokens"] > 1]
+        hidden = {c.params["hidden"] // 128 for c in of}
+        inter = {c.params["intermediate"] // 128 for c in of}
+        assert {h % ring for h in hidden if h > ring} == set(range(ring))
+        assert {i % 4 for i in inter if i > 4} == set(range(4))
+
+
+@pytest.mark.parametrize("fast_math", [True, False])
+@pytest.mark.parametrize("clamp", ["none", 10])
+@pytest.mark.parametrize("tokens", [192, 193, 194])
+def test_many_rows_at_the_edges_of_a_tile(tokens: int, clamp: object, fast_math: bool) -> None:
+    """64, 65, 128 and 129 rows of an expert, with either silu and either kind of scales."""
+    given = {"tokens": tokens, "clamp": clamp, "fast_math": fast_math}
+    found = [c for c in ZERO if crowded(c) and given.items() <= c.params.items()]
+    assert found and all(c.rows is None for c in found)
+    if (clamp == "none") is not fast_math:
+        largest = {max(recipe(c, "weights").get("w13_scale", [0])) for c in found}
+        assert any(byte > 128 for byte in largest)
+
+
+def test_laws_are_tried_between_few_and_many_rows() -> None:
+    for law in ("batch-invariance", "padding-rows", "masked-slots", "replica-choice", "ep-size"):
+        of = [c for c in CASES if c.kind == "property" and c.params["law"] == law]
+        small = [inputs.forward_problem(c) for c in of if c.params["hidden"] in (512, 1024)]
+        assert any(paths(law, p) == {False, True} for p in small), law
+
+
+def paths(law: str, problem: Problem) -> set[bool]:
+    """Whether the problem and its variants have many rows an expert."""
+    tried = [problem, *(v.problem for v in properties.variants(problem, law))]
+    rows = [p.num_tokens * p.top_k for p in tried]
+    return {r > 16 * min(r, p.num_experts) for r, p in zip(rows, tried, strict=True)}
 
 
 def test_every_law_and_every_wrong_call_has_a_case() -> None:
