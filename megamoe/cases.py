@@ -173,7 +173,8 @@ def select(
 ) -> list[Case]:
     """The cases of a kind and tier whose id (or name) matches ``glob``; order is kept.
 
-    Raises :class:`CaseError` for an unknown kind or tier, and where ``glob`` matches nothing.
+    ``glob`` may be several, separated by commas. Raises :class:`CaseError` for an unknown kind or
+    tier, and where one of them matches nothing.
     """
     if kind is not None and kind not in KINDS:
         raise CaseError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
@@ -181,9 +182,13 @@ def select(
         raise CaseError(f"unknown tier {tier!r}; known: {', '.join(TIERS)}")
     cases = list(cases)
     if glob is not None:
-        cases = [c for c in cases if fnmatchcase(c.id, glob) or fnmatchcase(c.name, glob)]
-        if not cases:
-            raise CaseError(f"unknown case: nothing matches {glob!r}; `megamoe list` shows all")
+        matched = set()
+        for one in glob.split(","):
+            found = {c.id for c in cases if fnmatchcase(c.id, one) or fnmatchcase(c.name, one)}
+            if not found:
+                raise CaseError(f"unknown case: nothing matches {one!r}; `megamoe list` shows all")
+            matched |= found
+        cases = [c for c in cases if c.id in matched]
     cases = [c for c in cases if kind in (None, c.kind)]
     return [c for c in cases if tier == "full" or c.tier == "quick"]
 

@@ -322,7 +322,8 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
     c.add_argument("--kind", choices=KINDS)
     c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
-    c.add_argument("--case", metavar="GLOB", help="only cases whose id or name matches")
+    c.add_argument("--case", metavar="GLOB[,GLOB]",
+                   help="only cases whose id or name matches")  # fmt: skip
     c.add_argument("--shard", metavar="I/N", help="the I-th of N parts, balanced by duration")
     c.add_argument("-n", type=_at_least_one, default=DEFAULT_WORKERS, metavar="N",
                    help=f"worker processes (default {DEFAULT_WORKERS})")  # fmt: skip

@@ -136,6 +136,9 @@ def test_select(tmp_path):
     assert [c.name for c in select(cases, tier="quick")] == ["flat"]
     assert [c.name for c in select(cases, glob="edge-*")] == ["edge-t1", "edge-t7"]
     assert [c.name for c in select(cases, glob="forward/flat")] == ["flat"]
+    assert [c.name for c in select(cases, glob="flat,edge-t7")] == ["edge-t7", "flat"]
+    with pytest.raises(CaseError, match="nothing matches 'x'"):
+        select(cases, glob="flat,x")
     assert select(cases, kind="eplb") == []
     with pytest.raises(CaseError, match="nothing matches 'x\\*'"):
         select(cases, glob="x*")

@@ -1,9 +1,12 @@
 """What ``tools/sanitize.sh`` concludes from the logs; the sanitizer here is a script."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from megamoe.cases import load_cases, select
 
 SCRIPT = Path(__file__).parents[1] / "tools/sanitize.sh"
 
@@ -28,7 +31,7 @@ def sanitize(tmp_path):
         )
         for path in (tool, python):
             path.chmod(0o755)
-        environment = {"PATH": "/usr/bin:/bin", "SANITIZE_CASES": "forward/a property/b-*"}
+        environment = {"PATH": "/usr/bin:/bin", "SANITIZE_CASES": "forward/a,property/b-*"}
         environment["COMPUTE_SANITIZER" if sanitizer else "CUDA_HOME"] = str(
             tool if sanitizer else tmp_path / "none"
         )
@@ -52,8 +55,9 @@ def test_clean_logs_of_both_tools_are_green(sanitize, tmp_path, write):
     assert "sanitize: memcheck: 1 processes, no error" in ran.stdout
     assert "sanitize: racecheck: 1 processes, no error" in ran.stdout
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[0].startswith("x -m megamoe check --backend triton --device cuda --case forward/a")
-    assert "--case property/b-* " in calls[1] and len(calls) == 4
+    assert len(calls) == 2
+    assert calls[0].startswith("x -m megamoe check --backend triton --device cuda --tier full ")
+    assert "--case forward/a,property/b-* " in calls[0]
 
 
 @pytest.mark.parametrize(
@@ -77,3 +81,9 @@ def test_what_is_missing_is_said_in_one_line(sanitize):
         ran = sanitize(CLEAN, sanitizer=False)
         assert ran.returncode == 2 and ran.stderr.startswith("sanitize: no compute-sanitizer; ")
         assert ran.stderr.count("\n") == 1
+
+
+def test_its_cases_are_there_each_glob_of_them():
+    default = re.search(r"SANITIZE_CASES:-([^}]*)}", SCRIPT.read_text()).group(1)
+    golden = SCRIPT.parents[1] / "golden"
+    assert len(select(load_cases(golden), glob=default.replace("\\\n", ""))) >= 9

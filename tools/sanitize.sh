@@ -3,17 +3,20 @@
 #
 #   tools/sanitize.sh PYTHON...      the words that start Python, as in: PYTHONPATH=. python3
 #
-# SANITIZE_BACKEND (triton), SANITIZE_CASES (globs, one run each) and SANITIZE_TOOLS may be set.
+# SANITIZE_BACKEND (triton), SANITIZE_CASES (globs, separated by commas) and SANITIZE_TOOLS may be set.
 # Exit 0: every case passed and no tool's summary has an error. 1: not so, or a tool wrote no
 # summary. 2: it cannot run here.
 set -u
 
 backend=${SANITIZE_BACKEND:-triton}
 tools=${SANITIZE_TOOLS:-memcheck racecheck}
-# Small, and of every path: masked and crowded experts, edges of blocks, the staging, the run face.
-cases=${SANITIZE_CASES:-forward/expert-block-edge-t9 forward/expert-block-edge-t65 \
-forward/token-block-edge-t191 forward/masked-slots-bell forward/bell-h512-i256-drifts \
-property/stale-bytes-broken-with-*}
+# Small, and of every path: few tokens in both tiles, ends of the contraction, many tokens through
+# the whole ring, wide scales, masked and crowded experts, the run face, staging and remap.
+cases=${SANITIZE_CASES:-forward/expert-block-edge-t9,forward/expert-block-edge-t65,\
+forward/few-rows-h640-i1024-tail-of-steps-lost-t20,\
+forward/many-rows-h1280-i1152-ring-reused-too-early-t100,\
+forward/many-rows-wide-weight-scales-lost-at-a-tile-edge-t193,forward/masked-slots-bell,\
+property/stale-bytes-broken-with-*,staging/rows-lost-or-repeated-at-t33,eplb/redundant-16-experts-of-v4-256}
 
 stop() {
     echo "sanitize: $1" >&2
@@ -36,23 +39,17 @@ env "$@" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
 out=out/sanitize
 mkdir -p "$out" || stop "cannot write to $out"
 red=0
-set -f # the globs are megamoe's, not the shell's
 for tool in $tools; do
     rm -rf "${out:?}/$tool"
     mkdir -p "$out/$tool"
-    for case in $cases; do
-        echo "== $tool: $case"
-        # Without torch's caching an access beyond a tensor is one beyond an allocation.
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --target-processes all \
-            --log-file "$out/$tool/%p.txt" env "$@" -m megamoe check --backend "$backend" \
-            --device cuda --case "$case" -n 1 --timeout 1500 || red=1
-    done
-    # One log a process; those that launched a kernel end with a summary.
-    set +f
+    echo "== $tool: $cases"
+    # Without torch's caching an access beyond a tensor is one beyond an allocation.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --target-processes all \
+        --log-file "$out/$tool/%p.txt" env "$@" -m megamoe check --backend "$backend" \
+        --device cuda --tier full --case "$cases" -n 1 --timeout 1500 || red=1
     seen=$(cat "$out/$tool"/*.txt 2>/dev/null | grep -c 'SUMMARY')
     bad=$(cat "$out/$tool"/*.txt 2>/dev/null | grep 'SUMMARY' |
         grep -vcE 'SUMMARY: 0 (errors|hazards)')
-    set -f
     if [ "$seen" -eq 0 ]; then
         echo "sanitize: $tool wrote no summary in $out/$tool: nothing was checked" >&2
         red=1
