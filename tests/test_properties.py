@@ -32,6 +32,17 @@ def problem(tokens: int = 6) -> Problem:
     )
 
 
+def repeated(tokens: int) -> Problem:
+    """The six rows of :func:`problem` in turn."""
+    given, rows = problem(6), torch.arange(tokens) % 6
+    return replace(
+        given,
+        hidden_states=given.hidden_states[rows],
+        topk_ids=given.topk_ids[rows],
+        topk_weights=given.topk_weights[rows],
+    )
+
+
 def honest(p: Problem) -> torch.Tensor:
     """A toy layer: hidden times the live slots' weights times a number of each slot's expert."""
     live = p.topk_ids >= 0
@@ -93,18 +104,18 @@ def test_breaking_a_law_is_found_and_named(law: str) -> None:
 def test_a_path_for_few_or_for_many_rows_is_entered(
     law: str, tokens: int, other_path: Callable[[Problem], bool]
 ) -> None:
-    given = problem(6)
-    rows = torch.arange(tokens) % 6
-    given = replace(
-        given,
-        hidden_states=given.hidden_states[rows],
-        topk_ids=given.topk_ids[rows],
-        topk_weights=given.topk_weights[rows],
-    )
+    given = repeated(tokens)
     bad = [f for f in properties.findings(
         lambda p: honest(p) * (2.0 if other_path(p) else 1.0), given, law
     ) if f.bad]  # fmt: skip
     assert bad
+
+
+@pytest.mark.parametrize("law", properties.LAWS)
+def test_no_variant_brings_more_tokens_than_its_buffer_takes(law: str) -> None:
+    """A kernel would be right to refuse it."""
+    for variant in properties.variants(repeated(300), law):
+        assert variant.problem.num_tokens <= variant.problem.max_num_tokens
 
 
 def test_an_unknown_law_names_the_known_ones() -> None:

@@ -74,6 +74,7 @@ def _take(problem: Problem, rows: list[int]) -> Problem:
         hidden_states=problem.hidden_states[index].contiguous(),
         topk_ids=problem.topk_ids[index].contiguous(),
         topk_weights=problem.topk_weights[index].contiguous(),
+        max_num_tokens=max(problem.max_num_tokens, len(rows)),
     )
 
 
