@@ -423,6 +423,13 @@ def test_a_wide_scale_is_seen_also_when_it_is_written_later_or_in_inference_mode
         assert is_wide(made_there)
 
 
+def test_a_weight_that_bf16_cannot_hold_is_refused_and_nan_is_not():
+    assert is_wide(torch.tensor([252, 255, 0], dtype=torch.uint8))
+    for byte in (253, 254):
+        with pytest.raises(ValueError, match="above 252 and not 255"):
+            is_wide(torch.tensor([byte, 255, 0], dtype=torch.uint8))
+
+
 def test_staging_and_remap_refuse_outputs_and_maps_that_do_not_fit():
     """Where torch's version raises, a kernel would read or write somebody else's memory."""
     out = interpreted(

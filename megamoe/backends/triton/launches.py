@@ -13,6 +13,8 @@ from megamoe.backends.triton.packing import ROWS
 
 WIDEST_NARROW = 128
 """Largest weight scale byte of the narrow kernels: 2^126 times its value is still a bf16."""
+WIDEST = 252
+"""Largest weight scale byte at all, but for NaN's, 255: 6 times its value is still a bf16."""
 BLOCK = 1024
 """Channels that a program of dispatch or combine takes."""
 CHUNK = 1024
@@ -223,7 +225,7 @@ def is_wide(scale: torch.Tensor) -> bool:
 
     Looks once at each version of a tensor, which waits for the device; later calls, and the
     capture of a graph, do not. A tensor made in inference mode has no versions: it is looked at in
-    every call but those that are captured.
+    every call but those that are captured. ``ValueError`` for a byte that no kernel here takes.
     """
     seen: tuple[int, bool] | None = getattr(scale, "_megamoe_wide", None)
     if scale.is_inference():
@@ -233,7 +235,13 @@ def is_wide(scale: torch.Tensor) -> bool:
         version = scale._version
         known = seen is not None and seen[0] == version
     if seen is None or not known:
-        seen = (version, scale.numel() > 0 and int(scale.max()) > WIDEST_NARROW)
+        largest = int(scale.max()) if scale.numel() else 0
+        if largest > WIDEST and bool(((scale > WIDEST) & (scale < 255)).any()):
+            raise ValueError(
+                f"a weight scale byte is above {WIDEST} and not 255: backend triton multiplies in "
+                "bfloat16, which has no such weights; judge this layer with another backend"
+            )
+        seen = (version, largest > WIDEST_NARROW)
         scale._megamoe_wide = seen  # type: ignore[attr-defined]
     return seen[1]
 
