@@ -1,7 +1,7 @@
 """The two grouped products for few tokens: every warp by itself, weights straight to registers.
 
 With few tokens the weights are all there is to move, and a block that meets at a barrier for every
-step of the contraction cannot keep memory busy. Here a warp has 16 weight rows of its own, loads
+step of the contraction cannot keep memory busy. Here a warp has 16 or 32 weight rows to itself, loads
 them four steps of 128 ahead, and multiplies by ``mma.sync``; nothing goes through shared memory
 until the sums are complete. ``mma.sync`` adds as ``wgmma`` does, bit for bit: one product does not
 differ from one of :mod:`.overlapped`.
