@@ -4,8 +4,9 @@
 #   tools/sanitize.sh PYTHON...      the words that start Python, as in: PYTHONPATH=. python3
 #
 # SANITIZE_BACKEND (triton), SANITIZE_CASES (globs, separated by commas) and SANITIZE_TOOLS may be set.
-# Exit 0: every case passed and no tool's summary has an error. 1: not so, or a tool wrote no
-# summary. 2: it cannot run here.
+# Exit 0: every case passed and no tool has found an error (for racecheck: but those that
+# tools/hazards.py sets aside and counts). 1: not so, or a tool wrote no summary. 2: it cannot run
+# here.
 set -u
 
 backend=${SANITIZE_BACKEND:-triton}
@@ -53,6 +54,8 @@ for tool in $tools; do
     if [ "$seen" -eq 0 ]; then
         echo "sanitize: $tool wrote no summary in $out/$tool: nothing was checked" >&2
         red=1
+    elif [ "$tool" = racecheck ]; then
+        env "$@" tools/hazards.py "$out/$tool"/*.txt || red=1
     elif [ "$bad" -gt 0 ]; then
         echo "sanitize: $tool found errors; see $out/$tool" >&2
         red=1

@@ -1,10 +1,10 @@
 """The two grouped products for few tokens: every warp by itself, weights straight to registers.
 
 With few tokens the weights are all there is to move, and a block that meets at a barrier for every
-step of the contraction cannot keep memory busy. Here a warp has 16 or 32 weight rows to itself, loads
-them four steps of 128 ahead, and multiplies by ``mma.sync``; nothing goes through shared memory
-until the sums are complete. ``mma.sync`` adds as ``wgmma`` does, bit for bit: one product does not
-differ from one of :mod:`.overlapped`.
+step of the contraction cannot keep memory busy. Here a warp has 16 or 32 weight rows to itself,
+loads them four steps of 128 ahead, and multiplies by ``mma.sync``; nothing goes through shared
+memory until the sums are complete. ``mma.sync`` adds as ``wgmma`` does, bit for bit: one product
+does not differ from one of :mod:`.overlapped`.
 
 The first weights of linear 2 are asked for while the last blocks of linear 1 still write.
 """
