@@ -4,9 +4,9 @@ Triton hands work to the warp groups of ``warp_specialize`` through words in sha
 Racecheck reports hazards on them: the barrier between the write and the read is a ``BAR.SYNC`` that
 every warp of the block takes part in, but each kind of warp at another place of the program. (Read
 off the code that Triton 3.6 makes of ``overlapped.py``: the offsets reported were such writes and
-reads.) They are blamed on the kernel's ``def`` or on its ``warp_specialize`` call, where no statement
-of ours touches shared memory, and only there are they set aside, with their number. Anything else
-is printed and exits 1.
+reads.) They are blamed on the kernel's ``def`` or on its ``warp_specialize`` call, where no
+statement of ours touches shared memory, and only there are they set aside, with their number.
+Anything else is printed and exits 1.
 """
 
 from __future__ import annotations
