@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,8 +68,70 @@ def grouped_mm(share: Share, hidden: torch.Tensor, ids: torch.Tensor, w: torch.T
 
 
 def humming(share: Share, hidden: torch.Tensor, ids: torch.Tensor, w: torch.Tensor) -> Step:
-    """Not written yet; the row says so."""
-    raise NotImplementedError("no adapter for humming-kernels is written yet")
+    """The two products alone, by the indexed GEMM of ``humming-kernels``: E4M3 rows, a scale each.
+
+    It gathers and scatters rows itself; rows are quantised and its routing is made beforehand. It
+    compiles on the way: NVRTC's libraries must be on ``LD_LIBRARY_PATH``, or ``HUMMING_COMPILER``
+    be ``nvcc``. Its result for 64 tokens differed from run to run (Stream-K), seen on one H100.
+    """
+    del w
+    h, i, e = share.hidden, share.intermediate, share.experts
+
+    def weight(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = torch.randint(0, 256, (e, n, k // 2), dtype=torch.uint8, device="cuda")
+        return codes, torch.randint(116, 121, (e, n, k // 32), dtype=torch.uint8, device="cuda")
+
+    acts = torch.randn(ids.numel(), i, dtype=torch.bfloat16, device="cuda")
+    one = humming_product(*weight(2 * i, h), hidden, ids, share.top_k)
+    two = humming_product(*weight(h, i), acts, ids, 1)
+
+    def step() -> None:
+        one()
+        two()
+
+    return step
+
+
+def humming_product(
+    weight: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, top_k: int
+) -> Step:
+    """One launch: row ``s // top_k`` by the expert of slot ``s``, for every slot of ``ids``.
+
+    The kernel is the one that the library's heuristic takes for so many slots.
+    """
+    layers: Any = importlib.import_module("humming.layer")
+    kernels: Any = importlib.import_module("humming.kernel.humming")
+    tune: Any = importlib.import_module("humming.tune")
+    routing: Any = importlib.import_module("humming.testing.data")
+    ops: Any = importlib.import_module("humming.ops")
+    experts, n, half = weight.shape
+    with torch.device("cuda"):
+        layer = layers.HummingLayer(
+            n, 2 * half, {"quant_method": "mxfp4"}, {"dtype": "float8e4m3"},
+            num_experts=experts, torch_dtype=torch.bfloat16,
+        )  # fmt: skip
+    layer.load_from_tensors({"weight": weight, "weight_scale": scale})
+    layer.transform()
+    config, kind = layer.humming_config, "indexed"
+    tuning = tune.get_heuristics_config(config, shape_m=ids.numel(), gemm_type=kind)
+    configs = kernels.HummingKernel.prepare_kernels(config.to_str(), {"gemm_type": kind}, tuning)
+    routed = routing.generate_moe_tensors(ids, experts, kind, tuning["block_shape"][0])
+    row_scale = rows.float().abs().amax(1, keepdim=True) / 448
+    return partial(
+        ops.launch_kernel,
+        configs=configs,
+        inputs=(rows / row_scale).to(torch.float8_e4m3fn),
+        weight=layer.weight,
+        weight_scale=layer.weight_scale,
+        weight_scale_2=layer.weight_scale_2,
+        input_scale=row_scale,
+        outputs=torch.empty(ids.numel(), n, dtype=torch.bfloat16, device="cuda"),
+        sorted_ids=routed[2],
+        expert_ids=routed[3],
+        num_tokens_padded=routed[4],
+        locks=layer.locks,
+        top_k=top_k,
+    )
 
 
 PEERS: dict[str, tuple[str, Callable[..., Step]]] = {
