@@ -192,6 +192,18 @@ def test_a_backends_own_form_is_undone_by_itself_or_refused(small):
         assert torch.equal(got[name], whole[[1, 4]]), name
 
 
+def test_what_triton_packed_is_unpacked(small):
+    triton = pytest.importorskip("megamoe.backends.triton", reason="needs Triton: Linux only")
+    backend = triton.TritonBackend(torch.device("cpu"))  # packs anywhere
+    module = module_of(small, backend=backend)
+    module.finalize_weights()
+    assert module.w13_weight is None
+    assert not torch.equal(module._weights[0], small.w13_weight)
+    got = checkpoint_weights(module, torch.tensor([1, 4]))
+    for name in WEIGHTS:
+        assert torch.equal(got[name], getattr(small, name)[[1, 4]]), name
+
+
 def test_ids_are_local_and_the_load_is_not_counted(tmp_path, small):
     # Experts 2 and 3 of 6 are here; logical l is served by physical 5 - l.
     small.topk_ids[:] = torch.tensor([[0, 1], [2, 3], [3, 5], [-1, 2]])
