@@ -22,7 +22,7 @@ from rich.table import Table
 import megamoe
 from megamoe import bench, golden, shards
 from megamoe.backends import load_backend
-from megamoe.bench.floor import SHARES
+from megamoe.bench.floor import DEFAULT_SHARES, SHARES
 from megamoe.bench.peers import PEERS
 from megamoe.cases import KINDS, TIERS, Case, load_cases, select
 from megamoe.problem import provided
@@ -370,10 +370,10 @@ def _parser() -> argparse.ArgumentParser:
 
     b = command(commands, "bench", "time a backend beside the floor and beside peers", _bench)
     b.add_argument("--backend", default="triton", help="default: triton; it must have `run`")
-    b.add_argument("--share", nargs="+", choices=sorted(SHARES), default=sorted(SHARES),
-                   help="one rank's share of which model")  # fmt: skip
+    b.add_argument("--share", nargs="+", choices=sorted(SHARES), default=list(DEFAULT_SHARES),
+                   help=f"of which models (default {' '.join(DEFAULT_SHARES)})")  # fmt: skip
     b.add_argument("--tokens", nargs="+", type=_at_least_one, metavar="T",
-                   default=[1, 8, 64, 512, 2048, 8192])  # fmt: skip
+                   default=[1, 2, 4, 8, 16, 32, 64, 512, 2048, 8192])  # fmt: skip
     b.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS))
     b.add_argument("--repeats", type=_at_least_one, default=15, metavar="N")
     b.add_argument("--json", metavar="FILE")

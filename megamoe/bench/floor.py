@@ -14,7 +14,7 @@ FLOOR_FLOPS: Final = 1400e12
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's share of a model's routed experts at EP8, top-6."""
+    """One rank's share of a model's routed experts at EP8."""
 
     name: str
     hidden: int
@@ -26,7 +26,14 @@ class Share:
 SHARES: Final = {
     "flash": Share("DeepSeek-V4-Flash", 4096, 2048, 32),
     "pro": Share("DeepSeek-V4-Pro", 7168, 3072, 48),
+    "v3": Share("DeepSeek-V3", 7168, 2048, 32, 8),
+    "kimi-k3": Share("Kimi-K3", 3584, 3072, 112, 16),
+    "v4.1-flash": Share("DeepSeek-V4.1-Flash", 5120, 2304, 32),
 }
+"""The models of the shape table. V4.1-Flash's H and I are published; its 32 experts and top-6 are
+assumed, V4-Flash's. All are timed with a clamp of 10, also V3, which has none."""
+
+DEFAULT_SHARES: Final = ("flash", "pro")
 
 
 def weight_bytes(share: Share, experts: int) -> float:
