@@ -95,18 +95,36 @@ def _bench(a: argparse.Namespace) -> int:
             for tokens in a.tokens:
                 print(f"{SHARES[share].name} T={tokens}: {', '.join([a.backend, *a.peers])}")
         return 0
+    for path in (a.json, a.plot):
+        if path and Path(path).is_dir():
+            raise UsageError(f"{path} is a directory; name a file")
+    if a.source and a.json:
+        raise UsageError("--from times nothing, so there is no --json to write")
+    if a.plot:
+        bench.check_drawable()
+    rows = bench.load(Path(a.source)) if a.source else _timed(a)
+    # Plain width where this is no terminal: a table in a file should not wrap.
+    Console(width=None if sys.stdout.isatty() else 150).print(bench.table(rows))
+    if a.plot:
+        bench.plot(rows, Path(a.plot))
+    failed = [row for row in rows if row.best is None and row.what not in PEERS]
+    return 1 if failed and not a.source else 0
+
+
+def _timed(a: argparse.Namespace) -> list[bench.Row]:
+    """The rows of a run; each is said and saved as soon as there is one."""
     _check_device("cuda")
     backend = load_backend(a.backend, "cuda")
     if not provided(backend, "run"):
         raise UsageError(f"backend {a.backend} has no `run`; bench times what has one")
-    rows = bench.measure(backend, a.share, a.tokens, a.peers, a.repeats)
-    # Plain width where this is no terminal: a table in a file should not wrap.
-    Console(width=None if sys.stdout.isatty() else 150).print(bench.table(rows))
-    if a.json:
-        bench.save(rows, Path(a.json), shlex.join(["megamoe", *sys.argv[1:]]))
-    if a.plot:
-        bench.plot(rows, Path(a.plot))
-    return 0
+    made_by = bench.provenance(shlex.join(["megamoe", *sys.argv[1:]]), backend)
+    rows: list[bench.Row] = []
+    for row in bench.measure(backend, a.share, a.tokens, a.peers, a.repeats):
+        rows.append(row)
+        print(row.line(), file=sys.stderr, flush=True)
+        if a.json:
+            bench.save(rows, Path(a.json), made_by)
+    return rows
 
 
 def _record(a: argparse.Namespace) -> int:
@@ -376,8 +394,10 @@ def _parser() -> argparse.ArgumentParser:
                    default=[1, 2, 4, 8, 16, 32, 64, 512, 2048, 8192])  # fmt: skip
     b.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS))
     b.add_argument("--repeats", type=_at_least_one, default=15, metavar="N")
-    b.add_argument("--json", metavar="FILE")
+    b.add_argument("--json", metavar="FILE", help="rows and what made them, saved row by row")
     b.add_argument("--plot", metavar="FILE.svg")
+    b.add_argument("--from", dest="source", metavar="FILE",
+                   help="time nothing: the table and plot of an earlier --json")  # fmt: skip
     b.add_argument("--dry-run", action="store_true", help="list what would be timed")
 
     s = command(commands, "list", "the cases", _list)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from megamoe.bench import SHARES, Row, floor, plot, save, table
+from megamoe import bench
+from megamoe.bench import SHARES, Row, Share, floor, load, measure, plot, provenance, save, table
+from megamoe.bench import timing as clock
+from megamoe.bench.peers import PEERS
 from megamoe.cli import main
+from megamoe.contract import MODELS
+
+MEASURED = Path(__file__).parents[1] / "docs" / "performance"
 
 
 @pytest.mark.parametrize(
@@ -24,10 +33,22 @@ def test_the_floor_is_bytes_for_few_tokens_and_operations_for_many(
     assert floor(SHARES[share], tokens, experts) == pytest.approx(microseconds, abs=1)
 
 
+def test_shares_are_the_shape_table_at_eight_ranks():
+    """But for the experts of V4.1-Flash, which nobody has published."""
+    found = {s.name.lower(): (s.hidden, s.intermediate, s.top_k, s.experts)
+             for s in SHARES.values()}  # fmt: skip
+    wanted = {m.name: (m.hidden_size, m.intermediate_size, m.top_k, m.local_experts(8))
+              for m in MODELS.values()}  # fmt: skip
+    wanted["deepseek-v4.1-flash"] = (*wanted["deepseek-v4.1-flash"][:3], 32)
+    assert found == wanted
+
+
 ROWS = [
-    Row("DeepSeek-V4-Flash", 1, "triton", "whole forward", 25.0, 60.0, 50.0, 6.0),
-    Row("DeepSeek-V4-Flash", 8, "triton", "whole forward", 100.0, 160.0, None, 9.0, "no graph"),
-    Row("DeepSeek-V4-Flash", 1, "absent", "whole forward", 25.0, note="No module named 'absent'"),
+    Row("DeepSeek-V4-Flash", 1, "triton", "whole forward", 25.0, 6, 60.0, 50.0, 6.0),
+    Row("DeepSeek-V4-Flash", 1, "triton", "stage linear1", 25.0, 6, 40.0, 30.0),
+    Row("DeepSeek-V4-Flash", 8, "triton", "whole forward", 100.0, 24, 160.0, None, 9.0, "no graph"),
+    Row("DeepSeek-V4-Flash", 1, "absent", "whole forward", 25.0, 6, note="No module 'absent'"),
+    Row("DeepSeek-V3", 8, "triton", "whole forward", 200.0, 28, 310.0, 300.0, 8.0),
 ]  # fmt: skip
 
 
@@ -37,28 +58,228 @@ def test_a_peer_that_is_missing_is_a_row_that_says_why():
     out = io.StringIO()
     Console(width=200, file=out).print(table(ROWS))
     lines = out.getvalue().splitlines()
-    assert any("absent" in line and "No module named" in line for line in lines)
+    assert any("absent" in line and "No module" in line for line in lines)
     assert any("50.0" in line and "2.00" in line for line in lines)
 
 
-def test_the_file_holds_rows_and_provenance(tmp_path):
-    save(ROWS, tmp_path / "b.json", "megamoe bench --tokens 1")
+def test_a_line_of_progress_says_how_long_or_why_not():
+    assert [row.line() for row in ROWS[:4]] == [
+        "DeepSeek-V4-Flash T=1 triton, whole forward: 50.0 us, 2.00 x floor",
+        "DeepSeek-V4-Flash T=1 triton, stage linear1: 30.0 us",
+        "DeepSeek-V4-Flash T=8 triton, whole forward: 160.0 us, 1.60 x floor (no graph)",
+        "DeepSeek-V4-Flash T=1 absent, whole forward: failed, No module 'absent'",
+    ]
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+class Standin:
+    """A backend of little work on a CPU."""
+
+    name = "standin"
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken = broken
+
+    def fingerprint(self):
+        return {"sources": "a digest", "options": "none", "binaries": {"a kernel": "a digest"}}
+
+    def new_symm_buffer(self, group, device, experts, tokens, *sizes):
+        if self.broken == "buffer":
+            raise MemoryError
+        names = ("x", "x_sf", "topk_idx", "topk_weights")
+        return SimpleNamespace(**{name: [0] * tokens for name in names})
+
+    def prepare(self, hidden, weights, ids, *staged):
+        assert [len(s) for s in staged] == [len(hidden)] * 4
+
+    def run(self, y, weights, buffer, tokens, *, activation_clamp, fast_math):
+        y.zero_()
+
+    def stages(self, y, weights, buffer, tokens, **options):
+        yield "all of it", y.zero_
+        if self.broken == "stage":
+            raise ValueError("what is\nwrong")
+
+
+def test_the_file_holds_rows_and_what_made_them(tmp_path):
+    save(ROWS, tmp_path / "b.json", provenance("megamoe bench --tokens 1", Standin()))
     made = json.loads((tmp_path / "b.json").read_text())
     assert made["command"] == "megamoe bench --tokens 1"
     assert made["versions"]["torch"][0].isdigit()
-    assert [r["graph"] for r in made["rows"]] == [50.0, None, None]
+    assert {"sgl-deep-gemm", "humming-kernels"} < set(made["versions"])
+    assert made["backend"] == {"name": "standin", "sources": "a digest", "options": "none"}
+    assert made["floor"]["bytes_per_second"] == bench.FLOOR_BANDWIDTH
+    assert made["date"].endswith("+00:00")
+    assert {"megamoe", "revision", "python"} < set(made)
+    assert [r["graph"] for r in made["rows"]] == [50.0, 30.0, None, None, 300.0]
     assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
 
 
-def test_the_plot_is_an_svg_or_says_what_is_missing(tmp_path):
+def test_rows_come_back_as_they_were(tmp_path):
+    save(ROWS, tmp_path / "b.json", provenance("megamoe bench"))
+    assert load(tmp_path / "b.json") == ROWS
+
+
+@pytest.mark.parametrize("name", ["h100", "h200"])
+def test_an_older_file_tells_how_many_experts_were_touched(name):
+    """It does not say; the floor does."""
+    for row in load(MEASURED / f"{name}.json"):
+        share = bench.rows.share_named(row.share)
+        assert floor(share, row.tokens, row.experts) == pytest.approx(row.floor)
+        assert row.experts <= min(share.experts, row.tokens * share.top_k)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("not JSON", "holds no rows"), ("{}", "holds no rows"), ("[]", "holds no rows"),
+     ('{"rows": [{"share": "DeepSeek-V3", "experts": 1}]}', "holds no rows"),
+     ('{"rows": [{"share": "nobody\'s"}]}', "nobody's"),
+     ('{"rows": [], "floor": {"bytes_per_second": 1}}', "its floor is")],
+)  # fmt: skip
+def test_a_file_of_anything_else_is_refused_in_one_line(tmp_path, capsys, text, said):
+    (tmp_path / "b.json").write_text(text)
+    assert main(["bench", "--from", str(tmp_path / "b.json")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_from_a_file_the_table_is_made_again_without_a_gpu(tmp_path, capsys):
+    save(ROWS, tmp_path / "b.json", provenance("megamoe bench"))
+    assert main(["bench", "--from", str(tmp_path / "b.json")]) == 0
+    assert "DeepSeek-V3" in capsys.readouterr().out
+    assert main(["bench", "--from", str(tmp_path / "b.json"), "--json", "c.json"]) == 2
+    assert "--from times nothing" in capsys.readouterr().err
+    assert main(["bench", "--from", str(tmp_path / "absent.json")]) == 2
+
+
+def test_the_plot_is_an_svg_or_says_what_is_missing(tmp_path, capsys):
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         with pytest.raises(ValueError, match="--plot needs matplotlib"):
             plot(ROWS, tmp_path / "b.svg")
+        # Before anything is timed, and before a GPU is looked for.
+        assert main(["bench", "--plot", str(tmp_path / "b.svg")]) == 2
+        assert "matplotlib" in capsys.readouterr().err
     else:
-        plot(ROWS, tmp_path / "b.svg")
+        for name in ("b.svg", "c.svg"):
+            plot(ROWS, tmp_path / name)
         assert "<svg" in (tmp_path / "b.svg").read_text()
+        assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "c.svg").read_bytes()
+
+
+def test_the_roofline_has_every_point_at_or_below_its_roof():
+    pytest.importorskip("matplotlib")
+    rows = [r for r in load(MEASURED / "h100.json") if r.best and not r.is_stage]
+    from megamoe.bench.figure import draw
+
+    panels = draw(rows).axes
+    assert [p.get_title() for p in panels] == [
+        f"{share}: {what}" for share in ("DeepSeek-V4-Flash", "DeepSeek-V4-Pro")
+        for what in ("time", "roofline")
+    ]  # fmt: skip
+    for panel in panels[1::2]:
+        *peers, roof = panel.get_lines()
+        assert "roof" in roof.get_label()
+        assert len({line.get_marker() for line in peers}) == len(peers) == 3
+        for line in peers:
+            for x, y in zip(*line.get_data(), strict=True):
+                assert y <= min(bench.FLOOR_BANDWIDTH * x, bench.FLOOR_FLOPS) / 1e12
+
+
+# --- a run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A small share, and a clock by which everything takes 7 microseconds and a graph 5."""
+    monkeypatch.setitem(SHARES, "tiny", Share("Tiny", 256, 128, 4, 2))
+
+    def ticks(step, repeats):
+        step()
+        return 7.0
+
+    def graph(step, repeats):
+        step()
+        return 5.0
+
+    monkeypatch.setattr(clock, "events", ticks)
+    monkeypatch.setattr(clock, "graph", graph)
+    return monkeypatch
+
+
+def test_a_run_has_a_row_for_all_that_was_timed_and_for_what_could_not_be(tiny):
+    def broken(*_):
+        raise RuntimeError("the first line\nand a second")
+
+    tiny.setitem(PEERS, "works", ("two products only", lambda *_: lambda: None))
+    tiny.setitem(PEERS, "broken", ("whole forward", broken))
+    rows = list(measure(Standin(), ["tiny"], [1, 3], ["broken", "works"], 1, "cpu"))
+    assert [(r.tokens, r.what, r.scope) for r in rows] == [
+        (tokens, *rest) for tokens in (1, 3) for rest in (
+            ("standin", "whole forward"), ("standin", "stage staging"),
+            ("standin", "stage all of it"), ("broken", "whole forward"),
+            ("works", "two products only"),
+        )
+    ]  # fmt: skip
+    whole, staging, _, failed, peer = rows[:5]
+    assert (whole.events, whole.graph, whole.best, whole.experts) == (7.0, 5.0, 5.0, 2)
+    assert math.isclose(whole.tflops, 2 * 6 * 256 * 128 / 5e6)
+    assert peer.tflops == whole.tflops
+    assert staging.tflops is None
+    assert (failed.best, failed.tflops) == (None, None)
+    assert failed.note == "RuntimeError: the first line"
+
+
+def test_the_peers_fail_into_rows_where_there_is_no_gpu(tiny):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    rows = list(measure(Standin(), ["tiny"], [2], sorted(PEERS), 1, "cpu"))[3:]
+    assert [r.what for r in rows] == sorted(PEERS)
+    assert all(r.note and r.best is None for r in rows)
+
+
+def test_what_cannot_be_captured_keeps_its_time_of_eager_launches(tiny):
+    def graph(step, repeats):
+        raise RuntimeError("cannot be captured")
+
+    tiny.setattr(clock, "graph", graph)
+    row = next(measure(Standin(), ["tiny"], [1], [], 1, "cpu"))
+    assert (row.best, row.graph) == (7.0, None)
+    assert row.note == "no CUDA graph: RuntimeError: cannot be captured"
+
+
+@pytest.mark.parametrize(
+    ("broken", "notes"),
+    [("buffer", ["MemoryError"]), ("stage", ["", "", "", "ValueError: what is"])],
+)  # fmt: skip
+def test_what_fails_of_the_backend_is_a_row_too_and_the_run_goes_on(tiny, broken, notes):
+    tiny.setitem(PEERS, "works", ("two products only", lambda *_: lambda: None))
+    rows = list(measure(Standin(broken), ["tiny"], [1], ["works"], 1, "cpu"))
+    assert [r.note for r in rows] == [*notes, ""]
+
+
+def test_a_run_cut_off_leaves_the_rows_that_it_had(tiny, tmp_path, capsys):
+    from megamoe import cli
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    tiny.setitem(PEERS, "stops", ("whole forward", stopped))
+    tiny.setattr(cli, "_check_device", lambda device: None)
+    tiny.setattr(cli, "load_backend", lambda *_: Standin())
+    tiny.setattr(bench, "measure", lambda *a: measure(*a, "cpu"))
+    asked = ["bench", "--share", "tiny", "--tokens", "1", "--json", str(tmp_path / "b.json")]
+    assert main([*asked, "--peers", "stops"]) == 130
+    assert [r.what for r in load(tmp_path / "b.json")] == ["standin"] * 3
+    assert len(capsys.readouterr().err.splitlines()) == 4  # a row each, and that it was stopped
+    tiny.setattr(cli, "load_backend", lambda *_: Standin("buffer"))
+    assert main([*asked, "--peers"]) == 1
+    assert "failed, MemoryError" in capsys.readouterr().err
 
 
 def test_a_dry_run_lists_what_would_be_timed(capsys):

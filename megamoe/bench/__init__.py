@@ -1,7 +1,9 @@
 """How fast: the whole forward and each stage, beside the floor and beside peers, in one run."""
 
+from megamoe.bench.figure import check_drawable, plot
 from megamoe.bench.floor import FLOOR_BANDWIDTH, FLOOR_FLOPS, SHARES, Share, floor
-from megamoe.bench.run import Row, measure, plot, save, table
+from megamoe.bench.rows import Row, load, provenance, save, table
+from megamoe.bench.run import measure
 
 __all__ = [
     "FLOOR_BANDWIDTH",
@@ -9,9 +11,12 @@ __all__ = [
     "SHARES",
     "Row",
     "Share",
+    "check_drawable",
     "floor",
+    "load",
     "measure",
     "plot",
+    "provenance",
     "save",
     "table",
 ]

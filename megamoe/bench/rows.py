@@ -1,0 +1,152 @@
+"""What a run leaves: rows, a table of them, and a JSON file that says what made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.table import Table
+
+from megamoe.bench.floor import (
+    FLOOR_BANDWIDTH,
+    FLOOR_FLOPS,
+    SHARES,
+    Share,
+    operations,
+    weight_bytes,
+)
+from megamoe.golden import recorded, write_atomically
+from megamoe.suite.provenance import revision
+
+VERSIONS: Final = ("torch", "triton", "sgl-deep-gemm", "humming-kernels")
+"""Distributions whose versions a file names, installed or not."""
+
+_FLOOR: Final = {"bytes_per_second": FLOOR_BANDWIDTH, "operations_per_second": FLOOR_FLOPS}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing timed once; microseconds. ``experts`` is how many of the share were touched."""
+
+    share: str
+    tokens: int
+    what: str
+    scope: str
+    floor: float
+    experts: int
+    events: float | None = None
+    graph: float | None = None
+    tflops: float | None = None
+    note: str = ""
+
+    @property
+    def best(self) -> float | None:
+        """The shorter of the graph's time and that of eager launches."""
+        return min((t for t in (self.graph, self.events) if t is not None), default=None)
+
+    @property
+    def is_stage(self) -> bool:
+        return self.scope.startswith("stage")
+
+    def line(self) -> str:
+        """For progress: what was timed, and how long it took or why not."""
+        head = f"{self.share} T={self.tokens} {self.what}, {self.scope}: "
+        if self.best is None:
+            return f"{head}failed, {self.note}"
+        times = "" if self.is_stage else f", {self.best / self.floor:.2f} x floor"
+        return f"{head}{self.best:.1f} us{times}{f' ({self.note})' if self.note else ''}"
+
+
+def share_named(name: str) -> Share:
+    """The share that rows call ``name``."""
+    for share in SHARES.values():
+        if share.name == name:
+            return share
+    raise ValueError(f"{name!r} is none of the shares {[s.name for s in SHARES.values()]}")
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Rows for a terminal; times in microseconds."""
+    made = Table(
+        "share", "T", "what", "timed", "floor", "events", "graph", "x floor", "TFLOP/s", "note"
+    )
+    for r in rows:
+        whole = not r.is_stage
+        made.add_row(
+            r.share, str(r.tokens), r.what, r.scope, f"{r.floor:.0f}" if whole else "",
+            _number(r.events), _number(r.graph),
+            f"{r.best / r.floor:.2f}" if r.best and whole else "",
+            f"{r.tflops:.0f}" if r.tflops and whole else "",
+            r.note,
+        )  # fmt: skip
+    return made
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def provenance(command: str, backend: Any = None) -> dict[str, Any]:
+    """Date, machine, versions, command and floor of a run, and what identifies ``backend``."""
+
+    def found(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    machine = recorded.provenance("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("torch", "triton", "numpy"):  # among `versions`, or of no account
+        machine.pop(name, None)
+    made: dict[str, Any] = {
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **machine,
+        "revision": revision(),
+        "versions": {name: found(name) for name in VERSIONS},
+        "floor": _FLOOR,
+        "timing": "median; 256 MiB written before every repeat",
+    }
+    if backend is not None:
+        made["backend"] = {"name": backend.name}
+        if (identity := recorded.fingerprint(backend)) is not None:
+            made["backend"] |= {name: identity[name] for name in ("sources", "options")}
+    return made
+
+
+def save(rows: Sequence[Row], path: Path, made_by: dict[str, Any]) -> None:
+    """Rows and their :func:`provenance` as JSON; an existing file is replaced whole."""
+    made = {**made_by, "rows": [asdict(r) for r in rows]}
+    write_atomically(path, (json.dumps(made, indent=1) + "\n").encode())
+
+
+def load(path: Path) -> list[Row]:
+    """The rows of a file that :func:`save` wrote."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        rows = [_row(dict(row)) for row in data["rows"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no rows of `megamoe bench --json`: {error}") from error
+    if data.get("floor", _FLOOR) != _FLOOR:
+        raise ValueError(f"{path}: its floor is {data['floor']}, that of this version {_FLOOR}")
+    return rows
+
+
+def _row(found: dict[str, Any]) -> Row:
+    if "experts" not in found:
+        # An older file. Where the floor is of bytes it tells the experts; where it is of
+        # operations, all were touched: that takes more than a hundred rows an expert.
+        share = share_named(found["share"])
+        told = found["floor"] * 1e-6 * FLOOR_BANDWIDTH / weight_bytes(share, 1)
+        found["experts"] = min(share.experts, round(told))
+        if (best := Row(**found).best) is not None:  # its rate was the graph's, and of stages too
+            stage = found["scope"].startswith("stage")
+            found["tflops"] = None if stage else operations(share, found["tokens"]) / best / 1e6
+    known = {f.name for f in fields(Row)}
+    return Row(**{name: value for name, value in found.items() if name in known})
