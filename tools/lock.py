@@ -7,7 +7,7 @@ any torch file can be installed with the other two:
     torch-cpu.txt    torch without GPU libraries, what it imports, and Triton
     torch-cuda.txt   the registry's default torch with the NVIDIA libraries of its Linux builds
     base.txt         what megamoe itself needs besides torch
-    test.txt         what the extras `test` and `workflows` add
+    test.txt         what the extras `test`, `workflows` and `plot` add
 
 The registry's default index does not serve CPU builds for Linux. Their digests stand in
 requirements/torch-cpu.sha256, in the form `sha256sum --check` reads; a new torch version needs
@@ -116,7 +116,7 @@ def main() -> None:
     base = {name: everything[name] for name in base_names}
     write("base.txt", "What megamoe needs besides torch.", base)
     extra = {name: everything[name] for name in test_names}
-    write("test.txt", "What the extras `test` and `workflows` add.", extra)
+    write("test.txt", "What the extras `test`, `workflows` and `plot` add.", extra)
 
 
 if __name__ == "__main__":
