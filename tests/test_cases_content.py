@@ -91,8 +91,12 @@ def test_experts_top_k_and_sizes_at_their_ends() -> None:
 def crowded(case: Case) -> bool:
     """Many rows an expert, and channels in whole tiles of 256: kernels have a path for these."""
     p = case.params
-    rows = p["tokens"] * p["top_k"]
-    return rows > 16 * min(rows, p["experts"]) and p["hidden"] % 256 == 0
+    return many(p["tokens"] * p["top_k"], p["experts"]) and p["hidden"] % 256 == 0
+
+
+def many(rows: int, experts: int) -> bool:
+    """More than any kernel here takes as few."""
+    return rows > 16 * min(rows, experts)
 
 
 def test_long_contractions_for_few_and_for_many_rows() -> None:
@@ -128,8 +132,7 @@ def test_laws_are_tried_between_few_and_many_rows() -> None:
 def paths(law: str, problem: Problem) -> set[bool]:
     """Whether the problem and its variants have many rows an expert."""
     tried = [problem, *(v.problem for v in properties.variants(problem, law))]
-    rows = [p.num_tokens * p.top_k for p in tried]
-    return {r > 16 * min(r, p.num_experts) for r, p in zip(rows, tried, strict=True)}
+    return {many(p.num_tokens * p.top_k, p.num_experts) for p in tried}
 
 
 def test_every_law_and_every_wrong_call_has_a_case() -> None:

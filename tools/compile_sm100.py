@@ -4,9 +4,8 @@
     make compile-sm100 INCLUDE=DIR [NVCC=NVCC] [ARGS='--json FILE']
 
 ``DIR`` holds ``deep_gemm/`` and ``cutlass/`` headers, as a package of DeepGEMM ships them. Says,
-for each kernel, registers, spilled bytes and shared memory. That it
-compiles does not say that it is right: nothing is run. A model whose I / 32 is not a multiple of
-16 is known not to compile.
+for each kernel, registers, spilled bytes and shared memory. That it compiles does not say that it
+is right: nothing is run. A model whose I / 32 is not a multiple of 16 is known not to compile.
 
 The constants follow the package's own choice for EP8 (block sizes by tokens an expert; stages by
 what fits in shared memory); they are worked out anew here, as facts of 54e22612.

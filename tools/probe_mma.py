@@ -23,7 +23,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7, 3.6
+from megamoe.backends.triton.overlapped import barrier
+
 PROGRAMS, ROWS, COLUMNS = 512, 64, 8
 
 

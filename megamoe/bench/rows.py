@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from rich.table import Table
 
+from megamoe.bench import timing
 from megamoe.bench.floor import (
     FLOOR_BANDWIDTH,
     FLOOR_FLOPS,
@@ -71,6 +72,13 @@ def share_named(name: str) -> Share:
     raise ValueError(f"{name!r} is none of the shares {[s.name for s in SHARES.values()]}")
 
 
+def rate(row: Row) -> float | None:
+    """TFLOP/s at the row's best time; None without one, and for a stage, which does only a part."""
+    if row.is_stage or row.best is None:
+        return None
+    return operations(share_named(row.share), row.tokens) / row.best / 1e6
+
+
 def table(rows: Sequence[Row]) -> Table:
     """Rows for a terminal; times in microseconds."""
     made = Table(
@@ -111,7 +119,7 @@ def provenance(command: str, backend: Any = None) -> dict[str, Any]:
         "revision": revision(),
         "versions": {name: found(name) for name in VERSIONS},
         "floor": _FLOOR,
-        "timing": "median; 256 MiB written before every repeat",
+        "timing": f"median; {timing.FLUSH_BYTES >> 20} MiB written before every repeat",
     }
     if backend is not None:
         made["backend"] = {"name": backend.name}
@@ -139,14 +147,13 @@ def load(path: Path) -> list[Row]:
 
 
 def _row(found: dict[str, Any]) -> Row:
-    if "experts" not in found:
-        # An older file. Where the floor is of bytes it tells the experts; where it is of
-        # operations, all were touched: that takes more than a hundred rows an expert.
-        share = share_named(found["share"])
-        told = found["floor"] * 1e-6 * FLOOR_BANDWIDTH / weight_bytes(share, 1)
-        found["experts"] = min(share.experts, round(told))
-        if (best := Row(**found).best) is not None:  # its rate was the graph's, and of stages too
-            stage = found["scope"].startswith("stage")
-            found["tflops"] = None if stage else operations(share, found["tokens"]) / best / 1e6
     known = {f.name for f in fields(Row)}
-    return Row(**{name: value for name, value in found.items() if name in known})
+    given = {name: value for name, value in found.items() if name in known}
+    if "experts" in found:
+        return Row(**given)
+    # An older file. Where the floor is of bytes it tells the experts; where it is of operations,
+    # all were touched: that takes more than a hundred rows an expert.
+    share = share_named(found["share"])
+    told = found["floor"] * 1e-6 * FLOOR_BANDWIDTH / weight_bytes(share, 1)
+    row = Row(**given, experts=min(share.experts, round(told)))
+    return replace(row, tflops=rate(row))  # its own was the graph's, and of stages too

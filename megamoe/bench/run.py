@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from megamoe.bench import timing
-from megamoe.bench.floor import SHARES, Share, floor, operations
+from megamoe.bench.floor import SHARES, Share, floor
 from megamoe.bench.peers import PEERS
-from megamoe.bench.rows import Row
+from megamoe.bench.rows import Row, rate
 from megamoe.experts import packed_weights
 
 
@@ -63,18 +63,15 @@ class _Timer:
             graph, note = timing.graph(step, self.repeats), ""
         except Exception as error:
             graph, note = None, f"no CUDA graph: {_line(error)}"
-        best = events if graph is None else min(events, graph)
-        rate: float | None = operations(self.share, self.tokens) / best / 1e6
-        if scope.startswith("stage"):
-            rate = None  # it does a part of the operations
-        return self._row(what, scope, events, graph, rate, note)
+        made = self._row(what, scope, events=events, graph=graph, note=note)
+        return replace(made, tflops=rate(made))
 
     def failed(self, what: str, scope: str, error: BaseException) -> Row:
-        return self._row(what, scope, None, None, None, _line(error))
+        return self._row(what, scope, note=_line(error))
 
-    def _row(self, what: str, scope: str, *rest: Any) -> Row:
+    def _row(self, what: str, scope: str, **rest: Any) -> Row:
         least = floor(self.share, self.tokens, self.experts)
-        return Row(self.share.name, self.tokens, what, scope, least, self.experts, *rest)
+        return Row(self.share.name, self.tokens, what, scope, least, self.experts, **rest)
 
 
 def _own(timer: _Timer, backend: Any, *inputs: Any) -> Iterator[Row]:
