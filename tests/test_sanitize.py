@@ -27,7 +27,7 @@ exec "$@"
 
 @pytest.fixture
 def sanitize(tmp_path):
-    def run(write, *, gpu=True, check=0, sanitizer=True):
+    def run(write, *, gpu=True, check=0, sanitizer=True, tools="memcheck racecheck"):
         tool = tmp_path / "compute-sanitizer"
         tool.write_text(SANITIZER.replace("{write}", write))
         python = tmp_path / "python"
@@ -39,6 +39,7 @@ def sanitize(tmp_path):
         for path in (tool, python):
             path.chmod(0o755)
         environment = {"PATH": "/usr/bin:/bin", "SANITIZE_CASES": "forward/a,property/b-*"}
+        environment["SANITIZE_TOOLS"] = tools
         environment["COMPUTE_SANITIZER" if sanitizer else "CUDA_HOME"] = str(
             tool if sanitizer else tmp_path / "none"
         )
@@ -96,25 +97,66 @@ def test_its_cases_are_there_each_glob_of_them():
     assert len(select(load_cases(golden), glob=default.replace("\\\n", ""))) >= 9
 
 
-REPORT = """========= Error: Race reported between Read access at k+0x120 in overlapped.py:{first}
-=========     and Write access at k+0x6fa0 in overlapped.py:{second} [2 hazards]
-=========
-"""
+REPORT = (
+    "========= Error: Race reported between Read access at linear1+0x120 in overlapped.py:{first}\n"
+    "=========     and Write access at linear1+0x6fa0 in overlapped.py:{second} [2 hazards]\n"
+    "=========\n"
+)
 
 
-def test_only_what_racecheck_blames_on_triton_s_hand_over_is_set_aside(tmp_path, capsys):
+def line_of(start):
     lines = (hazards.KERNELS / "overlapped.py").read_text().splitlines()
-    head = lines.index("def linear1(") + 1
-    call = lines.index("    gl.warp_specialize(") + 1
-    ours = next(n for n, line in enumerate(lines, 1) if "halves.index(2 * i).store" in line)
-    log = tmp_path / "1.txt"
-    log.write_text(REPORT.format(first=head, second=call) + REPORT.format(first=head, second=head))
-    assert hazards.main([str(log)]) == 0
-    assert "2 reports" in capsys.readouterr().out
-    log.write_text(REPORT.format(first=head, second=call) + REPORT.format(first=head, second=ours))
-    assert hazards.main([str(log)]) == 1
-    told = capsys.readouterr()
+    return next(n for n, line in enumerate(lines, 1) if line.strip().startswith(start))
+
+
+HEAD, CALL = line_of("def linear1("), line_of("gl.warp_specialize(")
+
+
+@pytest.fixture
+def judged(tmp_path, capsys):
+    def run(*reports, summary=None):
+        log = tmp_path / "1.txt"
+        shown = len(reports) if summary is None else summary
+        end = f"========= RACECHECK SUMMARY: {shown} hazards displayed ({shown} errors, 0 warnings)"
+        log.write_text("".join(reports) + end + "\n")
+        return hazards.main([str(log)]), capsys.readouterr()
+
+    return run
+
+
+def at(first, second):
+    return REPORT.format(first=first, second=second)
+
+
+def test_only_what_racecheck_blames_on_triton_s_hand_over_is_set_aside(judged):
+    code, told = judged(at(HEAD, CALL), at(HEAD, HEAD))
+    assert code == 0 and "2 reports" in told.out
+    ours = line_of("halves.index(2 * i).store")
+    code, told = judged(at(HEAD, CALL), at(HEAD, ours))
+    assert code == 1
     assert "1 reports" in told.out and "1 others" in told.out
-    assert f"overlapped.py:{ours}" in told.err and f"overlapped.py:{call}" not in told.err
-    log.write_text(REPORT.format(first=10**6, second=head))  # a line that is not there
-    assert hazards.main([str(log)]) == 1
+    assert f"overlapped.py:{ours}" in told.err and f"overlapped.py:{CALL}" not in told.err
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        at(10**6, HEAD),  # a line that is not there
+        at(HEAD, line_of("def _consume(")),  # a function of ours that the kernel calls
+        "========= Error: Potential RAW hazard detected at __shared__ 0x0\n",
+        "========= Warning: Race reported nowhere\n",
+    ],
+)
+def test_any_other_report_is_left(judged, report):
+    code, told = judged(at(HEAD, CALL), report)
+    assert code == 1 and "1 reports" in told.out and "1 others" in told.out
+
+
+def test_a_report_that_is_not_understood_is_missed_in_the_sum(judged):
+    code, told = judged(at(HEAD, CALL), summary=2)
+    assert code == 1 and "tells of 2 reports, the log has 1" in told.err
+
+
+def test_an_error_that_racecheck_only_counts_is_red(sanitize):
+    ran = sanitize(DIRTY, tools="racecheck")
+    assert ran.returncode == 1 and "tells of 3 reports, the log has 0" in ran.stderr
