@@ -3,7 +3,8 @@
 A file holds an optional table ``[defaults]`` and ``[[case]]`` tables. A case has ``name``,
 ``kind``, ``breaks`` (one sentence: what is broken if it fails), optionally ``tier`` and ``seed``,
 and the parameters of its kind. ``[case.matrix]`` with lists makes one case of each combination,
-its ``name`` being a template: ``name = "edge-t{tokens}"``. ``docs/goldens.md`` shows examples.
+its ``name`` being a template: ``name = "edge-t{tokens}"``; the values of a key of several names,
+``"hidden,intermediate"``, go together. ``docs/goldens.md`` shows examples.
 
 Everything is checked while it is read; an error is one line with file, case and key.
 """
@@ -209,16 +210,18 @@ def _expand(path: Path, table: dict[str, Any]) -> list[dict[str, Any]]:
     name = str(table.get("name", "without a name"))
     if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()):
         raise CaseError(f"{path.name}: case {name}: matrix holds non-empty lists only")
+    axes = [[_together(path, name, key, v) for v in values] for key, values in matrix.items()]
     out = []
-    for values in itertools.product(*matrix.values()):
+    for chosen in itertools.product(*axes):
+        pairs = list(itertools.chain(*chosen))
         entry = table
-        for key, value in zip(matrix, values, strict=True):
+        for key, value in pairs:
             # A dotted key reaches into a table: "routing.kind" = ["same", "skewed"].
             nested = value
             for part in reversed(key.split(".")):
                 nested = {part: nested}
             entry = _merged(entry, nested)
-        labels = {key.replace(".", "_"): v for key, v in zip(matrix, values, strict=True)}
+        labels = {key.replace(".", "_"): v for key, v in pairs}
         try:
             entry = {**entry, "name": name.format_map(labels)}
         except (KeyError, ValueError, IndexError) as error:
@@ -227,6 +230,16 @@ def _expand(path: Path, table: dict[str, Any]) -> list[dict[str, Any]]:
             ) from error
         out.append(entry)
     return out
+
+
+def _together(path: Path, name: str, key: str, value: Any) -> list[tuple[str, Any]]:
+    """Names and values of one entry of a matrix; a key of several names has as many values."""
+    names = key.split(",")
+    values = [value] if len(names) == 1 else value
+    if not isinstance(values, list) or len(values) != len(names):
+        raise CaseError(f"{path.name}: case {name}: matrix {key} has {value!r}; give it a list of "
+                        f"{len(names)} values")  # fmt: skip
+    return list(zip(names, values, strict=True))
 
 
 def _case(path: Path, table: dict[str, Any]) -> Case:

@@ -61,6 +61,15 @@ def test_a_dotted_matrix_key_reaches_into_a_table(tmp_path):
     assert [c.name for c in cases[:2]] == ["edge-same", "edge-random"]
 
 
+def test_the_values_of_a_matrix_key_of_several_names_go_together(tmp_path):
+    text = GOOD.replace("tokens = [1, 7]", '"tokens,routing.kind" = [[1, "same"], [7, "random"]]')
+    text = text.replace("edge-t{tokens}", "edge-{routing_kind}-t{tokens}")
+    cases = load_file(write(tmp_path, text))
+    assert [c.name for c in cases[:2]] == ["edge-same-t1", "edge-random-t7"]
+    assert [c.params["routing_recipe"]["kind"] for c in cases[:2]] == ["same", "random"]
+    assert [c.params["tokens"] for c in cases[:2]] == [1, 7]
+
+
 def test_a_model_gives_the_sizes(tmp_path):
     text = """
 [[case]]
@@ -105,6 +114,8 @@ kind = "bell"
         ('family = "envelope"', 'family = "loose"', "family is 'loose'; known: zero-freedom"),
         ("edge-t{tokens}", "edge-t{token}", "the name does not fit the matrix"),
         ("tokens = [1, 7]", "tokens = []", "matrix holds non-empty lists only"),
+        ("tokens = [1, 7]", '"tokens,seed" = [[1]]', "tokens,seed has [1]; give it a list of 2"),
+        ("tokens = [1, 7]", '"tokens,seed" = [1]', "tokens,seed has 1; give it a list of 2 values"),
         ("[defaults]", "[default]", "unknown table 'default'; known: defaults, case"),
         ("[defaults]", "[defaults", "a.toml: cannot be read as TOML"),
     ],
