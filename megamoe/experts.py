@@ -20,7 +20,7 @@ from megamoe.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
 from megamoe.problem import Problem, provided
 from megamoe.ranks import check_ranks
 from megamoe.staging import check_staging_inputs
-from megamoe.symm_buffer import get_symm_buffer, new_symm_buffer
+from megamoe.symm_buffer import check_capacity, get_symm_buffer, new_symm_buffer
 
 _PARAMETERS = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
 
@@ -270,11 +270,7 @@ class DeepseekV4MegaMoEExperts(nn.Module):
         raised as ``ValueError`` before the buffer or the load is written.
         """
         tokens = hidden_states.shape[0]
-        if tokens > self.max_num_tokens:
-            raise ValueError(
-                f"DeepSeek V4 MegaMoE got {tokens} tokens, but the symmetric buffer was sized "
-                f"for {self.max_num_tokens}."
-            )
+        check_capacity(tokens, self.max_num_tokens)
         # Not empty_like: a kernel writes dense rows, whatever the strides of the input.
         y = torch.empty(hidden_states.shape, dtype=torch.bfloat16, device=hidden_states.device)
         if tokens == 0 and not self.collective:

@@ -50,6 +50,15 @@ def aligned_capacity(max_num_tokens: int) -> int:
     return max(1, -(-max_num_tokens // CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE
 
 
+def check_capacity(num_tokens: int, max_num_tokens: int) -> None:
+    """Raise the contract's ``ValueError`` for more tokens than a buffer was sized for."""
+    if num_tokens > max_num_tokens:
+        raise ValueError(
+            f"DeepSeek V4 MegaMoE got {num_tokens} tokens, but the symmetric buffer was sized "
+            f"for {max_num_tokens}."
+        )
+
+
 def new_symm_buffer(
     group: Any,
     device: torch.device,

@@ -23,6 +23,7 @@ from megamoe.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
 from megamoe.problem import Problem
 from megamoe.ranks import one_rank
 from megamoe.staging import check_staging_inputs
+from megamoe.symm_buffer import check_capacity
 
 NEEDS_SM100: Final = "DeepGEMM MegaMoE requires SM100 GPUs."
 """The contract's text."""
@@ -193,11 +194,7 @@ class DeepGemmBackend:
         check_sizes(p.hidden_size, p.intermediate_size)
         check_staging_inputs(p.hidden_states, p.topk_weights, p.topk_ids)
         tokens = p.num_tokens
-        if tokens > p.max_num_tokens:
-            raise ValueError(
-                f"DeepSeek V4 MegaMoE got {tokens} tokens, but the symmetric buffer was sized "
-                f"for {p.max_num_tokens}."
-            )
+        check_capacity(tokens, p.max_num_tokens)
         y = torch.empty(p.hidden_states.shape, dtype=torch.bfloat16, device=p.hidden_states.device)
         if tokens == 0:
             return y
