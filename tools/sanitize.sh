@@ -11,8 +11,9 @@ set -u
 
 backend=${SANITIZE_BACKEND:-triton}
 tools=${SANITIZE_TOOLS:-memcheck racecheck}
-# Small, and of every path: few tokens in both tiles, ends of the contraction, many tokens through
-# the whole ring, wide scales, masked and crowded experts, the run face, staging and remap.
+# Small: few tokens in tiles of 8 and 16, ends of the contraction, many tokens through the whole ring
+# and with wide scales, masked and crowded experts, the run face, staging and remap. Not among them:
+# the tile of 8 with two warps, which only a model's sizes fill, the precise silu, no clamp.
 cases=${SANITIZE_CASES:-forward/expert-block-edge-t9,forward/expert-block-edge-t65,\
 forward/few-rows-h640-i1024-tail-of-steps-lost-t20,\
 forward/many-rows-h1280-i1152-ring-reused-too-early-t100,\
