@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megamoe.backends.triton.launches import CROWDED, FEW, SHARE, few_tile
 from megamoe.cases import load_cases, select
 
 SCRIPT = Path(__file__).parents[1] / "tools/sanitize.sh"
@@ -91,10 +92,26 @@ def test_what_is_missing_is_said_in_one_line(sanitize):
         assert ran.stderr.count("\n") == 1
 
 
-def test_its_cases_are_there_each_glob_of_them():
+def test_its_cases_take_every_tile_and_switch_of_both_families():
     default = re.search(r"SANITIZE_CASES:-([^}]*)}", SCRIPT.read_text()).group(1)
-    golden = SCRIPT.parents[1] / "golden"
-    assert len(select(load_cases(golden), glob=default.replace("\\\n", ""))) >= 9
+    globs = default.replace("\\\n", "")
+    cases = load_cases(SCRIPT.parents[1] / "golden")
+    assert all(select(cases, glob=one) for one in globs.split(","))
+    few, overlapped, tiles = set(), set(), set()
+    for case in select(cases, glob=globs):
+        if "top_k" not in case.params or "family" not in case.params:
+            continue
+        p = case.params
+        rows, experts = p["tokens"] * p["top_k"], p["experts"]
+        crowded = rows > CROWDED * min(rows, experts) and p["hidden"] % SHARE == 0
+        if not crowded:
+            tiles.add(few_tile(rows, experts, p["intermediate"], processors=132))
+        wide = "wide-weight-scales" in case.name
+        switches = {f"fast {p['fast_math']}", f"clamp {p['clamp'] != 'none'}", f"wide {wide}"}
+        (overlapped if crowded else few).update(switches)
+    assert tiles == set(FEW)
+    every = {f"{switch} {on}" for switch in ("fast", "clamp", "wide") for on in (True, False)}
+    assert few == overlapped == every
 
 
 REPORT = (

@@ -247,7 +247,7 @@ def compiled(kernel, arguments, constants, warps, instruction, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tile", FEW, ids=lambda t: f"{t.BN}x{t.N} {t.WARPS} warps")
+@pytest.mark.parametrize("tile", FEW, ids=lambda t: f"{t.N} rows, {t.WARPS} warps")
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
 def test_the_products_for_few_tokens_compile_for_hopper_without_spills(tile: Tile, wide, tmp_path):
     """And so many blocks fit on a multiprocessor as the choice of a tile reckons with."""

@@ -11,13 +11,14 @@ set -u
 
 backend=${SANITIZE_BACKEND:-triton}
 tools=${SANITIZE_TOOLS:-memcheck racecheck}
-# Small: few tokens in tiles of 8 and 16, ends of the contraction, many tokens through the whole ring
-# and with wide scales, masked and crowded experts, the run face, staging and remap. Not among them:
-# the tile of 8 with two warps, which only a model's sizes fill, the precise silu, no clamp.
+# Small: every tile of both families of kernels, wide scales, the precise silu and no clamp in both,
+# ends of the contraction, many tokens through the whole ring, masked and crowded experts, the run
+# face, staging and remap.
 cases=${SANITIZE_CASES:-forward/expert-block-edge-t9,forward/expert-block-edge-t65,\
-forward/few-rows-h640-i1024-tail-of-steps-lost-t20,\
+forward/few-rows-h640-i1024-tail-of-steps-lost-t20,forward/few-rows-bell-h896-i896-wide-weight-scales-drift,\
+forward/precise-silu-bell-clamp-none,property/ep-size-broken-between-few-and-many-rows,\
 forward/many-rows-h1280-i1152-ring-reused-too-early-t100,\
-forward/many-rows-wide-weight-scales-lost-at-a-tile-edge-t193,forward/masked-slots-bell,\
+forward/many-rows-wide-weight-scales-precise-silu-no-clamp-t193,forward/masked-slots-bell,\
 property/stale-bytes-broken-with-*,staging/rows-lost-or-repeated-at-t33,eplb/redundant-16-experts-of-v4-256}
 
 stop() {

@@ -30,7 +30,7 @@ from megamoe.backends.triton.launches import (
 from megamoe.backends.triton.packing import pack, unpack
 from megamoe.layout import check_sizes
 from megamoe.problem import Problem
-from megamoe.symm_buffer import SymmBuffer
+from megamoe.symm_buffer import SymmBuffer, check_capacity
 from megamoe.symm_buffer import new_symm_buffer as plain_buffer
 
 MAX_TOP_K = 32
@@ -137,7 +137,7 @@ class TritonBackend:
             None, device, problem.num_experts, problem.max_num_tokens, problem.top_k,
             hidden, problem.intermediate_size,
         )  # fmt: skip
-        _check_tokens(tokens, buffer)
+        check_capacity(tokens, buffer.max_num_tokens)
         y = torch.empty(tokens, hidden, dtype=torch.bfloat16, device=device)
         self.prepare(
             problem.hidden_states, problem.topk_weights, problem.topk_ids,
@@ -239,14 +239,6 @@ def create(device: str | torch.device = "cuda") -> TritonBackend:
     return TritonBackend(device)
 
 
-def _check_tokens(tokens: int, buffer: TritonBuffer) -> None:
-    if tokens > buffer.max_num_tokens:
-        raise ValueError(
-            f"DeepSeek V4 MegaMoE got {tokens} tokens, but the symmetric buffer was sized "
-            f"for {buffer.max_num_tokens}."
-        )
-
-
 def _check(
     y: torch.Tensor, weights: tuple[torch.Tensor, ...], buffer: TritonBuffer, num_tokens: int
 ) -> None:
@@ -254,7 +246,7 @@ def _check(
     w13, s13, w2, s2 = weights
     experts, hidden, inter = w2.shape[0], w2.shape[1], w2.shape[2] * 2
     check_sizes(hidden, inter)
-    _check_tokens(num_tokens, buffer)
+    check_capacity(num_tokens, buffer.max_num_tokens)
     wanted = {
         "y": (y, (num_tokens, hidden), torch.bfloat16),
         "w13_weight": (w13, (experts, 2 * inter, hidden // 2), torch.uint8),

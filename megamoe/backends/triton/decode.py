@@ -13,6 +13,10 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from megamoe.backends.triton.packing import ROWS as PACKED_ROWS
+
+ROWS: gl.constexpr = gl.constexpr(PACKED_ROWS)
+
 # Per register: eight nibbles of one row, in the order of bits of :mod:`.packing`, and a pair of
 # equal bf16 factors. A nibble s.eem becomes the bf16 whose exponent ends in ee and whose mantissa
 # begins with m: its value times 2^-126, subnormals included. Exact products give it its size.
@@ -60,10 +64,8 @@ _WIDE_ASM: gl.constexpr = gl.constexpr(
 
 
 @gluon.jit
-def decoded(
-    packed, words, BN: gl.constexpr, layout: gl.constexpr, operand: gl.constexpr, WIDE: gl.constexpr
-):
-    """(BN, 32) int16 of nibbles and (BN,) int32 of four scale bytes to (BN, 128) bf16."""
+def decoded(packed, words, layout: gl.constexpr, operand: gl.constexpr, WIDE: gl.constexpr):
+    """(64, 32) int16 of nibbles and (64,) int32 of four scale bytes to (64, 128) bf16."""
     group = gl.arange(0, 32, layout=gl.SliceLayout(0, layout)) // 2 % 4
     if WIDE:
         byte = (words[:, None] >> (group * 8)[None, :]) & 0xFF
@@ -89,6 +91,6 @@ def decoded(
             pack=2,
         )
     both = gl.join(gl.join(o0, o2), gl.join(o1, o3))  # (..., b, a)
-    split = both.reshape([BN, 4, 4, 2, 2, 2])  # row, t, group, h, b, a
-    ordered = split.permute([0, 2, 4, 5, 1, 3]).reshape([BN, 128])
+    split = both.reshape([ROWS, 4, 4, 2, 2, 2])  # row, t, group, h, b, a
+    ordered = split.permute([0, 2, 4, 5, 1, 3]).reshape([ROWS, 128])
     return gl.convert_layout(ordered, operand, assert_trivial=True)

@@ -83,11 +83,9 @@ def _sort(
     # Read through an atomic: the counts are in the second-level cache, not in this block's.
     count = tl.atomic_add(counts + e, 0, sem="relaxed")
     ends = tl.cumsum(count, 0)
-    tile_count = (count + ROWS - 1) // ROWS
-    tile_ends = tl.cumsum(tile_count, 0)
     tl.debug_barrier()
     tl.atomic_add(counts + e, ends - 2 * count, sem="relaxed")  # the first row of each expert
-    _tiles(tiles, e, count, ends, tile_ends, tile_count, experts, max_tiles, ROWS)
+    _tiles(tiles, count, ends, max_tiles, ROWS)
     tl.debug_barrier()
     for start in range(0, total, CHUNK):
         at = start + lane
@@ -98,19 +96,34 @@ def _sort(
 
 
 @triton.jit
-def _tiles(tiles, e, count, ends, tile_ends, tile_count, experts, max_tiles, ROWS: tl.constexpr):
-    """Expert (-1 for none), first and end of every tile of ROWS rows."""
+def _tiles(tiles, count, ends, max_tiles, ROWS: tl.constexpr):
+    """Every tile of ROWS rows, those of an expert together: they read the same weights."""
+    each = (count + ROWS - 1) // ROWS
+    tile_ends = tl.cumsum(each, 0)
+    last = tl.sum(each, 0)
     for start in range(0, max_tiles, 32):
         tile = start + tl.arange(0, 32)
-        expert = tl.sum((tile_ends[None, :] <= tile[:, None]).to(tl.int32), axis=1)
-        mine = e[None, :] == expert[:, None]
-        before = tl.sum(tl.where(mine, (tile_ends - tile_count)[None, :], 0), axis=1)
-        end = tl.sum(tl.where(mine, ends[None, :], 0), axis=1)
-        begin = end - tl.sum(tl.where(mine, count[None, :], 0), axis=1)
-        inside = tile < max_tiles
-        tl.store(tiles + tile * 3, tl.where(expert < experts, expert, -1), mask=inside)
-        tl.store(tiles + tile * 3 + 1, begin + (tile - before) * ROWS, mask=inside)
-        tl.store(tiles + tile * 3 + 2, end, mask=inside)
+        live = tile < last
+        expert = tl.where(live, _passed(tile_ends, tile), 0)
+        number = tile - tl.gather(tile_ends - each, expert, 0)
+        _store_tiles(tiles, tile, live, expert, number, count, ends, max_tiles, ROWS)
+
+
+@triton.jit
+def _passed(ends, tile):
+    """How many of ``ends`` each of ``tile`` has reached."""
+    return tl.sum((ends[None, :] <= tile[:, None]).to(tl.int32), axis=1)
+
+
+@triton.jit
+def _store_tiles(tiles, tile, live, expert, number, count, ends, max_tiles, ROWS: tl.constexpr):
+    """Expert (-1 where not ``live``), first and end row; ``number``: which of its expert's."""
+    end = tl.gather(ends, expert, 0)
+    begin = end - tl.gather(count, expert, 0) + number * ROWS
+    inside = tile < max_tiles
+    tl.store(tiles + tile * 3, tl.where(live, expert, -1), mask=inside)
+    tl.store(tiles + tile * 3 + 1, begin, mask=inside)
+    tl.store(tiles + tile * 3 + 2, end, mask=inside)
 
 
 @triton.jit
@@ -150,7 +163,7 @@ def rank(
 
 @triton.jit
 def _tiles_by_size(tiles, count, ends, program, max_tiles, ROWS: tl.constexpr):
-    """As :func:`_tiles`, shared by all programs; whole tiles come first, those of half size last.
+    """The same, shared by all programs; whole tiles come first, those of half size last.
 
     What a GPU does last should be short.
     """
@@ -165,23 +178,15 @@ def _tiles_by_size(tiles, count, ends, program, max_tiles, ROWS: tl.constexpr):
     last = larges + tl.sum(small, 0)
     for start in range(program * 32, max_tiles, tl.num_programs(0) * 32):
         tile = start + tl.arange(0, 32)
-        at = tile[:, None]
-        of_whole = tl.sum((whole_ends[None, :] <= at).to(tl.int32), axis=1)
-        of_large = tl.sum((large_ends[None, :] <= at).to(tl.int32), axis=1)
-        of_small = tl.sum((small_ends[None, :] <= at).to(tl.int32), axis=1)
-        expert = tl.where(tile < wholes, of_whole, tl.where(tile < larges, of_large, of_small))
+        of_rest = tl.where(tile < larges, _passed(large_ends, tile), _passed(small_ends, tile))
         live = tile < last
+        expert = tl.where(tile < wholes, _passed(whole_ends, tile), of_rest)
         expert = tl.where(live, expert, 0)
-        end = tl.gather(ends, expert, 0)
         number = tl.where(
             tile < wholes, tile - tl.gather(whole_ends - whole, expert, 0),
             tl.gather(whole, expert, 0),
         )  # fmt: skip
-        begin = end - tl.gather(count, expert, 0) + number * ROWS
-        inside = tile < max_tiles
-        tl.store(tiles + tile * 3, tl.where(live, expert, -1), mask=inside)
-        tl.store(tiles + tile * 3 + 1, begin, mask=inside)
-        tl.store(tiles + tile * 3 + 2, end, mask=inside)
+        _store_tiles(tiles, tile, live, expert, number, count, ends, max_tiles, ROWS)
 
 
 @triton.jit

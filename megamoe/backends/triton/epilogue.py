@@ -6,6 +6,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from megamoe.backends.triton.layouts import store_layout
+from megamoe.backends.triton.packing import ROWS as PACKED_ROWS
+
+ROWS: gl.constexpr = gl.constexpr(PACKED_ROWS)
 
 
 @gluon.jit
@@ -133,12 +136,12 @@ def activate(
 @gluon.jit
 def store_rows(
     acc, first, end, channel0, order, slots, hidden,
-    BN: gl.constexpr, N: gl.constexpr, WARPS: gl.constexpr,
+    N: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """(BN, N) sums of the second product to bf16 rows of ``slots``."""
-    out_l: gl.constexpr = store_layout(BN, WARPS)
+    """(64, N) sums of the second product to bf16 rows of ``slots``."""
+    out_l: gl.constexpr = store_layout(ROWS, WARPS)
     row = first + gl.arange(0, N, layout=gl.SliceLayout(1, out_l))
     at = gl.load(order + gl.minimum(row, end - 1)).to(gl.int64)[:, None] * hidden
-    at = at + channel0 + gl.arange(0, BN, layout=gl.SliceLayout(0, out_l))[None, :]
+    at = at + channel0 + gl.arange(0, ROWS, layout=gl.SliceLayout(0, out_l))[None, :]
     y = gl.convert_layout(acc.to(gl.bfloat16).permute([1, 0]), out_l)
     gl.store(slots + at, y, mask=(row < end)[:, None])

@@ -66,7 +66,7 @@ def _step(acc, packed, words, x, N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.
     layout: gl.constexpr = packed_layout(ROWS, WARPS)
     words = gl.convert_layout(words, gl.SliceLayout(1, layout), assert_trivial=True)
     nibbles = _halves(packed, layout)
-    a = decoded(nibbles, words, ROWS, layout, few_operand_layout(WARPS, 0), WIDE)
+    a = decoded(nibbles, words, layout, few_operand_layout(WARPS, 0), WIDE)
     halves = _halves(x, few_token_layout(N, WARPS)).to(gl.bfloat16, bitcast=True)
     split = halves.reshape([N, 4, 4, 2, 2, 2])  # row, group, t, b, a, h
     ordered = split.permute([0, 1, 3, 4, 2, 5]).reshape([N, 128]).permute([1, 0])
@@ -196,4 +196,4 @@ def linear2(
     rows = _token_rows(acts, pairs, steps, N, WARPS)
     acc = _product(early, w, s, rows, steps, N, WARPS, WIDE)
     next_may_start(tile)
-    store_rows(acc, first, end, block * ROWS, order, slots, hidden, ROWS, N, WARPS)
+    store_rows(acc, first, end, block * ROWS, order, slots, hidden, N, WARPS)

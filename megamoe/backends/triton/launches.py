@@ -19,6 +19,8 @@ BLOCK = 1024
 """Channels that a program of dispatch or combine takes."""
 CHUNK = 1024
 """Slots that a program of count or rank takes."""
+SHARE = 4 * ROWS
+"""Weight rows that a block of :mod:`.overlapped` takes at a time; one of :mod:`.few` takes ROWS."""
 Stage = tuple[str, Callable[[], None]]
 
 
@@ -32,18 +34,17 @@ RESIDENT = 4
 
 @dataclass(frozen=True)
 class Tile:
-    """A block's share: BN weight rows, N tokens; WARPS that multiply; STAGES of copies."""
+    """N token rows; a block's WARPS that multiply; STAGES of copies."""
 
-    BN: int
     N: int
     WARPS: int
     STAGES: int = 0
 
 
-OVERLAPPED = Tile(256, 128, 4, 3), Tile(256, 128, 4, 4)
+OVERLAPPED = Tile(128, 4, 3), Tile(128, 4, 4)
 """The tiles of :mod:`.overlapped`, linear 1 and 2; their blocks have five warps more."""
-FEW = Tile(64, 8, 4), Tile(64, 8, 2), Tile(64, 16, 2)
-"""The tiles of :mod:`.few`. With two warps each has twice the rows and reads its tokens once."""
+FEW = Tile(8, 4), Tile(8, 2), Tile(16, 2)
+"""The tiles of :mod:`.few`. A warp of four reads all tokens for 16 weight rows, of two for 32."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Call:
     def suits_overlapped(self) -> bool:
         """``wgmma``, enough rows an expert to fill the large tiles, channels in whole tiles."""
         crowded = self.rows > CROWDED * min(self.rows, self.experts)
-        return crowded and self.hidden % OVERLAPPED[1].BN == 0 and self.device.major == 9
+        return crowded and self.hidden % SHARE == 0 and self.device.major == 9
 
     def few(self) -> list[Stage]:
         """Dispatch and products by :mod:`.few`."""
@@ -113,14 +114,14 @@ class Call:
                 launch_pdl=True, num_warps=8,
             )),
             ("linear1", later(
-                few.linear1, (tiles * (2 * self.inter // tile.BN),),
+                few.linear1, (tiles * (2 * self.inter // ROWS),),
                 buffer.operand.view(words), w13, s13, buffer.topk_weights,
                 buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
                 buffer.l2_acts_sf, self.hidden, self.inter, self.top_k,
                 self.clamp_value(), **self.activation(), **options,
             )),
             ("linear2", later(
-                few.linear2, (tiles * (self.hidden // tile.BN),),
+                few.linear2, (tiles * (self.hidden // ROWS),),
                 buffer.acts.view(words), w2, s2, buffer.order, buffer.tiles, buffer.slots,
                 self.hidden, self.inter, **options,
             )),
@@ -170,14 +171,14 @@ class Call:
                 ),
             )),
             ("linear1", later(
-                ov.linear1, (min(blocks, tiles * (2 * self.inter // tile.BN)),),
+                ov.linear1, (min(blocks, tiles * (2 * self.inter // SHARE)),),
                 tokens_box(slots), weights_box(w13), s13.view(torch.int32), buffer.topk_weights,
                 buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
                 buffer.l2_acts_sf, self.hidden, self.inter, self.clamp_value(), tiles,
                 **self.activation(), STAGES=tile.STAGES, **options,
             )),
             ("linear2", later(
-                ov.linear2, (min(blocks, tiles * (self.hidden // tile2.BN)),),
+                ov.linear2, (min(blocks, tiles * (self.hidden // SHARE)),),
                 tokens_box(acts), weights_box(w2), s2.view(torch.int32), buffer.order,
                 buffer.tiles, buffer.slots, self.hidden, self.inter, tiles,
                 STAGES=tile2.STAGES, **options,
@@ -194,7 +195,7 @@ def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
     four, two, wide = FEW
     if rows > SPARSE * min(rows, experts):
         return wide
-    rounds = most_tiles(rows, experts, four) * (2 * inter // four.BN) / (RESIDENT * processors)
+    rounds = most_tiles(rows, experts, four) * (2 * inter // ROWS) / (RESIDENT * processors)
     return two if 1 < rounds <= 1.75 else four
 
 

@@ -30,12 +30,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from megamoe.backends.triton.chain import started
 from megamoe.backends.triton.decode import decoded
 from megamoe.backends.triton.epilogue import activate, store_rows
+from megamoe.backends.triton.launches import SHARE
 from megamoe.backends.triton.layouts import act_layout, mma_layout, operand_layout, packed_layout
 from megamoe.backends.triton.packing import ROWS as PACKED_ROWS
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7, 3.6
 
-PARTS: gl.constexpr = gl.constexpr(4)
+PARTS: gl.constexpr = gl.constexpr(SHARE // PACKED_ROWS)
 """Boxes of weight rows a share: two for each of the two groups that multiply."""
 ROWS: gl.constexpr = gl.constexpr(PACKED_ROWS)
 """Weight rows of a box."""
@@ -102,8 +103,8 @@ def _consume(
         slot = (done + k) % STAGES
         mbarrier.wait(full.index(slot), ((done + k) // STAGES) & 1)
         part = slot * PARTS + GROUP * 2
-        a0 = decoded(ws.index(part).load(packed_l), words0, ROWS, packed_l, operand, WIDE)
-        a1 = decoded(ws.index(part + 1).load(packed_l), words1, ROWS, packed_l, operand, WIDE)
+        a0 = decoded(ws.index(part).load(packed_l), words0, packed_l, operand, WIDE)
+        a1 = decoded(ws.index(part + 1).load(packed_l), words1, packed_l, operand, WIDE)
         ahead = gl.minimum(k + 1, steps - 1) * ROWS
         words0 = gl.load(s0 + ahead)
         words1 = gl.load(s1 + ahead)
@@ -213,8 +214,8 @@ def _linear2_rows(
     order, slots, hidden = place
     low, high = _consume(shared, scale, box, done, GROUP, N, STAGES, WIDE)
     at = channel0 + GROUP * (2 * ROWS)
-    store_rows(low, first, end, at, order, slots, hidden, ROWS, N, WARPS)
-    store_rows(high, first, end, at + ROWS, order, slots, hidden, ROWS, N, WARPS)
+    store_rows(low, first, end, at, order, slots, hidden, N, WARPS)
+    store_rows(high, first, end, at + ROWS, order, slots, hidden, N, WARPS)
 
 
 @gluon.jit
