@@ -14,6 +14,7 @@ from megamoe.formats import E4M3_MAX, E4M3_NAN, GROUP, UE8M0_BIAS
 
 AMAX_FLOOR: Final = 1e-4
 SIZE_MULTIPLE: Final = 128
+OUTPUTS: Final = ("x_fp8", "x_sf", "topk_idx_out", "topk_weights_out")
 
 
 def check_staging_inputs(
@@ -29,6 +30,25 @@ def check_staging_inputs(
             "DeepSeek V4 MegaMoE input staging requires topk_weights and topk_ids "
             "to have the same shape."
         )
+
+
+def check_staging_outputs(tokens: int, hidden: int, top_k: int, *outputs: torch.Tensor) -> None:
+    """Raise ``ValueError`` where ``tokens`` rows do not fit the outputs (:data:`OUTPUTS`).
+
+    One of another type would take converted numbers where bits are meant.
+    """
+    wanted = (
+        (hidden, (torch.float8_e4m3fn, torch.uint8)),
+        (hidden // SIZE_MULTIPLE, (torch.int32,)),
+        (top_k, (torch.int64,)),
+        (top_k, (torch.float32,)),
+    )
+    for name, out, (width, dtypes) in zip(OUTPUTS, outputs, wanted, strict=True):
+        if out.shape[0] < tokens or out.shape[1] != width or out.dtype not in dtypes:
+            raise ValueError(
+                f"{name} is {tuple(out.shape)} {out.dtype}; {tokens} tokens need at least "
+                f"({tokens}, {width}) {dtypes[0]}"
+            )
 
 
 def prepare_megamoe_inputs(
@@ -47,13 +67,15 @@ def prepare_megamoe_inputs(
     ``x_sf`` (., H/128) int32, ``topk_idx_out`` (., K) int64, ``topk_weights_out`` (., K) float32.
     No tokens: returns at once, whatever the other shapes are.
 
-    Raises ``ValueError`` before anything is written when H is not a multiple of 128 or the two
-    top-k tensors differ in shape.
+    Raises ``ValueError`` before anything is written when H is not a multiple of 128, the two
+    top-k tensors differ in shape, or an output has another type or too little room.
     """
-    tokens = hidden_states.shape[0]
+    tokens, hidden = hidden_states.shape
     if tokens == 0:
         return
     check_staging_inputs(hidden_states, topk_weights, topk_ids)
+    outputs = (x_fp8, x_sf, topk_idx_out, topk_weights_out)
+    check_staging_outputs(tokens, hidden, topk_ids.shape[1], *outputs)
     groups = hidden_states.float().unflatten(-1, (-1, GROUP))
     # The division is IEEE: an approximate one moves the exponent where amax is near 448 * 2^k.
     exponent = ue8m0_ceil(group_amax(groups).clamp_min(AMAX_FLOOR) / E4M3_MAX).clamp(1, 254)

@@ -7,6 +7,7 @@ import torch
 from helpers.checkpoint import read_checkpoint, write_checkpoint
 
 from megamoe import eplb, ops, staging
+from megamoe.backends import load_backend
 from megamoe.backends.eager import EagerBackend
 from megamoe.experts import DeepseekV4MegaMoEExperts
 from megamoe.layout import transform_weights
@@ -584,12 +585,40 @@ def test_a_backend_that_cannot_run_the_layer(checkpoint):
     )
 
 
+# --- on a GPU ---------------------------------------------------------------------------------
+
+GPUS = [
+    pytest.param(
+        f"cuda:{n}",
+        marks=[
+            pytest.mark.cuda,
+            pytest.mark.skipif(torch.cuda.device_count() <= n, reason=f"needs {n + 1} NVIDIA GPUs"),
+        ],
+    )
+    for n in range(2)  # 0 is the current one, 1 is not
+]
+
+
+@pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("tokens", [5, 0])
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_the_module_moves_to_cuda_and_gives_the_same_bits(checkpoint, tokens):
-    here, there = loaded(checkpoint), loaded(checkpoint).cuda()
+def test_the_module_moves_to_a_gpu_and_gives_the_same_bits(checkpoint, tokens, gpu):
+    here, there = loaded(checkpoint), loaded(checkpoint).to(gpu)
     arguments = batch(tokens)
-    y = there(*(t.cuda() for t in arguments), activation_clamp=10.0)
-    assert y.is_cuda
+    y = there(*(t.to(gpu) for t in arguments), activation_clamp=10.0)
+    assert y.device == torch.device(gpu)
     assert same(y.cpu(), here(*arguments, activation_clamp=10.0))
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("tokens", [5, 96])
+def test_a_module_made_on_a_gpu_takes_its_backend_and_gives_its_bits(checkpoint, tokens, gpu):
+    experts = module(max_num_tokens=96).to(gpu)
+    load(experts, checkpoint[0])
+    experts.finalize_weights()
+    hidden, weights, ids = batch(tokens)
+    y = experts(*(t.to(gpu) for t in (hidden, weights, ids)), activation_clamp=10.0)
+    backend = load_backend("auto", gpu)
+    assert experts.backend.name == backend.name
+    data = stacked(checkpoint[1], range(LOGICAL))
+    alone = Problem(hidden, ids, weights, *data, 10.0, True, 96).to(gpu)
+    assert same(y.cpu(), backend.forward(alone)["y"].cpu())

@@ -167,6 +167,31 @@ def test_weights_and_ids_must_have_the_same_shape():
     )
 
 
+@pytest.mark.parametrize("kernel", ["torch", "triton"])
+@pytest.mark.parametrize(
+    ("place", "out", "complaint"),
+    [
+        (0, torch.zeros(2, 256, dtype=torch.uint8), "x_fp8 is (2, 256) torch.uint8"),
+        (0, torch.zeros(2, 128).bfloat16(), "x_fp8 is (2, 128) torch.bfloat16"),
+        (1, torch.zeros(2, 1), "x_sf is (2, 1) torch.float32"),  # as SM90's fork has it
+        (2, torch.zeros(2, 2, dtype=torch.int32), "topk_idx_out is (2, 2) torch.int32"),
+        (3, torch.zeros(1, 2), "topk_weights_out is (1, 2) torch.float32"),
+    ],
+)
+def test_an_output_of_another_type_or_size_is_named_before_any_write(kernel, place, out, complaint):
+    prepare = prepare_megamoe_inputs
+    if kernel == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed: Linux builds only")
+        from megamoe.backends.triton.staging import prepare_megamoe_inputs as prepare
+    given = [*outputs()[:place], out, *outputs()[place + 1 :]]
+    hidden, ids = torch.ones(2, 128, dtype=torch.bfloat16), torch.zeros(2, 2).long()
+    before = [t.clone() for t in given]
+    with pytest.raises(ValueError) as caught:
+        prepare(hidden, torch.ones(2, 2), ids, *given)
+    assert str(caught.value).startswith(f"{complaint}; 2 tokens need at least (2, ")
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
 def test_no_tokens_returns_at_once():
     out = outputs()
     prepare_megamoe_inputs(

@@ -11,17 +11,19 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: Linux builds only")
 
 from megamoe.backends import BackendError, load_backend  # noqa: E402
 from megamoe.backends.triton import TritonBackend  # noqa: E402
-from megamoe.backends.triton.binaries import code_digest  # noqa: E402
+from megamoe.backends.triton.binaries import code_digest, launch  # noqa: E402
 from megamoe.backends.triton.launches import (  # noqa: E402
     FEW,
     OVERLAPPED,
@@ -31,6 +33,7 @@ from megamoe.backends.triton.launches import (  # noqa: E402
     is_wide,
 )
 from megamoe.backends.triton.packing import pack, unpack  # noqa: E402
+from megamoe.backends.triton.staging import prepare_megamoe_inputs  # noqa: E402
 from megamoe.formats import E2M1_TABLE, bf16_decode  # noqa: E402
 from megamoe.problem import Problem  # noqa: E402
 
@@ -430,23 +433,28 @@ def test_a_weight_that_bf16_cannot_hold_is_refused_and_nan_is_not():
             is_wide(torch.tensor([byte, 255, 0], dtype=torch.uint8))
 
 
-def test_staging_and_remap_refuse_outputs_and_maps_that_do_not_fit():
+def test_staging_refuses_rows_that_are_not_dense():
+    """What else it refuses, torch's version refuses too: ``test_staging.py``."""
+    strided = torch.zeros(2, 256, dtype=torch.uint8)[:, ::2]
+    with pytest.raises(ValueError, match=r"^x_fp8 has strides \(256, 2\); its rows must be cont"):
+        prepare_megamoe_inputs(
+            torch.ones(2, 128).bfloat16(), torch.ones(2, 1), torch.zeros(2, 1).long(), strided,
+            torch.zeros(2, 1, dtype=torch.int32), torch.zeros(2, 1).long(), torch.zeros(2, 1),
+        )  # fmt: skip
+
+
+def test_remap_refuses_maps_that_do_not_fit():
     """Where torch's version raises, a kernel would read or write somebody else's memory."""
     out = interpreted(
         """
 import torch
 from megamoe.backends.triton.eplb import eplb_map_to_physical_and_record as remap
-from megamoe.backends.triton.staging import prepare_megamoe_inputs as prepare
 def told(call, *arguments):
     try:
         call(*arguments)
     except ValueError as error:
         return str(error)
-h, w, ids = torch.ones(4, 128).bfloat16(), torch.ones(4, 2), torch.zeros(4, 2, dtype=torch.int64)
-outs = [torch.zeros(2, 128, dtype=torch.uint8), torch.zeros(4, 1, dtype=torch.int32),
-        torch.zeros(4, 2, dtype=torch.int64), torch.zeros(4, 2)]
-assert told(prepare, h, w, ids, *outs) == "x_fp8 is (2, 128); 4 tokens need (4, 128)"
-assert not outs[0].any() and not outs[2].any()
+ids = torch.zeros(4, 2, dtype=torch.int64)
 load, table = torch.zeros(4, dtype=torch.int32), torch.tensor([[0, 2], [1, 3]])
 counts = torch.tensor([2])
 assert "logical_replica_count has 1 experts" in told(remap, ids, load, table, counts, True)
@@ -464,3 +472,20 @@ print("ok")
 def test_without_a_gpu_the_refusal_is_one_line():
     with pytest.raises(BackendError, match=r"needs an NVIDIA GPU of compute capability 9\.0"):
         load_backend("triton", "cpu")
+
+
+def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
+    """Triton launches on the current device, where a tensor of another may well be readable."""
+    seen = []
+
+    @contextmanager
+    def current(device):
+        seen.append(str(device))
+        yield
+        seen.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    with FakeTensorMode():
+        there = torch.empty(1, device="cuda:1")
+    launch({(3,): lambda *arguments: seen.append(arguments[0])}, (3,), 7, there)
+    assert seen == ["cuda:1", 7, "left"]

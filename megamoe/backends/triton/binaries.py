@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from contextlib import nullcontext
 from typing import Any
+
+import torch
 
 _COMPILED: dict[str, Any] = {}
 _CODE = (".text.", ".nv.constant", ".nv.info.")
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """``kernel[grid](*arguments, **options)``; Triton's interpreter compiles nothing."""
-    made = kernel[grid](*arguments, **options)
+    """``kernel[grid](*arguments, **options)`` on the device of its tensors.
+
+    Triton launches on the current one. Its interpreter compiles nothing.
+    """
+    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        made = kernel[grid](*arguments, **options)
     if made is not None:
         _COMPILED[f"{kernel.fn.__name__} {made.hash}"] = made
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from megamoe.backends.triton.binaries import launch
 from megamoe.backends.triton.chain import next_may_start_tl
-from megamoe.staging import check_staging_inputs
+from megamoe.staging import OUTPUTS, check_staging_inputs, check_staging_outputs
 
 
 @triton.jit
@@ -85,26 +85,20 @@ def prepare_megamoe_inputs(
 ) -> None:
     """:func:`megamoe.staging.prepare_megamoe_inputs` in one launch; the same arguments and bits.
 
-    Raises the contract's ``ValueError`` before anything is written, and one for outputs that are
-    too small or whose rows are not dense. ``early``: the next kernel may start before this one has
-    ended, from SM90 on; one that is launched that way must wait for it (:mod:`.chain`).
+    Raises the same errors before anything is written, and one for outputs whose rows are not dense.
+    ``early``: the next kernel may start before this one has ended, from SM90 on; one that is
+    launched that way must wait for it (:mod:`.chain`).
     """
     tokens, hidden = hidden_states.shape
     if tokens == 0:
         return
     check_staging_inputs(hidden_states, topk_weights, topk_ids)
     top_k = topk_ids.shape[1]
-    outputs = {
-        "x_fp8": (x_fp8, hidden), "x_sf": (x_sf, hidden // 128),
-        "topk_idx_out": (topk_idx_out, top_k), "topk_weights_out": (topk_weights_out, top_k),
-    }  # fmt: skip
-    for name, (out, width) in outputs.items():
+    outputs = (x_fp8, x_sf, topk_idx_out, topk_weights_out)
+    check_staging_outputs(tokens, hidden, top_k, *outputs)
+    for name, out in zip(OUTPUTS, outputs, strict=True):
         if out.stride(-1) != 1:
             raise ValueError(f"{name} has strides {out.stride()}; its rows must be contiguous")
-        if out.shape[0] < tokens or out.shape[1] != width:
-            raise ValueError(
-                f"{name} is {tuple(out.shape)}; {tokens} tokens need ({tokens}, {width})"
-            )
     block = 1024
     if hidden_states.stride(-1) != 1:
         hidden_states = hidden_states.contiguous()
