@@ -38,7 +38,7 @@ def check_staging_outputs(tokens: int, hidden: int, top_k: int, *outputs: torch.
     One of another type would take converted numbers where bits are meant.
     """
     wanted = (
-        (hidden, (torch.float8_e4m3fn, torch.uint8)),
+        (hidden, (torch.float8_e4m3fn, torch.uint8, torch.int8)),
         (hidden // SIZE_MULTIPLE, (torch.int32,)),
         (top_k, (torch.int64,)),
         (top_k, (torch.float32,)),

@@ -45,7 +45,7 @@ extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int 
     return error;
 }
 """
-HIDDEN, INTER, EXPERTS, TOP_K, TOKENS = 512, 256, 4, 3, 33
+HIDDEN, INTER, EXPERTS, TOP_K, TOKENS = 1024, 512, 4, 3, 33
 """Of one rank; EXPERTS on each."""
 
 
@@ -132,6 +132,16 @@ def one(rank: int, ranks: int, work: Path) -> int:
     same = all(torch.equal(x, y) and x.stride() == y.stride() for x, y in pairs)
     good &= say("weights as it makes them", same)
 
+    try:
+        backend.new_symm_buffer(group, device, EXPERTS * ranks, TOKENS, TOP_K, HIDDEN, 256)
+        good &= say("I = 256 is refused", False)
+    except NotImplementedError as refused:
+        say("I = 256 is refused", True, refused)
+    buffer = layer.get_symm_buffer()
+    rows = {n: getattr(buffer, n) for n in ("x", "x_sf", "topk_idx", "topk_weights")}
+    shape = ", ".join(f"{n} {tuple(t.shape)} {str(t.dtype)[6:]}" for n, t in rows.items())
+    say("symmetric buffer", True, f"{type(buffer.handle).__name__} over {ranks}: {shape}")
+
     hidden = torch.randn(TOKENS, HIDDEN, generator=generator).bfloat16()
     ids = torch.randint(-1, EXPERTS * ranks, (TOKENS, TOP_K), generator=generator)
     routing = torch.rand(TOKENS, TOP_K, generator=generator)
@@ -140,11 +150,6 @@ def one(rank: int, ranks: int, work: Path) -> int:
         layer(*(t.to(device) for t in (hidden, routing, ids)), activation_clamp=10.0)
     except Exception as raised:  # whatever its C++ raises is what is asked for
         error = " ".join(str(raised).split())
-    buffer = layer.get_symm_buffer()
-    rows = {n: getattr(buffer, n) for n in ("x", "x_sf", "topk_idx", "topk_weights")}
-    shape = ", ".join(f"{n} {tuple(t.shape)} {str(t.dtype)[6:]}" for n, t in rows.items())
-    held = type(buffer.handle).__name__
-    say("symmetric buffer", True, f"{held} over {ranks}: {shape}")
     good &= say("staged as the contract says", staged(rows, hidden, routing, ids))
     built = [str(p.relative_to(work)) for p in work.glob(f"jit{rank}/**/*.cubin")]
     good &= say("compiled for sm_100a", bool(built), built)

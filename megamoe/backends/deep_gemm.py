@@ -102,7 +102,8 @@ def new_symm_buffer(
     """The package's buffer on ``device``, for one rank or all of ``group``.
 
     The arguments are the module's. The kernel's signature is looked at too, so that one that does
-    not fit is refused before there is anything to write to.
+    not fit is refused before there is anything to write to. ``NotImplementedError``, with the
+    package's own words, for sizes that it makes no buffer for.
     """
     check_sizes(hidden_size, intermediate_size)
     package = loaded(device, package)
@@ -112,7 +113,16 @@ def new_symm_buffer(
     ranks = one_rank(device) if group is None else group
     sizes = (num_experts, max_num_tokens, top_k, hidden_size, intermediate_size)
     with _current(device):
-        return make(ranks, *sizes, **options)
+        try:
+            return make(ranks, *sizes, **options)
+        except RuntimeError as error:
+            if "Assertion error" not in str(error):  # a CUDA error, say
+                raise
+            raise NotImplementedError(
+                f"deep_gemm {_version(package)} makes no buffer for hidden size {hidden_size} and "
+                f"intermediate size {intermediate_size}: {' '.join(str(error).split())}; the "
+                "versions seen take multiples of 512 only"
+            ) from error
 
 
 class DeepGemmBackend:
@@ -249,9 +259,12 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 def _function(package: Any, name: str) -> Callable[..., Any]:
     found = getattr(package, name, None)
     if not callable(found):
-        version = getattr(package, "__version__", "of unknown version")
         raise NotImplementedError(
-            f"deep_gemm {version} has no {name}; install a version with Mega MoE"
+            f"deep_gemm {_version(package)} has no {name}; install a version with Mega MoE"
         )
     made: Callable[..., Any] = found
     return made
+
+
+def _version(package: Any) -> str:
+    return str(getattr(package, "__version__", "of unknown version"))
