@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 import zipfile
@@ -22,6 +23,7 @@ from megamoe.backends.deep_gemm import (
     STATS,
     DeepGemmBackend,
     ForeignSignature,
+    UnsupportedSizes,
     bind,
 )
 from megamoe.capture import capture
@@ -114,6 +116,51 @@ def test_every_published_form_is_called_with_the_same_meaning(on_sm100, forward,
     assert called["recipe"] == (1, 1, 32)
     if counted:
         assert called[STATS] is backend.stats
+
+
+def refusing(made: Any, error: str) -> Any:
+    """``made``, of which the buffer fails for every H or I that is no multiple of 512."""
+    make = made.get_symm_buffer_for_mega_moe
+
+    @functools.wraps(make)
+    def picky(*sizes: Any, **options: Any) -> Any:
+        if sizes[4] % 512 or sizes[5] % 512:
+            raise RuntimeError(error)
+        rows = make(*sizes, **options)
+        rows.x, rows.x_sf = torch.ones(384, 512, dtype=torch.int8), torch.ones(384, 4).int()
+        return rows
+
+    made.get_symm_buffer_for_mega_moe = picky
+    return made
+
+
+ASSERTION = "Assertion error (mega_moe.cuh:331): num_bytes % 16 == 0"
+
+
+def test_a_layer_that_the_package_has_no_buffer_for_is_judged_in_larger_sizes(on_sm100):
+    made, calls = package(*_latest())
+    problem = small_problem()
+    y = DeepGemmBackend(refusing(made, ASSERTION)).forward(problem)
+    sized, called = calls
+    assert (sized["hidden"], sized["intermediate_hidden"]) == (512, 512)
+    assert called["l1_weights"][0].shape == (3, 1024, 256)
+    assert called["y"].shape == (4, 512) and y.shape == (4, 128) and y.is_contiguous()
+    assert (called["sym_buffer"].x[:4, 128:] == 0).all()
+
+
+def test_the_module_is_told_what_the_package_says_of_its_sizes(on_sm100):
+    layer = experts(DeepGemmBackend(refusing(package(*_latest())[0], ASSERTION)), Ranks())
+    with pytest.raises(UnsupportedSizes) as caught:
+        layer.get_symm_buffer()
+    said = "hidden size 128 and intermediate size 128: " + ASSERTION
+    assert said in str(caught.value) and "multiples of 512" in str(caught.value)
+
+
+def test_another_failure_of_the_buffer_is_no_matter_of_sizes(on_sm100):
+    """An error of CUDA must end in red, not in a skip."""
+    backend = DeepGemmBackend(refusing(package(*_latest())[0], "CUDA error: out of memory"))
+    with pytest.raises(RuntimeError, match=r"^CUDA error: out of memory$"):
+        backend.forward(small_problem())
 
 
 def test_a_counter_that_the_version_cannot_fill_is_refused(on_sm100):

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import torch
 
+from megamoe.backends.padding import padded
 from megamoe.layout import check_sizes, transform_weights
 from megamoe.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
 from megamoe.problem import Problem
@@ -27,6 +28,15 @@ from megamoe.symm_buffer import check_capacity
 
 NEEDS_SM100: Final = "DeepGEMM MegaMoE requires SM100 GPUs."
 """The contract's text."""
+
+
+SIZES: Final = 512
+"""H and I that the package makes a buffer for are multiples of this, in every version seen: H / 32
+and I / 32 bytes of scale factors a token, copied in pieces of 16."""
+
+
+class UnsupportedSizes(NotImplementedError):
+    """The package makes no buffer for this H and I; in its own words, why."""
 
 
 class ForeignSignature(TypeError):
@@ -102,8 +112,8 @@ def new_symm_buffer(
     """The package's buffer on ``device``, for one rank or all of ``group``.
 
     The arguments are the module's. The kernel's signature is looked at too, so that one that does
-    not fit is refused before there is anything to write to. ``NotImplementedError``, with the
-    package's own words, for sizes that it makes no buffer for.
+    not fit is refused before there is anything to write to. :class:`UnsupportedSizes` for an H or
+    I that the package refuses.
     """
     check_sizes(hidden_size, intermediate_size)
     package = loaded(device, package)
@@ -118,10 +128,10 @@ def new_symm_buffer(
         except RuntimeError as error:
             if "Assertion error" not in str(error):  # a CUDA error, say
                 raise
-            raise NotImplementedError(
+            raise UnsupportedSizes(
                 f"deep_gemm {_version(package)} makes no buffer for hidden size {hidden_size} and "
                 f"intermediate size {intermediate_size}: {' '.join(str(error).split())}; the "
-                "versions seen take multiples of 512 only"
+                f"versions seen take multiples of {SIZES} only"
             ) from error
 
 
@@ -198,20 +208,25 @@ class DeepGemmBackend:
             kernel(y, one, two, buffer, **options)
 
     def forward(self, problem: Problem) -> torch.Tensor:
-        """``y`` of one rank; the kernel's intermediate codes lie in pool order and stay inside."""
+        """``y`` of one rank; the kernel's intermediate codes lie in pool order and stay inside.
+
+        For sizes that the package refuses it is the first H channels of a larger layer's
+        (:func:`megamoe.backends.padding.padded`), bit for bit the same.
+        """
         p = problem
         self.ready(p.hidden_states.device)
         check_sizes(p.hidden_size, p.intermediate_size)
         check_staging_inputs(p.hidden_states, p.topk_weights, p.topk_ids)
         tokens = p.num_tokens
         check_capacity(tokens, p.max_num_tokens)
-        y = torch.empty(p.hidden_states.shape, dtype=torch.bfloat16, device=p.hidden_states.device)
         if tokens == 0:
-            return y
-        buffer = self.new_symm_buffer(
-            None, y.device, p.num_experts, p.max_num_tokens, p.top_k, p.hidden_size,
-            p.intermediate_size,
-        )  # fmt: skip
+            return torch.empty_like(p.hidden_states)
+        try:
+            buffer = self._buffer(p)
+        except UnsupportedSizes:
+            p = padded(p, SIZES)
+            buffer = self._buffer(p)
+        y = torch.empty(p.hidden_states.shape, dtype=torch.bfloat16, device=p.hidden_states.device)
         rows = (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)
         self.prepare(p.hidden_states, p.topk_weights, p.topk_ids, *(t[:tokens] for t in rows))
         weights = transform_weights(
@@ -221,7 +236,13 @@ class DeepGemmBackend:
             y, weights, buffer, tokens,
             activation_clamp=p.activation_clamp, fast_math=p.fast_math,
         )  # fmt: skip
-        return y
+        return y[:, : problem.hidden_size].contiguous()
+
+    def _buffer(self, p: Problem) -> Any:
+        return self.new_symm_buffer(
+            None, p.hidden_states.device, p.num_experts, p.max_num_tokens, p.top_k, p.hidden_size,
+            p.intermediate_size,
+        )  # fmt: skip
 
 
 def create(device: str | torch.device = "cuda") -> DeepGemmBackend:
