@@ -1,6 +1,6 @@
 """Compile DeepGEMM's fused kernel for sm_100a, without a GPU, for each model of the shape table.
 
-    python tools/compile_sm100.py --include DIR [--nvcc NVCC] [--json FILE] [--tokens 64 8192]
+    PYTHONPATH=. python3 tools/compile_sm100.py --include DIR [--nvcc NVCC] [--json FILE]
     make compile-sm100 INCLUDE=DIR [NVCC=NVCC] [ARGS='--json FILE']
 
 ``DIR`` holds ``deep_gemm/`` and ``cutlass/`` headers, as a package of DeepGEMM ships them. Says,
@@ -26,16 +26,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megamoe.contract import MODELS
+
 SMEM_CAPACITY = 232448
 RANKS, SMS = 8, 148
-MODELS = {
-    # hidden, intermediate, experts, top-k. V4.1-Flash's experts are not public: Flash's stand in.
-    "deepseek-v4-flash": (4096, 2048, 256, 6),
-    "deepseek-v4-pro": (7168, 3072, 384, 6),
-    "deepseek-v4.1-flash": (5120, 2304, 256, 6),
-    "kimi-k3": (3584, 3072, 896, 16),
-    "deepseek-v3": (7168, 2048, 256, 8),
-}
 
 
 @dataclass
@@ -79,7 +73,9 @@ def blocks(expected: float) -> tuple[int, int, int, int]:
 
 def source(model: str, tokens: int) -> tuple[str, Made, int]:
     """The translation unit, its record and the dynamic shared memory of the launch."""
-    hidden, inter, experts, top_k = MODELS[model]
+    shape = MODELS[model]
+    hidden, inter = shape.hidden_size, shape.intermediate_size
+    experts, top_k = shape.num_experts, shape.top_k
     local = experts // RANKS
     block_m, store_m, block_k, groups = blocks(tokens * RANKS * top_k / experts)
     capacity = align(tokens, 384)
@@ -146,7 +142,7 @@ def headers(include: Path, name: str) -> dict[str, str]:
 
 def known_not_to(row: dict[str, Any]) -> bool:
     """The kernel describes scale factors as I / 32 bytes and asserts a multiple of 16."""
-    return bool(MODELS[row["model"]][1] // 32 % 16)
+    return bool(MODELS[row["model"]].intermediate_size // 32 % 16)
 
 
 def main() -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from megamoe.contract import MODELS
+
 FLOOR_BANDWIDTH: Final = 3.07e12
 """Bytes a second that one H100 80GB HBM3 read from device memory, measured."""
 
@@ -20,18 +22,26 @@ class Share:
     hidden: int
     intermediate: int
     experts: int
-    top_k: int = 6
+    top_k: int
+
+
+RANKS: Final = 8
+
+
+def _share(name: str) -> Share:
+    model = MODELS[name.lower()]
+    experts = model.local_experts(RANKS)
+    return Share(name, model.hidden_size, model.intermediate_size, experts, model.top_k)
 
 
 SHARES: Final = {
-    "flash": Share("DeepSeek-V4-Flash", 4096, 2048, 32),
-    "pro": Share("DeepSeek-V4-Pro", 7168, 3072, 48),
-    "v3": Share("DeepSeek-V3", 7168, 2048, 32, 8),
-    "kimi-k3": Share("Kimi-K3", 3584, 3072, 112, 16),
-    "v4.1-flash": Share("DeepSeek-V4.1-Flash", 5120, 2304, 32),
+    "flash": _share("DeepSeek-V4-Flash"),
+    "pro": _share("DeepSeek-V4-Pro"),
+    "v3": _share("DeepSeek-V3"),
+    "kimi-k3": _share("Kimi-K3"),
+    "v4.1-flash": _share("DeepSeek-V4.1-Flash"),
 }
-"""The models of the shape table. V4.1-Flash's H and I are published; its 32 experts and top-6 are
-assumed, V4-Flash's. All are timed with a clamp of 10, also V3, which has none."""
+"""The models of the contract's table. All are timed with a clamp of 10, also V3, which has none."""
 
 DEFAULT_SHARES: Final = ("flash", "pro")
 
