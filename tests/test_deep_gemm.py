@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 import zipfile
@@ -91,10 +92,10 @@ def on_sm100(monkeypatch):
         dist.destroy_process_group()
 
 
-def small_problem() -> Any:
+def small_problem(sizes: int = 128) -> Any:
     from megamoe import simulate
 
-    return simulate.problem(1, hidden=128, intermediate=128, top_k=2, experts=3, tokens=4)
+    return simulate.problem(1, hidden=sizes, intermediate=sizes, top_k=2, experts=3, tokens=4)
 
 
 @pytest.mark.parametrize("buffer", BUFFERS.values(), ids=BUFFERS)
@@ -118,13 +119,13 @@ def test_every_published_form_is_called_with_the_same_meaning(on_sm100, forward,
         assert called[STATS] is backend.stats
 
 
-def refusing(made: Any, error: str) -> Any:
-    """``made``, of which the buffer fails for every H or I that is no multiple of 512."""
+def refusing(made: Any, error: str, multiple: int = 512) -> Any:
+    """``made``, of which the buffer fails for every H or I that is no multiple of ``multiple``."""
     make = made.get_symm_buffer_for_mega_moe
 
     @functools.wraps(make)
     def picky(*sizes: Any, **options: Any) -> Any:
-        if sizes[4] % 512 or sizes[5] % 512:
+        if sizes[4] % multiple or sizes[5] % multiple:
             raise RuntimeError(error)
         rows = make(*sizes, **options)
         rows.x, rows.x_sf = torch.ones(384, 512, dtype=torch.int8), torch.ones(384, 4).int()
@@ -156,11 +157,15 @@ def test_the_module_is_told_what_the_package_says_of_its_sizes(on_sm100):
     assert said in str(caught.value) and "multiples of 512" in str(caught.value)
 
 
-def test_another_failure_of_the_buffer_is_no_matter_of_sizes(on_sm100):
-    """An error of CUDA must end in red, not in a skip."""
-    backend = DeepGemmBackend(refusing(package(*_latest())[0], "CUDA error: out of memory"))
-    with pytest.raises(RuntimeError, match=r"^CUDA error: out of memory$"):
-        backend.forward(small_problem())
+@pytest.mark.parametrize(
+    ("error", "multiple", "sizes"),
+    [("CUDA error: out of memory", 512, 128), ("Assertion error (x): num_experts", 1024, 512)],
+)
+def test_another_failure_of_the_buffer_is_no_matter_of_sizes(on_sm100, error, multiple, sizes):
+    """It must end in red, not in a skip."""
+    backend = DeepGemmBackend(refusing(package(*_latest())[0], error, multiple))
+    with pytest.raises(RuntimeError, match=f"^{re.escape(error)}$"):
+        backend.forward(small_problem(sizes))
 
 
 def test_a_counter_that_the_version_cannot_fill_is_refused(on_sm100):

@@ -126,7 +126,8 @@ def new_symm_buffer(
         try:
             return make(ranks, *sizes, **options)
         except RuntimeError as error:
-            if "Assertion error" not in str(error):  # a CUDA error, say
+            fits = not (hidden_size % SIZES or intermediate_size % SIZES)
+            if fits or "Assertion error" not in str(error):  # no matter of sizes
                 raise
             raise UnsupportedSizes(
                 f"deep_gemm {_version(package)} makes no buffer for hidden size {hidden_size} and "
