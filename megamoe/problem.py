@@ -62,6 +62,14 @@ class Problem:
     def top_k(self) -> int:
         return self.topk_ids.shape[1]
 
+    @property
+    def buffer_sizes(self) -> tuple[int, int, int, int, int]:
+        """E, tokens, K, H and I: what a symmetric buffer is made for, in that order."""
+        return (
+            self.num_experts, self.max_num_tokens, self.top_k, self.hidden_size,
+            self.intermediate_size,
+        )  # fmt: skip
+
     def to(self, device: str | torch.device) -> Problem:
         """The same problem with every tensor on ``device``."""
         moved: dict[str, Any] = {

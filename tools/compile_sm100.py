@@ -76,7 +76,7 @@ def source(model: str, tokens: int) -> tuple[str, Made, int]:
     shape = MODELS[model]
     hidden, inter = shape.hidden_size, shape.intermediate_size
     experts, top_k = shape.num_experts, shape.top_k
-    local = experts // RANKS
+    local = shape.local_experts(RANKS)
     block_m, store_m, block_k, groups = blocks(tokens * RANKS * top_k / experts)
     capacity = align(tokens, 384)
     pull = hidden

@@ -222,12 +222,13 @@ class DeepGemmBackend:
         check_capacity(tokens, p.max_num_tokens)
         if tokens == 0:
             return torch.empty_like(p.hidden_states)
+        device = p.hidden_states.device
         try:
-            buffer = self._buffer(p)
+            buffer = self.new_symm_buffer(None, device, *p.buffer_sizes)
         except UnsupportedSizes:
             p = padded(p, SIZES)
-            buffer = self._buffer(p)
-        y = torch.empty(p.hidden_states.shape, dtype=torch.bfloat16, device=p.hidden_states.device)
+            buffer = self.new_symm_buffer(None, device, *p.buffer_sizes)
+        y = torch.empty(p.hidden_states.shape, dtype=torch.bfloat16, device=device)
         rows = (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)
         self.prepare(p.hidden_states, p.topk_weights, p.topk_ids, *(t[:tokens] for t in rows))
         weights = transform_weights(
@@ -238,12 +239,6 @@ class DeepGemmBackend:
             activation_clamp=p.activation_clamp, fast_math=p.fast_math,
         )  # fmt: skip
         return y[:, : problem.hidden_size].contiguous()
-
-    def _buffer(self, p: Problem) -> Any:
-        return self.new_symm_buffer(
-            None, p.hidden_states.device, p.num_experts, p.max_num_tokens, p.top_k, p.hidden_size,
-            p.intermediate_size,
-        )  # fmt: skip
 
 
 def create(device: str | torch.device = "cuda") -> DeepGemmBackend:

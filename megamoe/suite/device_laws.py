@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy.typing as npt
 import torch
 
+from megamoe.experts import packed_weights
 from megamoe.judge import Finding, Place, bits, bitwise, forward_bits
 from megamoe.judge.formats import BF16
-from megamoe.layout import transform_weights
 from megamoe.ops import prepare_megamoe_inputs
 from megamoe.problem import Problem, provided
 from megamoe.symm_buffer import new_symm_buffer
@@ -80,16 +80,11 @@ class _Run:
         self.backend, self.call, self.problem = backend, call, problem
         p = problem
         factory = getattr(backend, "new_symm_buffer", new_symm_buffer)
-        # As the module does: a form of the kernel's own, or the layout that goldens pin.
-        transform = getattr(backend, "transform_weights", transform_weights)
         self.weights = call(
-            getattr(backend, "pack_weights", transform),
+            packed_weights, backend,
             p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale,
         )  # fmt: skip
-        self.buffer = call(
-            factory, None, p.topk_ids.device, p.num_experts, p.max_num_tokens, p.top_k,
-            p.hidden_size, p.intermediate_size,
-        )  # fmt: skip
+        self.buffer = call(factory, None, p.topk_ids.device, *p.buffer_sizes)
         self.inputs = [p.hidden_states.clone(), p.topk_weights.clone(), p.topk_ids.clone()]
         self.y = torch.empty_like(p.hidden_states)
         self.prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
