@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megamoe.backends.triton.launches import CROWDED, FEW, SHARE, few_tile
+from megamoe.backends.triton.launches import FEW, few_tile, fills_shares
 from megamoe.cases import load_cases, select
 
 SCRIPT = Path(__file__).parents[1] / "tools/sanitize.sh"
@@ -103,7 +103,7 @@ def test_its_cases_take_every_tile_and_switch_of_both_families():
             continue
         p = case.params
         rows, experts = p["tokens"] * p["top_k"], p["experts"]
-        crowded = rows > CROWDED * min(rows, experts) and p["hidden"] % SHARE == 0
+        crowded = fills_shares(rows, experts, p["hidden"])
         if not crowded:
             tiles.add(few_tile(rows, experts, p["intermediate"], processors=132))
         wide = "wide-weight-scales" in case.name

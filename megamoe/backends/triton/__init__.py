@@ -133,10 +133,7 @@ class TritonBackend:
         """The whole layer with a buffer of its own; every stage of ``problem.STAGES``."""
         tokens, hidden = problem.hidden_states.shape
         device = problem.hidden_states.device
-        buffer = new_symm_buffer(
-            None, device, problem.num_experts, problem.max_num_tokens, problem.top_k,
-            hidden, problem.intermediate_size,
-        )  # fmt: skip
+        buffer = new_symm_buffer(None, device, *problem.buffer_sizes)
         check_capacity(tokens, buffer.max_num_tokens)
         y = torch.empty(tokens, hidden, dtype=torch.bfloat16, device=device)
         self.prepare(

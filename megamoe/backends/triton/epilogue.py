@@ -5,10 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megamoe.backends.triton.layouts import store_layout
-from megamoe.backends.triton.packing import ROWS as PACKED_ROWS
-
-ROWS: gl.constexpr = gl.constexpr(PACKED_ROWS)
+from megamoe.backends.triton.layouts import ROWS, store_layout
 
 
 @gluon.jit

@@ -19,6 +19,7 @@ from megamoe.backends.triton.chain import next_may_start, started
 from megamoe.backends.triton.decode import decoded
 from megamoe.backends.triton.epilogue import activate, store_rows
 from megamoe.backends.triton.layouts import (
+    ROWS,
     act_layout,
     few_layout,
     few_operand_layout,
@@ -27,10 +28,6 @@ from megamoe.backends.triton.layouts import (
     few_words_layout,
     packed_layout,
 )
-from megamoe.backends.triton.packing import ROWS as PACKED_ROWS
-
-ROWS: gl.constexpr = gl.constexpr(PACKED_ROWS)
-"""Weight rows of a block."""
 
 
 @gluon.jit

@@ -86,9 +86,9 @@ class Call:
         return float(torch.tensor(self.clamp, dtype=torch.bfloat16).item())
 
     def suits_overlapped(self) -> bool:
-        """``wgmma``, enough rows an expert to fill the large tiles, channels in whole tiles."""
-        crowded = self.rows > CROWDED * min(self.rows, self.experts)
-        return crowded and self.hidden % SHARE == 0 and self.device.major == 9
+        """Whether :mod:`.overlapped` serves this call: there is ``wgmma``, and enough to do."""
+        fits = fills_shares(self.rows, self.experts, self.hidden)
+        return fits and self.device.major == 9
 
     def few(self) -> list[Stage]:
         """Dispatch and products by :mod:`.few`."""
@@ -197,6 +197,11 @@ def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
         return wide
     rounds = most_tiles(rows, experts, four) * (2 * inter // ROWS) / (RESIDENT * processors)
     return two if 1 < rounds <= 1.75 else four
+
+
+def fills_shares(rows: int, experts: int, hidden: int) -> bool:
+    """Whether ``rows`` pairs fill the large tiles, and the channels come in whole shares."""
+    return rows > CROWDED * min(rows, experts) and hidden % SHARE == 0
 
 
 def most_tiles(rows: int, experts: int, tile: Tile) -> int:

@@ -1,9 +1,14 @@
-"""Which thread holds which element."""
+"""Which thread holds which element, and how many rows lie together."""
 
 from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+
+from megamoe.backends.triton import packing
+
+ROWS: gl.constexpr = gl.constexpr(packing.ROWS)
+"""Weight rows of a box, and of a block of :mod:`.few`."""
 
 
 @gluon.constexpr_function

@@ -31,15 +31,18 @@ from megamoe.backends.triton.chain import started
 from megamoe.backends.triton.decode import decoded
 from megamoe.backends.triton.epilogue import activate, store_rows
 from megamoe.backends.triton.launches import SHARE
-from megamoe.backends.triton.layouts import act_layout, mma_layout, operand_layout, packed_layout
-from megamoe.backends.triton.packing import ROWS as PACKED_ROWS
+from megamoe.backends.triton.layouts import (
+    ROWS,
+    act_layout,
+    mma_layout,
+    operand_layout,
+    packed_layout,
+)
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7, 3.6
 
-PARTS: gl.constexpr = gl.constexpr(SHARE // PACKED_ROWS)
+PARTS: gl.constexpr = gl.constexpr(SHARE // ROWS.value)
 """Boxes of weight rows a share: two for each of the two groups that multiply."""
-ROWS: gl.constexpr = gl.constexpr(PACKED_ROWS)
-"""Weight rows of a box."""
 PIECE: gl.constexpr = gl.constexpr(64)
 """Token rows that the epilogue of linear 1 takes at a time."""
 WARPS: gl.constexpr = gl.constexpr(4)
