@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -433,6 +434,19 @@ def test_a_weight_that_bf16_cannot_hold_is_refused_and_nan_is_not():
             is_wide(torch.tensor([byte, 255, 0], dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("tokens", [3, 64])  # few rows, many rows
+def test_such_a_weight_is_refused_before_the_first_launch(monkeypatch, tokens):
+    gpu = SimpleNamespace(major=9, multi_processor_count=132)
+    monkeypatch.setattr("megamoe.backends.triton.launches.properties", lambda device: gpu)
+    backend, y, weights, buffer = on_cpu(tokens=tokens)
+    options = {"activation_clamp": None, "fast_math": True}
+    stages = [name for name, _ in backend.stages(y, weights, buffer, tokens, **options)]
+    assert stages == ["dispatch", "linear1", "linear2", "combine"]
+    weights[3][0, 0, 0] = 253
+    with pytest.raises(ValueError, match="above 252"):
+        next(backend.stages(y, weights, buffer, tokens, **options))
+
+
 def test_staging_refuses_rows_that_are_not_dense():
     """What else it refuses, torch's version refuses too: ``test_staging.py``."""
     strided = torch.zeros(2, 256, dtype=torch.uint8)[:, ::2]
@@ -485,7 +499,11 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
         seen.append("left")
 
     monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with FakeTensorMode():
-        there = torch.empty(1, device="cuda:1")
-    launch({(3,): lambda *arguments: seen.append(arguments[0])}, (3,), 7, there)
+        here, there = (torch.empty(1, device=f"cuda:{i}") for i in range(2))
+    kernel = {(3,): lambda *arguments: seen.append(arguments[0])}
+    launch(kernel, (3,), 7, there)
     assert seen == ["cuda:1", 7, "left"]
+    launch(kernel, (3,), 8, here)  # where Triton launches anyway
+    assert seen[3:] == [8]

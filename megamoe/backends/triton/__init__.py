@@ -9,6 +9,7 @@ over ascending blocks of 32 in one accumulator, whatever tile it is in.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from megamoe.backends.triton.launches import (
     OVERLAPPED,
     SPARSE,
     Call,
+    Stage,
     is_wide,
     later,
     power_of_two,
@@ -185,25 +187,27 @@ class TritonBackend:
         *,
         activation_clamp: float | None,
         fast_math: bool,
-    ) -> list[tuple[str, Any]]:
-        """Name and launch of each kernel of :meth:`run`, in order."""
+    ) -> Iterator[Stage]:
+        """Name and launch of each kernel of :meth:`run`, in order; the same errors.
+
+        One at a time, so that the GPU has begun before the host knows the last one's arguments.
+        """
         from megamoe.backends.triton import dispatch as d
 
         w2, top_k = weights[2], buffer.topk_idx.shape[1]
         _check(y, weights, buffer, num_tokens)
         if num_tokens == 0:
-            return []
+            return
         call = Call(
             weights, buffer, num_tokens, w2.shape[0], w2.shape[1], w2.shape[2] * 2, top_k,
             activation_clamp, fast_math,
         )  # fmt: skip
-        combine = later(
+        yield from call.overlapped() if call.suits_overlapped() else call.few()
+        yield "combine", later(
             d.combine, (num_tokens, -(-call.hidden // BLOCK)),
             buffer.slots, buffer.topk_idx, y, call.hidden, call.experts, TOP_K=top_k, BLOCK=BLOCK,
             EARLY=True, launch_pdl=True, num_warps=4,
         )  # fmt: skip
-        products = call.overlapped() if call.suits_overlapped() else call.few()
-        return [*products, ("combine", combine)]
 
     def fingerprint(self) -> dict[str, Any]:
         """What ran so far: hashes of the sources and of each compiled binary, and the options."""

@@ -19,7 +19,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     Triton launches on the current one. Its interpreter compiles nothing.
     """
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
         made = kernel[grid](*arguments, **options)
     if made is not None:
         _COMPILED[f"{kernel.fn.__name__} {made.hash}"] = made

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 
+from megamoe.backends.triton.binaries import launch
 from megamoe.backends.triton.packing import ROWS
 
 WIDEST_NARROW = 128
@@ -69,7 +70,7 @@ class Call:
     @property
     def device(self) -> Any:
         """What CUDA says of the GPU."""
-        return torch.cuda.get_device_properties(self.buffer.x.device)
+        return properties(self.buffer.x.device)
 
     def wide(self) -> bool:
         """Whether the weights need the wide kernels."""
@@ -81,16 +82,14 @@ class Call:
 
     def clamp_value(self) -> float:
         """The clamp as bfloat16 has it; 0 for none."""
-        if self.clamp is None:
-            return 0.0
-        return float(torch.tensor(self.clamp, dtype=torch.bfloat16).item())
+        return 0.0 if self.clamp is None else as_bfloat16(self.clamp)
 
     def suits_overlapped(self) -> bool:
         """Whether :mod:`.overlapped` serves this call: there is ``wgmma``, and enough to do."""
         fits = fills_shares(self.rows, self.experts, self.hidden)
         return fits and self.device.major == 9
 
-    def few(self) -> list[Stage]:
+    def few(self) -> Iterator[Stage]:
         """Dispatch and products by :mod:`.few`."""
         from megamoe.backends.triton import dispatch as d
         from megamoe.backends.triton import few
@@ -104,30 +103,28 @@ class Call:
             "N": tile.N, "WARPS": tile.WARPS, "WIDE": self.wide(), "num_warps": tile.WARPS,
             "launch_pdl": True,
         }  # fmt: skip
-        return [
-            ("dispatch", later(
-                d.dispatch, (self.tokens + 1, -(-self.hidden // BLOCK)),
-                buffer.x.view(torch.uint8), buffer.x_sf, buffer.topk_idx, buffer.operand,
-                buffer.order, buffer.counts, buffer.tiles, self.tokens, self.hidden, self.top_k,
-                self.experts, tiles, ROWS=tile.N, BLOCK=BLOCK,
-                EXPERTS=power_of_two(self.experts), CHUNK=min(slots, 8192), EARLY=True,
-                launch_pdl=True, num_warps=8,
-            )),
-            ("linear1", later(
-                few.linear1, (tiles * (2 * self.inter // ROWS),),
-                buffer.operand.view(words), w13, s13, buffer.topk_weights,
-                buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
-                buffer.l2_acts_sf, self.hidden, self.inter, self.top_k,
-                self.clamp_value(), **self.activation(), **options,
-            )),
-            ("linear2", later(
-                few.linear2, (tiles * (self.hidden // ROWS),),
-                buffer.acts.view(words), w2, s2, buffer.order, buffer.tiles, buffer.slots,
-                self.hidden, self.inter, **options,
-            )),
-        ]  # fmt: skip
+        yield "dispatch", later(
+            d.dispatch, (self.tokens + 1, -(-self.hidden // BLOCK)),
+            buffer.x.view(torch.uint8), buffer.x_sf, buffer.topk_idx, buffer.operand,
+            buffer.order, buffer.counts, buffer.tiles, self.tokens, self.hidden, self.top_k,
+            self.experts, tiles, ROWS=tile.N, BLOCK=BLOCK,
+            EXPERTS=power_of_two(self.experts), CHUNK=min(slots, 8192), EARLY=True,
+            launch_pdl=True, num_warps=8,
+        )  # fmt: skip
+        yield "linear1", later(
+            few.linear1, (tiles * (2 * self.inter // ROWS),),
+            buffer.operand.view(words), w13, s13, buffer.topk_weights,
+            buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
+            buffer.l2_acts_sf, self.hidden, self.inter, self.top_k,
+            self.clamp_value(), **self.activation(), **options,
+        )  # fmt: skip
+        yield "linear2", later(
+            few.linear2, (tiles * (self.hidden // ROWS),),
+            buffer.acts.view(words), w2, s2, buffer.order, buffer.tiles, buffer.slots,
+            self.hidden, self.inter, **options,
+        )  # fmt: skip
 
-    def overlapped(self) -> list[Stage]:
+    def overlapped(self) -> Iterator[Stage]:
         """Dispatch and products by :mod:`.overlapped`.
 
         Until linear 2 writes them, the slots' rows hold the operands of linear 1.
@@ -155,35 +152,33 @@ class Call:
         tiles, chunks = most_tiles(self.rows, self.experts, tile), -(-self.rows // CHUNK)
         blocks = self.device.multi_processor_count
         sort = (buffer.topk_idx, buffer.counts[0])
-        return [
-            ("dispatch", in_turn(
-                buffer.counts.zero_,
-                later(d.count, (chunks,), *sort, self.rows, self.experts, CHUNK=CHUNK),
-                later(
-                    d.rank, (chunks,), *sort, buffer.counts[1], buffer.order, buffer.places,
-                    buffer.tiles, self.rows, self.experts, tiles, ROWS=tile.N,
-                    EXPERTS=power_of_two(self.experts), CHUNK=CHUNK, EARLY=True, launch_pdl=True,
-                ),
-                later(
-                    d.spread, (self.tokens, -(-self.hidden // BLOCK)),
-                    buffer.x.view(torch.uint8), buffer.x_sf, buffer.places, buffer.slots,
-                    self.hidden, TOP_K=self.top_k, BLOCK=BLOCK, EARLY=True, launch_pdl=True,
-                ),
-            )),
-            ("linear1", later(
-                ov.linear1, (min(blocks, tiles * (2 * self.inter // SHARE)),),
-                tokens_box(slots), weights_box(w13), s13.view(torch.int32), buffer.topk_weights,
-                buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
-                buffer.l2_acts_sf, self.hidden, self.inter, self.clamp_value(), tiles,
-                **self.activation(), STAGES=tile.STAGES, **options,
-            )),
-            ("linear2", later(
-                ov.linear2, (min(blocks, tiles * (self.hidden // SHARE)),),
-                tokens_box(acts), weights_box(w2), s2.view(torch.int32), buffer.order,
-                buffer.tiles, buffer.slots, self.hidden, self.inter, tiles,
-                STAGES=tile2.STAGES, **options,
-            )),
-        ]  # fmt: skip
+        yield "dispatch", in_turn(
+            buffer.counts.zero_,
+            later(d.count, (chunks,), *sort, self.rows, self.experts, CHUNK=CHUNK),
+            later(
+                d.rank, (chunks,), *sort, buffer.counts[1], buffer.order, buffer.places,
+                buffer.tiles, self.rows, self.experts, tiles, ROWS=tile.N,
+                EXPERTS=power_of_two(self.experts), CHUNK=CHUNK, EARLY=True, launch_pdl=True,
+            ),
+            later(
+                d.spread, (self.tokens, -(-self.hidden // BLOCK)),
+                buffer.x.view(torch.uint8), buffer.x_sf, buffer.places, buffer.slots,
+                self.hidden, TOP_K=self.top_k, BLOCK=BLOCK, EARLY=True, launch_pdl=True,
+            ),
+        )  # fmt: skip
+        yield "linear1", later(
+            ov.linear1, (min(blocks, tiles * (2 * self.inter // SHARE)),),
+            tokens_box(slots), weights_box(w13), s13.view(torch.int32), buffer.topk_weights,
+            buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
+            buffer.l2_acts_sf, self.hidden, self.inter, self.clamp_value(), tiles,
+            **self.activation(), STAGES=tile.STAGES, **options,
+        )  # fmt: skip
+        yield "linear2", later(
+            ov.linear2, (min(blocks, tiles * (self.hidden // SHARE)),),
+            tokens_box(acts), weights_box(w2), s2.view(torch.int32), buffer.order,
+            buffer.tiles, buffer.slots, self.hidden, self.inter, tiles,
+            STAGES=tile2.STAGES, **options,
+        )  # fmt: skip
 
 
 def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
@@ -211,8 +206,6 @@ def most_tiles(rows: int, experts: int, tile: Tile) -> int:
 
 def later(*arguments: Any, **options: Any) -> Callable[[], None]:
     """The launch of a kernel, to be made when it is called."""
-    from megamoe.backends.triton.binaries import launch
-
     return partial(launch, *arguments, **options)
 
 
@@ -250,6 +243,18 @@ def is_wide(scale: torch.Tensor) -> bool:
         seen = (version, largest > WIDEST_NARROW)
         scale._megamoe_wide = seen  # type: ignore[attr-defined]
     return seen[1]
+
+
+@cache
+def properties(device: torch.device) -> Any:
+    """What CUDA says of ``device``; asked once, since every call wants to know."""
+    return torch.cuda.get_device_properties(device)
+
+
+@cache
+def as_bfloat16(value: float) -> float:
+    """``value`` rounded to bfloat16."""
+    return float(torch.tensor(value, dtype=torch.bfloat16).item())
 
 
 def power_of_two(n: int) -> int:
