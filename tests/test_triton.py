@@ -6,6 +6,7 @@ What it computes on a GPU is judged by ``megamoe check --backend triton --device
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -24,7 +25,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: Linux bu
 
 from megamoe.backends import BackendError, load_backend  # noqa: E402
 from megamoe.backends.triton import TritonBackend  # noqa: E402
-from megamoe.backends.triton.binaries import code_digest, launch  # noqa: E402
+from megamoe.backends.triton.binaries import code_digest, launch, specialisation  # noqa: E402
 from megamoe.backends.triton.launches import (  # noqa: E402
     FEW,
     OVERLAPPED,
@@ -500,6 +501,8 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", current)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    # These tensors have no address.
+    monkeypatch.setattr("megamoe.backends.triton.binaries.specialisation", type)
     with FakeTensorMode():
         here, there = (torch.empty(1, device=f"cuda:{i}") for i in range(2))
     kernel = {(3,): lambda *arguments: seen.append(arguments[0])}
@@ -507,3 +510,75 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
     assert seen == ["cuda:1", 7, "left"]
     launch(kernel, (3,), 8, here)  # where Triton launches anyway
     assert seen[3:] == [8]
+
+
+class Compiled:
+    """A kernel as Triton shows it, and as its own compiled form: says what it was given."""
+
+    arg_names = ("x", "n", "BLOCK", "EARLY")
+    hash = "h"
+
+    def __init__(self):
+        def kernel(x, n, BLOCK, EARLY=False): ...
+
+        self.fn, self.signature, self.calls = kernel, inspect.signature(kernel), []
+
+    def __getitem__(self, grid):
+        def run(*arguments, **options):
+            self.calls.append((grid, arguments[1:], options))
+            return self
+
+        return run
+
+
+def test_what_was_compiled_is_launched_without_asking_triton_again(monkeypatch):
+    monkeypatch.setattr("megamoe.backends.triton.binaries._READY", {})
+    kernel, x = Compiled(), torch.zeros(64)
+    for n, block in ((17, 8), (18, 8), (32, 8), (17, 4), (19, 4)):
+        launch(kernel, (n,), x, n, num_warps=4, BLOCK=block)
+    launch(kernel, (17, 2), x[1:], 17, num_warps=4, BLOCK=8)
+    launch(kernel, (17, 3), x.to("meta"), 17, num_warps=4, BLOCK=8)
+    asked = {"num_warps": 4, "BLOCK": 8}
+    assert kernel.calls == [
+        ((17,), (17,), asked),
+        ((18, 1, 1), (18, 8, False), {}),
+        ((32,), (32,), asked),  # a multiple of 16
+        ((17,), (17,), {**asked, "BLOCK": 4}),
+        ((19, 1, 1), (19, 4, False), {}),
+        ((17, 2), (17,), asked),  # an address that is none
+        ((17, 3), (17,), asked),  # another device
+    ]
+    other = Compiled()
+    launch(other, (17,), x, 17, num_warps=4, BLOCK=8)
+    assert other.calls == kernel.calls[:1]
+
+
+def test_a_launch_tells_apart_what_triton_compiles_anew():
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+    from triton.runtime.jit import native_specialize_impl
+
+    from megamoe.backends.triton.layouts import TOKEN_BOX, WEIGHT_BOX
+
+    hopper = make_backend(GPUTarget("cuda", 90, 32))
+    edges = (0, 1, 2**7, 2**31, 2**32, 2**63)
+    arguments = [sign * (edge + d) for edge in edges for d in (-1, 0, 1, 16) for sign in (1, -1)]
+    arguments = [a for a in arguments if -(2**63) <= a < 2**64]
+    arguments += [True, False, 0.0, 1.0, 2.5]
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.bfloat16, torch.float32):
+        tensor = torch.zeros(64, dtype=dtype)
+        arguments += [tensor, tensor[1:], tensor[::2]]
+    bf16, int16 = torch.zeros(256, 256).bfloat16(), torch.zeros(256, 256, dtype=torch.int16)
+    arguments += [
+        TensorDescriptor.from_tensor(bf16, [128, 128], TOKEN_BOX),
+        TensorDescriptor.from_tensor(bf16, [64, 128], TOKEN_BOX),
+        TensorDescriptor.from_tensor(int16, [64, 32], WEIGHT_BOX),
+        TensorDescriptor.from_tensor(int16, [64, 64], TOKEN_BOX),
+        TensorDescriptor.from_tensor(int16, [64, 64], WEIGHT_BOX),
+    ]
+    seen = {}
+    for argument in arguments:
+        triton_s = native_specialize_impl(hopper, argument, False, True, True)
+        assert seen.setdefault(specialisation(argument), triton_s) == triton_s, argument
+    assert len(set(seen.values())) > 20  # so many had to be told apart

@@ -5,30 +5,66 @@ from __future__ import annotations
 import hashlib
 import struct
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-_COMPILED: dict[str, Any] = {}
 _CODE = (".text.", ".nv.constant", ".nv.info.")
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A kernel as compiled for one key, and its last parameters: those that options give."""
+
+    kernel: Any
+    made: Any
+    constants: tuple[Any, ...]
+
+
+_READY: dict[tuple[Any, ...], _Ready] = {}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """``kernel[grid](*arguments, **options)`` on the device of its tensors.
 
-    Triton launches on the current one. Its interpreter compiles nothing.
+    Triton launches on the current one. And it looks at each argument and option anew to find what
+    it has compiled, which takes the host longer than the launch; here that is found by a key.
+    Triton's interpreter compiles nothing.
     """
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    key = (id(kernel), device, *map(specialisation, arguments), *options.items())
+    ready = _READY.get(key)
     with torch.cuda.device(device) if elsewhere else nullcontext():
+        if ready is not None:
+            ready.made[(*grid, 1, 1)[:3]](*arguments, *ready.constants)
+            return
         made = kernel[grid](*arguments, **options)
     if made is not None:
-        _COMPILED[f"{kernel.fn.__name__} {made.hash}"] = made
+        defaults = {n: p.default for n, p in kernel.signature.parameters.items()}
+        named = {**defaults, **options}
+        constants = tuple(named[name] for name in kernel.arg_names[len(arguments) :])
+        _READY[key] = _Ready(kernel, made, constants)
+
+
+def specialisation(argument: Any) -> Any:
+    """What tells arguments apart that Triton compiles a kernel anew for."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, int):
+        types = -(2**31) <= argument < 2**31, argument < 2**63  # of 32 bits, of 64 with a sign
+        return type(argument), types, argument == 1, argument % 16 == 0
+    if isinstance(argument, float):
+        return float
+    # A tensor map's description.
+    return argument.base.dtype, *argument.block_shape, argument.layout
 
 
 def digests() -> dict[str, str]:
     """Kernel and specialisation to the digest of its code, for all that this process ran."""
-    return {name: code_digest(made.asm["cubin"]) for name, made in sorted(_COMPILED.items())}
+    ran = {f"{r.kernel.fn.__name__} {r.made.hash}": r.made for r in _READY.values()}
+    return {name: code_digest(made.asm["cubin"]) for name, made in sorted(ran.items())}
 
 
 def code_digest(cubin: bytes) -> str:
