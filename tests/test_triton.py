@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 triton = pytest.importorskip("triton", reason="Triton is not installed: Linux builds only")
 
 from megamoe.backends import BackendError, load_backend  # noqa: E402
-from megamoe.backends.triton import TritonBackend  # noqa: E402
+from megamoe.backends.triton import TritonBackend, kernel_sources  # noqa: E402
 from megamoe.backends.triton.binaries import code_digest, launch, specialisation  # noqa: E402
 from megamoe.backends.triton.launches import (  # noqa: E402
     FEW,
@@ -529,6 +530,21 @@ class Compiled:
             return self
 
         return run
+
+
+def test_the_fingerprint_has_the_kernels_and_not_what_launches_them(tmp_path):
+    folder = ROOT / "megamoe/backends/triton"
+    before = kernel_sources(folder)
+    host, kernels = set(), set()
+    for path in folder.glob("*.py"):
+        copy = shutil.copytree(folder, tmp_path / path.stem, ignore=shutil.ignore_patterns("__py*"))
+        (copy / path.name).write_text(path.read_text() + "\n# edited\n")
+        (host if kernel_sources(copy) == before else kernels).add(path.stem)
+    assert host == {"__init__", "binaries", "launches", "packing"}
+    assert kernels == {
+        "chain", "decode", "dispatch", "epilogue", "eplb", "few", "layouts", "overlapped",
+        "staging",
+    }  # fmt: skip
 
 
 def test_what_was_compiled_is_launched_without_asking_triton_again(monkeypatch):
