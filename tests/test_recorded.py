@@ -72,6 +72,9 @@ class Kernel:
             os._exit(3)
         if trouble == "declines" and tokens == 20:
             raise NotImplementedError("not 20")
+        if trouble == "memory" and tokens == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 588.00 MiB. GPU 0 "
+                                         "has a total capacity of 79.18 GiB. Process 2711 has some")
         if trouble == "wrong" and tokens == 3:
             out["y"] = out["y"] * 3
         if trouble == "process" and tokens == 3:
@@ -187,6 +190,11 @@ def test_the_digest_holds_dtype_shape_and_one_nan():
     [
         ("calls", "the runs do not agree: case forward/t3: y moved in one process"),
         ("wrong", "nothing recorded: case forward/t3: y: "),
+        (
+            "memory",
+            "OutOfMemoryError: CUDA out of memory. Tried to allocate 588.00 MiB; run with fewer "
+            "workers (-n, -j) (kernel.py, ",
+        ),
         ("crash", "nothing recorded: the backend ended its process (a crash, or out of memory)"),
     ],
 )

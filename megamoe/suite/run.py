@@ -379,5 +379,8 @@ def place(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError):  # torch's line goes on with every process there
+        tried = ". ".join(str(error).split(". ")[:2])
+        return f"{type(error).__name__}: {tried}; run with fewer workers (-n, -j)"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
