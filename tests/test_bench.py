@@ -184,12 +184,19 @@ def test_the_roofline_has_every_point_at_or_below_its_roof():
                 assert y <= min(bench.FLOOR_BANDWIDTH * x, bench.FLOOR_FLOPS) / 1e12
 
 
+def test_the_host_s_time_is_until_the_step_returns_the_median(monkeypatch):
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    moments = iter([0.0, 5e-6, 1.0, 1.0 + 9e-6, 2.0, 2.0 + 7e-6])
+    monkeypatch.setattr(clock, "perf_counter", lambda: next(moments))
+    assert clock.host(lambda: None, 3) == pytest.approx(7.0)
+
+
 # --- a run ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A small share, and a clock by which everything takes 7 microseconds and a graph 5."""
+    """A small share, and a clock: all takes 7 microseconds, a graph 5 and the host 3."""
     monkeypatch.setitem(SHARES, "tiny", Share("Tiny", 256, 128, 4, 2))
 
     def ticks(step, repeats):
@@ -202,6 +209,7 @@ def tiny(monkeypatch):
 
     monkeypatch.setattr(clock, "events", ticks)
     monkeypatch.setattr(clock, "graph", graph)
+    monkeypatch.setattr(clock, "host", lambda step, repeats: 3.0)
     return monkeypatch
 
 
@@ -220,7 +228,8 @@ def test_a_run_has_a_row_for_all_that_was_timed_and_for_what_could_not_be(tiny):
         )
     ]  # fmt: skip
     whole, staging, _, failed, peer = rows[:5]
-    assert (whole.events, whole.graph, whole.best, whole.experts) == (7.0, 5.0, 5.0, 2)
+    assert (whole.host, whole.events, whole.graph, whole.experts) == (3.0, 7.0, 5.0, 2)
+    assert whole.best == 5.0
     assert math.isclose(whole.tflops, 2 * 6 * 256 * 128 / 5e6)
     assert peer.tflops == whole.tflops
     assert staging.tflops is None

@@ -33,7 +33,11 @@ _FLOOR: Final = {"bytes_per_second": FLOOR_BANDWIDTH, "operations_per_second": F
 
 @dataclass(frozen=True)
 class Row:
-    """One thing timed once; microseconds. ``experts`` is how many of the share were touched."""
+    """One thing timed once; microseconds. ``experts`` is how many of the share were touched.
+
+    ``events`` and ``graph`` are the device's time for eager launches and a replay, ``host`` is what
+    the host takes to launch.
+    """
 
     share: str
     tokens: int
@@ -45,6 +49,7 @@ class Row:
     graph: float | None = None
     tflops: float | None = None
     note: str = ""
+    host: float | None = None
 
     @property
     def best(self) -> float | None:
@@ -82,13 +87,23 @@ def rate(row: Row) -> float | None:
 def table(rows: Sequence[Row]) -> Table:
     """Rows for a terminal; times in microseconds."""
     made = Table(
-        "share", "T", "what", "timed", "floor", "events", "graph", "x floor", "TFLOP/s", "note"
+        "share",
+        "T",
+        "what",
+        "timed",
+        "floor",
+        "host",
+        "events",
+        "graph",
+        "x floor",
+        "TFLOP/s",
+        "note",
     )
     for r in rows:
         whole = not r.is_stage
         made.add_row(
             r.share, str(r.tokens), r.what, r.scope, f"{r.floor:.0f}" if whole else "",
-            _number(r.events), _number(r.graph),
+            _number(r.host), _number(r.events), _number(r.graph),
             f"{r.best / r.floor:.2f}" if r.best and whole else "",
             f"{r.tflops:.0f}" if r.tflops and whole else "",
             r.note,

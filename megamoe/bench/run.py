@@ -58,12 +58,12 @@ class _Timer:
     repeats: int
 
     def row(self, what: str, scope: str, step: Any) -> Row:
-        events = timing.events(step, self.repeats)
+        events, host = timing.events(step, self.repeats), timing.host(step, self.repeats)
         try:
             graph, note = timing.graph(step, self.repeats), ""
         except Exception as error:
             graph, note = None, f"no CUDA graph: {_line(error)}"
-        made = self._row(what, scope, events=events, graph=graph, note=note)
+        made = self._row(what, scope, events=events, graph=graph, note=note, host=host)
         return replace(made, tflops=rate(made))
 
     def failed(self, what: str, scope: str, error: BaseException) -> Row:

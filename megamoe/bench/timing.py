@@ -1,4 +1,4 @@
-"""Medians by CUDA events, of eager launches and of a CUDA graph's replays.
+"""Medians by CUDA events, of eager launches and of a CUDA graph's replays; what launching takes.
 
 Caches are cold by the usual method: 256 MiB are written before each repeat. That leaves the
 second-level cache full of lines that are dirty, so while the timed work reads its weights, these
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import median
+from time import perf_counter
 
 import torch
 
@@ -31,6 +32,21 @@ def events(step: Callable[[], object], repeats: int) -> float:
         end.record()
         torch.cuda.synchronize()
         took.append(begin.elapsed_time(end) * 1e3)
+    return median(took)
+
+
+def host(step: Callable[[], object], repeats: int) -> float:
+    """Microseconds until ``step`` returns, the median of ``repeats``, with nothing queued before.
+
+    What eager launches cost the host. A step that waits for the device has its time in it.
+    """
+    took = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        begin = perf_counter()
+        step()
+        took.append((perf_counter() - begin) * 1e6)
+    torch.cuda.synchronize()
     return median(took)
 
 
