@@ -87,18 +87,9 @@ def rate(row: Row) -> float | None:
 def table(rows: Sequence[Row]) -> Table:
     """Rows for a terminal; times in microseconds."""
     made = Table(
-        "share",
-        "T",
-        "what",
-        "timed",
-        "floor",
-        "host",
-        "events",
-        "graph",
-        "x floor",
-        "TFLOP/s",
+        "share", "T", "what", "timed", "floor", "host", "events", "graph", "x floor", "TFLOP/s",
         "note",
-    )
+    )  # fmt: skip
     for r in rows:
         whole = not r.is_stage
         made.add_row(

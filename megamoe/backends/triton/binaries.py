@@ -15,7 +15,10 @@ _CODE = (".text.", ".nv.constant", ".nv.info.")
 
 @dataclass(frozen=True)
 class _Ready:
-    """A kernel as compiled for one key, and its last parameters: those that options give."""
+    """A kernel as compiled for one key, and its last parameters: those that options give.
+
+    Keys name a kernel by its id; held here, no other can come to have it.
+    """
 
     kernel: Any
     made: Any
@@ -28,9 +31,9 @@ _READY: dict[tuple[Any, ...], _Ready] = {}
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """``kernel[grid](*arguments, **options)`` on the device of its tensors.
 
-    Triton launches on the current one. And it looks at each argument and option anew to find what
-    it has compiled, which takes the host longer than the launch; here that is found by a key.
-    Triton's interpreter compiles nothing.
+    Triton launches on the current one. And at every launch it looks at each argument and option to
+    find what it has compiled, which costs the host time; here that is found by a key. Triton's
+    interpreter compiles nothing.
     """
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
