@@ -363,11 +363,18 @@ class DeepseekV4MegaMoEExperts(nn.Module):
     def _served_ids(self, physical: torch.Tensor) -> torch.Tensor:
         """Index among the experts that the call reaches, -1 for any other: a slot of no effect.
 
-        Those held here, or, of a backend with ``global_ids``, those of all ranks.
+        Those held here, or, of a backend with ``global_ids``, those of all ranks. For a backend
+        that ``ignores_foreign_ids`` such a slot may have any index that none of them has.
         """
         first, count = self.experts_start_idx, self.num_local_experts
         if getattr(self.backend, "global_ids", False):
             first, count = 0, self.num_experts
+        if getattr(self.backend, "ignores_foreign_ids", False):
+            # One launch or none, in place of five.
+            if first == 0:
+                return physical
+            if physical.dtype in (torch.int32, torch.int64):  # others might wrap into the range
+                return physical - first
         index = physical.long() - first
         return torch.where((index >= 0) & (index < count), index, -1)
 

@@ -27,7 +27,8 @@ class SymmBuffer:
     x_sf: torch.Tensor
     """(capacity, H/128) int32: their scale factors, four UE8M0 bytes to a word."""
     topk_idx: torch.Tensor
-    """(capacity, K) int64: experts of this rank, -1 for a slot that is not served here."""
+    """(capacity, K) int64: experts of this rank; -1, or for a backend that ``ignores_foreign_ids``
+    anything that is none of them, for a slot that is not served here."""
     topk_weights: torch.Tensor
     """(capacity, K) float32."""
     l2_acts: torch.Tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.checkpoint import read_checkpoint, write_checkpoint
@@ -393,6 +395,42 @@ def test_ids_of_other_ranks_take_no_part(checkpoint):
     assert torch.equal(experts.get_symm_buffer().topk_idx[:3], local)
 
 
+class Ignoring(EagerBackend):
+    """Counts as nothing, itself, whatever is no id of its two experts."""
+
+    ignores_foreign_ids = True
+
+    def forward(self, problem):
+        self.given = problem.topk_ids
+        local = torch.where((self.given >= 0) & (self.given < 2), self.given, -1)
+        return super().forward(replace(problem, topk_ids=local))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_backend_that_ignores_foreign_ids_is_given_them_as_they_are(checkpoint, start, dtype):
+    backend, least = Ignoring(), torch.iinfo(dtype).min
+    experts = loaded(checkpoint, num_local_experts=2, experts_start_idx=start, backend=backend)
+    hidden, weights, _ = batch(3)
+    ids = torch.tensor([[1, 3], [-1, 2], [2, least]])
+    y = experts(hidden, weights, ids.to(dtype), activation_clamp=10.0)
+    local = torch.where((ids >= start) & (ids < start + 2), ids - start, -1)
+    here = range(start, start + 2)
+    assert same(y, directly(checkpoint[1], hidden, weights, local, experts=here)["y"])
+    assert backend.given[0].tolist() == [1 - start, 3 - start]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_no_foreign_id_wraps_into_those_of_the_rank(dtype):
+    least, greatest = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    experts = module(
+        num_experts=40000, num_local_experts=120, experts_start_idx=greatest - 20,
+        hidden_size=128, backend=Ignoring(),
+    )  # fmt: skip
+    ids = torch.tensor([least, least + 90, greatest - 20, greatest], dtype=dtype)
+    assert experts._served_ids(ids).tolist() == [-1, -1, 0, 20]
+
+
 def test_a_transposed_input_gives_the_bits_of_its_dense_copy(checkpoint):
     hidden, weights, ids = batch()
     transposed = hidden.t().contiguous().t()
@@ -621,4 +659,21 @@ def test_a_module_made_on_a_gpu_takes_its_backend_and_gives_its_bits(checkpoint,
     assert experts.backend.name == backend.name
     data = stacked(checkpoint[1], range(LOGICAL))
     alone = Problem(hidden, ids, weights, *data, 10.0, True, 96).to(gpu)
+    assert same(y.cpu(), backend.forward(alone)["y"].cpu())
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("tokens", [5, 96])
+def test_a_rank_on_a_gpu_leaves_out_the_ids_of_others(checkpoint, tokens, gpu):
+    start = 1
+    experts = module(96, num_local_experts=2, experts_start_idx=start).to(gpu)
+    load(experts, checkpoint[0])
+    experts.finalize_weights()
+    hidden, weights, ids = batch(tokens)
+    y = experts(*(t.to(gpu) for t in (hidden, weights, ids)), activation_clamp=10.0)
+    backend = load_backend("auto", gpu)
+    local = torch.where((ids >= start) & (ids < start + 2), ids - start, -1)
+    assert local.min() == -1 and local.max() == 1
+    data = stacked(checkpoint[1], range(start, start + 2))
+    alone = Problem(hidden, local, weights, *data, 10.0, True, 96).to(gpu)
     assert same(y.cpu(), backend.forward(alone)["y"].cpu())

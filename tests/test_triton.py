@@ -13,27 +13,31 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: Linux builds only")
 
 from megamoe.backends import BackendError, load_backend  # noqa: E402
 from megamoe.backends.triton import TritonBackend, kernel_sources  # noqa: E402
-from megamoe.backends.triton.binaries import code_digest, launch, specialisation  # noqa: E402
+from megamoe.backends.triton.binaries import Launch, code_digest, launch  # noqa: E402
 from megamoe.backends.triton.launches import (  # noqa: E402
     FEW,
     OVERLAPPED,
     RESIDENT,
+    Call,
     Tile,
     few_tile,
     is_wide,
+    stages,
 )
 from megamoe.backends.triton.packing import pack, unpack  # noqa: E402
 from megamoe.backends.triton.staging import prepare_megamoe_inputs  # noqa: E402
@@ -388,10 +392,22 @@ def on_cpu(experts=2, tokens=3, hidden=256, inter=128, top_k=2):
         ({"y": torch.zeros(2, 256, dtype=torch.bfloat16)}, r"y is \(2, 256\)"),
         ({"y": torch.zeros(3, 256)}, "torch.float32; it must be"),
         ({"y": torch.zeros(256, 3, dtype=torch.bfloat16).t()}, "y has strides"),
+        (
+            {"y": torch.zeros(3, 256, dtype=torch.bfloat16, device="meta")},
+            "y is on meta, the symmetric buffer on cpu",
+        ),
         ({"buffer": on_cpu(hidden=512)[3]}, "made for hidden size 512"),
         ({"buffer": on_cpu(experts=1)[3]}, "up to 1 experts; the weights have 256, 128 and 2"),
     ],
-    ids=["capacity", "rows of y", "dtype of y", "strides of y", "other sizes", "fewer experts"],
+    ids=[
+        "capacity",
+        "rows of y",
+        "dtype of y",
+        "strides of y",
+        "device of y",
+        "other sizes",
+        "fewer experts",
+    ],
 )
 def test_what_would_leave_its_bounds_is_refused_before_a_launch(change, message):
     backend, y, weights, buffer = on_cpu()
@@ -446,7 +462,7 @@ def test_such_a_weight_is_refused_before_the_first_launch(monkeypatch, tokens):
     assert stages == ["dispatch", "linear1", "linear2", "combine"]
     weights[3][0, 0, 0] = 253
     with pytest.raises(ValueError, match="above 252"):
-        next(backend.stages(y, weights, buffer, tokens, **options))
+        backend.stages(y, weights, buffer, tokens, **options)
 
 
 def test_staging_refuses_rows_that_are_not_dense():
@@ -502,14 +518,17 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", current)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    # These tensors have no address.
-    monkeypatch.setattr("megamoe.backends.triton.binaries.specialisation", type)
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda tensor: 0)  # there is none
     with FakeTensorMode():
         here, there = (torch.empty(1, device=f"cuda:{i}") for i in range(2))
-    kernel = {(3,): lambda *arguments: seen.append(arguments[0])}
-    launch(kernel, (3,), 7, there)
+
+    class Kernel(dict):
+        __hash__ = object.__hash__
+
+    kernel = Kernel({(3,): lambda *arguments: seen.append(arguments[1])})
+    launch(kernel, (3,), there, 7)
     assert seen == ["cuda:1", 7, "left"]
-    launch(kernel, (3,), 8, here)  # where Triton launches anyway
+    launch(kernel, (3,), here, 8)  # where Triton launches anyway
     assert seen[3:] == [8]
 
 
@@ -547,29 +566,79 @@ def test_the_fingerprint_has_the_kernels_and_not_what_launches_them(tmp_path):
     }  # fmt: skip
 
 
-def test_what_was_compiled_is_launched_without_asking_triton_again(monkeypatch):
-    monkeypatch.setattr("megamoe.backends.triton.binaries._READY", {})
+def test_what_was_compiled_is_launched_without_asking_triton_again():
     kernel, x = Compiled(), torch.zeros(64)
-    for n, block in ((17, 8), (18, 8), (32, 8), (17, 4), (19, 4)):
+    for n, block in ((17, 8), (17, 8), (18, 8), (17, 4), (17, 8), (1, 8), (1.0, 8), (1, 8)):
         launch(kernel, (n,), x, n, num_warps=4, BLOCK=block)
-    launch(kernel, (17, 2), x[1:], 17, num_warps=4, BLOCK=8)
-    launch(kernel, (17, 3), x.to("meta"), 17, num_warps=4, BLOCK=8)
-    asked = {"num_warps": 4, "BLOCK": 8}
+    asked, known = {"num_warps": 4, "BLOCK": 8}, {"stream": None}
     assert kernel.calls == [
         ((17,), (17,), asked),
-        ((18, 1, 1), (18, 8, False), {}),
-        ((32,), (32,), asked),  # a multiple of 16
+        ((17, 1, 1), (17, 8, False), known),
+        ((18,), (18,), asked),
         ((17,), (17,), {**asked, "BLOCK": 4}),
-        ((19, 1, 1), (19, 4, False), {}),
-        ((17, 2), (17,), asked),  # an address that is none
-        ((17, 3), (17,), asked),  # another device
+        ((17, 1, 1), (17, 8, False), known),
+        ((1,), (1,), asked),
+        ((1.0,), (1.0,), asked),  # no integer
+        ((1, 1, 1), (1, 8, False), known),
     ]
+    for tensor in (x.int(), x.to("meta")):  # another dtype, another device
+        launch(kernel, (17,), tensor, 17, num_warps=4, BLOCK=8)
+        assert kernel.calls.pop() == ((17,), (17,), asked)
     other = Compiled()
     launch(other, (17,), x, 17, num_warps=4, BLOCK=8)
     assert other.calls == kernel.calls[:1]
 
 
-def test_a_launch_tells_apart_what_triton_compiles_anew():
+def test_an_address_that_is_no_multiple_of_16_is_a_question_each_time():
+    """What serves aligned tensors may load 16 bytes at once; what serves others is slower."""
+    kernel, x = Compiled(), torch.zeros(64)
+    once = Launch(kernel, (1,), (None,), 5, BLOCK=8)
+    for tensor in (x[1:], x, x[2:], x[4:]):
+        once([tensor])
+    asked = ((1,), (5,), {"BLOCK": 8})
+    assert kernel.calls == [asked] * 3 + [((1, 1, 1), (5, 8, False), {"stream": None})]
+
+
+@dataclass
+class Box:
+    """A description for TMA, which Triton checks when it is made."""
+
+    base: torch.Tensor
+    size: int = 16
+
+    made = 0
+
+    def __post_init__(self):
+        Box.made += 1
+
+
+def test_a_launch_describes_each_tensor_anew_and_holds_none(monkeypatch):
+    monkeypatch.setattr(Box, "made", 0)
+    given = []
+
+    class Kernel(Compiled):
+        def __getitem__(self, grid):
+            run = super().__getitem__(grid)
+
+            def noting(box, *arguments, **options):
+                given.append(box)
+                return run(box, *arguments, **options)
+
+            return noting
+
+    once = Launch(Kernel(), (1,), (Box,), 5, BLOCK=8)
+    first, second = torch.zeros(16), torch.zeros(16)
+    once([first])
+    once([second])
+    assert [box.base is t for box, t in zip(given, (first, second), strict=True)] == [True, True]
+    assert [box.size for box in given] == [16, 16] and Box.made == 1
+    gone = [weakref.ref(first), weakref.ref(second)]
+    given.clear()
+    del first, second
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_a_tensor_is_to_triton_its_dtype_and_whether_its_address_is_a_multiple_of_16():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import make_backend
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -578,23 +647,34 @@ def test_a_launch_tells_apart_what_triton_compiles_anew():
     from megamoe.backends.triton.layouts import TOKEN_BOX, WEIGHT_BOX
 
     hopper = make_backend(GPUTarget("cuda", 90, 32))
-    edges = (0, 1, 2**7, 2**31, 2**32, 2**63)
-    arguments = [sign * (edge + d) for edge in edges for d in (-1, 0, 1, 16) for sign in (1, -1)]
-    arguments = [a for a in arguments if -(2**63) <= a < 2**64]
-    arguments += [True, False, 0.0, 1.0, 2.5]
-    for dtype in (torch.uint8, torch.int16, torch.int32, torch.bfloat16, torch.float32):
-        tensor = torch.zeros(64, dtype=dtype)
-        arguments += [tensor, tensor[1:], tensor[::2]]
-    bf16, int16 = torch.zeros(256, 256).bfloat16(), torch.zeros(256, 256, dtype=torch.int16)
-    arguments += [
-        TensorDescriptor.from_tensor(bf16, [128, 128], TOKEN_BOX),
-        TensorDescriptor.from_tensor(bf16, [64, 128], TOKEN_BOX),
-        TensorDescriptor.from_tensor(int16, [64, 32], WEIGHT_BOX),
-        TensorDescriptor.from_tensor(int16, [64, 64], TOKEN_BOX),
-        TensorDescriptor.from_tensor(int16, [64, 64], WEIGHT_BOX),
-    ]
-    seen = {}
-    for argument in arguments:
-        triton_s = native_specialize_impl(hopper, argument, False, True, True)
-        assert seen.setdefault(specialisation(argument), triton_s) == triton_s, argument
-    assert len(set(seen.values())) > 20  # so many had to be told apart
+
+    def told(argument):
+        return native_specialize_impl(hopper, argument, False, True, True)
+
+    kinds = set()
+    for dtype in (torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float32):
+        tensor = torch.zeros(256, dtype=dtype)
+        aligned = [tensor, tensor[::2], tensor.view(16, 16).t(), tensor[16:], tensor[:0]]
+        assert len({told(t) for t in aligned}) == 1
+        assert told(tensor[1:]) != told(tensor)
+        kinds |= {told(tensor), told(tensor[1:])}
+    assert len(kinds) == 10
+    for box, block, dtype in (
+        (TOKEN_BOX, [128, 128], torch.bfloat16), (WEIGHT_BOX, [64, 32], torch.int16),
+    ):  # fmt: skip
+        rows = [torch.zeros(n, 256, dtype=dtype) for n in (128, 384)]
+        assert len({told(TensorDescriptor.from_tensor(r, block, box)) for r in rows}) == 1
+
+
+def test_the_launches_of_a_forward_are_made_once_and_by_all_that_decides_them(monkeypatch):
+    gpu = SimpleNamespace(major=9, multi_processor_count=132)
+    monkeypatch.setattr("megamoe.backends.triton.launches.properties", lambda device: gpu)
+    call = Call(8, 384, 4, 512, 256, 2, 10.0, True, False, torch.device("cpu"))
+    assert stages(call) is stages(replace(call))
+    others = {
+        "tokens": 9, "capacity": 768, "experts": 5, "hidden": 640, "inter": 384, "top_k": 3,
+        "clamp": None, "fast_math": False, "wide": True, "device": torch.device("meta"),
+    }  # fmt: skip
+    assert set(others) == {f.name for f in fields(Call)}
+    made = {id(stages(replace(call, **{name: value}))) for name, value in others.items()}
+    assert len(made | {id(stages(call))}) == len(others) + 1

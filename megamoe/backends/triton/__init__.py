@@ -9,7 +9,7 @@ over ascending blocks of 32 in one accumulator, whatever tile it is in.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,20 @@ from typing import Any, ClassVar
 
 import torch
 
+from megamoe.backends.triton.binaries import on
 from megamoe.backends.triton.launches import (
-    BLOCK,
     CROWDED,
     FEW,
     OVERLAPPED,
     SPARSE,
     Call,
+    Memory,
     Stage,
+    Step,
     is_wide,
-    later,
     power_of_two,
 )
+from megamoe.backends.triton.launches import stages as launches_of
 from megamoe.backends.triton.packing import pack, unpack
 from megamoe.layout import check_sizes
 from megamoe.problem import Problem
@@ -53,7 +55,9 @@ class TritonBuffer(SymmBuffer):
     places: torch.Tensor = None  # type: ignore[assignment]
     """(capacity * K,) int32: the inverse of ``order``; -1 for slots without an expert here."""
     counts: torch.Tensor = None  # type: ignore[assignment]
-    """(2, experts, next power of two) int32."""
+    """(2, experts, next power of two) int32: rows by expert; the second half is ``taken``."""
+    taken: torch.Tensor = None  # type: ignore[assignment]
+    """(experts, next power of two) int32: rows that have been given a place."""
     tiles: torch.Tensor = None  # type: ignore[assignment]
     """(most tiles, 3) int32."""
     scratch: ClassVar[tuple[str, ...]] = (
@@ -85,6 +89,7 @@ def new_symm_buffer(
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device=device)
 
+    counts = empty(2, power_of_two(num_experts), dtype=torch.int32)
     return TritonBuffer(
         **{f.name: getattr(plain, f.name) for f in fields(plain)},
         operand=empty(rows, hidden_size),
@@ -92,7 +97,8 @@ def new_symm_buffer(
         slots=empty(rows, top_k, hidden_size),
         order=empty(rows * top_k, dtype=torch.int32),
         places=empty(rows * top_k, dtype=torch.int32),
-        counts=empty(2, power_of_two(num_experts), dtype=torch.int32),
+        counts=counts,
+        taken=counts[1],
         tiles=empty(num_experts + rows * top_k // 8 + 1, 3, dtype=torch.int32),
     )
 
@@ -106,6 +112,7 @@ class TritonBackend:
 
     name = "triton"
     accumulator = "fp32-ordered"
+    ignores_foreign_ids = True
 
     new_symm_buffer = staticmethod(new_symm_buffer)
 
@@ -171,12 +178,21 @@ class TritonBackend:
         """``y`` (T, H) bfloat16 from the buffer's first ``num_tokens`` staged rows.
 
         ``weights``: from :meth:`pack_weights`. Raises ``ValueError`` before any
-        write for sizes or a layout that the kernels cannot take.
+        write for sizes, a layout or a device that the kernels cannot take.
         """
-        for _, launch in self.stages(
-            y, weights, buffer, num_tokens, activation_clamp=activation_clamp, fast_math=fast_math
-        ):
-            launch()
+        from triton.runtime import driver
+
+        w13, s13, w2, s2 = weights
+        memory = Memory(buffer, w13, s13, w2, s2, y)
+        device = y.device
+        found = _stages(memory, num_tokens, activation_clamp, fast_math)
+        if not found:
+            return
+        with on(device):
+            stream = driver.active.get_current_stream(device.index)
+            for _, steps in found:
+                for step in steps:
+                    step(memory, stream)
 
     def stages(
         self,
@@ -187,27 +203,18 @@ class TritonBackend:
         *,
         activation_clamp: float | None,
         fast_math: bool,
-    ) -> Iterator[Stage]:
-        """Name and launch of each kernel of :meth:`run`, in order; the same errors.
+    ) -> list[tuple[str, Callable[[], None]]]:
+        """Name and launch of each stage of :meth:`run`, in order; the same errors."""
+        w13, s13, w2, s2 = weights
+        memory = Memory(buffer, w13, s13, w2, s2, y)
 
-        One at a time, so that the GPU has begun before the host knows the last one's arguments.
-        """
-        from megamoe.backends.triton import dispatch as d
+        def launch(steps: tuple[Step, ...]) -> None:
+            with on(y.device):
+                for step in steps:
+                    step(memory, None)
 
-        w2, top_k = weights[2], buffer.topk_idx.shape[1]
-        _check(y, weights, buffer, num_tokens)
-        if num_tokens == 0:
-            return
-        call = Call(
-            weights, buffer, num_tokens, w2.shape[0], w2.shape[1], w2.shape[2] * 2, top_k,
-            activation_clamp, fast_math,
-        )  # fmt: skip
-        yield from call.overlapped() if call.suits_overlapped() else call.few()
-        yield "combine", later(
-            d.combine, (num_tokens, -(-call.hidden // BLOCK)),
-            buffer.slots, buffer.topk_idx, y, call.hidden, call.experts, TOP_K=top_k, BLOCK=BLOCK,
-            EARLY=True, launch_pdl=True, num_warps=4,
-        )  # fmt: skip
+        found = _stages(memory, num_tokens, activation_clamp, fast_math)
+        return [(name, partial(launch, steps)) for name, steps in found]
 
     def fingerprint(self) -> dict[str, Any]:
         """What ran so far: hashes of the kernels' sources and of each compiled binary; options."""
@@ -250,28 +257,46 @@ def create(device: str | torch.device = "cuda") -> TritonBackend:
     return TritonBackend(device)
 
 
-def _check(
-    y: torch.Tensor, weights: tuple[torch.Tensor, ...], buffer: TritonBuffer, num_tokens: int
-) -> None:
+def _stages(
+    memory: Memory, num_tokens: int, activation_clamp: float | None, fast_math: bool
+) -> tuple[Stage, ...]:
+    """The launches of a forward; none for no tokens."""
+    _check(memory, num_tokens)
+    if num_tokens == 0:
+        return ()
+    buffer, w2 = memory.buffer, memory.w2
+    return launches_of(
+        Call(
+            num_tokens, buffer.capacity, w2.shape[0], w2.shape[1], w2.shape[2] * 2,
+            buffer.topk_idx.shape[1], activation_clamp, fast_math,
+            is_wide(memory.s13) or is_wide(memory.s2), memory.y.device,
+        )
+    )  # fmt: skip
+
+
+def _check(memory: Memory, num_tokens: int) -> None:
     """Everything that a kernel would read or write beyond its bounds for."""
-    w13, s13, w2, s2 = weights
+    buffer, w2 = memory.buffer, memory.w2
     experts, hidden, inter = w2.shape[0], w2.shape[1], w2.shape[2] * 2
     check_sizes(hidden, inter)
     check_capacity(num_tokens, buffer.max_num_tokens)
-    wanted = {
-        "y": (y, (num_tokens, hidden), torch.bfloat16),
-        "w13_weight": (w13, (experts, 2 * inter, hidden // 2), torch.uint8),
-        "w13_weight_scale": (s13, (experts, 2 * inter, hidden // 32), torch.uint8),
-        "w2_weight": (w2, (experts, hidden, inter // 2), torch.uint8),
-        "w2_weight_scale": (s2, (experts, hidden, inter // 32), torch.uint8),
-    }
-    for name, (tensor, shape, dtype) in wanted.items():
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+    device = buffer.x.device
+    wanted = (
+        ("y", memory.y, (num_tokens, hidden), torch.bfloat16),
+        ("w13_weight", memory.w13, (experts, 2 * inter, hidden // 2), torch.uint8),
+        ("w13_weight_scale", memory.s13, (experts, 2 * inter, hidden // 32), torch.uint8),
+        ("w2_weight", w2, (experts, hidden, inter // 2), torch.uint8),
+        ("w2_weight_scale", memory.s2, (experts, hidden, inter // 32), torch.uint8),
+    )
+    for name, tensor, shape, dtype in wanted:
+        if tensor.shape != shape or tensor.dtype != dtype:
             raise ValueError(
                 f"{name} is {tuple(tensor.shape)} {tensor.dtype}; it must be {shape} {dtype}"
             )
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tensor.stride()}; make it contiguous")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, the symmetric buffer on {device}")
     sizes = buffer.x.shape[1], buffer.acts.shape[2]
     if sizes != (hidden, inter) or buffer.counts.shape[1] < power_of_two(experts):
         raise ValueError(

@@ -4,70 +4,118 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 _CODE = (".text.", ".nv.constant", ".nv.info.")
+_RAN: dict[tuple[str, str], Any] = {}
+
+Kind = torch.dtype | Callable[[torch.Tensor], Any] | None
+"""What a kernel is told of a tensor: another dtype, or what describes it to TMA; None: itself."""
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """A kernel as compiled for one key, and its last parameters: those that options give.
+class Launch:
+    """A kernel on a grid, with its numbers and options; only its tensors come with each call.
 
-    Keys name a kernel by its id; held here, no other can come to have it.
+    At every launch Triton looks at each argument and option to find what it has compiled, which
+    takes the host longer than the launch itself. Of a tensor it looks at the dtype, here always
+    the same, and at whether the address is a multiple of 16. So what it found once serves every
+    later call on this device in which all addresses are.
     """
 
-    kernel: Any
-    made: Any
-    constants: tuple[Any, ...]
+    def __init__(
+        self, kernel: Any, grid: tuple[int, ...], kinds: tuple[Kind, ...], *numbers: Any,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        self._kernel, self._grid, self._kinds = kernel, grid, kinds
+        self._numbers, self._options = numbers, options
+        self._found: Any = None
+        self._rest: tuple[Any, ...] = ()
+        self._boxes: tuple[tuple[int, Any], ...] = ()
+
+    def __call__(self, tensors: Sequence[torch.Tensor], stream: int | None = None) -> None:
+        """Launch on ``stream``, by default the current one, of the current device."""
+        addresses = 0
+        for tensor in tensors:
+            addresses |= tensor.data_ptr()
+        if self._found is None or addresses % 16:
+            self._ask(tensors, keep=addresses % 16 == 0)
+            return
+        if self._boxes:
+            given: list[Any] = list(tensors)
+            for place, box in self._boxes:
+                given[place] = _box_of(box, given[place])
+            tensors = given
+        self._found(*tensors, *self._rest, stream=stream)
+
+    def _ask(self, tensors: Sequence[torch.Tensor], keep: bool) -> None:
+        """Launch as Triton does, which compiles what it has not; its interpreter never does."""
+        given = [_seen_as(*pair) for pair in zip(self._kinds, tensors, strict=True)]
+        made = self._kernel[self._grid](*given, *self._numbers, **self._options)
+        if made is None:
+            return
+        _RAN[self._kernel.fn.__name__, made.hash] = made
+        if keep:
+            defaults = {n: p.default for n, p in self._kernel.signature.parameters.items()}
+            named = {**defaults, **self._options}
+            left = self._kernel.arg_names[len(given) + len(self._numbers) :]
+            self._rest = (*self._numbers, *(named[name] for name in left))
+            self._boxes = tuple(
+                (place, _box_of(given[place], None))  # memory is not a launch's to hold
+                for place, kind in enumerate(self._kinds)
+                if kind is not None and not isinstance(kind, torch.dtype)
+            )
+            self._found = made[(*self._grid, 1, 1)[:3]]
 
 
-_READY: dict[tuple[Any, ...], _Ready] = {}
+def _seen_as(kind: Kind, tensor: torch.Tensor) -> Any:
+    if kind is None:
+        return tensor
+    return tensor.view(kind) if isinstance(kind, torch.dtype) else kind(tensor)
+
+
+def _box_of(box: Any, base: torch.Tensor | None) -> Any:
+    """``box``, which was checked when it was made, of another tensor."""
+    made = object.__new__(type(box))
+    made.__dict__.update(box.__dict__, base=base)
+    return made
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """``kernel[grid](*arguments, **options)`` on the device of its tensors.
+    """``kernel[grid](*arguments, **options)`` on the device of its tensors, which come first.
 
-    Triton launches on the current one. And at every launch it looks at each argument and option to
-    find what it has compiled, which costs the host time; here that is found by a key. Triton's
-    interpreter compiles nothing.
+    Triton launches on the current one.
     """
-    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
-    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-    key = (id(kernel), device, *map(specialisation, arguments), *options.items())
-    ready = _READY.get(key)
-    with torch.cuda.device(device) if elsewhere else nullcontext():
-        if ready is not None:
-            ready.made[(*grid, 1, 1)[:3]](*arguments, *ready.constants)
-            return
-        made = kernel[grid](*arguments, **options)
-    if made is not None:
-        defaults = {n: p.default for n, p in kernel.signature.parameters.items()}
-        named = {**defaults, **options}
-        constants = tuple(named[name] for name in kernel.arg_names[len(arguments) :])
-        _READY[key] = _Ready(kernel, made, constants)
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    device, dtypes = tensors[0].device, tuple(t.dtype for t in tensors)
+    numbers = arguments[len(tensors) :]
+    with on(device):
+        _known(kernel, grid, device, dtypes, tuple(options.items()), *numbers)(tensors)
 
 
-def specialisation(argument: Any) -> Any:
-    """What tells arguments apart that Triton compiles a kernel anew for."""
-    if isinstance(argument, torch.Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    if isinstance(argument, int):
-        types = -(2**31) <= argument < 2**31, argument < 2**63  # of 32 bits, of 64 with a sign
-        return type(argument), types, argument == 1, argument % 16 == 0
-    if isinstance(argument, float):
-        return float
-    # A tensor map's description.
-    return argument.base.dtype, *argument.block_shape, argument.layout
+@lru_cache(maxsize=1024, typed=True)  # 1 and 1.0 are compiled apart
+def _known(
+    kernel: Any, grid: tuple[int, ...], device: torch.device, dtypes: tuple[torch.dtype, ...],
+    options: tuple[tuple[str, Any], ...], *numbers: Any,
+) -> Launch:  # fmt: skip
+    return Launch(kernel, grid, (None,) * len(dtypes), *numbers, **dict(options))
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """With ``device`` as the current one, which takes its time, so only where it is not."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def digests() -> dict[str, str]:
     """Kernel and specialisation to the digest of its code, for all that this process ran."""
-    ran = {f"{r.kernel.fn.__name__} {r.made.hash}": r.made for r in _READY.values()}
-    return {name: code_digest(made.asm["cubin"]) for name, made in sorted(ran.items())}
+    ran = sorted(_RAN.items(), key=lambda item: item[0])
+    return {f"{name} {key}": code_digest(made.asm["cubin"]) for (name, key), made in ran}
 
 
 def code_digest(cubin: bytes) -> str:
@@ -97,4 +145,4 @@ def code_digest(cubin: bytes) -> str:
     return made.hexdigest()
 
 
-__all__ = ["code_digest", "digests", "launch"]
+__all__ = ["Kind", "Launch", "code_digest", "digests", "launch", "on"]

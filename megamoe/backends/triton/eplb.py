@@ -65,7 +65,7 @@ def eplb_map_to_physical_and_record(
     load = expert_load_view if expert_load_view.is_contiguous() else expert_load_view.contiguous()
     block = 256
     launch(
-        _remap, (triton.cdiv(ids.numel(), block),),
+        _remap, (-(-ids.numel() // block),),
         ids, load, table, logical_replica_count.contiguous(), record, out, ids.numel(),
         ids.shape[1], table.shape[0], table.shape[1], load.shape[0], BLOCK=block,
     )  # fmt: skip

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import cache, lru_cache
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 
-from megamoe.backends.triton.binaries import launch
+from megamoe.backends.triton.binaries import Kind, Launch
 from megamoe.backends.triton.packing import ROWS
 
 WIDEST_NARROW = 128
 """Largest weight scale byte of the narrow kernels: 2^126 times its value is still a bf16."""
 WIDEST = 252
 """Largest weight scale byte at all, but for NaN's, 255: 6 times its value is still a bf16."""
+BYTES, WORDS = torch.uint8, torch.int32
 BLOCK = 1024
 """Channels that a program of dispatch or combine takes."""
 CHUNK = 1024
 """Slots that a program of count or rank takes."""
 SHARE = 4 * ROWS
 """Weight rows that a block of :mod:`.overlapped` takes at a time; one of :mod:`.few` takes ROWS."""
-Stage = tuple[str, Callable[[], None]]
-
 
 CROWDED = 15
 """Rows an expert, on average, above which :mod:`.overlapped` is faster than :mod:`.few`."""
@@ -48,19 +48,37 @@ FEW = Tile(8, 4), Tile(8, 2), Tile(16, 2)
 """The tiles of :mod:`.few`. A warp of four reads all tokens for 16 weight rows, of two for 32."""
 
 
+class Memory(NamedTuple):
+    """The tensors of one forward, by the names that :func:`step` is given."""
+
+    buffer: Any
+    w13: torch.Tensor
+    s13: torch.Tensor
+    w2: torch.Tensor
+    s2: torch.Tensor
+    y: torch.Tensor
+
+
+Step = Callable[[Memory, int | None], None]
+"""A launch on a stream, by default the current one."""
+Stage = tuple[str, tuple[Step, ...]]
+
+
 @dataclass(frozen=True)
 class Call:
-    """One forward of ``tokens`` staged tokens: sizes, tensors and switches."""
+    """All of a forward that decides its launches: nothing of it is in memory."""
 
-    weights: tuple[torch.Tensor, ...]
-    buffer: Any
     tokens: int
+    capacity: int
     experts: int
     hidden: int
     inter: int
     top_k: int
     clamp: float | None
     fast_math: bool
+    wide: bool
+    """Whether the weights need the wide kernels."""
+    device: torch.device
 
     @property
     def rows(self) -> int:
@@ -68,13 +86,9 @@ class Call:
         return self.tokens * self.top_k
 
     @property
-    def device(self) -> Any:
+    def gpu(self) -> Any:
         """What CUDA says of the GPU."""
-        return properties(self.buffer.x.device)
-
-    def wide(self) -> bool:
-        """Whether the weights need the wide kernels."""
-        return is_wide(self.weights[1]) or is_wide(self.weights[3])
+        return properties(self.device)
 
     def activation(self) -> dict[str, Any]:
         """The switches of linear 1."""
@@ -87,44 +101,45 @@ class Call:
     def suits_overlapped(self) -> bool:
         """Whether :mod:`.overlapped` serves this call: there is ``wgmma``, and enough to do."""
         fits = fills_shares(self.rows, self.experts, self.hidden)
-        return fits and self.device.major == 9
+        return fits and self.gpu.major == 9
 
-    def few(self) -> Iterator[Stage]:
+    def few(self) -> tuple[Stage, ...]:
         """Dispatch and products by :mod:`.few`."""
         from megamoe.backends.triton import dispatch as d
         from megamoe.backends.triton import few
 
-        w13, s13, w2, s2 = (w.view(torch.int32) for w in self.weights)
-        buffer = self.buffer
-        tile = few_tile(self.rows, self.experts, self.inter, self.device.multi_processor_count)
-        tiles, words = most_tiles(self.rows, self.experts, tile), torch.int32
-        slots = power_of_two(self.rows)
+        tile = few_tile(self.rows, self.experts, self.inter, self.gpu.multi_processor_count)
+        tiles = most_tiles(self.rows, self.experts, tile)
         options = {
-            "N": tile.N, "WARPS": tile.WARPS, "WIDE": self.wide(), "num_warps": tile.WARPS,
+            "N": tile.N, "WARPS": tile.WARPS, "WIDE": self.wide, "num_warps": tile.WARPS,
             "launch_pdl": True,
         }  # fmt: skip
-        yield "dispatch", later(
+        dispatch = step(
             d.dispatch, (self.tokens + 1, -(-self.hidden // BLOCK)),
-            buffer.x.view(torch.uint8), buffer.x_sf, buffer.topk_idx, buffer.operand,
-            buffer.order, buffer.counts, buffer.tiles, self.tokens, self.hidden, self.top_k,
-            self.experts, tiles, ROWS=tile.N, BLOCK=BLOCK,
-            EXPERTS=power_of_two(self.experts), CHUNK=min(slots, 8192), EARLY=True,
-            launch_pdl=True, num_warps=8,
+            {"buffer.x": BYTES, "buffer.x_sf": None, "buffer.topk_idx": None,
+             "buffer.operand": None, "buffer.order": None, "buffer.counts": None,
+             "buffer.tiles": None},
+            self.tokens, self.hidden, self.top_k, self.experts, tiles,
+            ROWS=tile.N, BLOCK=BLOCK, EXPERTS=power_of_two(self.experts),
+            CHUNK=min(power_of_two(self.rows), 8192), EARLY=True, launch_pdl=True, num_warps=8,
         )  # fmt: skip
-        yield "linear1", later(
+        linear1 = step(
             few.linear1, (tiles * (2 * self.inter // ROWS),),
-            buffer.operand.view(words), w13, s13, buffer.topk_weights,
-            buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
-            buffer.l2_acts_sf, self.hidden, self.inter, self.top_k,
-            self.clamp_value(), **self.activation(), **options,
+            {"buffer.operand": WORDS, "w13": WORDS, "s13": WORDS, "buffer.topk_weights": None,
+             "buffer.order": None, "buffer.tiles": None, "buffer.acts": None,
+             "buffer.l2_acts": BYTES, "buffer.l2_acts_sf": None},
+            self.hidden, self.inter, self.top_k, self.clamp_value(),
+            **self.activation(), **options,
         )  # fmt: skip
-        yield "linear2", later(
+        linear2 = step(
             few.linear2, (tiles * (self.hidden // ROWS),),
-            buffer.acts.view(words), w2, s2, buffer.order, buffer.tiles, buffer.slots,
+            {"buffer.acts": WORDS, "w2": WORDS, "s2": WORDS, "buffer.order": None,
+             "buffer.tiles": None, "buffer.slots": None},
             self.hidden, self.inter, **options,
         )  # fmt: skip
+        return ("dispatch", (dispatch,)), ("linear1", (linear1,)), ("linear2", (linear2,))
 
-    def overlapped(self) -> Iterator[Stage]:
+    def overlapped(self) -> tuple[Stage, ...]:
         """Dispatch and products by :mod:`.overlapped`.
 
         Until linear 2 writes them, the slots' rows hold the operands of linear 1.
@@ -135,50 +150,85 @@ class Call:
         from megamoe.backends.triton import overlapped as ov
         from megamoe.backends.triton.layouts import TOKEN_BOX, WEIGHT_BOX
 
-        w13, s13, w2, s2 = self.weights
-        buffer, (tile, tile2) = self.buffer, OVERLAPPED
+        tile, tile2 = OVERLAPPED
 
         def tokens_box(rows: torch.Tensor) -> Any:
-            return TensorDescriptor.from_tensor(rows, [tile.N, 128], TOKEN_BOX)
+            flat = rows.view(-1, rows.shape[-1])
+            return TensorDescriptor.from_tensor(flat, [tile.N, 128], TOKEN_BOX)
 
         def weights_box(packed: torch.Tensor) -> Any:
             flat = packed.view(torch.int16).view(-1, 32)
             return TensorDescriptor.from_tensor(flat, [ROWS, 32], WEIGHT_BOX)
 
-        slots, acts = (t.view(-1, t.shape[-1]) for t in (buffer.slots, buffer.acts))
         options = {
-            "N": tile.N, "WIDE": self.wide(), "num_warps": tile.WARPS, "launch_pdl": True,
+            "N": tile.N, "WIDE": self.wide, "num_warps": tile.WARPS, "launch_pdl": True,
         }  # fmt: skip
         tiles, chunks = most_tiles(self.rows, self.experts, tile), -(-self.rows // CHUNK)
-        blocks = self.device.multi_processor_count
-        sort = (buffer.topk_idx, buffer.counts[0])
-        yield "dispatch", in_turn(
-            buffer.counts.zero_,
-            later(d.count, (chunks,), *sort, self.rows, self.experts, CHUNK=CHUNK),
-            later(
-                d.rank, (chunks,), *sort, buffer.counts[1], buffer.order, buffer.places,
-                buffer.tiles, self.rows, self.experts, tiles, ROWS=tile.N,
-                EXPERTS=power_of_two(self.experts), CHUNK=CHUNK, EARLY=True, launch_pdl=True,
-            ),
-            later(
-                d.spread, (self.tokens, -(-self.hidden // BLOCK)),
-                buffer.x.view(torch.uint8), buffer.x_sf, buffer.places, buffer.slots,
-                self.hidden, TOP_K=self.top_k, BLOCK=BLOCK, EARLY=True, launch_pdl=True,
-            ),
+        blocks = self.gpu.multi_processor_count
+        count = step(
+            d.count, (chunks,), {"buffer.topk_idx": None, "buffer.counts": None},
+            self.rows, self.experts, CHUNK=CHUNK,
         )  # fmt: skip
-        yield "linear1", later(
+        rank = step(
+            d.rank, (chunks,),
+            {"buffer.topk_idx": None, "buffer.counts": None, "buffer.taken": None,
+             "buffer.order": None, "buffer.places": None, "buffer.tiles": None},
+            self.rows, self.experts, tiles, ROWS=tile.N, EXPERTS=power_of_two(self.experts),
+            CHUNK=CHUNK, EARLY=True, launch_pdl=True,
+        )  # fmt: skip
+        spread = step(
+            d.spread, (self.tokens, -(-self.hidden // BLOCK)),
+            {"buffer.x": BYTES, "buffer.x_sf": None, "buffer.places": None, "buffer.slots": None},
+            self.hidden, TOP_K=self.top_k, BLOCK=BLOCK, EARLY=True, launch_pdl=True,
+        )  # fmt: skip
+        linear1 = step(
             ov.linear1, (min(blocks, tiles * (2 * self.inter // SHARE)),),
-            tokens_box(slots), weights_box(w13), s13.view(torch.int32), buffer.topk_weights,
-            buffer.order, buffer.tiles, buffer.acts, buffer.l2_acts.view(torch.uint8),
-            buffer.l2_acts_sf, self.hidden, self.inter, self.clamp_value(), tiles,
+            {"buffer.slots": tokens_box, "w13": weights_box, "s13": WORDS,
+             "buffer.topk_weights": None, "buffer.order": None, "buffer.tiles": None,
+             "buffer.acts": None, "buffer.l2_acts": BYTES, "buffer.l2_acts_sf": None},
+            self.hidden, self.inter, self.clamp_value(), tiles,
             **self.activation(), STAGES=tile.STAGES, **options,
         )  # fmt: skip
-        yield "linear2", later(
+        linear2 = step(
             ov.linear2, (min(blocks, tiles * (self.hidden // SHARE)),),
-            tokens_box(acts), weights_box(w2), s2.view(torch.int32), buffer.order,
-            buffer.tiles, buffer.slots, self.hidden, self.inter, tiles,
-            STAGES=tile2.STAGES, **options,
+            {"buffer.acts": tokens_box, "w2": weights_box, "s2": WORDS, "buffer.order": None,
+             "buffer.tiles": None, "buffer.slots": None},
+            self.hidden, self.inter, tiles, STAGES=tile2.STAGES, **options,
         )  # fmt: skip
+        dispatch = forget_counts, count, rank, spread
+        return ("dispatch", dispatch), ("linear1", (linear1,)), ("linear2", (linear2,))
+
+    def combine(self) -> Stage:
+        """The sum over a token's slots."""
+        from megamoe.backends.triton import dispatch as d
+
+        combine = step(
+            d.combine, (self.tokens, -(-self.hidden // BLOCK)),
+            {"buffer.slots": None, "buffer.topk_idx": None, "y": None}, self.hidden, self.experts,
+            TOP_K=self.top_k, BLOCK=BLOCK, EARLY=True, launch_pdl=True, num_warps=4,
+        )  # fmt: skip
+        return "combine", (combine,)
+
+
+@lru_cache(maxsize=256)
+def stages(call: Call) -> tuple[Stage, ...]:
+    """Every launch of ``call``, in order; the same objects again, since they remember."""
+    products = call.overlapped() if call.suits_overlapped() else call.few()
+    return *products, call.combine()
+
+
+def step(
+    kernel: Any, grid: tuple[int, ...], tensors: dict[str, Kind], *numbers: Any, **options: Any
+) -> Step:
+    """A launch that finds its ``tensors`` in :class:`Memory`; options as for ``kernel[grid]``."""
+    launch = Launch(kernel, grid, tuple(tensors.values()), *numbers, **options)
+    taken = attrgetter(*tensors)
+    return lambda memory, stream: launch(taken(memory), stream)
+
+
+def forget_counts(memory: Memory, stream: int | None) -> None:
+    """Zero what :func:`.dispatch.count` and :func:`.dispatch.rank` add to."""
+    memory.buffer.counts.zero_()
 
 
 def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
@@ -202,21 +252,6 @@ def fills_shares(rows: int, experts: int, hidden: int) -> bool:
 def most_tiles(rows: int, experts: int, tile: Tile) -> int:
     """Most tiles that any routing of ``rows`` pairs needs."""
     return min(experts, rows) + rows // tile.N
-
-
-def later(*arguments: Any, **options: Any) -> Callable[[], None]:
-    """The launch of a kernel, to be made when it is called."""
-    return partial(launch, *arguments, **options)
-
-
-def in_turn(*steps: Callable[[], Any]) -> Callable[[], None]:
-    """All of ``steps`` as one."""
-
-    def run() -> None:
-        for step in steps:
-            step()
-
-    return run
 
 
 def is_wide(scale: torch.Tensor) -> bool:

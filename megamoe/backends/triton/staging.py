@@ -13,6 +13,7 @@ import triton.language as tl
 
 from megamoe.backends.triton.binaries import launch
 from megamoe.backends.triton.chain import next_may_start_tl
+from megamoe.backends.triton.launches import power_of_two as next_power_of_two
 from megamoe.staging import OUTPUTS, check_staging_inputs, check_staging_outputs
 
 
@@ -103,10 +104,10 @@ def prepare_megamoe_inputs(
     if hidden_states.stride(-1) != 1:
         hidden_states = hidden_states.contiguous()
     launch(
-        _stage, (tokens, triton.cdiv(hidden, block)),
+        _stage, (tokens, -(-hidden // block)),
         hidden_states, topk_weights.contiguous(), topk_ids.contiguous(),
         x_fp8.view(torch.uint8), x_sf, topk_idx_out, topk_weights_out,
         hidden_states.stride(0), hidden, top_k, x_fp8.stride(0), x_sf.stride(0),
         topk_idx_out.stride(0), topk_weights_out.stride(0),
-        BLOCK=block, SLOTS=triton.next_power_of_2(top_k), EARLY=early, num_warps=4,
+        BLOCK=block, SLOTS=next_power_of_two(top_k), EARLY=early, num_warps=4,
     )  # fmt: skip
