@@ -125,7 +125,8 @@ def provenance(command: str, backend: Any = None) -> dict[str, Any]:
         "revision": revision(),
         "versions": {name: found(name) for name in VERSIONS},
         "floor": _FLOOR,
-        "timing": f"median; {timing.FLUSH_BYTES >> 20} MiB written before every repeat",
+        "timing": f"median; {timing.FLUSH_BYTES >> 20} MiB written before every repeat, "
+        f"{timing.AHEAD} times before a replay",
     }
     if backend is not None:
         made["backend"] = {"name": backend.name}
