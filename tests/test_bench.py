@@ -194,6 +194,67 @@ def test_the_host_s_time_is_until_the_step_returns_the_median(monkeypatch):
 # --- a run ------------------------------------------------------------------------------------
 
 
+class Device:
+    """A GPU that takes 90 us for a flush, and a host that takes ``host`` us to hand a step over.
+
+    The step is of 10 us. Times are of the device; the host begins with each repeat's first flush.
+    """
+
+    def __init__(self, host):
+        self.now, self.free, self.host = 0.0, 0.0, host
+        self.flushes = [0]
+        self.cuda = SimpleNamespace(Event=lambda **_: Moment(self), synchronize=self.synchronize)
+        self.uint8 = None
+
+    def empty(self, *_, **__):
+        return SimpleNamespace(zero_=self.flush)
+
+    def flush(self):
+        self.flushes[-1] += 1
+        self.free += 90
+
+    def step(self):
+        self.now += self.host
+        self.free = max(self.free, self.now) + 10
+
+    def synchronize(self):
+        self.now = self.free = 0.0
+        self.flushes.append(0)
+
+
+class Moment:
+    def __init__(self, device):
+        self.device = device
+
+    def record(self):
+        self.at = self.device.free
+
+    def query(self):
+        return self.device.now >= self.at
+
+    def elapsed_time(self, end):
+        return (end.at - self.at) / 1e3
+
+
+@pytest.mark.parametrize(
+    ("host", "ahead", "flushes", "took"),
+    [(50, True, [4, 4, 4], 10), (800, True, [4, 8, 16, 16, 16], 10), (200, False, [1, 1, 1], 120),
+     (10**4, True, [4, 8, 16, 32, 64, 64, 64], 10**4 - 64 * 90 + 10)],
+    ids=["as usual", "a slow host is given a start", "not asked for", "an end to it"],
+)  # fmt: skip
+def test_a_slow_host_is_not_in_a_replay_s_time(monkeypatch, host, ahead, flushes, took):
+    device = Device(host)
+    monkeypatch.setattr(clock, "torch", device)
+    warming = iter(range(3))
+
+    def step():
+        if next(warming, None) is None:
+            device.step()
+
+    assert clock.events(step, 3, ahead=ahead) == pytest.approx(took)
+    assert device.flushes[:-1] == flushes
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """A small share, and a clock: all takes 7 microseconds, a graph 5 and the host 3."""

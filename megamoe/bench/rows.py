@@ -126,7 +126,7 @@ def provenance(command: str, backend: Any = None) -> dict[str, Any]:
         "versions": {name: found(name) for name in VERSIONS},
         "floor": _FLOOR,
         "timing": f"median; {timing.FLUSH_BYTES >> 20} MiB written before every repeat, "
-        f"{timing.AHEAD} times before a replay",
+        f"at least {timing.AHEAD} times before a replay",
     }
     if backend is not None:
         made["backend"] = {"name": backend.name}
