@@ -37,7 +37,7 @@ from megamoe.backends.triton.launches import (  # noqa: E402
     Tile,
     few_tile,
     is_wide,
-    stages,
+    stages_of,
 )
 from megamoe.backends.triton.packing import pack, unpack  # noqa: E402
 from megamoe.backends.triton.staging import prepare_megamoe_inputs  # noqa: E402
@@ -670,11 +670,11 @@ def test_the_launches_of_a_forward_are_made_once_and_by_all_that_decides_them(mo
     gpu = SimpleNamespace(major=9, multi_processor_count=132)
     monkeypatch.setattr("megamoe.backends.triton.launches.properties", lambda device: gpu)
     call = Call(8, 384, 4, 512, 256, 2, 10.0, True, False, torch.device("cpu"))
-    assert stages(call) is stages(replace(call))
+    assert stages_of(call) is stages_of(replace(call))
     others = {
         "tokens": 9, "capacity": 768, "experts": 5, "hidden": 640, "inter": 384, "top_k": 3,
         "clamp": None, "fast_math": False, "wide": True, "device": torch.device("meta"),
     }  # fmt: skip
     assert set(others) == {f.name for f in fields(Call)}
-    made = {id(stages(replace(call, **{name: value}))) for name, value in others.items()}
-    assert len(made | {id(stages(call))}) == len(others) + 1
+    made = {id(stages_of(replace(call, **{name: value}))) for name, value in others.items()}
+    assert len(made | {id(stages_of(call))}) == len(others) + 1

@@ -29,8 +29,8 @@ from megamoe.backends.triton.launches import (
     Step,
     is_wide,
     power_of_two,
+    stages_of,
 )
-from megamoe.backends.triton.launches import stages as launches_of
 from megamoe.backends.triton.packing import pack, unpack
 from megamoe.layout import check_sizes
 from megamoe.problem import Problem
@@ -265,7 +265,7 @@ def _stages(
     if num_tokens == 0:
         return ()
     buffer, w2 = memory.buffer, memory.w2
-    return launches_of(
+    return stages_of(
         Call(
             num_tokens, buffer.capacity, w2.shape[0], w2.shape[1], w2.shape[2] * 2,
             buffer.topk_idx.shape[1], activation_clamp, fast_math,

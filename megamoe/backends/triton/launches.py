@@ -211,7 +211,7 @@ class Call:
 
 
 @lru_cache(maxsize=256)
-def stages(call: Call) -> tuple[Stage, ...]:
+def stages_of(call: Call) -> tuple[Stage, ...]:
     """Every launch of ``call``, in order; the same objects again, since they remember."""
     products = call.overlapped() if call.suits_overlapped() else call.few()
     return *products, call.combine()
