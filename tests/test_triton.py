@@ -465,6 +465,33 @@ def test_such_a_weight_is_refused_before_the_first_launch(monkeypatch, tokens):
         backend.stages(y, weights, buffer, tokens, **options)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "kernels"),
+    [(3, ["dispatch", "linear1", "linear2", "combine"]),
+     (64, ["count", "rank", "spread", "linear1", "linear2", "combine"]), (0, [])],
+)  # fmt: skip
+def test_a_run_launches_its_stages_in_order_and_on_the_current_stream(monkeypatch, tokens, kernels):
+    gpu = SimpleNamespace(major=9, multi_processor_count=132)
+    monkeypatch.setattr("megamoe.backends.triton.launches.properties", lambda device: gpu)
+    stream = SimpleNamespace(get_current_stream=lambda index: 77)
+    monkeypatch.setattr("triton.runtime.driver", SimpleNamespace(active=stream))
+    seen = []
+
+    def note(launch, tensors, stream):
+        seen.append((launch._kernel.fn.__name__, stream))
+
+    monkeypatch.setattr(Launch, "__call__", note)
+    backend, y, weights, buffer = on_cpu(tokens=tokens)
+    call = {"activation_clamp": None, "fast_math": True}
+    backend.run(y, weights, buffer, tokens, **call)
+    assert seen == [(name, 77) for name in kernels]
+    ran = seen.copy()
+    seen.clear()
+    for _, launch_stage in backend.stages(y, weights, buffer, tokens, **call):
+        launch_stage()
+    assert seen == ran
+
+
 def test_staging_refuses_rows_that_are_not_dense():
     """What else it refuses, torch's version refuses too: ``test_staging.py``."""
     strided = torch.zeros(2, 256, dtype=torch.uint8)[:, ::2]

@@ -29,7 +29,6 @@ from megamoe.symm_buffer import check_capacity
 NEEDS_SM100: Final = "DeepGEMM MegaMoE requires SM100 GPUs."
 """The contract's text."""
 
-
 SIZES: Final = 512
 """H and I that the package makes a buffer for are multiples of this, in every version seen: H / 32
 and I / 32 bytes of scale factors a token, copied in pieces of 16."""

@@ -9,7 +9,7 @@ over ascending blocks of 32 in one accumulator, whatever tile it is in.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from megamoe.backends.triton.launches import (
     Call,
     Memory,
     Stage,
-    Step,
     is_wide,
     power_of_two,
     stages_of,
@@ -180,19 +179,10 @@ class TritonBackend:
         ``weights``: from :meth:`pack_weights`. Raises ``ValueError`` before any
         write for sizes, a layout or a device that the kernels cannot take.
         """
-        from triton.runtime import driver
-
-        w13, s13, w2, s2 = weights
-        memory = Memory(buffer, w13, s13, w2, s2, y)
-        device = y.device
-        found = _stages(memory, num_tokens, activation_clamp, fast_math)
-        if not found:
-            return
-        with on(device):
-            stream = driver.active.get_current_stream(device.index)
-            for _, steps in found:
-                for step in steps:
-                    step(memory, stream)
+        memory, found = _stages(
+            y, weights, buffer, num_tokens, activation_clamp=activation_clamp, fast_math=fast_math
+        )
+        _launch(memory, found)
 
     def stages(
         self,
@@ -205,16 +195,10 @@ class TritonBackend:
         fast_math: bool,
     ) -> list[tuple[str, Callable[[], None]]]:
         """Name and launch of each stage of :meth:`run`, in order; the same errors."""
-        w13, s13, w2, s2 = weights
-        memory = Memory(buffer, w13, s13, w2, s2, y)
-
-        def launch(steps: tuple[Step, ...]) -> None:
-            with on(y.device):
-                for step in steps:
-                    step(memory, None)
-
-        found = _stages(memory, num_tokens, activation_clamp, fast_math)
-        return [(name, partial(launch, steps)) for name, steps in found]
+        memory, found = _stages(
+            y, weights, buffer, num_tokens, activation_clamp=activation_clamp, fast_math=fast_math
+        )
+        return [(stage[0], partial(_launch, memory, [stage])) for stage in found]
 
     def fingerprint(self) -> dict[str, Any]:
         """What ran so far: hashes of the kernels' sources and of each compiled binary; options."""
@@ -258,20 +242,33 @@ def create(device: str | torch.device = "cuda") -> TritonBackend:
 
 
 def _stages(
-    memory: Memory, num_tokens: int, activation_clamp: float | None, fast_math: bool
-) -> tuple[Stage, ...]:
-    """The launches of a forward; none for no tokens."""
+    y: torch.Tensor, weights: tuple[torch.Tensor, ...], buffer: TritonBuffer, num_tokens: int,
+    *, activation_clamp: float | None, fast_math: bool,
+) -> tuple[Memory, tuple[Stage, ...]]:  # fmt: skip
+    """What a forward works on, and its launches; none for no tokens."""
+    w13, s13, w2, s2 = weights
+    memory = Memory(buffer, w13, s13, w2, s2, y)
     _check(memory, num_tokens)
     if num_tokens == 0:
-        return ()
-    buffer, w2 = memory.buffer, memory.w2
-    return stages_of(
-        Call(
-            num_tokens, buffer.capacity, w2.shape[0], w2.shape[1], w2.shape[2] * 2,
-            buffer.topk_idx.shape[1], activation_clamp, fast_math,
-            is_wide(memory.s13) or is_wide(memory.s2), memory.y.device,
-        )
+        return memory, ()
+    call = Call(
+        num_tokens, buffer.capacity, w2.shape[0], w2.shape[1], w2.shape[2] * 2,
+        buffer.topk_idx.shape[1], activation_clamp, fast_math, is_wide(s13) or is_wide(s2),
+        y.device,
     )  # fmt: skip
+    return memory, stages_of(call)
+
+
+def _launch(memory: Memory, stages: Sequence[Stage]) -> None:
+    """``stages`` in order, on the current stream of their tensors' device."""
+    from triton.runtime import driver
+
+    device = memory.y.device
+    with on(device):
+        stream = driver.active.get_current_stream(device.index)
+        for _, steps in stages:
+            for step in steps:
+                step(memory, stream)
 
 
 def _check(memory: Memory, num_tokens: int) -> None:

@@ -67,7 +67,7 @@ class Launch:
             self._boxes = tuple(
                 (place, _box_of(given[place], None))  # memory is not a launch's to hold
                 for place, kind in enumerate(self._kinds)
-                if kind is not None and not isinstance(kind, torch.dtype)
+                if callable(kind)
             )
             self._found = made[(*self._grid, 1, 1)[:3]]
 
@@ -75,7 +75,7 @@ class Launch:
 def _seen_as(kind: Kind, tensor: torch.Tensor) -> Any:
     if kind is None:
         return tensor
-    return tensor.view(kind) if isinstance(kind, torch.dtype) else kind(tensor)
+    return kind(tensor) if callable(kind) else tensor.view(kind)
 
 
 def _box_of(box: Any, base: torch.Tensor | None) -> Any:

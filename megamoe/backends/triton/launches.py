@@ -59,14 +59,14 @@ class Memory(NamedTuple):
     y: torch.Tensor
 
 
-Step = Callable[[Memory, int | None], None]
-"""A launch on a stream, by default the current one."""
+Step = Callable[[Memory, int], None]
+"""A launch on a stream."""
 Stage = tuple[str, tuple[Step, ...]]
 
 
 @dataclass(frozen=True)
 class Call:
-    """All of a forward that decides its launches: nothing of it is in memory."""
+    """All of a forward that decides its launches, but for its tensors."""
 
     tokens: int
     capacity: int
@@ -226,8 +226,9 @@ def step(
     return lambda memory, stream: launch(taken(memory), stream)
 
 
-def forget_counts(memory: Memory, stream: int | None) -> None:
+def forget_counts(memory: Memory, stream: int) -> None:
     """Zero what :func:`.dispatch.count` and :func:`.dispatch.rank` add to."""
+    del stream  # the current one, which torch takes
     memory.buffer.counts.zero_()
 
 
