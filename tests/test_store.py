@@ -8,13 +8,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from megamoe.cases import golden_root, load_cases
+from megamoe.files import write_atomically
 from megamoe.golden import (
     GoldenError,
     Made,
     Store,
     bless,
     bless_durations,
-    candidates,
+    changes,
     diff,
     digest_of,
     make,
@@ -23,7 +24,6 @@ from megamoe.golden import (
     store,
     verify,
 )
-from megamoe.golden.candidates import write_atomically
 from megamoe.golden.store import canonical, row_digests
 
 CASES = """
@@ -378,4 +378,4 @@ def test_candidates_are_all_that_record_writes(root):
     record(root, load_cases(root), 1, quiet)
     written = {p for p in root.rglob("*") if p.is_file()} - before
     assert written and all(p.is_relative_to(root / "candidates") for p in written)
-    assert candidates.candidates(root).keys() == {c.id for c in load_cases(root)}
+    assert changes.candidates(root).keys() == {c.id for c in load_cases(root)}

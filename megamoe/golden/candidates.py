@@ -9,34 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors.numpy import load_file
 
+from megamoe import schema
 from megamoe.cases import Case
 from megamoe.contract import CURRENT
+from megamoe.files import TENSORS_LIMIT, clear_leftovers, locked, read_bounded, write_atomically
+from megamoe.golden.changes import CANDIDATES, candidates, manifest_or_empty
+from megamoe.golden.documents import read_manifest
 from megamoe.golden.make import GoldenError, digest_of, generator, make, regenerate
-from megamoe.golden.store import (
-    DIGEST,
-    Store,
-    empty_manifest,
-    entry_of,
-    generator_id,
-    manifest_bytes,
-    pack,
-    read_manifest,
-)
-from megamoe.judge.formats import BF16, BYTE, E4M3, F32, INT32, INT64, Form
+from megamoe.golden.places import inside, tensors_of
+from megamoe.golden.store import Store, entry_of, generator_id, manifest_bytes, pack
+from megamoe.shards import durations
 
 Done = Callable[[Case, str], None]
 """Called once a case: the case, and an error or ''."""
@@ -50,10 +40,8 @@ def record(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str
 
     Candidates of an earlier record stay, so that a set can be recorded in parts.
     """
-    folder = root / "candidates"
-    write_atomically(folder / ".gitignore", b"*\n")  # candidates are nobody's history
     errors = []
-    for case, error in _each(_record_one, [(folder, case) for case in cases], jobs):
+    for case, error in _each(_record_one, [(root, case) for case in cases], jobs):
         done(case, error)
         if error:
             errors.append(error)
@@ -61,16 +49,21 @@ def record(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str
 
 
 def _record_one(work: tuple[Path, Case]) -> str:
-    folder, case = work
+    root, case = work
+    path, tensors = (inside(root, path) for path in _files(root, case.id))  # before the hard work
     given = regenerate(case)
     made = make(case, given)
     content, table = pack(made)
     entry = entry_of(case, made, digest_of(given), content, table)
-    if made.tensors:
-        write_atomically(folder / entry["file"], content)
     described = {"entry": entry, "generator": generator(), "contract": CURRENT.revision}
-    path = folder / "entries" / f"{case.id}.json"
-    write_atomically(path, json.dumps(described, indent=1, sort_keys=True).encode())
+    # Both files or none: a bless that comes now takes this candidate whole, or leaves it whole.
+    with locked(root):
+        ignore = inside(root, root / CANDIDATES / ".gitignore")
+        if not ignore.exists():
+            write_atomically(ignore, b"*\n")  # candidates are nobody's history
+        if made.tensors:
+            write_atomically(tensors, content)
+        write_atomically(path, json.dumps(described, indent=1, sort_keys=True).encode())
     return ""
 
 
@@ -102,98 +95,6 @@ def _guarded(step: Callable[[tuple[Path, Case]], str], item: tuple[Path, Case]) 
         return f"case {item[1].id}: {type(error).__name__}: {error}"
 
 
-# --- diff -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Change:
-    """What blessing a candidate would change in one tensor, or in a whole case."""
-
-    case_id: str
-    tensor: str
-    what: str
-    """new, changed, same bits (provenance only), removed."""
-    elements: int = 0
-    """Elements that differ; of a tensor kept as digests, rows."""
-    ulps: int | None = None
-    """Largest distance in the order of the values; None where it is not known."""
-
-
-def candidates(root: Path) -> dict[str, Any]:
-    """Case id -> recorded description. :class:`GoldenError` where there is none."""
-    folder = root / "candidates" / "entries"
-    found = {
-        str(path.relative_to(folder).with_suffix("")): json.loads(path.read_text())
-        for path in sorted(folder.rglob("*.json"))
-    }
-    if not found:
-        raise GoldenError("no candidates; make them with `megamoe golden record`")
-    return found
-
-
-def diff(root: Path, cases: Iterable[Case]) -> list[Change]:
-    """Every change that :func:`bless` would make: candidates, and cases that are gone."""
-    manifest = _manifest_or_empty(root)
-    known = {case.id for case in cases}
-    changes = []
-    for case_id, described in candidates(root).items():
-        changes += _case_changes(root, case_id, described["entry"], manifest["cases"].get(case_id))
-    gone = sorted(set(manifest["cases"]) - known)
-    return changes + [Change(case_id, "", "removed") for case_id in gone]
-
-
-def _case_changes(root: Path, case_id: str, new: Mapping[str, Any], old: Any) -> list[Change]:
-    if old is None:
-        return [Change(case_id, "", "new")]
-    new_table, old_table = new.get("tensors", {}), old.get("tensors", {})
-    out = [Change(case_id, name, "removed") for name in sorted(set(old_table) - set(new_table))]
-    before = _tensors(root, old)
-    after = _tensors(root / "candidates", new)
-    for name, described in new_table.items():
-        if name not in old_table:
-            out.append(Change(case_id, name, "new"))
-        elif described != old_table[name]:
-            elements, ulps = _distance(name, before, after)
-            out.append(Change(case_id, name, "changed", elements, ulps))
-    if not out and new != old:
-        out.append(Change(case_id, "", "same bits"))
-    return out
-
-
-def _tensors(root: Path, entry: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    path = root / entry["file"] if "file" in entry else None
-    return dict(load_file(path)) if path is not None and path.is_file() else {}
-
-
-def _distance(
-    name: str, before: Mapping[str, Any], after: Mapping[str, Any]
-) -> tuple[int, int | None]:
-    old, new = before.get(name), after.get(name)
-    digests = old is None or new is None
-    if digests:
-        old, new = before.get(DIGEST + name), after.get(DIGEST + name)
-    if old is None or new is None or old.shape != new.shape or old.dtype != new.dtype:
-        return (0 if new is None else int(new.size)), None
-    differ = old != new
-    count = int(differ.sum())
-    if digests or not count:
-        return count, None
-    form = _form(name, old.dtype)
-    if form is None:
-        return count, None
-    return count, int(np.abs(form.key(old[differ]) - form.key(new[differ])).max())
-
-
-def _form(name: str, dtype: Any) -> Form | None:
-    """The form of a stored tensor, by its name and type."""
-    if name.rpartition(".")[2] in ("x", "l2_acts"):
-        return E4M3
-    if name == "topk_weights":
-        return F32
-    forms = {"uint16": BF16, "uint8": BYTE, "int32": INT32, "int64": INT64}
-    return forms.get(str(dtype))
-
-
 # --- bless ------------------------------------------------------------------------------------
 
 
@@ -210,34 +111,42 @@ def bless(root: Path, cases: Sequence[Case]) -> list[str]:
             "bless refuses to run where CI is set: goldens change by a person's hand only; unset "
             "CI if you are one"
         )
-    found, by_id = candidates(root), {case.id: case for case in cases}
-    manifest = _manifest_or_empty(root)
-    for case_id, described in found.items():
-        _check_candidate(root, case_id, described, by_id.get(case_id))
-    for described in found.values():
-        entry = described["entry"]
-        if "file" in entry:
-            content = (root / "candidates" / entry["file"]).read_bytes()
-            write_atomically(root / entry["file"], content)
-    manifest["contract"] = CURRENT.revision
+    with locked(root):  # no record writes meanwhile: what is removed below is what was read here
+        return _bless(root, {case.id: case for case in cases})
+
+
+def _bless(root: Path, by_id: Mapping[str, Case]) -> list[str]:
+    found, manifest = candidates(root), manifest_or_empty(root)
+    contents = {
+        case_id: _checked(root, case_id, described["entry"], by_id.get(case_id))
+        for case_id, described in found.items()
+    }
     entries = {k: v for k, v in manifest["cases"].items() if k in by_id}
     entries |= {case_id: described["entry"] for case_id, described in found.items()}
+    removed = [k for k, v in manifest["cases"].items() if k not in entries and "file" in v]
+    # Every place is asked for before the first is touched.
+    places = {case_id: inside(root, root / tensors_of(case_id)) for case_id in [*found, *removed]}
+    taken = [inside(root, path) for case_id in found for path in _files(root, case_id)]
+    _clear(root)
+    for case_id, content in contents.items():
+        if content:
+            write_atomically(places[case_id], content)
+    manifest["contract"] = CURRENT.revision
     used = {entry["generator"] for entry in entries.values()}
     generators = {**manifest["generators"], generator_id(): generator()}
     manifest["generators"] = {k: v for k, v in generators.items() if k in used}
-    removed = [v for k, v in manifest["cases"].items() if k not in entries and "file" in v]
     manifest["cases"] = entries
     write_atomically(root / "manifest.json", manifest_bytes(manifest))
-    for entry in removed:
-        (root / entry["file"]).unlink(missing_ok=True)
-    shutil.rmtree(root / "candidates")
+    for case_id in removed:
+        places[case_id].unlink(missing_ok=True)
+    for path in taken:
+        path.unlink(missing_ok=True)
+    _remove_empty(root / CANDIDATES)
     return list(found)
 
 
-def _check_candidate(
-    root: Path, case_id: str, described: Mapping[str, Any], case: Case | None
-) -> None:
-    entry = described["entry"]
+def _checked(root: Path, case_id: str, entry: Mapping[str, Any], case: Case | None) -> bytes:
+    """The content of a candidate's file, b"" where it has none; :class:`GoldenError` if unfit."""
     again = f"`megamoe golden record --case {case_id}`"
     if case is None:
         raise GoldenError(
@@ -252,55 +161,72 @@ def _check_candidate(
             f"candidate {case_id}: the oracle, the inputs or a library have changed since it was "
             f"recorded; {again}"
         )
-    if "file" in entry:
-        path = root / "candidates" / entry["file"]
-        content = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise GoldenError(f"candidate {case_id}: its file is missing or damaged; {again}")
+    if "file" not in entry:
+        return b""
+    path = inside(root, root / CANDIDATES / tensors_of(case_id))
+    try:
+        content = read_bounded(path, TENSORS_LIMIT, follow=False)
+    except FileNotFoundError:
+        content = b""
+    except (OSError, ValueError) as error:
+        raise GoldenError(f"candidate {case_id}: {error}; {again}") from error
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise GoldenError(f"candidate {case_id}: its file is missing or damaged; {again}")
+    return content
+
+
+def _files(root: Path, case_id: str) -> tuple[Path, Path]:
+    """A candidate's entry and tensors: all that blessing it removes."""
+    folder = root / CANDIDATES
+    return folder / "entries" / f"{case_id}.json", folder / tensors_of(case_id)
+
+
+def _clear(root: Path) -> None:
+    """Delete what a killed record or bless left half written. The lock must be held."""
+    for folder in [root / name for name in ("cases", "inputs", "tensors", CANDIDATES)]:
+        if folder.resolve().is_relative_to(root.resolve()):
+            clear_leftovers(folder)
+    clear_leftovers(root, deep=False)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folders of candidates that hold nothing more."""
+    below = [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]
+    for path in sorted(below, reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
+    if [path.name for path in folder.iterdir()] == [".gitignore"]:
+        (folder / ".gitignore").unlink()
+        folder.rmdir()
 
 
 def bless_durations(root: Path, reports: Iterable[Mapping[str, Any]]) -> int:
-    """Take the seconds of judged cases from JSON reports into ``durations.json``; how many."""
+    """Take the seconds of judged cases from JSON reports into ``durations.json``; how many.
+
+    Raises ``ValueError``, with nothing written, for a report of another form.
+    """
     if os.environ.get("CI"):
         raise GoldenError("bless refuses to run where CI is set; unset CI if you are a person")
-    path = root / "durations.json"
-    seconds = json.loads(path.read_text()) if path.is_file() else {}
-    taken = {
-        case["id"]: round(float(case["seconds"]), 2)
-        for report in reports
-        for case in report["cases"]
-        if case["status"] in ("pass", "fail")
-    }
-    known = read_manifest(root / "manifest.json")["cases"]
-    merged = {k: v for k, v in {**seconds, **taken}.items() if k in known}
-    write_atomically(path, (json.dumps(merged, indent=0, sort_keys=True) + "\n").encode())
+    taken: dict[str, float] = {}
+    for at, report in enumerate(reports, 1):
+        if said := schema.fault(report, _TIMED):
+            raise GoldenError(f"report {at}: {said}; write it again with `megamoe check --json`")
+        taken |= {
+            case["id"]: round(float(case["seconds"]), 2)
+            for case in report["cases"]
+            if case["status"] in ("pass", "fail")
+        }
+    with locked(root):
+        known = read_manifest(root / "manifest.json")["cases"]
+        merged = {k: v for k, v in {**durations(root), **taken}.items() if k in known}
+        content = json.dumps(merged, indent=0, sort_keys=True) + "\n"
+        write_atomically(root / "durations.json", content.encode())
     return len(taken)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, flush to the disk, then rename: complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _manifest_or_empty(root: Path) -> dict[str, Any]:
-    path = root / "manifest.json"
-    return read_manifest(path) if path.exists() else empty_manifest(CURRENT.revision)
+_TIMED = schema.Object(
+    {"cases": schema.Items(schema.Object({"id": str, "status": str, "seconds": schema.seconds}))}
+)
 
 
 # --- verify -----------------------------------------------------------------------------------

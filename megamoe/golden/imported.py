@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from megamoe.cases import Case, load_cases
-from megamoe.golden.candidates import record, write_atomically
+from megamoe.files import STORED_LIMIT, locked, read_bounded, write_atomically
+from megamoe.golden.candidates import record
 from megamoe.golden.make import GoldenError
+from megamoe.golden.places import NAME, inside
 from megamoe.stored import INPUTS, KIND, case_of, load
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 _PARAMS = ("family", "hidden", "intermediate", "experts", "top_k", "tokens", "clamp", "fast_math",
            "capacity")  # fmt: skip
 
@@ -30,15 +30,16 @@ def import_file(root: Path, path: Path, name: str | None = None, breaks: str | N
     """
     stored = load(path)
     name = path.stem.lower() if name is None else name
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise GoldenError(f"name {name!r}: use a-z, 0-9 and . _ + -; give one with --name")
     if not stored.problem.num_tokens:
         raise GoldenError(f"{path}: has no tokens; there is nothing to hold a kernel to")
-    cases_file, inputs_file = root / "cases" / f"{name}.toml", root / INPUTS / f"{name}.safetensors"
+    cases_file = inside(root, root / "cases" / f"{name}.toml")
+    inputs_file = inside(root, root / INPUTS / f"{name}.safetensors")
     known = [c.id for c in load_cases(root)] if (root / "cases").is_dir() else []
     if f"forward/{name}" in known or cases_file.exists() or inputs_file.exists():
         raise GoldenError(f"case forward/{name} is already in {root}; give another --name")
-    content = path.read_bytes()
+    content = read_bounded(path, STORED_LIMIT)
     recipe = {
         "kind": KIND, "file": inputs_file.name, "sha256": hashlib.sha256(content).hexdigest()
     }  # fmt: skip
@@ -46,9 +47,10 @@ def import_file(root: Path, path: Path, name: str | None = None, breaks: str | N
     toml = _toml(case_of(stored.problem, name, breaks, recipe))
     written = []
     try:
-        for file, data in ((inputs_file, content), (cases_file, toml.encode())):
-            written.append(file)
-            write_atomically(file, data)
+        with locked(root):
+            for file, data in ((inputs_file, content), (cases_file, toml.encode())):
+                written.append(file)
+                write_atomically(file, data)
         case = next(c for c in load_cases(root) if c.id == f"forward/{name}")
         errors = record(root, [case], 1, _quiet)
         if errors:

@@ -129,10 +129,16 @@ def generator() -> dict[str, Any]:
     """What makes goldens here: versions, and digests of the sources that decide the bits."""
     package = Path(megamoe.__file__).parent
     decisive = [package / name for name in SOURCES] + sorted((package / "oracle").rglob("*.py"))
+    # One that is missing must not pass for one that decides nothing.
+    lacking = [path for path in decisive if not path.is_file()]
+    if lacking:
+        raise GoldenError(
+            f"{lacking[0].relative_to(package)} is missing from the package {package}, and decides "
+            "the bits of goldens; install megamoe again, or restore it"
+        )
     sources = {
         str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in decisive
-        if path.is_file()
     }
     return {
         "megamoe": megamoe.__version__,

@@ -16,6 +16,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -27,9 +28,11 @@ import torch
 
 import megamoe
 from megamoe.contract import CURRENT
-from megamoe.golden.candidates import write_atomically
+from megamoe.files import clear_leftovers, locked, write_atomically
+from megamoe.golden.documents import SCHEMA, Y_LIMIT, read_manifest, read_recorded
 from megamoe.golden.make import GoldenError
-from megamoe.golden.store import RESTORE, canonical, read_manifest
+from megamoe.golden.places import inside
+from megamoe.golden.store import canonical
 from megamoe.judge.compare import Place, bitwise
 from megamoe.judge.formats import BF16
 from megamoe.judge.verdict import Finding
@@ -37,9 +40,6 @@ from megamoe.problem import provided
 
 Array = npt.NDArray[Any]
 
-SCHEMA: Final = 1
-Y_LIMIT: Final = 2048
-"""Bytes of ``y`` up to which it is kept whole, so that a moved element can be named."""
 STAGES: Final = ("x", "x_sf", "l2_acts_sf", "l2_acts", "y")
 """In the order in which they are computed: the first that moved is where to look."""
 WHAT: Final = (
@@ -218,32 +218,11 @@ class Recorded:
 
 def find(root: Path, backend: Any, device: str) -> Recorded | None:
     """What was recorded of ``backend`` on this class of machine; None where nothing was."""
-    folder = root / "recorded" / slug(backend.name)
-    if not folder.is_dir():
-        return None
-    path = folder / f"{machine_class(device)}.json"
-    return Recorded(path, _read(path)) if path.is_file() else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    name = f"{path.parent.name}/{path.name}"
+    path = root / "recorded" / slug(backend.name) / f"{machine_class(device)}.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GoldenError(f"recorded/{name} cannot be read as JSON ({error}); {RESTORE}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else None
-        raise GoldenError(
-            f"recorded/{name} has schema {found!r}, this megamoe reads {SCHEMA}; use the version "
-            "that wrote it"
-        )
-    lacking = [
-        key for key in ("backend", "machine_class", "contract", "fingerprint", "cases")
-        if key not in data
-    ]  # fmt: skip
-    if lacking:
-        raise GoldenError(f"recorded/{name} has no {lacking[0]}; {RESTORE}")
-    return data
+        return Recorded(path, read_recorded(path, slug))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 # --- recording and blessing -------------------------------------------------------------------
@@ -251,7 +230,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 def write(out: Path, data: Mapping[str, Any]) -> Path:
     """Write a candidate ``out/BACKEND/MACHINE.json``, complete or not at all; returns the path."""
-    path = out / slug(data["backend"]) / f"{data['machine_class']}.json"
+    with locked(out):  # a bless that comes now takes it whole or not at all
+        return _write(out, data)
+
+
+def _write(out: Path, data: Mapping[str, Any]) -> Path:
+    machine = str(data["machine_class"])
+    if machine != slug(machine):
+        raise GoldenError(f"machine class {machine!a}: use a-z, 0-9 and -")
+    path = inside(out, out / slug(data["backend"]) / f"{machine}.json")
     write_atomically(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
     return path
 
@@ -275,26 +262,44 @@ def build(
     }
 
 
-def bless(root: Path, source: Path) -> list[Path]:
+def bless(root: Path, source: Path, *, take: bool = False) -> list[Path]:
     """Make every candidate under ``source`` a recorded golden; returns the files written.
 
-    Raises :class:`GoldenError`, with nothing written, in a CI run, where there is no candidate,
-    and where one is of another contract, of other inputs, or lacks a forward case.
+    With ``take`` the candidates are removed: those that were read here, and no others. Raises
+    :class:`GoldenError`, with nothing written, in a CI run, where there is no candidate, and where
+    one is of another contract, of other inputs, or lacks a forward case.
     """
     if os.environ.get("CI"):
         raise GoldenError(
             "bless-bits refuses to run where CI is set: recorded goldens change by a person's hand "
             "only; unset CI if you are one"
         )
-    paths: Sequence[Path] = sorted(source.glob("*/*.json"))
-    if not paths:
-        raise GoldenError(f"no candidates in {source}; make them with `megamoe golden record-bits`")
-    manifest = read_manifest(root / "manifest.json")
-    wanted = {k: v["inputs"] for k, v in manifest["cases"].items() if v["kind"] == "forward"}
-    found = {path: _read(path) for path in paths}
-    for path, data in found.items():
-        _check(path, data, wanted)
-    return [write(root / "recorded", data) for data in found.values()]
+    none = f"no candidates in {source}; make them with `megamoe golden record-bits`"
+    if not source.is_dir():
+        raise GoldenError(none)
+    own = source.resolve().is_relative_to(root.resolve())
+    # A lock for each folder; one folder cannot be locked twice.
+    with locked(root), nullcontext() if source.samefile(root) else locked(source):
+        paths: Sequence[Path] = sorted(source.glob("*/*.json"))
+        if not paths:
+            raise GoldenError(none)
+        manifest = read_manifest(root / "manifest.json")
+        wanted = {k: v["inputs"] for k, v in manifest["cases"].items() if v["kind"] == "forward"}
+        found = {path: read_recorded(path, slug) for path in paths}
+        for path, data in found.items():
+            _check(path, data, wanted)
+            # Every place is asked for before the first is touched.
+            inside(root, root / "recorded" / path.parent.name / path.name)
+            inside(source, path)
+        clear_leftovers(root / "recorded")
+        if own:
+            clear_leftovers(source)
+        written = [_write(root / "recorded", data) for data in found.values()]
+        for path in paths if take else ():
+            path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
+    return written
 
 
 def _check(path: Path, data: Mapping[str, Any], wanted: Mapping[str, str]) -> None:

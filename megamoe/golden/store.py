@@ -16,17 +16,18 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from megamoe.cases import Case
+from megamoe.files import TENSORS_LIMIT, read_bounded
+from megamoe.golden.documents import RESTORE, SCHEMA, read_manifest
 from megamoe.golden.make import GoldenError, Made, generator
+from megamoe.golden.places import tensors_of
 from megamoe.judge.formats import BF16, E4M3, F32
 
 Array = npt.NDArray[Any]
 
-SCHEMA: Final = 1
 FULL_LIMIT: Final = 64 * 1024
 """Bytes up to which a tensor is stored in full."""
 DIGEST: Final = "digest:"
@@ -85,7 +86,7 @@ def entry_of(case: Case, made: Made, input_digest: str, content: bytes, table: A
         entry["zero_freedom"] = made.zero_freedom
         entry["rows"] = case.rows
     if made.tensors:
-        entry["file"] = f"tensors/{case.id}.safetensors"
+        entry["file"] = tensors_of(case.id)
         entry["sha256"] = hashlib.sha256(content).hexdigest()
         entry["tensors"] = table
     return entry
@@ -158,11 +159,13 @@ class Store:
             )
         content = self._content(case, entry)
         try:
-            tensors = load_tensors(content)
-        except SafetensorError as error:
+            tensors = read_tensors(content)
+        except ValueError as error:
             raise GoldenError(
                 f"case {case.id}: {entry['file']} is no safetensors file ({error}); {RESTORE}"
             ) from error
+        if said := _unlike(tensors, entry["tensors"]):
+            raise GoldenError(f"case {case.id}: {entry['file']} {said}, by the manifest; {RESTORE}")
         full = {n: t for n, t in tensors.items() if not n.startswith(DIGEST)}
         digests = {n.removeprefix(DIGEST): t for n, t in tensors.items() if n.startswith(DIGEST)}
         return StoredGolden(case, entry.get("zero_freedom", False), full, digests, self.live)
@@ -185,10 +188,10 @@ class Store:
     def _content(self, case: Case, entry: Mapping[str, Any]) -> bytes:
         if "file" not in entry:
             raise GoldenError(f"case {case.id}: its golden has no tensors; {RESTORE}")
-        path = self.root / entry["file"]
+        path = self.root / tensors_of(case.id)
         try:
-            content = path.read_bytes()
-        except OSError as error:
+            content = read_bounded(path, TENSORS_LIMIT)
+        except (OSError, ValueError) as error:
             why = "is missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error}"
             raise GoldenError(f"case {case.id}: {entry['file']} {why}; {RESTORE}") from error
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
@@ -198,28 +201,26 @@ class Store:
         return content
 
 
-RESTORE: Final = "restore golden/ from version control"
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest; :class:`GoldenError` where it is missing, damaged or of another schema."""
+def read_tensors(content: bytes) -> dict[str, Array]:
+    """The tensors of a safetensors file; ``ValueError`` of one line where it is none."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GoldenError(
-            f"{path.parent} has no {path.name}; {RESTORE}, or name another directory with --golden"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise GoldenError(f"{path.name} cannot be read as JSON ({error}); {RESTORE}") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else None
-        raise GoldenError(
-            f"{path.name} has schema {found!r}, this megamoe reads {SCHEMA}; use the version that "
-            "wrote it"
-        )
-    if not isinstance(manifest.get("cases"), dict) or "contract" not in manifest:
-        raise GoldenError(f"{path.name} has no cases or no contract; {RESTORE}")
-    return manifest
+        return dict(load_tensors(content))
+    except Exception as error:  # its own error, or a KeyError for a dtype that NumPy lacks
+        raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _unlike(tensors: Mapping[str, Array], table: Mapping[str, Any]) -> str:
+    """What of ``tensors`` is not as the manifest's table says; '' for nothing."""
+    stored = {(n if t["stored"] == "full" else DIGEST + n): (n, t) for n, t in table.items()}
+    if odd := sorted(set(stored) ^ set(tensors)):
+        return f"{'lacks' if odd[0] in stored else 'holds a tensor too many:'} {odd[0]!a}"
+    for key, (name, described) in stored.items():
+        dtype, shape = described["dtype"], tuple(described["shape"])
+        if key != name:
+            dtype, shape = "uint64", shape[: 2 if name in _SLOT_TENSORS else 1]
+        if (str(tensors[key].dtype), tensors[key].shape) != (dtype, shape):
+            return f"has {key!a} of another dtype or shape"
+    return ""
 
 
 def empty_manifest(contract: str) -> dict[str, Any]:

@@ -1,0 +1,162 @@
+"""The form of the JSON files under ``golden/``: manifest, candidates' entries, recorded bits.
+
+They are written by this package and kept by people, who edit, merge and cut them. What is wrong
+with one is said in one line before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from megamoe import schema
+from megamoe.cases import KINDS
+from megamoe.files import CANDIDATE_LIMIT, MANIFEST_LIMIT, RECORDED_LIMIT, read_json
+from megamoe.golden.make import GoldenError
+from megamoe.golden.places import id_fault, tensors_of
+from megamoe.problem import STAGES
+
+SCHEMA: Final = 1
+"""Of the manifest and of recorded bits."""
+RESTORE: Final = "restore golden/ from version control"
+Y_LIMIT: Final = 2048
+"""Bytes of a recorded ``y`` up to which it is kept whole, so that a moved element can be named."""
+
+_TENSOR: Final = schema.Object(
+    {
+        "dtype": str, "shape": schema.Items(schema.natural), "sha256": str,
+        "stored": schema.OneOf(("full", "digests")),
+    }
+)  # fmt: skip
+_ENTRY: Final = schema.Object(
+    {"kind": schema.OneOf(KINDS), "definition": str, "inputs": str, "generator": str},
+    {
+        "zero_freedom": bool, "rows": schema.OrNull(schema.Items(schema.natural)),
+        "file": str, "sha256": str, "tensors": schema.Each(_TENSOR),
+    },
+)  # fmt: skip
+_GENERATOR: Final = schema.Object(optional={"sources": schema.Each(str)})
+_MANIFEST: Final = schema.Object(
+    {
+        "contract": str,
+        "generators": schema.Each(_GENERATOR),
+        "cases": schema.Each(_ENTRY, key=id_fault),
+    }
+)
+_CANDIDATE: Final = schema.Object({"entry": _ENTRY, "generator": _GENERATOR, "contract": str})
+
+
+def _kept(value: Any) -> str:
+    """A recorded ``y``: base64 of 16-bit elements."""
+    try:
+        kept = base64.b64decode(value, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        return "must be base64"
+    right = len(kept) <= Y_LIMIT and len(kept) % 2 == 0
+    return "" if right else f"must be base64 of 16-bit elements, at most {Y_LIMIT} bytes"
+
+
+def _stage(name: str) -> str:
+    return "" if name in STAGES else f"known stages: {', '.join(STAGES)}"
+
+
+_RECORDED: Final = schema.Object(
+    {
+        "backend": str,
+        "machine_class": str,
+        "contract": str,
+        "fingerprint": schema.Object(
+            {"sources": str, "options": str, "binaries": schema.Each(str)}
+        ),
+        "cases": schema.Each(
+            schema.Object(
+                {"inputs": str, "stages": schema.Each(str, key=_stage)}, {"y": _kept}
+            ),
+            key=id_fault,
+        ),
+    },
+    {"accumulator": str, "declined": schema.Each(str, key=id_fault), "provenance": dict},
+)  # fmt: skip
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest; :class:`GoldenError` where it is missing, damaged or of another schema."""
+    try:
+        manifest = read_json(path, MANIFEST_LIMIT)
+    except FileNotFoundError:
+        raise GoldenError(
+            f"{path.parent} has no {path.name}; {RESTORE}, or name another directory with --golden"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise GoldenError(f"{path.name} cannot be read as JSON ({error}); {RESTORE}") from error
+    _of_schema(path.name, manifest)
+    if not isinstance(manifest.get("cases"), dict) or "contract" not in manifest:
+        raise GoldenError(f"{path.name} has no cases or no contract; {RESTORE}")
+    if said := schema.fault(manifest, _MANIFEST):
+        raise GoldenError(f"{path.name}: {said}; {RESTORE}")
+    for case_id, entry in manifest["cases"].items():
+        if said := _entry_fault(case_id, entry):
+            raise GoldenError(f"{path.name}: case {case_id}: {said}; {RESTORE}")
+    return dict(manifest)
+
+
+def read_candidate(path: Path, case_id: str) -> dict[str, Any]:
+    """A candidate's description, as ``golden record`` wrote it, or :class:`GoldenError`."""
+    where = f"candidate {schema.shown(case_id)[1:-1]}: {path.name}"
+    again = "delete it, and record the case again with `megamoe golden record`"
+    if said := id_fault(case_id):
+        raise GoldenError(f"{where}: {said}; {again}")
+    try:
+        described = read_json(path, CANDIDATE_LIMIT, follow=False)
+    except (OSError, ValueError) as error:
+        raise GoldenError(f"{where} cannot be read as JSON ({error}); {again}") from error
+    said = schema.fault(described, _CANDIDATE) or _entry_fault(case_id, described["entry"])
+    if said:
+        raise GoldenError(f"{where}: {said}; {again}")
+    return dict(described)
+
+
+def read_recorded(path: Path, slug_of: Any) -> dict[str, Any]:
+    """Recorded bits, whose backend and machine must be those that the path says."""
+    name = f"recorded/{path.parent.name}/{path.name}"
+    try:
+        data = read_json(path, RECORDED_LIMIT)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise GoldenError(f"{name} cannot be read as JSON ({error}); {RESTORE}") from error
+    _of_schema(name, data)
+    if said := schema.fault(data, _RECORDED):
+        raise GoldenError(f"{name}: {said}; {RESTORE}")
+    told = f"{slug_of(data['backend'])}/{data['machine_class']}.json"
+    if told != f"{path.parent.name}/{path.name}":
+        raise GoldenError(
+            f"{name}: by its backend and machine_class it is {schema.shown(told)}; {RESTORE}, or "
+            "give it that name"
+        )
+    return dict(data)
+
+
+def _of_schema(name: str, data: Any) -> None:
+    found = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(found, bool) or found != SCHEMA:
+        raise GoldenError(
+            f"{name} has schema {schema.shown(found)}, this megamoe reads {SCHEMA}; use the "
+            "version that wrote it"
+        )
+
+
+def _entry_fault(case_id: str, entry: Mapping[str, Any]) -> str:
+    """What of a well-formed entry does not fit its case; '' for nothing."""
+    if not case_id.startswith(f"{entry['kind']}/"):
+        return f"its kind is {entry['kind']}"
+    given = [key for key in ("file", "sha256", "tensors") if key in entry]
+    if given and len(given) < 3:
+        return f"it has {given[0]}, but not all of file, sha256 and tensors"
+    file = tensors_of(case_id)
+    if given and entry["file"] != file:
+        return f"its file is {schema.shown(entry['file'])}, and can only be {file}"
+    return ""

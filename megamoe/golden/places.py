@@ -1,0 +1,45 @@
+"""Where a golden lies: a function of its case's id, of nothing that a file says.
+
+The manifest and the candidates name files too, for people. A name that is not the one made here is
+refused, so no edited file leads a write or a deletion out of ``golden/``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from megamoe.cases import KINDS
+from megamoe.golden.make import GoldenError
+
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
+"""Names of cases, as the case files take them."""
+
+
+def id_fault(case_id: str) -> str:
+    """'' for kind/name; else what is wrong with it."""
+    kind, slash, name = case_id.partition("/")
+    if slash and kind in KINDS and NAME.fullmatch(name):
+        return ""
+    return f"a case's id is KIND/NAME with a kind of {', '.join(KINDS)} and a name of a-z 0-9 ._+-"
+
+
+def tensors_of(case_id: str) -> str:
+    """Under golden/ (or golden/candidates/): the file of the case's tensors."""
+    if said := id_fault(case_id):
+        raise GoldenError(f"case {case_id!a}: {said}")
+    return f"tensors/{case_id}.safetensors"
+
+
+def inside(root: Path, path: Path) -> Path:
+    """``path``, if its folder lies in ``root`` once all symbolic links are followed.
+
+    What is the last part of ``path`` does not matter: to replace or to delete a link never
+    touches what it leads to.
+    """
+    if path.parent.resolve().is_relative_to(root.resolve()):
+        return path
+    raise GoldenError(
+        f"{path} lies outside {root}: a symbolic link leads there; put a folder in the link's place"
+    )
