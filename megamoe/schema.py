@@ -127,4 +127,11 @@ def shown(value: Any, most: int = 60) -> str:
     if isinstance(value, int) and abs(value) >= 2**63:
         return "a very large integer"
     text = ascii(value)
-    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+    if len(text) > most:
+        text = f"{text[: most - 4]}...{text[-1]}"
+    return text
+
+
+def plain(value: Any) -> str:
+    """As :func:`shown`; a string without its quotes."""
+    return shown(value)[1:-1] if isinstance(value, str) else shown(value)

@@ -9,8 +9,8 @@ from.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from megamoe import schema
 from megamoe.cases import CAPACITY_ALIGNMENT, Case
 from megamoe.contract import CURRENT
+from megamoe.files import STORED_LIMIT, digest_bounded, open_bounded, parse_json
 from megamoe.formats import GROUP
 from megamoe.problem import STAGES, Problem
 
@@ -31,7 +33,8 @@ KIND: Final = "stored"
 INPUTS: Final = "inputs"
 """Under golden/: those files."""
 WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
-_SCALARS: Final = ("activation_clamp", "fast_math", "max_num_tokens", "num_experts")
+MOST_EXPERTS: Final = 65536
+"""Of a stored problem: their ids are int64, but their weights must have addresses."""
 
 
 class StoredError(ValueError):
@@ -47,6 +50,28 @@ class Stored:
     """Stages that the recorded call itself returned, by the names of ``problem.STAGES``."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Where it came from: plain data."""
+
+
+def _clamp(value: Any) -> str:
+    number = isinstance(value, float) or not schema.natural(value)
+    right = value is None or (number and value >= 0)  # which NaN is not
+    return "" if right else "must be null or a number from 0 on"
+
+
+def _experts(value: Any) -> str:
+    right = not schema.natural(value) and 1 <= value <= MOST_EXPERTS
+    return "" if right else f"must be an integer from 1 to {MOST_EXPERTS}"
+
+
+_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+"""Names of files in golden/inputs: no path leads out of it."""
+_META: Final = schema.Object(
+    {
+        "activation_clamp": _clamp, "fast_math": bool, "max_num_tokens": schema.natural,
+        "num_experts": _experts,
+    },
+    {"about": dict},
+)  # fmt: skip
 
 
 def used_experts(problem: Problem) -> torch.Tensor:
@@ -85,33 +110,23 @@ def load(path: Path) -> Stored:
 
     :class:`StoredError` for a file that is missing, damaged or of another kind, shape or dtype.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            said = (file.metadata() or {}).get("megamoe")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise StoredError(f"{path}: no such file") from None
-    except (OSError, SafetensorError) as error:
-        raise StoredError(f"{path}: cannot be read as safetensors: {error}") from error
+    said, tensors = _read(path)
     if said is None:
         raise StoredError(
             f"{path}: holds no stored problem; make one with megamoe.capture or `megamoe reduce`"
         )
-    meta = json.loads(said)
-    if meta.get("format") != FORMAT:
-        raise StoredError(
-            f"{path}: has format {meta.get('format')!r}, this megamoe reads {FORMAT}; use the "
-            "version that wrote it"
-        )
-    missing = [n for n in _SCALARS if n not in meta]
-    if missing:
-        raise StoredError(f"{path}: its metadata lacks {missing[0]}; write it again")
+    meta = _meta(path, said)
     _check(path, tensors, meta)
     inputs = {n.removeprefix("input."): t for n, t in tensors.items() if n.startswith("input.")}
     experts = inputs.pop("experts")
     for name in WEIGHTS:
         # Zero pages until they are written: experts that no slot names cost nothing.
-        whole = torch.zeros(meta["num_experts"], *inputs[name].shape[1:], dtype=torch.uint8)
+        try:
+            whole = torch.zeros(meta["num_experts"], *inputs[name].shape[1:], dtype=torch.uint8)
+        except RuntimeError:  # torch's word for no memory
+            raise StoredError(
+                f"{path}: there is no memory for the {name} of {meta['num_experts']} experts"
+            ) from None
         whole[experts] = inputs[name]
         inputs[name] = whole
     observed = {
@@ -120,10 +135,44 @@ def load(path: Path) -> Stored:
     problem = Problem(
         **inputs,
         activation_clamp=meta["activation_clamp"],
-        fast_math=bool(meta["fast_math"]),
-        max_num_tokens=int(meta["max_num_tokens"]),
+        fast_math=meta["fast_math"],
+        max_num_tokens=meta["max_num_tokens"],
     )
     return Stored(problem, observed, meta.get("about", {}))
+
+
+def _read(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
+    """The metadata entry and the tensors; :class:`StoredError` for what is no safetensors file."""
+    try:
+        # Open meanwhile, so that safetensors, which takes a name, is given no fifo and no giant.
+        with open_bounded(path, STORED_LIMIT), safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get("megamoe")
+            return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise StoredError(f"{path}: no such file") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise StoredError(f"{path}: cannot be read as safetensors: {said}") from error
+
+
+def _meta(path: Path, said: str) -> dict[str, Any]:
+    """The scalars and ``about``, each of its type."""
+    again = "write it again with megamoe.capture or `megamoe reduce`"
+    try:
+        meta = parse_json(said.encode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise StoredError(f"{path}: its metadata is no JSON ({error}); {again}") from error
+    if not isinstance(meta, dict):
+        raise StoredError(f"{path}: its metadata is no object; {again}")
+    found = meta.get("format")
+    if isinstance(found, bool) or found != FORMAT:
+        raise StoredError(
+            f"{path}: has format {schema.shown(found)}, this megamoe reads {FORMAT}; use the "
+            "version that wrote it"
+        )
+    if wrong := schema.fault(meta, _META):
+        raise StoredError(f"{path}: its metadata: {wrong}; {again}")
+    return meta
 
 
 def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -162,10 +211,17 @@ def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, A
     ids, experts, total = given["topk_ids"], given["experts"], meta["num_experts"]
     if ids.numel() and not (int(ids.min()) >= -1 and int(ids.max()) < total):
         raise StoredError(f"{path}: an id is outside -1 to {total - 1}, the local experts")
+    if meta["max_num_tokens"] < tokens:
+        raise StoredError(
+            f"{path}: max_num_tokens is {meta['max_num_tokens']}, below its {tokens} tokens"
+        )
     used = ids[ids >= 0].unique()
     inside = experts.numel() == 0 or (int(experts.min()) >= 0 and int(experts.max()) < total)
     if not inside or not torch.isin(used, experts).all():
         raise StoredError(f"{path}: a slot names an expert whose weights are not in the file")
+    more = [n for n in tensors if n.startswith("input.") and n[6:] not in names]
+    if more:
+        raise StoredError(f"{path}: {schema.shown(more[0])} is no input; record it again")
     unknown = [n for n in tensors if n.startswith("observed.") and n[9:] not in STAGES]
     if unknown:
         raise StoredError(f"{path}: {unknown[0]} is no stage; known: {', '.join(STAGES)}")
@@ -198,12 +254,20 @@ def inputs_of(case: Case) -> dict[str, Any]:
     """The problem's fields of a case with stored inputs, by name. :class:`StoredError` if not."""
     recipe = case.params["hidden_recipe"]
     # golden/cases/NAME.toml names a file in golden/inputs/.
-    path = case.source.parent.parent / INPUTS / str(recipe.get("file"))
+    file, digest = recipe.get("file"), recipe.get("sha256")
+    if not (isinstance(file, str) and isinstance(digest, str) and _FILE.fullmatch(file)):
+        raise StoredError(
+            f"case {case.id}: its inputs must be the name of a file in golden/{INPUTS} and its "
+            f"sha256, not {schema.shown(file)} and {schema.shown(digest)}; import it again"
+        )
+    path = case.source.parent.parent / INPUTS / file
     try:
-        content = path.read_bytes()
+        found = digest_bounded(path, STORED_LIMIT)
     except OSError as error:
         raise StoredError(f"case {case.id}: {path} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != recipe.get("sha256"):
+    except ValueError as error:
+        raise StoredError(f"case {case.id}: {error}") from error
+    if found != digest:
         raise StoredError(
             f"case {case.id}: {path} is not the file that was imported (sha256 does not match); "
             "restore it, or import it again"

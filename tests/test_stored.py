@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from megamoe import cli
@@ -16,8 +21,9 @@ from megamoe.experts import DeepseekV4MegaMoEExperts
 from megamoe.layout import transform_weights
 from megamoe.replay import judge, judge_output
 from megamoe.simulate import problem
-from megamoe.stored import WEIGHTS, Stored, StoredError, load, to_bytes
+from megamoe.stored import WEIGHTS, Stored, StoredError, case_of, inputs_of, load, to_bytes
 from megamoe.symm_buffer import clear_symm_buffers
+from tests.helpers.mutated import many, mutated, result_or_one_line
 
 BAD = """
 from megamoe.backends.eager import EagerBackend
@@ -84,8 +90,6 @@ def test_only_experts_that_are_used_are_in_the_file(tmp_path, small):
     ],
 )
 def test_a_file_that_is_none_is_refused_in_one_line(file, edit, says):
-    from safetensors import safe_open
-
     with safe_open(file, "pt") as opened:
         meta = opened.metadata()
     tensors = load_file(file)
@@ -101,6 +105,96 @@ def test_other_files_are_refused(tmp_path, capsys):
     for name, says in (("a", "cannot be read"), ("b", "no stored problem"), ("c", "no such file")):
         assert cli.main(["replay", str(tmp_path / f"{name}.safetensors")]) == 2
         assert says in capsys.readouterr().err
+
+
+def with_meta(file, document):
+    """The same tensors with another metadata entry."""
+    save_file(load_file(file), file, {"megamoe": document})
+
+
+def meta_of(file):
+    with safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["megamoe"])
+
+
+def test_whatever_stands_in_the_metadata(file):
+    @many
+    @given(mutated(meta_of(file)))
+    def holds(document):
+        with_meta(file, json.dumps(document))
+        result_or_one_line(lambda: load(file).problem.num_experts + 1)
+
+    holds()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_experts", 10**15, "num_experts is 1000000000000000; it must be an integer from 1 to"),
+        ("num_experts", True, "num_experts is True; it must be an integer"),
+        ("fast_math", 1, "fast_math is 1; it must be true or false"),
+        ("activation_clamp", float("nan"), "activation_clamp is nan; it must be null or a number"),
+        ("activation_clamp", -1, "activation_clamp is -1; it must be null or a number from 0 on"),
+        ("max_num_tokens", 3, "max_num_tokens is 3, below its 4 tokens"),
+        ("about", [], "about is a list of 0; it must be an object"),
+        ("format", True, "has format True, this megamoe reads 1"),
+    ],
+)
+def test_metadata_of_a_wrong_type_is_named(file, key, value, said):
+    with_meta(file, json.dumps({**meta_of(file), key: value}))
+    with pytest.raises(StoredError, match=f"small.safetensors: .*{said}"):
+        load(file)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 100_000])
+def test_metadata_that_is_no_object_is_one_line(file, text):
+    with_meta(file, text)
+    with pytest.raises(StoredError, match=r"its metadata is no (JSON|object).*; write it again"):
+        load(file)
+
+
+def test_an_input_that_no_problem_has_is_refused(file):
+    meta = meta_of(file)
+    save_file(
+        {**load_file(file), "input.more": torch.zeros(1)}, file, {"megamoe": json.dumps(meta)}
+    )
+    with pytest.raises(StoredError, match=r"'input.more' is no input; record it again"):
+        load(file)
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_a_folder_and_a_giant_are_one_line(tmp_path, monkeypatch, file):
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(StoredError, match=r"cannot be read as safetensors: .* is a fifo"):
+        load(tmp_path / "a.safetensors")
+    with pytest.raises(StoredError, match="is a directory, no regular file"):
+        load(tmp_path)
+    monkeypatch.setattr("megamoe.stored.STORED_LIMIT", 1000)
+    with pytest.raises(StoredError, match="has more than 1000 bytes, the most that is read"):
+        load(file)
+
+
+def test_whatever_a_case_says_of_its_stored_inputs(file, tmp_path, small):
+    (tmp_path / "inputs").mkdir()
+    inputs = file.rename(tmp_path / "inputs" / file.name)
+    recipe = {"file": file.name, "sha256": hashlib.sha256(inputs.read_bytes()).hexdigest()}
+    (tmp_path / "victim.safetensors").write_bytes(inputs.read_bytes())
+
+    def inputs_by(document):
+        case = case_of(small, "a", recipe=document)
+        return inputs_of(replace(case, source=tmp_path / "cases/a.toml"))
+
+    assert inputs_by(recipe)["max_num_tokens"] == small.max_num_tokens
+    with pytest.raises(StoredError, match=r"must be the name of a file in golden/inputs"):
+        inputs_by({**recipe, "file": "../victim.safetensors"})
+
+    @many
+    @given(mutated(recipe))
+    def holds(document):
+        if isinstance(document, dict):
+            result_or_one_line(lambda: inputs_by({"kind": "stored", **document}))
+
+    holds()
 
 
 # --- replay -----------------------------------------------------------------------------------
