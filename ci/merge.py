@@ -1,13 +1,16 @@
 """Merge the folders that ``ci/shard.sh`` wrote: ``python -m ci.merge --out DIR SHARD_DIR...``.
 
-The merge is a proof: every shard of one cut is there once, they ran the same code, goldens and
-toolchain, nobody changed a result afterwards, and the union of their cases is the selection that
-this checkout's case files give. Otherwise one line says which not, and nothing is written.
+The merge shows that every shard of one cut is there once, that they say of themselves to have run
+the same code, goldens and toolchain, that no file was damaged since, and that the union of their
+cases is the selection that this checkout's case files give. Otherwise one line says which not, and
+nothing is written. It shows nothing against somebody who edits a result and its digest: nothing is
+signed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -15,14 +18,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe import shards
-from megamoe.cases import KINDS, Case, golden_root, load_cases, select
+from megamoe import schema, shards
+from megamoe.cases import KINDS, TIERS, Case, golden_root, load_cases, select
+from megamoe.files import (
+    PROVENANCE_LIMIT,
+    REPORT_LIMIT,
+    FileError,
+    digest_bounded,
+    parse_json,
+    read_bounded,
+    write_atomically,
+)
 from megamoe.judge import STATUSES
 from megamoe.suite import provenance, report
 from megamoe.suite.provenance import Provenance
 
 NAMED: Final = 20
 """Red cases that the summary names; report.html has all."""
+
+ASKED: Final = ("backend", "device", "tier", "kind", "case", "shard")
+"""Stands in a result and in its provenance."""
+
+_PROVENANCE: Final = schema.Object(
+    {
+        "shard": str, "backend": str, "device": str, "tier": schema.OneOf(TIERS),
+        "kind": schema.OrNull(schema.OneOf(KINDS)), "case": schema.OrNull(str), "revision": str,
+        "digests": schema.Object({"goldens": str}), "versions": dict, "machine": dict,
+        "files": schema.Object(dict.fromkeys(provenance.FILES, str)),
+    }
+)  # fmt: skip
 
 Shard = tuple[Path, dict[str, Any], Provenance]
 """Folder, report, provenance."""
@@ -40,17 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     a = parser.parse_args(argv)
     outputs = (*provenance.FILES, provenance.NAME, "summary.md", "report.html")
     try:
+        if a.out.resolve() in [folder.resolve() for folder in a.folders]:
+            raise _Misuse(f"--out {a.out} is a shard's folder; name another")
         for name in outputs:
             (a.out / name).unlink(missing_ok=True)
         if not a.folders:
             raise _Misuse("name the folders that ci/shard.sh wrote")
         loaded = [_load(folder) for folder in a.folders]
         merged, made = merge(loaded)
-        a.out.mkdir(parents=True, exist_ok=True)
-        (a.out / "result.json").write_text(json.dumps(merged, indent=1) + "\n")
-        (a.out / "junit.xml").write_bytes(report.junit(merged))
-        (a.out / provenance.NAME).write_text(json.dumps(made, indent=1) + "\n")
-        (a.out / "summary.md").write_text(summary(merged, made))
+        contents = {
+            provenance.NAME: json.dumps(made, indent=1) + "\n",
+            "summary.md": summary(merged, made),
+            "junit.xml": report.junit(merged).decode(),
+            "result.json": json.dumps(merged, indent=1) + "\n",  # last: its presence says done
+        }
+        for name, content in contents.items():
+            write_atomically(a.out / name, content.encode(errors="backslashreplace"))
     except (_Misuse, OSError) as error:
         print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -70,28 +99,42 @@ def _load(folder: Path) -> Shard:
     """A shard's folder; raises where a file is missing, no JSON, or not what was sealed."""
     if not folder.is_dir():
         raise _Misuse(f"{folder} is no folder; name those that ci/shard.sh wrote")
-    parts: list[Any] = []
-    for name in ("result.json", provenance.NAME):
+    contents = {}
+    for name, limit in (("result.json", REPORT_LIMIT), (provenance.NAME, PROVENANCE_LIMIT)):
         path = folder / name
         try:
-            parts.append(json.loads(path.read_text(encoding="utf-8")))
+            contents[name] = read_bounded(path, limit)
         except FileNotFoundError:
             raise _Misuse(f"{path} is missing: did that shard end? Run it again") from None
-        except ValueError as error:
-            raise _Misuse(f"{path} is no JSON ({error}); run that shard again") from None
-    result, made = parts
+        except FileError as error:
+            raise _Misuse(str(error)) from None
+    result, made = (_parsed(folder / name, content) for name, content in contents.items())
     if not isinstance(result, dict) or not isinstance(result.get("cases"), list):
         raise _Misuse(f"{folder / 'result.json'} is no report of `megamoe check --json`")
-    if not isinstance(made, dict) or made.get("format") != 1:
+    if schema.fault(made, schema.Object({"format": schema.OneOf((1,))})):
         raise _Misuse(f"{folder / provenance.NAME} is not of format 1; merge with the revision "
                       "that wrote it")  # fmt: skip
+    if said := schema.fault(made, _PROVENANCE):
+        raise _Misuse(f"{folder / provenance.NAME}: {said}; run that shard again")
+    digests = {"result.json": hashlib.sha256(contents["result.json"]).hexdigest()}
     for name in provenance.FILES:
         path = folder / name
-        if not path.is_file():
-            raise _Misuse(f"{path} is missing: did that shard end? Run it again")
-        if provenance.sha256(path) != made["files"].get(name):
+        try:
+            found = digests.get(name) or digest_bounded(path, REPORT_LIMIT)
+        except FileNotFoundError:
+            raise _Misuse(f"{path} is missing: did that shard end? Run it again") from None
+        except FileError as error:
+            raise _Misuse(str(error)) from None
+        if found != made["files"][name]:
             raise MergeError(f"{path} was changed after it was made; run that shard again")
     return folder, result, made
+
+
+def _parsed(path: Path, content: bytes) -> Any:
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise _Misuse(f"{path} is no JSON ({error}); run that shard again") from None
 
 
 def merge(loaded: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, Any], Provenance]:
@@ -102,11 +145,11 @@ def merge(loaded: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, 
     here = provenance.digest(root, provenance.GOLDENS)
     if first["digests"]["goldens"] != here:
         raise MergeError(f"the shards judged by other goldens than this checkout has; merge at "
-                         f"their revision, {first['revision']}")  # fmt: skip
+                         f"their revision, {schema.plain(first['revision'])}")  # fmt: skip
     selection = select(load_cases(root), first["kind"], first["tier"], first["case"])
     _all_there(loaded, selection, shards.durations(root))
-    merged = shards.merge([result for _, result, _ in loaded], selection)
-    merged["counts"] = {status: merged["counts"].get(status, 0) for status in STATUSES}
+    names = [str(folder / "result.json") for folder, _, _ in loaded]
+    merged = shards.merge([result for _, result, _ in loaded], selection, names)
     made = {
         "format": 1,
         **{name: first[name] for name in provenance.SAME},
@@ -130,8 +173,17 @@ def _alike(loaded: Sequence[Shard]) -> None:
             if isinstance(mine, dict) and isinstance(theirs, dict):
                 key = min(k for k in mine | theirs if mine.get(k) != theirs.get(k))
                 mine, theirs, what = mine.get(key), theirs.get(key), f"{name}.{key}"
-            raise MergeError(f"shards differ in {what}: {mine} in {folder}, {theirs} in {other}; "
-                             "run them alike, from one commit")  # fmt: skip
+            raise MergeError(
+                f"shards differ in {schema.plain(what)}: {schema.plain(mine)} in {folder}, "
+                f"{schema.plain(theirs)} in {other}; run them alike, from one commit"
+            )
+    for folder, result, made in loaded:
+        for name in ASKED:
+            if name not in result or result[name] != made[name]:
+                raise MergeError(
+                    f"{folder}: {name} is {schema.shown(result.get(name))} in result.json, "
+                    f"{schema.shown(made[name])} in {provenance.NAME}; run that shard again"
+                )
 
 
 def _all_there(
@@ -140,7 +192,7 @@ def _all_there(
     """Each of 1/N to N/N once, so that a lost host is named as such and not by its cases alone."""
     places: dict[tuple[int, int], Path] = {}
     for folder, _, made in loaded:
-        shard = shards.parse(str(made["shard"]))
+        shard = shards.parse(made["shard"])
         if shard in places:
             raise MergeError(f"shard {made['shard']} came twice: {places[shard]} and {folder}")
         places[shard] = folder

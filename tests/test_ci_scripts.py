@@ -7,11 +7,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 
 from ci import merge
 from megamoe import shards
 from megamoe.cases import load_cases, select
 from megamoe.suite import provenance
+from tests.helpers.mutated import many, mutated
+from tests.helpers.reports import whole
 
 ROOT = Path(__file__).resolve().parents[1]
 CASE = "eplb/identity-map-*"
@@ -179,22 +182,21 @@ def test_the_digests_cover_the_code_the_goldens_and_the_pins():
 # --- merge ---------------------------------------------------------------------------------------
 
 
-def write(folder: Path, index: int, count: int, ids=None, status="pass", **more) -> Path:
-    """A folder as ci/shard.sh leaves it; ``more`` replaces what its provenance says."""
+def write(
+    folder: Path, index: int, count: int, ids=None, status="pass", result=None, **more
+) -> Path:
+    """A folder as ci/shard.sh leaves it; ``result`` and ``more`` replace what its result and its
+    provenance say."""
     if ids is None:
         ids = [c.id for c in shards.shard(SELECTION, index, count, {})]
     asked = {"backend": "eager", "device": "cpu", "tier": "full", "kind": None, "case": CASE}
-    cases = [
-        {"id": i, "kind": "eplb", "status": status, "reason": "" if status == "pass" else "off | 1",
-         "seconds": 0.1}
-        for i in ids
-    ]  # fmt: skip
-    result = {**asked, "shard": f"{index}/{count}", "contract": "c", "seconds": 1.0, "cases": cases}
+    asked |= {"shard": f"{index}/{count}"}
+    result = whole(ids, status, **asked, contract="c") | (result or {})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "junit.xml").write_text("<testsuites/>")
     made = {
-        "format": 1, "shard": f"{index}/{count}", **asked, "revision": "r",
+        "format": 1, **asked, "revision": "r",
         "digests": {"code": "c", "goldens": GOLDENS, "toolchain": "t"},
         "versions": {"torch": "2.13.0"}, "machine": {"gpu": f"GPU {index}", "class": "x"},
         "files": {name: provenance.sha256(folder / name) for name in provenance.FILES},
@@ -335,6 +337,112 @@ def test_shards_of_other_code_or_another_toolchain_do_not_mix(two, tmp_path, cap
     assert merged(tmp_path, two) == 1
     line = one_line(capsys.readouterr().err)
     assert said in line and line.endswith("run them alike, from one commit")
+
+
+def said_of(folder, change) -> None:
+    """Edit what the provenance of ``folder`` says, by hand."""
+    path = folder / provenance.NAME
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"backend": "triton"}, "2: backend is 'triton' in result.json, 'eager' in provenance"),
+        ({"shard": "1/2"}, "2: shard is '1/2' in result.json, '2/2' in provenance.json"),
+        ({"accumulator": "exact"}, "reports differ in accumulator: fp32 in "),
+        ({"goldens": {"manifest_sha256": "h"}}, "reports differ in goldens.manifest_sha256: g in "),
+        ({"counts": {"pass": 2}}, "2/result.json counts 2 x pass, and holds 1 such cases"),
+    ],
+)
+def test_results_of_other_judgements_do_not_mix(two, tmp_path, capsys, result, said):
+    write(two[1], 2, 2, result=result)
+    assert merged(tmp_path, two) == 1
+    line = one_line(capsys.readouterr().err)
+    assert said in line
+
+
+def test_a_run_that_was_stopped_and_an_unknown_status_are_no_result(two, tmp_path, capsys):
+    write(two[1], 2, 2, status="not-run")
+    assert merged(tmp_path, two) == 1
+    assert "2/result.json: its run was stopped before 1 cases" in capsys.readouterr().err
+    write(two[1], 2, 2, status="passed")
+    assert merged(tmp_path, two) == 1
+    assert f"2/result.json: case {SECOND} has status 'passed'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: p.update(files=["result.json"]), "files is a list of 1; it must be an object"),
+        (lambda p: p["files"].pop("junit.xml"), "files has no junit.xml"),
+        (lambda p: p.update(shard=2), "shard is 2; it must be a string"),
+        (lambda p: p.update(digests=None), "digests is None; it must be an object"),
+        (lambda p: p.update(format=True), "is not of format 1"),
+    ],
+)
+def test_a_provenance_of_another_form_is_one_line(two, tmp_path, capsys, change, said):
+    said_of(two[1], change)
+    assert merged(tmp_path, two) == 2
+    line = one_line(capsys.readouterr().err)
+    assert "2/provenance.json" in line and said in line
+
+
+@pytest.mark.slow
+def test_whatever_stands_in_a_provenance(two, tmp_path, capsys):
+    path = two[1] / provenance.NAME
+
+    @many
+    @given(mutated(json.loads(path.read_text())))
+    def holds(document):
+        path.write_text(json.dumps(document))
+        code = merged(tmp_path, two)
+        err = capsys.readouterr().err
+        assert code == 0 or (code in (1, 2) and one_line(err).startswith("merge: "))
+
+    holds()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [*provenance.FILES, provenance.NAME])
+def test_a_fifo_is_one_line(two, tmp_path, capsys, name):
+    (two[1] / name).unlink()
+    os.mkfifo(two[1] / name)
+    assert merged(tmp_path, two) == 2
+    assert f"2/{name} is a fifo, no regular file" in one_line(capsys.readouterr().err)
+
+
+def test_a_merge_never_takes_the_place_of_a_shard(two, tmp_path, capsys):
+    assert merge.main(["--out", str(two[0]), *map(str, two)]) == 2
+    assert "is a shard's folder; name another" in one_line(capsys.readouterr().err)
+    assert merged(tmp_path, two) == 0  # nothing of it was deleted
+
+
+def test_a_result_is_written_whole_and_last(two, tmp_path, monkeypatch):
+    real, written = merge.write_atomically, []
+
+    def write_one(path, content):
+        written.append(path.name)
+        if path.name == "result.json":
+            raise OSError("disk full")
+        real(path, content)
+
+    monkeypatch.setattr(merge, "write_atomically", write_one)
+    assert merged(tmp_path, two) == 2
+    assert written[-1] == "result.json" and not (tmp_path / "out/result.json").exists()
+
+
+def test_the_page_does_not_call_a_digest_a_signature(two, tmp_path):
+    """Whoever edits a result and its digest is not found out; docs/ci.md must say so."""
+    path = two[1] / "result.json"
+    path.write_text(path.read_text().replace("1.5", "9.5"))
+    assert merged(tmp_path, two) == 1
+    said_of(two[1], lambda p: p["files"].update({"result.json": provenance.sha256(path)}))
+    assert merged(tmp_path, two) == 0
+    page = " ".join((ROOT / "docs/ci.md").read_text().split())
+    assert "Whoever can edit a result can write its new digest too. Nothing is signed" in page
 
 
 # --- toolchain.sh --------------------------------------------------------------------------------

@@ -6,15 +6,11 @@ import pytest
 
 from megamoe.cases import Case
 from megamoe.shards import ShardError, durations, longest_first, merge, parse, shard
+from tests.helpers.reports import whole
 
 
 def cases(count: int) -> list[Case]:
     return [Case(f"eplb/c{i:02}", "eplb", "full", "x", i, {}, Path("a.toml")) for i in range(count)]
-
-
-def report(ids, **more):
-    judged = [{"id": i, "kind": "eplb", "status": "pass"} for i in ids]
-    return {"backend": "b", "tier": "full", "contract": "c", "cases": judged, **more}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
@@ -64,8 +60,8 @@ def test_merge_of_a_whole_selection():
     every = cases(4)
     merged = merge(
         [
-            report(["eplb/c03", "eplb/c00"], shard="1/2", seconds=2.0),
-            report(["eplb/c01", "eplb/c02"], shard="2/2", seconds=3.0),
+            whole(["eplb/c03", "eplb/c00"], shard="1/2", seconds=2.0),
+            whole(["eplb/c01", "eplb/c02"], shard="2/2", seconds=3.0),
         ],
         every,
     )
@@ -84,11 +80,14 @@ def test_merge_of_a_whole_selection():
 )
 def test_merge_names_what_is_wrong(first, second, message):
     with pytest.raises(ShardError, match=message):
-        merge([report(first), report(second)], cases(3))
+        merge([whole(first), whole(second)], cases(3))
 
 
 def test_merge_refuses_different_runs():
-    with pytest.raises(ShardError, match="reports differ in backend: a, b; run them alike"):
-        merge([report(["eplb/c00"], backend="a"), report(["eplb/c01"])], cases(2))
+    with pytest.raises(
+        ShardError,
+        match=r"reports differ in backend: a in report 1, b in report 2 \(.*\); run them alike",
+    ):
+        merge([whole(["eplb/c00"], backend="a"), whole(["eplb/c01"])], cases(2))
     with pytest.raises(ShardError, match="no reports to merge"):
         merge([], cases(1))

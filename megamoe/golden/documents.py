@@ -105,7 +105,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def read_candidate(path: Path, case_id: str) -> dict[str, Any]:
     """A candidate's description, as ``golden record`` wrote it, or :class:`GoldenError`."""
-    where = f"candidate {schema.shown(case_id)[1:-1]}: {path.name}"
+    where = f"candidate {schema.plain(case_id)}: {path.name}"
     again = "delete it, and record the case again with `megamoe golden record`"
     if said := id_fault(case_id):
         raise GoldenError(f"{where}: {said}; {again}")

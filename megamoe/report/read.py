@@ -6,12 +6,13 @@ a wrong type reads as nothing. Only what is no result at all is refused.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from megamoe.files import REPORT_LIMIT, read_json
 
 Result = dict[str, Any]
 
@@ -31,7 +32,7 @@ def read(path: Path) -> tuple[str, Result]:
     as JSON or is no result.
     """
     try:
-        data = _clean(json.loads(path.read_text(encoding="utf-8")))
+        data = _clean(read_json(path, REPORT_LIMIT))
     except (OSError, ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{path}: cannot be read as JSON: {why}") from error
