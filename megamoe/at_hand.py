@@ -6,20 +6,23 @@ import argparse
 import json
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from megamoe.accumulators import ACCUMULATORS
-from megamoe.backends import load_backend
 from megamoe.capture import run_script
 from megamoe.cases import Case, CaseError, golden_root, load_cases
 from megamoe.golden import Store, StoredGolden, make, regenerate, write_atomically
 from megamoe.golden.imported import import_file
 from megamoe.judge import Verdict, picture
-from megamoe.problem import Problem, provided
+from megamoe.problem import Problem
 from megamoe.reduce import Failure, reduce
 from megamoe.replay import judge, judge_output
 from megamoe.stored import Stored, load, to_bytes, used_experts
+from megamoe.suite.settings import Settings
+from megamoe.worker.client import Worker
 
 
 def add(commands: Any, command: Any) -> None:
@@ -27,7 +30,7 @@ def add(commands: Any, command: Any) -> None:
     r = command(commands, "replay", "judge a stored problem: a backend, or what was recorded",
                 _replay)  # fmt: skip
     r.add_argument("file", metavar="FILE.safetensors")
-    _backend(r, required=False)
+    add_backend(r, required=False)
     r.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
                    help="of what was recorded; default: as the file says")  # fmt: skip
     r.add_argument("--json", metavar="FILE")
@@ -35,7 +38,7 @@ def add(commands: Any, command: Any) -> None:
     r = command(commands, "reduce", "shrink a failing case to the smallest file that fails",
                 _reduce)  # fmt: skip
     r.add_argument("subject", metavar="CASE", help="a forward case, or a stored problem's file")
-    _backend(r, required=True)
+    add_backend(r, required=True)
     r.add_argument("--out", metavar="FILE.safetensors", default="reduced.safetensors")
     r.add_argument("--seconds", type=float, default=100.0, help="to shrink (default 100)")
 
@@ -62,10 +65,15 @@ def _acts_of(commands: Any, name: str) -> Any:
     raise ValueError(f"{name} has no sub-commands")
 
 
-def _backend(parser: argparse.ArgumentParser, required: bool) -> None:
+def add_backend(parser: argparse.ArgumentParser, required: bool) -> None:
+    """The options that say which backend runs, and where."""
     parser.add_argument("--backend", required=required, metavar="B",
                         help="a name, or path/to/file.py:OBJECT_OR_FACTORY")  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--python", dest="interpreter", metavar="PYTHON",
+                        help="the Python that runs the backend")  # fmt: skip
+    parser.add_argument("--timeout", type=float, metavar="SECONDS",
+                        help="of the backend a call (default 120)")  # fmt: skip
 
 
 def _replay(a: argparse.Namespace) -> int:
@@ -73,7 +81,8 @@ def _replay(a: argparse.Namespace) -> int:
     stored = load(path)
     name = path.stem
     if a.backend:
-        verdict, _ = judge(stored.problem, _forward(a), a.device, name)
+        with backend_of(a) as (worker, settings):
+            verdict, _ = judge(stored.problem, worker, name, timeout=settings.timeout)
         by = a.backend
     else:
         verdict, by = _observed(stored, path, a.accumulator), "what was recorded"
@@ -107,16 +116,17 @@ def _reduce(a: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}: name a file that ends in .safetensors")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: its directory does not exist")
-    backend = _forward(a)
     started = time.perf_counter()
-    problem, golden, about = _subject(a, backend)
-    r = reduce(backend, problem, a.device, a.seconds, golden, print)
-    about |= {"backend": a.backend, "accumulator": backend.accumulator, "failure": str(r.failure)}
-    content = to_bytes(Stored(r.problem, {}, about))
-    write_atomically(out, content)
-    # What is promised is the file: so the file is what is tried last.
-    verdict, _ = judge(load(out).problem, backend, a.device, out.stem)
+    problem, golden, about = _subject(a)
     again = _again(a.out, a.backend, a.device)
+    with backend_of(a) as (worker, settings):
+        r = reduce(worker, problem, a.seconds, golden, print, settings.timeout)
+        about |= {"backend": a.backend, "accumulator": worker.identity.accumulator,
+                  "failure": str(r.failure)}  # fmt: skip
+        content = to_bytes(Stored(r.problem, {}, about))
+        write_atomically(out, content)
+        # What is promised is the file: so the file is what is tried last.
+        verdict, _ = judge(load(out).problem, worker, out.stem, timeout=settings.timeout)
     if Failure.of(verdict) != r.failure:
         raise ValueError(f"{out} is written, but does not fail when read back; keep it, and report "
                          "this")  # fmt: skip
@@ -153,10 +163,8 @@ def _import(a: argparse.Namespace) -> int:
     return 0
 
 
-def _subject(
-    a: argparse.Namespace, backend: Any
-) -> tuple[Problem, StoredGolden | None, dict[str, Any]]:
-    """The problem, its golden if the store has one for the backend's class, and its origin."""
+def _subject(a: argparse.Namespace) -> tuple[Problem, StoredGolden | None, dict[str, Any]]:
+    """The problem, its golden if the store has one of every token, and its origin."""
     if Path(a.subject).suffix == ".safetensors":
         stored = load(Path(a.subject))
         return stored.problem, None, {**stored.about, "reduced_from": Path(a.subject).name}
@@ -177,16 +185,21 @@ def forward_case(root: Path, name: str) -> Case:
     return next((c for c in forward if c.id == name), forward[0])
 
 
-def _forward(a: argparse.Namespace) -> Any:
-    backend = load_backend(a.backend, a.device)
-    if not provided(backend, "forward"):
-        raise ValueError(f"backend {a.backend} has no forward, and a stored problem is a forward")
-    return backend
+@contextmanager
+def backend_of(a: argparse.Namespace) -> Iterator[tuple[Worker, Settings]]:
+    """The worker of the backend that the options name, which must have a forward."""
+    settings = Settings.read(lambda name: getattr(a, name, None))
+    with Worker(settings.launch()) as worker:
+        if not worker.identity.provides("forward"):
+            raise ValueError(
+                f"backend {a.backend} has no forward, and a stored problem is a forward"
+            )
+        yield worker, settings
 
 
-def _again(file: str, backend: str | None, device: str) -> str:
+def _again(file: str, backend: str | None, device: str | None) -> str:
     options = f" --backend {shlex.quote(backend)}" if backend else ""
-    options += f" --device {device}" if device != "cpu" else ""
+    options += f" --device {device}" if device not in (None, "cpu") else ""
     return f"megamoe replay {shlex.quote(file)}{options}"
 
 

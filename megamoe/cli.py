@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ from megamoe.cases import KINDS, TIERS, Case, load_cases, select
 from megamoe.problem import provided
 from megamoe.suite import bits, check, dump, report
 from megamoe.suite.settings import Settings
+from megamoe.suite.stops import Stopped
 
 DEFAULT_WORKERS: Final = min(2, os.cpu_count() or 1)
 """A real model's case takes up to 2 GiB, so memory, not cores, sets the default."""
@@ -74,19 +76,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(a: argparse.Namespace) -> int:
-    _check_device(a.device)
-    settings = Settings(a.backend, a.device, a.kind, a.tier, a.case, a.shard, a.timeout, a.golden)
+    settings = Settings.read(lambda name: getattr(a, name, None))
     for path in (a.json, a.junit):
         if path and Path(path).is_dir():
             raise UsageError(f"{path} is a directory; name a file")
+    workers = a.workers or (a.n if settings.device == "cpu" else 1)
     console = Console()
-    made = check.check(settings, a.n, console)
+    try:
+        outcome = check.check(settings, a.n, workers, console)
+    except Stopped as stopped:  # before the backend was loaded
+        print(f"megamoe: stopped ({stopped}); nothing was judged", file=sys.stderr)
+        return stopped.code
+    made = outcome.report
+    wrong = []
     if a.json:
-        report.write(a.json, (json.dumps(made, indent=1) + "\n").encode())
+        wrong.append(report.write(a.json, (json.dumps(made, indent=1) + "\n").encode()))
     if a.junit:
-        report.write(a.junit, report.junit(made))
-    report.print_summary(made, console)
-    return report.exit_code(made["counts"])
+        wrong.append(report.write(a.junit, report.junit(made)))
+    with suppress(BrokenPipeError):
+        report.print_summary(made, console)
+    if outcome.stopped:
+        _complain(f"stopped: {outcome.stopped}")
+    code = outcome.code or report.exit_code(made["counts"])
+    for text in filter(None, wrong):
+        _complain(text)
+        code = code or 2
+    return code
 
 
 def _bench(a: argparse.Namespace) -> int:
@@ -177,7 +192,6 @@ def _bless(a: argparse.Namespace) -> int:
 
 
 def _record_bits(a: argparse.Namespace) -> int:
-    _check_device(a.device)
     settings = Settings(a.backend, a.device, "forward", "full", a.case, golden=a.golden)
     out = Path(a.out) if a.out else settings.root / BITS_CANDIDATES
     if not a.out:
@@ -288,6 +302,11 @@ def _with_progress(
         return act(root, cases, jobs, done)
 
 
+def _complain(text: str) -> None:
+    with suppress(BrokenPipeError):
+        print(f"megamoe: error: {text}", file=sys.stderr)
+
+
 def _said(errors: list[str]) -> int:
     for error in sorted(errors):
         print(f"megamoe: error: {error}", file=sys.stderr)
@@ -342,13 +361,20 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
     c.add_argument("--case", metavar="GLOB[,GLOB]",
                    help="only cases whose id or name matches")  # fmt: skip
+    c.add_argument("--failed", metavar="REPORT", help="only cases that failed in a JSON report")
     c.add_argument("--shard", metavar="I/N", help="the I-th of N parts, balanced by duration")
     c.add_argument("-n", type=_at_least_one, default=DEFAULT_WORKERS, metavar="N",
-                   help=f"worker processes (default {DEFAULT_WORKERS})")  # fmt: skip
-    c.add_argument("--timeout", type=_seconds, default=120.0, help="seconds a case (default 120)")
+                   help=f"judging processes (default {DEFAULT_WORKERS})")  # fmt: skip
+    c.add_argument("--workers", type=_at_least_one, metavar="N",
+                   help="processes that run it (default: 1 on a GPU, else as -n)")  # fmt: skip
+    c.add_argument("--python", dest="interpreter", metavar="PYTHON",
+                   help="the Python that runs the backend; it needs torch only")  # fmt: skip
+    c.add_argument("--timeout", type=_seconds, help="seconds of the backend a case (default 120)")
+    c.add_argument("--load-timeout", type=_seconds,
+                   help="seconds until the backend is loaded (default 300)")  # fmt: skip
     c.add_argument("--json", metavar="FILE")
     c.add_argument("--junit", metavar="FILE")
-    c.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    c.add_argument("--device", choices=("cpu", "cuda"))
 
     g = commands.add_parser("golden", help="record, diff, bless, verify", allow_abbrev=False)
     acts = g.add_subparsers(required=True, metavar="ACT")

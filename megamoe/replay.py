@@ -15,9 +15,12 @@ from megamoe import oracle
 from megamoe.cases import Case
 from megamoe.golden import StoredGolden
 from megamoe.judge import Verdict, forward_bits
-from megamoe.problem import Output, Problem
+from megamoe.problem import Problem
 from megamoe.stored import case_of
-from megamoe.suite.run import Runner
+from megamoe.suite.kinds.forward import Shown
+from megamoe.suite.run import TIMEOUT, Runner
+from megamoe.worker.exchange import Caller
+from megamoe.worker.session import Identity, Session
 
 
 class _Now:
@@ -58,42 +61,37 @@ Golden = StoredGolden | GoldenNow
 class _Runner(Runner):
     """A runner of one problem."""
 
-    def __init__(self, backend: Any, problem: Problem, device: str, golden: Golden | None) -> None:
-        super().__init__(backend, _Now(), device)  # type: ignore[arg-type]
-        self.problem = problem
-        self.golden = golden or GoldenNow(problem, backend.accumulator)
+    def __init__(
+        self, session: Session, problem: Problem, golden: Golden | None, timeout: float
+    ) -> None:
+        super().__init__(session, _Now(), timeout=timeout)  # type: ignore[arg-type]
+        self._problem = problem
+        self.answer: Any = golden or GoldenNow(problem, session.identity.accumulator)
 
-    def _golden(self, case: Case) -> Any:
-        return self.golden, dict(vars(self.problem))
+    def golden(self, case: Case) -> Any:
+        return self.answer, dict(vars(self._problem))
 
 
 def judge(
-    problem: Problem,
-    backend: Any,
-    device: str = "cpu",
-    name: str = "replay",
-    golden: Golden | None = None,
-) -> tuple[Verdict, Mapping[str, Any] | None]:
-    """The verdict of ``backend`` on ``problem`` (CPU tensors), and the bits that it showed.
+    problem: Problem, session: Session, name: str = "replay", golden: Golden | None = None,
+    timeout: float = TIMEOUT,
+) -> tuple[Verdict, Mapping[str, Any] | None]:  # fmt: skip
+    """The verdict of a session's backend on ``problem`` (CPU tensors), and the bits it showed.
 
     ``golden``: the oracle's answer, where it is at hand already.
     """
-    runner = _Runner(backend, problem, device, golden)
+    runner = _Runner(session, problem, golden, timeout)
     verdict, shown = runner.run_and_show(case_of(problem, name))
     return verdict, None if shown is None else shown.actual
 
 
-class _Returned:
-    """What was returned once, as a backend."""
+class _Nobody:
+    """A session of nobody: outputs that somebody recorded, of a claimed class."""
 
-    name = "observed"
+    folder = None
 
-    def __init__(self, accumulator: str, output: Output) -> None:
-        self.accumulator = accumulator
-        self._output = output
-
-    def forward(self, problem: Problem) -> Output:
-        return self._output
+    def __init__(self, accumulator: str) -> None:
+        self.identity = Identity("observed", accumulator, ("forward",))
 
 
 def judge_output(
@@ -104,10 +102,15 @@ def judge_output(
     golden: Golden | None = None,
 ) -> Verdict:
     """The verdict on tensors that some engine returned for ``problem``."""
-    return judge(problem, _Returned(accumulator, output), "cpu", name, golden)[0]
+    runner = _Runner(_Nobody(accumulator), problem, golden, TIMEOUT)  # type: ignore[arg-type]
+    return runner.judge_shown(
+        case_of(problem, name),
+        lambda: Shown(runner.answer, problem, "", forward_bits(output, problem)),
+    )
 
 
-def run(problem: Problem, backend: Any, device: str = "cpu") -> dict[str, Any]:
-    """``backend``'s stages on ``problem`` as bits; raises what it raises."""
-    moved = problem if device == "cpu" else problem.to(device)
-    return forward_bits(backend.forward(moved), problem)
+def run(problem: Problem, session: Session, timeout: float = TIMEOUT) -> dict[str, Any]:
+    """The backend's stages on ``problem`` as bits. Raises what :mod:`megamoe.worker.exchange`
+    does."""
+    with Caller(session, timeout) as call:
+        return forward_bits(call.forward(problem).result, problem)

@@ -164,29 +164,29 @@ def test_an_object_that_is_not_there(file):
 def test_a_file_that_does_not_import(file):
     file.write_text("import no_such_module_anywhere\n")
     assert refused(f"{file}:X") == (
-        f"backend {file}:X: importing it raised ModuleNotFoundError: "
+        f"backend {file}:X: loading it raised ModuleNotFoundError: "
         "No module named 'no_such_module_anywhere'"
     )
 
 
 def test_a_file_that_does_not_parse(file):
     file.write_text("def (:\n")
-    assert "importing it raised SyntaxError" in refused(f"{file}:X")
+    assert "loading it raised SyntaxError" in refused(f"{file}:X")
 
 
 def test_a_file_that_exits(file):
     file.write_text("raise SystemExit('no GPU here')\n")
-    assert "importing it raised SystemExit: no GPU here" in refused(f"{file}:X")
+    assert "loading it raised SystemExit: no GPU here" in refused(f"{file}:X")
 
 
 def test_a_factory_that_raises(file):
     assert refused(f"{file}:fails") == (
-        f"backend {file}:fails: making it raised RuntimeError: no compiler"
+        f"backend {file}:fails: loading it raised RuntimeError: no compiler"
     )
 
 
 def test_a_factory_that_needs_more(file):
-    assert "making it raised TypeError" in refused(f"{file}:needs_more")
+    assert "loading it raised TypeError" in refused(f"{file}:needs_more")
 
 
 def test_an_entry_point_that_does_not_load(monkeypatch):
@@ -195,7 +195,7 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
 
     entry_points_are(monkeypatch, load)
     assert refused("theirs") == (
-        "backend theirs: importing it raised ImportError: libcuda.so is missing"
+        "backend theirs: loading it raised ImportError: libcuda.so is missing"
     )
 
 
@@ -235,7 +235,7 @@ def test_a_gpu_that_is_too_old_for_triton_s_products(monkeypatch, capability):
     with pytest.raises(BackendError) as caught:
         load_backend("triton", "cuda")
     assert str(caught.value) == (
-        "backend triton: making it raised NotImplementedError: backend triton needs compute "
+        "backend triton: loading it raised NotImplementedError: backend triton needs compute "
         f"capability 9.0 or newer, this GPU has {capability[0]}.{capability[1]}"
     )
 
@@ -252,7 +252,7 @@ def test_triton_without_a_gpu(monkeypatch, device, available):
     with pytest.raises(BackendError) as caught:
         load_backend("triton", device)
     assert str(caught.value) == (
-        "backend triton: making it raised NotImplementedError: backend triton needs an NVIDIA GPU "
+        "backend triton: loading it raised NotImplementedError: backend triton needs an NVIDIA GPU "
         "of compute capability 9.0 or newer; run with --device cuda on a machine that has one"
     )
 

@@ -19,8 +19,8 @@ from megamoe import inputs, oracle
 from megamoe.cases import KINDS, LAWS, Case, load_cases
 from megamoe.contract import MODELS
 from megamoe.problem import Problem
-from megamoe.suite import properties
-from megamoe.suite.errors import ACTIONS
+from megamoe.suite import laws
+from megamoe.suite.kinds.errors import ACTIONS
 
 CASES = load_cases()
 BY_ID = {case.id: case for case in CASES}
@@ -131,7 +131,7 @@ def test_laws_are_tried_between_few_and_many_rows() -> None:
 
 def paths(law: str, problem: Problem) -> set[bool]:
     """Whether the problem and its variants have many rows an expert."""
-    tried = [problem, *(v.problem for v in properties.variants(problem, law))]
+    tried = [problem, *(v.problem for v in laws.variants(problem, law))]
     return {many(p.num_tokens * p.top_k, p.num_experts) for p in tried}
 
 

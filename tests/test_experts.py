@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.checkpoint import read_checkpoint, write_checkpoint
 
 from megamoe import eplb, ops, staging
 from megamoe.backends import load_backend
@@ -15,6 +14,7 @@ from megamoe.experts import DeepseekV4MegaMoEExperts
 from megamoe.layout import transform_weights
 from megamoe.problem import Problem
 from megamoe.symm_buffer import clear_symm_buffers
+from tests.helpers.checkpoint import read_checkpoint, write_checkpoint
 
 H, I, LOGICAL, K = 256, 128, 4, 2
 NAMES = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.mutants import FORWARD, build
 from safetensors.torch import save_file
 
 from megamoe import cli, oracle
@@ -25,6 +24,8 @@ from megamoe.oracle.linear import Columns, Rows, block_sums
 from megamoe.replay import run
 from megamoe.simulate import blackwell_mxf8f6f4, hopper_e4m3, problem
 from megamoe.stored import Stored, to_bytes
+from tests.helpers.local import Local
+from tests.helpers.mutants import FORWARD, build
 
 RECIPE = {"w13_scale": [120, 2], "w2_scale": [120, 2]}
 CASE = "forward/bell-h256-i128-drifts"
@@ -188,7 +189,7 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_planted_fault_is_named(small, tmp_path, name, only_y):
     mutant = next(m for m in FORWARD if m.name == name)
-    got = run(small, build(mutant, tmp_path / str(only_y)))
+    got = run(small, Local(build(mutant, tmp_path / str(only_y))))
     actual = {k: v[1] for k, v in got.items() if k == "y" or not only_y}
     said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual)["actual"]
     assert EXPECTED[name] in [way["what"] for way in said["deviations"]["named"]]
@@ -198,13 +199,13 @@ def test_a_planted_fault_is_named(small, tmp_path, name, only_y):
 
 
 def test_what_is_right_does_not_part(small):
-    actual = {k: v[1] for k, v in run(small, EagerBackend()).items()}
+    actual = {k: v[1] for k, v in run(small, Local(EagerBackend())).items()}
     said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual)["actual"]
     assert said["parts_at"] is None and said["deviations"] is None and not said["outside"]
 
 
 def test_a_fault_that_is_in_no_catalogue_is_not_explained(small):
-    actual = {"y": run(small, EagerBackend())["y"][1] ^ 0x155}
+    actual = {"y": run(small, Local(EagerBackend()))["y"][1] ^ 0x155}
     said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual)["actual"]
     assert said["parts_at"]["stage"] == "y"
     assert not said["deviations"]["explains"]

@@ -11,12 +11,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from helpers.mutants import MUTANTS, Mutant, build
 
 from megamoe.cases import Case, golden_root, load_cases
 from megamoe.golden import Store, make
 from megamoe.judge import BAD
 from megamoe.suite.run import Runner
+from tests.helpers.local import Local
+from tests.helpers.mutants import MUTANTS, Mutant, build
 
 AFFORDABLE = 3_000_000
 """Weights that a case touches at most: small shapes, judged in a fraction of a second."""
@@ -45,7 +46,7 @@ def test_a_planted_fault_turns_the_suite_red(
     mutant: Mutant, tmp_path: Path, record_property: pytest.FixtureRequest
 ) -> None:
     backend = build(mutant, tmp_path)
-    runner = Runner(backend, Store(golden_root(), make))
+    runner = Runner(Local(backend), Store(golden_root(), make))
     for case in small_cases(mutant.cases):
         verdict = runner.run(case)
         if verdict.status in BAD:
@@ -57,7 +58,8 @@ def test_a_planted_fault_turns_the_suite_red(
 
 def test_the_source_without_a_fault_is_green(tmp_path: Path) -> None:
     """A copy without an edit passes the first cases of each kind: red means the fault."""
-    runner = Runner(build(Mutant("none", "*", []), tmp_path), Store(golden_root(), make))
+    backend = build(Mutant("none", "*", []), tmp_path)
+    runner = Runner(Local(backend), Store(golden_root(), make))
     for glob in {m.cases for m in MUTANTS}:
         for case in small_cases(glob)[:5]:
             assert runner.run(case).status == "pass", case.id

@@ -13,7 +13,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from helpers.flake import ROOT, SYSTEM, Flake, flake, needs_nix, ok, store
+
+from tests.helpers.flake import ROOT, SYSTEM, Flake, flake, needs_nix, ok, store
 
 __all__ = ["flake", "store"]  # fixtures
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.flake import ROOT, SYSTEM, Flake, flake, needs_nix, store
+
+from tests.helpers.flake import ROOT, SYSTEM, Flake, flake, needs_nix, store
 
 __all__ = ["flake", "store"]  # fixtures
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from helpers.flake import ROOT, ok
+
+from tests.helpers.flake import ROOT, ok
 
 LEAST = tomllib.loads((ROOT / "toolchain.toml").read_text())["least"]
 

@@ -17,6 +17,9 @@ from megamoe.cases import load_cases
 from megamoe.cli import main
 from megamoe.golden import GoldenError, Store, bless, make, record, recorded
 from megamoe.suite.run import Runner
+from megamoe.worker import serve
+from megamoe.worker.session import WorkerError, checked_fingerprint
+from tests.helpers.local import Local
 
 CASES = """
 [defaults]
@@ -153,7 +156,7 @@ def kept(root):
 def test_the_file_says_whose_the_bits_are_and_where_from(root, kept):
     data = json.loads(kept.read_text())
     assert kept.relative_to(root).parts[:2] == ("recorded", "test-kernel")
-    assert kept.stem == data["machine_class"] == recorded.machine_class("cpu")
+    assert kept.stem == data["machine_class"] == recorded.machine_class(serve.facts("cpu"))
     assert "nothing that another kernel must return" in data["what"]
     assert data["backend"] == "Test Kernel" and data["contract"] == "2026-06"
     assert data["fingerprint"] == {"sources": "s", "options": "o", "binaries": {"linear": "b"}}
@@ -188,14 +191,14 @@ def test_the_digest_holds_dtype_shape_and_one_nan():
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
-        ("calls", "the runs do not agree: case forward/t3: y moved in one process"),
+        ("calls", "the runs do not agree: case forward/t3: y moved in one worker"),
         ("wrong", "nothing recorded: case forward/t3: y: "),
         (
             "memory",
-            "OutOfMemoryError: CUDA out of memory. Tried to allocate 588.00 MiB; run with fewer "
-            "workers (-n, -j) (kernel.py, ",
+            "OutOfMemoryError: CUDA out of memory. Tried to allocate 588.00 MiB; use fewer "
+            "--workers (kernel.py, ",
         ),
-        ("crash", "nothing recorded: the backend ended its process (a crash, or out of memory)"),
+        ("crash", "the backend ended its process (exit status 3); run it alone; `megamoe check`"),
     ],
 )
 def test_what_does_not_repeat_or_is_wrong_is_not_recorded(root, tmp_path, trouble, said):
@@ -207,7 +210,7 @@ def test_what_does_not_repeat_or_is_wrong_is_not_recorded(root, tmp_path, troubl
 def test_a_bit_that_depends_on_the_process_is_found(root, tmp_path):
     trial = ("--case", "forward/t3", "--out", str(tmp_path))
     ran = recording(root, *trial, TROUBLE="process", MARK=str(tmp_path / "mark"))
-    assert ran.returncode == 2 and "case forward/t3: y moved in another process" in ran.stderr
+    assert ran.returncode == 2 and "case forward/t3: y moved in another worker" in ran.stderr
 
 
 def test_what_the_backend_declines_is_said(root, tmp_path):
@@ -229,8 +232,12 @@ def test_a_backend_without_a_fingerprint_cannot_be_recorded(root, capsys):
 )
 def test_a_fingerprint_of_another_form_is_refused(given):
     backend = type("B", (), {"name": "b", "fingerprint": lambda self: given})()
-    with pytest.raises(GoldenError, match=r"backend b: fingerprint\(\) must return sources"):
-        recorded.fingerprint(backend)
+    said = serve.fingerprint(backend)
+    if given is None:  # as of a backend that has none
+        assert checked_fingerprint(said) is None
+        return
+    with pytest.raises(WorkerError, match=r"fingerprint\(\) must return sources"):
+        checked_fingerprint(said)
 
 
 # --- blessing ---------------------------------------------------------------------------------
@@ -318,7 +325,7 @@ def test_a_moved_bit_is_a_fail_of_its_own(root, kept, tmp_path):
     assert ran.returncode == 1
     cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
     small, large = cases["forward/t3"], cases["forward/t20"]
-    machine = recorded.machine_class("cpu")
+    machine = recorded.machine_class(serve.facts("cpu"))
     said = f"recorded bits: y moved, on {machine} and with the same fingerprint"
     assert small["status"] == "fail" and small["recorded"] == "moved"
     assert f"{said}: 1 of 384 elements" in small["reason"]
@@ -372,7 +379,7 @@ def repeated(root, kept, stages, changed):
 
     (case,) = (c for c in load_cases(root) if c.id == "forward/t3")
     held = recorded.Recorded(kept, data)
-    return Runner(Kernel(), Store(root, make), "cpu", held).run(case)
+    return Runner(Local(Kernel()), Store(root, make), held).run(case)
 
 
 def test_what_its_golden_allows_still_fails_if_it_moved(root, kept):
@@ -405,6 +412,6 @@ def test_a_damaged_file_is_said_before_anything_runs(root, kept, tmp_path, capsy
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_machine_class_of_a_gpu_is_its_model_and_capability():
     major, minor = torch.cuda.get_device_capability()
-    assert recorded.machine_class("cuda").endswith(f"-sm{major}{minor}")
-    held = recorded.provenance("cuda")
+    assert recorded.machine_class(serve.facts("cuda")).endswith(f"-sm{major}{minor}")
+    held = recorded.provenance(serve.facts("cuda"))
     assert held["gpu"] == torch.cuda.get_device_name() and held["driver"]

@@ -14,6 +14,7 @@ from megamoe.reduce.core import minimal
 from megamoe.replay import judge
 from megamoe.simulate import problem
 from megamoe.stored import Stored, load, to_bytes
+from tests.helpers.local import Local
 
 
 class OneExpert(EagerBackend):
@@ -81,15 +82,15 @@ def size(p):
 
 
 def test_an_experts_fault_is_left_with_one_token_and_one_expert(many):
-    r = reduce(OneExpert(), many)
+    r = reduce(Local(OneExpert()), many)
     # Channel 200 is in the second block of 128, so H cannot be smaller.
     assert size(r.problem) == (1, 1, 1, 256, 128)
-    assert Failure.of(judge(r.problem, OneExpert())[0]) == r.failure
+    assert Failure.of(judge(r.problem, Local(OneExpert()))[0]) == r.failure
     assert str(r.failure) == "fail at y"
 
 
 def test_a_fault_that_needs_two_tokens_keeps_two(many):
-    r = reduce(NeedsCompany(), many)
+    r = reduce(Local(NeedsCompany()), many)
     assert size(r.problem) == (2, 1, 1, 128, 128)
     assert r.failure.where == "l2_acts_sf"
     assert r.problem.hidden_states.any()  # not a failure of nothing but zeros
@@ -98,7 +99,7 @@ def test_a_fault_that_needs_two_tokens_keeps_two(many):
 def test_what_raises_is_followed_by_its_type():
     p = problem(3, tokens=5, top_k=3, experts=4, hidden=256, routing_recipe={"kind": "random"})
     p.topk_ids[3] = torch.tensor([2, 0, 2])
-    r = reduce(Raises(), p)
+    r = reduce(Local(Raises()), p)
     assert r.failure == Failure("error", "IndexError", False, False)
     assert size(r.problem) == (1, 2, 1, 128, 128)
 
@@ -106,9 +107,9 @@ def test_what_raises_is_followed_by_its_type():
 def test_a_right_backend_and_a_flaky_one_are_refused(many):
     small = problem(3)
     with pytest.raises(ReduceError, match="does not fail this"):
-        reduce(EagerBackend(), small)
+        reduce(Local(EagerBackend()), small)
     with pytest.raises(ReduceError, match="not again on the same input"):
-        reduce(Flaky(), small)
+        reduce(Local(Flaky()), small)
 
 
 def test_minimal_ends_where_none_can_go():
@@ -173,7 +174,7 @@ class TwoFaults(EagerBackend):
 
 
 def test_it_does_not_slide_to_a_later_fault(many):
-    r = reduce(TwoFaults(), many)
+    r = reduce(Local(TwoFaults()), many)
     assert r.failure.where == "l2_acts_sf"
     # Renumbering would have lost it, so expert 37 keeps its place; those after it are gone.
     assert r.problem.topk_ids.tolist() == [[37]] and r.problem.num_experts == 38

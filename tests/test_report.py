@@ -14,11 +14,11 @@ from random import Random
 from typing import Any
 
 import pytest
-from helpers import results
 from rich.console import Console
 
 from megamoe.cli import main
 from megamoe.report import compared, draw, page, read, run, terminal
+from tests.helpers import results
 
 RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import chromium, results
 
 from megamoe.report import page
+from tests.helpers import chromium, results
 
 RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}
 

@@ -23,6 +23,7 @@ from megamoe.replay import judge, judge_output
 from megamoe.simulate import problem
 from megamoe.stored import WEIGHTS, Stored, StoredError, case_of, inputs_of, load, to_bytes
 from megamoe.symm_buffer import clear_symm_buffers
+from tests.helpers.local import Local
 from tests.helpers.mutated import many, mutated, result_or_one_line
 
 BAD = """
@@ -407,6 +408,6 @@ def test_import_refuses_and_leaves_nothing(file, tmp_path, capsys):
 
 
 def test_the_judge_of_a_file_is_the_judge_of_check(small):
-    verdict, shown = judge(small, EagerBackend())
+    verdict, shown = judge(small, Local(EagerBackend()))
     assert verdict.status == "pass" and set(verdict.how) == {"bitwise", "staged"}
     assert shown is not None and "l2_acts" in shown

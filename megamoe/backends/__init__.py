@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
-import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import torch
 
-from megamoe.accumulators import ACCUMULATORS
-from megamoe.problem import provided
+from megamoe.worker import serve
+from megamoe.worker.serve import BackendError
+from megamoe.worker.session import JUDGED, complaint
 
 ENTRY_POINT_GROUP: Final = "megamoe.backends"
 
@@ -30,11 +28,7 @@ BUILT_IN: Final = {
 }
 """Name to module; each module has ``create(device) -> backend``."""
 
-CALLABLES: Final = ("forward", "prepare", "eplb_map", "transform_weights")
-
-
-class BackendError(ValueError):
-    """A backend cannot be found, made or used; the message is one line and says how to mend it."""
+CALLABLES: Final = JUDGED
 
 
 def available() -> list[str]:
@@ -52,13 +46,15 @@ def load_backend(spec: str, device: str | torch.device = "cpu") -> Any:
     if spec == "auto":
         spec = _automatic(torch.device(device))
     if ":" in spec or spec.endswith(".py"):
-        found = _from_file(spec)
+        found = _attempt(spec, lambda: serve.load(spec, str(device)))
     elif spec in BUILT_IN:
-        found = _attempt(spec, "importing it", lambda: importlib.import_module(BUILT_IN[spec]))
-        found = found.create
+        found = _attempt(
+            spec, lambda: importlib.import_module(BUILT_IN[spec]).create(torch.device(device))
+        )
     else:
-        found = _from_entry_point(spec)
-    return checked(_made(spec, found, torch.device(device)), spec)
+        entry = _entry_point(spec)
+        found = _attempt(spec, lambda: serve.create(entry.load(), torch.device(device)))
+    return checked(found, spec)
 
 
 def _automatic(device: torch.device) -> str:
@@ -76,90 +72,32 @@ def checked(
     backend: Any, spec: str = "given object", callables: tuple[str, ...] = CALLABLES
 ) -> Any:
     """``backend`` itself if it has a name, a known accumulator class and one of ``callables``."""
-    name = getattr(backend, "name", None)
-    if not isinstance(name, str) or not name:
-        raise BackendError(
-            f"backend {spec}: {type(backend).__name__} has no `name`; give it a non-empty string"
-        )
-    accumulator = getattr(backend, "accumulator", None)
-    if accumulator not in ACCUMULATORS:
-        known = ", ".join(ACCUMULATORS)
-        raise BackendError(
-            f"backend {spec}: `accumulator` is {accumulator!r}; set it to one of {known}"
-        )
-    if not any(provided(backend, c) for c in callables):
-        raise BackendError(
-            f"backend {spec}: nothing to judge; give it one of {', '.join(callables)}"
-        )
+    said = serve.identity(backend)
+    offered = [name for name in callables if name in said["callables"]]
+    name, accumulator = (getattr(backend, n, None) for n in ("name", "accumulator"))
+    wrong = complaint(name, accumulator, offered, said["type"], callables)
+    if wrong:
+        raise BackendError(f"backend {spec}: {wrong}")
     return backend
 
 
-def _from_file(spec: str) -> Any:
-    name, _, attribute = spec.rpartition(":")
-    if not name or not attribute or attribute.endswith(".py"):
-        raise BackendError(
-            f"backend {spec}: say which object, as in path/to/file.py:OBJECT_OR_FACTORY"
-        )
-    path = Path(name).expanduser().resolve()
-    if path.suffix != ".py" or not path.is_file():
-        raise BackendError(f"backend {spec}: no Python file at {path}; check the path before the :")
-    module = _attempt(spec, "importing it", lambda: _import_file(path))
-    if not hasattr(module, attribute):
-        names = [n for n in vars(module) if not n.startswith("_")]
-        raise BackendError(
-            f"backend {spec}: {path.name} has no {attribute!r}; it has {', '.join(names) or 'none'}"
-        )
-    return getattr(module, attribute)
-
-
-def _import_file(path: Path) -> ModuleType:
-    """The module in ``path``; its folder joins the import path last, as a script's would first."""
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    name = f"megamoe_backend_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ImportError(f"cannot import {path}")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _from_entry_point(spec: str) -> Any:
+def _entry_point(spec: str) -> Any:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == spec:
-            return _attempt(spec, "importing it", entry.load)
+            return entry
     raise BackendError(
         f"unknown backend {spec!r}; known: {', '.join(available())}, or path/to/file.py:OBJECT"
     )
 
 
-def _made(spec: str, found: Any, device: torch.device) -> Any:
-    """The backend object: ``found`` itself, or what calling it gives."""
-    is_object = hasattr(found, "name") and hasattr(found, "accumulator")
-    if isinstance(found, type) or (callable(found) and not is_object):
-        try:
-            parameters = inspect.signature(found).parameters
-        except (TypeError, ValueError):  # some built-in callables tell nothing
-            parameters = {}  # type: ignore[assignment]
-        arguments = {"device": device} if "device" in parameters else {}
-        return _attempt(spec, "making it", lambda: found(**arguments))
-    return found
-
-
-def _attempt(spec: str, doing: str, step: Any) -> Any:
+def _attempt(spec: str, step: Callable[[], Any]) -> Any:
     """``step()``, with whatever it raises as one line."""
     try:
         return step()
-    except BackendError:
-        raise
+    except BackendError as error:
+        raise BackendError(f"backend {spec}: {error}") from error
     except (Exception, SystemExit) as error:
-        lines = str(error).strip().splitlines() or ["no message"]
-        raise BackendError(
-            f"backend {spec}: {doing} raised {type(error).__name__}: {lines[0]}"
-        ) from error
+        raise BackendError(f"backend {spec}: loading it raised {serve.one_line(error)}") from error
+
+
+__all__ = ["BUILT_IN", "CALLABLES", "BackendError", "available", "checked", "load_backend"]

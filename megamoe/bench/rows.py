@@ -24,6 +24,8 @@ from megamoe.bench.floor import (
 )
 from megamoe.golden import recorded, write_atomically
 from megamoe.suite.provenance import revision
+from megamoe.worker import serve
+from megamoe.worker.session import checked_fingerprint
 
 VERSIONS: Final = ("torch", "triton", "sgl-deep-gemm", "humming-kernels")
 """Distributions whose versions a file names, installed or not."""
@@ -115,7 +117,7 @@ def provenance(command: str, backend: Any = None) -> dict[str, Any]:
         except PackageNotFoundError:
             return "not installed"
 
-    machine = recorded.provenance("cuda" if torch.cuda.is_available() else "cpu")
+    machine = recorded.provenance(serve.facts("cuda" if torch.cuda.is_available() else "cpu"))
     for name in ("torch", "triton", "numpy"):  # among `versions`, or of no account
         machine.pop(name, None)
     made: dict[str, Any] = {
@@ -130,7 +132,7 @@ def provenance(command: str, backend: Any = None) -> dict[str, Any]:
     }
     if backend is not None:
         made["backend"] = {"name": backend.name}
-        if (identity := recorded.fingerprint(backend)) is not None:
+        if (identity := checked_fingerprint(serve.fingerprint(backend))) is not None:
             made["backend"] |= {name: identity[name] for name in ("sources", "options")}
     return made
 

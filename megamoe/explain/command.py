@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from megamoe.accumulators import ACCUMULATORS, SM100_MXF8F6F4
-from megamoe.at_hand import forward_case
-from megamoe.backends import load_backend
+from megamoe.at_hand import add_backend, backend_of, forward_case
 from megamoe.cases import Case, golden_root
 from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.show import show
@@ -28,6 +27,7 @@ from megamoe.judge import forward_bits, judge_forward
 from megamoe.problem import STAGES, Problem
 from megamoe.replay import GoldenNow, run
 from megamoe.stored import is_stored, load
+from megamoe.worker import exchange
 
 Rows = Mapping[str, np.ndarray[Any, Any]]
 
@@ -45,8 +45,7 @@ def add(commands: Any, command: Any) -> None:
                    help=f"default: the backend's, or {SM100_MXF8F6F4.name}")  # fmt: skip
     c.add_argument("--actual", metavar="FILE.safetensors",
                    help="what was got: y and any stages of all tokens")  # fmt: skip
-    c.add_argument("--backend", metavar="B", help="get it from this backend now")
-    c.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    add_backend(c, required=False)
     c.add_argument("--top", type=int, default=3, metavar="N", help="contributions shown of a sum")
     c.add_argument("--json", nargs="?", const="-", metavar="FILE", help="for machines")
 
@@ -97,11 +96,9 @@ def _explain(a: argparse.Namespace) -> int:
     subject = _Subject(a.subject, Path(a.golden) if a.golden else golden_root())
     if not subject.source.tokens:
         raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
-    backend = load_backend(a.backend, a.device) if a.backend else None
-    class_name = a.accumulator or (
-        backend.accumulator if backend else subject.about.get("accumulator", SM100_MXF8F6F4.name)
-    )
-    actual = _actual(a, subject, backend)
+    actual, claimed = _actual(a, subject)
+    known = claimed or subject.about.get("accumulator", SM100_MXF8F6F4.name)
+    class_name = a.accumulator or known
     token, channel = a.token, a.channel
     if actual is not None and (token is None or channel is None):
         token, channel = _worst(subject, actual, class_name, token, channel)
@@ -126,10 +123,14 @@ def _explain(a: argparse.Namespace) -> int:
     return 0
 
 
-def _actual(a: argparse.Namespace, subject: _Subject, backend: Any) -> Rows | None:
-    """What was got, all tokens, as bits; None where nobody says."""
-    if backend is not None:
-        return run(subject.problem, backend, a.device)
+def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str]:
+    """What was got, all tokens, as bits, None where nobody says; and the class of the backend."""
+    if a.backend:
+        with backend_of(a) as (worker, settings):
+            try:
+                return run(subject.problem, worker, settings.timeout), worker.identity.accumulator
+            except exchange.NoOutput as error:
+                raise ValueError(f"{subject.name}: {error.why}") from error
     tensors = dict(subject.observed)
     if a.actual:
         try:
@@ -141,8 +142,8 @@ def _actual(a: argparse.Namespace, subject: _Subject, backend: Any) -> Rows | No
         if "y" not in tensors:
             raise ValueError(f"{a.actual}: has no tensor y; it has {', '.join(sorted(loaded))}")
     if not tensors:
-        return None
-    return forward_bits(tensors, subject.problem)
+        return None, ""
+    return forward_bits(tensors, subject.problem), ""
 
 
 def _worst(

@@ -18,13 +18,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 import megamoe
 from megamoe.contract import CURRENT
@@ -36,7 +34,6 @@ from megamoe.golden.store import canonical
 from megamoe.judge.compare import Place, bitwise
 from megamoe.judge.formats import BF16
 from megamoe.judge.verdict import Finding
-from megamoe.problem import provided
 
 Array = npt.NDArray[Any]
 
@@ -56,32 +53,26 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
 
 
-def machine_class(device: str) -> str:
-    """The class of machines that share bits: GPU model and compute capability, or the processor."""
-    if device.startswith("cuda"):
-        major, minor = torch.cuda.get_device_capability()
-        return f"{slug(torch.cuda.get_device_name())}-sm{major}{minor}"
-    return f"cpu-{slug(platform.machine())}"
+def machine_class(facts: Mapping[str, Any]) -> str:
+    """The class of machines that share bits: GPU model and compute capability, or the processor.
+
+    ``facts`` are those of a worker: ``processor``, and with CUDA ``gpu`` and ``capability``.
+    """
+    if "gpu" in facts:
+        major, minor = facts["capability"]
+        return f"{slug(str(facts['gpu']))}-sm{major}{minor}"
+    return f"cpu-{slug(str(facts['processor']))}"
 
 
-def provenance(device: str) -> dict[str, Any]:
-    """What ran the backend, for people: it decides nothing."""
-    try:
-        triton: str | None = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        triton = None
+def provenance(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What ran the backend, for people: it decides nothing. ``facts`` are those of a worker."""
     out: dict[str, Any] = {
         "megamoe": megamoe.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "triton": triton,
-        "system": f"{platform.system()} {platform.machine()}",
+        **{name: facts.get(name) for name in ("python", "numpy", "torch", "triton")},
+        "system": f"{platform.system()} {facts['processor']}",
     }
-    if device.startswith("cuda"):
-        out["gpu"] = torch.cuda.get_device_name()
-        out["capability"] = list(torch.cuda.get_device_capability())
-        out["cuda"] = torch.version.cuda
+    if "gpu" in facts:
+        out |= {name: facts[name] for name in ("gpu", "capability", "cuda")}
         out["driver"] = _driver()
     return out
 
@@ -93,31 +84,6 @@ def _driver() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return (ran.stdout.splitlines() or [""])[0].strip() or None
-
-
-def fingerprint(backend: Any) -> dict[str, Any] | None:
-    """The backend's ``fingerprint()``, checked; None where it has none.
-
-    ``{"sources": str, "options": str, "binaries": {specialisation: sha256}}``, the binaries being
-    those compiled so far. :class:`GoldenError` for another form.
-    """
-    if not provided(backend, "fingerprint"):
-        return None
-    found = backend.fingerprint()
-    binaries = found.get("binaries") if isinstance(found, Mapping) else None
-    right = (
-        isinstance(found, Mapping)
-        and isinstance(found.get("sources"), str)
-        and isinstance(found.get("options"), str)
-        and isinstance(binaries, Mapping)
-        and all(isinstance(v, str) for pair in binaries.items() for v in pair)
-    )
-    if not right or not isinstance(binaries, Mapping):
-        raise GoldenError(
-            f"backend {backend.name}: fingerprint() must return sources and options as strings "
-            f"and binaries as a mapping of strings; it returned {str(found)[:120]}"
-        )
-    return {**{n: found[n] for n in ("sources", "options")}, "binaries": dict(binaries)}
 
 
 def same_build(recorded: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:
@@ -216,9 +182,9 @@ class Recorded:
         return "same" if same_build(self.data["fingerprint"], now) else "other fingerprint"
 
 
-def find(root: Path, backend: Any, device: str) -> Recorded | None:
-    """What was recorded of ``backend`` on this class of machine; None where nothing was."""
-    path = root / "recorded" / slug(backend.name) / f"{machine_class(device)}.json"
+def find(root: Path, name: str, facts: Mapping[str, Any]) -> Recorded | None:
+    """What was recorded of backend ``name`` on a worker's class of machine; None for nothing."""
+    path = root / "recorded" / slug(name) / f"{machine_class(facts)}.json"
     try:
         return Recorded(path, read_recorded(path, slug))
     except (FileNotFoundError, NotADirectoryError):
@@ -244,19 +210,19 @@ def _write(out: Path, data: Mapping[str, Any]) -> Path:
 
 
 def build(
-    backend: Any, device: str, build_of: Mapping[str, Any], cases: Mapping[str, Any],
-    declined: Mapping[str, str],
+    name: str, accumulator: str, facts: Mapping[str, Any], build_of: Mapping[str, Any],
+    cases: Mapping[str, Any], declined: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of a file; ``declined`` are cases that the backend does not do, with its word."""
     return {
         "schema": SCHEMA,
         "what": WHAT,
-        "backend": backend.name,
-        "accumulator": backend.accumulator,
-        "machine_class": machine_class(device),
+        "backend": name,
+        "accumulator": accumulator,
+        "machine_class": machine_class(facts),
         "contract": CURRENT.revision,
         "fingerprint": dict(build_of),
-        "provenance": provenance(device),
+        "provenance": provenance(facts),
         "cases": dict(cases),
         "declined": dict(declined),
     }
@@ -331,7 +297,6 @@ __all__ = [
     "digests",
     "entry",
     "find",
-    "fingerprint",
     "machine_class",
     "moved",
     "provenance",

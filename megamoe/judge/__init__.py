@@ -4,10 +4,11 @@ from megamoe.judge.compare import Place, bitwise, interval
 from megamoe.judge.forward import GoldenLacks, judge_forward
 from megamoe.judge.outputs import BadOutput, bits, checked, forward_bits
 from megamoe.judge.picture import picture
-from megamoe.judge.verdict import BAD, STATUSES, Finding, Verdict, Worst, of_findings
+from megamoe.judge.verdict import BAD, JUDGED, STATUSES, Finding, Verdict, Worst, of_findings
 
 __all__ = [
     "BAD",
+    "JUDGED",
     "STATUSES",
     "BadOutput",
     "Finding",

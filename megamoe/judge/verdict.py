@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-STATUSES: Final = ("pass", "fail", "error", "skip", "not-provided")
+STATUSES: Final = ("pass", "fail", "error", "skip", "not-provided", "not-run")
 BAD: Final = ("fail", "error")
+JUDGED: Final = ("pass", *BAD)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Verdict:
     recorded: str = ""
     """Of a forward case: matched or moved where its bits were compared with recorded ones; none,
     other fingerprint, other inputs or other contract where not. Empty: it is of no such kind."""
+    by: str = ""
+    """Digest of the judged backend's identity: its name, class, callables and fingerprint."""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

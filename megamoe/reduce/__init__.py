@@ -8,12 +8,13 @@ the oracle, as ``megamoe replay`` would; so whatever is left fails for that comm
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from megamoe.golden import StoredGolden
 from megamoe.problem import Problem
 from megamoe.reduce import steps
 from megamoe.reduce.core import Failure, Log, ReduceError, Reduction, start
+from megamoe.suite.run import TIMEOUT
+from megamoe.worker.session import Session
 
 _STEPS = (
     ("guess", steps.guess), ("I", steps.intermediate), ("H", steps.hidden),
@@ -23,22 +24,22 @@ _STEPS = (
 
 
 def reduce(
-    backend: Any, problem: Problem, device: str = "cpu", seconds: float = 100.0,
-    golden: StoredGolden | None = None, log: Log = lambda line: None,
+    session: Session, problem: Problem, seconds: float = 100.0,
+    golden: StoredGolden | None = None, log: Log = lambda line: None, timeout: float = TIMEOUT,
 ) -> Reduction:  # fmt: skip
     """Shrink ``problem`` (CPU tensors) for at most about ``seconds`` more than its first run."""
-    problem, failure, verdict = start(backend, problem, device, golden)
+    problem, failure, verdict = start(session, problem, golden, timeout)
     log(f"fails: {failure}")
-    r = Reduction(backend, problem, failure, verdict, device, log=log)
+    r = Reduction(session, problem, failure, verdict, timeout, log=log)
     r.deadline = time.perf_counter() + seconds
     # The same again, through the path that every try takes: what does not hold still is not
     # followed. A token fewer would do; so only where none can go, the whole is tried again.
     steps.tokens(r)
     if r.problem is problem and not r.take(problem, always=True):
         raise ReduceError(
-            f"backend {backend.name} failed once ({failure}), then not again on the same input: "
-            "it is not deterministic, or depends on what ran before; see `megamoe check --case "
-            "'property/*'`"
+            f"backend {session.identity.name} failed once ({failure}), then not again on the same "
+            "input: it is not deterministic, or depends on what ran before; see `megamoe check "
+            "--case 'property/*'`"
         )
     r.say("tokens")
     size = None

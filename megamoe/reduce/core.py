@@ -13,10 +13,12 @@ import torch
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.golden import StoredGolden, rows_of
-from megamoe.judge import Verdict
+from megamoe.judge import Verdict, forward_bits
 from megamoe.judge.formats import BF16
 from megamoe.problem import Problem
 from megamoe.replay import GoldenNow, judge, judge_output, run
+from megamoe.suite.run import TIMEOUT
+from megamoe.worker.session import Session
 
 BATCHES: Final = (1, 3, 12)
 """Tokens judged at a time, the most suspicious first; then the rest at once."""
@@ -62,11 +64,11 @@ class Failure:
 class Reduction:
     """A problem on its way down."""
 
-    backend: Any
+    session: Session
     problem: Problem
     failure: Failure
     verdict: Verdict
-    device: str = "cpu"
+    timeout: float = TIMEOUT
     deadline: float = float("inf")
     log: Log = lambda line: None
     tries: int = 0
@@ -82,7 +84,7 @@ class Reduction:
         if self.is_late() and not always:
             return False
         self.tries += 1
-        verdict, _ = judge(candidate, self.backend, self.device, "reduced")
+        verdict, _ = judge(candidate, self.session, "reduced", timeout=self.timeout)
         if Failure.of(verdict) != self.failure:
             return False
         self.problem, self.verdict = candidate, verdict
@@ -100,19 +102,18 @@ class Reduction:
 
     def golden_of(self, problem: Problem) -> GoldenNow:
         """The oracle's answer for the backend's class."""
-        return GoldenNow(problem, self.backend.accumulator)
+        return GoldenNow(problem, self.session.identity.accumulator)
 
     def row_fails(self, candidate: Problem, row: int, golden: GoldenNow) -> bool:
         """Whether this row of ``candidate`` fails the same way, whatever the others do."""
         self.tries += 1
         try:
-            actual = run(candidate, self.backend, self.device)
+            actual = run(candidate, self.session, self.timeout)
         except Exception:
             return False
         shown = _tensors(actual, [row])
-        verdict = judge_output(
-            rows_of(candidate, [row]), shown, self.backend.accumulator, golden=golden
-        )
+        accumulator = self.session.identity.accumulator
+        verdict = judge_output(rows_of(candidate, [row]), shown, accumulator, golden=golden)
         return Failure.of(verdict) == self.failure
 
     def say(self, what: str) -> None:
@@ -124,35 +125,36 @@ class Reduction:
 
 
 def start(
-    backend: Any, problem: Problem, device: str = "cpu", golden: StoredGolden | None = None
-) -> tuple[Problem, Failure, Verdict]:
-    """How ``backend`` fails ``problem``. :class:`ReduceError` where it does not, or not twice.
+    session: Session, problem: Problem, golden: StoredGolden | None = None,
+    timeout: float = TIMEOUT,
+) -> tuple[Problem, Failure, Verdict]:  # fmt: skip
+    """How the backend fails ``problem``. :class:`ReduceError` where it does not, or not twice.
 
     Without a ``golden`` the oracle would have to answer for all tokens; so the tokens that lie
     farthest from the ``eager`` backend's are judged first.
     """
     if golden is not None:
-        verdict, _ = judge(problem, backend, device, "case", golden)
+        verdict, _ = judge(problem, session, "case", golden, timeout)
     else:
-        verdict = _scouted(backend, problem, device)
+        verdict = _scouted(session, problem, timeout)
     failure = Failure.of(verdict)
     if failure is None:
         reason = f": {verdict.reason}" if verdict.reason else ""
         raise ReduceError(
-            f"backend {backend.name} does not fail this ({verdict.status}{reason}); nothing to "
-            "reduce"
+            f"backend {session.identity.name} does not fail this ({verdict.status}{reason}); "
+            "nothing to reduce"
         )
     return problem, failure, verdict
 
 
-def _scouted(backend: Any, problem: Problem, device: str) -> Verdict:
+def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
     if not problem.num_tokens:
-        return judge(problem, backend, device, "case")[0]
+        return judge(problem, session, "case", timeout=timeout)[0]
     try:
-        actual = run(problem, backend, device)
+        actual = run(problem, session, timeout)
     except Exception:  # the runner says it in its own words
-        return judge(problem, backend, device, "case")[0]
-    scout = run(problem, EagerBackend())
+        return judge(problem, session, "case", timeout=timeout)[0]
+    scout = forward_bits(EagerBackend().forward(problem), problem)
     far = np.abs(BF16.key(actual["y"]) - BF16.key(scout["y"])).max(axis=1)
     for name in ("l2_acts_sf", "l2_acts"):
         if name in actual:
@@ -166,7 +168,7 @@ def _scouted(backend: Any, problem: Problem, device: str) -> Verdict:
         if not rows:
             break
         shown = _tensors(actual, rows)
-        verdict = judge_output(rows_of(problem, rows), shown, backend.accumulator)
+        verdict = judge_output(rows_of(problem, rows), shown, session.identity.accumulator)
         if Failure.of(verdict):
             return _with_tokens(verdict, rows)
     assert verdict is not None

@@ -43,7 +43,7 @@ Provenance = dict[str, Any]
 def write(folder: Path, root: Path = ROOT) -> Provenance:
     """Read ``folder``/result.json, write ``folder``/provenance.json and return what it says."""
     report = json.loads((folder / "result.json").read_text())
-    made = recorded.provenance(report["device"])
+    made = recorded.provenance(report["worker"])
     hosts = {name: made.pop(name) for name in ("system", "gpu", "driver") if name in made}
     out: Provenance = {
         "format": 1,

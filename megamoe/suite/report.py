@@ -21,20 +21,26 @@ from rich.table import Table
 import megamoe
 from megamoe.cases import KINDS, Case
 from megamoe.contract import CURRENT
-from megamoe.judge import BAD, STATUSES, Verdict
+from megamoe.golden import write_atomically
+from megamoe.judge import BAD, JUDGED, STATUSES, Verdict
 from megamoe.suite.settings import Settings
+from megamoe.worker.session import Identity
 
 Report = dict[str, Any]
 
 
-def build(
-    settings: Settings, accumulator: str, verdicts: Sequence[Verdict], seconds: float
-) -> Report:
+def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -> Report:
     """The JSON report; ``cases`` in the order of ids, so that two runs can be compared."""
     counts = Counter(v.status for v in verdicts)
+    build_of = identity.fingerprint
     return {
         "backend": settings.backend,
-        "accumulator": accumulator,
+        "name": identity.name,
+        "accumulator": identity.accumulator,
+        "callables": list(identity.callables),
+        # Binaries are compiled as the cases need them, and differ with the cases.
+        "fingerprint": build_of and {name: build_of[name] for name in ("sources", "options")},
+        "worker": dict(identity.facts),
         "counts": {status: counts.get(status, 0) for status in STATUSES},
         "tier": settings.chosen_tier,
         "kind": settings.kind,
@@ -42,9 +48,8 @@ def build(
         "shard": settings.shard,
         "contract": CURRENT.revision,
         "device": settings.device,
-        "seconds": round(seconds, 3),
         "versions": versions(),
-        "machine": machine(settings.device),
+        "machine": machine(identity.facts),
         "cases": [v.to_dict() for v in sorted(verdicts, key=lambda v: v.case_id)],
     }
 
@@ -83,25 +88,24 @@ def versions() -> dict[str, str]:
     return out
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What ran the backend: processor, cores, system and, with CUDA, the GPU."""
     out: dict[str, Any] = {
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "system": platform.system(),
     }
-    if device != "cpu" and torch.cuda.is_available():
-        out["gpu"] = torch.cuda.get_device_name(0)
-        out["capability"] = list(torch.cuda.get_device_capability(0))
-        out["cuda"] = torch.version.cuda
-    return out
+    return out | {name: facts[name] for name in ("gpu", "capability", "cuda") if name in facts}
 
 
 def exit_code(counts: Mapping[str, int]) -> int:
-    """0: something was judged and all of it passed; 1: a fail or an error; 2: nothing judged."""
+    """0: something was judged and all of it passed; 1: a fail or an error; 2: nothing judged.
+
+    A run that was stopped has no 0: 2 where what was judged passed.
+    """
     if counts.get("fail", 0) or counts.get("error", 0):
         return 1
-    return 0 if counts.get("pass", 0) else 2
+    return 0 if counts.get("pass", 0) and not counts.get("not-run", 0) else 2
 
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd]")
@@ -122,7 +126,7 @@ def junit(report: Mapping[str, Any]) -> bytes:
             tests=str(len(cases)),
             failures=str(counts["fail"]),
             errors=str(counts["error"]),
-            skipped=str(counts["skip"] + counts["not-provided"]),
+            skipped=str(counts["skip"] + counts["not-provided"] + counts["not-run"]),
             time=f"{sum(c['seconds'] for c in cases):.3f}",
         )
         for case in cases:
@@ -144,10 +148,13 @@ def junit(report: Mapping[str, Any]) -> bytes:
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
-def write(path: str, content: bytes) -> None:
-    """Write a report, making its folder."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(content)
+def write(path: str, content: bytes) -> str:
+    """Write a report whole or not at all, making its folder; returns what went wrong, or ''."""
+    try:
+        write_atomically(Path(path), content)
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror or error}"
+    return ""
 
 
 def print_summary(report: Mapping[str, Any], console: Console) -> None:
@@ -155,18 +162,21 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     cases = report["cases"]
     table = Table(title=f"backend {report['backend']}, tier {report['tier']}", title_justify="left")
     table.add_column("kind")
-    for status in STATUSES:
+    total = report["counts"]
+    shown = [s for s in STATUSES if s != "not-run" or total.get(s)]
+    for status in shown:
         table.add_column(status, justify="right")
     for kind in KINDS:
         counts = Counter(c["status"] for c in cases if c["kind"] == kind)
         if counts:
-            table.add_row(kind, *(str(counts[s] or "") for s in STATUSES))
-    total = report["counts"]
+            table.add_row(kind, *(str(counts[s] or "") for s in shown))
     table.add_section()
-    table.add_row("all", *(str(total.get(s, 0)) for s in STATUSES))
+    table.add_row("all", *(str(total.get(s, 0)) for s in shown))
     console.print(table)
     reasons = Counter(
-        (c["status"], c["reason"]) for c in cases if c["status"] in ("skip", "not-provided")
+        (c["status"], c["reason"])
+        for c in cases
+        if c["status"] in ("skip", "not-provided", "not-run")
     )
     for (status, reason), count in reasons.most_common():
         console.print(f"{status} x {count}: {reason}", markup=False, highlight=False)
@@ -193,13 +203,17 @@ def recorded_line(report: Mapping[str, Any]) -> str:
 def verdict_line(report: Mapping[str, Any]) -> str:
     """One line that says what a person may conclude."""
     counts = report["counts"]
-    judged = sum(counts.get(s, 0) for s in ("pass", "fail", "error"))
+    judged = sum(counts.get(s, 0) for s in JUDGED)
     rest = counts.get("skip", 0) + counts.get("not-provided", 0)
     more = f"; {rest} not judged" if rest else ""
+    left = counts.get("not-run", 0)
+    more += f"; the run was stopped, {left} not run" if left else ""
     took = f" in {report['seconds']:.0f} s" if "seconds" in report else ""
     code = exit_code(counts)
     if code == 2:
-        return f"NOTHING JUDGED: 0 of {judged + rest} cases{more}{took}"
+        if judged:
+            return f"STOPPED: all {judged} judged cases passed{more}{took}"
+        return f"NOTHING JUDGED: 0 of {judged + rest + left} cases{more}{took}"
     if code:
         bad = counts.get("fail", 0) + counts.get("error", 0)
         return f"RED: {bad} of {judged} judged cases did not pass{more}{took}"

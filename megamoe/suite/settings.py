@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from megamoe import shards
 from megamoe.cases import Case, golden_root, load_cases, select
+from megamoe.judge import BAD
+from megamoe.worker.session import START_SECONDS, Launch
+
+OTHERS: Final = (
+    "PYTHON", "CACHE", "REVISION", "DRIVER", "NIXOS_DRIVER", "CHROMIUM", "REQUIRE_CHROMIUM",
+    "REQUIRE_NIX", "STUB_PYTHON",
+)  # fmt: skip
+"""Variables MEGAMOE_NAME that other parts of the project read."""
+
+
+class SettingsError(ValueError):
+    """A setting that means nothing; one line."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +40,37 @@ class Settings:
     shard: str | None = None
     """I/N."""
     timeout: float = 120.0
-    """Seconds a case may take."""
+    """Seconds that the backend may take for the calls of one case."""
     golden: str | None = None
     """The directory golden/; None: :func:`megamoe.cases.golden_root`."""
+    interpreter: str | None = None
+    """``--python``: the Python that runs the backend; None: this one."""
+    load_timeout: float = START_SECONDS
+    """Seconds until the backend is loaded."""
+    failed: str | None = None
+    """A report of an earlier run: only the cases that failed there."""
 
     @classmethod
     def read(cls, option: Callable[[str], Any]) -> Settings:
-        """From ``option(name)``, which may give None, then from MEGAMOE_NAME, then defaults."""
+        """From ``option(name)``, which may give None, then from MEGAMOE_NAME, then defaults.
+
+        Raises :class:`SettingsError` for a variable MEGAMOE_... that nothing reads: a misspelt one
+        would change the run without a word.
+        """
+        known = {f"MEGAMOE_{name.upper()}" for name in (*cls.__dataclass_fields__, *OTHERS)}
+        unknown = sorted(n for n in os.environ if n.startswith("MEGAMOE_") and n not in known)
+        if unknown:
+            raise SettingsError(
+                f"the environment has {unknown[0]}, which nothing reads; unset it (known: "
+                f"{', '.join(sorted(known))})"
+            )
         found: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
             value = option(name)
             if value is None:
                 value = os.environ.get(f"MEGAMOE_{name.upper()}") or None
             if value is not None:
-                found[name] = float(value) if name == "timeout" else value
+                found[name] = _seconds(name, value) if name.endswith("timeout") else value
         return cls(**found)
 
     @property
@@ -48,11 +79,17 @@ class Settings:
 
     @property
     def chosen_tier(self) -> str:
-        return self.tier or ("full" if self.case else "quick")
+        return self.tier or ("full" if self.case or self.failed else "quick")
 
     def selection(self) -> list[Case]:
         """The cases asked for, of all shards, in the order of the case files."""
-        return select(load_cases(self.root), self.kind, self.chosen_tier, self.case)
+        chosen = select(load_cases(self.root), self.kind, self.chosen_tier, self.case)
+        if self.failed:
+            red = {c["id"] for c in shards.read_report(self.failed)["cases"] if c["status"] in BAD}
+            chosen = [case for case in chosen if case.id in red]
+            if not chosen:
+                raise SettingsError(f"{self.failed}: none of the selected cases failed there")
+        return chosen
 
     def cases(self) -> list[Case]:
         """The cases of this run, the longest first; the same list in every process."""
@@ -62,7 +99,27 @@ class Settings:
             chosen = shards.shard(chosen, *shards.parse(self.shard), seconds)
         return shards.longest_first(chosen, seconds)
 
+    def launch(self, threads: int = 0) -> Launch:
+        """How its worker is started. ``threads``: of torch there; 0: as torch decides."""
+        python = self.interpreter or sys.executable
+        if shutil.which(python) is None:
+            raise SettingsError(f"--python {python}: no program; name a Python interpreter")
+        return Launch(
+            self.backend, self.device, (python,), threads=threads, seconds=self.load_timeout
+        )
+
     def again(self) -> str:
         """Further options for the command that runs one case alone."""
         out = f" --device {self.device}" if self.device != "cpu" else ""
+        out += f" --python {self.interpreter}" if self.interpreter else ""
         return out + (f" --golden {self.golden}" if self.golden else "")
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise SettingsError(f"{name}: {value!r} is not a number of seconds above 0")
+    return seconds

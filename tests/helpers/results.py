@@ -14,6 +14,7 @@ from megamoe.golden import Store, make
 from megamoe.suite import report
 from megamoe.suite.run import Runner
 from megamoe.suite.settings import Settings
+from tests.helpers.local import Local
 
 NASTY = "<script>alert('x')</script> & \"quoted\" \x1b[31m"
 """What no report may take for markup, nor for a terminal's command."""
@@ -57,12 +58,13 @@ def _run() -> str:
     cases = [c for c in load_cases() if c.id in wanted]
     cases += [next(c for c in load_cases() if c.kind == kind) for kind in ("eplb", "layout")]
     cases += [next(c for c in load_cases() if c.kind == "errors")]
-    runner = Runner(Faulty(), Store(golden_root(), make))
+    runner = Runner(Local(Faulty()), Store(golden_root(), make))
     verdicts, details = [], {}
     for case in cases:
         verdicts.append(runner.run(case))
         details[case.id] = list(runner.details)
-    made = report.build(Settings("path/to/faulty.py:Faulty"), "fp32-ordered", verdicts, 3.2)
+    made = report.build(Settings("path/to/faulty.py:Faulty"), runner.session.identity, verdicts)
+    made["seconds"] = 3.2
     report.describe(made, cases, details)
     return json.dumps({**made, "options": " --golden 'my golden'", "fingerprint": None})
 

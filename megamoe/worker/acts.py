@@ -1,69 +1,53 @@
-"""Wrong calls: the error must be the contract's, word for word, and nothing may be written.
+"""What a worker does with a backend besides calling it: laws of a launch, and wrong calls.
 
-An *action* makes one wrong call through the module under test, with the backend plugged in, or
-through the backend's own ``prepare``. Everything the call could have written is poisoned before
-and compared after.
+Both need more of a backend than one call gives: its weights, its buffer, its streams. So they run
+where the backend runs, and hand back bytes for the judge to compare, as every call does. They need
+megamoe in the worker's Python; without it these cases are not provided.
 """
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from megamoe.experts import DeepseekV4MegaMoEExperts
-from megamoe.problem import provided
+from megamoe.problem import Problem
+from megamoe.worker import launches
 
 Args = Mapping[str, Any]
+POISON: Final = 0x5A
 
 
-class NotProvided(Exception):
-    """The backend lacks the callable that this action needs."""
+def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The result and further keys of the reply to ``request``; raises what the backend raises."""
+    plain = dict(request["plain"])
+    if request["call"] == "refuse":
+        return None, {"refused": ACTIONS[plain["action"]](plain["args"], served.backend)}
+    law = plain.pop("law")
+    problem = Problem(**given, **plain)
+    made = list(launches.variants(served.backend, problem, law))
+    outputs = {str(i): y for i, (_, y, _) in enumerate(made)}
+    return outputs, {"labels": [m[0] for m in made], "orders": [m[2] for m in made]}
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a wrong call did."""
-
-    error: BaseException | None
-    written: tuple[str, ...]
-    """Names of tensors that changed although the call was refused."""
+# --- wrong calls --------------------------------------------------------------------------------
 
 
-def complaint(action: str, args: Args, raises: str, message: str, backend: Any) -> str:
-    """Empty if the call was refused as the contract says; otherwise one line saying what it did.
-
-    Raises :class:`NotProvided`, and ``ValueError`` for an unknown action.
-    """
-    if action not in ACTIONS:
-        raise ValueError(f"unknown action {action!r}; known: {', '.join(ACTIONS)}")
-    outcome = ACTIONS[action](args, backend)
-    wanted = getattr(builtins, raises)
-    if outcome.error is None:
-        return f"{action}: nothing was raised; expected {raises}: {message}"
-    got = f"{type(outcome.error).__name__}: {outcome.error}"
-    if type(outcome.error) is not wanted or str(outcome.error) != message:
-        return f"{action}: expected {raises}: {message} but got {got}"
-    if outcome.written:
-        return f"{action}: refused, but {', '.join(outcome.written)} had been written by then"
-    return ""
-
-
-def _attempt(call: Callable[[], Any], watched: Mapping[str, torch.Tensor]) -> Outcome:
+def _attempt(call: Callable[[], Any], watched: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What the call raised, and which of ``watched`` it had written by then."""
     before = {name: tensor.clone() for name, tensor in watched.items()}
-    error: BaseException | None = None
+    error: list[str] | None = None
     try:
         call()
     except Exception as raised:
-        error = raised
-    written = tuple(
+        error = [type(raised).__name__, str(raised)]
+    written = [
         name for name, tensor in watched.items()
         if not torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8))
-    )  # fmt: skip
-    return Outcome(error, written)
+    ]  # fmt: skip
+    return {"error": error, "written": written}
 
 
 def _module(backend: Any, *, tokens: int = 384, hidden: int = 128, inter: int = 128) -> Any:
@@ -74,10 +58,8 @@ def _module(backend: Any, *, tokens: int = 384, hidden: int = 128, inter: int = 
     )  # fmt: skip
 
 
-def _over_capacity(args: Args, backend: Any) -> Outcome:
+def _over_capacity(args: Args, backend: Any) -> dict[str, Any]:
     """``tokens`` into a buffer for ``max_num_tokens``; the load counts with EPLB on."""
-    if not provided(backend, "forward"):
-        raise NotProvided("forward")
     tokens, capacity = args["tokens"], args["max_num_tokens"]
     module = _module(backend, tokens=capacity)
     module.finalize_weights()
@@ -89,7 +71,7 @@ def _over_capacity(args: Args, backend: Any) -> Outcome:
     watched = {"the load": load}
     for name in ("x", "x_sf", "topk_idx", "topk_weights"):
         tensor = getattr(buffer, name)
-        tensor.view(torch.uint8).fill_(0x5A)
+        tensor.view(torch.uint8).fill_(POISON)
         watched[f"buffer.{name}"] = tensor
     hidden = torch.ones(tokens, 128, dtype=torch.bfloat16)
     weights = torch.ones(tokens, 2)
@@ -97,10 +79,8 @@ def _over_capacity(args: Args, backend: Any) -> Outcome:
     return _attempt(lambda: module(hidden, weights, ids, activation_clamp=10.0), watched)
 
 
-def _stage(backend: Any, hidden: int, ids_shape: tuple[int, int]) -> Outcome:
+def _stage(backend: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
     """Three tokens of ``hidden`` channels, weights (3, 2), ids of another shape if so asked."""
-    if not provided(backend, "prepare"):
-        raise NotProvided("prepare")
     out = {
         "x_fp8": torch.zeros(8, hidden, dtype=torch.uint8).view(torch.float8_e4m3fn),
         "x_sf": torch.zeros(8, -(-hidden // 128), dtype=torch.int32),
@@ -108,27 +88,27 @@ def _stage(backend: Any, hidden: int, ids_shape: tuple[int, int]) -> Outcome:
         "topk_weights_out": torch.zeros(8, 2),
     }
     for tensor in out.values():
-        tensor.view(torch.uint8).fill_(0x5A)
+        tensor.view(torch.uint8).fill_(POISON)
     rows = torch.ones(3, hidden, dtype=torch.bfloat16)
     ids = torch.zeros(*ids_shape, dtype=torch.int32)
     return _attempt(lambda: backend.prepare(rows, torch.ones(3, 2), ids, *out.values()), out)
 
 
-def _staging_hidden(args: Args, backend: Any) -> Outcome:
+def _staging_hidden(args: Args, backend: Any) -> dict[str, Any]:
     return _stage(backend, args["hidden"], (3, 2))
 
 
-def _staging_shapes(args: Args, backend: Any) -> Outcome:
+def _staging_shapes(args: Args, backend: Any) -> dict[str, Any]:
     rows, slots = args["ids_shape"]
     return _stage(backend, 128, (rows, slots))
 
 
-def _sizes(args: Args, backend: Any) -> Outcome:
+def _sizes(args: Args, backend: Any) -> dict[str, Any]:
     module = _module(backend, hidden=args["hidden"], inter=args["intermediate"])
     return _attempt(module.finalize_weights, dict(module.named_parameters()))
 
 
-def _load(args: Args, backend: Any) -> Outcome:
+def _load(args: Args, backend: Any) -> dict[str, Any]:
     """``shard_id`` of expert 0 with a tensor of ``shape`` into ``parameter``."""
     module = _module(backend)
     name = args.get("parameter", "w13_weight")
@@ -141,11 +121,11 @@ def _load(args: Args, backend: Any) -> Outcome:
     return _attempt(call, dict(module.named_parameters()))
 
 
-ACTIONS: dict[str, Callable[[Args, Any], Outcome]] = {
+ACTIONS: Final[Mapping[str, Callable[[Args, Any], dict[str, Any]]]] = {
     "over-capacity": _over_capacity,
     "staging-hidden-size": _staging_hidden,
     "staging-shapes": _staging_shapes,
     "finalize-sizes": _sizes,
     "load-weight": _load,
 }
-"""Action name (as in the case files) to what is done; its arguments are the case's ``args``."""
+"""Action name, as in the case files, to what is done; its arguments are the case's ``args``."""

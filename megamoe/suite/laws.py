@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
+import numpy.typing as npt
 import torch
 
-from megamoe.judge import Finding, Place, bits, bitwise
+from megamoe.judge import Finding, Place, bitwise
 from megamoe.judge.formats import BF16
 from megamoe.problem import Problem
 
-Forward = Callable[[Problem], torch.Tensor]
-"""A backend's ``y`` (T, H) bfloat16 of a problem."""
+Forward = Callable[[Problem], npt.NDArray[Any]]
+"""A backend's ``y`` of a problem: (T, H) bits of bfloat16, uint16, in memory of their own."""
 
 PIECE: Final = 16
 """Tokens of a small batch. Each token is tried in one: another order shows in few outputs only."""
@@ -42,22 +43,27 @@ class Variant:
     """Run first, for its side effects; its output is not looked at."""
 
 
-def findings(forward: Forward, problem: Problem, law: str) -> list[Finding]:
+def findings(y_of: Forward, problem: Problem, law: str) -> list[Finding]:
     """Run ``problem`` and every variant of the law; one finding each, in the order of variants."""
-    ids = problem.topk_ids.cpu().numpy()
-    base = bits(forward(problem))
+    ids = problem.topk_ids.numpy()
+    base = y_of(problem)
     out = []
     for variant in variants(problem, law):
         if variant.before is not None:
-            forward(variant.before)
-        actual = bits(forward(variant.problem))
+            y_of(variant.before)
+        actual = y_of(variant.problem)
         place = Place(("token", "channel"), tokens=variant.of, ids=ids[variant.of])
         found = bitwise("y", BF16, actual[variant.rows], base[variant.of], place)
-        if found.bad:
-            text = f"{law}: {variant.label} changes {found.outside} of {found.total} outputs"
-            found = replace(found, text=text)
-        out.append(found)
+        out.append(named(law, variant.label, found))
     return out
+
+
+def named(law: str, label: str, found: Finding) -> Finding:
+    """A bad finding, with the law and the variant for words."""
+    if not found.bad:
+        return found
+    text = f"{law}: {label} changes {found.outside} of {found.total} outputs"
+    return replace(found, text=text)
 
 
 def variants(problem: Problem, law: str) -> Iterator[Variant]:
@@ -213,4 +219,4 @@ LAWS: dict[str, Callable[[Problem], Iterator[Variant]]] = {
     "masked-slots": _masked_slots,
 }
 
-__all__ = ["LAWS", "Forward", "Variant", "findings", "variants"]
+__all__ = ["LAWS", "Forward", "Variant", "findings", "named", "variants"]

@@ -1,8 +1,9 @@
 """Laws of how the layer is launched: old bytes in the buffer, a CUDA graph, a busy second stream.
 
 :mod:`megamoe.suite.properties` changes the problem; here the problem stays and what surrounds the
-call changes. Two laws need the ``run`` face, two need CUDA; where that is missing they raise
-:class:`Unmet`, which is reported as not provided, never as passed.
+call changes. So these run in the worker, which hands back ``y`` of every variant, and the judge
+compares them. Two laws need the ``run`` face, two need CUDA; a backend without is not judged by
+them, and the report says so.
 """
 
 from __future__ import annotations
@@ -11,19 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-import numpy.typing as npt
 import torch
 
 from megamoe.experts import packed_weights
-from megamoe.judge import Finding, Place, bits, bitwise, forward_bits
-from megamoe.judge.formats import BF16
 from megamoe.ops import prepare_megamoe_inputs
-from megamoe.problem import Problem, provided
+from megamoe.problem import Problem
 from megamoe.symm_buffer import new_symm_buffer
-
-Call = Callable[..., Any]
-"""``call(function, *arguments)``: runs the backend's code, waits for the device, names what it
-raises."""
 
 BUFFER_FIELDS: Final = ("x", "x_sf", "topk_idx", "topk_weights", "l2_acts", "l2_acts_sf")
 """What a symmetric buffer shows. What else a kernel keeps in it (its barriers) is its own, but for
@@ -35,56 +29,30 @@ DELAY_PRODUCTS: Final = 100
 """Matrix products queued before the inputs: longer than the host takes to launch a forward."""
 
 
-class Unmet(Exception):
-    """The law cannot be tried here; the message says why, in one line."""
+def variants(backend: Any, problem: Problem, law: str) -> Variants:
+    """Run ``law`` with ``problem``, whose tensors lie on the backend's device.
 
-
-def findings(backend: Any, call: Call, problem: Problem, law: str, device: str) -> list[Finding]:
-    """Try ``law`` with ``problem``, whose tensors lie on ``device``; one finding a variant.
-
-    Every variant is compared bitwise with an ordinary ``forward``. ``ValueError`` for an unknown
-    law, :class:`Unmet` where it cannot be tried.
+    Each variant's ``y`` must have the bits of an ordinary ``forward``. The caller has made sure
+    that the backend has what :data:`LAWS` asks for.
     """
-    if law not in LAWS:
-        raise ValueError(f"unknown law {law!r}; known: {', '.join(LAWS)}")
-    variants, needs_run, needs_cuda = LAWS[law]
-    if needs_run and not provided(backend, "run"):
-        raise Unmet("the backend has no run")
-    if needs_cuda and not device.startswith("cuda"):
-        raise Unmet(f"law {law} needs CUDA; use --device cuda")
-    base = _y(call(backend.forward, problem), problem)
-    ids = problem.topk_ids.cpu().numpy()
-    out = []
-    for label, actual, order in variants(backend, call, problem):
-        place = Place(("token", "channel"), tokens=order, ids=ids[order])
-        found = bitwise("y", BF16, actual, base[order], place)
-        if found.bad:
-            text = f"{law}: {label} changes {found.outside} of {found.total} outputs"
-            found = replace(found, text=text)
-        out.append(found)
-    return out
+    return LAWS[law][0](backend, problem)
 
 
-Made = Iterator[tuple[str, npt.NDArray[Any], list[int]]]
-"""Label, bits of y, and the row of the original behind each row of y."""
-
-
-def _y(output: Any, problem: Problem) -> npt.NDArray[Any]:
-    return forward_bits(output, problem)["y"]
+Variants = Iterator[tuple[str, torch.Tensor, list[int]]]
+"""Label, ``y``, and the row of the original behind each row of it."""
 
 
 class _Run:
     """The ``run`` face with everything of its own: weights, buffer, inputs and ``y``."""
 
-    def __init__(self, backend: Any, call: Call, problem: Problem) -> None:
-        self.backend, self.call, self.problem = backend, call, problem
+    def __init__(self, backend: Any, problem: Problem) -> None:
+        self.backend, self.problem = backend, problem
         p = problem
         factory = getattr(backend, "new_symm_buffer", new_symm_buffer)
-        self.weights = call(
-            packed_weights, backend,
-            p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale,
-        )  # fmt: skip
-        self.buffer = call(factory, None, p.topk_ids.device, *p.buffer_sizes)
+        self.weights = packed_weights(
+            backend, p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale
+        )
+        self.buffer = factory(None, p.topk_ids.device, *p.buffer_sizes)
         self.inputs = [p.hidden_states.clone(), p.topk_weights.clone(), p.topk_ids.clone()]
         self.y = torch.empty_like(p.hidden_states)
         self.prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
@@ -106,25 +74,26 @@ class _Run:
             if isinstance(tensor, torch.Tensor):
                 tensor.view(torch.uint8).fill_(0xFF)
 
-    def bits(self, step: Callable[[], Any]) -> npt.NDArray[Any]:
+    def y_of(self, step: Callable[[], Any]) -> torch.Tensor:
         """``y`` after ``step``; what is not written stays NaN."""
         self.y.view(torch.uint8).fill_(0xFF)
-        self.call(step)
-        return bits(self.y)
+        step()
+        _wait(self.y)
+        return self.y.clone()
 
 
-def _stale_bytes(backend: Any, call: Call, problem: Problem) -> Made:
+def _stale_bytes(backend: Any, problem: Problem) -> Variants:
     rows = list(range(problem.num_tokens))
-    face = _Run(backend, call, problem)
-    yield "the run face instead of forward", face.bits(face.launch), rows
+    face = _Run(backend, problem)
+    yield "the run face instead of forward", face.y_of(face.launch), rows
     for turn in ("second", "third"):
         face.spoil()
-        yield f"0xFF in the whole buffer before a {turn} call", face.bits(face.launch), rows
+        yield f"0xFF in the whole buffer before a {turn} call", face.y_of(face.launch), rows
 
 
-def _graph_replay(backend: Any, call: Call, problem: Problem) -> Made:
+def _graph_replay(backend: Any, problem: Problem) -> Variants:
     rows = list(range(problem.num_tokens))
-    face = _Run(backend, call, problem)
+    face = _Run(backend, problem)
     graph = torch.cuda.CUDAGraph()
 
     def capture() -> None:
@@ -137,15 +106,16 @@ def _graph_replay(backend: Any, call: Call, problem: Problem) -> Made:
         with torch.cuda.graph(graph):
             face.launch()
 
-    call(capture)
+    capture()
+    torch.cuda.synchronize()
     for turn in ("first", "second"):
-        yield f"the {turn} replay of a CUDA graph", face.bits(graph.replay), rows
+        yield f"the {turn} replay of a CUDA graph", face.y_of(graph.replay), rows
     face.spoil()
-    yield "a replay over a buffer of 0xFF", face.bits(graph.replay), rows
+    yield "a replay over a buffer of 0xFF", face.y_of(graph.replay), rows
     # Other tokens in the same memory: nothing of the routing may have been settled at capture.
     for tensor in face.inputs:
         tensor.copy_(tensor.flip(0))
-    yield "a replay with the tokens reversed", face.bits(graph.replay), rows[::-1]
+    yield "a replay with the tokens reversed", face.y_of(graph.replay), rows[::-1]
 
 
 class Stream:
@@ -188,7 +158,7 @@ def streams(device: torch.device) -> tuple[Stream, Stream]:
     return Stream(torch.cuda.current_stream(), device), Stream(torch.cuda.Stream(), device)
 
 
-def _busy_stream(backend: Any, call: Call, problem: Problem) -> Made:
+def _busy_stream(backend: Any, problem: Problem) -> Variants:
     """The order of one stream is all that a launch may rely on, and must.
 
     The inputs are written on the kernel's stream, behind a queue of products, and ``y`` is read
@@ -222,14 +192,21 @@ def _busy_stream(backend: Any, call: Call, problem: Problem) -> Made:
         ("a busy second stream", side, here, rows[::-1]),
         ("running on a second stream beside a busy first", here, side, rows[1:] + rows[:1]),
     ):
-        yield label, _y(call(beside, busy, ours, order), problem), order
+        y = beside(busy, ours, order)
+        _wait(y)
+        yield label, y, order
 
 
-LAWS: Final[dict[str, tuple[Callable[[Any, Call, Problem], Made], bool, bool]]] = {
+def _wait(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+
+
+LAWS: Final[dict[str, tuple[Callable[[Any, Problem], Variants], bool, bool]]] = {
     "stale-bytes": (_stale_bytes, True, False),
     "graph-replay": (_graph_replay, True, True),
     "busy-stream": (_busy_stream, False, True),
 }
 """Law to its variants, whether it needs ``run``, and whether it needs CUDA."""
 
-__all__ = ["LAWS", "Unmet", "findings"]
+__all__ = ["LAWS", "variants"]

@@ -1,0 +1,166 @@
+"""Judges in processes of their own, each with one case at a time.
+
+They share the workers of a :class:`megamoe.worker.pool.Pool`, so one judges while another's case
+runs. A judge runs no code but megamoe's; should one end all the same (memory), it costs the case
+that it had, and another takes its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection, get_context
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+
+from megamoe.cases import Case
+from megamoe.golden import Store, make, recorded
+from megamoe.suite.run import Runner
+from megamoe.worker.exchange import NoRoom
+from megamoe.worker.pool import Address, Shared
+
+PR_SET_PDEATHSIG: Final = 1
+
+Step = Callable[[Runner, Case], Any]
+"""What a judge does with a case, a function of a module; its result can be pickled."""
+
+
+class JudgeError(ValueError):
+    """A judge cannot start; one line."""
+
+
+class JudgeEnded(Exception):
+    """The process of a judge ended in a case."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What each judge is given, once."""
+
+    address: Address
+    root: Path
+    timeout: float
+    step: Step
+    threads: int
+
+
+class Judges:
+    """``count`` judges. Use as a context manager, or close it."""
+
+    def __init__(self, count: int, desk: Desk) -> None:
+        self._desk = desk
+        self._context = get_context("forkserver")  # one import of torch for all of them
+        self._context.set_forkserver_preload(["megamoe.suite.judges"])
+        self._all: dict[Any, Any] = {}
+        """The pipe to each judge, and its process."""
+        for _ in range(count):
+            self._hire()
+
+    def run(
+        self, cases: Sequence[Case], started: Callable[[Case], None],
+        done: Callable[[Case, Any], None],
+    ) -> None:  # fmt: skip
+        """Every case once, in this order; ``done`` gets the step's result or an exception.
+
+        Raises :class:`NoRoom` where the folder of exchanged files is full.
+        """
+        waiting = deque(cases)
+        at_work: dict[Any, Case] = {}
+        idle: list[Any] = []
+        while waiting or at_work:
+            while idle and waiting:
+                pipe = idle.pop()
+                at_work[pipe] = waiting.popleft()
+                with suppress(OSError):  # its end is seen below
+                    pipe.send(at_work[pipe])
+                started(at_work[pipe])
+            for each in connection.wait([p for p in self._all if p not in idle]):
+                pipe = cast(Any, each)
+                try:
+                    what, value = pipe.recv()
+                except (EOFError, OSError):
+                    what, value = "ended", self._dismiss(pipe)
+                if what == "ready":
+                    idle.append(pipe)
+                elif what == "cannot":
+                    raise JudgeError(value)
+                elif what == "full":
+                    raise NoRoom(value)
+                elif pipe in at_work:
+                    done(at_work.pop(pipe), value)
+                    if what == "done":
+                        idle.append(pipe)
+                elif not at_work and not idle:
+                    raise JudgeError(f"a judge cannot start: {value}")
+                if what == "ended":
+                    self._hire()
+
+    def close(self) -> None:
+        """End every judge now."""
+        for process in self._all.values():
+            process.kill()
+        for pipe, process in self._all.items():
+            process.join()
+            pipe.close()
+        self._all = {}
+
+    def __enter__(self) -> Judges:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _hire(self) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_sit, args=(theirs, self._desk), daemon=True)
+        process.start()
+        theirs.close()
+        self._all[ours] = process
+
+    def _dismiss(self, pipe: Any) -> JudgeEnded:
+        process = self._all.pop(pipe)
+        pipe.close()
+        process.join(10)
+        code = process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+        return JudgeEnded(
+            f"its judge, a process of megamoe, ended ({how}); out of memory? Use fewer judges (-n)"
+        )
+
+
+def _sit(pipe: Any, desk: Desk) -> None:
+    """A judge's process: cases in, results out, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who owns the run decides when it ends
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    torch.set_num_threads(desk.threads)
+    try:
+        session = Shared(desk.address)
+        identity = session.identity
+        kept = recorded.find(desk.root, identity.name, identity.facts)
+        runner = Runner(session, Store(desk.root, make), kept, desk.timeout)
+    except (ValueError, OSError) as error:
+        pipe.send(("cannot", str(error)))
+        return
+    pipe.send(("ready", None))
+    with suppress(EOFError, OSError):
+        while True:
+            case = pipe.recv()
+            try:
+                pipe.send(("done", desk.step(runner, case)))
+            except NoRoom as full:
+                pipe.send(("full", str(full)))
+            gc.collect()  # a real model's weights must not wait for the next case's
+
+
+def threads_of(processes: int) -> int:
+    """Threads for each of so many processes: a pool in each would fight over the cores."""
+    return max(1, (os.cpu_count() or 1) // max(1, processes))

@@ -1,0 +1,57 @@
+"""Kind ``errors``: wrong calls, which must be refused in the contract's words, nothing written.
+
+:mod:`megamoe.worker.acts` makes the call in the worker, through the module under test with the
+backend plugged in, or through the backend's own ``prepare``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from megamoe.cases import Case
+from megamoe.judge import Finding, Verdict, of_findings
+from megamoe.worker.exchange import Missing, Raised
+
+ACTIONS: Final[Mapping[str, str | None]] = {
+    "over-capacity": "forward",
+    "staging-hidden-size": "prepare",
+    "staging-shapes": "prepare",
+    "finalize-sizes": None,
+    "load-weight": None,
+}
+"""What a backend must offer for each wrong call."""
+
+
+def judge(runner: Any, case: Case) -> Verdict:
+    """The right error with the right words, and nothing written by then."""
+    p = case.params
+    needs = ACTIONS.get(p["action"])
+    if needs is not None and not runner.session.identity.provides(needs):
+        raise Missing(needs)
+    if p["action"] not in ACTIONS:
+        raise ValueError(f"unknown action {p['action']!r}; known: {', '.join(ACTIONS)}")
+    with runner.caller() as call:
+        refused = call.act("refuse", action=p["action"], args=p["args"]).extra.get("refused")
+    if not isinstance(refused, dict):
+        raise Raised("the worker did not say what the wrong call did")
+    found = [
+        Finding(p["action"], 1, text=complaint(p["action"], refused, p["raises"], p["message"]))
+    ]
+    return of_findings(case.id, case.kind, found, ("error",))
+
+
+def complaint(action: str, refused: Mapping[str, Any], raises: str, message: str) -> str:
+    """Empty if the call was refused as the contract says; otherwise one line saying what it did.
+
+    ``refused``: ``error``, the type and the text of what was raised or None, and ``written``, the
+    names of tensors that changed although the call was refused.
+    """
+    if refused["error"] is None:
+        return f"{action}: nothing was raised; expected {raises}: {message}"
+    kind, text = refused["error"]
+    if kind != raises or text != message:
+        return f"{action}: expected {raises}: {message} but got {kind}: {text}"
+    if refused["written"]:
+        return f"{action}: refused, but {', '.join(refused['written'])} had been written by then"
+    return ""

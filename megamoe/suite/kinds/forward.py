@@ -1,0 +1,113 @@
+"""Kind ``forward``: the whole layer against its golden, and against recorded bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megamoe.cases import Case
+from megamoe.golden import StoredGolden, recorded, rows_of
+from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
+from megamoe.judge.forward import nan_everywhere
+from megamoe.problem import Problem
+from megamoe.worker.exchange import Caller, Returned
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a forward showed of one case, all its tokens."""
+
+    golden: StoredGolden
+    problem: Problem
+    inputs: str
+    """Digest of what it was given."""
+    actual: Mapping[str, Any]
+    fingerprint: Mapping[str, Any] | None = None
+    """Of the backend after the call: it may have compiled something."""
+
+
+def judge(runner: Any, case: Case) -> Verdict:
+    """By the golden, always; and by the recorded bits where they are of what runs here."""
+    return judge_shown(runner, case, shown(runner, case))
+
+
+def shown(runner: Any, case: Case) -> Shown:
+    """Run a forward case once."""
+    golden, given = runner.golden(case)
+    with runner.caller() as call:
+        returned = ask(call, case, given, fingerprint=runner.kept is not None)
+    return _shown(runner, case, golden, given, returned)
+
+
+def ask(call: Caller, case: Case, given: Mapping[str, Any], fingerprint: bool = False) -> Returned:
+    """The one call of the case."""
+    return call.forward(Problem(**given), fingerprint)
+
+
+def judge_returned(
+    runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
+) -> Verdict:
+    """The verdict of what the call gave back."""
+    return judge_shown(runner, case, _shown(runner, case, golden, given, returned))
+
+
+def _shown(
+    runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
+) -> Shown:
+    problem = Problem(**given)
+    # The golden would not have been loaded for inputs of another digest.
+    inputs = runner.store.entry(case)["inputs"]
+    actual = forward_bits(returned.result, problem)
+    return Shown(golden, problem, inputs, actual, returned.fingerprint)
+
+
+def judge_shown(runner: Any, case: Case, what: Shown) -> Verdict:
+    """The verdict of what was shown."""
+    state, moved, how = _recorded(runner, case, what)
+    actual = rows(case, what.actual)
+    verdict = judged(runner, case, what.golden, what.problem, actual, [], (), moved, how)
+    return replace(verdict, recorded=state)
+
+
+def rows(case: Case, actual: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows that the case judges."""
+    if case.rows is None:
+        return dict(actual)
+    return {name: array[case.rows] for name, array in actual.items()}
+
+
+def judged(
+    runner: Any, case: Case, golden: StoredGolden, problem: Problem, actual: dict[str, Any],
+    before: Sequence[Finding], how: tuple[str, ...], after: Sequence[Finding] = (),
+    also: tuple[str, ...] = (),
+) -> Verdict:  # fmt: skip
+    """The golden's verdict, with further findings before and after its own."""
+    accumulator = runner.session.identity.accumulator
+    narrowed = rows_of(problem, case.rows)
+    result = judge_forward(actual, golden, accumulator, narrowed, case.rows)
+    found = [*before, *result.findings, *after]
+    verdict = of_findings(case.id, case.kind, found, (*how, *result.how, *also))
+    if verdict.status != "fail":
+        return verdict
+    runner.add_details(actual, golden, accumulator, narrowed, case.rows, result.findings)
+    name = "y" if golden.zero_freedom else f"{accumulator}.y_lo"
+    if nan_everywhere(actual["y"], golden.get(name)):
+        reason = (
+            f"case {case.id}: y is NaN everywhere; look for a scale of zero, a buffer "
+            "that was never written, or an output that was never returned"
+        )
+        return replace(verdict, reason=reason)
+    return verdict
+
+
+def _recorded(runner: Any, case: Case, what: Shown) -> tuple[str, list[Finding], tuple[str, ...]]:
+    kept = runner.kept
+    if kept is None:
+        return "none", [], ()
+    state = kept.state(case.id, what.inputs, what.fingerprint)
+    if state != "same":
+        return state, [], ()
+    ids = what.problem.topk_ids.numpy()
+    found = recorded.moved(kept.data["cases"][case.id], what.actual, ids, kept.machine)
+    return "moved" if found else "matched", found, ("recorded",)

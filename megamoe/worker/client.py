@@ -1,0 +1,297 @@
+"""The judge's side of a worker: starts it, asks it, says in one line why it gave no answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import megamoe
+from megamoe.worker.session import (
+    Identity,
+    Launch,
+    Reply,
+    WorkerError,
+    changed,
+    checked_fingerprint,
+    identity_of,
+    last_seen,
+)
+
+HERE: Final = Path(__file__).resolve().parent
+PROTOCOL: Final = 1
+"""As in ``serve.py``, which may be of another megamoe's."""
+GRACE: Final = 1.0
+"""Seconds from the limit until the process is killed: it leaves its stack behind meanwhile."""
+SHARED: Final = Path("/dev/shm")
+ROOM: Final = 4 << 30
+"""Bytes that must be free in shared memory; with less, files are exchanged on the disk."""
+KEEPER_ENDED: Final = "the backend ended its keeper, a process of megamoe"
+
+
+class Worker:
+    """A :class:`~megamoe.worker.session.Session` of one worker process.
+
+    A process that ended, hung, is spoiled or was left in another state is replaced at the next
+    request. Use as a context manager, or close it.
+    """
+
+    def __init__(self, launch: Launch, like: Identity | None = None) -> None:
+        """Start it, without waiting for the backend; ``identity`` does.
+
+        ``like``: what another worker of the same run said. This one must say the same.
+        """
+        self.launch = launch
+        self._state: Mapping[str, Any] = {}
+        self.like = like
+        self._identity: Identity | None = None
+        self._fresh = True
+        """Nothing was asked of this process yet."""
+        self._requests = 0
+        self._closed = False
+        self._folders: list[Path] = []
+        self._open()
+        self._start()
+
+    @property
+    def folder(self) -> Path:
+        return self._folders[-1]
+
+    @property
+    def identity(self) -> Identity:
+        if self._identity is None:
+            self._identity = self._greeted()
+        return self._identity
+
+    def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
+        """As :meth:`megamoe.worker.session.Session.ask`; ``changed`` lists what it did not
+        leave as it was."""
+        try:
+            identity = self.identity
+        except WorkerError as error:
+            return {"broken": str(error)}
+        self._requests += 1
+        started = time.monotonic()
+        reply = self._answer({**request, "id": self._requests, "seconds": seconds}, seconds)
+        took = time.monotonic() - started
+        fresh, self._fresh = self._fresh, False
+        if "broken" in reply:
+            self._end()
+            return reply
+        state = reply.pop("state", None)
+        if fresh and isinstance(state, dict):  # variables that the first call adds are its set-up
+            known = {k: v for k, v in state.items() if k.startswith("variable ")}
+            self._state = {**known, **identity.state}
+        reply["changed"] = changed(self._state, state)
+        try:
+            said = {**reply.pop("identity", {})}
+            said["fingerprint"] = checked_fingerprint(reply.get("fingerprint"))
+            otherwise = identity.differs(said)
+            if otherwise:
+                reply = {"broken": f"the backend now says {otherwise}"}
+        except WorkerError as error:
+            reply = {"broken": f"the backend's {error}"}
+        if "broken" in reply or reply["changed"] or reply.get("lost"):
+            self._end()
+        return {**reply, "took": took}
+
+    def close(self) -> None:
+        """End the process, all that it started, and the folder."""
+        self._closed = True
+        for pipe in (self._keeper.stdin, self._keeper.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        try:
+            self._keeper.wait(15)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- the keeper and the process ---------------------------------------------------------------
+
+    def _open(self) -> None:
+        """A keeper, which makes the folder, so that no folder is ever without one."""
+        roomy = SHARED.is_dir() and shutil.disk_usage(SHARED).free >= ROOM
+        self._buffer = b""
+        where = [str(SHARED)] if roomy else []
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(HERE / "keeper.py"), *where], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            self._folders.append(Path(self._event(time.monotonic() + 60)["folder"]))
+        except (_Ended, TimeoutError):
+            raise WorkerError("its keeper made no folder for its files; is there room?") from None
+        for name in ("tmp", "path"):
+            (self.folder / name).mkdir()
+        # A folder with this megamoe alone: none of our other packages gets in a backend's way.
+        package = Path(megamoe.__file__).resolve().parent
+        (self.folder / "path" / "megamoe").symlink_to(package, target_is_directory=True)
+
+    def _start(self) -> None:
+        """A new process in place of the last, whose temporary files are removed."""
+        if self._keeper.poll() is not None:
+            if self._closed:
+                raise _Ended("the run had ended")
+            self._open()
+        for path in (self.folder / "tmp").iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                path.unlink()
+        launch = self.launch
+        environment = dict(os.environ if launch.environment is None else launch.environment)
+        environment["TMPDIR"] = str(self.folder / "tmp")
+        argv = [*launch.argv, str(HERE / "serve.py")]
+        hello = {
+            "backend": launch.backend, "device": launch.device, "threads": launch.threads,
+            "front": list(launch.front), "back": [str(self.folder / "path")],
+            "seconds": launch.seconds, "trace": str(self.folder / "trace"),
+        }  # fmt: skip
+        cwd = launch.cwd or str(Path.cwd())
+        self._tell({"start": {"argv": argv, "cwd": cwd, "env": environment}})
+        self._tell({"say": json.dumps(hello)})
+        self._started, self._fresh = True, True
+
+    def _greeted(self) -> Identity:
+        """Wait until the backend is loaded."""
+        spec, seconds = self.launch.backend, self.launch.seconds
+        try:
+            if not self._started:
+                self._start()
+            said = self._said(seconds + GRACE)
+            return self._identified(said)
+        except _Ended as ended:
+            text = f"backend {spec}: {ended} while it was loaded"
+        except TimeoutError:
+            text = f"backend {spec}: not loaded within {seconds:g} s, last seen in {self._seen()}"
+        except WorkerError as error:
+            text = str(error)
+            if not text.startswith((f"backend {spec}:", "unknown backend")):
+                text = f"backend {spec}: {text}"
+        self._end()
+        raise WorkerError(text)
+
+    def _identified(self, said: Reply) -> Identity:
+        if said.get("protocol") != PROTOCOL:
+            raise WorkerError(
+                f"its worker speaks protocol {said.get('protocol')}, this megamoe {PROTOCOL}; use "
+                "the serve.py of this megamoe"
+            )
+        if "error" in said:
+            text = str(said["error"])
+            own = text.startswith("BackendError: ")
+            raise WorkerError(
+                text.removeprefix("BackendError: ") if own else f"loading it raised {text}"
+            )
+        found = identity_of(said["ready"], said["state"])
+        if self.like is None:
+            self.like = found
+        otherwise = self.like.differs({**said["ready"], "fingerprint": found.fingerprint})
+        if otherwise:
+            raise WorkerError(f"a new process of it says {otherwise}")
+        self._state = found.state
+        return found
+
+    def _answer(self, request: Mapping[str, Any], seconds: float) -> Reply:
+        try:
+            self._tell({"say": json.dumps(request)})
+            until = time.monotonic() + seconds + GRACE
+            while True:
+                reply = self._said(until - time.monotonic())
+                if reply.get("id") == request["id"]:
+                    return reply
+        except _Ended as ended:
+            return {"broken": f"{ended}; run it alone"}
+        except TimeoutError:
+            text = f"no result within {seconds:g} s, its process was ended, last seen in "
+            return {"broken": f"{text}{self._seen()}; give it more with --timeout"}
+
+    def _end(self) -> None:
+        """End the process now. The next request gets another."""
+        self._identity, self._started = None, False
+        with suppress(_Ended, TimeoutError):
+            self._tell({"stop": True})
+            until = time.monotonic() + 20
+            while "stopped" not in self._event(until):
+                pass
+
+    def _said(self, seconds: float) -> Reply:
+        """The worker's next answer. Raises :class:`_Ended` or ``TimeoutError``."""
+        until = time.monotonic() + seconds
+        while True:
+            event = self._event(until)
+            if "ended" in event:
+                raise _Ended(_how(event["ended"]))
+            if "said" in event:
+                with suppress(ValueError):
+                    reply = json.loads(event["said"])
+                    if isinstance(reply, dict):
+                        return reply
+
+    def _tell(self, order: Mapping[str, Any]) -> None:
+        assert self._keeper.stdin is not None
+        try:
+            self._keeper.stdin.write(json.dumps(order).encode() + b"\n")
+            self._keeper.stdin.flush()
+        except OSError:
+            raise _Ended(KEEPER_ENDED) from None
+
+    def _event(self, until: float) -> dict[str, Any]:
+        """The keeper's next word."""
+        assert self._keeper.stdout is not None
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._keeper.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                left = until - time.monotonic()
+                if left <= 0 or not ready.select(left):
+                    raise TimeoutError
+                data = os.read(self._keeper.stdout.fileno(), 1 << 16)
+                if not data:
+                    self._keeper.wait()
+                    raise _Ended(KEEPER_ENDED)
+                self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        event: dict[str, Any] = json.loads(line)
+        return event
+
+    def _seen(self) -> str:
+        try:
+            return last_seen((self.folder / "trace").read_text(errors="replace")[:100_000])
+        except OSError:
+            return "code that leaves no trace"
+
+
+class _Ended(Exception):
+    """The worker's process, or its keeper's, has ended."""
+
+
+def _how(ended: Mapping[str, Any]) -> str:
+    """``the backend ended its process (exit status 3; last words: ...)``."""
+    code, last = ended["code"], ended["last"]
+    if code is None:
+        return f"its interpreter cannot be started ({last})"
+    how = f"exit status {code}"
+    if code < 0:
+        with suppress(ValueError):
+            how = signal.Signals(-code).name
+        how = f"{how}, out of memory?" if code == -signal.SIGKILL else how
+    words = f"; last words: {last[:200]}" if last else ""
+    return f"the backend ended its process ({how}{words})"

@@ -1,0 +1,407 @@
+"""One call of a backend, from the judge's side: inputs into files, outputs out of them.
+
+The judge keeps the tensors that it has; the worker gets a copy. After the call the files hold what
+the call left of its inputs, and every byte is compared with the judge's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from megamoe.problem import Problem
+from megamoe.worker.session import Session
+
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, torch.Tensor]
+
+WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
+ACTIVATIONS: Final = ("hidden_states", "topk_ids", "topk_weights")
+ALIGN: Final = 64
+LIMIT: Final = 64 << 20
+"""Bytes of one output that are always handed over; of a larger one, what its inputs take."""
+_COUNTER = itertools.count()
+
+
+class NoOutput(Exception):
+    """A call gave nothing to judge; ``why`` is a sentence of one line."""
+
+    sentence = "{}"
+
+    @property
+    def why(self) -> str:
+        return self.sentence.format(self)
+
+
+class Missing(NoOutput):
+    """The backend does not offer what was asked for; the message names it."""
+
+    sentence = "the backend has no {}"
+
+
+class Declined(NoOutput):
+    """The backend raised ``NotImplementedError``: it cannot do this here, and says why."""
+
+    sentence = "the backend declined: {}"
+
+
+class Raised(NoOutput):
+    """The backend raised, or its process gave no answer; one line."""
+
+
+class WroteInput(NoOutput):
+    """The backend wrote into inputs that are not its own; the message names them."""
+
+    sentence = "the backend wrote into input {}"
+
+
+class LeftChanged(NoOutput):
+    """The backend left its process in another state; the message says which."""
+
+    sentence = "the backend left another {}; a call must leave its process as it was"
+
+
+class NoRoom(ValueError):
+    """The folder of exchanged files is full: no backend's fault."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A file of tensors that a worker was given, and the judge's own copy."""
+
+    path: Path
+    places: Mapping[str, tuple[str, list[int], int]]
+    own: Tensors
+    used: Mapping[str, list[int]]
+    """Of a tensor of which only some rows are written: which. The others are zeros."""
+
+    def changed(self) -> list[str]:
+        """Names of tensors of which the file no longer holds the judge's bytes."""
+        with self.path.open("rb") as file:
+            return [name for name in self.own if not self._same(file.fileno(), name)]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """What the file holds of one tensor now, as a copy."""
+        kind, shape, offset = self.places[name]
+        own = self.own[name]
+        with self.path.open("rb") as file:
+            data = _read(file.fileno(), offset, own.nbytes)
+        return _tensor(data, kind, shape)
+
+    def _same(self, file: int, name: str) -> bool:
+        own, offset = bytes_of(self.own[name]), self.places[name][2]
+        rows = self.used.get(name)
+        if rows is None:
+            return _equal(file, offset, own)
+        count = self.places[name][1][0]
+        size = own.size // count
+        if not all(_equal(file, offset + r * size, own[r * size : (r + 1) * size]) for r in rows):
+            return False
+        # Of the other rows nothing was ever written: only what the file system keeps is read.
+        at, end, kept = offset, offset + own.size, set(rows)
+        while at < end:
+            try:
+                first = max(at, os.lseek(file, at, os.SEEK_DATA))
+            except OSError:  # no data from here on
+                return True
+            hole = min(os.lseek(file, first, os.SEEK_HOLE), end)
+            for row in range((first - offset) // size, -(-(hole - offset) // size)):
+                if row in kept or row >= count:
+                    continue
+                start = max(first, offset + row * size)
+                stop = min(hole, offset + (row + 1) * size)
+                if _read(file, start, stop - start).any():
+                    return False
+            at = hole
+        return True
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a call gave back."""
+
+    result: Any
+    """A tensor, a mapping or a tuple of them; :class:`Opaque` in place of anything else."""
+    blank: Tensors = field(default_factory=dict)
+    """Tensors that the call was given to write into."""
+    inputs: Tensors = field(default_factory=dict)
+    """Inputs that it may write into, as they are afterwards."""
+    fingerprint: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What an act of megamoe in the worker said besides."""
+
+
+class Opaque:
+    """Something that a backend returned and that is no tensor: its type's name is all there is."""
+
+    def __new__(cls, name: str) -> Any:
+        return object.__new__(type(name, (Opaque,), {}))
+
+
+class Caller:
+    """Calls of one case: they share a time limit, and files of weights that do not change."""
+
+    def __init__(self, session: Session, seconds: float) -> None:
+        self.session = session
+        self.left = seconds
+        self.lost = ""
+        """Why the process of the last answer is of no use; the next one comes from another."""
+        self._weights: Sent | None = None
+        self._known: tuple[Any, ...] = ()
+
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forget()
+
+    def forward(self, problem: Problem, fingerprint: bool = False) -> Returned:
+        """``forward(problem)``. ``problem`` is on the CPU."""
+        request = {"call": "forward", "plain": plain_of(problem), "fingerprint": fingerprint}
+        return self._with_problem(problem, request)
+
+    def act(self, name: str, problem: Problem | None = None, **plain: Any) -> Returned:
+        """An act of :mod:`megamoe.worker.acts` with the backend, in the worker."""
+        if problem is None:
+            return self._asked({"call": name, "plain": plain}, [], ())
+        return self._with_problem(problem, {"call": name, "plain": plain_of(problem) | plain})
+
+    def call(
+        self, name: str, inputs: Tensors, blank: Tensors | None = None, own: Sequence[str] = (),
+    ) -> Returned:  # fmt: skip
+        """``backend.name(*inputs, *blank)``; it may write into ``own`` and all of ``blank``.
+
+        ``blank`` says dtypes and shapes; the worker's own tensors hold other bytes.
+        """
+        blanks = {f"blank.{n}": (_kind(t), list(t.shape)) for n, t in (blank or {}).items()}
+        request = {"call": name, "arguments": [*inputs, *blanks], "blank": blanks}
+        with self._file(inputs) as sent:
+            return self._asked(request, [sent], own)
+
+    def _with_problem(self, problem: Problem, request: dict[str, Any]) -> Returned:
+        rows = {name: getattr(problem, name) for name in ACTIVATIONS}
+        with self._file(rows) as sent:
+            return self._asked(request, [sent, self._weights_of(problem)], ())
+
+    def _weights_of(self, problem: Problem) -> Sent:
+        weights = {name: getattr(problem, name) for name in WEIGHTS}
+        ids = problem.topk_ids
+        served = (ids >= 0) & (ids < problem.num_experts)
+        used = ids[served].unique().tolist()
+        key = (*map(id, weights.values()), tuple(used))
+        if self._weights is None or self._known != key:
+            self._forget()
+            rows = used if len(used) < problem.num_experts else None
+            partly = {} if rows is None else dict.fromkeys(WEIGHTS, rows)
+            self._weights = write(self.session.folder, weights, partly)
+            self._known = key
+        return self._weights
+
+    def _forget(self) -> None:
+        if self._weights is not None:
+            self._weights.path.unlink(missing_ok=True)
+            self._weights = None
+
+    @contextmanager
+    def _file(self, tensors: Tensors) -> Iterator[Sent]:
+        sent = write(self.session.folder, tensors, {})
+        try:
+            yield sent
+        finally:
+            sent.path.unlink(missing_ok=True)
+
+    def _asked(
+        self, request: dict[str, Any], files: Sequence[Sent], own: Sequence[str]
+    ) -> Returned:
+        out = _new_path(self.session.folder)
+        given = sum(t.nbytes for sent in files for t in sent.own.values())
+        request |= {
+            "inputs": {str(sent.path): sent.places for sent in files}, "out": str(out),
+            "used": {name: rows for sent in files for name, rows in sent.used.items()},
+            "limit": max(LIMIT, given),
+        }  # fmt: skip
+        try:
+            reply = self.session.ask(request, max(0.1, self.left))
+            self.left -= reply.get("took", 0.0)
+            self.lost = reply.get("lost") or self.lost
+            _refuse(reply)
+            returned = _returned(reply, out)
+        finally:
+            with suppress(OSError):
+                out.unlink()
+        wrong = [name for sent in files for name in sent.changed() if name not in own]
+        if wrong:
+            raise WroteInput(", ".join(wrong))
+        if reply["changed"]:
+            raise LeftChanged("; ".join(reply["changed"]))
+        inputs = {n: sent.tensor(n) for sent in files for n in own if n in sent.own}
+        known = {"form", "shown", "places", "lost", "fingerprint", "changed", "id", "took"}
+        extra = {k: v for k, v in reply.items() if k not in known}
+        return Returned(*returned, inputs, reply.get("fingerprint"), extra)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def write(folder: Path, tensors: Tensors, used: Mapping[str, list[int]]) -> Sent:
+    """A new file of host tensors. Raises :class:`NoRoom` where they do not fit."""
+    path, places, at = _new_path(folder), {}, ALIGN
+    own = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in own.items():
+        at += -at % ALIGN
+        places[name] = (_kind(tensor), list(tensor.shape), at)
+        at += tensor.nbytes
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.truncate(handle, at)
+            for name, tensor in own.items():
+                data, offset = bytes_of(tensor), places[name][2]
+                size = data.size // max(1, tensor.shape[0] if tensor.ndim else 1)
+                rows = used.get(name)
+                parts = [(0, data)] if rows is None else [
+                    (r * size, data[r * size : (r + 1) * size]) for r in rows]  # fmt: skip
+                for start, part in parts:
+                    _write(handle, part, offset + start)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(f"no room in {folder} for {at >> 20} MiB of inputs; make room, or name "
+                         "another directory in TMPDIR") from error  # fmt: skip
+        raise
+    return Sent(path, places, own, used)
+
+
+def bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """The memory of a contiguous host tensor."""
+    if not tensor.numel():
+        return np.zeros(0, np.uint8)
+    flat: npt.NDArray[np.uint8] = tensor.reshape(-1).view(torch.uint8).numpy()
+    return flat
+
+
+def plain_of(problem: Problem) -> dict[str, Any]:
+    """The fields of a problem that are no tensors."""
+    return {k: v for k, v in vars(problem).items() if not isinstance(v, torch.Tensor)}
+
+
+def _new_path(folder: Path) -> Path:
+    return folder / f"{os.getpid()}-{next(_COUNTER)}"
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _write(handle: int, data: Array, at: int) -> None:
+    view = data.data
+    while view:
+        count = os.pwrite(handle, view[: 1 << 30], at)
+        view, at = view[count:], at + count
+
+
+def _read(handle: int, at: int, size: int) -> npt.NDArray[np.uint8]:
+    data = np.zeros(size, np.uint8)
+    view, done = data.data, 0
+    while done < size:
+        count = os.preadv(handle, [view[done : done + (1 << 30)]], at + done)
+        if not count:
+            raise Raised("the backend cut off a file of its inputs or outputs")
+        done += count
+    return data
+
+
+def _equal(handle: int, at: int, own: Array, step: int = 1 << 22) -> bool:
+    return all(
+        np.array_equal(_read(handle, at + start, len(part)), part)
+        for start in range(0, own.size, step)
+        for part in (own[start : start + step],)
+    )
+
+
+def _tensor(data: npt.NDArray[np.uint8], kind: str, shape: Sequence[int]) -> torch.Tensor:
+    dtype = getattr(torch, kind)
+    if not data.size:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(data).view(dtype).view(*shape)
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def _refuse(reply: Mapping[str, Any]) -> None:
+    """Raise what an answer without outputs means."""
+    if "missing" in reply:
+        raise Missing(reply["missing"])
+    if "declined" in reply:
+        raise Declined(reply["declined"])
+    if "broken" in reply:
+        raise Raised(reply["broken"])
+    if "disk" in reply:
+        raise NoRoom(f"the worker cannot write its outputs ({reply['disk']}); make room")
+    if "raised" in reply:
+        raise Raised(f"the backend raised {_shorter(reply['raised'])}")
+
+
+def _shorter(raised: str) -> str:
+    """torch's line of an exhausted GPU goes on with every process there: two sentences do."""
+    if not raised.startswith("OutOfMemoryError"):
+        return raised
+    text, _, place = raised.rpartition(" (")
+    return f"{'. '.join(text.split('. ')[:2])}; use fewer --workers ({place}"
+
+
+def _returned(reply: Mapping[str, Any], out: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The result, and the blank tensors."""
+    kept = {}
+    try:
+        with out.open("rb") as file:
+            for name, (kind, shape, offset) in reply["places"].items():
+                size = int(np.prod(shape, dtype=np.int64)) * getattr(torch, kind).itemsize
+                kept[name] = _tensor(_read(file.fileno(), offset, size), kind, shape)
+    except OSError as error:
+        raise Raised(f"the backend removed the file of its outputs ({error.strerror})") from error
+    parts: dict[str, Any] = {}
+    for name, shown in reply["shown"].items():
+        if len(shown) == 1:
+            parts[name] = Opaque(shown[0])
+        elif f"out.{name}" in kept:
+            parts[name] = _strided(kept[f"out.{name}"], shown[2])
+        else:  # too large to be right: its dtype and shape are what is judged
+            dtype = getattr(torch, shown[0])
+            parts[name] = torch.empty_strided(shown[1], shown[2], dtype=dtype, device="meta")
+    blank = {n.removeprefix("blank."): t for n, t in kept.items() if n.startswith("blank.")}
+    form = reply["form"]
+    if form == "tensor":
+        return parts["0"], blank
+    if form == "mapping":
+        return parts, blank
+    if form == "sequence":
+        return tuple(parts.values()), blank
+    return (None if form == "NoneType" else Opaque(form)), blank
+
+
+def _strided(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    """The same values with the strides that the backend's tensor had, where they are dense."""
+    order = sorted(range(tensor.ndim), key=lambda axis: -stride[axis])
+    turned = tensor.permute(order).contiguous()
+    back = [order.index(axis) for axis in range(tensor.ndim)]
+    return turned.permute(back)
+
+
+__all__ = [
+    "Caller", "Declined", "LeftChanged", "Missing", "NoOutput", "NoRoom", "Opaque", "Raised",
+    "Returned", "Sent", "WroteInput", "bytes_of", "write",
+]  # fmt: skip

@@ -1,0 +1,137 @@
+"""Workers that several judges share: as many backends as asked for, whatever the number of judges.
+
+The pool lives in the process that owns the run. A judge connects to it from a process of its own
+and asks through a :class:`Shared` session; the pool hands the request to the next worker that is
+free. On a GPU one worker serves all judges, so a kernel is compiled once.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import pickle
+import queue
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from megamoe.worker.client import Worker
+from megamoe.worker.session import Identity, Launch, Reply, WorkerError
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a pool listens, and what a judge must know of its backend. It can be pickled."""
+
+    name: str
+    key: bytes
+    identity: Identity
+    folder: Path
+
+    def packed(self) -> str:
+        """As text, for pytest-xdist, which passes no objects."""
+        return base64.b64encode(pickle.dumps(self)).decode()
+
+    @staticmethod
+    def unpacked(text: str) -> Address:
+        """The inverse of :meth:`packed`."""
+        address: Address = pickle.loads(base64.b64decode(text))
+        return address
+
+
+class Pool:
+    """``count`` workers. Use as a context manager, or close it."""
+
+    def __init__(self, launch: Launch, count: int) -> None:
+        """Raises :class:`WorkerError` where the backend cannot be loaded."""
+        self._free: queue.Queue[Worker] = queue.Queue()
+        self._closed = False
+        first = Worker(launch)
+        self._workers = [first]
+        try:
+            # The others import torch while the first loads the backend.
+            self._workers += [Worker(launch) for _ in range(count - 1)]
+            identity = first.identity
+        except BaseException:
+            self.close()
+            raise
+        for worker in self._workers:
+            worker.like = identity
+            self._free.put(worker)
+        name = (
+            f"\0megamoe-{os.getpid()}-{secrets.token_hex(8)}"  # no file that could be left behind
+        )
+        key = secrets.token_bytes(16)
+        self._listener = Listener(name, "AF_UNIX", backlog=64, authkey=key)
+        self.address = Address(name, key, replace(identity, state={}), first.folder)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """End every worker; a judge that still waits gets no answer."""
+        self._closed = True
+        listener = getattr(self, "_listener", None)
+        if listener is not None:
+            listener.close()
+        for worker in self._workers:
+            worker.close()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                connection = self._listener.accept()
+            except Exception:  # closed, or a stranger without the key
+                continue
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: Connection) -> None:
+        with connection, contextlib.suppress(EOFError, OSError):
+            while True:
+                request, seconds = connection.recv()
+                worker = self._free.get()
+                try:
+                    reply = worker.ask(request, seconds)
+                except Exception as error:
+                    reply = {"broken": f"its worker cannot be asked ({error})"}
+                finally:
+                    self._free.put(worker)
+                connection.send(reply)
+
+
+class Shared:
+    """A judge's session with a pool."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._connection = Client(address.name, "AF_UNIX", authkey=address.key)
+
+    @property
+    def identity(self) -> Identity:
+        return self._address.identity
+
+    @property
+    def folder(self) -> Path:
+        return self._address.folder
+
+    def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
+        """As :meth:`megamoe.worker.session.Session.ask`, without the wait for a free worker."""
+        try:
+            self._connection.send((dict(request), seconds))
+            reply: Reply = self._connection.recv()
+        except (EOFError, OSError):
+            raise WorkerError("the run has ended") from None
+        return reply
+
+    def close(self) -> None:
+        """Leave the pool."""
+        self._connection.close()

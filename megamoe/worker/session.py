@@ -1,0 +1,175 @@
+"""What a judge knows of a backend: how it is started, who it says it is, how it is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from megamoe.accumulators import ACCUMULATORS
+
+START_SECONDS: Final = 300.0
+"""For importing torch and making the backend."""
+JUDGED: Final = ("forward", "prepare", "eplb_map", "transform_weights")
+"""A backend offers at least one of these."""
+
+Reply = dict[str, Any]
+
+
+class WorkerError(ValueError):
+    """The backend cannot be loaded, or is none; one line."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a worker is started."""
+
+    backend: str
+    device: str = "cpu"
+    argv: tuple[str, ...] = (sys.executable,)
+    """What ends in a Python interpreter; words before it enter an environment."""
+    front: tuple[str, ...] = ()
+    """Put first on the import path."""
+    cwd: str | None = None
+    environment: Mapping[str, str] | None = None
+    """None: this process's own."""
+    threads: int = 0
+    """Of torch; 0: as torch decides."""
+    seconds: float = START_SECONDS
+    """Until the backend is loaded."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a backend says of itself, once, at the start."""
+
+    name: str
+    accumulator: str
+    callables: tuple[str, ...]
+    fingerprint: Mapping[str, Any] | None = None
+    """``sources``, ``options``, and ``binaries`` as far as they were compiled by then."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Its environment: python, torch, device, processor, and gpu, capability, cuda with CUDA."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """Of its process, before the first call."""
+
+    @property
+    def device(self) -> str:
+        return str(self.facts.get("device", "cpu"))
+
+    def provides(self, name: str) -> bool:
+        """Whether the backend offers the callable ``name``."""
+        return name in self.callables
+
+    @property
+    def digest(self) -> str:
+        """Of all that it says and that decides a verdict, short: it stands in each of them."""
+        known = self.fingerprint or {}
+        said = [self.name, self.accumulator, *self.callables, known.get("sources"),
+                known.get("options")]  # fmt: skip
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+
+    def differs(self, said: Mapping[str, Any]) -> str:
+        """What a later answer says otherwise; empty if nothing."""
+        for name in ("name", "accumulator"):
+            if said.get(name) != getattr(self, name):
+                return f"{name} {said.get(name)!r}, but said {getattr(self, name)!r} at the start"
+        if said.get("callables") != list(self.callables):
+            return f"that it offers {said.get('callables')}, at the start {list(self.callables)}"
+        now = said.get("fingerprint")
+        if self.fingerprint is not None and now is not None:
+            for name in ("sources", "options"):
+                if now.get(name) != self.fingerprint[name]:
+                    return f"another fingerprint: its {name} changed while it ran"
+        return ""
+
+
+class Session(Protocol):
+    """Where a backend answers: a worker of one's own, or one that judges share."""
+
+    @property
+    def identity(self) -> Identity:
+        """Of the backend. Raises :class:`WorkerError` where it cannot be loaded."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of requests and answers lie."""
+
+    def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
+        """The answer within ``seconds``; ``{"broken": why}`` where there is none."""
+
+
+def complaint(
+    name: Any, accumulator: Any, offered: Any, kind: str, wanted: Sequence[str] = JUDGED
+) -> str:
+    """Why an object of type ``kind`` is no backend, in one line; empty if it is one."""
+    if not isinstance(name, str) or not name:
+        return f"{kind} has no `name`; give it a non-empty string"
+    if not isinstance(accumulator, str) or accumulator not in ACCUMULATORS:
+        return f"`accumulator` is {accumulator!r}; set it to one of {', '.join(ACCUMULATORS)}"
+    if not offered:
+        return f"nothing to judge; give it one of {', '.join(wanted)}"
+    return ""
+
+
+def identity_of(ready: Mapping[str, Any], state: Mapping[str, Any]) -> Identity:
+    """From a worker's first answer. Raises :class:`WorkerError` where that is no backend's."""
+    offered = [name for name in ready["callables"] if name in JUDGED]
+    wrong = complaint(ready["name"], ready["accumulator"], offered, ready["type"])
+    if wrong:
+        raise WorkerError(wrong)
+    return Identity(
+        ready["name"], ready["accumulator"], tuple(ready["callables"]),
+        checked_fingerprint(ready["fingerprint"]), ready["facts"], state,
+    )  # fmt: skip
+
+
+def checked_fingerprint(found: Any) -> dict[str, Any] | None:
+    """A backend's ``fingerprint()``, if it has the form; None where the backend has none.
+
+    ``{"sources": str, "options": str, "binaries": {specialisation: sha256}}``, the binaries being
+    those compiled so far. :class:`WorkerError` for another form.
+    """
+    if found is None:
+        return None
+    if isinstance(found, Mapping) and "raised" in found:
+        raise WorkerError(f"fingerprint() raised {found['raised']}")
+    binaries = found.get("binaries") if isinstance(found, Mapping) else None
+    right = (
+        isinstance(found, Mapping)
+        and isinstance(found.get("sources"), str)
+        and isinstance(found.get("options"), str)
+        and isinstance(binaries, Mapping)
+        and all(isinstance(v, str) for pair in binaries.items() for v in pair)
+    )
+    if not right or not isinstance(binaries, Mapping):
+        raise WorkerError(
+            "fingerprint() must return sources and options as strings and binaries as a mapping "
+            f"of strings; it returned {str(found)[:120]}"
+        )
+    return {"sources": found["sources"], "options": found["options"], "binaries": dict(binaries)}
+
+
+def changed(before: Mapping[str, Any], now: Any) -> list[str]:
+    """What a call did not leave as it was, by name."""
+    if not isinstance(now, Mapping):
+        return [f"state of the process ({now})"]
+    out = []
+    for name in sorted({*before, *now}):
+        if before.get(name) == now.get(name):
+            continue
+        shown = not name.startswith("variable ")
+        out.append(f"{name} ({before.get(name)}, now {now.get(name)})" if shown else name)
+    return out
+
+
+def last_seen(stack: str) -> str:
+    """The innermost frame of the main thread, which a watchdog's stack lists last."""
+    lines = stack.splitlines()
+    threads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
+    frames = [line.strip() for line in lines[threads[-1] + 1 :]] if threads else []
+    return frames[0] if frames else "code that leaves no trace"
