@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -12,7 +13,7 @@ import pytest
 
 from megamoe.cli import main
 from megamoe.compare import sides, stages
-from megamoe.compare.child import Child
+from megamoe.compare.running import Running
 from megamoe.compare.sides import CannotStart, Ready, parse
 
 HERE = Path(__file__).resolve().parent
@@ -59,6 +60,42 @@ class Noisy(Plain):
 
 class NoForward(Plain):
     forward = None
+
+class Writes(Plain):
+    def forward(self, p):
+        p.topk_weights.mul_(2)
+        return super().forward(p)
+
+class Threads(Plain):
+    def forward(self, p):
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().forward(p)
+
+class Renames(Plain):
+    def forward(self, p):
+        self.name = "another"
+        return super().forward(p)
+
+class Short(Plain):
+    def forward(self, p):
+        return super().forward(p)["y"][1:]
+
+class Lists(Plain):
+    def forward(self, p):
+        return [super().forward(p)["y"]]
+
+class Beyond(Plain):
+    """One row more than the batch has is written."""
+    def prepare(self, hidden, weights, ids, x, x_sf, topk_idx, topk_weights):
+        super().prepare(hidden, weights, ids, x, x_sf, topk_idx, topk_weights)
+        topk_idx[len(ids)] = 0
+
+class RowMajor(Plain):
+    """The right bytes in the wrong order in memory."""
+    def transform_weights(self, *given):
+        w13, w13_sf, w2, w2_sf = super().transform_weights(*given)
+        w13[0, 0, 0] ^= 1
+        return w13, w13_sf, w2, w2_sf.contiguous()
 
 class Talks(Plain):
     """What a backend prints is not taken for an answer."""
@@ -142,8 +179,12 @@ def test_a_side_that_does_not_repeat_itself_is_no_proof_against_the_other(ab):
     ("name", "reason"),
     [
         ("Raises", "right: raised RuntimeError: no kernel for this shape (kernel.py"),
-        ("Dies", "right: raised its process ended"),
+        ("Dies", "right: ended its process (exit status 9)"),
         ("NoForward", "right: missing forward"),
+        ("Writes", "right: wrote into input topk_weights"),
+        ("Threads", "right: left another thread count of torch"),
+        ("Renames", "right: now says name 'another', but said 'plain' at the start"),
+        ("Lists", "right: y is tuple, not a tensor"),
     ],
 )
 def test_what_gives_no_bits_is_an_error_and_exit_2(ab, name, reason):
@@ -152,6 +193,31 @@ def test_what_gives_no_bits_is_an_error_and_exit_2(ab, name, reason):
     assert report["cases"][0]["status"] == "error"
     assert report["cases"][0]["reason"].startswith(reason)
     assert "could not be compared" in report["headline"]
+
+
+def test_a_stage_of_another_shape_is_moved_and_no_golden_is_asked(ab):
+    code, report, _ = ab("Plain", "Short")
+    assert code == 1
+    (case,) = report["cases"]
+    assert re.search(r"int16 \(\d+, \d+\) became int16", case["stages"]["y"]["text"])
+    assert case["verdict_left"] == "pass"
+    assert re.match(r"cannot be judged: y has shape .*, expected", case["verdict_right"])
+
+
+def test_the_goldens_judge_what_was_given_back_and_not_a_copy_of_its_bits(ab):
+    """Rows beyond the batch, and the order of bytes in memory, which no bit of a stage shows."""
+    case = "staging/scale-words-mispacked-h128"
+    code, report, _ = ab("Plain", "Beyond", case=case)
+    assert code == 1
+    (found,) = report["cases"]
+    assert (found["first_stage"], found["verdict_right"]) == ("beyond", "fail")
+    assert (found["stages"]["beyond"]["outside_left"], found["verdict_left"]) == (0, "pass")
+    assert found["stages"]["beyond"]["outside_right"] == 1
+    code, report, _ = ab("Plain", "RowMajor", case="layout/*-h128-i256")
+    (found, *_) = report["cases"]
+    stages = found["stages"]
+    assert (code, found["first_stage"], stages["w2_sf"]["moved"]) == (1, "w13", 0)
+    assert (stages["w13"]["outside_right"], stages["w2_sf"]["outside_right"]) == (1, 1)
 
 
 def test_a_hang_is_ended_and_the_next_case_gets_a_new_process(ab):
@@ -235,7 +301,8 @@ def test_an_environment_that_cannot_start_names_the_side(tmp_path, capsys):
     assert main(["ab", "this", str(broken), "--case", SMALL]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"megamoe: error: right side {broken}: ")
-    assert "did not start: its process ended (no torch here)" in err
+    why = "its process ended (exit status 3; last words: no torch here)"
+    assert f"{broken} did not start: {why} while backend eager was loaded" in err
 
 
 def test_an_interpreter_of_its_own_is_used(tmp_path, capsys):
@@ -245,6 +312,44 @@ def test_an_interpreter_of_its_own_is_used(tmp_path, capsys):
     python.chmod(0o755)
     assert main(["ab", "this", str(python), "--case", SMALL]) == 0
     assert (tmp_path / "mark").exists()
+
+
+POOR = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Refused(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("megamoe", "numpy", "safetensors"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refused())
+"""
+"""A ``sitecustomize`` of a Python that has torch and none of our packages."""
+
+
+def test_an_interpreter_without_megamoe_and_numpy_runs_a_backend_in_a_file(tmp_path, capsys):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(POOR)
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={tmp_path}/site\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text(
+        "import torch\n"
+        "class Zeros:\n    name, accumulator = 'zeros', 'exact'\n"
+        "    def forward(self, p):\n"
+        "        assert (p.top_k, p.num_tokens) == (p.topk_ids.shape[1], len(p.hidden_states))\n"
+        "        return torch.zeros(p.num_tokens, p.hidden_size, dtype=torch.bfloat16)\n"
+    )
+    told = tmp_path / "ab.json"
+    code = main(["ab", "this", str(python), f"--backend={kernel}:Zeros", "--case", SMALL,
+                 "--json", str(told)])  # fmt: skip
+    report = json.loads(told.read_text())
+    assert code == 0, report
+    assert "numpy" not in report["right"] and report["right"]["backend"] == "zeros"
+    capsys.readouterr()
 
 
 @pytest.mark.slow
@@ -306,8 +411,8 @@ def test_a_flake_side_is_nix_develop_with_one_input_overridden(nix):
     """With a stand-in for nix: what it is asked, and that its greeting does no harm."""
     side = parse("flake:deepgemm=github:deepseek-ai/DeepGEMM/54e2261", nix)
     ready = sides.ready(side, nix)
-    with Child(ready, "eager", "cpu", 60.0) as child:
-        assert child.greet().facts["backend"] == "eager"
+    with Running(ready, "eager", "cpu", 60.0) as side:
+        assert side.greet().facts["backend"] == "eager"
     asked = (nix / "asked").read_text()
     override = "--override-input deepgemm github:deepseek-ai/DeepGEMM/54e2261"
     assert f"develop {nix}#default {override} --no-write-lock-file --command python" in asked
@@ -340,11 +445,11 @@ def test_a_built_in_backend_of_a_revision_is_the_revisions_own(tmp_path):
     package.mkdir(parents=True)
     (tmp_path / "megamoe" / "__init__.py").write_text("")
     (package / "__init__.py").write_text(
-        "class B:\n    name, accumulator = 'of-the-tree', 'exact'\n"
+        "class B:\n    name, accumulator, forward = 'of-the-tree', 'exact', print\n"
         "def load_backend(spec, device):\n    return B()\n"
     )
-    with Child(Ready((sys.executable,), (str(tmp_path),)), "eager", "cpu", 60.0) as child:
-        assert child.greet().facts["backend"] == "of-the-tree"
+    with Running(Ready((sys.executable,), (str(tmp_path),)), "eager", "cpu", 60.0) as side:
+        assert side.greet().facts["backend"] == "of-the-tree"
 
 
 # --- bits -------------------------------------------------------------------------------------
@@ -368,3 +473,9 @@ def test_packed_scales_are_counted_one_by_one():
     left = np.array([[0x7F7F7F7F]], dtype=np.int32)
     found = stages.stage_moved("x_sf", left, left + 0x0201, None)
     assert (found.elements, found.moved, found.max_ulps) == (4, 2, 2)
+
+
+def test_a_stage_of_another_form_on_both_sides_is_compared_as_whole_numbers():
+    left = np.array([[[1, 200]]], dtype=np.uint8)
+    found = stages.stage_moved("x_sf", left, left + np.uint8(3), np.zeros((2, 1), dtype=np.int64))
+    assert (found.elements, found.moved, found.max_ulps) == (2, 2, 3)

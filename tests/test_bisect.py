@@ -13,12 +13,20 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
+from megamoe.cases import load_cases
 from megamoe.cli import main
-from megamoe.compare import commands, disk, state, walk
+from megamoe.compare import commands, disk, job, probe, replay_archive, stages, state, walk
+from megamoe.compare.bisect import run
+from megamoe.compare.job import Job, Range
+from megamoe.compare.sides import parse
+from megamoe.suite.settings import Settings
+from megamoe.worker import exchange, serve
+from megamoe.worker.exchange import NoRoom
 from tests.helpers import history
 from tests.helpers.history import BROKEN, BUILD, CODE, NOISE, STAGED, Y
-from tests.test_ab import make_wheel
+from tests.test_ab import POOR, make_wheel
 
 CASE = "forward/combine-in-bf16"
 
@@ -298,6 +306,41 @@ def test_a_state_of_another_question_or_a_damaged_one_is_refused(tmp_path):
     assert state.State.open(folder, {"revs": ["b"]}, fresh=True).steps == []
 
 
+def test_a_state_of_an_earlier_way_to_ask_is_of_another_question(tmp_path):
+    side = parse("this")
+    test = probe.Test([], tmp_path, "eager")
+    request = job.request_of(Job(Range(side, side, (side,)), test))
+    earlier = {name: value for name, value in request.items() if name != "protocol"}
+    state.State(tmp_path, earlier).save()
+    with pytest.raises(ValueError, match="of another question"):
+        state.State.open(tmp_path, request, fresh=False)
+    assert state.key(request) != state.key(earlier)
+
+
+def test_no_room_for_inputs_or_bits_ends_the_bisect_and_blames_no_step(
+    tmp_path, monkeypatch, capsys
+):
+    """First where the inputs are exchanged, then where bits are kept."""
+    home = tmp_path / "toy"
+    commits = history.write(home, 3, {2: Y}, code_every=1)
+
+    def no_room(*_):
+        raise NoRoom("no room in /x for 1 MiB of inputs; make room")
+
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for module, name, error in ((exchange, "write", no_room), (stages, "write_atomically", full)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, error)
+            code, _, _, err = kernel_bisect(home, commits[0], "main", "--repeat", 1, capsys=capsys)
+        assert code == 2
+        assert "the disk is full" in err
+        assert "nothing is lost" in err
+    code, report, _, _ = kernel_bisect(home, commits[0], "main", "--repeat", 1, capsys=capsys)
+    assert (code, report["first_bad"]) == (0, commits[2])
+
+
 def test_a_full_disk_ends_the_bisect_and_blames_no_step(numbers, monkeypatch, capsys):
     """First while the state is written, then by what a build says; then there is room again."""
     home, _ = numbers
@@ -377,6 +420,83 @@ def test_a_change_seen_in_the_codes_only_is_found_and_can_be_replayed(tmp_path, 
     assert (code, "the GOOD bits" in said) == (0, True), said
     code, said = replayed(report["archive"], "bad", tmp_path / "two")
     assert (code, "the BAD bits; not as good: l2_acts" in said) == (1, True), said
+
+
+def test_a_replay_fills_blank_tensors_as_the_worker_does():
+    assert replay_archive.POISON == serve.POISON
+
+
+KINDS = """
+import os
+import torch
+
+EXTRA = int(os.environ["EXTRA"])
+
+class Kernel:
+    name, accumulator = "toy", "exact"
+
+    def forward(self, p):
+        y = torch.zeros(p.num_tokens, p.hidden_size, dtype=torch.bfloat16)
+        codes = torch.arange(p.num_tokens * p.top_k * p.intermediate_size) % 7 + EXTRA
+        codes = codes.view(p.num_tokens, p.top_k, p.intermediate_size).to(torch.uint8)
+        codes[p.topk_ids < 0] = int.from_bytes(os.urandom(1), "little")
+        y[0, 0] = p.w13_weight[p.topk_ids.max()].long().sum() % 251
+        return {"y": y, "l2_acts": codes}
+
+    def prepare(self, hidden, weights, ids, x, x_sf, topk_idx, topk_weights):
+        for tensor in (x.view(torch.uint8), x_sf, topk_idx, topk_weights):
+            tensor[: len(ids) + EXTRA] = 0
+
+    def eplb_map(self, ids, load, *rest):
+        load[0] += 1 + EXTRA
+        return ids.clone()
+
+    def transform_weights(self, *given):
+        return tuple(tensor + EXTRA for tensor in given)
+"""
+
+
+@pytest.mark.slow
+def test_every_kind_is_kept_as_safetensors_and_replayed_without_megamoe(tmp_path):
+    kernel = tmp_path / "serve.py"  # a name that the archive has a file of its own for
+    kernel.write_text(KINDS)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(POOR)
+    pythons = []
+    for extra in (0, 1, 2):
+        python = tmp_path / str(extra) / "python"
+        python.parent.mkdir()
+        python.write_text(
+            f"#!/bin/sh\nexport PYTHONPATH={tmp_path}/site EXTRA={extra}\n"
+            f'exec {sys.executable} "$@"\n'
+        )
+        python.chmod(0o755)
+        pythons.append(str(python))
+    names = (
+        "staging/scale-words-mispacked-h128",
+        "eplb/identity-map-int64",
+        "layout/gate-up-interleave-or-scale-transpose-h128-i128",
+        "forward/combine-adds-masked-rows",
+        "forward/codes-rounded-twice-h128-i128",
+    )
+    root = Settings().root
+    cases = [case for case in load_cases(root) if case.id in names]
+    sides = tuple(map(parse, pythons[:2]))
+    test = probe.Test(cases, root, f"{kernel}:Kernel", repeat=1)
+    asked = Job(Range(sides[0], sides[1], sides), test, tmp_path / "state")
+    report = run(asked, lambda *_: None, lambda _: None)
+    assert report["first_bad"] == pythons[1]
+    first = {case["id"]: case["first_stage"] for case in report["cases"]}
+    assert first == dict(zip(names, ("beyond", "load", "w13", "l2_acts", "l2_acts"), strict=True))
+    kept = (tmp_path / "state" / "outputs").glob(f"*/{names[0].replace('/', '--')}.safetensors")
+    assert [int(load_file(path)["beyond"].sum()) > 0 for path in kept].count(True) == 1
+    with tarfile.open(report["archive"]) as inside:
+        inside.extractall(tmp_path, filter="data")
+    for extra, said in enumerate(("the GOOD bits", "the BAD bits", "neither side's bits")):
+        done = subprocess.run(
+            [pythons[extra], "replay.py"], cwd=tmp_path / "bisect", text=True, capture_output=True
+        )
+        assert (done.returncode, done.stdout.count(said)) == (extra, len(names)), done
 
 
 @pytest.mark.slow

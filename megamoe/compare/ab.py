@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.compare import disk, stages
-from megamoe.compare.child import Child
+from megamoe.compare.running import COMPARABLE, Answer, NoAnswer, NotOffered, Running, ids_of
 from megamoe.compare.sides import CannotStart, Options, Side, git, ready, worktree
-from megamoe.compare.stages import Array, Moved
-from megamoe.golden import GoldenError
+from megamoe.compare.stages import Moved
+from megamoe.golden import GoldenError, regenerate
+from megamoe.judge import BadOutput
 
 Done = Callable[[dict[str, Any]], None]
 NAMES: Final = ("left", "right")
@@ -38,39 +39,40 @@ def run(q: Question, done: Done) -> dict[str, Any]:
 
     Raises :class:`CannotStart` where a side cannot be made or started at all.
     """
-    cases = [case for case in q.cases if case.kind in stages.COMPARABLE]
+    cases = [case for case in q.cases if case.kind in COMPARABLE]
     if not cases:
         raise ValueError("no case with tensors is selected; errors cases cannot be compared")
     results = []
+    judge = stages.Judge(q.root)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megamoe-ab-")))
-        # Both are spawned before either is waited for: importing torch is most of the time.
-        children = [stack.enter_context(_child(q, i, work, stack)) for i in (0, 1)]
-        for i, child in enumerate(children):
-            _named(q, i, child.greet)
+        # Both are started before either is waited for: importing torch is most of the time.
+        sides = [stack.enter_context(_started(q, i, work, stack)) for i in (0, 1)]
+        for i, side in enumerate(sides):
+            _named(q, i, side.greet)
         for case in cases:
-            result = _one(q, case, children, work)
+            result = _one(case, sides, judge)
             done(result)
             results.append(result)
-        facts = [child.facts for child in children]
+        facts = [side.facts for side in sides]
     return _report(q, results, facts)
 
 
-def _child(q: Question, i: int, work: Path, stack: ExitStack) -> Child:
+def _started(q: Question, i: int, work: Path, stack: ExitStack) -> Running:
     side = q.sides[i]
 
-    def make() -> Child:
+    def make() -> Running:
         tree = None
         if side.kind == "git":
             assert side.repo is not None
             tree = stack.enter_context(worktree(side.repo, side.target, work / NAMES[i]))
         made = ready(side, disk.cache_root(), tree, q.options)
-        return Child(made, q.backends[i], q.device, q.timeout)
+        return Running(made, q.backends[i], q.device, q.timeout)
 
     return _named(q, i, make)
 
 
-def _named(q: Question, i: int, step: Callable[[], Child]) -> Child:
+def _named(q: Question, i: int, step: Callable[[], Running]) -> Running:
     """``step()``; an error says which side it is of."""
     try:
         return step()
@@ -78,40 +80,46 @@ def _named(q: Question, i: int, step: Callable[[], Child]) -> Child:
         raise CannotStart(f"{NAMES[i]} side {q.sides[i].text}: {error}") from error
 
 
-def _one(q: Question, case: Case, children: Sequence[Child], work: Path) -> dict[str, Any]:
-    """One case on both sides; its files are gone afterwards."""
-    request = stages.write_inputs(case, work / "inputs.pt")
-    outs = [work / f"{name}.pt" for name in NAMES]
-    replies = [
-        child.run({**request, "out": str(out)}) for child, out in zip(children, outs, strict=True)
-    ]
+def _one(case: Case, sides: Sequence[Running], judge: stages.Judge) -> dict[str, Any]:
+    """One case on both sides."""
+    given = regenerate(case)
     result: dict[str, Any] = {"id": case.id, "status": "error", "stages": {}, "first_stage": None}
-    missing = [r.get("missing") or r.get("declined") for r in replies]
-    if all(missing):
-        return {**result, "status": "not-provided", "reason": f"neither side has it: {missing[0]}"}
-    for name, reply in zip(NAMES, replies, strict=True):
-        if "digests" not in reply:
-            what, text = next(iter(reply.items()))
-            return {**result, "reason": f"{name}: {what} {text}"}
-    digests = [reply["digests"] for reply in replies]
-    both = [name for name in digests[0] if name in digests[1]]
-    if not both:
+    told = [_asked(side, case, given) for side in sides]
+    lacks = [one for one in told if isinstance(one, NotOffered)]
+    if len(lacks) == len(sides):
+        reason = f"neither side has it: {lacks[0].what}"
+        return {**result, "status": "not-provided", "reason": reason}
+    answers = []
+    for name, one in zip(NAMES, told, strict=True):
+        if isinstance(one, NoAnswer):
+            return {**result, "reason": f"{name}: {one}"}
+        answers.append(one)
+    shown = [stages.in_order(answer.bits) for answer in answers]
+    found = stages.compare(shown[0], shown[1], ids_of(case, given))
+    if not found:
         return {**result, "reason": "the two sides show no stage in common"}
-    shown = [stages.read_bits(out) for out in outs]
-    found = stages.compare(shown[0], shown[1], stages.ids_of(request))
     moved = [name for name, stage in found.items() if stage.moved]
     result["status"] = "moved" if moved else "identical"
     result["stages"] = {name: _stage(stage) for name, stage in found.items()}
-    result["one_sided"] = sorted(set(digests[0]) ^ set(digests[1]))
+    result["one_sided"] = sorted(set(shown[0]) ^ set(shown[1]))
     if moved:
         result["first_stage"] = moved[0]
         result["worst"] = stages.worst_dict(moved[0], found[moved[0]].finding)
         result["reason"] = stage_text(moved[0], found[moved[0]])
-        _judge(q, case, shown, children, result)
-        result["unsteady"] = _unsteady(children, request, digests)
-    for path in (*outs, work / "inputs.pt"):
-        path.unlink(missing_ok=True)
+        _judge(case, given, answers, sides, judge, result)
+        again = [_asked(side, case, given) for side in sides]
+        result["unsteady"] = [
+            name for name, one, now in zip(NAMES, answers, again, strict=True)
+            if isinstance(now, NoAnswer) or now.digests != one.digests
+        ]  # fmt: skip
     return result
+
+
+def _asked(side: Running, case: Case, given: Mapping[str, Any]) -> Answer | NoAnswer:
+    try:
+        return side.ask(case, given)
+    except NoAnswer as why:
+        return why
 
 
 def _stage(stage: Moved) -> dict[str, Any]:
@@ -131,27 +139,19 @@ def stage_text(name: str, stage: Moved) -> str:
 
 
 def _judge(
-    q: Question, case: Case, shown: Sequence[dict[str, Array]], children: Sequence[Child],
-    result: dict[str, Any],
+    case: Case, given: Mapping[str, Any], answers: Sequence[Answer], sides: Sequence[Running],
+    judge: stages.Judge, result: dict[str, Any],
 ) -> None:  # fmt: skip
     """Which side is outside what the goldens allow; said of every stage that was compared."""
-    for name, bits, child in zip(NAMES, shown, children, strict=True):
+    for name, answer, side in zip(NAMES, answers, sides, strict=True):
         try:
-            verdict, outside = stages.judge(case, bits, child.facts, q.root)
-        except (GoldenError, KeyError) as error:
+            verdict, outside = judge.verdict(case, given, answer, side)
+        except (GoldenError, BadOutput, KeyError) as error:
             result[f"verdict_{name}"] = f"cannot be judged: {error}"
             continue
         result[f"verdict_{name}"] = verdict.status
         for stage, entry in result["stages"].items():
             entry[f"outside_{name}"] = outside.get(stage, 0)
-
-
-def _unsteady(
-    children: Sequence[Child], request: dict[str, Any], digests: Sequence[dict[str, str]]
-) -> list[str]:
-    """Sides that do not return their own bits when asked again: then nothing has been shown."""
-    again = [child.run(request).get("digests") for child in children]
-    return [n for n, a, b in zip(NAMES, again, digests, strict=True) if a != b]
 
 
 # --- the report -------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def _report(
 
 def _by_stage(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     moved = [r for r in results if r["status"] == "moved"]
-    return sorted(moved, key=lambda r: stages.ORDER.index(r["first_stage"]))
+    return sorted(moved, key=lambda r: stages.place(r["first_stage"]))
 
 
 def exit_code(report: dict[str, Any]) -> int:
@@ -213,7 +213,7 @@ def headline(report: dict[str, Any]) -> str:
     if not same:
         return f"{versus}: could not be compared ({failed} cases failed to run)"
     elements = sum(s["elements"] for case in same for s in case["stages"].values())
-    names = sorted({n for case in same for n in case["stages"]}, key=stages.ORDER.index)
+    names = sorted({n for case in same for n in case["stages"]}, key=stages.place)
     return (
         f"{versus}: identical bit for bit in {len(same)} of {len(cases)} cases "
         f"({elements:,} elements of {', '.join(names)}){rest}"

@@ -8,14 +8,22 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe.compare import disk, show
+import torch
+
+from megamoe.cases import Case
+from megamoe.compare import disk, replay_archive, stages
 from megamoe.compare.job import Job
 from megamoe.compare.probe import Prober
+from megamoe.compare.running import packed, size_of
 from megamoe.compare.sides import CannotStart, clean_environment, git
+from megamoe.problem import Problem
+from megamoe.suite.kinds import KINDS
+from megamoe.worker import serve
+from megamoe.worker.exchange import WEIGHTS, Tensors, plain_of
 
 MOST_CASES: Final = 8
 MOST_BYTES: Final = 64 << 20
@@ -50,7 +58,8 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 def _fill(
     home: Path, job: Job, prober: Prober, report: dict[str, Any], pair: tuple[str, str], log: str
 ) -> None:  # fmt: skip
-    shutil.copyfile(show.__file__, home / "replay.py")
+    shutil.copyfile(replay_archive.__file__, home / "replay.py")
+    shutil.copyfile(serve.__file__, home / "serve.py")
     kept, left_out = _cases(home, prober, report, pair)
     backend = _backend(home, job)
     about = {"backend": backend, "device": job.test.device, "cases": kept}
@@ -70,33 +79,70 @@ def _cases(
     home: Path, prober: Prober, report: dict[str, Any], pair: tuple[str, str]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The cases that moved, the smallest first, as many as fit."""
-    requests = {}
-    for case in prober.test.cases:
-        if any(case.id == entry["id"] for entry in report["cases"]):
-            requests[case.id] = prober.request(case)
-    size = {k: Path(r["inputs"]).stat().st_size for k, r in requests.items()}
+    moved = {entry["id"] for entry in report["cases"]}
+    cases = [case for case in prober.test.cases if case.id in moved]
+    size = {case.id: size_of(prober.inputs.of(case)) for case in cases}
     kept: list[dict[str, Any]] = []
     left_out: list[str] = []
     total = 0
-    (home / "inputs").mkdir()
-    for case_id in sorted(requests, key=lambda k: (size[k], k)):
-        total += size[case_id]
+    for case in sorted(cases, key=lambda c: (size[c.id], c.id)):
+        total += size[case.id]
         if len(kept) >= MOST_CASES or (kept and total > MOST_BYTES):
-            left_out.append(case_id)
+            left_out.append(case.id)
             continue
-        request = requests[case_id]
-        name = f"inputs/{Path(request['inputs']).name}"
-        shutil.copyfile(request["inputs"], home / name)
-        entry = {"id": case_id, "kind": request["kind"], "inputs": name, "plain": request["plain"]}
+        name = f"{case.id.replace('/', '--')}.pt"
+        given = prober.inputs.of(case)
+        _save(home / "inputs" / name, packed(given))
+        entry = {"id": case.id, "kind": case.kind, "inputs": f"inputs/{name}"}
+        entry |= _call(case, given)
         for side, rev in zip(("good", "bad"), pair, strict=True):
             step = prober.state.find(rev)
             assert step is not None
-            entry[side] = step["digests"][case_id]
-            bits = prober.state.outputs(rev) / Path(name).name
-            (home / side).mkdir(exist_ok=True)
-            shutil.copyfile(bits, home / side / bits.name)
+            entry[side] = step["digests"][case.id]
+            bits = stages.read_bits(prober.kept(rev, case.id))
+            _save(home / side / name, {n: torch.from_numpy(array) for n, array in bits.items()})
         kept.append(entry)
     return kept, left_out
+
+
+def _save(path: Path, tensors: Tensors) -> None:
+    path.parent.mkdir(exist_ok=True)
+    try:
+        torch.save(dict(tensors), path)
+    except RuntimeError as error:  # torch says so of a full disk
+        disk.require_room(path.parent)
+        raise OSError(f"{path}: {error}") from error
+
+
+def _call(case: Case, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The one call of a case, as JSON: for ``replay.py``, which knows nothing of kinds."""
+    ask = KINDS[case.kind].ask
+    assert ask is not None
+    noted: Any = _Noted()
+    ask(noted, case, given)
+    return {"call": "", "arguments": [], "blank": {}, "own": [], **noted.entry}
+
+
+class _Noted:
+    """In place of a :class:`megamoe.worker.exchange.Caller`: notes the call, makes none."""
+
+    def __init__(self) -> None:
+        self.entry: dict[str, Any] = {}
+
+    def forward(self, problem: Problem, fingerprint: bool = False) -> None:
+        self.entry = {
+            "call": "forward", "plain": plain_of(problem), "weights": list(WEIGHTS),
+            "num_experts": problem.num_experts,
+        }  # fmt: skip
+
+    def call(
+        self, name: str, inputs: Tensors, blank: Tensors | None = None, own: Sequence[str] = ()
+    ) -> None:
+        shapes = {
+            n: (str(t.dtype).removeprefix("torch."), list(t.shape))
+            for n, t in (blank or {}).items()
+        }
+        self.entry = {"call": name, "arguments": [*inputs], "blank": shapes, "own": [*own]}
 
 
 def _backend(home: Path, job: Job) -> str:
@@ -106,8 +152,9 @@ def _backend(home: Path, job: Job) -> str:
     file = Path(name).expanduser()
     if not name.endswith(".py") or not file.is_file():
         return spec
-    shutil.copyfile(file, home / file.name)
-    return f"{file.name}:{attribute}"
+    (home / "backend").mkdir()  # no file of ours has its name there
+    shutil.copyfile(file, home / "backend" / file.name)
+    return f"backend/{file.name}:{attribute}"
 
 
 def _sources(home: Path, job: Job, report: dict[str, Any]) -> list[str]:
@@ -166,9 +213,10 @@ def _readme(
         print(f"- {name}: `{rev}` ({facts})", file=out)
     print(
         "\n`inputs/` holds what the backend was given, `good/` and `bad/` the bits that it\n"
-        "returned (`torch.load` reads all three), `cases.json` their digests, `bisect.json` the\n"
-        "whole walk. `replay.py` needs Python 3.11 and torch; it prints whose bits it sees and\n"
-        "exits 0 for the good ones, 1 for the bad ones, 2 for others.\n\n## Replay\n",
+        "returned (`torch.load` reads all three), `cases.json` the calls and the digests,\n"
+        "`bisect.json` the whole walk. `replay.py` needs Python 3.10 and torch, and `serve.py`\n"
+        "beside it, which loads the backend; it prints whose bits it sees and exits 0 for the\n"
+        "good ones, 1 for the bad ones, 2 for others.\n\n## Replay\n",
         file=out,
     )
     if sources:

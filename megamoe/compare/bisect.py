@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -176,7 +175,6 @@ def _report(
         made = archive.write(target, job, prober, report, (left, bad["rev"]), log)
         report["archive"] = str(made)
     report["headline"] = headline(report)
-    shutil.rmtree(folder / "outputs" / "again", ignore_errors=True)
     return report
 
 
@@ -219,7 +217,7 @@ def _what_moved(report: dict[str, Any], moved: dict[str, dict[str, stages.Moved]
                 for stage, m in found.items()
             }
             cases.append({"id": name, "first_stage": names[0], "stages": entry})
-    cases.sort(key=lambda c: (stages.ORDER.index(c["first_stage"]), c["id"]))
+    cases.sort(key=lambda c: (stages.place(c["first_stage"]), c["id"]))
     report["cases"] = cases
     if not cases:
         return

@@ -17,6 +17,7 @@ from megamoe.cases import KINDS, TIERS, Case, load_cases, select
 from megamoe.compare import ab, bisect, disk, stages
 from megamoe.compare.job import Job, Range
 from megamoe.compare.probe import Test
+from megamoe.compare.running import COMPARABLE
 from megamoe.compare.sides import HOME, Options, parse
 from megamoe.judge import Worst
 from megamoe.suite import report
@@ -128,7 +129,7 @@ def _ab(a: argparse.Namespace) -> int:
         note = ab.describe(repo or HOME)
         if note:
             notes.print(note, style="dim", soft_wrap=True)
-    total = len([c for c in cases if c.kind in stages.COMPARABLE])
+    total = len([c for c in cases if c.kind in COMPARABLE])
     counted = 0
     with console.status("starting both sides", spinner="line") as status:
 
@@ -161,7 +162,7 @@ def _print_ab(made: dict[str, Any], console: Console) -> None:
         for name, stage in case["stages"].items():
             if stage["moved"]:
                 rows.setdefault(name, []).append(stage)
-    for name in sorted(rows, key=stages.ORDER.index):
+    for name in sorted(rows, key=stages.place):
         few = rows[name]
         ulps = [s["max_ulps"] for s in few]
         outs = [[s[f"outside_{side}"] for s in few] for side in ab.NAMES]
@@ -187,7 +188,7 @@ def _bisect(a: argparse.Namespace) -> int:
     if a.judge and a.script:
         raise ValueError("--judge and --run are two answers to what is bad; give one")
     root, cases = _cases(a)
-    cases = [case for case in cases if case.kind in stages.COMPARABLE]
+    cases = [case for case in cases if case.kind in COMPARABLE]
     if a.script:
         cases = []
     elif not cases:

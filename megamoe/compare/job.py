@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 import megamoe
 from megamoe.compare.probe import Test
 from megamoe.compare.sides import Side
+
+PROTOCOL: Final = 2
+"""How a side is asked and how its bits are kept: a state of another one is of no use."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def request_of(job: Job) -> dict[str, Any]:
     spec = Path(t.backend.rpartition(":")[0] or "-")
     source = spec.read_text(errors="replace") if spec.is_file() else ""
     return {
-        "megamoe": megamoe.__version__, "python": sys.version, "torch": torch.__version__,
+        "protocol": PROTOCOL, "megamoe": megamoe.__version__, "python": sys.version,
+        "torch": torch.__version__,
         "revs": revs, "repo": str(w.good.repo or ""), "only": list(w.only), "backend": t.backend,
         "source": source, "device": t.device, "how": t.how, "command": t.command,
         "repeat": t.repeat, "timeout": t.timeout, "golden": str(t.root),

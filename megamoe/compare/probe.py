@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.compare import ab, disk, stages
-from megamoe.compare.child import Child
+from megamoe.compare.running import Answer, Inputs, NoAnswer, NotOffered, Running, ids_of
 from megamoe.compare.sides import (
     CannotStart,
     Options,
@@ -28,6 +28,8 @@ from megamoe.compare.sides import (
     wait_and_end,
 )
 from megamoe.compare.state import State
+from megamoe.judge import BadOutput, Verdict
+from megamoe.worker.session import Identity
 
 EXTRA_RUNS: Final = 2
 """Runs more, once two have disagreed, so that a report can say how often."""
@@ -58,6 +60,37 @@ class Unclear(Exception):
 
 
 @dataclass
+class _Run:
+    """What one process gave back."""
+
+    identity: Identity
+    facts: dict[str, Any]
+    digests: Digests = field(default_factory=dict)
+    verdict: str = ""
+    """good or bad, where the goldens decide."""
+    reason: str = ""
+
+
+class _Judging:
+    """The goldens' verdicts within one step: the same bits have the same."""
+
+    def __init__(self, root: Path) -> None:
+        self.judge = stages.Judge(root)
+        self._known: dict[str, list[tuple[dict[str, str], Verdict]]] = {}
+
+    def complaint(
+        self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
+    ) -> list[str]:
+        """One line where the case fails. Raises what :meth:`.stages.Judge.verdict` does."""
+        known = self._known.setdefault(case.id, [])
+        verdict = next((v for digests, v in known if digests == answer.digests), None)
+        if verdict is None:
+            verdict, _ = self.judge.verdict(case, given, answer, side)
+            known.append((answer.digests, verdict))
+        return [f"{case.id}: {verdict.reason}"] if verdict.status == "fail" else []
+
+
+@dataclass
 class Prober:
     """Asks one environment after the other."""
 
@@ -67,7 +100,7 @@ class Prober:
     """Called with each step, and whether it was known already."""
     failed: dict[str, str] = field(default_factory=dict)
     """Cases that an end could not run, and why: the bisect goes on without them."""
-    _requests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=Inputs)
 
     def step(self, rev: str, subject: str, side: Side, tree: Path | None) -> dict[str, Any]:
         """Good, bad, skip or flaky; once the ends are known. Known steps cost nothing."""
@@ -116,84 +149,73 @@ class Prober:
         few = self.state.narrowed
         return [c for c in self.test.cases if few is None or c.id in few]
 
-    def request(self, case: Case) -> dict[str, Any]:
-        """The inputs of a case, written once."""
-        known = self._requests.get(case.id)
-        if known is None:
-            path = self.state.folder / "inputs" / f"{case.id.replace('/', '--')}.pt"
-            known = self._requests[case.id] = stages.write_inputs(case, path)
-        return known
+    def kept(self, rev: str, case_id: str) -> Path:
+        """Where the bits of a step lie, as safetensors."""
+        return self.state.outputs(rev) / f"{case_id.replace('/', '--')}.safetensors"
 
     def _cases(self, rev: str, made: Ready) -> dict[str, Any]:
-        runs: list[Digests] = []
-        verdicts: list[tuple[str, str]] = []
+        runs: list[_Run] = []
         wanted = self.test.repeat
-        facts: dict[str, Any] = {}
-        judging = self.test.how == "judge"
-        again = self.state.folder / "outputs" / "again" if judging else None
+        judging = _Judging(self.test.root) if self.test.how == "judge" else None
         # The next process imports torch while this one computes.
-        children = [self._child(made) for _ in range(wanted)]
+        sides = [self._side(made) for _ in range(wanted)]
         try:
             while len(runs) < wanted:
-                folder = self.state.outputs(rev) if not runs else again
-                with children.pop(0) if children else self._child(made) as child:
-                    digests, facts = self._run(child, folder)
-                if judging and digests in runs:  # the same bits have the same verdict
-                    verdicts.append(verdicts[runs.index(digests)])
-                elif judging and folder:
-                    verdicts.append(self._judged(facts, digests, folder))
-                runs.append(digests)
-                seen = {v for v, _ in verdicts}
-                differs = len(seen) > 1 if judging else any(r != runs[0] for r in runs)
+                with sides.pop(0) if sides else self._side(made) as side:
+                    if runs:
+                        side.worker.like = runs[0].identity
+                    runs.append(self._run(side, "" if runs else rev, judging))
+                if judging:
+                    differs = len({run.verdict for run in runs}) > 1
+                else:
+                    differs = any(run.digests != runs[0].digests for run in runs)
                 if differs:
                     wanted = self.test.repeat + EXTRA_RUNS
         finally:
-            for child in children:
-                child.close()
-        if len({v for v, _ in verdicts}) == 1:
-            return {"verdict": verdicts[0][0], "reason": verdicts[0][1], "digests": runs[0],
-                    "facts": facts}  # fmt: skip
-        if all(run == runs[0] for run in runs) and not verdicts:
-            return {"verdict": "seen", "digests": runs[0], "facts": facts}
-        return {"verdict": "flaky", "reason": _how_flaky(runs, verdicts), "facts": facts}
+            for side in sides:
+                side.close()
+        first = runs[0]
+        same = {"digests": first.digests, "facts": first.facts}
+        if judging and len({run.verdict for run in runs}) == 1:
+            return {"verdict": first.verdict, "reason": first.reason, **same}
+        if not judging and all(run.digests == first.digests for run in runs):
+            return {"verdict": "seen", **same}
+        return {"verdict": "flaky", "reason": _how_flaky(runs), "facts": runs[-1].facts}
 
-    def _child(self, made: Ready) -> Child:
-        return Child(made, self.test.backend, self.test.device, self.test.timeout)
+    def _side(self, made: Ready) -> Running:
+        return Running(made, self.test.backend, self.test.device, self.test.timeout)
 
-    def _run(self, child: Child, folder: Path | None) -> tuple[Digests, dict[str, Any]]:
-        """Every case in one process. Raises :class:`Unclear` where one gives no bits."""
-        found: Digests = {}
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-        child.greet()
-        for case in self.chosen():
-            out = {"out": str(folder / f"{case.id.replace('/', '--')}.pt")} if folder else {}
-            reply = child.run({**self.request(case), **out})
-            if "missing" in reply or "declined" in reply:
-                continue
-            if "digests" in reply:
-                found[case.id] = reply["digests"]
-                continue
-            failed = f"{case.id}: {' '.join(map(str, *reply.items()))}"
-            if self.state.narrowed is not None:
-                raise Unclear(failed)
-            self.failed[case.id] = failed  # at an end: do without the case, if others run
-        if not found:
-            first = next(iter(self.failed.values()), "")
-            raise Unclear(first or "the backend has nothing that the cases ask for")
-        return found, child.facts
+    def _run(self, side: Running, rev: str, judging: _Judging | None) -> _Run:
+        """Every case in one process; the bits are kept where ``rev`` is named.
 
-    def _judged(self, facts: Mapping[str, Any], digests: Digests, folder: Path) -> tuple[str, str]:
-        """Good if no case is outside its golden."""
+        Raises :class:`Unclear` where a case gives none.
+        """
+        run = _Run(side.identity, side.facts)
         bad = []
         for case in self.chosen():
-            if case.id in digests:
-                shown = stages.read_bits(folder / f"{case.id.replace('/', '--')}.pt")
-                verdict, _ = stages.judge(case, shown, facts, self.test.root)
-                if verdict.status == "fail":
-                    bad.append(f"{case.id}: {verdict.reason}")
-        more = f"; and {len(bad) - 1} more cases" if len(bad) > 1 else ""
-        return ("bad", bad[0] + more) if bad else ("good", "")
+            given = self.inputs.of(case)
+            try:
+                answer = side.ask(case, given)
+                if judging:
+                    bad += judging.complaint(case, given, answer, side)
+            except NotOffered:
+                continue
+            except (NoAnswer, BadOutput) as why:
+                failed = f"{case.id}: {why}"
+                if self.state.narrowed is not None:
+                    raise Unclear(failed) from None
+                self.failed[case.id] = failed  # at an end: do without the case, if others run
+                continue
+            run.digests[case.id] = answer.digests
+            if rev:
+                stages.write_bits(self.kept(rev, case.id), answer.bits)
+        if not run.digests:
+            first = next(iter(self.failed.values()), "")
+            raise Unclear(first or "the backend has nothing that the cases ask for")
+        if judging:
+            more = f"; and {len(bad) - 1} more cases" if len(bad) > 1 else ""
+            run.verdict, run.reason = ("bad", bad[0] + more) if bad else ("good", "")
+        return run
 
     def _against_good(self, step: dict[str, Any]) -> None:
         """Compare a seen step with the good end."""
@@ -217,10 +239,9 @@ class Prober:
         known = {case.id: case for case in self.test.cases}
         out = {}
         for name in cases:
-            file = f"{name.replace('/', '--')}.pt"
-            a, b = (self.state.outputs(rev) / file for rev in (left, right))
+            a, b = (self.kept(rev, name) for rev in (left, right))
             if a.exists() and b.exists():
-                ids = stages.ids_of(self.request(known[name]))
+                ids = ids_of(known[name], self.inputs.of(known[name]))
                 out[name] = stages.compare(stages.read_bits(a), stages.read_bits(b), ids)
         return out
 
@@ -281,12 +302,13 @@ def different(good: Digests, other: Digests) -> dict[str, list[str]]:
     return {case: names for case, names in found.items() if names}
 
 
-def _how_flaky(runs: Sequence[Digests], verdicts: Sequence[tuple[str, str]]) -> str:
-    if verdicts:
-        counts = Counter(v for v, _ in verdicts)
+def _how_flaky(runs: Sequence[_Run]) -> str:
+    counts = Counter(run.verdict for run in runs)
+    if len(counts) > 1:
         return f"{len(runs)} runs do not agree: {', '.join(f'{n} {v}' for v, n in counts.items())}"
-    kinds = len({repr(sorted((c, sorted(d.items())) for c, d in run.items())) for run in runs})
-    moved = next((m for run in runs[1:] if (m := different(runs[0], run))), {})
+    found = [run.digests for run in runs]
+    kinds = len({repr(sorted((c, sorted(d.items())) for c, d in one.items())) for one in found})
+    moved = next((m for one in found[1:] if (m := different(found[0], one))), {})
     case, names = next(iter(moved.items()), ("the cases that run", [""]))
     where = f"{case}: {' '.join(names[:1])}"
     return f"{len(runs)} runs gave {kinds} different results, first at {where}"

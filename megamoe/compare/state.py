@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.compare import disk
-from megamoe.golden import write_atomically
+from megamoe.files import write_atomically
 
 SCHEMA: Final = 1
 

@@ -1,0 +1,196 @@
+"""Run the cases of an archive again and say whose bits come back. Needs Python 3.10 and torch.
+
+In an archive of ``megamoe bisect`` this file is called ``replay.py`` and lies beside ``serve.py``,
+megamoe's worker, which loads the backend. It runs on a stranger's machine, so it imports nothing
+of megamoe. Here it says what the bits of a stage are, and their digest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+POISON = 0x5A
+"""Bytes of a blank tensor before a call, as in ``serve.py``."""
+LAYOUT = ("w13", "w13_sf", "w2", "w2_sf")
+SLOTS = ("l2_acts", "l2_acts_sf")
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class NoBits(ValueError):
+    """A backend gave back what has no bits to compare; one line."""
+
+
+# --- the bits of one call -----------------------------------------------------------------------
+
+
+def stages(
+    kind: str, given: Mapping[str, Any], result: Any, written: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``{stage: integers}`` on the host, of what one call gave back.
+
+    ``given``: the inputs. ``written``: the tensors that the call may write into, as it left them.
+    """
+    if kind == "staging":
+        tokens = len(given["topk_ids"])
+        rest = [t[tokens:].contiguous().view(torch.uint8) for t in written.values()]
+        made = {name: t[:tokens] for name, t in written.items()}
+        made["beyond"] = torch.tensor([int((t != POISON).sum()) for t in rest])
+    elif kind == "eplb":
+        made = {"ids": result, "load": written["expert_load_view"]}
+    elif kind == "layout":
+        if not isinstance(result, tuple | list) or len(result) != len(LAYOUT):
+            raise NoBits(f"transform_weights must return a tuple of {', '.join(LAYOUT)}")
+        made = dict(zip(LAYOUT, result, strict=True))
+    else:
+        made = dict(result) if hasattr(result, "items") else {"y": result}
+    out = {str(name): integers(str(name), value) for name, value in made.items()}
+    for name in SLOTS:  # slots with id -1 are not read
+        codes, live = out.get(name), given.get("topk_ids", torch.empty(0)) >= 0
+        if codes is not None and codes.shape[:-1] == live.shape:
+            out[name] = torch.where(live.unsqueeze(-1), codes, torch.zeros_like(codes))
+    return out
+
+
+def integers(name: str, value: Any) -> Any:
+    """The tensor's bits: whole numbers of its own size, on the host."""
+    if not isinstance(value, torch.Tensor):
+        raise NoBits(f"{name} is {type(value).__name__}, not a tensor")
+    shape = tuple(value.shape)
+    if value.device.type == "meta":
+        raise NoBits(f"{name} has shape {shape}, too large to be right")
+    plain = value.detach().contiguous().cpu()
+    if plain.dtype in INTEGERS:
+        return plain
+    if plain.element_size() not in WHOLE:
+        raise NoBits(f"{name} has dtype {plain.dtype}, which is of no stage")
+    return plain.view(WHOLE[plain.element_size()])
+
+
+def digest(tensor: Any) -> str:
+    """sha256 of dtype, shape and bytes."""
+    plain = tensor.contiguous()
+    dtype = str(plain.dtype).removeprefix("torch.")
+    found = hashlib.sha256(f"{dtype}{list(plain.shape)}".encode())
+    size = plain.numel() * plain.element_size()
+    if size:  # without numpy, which need not be here
+        found.update((ctypes.c_char * size).from_address(plain.data_ptr()))
+    return found.hexdigest()
+
+
+# --- the archive --------------------------------------------------------------------------------
+
+
+def main(folder: Path, argv: list[str] | None = None) -> int:
+    """Run the archived cases; 0: all as the good side, 1: all as the bad one, 2: something else."""
+    about = json.loads((folder / "cases.json").read_text())
+    parser = argparse.ArgumentParser(description="Are these the good bits or the bad ones?")
+    parser.add_argument("--path", action="append", default=[], help="put first on the import path")
+    parser.add_argument("--backend", default=about["backend"], help="default: %(default)s")
+    parser.add_argument("--device", default=about["device"])
+    a = parser.parse_args(argv)
+    serve = _file(folder / "serve.py", "megamoe_serve")
+    sys.path[:1] = [str(Path(p).resolve()) for p in a.path]
+    try:
+        backend = serve.load(_located(a.backend, [*a.path, folder]), a.device)
+        facts = serve.facts(a.device)
+    except (Exception, SystemExit) as error:
+        print(f"cannot replay: {serve.one_line(error)}")
+        return 2
+    print(json.dumps({"backend": str(getattr(backend, "name", "")), **facts}))
+    seen = set()
+    for case in about["cases"]:
+        side, text = _said(case, _run(serve, backend, case, folder, a.device))
+        print(f"{case['id']}: {text}")
+        seen.add(side)
+    return {frozenset({"good"}): 0, frozenset({"bad"}): 1}.get(frozenset(seen), 2)
+
+
+def _file(path: Path, name: str) -> Any:
+    """A module under a name that no backend imports."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _located(spec: str, folders: list[Any]) -> str:
+    """A file's path counts from --path, then from the archive."""
+    file = spec.rpartition(":")[0]
+    for folder in folders:
+        if file.endswith(".py") and (Path(folder) / file).exists():
+            return str(Path(folder) / spec)
+    return spec
+
+
+def _run(serve: Any, backend: Any, case: dict[str, Any], folder: Path, device: str) -> Any:
+    """Digests of the stages, or one line that says why there are none."""
+    if not callable(getattr(backend, case["call"], None)):
+        return f"the backend has no {case['call']}"
+    try:
+        given = torch.load(folder / case["inputs"], weights_only=True, map_location="cpu")
+        result, written = _called(serve, backend, case, given, device)
+        made = stages(case["kind"], given, result, written)
+    except (Exception, SystemExit) as error:
+        return f"{serve.one_line(error)} ({serve.where(error)})"
+    return {name: digest(tensor) for name, tensor in made.items()}
+
+
+def _called(
+    serve: Any, backend: Any, case: dict[str, Any], given: dict[str, Any], device: str
+) -> tuple[Any, dict[str, Any]]:
+    moved = {name: tensor.to(device, copy=True) for name, tensor in given.items()}
+    blank = {}
+    for name, (kind, shape) in case["blank"].items():
+        dtype = getattr(torch, kind)
+        flat = torch.full((math.prod(shape) * dtype.itemsize,), POISON, dtype=torch.uint8)
+        blank[name] = flat.to(device).view(dtype).view(shape)
+    if case["call"] == "forward":
+        experts = moved.pop("experts")
+        for name in case["weights"]:  # experts that no id names hold zeros
+            few = moved[name]
+            shape = (case["num_experts"], *few.shape[1:])
+            moved[name] = torch.zeros(shape, dtype=few.dtype, device=device)
+            moved[name][experts] = few
+        result = backend.forward(serve.problem_of({**moved, **case["plain"]}))
+    else:
+        arguments = [moved[name] for name in case["arguments"]]
+        result = getattr(backend, case["call"])(*arguments, *blank.values())
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return result, {**blank, **{name: moved[name] for name in case["own"]}}
+
+
+def _said(case: dict[str, Any], digests: Any) -> tuple[str, str]:
+    """``good``, ``bad`` or ``none``, and one line for a person."""
+    if isinstance(digests, str):
+        return "none", f"no bits: {digests}"
+    sides = [
+        side
+        for side in ("good", "bad")
+        if all(case[side].get(n, d) == d for n, d in digests.items())
+    ]
+    if len(sides) == 1:
+        text = f"the {sides[0].upper()} bits"
+    else:
+        text = "neither side's bits" if not sides else "both sides' bits"
+    moved = [n for n, d in digests.items() if case["good"].get(n, d) != d]
+    text += f"; not as good: {', '.join(moved)}" if moved else ""
+    return sides[0] if len(sides) == 1 else "none", text
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(__file__).resolve().parent))

@@ -1,0 +1,232 @@
+"""A side at work: a worker in its environment, asked for the bits of one case at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy.typing as npt
+import torch
+
+from megamoe.cases import Case
+from megamoe.compare import disk
+from megamoe.compare.replay_archive import NoBits, digest, stages
+from megamoe.compare.sides import CannotStart, Ready, clean_environment
+from megamoe.golden import regenerate
+from megamoe.suite.kinds import KINDS
+from megamoe.worker.client import Worker
+from megamoe.worker.exchange import (
+    WEIGHTS,
+    Caller,
+    Declined,
+    LeftChanged,
+    Missing,
+    NoRoom,
+    Raised,
+    Returned,
+    WroteInput,
+)
+from megamoe.worker.session import Identity, Launch, WorkerError
+
+Array = npt.NDArray[Any]
+Given = Mapping[str, Any]
+
+COMPARABLE: Final = tuple(name for name, kind in KINDS.items() if kind.ask is not None)
+"""Kinds of case that give tensors; an errors case gives none."""
+KEPT: Final = 1 << 30
+"""Bytes of regenerated inputs that are kept for the next step."""
+_FACTS: Final = ("python", "torch", "device", "numpy", "gpu")
+
+
+class NoAnswer(Exception):
+    """A case that a side gives no bits of; one line that says why."""
+
+
+class NotOffered(NoAnswer):
+    """The backend has no such callable, or declined; the second argument says which of its own."""
+
+    def __init__(self, how: str, what: str) -> None:
+        super().__init__(f"{how} {what}")
+        self.what = what
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one side gave back of one case."""
+
+    bits: dict[str, Array]
+    digests: dict[str, str]
+    returned: Returned
+    """As the suite's judge takes it."""
+
+
+class Running:
+    """A backend in the environment ``ready``. Use as a context manager, or close it."""
+
+    def __init__(self, ready: Ready, backend: str, device: str, seconds: float) -> None:
+        """Start it, without waiting; :meth:`greet` does."""
+        self.ready = ready
+        self.seconds = seconds
+        self.facts: dict[str, Any] = {}
+        cwd = None if ready.cwd is None else str(ready.cwd)
+        launch = Launch(
+            backend=_located(backend, ready), device=device, argv=ready.argv, front=ready.front,
+            cwd=cwd, environment=clean_environment(),
+        )  # fmt: skip
+        try:
+            self.worker = Worker(launch)
+        except WorkerError as error:
+            disk.require_room(Path(tempfile.gettempdir()))
+            raise CannotStart(f"{ready.argv[0]} cannot be started: {error}") from error
+        self._identity: Identity | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """What the backend said of itself at the start."""
+        if self._identity is None:
+            self.greet()
+        assert self._identity is not None
+        return self._identity
+
+    def greet(self) -> Running:
+        """Wait until the backend is loaded. Raises :class:`CannotStart`, with the reason."""
+        try:
+            found = self.worker.identity
+        except WorkerError as error:
+            text = str(error)
+            disk.blame(text)
+            what = f"backend {self.worker.launch.backend}"
+            if text.startswith(f"{what}: ") and "while it was loaded" in text:
+                # Its interpreter may have ended before there was a backend.
+                why = text.removeprefix(f"{what}: ").replace("the backend ended its", "its")
+                why = why.replace("its process (", "its process ended (")
+                why = why.replace("while it was loaded", f"while {what} was loaded")
+                text = f"{self.ready.argv[0]} did not start: {why}"
+            raise CannotStart(text) from None
+        self._identity = found
+        known = {name: found.facts[name] for name in _FACTS if name in found.facts}
+        self.facts = {
+            "backend": found.name, "accumulator": found.accumulator, **known, **self.ready.facts,
+        }  # fmt: skip
+        return self
+
+    def ask(self, case: Case, given: Given) -> Answer:
+        """The bits of one case.
+
+        Raises :class:`NoAnswer` for all that goes wrong with the backend, a crash and a hang
+        included, and :class:`megamoe.compare.disk.DiskFull`.
+        """
+        try:
+            returned, tensors = self._asked(case, given)
+        except Missing as missing:
+            raise NotOffered("missing", str(missing)) from None
+        except Declined as why:
+            raise NotOffered("declined", str(why)) from None
+        except WroteInput as names:
+            raise NoAnswer(f"wrote into input {names}") from None
+        except LeftChanged as what:
+            raise NoAnswer(f"left another {what}") from None
+        except NoRoom as error:
+            raise disk.full(str(error).partition(";")[0]) from error
+        except (Raised, NoBits) as error:
+            disk.blame(str(error))
+            text = str(error).removeprefix("the backend ").removesuffix("; run it alone")
+            raise NoAnswer(text) from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise disk.said(error) from error
+            raise NoAnswer(f"took a file of its inputs or outputs away ({error})") from error
+        bits = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return Answer(bits, {n: digest(t) for n, t in tensors.items()}, returned)
+
+    def _asked(self, case: Case, given: Given) -> tuple[Returned, dict[str, torch.Tensor]]:
+        ask = KINDS[case.kind].ask
+        assert ask is not None
+        with Caller(self.worker, self.seconds) as call:
+            returned = ask(call, case, given)
+        if call.lost:
+            raise Raised(f"left a process that is of no use ({call.lost})")
+        written = {**returned.blank, **returned.inputs}
+        return returned, stages(case.kind, given, returned.result, written)
+
+    def close(self) -> None:
+        """End the process, and what it started."""
+        self.worker.close()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _located(spec: str, ready: Ready) -> str:
+    """A backend's file with its whole path: in a revision's tree if it is there, else from here."""
+    name, _, attribute = spec.rpartition(":")
+    if not name.endswith(".py"):
+        return spec
+    for folder in (*ready.front, os.getcwd()):  # noqa: PTH109
+        path = Path(folder) / Path(name).expanduser()
+        if path.is_file():
+            return f"{path}:{attribute}"
+    return f"{Path(name).expanduser().absolute()}:{attribute}"
+
+
+# --- inputs -----------------------------------------------------------------------------------
+
+
+class Inputs:
+    """Inputs of cases, made again where they are not among the latest :data:`KEPT` bytes."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Given, int]] = {}
+
+    def of(self, case: Case) -> Given:
+        """The inputs of ``case`` by name."""
+        known = self._known.pop(case.id, None)
+        if known is None:
+            given = regenerate(case)
+            known = given, size_of(given)
+        self._known[case.id] = known
+        while sum(size for _, size in self._known.values()) > KEPT and len(self._known) > 1:
+            del self._known[next(iter(self._known))]
+        return known[0]
+
+
+def size_of(given: Given) -> int:
+    """Bytes of :func:`packed`, without a copy."""
+    used = used_experts(given)
+    tensors = {name: t for name, t in given.items() if isinstance(t, torch.Tensor)}
+    return sum(
+        t.nbytes // max(1, len(t)) * len(used) if used is not None and name in WEIGHTS else t.nbytes
+        for name, t in tensors.items()
+    )
+
+
+def used_experts(given: Given) -> torch.Tensor | None:
+    """Experts that an id names; None where there are no weights, or all may be used."""
+    if "topk_ids" not in given or "w13_weight" not in given:
+        return None
+    ids = given["topk_ids"]
+    return ids[(ids >= 0) & (ids < len(given["w13_weight"]))].unique()
+
+
+def packed(given: Given) -> dict[str, torch.Tensor]:
+    """The tensors; of the weights only the experts that an id names, and which they are."""
+    tensors = {name: t for name, t in given.items() if isinstance(t, torch.Tensor)}
+    used = used_experts(given)
+    if used is not None:
+        tensors |= {name: tensors[name][used] for name in WEIGHTS}
+        tensors["experts"] = used
+    return tensors
+
+
+def ids_of(case: Case, given: Given) -> Array | None:
+    """Expert ids of a case's tokens, to name the expert of a slot."""
+    ids = given.get("topk_ids")
+    return None if ids is None or case.kind == "eplb" else ids.numpy()
