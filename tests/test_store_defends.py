@@ -208,10 +208,15 @@ def test_bless_bits_takes_what_it_read_and_nothing_else(root, monkeypatch):
     source, real, recording = root / "recorded-candidates", recorded.write_atomically, []
     read = recorded.write(source, data)
 
+    def again():
+        for more in ({"accumulator": "again"}, {"backend": "later"}):
+            recorded.write(source, {**data, **more})
+
     def meanwhile(path, content):
         if path.is_relative_to(root / "recorded") and not recording:
-            more = (source, {**data, "backend": "later"})
-            recording.append(threading.Thread(target=recorded.write, args=more))
+            (source / "hand").mkdir()
+            (source / "hand/m.json").write_text("put there by hand, without the lock")
+            recording.append(threading.Thread(target=again))
             recording[0].start()
             recording[0].join(0.5)
         real(path, content)
@@ -219,8 +224,21 @@ def test_bless_bits_takes_what_it_read_and_nothing_else(root, monkeypatch):
     monkeypatch.setattr(recorded, "write_atomically", meanwhile)
     assert recorded.bless(root, source, take=True) == [root / "recorded/b/m.json"]
     recording[0].join(60)
-    assert not read.exists() and (source / "later/m.json").is_file()
-    assert recorded.bless(root, source) and (source / "later/m.json").is_file()  # not taken
+    assert json.loads(read.read_text())["accumulator"] == "again"  # the same, recorded since
+    assert (source / "later/m.json").is_file() and (source / "hand/m.json").is_file()
+
+
+def test_bless_bits_removes_candidates_only_if_it_is_told_to(root):
+    manifest = json.loads((root / "manifest.json").read_text())
+    inputs = manifest["cases"]["forward/tiny"]["inputs"]
+    data = {"schema": 1, "backend": "b", "machine_class": "m", "contract": manifest["contract"],
+            "fingerprint": {"sources": "", "options": "", "binaries": {}},
+            "cases": {"forward/tiny": {"inputs": inputs, "stages": {"y": "0"}}}}  # fmt: skip
+    path = recorded.write(root / "recorded-candidates", data)
+    for take in (False, True):
+        assert path.exists()
+        recorded.bless(root, root / "recorded-candidates", take=take)
+    assert not path.exists()
 
 
 def test_the_next_bless_clears_what_a_killed_one_left(root):
