@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from megamoe.cases import KINDS, TIERS, Case, load_cases, select
 from megamoe.problem import provided
 from megamoe.suite import bits, check, dump, report
 from megamoe.suite.settings import Settings
-from megamoe.suite.stops import Stopped
+from megamoe.suite.stops import Stopped, release
 
 DEFAULT_WORKERS: Final = min(2, os.cpu_count() or 1)
 """A real model's case takes up to 2 GiB, so memory, not cores, sets the default."""
@@ -62,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # whoever reads has seen enough; nothing more is to be said there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         # Everything megamoe raises on purpose is a ValueError of one line.
         print(f"megamoe: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -83,25 +86,22 @@ def _check(a: argparse.Namespace) -> int:
     workers = a.workers or (a.n if settings.device == "cpu" else 1)
     console = Console()
     try:
-        outcome = check.check(settings, a.n, workers, console)
+        return _finished(a, check.check(settings, a.n, workers, console), console)
     except Stopped as stopped:  # before the backend was loaded
         print(f"megamoe: stopped ({stopped}); nothing was judged", file=sys.stderr)
         return stopped.code
-    made = outcome.report
-    wrong = []
-    if a.json:
-        wrong.append(report.write(a.json, (json.dumps(made, indent=1) + "\n").encode()))
-    if a.junit:
-        wrong.append(report.write(a.junit, report.junit(made)))
-    with suppress(BrokenPipeError):
-        report.print_summary(made, console)
+    finally:
+        release()
+
+
+def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> int:
+    """Write the reports and show the table; the exit status."""
+    wrong = _write_reports(a, outcome.report)
+    with suppress(BrokenPipeError, SystemExit):  # rich makes the second of the first
+        report.print_summary(outcome.report, console)
     if outcome.stopped:
         _complain(f"stopped: {outcome.stopped}")
-    code = outcome.code or report.exit_code(made["counts"])
-    for text in filter(None, wrong):
-        _complain(text)
-        code = code or 2
-    return code
+    return outcome.code or report.exit_code(outcome.report["counts"]) or (2 if wrong else 0)
 
 
 def _bench(a: argparse.Namespace) -> int:
@@ -183,7 +183,7 @@ def _diff(a: argparse.Namespace) -> int:
 def _bless(a: argparse.Namespace) -> int:
     root = _root(a)
     if a.durations:
-        count = golden.bless_durations(root, [_read_report(path) for path in a.durations])
+        count = golden.bless_durations(root, [shards.read_report(path) for path in a.durations])
         print(f"{count} durations taken")
         return 0
     blessed = golden.bless(root, load_cases(root))
@@ -211,33 +211,28 @@ def _record_bits(a: argparse.Namespace) -> int:
 
 def _bless_bits(a: argparse.Namespace) -> int:
     root = _root(a)
-    written = golden.recorded.bless(root, Path(a.source) if a.source else root / BITS_CANDIDATES)
-    if not a.source:
-        shutil.rmtree(root / BITS_CANDIDATES)
+    source = Path(a.source) if a.source else root / BITS_CANDIDATES
+    written = golden.recorded.bless(root, source, take=not a.source)
     print(f"{', '.join(map(str, written))}: blessed; commit {root / 'recorded'}")
     return 0
 
 
 def _merge(a: argparse.Namespace) -> int:
-    reports = [_read_report(path) for path in a.reports]
+    reports = [shards.read_report(path) for path in a.reports]
     first = reports[0]
     root = _root(a)
     selection = select(
         load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case")
     )
     try:
-        merged = shards.merge(reports, selection)
+        merged = shards.merge(reports, selection, a.reports)
     except shards.ShardError as error:
         print(f"megamoe: error: {error}", file=sys.stderr)
         return 1
-    if a.json:
-        report.write(a.json, (json.dumps(merged, indent=1) + "\n").encode())
-    if a.junit:
-        report.write(a.junit, report.junit(merged))
-    console = Console()
-    report.print_summary(merged, console)
+    wrong = _write_reports(a, merged)
+    report.print_summary(merged, Console())
     print(f"{len(reports)} reports hold each of {len(selection)} cases once")
-    return report.exit_code(merged["counts"])
+    return report.exit_code(merged["counts"]) or (2 if wrong else 0)
 
 
 def _oracle(a: argparse.Namespace) -> int:
@@ -302,6 +297,18 @@ def _with_progress(
         return act(root, cases, jobs, done)
 
 
+def _write_reports(a: argparse.Namespace, made: dict[str, Any]) -> bool:
+    """Write what ``--json`` and ``--junit`` ask for; whether a file could not be written."""
+    wrong = []
+    if a.json:
+        wrong.append(report.write(a.json, (json.dumps(made, indent=1) + "\n").encode()))
+    if a.junit:
+        wrong.append(report.write(a.junit, report.junit(made)))
+    for text in filter(None, wrong):
+        _complain(text)
+    return any(wrong)
+
+
 def _complain(text: str) -> None:
     with suppress(BrokenPipeError):
         print(f"megamoe: error: {text}", file=sys.stderr)
@@ -311,16 +318,6 @@ def _said(errors: list[str]) -> int:
     for error in sorted(errors):
         print(f"megamoe: error: {error}", file=sys.stderr)
     return 1 if errors else 0
-
-
-def _read_report(path: str) -> dict[str, Any]:
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as a JSON report: {error}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("cases"), list):
-        raise UsageError(f"{path} is no report of `megamoe check --json`")
-    return data
 
 
 def _at_least_one(text: str) -> int:

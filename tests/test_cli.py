@@ -122,7 +122,7 @@ def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monk
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_no_cuda_device(blessed, capsys):
     assert main(["check", "--backend", "eager", "--device", "cuda"]) == 2
-    assert "torch finds no CUDA device here; use --device cpu" in capsys.readouterr().err
+    assert "torch finds no CUDA device; use --device cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

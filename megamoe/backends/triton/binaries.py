@@ -118,6 +118,7 @@ def digests() -> dict[str, str]:
     return {f"{name} {key}": code_digest(made.asm["cubin"]) for (name, key), made in ran}
 
 
+@lru_cache(maxsize=1024)  # asked for after every call, of all that ran so far
 def code_digest(cubin: bytes) -> str:
     """sha256 of what runs: instructions, constants, and what the driver is told of them.
 
