@@ -83,7 +83,10 @@ class Progress:
                 self._say(f"{verdict.status.upper()} {verdict.case_id}: {verdict.reason}")
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        try:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        except SystemExit:  # what rich makes of a closed pipe
+            raise BrokenPipeError from None
 
     def _render(self) -> Group:
         done = sum(self.counts.values())

@@ -24,7 +24,8 @@ class Stopped(Exception):
 def stoppable() -> Iterator[None]:
     """In it the first signal raises :class:`Stopped`, and later ones wait for the end of it.
 
-    So what has to be put in order is put in order once. A closed pipe is one, too.
+    So what has to be put in order is put in order once. A closed pipe is one, too. After it signals
+    wait for :func:`release`, so that what was judged can be written whole.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
@@ -40,5 +41,11 @@ def stoppable() -> Iterator[None]:
     except BrokenPipeError:
         raise Stopped("the output was closed", CLOSED_PIPE) from None
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def release() -> None:
+    """From here on a signal ends the process again; one that waited does so now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
