@@ -59,7 +59,14 @@ def forward_bits(output: Any, problem: Problem) -> dict[str, Array]:
         "l2_acts": ((t, k, i), codes),
         "l2_acts_sf": ((t, k, i // GROUP), (torch.uint8, torch.float8_e8m0fnu)),
     }
-    return {name: checked(name, value, *forms[name]) for name, value in output.items()}
+    out = {name: checked(name, value, *forms[name]) for name, value in output.items()}
+    for shown, hidden in (("l2_acts", "l2_acts_sf"), ("l2_acts_sf", "l2_acts")):
+        if shown in out and hidden not in out:
+            raise BadOutput(
+                f"forward returned {shown} without {hidden}; return both or neither, for one says "
+                "nothing without the other"
+            )
+    return out
 
 
 def checked(
