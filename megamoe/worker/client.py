@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import selectors
 import shutil
 import signal
@@ -25,6 +26,7 @@ from megamoe.worker.session import (
     checked_fingerprint,
     identity_of,
     last_seen,
+    printable,
 )
 
 HERE: Final = Path(__file__).resolve().parent
@@ -56,8 +58,8 @@ class Worker:
         self._identity: Identity | None = None
         self._fresh = True
         """Nothing was asked of this process yet."""
-        self._requests = 0
         self._closed = False
+        self._cwd = launch.cwd or str(Path.cwd())
         self._folders: list[Path] = []
         self._open()
         self._start()
@@ -76,12 +78,14 @@ class Worker:
         """As :meth:`megamoe.worker.session.Session.ask`; ``changed`` lists what it did not
         leave as it was."""
         try:
+            self._bury()
             identity = self.identity
         except WorkerError as error:
             return {"broken": str(error)}
-        self._requests += 1
         started = time.monotonic()
-        reply = self._answer({**request, "id": self._requests, "seconds": seconds}, seconds)
+        # A number that no earlier call can know, so that none answers for a later one.
+        number = secrets.token_hex(8)
+        reply = self._answer({**request, "id": number, "seconds": seconds}, seconds)
         took = time.monotonic() - started
         fresh, self._fresh = self._fresh, False
         if "broken" in reply:
@@ -100,7 +104,8 @@ class Worker:
                 reply = {"broken": f"the backend now says {otherwise}"}
         except WorkerError as error:
             reply = {"broken": f"the backend's {error}"}
-        if "broken" in reply or reply["changed"] or reply.get("lost"):
+        whole = (self.folder / "tmp").is_dir() and (self.folder / "path" / "megamoe").is_dir()
+        if "broken" in reply or reply["changed"] or reply.get("lost") or not whole:
             self._end()
         return {**reply, "took": took}
 
@@ -116,6 +121,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._keeper.kill()
             self._keeper.wait()
+        if self._keeper.returncode:
+            self._orphans()
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -140,22 +147,33 @@ class Worker:
             self._folders.append(Path(self._event(time.monotonic() + 60)["folder"]))
         except (_Ended, TimeoutError):
             raise WorkerError("its keeper made no folder for its files; is there room?") from None
+
+    def _furnish(self) -> None:
+        """An empty ``tmp``, and a folder ``path`` with this megamoe alone: none of our other
+        packages gets in a backend's way."""
         for name in ("tmp", "path"):
-            (self.folder / name).mkdir()
-        # A folder with this megamoe alone: none of our other packages gets in a backend's way.
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         package = Path(megamoe.__file__).resolve().parent
-        (self.folder / "path" / "megamoe").symlink_to(package, target_is_directory=True)
+        with suppress(FileExistsError):
+            (self.folder / "path" / "megamoe").symlink_to(package, target_is_directory=True)
+
+    def _orphans(self) -> None:
+        """Kill what is left of a worker whose keeper was killed: all that have its ``TMPDIR``."""
+        mark = f"TMPDIR={self.folder / 'tmp'}".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
 
     def _start(self) -> None:
         """A new process in place of the last, whose temporary files are removed."""
         if self._keeper.poll() is not None:
             if self._closed:
                 raise _Ended("the run had ended")
+            self._orphans()
             self._open()
-        for path in (self.folder / "tmp").iterdir():
-            shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):
-                path.unlink()
+        self._furnish()
         launch = self.launch
         environment = dict(os.environ if launch.environment is None else launch.environment)
         environment["TMPDIR"] = str(self.folder / "tmp")
@@ -165,8 +183,7 @@ class Worker:
             "front": list(launch.front), "back": [str(self.folder / "path")],
             "seconds": launch.seconds, "trace": str(self.folder / "trace"),
         }  # fmt: skip
-        cwd = launch.cwd or str(Path.cwd())
-        self._tell({"start": {"argv": argv, "cwd": cwd, "env": environment}})
+        self._tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
         self._tell({"say": json.dumps(hello)})
         self._started, self._fresh = True, True
 
@@ -223,6 +240,21 @@ class Worker:
         except TimeoutError:
             text = f"no result within {seconds:g} s, its process was ended, last seen in "
             return {"broken": f"{text}{self._seen()}; give it more with --timeout"}
+
+    def _bury(self) -> None:
+        """A process that has ended since its last answer is no fault of the next call."""
+        if self._identity is None:
+            return
+        with suppress(_Ended, TimeoutError):
+            self._tell({"poll": True})
+            until = time.monotonic() + 20
+            while True:
+                event = self._event(until)
+                if event.get("alive"):
+                    return
+                if "alive" in event:
+                    break
+        self._identity, self._started = None, False
 
     def _end(self) -> None:
         """End the process now. The next request gets another."""
@@ -293,5 +325,5 @@ def _how(ended: Mapping[str, Any]) -> str:
         with suppress(ValueError):
             how = signal.Signals(-code).name
         how = f"{how}, out of memory?" if code == -signal.SIGKILL else how
-    words = f"; last words: {last[:200]}" if last else ""
+    words = f"; last words: {printable(last[:200])}" if last else ""
     return f"the backend ended its process ({how}{words})"

@@ -7,8 +7,12 @@ the call left of its inputs, and every byte is compared with the judge's own.
 from __future__ import annotations
 
 import errno
-import itertools
+import math
+import operator
 import os
+import secrets
+import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,7 +34,6 @@ ACTIVATIONS: Final = ("hidden_states", "topk_ids", "topk_weights")
 ALIGN: Final = 64
 LIMIT: Final = 64 << 20
 """Bytes of one output that are always handed over; of a larger one, what its inputs take."""
-_COUNTER = itertools.count()
 
 
 class NoOutput(Exception):
@@ -87,15 +90,15 @@ class Sent:
 
     def changed(self) -> list[str]:
         """Names of tensors of which the file no longer holds the judge's bytes."""
-        with self.path.open("rb") as file:
-            return [name for name in self.own if not self._same(file.fileno(), name)]
+        with _opened(self.path) as file:
+            return [name for name in self.own if not self._same(file, name)]
 
     def tensor(self, name: str) -> torch.Tensor:
         """What the file holds of one tensor now, as a copy."""
         kind, shape, offset = self.places[name]
         own = self.own[name]
-        with self.path.open("rb") as file:
-            data = _read(file.fileno(), offset, own.nbytes)
+        with _opened(self.path) as file:
+            data = _read(file, offset, own.nbytes)
         return _tensor(data, kind, shape)
 
     def _same(self, file: int, name: str) -> bool:
@@ -157,7 +160,7 @@ class Caller:
         self.lost = ""
         """Why the process of the last answer is of no use; the next one comes from another."""
         self._weights: Sent | None = None
-        self._known: tuple[Any, ...] = ()
+        self._known: tuple[tuple[torch.Tensor, ...], list[int]] = (), []
 
     def __enter__(self) -> Caller:
         return self
@@ -198,13 +201,14 @@ class Caller:
         ids = problem.topk_ids
         served = (ids >= 0) & (ids < problem.num_experts)
         used = ids[served].unique().tolist()
-        key = (*map(id, weights.values()), tuple(used))
-        if self._weights is None or self._known != key:
+        known, their = self._known
+        same = their == used and all(map(operator.is_, known, weights.values()))
+        if self._weights is None or not same:
             self._forget()
             rows = used if len(used) < problem.num_experts else None
             partly = {} if rows is None else dict.fromkeys(WEIGHTS, rows)
             self._weights = write(self.session.folder, weights, partly)
-            self._known = key
+            self._known = (*weights.values(),), used
         return self._weights
 
     def _forget(self) -> None:
@@ -234,16 +238,17 @@ class Caller:
             reply = self.session.ask(request, max(0.1, self.left))
             self.left -= reply.get("took", 0.0)
             self.lost = reply.get("lost") or self.lost
-            _refuse(reply)
+            if "broken" not in reply:
+                wrong = [name for sent in files for name in sent.changed() if name not in own]
+                if wrong:
+                    raise WroteInput(", ".join(wrong))
+            _refuse(reply, self.session.folder)
+            if reply["changed"]:
+                raise LeftChanged("; ".join(reply["changed"]))
             returned = _returned(reply, out)
         finally:
             with suppress(OSError):
                 out.unlink()
-        wrong = [name for sent in files for name in sent.changed() if name not in own]
-        if wrong:
-            raise WroteInput(", ".join(wrong))
-        if reply["changed"]:
-            raise LeftChanged("; ".join(reply["changed"]))
         inputs = {n: sent.tensor(n) for sent in files for n in own if n in sent.own}
         known = {"form", "shown", "places", "lost", "fingerprint", "changed", "id", "took"}
         extra = {k: v for k, v in reply.items() if k not in known}
@@ -262,6 +267,7 @@ def write(folder: Path, tensors: Tensors, used: Mapping[str, list[int]]) -> Sent
         places[name] = (_kind(tensor), list(tensor.shape), at)
         at += tensor.nbytes
     try:
+        folder.mkdir(0o700, exist_ok=True)  # a backend may have removed it
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.truncate(handle, at)
@@ -298,7 +304,8 @@ def plain_of(problem: Problem) -> dict[str, Any]:
 
 
 def _new_path(folder: Path) -> Path:
-    return folder / f"{os.getpid()}-{next(_COUNTER)}"
+    """A name that no backend can take before."""
+    return folder / secrets.token_hex(8)
 
 
 def _kind(tensor: torch.Tensor) -> str:
@@ -312,7 +319,25 @@ def _write(handle: int, data: Array, at: int) -> None:
         view, at = view[count:], at + count
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A file that the worker had, for reading; whatever else lies there now, nothing waits."""
+    gone = Raised("the backend removed a file of its inputs or outputs")
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise gone from error
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise gone
+        yield handle
+    finally:
+        os.close(handle)
+
+
 def _read(handle: int, at: int, size: int) -> npt.NDArray[np.uint8]:
+    if at < 0 or at + size > os.fstat(handle).st_size:
+        raise Raised("the backend cut off a file of its inputs or outputs")
     data = np.zeros(size, np.uint8)
     view, done = data.data, 0
     while done < size:
@@ -341,7 +366,7 @@ def _tensor(data: npt.NDArray[np.uint8], kind: str, shape: Sequence[int]) -> tor
 # --- answers ------------------------------------------------------------------------------------
 
 
-def _refuse(reply: Mapping[str, Any]) -> None:
+def _refuse(reply: Mapping[str, Any], folder: Path) -> None:
     """Raise what an answer without outputs means."""
     if "missing" in reply:
         raise Missing(reply["missing"])
@@ -349,8 +374,11 @@ def _refuse(reply: Mapping[str, Any]) -> None:
         raise Declined(reply["declined"])
     if "broken" in reply:
         raise Raised(reply["broken"])
-    if "disk" in reply:
-        raise NoRoom(f"the worker cannot write its outputs ({reply['disk']}); make room")
+    if "unwritten" in reply:
+        why = reply["unwritten"]
+        if folder.is_dir() and shutil.disk_usage(folder).free < LIMIT:
+            raise NoRoom(f"the worker cannot write its outputs ({why}); make room")
+        raise Raised(f"its outputs cannot be written ({why})")
     if "raised" in reply:
         raise Raised(f"the backend raised {_shorter(reply['raised'])}")
 
@@ -366,13 +394,10 @@ def _shorter(raised: str) -> str:
 def _returned(reply: Mapping[str, Any], out: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """The result, and the blank tensors."""
     kept = {}
-    try:
-        with out.open("rb") as file:
-            for name, (kind, shape, offset) in reply["places"].items():
-                size = int(np.prod(shape, dtype=np.int64)) * getattr(torch, kind).itemsize
-                kept[name] = _tensor(_read(file.fileno(), offset, size), kind, shape)
-    except OSError as error:
-        raise Raised(f"the backend removed the file of its outputs ({error.strerror})") from error
+    with _opened(out) as file:
+        for name, (kind, shape, offset) in reply["places"].items():
+            size = math.prod(shape) * getattr(torch, kind).itemsize
+            kept[name] = _tensor(_read(file, offset, size), kind, shape)
     parts: dict[str, Any] = {}
     for name, shown in reply["shown"].items():
         if len(shown) == 1:

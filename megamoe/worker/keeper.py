@@ -5,9 +5,11 @@ process ends, however it ends, the keeper reads the end of its standard input, k
 that came from the worker, removes the folder and ends too. It knows nothing of tensors or backends
 and needs the standard library only.
 
-Lines on standard input, JSON: ``{"start": {argv, cwd, env}}``, ``{"say": TEXT}``, ``{"stop": 1}``.
+Lines on standard input, JSON: ``{"start": {argv, cwd, env}}``, ``{"say": TEXT}``, ``{"stop": 1}``,
+``{"poll": 1}``.
 Lines on standard output: ``{"folder": PATH}`` first, then ``{"said": TEXT}`` for each answer of the
-worker, and ``{"ended": {code, last}}`` when its process has ended by itself.
+worker, and ``{"ended": {code, last}}`` when its process has ended by itself; ``{"stopped": true}``
+and ``{"alive": BOOL}`` answer a stop and a poll.
 """
 
 from __future__ import annotations
@@ -79,6 +81,9 @@ class Keeper:
             elif "stop" in order:
                 self._kill()
                 _tell({"stopped": True})
+            elif "poll" in order:
+                self._look()
+                _tell({"alive": self.worker is not None})
             elif "start" in order:
                 self._start(order["start"])
 

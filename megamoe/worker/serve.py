@@ -1,7 +1,7 @@
 """The worker: loads one backend, calls it, hands back bytes. Needs Python 3.10 and torch only.
 
-This file runs in somebody else's environment and can be copied there alone, so it imports nothing
-of megamoe at the top. It judges nothing: the judge is another process, with its own copy of the
+This file and ``state.py`` beside it run in somebody else's environment, so they import nothing of
+megamoe at the top. They judge nothing: the judge is another process, with its own copy of the
 inputs. ``docs/protocol.md`` has every message.
 
 ``python serve.py`` reads a JSON object a line on standard input and answers each with one line on
@@ -16,12 +16,10 @@ import importlib
 import importlib.util
 import inspect
 import json
-import locale
 import math
 import mmap
 import os
 import platform
-import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -64,7 +62,12 @@ def import_file(file: Path) -> Any:
         raise BackendError(f"no Python file at {file}; check the path before the :")
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
-    spec = importlib.util.spec_from_file_location(f"megamoe_backend_{file.stem}", file)
+    return module_of(f"megamoe_backend_{file.stem}", file)
+
+
+def module_of(name: str, file: Path) -> Any:
+    """The module in ``file``, under a name of its own."""
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up
@@ -92,7 +95,7 @@ def identity(backend: Any) -> dict[str, Any]:
     """What the backend says of itself, and must say again after every call."""
     said = {name: getattr(backend, name, None) for name in ("name", "accumulator")}
     return {
-        **{n: v if isinstance(v, str) or v is None else repr(v)[:80] for n, v in said.items()},
+        **{n: v if isinstance(v, str) or v is None else [repr(v)[:80]] for n, v in said.items()},
         "callables": [name for name in CALLABLES if callable(getattr(backend, name, None))],
         "type": type(backend).__name__,
     }
@@ -137,7 +140,7 @@ def write_tensors(path: str, tensors: Mapping[str, Any]) -> dict[str, Place]:
     places = {}
     with Path(path).open("wb") as file:
         for name, tensor in tensors.items():
-            host = tensor.detach().contiguous().cpu()
+            host = tensor.detach().as_subclass(torch.Tensor).resolve_neg().contiguous().cpu()
             file.write(bytes(-file.tell() % ALIGN))
             kind = str(host.dtype).removeprefix("torch.")
             places[name] = (kind, list(host.shape), file.tell())
@@ -158,47 +161,47 @@ class Served:
         """What was returned, or why nothing was; and what the backend says of itself now."""
         try:
             reply = self._called(request)
-        except NotImplementedError as error:
-            reply = {"declined": one_line(error)}
         except BaseException as error:  # sys.exit and KeyboardInterrupt are a backend's too
             reply = {"raised": one_line(error, place=True)}
         reply["lost"] = self._lost()
         if not reply["lost"] and self.device != "cpu":  # on a CPU the files are its own memory
             self._write_back(request)
-        reply["identity"] = identity(self.backend)
-        if request.get("fingerprint"):
-            reply["fingerprint"] = fingerprint(self.backend)
-        return reply
+        said = {"identity": identity(self.backend), "fingerprint": fingerprint(self.backend)}
+        return {**reply, **said}
 
     def _called(self, request: dict[str, Any]) -> dict[str, Any]:
         call, extra = request["call"], {}
+        self.files = {k: v for k, v in self.files.items() if k in request["inputs"]}
         if call in CALLABLES and not callable(getattr(self.backend, call, None)):
             return {"missing": call}
+        acts: Any = None
+        try:
+            if call not in CALLABLES:
+                acts = importlib.import_module("megamoe.worker.acts")
+        except ImportError as error:
+            return {"missing": f"{call}: megamoe cannot be imported there ({error})"}
         given = self._inputs(request)
-        if call == "forward":
-            result = self.backend.forward(problem_of({**given, **request["plain"]}))
-        elif call in CALLABLES:
-            result = getattr(self.backend, call)(*(given[name] for name in request["arguments"]))
-        else:  # a law of a launch or a wrong call: megamoe's own code, where it can be imported
-            try:
-                module = importlib.import_module("megamoe.worker.acts")
-            except ImportError as error:
-                return {"missing": f"{call}: megamoe cannot be imported there ({error})"}
-            result, extra = module.run(self, request, given)
-        if self.device != "cpu":
-            torch.cuda.synchronize()
+        try:
+            if call == "forward":
+                result = self.backend.forward(problem_of({**given, **request["plain"]}))
+            elif call in CALLABLES:
+                result = getattr(self.backend, call)(*(given[n] for n in request["arguments"]))
+            else:  # a law of a launch or a wrong call: megamoe's own code
+                result, extra = acts.run(self, request, given)
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+        except NotImplementedError as error:
+            return {"declined": one_line(error)}
         form, parts = parts_of(result)
-        kept, shown = {}, {}
-        for name, t in parts.items():
-            shown[name] = [type(t).__name__] if not isinstance(t, torch.Tensor) else [
-                str(t.dtype).removeprefix("torch."), list(t.shape), list(t.stride())]  # fmt: skip
-            if len(shown[name]) == 3 and t.numel() * t.element_size() <= request["limit"]:
-                kept[f"out.{name}"] = t
-        kept |= {name: given[name] for name in request.get("blank", ())}
+        shown = {name: shown_of(part) for name, part in parts.items()}
+        kept = {
+            f"out.{name}": part for name, part in parts.items()
+            if len(shown[name]) == 3 and part.numel() * part.element_size() <= request["limit"]
+        } | {name: given[name] for name in request.get("blank", ())}  # fmt: skip
         try:
             places = write_tensors(request["out"], kept)
         except OSError as error:
-            return {"disk": one_line(error)}
+            return {"unwritten": one_line(error)}
         return {**extra, "form": form, "shown": shown, "places": places}
 
     def _inputs(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +224,7 @@ class Served:
             return tensors
         for name, host in tensors.items():
             tensors[name] = torch.zeros(host.shape, dtype=host.dtype, device=self.device)
-            for row in used.get(name, (slice(None),)):
+            for row in used.get(name, (...,)):
                 tensors[name][row].copy_(host[row])
         return tensors
 
@@ -263,6 +266,16 @@ def problem_of(fields: dict[str, Any]) -> Any:
         )  # fmt: skip
 
 
+def shown_of(part: Any) -> list[Any]:
+    """Dtype, shape and strides of a tensor that has bytes; of anything else what it is."""
+    if not isinstance(part, torch.Tensor):
+        return [type(part).__name__]
+    if part.layout != torch.strided or part.is_meta:
+        kind = "meta" if part.is_meta else str(part.layout).removeprefix("torch.")
+        return [f"{kind} tensor"]
+    return [str(part.dtype).removeprefix("torch."), list(part.shape), list(part.stride())]
+
+
 def parts_of(result: Any) -> tuple[str, dict[str, Any]]:
     """The form of a result and its parts by name, 16 at most; a sequence's are its indices."""
     if isinstance(result, torch.Tensor):
@@ -274,33 +287,17 @@ def parts_of(result: Any) -> tuple[str, dict[str, Any]]:
     return type(result).__name__, {}
 
 
-def state() -> dict[str, Any]:
-    """What a call must leave as it was: it decides bits, or where a later call reads and writes."""
-    one, bit = 1.0, 2.0**-53
-    return {
-        "working directory": os.getcwd(),  # noqa: PTH109
-        "default dtype of torch": str(torch.get_default_dtype()),
-        "default device of torch": str(torch.get_default_device()),
-        "thread count of torch": torch.get_num_threads(),
-        "grad mode of torch": torch.is_grad_enabled(),
-        "deterministic mode of torch": torch.are_deterministic_algorithms_enabled(),
-        "locale": locale.setlocale(locale.LC_ALL),
-        "rounding mode": str([one + bit, -one - bit, (one + 2 * bit) + bit]),
-        "flushing of subnormals": 5e-324 * one == 0,
-        "timer": [signal.getitimer(which)[0] > 0 for which in range(2)],
-        "standard files": [[(s := os.fstat(n)).st_dev, s.st_ino] for n in range(3)],
-        **{f"variable {k}": hash(v) for k, v in os.environ.items()},
-    }
-
-
 def serve() -> None:
     """Answer requests until standard input ends."""
     out, requests = os.dup(1), os.fdopen(os.dup(0), "rb", closefd=False)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a backend prints is no answer
+    state = module_of("megamoe_worker_state", Path(__file__).with_name("state.py")).State(
+        (0, 1, 2, out, requests.fileno())
+    )
 
     def say(reply: dict[str, Any]) -> None:
-        data = f"{MARK}{json.dumps(reply)}\n".encode()
+        data = f"\n{MARK}{json.dumps(reply)}\n".encode()  # a line, whatever else was written
         while data:
             data = data[os.write(out, data) :]
 
@@ -316,7 +313,8 @@ def serve() -> None:
         faulthandler.dump_traceback_later(hello["seconds"], file=trace)
         served = Served(load(hello["backend"], device), device)
         ready = {**identity(served.backend), "fingerprint": fingerprint(served.backend)}
-        say({"protocol": PROTOCOL, "ready": {**ready, "facts": facts(device)}, "state": state()})
+        ready["facts"] = facts(device)
+        say({"protocol": PROTOCOL, "ready": ready, "state": state.now()})
     except BaseException as error:
         say({"protocol": PROTOCOL, "error": one_line(error, place=True)})
         return
@@ -327,7 +325,7 @@ def serve() -> None:
         reply = served.answer(request)
         faulthandler.cancel_dump_traceback_later()
         try:
-            reply["state"] = state()
+            reply["state"] = state.now()
         except (OSError, ValueError) as error:  # a folder or a descriptor that is gone
             reply["state"] = one_line(error)
         say({"id": request["id"], **reply})
@@ -339,8 +337,13 @@ def one_line(error: BaseException, place: bool = False) -> str:
     text = f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
     if not place or isinstance(error, BackendError):
         return text
+    return f"{text} ({where(error)})"
+
+
+def where(error: BaseException) -> str:
+    """File, line and function of the innermost frame."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{text} ({Path(frame.filename).name}, line {frame.lineno}, in {frame.name})"
+    return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
 
 
 if __name__ == "__main__":

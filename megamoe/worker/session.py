@@ -172,4 +172,9 @@ def last_seen(stack: str) -> str:
     lines = stack.splitlines()
     threads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
     frames = [line.strip() for line in lines[threads[-1] + 1 :]] if threads else []
-    return frames[0] if frames else "code that leaves no trace"
+    return printable(frames[0][:300]) if frames else "code that leaves no trace"
+
+
+def printable(text: str) -> str:
+    """``text`` without what would move a terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() else "?" for c in text)
