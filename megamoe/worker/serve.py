@@ -1,8 +1,8 @@
 """The worker: loads one backend, calls it, hands back bytes. Needs Python 3.10 and torch only.
 
-This file and ``state.py`` beside it run in somebody else's environment, so they import nothing of
-megamoe at the top. They judge nothing: the judge is another process, with its own copy of the
-inputs. ``docs/protocol.md`` has every message.
+It runs in somebody else's environment, so it imports nothing of megamoe at the top, and later only
+``state.py`` and ``tensors.py`` beside it. It judges nothing: the judge is another process, with its
+own copy of the inputs. ``docs/protocol.md`` has every message.
 
 ``python serve.py`` reads a JSON object a line on standard input and answers each with one line on
 standard output that starts with ``@megamoe ``. What a backend prints goes to standard error.
@@ -10,14 +10,12 @@ standard output that starts with ``@megamoe ``. What a backend prints goes to st
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import importlib
 import importlib.util
 import inspect
 import json
 import math
-import mmap
 import os
 import platform
 import sys
@@ -29,13 +27,11 @@ from typing import Any
 
 import torch
 
+HERE = Path(__file__).resolve().parent
 PROTOCOL = 1
 MARK = "@megamoe "
 POISON = 0x5A  # bytes of a blank tensor before a call, so that what is not written shows
-ALIGN = 64  # of every tensor in a file, in bytes
 CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "run")
-Place = tuple[str, list[int], int]
-"""Of a tensor in a file: torch's name of the dtype, the shape, the offset in bytes."""
 
 
 class BackendError(ValueError):
@@ -122,38 +118,12 @@ def facts(device: str) -> dict[str, Any]:
     return out
 
 
-def read_tensors(path: str, places: Mapping[str, Place]) -> dict[str, Any]:
-    """Tensors over the file's own memory: a write into one goes to the file."""
-    with Path(path).open("r+b") as file:
-        memory = mmap.mmap(file.fileno(), 0)
-    out = {}
-    for name, (kind, shape, offset) in places.items():
-        dtype, count = getattr(torch, kind), math.prod(shape)
-        out[name] = torch.empty(shape, dtype=dtype, device="cpu") if not count else (
-            torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(shape)
-        )  # fmt: skip
-    return out
-
-
-def write_tensors(path: str, tensors: Mapping[str, Any]) -> dict[str, Place]:
-    """Write tensors one after the other; returns their places."""
-    places = {}
-    with Path(path).open("wb") as file:
-        for name, tensor in tensors.items():
-            host = tensor.detach().as_subclass(torch.Tensor).resolve_neg().contiguous().cpu()
-            file.write(bytes(-file.tell() % ALIGN))
-            kind = str(host.dtype).removeprefix("torch.")
-            places[name] = (kind, list(host.shape), file.tell())
-            if host.nbytes:  # without numpy, which need not be here
-                file.write((ctypes.c_char * host.nbytes).from_address(host.data_ptr()))
-    return places
-
-
 class Served:
     """A backend in this process, and the inputs of its last call."""
 
     def __init__(self, backend: Any, device: str) -> None:
         self.backend, self.device = backend, device
+        self.tensors = module_of("megamoe_worker_tensors", HERE / "tensors.py")
         self.files: dict[str, dict[str, Any]] = {}
         """A file that the next request names again is given as the same tensors."""
 
@@ -192,14 +162,14 @@ class Served:
                 torch.cuda.synchronize()
         except NotImplementedError as error:
             return {"declined": one_line(error)}
-        form, parts = parts_of(result)
-        shown = {name: shown_of(part) for name, part in parts.items()}
+        form, parts = self.tensors.parts_of(result)
+        shown = {name: self.tensors.shown_of(part) for name, part in parts.items()}
         kept = {
             f"out.{name}": part for name, part in parts.items()
             if len(shown[name]) == 3 and part.numel() * part.element_size() <= request["limit"]
         } | {name: given[name] for name in request.get("blank", ())}  # fmt: skip
         try:
-            places = write_tensors(request["out"], kept)
+            places = self.tensors.write_tensors(request["out"], kept)
         except OSError as error:
             return {"unwritten": one_line(error)}
         return {**extra, "form": form, "shown": shown, "places": places}
@@ -219,7 +189,7 @@ class Served:
 
     def _moved(self, path: str, places: Any, used: Mapping[str, list[int]]) -> dict[str, Any]:
         """One file on the device. Of a tensor in ``used`` all rows but those are zeros."""
-        tensors = read_tensors(path, places)
+        tensors = self.tensors.read_tensors(path, places)
         if self.device == "cpu":
             return tensors
         for name, host in tensors.items():
@@ -231,7 +201,7 @@ class Served:
     def _write_back(self, request: dict[str, Any]) -> None:
         """Put what the call left of its inputs into their files, where the judge reads it."""
         for path, tensors in self.files.items():
-            for name, host in read_tensors(path, request["inputs"][path]).items():
+            for name, host in self.tensors.read_tensors(path, request["inputs"][path]).items():
                 now, rows = tensors[name], request["used"].get(name)
                 count = torch.count_nonzero
                 if rows and int(count(now)) == sum(int(count(now[row])) for row in rows):
@@ -266,33 +236,12 @@ def problem_of(fields: dict[str, Any]) -> Any:
         )  # fmt: skip
 
 
-def shown_of(part: Any) -> list[Any]:
-    """Dtype, shape and strides of a tensor that has bytes; of anything else what it is."""
-    if not isinstance(part, torch.Tensor):
-        return [type(part).__name__]
-    if part.layout != torch.strided or part.is_meta:
-        kind = "meta" if part.is_meta else str(part.layout).removeprefix("torch.")
-        return [f"{kind} tensor"]
-    return [str(part.dtype).removeprefix("torch."), list(part.shape), list(part.stride())]
-
-
-def parts_of(result: Any) -> tuple[str, dict[str, Any]]:
-    """The form of a result and its parts by name, 16 at most; a sequence's are its indices."""
-    if isinstance(result, torch.Tensor):
-        return "tensor", {"0": result}
-    if hasattr(result, "items"):
-        return "mapping", {str(k): value for k, value in list(result.items())[:16]}
-    if isinstance(result, tuple | list):
-        return "sequence", {str(i): value for i, value in enumerate(result[:16])}
-    return type(result).__name__, {}
-
-
 def serve() -> None:
     """Answer requests until standard input ends."""
     out, requests = os.dup(1), os.fdopen(os.dup(0), "rb", closefd=False)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a backend prints is no answer
-    state = module_of("megamoe_worker_state", Path(__file__).with_name("state.py")).State(
+    state = module_of("megamoe_worker_state", HERE / "state.py").State(
         (0, 1, 2, out, requests.fileno())
     )
 
