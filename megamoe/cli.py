@@ -27,6 +27,7 @@ from megamoe.bench.peers import PEERS
 from megamoe.cases import KINDS, TIERS, Case, load_cases, select
 from megamoe.problem import provided
 from megamoe.suite import bits, check, dump, report
+from megamoe.suite.progress import PICTURES
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, release
 
@@ -86,7 +87,8 @@ def _check(a: argparse.Namespace) -> int:
     workers = a.workers or (a.n if settings.device == "cpu" else 1)
     console = Console()
     try:
-        return _finished(a, check.check(settings, a.n, workers, console), console)
+        made = check.check(settings, a.n, workers, console, a.pictures, a.maxfail)
+        return _finished(a, made, console)
     except Stopped as stopped:  # before the backend was loaded
         print(f"megamoe: stopped ({stopped}); nothing was judged", file=sys.stderr)
         return stopped.code
@@ -369,6 +371,9 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--timeout", type=_seconds, help="seconds of the backend a case (default 120)")
     c.add_argument("--load-timeout", type=_seconds,
                    help="seconds until the backend is loaded (default 300)")  # fmt: skip
+    c.add_argument("--maxfail", type=_at_least_one, metavar="N", help="stop after N reds")
+    c.add_argument("--pictures", type=_at_least_one, default=PICTURES, metavar="N",
+                   help=f"reds shown in full (default {PICTURES})")  # fmt: skip
     c.add_argument("--json", metavar="FILE")
     c.add_argument("--junit", metavar="FILE")
     c.add_argument("--device", choices=("cpu", "cuda"))

@@ -54,6 +54,9 @@ class GoldenNow:
     def matches(self, name: str, actual: Any, nan: Any = None) -> bool:
         return False
 
+    def other_rows(self, name: str, actual: Any) -> None:
+        return None
+
 
 Golden = StoredGolden | GoldenNow
 

@@ -333,14 +333,16 @@ def test_a_large_tensor_is_stored_as_digests_and_comes_from_the_oracle(blessed, 
     assert stored["digest:y"].shape == (2,) and stored["digest:l2_acts"].shape == (2, 2)
     assert "y" not in stored
     asked = []
-    golden = Store(blessed, lambda case: asked.append(1) or make(case)).load(cases[0])
+    golden = Store(
+        blessed, lambda case, classes: asked.append(classes) or make(case, classes=classes)
+    ).load(cases[0])
     y = make(cases[0]).tensors["y"]
     assert golden.matches("y", y) and not golden.matches("y", y ^ 1) and not asked
     assert np.array_equal(golden.get("y"), y) and golden.get("l2_acts").shape == (2, 2, 128)
     assert len(asked) == 1
     other = Made({**make(cases[0]).tensors, "y": y ^ 1})
     with pytest.raises(GoldenError, match="forward/tiny: the oracle's y is not the stored"):
-        Store(blessed, lambda case: other).load(cases[0]).get("y")
+        Store(blessed, lambda case, classes: other).load(cases[0]).get("y")
     assert verify(blessed, cases, 1, quiet) == []
 
 

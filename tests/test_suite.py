@@ -15,7 +15,7 @@ from rich.console import Console
 
 from megamoe.backends import load_backend
 from megamoe.cases import load_cases
-from megamoe.golden import Store, bless, make, record
+from megamoe.golden import Store, bless, make, record, store
 from megamoe.judge import Verdict
 from megamoe.suite import check, progress, report
 from megamoe.suite.run import Runner
@@ -82,6 +82,12 @@ args = { tokens = 385, max_num_tokens = 384 }
 raises = "ValueError"
 message = "DeepSeek V4 MegaMoE got 385 tokens, but the symmetric buffer was sized for 384."
 """
+ZERO_FREEDOM = """family = "zero-freedom"
+tokens = 3
+clamp = 10
+hidden_recipe = { kind = "grid" }
+weights_recipe = { kind = "carrier" }
+rows"""
 KINDS = ("staging", "eplb", "forward", "property", "layout", "errors")
 
 TROUBLE = """
@@ -340,6 +346,40 @@ def test_a_case_that_is_not_in_the_manifest(root, tmp_path):
     assert verdict.status == "error" and "case eplb/mop: not in the manifest" in verdict.reason
 
 
+@pytest.fixture
+def digests(tmp_path, monkeypatch):
+    """A store that keeps digests of a zero-freedom case, and nothing in full."""
+    monkeypatch.setattr(store, "FULL_LIMIT", 0)
+    text = CASES.replace('family = "envelope"\ntokens = 3\nrows', ZERO_FREEDOM)
+    return blessed(tmp_path, text)
+
+
+def test_a_brief_red_names_rows_and_asks_the_oracle_nothing(digests):
+    eager = load_backend("eager")
+
+    def forward(problem):
+        y = eager.forward(problem)["y"].clone()
+        y[2, 5] = 7
+        return y
+
+    def unasked(case, classes):
+        raise AssertionError("the oracle was asked")
+
+    (case,) = (c for c in load_cases(digests) if c.kind == "forward")
+    runner = Runner(Local(Wrapped(forward=forward)), Store(digests, unasked))
+    runner.brief = True
+    verdict = runner.run(case)
+    said = "y: 1 of 2 rows have other bits, the first is 2; run it alone to see the elements"
+    assert (verdict.status, verdict.reason) == ("fail", said)
+    assert not runner.details and verdict.worst is None
+    runner = Runner(Local(Wrapped(forward=forward)), Store(digests, make))
+    full = runner.run(case)
+    assert full.status == "fail" and (full.worst.token, full.worst.channel) == (2, 5)
+    right = Runner(Local(eager), Store(digests, unasked))
+    right.brief = True
+    assert right.run(case).status == "pass"
+
+
 # --- a whole run ------------------------------------------------------------------------------
 
 
@@ -365,6 +405,37 @@ def test_check_judges_every_case_and_writes_reports(root, tmp_path):
     assert {"id", "kind", "status", "reason", "worst", "how", "seconds"} <= set(data["cases"][0])
     suites = ElementTree.parse(junit).getroot()
     assert sum(int(s.get("tests")) for s in suites) == 6
+
+
+WRONG = """
+from megamoe.backends import load_backend
+
+class Backend:
+    name = "wrong"
+    accumulator = "fp32"
+
+    def forward(self, problem):
+        y = load_backend("eager").forward(problem)["y"]
+        return y * 2 if problem.num_tokens > 1 else y
+"""
+
+
+def test_maxfail_stops_and_failed_takes_up_the_reds_alone(tmp_path):
+    root = blessed(tmp_path, TROUBLE)
+    (root / "bad.py").write_text(WRONG)
+    backend, made = f"{root / 'bad.py'}:Backend", root / "r.json"
+    common = ("--backend", backend, "--tier", "full", "-n", "1")
+    ran = megamoe(root, *common, "--maxfail", "2", "--json", str(made))
+    counts = json.loads(made.read_text())["counts"]
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert (counts["fail"], counts["pass"] + counts["not-run"]) == (2, 3)
+    assert "stopped: --maxfail 2 is reached" in ran.stderr
+    assert "RED: 2 of " in ran.stdout and "the run was stopped" in ran.stdout
+    again = megamoe(root, "--backend", backend, "--failed", str(made), "--pictures", "1")
+    assert again.returncode == 1 and "RED: 2 of 2 judged cases" in again.stdout
+    assert again.stdout.count("alone:  megamoe check") == 1
+    none = megamoe(root, "--backend", backend, "--failed", str(made), "--kind", "eplb")
+    assert none.returncode == 2 and "none of the selected cases failed there" in none.stderr
 
 
 @pytest.mark.slow

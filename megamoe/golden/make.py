@@ -81,17 +81,21 @@ def rows_of(problem: Problem, rows: Sequence[int] | None) -> Problem:
     )
 
 
-def make(case: Case, given: Mapping[str, Any] | None = None) -> Made:
+def make(
+    case: Case, given: Mapping[str, Any] | None = None, classes: Sequence[str] | None = None
+) -> Made:
     """Tensors of the golden of ``case`` (rows ``case.rows`` only), by name.
 
     ``forward`` and ``property``: :meth:`ForwardGolden.to_tensors`. ``staging``: x, x_sf, topk_idx,
     topk_weights. ``eplb``: ids, load. ``layout``: w13, w13_sf, w2, w2_sf. ``errors``: nothing;
-    what is right stands in the case. ``given`` are the inputs where they are at hand. Raises
-    :class:`GoldenError` where a case that is declared zero-freedom leaves freedom.
+    what is right stands in the case. ``given`` are the inputs where they are at hand. ``classes``:
+    the accumulator classes whose envelopes are wanted of a forward; with fewer than all of them
+    there is no proof of zero freedom. Raises :class:`GoldenError` where a case that is declared
+    zero-freedom leaves freedom.
     """
     given = regenerate(case) if given is None else given
     if case.kind in ("forward", "property"):
-        return _forward(case, rows_of(Problem(**given), case.rows))
+        return _forward(case, rows_of(Problem(**given), case.rows), classes)
     if case.kind == "staging":
         made = oracle.staging(
             bits(given["hidden_states"]), given["topk_weights"].numpy(), given["topk_ids"].numpy()
@@ -112,11 +116,11 @@ def make(case: Case, given: Mapping[str, Any] | None = None) -> Made:
     return Made({})
 
 
-def _forward(case: Case, problem: Problem) -> Made:
+def _forward(case: Case, problem: Problem, classes: Sequence[str] | None) -> Made:
     point = case.params["family"] == "zero-freedom"
     # A point must be one whichever silu a kernel takes, so its proof allows the wider error.
-    golden = oracle.forward(problem, any_silu=point)
-    if point and not golden.zero_freedom:
+    golden = oracle.forward(problem, classes, any_silu=point)
+    if point and classes is None and not golden.zero_freedom:
         raise GoldenError(
             f"case {case.id} is declared zero-freedom, but {golden.why[0]}; change its recipes or "
             "its family"

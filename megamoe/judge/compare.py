@@ -126,9 +126,9 @@ def _finding(
         total,
         count,
         _worst(stage, form, first, actual, low, high, int(ulps[worst_at]), place),
-        _tally(place.token(int(r)) if "token" in place.axes else int(r) for r in rows),
+        _tally(_named(place, rows)),
         _experts(at, place),
-        _tally(int(t) for t in tiles),
+        _tally(tiles),
         grid,
         shape,
     )
@@ -187,9 +187,16 @@ def _coordinates(
     return rows, tiles, (size[0], -(-shape[axis] * place.per_channel // TILE))
 
 
-def _tally(values: Any) -> dict[int, int]:
+def _named(place: Place, rows: Ids) -> Ids:
+    """The case's row behind each position of axis 0."""
+    if "token" not in place.axes or place.tokens is None:
+        return rows
+    return np.asarray(place.tokens, np.int64)[rows]
+
+
+def _tally(values: Ids) -> dict[int, int]:
     """Value -> how often, the most frequent first."""
-    found, counts = np.unique(np.fromiter(values, np.int64), return_counts=True)
+    found, counts = np.unique(values, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:TALLY_LIMIT]
     return {int(found[i]): int(counts[i]) for i in order}
 
@@ -197,12 +204,12 @@ def _tally(values: Any) -> dict[int, int]:
 def _experts(at: tuple[Any, ...], place: Place) -> dict[int, int]:
     """Expert -> elements outside; an element of y counts for every expert of its token."""
     if "expert" in place.axes:
-        return _tally(int(e) for e in at[place.axes.index("expert")])
+        return _tally(at[place.axes.index("expert")])
     if place.ids is None or "token" not in place.axes:
         return {}
     row = at[place.axes.index("token")]
     if "slot" in place.axes:
-        return _tally(int(e) for e in place.ids[row, at[place.axes.index("slot")]])
+        return _tally(place.ids[row, at[place.axes.index("slot")]])
     rows, counts = np.unique(row, return_counts=True)
     tally: dict[int, int] = {}
     for position, count in zip(rows, counts, strict=True):

@@ -16,7 +16,7 @@ from megamoe.golden import GoldenError, Store, make, recorded
 from megamoe.judge import BAD, Verdict
 from megamoe.suite import report
 from megamoe.suite.judges import Desk, Judges, threads_of
-from megamoe.suite.progress import Progress
+from megamoe.suite.progress import PICTURES, Progress
 from megamoe.suite.run import Runner
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, stoppable
@@ -42,11 +42,19 @@ class _Run:
 
     cases: list[Case]
     progress: Progress
+    maxfail: int | None
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     def started(self, case: Case) -> None:
         self.progress.started(case.id)
+
+    def brief(self) -> bool:
+        """Enough reds are shown in full; what a picture of one more takes is not made."""
+        return self._reds() >= self.progress.pictures
+
+    def _reds(self) -> int:
+        return sum(v.status in BAD for v in self.verdicts.values())
 
     def done(self, case: Case, result: Any) -> None:
         if isinstance(result, Exception):
@@ -55,6 +63,8 @@ class _Run:
             verdict, self.details[case.id] = result
         self.verdicts[case.id] = verdict
         self.progress.judged(verdict)
+        if self.maxfail is not None and self._reds() >= self.maxfail:
+            raise Stopped(f"--maxfail {self.maxfail} is reached", 1)
 
     def all(self, why: str) -> list[Verdict]:
         """A verdict for every case."""
@@ -64,8 +74,15 @@ class _Run:
         ]
 
 
-def check(settings: Settings, judges: int, workers: int, console: Console) -> Outcome:
-    """Judge ``settings.backend``; raises what the command says in one line (``ValueError``)."""
+def check(
+    settings: Settings, judges: int, workers: int, console: Console, pictures: int = PICTURES,
+    maxfail: int | None = None,
+) -> Outcome:  # fmt: skip
+    """Judge ``settings.backend``; raises what the command says in one line (``ValueError``).
+
+    ``pictures`` reds are shown in full; of the others a golden of digests names rows only.
+    ``maxfail``: stop after so many.
+    """
     store = Store(settings.root, make)
     if store.manifest["contract"] != CURRENT.revision:
         raise GoldenError(
@@ -78,7 +95,7 @@ def check(settings: Settings, judges: int, workers: int, console: Console) -> Ou
     judges = max(1, min(judges, len(cases)))
     workers = max(1, min(workers, len(cases)))
     outcome = Outcome({})
-    run = _Run(cases, Progress(len(cases), console, settings, seconds))
+    run = _Run(cases, Progress(len(cases), console, settings, seconds, pictures), maxfail)
     run.progress.workers = judges
     run.progress.left = sum(seconds.get(c.id, shards.DEFAULT_SECONDS) for c in cases)
     identity: Identity | None = None
@@ -91,7 +108,7 @@ def check(settings: Settings, judges: int, workers: int, console: Console) -> Ou
                             threads_of(judges))  # fmt: skip
                 if cases:
                     with Judges(judges, desk) as bench, run.progress:
-                        bench.run(cases, run.started, run.done)
+                        bench.run(cases, run.started, run.done, run.brief)
     except Stopped as stopped:
         outcome.stopped, outcome.code = str(stopped), stopped.code
     except NoRoom as full:

@@ -66,10 +66,11 @@ class Judges:
 
     def run(
         self, cases: Sequence[Case], started: Callable[[Case], None],
-        done: Callable[[Case, Any], None],
+        done: Callable[[Case, Any], None], brief: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         """Every case once, in this order; ``done`` gets the step's result or an exception.
 
+        ``brief()`` says for the next case whether :attr:`Runner.brief` holds.
         Raises :class:`NoRoom` where the folder of exchanged files is full.
         """
         waiting = deque(cases)
@@ -80,7 +81,7 @@ class Judges:
                 pipe = idle.pop()
                 at_work[pipe] = waiting.popleft()
                 with suppress(OSError):  # its end is seen below
-                    pipe.send(at_work[pipe])
+                    pipe.send((at_work[pipe], brief()))
                 started(at_work[pipe])
             for each in connection.wait([p for p in self._all if p not in idle]):
                 pipe = cast(Any, each)
@@ -153,7 +154,7 @@ def _sit(pipe: Any, desk: Desk) -> None:
     pipe.send(("ready", None))
     with suppress(EOFError, OSError):
         while True:
-            case = pipe.recv()
+            case, runner.brief = pipe.recv()
             try:
                 pipe.send(("done", desk.step(runner, case)))
             except NoRoom as full:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,16 +18,17 @@ from megamoe.judge import BAD, STATUSES, Verdict, picture
 from megamoe.shards import DEFAULT_SECONDS
 from megamoe.suite.settings import Settings
 
-MAX_PICTURES = 10
-"""Reds shown in full; the rest get a line each. The JSON report has them all."""
+PICTURES: Final = 20
+"""Reds shown in full; the rest get a line each, here and in the JSON report."""
 
 
 class Progress:
     """Shows I of N, counts, what runs now and when it may end. Use as a context manager."""
 
     def __init__(
-        self, total: int, console: Console, settings: Settings, seconds: Mapping[str, float]
-    ) -> None:
+        self, total: int, console: Console, settings: Settings, seconds: Mapping[str, float],
+        pictures: int = PICTURES,
+    ) -> None:  # fmt: skip
         self.total = total
         self.console = console
         self.settings = settings
@@ -36,6 +38,7 @@ class Progress:
         self.left = 0.0
         """Seconds that the cases not yet judged are expected to take, one after the other."""
         self.workers = 1
+        self.pictures = pictures
         self._pictures = 0
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
@@ -68,7 +71,7 @@ class Progress:
         self.counts[verdict.status] += 1
         if self._live is None:
             done = sum(self.counts.values())
-            shown = verdict.status in BAD and self._pictures < MAX_PICTURES
+            shown = verdict.status in BAD and self._pictures < self.pictures
             why = f"  {verdict.reason}" if verdict.reason and not shown else ""
             self._say(
                 f"[{done}/{self.total}] {verdict.status:<12} {verdict.case_id} "
@@ -76,7 +79,7 @@ class Progress:
             )
         if verdict.status in BAD:
             self._pictures += 1
-            if self._pictures <= MAX_PICTURES:
+            if self._pictures <= self.pictures:
                 again = self.settings.again()
                 self._say(picture(verdict, self.settings.backend, again) + "\n")
             elif self._live is not None:

@@ -58,6 +58,8 @@ class Runner:
         self.store = store
         self.kept = kept
         self.timeout = timeout
+        self.brief = False
+        """Say what fails and where, without what only a picture needs and the oracle must make."""
         self.details: list[detail.Detail] = []
         self._call: Caller | None = None
 
@@ -90,7 +92,9 @@ class Runner:
         """The golden and the regenerated inputs, whose bits are the ones it was made for."""
         self.store.entry(case)  # before any work: an unknown case is cheap to say
         given = regenerate(case)
-        return self.store.load(case, digest_of(given)), given
+        golden = self.store.load(case, digest_of(given))
+        golden.brief = self.brief
+        return golden, given
 
     def problem(self, case: Case) -> tuple[StoredGolden, Problem]:
         """As :meth:`golden`, the inputs as a problem on the CPU."""
@@ -100,14 +104,15 @@ class Runner:
     def bitwise(self, stage: str, form: Form, actual: Any, expected: Any, at: Place) -> Finding:
         """A finding, whose detail is kept where it is bad."""
         found = bitwise(stage, form, actual, expected, at)
-        if found.outside:
+        if found.outside and not self.brief:
             drawn = detail.measure(stage, form, actual, expected, expected, at.axes, at.per_channel)
             self.details += detail.agreeing([drawn], [found])
         return found
 
     def add_details(self, *judged: Any) -> None:
         """Details of a forward; the arguments are those of :func:`megamoe.suite.detail.forward`."""
-        self.details = detail.forward(*judged)
+        if not self.brief:
+            self.details = detail.forward(*judged)
 
     # --- parts ----------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ def judged(
         return verdict
     runner.add_details(actual, golden, accumulator, narrowed, case.rows, result.findings)
     name = "y" if golden.zero_freedom else f"{accumulator}.y_lo"
-    if nan_everywhere(actual["y"], golden.get(name)):
+    if nan_everywhere(actual["y"], lambda: golden.get(name)):
         reason = (
             f"case {case.id}: y is NaN everywhere; look for a scale of zero, a buffer "
             "that was never written, or an output that was never returned"
