@@ -156,7 +156,8 @@ def _look(done: Run, made: Path, junit: Path) -> list[str]:
     if done.code > 0 and "stopped" not in done.output:
         wrong.append("it does not say that it was stopped")
     if "Traceback" in done.output and done.code not in (-signal.SIGINT,):
-        wrong.append("a traceback was printed")
+        at = done.output.index("Traceback")
+        wrong.append(f"a traceback was printed: {done.output[at - 200 : at + 1500]!r}")
     return wrong
 
 

@@ -58,7 +58,7 @@ class Judges:
     def __init__(self, count: int, desk: Desk) -> None:
         self._desk = desk
         self._context = get_context("forkserver")  # one import of torch for all of them
-        self._context.set_forkserver_preload(["megamoe.suite.judges"])
+        self._context.set_forkserver_preload(["megamoe.suite.mortal", "megamoe.suite.judges"])
         self._all: dict[Any, Any] = {}
         """The pipe to each judge, and its process."""
         for _ in range(count):

@@ -88,8 +88,10 @@ class Worker:
         reply = self._answer({**request, "id": number, "seconds": seconds}, seconds)
         took = time.monotonic() - started
         fresh, self._fresh = self._fresh, False
+        folder = Path(request["out"]).parent
         if "broken" in reply:
             self._end()
+            self._remade(folder)
             return reply
         state = reply.pop("state", None)
         if fresh and isinstance(state, dict):  # variables that the first call adds are its set-up
@@ -104,8 +106,7 @@ class Worker:
                 reply = {"broken": f"the backend now says {otherwise}"}
         except WorkerError as error:
             reply = {"broken": f"the backend's {error}"}
-        whole = (self.folder / "tmp").is_dir() and (self.folder / "path" / "megamoe").is_dir()
-        if "broken" in reply or reply["changed"] or reply.get("lost") or not whole:
+        if "broken" in reply or reply["changed"] or reply.get("lost") or self._remade(folder):
             self._end()
         return {**reply, "took": took}
 
@@ -168,9 +169,9 @@ class Worker:
 
     def _start(self) -> None:
         """A new process in place of the last, whose temporary files are removed."""
+        if self._closed:
+            raise _Ended("the run had ended")
         if self._keeper.poll() is not None:
-            if self._closed:
-                raise _Ended("the run had ended")
             self._orphans()
             self._open()
         self._furnish()
@@ -240,6 +241,16 @@ class Worker:
         except TimeoutError:
             text = f"no result within {seconds:g} s, its process was ended, last seen in "
             return {"broken": f"{text}{self._seen()}; give it more with --timeout"}
+
+    def _remade(self, folder: Path) -> bool:
+        """Make the folder of exchanged files again, which may be another worker's, if the backend
+        removed it; says whether anything is missing."""
+        needed = (folder, self.folder / "tmp", self.folder / "path/megamoe")
+        if all(path.is_dir() for path in needed):
+            return False
+        if not self._closed:
+            folder.mkdir(0o700, exist_ok=True)
+        return True
 
     def _bury(self) -> None:
         """A process that has ended since its last answer is no fault of the next call."""

@@ -267,7 +267,6 @@ def write(folder: Path, tensors: Tensors, used: Mapping[str, list[int]]) -> Sent
         places[name] = (_kind(tensor), list(tensor.shape), at)
         at += tensor.nbytes
     try:
-        folder.mkdir(0o700, exist_ok=True)  # a backend may have removed it
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.truncate(handle, at)
