@@ -61,8 +61,12 @@ class Judges:
         self._context.set_forkserver_preload(["megamoe.suite.mortal", "megamoe.suite.judges"])
         self._all: dict[Any, Any] = {}
         """The pipe to each judge, and its process."""
-        for _ in range(count):
-            self._hire()
+        try:
+            for _ in range(count):
+                self._hire()
+        except BaseException:  # stopped meanwhile
+            self.close()
+            raise
 
     def run(
         self, cases: Sequence[Case], started: Callable[[Case], None],
@@ -106,10 +110,12 @@ class Judges:
 
     def close(self) -> None:
         """End every judge now."""
-        for process in self._all.values():
+        begun = [process for process in self._all.values() if process.pid is not None]
+        for process in begun:
             process.kill()
-        for pipe, process in self._all.items():
+        for process in begun:
             process.join()
+        for pipe in self._all:
             pipe.close()
         self._all = {}
 
@@ -122,9 +128,9 @@ class Judges:
     def _hire(self) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_sit, args=(theirs, self._desk), daemon=True)
+        self._all[ours] = process
         process.start()
         theirs.close()
-        self._all[ours] = process
 
     def _dismiss(self, pipe: Any) -> JudgeEnded:
         process = self._all.pop(pipe)
@@ -148,11 +154,14 @@ def _sit(pipe: Any, desk: Desk) -> None:
         identity = session.identity
         kept = recorded.find(desk.root, identity.name, identity.facts)
         runner = Runner(session, Store(desk.root, make), kept, desk.timeout)
-    except (ValueError, OSError) as error:
-        pipe.send(("cannot", str(error)))
+    except EOFError:  # the run has ended
         return
-    pipe.send(("ready", None))
+    except (ValueError, OSError) as error:
+        with suppress(OSError):
+            pipe.send(("cannot", str(error)))
+        return
     with suppress(EOFError, OSError):
+        pipe.send(("ready", None))
         while True:
             case, runner.brief = pipe.recv()
             try:

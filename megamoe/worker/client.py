@@ -61,8 +61,13 @@ class Worker:
         self._closed = False
         self._cwd = launch.cwd or str(Path.cwd())
         self._folders: list[Path] = []
-        self._open()
-        self._start()
+        try:
+            self._open()
+            self._start()
+        except BaseException:  # stopped meanwhile
+            if hasattr(self, "_keeper"):
+                self.close()
+            raise
 
     @property
     def folder(self) -> Path:

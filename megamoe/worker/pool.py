@@ -55,7 +55,8 @@ class Pool:
         self._workers = [first]
         try:
             # The others import torch while the first loads the backend.
-            self._workers += [Worker(launch) for _ in range(count - 1)]
+            for _ in range(count - 1):
+                self._workers.append(Worker(launch))
             identity = first.identity
         except BaseException:
             self.close()
