@@ -28,7 +28,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: Linux bu
 
 from megamoe.backends import BackendError, load_backend  # noqa: E402
 from megamoe.backends.triton import TritonBackend, kernel_sources  # noqa: E402
-from megamoe.backends.triton.binaries import Launch, code_digest, launch  # noqa: E402
+from megamoe.backends.triton.binaries import Launch, code_digest, launch  # noqa: E402, _turn, compile_all
 from megamoe.backends.triton.launches import (  # noqa: E402
     FEW,
     OVERLAPPED,
@@ -481,6 +481,7 @@ def test_a_run_launches_its_stages_in_order_and_on_the_current_stream(monkeypatc
         seen.append((launch._kernel.fn.__name__, stream))
 
     monkeypatch.setattr(Launch, "__call__", note)
+    monkeypatch.setattr(Launch, "compile", lambda launch, tensors, wait: True)
     backend, y, weights, buffer = on_cpu(tokens=tokens)
     call = {"activation_clamp": None, "fast_math": True}
     backend.run(y, weights, buffer, tokens, **call)
@@ -490,6 +491,33 @@ def test_a_run_launches_its_stages_in_order_and_on_the_current_stream(monkeypatc
     for _, launch_stage in backend.stages(y, weights, buffer, tokens, **call):
         launch_stage()
     assert seen == ran
+
+
+def test_what_another_process_compiles_comes_last_and_is_waited_for():
+    asked = []
+
+    def kernel(name, busy):
+        def compiled(wait):
+            asked.append((name, wait))
+            return wait or not busy
+
+        return compiled
+
+    compile_all([kernel("a", busy=True), kernel("b", busy=False), kernel("c", busy=True)])
+    assert asked == [
+        ("a", False), ("b", False), ("c", False), ("a", False), ("c", False), ("a", True),
+        ("c", False), ("c", True),
+    ]  # fmt: skip
+
+
+def test_a_kernel_is_compiled_by_one_process_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("triton.knobs.cache.dir", str(tmp_path))
+    with _turn("k", wait=False) as first, _turn("k", wait=False) as second:
+        assert first and not second
+        with _turn("other", wait=False) as third:
+            assert third
+    with _turn("k", wait=False) as again:
+        assert again
 
 
 def test_staging_refuses_rows_that_are_not_dense():

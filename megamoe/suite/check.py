@@ -15,7 +15,7 @@ from megamoe.contract import CURRENT
 from megamoe.golden import GoldenError, Store, make, recorded
 from megamoe.judge import BAD, Verdict
 from megamoe.suite import report
-from megamoe.suite.judges import Desk, Judges, threads_of
+from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.progress import PICTURES, Progress
 from megamoe.suite.run import Runner
 from megamoe.suite.settings import Settings
@@ -101,6 +101,7 @@ def check(
     identity: Identity | None = None
     try:
         with stoppable():
+            get_ready()
             launch = settings.launch(threads_of(max(judges, workers)))
             with Pool(launch, workers) as pool:
                 identity = pool.address.identity

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -52,13 +52,23 @@ class Desk:
     threads: int
 
 
+def get_ready() -> Any:
+    """Start the server that judges are forks of: one import of torch for all of them.
+
+    It imports beside whoever called, so a run calls this before it waits for its backend.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["megamoe.suite.mortal", "megamoe.suite.judges"])
+    forkserver.ensure_running()
+    return context
+
+
 class Judges:
     """``count`` judges. Use as a context manager, or close it."""
 
     def __init__(self, count: int, desk: Desk) -> None:
         self._desk = desk
-        self._context = get_context("forkserver")  # one import of torch for all of them
-        self._context.set_forkserver_preload(["megamoe.suite.mortal", "megamoe.suite.judges"])
+        self._context = get_ready()
         self._all: dict[Any, Any] = {}
         """The pipe to each judge, and its process."""
         try:

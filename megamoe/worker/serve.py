@@ -135,7 +135,10 @@ class Served:
             reply = {"raised": one_line(error, place=True)}
         reply["lost"] = self._lost()
         if not reply["lost"] and self.device != "cpu":  # on a CPU the files are its own memory
-            self._write_back(request)
+            try:
+                self._write_back(request)
+            except BaseException as error:
+                reply["lost"] = f"its inputs cannot be read back: {one_line(error)}"
         said = {"identity": identity(self.backend), "fingerprint": fingerprint(self.backend)}
         return {**reply, **said}
 
@@ -202,13 +205,11 @@ class Served:
         """Put what the call left of its inputs into their files, where the judge reads it."""
         for path, tensors in self.files.items():
             for name, host in self.tensors.read_tensors(path, request["inputs"][path]).items():
-                now, rows = tensors[name], request["used"].get(name)
-                count = torch.count_nonzero
-                if rows and int(count(now)) == sum(int(count(now[row])) for row in rows):
-                    for row in rows:  # the others are zeros still
-                        host[row].copy_(now[row])
-                else:
-                    host.copy_(now)
+                now, rows = tensors[name], request["used"].get(name, (...,))
+                if name in request["used"]:  # of the others, those that are zeros no more
+                    rows = {*rows, *now.flatten(1).amax(1).nonzero().flatten().tolist()}
+                for row in rows:
+                    host[row].copy_(now[row])
 
     def _lost(self) -> str:
         """Why this process is of no further use. A CUDA error comes back at every call."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from megamoe.backends.triton.binaries import on
+from megamoe.backends.triton.binaries import compile_all, on
 from megamoe.backends.triton.launches import (
     CROWDED,
     FEW,
@@ -25,6 +25,7 @@ from megamoe.backends.triton.launches import (
     SPARSE,
     Call,
     Memory,
+    Planned,
     Stage,
     is_wide,
     power_of_two,
@@ -265,6 +266,9 @@ def _launch(memory: Memory, stages: Sequence[Stage]) -> None:
 
     device = memory.y.device
     with on(device):
+        fresh = [s for _, steps in stages for s in steps
+                 if isinstance(s, Planned) and not s.launch.asked]  # fmt: skip
+        compile_all([partial(s.launch.compile, s.taken(memory)) for s in fresh])
         stream = driver.active.get_current_stream(device.index)
         for _, steps in stages:
             for step in steps:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +35,8 @@ class Launch:
     ) -> None:  # fmt: skip
         self._kernel, self._grid, self._kinds = kernel, grid, kinds
         self._numbers, self._options = numbers, options
+        self.asked = False
+        """Triton has been asked for the code, so it is compiled."""
         self._found: Any = None
         self._rest: tuple[Any, ...] = ()
         self._boxes: tuple[tuple[int, Any], ...] = ()
@@ -52,10 +56,32 @@ class Launch:
             tensors = given
         self._found(*tensors, *self._rest, stream=stream)
 
+    def compile(self, tensors: Sequence[torch.Tensor], wait: bool) -> bool:
+        """Have the kernel compiled, and not launched, by one process at a time.
+
+        False where another process is at it and ``wait`` is off. What one has compiled the others
+        find in Triton's cache on the disk.
+        """
+        if self.asked or not hasattr(self._kernel, "warmup"):
+            return True
+        with _turn(self._turn_name(), wait) as mine:
+            if mine:
+                given = [_seen_as(*pair) for pair in zip(self._kinds, tensors, strict=True)]
+                self._kernel.warmup(*given, *self._numbers, grid=self._grid, **self._options)
+                self.asked = True
+            return mine
+
+    def _turn_name(self) -> str:
+        """What decides the code, as far as it is known before; of numbers Triton sees 1 and 16."""
+        numbers = [n if not isinstance(n, int) or n == 1 else n % 16 == 0 for n in self._numbers]
+        said = repr((self._kernel.fn.__name__, numbers, sorted(self._options.items(), key=str)))
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def _ask(self, tensors: Sequence[torch.Tensor], keep: bool) -> None:
         """Launch as Triton does, which compiles what it has not; its interpreter never does."""
         given = [_seen_as(*pair) for pair in zip(self._kinds, tensors, strict=True)]
         made = self._kernel[self._grid](*given, *self._numbers, **self._options)
+        self.asked = True
         if made is None:
             return
         _RAN[self._kernel.fn.__name__, made.hash] = made
@@ -70,6 +96,34 @@ class Launch:
                 if callable(kind)
             )
             self._found = made[(*self._grid, 1, 1)[:3]]
+
+
+@contextmanager
+def _turn(name: str, wait: bool) -> Iterator[bool]:
+    """Hold ``name`` among the processes that share Triton's cache; False where one has it."""
+    from triton import knobs
+
+    folder = Path(knobs.cache.dir) / "megamoe-turns"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True  # closing the file ends it
+
+
+def compile_all(waiting: Sequence[Callable[[bool], bool]]) -> None:
+    """Call each with False until it gives True: what another process compiles comes last.
+
+    So several workers that need the same kernels at first compile different ones.
+    """
+    while waiting:
+        left = [compiled for compiled in waiting if not compiled(False)]
+        if len(left) == len(waiting):
+            left.pop(0)(True)
+        waiting = left
 
 
 def _seen_as(kind: Kind, tensor: torch.Tensor) -> Any:
@@ -146,4 +200,4 @@ def code_digest(cubin: bytes) -> str:
     return made.hexdigest()
 
 
-__all__ = ["Kind", "Launch", "code_digest", "digests", "launch", "on"]
+__all__ = ["Kind", "Launch", "code_digest", "compile_all", "digests", "launch", "on"]

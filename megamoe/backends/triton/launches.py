@@ -222,8 +222,18 @@ def step(
 ) -> Step:
     """A launch that finds its ``tensors`` in :class:`Memory`; options as for ``kernel[grid]``."""
     launch = Launch(kernel, grid, tuple(tensors.values()), *numbers, **options)
-    taken = attrgetter(*tensors)
-    return lambda memory, stream: launch(taken(memory), stream)
+    return Planned(launch, attrgetter(*tensors))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step that is a launch."""
+
+    launch: Launch
+    taken: Callable[[Memory], tuple[torch.Tensor, ...]]
+
+    def __call__(self, memory: Memory, stream: int) -> None:
+        self.launch(self.taken(memory), stream)
 
 
 def forget_counts(memory: Memory, stream: int) -> None:
