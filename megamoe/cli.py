@@ -43,6 +43,7 @@ ROOMS: Final[tuple[str, ...]] = (
     "megamoe.explain.command",
     "megamoe.at_hand",
     "megamoe.compare",
+    "megamoe.worker.single",
 )
 """Modules that bring commands of their own: each has ``add(commands, command)``, where
 ``command(commands, name, help, run)`` returns the parser to add arguments to."""

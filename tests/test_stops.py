@@ -19,7 +19,7 @@ from megamoe.suite import report
 from megamoe.suite.judges import Judges
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import release
-from megamoe.worker import exchange
+from megamoe.worker import exchange, files
 from tests.test_hostile import root  # noqa: F401
 from tools import stops
 
@@ -188,9 +188,9 @@ def test_no_room_for_inputs_names_the_folder(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exchange.os, "pwrite", full)
+    monkeypatch.setattr(files.os, "pwrite", full)
     with pytest.raises(exchange.NoRoom, match=f"no room in {tmp_path} for 0 MiB of inputs; make"):
-        exchange.write(tmp_path, {"x": torch.ones(4)}, {})
+        files.write(tmp_path, {"x": torch.ones(4)}, {})
     assert list(tmp_path.iterdir()) == []
 
 

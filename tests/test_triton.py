@@ -28,7 +28,13 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: Linux bu
 
 from megamoe.backends import BackendError, load_backend  # noqa: E402
 from megamoe.backends.triton import TritonBackend, kernel_sources  # noqa: E402
-from megamoe.backends.triton.binaries import Launch, code_digest, launch  # noqa: E402, _turn, compile_all
+from megamoe.backends.triton.binaries import (  # noqa: E402
+    Launch,
+    _turn,
+    code_digest,
+    compile_all,
+    launch,
+)
 from megamoe.backends.triton.launches import (  # noqa: E402
     FEW,
     OVERLAPPED,

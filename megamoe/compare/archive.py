@@ -23,7 +23,8 @@ from megamoe.compare.sides import CannotStart, clean_environment, git
 from megamoe.problem import Problem
 from megamoe.suite.kinds import KINDS
 from megamoe.worker import serve
-from megamoe.worker.exchange import WEIGHTS, Tensors, plain_of
+from megamoe.worker.exchange import WEIGHTS, plain_of
+from megamoe.worker.files import Tensors
 
 MOST_CASES: Final = 8
 MOST_BYTES: Final = 64 << 20

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import selectors
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import megamoe
+from megamoe.worker.link import Ended, Link
 from megamoe.worker.session import (
     Identity,
     Launch,
@@ -26,7 +24,6 @@ from megamoe.worker.session import (
     checked_fingerprint,
     identity_of,
     last_seen,
-    printable,
 )
 
 HERE: Final = Path(__file__).resolve().parent
@@ -118,16 +115,7 @@ class Worker:
     def close(self) -> None:
         """End the process, all that it started, and the folder."""
         self._closed = True
-        for pipe in (self._keeper.stdin, self._keeper.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        try:
-            self._keeper.wait(15)
-        except subprocess.TimeoutExpired:
-            self._keeper.kill()
-            self._keeper.wait()
-        if self._keeper.returncode:
+        if not self._link.close():
             self._orphans()
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
@@ -141,18 +129,8 @@ class Worker:
     # --- the keeper and the process ---------------------------------------------------------------
 
     def _open(self) -> None:
-        """A keeper, which makes the folder, so that no folder is ever without one."""
-        roomy = SHARED.is_dir() and shutil.disk_usage(SHARED).free >= ROOM
-        self._buffer = b""
-        where = [str(SHARED)] if roomy else []
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(HERE / "keeper.py"), *where], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        try:
-            self._folders.append(Path(self._event(time.monotonic() + 60)["folder"]))
-        except (_Ended, TimeoutError):
-            raise WorkerError("its keeper made no folder for its files; is there room?") from None
+        self._link = Link()
+        self._folders.append(self._link.folder)
 
     def _furnish(self) -> None:
         """An empty ``tmp``, and a folder ``path`` with this megamoe alone: none of our other
@@ -175,8 +153,8 @@ class Worker:
     def _start(self) -> None:
         """A new process in place of the last, whose temporary files are removed."""
         if self._closed:
-            raise _Ended("the run had ended")
-        if self._keeper.poll() is not None:
+            raise Ended("the run had ended")
+        if self._link.is_gone():
             self._orphans()
             self._open()
         self._furnish()
@@ -189,8 +167,8 @@ class Worker:
             "front": list(launch.front), "back": [str(self.folder / "path")],
             "seconds": launch.seconds, "trace": str(self.folder / "trace"),
         }  # fmt: skip
-        self._tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
-        self._tell({"say": json.dumps(hello)})
+        self._link.tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
+        self._link.tell({"say": json.dumps(hello)})
         self._started, self._fresh = True, True
 
     def _greeted(self) -> Identity:
@@ -199,9 +177,9 @@ class Worker:
         try:
             if not self._started:
                 self._start()
-            said = self._said(seconds + GRACE)
+            said = self._link.said(seconds + GRACE)
             return self._identified(said)
-        except _Ended as ended:
+        except Ended as ended:
             text = f"backend {spec}: {ended} while it was loaded"
         except TimeoutError:
             text = f"backend {spec}: not loaded within {seconds:g} s, last seen in {self._seen()}"
@@ -235,13 +213,13 @@ class Worker:
 
     def _answer(self, request: Mapping[str, Any], seconds: float) -> Reply:
         try:
-            self._tell({"say": json.dumps(request)})
+            self._link.tell({"say": json.dumps(request)})
             until = time.monotonic() + seconds + GRACE
             while True:
-                reply = self._said(until - time.monotonic())
+                reply = self._link.said(until - time.monotonic())
                 if reply.get("id") == request["id"]:
                     return reply
-        except _Ended as ended:
+        except Ended as ended:
             return {"broken": f"{ended}; run it alone"}
         except TimeoutError:
             text = f"no result within {seconds:g} s, its process was ended, last seen in "
@@ -259,87 +237,16 @@ class Worker:
 
     def _bury(self) -> None:
         """A process that has ended since its last answer is no fault of the next call."""
-        if self._identity is None:
-            return
-        with suppress(_Ended, TimeoutError):
-            self._tell({"poll": True})
-            until = time.monotonic() + 20
-            while True:
-                event = self._event(until)
-                if event.get("alive"):
-                    return
-                if "alive" in event:
-                    break
-        self._identity, self._started = None, False
+        if self._identity is not None and not self._link.is_alive():
+            self._identity, self._started = None, False
 
     def _end(self) -> None:
         """End the process now. The next request gets another."""
         self._identity, self._started = None, False
-        with suppress(_Ended, TimeoutError):
-            self._tell({"stop": True})
-            until = time.monotonic() + 20
-            while "stopped" not in self._event(until):
-                pass
-
-    def _said(self, seconds: float) -> Reply:
-        """The worker's next answer. Raises :class:`_Ended` or ``TimeoutError``."""
-        until = time.monotonic() + seconds
-        while True:
-            event = self._event(until)
-            if "ended" in event:
-                raise _Ended(_how(event["ended"]))
-            if "said" in event:
-                with suppress(ValueError):
-                    reply = json.loads(event["said"])
-                    if isinstance(reply, dict):
-                        return reply
-
-    def _tell(self, order: Mapping[str, Any]) -> None:
-        assert self._keeper.stdin is not None
-        try:
-            self._keeper.stdin.write(json.dumps(order).encode() + b"\n")
-            self._keeper.stdin.flush()
-        except OSError:
-            raise _Ended(KEEPER_ENDED) from None
-
-    def _event(self, until: float) -> dict[str, Any]:
-        """The keeper's next word."""
-        assert self._keeper.stdout is not None
-        with selectors.DefaultSelector() as ready:
-            ready.register(self._keeper.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
-                left = until - time.monotonic()
-                if left <= 0 or not ready.select(left):
-                    raise TimeoutError
-                data = os.read(self._keeper.stdout.fileno(), 1 << 16)
-                if not data:
-                    self._keeper.wait()
-                    raise _Ended(KEEPER_ENDED)
-                self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        event: dict[str, Any] = json.loads(line)
-        return event
+        self._link.stop()
 
     def _seen(self) -> str:
         try:
             return last_seen((self.folder / "trace").read_text(errors="replace")[:100_000])
         except OSError:
             return "code that leaves no trace"
-
-
-class _Ended(Exception):
-    """The worker's process, or its keeper's, has ended."""
-
-
-def _how(ended: Mapping[str, Any]) -> str:
-    """``the backend ended its process (exit status 3; last words: ...)``."""
-    code, last = ended["code"], ended["last"]
-    if code is None:
-        return f"its interpreter cannot be started ({last})"
-    how = f"exit status {code}"
-    if code < 0:
-        with suppress(ValueError):
-            how = signal.Signals(-code).name
-        how = f"{how}, out of memory?" if code == -signal.SIGKILL else how
-    words = f"; last words: {printable(last[:200])}" if last else ""
-    return f"the backend ended its process ({how}{words})"

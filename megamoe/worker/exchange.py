@@ -6,127 +6,34 @@ the call left of its inputs, and every byte is compared with the judge's own.
 
 from __future__ import annotations
 
-import errno
 import math
 import operator
-import os
-import secrets
 import shutil
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from megamoe.problem import Problem
+from megamoe.worker.files import Sent, Tensors, kind_of, new_path, opened, read, tensor_of, write
+from megamoe.worker.outcomes import (
+    Declined,
+    LeftChanged,
+    Missing,
+    NoOutput,
+    NoRoom,
+    Raised,
+    WroteInput,
+)
 from megamoe.worker.session import Session
-
-Array = npt.NDArray[Any]
-Tensors = Mapping[str, torch.Tensor]
 
 WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
 ACTIVATIONS: Final = ("hidden_states", "topk_ids", "topk_weights")
-ALIGN: Final = 64
 LIMIT: Final = 64 << 20
 """Bytes of one output that are always handed over; of a larger one, what its inputs take."""
-
-
-class NoOutput(Exception):
-    """A call gave nothing to judge; ``why`` is a sentence of one line."""
-
-    sentence = "{}"
-
-    @property
-    def why(self) -> str:
-        return self.sentence.format(self)
-
-
-class Missing(NoOutput):
-    """The backend does not offer what was asked for; the message names it."""
-
-    sentence = "the backend has no {}"
-
-
-class Declined(NoOutput):
-    """The backend raised ``NotImplementedError``: it cannot do this here, and says why."""
-
-    sentence = "the backend declined: {}"
-
-
-class Raised(NoOutput):
-    """The backend raised, or its process gave no answer; one line."""
-
-
-class WroteInput(NoOutput):
-    """The backend wrote into inputs that are not its own; the message names them."""
-
-    sentence = "the backend wrote into input {}"
-
-
-class LeftChanged(NoOutput):
-    """The backend left its process in another state; the message says which."""
-
-    sentence = "the backend left another {}; a call must leave its process as it was"
-
-
-class NoRoom(ValueError):
-    """The folder of exchanged files is full: no backend's fault."""
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A file of tensors that a worker was given, and the judge's own copy."""
-
-    path: Path
-    places: Mapping[str, tuple[str, list[int], int]]
-    own: Tensors
-    used: Mapping[str, list[int]]
-    """Of a tensor of which only some rows are written: which. The others are zeros."""
-
-    def changed(self) -> list[str]:
-        """Names of tensors of which the file no longer holds the judge's bytes."""
-        with _opened(self.path) as file:
-            return [name for name in self.own if not self._same(file, name)]
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """What the file holds of one tensor now, as a copy."""
-        kind, shape, offset = self.places[name]
-        own = self.own[name]
-        with _opened(self.path) as file:
-            data = _read(file, offset, own.nbytes)
-        return _tensor(data, kind, shape)
-
-    def _same(self, file: int, name: str) -> bool:
-        own, offset = bytes_of(self.own[name]), self.places[name][2]
-        rows = self.used.get(name)
-        if rows is None:
-            return _equal(file, offset, own)
-        count = self.places[name][1][0]
-        size = own.size // count
-        if not all(_equal(file, offset + r * size, own[r * size : (r + 1) * size]) for r in rows):
-            return False
-        # Of the other rows nothing was ever written: only what the file system keeps is read.
-        at, end, kept = offset, offset + own.size, set(rows)
-        while at < end:
-            try:
-                first = max(at, os.lseek(file, at, os.SEEK_DATA))
-            except OSError:  # no data from here on
-                return True
-            hole = min(os.lseek(file, first, os.SEEK_HOLE), end)
-            for row in range((first - offset) // size, -(-(hole - offset) // size)):
-                if row in kept or row >= count:
-                    continue
-                start = max(first, offset + row * size)
-                stop = min(hole, offset + (row + 1) * size)
-                if _read(file, start, stop - start).any():
-                    return False
-            at = hole
-        return True
 
 
 @dataclass(frozen=True)
@@ -186,7 +93,7 @@ class Caller:
 
         ``blank`` says dtypes and shapes; the worker's own tensors hold other bytes.
         """
-        blanks = {f"blank.{n}": (_kind(t), list(t.shape)) for n, t in (blank or {}).items()}
+        blanks = {f"blank.{n}": (kind_of(t), list(t.shape)) for n, t in (blank or {}).items()}
         request = {"call": name, "arguments": [*inputs, *blanks], "blank": blanks}
         with self._file(inputs) as sent:
             return self._asked(request, [sent], own)
@@ -227,7 +134,7 @@ class Caller:
     def _asked(
         self, request: dict[str, Any], files: Sequence[Sent], own: Sequence[str]
     ) -> Returned:
-        out = _new_path(self.session.folder)
+        out = new_path(self.session.folder)
         given = sum(t.nbytes for sent in files for t in sent.own.values())
         request |= {
             "inputs": {str(sent.path): sent.places for sent in files}, "out": str(out),
@@ -255,114 +162,12 @@ class Caller:
         return Returned(*returned, inputs, reply.get("fingerprint"), extra)
 
 
-# --- files --------------------------------------------------------------------------------------
-
-
-def write(folder: Path, tensors: Tensors, used: Mapping[str, list[int]]) -> Sent:
-    """A new file of host tensors. Raises :class:`NoRoom` where they do not fit."""
-    path, places, at = _new_path(folder), {}, ALIGN
-    own = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    for name, tensor in own.items():
-        at += -at % ALIGN
-        places[name] = (_kind(tensor), list(tensor.shape), at)
-        at += tensor.nbytes
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.truncate(handle, at)
-            for name, tensor in own.items():
-                data, offset = bytes_of(tensor), places[name][2]
-                size = data.size // max(1, tensor.shape[0] if tensor.ndim else 1)
-                rows = used.get(name)
-                parts = [(0, data)] if rows is None else [
-                    (r * size, data[r * size : (r + 1) * size]) for r in rows]  # fmt: skip
-                for start, part in parts:
-                    _write(handle, part, offset + start)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom(f"no room in {folder} for {at >> 20} MiB of inputs; make room, or name "
-                         "another directory in TMPDIR") from error  # fmt: skip
-        raise
-    return Sent(path, places, own, used)
-
-
-def bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """The memory of a contiguous host tensor."""
-    if not tensor.numel():
-        return np.zeros(0, np.uint8)
-    flat: npt.NDArray[np.uint8] = tensor.reshape(-1).view(torch.uint8).numpy()
-    return flat
+# --- answers ------------------------------------------------------------------------------------
 
 
 def plain_of(problem: Problem) -> dict[str, Any]:
     """The fields of a problem that are no tensors."""
     return {k: v for k, v in vars(problem).items() if not isinstance(v, torch.Tensor)}
-
-
-def _new_path(folder: Path) -> Path:
-    """A name that no backend can take before."""
-    return folder / secrets.token_hex(8)
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _write(handle: int, data: Array, at: int) -> None:
-    view = data.data
-    while view:
-        count = os.pwrite(handle, view[: 1 << 30], at)
-        view, at = view[count:], at + count
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """A file that the worker had, for reading; whatever else lies there now, nothing waits."""
-    gone = Raised("the backend removed a file of its inputs or outputs")
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise gone from error
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise gone
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _read(handle: int, at: int, size: int) -> npt.NDArray[np.uint8]:
-    if at < 0 or at + size > os.fstat(handle).st_size:
-        raise Raised("the backend cut off a file of its inputs or outputs")
-    data = np.zeros(size, np.uint8)
-    view, done = data.data, 0
-    while done < size:
-        count = os.preadv(handle, [view[done : done + (1 << 30)]], at + done)
-        if not count:
-            raise Raised("the backend cut off a file of its inputs or outputs")
-        done += count
-    return data
-
-
-def _equal(handle: int, at: int, own: Array, step: int = 1 << 22) -> bool:
-    return all(
-        np.array_equal(_read(handle, at + start, len(part)), part)
-        for start in range(0, own.size, step)
-        for part in (own[start : start + step],)
-    )
-
-
-def _tensor(data: npt.NDArray[np.uint8], kind: str, shape: Sequence[int]) -> torch.Tensor:
-    dtype = getattr(torch, kind)
-    if not data.size:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(data).view(dtype).view(*shape)
-
-
-# --- answers ------------------------------------------------------------------------------------
 
 
 def _refuse(reply: Mapping[str, Any], folder: Path) -> None:
@@ -393,10 +198,10 @@ def _shorter(raised: str) -> str:
 def _returned(reply: Mapping[str, Any], out: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """The result, and the blank tensors."""
     kept = {}
-    with _opened(out) as file:
+    with opened(out) as file:
         for name, (kind, shape, offset) in reply["places"].items():
             size = math.prod(shape) * getattr(torch, kind).itemsize
-            kept[name] = _tensor(_read(file, offset, size), kind, shape)
+            kept[name] = tensor_of(read(file, offset, size), kind, shape)
     parts: dict[str, Any] = {}
     for name, shown in reply["shown"].items():
         if len(shown) == 1:
@@ -427,5 +232,5 @@ def _strided(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
 
 __all__ = [
     "Caller", "Declined", "LeftChanged", "Missing", "NoOutput", "NoRoom", "Opaque", "Raised",
-    "Returned", "Sent", "WroteInput", "bytes_of", "write",
+    "Returned", "WroteInput",
 ]  # fmt: skip

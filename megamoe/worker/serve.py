@@ -1,11 +1,9 @@
 """The worker: loads one backend, calls it, hands back bytes. Needs Python 3.10 and torch only.
 
-It runs in somebody else's environment, so it imports nothing of megamoe at the top, and later only
-``state.py`` and ``tensors.py`` beside it. It judges nothing: the judge is another process, with its
-own copy of the inputs. ``docs/protocol.md`` has every message.
-
-``python serve.py`` reads a JSON object a line on standard input and answers each with one line on
-standard output that starts with ``@megamoe ``. What a backend prints goes to standard error.
+It runs in somebody else's environment, with ``state.py`` and ``tensors.py`` beside it or, made by
+``single.py``, in it. It judges nothing: the judge is another process. ``docs/protocol.md`` has
+every message: a JSON object a line on standard input, an answer each on standard output. What a
+backend prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -62,7 +60,9 @@ def import_file(file: Path) -> Any:
 
 
 def module_of(name: str, file: Path) -> Any:
-    """The module in ``file``, under a name of its own."""
+    """The module in ``file``, under a name of its own. A worker of one file has its two already."""
+    if name.startswith("megamoe_worker_") and name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

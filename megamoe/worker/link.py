@@ -1,0 +1,138 @@
+"""The judge's line to a keeper: what is told, what is heard, and how a worker ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from megamoe.worker.session import Reply, WorkerError, printable
+
+KEEPER: Final = Path(__file__).resolve().parent / "keeper.py"
+SHARED: Final = Path("/dev/shm")
+ROOM: Final = 4 << 30
+"""Bytes that must be free in shared memory; with less, files are exchanged on the disk."""
+PROMPT: Final = 20.0
+"""Seconds in which a keeper does what it is told."""
+GONE: Final = "the backend ended its keeper, a process of megamoe"
+
+
+class Ended(Exception):
+    """The worker's process, or its keeper's, has ended; the message says how."""
+
+
+class Link:
+    """One keeper, which makes the folder: so no folder is ever without somebody to remove it."""
+
+    def __init__(self) -> None:
+        """Raises :class:`WorkerError` where there is no folder to be had."""
+        roomy = SHARED.is_dir() and shutil.disk_usage(SHARED).free >= ROOM
+        where = [str(SHARED)] if roomy else []
+        self._buffer = b""
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(KEEPER), *where], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            self.folder = Path(self.event(time.monotonic() + 60)["folder"])
+        except (Ended, TimeoutError):
+            raise WorkerError("its keeper made no folder for its files; is there room?") from None
+
+    def is_gone(self) -> bool:
+        """Whether the keeper itself has ended."""
+        return self._keeper.poll() is not None
+
+    def tell(self, order: Mapping[str, Any]) -> None:
+        """Send one order. Raises :class:`Ended` where nobody is there."""
+        assert self._keeper.stdin is not None
+        try:
+            self._keeper.stdin.write(json.dumps(order).encode() + b"\n")
+            self._keeper.stdin.flush()
+        except OSError:
+            raise Ended(GONE) from None
+
+    def said(self, seconds: float) -> Reply:
+        """The worker's next answer. Raises :class:`Ended` or ``TimeoutError``."""
+        until = time.monotonic() + seconds
+        while True:
+            event = self.event(until)
+            if "ended" in event:
+                raise Ended(_how(event["ended"]))
+            if "said" in event:
+                with suppress(ValueError):
+                    reply = json.loads(event["said"])
+                    if isinstance(reply, dict):
+                        return reply
+
+    def is_alive(self) -> bool:
+        """Whether the worker's process is."""
+        with suppress(Ended, TimeoutError):
+            self.tell({"poll": True})
+            until = time.monotonic() + PROMPT
+            while True:
+                event = self.event(until)
+                if "alive" in event:
+                    return bool(event["alive"])
+        return False
+
+    def stop(self) -> None:
+        """End the worker's process and all that came from it."""
+        with suppress(Ended, TimeoutError):
+            self.tell({"stop": True})
+            until = time.monotonic() + PROMPT
+            while "stopped" not in self.event(until):
+                pass
+
+    def event(self, until: float) -> dict[str, Any]:
+        """The keeper's next word. Raises :class:`Ended` or ``TimeoutError``."""
+        assert self._keeper.stdout is not None
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._keeper.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                left = until - time.monotonic()
+                if left <= 0 or not ready.select(left):
+                    raise TimeoutError
+                data = os.read(self._keeper.stdout.fileno(), 1 << 16)
+                if not data:
+                    self._keeper.wait()
+                    raise Ended(GONE)
+                self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        event: dict[str, Any] = json.loads(line)
+        return event
+
+    def close(self) -> bool:
+        """End the keeper and what it keeps; False where it was killed before it could."""
+        for pipe in (self._keeper.stdin, self._keeper.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        try:
+            self._keeper.wait(15)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait()
+        return self._keeper.returncode == 0
+
+
+def _how(ended: Mapping[str, Any]) -> str:
+    """``the backend ended its process (exit status 3; last words: ...)``."""
+    code, last = ended["code"], ended["last"]
+    if code is None:
+        return f"its interpreter cannot be started ({last})"
+    how = f"exit status {code}"
+    if code < 0:
+        with suppress(ValueError):
+            how = signal.Signals(-code).name
+        how = f"{how}, out of memory?" if code == -signal.SIGKILL else how
+    words = f"; last words: {printable(last[:200])}" if last else ""
+    return f"the backend ended its process ({how}{words})"

@@ -1,0 +1,45 @@
+"""What keeps a call from giving something to judge, each with the sentence that a person reads."""
+
+from __future__ import annotations
+
+
+class NoOutput(Exception):
+    """A call gave nothing to judge; ``why`` is a sentence of one line."""
+
+    sentence = "{}"
+
+    @property
+    def why(self) -> str:
+        return self.sentence.format(self)
+
+
+class Missing(NoOutput):
+    """The backend does not offer what was asked for; the message names it."""
+
+    sentence = "the backend has no {}"
+
+
+class Declined(NoOutput):
+    """The backend raised ``NotImplementedError``: it cannot do this here, and says why."""
+
+    sentence = "the backend declined: {}"
+
+
+class Raised(NoOutput):
+    """The backend raised, or its process gave no answer; one line."""
+
+
+class WroteInput(NoOutput):
+    """The backend wrote into inputs that are not its own; the message names them."""
+
+    sentence = "the backend wrote into input {}"
+
+
+class LeftChanged(NoOutput):
+    """The backend left its process in another state; the message says which."""
+
+    sentence = "the backend left another {}; a call must leave its process as it was"
+
+
+class NoRoom(ValueError):
+    """The folder of exchanged files is full: no backend's fault."""

@@ -1,0 +1,98 @@
+"""The worker as one file, told by hand what ``docs/protocol.md`` says; judges that share one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from megamoe.cases import golden_root, load_cases
+from megamoe.cli import main
+from megamoe.suite.judges import Desk, JudgeEnded, Judges
+from megamoe.worker.files import write
+from megamoe.worker.pool import Pool
+from megamoe.worker.session import Launch, WorkerError
+
+KERNEL = """
+import torch
+
+class Kernel:
+    name, accumulator = "kernel", "fp32"
+
+    def eplb_map(self, ids, load, table, counts, record):
+        print("some words")
+        load += 1
+        return ids * 2
+"""
+
+
+def test_one_file_in_a_folder_of_its_own_answers_by_the_protocol(tmp_path, capsys):
+    (tmp_path / "kernel.py").write_text(KERNEL)
+    worker = tmp_path / "worker.py"
+    assert main(["worker", "--out", str(worker)]) == 0
+    given = {
+        "ids": torch.tensor([[1, 2]]), "load": torch.zeros(3, dtype=torch.int32),
+        "table": torch.zeros(3, 1), "counts": torch.ones(3), "record": torch.tensor(True),
+    }  # fmt: skip
+    sent = write(tmp_path, given, {})
+    hello = {
+        "backend": f"{tmp_path}/kernel.py:Kernel", "device": "cpu", "threads": 1, "front": [],
+        "back": [], "seconds": 60, "trace": str(tmp_path / "trace"),
+    }  # fmt: skip
+    request = {
+        "id": "a1", "call": "eplb_map", "inputs": {str(sent.path): sent.places}, "used": {},
+        "arguments": list(given), "out": str(tmp_path / "out"), "limit": 1 << 20, "seconds": 60,
+    }  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-I", str(worker)], text=True, capture_output=True, timeout=120,
+        input=f"{json.dumps(hello)}\n{json.dumps(request)}\n", cwd=tmp_path, check=False,
+    )  # fmt: skip
+    said = [x for x in ran.stdout.splitlines() if x.startswith("@megamoe ")]
+    ready, reply = (json.loads(line.removeprefix("@megamoe ")) for line in said)
+    assert ready["protocol"] == 1 and ready["ready"]["callables"] == ["eplb_map"], ran.stderr
+    assert reply["id"] == "a1" and reply["form"] == "tensor" and reply["lost"] == ""
+    assert reply["shown"] == {"0": ["int64", [1, 2], [2, 1]]}
+    kind, shape, offset = reply["places"]["out.0"]
+    data = (tmp_path / "out").read_bytes()[offset : offset + 16]
+    assert (kind, shape) == ("int64", [1, 2])
+    assert torch.frombuffer(bytearray(data), dtype=torch.int64).tolist() == [2, 4]
+    assert sent.changed() == ["load"] and sent.tensor("load").tolist() == [1, 1, 1]
+    assert "some words" in ran.stderr and "some words" not in ran.stdout
+
+
+def test_the_file_must_be_python(capsys):
+    assert main(["worker", "--out", "worker.txt"]) == 2
+    assert "name a file that ends in .py" in capsys.readouterr().err
+
+
+def ends(runner, case):
+    """A judge's step that takes its process along, as being out of memory does."""
+    import os
+
+    os._exit(9)
+
+
+def who(runner, case):
+    return runner.session.identity.name, runner.session.folder
+
+
+def test_judges_share_the_workers_and_one_that_ends_costs_its_case_alone(tmp_path):
+    (tmp_path / "kernel.py").write_text(KERNEL)
+    cases = [c for c in load_cases() if c.kind == "eplb"][:4]
+    found = {}
+    with Pool(Launch(f"{tmp_path}/kernel.py:Kernel"), 1) as pool:
+        for step in (who, ends):
+            desk = Desk(pool.address, golden_root(), 10.0, step, 1)
+            with Judges(2, desk) as judges:
+                judges.run(cases, lambda case: None, lambda case, r: found.update({case.id: r}))
+            if step is who:
+                assert set(found.values()) == {("kernel", pool.address.folder)}
+    assert set(found) == {c.id for c in cases}
+    assert all(isinstance(r, JudgeEnded) and "exit status 9" in str(r) for r in found.values())
+
+
+def test_a_pool_of_a_backend_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "kernel.py").write_text("class Kernel:\n    name = 'k'\n    accumulator = 'fp33'\n")
+    with pytest.raises(WorkerError, match=r"kernel.py:Kernel: `accumulator` is 'fp33'; set it to"):
+        Pool(Launch(f"{tmp_path}/kernel.py:Kernel"), 2)
