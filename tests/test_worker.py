@@ -10,6 +10,7 @@ import torch
 from megamoe.cases import golden_root, load_cases
 from megamoe.cli import main
 from megamoe.suite.judges import Desk, JudgeEnded, Judges
+from megamoe.worker.client import Worker
 from megamoe.worker.files import write
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import Launch, WorkerError
@@ -96,3 +97,28 @@ def test_a_pool_of_a_backend_that_is_none_is_one_line(tmp_path):
     (tmp_path / "kernel.py").write_text("class Kernel:\n    name = 'k'\n    accumulator = 'fp33'\n")
     with pytest.raises(WorkerError, match=r"kernel.py:Kernel: `accumulator` is 'fp33'; set it to"):
         Pool(Launch(f"{tmp_path}/kernel.py:Kernel"), 2)
+
+
+LAST_WORDS = """
+import atexit
+from pathlib import Path
+
+class Kernel:
+    name, accumulator = "kernel", "fp32"
+
+    def __init__(self):
+        atexit.register(lambda: Path(__file__).with_name("ended").touch())
+
+    def eplb_map(self, *given):
+        return given[0]
+"""
+
+
+@pytest.mark.parametrize(("seconds", "ended"), [("", False), ("20", True)])
+def test_a_worker_is_killed_unless_a_tool_waits_for_its_end(tmp_path, monkeypatch, seconds, ended):
+    """As ``make sanitize`` does: compute-sanitizer sums up when a process ends."""
+    (tmp_path / "kernel.py").write_text(LAST_WORDS)
+    monkeypatch.setenv("MEGAMOE_LINGER", seconds)
+    with Worker(Launch(f"{tmp_path}/kernel.py:Kernel")) as worker:
+        assert worker.identity.name == "kernel"
+    assert (tmp_path / "ended").exists() == ended

@@ -17,7 +17,7 @@ from megamoe.worker.session import START_SECONDS, Launch
 
 OTHERS: Final = (
     "PYTHON", "CACHE", "REVISION", "DRIVER", "NIXOS_DRIVER", "CHROMIUM", "REQUIRE_CHROMIUM",
-    "REQUIRE_NIX", "STUB_PYTHON",
+    "REQUIRE_NIX", "STUB_PYTHON", "LINGER",
 )  # fmt: skip
 """Variables MEGAMOE_NAME that other parts of the project read."""
 

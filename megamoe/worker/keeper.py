@@ -63,7 +63,16 @@ class Keeper:
                 self._look()
 
     def end(self) -> None:
-        """Kill what is left and remove the folder; the judge may still be writing into it."""
+        """Kill what is left and remove the folder; the judge may still be writing into it.
+
+        MEGAMOE_LINGER: seconds in which the worker may end by itself before that. A tool that
+        watches a process, as compute-sanitizer does, writes what it saw when the process ends.
+        """
+        linger = float(os.environ.get("MEGAMOE_LINGER") or 0)
+        if linger and self.worker is not None and self.worker.stdin is not None:
+            with suppress(OSError, subprocess.TimeoutExpired):
+                self.worker.stdin.close()
+                self.worker.wait(linger)
         self._kill()
         for _ in range(50):
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -117,7 +117,7 @@ class Link:
                 with suppress(OSError):
                     pipe.close()
         try:
-            self._keeper.wait(15)
+            self._keeper.wait(15 + float(os.environ.get("MEGAMOE_LINGER") or 0))
         except subprocess.TimeoutExpired:
             self._keeper.kill()
             self._keeper.wait()

@@ -1,4 +1,4 @@
-"""``megamoe worker --out FILE.py``: the worker as one file, to copy where megamoe cannot be seen."""
+"""``megamoe worker --out FILE.py``: the worker as one file, to copy where megamoe is not seen."""
 
 from __future__ import annotations
 
