@@ -200,7 +200,7 @@ def test_no_room_stops_the_run_and_keeps_what_was_judged(
 ):  # fmt: skip
     """The disk of exchanged files is full at the second case."""
 
-    def bench(self, cases, started, done):
+    def bench(self, cases, started, done, brief):
         done(cases[0], (Verdict(cases[0].id, cases[0].kind, "pass"), []))
         raise exchange.NoRoom("no room in /x")
 

@@ -517,7 +517,7 @@ def test_what_another_process_compiles_comes_last_and_is_waited_for():
 
 
 def test_a_kernel_is_compiled_by_one_process_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("triton.knobs.cache.dir", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with _turn("k", wait=False) as first, _turn("k", wait=False) as second:
         assert first and not second
         with _turn("other", wait=False) as third:
