@@ -230,6 +230,21 @@ def test_layout_names_expert_and_row(root):
     assert "must return a tuple of w13, w13_sf, w2, w2_sf" in verdict.reason
 
 
+def test_layout_sees_the_strides_that_the_backend_gave(root):
+    """The right values with a hole after each row: a kernel would read the holes."""
+    eager = load_backend("eager")
+
+    def holey(*a):
+        w13, w13_sf, w2, w2_sf = eager.transform_weights(*a)
+        e, rows, words = w13_sf.shape
+        wide = torch.zeros(e, words, rows * 2, dtype=w13_sf.dtype)
+        spaced = wide[:, :, ::2].transpose(1, 2)
+        return w13, spaced.copy_(w13_sf), w2, w2_sf
+
+    verdict = judge(root, "layout", Wrapped(transform_weights=holey))
+    assert verdict.status == "fail" and "w13_sf has strides (512, 2, 512)" in verdict.reason
+
+
 def test_forward_judges_the_rows_of_the_case_only(root):
     eager = load_backend("eager")
 

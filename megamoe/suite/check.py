@@ -63,7 +63,8 @@ class _Run:
             verdict, self.details[case.id] = result
         self.verdicts[case.id] = verdict
         self.progress.judged(verdict)
-        if self.maxfail is not None and self._reds() >= self.maxfail:
+        left = len(self.cases) - len(self.verdicts)
+        if self.maxfail is not None and left and self._reds() >= self.maxfail:
             raise Stopped(f"--maxfail {self.maxfail} is reached", 1)
 
     def all(self, why: str) -> list[Verdict]:

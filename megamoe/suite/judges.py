@@ -24,6 +24,7 @@ import torch
 from megamoe.cases import Case
 from megamoe.golden import Store, make, recorded
 from megamoe.suite.run import Runner
+from megamoe.suite.stops import raise_if_stopped
 from megamoe.worker.exchange import NoRoom
 from megamoe.worker.pool import Address, Shared
 
@@ -97,7 +98,8 @@ class Judges:
                 with suppress(OSError):  # its end is seen below
                     pipe.send((at_work[pipe], brief()))
                 started(at_work[pipe])
-            for each in connection.wait([p for p in self._all if p not in idle]):
+            raise_if_stopped()
+            for each in connection.wait([p for p in self._all if p not in idle], 0.5):
                 pipe = cast(Any, each)
                 try:
                     what, value = pipe.recv()

@@ -12,6 +12,10 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CLOSED_PIPE: Final = 128 + signal.SIGPIPE
 
 
+_ASKED: list[int] = []
+"""The signal that came, if one did."""
+
+
 class Stopped(Exception):
     """Somebody ends the run. ``code`` is the exit status that says so."""
 
@@ -27,14 +31,18 @@ def stoppable() -> Iterator[None]:
     So what has to be put in order is put in order once. A closed pipe is one, too. After it signals
     wait for :func:`release`, so that what was judged can be written whole.
     """
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    # What is ignored stays so: nohup and a shell's background jobs mean it.
+    before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
+    _ASKED.clear()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
+        for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise Stopped(signal.Signals(number).name, 128 + number)
+        _ASKED.append(number)
+        raise_if_stopped()
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, stop)
     try:
         yield
@@ -44,6 +52,16 @@ def stoppable() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def raise_if_stopped() -> None:
+    """Raise :class:`Stopped` where a signal came.
+
+    Whoever waits long calls it now and then. What a handler raises is lost where it interrupts a
+    finaliser, and the signal would be forgotten.
+    """
+    if _ASKED:
+        raise Stopped(signal.Signals(_ASKED[0]).name, 128 + _ASKED[0])
 
 
 def release() -> None:

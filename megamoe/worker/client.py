@@ -31,10 +31,6 @@ PROTOCOL: Final = 1
 """As in ``serve.py``, which may be of another megamoe's."""
 GRACE: Final = 1.0
 """Seconds from the limit until the process is killed: it leaves its stack behind meanwhile."""
-SHARED: Final = Path("/dev/shm")
-ROOM: Final = 4 << 30
-"""Bytes that must be free in shared memory; with less, files are exchanged on the disk."""
-KEEPER_ENDED: Final = "the backend ended its keeper, a process of megamoe"
 
 
 class Worker:
@@ -53,8 +49,8 @@ class Worker:
         self._state: Mapping[str, Any] = {}
         self.like = like
         self._identity: Identity | None = None
-        self._fresh = True
-        """Nothing was asked of this process yet."""
+        self._called: set[str] = set()
+        """What was asked of this process."""
         self._closed = False
         self._cwd = launch.cwd or str(Path.cwd())
         self._folders: list[Path] = []
@@ -62,7 +58,7 @@ class Worker:
             self._open()
             self._start()
         except BaseException:  # stopped meanwhile
-            if hasattr(self, "_keeper"):
+            if self._folders:
                 self.close()
             raise
 
@@ -89,32 +85,37 @@ class Worker:
         number = secrets.token_hex(8)
         reply = self._answer({**request, "id": number, "seconds": seconds}, seconds)
         took = time.monotonic() - started
-        fresh, self._fresh = self._fresh, False
+        fresh = request["call"] not in self._called
+        self._called.add(request["call"])
         folder = Path(request["out"]).parent
         if "broken" in reply:
             self._end()
             self._remade(folder)
             return reply
         state = reply.pop("state", None)
-        if fresh and isinstance(state, dict):  # variables that the first call adds are its set-up
+        if fresh and isinstance(state, dict):  # variables that a first call adds are its set-up
             known = {k: v for k, v in state.items() if k.startswith("variable ")}
-            self._state = {**known, **identity.state}
+            self._state = {**known, **self._state}
         reply["changed"] = changed(self._state, state)
         try:
             said = {**reply.pop("identity", {})}
             said["fingerprint"] = checked_fingerprint(reply.get("fingerprint"))
             otherwise = identity.differs(said)
             if otherwise:
-                reply = {"broken": f"the backend now says {otherwise}"}
+                reply["otherwise"] = f"the backend now says {otherwise}"
         except WorkerError as error:
-            reply = {"broken": f"the backend's {error}"}
-        if "broken" in reply or reply["changed"] or reply.get("lost") or self._remade(folder):
+            reply["otherwise"] = f"the backend's {error}"
+        if "otherwise" in reply or reply["changed"] or reply.get("lost") or self._remade(folder):
             self._end()
         return {**reply, "took": took}
 
+    def retire(self) -> None:
+        """Start no process and make no folder from here on."""
+        self._closed = True
+
     def close(self) -> None:
         """End the process, all that it started, and the folder."""
-        self._closed = True
+        self.retire()
         if not self._link.close():
             self._orphans()
         for folder in self._folders:
@@ -169,7 +170,7 @@ class Worker:
         }  # fmt: skip
         self._link.tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
         self._link.tell({"say": json.dumps(hello)})
-        self._started, self._fresh = True, True
+        self._started, self._called = True, set()
 
     def _greeted(self) -> Identity:
         """Wait until the backend is loaded."""

@@ -32,6 +32,8 @@ from megamoe.worker.session import Session
 
 WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
 ACTIVATIONS: Final = ("hidden_states", "topk_ids", "topk_weights")
+TORCH_LACKS: Final = ("not implemented for '", "Could not run 'aten::")
+"""Of a ``NotImplementedError`` that torch raised by itself: that is a fault, no refusal."""
 LIMIT: Final = 64 << 20
 """Bytes of one output that are always handed over; of a larger one, what its inputs take."""
 
@@ -63,7 +65,7 @@ class Caller:
 
     def __init__(self, session: Session, seconds: float) -> None:
         self.session = session
-        self.left = seconds
+        self.left = self.limit = seconds
         self.lost = ""
         """Why the process of the last answer is of no use; the next one comes from another."""
         self._weights: Sent | None = None
@@ -142,7 +144,10 @@ class Caller:
             "limit": max(LIMIT, given),
         }  # fmt: skip
         try:
-            reply = self.session.ask(request, max(0.1, self.left))
+            if self.left <= 0:
+                text = f"no result within {self.limit:g} s for all calls of the case"
+                raise Raised(f"{text}; give it more with --timeout")
+            reply = self.session.ask(request, self.left)
             self.left -= reply.get("took", 0.0)
             self.lost = reply.get("lost") or self.lost
             if "broken" not in reply:
@@ -152,6 +157,8 @@ class Caller:
             _refuse(reply, self.session.folder)
             if reply["changed"]:
                 raise LeftChanged("; ".join(reply["changed"]))
+            if "otherwise" in reply:
+                raise Raised(reply["otherwise"])
             returned = _returned(reply, out)
         finally:
             with suppress(OSError):
@@ -175,6 +182,8 @@ def _refuse(reply: Mapping[str, Any], folder: Path) -> None:
     if "missing" in reply:
         raise Missing(reply["missing"])
     if "declined" in reply:
+        if any(text in reply["declined"] for text in TORCH_LACKS):
+            raise Raised(f"the backend raised {reply['declined']}")
         raise Declined(reply["declined"])
     if "broken" in reply:
         raise Raised(reply["broken"])
@@ -223,7 +232,20 @@ def _returned(reply: Mapping[str, Any], out: Path) -> tuple[Any, dict[str, torch
 
 
 def _strided(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
-    """The same values with the strides that the backend's tensor had, where they are dense."""
+    """The same values with the strides that the backend's tensor had.
+
+    Dense ones in their place where two elements share memory, or where the holes are too large.
+    """
+    dense = _dense(tensor, stride)
+    if all(n <= 1 or a == b for n, a, b in zip(dense.shape, dense.stride(), stride, strict=True)):
+        return dense
+    extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, stride, strict=True))
+    if min(stride) < 1 or extent > LIMIT:
+        return tensor
+    return torch.empty(extent, dtype=tensor.dtype).as_strided(tensor.shape, stride).copy_(tensor)
+
+
+def _dense(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     order = sorted(range(tensor.ndim), key=lambda axis: -stride[axis])
     turned = tensor.permute(order).contiguous()
     back = [order.index(axis) for axis in range(tensor.ndim)]

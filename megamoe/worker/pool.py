@@ -13,6 +13,7 @@ import os
 import pickle
 import queue
 import secrets
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -79,7 +80,10 @@ class Pool:
         if listener is not None:
             listener.close()
         for worker in self._workers:
+            worker.retire()  # none may make a folder again that another has removed
+        for worker in self._workers:
             worker.close()
+        shutil.rmtree(self._workers[0].folder, ignore_errors=True)
 
     def __enter__(self) -> Pool:
         return self

@@ -36,6 +36,7 @@ class State:
             "thread count of torch": torch.get_num_threads(),
             "grad mode of torch": torch.is_grad_enabled(),
             "deterministic mode of torch": torch.are_deterministic_algorithms_enabled(),
+            "autocast of torch": [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")],
             "precision of float32 products": torch.get_float32_matmul_precision(),
             "function of torch": [
                 n for (owner, n), f in self.used.items() if getattr(owner, n) is not f
