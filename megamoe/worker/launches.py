@@ -1,6 +1,6 @@
 """Laws of how the layer is launched: old bytes in the buffer, a CUDA graph, a busy second stream.
 
-:mod:`megamoe.suite.properties` changes the problem; here the problem stays and what surrounds the
+:mod:`megamoe.suite.laws` changes the problem; here the problem stays and what surrounds the
 call changes. So these run in the worker, which hands back ``y`` of every variant, and the judge
 compares them. Two laws need the ``run`` face, two need CUDA; a backend without is not judged by
 them, and the report says so.
