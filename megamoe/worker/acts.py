@@ -15,9 +15,9 @@ import torch
 from megamoe.experts import DeepseekV4MegaMoEExperts
 from megamoe.problem import Problem
 from megamoe.worker import launches
+from megamoe.worker.serve import POISON
 
 Args = Mapping[str, Any]
-POISON: Final = 0x5A
 
 
 def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -14,17 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from megamoe.worker.outcomes import NoRoom, Raised
+from megamoe.worker.tensors import ALIGN
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, torch.Tensor]
-ALIGN: Final = 64
 
 
 @dataclass(frozen=True)
