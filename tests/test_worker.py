@@ -1,8 +1,10 @@
 """The worker as one file, told by hand what ``docs/protocol.md`` says; judges that share one."""
 
 import json
+import os
 import subprocess
 import sys
+from uuid import uuid4
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from megamoe.worker.client import Worker
 from megamoe.worker.files import write
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import Launch, WorkerError
+from tools.stops import alive
 
 KERNEL = """
 import torch
@@ -122,3 +125,28 @@ def test_a_worker_is_killed_unless_a_tool_waits_for_its_end(tmp_path, monkeypatc
     with Worker(Launch(f"{tmp_path}/kernel.py:Kernel")) as worker:
         assert worker.identity.name == "kernel"
     assert (tmp_path / "ended").exists() == ended
+
+
+MISSED = """
+import ctypes, sys, time
+from pathlib import Path
+from megamoe.worker import keeper
+
+ctypes.CDLL(None).prctl(keeper.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+look, missed = keeper._descendants, [0] * 3
+keeper._descendants = lambda root: [] if missed and not missed.pop() else look(root)
+kept = keeper.Keeper(Path(sys.argv[1]))
+argv = ["sh", "-c", "setsid sh -c 'echo; exec sleep 600' & wait"]
+kept._start({"argv": argv, "cwd": "/", "env": {"MARK": sys.argv[2], "PATH": sys.argv[3]}})
+kept.worker.stdout.readline()
+kept._kill()
+assert not missed
+"""
+
+
+def test_a_process_that_a_look_at_proc_misses_is_killed_at_the_next(tmp_path):
+    """A process that starts while ``/proc`` is read is in no list; the kernel still knows it."""
+    argv = [sys.executable, "-c", MISSED, str(tmp_path), mark := uuid4().hex, os.environ["PATH"]]
+    ran = subprocess.run(argv, input="", capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert alive(f"MARK={mark}", seconds=0) == []

@@ -174,10 +174,7 @@ class Keeper:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(process, signal.SIGKILL)
             worker.poll()
-            with suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:  # orphans come to this process
-                    pass
-            if not _descendants(os.getpid()):
+            if not _has_children():
                 break
             time.sleep(0.005)
         for pipe in (worker.stdin, worker.stdout, worker.stderr):
@@ -190,8 +187,25 @@ class Keeper:
                 pipe.close()
 
 
+def _has_children() -> bool:
+    """Whether a process is left, after the dead ones are collected.
+
+    The kernel gives every orphan to this process, so without a child there is no descendant.
+    ``/proc`` cannot prove that: a process that starts while it is read is in no list.
+    """
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
 def _descendants(root: int) -> list[int]:
-    """Processes under ``root``, zombies left out; empty where there is no ``/proc``."""
+    """Processes under ``root`` as ``/proc`` shows them one by one, zombies left out.
+
+    Some can be missing, where a parent ends between two reads. Empty where there is no ``/proc``.
+    """
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
