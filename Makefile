@@ -16,7 +16,7 @@ else
 PY := PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}" '$(MEGAMOE_PYTHON)'
 SETUP := sh tools/setup_env.sh --host '$(MEGAMOE_PYTHON)'
 endif
-MEGAMOE := $(PY) -c 'import sys; from megamoe.cli import main; sys.exit(main())'
+MEGAMOE := $(PY) -c 'import sys; from megamoe.commands.main import main; sys.exit(main())'
 
 # One thread a worker: two workers with a pool each would fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe import schema, shards
-from megamoe.cases import KINDS, TIERS, Case, golden_root, load_cases, select
+from megamoe import schema
+from megamoe.cases import KINDS, TIERS, Case, golden_root, load_cases, select, shards
 from megamoe.files import (
     PROVENANCE_LIMIT,
     REPORT_LIMIT,
@@ -30,7 +30,8 @@ from megamoe.files import (
     write_atomically,
 )
 from megamoe.judge import STATUSES
-from megamoe.suite import provenance, report
+from megamoe.suite import merge as merging
+from megamoe.suite import provenance, results
 from megamoe.suite.provenance import Provenance
 
 NAMED: Final = 20
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         contents = {
             provenance.NAME: json.dumps(made, indent=1) + "\n",
             "summary.md": summary(merged, made),
-            "junit.xml": report.junit(merged).decode(),
+            "junit.xml": results.junit(merged).decode(),
             "result.json": json.dumps(merged, indent=1) + "\n",  # last: its presence says done
         }
         for name, content in contents.items():
@@ -87,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(f"merge: {len(loaded)} shards hold each of {len(merged['cases'])} cases once")
-    print(f"merge: {report.verdict_line(merged)}")
-    return report.exit_code(merged["counts"])
+    print(f"merge: {results.verdict_line(merged)}")
+    return results.exit_code(merged["counts"])
 
 
 class _Misuse(ValueError):
@@ -149,7 +150,7 @@ def merge(loaded: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, 
     selection = select(load_cases(root), first["kind"], first["tier"], first["case"])
     _all_there(loaded, selection, shards.durations(root))
     names = [str(folder / "result.json") for folder, _, _ in loaded]
-    merged = shards.merge([result for _, result, _ in loaded], selection, names)
+    merged = merging.merge([result for _, result, _ in loaded], selection, names)
     made = {
         "format": 1,
         **{name: first[name] for name in provenance.SAME},
@@ -211,7 +212,7 @@ def _all_there(
 
 def summary(merged: dict[str, Any], made: Provenance) -> str:
     """A page for people, in Markdown: verdict, counts, red cases, hosts, what made it."""
-    lines = [f"## {merged['backend']} on {made['device']}: {report.verdict_line(merged)}", ""]
+    lines = [f"## {merged['backend']} on {made['device']}: {results.verdict_line(merged)}", ""]
     lines += [f"| kind | {' | '.join(STATUSES)} |", f"|---|{'---|' * len(STATUSES)}"]
     for kind in KINDS:
         counts = Counter(c["status"] for c in merged["cases"] if c["kind"] == kind)

@@ -2,6 +2,6 @@
 
 import sys
 
-from megamoe.cli import main
+from megamoe.commands.main import main
 
 sys.exit(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megamoe.cli import main
+from megamoe.commands.main import main
 from megamoe.compare import sides, stages
 from megamoe.compare.running import Running
 from megamoe.compare.sides import CannotStart, Ready, parse

@@ -14,8 +14,8 @@ from megamoe import bench
 from megamoe.bench import SHARES, Row, Share, floor, load, measure, plot, provenance, save, table
 from megamoe.bench import timing as clock
 from megamoe.bench.peers import PEERS
-from megamoe.cli import main
-from megamoe.contract import MODELS
+from megamoe.commands.main import main
+from megamoe.spec.contract import MODELS
 
 MEASURED = Path(__file__).parents[1] / "docs" / "performance"
 
@@ -329,7 +329,7 @@ def test_what_fails_of_the_backend_is_a_row_too_and_the_run_goes_on(tiny, broken
 
 
 def test_a_run_cut_off_leaves_the_rows_that_it_had(tiny, tmp_path, capsys):
-    from megamoe import cli
+    from megamoe.commands import main as cli
 
     def stopped(*_):
         raise KeyboardInterrupt

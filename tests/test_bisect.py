@@ -16,8 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from megamoe.cases import load_cases
-from megamoe.cli import main
-from megamoe.compare import commands, disk, job, probe, replay_archive, stages, state, walk
+from megamoe.commands import compare as commands
+from megamoe.commands.main import main
+from megamoe.compare import disk, job, probe, rejudge, stages, state, walk
 from megamoe.compare.bisect import run
 from megamoe.compare.job import Job, Range
 from megamoe.compare.sides import parse
@@ -241,7 +242,7 @@ def test_a_build_that_fails_is_skipped_and_its_last_line_kept(numbers, capsys):
 
 def start(numbers, command, folder):
     home, commits = numbers
-    code = "import sys; from megamoe.cli import main; sys.exit(main())"
+    code = "import sys; from megamoe.commands.main import main; sys.exit(main())"
     return subprocess.Popen(
         [sys.executable, "-c", code, "bisect", "--repo", home, "--good", commits[0], "--bad",
          commits[79], "--run", command, "--repeat", "1", "--state", folder],
@@ -423,7 +424,7 @@ def test_a_change_seen_in_the_codes_only_is_found_and_can_be_replayed(tmp_path, 
 
 
 def test_a_replay_fills_blank_tensors_as_the_worker_does():
-    assert replay_archive.POISON == serve.POISON
+    assert rejudge.POISON == serve.POISON
 
 
 KINDS = """

@@ -13,10 +13,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from megamoe import simulate
-from megamoe.accumulators import ACCUMULATORS, accumulator
+from megamoe.backends import simulate
 from megamoe.oracle import bounds
 from megamoe.oracle.linear import Columns, Rows, block_sums
+from megamoe.spec.accumulators import ACCUMULATORS, accumulator
 
 CLASSES = [name for name in ACCUMULATORS if name != "exact"]
 

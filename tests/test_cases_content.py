@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megamoe import inputs, oracle
-from megamoe.cases import KINDS, LAWS, Case, load_cases
-from megamoe.contract import MODELS
-from megamoe.problem import Problem
+from megamoe import oracle
+from megamoe.cases import KINDS, LAWS, Case, load_cases, recipes
+from megamoe.spec.contract import MODELS
+from megamoe.spec.problem import Problem
 from megamoe.suite import laws
 from megamoe.suite.kinds.errors import ACTIONS
 
@@ -125,7 +125,7 @@ def test_many_rows_at_the_edges_of_a_tile(tokens: int, clamp: object, fast_math:
 def test_laws_are_tried_between_few_and_many_rows() -> None:
     for law in ("batch-invariance", "padding-rows", "masked-slots", "replica-choice", "ep-size"):
         of = [c for c in CASES if c.kind == "property" and c.params["law"] == law]
-        small = [inputs.forward_problem(c) for c in of if c.params["hidden"] in (512, 1024)]
+        small = [recipes.forward_problem(c) for c in of if c.params["hidden"] in (512, 1024)]
         assert any(paths(law, p) == {False, True} for p in small), law
 
 
@@ -206,7 +206,7 @@ def test_a_case_says_what_breaks(case: Case) -> None:
 def test_forward_data_of_envelopes_is_of_ordinary_size() -> None:
     """Gates mostly within +-10, outputs neither vanishing nor overflowing, on one middle case."""
     case = BY_ID["forward/bell-h512-i256-drifts"]
-    golden = oracle.forward(inputs.forward_problem(case, [0]), ["exact"])
+    golden = oracle.forward(recipes.forward_problem(case, [0]), ["exact"])
     y = (golden.y.astype(np.uint32) << 16).view(np.float32)
     assert 0.05 < y.std() < 5 and np.unique(golden.codes).size > 100
 
@@ -221,8 +221,8 @@ def test_forward_data_of_envelopes_is_of_ordinary_size() -> None:
 )
 def test_combine_cases_depend_on_the_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Descending slots give other bits, so a kernel that adds them so is caught."""
-    module = importlib.import_module("megamoe.oracle.forward")
-    problem = inputs.forward_problem(BY_ID[f"forward/{name}"])
+    module = importlib.import_module("megamoe.oracle.reference")
+    problem = recipes.forward_problem(BY_ID[f"forward/{name}"])
     ascending = module.forward(problem, ["exact"]).y
     combine = module.combine
     monkeypatch.setattr(module, "combine", lambda rows, live: combine(rows[:, ::-1], live[:, ::-1]))
@@ -234,13 +234,13 @@ def test_combine_cases_depend_on_the_order(name: str, monkeypatch: pytest.Monkey
 )
 def test_requantise_cases_stand_at_the_power_of_two(name: str, byte: int) -> None:
     name = f"forward/requant-amax-{name}-448x2k"
-    golden = oracle.forward(inputs.forward_problem(BY_ID[name]))
+    golden = oracle.forward(recipes.forward_problem(BY_ID[name]))
     assert set(golden.sf.ravel()) == {byte} and golden.zero_freedom
 
 
 def test_the_fast_silu_leaves_both_exponents_open() -> None:
     name = "forward/requant-amax-at-448x2k-fast-silu-undecided"
-    envelope = oracle.forward(inputs.forward_problem(BY_ID[name])).envelopes["exact"]
+    envelope = oracle.forward(recipes.forward_problem(BY_ID[name])).envelopes["exact"]
     assert (envelope.sf_lo == 128).all() and (envelope.sf_hi == 129).all()
 
 
@@ -250,5 +250,5 @@ def test_the_fast_silu_leaves_both_exponents_open() -> None:
 )  # fmt: skip
 def test_small_zero_freedom_cases_are_proven(case: Case) -> None:
     """All are proven when goldens are made; these few show that the proof can be had here."""
-    golden = oracle.forward(inputs.forward_problem(case), any_silu=True)
+    golden = oracle.forward(recipes.forward_problem(case), any_silu=True)
     assert golden.zero_freedom, golden.why

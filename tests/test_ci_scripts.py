@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 
 from ci import merge
-from megamoe import shards
-from megamoe.cases import load_cases, select
+from megamoe.cases import load_cases, select, shards
 from megamoe.suite import provenance
 from tests.helpers.mutated import many, mutated
 from tests.helpers.reports import whole
@@ -169,7 +168,7 @@ def test_the_revision_is_the_commit_and_says_when_the_tree_is_another(tmp_path, 
 
 def test_the_digests_cover_the_code_the_goldens_and_the_pins():
     for patterns, name in (
-        (provenance.CODE, "megamoe/judge/compare.py"),
+        (provenance.CODE, "megamoe/judge/elements.py"),
         (provenance.GOLDENS, "golden/manifest.json"),
         (provenance.GOLDENS, "golden/durations.json"),
         (provenance.TOOLCHAIN, "requirements/torch-cuda.txt"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from megamoe.cli import main
+from megamoe.commands.main import main
 from tests.helpers.reports import whole
 
 CASES = """
@@ -229,6 +229,6 @@ def test_a_stopped_run(monkeypatch, capsys):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("megamoe.cli.load_cases", stop)
+    monkeypatch.setattr("megamoe.commands.main.load_cases", stop)
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "megamoe: stopped\n"

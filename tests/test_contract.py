@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
-from megamoe import eplb, formats, staging
-from megamoe.contract import CURRENT, MODELS, REVISIONS, Clause
+from megamoe.layer import eplb, staging
+from megamoe.spec import formats
+from megamoe.spec.contract import CURRENT, MODELS, REVISIONS, Clause
 
 
 @pytest.mark.parametrize("revision", REVISIONS.values(), ids=str)

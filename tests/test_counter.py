@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamoe.counter import below, key, mix, random_bytes, words
+from megamoe.cases.counter import below, key, mix, random_bytes, words
 
 WEYL = 0x9E3779B97F4A7C15
 KEYS = st.integers(0, 2**64 - 1)

@@ -27,11 +27,11 @@ from megamoe.backends.deep_gemm import (
     UnsupportedSizes,
     bind,
 )
-from megamoe.capture import capture
-from megamoe.cli import main
-from megamoe.experts import DeepseekV4MegaMoEExperts
-from megamoe.stored import load
-from megamoe.symm_buffer import clear_symm_buffers
+from megamoe.cases.stored import load
+from megamoe.commands.main import main
+from megamoe.layer.capture import capture
+from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.symm_buffer import clear_symm_buffers
 
 HEAD = "y, l1_weights, l2_weights, sym_buffer"
 REST = "recipe=(1, 1, 32), activation='swiglu', activation_clamp=None, fast_math=True"
@@ -93,7 +93,7 @@ def on_sm100(monkeypatch):
 
 
 def small_problem(sizes: int = 128) -> Any:
-    from megamoe import simulate
+    from megamoe.backends import simulate
 
     return simulate.problem(1, hidden=sizes, intermediate=sizes, top_k=2, experts=3, tokens=4)
 

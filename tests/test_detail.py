@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from megamoe.judge import Place, bitwise, interval
-from megamoe.judge.formats import BF16, E4M3, INT64
-from megamoe.suite import check, detail
+from megamoe.judge import Place, bitwise, detail, interval
+from megamoe.spec.forms import BF16, E4M3, INT64
+from megamoe.suite import check
 from megamoe.suite.settings import Settings
 from tests.helpers import results
 

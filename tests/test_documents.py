@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from megamoe import schema
 from megamoe.cases import golden_root, load_cases
-from megamoe.contract import CURRENT
+from megamoe.environment import slug
 from megamoe.golden import GoldenError, Store, bless, diff, make, record, recorded
 from megamoe.golden.documents import read_recorded
+from megamoe.spec.contract import CURRENT
 from tests.helpers.golden import case_named, make_golden, quiet
 from tests.helpers.mutated import many, mutated, result_or_one_line
 
@@ -123,7 +124,7 @@ def test_whatever_stands_in_recorded_bits(root, tmp_path):
     path.parent.mkdir()
 
     def use():
-        kept = recorded.Recorded(path, read_recorded(path, recorded.slug))
+        kept = recorded.Recorded(path, read_recorded(path, slug))
         build = RECORDED["fingerprint"]
         for case_id in ("forward/tiny", "forward/none"):
             assert kept.state(case_id, "0", build) in (
@@ -147,12 +148,12 @@ def test_a_kept_y_is_base64_of_elements(tmp_path, y):
     document["cases"]["forward/tiny"]["y"] = y
     (tmp_path / "b/m.json").write_text(json.dumps(document))
     with pytest.raises(GoldenError, match=r"recorded/b/m.json: cases\[.*\].y is .* must be base64"):
-        read_recorded(tmp_path / "b/m.json", recorded.slug)
+        read_recorded(tmp_path / "b/m.json", slug)
 
 
 def test_the_recorded_bits_of_this_repository_have_the_form():
     paths = sorted((golden_root() / "recorded").glob("*/*.json"))
-    assert all(read_recorded(path, recorded.slug)["cases"] for path in paths)
+    assert all(read_recorded(path, slug)["cases"] for path in paths)
 
 
 # --- forms ------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from megamoe import formats as f
 from megamoe.backends import eager
 from megamoe.backends.eager import EagerBackend
-from megamoe.problem import Problem
+from megamoe.spec import formats as f
+from megamoe.spec.problem import Problem
 
 H, I, E, K = 256, 128, 4, 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megamoe.eplb import EplbLayerState, eplb_map_to_physical_and_record
+from megamoe.layer.eplb import EplbLayerState, eplb_map_to_physical_and_record
 
 
 def spec(ids, load, mapping, count, record):

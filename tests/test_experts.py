@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megamoe import eplb, ops, staging
 from megamoe.backends import load_backend
 from megamoe.backends.eager import EagerBackend
-from megamoe.experts import DeepseekV4MegaMoEExperts
-from megamoe.layout import transform_weights
-from megamoe.problem import Problem
-from megamoe.symm_buffer import clear_symm_buffers
+from megamoe.layer import eplb, ops, staging
+from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.kernel_weights import transform_weights
+from megamoe.layer.symm_buffer import clear_symm_buffers
+from megamoe.spec.problem import Problem
 from tests.helpers.checkpoint import read_checkpoint, write_checkpoint
 
 H, I, LOGICAL, K = 256, 128, 4, 2

@@ -11,19 +11,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megamoe import cli, oracle
-from megamoe.accumulators import ACCUMULATORS
+from megamoe import oracle
 from megamoe.backends.eager import EagerBackend, linear
+from megamoe.backends.simulate import blackwell_mxf8f6f4, hopper_e4m3, problem
 from megamoe.cases import load_cases
+from megamoe.cases.recipes import expert_weights, forward_problem
+from megamoe.cases.stored import Stored, to_bytes
+from megamoe.commands import main as cli
 from megamoe.explain import FromCase, FromProblem, explain
 from megamoe.explain.blocks import row_blocks
 from megamoe.explain.instruction import modelled
 from megamoe.explain.life import live
-from megamoe.inputs import expert_weights, forward_problem
 from megamoe.oracle.linear import Columns, Rows, block_sums
-from megamoe.replay import run
-from megamoe.simulate import blackwell_mxf8f6f4, hopper_e4m3, problem
-from megamoe.stored import Stored, to_bytes
+from megamoe.spec.accumulators import ACCUMULATORS
+from megamoe.suite.at_hand import run
 from tests.helpers.local import Local
 from tests.helpers.mutants import FORWARD, build
 

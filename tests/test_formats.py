@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megamoe import formats as f
+from megamoe.spec import formats as f
 
 BYTES = np.arange(256, dtype=np.uint8)
 BF16 = np.arange(1 << 16, dtype=np.uint16)

@@ -17,7 +17,7 @@ import pytest
 from megamoe.cases import load_cases
 from megamoe.golden import Store, bless, make, record
 from megamoe.judge import Verdict
-from megamoe.suite.run import Runner
+from megamoe.suite.runner import Runner
 from megamoe.worker.client import Worker
 from megamoe.worker.session import Launch, WorkerError
 from tests.helpers import hostile

@@ -12,10 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megamoe import inputs
-from megamoe.cases import Case
-from megamoe.formats import bf16_decode, e2m1_decode, e2m1_unpack
+from megamoe.cases import Case, recipes
 from megamoe.golden import digest_of
+from megamoe.spec.formats import bf16_decode, e2m1_decode, e2m1_unpack
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -29,15 +28,15 @@ def forward(**changed: Any) -> Case:
 
 
 def digest(case: Case) -> str:
-    return digest_of(inputs.inputs(case))
+    return digest_of(recipes.inputs(case))
 
 
 def rows(count: int, size: int = 128, seed: int = 7, **recipe: Any) -> np.ndarray:
-    return inputs.hidden_states(seed, np.arange(count), size, recipe)
+    return recipes.hidden_states(seed, np.arange(count), size, recipe)
 
 
 def route(count: int, experts: int = 8, top_k: int = 3, **recipe: Any) -> tuple[Any, Any]:
-    return inputs.routing(7, np.arange(count), experts, top_k, recipe)
+    return recipes.routing(7, np.arange(count), experts, top_k, recipe)
 
 
 def sha(*arrays: np.ndarray) -> str:
@@ -53,9 +52,9 @@ def test_known_digests() -> None:
     assert {
         "bell": sha(rows(3, kind="bell", outlier_every=16)),
         "grid": sha(rows(3, kind="grid")),
-        "table": sha(*inputs.expert_weights(7, 2, 128, 128, {})),
-        "carrier": sha(*inputs.expert_weights(7, 2, 128, 128, {"kind": "carrier"})),
-        "probe": sha(*inputs.expert_weights(7, 2, 128, 256, {"w2": "probe"})),
+        "table": sha(*recipes.expert_weights(7, 2, 128, 128, {})),
+        "carrier": sha(*recipes.expert_weights(7, 2, 128, 128, {"kind": "carrier"})),
+        "probe": sha(*recipes.expert_weights(7, 2, 128, 256, {"w2": "probe"})),
         "routing": sha(ids, weights),
         "case": digest(forward())[:16],
     } == KNOWN
@@ -86,7 +85,7 @@ def test_the_digest_sees_every_input() -> None:
 def test_the_digest_leaves_out_experts_that_nobody_visits() -> None:
     """So a digest costs what the case touches; shapes are still part of it."""
     case = forward(routing_recipe={"kind": "same"})
-    assert inputs.forward_problem(case).w13_weight[2:].count_nonzero() == 0
+    assert recipes.forward_problem(case).w13_weight[2:].count_nonzero() == 0
     assert digest(case) != digest(forward(routing_recipe={"kind": "same"}, experts=7))
 
 
@@ -98,16 +97,16 @@ def test_the_digest_leaves_out_experts_that_nobody_visits() -> None:
 def test_a_row_does_not_depend_on_the_others(seed: int, chosen: set[int], kind: str) -> None:
     at = np.array(sorted(chosen))
     recipe = {"kind": kind}
-    whole = inputs.hidden_states(seed, np.arange(31), 128, recipe)
-    assert (inputs.hidden_states(seed, at, 128, recipe) == whole[at]).all()
+    whole = recipes.hidden_states(seed, np.arange(31), 128, recipe)
+    assert (recipes.hidden_states(seed, at, 128, recipe) == whole[at]).all()
     routed = {"mask_every": 4, "octaves": 3}
-    ids, weights = inputs.routing(seed, np.arange(31), 8, 3, routed)
-    part_ids, part_weights = inputs.routing(seed, at, 8, 3, routed)
+    ids, weights = recipes.routing(seed, np.arange(31), 8, 3, routed)
+    part_ids, part_weights = recipes.routing(seed, at, 8, 3, routed)
     assert (part_ids == ids[at]).all() and (part_weights == weights[at]).all()
 
 
 def test_rows_of_a_problem_are_the_rows_of_the_whole() -> None:
-    whole, part = inputs.forward_problem(forward()), inputs.forward_problem(forward(), [2, 7])
+    whole, part = recipes.forward_problem(forward()), recipes.forward_problem(forward(), [2, 7])
     assert torch.equal(part.hidden_states, whole.hidden_states[[2, 7]])
     assert torch.equal(part.topk_ids, whole.topk_ids[[2, 7]])
     used = part.topk_ids.unique()
@@ -115,14 +114,14 @@ def test_rows_of_a_problem_are_the_rows_of_the_whole() -> None:
 
 
 def test_an_expert_does_not_depend_on_how_many_there_are() -> None:
-    few = inputs.forward_problem(forward(routing_recipe={"kind": "same"}))
-    many = inputs.forward_problem(forward(experts=60, routing_recipe={"kind": "same"}))
+    few = recipes.forward_problem(forward(routing_recipe={"kind": "same"}))
+    many = recipes.forward_problem(forward(experts=60, routing_recipe={"kind": "same"}))
     assert torch.equal(few.w13_weight[:2], many.w13_weight[:2])
     assert not torch.equal(few.w13_weight[0], few.w13_weight[1])
 
 
 def test_same_gives_every_expert_the_weights_of_the_first() -> None:
-    first, other = (inputs.expert_weights(7, e, 128, 128, {"same": True}) for e in (0, 5))
+    first, other = (recipes.expert_weights(7, e, 128, 128, {"same": True}) for e in (0, 5))
     assert all((a == b).all() for a, b in zip(first, other, strict=True))
 
 
@@ -159,14 +158,14 @@ def test_a_patch_lies_over_one_token() -> None:
 
 
 def test_a_probe_looks_at_one_channel_of_each_run() -> None:
-    w2 = inputs.expert_weights(7, 0, 128, 256, {"w2": "probe", "probe_every": 64})[2]
+    w2 = recipes.expert_weights(7, 0, 128, 256, {"w2": "probe", "probe_every": 64})[2]
     runs = (e2m1_unpack(w2).reshape(128, 4, 64) & 7) != 0
     assert (runs.sum(axis=2) == 1).all()
     assert len(np.unique(runs.argmax(axis=2))) > 50, "the channel varies"
 
 
 def test_uniform_has_all_sixteen_codes() -> None:
-    w13 = inputs.expert_weights(7, 0, 128, 128, {"w13": "uniform"})[0]
+    w13 = recipes.expert_weights(7, 0, 128, 128, {"w13": "uniform"})[0]
     count = np.bincount(e2m1_unpack(w13).ravel(), minlength=16)
     assert count.min() > 0.9 * count.mean()
 
@@ -174,7 +173,7 @@ def test_uniform_has_all_sixteen_codes() -> None:
 @pytest.mark.parametrize("hidden", [128, 384, 640, 1152, 4096, 7168])
 def test_carriers_decide_every_gate(hidden: int) -> None:
     """At any size: open gates in reach of the clamp, closed ones where silu has vanished."""
-    w13, sf, _, _ = inputs.expert_weights(7, 0, hidden, 128, {"kind": "carrier"})
+    w13, sf, _, _ = recipes.expert_weights(7, 0, hidden, 128, {"kind": "carrier"})
     x = bf16_decode(rows(2, hidden, kind="grid")).astype(np.float64)
     w = e2m1_decode(w13) * np.exp2(np.repeat(sf.astype(float) - 127, 32, axis=1))
     gate, up = np.split(x @ w.T, 2, axis=1)
@@ -186,15 +185,15 @@ def test_carriers_decide_every_gate(hidden: int) -> None:
 
 def test_levels_replace_the_two_gates() -> None:
     recipe = {"kind": "carrier", "gate_levels": [-1.5, 2.0], "up_levels": [-0.5], "carriers": 4}
-    nibbles = e2m1_unpack(inputs.expert_weights(7, 0, 128, 128, recipe)[0]).reshape(256, 4, 32)
+    nibbles = e2m1_unpack(recipes.expert_weights(7, 0, 128, 128, recipe)[0]).reshape(256, 4, 32)
     first = nibbles[:, :, :4]
     assert (first == first[:, :1, :1]).all(), "one level a row"
     assert set(first[:128].ravel()) == {3 | 8, 4} and set(first[128:].ravel()) == {1 | 8}
 
 
 def test_lower_moves_the_scales_only() -> None:
-    base = inputs.expert_weights(7, 0, 128, 128, {"kind": "carrier"})
-    low = inputs.expert_weights(7, 0, 128, 128, {"kind": "carrier", "lower": 2})
+    base = recipes.expert_weights(7, 0, 128, 128, {"kind": "carrier"})
+    low = recipes.expert_weights(7, 0, 128, 128, {"kind": "carrier", "lower": 2})
     assert (base[0] == low[0]).all() and (base[1] - low[1] == 2).all()
 
 
@@ -240,15 +239,15 @@ def test_masks_replacements_and_weights() -> None:
         (lambda: route(1, kind="rand"), "unknown routing recipe 'rand'; known: random, same"),
         (lambda: route(1, experts=2), "top_k 3 needs as many experts, the pool has 2"),
         (
-            lambda: inputs.expert_weights(7, 0, 128, 128, {"w13": "bel"}),
+            lambda: recipes.expert_weights(7, 0, 128, 128, {"w13": "bel"}),
             "unknown weight table 'bel'; known: bell",
         ),
         (
-            lambda: inputs.expert_weights(7, 0, 128, 128, {"w2_scale": [250, 9]}),
+            lambda: recipes.expert_weights(7, 0, 128, 128, {"w2_scale": [250, 9]}),
             r"scale range \[250, 9\] leaves the UE8M0 bytes 0 to 255",
         ),
         (
-            lambda: inputs.expert_weights(
+            lambda: recipes.expert_weights(
                 7, 0, 128, 128, {"kind": "carrier", "gate_levels": [2.5]}
             ),
             "level 2.5 is not an E2M1 value",

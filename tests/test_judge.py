@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from megamoe import oracle
-from megamoe.formats import e4m3_key
-from megamoe.judge import compare, forward
-from megamoe.judge.compare import Place, bitwise, interval, key_interval
-from megamoe.judge.formats import BF16, E4M3, F32, INT32, UE8M0
+from megamoe.judge import elements, judgements
+from megamoe.judge.elements import Place, bitwise, interval, key_interval
 from megamoe.judge.outputs import BadOutput, bits, forward_bits
 from megamoe.judge.picture import picture
 from megamoe.judge.verdict import Verdict, of_findings
-from megamoe.problem import Problem
+from megamoe.spec.formats import e4m3_key
+from megamoe.spec.forms import BF16, E4M3, F32, INT32, UE8M0
+from megamoe.spec.problem import Problem
 
 ONE, ZERO, MINUS_ZERO, NAN, OTHER_NAN, INF = 0x3F80, 0, 0x8000, 0x7FC0, 0xFFC1, 0x7F80
 MINUS_INF = 0xFF80
@@ -150,7 +150,7 @@ def test_nan_is_the_worst():
 
 
 def test_the_grid_is_capped(monkeypatch):
-    monkeypatch.setattr(compare, "GRID_LIMIT", 3)
+    monkeypatch.setattr(elements, "GRID_LIMIT", 3)
     found = bitwise("y", BF16, np.ones((9, 1), np.uint16), np.zeros((9, 1), np.uint16), FLAT)
     assert found.outside == 9 and len(found.grid) == 3
 
@@ -265,8 +265,8 @@ def shown(golden):
 def test_the_reference_point_is_inside_for_every_class(judged):
     p, golden = judged
     for name in golden.envelopes:
-        staged = forward.judge_forward(shown(golden), Stored(golden), name, p)
-        only_y = forward.judge_forward({"y": golden.y}, Stored(golden), name, p)
+        staged = judgements.judge_forward(shown(golden), Stored(golden), name, p)
+        only_y = judgements.judge_forward({"y": golden.y}, Stored(golden), name, p)
         assert staged.how == ("staged",) and not any(f.bad for f in staged.findings)
         assert only_y.how[0] == "end-to-end" and not any(f.bad for f in only_y.findings)
 
@@ -278,7 +278,7 @@ def test_staged_judgement_names_the_stage(judged):
     exponent["l2_acts_sf"][0, 1, 2] += 3
     y["y"][1, 7] ^= 0x100
     for actual, stage in ((code, "l2_acts"), (exponent, "l2_acts_sf"), (y, "y")):
-        found = forward.judge_forward(actual, Stored(golden), "fp32", p).findings
+        found = judgements.judge_forward(actual, Stored(golden), "fp32", p).findings
         assert stage in [f.stage for f in found if f.bad]
     assert [f.worst.channel for f in found if f.bad] == [7]
 
@@ -288,7 +288,9 @@ def test_y_follows_from_the_codes_that_were_shown(judged):
     p, golden = judged
     actual = shown(golden)
     actual["l2_acts"][0] = 0
-    found = {f.stage: f for f in forward.judge_forward(actual, Stored(golden), "fp32", p).findings}
+    found = {
+        f.stage: f for f in judgements.judge_forward(actual, Stored(golden), "fp32", p).findings
+    }
     assert found["l2_acts"].bad and found["y"].rows.keys() == {0}
 
 
@@ -303,7 +305,7 @@ def test_masked_slots_are_not_read(judged):
         actual["l2_acts"][0, 1] = 0x7F
         actual["l2_acts_sf"][0, 1] = 99
         stored = Stored(golden, zero_freedom)
-        found = forward.judge_forward(actual, stored, "fp32", masked).findings
+        found = judgements.judge_forward(actual, stored, "fp32", masked).findings
         assert not any(f.bad for f in found)
 
 
@@ -312,7 +314,7 @@ def test_zero_freedom_is_bitwise_in_everything_shown(judged):
     for name in ("y", "l2_acts", "l2_acts_sf"):
         actual = shown(golden)
         actual[name].flat[-1] ^= 1
-        result = forward.judge_forward(actual, Stored(golden, True), "fp32", p)
+        result = judgements.judge_forward(actual, Stored(golden, True), "fp32", p)
         assert [f.stage for f in result.findings if f.bad] == [name]
         assert result.how == ("bitwise",)
 
@@ -321,18 +323,18 @@ def test_staged_inputs_are_held_to_the_oracle(judged):
     p, golden = judged
     stage = oracle.staging(bits(p.hidden_states), p.topk_weights.numpy(), p.topk_ids.numpy())
     good = {"y": golden.y, "x": stage["x"], "x_sf": stage["x_sf"]}
-    result = forward.judge_forward(good, Stored(golden), "fp32", p)
+    result = judgements.judge_forward(good, Stored(golden), "fp32", p)
     assert not any(f.bad for f in result.findings) and "bitwise" in result.how
     bad = {**good, "x_sf": good["x_sf"] + (1 << 16)}
-    found = [f for f in forward.judge_forward(bad, Stored(golden), "fp32", p).findings if f.bad]
+    found = [f for f in judgements.judge_forward(bad, Stored(golden), "fp32", p).findings if f.bad]
     assert [f.stage for f in found] == ["x_sf"] and found[0].worst.channel == 64
 
 
 def test_an_envelope_that_is_not_there(judged):
     p, golden = judged
     only_exact = oracle.forward(p, ["exact"])
-    with pytest.raises(forward.GoldenLacks, match="no envelope for accumulator class 'fp32'"):
-        forward.judge_forward({"y": golden.y}, Stored(only_exact), "fp32", p)
+    with pytest.raises(judgements.GoldenLacks, match="no envelope for accumulator class 'fp32'"):
+        judgements.judge_forward({"y": golden.y}, Stored(only_exact), "fp32", p)
 
 
 def test_the_statistic_stands_beside_the_interval(judged, monkeypatch):
@@ -343,8 +345,8 @@ def test_the_statistic_stands_beside_the_interval(judged, monkeypatch):
         given.extend(arguments)
         return ["row 1: bias 3, allowed 2", "row 0: bias 3, allowed 2"]
 
-    monkeypatch.setattr(forward, "_statistic", lambda: check)
-    result = forward.judge_forward({"y": golden.y}, Stored(golden), "fp32", p)
+    monkeypatch.setattr(judgements, "_statistic", lambda: check)
+    result = judgements.judge_forward({"y": golden.y}, Stored(golden), "fp32", p)
     assert result.how == ("end-to-end", "statistic")
     assert given[0] is given[1] is golden.y and given[3:] == [128, "fp32"]
     verdict = of_findings("a", "forward", result.findings, result.how)
@@ -355,7 +357,7 @@ def test_the_statistic_stands_beside_the_interval(judged, monkeypatch):
 def test_nan_everywhere():
     nans = np.full((2, 3), NAN, np.uint16)
     ones = np.full((2, 3), ONE, np.uint16)
-    assert forward.nan_everywhere(nans, lambda: ones)
-    assert not forward.nan_everywhere(nans, lambda: nans)
-    assert not forward.nan_everywhere(ones, ones)
-    assert not forward.nan_everywhere(nans[:0], ones[:0])
+    assert judgements.nan_everywhere(nans, lambda: ones)
+    assert not judgements.nan_everywhere(nans, lambda: nans)
+    assert not judgements.nan_everywhere(ones, ones)
+    assert not judgements.nan_everywhere(nans[:0], ones[:0])

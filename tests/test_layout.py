@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megamoe.layout import check_sizes, interleave_gate_up, transform_sf, transform_weights
+from megamoe.layer.kernel_weights import (
+    check_sizes,
+    interleave_gate_up,
+    transform_sf,
+    transform_weights,
+)
 
 E, H, I = 2, 256, 128
 

@@ -7,9 +7,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from megamoe.formats import E2M1_TABLE, E4M3_TABLE, e2m1_pack
-from megamoe.oracle.forward import _linear
 from megamoe.oracle.linear import Columns, Rows, block_sums, exact_dot, float_to_odd
+from megamoe.oracle.reference import _linear
+from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, e2m1_pack
 
 
 def operands(seed: int, rows: int, columns: int, depth: int, octaves: int):

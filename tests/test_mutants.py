@@ -15,7 +15,7 @@ import pytest
 from megamoe.cases import Case, golden_root, load_cases
 from megamoe.golden import Store, make
 from megamoe.judge import BAD
-from megamoe.suite.run import Runner
+from megamoe.suite.runner import Runner
 from tests.helpers.local import Local
 from tests.helpers.mutants import MUTANTS, Mutant, build
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from megamoe import ops
+from megamoe.layer import ops
 
 CUDA = torch.device("cuda", 0)
 PAIRS = [("staging", "prepare_megamoe_inputs"), ("eplb", "eplb_map_to_physical_and_record")]

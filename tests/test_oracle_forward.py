@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from megamoe import oracle, simulate
-from megamoe.formats import (
+from megamoe import oracle
+from megamoe.backends import simulate
+from megamoe.oracle import swiglu
+from megamoe.oracle.linear import exact_dot, float_to_odd
+from megamoe.spec.formats import (
     bf16_decode,
     bf16_key,
     bf16_round,
     e4m3_encode,
     e4m3_key,
 )
-from megamoe.oracle import swiglu
-from megamoe.oracle.linear import exact_dot, float_to_odd
 
 WIDE = {
     "hidden_recipe": {"kind": "bell", "spread": 20},
@@ -165,7 +166,8 @@ def test_unknown_class_is_refused_by_name():
 
 SCRIPT = """
 import hashlib, torch
-from megamoe import oracle, simulate
+from megamoe import oracle
+from megamoe.backends import simulate
 torch.set_num_threads(1)
 problem = simulate.problem(9, tokens=1, top_k=1, hidden_recipe={"kind": "bell", "spread": 9})
 golden = oracle.forward(problem)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megamoe import simulate
+from megamoe.backends import simulate
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.padding import padded
 

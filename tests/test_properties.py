@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megamoe import cases
+from megamoe.cases import load as cases
 from megamoe.judge import bits
-from megamoe.problem import Problem
+from megamoe.layer import launch_laws
+from megamoe.layer.symm_buffer import new_symm_buffer
+from megamoe.spec.problem import Problem
 from megamoe.suite import laws
 from megamoe.suite.kinds.properties import launch_findings
-from megamoe.symm_buffer import new_symm_buffer
-from megamoe.worker import launches
 from megamoe.worker.exchange import Caller, Missing
 from tests.helpers.local import Local
 
@@ -190,8 +190,8 @@ def launched(backend: object, law: str = "stale-bytes", device: str = "cpu") -> 
 
 
 def test_every_law_of_a_case_file_is_known_to_one_module() -> None:
-    assert set(cases.LAWS) == set(laws.LAWS) | set(launches.LAWS)
-    assert not set(laws.LAWS) & set(launches.LAWS)
+    assert set(cases.LAWS) == set(laws.LAWS) | set(launch_laws.LAWS)
+    assert not set(laws.LAWS) & set(launch_laws.LAWS)
 
 
 def test_a_clean_launch_keeps_the_law() -> None:
@@ -225,7 +225,7 @@ def test_what_a_law_needs_is_said_where_it_is_missing() -> None:
 
 
 class Queue:
-    """A stream of :class:`Device`: the face of ``launches.Stream`` without a GPU."""
+    """A stream of :class:`Device`: the face of ``launch_laws.Stream`` without a GPU."""
 
     def __init__(self, device: Device) -> None:
         self.device, self.free = device, 0
@@ -303,14 +303,14 @@ def test_only_a_launch_on_the_callers_stream_keeps_its_order(
     first: str, second: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Device()
-    monkeypatch.setattr(launches, "streams", lambda _: (device.here, device.side))
-    monkeypatch.setattr(launches, "_wait", lambda _: device.wait())
+    monkeypatch.setattr(launch_laws, "streams", lambda _: (device.here, device.side))
+    monkeypatch.setattr(launch_laws, "_wait", lambda _: device.wait())
     backend, base = OnAStream(device, first, second), honest(problem())
     backend.forward(problem())  # as the judge does first; its memory is the next call's
     device.wait()
     right = [
         torch.equal(y, base[order])
-        for _, y, order in launches.variants(backend, problem(), "busy-stream")
+        for _, y, order in launch_laws.variants(backend, problem(), "busy-stream")
     ]
     assert len(right) == 2
     assert all(right) == (first == second == "current")
@@ -318,7 +318,7 @@ def test_only_a_launch_on_the_callers_stream_keeps_its_order(
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("law", launches.LAWS)
+@pytest.mark.parametrize("law", launch_laws.LAWS)
 def test_a_clean_launch_keeps_every_law_on_a_gpu(law: str) -> None:
     assert launched(Launched(), law, "cuda") == []
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megamoe.ranks import one_rank
+from megamoe.layer.ranks import one_rank
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,10 @@ import torch
 
 from megamoe.backends import load_backend
 from megamoe.cases import load_cases
-from megamoe.cli import main
+from megamoe.commands.main import main
+from megamoe.environment import machine_class, provenance
 from megamoe.golden import GoldenError, Store, bless, make, record, recorded
-from megamoe.suite.run import Runner
+from megamoe.suite.runner import Runner
 from megamoe.worker import serve
 from megamoe.worker.session import WorkerError, checked_fingerprint
 from tests.helpers.local import Local
@@ -156,7 +157,7 @@ def kept(root):
 def test_the_file_says_whose_the_bits_are_and_where_from(root, kept):
     data = json.loads(kept.read_text())
     assert kept.relative_to(root).parts[:2] == ("recorded", "test-kernel")
-    assert kept.stem == data["machine_class"] == recorded.machine_class(serve.facts("cpu"))
+    assert kept.stem == data["machine_class"] == machine_class(serve.facts("cpu"))
     assert "nothing that another kernel must return" in data["what"]
     assert data["backend"] == "Test Kernel" and data["contract"] == "2026-06"
     assert data["fingerprint"] == {"sources": "s", "options": "o", "binaries": {"linear": "b"}}
@@ -325,7 +326,7 @@ def test_a_moved_bit_is_a_fail_of_its_own(root, kept, tmp_path):
     assert ran.returncode == 1
     cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
     small, large = cases["forward/t3"], cases["forward/t20"]
-    machine = recorded.machine_class(serve.facts("cpu"))
+    machine = machine_class(serve.facts("cpu"))
     said = f"recorded bits: y moved, on {machine} and with the same fingerprint"
     assert small["status"] == "fail" and small["recorded"] == "moved"
     assert f"{said}: 1 of 384 elements" in small["reason"]
@@ -412,6 +413,6 @@ def test_a_damaged_file_is_said_before_anything_runs(root, kept, tmp_path, capsy
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_machine_class_of_a_gpu_is_its_model_and_capability():
     major, minor = torch.cuda.get_device_capability()
-    assert recorded.machine_class(serve.facts("cuda")).endswith(f"-sm{major}{minor}")
-    held = recorded.provenance(serve.facts("cuda"))
+    assert machine_class(serve.facts("cuda")).endswith(f"-sm{major}{minor}")
+    held = provenance(serve.facts("cuda"))
     assert held["gpu"] == torch.cuda.get_device_name() and held["driver"]

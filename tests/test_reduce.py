@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megamoe import cli
 from megamoe.backends.eager import EagerBackend
+from megamoe.backends.simulate import problem
+from megamoe.cases.stored import Stored, load, to_bytes
+from megamoe.commands import main as cli
 from megamoe.reduce import Failure, ReduceError, Reduction, reduce, steps
 from megamoe.reduce.core import minimal
-from megamoe.replay import judge
-from megamoe.simulate import problem
-from megamoe.stored import Stored, load, to_bytes
+from megamoe.suite.at_hand import judge
 from tests.helpers.local import Local
 
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megamoe import simulate
-from megamoe.accumulators import accumulator
-from megamoe.oracle import replay as module
+from megamoe.backends import simulate
+from megamoe.oracle import stepwise as module
 from megamoe.oracle.bounds import result_interval
 from megamoe.oracle.linear import Columns, Rows, block_sums
-from megamoe.oracle.replay import replay
+from megamoe.oracle.stepwise import replay
+from megamoe.spec.accumulators import accumulator
 
 SM90 = accumulator("sm90-e4m3")
 KERNELS = (simulate.hopper_e4m3("e2m1"), simulate.hopper_e4m3("e4m3"))

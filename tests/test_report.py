@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from megamoe.cli import main
-from megamoe.report import compared, draw, page, read, run, terminal
+from megamoe.commands.main import main
+from megamoe.report import compared, draw, page, read, terminal, views
 from tests.helpers import results
 
 RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}
@@ -88,9 +88,9 @@ def test_control_characters_do_not_reach_a_reader(tmp_path: Path) -> None:
 
 def test_the_verdict_comes_from_the_cases_and_not_from_the_counts() -> None:
     result = results.run()
-    assert run.view(result)["verdict"].startswith("RED: 4 of 5 judged cases did not pass; 1 not")
+    assert views.view(result)["verdict"].startswith("RED: 4 of 5 judged cases did not pass; 1 not")
     result["counts"] = {"pass": 6}
-    view = run.view(result)
+    view = views.view(result)
     assert view["colour"] == "red" and "the verdict is of the list" in view["warnings"][0]
 
 
@@ -101,17 +101,17 @@ def test_the_verdict_comes_from_the_cases_and_not_from_the_counts() -> None:
 )  # fmt: skip
 def test_only_passes_are_green(statuses: list[Any], colour: str) -> None:
     cases = [{"id": f"forward/{i}", "status": s} for i, s in enumerate(statuses)]
-    view = run.view({"counts": {}, "cases": cases})
+    view = views.view({"counts": {}, "cases": cases})
     assert view["colour"] == colour
     assert len(view["failures"]) == sum(s not in ("pass", "skip") for s in statuses)
 
 
 def test_one_shard_is_not_the_whole_run() -> None:
-    assert "shard 1/4 only" in run.view(results.run() | {"shard": "1/4"})["warnings"][0]
+    assert "shard 1/4 only" in views.view(results.run() | {"shard": "1/4"})["warnings"][0]
 
 
 def test_a_failure_has_what_is_needed_to_go_on() -> None:
-    view = run.view(results.run())
+    view = views.view(results.run())
     point = next(f for f in view["failures"] if f["id"] == results.POINT)
     assert point["command"] == (
         "megamoe check --backend path/to/faulty.py:Faulty --case forward/token-block-edge-t9 "
@@ -127,7 +127,7 @@ def test_a_failure_has_what_is_needed_to_go_on() -> None:
 
 
 def test_the_map_shows_where() -> None:
-    (y,) = run.view(results.run())["failures"][1]["stages"]
+    (y,) = views.view(results.run())["failures"][1]["stages"]
     cells = y["map"]["cells"]
     assert {i for i, line in enumerate(cells) if any(line)} == {0, 2}
     assert cells[0][0] == 8, "a NaN"
@@ -137,7 +137,7 @@ def test_the_map_shows_where() -> None:
 
 
 def test_the_grid_counts_every_case_once() -> None:
-    view = run.view(results.run())
+    view = views.view(results.run())
     kinds = view["grid"]["kinds"]
     assert kinds == ["staging", "eplb", "forward", "errors", "layout"]
     chips = [chip for row in view["grid"]["rows"] for cell in row["cells"] for chip in cell]
@@ -155,7 +155,7 @@ def test_a_result_of_before_there_were_details_has_the_judges_map() -> None:
     for case in result["cases"]:
         case.pop("details", None)
         case.pop("sizes", None)
-    failures = run.view(result)["failures"]
+    failures = views.view(result)["failures"]
     tall = next(f for f in failures if f["id"] == results.STAGING)["stages"][0]
     assert tall["detail"] is None and tall["map"]["caption"].endswith("elements are outside")
     assert sum(map(any, tall["map"]["cells"])) == 1
@@ -252,7 +252,7 @@ def test_whatever_is_missing_there_is_a_report(kind: str) -> None:
         result["cases"] = [c for c in result["cases"] if c["id"] == results.STAGED]
         result["cases"][0]["findings"] = result["cases"][0]["findings"][:1]
         result["cases"][0]["findings"][0]["grid"] = [[1, 0, 1]]
-    whole = {"run": run.view, "ab": compared.ab, "bisect": compared.bisect}[kind]
+    whole = {"run": views.view, "ab": compared.ab, "bisect": compared.bisect}[kind]
     count = 0
     for count, less in enumerate(_cut(result)):
         whole(less)
@@ -279,7 +279,7 @@ def test_the_file_names_no_other(kind: str) -> None:
 @pytest.mark.parametrize("kind", RESULTS)
 def test_the_terminal_says_the_same(kind: str) -> None:
     out = printed(kind, RESULTS[kind]())
-    whole = {"run": run.view, "ab": compared.ab, "bisect": compared.bisect}[kind]
+    whole = {"run": views.view, "ab": compared.ab, "bisect": compared.bisect}[kind]
     assert out.startswith(whole(RESULTS[kind]())["verdict"])
     for words in {
         "run": ["alone:  megamoe check", "tokens  2: 64, 0: 1", "1 ULP above", "9 tokens down"],

@@ -431,12 +431,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.slow
 def test_a_wheel_holds_every_module_and_its_data(wheel: list[str]) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "megamoe").rglob("*.py")}
-    assert modules | {"megamoe/py.typed", "megamoe/oracle/statistic.json"} <= set(wheel)
+    assert modules | {"megamoe/py.typed", "megamoe/judge/statistic.json"} <= set(wheel)
 
 
 @pytest.mark.slow
 def test_a_wheel_holds_the_goldens_and_no_candidate(wheel: list[str]) -> None:
-    """``megamoe.cases.golden_root`` looks there first."""
+    """``megamoe.cases.load.golden_root`` looks there first."""
     kept = ("cases", "tensors", "recorded", "manifest.json", "durations.json")
     golden = ROOT / "golden"
     files = {

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from megamoe.cases import Case
-from megamoe.shards import ShardError, durations, longest_first, merge, parse, shard
+from megamoe.cases.shards import ShardError, durations, longest_first, parse, shard
+from megamoe.suite.merge import merge
 from tests.helpers.reports import whole
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from megamoe import oracle, simulate
-from megamoe.formats import e2m1_unpack
+from megamoe import oracle
+from megamoe.backends import simulate
+from megamoe.spec.formats import e2m1_unpack
 
 TOOL = Path(__file__).parent.parent / "tools" / "soundness.py"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megamoe.formats import E4M3_TABLE, e2m1_decode, ue8m0_decode
 from megamoe.oracle.linear import Columns, Rows, block_sums
 from megamoe.oracle.spread import SpreadRows, spread_block_sums
 from megamoe.oracle.swiglu import Activations, scaled_codes
+from megamoe.spec.formats import E4M3_TABLE, e2m1_decode, ue8m0_decode
 
 
 def case(seed: int, width: float):

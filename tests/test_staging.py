@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from megamoe import formats as f
-from megamoe import staging
-from megamoe.staging import prepare_megamoe_inputs
+from megamoe.layer import staging
+from megamoe.layer.staging import prepare_megamoe_inputs
+from megamoe.spec import formats as f
 
 FP8 = torch.float8_e4m3fn
 
@@ -200,7 +200,7 @@ def test_no_tokens_returns_at_once():
     assert all((tensor == 9).all() for tensor in out)
 
 
-# --- the torch twins of megamoe.formats -------------------------------------------------------
+# --- the torch twins of megamoe.spec.formats ---------------------------------------------------
 
 
 def test_e4m3_codes_of_every_bfloat16_equal_the_formats():

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megamoe import oracle, simulate
-from megamoe.formats import bf16_decode, bf16_key, bf16_round, e4m3_key
-from megamoe.oracle import statistic
-from megamoe.oracle.statistic import Energies, check, tail_level, threshold
+from megamoe import oracle
+from megamoe.backends import simulate
+from megamoe.judge import statistic
+from megamoe.judge.statistic import Energies, check, tail_level, threshold
+from megamoe.spec.formats import bf16_decode, bf16_key, bf16_round, e4m3_key
 
 INTER, TOP_K = 512, 4
 

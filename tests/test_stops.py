@@ -15,7 +15,7 @@ from rich.console import Console
 
 from megamoe.judge import Verdict
 from megamoe.suite import check as suite_check
-from megamoe.suite import report
+from megamoe.suite import results
 from megamoe.suite.judges import Judges
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import release
@@ -174,13 +174,13 @@ def test_a_full_disk_leaves_the_earlier_report_and_no_half_of_a_new_one(tmp_path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    said = report.write(str(made), b"new")
+    said = results.write(str(made), b"new")
     assert said == f"{made} cannot be written: No space left on device"
     assert made.read_text() == "earlier" and list(tmp_path.iterdir()) == [made]
 
 
 def test_a_device_is_no_place_for_a_report():
-    said = report.write("/dev/full/r.json", b"{}")
+    said = results.write("/dev/full/r.json", b"{}")
     assert said.startswith("/dev/full/r.json cannot be written: ")
 
 

@@ -115,7 +115,7 @@ def test_record_diff_bless_verify(root):
     assert manifest["schema"] == 1 and manifest["contract"] == "2026-06"
     (made_by,) = manifest["generators"].values()
     assert {"megamoe", "numpy", "torch", "sources"} <= set(made_by)
-    assert "oracle/forward.py" in made_by["sources"] and "inputs.py" in made_by["sources"]
+    assert "oracle/reference.py" in made_by["sources"] and "cases/recipes.py" in made_by["sources"]
     entry = manifest["cases"]["forward/tiny"]
     assert entry["inputs"] == digest_of(regenerate(case_of(root, "tiny")))
     assert entry["tensors"]["y"]["shape"] == [2, 128]

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from megamoe.cases import _NAME, load_cases
+from megamoe.cases import load_cases
+from megamoe.cases.load import _NAME
 from megamoe.golden import GoldenError, Store, bless, diff, make, record, recorded, verify
 from megamoe.golden import candidates as acts
 from megamoe.golden.make import generator
@@ -258,6 +259,8 @@ def test_the_next_bless_clears_what_a_killed_one_left(root):
 
 def test_a_source_that_is_missing_does_not_pass_for_one_that_decides_nothing(monkeypatch):
     # The package exports a function of the module's name, so the module is asked for by name.
-    monkeypatch.setattr(sys.modules["megamoe.golden.make"], "SOURCES", ("counter.py", "gone.py"))
+    monkeypatch.setattr(
+        sys.modules["megamoe.golden.make"], "SOURCES", ("cases/counter.py", "gone.py")
+    )
     with pytest.raises(GoldenError, match=r"gone.py is missing from the package .*; install"):
         generator.__wrapped__()

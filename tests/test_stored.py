@@ -14,15 +14,15 @@ from hypothesis import given
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from megamoe import cli
 from megamoe.backends.eager import EagerBackend
-from megamoe.capture import capture, checkpoint_weights
-from megamoe.experts import DeepseekV4MegaMoEExperts
-from megamoe.layout import transform_weights
-from megamoe.replay import judge, judge_output
-from megamoe.simulate import problem
-from megamoe.stored import WEIGHTS, Stored, StoredError, case_of, inputs_of, load, to_bytes
-from megamoe.symm_buffer import clear_symm_buffers
+from megamoe.backends.simulate import problem
+from megamoe.cases.stored import WEIGHTS, Stored, StoredError, case_of, inputs_of, load, to_bytes
+from megamoe.commands import main as cli
+from megamoe.layer.capture import capture, checkpoint_weights
+from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.kernel_weights import transform_weights
+from megamoe.layer.symm_buffer import clear_symm_buffers
+from megamoe.suite.at_hand import judge, judge_output
 from tests.helpers.local import Local
 from tests.helpers.mutated import many, mutated, result_or_one_line
 
@@ -170,7 +170,7 @@ def test_a_fifo_a_folder_and_a_giant_are_one_line(tmp_path, monkeypatch, file):
         load(tmp_path / "a.safetensors")
     with pytest.raises(StoredError, match="is a directory, no regular file"):
         load(tmp_path)
-    monkeypatch.setattr("megamoe.stored.STORED_LIMIT", 1000)
+    monkeypatch.setattr("megamoe.cases.stored.STORED_LIMIT", 1000)
     with pytest.raises(StoredError, match="has more than 1000 bytes, the most that is read"):
         load(file)
 
@@ -352,7 +352,7 @@ def test_no_call_is_an_error_and_so_is_another_module(tmp_path, small):
 
 SCRIPT = """
 import sys, torch
-from megamoe.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.backends.eager import EagerBackend
 tokens = int(sys.argv[1])
 m = DeepseekV4MegaMoEExperts(16, num_experts=2, num_local_experts=2, experts_start_idx=0, top_k=1,

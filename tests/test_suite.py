@@ -17,8 +17,8 @@ from megamoe.backends import load_backend
 from megamoe.cases import load_cases
 from megamoe.golden import Store, bless, make, record, store
 from megamoe.judge import Verdict
-from megamoe.suite import check, progress, report
-from megamoe.suite.run import Runner
+from megamoe.suite import check, progress, results
+from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings, SettingsError
 from megamoe.worker.client import Worker
 from megamoe.worker.session import Identity, Launch, last_seen
@@ -656,8 +656,8 @@ def test_pyargs_runs_the_same_items(root):
     ],
 )
 def test_exit_code_and_verdict_line(counts, code, line):
-    assert report.exit_code(counts) == code
-    assert report.verdict_line({"counts": counts}) == line
+    assert results.exit_code(counts) == code
+    assert results.verdict_line({"counts": counts}) == line
 
 
 def test_junit_says_why():
@@ -667,9 +667,12 @@ def test_junit_says_why():
         Verdict("eplb/c", "eplb", "error", "bad \x00 byte & <tag>"),
         Verdict("staging/d", "staging", "not-provided", "the backend has no prepare"),
     ]
-    made = report.build(Settings(), Identity("mine", "fp32", ("eplb_map",)), verdicts)
-    root = ElementTree.fromstring(report.junit(made))
-    eplb, staging = root.find("*[@name='megamoe.eplb']"), root.find("*[@name='megamoe.staging']")
+    made = results.build(Settings(), Identity("mine", "fp32", ("eplb_map",)), verdicts)
+    root = ElementTree.fromstring(results.junit(made))
+    eplb, staging = (
+        root.find("*[@name='megamoe.eplb']"),
+        root.find("*[@name='megamoe.staging']"),
+    )
     assert (eplb.get("failures"), eplb.get("errors"), eplb.get("skipped")) == ("1", "1", "0")
     assert eplb.find("*[@name='eplb/b']/failure").get("message") == "ids: 1 of 2 outside"
     assert eplb.find("*[@name='eplb/c']/error").get("message") == "bad ? byte & <tag>"

@@ -8,9 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from megamoe import simulate
-from megamoe.formats import bf16_decode, bf16_key, bf16_round, e4m3_key
+from megamoe.backends import simulate
 from megamoe.oracle import swiglu
+from megamoe.spec.formats import bf16_decode, bf16_key, bf16_round, e4m3_key
 
 BITS = np.arange(1 << 16, dtype=np.uint16)
 with np.errstate(invalid="ignore"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megamoe import symm_buffer as sb
+from megamoe.layer import symm_buffer as sb
 
 CPU = torch.device("cpu")
 SIZES = {

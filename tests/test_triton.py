@@ -47,8 +47,8 @@ from megamoe.backends.triton.launches import (  # noqa: E402
 )
 from megamoe.backends.triton.packing import pack, unpack  # noqa: E402
 from megamoe.backends.triton.staging import prepare_megamoe_inputs  # noqa: E402
-from megamoe.formats import E2M1_TABLE, bf16_decode  # noqa: E402
-from megamoe.problem import Problem  # noqa: E402
+from megamoe.spec.formats import E2M1_TABLE, bf16_decode  # noqa: E402
+from megamoe.spec.problem import Problem  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,7 +68,7 @@ def interpreted(code: str) -> str:
 def test_the_kernel_gives_the_contract_s_bits_in_every_case(kind: str, least: int, tmp_path):
     report = tmp_path / "report.json"
     interpreted(
-        "import sys; from megamoe.cli import main; "
+        "import sys; from megamoe.commands.main import main; "
         f"sys.exit(main(['check', '--backend', 'tests/helpers/interpreted.py:Interpreted', "
         f"'--kind', '{kind}', '--tier', 'full', '--json', '{report}']))"
     )
@@ -84,7 +84,7 @@ def test_every_bf16_is_cast_as_the_format_says():
         """
 import numpy as np, torch, triton, triton.language as tl
 from megamoe.backends.triton.staging import e4m3_code
-from megamoe.formats import e4m3_cast
+from megamoe.spec.formats import e4m3_cast
 @triton.jit
 def cast(x, y, N: tl.constexpr):
     at = tl.program_id(0) * N + tl.arange(0, N)
@@ -120,7 +120,7 @@ assert sorted(order[:1].tolist()) == [1] and sorted(order[1:2].tolist()) == [6]
 assert sorted(order[2:6].tolist()) == [0, 3, 4, 7]
 assert tiles[:4].tolist() == [[0, 0, 1], [1, 1, 2], [3, 2, 6], [3, 4, 6]]
 assert (tiles[4:, 0] == -1).all()
-from megamoe.formats import E4M3_TABLE
+from megamoe.spec.formats import E4M3_TABLE
 want = torch.from_numpy(E4M3_TABLE[x.numpy()]).double() * 2
 p = torch.arange(32)  # position 8 t + 4 b + 2 a + h has element 8 t + 4 h + 2 b + a
 source = (p >> 3) * 8 + (p & 1) * 4 + ((p >> 2) & 1) * 2 + ((p >> 1) & 1)
@@ -160,7 +160,7 @@ x = torch.arange(12 * 128, dtype=torch.int32).to(torch.uint8).view(12, 128) & 0x
 x_sf = torch.full((12, 1), 0x80808080 - (1 << 32), dtype=torch.int32)
 rows = torch.zeros(24, 128, dtype=torch.bfloat16)
 spread[(12, 1)](x, x_sf, places, rows, 128, TOP_K=2, BLOCK=128)
-from megamoe.formats import E4M3_TABLE
+from megamoe.spec.formats import E4M3_TABLE
 want = torch.from_numpy(E4M3_TABLE[x.numpy()]).double() * 2
 p = torch.arange(32)  # position 16 b + 8 a + 2 t + h has element 8 t + 4 h + 2 b + a
 source = ((p >> 1) & 3) * 8 + (p & 1) * 4 + (p >> 4) * 2 + ((p >> 3) & 1)
@@ -618,8 +618,15 @@ def test_the_fingerprint_has_the_kernels_and_not_what_launches_them(tmp_path):
     host, kernels = set(), set()
     for path in folder.glob("*.py"):
         copy = shutil.copytree(folder, tmp_path / path.stem, ignore=shutil.ignore_patterns("__py*"))
-        (copy / path.name).write_text(path.read_text() + "\n# edited\n")
+        text = path.read_text()
+        (copy / path.name).write_text(f"import os\n{text}\n\ndef launch_it():\n    pass\n")
+        assert kernel_sources(copy) == before  # neither an import nor what launches a kernel
+        (copy / path.name).write_text(f"{text}\nA_CONSTANT = 1\n")
         (host if kernel_sources(copy) == before else kernels).add(path.stem)
+    (copy / "few.py").write_text(
+        (folder / "few.py").read_text().replace("tl.static_range", "range")
+    )
+    assert kernel_sources(copy) != before  # in the body of a kernel
     assert host == {"__init__", "binaries", "launches", "packing"}
     assert kernels == {
         "chain", "decode", "dispatch", "epilogue", "eplb", "few", "layouts", "overlapped",

@@ -31,7 +31,7 @@ def flake_lock() -> dict:
 @pytest.fixture
 def tree(tmp_path):
     """The files that state versions, with a flake that agrees with the table."""
-    for name in ("requirements", "docs", ".github", "megamoe/contract.py", "toolchain.toml",
+    for name in ("requirements", "docs", ".github", "megamoe/spec/contract.py", "toolchain.toml",
                  "pyproject.toml", "README.md", "tools/setup_env.sh"):  # fmt: skip
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ BASE_VERSION = next(iter(versions.locked_versions(ROOT)["numpy"]))
         ("README.md", f"numpy {BASE_VERSION}", "numpy 2.4.5", "README.md: numpy 2.4.5, but"),
         ("README.md", "Triton 3.6.0", "Triton 3.5.0", "README.md: Triton 3.5.0"),
         ("docs/deep_gemm.md", "DeepGEMM 54e22612", "DeepGEMM 54e22613", "54e22613 is not in"),
-        ("megamoe/contract.py", "DeepGEMM 54e2261", "DeepGEMM 54e2262", "54e2262 is not in"),
+        ("megamoe/spec/contract.py", "DeepGEMM 54e2261", "DeepGEMM 54e2262", "54e2262 is not in"),
         ("toolchain.toml", 'reason = """their image', 'why = """their image', "has no reason"),
         ("toolchain.toml", 'ci = "3.12"', 'ci = "3.10"', "no lock holds wheels for"),
         ("flake.nix", '"12.9"', '"12.8"', "flake.nix: version 12.8 is neither in"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megamoe.cases import golden_root, load_cases
-from megamoe.cli import main
+from megamoe.commands.main import main
 from megamoe.suite.judges import Desk, JudgeEnded, Judges
 from megamoe.worker.client import Worker
 from megamoe.worker.files import write

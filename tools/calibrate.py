@@ -1,4 +1,4 @@
-"""Calibrate the statistic for backends that return y only: writes megamoe/oracle/statistic.json.
+"""Calibrate the statistic for backends that return y only: writes megamoe/judge/statistic.json.
 
     python tools/calibrate.py [--rows N] [--seed S] [--jobs N]
 
@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from megamoe import oracle, simulate
-from megamoe.formats import F64
-from megamoe.oracle.statistic import ROWS_OF_EXPERT, Energies
-from megamoe.simulate import Kernel
+from megamoe import oracle
+from megamoe.backends import simulate
+from megamoe.backends.simulate import Kernel
+from megamoe.judge.statistic import ROWS_OF_EXPERT, Energies
+from megamoe.spec.formats import F64
 
-OUT = Path(__file__).resolve().parent.parent / "megamoe" / "oracle" / "statistic.json"
+OUT = Path(__file__).resolve().parent.parent / "megamoe" / "judge" / "statistic.json"
 SAFETY = 1.25
 HIDDEN = 2048
 STRATA = {128: (128, 1), 512: (256, 2), 2048: (512, 4), 8192: (2048, 4)}

@@ -81,9 +81,9 @@ def one(rank: int, ranks: int, work: Path) -> int:
     import triton
 
     from megamoe.backends.deep_gemm import DeepGemmBackend
-    from megamoe.experts import DeepseekV4MegaMoEExperts
-    from megamoe.layout import transform_weights
-    from megamoe.staging import pack_sf
+    from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+    from megamoe.layer.kernel_weights import transform_weights
+    from megamoe.layer.staging import pack_sf
 
     def say(step: str, good: bool, text: object = "") -> bool:
         print(f"rank {rank}: {'ok' if good else 'DIFFERS':8} {step:28} {text}", flush=True)
@@ -158,7 +158,7 @@ def one(rank: int, ranks: int, work: Path) -> int:
 
 def staged(rows: dict[str, Any], *given: torch.Tensor) -> bool:
     """Whether the first rows are the bits of the torch staging on a CPU."""
-    from megamoe.staging import prepare_megamoe_inputs
+    from megamoe.layer.staging import prepare_megamoe_inputs
 
     hidden, routing, ids = given
     wanted = {n: torch.empty_like(t[:TOKENS], device="cpu") for n, t in rows.items()}

@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megamoe.formats import bf16_decode, e4m3_cast
 from megamoe.oracle import swiglu
+from megamoe.spec.formats import bf16_decode, e4m3_cast
 
 SOURCE = r"""
 #include <cuda_bf16.h>

@@ -28,7 +28,7 @@ from megamoe.backends import load_backend
 from megamoe.cases import golden_root, load_cases, select
 from megamoe.golden import regenerate
 from megamoe.judge.outputs import forward_bits
-from megamoe.problem import Problem
+from megamoe.spec.problem import Problem
 
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Thread pools that are sized when their library is loaded."""

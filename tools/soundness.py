@@ -2,7 +2,7 @@
 
     python tools/soundness.py [--outputs N] [--models N] [--seed S]
 
-Runs the simulated kernels of ``megamoe.simulate`` over ordinary and hostile data until
+Runs the simulated kernels of ``megamoe.backends.simulate`` over ordinary and hostile data until
 ``--outputs`` results are judged in all and ``--models`` of each mmasim model (linear sums not
 counted), and prints how many were judged and how many lay outside, by kernel family and by
 judgement. Exit 1 if any lay outside.
@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from megamoe import oracle, simulate
-from megamoe.accumulators import accumulator
-from megamoe.formats import bf16_key, e4m3_key
-from megamoe.oracle.forward import _linear
+from megamoe import oracle
+from megamoe.backends import simulate
+from megamoe.backends.simulate import Kernel, Simulated
 from megamoe.oracle.linear import Rows
-from megamoe.problem import Problem
-from megamoe.simulate import Kernel, Simulated
+from megamoe.oracle.reference import _linear
+from megamoe.spec.accumulators import accumulator
+from megamoe.spec.formats import bf16_key, e4m3_key
+from megamoe.spec.problem import Problem
 
 JUDGEMENTS = ("linear", "codes", "staged", "y")
 Tally = Counter[tuple[str, str, str]]

@@ -102,10 +102,14 @@ def run(
     made = {name: folder / f"{mark}.{name}" for name in ("json", "xml")}
     argv = [sys.executable, "-m", "megamoe", "check", *arguments,
             "--json", str(made["json"]), "--junit", str(made["xml"])]  # fmt: skip
-    environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1"}
+    own = folder / "tmp"
+    own.mkdir()  # so that what another program leaves is not put down to this run
+    environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1", "TMPDIR": str(own)}
     started = time.monotonic()
     with (folder / f"{mark}.out").open("w+") as out:
-        process = subprocess.Popen(argv, stdout=out, stderr=out, env=environment)
+        process = subprocess.Popen(
+            argv, stdout=out, stderr=out, env=environment, preexec_fn=_heed_signals
+        )
         text = ""
         while process.poll() is None:
             text = (folder / f"{mark}.out").read_text(errors="replace")
@@ -127,9 +131,17 @@ def run(
     done.output = (folder / f"{mark}.out").read_text(errors="replace")
     done.wrong += [f"process left: {line}" for line in alive(f"{MARK}={mark}")]
     done.wrong += [f"folder left: {path}" for path in abandoned(before)]
+    done.wrong += [f"left in its TMPDIR: {path.name}" for path in own.iterdir()]
     done.wrong += _look(done, made["json"], made["xml"])
     shutil.rmtree(folder)
     return done
+
+
+def _heed_signals() -> None:
+    """In the run: a shell has a program in the background ignore SIGINT, and that is inherited."""
+    for number in SIGNALS:
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _look(done: Run, made: Path, junit: Path) -> list[str]:

@@ -17,13 +17,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from megamoe import oracle, simulate
-from megamoe.accumulators import accumulator
-from megamoe.contract import MODELS, Model
-from megamoe.formats import F64, U16, bf16_decode, bf16_key, bf16_round
-from megamoe.oracle.forward import _linear
+from megamoe import oracle
+from megamoe.backends import simulate
 from megamoe.oracle.linear import Rows
-from megamoe.problem import Problem
+from megamoe.oracle.reference import _linear
+from megamoe.spec.accumulators import accumulator
+from megamoe.spec.contract import MODELS, Model
+from megamoe.spec.formats import F64, U16, bf16_decode, bf16_key, bf16_round
+from megamoe.spec.problem import Problem
 
 CLASSES = ("fp32", "fp32-ordered", "sm90-e4m3", "sm100-mxf8f6f4")
 HEADER = (

@@ -1,6 +1,6 @@
 """Finding a backend: by its name, in a file, or as an entry point of an installed package.
 
-What a backend is stands in :class:`megamoe.problem.Backend`; ``docs/backends.md`` shows how to
+What a backend is stands in :class:`megamoe.spec.problem.Backend`; ``docs/backends.md`` shows how to
 write one.
 """
 

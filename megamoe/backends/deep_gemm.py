@@ -19,12 +19,12 @@ from typing import Any, Final
 import torch
 
 from megamoe.backends.padding import padded
-from megamoe.layout import check_sizes, transform_weights
-from megamoe.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
-from megamoe.problem import Problem
-from megamoe.ranks import one_rank
-from megamoe.staging import check_staging_inputs
-from megamoe.symm_buffer import check_capacity
+from megamoe.layer.kernel_weights import check_sizes, transform_weights
+from megamoe.layer.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
+from megamoe.layer.ranks import one_rank
+from megamoe.layer.staging import check_staging_inputs
+from megamoe.layer.symm_buffer import check_capacity
+from megamoe.spec.problem import Problem
 
 NEEDS_SM100: Final = "DeepGEMM MegaMoE requires SM100 GPUs."
 """The contract's text."""
@@ -188,7 +188,7 @@ class DeepGemmBackend:
     ) -> None:
         """``y`` (T, H) bfloat16 from the staged buffer and the kernel-side ``weights``.
 
-        ``weights`` are those of :func:`megamoe.layout.transform_weights`. Raises before any write.
+        ``weights`` are those of ``transform_weights``. Raises before any write.
         """
         kernel, takes = self._kernel(y.device)
         if y.shape[0] != num_tokens:

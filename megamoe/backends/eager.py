@@ -20,11 +20,9 @@ from functools import lru_cache
 
 import torch
 
-from megamoe.eplb import eplb_map_to_physical_and_record
-from megamoe.formats import E2M1_TABLE, E4M3_MAX, E4M3_TABLE, GROUP
-from megamoe.layout import transform_weights
-from megamoe.problem import Problem
-from megamoe.staging import (
+from megamoe.layer.eplb import eplb_map_to_physical_and_record
+from megamoe.layer.kernel_weights import transform_weights
+from megamoe.layer.staging import (
     e4m3_codes,
     group_amax,
     prepare_megamoe_inputs,
@@ -32,6 +30,8 @@ from megamoe.staging import (
     ue8m0_ceil,
     unpack_sf,
 )
+from megamoe.spec.formats import E2M1_TABLE, E4M3_MAX, E4M3_TABLE, GROUP
+from megamoe.spec.problem import Problem
 
 _WEIGHTS_AT_ONCE = 1 << 19
 """Decoded weight values in memory at a time: 2 MiB of fp32, a second-level cache. Has no

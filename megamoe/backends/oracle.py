@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from megamoe import oracle
-from megamoe.formats import U16
-from megamoe.problem import Problem
+from megamoe.spec.formats import U16
+from megamoe.spec.problem import Problem
 
 
 def create(device: str | torch.device = "cpu") -> OracleBackend:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import pad
 
-from megamoe.formats import GROUP, UE8M0_BIAS
-from megamoe.problem import Problem
+from megamoe.spec.formats import GROUP, UE8M0_BIAS
+from megamoe.spec.problem import Problem
 
 
 def padded(problem: Problem, multiple: int) -> Problem:

@@ -2,8 +2,8 @@
 
 from megamoe.bench.figure import check_drawable, plot
 from megamoe.bench.floor import FLOOR_BANDWIDTH, FLOOR_FLOPS, SHARES, Share, floor
+from megamoe.bench.measure import measure
 from megamoe.bench.rows import Row, load, provenance, save, table
-from megamoe.bench.run import measure
 
 __all__ = [
     "FLOOR_BANDWIDTH",

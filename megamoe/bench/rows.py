@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from rich.table import Table
 
+from megamoe import environment
 from megamoe.bench import timing
 from megamoe.bench.floor import (
     FLOOR_BANDWIDTH,
@@ -22,8 +23,7 @@ from megamoe.bench.floor import (
     operations,
     weight_bytes,
 )
-from megamoe.golden import recorded, write_atomically
-from megamoe.suite.provenance import revision
+from megamoe.golden import write_atomically
 from megamoe.worker import serve
 from megamoe.worker.session import checked_fingerprint
 
@@ -117,14 +117,14 @@ def provenance(command: str, backend: Any = None) -> dict[str, Any]:
         except PackageNotFoundError:
             return "not installed"
 
-    machine = recorded.provenance(serve.facts("cuda" if torch.cuda.is_available() else "cpu"))
+    machine = environment.provenance(serve.facts("cuda" if torch.cuda.is_available() else "cpu"))
     for name in ("torch", "triton", "numpy"):  # among `versions`, or of no account
         machine.pop(name, None)
     made: dict[str, Any] = {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **machine,
-        "revision": revision(),
+        "revision": environment.revision(),
         "versions": {name: found(name) for name in VERSIONS},
         "floor": _FLOOR,
         "timing": f"median; {timing.FLUSH_BYTES >> 20} MiB written before every repeat, "

@@ -1,5 +1,5 @@
 """After a red: the same cases in two environments (``ab``), or in many until one is to blame."""
 
-from megamoe.compare.commands import add
+from megamoe.commands.compare import add
 
 __all__ = ["add"]

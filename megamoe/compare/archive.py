@@ -15,12 +15,12 @@ from typing import Any, Final
 import torch
 
 from megamoe.cases import Case
-from megamoe.compare import disk, replay_archive, stages
+from megamoe.compare import disk, rejudge, stages
 from megamoe.compare.job import Job
 from megamoe.compare.probe import Prober
 from megamoe.compare.running import packed, size_of
 from megamoe.compare.sides import CannotStart, clean_environment, git
-from megamoe.problem import Problem
+from megamoe.spec.problem import Problem
 from megamoe.suite.kinds import KINDS
 from megamoe.worker import serve
 from megamoe.worker.exchange import WEIGHTS, plain_of
@@ -59,7 +59,7 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 def _fill(
     home: Path, job: Job, prober: Prober, report: dict[str, Any], pair: tuple[str, str], log: str
 ) -> None:  # fmt: skip
-    shutil.copyfile(replay_archive.__file__, home / "replay.py")
+    shutil.copyfile(rejudge.__file__, home / "replay.py")
     shutil.copyfile(serve.__file__, home / "serve.py")
     kept, left_out = _cases(home, prober, report, pair)
     backend = _backend(home, job)

@@ -15,7 +15,7 @@ import torch
 
 from megamoe.cases import Case
 from megamoe.compare import disk
-from megamoe.compare.replay_archive import NoBits, digest, stages
+from megamoe.compare.rejudge import NoBits, digest, stages
 from megamoe.compare.sides import CannotStart, Ready, clean_environment
 from megamoe.golden import regenerate
 from megamoe.suite.kinds import KINDS

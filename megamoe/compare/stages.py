@@ -15,12 +15,12 @@ from safetensors.numpy import load, save
 from megamoe.cases import Case
 from megamoe.compare.running import Answer, Running
 from megamoe.files import write_atomically
-from megamoe.formats import unpack_sf
 from megamoe.golden import GoldenError, Store, digest_of, make
 from megamoe.judge import BadOutput, Finding, GoldenLacks, Place, Verdict, bitwise
-from megamoe.judge.formats import BF16, BYTE, E4M3, F32, INT32, INT64, UE8M0, Form
+from megamoe.spec.formats import unpack_sf
+from megamoe.spec.forms import BF16, BYTE, E4M3, F32, INT32, INT64, UE8M0, Form
 from megamoe.suite.kinds import KINDS
-from megamoe.suite.run import Runner
+from megamoe.suite.runner import Runner
 
 Array = npt.NDArray[Any]
 

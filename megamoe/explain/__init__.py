@@ -9,7 +9,7 @@ from megamoe.explain.describe import describe
 from megamoe.explain.life import live
 from megamoe.explain.part import part
 from megamoe.explain.sources import FromCase, FromProblem, Source
-from megamoe.judge.compare import TILE
+from megamoe.judge.elements import TILE
 
 
 def explain(

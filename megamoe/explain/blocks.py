@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megamoe.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8, ue8m0_decode
 from megamoe.oracle.linear import NO_TERM, Blocks, Rows
+from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8, ue8m0_decode
 
 F64 = npt.NDArray[np.float64]
 _AT_ONCE: Final = 1 << 18

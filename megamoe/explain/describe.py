@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from megamoe.explain.instruction import modelled, products
 from megamoe.explain.life import Life, Slot
-from megamoe.formats import (
+from megamoe.oracle import swiglu
+from megamoe.spec.formats import (
     E2M1_TABLE,
     E4M3_TABLE,
     GROUP,
@@ -18,8 +19,7 @@ from megamoe.formats import (
     bf16_round,
     e2m1_unpack,
 )
-from megamoe.judge.formats import BF16, E4M3
-from megamoe.oracle import swiglu
+from megamoe.spec.forms import BF16, E4M3
 
 TOP = 3
 """Largest contributions that are shown of a sum."""

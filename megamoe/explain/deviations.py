@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from megamoe.explain.instruction import blockwise
 from megamoe.explain.life import Life, Slot
-from megamoe.formats import (
+from megamoe.oracle import swiglu
+from megamoe.spec.formats import (
     E2M1_TABLE,
     E4M3_TABLE,
     F32,
@@ -29,7 +30,6 @@ from megamoe.formats import (
     e2m1_unpack,
     ue8m0_ceil,
 )
-from megamoe.oracle import swiglu
 
 Total = Callable[[F64], F64]
 """``(G, n)`` exact block sums to ``(n,)`` sums."""

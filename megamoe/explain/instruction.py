@@ -1,6 +1,6 @@
 """One dot product as an instruction computes it: a step at a time, bit by bit.
 
-The numbers are those of :mod:`megamoe.accumulators`; ``docs/numerics.md`` has the evidence. Where a
+The numbers are those of ``spec.accumulators``; ``docs/numerics.md`` has the evidence. Where a
 class leaves the order open (``fp32``, ``fp32-ordered``) there is no instruction to model: then it
 is one member, exact blocks of 32 added in ascending order, one fp32 addition each.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.accumulators import Accumulator
-from megamoe.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8, e2m1_unpack, ue8m0_decode
 from megamoe.oracle.linear import _E2M1_FIELD, _E4M3_FIELD
+from megamoe.spec.accumulators import Accumulator
+from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8, e2m1_unpack, ue8m0_decode
 
 F64 = npt.NDArray[np.float64]
 _LOWEST = -133

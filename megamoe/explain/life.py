@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megamoe.accumulators import Accumulator, accumulator
 from megamoe.explain.blocks import row_blocks
 from megamoe.explain.sources import Source, Token
-from megamoe.formats import F32, U8, U16, bf16_round, e4m3_key
 from megamoe.oracle import swiglu
 from megamoe.oracle.combine import combine
-from megamoe.oracle.forward import _bf16_halves, _class_interval, _exact_total
 from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums
+from megamoe.oracle.reference import _bf16_halves, _class_interval, _exact_total
 from megamoe.oracle.spread import SpreadRows
 from megamoe.oracle.staging import quantize
+from megamoe.spec.accumulators import Accumulator, accumulator
+from megamoe.spec.formats import F32, U8, U16, bf16_round, e4m3_key
 
 F64 = npt.NDArray[np.float64]
 I16 = npt.NDArray[np.int16]

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from megamoe.explain import life as lives
 from megamoe.explain.deviations import RIGHT, TOTALS, Run, catalogue
 from megamoe.explain.life import Life, combine_rows, same_codes
-from megamoe.formats import U8, U16, bf16_key, unpack_sf
-from megamoe.judge.formats import BF16
+from megamoe.spec.formats import U8, U16, bf16_key, unpack_sf
+from megamoe.spec.forms import BF16
 
 Array = npt.NDArray[Any]
 Acts = dict[int, tuple[U8, U8]]

@@ -1,8 +1,8 @@
 """Where the operands of one token come from: a problem in memory, or a case, row by row.
 
 A token of DeepSeek-V4-Pro needs all of w13 of its six experts, but of w2 one row each. The streams
-of :mod:`megamoe.counter` are addressable, so nothing else is made; the bits are those of
-:func:`megamoe.inputs.forward_problem`, which a test holds this to.
+of :mod:`megamoe.cases.counter` are addressable, so nothing else is made; the bits are those of
+:func:`megamoe.cases.recipes.forward_problem`, which a test holds this to.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.cases import Case
-from megamoe.counter import below, key, words
-from megamoe.formats import GROUP, U8, U16
-from megamoe.inputs import (
+from megamoe.cases.counter import below, key, words
+from megamoe.cases.recipes import (
     LUTS,
     W2,
     W2_SF,
@@ -28,7 +27,8 @@ from megamoe.inputs import (
     routing,
 )
 from megamoe.judge.outputs import bits
-from megamoe.problem import Problem
+from megamoe.spec.formats import GROUP, U8, U16
+from megamoe.spec.problem import Problem
 
 _WORDS_AT_ONCE: Final = 1 << 15
 """Of 8 bytes: a part of the stream that fits in a second-level cache."""
@@ -166,7 +166,7 @@ def _pairs(name: str) -> U8:
 
 
 def _recipe(hidden: int, recipe: Any) -> dict[str, Any]:
-    """The options of :func:`megamoe.inputs.expert_weights` with its defaults."""
+    """The options of :func:`megamoe.cases.recipes.expert_weights` with its defaults."""
     base: dict[str, Any] = {
         "w13": "bell", "w2": "bell", "w13_scale": (118, 2), "w2_scale": (119, 2), "carriers": 0,
         "closed_every": 4, "gate_open": 1.5, "up_open": 3.0, "probe_every": 128, "same": False,

@@ -19,14 +19,14 @@ import torch
 
 from megamoe import schema
 from megamoe.cases import Case
-from megamoe.contract import CURRENT
+from megamoe.cases.shards import durations
 from megamoe.files import TENSORS_LIMIT, clear_leftovers, locked, read_bounded, write_atomically
 from megamoe.golden.changes import CANDIDATES, candidates, manifest_or_empty
 from megamoe.golden.documents import read_manifest
 from megamoe.golden.make import GoldenError, digest_of, generator, make, regenerate
 from megamoe.golden.places import inside, tensors_of
 from megamoe.golden.store import Store, entry_of, generator_id, manifest_bytes, pack
-from megamoe.shards import durations
+from megamoe.spec.contract import CURRENT
 
 Done = Callable[[Case, str], None]
 """Called once a case: the case, and an error or ''."""

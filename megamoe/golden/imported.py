@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megamoe.cases import Case, load_cases
+from megamoe.cases.stored import INPUTS, KIND, case_of, load
 from megamoe.files import STORED_LIMIT, locked, read_bounded, write_atomically
 from megamoe.golden.candidates import record
 from megamoe.golden.make import GoldenError
 from megamoe.golden.places import NAME, inside
-from megamoe.stored import INPUTS, KIND, case_of, load
 
 _PARAMS = ("family", "hidden", "intermediate", "experts", "top_k", "tokens", "clamp", "fast_math",
            "capacity")  # fmt: skip
@@ -25,7 +25,7 @@ _PARAMS = ("family", "hidden", "intermediate", "experts", "top_k", "tokens", "cl
 def import_file(root: Path, path: Path, name: str | None = None, breaks: str | None = None) -> Case:
     """Make ``path`` a case under ``root`` and record its candidate; ``root`` may be new.
 
-    :class:`GoldenError` or :class:`megamoe.stored.StoredError` with nothing left behind, where
+    :class:`GoldenError` or :class:`StoredError` with nothing left behind, where
     the file is none, the name is taken or the oracle cannot answer. Blessing is another act.
     """
     stored = load(path)

@@ -17,14 +17,17 @@ import torch
 import megamoe
 from megamoe import oracle
 from megamoe.cases import Case
-from megamoe.inputs import inputs
+from megamoe.cases.recipes import inputs
+from megamoe.cases.stored import inputs_of, is_stored
 from megamoe.judge.outputs import bits
-from megamoe.problem import Problem
-from megamoe.stored import inputs_of, is_stored
+from megamoe.spec.problem import Problem
 
 Array = npt.NDArray[Any]
 
-SOURCES: Final = ("counter.py", "formats.py", "contract.py", "accumulators.py", "inputs.py")
+SOURCES: Final = (
+    "cases/counter.py", "cases/recipes.py", "spec/accumulators.py", "spec/contract.py",
+    "spec/formats.py",
+)  # fmt: skip
 """Besides the oracle: the modules that decide the bits of a golden."""
 
 

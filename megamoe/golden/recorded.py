@@ -12,9 +12,6 @@ import base64
 import hashlib
 import json
 import os
-import platform
-import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,16 +21,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-import megamoe
-from megamoe.contract import CURRENT
+from megamoe.environment import machine_class, provenance, slug
 from megamoe.files import clear_leftovers, locked, write_atomically
 from megamoe.golden.documents import SCHEMA, Y_LIMIT, read_manifest, read_recorded
 from megamoe.golden.make import GoldenError
 from megamoe.golden.places import inside
 from megamoe.golden.store import canonical
-from megamoe.judge.compare import Place, bitwise
-from megamoe.judge.formats import BF16
+from megamoe.judge.elements import Place, bitwise
 from megamoe.judge.verdict import Finding
+from megamoe.spec.contract import CURRENT
+from megamoe.spec.forms import BF16
 
 Array = npt.NDArray[Any]
 
@@ -46,44 +43,6 @@ WHAT: Final = (
 
 
 # --- who and where ----------------------------------------------------------------------------
-
-
-def slug(text: str) -> str:
-    """``text`` as a file name: lower case, runs of anything else than letters and digits as -."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
-
-
-def machine_class(facts: Mapping[str, Any]) -> str:
-    """The class of machines that share bits: GPU model and compute capability, or the processor.
-
-    ``facts`` are those of a worker: ``processor``, and with CUDA ``gpu`` and ``capability``.
-    """
-    if "gpu" in facts:
-        major, minor = facts["capability"]
-        return f"{slug(str(facts['gpu']))}-sm{major}{minor}"
-    return f"cpu-{slug(str(facts['processor']))}"
-
-
-def provenance(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What ran the backend, for people: it decides nothing. ``facts`` are those of a worker."""
-    out: dict[str, Any] = {
-        "megamoe": megamoe.__version__,
-        **{name: facts.get(name) for name in ("python", "numpy", "torch", "triton")},
-        "system": f"{platform.system()} {facts['processor']}",
-    }
-    if "gpu" in facts:
-        out |= {name: facts[name] for name in ("gpu", "capability", "cuda")}
-        out["driver"] = _driver()
-    return out
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return (ran.stdout.splitlines() or [""])[0].strip() or None
 
 
 def same_build(recorded: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:

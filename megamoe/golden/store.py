@@ -24,7 +24,7 @@ from megamoe.files import TENSORS_LIMIT, read_bounded
 from megamoe.golden.documents import RESTORE, SCHEMA, read_manifest
 from megamoe.golden.make import GoldenError, Made, generator
 from megamoe.golden.places import tensors_of
-from megamoe.judge.formats import BF16, E4M3, F32
+from megamoe.spec.forms import BF16, E4M3, F32
 
 Array = npt.NDArray[Any]
 
@@ -168,7 +168,7 @@ class Store:
         if input_digest is not None and entry["inputs"] != input_digest:
             raise GoldenError(
                 f"case {case.id}: its inputs were regenerated with other bits than the golden's; "
-                "restore megamoe/inputs.py, or record and bless the case again"
+                "restore megamoe/cases/recipes.py, or record and bless the case again"
             )
         content = self._content(case, entry)
         try:

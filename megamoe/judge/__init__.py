@@ -1,7 +1,7 @@
 """The judge: outputs against goldens. It knows tensors and forms, and no kernel."""
 
-from megamoe.judge.compare import Place, bitwise, interval
-from megamoe.judge.forward import GoldenLacks, judge_forward
+from megamoe.judge.elements import Place, bitwise, interval
+from megamoe.judge.judgements import GoldenLacks, judge_forward
 from megamoe.judge.outputs import BadOutput, bits, checked, forward_bits
 from megamoe.judge.picture import picture
 from megamoe.judge.verdict import BAD, JUDGED, STATUSES, Finding, Verdict, Worst, of_findings

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megamoe.formats import GROUP
-from megamoe.problem import STAGES, Problem
+from megamoe.spec.formats import GROUP
+from megamoe.spec.problem import STAGES, Problem
 
 Array = npt.NDArray[Any]
 

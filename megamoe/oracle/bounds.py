@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.accumulators import Accumulator
 from megamoe.oracle.linear import Blocks
+from megamoe.spec.accumulators import Accumulator
 
 F64 = npt.NDArray[np.float64]
 

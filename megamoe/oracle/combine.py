@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.formats import U16, bf16_decode, bf16_round
+from megamoe.spec.formats import U16, bf16_decode, bf16_round
 
 
 def combine(slot_rows: U16, live: npt.NDArray[np.bool_]) -> U16:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.formats import GROUP, U8, U16, e4m3_key
 from megamoe.oracle.swiglu import Activations
+from megamoe.spec.formats import GROUP, U8, U16, e4m3_key
 
 I16 = npt.NDArray[np.int16]
 Tensors = dict[str, npt.NDArray[Any]]

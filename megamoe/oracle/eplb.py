@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.contract import CURRENT, Contract
+from megamoe.spec.contract import CURRENT, Contract
 
 Ints = npt.NDArray[Any]
 

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.formats import (
+from megamoe.spec.formats import (
     E2M1_TABLE,
     E4M3_TABLE,
     GROUP,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.formats import GROUP, U8, e4m3_decode
 from megamoe.oracle.linear import NO_TERM, Blocks, Columns
 from megamoe.oracle.swiglu import Activations, scaled_codes
+from megamoe.spec.formats import GROUP, U8, e4m3_decode
 
 F64 = npt.NDArray[np.float64]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.contract import CURRENT, Contract
-from megamoe.formats import GROUP, U8, U16, bf16_decode, e4m3_cast, pack_sf, ue8m0_ceil
+from megamoe.spec.contract import CURRENT, Contract
+from megamoe.spec.formats import GROUP, U8, U16, bf16_decode, e4m3_cast, pack_sf, ue8m0_ceil
 
 
 def quantize(hidden: U16, contract: Contract = CURRENT) -> tuple[U8, U8]:

@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.formats import (
+from megamoe.spec.formats import (
     F32,
     F64,
     GROUP,

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 
 from megamoe.golden import StoredGolden
-from megamoe.problem import Problem
 from megamoe.reduce import steps
 from megamoe.reduce.core import Failure, Log, ReduceError, Reduction, start
-from megamoe.suite.run import TIMEOUT
+from megamoe.spec.problem import Problem
+from megamoe.suite.runner import TIMEOUT
 from megamoe.worker.session import Session
 
 _STEPS = (

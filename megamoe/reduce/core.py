@@ -14,10 +14,10 @@ import torch
 from megamoe.backends.eager import EagerBackend
 from megamoe.golden import StoredGolden, rows_of
 from megamoe.judge import Verdict, forward_bits
-from megamoe.judge.formats import BF16
-from megamoe.problem import Problem
-from megamoe.replay import GoldenNow, judge, judge_output, run
-from megamoe.suite.run import TIMEOUT
+from megamoe.spec.forms import BF16
+from megamoe.spec.problem import Problem
+from megamoe.suite.at_hand import GoldenNow, judge, judge_output, run
+from megamoe.suite.runner import TIMEOUT
 from megamoe.worker.session import Session
 
 BATCHES: Final = (1, 3, 12)

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import torch
 
+from megamoe.cases.stored import WEIGHTS, capacity_for, used_experts
 from megamoe.golden import rows_of
-from megamoe.problem import Problem
 from megamoe.reduce.core import Reduction, minimal
-from megamoe.stored import WEIGHTS, capacity_for, used_experts
+from megamoe.spec.problem import Problem
 
 BLOCK: Final = 128
 

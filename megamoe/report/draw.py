@@ -34,7 +34,7 @@ def step_of(length: int) -> int:
 
 
 def level_rows(cells: Sequence[Any]) -> list[list[int]]:
-    """Palette entries of a detail's map (:mod:`megamoe.suite.detail`); rows of one length."""
+    """Palette entries of a detail's map (:mod:`megamoe.judge.detail`); rows of one length."""
     lines = [line for line in cells if isinstance(line, str)]
     width = max(map(len, lines), default=0)
     return [[_ENTRIES.get(c, 0) for c in line.ljust(width, ".")] for line in lines]

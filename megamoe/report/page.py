@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 import megamoe
-from megamoe.report import compared, draw, read, run
+from megamoe.report import compared, draw, read, views
 
 LIMIT: Final = 2 << 20
 """Bytes that no report exceeds."""
@@ -40,7 +40,7 @@ def page(kind: str, result: read.Result) -> bytes:
     env.filters["seconds"] = lambda s: "" if s is None else f"{s:.2f} s" if s < 10 else f"{s:.0f} s"
     env.globals.update(png=draw.png, histogram=draw.histogram)
     style, script = ((_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    shown = {"run": run.view, "ab": compared.ab, "bisect": compared.bisect}[kind](result)
+    shown = {"run": views.view, "ab": compared.ab, "bisect": compared.bisect}[kind](result)
     parts = {"run": _run_parts, "ab": _ab_parts, "bisect": _bisect_parts}[kind](env, shown)
     html = env.get_template(f"{kind}.html").render(
         **shown, **parts, version=megamoe.__version__, legend=draw.legend(),
@@ -54,7 +54,7 @@ def _digest(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _run_parts(env: jinja2.Environment, view: run.View) -> dict[str, Any]:
+def _run_parts(env: jinja2.Environment, view: views.View) -> dict[str, Any]:
     """Failures in full while there is room, then a line each, then a count; and the case table."""
     macros: Any = env.get_template("parts.html").module
     failures = view["failures"]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megamoe.report import compared, draw, read, run
+from megamoe.report import compared, draw, read, views
 
 MOST: Final = 20
 """Failures that are shown in full; the rest get a line each."""
@@ -28,7 +28,7 @@ def _say(console: Console, text: str = "") -> None:
 
 
 def _run(result: Mapping[str, Any], console: Console) -> None:
-    view = run.view(result)
+    view = views.view(result)
     _say(console, view["verdict"])
     for line in view["warnings"]:
         _say(console, f"note: {line}")
@@ -57,7 +57,7 @@ def _run(result: Mapping[str, Any], console: Console) -> None:
         _say(console, view["verdict"])
 
 
-def _failure(failure: run.View, console: Console) -> None:
+def _failure(failure: views.View, console: Console) -> None:
     _say(console, f"\n{failure['status'].upper()} {failure['id']}: {failure['reason']}")
     if failure["breaks"]:
         _say(console, f"  breaks  {failure['breaks']}")
@@ -107,7 +107,7 @@ def _ab(result: Mapping[str, Any], console: Console) -> None:
     _say(console, f"identical: {same} of {len(view['cases'])} cases")
 
 
-def _moved(cases: list[run.View], console: Console) -> None:
+def _moved(cases: list[views.View], console: Console) -> None:
     """A line for each stage of each case that is not identical."""
     table = Table("case", "stage")
     for name in ("moved", "of", "most ULPs", "outside left", "outside right"):

@@ -14,7 +14,7 @@ from megamoe.cases import Case, select
 from megamoe.golden import GoldenError, recorded
 from megamoe.judge import BadOutput, forward_bits
 from megamoe.suite.judges import Desk, Judges, Step, threads_of
-from megamoe.suite.run import Runner
+from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.pool import Pool

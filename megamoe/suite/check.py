@@ -9,15 +9,15 @@ from typing import Any
 
 from rich.console import Console
 
-from megamoe import shards
-from megamoe.cases import Case
-from megamoe.contract import CURRENT
+from megamoe.cases import Case, shards
+from megamoe.environment import machine_class
 from megamoe.golden import GoldenError, Store, make, recorded
 from megamoe.judge import BAD, Verdict
-from megamoe.suite import report
+from megamoe.spec.contract import CURRENT
+from megamoe.suite import results
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.progress import PICTURES, Progress
-from megamoe.suite.run import Runner
+from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, stoppable
 from megamoe.worker.exchange import NoRoom
@@ -29,7 +29,7 @@ from megamoe.worker.session import Identity
 class Outcome:
     """A report, and how the run ended."""
 
-    report: report.Report
+    report: results.Report
     stopped: str = ""
     """Why it ended before its last case; empty if it did not."""
     code: int = 0
@@ -134,13 +134,13 @@ def judge(runner: Runner, case: Case) -> tuple[Verdict, Any]:
 def _report(
     settings: Settings, identity: Identity, cases: list[Case], verdicts: list[Verdict],
     details: dict[str, Any],
-) -> report.Report:  # fmt: skip
+) -> results.Report:  # fmt: skip
     kept = recorded.find(settings.root, identity.name, identity.facts)
     file = None if kept is None else str(kept.path.relative_to(settings.root))
-    out = report.build(settings, identity, verdicts)
-    report.describe(out, cases, details)
+    out = results.build(settings, identity, verdicts)
+    results.describe(out, cases, details)
     out["options"] = settings.again()
     manifest = (settings.root / "manifest.json").read_bytes()
     out["goldens"] = {"manifest_sha256": hashlib.sha256(manifest).hexdigest()}
-    out["recorded"] = {"machine_class": recorded.machine_class(identity.facts), "file": file}
+    out["recorded"] = {"machine_class": machine_class(identity.facts), "file": file}
     return out

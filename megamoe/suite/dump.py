@@ -14,7 +14,7 @@ from megamoe import oracle
 from megamoe.cases import Case
 from megamoe.golden import GoldenError, digest_of, make, regenerate, rows_of
 from megamoe.judge import bits
-from megamoe.problem import Problem
+from megamoe.spec.problem import Problem
 
 
 def write_case(case: Case, path: Path) -> list[str]:

@@ -23,7 +23,7 @@ import torch
 
 from megamoe.cases import Case
 from megamoe.golden import Store, make, recorded
-from megamoe.suite.run import Runner
+from megamoe.suite.runner import Runner
 from megamoe.suite.stops import raise_if_stopped
 from megamoe.worker.exchange import NoRoom
 from megamoe.worker.pool import Address, Shared

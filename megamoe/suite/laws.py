@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 
 from megamoe.judge import Finding, Place, bitwise
-from megamoe.judge.formats import BF16
-from megamoe.problem import Problem
+from megamoe.spec.forms import BF16
+from megamoe.spec.problem import Problem
 
 Forward = Callable[[Problem], npt.NDArray[Any]]
 """A backend's ``y`` of a problem: (T, H) bits of bfloat16, uint16, in memory of their own."""

@@ -17,7 +17,7 @@ import torch
 
 from megamoe.golden import Store, make, recorded
 from megamoe.suite.judges import threads_of
-from megamoe.suite.run import Runner
+from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from megamoe.worker.client import Worker
 from megamoe.worker.pool import Address, Pool, Shared

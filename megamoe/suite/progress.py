@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from megamoe.cases.shards import DEFAULT_SECONDS
 from megamoe.judge import BAD, STATUSES, Verdict, picture
-from megamoe.shards import DEFAULT_SECONDS
 from megamoe.suite.settings import Settings
 
 PICTURES: Final = 20

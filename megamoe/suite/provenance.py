@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.cases import golden_root
-from megamoe.golden import recorded
+from megamoe.environment import ROOT, provenance, revision
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 NAME: Final = "provenance.json"
 FILES: Final = ("result.json", "junit.xml")
 """Sealed: their digests stand in provenance.json."""
@@ -43,7 +42,7 @@ Provenance = dict[str, Any]
 def write(folder: Path, root: Path = ROOT) -> Provenance:
     """Read ``folder``/result.json, write ``folder``/provenance.json and return what it says."""
     report = json.loads((folder / "result.json").read_text())
-    made = recorded.provenance(report["worker"])
+    made = provenance(report["worker"])
     hosts = {name: made.pop(name) for name in ("system", "gpu", "driver") if name in made}
     out: Provenance = {
         "format": 1,
@@ -62,24 +61,6 @@ def write(folder: Path, root: Path = ROOT) -> Provenance:
     }
     (folder / NAME).write_text(json.dumps(out, indent=1) + "\n")
     return out
-
-
-def revision(root: Path = ROOT) -> str:
-    """The commit, with ``-modified`` where the tree is not that of the commit.
-
-    MEGAMOE_REVISION says it where git cannot, as in a build from an unpacked source; else
-    ``unknown``, and the digests alone decide.
-    """
-    named = os.environ.get("MEGAMOE_REVISION", "").strip()
-    if named:
-        return named
-    try:
-        top, head = _git(root, "rev-parse", "--show-toplevel", "HEAD").split("\n")[:2]
-        if Path(top).resolve() != root.resolve():
-            return "unknown"  # an unpacked source inside somebody else's repository
-        return head + ("-modified" if _git(root, "status", "--porcelain").strip() else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 def digest(root: Path, patterns: Iterable[str]) -> str:
@@ -132,12 +113,6 @@ def _compiler(device: str) -> dict[str, str]:
         return {}
     match = re.search(r"V(\d[\d.]*)", said)
     return {"nvcc": match[1]} if match else {}
-
-
-def _git(root: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=60, check=True
-    ).stdout
 
 
 def _sha256(content: bytes) -> str:

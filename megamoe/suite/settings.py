@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe import shards
-from megamoe.cases import Case, golden_root, load_cases, select
+from megamoe.cases import Case, golden_root, load_cases, select, shards
 from megamoe.judge import BAD
+from megamoe.suite.merge import read_report
 from megamoe.worker.session import START_SECONDS, Launch
 
 OTHERS: Final = (
@@ -85,7 +85,7 @@ class Settings:
         """The cases asked for, of all shards, in the order of the case files."""
         chosen = select(load_cases(self.root), self.kind, self.chosen_tier, self.case)
         if self.failed:
-            red = {c["id"] for c in shards.read_report(self.failed)["cases"] if c["status"] in BAD}
+            red = {c["id"] for c in read_report(self.failed)["cases"] if c["status"] in BAD}
             chosen = [case for case in chosen if case.id in red]
             if not chosen:
                 raise SettingsError(f"{self.failed}: none of the selected cases failed there")

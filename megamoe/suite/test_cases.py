@@ -4,7 +4,7 @@ import pytest
 
 from megamoe.cases import Case
 from megamoe.judge import BAD, picture
-from megamoe.suite.run import Runner
+from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import torch
 
-from megamoe.problem import Problem
+from megamoe.spec.problem import Problem
 from megamoe.worker.files import Sent, Tensors, kind_of, new_path, opened, read, tensor_of, write
 from megamoe.worker.outcomes import (
     Declined,
@@ -83,7 +83,7 @@ class Caller:
         return self._with_problem(problem, request)
 
     def act(self, name: str, problem: Problem | None = None, **plain: Any) -> Returned:
-        """An act of :mod:`megamoe.worker.acts` with the backend, in the worker."""
+        """An act of :mod:`megamoe.layer.acts` with the backend, in the worker."""
         if problem is None:
             return self._asked({"call": name, "plain": plain}, [], ())
         return self._with_problem(problem, {"call": name, "plain": plain_of(problem) | plain})

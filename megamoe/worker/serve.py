@@ -150,7 +150,7 @@ class Served:
         acts: Any = None
         try:
             if call not in CALLABLES:
-                acts = importlib.import_module("megamoe.worker.acts")
+                acts = importlib.import_module("megamoe.layer.acts")
         except ImportError as error:
             return {"missing": f"{call}: megamoe cannot be imported there ({error})"}
         given = self._inputs(request)
@@ -225,9 +225,9 @@ class Served:
 
 
 def problem_of(fields: dict[str, Any]) -> Any:
-    """A :class:`megamoe.problem.Problem`, or the same fields and sizes where megamoe is not."""
+    """The problem, as megamoe's own class or, where that is not installed, with the same fields."""
     try:
-        return importlib.import_module("megamoe.problem").Problem(**fields)
+        return importlib.import_module("megamoe.spec.problem").Problem(**fields)
     except ImportError:
         tokens, hidden = fields["hidden_states"].shape
         experts, rows = fields["w13_weight"].shape[:2]

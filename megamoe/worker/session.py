@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from megamoe.accumulators import ACCUMULATORS
+from megamoe.spec.accumulators import ACCUMULATORS
 
 START_SECONDS: Final = 300.0
 """For importing torch and making the backend."""

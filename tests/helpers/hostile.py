@@ -947,7 +947,7 @@ def tampered(right, problem, module: str, name: str, value: Any) -> torch.Tensor
 @act("megamoe", "fail", "outside")
 def replaces_the_judge(right, problem):
     from megamoe.judge import Finding
-    from megamoe.judge.forward import Judged
+    from megamoe.judge.judgements import Judged
 
     judged = Judged([Finding("y", 1)], ("staged",))
     tampered(right, problem, "megamoe.judge", "judge_forward", lambda *_: judged)
@@ -963,12 +963,12 @@ def replaces_the_oracle(right, problem):
 
 @act("megamoe", "fail", "outside", costly=True)
 def replaces_the_problem(right, problem):
-    import megamoe.problem
+    import megamoe.spec.problem
 
-    class Smaller(megamoe.problem.Problem):
+    class Smaller(megamoe.spec.problem.Problem):
         num_tokens = 0
 
-    return tampered(right, problem, "megamoe.problem", "Problem", Smaller)
+    return tampered(right, problem, "megamoe.spec.problem", "Problem", Smaller)
 
 
 @act("megamoe", "fail", WROTE, case="layout/l", costly=True)

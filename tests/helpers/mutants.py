@@ -18,9 +18,9 @@ import megamoe
 
 SOURCES = {
     "eager": "backends/eager.py",
-    "staging": "staging.py",
-    "eplb": "eplb.py",
-    "layout": "layout.py",
+    "staging": "layer/staging.py",
+    "eplb": "layer/eplb.py",
+    "kernel_weights": "layer/kernel_weights.py",
 }
 
 
@@ -47,8 +47,10 @@ def build(mutant: Mutant, folder: Path) -> Any:
             if target == module:
                 assert text.count(old) == 1, f"{mutant.name}: {text.count(old)} times {old!r}"
                 text = text.replace(old, new)
-        for other in ("staging", "eplb", "layout"):
-            text = text.replace(f"from megamoe.{other} import", f"from {package}.{other} import")
+        for other in ("staging", "eplb", "kernel_weights"):
+            text = text.replace(
+                f"from megamoe.layer.{other} import", f"from {package}.{other} import"
+            )
         (home / f"{module}.py").write_text(text)
     sys.path.insert(0, str(folder))
     try:
@@ -166,12 +168,12 @@ EPLB = [
 
 _LAYOUT = "layout/*"
 LAYOUT = [
-    _one("layout-interleave-16", "layout", "INTERLEAVE: Final = 8", "INTERLEAVE: Final = 16", _LAYOUT),
-    _one("layout-up-first", "layout", "return halves.transpose(1, 2)", "return halves.flip(1).transpose(1, 2)", _LAYOUT),
-    _one("layout-scales-not-interleaved", "layout", "transform_sf(interleave_gate_up(w13_weight_scale))", "transform_sf(w13_weight_scale)", _LAYOUT),
-    _one("layout-scales-not-permuted", "layout", ".transpose(2, 3).flatten(1, 3)", ".flatten(1, 3)", _LAYOUT),
-    _one("layout-scales-permuted-backwards", "layout", "(-1, 4, SF_ROWS // 4)", "(-1, SF_ROWS // 4, 4)", _LAYOUT),
-    _one("layout-scales-row-major", "layout", "return permuted.transpose(1, 2).contiguous().transpose(1, 2)", "return permuted.contiguous()", _LAYOUT),
+    _one("layout-interleave-16", "kernel_weights", "INTERLEAVE: Final = 8", "INTERLEAVE: Final = 16", _LAYOUT),
+    _one("layout-up-first", "kernel_weights", "return halves.transpose(1, 2)", "return halves.flip(1).transpose(1, 2)", _LAYOUT),
+    _one("layout-scales-not-interleaved", "kernel_weights", "transform_sf(interleave_gate_up(w13_weight_scale))", "transform_sf(w13_weight_scale)", _LAYOUT),
+    _one("layout-scales-not-permuted", "kernel_weights", ".transpose(2, 3).flatten(1, 3)", ".flatten(1, 3)", _LAYOUT),
+    _one("layout-scales-permuted-backwards", "kernel_weights", "(-1, 4, SF_ROWS // 4)", "(-1, SF_ROWS // 4, 4)", _LAYOUT),
+    _one("layout-scales-row-major", "kernel_weights", "return permuted.transpose(1, 2).contiguous().transpose(1, 2)", "return permuted.contiguous()", _LAYOUT),
 ]  # fmt: skip
 
 MUTANTS = [*FORWARD, *STAGING, *EPLB, *LAYOUT]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from megamoe.backends.eager import combine, linear, requantise, swiglu
-from megamoe.experts import DeepseekV4MegaMoEExperts
-from megamoe.problem import Problem
-from megamoe.staging import prepare_megamoe_inputs, unpack_sf
+from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.staging import prepare_megamoe_inputs, unpack_sf
+from megamoe.spec.problem import Problem
 
 
 class Kernel:
@@ -24,7 +24,7 @@ class Kernel:
     accumulator = "fp32-ordered"
 
     def run(self, y, weights, buffer, num_tokens, *, activation_clamp, fast_math) -> None:
-        """As the protocol of ``megamoe.experts`` has it; ``weights`` are the checkpoint's."""
+        """As the protocol of ``megamoe.layer.experts`` has it; ``weights`` are the checkpoint's."""
         w13, w13_sf, w2, w2_sf = weights
         ids, routing = buffer.topk_idx[:num_tokens], buffer.topk_weights[:num_tokens]
         x, sf = buffer.x[:num_tokens].view(torch.uint8), unpack_sf(buffer.x_sf[:num_tokens])

@@ -11,8 +11,8 @@ import torch
 from megamoe.backends import load_backend
 from megamoe.cases import golden_root, load_cases
 from megamoe.golden import Store, make
-from megamoe.suite import report
-from megamoe.suite.run import Runner
+from megamoe.suite import results
+from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from tests.helpers.local import Local
 
@@ -63,9 +63,9 @@ def _run() -> str:
     for case in cases:
         verdicts.append(runner.run(case))
         details[case.id] = list(runner.details)
-    made = report.build(Settings("path/to/faulty.py:Faulty"), runner.session.identity, verdicts)
+    made = results.build(Settings("path/to/faulty.py:Faulty"), runner.session.identity, verdicts)
     made["seconds"] = 3.2
-    report.describe(made, cases, details)
+    results.describe(made, cases, details)
     return json.dumps({**made, "options": " --golden 'my golden'", "fingerprint": None})
 
 

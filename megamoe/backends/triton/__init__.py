@@ -8,6 +8,7 @@ over ascending blocks of 32 in one accumulator, whatever tile it is in.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -32,10 +33,10 @@ from megamoe.backends.triton.launches import (
     stages_of,
 )
 from megamoe.backends.triton.packing import pack, unpack
-from megamoe.layout import check_sizes
-from megamoe.problem import Problem
-from megamoe.symm_buffer import SymmBuffer, check_capacity
-from megamoe.symm_buffer import new_symm_buffer as plain_buffer
+from megamoe.layer.kernel_weights import check_sizes
+from megamoe.layer.symm_buffer import SymmBuffer, check_capacity
+from megamoe.layer.symm_buffer import new_symm_buffer as plain_buffer
+from megamoe.spec.problem import Problem
 
 MAX_TOP_K = 32
 
@@ -213,15 +214,22 @@ class TritonBackend:
 
 
 def kernel_sources(folder: Path) -> str:
-    """sha256 of the modules in ``folder`` that have something for Triton to compile.
+    """sha256 of what Triton compiles in the modules of ``folder``, and of their constants.
 
-    Not of those that launch it: an edit there is no other build, so a bit that it moves is a red.
+    Not of imports, nor of the functions that launch a kernel: an edit there is no other build, so
+    a bit that it moves is a red.
     """
     sources = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
-        source = path.read_bytes()
-        if b"\n@gluon." in source or b"\n@triton." in source:
-            sources.update(source)
+        text = path.read_text(encoding="utf-8")
+        if "\n@gluon." not in text and "\n@triton." not in text:
+            continue
+        lines = text.splitlines(keepends=True)
+        for node in ast.parse(text).body:
+            decorated = getattr(node, "decorator_list", [])
+            if decorated or isinstance(node, ast.Assign | ast.AnnAssign):
+                first = min(n.lineno for n in (node, *decorated))
+                sources.update("".join(lines[first - 1 : node.end_lineno]).encode())
     return sources.hexdigest()
 
 

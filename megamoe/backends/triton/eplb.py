@@ -41,7 +41,7 @@ def eplb_map_to_physical_and_record(
     logical_replica_count: torch.Tensor,
     record_enabled: torch.Tensor | bool,
 ) -> torch.Tensor:
-    """:func:`megamoe.eplb.eplb_map_to_physical_and_record` in one launch; the same bits.
+    """:func:`megamoe.layer.eplb.eplb_map_to_physical_and_record` in one launch; the same bits.
 
     Integer additions commute, so the load does not depend on the order of the atomics. A replica
     count beyond the map's width gives -1. ``ValueError``, before any write, where map and counts

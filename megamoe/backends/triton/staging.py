@@ -14,7 +14,7 @@ import triton.language as tl
 from megamoe.backends.triton.binaries import launch
 from megamoe.backends.triton.chain import next_may_start_tl
 from megamoe.backends.triton.launches import power_of_two as next_power_of_two
-from megamoe.staging import OUTPUTS, check_staging_inputs, check_staging_outputs
+from megamoe.layer.staging import OUTPUTS, check_staging_inputs, check_staging_outputs
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def prepare_megamoe_inputs(
     *,
     early: bool = False,
 ) -> None:
-    """:func:`megamoe.staging.prepare_megamoe_inputs` in one launch; the same arguments and bits.
+    """``prepare_megamoe_inputs`` of the layer in one launch; the same arguments and bits.
 
     Raises the same errors before anything is written, and one for outputs whose rows are not dense.
     ``early``: the next kernel may start before this one has ended, from SM90 on; one that is

@@ -19,7 +19,7 @@ class Kind:
     needs: str | None
     """What a backend must offer; None where that depends on the case."""
     judge: Callable[[Any, Case], Verdict]
-    """``judge(runner, case)``; what it raises, :class:`megamoe.suite.run.Runner` puts in words."""
+    """``judge(runner, case)``; what it raises, the runner puts in words."""
     ask: Callable[[Caller, Case, Mapping[str, Any]], Returned] | None = None
     """One call, of which tensors come back; None where the case has no such call."""
     judge_returned: Callable[..., Verdict] | None = None

@@ -10,7 +10,7 @@ import torch
 from megamoe.cases import Case
 from megamoe.golden import StoredGolden
 from megamoe.judge import Place, Verdict, bits, checked, of_findings
-from megamoe.judge.formats import INT32, INT64
+from megamoe.spec.forms import INT32, INT64
 from megamoe.worker.exchange import Caller, Returned
 
 

@@ -1,6 +1,6 @@
 """Kind ``errors``: wrong calls, which must be refused in the contract's words, nothing written.
 
-:mod:`megamoe.worker.acts` makes the call in the worker, through the module under test with the
+:mod:`megamoe.layer.acts` makes the call in the worker, through the module under test with the
 backend plugged in, or through the backend's own ``prepare``.
 """
 

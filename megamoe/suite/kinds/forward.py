@@ -9,8 +9,8 @@ from typing import Any
 from megamoe.cases import Case
 from megamoe.golden import StoredGolden, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
-from megamoe.judge.forward import nan_everywhere
-from megamoe.problem import Problem
+from megamoe.judge.judgements import nan_everywhere
+from megamoe.spec.problem import Problem
 from megamoe.worker.exchange import Caller, Returned
 
 

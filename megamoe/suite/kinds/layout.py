@@ -8,10 +8,10 @@ from typing import Any, Final
 import torch
 
 from megamoe.cases import Case
-from megamoe.formats import unpack_sf
 from megamoe.golden import StoredGolden
 from megamoe.judge import BadOutput, Finding, Place, Verdict, checked, of_findings
-from megamoe.judge.formats import BYTE, UE8M0, Form
+from megamoe.spec.formats import unpack_sf
+from megamoe.spec.forms import BYTE, UE8M0, Form
 from megamoe.worker.exchange import Caller, Returned
 
 NAMES: Final = ("w13", "w13_sf", "w2", "w2_sf")

@@ -8,11 +8,11 @@ import numpy.typing as npt
 
 from megamoe.cases import Case
 from megamoe.judge import BadOutput, Finding, Place, Verdict, bitwise, checked, forward_bits
-from megamoe.judge.formats import BF16
-from megamoe.problem import Problem
+from megamoe.layer import launch_laws
+from megamoe.spec.forms import BF16
+from megamoe.spec.problem import Problem
 from megamoe.suite import laws
 from megamoe.suite.kinds import forward
-from megamoe.worker import launches
 from megamoe.worker.exchange import Caller, Missing
 
 import torch  # isort: skip
@@ -27,7 +27,7 @@ def judge(runner: Any, case: Case) -> Verdict:
         def y_of(p: Problem) -> npt.NDArray[Any]:
             return forward_bits(call.forward(p).result, p)["y"]
 
-        if law in launches.LAWS:
+        if law in launch_laws.LAWS:
             found = launch_findings(runner, call, problem, law)
         else:
             found = laws.findings(y_of, problem, law)
@@ -39,7 +39,7 @@ def judge(runner: Any, case: Case) -> Verdict:
 def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> list[Finding]:
     """Variants that the worker ran, each against an ordinary ``forward``."""
     identity = runner.session.identity
-    _, needs_run, needs_cuda = launches.LAWS[law]
+    _, needs_run, needs_cuda = launch_laws.LAWS[law]
     if needs_run and not identity.provides("run"):
         raise Missing("run")
     if needs_cuda and not identity.device.startswith("cuda"):

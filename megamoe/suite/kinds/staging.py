@@ -8,10 +8,10 @@ from typing import Any, Final
 import torch
 
 from megamoe.cases import Case
-from megamoe.formats import unpack_sf
 from megamoe.golden import StoredGolden
 from megamoe.judge import Finding, Place, Verdict, bits, of_findings
-from megamoe.judge.formats import E4M3, F32, INT64, UE8M0
+from megamoe.spec.formats import unpack_sf
+from megamoe.spec.forms import E4M3, F32, INT64, UE8M0
 from megamoe.worker.exchange import Caller, Returned
 from megamoe.worker.serve import POISON
 

@@ -1,0 +1,352 @@
+"""Cases: what is tested, as data (``golden/cases/*.toml``).
+
+A file holds an optional table ``[defaults]`` and ``[[case]]`` tables. A case has ``name``,
+``kind``, ``breaks`` (one sentence: what is broken if it fails), optionally ``tier`` and ``seed``,
+and the parameters of its kind. ``[case.matrix]`` with lists makes one case of each combination,
+its ``name`` being a template: ``name = "edge-t{tokens}"``; the values of a key of several names,
+``"hidden,intermediate"``, go together. ``docs/goldens.md`` shows examples.
+
+Everything is checked while it is read; an error is one line with file, case and key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import tomllib
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from megamoe.spec.contract import MODELS
+
+KINDS: Final = ("staging", "eplb", "forward", "errors", "layout", "property")
+TIERS: Final = ("quick", "full")
+FAMILIES: Final = ("zero-freedom", "envelope")
+LAWS: Final = (
+    "batch-invariance", "token-permutation", "replica-choice", "ep-size", "capacity",
+    "stale-buffer", "padding-rows", "masked-slots", "repeat",
+    "stale-bytes", "graph-replay", "busy-stream",
+)  # fmt: skip
+CAPACITY_ALIGNMENT: Final = 384
+"""Capacity of the symmetric buffer is aligned up to this (the kernel's block sizes divide it)."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
+_RECIPES = {
+    "hidden": "hidden_recipe", "weights": "weights_recipe", "routing": "routing_recipe",
+    "map": "map_recipe", "ids": "ids_recipe",
+}  # fmt: skip
+_SIZES = {"hidden": int, "intermediate": int, "experts": int, "top_k": int, "tokens": int}
+_MODEL_KEYS = {"model": str, "ep": int}
+_FORWARD: Mapping[str, Any] = {
+    **_SIZES, **_MODEL_KEYS, "clamp": (int, float, str), "fast_math": bool, "capacity": int,
+    "family": str, "rows": list, "hidden_recipe": dict, "weights_recipe": dict,
+    "routing_recipe": dict,
+}  # fmt: skip
+_KEYS: Mapping[str, Mapping[str, Any]] = {
+    "forward": _FORWARD,
+    "property": {**_FORWARD, "law": str},
+    "staging": {
+        "hidden": int, "tokens": int, "top_k": int, "experts": int, "ids_dtype": str,
+        "capacity": int, "hidden_recipe": dict, "routing_recipe": dict,
+    },
+    "eplb": {
+        "tokens": int, "top_k": int, "logical": int, "physical": int, "ids_dtype": str,
+        "record": bool, "map_recipe": dict, "ids_recipe": dict,
+    },
+    "layout": {
+        **_MODEL_KEYS, "hidden": int, "intermediate": int, "experts": int, "touched": list,
+        "weights_recipe": dict,
+    },
+    "errors": {"action": str, "args": dict, "raises": str, "message": str},
+}  # fmt: skip
+_REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "forward": ("hidden", "intermediate", "experts", "top_k", "tokens", "family"),
+    "property": ("hidden", "intermediate", "experts", "top_k", "tokens", "family", "law"),
+    "staging": ("hidden", "tokens", "top_k", "experts"),
+    "eplb": ("tokens", "top_k", "logical", "physical"),
+    "layout": ("hidden", "intermediate", "experts"),
+    "errors": ("action", "raises", "message"),
+}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "family": FAMILIES, "law": LAWS, "ids_dtype": ("int32", "int64"),
+}  # fmt: skip
+_COMMON = ("name", "kind", "breaks", "tier", "seed", "matrix")
+_MODEL_SIZES = ("hidden", "intermediate", "experts", "top_k")
+
+
+class CaseError(ValueError):
+    """A case file is wrong, or a case is unknown; the message is one line and says how to mend."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case, with every default filled in."""
+
+    id: str
+    """kind/name: the name under which it is selected, stored and reported."""
+    kind: str
+    tier: str
+    """"quick" cases run in both tiers, "full" ones in the full tier only."""
+    breaks: str
+    """One sentence: what is broken if this case fails."""
+    seed: int
+    """Of the input streams; by default the CRC-32 of the id."""
+    params: Mapping[str, Any]
+    """Parameters of the kind, validated; recipes pass through to :mod:`megamoe.cases.recipes`."""
+    source: Path
+
+    @property
+    def name(self) -> str:
+        return self.id.partition("/")[2]
+
+    @property
+    def rows(self) -> list[int] | None:
+        """Token rows that are stored and judged; None: all of them."""
+        rows = self.params.get("rows")
+        return None if rows is None else list(rows)
+
+    def definition(self) -> str:
+        """sha256 of everything that decides the golden (not of ``breaks``, tier or file)."""
+        plain = {"id": self.id, "seed": self.seed, "params": dict(self.params)}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def golden_root() -> Path:
+    """The directory ``golden/``: $MEGAMOE_GOLDEN, or the one inside or beside the package.
+
+    An installed package brings its own; what happens to lie beside it is somebody else's.
+    """
+    given = os.environ.get("MEGAMOE_GOLDEN")
+    if given:
+        return Path(given)
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "golden_data"
+    return inside if inside.is_dir() else package.parent / "golden"
+
+
+def load_cases(root: Path | None = None) -> list[Case]:
+    """Every case under ``root`` (default: :func:`golden_root`), in the order of files and lines.
+
+    Raises :class:`CaseError` for a file that cannot be read, an unknown or missing key, a value
+    of the wrong type, or an id used twice.
+    """
+    folder = (root or golden_root()) / "cases"
+    if not folder.is_dir():
+        raise CaseError(f"no case files: {folder} is not a directory; set MEGAMOE_GOLDEN")
+    cases: dict[str, Case] = {}
+    for path in sorted(folder.glob("*.toml")):
+        for case in load_file(path):
+            if case.id in cases:
+                first = cases[case.id].source.name
+                raise CaseError(f"{path.name}: case {case.id} is already in {first}; rename one")
+            cases[case.id] = case
+    return list(cases.values())
+
+
+def load_file(path: Path) -> list[Case]:
+    """The cases of one file."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CaseError(f"{path.name}: cannot be read as TOML: {error}") from error
+    unknown = sorted(set(data) - {"defaults", "case"})
+    if unknown:
+        raise CaseError(f"{path.name}: unknown table {unknown[0]!r}; known: defaults, case")
+    defaults, tables = data.get("defaults", {}), data.get("case", [])
+    if not isinstance(tables, list) or not isinstance(defaults, dict):
+        raise CaseError(f"{path.name}: write cases as [[case]] and defaults as [defaults]")
+    cases = []
+    for table in tables:
+        for entry in _expand(path, _merged(defaults, table)):
+            cases.append(_case(path, entry))
+    return cases
+
+
+def select(
+    cases: Iterable[Case], kind: str | None = None, tier: str = "full", glob: str | None = None
+) -> list[Case]:
+    """The cases of a kind and tier whose id (or name) matches ``glob``; order is kept.
+
+    ``glob`` may be several, separated by commas. Raises :class:`CaseError` for an unknown kind or
+    tier, and where one of them matches nothing.
+    """
+    if kind is not None and kind not in KINDS:
+        raise CaseError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
+    if tier not in TIERS:
+        raise CaseError(f"unknown tier {tier!r}; known: {', '.join(TIERS)}")
+    cases = list(cases)
+    if glob is not None:
+        matched = set()
+        for one in glob.split(","):
+            found = {c.id for c in cases if fnmatchcase(c.id, one) or fnmatchcase(c.name, one)}
+            if not found:
+                raise CaseError(f"unknown case: nothing matches {one!r}; `megamoe list` shows all")
+            matched |= found
+        cases = [c for c in cases if c.id in matched]
+    cases = [c for c in cases if kind in (None, c.kind)]
+    return [c for c in cases if tier == "full" or c.tier == "quick"]
+
+
+def _merged(defaults: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """``table`` over ``defaults``; tables are merged key by key."""
+    out = dict(defaults)
+    for key, value in table.items():
+        below = out.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        out[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return out
+
+
+def _expand(path: Path, table: dict[str, Any]) -> list[dict[str, Any]]:
+    """One table for each combination of the lists in ``matrix``."""
+    matrix = table.pop("matrix", {})
+    name = str(table.get("name", "without a name"))
+    if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()):
+        raise CaseError(f"{path.name}: case {name}: matrix holds non-empty lists only")
+    axes = [[_together(path, name, key, v) for v in values] for key, values in matrix.items()]
+    out = []
+    for chosen in itertools.product(*axes):
+        pairs = list(itertools.chain(*chosen))
+        entry = table
+        for key, value in pairs:
+            # A dotted key reaches into a table: "routing.kind" = ["same", "skewed"].
+            nested = value
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            entry = _merged(entry, nested)
+        labels = {key.replace(".", "_"): v for key, v in pairs}
+        try:
+            entry = {**entry, "name": name.format_map(labels)}
+        except (KeyError, ValueError, IndexError) as error:
+            raise CaseError(
+                f"{path.name}: case {name}: the name does not fit the matrix: {error}"
+            ) from error
+        out.append(entry)
+    return out
+
+
+def _together(path: Path, name: str, key: str, value: Any) -> list[tuple[str, Any]]:
+    """Names and values of one entry of a matrix; a key of several names has as many values."""
+    names = key.split(",")
+    values = [value] if len(names) == 1 else value
+    if not isinstance(values, list) or len(values) != len(names):
+        raise CaseError(f"{path.name}: case {name}: matrix {key} has {value!r}; give it a list of "
+                        f"{len(names)} values")  # fmt: skip
+    return list(zip(names, values, strict=True))
+
+
+def _case(path: Path, table: dict[str, Any]) -> Case:
+    """One validated case."""
+    name = table.get("name", "without a name")
+    where = f"{path.name}: case {name}"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise CaseError(f"{where}: give it a name of a-z, 0-9 and . _ + -")
+    kind = table.get("kind")
+    if kind not in KINDS:
+        raise CaseError(f"{where}: kind is {kind!r}; known: {', '.join(KINDS)}")
+    breaks = table.get("breaks")
+    if not isinstance(breaks, str) or not breaks.strip():
+        raise CaseError(f"{where}: `breaks` is missing; say in one sentence what fails with it")
+    tier, seed = table.get("tier", "full"), table.get("seed", zlib.crc32(f"{kind}/{name}".encode()))
+    if tier not in TIERS:
+        raise CaseError(f"{where}: tier is {tier!r}; known: {', '.join(TIERS)}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise CaseError(f"{where}: seed is {seed!r}; it must be an integer from 0 to 2**64 - 1")
+    params = {k: v for k, v in table.items() if k not in _COMMON}
+    return Case(f"{kind}/{name}", kind, tier, breaks, seed, _params(where, kind, params), path)
+
+
+def _params(where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Checked parameters with the defaults of the kind."""
+    params: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in _RECIPES and isinstance(value, dict):
+            key = _RECIPES[key]  # a table called `hidden` is the recipe, a number the size
+        params[key] = value
+    known = _KEYS[kind]
+    for key, value in params.items():
+        if key not in known:
+            raise CaseError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+        wanted = known[key]
+        wrong_bool = isinstance(value, bool) and wanted is not bool
+        if wrong_bool or not isinstance(value, wanted):
+            names = [t.__name__ for t in (wanted if isinstance(wanted, tuple) else (wanted,))]
+            raise CaseError(f"{where}: {key} is {value!r}; it must be {' or '.join(names)}")
+        choices = _CHOICES.get(key)
+        if choices and value not in choices:
+            raise CaseError(f"{where}: {key} is {value!r}; known: {', '.join(choices)}")
+    if "model" in known:
+        params = _with_model(where, kind, params)
+    missing = [key for key in _REQUIRED[kind] if key not in params]
+    if missing:
+        raise CaseError(f"{where}: key {missing[0]!r} is missing")
+    return _with_defaults(where, kind, params)
+
+
+def _with_model(where: str, kind: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of ``model`` at ``ep`` ranks in place of the two keys."""
+    model = params.get("model")
+    if model is None:
+        if "ep" in params:
+            raise CaseError(f"{where}: ep needs a model; give experts instead")
+        return params
+    if model not in MODELS:
+        raise CaseError(f"{where}: unknown model {model!r}; known: {', '.join(MODELS)}")
+    both = [key for key in _MODEL_SIZES if key in params]
+    if both:
+        raise CaseError(f"{where}: {both[0]} follows from model; drop one of the two")
+    m = MODELS[model]
+    try:
+        experts = m.local_experts(params.get("ep", 1))
+    except ValueError as error:
+        raise CaseError(f"{where}: {error}") from error
+    sizes = {"hidden": m.hidden_size, "intermediate": m.intermediate_size, "experts": experts}
+    if kind != "layout":
+        sizes["top_k"] = m.top_k
+        params.setdefault("clamp", "none" if m.clamp is None else m.clamp)
+    return {**params, **sizes}
+
+
+def _with_defaults(where: str, kind: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of the kind, and the checks between keys."""
+    for key in ("hidden", "intermediate", "experts", "top_k", "logical", "physical"):
+        if params.get(key, 1) < 1:
+            raise CaseError(f"{where}: {key} is {params[key]}; it must be at least 1")
+    if params.get("tokens", 0) < 0:
+        raise CaseError(f"{where}: tokens is {params['tokens']}; it must not be negative")
+    if kind in ("staging", "eplb"):
+        params.setdefault("ids_dtype", "int64" if kind == "staging" else "int32")
+    if kind == "eplb":
+        params.setdefault("record", True)
+    if kind == "errors":
+        params.setdefault("args", {})
+    if kind in ("forward", "property", "staging"):
+        blocks = max(1, -(-params["tokens"] // CAPACITY_ALIGNMENT))
+        params.setdefault("capacity", blocks * CAPACITY_ALIGNMENT)
+        if params["capacity"] < params["tokens"]:
+            raise CaseError(
+                f"{where}: capacity {params['capacity']} is below tokens {params['tokens']}"
+            )
+    if kind in ("forward", "property"):
+        params.setdefault("clamp", "none")
+        params.setdefault("fast_math", True)
+        if isinstance(params["clamp"], str) and params["clamp"] != "none":
+            raise CaseError(f"{where}: clamp is {params['clamp']!r}; a number or 'none'")
+        rows = params.get("rows")
+        inside = rows is None or (
+            all(isinstance(r, int) and 0 <= r < params["tokens"] for r in rows)
+            and rows == sorted(set(rows))
+        )
+        if not inside:
+            raise CaseError(f"{where}: rows must be ascending, each below tokens")
+    for key in ("hidden", "intermediate"):
+        if kind != "errors" and params.get(key, 0) % 128:
+            raise CaseError(f"{where}: {key} is {params[key]}; it must be a multiple of 128")
+    return params

@@ -1,0 +1,280 @@
+"""A problem as a file: one forward call with its inputs stored, not made from a recipe.
+
+What ``capture`` records, ``reduce`` leaves over and ``golden import`` takes is one format, a
+safetensors file: ``input.*`` holds the fields of :class:`~megamoe.spec.problem.Problem`, of the
+weights only those of the experts in ``input.experts``; ``observed.*``, if there, what the engine
+itself returned. The metadata entry ``megamoe`` is JSON: the scalars, and ``about``, where it came
+from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from megamoe import schema
+from megamoe.cases import CAPACITY_ALIGNMENT, Case
+from megamoe.files import STORED_LIMIT, digest_bounded, open_bounded, parse_json
+from megamoe.spec.contract import CURRENT
+from megamoe.spec.formats import GROUP
+from megamoe.spec.problem import STAGES, Problem
+
+FORMAT: Final = 1
+KIND: Final = "stored"
+"""``hidden_recipe.kind`` of a case whose inputs lie in a file."""
+INPUTS: Final = "inputs"
+"""Under golden/: those files."""
+WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
+MOST_EXPERTS: Final = 65536
+"""Of a stored problem: their ids are int64, but their weights must have addresses."""
+
+
+class StoredError(ValueError):
+    """A file is no stored problem, or a problem cannot be stored; one line."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file holds."""
+
+    problem: Problem
+    observed: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Stages that the recorded call itself returned, by the names of ``problem.STAGES``."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Where it came from: plain data."""
+
+
+def _clamp(value: Any) -> str:
+    number = isinstance(value, float) or not schema.natural(value)
+    right = value is None or (number and value >= 0)  # which NaN is not
+    return "" if right else "must be null or a number from 0 on"
+
+
+def _experts(value: Any) -> str:
+    right = not schema.natural(value) and 1 <= value <= MOST_EXPERTS
+    return "" if right else f"must be an integer from 1 to {MOST_EXPERTS}"
+
+
+_FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+"""Names of files in golden/inputs: no path leads out of it."""
+_META: Final = schema.Object(
+    {
+        "activation_clamp": _clamp, "fast_math": bool, "max_num_tokens": schema.natural,
+        "num_experts": _experts,
+    },
+    {"about": dict},
+)  # fmt: skip
+
+
+def used_experts(problem: Problem) -> torch.Tensor:
+    """Ids that some slot names and that are local, ascending, int64."""
+    ids = problem.topk_ids
+    return ids[(ids >= 0) & (ids < problem.num_experts)].unique()
+
+
+def to_bytes(stored: Stored) -> bytes:
+    """The file's content. Tensors may be on any device."""
+    p = stored.problem
+    experts = used_experts(p)
+    tensors = {
+        "input.hidden_states": p.hidden_states,
+        "input.topk_ids": p.topk_ids.long(),
+        "input.topk_weights": p.topk_weights,
+        "input.experts": experts,
+        **{f"input.{name}": getattr(p, name)[experts] for name in WEIGHTS},
+        **{f"observed.{name}": tensor for name, tensor in stored.observed.items()},
+    }
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    said = {
+        "format": FORMAT,
+        "contract": CURRENT.revision,
+        "activation_clamp": p.activation_clamp,
+        "fast_math": p.fast_math,
+        "max_num_tokens": p.max_num_tokens,
+        "num_experts": p.num_experts,
+        "about": dict(stored.about),
+    }
+    return save(plain, {"megamoe": json.dumps(said, sort_keys=True)})
+
+
+def load(path: Path) -> Stored:
+    """The problem of ``path``; experts without weights there are zeros, as in any problem.
+
+    :class:`StoredError` for a file that is missing, damaged or of another kind, shape or dtype.
+    """
+    said, tensors = _read(path)
+    if said is None:
+        raise StoredError(
+            f"{path}: holds no stored problem; make one with `megamoe capture` or `megamoe reduce`"
+        )
+    meta = _meta(path, said)
+    _check(path, tensors, meta)
+    inputs = {n.removeprefix("input."): t for n, t in tensors.items() if n.startswith("input.")}
+    experts = inputs.pop("experts")
+    for name in WEIGHTS:
+        # Zero pages until they are written: experts that no slot names cost nothing.
+        try:
+            whole = torch.zeros(meta["num_experts"], *inputs[name].shape[1:], dtype=torch.uint8)
+        except RuntimeError:  # torch's word for no memory
+            raise StoredError(
+                f"{path}: there is no memory for the {name} of {meta['num_experts']} experts"
+            ) from None
+        whole[experts] = inputs[name]
+        inputs[name] = whole
+    observed = {
+        n.removeprefix("observed."): t for n, t in tensors.items() if n.startswith("observed.")
+    }
+    problem = Problem(
+        **inputs,
+        activation_clamp=meta["activation_clamp"],
+        fast_math=meta["fast_math"],
+        max_num_tokens=meta["max_num_tokens"],
+    )
+    return Stored(problem, observed, meta.get("about", {}))
+
+
+def _read(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
+    """The metadata entry and the tensors; :class:`StoredError` for what is no safetensors file."""
+    try:
+        # Open meanwhile, so that safetensors, which takes a name, is given no fifo and no giant.
+        with open_bounded(path, STORED_LIMIT), safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get("megamoe")
+            return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise StoredError(f"{path}: no such file") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise StoredError(f"{path}: cannot be read as safetensors: {said}") from error
+
+
+def _meta(path: Path, said: str) -> dict[str, Any]:
+    """The scalars and ``about``, each of its type."""
+    again = "write it again with megamoe.layer.capture or `megamoe reduce`"
+    try:
+        meta = parse_json(said.encode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise StoredError(f"{path}: its metadata is no JSON ({error}); {again}") from error
+    if not isinstance(meta, dict):
+        raise StoredError(f"{path}: its metadata is no object; {again}")
+    found = meta.get("format")
+    if isinstance(found, bool) or found != FORMAT:
+        raise StoredError(
+            f"{path}: has format {schema.shown(found)}, this megamoe reads {FORMAT}; use the "
+            "version that wrote it"
+        )
+    if wrong := schema.fault(meta, _META):
+        raise StoredError(f"{path}: its metadata: {wrong}; {again}")
+    return meta
+
+
+def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Names, dtypes, shapes and ids."""
+    names = ("hidden_states", "topk_ids", "topk_weights", "experts", *WEIGHTS)
+    missing = [name for name in names if f"input.{name}" not in tensors]
+    if missing:
+        raise StoredError(f"{path}: lacks input.{missing[0]}; record it again")
+    given = {name: tensors[f"input.{name}"] for name in names}
+    for name in names:
+        want = {"topk_ids": 2, "experts": 1}.get(name, 3 if name in WEIGHTS else 2)
+        if given[name].ndim != want:
+            raise StoredError(f"{path}: input.{name} has {given[name].ndim} axes, expected {want}")
+    tokens, hidden = given["hidden_states"].shape
+    count, rows, _ = given["w13_weight"].shape
+    inter, top_k = rows // 2, given["topk_ids"].shape[1]
+    forms = {
+        "hidden_states": ((tokens, hidden), torch.bfloat16),
+        "topk_ids": ((tokens, top_k), torch.int64),
+        "topk_weights": ((tokens, top_k), torch.float32),
+        "experts": ((count,), torch.int64),
+        "w13_weight": ((count, 2 * inter, hidden // 2), torch.uint8),
+        "w13_weight_scale": ((count, 2 * inter, hidden // GROUP), torch.uint8),
+        "w2_weight": ((count, hidden, inter // 2), torch.uint8),
+        "w2_weight_scale": ((count, hidden, inter // GROUP), torch.uint8),
+    }
+    for name, (shape, dtype) in forms.items():
+        tensor = given[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise StoredError(
+                f"{path}: input.{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} "
+                f"{shape}"
+            )
+    if hidden % CURRENT.size_multiple.value or inter % CURRENT.size_multiple.value:
+        raise StoredError(f"{path}: H {hidden} and I {inter} must be multiples of 128")
+    ids, experts, total = given["topk_ids"], given["experts"], meta["num_experts"]
+    if ids.numel() and not (int(ids.min()) >= -1 and int(ids.max()) < total):
+        raise StoredError(f"{path}: an id is outside -1 to {total - 1}, the local experts")
+    if meta["max_num_tokens"] < tokens:
+        raise StoredError(
+            f"{path}: max_num_tokens is {meta['max_num_tokens']}, below its {tokens} tokens"
+        )
+    used = ids[ids >= 0].unique()
+    inside = experts.numel() == 0 or (int(experts.min()) >= 0 and int(experts.max()) < total)
+    if not inside or not torch.isin(used, experts).all():
+        raise StoredError(f"{path}: a slot names an expert whose weights are not in the file")
+    more = [n for n in tensors if n.startswith("input.") and n[6:] not in names]
+    if more:
+        raise StoredError(f"{path}: {schema.shown(more[0])} is no input; record it again")
+    unknown = [n for n in tensors if n.startswith("observed.") and n[9:] not in STAGES]
+    if unknown:
+        raise StoredError(f"{path}: {unknown[0]} is no stage; known: {', '.join(STAGES)}")
+
+
+def case_of(problem: Problem, name: str, breaks: str = "", recipe: Any = None) -> Case:
+    """The forward case that a stored problem is. ``recipe`` says where its inputs lie."""
+    params = {
+        "family": "envelope",
+        "hidden": problem.hidden_size,
+        "intermediate": problem.intermediate_size,
+        "experts": problem.num_experts,
+        "top_k": problem.top_k,
+        "tokens": problem.num_tokens,
+        "clamp": "none" if problem.activation_clamp is None else problem.activation_clamp,
+        "fast_math": problem.fast_math,
+        "capacity": problem.max_num_tokens,
+        "hidden_recipe": recipe or {"kind": KIND},
+    }
+    return Case(f"forward/{name}", "forward", "full", breaks, 0, params, Path())
+
+
+def is_stored(case: Case) -> bool:
+    """Whether the inputs of ``case`` lie in a file."""
+    recipe = case.params.get("hidden_recipe", {})
+    return isinstance(recipe, Mapping) and recipe.get("kind") == KIND
+
+
+def inputs_of(case: Case) -> dict[str, Any]:
+    """The problem's fields of a case with stored inputs, by name. :class:`StoredError` if not."""
+    recipe = case.params["hidden_recipe"]
+    # golden/cases/NAME.toml names a file in golden/inputs/.
+    file, digest = recipe.get("file"), recipe.get("sha256")
+    if not (isinstance(file, str) and isinstance(digest, str) and _FILE.fullmatch(file)):
+        raise StoredError(
+            f"case {case.id}: its inputs must be the name of a file in golden/{INPUTS} and its "
+            f"sha256, not {schema.shown(file)} and {schema.shown(digest)}; import it again"
+        )
+    path = case.source.parent.parent / INPUTS / file
+    try:
+        found = digest_bounded(path, STORED_LIMIT)
+    except OSError as error:
+        raise StoredError(f"case {case.id}: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise StoredError(f"case {case.id}: {error}") from error
+    if found != digest:
+        raise StoredError(
+            f"case {case.id}: {path} is not the file that was imported (sha256 does not match); "
+            "restore it, or import it again"
+        )
+    return dict(vars(load(path).problem))
+
+
+def capacity_for(tokens: int) -> int:
+    """The smallest capacity of a symmetric buffer for this many tokens."""
+    return max(1, -(-tokens // CAPACITY_ALIGNMENT)) * CAPACITY_ALIGNMENT

@@ -1,0 +1,1 @@
+"""The verbs of ``megamoe``: one file each, which parses, calls and prints."""

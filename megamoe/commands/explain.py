@@ -1,0 +1,193 @@
+"""The command ``megamoe explain``: what is asked for, found and printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from megamoe.cases import Case, golden_root
+from megamoe.cases.stored import is_stored, load
+from megamoe.commands.at_hand import add_backend, backend_of, forward_case
+from megamoe.explain import FromCase, FromProblem, Source, explain
+from megamoe.explain.show import show
+from megamoe.golden import GoldenError, Store, make, regenerate
+from megamoe.judge import forward_bits, judge_forward
+from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
+from megamoe.spec.problem import STAGES, Problem
+from megamoe.suite.at_hand import GoldenNow, run
+from megamoe.worker import exchange
+
+Rows = Mapping[str, np.ndarray[Any, Any]]
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``explain``."""
+    c = command(commands, "explain", "the whole life of one output element", _explain)
+    c.add_argument(
+        "subject", metavar="CASE", help="a case's id or name, or a stored problem's file"
+    )
+    c.add_argument("--token", type=int, metavar="T")
+    c.add_argument("--channel", type=int, metavar="H",
+                   help="default: the worst element of what was got, or 0")  # fmt: skip
+    c.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
+                   help=f"default: the backend's, or {SM100_MXF8F6F4.name}")  # fmt: skip
+    c.add_argument("--actual", metavar="FILE.safetensors",
+                   help="what was got: y and any stages of all tokens")  # fmt: skip
+    add_backend(c, required=False)
+    c.add_argument("--top", type=int, default=3, metavar="N", help="contributions shown of a sum")
+    c.add_argument("--json", nargs="?", const="-", metavar="FILE", help="for machines")
+
+
+class _Subject:
+    """A case or a stored problem; the whole problem is made only if somebody needs it."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        self.root = root
+        self.case: Case | None = None
+        self.observed: Mapping[str, torch.Tensor] = {}
+        self.about: Mapping[str, Any] = {}
+        self._problem: Problem | None = None
+        if Path(name).suffix == ".safetensors":
+            stored = load(Path(name))
+            self._problem, self.observed, self.about = (
+                stored.problem, stored.observed, stored.about,
+            )  # fmt: skip
+            self.name = name
+            self.source: Source = FromProblem(stored.problem)
+            return
+        self.case = forward_case(root, name)
+        self.name = self.case.id
+        if is_stored(self.case):
+            self.source = FromProblem(self.problem)
+        else:
+            self.source = FromCase(self.case)
+
+    @property
+    def problem(self) -> Problem:
+        if self._problem is None:
+            assert self.case is not None
+            self._problem = Problem(**regenerate(self.case))
+        return self._problem
+
+    def golden(self, accumulator: str) -> Any:
+        """The stored golden where there is one of every token, else what the oracle says now."""
+        if self.case is not None and self.case.rows is None:
+            return Store(self.root, make).load(self.case)
+        return GoldenNow(self.problem, accumulator)
+
+
+def _explain(a: argparse.Namespace) -> int:
+    if a.actual and a.backend:
+        raise ValueError("--actual and --backend both say what was got; give one")
+    if a.top < 1:
+        raise ValueError("--top: give a number from 1 on")
+    subject = _Subject(a.subject, Path(a.golden) if a.golden else golden_root())
+    if not subject.source.tokens:
+        raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
+    actual, claimed = _actual(a, subject)
+    known = claimed or subject.about.get("accumulator", SM100_MXF8F6F4.name)
+    class_name = a.accumulator or known
+    token, channel = a.token, a.channel
+    if actual is not None and (token is None or channel is None):
+        token, channel = _worst(subject, actual, class_name, token, channel)
+    token, channel = token or 0, channel or 0
+    rows = None
+    if actual is not None and 0 <= token < subject.source.tokens:
+        rows = {name: tensor[token] for name, tensor in actual.items()}
+    started = time.perf_counter()
+    said = explain(subject.source, token, channel, class_name, rows, a.top)
+    said = {"case": subject.name, **said, "golden": _golden(subject, said)}
+    said["seconds"] = round(time.perf_counter() - started, 3)
+    if a.json:
+        text = json.dumps(_finite(said), indent=1) + "\n"
+        if a.json == "-":
+            sys.stdout.write(text)
+        else:
+            Path(a.json).write_text(text, encoding="utf-8")
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 150)
+        show(said, console)
+        console.print(f"\ncomputed in {said['seconds']:.2f} s", highlight=False)
+    return 0
+
+
+def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str]:
+    """What was got, all tokens, as bits, None where nobody says; and the class of the backend."""
+    if a.backend:
+        with backend_of(a) as (worker, settings):
+            try:
+                return run(subject.problem, worker, settings.timeout), worker.identity.accumulator
+            except exchange.NoOutput as error:
+                raise ValueError(f"{subject.name}: {error.why}") from error
+    tensors = dict(subject.observed)
+    if a.actual:
+        try:
+            loaded = load_file(a.actual)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{a.actual}: cannot be read as safetensors: {error}") from error
+        named = {n.removeprefix("observed."): t for n, t in loaded.items()}
+        tensors = {n: t for n, t in named.items() if n in STAGES}
+        if "y" not in tensors:
+            raise ValueError(f"{a.actual}: has no tensor y; it has {', '.join(sorted(loaded))}")
+    if not tensors:
+        return None, ""
+    return forward_bits(tensors, subject.problem), ""
+
+
+def _worst(
+    subject: _Subject, actual: Rows, class_name: str, token: int | None, channel: int | None
+) -> tuple[int, int]:
+    """The element that the judge calls the worst; (0, 0) where nothing is outside."""
+    judged = judge_forward(actual, subject.golden(class_name), class_name, subject.problem)
+    worst = [f.worst for f in judged.findings if f.worst is not None]
+    at = worst[0] if worst else None
+    element = next((w for w in worst if w.stage == "y"), None)
+    if token is None:
+        token = at.token if at is not None else 0
+    if channel is None:
+        channel = element.channel if element is not None and element.token == token else 0
+    return token or 0, channel or 0
+
+
+def _golden(subject: _Subject, said: Mapping[str, Any]) -> str:
+    """Whether the store says the same of this element."""
+    case = subject.case
+    if case is None:
+        return ""
+    try:
+        stored = Store(subject.root, make).load(case)
+    except GoldenError as error:
+        return str(error)
+    rows = list(range(case.params["tokens"])) if case.rows is None else case.rows
+    if "y" not in stored.full or said["token"] not in rows:
+        return "the store holds digests of this token, or nothing"
+    bits = int(stored.full["y"][rows.index(said["token"]), said["channel"]])
+    if f"0x{bits:04x}" != said["y"]["bits"]:
+        raise GoldenError(
+            f"case {case.id}: the store has 0x{bits:04x} for this element, explain computes "
+            f"{said['y']['bits']}; run `megamoe golden verify --case {case.id}`"
+        )
+    return "the store has the same bits"
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities as strings: JSON has no numbers for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value

@@ -1,0 +1,207 @@
+"""What a report draws of a failure: how far from the envelope its elements lie, and where.
+
+A finding says how many elements are outside and which is the worst. Its *detail* holds the rest in
+a small form: a histogram of signed distances and a map of the tensor with at most
+:data:`ROWS` x :data:`COLUMNS` cells. It decides nothing: the judge has spoken before, and a
+detail whose count is not the finding's is not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe import oracle
+from megamoe.golden import StoredGolden
+from megamoe.judge import Finding, bits
+from megamoe.spec.formats import unpack_sf
+from megamoe.spec.forms import BF16, E4M3, UE8M0, Bits, Form
+from megamoe.spec.problem import Problem
+
+ROWS: Final = 48
+COLUMNS: Final = 64
+NAN_LEVEL: Final = 35
+"""Level of a cell with a NaN on one side; other levels are bit lengths of ULPs, at most 34."""
+LEVELS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+"""A map's characters: ``.`` is nothing outside, 0 the sign of a zero only, 1 one ULP, 2 two and
+three, 3 four to seven, ..., z a NaN."""
+
+Detail = dict[str, Any]
+Keys = npt.NDArray[np.int64]
+
+
+def measure(
+    stage: str, form: Form, actual: Bits, low: Bits, high: Bits, axes: Sequence[str],
+    per_channel: int = 1, live: Any = None, tokens: Sequence[int] | None = None,
+) -> Detail:  # fmt: skip
+    """The detail of ``actual`` against ``low..high`` (the same array twice: bitwise).
+
+    ``axes``, ``per_channel`` and ``tokens`` are those of :class:`megamoe.judge.Place`, ``live``
+    that of the comparer, whose rules these are: any NaN equals any NaN, and where the one value
+    allowed is zero, its sign counts.
+    """
+    nan, nan_low = form.is_nan(actual), form.is_nan(low)
+    key, key_low, key_high = form.key(actual), form.key(low), form.key(high)
+    zero = (key == 0) & (key_low == 0) & (key_high == 0) & (actual != low) & (actual != high)
+    return _detail(
+        stage, key, key_low, key_high, nan != nan_low, nan & nan_low,
+        zero & ~nan & ~nan_low, (axes, per_channel, tokens), live,
+    )  # fmt: skip
+
+
+def measure_keys(
+    stage: str, form: Form, actual: Bits, low: Any, high: Any, axes: Sequence[str],
+    live: Any = None, tokens: Sequence[int] | None = None,
+) -> Detail:  # fmt: skip
+    """As :func:`measure` with ends given as keys, to which NaN and signs of zero mean nothing."""
+    none = np.zeros(actual.shape, np.bool_)
+    place = (axes, 1, tokens)
+    return _detail(stage, form.key(actual), low, high, none, none, none, place, live)
+
+
+def forward(
+    actual: Mapping[str, Bits], golden: StoredGolden, accumulator: str, problem: Problem,
+    tokens: Sequence[int] | None, findings: Sequence[Finding],
+) -> list[Detail]:  # fmt: skip
+    """Details of the bad ``findings`` of a forward; the arguments are those it was judged with."""
+    out = []
+    for stage in dict.fromkeys(f.stage for f in findings if f.outside):
+        found = _forward_stage(stage, actual, golden, accumulator, problem, tokens)
+        if found is not None:
+            out.append(found)
+    return agreeing(out, findings)
+
+
+def agreeing(details: Sequence[Detail], findings: Sequence[Finding]) -> list[Detail]:
+    """Those which count as many elements outside as a finding of their stage does."""
+    counted = {(f.stage, f.outside) for f in findings}
+    return [d for d in details if (d["stage"], d["outside"]) in counted]
+
+
+# --- parts ------------------------------------------------------------------------------------
+
+
+def _forward_stage(
+    stage: str, actual: Mapping[str, Bits], golden: StoredGolden, accumulator: str,
+    problem: Problem, tokens: Sequence[int] | None,
+) -> Detail | None:  # fmt: skip
+    """One stage against what :mod:`megamoe.judge.judgements` holds it to."""
+    if stage not in actual:
+        return None
+    codes = stage in ("l2_acts", "l2_acts_sf")
+    form = {"y": BF16, "x": E4M3, "x_sf": UE8M0, "l2_acts": E4M3, "l2_acts_sf": UE8M0}[stage]
+    axes = ("token", "slot", "channel") if codes else ("token", "channel")
+    per_channel = 32 if form is UE8M0 else 1
+    live = problem.topk_ids.numpy()[:, :, None] >= 0 if codes else None
+    shown: Any = (
+        actual[stage] if live is None else np.where(live, actual[stage], 0).astype(np.uint8)
+    )
+    if stage in ("x", "x_sf"):
+        staged = oracle.staging(
+            bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()
+        )
+        pair = shown, staged[stage]
+        shown, low = pair if stage == "x" else (unpack_sf(pair[0]), unpack_sf(pair[1]))
+        high = low
+    elif golden.zero_freedom:
+        if stage == "l2_acts":  # no output shows the sign of a zero code
+            shown = np.where(shown == 0x80, 0, shown).astype(np.uint8)
+        low = high = golden.get(stage)
+    elif "l2_acts" in actual and "l2_acts_sf" in actual:
+        return _staged(stage, actual, golden, accumulator, problem, tokens)
+    elif stage == "y":
+        low, high = golden.get(f"{accumulator}.y_lo"), golden.get(f"{accumulator}.y_hi")
+    else:
+        return None
+    return measure(stage, form, shown, low, high, axes, per_channel, live, tokens)
+
+
+def _staged(
+    stage: str, actual: Mapping[str, Bits], golden: StoredGolden, accumulator: str,
+    problem: Problem, tokens: Sequence[int] | None,
+) -> Detail:  # fmt: skip
+    wanted = [n for n in golden.names() if "." not in n or n.rpartition(".")[0] == accumulator]
+    stored = oracle.ForwardGolden.from_tensors({name: golden.get(name) for name in wanted})
+    envelope = stored.envelopes[accumulator]
+    live = problem.topk_ids.numpy()[:, :, None] >= 0
+    sf = np.where(live, actual["l2_acts_sf"], 0).astype(np.uint8)
+    codes = np.where(live, actual["l2_acts"], 0).astype(np.uint8)
+    slots = ("token", "slot", "channel")
+    if stage == "l2_acts_sf":
+        return measure(
+            stage, UE8M0, sf, envelope.sf_lo, envelope.sf_hi, slots, 32, live, tokens
+        )  # fmt: skip
+    if stage == "l2_acts":
+        low, high = envelope.code_interval(sf)
+        return measure_keys(stage, E4M3, codes, low, high, slots, live, tokens)
+    y_low, y_high = oracle.combine_interval(problem, codes, sf, accumulator)
+    return measure(stage, BF16, actual["y"], y_low, y_high, ("token", "channel"), tokens=tokens)
+
+
+def _detail(
+    stage: str, key: Keys, low: Keys, high: Keys, nan: Any, both_nan: Any, zero: Any,
+    place: tuple[Sequence[str], int, Sequence[int] | None], live: Any,
+) -> Detail:  # fmt: skip
+    asked = np.ones(key.shape, np.bool_) if live is None else np.broadcast_to(live, key.shape)
+    number = asked & ~nan & ~both_nan
+    below = np.where(number, np.maximum(low - key, 0), 0)
+    above = np.where(number, np.maximum(key - high, 0), 0)
+    zero, nan = zero & asked, nan & asked
+    outside = (below > 0) | (above > 0) | zero | nan
+    # An id may be 2**62 off; a map has no use for more than 34 bits.
+    level = np.where(outside, np.minimum(_length(below + above), NAN_LEVEL - 1), -1)
+    level = np.where(nan, NAN_LEVEL, level)
+    widths = (high - low)[number]
+    return {
+        "stage": stage,
+        "outside": int(outside.sum()),
+        "inside": int((asked & ~outside).sum()),
+        "below": _counts(below[below > 0]),
+        "above": _counts(above[above > 0]),
+        "zero": int(zero.sum()),
+        "nan": int(nan.sum()),
+        # How wide the envelope itself is; 0 where one value is right.
+        "widths": _counts(widths),
+        "map": _map(level, *place),
+    }
+
+
+def _length(ulps: Keys) -> Keys:
+    """Bits of each number: 0, 1, 2 for 2 and 3, 3 for 4 to 7, ..."""
+    return np.frexp(ulps.astype(np.float64))[1].astype(np.int64)
+
+
+def _counts(ulps: Keys) -> dict[str, int]:
+    found, counts = np.unique(_length(ulps), return_counts=True)
+    return {str(int(f)): int(c) for f, c in zip(found, counts, strict=True)}
+
+
+def _map(
+    level: Keys, axes: Sequence[str], per_channel: int, tokens: Sequence[int] | None
+) -> dict[str, Any]:
+    """The worst level of each cell: axis 0 down, channels across, other axes folded."""
+    if "channel" in axes:
+        flat = np.moveaxis(level, axes.index("channel"), -1)
+        flat = flat.reshape(flat.shape[0], -1, flat.shape[-1]).max(axis=1)
+    else:
+        flat = level.reshape(level.shape[0], -1).max(axis=1, keepdims=True)
+    rows, columns = flat.shape
+    down, across = -(-rows // ROWS), 1
+    while -(-columns // across) > COLUMNS:
+        across *= 2
+    cells = np.maximum.reduceat(flat, np.arange(0, rows, down), axis=0)
+    cells = np.maximum.reduceat(cells, np.arange(0, columns, across), axis=1)
+    out = {
+        "axis": axes[0],
+        "rows": rows,
+        "channels": columns * per_channel if "channel" in axes else 1,
+        "row_step": down,
+        "channel_step": across * per_channel,
+        "cells": ["".join("." if c < 0 else LEVELS[c] for c in line) for line in cells.tolist()],
+    }
+    if tokens is not None and axes[0] == "token":  # the case judges some of its rows
+        out["labels"] = [int(t) for t in tokens[::down]]
+    return out

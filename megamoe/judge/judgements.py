@@ -1,0 +1,205 @@
+"""Judging a forward: three sharpnesses, each as sharp as what the backend shows allows.
+
+- A zero-freedom golden is one point: every tensor that is shown must have its bits.
+- *Staged*: where the codes of linear 2 are shown, they are held to what the accumulator class
+  allows, then y to linear 2 and the combine, recomputed exactly from the codes that were shown.
+- *End to end*: where only y is shown, y is held to the certified interval; the statistic stands
+  beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module, resources
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe import oracle
+from megamoe.judge import elements
+from megamoe.judge.elements import Place
+from megamoe.judge.outputs import bits
+from megamoe.judge.verdict import Finding
+from megamoe.spec.formats import unpack_sf
+from megamoe.spec.forms import BF16, E4M3, UE8M0
+from megamoe.spec.problem import Problem
+
+Array = npt.NDArray[Any]
+
+
+class Golden(Protocol):
+    """What the judge asks of a stored golden (:class:`megamoe.golden.store.StoredGolden`)."""
+
+    zero_freedom: bool
+
+    def names(self) -> Sequence[str]:
+        """Tensors of the golden."""
+
+    def get(self, name: str) -> Array:
+        """One tensor, from the store or, where that holds digests only, from the oracle."""
+
+    def matches(self, name: str, actual: Array, nan: Array) -> bool:
+        """Whether ``actual`` has the stored digests; False where there are none to compare."""
+
+    def other_rows(self, name: str, actual: Array) -> list[int] | None:
+        """Rows with another digest, where a brief judgement is wanted and there are digests."""
+
+
+class GoldenLacks(ValueError):
+    """The golden does not hold what this backend must be judged against."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Findings of all tensors, and which judgements were made."""
+
+    findings: list[Finding]
+    how: tuple[str, ...]
+
+
+def judge_forward(
+    actual: Mapping[str, Array], golden: Golden, accumulator: str, problem: Problem,
+    tokens: Sequence[int] | None = None,
+) -> Judged:  # fmt: skip
+    """Judge ``{stage: bits}`` of the rows ``tokens`` against their golden.
+
+    ``problem`` holds the same rows on the CPU. ``accumulator`` is the backend's class. Raises
+    :class:`GoldenLacks` where the golden has no envelope for the class.
+    """
+    ids = problem.topk_ids.numpy()
+    place = _Places(ids, tokens)
+    findings: list[Finding] = []
+    how: list[str] = []
+    if "x" in actual or "x_sf" in actual:
+        findings += _staging(actual, problem, place)
+        how.append("bitwise")
+    staged = "l2_acts" in actual and "l2_acts_sf" in actual
+    if golden.zero_freedom:
+        findings += _point(actual, golden, place)
+        how.append("bitwise")
+    elif staged:
+        findings += _staged(actual, golden, accumulator, problem, place)
+        how.append("staged")
+    else:
+        findings.append(_end_to_end(actual["y"], golden, accumulator, place))
+        how.append("end-to-end")
+        statistic = _statistic()
+        if statistic is not None:
+            size = problem.intermediate_size
+            found = statistic(actual["y"], golden.get("y"), ids, size, accumulator)
+            if found:
+                more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+                text = f"statistic: {found[0]}{more}"
+                findings.append(Finding("y", actual["y"].size, text=text))
+            how.append("statistic")
+    return Judged(findings, tuple(dict.fromkeys(how)))
+
+
+def nan_everywhere(actual: Array, expected: Callable[[], Array]) -> bool:
+    """y is NaN in every element although the golden has a number somewhere."""
+    if not actual.size or not BF16.is_nan(actual).all():
+        return False
+    return not BF16.is_nan(expected()).all()  # asked for last: the oracle may have to make it
+
+
+class _Places:
+    """The axes of each stage."""
+
+    def __init__(self, ids: Array, tokens: Sequence[int] | None) -> None:
+        self.live = ids >= 0
+        self.y = Place(("token", "channel"), 1, tokens, ids)
+        self.x_sf = Place(("token", "channel"), 32, tokens, ids)
+        self.codes = Place(("token", "slot", "channel"), 1, tokens, ids)
+        self.sf = Place(("token", "slot", "channel"), 32, tokens, ids)
+
+
+def _staging(actual: Mapping[str, Array], problem: Problem, place: _Places) -> list[Finding]:
+    """Exposed x and x_sf: bitwise against the oracle."""
+    stage = oracle.staging(
+        bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()
+    )
+    out = []
+    if "x" in actual:
+        out.append(elements.bitwise("x", E4M3, actual["x"], stage["x"], place.y))
+    if "x_sf" in actual:
+        exponents = unpack_sf(actual["x_sf"]), unpack_sf(stage["x_sf"])
+        out.append(elements.bitwise("x_sf", UE8M0, *exponents, place.x_sf))
+    return out
+
+
+def _point(actual: Mapping[str, Array], golden: Golden, place: _Places) -> list[Finding]:
+    """Zero freedom: y and, where shown, codes and exponents are the golden's bits."""
+    live = place.live[:, :, None]
+    parts = (("l2_acts_sf", UE8M0, place.sf), ("l2_acts", E4M3, place.codes), ("y", BF16, place.y))
+    out = []
+    for name, form, where in parts:
+        if name not in actual:
+            continue
+        mask = None if name == "y" else live
+        shown = actual[name] if mask is None else np.where(mask, actual[name], 0)
+        if name == "l2_acts":  # no output shows the sign of a zero code; goldens hold +0
+            shown = np.where(shown == 0x80, 0, shown).astype(np.uint8)
+        if golden.matches(name, shown, form.is_nan(shown)):
+            out.append(Finding(name, shown.size))
+            continue
+        rows = golden.other_rows(name, shown)
+        if rows is None:
+            out.append(elements.bitwise(name, form, shown, golden.get(name), where, mask))
+        else:
+            out.append(of_rows(name, shown, rows, where))
+    return out
+
+
+def of_rows(name: str, shown: Array, rows: Sequence[int], place: Place) -> Finding:
+    """What is known without the oracle: which rows have other bits."""
+    tokens = [place.token(row) if "token" in place.axes else row for row in rows]
+    text = f"{name}: {len(rows)} of {len(shown)} rows have other bits, the first is {tokens[0]}"
+    return Finding(name, shown.size, text=f"{text}; run it alone to see the elements")
+
+
+def _staged(
+    actual: Mapping[str, Array], golden: Golden, accumulator: str, problem: Problem, place: _Places
+) -> list[Finding]:
+    envelope = _golden_of_class(golden, accumulator).envelopes[accumulator]
+    live = place.live[:, :, None]
+    sf = np.where(live, actual["l2_acts_sf"], 0).astype(np.uint8)
+    codes = np.where(live, actual["l2_acts"], 0).astype(np.uint8)
+    findings = [
+        elements.interval("l2_acts_sf", UE8M0, sf, envelope.sf_lo, envelope.sf_hi, place.sf, live)
+    ]
+    low, high = envelope.code_interval(sf)
+    findings.append(elements.key_interval("l2_acts", E4M3, codes, low, high, place.codes, live))
+    y_low, y_high = oracle.combine_interval(problem, codes, sf, accumulator)
+    findings.append(elements.interval("y", BF16, actual["y"], y_low, y_high, place.y))
+    return findings
+
+
+def _end_to_end(y: Array, golden: Golden, accumulator: str, place: _Places) -> Finding:
+    _require_class(golden, accumulator)
+    low, high = golden.get(f"{accumulator}.y_lo"), golden.get(f"{accumulator}.y_hi")
+    return elements.interval("y", BF16, y, low, high, place.y)
+
+
+def _require_class(golden: Golden, accumulator: str) -> None:
+    if f"{accumulator}.y_lo" not in golden.names():
+        raise GoldenLacks(
+            f"the golden has no envelope for accumulator class {accumulator!r}; record it again "
+            "with `megamoe golden record`"
+        )
+
+
+def _golden_of_class(golden: Golden, accumulator: str) -> oracle.ForwardGolden:
+    """The oracle's own object, with one class only."""
+    _require_class(golden, accumulator)
+    wanted = [n for n in golden.names() if "." not in n or n.rpartition(".")[0] == accumulator]
+    return oracle.ForwardGolden.from_tensors({name: golden.get(name) for name in wanted})
+
+
+def _statistic() -> Callable[..., Sequence[Any]] | None:
+    """The second test for backends that show y only, where it has been calibrated."""
+    if not resources.files("megamoe.judge").joinpath("statistic.json").is_file():
+        return None
+    check: Callable[..., Sequence[Any]] = import_module("megamoe.judge.statistic").check
+    return check

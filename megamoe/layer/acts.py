@@ -1,0 +1,131 @@
+"""What a worker does with a backend besides calling it: laws of a launch, and wrong calls.
+
+Both need more of a backend than one call gives: its weights, its buffer, its streams. So they run
+where the backend runs, and hand back bytes for the judge to compare, as every call does. They need
+megamoe in the worker's Python; without it these cases are not provided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+
+from megamoe.layer import launch_laws
+from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.spec.problem import Problem
+from megamoe.worker.serve import POISON
+
+Args = Mapping[str, Any]
+
+
+def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The result and further keys of the reply to ``request``; raises what the backend raises."""
+    plain = dict(request["plain"])
+    if request["call"] == "refuse":
+        return None, {"refused": ACTIONS[plain["action"]](plain["args"], served.backend)}
+    law = plain.pop("law")
+    problem = Problem(**given, **plain)
+    made = list(launch_laws.variants(served.backend, problem, law))
+    outputs = {str(i): y for i, (_, y, _) in enumerate(made)}
+    return outputs, {"labels": [m[0] for m in made], "orders": [m[2] for m in made]}
+
+
+# --- wrong calls --------------------------------------------------------------------------------
+
+
+def _attempt(call: Callable[[], Any], watched: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What the call raised, and which of ``watched`` it had written by then."""
+    before = {name: tensor.clone() for name, tensor in watched.items()}
+    error: list[str] | None = None
+    try:
+        call()
+    except Exception as raised:
+        error = [type(raised).__name__, str(raised)]
+    written = [
+        name for name, tensor in watched.items()
+        if not torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8))
+    ]  # fmt: skip
+    return {"error": error, "written": written}
+
+
+def _module(backend: Any, *, tokens: int = 384, hidden: int = 128, inter: int = 128) -> Any:
+    return DeepseekV4MegaMoEExperts(
+        tokens, num_experts=4, num_local_experts=4, experts_start_idx=0, top_k=2,
+        hidden_size=hidden, intermediate_size=inter, prefix="layers.0.ffn.experts",
+        backend=backend,
+    )  # fmt: skip
+
+
+def _over_capacity(args: Args, backend: Any) -> dict[str, Any]:
+    """``tokens`` into a buffer for ``max_num_tokens``; the load counts with EPLB on."""
+    tokens, capacity = args["tokens"], args["max_num_tokens"]
+    module = _module(backend, tokens=capacity)
+    module.finalize_weights()
+    load = torch.full((1, 4), 7, dtype=torch.int32)
+    module.set_eplb_state(
+        0, load, torch.arange(4).view(1, 4, 1), torch.ones(1, 4, dtype=torch.int64)
+    )
+    buffer = module.get_symm_buffer()
+    watched = {"the load": load}
+    for name in ("x", "x_sf", "topk_idx", "topk_weights"):
+        tensor = getattr(buffer, name)
+        tensor.view(torch.uint8).fill_(POISON)
+        watched[f"buffer.{name}"] = tensor
+    hidden = torch.ones(tokens, 128, dtype=torch.bfloat16)
+    weights = torch.ones(tokens, 2)
+    ids = torch.zeros(tokens, 2, dtype=torch.int32)
+    return _attempt(lambda: module(hidden, weights, ids, activation_clamp=10.0), watched)
+
+
+def _stage(backend: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
+    """Three tokens of ``hidden`` channels, weights (3, 2), ids of another shape if so asked."""
+    out = {
+        "x_fp8": torch.zeros(8, hidden, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        "x_sf": torch.zeros(8, -(-hidden // 128), dtype=torch.int32),
+        "topk_idx_out": torch.zeros(8, 2, dtype=torch.int64),
+        "topk_weights_out": torch.zeros(8, 2),
+    }
+    for tensor in out.values():
+        tensor.view(torch.uint8).fill_(POISON)
+    rows = torch.ones(3, hidden, dtype=torch.bfloat16)
+    ids = torch.zeros(*ids_shape, dtype=torch.int32)
+    return _attempt(lambda: backend.prepare(rows, torch.ones(3, 2), ids, *out.values()), out)
+
+
+def _staging_hidden(args: Args, backend: Any) -> dict[str, Any]:
+    return _stage(backend, args["hidden"], (3, 2))
+
+
+def _staging_shapes(args: Args, backend: Any) -> dict[str, Any]:
+    rows, slots = args["ids_shape"]
+    return _stage(backend, 128, (rows, slots))
+
+
+def _sizes(args: Args, backend: Any) -> dict[str, Any]:
+    module = _module(backend, hidden=args["hidden"], inter=args["intermediate"])
+    return _attempt(module.finalize_weights, dict(module.named_parameters()))
+
+
+def _load(args: Args, backend: Any) -> dict[str, Any]:
+    """``shard_id`` of expert 0 with a tensor of ``shape`` into ``parameter``."""
+    module = _module(backend)
+    name = args.get("parameter", "w13_weight")
+    loaded = torch.ones(*args["shape"], dtype=torch.uint8)
+    weight_name = f"layers.0.ffn.experts.0.{args['shard_id']}.weight"
+
+    def call() -> None:
+        module.weight_loader(getattr(module, name), loaded, weight_name, args["shard_id"], 0)
+
+    return _attempt(call, dict(module.named_parameters()))
+
+
+ACTIONS: Final[Mapping[str, Callable[[Args, Any], dict[str, Any]]]] = {
+    "over-capacity": _over_capacity,
+    "staging-hidden-size": _staging_hidden,
+    "staging-shapes": _staging_shapes,
+    "finalize-sizes": _sizes,
+    "load-weight": _load,
+}
+"""Action name, as in the case files, to what is done; its arguments are the case's ``args``."""

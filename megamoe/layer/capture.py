@@ -1,0 +1,324 @@
+"""Recording a real engine's call of the experts module: a file that can be judged and reduced.
+
+    from megamoe.layer.capture import capture
+
+    with capture(layer.experts, "call.safetensors"):
+        engine.generate(...)
+
+Works on this project's module and on vLLM's ``DeepseekV4MegaMoEExperts`` and its successor, before
+and after ``finalize_weights``: there is no import of either. What is recorded is this rank's share:
+its experts, and -1 for a slot that another rank serves. The engine's own load counts are not
+touched. A call that is being captured into a CUDA graph is passed over, and a replayed graph calls
+no hook: run the engine in eager mode.
+"""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from megamoe.cases.stored import WEIGHTS, Stored, StoredError, to_bytes
+from megamoe.golden import write_atomically
+from megamoe.layer.eplb import eplb_map_to_physical_and_record
+from megamoe.layer.kernel_weights import INTERLEAVE, SF_ROWS
+from megamoe.spec.accumulators import SM100_MXF8F6F4, accumulator
+from megamoe.spec.problem import Problem
+
+Weights = Mapping[str, torch.Tensor] | Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
+_CLAMP_NAMES: Final = ("activation_clamp", "swiglu_limit")
+_MISSING: Final = object()
+
+
+class capture:
+    """Record ``calls`` calls of ``module``, after the first ``skip``, to ``path``.
+
+    Args:
+        module: the experts module; it has the four weight parameters, or their kernel-side form.
+        path: the file; call 1 and later ones get ``-1``, ``-2`` before the suffix.
+        tokens: rows to keep; None keeps all. A row's result does not depend on the others, but a
+            bug's may.
+        accumulator: class of the engine's kernel; default: of the module's backend, else
+            ``sm100-mxf8f6f4``.
+        activation_clamp: where the module keeps it out of sight; default: the call's argument,
+            else the module's attribute of that name or ``swiglu_limit``.
+        weights: the four checkpoint tensors by name, or a function of the local expert ids that
+            gives those rows, for a module whose weights have a form of their own.
+
+    :class:`StoredError` for a module that is none, and at the end where no call was recorded.
+    """
+
+    def __init__(
+        self, module: nn.Module, path: str | Path, *, calls: int = 1, skip: int = 0,
+        tokens: list[int] | None = None, accumulator: str | None = None,
+        activation_clamp: Any = _MISSING, weights: Weights | None = None,
+    ) -> None:  # fmt: skip
+        self.module, self.path = module, Path(path)
+        self.calls, self.skip, self.tokens = calls, skip, tokens
+        self._accumulator = accumulator
+        self._clamp, self._weights = activation_clamp, weights
+        self.written: list[Path] = []
+        self.seen = 0
+        self._pending: Stored | None = None
+        self._handles: list[Any] = []
+        self._signature = inspect.signature(module.forward)
+        missing = {"hidden_states", "topk_weights", "topk_ids"} - set(self._signature.parameters)
+        if missing:
+            raise StoredError(
+                f"{type(module).__name__}: its forward takes no {sorted(missing)[0]}; give the "
+                "module of the routed experts"
+            )
+
+    def __enter__(self) -> capture:
+        self._handles = [
+            self.module.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.module.register_forward_hook(self._after, with_kwargs=True),
+        ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+        if kind is None and not self.written:
+            raise StoredError(
+                f"{type(self.module).__name__}: no call was recorded, {self.seen} were seen; "
+                "graphs replay without hooks, so run the engine in eager mode"
+            )
+
+    def close(self) -> None:
+        """Take the hooks off. A call that did not return is written without its output."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._pending is not None:
+            self._write(self._pending)
+
+    # --- hooks --------------------------------------------------------------------------------
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return
+        self.seen += 1
+        if self.seen <= self.skip or len(self.written) >= self.calls:
+            return
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        self._pending = self._stored(bound.arguments)
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._pending is None:
+            return
+        pending, rows = self._pending, self.tokens
+        y = output["y"] if isinstance(output, Mapping) else output
+        if isinstance(y, torch.Tensor) and pending.about["complete"]:
+            kept = (y if rows is None else y[rows]).detach().cpu()
+            pending = Stored(pending.problem, {"y": kept}, pending.about)
+        self._write(pending)
+
+    def _write(self, stored: Stored) -> None:
+        number = len(self.written)
+        path = self.path
+        if number:
+            path = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        write_atomically(path, to_bytes(stored))
+        self.written.append(path)
+        self._pending = None
+
+    # --- a call as a problem ------------------------------------------------------------------
+
+    def _stored(self, call: Mapping[str, Any]) -> Stored:
+        """Everything on the host, before the engine can overwrite it."""
+        module, rows = self.module, slice(None) if self.tokens is None else self.tokens
+        start = int(getattr(module, "experts_start_idx", 0))
+        physical = _physical(module, call["topk_ids"]).long()[rows].cpu()
+        hidden = call["hidden_states"].detach()[rows].cpu().clone()
+        weight = call["topk_weights"].detach()[rows].float().cpu().clone()
+        count = _local_experts(module)
+        local = physical - start
+        ids = torch.where((local >= 0) & (local < count), local, -1)
+        used = ids[ids >= 0].unique()
+        given = self._weights_of(used)
+        whole = {}
+        for name in WEIGHTS:
+            whole[name] = torch.zeros(count, *given[name].shape[1:], dtype=torch.uint8)
+            whole[name][used] = given[name].detach().view(torch.uint8).cpu()
+        problem = Problem(
+            hidden, ids, weight, **whole,
+            activation_clamp=self._clamp_of(call),
+            fast_math=bool(call.get("fast_math", True)),
+            max_num_tokens=int(getattr(module, "max_num_tokens", 0)) or len(hidden),
+        )  # fmt: skip
+        about = {
+            "captured_from": f"{type(module).__module__}.{type(module).__qualname__}",
+            "prefix": str(getattr(module, "prefix", "")),
+            "call": self.seen - 1,
+            "tokens": self.tokens,
+            "accumulator": _class_of(module, self._accumulator),
+            "torch": torch.__version__,
+            # A module whose ranks combine returns more than this rank's share.
+            "complete": _own_share(module) or bool(((ids >= 0) | (physical < 0)).all()),
+        }
+        return Stored(problem, {}, about)
+
+    def _clamp_of(self, call: Mapping[str, Any]) -> float | None:
+        value = self._clamp
+        if value is _MISSING:
+            value = call.get("activation_clamp", _MISSING)
+        for name in _CLAMP_NAMES:
+            if value is _MISSING:
+                value = getattr(self.module, name, _MISSING)
+        if value is _MISSING:
+            raise StoredError(
+                f"{type(self.module).__name__}: neither the call nor the module says its "
+                "activation_clamp; give it to capture (None for none)"
+            )
+        return None if value is None else float(value)
+
+    def _weights_of(self, used: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Rows ``used`` of the four checkpoint tensors."""
+        if callable(self._weights):
+            return self._weights(used)
+        if self._weights is not None:
+            return {name: self._weights[name][_on(used, self._weights[name])] for name in WEIGHTS}
+        return checkpoint_weights(self.module, used)
+
+
+def run_script(
+    script: Path, arguments: list[str], path: Path, calls: int = 1, skip: int = 0
+) -> list[Path]:
+    """Run a Python script in this process and record the first experts module that it makes.
+
+    That is the first module to register a parameter ``w13_weight``; processes that the script
+    starts are not followed. Returns the files; :class:`StoredError` where no call was recorded.
+    """
+    if not script.is_file():
+        raise StoredError(f"{script}: no such script")
+    found: list[capture] = []
+
+    def registered(module: nn.Module, name: str, parameter: Any) -> None:
+        if name == WEIGHTS[0] and not found:
+            found.append(capture(module, path, calls=calls, skip=skip).__enter__())
+
+    hook = register_module_parameter_registration_hook(registered)
+    before = sys.argv, list(sys.path)
+    sys.argv, sys.path[:] = [str(script), *arguments], [str(script.parent), *sys.path]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise StoredError(f"{script}: ended with exit code {end.code}") from end
+    finally:
+        sys.argv, sys.path[:] = before[0], before[1]
+        hook.remove()
+        for one in found:
+            one.close()
+    if not found:
+        raise StoredError(f"{script}: made no module with a parameter {WEIGHTS[0]}")
+    if not found[0].written:
+        raise StoredError(f"{script}: its experts module was called {found[0].seen} times, and no "
+                          "call was recorded")  # fmt: skip
+    return found[0].written
+
+
+def checkpoint_weights(module: nn.Module, used: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Rows ``used`` of ``module``'s weights in the checkpoint's layout, uint8.
+
+    From its parameters while they are there; afterwards from the kernel-side form, undone. A
+    backend that packs weights its own way must know the way back (``unpack_weights``).
+    """
+    found = [getattr(module, name, None) for name in WEIGHTS]
+    if any(t is None for t in found):
+        first = getattr(module, "_transformed_l1_weights", None)
+        second = getattr(module, "_transformed_l2_weights", None)
+        if first is not None and second is not None:
+            found = [*first, *second]
+        else:
+            found = _unpacked(module, list(getattr(module, "_weights", None) or [None]))
+    if len(found) != len(WEIGHTS) or any(not isinstance(t, torch.Tensor) for t in found):
+        raise StoredError(
+            f"{type(module).__name__}: its weights are neither parameters nor in the kernel's "
+            "layout; give them to capture as weights="
+        )
+    tensors = [t for t in found if isinstance(t, torch.Tensor)]
+    w13, w13_sf, w2, w2_sf = (t.data[_on(used, t)] for t in tensors)
+    if w13_sf.dtype == torch.int32:
+        w13 = _gate_then_up(w13)
+        w13_sf, w2_sf = _gate_then_up(_plain_sf(w13_sf)), _plain_sf(w2_sf)
+    made = dict(zip(WEIGHTS, (w13, w13_sf, w2, w2_sf), strict=True))
+    wrong = [name for name, t in made.items() if t.element_size() != 1 or t.ndim != 3]
+    if wrong:
+        raise StoredError(
+            f"{type(module).__name__}: {wrong[0]} has a form that is not known here; give the "
+            "checkpoint's tensors to capture as weights="
+        )
+    return {name: t.contiguous().view(torch.uint8) for name, t in made.items()}
+
+
+def _unpacked(module: nn.Module, found: list[Any]) -> list[Any]:
+    """What a backend's own ``pack_weights`` made, undone by its ``unpack_weights``."""
+    backend: Any = getattr(module, "backend", None)
+    if not hasattr(backend, "pack_weights"):
+        return found
+    if not hasattr(backend, "unpack_weights"):
+        raise StoredError(
+            f"{type(module).__name__}: backend {backend.name} keeps weights in a form of its own "
+            "and has no unpack_weights; give the checkpoint's tensors to capture as weights=, or "
+            "capture a call with another backend"
+        )
+    return list(backend.unpack_weights(*found))
+
+
+def _gate_then_up(rows: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``layout.interleave_gate_up``."""
+    return rows.unflatten(1, (-1, 2, INTERLEAVE)).transpose(1, 2).flatten(1, 3)
+
+
+def _plain_sf(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``layout.transform_sf``: ``(E, rows, K/128)`` int32 to K/32 bytes."""
+    rows = packed.unflatten(1, (-1, SF_ROWS // 4, 4)).transpose(2, 3).flatten(1, 3)
+    return rows.contiguous().view(torch.uint8)
+
+
+def _physical(module: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Physical experts of all ranks; the engine's load is read, not counted up."""
+    state = getattr(module, "eplb_state", None)
+    table = getattr(state, "logical_to_physical_map", None)
+    if state is None or table is None:
+        return ids
+    load = state.expert_load_view.clone()
+    return eplb_map_to_physical_and_record(ids, load, table, state.logical_replica_count, False)
+
+
+def _local_experts(module: nn.Module) -> int:
+    for name in ("num_local_experts", "num_experts"):
+        if hasattr(module, name):
+            return int(getattr(module, name))
+    raise StoredError(f"{type(module).__name__} does not say its num_local_experts")
+
+
+def _class_of(module: nn.Module, given: str | None) -> str:
+    own = getattr(getattr(module, "backend", None), "accumulator", None)
+    return accumulator(given or own or SM100_MXF8F6F4.name).name
+
+
+def _own_share(module: nn.Module) -> bool:
+    from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+
+    return isinstance(module, DeepseekV4MegaMoEExperts) and not module.collective
+
+
+def _on(used: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return used.to(tensor.device)
+
+
+__all__ = ["capture", "checkpoint_weights", "run_script"]

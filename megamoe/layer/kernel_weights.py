@@ -1,0 +1,73 @@
+"""The kernel-side weight layout: what ``finalize_weights`` makes of checkpoint tensors.
+
+Source: the numerics contract, "kernel-side weight layout" (DeepGEMM 54e2261, the weight
+transform of the fused kernel). Nothing is computed; bytes move.
+
+- Gate and up rows of w13 are interleaved 8 by 8: gate 0-7, up 0-7, gate 8-15, up 8-15, ...
+- Scale factors become ``(E, rows, K/128)`` int32, four groups along K to a word, the first in the
+  low byte. They are MN-major: strides ``(rows * K/128, 1, rows)``, so that one word of all rows
+  is contiguous.
+- Within each 128 rows of the scale factors, row ``32 * a + b`` moves to ``4 * b + a``: the four
+  warps' rows of a tensor-memory copy come to lie side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from megamoe.layer.staging import pack_sf
+
+INTERLEAVE: Final = 8
+SF_ROWS: Final = 128
+
+
+def transform_weights(
+    w13_weight: torch.Tensor,
+    w13_weight_scale: torch.Tensor,
+    w2_weight: torch.Tensor,
+    w2_weight_scale: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Checkpoint layout to kernel layout.
+
+    ``w13_weight`` (E, 2I, H/2), ``w13_weight_scale`` (E, 2I, H/32), ``w2_weight`` (E, H, I/2),
+    ``w2_weight_scale`` (E, H, I/32), all uint8. Gives ``w13`` (E, 2I, H/2) uint8, ``w13_sf``
+    (E, 2I, H/128) int32 MN-major, ``w2`` uint8 (the same bytes, not copied), ``w2_sf``
+    (E, H, I/128) int32 MN-major. Raises ``ValueError`` where H or I is not a multiple of 128.
+    """
+    check_sizes(w2_weight.shape[1], w2_weight.shape[2] * 2)
+    return (
+        interleave_gate_up(w13_weight),
+        transform_sf(interleave_gate_up(w13_weight_scale)),
+        w2_weight,
+        transform_sf(w2_weight_scale),
+    )
+
+
+def check_sizes(hidden_size: int, intermediate_size: int) -> None:
+    """Raise the contract's ``ValueError`` unless both are multiples of 128."""
+    if hidden_size % 128 or intermediate_size % 128:
+        raise ValueError(
+            "DeepGEMM MegaMoE requires hidden and intermediate sizes to be multiples of 128."
+        )
+
+
+def interleave_gate_up(rows: torch.Tensor) -> torch.Tensor:
+    """``(E, 2I, n)`` with all gate rows first to the same rows, 8 gate and 8 up in turn."""
+    halves = rows.unflatten(1, (2, -1, INTERLEAVE))  # (E, gate or up, I/8, 8, n)
+    return halves.transpose(1, 2).flatten(1, 3).contiguous()
+
+
+def transform_sf(scale: torch.Tensor) -> torch.Tensor:
+    """``(E, rows, K/32)`` UE8M0 bytes to ``(E, rows, K/128)`` int32, MN-major, rows permuted."""
+    packed = pack_sf(scale)
+    permuted = packed.unflatten(1, (-1, 4, SF_ROWS // 4)).transpose(2, 3).flatten(1, 3)
+    return permuted.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def per_expert(tensor: torch.Tensor) -> torch.Tensor:
+    """``(E, rows, n)``, row-major or MN-major, to (E, rows * n) without a copy."""
+    if not tensor.is_contiguous():
+        tensor = tensor.transpose(1, 2)
+    return tensor.view(tensor.shape[0], -1)

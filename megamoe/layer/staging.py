@@ -1,0 +1,138 @@
+"""Staging: hidden states to FP8 with group scale factors, as the fused kernel wants them.
+
+Pure torch, the same code on CPU and CUDA, without a synchronisation. Source: the numerics
+contract, stage "staging" (vLLM 0.24, ``deepseek_v4/nvidia/ops/prepare_megamoe.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from megamoe.spec.formats import E4M3_MAX, E4M3_NAN, GROUP, UE8M0_BIAS
+
+AMAX_FLOOR: Final = 1e-4
+SIZE_MULTIPLE: Final = 128
+OUTPUTS: Final = ("x_fp8", "x_sf", "topk_idx_out", "topk_weights_out")
+
+
+def check_staging_inputs(
+    hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+) -> None:
+    """Raise ``ValueError`` with the contract's text where staging cannot take these inputs."""
+    if hidden_states.shape[-1] % SIZE_MULTIPLE:
+        raise ValueError(
+            "DeepSeek V4 MegaMoE input staging requires hidden_size to be a multiple of 128."
+        )
+    if topk_weights.shape != topk_ids.shape:
+        raise ValueError(
+            "DeepSeek V4 MegaMoE input staging requires topk_weights and topk_ids "
+            "to have the same shape."
+        )
+
+
+def check_staging_outputs(tokens: int, hidden: int, top_k: int, *outputs: torch.Tensor) -> None:
+    """Raise ``ValueError`` where ``tokens`` rows do not fit the outputs (:data:`OUTPUTS`).
+
+    One of another type would take converted numbers where bits are meant.
+    """
+    wanted = (
+        (hidden, (torch.float8_e4m3fn, torch.uint8, torch.int8)),
+        (hidden // SIZE_MULTIPLE, (torch.int32,)),
+        (top_k, (torch.int64,)),
+        (top_k, (torch.float32,)),
+    )
+    for name, out, (width, dtypes) in zip(OUTPUTS, outputs, wanted, strict=True):
+        if out.shape[0] < tokens or out.shape[1] != width or out.dtype not in dtypes:
+            raise ValueError(
+                f"{name} is {tuple(out.shape)} {out.dtype}; {tokens} tokens need at least "
+                f"({tokens}, {width}) {dtypes[0]}"
+            )
+
+
+def prepare_megamoe_inputs(
+    hidden_states: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    x_fp8: torch.Tensor,
+    x_sf: torch.Tensor,
+    topk_idx_out: torch.Tensor,
+    topk_weights_out: torch.Tensor,
+) -> None:
+    """Stage ``T`` tokens into the first ``T`` rows of the outputs, in place.
+
+    Inputs: ``hidden_states`` (T, H) bfloat16, ``topk_weights`` (T, K), ``topk_ids`` (T, K) int32
+    or int64. Outputs, each with at least T rows: ``x_fp8`` (., H) float8_e4m3fn or uint8,
+    ``x_sf`` (., H/128) int32, ``topk_idx_out`` (., K) int64, ``topk_weights_out`` (., K) float32.
+    No tokens: returns at once, whatever the other shapes are.
+
+    Raises ``ValueError`` before anything is written when H is not a multiple of 128, the two
+    top-k tensors differ in shape, or an output has another type or too little room.
+    """
+    tokens, hidden = hidden_states.shape
+    if tokens == 0:
+        return
+    check_staging_inputs(hidden_states, topk_weights, topk_ids)
+    outputs = (x_fp8, x_sf, topk_idx_out, topk_weights_out)
+    check_staging_outputs(tokens, hidden, topk_ids.shape[1], *outputs)
+    groups = hidden_states.float().unflatten(-1, (-1, GROUP))
+    # The division is IEEE: an approximate one moves the exponent where amax is near 448 * 2^k.
+    exponent = ue8m0_ceil(group_amax(groups).clamp_min(AMAX_FLOOR) / E4M3_MAX).clamp(1, 254)
+    codes = e4m3_codes(scale_down(groups, exponent)).flatten(-2)
+    x_fp8[:tokens].view(torch.uint8).copy_(codes)
+    x_sf[:tokens].copy_(pack_sf(exponent))
+    topk_idx_out[:tokens].copy_(topk_ids)
+    topk_weights_out[:tokens].copy_(topk_weights)
+
+
+def group_amax(groups: torch.Tensor) -> torch.Tensor:
+    """``(..., 32)`` float32 to ``(...)``: the largest magnitude; NaN members do not count.
+
+    A group of nothing but NaN gives 0, as ``fmaxf`` chained from 0 does.
+    """
+    magnitude = groups.abs()
+    return torch.where(magnitude.isnan(), 0.0, magnitude).amax(-1)
+
+
+def ue8m0_ceil(scale: torch.Tensor) -> torch.Tensor:
+    """``(...)`` float32 >= 0 to int32 exponent bytes: field(s) + (mantissa(s) != 0), unclamped."""
+    bits = scale.contiguous().view(torch.int32)
+    return (bits >> 23) + ((bits & 0x7FFFFF) != 0).int()
+
+
+def scale_down(groups: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    """``groups * 2**(127 - exponent)`` as float64, exact: (..., 32) and (...) to (..., 32).
+
+    In float32 the factor itself would leave the normal range at exponent 254 and above. The
+    power of two is built from its bits, so no library's ``pow`` has a say.
+    """
+    field = 1023 + UE8M0_BIAS - exponent.long()
+    return groups.double() * (field << 52).view(torch.float64).unsqueeze(-1)
+
+
+def e4m3_codes(values: torch.Tensor) -> torch.Tensor:
+    """``(...)`` float32 or float64 to E4M3 bytes (uint8), to nearest even, saturating at 448.
+
+    Infinities saturate to 0x7E and 0xFE, every NaN becomes 0x7F. torch's own cast keeps the sign
+    of a NaN, and whether it saturates is up to its version, so both are settled around it.
+
+    Float64 goes through float32 first, which may round twice. So float64 input must hold values
+    that float32 holds, or values far below 2**-10 (both give the code of a single rounding).
+    Scaled bfloat16 and scaled float32 do.
+    """
+    single = values.float()
+    bounded = single.clamp(-float(E4M3_MAX), float(E4M3_MAX))  # clamp keeps NaN
+    codes = bounded.to(torch.float8_e4m3fn).view(torch.uint8)
+    return torch.where(single.isnan(), E4M3_NAN, codes)
+
+
+def pack_sf(codes: torch.Tensor) -> torch.Tensor:
+    """``(..., 4n)`` exponent bytes (any integer type) to ``(..., n)`` int32, first group lowest."""
+    bytes_ = codes.to(torch.uint8).contiguous()
+    return bytes_.view(torch.int32)  # torch runs on little-endian machines only
+
+
+def unpack_sf(packed: torch.Tensor) -> torch.Tensor:
+    """``(..., n)`` int32 to ``(..., 4n)`` uint8, the inverse of :func:`pack_sf`."""
+    return packed.contiguous().view(torch.uint8)

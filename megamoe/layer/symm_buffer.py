@@ -1,0 +1,120 @@
+"""The symmetric buffer: where staging writes and the fused kernel reads.
+
+On one rank it is plain memory of the layout that the ranks of a group would share. One buffer
+serves every layer of a model with the same sizes, so it is cached, and a layer must never rely on
+what it finds in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from megamoe.spec.formats import GROUP
+
+CAPACITY_MULTIPLE: Final = 384
+"""Rows are allotted in this multiple: the least common one of the kernel's M blocks (8 to 192)."""
+
+
+@dataclass
+class SymmBuffer:
+    """Buffers of one rank for ``capacity`` tokens; zeros when new."""
+
+    x: torch.Tensor
+    """(capacity, H) float8_e4m3fn: staged hidden states."""
+    x_sf: torch.Tensor
+    """(capacity, H/128) int32: their scale factors, four UE8M0 bytes to a word."""
+    topk_idx: torch.Tensor
+    """(capacity, K) int64: experts of this rank; -1, or for a backend that ``ignores_foreign_ids``
+    anything that is none of them, for a slot that is not served here."""
+    topk_weights: torch.Tensor
+    """(capacity, K) float32."""
+    l2_acts: torch.Tensor
+    """(capacity, K, I) float8_e4m3fn: requantised activations by token and slot."""
+    l2_acts_sf: torch.Tensor
+    """(capacity, K, I/32) uint8: their scale factors."""
+    max_num_tokens: int
+    """Tokens that a call may bring; the capacity is this, aligned up to 384."""
+    group: Any = None
+    """The process group; held here so that the cache's key, its id, stays its own."""
+
+    @property
+    def capacity(self) -> int:
+        """Rows allotted."""
+        return self.x.shape[0]
+
+
+def aligned_capacity(max_num_tokens: int) -> int:
+    """Rows for ``max_num_tokens``: the next multiple of 384, at least one."""
+    return max(1, -(-max_num_tokens // CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE
+
+
+def check_capacity(num_tokens: int, max_num_tokens: int) -> None:
+    """Raise the contract's ``ValueError`` for more tokens than a buffer was sized for."""
+    if num_tokens > max_num_tokens:
+        raise ValueError(
+            f"DeepSeek V4 MegaMoE got {num_tokens} tokens, but the symmetric buffer was sized "
+            f"for {max_num_tokens}."
+        )
+
+
+def new_symm_buffer(
+    group: Any,
+    device: torch.device,
+    num_experts: int,
+    max_num_tokens: int,
+    top_k: int,
+    hidden_size: int,
+    intermediate_size: int,
+) -> SymmBuffer:
+    """A new buffer of zeros. ``num_experts`` decides nothing here; a kernel's own buffer may."""
+    del num_experts
+    rows = aligned_capacity(max_num_tokens)
+
+    def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(rows, *shape, dtype=dtype, device=device)
+
+    return SymmBuffer(
+        x=zeros(hidden_size, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        x_sf=zeros(hidden_size // 128, dtype=torch.int32),
+        topk_idx=zeros(top_k, dtype=torch.int64),
+        topk_weights=zeros(top_k, dtype=torch.float32),
+        l2_acts=zeros(top_k, intermediate_size, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        l2_acts_sf=zeros(top_k, intermediate_size // GROUP, dtype=torch.uint8),
+        max_num_tokens=max_num_tokens,
+        group=group,
+    )
+
+
+_CACHE: dict[tuple[Any, ...], Any] = {}
+
+
+def get_symm_buffer(
+    group: Any,
+    device: torch.device,
+    num_experts: int,
+    max_num_tokens: int,
+    top_k: int,
+    hidden_size: int,
+    intermediate_size: int,
+    *,
+    factory: Any = new_symm_buffer,
+) -> Any:
+    """The buffer for these sizes, the same object at every call.
+
+    ``factory`` takes the seven arguments; a backend whose kernel wants memory of its own kind
+    brings its own, and its buffers are kept apart.
+    """
+    sizes = (num_experts, max_num_tokens, top_k, hidden_size, intermediate_size)
+    key = (factory, id(group), str(device), *sizes)
+    if key not in _CACHE:
+        # The group is kept beside the buffer: an id may be given out again once it is gone.
+        _CACHE[key] = (factory(group, device, *sizes), group)
+    return _CACHE[key][0]
+
+
+def clear_symm_buffers() -> None:
+    """Forget every buffer; layers that hold one keep it."""
+    _CACHE.clear()

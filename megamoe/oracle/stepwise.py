@@ -1,0 +1,121 @@
+"""The FP8 instruction followed product by product, for the class that is too wide to bound.
+
+Thirteen bits, cut toward zero, 32 products a step: a worst case over such steps says little
+(``docs/numerics.md``, 3.4). But the instruction leaves nothing open. Where both operands are
+known, its result is computed here and not bounded; what stays open is in which format the FP4
+weight reaches the unit, and the direction of the fp32 additions that promote its sums.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.oracle.bounds import LOWEST, floor_log2, toward_zero
+from megamoe.oracle.linear import Columns, Rows
+from megamoe.spec.accumulators import Accumulator
+from megamoe.spec.formats import E2M1_TABLE, GROUP, U8
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I8 = npt.NDArray[np.int8]
+
+ZERO_FIELD = -133
+"""Exponent at which a zero takes part in the alignment (MMA-Sim 2.1.1)."""
+_NO_TERM = -60
+"""Field of a zero, before both are added: no sum of two others is below -7."""
+_VALUE = E2M1_TABLE.astype(np.float32)
+PIECE = 1 << 17
+"""Products held at once: as many as a core's cache takes."""
+
+
+def replay(rows: Rows, columns: Columns, accumulator: Accumulator) -> tuple[F64, F64]:
+    """``(R, N)`` lowest and highest fp32 result of the class's instruction. NaN in, NaN out.
+
+    ``ValueError`` for a class that is not promoted, or not made of aligned steps.
+    """
+    if accumulator.promote is None or accumulator.align_bits is None:
+        raise ValueError(f"class {accumulator.name} has no instruction to follow step by step")
+    shape = rows.exponent.shape[0], columns.exponent.shape[0]
+    low, high = np.empty(shape), np.empty(shape)
+    size = max(32, PIECE // (32 * max(1, shape[0])))
+    for start in range(0, shape[1], size):
+        part = slice(start, start + size)
+        low[:, part], high[:, part] = _piece(rows, columns, part, accumulator)
+    return low, high
+
+
+def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) -> tuple[F64, F64]:
+    assert accumulator.promote is not None
+    span = accumulator.promote // 32
+    groups, count = rows.values.shape[:2]
+    shape = count, columns.exponent[part].shape[0]
+    x = rows.values.astype(np.float32)[:, :, :, None]
+    x_field = _token_fields(rows.values)[:, :, :, None]
+    ends = [(np.zeros(shape), np.zeros(shape)) for _ in range(2)]
+    as_e2m1, as_e4m3 = np.zeros(shape), np.zeros(shape)
+    for j in range(groups):
+        weights, *weight_fields = _weights(columns.packed[part, 16 * j : 16 * (j + 1)])
+        products = x[j] * weights  # exact: 4 + 2 significant bits
+        scale = rows.exponent[:, j, None] + columns.exponent[part, j]
+        fields = [(x_field[j] + field).max(axis=1) for field in weight_fields]
+        # In few outputs the two formats differ, so the second follows those alone.
+        apart = np.flatnonzero(((fields[0] != fields[1]) | (as_e2m1 != as_e4m3)).any(axis=0))
+        second = _step(
+            products[:, :, apart], fields[1][:, apart], scale[:, apart], as_e4m3[:, apart],
+            accumulator,
+        )  # fmt: skip
+        as_e2m1 = _step(products, fields[0], scale, as_e2m1, accumulator)
+        as_e4m3 = as_e2m1.copy()
+        as_e4m3[:, apart] = second
+        if (j + 1) % span == 0 or j + 1 == groups:
+            for i, running in enumerate((as_e2m1, as_e4m3)):
+                ends[i] = _promoted(ends[i][0], running)[0], _promoted(ends[i][1], running)[1]
+            as_e2m1, as_e4m3 = np.zeros(shape), np.zeros(shape)
+    return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
+
+
+def _token_fields(values: F64) -> I8:
+    """Exponent fields of E4M3 values, subnormals at -6; far below every other for a zero."""
+    field = np.maximum(np.frexp(np.nan_to_num(values))[1] - 1, -6)
+    return np.where(values == 0, _NO_TERM, field).astype(np.int8)
+
+
+def _weights(packed: U8) -> tuple[F32, I8, I8]:
+    """``(N, 16)`` bytes to ``(32, N)`` values and their fields, as E2M1 and as E4M3."""
+    codes = np.empty((GROUP, len(packed)), np.uint8)
+    codes[0::2], codes[1::2] = packed.T & 15, packed.T >> 4
+    size = codes & 7
+    zero = (size == 0).view(np.int8) * np.int8(_NO_TERM + 1)
+    as_e4m3 = (size >> 1).view(np.int8) - np.int8(1) + zero  # -1 for 0.5, a normal number there
+    as_e2m1 = as_e4m3 + (size == 1).view(np.int8)
+    return np.take(_VALUE, codes), as_e2m1, as_e4m3
+
+
+def _step(products: F32, field: I8, scale: F64, running: F64, accumulator: Accumulator) -> F64:
+    """One aligned sum. ``products`` ``(R, 32, N)`` without scale; the rest ``(R, N)``."""
+    assert accumulator.align_bits is not None and accumulator.result_bits is not None
+    whole = np.nan_to_num(scale)
+    aligned = np.maximum(np.where(field > _NO_TERM // 2, field + whole, ZERO_FIELD), ZERO_FIELD)
+    of_running = np.maximum(floor_log2(np.abs(running)), LOWEST)
+    aligned = np.maximum(aligned, np.where(running == 0, ZERO_FIELD, of_running))
+    last = (aligned - accumulator.align_bits).astype(np.int32)
+    # In units of the last bit kept every product is below 2**16: float32 holds their sum.
+    shift = np.exp2(np.minimum(scale - last, 64)).astype(np.float32)
+    kept = products * shift[:, None]
+    np.trunc(kept, out=kept)
+    total = kept.sum(axis=1, dtype=np.float32) + np.trunc(np.ldexp(running, -last))
+    return toward_zero(np.ldexp(total, last), accumulator.result_bits)
+
+
+def _promoted(main: F64, running: F64) -> tuple[F64, F64]:
+    """Their fp32 sum, rounded down and rounded up."""
+    total = main + running
+    back = total - main
+    error = (main - (total - back)) + (running - back)  # what float64 itself lost, exactly
+    near = total.astype(np.float32)
+    above = (near > total) | ((near == total) & (error < 0))
+    below = (near < total) | ((near == total) & (error > 0))
+    down = np.where(above, np.nextafter(near, np.float32(-np.inf)), near)
+    up = np.where(below, np.nextafter(near, np.float32(np.inf)), near)
+    return down.astype(np.float64), up.astype(np.float64)

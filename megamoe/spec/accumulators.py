@@ -1,0 +1,74 @@
+"""Accumulator classes: how a correct kernel may sum the products of one dot product.
+
+A class is a *set* of kernels. Its bound, derived in ``docs/numerics.md``, is computed in
+:mod:`megamoe.oracle.bounds` from these numbers alone; nothing here was fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """One class, in the terms in which tensor cores are described.
+
+    A *step* aligns up to ``block`` products and the running sum to the largest exponent field
+    among them, keeps ``align_bits`` fraction bits below it and rounds the result to
+    ``result_bits`` fraction bits. ``block`` None means a plain sum in any order, one rounding an
+    addition.
+    """
+
+    name: str
+    block: int | None
+    """Products per step, in ascending K; None: any order over the whole dot product."""
+    align_bits: int | None
+    """Fraction bits kept below the largest aligned exponent; None: no alignment, exact."""
+    result_bits: int | None
+    """Fraction bits of the rounded result of a step (23 is fp32); None: exact."""
+    toward_zero: bool
+    """Every rounding is toward zero; otherwise any direction is allowed."""
+    promote: int | None
+    """K values after which the running sum moves to an fp32 register; None: never."""
+    any_order_in_block: bool
+    """The additions within a block may also be separate fp32 additions in any order."""
+    replayed: bool
+    """Known operands leave nothing open: the steps are followed (:mod:`megamoe.oracle.stepwise`)
+    and not bounded, so a kernel that cuts K, scales or promotes otherwise is of another class."""
+    evidence: str
+
+
+EXACT: Final = Accumulator(
+    "exact", None, None, None, True, None, False, False,
+    "definition: the infinitely precise sum",
+)  # fmt: skip
+FP32: Final = Accumulator(
+    "fp32", None, 23, 23, False, None, True, False,
+    "definition: IEEE fp32 or wider additions, any order, any rounding direction",
+)  # fmt: skip
+FP32_ORDERED: Final = Accumulator(
+    "fp32-ordered", 32, 23, 23, False, None, True, False,
+    "definition: as fp32, with K in ascending blocks of 16 or 32; Hopper wgmma bf16 is a member "
+    "(MMA-Sim 2.1.1: 16 terms, 25 bits, truncated)",
+)  # fmt: skip
+SM90_E4M3: Final = Accumulator(
+    "sm90-e4m3", 32, 13, 13, True, 128, False, True,
+    "MMA-Sim 2.1.1 and mmaemu 0.1.0, both checked against H100; DeepGEMM promotes every 128",
+)  # fmt: skip
+SM100_MXF8F6F4: Final = Accumulator(
+    "sm100-mxf8f6f4", 32, 25, 23, True, None, False, False,
+    "MMA-Sim 2.1.1, checked against B200 for one CTA; the two-CTA form that DeepGEMM issues is "
+    "likely the same, not shown",
+)  # fmt: skip
+
+ACCUMULATORS: Final = {a.name: a for a in (EXACT, FP32, FP32_ORDERED, SM90_E4M3, SM100_MXF8F6F4)}
+
+
+def accumulator(name: str) -> Accumulator:
+    """The class called ``name``; ``ValueError`` naming the known ones otherwise."""
+    try:
+        return ACCUMULATORS[name]
+    except KeyError:
+        known = ", ".join(ACCUMULATORS)
+        raise ValueError(f"unknown accumulator class {name!r}; known: {known}") from None

@@ -1,0 +1,74 @@
+"""How the judge reads bits: which are NaN, how values order, how one is written.
+
+A *form* is the meaning of an unsigned or signed integer array. The order of values gives a
+distance in units in the last place, the only size of an error that needs no tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.spec.formats import E4M3_TABLE, bf16_decode
+
+Bits = npt.NDArray[Any]
+Keys = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One number format, as the judge needs it."""
+
+    name: str
+    width: int
+    """Bits of one element; hexadecimal output has this many / 4 digits."""
+    is_nan: Callable[[Bits], npt.NDArray[np.bool_]]
+    decode: Callable[[Bits], npt.NDArray[Any]]
+    """Values for people; never used to decide."""
+    signed_zero: bool
+    """The top bit is a sign, so that there are two zeros."""
+
+    def key(self, bits: Bits) -> Keys:
+        """Integers in the order of the values, one apart per unit; both zeros are 0."""
+        wide = bits.astype(np.int64)
+        if not self.signed_zero:
+            return wide
+        sign = 1 << (self.width - 1)
+        wide &= (1 << self.width) - 1
+        magnitude = wide & (sign - 1)
+        return np.where(wide & sign, -magnitude, magnitude)
+
+    def hex(self, bits: Any) -> str:
+        """``0x3f80``: the bits of one element."""
+        return f"0x{int(bits) & ((1 << self.width) - 1):0{self.width // 4}x}"
+
+    def text(self, bits: Any) -> str:
+        """The value of one element."""
+        value = self.decode(np.asarray([bits]))[0]
+        return str(int(value)) if isinstance(value, np.integer) else f"{float(value):.6g}"
+
+
+def _never(bits: Bits) -> npt.NDArray[np.bool_]:
+    return np.zeros(bits.shape, dtype=np.bool_)
+
+
+def _f32(bits: Bits) -> npt.NDArray[np.float32]:
+    return np.ascontiguousarray(bits).view(np.float32)
+
+
+def _plain(bits: Bits) -> Bits:
+    return bits
+
+
+BF16: Final = Form("bfloat16", 16, lambda b: (b & 0x7FFF) > 0x7F80, bf16_decode, True)
+E4M3: Final = Form("e4m3", 8, lambda b: (b & 0x7F) == 0x7F, lambda b: E4M3_TABLE[b], True)
+F32: Final = Form("float32", 32, lambda b: (b & 0x7FFFFFFF) > 0x7F800000, _f32, True)
+# UE8M0 0xFF is a NaN by the format, but a byte like any other for whoever stores it.
+UE8M0: Final = Form("ue8m0 exponent", 8, _never, lambda b: b.astype(np.int64) - 127, False)
+BYTE: Final = Form("byte", 8, _never, _plain, False)
+INT32: Final = Form("int32", 32, _never, _plain, False)
+INT64: Final = Form("int64", 64, _never, _plain, False)

@@ -1,0 +1,119 @@
+"""Judging one problem that is at hand: no store, the oracle answers for it now.
+
+The same runner and the same judge as ``megamoe check``; only the golden is made on the spot, for
+the one accumulator class of the backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from megamoe import oracle
+from megamoe.cases import Case
+from megamoe.cases.stored import case_of
+from megamoe.golden import StoredGolden
+from megamoe.judge import Verdict, forward_bits
+from megamoe.spec.problem import Problem
+from megamoe.suite.kinds.forward import Shown
+from megamoe.suite.runner import TIMEOUT, Runner
+from megamoe.worker.exchange import Caller
+from megamoe.worker.session import Identity, Session
+
+
+class _Now:
+    """Stands where a runner has its store."""
+
+    def entry(self, case: Case) -> Mapping[str, Any]:
+        return {"inputs": ""}
+
+
+class GoldenNow:
+    """The oracle's golden of a problem for one accumulator class, made when it is first needed."""
+
+    zero_freedom = False
+    """Proven for all classes only; an envelope of one point is as sharp."""
+
+    def __init__(self, problem: Problem, accumulator: str) -> None:
+        self.problem, self.accumulator = problem, accumulator
+        self._tensors: dict[str, Any] | None = None
+
+    def _made(self) -> dict[str, Any]:
+        if self._tensors is None:
+            self._tensors = oracle.forward(self.problem, [self.accumulator]).to_tensors()
+        return self._tensors
+
+    def names(self) -> Sequence[str]:
+        return [*self._made()]
+
+    def get(self, name: str) -> Any:
+        return self._made()[name]
+
+    def matches(self, name: str, actual: Any, nan: Any = None) -> bool:
+        return False
+
+    def other_rows(self, name: str, actual: Any) -> None:
+        return None
+
+
+Golden = StoredGolden | GoldenNow
+
+
+class _Runner(Runner):
+    """A runner of one problem."""
+
+    def __init__(
+        self, session: Session, problem: Problem, golden: Golden | None, timeout: float
+    ) -> None:
+        super().__init__(session, _Now(), timeout=timeout)  # type: ignore[arg-type]
+        self._problem = problem
+        self.answer: Any = golden or GoldenNow(problem, session.identity.accumulator)
+
+    def golden(self, case: Case) -> Any:
+        return self.answer, dict(vars(self._problem))
+
+
+def judge(
+    problem: Problem, session: Session, name: str = "replay", golden: Golden | None = None,
+    timeout: float = TIMEOUT,
+) -> tuple[Verdict, Mapping[str, Any] | None]:  # fmt: skip
+    """The verdict of a session's backend on ``problem`` (CPU tensors), and the bits it showed.
+
+    ``golden``: the oracle's answer, where it is at hand already.
+    """
+    runner = _Runner(session, problem, golden, timeout)
+    verdict, shown = runner.run_and_show(case_of(problem, name))
+    return verdict, None if shown is None else shown.actual
+
+
+class _Nobody:
+    """A session of nobody: outputs that somebody recorded, of a claimed class."""
+
+    folder = None
+
+    def __init__(self, accumulator: str) -> None:
+        self.identity = Identity("observed", accumulator, ("forward",))
+
+
+def judge_output(
+    problem: Problem,
+    output: Mapping[str, torch.Tensor],
+    accumulator: str,
+    name: str = "observed",
+    golden: Golden | None = None,
+) -> Verdict:
+    """The verdict on tensors that some engine returned for ``problem``."""
+    runner = _Runner(_Nobody(accumulator), problem, golden, TIMEOUT)  # type: ignore[arg-type]
+    return runner.judge_shown(
+        case_of(problem, name),
+        lambda: Shown(runner.answer, problem, "", forward_bits(output, problem)),
+    )
+
+
+def run(problem: Problem, session: Session, timeout: float = TIMEOUT) -> dict[str, Any]:
+    """The backend's stages on ``problem`` as bits. Raises what :mod:`megamoe.worker.exchange`
+    does."""
+    with Caller(session, timeout) as call:
+        return forward_bits(call.forward(problem).result, problem)

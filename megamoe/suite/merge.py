@@ -1,0 +1,238 @@
+"""Merging the reports of shards: the proof that together they are one judgement.
+
+What the reports judged is compared with the selection itself, and the reports with one another: in
+:data:`DECIDES` they are equal, in :data:`MAY_DIFFER` they need not be, and a key that neither names
+must be equal too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from megamoe import schema
+from megamoe.cases import KINDS, TIERS, Case
+from megamoe.cases.shards import ShardError
+from megamoe.files import REPORT_LIMIT, read_json
+from megamoe.judge.verdict import STATUSES
+
+Report = Mapping[str, Any]
+"""What ``megamoe check --json`` writes."""
+
+DECIDES: Final[Mapping[str, str]] = {
+    "backend": "what was judged, as it was named",
+    "name": "what the backend calls itself",
+    "callables": "what it offers, and so which cases are `not-provided`",
+    "accumulator": "how wide the interval is that an output must lie in",
+    "fingerprint": "the kernel's sources and options, where the backend gives them",
+    "device": "where it ran",
+    "recorded.machine_class": "GPU model and capability, or the processor: they decide bits",
+    "recorded.file": "which recorded bits its own were compared with",
+    "goldens.manifest_sha256": "the goldens",
+    "contract": "the rules that the goldens were derived by",
+    "tier": "part of the selection",
+    "kind": "part of the selection",
+    "case": "part of the selection",
+    "versions.megamoe": "the oracle and the judge",
+    "versions.torch": "turns inputs and outputs into bits",
+    "versions.numpy": "computes what the judge expects where a golden is kept as digests",
+    "versions.python": "its first two numbers; the third changes no arithmetic",
+    "versions.triton": "compiles kernels",
+    "versions.deep_gemm": "kernels that a backend calls",
+    "versions.sgl-deep-gemm": "kernels that a backend calls",
+    "versions.vllm": "kernels that a backend calls",
+    "versions.sglang": "kernels that a backend calls",
+    "worker.python": "as `versions.python`, of the process that ran the backend",
+    "worker.torch": "computes the backend's bits, or calls what does",
+    "worker.numpy": "computes in backends that use it",
+    "worker.triton": "compiles the backend's kernels",
+    "worker.device": "where the backend ran",
+    "worker.processor": "computes the backend's bits on a CPU",
+    "worker.gpu": "computes the backend's bits",
+    "worker.capability": "which kernels were compiled, and run",
+    "worker.cuda": "the libraries that the backend's torch calls",
+}
+"""Key of a report -> why it decides a result: reports that differ in it are not merged."""
+
+MAY_DIFFER: Final[Mapping[str, str]] = {
+    "cases": "each shard has its own",
+    "counts": "they follow from the cases, and are counted again",
+    "shard": "each has its own; `merge` compares the cases with the selection",
+    "shards": "as `shard`, in a report that is itself a merge",
+    "seconds": "hosts differ in speed",
+    "machine": "cores and system decide no bit; what does is in `recorded.machine_class`",
+    "options": "how to run one case again on that host; its path of golden/ may be another",
+    "versions.safetensors": "it stores and loads bytes",
+}
+"""Key of a report -> why reports that differ in it are one judgement all the same."""
+
+_NOT_ALWAYS: Final = ("name", "callables", "worker", "versions.triton", "versions.deep_gemm",
+                      "versions.sgl-deep-gemm", "versions.vllm", "versions.sglang")  # fmt: skip
+"""What all reports may lack: what earlier versions did not write, and what is not installed."""
+_PARTS: Final = {key.partition(".")[0] for key in (*DECIDES, *MAY_DIFFER) if "." in key}
+_TWO_NUMBERS: Final = ("versions.python", "worker.python")
+NOT_RUN: Final = "not-run"
+"""Status of a case that a run did not come to before it was stopped."""
+
+_CASE: Final = schema.Object(
+    {"id": str, "kind": schema.OneOf(KINDS), "status": str, "seconds": schema.seconds},
+    {"reason": str, "how": schema.Items(str), "recorded": str},
+)
+_REPORT: Final = schema.Object(
+    {"cases": schema.Items(_CASE)},
+    {
+        "backend": str, "name": str, "callables": schema.Items(str), "accumulator": str,
+        "fingerprint": schema.OrNull(schema.Each(str)), "device": str, "contract": str,
+        "recorded": schema.Object({}, {"machine_class": str, "file": schema.OrNull(str)}),
+        "goldens": schema.Object({}, {"manifest_sha256": str}),
+        "tier": schema.OneOf(TIERS), "kind": schema.OrNull(schema.OneOf(KINDS)),
+        "case": schema.OrNull(str), "shard": schema.OrNull(str), "versions": schema.Each(str),
+        "worker": dict, "machine": dict, "counts": schema.Each(schema.natural),
+        "seconds": schema.seconds, "shards": schema.Items(schema.OrNull(str)),
+    },
+)  # fmt: skip
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """A report of ``megamoe check --json`` or ``merge --json``; ``ValueError`` of one line if not.
+
+    What it lacks besides ``cases`` is the business of whoever needs it.
+    """
+    try:
+        data = read_json(Path(path), REPORT_LIMIT)
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: cannot be read as a JSON report: {error}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("cases"), list):
+        raise ShardError(f"{path} is no report of `megamoe check --json`")
+    _check(data, str(path))
+    return data
+
+
+def _check(report: Report, name: str) -> None:
+    """Types, statuses and ids of what is there; :class:`ShardError` in one line."""
+    if said := schema.fault(report, _REPORT):
+        raise ShardError(f"{name}: {said}; write it again with `megamoe check --json`")
+    for case in report["cases"]:
+        case_id = schema.plain(case["id"])
+        if not case["id"].startswith(f"{case['kind']}/"):
+            raise ShardError(f"{name}: case {case_id} has kind {case['kind']}; judge it again")
+        if case["status"] not in (*STATUSES, NOT_RUN):
+            raise ShardError(
+                f"{name}: case {case_id} has status {schema.shown(case['status'])}, known: "
+                f"{', '.join(STATUSES)}; merge with the version that wrote it"
+            )
+        if case["status"] != "pass" and "reason" not in case:
+            raise ShardError(f"{name}: case {case_id} has no reason; judge it again")
+
+
+def merge(
+    reports: Sequence[Report], selection: Sequence[Case], names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """One report of all shards, each case of ``selection`` once; ``names`` are of their files.
+
+    Raises :class:`ShardError` for a report of another form or of a run that was stopped, where
+    reports differ in what decides a result, and naming cases that are lost, doubled or foreign.
+    """
+    if not reports:
+        raise ShardError("no reports to merge; name the JSON files of all shards")
+    names = names or [f"report {at}" for at in range(1, len(reports) + 1)]
+    for report, name in zip(reports, names, strict=True):
+        _check(report, name)
+        _ended(report, name)
+        _complete(report, name)
+    for report, name in zip(reports[1:], names[1:], strict=True):
+        _alike(reports[0], report, names[0], name)
+    cases = _each_once(reports, selection)
+    counts = Counter(c["status"] for c in cases)
+    return {
+        **{k: v for k, v in reports[0].items() if k not in ("cases", "counts", "shard", "shards")},
+        "seconds": sum(float(r["seconds"]) for r in reports),
+        "counts": {status: counts[status] for status in STATUSES},
+        "shards": [part for r in reports for part in r.get("shards", [r.get("shard")])],
+        "cases": cases,
+    }
+
+
+def _complete(report: Report, name: str) -> None:
+    """Each key that decides, and counts that are those of the cases."""
+    for key in ("seconds", "counts", *DECIDES):
+        top, _, part = key.partition(".")
+        if key in _NOT_ALWAYS or top in _NOT_ALWAYS:
+            continue
+        if top not in report or (part and part not in report[top]):
+            lacking = key if top in report else top
+            raise ShardError(f"{name} lacks `{lacking}`; judge it again with this version")
+    counted = Counter(case["status"] for case in report["cases"])
+    for status in sorted({*counted, *report["counts"]}):
+        said = report["counts"].get(status, 0)
+        if said != counted[status]:
+            raise ShardError(
+                f"{name} counts {said} x {schema.plain(status)}, and holds "
+                f"{counted[status]} such cases; it was edited or cut: judge it again"
+            )
+
+
+def _ended(report: Report, name: str) -> None:
+    left = [case["id"] for case in report["cases"] if case["status"] == NOT_RUN]
+    if not left and not report.get("stopped"):
+        return
+    shard = report.get("shard")
+    again = f"run shard {schema.plain(shard)} again" if shard else "run it again"
+    lost = f" before {len(left)} cases, {schema.plain(left[0])} among them" if left else ""
+    raise ShardError(f"{name}: its run was stopped{lost}; {again}")
+
+
+def _alike(first: Report, other: Report, first_name: str, other_name: str) -> None:
+    mine, theirs = dict(_leaves(first)), dict(_leaves(other))
+    for key in sorted({*mine, *theirs} - set(MAY_DIFFER)):
+        if mine.get(key) == theirs.get(key):
+            continue
+        why = DECIDES.get(key, "it may decide a result")
+        raise ShardError(
+            f"reports differ in {schema.plain(key)}: {_value(mine, key)} in {first_name}, "
+            f"{_value(theirs, key)} in {other_name} ({why}); run them alike"
+        )
+
+
+def _leaves(report: Report) -> Iterator[tuple[str, Any]]:
+    """Key path -> what is compared; of the keys that the tables divide, each part."""
+    for key, value in report.items():
+        if key not in _PARTS or not isinstance(value, Mapping):
+            yield key, value
+            continue
+        for part, below in value.items():
+            path = f"{key}.{part}"
+            two = path in _TWO_NUMBERS and isinstance(below, str)
+            yield path, ".".join(below.split(".")[:2]) if two else below
+
+
+def _value(leaves: Mapping[str, Any], key: str) -> str:
+    if key not in leaves:
+        return "nothing"
+    value = leaves[key]
+    if isinstance(value, Mapping):  # a fingerprint
+        pairs = sorted(value.items())
+        return ", ".join(f"{schema.plain(k)} {schema.plain(v)}" for k, v in pairs) or "none"
+    if isinstance(value, list):
+        return schema.plain(", ".join(map(str, value))) or "none"
+    return schema.plain(value)
+
+
+def _each_once(reports: Sequence[Report], selection: Sequence[Case]) -> list[Mapping[str, Any]]:
+    """The cases of all reports in the order of the selection."""
+    seen = Counter(c["id"] for r in reports for c in r["cases"])
+    wanted = {c.id for c in selection}
+    for what, ids in (
+        ("lost", sorted(wanted - set(seen))),
+        ("judged twice", sorted(i for i, n in seen.items() if n > 1)),
+        ("not in this selection", sorted(set(seen) - wanted)),
+    ):
+        if ids:
+            more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+            named = ", ".join(map(schema.plain, ids[:3]))
+            raise ShardError(f"{len(ids)} cases {what}: {named}{more}; run the shards "
+                             "again from one commit")  # fmt: skip
+    order = {c.id: at for at, c in enumerate(selection)}
+    return sorted((c for r in reports for c in r["cases"]), key=lambda c: order[c["id"]])

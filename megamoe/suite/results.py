@@ -1,0 +1,187 @@
+"""The report of a run: JSON, JUnit, and the table at the end."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.table import Table
+
+from megamoe.cases import KINDS, Case
+from megamoe.environment import machine, versions
+from megamoe.golden import write_atomically
+from megamoe.judge import BAD, JUDGED, STATUSES, Verdict
+from megamoe.spec.contract import CURRENT
+from megamoe.suite.settings import Settings
+from megamoe.worker.session import Identity
+
+Report = dict[str, Any]
+
+
+def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -> Report:
+    """The JSON report; ``cases`` in the order of ids, so that two runs can be compared."""
+    counts = Counter(v.status for v in verdicts)
+    build_of = identity.fingerprint
+    return {
+        "backend": settings.backend,
+        "name": identity.name,
+        "accumulator": identity.accumulator,
+        "callables": list(identity.callables),
+        # Binaries are compiled as the cases need them, and differ with the cases.
+        "fingerprint": build_of and {name: build_of[name] for name in ("sources", "options")},
+        "worker": dict(identity.facts),
+        "counts": {status: counts.get(status, 0) for status in STATUSES},
+        "tier": settings.chosen_tier,
+        "kind": settings.kind,
+        "case": settings.case,
+        "shard": settings.shard,
+        "contract": CURRENT.revision,
+        "device": settings.device,
+        "versions": versions(),
+        "machine": machine(identity.facts),
+        "cases": [v.to_dict() for v in sorted(verdicts, key=lambda v: v.case_id)],
+    }
+
+
+SIZES: Final = ("tokens", "hidden", "intermediate", "experts", "top_k", "logical", "physical")
+"""Parameters of a case that the report calls its shape."""
+
+
+def describe(report: Report, cases: Sequence[Case], details: Mapping[str, Any]) -> None:
+    """Add to each case of ``report`` its sizes and, where it is bad, what it breaks and details."""
+    known = {case.id: case for case in cases}
+    for entry in report["cases"]:
+        case = known.get(entry["id"])
+        if case is None:
+            continue
+        entry["sizes"] = {name: case.params[name] for name in SIZES if name in case.params}
+        if entry["status"] in BAD:
+            entry["breaks"] = case.breaks
+            entry["details"] = details.get(case.id, [])
+
+
+def exit_code(counts: Mapping[str, int]) -> int:
+    """0: something was judged and all of it passed; 1: a fail or an error; 2: nothing judged.
+
+    A run that was stopped has no 0: 2 where what was judged passed.
+    """
+    if counts.get("fail", 0) or counts.get("error", 0):
+        return 1
+    return 0 if counts.get("pass", 0) and not counts.get("not-run", 0) else 2
+
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd]")
+
+
+def junit(report: Mapping[str, Any]) -> bytes:
+    """JUnit XML: a test suite a kind; skip and not-provided are both skipped, with the reason."""
+    root = ElementTree.Element("testsuites", name="megamoe")
+    for kind in KINDS:
+        cases = [c for c in report["cases"] if c["kind"] == kind]
+        if not cases:
+            continue
+        counts = Counter(c["status"] for c in cases)
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=f"megamoe.{kind}",
+            tests=str(len(cases)),
+            failures=str(counts["fail"]),
+            errors=str(counts["error"]),
+            skipped=str(counts["skip"] + counts["not-provided"] + counts["not-run"]),
+            time=f"{sum(c['seconds'] for c in cases):.3f}",
+        )
+        for case in cases:
+            item = ElementTree.SubElement(
+                suite, "testcase", classname=f"megamoe.{kind}", name=case["id"],
+                time=f"{case['seconds']:.3f}",
+            )  # fmt: skip
+            judged = {"judged": ", ".join(case.get("how", ())), "recorded": case.get("recorded")}
+            held = {name: value for name, value in judged.items() if value}
+            if held:
+                properties = ElementTree.SubElement(item, "properties")
+                for name, value in held.items():
+                    ElementTree.SubElement(properties, "property", name=name, value=str(value))
+            tag = {"fail": "failure", "error": "error"}.get(case["status"], "skipped")
+            if case["status"] != "pass":
+                reason = _NOT_XML.sub("?", case["reason"])
+                said = reason if tag != "skipped" else f"{case['status']}: {reason}"
+                ElementTree.SubElement(item, tag, message=said)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def write(path: str, content: bytes) -> str:
+    """Write a report whole or not at all, making its folder; returns what went wrong, or ''."""
+    try:
+        write_atomically(Path(path), content)
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror or error}"
+    return ""
+
+
+def print_summary(report: Mapping[str, Any], console: Console) -> None:
+    """Kind x status, the reasons of what was not judged, and the verdict in one line."""
+    cases = report["cases"]
+    table = Table(title=f"backend {report['backend']}, tier {report['tier']}", title_justify="left")
+    table.add_column("kind")
+    total = report["counts"]
+    shown = [s for s in STATUSES if s != "not-run" or total.get(s)]
+    for status in shown:
+        table.add_column(status, justify="right")
+    for kind in KINDS:
+        counts = Counter(c["status"] for c in cases if c["kind"] == kind)
+        if counts:
+            table.add_row(kind, *(str(counts[s] or "") for s in shown))
+    table.add_section()
+    table.add_row("all", *(str(total.get(s, 0)) for s in shown))
+    console.print(table)
+    reasons = Counter(
+        (c["status"], c["reason"])
+        for c in cases
+        if c["status"] in ("skip", "not-provided", "not-run")
+    )
+    for (status, reason), count in reasons.most_common():
+        console.print(f"{status} x {count}: {reason}", markup=False, highlight=False)
+    line = recorded_line(report)
+    if line:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(verdict_line(report), markup=False, highlight=False)
+
+
+def recorded_line(report: Mapping[str, Any]) -> str:
+    """How many forward cases were compared with recorded bits, and why the others were not."""
+    counts = Counter(c["recorded"] for c in report["cases"] if c.get("recorded"))
+    if not counts:
+        return ""
+    kept = report.get("recorded", {})
+    if set(counts) == {"none"} and not kept.get("file"):
+        where = kept.get("machine_class", "this machine")
+        return f"recorded bits: none of this backend on {where}; judged by the goldens alone"
+    said = ", ".join(f"{state} {count}" for state, count in counts.most_common())
+    rest = "" if set(counts) <= {"matched", "moved"} else "; all were judged by the goldens"
+    return f"recorded bits ({kept.get('file')}): {said}{rest}"
+
+
+def verdict_line(report: Mapping[str, Any]) -> str:
+    """One line that says what a person may conclude."""
+    counts = report["counts"]
+    judged = sum(counts.get(s, 0) for s in JUDGED)
+    rest = counts.get("skip", 0) + counts.get("not-provided", 0)
+    more = f"; {rest} not judged" if rest else ""
+    left = counts.get("not-run", 0)
+    more += f"; the run was stopped, {left} not run" if left else ""
+    took = f" in {report['seconds']:.0f} s" if "seconds" in report else ""
+    code = exit_code(counts)
+    if code == 2:
+        if judged:
+            return f"STOPPED: all {judged} judged cases passed{more}{took}"
+        return f"NOTHING JUDGED: 0 of {judged + rest + left} cases{more}{took}"
+    if code:
+        bad = counts.get("fail", 0) + counts.get("error", 0)
+        return f"RED: {bad} of {judged} judged cases did not pass{more}{took}"
+    return f"GREEN: all {judged} judged cases passed{more}{took}"

@@ -1,0 +1,181 @@
+"""One case against one backend: regenerate, have it run, judge. No pytest in here.
+
+The backend answers in a worker (:mod:`megamoe.worker`); this process never imports it. Whatever it
+does there, the case gets a verdict.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megamoe.cases import Case
+from megamoe.golden import GoldenError, Store, StoredGolden, digest_of, recorded, regenerate
+from megamoe.judge import (
+    BadOutput,
+    Finding,
+    GoldenLacks,
+    Place,
+    Verdict,
+    bitwise,
+    detail,
+    of_findings,
+)
+from megamoe.spec.forms import Form
+from megamoe.spec.problem import Problem
+from megamoe.suite.kinds import KINDS, forward
+from megamoe.suite.kinds.forward import Shown
+from megamoe.worker.exchange import (
+    Caller,
+    Declined,
+    Missing,
+    NoOutput,
+    NoRoom,
+    WroteInput,
+)
+from megamoe.worker.session import Session, WorkerError
+
+TIMEOUT = 120.0
+"""Seconds that a backend may take for the calls of one case, where nothing else is said."""
+
+
+class Runner:
+    """A backend where it runs, and the goldens it is held to.
+
+    ``kept``: what was recorded of this backend on this class of machine. ``details`` are, after a
+    case, what a report draws of its failure.
+    """
+
+    def __init__(
+        self, session: Session, store: Store, kept: recorded.Recorded | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:  # fmt: skip
+        self.session = session
+        self.store = store
+        self.kept = kept
+        self.timeout = timeout
+        self.brief = False
+        """Say what fails and where, without what only a picture needs and the oracle must make."""
+        self.details: list[detail.Detail] = []
+        self._call: Caller | None = None
+
+    def run(self, case: Case) -> Verdict:
+        """The verdict of one case, with the seconds it took."""
+        return self._timed(case, lambda: KINDS[case.kind].judge(self, case))
+
+    def run_and_show(self, case: Case) -> tuple[Verdict, Shown | None]:
+        """The verdict of a forward case, and what was judged; None where nothing was shown."""
+        kept: list[Shown] = []
+
+        def show() -> Shown:
+            kept.append(forward.shown(self, case))
+            return kept[0]
+
+        return self.judge_shown(case, show), kept[0] if kept else None
+
+    def judge_shown(self, case: Case, show: Callable[[], Shown]) -> Verdict:
+        """The verdict of what ``show()`` gives; what that raises is a verdict too."""
+        return self._timed(case, lambda: forward.judge_shown(self, case, show()))
+
+    # --- for the kinds --------------------------------------------------------------------------
+
+    def caller(self) -> Caller:
+        """Calls of one case, within its time."""
+        self._call = Caller(self.session, self.timeout)
+        return self._call
+
+    def golden(self, case: Case) -> tuple[StoredGolden, dict[str, Any]]:
+        """The golden and the regenerated inputs, whose bits are the ones it was made for."""
+        self.store.entry(case)  # before any work: an unknown case is cheap to say
+        given = regenerate(case)
+        golden = self.store.load(case, digest_of(given))
+        golden.brief = self.brief
+        return golden, given
+
+    def problem(self, case: Case) -> tuple[StoredGolden, Problem]:
+        """As :meth:`golden`, the inputs as a problem on the CPU."""
+        golden, given = self.golden(case)
+        return golden, Problem(**given)
+
+    def bitwise(self, stage: str, form: Form, actual: Any, expected: Any, at: Place) -> Finding:
+        """A finding, whose detail is kept where it is bad."""
+        found = bitwise(stage, form, actual, expected, at)
+        if found.outside and not self.brief:
+            drawn = detail.measure(stage, form, actual, expected, expected, at.axes, at.per_channel)
+            self.details += detail.agreeing([drawn], [found])
+        return found
+
+    def add_details(self, *judged: Any) -> None:
+        """Details of a forward; the arguments are those of :func:`megamoe.judge.detail.forward`."""
+        if not self.brief:
+            self.details = detail.forward(*judged)
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _timed(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
+        started = time.perf_counter()
+        self.details, self._call = [], None
+        verdict = self._judged(case, step)
+        lost = self._lost()
+        if lost:
+            verdict = _lost(verdict, lost)
+        seconds = round(time.perf_counter() - started, 3)
+        return replace(verdict, seconds=seconds, by=self._by())
+
+    def _lost(self) -> str:
+        return self._call.lost if self._call is not None else ""
+
+    def _by(self) -> str:
+        try:
+            return self.session.identity.digest
+        except WorkerError:
+            return ""
+
+    def _judged(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
+        try:
+            needs = KINDS[case.kind].needs
+            if needs is not None and not self.session.identity.provides(needs):
+                raise Missing(needs)
+            return step()
+        except Missing as missing:
+            return Verdict(case.id, case.kind, "not-provided", missing.why)
+        except Declined as declined:
+            return Verdict(case.id, case.kind, "skip", declined.why)
+        except WroteInput as wrote:
+            found = [Finding("inputs", 1, text=wrote.why)]
+            return of_findings(case.id, case.kind, found, ("inputs",))
+        except NoOutput as nothing:
+            reason = nothing.why
+        except (BadOutput, GoldenError, GoldenLacks, WorkerError) as error:
+            reason = str(error)
+        except MemoryError:
+            reason = "out of memory; run with fewer judges (-n)"
+        except NoRoom:
+            raise  # the run ends: no further case has room either
+        except Exception as error:
+            reason = f"cannot be judged: {_one_line(error)} ({place(error)})"
+        reason = reason if case.id in reason else f"case {case.id}: {reason}"
+        return Verdict(case.id, case.kind, "error", reason)
+
+
+def _lost(verdict: Verdict, why: str) -> Verdict:
+    """The verdict where the case left a process that can answer nothing more."""
+    text = f"after it the process is of no use ({why})"
+    if verdict.status in ("fail", "error"):
+        return replace(verdict, reason=f"{verdict.reason}; {text}")
+    return replace(verdict, status="error", reason=f"case {verdict.case_id}: {text}")
+
+
+def place(error: BaseException) -> str:
+    """Where it was raised: file, line and function of the innermost frame."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
