@@ -17,7 +17,7 @@ import pytest
 
 from megamoe import oracle
 from megamoe.cases import KINDS, LAWS, Case, load_cases, recipes
-from megamoe.spec.contract import MODELS
+from megamoe.spec.contract import BASE, MODELS
 from megamoe.spec.problem import Problem
 from megamoe.suite import laws
 from megamoe.suite.kinds.errors import ACTIONS
@@ -206,7 +206,7 @@ def test_a_case_says_what_breaks(case: Case) -> None:
 def test_forward_data_of_envelopes_is_of_ordinary_size() -> None:
     """Gates mostly within +-10, outputs neither vanishing nor overflowing, on one middle case."""
     case = BY_ID["forward/bell-h512-i256-drifts"]
-    golden = oracle.forward(recipes.forward_problem(case, [0]), ["exact"])
+    golden = oracle.forward(recipes.forward_problem(case, [0]), ["exact"], contract=BASE)
     y = (golden.y.astype(np.uint32) << 16).view(np.float32)
     assert 0.05 < y.std() < 5 and np.unique(golden.codes).size > 100
 
@@ -234,13 +234,15 @@ def test_combine_cases_depend_on_the_order(name: str, monkeypatch: pytest.Monkey
 )
 def test_requantise_cases_stand_at_the_power_of_two(name: str, byte: int) -> None:
     name = f"forward/requant-amax-{name}-448x2k"
-    golden = oracle.forward(recipes.forward_problem(BY_ID[name]))
+    golden = oracle.forward(recipes.forward_problem(BY_ID[name]), contract=BASE)
     assert set(golden.sf.ravel()) == {byte} and golden.zero_freedom
 
 
 def test_the_fast_silu_leaves_both_exponents_open() -> None:
     name = "forward/requant-amax-at-448x2k-fast-silu-undecided"
-    envelope = oracle.forward(recipes.forward_problem(BY_ID[name])).envelopes["exact"]
+    envelope = oracle.forward(recipes.forward_problem(BY_ID[name]), contract=BASE).envelopes[
+        "exact"
+    ]
     assert (envelope.sf_lo == 128).all() and (envelope.sf_hi == 129).all()
 
 
@@ -250,5 +252,5 @@ def test_the_fast_silu_leaves_both_exponents_open() -> None:
 )  # fmt: skip
 def test_small_zero_freedom_cases_are_proven(case: Case) -> None:
     """All are proven when goldens are made; these few show that the proof can be had here."""
-    golden = oracle.forward(recipes.forward_problem(case), any_silu=True)
+    golden = oracle.forward(recipes.forward_problem(case), any_silu=True, contract=BASE)
     assert golden.zero_freedom, golden.why

@@ -11,6 +11,7 @@ import torch
 from megamoe.backends import eager
 from megamoe.backends.eager import EagerBackend
 from megamoe.spec import formats as f
+from megamoe.spec.contract import BASE
 from megamoe.spec.problem import Problem
 
 H, I, E, K = 256, 128, 4, 3
@@ -150,7 +151,7 @@ def test_silu_of_every_bfloat16_gate(fast):
     gates = gates[np.abs(gates) < 80]
     ones = torch.ones(len(gates), 1)
     rows = torch.stack([torch.from_numpy(gates), ones[:, 0]], dim=1)
-    got = eager.swiglu(rows, ones, None, fast)[:, 0].numpy()
+    got = eager.swiglu(rows, ones, None, fast, contract=BASE)[:, 0].numpy()
     one = np.float32(1)
     denominator = one + np.exp(-gates.astype(np.float64)).astype(np.float32)
     expected = gates * (one / denominator) if fast else gates / denominator
@@ -159,7 +160,7 @@ def test_silu_of_every_bfloat16_gate(fast):
 
 def swiglu_one(gate, up, weight=1.0, clamp=None, fast=True):
     rows = torch.tensor([[gate, up]], dtype=torch.float32)
-    return eager.swiglu(rows, torch.tensor([[weight]]), clamp, fast).item()
+    return eager.swiglu(rows, torch.tensor([[weight]]), clamp, fast, contract=BASE).item()
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -217,7 +218,7 @@ def test_fast_reciprocal_flushes_a_subnormal():
 
 def requantise(group):
     """One group of 32 through the backend: (code bytes, exponent byte)."""
-    codes, sf = eager.requantise(torch.tensor([group], dtype=torch.float32))
+    codes, sf = eager.requantise(torch.tensor([group], dtype=torch.float32), contract=BASE)
     return codes[0].tolist(), sf[0, 0].item()
 
 
@@ -268,25 +269,33 @@ def test_combine_adds_live_slots_in_ascending_order():
     """In fp32 the 1 is lost when it is added to 2^24, and kept when it comes last."""
     slots = torch.tensor([[[2.0**24], [1.0], [-(2.0**24)]]], dtype=torch.bfloat16)
     live = torch.ones(1, 3, dtype=torch.bool)
-    assert eager.combine(slots, live).item() == 0.0
-    assert eager.combine(slots[:, [0, 2, 1]], live).item() == 1.0
+    assert eager.combine(slots, live, weights=None, contract=BASE).item() == 0.0
+    assert eager.combine(slots[:, [0, 2, 1]], live, weights=None, contract=BASE).item() == 1.0
 
 
 def test_combine_adds_in_fp32():
     """256 + 1 + 1 in bfloat16 would stay 256, a tie each time."""
     slots = torch.tensor([[[256.0], [1.0], [1.0]]], dtype=torch.bfloat16)
-    assert eager.combine(slots, torch.ones(1, 3, dtype=torch.bool)).item() == 258.0
+    assert (
+        eager.combine(slots, torch.ones(1, 3, dtype=torch.bool), weights=None, contract=BASE).item()
+        == 258.0
+    )
 
 
 def test_combine_skips_dead_slots_whatever_they_hold():
     slots = torch.tensor([[[1.0], [math.nan], [2.0]]], dtype=torch.bfloat16)
-    assert eager.combine(slots, torch.tensor([[True, False, True]])).item() == 3.0
+    assert (
+        eager.combine(
+            slots, torch.tensor([[True, False, True]]), weights=None, contract=BASE
+        ).item()
+        == 3.0
+    )
 
 
 def test_combine_starts_from_plus_zero():
     slots = torch.tensor([[[-0.0]]], dtype=torch.bfloat16)
     for live in (True, False):
-        y = eager.combine(slots, torch.tensor([[live]]))
+        y = eager.combine(slots, torch.tensor([[live]]), weights=None, contract=BASE)
         assert y.view(torch.int16).item() == 0
 
 

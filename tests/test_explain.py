@@ -24,6 +24,7 @@ from megamoe.explain.instruction import modelled
 from megamoe.explain.life import live
 from megamoe.oracle.linear import Columns, Rows, block_sums
 from megamoe.spec.accumulators import ACCUMULATORS
+from megamoe.spec.contract import BASE
 from megamoe.suite.at_hand import run
 from tests.helpers.local import Local
 from tests.helpers.mutants import FORWARD, build
@@ -92,10 +93,10 @@ def test_fast_blocks_are_the_oracles(seed):
 
 @pytest.mark.parametrize("name", ACCUMULATORS)
 def test_a_life_is_the_oracles_forward(small, name):
-    golden = oracle.forward(small, [name])
+    golden = oracle.forward(small, [name], contract=BASE)
     envelope = golden.envelopes[name]
     for token in range(2):
-        life = live(FromProblem(small), token, range(256), name)
+        life = live(FromProblem(small), token, range(256), name, contract=BASE)
         np.testing.assert_array_equal(life.y, golden.y[token])
         np.testing.assert_array_equal(life.y_low, envelope.y_lo[token])
         np.testing.assert_array_equal(life.y_high, envelope.y_hi[token])
@@ -113,7 +114,7 @@ def test_of_w2_only_the_wanted_channel_is_asked_for(small):
             return super().w2(expert, channels)
 
     source = Spy(small)
-    explain(source, 0, 9, "sm100-mxf8f6f4")
+    explain(source, 0, 9, "sm100-mxf8f6f4", contract=BASE)
     assert source.asked == ([9], [9], [9])
 
 
@@ -142,7 +143,7 @@ def test_where_there_is_no_instruction_the_model_is_eagers(small):
 
 
 def test_each_number_follows_from_the_ones_before(small):
-    said = explain(FromProblem(small), 0, 7, "sm90-e4m3")
+    said = explain(FromProblem(small), 0, 7, "sm90-e4m3", contract=BASE)
     for slot in said["slots"]:
         top, two = slot["largest"], slot["linear2"]
         assert np.float32(np.float32(top["silu"]) * np.float32(top["up_clamped"]["value"])) * (
@@ -164,11 +165,11 @@ def test_each_number_follows_from_the_ones_before(small):
 
 def test_a_token_without_slots_and_one_that_is_not_there(small):
     none = replace(small, topk_ids=torch.full_like(small.topk_ids, -1))
-    said = explain(FromProblem(none), 0, 0, "exact")
+    said = explain(FromProblem(none), 0, 0, "exact", contract=BASE)
     assert said["y"]["bits"] == "0x0000" and said["masked_slots"] == [0, 1, 2]
     for token, channel in ((2, 0), (-1, 0), (0, 256)):
         with pytest.raises(ValueError, match="is not there"):
-            explain(FromProblem(small), token, channel, "exact")
+            explain(FromProblem(small), token, channel, "exact", contract=BASE)
 
 
 # --- where lives part -------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def test_a_planted_fault_is_named(small, tmp_path, name, only_y):
     mutant = next(m for m in FORWARD if m.name == name)
     got = run(small, Local(build(mutant, tmp_path / str(only_y))))
     actual = {k: v[1] for k, v in got.items() if k == "y" or not only_y}
-    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual)["actual"]
+    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
     assert EXPECTED[name] in [way["what"] for way in said["deviations"]["named"]]
     assert said["deviations"]["explains"]
     late = name.startswith(("combine", "slot"))
@@ -201,13 +202,13 @@ def test_a_planted_fault_is_named(small, tmp_path, name, only_y):
 
 def test_what_is_right_does_not_part(small):
     actual = {k: v[1] for k, v in run(small, Local(EagerBackend())).items()}
-    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual)["actual"]
+    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
     assert said["parts_at"] is None and said["deviations"] is None and not said["outside"]
 
 
 def test_a_fault_that_is_in_no_catalogue_is_not_explained(small):
     actual = {"y": run(small, Local(EagerBackend()))["y"][1] ^ 0x155}
-    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual)["actual"]
+    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
     assert said["parts_at"]["stage"] == "y"
     assert not said["deviations"]["explains"]
 

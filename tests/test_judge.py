@@ -12,6 +12,7 @@ from megamoe.judge.elements import Place, bitwise, interval, key_interval
 from megamoe.judge.outputs import BadOutput, bits, forward_bits
 from megamoe.judge.picture import picture
 from megamoe.judge.verdict import Verdict, of_findings
+from megamoe.spec.contract import BASE
 from megamoe.spec.formats import e4m3_key
 from megamoe.spec.forms import BF16, E4M3, F32, INT32, UE8M0
 from megamoe.spec.problem import Problem
@@ -253,7 +254,7 @@ class Stored:
 @pytest.fixture(scope="module")
 def judged():
     p = problem()
-    golden = oracle.forward(p)
+    golden = oracle.forward(p, contract=BASE)
     assert not golden.zero_freedom
     return p, golden
 
@@ -299,7 +300,7 @@ def test_masked_slots_are_not_read(judged):
     ids = p.topk_ids.clone()
     ids[0, 1] = -1
     masked = Problem(**{**vars(p), "topk_ids": ids})
-    golden = oracle.forward(masked)
+    golden = oracle.forward(masked, contract=BASE)
     for zero_freedom in (False, True):
         actual = shown(golden)
         actual["l2_acts"][0, 1] = 0x7F
@@ -321,7 +322,9 @@ def test_zero_freedom_is_bitwise_in_everything_shown(judged):
 
 def test_staged_inputs_are_held_to_the_oracle(judged):
     p, golden = judged
-    stage = oracle.staging(bits(p.hidden_states), p.topk_weights.numpy(), p.topk_ids.numpy())
+    stage = oracle.staging(
+        bits(p.hidden_states), p.topk_weights.numpy(), p.topk_ids.numpy(), contract=BASE
+    )
     good = {"y": golden.y, "x": stage["x"], "x_sf": stage["x_sf"]}
     result = judgements.judge_forward(good, Stored(golden), "fp32", p)
     assert not any(f.bad for f in result.findings) and "bitwise" in result.how
@@ -332,7 +335,7 @@ def test_staged_inputs_are_held_to_the_oracle(judged):
 
 def test_an_envelope_that_is_not_there(judged):
     p, golden = judged
-    only_exact = oracle.forward(p, ["exact"])
+    only_exact = oracle.forward(p, ["exact"], contract=BASE)
     with pytest.raises(judgements.GoldenLacks, match="no envelope for accumulator class 'fp32'"):
         judgements.judge_forward({"y": golden.y}, Stored(only_exact), "fp32", p)
 

@@ -16,6 +16,7 @@ from megamoe import oracle
 from megamoe.backends import simulate
 from megamoe.oracle import swiglu
 from megamoe.oracle.linear import exact_dot, float_to_odd
+from megamoe.spec.contract import BASE
 from megamoe.spec.formats import (
     bf16_decode,
     bf16_key,
@@ -64,7 +65,7 @@ def slot_by_fractions(problem, golden, token, slot):
         if problem.activation_clamp is not None:
             bound = np.float32(problem.activation_clamp)
             gate, up = min(gate, bound), min(max(up, -bound), bound)
-        silu = swiglu.silu_table()[bf16_round(np.array([gate]))[0]]
+        silu = swiglu.silu_table("g/d")[bf16_round(np.array([gate]))[0]]
         product = fl32(Fraction(float(silu)) * Fraction(float(up)))
         values.append(fl32(Fraction(float(product)) * weight))
     amax = max(abs(v) for v in values)
@@ -82,7 +83,7 @@ def slot_by_fractions(problem, golden, token, slot):
 @pytest.mark.parametrize("options", [{}, {"fast_math": False, "clamp": "none"}, WIDE])
 def test_codes_and_outputs_equal_a_rational_recomputation(options):
     problem = simulate.problem(3, tokens=1, hidden=128, **options)
-    golden = oracle.forward(problem, [])
+    golden = oracle.forward(problem, [], contract=BASE)
     for token in range(1):
         total = np.zeros(4, np.float32)
         for slot in range(2):
@@ -98,7 +99,7 @@ def test_codes_and_outputs_equal_a_rational_recomputation(options):
 
 def test_the_reference_lies_in_every_envelope():
     problem = simulate.problem(4, hidden_recipe={"kind": "bell", "spread": 8})
-    golden = oracle.forward(problem)
+    golden = oracle.forward(problem, contract=BASE)
     for name, envelope in golden.envelopes.items():
         y = bf16_key(golden.y)
         assert ((bf16_key(envelope.y_lo) <= y) & (y <= bf16_key(envelope.y_hi))).all(), name
@@ -113,7 +114,7 @@ def test_an_envelope_of_one_point_is_the_reference():
     problem = simulate.problem(
         5, hidden_recipe={"kind": "grid"}, weights_recipe={"kind": "carrier"}
     )
-    golden = oracle.forward(problem, any_silu=True)
+    golden = oracle.forward(problem, any_silu=True, contract=BASE)
     assert golden.zero_freedom
     for envelope in golden.envelopes.values():
         assert np.array_equal(bf16_key(envelope.y_lo), bf16_key(golden.y))
@@ -123,7 +124,7 @@ def test_every_simulated_kernel_returns_the_bits_of_a_zero_freedom_case():
     problem = simulate.problem(
         5, hidden_recipe={"kind": "grid"}, weights_recipe={"kind": "carrier"}
     )
-    golden = oracle.forward(problem, [])
+    golden = oracle.forward(problem, [], contract=BASE)
     for kernel in simulate.kernels()[::5] + simulate.kernels()[-4:]:
         got = simulate.forward(problem, kernel, 1)
         assert np.array_equal(bf16_key(got.y), bf16_key(golden.y)), kernel.name
@@ -135,15 +136,17 @@ def test_zero_freedom_is_refused_when_a_class_was_not_examined():
     problem = simulate.problem(
         5, hidden_recipe={"kind": "grid"}, weights_recipe={"kind": "carrier"}
     )
-    golden = oracle.forward(problem, ["fp32"])
+    golden = oracle.forward(problem, ["fp32"], contract=BASE)
     assert golden.why == ("not every accumulator class was examined",)
 
 
 def test_staged_interval_of_the_reference_codes_is_no_wider_than_end_to_end():
     problem = simulate.problem(6, hidden_recipe={"kind": "bell", "spread": 10})
-    golden = oracle.forward(problem, ["fp32-ordered"])
+    golden = oracle.forward(problem, ["fp32-ordered"], contract=BASE)
     envelope = golden.envelopes["fp32-ordered"]
-    low, high = oracle.combine_interval(problem, golden.codes, golden.sf, "fp32-ordered")
+    low, high = oracle.combine_interval(
+        problem, golden.codes, golden.sf, "fp32-ordered", contract=BASE
+    )
     assert (bf16_key(envelope.y_lo) <= bf16_key(low)).all()
     assert (bf16_key(high) <= bf16_key(envelope.y_hi)).all()
 
@@ -152,7 +155,7 @@ def test_masked_slots_hold_zeros_and_a_token_without_slots_gives_zero():
     problem = simulate.problem(7)
     ids = problem.topk_ids.clone()
     ids[0], ids[1, 0] = -1, -1
-    golden = oracle.forward(replace(problem, topk_ids=ids), [])
+    golden = oracle.forward(replace(problem, topk_ids=ids), [], contract=BASE)
     assert not golden.y[0].any()
     assert not golden.codes[0].any()
     assert not golden.codes[1, 0].any()
@@ -161,7 +164,7 @@ def test_masked_slots_hold_zeros_and_a_token_without_slots_gives_zero():
 
 def test_unknown_class_is_refused_by_name():
     with pytest.raises(ValueError, match="unknown accumulator class 'fp31'"):
-        oracle.forward(simulate.problem(8), ["fp31"])
+        oracle.forward(simulate.problem(8), ["fp31"], contract=BASE)
 
 
 SCRIPT = """

@@ -11,6 +11,7 @@ from megamoe import oracle
 from megamoe.backends import simulate
 from megamoe.judge import statistic
 from megamoe.judge.statistic import Energies, check, tail_level, threshold
+from megamoe.spec.contract import BASE
 from megamoe.spec.formats import bf16_decode, bf16_key, bf16_round, e4m3_key
 
 INTER, TOP_K = 512, 4
@@ -24,7 +25,7 @@ def layer():
         hidden_recipe={"kind": "bell", "spread": 6},
         weights_recipe={"w13_scale": [114, 6], "w2_scale": [118, 4]},
     )  # fmt: skip
-    return problem, oracle.forward(problem, []).y
+    return problem, oracle.forward(problem, [], contract=BASE).y
 
 
 def findings(layer, y, name="fp32"):
@@ -78,7 +79,7 @@ def test_a_lost_slot_shows_in_row_and_tile(layer):
     problem = layer[0]
     ids = problem.topk_ids.clone()
     ids[2, 1] = -1
-    y = oracle.forward(replace(problem, topk_ids=ids), []).y
+    y = oracle.forward(replace(problem, topk_ids=ids), [], contract=BASE).y
     found = findings(layer, y)
     assert {f.index[0] for f in found if f.unit in ("row", "tile")} == {2}
     assert {"row", "tile"} <= {f.unit for f in found}
@@ -121,13 +122,13 @@ def zero_freedom():
         hidden_recipe={"kind": "grid"}, weights_recipe={"kind": "carrier"},
         routing_recipe={"octaves": 30},
     )  # fmt: skip
-    return problem, oracle.forward(problem, any_silu=True)
+    return problem, oracle.forward(problem, any_silu=True, contract=BASE)
 
 
 def test_one_weight_group_off_by_a_ue8m0_step_is_caught_by_the_staged_judgement(layer):
     """On ordinary data: the code of that channel leaves its interval."""
     problem = simulate.head(layer[0], 1)
-    golden = oracle.forward(problem, ["fp32-ordered"])
+    golden = oracle.forward(problem, ["fp32-ordered"], contract=BASE)
     wrong = problem.w13_weight_scale.clone()
     expert = int(problem.topk_ids[0, 0])
     channel = int(np.argmax(golden.codes[0, 0] & 0x7F))
@@ -155,7 +156,7 @@ def test_one_weight_group_off_by_a_ue8m0_step_is_caught_by_a_zero_freedom_case(w
     for at in places[:: len(places) // 8]:
         wrong = scale.clone()
         wrong[(expert, *(int(i) for i in at))] += step
-        got = oracle.forward(replace(problem, **{which: wrong}), [])
+        got = oracle.forward(replace(problem, **{which: wrong}), [], contract=BASE)
         caught += bool((got.y != golden.y).any() or (got.codes != golden.codes).any())
     assert caught >= least
 

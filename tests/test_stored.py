@@ -22,6 +22,7 @@ from megamoe.layer.capture import capture, checkpoint_weights
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.kernel_weights import transform_weights
 from megamoe.layer.symm_buffer import clear_symm_buffers
+from megamoe.spec.contract import BASE
 from megamoe.suite.at_hand import judge, judge_output
 from tests.helpers.local import Local
 from tests.helpers.mutated import many, mutated, result_or_one_line
@@ -254,7 +255,7 @@ def test_a_captured_call_is_the_problem_and_its_output_is_judged(tmp_path, small
     assert cli.main(["replay", str(path)]) == 0
     assert "PASS" in capsys.readouterr().out
     wrong = {"y": y * 1.5}
-    assert judge_output(stored.problem, wrong, "fp32-ordered").status == "fail"
+    assert judge_output(stored.problem, wrong, "fp32-ordered", contract=BASE).status == "fail"
 
 
 def test_kernel_side_weights_are_undone(small):

@@ -10,6 +10,7 @@ import pytest
 
 from megamoe.backends import simulate
 from megamoe.oracle import swiglu
+from megamoe.spec.contract import BASE
 from megamoe.spec.formats import bf16_decode, bf16_key, bf16_round, e4m3_key
 
 BITS = np.arange(1 << 16, dtype=np.uint16)
@@ -39,7 +40,7 @@ def fl32(value: Decimal) -> float:
 def test_silu_table_is_the_contract_s_sequence_in_decimal(start):
     """exp by 50 digits, each operation then rounded once: every 97th gate between -80 and 80."""
     context = Context(prec=50)
-    table = swiglu.silu_table()
+    table = swiglu.silu_table("g/d")
     chosen = BITS[FINITE & (np.abs(GATES) < 80) & (np.abs(GATES) > 2.0**-20)][start::97]
     for bits in chosen:
         gate = Decimal(float(bf16_decode(np.array([bits]))[0]))
@@ -49,7 +50,7 @@ def test_silu_table_is_the_contract_s_sequence_in_decimal(start):
 
 
 def test_silu_at_the_ends():
-    table = swiglu.silu_table()
+    table = swiglu.silu_table("g/d")
     assert table[0] == 0
     assert np.isnan(table[0x7FC0])
     assert table[0x7F80] == np.inf
@@ -59,7 +60,7 @@ def test_silu_at_the_ends():
 @pytest.mark.parametrize("fast_math", [True, False])
 @pytest.mark.parametrize("where", ["low", "high", "none", "mixed"])
 def test_every_gate_of_an_erring_kernel_is_within_the_bounds(fast_math, where):
-    low, high = swiglu.silu_bounds(fast_math)
+    low, high = swiglu.silu_bounds("fast" if fast_math else "g/d")
     got = simulate.silu(GATES, fast_math, where, np.random.default_rng(1))
     assert ((low <= got) & (got <= high))[FINITE].all()
 
@@ -67,7 +68,7 @@ def test_every_gate_of_an_erring_kernel_is_within_the_bounds(fast_math, where):
 @pytest.mark.parametrize("fast_math", [True, False])
 def test_the_bounds_are_not_idly_wide(fast_math):
     """Kernels at the documented error of each instruction use most of the width."""
-    low, high = (t.astype(np.float64) for t in swiglu.silu_bounds(fast_math))
+    low, high = (t.astype(np.float64) for t in swiglu.silu_bounds("fast" if fast_math else "g/d"))
     rng = np.random.default_rng(1)
     ends = [simulate.silu(GATES, fast_math, w, rng).astype(np.float64) for w in ("low", "high")]
     usual = FINITE & (np.abs(GATES) < 30) & (np.abs(GATES) > 0.1)
@@ -78,33 +79,35 @@ def test_the_bounds_are_not_idly_wide(fast_math):
 
 @pytest.mark.parametrize("fast_math", [True, False])
 def test_the_reference_is_within_the_bounds(fast_math):
-    low, high = swiglu.silu_bounds(fast_math)
-    table = swiglu.silu_table()
+    low, high = swiglu.silu_bounds("fast" if fast_math else "g/d")
+    table = swiglu.silu_table("g/d")
     assert ((low <= table) & (table <= high))[FINITE].all()
 
 
 @pytest.mark.parametrize("fast_math", [True, False])
 def test_range_over_gates_encloses_every_gate_between(fast_math):
     """Also across the minimum near -1.278, where silu turns."""
-    low, high = swiglu.silu_bounds(fast_math)
+    low, high = swiglu.silu_bounds("fast" if fast_math else "g/d")
     order = BITS[FINITE][np.argsort(bf16_key(BITS[FINITE]), kind="stable")]
     rng = np.random.default_rng(2)
     centre = np.searchsorted(bf16_key(order), bf16_key(bf16(-1.278))[0])
     for start in [*rng.integers(0, len(order) - 400, 100), *range(centre - 300, centre, 20)]:
         part = order[start : start + int(rng.integers(1, 400))]
-        got_low, got_high = swiglu.silu_range(part[:1], part[-1:], fast_math)
+        got_low, got_high = swiglu.silu_range(part[:1], part[-1:], "fast" if fast_math else "g/d")
         assert got_low <= low[part].min()
         assert got_high >= high[part].max()
 
 
 def test_clamp_bounds_the_gate_above_only_and_the_up_on_both_sides():
-    gate, up = swiglu.clamp_gate_up(bf16(-50, 50, np.nan), bf16(-50, 50, np.nan), 10.0)
+    gate, up = swiglu.clamp_gate_up(
+        bf16(-50, 50, np.nan), bf16(-50, 50, np.nan), 10.0, contract=BASE
+    )
     assert bf16_decode(gate).tolist() == [-50, 10, 10]
     assert bf16_decode(up).tolist() == [-10, 10, -10]
 
 
 def test_clamp_is_rounded_to_bfloat16_first():
-    gate, _ = swiglu.clamp_gate_up(bf16(20.0), bf16(0.0), 10.02)
+    gate, _ = swiglu.clamp_gate_up(bf16(20.0), bf16(0.0), 10.02, contract=BASE)
     assert bf16_decode(gate) == 10.0
 
 
@@ -119,14 +122,14 @@ def test_exponent_at_448_times_a_power_of_two(power):
         nearest = float(np.float32(float(exact)))  # a product of two fp32 is exact in float64
         mantissa, exponent = np.frexp(nearest)
         expected.append(int(exponent) - 1 + 127 + (mantissa != 0.5))
-    assert swiglu.requant_exponent(around).tolist() == expected
+    assert swiglu.requant_exponent(around, contract=BASE).tolist() == expected
 
 
 def test_a_group_of_zeros_has_exponent_zero_and_nan_is_not_its_amax():
     values = np.zeros((1, 64), np.float32)
     values[0, 32:34] = [np.nan, -3.0]
-    assert swiglu.group_amax(values).tolist() == [[0.0, 3.0]]
-    assert swiglu.requant_exponent(np.zeros(1, np.float32)).tolist() == [0]
+    assert swiglu.group_amax(values, contract=BASE).tolist() == [[0.0, 3.0]]
+    assert swiglu.requant_exponent(np.zeros(1, np.float32), contract=BASE).tolist() == [0]
 
 
 def interval_of(rng, clamp, fast_math):
@@ -144,7 +147,7 @@ def interval_of(rng, clamp, fast_math):
     return (
         ends,
         weight,
-        swiglu.activation_interval(g_lo, g_hi, u_lo, u_hi, weight, clamp, fast_math),
+        swiglu.activation_interval(g_lo, g_hi, u_lo, u_hi, weight, clamp, fast_math, contract=BASE),
     )
 
 

@@ -30,6 +30,7 @@ from megamoe import oracle
 from megamoe.backends import simulate
 from megamoe.backends.simulate import Kernel
 from megamoe.judge.statistic import ROWS_OF_EXPERT, Energies
+from megamoe.spec.contract import BASE
 from megamoe.spec.formats import F64
 
 OUT = Path(__file__).resolve().parent.parent / "megamoe" / "judge" / "statistic.json"
@@ -100,7 +101,7 @@ def sample(group: str, inter: int, top_k: int, data: str, rows: int, seed: int) 
     problem = simulate.problem(
         seed, hidden=HIDDEN, intermediate=inter, top_k=top_k, experts=top_k, tokens=rows, **options
     )
-    reference = oracle.forward(problem, []).y
+    reference = oracle.forward(problem, [], contract=BASE).y
     for kernel, fraction in kernels(group, inter * top_k):
         count = max(1, rows // fraction)
         part = simulate.head(problem, count)

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megamoe.spec.contract import MODELS
+from megamoe.spec.models import MODELS
 
 SMEM_CAPACITY = 232448
 RANKS, SMS = 8, 148

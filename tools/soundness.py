@@ -32,6 +32,7 @@ from megamoe.backends.simulate import Kernel, Simulated
 from megamoe.oracle.linear import Rows
 from megamoe.oracle.reference import _linear
 from megamoe.spec.accumulators import accumulator
+from megamoe.spec.contract import BASE
 from megamoe.spec.formats import bf16_key, e4m3_key
 from megamoe.spec.problem import Problem
 
@@ -103,7 +104,7 @@ def judge(problem: Problem, kernel: Kernel, got: Simulated, golden: oracle.Forwa
     key = e4m3_key(got.codes)
     bad_sf = (got.sf < envelope.sf_lo) | (got.sf > envelope.sf_hi)
     record("codes", ((key < low) | (key > high) | bad_sf.repeat(32, axis=-1)) & live)
-    staged = oracle.combine_interval(problem, got.codes, got.sf, kernel.accumulator)
+    staged = oracle.combine_interval(problem, got.codes, got.sf, kernel.accumulator, BASE)
     for judgement, ends in (("staged", staged), ("y", (envelope.y_lo, envelope.y_hi))):
         y, y_lo, y_hi = (bf16_key(bits) for bits in (got.y, *ends))
         record(judgement, (y < y_lo) | (y > y_hi))
@@ -182,7 +183,8 @@ def run(
     families = {family_of(k) for k in simulate.kernels() if k.name.startswith("mmasim")}
     started = time.time()
     for name, problem, chosen, what in rounds(seed, small):
-        golden = oracle.forward(problem, ENVELOPES) if what == "forward" else None
+        whole = what == "forward"
+        golden = oracle.forward(problem, ENVELOPES, contract=BASE) if whole else None
         for number, kernel in enumerate(chosen):
             if golden is not None:
                 got = simulate.forward(problem, kernel, seed + number)

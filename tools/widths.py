@@ -22,8 +22,9 @@ from megamoe.backends import simulate
 from megamoe.oracle.linear import Rows
 from megamoe.oracle.reference import _linear
 from megamoe.spec.accumulators import accumulator
-from megamoe.spec.contract import MODELS, Model
+from megamoe.spec.contract import BASE
 from megamoe.spec.formats import F64, U16, bf16_decode, bf16_key, bf16_round
+from megamoe.spec.models import MODELS, Model
 from megamoe.spec.problem import Problem
 
 CLASSES = ("fp32", "fp32-ordered", "sm90-e4m3", "sm100-mxf8f6f4")
@@ -62,8 +63,8 @@ def lines(model: Model, octaves: int, seed: int) -> list[str]:
     problem = row_of(model, octaves, seed)
     first = problem.topk_ids.clone()
     first[:, 1:] = -1
-    golden = oracle.forward(problem, CLASSES)
-    one_slot = oracle.forward(replace(problem, topk_ids=first), CLASSES)
+    golden = oracle.forward(problem, CLASSES, contract=BASE)
+    one_slot = oracle.forward(replace(problem, topk_ids=first), CLASSES, contract=BASE)
     hidden = problem.hidden_states.view(torch.int16).numpy().view(np.uint16)
     expert = int(first[0, 0])
     sums = _linear(
@@ -81,7 +82,7 @@ def lines(model: Model, octaves: int, seed: int) -> list[str]:
         codes = (code_high - code_low).astype(np.float64)
         slot = one_slot.envelopes[name]
         slots, y = ulps(slot.y_lo, slot.y_hi), ulps(envelope.y_lo, envelope.y_hi)
-        staged_ends = oracle.combine_interval(problem, golden.codes, golden.sf, name)
+        staged_ends = oracle.combine_interval(problem, golden.codes, golden.sf, name, BASE)
         staged = ulps(*staged_ends)
         width = bf16_decode(envelope.y_hi) - bf16_decode(envelope.y_lo)
         out.append(

@@ -36,24 +36,28 @@ def available() -> list[str]:
     return [*BUILT_IN, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
 
 
-def load_backend(spec: str, device: str | torch.device = "cpu") -> Any:
+def load_backend(spec: str, device: str | torch.device = "cpu", contract: str = serve.AUTO) -> Any:
     """The backend that ``spec`` names, checked to be one.
 
     ``spec`` is a name (built in, or an entry point of the group ``megamoe.backends``), ``auto``,
     or ``path/to/file.py:OBJECT_OR_FACTORY``. A class or a function is called to get the object,
-    with ``device`` as keyword argument where it takes one. Raises :class:`BackendError`.
+    with ``device`` and ``contract`` as keyword arguments where it takes them. Raises
+    :class:`BackendError`.
     """
     if spec == "auto":
         spec = _automatic(torch.device(device))
     if ":" in spec or spec.endswith(".py"):
-        found = _attempt(spec, lambda: serve.load(spec, str(device)))
+        found = _attempt(spec, lambda: serve.load(spec, str(device), contract))
     elif spec in BUILT_IN:
         found = _attempt(
-            spec, lambda: importlib.import_module(BUILT_IN[spec]).create(torch.device(device))
+            spec,
+            lambda: serve.create(
+                importlib.import_module(BUILT_IN[spec]).create, torch.device(device), contract
+            ),
         )
     else:
         entry = _entry_point(spec)
-        found = _attempt(spec, lambda: serve.create(entry.load(), torch.device(device)))
+        found = _attempt(spec, lambda: serve.create(entry.load(), torch.device(device), contract))
     return checked(found, spec)
 
 

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.kernel_weights import transform_weights
 from megamoe.layer.staging import (
+    RECIP_448,
     e4m3_codes,
     group_amax,
     prepare_megamoe_inputs,
@@ -30,6 +32,8 @@ from megamoe.layer.staging import (
     ue8m0_ceil,
     unpack_sf,
 )
+from megamoe.spec.contract import NEWEST, Contract
+from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.formats import E2M1_TABLE, E4M3_MAX, E4M3_TABLE, GROUP
 from megamoe.spec.problem import Problem
 
@@ -47,16 +51,26 @@ class EagerBackend:
     name = "eager"
     accumulator = "fp32-ordered"
 
-    prepare = staticmethod(prepare_megamoe_inputs)
-    eplb_map = staticmethod(eplb_map_to_physical_and_record)
+    def __init__(self, contract: Contract = NEWEST) -> None:
+        self.contract = contract
+        self.contracts = (contract.revision,)
+
     transform_weights = staticmethod(transform_weights)
+
+    def prepare(self, *given: torch.Tensor) -> None:
+        """:func:`megamoe.layer.staging.prepare_megamoe_inputs` under this contract."""
+        prepare_megamoe_inputs(*given, contract=self.contract)
+
+    def eplb_map(self, *given: Any) -> torch.Tensor:
+        """:func:`megamoe.layer.eplb.eplb_map_to_physical_and_record` under this contract."""
+        return eplb_map_to_physical_and_record(*given, contract=self.contract)
 
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
         """The whole layer; returns every stage of ``problem.STAGES``, FP8 codes as uint8.
 
         Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``.
         """
-        x, x_sf = _stage(problem)
+        x, x_sf = self._stage(problem)
         tokens, top_k = problem.topk_ids.shape
         inter = problem.intermediate_size
         device = x.device
@@ -72,38 +86,39 @@ class EagerBackend:
                 problem.w13_weight_scale[expert],
             )
             routing = problem.topk_weights[token, slot].unsqueeze(-1)
-            values = swiglu(gate_up, routing, problem.activation_clamp, problem.fast_math)
-            codes, sf = requantise(values)
+            values = swiglu(
+                gate_up, routing, problem.activation_clamp, problem.fast_math, self.contract
+            )
+            codes, sf = requantise(values, self.contract)
             acts[token, slot] = codes
             acts_sf[token, slot] = sf
             down = linear(codes, sf, problem.w2_weight[expert], problem.w2_weight_scale[expert])
             slots[token, slot] = down.to(torch.bfloat16)
         live = (problem.topk_ids >= 0) & (problem.topk_ids < problem.num_experts)
-        y = combine(slots, live)
+        y = combine(slots, live, problem.topk_weights, self.contract)
         return {"y": y, "x": x, "x_sf": x_sf, "l2_acts": acts, "l2_acts_sf": acts_sf}
 
+    def _stage(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, hidden = problem.hidden_states.shape
+        device = problem.hidden_states.device
+        x = torch.empty(tokens, hidden, dtype=torch.uint8, device=device)
+        x_sf = torch.empty(tokens, hidden // 128, dtype=torch.int32, device=device)
+        self.prepare(
+            problem.hidden_states,
+            problem.topk_weights,
+            problem.topk_ids,
+            x,
+            x_sf,
+            torch.empty_like(problem.topk_ids, dtype=torch.int64),
+            torch.empty_like(problem.topk_weights, dtype=torch.float32),
+        )
+        return x, x_sf
 
-def create(device: str | torch.device = "cpu") -> EagerBackend:
-    """The backend; it computes wherever the problem's tensors are."""
+
+def create(device: str | torch.device = "cpu", contract: str = NEWEST.revision) -> EagerBackend:
+    """The backend; it computes wherever the problem's tensors are, and any revision."""
     del device
-    return EagerBackend()
-
-
-def _stage(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, hidden = problem.hidden_states.shape
-    device = problem.hidden_states.device
-    x = torch.empty(tokens, hidden, dtype=torch.uint8, device=device)
-    x_sf = torch.empty(tokens, hidden // 128, dtype=torch.int32, device=device)
-    prepare_megamoe_inputs(
-        problem.hidden_states,
-        problem.topk_weights,
-        problem.topk_ids,
-        x,
-        x_sf,
-        torch.empty_like(problem.topk_ids, dtype=torch.int64),
-        torch.empty_like(problem.topk_weights, dtype=torch.float32),
-    )
-    return x, x_sf
+    return EagerBackend(find_contract(contract))
 
 
 def _routed(problem: Problem) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -148,18 +163,24 @@ def linear(
 
 
 def swiglu(
-    gate_up: torch.Tensor, routing: torch.Tensor, clamp: float | None, fast_math: bool
-) -> torch.Tensor:
+    gate_up: torch.Tensor, routing: torch.Tensor, clamp: float | None, fast_math: bool,
+    contract: Contract,
+) -> torch.Tensor:  # fmt: skip
     """``(silu(gate) * up) * routing`` in fp32: (R, 2I) and (R, 1) to (R, I).
 
     Gate and up are rounded to bfloat16 first. With a clamp, itself rounded to bfloat16, the gate
     is bounded above, up on both sides; NaN becomes the bound that meets it first.
     """
     gate, up = gate_up.to(torch.bfloat16).float().chunk(2, dim=-1)
+    if contract.gate_up_order.value == "up-gate":
+        gate, up = up, gate
     if clamp is not None:
         bound = torch.tensor(clamp, dtype=torch.bfloat16).float().item()
-        gate = torch.where((gate > bound) | gate.isnan(), bound, gate)
-        up = torch.where((up < -bound) | up.isnan(), -bound, up)
+        nan = contract.clamp_drops_nan.value
+        if contract.gate_clamped_below.value:
+            gate = torch.where((gate < -bound) | (gate.isnan() & nan), -bound, gate)
+        gate = torch.where((gate > bound) | (gate.isnan() & nan), bound, gate)
+        up = torch.where((up < -bound) | (up.isnan() & nan), -bound, up)
         up = torch.where(up > bound, bound, up)
     denominator = 1.0 + (-gate).double().exp().float()
     if fast_math:
@@ -167,32 +188,67 @@ def swiglu(
         # rcp.approx.ftz: a subnormal reciprocal is flushed.
         reciprocal = torch.where(reciprocal < _SMALLEST_NORMAL, 0.0, reciprocal)
         silu = gate * reciprocal
+    elif contract.precise_silu.value == "g*(1/d)":
+        silu = gate * (1.0 / denominator)
     else:
         silu = gate / denominator
-    return (silu * up) * routing
+    value = silu * up
+    if contract.routing_weight.value == "activation":
+        value = value * routing
+    return value.to(torch.bfloat16).float() if contract.bf16_before_requant.value else value
 
 
-def requantise(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def requantise(values: torch.Tensor, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:
     """``(R, I)`` float32 to E4M3 bytes (R, I) and UE8M0 bytes (R, I/32), both uint8.
 
-    The amax is *multiplied* by fl32(1/448) and has no floor, unlike in staging.
+    The amax is *multiplied* by fl32(1/448) and has no floor of its own, unlike in staging.
     """
     groups = values.unflatten(-1, (-1, GROUP))
-    reciprocal = torch.tensor(1.0 / E4M3_MAX, dtype=torch.float32)
-    exponent = ue8m0_ceil(group_amax(groups) * reciprocal)
-    codes = e4m3_codes(scale_down(groups, exponent)).flatten(-2)
+    amax, rule = group_amax(groups, contract), contract.requant_scale.value
+    if rule == "bits":
+        exponent = ((amax.contiguous().view(torch.int32).long() + 0x1FFFFF) >> 23).int() - 8
+    else:
+        product = rule == "product"
+        exponent = ue8m0_ceil(amax * RECIP_448.to(amax.device) if product else amax / E4M3_MAX)
+    exponent = exponent.clamp(contract.requant_exponent_min.value, 255)
+    codes = e4m3_codes(scale_down(groups, exponent), contract).flatten(-2)
     return codes, exponent.to(torch.uint8)
 
 
-def combine(slots: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-    """``(T, K, H)`` bfloat16 slot rows and (T, K) bool to (T, H) bfloat16.
+def combine(
+    slots: torch.Tensor, live: torch.Tensor, weights: torch.Tensor, contract: Contract
+) -> torch.Tensor:
+    """``(T, K, H)`` bfloat16 slot rows, (T, K) bool and float32 weights to (T, H) bfloat16.
 
-    Live rows are added in fp32, in ascending slot order, starting from +0.
+    Live rows are added in fp32, slot by slot, starting from +0; by a fused multiply-add where the
+    contract applies the weight here.
     """
     acc = torch.zeros(slots.shape[0], slots.shape[2], dtype=torch.float32, device=slots.device)
-    for k in range(slots.shape[1]):
-        acc = torch.where(live[:, k, None], acc + slots[:, k].float(), acc)
+    order = range(slots.shape[1])
+    for k in order if contract.combine_order.value == "ascending-slot" else reversed(order):
+        row = slots[:, k].float()
+        if contract.routing_weight.value == "combine":
+            row = fma(row, weights[:, k, None], acc)
+        else:
+            row = acc + row
+        acc = torch.where(live[:, k, None], row, acc)
     return acc.to(torch.bfloat16)
+
+
+def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """``a * b + c`` in fp32, rounded once, for ``a`` that bfloat16 holds.
+
+    The product is exact in float64. Their sum may not be: then its last bit is set, as rounding to
+    odd does, and rounding that to fp32 is one rounding.
+    """
+    product, addend = a.double() * b.double(), c.double()
+    total = product + addend
+    part = total - product
+    error = (product - (total - part)) + (addend - part)
+    bits = total.view(torch.int64)
+    inexact = (error != 0) & total.isfinite()
+    beyond = inexact & ((error > 0) != (total > 0))  # rounded away from zero: one step back
+    return ((bits - beyond.long()) | inexact.long()).view(torch.float64).float()
 
 
 # --- decoding ---------------------------------------------------------------------------------

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from megamoe import oracle
+from megamoe.spec.contract import NEWEST, Contract
+from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.formats import U16
 from megamoe.spec.problem import Problem
 
 
-def create(device: str | torch.device = "cpu") -> OracleBackend:
+def create(device: str | torch.device = "cpu", contract: str = NEWEST.revision) -> OracleBackend:
     """The backend for ``device``; it computes on the CPU and copies the results there."""
-    return OracleBackend(torch.device(device))
+    return OracleBackend(torch.device(device), find_contract(contract))
 
 
 def _bits(tensor: torch.Tensor) -> U16:
@@ -33,15 +35,17 @@ class OracleBackend:
     name = "oracle"
     accumulator = "exact"
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, contract: Contract = NEWEST) -> None:
+        self.device, self.contract = device, contract
+        self.contracts = (contract.revision,)
 
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
         local = problem.to("cpu")
-        golden = oracle.forward(local, ["exact"])
+        golden = oracle.forward(local, ["exact"], contract=self.contract)
         staged = oracle.staging(
-            _bits(local.hidden_states), local.topk_weights.numpy(), local.topk_ids.numpy()
-        )
+            _bits(local.hidden_states), local.topk_weights.numpy(), local.topk_ids.numpy(),
+            self.contract,
+        )  # fmt: skip
         out = {
             "y": _bf16(golden.y),
             "x": torch.from_numpy(staged["x"]),
@@ -62,8 +66,9 @@ class OracleBackend:
         topk_weights_out: torch.Tensor,
     ) -> None:
         staged = oracle.staging(
-            _bits(hidden_states), topk_weights.cpu().numpy(), topk_ids.cpu().numpy()
-        )
+            _bits(hidden_states), topk_weights.cpu().numpy(), topk_ids.cpu().numpy(),
+            self.contract,
+        )  # fmt: skip
         tokens = hidden_states.shape[0]
         x_fp8.view(torch.uint8)[:tokens].copy_(torch.from_numpy(staged["x"]))
         x_sf[:tokens].copy_(torch.from_numpy(staged["x_sf"]))
@@ -77,6 +82,7 @@ class OracleBackend:
         logical_to_physical_map: torch.Tensor,
         logical_replica_count: torch.Tensor,
         record_enabled: torch.Tensor,
+        num_unpadded_tokens: int | None = None,
     ) -> torch.Tensor:
         ids, load = oracle.eplb(
             topk_ids.cpu().numpy(),
@@ -84,6 +90,8 @@ class OracleBackend:
             logical_to_physical_map.cpu().numpy(),
             logical_replica_count.cpu().numpy(),
             bool(record_enabled),
+            self.contract,
+            num_unpadded_tokens,
         )
         expert_load_view.copy_(torch.from_numpy(load))
         return torch.from_numpy(ids).to(topk_ids.device)

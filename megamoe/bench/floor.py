@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from megamoe.spec.contract import MODELS
+from megamoe.spec.models import MODELS
 
 FLOOR_BANDWIDTH: Final = 3.07e12
 """Bytes a second that one H100 80GB HBM3 read from device memory, measured."""

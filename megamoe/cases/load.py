@@ -24,7 +24,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe.spec.contract import MODELS
+from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.spec.models import MODELS
 
 KINDS: Final = ("staging", "eplb", "forward", "errors", "layout", "property")
 TIERS: Final = ("quick", "full")
@@ -54,11 +55,11 @@ _KEYS: Mapping[str, Mapping[str, Any]] = {
     "property": {**_FORWARD, "law": str},
     "staging": {
         "hidden": int, "tokens": int, "top_k": int, "experts": int, "ids_dtype": str,
-        "capacity": int, "hidden_recipe": dict, "routing_recipe": dict,
+        "capacity": int, "hidden_recipe": dict, "routing_recipe": dict, "unpadded": int,
     },
     "eplb": {
         "tokens": int, "top_k": int, "logical": int, "physical": int, "ids_dtype": str,
-        "record": bool, "map_recipe": dict, "ids_recipe": dict,
+        "record": bool, "map_recipe": dict, "ids_recipe": dict, "unpadded": int,
     },
     "layout": {
         **_MODEL_KEYS, "hidden": int, "intermediate": int, "experts": int, "touched": list,
@@ -112,10 +113,19 @@ class Case:
         rows = self.params.get("rows")
         return None if rows is None else list(rows)
 
+    @property
+    def revisions(self) -> list[str]:
+        """Contracts that know what the case asks for; its golden is stored under the first."""
+        return [name for name, contract in REVISIONS.items() if _is_known(self, contract)]
+
     def definition(self) -> str:
         """sha256 of everything that decides the golden (not of ``breaks``, tier or file)."""
         plain = {"id": self.id, "seed": self.seed, "params": dict(self.params)}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _is_known(case: Case, contract: Contract) -> bool:
+    return contract.padding_known.value or "unpadded" not in case.params
 
 
 def golden_root() -> Path:
@@ -325,6 +335,8 @@ def _with_defaults(where: str, kind: str, params: dict[str, Any]) -> dict[str, A
         params.setdefault("ids_dtype", "int64" if kind == "staging" else "int32")
     if kind == "eplb":
         params.setdefault("record", True)
+    if not 0 <= params.get("unpadded", 0) <= params.get("tokens", 0):
+        raise CaseError(f"{where}: unpadded is {params['unpadded']}; it must be 0 to tokens")
     if kind == "errors":
         params.setdefault("args", {})
     if kind in ("forward", "property", "staging"):

@@ -23,8 +23,8 @@ from safetensors.torch import save
 from megamoe import schema
 from megamoe.cases import CAPACITY_ALIGNMENT, Case
 from megamoe.files import STORED_LIMIT, digest_bounded, open_bounded, parse_json
-from megamoe.spec.contract import CURRENT
-from megamoe.spec.formats import GROUP
+from megamoe.spec.contract import BASE
+from megamoe.spec.formats import GROUP, SIZE_MULTIPLE
 from megamoe.spec.problem import STAGES, Problem
 
 FORMAT: Final = 1
@@ -95,7 +95,7 @@ def to_bytes(stored: Stored) -> bytes:
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     said = {
         "format": FORMAT,
-        "contract": CURRENT.revision,
+        "contract": BASE.revision,
         "activation_clamp": p.activation_clamp,
         "fast_math": p.fast_math,
         "max_num_tokens": p.max_num_tokens,
@@ -206,7 +206,7 @@ def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, A
                 f"{path}: input.{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} "
                 f"{shape}"
             )
-    if hidden % CURRENT.size_multiple.value or inter % CURRENT.size_multiple.value:
+    if hidden % SIZE_MULTIPLE or inter % SIZE_MULTIPLE:
         raise StoredError(f"{path}: H {hidden} and I {inter} must be multiples of 128")
     ids, experts, total = given["topk_ids"], given["experts"], meta["num_experts"]
     if ids.numel() and not (int(ids.min()) >= -1 and int(ids.max()) < total):

@@ -13,16 +13,18 @@ from typing import Any
 
 from megamoe.cases import Case, CaseError, golden_root, load_cases
 from megamoe.cases.stored import Stored, load, to_bytes, used_experts
-from megamoe.golden import Store, StoredGolden, make, regenerate, write_atomically
+from megamoe.golden import Store, make, regenerate, write_atomically
 from megamoe.golden.imported import import_file
 from megamoe.judge import Verdict, picture
 from megamoe.layer.capture import run_script
 from megamoe.reduce import Failure, reduce
 from megamoe.spec.accumulators import ACCUMULATORS
+from megamoe.spec.contract import NEWEST, REVISIONS
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import judge, judge_output
 from megamoe.suite.settings import Settings
 from megamoe.worker.client import Worker
+from megamoe.worker.session import AUTO
 
 
 def add(commands: Any, command: Any) -> None:
@@ -70,10 +72,18 @@ def add_backend(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--backend", required=required, metavar="B",
                         help="a name, or path/to/file.py:OBJECT_OR_FACTORY")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"))
+    add_contract(parser)
     parser.add_argument("--python", dest="interpreter", metavar="PYTHON",
                         help="the Python that runs the backend")  # fmt: skip
     parser.add_argument("--timeout", type=float, metavar="SECONDS",
                         help="of the backend a call (default 120)")  # fmt: skip
+
+
+def add_contract(parser: argparse.ArgumentParser) -> None:
+    """The option that says under which contract is judged."""
+    parser.add_argument("--contract", choices=(*REVISIONS, AUTO), default=AUTO, metavar="REV",
+                        help="judge under this revision (default auto: the backend's, or the "
+                             "newest)")  # fmt: skip
 
 
 def _replay(a: argparse.Namespace) -> int:
@@ -85,7 +95,7 @@ def _replay(a: argparse.Namespace) -> int:
             verdict, _ = judge(stored.problem, worker, name, timeout=settings.timeout)
         by = a.backend
     else:
-        verdict, by = _observed(stored, path, a.accumulator), "what was recorded"
+        verdict, by = _observed(stored, path, a.accumulator, a.contract), "what was recorded"
     again = _again(a.file, a.backend, a.device)
     if verdict.status == "pass":
         print(f"PASS {path}: {by}, judged {', '.join(verdict.how)}, {verdict.seconds:.1f} s")
@@ -98,14 +108,15 @@ def _replay(a: argparse.Namespace) -> int:
     return 0 if verdict.status == "pass" else 1
 
 
-def _observed(stored: Stored, path: Path, accumulator: str | None) -> Verdict:
+def _observed(stored: Stored, path: Path, accumulator: str | None, revision: str) -> Verdict:
     if "y" not in stored.observed:
         raise ValueError(f"{path}: holds no output that was recorded; name a --backend")
     chosen = accumulator or stored.about.get("accumulator")
     if chosen is None:
         raise ValueError(f"{path}: does not say the accumulator class of its output; give "
                          f"--accumulator, one of {', '.join(sorted(ACCUMULATORS))}")  # fmt: skip
-    return judge_output(stored.problem, stored.observed, chosen, path.stem)
+    contract = NEWEST if revision == AUTO else REVISIONS[revision]
+    return judge_output(stored.problem, stored.observed, chosen, contract, path.stem)
 
 
 def _reduce(a: argparse.Namespace) -> int:
@@ -117,9 +128,12 @@ def _reduce(a: argparse.Namespace) -> int:
     if not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: its directory does not exist")
     started = time.perf_counter()
-    problem, golden, about = _subject(a)
+    problem, case, about = _subject(a)
     again = _again(a.out, a.backend, a.device)
     with backend_of(a) as (worker, settings):
+        golden = None
+        if case is not None and case.rows is None:
+            golden = Store(settings.root, make, REVISIONS[worker.identity.contract]).load(case)
         r = reduce(worker, problem, a.seconds, golden, print, settings.timeout)
         about |= {"backend": a.backend, "accumulator": worker.identity.accumulator,
                   "failure": str(r.failure)}  # fmt: skip
@@ -163,16 +177,14 @@ def _import(a: argparse.Namespace) -> int:
     return 0
 
 
-def _subject(a: argparse.Namespace) -> tuple[Problem, StoredGolden | None, dict[str, Any]]:
-    """The problem, its golden if the store has one of every token, and its origin."""
+def _subject(a: argparse.Namespace) -> tuple[Problem, Case | None, dict[str, Any]]:
+    """The problem, its case where it is of one, and its origin."""
     if Path(a.subject).suffix == ".safetensors":
         stored = load(Path(a.subject))
         return stored.problem, None, {**stored.about, "reduced_from": Path(a.subject).name}
     root = Path(a.golden) if a.golden else golden_root()
     case = forward_case(root, a.subject)
-    problem = Problem(**regenerate(case))
-    golden = None if case.rows is not None else Store(root, make).load(case)
-    return problem, golden, {"reduced_from": case.id}
+    return Problem(**regenerate(case)), case, {"reduced_from": case.id}
 
 
 def forward_case(root: Path, name: str) -> Case:

@@ -25,9 +25,12 @@ from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import forward_bits, judge_forward
 from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
+from megamoe.spec.contract import NEWEST, Contract
+from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.problem import STAGES, Problem
 from megamoe.suite.at_hand import GoldenNow, run
 from megamoe.worker import exchange
+from megamoe.worker.session import AUTO
 
 Rows = Mapping[str, np.ndarray[Any, Any]]
 
@@ -81,11 +84,11 @@ class _Subject:
             self._problem = Problem(**regenerate(self.case))
         return self._problem
 
-    def golden(self, accumulator: str) -> Any:
+    def golden(self, accumulator: str, contract: Contract) -> Any:
         """The stored golden where there is one of every token, else what the oracle says now."""
         if self.case is not None and self.case.rows is None:
-            return Store(self.root, make).load(self.case)
-        return GoldenNow(self.problem, accumulator)
+            return Store(self.root, make, contract).load(self.case)
+        return GoldenNow(self.problem, accumulator, contract)
 
 
 def _explain(a: argparse.Namespace) -> int:
@@ -96,19 +99,20 @@ def _explain(a: argparse.Namespace) -> int:
     subject = _Subject(a.subject, Path(a.golden) if a.golden else golden_root())
     if not subject.source.tokens:
         raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
-    actual, claimed = _actual(a, subject)
+    actual, claimed, revision = _actual(a, subject)
+    contract = find_contract(revision)
     known = claimed or subject.about.get("accumulator", SM100_MXF8F6F4.name)
     class_name = a.accumulator or known
     token, channel = a.token, a.channel
     if actual is not None and (token is None or channel is None):
-        token, channel = _worst(subject, actual, class_name, token, channel)
+        token, channel = _worst(subject, actual, class_name, contract, token, channel)
     token, channel = token or 0, channel or 0
     rows = None
     if actual is not None and 0 <= token < subject.source.tokens:
         rows = {name: tensor[token] for name, tensor in actual.items()}
     started = time.perf_counter()
-    said = explain(subject.source, token, channel, class_name, rows, a.top)
-    said = {"case": subject.name, **said, "golden": _golden(subject, said)}
+    said = explain(subject.source, token, channel, class_name, contract, rows, a.top)
+    said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
     said["seconds"] = round(time.perf_counter() - started, 3)
     if a.json:
         text = json.dumps(_finite(said), indent=1) + "\n"
@@ -123,12 +127,14 @@ def _explain(a: argparse.Namespace) -> int:
     return 0
 
 
-def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str]:
-    """What was got, all tokens, as bits, None where nobody says; and the class of the backend."""
+def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str, str]:
+    """What was got, all tokens, as bits, None where nobody says; the class and the contract."""
+    asked = NEWEST.revision if a.contract == AUTO else a.contract
     if a.backend:
         with backend_of(a) as (worker, settings):
             try:
-                return run(subject.problem, worker, settings.timeout), worker.identity.accumulator
+                made = run(subject.problem, worker, settings.timeout)
+                return made, worker.identity.accumulator, worker.identity.contract
             except exchange.NoOutput as error:
                 raise ValueError(f"{subject.name}: {error.why}") from error
     tensors = dict(subject.observed)
@@ -142,15 +148,18 @@ def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str]
         if "y" not in tensors:
             raise ValueError(f"{a.actual}: has no tensor y; it has {', '.join(sorted(loaded))}")
     if not tensors:
-        return None, ""
-    return forward_bits(tensors, subject.problem), ""
+        return None, "", asked
+    return forward_bits(tensors, subject.problem), "", asked
 
 
 def _worst(
-    subject: _Subject, actual: Rows, class_name: str, token: int | None, channel: int | None
-) -> tuple[int, int]:
+    subject: _Subject, actual: Rows, class_name: str, contract: Contract, token: int | None,
+    channel: int | None,
+) -> tuple[int, int]:  # fmt: skip
     """The element that the judge calls the worst; (0, 0) where nothing is outside."""
-    judged = judge_forward(actual, subject.golden(class_name), class_name, subject.problem)
+    judged = judge_forward(
+        actual, subject.golden(class_name, contract), class_name, subject.problem
+    )
     worst = [f.worst for f in judged.findings if f.worst is not None]
     at = worst[0] if worst else None
     element = next((w for w in worst if w.stage == "y"), None)
@@ -161,13 +170,13 @@ def _worst(
     return token or 0, channel or 0
 
 
-def _golden(subject: _Subject, said: Mapping[str, Any]) -> str:
+def _golden(subject: _Subject, said: Mapping[str, Any], contract: Contract) -> str:
     """Whether the store says the same of this element."""
     case = subject.case
     if case is None:
         return ""
     try:
-        stored = Store(subject.root, make).load(case)
+        stored = Store(subject.root, make, contract).load(case)
     except GoldenError as error:
         return str(error)
     rows = list(range(case.params["tokens"])) if case.rows is None else case.rows

@@ -26,11 +26,14 @@ from megamoe.bench.floor import DEFAULT_SHARES, SHARES
 from megamoe.bench.peers import PEERS
 from megamoe.cases import KINDS, TIERS, Case, load_cases, select
 from megamoe.cases.shards import ShardError
+from megamoe.commands.at_hand import add_contract
+from megamoe.spec.contract import NEWEST, REVISIONS
 from megamoe.spec.problem import provided
 from megamoe.suite import bits, check, dump, merge, results
 from megamoe.suite.progress import PICTURES
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, release
+from megamoe.worker.session import AUTO
 
 DEFAULT_WORKERS: Final = min(2, os.cpu_count() or 1)
 """A real model's case takes up to 2 GiB, so memory, not cores, sets the default."""
@@ -160,8 +163,9 @@ def _verify(a: argparse.Namespace) -> int:
     if a.case is None:
         known = {case.id for case in cases}
         extra = [
-            f"case {case_id}: in the manifest, but in no case file; restore the case, or bless"
-            for case_id in sorted(set(golden.Store(root, golden.make).cases) - known)
+            f"case {key}: in the manifest, but in no case file; restore the case, or bless"
+            for key in sorted(golden.Store(root, golden.make).cases)
+            if key.partition("@")[0] not in known
         ]
     print(f"{len(cases) - len(problems)} of {len(cases)} goldens are what the oracle computes")
     return _said(problems + extra)
@@ -196,7 +200,7 @@ def _bless(a: argparse.Namespace) -> int:
 
 
 def _record_bits(a: argparse.Namespace) -> int:
-    settings = Settings(a.backend, a.device, "forward", "full", a.case, golden=a.golden)
+    settings = Settings(a.backend, a.device, "forward", "full", a.case, a.contract, golden=a.golden)
     out = Path(a.out) if a.out else settings.root / BITS_CANDIDATES
     if not a.out:
         golden.write_atomically(out / ".gitignore", b"*\n")
@@ -228,6 +232,7 @@ def _merge(a: argparse.Namespace) -> int:
     selection = select(
         load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case")
     )
+    selection = [case for case in selection if first.get("contract") in case.revisions]
     try:
         merged = merge.merge(reports, selection, a.reports)
     except ShardError as error:
@@ -241,7 +246,9 @@ def _merge(a: argparse.Namespace) -> int:
 
 def _oracle(a: argparse.Namespace) -> int:
     case = _one_case(load_cases(_root(a)), a.case)
-    names = dump.write_case(case, Path(a.out))
+    names = dump.write_case(
+        case, Path(a.out), NEWEST if a.contract == AUTO else REVISIONS[a.contract]
+    )
     print(f"{a.out}: {', '.join(names)}")
     return 0
 
@@ -362,6 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
     c.add_argument("--case", metavar="GLOB[,GLOB]",
                    help="only cases whose id or name matches")  # fmt: skip
+    add_contract(c)
     c.add_argument("--failed", metavar="REPORT", help="only cases that failed in a JSON report")
     c.add_argument("--shard", metavar="I/N", help="the I-th of N parts, balanced by duration")
     c.add_argument("-n", type=_at_least_one, default=DEFAULT_WORKERS, metavar="N",
@@ -398,6 +406,7 @@ def _parser() -> argparse.ArgumentParser:
     r = command(acts, "record-bits", "a backend's own bits, if three runs agree", _record_bits)
     r.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
     r.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    add_contract(r)
     r.add_argument("--case", metavar="GLOB", help="for a trial: such a file cannot be blessed")
     r.add_argument("--out", metavar="DIR", help="default: golden/recorded-candidates")
     r.add_argument("-j", type=_at_least_one, default=DEFAULT_WORKERS, metavar="N",
@@ -415,6 +424,7 @@ def _parser() -> argparse.ArgumentParser:
     o = command(commands, "oracle", "write a case's inputs and every oracle stage", _oracle)
     o.add_argument("--case", required=True, metavar="ID")
     o.add_argument("--out", required=True, metavar="FILE.safetensors")
+    add_contract(o)
 
     b = command(commands, "bench", "time a backend beside the floor and beside peers", _bench)
     b.add_argument("--backend", default="triton", help="default: triton; it must have `run`")

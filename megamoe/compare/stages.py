@@ -17,6 +17,7 @@ from megamoe.compare.running import Answer, Running
 from megamoe.files import write_atomically
 from megamoe.golden import GoldenError, Store, digest_of, make
 from megamoe.judge import BadOutput, Finding, GoldenLacks, Place, Verdict, bitwise
+from megamoe.spec.contract import REVISIONS
 from megamoe.spec.formats import unpack_sf
 from megamoe.spec.forms import BF16, BYTE, E4M3, F32, INT32, INT64, UE8M0, Form
 from megamoe.suite.kinds import KINDS
@@ -140,7 +141,7 @@ class Judge:
     """The suite's judge, for what a side gave back of one call."""
 
     def __init__(self, root: Path) -> None:
-        self.store = Store(root, make)
+        self._stores = {name: Store(root, make, c) for name, c in REVISIONS.items()}
 
     def verdict(
         self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
@@ -151,11 +152,12 @@ class Judge:
         :class:`megamoe.golden.GoldenError` where there is no usable golden, and
         :class:`megamoe.judge.BadOutput` where what was given back is none of the contract's.
         """
-        golden = self.store.load(case, digest_of(given))
+        store = self._stores[side.identity.contract]
+        golden = store.load(case, digest_of(given))
         judged = KINDS[case.kind].judge_returned
         assert judged is not None
         try:
-            verdict = judged(Runner(side.worker, self.store), case, golden, given, answer.returned)
+            verdict = judged(Runner(side.worker, store), case, golden, given, answer.returned)
         except (GoldenError, BadOutput, MemoryError):
             raise
         except GoldenLacks as error:

@@ -10,6 +10,7 @@ from megamoe.explain.life import live
 from megamoe.explain.part import part
 from megamoe.explain.sources import FromCase, FromProblem, Source
 from megamoe.judge.elements import TILE
+from megamoe.spec.contract import Contract
 
 
 def explain(
@@ -17,6 +18,7 @@ def explain(
     token: int,
     channel: int,
     accumulator: str,
+    contract: Contract,
     actual: Mapping[str, Any] | None = None,
     top: int = 3,
 ) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def explain(
         channels = [*range(first, min(first + TILE, source.hidden_size))]
     if channel not in channels:
         channels = [channel]  # beyond H: said in one line below
-    life = live(source, token, channels, accumulator)
+    life = live(source, token, channels, accumulator, contract)
     at = channels.index(channel)
     said = describe(life, at, top)
     said["actual"] = None if actual is None else part(life, actual, at)

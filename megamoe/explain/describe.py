@@ -10,6 +10,8 @@ import numpy.typing as npt
 from megamoe.explain.instruction import modelled, products
 from megamoe.explain.life import Life, Slot
 from megamoe.oracle import swiglu
+from megamoe.oracle.combine import fma
+from megamoe.oracle.groups import RECIP_448, group_amax
 from megamoe.spec.formats import (
     E2M1_TABLE,
     E4M3_TABLE,
@@ -35,6 +37,7 @@ def describe(life: Life, at: int, top: int = TOP) -> Plain:
         "token": life.at,
         "channel": int(life.channels[at]),
         "accumulator": life.accumulator.name,
+        "contract": life.contract.revision,
         "clamp": token.clamp,
         "fast_math": token.fast_math,
         "masked_slots": [k for k in range(len(token.ids)) if k not in rows],
@@ -88,12 +91,13 @@ def _activation(life: Life, slot: Slot, i: int, top: int) -> Plain:
     """Intermediate channel ``i``: both sums of linear 1 up to its E4M3 code."""
     inter = len(slot.codes)
     group, part = i // GROUP, slice(i // GROUP * GROUP, i // GROUP * GROUP + GROUP)
-    amax = swiglu.group_amax(slot.value[None, part])[0, 0]
+    amax = group_amax(slot.value[None, part], life.contract)[0, 0]
     who = int(np.nanargmax(np.abs(slot.value[part]))) if not np.isnan(amax) else 0
-    silu = swiglu.silu_table()[slot.gate[i]]
-    bounds = [table[slot.gate[i]] for table in swiglu.silu_bounds(life.token.fast_math)]
+    form = swiglu.silu_form(life.token.fast_math, life.contract)
+    silu = swiglu.silu_table(form)[slot.gate[i]]
+    bounds = [table[slot.gate[i]] for table in swiglu.silu_bounds(form)]
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        scaled = np.float32(amax * swiglu.RECIP_448)
+        scaled = np.float32(amax * RECIP_448)
     return {
         "i": i,
         "gate": _sum(life, slot, i, top),
@@ -155,12 +159,14 @@ def _sum(life: Life, slot: Slot, row: int, top: int) -> Plain:
 
 def _combine(life: Life, at: int) -> list[Plain]:
     """The fp32 sum after each slot, from zero."""
-    total, out = np.float32(0), []
+    total, out = np.zeros(1, np.float32), []
+    ascending = life.contract.combine_order.value == "ascending-slot"
+    weighted = life.contract.routing_weight.value == "combine"
     with np.errstate(over="ignore", invalid="ignore"):
-        for slot in life.slots:
-            row = bf16_decode(slot.down.row[at : at + 1])[0]
-            total = np.float32(total + row)
-            out.append({"slot": slot.slot, "row": float(row), "sum": float(total)})
+        for slot in life.slots if ascending else life.slots[::-1]:
+            row = bf16_decode(slot.down.row[at : at + 1])
+            total = fma(row, np.full(1, slot.weight), total) if weighted else total + row
+            out.append({"slot": slot.slot, "row": float(row[0]), "sum": float(total[0])})
     return out
 
 
@@ -193,7 +199,8 @@ def _swings(life: Life, slot: Slot, at: int, top: int) -> list[Plain]:
     """Undecided codes by how far each can move linear 2, and why it is undecided."""
     if not slot.undecided.any():
         return []
-    low, high = (end[0] for end in slot.acts.dequantized(slot.exponent_low[None]))
+    low, high = slot.acts.dequantized(slot.exponent_low[None])
+    low, high = low[0], high[0]
     weight = E2M1_TABLE[e2m1_unpack(slot.down.packed[at])]
     scale = np.exp2(np.repeat(slot.down.sf[at].astype(np.int32) - 127, GROUP))
     swing = np.abs(weight * scale) * (high - low)

@@ -1,8 +1,8 @@
 """The layer in steps that can be replaced one at a time: known ways to be wrong.
 
-A *way* computes one token's codes and outputs. The right way is :data:`RIGHT`; each deviation
+A *way* computes one token's codes and outputs. :func:`right` is the contract's; each deviation
 replaces one step of it. Where one of them gives the bits that somebody got and the right way does
-not, that is the stage to look at.
+not, that is the stage to look at. Another revision of the contract is a way too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import numpy.typing as npt
 from megamoe.explain.instruction import blockwise
 from megamoe.explain.life import Life, Slot
 from megamoe.oracle import swiglu
+from megamoe.oracle.combine import fma
+from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
+from megamoe.spec.contract import BASE, REVISIONS, Contract
 from megamoe.spec.formats import (
     E2M1_TABLE,
     E4M3_TABLE,
@@ -56,15 +59,19 @@ def _blocks13(slot: Slot) -> F64:
     return slot.blocks
 
 
-def _halves(sums: F64) -> tuple[F32, F32]:
-    gate, up = np.split(bf16_decode(bf16_round(sums)), 2)
-    return gate, up
+def _halves(sums: F64, contract: Contract = BASE) -> tuple[F32, F32]:
+    first, second = np.split(bf16_decode(bf16_round(sums)), 2)
+    return (first, second) if contract.gate_up_order.value == "gate-up" else (second, first)
 
 
-def _clamp(gate: F32, up: F32, clamp: float | None) -> tuple[F32, F32]:
+def _clamp(gate: F32, up: F32, clamp: float | None, contract: Contract = BASE) -> tuple[F32, F32]:
+    bits = bf16_round(gate), bf16_round(up)
     if clamp is None:
         return gate, up
-    bound = _bound(clamp)
+    if (bf16_decode(bits[0]) == gate).all() and (bf16_decode(bits[1]) == up).all():
+        low, high = swiglu.clamp_gate_up(*bits, clamp, contract)
+        return bf16_decode(low), bf16_decode(high)
+    bound = _bound(clamp)  # of a way that does not round to bfloat16
     return np.fmin(gate, bound), np.fmin(np.fmax(up, -bound), bound)
 
 
@@ -73,23 +80,23 @@ def _bound(clamp: float) -> np.float32:
     return bound
 
 
-def _silu(gate: F32) -> F32:
+def _silu(gate: F32, form: str = "fast") -> F32:
     """By the reference table where the gate is a bfloat16, in fp32 where it is not."""
-    exact = swiglu.silu_table()[bf16_round(gate)]
+    exact = swiglu.silu_table(form)[bf16_round(gate)]
     wide = gate / (np.float32(1) + np.exp(-gate.astype(np.float64)).astype(np.float32))
     return np.where(bf16_decode(bf16_round(gate)) == gate, exact, wide.astype(np.float32))
 
 
-def _product(silu: F32, up: F32, weight: np.float32) -> F32:
-    return (silu * up) * weight
+def _product(silu: F32, up: F32, weight: np.float32, contract: Contract = BASE) -> F32:
+    return (silu * up) * weight if contract.routing_weight.value == "activation" else silu * up
 
 
-def _exponent(amax: F32) -> npt.NDArray[np.int32]:
-    return swiglu.requant_exponent(amax)
+def _exponent(amax: F32, contract: Contract = BASE) -> npt.NDArray[np.int32]:
+    return swiglu.requant_exponent(amax, contract).astype(np.int32)
 
 
-def _codes(values: F32, exponent: npt.NDArray[np.int32]) -> U8:
-    return swiglu.scaled_codes(values, exponent)
+def _codes(values: F32, exponent: npt.NDArray[np.int32], contract: Contract = BASE) -> U8:
+    return scaled_codes(values, exponent, contract)
 
 
 def _blocks2(codes: U8, exponent: U8, operand: Operand) -> F64:
@@ -104,10 +111,14 @@ def _row(sums: F64, weight: np.float32) -> F32:
     return bf16_decode(bf16_round(sums))
 
 
-def _combine(rows: list[F32]) -> U16:
+def _combine(rows: list[F32], life: Life | None = None, contract: Contract = BASE) -> U16:
+    """Rows of the live slots, in fp32; ``life`` has their weights where the contract adds them."""
     total = np.zeros_like(rows[0]) if rows else np.zeros(0, np.float32)
-    for row in rows:
-        total = total + row
+    weighted = life is not None and contract.routing_weight.value == "combine"
+    weights = [slot.weight for slot in life.slots] if weighted and life else [None] * len(rows)
+    pairs = list(zip(rows, weights, strict=False))
+    for row, weight in pairs if contract.combine_order.value == "ascending-slot" else pairs[::-1]:
+        total = total + row if weight is None else fma(row, np.full(1, weight, np.float32), total)
     return bf16_round(total)
 
 
@@ -117,6 +128,8 @@ class Way:
 
     name: str = "as the contract says"
     stage: str = ""
+    contract: Contract = BASE
+    """Of the steps that are not replaced."""
     blocks13: Callable[[Slot], F64] = _blocks13
     halves: Callable[[F64], tuple[F32, F32]] = _halves
     clamp: Callable[[F32, F32, float | None], tuple[F32, F32]] = _clamp
@@ -132,7 +145,22 @@ class Way:
     """How sums are accumulated, where that is the deviation."""
 
 
-RIGHT: Final = Way()
+def right(life: Life, contract: Contract | None = None) -> Way:
+    """Every step as the contract says, by default that of ``life``."""
+    c = contract or life.contract
+    form = swiglu.silu_form(life.token.fast_math, c)
+    rounded = c.bf16_before_requant.value
+    return Way(
+        contract=c,
+        halves=lambda s: _halves(s, c),
+        clamp=lambda g, u, clamp: _clamp(g, u, clamp, c),
+        silu=lambda g: _silu(g, form),
+        product=lambda s, u, w: _product(s, u, w, c),
+        values=(lambda v: bf16_decode(bf16_round(v))) if rounded else (lambda v: v),
+        exponent=lambda m: _exponent(m, c),
+        codes=lambda v, e: _codes(v, e, c),
+        combine=lambda rows: _combine(rows, life, c),
+    )
 
 
 @dataclass
@@ -154,7 +182,7 @@ class Run:
                 sums = (way.total or total)(way.blocks13(slot))
                 gate, up = way.clamp(*way.halves(sums), self.life.token.clamp)
                 value = way.values(way.product(way.silu(gate), up, slot.weight))
-                exponent = way.exponent(swiglu.group_amax(value[None])[0])
+                exponent = way.exponent(group_amax(value[None], way.contract)[0])
                 codes = way.codes(value, exponent)
                 codes = np.where(codes == 0x80, 0, codes).astype(np.uint8)
                 out[slot.slot] = codes, np.clip(exponent, 0, 255).astype(np.uint8)
@@ -258,7 +286,7 @@ def _keeping(bits: int) -> Callable[[F32], F32]:
 
 
 def _reciprocal(amax: F32) -> F32:
-    return (amax * swiglu.RECIP_448).astype(np.float32)
+    return (amax * RECIP_448).astype(np.float32)
 
 
 def catalogue(life: Life) -> list[Way]:
@@ -331,4 +359,10 @@ def catalogue(life: Life) -> list[Way]:
     for at, slot in enumerate(life.slots):
         lost = {"combine": lambda r, at=at: _combine(r[:at] + r[at + 1 :] or [r[0] * 0])}
         made.append((f"slot {slot.slot} (expert {slot.expert}) is lost", "combine", lost))
-    return [replace(RIGHT, name=name, stage=stage, **step) for name, stage, step in made]
+    own = right(life)
+    ways = [replace(own, name=name, stage=stage, **step) for name, stage, step in made]
+    for other in REVISIONS.values():
+        if other.differences(life.contract):
+            name = f"all is as contract {other.revision} says"
+            ways.append(replace(right(life, other), name=name, stage="contract"))
+    return ways

@@ -19,12 +19,14 @@ import torch
 from megamoe.explain.blocks import row_blocks
 from megamoe.explain.sources import Source, Token
 from megamoe.oracle import swiglu
-from megamoe.oracle.combine import combine
+from megamoe.oracle.combine import combine, combine_ends
+from megamoe.oracle.groups import group_amax, scaled_codes
 from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums
 from megamoe.oracle.reference import _bf16_halves, _class_interval, _exact_total
 from megamoe.oracle.spread import SpreadRows
 from megamoe.oracle.staging import quantize
 from megamoe.spec.accumulators import Accumulator, accumulator
+from megamoe.spec.contract import Contract
 from megamoe.spec.formats import F32, U8, U16, bf16_round, e4m3_key
 
 F64 = npt.NDArray[np.float64]
@@ -103,6 +105,7 @@ class Life:
     y_low: U16
     y_high: U16
     """(n,) bfloat16 bits."""
+    contract: Contract
 
     @property
     def live(self) -> npt.NDArray[np.bool_]:
@@ -111,7 +114,11 @@ class Life:
 
     def combined(self, rows: dict[int, U16]) -> U16:
         """``y`` of rows by slot, ``(n,)`` each."""
-        return combine_rows(self.token, len(self.channels), rows)
+        return combine_rows(self.token, len(self.channels), rows, self.contract)
+
+    def ends(self, low: dict[int, U16], high: dict[int, U16]) -> tuple[U16, U16]:
+        """Lowest and highest ``y`` of rows that are known as intervals."""
+        return combine_rows_ends(self.token, len(self.channels), low, high, self.contract)
 
 
 def is_live(token: Token) -> npt.NDArray[np.bool_]:
@@ -119,32 +126,50 @@ def is_live(token: Token) -> npt.NDArray[np.bool_]:
     return (token.ids >= 0) & (token.ids < token.experts)
 
 
-def combine_rows(token: Token, channels: int, rows: dict[int, U16]) -> U16:
+def combine_rows(token: Token, channels: int, rows: dict[int, U16], contract: Contract) -> U16:
     """The oracle's combine of one token."""
+    whole = _by_slot(token, channels, rows)
+    return combine(whole, is_live(token)[None], token.weights[None], contract)[0]
+
+
+def combine_rows_ends(
+    token: Token, channels: int, low: dict[int, U16], high: dict[int, U16], contract: Contract
+) -> tuple[U16, U16]:
+    """The same of intervals."""
+    ends = _by_slot(token, channels, low), _by_slot(token, channels, high)
+    least, most = combine_ends(*ends, is_live(token)[None], token.weights[None], contract)
+    return least[0], most[0]
+
+
+def _by_slot(token: Token, channels: int, rows: dict[int, U16]) -> U16:
     whole = np.zeros((1, len(token.ids), channels), np.uint16)
     for slot, row in rows.items():
         whole[0, slot] = row
-    return combine(whole, is_live(token)[None])[0]
+    return whole
 
 
-def live(source: Source, at: int, channels: Sequence[int], class_name: str) -> Life:
+def live(
+    source: Source, at: int, channels: Sequence[int], class_name: str, contract: Contract
+) -> Life:
     """The life of token ``at`` at ``channels``. ``ValueError`` for what is not there."""
     _check(source, at, channels)
     chosen = accumulator(class_name)
     token = source.token(at)
     wanted = np.array(channels, np.int64)
-    x, x_sf = quantize(token.hidden[None])
+    x, x_sf = quantize(token.hidden[None], contract)
     slots = np.flatnonzero(is_live(token)).tolist()
-    swiglu.silu_table()  # made once, not by every thread
-    swiglu.silu_bounds(token.fast_math)
+    form = swiglu.silu_form(token.fast_math, contract)
+    swiglu.silu_table(form)  # made once, not by every thread
+    swiglu.silu_bounds(form)
 
     def one(slot: int) -> Slot:
-        return _slot(source, token, slot, x[0], x_sf[0], wanted, chosen)
+        return _slot(source, token, slot, x[0], x_sf[0], wanted, chosen, contract)
 
     made = side_by_side(one, slots)
     rows = [{s.slot: getattr(s.down, end) for s in made} for end in ("row", "row_low", "row_high")]
-    y, low, high = (combine_rows(token, len(wanted), part) for part in rows)
-    return Life(at, token, wanted, chosen, x[0], x_sf[0], made, y, low, high)
+    y = combine_rows(token, len(wanted), rows[0], contract)
+    low, high = combine_rows_ends(token, len(wanted), rows[1], rows[2], contract)
+    return Life(at, token, wanted, chosen, x[0], x_sf[0], made, y, low, high, contract)
 
 
 def side_by_side(one: Callable[[int], Any], items: Sequence[int]) -> list[Any]:
@@ -168,19 +193,20 @@ def _check(source: Source, at: int, channels: Sequence[int]) -> None:
 
 def _slot(
     source: Source, token: Token, slot: int, x: U8, x_sf: U8, channels: npt.NDArray[np.int64],
-    chosen: Accumulator,
+    chosen: Accumulator, contract: Contract,
 ) -> Slot:  # fmt: skip
     expert, weight = int(token.ids[slot]), token.weights[slot : slot + 1, None]
     packed, sf13 = source.w13(expert)
     blocks, exact, low, high = _linear1(x, x_sf, packed, sf13, chosen)
-    gate, up = swiglu.clamp_gate_up(*_bf16_halves(exact), token.clamp)
-    value = swiglu.activation(swiglu.silu_table()[gate], up, weight)
-    exponent = np.clip(swiglu.requant_exponent(swiglu.group_amax(value)), 0, 255).astype(np.uint8)
-    codes = swiglu.scaled_codes(value, exponent)
+    gate, up = swiglu.clamp_gate_up(*_bf16_halves(exact, contract), token.clamp, contract)
+    silu = swiglu.silu_table(swiglu.silu_form(token.fast_math, contract))[gate]
+    value = swiglu.activation(silu, up, weight, contract)
+    exponent = swiglu.requant_exponent(group_amax(value, contract), contract)
+    codes = scaled_codes(value, exponent, contract)
     codes = np.where(codes == 0x80, 0, codes).astype(np.uint8)
-    (gate_low, up_low), (gate_high, up_high) = _bf16_halves(low), _bf16_halves(high)
+    (gate_low, up_low), (gate_high, up_high) = (_bf16_halves(e, contract) for e in (low, high))
     acts = swiglu.activation_interval(
-        gate_low, gate_high, up_low, up_high, weight, token.clamp, token.fast_math
+        gate_low, gate_high, up_low, up_high, weight, token.clamp, token.fast_math, contract
     )
     first, last = acts.exponents()
     key_low, key_high = acts.code_keys(first)

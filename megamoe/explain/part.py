@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.explain import life as lives
-from megamoe.explain.deviations import RIGHT, TOTALS, Run, catalogue
-from megamoe.explain.life import Life, combine_rows, same_codes
+from megamoe.explain.deviations import TOTALS, Run, catalogue, right
+from megamoe.explain.life import Life, same_codes
 from megamoe.spec.formats import U8, U16, bf16_key, unpack_sf
 from megamoe.spec.forms import BF16
 
@@ -91,8 +91,7 @@ def _y_interval(life: Life, acts: Acts | None) -> tuple[U16, U16]:
         low[slot.slot], high[slot.slot] = lives.down_interval(
             *acts[slot.slot], slot.down.packed, slot.down.sf, life.accumulator
         )
-    count = len(life.channels)
-    return combine_rows(life.token, count, low), combine_rows(life.token, count, high)
+    return life.ends(low, high)
 
 
 def _outside(y: U16, low: U16, high: U16) -> npt.NDArray[np.bool_]:
@@ -127,16 +126,16 @@ def _tried(life: Life, y: U16, acts: Acts | None, stage: str) -> dict[str, Any]:
             best = max(best, same)
         return best
 
-    right = score(RIGHT)
+    own = score(right(life))
     of = sum(c.size + e.size for c, e in acts.values()) if of_codes and acts else y.size
     scored = sorted(((score(w), w) for w in ways), key=lambda pair: -pair[0])
     best = scored[0][0] if scored else 0
-    named = [w for s, w in scored if s == best] if best > right else []
+    named = [w for s, w in scored if s == best] if best > own else []
     return {
         "compared": "codes and exponents" if of_codes else "elements of y",
         "of": int(of),
-        "as_the_contract_says": right,
+        "as_the_contract_says": own,
         "best": best,
-        "explains": bool(named) and (of - best) * 2 <= of - right,
+        "explains": bool(named) and (of - best) * 2 <= of - own,
         "named": [{"stage": w.stage, "what": w.name} for w in named],
     }

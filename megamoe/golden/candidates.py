@@ -23,10 +23,10 @@ from megamoe.cases.shards import durations
 from megamoe.files import TENSORS_LIMIT, clear_leftovers, locked, read_bounded, write_atomically
 from megamoe.golden.changes import CANDIDATES, candidates, manifest_or_empty
 from megamoe.golden.documents import read_manifest
-from megamoe.golden.make import GoldenError, digest_of, generator, make, regenerate
-from megamoe.golden.places import inside, tensors_of
+from megamoe.golden.make import GoldenError, Made, digest_of, generator, make, regenerate
+from megamoe.golden.places import inside, key_of, tensors_of
 from megamoe.golden.store import Store, entry_of, generator_id, manifest_bytes, pack
-from megamoe.spec.contract import CURRENT
+from megamoe.spec.contract import BASE, REVISIONS
 
 Done = Callable[[Case, str], None]
 """Called once a case: the case, and an error or ''."""
@@ -50,21 +50,54 @@ def record(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str
 
 def _record_one(work: tuple[Path, Case]) -> str:
     root, case = work
-    path, tensors = (inside(root, path) for path in _files(root, case.id))  # before the hard work
+    keys = [key_of(case.id), *(key_of(case.id, name) for name in case.revisions[1:])]
+    places = {key: [inside(root, path) for path in _files(root, key)] for key in keys}
     given = regenerate(case)
-    made = make(case, given)
-    content, table = pack(made)
-    entry = entry_of(case, made, digest_of(given), content, table)
-    described = {"entry": entry, "generator": generator(), "contract": CURRENT.revision}
-    # Both files or none: a bless that comes now takes this candidate whole, or leaves it whole.
+    digest = digest_of(given)
+    goldens = every_golden(case, given)
+    # All files or none: a bless that comes now takes this candidate whole, or leaves it whole.
     with locked(root):
         ignore = inside(root, root / CANDIDATES / ".gitignore")
         if not ignore.exists():
             write_atomically(ignore, b"*\n")  # candidates are nobody's history
-        if made.tensors:
-            write_atomically(tensors, content)
-        write_atomically(path, json.dumps(described, indent=1, sort_keys=True).encode())
+        for key in keys:
+            for path in places[key]:
+                path.unlink(missing_ok=True)
+        for revisions, made in goldens:
+            content, table = pack(made)
+            entry = entry_of(case, made, digest, content, table, revisions)
+            described = {"entry": entry, "generator": generator(), "contract": revisions[0]}
+            home = revisions[0] == case.revisions[0]
+            path, tensors = places[key_of(case.id, "" if home else revisions[0])]
+            if made.tensors:
+                write_atomically(tensors, content)
+            write_atomically(path, json.dumps(described, indent=1, sort_keys=True).encode())
     return ""
+
+
+def every_golden(case: Case, given: Mapping[str, Any]) -> list[tuple[list[str], Made]]:
+    """The different goldens of a case, each with the revisions that it is of, the oldest first."""
+    out: list[tuple[list[str], Made]] = []
+    by_clauses: dict[Any, list[str]] = {}
+    for name in case.revisions:
+        contract = REVISIONS[name]
+        clauses = tuple(clause.value for clause in contract.clauses.values())
+        if clauses in by_clauses:  # nothing to compute again
+            by_clauses[clauses].append(name)
+            continue
+        made = make(case, given, contract=contract)
+        equal = next((names for names, other in out if _same(made, other)), None)
+        if equal is None:
+            out.append(([], made))
+            equal = out[-1][0]
+        equal.append(name)
+        by_clauses[clauses] = equal
+    return out
+
+
+def _same(made: Made, other: Made) -> bool:
+    """Whether two goldens are one, bit for bit."""
+    return made.zero_freedom == other.zero_freedom and pack(made)[1] == pack(other)[1]
 
 
 def _each(
@@ -118,11 +151,15 @@ def bless(root: Path, cases: Sequence[Case]) -> list[str]:
 def _bless(root: Path, by_id: Mapping[str, Case]) -> list[str]:
     found, manifest = candidates(root), manifest_or_empty(root)
     contents = {
-        case_id: _checked(root, case_id, described["entry"], by_id.get(case_id))
-        for case_id, described in found.items()
+        key: _checked(root, key, described["entry"], by_id.get(key.partition("@")[0]))
+        for key, described in found.items()
     }
-    entries = {k: v for k, v in manifest["cases"].items() if k in by_id}
-    entries |= {case_id: described["entry"] for case_id, described in found.items()}
+    again = {key.partition("@")[0] for key in found}  # their goldens go, of every revision
+    ids = {key: key.partition("@")[0] for key in manifest["cases"]}
+    entries = {
+        k: v for k, v in manifest["cases"].items() if ids[k] in by_id and ids[k] not in again
+    }
+    entries |= {key: described["entry"] for key, described in found.items()}
     removed = [k for k, v in manifest["cases"].items() if k not in entries and "file" in v]
     # Every place is asked for before the first is touched.
     places = {case_id: inside(root, root / tensors_of(case_id)) for case_id in [*found, *removed]}
@@ -131,7 +168,7 @@ def _bless(root: Path, by_id: Mapping[str, Case]) -> list[str]:
     for case_id, content in contents.items():
         if content:
             write_atomically(places[case_id], content)
-    manifest["contract"] = CURRENT.revision
+    manifest["contract"] = BASE.revision
     used = {entry["generator"] for entry in entries.values()}
     generators = {**manifest["generators"], generator_id(): generator()}
     manifest["generators"] = {k: v for k, v in generators.items() if k in used}
@@ -142,7 +179,7 @@ def _bless(root: Path, by_id: Mapping[str, Case]) -> list[str]:
     for path in taken:
         path.unlink(missing_ok=True)
     _remove_empty(root / CANDIDATES)
-    return list(found)
+    return list(again)
 
 
 def _checked(root: Path, case_id: str, entry: Mapping[str, Any], case: Case | None) -> bytes:
@@ -245,22 +282,30 @@ def verify(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str
 
 def _verify_one(work: tuple[Path, Case]) -> str:
     root, case = work
-    store = Store(root, make)
-    entry = store.entry(case)
+    home = REVISIONS[case.revisions[0]]
+    Store(root, make, home).entry(case)  # before any work
     given = regenerate(case)
     digest = digest_of(given)
-    if "file" in entry:
-        store.load(case, digest)
-    made = make(case, given)
-    content, table = pack(made)
-    fresh = entry_of(case, made, digest, content, table)
+    for revisions, made in every_golden(case, given):
+        content, table = pack(made)
+        fresh = entry_of(case, made, digest, content, table, revisions)
+        store = Store(root, make, REVISIONS[revisions[0]])
+        entry = store.entry(case)
+        if "file" in entry:
+            store.load(case, digest)
+        _compare(case, table, entry, fresh)
+    return ""
+
+
+def _compare(
+    case: Case, table: Mapping[str, Any], entry: Mapping[str, Any], fresh: Mapping[str, Any]
+) -> None:
     for name in sorted(set(table) | set(entry.get("tensors", {}))):
         if table.get(name) != entry.get("tensors", {}).get(name):
             raise GoldenError(
                 f"case {case.id}: {name} differs from what the oracle computes; see `megamoe "
                 f"golden record --case {case.id}` and `megamoe golden diff`"
             )
-    for key in ("kind", "inputs", "zero_freedom", "rows", "file", "sha256"):
+    for key in ("kind", "inputs", "zero_freedom", "rows", "file", "sha256", "also"):
         if fresh.get(key) != entry.get(key):
             raise GoldenError(f"case {case.id}: the manifest's {key} is not the case's; record it")
-    return ""

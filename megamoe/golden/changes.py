@@ -16,7 +16,7 @@ from megamoe.golden.documents import read_candidate, read_manifest
 from megamoe.golden.make import GoldenError
 from megamoe.golden.places import tensors_of
 from megamoe.golden.store import DIGEST, empty_manifest, read_tensors
-from megamoe.spec.contract import CURRENT
+from megamoe.spec.contract import BASE
 from megamoe.spec.forms import BF16, BYTE, E4M3, F32, INT32, INT64, Form
 
 CANDIDATES: Final = "candidates"
@@ -52,9 +52,12 @@ def diff(root: Path, cases: Iterable[Case]) -> list[Change]:
     manifest = manifest_or_empty(root)
     known = {case.id for case in cases}
     changes = []
-    for case_id, described in candidates(root).items():
-        changes += _case_changes(root, case_id, described["entry"], manifest["cases"].get(case_id))
-    gone = sorted(set(manifest["cases"]) - known)
+    found = candidates(root)
+    for key, described in found.items():
+        changes += _case_changes(root, key, described["entry"], manifest["cases"].get(key))
+    again = {key.partition("@")[0] for key in found}
+    ids = {key: key.partition("@")[0] for key in sorted(manifest["cases"])}
+    gone = [k for k, i in ids.items() if i not in known or (i in again and k not in found)]
     return changes + [Change(case_id, "", "removed") for case_id in gone]
 
 
@@ -118,4 +121,4 @@ def _form(name: str, dtype: Any) -> Form | None:
 def manifest_or_empty(root: Path) -> dict[str, Any]:
     """The manifest; one of no cases where there is none yet."""
     path = root / "manifest.json"
-    return read_manifest(path) if path.exists() else empty_manifest(CURRENT.revision)
+    return read_manifest(path) if path.exists() else empty_manifest(BASE.revision)

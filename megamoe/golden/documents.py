@@ -16,7 +16,8 @@ from megamoe import schema
 from megamoe.cases import KINDS
 from megamoe.files import CANDIDATE_LIMIT, MANIFEST_LIMIT, RECORDED_LIMIT, read_json
 from megamoe.golden.make import GoldenError
-from megamoe.golden.places import id_fault, tensors_of
+from megamoe.golden.places import id_fault, key_fault, tensors_of
+from megamoe.spec.contract import REVISIONS
 from megamoe.spec.problem import STAGES
 
 SCHEMA: Final = 1
@@ -36,6 +37,7 @@ _ENTRY: Final = schema.Object(
     {
         "zero_freedom": bool, "rows": schema.OrNull(schema.Items(schema.natural)),
         "file": str, "sha256": str, "tensors": schema.Each(_TENSOR),
+        "also": schema.Items(schema.OneOf(tuple(REVISIONS))),
     },
 )  # fmt: skip
 _GENERATOR: Final = schema.Object(optional={"sources": schema.Each(str)})
@@ -43,7 +45,7 @@ _MANIFEST: Final = schema.Object(
     {
         "contract": str,
         "generators": schema.Each(_GENERATOR),
-        "cases": schema.Each(_ENTRY, key=id_fault),
+        "cases": schema.Each(_ENTRY, key=key_fault),
     }
 )
 _CANDIDATE: Final = schema.Object({"entry": _ENTRY, "generator": _GENERATOR, "contract": str})
@@ -107,7 +109,7 @@ def read_candidate(path: Path, case_id: str) -> dict[str, Any]:
     """A candidate's description, as ``golden record`` wrote it, or :class:`GoldenError`."""
     where = f"candidate {schema.plain(case_id)}: {path.name}"
     again = "delete it, and record the case again with `megamoe golden record`"
-    if said := id_fault(case_id):
+    if said := key_fault(case_id):
         raise GoldenError(f"{where}: {said}; {again}")
     try:
         described = read_json(path, CANDIDATE_LIMIT, follow=False)

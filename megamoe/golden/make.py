@@ -20,6 +20,7 @@ from megamoe.cases import Case
 from megamoe.cases.recipes import inputs
 from megamoe.cases.stored import inputs_of, is_stored
 from megamoe.judge.outputs import bits
+from megamoe.spec.contract import REVISIONS, Contract
 from megamoe.spec.problem import Problem
 
 Array = npt.NDArray[Any]
@@ -85,24 +86,27 @@ def rows_of(problem: Problem, rows: Sequence[int] | None) -> Problem:
 
 
 def make(
-    case: Case, given: Mapping[str, Any] | None = None, classes: Sequence[str] | None = None
-) -> Made:
+    case: Case, given: Mapping[str, Any] | None = None, classes: Sequence[str] | None = None,
+    contract: Contract | None = None,
+) -> Made:  # fmt: skip
     """Tensors of the golden of ``case`` (rows ``case.rows`` only), by name.
 
     ``forward`` and ``property``: :meth:`ForwardGolden.to_tensors`. ``staging``: x, x_sf, topk_idx,
     topk_weights. ``eplb``: ids, load. ``layout``: w13, w13_sf, w2, w2_sf. ``errors``: nothing;
     what is right stands in the case. ``given`` are the inputs where they are at hand. ``classes``:
     the accumulator classes whose envelopes are wanted of a forward; with fewer than all of them
-    there is no proof of zero freedom. Raises :class:`GoldenError` where a case that is declared
-    zero-freedom leaves freedom.
+    there is no proof of zero freedom. ``contract``: by default the case's first. Raises
+    :class:`GoldenError` where a case that is declared zero-freedom leaves freedom.
     """
+    contract = contract or REVISIONS[case.revisions[0]]
     given = regenerate(case) if given is None else given
     if case.kind in ("forward", "property"):
-        return _forward(case, rows_of(Problem(**given), case.rows), classes)
+        return _forward(case, rows_of(Problem(**given), case.rows), classes, contract)
     if case.kind == "staging":
         made = oracle.staging(
-            bits(given["hidden_states"]), given["topk_weights"].numpy(), given["topk_ids"].numpy()
-        )
+            bits(given["hidden_states"]), given["topk_weights"].numpy(), given["topk_ids"].numpy(),
+            contract, given["is_padding"].numpy() if "is_padding" in given else None,
+        )  # fmt: skip
         return Made({**made, "topk_weights": made["topk_weights"].view(np.uint32)})
     if case.kind == "eplb":
         ids, load = oracle.eplb(
@@ -111,6 +115,8 @@ def make(
             given["logical_to_physical_map"].numpy(),
             given["logical_replica_count"].numpy(),
             bool(given["record_enabled"]),
+            contract,
+            given.get("num_unpadded_tokens"),
         )
         return Made({"ids": ids, "load": load})
     if case.kind == "layout":
@@ -119,14 +125,16 @@ def make(
     return Made({})
 
 
-def _forward(case: Case, problem: Problem, classes: Sequence[str] | None) -> Made:
+def _forward(
+    case: Case, problem: Problem, classes: Sequence[str] | None, contract: Contract
+) -> Made:
     point = case.params["family"] == "zero-freedom"
     # A point must be one whichever silu a kernel takes, so its proof allows the wider error.
-    golden = oracle.forward(problem, classes, any_silu=point)
+    golden = oracle.forward(problem, classes, contract=contract, any_silu=point)
     if point and classes is None and not golden.zero_freedom:
         raise GoldenError(
-            f"case {case.id} is declared zero-freedom, but {golden.why[0]}; change its recipes or "
-            "its family"
+            f"case {case.id} is declared zero-freedom, but {golden.why[0]} (contract "
+            f"{contract.revision}); change its recipes or its family"
         )
     return Made(dict(golden.to_tensors()), golden.zero_freedom)
 

@@ -12,9 +12,23 @@ from typing import Final
 
 from megamoe.cases import KINDS
 from megamoe.golden.make import GoldenError
+from megamoe.spec.contract import REVISIONS
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 """Names of cases, as the case files take them."""
+
+
+def key_of(case_id: str, revision: str = "") -> str:
+    """Under which a golden is kept: its case's id; with ``@REV`` if not of the first contract."""
+    return f"{case_id}@{revision}" if revision else case_id
+
+
+def key_fault(key: str) -> str:
+    """'' for KIND/NAME or KIND/NAME@REV; else what is wrong with it."""
+    case_id, at, revision = key.partition("@")
+    if at and revision not in REVISIONS:
+        return f"unknown contract {revision!a}; known: {', '.join(REVISIONS)}"
+    return id_fault(case_id)
 
 
 def id_fault(case_id: str) -> str:
@@ -25,11 +39,11 @@ def id_fault(case_id: str) -> str:
     return f"a case's id is KIND/NAME with a kind of {', '.join(KINDS)} and a name of a-z 0-9 ._+-"
 
 
-def tensors_of(case_id: str) -> str:
-    """Under golden/ (or golden/candidates/): the file of the case's tensors."""
-    if said := id_fault(case_id):
-        raise GoldenError(f"case {case_id!a}: {said}")
-    return f"tensors/{case_id}.safetensors"
+def tensors_of(key: str) -> str:
+    """Under golden/ (or golden/candidates/): the file of a golden's tensors."""
+    if said := key_fault(key):
+        raise GoldenError(f"case {key!a}: {said}")
+    return f"tensors/{key}.safetensors"
 
 
 def inside(root: Path, path: Path) -> Path:

@@ -29,7 +29,7 @@ from megamoe.golden.places import inside
 from megamoe.golden.store import canonical
 from megamoe.judge.elements import Place, bitwise
 from megamoe.judge.verdict import Finding
-from megamoe.spec.contract import CURRENT
+from megamoe.spec.contract import REVISIONS
 from megamoe.spec.forms import BF16
 
 Array = npt.NDArray[Any]
@@ -125,7 +125,7 @@ class Recorded:
     def machine(self) -> str:
         return str(self.data["machine_class"])
 
-    def state(self, case_id: str, inputs: str, now: Mapping[str, Any] | None) -> str:
+    def state(self, case_id: str, inputs: str, now: Mapping[str, Any] | None, revision: str) -> str:
         """``same`` where the case's bits must be the recorded ones; otherwise why not.
 
         One of ``none`` (the case was not recorded), ``other contract``, ``other inputs`` and
@@ -134,7 +134,7 @@ class Recorded:
         of_case = self.data["cases"].get(case_id)
         if of_case is None:
             return "none"
-        if self.data["contract"] != CURRENT.revision:
+        if self.data["contract"] != revision:
             return "other contract"
         if of_case["inputs"] != inputs:
             return "other inputs"
@@ -169,8 +169,8 @@ def _write(out: Path, data: Mapping[str, Any]) -> Path:
 
 
 def build(
-    name: str, accumulator: str, facts: Mapping[str, Any], build_of: Mapping[str, Any],
-    cases: Mapping[str, Any], declined: Mapping[str, str],
+    name: str, accumulator: str, revision: str, facts: Mapping[str, Any],
+    build_of: Mapping[str, Any], cases: Mapping[str, Any], declined: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of a file; ``declined`` are cases that the backend does not do, with its word."""
     return {
@@ -179,7 +179,7 @@ def build(
         "backend": name,
         "accumulator": accumulator,
         "machine_class": machine_class(facts),
-        "contract": CURRENT.revision,
+        "contract": revision,
         "fingerprint": dict(build_of),
         "provenance": provenance(facts),
         "cases": dict(cases),
@@ -209,7 +209,8 @@ def bless(root: Path, source: Path, *, take: bool = False) -> list[Path]:
         if not paths:
             raise GoldenError(none)
         manifest = read_manifest(root / "manifest.json")
-        wanted = {k: v["inputs"] for k, v in manifest["cases"].items() if v["kind"] == "forward"}
+        goldens = manifest["cases"].items()
+        wanted = {k: v["inputs"] for k, v in goldens if v["kind"] == "forward" and "@" not in k}
         found = {path: read_recorded(path, slug) for path in paths}
         for path, data in found.items():
             _check(path, data, wanted)
@@ -230,9 +231,9 @@ def bless(root: Path, source: Path, *, take: bool = False) -> list[Path]:
 def _check(path: Path, data: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
     name = f"candidate {path.parent.name}/{path.name}"
     again = "record it again with `megamoe golden record-bits`"
-    if data["contract"] != CURRENT.revision:
+    if data["contract"] not in REVISIONS:
         raise GoldenError(
-            f"{name} is of contract {data['contract']}, this is {CURRENT.revision}; {again}"
+            f"{name} is of contract {data['contract']}, known are {', '.join(REVISIONS)}; {again}"
         )
     held = set(data["cases"]) | set(data.get("declined", {}))
     for what, ids in (

@@ -23,7 +23,8 @@ from megamoe.cases import Case
 from megamoe.files import TENSORS_LIMIT, read_bounded
 from megamoe.golden.documents import RESTORE, SCHEMA, read_manifest
 from megamoe.golden.make import GoldenError, Made, generator
-from megamoe.golden.places import tensors_of
+from megamoe.golden.places import key_of, tensors_of
+from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.forms import BF16, E4M3, F32
 
 Array = npt.NDArray[Any]
@@ -74,8 +75,14 @@ def pack(made: Made) -> tuple[bytes, dict[str, Any]]:
     return save_tensors(stored), table
 
 
-def entry_of(case: Case, made: Made, input_digest: str, content: bytes, table: Any) -> dict:
-    """The manifest's entry of one case; cases without tensors have no file."""
+def entry_of(
+    case: Case, made: Made, input_digest: str, content: bytes, table: Any, revisions: Sequence[str]
+) -> dict[str, Any]:
+    """The manifest's entry of one golden; cases without tensors have no file.
+
+    ``revisions``: the contracts under which it is the case's golden. It is kept under the first.
+    """
+    first, *also = revisions
     entry: dict[str, Any] = {
         "kind": case.kind,
         "definition": case.definition(),
@@ -85,8 +92,10 @@ def entry_of(case: Case, made: Made, input_digest: str, content: bytes, table: A
     if case.kind in ("forward", "property"):
         entry["zero_freedom"] = made.zero_freedom
         entry["rows"] = case.rows
+    if also:
+        entry["also"] = also
     if made.tensors:
-        entry["file"] = tensors_of(case.id)
+        entry["file"] = tensors_of(key_of(case.id, "" if first == case.revisions[0] else first))
         entry["sha256"] = hashlib.sha256(content).hexdigest()
         entry["tensors"] = table
     return entry
@@ -107,6 +116,7 @@ class StoredGolden:
     full: Mapping[str, Array]
     digests: Mapping[str, npt.NDArray[np.uint64]]
     live: Callable[..., Made]
+    contract: Contract
     _made: dict[str, Made] = field(default_factory=dict, repr=False)
     """By accumulator class; by an empty name what is of none."""
     brief: bool = False
@@ -135,7 +145,11 @@ class StoredGolden:
         of_class = name.rpartition(".")[0]
         if of_class not in self._made:
             # A tensor of one class does not need the envelopes of all: they are most of the work.
-            self._made[of_class] = self.live(self.case, classes=[of_class] if of_class else [])
+            self._made[of_class] = self.live(
+                self.case,
+                classes=[of_class] if of_class else [],
+                contract=self.contract,
+            )
         tensor = self._made[of_class].tensors.get(name)
         if tensor is None or not self.matches(name, tensor):
             raise GoldenError(
@@ -148,14 +162,15 @@ class StoredGolden:
 class Store:
     """``golden/`` as it lies on the disk."""
 
-    def __init__(self, root: Path, live: Callable[..., Made]) -> None:
+    def __init__(self, root: Path, live: Callable[..., Made], contract: Contract = NEWEST) -> None:
         self.root = root
         self.live = live
+        self.contract = contract
         self.manifest = read_manifest(root / "manifest.json")
 
     @property
     def cases(self) -> Mapping[str, Any]:
-        """Case id -> manifest entry."""
+        """Key of a golden -> manifest entry."""
         entries: Mapping[str, Any] = self.manifest["cases"]
         return entries
 
@@ -164,13 +179,14 @@ class Store:
 
         ``input_digest`` of the regenerated inputs is checked where it is given.
         """
+        key = self.key(case)
         entry = self.entry(case)
         if input_digest is not None and entry["inputs"] != input_digest:
             raise GoldenError(
                 f"case {case.id}: its inputs were regenerated with other bits than the golden's; "
                 "restore megamoe/cases/recipes.py, or record and bless the case again"
             )
-        content = self._content(case, entry)
+        content = self._content(case, key, entry)
         try:
             tensors = read_tensors(content)
         except ValueError as error:
@@ -181,16 +197,38 @@ class Store:
             raise GoldenError(f"case {case.id}: {entry['file']} {said}, by the manifest; {RESTORE}")
         full = {n: t for n, t in tensors.items() if not n.startswith(DIGEST)}
         digests = {n.removeprefix(DIGEST): t for n, t in tensors.items() if n.startswith(DIGEST)}
-        return StoredGolden(case, entry.get("zero_freedom", False), full, digests, self.live)
+        return StoredGolden(
+            case, entry.get("zero_freedom", False), full, digests, self.live, self.contract
+        )
 
-    def entry(self, case: Case) -> Mapping[str, Any]:
-        """The manifest's entry, if it is of this very case."""
-        entry: Mapping[str, Any] | None = self.cases.get(case.id)
-        if entry is None:
+    def key(self, case: Case) -> str:
+        """Under which the case's golden of this contract is kept."""
+        revision = self.contract.revision
+        if revision not in case.revisions:
+            raise GoldenError(
+                f"case {case.id} is not of contract {revision}; it is of "
+                f"{', '.join(case.revisions)}: ask for one of these with --contract"
+            )
+        if case.id not in self.cases:
             raise GoldenError(
                 f"case {case.id}: not in the manifest; record and bless it: "
                 f"`megamoe golden record --case {case.id}`"
             )
+        if revision == case.revisions[0]:
+            return case.id
+        for first in ("", *case.revisions[1:]):
+            key = key_of(case.id, first)
+            entry = self.cases.get(key, {})
+            if entry and revision in (first, *entry.get("also", ())):
+                return key
+        raise GoldenError(
+            f"case {case.id}: the manifest has no golden of contract {revision}; record and bless "
+            f"it: `megamoe golden record --case {case.id}`"
+        )
+
+    def entry(self, case: Case) -> Mapping[str, Any]:
+        """The manifest's entry, if it is of this very case."""
+        entry: Mapping[str, Any] = self.cases[self.key(case)]
         if entry["definition"] != case.definition():
             raise GoldenError(
                 f"case {case.id}: {case.source.name} says something else than when its golden was "
@@ -198,10 +236,10 @@ class Store:
             )
         return entry
 
-    def _content(self, case: Case, entry: Mapping[str, Any]) -> bytes:
+    def _content(self, case: Case, key: str, entry: Mapping[str, Any]) -> bytes:
         if "file" not in entry:
             raise GoldenError(f"case {case.id}: its golden has no tensors; {RESTORE}")
-        path = self.root / tensors_of(case.id)
+        path = self.root / tensors_of(key)
         try:
             content = read_bounded(path, TENSORS_LIMIT)
         except (OSError, ValueError) as error:

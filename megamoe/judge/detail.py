@@ -101,8 +101,9 @@ def _forward_stage(
     )
     if stage in ("x", "x_sf"):
         staged = oracle.staging(
-            bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()
-        )
+            bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
+            golden.contract,
+        )  # fmt: skip
         pair = shown, staged[stage]
         shown, low = pair if stage == "x" else (unpack_sf(pair[0]), unpack_sf(pair[1]))
         high = low
@@ -124,7 +125,9 @@ def _staged(
     problem: Problem, tokens: Sequence[int] | None,
 ) -> Detail:  # fmt: skip
     wanted = [n for n in golden.names() if "." not in n or n.rpartition(".")[0] == accumulator]
-    stored = oracle.ForwardGolden.from_tensors({name: golden.get(name) for name in wanted})
+    stored = oracle.ForwardGolden.from_tensors(
+        {name: golden.get(name) for name in wanted}, golden.contract
+    )
     envelope = stored.envelopes[accumulator]
     live = problem.topk_ids.numpy()[:, :, None] >= 0
     sf = np.where(live, actual["l2_acts_sf"], 0).astype(np.uint8)
@@ -137,7 +140,7 @@ def _staged(
     if stage == "l2_acts":
         low, high = envelope.code_interval(sf)
         return measure_keys(stage, E4M3, codes, low, high, slots, live, tokens)
-    y_low, y_high = oracle.combine_interval(problem, codes, sf, accumulator)
+    y_low, y_high = oracle.combine_interval(problem, codes, sf, accumulator, golden.contract)
     return measure(stage, BF16, actual["y"], y_low, y_high, ("token", "channel"), tokens=tokens)
 
 

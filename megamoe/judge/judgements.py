@@ -22,6 +22,7 @@ from megamoe.judge import elements
 from megamoe.judge.elements import Place
 from megamoe.judge.outputs import bits
 from megamoe.judge.verdict import Finding
+from megamoe.spec.contract import Contract
 from megamoe.spec.formats import unpack_sf
 from megamoe.spec.forms import BF16, E4M3, UE8M0
 from megamoe.spec.problem import Problem
@@ -33,6 +34,7 @@ class Golden(Protocol):
     """What the judge asks of a stored golden (:class:`megamoe.golden.store.StoredGolden`)."""
 
     zero_freedom: bool
+    contract: Contract
 
     def names(self) -> Sequence[str]:
         """Tensors of the golden."""
@@ -73,7 +75,7 @@ def judge_forward(
     findings: list[Finding] = []
     how: list[str] = []
     if "x" in actual or "x_sf" in actual:
-        findings += _staging(actual, problem, place)
+        findings += _staging(actual, problem, place, golden.contract)
         how.append("bitwise")
     staged = "l2_acts" in actual and "l2_acts_sf" in actual
     if golden.zero_freedom:
@@ -115,11 +117,14 @@ class _Places:
         self.sf = Place(("token", "slot", "channel"), 32, tokens, ids)
 
 
-def _staging(actual: Mapping[str, Array], problem: Problem, place: _Places) -> list[Finding]:
+def _staging(
+    actual: Mapping[str, Array], problem: Problem, place: _Places, contract: Contract
+) -> list[Finding]:
     """Exposed x and x_sf: bitwise against the oracle."""
     stage = oracle.staging(
-        bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()
-    )
+        bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
+        contract,
+    )  # fmt: skip
     out = []
     if "x" in actual:
         out.append(elements.bitwise("x", E4M3, actual["x"], stage["x"], place.y))
@@ -171,7 +176,7 @@ def _staged(
     ]
     low, high = envelope.code_interval(sf)
     findings.append(elements.key_interval("l2_acts", E4M3, codes, low, high, place.codes, live))
-    y_low, y_high = oracle.combine_interval(problem, codes, sf, accumulator)
+    y_low, y_high = oracle.combine_interval(problem, codes, sf, accumulator, golden.contract)
     findings.append(elements.interval("y", BF16, actual["y"], y_low, y_high, place.y))
     return findings
 
@@ -194,7 +199,9 @@ def _golden_of_class(golden: Golden, accumulator: str) -> oracle.ForwardGolden:
     """The oracle's own object, with one class only."""
     _require_class(golden, accumulator)
     wanted = [n for n in golden.names() if "." not in n or n.rpartition(".")[0] == accumulator]
-    return oracle.ForwardGolden.from_tensors({name: golden.get(name) for name in wanted})
+    return oracle.ForwardGolden.from_tensors(
+        {name: golden.get(name) for name in wanted}, golden.contract
+    )
 
 
 def _statistic() -> Callable[..., Sequence[Any]] | None:

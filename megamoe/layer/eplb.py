@@ -7,12 +7,10 @@ contract, stage "remap" (vLLM 0.24, ``fused_moe/router/base_router.py``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 
-REPLICA_HASH: Final = 2654435769
-"""2**32 / golden ratio: Knuth's multiplicative hash, of the token's row."""
+from megamoe.spec.contract import NEWEST, Contract
 
 
 @dataclass
@@ -40,6 +38,9 @@ def eplb_map_to_physical_and_record(
     logical_to_physical_map: torch.Tensor,
     logical_replica_count: torch.Tensor,
     record_enabled: torch.Tensor | bool,
+    num_unpadded_tokens: int | None = None,
+    *,
+    contract: Contract = NEWEST,
 ) -> torch.Tensor:
     """Physical expert of every (token, slot), and one count for each in the load.
 
@@ -48,21 +49,27 @@ def eplb_map_to_physical_and_record(
     bool. Gives ids of the dtype and shape of ``topk_ids``; an empty input is returned itself.
 
     Ids are cast to int32 first, so a wider id wraps. An id outside [0, L) gives -1. A map entry
-    outside [0, P) is returned as it is and not counted.
+    outside [0, P) is returned as it is and not counted; nor are rows from ``num_unpadded_tokens``
+    on, which are padding. The token's row chooses the replica, by Knuth's multiplicative hash.
     """
     if topk_ids.numel() == 0:
         return topk_ids
     device = topk_ids.device
     logical = topk_ids.to(torch.int32).long()
     valid = (logical >= 0) & (logical < logical_to_physical_map.shape[0])
-    logical = torch.where(valid, logical, 0)
     row = torch.arange(topk_ids.shape[0], device=device).unsqueeze(-1)
-    hashed = (row * REPLICA_HASH) & 0xFFFFFFFF
-    replica = hashed % logical_replica_count[logical].long().clamp_min(1)
+    logical = torch.where(valid, logical, 0)
+    if contract.replica_choice.value == "token-hash":
+        place = (row * contract.replica_hash.value) & 0xFFFFFFFF
+    else:
+        place = torch.arange(topk_ids.numel(), device=device).view(topk_ids.shape)
+    replica = place % logical_replica_count[logical].long().clamp_min(1)
     physical = torch.where(valid, logical_to_physical_map[logical, replica].long(), -1)
 
     counted = (physical >= 0) & (physical < expert_load_view.shape[0])
     counted &= torch.as_tensor(record_enabled, device=device).bool()
+    if num_unpadded_tokens is not None and contract.padding_known.value:
+        counted &= row < num_unpadded_tokens
     # Ids that do not count add 0 to expert 0: no data-dependent shape, so nothing waits.
     expert_load_view.index_add_(
         0,

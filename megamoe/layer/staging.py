@@ -6,14 +6,16 @@ contract, stage "staging" (vLLM 0.24, ``deepseek_v4/nvidia/ops/prepare_megamoe.p
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
 
-from megamoe.spec.formats import E4M3_MAX, E4M3_NAN, GROUP, UE8M0_BIAS
+from megamoe.spec.contract import NEWEST, Contract
+from megamoe.spec.formats import E4M3_MAX, E4M3_NAN, GROUP, SIZE_MULTIPLE, UE8M0_BIAS
 
-AMAX_FLOOR: Final = 1e-4
-SIZE_MULTIPLE: Final = 128
+RECIP_448: Final = 1.0 / torch.tensor(448.0)
+"""fl32(1/448)."""
 OUTPUTS: Final = ("x_fp8", "x_sf", "topk_idx_out", "topk_weights_out")
 
 
@@ -59,12 +61,16 @@ def prepare_megamoe_inputs(
     x_sf: torch.Tensor,
     topk_idx_out: torch.Tensor,
     topk_weights_out: torch.Tensor,
+    is_padding: torch.Tensor | None = None,
+    *,
+    contract: Contract = NEWEST,
 ) -> None:
     """Stage ``T`` tokens into the first ``T`` rows of the outputs, in place.
 
     Inputs: ``hidden_states`` (T, H) bfloat16, ``topk_weights`` (T, K), ``topk_ids`` (T, K) int32
     or int64. Outputs, each with at least T rows: ``x_fp8`` (., H) float8_e4m3fn or uint8,
     ``x_sf`` (., H/128) int32, ``topk_idx_out`` (., K) int64, ``topk_weights_out`` (., K) float32.
+    ``is_padding`` (T,) bool: rows that get id -1 and weight 0.
     No tokens: returns at once, whatever the other shapes are.
 
     Raises ``ValueError`` before anything is written when H is not a multiple of 128, the two
@@ -77,22 +83,36 @@ def prepare_megamoe_inputs(
     outputs = (x_fp8, x_sf, topk_idx_out, topk_weights_out)
     check_staging_outputs(tokens, hidden, topk_ids.shape[1], *outputs)
     groups = hidden_states.float().unflatten(-1, (-1, GROUP))
+    amax = group_amax(groups, contract).clamp_min(contract.staging_amax_floor.value)
     # The division is IEEE: an approximate one moves the exponent where amax is near 448 * 2^k.
-    exponent = ue8m0_ceil(group_amax(groups).clamp_min(AMAX_FLOOR) / E4M3_MAX).clamp(1, 254)
-    codes = e4m3_codes(scale_down(groups, exponent)).flatten(-2)
+    divided = contract.staging_scale.value == "division"
+    exponent = ue8m0_ceil(amax / E4M3_MAX if divided else amax * RECIP_448.to(amax.device)).clamp(
+        contract.staging_exponent_min.value, contract.staging_exponent_max.value
+    )
+    scaled = scale_down(groups, exponent)
+    if contract.staging_exponent_max.value > 254:  # the factor's bits run over: it is -inf
+        scaled = torch.where((exponent == 255).unsqueeze(-1), groups.double() * -math.inf, scaled)
+    if contract.staging_clips.value:
+        scaled = torch.where(scaled.isnan(), float(E4M3_MAX), scaled)
+    codes = e4m3_codes(scaled, contract).flatten(-2)
+    if is_padding is not None and contract.padding_known.value:
+        topk_ids = torch.where(is_padding.unsqueeze(-1), -1, topk_ids)
+        topk_weights = torch.where(is_padding.unsqueeze(-1), 0.0, topk_weights)
     x_fp8[:tokens].view(torch.uint8).copy_(codes)
     x_sf[:tokens].copy_(pack_sf(exponent))
     topk_idx_out[:tokens].copy_(topk_ids)
     topk_weights_out[:tokens].copy_(topk_weights)
 
 
-def group_amax(groups: torch.Tensor) -> torch.Tensor:
-    """``(..., 32)`` float32 to ``(...)``: the largest magnitude; NaN members do not count.
+def group_amax(groups: torch.Tensor, contract: Contract) -> torch.Tensor:
+    """``(..., 32)`` float32 to ``(...)``: the largest magnitude.
 
-    A group of nothing but NaN gives 0, as ``fmaxf`` chained from 0 does.
+    Where NaN members do not count, a group of nothing else gives 0, as ``fmaxf`` from 0 does.
     """
     magnitude = groups.abs()
-    return torch.where(magnitude.isnan(), 0.0, magnitude).amax(-1)
+    if contract.amax_drops_nan.value:
+        magnitude = torch.where(magnitude.isnan(), 0.0, magnitude)
+    return magnitude.amax(-1)
 
 
 def ue8m0_ceil(scale: torch.Tensor) -> torch.Tensor:
@@ -111,10 +131,11 @@ def scale_down(groups: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
     return groups.double() * (field << 52).view(torch.float64).unsqueeze(-1)
 
 
-def e4m3_codes(values: torch.Tensor) -> torch.Tensor:
+def e4m3_codes(values: torch.Tensor, contract: Contract) -> torch.Tensor:
     """``(...)`` float32 or float64 to E4M3 bytes (uint8), to nearest even, saturating at 448.
 
-    Infinities saturate to 0x7E and 0xFE, every NaN becomes 0x7F. torch's own cast keeps the sign
+    Infinities saturate to 0x7E and 0xFE, every NaN becomes 0x7F; so does all beyond 448 under a
+    contract whose cast does not saturate. torch's own cast keeps the sign
     of a NaN, and whether it saturates is up to its version, so both are settled around it.
 
     Float64 goes through float32 first, which may round twice. So float64 input must hold values
@@ -124,7 +145,10 @@ def e4m3_codes(values: torch.Tensor) -> torch.Tensor:
     single = values.float()
     bounded = single.clamp(-float(E4M3_MAX), float(E4M3_MAX))  # clamp keeps NaN
     codes = bounded.to(torch.float8_e4m3fn).view(torch.uint8)
-    return torch.where(single.isnan(), E4M3_NAN, codes)
+    nan = single.isnan()
+    if not contract.cast_saturates.value:
+        nan |= single.abs() > 464.0  # the midpoint of 448 and 480 rounds to the even 448
+    return torch.where(nan, E4M3_NAN, codes)
 
 
 def pack_sf(codes: torch.Tensor) -> torch.Tensor:

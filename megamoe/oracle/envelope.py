@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.oracle.swiglu import Activations
+from megamoe.spec.contract import Contract
 from megamoe.spec.formats import GROUP, U8, U16, e4m3_key
 
 I16 = npt.NDArray[np.int16]
@@ -37,6 +38,7 @@ class Envelope:
     open_low: npt.NDArray[np.float32]
     open_high: npt.NDArray[np.float32]
     """(n, 32) activations of those groups, from which their codes follow once it is known."""
+    contract: Contract
 
     def code_interval(self, sf: U8) -> tuple[I16, I16]:
         """``(T, K, I)`` lowest and highest E4M3 key, given the exponents a backend chose.
@@ -47,7 +49,7 @@ class Envelope:
         low, high = self.key_lo.copy(), self.key_hi.copy()
         if self.open_groups.size:
             chosen = np.clip(sf, self.sf_lo, self.sf_hi).reshape(-1, 1)[self.open_groups]
-            keys = Activations(self.open_low, self.open_high).code_keys(chosen)
+            keys = Activations(self.open_low, self.open_high, self.contract).code_keys(chosen)
             low.reshape(-1, GROUP)[self.open_groups] = keys[0]
             high.reshape(-1, GROUP)[self.open_groups] = keys[1]
         return low, high
@@ -83,7 +85,9 @@ class Envelope:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], codes: U8, sf: U8) -> Envelope:
+    def from_tensors(
+        cls, tensors: Mapping[str, npt.NDArray[Any]], codes: U8, sf: U8, contract: Contract
+    ) -> Envelope:
         """The inverse of :meth:`to_tensors`."""
         key_lo, key_hi = e4m3_key(codes), e4m3_key(codes)
         key_lo.reshape(-1)[tensors["code_at"]] = tensors["code_lo"]
@@ -101,4 +105,5 @@ class Envelope:
             tensors["open_at"],
             tensors["open_low"],
             tensors["open_high"],
+            contract,
         )

@@ -16,13 +16,15 @@ import numpy.typing as npt
 
 from megamoe.oracle import swiglu
 from megamoe.oracle.bounds import result_interval, within_fp32
-from megamoe.oracle.combine import combine
+from megamoe.oracle.combine import combine, combine_ends
 from megamoe.oracle.envelope import Envelope, Tensors
+from megamoe.oracle.groups import group_amax, scaled_codes
 from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums, exact_dot, float_to_odd
 from megamoe.oracle.spread import SpreadRows, spread_block_sums
 from megamoe.oracle.staging import quantize
 from megamoe.oracle.stepwise import replay
 from megamoe.spec.accumulators import ACCUMULATORS, Accumulator, accumulator
+from megamoe.spec.contract import Contract
 from megamoe.spec.formats import GROUP, U8, U16, bf16_key, bf16_round
 from megamoe.spec.problem import Problem
 
@@ -64,7 +66,9 @@ class ForwardGolden:
         return out
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> ForwardGolden:
+    def from_tensors(
+        cls, tensors: Mapping[str, npt.NDArray[Any]], contract: Contract
+    ) -> ForwardGolden:
         """The inverse of :meth:`to_tensors`."""
         y, codes, sf = tensors["y"], tensors["l2_acts"], tensors["l2_acts_sf"]
         parts: dict[str, Tensors] = {}
@@ -72,15 +76,17 @@ class ForwardGolden:
             name, dot, part = key.rpartition(".")
             if dot:
                 parts.setdefault(name, {})[part] = tensor
-        envelopes = {name: Envelope.from_tensors(part, codes, sf) for name, part in parts.items()}
+        envelopes = {
+            name: Envelope.from_tensors(part, codes, sf, contract) for name, part in parts.items()
+        }
         return cls(y, codes, sf, envelopes, ("stored with an envelope",) if envelopes else ())
 
 
 def forward(
-    problem: Problem, classes: Iterable[str] | None = None, *, any_silu: bool = False,
-    trace: Tensors | None = None,
+    problem: Problem, classes: Iterable[str] | None = None, *, contract: Contract,
+    any_silu: bool = False, trace: Tensors | None = None,
 ) -> ForwardGolden:  # fmt: skip
-    """Reference point and envelopes of ``problem`` (CPU tensors).
+    """Reference point and envelopes of ``problem`` (CPU tensors) under ``contract``.
 
     ``any_silu`` widens silu to the fast form's error even where ``fast_math`` is off: a
     zero-freedom proof must hold for both. ``trace`` receives what no golden keeps: ``gate_up``
@@ -96,7 +102,8 @@ def forward(
     tokens, slots = ids.shape
     hidden_size, intermediate = view.w2.shape[1], view.w2.shape[2] * 2
     groups = intermediate // GROUP
-    x, x_sf = quantize(view.hidden)
+    x, x_sf = quantize(view.hidden, contract)
+    silu = swiglu.silu_table(swiglu.silu_form(problem.fast_math, contract))
     live = ids >= 0
 
     codes = np.zeros((tokens, slots, intermediate), np.uint8)
@@ -114,19 +121,18 @@ def forward(
             gate_up = _linear(rows, view.w13[expert], view.w13_sf[expert], chosen)
             if trace is not None:
                 sums[at] = gate_up["reference"]
-            gate, up = _bf16_halves(gate_up["reference"])
-            gate, up = swiglu.clamp_gate_up(gate, up, problem.activation_clamp)
-            value = swiglu.activation(swiglu.silu_table()[gate], up, weight)
-            exponent = swiglu.requant_exponent(swiglu.group_amax(value))
-            sf[at] = np.clip(exponent, 0, 255)
-            made = swiglu.scaled_codes(value, sf[at])
+            gate, up = _bf16_halves(gate_up["reference"], contract)
+            gate, up = swiglu.clamp_gate_up(gate, up, problem.activation_clamp, contract)
+            value = swiglu.activation(silu[gate], up, weight, contract)
+            sf[at] = swiglu.requant_exponent(group_amax(value, contract), contract)
+            made = scaled_codes(value, sf[at], contract)
             codes[at] = np.where(made == 0x80, 0, made)  # no output shows the sign of a zero code
             spread: dict[str, SpreadRows | None] = {}
             for a in chosen:
-                gate_lo, up_lo = _bf16_halves(gate_up[a.name][0])
-                gate_hi, up_hi = _bf16_halves(gate_up[a.name][1])
+                gate_lo, up_lo = _bf16_halves(gate_up[a.name][0], contract)
+                gate_hi, up_hi = _bf16_halves(gate_up[a.name][1], contract)
                 acts = swiglu.activation_interval(
-                    gate_lo, gate_hi, up_lo, up_hi, weight, problem.activation_clamp, fast
+                    gate_lo, gate_hi, up_lo, up_hi, weight, problem.activation_clamp, fast, contract
                 )
                 spread[a.name] = parts[a.name].take(at, acts, codes[at], sf[at])
             out = _linear(
@@ -139,15 +145,19 @@ def forward(
 
     if trace is not None:
         trace |= {"gate_up": sums, "slot_rows": rows_out}
-    y = combine(rows_out, live)
-    envelopes = {name: part.envelope(live) for name, part in parts.items()}
+    y = combine(rows_out, live, view.topk_weights, contract)
+    envelopes = {
+        name: part.envelope(live, view.topk_weights, contract) for name, part in parts.items()
+    }
     why = tuple(_freedom(name, env) for name, env in envelopes.items() if not env.is_point())
     if set(names) != set(ACCUMULATORS):
         why += ("not every accumulator class was examined",)
     return ForwardGolden(y, codes, sf, envelopes, why)
 
 
-def combine_interval(problem: Problem, codes: U8, sf: U8, class_name: str) -> tuple[U16, U16]:
+def combine_interval(
+    problem: Problem, codes: U8, sf: U8, class_name: str, contract: Contract
+) -> tuple[U16, U16]:
     """Staged judgement of ``y``: linear 2 and the combine from the codes a backend really had.
 
     ``codes`` ``(T, K, I)`` and ``sf`` ``(T, K, I/32)`` uint8. Returns lowest and highest ``y``
@@ -164,7 +174,7 @@ def combine_interval(problem: Problem, codes: U8, sf: U8, class_name: str) -> tu
             at = (token_at[start : start + MAX_ROWS], slot_at[start : start + MAX_ROWS])
             out = _linear(Rows.of(codes[at], sf[at]), view.w2[expert], view.w2_sf[expert], [chosen])
             low[at], high[at] = (bf16_round(end) for end in out[chosen.name])
-    return combine(low, ids >= 0), combine(high, ids >= 0)
+    return combine_ends(low, high, ids >= 0, view.topk_weights, contract)
 
 
 @dataclass(frozen=True)
@@ -240,7 +250,9 @@ class _Collected:
             return None
         return SpreadRows.of(acts, first, last)
 
-    def envelope(self, live: npt.NDArray[np.bool_]) -> Envelope:
+    def envelope(
+        self, live: npt.NDArray[np.bool_], weights: npt.NDArray[np.float32], contract: Contract
+    ) -> Envelope:
         flat, low, high = (
             (np.concatenate(part) for part in zip(*self.open_groups, strict=True))
             if self.open_groups
@@ -248,8 +260,7 @@ class _Collected:
         )
         order = np.argsort(flat, kind="stable")
         return Envelope(
-            combine(self.rows_lo, live),
-            combine(self.rows_hi, live),
+            *combine_ends(self.rows_lo, self.rows_hi, live, weights, contract),
             self.sf_lo,
             self.sf_hi,
             self.key_lo,
@@ -257,6 +268,7 @@ class _Collected:
             flat[order].astype(np.uint32),
             low[order].astype(np.float32),
             high[order].astype(np.float32),
+            contract,
         )
 
 
@@ -330,11 +342,12 @@ def _exact_total(rows: Rows, packed: U8, sf: U8, blocks: Blocks) -> F64:
     return total
 
 
-def _bf16_halves(gate_up: F64) -> tuple[U16, U16]:
+def _bf16_halves(gate_up: F64, contract: Contract) -> tuple[U16, U16]:
     """``(R, 2I)`` sums to bf16 gate and up, ``(R, I)`` each."""
     rounded = bf16_round(gate_up)
     half = rounded.shape[1] // 2
-    return rounded[:, :half], rounded[:, half:]
+    first, second = rounded[:, :half], rounded[:, half:]
+    return (first, second) if contract.gate_up_order.value == "gate-up" else (second, first)
 
 
 def _freedom(name: str, envelope: Envelope) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.oracle.groups import scaled_codes
 from megamoe.oracle.linear import NO_TERM, Blocks, Columns
-from megamoe.oracle.swiglu import Activations, scaled_codes
+from megamoe.oracle.swiglu import Activations
 from megamoe.spec.formats import GROUP, U8, e4m3_decode
 
 F64 = npt.NDArray[np.float64]
@@ -39,7 +40,7 @@ class SpreadRows:
         count = activations.low.shape[0]
 
         def grouped(values: npt.NDArray[np.float32]) -> F64:
-            decoded = e4m3_decode(scaled_codes(values, first))
+            decoded = e4m3_decode(scaled_codes(values, first, activations.contract))
             return np.ascontiguousarray(decoded.reshape(count, -1, GROUP).transpose(1, 0, 2))
 
         return cls(
@@ -103,8 +104,11 @@ def _candidate(rows: SpreadRows, row: int, group: int, exponent: int) -> tuple[F
     """Code values ``(1, 32)`` of one group at another of its exponents."""
     part = slice(group * GROUP, (group + 1) * GROUP)
     byte = np.array([[exponent + 127]])
-    low = e4m3_decode(scaled_codes(rows.activations.low[row : row + 1, part], byte))
-    high = e4m3_decode(scaled_codes(rows.activations.high[row : row + 1, part], byte))
+    acts = rows.activations
+    low, high = (
+        e4m3_decode(scaled_codes(end[row : row + 1, part], byte, acts.contract))
+        for end in (acts.low, acts.high)
+    )
     return low, high
 
 

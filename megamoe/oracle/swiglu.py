@@ -15,6 +15,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
+from megamoe.spec.contract import Contract
 from megamoe.spec.formats import (
     F32,
     F64,
@@ -24,16 +26,12 @@ from megamoe.spec.formats import (
     bf16_decode,
     bf16_key,
     bf16_round,
-    e4m3_cast,
     e4m3_decode,
     e4m3_key,
     ue8m0_ceil,
 )
 
 I16 = npt.NDArray[np.int16]
-
-RECIP_448 = np.float32(1) / np.float32(448)
-"""fl32(1/448), the factor of requantisation."""
 
 EXPF_ULPS = 2.0
 """Error allowed to expf of the precise form. CUDA documents 1, glibc and SLEEF about 1."""
@@ -55,19 +53,26 @@ def _gates() -> F64:
         return bf16_decode(np.arange(65536, dtype=np.uint16)).astype(np.float64)
 
 
-@cache
-def silu_table() -> F32:
-    """``(65536,)`` float32 by bf16 bits: the precise form with every operation correctly rounded.
+def silu_form(fast_math: bool, contract: Contract) -> str:
+    """'fast', or how the precise form divides: 'g/d' or 'g*(1/d)'."""
+    return "fast" if fast_math else contract.precise_silu.value
 
-    ``e = fl(exp(-g))``, ``d = fl(1 + e)``, ``s = fl(g / d)``: the contract's rounding points, so
-    the point lies in the set of both forms (the correctly rounded silu itself need not). Only the
+
+@cache
+def silu_table(form: str) -> F32:
+    """``(65536,)`` float32 by bf16 bits: the form with every operation correctly rounded.
+
+    ``e = fl(exp(-g))``, ``d = fl(1 + e)``, then ``fl(g / d)`` or ``fl(g * fl(1 / d))``: the
+    contract's rounding points, so the point lies in the set of the form (the correctly rounded
+    silu itself need not). The fast form has the point of 'g/d', which lies in its set. Only the
     exponential is not an IEEE operation: it is evaluated in float64, and where that lies too near
     a rounding boundary of fp32 to decide, again in decimal, so no entry depends on a platform.
     """
     gates = _gates()
-    exponential = exp_rounded(-gates)
     with np.errstate(all="ignore"):
-        table = gates.astype(np.float32) / (np.float32(1) + exponential)
+        gate, denominator = gates.astype(np.float32), np.float32(1) + exp_rounded(-gates)
+        reciprocal = form == "g*(1/d)"
+        table = gate * (np.float32(1) / denominator) if reciprocal else gate / denominator
     table.setflags(write=False)
     return table
 
@@ -92,7 +97,7 @@ def _exp_decimal(argument: Decimal, low: np.float32, high: np.float32) -> np.flo
 
 
 @cache
-def silu_bounds(fast_math: bool) -> tuple[F32, F32]:
+def silu_bounds(form: str) -> tuple[F32, F32]:
     """Two ``(65536,)`` float32 tables, lowest and highest silu of a correct kernel, by bf16 bits.
 
     Along each monotone branch of silu the tables are made monotone (outwards), so the extremes
@@ -101,16 +106,19 @@ def silu_bounds(fast_math: bool) -> tuple[F32, F32]:
     gates = _gates()
     with np.errstate(all="ignore"):
         exp = np.exp(-gates)
-        ulps = fast_exp_ulps(gates) if fast_math else np.full_like(gates, EXPF_ULPS)
+        ulps = fast_exp_ulps(gates) if form == "fast" else np.full_like(gates, EXPF_ULPS)
         relative = ulps * _ULP + _F64_SLACK
         exp_low, exp_high = exp * (1 - relative), exp * (1 + relative)
         exp_low = np.where(exp_low < 2.0**-126, 0.0, np.maximum(exp_low, 0.0))  # may be flushed
         # One float64 step outwards first, so that rounding twice cannot move an end inwards.
         den_low = np.nextafter(1.0 + exp_low, -np.inf).astype(np.float32).astype(np.float64)
         den_high = np.nextafter(1.0 + exp_high, np.inf).astype(np.float32).astype(np.float64)
-        if fast_math:
+        if form == "fast":
             low = gates * (1 / den_low) * (1 + RCP_ULPS * _ULP + _F64_SLACK)
             high = gates * (1 / den_high) * (1 - RCP_ULPS * _ULP - _F64_SLACK)
+        elif form == "g*(1/d)":  # each reciprocal is one fp32 division; the product is exact here
+            low = gates * (np.float32(1) / den_low.astype(np.float32)).astype(np.float64)
+            high = gates * (np.float32(1) / den_high.astype(np.float32)).astype(np.float64)
         else:
             low, high = gates / den_low, gates / den_high
         # For a negative gate, low is the larger magnitude; for a positive one the other way round.
@@ -152,9 +160,9 @@ SILU_ARGMIN: U16 = bf16_round(np.array([-1.278464543]))
 """The bfloat16 nearest to the minimum of silu, as bits, shape (1,)."""
 
 
-def silu_range(gate_low: U16, gate_high: U16, fast_math: bool) -> tuple[F32, F32]:
+def silu_range(gate_low: U16, gate_high: U16, form: str) -> tuple[F32, F32]:
     """Extremes of silu over the gates from ``gate_low`` to ``gate_high`` (bf16 bits, inclusive)."""
-    table_low, table_high = silu_bounds(fast_math)
+    table_low, table_high = silu_bounds(form)
     low = np.minimum(table_low[gate_low], table_low[gate_high])
     high = np.maximum(table_high[gate_low], table_high[gate_high])
     bottom = bf16_key(SILU_ARGMIN)[0]
@@ -163,44 +171,45 @@ def silu_range(gate_low: U16, gate_high: U16, fast_math: bool) -> tuple[F32, F32
     return low, high
 
 
-def clamp_gate_up(gate: U16, up: U16, clamp: float | None) -> tuple[U16, U16]:
-    """The contract's clamp on bfloat16 bits: gate from above only, up on both sides.
+def clamp_gate_up(gate: U16, up: U16, clamp: float | None, contract: Contract) -> tuple[U16, U16]:
+    """The contract's clamp on bfloat16 bits: up on both sides, the gate from above at least.
 
-    min and max return the operand that is a number, so NaN becomes a bound.
+    Where min and max return the operand that is a number, NaN becomes a bound.
     """
     if clamp is None:
         return gate, up
     bound = bf16_decode(bf16_round(np.array([clamp], dtype=np.float32)))[0]
+    drops = contract.clamp_drops_nan.value
+    least, most = (np.fmin, np.fmax) if drops else (np.minimum, np.maximum)
     with np.errstate(invalid="ignore"):
-        new_gate = np.fmin(bf16_decode(gate), bound)
-        new_up = np.fmin(np.fmax(bf16_decode(up), -bound), bound)
+        new_gate = bf16_decode(gate)
+        if contract.gate_clamped_below.value:
+            new_gate = most(new_gate, -bound)
+        new_gate = least(new_gate, bound)
+        new_up = least(most(bf16_decode(up), -bound), bound)
     return bf16_round(new_gate), bf16_round(new_up)
 
 
-def activation(silu: F32, up: U16, weight: F32) -> F32:
+def activation(silu: F32, up: U16, weight: F32, contract: Contract) -> F32:
     """``(silu * up) * weight`` in fp32: two products, each rounded once. Broadcasts."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        return (silu * bf16_decode(up)) * weight
+        value = silu * bf16_decode(up)
+        if contract.routing_weight.value == "activation":
+            value = value * weight
+    return bf16_decode(bf16_round(value)) if contract.bf16_before_requant.value else value
 
 
-def requant_exponent(amax: F32) -> npt.NDArray[np.int32]:
-    """UE8M0 byte of a group from its amax: a product with fl32(1/448), no floor, rounded up."""
+def requant_exponent(amax: F32, contract: Contract) -> U8:
+    """UE8M0 byte of a group from its amax, rounded up."""
+    rule = contract.requant_scale.value
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        return ue8m0_ceil(amax * RECIP_448)
-
-
-def group_amax(values: F32) -> F32:
-    """``(..., I)`` to ``(..., I/32)``: largest magnitude per group; NaN members are dropped."""
-    grouped = np.abs(values).reshape(*values.shape[:-1], -1, GROUP)
-    with np.errstate(invalid="ignore"):
-        return np.fmax.reduce(grouped, axis=-1, initial=np.float32(0.0))
-
-
-def scaled_codes(values: F32, exponent: npt.NDArray[np.integer]) -> U8:
-    """``(..., I)`` activations and ``(..., I/32)`` exponents to E4M3 codes."""
-    per_value = np.repeat(exponent.astype(np.int32), GROUP, axis=-1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return e4m3_cast(np.ldexp(values.astype(np.float64), 127 - per_value))
+        if rule == "bits":
+            bits = np.ascontiguousarray(amax, np.float32).view(np.uint32)
+            byte = ((bits + np.uint32(0x1FFFFF)) >> 23).astype(np.int32) - 8
+        else:
+            scale = amax * RECIP_448 if rule == "product" else amax / np.float32(448)
+            byte = ue8m0_ceil(scale.astype(np.float32))
+    return np.clip(byte, contract.requant_exponent_min.value, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -212,6 +221,7 @@ class Activations:
 
     low: F32
     high: F32
+    contract: Contract
 
     def exponents(self) -> tuple[U8, U8]:
         """Lowest and highest UE8M0 byte per group, ``(R, I/32)``."""
@@ -221,24 +231,27 @@ class Activations:
             np.minimum(np.abs(self.low), np.abs(self.high)),
         )
         largest = np.maximum(np.abs(self.low), np.abs(self.high))
-        first = requant_exponent(group_amax(smallest))
-        last = requant_exponent(group_amax(largest))
-        return np.clip(first, 0, 255).astype(np.uint8), np.clip(last, 0, 255).astype(np.uint8)
+        first, last = (
+            requant_exponent(group_amax(end, self.contract), self.contract)
+            for end in (smallest, largest)
+        )
+        return first, last
 
     def code_keys(self, exponent: U8) -> tuple[I16, I16]:
         """Lowest and highest E4M3 code, as keys, given each group's exponent ``(R, I/32)``."""
         return (
-            e4m3_key(scaled_codes(self.low, exponent)),
-            e4m3_key(scaled_codes(self.high, exponent)),
+            e4m3_key(scaled_codes(self.low, exponent, self.contract)),
+            e4m3_key(scaled_codes(self.high, exponent, self.contract)),
         )
 
     def dequantized(self, exponent: U8) -> tuple[F64, F64]:
         """Lowest and highest value of code times scale given each group's exponent."""
         scale = np.repeat(exponent.astype(np.int32) - 127, GROUP, axis=-1)
-        return (
-            np.ldexp(e4m3_decode(scaled_codes(self.low, exponent)), scale),
-            np.ldexp(e4m3_decode(scaled_codes(self.high, exponent)), scale),
+        low, high = (
+            np.ldexp(e4m3_decode(scaled_codes(end, exponent, self.contract)), scale)
+            for end in (self.low, self.high)
         )
+        return low, high
 
 
 def activation_interval(
@@ -249,20 +262,23 @@ def activation_interval(
     weight: F32,
     clamp: float | None,
     fast_math: bool,
+    contract: Contract,
 ) -> Activations:
     """Interval of ``a`` from intervals of the bf16 gate and up ``(R, I)``, weight ``(R, 1)``.
 
     fl32 of a product is monotone in each factor, so the extremes of ``(silu * up) * weight``
     are among the rounded corner products.
     """
-    gate_low, up_low = clamp_gate_up(gate_low, up_low, clamp)
-    gate_high, up_high = clamp_gate_up(gate_high, up_high, clamp)
-    silu_low, silu_high = silu_range(gate_low, gate_high, fast_math)
+    gate_low, up_low = clamp_gate_up(gate_low, up_low, clamp, contract)
+    gate_high, up_high = clamp_gate_up(gate_high, up_high, clamp, contract)
+    silu_low, silu_high = silu_range(gate_low, gate_high, silu_form(fast_math, contract))
     corners = [
-        activation(silu, up, weight) for silu in (silu_low, silu_high) for up in (up_low, up_high)
+        activation(silu, up, weight, contract)
+        for silu in (silu_low, silu_high)
+        for up in (up_low, up_high)
     ]
     stacked = np.stack(corners)
     nan = np.isnan(stacked).any(axis=0)
     low = np.where(nan, np.float32(np.nan), np.minimum.reduce(stacked))
     high = np.where(nan, np.float32(np.nan), np.maximum.reduce(stacked))
-    return Activations(low.astype(np.float32), high.astype(np.float32))
+    return Activations(low.astype(np.float32), high.astype(np.float32), contract)

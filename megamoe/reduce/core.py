@@ -14,6 +14,7 @@ import torch
 from megamoe.backends.eager import EagerBackend
 from megamoe.golden import StoredGolden, rows_of
 from megamoe.judge import Verdict, forward_bits
+from megamoe.spec.contract import REVISIONS
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import GoldenNow, judge, judge_output, run
@@ -102,7 +103,7 @@ class Reduction:
 
     def golden_of(self, problem: Problem) -> GoldenNow:
         """The oracle's answer for the backend's class."""
-        return GoldenNow(problem, self.session.identity.accumulator)
+        return GoldenNow.of(problem, self.session)
 
     def row_fails(self, candidate: Problem, row: int, golden: GoldenNow) -> bool:
         """Whether this row of ``candidate`` fails the same way, whatever the others do."""
@@ -112,8 +113,9 @@ class Reduction:
         except Exception:
             return False
         shown = _tensors(actual, [row])
-        accumulator = self.session.identity.accumulator
-        verdict = judge_output(rows_of(candidate, [row]), shown, accumulator, golden=golden)
+        part, identity = rows_of(candidate, [row]), self.session.identity
+        contract = REVISIONS[identity.contract]
+        verdict = judge_output(part, shown, identity.accumulator, contract, golden=golden)
         return Failure.of(verdict) == self.failure
 
     def say(self, what: str) -> None:
@@ -154,7 +156,8 @@ def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
         actual = run(problem, session, timeout)
     except Exception:  # the runner says it in its own words
         return judge(problem, session, "case", timeout=timeout)[0]
-    scout = forward_bits(EagerBackend().forward(problem), problem)
+    contract = REVISIONS[session.identity.contract]
+    scout = forward_bits(EagerBackend(contract).forward(problem), problem)
     far = np.abs(BF16.key(actual["y"]) - BF16.key(scout["y"])).max(axis=1)
     for name in ("l2_acts_sf", "l2_acts"):
         if name in actual:
@@ -168,7 +171,9 @@ def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
         if not rows:
             break
         shown = _tensors(actual, rows)
-        verdict = judge_output(rows_of(problem, rows), shown, session.identity.accumulator)
+        verdict = judge_output(
+            rows_of(problem, rows), shown, session.identity.accumulator, contract
+        )
         if Failure.of(verdict):
             return _with_tokens(verdict, rows)
     assert verdict is not None

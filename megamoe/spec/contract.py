@@ -1,21 +1,17 @@
 """The numerics contract as data: what each stage computes, and how that is known.
 
 A contract has a revision. A kernel of another revision is not wrong, it is different, and is
-judged under its own. Nothing in here is a tolerance: what freedom the hardware has is in
-:mod:`megamoe.spec.accumulators`.
+judged under its own. A clause is a choice that decides bits; every one is read by the oracle.
+What no known kernel does otherwise, such as groups of 32, is in :mod:`megamoe.spec.formats`. What
+freedom the hardware has is in :mod:`megamoe.spec.accumulators`. Nothing in here is a tolerance.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
-
-_DEEPGEMM = "DeepGEMM 54e2261, sm100_fp8_fp4_mega_moe.cuh"
-_DEEPGEMM_MATH = "DeepGEMM 54e2261, common/math.cuh"
-_VLLM_STAGING = "vLLM 0.24, deepseek_v4/nvidia/ops/prepare_megamoe.py"
-_VLLM_ROUTER = "vLLM 0.24, fused_moe/router/base_router.py"
 
 
 @dataclass(frozen=True)
@@ -31,99 +27,162 @@ class Contract:
     """Everything that decides an output bit, apart from how sums are accumulated."""
 
     revision: str
-    group_size: Clause[int]
-    """Values along the contraction that share one UE8M0 scale factor."""
-    size_multiple: Clause[int]
-    """H and I are multiples of this."""
+
+    # --- EPLB remap ---
+    replica_choice: Clause[str]
+    """Replica of a logical expert, of ``max(count, 1)``: 'token-hash' is
+    ``(t * replica_hash) mod 2**32`` of the token's row t, 'flat-position' is ``t * K + slot``."""
     replica_hash: Clause[int]
-    """Replica of a logical expert for row t: ((t * hash) mod 2**32) mod max(count, 1)."""
+    padding_known: Clause[bool]
+    """The remap is told how many rows are no padding and counts only those in the load; staging is
+    told which are, and gives them id -1 and weight 0. Both still write the rest of such a row."""
+
+    # --- staging ---
     staging_amax_floor: Clause[float]
-    """Lower bound of a group's amax before the division by 448."""
+    """Lower bound of a group's amax."""
+    staging_scale: Clause[str]
+    """From amax to scale: 'division' by 448 (IEEE), or 'product' with fl32(1/448)."""
     staging_exponent_min: Clause[int]
     staging_exponent_max: Clause[int]
-    """The staged UE8M0 byte is clamped to this range."""
+    """The UE8M0 byte is clamped to this range. Where that leaves 255, for an infinite amax, the
+    factor ``2**(127 - e)`` is -inf: its bits are those of ``254 - e`` in the exponent field."""
+    staging_clips: Clause[bool]
+    """Scaled values are clipped to +-448 before the cast, so that NaN becomes 448."""
+
+    # --- casts of both quantisations ---
     cast_saturates: Clause[bool]
-    """E4M3 cast: to nearest even; beyond 448 saturates, infinities included; NaN is 0x7F."""
+    """E4M3 cast, to nearest even: beyond 448 gives 448, infinities included; else NaN."""
     amax_drops_nan: Clause[bool]
     """A group's amax ignores NaN members."""
+
+    # --- SwiGLU ---
     gate_up_order: Clause[str]
-    """Rows of w13: 'gate-up' is [0, I) gate (w1), [I, 2I) up (w3)."""
+    """Rows of w13: 'gate-up' is [0, I) gate (w1), [I, 2I) up (w3); 'up-gate' the reverse."""
     gate_clamped_below: Clause[bool]
     clamp_drops_nan: Clause[bool]
     """min and max of the clamp return their non-NaN operand, so NaN becomes a bound."""
     precise_silu: Clause[str]
     """fast_math off: 'g/d' or 'g*(1/d)' with d = fl(1 + expf(-g))."""
-    weight_before_amax: Clause[bool]
-    """The routing weight multiplies before the amax is taken."""
-    requant_factor: Clause[str]
-    """t = amax * fl32(1/448): a product with the rounded reciprocal."""
-    requant_exponent_min: Clause[int]
-    """Lowest UE8M0 byte of requantisation; 0 means no floor."""
-    bf16_before_requant: Clause[bool]
-    combine_order: Clause[str]
-    """'ascending-slot': fp32 sum of the bf16 rows from 0, live slots in ascending order."""
+    routing_weight: Clause[str]
+    """Where it multiplies: 'activation', before the amax is taken, or 'combine', by
+    ``fma(row, weight, sum)``."""
 
+    # --- requantisation ---
+    bf16_before_requant: Clause[bool]
+    """Activations are rounded to bfloat16 before the amax is taken."""
+    requant_scale: Clause[str]
+    """From amax to the UE8M0 byte. 'product': t = fl(amax * fl32(1/448)), field(t) + (mantissa(t)
+    != 0). 'division': the same of t = fl(amax / 448). 'bits': (bits(amax) + 0x1FFFFF >> 23) - 8,
+    which is the first for every finite amax, and 247 in place of 255 for infinity."""
+    requant_exponent_min: Clause[int]
+    """Lowest UE8M0 byte; 0 means no floor."""
+
+    # --- combine ---
+    combine_order: Clause[str]
+    """'ascending-slot': fp32 sum of the bf16 rows from 0, live slots in ascending order;
+    'descending-slot': the reverse."""
+
+    @property
+    def clauses(self) -> dict[str, Clause[Any]]:
+        """Name to clause, in the order of computation."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "revision"}
+
+    def changed(self, revision: str, evidence: str, **values: Any) -> Contract:
+        """A contract with other ``values`` of some clauses; ``TypeError`` for an unknown clause."""
+        clauses = {name: Clause(value, evidence) for name, value in values.items()}
+        return replace(self, revision=revision, **clauses)
+
+    def carried(self, where: str) -> Contract:
+        """The same; the evidence of every clause says that ``where`` has it too."""
+        kept: dict[str, Any] = {
+            name: Clause(clause.value, f"{clause.evidence}; the same in {where}")
+            for name, clause in self.clauses.items()
+        }
+        return replace(self, **kept)
+
+    def differences(self, other: Contract) -> list[str]:
+        """Names of the clauses whose values differ."""
+        mine, theirs = self.clauses, other.clauses
+        return [name for name in mine if mine[name].value != theirs[name].value]
+
+
+_KERNEL = "DeepGEMM 54e2261, sm100_fp8_fp4_mega_moe.cuh"
+_MATH = "DeepGEMM 54e2261, common/math.cuh"
+_STAGING = "vLLM 0.24, deepseek_v4/nvidia/ops/prepare_megamoe.py"
+_ROUTER = "vLLM 0.24, fused_moe/router/base_router.py"
 
 MEGAMOE_2026_06: Final = Contract(
     revision="2026-06",
-    group_size=Clause(32, f"{_DEEPGEMM}: kGranK"),
-    size_multiple=Clause(128, f"{_VLLM_STAGING}: its own check and message"),
-    replica_hash=Clause(2654435769, f"{_VLLM_ROUTER}: from vLLM 0.22 on; before, slot mod count"),
-    staging_amax_floor=Clause(1e-4, f"{_VLLM_STAGING}; SGLang's own pre-dispatch has 1e-10"),
-    staging_exponent_min=Clause(1, _VLLM_STAGING),
-    staging_exponent_max=Clause(254, _VLLM_STAGING),
+    replica_choice=Clause("token-hash", f"{_ROUTER}: from vLLM 0.22 on; before, flat position"),
+    replica_hash=Clause(2654435769, _ROUTER),
+    padding_known=Clause(False, f"{_ROUTER}: no argument for it; vLLM 0.25 has one"),
+    staging_amax_floor=Clause(1e-4, _STAGING),
+    staging_scale=Clause("division", f"{_STAGING}: a division in fp32"),
+    staging_exponent_min=Clause(1, _STAGING),
+    staging_exponent_max=Clause(254, _STAGING),
+    staging_clips=Clause(False, f"{_STAGING}: the cast alone, which keeps NaN"),
     cast_saturates=Clause(True, "PTX ISA, cvt.rn.satfinite.e4m3x2.f32: what both casts compile to"),
-    amax_drops_nan=Clause(True, f"{_VLLM_STAGING}: the reduction's max; see docs/numerics.md"),
+    amax_drops_nan=Clause(True, f"{_STAGING}: the reduction's max; see docs/numerics.md"),
     gate_up_order=Clause("gate-up", "vLLM 0.24: weight_loader puts w1 in rows [0, I), w3 after"),
-    gate_clamped_below=Clause(False, f"{_DEEPGEMM}: one __hmin2 for the gate, no __hmax2"),
-    clamp_drops_nan=Clause(True, f"{_DEEPGEMM}: __hmin2 and __hmax2 return the number"),
-    precise_silu=Clause("g/d", f"{_DEEPGEMM}; vLLM 0.27.1 and sgl-deep-gemm 0.2.5: g * (1/d)"),
-    weight_before_amax=Clause(True, f"{_DEEPGEMM}: two products, then the amax of the result"),
-    requant_factor=Clause("fl32(1/448)", f"{_DEEPGEMM_MATH}: get_e4m3_sf_and_sf_inv"),
-    requant_exponent_min=Clause(0, f"{_DEEPGEMM_MATH}; from about 2026-09 a floor of 105"),
-    bf16_before_requant=Clause(False, f"{_DEEPGEMM}: the fp32 activations are cast directly"),
-    combine_order=Clause("ascending-slot", f"{_DEEPGEMM}: the combine's loop over top-k"),
+    gate_clamped_below=Clause(False, f"{_KERNEL}: one __hmin2 for the gate, no __hmax2"),
+    clamp_drops_nan=Clause(True, f"{_KERNEL}: __hmin2 and __hmax2 return the number"),
+    precise_silu=Clause("g/d", f"{_KERNEL}: a division"),
+    routing_weight=Clause("activation", f"{_KERNEL}: two products, then the amax of the result"),
+    bf16_before_requant=Clause(False, f"{_KERNEL}: the fp32 activations are cast directly"),
+    requant_scale=Clause("product", f"{_MATH}: get_e4m3_sf_and_sf_inv"),
+    requant_exponent_min=Clause(0, f"{_MATH}: no floor"),
+    combine_order=Clause("ascending-slot", f"{_KERNEL}: the combine's loop over top-k"),
 )
 
-REVISIONS: Final = {c.revision: c for c in (MEGAMOE_2026_06,)}
-CURRENT: Final = MEGAMOE_2026_06
-
-
-@dataclass(frozen=True)
-class Model:
-    """One row of the shape table: what users run."""
-
-    name: str
-    hidden_size: int
-    intermediate_size: int
-    num_experts: int
-    top_k: int
-    routed_scaling: float
-    clamp: float | None
-    evidence: str
-
-    def local_experts(self, ep_size: int) -> int:
-        """Experts of one rank; ``ValueError`` where the ranks do not divide them."""
-        if ep_size < 1 or self.num_experts % ep_size:
-            raise ValueError(
-                f"{self.name}: {self.num_experts} experts do not divide over {ep_size} ranks"
-            )
-        return self.num_experts // ep_size
-
-
-_PUBLISHED = "model configuration as published"
-MODELS: Final = {
-    m.name: m
-    for m in (
-        Model("deepseek-v4-flash", 4096, 2048, 256, 6, 1.5, 10.0, _PUBLISHED),
-        Model("deepseek-v4-pro", 7168, 3072, 384, 6, 2.5, 10.0, _PUBLISHED),
-        Model(
-            "deepseek-v4.1-flash", 5120, 2304, 384, 6, 1.5, 10.0,
-            "H and I as published; experts, top-k, scaling and clamp are not known: assumed",
-        ),
-        Model("kimi-k3", 3584, 3072, 896, 16, 1.0, 10.0,
-              "shape as published; scaling and clamp assumed"),
-        Model("deepseek-v3", 7168, 2048, 256, 8, 2.5, None,
-              "shape and scaling as published; V3 has no clamp"),
+_CACHED = "the common/math.cuh that vLLM 0.30 to 0.33 and DeepGEMM 2.8.2 share"
+_EPLB = (
+    "vLLM 0.29 and 0.33, base_router.py and prepare_megamoe.py: num_unpadded_tokens and is_padding; "
+    "on by default from 0.27 (VLLM_MOE_SKIP_PADDING)"
+)
+MEGAMOE_2026_09: Final = (
+    MEGAMOE_2026_06.carried("DeepGEMM 2.8.0 (PR #432), in vLLM 0.30 to 0.32")
+    .changed(
+        "2026-09",
+        f"{_CACHED}: max((bits(amax) + 0x7FFFFF - 0x600000) >> 23, 113) - 8",
+        requant_scale="bits",
+        requant_exponent_min=105,
     )
-}  # fmt: skip
+    .changed("2026-09", _EPLB, padding_known=True)
+)
+
+MEGAMOE_2026_11: Final = MEGAMOE_2026_09.carried(
+    "the kernel of vLLM 0.33, and DeepGEMM 2.8.2"
+).changed("2026-11", "")
+
+_SGL = "sgl-deep-gemm 0.2.3.post2, sm100_fp8_fp4_mega_moe.cuh"
+_SGL_STAGING = "SGLang, deepseek_v4/mega_moe_pre_dispatch.cuh and fp8_utils.cuh"
+MEGAMOE_SGL: Final = (
+    MEGAMOE_2026_06.carried(_SGL)
+    .changed("sgl", f"{_SGL}: 1.0f / d, then a product; from 0.1.6 on", precise_silu="g*(1/d)")
+    .changed("sgl", f"{_SGL_STAGING}: fmaxf(amax, 1e-10f)", staging_amax_floor=1e-10)
+    .changed(
+        "sgl", f"{_SGL_STAGING}: no clamp of the byte", staging_exponent_min=0,
+        staging_exponent_max=255,
+    )
+    .changed(
+        "sgl", f"{_SGL_STAGING}: fmaxf(fminf(v, 448), -448) before the cast", staging_clips=True
+    )
+)  # fmt: skip
+
+REVISIONS: Final = {
+    c.revision: c for c in (MEGAMOE_2026_06, MEGAMOE_2026_09, MEGAMOE_2026_11, MEGAMOE_SGL)
+}
+BASE: Final = MEGAMOE_2026_06
+"""Under which a golden is stored first; another revision stores what it changes."""
+NEWEST: Final = MEGAMOE_2026_11
+"""What the newest vLLM runs: asked for where nothing else is known."""
+
+
+def contract(revision: str) -> Contract:
+    """The contract of a revision; ``ValueError`` naming the known ones otherwise."""
+    try:
+        return REVISIONS[revision]
+    except KeyError:
+        raise ValueError(
+            f"unknown contract {revision!r}; known: {', '.join(REVISIONS)}, or auto"
+        ) from None

@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 GROUP: Final = 32
 """Values that share one scale factor, everywhere in the layer."""
+SIZE_MULTIPLE: Final = 128
+"""H and I are multiples of this."""
 
 E4M3_MAX: Final = 448
 E4M3_NAN: Final = 0x7F
@@ -118,12 +120,13 @@ def e4m3_decode(codes: U8) -> F64:
     return E4M3_TABLE[codes]
 
 
-def e4m3_cast(values: F32 | F64) -> U8:
+def e4m3_cast(values: F32 | F64, saturates: bool = True) -> U8:
     """``(...)`` float32 or float64 to E4M3 bytes: round to nearest even, saturate at 448.
 
-    Infinities saturate and every NaN becomes 0x7F, as ``cvt.rn.satfinite.e4m3x2.f32`` does. The
-    rounding is done once, from the given precision: the value is scaled by a power of two so
-    that one E4M3 step becomes 1, and ``np.rint`` rounds that to nearest even exactly.
+    Infinities saturate and every NaN becomes 0x7F, as ``cvt.rn.satfinite.e4m3x2.f32`` does. With
+    ``saturates`` off, what rounds to more than 448 becomes NaN too. The rounding is done once,
+    from the given precision: the value is scaled by a power of two so that one E4M3 step becomes
+    1, and ``np.rint`` rounds that to nearest even exactly.
     """
     with np.errstate(invalid="ignore"):  # widening a signalling NaN raises the flag
         wide = np.asarray(values, dtype=np.float64)
@@ -135,6 +138,7 @@ def e4m3_cast(values: F32 | F64) -> U8:
     steps = np.rint(np.ldexp(magnitude, -step)).astype(np.int64)
     # steps counts units of 2**step: 8..16 for normal numbers (16 carries), 0..8 for subnormals.
     code = np.where(steps < 8, steps, ((step + 10) << 3) + steps - 8)
+    nan |= (code > 0x7E) & (not saturates)
     code = np.minimum(code, 0x7E) | np.where(np.signbit(wide), 0x80, 0)
     return np.where(nan, E4M3_NAN, code).astype(np.uint8)
 

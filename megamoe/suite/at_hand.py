@@ -16,6 +16,7 @@ from megamoe.cases import Case
 from megamoe.cases.stored import case_of
 from megamoe.golden import StoredGolden
 from megamoe.judge import Verdict, forward_bits
+from megamoe.spec.contract import REVISIONS, Contract
 from megamoe.spec.problem import Problem
 from megamoe.suite.kinds.forward import Shown
 from megamoe.suite.runner import TIMEOUT, Runner
@@ -36,13 +37,20 @@ class GoldenNow:
     zero_freedom = False
     """Proven for all classes only; an envelope of one point is as sharp."""
 
-    def __init__(self, problem: Problem, accumulator: str) -> None:
-        self.problem, self.accumulator = problem, accumulator
+    def __init__(self, problem: Problem, accumulator: str, contract: Contract) -> None:
+        self.problem, self.accumulator, self.contract = problem, accumulator, contract
         self._tensors: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, problem: Problem, session: Session) -> GoldenNow:
+        """For the class and the contract of a session's backend."""
+        identity = session.identity
+        return cls(problem, identity.accumulator, REVISIONS[identity.contract])
 
     def _made(self) -> dict[str, Any]:
         if self._tensors is None:
-            self._tensors = oracle.forward(self.problem, [self.accumulator]).to_tensors()
+            golden = oracle.forward(self.problem, [self.accumulator], contract=self.contract)
+            self._tensors = golden.to_tensors()
         return self._tensors
 
     def names(self) -> Sequence[str]:
@@ -69,7 +77,7 @@ class _Runner(Runner):
     ) -> None:
         super().__init__(session, _Now(), timeout=timeout)  # type: ignore[arg-type]
         self._problem = problem
-        self.answer: Any = golden or GoldenNow(problem, session.identity.accumulator)
+        self.answer: Any = golden or GoldenNow.of(problem, session)
 
     def golden(self, case: Case) -> Any:
         return self.answer, dict(vars(self._problem))
@@ -93,19 +101,20 @@ class _Nobody:
 
     folder = None
 
-    def __init__(self, accumulator: str) -> None:
-        self.identity = Identity("observed", accumulator, ("forward",))
+    def __init__(self, accumulator: str, contract: Contract) -> None:
+        self.identity = Identity("observed", accumulator, ("forward",), contract.revision)
 
 
 def judge_output(
     problem: Problem,
     output: Mapping[str, torch.Tensor],
     accumulator: str,
+    contract: Contract,
     name: str = "observed",
     golden: Golden | None = None,
 ) -> Verdict:
     """The verdict on tensors that some engine returned for ``problem``."""
-    runner = _Runner(_Nobody(accumulator), problem, golden, TIMEOUT)  # type: ignore[arg-type]
+    runner = _Runner(_Nobody(accumulator, contract), problem, golden, TIMEOUT)  # type: ignore[arg-type]
     return runner.judge_shown(
         case_of(problem, name),
         lambda: Shown(runner.answer, problem, "", forward_bits(output, problem)),

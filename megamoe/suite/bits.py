@@ -63,8 +63,9 @@ def record(settings: Settings, out: Path, jobs: int, done: Done) -> tuple[Path, 
     declined = {k: r["reason"] for k, r in first.items() if r["status"] == "skip"}
     entries = {c.id: first[c.id]["entry"] for c in kept}
     data = recorded.build(
-        identity.name, identity.accumulator, identity.facts, build, entries, declined
-    )
+        identity.name, identity.accumulator, identity.contract, identity.facts, build, entries,
+        declined,
+    )  # fmt: skip
     return recorded.write(out, data), len(entries), len(declined)
 
 

@@ -11,9 +11,8 @@ from rich.console import Console
 
 from megamoe.cases import Case, shards
 from megamoe.environment import machine_class
-from megamoe.golden import GoldenError, Store, make, recorded
+from megamoe.golden import Store, make, recorded
 from megamoe.judge import BAD, Verdict
-from megamoe.spec.contract import CURRENT
 from megamoe.suite import results
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.progress import PICTURES, Progress
@@ -84,21 +83,15 @@ def check(
     ``pictures`` reds are shown in full; of the others a golden of digests names rows only.
     ``maxfail``: stop after so many.
     """
-    store = Store(settings.root, make)
-    if store.manifest["contract"] != CURRENT.revision:
-        raise GoldenError(
-            f"the goldens are of contract {store.manifest['contract']}, this megamoe judges "
-            f"{CURRENT.revision}; use matching versions of the two"
-        )
-    cases = settings.cases()
+    Store(settings.root, make)  # a manifest that cannot be read is said before any work
+    most = len(settings.cases())
     seconds = shards.durations(settings.root)
     started = time.perf_counter()
-    judges = max(1, min(judges, len(cases)))
-    workers = max(1, min(workers, len(cases)))
+    judges = max(1, min(judges, most))
+    workers = max(1, min(workers, most))
     outcome = Outcome({})
-    run = _Run(cases, Progress(len(cases), console, settings, seconds, pictures), maxfail)
+    run = _Run([], Progress(most, console, settings, seconds, pictures), maxfail)
     run.progress.workers = judges
-    run.progress.left = sum(seconds.get(c.id, shards.DEFAULT_SECONDS) for c in cases)
     identity: Identity | None = None
     try:
         with stoppable():
@@ -106,6 +99,8 @@ def check(
             launch = settings.launch(threads_of(max(judges, workers)))
             with Pool(launch, workers) as pool:
                 identity = pool.address.identity
+                run.cases = cases = settings.cases(identity.contract)
+                run.progress.expect(cases, identity)
                 desk = Desk(pool.address, settings.root, settings.timeout, judge,
                             threads_of(judges))  # fmt: skip
                 if cases:
@@ -118,7 +113,7 @@ def check(
     if identity is None:
         raise Stopped(outcome.stopped, outcome.code)
     verdicts = run.all(outcome.stopped)
-    outcome.report = _report(settings, identity, cases, verdicts, run.details)
+    outcome.report = _report(settings, identity, run.cases, verdicts, run.details)
     outcome.report["seconds"] = round(time.perf_counter() - started, 3)
     if outcome.stopped:
         outcome.report["stopped"] = outcome.stopped

@@ -14,11 +14,12 @@ from megamoe import oracle
 from megamoe.cases import Case
 from megamoe.golden import GoldenError, digest_of, make, regenerate, rows_of
 from megamoe.judge import bits
+from megamoe.spec.contract import Contract
 from megamoe.spec.problem import Problem
 
 
-def write_case(case: Case, path: Path) -> list[str]:
-    """Write ``input.*`` and ``oracle.*`` tensors; returns their names.
+def write_case(case: Case, path: Path, contract: Contract) -> list[str]:
+    """Write ``input.*`` and ``oracle.*`` tensors under ``contract``; returns their names.
 
     Inputs keep their dtypes; oracle stages are bits (bfloat16 as uint16, codes as uint8), but for
     ``oracle.gate_up``: the exact sums of linear 1, float64. Of the
@@ -29,7 +30,11 @@ def write_case(case: Case, path: Path) -> list[str]:
         raise GoldenError(f"case {case.id} is a wrong call: it has no tensors to write")
     given = regenerate(case)
     tensors: dict[str, torch.Tensor] = {}
-    plain: dict[str, Any] = {"id": case.id, "inputs": digest_of(given)}
+    plain: dict[str, Any] = {
+        "id": case.id,
+        "inputs": digest_of(given),
+        "contract": contract.revision,
+    }
     for name, value in given.items():
         if isinstance(value, torch.Tensor):
             tensors[f"input.{name}"] = value
@@ -42,12 +47,14 @@ def write_case(case: Case, path: Path) -> list[str]:
         for name in ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale"):
             tensors[f"input.{name}"] = given[name][experts]
         stage = oracle.staging(
-            bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()
-        )
+            bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
+            contract,
+        )  # fmt: skip
         between: dict[str, Any] = {}
-        oracle.forward(problem, (), trace=between)
+        oracle.forward(problem, (), contract=contract, trace=between)
         tensors |= {f"oracle.{n}": _tensor(value) for n, value in (stage | between).items()}
-    tensors |= {f"oracle.{name}": _tensor(t) for name, t in make(case, given).tensors.items()}
+    made = make(case, given, contract=contract)
+    tensors |= {f"oracle.{name}": _tensor(t) for name, t in made.tensors.items()}
     if case.kind == "staging":  # the store keeps float32 as its bits
         name = "oracle.topk_weights"
         tensors[name] = tensors[name].view(torch.float32)

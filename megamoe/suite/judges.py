@@ -23,6 +23,7 @@ import torch
 
 from megamoe.cases import Case
 from megamoe.golden import Store, make, recorded
+from megamoe.spec.contract import contract
 from megamoe.suite.runner import Runner
 from megamoe.suite.stops import raise_if_stopped
 from megamoe.worker.exchange import NoRoom
@@ -165,7 +166,9 @@ def _sit(pipe: Any, desk: Desk) -> None:
         session = Shared(desk.address)
         identity = session.identity
         kept = recorded.find(desk.root, identity.name, identity.facts)
-        runner = Runner(session, Store(desk.root, make), kept, desk.timeout)
+        runner = Runner(
+            session, Store(desk.root, make, contract(identity.contract)), kept, desk.timeout
+        )
     except EOFError:  # the run has ended
         return
     except (ValueError, OSError) as error:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from megamoe.golden import Store, make, recorded
+from megamoe.spec.contract import contract
 from megamoe.suite.judges import threads_of
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
@@ -94,7 +95,8 @@ def megamoe_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     try:
         identity = session.identity
         kept = recorded.find(chosen.root, identity.name, identity.facts)
-        yield Runner(session, Store(chosen.root, make), kept, chosen.timeout)
+        store = Store(chosen.root, make, contract(identity.contract))
+        yield Runner(session, store, kept, chosen.timeout)
     finally:
         session.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -14,9 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from megamoe.cases import Case
 from megamoe.cases.shards import DEFAULT_SECONDS
 from megamoe.judge import BAD, STATUSES, Verdict, picture
 from megamoe.suite.settings import Settings
+from megamoe.worker.session import Identity
 
 PICTURES: Final = 20
 """Reds shown in full; the rest get a line each, here and in the JSON report."""
@@ -59,6 +61,13 @@ class Progress:
     ) -> None:
         if self._live:
             self._live.stop()
+
+    def expect(self, cases: Sequence[Case], identity: Identity) -> None:
+        """What will be judged, and under which contract."""
+        self.total = len(cases)
+        self.left = sum(self.seconds.get(c.id, DEFAULT_SECONDS) for c in cases)
+        why = f" ({identity.why})" if identity.why else ""
+        self._say(f"contract {identity.contract}{why}, {self.total} cases")
 
     def started(self, case_id: str) -> None:
         """A worker has taken the case."""

@@ -16,7 +16,6 @@ from megamoe.cases import KINDS, Case
 from megamoe.environment import machine, versions
 from megamoe.golden import write_atomically
 from megamoe.judge import BAD, JUDGED, STATUSES, Verdict
-from megamoe.spec.contract import CURRENT
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
 
@@ -40,7 +39,7 @@ def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -
         "kind": settings.kind,
         "case": settings.case,
         "shard": settings.shard,
-        "contract": CURRENT.revision,
+        "contract": identity.contract,
         "device": settings.device,
         "versions": versions(),
         "machine": machine(identity.facts),

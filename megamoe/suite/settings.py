@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from megamoe.cases import Case, golden_root, load_cases, select, shards
 from megamoe.judge import BAD
+from megamoe.spec.contract import contract
 from megamoe.suite.merge import read_report
-from megamoe.worker.session import START_SECONDS, Launch
+from megamoe.worker.session import AUTO, START_SECONDS, Launch
 
 OTHERS: Final = (
     "PYTHON", "CACHE", "REVISION", "DRIVER", "NIXOS_DRIVER", "CHROMIUM", "REQUIRE_CHROMIUM",
@@ -37,6 +38,8 @@ class Settings:
     """None: full where ``case`` is given, else quick."""
     case: str | None = None
     """A glob over case ids."""
+    contract: str = AUTO
+    """The revision to judge under; auto: the one that the backend computes, else the newest."""
     shard: str | None = None
     """I/N."""
     timeout: float = 120.0
@@ -81,9 +84,13 @@ class Settings:
     def chosen_tier(self) -> str:
         return self.tier or ("full" if self.case or self.failed else "quick")
 
-    def selection(self) -> list[Case]:
-        """The cases asked for, of all shards, in the order of the case files."""
+    def selection(self, revision: str | None = None) -> list[Case]:
+        """The cases asked for, of all shards, in the order of the case files.
+
+        ``revision``: without those that this contract does not know.
+        """
         chosen = select(load_cases(self.root), self.kind, self.chosen_tier, self.case)
+        chosen = [case for case in chosen if revision is None or revision in case.revisions]
         if self.failed:
             red = {c["id"] for c in read_report(self.failed)["cases"] if c["status"] in BAD}
             chosen = [case for case in chosen if case.id in red]
@@ -91,10 +98,10 @@ class Settings:
                 raise SettingsError(f"{self.failed}: none of the selected cases failed there")
         return chosen
 
-    def cases(self) -> list[Case]:
+    def cases(self, revision: str | None = None) -> list[Case]:
         """The cases of this run, the longest first; the same list in every process."""
         seconds = shards.durations(self.root)
-        chosen = self.selection()
+        chosen = self.selection(revision)
         if self.shard:
             chosen = shards.shard(chosen, *shards.parse(self.shard), seconds)
         return shards.longest_first(chosen, seconds)
@@ -104,13 +111,17 @@ class Settings:
         python = self.interpreter or sys.executable
         if shutil.which(python) is None:
             raise SettingsError(f"--python {python}: no program; name a Python interpreter")
+        if self.contract != AUTO:
+            contract(self.contract)
         return Launch(
-            self.backend, self.device, (python,), threads=threads, seconds=self.load_timeout
-        )
+            self.backend, self.device, self.contract, (python,), threads=threads,
+            seconds=self.load_timeout,
+        )  # fmt: skip
 
     def again(self) -> str:
         """Further options for the command that runs one case alone."""
         out = f" --device {self.device}" if self.device != "cpu" else ""
+        out += f" --contract {self.contract}" if self.contract != AUTO else ""
         out += f" --python {self.interpreter}" if self.interpreter else ""
         return out + (f" --golden {self.golden}" if self.golden else "")
 

@@ -165,6 +165,7 @@ class Worker:
         argv = [*launch.argv, str(HERE / "serve.py")]
         hello = {
             "backend": launch.backend, "device": launch.device, "threads": launch.threads,
+            "contract": launch.contract,
             "front": list(launch.front), "back": [str(self.folder / "path")],
             "seconds": launch.seconds, "trace": str(self.folder / "trace"),
         }  # fmt: skip
@@ -203,7 +204,7 @@ class Worker:
             raise WorkerError(
                 text.removeprefix("BackendError: ") if own else f"loading it raised {text}"
             )
-        found = identity_of(said["ready"], said["state"])
+        found = identity_of(said["ready"], said["state"], self.launch.contract)
         if self.like is None:
             self.like = found
         otherwise = self.like.differs({**said["ready"], "fingerprint": found.fingerprint})

@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 PROTOCOL = 1
 MARK = "@megamoe "
 POISON = 0x5A  # bytes of a blank tensor before a call, so that what is not written shows
+AUTO = "auto"  # of contracts: the backend's own
 CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "run")
 
 
@@ -36,18 +37,18 @@ class BackendError(ValueError):
     """A backend cannot be found, made or used; the message is one line and says how to mend it."""
 
 
-def load(spec: str, device: str) -> Any:
+def load(spec: str, device: str, contract: str = AUTO) -> Any:
     """The backend: ``path/to/file.py:OBJECT_OR_FACTORY``, or a name that megamoe knows."""
     name, _, attribute = spec.rpartition(":")
     if ":" not in spec and not spec.endswith(".py"):
-        return importlib.import_module("megamoe.backends").load_backend(spec, device)
+        return importlib.import_module("megamoe.backends").load_backend(spec, device, contract)
     if not name or not attribute or attribute.endswith(".py"):
         raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
     module = import_file(Path(name).expanduser().resolve())
     if not hasattr(module, attribute):
         names = ", ".join(n for n in vars(module) if not n.startswith("_")) or "none"
         raise BackendError(f"{Path(name).name} has no {attribute!r}; it has {names}")
-    return create(getattr(module, attribute), torch.device(device))
+    return create(getattr(module, attribute), torch.device(device), contract)
 
 
 def import_file(file: Path) -> Any:
@@ -75,24 +76,30 @@ def module_of(name: str, file: Path) -> Any:
     return module
 
 
-def create(found: Any, device: Any) -> Any:
-    """The object itself, or what a call of a class or a function gives."""
+def create(found: Any, device: Any, contract: str = AUTO) -> Any:
+    """The object itself, or what a call of a class or a function gives.
+
+    A callable that takes ``device`` or ``contract``, the latter where one is asked for, gets them.
+    """
     is_object = hasattr(found, "name") and hasattr(found, "accumulator")
     if not isinstance(found, type) and (is_object or not callable(found)):
         return found
     try:
-        takes_device = "device" in inspect.signature(found).parameters
+        takes = set(inspect.signature(found).parameters)
     except (TypeError, ValueError):  # some built-in callables tell nothing
-        takes_device = False
-    return found(device=device) if takes_device else found()
+        takes = set()
+    given = {"device": device} if contract == AUTO else {"device": device, "contract": contract}
+    return found(**{name: value for name, value in given.items() if name in takes})
 
 
 def identity(backend: Any) -> dict[str, Any]:
     """What the backend says of itself, and must say again after every call."""
     said = {name: getattr(backend, name, None) for name in ("name", "accumulator")}
+    contracts = getattr(backend, "contracts", None)
     return {
         **{n: v if isinstance(v, str) or v is None else [repr(v)[:80]] for n, v in said.items()},
         "callables": [name for name in CALLABLES if callable(getattr(backend, name, None))],
+        "contracts": None if contracts is None else [str(name)[:80] for name in contracts][:16],
         "type": type(backend).__name__,
     }
 
@@ -261,7 +268,7 @@ def serve() -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise BackendError("torch finds no CUDA device; use --device cpu")
         faulthandler.dump_traceback_later(hello["seconds"], file=trace)
-        served = Served(load(hello["backend"], device), device)
+        served = Served(load(hello["backend"], device, hello.get("contract", AUTO)), device)
         ready = {**identity(served.backend), "fingerprint": fingerprint(served.backend)}
         ready["facts"] = facts(device)
         say({"protocol": PROTOCOL, "ready": ready, "state": state.now()})

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from megamoe.spec.accumulators import ACCUMULATORS
+from megamoe.spec.contract import NEWEST, REVISIONS, contract
 
 START_SECONDS: Final = 300.0
 """For importing torch and making the backend."""
+AUTO: Final = "auto"
 JUDGED: Final = ("forward", "prepare", "eplb_map", "transform_weights")
 """A backend offers at least one of these."""
 
@@ -30,6 +32,8 @@ class Launch:
 
     backend: str
     device: str = "cpu"
+    contract: str = AUTO
+    """The revision that it is to compute; auto: what the backend says, else the newest."""
     argv: tuple[str, ...] = (sys.executable,)
     """What ends in a Python interpreter; words before it enter an environment."""
     front: tuple[str, ...] = ()
@@ -50,6 +54,10 @@ class Identity:
     name: str
     accumulator: str
     callables: tuple[str, ...]
+    contract: str = NEWEST.revision
+    """The revision that it is judged under."""
+    why: str = ""
+    """Why that one, where nobody asked for it."""
     fingerprint: Mapping[str, Any] | None = None
     """``sources``, ``options``, and ``binaries`` as far as they were compiled by then."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -69,8 +77,8 @@ class Identity:
     def digest(self) -> str:
         """Of all that it says and that decides a verdict, short: it stands in each of them."""
         known = self.fingerprint or {}
-        said = [self.name, self.accumulator, *self.callables, known.get("sources"),
-                known.get("options")]  # fmt: skip
+        said = [self.name, self.accumulator, *self.callables, self.contract,
+                known.get("sources"), known.get("options")]  # fmt: skip
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
     def differs(self, said: Mapping[str, Any]) -> str:
@@ -116,16 +124,45 @@ def complaint(
     return ""
 
 
-def identity_of(ready: Mapping[str, Any], state: Mapping[str, Any]) -> Identity:
-    """From a worker's first answer. Raises :class:`WorkerError` where that is no backend's."""
+def identity_of(ready: Mapping[str, Any], state: Mapping[str, Any], asked: str = AUTO) -> Identity:
+    """From a worker's first answer. Raises :class:`WorkerError` where that is no backend's.
+
+    ``asked``: the contract that it was to be made for.
+    """
     offered = [name for name in ready["callables"] if name in JUDGED]
     wrong = complaint(ready["name"], ready["accumulator"], offered, ready["type"])
     if wrong:
         raise WorkerError(wrong)
+    revision, why = chosen_contract(ready.get("contracts"), asked)
     return Identity(
-        ready["name"], ready["accumulator"], tuple(ready["callables"]),
+        ready["name"], ready["accumulator"], tuple(ready["callables"]), revision, why,
         checked_fingerprint(ready["fingerprint"]), ready["facts"], state,
     )  # fmt: skip
+
+
+def chosen_contract(said: Any, asked: str) -> tuple[str, str]:
+    """The revision to judge under, and why; ``said`` are the backend's ``contracts``, or None.
+
+    Raises :class:`WorkerError` where the backend does not compute what is asked for.
+    """
+    if asked != AUTO:
+        contract(asked)  # ValueError for one that is not known
+    if said is None:
+        return (asked, "") if asked != AUTO else (NEWEST.revision, "the newest; it names none")
+    known = [name for name in REVISIONS if name in said] if isinstance(said, list) else []
+    if not known:
+        raise WorkerError(
+            f"`contracts` is {str(said)[:80]}; name revisions of {', '.join(REVISIONS)}"
+        )
+    if asked == AUTO:
+        newest = max(known, key=lambda name: (name != "sgl", list(REVISIONS).index(name)))
+        return newest, "the backend says so"
+    if asked not in known:
+        raise WorkerError(
+            f"it computes contract {', '.join(known)}, not {asked}; ask for one of these with "
+            "--contract"
+        )
+    return asked, ""
 
 
 def checked_fingerprint(found: Any) -> dict[str, Any] | None:

@@ -17,13 +17,13 @@ from megamoe.worker.session import identity_of
 class Local:
     """The :class:`megamoe.worker.session.Session` of one object."""
 
-    def __init__(self, backend, device="cpu"):
+    def __init__(self, backend, device="cpu", contract="auto"):
         folder = tempfile.TemporaryDirectory(prefix="megamoe-local-")
         weakref.finalize(self, folder.cleanup)
         self.folder = Path(folder.name)
         self.served = serve.Served(backend, device)
         said = {**serve.identity(backend), "fingerprint": serve.fingerprint(backend)}
-        self.identity = identity_of({**said, "facts": serve.facts(device)}, {})
+        self.identity = identity_of({**said, "facts": serve.facts(device)}, {}, contract)
 
     def ask(self, request, seconds):
         reply = self.served.answer(json.loads(json.dumps(dict(request))))

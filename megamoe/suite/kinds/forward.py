@@ -105,7 +105,8 @@ def _recorded(runner: Any, case: Case, what: Shown) -> tuple[str, list[Finding],
     kept = runner.kept
     if kept is None:
         return "none", [], ()
-    state = kept.state(case.id, what.inputs, what.fingerprint)
+    revision = runner.session.identity.contract
+    state = kept.state(case.id, what.inputs, what.fingerprint, revision)
     if state != "same":
         return state, [], ()
     ids = what.problem.topk_ids.numpy()
