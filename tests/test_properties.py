@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from megamoe.cases import load as cases
-from megamoe.judge import bits
 from megamoe.layer import launch_laws
 from megamoe.layer.symm_buffer import new_symm_buffer
+from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 from megamoe.suite import laws
 from megamoe.suite.kinds.properties import launch_findings

@@ -25,7 +25,8 @@ from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import forward_bits, judge_forward
 from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
-from megamoe.spec.problem import STAGES, Problem
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import STAGES
 from megamoe.suite.at_hand import GoldenNow, run
 from megamoe.worker import exchange
 

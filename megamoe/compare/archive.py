@@ -21,9 +21,10 @@ from megamoe.compare.probe import Prober
 from megamoe.compare.running import packed, size_of
 from megamoe.compare.sides import CannotStart, clean_environment, git
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import WEIGHTS
 from megamoe.suite.kinds import KINDS
 from megamoe.worker import serve
-from megamoe.worker.exchange import WEIGHTS, plain_of
+from megamoe.worker.exchange import plain_of
 from megamoe.worker.files import Tensors
 
 MOST_CASES: Final = 8

@@ -18,10 +18,10 @@ from megamoe.compare import disk
 from megamoe.compare.rejudge import NoBits, digest, stages
 from megamoe.compare.sides import CannotStart, Ready, clean_environment
 from megamoe.golden import regenerate
+from megamoe.spec.tensors import WEIGHTS
 from megamoe.suite.kinds import KINDS
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import (
-    WEIGHTS,
     Caller,
     Declined,
     LeftChanged,

@@ -17,7 +17,7 @@ from megamoe.cases import KINDS
 from megamoe.files import CANDIDATE_LIMIT, MANIFEST_LIMIT, RECORDED_LIMIT, read_json
 from megamoe.golden.make import GoldenError
 from megamoe.golden.places import id_fault, tensors_of
-from megamoe.spec.problem import STAGES
+from megamoe.spec.tensors import STAGES
 
 SCHEMA: Final = 1
 """Of the manifest and of recorded bits."""

@@ -19,8 +19,9 @@ from megamoe import oracle
 from megamoe.cases import Case
 from megamoe.cases.recipes import inputs
 from megamoe.cases.stored import inputs_of, is_stored
-from megamoe.judge.outputs import bits
+from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import WEIGHTS
 
 Array = npt.NDArray[Any]
 
@@ -114,8 +115,7 @@ def make(
         )
         return Made({"ids": ids, "load": load})
     if case.kind == "layout":
-        names = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
-        return Made(dict(oracle.layout(*(given[name].numpy() for name in names))))
+        return Made(dict(oracle.layout(*(given[name].numpy() for name in WEIGHTS))))
     return Made({})
 
 

@@ -18,8 +18,9 @@ from megamoe.layer.experts import packed_weights
 from megamoe.layer.ops import prepare_megamoe_inputs
 from megamoe.layer.symm_buffer import new_symm_buffer
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import OPERATIONS
 
-BUFFER_FIELDS: Final = ("x", "x_sf", "topk_idx", "topk_weights", "l2_acts", "l2_acts_sf")
+BUFFER_FIELDS: Final = (*OPERATIONS["prepare"].returns, "l2_acts", "l2_acts_sf")
 """What a symmetric buffer shows. What else a kernel keeps in it (its barriers) is its own, but for
 the tensors that the buffer names in ``scratch``: nothing in those may outlive a call."""
 

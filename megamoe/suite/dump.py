@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from megamoe import oracle
 from megamoe.cases import Case
 from megamoe.golden import GoldenError, digest_of, make, regenerate, rows_of
-from megamoe.judge import bits
+from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import WEIGHTS
 
 
 def write_case(case: Case, path: Path) -> list[str]:
@@ -39,7 +40,7 @@ def write_case(case: Case, path: Path) -> list[str]:
         problem = rows_of(Problem(**given), case.rows)
         experts = problem.topk_ids[problem.topk_ids >= 0].unique()
         tensors["input.experts"] = experts
-        for name in ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale"):
+        for name in WEIGHTS:
             tensors[f"input.{name}"] = given[name][experts]
         stage = oracle.staging(
             bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy()

@@ -19,14 +19,14 @@ from megamoe.judge import (
     BadOutput,
     Finding,
     GoldenLacks,
-    Place,
     Verdict,
     bitwise,
     detail,
     of_findings,
+    place_of,
 )
-from megamoe.spec.forms import Form
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import TENSORS
 from megamoe.suite.kinds import KINDS, forward
 from megamoe.suite.kinds.forward import Shown
 from megamoe.worker.exchange import (
@@ -101,8 +101,13 @@ class Runner:
         golden, given = self.golden(case)
         return golden, Problem(**given)
 
-    def bitwise(self, stage: str, form: Form, actual: Any, expected: Any, at: Place) -> Finding:
-        """A finding, whose detail is kept where it is bad."""
+    def bitwise(self, stage: str, actual: Any, expected: Any, ids: Any = None) -> Finding:
+        """A finding on the bits of a tensor of ``TENSORS``; its detail is kept where it is bad.
+
+        ``ids``: the experts of each slot, where the findings are to name them.
+        """
+        form, at = TENSORS[stage].form_of(actual), place_of(stage, ids=ids)
+        actual, expected = (TENSORS[stage].elements(bits) for bits in (actual, expected))
         found = bitwise(stage, form, actual, expected, at)
         if found.outside and not self.brief:
             drawn = detail.measure(stage, form, actual, expected, expected, at.axes, at.per_channel)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import ACTIVATIONS, WEIGHTS
 from megamoe.worker.files import Sent, Tensors, kind_of, new_path, opened, read, tensor_of, write
 from megamoe.worker.outcomes import (
     Declined,
@@ -30,8 +31,6 @@ from megamoe.worker.outcomes import (
 )
 from megamoe.worker.session import Session
 
-WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
-ACTIVATIONS: Final = ("hidden_states", "topk_ids", "topk_weights")
 TORCH_LACKS: Final = ("not implemented for '", "Could not run 'aten::")
 """Of a ``NotImplementedError`` that torch raised by itself: that is a fault, no refusal."""
 LIMIT: Final = 64 << 20

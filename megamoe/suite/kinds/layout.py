@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import torch
-
 from megamoe.cases import Case
 from megamoe.golden import StoredGolden
-from megamoe.judge import BadOutput, Finding, Place, Verdict, checked, of_findings
-from megamoe.spec.formats import unpack_sf
-from megamoe.spec.forms import BYTE, UE8M0, Form
+from megamoe.judge import BadOutput, Finding, Verdict, checked, of_findings
+from megamoe.spec.tensors import OPERATIONS, TENSORS
 from megamoe.worker.exchange import Caller, Returned
 
-NAMES: Final = ("w13", "w13_sf", "w2", "w2_sf")
+NAMES: Final = OPERATIONS["transform_weights"].returns
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -37,22 +34,17 @@ def judge_returned(
     result = returned.result
     if not isinstance(result, tuple) or len(result) != len(NAMES):
         raise BadOutput(f"transform_weights must return a tuple of {', '.join(NAMES)}")
+    experts, rows, half = given["w13_weight"].shape
+    sizes = {"E": experts, "I": rows // 2, "H": 2 * half}
     findings = []
     for name, tensor in zip(NAMES, result, strict=True):
-        packed = name.endswith("_sf")
-        source = given[f"{name.removesuffix('_sf')}_weight"]
-        shape = (*source.shape[:2], source.shape[2] // 64 if packed else source.shape[2])
-        actual = checked(name, tensor, shape, (torch.int32 if packed else torch.uint8,))
-        if packed and not tensor.transpose(1, 2).is_contiguous():
+        wanted = TENSORS[name]
+        actual = checked(name, tensor, wanted.sizes(sizes), wanted.dtypes)
+        if wanted.packed and not tensor.transpose(1, 2).is_contiguous():
             text = f"{name} has strides {tensor.stride()}; it must be MN-major: a column of"
             findings.append(Finding(name, actual.size, text=f"{text} rows contiguous"))
         if golden.matches(name, actual):
             findings.append(Finding(name, actual.size))
             continue
-        pair = (actual, golden.get(name))
-        if packed:
-            pair = (unpack_sf(pair[0]), unpack_sf(pair[1]))
-        place = Place(("expert", "row", "channel"), 32 if packed else 1)
-        form: Form = UE8M0 if packed else BYTE
-        findings.append(runner.bitwise(name, form, *pair, place))
+        findings.append(runner.bitwise(name, actual, golden.get(name)))
     return of_findings(case.id, case.kind, findings, ("bitwise",))

@@ -7,15 +7,14 @@ from typing import Any
 import numpy.typing as npt
 
 from megamoe.cases import Case
-from megamoe.judge import BadOutput, Finding, Place, Verdict, bitwise, checked, forward_bits
+from megamoe.judge import BadOutput, Finding, Verdict, bitwise, checked, forward_bits, place_of
 from megamoe.layer import launch_laws
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import TENSORS
 from megamoe.suite import laws
 from megamoe.suite.kinds import forward
 from megamoe.worker.exchange import Caller, Missing
-
-import torch  # isort: skip
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -52,7 +51,7 @@ def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> li
         raise BadOutput(f"law {law} gave {len(returned.result)} outputs for {len(labels)} variants")
     out = []
     for label, order, y in zip(labels, orders, returned.result.values(), strict=True):
-        actual = checked("y", y, tuple(base.shape), (torch.bfloat16,))
-        place = Place(("token", "channel"), tokens=order, ids=ids[order])
+        actual = checked("y", y, tuple(base.shape), TENSORS["y"].dtypes)
+        place = place_of("y", order, ids[order])
         out.append(laws.named(law, label, bitwise("y", BF16, actual, base[order], place)))
     return out

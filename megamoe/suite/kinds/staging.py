@@ -9,14 +9,13 @@ import torch
 
 from megamoe.cases import Case
 from megamoe.golden import StoredGolden
-from megamoe.judge import Finding, Place, Verdict, bits, of_findings
-from megamoe.spec.formats import unpack_sf
-from megamoe.spec.forms import E4M3, F32, INT64, UE8M0
+from megamoe.judge import Finding, Verdict, of_findings
+from megamoe.spec.forms import bits
+from megamoe.spec.tensors import OPERATIONS, TENSORS
 from megamoe.worker.exchange import Caller, Returned
 from megamoe.worker.serve import POISON
 
-INPUTS: Final = ("hidden_states", "topk_weights", "topk_ids")
-_FORM: Final = {"x": E4M3, "topk_idx": INT64, "topk_weights": F32}
+PREPARE: Final = OPERATIONS["prepare"]
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -29,7 +28,7 @@ def judge(runner: Any, case: Case) -> Verdict:
 
 def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
     """The one call of the case."""
-    return call.call("prepare", {n: given[n] for n in INPUTS}, blanks(case, given))
+    return call.call("prepare", {n: given[n] for n in PREPARE.takes}, blanks(case, given))
 
 
 def judge_returned(
@@ -39,15 +38,7 @@ def judge_returned(
     tokens, ids = len(given["topk_ids"]), given["topk_ids"].numpy()
     findings = []
     for name, tensor in returned.blank.items():
-        written, expected = bits(tensor[:tokens]), golden.get(name)
-        if name == "x_sf":
-            place = Place(("token", "channel"), 32, None, ids)
-            pair = (unpack_sf(written), unpack_sf(expected))
-            findings.append(runner.bitwise(name, UE8M0, *pair, place))
-        else:
-            last = "channel" if name == "x" else "slot"
-            place = Place(("token", last), 1, None, ids)
-            findings.append(runner.bitwise(name, _FORM[name], written, expected, place))
+        findings.append(runner.bitwise(name, bits(tensor[:tokens]), golden.get(name), ids))
         findings.append(_untouched(name, tensor, tokens))
     return of_findings(case.id, case.kind, findings, ("bitwise",))
 
@@ -55,12 +46,10 @@ def judge_returned(
 def blanks(case: Case, given: Any) -> dict[str, torch.Tensor]:
     """The buffer's tensors: at least one row more than the batch has."""
     tokens, top_k = given["topk_ids"].shape
-    hidden, rows = case.params["hidden"], max(case.params["capacity"], tokens + 1)
-    sizes = {
-        "x": (torch.float8_e4m3fn, hidden), "x_sf": (torch.int32, hidden // 128),
-        "topk_idx": (torch.int64, top_k), "topk_weights": (torch.float32, top_k),
-    }  # fmt: skip
-    return {n: torch.empty(rows, size, dtype=dtype) for n, (dtype, size) in sizes.items()}
+    rows = max(case.params["capacity"], tokens + 1)
+    sizes = {"T": rows, "K": top_k, "H": case.params["hidden"]}
+    made = [TENSORS[name] for name in PREPARE.returns]
+    return {t.name: torch.empty(t.sizes(sizes), dtype=t.dtypes[0]) for t in made}
 
 
 def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
