@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from megamoe.cases import Case
+from megamoe.cases import Case, kind_of
 from megamoe.compare import disk, rejudge, stages
 from megamoe.compare.job import Job
 from megamoe.compare.probe import Prober
@@ -22,7 +22,6 @@ from megamoe.compare.running import packed, size_of
 from megamoe.compare.sides import CannotStart, clean_environment, git
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
-from megamoe.suite.kinds import KINDS
 from megamoe.worker import serve
 from megamoe.worker.exchange import plain_of
 from megamoe.worker.files import Tensors
@@ -118,7 +117,7 @@ def _save(path: Path, tensors: Tensors) -> None:
 
 def _call(case: Case, given: Mapping[str, Any]) -> dict[str, Any]:
     """The one call of a case, as JSON: for ``replay.py``, which knows nothing of kinds."""
-    ask = KINDS[case.kind].ask
+    ask = kind_of(case.kind).ask
     assert ask is not None
     noted: Any = _Noted()
     ask(noted, case, given)

@@ -13,14 +13,13 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load, save
 
-from megamoe.cases import Case
+from megamoe.cases import Case, kind_of
 from megamoe.compare.running import Answer, Running
 from megamoe.files import write_atomically
 from megamoe.golden import GoldenError, Store, digest_of, make
 from megamoe.judge import BadOutput, Finding, GoldenLacks, Place, Verdict, bitwise
 from megamoe.spec.forms import BYTE, INT32, INT64, UE8M0
 from megamoe.spec.tensors import OPERATIONS, TENSORS, Tensor
-from megamoe.suite.kinds import KINDS
 from megamoe.suite.runner import Runner
 
 Array = npt.NDArray[Any]
@@ -142,7 +141,7 @@ class Judge:
         :class:`megamoe.judge.BadOutput` where what was given back is none of the contract's.
         """
         golden = self.store.load(case, digest_of(given))
-        judged = KINDS[case.kind].judge_returned
+        judged = kind_of(case.kind).judge_returned
         assert judged is not None
         try:
             verdict = judged(Runner(side.worker, self.store), case, golden, given, answer.returned)

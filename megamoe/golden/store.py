@@ -19,7 +19,7 @@ import numpy.typing as npt
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from megamoe.cases import Case
+from megamoe.cases import Case, kind_of
 from megamoe.files import TENSORS_LIMIT, read_bounded
 from megamoe.golden.documents import RESTORE, SCHEMA, read_manifest
 from megamoe.golden.make import GoldenError, Made, generator
@@ -81,7 +81,7 @@ def entry_of(case: Case, made: Made, input_digest: str, content: bytes, table: A
         "inputs": input_digest,
         "generator": generator_id(),
     }
-    if case.kind in ("forward", "property"):
+    if kind_of(case.kind).is_forward:
         entry["zero_freedom"] = made.zero_freedom
         entry["rows"] = case.rows
     if made.tensors:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megamoe.cases import Case
+from megamoe.cases import Case, kind_of
 from megamoe.golden import GoldenError, Store, StoredGolden, digest_of, recorded, regenerate
 from megamoe.judge import (
     BadOutput,
@@ -25,10 +25,10 @@ from megamoe.judge import (
     of_findings,
     place_of,
 )
+from megamoe.kinds import forward
+from megamoe.kinds.forward import Shown
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
-from megamoe.suite.kinds import KINDS, forward
-from megamoe.suite.kinds.forward import Shown
 from megamoe.worker.exchange import (
     Caller,
     Declined,
@@ -65,7 +65,7 @@ class Runner:
 
     def run(self, case: Case) -> Verdict:
         """The verdict of one case, with the seconds it took."""
-        return self._timed(case, lambda: KINDS[case.kind].judge(self, case))
+        return self._timed(case, lambda: kind_of(case.kind).judge(self, case))
 
     def run_and_show(self, case: Case) -> tuple[Verdict, Shown | None]:
         """The verdict of a forward case, and what was judged; None where nothing was shown."""
@@ -142,7 +142,7 @@ class Runner:
 
     def _judged(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         try:
-            needs = KINDS[case.kind].needs
+            needs = kind_of(case.kind).needs
             if needs is not None and not self.session.identity.provides(needs):
                 raise Missing(needs)
             return step()

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from megamoe.cases import Case
-from megamoe.golden import StoredGolden
+import numpy as np
+import torch
+
+from megamoe import oracle
+from megamoe.cases import Case, Kind
+from megamoe.cases.recipes import expert_weights
+from megamoe.golden import Made, StoredGolden
 from megamoe.judge import BadOutput, Finding, Verdict, checked, of_findings
-from megamoe.spec.tensors import OPERATIONS, TENSORS
+from megamoe.spec.tensors import OPERATIONS, TENSORS, WEIGHTS
 from megamoe.worker.exchange import Caller, Returned
 
 NAMES: Final = OPERATIONS["transform_weights"].returns
+
+
+def inputs(case: Case) -> dict[str, Any]:
+    """Checkpoint-layout weights of ``experts`` experts (or of those in ``touched``), uint8."""
+    p = case.params
+    chosen = p.get("touched") or range(p["experts"])
+    made = [
+        expert_weights(
+            case.seed, int(e), p["hidden"], p["intermediate"], p.get("weights_recipe", {})
+        )
+        for e in chosen
+    ]
+    return {
+        name: torch.from_numpy(np.stack([m[i] for m in made])) for i, name in enumerate(WEIGHTS)
+    }
+
+
+def golden(case: Case, given: Mapping[str, Any], classes: Sequence[str] | None) -> Made:
+    """``w13``, ``w13_sf``, ``w2`` and ``w2_sf``."""
+    return Made(dict(oracle.layout(*(given[name].numpy() for name in WEIGHTS))))
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -48,3 +73,18 @@ def judge_returned(
             continue
         findings.append(runner.bitwise(name, actual, golden.get(name)))
     return of_findings(case.id, case.kind, findings, ("bitwise",))
+
+
+KIND: Final = Kind(
+    keys={
+        "model": str, "ep": int, "hidden": int, "intermediate": int, "experts": int,
+        "touched": list, "weights_recipe": dict,
+    },
+    required=("hidden", "intermediate", "experts"),
+    inputs=inputs,
+    golden=golden,
+    needs="transform_weights",
+    judge=judge,
+    ask=ask,
+    judge_returned=judge_returned,
+)  # fmt: skip

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
 
-from megamoe.cases import Case
-from megamoe.golden import StoredGolden
+from megamoe import oracle
+from megamoe.cases import Case, Kind
+from megamoe.cases.kind import Params, complete_capacity, oracle_tensors
+from megamoe.cases.recipes import bf16_tensor, hidden_states, routing
+from megamoe.golden import Made, StoredGolden
 from megamoe.judge import Finding, Verdict, of_findings
 from megamoe.spec.forms import bits
 from megamoe.spec.tensors import OPERATIONS, TENSORS
@@ -16,6 +20,34 @@ from megamoe.worker.exchange import Caller, Returned
 from megamoe.worker.serve import POISON
 
 PREPARE: Final = OPERATIONS["prepare"]
+
+
+def complete(where: str, params: Params) -> None:
+    """Ids are int64 where nothing else is said."""
+    params.setdefault("ids_dtype", "int64")
+    complete_capacity(where, params)
+
+
+def inputs(case: Case) -> dict[str, Any]:
+    """``hidden_states`` (T, H) bf16, ``topk_weights`` (T, K) float32, ``topk_ids`` (T, K)."""
+    p = case.params
+    tokens = np.arange(p["tokens"])
+    ids, weights = routing(case.seed, tokens, p["experts"], p["top_k"], p.get("routing_recipe", {}))
+    dtype = {"int32": np.int32, "int64": np.int64}[p["ids_dtype"]]
+    rows = hidden_states(case.seed, tokens, p["hidden"], p.get("hidden_recipe", {}))
+    return {
+        "hidden_states": bf16_tensor(rows),
+        "topk_weights": torch.from_numpy(weights),
+        "topk_ids": torch.from_numpy(ids.astype(dtype)),
+    }
+
+
+def golden(case: Case, given: Mapping[str, Any], classes: Sequence[str] | None) -> Made:
+    """``x``, ``x_sf``, ``topk_idx`` and ``topk_weights``, which are kept as bits."""
+    made = oracle.staging(
+        bits(given["hidden_states"]), given["topk_weights"].numpy(), given["topk_ids"].numpy()
+    )
+    return Made({**made, "topk_weights": made["topk_weights"].view(np.uint32)})
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -58,3 +90,27 @@ def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
     changed = int((rest != POISON).sum())
     text = f"{name}: {changed} bytes of rows beyond the {tokens} tokens were written"
     return Finding(name, rest.size, text=text if changed else "")
+
+
+def dump(case: Case, given: Mapping[str, Any], made: Made) -> dict[str, Any]:
+    """The golden, weights as numbers."""
+    weights = made.tensors["topk_weights"].view(np.float32)
+    return {**oracle_tensors(case, given, made), "oracle.topk_weights": weights}
+
+
+KIND: Final = Kind(
+    keys={
+        "hidden": int, "tokens": int, "top_k": int, "experts": int, "ids_dtype": str,
+        "capacity": int, "hidden_recipe": dict, "routing_recipe": dict,
+    },
+    required=("hidden", "tokens", "top_k", "experts"),
+    choices={"ids_dtype": ("int32", "int64")},
+    complete=complete,
+    inputs=inputs,
+    golden=golden,
+    needs="prepare",
+    judge=judge,
+    ask=ask,
+    judge_returned=judge_returned,
+    dump=dump,
+)  # fmt: skip
