@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 
 from megamoe import oracle
-from megamoe.cases import KINDS, LAWS, Case, load_cases, recipes
-from megamoe.spec.contract import BASE, MODELS
+from megamoe.cases import KINDS, Case, load_cases, recipes
+from megamoe.kinds import laws
+from megamoe.kinds.errors import ACTIONS
+from megamoe.kinds.property import LAWS
+from megamoe.spec.contract import BASE
+from megamoe.spec.models import MODELS
 from megamoe.spec.problem import Problem
-from megamoe.suite import laws
-from megamoe.suite.kinds.errors import ACTIONS
 
 CASES = load_cases()
 BY_ID = {case.id: case for case in CASES}

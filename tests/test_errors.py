@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from megamoe.backends import load_backend
+from megamoe.kinds.errors import ACTIONS, complaint
 from megamoe.layer import acts
-from megamoe.suite.kinds.errors import ACTIONS, complaint
 
 HIDDEN = "DeepSeek V4 MegaMoE input staging requires hidden_size to be a multiple of 128."
 FULL = "DeepSeek V4 MegaMoE got 385 tokens, but the symmetric buffer was sized for 384."

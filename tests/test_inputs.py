@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megamoe.cases import Case, recipes
+from megamoe.cases import Case, kind_of, recipes
 from megamoe.golden import digest_of
 from megamoe.spec.formats import bf16_decode, e2m1_decode, e2m1_unpack
 
@@ -28,7 +28,7 @@ def forward(**changed: Any) -> Case:
 
 
 def digest(case: Case) -> str:
-    return digest_of(recipes.inputs(case))
+    return digest_of(kind_of(case.kind).inputs(case))
 
 
 def rows(count: int, size: int = 128, seed: int = 7, **recipe: Any) -> np.ndarray:

@@ -9,12 +9,12 @@ import torch
 from megamoe import oracle
 from megamoe.judge import elements, judgements
 from megamoe.judge.elements import Place, bitwise, interval, key_interval
-from megamoe.judge.outputs import BadOutput, bits, forward_bits
+from megamoe.judge.outputs import BadOutput, forward_bits
 from megamoe.judge.picture import picture
 from megamoe.judge.verdict import Verdict, of_findings
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import e4m3_key
-from megamoe.spec.forms import BF16, E4M3, F32, INT32, UE8M0
+from megamoe.spec.forms import BF16, E4M3, F32, INT32, UE8M0, bits
 from megamoe.spec.problem import Problem
 
 ONE, ZERO, MINUS_ZERO, NAN, OTHER_NAN, INF = 0x3F80, 0, 0x8000, 0x7FC0, 0xFFC1, 0x7F80

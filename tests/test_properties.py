@@ -9,13 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megamoe.cases import load as cases
-from megamoe.judge import bits
+from megamoe.kinds import laws
+from megamoe.kinds.property import LAUNCHED, LAWS, launch_findings
 from megamoe.layer import launch_laws
 from megamoe.layer.symm_buffer import new_symm_buffer
+from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
-from megamoe.suite import laws
-from megamoe.suite.kinds.properties import launch_findings
 from megamoe.worker.exchange import Caller, Missing
 from tests.helpers.local import Local
 
@@ -190,7 +189,7 @@ def launched(backend: object, law: str = "stale-bytes", device: str = "cpu") -> 
 
 
 def test_every_law_of_a_case_file_is_known_to_one_module() -> None:
-    assert set(cases.LAWS) == set(laws.LAWS) | set(launch_laws.LAWS)
+    assert set(LAWS) == set(laws.LAWS) | set(LAUNCHED) and set(LAUNCHED) == set(launch_laws.LAWS)
     assert not set(laws.LAWS) & set(launch_laws.LAWS)
 
 

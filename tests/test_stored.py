@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
-from megamoe.cases.stored import WEIGHTS, Stored, StoredError, case_of, inputs_of, load, to_bytes
+from megamoe.cases.stored import Stored, StoredError, case_of, inputs_of, load, to_bytes
 from megamoe.commands import main as cli
 from megamoe.layer.capture import capture, checkpoint_weights
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.kernel_weights import transform_weights
 from megamoe.layer.symm_buffer import clear_symm_buffers
 from megamoe.spec.contract import BASE
+from megamoe.spec.tensors import WEIGHTS
 from megamoe.suite.at_hand import judge, judge_output
 from tests.helpers.local import Local
 from tests.helpers.mutated import many, mutated, result_or_one_line

@@ -66,7 +66,7 @@ class EagerBackend:
         return eplb_map_to_physical_and_record(*given, contract=self.contract)
 
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
-        """The whole layer; returns every stage of ``problem.STAGES``, FP8 codes as uint8.
+        """The whole layer; returns every stage of ``tensors.STAGES``, FP8 codes as uint8.
 
         Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``.
         """

@@ -322,7 +322,7 @@ def _erring(value: F64, ulps: F64) -> F32:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Everything a simulated kernel computed; shapes as in ``megamoe.spec.problem.STAGES``."""
+    """Everything a simulated kernel computed; shapes as in ``megamoe.spec.tensors``."""
 
     y: U16
     codes: U8

@@ -1,18 +1,14 @@
 """What is tested: cases are data, from which inputs follow in every bit.
 
-``load`` reads ``golden/cases/*.toml``; ``recipes`` makes the inputs of a case, from the numbers of
-``counter``; ``stored`` is a problem in a file in place of a recipe; ``shards`` spreads a selection
-of cases over hosts.
+``load`` reads ``golden/cases/*.toml``; ``kind`` is what a kind of case is; ``recipes`` makes
+inputs, from the numbers of ``counter``; ``stored`` is a problem in a file in place of a recipe;
+``shards`` spreads a selection of cases over hosts.
 """
 
+from megamoe.cases.kind import CAPACITY_ALIGNMENT, KINDS, CaseError, Kind, kind_of
 from megamoe.cases.load import (
-    CAPACITY_ALIGNMENT,
-    FAMILIES,
-    KINDS,
-    LAWS,
     TIERS,
     Case,
-    CaseError,
     golden_root,
     load_cases,
     load_file,
@@ -21,13 +17,13 @@ from megamoe.cases.load import (
 
 __all__ = [
     "CAPACITY_ALIGNMENT",
-    "FAMILIES",
     "KINDS",
-    "LAWS",
     "TIERS",
     "Case",
     "CaseError",
+    "Kind",
     "golden_root",
+    "kind_of",
     "load_cases",
     "load_file",
     "select",

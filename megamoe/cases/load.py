@@ -24,66 +24,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.cases.kind import KINDS, CaseError, Kind, kind_of
+from megamoe.spec.contract import REVISIONS
 from megamoe.spec.models import MODELS
 
-KINDS: Final = ("staging", "eplb", "forward", "errors", "layout", "property")
 TIERS: Final = ("quick", "full")
-FAMILIES: Final = ("zero-freedom", "envelope")
-LAWS: Final = (
-    "batch-invariance", "token-permutation", "replica-choice", "ep-size", "capacity",
-    "stale-buffer", "padding-rows", "masked-slots", "repeat",
-    "stale-bytes", "graph-replay", "busy-stream",
-)  # fmt: skip
-CAPACITY_ALIGNMENT: Final = 384
-"""Capacity of the symmetric buffer is aligned up to this (the kernel's block sizes divide it)."""
-
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 _RECIPES = {
     "hidden": "hidden_recipe", "weights": "weights_recipe", "routing": "routing_recipe",
     "map": "map_recipe", "ids": "ids_recipe",
 }  # fmt: skip
-_SIZES = {"hidden": int, "intermediate": int, "experts": int, "top_k": int, "tokens": int}
-_MODEL_KEYS = {"model": str, "ep": int}
-_FORWARD: Mapping[str, Any] = {
-    **_SIZES, **_MODEL_KEYS, "clamp": (int, float, str), "fast_math": bool, "capacity": int,
-    "family": str, "rows": list, "hidden_recipe": dict, "weights_recipe": dict,
-    "routing_recipe": dict,
-}  # fmt: skip
-_KEYS: Mapping[str, Mapping[str, Any]] = {
-    "forward": _FORWARD,
-    "property": {**_FORWARD, "law": str},
-    "staging": {
-        "hidden": int, "tokens": int, "top_k": int, "experts": int, "ids_dtype": str,
-        "capacity": int, "hidden_recipe": dict, "routing_recipe": dict, "unpadded": int,
-    },
-    "eplb": {
-        "tokens": int, "top_k": int, "logical": int, "physical": int, "ids_dtype": str,
-        "record": bool, "map_recipe": dict, "ids_recipe": dict, "unpadded": int,
-    },
-    "layout": {
-        **_MODEL_KEYS, "hidden": int, "intermediate": int, "experts": int, "touched": list,
-        "weights_recipe": dict,
-    },
-    "errors": {"action": str, "args": dict, "raises": str, "message": str},
-}  # fmt: skip
-_REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "forward": ("hidden", "intermediate", "experts", "top_k", "tokens", "family"),
-    "property": ("hidden", "intermediate", "experts", "top_k", "tokens", "family", "law"),
-    "staging": ("hidden", "tokens", "top_k", "experts"),
-    "eplb": ("tokens", "top_k", "logical", "physical"),
-    "layout": ("hidden", "intermediate", "experts"),
-    "errors": ("action", "raises", "message"),
-}
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "family": FAMILIES, "law": LAWS, "ids_dtype": ("int32", "int64"),
-}  # fmt: skip
 _COMMON = ("name", "kind", "breaks", "tier", "seed", "matrix")
 _MODEL_SIZES = ("hidden", "intermediate", "experts", "top_k")
-
-
-class CaseError(ValueError):
-    """A case file is wrong, or a case is unknown; the message is one line and says how to mend."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +68,14 @@ class Case:
     @property
     def revisions(self) -> list[str]:
         """Contracts that know what the case asks for; its golden is stored under the first."""
-        return [name for name, contract in REVISIONS.items() if _is_known(self, contract)]
+        return [
+            name for name, contract in REVISIONS.items() if kind_of(self.kind).knows(self, contract)
+        ]
 
     def definition(self) -> str:
         """sha256 of everything that decides the golden (not of ``breaks``, tier or file)."""
         plain = {"id": self.id, "seed": self.seed, "params": dict(self.params)}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _is_known(case: Case, contract: Contract) -> bool:
-    return contract.padding_known.value or "unpadded" not in case.params
 
 
 def golden_root() -> Path:
@@ -270,17 +220,19 @@ def _case(path: Path, table: dict[str, Any]) -> Case:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
         raise CaseError(f"{where}: seed is {seed!r}; it must be an integer from 0 to 2**64 - 1")
     params = {k: v for k, v in table.items() if k not in _COMMON}
-    return Case(f"{kind}/{name}", kind, tier, breaks, seed, _params(where, kind, params), path)
+    return Case(
+        f"{kind}/{name}", kind, tier, breaks, seed, _params(where, kind_of(kind), params), path
+    )
 
 
-def _params(where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
+def _params(where: str, kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
     """Checked parameters with the defaults of the kind."""
     params: dict[str, Any] = {}
     for key, value in given.items():
         if key in _RECIPES and isinstance(value, dict):
             key = _RECIPES[key]  # a table called `hidden` is the recipe, a number the size
         params[key] = value
-    known = _KEYS[kind]
+    known = kind.keys
     for key, value in params.items():
         if key not in known:
             raise CaseError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
@@ -289,18 +241,23 @@ def _params(where: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
         if wrong_bool or not isinstance(value, wanted):
             names = [t.__name__ for t in (wanted if isinstance(wanted, tuple) else (wanted,))]
             raise CaseError(f"{where}: {key} is {value!r}; it must be {' or '.join(names)}")
-        choices = _CHOICES.get(key)
+        choices = kind.choices.get(key)
         if choices and value not in choices:
             raise CaseError(f"{where}: {key} is {value!r}; known: {', '.join(choices)}")
     if "model" in known:
         params = _with_model(where, kind, params)
-    missing = [key for key in _REQUIRED[kind] if key not in params]
+    missing = [key for key in kind.required if key not in params]
     if missing:
         raise CaseError(f"{where}: key {missing[0]!r} is missing")
-    return _with_defaults(where, kind, params)
+    _check_sizes(where, params)
+    kind.complete(where, params)
+    for key in ("hidden", "intermediate"):
+        if params.get(key, 0) % 128:
+            raise CaseError(f"{where}: {key} is {params[key]}; it must be a multiple of 128")
+    return params
 
 
-def _with_model(where: str, kind: str, params: dict[str, Any]) -> dict[str, Any]:
+def _with_model(where: str, kind: Kind, params: dict[str, Any]) -> dict[str, Any]:
     """Sizes of ``model`` at ``ep`` ranks in place of the two keys."""
     model = params.get("model")
     if model is None:
@@ -318,47 +275,16 @@ def _with_model(where: str, kind: str, params: dict[str, Any]) -> dict[str, Any]
     except ValueError as error:
         raise CaseError(f"{where}: {error}") from error
     sizes = {"hidden": m.hidden_size, "intermediate": m.intermediate_size, "experts": experts}
-    if kind != "layout":
+    if "top_k" in kind.keys:
         sizes["top_k"] = m.top_k
+    if "clamp" in kind.keys:
         params.setdefault("clamp", "none" if m.clamp is None else m.clamp)
     return {**params, **sizes}
 
 
-def _with_defaults(where: str, kind: str, params: dict[str, Any]) -> dict[str, Any]:
-    """Defaults of the kind, and the checks between keys."""
+def _check_sizes(where: str, params: dict[str, Any]) -> None:
     for key in ("hidden", "intermediate", "experts", "top_k", "logical", "physical"):
         if params.get(key, 1) < 1:
             raise CaseError(f"{where}: {key} is {params[key]}; it must be at least 1")
     if params.get("tokens", 0) < 0:
         raise CaseError(f"{where}: tokens is {params['tokens']}; it must not be negative")
-    if kind in ("staging", "eplb"):
-        params.setdefault("ids_dtype", "int64" if kind == "staging" else "int32")
-    if kind == "eplb":
-        params.setdefault("record", True)
-    if not 0 <= params.get("unpadded", 0) <= params.get("tokens", 0):
-        raise CaseError(f"{where}: unpadded is {params['unpadded']}; it must be 0 to tokens")
-    if kind == "errors":
-        params.setdefault("args", {})
-    if kind in ("forward", "property", "staging"):
-        blocks = max(1, -(-params["tokens"] // CAPACITY_ALIGNMENT))
-        params.setdefault("capacity", blocks * CAPACITY_ALIGNMENT)
-        if params["capacity"] < params["tokens"]:
-            raise CaseError(
-                f"{where}: capacity {params['capacity']} is below tokens {params['tokens']}"
-            )
-    if kind in ("forward", "property"):
-        params.setdefault("clamp", "none")
-        params.setdefault("fast_math", True)
-        if isinstance(params["clamp"], str) and params["clamp"] != "none":
-            raise CaseError(f"{where}: clamp is {params['clamp']!r}; a number or 'none'")
-        rows = params.get("rows")
-        inside = rows is None or (
-            all(isinstance(r, int) and 0 <= r < params["tokens"] for r in rows)
-            and rows == sorted(set(rows))
-        )
-        if not inside:
-            raise CaseError(f"{where}: rows must be ascending, each below tokens")
-    for key in ("hidden", "intermediate"):
-        if kind != "errors" and params.get(key, 0) % 128:
-            raise CaseError(f"{where}: {key} is {params[key]}; it must be a multiple of 128")
-    return params

@@ -26,7 +26,7 @@ HIDDEN, W13, W13_SF, W2, W2_SF, ROUTE, ROUTE_WEIGHT, MAP, IDS = range(1, 10)
 Recipe = Mapping[str, Any]
 
 
-def _options(recipe: Recipe, what: str, **defaults: Any) -> dict[str, Any]:
+def options(recipe: Recipe, what: str, **defaults: Any) -> dict[str, Any]:
     """``recipe`` over ``defaults``; one line naming an unknown key."""
     unknown = sorted(set(recipe) - set(defaults) - {"kind"})
     if unknown:
@@ -48,13 +48,13 @@ def hidden_states(seed: int, tokens: npt.NDArray[np.int64], size: int, recipe: R
     kind = recipe.get("kind", "bell")
     base = {"patch": ()}
     if kind == "bell":
-        o = _options(recipe, "hidden", **base, log2_scale=0, spread=2, outlier_every=0)
+        o = options(recipe, "hidden", **base, log2_scale=0, spread=2, outlier_every=0)
         rows = [_bell(seed, int(t), size, o) for t in tokens]
     elif kind == "grid":
-        o = _options(recipe, "hidden", **base, carriers=16, octaves=2, log2_scale=0)
+        o = options(recipe, "hidden", **base, carriers=16, octaves=2, log2_scale=0)
         rows = [_grid(seed, int(t), size, o) for t in tokens]
     elif kind == "constant":
-        o = _options(recipe, "hidden", **base, bits=0)
+        o = options(recipe, "hidden", **base, bits=0)
         rows = [np.full(size, o["bits"], np.uint16) for _ in tokens]
     else:
         raise ValueError(f"unknown hidden recipe {kind!r}; known: bell, grid, constant")
@@ -139,14 +139,14 @@ def expert_weights(
         # The scale that puts open gates between 3 and 6: 2**133 over the number of carriers in a
         # row, rounded down to a power of two, or up from 1.7 of one on.
         near_four = 134 - (hidden * carriers * 20 // 17).bit_length()
-        o = _options(
+        o = options(
             recipe, "weights", w13="grid", w2="sparse", lower=0,
             w13_scale=(near_four - recipe.get("lower", 0), 2), w2_scale=(118, 2), carriers=carriers,
             closed_every=4, gate_open=1.0, up_open=2.0, probe_every=128, same=False,
             gate_levels=(), up_levels=(),
         )  # fmt: skip
     else:
-        o = _options(
+        o = options(
             recipe, "weights", w13="bell", w2="bell", w13_scale=(118, 2), w2_scale=(119, 2),
             carriers=0, closed_every=4, gate_open=1.5, up_open=3.0, probe_every=128, same=False,
             gate_levels=(), up_levels=(),
@@ -241,7 +241,7 @@ def routing(
     ``scaling`` times 24-bit fractions in [1/4, 1); ``weights`` gives explicit rows, repeated;
     ``octaves`` divides each slot's weight by 2 to the power of up to that many octaves.
     """
-    o = _options(
+    o = options(
         recipe, "routing", pool=0, first=0, ids=(), mask_every=0, mask=(), replace=(),
         scaling=1.0, weights=(), octaves=0,
     )  # fmt: skip
@@ -293,7 +293,8 @@ def routing(
 # --- whole problems ---------------------------------------------------------------------------
 
 
-def _bf16(bits: U16) -> torch.Tensor:
+def bf16_tensor(bits: U16) -> torch.Tensor:
+    """Bits to a bfloat16 tensor."""
     return torch.from_numpy(np.ascontiguousarray(bits).view(np.int16)).view(torch.bfloat16)
 
 
@@ -317,7 +318,9 @@ def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:
         w13[expert], w13_sf[expert], w2[expert], w2_sf[expert] = made
     clamp = p["clamp"]
     return Problem(
-        hidden_states=_bf16(hidden_states(case.seed, tokens, hidden, p.get("hidden_recipe", {}))),
+        hidden_states=bf16_tensor(
+            hidden_states(case.seed, tokens, hidden, p.get("hidden_recipe", {}))
+        ),
         topk_ids=torch.from_numpy(ids),
         topk_weights=torch.from_numpy(weights),
         w13_weight=torch.from_numpy(w13),
@@ -328,79 +331,3 @@ def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:
         fast_math=bool(p["fast_math"]),
         max_num_tokens=int(p["capacity"]),
     )
-
-
-def staging_inputs(case: Case) -> dict[str, torch.Tensor]:
-    """``hidden_states`` (T, H) bf16, ``topk_weights`` (T, K) float32, ``topk_ids`` (T, K)."""
-    p = case.params
-    tokens = np.arange(p["tokens"])
-    ids, weights = routing(case.seed, tokens, p["experts"], p["top_k"], p.get("routing_recipe", {}))
-    dtype = {"int32": np.int32, "int64": np.int64}[p["ids_dtype"]]
-    rows = hidden_states(case.seed, tokens, p["hidden"], p.get("hidden_recipe", {}))
-    return {
-        "hidden_states": _bf16(rows),
-        "topk_weights": torch.from_numpy(weights),
-        "topk_ids": torch.from_numpy(ids.astype(dtype)),
-    }
-
-
-def eplb_inputs(case: Case) -> dict[str, torch.Tensor]:
-    """Arguments of ``eplb_map_to_physical_and_record``, by name.
-
-    Map kinds: ``identity`` (replica r of logical l is ``l + r * logical`` while it exists),
-    ``uneven`` (counts 1 .. ``max_replicas``, physical ids at random, some of them beyond the
-    load view if ``beyond``), ``zero-count`` (as uneven, every ``every``-th count 0).
-    """
-    p = case.params
-    logical, physical = p["logical"], p["physical"]
-    recipe = p.get("map_recipe", {})
-    o = _options(recipe, "map", max_replicas=1, beyond=0, every=0)
-    kind = recipe.get("kind", "identity")
-    replicas = o["max_replicas"]
-    stream = key(case.seed, MAP)
-    if kind == "identity":
-        table = np.arange(logical)[:, None] + np.arange(replicas)[None, :] * logical
-        table = np.where(table < physical, table, -1)
-        count = (table >= 0).sum(axis=1)
-    elif kind in ("uneven", "zero-count"):
-        count = below(stream, logical, replicas) + 1
-        table = below(key(stream, 1), logical * replicas, physical + o["beyond"])
-        table = table.reshape(logical, replicas)
-        table = np.where(np.arange(replicas)[None, :] < np.maximum(count, 1)[:, None], table, -1)
-        if kind == "zero-count" and o["every"]:
-            count[:: o["every"]] = 0
-    else:
-        raise ValueError(f"unknown map recipe {kind!r}; known: identity, uneven, zero-count")
-    tokens = np.arange(p["tokens"])
-    ids, _ = routing(case.seed, tokens, logical, p["top_k"], p.get("ids_recipe", {}))
-    dtype = torch.int32 if p["ids_dtype"] == "int32" else torch.int64
-    load = below(key(case.seed, IDS), physical, 1000).astype(np.int32)
-    return {
-        "topk_ids": torch.from_numpy(ids).to(dtype),
-        "expert_load_view": torch.from_numpy(load),
-        "logical_to_physical_map": torch.from_numpy(table.astype(np.int64)),
-        "logical_replica_count": torch.from_numpy(count.astype(np.int64)),
-        "record_enabled": torch.tensor(bool(p["record"])),
-    }
-
-
-def layout_inputs(case: Case) -> dict[str, torch.Tensor]:
-    """Checkpoint-layout weights of ``experts`` experts (or of those in ``touched``), uint8."""
-    p = case.params
-    chosen = p.get("touched") or range(p["experts"])
-    made = [
-        expert_weights(
-            case.seed, int(e), p["hidden"], p["intermediate"], p.get("weights_recipe", {})
-        )
-        for e in chosen
-    ]
-    names = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
-    return {name: torch.from_numpy(np.stack([m[i] for m in made])) for i, name in enumerate(names)}
-
-
-def inputs(case: Case) -> dict[str, Any]:
-    """The regenerated inputs of any kind of case, by name (scalars included)."""
-    if case.kind in ("forward", "property"):
-        return dict(vars(forward_problem(case)))
-    makers = {"staging": staging_inputs, "eplb": eplb_inputs, "layout": layout_inputs}
-    return dict(makers[case.kind](case)) if case.kind in makers else {}

@@ -24,15 +24,15 @@ from megamoe import schema
 from megamoe.cases import CAPACITY_ALIGNMENT, Case
 from megamoe.files import STORED_LIMIT, digest_bounded, open_bounded, parse_json
 from megamoe.spec.contract import BASE
-from megamoe.spec.formats import GROUP, SIZE_MULTIPLE
-from megamoe.spec.problem import STAGES, Problem
+from megamoe.spec.formats import SIZE_MULTIPLE
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import ACTIVATIONS, STAGES, TENSORS, WEIGHTS
 
 FORMAT: Final = 1
 KIND: Final = "stored"
 """``hidden_recipe.kind`` of a case whose inputs lie in a file."""
 INPUTS: Final = "inputs"
 """Under golden/: those files."""
-WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
 MOST_EXPERTS: Final = 65536
 """Of a stored problem: their ids are int64, but their weights must have addresses."""
 
@@ -47,7 +47,7 @@ class Stored:
 
     problem: Problem
     observed: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Stages that the recorded call itself returned, by the names of ``problem.STAGES``."""
+    """Stages that the recorded call itself returned, by the names of ``tensors.STAGES``."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Where it came from: plain data."""
 
@@ -177,30 +177,23 @@ def _meta(path: Path, said: str) -> dict[str, Any]:
 
 def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Names, dtypes, shapes and ids."""
-    names = ("hidden_states", "topk_ids", "topk_weights", "experts", *WEIGHTS)
+    names = (*ACTIVATIONS, "experts", *WEIGHTS)
     missing = [name for name in names if f"input.{name}" not in tensors]
     if missing:
         raise StoredError(f"{path}: lacks input.{missing[0]}; record it again")
     given = {name: tensors[f"input.{name}"] for name in names}
     for name in names:
-        want = {"topk_ids": 2, "experts": 1}.get(name, 3 if name in WEIGHTS else 2)
+        want = 1 if name == "experts" else len(TENSORS[name].shape)
         if given[name].ndim != want:
             raise StoredError(f"{path}: input.{name} has {given[name].ndim} axes, expected {want}")
     tokens, hidden = given["hidden_states"].shape
     count, rows, _ = given["w13_weight"].shape
     inter, top_k = rows // 2, given["topk_ids"].shape[1]
-    forms = {
-        "hidden_states": ((tokens, hidden), torch.bfloat16),
-        "topk_ids": ((tokens, top_k), torch.int64),
-        "topk_weights": ((tokens, top_k), torch.float32),
-        "experts": ((count,), torch.int64),
-        "w13_weight": ((count, 2 * inter, hidden // 2), torch.uint8),
-        "w13_weight_scale": ((count, 2 * inter, hidden // GROUP), torch.uint8),
-        "w2_weight": ((count, hidden, inter // 2), torch.uint8),
-        "w2_weight_scale": ((count, hidden, inter // GROUP), torch.uint8),
-    }
-    for name, (shape, dtype) in forms.items():
-        tensor = given[name]
+    sizes = {"T": tokens, "K": top_k, "H": hidden, "I": inter, "E": count}
+    for name, tensor in given.items():
+        known = TENSORS.get(name)  # `experts` is of the file alone
+        shape = (count,) if known is None else known.sizes(sizes)
+        dtype = torch.int64 if known is None else known.dtypes[0]
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise StoredError(
                 f"{path}: input.{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} "

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megamoe.cases import Case, CaseError, golden_root, load_cases
+from megamoe.cases import Case, CaseError, golden_root, kind_of, load_cases
 from megamoe.cases.stored import Stored, load, to_bytes, used_experts
 from megamoe.golden import Store, make, regenerate, write_atomically
 from megamoe.golden.imported import import_file
@@ -190,7 +190,7 @@ def _subject(a: argparse.Namespace) -> tuple[Problem, Case | None, dict[str, Any
 def forward_case(root: Path, name: str) -> Case:
     """The forward or property case of this id or name. :class:`CaseError` for any other."""
     found = [c for c in load_cases(root) if name in (c.id, c.name)]
-    forward = [c for c in found if c.kind in ("forward", "property")]
+    forward = [c for c in found if kind_of(c.kind).is_forward]
     if not forward:
         what = f"is of kind {found[0].kind}" if found else "is unknown"
         raise CaseError(f"case {name!r} {what}; `megamoe list --kind forward` shows what has a y")

@@ -27,7 +27,8 @@ from megamoe.judge import forward_bits, judge_forward
 from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
-from megamoe.spec.problem import STAGES, Problem
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import STAGES
 from megamoe.suite.at_hand import GoldenNow, run
 from megamoe.worker import exchange
 from megamoe.worker.session import AUTO

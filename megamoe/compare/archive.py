@@ -14,16 +14,16 @@ from typing import Any, Final
 
 import torch
 
-from megamoe.cases import Case
+from megamoe.cases import Case, kind_of
 from megamoe.compare import disk, rejudge, stages
 from megamoe.compare.job import Job
 from megamoe.compare.probe import Prober
 from megamoe.compare.running import packed, size_of
 from megamoe.compare.sides import CannotStart, clean_environment, git
 from megamoe.spec.problem import Problem
-from megamoe.suite.kinds import KINDS
+from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker import serve
-from megamoe.worker.exchange import WEIGHTS, plain_of
+from megamoe.worker.exchange import plain_of
 from megamoe.worker.files import Tensors
 
 MOST_CASES: Final = 8
@@ -117,7 +117,7 @@ def _save(path: Path, tensors: Tensors) -> None:
 
 def _call(case: Case, given: Mapping[str, Any]) -> dict[str, Any]:
     """The one call of a case, as JSON: for ``replay.py``, which knows nothing of kinds."""
-    ask = KINDS[case.kind].ask
+    ask = kind_of(case.kind).ask
     assert ask is not None
     noted: Any = _Noted()
     ask(noted, case, given)

@@ -13,15 +13,14 @@ from typing import Any, Final
 import numpy.typing as npt
 import torch
 
-from megamoe.cases import Case
+from megamoe.cases import KINDS, Case, kind_of
 from megamoe.compare import disk
 from megamoe.compare.rejudge import NoBits, digest, stages
 from megamoe.compare.sides import CannotStart, Ready, clean_environment
 from megamoe.golden import regenerate
-from megamoe.suite.kinds import KINDS
+from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import (
-    WEIGHTS,
     Caller,
     Declined,
     LeftChanged,
@@ -36,7 +35,7 @@ from megamoe.worker.session import Identity, Launch, WorkerError
 Array = npt.NDArray[Any]
 Given = Mapping[str, Any]
 
-COMPARABLE: Final = tuple(name for name, kind in KINDS.items() if kind.ask is not None)
+COMPARABLE: Final = tuple(name for name in KINDS if kind_of(name).ask is not None)
 """Kinds of case that give tensors; an errors case gives none."""
 KEPT: Final = 1 << 30
 """Bytes of regenerated inputs that are kept for the next step."""
@@ -145,7 +144,7 @@ class Running:
         return Answer(bits, {n: digest(t) for n, t in tensors.items()}, returned)
 
     def _asked(self, case: Case, given: Given) -> tuple[Returned, dict[str, torch.Tensor]]:
-        ask = KINDS[case.kind].ask
+        ask = kind_of(case.kind).ask
         assert ask is not None
         with Caller(self.worker, self.seconds) as call:
             returned = ask(call, case, given)

@@ -10,42 +10,30 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.numpy import load, save
 
-from megamoe.cases import Case
+from megamoe.cases import Case, kind_of
 from megamoe.compare.running import Answer, Running
 from megamoe.files import write_atomically
 from megamoe.golden import GoldenError, Store, digest_of, make
 from megamoe.judge import BadOutput, Finding, GoldenLacks, Place, Verdict, bitwise
 from megamoe.spec.contract import REVISIONS
-from megamoe.spec.formats import unpack_sf
-from megamoe.spec.forms import BF16, BYTE, E4M3, F32, INT32, INT64, UE8M0, Form
-from megamoe.suite.kinds import KINDS
+from megamoe.spec.forms import BYTE, INT32, INT64, UE8M0
+from megamoe.spec.tensors import OPERATIONS, TENSORS, Tensor
 from megamoe.suite.runner import Runner
 
 Array = npt.NDArray[Any]
 
-ORDER: Final = (
-    "ids", "load", "x_sf", "x", "topk_idx", "topk_weights", "beyond", "l2_acts_sf", "l2_acts",
-    "w13", "w13_sf", "w2", "w2_sf", "y",
+BEYOND: Final = Tensor(
+    "beyond", ("N",), (torch.int64,), INT64,
+    "bytes written beyond the batch's rows, a count for each tensor that staging writes", ("row",),
 )  # fmt: skip
+_RETURNED: Final = {name for o in OPERATIONS.values() for name in o.returns}
+STAGES: Final = {n: t for n, t in TENSORS.items() if n in _RETURNED} | {BEYOND.name: BEYOND}
+ORDER: Final = [name for name in STAGES if name != BEYOND.name]
 """Stages in the order in which they are computed: the first that moved is where to look."""
-_FORMS: Final[Mapping[str, Form]] = {
-    "y": BF16, "x": E4M3, "x_sf": UE8M0, "l2_acts": E4M3, "l2_acts_sf": UE8M0,
-    "topk_weights": F32, "topk_idx": INT64, "load": INT32, "beyond": INT64, "w13": BYTE,
-    "w2": BYTE, "w13_sf": UE8M0, "w2_sf": UE8M0,
-}  # fmt: skip
-_PACKED: Final = ("x_sf", "w13_sf", "w2_sf")
-"""Four scale factors are one element."""
-_AXES: Final[Mapping[str, tuple[tuple[str, ...], int]]] = {
-    "y": (("token", "channel"), 1), "x": (("token", "channel"), 1),
-    "x_sf": (("token", "channel"), 32), "l2_acts": (("token", "slot", "channel"), 1),
-    "l2_acts_sf": (("token", "slot", "channel"), 32), "topk_idx": (("token", "slot"), 1),
-    "topk_weights": (("token", "slot"), 1), "ids": (("token", "slot"), 1),
-    "load": (("expert",), 1), "beyond": (("row",), 1), "w13": (("expert", "row", "channel"), 1),
-    "w2": (("expert", "row", "channel"), 1), "w13_sf": (("expert", "row", "channel"), 32),
-    "w2_sf": (("expert", "row", "channel"), 32),
-}  # fmt: skip
+ORDER.insert(ORDER.index("topk_weights") + 1, BEYOND.name)
 
 
 @dataclass(frozen=True)
@@ -102,24 +90,25 @@ def stage_moved(name: str, left: Array, right: Array, ids: Array | None) -> Move
     if left.shape != right.shape or left.dtype.itemsize != right.dtype.itemsize:
         text = f"{left.dtype} {left.shape} became {right.dtype} {right.shape}"
         return Moved(max(left.size, right.size), max(left.size, right.size, 1), None, text=text)
-    form, size = _FORMS.get(name), left.dtype.itemsize
+    known, size = STAGES.get(name), left.dtype.itemsize
     a: Array = left.astype(np.int64)
     b: Array = right.astype(np.int64)
-    if form is None or size != (4 if name in _PACKED else form.width // 8):
+    form = None if known is None else known.form
+    if known is None or form is None or size != (4 if known.packed else form.width // 8):
         form = INT64 if size == 8 else INT32  # not as a stage is: whole numbers
-    elif name in _PACKED:
-        a, b = unpack_sf(left), unpack_sf(right)
+    elif known.packed:
+        a, b = known.elements(left), known.elements(right)
     elif form.signed_zero or form in (UE8M0, BYTE):
         a, b = _unsigned(left), _unsigned(right)
     count = int((a != b).sum())
     if not count:
         return Moved(int(a.size))
-    axes, per = _AXES.get(name, (("row",) * a.ndim, 1))
+    axes, per = (("row",), 1) if known is None else (known.places, known.channels)
     if len(axes) != a.ndim:
         axes = ("row",) * a.ndim
     named = sum(axis in ("token", "slot") for axis in axes)
-    known = ids if ids is not None and a.shape[:named] == ids.shape[:named] else None
-    finding = bitwise(name, form, b, a, Place(axes, per, None, known))
+    theirs = ids if ids is not None and a.shape[:named] == ids.shape[:named] else None
+    finding = bitwise(name, form, b, a, Place(axes, per, None, theirs))
     far = finding.worst.ulps if finding.worst else 0  # 0: only payloads of NaN differ
     return Moved(int(a.size), count, far, finding)
 
@@ -154,7 +143,7 @@ class Judge:
         """
         store = self._stores[side.identity.contract]
         golden = store.load(case, digest_of(given))
-        judged = KINDS[case.kind].judge_returned
+        judged = kind_of(case.kind).judge_returned
         assert judged is not None
         try:
             verdict = judged(Runner(side.worker, store), case, golden, given, answer.returned)

@@ -24,7 +24,7 @@ def explain(
 ) -> dict[str, Any]:
     """The life of ``y[token, channel]`` as plain data.
 
-    ``actual``: rows of ``problem.STAGES`` of this token as bits. With them the other channels of
+    ``actual``: rows of ``tensors.STAGES`` of this token as bits. With them the other channels of
     the tile are computed too: one element alone would not tell deviations apart. ``ValueError``
     for a token, channel or class that is not there.
     """

@@ -24,7 +24,7 @@ Acts = dict[int, tuple[U8, U8]]
 
 
 def part(life: Life, actual: Mapping[str, Array], at: int) -> dict[str, Any]:
-    """``actual``: the token's rows of ``problem.STAGES`` as bits, ``y`` ``(H,)`` at least.
+    """``actual``: the token's rows of ``tensors.STAGES`` as bits, ``y`` ``(H,)`` at least.
 
     Returns what each stage shows, the first that is outside, and the deviations that explain it.
     """

@@ -26,8 +26,8 @@ from megamoe.cases.recipes import (
     hidden_states,
     routing,
 )
-from megamoe.judge.outputs import bits
 from megamoe.spec.formats import GROUP, U8, U16
+from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 
 _WORDS_AT_ONCE: Final = 1 << 15

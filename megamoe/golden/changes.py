@@ -18,6 +18,7 @@ from megamoe.golden.places import tensors_of
 from megamoe.golden.store import DIGEST, empty_manifest, read_tensors
 from megamoe.spec.contract import BASE
 from megamoe.spec.forms import BF16, BYTE, E4M3, F32, INT32, INT64, Form
+from megamoe.spec.tensors import TENSORS
 
 CANDIDATES: Final = "candidates"
 """Under golden/: what ``record`` writes and ``bless`` takes."""
@@ -110,10 +111,9 @@ def _distance(
 
 def _form(name: str, dtype: Any) -> Form | None:
     """The form of a stored tensor, by its name and type."""
-    if name.rpartition(".")[2] in ("x", "l2_acts"):
-        return E4M3
-    if name == "topk_weights":
-        return F32
+    known = TENSORS.get(name.rpartition(".")[2])
+    if known is not None and known.form in (E4M3, F32):  # which no type says
+        return known.form
     forms = {"uint16": BF16, "uint8": BYTE, "int32": INT32, "int64": INT64}
     return forms.get(str(dtype))
 

@@ -18,7 +18,7 @@ from megamoe.files import CANDIDATE_LIMIT, MANIFEST_LIMIT, RECORDED_LIMIT, read_
 from megamoe.golden.make import GoldenError
 from megamoe.golden.places import id_fault, key_fault, tensors_of
 from megamoe.spec.contract import REVISIONS
-from megamoe.spec.problem import STAGES
+from megamoe.spec.tensors import STAGES
 
 SCHEMA: Final = 1
 """Of the manifest and of recorded bits."""

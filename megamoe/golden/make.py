@@ -15,12 +15,10 @@ import numpy.typing as npt
 import torch
 
 import megamoe
-from megamoe import oracle
-from megamoe.cases import Case
-from megamoe.cases.recipes import inputs
+from megamoe.cases import Case, kind_of
 from megamoe.cases.stored import inputs_of, is_stored
-from megamoe.judge.outputs import bits
 from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 
 Array = npt.NDArray[Any]
@@ -29,7 +27,7 @@ SOURCES: Final = (
     "cases/counter.py", "cases/recipes.py", "spec/accumulators.py", "spec/contract.py",
     "spec/formats.py",
 )  # fmt: skip
-"""Besides the oracle: the modules that decide the bits of a golden."""
+"""Besides the oracle and the kinds: the modules that decide the bits of a golden."""
 
 
 class GoldenError(ValueError):
@@ -46,7 +44,7 @@ class Made:
 
 def regenerate(case: Case) -> dict[str, Any]:
     """The inputs of ``case`` by name; of a forward or property case the problem's fields."""
-    return inputs_of(case) if is_stored(case) else inputs(case)
+    return inputs_of(case) if is_stored(case) else kind_of(case.kind).inputs(case)
 
 
 def digest_of(given: Mapping[str, Any]) -> str:
@@ -91,59 +89,23 @@ def make(
 ) -> Made:  # fmt: skip
     """Tensors of the golden of ``case`` (rows ``case.rows`` only), by name.
 
-    ``forward`` and ``property``: :meth:`ForwardGolden.to_tensors`. ``staging``: x, x_sf, topk_idx,
-    topk_weights. ``eplb``: ids, load. ``layout``: w13, w13_sf, w2, w2_sf. ``errors``: nothing;
-    what is right stands in the case. ``given`` are the inputs where they are at hand. ``classes``:
-    the accumulator classes whose envelopes are wanted of a forward; with fewer than all of them
-    there is no proof of zero freedom. ``contract``: by default the case's first. Raises
-    :class:`GoldenError` where a case that is declared zero-freedom leaves freedom.
+    ``given`` are the inputs where they are at hand. ``classes``: the accumulator classes whose
+    envelopes are wanted of a forward; with fewer than all of them there is no proof of zero
+    freedom. ``contract``: by default the case's first. Raises :class:`GoldenError` where a case
+    that is declared zero-freedom leaves freedom.
     """
     contract = contract or REVISIONS[case.revisions[0]]
     given = regenerate(case) if given is None else given
-    if case.kind in ("forward", "property"):
-        return _forward(case, rows_of(Problem(**given), case.rows), classes, contract)
-    if case.kind == "staging":
-        made = oracle.staging(
-            bits(given["hidden_states"]), given["topk_weights"].numpy(), given["topk_ids"].numpy(),
-            contract, given["is_padding"].numpy() if "is_padding" in given else None,
-        )  # fmt: skip
-        return Made({**made, "topk_weights": made["topk_weights"].view(np.uint32)})
-    if case.kind == "eplb":
-        ids, load = oracle.eplb(
-            given["topk_ids"].numpy(),
-            given["expert_load_view"].numpy(),
-            given["logical_to_physical_map"].numpy(),
-            given["logical_replica_count"].numpy(),
-            bool(given["record_enabled"]),
-            contract,
-            given.get("num_unpadded_tokens"),
-        )
-        return Made({"ids": ids, "load": load})
-    if case.kind == "layout":
-        names = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
-        return Made(dict(oracle.layout(*(given[name].numpy() for name in names))))
-    return Made({})
-
-
-def _forward(
-    case: Case, problem: Problem, classes: Sequence[str] | None, contract: Contract
-) -> Made:
-    point = case.params["family"] == "zero-freedom"
-    # A point must be one whichever silu a kernel takes, so its proof allows the wider error.
-    golden = oracle.forward(problem, classes, contract=contract, any_silu=point)
-    if point and classes is None and not golden.zero_freedom:
-        raise GoldenError(
-            f"case {case.id} is declared zero-freedom, but {golden.why[0]} (contract "
-            f"{contract.revision}); change its recipes or its family"
-        )
-    return Made(dict(golden.to_tensors()), golden.zero_freedom)
+    return kind_of(case.kind).golden(case, given, classes, contract)
 
 
 @cache
 def generator() -> dict[str, Any]:
     """What makes goldens here: versions, and digests of the sources that decide the bits."""
     package = Path(megamoe.__file__).parent
-    decisive = [package / name for name in SOURCES] + sorted((package / "oracle").rglob("*.py"))
+    decisive = [package / name for name in SOURCES]
+    for folder in ("kinds", "oracle"):
+        decisive += sorted((package / folder).rglob("*.py"))
     # One that is missing must not pass for one that decides nothing.
     lacking = [path for path in decisive if not path.is_file()]
     if lacking:

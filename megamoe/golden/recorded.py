@@ -27,15 +27,17 @@ from megamoe.golden.documents import SCHEMA, Y_LIMIT, read_manifest, read_record
 from megamoe.golden.make import GoldenError
 from megamoe.golden.places import inside
 from megamoe.golden.store import canonical
-from megamoe.judge.elements import Place, bitwise
+from megamoe.judge.elements import bitwise, place_of
+from megamoe.judge.judgements import COMPUTED, STAGED
 from megamoe.judge.verdict import Finding
 from megamoe.spec.contract import REVISIONS
 from megamoe.spec.forms import BF16
+from megamoe.spec.tensors import TENSORS
 
 Array = npt.NDArray[Any]
 
-STAGES: Final = ("x", "x_sf", "l2_acts_sf", "l2_acts", "y")
-"""In the order in which they are computed: the first that moved is where to look."""
+STAGES: Final = (*STAGED, *COMPUTED)
+"""In the order in which the judge names them."""
 WHAT: Final = (
     "The bits that this backend returned on this class of machine, in three runs of two processes "
     "that agreed. They are this backend's own: nothing that another kernel must return."
@@ -65,7 +67,7 @@ def same_build(recorded: Mapping[str, Any], now: Mapping[str, Any] | None) -> bo
 def _plain(name: str, shown: Mapping[str, Array], ids: Array) -> Array:
     """One stage with one payload for every NaN, and zeros in slots that take no part."""
     array = canonical(name, shown[name])
-    if name in ("l2_acts", "l2_acts_sf"):
+    if not TENSORS[name].reads_masked:
         array = np.where(ids[:, :, None] >= 0, array, 0).astype(array.dtype)
     return np.ascontiguousarray(array)
 
@@ -107,8 +109,7 @@ def moved(
             y = _plain("y", shown, ids)
             kept = np.frombuffer(base64.b64decode(recorded["y"]), dtype=y.dtype)
             if kept.size == y.size:
-                place = Place(("token", "channel"), ids=ids)
-                found = bitwise("y", BF16, y, kept.reshape(y.shape), place)
+                found = bitwise("y", BF16, y, kept.reshape(y.shape), place_of("y", ids=ids))
                 found = replace(found, text=f"{text}: {found.outside} of {found.total} elements")
         out.append(found)
     return sorted(out, key=lambda f: STAGES.index(f.stage))

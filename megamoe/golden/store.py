@@ -19,13 +19,13 @@ import numpy.typing as npt
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from megamoe.cases import Case
+from megamoe.cases import Case, kind_of
 from megamoe.files import TENSORS_LIMIT, read_bounded
 from megamoe.golden.documents import RESTORE, SCHEMA, read_manifest
 from megamoe.golden.make import GoldenError, Made, generator
 from megamoe.golden.places import key_of, tensors_of
 from megamoe.spec.contract import NEWEST, Contract
-from megamoe.spec.forms import BF16, E4M3, F32
+from megamoe.spec.tensors import TENSORS
 
 Array = npt.NDArray[Any]
 
@@ -33,23 +33,22 @@ FULL_LIMIT: Final = 64 * 1024
 """Bytes up to which a tensor is stored in full."""
 DIGEST: Final = "digest:"
 """Prefix of a tensor of digests, uint64, with the leading axes of the tensor it stands for."""
-_SLOT_TENSORS = ("l2_acts", "l2_acts_sf")
-_FORMS = {"y": BF16, "x": E4M3, "l2_acts": E4M3, "topk_weights": F32}
 
 
 def canonical(name: str, tensor: Array) -> Array:
     """``tensor`` with one payload for every NaN, so that equal digests mean equal by the judge."""
-    form = _FORMS.get(name.rpartition(".")[2])
-    if form is None or tensor.dtype.itemsize * 8 != form.width:
-        return tensor
-    nan = {BF16: 0x7FC0, E4M3: 0x7F, F32: 0x7FC00000}[form]
-    return np.where(form.is_nan(tensor), np.asarray(nan, tensor.dtype), tensor)
+    known = TENSORS.get(name.rpartition(".")[2])
+    return tensor if known is None else known.form_of(tensor).one_nan(tensor)
+
+
+def _digest_axes(name: str) -> int:
+    """Leading axes of a block; a part of an envelope goes by rows."""
+    return TENSORS[name].digest_axes if name in TENSORS else 1
 
 
 def row_digests(name: str, tensor: Array) -> npt.NDArray[np.uint64]:
     """64-bit BLAKE2b of each block: (token, slot) for activations, the first axis otherwise."""
-    axes = 2 if name in _SLOT_TENSORS else 1
-    lead = tensor.shape[:axes]
+    lead = tensor.shape[: _digest_axes(name)]
     blocks = np.ascontiguousarray(canonical(name, tensor)).reshape(int(np.prod(lead)), -1)
     digests = [
         int.from_bytes(hashlib.blake2b(block.tobytes(), digest_size=8).digest(), "little")
@@ -89,7 +88,7 @@ def entry_of(
         "inputs": input_digest,
         "generator": generator_id(),
     }
-    if case.kind in ("forward", "property"):
+    if kind_of(case.kind).is_forward:
         entry["zero_freedom"] = made.zero_freedom
         entry["rows"] = case.rows
     if also:
@@ -268,7 +267,7 @@ def _unlike(tensors: Mapping[str, Array], table: Mapping[str, Any]) -> str:
     for key, (name, described) in stored.items():
         dtype, shape = described["dtype"], tuple(described["shape"])
         if key != name:
-            dtype, shape = "uint64", shape[: 2 if name in _SLOT_TENSORS else 1]
+            dtype, shape = "uint64", shape[: _digest_axes(name)]
         if (str(tensors[key].dtype), tensors[key].shape) != (dtype, shape):
             return f"has {key!a} of another dtype or shape"
     return ""

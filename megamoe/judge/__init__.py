@@ -1,8 +1,8 @@
 """The judge: outputs against goldens. It knows tensors and forms, and no kernel."""
 
-from megamoe.judge.elements import Place, bitwise, interval
+from megamoe.judge.elements import Place, bitwise, interval, place_of
 from megamoe.judge.judgements import GoldenLacks, judge_forward
-from megamoe.judge.outputs import BadOutput, bits, checked, forward_bits
+from megamoe.judge.outputs import BadOutput, checked, forward_bits
 from megamoe.judge.picture import picture
 from megamoe.judge.verdict import BAD, JUDGED, STATUSES, Finding, Verdict, Worst, of_findings
 
@@ -16,7 +16,6 @@ __all__ = [
     "Place",
     "Verdict",
     "Worst",
-    "bits",
     "bitwise",
     "checked",
     "forward_bits",
@@ -24,4 +23,5 @@ __all__ = [
     "judge_forward",
     "of_findings",
     "picture",
+    "place_of",
 ]

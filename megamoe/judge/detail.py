@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from megamoe import oracle
 from megamoe.golden import StoredGolden
-from megamoe.judge import Finding, bits
-from megamoe.spec.formats import unpack_sf
-from megamoe.spec.forms import BF16, E4M3, UE8M0, Bits, Form
+from megamoe.judge import Finding
+from megamoe.judge.judgements import STAGED
+from megamoe.spec.forms import Bits, Form, bits
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import TENSORS
 
 ROWS: Final = 48
 COLUMNS: Final = 64
@@ -91,21 +92,17 @@ def _forward_stage(
     """One stage against what :mod:`megamoe.judge.judgements` holds it to."""
     if stage not in actual:
         return None
-    codes = stage in ("l2_acts", "l2_acts_sf")
-    form = {"y": BF16, "x": E4M3, "x_sf": UE8M0, "l2_acts": E4M3, "l2_acts_sf": UE8M0}[stage]
-    axes = ("token", "slot", "channel") if codes else ("token", "channel")
-    per_channel = 32 if form is UE8M0 else 1
-    live = problem.topk_ids.numpy()[:, :, None] >= 0 if codes else None
+    tensor = TENSORS[stage]
+    live = None if tensor.reads_masked else problem.topk_ids.numpy()[:, :, None] >= 0
     shown: Any = (
         actual[stage] if live is None else np.where(live, actual[stage], 0).astype(np.uint8)
     )
-    if stage in ("x", "x_sf"):
+    if stage in STAGED:
         staged = oracle.staging(
             bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
             golden.contract,
         )  # fmt: skip
-        pair = shown, staged[stage]
-        shown, low = pair if stage == "x" else (unpack_sf(pair[0]), unpack_sf(pair[1]))
+        shown, low = tensor.elements(shown), tensor.elements(staged[stage])
         high = low
     elif golden.zero_freedom:
         if stage == "l2_acts":  # no output shows the sign of a zero code
@@ -117,7 +114,7 @@ def _forward_stage(
         low, high = golden.get(f"{accumulator}.y_lo"), golden.get(f"{accumulator}.y_hi")
     else:
         return None
-    return measure(stage, form, shown, low, high, axes, per_channel, live, tokens)
+    return _measured(stage, shown, low, high, live, tokens)
 
 
 def _staged(
@@ -132,16 +129,23 @@ def _staged(
     live = problem.topk_ids.numpy()[:, :, None] >= 0
     sf = np.where(live, actual["l2_acts_sf"], 0).astype(np.uint8)
     codes = np.where(live, actual["l2_acts"], 0).astype(np.uint8)
-    slots = ("token", "slot", "channel")
     if stage == "l2_acts_sf":
-        return measure(
-            stage, UE8M0, sf, envelope.sf_lo, envelope.sf_hi, slots, 32, live, tokens
-        )  # fmt: skip
+        return _measured(stage, sf, envelope.sf_lo, envelope.sf_hi, live, tokens)
     if stage == "l2_acts":
         low, high = envelope.code_interval(sf)
-        return measure_keys(stage, E4M3, codes, low, high, slots, live, tokens)
+        of = TENSORS[stage]
+        return measure_keys(stage, of.form_of(codes), codes, low, high, of.places, live, tokens)
     y_low, y_high = oracle.combine_interval(problem, codes, sf, accumulator, golden.contract)
-    return measure(stage, BF16, actual["y"], y_low, y_high, ("token", "channel"), tokens=tokens)
+    return _measured(stage, actual["y"], y_low, y_high, None, tokens)
+
+
+def _measured(
+    stage: str, actual: Bits, low: Bits, high: Bits, live: Any, tokens: Sequence[int] | None
+) -> Detail:
+    """A stage by the form and the axes that it has."""
+    of = TENSORS[stage]
+    form = of.form_of(actual)
+    return measure(stage, form, actual, low, high, of.places, of.channels, live, tokens)
 
 
 def _detail(

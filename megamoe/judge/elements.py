@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from megamoe.judge.verdict import Finding, Worst
 from megamoe.spec.forms import Bits, Form
+from megamoe.spec.tensors import TENSORS
 
 TILE: Final = 128
 """Channels of one tile of the error map."""
@@ -47,6 +48,11 @@ class Place:
 
     def token(self, position: int) -> int:
         return position if self.tokens is None else self.tokens[position]
+
+
+def place_of(name: str, tokens: Sequence[int] | None = None, ids: Ids | None = None) -> Place:
+    """The place of a tensor of :data:`megamoe.spec.tensors.TENSORS`."""
+    return Place(TENSORS[name].places, TENSORS[name].channels, tokens, ids)
 
 
 def bitwise(

@@ -12,22 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, resources
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from megamoe import oracle
 from megamoe.judge import elements
-from megamoe.judge.elements import Place
-from megamoe.judge.outputs import bits
+from megamoe.judge.elements import Place, place_of
 from megamoe.judge.verdict import Finding
 from megamoe.spec.contract import Contract
-from megamoe.spec.formats import unpack_sf
-from megamoe.spec.forms import BF16, E4M3, UE8M0
+from megamoe.spec.forms import BF16, E4M3, UE8M0, bits
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import TENSORS
 
 Array = npt.NDArray[Any]
+
+STAGED: Final = ("x", "x_sf")
+COMPUTED: Final = ("l2_acts_sf", "l2_acts", "y")
+"""Stages of a forward in the order in which findings name them, staging before the rest."""
 
 
 class Golden(Protocol):
@@ -74,7 +77,7 @@ def judge_forward(
     place = _Places(ids, tokens)
     findings: list[Finding] = []
     how: list[str] = []
-    if "x" in actual or "x_sf" in actual:
+    if any(name in actual for name in STAGED):
         findings += _staging(actual, problem, place, golden.contract)
         how.append("bitwise")
     staged = "l2_acts" in actual and "l2_acts_sf" in actual
@@ -107,14 +110,19 @@ def nan_everywhere(actual: Array, expected: Callable[[], Array]) -> bool:
 
 
 class _Places:
-    """The axes of each stage."""
+    """Whose rows and slots are judged."""
 
     def __init__(self, ids: Array, tokens: Sequence[int] | None) -> None:
-        self.live = ids >= 0
-        self.y = Place(("token", "channel"), 1, tokens, ids)
-        self.x_sf = Place(("token", "channel"), 32, tokens, ids)
-        self.codes = Place(("token", "slot", "channel"), 1, tokens, ids)
-        self.sf = Place(("token", "slot", "channel"), 32, tokens, ids)
+        self.ids, self.tokens = ids, tokens
+        self.live = (ids >= 0)[:, :, None]
+
+    def of(self, name: str) -> Place:
+        """The axes of a stage."""
+        return place_of(name, self.tokens, self.ids)
+
+    def mask(self, name: str) -> Array | None:
+        """What of a stage is compared; None: all of it."""
+        return None if TENSORS[name].reads_masked else self.live
 
 
 def _staging(
@@ -126,23 +134,22 @@ def _staging(
         contract,
     )  # fmt: skip
     out = []
-    if "x" in actual:
-        out.append(elements.bitwise("x", E4M3, actual["x"], stage["x"], place.y))
-    if "x_sf" in actual:
-        exponents = unpack_sf(actual["x_sf"]), unpack_sf(stage["x_sf"])
-        out.append(elements.bitwise("x_sf", UE8M0, *exponents, place.x_sf))
+    for name in STAGED:
+        if name in actual:
+            tensor, (shown, right) = TENSORS[name], (actual[name], stage[name])
+            pair = tensor.elements(shown), tensor.elements(right)
+            out.append(elements.bitwise(name, tensor.form_of(shown), *pair, place.of(name)))
     return out
 
 
 def _point(actual: Mapping[str, Array], golden: Golden, place: _Places) -> list[Finding]:
     """Zero freedom: y and, where shown, codes and exponents are the golden's bits."""
-    live = place.live[:, :, None]
-    parts = (("l2_acts_sf", UE8M0, place.sf), ("l2_acts", E4M3, place.codes), ("y", BF16, place.y))
     out = []
-    for name, form, where in parts:
+    for name in COMPUTED:
         if name not in actual:
             continue
-        mask = None if name == "y" else live
+        mask, where = place.mask(name), place.of(name)
+        form = TENSORS[name].form_of(actual[name])
         shown = actual[name] if mask is None else np.where(mask, actual[name], 0)
         if name == "l2_acts":  # no output shows the sign of a zero code; goldens hold +0
             shown = np.where(shown == 0x80, 0, shown).astype(np.uint8)
@@ -168,23 +175,25 @@ def _staged(
     actual: Mapping[str, Array], golden: Golden, accumulator: str, problem: Problem, place: _Places
 ) -> list[Finding]:
     envelope = _golden_of_class(golden, accumulator).envelopes[accumulator]
-    live = place.live[:, :, None]
+    live = place.live
     sf = np.where(live, actual["l2_acts_sf"], 0).astype(np.uint8)
     codes = np.where(live, actual["l2_acts"], 0).astype(np.uint8)
+    where = place.of("l2_acts_sf")
     findings = [
-        elements.interval("l2_acts_sf", UE8M0, sf, envelope.sf_lo, envelope.sf_hi, place.sf, live)
+        elements.interval("l2_acts_sf", UE8M0, sf, envelope.sf_lo, envelope.sf_hi, where, live)
     ]
     low, high = envelope.code_interval(sf)
-    findings.append(elements.key_interval("l2_acts", E4M3, codes, low, high, place.codes, live))
+    where = place.of("l2_acts")
+    findings.append(elements.key_interval("l2_acts", E4M3, codes, low, high, where, live))
     y_low, y_high = oracle.combine_interval(problem, codes, sf, accumulator, golden.contract)
-    findings.append(elements.interval("y", BF16, actual["y"], y_low, y_high, place.y))
+    findings.append(elements.interval("y", BF16, actual["y"], y_low, y_high, place.of("y")))
     return findings
 
 
 def _end_to_end(y: Array, golden: Golden, accumulator: str, place: _Places) -> Finding:
     _require_class(golden, accumulator)
     low, high = golden.get(f"{accumulator}.y_lo"), golden.get(f"{accumulator}.y_hi")
-    return elements.interval("y", BF16, y, low, high, place.y)
+    return elements.interval("y", BF16, y, low, high, place.of("y"))
 
 
 def _require_class(golden: Golden, accumulator: str) -> None:

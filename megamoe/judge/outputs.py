@@ -9,30 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
-from megamoe.spec.formats import GROUP
-from megamoe.spec.problem import STAGES, Problem
+from megamoe.spec.forms import bits
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import STAGES, TENSORS
 
 Array = npt.NDArray[Any]
 
 
 class BadOutput(ValueError):
     """The backend returned something that cannot be judged."""
-
-
-def bits(tensor: torch.Tensor) -> Array:
-    """The tensor's bits on the host: floats as unsigned integers, integers as they are."""
-    plain = tensor.detach().contiguous().cpu()
-    if plain.dtype == torch.bfloat16:
-        return plain.view(torch.int16).numpy().view(np.uint16)
-    if plain.dtype == torch.float32:
-        return plain.view(torch.int32).numpy().view(np.uint32)
-    if plain.dtype in (torch.float8_e4m3fn, torch.float8_e8m0fnu):
-        return plain.view(torch.uint8).numpy()
-    return plain.numpy()
 
 
 def forward_bits(output: Any, problem: Problem) -> dict[str, Array]:
@@ -48,18 +36,11 @@ def forward_bits(output: Any, problem: Problem) -> dict[str, Array]:
         raise BadOutput(
             f"forward returned an unknown tensor {unknown[0]!r}; known: {', '.join(STAGES)}"
         )
-    t, h, k, i = (
-        problem.num_tokens, problem.hidden_size, problem.top_k, problem.intermediate_size,
-    )  # fmt: skip
-    codes = (torch.float8_e4m3fn, torch.uint8)
-    forms = {
-        "y": ((t, h), (torch.bfloat16,)),
-        "x": ((t, h), codes),
-        "x_sf": ((t, h // 128), (torch.int32,)),
-        "l2_acts": ((t, k, i), codes),
-        "l2_acts_sf": ((t, k, i // GROUP), (torch.uint8, torch.float8_e8m0fnu)),
+    sizes = problem.letters
+    out = {
+        name: checked(name, value, TENSORS[name].sizes(sizes), TENSORS[name].dtypes)
+        for name, value in output.items()
     }
-    out = {name: checked(name, value, *forms[name]) for name, value in output.items()}
     for shown, hidden in (("l2_acts", "l2_acts_sf"), ("l2_acts_sf", "l2_acts")):
         if shown in out and hidden not in out:
             raise BadOutput(

@@ -15,6 +15,7 @@ import torch
 from megamoe.layer import launch_laws
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import OPERATIONS
 from megamoe.worker.serve import POISON
 
 Args = Mapping[str, Any]
@@ -69,7 +70,7 @@ def _over_capacity(args: Args, backend: Any) -> dict[str, Any]:
     )
     buffer = module.get_symm_buffer()
     watched = {"the load": load}
-    for name in ("x", "x_sf", "topk_idx", "topk_weights"):
+    for name in OPERATIONS["prepare"].returns:
         tensor = getattr(buffer, name)
         tensor.view(torch.uint8).fill_(POISON)
         watched[f"buffer.{name}"] = tensor

@@ -26,12 +26,13 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from megamoe.cases.stored import WEIGHTS, Stored, StoredError, to_bytes
+from megamoe.cases.stored import Stored, StoredError, to_bytes
 from megamoe.golden import write_atomically
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.kernel_weights import INTERLEAVE, SF_ROWS
 from megamoe.spec.accumulators import SM100_MXF8F6F4, accumulator
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import WEIGHTS
 
 Weights = Mapping[str, torch.Tensor] | Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 _CLAMP_NAMES: Final = ("activation_clamp", "swiglu_limit")

@@ -21,8 +21,7 @@ from megamoe.layer.staging import check_staging_inputs
 from megamoe.layer.symm_buffer import check_capacity, get_symm_buffer, new_symm_buffer
 from megamoe.spec.formats import GROUP
 from megamoe.spec.problem import Problem, provided
-
-_PARAMETERS = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
+from megamoe.spec.tensors import WEIGHTS
 
 
 class DeepseekV4MegaMoEExperts(nn.Module):
@@ -169,11 +168,11 @@ class DeepseekV4MegaMoEExperts(nn.Module):
             self._weights = packed_weights(backend, *loaded)
         else:
             self._weights = loaded  # a Problem has the checkpoint's layout
-        for name in _PARAMETERS:
+        for name in WEIGHTS:
             setattr(self, name, None)
 
     def _loaded(self) -> list[torch.Tensor]:
-        return [getattr(self, name).data for name in _PARAMETERS]
+        return [getattr(self, name).data for name in WEIGHTS]
 
     def get_expert_weights(self) -> list[torch.Tensor]:
         """Every weight tensor as (E, n): row ``e`` is all of local expert ``e``, contiguous.

@@ -1,6 +1,6 @@
 """Laws of how the layer is launched: old bytes in the buffer, a CUDA graph, a busy second stream.
 
-:mod:`megamoe.suite.laws` changes the problem; here the problem stays and what surrounds the
+:mod:`megamoe.kinds.laws` changes the problem; here the problem stays and what surrounds the
 call changes. So these run in the worker, which hands back ``y`` of every variant, and the judge
 compares them. Two laws need the ``run`` face, two need CUDA; a backend without is not judged by
 them, and the report says so.
@@ -18,8 +18,9 @@ from megamoe.layer.experts import packed_weights
 from megamoe.layer.ops import prepare_megamoe_inputs
 from megamoe.layer.symm_buffer import new_symm_buffer
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import OPERATIONS
 
-BUFFER_FIELDS: Final = ("x", "x_sf", "topk_idx", "topk_weights", "l2_acts", "l2_acts_sf")
+BUFFER_FIELDS: Final = (*OPERATIONS["prepare"].returns, "l2_acts", "l2_acts_sf")
 """What a symmetric buffer shows. What else a kernel keeps in it (its barriers) is its own, but for
 the tensors that the buffer names in ``scratch``: nothing in those may outlive a call."""
 
@@ -33,9 +34,9 @@ def variants(backend: Any, problem: Problem, law: str) -> Variants:
     """Run ``law`` with ``problem``, whose tensors lie on the backend's device.
 
     Each variant's ``y`` must have the bits of an ordinary ``forward``. The caller has made sure
-    that the backend has what :data:`LAWS` asks for.
+    that the backend has what the law needs.
     """
-    return LAWS[law][0](backend, problem)
+    return LAWS[law](backend, problem)
 
 
 Variants = Iterator[tuple[str, torch.Tensor, list[int]]]
@@ -202,11 +203,10 @@ def _wait(tensor: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-LAWS: Final[dict[str, tuple[Callable[[Any, Problem], Variants], bool, bool]]] = {
-    "stale-bytes": (_stale_bytes, True, False),
-    "graph-replay": (_graph_replay, True, True),
-    "busy-stream": (_busy_stream, False, True),
+LAWS: Final[dict[str, Callable[[Any, Problem], Variants]]] = {
+    "stale-bytes": _stale_bytes,
+    "graph-replay": _graph_replay,
+    "busy-stream": _busy_stream,
 }
-"""Law to its variants, whether it needs ``run``, and whether it needs CUDA."""
 
 __all__ = ["LAWS", "variants"]

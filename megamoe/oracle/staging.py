@@ -60,8 +60,9 @@ def staging(
     """What ``prepare_megamoe_inputs`` must write.
 
     ``hidden`` ``(T, H)`` bfloat16 bits, ``topk_weights`` ``(T, K)`` float32, ``topk_ids``
-    ``(T, K)`` int32 or int64, ``is_padding`` ``(T,)`` where the call has one. Returns ``x`` ``(T, H)`` uint8, ``x_sf`` ``(T, H/128)`` int32,
-    ``topk_idx`` ``(T, K)`` int64 and ``topk_weights`` ``(T, K)`` float32.
+    ``(T, K)`` int32 or int64, ``is_padding`` ``(T,)`` where the call has one. Returns ``x``
+    ``(T, H)`` uint8, ``x_sf`` ``(T, H/128)`` int32, ``topk_idx`` ``(T, K)`` int64 and
+    ``topk_weights`` ``(T, K)`` float32.
     """
     codes, exponent = quantize(hidden, contract)
     if is_padding is not None and contract.padding_known.value:

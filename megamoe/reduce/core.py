@@ -17,6 +17,7 @@ from megamoe.judge import Verdict, forward_bits
 from megamoe.spec.contract import REVISIONS
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import TENSORS
 from megamoe.suite.at_hand import GoldenNow, judge, judge_output, run
 from megamoe.suite.runner import TIMEOUT
 from megamoe.worker.session import Session
@@ -159,9 +160,9 @@ def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
     contract = REVISIONS[session.identity.contract]
     scout = forward_bits(EagerBackend(contract).forward(problem), problem)
     far = np.abs(BF16.key(actual["y"]) - BF16.key(scout["y"])).max(axis=1)
-    for name in ("l2_acts_sf", "l2_acts"):
-        if name in actual:
-            differ = actual[name] != scout[name]
+    for name, shown in actual.items():
+        if not TENSORS[name].reads_masked:
+            differ = shown != scout[name]
             far = far + (differ & (problem.topk_ids.numpy() >= 0)[:, :, None]).sum(axis=(1, 2))
     order = np.argsort(-far, kind="stable").tolist()
     verdict, at = None, 0

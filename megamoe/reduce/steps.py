@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import torch
 
-from megamoe.cases.stored import WEIGHTS, capacity_for, used_experts
+from megamoe.cases.stored import capacity_for, used_experts
 from megamoe.golden import rows_of
 from megamoe.reduce.core import Reduction, minimal
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import TENSORS, WEIGHTS
 
 BLOCK: Final = 128
 
@@ -134,7 +135,7 @@ def intermediate(r: Reduction) -> None:
             w2_weight_scale=_columns(p.w2_weight_scale, blocks, BLOCK // 32),
         )
 
-    r.keep(range(r.problem.intermediate_size // BLOCK), some, _at(r, ("l2_acts", "l2_acts_sf")))
+    r.keep(range(r.problem.intermediate_size // BLOCK), some, _at(r, "I"))
 
 
 def hidden(r: Reduction) -> None:
@@ -151,17 +152,19 @@ def hidden(r: Reduction) -> None:
             w2_weight_scale=p.w2_weight_scale[:, rows],
         )
 
-    r.keep(range(r.problem.hidden_size // BLOCK), some, _at(r, ("y", "x", "x_sf")))
+    r.keep(range(r.problem.hidden_size // BLOCK), some, _at(r, "H"))
 
 
 def _columns(tensor: torch.Tensor, blocks: list[int], size: int) -> torch.Tensor:
     return torch.cat([tensor[..., b * size : (b + 1) * size] for b in blocks], -1).contiguous()
 
 
-def _at(r: Reduction, stages: tuple[str, ...]) -> list[int]:
-    """The block of the worst element, where its channel is of this axis."""
+def _at(r: Reduction, letter: str) -> list[int]:
+    """The block of the worst element, where its channels are those of this letter."""
     worst = r.verdict.worst
-    if worst is None or worst.channel is None or worst.stage not in stages:
+    if worst is None or worst.channel is None or worst.stage not in TENSORS:
+        return []
+    if not TENSORS[worst.stage].shape[-1].startswith(letter):
         return []
     return [worst.channel // BLOCK]
 

@@ -136,8 +136,8 @@ MEGAMOE_2026_06: Final = Contract(
 
 _CACHED = "the common/math.cuh that vLLM 0.30 to 0.33 and DeepGEMM 2.8.2 share"
 _EPLB = (
-    "vLLM 0.29 and 0.33, base_router.py and prepare_megamoe.py: num_unpadded_tokens and is_padding; "
-    "on by default from 0.27 (VLLM_MOE_SKIP_PADDING)"
+    "vLLM 0.29 and 0.33, base_router.py and prepare_megamoe.py: num_unpadded_tokens and "
+    "is_padding; on by default from 0.27 (VLLM_MOE_SKIP_PADDING)"
 )
 MEGAMOE_2026_09: Final = (
     MEGAMOE_2026_06.carried("DeepGEMM 2.8.0 (PR #432), in vLLM 0.30 to 0.32")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from megamoe.spec.formats import E4M3_TABLE, bf16_decode
 
@@ -31,6 +32,8 @@ class Form:
     """Values for people; never used to decide."""
     signed_zero: bool
     """The top bit is a sign, so that there are two zeros."""
+    nan: int | None = None
+    """The NaN that stands for all of them in a digest; None: the format has none."""
 
     def key(self, bits: Bits) -> Keys:
         """Integers in the order of the values, one apart per unit; both zeros are 0."""
@@ -41,6 +44,12 @@ class Form:
         wide &= (1 << self.width) - 1
         magnitude = wide & (sign - 1)
         return np.where(wide & sign, -magnitude, magnitude)
+
+    def one_nan(self, bits: Bits) -> Bits:
+        """The same with one payload for every NaN; as they are where the width is another."""
+        if self.nan is None or bits.dtype.itemsize * 8 != self.width:
+            return bits
+        return np.where(self.is_nan(bits), np.asarray(self.nan, bits.dtype), bits)
 
     def hex(self, bits: Any) -> str:
         """``0x3f80``: the bits of one element."""
@@ -64,11 +73,23 @@ def _plain(bits: Bits) -> Bits:
     return bits
 
 
-BF16: Final = Form("bfloat16", 16, lambda b: (b & 0x7FFF) > 0x7F80, bf16_decode, True)
-E4M3: Final = Form("e4m3", 8, lambda b: (b & 0x7F) == 0x7F, lambda b: E4M3_TABLE[b], True)
-F32: Final = Form("float32", 32, lambda b: (b & 0x7FFFFFFF) > 0x7F800000, _f32, True)
+BF16: Final = Form("bfloat16", 16, lambda b: (b & 0x7FFF) > 0x7F80, bf16_decode, True, 0x7FC0)
+E4M3: Final = Form("e4m3", 8, lambda b: (b & 0x7F) == 0x7F, lambda b: E4M3_TABLE[b], True, 0x7F)
+F32: Final = Form("float32", 32, lambda b: (b & 0x7FFFFFFF) > 0x7F800000, _f32, True, 0x7FC00000)
 # UE8M0 0xFF is a NaN by the format, but a byte like any other for whoever stores it.
 UE8M0: Final = Form("ue8m0 exponent", 8, _never, lambda b: b.astype(np.int64) - 127, False)
 BYTE: Final = Form("byte", 8, _never, _plain, False)
 INT32: Final = Form("int32", 32, _never, _plain, False)
 INT64: Final = Form("int64", 64, _never, _plain, False)
+
+
+def bits(tensor: torch.Tensor) -> Bits:
+    """The tensor's bits on the host: floats as unsigned integers, integers as they are."""
+    plain = tensor.detach().contiguous().cpu()
+    if plain.dtype == torch.bfloat16:
+        return plain.view(torch.int16).numpy().view(np.uint16)
+    if plain.dtype == torch.float32:
+        return plain.view(torch.int32).numpy().view(np.uint32)
+    if plain.dtype in (torch.float8_e4m3fn, torch.float8_e8m0fnu):
+        return plain.view(torch.uint8).numpy()
+    return plain.numpy()

@@ -63,6 +63,14 @@ class Problem:
         return self.topk_ids.shape[1]
 
     @property
+    def letters(self) -> dict[str, int]:
+        """The sizes by their letters, for :meth:`megamoe.spec.tensors.Tensor.sizes`."""
+        return {
+            "T": self.num_tokens, "K": self.top_k, "H": self.hidden_size,
+            "I": self.intermediate_size, "E": self.num_experts,
+        }  # fmt: skip
+
+    @property
     def buffer_sizes(self) -> tuple[int, int, int, int, int]:
         """E, tokens, K, H and I: what a symmetric buffer is made for, in that order."""
         return (
@@ -81,16 +89,10 @@ class Problem:
 
 
 Output = torch.Tensor | Mapping[str, torch.Tensor]
-"""What ``forward`` returns: ``y`` alone, or a mapping with ``y`` and any of ``STAGES``."""
+"""What ``forward`` returns: ``y`` alone, or a mapping with ``y`` and any stage.
 
-STAGES: Mapping[str, str] = {
-    "x": "(T, H) float8_e4m3fn or uint8: staged hidden states, E4M3 codes",
-    "x_sf": "(T, H/128) int32: their UE8M0 scale factors, four to a word",
-    "l2_acts": "(T, K, I) float8_e4m3fn or uint8: requantised activations, by token and slot",
-    "l2_acts_sf": "(T, K, I/32) uint8: their UE8M0 scale factors",
-    "y": "(T, H) bfloat16: the layer's output",
-}
-"""Tensors a forward may expose, with the form they must have. Slots with id -1 are not read."""
+:data:`megamoe.spec.tensors.STAGES` names them.
+"""
 
 
 @runtime_checkable
@@ -98,7 +100,8 @@ class Backend(Protocol):
     """Something that computes the layer, or a part of it.
 
     Besides the two names it may offer any of these callables; a case kind whose callable is
-    missing is reported as ``not provided``:
+    missing is reported as ``not provided``. :data:`megamoe.spec.tensors.TENSORS` says shape and
+    dtypes of each tensor:
 
     ``forward(problem: Problem) -> Output``
 

@@ -16,9 +16,9 @@ from megamoe.cases import Case
 from megamoe.cases.stored import case_of
 from megamoe.golden import StoredGolden
 from megamoe.judge import Verdict, forward_bits
+from megamoe.kinds.forward import Shown
 from megamoe.spec.contract import REVISIONS, Contract
 from megamoe.spec.problem import Problem
-from megamoe.suite.kinds.forward import Shown
 from megamoe.suite.runner import TIMEOUT, Runner
 from megamoe.worker.exchange import Caller
 from megamoe.worker.session import Identity, Session

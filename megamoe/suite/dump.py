@@ -10,12 +10,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from megamoe import oracle
-from megamoe.cases import Case
-from megamoe.golden import GoldenError, digest_of, make, regenerate, rows_of
-from megamoe.judge import bits
+from megamoe.cases import Case, kind_of
+from megamoe.golden import GoldenError, digest_of, make, regenerate
 from megamoe.spec.contract import Contract
-from megamoe.spec.problem import Problem
 
 
 def write_case(case: Case, path: Path, contract: Contract) -> list[str]:
@@ -26,7 +23,8 @@ def write_case(case: Case, path: Path, contract: Contract) -> list[str]:
     weights, ``input.experts`` lists the experts that an id names, and only they are written. The
     file's metadata holds the case. Raises :class:`GoldenError` for an errors case.
     """
-    if case.kind == "errors":
+    kind = kind_of(case.kind)
+    if kind.dump is None:
         raise GoldenError(f"case {case.id} is a wrong call: it has no tensors to write")
     given = regenerate(case)
     tensors: dict[str, torch.Tensor] = {}
@@ -40,24 +38,8 @@ def write_case(case: Case, path: Path, contract: Contract) -> list[str]:
             tensors[f"input.{name}"] = value
         else:
             plain[name] = value
-    if case.kind in ("forward", "property"):
-        problem = rows_of(Problem(**given), case.rows)
-        experts = problem.topk_ids[problem.topk_ids >= 0].unique()
-        tensors["input.experts"] = experts
-        for name in ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale"):
-            tensors[f"input.{name}"] = given[name][experts]
-        stage = oracle.staging(
-            bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
-            contract,
-        )  # fmt: skip
-        between: dict[str, Any] = {}
-        oracle.forward(problem, (), contract=contract, trace=between)
-        tensors |= {f"oracle.{n}": _tensor(value) for n, value in (stage | between).items()}
-    made = make(case, given, contract=contract)
-    tensors |= {f"oracle.{name}": _tensor(t) for name, t in made.tensors.items()}
-    if case.kind == "staging":  # the store keeps float32 as its bits
-        name = "oracle.topk_weights"
-        tensors[name] = tensors[name].view(torch.float32)
+    shown = kind.dump(case, given, make(case, given, contract=contract), contract)
+    tensors |= {name: _tensor(value) for name, value in shown.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"case": json.dumps(plain), "params": json.dumps(dict(case.params))}
@@ -66,4 +48,6 @@ def write_case(case: Case, path: Path, contract: Contract) -> list[str]:
 
 
 def _tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
     return torch.from_numpy(np.ascontiguousarray(value))

@@ -13,22 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megamoe.cases import Case
+from megamoe.cases import Case, kind_of
 from megamoe.golden import GoldenError, Store, StoredGolden, digest_of, recorded, regenerate
 from megamoe.judge import (
     BadOutput,
     Finding,
     GoldenLacks,
-    Place,
     Verdict,
     bitwise,
     detail,
     of_findings,
+    place_of,
 )
-from megamoe.spec.forms import Form
+from megamoe.kinds import forward
+from megamoe.kinds.forward import Shown
 from megamoe.spec.problem import Problem
-from megamoe.suite.kinds import KINDS, forward
-from megamoe.suite.kinds.forward import Shown
+from megamoe.spec.tensors import TENSORS
 from megamoe.worker.exchange import (
     Caller,
     Declined,
@@ -65,7 +65,7 @@ class Runner:
 
     def run(self, case: Case) -> Verdict:
         """The verdict of one case, with the seconds it took."""
-        return self._timed(case, lambda: KINDS[case.kind].judge(self, case))
+        return self._timed(case, lambda: kind_of(case.kind).judge(self, case))
 
     def run_and_show(self, case: Case) -> tuple[Verdict, Shown | None]:
         """The verdict of a forward case, and what was judged; None where nothing was shown."""
@@ -101,8 +101,13 @@ class Runner:
         golden, given = self.golden(case)
         return golden, Problem(**given)
 
-    def bitwise(self, stage: str, form: Form, actual: Any, expected: Any, at: Place) -> Finding:
-        """A finding, whose detail is kept where it is bad."""
+    def bitwise(self, stage: str, actual: Any, expected: Any, ids: Any = None) -> Finding:
+        """A finding on the bits of a tensor of ``TENSORS``; its detail is kept where it is bad.
+
+        ``ids``: the experts of each slot, where the findings are to name them.
+        """
+        form, at = TENSORS[stage].form_of(actual), place_of(stage, ids=ids)
+        actual, expected = (TENSORS[stage].elements(bits) for bits in (actual, expected))
         found = bitwise(stage, form, actual, expected, at)
         if found.outside and not self.brief:
             drawn = detail.measure(stage, form, actual, expected, expected, at.axes, at.per_channel)
@@ -137,7 +142,7 @@ class Runner:
 
     def _judged(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         try:
-            needs = KINDS[case.kind].needs
+            needs = kind_of(case.kind).needs
             if needs is not None and not self.session.identity.provides(needs):
                 raise Missing(needs)
             return step()

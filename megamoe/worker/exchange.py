@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import ACTIVATIONS, WEIGHTS
 from megamoe.worker.files import Sent, Tensors, kind_of, new_path, opened, read, tensor_of, write
 from megamoe.worker.outcomes import (
     Declined,
@@ -30,8 +31,6 @@ from megamoe.worker.outcomes import (
 )
 from megamoe.worker.session import Session
 
-WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
-ACTIVATIONS: Final = ("hidden_states", "topk_ids", "topk_weights")
 TORCH_LACKS: Final = ("not implemented for '", "Could not run 'aten::")
 """Of a ``NotImplementedError`` that torch raised by itself: that is a fault, no refusal."""
 LIMIT: Final = 64 << 20
@@ -90,14 +89,17 @@ class Caller:
 
     def call(
         self, name: str, inputs: Tensors, blank: Tensors | None = None, own: Sequence[str] = (),
+        after: Tensors | None = None,
     ) -> Returned:  # fmt: skip
-        """``backend.name(*inputs, *blank)``; it may write into ``own`` and all of ``blank``.
+        """``backend.name(*inputs, *blank, *after)``; it may write into ``own`` and ``blank``.
 
         ``blank`` says dtypes and shapes; the worker's own tensors hold other bytes.
         """
         blanks = {f"blank.{n}": (kind_of(t), list(t.shape)) for n, t in (blank or {}).items()}
-        request = {"call": name, "arguments": [*inputs, *blanks], "blank": blanks}
-        with self._file(inputs) as sent:
+        after = after or {}
+        arguments = [*inputs, *blanks, *after]
+        request = {"call": name, "arguments": arguments, "blank": blanks}
+        with self._file({**inputs, **after}) as sent:
             return self._asked(request, [sent], own)
 
     def _with_problem(self, problem: Problem, request: dict[str, Any]) -> Returned:

@@ -951,7 +951,7 @@ def replaces_the_judge(right, problem):
 
     judged = Judged([Finding("y", 1)], ("staged",))
     tampered(right, problem, "megamoe.judge", "judge_forward", lambda *_: judged)
-    module = "megamoe.suite.kinds.forward"
+    module = "megamoe.kinds.forward"
     return tampered(right, problem, module, "judge_forward", lambda *_: judged)
 
 

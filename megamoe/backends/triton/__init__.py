@@ -140,7 +140,7 @@ class TritonBackend:
         return *unpack(w13, s13, gate_and_up=True), *unpack(w2, s2, gate_and_up=False)
 
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
-        """The whole layer with a buffer of its own; every stage of ``problem.STAGES``."""
+        """The whole layer with a buffer of its own; every stage of ``tensors.STAGES``."""
         tokens, hidden = problem.hidden_states.shape
         device = problem.hidden_states.device
         buffer = new_symm_buffer(None, device, *problem.buffer_sizes)

@@ -14,9 +14,10 @@ from typing import Any, Final
 import numpy.typing as npt
 import torch
 
-from megamoe.judge import Finding, Place, bitwise
+from megamoe.judge import Finding, bitwise, place_of
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import WEIGHTS
 
 Forward = Callable[[Problem], npt.NDArray[Any]]
 """A backend's ``y`` of a problem: (T, H) bits of bfloat16, uint16, in memory of their own."""
@@ -52,7 +53,7 @@ def findings(y_of: Forward, problem: Problem, law: str) -> list[Finding]:
         if variant.before is not None:
             y_of(variant.before)
         actual = y_of(variant.problem)
-        place = Place(("token", "channel"), tokens=variant.of, ids=ids[variant.of])
+        place = place_of("y", variant.of, ids[variant.of])
         found = bitwise("y", BF16, actual[variant.rows], base[variant.of], place)
         out.append(named(law, variant.label, found))
     return out
@@ -118,8 +119,7 @@ def _token_permutation(problem: Problem) -> Iterator[Variant]:
 
 def _experts(problem: Problem, order: torch.Tensor, ids: torch.Tensor) -> Problem:
     """Weights gathered by ``order`` (experts of the variant to experts of the original)."""
-    names = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
-    taken = {name: getattr(problem, name)[order].contiguous() for name in names}
+    taken = {name: getattr(problem, name)[order].contiguous() for name in WEIGHTS}
     return Problem(**{**vars(problem), **taken, "topk_ids": ids})
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from megamoe.cases import Case
+from megamoe.cases import Case, Kind
+from megamoe.golden import Made
 from megamoe.judge import Finding, Verdict, of_findings
 from megamoe.worker.exchange import Missing, Raised
 
@@ -55,3 +56,15 @@ def complaint(action: str, refused: Mapping[str, Any], raises: str, message: str
     if refused["written"]:
         return f"{action}: refused, but {', '.join(refused['written'])} had been written by then"
     return ""
+
+
+KIND: Final = Kind(
+    keys={"action": str, "args": dict, "raises": str, "message": str},
+    required=("action", "raises", "message"),
+    complete=lambda where, params: params.setdefault("args", {}),
+    inputs=lambda case: {},
+    golden=lambda case, given, classes, contract: Made({}),  # what is right stands in the case
+    needs=None,
+    judge=judge,
+    dump=None,
+)

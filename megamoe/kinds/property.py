@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy.typing as npt
 
 from megamoe.cases import Case
-from megamoe.judge import BadOutput, Finding, Place, Verdict, bitwise, checked, forward_bits
-from megamoe.layer import launch_laws
+from megamoe.judge import BadOutput, Finding, Verdict, bitwise, checked, forward_bits, place_of
+from megamoe.kinds import forward, laws
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
-from megamoe.suite import laws
-from megamoe.suite.kinds import forward
+from megamoe.spec.tensors import TENSORS
 from megamoe.worker.exchange import Caller, Missing
 
-import torch  # isort: skip
+LAUNCHED: Final = {
+    "stale-bytes": (True, False), "graph-replay": (True, True), "busy-stream": (False, True),
+}  # fmt: skip
+"""Laws of :mod:`megamoe.layer.launch_laws`: whether one needs ``run``, and whether CUDA."""
+LAWS: Final = (
+    "batch-invariance", "token-permutation", "replica-choice", "ep-size", "capacity",
+    "stale-buffer", "padding-rows", "masked-slots", "repeat", *LAUNCHED,
+)  # fmt: skip
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -27,7 +34,7 @@ def judge(runner: Any, case: Case) -> Verdict:
         def y_of(p: Problem) -> npt.NDArray[Any]:
             return forward_bits(call.forward(p).result, p)["y"]
 
-        if law in launch_laws.LAWS:
+        if law in LAUNCHED:
             found = launch_findings(runner, call, problem, law)
         else:
             found = laws.findings(y_of, problem, law)
@@ -39,7 +46,7 @@ def judge(runner: Any, case: Case) -> Verdict:
 def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> list[Finding]:
     """Variants that the worker ran, each against an ordinary ``forward``."""
     identity = runner.session.identity
-    _, needs_run, needs_cuda = launch_laws.LAWS[law]
+    needs_run, needs_cuda = LAUNCHED[law]
     if needs_run and not identity.provides("run"):
         raise Missing("run")
     if needs_cuda and not identity.device.startswith("cuda"):
@@ -52,7 +59,16 @@ def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> li
         raise BadOutput(f"law {law} gave {len(returned.result)} outputs for {len(labels)} variants")
     out = []
     for label, order, y in zip(labels, orders, returned.result.values(), strict=True):
-        actual = checked("y", y, tuple(base.shape), (torch.bfloat16,))
-        place = Place(("token", "channel"), tokens=order, ids=ids[order])
+        actual = checked("y", y, tuple(base.shape), TENSORS["y"].dtypes)
+        place = place_of("y", order, ids[order])
         out.append(laws.named(law, label, bitwise("y", BF16, actual, base[order], place)))
     return out
+
+
+KIND: Final = replace(
+    forward.KIND,
+    keys={**forward.KIND.keys, "law": str},
+    required=(*forward.KIND.required, "law"),
+    choices={**forward.KIND.choices, "law": LAWS},
+    judge=judge,
+)

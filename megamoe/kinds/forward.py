@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
-from megamoe.cases import Case
-from megamoe.golden import StoredGolden, recorded, rows_of
+from megamoe import oracle
+from megamoe.cases import Case, CaseError, Kind
+from megamoe.cases.kind import Params, complete_capacity, oracle_tensors
+from megamoe.cases.recipes import forward_problem
+from megamoe.golden import GoldenError, Made, StoredGolden, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
+from megamoe.spec.contract import Contract
+from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker.exchange import Caller, Returned
+
+FAMILIES: Final = ("zero-freedom", "envelope")
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,43 @@ class Shown:
     actual: Mapping[str, Any]
     fingerprint: Mapping[str, Any] | None = None
     """Of the backend after the call: it may have compiled something."""
+
+
+def complete(where: str, params: Params) -> None:
+    """Defaults of the scalars; rows are those of the case."""
+    complete_capacity(where, params)
+    params.setdefault("clamp", "none")
+    params.setdefault("fast_math", True)
+    if isinstance(params["clamp"], str) and params["clamp"] != "none":
+        raise CaseError(f"{where}: clamp is {params['clamp']!r}; a number or 'none'")
+    rows = params.get("rows")
+    inside = rows is None or (
+        all(isinstance(r, int) and 0 <= r < params["tokens"] for r in rows)
+        and rows == sorted(set(rows))
+    )
+    if not inside:
+        raise CaseError(f"{where}: rows must be ascending, each below tokens")
+
+
+def inputs(case: Case) -> dict[str, Any]:
+    """The fields of the problem."""
+    return dict(vars(forward_problem(case)))
+
+
+def golden(
+    case: Case, given: Mapping[str, Any], classes: Sequence[str] | None, contract: Contract
+) -> Made:
+    """:meth:`megamoe.oracle.ForwardGolden.to_tensors` of the rows that the case judges."""
+    problem = rows_of(Problem(**given), case.rows)
+    point = case.params["family"] == "zero-freedom"
+    # A point must be one whichever silu a kernel takes, so its proof allows the wider error.
+    found = oracle.forward(problem, classes, contract=contract, any_silu=point)
+    if point and classes is None and not found.zero_freedom:
+        raise GoldenError(
+            f"case {case.id} is declared zero-freedom, but {found.why[0]} (contract "
+            f"{contract.revision}); change its recipes or its family"
+        )
+    return Made(dict(found.to_tensors()), found.zero_freedom)
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -112,3 +157,42 @@ def _recorded(runner: Any, case: Case, what: Shown) -> tuple[str, list[Finding],
     ids = what.problem.topk_ids.numpy()
     found = recorded.moved(kept.data["cases"][case.id], what.actual, ids, kept.machine)
     return "moved" if found else "matched", found, ("recorded",)
+
+
+def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -> dict[str, Any]:
+    """Every stage of the oracle; of the weights only the experts that an id names."""
+    problem = rows_of(Problem(**given), case.rows)
+    experts = problem.topk_ids[problem.topk_ids >= 0].unique()
+    stage = oracle.staging(
+        bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
+        contract,
+    )  # fmt: skip
+    between: dict[str, Any] = {}
+    oracle.forward(problem, (), contract=contract, trace=between)
+    return {
+        "input.experts": experts,
+        **{f"input.{name}": given[name][experts] for name in WEIGHTS},
+        **{f"oracle.{name}": tensor for name, tensor in (stage | between).items()},
+        **oracle_tensors(case, given, made, contract),
+    }
+
+
+KIND: Final = Kind(
+    keys={
+        "hidden": int, "intermediate": int, "experts": int, "top_k": int, "tokens": int,
+        "model": str, "ep": int, "clamp": (int, float, str), "fast_math": bool, "capacity": int,
+        "family": str, "rows": list, "hidden_recipe": dict, "weights_recipe": dict,
+        "routing_recipe": dict,
+    },
+    required=("hidden", "intermediate", "experts", "top_k", "tokens", "family"),
+    choices={"family": FAMILIES},
+    complete=complete,
+    is_forward=True,
+    inputs=inputs,
+    golden=golden,
+    needs="forward",
+    judge=judge,
+    ask=ask,
+    judge_returned=judge_returned,
+    dump=dump,
+)  # fmt: skip

@@ -1,0 +1,107 @@
+"""A kind of case: one record, in a module of its own under :mod:`megamoe.kinds`.
+
+Those who read cases, make goldens or judge ask :func:`kind_of`, which imports the module then; so
+the record may use all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from megamoe.cases.load import Case
+    from megamoe.golden.make import Made
+    from megamoe.judge import Verdict
+    from megamoe.spec.contract import Contract
+    from megamoe.worker.exchange import Caller, Returned
+
+KINDS: Final = ("staging", "eplb", "forward", "errors", "layout", "property")
+"""Names of the modules, in the order in which lists and reports have them."""
+
+Inputs = Mapping[str, Any]
+Params = dict[str, Any]
+
+
+class CaseError(ValueError):
+    """A case file is wrong, or a case is unknown; the message is one line and says how to mend."""
+
+
+def _complete(where: str, params: Params) -> None:
+    """Nothing to add."""
+
+
+def oracle_tensors(case: Case, given: Inputs, made: Made, contract: Contract) -> dict[str, Any]:
+    """The golden as ``oracle.*``."""
+    return {f"oracle.{name}": tensor for name, tensor in made.tensors.items()}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All that is particular to a kind."""
+
+    keys: Mapping[str, type | tuple[type, ...]]
+    """Parameters that a case may have, and their types."""
+    required: tuple[str, ...]
+    """Those that it must have."""
+    inputs: Callable[[Case], dict[str, Any]]
+    """The regenerated inputs by name, scalars included."""
+    golden: Callable[[Case, Inputs, Sequence[str] | None, Contract], Made]
+    """``golden(case, inputs, classes, contract)``: what the oracle says of them."""
+    needs: str | None
+    """What a backend must offer; None where that depends on the case."""
+    judge: Callable[[Any, Case], Verdict]
+    """``judge(runner, case)``; what it raises, the runner puts in words."""
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The values of a parameter that has a few."""
+    complete: Callable[[str, Params], None] = _complete
+    """``complete(where, params)``: defaults, and the checks between parameters."""
+    is_forward: bool = False
+    """The inputs are the fields of a problem, and the golden is the whole layer's."""
+    ask: Callable[[Caller, Case, Inputs], Returned] | None = None
+    """One call, of which tensors come back; None where the case has no such call."""
+    judge_returned: Callable[..., Verdict] | None = None
+    """``judge_returned(runner, case, golden, inputs, returned)``: the golden's verdict of that
+    call. A property's law takes more calls than one, so it is no part of it."""
+    knows: Callable[[Case, Contract], bool] = lambda case, contract: True
+    """``knows(case, contract)``: whether the contract says what the case asks for."""
+    dump: Callable[[Case, Inputs, Made, Contract], dict[str, Any]] | None = oracle_tensors
+    """``dump(case, inputs, made, contract)``: what other people's tools are given besides the
+    inputs, by full names; what is also an input replaces it. None: there are no tensors."""
+
+
+def kind_of(name: str) -> Kind:
+    """The record of a kind; ``ValueError`` naming the known ones otherwise."""
+    if name not in KINDS:
+        raise ValueError(f"unknown kind {name!r}; known: {', '.join(KINDS)}")
+    kind: Kind = import_module(f"megamoe.kinds.{name}").KIND
+    return kind
+
+
+# --- checks that several kinds make -----------------------------------------------------------
+
+CAPACITY_ALIGNMENT: Final = 384
+"""Capacity of the symmetric buffer is aligned up to this (the kernel's block sizes divide it)."""
+
+
+def complete_capacity(where: str, params: Params) -> None:
+    """A buffer that holds the tokens."""
+    blocks = max(1, -(-params["tokens"] // CAPACITY_ALIGNMENT))
+    params.setdefault("capacity", blocks * CAPACITY_ALIGNMENT)
+    if params["capacity"] < params["tokens"]:
+        raise CaseError(
+            f"{where}: capacity {params['capacity']} is below tokens {params['tokens']}"
+        )
+
+
+def complete_unpadded(where: str, params: Params) -> None:
+    """``unpadded``, where it is given, is a number of the tokens."""
+    if not 0 <= params.get("unpadded", 0) <= params["tokens"]:
+        raise CaseError(f"{where}: unpadded is {params['unpadded']}; it must be 0 to tokens")
+
+
+def knows_padding(case: Case, contract: Contract) -> bool:
+    """A case with padding rows is one of the contracts that are told of them."""
+    return contract.padding_known.value or "unpadded" not in case.params

@@ -1,0 +1,136 @@
+"""Kind ``staging``: ``prepare`` writes codes, scale factors, ids and weights into the buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from megamoe import oracle
+from megamoe.cases import Case, Kind
+from megamoe.cases.kind import (
+    Params,
+    complete_capacity,
+    complete_unpadded,
+    knows_padding,
+    oracle_tensors,
+)
+from megamoe.cases.recipes import bf16_tensor, hidden_states, routing
+from megamoe.golden import Made, StoredGolden
+from megamoe.judge import Finding, Verdict, of_findings
+from megamoe.spec.contract import Contract
+from megamoe.spec.forms import bits
+from megamoe.spec.tensors import OPERATIONS, TENSORS
+from megamoe.worker.exchange import Caller, Returned
+from megamoe.worker.serve import POISON
+
+PREPARE: Final = OPERATIONS["prepare"]
+
+
+def complete(where: str, params: Params) -> None:
+    """Ids are int64 where nothing else is said."""
+    params.setdefault("ids_dtype", "int64")
+    complete_capacity(where, params)
+    complete_unpadded(where, params)
+
+
+def inputs(case: Case) -> dict[str, Any]:
+    """``hidden_states`` (T, H) bf16, ``topk_weights`` (T, K) float32, ``topk_ids`` (T, K).
+
+    ``unpadded``: the rows from there on are padding, as ``is_padding`` (T,) bool says.
+    """
+    p = case.params
+    tokens = np.arange(p["tokens"])
+    ids, weights = routing(case.seed, tokens, p["experts"], p["top_k"], p.get("routing_recipe", {}))
+    dtype = {"int32": np.int32, "int64": np.int64}[p["ids_dtype"]]
+    rows = hidden_states(case.seed, tokens, p["hidden"], p.get("hidden_recipe", {}))
+    made = {
+        "hidden_states": bf16_tensor(rows),
+        "topk_weights": torch.from_numpy(weights),
+        "topk_ids": torch.from_numpy(ids.astype(dtype)),
+    }
+    if "unpadded" in p:
+        made["is_padding"] = torch.from_numpy(tokens >= p["unpadded"])
+    return made
+
+
+def golden(
+    case: Case, given: Mapping[str, Any], classes: Sequence[str] | None, contract: Contract
+) -> Made:
+    """``x``, ``x_sf``, ``topk_idx`` and ``topk_weights``, which are kept as bits."""
+    made = oracle.staging(
+        bits(given["hidden_states"]), given["topk_weights"].numpy(), given["topk_ids"].numpy(),
+        contract, given["is_padding"].numpy() if "is_padding" in given else None,
+    )  # fmt: skip
+    return Made({**made, "topk_weights": made["topk_weights"].view(np.uint32)})
+
+
+def judge(runner: Any, case: Case) -> Verdict:
+    """Every bit of the batch's rows, and no byte written beyond them."""
+    golden, given = runner.golden(case)
+    with runner.caller() as call:
+        returned = ask(call, case, given)
+    return judge_returned(runner, case, golden, given, returned)
+
+
+def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
+    """The one call of the case."""
+    after = {name: given[name] for name in ("is_padding",) if name in given}
+    takes = {name: given[name] for name in PREPARE.takes}
+    return call.call("prepare", takes, blanks(case, given), after=after)
+
+
+def judge_returned(
+    runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
+) -> Verdict:
+    """The verdict of what the call gave back."""
+    tokens, ids = len(given["topk_ids"]), given["topk_ids"].numpy()
+    findings = []
+    for name, tensor in returned.blank.items():
+        findings.append(runner.bitwise(name, bits(tensor[:tokens]), golden.get(name), ids))
+        findings.append(_untouched(name, tensor, tokens))
+    return of_findings(case.id, case.kind, findings, ("bitwise",))
+
+
+def blanks(case: Case, given: Any) -> dict[str, torch.Tensor]:
+    """The buffer's tensors: at least one row more than the batch has."""
+    tokens, top_k = given["topk_ids"].shape
+    rows = max(case.params["capacity"], tokens + 1)
+    sizes = {"T": rows, "K": top_k, "H": case.params["hidden"]}
+    made = [TENSORS[name] for name in PREPARE.returns]
+    return {t.name: torch.empty(t.sizes(sizes), dtype=t.dtypes[0]) for t in made}
+
+
+def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
+    """Rows beyond the batch keep what they held."""
+    rest = bits(tensor[tokens:].contiguous().view(torch.uint8))
+    changed = int((rest != POISON).sum())
+    text = f"{name}: {changed} bytes of rows beyond the {tokens} tokens were written"
+    return Finding(name, rest.size, text=text if changed else "")
+
+
+def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -> dict[str, Any]:
+    """The golden, weights as numbers."""
+    weights = made.tensors["topk_weights"].view(np.float32)
+    return {**oracle_tensors(case, given, made, contract), "oracle.topk_weights": weights}
+
+
+KIND: Final = Kind(
+    keys={
+        "hidden": int, "tokens": int, "top_k": int, "experts": int, "ids_dtype": str,
+        "capacity": int, "hidden_recipe": dict, "routing_recipe": dict, "unpadded": int,
+    },
+    required=("hidden", "tokens", "top_k", "experts"),
+    choices={"ids_dtype": ("int32", "int64")},
+    complete=complete,
+    inputs=inputs,
+    golden=golden,
+    needs="prepare",
+    judge=judge,
+    ask=ask,
+    judge_returned=judge_returned,
+    dump=dump,
+    knows=knows_padding,
+)  # fmt: skip
