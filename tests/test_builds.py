@@ -1,5 +1,6 @@
-"""Builds of the kernel by their headers."""
+"""Builds of the kernel by their headers, and the command ``megamoe contract``."""
 
+import dataclasses
 import hashlib
 import sys
 import tomllib
@@ -9,9 +10,11 @@ from types import ModuleType
 
 import pytest
 
+from megamoe.commands import contract as verb
+from megamoe.commands.main import main
 from megamoe.spec import builds
 from megamoe.spec.builds import BUILDS, HEADERS, KERNEL, Build, detect, installed, named
-from megamoe.spec.contract import CURRENT, REVISIONS
+from megamoe.spec.contract import CURRENT, REVISIONS, Clause
 
 ROOT = Path(__file__).resolve().parents[1]
 REVISIONS_NAMED = {"2026-06", "2026-09", "2026-11", "sgl"}
@@ -222,3 +225,125 @@ def test_a_stand_in_is_no_package(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "deep_gemm", ModuleType("deep_gemm"))
     assert sys.modules["deep_gemm"].__spec__ is None
     assert installed() == {}
+
+
+# --- megamoe contract ---------------------------------------------------------------------------
+
+
+def test_list(real, capsys):
+    assert main(["contract", "list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in REVISIONS_NAMED | set(REVISIONS))
+    assert "vllm 0.27.0, 0.27.1" in out and "precise_silu = g*(1/d)" in out
+
+
+def test_list_has_a_revision_that_no_build_follows(monkeypatch, capsys):
+    monkeypatch.setattr(builds, "BUILDS", {})
+    assert main(["contract", "list"]) == 0
+    assert CURRENT.revision in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_show(revision, capsys):
+    assert main(["contract", "show", revision]) == 0
+    out = capsys.readouterr().out
+    clauses = [f.name for f in dataclasses.fields(CURRENT) if f.name != "revision"]
+    assert all(name in out for name in clauses)
+    assert CURRENT.precise_silu.value in out
+
+
+def test_show_of_a_build_has_its_difference(capsys):
+    assert main(["contract", "show", "side-1"]) == 0
+    out = capsys.readouterr().out
+    assert "g*(1/d)" in out and f"differs from {CURRENT.revision}" in out
+    assert f"revision: {CURRENT.revision}, but precise_silu = g*(1/d)" in out
+    assert "note: a note" in out
+
+
+def test_diff(monkeypatch, capsys):
+    other = dataclasses.replace(
+        CURRENT, revision="2099-01", requant_exponent_min=Clause(105, "made up [for this]")
+    )
+    monkeypatch.setitem(verb.REVISIONS, "2099-01", other)
+    assert main(["contract", "diff", CURRENT.revision, "2099-01"]) == 0
+    out = capsys.readouterr().out
+    assert "requant_exponent_min" in out and "105" in out and "l2_acts_sf" in out
+    assert "precise_silu" not in out
+    assert main(["contract", "diff", "2099-01", "new 1"]) == 0
+    out = capsys.readouterr().out
+    assert "precise_silu" in out and "requant" not in out
+    assert main(["contract", "show", "2099-01"]) == 0
+    assert "made up [for this]" in capsys.readouterr().out
+
+
+def test_diff_of_the_same(capsys):
+    assert main(["contract", "diff", CURRENT.revision, "old 1"]) == 0
+    assert "have the same clauses, with the same values" in capsys.readouterr().out
+
+
+def test_every_clause_says_what_a_golden_shows():
+    clauses = {f.name for f in dataclasses.fields(CURRENT)} - {"revision"}
+    assert clauses <= set(verb.SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "1999"], "unknown revision or build '1999'; revisions: 2026-06"),
+        (["show", "2099-01"], "revision 2099-01, which new 1 follows, has no clauses written down"),
+        (["diff", "2026-06", "new 1"], "revision 2099-01, which new 1 follows"),
+        (["diff", "2026-06"], "the following arguments are required: B"),
+        (["detect", "no_such_package"], "neither a folder nor a package"),
+        (["detect"], "none of deep_gemm, sgl_deep_gemm, vllm is installed here; name a folder"),
+        ([], "the following arguments are required: ACT"),
+    ],
+)
+def test_misuse_is_one_line(path, arguments, message, capsys):
+    assert main(["contract", *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and len(said.err.splitlines()) == 1 and not said.out
+
+
+def test_detect_a_folder(tmp_path, capsys):
+    package(tmp_path, ASIDE)
+    assert main(["contract", "detect", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}: side 1",
+        f"  headers: {tmp_path}/include/deep_gemm",
+        f"  revision: {CURRENT.revision}, but precise_silu = g*(1/d)",
+        "  note: a note",
+    ]
+
+
+def test_detect_says_what_was_overlooked(tmp_path, capsys):
+    package(tmp_path, OLD | {"layout/mega_moe.cuh": "mine"})
+    assert main(["contract", "detect", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "  differs: layout/mega_moe.cuh (no bit depends on it: " in out
+    assert f"  revision: {CURRENT.revision}\n" in out
+
+
+def test_detect_of_an_unknown_kernel_exits_1(tmp_path, capsys):
+    package(tmp_path, OLD | {KERNEL: "mine"})
+    assert main(["contract", "detect", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert f"  differs: {KERNEL} (decides bits: " in out and "revision:" not in out
+    package(tmp_path, texts("mine"))
+    assert main(["contract", "detect", str(tmp_path)]) == 1
+    assert "differs:" not in capsys.readouterr().out
+
+
+def test_detect_without_headers_is_misuse(tmp_path, capsys):
+    assert main(["contract", "detect", str(tmp_path)]) == 2
+    assert "has no MegaMoE headers" in capsys.readouterr().err
+
+
+def test_detect_what_is_installed(path, capsys):
+    package(importable(path, "deep_gemm"), OLD)
+    importable(path, "sgl_deep_gemm")
+    assert main(["contract", "detect"]) == 0
+    out = capsys.readouterr().out
+    assert "deep_gemm: old 1, old 2\n" in out and "sgl_deep_gemm: " in out
+    assert main(["contract", "detect", "deep-gemm"]) == 0
+    assert capsys.readouterr().out.startswith("deep-gemm: old 1, old 2\n")
+    assert main(["contract", "detect", "sgl_deep_gemm"]) == 2
