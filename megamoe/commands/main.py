@@ -44,6 +44,7 @@ BITS_CANDIDATES: Final = "recorded-candidates"
 
 ROOMS: Final[tuple[str, ...]] = (
     "megamoe.report",
+    "megamoe.commands.contract",
     "megamoe.commands.explain",
     "megamoe.commands.at_hand",
     "megamoe.compare",

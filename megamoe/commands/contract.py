@@ -1,0 +1,203 @@
+"""The command ``megamoe contract``: revisions, their clauses, and which build follows which."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from megamoe.spec import builds
+from megamoe.spec.contract import REVISIONS, Clause, Contract
+
+SHOWN: Final = {
+    "group_size": "every stage: other groups share a scale factor",
+    "size_multiple": "no value: which shapes are refused, and with which message",
+    "replica_hash": "the remapped ids and the load, where an expert has replicas; never y",
+    "staging_amax_floor": "x_sf and x of groups whose largest value is below the higher floor",
+    "staging_exponent_min": "x_sf and x of groups below the higher minimum",
+    "staging_exponent_max": "x_sf and x of groups with an infinity",
+    "cast_saturates": "x and l2_acts where a value is beyond 448 or NaN",
+    "amax_drops_nan": "x_sf, l2_acts_sf and their codes in groups with a NaN",
+    "gate_up_order": "l2_acts and y of every element",
+    "gate_clamped_below": "l2_acts and y where a gate is below minus the clamp",
+    "clamp_drops_nan": "l2_acts and y where gate or up is NaN and there is a clamp",
+    "precise_silu": "l2_acts and y with fast_math off, in rare last places",
+    "weight_before_amax": "l2_acts, l2_acts_sf and y of every routed slot whose weight is not 1",
+    "requant_factor": "l2_acts_sf and l2_acts of groups with amax next to 448 times a power of 2",
+    "requant_exponent_min": "l2_acts_sf and l2_acts of groups of small values or zeros",
+    "bf16_before_requant": "l2_acts of a few per cent of the values, and y",
+    "combine_order": "y where its fp32 sum rounds otherwise in another order",
+    "shared_expert_order": "y with a fused shared expert, where the sum rounds otherwise",
+}
+"""Clause -> what of a golden moves with it."""
+
+
+def add(commands: Any, command: Any) -> None:
+    """Add ``contract`` to the command line."""
+    about = "revisions of the numerics contract, and which build follows which"
+    c = commands.add_parser("contract", help=about, description=about, allow_abbrev=False)
+    acts = c.add_subparsers(required=True, metavar="ACT")
+    command(acts, "list", "the revisions, with the builds that follow each", _list)
+    s = command(acts, "show", "every clause: its value and how it is known", _show)
+    s.add_argument("revision", metavar="REV", help="a revision, or a build such as `vllm 0.27.0`")
+    d = command(acts, "diff", "the clauses that differ, and what a golden would show", _diff)
+    d.add_argument("left", metavar="A", help="a revision, or a build such as `vllm 0.27.0`")
+    d.add_argument("right", metavar="B")
+    d = command(acts, "detect", "which build of the kernel a package or a folder holds", _detect)
+    d.add_argument("what", nargs="?", metavar="PACKAGE | DIR",
+                   help="default: what is installed here; nothing is imported")  # fmt: skip
+
+
+def _list(a: argparse.Namespace) -> int:
+    table = Table("revision", "clauses", "builds that follow it", "where they differ")
+    followed = [build.revision for build in builds.BUILDS.values()]
+    for revision in dict.fromkeys([*REVISIONS, *followed]):
+        known = f"{len(_clauses(REVISIONS[revision]))}" if revision in REVISIONS else "not yet"
+        rows: dict[str, list[str]] = {}
+        for build in builds.BUILDS.values():
+            if build.revision == revision:
+                rows.setdefault(_differences(build), []).append(build.name)
+        for at, (differences, names) in enumerate((rows or {"": ["none"]}).items()):
+            first = (revision, known) if at == 0 else ("", "")
+            table.add_row(*first, escape(_together(names)), escape(differences))
+        table.add_section()
+    _console().print(table)
+    return 0
+
+
+def _show(a: argparse.Namespace) -> int:
+    clauses = _of(a.revision)
+    table = Table("clause", "value", "evidence", title=f"contract {a.revision}")
+    for name, clause in clauses.items():
+        table.add_row(name, escape(_value(clause)), escape(clause.evidence))
+    _console().print(table)
+    build = builds.named(a.revision)
+    if build is not None:
+        _print_build(build)
+    return 0
+
+
+def _diff(a: argparse.Namespace) -> int:
+    left, right = _of(a.left), _of(a.right)
+    table = Table("clause", a.left, a.right, "what a golden would show")
+    for name in dict.fromkeys([*left, *right]):
+        ours, theirs = (
+            _value(side[name]) if name in side else "not a clause" for side in (left, right)
+        )
+        if ours != theirs:
+            table.add_row(name, escape(ours), escape(theirs), SHOWN.get(name, "not described"))
+    if not table.row_count:
+        print(f"{a.left} and {a.right} have the same clauses, with the same values")
+        return 0
+    _console().print(table)
+    # The cases whose goldens differ are to be listed here, as soon as the manifest has a golden
+    # of more than one revision.
+    return 0
+
+
+def _detect(a: argparse.Namespace) -> int:
+    """Exit status 1 where a kernel is not one whose bits are known."""
+    found = _folders(a.what)
+    unknown = False
+    for name, folder in found.items():
+        try:
+            detected = builds.detect(folder)
+        except ValueError as error:
+            if len(found) == 1:
+                raise
+            print(f"{name}: {error}")
+            continue
+        unknown |= not detected.same_bits
+        print(f"{name}: {detected.said}")
+        print(f"  headers: {detected.where}")
+        for header in detected.differing if detected.builds else ():
+            decides = "decides bits" if header.bits else "no bit depends on it"
+            print(f"  differs: {header.path} ({decides}: {header.why})")
+        if detected.same_bits:
+            _print_build(detected.builds[0])
+    return 1 if unknown else 0
+
+
+# --- parts ------------------------------------------------------------------------------------
+
+
+def _folders(what: str | None) -> dict[str, Path]:
+    if what is not None and Path(what).is_dir():
+        return {what: Path(what)}
+    found = builds.installed()
+    packages = ", ".join(builds.PACKAGES)
+    if what is None:
+        if not found:
+            raise ValueError(f"none of {packages} is installed here; name a folder with headers")
+        return found
+    name = what.replace("-", "_")
+    if name not in found:
+        here = ", ".join(found) or f"none of {packages}"
+        raise ValueError(
+            f"{what} is neither a folder nor a package with the kernel that is installed here "
+            f"(here: {here}); name a folder"
+        )
+    return {what: found[name]}
+
+
+def _clauses(contract: Contract) -> dict[str, Clause[Any]]:
+    values = {f.name: getattr(contract, f.name) for f in dataclasses.fields(contract)}
+    return {name: value for name, value in values.items() if isinstance(value, Clause)}
+
+
+def _of(name: str) -> dict[str, Clause[Any]]:
+    """The clauses of a revision, or of a build: its revision's, with its differences."""
+    build = builds.named(name)
+    revision = name if build is None else build.revision
+    if revision not in REVISIONS:
+        known = ", ".join(REVISIONS)
+        followers = [b.name for b in builds.BUILDS.values() if b.revision == revision]
+        if followers:
+            raise ValueError(
+                f"revision {revision}, which {followers[-1]} follows, has no clauses written down "
+                f"yet; those that have: {known}"
+            )
+        raise ValueError(
+            f"unknown revision or build {name!r}; revisions: {known}; `megamoe contract list` "
+            "shows all"
+        )
+    clauses = _clauses(REVISIONS[revision])
+    if build is not None:
+        evidence = f"{build.name}, its headers; differs from {revision}"
+        clauses |= {clause: Clause(value, evidence) for clause, value in build.differs.items()}
+    return clauses
+
+
+def _value(clause: Clause[Any]) -> str:
+    return str(clause.value)
+
+
+def _differences(build: builds.Build) -> str:
+    return ", ".join(f"{clause} = {value}" for clause, value in build.differs.items())
+
+
+def _together(names: list[str]) -> str:
+    """Builds with each package named once: ``vllm 0.22.1, 0.23.0; DeepGEMM 54e2261``."""
+    versions: dict[str, list[str]] = {}
+    for name in names:
+        package, _, version = name.rpartition(" ")
+        versions.setdefault(package, []).append(version)
+    return "; ".join(f"{package} {', '.join(v)}".strip() for package, v in versions.items())
+
+
+def _print_build(build: builds.Build) -> None:
+    differences = _differences(build)
+    print(f"  revision: {build.revision}{f', but {differences}' if differences else ''}")
+    for note in build.notes:
+        print(f"  note: {note}")
+
+
+def _console() -> Console:
+    # Plain width where this is no terminal: a table in a file should not wrap.
+    return Console(width=None if sys.stdout.isatty() else 150)
