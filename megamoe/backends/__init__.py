@@ -46,7 +46,7 @@ def load_backend(spec: str, device: str | torch.device = "cpu") -> Any:
     if spec == "auto":
         spec = _automatic(torch.device(device))
     if ":" in spec or spec.endswith(".py"):
-        found = _attempt(spec, lambda: serve.load(spec, str(device)))
+        found = _attempt(spec, lambda: serve.load(spec, str(device), {}))
     elif spec in BUILT_IN:
         found = _attempt(
             spec, lambda: importlib.import_module(BUILT_IN[spec]).create(torch.device(device))
