@@ -329,7 +329,7 @@ def test_what_fails_of_the_backend_is_a_row_too_and_the_run_goes_on(tiny, broken
 
 
 def test_a_run_cut_off_leaves_the_rows_that_it_had(tiny, tmp_path, capsys):
-    from megamoe.commands import main as cli
+    from megamoe.commands import bench as cli
 
     def stopped(*_):
         raise KeyboardInterrupt

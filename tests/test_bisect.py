@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from megamoe.cases import load_cases
-from megamoe.commands import compare as commands
+from megamoe.commands import bisect as commands
 from megamoe.commands.main import main
 from megamoe.compare import disk, job, probe, rejudge, stages, state, walk
 from megamoe.compare.bisect import run

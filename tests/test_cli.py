@@ -229,6 +229,6 @@ def test_a_stopped_run(monkeypatch, capsys):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("megamoe.commands.main.load_cases", stop)
+    monkeypatch.setattr("megamoe.commands.listing.load_cases", stop)
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "megamoe: stopped\n"

@@ -9,6 +9,7 @@ import torch
 from megamoe.backends import load_backend
 from megamoe.kinds.errors import ACTIONS, complaint
 from megamoe.layer import acts
+from tests.helpers.local import Local
 
 HIDDEN = "DeepSeek V4 MegaMoE input staging requires hidden_size to be a multiple of 128."
 FULL = "DeepSeek V4 MegaMoE got 385 tokens, but the symmetric buffer was sized for 384."
@@ -16,7 +17,7 @@ OVER = {"tokens": 385, "max_num_tokens": 384}
 
 
 def ask(action: str, args: dict[str, Any], message: str, backend: Any = None) -> str:
-    refused = acts.ACTIONS[action](args, backend or load_backend("eager"))
+    refused = acts.ACTIONS[action](args, Local(backend or load_backend("eager")).served)
     return complaint(action, refused, "ValueError", message)
 
 
@@ -29,7 +30,7 @@ def test_no_error_another_text_and_another_type_are_told_apart() -> None:
     fits = {"tokens": 3, "max_num_tokens": 384}
     assert "nothing was raised" in ask("over-capacity", fits, FULL)
     assert f"but got ValueError: {FULL}" in ask("over-capacity", OVER, "Too many.")
-    refused = acts.ACTIONS["over-capacity"](OVER, load_backend("eager"))
+    refused = acts.ACTIONS["over-capacity"](OVER, Local(load_backend("eager")).served)
     other = complaint("over-capacity", refused, "KeyError", FULL)
     assert "expected KeyError" in other
 

@@ -17,7 +17,9 @@ import pytest
 from rich.console import Console
 
 from megamoe.commands.main import main
-from megamoe.report import compared, draw, page, read, terminal, views
+from megamoe.report import compared, draw, terminal, views
+from megamoe.report.page import page
+from megamoe.report.read import read
 from tests.helpers import results
 
 RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megamoe.report import page
+from megamoe.report.page import page
 from tests.helpers import chromium, results
 
 RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}

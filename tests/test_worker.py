@@ -4,18 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 import torch
 
 from megamoe.cases import golden_root, load_cases
+from megamoe.cases.recipes import forward_problem
 from megamoe.commands.main import main
+from megamoe.spec.problem import Problem
 from megamoe.suite.judges import Desk, JudgeEnded, Judges
+from megamoe.worker import serve
 from megamoe.worker.client import Worker
 from megamoe.worker.files import write
 from megamoe.worker.pool import Pool
-from megamoe.worker.session import Launch, WorkerError
+from megamoe.worker.session import MODULES, Launch, WorkerError
 from tools.stops import alive
 
 KERNEL = """
@@ -44,17 +48,20 @@ def test_one_file_in_a_folder_of_its_own_answers_by_the_protocol(tmp_path, capsy
         "backend": f"{tmp_path}/kernel.py:Kernel", "device": "cpu", "threads": 1, "front": [],
         "back": [], "seconds": 60, "trace": str(tmp_path / "trace"),
     }  # fmt: skip
+    act = {"id": "a0", "call": "refuse", "inputs": {}, "seconds": 60}
     request = {
         "id": "a1", "call": "eplb_map", "inputs": {str(sent.path): sent.places}, "used": {},
         "arguments": list(given), "out": str(tmp_path / "out"), "limit": 1 << 20, "seconds": 60,
     }  # fmt: skip
     ran = subprocess.run(
         [sys.executable, "-I", str(worker)], text=True, capture_output=True, timeout=120,
-        input=f"{json.dumps(hello)}\n{json.dumps(request)}\n", cwd=tmp_path, check=False,
+        input="".join(f"{json.dumps(line)}\n" for line in (hello, act, request)), cwd=tmp_path,
+        check=False,
     )  # fmt: skip
     said = [x for x in ran.stdout.splitlines() if x.startswith("@megamoe ")]
-    ready, reply = (json.loads(line.removeprefix("@megamoe ")) for line in said)
+    ready, refused, reply = (json.loads(line.removeprefix("@megamoe ")) for line in said)
     assert ready["protocol"] == 1 and ready["ready"]["callables"] == ["eplb_map"], ran.stderr
+    assert "the judge names no module for acts" in refused["missing"]
     assert reply["id"] == "a1" and reply["form"] == "tensor" and reply["lost"] == ""
     assert reply["shown"] == {"0": ["int64", [1, 2], [2, 1]]}
     kind, shape, offset = reply["places"]["out.0"]
@@ -63,6 +70,17 @@ def test_one_file_in_a_folder_of_its_own_answers_by_the_protocol(tmp_path, capsy
     assert torch.frombuffer(bytearray(data), dtype=torch.int64).tolist() == [2, 4]
     assert sent.changed() == ["load"] and sent.tensor("load").tolist() == [1, 1, 1]
     assert "some words" in ran.stderr and "some words" not in ran.stdout
+
+
+def test_what_the_judge_names_no_module_for_is_an_error_or_done_without():
+    with pytest.raises(serve.BackendError, match=r"must be installed.* path/to/file.py:OBJECT"):
+        serve.load("eager", "cpu", {})
+    assert serve.load("eager", "cpu", MODULES).name == "eager"
+    whole = forward_problem(next(c for c in load_cases() if c.kind == "forward"))
+    problem, plain = (serve.problem_of(vars(whole), modules) for modules in (MODULES, {}))
+    assert (type(problem), type(plain)) == (Problem, SimpleNamespace)
+    for size in ("num_tokens", "hidden_size", "num_experts", "intermediate_size", "top_k"):
+        assert getattr(plain, size) == getattr(problem, size)
 
 
 def test_the_file_must_be_python(capsys):

@@ -47,7 +47,7 @@ def load_backend(spec: str, device: str | torch.device = "cpu", contract: str = 
     if spec == "auto":
         spec = _automatic(torch.device(device))
     if ":" in spec or spec.endswith(".py"):
-        found = _attempt(spec, lambda: serve.load(spec, str(device), contract))
+        found = _attempt(spec, lambda: serve.load(spec, str(device), {}, contract))
     elif spec in BUILT_IN:
         found = _attempt(
             spec,

@@ -1,4 +1,4 @@
-"""The command ``megamoe explain``: what is asked for, found and printed."""
+"""``megamoe explain``: what is asked for, found and printed."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from megamoe.cases import Case, golden_root
+from megamoe.cases import Case
 from megamoe.cases.stored import is_stored, load
-from megamoe.commands.at_hand import add_backend, backend_of, forward_case
+from megamoe.commands.options import add_backend
+from megamoe.commands.shared import backend_of, contract_of, forward_case, root_of
 from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import forward_bits, judge_forward
 from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
-from megamoe.spec.contract import NEWEST, Contract
+from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import STAGES
-from megamoe.suite.at_hand import GoldenNow, run
+from megamoe.suite import at_hand
+from megamoe.suite.at_hand import GoldenNow
 from megamoe.worker import exchange
-from megamoe.worker.session import AUTO
 
 Rows = Mapping[str, np.ndarray[Any, Any]]
 
 
 def add(commands: Any, command: Any) -> None:
     """The parser of ``explain``."""
-    c = command(commands, "explain", "the whole life of one output element", _explain)
+    c = command(commands, "explain", "the whole life of one output element", run)
     c.add_argument(
         "subject", metavar="CASE", help="a case's id or name, or a stored problem's file"
     )
@@ -92,12 +93,13 @@ class _Subject:
         return GoldenNow(self.problem, accumulator, contract)
 
 
-def _explain(a: argparse.Namespace) -> int:
+def run(a: argparse.Namespace) -> int:
+    """Find the element, and print its life."""
     if a.actual and a.backend:
         raise ValueError("--actual and --backend both say what was got; give one")
     if a.top < 1:
         raise ValueError("--top: give a number from 1 on")
-    subject = _Subject(a.subject, Path(a.golden) if a.golden else golden_root())
+    subject = _Subject(a.subject, root_of(a))
     if not subject.source.tokens:
         raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
     actual, claimed, revision = _actual(a, subject)
@@ -130,12 +132,12 @@ def _explain(a: argparse.Namespace) -> int:
 
 def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str, str]:
     """What was got, all tokens, as bits, None where nobody says; the class and the contract."""
-    asked = NEWEST.revision if a.contract == AUTO else a.contract
+    asked = contract_of(a).revision
     if a.backend:
         with backend_of(a) as (worker, settings):
             try:
-                made = run(subject.problem, worker, settings.timeout)
-                return made, worker.identity.accumulator, worker.identity.contract
+                got = at_hand.run(subject.problem, worker, settings.timeout)
+                return got, worker.identity.accumulator, worker.identity.contract
             except exchange.NoOutput as error:
                 raise ValueError(f"{subject.name}: {error.why}") from error
     tensors = dict(subject.observed)

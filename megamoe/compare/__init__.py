@@ -1,5 +1,1 @@
 """After a red: the same cases in two environments (``ab``), or in many until one is to blame."""
-
-from megamoe.commands.compare import add
-
-__all__ = ["add"]

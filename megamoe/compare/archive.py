@@ -25,6 +25,7 @@ from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker import serve
 from megamoe.worker.exchange import plain_of
 from megamoe.worker.files import Tensors
+from megamoe.worker.session import MODULES
 
 MOST_CASES: Final = 8
 MOST_BYTES: Final = 64 << 20
@@ -63,7 +64,7 @@ def _fill(
     shutil.copyfile(serve.__file__, home / "serve.py")
     kept, left_out = _cases(home, prober, report, pair)
     backend = _backend(home, job)
-    about = {"backend": backend, "device": job.test.device, "cases": kept}
+    about = {"backend": backend, "device": job.test.device, "cases": kept, "modules": MODULES}
     (home / "cases.json").write_text(json.dumps(about, indent=1) + "\n")
     inside = {**report, "archive": None}
     (home / "bisect.json").write_text(json.dumps(inside, indent=1) + "\n")

@@ -102,8 +102,9 @@ def main(folder: Path, argv: list[str] | None = None) -> int:
     a = parser.parse_args(argv)
     serve = _file(folder / "serve.py", "megamoe_serve")
     sys.path[:1] = [str(Path(p).resolve()) for p in a.path]
+    modules = about["modules"]
     try:
-        backend = serve.load(_located(a.backend, [*a.path, folder]), a.device)
+        backend = serve.load(_located(a.backend, [*a.path, folder]), a.device, modules)
         facts = serve.facts(a.device)
     except (Exception, SystemExit) as error:
         print(f"cannot replay: {serve.one_line(error)}")
@@ -111,7 +112,7 @@ def main(folder: Path, argv: list[str] | None = None) -> int:
     print(json.dumps({"backend": str(getattr(backend, "name", "")), **facts}))
     seen = set()
     for case in about["cases"]:
-        side, text = _said(case, _run(serve, backend, case, folder, a.device))
+        side, text = _said(case, _run(serve, backend, case, folder, a.device, modules))
         print(f"{case['id']}: {text}")
         seen.add(side)
     return {frozenset({"good"}): 0, frozenset({"bad"}): 1}.get(frozenset(seen), 2)
@@ -136,13 +137,16 @@ def _located(spec: str, folders: list[Any]) -> str:
     return spec
 
 
-def _run(serve: Any, backend: Any, case: dict[str, Any], folder: Path, device: str) -> Any:
+def _run(
+    serve: Any, backend: Any, case: dict[str, Any], folder: Path, device: str,
+    modules: Mapping[str, str],
+) -> Any:  # fmt: skip
     """Digests of the stages, or one line that says why there are none."""
     if not callable(getattr(backend, case["call"], None)):
         return f"the backend has no {case['call']}"
     try:
         given = torch.load(folder / case["inputs"], weights_only=True, map_location="cpu")
-        result, written = _called(serve, backend, case, given, device)
+        result, written = _called(serve, backend, case, given, device, modules)
         made = stages(case["kind"], given, result, written)
     except (Exception, SystemExit) as error:
         return f"{serve.one_line(error)} ({serve.where(error)})"
@@ -150,8 +154,9 @@ def _run(serve: Any, backend: Any, case: dict[str, Any], folder: Path, device: s
 
 
 def _called(
-    serve: Any, backend: Any, case: dict[str, Any], given: dict[str, Any], device: str
-) -> tuple[Any, dict[str, Any]]:
+    serve: Any, backend: Any, case: dict[str, Any], given: dict[str, Any], device: str,
+    modules: Mapping[str, str],
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     moved = {name: tensor.to(device, copy=True) for name, tensor in given.items()}
     blank = {}
     for name, (kind, shape) in case["blank"].items():
@@ -165,7 +170,7 @@ def _called(
             shape = (case["num_experts"], *few.shape[1:])
             moved[name] = torch.zeros(shape, dtype=few.dtype, device=device)
             moved[name][experts] = few
-        result = backend.forward(serve.problem_of({**moved, **case["plain"]}))
+        result = backend.forward(serve.problem_of({**moved, **case["plain"]}, modules))
     else:
         arguments = [moved[name] for name in case["arguments"]]
         result = getattr(backend, case["call"])(*arguments, *blank.values())

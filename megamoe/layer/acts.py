@@ -16,7 +16,6 @@ from megamoe.layer import launch_laws
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import OPERATIONS
-from megamoe.worker.serve import POISON
 
 Args = Mapping[str, Any]
 
@@ -25,7 +24,7 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
     """The result and further keys of the reply to ``request``; raises what the backend raises."""
     plain = dict(request["plain"])
     if request["call"] == "refuse":
-        return None, {"refused": ACTIONS[plain["action"]](plain["args"], served.backend)}
+        return None, {"refused": ACTIONS[plain["action"]](plain["args"], served)}
     law = plain.pop("law")
     problem = Problem(**given, **plain)
     made = list(launch_laws.variants(served.backend, problem, law))
@@ -59,10 +58,10 @@ def _module(backend: Any, *, tokens: int = 384, hidden: int = 128, inter: int = 
     )  # fmt: skip
 
 
-def _over_capacity(args: Args, backend: Any) -> dict[str, Any]:
+def _over_capacity(args: Args, served: Any) -> dict[str, Any]:
     """``tokens`` into a buffer for ``max_num_tokens``; the load counts with EPLB on."""
     tokens, capacity = args["tokens"], args["max_num_tokens"]
-    module = _module(backend, tokens=capacity)
+    module = _module(served.backend, tokens=capacity)
     module.finalize_weights()
     load = torch.full((1, 4), 7, dtype=torch.int32)
     module.set_eplb_state(
@@ -72,7 +71,7 @@ def _over_capacity(args: Args, backend: Any) -> dict[str, Any]:
     watched = {"the load": load}
     for name in OPERATIONS["prepare"].returns:
         tensor = getattr(buffer, name)
-        tensor.view(torch.uint8).fill_(POISON)
+        tensor.view(torch.uint8).fill_(served.poison)
         watched[f"buffer.{name}"] = tensor
     hidden = torch.ones(tokens, 128, dtype=torch.bfloat16)
     weights = torch.ones(tokens, 2)
@@ -80,7 +79,7 @@ def _over_capacity(args: Args, backend: Any) -> dict[str, Any]:
     return _attempt(lambda: module(hidden, weights, ids, activation_clamp=10.0), watched)
 
 
-def _stage(backend: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
+def _stage(served: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
     """Three tokens of ``hidden`` channels, weights (3, 2), ids of another shape if so asked."""
     out = {
         "x_fp8": torch.zeros(8, hidden, dtype=torch.uint8).view(torch.float8_e4m3fn),
@@ -89,29 +88,29 @@ def _stage(backend: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, A
         "topk_weights_out": torch.zeros(8, 2),
     }
     for tensor in out.values():
-        tensor.view(torch.uint8).fill_(POISON)
+        tensor.view(torch.uint8).fill_(served.poison)
     rows = torch.ones(3, hidden, dtype=torch.bfloat16)
     ids = torch.zeros(*ids_shape, dtype=torch.int32)
-    return _attempt(lambda: backend.prepare(rows, torch.ones(3, 2), ids, *out.values()), out)
+    return _attempt(lambda: served.backend.prepare(rows, torch.ones(3, 2), ids, *out.values()), out)
 
 
-def _staging_hidden(args: Args, backend: Any) -> dict[str, Any]:
-    return _stage(backend, args["hidden"], (3, 2))
+def _staging_hidden(args: Args, served: Any) -> dict[str, Any]:
+    return _stage(served, args["hidden"], (3, 2))
 
 
-def _staging_shapes(args: Args, backend: Any) -> dict[str, Any]:
+def _staging_shapes(args: Args, served: Any) -> dict[str, Any]:
     rows, slots = args["ids_shape"]
-    return _stage(backend, 128, (rows, slots))
+    return _stage(served, 128, (rows, slots))
 
 
-def _sizes(args: Args, backend: Any) -> dict[str, Any]:
-    module = _module(backend, hidden=args["hidden"], inter=args["intermediate"])
+def _sizes(args: Args, served: Any) -> dict[str, Any]:
+    module = _module(served.backend, hidden=args["hidden"], inter=args["intermediate"])
     return _attempt(module.finalize_weights, dict(module.named_parameters()))
 
 
-def _load(args: Args, backend: Any) -> dict[str, Any]:
+def _load(args: Args, served: Any) -> dict[str, Any]:
     """``shard_id`` of expert 0 with a tensor of ``shape`` into ``parameter``."""
-    module = _module(backend)
+    module = _module(served.backend)
     name = args.get("parameter", "w13_weight")
     loaded = torch.ones(*args["shape"], dtype=torch.uint8)
     weight_name = f"layers.0.ffn.experts.0.{args['shard_id']}.weight"
@@ -129,4 +128,5 @@ ACTIONS: Final[Mapping[str, Callable[[Args, Any], dict[str, Any]]]] = {
     "finalize-sizes": _sizes,
     "load-weight": _load,
 }
-"""Action name, as in the case files, to what is done; its arguments are the case's ``args``."""
+"""Action name, as in the case files, to what is done; its arguments are the case's ``args``
+and the :class:`megamoe.worker.serve.Served`, which has the backend and the byte to fill with."""

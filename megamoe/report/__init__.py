@@ -1,46 +1,5 @@
-"""``megamoe report``: a result of ``check``, ``merge``, ``ab`` or ``bisect``, for a person to read.
+"""A result of ``check``, ``merge``, ``ab`` or ``bisect``, for a person to read.
 
-With ``-o`` one HTML file that works from the disk, without it the same in the terminal. It reads
-what is in the result and judges nothing: the exit status is 0 where a report was made, whatever
-colour it has.
+One HTML file that works from the disk, or the same in the terminal. It reads what is in the result
+and judges nothing.
 """
-
-from __future__ import annotations
-
-import argparse
-import sys
-from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-
-from megamoe.golden import write_atomically
-from megamoe.report import terminal
-from megamoe.report.page import page
-from megamoe.report.read import read
-
-__all__ = ["add", "page", "read"]
-
-
-def add(commands: Any, command: Any) -> None:
-    """Add ``report`` to the command line."""
-    c = command(commands, "report", "a result as an HTML file, or in the terminal", _report)
-    c.add_argument("result", metavar="RESULT.json", help="what --json of check, ab or bisect wrote")
-    c.add_argument("-o", dest="out", metavar="FILE.html", help="default: print it here")
-
-
-def _report(a: argparse.Namespace) -> int:
-    kind, result = read(Path(a.result))
-    if a.out is None:
-        # Plain width where this is no terminal: a table in a file should not wrap.
-        terminal.show(kind, result, Console(width=None if sys.stdout.isatty() else 150))
-        return 0
-    out = Path(a.out)
-    if out.is_dir():
-        raise ValueError(f"{out} is a directory; name a file, such as {out / 'report.html'}")
-    if out.exists() and out.samefile(a.result):
-        raise ValueError(f"{out} is the result itself; name another file")
-    content = page(kind, result)
-    write_atomically(out, content)
-    print(f"{out}: {len(content) / 1024:.0f} KiB; open it in a browser")
-    return 0

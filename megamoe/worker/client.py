@@ -16,6 +16,7 @@ from typing import Any, Final
 import megamoe
 from megamoe.worker.link import Ended, Link
 from megamoe.worker.session import (
+    MODULES,
     Identity,
     Launch,
     Reply,
@@ -168,6 +169,7 @@ class Worker:
             "contract": launch.contract,
             "front": list(launch.front), "back": [str(self.folder / "path")],
             "seconds": launch.seconds, "trace": str(self.folder / "trace"),
+            "modules": MODULES,
         }  # fmt: skip
         self._link.tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
         self._link.tell({"say": json.dumps(hello)})

@@ -37,11 +37,16 @@ class BackendError(ValueError):
     """A backend cannot be found, made or used; the message is one line and says how to mend it."""
 
 
-def load(spec: str, device: str, contract: str = AUTO) -> Any:
-    """The backend: ``path/to/file.py:OBJECT_OR_FACTORY``, or a name that megamoe knows."""
+def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUTO) -> Any:
+    """The backend: ``path/to/file.py:OBJECT_OR_FACTORY``, or a name that megamoe knows.
+
+    ``modules``: where megamoe's ``backends``, ``acts`` and ``problem`` are; some or all may lack.
+    """
     name, _, attribute = spec.rpartition(":")
     if ":" not in spec and not spec.endswith(".py"):
-        return importlib.import_module("megamoe.backends").load_backend(spec, device, contract)
+        if "backends" not in modules:
+            raise BackendError("megamoe must be installed; or give path/to/file.py:OBJECT")
+        return named(modules, "backends").load_backend(spec, device, contract)
     if not name or not attribute or attribute.endswith(".py"):
         raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
     module = import_file(Path(name).expanduser().resolve())
@@ -49,6 +54,13 @@ def load(spec: str, device: str, contract: str = AUTO) -> Any:
         names = ", ".join(n for n in vars(module) if not n.startswith("_")) or "none"
         raise BackendError(f"{Path(name).name} has no {attribute!r}; it has {names}")
     return create(getattr(module, attribute), torch.device(device), contract)
+
+
+def named(modules: Mapping[str, str], part: str) -> Any:
+    """The module of megamoe that the judge names for ``part``; an ``ImportError`` without one."""
+    if part not in modules:
+        raise ImportError(f"the judge names no module for {part}")
+    return importlib.import_module(modules[part])
 
 
 def import_file(file: Path) -> Any:
@@ -128,8 +140,10 @@ def facts(device: str) -> dict[str, Any]:
 class Served:
     """A backend in this process, and the inputs of its last call."""
 
-    def __init__(self, backend: Any, device: str) -> None:
-        self.backend, self.device = backend, device
+    poison = POISON
+
+    def __init__(self, backend: Any, device: str, modules: Mapping[str, str]) -> None:
+        self.backend, self.device, self.modules = backend, device, modules
         self.tensors = module_of("megamoe_worker_tensors", HERE / "tensors.py")
         self.files: dict[str, dict[str, Any]] = {}
         """A file that the next request names again is given as the same tensors."""
@@ -143,7 +157,8 @@ class Served:
         reply["lost"] = self._lost()
         if not reply["lost"] and self.device != "cpu":  # on a CPU the files are its own memory
             try:
-                self._write_back(request)
+                for path, tensors in self.files.items():
+                    self.tensors.write_back(path, request["inputs"][path], request["used"], tensors)
             except BaseException as error:
                 reply["lost"] = f"its inputs cannot be read back: {one_line(error)}"
         said = {"identity": identity(self.backend), "fingerprint": fingerprint(self.backend)}
@@ -154,16 +169,15 @@ class Served:
         self.files = {k: v for k, v in self.files.items() if k in request["inputs"]}
         if call in CALLABLES and not callable(getattr(self.backend, call, None)):
             return {"missing": call}
-        acts: Any = None
         try:
-            if call not in CALLABLES:
-                acts = importlib.import_module("megamoe.layer.acts")
+            acts: Any = None if call in CALLABLES else named(self.modules, "acts")
         except ImportError as error:
             return {"missing": f"{call}: megamoe cannot be imported there ({error})"}
         given = self._inputs(request)
         try:
             if call == "forward":
-                result = self.backend.forward(problem_of({**given, **request["plain"]}))
+                problem = problem_of({**given, **request["plain"]}, self.modules)
+                result = self.backend.forward(problem)
             elif call in CALLABLES:
                 result = getattr(self.backend, call)(*(given[n] for n in request["arguments"]))
             else:  # a law of a launch or a wrong call: megamoe's own code
@@ -186,8 +200,9 @@ class Served:
 
     def _inputs(self, request: dict[str, Any]) -> dict[str, Any]:
         """All tensors of the request, on the device, by name."""
+        moved = self.tensors.moved_tensors
         self.files = {
-            path: self.files.get(path) or self._moved(path, places, request["used"])
+            path: self.files.get(path) or moved(path, places, request["used"], self.device)
             for path, places in request["inputs"].items()
         }
         given = {name: t for file in self.files.values() for name, t in file.items()}
@@ -196,27 +211,6 @@ class Served:
             flat = torch.full((size,), POISON, dtype=torch.uint8, device=self.device)
             given[name] = flat.view(getattr(torch, kind)).view(shape)
         return given
-
-    def _moved(self, path: str, places: Any, used: Mapping[str, list[int]]) -> dict[str, Any]:
-        """One file on the device. Of a tensor in ``used`` all rows but those are zeros."""
-        tensors = self.tensors.read_tensors(path, places)
-        if self.device == "cpu":
-            return tensors
-        for name, host in tensors.items():
-            tensors[name] = torch.zeros(host.shape, dtype=host.dtype, device=self.device)
-            for row in used.get(name, (...,)):
-                tensors[name][row].copy_(host[row])
-        return tensors
-
-    def _write_back(self, request: dict[str, Any]) -> None:
-        """Put what the call left of its inputs into their files, where the judge reads it."""
-        for path, tensors in self.files.items():
-            for name, host in self.tensors.read_tensors(path, request["inputs"][path]).items():
-                now, rows = tensors[name], request["used"].get(name, (...,))
-                if name in request["used"]:  # of the others, those that are zeros no more
-                    rows = {*rows, *now.flatten(1).amax(1).nonzero().flatten().tolist()}
-                for row in rows:
-                    host[row].copy_(now[row])
 
     def _lost(self) -> str:
         """Why this process is of no further use. A CUDA error comes back at every call."""
@@ -231,10 +225,10 @@ class Served:
         return ""
 
 
-def problem_of(fields: dict[str, Any]) -> Any:
+def problem_of(fields: dict[str, Any], modules: Mapping[str, str]) -> Any:
     """The problem, as megamoe's own class or, where that is not installed, with the same fields."""
     try:
-        return importlib.import_module("megamoe.spec.problem").Problem(**fields)
+        return named(modules, "problem").Problem(**fields)
     except ImportError:
         tokens, hidden = fields["hidden_states"].shape
         experts, rows = fields["w13_weight"].shape[:2]
@@ -268,7 +262,10 @@ def serve() -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise BackendError("torch finds no CUDA device; use --device cpu")
         faulthandler.dump_traceback_later(hello["seconds"], file=trace)
-        served = Served(load(hello["backend"], device, hello.get("contract", AUTO)), device)
+        modules = hello.get("modules", {})
+        served = Served(
+            load(hello["backend"], device, modules, hello.get("contract", AUTO)), device, modules
+        )
         ready = {**identity(served.backend), "fingerprint": fingerprint(served.backend)}
         ready["facts"] = facts(device)
         say({"protocol": PROTOCOL, "ready": ready, "state": state.now()})

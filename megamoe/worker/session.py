@@ -19,6 +19,13 @@ AUTO: Final = "auto"
 JUDGED: Final = ("forward", "prepare", "eplb_map", "transform_weights")
 """A backend offers at least one of these."""
 
+MODULES: Final = {
+    "backends": "megamoe.backends",
+    "acts": "megamoe.layer.acts",
+    "problem": "megamoe.spec.problem",
+}
+"""What the worker needs of megamoe for a backend given by name, an act, and a problem's class."""
+
 Reply = dict[str, Any]
 
 

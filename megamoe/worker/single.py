@@ -1,12 +1,9 @@
-"""``megamoe worker --out FILE.py``: the worker as one file, to copy where megamoe is not seen."""
+"""The worker as one file, to copy where megamoe is not seen."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any, Final
-
-from megamoe.files import write_atomically
+from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
 BESIDE: Final = ("state", "tensors")
@@ -29,18 +26,3 @@ def source() -> str:
     )
     head, _, tail = text.rpartition(_MAIN)
     return f"{head}{define}{parts}\n{_MAIN}{tail}"
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``worker``."""
-    c = command(commands, "worker", "write the worker as one file that needs torch only", _write)
-    c.add_argument("--out", metavar="FILE.py", default="megamoe_worker.py")
-
-
-def _write(a: argparse.Namespace) -> int:
-    out = Path(a.out)
-    if out.suffix != ".py" or out.is_dir():
-        raise ValueError(f"--out {out}: name a file that ends in .py")
-    write_atomically(out, source().encode())
-    print(f"{out}: run it with a Python that has torch; docs/protocol.md says what it is told")
-    return 0

@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 
 from megamoe.worker import serve
-from megamoe.worker.session import identity_of
+from megamoe.worker.session import MODULES, identity_of
 
 
 class Local:
@@ -21,7 +21,7 @@ class Local:
         folder = tempfile.TemporaryDirectory(prefix="megamoe-local-")
         weakref.finalize(self, folder.cleanup)
         self.folder = Path(folder.name)
-        self.served = serve.Served(backend, device)
+        self.served = serve.Served(backend, device, MODULES)
         said = {**serve.identity(backend), "fingerprint": serve.fingerprint(backend)}
         self.identity = identity_of({**said, "facts": serve.facts(device)}, {}, contract)
 

@@ -29,10 +29,9 @@ from megamoe.backends.triton.launches import (
     Planned,
     Stage,
     is_wide,
-    power_of_two,
     stages_of,
 )
-from megamoe.backends.triton.packing import pack, unpack
+from megamoe.backends.triton.packing import pack, power_of_two, unpack
 from megamoe.layer.kernel_weights import check_sizes
 from megamoe.layer.symm_buffer import SymmBuffer, check_capacity
 from megamoe.layer.symm_buffer import new_symm_buffer as plain_buffer

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from megamoe.backends.triton.binaries import Kind, Launch
-from megamoe.backends.triton.packing import ROWS
+from megamoe.backends.triton.packing import ROWS, SHARE, power_of_two
 
 WIDEST_NARROW = 128
 """Largest weight scale byte of the narrow kernels: 2^126 times its value is still a bf16."""
@@ -22,8 +22,6 @@ BLOCK = 1024
 """Channels that a program of dispatch or combine takes."""
 CHUNK = 1024
 """Slots that a program of count or rank takes."""
-SHARE = 4 * ROWS
-"""Weight rows that a block of :mod:`.overlapped` takes at a time; one of :mod:`.few` takes ROWS."""
 
 CROWDED = 15
 """Rows an expert, on average, above which :mod:`.overlapped` is faster than :mod:`.few`."""
@@ -301,8 +299,3 @@ def properties(device: torch.device) -> Any:
 def as_bfloat16(value: float) -> float:
     """``value`` rounded to bfloat16."""
     return float(torch.tensor(value, dtype=torch.bfloat16).item())
-
-
-def power_of_two(n: int) -> int:
-    """The smallest that is not below ``n``."""
-    return 1 << max(0, n - 1).bit_length()

@@ -30,7 +30,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from megamoe.backends.triton.chain import started
 from megamoe.backends.triton.decode import decoded
 from megamoe.backends.triton.epilogue import activate, store_rows
-from megamoe.backends.triton.launches import SHARE
 from megamoe.backends.triton.layouts import (
     ROWS,
     act_layout,
@@ -38,6 +37,7 @@ from megamoe.backends.triton.layouts import (
     operand_layout,
     packed_layout,
 )
+from megamoe.backends.triton.packing import SHARE
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # Triton 3.7, 3.6
 

@@ -27,8 +27,15 @@ import torch
 
 ROWS = 64
 """Weight rows whose bytes of one step lie together; those of one ``wgmma``."""
+SHARE = 4 * ROWS
+"""Weight rows that a block of :mod:`.overlapped` takes at a time; one of :mod:`.few` takes ROWS."""
 _INTERLEAVED = 8
 _SIGNS = -0x7FFF8000  # 0x80008000 as int32
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is not below ``n``."""
+    return 1 << max(0, n - 1).bit_length()
 
 
 def pack(

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from megamoe.backends.triton.binaries import launch
 from megamoe.backends.triton.chain import next_may_start_tl
-from megamoe.backends.triton.launches import power_of_two as next_power_of_two
+from megamoe.backends.triton.packing import power_of_two as next_power_of_two
 from megamoe.layer.staging import OUTPUTS, check_staging_inputs, check_staging_outputs
 
 

@@ -1,0 +1,81 @@
+"""``megamoe bench``: time a backend beside the floor and beside peers."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from megamoe import bench
+from megamoe.backends import load_backend
+from megamoe.bench.floor import DEFAULT_SHARES, SHARES
+from megamoe.bench.peers import PEERS
+from megamoe.commands.options import at_least_one
+from megamoe.commands.shared import UsageError
+from megamoe.spec.problem import provided
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``bench``."""
+    b = command(commands, "bench", "time a backend beside the floor and beside peers", run)
+    b.add_argument("--backend", default="triton", help="default: triton; it must have `run`")
+    b.add_argument("--share", nargs="+", choices=sorted(SHARES), default=list(DEFAULT_SHARES),
+                   help=f"of which models (default {' '.join(DEFAULT_SHARES)})")  # fmt: skip
+    b.add_argument("--tokens", nargs="+", type=at_least_one, metavar="T",
+                   default=[1, 2, 4, 8, 16, 32, 64, 512, 2048, 8192])  # fmt: skip
+    b.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS))
+    b.add_argument("--repeats", type=at_least_one, default=15, metavar="N")
+    b.add_argument("--json", metavar="FILE", help="rows and what made them, saved row by row")
+    b.add_argument("--plot", metavar="FILE.svg")
+    b.add_argument("--from", dest="source", metavar="FILE",
+                   help="time nothing: the table and plot of an earlier --json")  # fmt: skip
+    b.add_argument("--dry-run", action="store_true", help="list what would be timed")
+
+
+def run(a: argparse.Namespace) -> int:
+    """Time, or read what was timed; a table, and a plot where one is asked for."""
+    if a.dry_run:
+        for share in a.share:
+            for tokens in a.tokens:
+                print(f"{SHARES[share].name} T={tokens}: {', '.join([a.backend, *a.peers])}")
+        return 0
+    for path in (a.json, a.plot):
+        if path and Path(path).is_dir():
+            raise UsageError(f"{path} is a directory; name a file")
+    if a.source and a.json:
+        raise UsageError("--from times nothing, so there is no --json to write")
+    if a.plot:
+        bench.check_drawable()
+    rows = bench.load(Path(a.source)) if a.source else _timed(a)
+    # Plain width where this is no terminal: a table in a file should not wrap.
+    Console(width=None if sys.stdout.isatty() else 150).print(bench.table(rows))
+    if a.plot:
+        bench.plot(rows, Path(a.plot))
+    failed = [row for row in rows if row.best is None and row.what not in PEERS]
+    return 1 if failed and not a.source else 0
+
+
+def _timed(a: argparse.Namespace) -> list[bench.Row]:
+    """The rows of a run; each is said and saved as soon as there is one."""
+    _check_device("cuda")
+    backend = load_backend(a.backend, "cuda")
+    if not provided(backend, "run"):
+        raise UsageError(f"backend {a.backend} has no `run`; bench times what has one")
+    made_by = bench.provenance(shlex.join(["megamoe", *sys.argv[1:]]), backend)
+    rows: list[bench.Row] = []
+    for row in bench.measure(backend, a.share, a.tokens, a.peers, a.repeats):
+        rows.append(row)
+        print(row.line(), file=sys.stderr, flush=True)
+        if a.json:
+            bench.save(rows, Path(a.json), made_by)
+    return rows
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")

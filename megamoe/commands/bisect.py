@@ -1,0 +1,155 @@
+"""``megamoe bisect``: which commit, version or input moved the bits."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megamoe.commands.options import add_compared, at_least_one
+from megamoe.commands.shared import compared_cases, side_options, write_compared
+from megamoe.compare import ab, bisect
+from megamoe.compare.job import Job, Range
+from megamoe.compare.probe import Test
+from megamoe.compare.running import COMPARABLE
+from megamoe.compare.sides import parse
+from megamoe.judge import Worst
+
+_COLOURS = {"good": "green", "bad": "red", "skip": "dim", "flaky": "yellow"}
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``bisect``."""
+    c = command(commands, "bisect", "which commit, version or input moved the bits", run)
+    c.add_argument("--good", metavar="REV", help="a git revision whose bits are right")
+    c.add_argument("--bad", metavar="REV", help="a later one whose bits are not")
+    c.add_argument("--only", nargs="+", default=[], metavar="PATH",
+                   help="try only commits that touch these")  # fmt: skip
+    c.add_argument("--over", nargs="+", default=[], metavar="SIDE",
+                   help="instead of commits: a list of what `ab` takes, the good one first, the "
+                   "bad one last; NAME==1,2 and flake:INPUT=URL,URL are short forms")  # fmt: skip
+    c.add_argument("--judge", action="store_true",
+                   help="bad is what the goldens say is bad, instead of other bits than the good "
+                   "end's")  # fmt: skip
+    c.add_argument("--run", dest="script", metavar="COMMAND",
+                   help="bad is where this fails; 125 skips, as in `git bisect run`; "
+                   "$MEGAMOE_PYTHON is the interpreter")  # fmt: skip
+    c.add_argument(
+        "--repeat",
+        type=at_least_one,
+        default=2,
+        metavar="N",
+        help="runs of a step, in processes of their own, that must agree (default 2)",
+    )
+    c.add_argument("--state", metavar="DIR", help="where the search is logged, to go on after a "
+                   "kill (default: a folder in the cache)")  # fmt: skip
+    c.add_argument("--fresh", action="store_true", help="forget what an earlier run found out")
+    c.add_argument("--archive", metavar="FILE.tar.gz", help="default: in the state")
+    add_compared(c)
+
+
+def run(a: argparse.Namespace) -> int:
+    """Search, and say which is the first bad one."""
+    if a.judge and a.script:
+        raise ValueError("--judge and --run are two answers to what is bad; give one")
+    root, cases = compared_cases(a)
+    cases = [case for case in cases if case.kind in COMPARABLE]
+    if a.script:
+        cases = []
+    elif not cases:
+        raise ValueError("no case with tensors is selected; errors cases cannot be compared")
+    how = "command" if a.script else "judge" if a.judge else "bits"
+    test = Test(cases, root, a.backend, a.device, how, a.script or "", a.repeat, a.timeout,
+                side_options(a))  # fmt: skip
+    job = Job(_range(a), test, Path(a.state).absolute() if a.state else None, a.fresh,
+                     Path(a.archive) if a.archive else None)  # fmt: skip
+    console, notes = Console(), Console(stderr=True)
+    if job.where.good.kind == "git":
+        changes = ab.describe(job.where.good.repo)
+        if changes:
+            notes.print(changes, style="dim", soft_wrap=True)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        with console.status("checking the ends, the bad one first", spinner="line") as status:
+
+            def said(step: dict[str, Any], known: bool) -> None:
+                console.print(_line(step, known), highlight=False, soft_wrap=True)
+                status.update("walking")
+
+            def note(text: str) -> None:
+                notes.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+            made = bisect.run(job, said, note)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _show(made, console)
+    if a.json:
+        write_compared(a.json, made)
+    return 0 if made["first_bad"] else 1
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt  # so that the worktree goes, and git's walk with it
+
+
+def _range(a: argparse.Namespace) -> Range:
+    repo = Path(a.repo).resolve() if a.repo else None
+    if bool(a.over) == bool(a.good or a.bad) or bool(a.good) != bool(a.bad):
+        raise ValueError("say where to look: --good REV --bad REV, or --over GOOD ... BAD")
+    if a.over:
+        if a.only:
+            raise ValueError("--only is for commits; name what to try in --over")
+        sides = tuple(parse(word, repo) for text in a.over for word in _spread(text))
+        return Range(sides[0], sides[-1], sides)
+    good, bad = (parse(f"git:{rev.removeprefix('git:')}", repo) for rev in (a.good, a.bad))
+    return Range(good, bad, (), tuple(a.only))
+
+
+def _spread(text: str) -> list[str]:
+    """``name==1,2`` and ``flake:input=url,url`` as one word each."""
+    for mark in ("==", "="):
+        head, found, tail = text.partition(mark)
+        if found and (mark == "==" or text.startswith("flake:")):
+            return [f"{head}{mark}{part}" for part in tail.split(",") if part]
+    return [text]
+
+
+def _line(step: dict[str, Any], known: bool) -> Text:
+    rev = step["rev"][:12] if len(step["rev"]) == 40 else step["rev"]
+    out = Text()
+    out.append(f"{step['verdict'] if step['verdict'] != 'seen' else step['role'] + ' end':<8} ",
+               style=_COLOURS.get(step["verdict"], ""))  # fmt: skip
+    out.append(f"{rev}  {step['subject']}".rstrip())
+    out.append(f"  {'known' if known else str(step['seconds']) + ' s'}", style="dim")
+    return out.append(f"  {step['reason']}") if step["reason"] else out
+
+
+def _show(made: dict[str, Any], console: Console) -> None:
+    if made["cases"]:
+        table = Table("case", "first stage", title="what the first bad one moved",
+                      title_justify="left")  # fmt: skip
+        table.add_column("elements", justify="right")
+        table.add_column("most ULPs", justify="right")
+        for case in made["cases"][:10]:
+            stage = case["stages"][case["first_stage"]]
+            far = "NaN" if stage["max_ulps"] is None else str(stage["max_ulps"])
+            table.add_row(case["id"], case["first_stage"], f"{stage['moved']} of "
+                          f"{stage['elements']}", far)  # fmt: skip
+        console.print(table)
+        if len(made["cases"]) > 10:
+            console.print(f"and {len(made['cases']) - 10} more cases")
+    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    worst = made["worst"]
+    if worst:
+        line = Worst(**{k: v for k, v in worst.items() if k != "case"}).line()
+        for judged, compared in (("expected", "good"), ("got", "bad"), ("ULP outside", "ULP")):
+            line = line.replace(judged, compared)
+        console.print(f"worst    {worst['case']}: {line}", **plain)
+    if made["archive"]:
+        console.print(f"archive  {made['archive']}", **plain)
+    console.print(made["headline"], **plain)

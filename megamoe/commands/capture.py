@@ -1,0 +1,33 @@
+"""``megamoe capture``: run a Python script, and record its call of the experts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from megamoe.cases.stored import load, used_experts
+from megamoe.layer.capture import run_script
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``capture``."""
+    r = command(commands, "capture", "run a Python script, and record its call of the experts",
+                run)  # fmt: skip
+    r.add_argument("--out", metavar="FILE.safetensors", default="captured.safetensors")
+    r.add_argument("--calls", type=int, default=1, metavar="N")
+    r.add_argument("--skip", type=int, default=0, metavar="N", help="calls to let pass before")
+    r.add_argument("script", metavar="SCRIPT.py")
+    r.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
+
+
+def run(a: argparse.Namespace) -> int:
+    """Run the script, and say what was recorded."""
+    if a.calls < 1 or a.skip < 0:
+        raise ValueError("--calls: give a number from 1 on; --skip: from 0 on")
+    written = run_script(Path(a.script), a.arguments, Path(a.out), a.calls, a.skip)
+    for path in written:
+        p = load(path).problem
+        print(f"{path}: {p.num_tokens} tokens, {len(used_experts(p))} experts used, top-{p.top_k}, "
+              f"H {p.hidden_size}, I {p.intermediate_size}")  # fmt: skip
+    return 0

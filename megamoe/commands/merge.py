@@ -1,0 +1,42 @@
+"""``megamoe merge``: prove that shard reports hold each case once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from megamoe.cases import load_cases, select
+from megamoe.cases.shards import ShardError
+from megamoe.commands.options import add_reports
+from megamoe.commands.shared import root_of, write_reports
+from megamoe.suite import merge, results
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``merge``."""
+    m = command(commands, "merge", "prove that shard reports hold each case once", run)
+    m.add_argument("reports", nargs="+", metavar="REPORT")
+    add_reports(m)
+
+
+def run(a: argparse.Namespace) -> int:
+    """Merge, and show the table of all shards."""
+    reports = [merge.read_report(path) for path in a.reports]
+    first = reports[0]
+    root = root_of(a)
+    selection = select(
+        load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case")
+    )
+    selection = [case for case in selection if first.get("contract") in case.revisions]
+    try:
+        merged = merge.merge(reports, selection, a.reports)
+    except ShardError as error:
+        print(f"megamoe: error: {error}", file=sys.stderr)
+        return 1
+    wrong = write_reports(a, merged)
+    results.print_summary(merged, Console())
+    print(f"{len(reports)} reports hold each of {len(selection)} cases once")
+    return results.exit_code(merged["counts"]) or (2 if wrong else 0)

@@ -1,0 +1,94 @@
+"""Options that several verbs have, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from typing import Final
+
+from megamoe.cases import KINDS, TIERS
+
+DEFAULT_WORKERS: Final = min(2, os.cpu_count() or 1)
+"""A real model's case takes up to 2 GiB, so memory, not cores, sets the default."""
+
+
+def at_least_one(text: str) -> int:
+    """A whole number from 1 on."""
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A finite number of seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """``-j``: of the verbs that record or verify."""
+    parser.add_argument("-j", type=at_least_one, default=DEFAULT_WORKERS, metavar="N",
+                        help="processes")  # fmt: skip
+
+
+def add_reports(parser: argparse.ArgumentParser) -> None:
+    """The files of a report."""
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--junit", metavar="FILE")
+
+
+def add_backend(parser: argparse.ArgumentParser, required: bool) -> None:
+    """The options that say which backend runs a problem at hand, and where."""
+    parser.add_argument("--backend", required=required, metavar="B",
+                        help="a name, or path/to/file.py:OBJECT_OR_FACTORY")  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    add_contract(parser)
+    parser.add_argument("--python", dest="interpreter", metavar="PYTHON",
+                        help="the Python that runs the backend")  # fmt: skip
+    parser.add_argument("--timeout", type=float, metavar="SECONDS",
+                        help="of the backend a call (default 120)")  # fmt: skip
+
+
+def add_contract(parser: argparse.ArgumentParser) -> None:
+    """Under which contract is judged."""
+    parser.add_argument("--contract", metavar="REV",
+                        help="judge under this revision (default auto: the one that the backend "
+                        "computes, else the newest)")  # fmt: skip
+
+
+def add_compared(c: argparse.ArgumentParser) -> None:
+    """What ``ab`` and ``bisect`` compare, and how a side is built."""
+    c.add_argument("--backend", default="eager", metavar="SPEC",
+                   help="a name, or path/to/file.py:OBJECT, looked for in a revision's tree "
+                   "first (default eager)")  # fmt: skip
+    c.add_argument("--kind", choices=KINDS)
+    c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
+    c.add_argument("--case", metavar="GLOB", help="only cases whose id or name matches")
+    c.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    add_contract(c)
+    c.add_argument("--timeout", type=seconds, default=120.0, help="seconds a case (default 120)")
+    c.add_argument("--repo", metavar="DIR", help="the checkout whose revisions are meant, or the "
+                   "directory of the flake (default: this one)")  # fmt: skip
+    c.add_argument("--build", metavar="COMMAND", help="shell command run in a revision's tree; "
+                   "$MEGAMOE_PYTHON is its interpreter")  # fmt: skip
+    c.add_argument("--build-timeout", type=seconds, default=3600.0, metavar="S")
+    c.add_argument(
+        "--path",
+        default=".",
+        metavar="SUB",
+        help="folder of a revision's tree that goes on the import path (default .)",
+    )
+    c.add_argument("--python", metavar="PYTHON",
+                   help="interpreter of revisions and requirements; a relative path counts from "
+                   "the tree (default: this one)")  # fmt: skip
+    c.add_argument("--with", dest="extra", action="append", default=[], metavar="REQUIREMENT",
+                   help="install this too, beside each revision or requirement")  # fmt: skip
+    c.add_argument("--shell", default="default", help="dev shell of a flake (default: default)")
+    c.add_argument("--json", metavar="FILE")

@@ -1,0 +1,60 @@
+"""``megamoe replay``: judge a stored problem: a backend, or what was recorded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from megamoe.cases.stored import Stored, load
+from megamoe.commands.options import add_backend
+from megamoe.commands.shared import backend_of, contract_of, picture_of, replay_command
+from megamoe.golden import write_atomically
+from megamoe.judge import Verdict
+from megamoe.spec.accumulators import ACCUMULATORS
+from megamoe.suite.at_hand import judge, judge_output
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``replay``."""
+    r = command(commands, "replay", "judge a stored problem: a backend, or what was recorded",
+                run)  # fmt: skip
+    r.add_argument("file", metavar="FILE.safetensors")
+    add_backend(r, required=False)
+    r.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
+                   help="of what was recorded; default: as the file says")  # fmt: skip
+    r.add_argument("--json", metavar="FILE")
+
+
+def run(a: argparse.Namespace) -> int:
+    """Judge it, and show the picture of a red."""
+    path = Path(a.file)
+    stored = load(path)
+    name = path.stem
+    if a.backend:
+        with backend_of(a) as (worker, settings):
+            verdict, _ = judge(stored.problem, worker, name, timeout=settings.timeout)
+        by = a.backend
+    else:
+        verdict, by = _observed(stored, path, a), "what was recorded"
+    again = replay_command(a.file, a.backend, a.device)
+    if verdict.status == "pass":
+        print(f"PASS {path}: {by}, judged {', '.join(verdict.how)}, {verdict.seconds:.1f} s")
+    else:
+        print(picture_of(verdict, a.backend or "", again))
+    if a.json:
+        write_atomically(Path(a.json), (json.dumps(verdict.to_dict(), indent=1) + "\n").encode())
+    if verdict.status in ("skip", "not-provided"):
+        return 2
+    return 0 if verdict.status == "pass" else 1
+
+
+def _observed(stored: Stored, path: Path, a: argparse.Namespace) -> Verdict:
+    if "y" not in stored.observed:
+        raise ValueError(f"{path}: holds no output that was recorded; name a --backend")
+    chosen = a.accumulator or stored.about.get("accumulator")
+    if chosen is None:
+        raise ValueError(f"{path}: does not say the accumulator class of its output; give "
+                         f"--accumulator, one of {', '.join(sorted(ACCUMULATORS))}")  # fmt: skip
+    return judge_output(stored.problem, stored.observed, chosen, contract_of(a), path.stem)

@@ -1,0 +1,139 @@
+"""What several verbs do: choose cases, run a backend, show progress, write what was found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from megamoe.cases import Case, CaseError, load_cases, select
+from megamoe.compare import disk
+from megamoe.compare.sides import Options
+from megamoe.judge import Verdict, picture
+from megamoe.spec.contract import NEWEST, Contract, contract
+from megamoe.suite import results
+from megamoe.suite.settings import Settings
+from megamoe.worker.client import Worker
+from megamoe.worker.session import AUTO
+
+
+class UsageError(ValueError):
+    """The command line asks for something that cannot be; one line that says how to mend it."""
+
+
+# --- cases ------------------------------------------------------------------------------------
+
+
+def root_of(a: argparse.Namespace) -> Path:
+    """The directory golden/ that is asked for."""
+    return Settings(golden=a.golden).root
+
+
+def forward_case(root: Path, name: str) -> Case:
+    """The forward or property case of this id or name. :class:`CaseError` for any other."""
+    found = [c for c in load_cases(root) if name in (c.id, c.name)]
+    forward = [c for c in found if c.kind in ("forward", "property")]
+    if not forward:
+        what = f"is of kind {found[0].kind}" if found else "is unknown"
+        raise CaseError(f"case {name!r} {what}; `megamoe list --kind forward` shows what has a y")
+    return next((c for c in forward if c.id == name), forward[0])
+
+
+def contract_of(a: argparse.Namespace) -> Contract:
+    """The contract that is asked for; the newest where no backend has a say."""
+    return NEWEST if a.contract in (None, AUTO) else contract(a.contract)
+
+
+# --- a problem at hand ------------------------------------------------------------------------
+
+
+@contextmanager
+def backend_of(a: argparse.Namespace) -> Iterator[tuple[Worker, Settings]]:
+    """The worker of the backend that the options name, which must have a forward."""
+    settings = Settings.read(lambda name: getattr(a, name, None))
+    with Worker(settings.launch()) as worker:
+        if not worker.identity.provides("forward"):
+            raise ValueError(
+                f"backend {a.backend} has no forward, and a stored problem is a forward"
+            )
+        yield worker, settings
+
+
+def replay_command(file: str, backend: str | None, device: str | None) -> str:
+    """The command that judges the stored problem in ``file`` again."""
+    options = f" --backend {shlex.quote(backend)}" if backend else ""
+    options += f" --device {device}" if device not in (None, "cpu") else ""
+    return f"megamoe replay {shlex.quote(file)}{options}"
+
+
+def picture_of(verdict: Verdict, backend: str, again: str) -> str:
+    """The judge's picture, with the command that is right here."""
+    lines = picture(verdict, backend).splitlines()
+    return "\n".join([*lines[:-1], f"alone:  {again}"])
+
+
+# --- two sides --------------------------------------------------------------------------------
+
+
+def compared_cases(a: argparse.Namespace) -> tuple[Path, list[Case]]:
+    """The directory golden/, and the cases that ``ab`` or ``bisect`` is asked for."""
+    settings = Settings(case=a.case, tier=a.tier, golden=a.golden)
+    root = settings.root
+    return root, select(load_cases(root), a.kind, settings.chosen_tier, a.case)
+
+
+def side_options(a: argparse.Namespace) -> Options:
+    """How each side of ``ab`` or ``bisect`` is built."""
+    return Options(a.python, a.build, a.path, tuple(a.extra), a.shell, a.build_timeout)
+
+
+def write_compared(path: str, made: dict[str, Any]) -> None:
+    """Write the result of ``ab`` or ``bisect``; a full disk is said in one line."""
+    content = (json.dumps(made, indent=1) + "\n").encode()
+    try:
+        results.write(path, content)
+    except OSError as error:
+        raise disk.said(error) from error
+
+
+# --- what is said -----------------------------------------------------------------------------
+
+
+@contextmanager
+def progress(
+    what: str, total: int | None, console: Console
+) -> Iterator[Callable[[Case, str], None]]:
+    """A bar while cases are worked through; gives what is called after each."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def done(case: Case, error: str) -> None:
+            bar.update(task, advance=1, description=f"{what} {case.id}")
+
+        yield done
+
+
+def write_reports(a: argparse.Namespace, made: dict[str, Any]) -> bool:
+    """Write what ``--json`` and ``--junit`` ask for; whether a file could not be written."""
+    wrong = []
+    if a.json:
+        wrong.append(results.write(a.json, (json.dumps(made, indent=1) + "\n").encode()))
+    if a.junit:
+        wrong.append(results.write(a.junit, results.junit(made)))
+    for text in filter(None, wrong):
+        complain(text)
+    return any(wrong)
+
+
+def complain(text: str) -> None:
+    """One line on standard error, if somebody still reads there."""
+    with suppress(BrokenPipeError):
+        print(f"megamoe: error: {text}", file=sys.stderr)
