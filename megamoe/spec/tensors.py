@@ -71,7 +71,7 @@ _SLOT = ("token", "slot")
 _ROW = ("token", "channel")
 _ACTS = ("token", "slot", "channel")
 _WEIGHT = ("expert", "row", "channel")
-_SHOWN_BY_SLOT: Final[dict[str, Any]] = {"reads_masked": False, "digest_axes": 2}
+_BY_SLOT: Final[dict[str, Any]] = {"reads_masked": False, "digest_axes": 2}
 
 TENSORS: Final[Mapping[str, Tensor]] = {
     t.name: t
@@ -89,7 +89,7 @@ TENSORS: Final[Mapping[str, Tensor]] = {
         # --- prepare: staging
         Tensor("hidden_states", ("T", "H"), _BF16, BF16, "what the layer is given"),
         Tensor("topk_ids", ("T", "K"), _IDS, None,
-               "the expert of each slot; -1: takes no part. Logical for eplb_map, else physical"),
+               "the expert of each slot, -1: none; logical for eplb_map, int64 in a problem"),
         Tensor("x_sf", ("T", "H/128"), _I32, UE8M0,
                "scale factors of x, four to a word", _ROW, GROUP, packed=True),
         Tensor("x", ("T", "H"), _CODES, E4M3, "staged hidden states, E4M3 codes", _ROW),
@@ -106,9 +106,9 @@ TENSORS: Final[Mapping[str, Tensor]] = {
                "scale factors of w2_weight", channels=GROUP),
         # --- forward: linear 1, SwiGLU, requantisation
         Tensor("l2_acts_sf", ("T", "K", "I/32"), _SCALES, UE8M0,
-               "scale factors of l2_acts", _ACTS, GROUP, **_SHOWN_BY_SLOT),
+               "scale factors of l2_acts", _ACTS, GROUP, **_BY_SLOT),
         Tensor("l2_acts", ("T", "K", "I"), _CODES, E4M3,
-               "requantised activations, E4M3 codes", _ACTS, **_SHOWN_BY_SLOT),
+               "requantised activations, E4M3 codes", _ACTS, **_BY_SLOT),
         # --- transform_weights: what a kernel reads
         Tensor("w13", ("E", "2I", "H/2"), _U8, BYTE,
                "w13_weight with gate and up rows 8 by 8 in turn", _WEIGHT),
@@ -134,7 +134,7 @@ class Operation:
 
     takes: tuple[str, ...]
     returns: tuple[str, ...]
-    """In the order of its arguments or of its result; ``forward`` must return ``y`` only."""
+    """In the order of its arguments or of its result; of ``forward``'s only ``y`` must be there."""
 
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
