@@ -14,7 +14,7 @@ from megamoe.commands import contract as verb
 from megamoe.commands.main import main
 from megamoe.spec import builds
 from megamoe.spec.builds import BUILDS, HEADERS, KERNEL, Build, detect, installed, named
-from megamoe.spec.contract import CURRENT, REVISIONS, Clause
+from megamoe.spec.contract import BASE, REVISIONS, Clause
 
 ROOT = Path(__file__).resolve().parents[1]
 REVISIONS_NAMED = {"2026-06", "2026-09", "2026-11", "sgl"}
@@ -28,7 +28,7 @@ def texts(word: str, **others: str) -> dict[str, str]:
 
 def build(name: str, files: dict[str, str], **fields) -> Build:
     hashes = {p: hashlib.sha256(t.encode()).hexdigest()[:16] for p, t in files.items()}
-    return Build(name, **{"revision": CURRENT.revision, "differs": {}, "notes": ()} | fields,
+    return Build(name, **{"revision": BASE.revision, "differs": {}, "notes": ()} | fields,
                  hashes=hashes)  # fmt: skip
 
 
@@ -240,32 +240,32 @@ def test_list(real, capsys):
 def test_list_has_a_revision_that_no_build_follows(monkeypatch, capsys):
     monkeypatch.setattr(builds, "BUILDS", {})
     assert main(["contract", "list"]) == 0
-    assert CURRENT.revision in capsys.readouterr().out
+    assert BASE.revision in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_show(revision, capsys):
     assert main(["contract", "show", revision]) == 0
     out = capsys.readouterr().out
-    clauses = [f.name for f in dataclasses.fields(CURRENT) if f.name != "revision"]
+    clauses = [f.name for f in dataclasses.fields(BASE) if f.name != "revision"]
     assert all(name in out for name in clauses)
-    assert CURRENT.precise_silu.value in out
+    assert BASE.precise_silu.value in out
 
 
 def test_show_of_a_build_has_its_difference(capsys):
     assert main(["contract", "show", "side-1"]) == 0
     out = capsys.readouterr().out
-    assert "g*(1/d)" in out and f"differs from {CURRENT.revision}" in out
-    assert f"revision: {CURRENT.revision}, but precise_silu = g*(1/d)" in out
+    assert "g*(1/d)" in out and f"differs from {BASE.revision}" in out
+    assert f"revision: {BASE.revision}, but precise_silu = g*(1/d)" in out
     assert "note: a note" in out
 
 
 def test_diff(monkeypatch, capsys):
     other = dataclasses.replace(
-        CURRENT, revision="2099-01", requant_exponent_min=Clause(105, "made up [for this]")
+        BASE, revision="2099-01", requant_exponent_min=Clause(105, "made up [for this]")
     )
     monkeypatch.setitem(verb.REVISIONS, "2099-01", other)
-    assert main(["contract", "diff", CURRENT.revision, "2099-01"]) == 0
+    assert main(["contract", "diff", BASE.revision, "2099-01"]) == 0
     out = capsys.readouterr().out
     assert "requant_exponent_min" in out and "105" in out and "l2_acts_sf" in out
     assert "precise_silu" not in out
@@ -277,12 +277,12 @@ def test_diff(monkeypatch, capsys):
 
 
 def test_diff_of_the_same(capsys):
-    assert main(["contract", "diff", CURRENT.revision, "old 1"]) == 0
+    assert main(["contract", "diff", BASE.revision, "old 1"]) == 0
     assert "have the same clauses, with the same values" in capsys.readouterr().out
 
 
 def test_every_clause_says_what_a_golden_shows():
-    clauses = {f.name for f in dataclasses.fields(CURRENT)} - {"revision"}
+    clauses = {f.name for f in dataclasses.fields(BASE)} - {"revision"}
     assert clauses <= set(verb.SHOWN)
 
 
@@ -310,7 +310,7 @@ def test_detect_a_folder(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path}: side 1",
         f"  headers: {tmp_path}/include/deep_gemm",
-        f"  revision: {CURRENT.revision}, but precise_silu = g*(1/d)",
+        f"  revision: {BASE.revision}, but precise_silu = g*(1/d)",
         "  note: a note",
     ]
 
@@ -320,7 +320,7 @@ def test_detect_says_what_was_overlooked(tmp_path, capsys):
     assert main(["contract", "detect", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "  differs: layout/mega_moe.cuh (no bit depends on it: " in out
-    assert f"  revision: {CURRENT.revision}\n" in out
+    assert f"  revision: {BASE.revision}\n" in out
 
 
 def test_detect_of_an_unknown_kernel_exits_1(tmp_path, capsys):

@@ -235,6 +235,7 @@ class Stored:
     """A golden straight from the oracle."""
 
     def __init__(self, golden, zero_freedom=None):
+        self.contract = BASE
         self.zero_freedom = golden.zero_freedom if zero_freedom is None else zero_freedom
         self.tensors = golden.to_tensors()
 

@@ -114,7 +114,7 @@ def run(a: argparse.Namespace) -> int:
     if actual is not None and 0 <= token < subject.source.tokens:
         rows = {name: tensor[token] for name, tensor in actual.items()}
     started = time.perf_counter()
-    said = explain(subject.source, token, channel, class_name, contract, rows, a.top)
+    said = explain(subject.source, token, channel, class_name, rows, a.top, contract=contract)
     said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
     said["seconds"] = round(time.perf_counter() - started, 3)
     if a.json:

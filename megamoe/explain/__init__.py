@@ -18,9 +18,10 @@ def explain(
     token: int,
     channel: int,
     accumulator: str,
-    contract: Contract,
     actual: Mapping[str, Any] | None = None,
     top: int = 3,
+    *,
+    contract: Contract,
 ) -> dict[str, Any]:
     """The life of ``y[token, channel]`` as plain data.
 

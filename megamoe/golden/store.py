@@ -24,7 +24,7 @@ from megamoe.files import TENSORS_LIMIT, read_bounded
 from megamoe.golden.documents import RESTORE, SCHEMA, read_manifest
 from megamoe.golden.make import GoldenError, Made, generator
 from megamoe.golden.places import key_of, tensors_of
-from megamoe.spec.contract import NEWEST, Contract
+from megamoe.spec.contract import NEWEST, REVISIONS, Contract
 from megamoe.spec.tensors import TENSORS
 
 Array = npt.NDArray[Any]
@@ -166,6 +166,11 @@ class Store:
         self.live = live
         self.contract = contract
         self.manifest = read_manifest(root / "manifest.json")
+        if self.manifest["contract"] not in REVISIONS:
+            raise GoldenError(
+                f"the goldens are of contract {self.manifest['contract']}, this megamoe knows "
+                f"{', '.join(REVISIONS)}; use matching versions of the two"
+            )
 
     @property
     def cases(self) -> Mapping[str, Any]:

@@ -52,6 +52,8 @@ class Envelope:
             keys = Activations(self.open_low, self.open_high, self.contract).code_keys(chosen)
             low.reshape(-1, GROUP)[self.open_groups] = keys[0]
             high.reshape(-1, GROUP)[self.open_groups] = keys[1]
+        nan = (sf == 255).reshape(-1)  # NaN whatever the codes beside it are
+        low.reshape(-1, GROUP)[nan], high.reshape(-1, GROUP)[nan] = -127, 127
         return low, high
 
     def is_point(self) -> bool:
