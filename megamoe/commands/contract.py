@@ -16,24 +16,25 @@ from megamoe.spec import builds
 from megamoe.spec.contract import REVISIONS, Clause, Contract
 
 SHOWN: Final = {
-    "group_size": "every stage: other groups share a scale factor",
-    "size_multiple": "no value: which shapes are refused, and with which message",
+    "replica_choice": "the remapped ids and the load, where an expert has replicas; never y",
     "replica_hash": "the remapped ids and the load, where an expert has replicas; never y",
+    "padding_known": "the load, the staged ids and the staged weights of padding rows",
     "staging_amax_floor": "x_sf and x of groups whose largest value is below the higher floor",
+    "staging_scale": "x_sf and x of groups with amax next to 448 times a power of 2",
     "staging_exponent_min": "x_sf and x of groups below the higher minimum",
     "staging_exponent_max": "x_sf and x of groups with an infinity",
-    "cast_saturates": "x and l2_acts where a value is beyond 448 or NaN",
+    "staging_clips": "x where a hidden value is NaN",
+    "cast_saturates": "x and l2_acts where a value is beyond 448",
     "amax_drops_nan": "x_sf, l2_acts_sf and their codes in groups with a NaN",
     "gate_up_order": "l2_acts and y of every element",
     "gate_clamped_below": "l2_acts and y where a gate is below minus the clamp",
     "clamp_drops_nan": "l2_acts and y where gate or up is NaN and there is a clamp",
     "precise_silu": "l2_acts and y with fast_math off, in rare last places",
-    "weight_before_amax": "l2_acts, l2_acts_sf and y of every routed slot whose weight is not 1",
-    "requant_factor": "l2_acts_sf and l2_acts of groups with amax next to 448 times a power of 2",
-    "requant_exponent_min": "l2_acts_sf and l2_acts of groups of small values or zeros",
+    "routing_weight": "l2_acts, l2_acts_sf and y of every routed slot whose weight is not 1",
     "bf16_before_requant": "l2_acts of a few per cent of the values, and y",
+    "requant_scale": "l2_acts_sf of groups with an infinity, or with amax next to 448 * 2^k",
+    "requant_exponent_min": "l2_acts_sf and l2_acts of groups of small values or zeros",
     "combine_order": "y where its fp32 sum rounds otherwise in another order",
-    "shared_expert_order": "y with a fused shared expert, where the sum rounds otherwise",
 }
 """Clause -> what of a golden moves with it."""
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from megamoe.explain import life as lives
 from megamoe.explain.deviations import TOTALS, Run, catalogue, right
 from megamoe.explain.life import Life, same_codes
+from megamoe.judge.judgements import observable_codes
 from megamoe.spec.formats import U8, U16, bf16_key, unpack_sf
 from megamoe.spec.forms import BF16
 
@@ -36,7 +37,7 @@ def part(life: Life, actual: Mapping[str, Array], at: int) -> dict[str, Any]:
         stages.append(_said("x_sf", "staging", unpack_sf(actual["x_sf"]) != life.x_sf))
     acts: Acts | None = None
     if "l2_acts" in actual and "l2_acts_sf" in actual:
-        shown = np.where(actual["l2_acts"] == 0x80, 0, actual["l2_acts"]).astype(np.uint8)
+        shown = observable_codes(actual["l2_acts"], actual["l2_acts_sf"])
         acts = {s.slot: (shown[s.slot], actual["l2_acts_sf"][s.slot]) for s in life.slots}
         stages += _acts_stages(life, acts)
     low, high = _y_interval(life, acts)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from megamoe import oracle
 from megamoe.golden import StoredGolden
 from megamoe.judge import Finding
-from megamoe.judge.judgements import STAGED
+from megamoe.judge.judgements import STAGED, observable_codes
 from megamoe.spec.forms import Bits, Form, bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
@@ -105,8 +105,8 @@ def _forward_stage(
         shown, low = tensor.elements(shown), tensor.elements(staged[stage])
         high = low
     elif golden.zero_freedom:
-        if stage == "l2_acts":  # no output shows the sign of a zero code
-            shown = np.where(shown == 0x80, 0, shown).astype(np.uint8)
+        if stage == "l2_acts":
+            shown = observable_codes(shown, actual.get("l2_acts_sf"))
         low = high = golden.get(stage)
     elif "l2_acts" in actual and "l2_acts_sf" in actual:
         return _staged(stage, actual, golden, accumulator, problem, tokens)

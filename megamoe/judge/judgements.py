@@ -22,6 +22,7 @@ from megamoe.judge import elements
 from megamoe.judge.elements import Place, place_of
 from megamoe.judge.verdict import Finding
 from megamoe.spec.contract import Contract
+from megamoe.spec.formats import E4M3_NAN, GROUP
 from megamoe.spec.forms import BF16, E4M3, UE8M0, bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
@@ -151,8 +152,8 @@ def _point(actual: Mapping[str, Array], golden: Golden, place: _Places) -> list[
         mask, where = place.mask(name), place.of(name)
         form = TENSORS[name].form_of(actual[name])
         shown = actual[name] if mask is None else np.where(mask, actual[name], 0)
-        if name == "l2_acts":  # no output shows the sign of a zero code; goldens hold +0
-            shown = np.where(shown == 0x80, 0, shown).astype(np.uint8)
+        if name == "l2_acts":
+            shown = observable_codes(shown, actual.get("l2_acts_sf"))
         if golden.matches(name, shown, form.is_nan(shown)):
             out.append(Finding(name, shown.size))
             continue
@@ -162,6 +163,17 @@ def _point(actual: Mapping[str, Array], golden: Golden, place: _Places) -> list[
         else:
             out.append(of_rows(name, shown, rows, where))
     return out
+
+
+def observable_codes(codes: Array, sf: Array | None) -> Array:
+    """``(..., I)`` E4M3 codes as far as an output can show them, which is how goldens hold them.
+
+    +0 stands for both zeros, and NaN for every code of a group whose UE8M0 byte ``sf`` is 255.
+    """
+    shown = np.where(codes == 0x80, 0, codes).astype(np.uint8)
+    if sf is not None:
+        shown[np.repeat(sf == 0xFF, GROUP, axis=-1)] = E4M3_NAN
+    return shown
 
 
 def of_rows(name: str, shown: Array, rows: Sequence[int], place: Place) -> Finding:
