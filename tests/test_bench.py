@@ -79,11 +79,11 @@ class Standin:
     def fingerprint(self):
         return {"sources": "a digest", "options": "none", "binaries": {"a kernel": "a digest"}}
 
-    def new_symm_buffer(self, group, device, experts, tokens, *sizes):
+    def new_symm_buffer(self, group, device, sizes):
         if self.broken == "buffer":
             raise MemoryError
         names = ("x", "x_sf", "topk_idx", "topk_weights")
-        return SimpleNamespace(**{name: [0] * tokens for name in names})
+        return SimpleNamespace(**{name: [0] * sizes.max_num_tokens for name in names})
 
     def prepare(self, hidden, weights, ids, *staged):
         assert [len(s) for s in staged] == [len(hidden)] * 4

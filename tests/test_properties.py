@@ -150,9 +150,9 @@ class Launched:
     def transform_weights(self, *loaded: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return loaded
 
-    def new_symm_buffer(self, *sizes):
-        buffer = new_symm_buffer(*sizes)
-        buffer.counts = torch.zeros(4, dtype=torch.int32, device=sizes[1])
+    def new_symm_buffer(self, group, device, sizes):
+        buffer = new_symm_buffer(group, device, sizes)
+        buffer.counts = torch.zeros(4, dtype=torch.int32, device=device)
         buffer.scratch = ("counts",)
         return buffer
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from megamoe.layer import symm_buffer as sb
+from megamoe.spec.problem import Sizes
 
 CPU = torch.device("cpu")
-SIZES = {
-    "num_experts": 8,
-    "max_num_tokens": 5,
-    "top_k": 2,
-    "hidden_size": 256,
-    "intermediate_size": 128,
-}
+SIZES = Sizes(num_experts=8, max_num_tokens=5, top_k=2, hidden_size=256, intermediate_size=128)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +29,7 @@ def test_capacity_is_aligned_up_to_384(tokens, capacity):
 
 
 def test_a_new_buffer_holds_zeros_of_the_kernel_s_forms():
-    buffer = sb.new_symm_buffer(None, CPU, **SIZES)
+    buffer = sb.new_symm_buffer(None, CPU, SIZES)
     form = {
         name: (tuple(t.shape), t.dtype)
         for name, t in vars(buffer).items()
@@ -51,24 +48,24 @@ def test_a_new_buffer_holds_zeros_of_the_kernel_s_forms():
 
 
 def test_the_same_sizes_share_one_buffer():
-    first = sb.get_symm_buffer(None, CPU, **SIZES)
-    assert sb.get_symm_buffer(None, torch.device("cpu"), **SIZES) is first
+    first = sb.get_symm_buffer(None, CPU, SIZES)
+    assert sb.get_symm_buffer(None, torch.device("cpu"), SIZES) is first
 
 
-@pytest.mark.parametrize("name,other", [(n, v * 2) for n, v in SIZES.items()])
+@pytest.mark.parametrize("name,other", [(n, v * 2) for n, v in vars(SIZES).items()])
 def test_any_other_size_has_its_own(name, other):
-    first = sb.get_symm_buffer(None, CPU, **SIZES)
-    assert sb.get_symm_buffer(None, CPU, **SIZES | {name: other}) is not first
+    first = sb.get_symm_buffer(None, CPU, SIZES)
+    assert sb.get_symm_buffer(None, CPU, replace(SIZES, **{name: other})) is not first
 
 
 def test_device_and_group_have_their_own():
-    first = sb.get_symm_buffer(None, CPU, **SIZES)
-    assert sb.get_symm_buffer(None, torch.device("meta"), **SIZES) is not first
+    first = sb.get_symm_buffer(None, CPU, SIZES)
+    assert sb.get_symm_buffer(None, torch.device("meta"), SIZES) is not first
     group = object()
-    mine = sb.get_symm_buffer(group, CPU, **SIZES)
+    mine = sb.get_symm_buffer(group, CPU, SIZES)
     assert mine is not first
     assert mine.group is group
-    assert sb.get_symm_buffer(group, CPU, **SIZES) is mine
+    assert sb.get_symm_buffer(group, CPU, SIZES) is mine
 
 
 def test_a_group_s_buffer_is_never_found_by_a_later_group():
@@ -77,16 +74,16 @@ def test_a_group_s_buffer_is_never_found_by_a_later_group():
     def own_buffer(*arguments):
         return object()
 
-    seen = [sb.get_symm_buffer(object(), CPU, **SIZES, factory=own_buffer) for _ in range(20)]
+    seen = [sb.get_symm_buffer(object(), CPU, SIZES, factory=own_buffer) for _ in range(20)]
     assert len({id(b) for b in seen}) == 20
 
 
 def test_a_backend_s_own_factory_is_kept_apart():
-    def own(group, device, *sizes):
+    def own(group, device, sizes):
         return ("own", sizes)
 
-    first = sb.get_symm_buffer(None, CPU, **SIZES)
-    mine = sb.get_symm_buffer(None, CPU, **SIZES, factory=own)
-    assert mine == ("own", (8, 5, 2, 256, 128))
-    assert sb.get_symm_buffer(None, CPU, **SIZES, factory=own) is mine
-    assert sb.get_symm_buffer(None, CPU, **SIZES) is first
+    first = sb.get_symm_buffer(None, CPU, SIZES)
+    mine = sb.get_symm_buffer(None, CPU, SIZES, factory=own)
+    assert mine == ("own", SIZES)
+    assert sb.get_symm_buffer(None, CPU, SIZES, factory=own) is mine
+    assert sb.get_symm_buffer(None, CPU, SIZES) is first

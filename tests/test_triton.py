@@ -48,7 +48,7 @@ from megamoe.backends.triton.launches import (  # noqa: E402
 from megamoe.backends.triton.packing import pack, unpack  # noqa: E402
 from megamoe.backends.triton.staging import prepare_megamoe_inputs  # noqa: E402
 from megamoe.spec.formats import E2M1_TABLE, bf16_decode  # noqa: E402
-from megamoe.spec.problem import Problem  # noqa: E402
+from megamoe.spec.problem import Problem, Sizes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -384,9 +384,8 @@ def on_cpu(experts=2, tokens=3, hidden=256, inter=128, top_k=2):
     ]
     backend = TritonBackend(torch.device("cpu"))
     weights = backend.pack_weights(*problem_weights)
-    buffer = backend.new_symm_buffer(
-        None, torch.device("cpu"), experts, tokens, top_k, hidden, inter
-    )
+    sizes = Sizes(experts, tokens, top_k, hidden, inter)
+    buffer = backend.new_symm_buffer(None, torch.device("cpu"), sizes)
     y = torch.zeros(tokens, hidden, dtype=torch.bfloat16)
     return backend, y, weights, buffer
 

@@ -84,6 +84,7 @@ def one(rank: int, ranks: int, work: Path) -> int:
     from megamoe.layer.experts import DeepseekV4MegaMoEExperts
     from megamoe.layer.kernel_weights import transform_weights
     from megamoe.layer.staging import pack_sf
+    from megamoe.spec.problem import Sizes
 
     def say(step: str, good: bool, text: object = "") -> bool:
         print(f"rank {rank}: {'ok' if good else 'DIFFERS':8} {step:28} {text}", flush=True)
@@ -131,7 +132,8 @@ def one(rank: int, ranks: int, work: Path) -> int:
     good &= say("weights as it makes them", same)
 
     try:
-        backend.new_symm_buffer(group, device, EXPERTS * ranks, TOKENS, TOP_K, HIDDEN, 256)
+        sizes = Sizes(EXPERTS * ranks, TOKENS, TOP_K, HIDDEN, 256)
+        backend.new_symm_buffer(group, device, sizes)
         good &= say("I = 256 is refused", False)
     except NotImplementedError as refused:
         say("I = 256 is refused", True, refused)

@@ -13,6 +13,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple
 from functools import partial
 from typing import Any, Final
 
@@ -24,12 +25,12 @@ from megamoe.layer.ops import eplb_map_to_physical_and_record, prepare_megamoe_i
 from megamoe.layer.ranks import one_rank
 from megamoe.layer.staging import check_staging_inputs
 from megamoe.layer.symm_buffer import check_capacity
-from megamoe.spec.problem import Problem
+from megamoe.spec.problem import Problem, Sizes
 
 NEEDS_SM100: Final = "DeepGEMM MegaMoE requires SM100 GPUs."
 """The contract's text."""
 
-SIZES: Final = 512
+MULTIPLE: Final = 512
 """H and I that the package makes a buffer for are multiples of this, in every version seen: H / 32
 and I / 32 bytes of scale factors a token, copied in pieces of 16."""
 
@@ -97,41 +98,31 @@ def bind(
     return options
 
 
-def new_symm_buffer(
-    group: Any,
-    device: torch.device,
-    num_experts: int,
-    max_num_tokens: int,
-    top_k: int,
-    hidden_size: int,
-    intermediate_size: int,
-    *,
-    package: Any = None,
-) -> Any:
+def new_symm_buffer(group: Any, device: torch.device, sizes: Sizes, *, package: Any = None) -> Any:
     """The package's buffer on ``device``, for one rank or all of ``group``.
 
     The arguments are the module's. The kernel's signature is looked at too, so that one that does
     not fit is refused before there is anything to write to. :class:`UnsupportedSizes` for an H or
     I that the package refuses.
     """
-    check_sizes(hidden_size, intermediate_size)
+    hidden, inter = sizes.hidden_size, sizes.intermediate_size
+    check_sizes(hidden, inter)
     package = loaded(device, package)
     bind(_function(package, KERNEL), FORWARD, dict.fromkeys(NAMED), MEANT)
     make = _function(package, "get_symm_buffer_for_mega_moe")
     options = bind(make, BUFFER, {"activation": "swiglu"})
     ranks = one_rank(device) if group is None else group
-    sizes = (num_experts, max_num_tokens, top_k, hidden_size, intermediate_size)
     with _current(device):
         try:
-            return make(ranks, *sizes, **options)
+            return make(ranks, *astuple(sizes), **options)
         except RuntimeError as error:
-            fits = not (hidden_size % SIZES or intermediate_size % SIZES)
+            fits = not (hidden % MULTIPLE or inter % MULTIPLE)
             if fits or "Assertion error" not in str(error):  # no matter of sizes
                 raise
             raise UnsupportedSizes(
-                f"deep_gemm {_version(package)} makes no buffer for hidden size {hidden_size} and "
-                f"intermediate size {intermediate_size}: {' '.join(str(error).split())}; the "
-                f"versions seen take multiples of {SIZES} only"
+                f"deep_gemm {_version(package)} makes no buffer for hidden size {hidden} and "
+                f"intermediate size {inter}: {' '.join(str(error).split())}; the "
+                f"versions seen take multiples of {MULTIPLE} only"
             ) from error
 
 
@@ -223,10 +214,10 @@ class DeepGemmBackend:
             return torch.empty_like(p.hidden_states)
         device = p.hidden_states.device
         try:
-            buffer = self.new_symm_buffer(None, device, *p.buffer_sizes)
+            buffer = self.new_symm_buffer(None, device, p.buffer_sizes)
         except UnsupportedSizes:
-            p = padded(p, SIZES)
-            buffer = self.new_symm_buffer(None, device, *p.buffer_sizes)
+            p = padded(p, MULTIPLE)
+            buffer = self.new_symm_buffer(None, device, p.buffer_sizes)
         y = torch.empty(p.hidden_states.shape, dtype=torch.bfloat16, device=device)
         rows = (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)
         self.prepare(p.hidden_states, p.topk_weights, p.topk_ids, *(t[:tokens] for t in rows))

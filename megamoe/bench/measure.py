@@ -14,6 +14,7 @@ from megamoe.bench.floor import SHARES, Share, floor
 from megamoe.bench.peers import PEERS
 from megamoe.bench.rows import Row, rate
 from megamoe.layer.experts import packed_weights
+from megamoe.spec.problem import Sizes
 
 
 def measure(
@@ -91,9 +92,8 @@ def _own_steps(
     """The whole forward of ``backend``, then its stages; their memory goes with the iterator."""
     tokens = hidden.shape[0]
     packed = packed_weights(backend, *_random_weights(share, generator))
-    buffer = backend.new_symm_buffer(
-        None, hidden.device, share.experts, tokens, share.top_k, share.hidden, share.intermediate
-    )
+    sizes = Sizes(share.experts, tokens, share.top_k, share.hidden, share.intermediate)
+    buffer = backend.new_symm_buffer(None, hidden.device, sizes)
     y = torch.empty_like(hidden)
     staged = [t[:tokens] for t in (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)]
     options: dict[str, Any] = {"activation_clamp": 10.0, "fast_math": True}

@@ -20,7 +20,7 @@ from megamoe.layer.ranks import check_ranks
 from megamoe.layer.staging import check_staging_inputs
 from megamoe.layer.symm_buffer import check_capacity, get_symm_buffer, new_symm_buffer
 from megamoe.spec.formats import GROUP
-from megamoe.spec.problem import Problem, provided
+from megamoe.spec.problem import Problem, Sizes, provided
 from megamoe.spec.tensors import WEIGHTS
 
 
@@ -225,16 +225,12 @@ class DeepseekV4MegaMoEExperts(nn.Module):
 
     def get_symm_buffer(self) -> Any:
         """The buffer for this layer's sizes on its device, shared with every layer like it."""
-        return get_symm_buffer(
-            self.group,
-            self._device(),
-            self.num_experts,
-            self.max_num_tokens,
-            self.top_k,
-            self.hidden_size,
+        sizes = Sizes(
+            self.num_experts, self.max_num_tokens, self.top_k, self.hidden_size,
             self.intermediate_size,
-            factory=getattr(self.backend, "new_symm_buffer", new_symm_buffer),
-        )
+        )  # fmt: skip
+        factory = getattr(self.backend, "new_symm_buffer", new_symm_buffer)
+        return get_symm_buffer(self.group, self._device(), sizes, factory=factory)
 
     def set_eplb_state(
         self,

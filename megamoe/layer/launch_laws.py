@@ -53,7 +53,7 @@ class _Run:
         self.weights = packed_weights(
             backend, p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale
         )
-        self.buffer = factory(None, p.topk_ids.device, *p.buffer_sizes)
+        self.buffer = factory(None, p.topk_ids.device, p.buffer_sizes)
         self.inputs = [p.hidden_states.clone(), p.topk_weights.clone(), p.topk_ids.clone()]
         self.y = torch.empty_like(p.hidden_states)
         self.prepare = getattr(backend, "prepare", prepare_megamoe_inputs)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from megamoe.spec.formats import GROUP
+from megamoe.spec.problem import Sizes
 
 CAPACITY_MULTIPLE: Final = 384
 """Rows are allotted in this multiple: the least common one of the kernel's M blocks (8 to 192)."""
@@ -60,30 +61,22 @@ def check_capacity(num_tokens: int, max_num_tokens: int) -> None:
         )
 
 
-def new_symm_buffer(
-    group: Any,
-    device: torch.device,
-    num_experts: int,
-    max_num_tokens: int,
-    top_k: int,
-    hidden_size: int,
-    intermediate_size: int,
-) -> SymmBuffer:
-    """A new buffer of zeros. ``num_experts`` decides nothing here; a kernel's own buffer may."""
-    del num_experts
-    rows = aligned_capacity(max_num_tokens)
+def new_symm_buffer(group: Any, device: torch.device, sizes: Sizes) -> SymmBuffer:
+    """A new buffer of zeros. ``num_experts`` decides nothing here; in a kernel's own it may."""
+    rows, top_k = aligned_capacity(sizes.max_num_tokens), sizes.top_k
+    hidden, inter = sizes.hidden_size, sizes.intermediate_size
 
     def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
     return SymmBuffer(
-        x=zeros(hidden_size, dtype=torch.uint8).view(torch.float8_e4m3fn),
-        x_sf=zeros(hidden_size // 128, dtype=torch.int32),
+        x=zeros(hidden, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        x_sf=zeros(hidden // 128, dtype=torch.int32),
         topk_idx=zeros(top_k, dtype=torch.int64),
         topk_weights=zeros(top_k, dtype=torch.float32),
-        l2_acts=zeros(top_k, intermediate_size, dtype=torch.uint8).view(torch.float8_e4m3fn),
-        l2_acts_sf=zeros(top_k, intermediate_size // GROUP, dtype=torch.uint8),
-        max_num_tokens=max_num_tokens,
+        l2_acts=zeros(top_k, inter, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        l2_acts_sf=zeros(top_k, inter // GROUP, dtype=torch.uint8),
+        max_num_tokens=sizes.max_num_tokens,
         group=group,
     )
 
@@ -92,26 +85,17 @@ _CACHE: dict[tuple[Any, ...], Any] = {}
 
 
 def get_symm_buffer(
-    group: Any,
-    device: torch.device,
-    num_experts: int,
-    max_num_tokens: int,
-    top_k: int,
-    hidden_size: int,
-    intermediate_size: int,
-    *,
-    factory: Any = new_symm_buffer,
+    group: Any, device: torch.device, sizes: Sizes, *, factory: Any = new_symm_buffer
 ) -> Any:
     """The buffer for these sizes, the same object at every call.
 
-    ``factory`` takes the seven arguments; a backend whose kernel wants memory of its own kind
+    ``factory`` takes the three arguments; a backend whose kernel wants memory of its own kind
     brings its own, and its buffers are kept apart.
     """
-    sizes = (num_experts, max_num_tokens, top_k, hidden_size, intermediate_size)
-    key = (factory, id(group), str(device), *sizes)
+    key = (factory, id(group), str(device), sizes)
     if key not in _CACHE:
         # The group is kept beside the buffer: an id may be given out again once it is gone.
-        _CACHE[key] = (factory(group, device, *sizes), group)
+        _CACHE[key] = (factory(group, device, sizes), group)
     return _CACHE[key][0]
 
 

@@ -14,6 +14,22 @@ import torch
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What a symmetric buffer is made for."""
+
+    num_experts: int
+    """Physical experts of all ranks that share the buffer; E on one rank."""
+    max_num_tokens: int
+    """Tokens that a call may bring to a rank; buffers have at least so many rows."""
+    top_k: int
+    """K: ids and weights are (tokens, K)."""
+    hidden_size: int
+    """H: hidden states are (tokens, H)."""
+    intermediate_size: int
+    """I: activations between the products are (tokens, K, I)."""
+
+
+@dataclass(frozen=True)
 class Problem:
     """One forward call of the layer, with weights in the checkpoint's layout.
 
@@ -71,9 +87,9 @@ class Problem:
         }  # fmt: skip
 
     @property
-    def buffer_sizes(self) -> tuple[int, int, int, int, int]:
-        """E, tokens, K, H and I: what a symmetric buffer is made for, in that order."""
-        return (
+    def buffer_sizes(self) -> Sizes:
+        """What its symmetric buffer is made for."""
+        return Sizes(
             self.num_experts, self.max_num_tokens, self.top_k, self.hidden_size,
             self.intermediate_size,
         )  # fmt: skip

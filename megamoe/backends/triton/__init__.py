@@ -35,7 +35,7 @@ from megamoe.backends.triton.packing import pack, power_of_two, unpack
 from megamoe.layer.kernel_weights import check_sizes
 from megamoe.layer.symm_buffer import SymmBuffer, check_capacity
 from megamoe.layer.symm_buffer import new_symm_buffer as plain_buffer
-from megamoe.spec.problem import Problem
+from megamoe.spec.problem import Problem, Sizes
 
 MAX_TOP_K = 32
 
@@ -66,40 +66,31 @@ class TritonBuffer(SymmBuffer):
     """Fields that a call may find anything in, besides the staged ones."""
 
 
-def new_symm_buffer(
-    group: Any,
-    device: torch.device,
-    num_experts: int,
-    max_num_tokens: int,
-    top_k: int,
-    hidden_size: int,
-    intermediate_size: int,
-) -> TritonBuffer:
-    """A buffer for up to ``max_num_tokens`` tokens on ``device``; arguments as for the module's.
+def new_symm_buffer(group: Any, device: torch.device, sizes: Sizes) -> TritonBuffer:
+    """A buffer for ``sizes`` on ``device``; arguments as for the module's.
 
     ``ValueError`` for a top-k beyond what the kernels take.
     """
+    experts, top_k, hidden = sizes.num_experts, sizes.top_k, sizes.hidden_size
     if top_k > MAX_TOP_K:
         raise ValueError(f"backend triton takes top-k up to {MAX_TOP_K}, not {top_k}")
-    plain = plain_buffer(
-        group, device, num_experts, max_num_tokens, top_k, hidden_size, intermediate_size
-    )
+    plain = plain_buffer(group, device, sizes)
     rows = plain.capacity
 
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device=device)
 
-    counts = empty(2, power_of_two(num_experts), dtype=torch.int32)
+    counts = empty(2, power_of_two(experts), dtype=torch.int32)
     return TritonBuffer(
         **{f.name: getattr(plain, f.name) for f in fields(plain)},
-        operand=empty(rows, hidden_size),
-        acts=empty(rows, top_k, intermediate_size),
-        slots=empty(rows, top_k, hidden_size),
+        operand=empty(rows, hidden),
+        acts=empty(rows, top_k, sizes.intermediate_size),
+        slots=empty(rows, top_k, hidden),
         order=empty(rows * top_k, dtype=torch.int32),
         places=empty(rows * top_k, dtype=torch.int32),
         counts=counts,
         taken=counts[1],
-        tiles=empty(num_experts + rows * top_k // 8 + 1, 3, dtype=torch.int32),
+        tiles=empty(experts + rows * top_k // 8 + 1, 3, dtype=torch.int32),
     )
 
 
@@ -142,7 +133,7 @@ class TritonBackend:
         """The whole layer with a buffer of its own; every stage of ``tensors.STAGES``."""
         tokens, hidden = problem.hidden_states.shape
         device = problem.hidden_states.device
-        buffer = new_symm_buffer(None, device, *problem.buffer_sizes)
+        buffer = new_symm_buffer(None, device, problem.buffer_sizes)
         check_capacity(tokens, buffer.max_num_tokens)
         y = torch.empty(tokens, hidden, dtype=torch.bfloat16, device=device)
         self.prepare(
