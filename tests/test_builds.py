@@ -249,7 +249,7 @@ def test_show(revision, capsys):
     out = capsys.readouterr().out
     clauses = [f.name for f in dataclasses.fields(BASE) if f.name != "revision"]
     assert all(name in out for name in clauses)
-    assert BASE.precise_silu.value in out
+    assert REVISIONS[revision].precise_silu.value in out
 
 
 def test_show_of_a_build_has_its_difference(capsys):

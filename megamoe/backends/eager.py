@@ -204,15 +204,20 @@ def requantise(values: torch.Tensor, contract: Contract) -> tuple[torch.Tensor, 
     The amax is *multiplied* by fl32(1/448) and has no floor of its own, unlike in staging.
     """
     groups = values.unflatten(-1, (-1, GROUP))
-    amax, rule = group_amax(groups, contract), contract.requant_scale.value
-    if rule == "bits":
-        exponent = ((amax.contiguous().view(torch.int32).long() + 0x1FFFFF) >> 23).int() - 8
-    else:
-        product = rule == "product"
-        exponent = ue8m0_ceil(amax * RECIP_448.to(amax.device) if product else amax / E4M3_MAX)
-    exponent = exponent.clamp(contract.requant_exponent_min.value, 255)
+    exponent = requant_exponent(group_amax(groups, contract), contract)
     codes = e4m3_codes(scale_down(groups, exponent), contract).flatten(-2)
     return codes, exponent.to(torch.uint8)
+
+
+def requant_exponent(amax: torch.Tensor, contract: Contract) -> torch.Tensor:
+    """``(...)`` float32 amax to int32 UE8M0 bytes."""
+    if contract.requant_scale.value == "bits":  # in int64: infinity runs over the sign
+        byte = ((amax.contiguous().view(torch.int32).long() + 0x1FFFFF) >> 23).int() - 8
+    elif contract.requant_scale.value == "product":
+        byte = ue8m0_ceil(amax * RECIP_448.to(amax.device))
+    else:
+        byte = ue8m0_ceil(amax / E4M3_MAX)
+    return byte.clamp(contract.requant_exponent_min.value, 255)
 
 
 def combine(

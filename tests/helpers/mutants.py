@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import megamoe
+from megamoe.spec.contract import BASE
 
 SOURCES = {
     "eager": "backends/eager.py",
@@ -35,7 +36,7 @@ class Mutant:
 
 
 def build(mutant: Mutant, folder: Path) -> Any:
-    """The mutated backend. ``AssertionError`` when an edit no longer fits the source."""
+    """The mutated backend, of the first contract. ``AssertionError`` when an edit no longer fits the source."""
     package = "mutant_" + mutant.name.replace("-", "_")
     home = folder / package
     home.mkdir(parents=True)
@@ -54,7 +55,7 @@ def build(mutant: Mutant, folder: Path) -> Any:
         (home / f"{module}.py").write_text(text)
     sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(f"{package}.eager").create()
+        return importlib.import_module(f"{package}.eager").create(contract=BASE.revision)
     finally:
         sys.path.remove(str(folder))
 
@@ -65,15 +66,20 @@ def _one(name: str, module: str, old: str, new: str, cases: str) -> Mutant:
 
 _FORWARD = "forward/*"
 _BF16 = "gate, up = gate_up.to(torch.bfloat16).float().chunk(2, dim=-1)"
-_GATE_CLAMP = "gate = torch.where((gate > bound) | gate.isnan(), bound, gate)"
-_UP_LOW = "up = torch.where((up < -bound) | up.isnan(), -bound, up)"
+_GATE_CLAMP = "gate = torch.where((gate > bound) | (gate.isnan() & nan), bound, gate)"
+_UP_LOW = "up = torch.where((up < -bound) | (up.isnan() & nan), -bound, up)"
 _UP_HIGH = "up = torch.where(up > bound, bound, up)"
-_PRODUCT = "return (silu * up) * routing"
-_EXPONENT = "exponent = ue8m0_ceil(group_amax(groups) * reciprocal)"
-_CODES = "codes = e4m3_codes(scale_down(groups, exponent)).flatten(-2)\n    return codes, "
-_ADD = "acc = torch.where(live[:, k, None], acc + slots[:, k].float(), acc)"
+_PRODUCT = "value = silu * up"
+_WEIGHT = "value = value * routing"
+_AMAX = "requant_exponent(group_amax(groups, contract), contract)"
+_EXPONENT = f"exponent = {_AMAX}"
+_BYTE = "byte = ue8m0_ceil(amax * RECIP_448.to(amax.device))"
+_CODES = (
+    "codes = e4m3_codes(scale_down(groups, exponent), contract).flatten(-2)\n    return codes, "
+)
+_ADD = "acc = torch.where(live[:, k, None], row, acc)"
 _SLOTS = "slots[token, slot] = down.to(torch.bfloat16)"
-_LOOP = "for k in range(slots.shape[1]):"
+_LOOP = 'for k in order if contract.combine_order.value == "ascending-slot" else reversed(order):'
 
 FORWARD = [
     _one("gate-up-not-rounded-to-bf16", "eager", _BF16, "gate, up = gate_up.chunk(2, dim=-1)", _FORWARD),
@@ -89,22 +95,22 @@ FORWARD = [
     _one("clamp-lets-nan-through", "eager", _GATE_CLAMP, "gate = torch.where(gate > bound, bound, gate)", _FORWARD),
     _one("silu-is-relu", "eager", "silu = gate * reciprocal", "silu = gate.clamp_min(0)", _FORWARD),
     _one("silu-of-1-7-times-gate", "eager", "(-gate).double().exp()", "(-1.702 * gate).double().exp()", _FORWARD),
-    _one("silu-in-bf16", "eager", _PRODUCT, "return (silu.bfloat16().float() * up) * routing", _FORWARD),
-    _one("routing-weight-dropped", "eager", _PRODUCT, "return silu * up", _FORWARD),
+    _one("silu-in-bf16", "eager", _PRODUCT, "value = silu.bfloat16().float() * up", _FORWARD),
+    _one("routing-weight-dropped", "eager", _WEIGHT, "pass", _FORWARD),
     _one("routing-weight-of-slot-0", "eager", "problem.topk_weights[token, slot]", "problem.topk_weights[token, 0]", _FORWARD),
-    Mutant("routing-weight-after-requantise", _FORWARD, [("eager", _PRODUCT, "return silu * up"), ("eager", _SLOTS, "slots[token, slot] = (down * routing).to(torch.bfloat16)")]),
-    _one("routing-weight-in-bf16", "eager", _PRODUCT, "return (silu * up) * routing.bfloat16().float()", _FORWARD),
-    _one("requant-floor-1e-4", "eager", "group_amax(groups) * reciprocal", "group_amax(groups).clamp_min(1e-4) * reciprocal", _FORWARD),
+    Mutant("routing-weight-after-requantise", _FORWARD, [("eager", _WEIGHT, "pass"), ("eager", _SLOTS, "slots[token, slot] = (down * routing).to(torch.bfloat16)")]),
+    _one("routing-weight-in-bf16", "eager", _WEIGHT, "value = value * routing.bfloat16().float()", _FORWARD),
+    _one("requant-floor-1e-4", "eager", _AMAX, "requant_exponent(group_amax(groups, contract).clamp_min(1e-4), contract)", _FORWARD),
     _one("requant-exponent-floor-105", "eager", _EXPONENT, _EXPONENT + ".clamp_min(105)", _FORWARD),
     _one("requant-exponent-one-up", "eager", _EXPONENT, _EXPONENT + " + 1", _FORWARD),
-    _one("requant-exponent-rounded-down", "eager", _EXPONENT, "exponent = (group_amax(groups) * reciprocal).view(torch.int32) >> 23", _FORWARD),
-    _one("requant-stored-scale-is-not-the-used-one", "eager", _CODES, "codes = e4m3_codes(groups / (group_amax(groups) * reciprocal).clamp_min(1e-30).unsqueeze(-1)).flatten(-2)\n    return codes, ", _FORWARD),
+    _one("requant-exponent-rounded-down", "eager", _BYTE, "byte = (amax * RECIP_448).view(torch.int32) >> 23", _FORWARD),
+    _one("requant-stored-scale-is-not-the-used-one", "eager", _CODES, "codes = e4m3_codes(groups / (group_amax(groups, contract) * RECIP_448).clamp_min(1e-30).unsqueeze(-1), contract).flatten(-2)\n    return codes, ", _FORWARD),
     _one("requant-after-bf16", "eager", "groups = values.unflatten(-1, (-1, GROUP))", "groups = values.bfloat16().float().unflatten(-1, (-1, GROUP))", _FORWARD),
-    _one("requant-amax-without-abs", "eager", _EXPONENT, "exponent = ue8m0_ceil(groups.amax(-1).clamp_min(0) * reciprocal)", _FORWARD),
-    _one("requant-amax-over-64", "eager", _EXPONENT, "exponent = ue8m0_ceil(group_amax(groups).unflatten(-1, (-1, 2)).amax(-1).repeat_interleave(2, -1) * reciprocal)", _FORWARD),
-    _one("requant-toward-zero", "eager", "e4m3_codes(scale_down(groups, exponent)).flatten(-2)\n    return codes, ", "e4m3_codes(scale_down(groups, exponent) * (1 - 2**-5)).flatten(-2)\n    return codes, ", _FORWARD),
-    _one("combine-reversed", "eager", _LOOP, "for k in reversed(range(slots.shape[1])):", _FORWARD),
-    _one("combine-in-bf16", "eager", _ADD, "acc = torch.where(live[:, k, None], (acc + slots[:, k].float()).bfloat16().float(), acc)", _FORWARD),
+    _one("requant-amax-without-abs", "eager", _AMAX, "requant_exponent(groups.amax(-1).clamp_min(0), contract)", _FORWARD),
+    _one("requant-amax-over-64", "eager", _AMAX, "requant_exponent(group_amax(groups, contract).unflatten(-1, (-1, 2)).amax(-1).repeat_interleave(2, -1), contract)", _FORWARD),
+    _one("requant-toward-zero", "eager", _CODES, "codes = e4m3_codes(scale_down(groups, exponent) * (1 - 2**-5), contract).flatten(-2)\n    return codes, ", _FORWARD),
+    _one("combine-reversed", "eager", _LOOP, "for k in reversed(order):", _FORWARD),
+    _one("combine-in-bf16", "eager", _ADD, "acc = torch.where(live[:, k, None], row.bfloat16().float(), acc)", _FORWARD),
     _one("combine-in-float64", "eager", "dtype=torch.float32, device=slots.device", "dtype=torch.float64, device=slots.device", _FORWARD),
     _one("combine-in-pairs", "eager", "    return acc.to(torch.bfloat16)", "    rows = torch.where(live[:, :, None], slots.float(), 0.0)\n    acc = rows[:, 0::2].sum(1) + rows[:, 1::2].sum(1)\n    return acc.to(torch.bfloat16)", _FORWARD),
     _one("combine-adds-masked-slots", "eager", "live = (problem.topk_ids >= 0) & (problem.topk_ids < problem.num_experts)", "live = (problem.topk_ids >= -1)\n        slots[problem.topk_ids < 0] = 1.0", _FORWARD),
@@ -131,17 +137,18 @@ FORWARD = [
 ]  # fmt: skip
 
 _STAGING = "staging/*"
-_AMAX = "group_amax(groups).clamp_min(AMAX_FLOOR) / E4M3_MAX"
+_FLOOR = "clamp_min(contract.staging_amax_floor.value)"
+_DIVISION = "amax / E4M3_MAX if divided"
 STAGING = [
-    _one("staging-floor-1e-10", "staging", "AMAX_FLOOR: Final = 1e-4", "AMAX_FLOOR: Final = 1e-10", _STAGING),
+    _one("staging-floor-1e-10", "staging", _FLOOR, "clamp_min(1e-10)", _STAGING),
     _one("staging-exponent-rounded-down", "staging", "return (bits >> 23) + ((bits & 0x7FFFFF) != 0).int()", "return bits >> 23", _STAGING),
     _one("staging-exponent-always-up", "staging", "((bits & 0x7FFFFF) != 0).int()", "1", _STAGING),
-    _one("staging-exponent-not-clamped", "staging", ".clamp(1, 254)", "", _STAGING),
-    _one("staging-scale-by-240", "staging", _AMAX, "group_amax(groups).clamp_min(AMAX_FLOOR) / 240", _STAGING),
+    _one("staging-exponent-not-clamped", "staging", ".clamp(\n        contract.staging_exponent_min.value, contract.staging_exponent_max.value\n    )", "", _STAGING),
+    _one("staging-scale-by-240", "staging", _DIVISION, "amax / 240 if divided", _STAGING),
     _one("staging-amax-without-abs", "staging", "magnitude = groups.abs()", "magnitude = groups", _STAGING),
-    _one("staging-nan-counts-in-amax", "staging", "torch.where(magnitude.isnan(), 0.0, magnitude).amax(-1)", "magnitude.amax(-1)", _STAGING),
+    _one("staging-nan-counts-in-amax", "staging", "magnitude = torch.where(magnitude.isnan(), 0.0, magnitude)", "pass", _STAGING),
     _one("staging-scales-big-endian", "staging", "return bytes_.view(torch.int32)", "return bytes_.unflatten(-1, (-1, 4)).flip(-1).flatten(-2).contiguous().view(torch.int32)", _STAGING),
-    _one("staging-cast-does-not-saturate", "staging", "return torch.where(single.isnan(), E4M3_NAN, codes)", "return torch.where(single.isfinite(), codes, E4M3_NAN)", _STAGING),
+    _one("staging-cast-does-not-saturate", "staging", "return torch.where(nan, E4M3_NAN, codes)", "return torch.where(single.isfinite(), codes, E4M3_NAN)", _STAGING),
     _one("staging-cast-toward-zero", "staging", "bounded = single.clamp", "bounded = (single.view(torch.int32) & ~0xFFFFF).view(torch.float32).clamp", _STAGING),
     _one("staging-through-half", "staging", "hidden_states.float().unflatten", "hidden_states.half().float().unflatten", _STAGING),
     _one("staging-weights-in-bf16", "staging", "copy_(topk_weights)", "copy_(topk_weights.bfloat16())", _STAGING),
@@ -152,10 +159,10 @@ STAGING = [
 
 _EPLB = "eplb/*"
 EPLB = [
-    _one("eplb-other-hash", "eplb", "REPLICA_HASH: Final = 2654435769", "REPLICA_HASH: Final = 2654435761", _EPLB),
-    _one("eplb-hash-not-modulo-2-32", "eplb", "(row * REPLICA_HASH) & 0xFFFFFFFF", "row * REPLICA_HASH", _EPLB),
-    _one("eplb-replica-by-slot", "eplb", "hashed = (row * REPLICA_HASH) & 0xFFFFFFFF", "hashed = torch.arange(topk_ids.numel(), device=device).view(topk_ids.shape)", _EPLB),
-    _one("eplb-first-replica-always", "eplb", "replica = hashed %", "replica = 0 * hashed %", _EPLB),
+    _one("eplb-other-hash", "eplb", "contract.replica_hash.value", "2654435761", _EPLB),
+    _one("eplb-hash-not-modulo-2-32", "eplb", "(row * contract.replica_hash.value) & 0xFFFFFFFF", "row * contract.replica_hash.value", _EPLB),
+    _one("eplb-replica-by-slot", "eplb", "place = (row * contract.replica_hash.value) & 0xFFFFFFFF", "place = torch.arange(topk_ids.numel(), device=device).view(topk_ids.shape)", _EPLB),
+    _one("eplb-first-replica-always", "eplb", "replica = place %", "replica = 0 * place %", _EPLB),
     _one("eplb-row-from-one", "eplb", "row = torch.arange(topk_ids.shape[0], device=device)", "row = 1 + torch.arange(topk_ids.shape[0], device=device)", _EPLB),
     _one("eplb-count-zero-gives-minus-one", "eplb", "physical = torch.where(valid,", "physical = torch.where(valid & (logical_replica_count[logical] > 0),", _EPLB),
     _one("eplb-no-cast-to-int32", "eplb", "topk_ids.to(torch.int32).long()", "topk_ids.long()", _EPLB),
