@@ -52,14 +52,15 @@ class Kind:
     """``golden(case, inputs, classes, contract)``: what the oracle says of them."""
     needs: str | None
     """What a backend must offer; None where that depends on the case."""
-    judge: Callable[[Any, Case], Verdict]
-    """``judge(runner, case)``; what it raises, the runner puts in words."""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The values of a parameter that has a few."""
     complete: Callable[[str, Params], None] = _complete
     """``complete(where, params)``: defaults, and the checks between parameters."""
     is_forward: bool = False
     """The inputs are the fields of a problem, and the golden is the whole layer's."""
+    judge: Callable[[Any, Case], Verdict] | None = None
+    """``judge(runner, case)``; None: one call, by ``ask`` and ``judge_returned``. What any of them
+    raises, the runner puts in words."""
     ask: Callable[[Caller, Case, Inputs], Returned] | None = None
     """One call, of which tensors come back; None where the case has no such call."""
     judge_returned: Callable[..., Verdict] | None = None

@@ -14,6 +14,7 @@ from megamoe.commands.shared import compared_cases, side_options, write_compared
 from megamoe.compare import ab, disk, stages
 from megamoe.compare.running import COMPARABLE
 from megamoe.compare.sides import HOME, parse
+from megamoe.worker.session import AUTO
 
 
 def add(commands: Any, command: Any) -> None:
@@ -33,7 +34,9 @@ def run(a: argparse.Namespace) -> int:
     sides = (parse(a.left, repo), parse(a.right, repo))
     root, cases = compared_cases(a)
     backends = (a.left_backend or a.backend, a.right_backend or a.backend)
-    q = ab.Question(sides, backends, cases, root, a.device, a.timeout, side_options(a))
+    q = ab.Question(
+        sides, backends, cases, root, a.device, a.timeout, side_options(a), a.contract or AUTO
+    )
     console, notes = Console(), Console(stderr=True)
     if any(side.kind == "git" for side in sides):
         note = ab.describe(repo or HOME)

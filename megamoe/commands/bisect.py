@@ -19,6 +19,7 @@ from megamoe.compare.probe import Test
 from megamoe.compare.running import COMPARABLE
 from megamoe.compare.sides import parse
 from megamoe.judge import Worst
+from megamoe.worker.session import AUTO
 
 _COLOURS = {"good": "green", "bad": "red", "skip": "dim", "flaky": "yellow"}
 
@@ -65,7 +66,7 @@ def run(a: argparse.Namespace) -> int:
         raise ValueError("no case with tensors is selected; errors cases cannot be compared")
     how = "command" if a.script else "judge" if a.judge else "bits"
     test = Test(cases, root, a.backend, a.device, how, a.script or "", a.repeat, a.timeout,
-                side_options(a))  # fmt: skip
+                side_options(a), a.contract or AUTO)  # fmt: skip
     job = Job(_range(a), test, Path(a.state).absolute() if a.state else None, a.fresh,
                      Path(a.archive) if a.archive else None)  # fmt: skip
     console, notes = Console(), Console(stderr=True)

@@ -34,7 +34,7 @@ def run(a: argparse.Namespace) -> int:
     name = path.stem
     if a.backend:
         with backend_of(a) as (worker, settings):
-            verdict, _ = judge(stored.problem, worker, name, timeout=settings.timeout)
+            verdict, _ = judge(stored.problem, worker, name, timeout=settings.timeout, others=True)
         by = a.backend
     else:
         verdict, by = _observed(stored, path, a), "what was recorded"
@@ -57,4 +57,6 @@ def _observed(stored: Stored, path: Path, a: argparse.Namespace) -> Verdict:
     if chosen is None:
         raise ValueError(f"{path}: does not say the accumulator class of its output; give "
                          f"--accumulator, one of {', '.join(sorted(ACCUMULATORS))}")  # fmt: skip
-    return judge_output(stored.problem, stored.observed, chosen, contract_of(a), path.stem)
+    return judge_output(
+        stored.problem, stored.observed, chosen, contract_of(a), path.stem, others=True
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.cases import Case
-from megamoe.compare import disk, stages
+from megamoe.compare import classes, disk, stages
 from megamoe.compare.running import COMPARABLE, Answer, NoAnswer, NotOffered, Running, ids_of
 from megamoe.compare.sides import CannotStart, Options, Side, git, ready, worktree
 from megamoe.compare.stages import Moved
 from megamoe.golden import GoldenError, regenerate
 from megamoe.judge import BadOutput
+from megamoe.worker.session import AUTO
 
 Done = Callable[[dict[str, Any]], None]
 NAMES: Final = ("left", "right")
@@ -32,6 +34,7 @@ class Question:
     device: str = "cpu"
     timeout: float = 120.0
     options: Options = field(default_factory=Options)
+    contract: str = AUTO
 
 
 def run(q: Question, done: Done) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def run(q: Question, done: Done) -> dict[str, Any]:
     if not cases:
         raise ValueError("no case with tensors is selected; errors cases cannot be compared")
     results = []
-    judge = stages.Judge(q.root)
+    judge, contracts = stages.Judge(q.root), classes.Contracts(q.root)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megamoe-ab-")))
         # Both are started before either is waited for: importing torch is most of the time.
@@ -51,7 +54,7 @@ def run(q: Question, done: Done) -> dict[str, Any]:
         for i, side in enumerate(sides):
             _named(q, i, side.greet)
         for case in cases:
-            result = _one(case, sides, judge)
+            result = _one(case, sides, judge, contracts)
             done(result)
             results.append(result)
         facts = [side.facts for side in sides]
@@ -67,7 +70,7 @@ def _started(q: Question, i: int, work: Path, stack: ExitStack) -> Running:
             assert side.repo is not None
             tree = stack.enter_context(worktree(side.repo, side.target, work / NAMES[i]))
         made = ready(side, disk.cache_root(), tree, q.options)
-        return Running(made, q.backends[i], q.device, q.timeout)
+        return Running(made, q.backends[i], q.device, q.timeout, q.contract)
 
     return _named(q, i, make)
 
@@ -80,7 +83,9 @@ def _named(q: Question, i: int, step: Callable[[], Running]) -> Running:
         raise CannotStart(f"{NAMES[i]} side {q.sides[i].text}: {error}") from error
 
 
-def _one(case: Case, sides: Sequence[Running], judge: stages.Judge) -> dict[str, Any]:
+def _one(
+    case: Case, sides: Sequence[Running], judge: stages.Judge, contracts: classes.Contracts
+) -> dict[str, Any]:
     """One case on both sides."""
     given = regenerate(case)
     result: dict[str, Any] = {"id": case.id, "status": "error", "stages": {}, "first_stage": None}
@@ -101,12 +106,20 @@ def _one(case: Case, sides: Sequence[Running], judge: stages.Judge) -> dict[str,
     moved = [name for name, stage in found.items() if stage.moved]
     result["status"] = "moved" if moved else "identical"
     result["stages"] = {name: _stage(stage) for name, stage in found.items()}
+    result["class"] = classes.SAME
     result["one_sided"] = sorted(set(shown[0]) ^ set(shown[1]))
     if moved:
         result["first_stage"] = moved[0]
         result["worst"] = stages.worst_dict(moved[0], found[moved[0]].finding)
         result["reason"] = stage_text(moved[0], found[moved[0]])
         _judge(case, given, answers, sides, judge, result)
+        right = [
+            contracts.right_under(case, given, bits, side.identity.accumulator)
+            for bits, side in zip(shown, sides, strict=True)
+        ]
+        result["class"] = classes.of_step(*right)
+        result["right_under"] = dict(zip(NAMES, right, strict=True))
+        result["reason"] += f" ({classes.said(result['class'], *right)})"
         again = [_asked(side, case, given) for side in sides]
         result["unsteady"] = [
             name for name, one, now in zip(NAMES, answers, again, strict=True)
@@ -203,10 +216,12 @@ def headline(report: dict[str, Any]) -> str:
         far = "NaN" if stage["max_ulps"] is None else f"{stage['max_ulps']} ULP"
         outs = [stage[f"outside_{n}"] for n in NAMES]
         judged = "" if None in outs else f", outside the envelope: left {outs[0]}, right {outs[1]}"
+        counts = Counter(case["class"] for case in moved)
+        kinds = ", ".join(f"{counts[name]} {name}" for name in classes.CLASSES if counts[name])
         shaky = sorted({n for case in moved for n in case["unsteady"]})
         doubt = f"; {' and '.join(shaky)} does not repeat its own bits" if shaky else ""
         return (
-            f"{versus}: {len(moved)} of {len(cases)} cases moved, first at "
+            f"{versus}: {len(moved)} of {len(cases)} cases moved ({kinds}), first at "
             f"{worst['first_stage']} (as {worst['id']}: {stage['moved']} of {stage['elements']} "
             f"elements, at most {far}{judged}){doubt}{rest}"
         )

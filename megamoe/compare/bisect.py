@@ -132,7 +132,10 @@ def _ends(
             )
         state.narrowed = sorted(moved)
         steps["good"]["verdict"], steps["bad"]["verdict"] = "good", "bad"
-        steps["bad"]["reason"] = f"{len(moved)} cases have other bits than the good end"
+        prober.classify(steps["good"], steps["bad"], sorted(moved))
+        steps["bad"]["reason"] = (
+            f"{len(moved)} cases have other bits than the good end ({steps['bad']['class']})"
+        )
     elif prober.test.how == "judge":
         state.narrowed = sorted(set(steps["good"]["digests"]) & set(steps["bad"]["digests"]))
     state.save()
@@ -160,6 +163,7 @@ def _report(
     }  # fmt: skip
     last_good = _last_good(job, state, found)
     report["last_good"] = last_good
+    report["class"] = None
     bad = found.first_bad and state.find(found.first_bad)
     if found.first_bad and job.where.good.kind == "git" and not job.where.sides:
         assert job.where.good.repo is not None
@@ -170,6 +174,7 @@ def _report(
         left = _with_bits(prober, last_good)
         moved = prober.moved_between(left, bad["rev"], sorted(bad["digests"]))
         _what_moved(report, moved)
+        report["class"] = bad.get("class")
         report["headline"] = headline(report)
         target = job.archive or folder / "bisect.tar.gz"
         made = archive.write(target, job, prober, report, (left, bad["rev"]), log)
@@ -243,6 +248,7 @@ def headline(report: dict[str, Any]) -> str:
             f"last good {_name(report['last_good'])}; {walked}"
         )
     what = f"; first at {report['first_text']}" if report.get("first_text") else ""
+    what = f"; {report['class']}{what}" if report.get("class") else what
     also = f", {len(report['cases'])} cases" if len(report["cases"]) > 1 else ""
     subject = f" ({report['subject']})" if report["subject"] else ""
     return (

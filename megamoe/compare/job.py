@@ -53,5 +53,6 @@ def request_of(job: Job) -> dict[str, Any]:
         "revs": revs, "repo": str(w.good.repo or ""), "only": list(w.only), "backend": t.backend,
         "source": source, "device": t.device, "how": t.how, "command": t.command,
         "repeat": t.repeat, "timeout": t.timeout, "golden": str(t.root),
-        "options": repr(t.options), "cases": {c.id: c.definition() for c in t.cases},
+        "options": repr(t.options), "contract": t.contract,
+        "cases": {c.id: c.definition() for c in t.cases},
     }  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.cases import Case
-from megamoe.compare import ab, disk, stages
+from megamoe.compare import ab, classes, disk, stages
 from megamoe.compare.running import Answer, Inputs, NoAnswer, NotOffered, Running, ids_of
 from megamoe.compare.sides import (
     CannotStart,
@@ -29,10 +29,12 @@ from megamoe.compare.sides import (
 )
 from megamoe.compare.state import State
 from megamoe.judge import BadOutput, Verdict
-from megamoe.worker.session import Identity
+from megamoe.worker.session import AUTO, Identity
 
 EXTRA_RUNS: Final = 2
 """Runs more, once two have disagreed, so that a report can say how often."""
+CLASSIFIED: Final = 8
+"""Cases of a step whose moved bits are held to every contract."""
 SKIP: Final = 125
 """Exit status of a command that cannot tell, as in ``git bisect run``."""
 
@@ -53,6 +55,7 @@ class Test:
     repeat: int = 2
     timeout: float = 120.0
     options: Options = field(default_factory=Options)
+    contract: str = AUTO
 
 
 class Unclear(Exception):
@@ -101,6 +104,9 @@ class Prober:
     failed: dict[str, str] = field(default_factory=dict)
     """Cases that an end could not run, and why: the bisect goes on without them."""
     inputs: Inputs = field(default_factory=Inputs)
+
+    def __post_init__(self) -> None:
+        self.contracts = classes.Contracts(self.test.root)
 
     def step(self, rev: str, subject: str, side: Side, tree: Path | None) -> dict[str, Any]:
         """Good, bad, skip or flaky; once the ends are known. Known steps cost nothing."""
@@ -183,7 +189,8 @@ class Prober:
         return {"verdict": "flaky", "reason": _how_flaky(runs), "facts": runs[-1].facts}
 
     def _side(self, made: Ready) -> Running:
-        return Running(made, self.test.backend, self.test.device, self.test.timeout)
+        t = self.test
+        return Running(made, t.backend, t.device, t.timeout, t.contract)
 
     def _run(self, side: Running, rev: str, judging: _Judging | None) -> _Run:
         """Every case in one process; the bits are kept where ``rev`` is named.
@@ -226,11 +233,32 @@ class Prober:
             step |= {"verdict": "skip", "reason": f"the backend does not offer {missing[0]}"}
             return
         step["verdict"] = "bad" if moved else "good"
+        self.classify(good, step, list(moved))
         if moved:
             case, names = next(iter(moved.items()))
             found = self.moved_between(good["rev"], step["rev"], [case])[case]
             more = f"; and {len(moved) - 1} more cases" if len(moved) > 1 else ""
-            step["reason"] = f"{case}: {ab.stage_text(names[0], found[names[0]])}{more}"
+            said = step["classes"].get(case, step["class"])
+            text = ab.stage_text(names[0], found[names[0]])
+            step["reason"] = f"{case}: {text} ({said}){more}"
+
+    def classify(self, good: Mapping[str, Any], step: dict[str, Any], moved: Sequence[str]) -> None:
+        """Say of a step what its moved bits are: within the class, another contract, outside.
+
+        Of the :data:`CLASSIFIED` first cases only: each has to be judged by every contract.
+        """
+        known = {case.id: case for case in self.test.cases}
+        step["class"], step["classes"], found = classes.SAME, {}, []
+        for name in moved[:CLASSIFIED]:
+            given, right = self.inputs.of(known[name]), []
+            for one in (good, step):
+                path = self.kept(one["rev"], name)
+                bits = stages.read_bits(path) if path.exists() else {}
+                accumulator = one["facts"]["accumulator"]
+                right.append(self.contracts.right_under(known[name], given, bits, accumulator))
+            found.append(classes.of_step(*right))
+            step["classes"][name] = classes.said(found[-1], *right)
+        step["class"] = classes.worst(found)
 
     def moved_between(
         self, left: str, right: str, cases: Sequence[str]

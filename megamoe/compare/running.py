@@ -30,7 +30,7 @@ from megamoe.worker.exchange import (
     Returned,
     WroteInput,
 )
-from megamoe.worker.session import Identity, Launch, WorkerError
+from megamoe.worker.session import AUTO, Identity, Launch, WorkerError
 
 Array = npt.NDArray[Any]
 Given = Mapping[str, Any]
@@ -67,15 +67,17 @@ class Answer:
 class Running:
     """A backend in the environment ``ready``. Use as a context manager, or close it."""
 
-    def __init__(self, ready: Ready, backend: str, device: str, seconds: float) -> None:
+    def __init__(
+        self, ready: Ready, backend: str, device: str, seconds: float, contract: str = AUTO
+    ) -> None:
         """Start it, without waiting; :meth:`greet` does."""
         self.ready = ready
         self.seconds = seconds
         self.facts: dict[str, Any] = {}
         cwd = None if ready.cwd is None else str(ready.cwd)
         launch = Launch(
-            backend=_located(backend, ready), device=device, argv=ready.argv, front=ready.front,
-            cwd=cwd, environment=clean_environment(),
+            backend=_located(backend, ready), device=device, contract=contract,
+            argv=ready.argv, front=ready.front, cwd=cwd, environment=clean_environment(),
         )  # fmt: skip
         try:
             self.worker = Worker(launch)

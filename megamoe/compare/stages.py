@@ -146,7 +146,11 @@ class Judge:
         judged = kind_of(case.kind).judge_returned
         assert judged is not None
         try:
-            verdict = judged(Runner(side.worker, store), case, golden, given, answer.returned)
+            runner, returned = Runner(side.worker, store), answer.returned
+            verdict = judged(runner, case, golden, given, returned)
+            verdict = runner.under_others(
+                case, verdict, lambda g: judged(runner, case, g, given, returned)
+            )
         except (GoldenError, BadOutput, MemoryError):
             raise
         except GoldenLacks as error:

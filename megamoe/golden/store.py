@@ -7,6 +7,7 @@ wrong, the oracle says live, and its answer must have the stored digests.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -204,6 +205,12 @@ class Store:
         return StoredGolden(
             case, entry.get("zero_freedom", False), full, digests, self.live, self.contract
         )
+
+    def under(self, contract: Contract) -> Store:
+        """The same store for another contract."""
+        other = copy.copy(self)
+        other.contract = contract
+        return other
 
     def key(self, case: Case) -> str:
         """Under which the case's golden of this contract is kept."""

@@ -94,6 +94,8 @@ class Verdict:
     recorded: str = ""
     """Of a forward case: matched or moved where its bits were compared with recorded ones; none,
     other fingerprint, other inputs or other contract where not. Empty: it is of no such kind."""
+    right_under: tuple[str, ...] = ()
+    """Of a fail: contracts under which this very output is right."""
     by: str = ""
     """Digest of the judged backend's identity: its name, class, callables and fingerprint."""
 
@@ -115,6 +117,7 @@ class Verdict:
         plain["worst"] = _worst(plain.get("worst"))
         plain["findings"] = tuple(_finding(f) for f in plain.get("findings", ()))
         plain["how"] = tuple(plain.get("how", ()))
+        plain["right_under"] = tuple(plain.get("right_under", ()))
         return cls(**plain)
 
 

@@ -86,14 +86,6 @@ def golden(
     return Made({"ids": ids, "load": load})
 
 
-def judge(runner: Any, case: Case) -> Verdict:
-    """Every id and every count; the load is the one input that the call may write into."""
-    golden, given = runner.golden(case)
-    with runner.caller() as call:
-        returned = ask(call, case, given)
-    return judge_returned(runner, case, golden, given, returned)
-
-
 def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
     """The one call of the case."""
     return call.call("eplb_map", given, own=("expert_load_view",))
@@ -102,7 +94,7 @@ def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
 def judge_returned(
     runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
 ) -> Verdict:
-    """The verdict of what the call gave back."""
+    """Every id and every count; the load is the one input that the call may write into."""
     wanted = given["topk_ids"]
     actual = checked("ids", returned.result, tuple(wanted.shape), (wanted.dtype,))
     load = bits(returned.inputs["expert_load_view"])
@@ -121,7 +113,6 @@ KIND: Final = Kind(
     inputs=inputs,
     golden=golden,
     needs="eplb_map",
-    judge=judge,
     ask=ask,
     judge_returned=judge_returned,
     knows=knows_padding,

@@ -72,28 +72,23 @@ def golden(
     return Made(dict(found.to_tensors()), found.zero_freedom)
 
 
-def judge(runner: Any, case: Case) -> Verdict:
-    """By the golden, always; and by the recorded bits where they are of what runs here."""
-    return judge_shown(runner, case, shown(runner, case))
-
-
 def shown(runner: Any, case: Case) -> Shown:
     """Run a forward case once."""
     golden, given = runner.golden(case)
     with runner.caller() as call:
-        returned = ask(call, case, given, fingerprint=runner.kept is not None)
+        returned = ask(call, case, given)
     return _shown(runner, case, golden, given, returned)
 
 
-def ask(call: Caller, case: Case, given: Mapping[str, Any], fingerprint: bool = False) -> Returned:
+def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
     """The one call of the case."""
-    return call.forward(Problem(**given), fingerprint)
+    return call.forward(Problem(**given))
 
 
 def judge_returned(
     runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
 ) -> Verdict:
-    """The verdict of what the call gave back."""
+    """By the golden, always; and by the recorded bits where they are of what runs here."""
     return judge_shown(runner, case, _shown(runner, case, golden, given, returned))
 
 
@@ -191,7 +186,6 @@ KIND: Final = Kind(
     inputs=inputs,
     golden=golden,
     needs="forward",
-    judge=judge,
     ask=ask,
     judge_returned=judge_returned,
     dump=dump,

@@ -42,14 +42,6 @@ def golden(
     return Made(dict(oracle.layout(*(given[name].numpy() for name in WEIGHTS))))
 
 
-def judge(runner: Any, case: Case) -> Verdict:
-    """Every byte, and scale factors whose columns of rows are contiguous."""
-    golden, given = runner.golden(case)
-    with runner.caller() as call:
-        returned = ask(call, case, given)
-    return judge_returned(runner, case, golden, given, returned)
-
-
 def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
     """The one call of the case."""
     return call.call("transform_weights", given)
@@ -58,7 +50,7 @@ def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
 def judge_returned(
     runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
 ) -> Verdict:
-    """The verdict of what the call gave back."""
+    """Every byte, and scale factors whose columns of rows are contiguous."""
     result = returned.result
     if not isinstance(result, tuple) or len(result) != len(NAMES):
         raise BadOutput(f"transform_weights must return a tuple of {', '.join(NAMES)}")
@@ -87,7 +79,6 @@ KIND: Final = Kind(
     inputs=inputs,
     golden=golden,
     needs="transform_weights",
-    judge=judge,
     ask=ask,
     judge_returned=judge_returned,
 )  # fmt: skip

@@ -40,7 +40,11 @@ def judge(runner: Any, case: Case) -> Verdict:
             found = laws.findings(y_of, problem, law)
         shown = forward_bits(call.forward(problem).result, problem)
     actual = forward.rows(case, shown)
-    return forward.judged(runner, case, golden, problem, actual, found, ("law",))
+
+    def judged(by: Any) -> Verdict:
+        return forward.judged(runner, case, by, problem, actual, found, ("law",))
+
+    return runner.under_others(case, judged(golden), judged)
 
 
 def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> list[Finding]:

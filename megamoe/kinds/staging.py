@@ -67,14 +67,6 @@ def golden(
     return Made({**made, "topk_weights": made["topk_weights"].view(np.uint32)})
 
 
-def judge(runner: Any, case: Case) -> Verdict:
-    """Every bit of the batch's rows, and no byte written beyond them."""
-    golden, given = runner.golden(case)
-    with runner.caller() as call:
-        returned = ask(call, case, given)
-    return judge_returned(runner, case, golden, given, returned)
-
-
 def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
     """The one call of the case."""
     after = {name: given[name] for name in ("is_padding",) if name in given}
@@ -85,7 +77,7 @@ def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
 def judge_returned(
     runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
 ) -> Verdict:
-    """The verdict of what the call gave back."""
+    """Every bit of the batch's rows, and no byte written beyond them."""
     tokens, ids = len(given["topk_ids"]), given["topk_ids"].numpy()
     findings = []
     for name, tensor in returned.blank.items():
@@ -128,7 +120,6 @@ KIND: Final = Kind(
     inputs=inputs,
     golden=golden,
     needs="prepare",
-    judge=judge,
     ask=ask,
     judge_returned=judge_returned,
     dump=dump,

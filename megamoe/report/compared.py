@@ -58,9 +58,11 @@ def _compared(case: Mapping[str, Any]) -> View:
 
 def _more(case: Mapping[str, Any]) -> list[str]:
     """What else is known of a case that moved."""
+    meant = read.text(case, "class")
     verdicts = [(n, read.text(case, f"verdict_{n}")) for n in ("left", "right")]
     out = [f"judged by its golden: {', '.join(f'{n} {v}' for n, v in verdicts if v)}"]
     out = out if any(v for _, v in verdicts) else []
+    out = [meant, *out] if meant else out
     unsteady = read.sentence(case.get("unsteady"))
     if unsteady:
         out.append(f"does not return its own bits again: {unsteady}")

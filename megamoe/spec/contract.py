@@ -178,6 +178,20 @@ NEWEST: Final = MEGAMOE_2026_11
 """What the newest vLLM runs: asked for where nothing else is known."""
 
 
+_REMAP: Final = ("replica_choice", "replica_hash")
+_QUANTISE: Final = ("cast_saturates", "amax_drops_nan")
+
+
+def decides(clause: str, kind: str) -> bool:
+    """Whether a clause can decide a bit of a case of ``kind``."""
+    if kind == "eplb":
+        return clause in (*_REMAP, "padding_known")
+    staging = clause.startswith("staging_") or clause in _QUANTISE
+    if kind == "staging":
+        return staging or clause == "padding_known"
+    return kind in ("forward", "property") and clause not in (*_REMAP, "padding_known")
+
+
 def contract(revision: str) -> Contract:
     """The contract of a revision; ``ValueError`` naming the known ones otherwise."""
     try:

@@ -6,7 +6,8 @@ the one accumulator class of the backend.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from megamoe.cases import Case
 from megamoe.cases.stored import case_of
 from megamoe.golden import StoredGolden
 from megamoe.judge import Verdict, forward_bits
+from megamoe.kinds import forward
 from megamoe.kinds.forward import Shown
-from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.spec.contract import REVISIONS, Contract, decides
 from megamoe.spec.problem import Problem
 from megamoe.suite.runner import TIMEOUT, Runner
 from megamoe.worker.exchange import Caller
@@ -26,6 +28,9 @@ from megamoe.worker.session import Identity, Session
 
 class _Now:
     """Stands where a runner has its store."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
 
     def entry(self, case: Case) -> Mapping[str, Any]:
         return {"inputs": ""}
@@ -75,24 +80,42 @@ class _Runner(Runner):
     def __init__(
         self, session: Session, problem: Problem, golden: Golden | None, timeout: float
     ) -> None:
-        super().__init__(session, _Now(), timeout=timeout)  # type: ignore[arg-type]
+        now = _Now(REVISIONS[session.identity.contract])
+        super().__init__(session, now, timeout=timeout)  # type: ignore[arg-type]
         self._problem = problem
         self.answer: Any = golden or GoldenNow.of(problem, session)
 
     def golden(self, case: Case) -> Any:
         return self.answer, dict(vars(self._problem))
 
+    def other_goldens(self, case: Case) -> Iterator[Any]:
+        accumulator, seen = self.session.identity.accumulator, [self.store.contract]
+        for contract in list(REVISIONS.values())[::-1]:
+            clauses = [n for n in contract.clauses if decides(n, "forward")]
+            if all(any(n in clauses for n in contract.differences(c)) for c in seen):
+                seen.append(contract)
+                yield GoldenNow(self._problem, accumulator, contract)
+
+    def with_others(self, case: Case, verdict: Verdict, shown: Shown) -> Verdict:
+        """The verdict, and under which other contracts what was shown is right."""
+        return self.under_others(
+            case, verdict, lambda g: forward.judge_shown(self, case, replace(shown, golden=g))
+        )
+
 
 def judge(
     problem: Problem, session: Session, name: str = "replay", golden: Golden | None = None,
-    timeout: float = TIMEOUT,
+    timeout: float = TIMEOUT, others: bool = False,
 ) -> tuple[Verdict, Mapping[str, Any] | None]:  # fmt: skip
     """The verdict of a session's backend on ``problem`` (CPU tensors), and the bits it showed.
 
-    ``golden``: the oracle's answer, where it is at hand already.
+    ``golden``: the oracle's answer, where it is at hand already. ``others``: a fail says under
+    which other contracts it is right.
     """
-    runner = _Runner(session, problem, golden, timeout)
-    verdict, shown = runner.run_and_show(case_of(problem, name))
+    runner, case = _Runner(session, problem, golden, timeout), case_of(problem, name)
+    verdict, shown = runner.run_and_show(case)
+    if others and shown is not None:
+        verdict = runner.with_others(case, verdict, shown)
     return verdict, None if shown is None else shown.actual
 
 
@@ -112,13 +135,18 @@ def judge_output(
     contract: Contract,
     name: str = "observed",
     golden: Golden | None = None,
+    others: bool = False,
 ) -> Verdict:
     """The verdict on tensors that some engine returned for ``problem``."""
     runner = _Runner(_Nobody(accumulator, contract), problem, golden, TIMEOUT)  # type: ignore[arg-type]
-    return runner.judge_shown(
-        case_of(problem, name),
-        lambda: Shown(runner.answer, problem, "", forward_bits(output, problem)),
-    )
+    case, kept = case_of(problem, name), []
+
+    def shown() -> Shown:
+        kept.append(Shown(runner.answer, problem, "", forward_bits(output, problem)))
+        return kept[0]
+
+    verdict = runner.judge_shown(case, shown)
+    return runner.with_others(case, verdict, kept[0]) if others and kept else verdict
 
 
 def run(problem: Problem, session: Session, timeout: float = TIMEOUT) -> dict[str, Any]:

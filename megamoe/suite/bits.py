@@ -150,7 +150,8 @@ def once(runner: Runner, case: Case) -> dict[str, Any]:
     try:
         _, problem = runner.problem(case)
         with runner.caller() as call:
-            returned = call.forward(problem, fingerprint=True)
+            call.fingerprint = True
+            returned = call.forward(problem)
         shown = forward_bits(returned.result, problem)
     except (NoOutput, BadOutput, GoldenError) as error:
         why = error.why if isinstance(error, NoOutput) else str(error)

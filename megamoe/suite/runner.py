@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from megamoe.judge import (
 )
 from megamoe.kinds import forward
 from megamoe.kinds.forward import Shown
+from megamoe.spec.contract import REVISIONS, decides
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
 from megamoe.worker.exchange import (
@@ -65,7 +66,60 @@ class Runner:
 
     def run(self, case: Case) -> Verdict:
         """The verdict of one case, with the seconds it took."""
-        return self._timed(case, lambda: kind_of(case.kind).judge(self, case))
+        kind = kind_of(case.kind)
+        judge = kind.judge or Runner.judge_call
+        return self._timed(case, lambda: judge(self, case))
+
+    def judge_call(self, case: Case) -> Verdict:
+        """The verdict of the one call of a case, for a kind that has no more than that."""
+        kind = kind_of(case.kind)
+        assert kind.ask is not None and kind.judge_returned is not None
+        judged = kind.judge_returned
+        golden, given = self.golden(case)
+        with self.caller() as call:
+            returned = kind.ask(call, case, given)
+        verdict = judged(self, case, golden, given, returned)
+        return self.under_others(case, verdict, lambda g: judged(self, case, g, given, returned))
+
+    def under_others(
+        self, case: Case, verdict: Verdict, judge: Callable[[Any], Verdict]
+    ) -> Verdict:
+        """``verdict``; a fail says under which other contracts the same output is right.
+
+        ``judge(golden)``: the verdict of that output by another golden.
+        """
+        if verdict.status != "fail":
+            return verdict
+        right, mine = [], self.store.contract
+        kept = self.details, self.brief, self.kept
+        self.brief, self.kept = True, None
+        try:
+            for golden in self.other_goldens(case):
+                if judge(golden).status == "pass":
+                    right.append(golden.contract)
+        except (GoldenError, GoldenLacks, BadOutput):
+            pass  # nothing is known of another contract; what was found stands
+        finally:
+            self.details, self.brief, self.kept = kept
+        if not right:
+            return verdict
+        names = ", ".join(c.revision for c in right)
+        other = right[0]
+        clauses = [n for n in mine.differences(other) if decides(n, case.kind)]
+        said = ", ".join(f"{name} {other.clauses[name].value}" for name in clauses)
+        reason = f"{verdict.reason}; right under {names} ({said})"
+        return replace(verdict, reason=reason, right_under=tuple(c.revision for c in right))
+
+    def other_goldens(self, case: Case) -> Iterator[Any]:
+        """Of the other contracts that have another golden of the case, the newest first."""
+        seen = {self.store.key(case)}
+        for name in case.revisions[::-1]:
+            store = self.store.under(REVISIONS[name])
+            if (key := store.key(case)) not in seen:
+                seen.add(key)
+                golden = store.load(case)
+                golden.brief = True
+                yield golden
 
     def run_and_show(self, case: Case) -> tuple[Verdict, Shown | None]:
         """The verdict of a forward case, and what was judged; None where nothing was shown."""
@@ -85,7 +139,7 @@ class Runner:
 
     def caller(self) -> Caller:
         """Calls of one case, within its time."""
-        self._call = Caller(self.session, self.timeout)
+        self._call = Caller(self.session, self.timeout, fingerprint=self.kept is not None)
         return self._call
 
     def golden(self, case: Case) -> tuple[StoredGolden, dict[str, Any]]:

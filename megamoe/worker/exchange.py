@@ -62,8 +62,10 @@ class Opaque:
 class Caller:
     """Calls of one case: they share a time limit, and files of weights that do not change."""
 
-    def __init__(self, session: Session, seconds: float) -> None:
+    def __init__(self, session: Session, seconds: float, fingerprint: bool = False) -> None:
         self.session = session
+        self.fingerprint = fingerprint
+        """The backend's is wanted after each forward: it may have compiled something."""
         self.left = self.limit = seconds
         self.lost = ""
         """Why the process of the last answer is of no use; the next one comes from another."""
@@ -76,9 +78,9 @@ class Caller:
     def __exit__(self, *_: object) -> None:
         self._forget()
 
-    def forward(self, problem: Problem, fingerprint: bool = False) -> Returned:
+    def forward(self, problem: Problem) -> Returned:
         """``forward(problem)``. ``problem`` is on the CPU."""
-        request = {"call": "forward", "plain": plain_of(problem), "fingerprint": fingerprint}
+        request = {"call": "forward", "plain": plain_of(problem), "fingerprint": self.fingerprint}
         return self._with_problem(problem, request)
 
     def act(self, name: str, problem: Problem | None = None, **plain: Any) -> Returned:
