@@ -14,17 +14,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 import torch
 
 from megamoe.backends.padding import padded
+from megamoe.layer import staging
 from megamoe.layer.kernel_weights import check_sizes, transform_weights
 from megamoe.layer.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
 from megamoe.layer.ranks import one_rank
 from megamoe.layer.staging import check_staging_inputs
 from megamoe.layer.symm_buffer import check_capacity
+from megamoe.spec import builds
+from megamoe.spec.contract import MEGAMOE_SGL
 from megamoe.spec.problem import Problem, Sizes
 
 NEEDS_SM100: Final = "DeepGEMM MegaMoE requires SM100 GPUs."
@@ -135,7 +138,6 @@ class DeepGemmBackend:
     global_ids = True
     """The kernel sends tokens over the group by the physical ids of all ranks."""
 
-    prepare = staticmethod(prepare_megamoe_inputs)
     eplb_map = staticmethod(eplb_map_to_physical_and_record)
     transform_weights = staticmethod(transform_weights)
 
@@ -149,6 +151,22 @@ class DeepGemmBackend:
             new_symm_buffer if package is None else partial(new_symm_buffer, package=package)
         )
         self._fit: tuple[Any, bool, frozenset[str]] | None = None
+
+    @cached_property
+    def contracts(self) -> tuple[str, ...] | None:
+        """The revision that the installed kernel follows, by its headers; None: not known."""
+        try:
+            found = builds.detect(builds.installed()["deep_gemm"])
+        except (KeyError, ValueError):
+            return None
+        return (found.builds[0].revision,) if found.same_bits else None
+
+    def prepare(self, *given: Any) -> None:
+        """The module's staging, as the contract of the kernel has it."""
+        if self.contracts and self.contracts[0] == MEGAMOE_SGL.revision:
+            staging.prepare_megamoe_inputs(*given, contract=MEGAMOE_SGL)
+        else:
+            prepare_megamoe_inputs(*given)
 
     def package(self, device: torch.device | None = None) -> Any:
         """The package; ``NotImplementedError`` where it is missing or cannot run on ``device``."""

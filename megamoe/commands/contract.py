@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from megamoe.cases import Case, load_cases
+from megamoe.commands.shared import root_of
+from megamoe.golden import GoldenError, Store, make
 from megamoe.spec import builds
 from megamoe.spec.contract import REVISIONS, Clause, Contract
 
@@ -95,11 +98,37 @@ def _diff(a: argparse.Namespace) -> int:
             table.add_row(name, escape(ours), escape(theirs), SHOWN.get(name, "not described"))
     if not table.row_count:
         print(f"{a.left} and {a.right} have the same clauses, with the same values")
-        return 0
-    _console().print(table)
-    # The cases whose goldens differ are to be listed here, as soon as the manifest has a golden
-    # of more than one revision.
+    else:
+        _console().print(table)
+    if a.left in REVISIONS and a.right in REVISIONS:
+        _print_cases(root_of(a), REVISIONS[a.left], REVISIONS[a.right])
     return 0
+
+
+def _print_cases(root: Path, left: Contract, right: Contract) -> None:
+    """The cases whose goldens the two contracts do not share."""
+    stores = [Store(root, make, one) for one in (left, right)]
+    cases = load_cases(root)
+    only = [
+        [case.id for case in cases if mine in case.revisions and other not in case.revisions]
+        for mine, other in ((left.revision, right.revision), (right.revision, left.revision))
+    ]
+    both = [c for c in cases if {left.revision, right.revision} <= set(c.revisions)]
+    # A case of kind errors has no golden: what is right stands in the case.
+    moved = [c.id for c in both if len({_key(store, c) for store in stores}) > 1]
+    print(f"{len(moved)} of {len(both)} cases have another golden")
+    for case_id in moved:
+        print(f"  {case_id}")
+    for ids, contract in zip(only, (left, right), strict=True):
+        for case_id in ids:
+            print(f"  only under {contract.revision}: {case_id}")
+
+
+def _key(store: Store, case: Case) -> str:
+    try:
+        return store.key(case)
+    except GoldenError as error:
+        return str(error)
 
 
 def _detect(a: argparse.Namespace) -> int:

@@ -35,6 +35,7 @@ from megamoe.backends.triton.packing import pack, power_of_two, unpack
 from megamoe.layer.kernel_weights import check_sizes
 from megamoe.layer.symm_buffer import SymmBuffer, check_capacity
 from megamoe.layer.symm_buffer import new_symm_buffer as plain_buffer
+from megamoe.spec.contract import MEGAMOE_2026_06
 from megamoe.spec.problem import Problem, Sizes
 
 MAX_TOP_K = 32
@@ -103,6 +104,7 @@ class TritonBackend:
 
     name = "triton"
     accumulator = "fp32-ordered"
+    contracts = (MEGAMOE_2026_06.revision,)
     ignores_foreign_ids = True
 
     new_symm_buffer = staticmethod(new_symm_buffer)
