@@ -12,7 +12,7 @@ from megamoe.cases import golden_root, load_cases
 from megamoe.environment import slug
 from megamoe.golden import GoldenError, Store, bless, diff, make, record, recorded
 from megamoe.golden.documents import read_recorded
-from megamoe.spec.contract import CURRENT
+from megamoe.spec.contract import BASE
 from tests.helpers.golden import case_named, make_golden, quiet
 from tests.helpers.mutated import many, mutated, result_or_one_line
 
@@ -111,7 +111,7 @@ RECORDED = {
     "backend": "b",
     "accumulator": "fp32",
     "machine_class": "m",
-    "contract": CURRENT.revision,
+    "contract": BASE.revision,
     "fingerprint": {"sources": "s", "options": "o", "binaries": {"linear": "b"}},
     "provenance": {"torch": "2"},
     "cases": {"forward/tiny": {"inputs": "0", "stages": {"y": "0", "x": "1"}, "y": "AAA="}},
@@ -127,7 +127,7 @@ def test_whatever_stands_in_recorded_bits(root, tmp_path):
         kept = recorded.Recorded(path, read_recorded(path, slug))
         build = RECORDED["fingerprint"]
         for case_id in ("forward/tiny", "forward/none"):
-            assert kept.state(case_id, "0", build) in (
+            assert kept.state(case_id, "0", build, BASE.revision) in (
                 "same", "none", "other contract", "other inputs", "other fingerprint"
             )  # fmt: skip
 
