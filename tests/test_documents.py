@@ -127,7 +127,7 @@ def test_whatever_stands_in_recorded_bits(root, tmp_path):
         kept = recorded.Recorded(path, read_recorded(path, slug))
         build = RECORDED["fingerprint"]
         for case_id in ("forward/tiny", "forward/none"):
-            assert kept.state(case_id, "0", build) in (
+            assert kept.state(case_id, "0", build, BASE.revision) in (
                 "same", "none", "other contract", "other inputs", "other fingerprint"
             )  # fmt: skip
 

@@ -1,0 +1,114 @@
+"""The pages name what is there: modules, files, links, and the rooms with what they import."""
+
+import ast
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+EVERY = pytest.mark.parametrize("page", PAGES, ids=NAMES)
+ROOMS = sorted(path.parent.name for path in (ROOT / "megamoe").glob("*/__init__.py"))
+UP = {("judge", "golden"), ("layer", "backends")}
+"""Arrows of docs/development.md that go up; it names both."""
+
+
+@EVERY
+def test_every_path_is_there(page):
+    named = re.findall(
+        r"(?<![\w/.])((?:megamoe|tests|tools)/(?:[\w/-]*\w\.(?:py|toml|json|sh)|[\w/]*/(?!\w)))",
+        page.read_text(),
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@EVERY
+def test_every_dotted_name_is_there(page):
+    for name in sorted(set(re.findall(r"(?<![\w/.-])megamoe(?:\.[a-z]\w*)+", page.read_text()))):
+        pkgutil.resolve_name(name)
+
+
+@EVERY
+def test_every_link_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_the_first_page_leads_to_every_other():
+    """By links and paths, from the README on."""
+    found, left = set(), [ROOT / "README.md"]
+    while left:
+        page = left.pop()
+        found.add(page)
+        text = page.read_text()
+        near = [page.parent / link for link in re.findall(r"\]\(([^)#\s]+\.md)", text)]
+        near += [ROOT / path for path in re.findall(r"docs/[\w/-]+\.md", text)]
+        if "docs/decisions/" in text:
+            near += (ROOT / "docs/decisions").glob("*.md")
+        left += [p.resolve() for p in near if p.is_file() and p.resolve() not in found]
+    assert sorted(set(PAGES) - found) == []
+
+
+# --- the rooms --------------------------------------------------------------------------------
+
+
+def table():
+    """Room -> those that it may import, by docs/development.md, from the top down."""
+    text = (ROOT / "docs/development.md").read_text().partition("## Where to add")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", text, re.MULTILINE)
+    return {
+        room: set(ROOMS) - {room} if said == "all rooms" else set(re.findall(r"`(\w+)`", said))
+        for room, said in rows
+    }
+
+
+def imported(room):
+    """Rooms whose modules ``room`` imports, for types only or not."""
+    out = set()
+    for path in (ROOT / "megamoe" / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{a.name}" for a in node.names]
+            out |= {n.split(".")[1] for n in names if n.startswith("megamoe.")}
+    return out & set(ROOMS) - {room}
+
+
+def test_every_room_is_in_the_table():
+    assert sorted(table()) == ROOMS
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_the_table_says(room):
+    # A kind's record names types of the rooms above it.
+    types = {"golden", "judge", "worker"} if room == "cases" else set()
+    assert imported(room) - types <= table()[room]
+
+
+def test_arrows_go_down_but_for_two():
+    order = list(table())
+    arrows = {(room, other) for room, others in table().items() for other in others}
+    assert {(a, b) for a, b in arrows if order.index(b) < order.index(a)} == UP
+
+
+# --- the words --------------------------------------------------------------------------------
+
+
+def test_the_glossary_is_in_the_order_of_the_alphabet():
+    text = (ROOT / "docs/glossary.md").read_text()
+    words = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)[1:]
+    assert len(words) > 60 and words == sorted(words, key=str.lower)
+
+
+def test_the_contract_page_has_every_revision_and_every_clause_that_differs():
+    from megamoe.spec.contract import BASE, REVISIONS
+
+    text = (ROOT / "docs/contract.md").read_text()
+    assert [name for name in REVISIONS if f"| `{name}` |" not in text] == []
+    differing = {name for c in REVISIONS.values() for name in BASE.differences(c)}
+    # staging_exponent_max stands beside its minimum as `_max`.
+    assert sorted(n for n in differing if n not in text) == ["staging_exponent_max"]
