@@ -15,7 +15,7 @@ from megamoe.bench import SHARES, Row, Share, floor, load, measure, plot, proven
 from megamoe.bench import timing as clock
 from megamoe.bench.peers import PEERS
 from megamoe.commands.main import main
-from megamoe.spec.contract import MODELS
+from megamoe.spec.models import MODELS
 
 MEASURED = Path(__file__).parents[1] / "docs" / "performance"
 

@@ -17,6 +17,7 @@ from megamoe.cases import load_cases
 from megamoe.commands.main import main
 from megamoe.environment import machine_class, provenance
 from megamoe.golden import GoldenError, Store, bless, make, record, recorded
+from megamoe.spec.contract import NEWEST
 from megamoe.suite.runner import Runner
 from megamoe.worker import serve
 from megamoe.worker.session import WorkerError, checked_fingerprint
@@ -159,7 +160,7 @@ def test_the_file_says_whose_the_bits_are_and_where_from(root, kept):
     assert kept.relative_to(root).parts[:2] == ("recorded", "test-kernel")
     assert kept.stem == data["machine_class"] == machine_class(serve.facts("cpu"))
     assert "nothing that another kernel must return" in data["what"]
-    assert data["backend"] == "Test Kernel" and data["contract"] == "2026-06"
+    assert data["backend"] == "Test Kernel" and data["contract"] == NEWEST.revision
     assert data["fingerprint"] == {"sources": "s", "options": "o", "binaries": {"linear": "b"}}
     wanted = {"megamoe", "python", "numpy", "torch", "triton", "system"}
     assert wanted <= set(data["provenance"])
@@ -270,7 +271,7 @@ def test_bless_refuses_what_is_partial_or_of_something_else(root, kept, tmp_path
         ({"cases": some}, "lacks forward/t3; record it again"),
         ({"cases": foreign}, "holds a case that the manifest does not: forward/gone"),
         ({"cases": other}, "forward/t3 was given other inputs than its golden"),
-        ({"contract": "1999-01"}, "is of contract 1999-01, this is 2026-06"),
+        ({"contract": "1999-01"}, "is of contract 1999-01, known are 2026-06"),
         ({"schema": 7}, "has schema 7, this megamoe reads 1"),
     ):
         candidate(root, tmp_path, **changed)
@@ -356,11 +357,11 @@ def test_other_inputs_and_another_contract_are_not_compared(root, kept):
     data = json.loads(kept.read_text())
     held = recorded.Recorded(kept, data)
     build, inputs = data["fingerprint"], data["cases"]["forward/t3"]["inputs"]
-    assert held.state("forward/t3", inputs, build) == "same"
-    assert held.state("forward/t3", "other", build) == "other inputs"
-    assert held.state("forward/new", inputs, build) == "none"
+    assert held.state("forward/t3", inputs, build, NEWEST.revision) == "same"
+    assert held.state("forward/t3", "other", build, NEWEST.revision) == "other inputs"
+    assert held.state("forward/new", inputs, build, NEWEST.revision) == "none"
     old = recorded.Recorded(kept, {**data, "contract": "1999-01"})
-    assert old.state("forward/t3", inputs, build) == "other contract"
+    assert old.state("forward/t3", inputs, build, NEWEST.revision) == "other contract"
 
 
 def repeated(root, kept, stages, changed):

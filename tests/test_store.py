@@ -156,7 +156,7 @@ def test_diff_counts_elements_and_ulps(blessed, monkeypatch):
     changed.tensors["y"][1, 3] += 5
     del changed.tensors["exact.y_lo"]
     changed.tensors["extra"] = np.zeros(3, np.uint8)
-    monkeypatch.setattr("megamoe.golden.candidates.make", lambda case, given: changed)
+    monkeypatch.setattr("megamoe.golden.candidates.make", lambda case, given, contract: changed)
     record(blessed, [case_of(blessed, "tiny")], 1, quiet)
     cases = [c for c in load_cases(blessed) if c.name != "map"]
     assert {(c.case_id, c.tensor, c.what, c.elements, c.ulps) for c in diff(blessed, cases)} == {
@@ -308,7 +308,7 @@ def test_verify_sees_a_wrong_golden_that_vouches_for_itself(blessed, monkeypatch
     wrong = make(case_of(blessed, "tiny"))
     wrong.tensors["y"] = wrong.tensors["y"] ^ 1
     with monkeypatch.context() as patch:
-        patch.setattr("megamoe.golden.candidates.make", lambda case, given: wrong)
+        patch.setattr("megamoe.golden.candidates.make", lambda case, given, contract: wrong)
         record(blessed, [case_of(blessed, "tiny")], 1, quiet)
     bless(blessed, load_cases(blessed))
     (error,) = verify(blessed, load_cases(blessed), 1, quiet)
@@ -334,7 +334,8 @@ def test_a_large_tensor_is_stored_as_digests_and_comes_from_the_oracle(blessed, 
     assert "y" not in stored
     asked = []
     golden = Store(
-        blessed, lambda case, classes: asked.append(classes) or make(case, classes=classes)
+        blessed,
+        lambda case, classes, contract: asked.append(classes) or make(case, classes=classes),
     ).load(cases[0])
     y = make(cases[0]).tensors["y"]
     assert golden.matches("y", y) and not golden.matches("y", y ^ 1) and not asked
@@ -342,7 +343,7 @@ def test_a_large_tensor_is_stored_as_digests_and_comes_from_the_oracle(blessed, 
     assert len(asked) == 1
     other = Made({**make(cases[0]).tensors, "y": y ^ 1})
     with pytest.raises(GoldenError, match="forward/tiny: the oracle's y is not the stored"):
-        Store(blessed, lambda case, classes: other).load(cases[0]).get("y")
+        Store(blessed, lambda case, classes, contract: other).load(cases[0]).get("y")
     assert verify(blessed, cases, 1, quiet) == []
 
 

@@ -53,7 +53,7 @@ def test_a_problem_has_the_shapes_and_dtypes_of_the_table():
 
 def test_the_module_under_test_has_the_shapes_and_dtypes_of_the_table():
     p = problem(1, tokens=3)
-    buffer = new_symm_buffer(None, torch.device("cpu"), *p.buffer_sizes)
+    buffer = new_symm_buffer(None, torch.device("cpu"), p.buffer_sizes)
     rows = {**p.letters, "T": p.max_num_tokens}
     for name in (*OPERATIONS["prepare"].returns, "l2_acts", "l2_acts_sf"):
         tensor = getattr(buffer, name)

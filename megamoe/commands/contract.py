@@ -35,7 +35,7 @@ SHOWN: Final = {
     "precise_silu": "l2_acts and y with fast_math off, in rare last places",
     "routing_weight": "l2_acts, l2_acts_sf and y of every routed slot whose weight is not 1",
     "bf16_before_requant": "l2_acts of a few per cent of the values, and y",
-    "requant_scale": "l2_acts_sf of groups with an infinity, or with amax next to 448 * 2^k",
+    "requant_scale": "l2_acts_sf, l2_acts and y of groups with an infinity",
     "requant_exponent_min": "l2_acts_sf and l2_acts of groups of small values or zeros",
     "combine_order": "y where its fp32 sum rounds otherwise in another order",
 }

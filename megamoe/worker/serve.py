@@ -46,7 +46,8 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
     if ":" not in spec and not spec.endswith(".py"):
         if "backends" not in modules:
             raise BackendError("megamoe must be installed; or give path/to/file.py:OBJECT")
-        return named(modules, "backends").load_backend(spec, device, contract)
+        asked = () if contract == AUTO else (contract,)  # an older megamoe knows of none
+        return named(modules, "backends").load_backend(spec, device, *asked)
     if not name or not attribute or attribute.endswith(".py"):
         raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
     module = import_file(Path(name).expanduser().resolve())

@@ -63,6 +63,8 @@ class Identity:
     callables: tuple[str, ...]
     contract: str = NEWEST.revision
     """The revision that it is judged under."""
+    contracts: tuple[str, ...] | None = None
+    """Those that it says it computes; None: it says nothing of it."""
     why: str = ""
     """Why that one, where nobody asked for it."""
     fingerprint: Mapping[str, Any] | None = None
@@ -95,6 +97,9 @@ class Identity:
                 return f"{name} {said.get(name)!r}, but said {getattr(self, name)!r} at the start"
         if said.get("callables") != list(self.callables):
             return f"that it offers {said.get('callables')}, at the start {list(self.callables)}"
+        computes = None if self.contracts is None else list(self.contracts)
+        if said.get("contracts") != computes:
+            return f"that it computes contracts {said.get('contracts')}, at the start {computes}"
         now = said.get("fingerprint")
         if self.fingerprint is not None and now is not None:
             for name in ("sources", "options"):
@@ -140,9 +145,10 @@ def identity_of(ready: Mapping[str, Any], state: Mapping[str, Any], asked: str =
     wrong = complaint(ready["name"], ready["accumulator"], offered, ready["type"])
     if wrong:
         raise WorkerError(wrong)
-    revision, why = chosen_contract(ready.get("contracts"), asked)
+    revision, why = chosen_contract(contracts := ready.get("contracts"), asked)
     return Identity(
-        ready["name"], ready["accumulator"], tuple(ready["callables"]), revision, why,
+        ready["name"], ready["accumulator"], tuple(ready["callables"]), revision,
+        None if contracts is None else tuple(contracts), why,
         checked_fingerprint(ready["fingerprint"]), ready["facts"], state,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ import torch
 from megamoe.backends.eager import combine, linear, requantise, swiglu
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.staging import prepare_megamoe_inputs, unpack_sf
-from megamoe.spec.contract import BASE
+from megamoe.spec.contract import NEWEST
 from megamoe.spec.problem import Problem
 
 
@@ -36,12 +36,12 @@ class Kernel:
             gate_up = linear(x[token], sf[token], w13[expert], w13_sf[expert])
             weight = routing[token, slot].unsqueeze(-1)
             codes, exponents = requantise(
-                swiglu(gate_up, weight, activation_clamp, fast_math, contract=BASE), contract=BASE
+                swiglu(gate_up, weight, activation_clamp, fast_math, NEWEST), NEWEST
             )
             acts[token, slot], buffer.l2_acts_sf[token, slot] = codes, exponents
             down = linear(codes, exponents, w2[expert], w2_sf[expert])
             slots[token, slot] = down.to(torch.bfloat16)
-        y.copy_(combine(slots, ids >= 0, contract=BASE))
+        y.copy_(combine(slots, ids >= 0, routing, NEWEST))
 
     def pack_weights(self, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The checkpoint's layout is what this kernel reads."""
