@@ -7,7 +7,9 @@ import torch
 
 from megamoe.layer.kernel_weights import (
     check_sizes,
+    checkpoint_layout,
     interleave_gate_up,
+    kernel_rows,
     transform_sf,
     transform_weights,
 )
@@ -120,3 +122,21 @@ def test_transform_refuses_such_sizes_too():
             random_bytes(1, 128, 32),
             random_bytes(1, 128, 2),
         )
+
+
+@pytest.mark.parametrize("hidden,inter", [(128, 128), (256, 384)])
+def test_the_way_back_gives_the_checkpoint_s_bytes(hidden, inter):
+    shapes = ((2 * inter, hidden // 2), (2 * inter, hidden // 32), (hidden, inter // 2),
+              (hidden, inter // 32))  # fmt: skip
+    given = [torch.randint(0, 256, (E, *s), dtype=torch.uint8) for s in shapes]
+    back = checkpoint_layout(*transform_weights(*given))
+    assert all(torch.equal(a, b) for a, b in zip(back, given, strict=True))
+
+
+def test_kernel_rows_say_where_each_row_of_a_shard_goes():
+    column = torch.arange(2 * I).view(1, -1, 1)
+    there = interleave_gate_up(column).flatten().argsort()
+    assert torch.equal(kernel_rows(I, 0, scale=False), there[:I])
+    assert torch.equal(kernel_rows(I, 1, scale=False), there[I:])
+    assert kernel_rows(I, None, scale=False).tolist() == list(range(I))
+    assert kernel_rows(I, None, scale=True)[[0, 1, 32, 33, 127]].tolist() == [0, 4, 1, 5, 127]

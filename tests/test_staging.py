@@ -11,7 +11,7 @@ import torch
 from megamoe.layer import staging
 from megamoe.layer.staging import prepare_megamoe_inputs
 from megamoe.spec import formats as f
-from megamoe.spec.contract import BASE
+from megamoe.spec.contract import BASE, NEWEST
 
 FP8 = torch.float8_e4m3fn
 
@@ -145,26 +145,31 @@ def outputs(hidden_size=128, top_k=2):
 
 
 def refused(hidden, weights, ids) -> str:
-    """The message, after showing that nothing was written."""
-    out = outputs()
-    with pytest.raises(ValueError) as caught:
-        prepare_megamoe_inputs(hidden, weights, ids, *out)
-    assert all((tensor == 9).all() for tensor in out)
-    return str(caught.value)
+    """The message in the newest words, after showing that nothing was written.
+
+    And that the older face's differ in the prefix alone.
+    """
+    out, said = outputs(), []
+    for contract in (NEWEST, BASE):
+        with pytest.raises(ValueError) as caught:
+            prepare_megamoe_inputs(hidden, weights, ids, *out, contract=contract)
+        assert all((tensor == 9).all() for tensor in out)
+        said.append(str(caught.value))
+    assert said[1] == f"DeepSeek V4 {said[0]}"
+    return said[0]
 
 
 def test_hidden_size_must_be_a_multiple_of_128():
     hidden = torch.ones(2, 96, dtype=torch.bfloat16)
     assert refused(hidden, torch.ones(2, 2), torch.zeros(2, 2).long()) == (
-        "DeepSeek V4 MegaMoE input staging requires hidden_size to be a multiple of 128."
+        "MegaMoE input staging requires hidden_size to be a multiple of 128."
     )
 
 
 def test_weights_and_ids_must_have_the_same_shape():
     hidden = torch.ones(2, 128, dtype=torch.bfloat16)
     assert refused(hidden, torch.ones(2, 2), torch.zeros(2, 3).long()) == (
-        "DeepSeek V4 MegaMoE input staging requires topk_weights and topk_ids to have the same "
-        "shape."
+        "MegaMoE input staging requires topk_weights and topk_ids to have the same shape."
     )
 
 

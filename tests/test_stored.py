@@ -18,11 +18,13 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.cases.stored import Stored, StoredError, case_of, inputs_of, load, to_bytes
 from megamoe.commands import main as cli
+from megamoe.judge import Verdict
 from megamoe.layer.capture import capture, checkpoint_weights
+from megamoe.layer.deep_gemm_experts import DeepGemmMegaMoEExperts, MegaMoEActivation
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.kernel_weights import transform_weights
 from megamoe.layer.symm_buffer import clear_symm_buffers
-from megamoe.spec.contract import BASE
+from megamoe.spec.contract import BASE, NEWEST
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.suite.at_hand import judge, judge_output
 from tests.helpers.local import Local
@@ -350,6 +352,127 @@ def test_no_call_is_an_error_and_so_is_another_module(tmp_path, small):
         pass
     with pytest.raises(StoredError, match="takes no hidden_states"):
         capture(torch.nn.Linear(1, 1), tmp_path / "c.safetensors")
+
+
+# --- capture of the newer face ----------------------------------------------------------------
+
+
+def newer_module_of(p, **more):
+    """As vLLM 0.33 has it: weights in the kernel's layout, the clamp in the constructor."""
+    clear_symm_buffers()
+    given = {
+        "num_experts": p.num_experts, "num_local_experts": p.num_experts, "experts_start_idx": 0,
+        "activation": MegaMoEActivation(clamp=7.0), "fast_math": False, "backend": EagerBackend(),
+    }  # fmt: skip
+    module = DeepGemmMegaMoEExperts(
+        16, top_k=p.top_k, hidden_size=p.hidden_size, intermediate_size=p.intermediate_size,
+        **given | more,
+    )  # fmt: skip
+    weights = transform_weights(*(getattr(p, name) for name in WEIGHTS))
+    for name, made in zip(WEIGHTS, weights, strict=True):
+        parameter = getattr(module, name)
+        parameter.data.copy_(made.view(parameter.dtype))
+    return module
+
+
+def arguments(p):
+    return p.hidden_states, p.topk_weights, p.topk_ids
+
+
+def test_the_newer_face_is_recorded_with_its_clamp_and_its_silu(tmp_path, small, capsys):
+    path = tmp_path / "call.safetensors"
+    module = newer_module_of(small)
+    with capture(module, path):
+        y = module(*arguments(small))
+    stored = load(path)
+    assert torch.equal(stored.observed["y"], y)
+    assert (stored.problem.activation_clamp, stored.problem.fast_math) == (7.0, False)
+    for name in WEIGHTS:
+        assert torch.equal(getattr(stored.problem, name), getattr(small, name)), name
+    assert stored.about["contract"] == "2026-11"
+    assert cli.main(["replay", str(path)]) == 0
+    assert "PASS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to", ["the call", "the constructor"])
+def test_a_y_with_shared_experts_in_it_is_left_out(tmp_path, small, to):
+    path, shared = tmp_path / "call.safetensors", torch.nn.Identity()
+    constructor = to == "the constructor"
+    module = newer_module_of(small, **({"shared_experts": shared} if constructor else {}))
+    with capture(module, path):
+        module(*arguments(small), **({} if constructor else {"shared_experts": shared}))
+    assert not load(path).observed
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        ({"activation": MegaMoEActivation(alpha=1.7)}, "only plain swiglu can be recorded"),
+        ({"activation": MegaMoEActivation("situ")}, "only plain swiglu can be recorded"),
+        ({"weight_format": "nvfp4"}, "has nvfp4 weights; only mxfp4 can be recorded"),
+    ],
+)
+def test_what_no_problem_can_say_is_refused_at_the_call(tmp_path, small, attributes, says):
+    module = newer_module_of(small)
+    vars(module).update(attributes)
+    with pytest.raises(StoredError, match=says), capture(module, tmp_path / "c.safetensors"):
+        module(*arguments(small))
+
+
+class Engines(torch.nn.Module):
+    """A module of an engine's own: known by its name and its attributes."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.num_local_experts, self.activation_clamp = p.num_experts, 10.0
+        for name in WEIGHTS:
+            self.register_buffer(name, getattr(p, name))
+
+    def forward(self, hidden_states, topk_weights, topk_ids):
+        return hidden_states * self.factor
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "contract"),
+    [
+        ("DeepGemmMegaMoEExperts", None, "2026-11"),
+        ("DeepseekV4MegaMoEExperts", None, "2026-06"),
+        # What computed y is known better than by the module's age.
+        ("DeepseekV4MegaMoEExperts", SimpleNamespace(contracts=("sgl",)), "sgl"),
+        ("DeepGemmMegaMoEExperts", SimpleNamespace(contracts=("sgl", "2026-06")), "2026-11"),
+    ],
+)
+def test_the_contract_of_what_was_recorded(tmp_path, small, name, backend, contract):
+    module, path = type(name, (Engines,), {"factor": 1})(small), tmp_path / "c.safetensors"
+    if backend is not None:
+        module.backend = backend
+    with capture(module, path):
+        module(*arguments(small))
+    assert load(path).about["contract"] == contract
+
+
+def test_replay_judges_what_was_recorded_under_its_contract(tmp_path, small, monkeypatch, capsys):
+    def recorded(about):
+        path = tmp_path / "c.safetensors"
+        path.write_bytes(to_bytes(Stored(small, {"y": small.hidden_states}, about)))
+        return str(path)
+
+    judged = []
+
+    def judge_output(problem, output, accumulator, contract, name):
+        judged.append(contract.revision)
+        return Verdict(name, "forward", "pass")
+
+    monkeypatch.setattr("megamoe.commands.replay.judge_output", judge_output)
+    known = {"accumulator": "fp32"}
+    assert cli.main(["replay", recorded(known)]) == 0
+    assert cli.main(["replay", recorded({**known, "contract": "2026-06"})]) == 0
+    assert (
+        cli.main(["replay", recorded({**known, "contract": "sgl"}), "--contract", "2026-09"]) == 0
+    )
+    assert judged == [NEWEST.revision, "2026-06", "2026-09"]
+    assert cli.main(["replay", recorded({**known, "contract": ["2026-06"]})]) == 2
+    assert "unknown contract" in capsys.readouterr().err
 
 
 SCRIPT = """

@@ -13,7 +13,9 @@ from megamoe.commands.shared import backend_of, contract_of, picture_of, replay_
 from megamoe.golden import write_atomically
 from megamoe.judge import Verdict
 from megamoe.spec.accumulators import ACCUMULATORS
+from megamoe.spec.contract import contract
 from megamoe.suite.at_hand import judge, judge_output
+from megamoe.worker.session import AUTO
 
 
 def add(commands: Any, command: Any) -> None:
@@ -57,6 +59,7 @@ def _observed(stored: Stored, path: Path, a: argparse.Namespace) -> Verdict:
     if chosen is None:
         raise ValueError(f"{path}: does not say the accumulator class of its output; give "
                          f"--accumulator, one of {', '.join(sorted(ACCUMULATORS))}")  # fmt: skip
-    return judge_output(
-        stored.problem, stored.observed, chosen, contract_of(a), path.stem, others=True
-    )
+    revision = contract_of(a)
+    if a.contract in (None, AUTO) and "contract" in stored.about:
+        revision = contract(str(stored.about["contract"]))
+    return judge_output(stored.problem, stored.observed, chosen, revision, path.stem, others=True)

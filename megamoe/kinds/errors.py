@@ -1,7 +1,8 @@
 """Kind ``errors``: wrong calls, which must be refused in the contract's words, nothing written.
 
 :mod:`megamoe.layer.acts` makes the call in the worker, through the module under test with the
-backend plugged in, or through the backend's own ``prepare``.
+backend plugged in, or through the backend's own ``prepare``. The cases hold the words of vLLM
+0.24; under a contract whose module has another face the same call must be refused in that face's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Final
 from megamoe.cases import Case, Kind
 from megamoe.golden import Made
 from megamoe.judge import Finding, Verdict, of_findings
+from megamoe.spec.contract import contract
+from megamoe.spec.texts import restated
 from megamoe.worker.exchange import Missing, Raised
 
 ACTIONS: Final[Mapping[str, str | None]] = {
@@ -32,13 +35,17 @@ def judge(runner: Any, case: Case) -> Verdict:
         raise Missing(needs)
     if p["action"] not in ACTIONS:
         raise ValueError(f"unknown action {p['action']!r}; known: {', '.join(ACTIONS)}")
+    revision, args = runner.session.identity.contract, p["args"]
     with runner.caller() as call:
-        refused = call.act("refuse", action=p["action"], args=p["args"]).extra.get("refused")
+        asked = call.act("refuse", action=p["action"], args=args, contract=revision)
+    refused = asked.extra.get("refused")
     if not isinstance(refused, dict):
         raise Raised("the worker did not say what the wrong call did")
-    found = [
-        Finding(p["action"], 1, text=complaint(p["action"], refused, p["raises"], p["message"]))
-    ]
+    message = restated(
+        p["message"], contract(revision),
+        shard_id=args.get("shard_id", ""), parameter=args.get("parameter", ""),
+    )  # fmt: skip
+    found = [Finding(p["action"], 1, text=complaint(p["action"], refused, p["raises"], message))]
     return of_findings(case.id, case.kind, found, ("error",))
 
 

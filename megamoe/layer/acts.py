@@ -13,9 +13,13 @@ from typing import Any, Final
 import torch
 
 from megamoe.layer import launch_laws
+from megamoe.layer.deep_gemm_experts import DeepGemmMegaMoEExperts, MegaMoEActivation
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.routed import RoutedExperts
+from megamoe.spec.contract import Contract, contract
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import OPERATIONS
+from megamoe.spec.texts import NEWER_FACE
 
 Args = Mapping[str, Any]
 
@@ -24,7 +28,8 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
     """The result and further keys of the reply to ``request``; raises what the backend raises."""
     plain = dict(request["plain"])
     if request["call"] == "refuse":
-        return None, {"refused": ACTIONS[plain["action"]](plain["args"], served)}
+        revision = contract(plain["contract"])
+        return None, {"refused": ACTIONS[plain["action"]](plain["args"], served, revision)}
     law = plain.pop("law")
     problem = Problem(**given, **plain)
     made = list(launch_laws.variants(served.backend, problem, law))
@@ -37,32 +42,43 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
 
 def _attempt(call: Callable[[], Any], watched: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """What the call raised, and which of ``watched`` it had written by then."""
-    before = {name: tensor.clone() for name, tensor in watched.items()}
+    before = {name: _bytes(tensor) for name, tensor in watched.items()}
     error: list[str] | None = None
     try:
         call()
     except Exception as raised:
         error = [type(raised).__name__, str(raised)]
-    written = [
-        name for name, tensor in watched.items()
-        if not torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8))
-    ]  # fmt: skip
+    written = [n for n, tensor in watched.items() if not torch.equal(_bytes(tensor), before[n])]
     return {"error": error, "written": written}
 
 
-def _module(backend: Any, *, tokens: int = 384, hidden: int = 128, inter: int = 128) -> Any:
-    return DeepseekV4MegaMoEExperts(
-        tokens, num_experts=4, num_local_experts=4, experts_start_idx=0, top_k=2,
-        hidden_size=hidden, intermediate_size=inter, prefix="layers.0.ffn.experts",
-        backend=backend,
-    )  # fmt: skip
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    # Not contiguous(): a column of scale factors counts as dense whatever its strides.
+    return tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
-def _over_capacity(args: Args, served: Any) -> dict[str, Any]:
+def _module(
+    backend: Any, revision: Contract, *, tokens: int = 384, hidden: int = 128, inter: int = 128
+) -> RoutedExperts:
+    """Of the face that the contract's vLLM has."""
+    sizes: dict[str, Any] = {
+        "num_experts": 4, "num_local_experts": 4, "experts_start_idx": 0, "top_k": 2,
+        "hidden_size": hidden, "intermediate_size": inter, "prefix": "layers.0.ffn.experts",
+        "backend": backend,
+    }  # fmt: skip
+    if revision.revision in NEWER_FACE:
+        return DeepGemmMegaMoEExperts(tokens, activation=MegaMoEActivation(clamp=10.0), **sizes)
+    return DeepseekV4MegaMoEExperts(tokens, **sizes)
+
+
+def _over_capacity(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
     """``tokens`` into a buffer for ``max_num_tokens``; the load counts with EPLB on."""
     tokens, capacity = args["tokens"], args["max_num_tokens"]
-    module = _module(served.backend, tokens=capacity)
-    module.finalize_weights()
+    module = _module(served.backend, revision, tokens=capacity)
+    options: dict[str, Any] = {}
+    if isinstance(module, DeepseekV4MegaMoEExperts):
+        module.finalize_weights()
+        options["activation_clamp"] = 10.0
     load = torch.full((1, 4), 7, dtype=torch.int32)
     module.set_eplb_state(
         0, load, torch.arange(4).view(1, 4, 1), torch.ones(1, 4, dtype=torch.int64)
@@ -76,7 +92,7 @@ def _over_capacity(args: Args, served: Any) -> dict[str, Any]:
     hidden = torch.ones(tokens, 128, dtype=torch.bfloat16)
     weights = torch.ones(tokens, 2)
     ids = torch.zeros(tokens, 2, dtype=torch.int32)
-    return _attempt(lambda: module(hidden, weights, ids, activation_clamp=10.0), watched)
+    return _attempt(lambda: module(hidden, weights, ids, **options), watched)
 
 
 def _stage(served: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
@@ -94,23 +110,33 @@ def _stage(served: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, An
     return _attempt(lambda: served.backend.prepare(rows, torch.ones(3, 2), ids, *out.values()), out)
 
 
-def _staging_hidden(args: Args, served: Any) -> dict[str, Any]:
+def _staging_hidden(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
     return _stage(served, args["hidden"], (3, 2))
 
 
-def _staging_shapes(args: Args, served: Any) -> dict[str, Any]:
+def _staging_shapes(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
     rows, slots = args["ids_shape"]
     return _stage(served, 128, (rows, slots))
 
 
-def _sizes(args: Args, served: Any) -> dict[str, Any]:
-    module = _module(served.backend, hidden=args["hidden"], inter=args["intermediate"])
+def _sizes(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
+    """The newer face refuses sizes when it is made, the older one when its weights are loaded."""
+
+    def made() -> RoutedExperts:
+        return _module(
+            served.backend, revision, hidden=args["hidden"], inter=args["intermediate"]
+        )  # fmt: skip
+
+    if revision.revision in NEWER_FACE:
+        return _attempt(made, {})
+    module = made()
+    assert isinstance(module, DeepseekV4MegaMoEExperts)
     return _attempt(module.finalize_weights, dict(module.named_parameters()))
 
 
-def _load(args: Args, served: Any) -> dict[str, Any]:
+def _load(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
     """``shard_id`` of expert 0 with a tensor of ``shape`` into ``parameter``."""
-    module = _module(served.backend)
+    module: Any = _module(served.backend, revision)
     name = args.get("parameter", "w13_weight")
     loaded = torch.ones(*args["shape"], dtype=torch.uint8)
     weight_name = f"layers.0.ffn.experts.0.{args['shard_id']}.weight"
@@ -121,12 +147,13 @@ def _load(args: Args, served: Any) -> dict[str, Any]:
     return _attempt(call, dict(module.named_parameters()))
 
 
-ACTIONS: Final[Mapping[str, Callable[[Args, Any], dict[str, Any]]]] = {
+ACTIONS: Final[Mapping[str, Callable[[Args, Any, Contract], dict[str, Any]]]] = {
     "over-capacity": _over_capacity,
     "staging-hidden-size": _staging_hidden,
     "staging-shapes": _staging_shapes,
     "finalize-sizes": _sizes,
     "load-weight": _load,
 }
-"""Action name, as in the case files, to what is done; its arguments are the case's ``args``
-and the :class:`megamoe.worker.serve.Served`, which has the backend and the byte to fill with."""
+"""Action name, as in the case files, to what is done; its arguments are the case's ``args``,
+the :class:`megamoe.worker.serve.Served`, which has the backend and the byte to fill with, and the
+contract whose face is meant."""

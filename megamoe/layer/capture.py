@@ -1,12 +1,13 @@
 """Recording a real engine's call of the experts module: a file that can be judged and reduced.
 
-    from megamoe.layer.capture import capture
+    from megamoe import capture
 
     with capture(layer.experts, "call.safetensors"):
         engine.generate(...)
 
-Works on this project's module and on vLLM's ``DeepseekV4MegaMoEExperts`` and its successor, before
-and after ``finalize_weights``: there is no import of either. What is recorded is this rank's share:
+Works on both of this project's modules and on vLLM's own, ``DeepseekV4MegaMoEExperts`` (before and
+after ``finalize_weights``) and ``DeepGemmMegaMoEExperts``: vLLM is not imported, its modules are
+known by the names of their attributes. What is recorded is this rank's share:
 its experts, and -1 for a slot that another rank serves. The engine's own load counts are not
 touched. A call that is being captured into a CUDA graph is passed over, and a replayed graph calls
 no hook: run the engine in eager mode.
@@ -29,8 +30,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from megamoe.cases.stored import Stored, StoredError, to_bytes
 from megamoe.golden import write_atomically
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
-from megamoe.layer.kernel_weights import INTERLEAVE, SF_ROWS
+from megamoe.layer.kernel_weights import checkpoint_layout
 from megamoe.spec.accumulators import SM100_MXF8F6F4, accumulator
+from megamoe.spec.contract import MEGAMOE_2026_06, MEGAMOE_2026_11, REVISIONS
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 
@@ -50,7 +52,8 @@ class capture:
         accumulator: class of the engine's kernel; default: of the module's backend, else
             ``sm100-mxf8f6f4``.
         activation_clamp: where the module keeps it out of sight; default: the call's argument,
-            else the module's attribute of that name or ``swiglu_limit``.
+            else the clamp of the module's ``activation``, else its attribute of that name or
+            ``swiglu_limit``.
         weights: the four checkpoint tensors by name, or a function of the local expert ids that
             gives those rows, for a module whose weights have a form of their own.
 
@@ -140,6 +143,7 @@ class capture:
     def _stored(self, call: Mapping[str, Any]) -> Stored:
         """Everything on the host, before the engine can overwrite it."""
         module, rows = self.module, slice(None) if self.tokens is None else self.tokens
+        _refuse_what_no_problem_says(module)
         start = int(getattr(module, "experts_start_idx", 0))
         physical = _physical(module, call["topk_ids"]).long()[rows].cpu()
         hidden = call["hidden_states"].detach()[rows].cpu().clone()
@@ -156,7 +160,7 @@ class capture:
         problem = Problem(
             hidden, ids, weight, **whole,
             activation_clamp=self._clamp_of(call),
-            fast_math=bool(call.get("fast_math", True)),
+            fast_math=bool(call.get("fast_math", getattr(module, "fast_math", True))),
             max_num_tokens=int(getattr(module, "max_num_tokens", 0)) or len(hidden),
         )  # fmt: skip
         about = {
@@ -165,9 +169,12 @@ class capture:
             "call": self.seen - 1,
             "tokens": self.tokens,
             "accumulator": _class_of(module, self._accumulator),
+            "contract": _contract_of(module),
             "torch": torch.__version__,
-            # A module whose ranks combine returns more than this rank's share.
-            "complete": _own_share(module) or bool(((ids >= 0) | (physical < 0)).all()),
+            # A module whose ranks combine returns more than this rank's share, and one with a
+            # shared expert more than the routed sum.
+            "complete": not _shares(module, call)
+            and (_own_share(module) or bool(((ids >= 0) | (physical < 0)).all())),
         }
         return Stored(problem, {}, about)
 
@@ -175,6 +182,8 @@ class capture:
         value = self._clamp
         if value is _MISSING:
             value = call.get("activation_clamp", _MISSING)
+        if value is _MISSING:
+            value = getattr(getattr(self.module, "activation", None), "clamp", _MISSING)
         for name in _CLAMP_NAMES:
             if value is _MISSING:
                 value = getattr(self.module, name, _MISSING)
@@ -252,9 +261,8 @@ def checkpoint_weights(module: nn.Module, used: torch.Tensor) -> dict[str, torch
         )
     tensors = [t for t in found if isinstance(t, torch.Tensor)]
     w13, w13_sf, w2, w2_sf = (t.data[_on(used, t)] for t in tensors)
-    if w13_sf.dtype == torch.int32:
-        w13 = _gate_then_up(w13)
-        w13_sf, w2_sf = _gate_then_up(_plain_sf(w13_sf)), _plain_sf(w2_sf)
+    if w13_sf.dtype == w2_sf.dtype == torch.int32 and w13.element_size() == w2.element_size() == 1:
+        w13, w13_sf, w2, w2_sf = checkpoint_layout(w13, w13_sf, w2, w2_sf)
     made = dict(zip(WEIGHTS, (w13, w13_sf, w2, w2_sf), strict=True))
     wrong = [name for name, t in made.items() if t.element_size() != 1 or t.ndim != 3]
     if wrong:
@@ -279,17 +287,6 @@ def _unpacked(module: nn.Module, found: list[Any]) -> list[Any]:
     return list(backend.unpack_weights(*found))
 
 
-def _gate_then_up(rows: torch.Tensor) -> torch.Tensor:
-    """The inverse of ``layout.interleave_gate_up``."""
-    return rows.unflatten(1, (-1, 2, INTERLEAVE)).transpose(1, 2).flatten(1, 3)
-
-
-def _plain_sf(packed: torch.Tensor) -> torch.Tensor:
-    """The inverse of ``layout.transform_sf``: ``(E, rows, K/128)`` int32 to K/32 bytes."""
-    rows = packed.unflatten(1, (-1, SF_ROWS // 4, 4)).transpose(2, 3).flatten(1, 3)
-    return rows.contiguous().view(torch.uint8)
-
-
 def _physical(module: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Physical experts of all ranks; the engine's load is read, not counted up."""
     state = getattr(module, "eplb_state", None)
@@ -312,10 +309,40 @@ def _class_of(module: nn.Module, given: str | None) -> str:
     return accumulator(given or own or SM100_MXF8F6F4.name).name
 
 
-def _own_share(module: nn.Module) -> bool:
-    from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+def _contract_of(module: nn.Module) -> str:
+    """What computed ``y``: the one revision that a backend says, else what the class stands for."""
+    said: Any = getattr(getattr(module, "backend", None), "contracts", None) or ()
+    if len(said) == 1 and said[0] in REVISIONS:
+        return str(said[0])
+    newer = any(kind.__name__ == "DeepGemmMegaMoEExperts" for kind in type(module).__mro__)
+    return MEGAMOE_2026_11.revision if newer else MEGAMOE_2026_06.revision
 
-    return isinstance(module, DeepseekV4MegaMoEExperts) and not module.collective
+
+def _refuse_what_no_problem_says(module: nn.Module) -> None:
+    """:class:`StoredError` for an activation or weights that a problem cannot hold."""
+    activation = getattr(module, "activation", None)
+    said = [getattr(activation, n, v) for n, v in (("name", "swiglu"), ("alpha", 1), ("beta", 0))]
+    if said != ["swiglu", 1, 0]:
+        raise StoredError(
+            f"{type(module).__name__} computes {activation}; only plain swiglu can be recorded"
+        )
+    form = getattr(module, "weight_format", "mxfp4")
+    form = str(getattr(form, "value", form)).lower()  # vLLM's may be an enumeration
+    if form != "mxfp4":
+        raise StoredError(f"{type(module).__name__} has {form} weights; only mxfp4 can be recorded")
+
+
+def _shares(module: nn.Module, call: Mapping[str, Any]) -> bool:
+    """Whether a shared expert is in ``y``: given to the call, or to the module and fused there."""
+    given = (call.get("shared_experts"), getattr(module, "shared_experts", None))
+    fused = any(name.startswith("shared_l1") for name, _ in module.named_parameters())
+    return fused or any(one is not None for one in given)
+
+
+def _own_share(module: nn.Module) -> bool:
+    from megamoe.layer.routed import RoutedExperts
+
+    return isinstance(module, RoutedExperts) and not module.collective
 
 
 def _on(used: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ def eplb_map_to_physical_and_record(
     logical_to_physical_map: torch.Tensor,
     logical_replica_count: torch.Tensor,
     record_enabled: torch.Tensor | bool,
-    num_unpadded_tokens: int | None = None,
+    num_unpadded_tokens: torch.Tensor | int | None = None,
     *,
     contract: Contract = NEWEST,
 ) -> torch.Tensor:

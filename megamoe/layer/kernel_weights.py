@@ -18,6 +18,8 @@ from typing import Final
 import torch
 
 from megamoe.layer.staging import pack_sf
+from megamoe.spec.contract import NEWEST
+from megamoe.spec.texts import text
 
 INTERLEAVE: Final = 8
 SF_ROWS: Final = 128
@@ -48,9 +50,7 @@ def transform_weights(
 def check_sizes(hidden_size: int, intermediate_size: int) -> None:
     """Raise the contract's ``ValueError`` unless both are multiples of 128."""
     if hidden_size % 128 or intermediate_size % 128:
-        raise ValueError(
-            "DeepGEMM MegaMoE requires hidden and intermediate sizes to be multiples of 128."
-        )
+        raise ValueError(text("sizes", NEWEST))  # the same words in every revision
 
 
 def interleave_gate_up(rows: torch.Tensor) -> torch.Tensor:
@@ -64,6 +64,41 @@ def transform_sf(scale: torch.Tensor) -> torch.Tensor:
     packed = pack_sf(scale)
     permuted = packed.unflatten(1, (-1, 4, SF_ROWS // 4)).transpose(2, 3).flatten(1, 3)
     return permuted.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def checkpoint_layout(
+    w13: torch.Tensor, w13_sf: torch.Tensor, w2: torch.Tensor, w2_sf: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The inverse of :func:`transform_weights`; all four uint8 and dense."""
+    made = gate_then_up(w13), gate_then_up(plain_sf(w13_sf)), w2, plain_sf(w2_sf)
+    one, two, three, four = (t.contiguous().view(torch.uint8) for t in made)
+    return one, two, three, four
+
+
+def gate_then_up(rows: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`interleave_gate_up`."""
+    return rows.unflatten(1, (-1, 2, INTERLEAVE)).transpose(1, 2).flatten(1, 3)
+
+
+def plain_sf(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`transform_sf`: ``(E, rows, K/128)`` int32 to K/32 bytes."""
+    rows = packed.unflatten(1, (-1, SF_ROWS // 4, 4)).transpose(2, 3).flatten(1, 3)
+    return rows.contiguous().view(torch.uint8)
+
+
+def kernel_rows(count: int, half: int | None, scale: bool) -> torch.Tensor:
+    """Rows of a kernel-side tensor where the ``count`` rows of one checkpoint tensor lie, int64.
+
+    ``half``: 0 for w1 (gate) and 1 for w3 (up), which share w13; None for w2. ``scale``: of the
+    scale factors, whose rows are permuted too.
+    """
+    row = torch.arange(count)
+    if half is not None:
+        row = row // INTERLEAVE * 2 * INTERLEAVE + half * INTERLEAVE + row % INTERLEAVE
+    if scale:
+        block, inside = row // SF_ROWS, row % SF_ROWS
+        row = block * SF_ROWS + inside % (SF_ROWS // 4) * 4 + inside // (SF_ROWS // 4)
+    return row
 
 
 def per_expert(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """The module's own staging and remap: Triton's kernels on an NVIDIA GPU, torch's code elsewhere.
 
 Both give the same bits; a backend that brings its own ``prepare`` or ``eplb_map`` is not asked
-here. Which one it is depends on the device of the first tensor alone.
+here. Which one it is depends on the device of the first tensor, and on whether padding is told,
+which torch's code alone knows. The names of the arguments are those of vLLM's functions.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import torch
 
@@ -19,18 +20,75 @@ LEAST_CAPABILITY: Final = (8, 0)
 """The oldest that Triton supports."""
 
 
-def prepare_megamoe_inputs(hidden_states: torch.Tensor, *others: torch.Tensor) -> None:
-    """``staging.prepare_megamoe_inputs`` by what suits the device; the same bits."""
-    name = "prepare_megamoe_inputs"
-    chosen = kernel("staging", name, hidden_states.device) or staging.prepare_megamoe_inputs
-    chosen(hidden_states, *others)
+@overload
+def prepare_megamoe_inputs(
+    hidden_states: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    x_fp8: torch.Tensor,
+    x_sf: torch.Tensor,
+    topk_idx_out: torch.Tensor,
+    topk_weights_out: torch.Tensor,
+    is_padding: torch.Tensor | None = None,
+) -> None: ...
+@overload
+def prepare_megamoe_inputs(
+    hidden_states: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    *,
+    x: torch.Tensor,
+    x_sf: torch.Tensor,
+    topk_idx_out: torch.Tensor,
+    topk_weights_out: torch.Tensor,
+    is_padding: torch.Tensor | None = None,
+) -> None: ...
+def prepare_megamoe_inputs(*given: Any, **named: Any) -> None:
+    """``staging.prepare_megamoe_inputs`` by what suits the device; the same bits.
+
+    The fourth argument is ``x_fp8`` by name, or ``x`` as from vLLM 0.33 on.
+    """
+    if "x" in named and "x_fp8" not in named:
+        named["x_fp8"] = named.pop("x")
+    _prepare(*given, **named)
 
 
-def eplb_map_to_physical_and_record(topk_ids: torch.Tensor, *others: Any) -> torch.Tensor:
-    """``eplb.eplb_map_to_physical_and_record`` by what suits the device."""
-    name = "eplb_map_to_physical_and_record"
-    chosen = kernel("eplb", name, topk_ids.device) or eplb.eplb_map_to_physical_and_record
-    ids: torch.Tensor = chosen(topk_ids, *others)
+def _prepare(
+    hidden_states: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    x_fp8: torch.Tensor,
+    x_sf: torch.Tensor,
+    topk_idx_out: torch.Tensor,
+    topk_weights_out: torch.Tensor,
+    is_padding: torch.Tensor | None = None,
+) -> None:
+    given = (
+        hidden_states, topk_weights, topk_ids, x_fp8, x_sf, topk_idx_out, topk_weights_out
+    )  # fmt: skip
+    if is_padding is not None:  # Triton's kernel knows no padding
+        staging.prepare_megamoe_inputs(*given, is_padding)
+        return
+    found = kernel("staging", "prepare_megamoe_inputs", hidden_states.device)
+    (found or staging.prepare_megamoe_inputs)(*given)
+
+
+def eplb_map_to_physical_and_record(
+    topk_ids: torch.Tensor,
+    expert_load_view: torch.Tensor,
+    logical_to_physical_map: torch.Tensor,
+    logical_replica_count: torch.Tensor,
+    record_enabled: torch.Tensor | bool,
+    num_unpadded_tokens: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """``eplb.eplb_map_to_physical_and_record`` by what suits the device; the same bits."""
+    given = (
+        topk_ids, expert_load_view, logical_to_physical_map, logical_replica_count, record_enabled
+    )  # fmt: skip
+    if num_unpadded_tokens is not None:  # Triton's kernel knows no padding
+        return eplb.eplb_map_to_physical_and_record(*given, num_unpadded_tokens)
+    found = kernel("eplb", "eplb_map_to_physical_and_record", topk_ids.device)
+    ids: torch.Tensor = (found or eplb.eplb_map_to_physical_and_record)(*given)
     return ids
 
 

@@ -13,6 +13,7 @@ import torch
 
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.formats import E4M3_MAX, E4M3_NAN, GROUP, SIZE_MULTIPLE, UE8M0_BIAS
+from megamoe.spec.texts import text
 
 RECIP_448: Final = 1.0 / torch.tensor(448.0)
 """fl32(1/448)."""
@@ -20,18 +21,16 @@ OUTPUTS: Final = ("x_fp8", "x_sf", "topk_idx_out", "topk_weights_out")
 
 
 def check_staging_inputs(
-    hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+    hidden_states: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    contract: Contract = NEWEST,
 ) -> None:
-    """Raise ``ValueError`` with the contract's text where staging cannot take these inputs."""
+    """Raise ``ValueError`` in the contract's words where staging cannot take these inputs."""
     if hidden_states.shape[-1] % SIZE_MULTIPLE:
-        raise ValueError(
-            "DeepSeek V4 MegaMoE input staging requires hidden_size to be a multiple of 128."
-        )
+        raise ValueError(text("staging-hidden", contract))
     if topk_weights.shape != topk_ids.shape:
-        raise ValueError(
-            "DeepSeek V4 MegaMoE input staging requires topk_weights and topk_ids "
-            "to have the same shape."
-        )
+        raise ValueError(text("staging-shapes", contract))
 
 
 def check_staging_outputs(tokens: int, hidden: int, top_k: int, *outputs: torch.Tensor) -> None:
@@ -73,13 +72,14 @@ def prepare_megamoe_inputs(
     ``is_padding`` (T,) bool: rows that get id -1 and weight 0.
     No tokens: returns at once, whatever the other shapes are.
 
-    Raises ``ValueError`` before anything is written when H is not a multiple of 128, the two
-    top-k tensors differ in shape, or an output has another type or too little room.
+    Raises ``ValueError``, in the words of ``contract``, before anything is written when H is not
+    a multiple of 128, the two top-k tensors differ in shape, or an output has another type or
+    too little room.
     """
     tokens, hidden = hidden_states.shape
     if tokens == 0:
         return
-    check_staging_inputs(hidden_states, topk_weights, topk_ids)
+    check_staging_inputs(hidden_states, topk_weights, topk_ids, contract)
     outputs = (x_fp8, x_sf, topk_idx_out, topk_weights_out)
     check_staging_outputs(tokens, hidden, topk_ids.shape[1], *outputs)
     groups = hidden_states.float().unflatten(-1, (-1, GROUP))

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 import torch
 
+from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.formats import GROUP
 from megamoe.spec.problem import Sizes
+from megamoe.spec.texts import text
 
 CAPACITY_MULTIPLE: Final = 384
 """Rows are allotted in this multiple: the least common one of the kernel's M blocks (8 to 192)."""
@@ -52,13 +54,10 @@ def aligned_capacity(max_num_tokens: int) -> int:
     return max(1, -(-max_num_tokens // CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE
 
 
-def check_capacity(num_tokens: int, max_num_tokens: int) -> None:
+def check_capacity(num_tokens: int, max_num_tokens: int, contract: Contract = NEWEST) -> None:
     """Raise the contract's ``ValueError`` for more tokens than a buffer was sized for."""
     if num_tokens > max_num_tokens:
-        raise ValueError(
-            f"DeepSeek V4 MegaMoE got {num_tokens} tokens, but the symmetric buffer was sized "
-            f"for {max_num_tokens}."
-        )
+        raise ValueError(text("capacity", contract, tokens=num_tokens, most=max_num_tokens))
 
 
 def new_symm_buffer(group: Any, device: torch.device, sizes: Sizes) -> SymmBuffer:

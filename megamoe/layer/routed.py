@@ -1,0 +1,313 @@
+"""What both faces of the layer share: the backend, the buffer, EPLB, and one call.
+
+:mod:`megamoe.layer.experts` has the face of vLLM 0.24, :mod:`megamoe.layer.deep_gemm_experts` that
+of vLLM 0.33. A face owns its parameters and how they are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from megamoe.backends import CALLABLES, checked, load_backend
+from megamoe.layer.eplb import EplbLayerState
+from megamoe.layer.kernel_weights import transform_weights
+from megamoe.layer.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
+from megamoe.layer.ranks import check_ranks
+from megamoe.layer.staging import check_staging_inputs
+from megamoe.layer.symm_buffer import check_capacity, get_symm_buffer, new_symm_buffer
+from megamoe.spec.contract import Contract
+from megamoe.spec.problem import Problem, Sizes, provided
+
+
+class RoutedExperts(nn.Module):
+    """``num_local_experts`` of ``num_experts`` physical experts, with a backend plugged in.
+
+    Args:
+        max_num_tokens: tokens that one call may bring; sizes the symmetric buffer.
+        group: process group whose ranks share the buffer; None for one rank.
+        num_experts: physical experts of all ranks; a replica counts as one.
+        num_local_experts: physical experts held here, from ``experts_start_idx`` on.
+        top_k: slots of a token.
+        hidden_size, intermediate_size: H and I, multiples of 128.
+        prefix: name of the layer in the model.
+        num_logical_experts: experts of the checkpoint; fewer than ``num_experts`` where some are
+            replicated. Physical expert ``p`` starts as a copy of ``p % num_logical_experts``.
+        backend: a name for :func:`megamoe.backends.load_backend`, or a backend object.
+
+    One rank's share is computed here: an id of another rank's expert is a slot without effect,
+    and the output is this rank's part of the sum. A backend with ``global_ids`` spans the ranks
+    of ``group`` instead: it is given the ids of all ranks and gives the whole sum for the tokens
+    of this one. Its call is collective, so it is made for no tokens too.
+
+    A backend offers ``forward(problem)``, which is given the weights in the checkpoint's layout,
+    or ``run(y, weights, buffer, num_tokens, *, activation_clamp, fast_math)``, which is given the
+    kernel-side weights and the staged buffer and writes ``y``. ``run`` is preferred.
+    """
+
+    face: ClassVar[Contract]
+    """In whose words a call is refused. What is computed is the backend's matter."""
+
+    def __init__(
+        self,
+        max_num_tokens: int,
+        *,
+        group: Any = None,
+        num_experts: int,
+        num_local_experts: int,
+        experts_start_idx: int,
+        top_k: int,
+        hidden_size: int,
+        intermediate_size: int,
+        prefix: str,
+        num_logical_experts: int | None = None,
+        backend: Any = "auto",
+    ) -> None:
+        super().__init__()
+        if not 0 <= experts_start_idx <= num_experts - num_local_experts:
+            raise ValueError(
+                f"{prefix}: local experts [{experts_start_idx}, "
+                f"{experts_start_idx + num_local_experts}) are not within the {num_experts} "
+                "physical ones; check experts_start_idx and num_local_experts"
+            )
+        self.max_num_tokens = max_num_tokens
+        self.group = group
+        self.num_experts = num_experts
+        self.num_local_experts = num_local_experts
+        self.num_logical_experts = num_logical_experts or num_experts
+        self.experts_start_idx = experts_start_idx
+        self.top_k = top_k
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.prefix = prefix
+        self.eplb_state = EplbLayerState()
+        self._backend_given = backend
+        self._backend: Any = None
+        if not isinstance(backend, str):
+            self._check_ranks(backend)
+
+    def _local_replicas(self, expert_id: int) -> list[int]:
+        """Local indices of the physical experts that hold logical expert ``expert_id``."""
+        start = self.experts_start_idx
+        return [
+            p - start
+            for p in range(start, start + self.num_local_experts)
+            if p % self.num_logical_experts == expert_id
+        ]
+
+    def _weights_in_use(self) -> tuple[torch.Tensor, ...]:
+        """The four tensors as the backend takes them; ``ValueError`` where there are none yet."""
+        raise NotImplementedError
+
+    def _device(self) -> torch.device:
+        raise NotImplementedError
+
+    # --- backend and buffer -------------------------------------------------------------------
+
+    @property
+    def backend(self) -> Any:
+        """The backend object; a name is looked up when it is first needed."""
+        if self._backend is None:
+            given = self._backend_given
+            if isinstance(given, str):
+                found = load_backend(given, self._device())
+                self._check_ranks(found)
+            else:
+                found = checked(given, callables=("run", *CALLABLES))
+            self._backend = found
+        return self._backend
+
+    def _check_ranks(self, backend: Any) -> None:
+        if getattr(backend, "global_ids", False):
+            check_ranks(
+                self.prefix, getattr(backend, "name", "given"), self.group, self.num_experts,
+                self.num_local_experts, self.experts_start_idx,
+            )  # fmt: skip
+
+    @property
+    def collective(self) -> bool:
+        """Whether the ranks of the group wait for one another, each for its own tokens' sum."""
+        return self.group is not None and getattr(self.backend, "global_ids", False)
+
+    def get_symm_buffer(self) -> Any:
+        """The buffer for this layer's sizes on its device, shared with every layer like it."""
+        sizes = Sizes(
+            self.num_experts, self.max_num_tokens, self.top_k, self.hidden_size,
+            self.intermediate_size,
+        )  # fmt: skip
+        factory = getattr(self.backend, "new_symm_buffer", new_symm_buffer)
+        return get_symm_buffer(self.group, self._device(), sizes, factory=factory)
+
+    def set_eplb_state(
+        self,
+        moe_layer_idx: int,
+        expert_load_view: torch.Tensor,
+        logical_to_physical_map: torch.Tensor,
+        logical_replica_count: torch.Tensor,
+    ) -> None:
+        """Take this layer's rows of the engine's tensors, as views.
+
+        ``expert_load_view`` (layers, P) int32, ``logical_to_physical_map`` (layers, L, R),
+        ``logical_replica_count`` (layers, L). The record flag,
+        ``eplb_state.should_record_tensor``, is left as it is.
+        """
+        self.eplb_state.expert_load_view = expert_load_view[moe_layer_idx]
+        self.eplb_state.logical_to_physical_map = logical_to_physical_map[moe_layer_idx]
+        self.eplb_state.logical_replica_count = logical_replica_count[moe_layer_idx]
+
+    # --- running ------------------------------------------------------------------------------
+
+    def _layer(
+        self,
+        hidden_states: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        activation_clamp: float | None,
+        fast_math: bool,
+    ) -> torch.Tensor:
+        """This rank's share of the routed experts: (T, H) bfloat16 in and out.
+
+        All that can be wrong with the arguments is raised as ``ValueError`` before the buffer or
+        the load is written.
+        """
+        tokens = hidden_states.shape[0]
+        check_capacity(tokens, self.max_num_tokens, self.face)
+        # Not empty_like: a kernel writes dense rows, whatever the strides of the input.
+        y = torch.empty(hidden_states.shape, dtype=torch.bfloat16, device=hidden_states.device)
+        if tokens == 0 and not self.collective:
+            return y
+        check_staging_inputs(hidden_states, topk_weights, topk_ids, self.face)
+        weights = self._weights_in_use()
+        self._check(hidden_states, topk_ids)
+        backend = self.backend
+        if provided(backend, "ready"):
+            backend.ready(hidden_states.device)
+        buffer = self.get_symm_buffer()
+        ids = self._served_ids(self._physical_ids(topk_ids))
+        prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
+        prepare(
+            hidden_states,
+            topk_weights,
+            ids,
+            buffer.x[:tokens],
+            buffer.x_sf[:tokens],
+            buffer.topk_idx[:tokens],
+            buffer.topk_weights[:tokens],
+        )
+        if provided(backend, "run"):
+            backend.run(
+                y,
+                weights,
+                buffer,
+                tokens,
+                activation_clamp=activation_clamp,
+                fast_math=fast_math,
+            )
+            return y
+        w13, w13_scale, w2, w2_scale = weights
+        out = backend.forward(
+            Problem(
+                hidden_states.contiguous(),
+                buffer.topk_idx[:tokens].clone(),
+                buffer.topk_weights[:tokens].clone(),
+                w13,
+                w13_scale,
+                w2,
+                w2_scale,
+                activation_clamp=activation_clamp,
+                fast_math=fast_math,
+                max_num_tokens=self.max_num_tokens,
+            )
+        )
+        return self._taken(out, buffer, tokens)
+
+    def _check(self, hidden_states: torch.Tensor, topk_ids: torch.Tensor) -> None:
+        """What the contract has no text for, and would otherwise fail half way."""
+        if not (provided(self.backend, "run") or provided(self.backend, "forward")):
+            raise ValueError(
+                f"{self.prefix}: backend {self.backend.name} has neither run nor forward"
+            )
+        tokens = hidden_states.shape[0]
+        for name, tensor, shape in (
+            ("hidden_states", hidden_states, (tokens, self.hidden_size)),
+            ("topk_ids", topk_ids, (tokens, self.top_k)),
+        ):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(
+                    f"{self.prefix}: {name} has shape {tuple(tensor.shape)}, expected {shape}"
+                )
+        if hidden_states.dtype != torch.bfloat16:
+            raise ValueError(
+                f"{self.prefix}: hidden_states are {hidden_states.dtype}, expected torch.bfloat16"
+            )
+
+    def _physical_ids(self, topk_ids: torch.Tensor) -> torch.Tensor:
+        state = self.eplb_state
+        if not state.active:
+            return topk_ids
+        assert state.expert_load_view is not None
+        assert state.logical_to_physical_map is not None
+        assert state.logical_replica_count is not None
+        record = state.should_record_tensor
+        remap = getattr(self.backend, "eplb_map", eplb_map_to_physical_and_record)
+        ids: torch.Tensor = remap(
+            topk_ids,
+            state.expert_load_view,
+            state.logical_to_physical_map,
+            state.logical_replica_count,
+            True if record is None else record,
+        )
+        return ids
+
+    def _served_ids(self, physical: torch.Tensor) -> torch.Tensor:
+        """Index among the experts that the call reaches, -1 for any other: a slot of no effect.
+
+        Those held here, or, of a backend with ``global_ids``, those of all ranks. For a backend
+        that ``ignores_foreign_ids`` such a slot may have any index that none of them has.
+        """
+        first, count = self.experts_start_idx, self.num_local_experts
+        if getattr(self.backend, "global_ids", False):
+            first, count = 0, self.num_experts
+        if getattr(self.backend, "ignores_foreign_ids", False):
+            # One launch or none, in place of five.
+            if first == 0:
+                return physical
+            if physical.dtype in (torch.int32, torch.int64):  # others might wrap into the range
+                return physical - first
+        index = physical.long() - first
+        return torch.where((index >= 0) & (index < count), index, -1)
+
+    def _taken(self, out: Any, buffer: Any, tokens: int) -> torch.Tensor:
+        """``y``, after the stages that a kernel would have left in the buffer are put there."""
+        if not isinstance(out, Mapping):
+            only_y: torch.Tensor = out
+            return only_y
+        for name in ("l2_acts", "l2_acts_sf"):
+            if name in out and hasattr(buffer, name):
+                target = getattr(buffer, name)[:tokens]
+                target.view(torch.uint8).copy_(out[name].view(torch.uint8))
+        result: torch.Tensor = out["y"]
+        return result
+
+
+def packed_weights(backend: Any, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The four checkpoint tensors as ``backend.run`` wants them.
+
+    ``pack_weights`` is a backend's own form; without it ``run`` gets what ``transform_weights``
+    makes, the backend's or else the project's.
+    """
+    transform = getattr(backend, "transform_weights", transform_weights)
+    return tuple(getattr(backend, "pack_weights", transform)(*weights))
+
+
+def as_bytes(tensor: torch.Tensor, weight_name: str) -> torch.Tensor:
+    """A checkpoint's tensor as it lies there; ``ValueError`` unless it has one byte an element."""
+    if tensor.element_size() != 1:
+        raise ValueError(
+            f"{weight_name}: {tensor.dtype} elements, expected one byte each; is this checkpoint "
+            "FP4 with UE8M0 scales?"
+        )
+    return tensor.view(torch.uint8)

@@ -1,0 +1,45 @@
+"""What an engine's code finds at the top of the package, and what that costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import megamoe
+
+FROM_VLLM = [
+    "DeepGemmMegaMoEExperts", "DeepseekV4MegaMoEExperts", "MegaMoEActivation", "capture",
+    "eplb_map_to_physical_and_record", "prepare_megamoe_inputs",
+]  # fmt: skip
+
+
+def run(code: str) -> str:
+    """Output of ``code`` in a fresh process."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_megamoe_imports_no_torch_and_shows_the_names():
+    code = "import sys, megamoe; print('torch' in sys.modules, *dir(megamoe))"
+    torch, *names = run(code).split()
+    assert torch == "False"
+    assert set(FROM_VLLM) <= set(names)
+
+
+@pytest.mark.parametrize("name", FROM_VLLM)
+def test_each_name_is_what_its_module_has(name):
+    found = getattr(megamoe, name)
+    assert found is getattr(sys.modules[found.__module__], name)
+    assert name in megamoe.__all__
+
+
+def test_all_names_are_importable_at_once_and_no_others():
+    assert sorted(megamoe.__all__) == sorted(megamoe._HOME) == FROM_VLLM
+    assert run("from megamoe import *; print(capture.__name__, MegaMoEActivation().name)") == (
+        "capture swiglu"
+    )
+    with pytest.raises(AttributeError, match="module 'megamoe' has no attribute 'kernel'"):
+        megamoe.kernel  # noqa: B018
