@@ -27,7 +27,7 @@ from megamoe.layer.ranks import one_rank
 from megamoe.layer.staging import check_staging_inputs
 from megamoe.layer.symm_buffer import check_capacity
 from megamoe.spec import builds
-from megamoe.spec.contract import MEGAMOE_SGL
+from megamoe.spec.contract import MEGAMOE_SGL, NEWEST, REVISIONS
 from megamoe.spec.problem import Problem, Sizes
 
 NEEDS_SM100: Final = "DeepGEMM MegaMoE requires SM100 GPUs."
@@ -163,10 +163,13 @@ class DeepGemmBackend:
 
     def prepare(self, *given: Any) -> None:
         """The module's staging, as the contract of the kernel has it."""
-        if self.contracts and self.contracts[0] == MEGAMOE_SGL.revision:
-            staging.prepare_megamoe_inputs(*given, contract=MEGAMOE_SGL)
-        else:
-            prepare_megamoe_inputs(*given)
+        contract = REVISIONS[self.contracts[0]] if self.contracts else NEWEST
+        if contract is MEGAMOE_SGL:
+            staging.prepare_megamoe_inputs(*given, contract=contract)
+            return
+        if len(given[0]):
+            check_staging_inputs(*given[:3], contract)
+        prepare_megamoe_inputs(*given)
 
     def package(self, device: torch.device | None = None) -> Any:
         """The package; ``NotImplementedError`` where it is missing or cannot run on ``device``."""

@@ -113,7 +113,7 @@ class TritonBackend:
         from megamoe.backends.triton import eplb, staging
 
         self.device = device
-        self.prepare = partial(staging.prepare_megamoe_inputs, early=True)
+        self.prepare = partial(staging.prepare_megamoe_inputs, early=True, contract=MEGAMOE_2026_06)
         self.eplb_map = eplb.eplb_map_to_physical_and_record
 
     @staticmethod

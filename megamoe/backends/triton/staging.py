@@ -15,6 +15,7 @@ from megamoe.backends.triton.binaries import launch
 from megamoe.backends.triton.chain import next_may_start_tl
 from megamoe.backends.triton.packing import power_of_two as next_power_of_two
 from megamoe.layer.staging import OUTPUTS, check_staging_inputs, check_staging_outputs
+from megamoe.spec.contract import NEWEST, Contract
 
 
 @triton.jit
@@ -83,17 +84,19 @@ def prepare_megamoe_inputs(
     topk_weights_out: torch.Tensor,
     *,
     early: bool = False,
+    contract: Contract = NEWEST,
 ) -> None:
     """``prepare_megamoe_inputs`` of the layer in one launch; the same arguments and bits.
 
-    Raises the same errors before anything is written, and one for outputs whose rows are not dense.
+    Raises the same errors, in the words of ``contract``, before anything is written, and one for
+    outputs whose rows are not dense.
     ``early``: the next kernel may start before this one has ended, from SM90 on; one that is
     launched that way must wait for it (:mod:`.chain`).
     """
     tokens, hidden = hidden_states.shape
     if tokens == 0:
         return
-    check_staging_inputs(hidden_states, topk_weights, topk_ids)
+    check_staging_inputs(hidden_states, topk_weights, topk_ids, contract)
     top_k = topk_ids.shape[1]
     outputs = (x_fp8, x_sf, topk_idx_out, topk_weights_out)
     check_staging_outputs(tokens, hidden, top_k, *outputs)
