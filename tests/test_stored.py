@@ -459,7 +459,7 @@ def test_replay_judges_what_was_recorded_under_its_contract(tmp_path, small, mon
 
     judged = []
 
-    def judge_output(problem, output, accumulator, contract, name):
+    def judge_output(problem, output, accumulator, contract, name, others):
         judged.append(contract.revision)
         return Verdict(name, "forward", "pass")
 

@@ -17,6 +17,7 @@ from megamoe.backends import load_backend
 from megamoe.cases import load_cases
 from megamoe.golden import Store, bless, make, record, store
 from megamoe.judge import Verdict
+from megamoe.spec.contract import NEWEST
 from megamoe.suite import check, progress, results
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings, SettingsError
@@ -414,7 +415,7 @@ def test_check_judges_every_case_and_writes_reports(root, tmp_path):
     assert "GREEN: all 6 judged cases passed in" in ran.stdout and "[6/6] pass" in ran.stdout
     data = json.loads(made.read_text())
     assert data["backend"] == "eager" and data["counts"]["pass"] == 6
-    assert data["tier"] == "quick" and data["contract"] == "2026-06" and data["shard"] is None
+    assert data["tier"] == "quick" and data["contract"] == NEWEST.revision and data["shard"] is None
     assert {"processor", "cores"} <= set(data["machine"]) and "torch" in data["versions"]
     assert [c["id"] for c in data["cases"]] == sorted(c.id for c in load_cases(root))
     assert {"id", "kind", "status", "reason", "worst", "how", "seconds"} <= set(data["cases"][0])

@@ -167,8 +167,9 @@ class DeepGemmBackend:
         if contract is MEGAMOE_SGL:
             staging.prepare_megamoe_inputs(*given, contract=contract)
             return
-        if len(given[0]):
-            check_staging_inputs(*given[:3], contract)
+        hidden_states, topk_weights, topk_ids = given[:3]
+        if len(hidden_states):
+            check_staging_inputs(hidden_states, topk_weights, topk_ids, contract)
         prepare_megamoe_inputs(*given)
 
     def package(self, device: torch.device | None = None) -> Any:

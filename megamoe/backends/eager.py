@@ -34,7 +34,7 @@ from megamoe.layer.staging import (
 )
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
-from megamoe.spec.formats import E2M1_TABLE, E4M3_MAX, E4M3_TABLE, GROUP
+from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP
 from megamoe.spec.problem import Problem
 
 _WEIGHTS_AT_ONCE = 1 << 19
@@ -213,10 +213,8 @@ def requant_exponent(amax: torch.Tensor, contract: Contract) -> torch.Tensor:
     """``(...)`` float32 amax to int32 UE8M0 bytes."""
     if contract.requant_scale.value == "bits":  # in int64: infinity runs over the sign
         byte = ((amax.contiguous().view(torch.int32).long() + 0x1FFFFF) >> 23).int() - 8
-    elif contract.requant_scale.value == "product":
-        byte = ue8m0_ceil(amax * RECIP_448.to(amax.device))
     else:
-        byte = ue8m0_ceil(amax / E4M3_MAX)
+        byte = ue8m0_ceil(amax * RECIP_448.to(amax.device))
     return byte.clamp(contract.requant_exponent_min.value, 255)
 
 

@@ -23,7 +23,6 @@ SHOWN: Final = {
     "replica_hash": "the remapped ids and the load, where an expert has replicas; never y",
     "padding_known": "the load, the staged ids and the staged weights of padding rows",
     "staging_amax_floor": "x_sf and x of groups whose largest value is below the higher floor",
-    "staging_scale": "x_sf and x of groups with amax next to 448 times a power of 2",
     "staging_exponent_min": "x_sf and x of groups below the higher minimum",
     "staging_exponent_max": "x_sf and x of groups with an infinity",
     "staging_clips": "x where a hidden value is NaN",

@@ -85,8 +85,7 @@ def prepare_megamoe_inputs(
     groups = hidden_states.float().unflatten(-1, (-1, GROUP))
     amax = group_amax(groups, contract).clamp_min(contract.staging_amax_floor.value)
     # The division is IEEE: an approximate one moves the exponent where amax is near 448 * 2^k.
-    divided = contract.staging_scale.value == "division"
-    exponent = ue8m0_ceil(amax / E4M3_MAX if divided else amax * RECIP_448.to(amax.device)).clamp(
+    exponent = ue8m0_ceil(amax / E4M3_MAX).clamp(
         contract.staging_exponent_min.value, contract.staging_exponent_max.value
     )
     scaled = scale_down(groups, exponent)

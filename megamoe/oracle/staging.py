@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
+from megamoe.oracle.groups import group_amax, scaled_codes
 from megamoe.spec.contract import Contract
 from megamoe.spec.formats import (
     F32,
@@ -30,8 +30,7 @@ def quantize(hidden: U16, contract: Contract) -> tuple[U8, U8]:
     values = bf16_decode(hidden)
     amax = np.maximum(group_amax(values, contract), np.float32(contract.staging_amax_floor.value))
     with np.errstate(invalid="ignore"):
-        divided = contract.staging_scale.value == "division"
-        scale = amax / np.float32(448.0) if divided else amax * RECIP_448
+        scale = amax / np.float32(448.0)  # IEEE division, as in every staging that is known
     exponent = np.clip(
         ue8m0_ceil(scale.astype(np.float32)),
         contract.staging_exponent_min.value,

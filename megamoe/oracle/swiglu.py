@@ -201,14 +201,12 @@ def activation(silu: F32, up: U16, weight: F32, contract: Contract) -> F32:
 
 def requant_exponent(amax: F32, contract: Contract) -> U8:
     """UE8M0 byte of a group from its amax, rounded up."""
-    rule = contract.requant_scale.value
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        if rule == "bits":
+        if contract.requant_scale.value == "bits":
             bits = np.ascontiguousarray(amax, np.float32).view(np.uint32)
             byte = ((bits + np.uint32(0x1FFFFF)) >> 23).astype(np.int32) - 8
         else:
-            scale = amax * RECIP_448 if rule == "product" else amax / np.float32(448)
-            byte = ue8m0_ceil(scale.astype(np.float32))
+            byte = ue8m0_ceil((amax * RECIP_448).astype(np.float32))
     return np.clip(byte, contract.requant_exponent_min.value, 255).astype(np.uint8)
 
 

@@ -40,8 +40,6 @@ class Contract:
     # --- staging ---
     staging_amax_floor: Clause[float]
     """Lower bound of a group's amax."""
-    staging_scale: Clause[str]
-    """From amax to scale: 'division' by 448 (IEEE), or 'product' with fl32(1/448)."""
     staging_exponent_min: Clause[int]
     staging_exponent_max: Clause[int]
     """The UE8M0 byte is clamped to this range. Where that leaves 255, for an infinite amax, the
@@ -72,8 +70,8 @@ class Contract:
     """Activations are rounded to bfloat16 before the amax is taken."""
     requant_scale: Clause[str]
     """From amax to the UE8M0 byte. 'product': t = fl(amax * fl32(1/448)), field(t) + (mantissa(t)
-    != 0). 'division': the same of t = fl(amax / 448). 'bits': (bits(amax) + 0x1FFFFF >> 23) - 8,
-    which is the first for every finite amax, and 247 in place of 255 for infinity."""
+    != 0). 'bits': (bits(amax) + 0x1FFFFF >> 23) - 8, which is the same for amax above
+    448 * 2**-127, and 247 in place of 255 for infinity."""
     requant_exponent_min: Clause[int]
     """Lowest UE8M0 byte; 0 means no floor."""
 
@@ -117,7 +115,6 @@ MEGAMOE_2026_06: Final = Contract(
     replica_hash=Clause(2654435769, _ROUTER),
     padding_known=Clause(False, f"{_ROUTER}: no argument for it; vLLM 0.25 has one"),
     staging_amax_floor=Clause(1e-4, _STAGING),
-    staging_scale=Clause("division", f"{_STAGING}: a division in fp32"),
     staging_exponent_min=Clause(1, _STAGING),
     staging_exponent_max=Clause(254, _STAGING),
     staging_clips=Clause(False, f"{_STAGING}: the cast alone, which keeps NaN"),

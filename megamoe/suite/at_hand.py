@@ -88,13 +88,15 @@ class _Runner(Runner):
     def golden(self, case: Case) -> Any:
         return self.answer, dict(vars(self._problem))
 
-    def other_goldens(self, case: Case) -> Iterator[Any]:
-        accumulator, seen = self.session.identity.accumulator, [self.store.contract]
-        for contract in list(REVISIONS.values())[::-1]:
-            clauses = [n for n in contract.clauses if decides(n, "forward")]
-            if all(any(n in clauses for n in contract.differences(c)) for c in seen):
-                seen.append(contract)
-                yield GoldenNow(self._problem, accumulator, contract)
+    def other_goldens(self, case: Case) -> Iterator[tuple[list[str], Any]]:
+        accumulator = self.session.identity.accumulator
+        groups: dict[Any, list[str]] = {}
+        for name, contract in REVISIONS.items():
+            known = tuple(c.value for n, c in contract.clauses.items() if decides(n, "forward"))
+            groups.setdefault(known, []).append(name)
+        for names in groups.values():
+            if self.store.contract.revision not in names:
+                yield names, GoldenNow(self._problem, accumulator, REVISIONS[names[0]])
 
     def with_others(self, case: Case, verdict: Verdict, shown: Shown) -> Verdict:
         """The verdict, and under which other contracts what was shown is right."""

@@ -90,36 +90,36 @@ class Runner:
         """
         if verdict.status != "fail":
             return verdict
-        right, mine = [], self.store.contract
+        right: list[str] = []
+        mine = self.store.contract
         kept = self.details, self.brief, self.kept
         self.brief, self.kept = True, None
         try:
-            for golden in self.other_goldens(case):
+            for names, golden in self.other_goldens(case):
                 if judge(golden).status == "pass":
-                    right.append(golden.contract)
+                    right += names
         except (GoldenError, GoldenLacks, BadOutput):
             pass  # nothing is known of another contract; what was found stands
         finally:
             self.details, self.brief, self.kept = kept
         if not right:
             return verdict
-        names = ", ".join(c.revision for c in right)
-        other = right[0]
+        other = REVISIONS[right[0]]
         clauses = [n for n in mine.differences(other) if decides(n, case.kind)]
         said = ", ".join(f"{name} {other.clauses[name].value}" for name in clauses)
-        reason = f"{verdict.reason}; right under {names} ({said})"
-        return replace(verdict, reason=reason, right_under=tuple(c.revision for c in right))
+        reason = f"{verdict.reason}; right under {', '.join(right)} ({said})"
+        return replace(verdict, reason=reason, right_under=tuple(right))
 
-    def other_goldens(self, case: Case) -> Iterator[Any]:
-        """Of the other contracts that have another golden of the case, the newest first."""
-        seen = {self.store.key(case)}
-        for name in case.revisions[::-1]:
-            store = self.store.under(REVISIONS[name])
-            if (key := store.key(case)) not in seen:
-                seen.add(key)
-                golden = store.load(case)
-                golden.brief = True
-                yield golden
+    def other_goldens(self, case: Case) -> Iterator[tuple[list[str], Any]]:
+        """Each other golden of the case, and the revisions that it is of, the oldest first."""
+        of_key: dict[str, list[str]] = {}
+        for name in case.revisions:
+            of_key.setdefault(self.store.under(REVISIONS[name]).key(case), []).append(name)
+        del of_key[self.store.key(case)]
+        for names in of_key.values():
+            golden = self.store.under(REVISIONS[names[0]]).load(case)
+            golden.brief = True
+            yield names, golden
 
     def run_and_show(self, case: Case) -> tuple[Verdict, Shown | None]:
         """The verdict of a forward case, and what was judged; None where nothing was shown."""

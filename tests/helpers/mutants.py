@@ -138,13 +138,13 @@ FORWARD = [
 
 _STAGING = "staging/*"
 _FLOOR = "clamp_min(contract.staging_amax_floor.value)"
-_DIVISION = "amax / E4M3_MAX if divided"
+_DIVISION = "ue8m0_ceil(amax / E4M3_MAX)"
 STAGING = [
     _one("staging-floor-1e-10", "staging", _FLOOR, "clamp_min(1e-10)", _STAGING),
     _one("staging-exponent-rounded-down", "staging", "return (bits >> 23) + ((bits & 0x7FFFFF) != 0).int()", "return bits >> 23", _STAGING),
     _one("staging-exponent-always-up", "staging", "((bits & 0x7FFFFF) != 0).int()", "1", _STAGING),
     _one("staging-exponent-not-clamped", "staging", ".clamp(\n        contract.staging_exponent_min.value, contract.staging_exponent_max.value\n    )", "", _STAGING),
-    _one("staging-scale-by-240", "staging", _DIVISION, "amax / 240 if divided", _STAGING),
+    _one("staging-scale-by-240", "staging", _DIVISION, "ue8m0_ceil(amax / 240)", _STAGING),
     _one("staging-amax-without-abs", "staging", "magnitude = groups.abs()", "magnitude = groups", _STAGING),
     _one("staging-nan-counts-in-amax", "staging", "magnitude = torch.where(magnitude.isnan(), 0.0, magnitude)", "pass", _STAGING),
     _one("staging-scales-big-endian", "staging", "return bytes_.view(torch.int32)", "return bytes_.unflatten(-1, (-1, 4)).flip(-1).flatten(-2).contiguous().view(torch.int32)", _STAGING),
@@ -178,7 +178,7 @@ LAYOUT = [
     _one("layout-interleave-16", "kernel_weights", "INTERLEAVE: Final = 8", "INTERLEAVE: Final = 16", _LAYOUT),
     _one("layout-up-first", "kernel_weights", "return halves.transpose(1, 2)", "return halves.flip(1).transpose(1, 2)", _LAYOUT),
     _one("layout-scales-not-interleaved", "kernel_weights", "transform_sf(interleave_gate_up(w13_weight_scale))", "transform_sf(w13_weight_scale)", _LAYOUT),
-    _one("layout-scales-not-permuted", "kernel_weights", ".transpose(2, 3).flatten(1, 3)", ".flatten(1, 3)", _LAYOUT),
+    _one("layout-scales-not-permuted", "kernel_weights", "(-1, 4, SF_ROWS // 4)).transpose(2, 3).flatten(1, 3)", "(-1, 4, SF_ROWS // 4)).flatten(1, 3)", _LAYOUT),
     _one("layout-scales-permuted-backwards", "kernel_weights", "(-1, 4, SF_ROWS // 4)", "(-1, SF_ROWS // 4, 4)", _LAYOUT),
     _one("layout-scales-row-major", "kernel_weights", "return permuted.transpose(1, 2).contiguous().transpose(1, 2)", "return permuted.contiguous()", _LAYOUT),
 ]  # fmt: skip

@@ -1,0 +1,113 @@
+"""Every clause of every contract decides a bit: changed alone, it moves a golden and turns red.
+
+So no clause is decoration, neither in the oracle nor in ``eager``. What a contract cannot show is
+named in :data:`UNSEEN` and :data:`WITHIN`, with the reason.
+"""
+
+import numpy as np
+import pytest
+
+from megamoe.backends.eager import EagerBackend
+from megamoe.cases import golden_root, load_cases
+from megamoe.golden import Store, make, regenerate
+from megamoe.golden.store import pack
+from megamoe.judge import BAD
+from megamoe.oracle import swiglu
+from megamoe.spec.contract import BASE, REVISIONS
+from megamoe.suite.runner import Runner
+from tests.helpers.local import Local
+
+CASES = {case.id: case for case in load_cases()}
+OTHER = {
+    "replica_choice": ("eplb/replica-hash-differs-r2", "flat-position"),
+    "replica_hash": ("eplb/replica-hash-differs-r3", 2654435761),
+    "padding_known": ("eplb/padding-rows-counted-1-of-2", False),
+    "staging_amax_floor": ("staging/amax-floor-1e-4-385f", 1e-7),
+    "staging_exponent_min": ("staging/amax-at-448x2k-or-a-step-beside-3a5f", 110),
+    "staging_exponent_max": ("staging/amax-at-448x2k-or-a-step-beside-43df", 120),
+    "staging_clips": ("staging/nan-7fc0-everywhere", lambda clips: not clips),
+    "cast_saturates": ("staging/infinity-7f80-everywhere", False),
+    "amax_drops_nan": ("staging/nan-7fc0-everywhere", False),
+    "gate_up_order": ("forward/requant-amax-at-448x2k", "up-gate"),
+    "gate_clamped_below": ("forward/clamp-10-one-sided-or-missing", True),
+    "clamp_drops_nan": ("forward/nan-token-with-clamp-becomes-bounds", False),
+    "precise_silu": ("", lambda form: "g/d" if form == "g*(1/d)" else "g*(1/d)"),
+    "routing_weight": ("forward/requant-amax-at-448x2k", "combine"),
+    "bf16_before_requant": ("forward/clamp-10-one-sided-or-missing", True),
+    "requant_scale": (
+        "forward/requantise-amax-infinite", lambda rule: "bits" if rule == "product" else "product",
+    ),
+    "requant_exponent_min": ("forward/requantise-tiny-1e-24", lambda floor: 105 - floor),
+    "combine_order": ("forward/combine-reversed-cancelling-pair", "descending-slot"),
+}  # fmt: skip
+"""Clause -> the case that shows it, and another value."""
+SHOWN_BY = {
+    ("sgl", "staging_amax_floor"): "staging/amax-floor-1e-4-2edb",
+    ("sgl", "clamp_drops_nan"): "forward/infinite-hidden-value-with-clamp",
+}
+"""Where a contract needs another case than the others."""
+UNSEEN = {
+    ("2026-06", "padding_known"): "no case of this contract has padding rows",
+    ("sgl", "padding_known"): "no case of this contract has padding rows",
+    ("sgl", "cast_saturates"): "values are clipped before the cast, and an infinite amax is NaN",
+}
+WITHIN = ("precise_silu",)
+"""The two forms differ by less than the error that either may have: no kernel can be caught."""
+
+
+@pytest.mark.parametrize("clause", BASE.clauses)
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_clause_that_is_changed_alone_is_seen(revision, clause):
+    if (revision, clause) in UNSEEN or clause in WITHIN:
+        return
+    name, value = OTHER[clause]
+    case = CASES[SHOWN_BY.get((revision, clause), name)]
+    contract = REVISIONS[revision]
+    changed = value(contract.clauses[clause].value) if callable(value) else value
+    other = contract.changed("other", "a test", **{clause: changed})
+    given = regenerate(case)
+
+    # An explicit family: what a changed contract leaves of a proof is not the question here.
+    classes = ["fp32-ordered"]
+    tables = [pack(make(case, given, classes, contract=c))[1] for c in (contract, other)]
+    assert tables[0] != tables[1]
+
+    backend = EagerBackend(other)
+    backend.contracts = (revision,)
+    store = Store(golden_root(), make, contract)
+    verdict = Runner(Local(backend), store).run(case)
+    assert verdict.status in BAD
+    backend = EagerBackend(contract)
+    assert Runner(Local(backend), store).run(case).status == "pass"
+
+
+def test_the_form_of_the_precise_silu_moves_a_golden():
+    """It is read, although no kernel can be told by it: `sgl` differs from June in nothing else
+    that this case could show, since all of its hidden values are large."""
+    case = CASES["forward/deepseek-v4-flash-two-tokens-precise-silu-drift"]
+    stores = [Store(golden_root(), make, REVISIONS[name]) for name in ("2026-06", "sgl")]
+    assert stores[0].key(case) != stores[1].key(case)
+    forms = [swiglu.silu_table(swiglu.silu_form(False, store.contract)) for store in stores]
+    assert not np.array_equal(*forms, equal_nan=True)
+
+
+def test_every_clause_has_another_value():
+    assert set(OTHER) == set(BASE.clauses)
+
+
+def test_a_floor_of_105_is_red_in_june_and_right_in_september():
+    """And the reverse; the verdict says under which contract the output is right."""
+    for mine, theirs in (("2026-09", "2026-06"), ("2026-06", "2026-09")):
+        backend = EagerBackend(REVISIONS[mine])
+        backend.contracts = (theirs,)
+        runner = Runner(Local(backend), Store(golden_root(), make, REVISIONS[theirs]))
+        own = Runner(Local(EagerBackend(REVISIONS[mine])),
+                     Store(golden_root(), make, REVISIONS[mine]))  # fmt: skip
+        red = [c for c in CASES.values() if "requantise-" in c.id or "tiny-activations" in c.id]
+        red = [c for c in red if runner.run(c).status == "fail"]
+        assert len(red) >= 5
+        for case in red:
+            verdict = runner.run(case)
+            assert mine in verdict.right_under
+            assert f"right under {', '.join(verdict.right_under)}" in verdict.reason
+            assert own.run(case).status == "pass"
