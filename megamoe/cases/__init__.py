@@ -5,10 +5,9 @@ inputs, from the numbers of ``counter``; ``stored`` is a problem in a file in pl
 ``shards`` spreads a selection of cases over hosts.
 """
 
-from megamoe.cases.kind import CAPACITY_ALIGNMENT, KINDS, CaseError, Kind, kind_of
+from megamoe.cases.kind import CAPACITY_ALIGNMENT, KINDS, Case, CaseError, Kind, kind_of
 from megamoe.cases.load import (
     TIERS,
-    Case,
     golden_root,
     load_cases,
     load_file,

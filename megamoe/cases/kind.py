@@ -1,4 +1,4 @@
-"""A kind of case: one record, in a module of its own under :mod:`megamoe.kinds`.
+"""A case, and its kind: one record, in a module of its own under :mod:`megamoe.kinds`.
 
 Those who read cases, make goldens or judge ask :func:`kind_of`, which imports the module then; so
 the record may use all of them.
@@ -6,16 +6,20 @@ the record may use all of them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy.typing as npt
+
+from megamoe.spec.contract import REVISIONS, Contract
+
 if TYPE_CHECKING:
-    from megamoe.cases.load import Case
-    from megamoe.golden.make import Made
     from megamoe.judge import Verdict
-    from megamoe.spec.contract import Contract
     from megamoe.worker.exchange import Caller, Returned
 
 KINDS: Final = ("staging", "eplb", "forward", "errors", "layout", "property")
@@ -27,6 +31,54 @@ Params = dict[str, Any]
 
 class CaseError(ValueError):
     """A case file is wrong, or a case is unknown; the message is one line and says how to mend."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case, with every default filled in."""
+
+    id: str
+    """kind/name: the name under which it is selected, stored and reported."""
+    kind: str
+    tier: str
+    """"quick" cases run in both tiers, "full" ones in the full tier only."""
+    breaks: str
+    """One sentence: what is broken if this case fails."""
+    seed: int
+    """Of the input streams; by default the CRC-32 of the id."""
+    params: Mapping[str, Any]
+    """Parameters of the kind, validated; recipes pass through to :mod:`megamoe.cases.recipes`."""
+    source: Path
+
+    @property
+    def name(self) -> str:
+        return self.id.partition("/")[2]
+
+    @property
+    def rows(self) -> list[int] | None:
+        """Token rows that are stored and judged; None: all of them."""
+        rows = self.params.get("rows")
+        return None if rows is None else list(rows)
+
+    @property
+    def revisions(self) -> list[str]:
+        """Contracts that know what the case asks for; its golden is stored under the first."""
+        return [
+            name for name, contract in REVISIONS.items() if kind_of(self.kind).knows(self, contract)
+        ]
+
+    def definition(self) -> str:
+        """sha256 of everything that decides the golden (not of ``breaks``, tier or file)."""
+        plain = {"id": self.id, "seed": self.seed, "params": dict(self.params)}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the oracle says of one case."""
+
+    tensors: dict[str, npt.NDArray[Any]]
+    zero_freedom: bool = False
 
 
 def _complete(where: str, params: Params) -> None:

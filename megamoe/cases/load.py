@@ -11,21 +11,17 @@ Everything is checked while it is read; an error is one line with file, case and
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 import re
 import tomllib
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe.cases.kind import KINDS, CaseError, Kind, kind_of
-from megamoe.spec.contract import REVISIONS
+from megamoe.cases.kind import KINDS, Case, CaseError, Kind, kind_of
 from megamoe.spec.models import MODELS
 
 TIERS: Final = ("quick", "full")
@@ -36,46 +32,6 @@ _RECIPES = {
 }  # fmt: skip
 _COMMON = ("name", "kind", "breaks", "tier", "seed", "matrix")
 _MODEL_SIZES = ("hidden", "intermediate", "experts", "top_k")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case, with every default filled in."""
-
-    id: str
-    """kind/name: the name under which it is selected, stored and reported."""
-    kind: str
-    tier: str
-    """"quick" cases run in both tiers, "full" ones in the full tier only."""
-    breaks: str
-    """One sentence: what is broken if this case fails."""
-    seed: int
-    """Of the input streams; by default the CRC-32 of the id."""
-    params: Mapping[str, Any]
-    """Parameters of the kind, validated; recipes pass through to :mod:`megamoe.cases.recipes`."""
-    source: Path
-
-    @property
-    def name(self) -> str:
-        return self.id.partition("/")[2]
-
-    @property
-    def rows(self) -> list[int] | None:
-        """Token rows that are stored and judged; None: all of them."""
-        rows = self.params.get("rows")
-        return None if rows is None else list(rows)
-
-    @property
-    def revisions(self) -> list[str]:
-        """Contracts that know what the case asks for; its golden is stored under the first."""
-        return [
-            name for name, contract in REVISIONS.items() if kind_of(self.kind).knows(self, contract)
-        ]
-
-    def definition(self) -> str:
-        """sha256 of everything that decides the golden (not of ``breaks``, tier or file)."""
-        plain = {"id": self.id, "seed": self.seed, "params": dict(self.params)}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def golden_root() -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from megamoe import schema
-from megamoe.cases.load import Case
+from megamoe.cases.kind import Case
 from megamoe.files import DURATIONS_LIMIT, read_json
 
 DEFAULT_SECONDS: Final = 1.0

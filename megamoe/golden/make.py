@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ import torch
 
 import megamoe
 from megamoe.cases import Case, kind_of
+from megamoe.cases.kind import Made
 from megamoe.cases.stored import inputs_of, is_stored
 from megamoe.spec.contract import REVISIONS, Contract
 from megamoe.spec.forms import bits
@@ -32,14 +33,6 @@ SOURCES: Final = (
 
 class GoldenError(ValueError):
     """A golden, the manifest or a candidate is not as it must be; one line with the remedy."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What the oracle says of one case."""
-
-    tensors: dict[str, Array]
-    zero_freedom: bool = False
 
 
 def regenerate(case: Case) -> dict[str, Any]:

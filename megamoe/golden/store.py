@@ -21,9 +21,10 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from megamoe.cases import Case, kind_of
+from megamoe.cases.kind import Made
 from megamoe.files import TENSORS_LIMIT, read_bounded
 from megamoe.golden.documents import RESTORE, SCHEMA, read_manifest
-from megamoe.golden.make import GoldenError, Made, generator
+from megamoe.golden.make import GoldenError, generator
 from megamoe.golden.places import key_of, tensors_of
 from megamoe.spec.contract import NEWEST, REVISIONS, Contract
 from megamoe.spec.tensors import TENSORS

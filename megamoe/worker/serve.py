@@ -44,9 +44,9 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
     """
     name, _, attribute = spec.rpartition(":")
     if ":" not in spec and not spec.endswith(".py"):
+        asked = () if contract == AUTO else (contract,)  # an older megamoe knows of none
         if "backends" not in modules:
             raise BackendError("megamoe must be installed; or give path/to/file.py:OBJECT")
-        asked = () if contract == AUTO else (contract,)  # an older megamoe knows of none
         return named(modules, "backends").load_backend(spec, device, *asked)
     if not name or not attribute or attribute.endswith(".py"):
         raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
@@ -90,10 +90,7 @@ def module_of(name: str, file: Path) -> Any:
 
 
 def create(found: Any, device: Any, contract: str = AUTO) -> Any:
-    """The object itself, or what a call of a class or a function gives.
-
-    A callable that takes ``device`` or ``contract``, the latter where one is asked for, gets them.
-    """
+    """The object itself, or what a call gives; it may take ``device`` and ``contract``."""
     is_object = hasattr(found, "name") and hasattr(found, "accumulator")
     if not isinstance(found, type) and (is_object or not callable(found)):
         return found
@@ -108,11 +105,12 @@ def create(found: Any, device: Any, contract: str = AUTO) -> Any:
 def identity(backend: Any) -> dict[str, Any]:
     """What the backend says of itself, and must say again after every call."""
     said = {name: getattr(backend, name, None) for name in ("name", "accumulator")}
-    contracts = getattr(backend, "contracts", None)
+    computes = getattr(backend, "contracts", None)
+    computes = computes if isinstance(computes, (list, tuple, type(None))) else [computes]
     return {
         **{n: v if isinstance(v, str) or v is None else [repr(v)[:80]] for n, v in said.items()},
         "callables": [name for name in CALLABLES if callable(getattr(backend, name, None))],
-        "contracts": None if contracts is None else [str(name)[:80] for name in contracts][:16],
+        "contracts": None if computes is None else [str(name)[:80] for name in computes][:16],
         "type": type(backend).__name__,
     }
 
@@ -244,9 +242,8 @@ def serve() -> None:
     out, requests = os.dup(1), os.fdopen(os.dup(0), "rb", closefd=False)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a backend prints is no answer
-    state = module_of("megamoe_worker_state", HERE / "state.py").State(
-        (0, 1, 2, out, requests.fileno())
-    )
+    watch = module_of("megamoe_worker_state", HERE / "state.py")
+    state = watch.State((0, 1, 2, out, requests.fileno()))
 
     def say(reply: dict[str, Any]) -> None:
         data = f"\n{MARK}{json.dumps(reply)}\n".encode()  # a line, whatever else was written
@@ -263,10 +260,8 @@ def serve() -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise BackendError("torch finds no CUDA device; use --device cpu")
         faulthandler.dump_traceback_later(hello["seconds"], file=trace)
-        modules = hello.get("modules", {})
-        served = Served(
-            load(hello["backend"], device, modules, hello.get("contract", AUTO)), device, modules
-        )
+        modules, contract = hello.get("modules", {}), hello.get("contract", AUTO)
+        served = Served(load(hello["backend"], device, modules, contract), device, modules)
         ready = {**identity(served.backend), "fingerprint": fingerprint(served.backend)}
         ready["facts"] = facts(device)
         say({"protocol": PROTOCOL, "ready": ready, "state": state.now()})
