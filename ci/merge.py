@@ -147,7 +147,8 @@ def merge(loaded: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, 
     if first["digests"]["goldens"] != here:
         raise MergeError(f"the shards judged by other goldens than this checkout has; merge at "
                          f"their revision, {schema.plain(first['revision'])}")  # fmt: skip
-    selection = select(load_cases(root), first["kind"], first["tier"], first["case"])
+    asked = first["kind"], first["tier"], first["case"], loaded[0][1].get("contract")
+    selection = select(load_cases(root), *asked)
     _all_there(loaded, selection, shards.durations(root))
     names = [str(folder / "result.json") for folder, _, _ in loaded]
     merged = merging.merge([result for _, result, _ in loaded], selection, names)

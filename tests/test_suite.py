@@ -603,6 +603,64 @@ def test_a_hang_under_ones_own_pytest_is_ended(tmp_path):
     assert "4 failed, 1 passed" in ran.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-p", "megamoe.suite.plugin", "--megamoe-backend", "gone.py:B"), "no Python file at"),
+        (("-p", "megamoe.suite.plugin", "-n1", "--megamoe-backend", "gone.py:B"), "no Python file"),
+        (("-p", "megamoe.suite.plugin", "-n1", "--megamoe-workers", "0"), "--megamoe-workers 0: "),
+    ],
+)
+def test_under_pytest_what_cannot_run_at_all_is_one_line(root, options, said):
+    environment = {**os.environ, "MEGAMOE_GOLDEN": str(root), "OMP_NUM_THREADS": "1",
+                   "PYTHONPATH": str(Path(check.__file__).parents[2])}  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "--pyargs", "megamoe.suite", *options],
+        capture_output=True, text=True, timeout=240, env=environment, cwd=root, check=False,
+    )  # fmt: skip
+    text = ran.stdout + ran.stderr
+    assert ran.returncode == pytest.ExitCode.USAGE_ERROR, text
+    assert said in text and "INTERNALERROR" not in text and "Traceback" not in text
+
+
+def test_under_pytest_a_case_that_the_contract_does_not_know_is_skipped(tmp_path):
+    root = blessed(tmp_path, PADDED)
+    environment = {**os.environ, "MEGAMOE_GOLDEN": str(root), "OMP_NUM_THREADS": "1",
+                   "PYTHONPATH": str(Path(check.__file__).parents[2])}  # fmt: skip
+    (root / "june.py").write_text(JUNE)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "--pyargs", "megamoe.suite", "-rs",
+         "-p", "megamoe.suite.plugin", "--megamoe-backend", "june.py:Backend"],
+        capture_output=True, text=True, timeout=240, env=environment, cwd=root, check=False,
+    )  # fmt: skip
+    assert "contract 2026-06 does not know what this case asks for" in ran.stdout
+    assert "1 passed, 1 skipped" in ran.stdout and ran.returncode == 0
+
+
+PADDED = """
+[defaults]
+kind = "eplb"
+breaks = "something"
+tier = "quick"
+tokens = 4
+top_k = 2
+logical = 4
+physical = 4
+[[case]]
+name = "plain"
+[[case]]
+name = "padded"
+unpadded = 2
+"""
+JUNE = """
+from megamoe.backends.eager import EagerBackend
+from megamoe.spec.contract import BASE
+
+def Backend():
+    return EagerBackend(BASE)
+"""
+
+
 def test_a_worker_is_judged_as_an_object_of_this_process_is(root):
     """What the other tests show of objects holds for backends in workers."""
     with Worker(Launch("eager")) as worker:

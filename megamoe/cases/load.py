@@ -86,11 +86,13 @@ def load_file(path: Path) -> list[Case]:
 
 
 def select(
-    cases: Iterable[Case], kind: str | None = None, tier: str = "full", glob: str | None = None
-) -> list[Case]:
+    cases: Iterable[Case], kind: str | None = None, tier: str = "full", glob: str | None = None,
+    revision: str | None = None,
+) -> list[Case]:  # fmt: skip
     """The cases of a kind and tier whose id (or name) matches ``glob``; order is kept.
 
-    ``glob`` may be several, separated by commas. Raises :class:`CaseError` for an unknown kind or
+    ``glob`` may be several, separated by commas. ``revision``: without the cases that this
+    contract does not know. Raises :class:`CaseError` for an unknown kind or
     tier, and where one of them matches nothing.
     """
     if kind is not None and kind not in KINDS:
@@ -107,6 +109,7 @@ def select(
             matched |= found
         cases = [c for c in cases if c.id in matched]
     cases = [c for c in cases if kind in (None, c.kind)]
+    cases = [c for c in cases if revision is None or revision in c.revisions]
     return [c for c in cases if tier == "full" or c.tier == "quick"]
 
 

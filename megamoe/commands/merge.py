@@ -28,9 +28,9 @@ def run(a: argparse.Namespace) -> int:
     first = reports[0]
     root = root_of(a)
     selection = select(
-        load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case")
-    )
-    selection = [case for case in selection if first.get("contract") in case.revisions]
+        load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case"),
+        first.get("contract"),
+    )  # fmt: skip
     try:
         merged = merge.merge(reports, selection, a.reports)
     except ShardError as error:

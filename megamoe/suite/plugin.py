@@ -22,6 +22,7 @@ from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from megamoe.worker.client import Worker
 from megamoe.worker.pool import Address, Pool, Shared
+from megamoe.worker.session import AUTO, WorkerError
 
 SETTINGS = pytest.StashKey[Settings]()
 POOL = pytest.StashKey[Pool]()
@@ -49,7 +50,8 @@ def settings(config: pytest.Config) -> Settings:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item a case, the longest first."""
     if "megamoe_case" in metafunc.fixturenames:
-        cases = settings(metafunc.config).cases()
+        chosen = settings(metafunc.config)
+        cases = chosen.cases(None if chosen.contract == AUTO else chosen.contract)
         metafunc.parametrize("megamoe_case", cases, ids=[c.id for c in cases])
 
 
@@ -68,8 +70,14 @@ def pytest_configure_node(node: Any) -> None:
         chosen = settings(config)
         judges = len(config.getoption("tx", None) or [1])
         default = judges if chosen.device == "cpu" else 1
-        workers = int(config.getoption("megamoe_workers", None) or default)
-        config.stash[POOL] = Pool(chosen.launch(threads_of(max(judges, workers))), workers)
+        asked = config.getoption("megamoe_workers", None) or str(default)
+        if not asked.isdecimal() or not int(asked):
+            raise pytest.UsageError(f"--megamoe-workers {asked}: give a number from 1 on")
+        workers = int(asked)
+        try:
+            config.stash[POOL] = Pool(chosen.launch(threads_of(max(judges, workers))), workers)
+        except ValueError as error:  # a backend that cannot be loaded, in one line
+            raise pytest.UsageError(str(error)) from error
     node.workerinput[ADDRESS] = config.stash[POOL].address.packed()
 
 
@@ -93,7 +101,10 @@ def megamoe_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     else:
         session = Worker(chosen.launch(threads))
     try:
-        identity = session.identity
+        try:
+            identity = session.identity
+        except WorkerError as error:  # not once a case: nothing can be judged
+            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
         kept = recorded.find(chosen.root, identity.name, identity.facts)
         store = Store(chosen.root, make, contract(identity.contract))
         yield Runner(session, store, kept, chosen.timeout)

@@ -89,8 +89,8 @@ class Settings:
 
         ``revision``: without those that this contract does not know.
         """
-        chosen = select(load_cases(self.root), self.kind, self.chosen_tier, self.case)
-        chosen = [case for case in chosen if revision is None or revision in case.revisions]
+        asked = self.kind, self.chosen_tier, self.case
+        chosen = select(load_cases(self.root), *asked, revision)
         if self.failed:
             red = {c["id"] for c in read_report(self.failed)["cases"] if c["status"] in BAD}
             chosen = [case for case in chosen if case.id in red]

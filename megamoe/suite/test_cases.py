@@ -10,6 +10,9 @@ from megamoe.suite.settings import Settings
 
 def test_case(megamoe_case: Case, megamoe_runner: Runner, megamoe_settings: Settings) -> None:
     """The backend's outputs are what the case's golden allows."""
+    revision = megamoe_runner.store.contract.revision
+    if revision not in megamoe_case.revisions:
+        pytest.skip(f"contract {revision} does not know what this case asks for")
     verdict = megamoe_runner.run(megamoe_case)
     if verdict.status in BAD:
         chosen = megamoe_settings
