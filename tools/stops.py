@@ -102,8 +102,9 @@ def run(
     made = {name: folder / f"{mark}.{name}" for name in ("json", "xml")}
     argv = [sys.executable, "-m", "megamoe", "check", *arguments,
             "--json", str(made["json"]), "--junit", str(made["xml"])]  # fmt: skip
-    own = folder / "tmp"
-    own.mkdir()  # so that what another program leaves is not put down to this run
+    # Of its own, so that what another program leaves is not put down to this run; and a short
+    # path, since sockets lie in it.
+    own = Path(tempfile.mkdtemp(prefix="run-"))
     environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1", "TMPDIR": str(own)}
     started = time.monotonic()
     with (folder / f"{mark}.out").open("w+") as out:
@@ -133,7 +134,8 @@ def run(
     done.wrong += [f"folder left: {path}" for path in abandoned(before)]
     done.wrong += [f"left in its TMPDIR: {path.name}" for path in own.iterdir()]
     done.wrong += _look(done, made["json"], made["xml"])
-    shutil.rmtree(folder)
+    for path in (folder, own):
+        shutil.rmtree(path)
     return done
 
 

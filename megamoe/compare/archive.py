@@ -131,20 +131,24 @@ class _Noted:
     def __init__(self) -> None:
         self.entry: dict[str, Any] = {}
 
-    def forward(self, problem: Problem, fingerprint: bool = False) -> None:
+    def forward(self, problem: Problem) -> None:
         self.entry = {
             "call": "forward", "plain": plain_of(problem), "weights": list(WEIGHTS),
             "num_experts": problem.num_experts,
         }  # fmt: skip
 
     def call(
-        self, name: str, inputs: Tensors, blank: Tensors | None = None, own: Sequence[str] = ()
-    ) -> None:
+        self, name: str, inputs: Tensors, blank: Tensors | None = None, own: Sequence[str] = (),
+        after: Tensors | None = None,
+    ) -> None:  # fmt: skip
         shapes = {
             n: (str(t.dtype).removeprefix("torch."), list(t.shape))
             for n, t in (blank or {}).items()
         }
-        self.entry = {"call": name, "arguments": [*inputs], "blank": shapes, "own": [*own]}
+        self.entry = {
+            "call": name, "arguments": [*inputs], "blank": shapes, "own": [*own],
+            "after": [*(after or {})],
+        }  # fmt: skip
 
 
 def _backend(home: Path, job: Job) -> str:

@@ -172,8 +172,8 @@ def _called(
             moved[name][experts] = few
         result = backend.forward(serve.problem_of({**moved, **case["plain"]}, modules))
     else:
-        arguments = [moved[name] for name in case["arguments"]]
-        result = getattr(backend, case["call"])(*arguments, *blank.values())
+        arguments, after = ([moved[n] for n in case.get(k, [])] for k in ("arguments", "after"))
+        result = getattr(backend, case["call"])(*arguments, *blank.values(), *after)
     if device != "cpu":
         torch.cuda.synchronize()
     return result, {**blank, **{name: moved[name] for name in case["own"]}}

@@ -12,6 +12,7 @@ class Interpreted:
 
     name = "triton-interpreted"
     accumulator = "fp32-ordered"
+    contracts = ("2026-06",)
 
     def prepare(self, *arguments: Any) -> None:
         """Staging, in place."""
