@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.cases import Case, kind_of
+from megamoe.compare.stages import unsigned
 from megamoe.golden import GoldenError, Store, digest_of, make, rows_of
 from megamoe.judge import BadOutput, GoldenLacks, judge_forward
 from megamoe.spec.contract import REVISIONS
@@ -85,7 +86,7 @@ def _unsigned(name: str, array: Array) -> Array:
     """A stage's bits as goldens have them."""
     form = TENSORS[name].form if name in TENSORS else None
     signed = form is None or not (form.signed_zero or form.width == 8)
-    return array if signed else array.view(np.dtype(f"u{array.dtype.itemsize}"))
+    return array if signed else unsigned(array)
 
 
 def _is_right(

@@ -99,7 +99,7 @@ def stage_moved(name: str, left: Array, right: Array, ids: Array | None) -> Move
     elif known.packed:
         a, b = known.elements(left), known.elements(right)
     elif form.signed_zero or form in (UE8M0, BYTE):
-        a, b = _unsigned(left), _unsigned(right)
+        a, b = unsigned(left), unsigned(right)
     count = int((a != b).sum())
     if not count:
         return Moved(int(a.size))
@@ -113,7 +113,8 @@ def stage_moved(name: str, left: Array, right: Array, ids: Array | None) -> Move
     return Moved(int(a.size), count, far, finding)
 
 
-def _unsigned(x: Array) -> Array:
+def unsigned(x: Array) -> Array:
+    """The same bits as unsigned integers."""
     return x.view(np.dtype(f"u{x.dtype.itemsize}"))
 
 

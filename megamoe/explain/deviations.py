@@ -68,7 +68,8 @@ def _clamp(gate: F32, up: F32, clamp: float | None, contract: Contract = BASE) -
     bits = bf16_round(gate), bf16_round(up)
     if clamp is None:
         return gate, up
-    if (bf16_decode(bits[0]) == gate).all() and (bf16_decode(bits[1]) == up).all():
+    pairs = zip(bits, (gate, up), strict=True)
+    if all(np.array_equal(bf16_decode(b), v, equal_nan=True) for b, v in pairs):
         low, high = swiglu.clamp_gate_up(*bits, clamp, contract)
         return bf16_decode(low), bf16_decode(high)
     bound = _bound(clamp)  # of a way that does not round to bfloat16
