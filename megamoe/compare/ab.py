@@ -17,7 +17,7 @@ from megamoe.compare.sides import CannotStart, Options, Side, git, ready, worktr
 from megamoe.compare.stages import Moved
 from megamoe.golden import GoldenError, regenerate
 from megamoe.judge import BadOutput
-from megamoe.worker.session import AUTO
+from megamoe.worker.choice import AUTO
 
 Done = Callable[[dict[str, Any]], None]
 NAMES: Final = ("left", "right")

@@ -29,7 +29,8 @@ from megamoe.compare.sides import (
 )
 from megamoe.compare.state import State
 from megamoe.judge import BadOutput, Verdict
-from megamoe.worker.session import AUTO, Identity
+from megamoe.worker.choice import AUTO
+from megamoe.worker.session import Identity
 
 EXTRA_RUNS: Final = 2
 """Runs more, once two have disagreed, so that a report can say how often."""
