@@ -14,8 +14,10 @@ import pytest
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
 from megamoe.commands.main import main
-from megamoe.compare import classes
+from megamoe.compare import classes, judged
 from megamoe.golden import Store, make, regenerate
+from megamoe.judge import judge_forward
+from megamoe.kinds import forward
 from megamoe.spec.contract import REVISIONS
 from megamoe.spec.problem import Problem
 from tests.helpers import history
@@ -148,6 +150,23 @@ def test_ab_of_a_fault(ab):
     assert all(case["right_under"]["right"] == [] for case in cases)
     assert by_id[SHARED]["right_under"]["left"] == [*REVISIONS]
     assert "(2 outside)" in out
+
+
+@pytest.mark.parametrize("asked", ["2026-06", "2026-11"])
+def test_ab_asks_each_golden_once_of_each_side(ab, monkeypatch, asked):
+    """A fail too: its own contract's verdict is not made again to name the others."""
+    asked_of = []
+
+    def count(actual, golden, *rest):
+        asked_of.append(golden)
+        return judge_forward(actual, golden, *rest)
+
+    for module in (judged, forward):
+        monkeypatch.setattr(module, "judge_forward", count)
+    (case,), _, _ = ab(kernel("2026-06"), kernel("2026-09"), CASE, "--contract", asked)
+    assert case["class"] == classes.CONTRACT
+    stores = {Store(golden_root(), make, c).key(of(CASE)) for c in REVISIONS.values()}
+    assert (len(stores), len(asked_of)) == (2, 4)
 
 
 def test_ab_of_two_environments_that_differ_in_a_package(tmp_path, capsys):
