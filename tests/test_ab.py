@@ -213,6 +213,7 @@ def test_the_goldens_judge_what_was_given_back_and_not_a_copy_of_its_bits(ab):
     assert (found["first_stage"], found["verdict_right"]) == ("beyond", "fail")
     assert (found["stages"]["beyond"]["outside_left"], found["verdict_left"]) == (0, "pass")
     assert found["stages"]["beyond"]["outside_right"] == 1
+    assert (found["class"], found["right_under"]["right"]) == ("outside", [])
     code, report, _ = ab("Plain", "RowMajor", case="layout/*-h128-i256")
     (found, *_) = report["cases"]
     stages = found["stages"]

@@ -31,6 +31,10 @@ BUILT_IN: Final = {
 CALLABLES: Final = JUDGED
 
 
+class UnknownBackend(BackendError):
+    """No backend has that name."""
+
+
 def available() -> list[str]:
     """Names that :func:`load_backend` knows: built in first, then entry points."""
     return [*BUILT_IN, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
@@ -48,17 +52,18 @@ def load_backend(spec: str, device: str | torch.device = "cpu", contract: str = 
         spec = _automatic(torch.device(device))
     if ":" in spec or spec.endswith(".py"):
         found = _attempt(spec, lambda: serve.load(spec, str(device), {}, contract))
-    elif spec in BUILT_IN:
-        found = _attempt(
-            spec,
-            lambda: serve.create(
-                importlib.import_module(BUILT_IN[spec]).create, torch.device(device), contract
-            ),
-        )
     else:
-        entry = _entry_point(spec)
-        found = _attempt(spec, lambda: serve.create(entry.load(), torch.device(device), contract))
+        found = _attempt(
+            spec, lambda: serve.create(factory_of(spec), torch.device(device), contract)
+        )
     return checked(found, spec)
+
+
+def factory_of(name: str) -> Any:
+    """What makes the backend of that name, or the backend itself where it is an object."""
+    if name in BUILT_IN:
+        return importlib.import_module(BUILT_IN[name]).create
+    return _entry_point(name).load()
 
 
 def _automatic(device: torch.device) -> str:
@@ -89,7 +94,7 @@ def _entry_point(spec: str) -> Any:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == spec:
             return entry
-    raise BackendError(
+    raise UnknownBackend(
         f"unknown backend {spec!r}; known: {', '.join(available())}, or path/to/file.py:OBJECT"
     )
 
@@ -98,6 +103,8 @@ def _attempt(spec: str, step: Callable[[], Any]) -> Any:
     """``step()``, with whatever it raises as one line."""
     try:
         return step()
+    except UnknownBackend:
+        raise
     except BackendError as error:
         raise BackendError(f"backend {spec}: {error}") from error
     except (Exception, SystemExit) as error:

@@ -118,6 +118,8 @@ class Kind:
     judge_returned: Callable[..., Verdict] | None = None
     """``judge_returned(runner, case, golden, inputs, returned)``: the golden's verdict of that
     call. A property's law takes more calls than one, so it is no part of it."""
+    features: Callable[[Case], tuple[str, ...]] = lambda case: ()
+    """Which of :data:`megamoe.spec.problem.FEATURES` the case asks."""
     knows: Callable[[Case, Contract], bool] = lambda case, contract: True
     """``knows(case, contract)``: whether the contract says what the case asks for."""
     dump: Callable[[Case, Inputs, Made, Contract], dict[str, Any]] | None = oracle_tensors

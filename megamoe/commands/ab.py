@@ -12,9 +12,9 @@ from rich.table import Table
 from megamoe.commands.options import add_compared
 from megamoe.commands.shared import compared_cases, side_options, write_compared
 from megamoe.compare import ab, disk, stages
-from megamoe.compare.running import COMPARABLE
+from megamoe.compare.running import COMPARABLE, judged_under
 from megamoe.compare.sides import HOME, parse
-from megamoe.worker.session import AUTO
+from megamoe.worker.choice import AUTO
 
 
 def add(commands: Any, command: Any) -> None:
@@ -60,6 +60,8 @@ def run(a: argparse.Namespace) -> int:
             made = ab.run(q, done)
         except OSError as error:
             raise disk.said(error) from error
+    for line in judged_under({name: made[name] for name in ab.NAMES}):
+        notes.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
     _show(made, console)
     if a.json:
         write_compared(a.json, made)

@@ -19,7 +19,7 @@ from megamoe.compare.probe import Test
 from megamoe.compare.running import COMPARABLE
 from megamoe.compare.sides import parse
 from megamoe.judge import Worst
-from megamoe.worker.session import AUTO
+from megamoe.worker.choice import AUTO
 
 _COLOURS = {"good": "green", "bad": "red", "skip": "dim", "flaky": "yellow"}
 

@@ -13,7 +13,8 @@ from megamoe.commands.options import add_contract, add_jobs
 from megamoe.commands.shared import progress, root_of
 from megamoe.suite import bits
 from megamoe.suite.settings import Settings
-from megamoe.worker.session import AUTO
+from megamoe.worker.choice import AUTO
+from megamoe.worker.session import Identity
 
 CANDIDATES: Final = "recorded-candidates"
 """Under golden/: what record-bits writes and bless-bits takes, where nothing else is said."""
@@ -40,8 +41,13 @@ def _record(a: argparse.Namespace) -> int:
     out = Path(a.out) if a.out else settings.root / CANDIDATES
     if not a.out:
         golden.write_atomically(out / ".gitignore", b"*\n")
-    with progress("recording bits", None, Console(stderr=True)) as done:
-        path, cases, declined = bits.record(settings, out, a.j, done)
+    console = Console(stderr=True)
+
+    def said(identity: Identity) -> None:
+        console.print(identity.judged_under, markup=False, highlight=False, soft_wrap=True)
+
+    with progress("recording bits", None, console) as done:
+        path, cases, declined = bits.record(settings, out, a.j, done, said)
     rest = f", {declined} declined by the backend" if declined else ""
     print(f"{path}: {cases} cases{rest}; three runs in two processes agree in every bit")
     return 0

@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from megamoe.cases import Case
+from megamoe.cases import Case, kind_of
 from megamoe.cases.stored import is_stored, load
 from megamoe.commands.options import add_backend
 from megamoe.commands.shared import backend_of, contract_of, forward_case, root_of
@@ -25,7 +25,6 @@ from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import forward_bits, judge_forward
-from megamoe.kinds.forward import features
 from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
 from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
@@ -75,7 +74,7 @@ class _Subject:
             return
         self.case = forward_case(root, name)
         self.name = self.case.id
-        if is_stored(self.case) or features(self.case):
+        if is_stored(self.case) or kind_of(self.case.kind).features(self.case):
             self.source = FromProblem(self.problem)
         else:
             self.source = FromCase(self.case)

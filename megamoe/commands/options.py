@@ -60,7 +60,7 @@ def add_contract(parser: argparse.ArgumentParser) -> None:
     """Under which contract is judged."""
     parser.add_argument("--contract", metavar="REV",
                         help="judge under this revision (default auto: the one that the backend "
-                        "computes, else the newest)")  # fmt: skip
+                        "names or its kernel's headers show, else the newest)")  # fmt: skip
 
 
 def add_compared(c: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from megamoe.judge import Verdict
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import contract
 from megamoe.suite.at_hand import judge, judge_output
-from megamoe.worker.session import AUTO
+from megamoe.worker.choice import AUTO
 
 
 def add(commands: Any, command: Any) -> None:

@@ -21,8 +21,8 @@ from megamoe.judge import Verdict, picture
 from megamoe.spec.contract import NEWEST, Contract, contract
 from megamoe.suite import results
 from megamoe.suite.settings import Settings
+from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker
-from megamoe.worker.session import AUTO
 
 
 class UsageError(ValueError):
@@ -64,6 +64,7 @@ def backend_of(a: argparse.Namespace) -> Iterator[tuple[Worker, Settings]]:
             raise ValueError(
                 f"backend {a.backend} has no forward, and a stored problem is a forward"
             )
+        print(worker.identity.judged_under, file=sys.stderr)
         yield worker, settings
 
 

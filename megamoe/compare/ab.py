@@ -12,12 +12,13 @@ from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.compare import classes, disk, stages
+from megamoe.compare.judged import Judge
 from megamoe.compare.running import COMPARABLE, Answer, NoAnswer, NotOffered, Running, ids_of
 from megamoe.compare.sides import CannotStart, Options, Side, git, ready, worktree
 from megamoe.compare.stages import Moved
 from megamoe.golden import GoldenError, regenerate
 from megamoe.judge import BadOutput
-from megamoe.worker.session import AUTO
+from megamoe.worker.choice import AUTO
 
 Done = Callable[[dict[str, Any]], None]
 NAMES: Final = ("left", "right")
@@ -46,7 +47,7 @@ def run(q: Question, done: Done) -> dict[str, Any]:
     if not cases:
         raise ValueError("no case with tensors is selected; errors cases cannot be compared")
     results = []
-    judge, contracts = stages.Judge(q.root), classes.Contracts(q.root)
+    judge = Judge(q.root)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megamoe-ab-")))
         # Both are started before either is waited for: importing torch is most of the time.
@@ -54,7 +55,7 @@ def run(q: Question, done: Done) -> dict[str, Any]:
         for i, side in enumerate(sides):
             _named(q, i, side.greet)
         for case in cases:
-            result = _one(case, sides, judge, contracts)
+            result = _one(case, sides, judge)
             done(result)
             results.append(result)
         facts = [side.facts for side in sides]
@@ -83,9 +84,7 @@ def _named(q: Question, i: int, step: Callable[[], Running]) -> Running:
         raise CannotStart(f"{NAMES[i]} side {q.sides[i].text}: {error}") from error
 
 
-def _one(
-    case: Case, sides: Sequence[Running], judge: stages.Judge, contracts: classes.Contracts
-) -> dict[str, Any]:
+def _one(case: Case, sides: Sequence[Running], judge: Judge) -> dict[str, Any]:
     """One case on both sides."""
     given = regenerate(case)
     result: dict[str, Any] = {"id": case.id, "status": "error", "stages": {}, "first_stage": None}
@@ -112,11 +111,7 @@ def _one(
         result["first_stage"] = moved[0]
         result["worst"] = stages.worst_dict(moved[0], found[moved[0]].finding)
         result["reason"] = stage_text(moved[0], found[moved[0]])
-        _judge(case, given, answers, sides, judge, result)
-        right = [
-            contracts.right_under(case, given, bits, side.identity.accumulator)
-            for bits, side in zip(shown, sides, strict=True)
-        ]
+        right = _judge(case, given, answers, sides, judge, result)
         result["class"] = classes.of_step(*right)
         result["right_under"] = dict(zip(NAMES, right, strict=True))
         result["reason"] += f" ({classes.said(result['class'], *right)})"
@@ -153,18 +148,27 @@ def stage_text(name: str, stage: Moved) -> str:
 
 def _judge(
     case: Case, given: Mapping[str, Any], answers: Sequence[Answer], sides: Sequence[Running],
-    judge: stages.Judge, result: dict[str, Any],
-) -> None:  # fmt: skip
-    """Which side is outside what the goldens allow; said of every stage that was compared."""
+    judge: Judge, result: dict[str, Any],
+) -> list[list[str]]:  # fmt: skip
+    """Which side is outside what the goldens allow, said of every stage that was compared.
+
+    Returns the contracts that each side is right under.
+    """
+    right = []
     for name, answer, side in zip(NAMES, answers, sides, strict=True):
+        own = {}
         try:
             verdict, outside = judge.verdict(case, given, answer, side)
         except (GoldenError, BadOutput, KeyError) as error:
             result[f"verdict_{name}"] = f"cannot be judged: {error}"
-            continue
-        result[f"verdict_{name}"] = verdict.status
-        for stage, entry in result["stages"].items():
-            entry[f"outside_{name}"] = outside.get(stage, 0)
+        else:
+            own[side.identity.contract] = verdict
+            result[f"verdict_{name}"] = verdict.status
+            for stage, entry in result["stages"].items():
+                entry[f"outside_{name}"] = outside.get(stage, 0)
+        accumulator = side.identity.accumulator
+        right.append(judge.right_under(case, given, answer.bits, accumulator, own))
+    return right
 
 
 # --- the report -------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from megamoe.compare.sides import CannotStart, clean_environment, git
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker import serve
+from megamoe.worker.choice import AUTO
 from megamoe.worker.exchange import plain_of
 from megamoe.worker.files import Tensors
 from megamoe.worker.session import MODULES
@@ -64,7 +65,8 @@ def _fill(
     shutil.copyfile(serve.__file__, home / "serve.py")
     kept, left_out = _cases(home, prober, report, pair)
     backend = _backend(home, job)
-    about = {"backend": backend, "device": job.test.device, "cases": kept, "modules": MODULES}
+    about = {"backend": backend, "device": job.test.device, "cases": kept, "modules": MODULES,
+             "contract": _made_for(prober, pair)}  # fmt: skip
     (home / "cases.json").write_text(json.dumps(about, indent=1) + "\n")
     inside = {**report, "archive": None}
     (home / "bisect.json").write_text(json.dumps(inside, indent=1) + "\n")
@@ -75,6 +77,13 @@ def _fill(
     if sources:
         notes += _sources(home, job, report)
     (home / "README.md").write_text(_readme(job, report, notes, sources, prober, pair))
+
+
+def _made_for(prober: Prober, pair: tuple[str, str]) -> str:
+    """The contract that both sides' backends were made for; auto: each by its own default."""
+    steps = [prober.state.find(rev) or {} for rev in pair]
+    asked = {step.get("facts", {}).get("made_for", AUTO) for step in steps}
+    return asked.pop() if len(asked) == 1 else AUTO
 
 
 def _cases(

@@ -10,6 +10,7 @@ from typing import Any
 from megamoe.compare import ab, archive, disk, stages, walk
 from megamoe.compare.job import Job, request_of
 from megamoe.compare.probe import Prober, different
+from megamoe.compare.running import judged_under
 from megamoe.compare.sides import Side, git, with_target, worktree
 from megamoe.compare.state import State, key
 
@@ -35,6 +36,9 @@ def run(job: Job, said: Said, note: Callable[[str], None]) -> dict[str, Any]:
         prober = Prober(job.test, state, said)
         over = _over_git if job.where.good.kind == "git" and not job.where.sides else _over_list
         found, total, log = over(job, prober, stack, folder)
+        ends = {f"{s['role']} end": s.get("facts", {}) for s in state.steps if "role" in s}
+        for line in judged_under(ends):
+            note(line)
         for failed in list(prober.failed.values())[:3]:
             note(f"left out, since an end cannot run it: {failed}")
         return _report(job, prober, found, total, log, folder)

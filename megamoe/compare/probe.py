@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.compare import ab, classes, disk, stages
+from megamoe.compare.judged import Judge
 from megamoe.compare.running import Answer, Inputs, NoAnswer, NotOffered, Running, ids_of
 from megamoe.compare.sides import (
     CannotStart,
@@ -29,7 +30,8 @@ from megamoe.compare.sides import (
 )
 from megamoe.compare.state import State
 from megamoe.judge import BadOutput, Verdict
-from megamoe.worker.session import AUTO, Identity
+from megamoe.worker.choice import AUTO
+from megamoe.worker.session import Identity
 
 EXTRA_RUNS: Final = 2
 """Runs more, once two have disagreed, so that a report can say how often."""
@@ -78,17 +80,17 @@ class _Judging:
     """The goldens' verdicts within one step: the same bits have the same."""
 
     def __init__(self, root: Path) -> None:
-        self.judge = stages.Judge(root)
+        self.judge = Judge(root)
         self._known: dict[str, list[tuple[dict[str, str], Verdict]]] = {}
 
     def complaint(
         self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
     ) -> list[str]:
-        """One line where the case fails. Raises what :meth:`.stages.Judge.verdict` does."""
+        """One line where the case fails. Raises what :meth:`.Judge.verdict` does."""
         known = self._known.setdefault(case.id, [])
         verdict = next((v for digests, v in known if digests == answer.digests), None)
         if verdict is None:
-            verdict, _ = self.judge.verdict(case, given, answer, side)
+            verdict = self.judge.explained(case, given, answer, side)
             known.append((answer.digests, verdict))
         return [f"{case.id}: {verdict.reason}"] if verdict.status == "fail" else []
 
@@ -106,7 +108,7 @@ class Prober:
     inputs: Inputs = field(default_factory=Inputs)
 
     def __post_init__(self) -> None:
-        self.contracts = classes.Contracts(self.test.root)
+        self.judge = Judge(self.test.root)
 
     def step(self, rev: str, subject: str, side: Side, tree: Path | None) -> dict[str, Any]:
         """Good, bad, skip or flaky; once the ends are known. Known steps cost nothing."""
@@ -255,7 +257,7 @@ class Prober:
                 path = self.kept(one["rev"], name)
                 bits = stages.read_bits(path) if path.exists() else {}
                 accumulator = one["facts"]["accumulator"]
-                right.append(self.contracts.right_under(known[name], given, bits, accumulator))
+                right.append(self.judge.right_under(known[name], given, bits, accumulator))
             found.append(classes.of_step(*right))
             step["classes"][name] = classes.said(found[-1], *right)
         step["class"] = classes.worst(found)

@@ -99,12 +99,15 @@ def main(folder: Path, argv: list[str] | None = None) -> int:
     parser.add_argument("--path", action="append", default=[], help="put first on the import path")
     parser.add_argument("--backend", default=about["backend"], help="default: %(default)s")
     parser.add_argument("--device", default=about["device"])
+    parser.add_argument("--contract", default=about.get("contract", "auto"),
+                        help="given to a factory that takes one; default: %(default)s")  # fmt: skip
     a = parser.parse_args(argv)
     serve = _file(folder / "serve.py", "megamoe_serve")
     sys.path[:1] = [str(Path(p).resolve()) for p in a.path]
     modules = about["modules"]
     try:
-        backend = serve.load(_located(a.backend, [*a.path, folder]), a.device, modules)
+        spec = _located(a.backend, [*a.path, folder])
+        backend = serve.load(spec, a.device, modules, a.contract)
         facts = serve.facts(a.device)
     except (Exception, SystemExit) as error:
         print(f"cannot replay: {serve.one_line(error)}")

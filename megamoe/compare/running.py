@@ -19,6 +19,7 @@ from megamoe.compare.rejudge import NoBits, digest, stages
 from megamoe.compare.sides import CannotStart, Ready, clean_environment
 from megamoe.golden import regenerate
 from megamoe.spec.tensors import WEIGHTS
+from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import (
     Caller,
@@ -30,7 +31,7 @@ from megamoe.worker.exchange import (
     Returned,
     WroteInput,
 )
-from megamoe.worker.session import AUTO, Identity, Launch, WorkerError
+from megamoe.worker.session import Identity, Launch, WorkerError, judged
 
 Array = npt.NDArray[Any]
 Given = Mapping[str, Any]
@@ -112,7 +113,9 @@ class Running:
         self._identity = found
         known = {name: found.facts[name] for name in _FACTS if name in found.facts}
         self.facts = {
-            "backend": found.name, "accumulator": found.accumulator, **known, **self.ready.facts,
+            "backend": found.name, "accumulator": found.accumulator,
+            "contract": found.contract, "contract_why": found.why,
+            "made_for": self.worker.launch.contract, **known, **self.ready.facts,
         }  # fmt: skip
         return self
 
@@ -164,6 +167,18 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def judged_under(sides: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line on the contract of each side, by its facts; one line where they share it."""
+    said = {
+        name: judged(facts["contract"], facts["contract_why"])
+        for name, facts in sides.items()
+        if "contract" in facts
+    }
+    if len(said) == len(sides) and len({*said.values()}) == 1:
+        return [*said.values()][:1]
+    return [f"{name}: {text}" for name, text in said.items()]
 
 
 def _located(spec: str, ready: Ready) -> str:

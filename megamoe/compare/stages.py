@@ -1,4 +1,4 @@
-"""What moved between two sides' bits, stage by stage, and what the goldens say of a side's."""
+"""What moved between two sides' bits, stage by stage."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import load, save
 
-from megamoe.cases import Case, kind_of
-from megamoe.compare.running import Answer, Running
 from megamoe.files import write_atomically
-from megamoe.golden import GoldenError, Store, digest_of, make
-from megamoe.judge import BadOutput, Finding, GoldenLacks, Place, Verdict, bitwise
-from megamoe.spec.contract import REVISIONS
+from megamoe.judge import Finding, Place, bitwise
 from megamoe.spec.forms import BYTE, INT32, INT64, UE8M0
 from megamoe.spec.tensors import OPERATIONS, TENSORS, Tensor
-from megamoe.suite.runner import Runner
 
 Array = npt.NDArray[Any]
 
@@ -122,51 +117,6 @@ def signature(digests: Mapping[str, str], other: Mapping[str, str]) -> list[str]
     """Stages that both show and whose digests differ, in the order of computation."""
     names = [name for name in digests if name in other and digests[name] != other[name]]
     return sorted(names, key=place)
-
-
-# --- against the golden -----------------------------------------------------------------------
-
-
-class Judge:
-    """The suite's judge, for what a side gave back of one call."""
-
-    def __init__(self, root: Path) -> None:
-        self._stores = {name: Store(root, make, c) for name, c in REVISIONS.items()}
-
-    def verdict(
-        self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
-    ) -> tuple[Verdict, dict[str, int]]:
-        """The golden's verdict, and how many elements of each stage are outside.
-
-        A property case is judged as the forward it makes: its law takes more calls than one. Raises
-        :class:`megamoe.golden.GoldenError` where there is no usable golden, and
-        :class:`megamoe.judge.BadOutput` where what was given back is none of the contract's.
-        """
-        store = self._stores[side.identity.contract]
-        golden = store.load(case, digest_of(given))
-        judged = kind_of(case.kind).judge_returned
-        assert judged is not None
-        try:
-            runner, returned = Runner(side.worker, store), answer.returned
-            verdict = judged(runner, case, golden, given, returned)
-            verdict = runner.under_others(
-                case, verdict, lambda g: judged(runner, case, g, given, returned)
-            )
-        except (GoldenError, BadOutput, MemoryError):
-            raise
-        except GoldenLacks as error:
-            raise GoldenError(str(error)) from error
-        except Exception as error:
-            raise GoldenError(f"case {case.id}: {type(error).__name__}: {error}") from error
-        outside: dict[str, int] = {}
-        for finding in verdict.findings:
-            if finding.outside:
-                outside[finding.stage] = finding.outside
-            elif "beyond" not in answer.bits:
-                outside.setdefault(finding.stage, 1)
-        if "beyond" in answer.bits:
-            outside["beyond"] = int((answer.bits["beyond"] != 0).sum())
-        return verdict, outside
 
 
 def worst_dict(name: str, finding: Finding | None) -> dict[str, Any] | None:

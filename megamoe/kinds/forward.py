@@ -211,5 +211,6 @@ KIND: Final = Kind(
     ask=ask,
     judge_returned=judge_returned,
     dump=dump,
+    features=features,
     knows=knows,
 )  # fmt: skip

@@ -117,6 +117,7 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
             "Judged by",
             [
                 ("contract", read.text(result, "contract")),
+                ("chosen, because", read.text(result, "contract_why")),
                 ("goldens (manifest sha256)",
                  read.text(read.mapping(result, "goldens"), "manifest_sha256")),
                 ("recorded bits", read.text(kept, "file")),

@@ -27,6 +27,16 @@ DIGITS: Final = 16
 PACKAGES: Final = ("deep_gemm", "sgl_deep_gemm", "vllm")
 """What :func:`installed` looks for; tokenspeed-deepgemm installs as deep_gemm."""
 
+_LOADED: Final = ("deep_gemm", "sgl_deep_gemm", "vllm.third_party.deep_gemm")
+"""Modules that hold the kernel."""
+_ENGINES: Final = {
+    "vllm": ("third_party/deep_gemm", "../deep_gemm"),
+    "sglang": ("../sgl_deep_gemm", "../deep_gemm"),
+}
+"""Engines, which load the kernel when they first need it: where theirs lies, the first that is."""
+LOADED: Final = (*_LOADED, *_ENGINES)
+"""Modules that say which kernel a process has loaded, or will; see :func:`kernels`."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -177,6 +187,23 @@ def installed() -> dict[str, Path]:
             if place.is_dir():
                 found[name] = place
                 break
+    return found
+
+
+def kernels(loaded: Mapping[str, Path]) -> dict[str, Path]:
+    """Of modules of :data:`LOADED` and their folders: whose kernel is used, and its folder.
+
+    An engine counts only where no module that holds the kernel is loaded yet.
+    """
+    found = {name: folder for name, folder in loaded.items() if name in _LOADED}
+    if found:
+        return found
+    for engine, places in _ENGINES.items():
+        if engine not in loaded:
+            continue
+        there = [loaded[engine] / place for place in places if (loaded[engine] / place).is_dir()]
+        if there:
+            found[engine] = there[0].resolve()
     return found
 
 

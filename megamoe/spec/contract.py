@@ -8,6 +8,7 @@ freedom the hardware has is in :mod:`megamoe.spec.accumulators`. Nothing in here
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Generic, TypeVar
 
@@ -229,8 +230,13 @@ _REMAP: Final = ("replica_choice", "replica_hash")
 _QUANTISE: Final = ("cast_saturates", "amax_drops_nan")
 
 
-def decides(clause: str, kind: str) -> bool:
-    """Whether a clause can decide a bit of a case of ``kind``."""
+_OF_FEATURES: Final = {"situ_tanh": "situ", "shared_expert": "shared-expert"}
+
+
+def decides(clause: str, kind: str, asked: Collection[str] = ()) -> bool:
+    """Whether a clause can decide a bit of a case of ``kind`` that asks these features."""
+    if clause == "features" or _OF_FEATURES.get(clause, "") not in ("", *asked):
+        return False
     if kind == "eplb":
         return clause in (*_REMAP, "padding_known")
     staging = clause.startswith("staging_") or clause in _QUANTISE

@@ -95,7 +95,9 @@ class _Runner(Runner):
         for name, contract in REVISIONS.items():
             if not asked <= set(contract.features.value):
                 continue
-            known = tuple(c.value for n, c in contract.clauses.items() if decides(n, "forward"))
+            known = tuple(
+                c.value for n, c in contract.clauses.items() if decides(n, "forward", asked)
+            )
             groups.setdefault(known, []).append(name)
         for names in groups.values():
             if self.store.contract.revision not in names:

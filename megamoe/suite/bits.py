@@ -18,21 +18,26 @@ from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.pool import Pool
+from megamoe.worker.session import Identity
 
 Done = Callable[[Case, str], None]
 """Called once a case and process: the case, and what is wrong or ''."""
 
 
-def record(settings: Settings, out: Path, jobs: int, done: Done) -> tuple[Path, int, int]:
+def record(
+    settings: Settings, out: Path, jobs: int, done: Done, said: Callable[[Identity], None]
+) -> tuple[Path, int, int]:
     """Record every forward case that ``settings.case`` selects; returns file, cases, declined.
 
-    ``jobs`` judges share one worker. Raises :class:`GoldenError`, with nothing written, where the
-    backend has no fingerprint, a case does not pass its golden, the worker's process ends, a binary
-    differs between the two workers, or a bit moves.
+    ``said`` is told who is recorded. ``jobs`` judges share one worker. Raises
+    :class:`GoldenError`, with nothing written, where the backend has no fingerprint, a case does
+    not pass its golden, the worker's process ends, a binary differs between the two workers, or a
+    bit moves.
     """
     cases = select(settings.selection(), "forward")
     with Pool(settings.launch(threads_of(jobs)), 1) as pool:
         identity = pool.address.identity
+        said(identity)
         if identity.fingerprint is None:
             raise GoldenError(
                 f"backend {identity.name} has no fingerprint(); without it nobody can tell later "

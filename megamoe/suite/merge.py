@@ -58,6 +58,7 @@ DECIDES: Final[Mapping[str, str]] = {
 
 MAY_DIFFER: Final[Mapping[str, str]] = {
     "cases": "each shard has its own",
+    "contract_why": "`contract` itself must be the same; where a kernel lies may differ",
     "counts": "they follow from the cases, and are counted again",
     "shard": "each has its own; `merge` compares the cases with the selection",
     "shards": "as `shard`, in a report that is itself a merge",
@@ -85,6 +86,7 @@ _REPORT: Final = schema.Object(
     {
         "backend": str, "name": str, "callables": schema.Items(str), "accumulator": str,
         "fingerprint": schema.OrNull(schema.Each(str)), "device": str, "contract": str,
+        "contract_why": str,
         "recorded": schema.Object({}, {"machine_class": str, "file": schema.OrNull(str)}),
         "goldens": schema.Object({}, {"manifest_sha256": str}),
         "tier": schema.OneOf(TIERS), "kind": schema.OrNull(schema.OneOf(KINDS)),

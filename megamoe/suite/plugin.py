@@ -20,11 +20,14 @@ from megamoe.spec.contract import contract
 from megamoe.suite.judges import threads_of
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
+from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker
 from megamoe.worker.pool import Address, Pool, Shared
-from megamoe.worker.session import AUTO, WorkerError
+from megamoe.worker.session import WorkerError
 
 SETTINGS = pytest.StashKey[Settings]()
+UNDER = pytest.StashKey[str]()
+"""Of a process that judges or has the pool: the contract, and why that one."""
 POOL = pytest.StashKey[Pool]()
 ADDRESS: Final = "megamoe_address"
 """Of the pool, among what pytest-xdist hands to its workers."""
@@ -78,7 +81,15 @@ def pytest_configure_node(node: Any) -> None:
             config.stash[POOL] = Pool(chosen.launch(threads_of(max(judges, workers))), workers)
         except ValueError as error:  # a backend that cannot be loaded, in one line
             raise pytest.UsageError(str(error)) from error
-    node.workerinput[ADDRESS] = config.stash[POOL].address.packed()
+    address = config.stash[POOL].address
+    config.stash[UNDER] = address.identity.judged_under
+    node.workerinput[ADDRESS] = address.packed()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say which contract was judged under, and why."""
+    if UNDER in config.stash:
+        terminalreporter.write_line(config.stash[UNDER])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -105,6 +116,7 @@ def megamoe_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
             identity = session.identity
         except WorkerError as error:  # not once a case: nothing can be judged
             pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+        config.stash[UNDER] = identity.judged_under
         kept = recorded.find(chosen.root, identity.name, identity.facts)
         store = Store(chosen.root, make, contract(identity.contract))
         yield Runner(session, store, kept, chosen.timeout)

@@ -66,8 +66,7 @@ class Progress:
         """What will be judged, and under which contract."""
         self.total = len(cases)
         self.left = sum(self.seconds.get(c.id, DEFAULT_SECONDS) for c in cases)
-        why = f" ({identity.why})" if identity.why else ""
-        self._say(f"contract {identity.contract}{why}, {self.total} cases")
+        self._say(f"{identity.judged_under}, {self.total} cases")
 
     def started(self, case_id: str) -> None:
         """A worker has taken the case."""

@@ -40,6 +40,7 @@ def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -
         "case": settings.case,
         "shard": settings.shard,
         "contract": identity.contract,
+        "contract_why": identity.why,
         "device": settings.device,
         "versions": versions(),
         "machine": machine(identity.facts),

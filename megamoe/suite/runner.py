@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from megamoe.judge import (
 )
 from megamoe.kinds import forward
 from megamoe.kinds.forward import Shown
-from megamoe.spec.contract import REVISIONS, decides
+from megamoe.spec.contract import REVISIONS, Contract, decides
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
 from megamoe.worker.exchange import (
@@ -91,7 +91,6 @@ class Runner:
         if verdict.status != "fail":
             return verdict
         right: list[str] = []
-        mine = self.store.contract
         kept = self.details, self.brief, self.kept
         self.brief, self.kept = True, None
         try:
@@ -102,13 +101,7 @@ class Runner:
             pass  # nothing is known of another contract; what was found stands
         finally:
             self.details, self.brief, self.kept = kept
-        if not right:
-            return verdict
-        other = REVISIONS[right[0]]
-        clauses = [n for n in mine.differences(other) if decides(n, case.kind)]
-        said = ", ".join(f"{name} {other.clauses[name].value}" for name in clauses)
-        reason = f"{verdict.reason}; right under {', '.join(right)} ({said})"
-        return replace(verdict, reason=reason, right_under=tuple(right))
+        return right_by_others(case, verdict, self.store.contract, right)
 
     def other_goldens(self, case: Case) -> Iterator[tuple[list[str], Any]]:
         """Each other golden of the case, and the revisions that it is of, the oldest first."""
@@ -219,6 +212,18 @@ class Runner:
             reason = f"cannot be judged: {_one_line(error)} ({place(error)})"
         reason = reason if case.id in reason else f"case {case.id}: {reason}"
         return Verdict(case.id, case.kind, "error", reason)
+
+
+def right_by_others(case: Case, verdict: Verdict, mine: Contract, right: Sequence[str]) -> Verdict:
+    """A fail under ``mine`` of what is ``right`` under other contracts, if under any: says so."""
+    if not right:
+        return verdict
+    other = REVISIONS[right[0]]
+    asked = kind_of(case.kind).features(case)
+    clauses = [n for n in mine.differences(other) if decides(n, case.kind, asked)]
+    said = ", ".join(f"{name} {other.clauses[name].value}" for name in clauses)
+    reason = f"{verdict.reason}; right under {', '.join(right)} ({said})"
+    return replace(verdict, reason=reason, right_under=tuple(right))
 
 
 def _lost(verdict: Verdict, why: str) -> Verdict:

@@ -14,7 +14,8 @@ from megamoe.cases import Case, golden_root, load_cases, select, shards
 from megamoe.judge import BAD
 from megamoe.spec.contract import contract
 from megamoe.suite.merge import read_report
-from megamoe.worker.session import AUTO, START_SECONDS, Launch
+from megamoe.worker.choice import AUTO
+from megamoe.worker.session import START_SECONDS, Launch
 
 OTHERS: Final = (
     "PYTHON", "CACHE", "REVISION", "DRIVER", "NIXOS_DRIVER", "CHROMIUM", "REQUIRE_CHROMIUM",
@@ -39,7 +40,7 @@ class Settings:
     case: str | None = None
     """A glob over case ids."""
     contract: str = AUTO
-    """The revision to judge under; auto: the one that the backend computes, else the newest."""
+    """The revision to judge under; auto: see :mod:`megamoe.worker.choice`."""
     shard: str | None = None
     """I/N."""
     timeout: float = 120.0

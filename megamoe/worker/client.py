@@ -10,10 +10,13 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import megamoe
+from megamoe.spec.builds import LOADED
+from megamoe.worker.choice import Choice, NoChoice, choose, untold
 from megamoe.worker.link import Ended, Link
 from megamoe.worker.session import (
     MODULES,
@@ -49,6 +52,8 @@ class Worker:
         self.launch = launch
         self._state: Mapping[str, Any] = {}
         self.like = like
+        self._told: Choice | None = None
+        """The contract that the backend was made for again, where it was chosen and not asked."""
         self._identity: Identity | None = None
         self._called: set[str] = set()
         """What was asked of this process."""
@@ -169,7 +174,7 @@ class Worker:
             "contract": launch.contract,
             "front": list(launch.front), "back": [str(self.folder / "path")],
             "seconds": launch.seconds, "trace": str(self.folder / "trace"),
-            "modules": MODULES,
+            "modules": MODULES, "packages": LOADED,
         }  # fmt: skip
         self._link.tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
         self._link.tell({"say": json.dumps(hello)})
@@ -182,17 +187,42 @@ class Worker:
             if not self._started:
                 self._start()
             said = self._link.said(seconds + GRACE)
+            if self._must_be_told(said):
+                self._end()
+                self._start()
+                said = self._link.said(seconds + GRACE)
             return self._identified(said)
         except Ended as ended:
             text = f"backend {spec}: {ended} while it was loaded"
         except TimeoutError:
             text = f"backend {spec}: not loaded within {seconds:g} s, last seen in {self._seen()}"
-        except WorkerError as error:
+        except (WorkerError, NoChoice) as error:
             text = str(error)
             if not text.startswith((f"backend {spec}:", "unknown backend")):
                 text = f"backend {spec}: {text}"
         self._end()
         raise WorkerError(text)
+
+    def _must_be_told(self, said: Reply) -> bool:
+        """Whether a contract was chosen that the backend was not made for; it is then launched."""
+        asked, ready = self.launch.contract, said.get("ready")
+        if ready is None or said.get("protocol") != PROTOCOL:
+            return False
+        try:
+            chosen = self._chosen(ready)
+        except NoChoice:
+            return False  # there is more to say of such a backend
+        if not untold(ready, asked, chosen):
+            return False
+        self._told, self.launch = chosen, replace(self.launch, contract=chosen.revision)
+        return True
+
+    def _chosen(self, ready: Mapping[str, Any]) -> Choice:
+        """The contract to judge under: that of the run, if it has begun."""
+        if self.like is not None:
+            return Choice(self.like.contract, self.like.why)
+        chosen = choose(ready, self.launch.contract)
+        return self._told or chosen
 
     def _identified(self, said: Reply) -> Identity:
         if said.get("protocol") != PROTOCOL:
@@ -203,10 +233,14 @@ class Worker:
         if "error" in said:
             text = str(said["error"])
             own = text.startswith("BackendError: ")
-            raise WorkerError(
-                text.removeprefix("BackendError: ") if own else f"loading it raised {text}"
-            )
-        found = identity_of(said["ready"], said["state"], self.launch.contract)
+            text = text.removeprefix("BackendError: ") if own else f"loading it raised {text}"
+            if self._told is not None:
+                text += (
+                    f"; it was asked for contract {self._told.revision} ({self._told.why}); let "
+                    "it name its `contracts`"
+                )
+            raise WorkerError(text)
+        found = identity_of(said["ready"], said["state"], self._chosen(said["ready"]))
         if self.like is None:
             self.like = found
         otherwise = self.like.differs({**said["ready"], "fingerprint": found.fingerprint})

@@ -1,9 +1,9 @@
 """The worker: loads one backend, calls it, hands back bytes. Needs Python 3.10 and torch only.
 
-It runs in somebody else's environment, with ``state.py`` and ``tensors.py`` beside it or, made by
-``single.py``, in it. It judges nothing: the judge is another process. ``docs/protocol.md`` has
-every message: a JSON object a line on standard input, an answer each on standard output. What a
-backend prints goes to standard error.
+It runs in somebody else's environment, with ``offer.py``, ``state.py`` and ``tensors.py`` beside it
+or, made by ``single.py``, in it. It judges nothing: the judge is another process.
+``docs/protocol.md`` has every message: a JSON object a line on standard input, an answer each on
+standard output. What a backend prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import inspect
 import json
-import math
 import os
 import platform
 import sys
@@ -95,17 +94,21 @@ def create(found: Any, device: Any, contract: str = AUTO) -> Any:
     if not isinstance(found, type) and (is_object or not callable(found)):
         return found
     try:
-        takes = set(inspect.signature(found).parameters)
+        takes = dict(inspect.signature(found).parameters)
     except (TypeError, ValueError):  # some built-in callables tell nothing
-        takes = set()
+        takes = {}
     given = {"device": device} if contract == AUTO else {"device": device, "contract": contract}
+    wanted = takes.get("contract")
+    if contract == AUTO and wanted is not None and wanted.default is inspect.Parameter.empty:
+        raise BackendError("it needs a `contract`; give that a default, or say --contract REV")
     return found(**{name: value for name, value in given.items() if name in takes})
 
 
 def identity(backend: Any) -> dict[str, Any]:
     """What the backend says of itself, and must say again after every call."""
     said = {name: getattr(backend, name, None) for name in ("name", "accumulator")}
-    computes = getattr(backend, "contracts", None)
+    one = getattr(backend, "contract", None)
+    computes = getattr(backend, "contracts", one if isinstance(one, str) else None)
     computes = computes if isinstance(computes, (list, tuple, type(None))) else [computes]
     features = getattr(backend, "features", ())
     features = features if isinstance(features, (list, tuple)) else [features]
@@ -210,11 +213,7 @@ class Served:
             for path, places in request["inputs"].items()
         }
         given = {name: t for file in self.files.values() for name, t in file.items()}
-        for name, (kind, shape) in request.get("blank", {}).items():
-            size = math.prod(shape) * getattr(torch, kind).itemsize
-            flat = torch.full((size,), POISON, dtype=torch.uint8, device=self.device)
-            given[name] = flat.view(getattr(torch, kind)).view(shape)
-        return given
+        return given | self.tensors.filled(request.get("blank", {}), POISON, self.device)
 
     def _lost(self) -> str:
         """Why this process is of no further use. A CUDA error comes back at every call."""
@@ -247,7 +246,7 @@ def serve() -> None:
     out, requests = os.dup(1), os.fdopen(os.dup(0), "rb", closefd=False)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a backend prints is no answer
-    watch = module_of("megamoe_worker_state", HERE / "state.py")
+    watch, about = (module_of(f"megamoe_worker_{n}", HERE / f"{n}.py") for n in ("state", "offer"))
     state = watch.State((0, 1, 2, out, requests.fileno()))
 
     def say(reply: dict[str, Any]) -> None:
@@ -268,6 +267,7 @@ def serve() -> None:
         modules, contract = hello.get("modules", {}), hello.get("contract", AUTO)
         served = Served(load(hello["backend"], device, modules, contract), device, modules)
         ready = {**identity(served.backend), "fingerprint": fingerprint(served.backend)}
+        ready |= about.offer(hello["backend"], modules, hello.get("packages", ()))
         ready["facts"] = facts(device)
         say({"protocol": PROTOCOL, "ready": ready, "state": state.now()})
     except BaseException as error:

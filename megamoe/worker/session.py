@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from megamoe.spec.accumulators import ACCUMULATORS
-from megamoe.spec.contract import NEWEST, REVISIONS, contract
+from megamoe.spec.contract import NEWEST
+from megamoe.worker.choice import AUTO, Choice, choose
 
 START_SECONDS: Final = 300.0
 """For importing torch and making the backend."""
-AUTO: Final = "auto"
 JUDGED: Final = ("forward", "prepare", "eplb_map", "transform_weights")
 """A backend offers at least one of these."""
 
@@ -40,7 +40,7 @@ class Launch:
     backend: str
     device: str = "cpu"
     contract: str = AUTO
-    """The revision that it is to compute; auto: what the backend says, else the newest."""
+    """The revision that it is to compute; auto: see :mod:`.choice`."""
     argv: tuple[str, ...] = (sys.executable,)
     """What ends in a Python interpreter; words before it enter an environment."""
     front: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Identity:
     contracts: tuple[str, ...] | None = None
     """Those that it says it computes; None: it says nothing of it."""
     why: str = ""
-    """Why that one, where nobody asked for it."""
+    """Why that one; empty where it was asked for."""
     fingerprint: Mapping[str, Any] | None = None
     """``sources``, ``options``, and ``binaries`` as far as they were compiled by then."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -77,6 +77,11 @@ class Identity:
     @property
     def device(self) -> str:
         return str(self.facts.get("device", "cpu"))
+
+    @property
+    def judged_under(self) -> str:
+        """``contract 2026-09 (the backend says so)``."""
+        return judged(self.contract, self.why)
 
     def provides(self, name: str) -> bool:
         """Whether the backend offers the callable ``name``."""
@@ -108,6 +113,11 @@ class Identity:
         return ""
 
 
+def judged(revision: str, why: str) -> str:
+    """``contract 2026-09 (the backend says so)``; without a reason where it was asked for."""
+    return f"contract {revision} ({why})" if why else f"contract {revision}"
+
+
 class Session(Protocol):
     """Where a backend answers: a worker of one's own, or one that judges share."""
 
@@ -136,46 +146,25 @@ def complaint(
     return ""
 
 
-def identity_of(ready: Mapping[str, Any], state: Mapping[str, Any], asked: str = AUTO) -> Identity:
-    """From a worker's first answer. Raises :class:`WorkerError` where that is no backend's.
+def identity_of(
+    ready: Mapping[str, Any], state: Mapping[str, Any], asked: str | Choice = AUTO
+) -> Identity:
+    """From a worker's first answer. Raises :class:`WorkerError` where that is no backend's, and
+    :class:`.choice.NoChoice` where it computes no contract that can be judged.
 
-    ``asked``: the contract that it was to be made for.
+    ``asked``: the contract that it was to be made for, or what was chosen already.
     """
     offered = [name for name in ready["callables"] if name in JUDGED]
     wrong = complaint(ready["name"], ready["accumulator"], offered, ready["type"])
     if wrong:
         raise WorkerError(wrong)
-    revision, why = chosen_contract(contracts := ready.get("contracts"), asked)
+    chosen = asked if isinstance(asked, Choice) else choose(ready, asked)
+    contracts = ready.get("contracts")
     return Identity(
-        ready["name"], ready["accumulator"], tuple(ready["callables"]), revision,
-        None if contracts is None else tuple(contracts), why,
+        ready["name"], ready["accumulator"], tuple(ready["callables"]), chosen.revision,
+        None if contracts is None else tuple(contracts), chosen.why,
         checked_fingerprint(ready["fingerprint"]), ready["facts"], state,
     )  # fmt: skip
-
-
-def chosen_contract(said: Any, asked: str) -> tuple[str, str]:
-    """The revision to judge under, and why; ``said`` are the backend's ``contracts``, or None.
-
-    Raises :class:`WorkerError` where the backend does not compute what is asked for.
-    """
-    if asked != AUTO:
-        contract(asked)  # ValueError for one that is not known
-    if said is None:
-        return (asked, "") if asked != AUTO else (NEWEST.revision, "the newest; it names none")
-    known = [name for name in REVISIONS if name in said] if isinstance(said, list) else []
-    if not known:
-        raise WorkerError(
-            f"`contracts` is {str(said)[:80]}; name revisions of {', '.join(REVISIONS)}"
-        )
-    if asked == AUTO:
-        newest = max(known, key=lambda name: (name != "sgl", list(REVISIONS).index(name)))
-        return newest, "the backend says so"
-    if asked not in known:
-        raise WorkerError(
-            f"it computes contract {', '.join(known)}, not {asked}; ask for one of these with "
-            "--contract"
-        )
-    return asked, ""
 
 
 def checked_fingerprint(found: Any) -> dict[str, Any] | None:

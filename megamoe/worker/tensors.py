@@ -43,6 +43,17 @@ def moved_tensors(
     return tensors
 
 
+def filled(blanks: Mapping[str, tuple[str, list[int]]], byte: int, device: str) -> dict[str, Any]:
+    """New tensors of these dtypes and shapes, of which every byte is ``byte``."""
+    out = {}
+    for name, (kind, shape) in blanks.items():
+        dtype = getattr(torch, kind)
+        flat = torch.full((math.prod(shape) * dtype.itemsize,), byte, dtype=torch.uint8,
+                          device=device)  # fmt: skip
+        out[name] = flat.view(dtype).view(shape)
+    return out
+
+
 def write_back(
     path: str,
     places: Mapping[str, Place],

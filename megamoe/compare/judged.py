@@ -1,0 +1,128 @@
+"""What the goldens say of a side's bits: its own contract's verdict, and which contracts fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.cases import Case, kind_of
+from megamoe.compare.running import Answer, Running
+from megamoe.compare.stages import BEYOND, unsigned
+from megamoe.golden import GoldenError, Store, digest_of, make, rows_of
+from megamoe.judge import BadOutput, GoldenLacks, Verdict, judge_forward
+from megamoe.spec.contract import REVISIONS
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import TENSORS
+from megamoe.suite.runner import Runner, right_by_others
+
+Array = npt.NDArray[Any]
+
+
+class Judge:
+    """The suite's judge, for what a side gave back of one call."""
+
+    def __init__(self, root: Path) -> None:
+        self._stores = {name: Store(root, make, c) for name, c in REVISIONS.items()}
+
+    def verdict(
+        self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
+    ) -> tuple[Verdict, dict[str, int]]:
+        """The golden's verdict, and how many elements of each stage are outside.
+
+        It is that of the side's contract alone; :meth:`right_under` asks the others. A property
+        case is judged as the forward it makes: its law takes more calls than one. Raises
+        :class:`megamoe.golden.GoldenError` where there is no usable golden, and
+        :class:`megamoe.judge.BadOutput` where what was given back is none of the contract's.
+        """
+        store = self._stores[side.identity.contract]
+        golden = store.load(case, digest_of(given))
+        judged = kind_of(case.kind).judge_returned
+        assert judged is not None
+        try:
+            runner = Runner(side.worker, store)
+            verdict = judged(runner, case, golden, given, answer.returned)
+        except (GoldenError, BadOutput, MemoryError):
+            raise
+        except GoldenLacks as error:
+            raise GoldenError(str(error)) from error
+        except Exception as error:
+            raise GoldenError(f"case {case.id}: {type(error).__name__}: {error}") from error
+        outside: dict[str, int] = {}
+        for finding in verdict.findings:
+            if finding.outside:
+                outside[finding.stage] = finding.outside
+            elif BEYOND.name not in answer.bits:
+                outside.setdefault(finding.stage, 1)
+        if BEYOND.name in answer.bits:
+            outside[BEYOND.name] = int((answer.bits[BEYOND.name] != 0).sum())
+        return verdict, outside
+
+    def explained(
+        self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
+    ) -> Verdict:
+        """As :meth:`verdict`; a fail says under which other contracts it is right."""
+        verdict, _ = self.verdict(case, given, answer, side)
+        if verdict.status != "fail":
+            return verdict
+        mine, accumulator = side.identity.contract, side.identity.accumulator
+        right = self.right_under(case, given, answer.bits, accumulator, {mine: verdict})
+        return right_by_others(case, verdict, REVISIONS[mine], right)
+
+    def right_under(
+        self, case: Case, given: Mapping[str, Any], bits: Mapping[str, Array], accumulator: str,
+        verdicts: Mapping[str, Verdict] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """Revisions, the oldest first; none where the bits are wrong or cannot be judged.
+
+        ``bits``: integers by stage, as a side kept them. ``verdicts``: of revisions that have
+        judged them already. Each golden is asked once, also where revisions share it.
+        """
+        verdicts = verdicts or {}
+        keys = {name: self._key(case, name) for name in case.revisions}
+        known = {keys[name]: v.status == "pass" for name, v in verdicts.items() if name in keys}
+        for name, key in keys.items():
+            if key not in known:
+                known[key] = self._is_right(case, given, bits, self._stores[name], accumulator)
+        return [name for name, key in keys.items() if known[key]]
+
+    def _key(self, case: Case, revision: str) -> str:
+        """Of its golden; a name of its own where there is none."""
+        try:
+            return self._stores[revision].key(case)
+        except GoldenError:
+            return f"no golden under {revision}"
+
+    def _is_right(
+        self, case: Case, given: Mapping[str, Any], bits: Mapping[str, Array], store: Store,
+        accumulator: str,
+    ) -> bool:  # fmt: skip
+        plain = {name: _unsigned(name, array) for name, array in bits.items()}
+        if plain.pop(BEYOND.name, np.zeros(1)).any():
+            return False
+        try:
+            golden: Any = store.load(case, digest_of(given))
+            golden.brief = True
+            if kind_of(case.kind).is_forward:
+                narrowed = rows_of(Problem(**given), case.rows)
+                mine = {n: a if case.rows is None else a[case.rows] for n, a in plain.items()}
+                judged = judge_forward(mine, golden, accumulator, narrowed, case.rows)
+                return not any(found.bad for found in judged.findings)
+            names = [name for name in golden.names() if name in plain]
+            return bool(names) and all(
+                golden.matches(name, plain[name])
+                or (name in golden.full and np.array_equal(plain[name], golden.full[name]))
+                for name in names
+            )
+        except (GoldenError, GoldenLacks, BadOutput, KeyError, ValueError):
+            return False
+
+
+def _unsigned(name: str, array: Array) -> Array:
+    """A stage's bits as goldens have them."""
+    form = TENSORS[name].form if name in TENSORS else None
+    signed = form is None or not (form.signed_zero or form.width == 8)
+    return array if signed else unsigned(array)

@@ -1,0 +1,133 @@
+"""Which contract a backend is judged under, and why.
+
+What is asked for counts, if the backend computes it. Where nothing is asked for (``auto``): what
+the backend names; of several, or where it names none, what the headers say of the kernel that its
+process has loaded; else the newest. The worker says which packages it has loaded and where they
+lie; their files are read here, and nothing is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from megamoe.spec import builds
+from megamoe.spec.contract import NEWEST, REVISIONS, contract
+
+AUTO: Final = "auto"
+
+
+class NoChoice(ValueError):
+    """The backend names no contract that can be judged, or not the one asked for; one line."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A revision to judge under."""
+
+    revision: str
+    why: str = ""
+    """Why that one; empty where it was asked for."""
+
+
+def choose(ready: Mapping[str, Any], asked: str = AUTO) -> Choice:
+    """From a worker's first answer: its ``contracts``, and ``packages`` where it names any.
+
+    Raises :class:`NoChoice` where the backend does not compute what is asked for.
+    """
+    if asked != AUTO:
+        contract(asked)  # ValueError for one that is not known
+    said = ready.get("contracts")
+    named = None if said is None else _known(said)
+    if asked != AUTO:
+        if named is not None and asked not in named:
+            raise NoChoice(
+                f"it computes contract {', '.join(named)}, not {asked}; ask for one of these with "
+                "--contract"
+            )
+        return Choice(asked)
+    if named is not None and len(named) == 1:
+        return Choice(named[0], "the backend says so")
+    return _of_several(named, _Loaded.of(ready.get("packages")))
+
+
+def untold(ready: Mapping[str, Any], asked: str, choice: Choice) -> bool:
+    """Whether the backend must be made again, for the contract that was chosen.
+
+    Its factory takes ``contract``, was given none, and its default is another. A backend that says
+    by one name what it was made for needs no telling.
+    """
+    default, said = ready.get("default"), ready.get("contracts")
+    return asked == AUTO and said != [choice.revision] and default not in (None, choice.revision)
+
+
+def _known(said: Any) -> list[str]:
+    """The backend's ``contracts`` in the order of the revisions."""
+    known = [name for name in REVISIONS if name in said] if isinstance(said, list) else []
+    if not known:
+        raise NoChoice(f"`contracts` is {str(said)[:80]}; name revisions of {', '.join(REVISIONS)}")
+    return known
+
+
+def _of_several(named: list[str] | None, loaded: _Loaded) -> Choice:
+    """Among those that the backend names; None: among all."""
+    fitting = {r: text for r, text in loaded.revisions.items() if named is None or r in named}
+    if len(fitting) == 1:
+        ((revision, text),) = fitting.items()
+        return Choice(revision, f"detected: {text}")
+    if named is None:
+        newest, why = NEWEST.revision, "the newest; the backend names none"
+    else:
+        newest = max(named, key=lambda name: (name != "sgl", list(REVISIONS).index(name)))
+        why = f"the newest of those that the backend names: {', '.join(named)}"
+    if fitting:
+        why += f"; its packages differ ({'; '.join(fitting.values())}), so name one with --contract"
+    elif loaded.revisions:
+        why += f", of which its kernel follows none: {'; '.join(loaded.revisions.values())}"
+    elif loaded.unknown:
+        why += f", and of what it has loaded nothing is known: {'; '.join(loaded.unknown)}"
+    elif named is None:
+        why += " and has loaded no kernel that is known here"
+    return Choice(newest, why)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The kernels that a worker has loaded."""
+
+    revisions: Mapping[str, str]
+    """Revision -> the packages and builds that follow it."""
+    unknown: tuple[str, ...] = ()
+    """A line on each package whose headers are none of the builds known here."""
+
+    @classmethod
+    def of(cls, packages: Any) -> _Loaded:
+        """``packages``: module -> its folder, as the worker says."""
+        revisions: dict[str, str] = {}
+        unknown: list[str] = []
+        said = packages if isinstance(packages, Mapping) else {}
+        for name, folder in builds.kernels({str(k): Path(str(v)) for k, v in said.items()}).items():
+            try:
+                found = builds.detect(folder)
+            except (OSError, ValueError):
+                unknown.append(f"{name} has no headers in {folder} that can be read from here")
+                continue
+            if not found.same_bits:
+                unknown.append(f"{name} is {found.said}")
+                continue
+            build = found.builds[0]
+            if build.revision not in REVISIONS:
+                unknown.append(f"{name} is {build.name} of {build.revision}, not written down yet")
+                continue
+            text = f"{name} is {build.name}{_but(build)}"
+            before = revisions.get(build.revision)
+            revisions[build.revision] = f"{before}, {text}" if before else text
+        return cls(revisions, tuple(unknown))
+
+
+def _but(build: builds.Build) -> str:
+    """What the revision does not say of the build."""
+    differs = ", ".join(f"{clause} {value}" for clause, value in build.differs.items())
+    return f", which differs from {build.revision} in {differs}" if differs else ""
