@@ -108,9 +108,13 @@ def step(y, by):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("golden")
+    return made(tmp_path_factory.mktemp("golden"), CASES)
+
+
+def made(folder, text):
+    """A folder of goldens, and the kernel beside it."""
     (folder / "cases").mkdir()
-    (folder / "cases/all.toml").write_text(CASES)
+    (folder / "cases/all.toml").write_text(text)
     cases = load_cases(folder)
     assert record(folder, cases, 1, lambda case, error: None) == []
     (folder / "kernel.py").write_text(BACKEND)
@@ -220,6 +224,36 @@ def test_what_the_backend_declines_is_said(root, tmp_path):
     assert "3 cases, 1 declined by the backend" in ran.stdout
     (path,) = tmp_path.rglob("*.json")
     assert "not 20" in json.loads(path.read_text())["declined"]["forward/t20"]
+
+
+def test_a_feature_of_no_backend_or_contract_is_declined_and_the_rest_is_recorded(tmp_path):
+    asked = (
+        CASES[: CASES.index("[[case]]")]
+        + """
+[[case]]
+name = "plain"
+tokens = 1
+
+[[case]]
+name = "shared"
+tokens = 1
+shared_recipe = {}
+
+[[case]]
+name = "oai"
+tokens = 1
+activation_beta = 1.0
+"""
+    )
+    root = made(tmp_path, asked)
+    ran = recording(root, "--contract", "2026-06")
+    assert "1 cases, 2 declined by the backend" in ran.stdout, ran.stderr
+    ran = megamoe(root, "golden", "bless-bits")
+    assert ran.returncode == 0, ran.stderr
+    (path,) = (root / "recorded").rglob("*.json")
+    declined = json.loads(path.read_text())["declined"]
+    assert declined["forward/shared"] == "the backend has no feature shared-expert"
+    assert declined["forward/oai"] == "contract 2026-06 does not know what it asks"
 
 
 def test_a_backend_without_a_fingerprint_cannot_be_recorded(root, capsys):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 
+import numpy as np
 import pytest
 
 from megamoe.backends.eager import EagerBackend
@@ -264,6 +265,17 @@ def test_an_archive_replays_under_the_contract_that_was_chosen(bisect, tmp_path)
         ran = subprocess.run([sys.executable, "replay.py"], cwd=tmp_path / "bisect", text=True,
                              capture_output=True, env=environment, check=False)  # fmt: skip
         assert (ran.returncode, whose in ran.stdout) == (number, True), ran.stdout + ran.stderr
+
+
+def test_bytes_beyond_the_batch_are_right_under_no_contract():
+    """As a bisect asks, which has the bits only."""
+    case = of("staging/scale-words-mispacked-h128")
+    given = regenerate(case)
+    bits = make(case, given, (), contract=REVISIONS["2026-06"]).tensors
+    judge = judged.Judge(golden_root())
+    for beyond, right in ((0, True), (3, False)):
+        shown = {**bits, "beyond": np.array([0, beyond])}
+        assert ("2026-06" in judge.right_under(case, given, shown, "fp32")) is right
 
 
 # --- the words alone ----------------------------------------------------------------------------

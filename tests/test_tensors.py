@@ -68,9 +68,19 @@ def test_the_module_under_test_has_the_shapes_and_dtypes_of_the_table():
 
 
 def test_what_runs_on_a_strangers_machine_says_the_same():
-    """``rejudge`` imports nothing of megamoe, so it has lists of its own."""
-    assert OPERATIONS["transform_weights"].returns == rejudge.LAYOUT
+    """``rejudge`` imports nothing of megamoe, so it has a list of its own."""
     assert {n for n in STAGES if not TENSORS[n].reads_masked} == set(rejudge.SLOTS)
+
+
+@pytest.mark.parametrize("name", [n for n in KINDS if kind_of(n).ask is not None])
+def test_the_parts_of_a_kind_are_what_its_operation_gives_back(name):
+    kind = kind_of(name)
+    operation, parts = OPERATIONS[kind.needs], kind.parts
+    stages = {*parts.result, *parts.written}
+    assert stages <= {*operation.returns}
+    assert stages == {*operation.returns} or parts.result == ("y",)  # what else a forward shows
+    assert {*parts.written.values()} <= {*operation.takes, *operation.returns}
+    assert parts.rows in ("", *operation.takes)
 
 
 def test_order_of_computation():

@@ -81,6 +81,18 @@ class Made:
     zero_freedom: bool = False
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The stages of one call: plain data, since a stranger's ``replay.py`` goes by it too."""
+
+    result: tuple[str, ...] = ("y",)
+    """What is returned: several as a tuple; one by itself, or with more in a mapping by name."""
+    written: Mapping[str, str] = field(default_factory=dict)
+    """Stage -> the tensor that the call writes it into."""
+    rows: str = ""
+    """The input whose rows are the batch; what is written beyond them is the stage ``beyond``."""
+
+
 def _complete(where: str, params: Params) -> None:
     """Nothing to add."""
 
@@ -120,6 +132,8 @@ class Kind:
     call. A property's law takes more calls than one, so it is no part of it."""
     features: Callable[[Case], tuple[str, ...]] = lambda case: ()
     """Which of :data:`megamoe.spec.problem.FEATURES` the case asks."""
+    parts: Parts = Parts()  # it is frozen
+    """What one call gives back, for ``ab`` and ``bisect``."""
     knows: Callable[[Case, Contract], bool] = lambda case, contract: True
     """``knows(case, contract)``: whether the contract says what the case asks for."""
     dump: Callable[[Case, Inputs, Made, Contract], dict[str, Any]] | None = oracle_tensors

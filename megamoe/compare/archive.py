@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,7 +105,8 @@ def _cases(
         name = f"{case.id.replace('/', '--')}.pt"
         given = prober.inputs.of(case)
         _save(home / "inputs" / name, packed(given))
-        entry = {"id": case.id, "kind": case.kind, "inputs": f"inputs/{name}"}
+        parts = asdict(kind_of(case.kind).parts)
+        entry = {"id": case.id, "parts": parts, "inputs": f"inputs/{name}"}
         entry |= _call(case, given)
         for side, rev in zip(("good", "bad"), pair, strict=True):
             step = prober.state.find(rev)

@@ -22,7 +22,6 @@ import torch
 
 POISON = 0x5A
 """Bytes of a blank tensor before a call, as in ``serve.py``."""
-LAYOUT = ("w13", "w13_sf", "w2", "w2_sf")
 SLOTS = ("l2_acts", "l2_acts_sf")
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -36,25 +35,26 @@ class NoBits(ValueError):
 
 
 def stages(
-    kind: str, given: Mapping[str, Any], result: Any, written: Mapping[str, Any]
+    parts: Mapping[str, Any], given: Mapping[str, Any], result: Any, written: Mapping[str, Any]
 ) -> dict[str, Any]:
     """``{stage: integers}`` on the host, of what one call gave back.
 
-    ``given``: the inputs. ``written``: the tensors that the call may write into, as it left them.
+    ``parts``: the fields of its kind's ``Parts``. ``given``: the inputs. ``written``: the tensors
+    that the call may write into, as it left them.
     """
-    if kind == "staging":
-        tokens = len(given["topk_ids"])
-        rest = [t[tokens:].contiguous().view(torch.uint8) for t in written.values()]
-        made = {name: t[:tokens] for name, t in written.items()}
-        made["beyond"] = torch.tensor([int((t != POISON).sum()) for t in rest])
-    elif kind == "eplb":
-        made = {"ids": result, "load": written["expert_load_view"]}
-    elif kind == "layout":
-        if not isinstance(result, tuple | list) or len(result) != len(LAYOUT):
-            raise NoBits(f"transform_weights must return a tuple of {', '.join(LAYOUT)}")
-        made = dict(zip(LAYOUT, result, strict=True))
+    names, rows = parts["result"], parts["rows"]
+    if len(names) == 1:
+        made = dict(result) if hasattr(result, "items") else {names[0]: result}
+    elif names and (not isinstance(result, tuple | list) or len(result) != len(names)):
+        raise NoBits(f"returned no tuple of {', '.join(names)}")
     else:
-        made = dict(result) if hasattr(result, "items") else {"y": result}
+        made = dict(zip(names, result if names else (), strict=True))
+    tokens = len(given[rows]) if rows else None
+    into = {stage: written[name] for stage, name in parts["written"].items()}
+    made |= {stage: tensor[:tokens] for stage, tensor in into.items()}
+    if rows:
+        rest = [t[tokens:].contiguous().view(torch.uint8) for t in into.values()]
+        made["beyond"] = torch.tensor([int((t != POISON).sum()) for t in rest])
     out = {str(name): integers(str(name), value) for name, value in made.items()}
     for name in SLOTS:  # slots with id -1 are not read
         codes, live = out.get(name), given.get("topk_ids", torch.empty(0)) >= 0
@@ -150,7 +150,7 @@ def _run(
     try:
         given = torch.load(folder / case["inputs"], weights_only=True, map_location="cpu")
         result, written = _called(serve, backend, case, given, device, modules)
-        made = stages(case["kind"], given, result, written)
+        made = stages(case["parts"], given, result, written)
     except (Exception, SystemExit) as error:
         return f"{serve.one_line(error)} ({serve.where(error)})"
     return {name: digest(tensor) for name, tensor in made.items()}

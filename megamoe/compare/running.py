@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -156,7 +156,8 @@ class Running:
         if call.lost:
             raise Raised(f"left a process that is of no use ({call.lost})")
         written = {**returned.blank, **returned.inputs}
-        return returned, stages(case.kind, given, returned.result, written)
+        parts = asdict(kind_of(case.kind).parts)
+        return returned, stages(parts, given, returned.result, written)
 
     def close(self) -> None:
         """End the process, and what it started."""

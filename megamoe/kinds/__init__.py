@@ -1,7 +1,5 @@
 """The kinds of case, one module each: parameters, inputs, call, golden, judgement and dump.
 
 A kind is the module's ``KIND``, a :class:`megamoe.cases.kind.Kind`. To add one, write a module and
-put its name in :data:`megamoe.cases.kind.KINDS`; ``compare/rejudge.py``, which runs without
-megamoe, takes what a call returns for a mapping or one ``y`` unless it knows the kind. ``laws``
-are the laws of kind ``property``.
+put its name in :data:`megamoe.cases.kind.KINDS`. ``laws`` are the laws of kind ``property``.
 """

@@ -11,7 +11,7 @@ import torch
 from megamoe import oracle
 from megamoe.cases import Case, Kind
 from megamoe.cases.counter import below, key
-from megamoe.cases.kind import Params, complete_unpadded, knows_padding
+from megamoe.cases.kind import Params, Parts, complete_unpadded, knows_padding
 from megamoe.cases.recipes import routing
 from megamoe.cases.streams import IDS, MAP, options
 from megamoe.golden import Made, StoredGolden
@@ -116,5 +116,6 @@ KIND: Final = Kind(
     needs="eplb_map",
     ask=ask,
     judge_returned=judge_returned,
+    parts=Parts(("ids",), {"load": "expert_load_view"}),
     knows=knows_padding,
 )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 
 from megamoe import oracle
 from megamoe.cases import Case, Kind
+from megamoe.cases.kind import Parts
 from megamoe.cases.weights import expert_weights
 from megamoe.golden import Made, StoredGolden
 from megamoe.judge import BadOutput, Finding, Verdict, checked, of_findings
@@ -81,4 +82,5 @@ KIND: Final = Kind(
     needs="transform_weights",
     ask=ask,
     judge_returned=judge_returned,
+    parts=Parts(NAMES),
 )  # fmt: skip

@@ -12,6 +12,7 @@ from megamoe import oracle
 from megamoe.cases import Case, Kind
 from megamoe.cases.kind import (
     Params,
+    Parts,
     complete_capacity,
     complete_unpadded,
     knows_padding,
@@ -122,6 +123,7 @@ KIND: Final = Kind(
     needs="prepare",
     ask=ask,
     judge_returned=judge_returned,
+    parts=Parts((), {name: name for name in PREPARE.returns}, "topk_ids"),
     dump=dump,
     knows=knows_padding,
 )  # fmt: skip

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from megamoe.cases import Case, select
+from megamoe.cases import Case, load_cases, select
 from megamoe.golden import GoldenError, recorded
 from megamoe.judge import BadOutput, forward_bits
 from megamoe.suite.judges import Desk, Judges, Step, threads_of
@@ -24,6 +24,10 @@ Done = Callable[[Case, str], None]
 """Called once a case and process: the case, and what is wrong or ''."""
 
 
+DECLINED: Final = ("skip", "not-provided")
+"""Of a case that the backend does not run, by its own word."""
+
+
 def record(
     settings: Settings, out: Path, jobs: int, done: Done, said: Callable[[Identity], None]
 ) -> tuple[Path, int, int]:
@@ -34,7 +38,6 @@ def record(
     not pass its golden, the worker's process ends, a binary differs between the two workers, or a
     bit moves.
     """
-    cases = select(settings.selection(), "forward")
     with Pool(settings.launch(threads_of(jobs)), 1) as pool:
         identity = pool.address.identity
         said(identity)
@@ -43,13 +46,14 @@ def record(
                 f"backend {identity.name} has no fingerprint(); without it nobody can tell later "
                 "whether the same kernel runs (docs/goldens.md)"
             )
+        cases = select(settings.selection(identity.contract), "forward")
         if not cases:
             raise GoldenError("no forward case is selected; record-bits records forward cases only")
         first = _all(pool, twice, settings, cases, jobs, done)
     wrong = [
         f"case {k}: {r['reason'].removeprefix(f'case {k}: ')}"
         for k, r in first.items()
-        if r["status"] not in ("pass", "skip")
+        if r["status"] not in ("pass", *DECLINED)
     ]
     if wrong:
         more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -65,7 +69,10 @@ def record(
             raise GoldenError(f"nothing recorded: {second[case.id]['reason']}")
     _agree(kept, first, second)
     build = _merged([r["fingerprint"] for r in (*first.values(), *second.values())])
-    declined = {k: r["reason"] for k, r in first.items() if r["status"] == "skip"}
+    declined = {k: r["reason"] for k, r in first.items() if r["status"] in DECLINED}
+    for case in select(load_cases(settings.root), "forward", glob=settings.case):
+        if identity.contract not in case.revisions:
+            declined[case.id] = f"contract {identity.contract} does not know what it asks"
     entries = {c.id: first[c.id]["entry"] for c in kept}
     data = recorded.build(
         identity.name, identity.accumulator, identity.contract, identity.facts, build, entries,
