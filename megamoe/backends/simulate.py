@@ -72,7 +72,7 @@ def to_fp32(value: F64, rounding: str, rng: Rng) -> F64:
     if rounding == "nearest":
         with np.errstate(over="ignore"):
             return value.astype(np.float32).astype(np.float64)
-    bits = value.view(np.int64)
+    bits = np.ascontiguousarray(value).view(np.int64)
     if rounding == "zero":
         offset: Any = np.int64(0)
     elif rounding == "away":
@@ -87,7 +87,25 @@ def to_fp32(value: F64, rounding: str, rng: Rng) -> F64:
         steps = value[small] * 2.0**149
         floor = {"up": np.ceil, "down": np.floor, "zero": np.trunc}.get(rounding, np.rint)
         out[small] = floor(steps) * 2.0**-149
-    return out
+    return _held(value, out, rounding, rng)
+
+
+LARGEST = 2.0**128 - 2.0**104
+"""fp32's largest number."""
+
+
+def _held(value: F64, out: F64, rounding: str, rng: Rng) -> F64:
+    """``out`` held to fp32's range: a sum that leaves it saturates or becomes infinite."""
+    over = ~(np.abs(value) <= LARGEST)
+    if not over.any():
+        return out
+    stays = {
+        "zero": np.ones_like(over), "away": np.zeros_like(over), "up": value < 0, "down": value > 0,
+    }.get(rounding)  # fmt: skip
+    if stays is None:
+        stays = rng.random(value.shape) < 0.5
+    inf = np.copysign(np.where(stays & np.isfinite(value), LARGEST, np.inf), value)
+    return np.where(np.isnan(value), np.nan, np.where(over, inf, out))
 
 
 def products(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64:
@@ -115,8 +133,9 @@ def add_up(terms: F64, order: str, rounding: str, rng: Rng) -> F64:
         parts = [add_up(terms[lane::lanes], "ascending", rounding, rng) for lane in range(lanes)]
         return add_up(np.stack(parts), "ascending", rounding, rng)
     total = terms[0].copy()
-    for term in terms[1:]:
-        total = to_fp32(total + term, rounding, rng)
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        for term in terms[1:]:
+            total = to_fp32(total + term, rounding, rng)
     return total
 
 
@@ -176,12 +195,23 @@ def _scaled(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> tuple[F64, F64]:
     return x, E2M1_TABLE[e2m1_unpack(packed)] * np.repeat(ue8m0_decode(weight_sf), GROUP, axis=1)
 
 
+def _held_as(scaled: F64, dtype: torch.dtype) -> torch.Tensor:
+    """Scaled operands in a format; ``ValueError`` where that cannot hold one of them."""
+    held = torch.from_numpy(scaled).to(dtype)
+    if not np.array_equal(held.double().numpy(), scaled, equal_nan=True):
+        raise ValueError(f"an operand, scaled, is no {dtype} number")
+    return held
+
+
 def blas() -> Kernel:
-    """Class ``fp32``: a library's fp32 matrix product over a random permutation of K."""
+    """Class ``fp32``: a library's fp32 matrix product over a random permutation of K.
+
+    ``ValueError`` where an operand, scaled, is no fp32 number: there it is no member.
+    """
 
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
         order = torch.from_numpy(rng.permutation(codes.shape[1]))
-        x, w = (torch.from_numpy(v).float() for v in _scaled(codes, sf, packed, weight_sf))
+        x, w = (_held_as(v, torch.float32) for v in _scaled(codes, sf, packed, weight_sf))
         return (x[:, order] @ w[:, order].T).double().numpy()
 
     return Kernel("blas/permuted", "fp32", linear)
@@ -212,7 +242,8 @@ def _fp4(packed: U8) -> torch.Tensor:
 
 def hopper_bf16() -> Kernel:
     """wgmma with bf16 operands: scales multiplied in beforehand, exactly; a member of
-    ``fp32-ordered``. 16 terms, 25 bits, truncated."""
+    ``fp32-ordered``. 16 terms, 25 bits, truncated. ``ValueError`` where an operand, scaled, is no
+    bfloat16 number: there it is no member."""
     from mmasim.arithmetic.fdpa import MMA_T_FDPA
 
     unit = MMA_T_FDPA(25, "RZ-FP32", 16, -133, "bf16", "bf16")
@@ -220,7 +251,7 @@ def hopper_bf16() -> Kernel:
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
         del rng
         x, w = _scaled(codes, sf, packed, weight_sf)
-        a, b = torch.from_numpy(x).bfloat16(), torch.from_numpy(w).bfloat16()
+        a, b = (_held_as(operand, torch.bfloat16) for operand in (x, w))
         c = torch.zeros(len(x), len(w))
         for start in range(0, codes.shape[1], 16):
             k = slice(start, start + 16)
@@ -241,6 +272,33 @@ def hopper_e4m3(weights: str = "e2m1") -> Kernel:
 
     unit = MMA_ST_FDPA(13, "RZ-E8M13", 32, -133, "e4m3", weights)
     return Kernel(f"mmasim/hopper-e4m3/{weights}", "sm90-e4m3", _block_scaled(unit, weights, 4))
+
+
+def hopper_e4m3_outside(run: int, rounding: str, accumulator: str) -> Kernel:
+    """wgmma with e4m3 operands, each ``run`` of K from zero, scaled and added in fp32.
+
+    The run takes the scale factors of its first group: they must be the same in all of it.
+    """
+    from mmasim.arithmetic.fdpa import MMA_T_FDPA
+
+    unit = MMA_T_FDPA(13, "RZ-E8M13", 32, -133, "e4m3", "e4m3")
+
+    def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
+        a = torch.from_numpy(codes).view(torch.float8_e4m3fn)
+        b = torch.from_numpy(E2M1_TABLE[e2m1_unpack(packed)]).to(torch.float8_e4m3fn)
+        scale, weight_scale = (ue8m0_decode(s[:, :: run // GROUP]) for s in (sf, weight_sf))
+        main = np.zeros((len(codes), len(packed)))
+        for i in range(scale.shape[1]):
+            k = slice(i * run, (i + 1) * run)
+            zero = torch.zeros(main.shape)
+            part = unit.dpa(_expand(a[:, None, k], zero), _expand(b[None, :, k], zero), zero)
+            factor = scale[:, i, None] * weight_scale[None, :, i]
+            with np.errstate(invalid="ignore"):
+                scaled = to_fp32(part.double().numpy() * factor, rounding, rng)
+                main = to_fp32(main + scaled, rounding, rng)
+        return main
+
+    return Kernel(f"mmasim/hopper-e4m3-k{run}/{rounding}", accumulator, linear)
 
 
 def blackwell_mxf8f6f4() -> Kernel:
@@ -427,4 +485,7 @@ def kernels() -> list[Kernel]:
             out.append(ordered(order, rounding, block, fresh=True))
     out += [blas(), *(blockwise(rounding) for rounding in ROUNDINGS)]
     models = [hopper_bf16(), hopper_e4m3(), hopper_e4m3("e4m3"), blackwell_mxf8f6f4()]
+    models += [
+        hopper_e4m3_outside(GROUP, rounding, "sm90-e4m3-k32") for rounding in ("nearest", "mixed")
+    ]
     return out + models

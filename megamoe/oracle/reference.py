@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.oracle import swiglu
-from megamoe.oracle.bounds import result_interval, within_fp32
+from megamoe.oracle.bounds import exact_interval, result_interval, within_fp32
 from megamoe.oracle.combine import combine, combine_ends
 from megamoe.oracle.envelope import Envelope, Tensors
 from megamoe.oracle.groups import group_amax, scaled_codes
@@ -310,7 +310,7 @@ def _class_interval(
     uncertain = spread.get(a.name) if spread else None
     if uncertain is not None:
         blocks = spread_block_sums(uncertain, columns)
-        inside = blocks.total()
+        inside = exact_interval(blocks)
     else:
         inside = (exact, exact)
     if a.align_bits is None:
@@ -318,12 +318,12 @@ def _class_interval(
     if not a.replayed:
         low, high = result_interval(blocks, a)
     elif uncertain is None:
-        low, high = within_fp32(blocks, *replay(rows, columns, a))
+        low, high = within_fp32(blocks, *replay(rows, columns, a), a)
     else:
         low, high = result_interval(blocks, a)
         known = uncertain.decided()
         if known.any():
-            ends = within_fp32(blocks.only(known), *replay(rows.only(known), columns, a))
+            ends = within_fp32(blocks.only(known), *replay(rows.only(known), columns, a), a)
             low[known], high[known] = ends
     # A class that truncates need not reach the exact sum; the reference point belongs to every
     # envelope all the same, so that an envelope of one point can only be the reference.

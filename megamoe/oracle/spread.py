@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.oracle.groups import scaled_codes
-from megamoe.oracle.linear import NO_TERM, Blocks, Columns
+from megamoe.oracle.linear import NO_TERM, Blocks, Columns, folded_field
 from megamoe.oracle.swiglu import Activations
 from megamoe.spec.formats import GROUP, U8, e4m3_decode
 
@@ -85,6 +85,8 @@ def spread_block_sums(rows: SpreadRows, columns: Columns) -> Blocks:
         np.maximum((magnitude - low) / 2, 0.0),
         (lowbit + rows.first.T)[:, :, None] + columns.lowbit.T[:, None, :] + weight_exponent,
         (field + rows.last.T)[:, :, None] + columns.field.T[:, None, :] + weight_exponent,
+        folded_field(field + rows.last.T)[:, :, None]
+        + folded_field(columns.field + columns.exponent).T[:, None, :],
     )
 
 
