@@ -25,7 +25,8 @@ from megamoe.spec.problem import Problem
 Array = npt.NDArray[Any]
 
 SOURCES: Final = (
-    "cases/counter.py", "cases/recipes.py", "spec/accumulators.py", "spec/contract.py",
+    "cases/counter.py", "cases/directed.py", "cases/recipes.py", "spec/accumulators.py",
+    "spec/contract.py",
     "spec/formats.py",
 )  # fmt: skip
 """Besides the oracle and the kinds: the modules that decide the bits of a golden."""
