@@ -1,4 +1,4 @@
-"""A claim of a class that is too narrow is red on a directed case; the table in the docs is that."""
+"""A claim of too narrow a class is red on a directed case; the table in the docs is that."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Weights that make a few chosen activations and a few chosen sums: recipe kind ``directed``.
 
-For cases in which two ways to compute end in different bits. Token ``t`` must be one hidden value
-of 1 in channel ``32 * t`` and zeros elsewhere. Then its gates and ups are single weights, and any
-E2M1 value times a power of two can be had. Linear 2 adds what ``sums`` lists.
+For cases in which two ways to compute end in different bits. Token ``t`` must be a hidden value
+of 1 in channel ``32 * t`` and zeros elsewhere, or 1 and 1/8 in the channel after it. Then its gates
+and ups are one weight, or two, and any short number can be had. Linear 2 adds what ``sums`` lists.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def expert_weights(
     """``(2I, H/2)``, ``(2I, H/32)``, ``(H, I/2)``, ``(H, I/32)`` uint8, the same for every expert.
 
     ``acts`` lists ``[token, channel, count, gate, up]``: the gate and the up of ``count`` channels,
-    each 1 or 1.5 times a power of two with a sign. Channels that are not listed have 0 and 0.
+    each 1 or 1.5 times a power of two with a sign, or with 1/8 beside the 1 a sum of an E2M1 value
+    and an eighth of one. Channels that are not listed have 0 and 0.
 
     ``sums`` lists ``{w, scale}``: ``w`` has ``[channel, count, E2M1 value]``, ``scale`` has the
     exponent of each group of 32. Row ``n`` of w2 is entry ``n`` modulo their number; every other
@@ -37,7 +38,8 @@ def expert_weights(
     for token, channel, count, gate, up in recipe["acts"]:
         for first, value in ((0, gate), (intermediate, up)):
             rows = slice(first + channel, first + channel + count)
-            w13[rows, GROUP * token], w13_sf[rows, token] = _short(value)
+            columns = slice(GROUP * token, GROUP * token + 2)
+            w13[rows, columns], w13_sf[rows, token] = _short(value)
     w2 = np.zeros((hidden, intermediate), np.uint8)
     w2_sf = np.full((hidden, intermediate // GROUP), 127, np.uint8)
     sums = recipe["sums"]
@@ -50,12 +52,20 @@ def expert_weights(
     return _packed(w13), w13_sf, _packed(w2), w2_sf
 
 
-def _short(value: float) -> tuple[int, int]:
-    """1 or 1.5 times a power of two, as an E2M1 code and a UE8M0 byte."""
+def _short(value: float) -> tuple[list[int], int]:
+    """``a + b / 8`` times a power of two as E2M1 codes of a and b, and a UE8M0 byte; b is 0 if it
+    can be."""
     if value == 0:
-        return 0, 127
-    fraction, exponent = np.frexp(value)
-    return _nibble(float(2 * fraction)), int(exponent) + 126
+        return [0, 0], 127
+    fraction, exponent = np.frexp(abs(value))
+    sign = 1 if value > 0 else -1
+    for second in _MAGNITUDES:
+        for shift in (1, 2, 4):
+            first = float(shift * fraction) - second / 8
+            if first in _MAGNITUDES:
+                byte = int(exponent) + 127 - shift.bit_length() + 1
+                return [_nibble(sign * first), _nibble(sign * second)], byte
+    raise ValueError(f"weights recipe 'directed': {value} is no sum of two E2M1 values")
 
 
 def _nibble(value: float) -> int:
