@@ -31,7 +31,7 @@ from megamoe.backends import simulate
 from megamoe.backends.simulate import Kernel, Simulated
 from megamoe.oracle.linear import Rows
 from megamoe.oracle.reference import _linear
-from megamoe.spec.accumulators import accumulator
+from megamoe.spec.accumulators import ACCUMULATORS, accumulator
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import bf16_key, e4m3_key
 from megamoe.spec.problem import Problem
@@ -211,7 +211,7 @@ def run(
     return tally, wrong
 
 
-ENVELOPES = ("fp32", "fp32-ordered", "sm90-e4m3", "sm100-mxf8f6f4")
+ENVELOPES = tuple(name for name in ACCUMULATORS if name != "exact")
 
 
 def table(tally: Tally) -> str:
