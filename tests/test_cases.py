@@ -92,7 +92,7 @@ kind = "bell"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("seed = 5", "sede = 5", "a.toml: case flat: unknown key 'sede'; known: capacity, clamp"),
+        ("seed = 5", "sede = 5", "a.toml: case flat: unknown key 'sede'; known: activation"),
         ("seed = 5", "seed = -1", "a.toml: case flat: seed is -1; it must be an integer"),
         ("tokens = 400", "", "a.toml: case flat: key 'tokens' is missing"),
         ("tokens = 400", "tokens = 4.5", "a.toml: case flat: tokens is 4.5; it must be int"),
@@ -101,6 +101,11 @@ kind = "bell"
         ("tokens = 400", "tokens = 4\nrows = [4]", "case flat: rows must be ascending, each below"),
         ("tokens = 400", "tokens = 4\ncapacity = 3", "capacity 3 is below tokens 4"),
         ("tokens = 400", "tokens = 4\nclamp = 'no'", "clamp is 'no'; a number or 'none'"),
+        ("tokens = 400", "tokens = 4\nactivation = 'gelu'", "activation is 'gelu'; known: swiglu"),
+        ("tokens = 400", "tokens = 4\nactivation = 'situ'", "situ takes no clamp, and alpha and"),
+        ("tokens = 400", "tokens = 4\nclamp = 'none'\nactivation = 'swiglustep'", "takes a clamp"),
+        ("tokens = 400", "tokens = 4\ncombine_dtype = 'fp4'", "must be one of bf16, fp8"),
+        ("tokens = 400", "tokens = 4\nshared_recipe = { size = 64 }", "must be a multiple of 128"),
         ("tokens = 400", "tokens = 4\nmodel = 'x'", "unknown model 'x'; known: deepseek-v4-flash"),
         ("tokens = 400", "tokens = 4\nmodel = 'kimi-k3'", "hidden follows from model; drop one"),
         ("tokens = 400", "tokens = 4\nep = 8", "ep needs a model"),

@@ -110,11 +110,7 @@ def test_an_activation_is_checked_in_vllm_s_order(given, said):
     [
         (
             {"activation": MegaMoEActivation("situ")},
-            "mxfp4 experts support ['swiglu'], not 'situ'.",
-        ),
-        (
-            {"activation": MegaMoEActivation(alpha=1.702, beta=1.0)},
-            "mxfp4 experts support ['swiglu'], not 'swiglu' with alpha 1.702 and beta 1.0.",
+            "mxfp4 experts support ['situ', 'swiglu'], not 'situ' with beta 0.",
         ),
         ({"weight_format": "nvfp4"}, "nvfp4 experts support [], not 'swiglu'."),
     ],
@@ -123,6 +119,44 @@ def test_what_no_backend_computes_is_refused_before_sizes_are_looked_at(changes,
     with pytest.raises(NotImplementedError) as caught:
         module(hidden_size=192, **changes)
     assert str(caught.value) == f"DeepGEMM MegaMoE {said}"
+
+
+OTHERS = [
+    MegaMoEActivation(clamp=7.0, alpha=1.702, beta=1.0),
+    MegaMoEActivation("situ", alpha=4.0, beta=25.0),
+]
+
+
+@pytest.mark.parametrize("activation", OTHERS, ids=["oai", "situ"])
+def test_an_activation_reaches_the_backend_with_its_scales(checkpoint, activation):
+    class Spy(EagerBackend):
+        def forward(self, problem):
+            self.problem = problem
+            return super().forward(problem)
+
+    backend = Spy()
+    loaded(checkpoint, activation=activation, backend=backend)(*batch())
+    act = backend.problem.act
+    assert (act.name, act.clamp) == (activation.name, activation.clamp)
+    assert (act.alpha, act.beta) == (activation.alpha, activation.beta)
+
+
+@pytest.mark.parametrize("activation", OTHERS, ids=["oai", "situ"])
+def test_a_feature_that_the_backend_has_not_is_refused_before_the_load_is_counted(
+    checkpoint, activation
+):
+    class Plain(EagerBackend):
+        name, features = "plain", ()
+
+    experts = loaded(checkpoint, activation=activation, backend=Plain())
+    load = torch.zeros(LOGICAL, dtype=torch.int32)
+    one = torch.arange(LOGICAL)[:, None]
+    experts.eplb_state.expert_load_view = load
+    experts.eplb_state.logical_to_physical_map = one
+    experts.eplb_state.logical_replica_count = torch.ones(LOGICAL, dtype=torch.int64)
+    with pytest.raises(NotImplementedError, match="backend plain does not compute s"):
+        experts(*batch())
+    assert not load.any()
 
 
 @pytest.mark.parametrize("sizes", [{"hidden_size": 192}, {"intermediate_size": 64}])

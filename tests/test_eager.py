@@ -12,7 +12,7 @@ from megamoe.backends import eager
 from megamoe.backends.eager import EagerBackend
 from megamoe.spec import formats as f
 from megamoe.spec.contract import BASE
-from megamoe.spec.problem import Problem
+from megamoe.spec.problem import Activation, Problem
 
 H, I, E, K = 256, 128, 4, 3
 
@@ -151,16 +151,20 @@ def test_silu_of_every_bfloat16_gate(fast):
     gates = gates[np.abs(gates) < 80]
     ones = torch.ones(len(gates), 1)
     rows = torch.stack([torch.from_numpy(gates), ones[:, 0]], dim=1)
-    got = eager.swiglu(rows, ones, None, fast, contract=BASE)[:, 0].numpy()
+    got = eager.activate(rows, ones, plain(None, fast), contract=BASE)[:, 0].numpy()
     one = np.float32(1)
     denominator = one + np.exp(-gates.astype(np.float64)).astype(np.float32)
     expected = gates * (one / denominator) if fast else gates / denominator
     np.testing.assert_array_equal(got, expected)
 
 
+def plain(clamp, fast):
+    return Activation("swiglu", clamp, 1.0, 0.0, fast)
+
+
 def swiglu_one(gate, up, weight=1.0, clamp=None, fast=True):
     rows = torch.tensor([[gate, up]], dtype=torch.float32)
-    return eager.swiglu(rows, torch.tensor([[weight]]), clamp, fast, contract=BASE).item()
+    return eager.activate(rows, torch.tensor([[weight]]), plain(clamp, fast), contract=BASE).item()
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from megamoe.oracle.linear import Columns, Rows, block_sums, exact_dot, float_to_odd
-from megamoe.oracle.reference import _linear
+from megamoe.oracle.mlp import linear
+from megamoe.spec.accumulators import accumulator
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, e2m1_pack
 
 
@@ -33,7 +34,7 @@ def reference(codes, sf, packed, weight_sf) -> list[list[Fraction]]:
 @pytest.mark.parametrize("octaves", [1, 6, 60])
 def test_the_sum_is_the_rational_one_also_where_float64_cannot_hold_it(octaves):
     codes, sf, packed, weight_sf = operands(octaves, 3, 5, 256, octaves)
-    out = _linear(Rows.of(codes, sf), packed, weight_sf, [])["reference"]
+    out = linear(Rows.of(codes, sf), packed, weight_sf, [])["reference"]
     exact = block_sums(Rows.of(codes, sf), Columns.of(packed, weight_sf)).exact_in_float64()
     assert exact.all() == (octaves < 60)
     for row, values in enumerate(reference(codes, sf, packed, weight_sf)):
@@ -123,3 +124,30 @@ def test_columns_in_chunks_are_the_columns():
 )
 def test_rounding_to_odd_never_lands_on_a_boundary_it_did_not_start_on(value, odd):
     assert float_to_odd(value) == odd
+
+
+def test_weights_of_a_byte_a_value_are_e4m3():
+    """A shared expert's: products need 41 bits in a block, which float64 holds in any order."""
+    codes, sf, _, weight_sf = operands(7, 3, 5, 256, 20)
+    weights = operands(8, 5, 1, 256, 1)[0]
+    out = linear(Rows.of(codes, sf), weights, weight_sf, [])["reference"]
+    for row, column in np.ndindex(out.shape):
+        exact = exact_dot(codes[row], sf[row], weights[column], weight_sf[column])
+        products = sum(
+            Fraction(float(E4M3_TABLE[x]))
+            * Fraction(float(E4M3_TABLE[w]))
+            * Fraction(2) ** (int(sf[row][k // 32]) + int(weight_sf[column][k // 32]) - 254)
+            for k, (x, w) in enumerate(zip(codes[row], weights[column], strict=True))
+        )
+        assert exact == products
+        assert out[row, column] == float_to_odd(exact)
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp32-ordered", "sm90-e4m3", "sm100-mxf8f6f4"])
+def test_every_class_holds_the_exact_sum_of_e4m3_weights(name):
+    codes, sf, _, weight_sf = operands(9, 3, 6, 256, 4)
+    weights = operands(10, 6, 1, 256, 1)[0]
+    out = linear(Rows.of(codes, sf), weights, weight_sf, [accumulator(name)])
+    low, high = out[name]
+    assert (low <= out["reference"]).all() and (out["reference"] <= high).all()
+    assert (low < high).any()

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from megamoe.backends import simulate
 from megamoe.oracle import bounds, swiglu
-from megamoe.oracle.combine import combine, combine_ends
+from megamoe.oracle.combine import Combine
 from megamoe.oracle.linear import Columns, Rows, block_sums, exact_dot
+from megamoe.oracle.mlp import linear
 from megamoe.oracle.spread import SpreadRows, spread_block_sums
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import BASE, REVISIONS
@@ -98,12 +99,10 @@ def test_3_1_where_a_class_is_called_exact_its_members_give_the_sum(seed, depth,
 
 @pytest.mark.parametrize("name", ACCUMULATORS)
 def test_3_6_the_exact_sum_is_in_every_interval(name):
-    from megamoe.oracle.reference import _linear
-
     rng = np.random.default_rng(36)
     for spread in (1, 12, 40):
         codes, sf, packed, weight_sf = drawn(rng, 256, spread, 64)
-        out = _linear(Rows.of(codes, sf), packed, weight_sf, [ACCUMULATORS[name]])
+        out = linear(Rows.of(codes, sf), packed, weight_sf, [ACCUMULATORS[name]])
         assert (out[name][0] <= out["reference"]).all()
         assert (out["reference"] <= out[name][1]).all()
 
@@ -150,12 +149,12 @@ def test_6_1_every_y_between_lies_between(seed):
     rows = np.ldexp(rng.uniform(-1, 1, (3, 4, 32)), rng.integers(-8, 8, (3, 4, 32)))
     low = bf16_round(rows)
     high = bf16_round(rows + np.abs(rows) * rng.uniform(0, 0.1, rows.shape))
-    live, weights = rng.random((3, 4)) < 0.8, np.ones((3, 4), np.float32)
-    ends = combine_ends(low, high, live, weights, BASE)
+    whole = Combine(rng.random((3, 4)) < 0.8, np.ones((3, 4), np.float32), BASE)
+    ends = whole.ends(low, high)
     between = bf16_round(
         bf16_decode(low) + (bf16_decode(high) - bf16_decode(low)) * rng.random(rows.shape)
     )
-    key = bf16_key(combine(between, live, weights, BASE))
+    key = bf16_key(whole.point(between))
     assert (bf16_key(ends[0]) <= key).all()
     assert (key <= bf16_key(ends[1])).all()
 

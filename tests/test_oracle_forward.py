@@ -14,7 +14,7 @@ import torch
 
 from megamoe import oracle
 from megamoe.backends import simulate
-from megamoe.oracle import swiglu
+from megamoe.oracle import gates, swiglu
 from megamoe.oracle.linear import exact_dot, float_to_odd
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import (
@@ -65,7 +65,7 @@ def slot_by_fractions(problem, golden, token, slot):
         if problem.activation_clamp is not None:
             bound = np.float32(problem.activation_clamp)
             gate, up = min(gate, bound), min(max(up, -bound), bound)
-        silu = swiglu.silu_table("g/d")[bf16_round(np.array([gate]))[0]]
+        silu = gates.silu_table("g/d")[bf16_round(np.array([gate]))[0]]
         product = fl32(Fraction(float(silu)) * Fraction(float(up)))
         values.append(fl32(Fraction(float(product)) * weight))
     amax = max(abs(v) for v in values)

@@ -24,7 +24,7 @@ from megamoe.layer.deep_gemm_experts import DeepGemmMegaMoEExperts, MegaMoEActiv
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.kernel_weights import transform_weights
 from megamoe.layer.symm_buffer import clear_symm_buffers
-from megamoe.spec.contract import BASE, NEWEST
+from megamoe.spec.contract import BASE, NEWEST, REVISIONS
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.suite.at_hand import judge, judge_output
 from tests.helpers.local import Local
@@ -73,6 +73,34 @@ def test_a_problem_comes_back_as_it_was(file, small):
         same = torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value
         assert same, name
     assert stored.about == {"from": "a test"}
+
+
+FEATURES = {
+    "shared_recipe": {"size": 256}, "activation": "swiglustep", "activation_alpha": 1.5,
+    "activation_beta": 0.25, "clamp": 3.5,
+}  # fmt: skip
+
+
+def test_a_problem_with_features_comes_back_whole_in_a_format_of_its_own(tmp_path):
+    whole, path = problem(4, shared_output_recipe={}, **FEATURES), tmp_path / "p.safetensors"
+    path.write_bytes(to_bytes(Stored(whole)))
+    back = load(path).problem
+    assert set(back.given) == set(whole.given) and back.features == whole.features
+    for name, value in whole.given.items():
+        got = getattr(back, name)
+        assert torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value, name
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["megamoe"])["format"] == 2
+
+
+def test_a_problem_with_features_is_judged_from_its_file(tmp_path):
+    for number, more in enumerate((FEATURES, {"shared_output_recipe": {}})):
+        whole = problem(4, **more)
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(to_bytes(Stored(whole)))
+        known = next(c for c in REVISIONS.values() if set(whole.features) <= {*c.features.value})
+        verdict, _ = judge(load(path).problem, Local(EagerBackend(known)))
+        assert verdict.status == "pass", verdict.reason
 
 
 def test_only_experts_that_are_used_are_in_the_file(tmp_path, small):

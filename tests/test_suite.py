@@ -180,6 +180,27 @@ def test_what_is_not_provided_is_not_passed(root, kind):
     assert verdict.status == "not-provided" and name in verdict.reason
 
 
+def test_a_feature_that_the_backend_does_not_list_is_not_provided(tmp_path):
+    case = """
+kind = "forward"
+name = "shared"
+breaks = "The shared expert's row is lost."
+family = "envelope"
+hidden = 128
+intermediate = 128
+experts = 2
+top_k = 1
+tokens = 1
+shared_recipe = {}
+"""
+    root = blessed(tmp_path, f"[[case]]{case}")
+    verdict = judge(root, "forward", Wrapped())
+    assert verdict.status == "not-provided" and "feature shared-expert" in verdict.reason
+    backend = Wrapped()
+    backend.features = ("shared-expert",)
+    assert judge(root, "forward", backend).status == "pass"
+
+
 def test_staging_sees_a_wrong_scale_and_rows_beyond_the_batch(root):
     eager = load_backend("eager")
 

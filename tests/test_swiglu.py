@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from megamoe.backends import simulate
-from megamoe.oracle import swiglu
+from megamoe.oracle import gates, swiglu
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import bf16_decode, bf16_key, bf16_round, e4m3_key
+from megamoe.spec.problem import Activation
 
 BITS = np.arange(1 << 16, dtype=np.uint16)
 with np.errstate(invalid="ignore"):
@@ -21,6 +22,11 @@ FINITE = np.isfinite(GATES)
 
 def bf16(*values: float) -> np.ndarray:
     return bf16_round(np.array(values))
+
+
+def clamped(clamp: float | None, fast_math: bool = True) -> Activation:
+    """Plain SwiGLU."""
+    return Activation("swiglu", clamp, 1.0, 0.0, fast_math)
 
 
 def fl32(value: Decimal) -> float:
@@ -40,7 +46,7 @@ def fl32(value: Decimal) -> float:
 def test_silu_table_is_the_contract_s_sequence_in_decimal(start):
     """exp by 50 digits, each operation then rounded once: every 97th gate between -80 and 80."""
     context = Context(prec=50)
-    table = swiglu.silu_table("g/d")
+    table = gates.silu_table("g/d")
     chosen = BITS[FINITE & (np.abs(GATES) < 80) & (np.abs(GATES) > 2.0**-20)][start::97]
     for bits in chosen:
         gate = Decimal(float(bf16_decode(np.array([bits]))[0]))
@@ -50,7 +56,7 @@ def test_silu_table_is_the_contract_s_sequence_in_decimal(start):
 
 
 def test_silu_at_the_ends():
-    table = swiglu.silu_table("g/d")
+    table = gates.silu_table("g/d")
     assert table[0] == 0
     assert np.isnan(table[0x7FC0])
     assert table[0x7F80] == np.inf
@@ -60,7 +66,7 @@ def test_silu_at_the_ends():
 @pytest.mark.parametrize("fast_math", [True, False])
 @pytest.mark.parametrize("where", ["low", "high", "none", "mixed"])
 def test_every_gate_of_an_erring_kernel_is_within_the_bounds(fast_math, where):
-    low, high = swiglu.silu_bounds("fast" if fast_math else "g/d")
+    low, high = gates.silu_bounds("fast" if fast_math else "g/d")
     got = simulate.silu(GATES, fast_math, where, np.random.default_rng(1))
     assert ((low <= got) & (got <= high))[FINITE].all()
 
@@ -68,7 +74,7 @@ def test_every_gate_of_an_erring_kernel_is_within_the_bounds(fast_math, where):
 @pytest.mark.parametrize("fast_math", [True, False])
 def test_the_bounds_are_not_idly_wide(fast_math):
     """Kernels at the documented error of each instruction use most of the width."""
-    low, high = (t.astype(np.float64) for t in swiglu.silu_bounds("fast" if fast_math else "g/d"))
+    low, high = (t.astype(np.float64) for t in gates.silu_bounds("fast" if fast_math else "g/d"))
     rng = np.random.default_rng(1)
     ends = [simulate.silu(GATES, fast_math, w, rng).astype(np.float64) for w in ("low", "high")]
     usual = FINITE & (np.abs(GATES) < 30) & (np.abs(GATES) > 0.1)
@@ -79,35 +85,36 @@ def test_the_bounds_are_not_idly_wide(fast_math):
 
 @pytest.mark.parametrize("fast_math", [True, False])
 def test_the_reference_is_within_the_bounds(fast_math):
-    low, high = swiglu.silu_bounds("fast" if fast_math else "g/d")
-    table = swiglu.silu_table("g/d")
+    low, high = gates.silu_bounds("fast" if fast_math else "g/d")
+    table = gates.silu_table("g/d")
     assert ((low <= table) & (table <= high))[FINITE].all()
 
 
 @pytest.mark.parametrize("fast_math", [True, False])
 def test_range_over_gates_encloses_every_gate_between(fast_math):
     """Also across the minimum near -1.278, where silu turns."""
-    low, high = swiglu.silu_bounds("fast" if fast_math else "g/d")
+    low, high = gates.silu_bounds("fast" if fast_math else "g/d")
+    bounds = gates.Bounds.of(low, high)
     order = BITS[FINITE][np.argsort(bf16_key(BITS[FINITE]), kind="stable")]
     rng = np.random.default_rng(2)
     centre = np.searchsorted(bf16_key(order), bf16_key(bf16(-1.278))[0])
     for start in [*rng.integers(0, len(order) - 400, 100), *range(centre - 300, centre, 20)]:
         part = order[start : start + int(rng.integers(1, 400))]
-        got_low, got_high = swiglu.silu_range(part[:1], part[-1:], "fast" if fast_math else "g/d")
-        assert got_low <= low[part].min()
-        assert got_high >= high[part].max()
+        got_low, got_high = bounds.over(part[:1], part[-1:])
+        assert got_low == low[part].min()
+        assert got_high == high[part].max()
 
 
 def test_clamp_bounds_the_gate_above_only_and_the_up_on_both_sides():
     gate, up = swiglu.clamp_gate_up(
-        bf16(-50, 50, np.nan), bf16(-50, 50, np.nan), 10.0, contract=BASE
+        bf16(-50, 50, np.nan), bf16(-50, 50, np.nan), clamped(10.0), contract=BASE
     )
     assert bf16_decode(gate).tolist() == [-50, 10, 10]
     assert bf16_decode(up).tolist() == [-10, 10, -10]
 
 
 def test_clamp_is_rounded_to_bfloat16_first():
-    gate, _ = swiglu.clamp_gate_up(bf16(20.0), bf16(0.0), 10.02, contract=BASE)
+    gate, _ = swiglu.clamp_gate_up(bf16(20.0), bf16(0.0), clamped(10.02), contract=BASE)
     assert bf16_decode(gate) == 10.0
 
 
@@ -147,7 +154,9 @@ def interval_of(rng, clamp, fast_math):
     return (
         ends,
         weight,
-        swiglu.activation_interval(g_lo, g_hi, u_lo, u_hi, weight, clamp, fast_math, contract=BASE),
+        swiglu.activation_interval(
+            (g_lo, g_hi), (u_lo, u_hi), weight, clamped(clamp, fast_math), contract=BASE
+        ),
     )
 
 

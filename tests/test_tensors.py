@@ -14,7 +14,7 @@ from megamoe.layer.staging import prepare_megamoe_inputs
 from megamoe.layer.symm_buffer import new_symm_buffer
 from megamoe.spec.tensors import ACTIVATIONS, OPERATIONS, STAGES, TENSORS, WEIGHTS
 
-SIZES = {"T": 5, "K": 3, "H": 256, "I": 384, "E": 4, "L": 6, "P": 8, "R": 2}
+SIZES = {"T": 5, "K": 3, "H": 256, "I": 384, "E": 4, "L": 6, "P": 8, "R": 2, "S": 256}
 
 
 @pytest.mark.parametrize("tensor", TENSORS.values(), ids=TENSORS.keys())
@@ -36,7 +36,7 @@ def test_shapes_in_numbers():
 
 
 def test_operations_name_rows_of_the_table():
-    taken = [name for o in OPERATIONS.values() for name in o.takes]
+    taken = [name for o in OPERATIONS.values() for name in (*o.takes, *o.may_take)]
     shown = [name for o in OPERATIONS.values() for name in o.returns]
     assert set(taken) | set(shown) == set(TENSORS)
     assert all(TENSORS[name].places for name in shown)
@@ -44,8 +44,8 @@ def test_operations_name_rows_of_the_table():
 
 
 def test_a_problem_has_the_shapes_and_dtypes_of_the_table():
-    p = problem(1, tokens=3)
-    for name in (*ACTIVATIONS, *WEIGHTS):
+    p = problem(1, tokens=3, shared_recipe={"size": 384}, shared_output_recipe={})
+    for name in (*ACTIVATIONS, *WEIGHTS, *OPERATIONS["forward"].may_take):
         tensor = getattr(p, name)
         assert tuple(tensor.shape) == TENSORS[name].sizes(p.letters)
         assert tensor.dtype == TENSORS[name].dtypes[0]

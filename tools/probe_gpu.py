@@ -4,7 +4,7 @@ Needs CuPy and a GPU of compute capability 8.9 or newer. Prints one line a fact,
 ``DIFFERS``, and exits 1 if one differs. What it asks:
 
 - the E4M3 cast of every bfloat16, infinities and NaN included, against ``formats.e4m3_cast``;
-- silu of every bfloat16 gate, in the fast and the precise form, against ``swiglu.silu_bounds``;
+- silu of every bfloat16 gate, in the fast and the precise form, against ``gates.silu_bounds``;
 - min and max of bfloat16 pairs with NaN, against the clamp's rule.
 
 Run: ``python tools/probe_gpu.py``
@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megamoe.oracle import swiglu
+from megamoe.oracle.gates import silu_bounds, silu_table
 from megamoe.spec.formats import bf16_decode, e4m3_cast
 
 SOURCE = r"""
@@ -59,9 +59,9 @@ def main() -> int:
         "e4m3 cast of every bfloat16": np.array_equal(cupy.asnumpy(code), e4m3_cast(gates)),
     }
     for name, actual, fast_math in (("fast", fast, True), ("precise", precise, False)):
-        bound_low, bound_high = swiglu.silu_bounds("fast" if fast_math else "g/d")
+        bound_low, bound_high = silu_bounds("fast" if fast_math else "g/d")
         inside = (actual >= bound_low) & (actual <= bound_high)
-        table = swiglu.silu_table("g/d")
+        table = silu_table("g/d")
         facts[f"{name} silu within its bounds, {int(finite.sum())} gates"] = inside[finite].all()
         same = float((actual == table)[finite].mean())
         print(f"      {name} silu: {same:.1%} of the gates give the oracle's reference bits")

@@ -30,7 +30,7 @@ from megamoe import oracle
 from megamoe.backends import simulate
 from megamoe.backends.simulate import Kernel, Simulated
 from megamoe.oracle.linear import Rows
-from megamoe.oracle.reference import _linear
+from megamoe.oracle.mlp import linear
 from megamoe.spec.accumulators import ACCUMULATORS, accumulator
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import bf16_key, e4m3_key
@@ -120,7 +120,7 @@ def judge_linear(problem: Problem, kernel: Kernel, seed: int, rows: int, outputs
     packed = problem.w13_weight[expert, :outputs].numpy()
     sf = problem.w13_weight_scale[expert, :outputs].numpy()
     got = kernel.linear(x, x_sf, packed, sf, rng)
-    low, high = _linear(Rows.of(x, x_sf), packed, sf, [accumulator(kernel.accumulator)])[
+    low, high = linear(Rows.of(x, x_sf), packed, sf, [accumulator(kernel.accumulator)])[
         kernel.accumulator
     ]
     outside = ~((got >= low) & (got <= high))

@@ -22,7 +22,7 @@ from widths import row_of
 
 from megamoe import oracle
 from megamoe.judge.statistic import check
-from megamoe.oracle.combine import combine
+from megamoe.oracle.combine import Combine
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import F64, U16, bf16_decode, bf16_key, bf16_round
@@ -56,7 +56,7 @@ def lines(model: Model, seed: int) -> list[str]:
         """The first slot's row is wrong by a factor."""
         changed = slots.copy()
         changed[:, 0] = bf16_round(rows[:, 0] * (1 + fault))
-        return combine(changed, ids >= 0, weights, BASE)
+        return Combine(ids >= 0, weights, BASE).point(changed)
 
     out = []
     for name in CLASSES:

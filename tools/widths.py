@@ -20,7 +20,7 @@ import torch
 from megamoe import oracle
 from megamoe.backends import simulate
 from megamoe.oracle.linear import Rows
-from megamoe.oracle.reference import _linear
+from megamoe.oracle.mlp import linear
 from megamoe.spec.accumulators import accumulator
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import F64, U16, bf16_decode, bf16_key, bf16_round
@@ -67,7 +67,7 @@ def lines(model: Model, octaves: int, seed: int) -> list[str]:
     one_slot = oracle.forward(replace(problem, topk_ids=first), CLASSES, contract=BASE)
     hidden = problem.hidden_states.view(torch.int16).numpy().view(np.uint16)
     expert = int(first[0, 0])
-    sums = _linear(
+    sums = linear(
         Rows.of(*simulate.stage(hidden)),
         problem.w13_weight[expert].numpy(),
         problem.w13_weight_scale[expert].numpy(),

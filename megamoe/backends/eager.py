@@ -9,8 +9,7 @@ addition a block. Three choices make its bits the same for any batch, thread cou
   exact in any order.
 - The scale factors, powers of two, are applied in float64 and the block sum is rounded to fp32
   once. In fp32 their product alone could leave the range although the block sum does not.
-- The exponential is taken in float64 and rounded. A vectorised fp32 exponential may differ in the
-  last bit with the position of an element in the vector.
+- The exponential is taken in float64 and rounded (:mod:`megamoe.backends.eager_activation`).
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from typing import Any
 
 import torch
 
+from megamoe.backends.eager_activation import activate
+from megamoe.backends.eager_combine import combine
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.kernel_weights import transform_weights
 from megamoe.layer.staging import (
@@ -35,14 +36,13 @@ from megamoe.layer.staging import (
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP
-from megamoe.spec.problem import Problem
+from megamoe.spec.problem import FEATURES, Problem
 
 _WEIGHTS_AT_ONCE = 1 << 19
 """Decoded weight values in memory at a time: 2 MiB of fp32, a second-level cache. Has no
 influence on any bit."""
 
 _E4M3_SPLIT = 1.0
-_SMALLEST_NORMAL = 2.0**-126
 
 
 class EagerBackend:
@@ -50,6 +50,7 @@ class EagerBackend:
 
     name = "eager"
     accumulator = "fp32-ordered"
+    features = FEATURES
 
     def __init__(self, contract: Contract = NEWEST) -> None:
         self.contract = contract
@@ -86,17 +87,29 @@ class EagerBackend:
                 problem.w13_weight_scale[expert],
             )
             routing = problem.topk_weights[token, slot].unsqueeze(-1)
-            values = swiglu(
-                gate_up, routing, problem.activation_clamp, problem.fast_math, self.contract
+            codes, sf = requantise(
+                activate(gate_up, routing, problem.act, self.contract), self.contract
             )
-            codes, sf = requantise(values, self.contract)
             acts[token, slot] = codes
             acts_sf[token, slot] = sf
             down = linear(codes, sf, problem.w2_weight[expert], problem.w2_weight_scale[expert])
             slots[token, slot] = down.to(torch.bfloat16)
         live = (problem.topk_ids >= 0) & (problem.topk_ids < problem.num_experts)
-        y = combine(slots, live, problem.topk_weights, self.contract)
+        y = combine(
+            slots, live, problem.topk_weights, self.contract,
+            shared=self._shared(problem, x, sf_bytes), dtype=problem.combine_dtype,
+            output=problem.shared_output,
+        )  # fmt: skip
         return {"y": y, "x": x, "x_sf": x_sf, "l2_acts": acts, "l2_acts_sf": acts_sf}
+
+    def _shared(self, problem: Problem, x: torch.Tensor, sf: torch.Tensor) -> torch.Tensor | None:
+        """The row of the fused shared expert, (T, H) bfloat16: one more expert, of weight 1."""
+        if not problem.shared_weights:
+            return None
+        w13, w13_sf, w2, w2_sf = problem.shared_weights
+        one = torch.ones(len(x), 1, dtype=torch.float32, device=x.device)
+        values = activate(linear(x, sf, w13, w13_sf), one, problem.act, self.contract)
+        return linear(*requantise(values, self.contract), w2, w2_sf).to(torch.bfloat16)
 
     def _stage(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         tokens, hidden = problem.hidden_states.shape
@@ -135,11 +148,13 @@ def linear(
 ) -> torch.Tensor:
     """Scaled FP8 x FP4 product: ``out[r, n] = sum_k x[r, k] * w[n, k]`` in fp32.
 
-    ``codes`` (R, K) E4M3 bytes, ``sf`` (R, K/32) UE8M0 bytes, ``weight`` (N, K/2) packed E2M1,
-    ``weight_sf`` (N, K/32) UE8M0 bytes; gives (R, N) float32. Blocks of 32 are added in ascending
-    order, starting from zero.
+    ``codes`` (R, K) E4M3 bytes, ``sf`` (R, K/32) UE8M0 bytes, ``weight`` (N, K/2) packed E2M1 or
+    (N, K) E4M3 bytes, ``weight_sf`` (N, K/32) UE8M0 bytes; gives (R, N) float32. Blocks of 32 are
+    added in ascending order, starting from zero.
     """
     rows, depth = codes.shape
+    if weight.shape[1] == depth:
+        return _linear_e4m3(codes, sf, weight, weight_sf)
     outputs, groups = weight.shape[0], depth // GROUP
     table = _e4m3_table(codes.device)
     x = table[codes.int()]
@@ -162,40 +177,18 @@ def linear(
     return acc
 
 
-def swiglu(
-    gate_up: torch.Tensor, routing: torch.Tensor, clamp: float | None, fast_math: bool,
-    contract: Contract,
-) -> torch.Tensor:  # fmt: skip
-    """``(silu(gate) * up) * routing`` in fp32: (R, 2I) and (R, 1) to (R, I).
-
-    Gate and up are rounded to bfloat16 first. With a clamp, itself rounded to bfloat16, the gate
-    is bounded above, up on both sides; NaN becomes the bound that meets it first.
-    """
-    gate, up = gate_up.to(torch.bfloat16).float().chunk(2, dim=-1)
-    if contract.gate_up_order.value == "up-gate":
-        gate, up = up, gate
-    if clamp is not None:
-        bound = torch.tensor(clamp, dtype=torch.bfloat16).float().item()
-        nan = contract.clamp_drops_nan.value
-        if contract.gate_clamped_below.value:
-            gate = torch.where((gate < -bound) | (gate.isnan() & nan), -bound, gate)
-        gate = torch.where((gate > bound) | (gate.isnan() & nan), bound, gate)
-        up = torch.where((up < -bound) | (up.isnan() & nan), -bound, up)
-        up = torch.where(up > bound, bound, up)
-    denominator = 1.0 + (-gate).double().exp().float()
-    if fast_math:
-        reciprocal = 1.0 / denominator
-        # rcp.approx.ftz: a subnormal reciprocal is flushed.
-        reciprocal = torch.where(reciprocal < _SMALLEST_NORMAL, 0.0, reciprocal)
-        silu = gate * reciprocal
-    elif contract.precise_silu.value == "g*(1/d)":
-        silu = gate * (1.0 / denominator)
-    else:
-        silu = gate / denominator
-    value = silu * up
-    if contract.routing_weight.value == "activation":
-        value = value * routing
-    return value.to(torch.bfloat16).float() if contract.bf16_before_requant.value else value
+def _linear_e4m3(
+    codes: torch.Tensor, sf: torch.Tensor, weight: torch.Tensor, weight_sf: torch.Tensor
+) -> torch.Tensor:
+    """As :func:`linear`: 32 products of two E4M3 values need 41 bits, so float64 sums exactly."""
+    table, groups = _e4m3_table(codes.device).double(), sf.shape[1]
+    x = table[codes.int()].view(len(codes), groups, GROUP).transpose(0, 1)
+    w = table[weight.int()].view(len(weight), groups, GROUP).permute(1, 2, 0)
+    x_scale, w_scale = _ue8m0_values(sf).t().unsqueeze(-1), _ue8m0_values(weight_sf).t()
+    acc = torch.zeros(len(codes), len(weight), dtype=torch.float32, device=codes.device)
+    for group in range(groups):
+        acc += ((x[group] @ w[group]) * (x_scale[group] * w_scale[group])).float()
+    return acc
 
 
 def requantise(values: torch.Tensor, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:
@@ -216,42 +209,6 @@ def requant_exponent(amax: torch.Tensor, contract: Contract) -> torch.Tensor:
     else:
         byte = ue8m0_ceil(amax * RECIP_448.to(amax.device))
     return byte.clamp(contract.requant_exponent_min.value, 255)
-
-
-def combine(
-    slots: torch.Tensor, live: torch.Tensor, weights: torch.Tensor, contract: Contract
-) -> torch.Tensor:
-    """``(T, K, H)`` bfloat16 slot rows, (T, K) bool and float32 weights to (T, H) bfloat16.
-
-    Live rows are added in fp32, slot by slot, starting from +0; by a fused multiply-add where the
-    contract applies the weight here.
-    """
-    acc = torch.zeros(slots.shape[0], slots.shape[2], dtype=torch.float32, device=slots.device)
-    order = range(slots.shape[1])
-    for k in order if contract.combine_order.value == "ascending-slot" else reversed(order):
-        row = slots[:, k].float()
-        if contract.routing_weight.value == "combine":
-            row = fma(row, weights[:, k, None], acc)
-        else:
-            row = acc + row
-        acc = torch.where(live[:, k, None], row, acc)
-    return acc.to(torch.bfloat16)
-
-
-def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """``a * b + c`` in fp32, rounded once, for ``a`` that bfloat16 holds.
-
-    The product is exact in float64. Their sum may not be: then its last bit is set, as rounding to
-    odd does, and rounding that to fp32 is one rounding.
-    """
-    product, addend = a.double() * b.double(), c.double()
-    total = product + addend
-    part = total - product
-    error = (product - (total - part)) + (addend - part)
-    bits = total.view(torch.int64)
-    inexact = (error != 0) & total.isfinite()
-    beyond = inexact & ((error > 0) != (total > 0))  # rounded away from zero: one step back
-    return ((bits - beyond.long()) | inexact.long()).view(torch.float64).float()
 
 
 # --- decoding ---------------------------------------------------------------------------------
@@ -285,4 +242,4 @@ def _e4m3_table(device: torch.device) -> torch.Tensor:
     return torch.from_numpy(E4M3_TABLE.copy()).float().to(device)
 
 
-__all__ = ["EagerBackend", "combine", "create", "linear", "requantise", "swiglu"]
+__all__ = ["EagerBackend", "activate", "combine", "create", "linear", "requantise"]

@@ -13,7 +13,7 @@ from megamoe import oracle
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.formats import U16
-from megamoe.spec.problem import Problem
+from megamoe.spec.problem import FEATURES, Problem
 
 
 def create(device: str | torch.device = "cpu", contract: str = NEWEST.revision) -> OracleBackend:
@@ -34,6 +34,7 @@ class OracleBackend:
 
     name = "oracle"
     accumulator = "exact"
+    features = FEATURES
 
     def __init__(self, device: torch.device, contract: Contract = NEWEST) -> None:
         self.device, self.contract = device, contract

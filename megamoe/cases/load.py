@@ -135,6 +135,8 @@ def _expand(path: Path, table: dict[str, Any]) -> list[dict[str, Any]]:
         pairs = list(itertools.chain(*chosen))
         entry = table
         for key, value in pairs:
+            if key == "label":  # for the name alone
+                continue
             # A dotted key reaches into a table: "routing.kind" = ["same", "skewed"].
             nested = value
             for part in reversed(key.split(".")):

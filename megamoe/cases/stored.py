@@ -10,6 +10,7 @@ from.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,19 +23,26 @@ from safetensors.torch import save
 
 from megamoe import schema
 from megamoe.cases import CAPACITY_ALIGNMENT, Case
+from megamoe.cases.recipes import EXTRAS
 from megamoe.files import STORED_LIMIT, digest_bounded, open_bounded, parse_json
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import SIZE_MULTIPLE
-from megamoe.spec.problem import Problem
-from megamoe.spec.tensors import ACTIVATIONS, STAGES, TENSORS, WEIGHTS
+from megamoe.spec.problem import ACTIVATIONS as KNOWN_ACTIVATIONS
+from megamoe.spec.problem import COMBINE_DTYPES, Problem
+from megamoe.spec.tensors import ACTIVATIONS, SHARED_WEIGHTS, STAGES, TENSORS, WEIGHTS
 
-FORMAT: Final = 1
+FORMATS: Final = (1, 2)
+"""2: the call asks for one of :data:`megamoe.spec.problem.FEATURES`, which readers of 1 ignore."""
+OPTIONAL: Final = (*SHARED_WEIGHTS, "shared_output")
+"""Tensors that a problem may have besides."""
 KIND: Final = "stored"
 """``hidden_recipe.kind`` of a case whose inputs lie in a file."""
 INPUTS: Final = "inputs"
 """Under golden/: those files."""
 MOST_EXPERTS: Final = 65536
 """Of a stored problem: their ids are int64, but their weights must have addresses."""
+SCALARS: Final = ("activation_clamp", "fast_math", "max_num_tokens", *EXTRAS)
+"""Fields of a problem that are metadata of the file."""
 
 
 class StoredError(ValueError):
@@ -58,6 +66,11 @@ def _clamp(value: Any) -> str:
     return "" if right else "must be null or a number from 0 on"
 
 
+def _scale(value: Any) -> str:
+    right = isinstance(value, float | int) and not isinstance(value, bool)
+    return "" if right and math.isfinite(value) else "must be a finite number"
+
+
 def _experts(value: Any) -> str:
     right = not schema.natural(value) and 1 <= value <= MOST_EXPERTS
     return "" if right else f"must be an integer from 1 to {MOST_EXPERTS}"
@@ -70,7 +83,11 @@ _META: Final = schema.Object(
         "activation_clamp": _clamp, "fast_math": bool, "max_num_tokens": schema.natural,
         "num_experts": _experts,
     },
-    {"about": dict},
+    {
+        "about": dict, "activation": schema.OneOf(KNOWN_ACTIVATIONS),
+        "combine_dtype": schema.OneOf(COMBINE_DTYPES), "activation_alpha": _scale,
+        "activation_beta": _scale,
+    },
 )  # fmt: skip
 
 
@@ -90,16 +107,18 @@ def to_bytes(stored: Stored) -> bytes:
         "input.topk_weights": p.topk_weights,
         "input.experts": experts,
         **{f"input.{name}": getattr(p, name)[experts] for name in WEIGHTS},
+        **{f"input.{name}": p.given[name] for name in OPTIONAL if name in p.given},
         **{f"observed.{name}": tensor for name, tensor in stored.observed.items()},
     }
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     said = {
-        "format": FORMAT,
+        "format": FORMATS[1] if p.features else FORMATS[0],
         "contract": BASE.revision,
         "activation_clamp": p.activation_clamp,
         "fast_math": p.fast_math,
         "max_num_tokens": p.max_num_tokens,
         "num_experts": p.num_experts,
+        **{name: p.given[name] for name in EXTRAS if name in p.given},
         "about": dict(stored.about),
     }
     return save(plain, {"megamoe": json.dumps(said, sort_keys=True)})
@@ -132,12 +151,10 @@ def load(path: Path) -> Stored:
     observed = {
         n.removeprefix("observed."): t for n, t in tensors.items() if n.startswith("observed.")
     }
-    problem = Problem(
-        **inputs,
-        activation_clamp=meta["activation_clamp"],
-        fast_math=meta["fast_math"],
-        max_num_tokens=meta["max_num_tokens"],
-    )
+    fields: dict[str, Any] = {**inputs, **{n: meta[n] for n in SCALARS if n in meta}}
+    problem = Problem(**fields)
+    if fault := problem.act.fault():
+        raise StoredError(f"{path}: {fault}; record it again")
     return Stored(problem, observed, meta.get("about", {}))
 
 
@@ -165,10 +182,10 @@ def _meta(path: Path, said: str) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise StoredError(f"{path}: its metadata is no object; {again}")
     found = meta.get("format")
-    if isinstance(found, bool) or found != FORMAT:
+    if isinstance(found, bool) or found not in FORMATS:
         raise StoredError(
-            f"{path}: has format {schema.shown(found)}, this megamoe reads {FORMAT}; use the "
-            "version that wrote it"
+            f"{path}: has format {schema.shown(found)}, this megamoe reads {FORMATS[0]} and "
+            f"{FORMATS[1]}; use the version that wrote it"
         )
     if wrong := schema.fault(meta, _META):
         raise StoredError(f"{path}: its metadata: {wrong}; {again}")
@@ -177,7 +194,11 @@ def _meta(path: Path, said: str) -> dict[str, Any]:
 
 def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Names, dtypes, shapes and ids."""
-    names = (*ACTIVATIONS, "experts", *WEIGHTS)
+    has_shared = any(f"input.{name}" in tensors for name in SHARED_WEIGHTS)
+    names = (
+        *ACTIVATIONS, "experts", *WEIGHTS, *(SHARED_WEIGHTS if has_shared else ()),
+        *(n for n in ("shared_output",) if f"input.{n}" in tensors),
+    )  # fmt: skip
     missing = [name for name in names if f"input.{name}" not in tensors]
     if missing:
         raise StoredError(f"{path}: lacks input.{missing[0]}; record it again")
@@ -189,7 +210,8 @@ def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, A
     tokens, hidden = given["hidden_states"].shape
     count, rows, _ = given["w13_weight"].shape
     inter, top_k = rows // 2, given["topk_ids"].shape[1]
-    sizes = {"T": tokens, "K": top_k, "H": hidden, "I": inter, "E": count}
+    shared = given["shared_w2_weight"].shape[1] if has_shared else 0
+    sizes = {"T": tokens, "K": top_k, "H": hidden, "I": inter, "E": count, "S": shared}
     for name, tensor in given.items():
         known = TENSORS.get(name)  # `experts` is of the file alone
         shape = (count,) if known is None else known.sizes(sizes)
@@ -199,8 +221,10 @@ def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, A
                 f"{path}: input.{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} "
                 f"{shape}"
             )
-    if hidden % SIZE_MULTIPLE or inter % SIZE_MULTIPLE:
-        raise StoredError(f"{path}: H {hidden} and I {inter} must be multiples of 128")
+    if hidden % SIZE_MULTIPLE or inter % SIZE_MULTIPLE or shared % SIZE_MULTIPLE:
+        raise StoredError(
+            f"{path}: H {hidden}, I {inter} and a shared expert's {shared} must be multiples of 128"
+        )
     ids, experts, total = given["topk_ids"], given["experts"], meta["num_experts"]
     if ids.numel() and not (int(ids.min()) >= -1 and int(ids.max()) < total):
         raise StoredError(f"{path}: an id is outside -1 to {total - 1}, the local experts")
@@ -232,6 +256,9 @@ def case_of(problem: Problem, name: str, breaks: str = "", recipe: Any = None) -
         "clamp": "none" if problem.activation_clamp is None else problem.activation_clamp,
         "fast_math": problem.fast_math,
         "capacity": problem.max_num_tokens,
+        **{name: problem.given[name] for name in EXTRAS if name in problem.given},
+        **({"shared_recipe": {}} if problem.shared_weights else {}),
+        **({"shared_output_recipe": {}} if problem.shared_output is not None else {}),
         "hidden_recipe": recipe or {"kind": KIND},
     }
     return Case(f"forward/{name}", "forward", "full", breaks, 0, params, Path())
@@ -265,7 +292,7 @@ def inputs_of(case: Case) -> dict[str, Any]:
             f"case {case.id}: {path} is not the file that was imported (sha256 does not match); "
             "restore it, or import it again"
         )
-    return dict(vars(load(path).problem))
+    return load(path).problem.given
 
 
 def capacity_for(tokens: int) -> int:

@@ -19,6 +19,9 @@ from megamoe.spec import builds
 from megamoe.spec.contract import REVISIONS, Clause, Contract
 
 SHOWN: Final = {
+    "features": "nothing: a contract without a feature does not know its cases",
+    "situ_tanh": "l2_acts and y of SiTU, where the gate is small",
+    "shared_expert": "y where its fp32 sum rounds otherwise with the row at another place",
     "replica_choice": "the remapped ids and the load, where an expert has replicas; never y",
     "replica_hash": "the remapped ids and the load, where an expert has replicas; never y",
     "padding_known": "the load, the staged ids and the staged weights of padding rows",
@@ -78,7 +81,7 @@ def _show(a: argparse.Namespace) -> int:
     clauses = _of(a.revision)
     table = Table("clause", "value", "evidence", title=f"contract {a.revision}")
     for name, clause in clauses.items():
-        table.add_row(name, escape(_value(clause)), escape(clause.evidence))
+        table.add_row(name, escape(_value(clause.value)), escape(clause.evidence))
     _console().print(table)
     build = builds.named(a.revision)
     if build is not None:
@@ -91,7 +94,7 @@ def _diff(a: argparse.Namespace) -> int:
     table = Table("clause", a.left, a.right, "what a golden would show")
     for name in dict.fromkeys([*left, *right]):
         ours, theirs = (
-            _value(side[name]) if name in side else "not a clause" for side in (left, right)
+            _value(side[name].value) if name in side else "not a clause" for side in (left, right)
         )
         if ours != theirs:
             table.add_row(name, escape(ours), escape(theirs), SHOWN.get(name, "not described"))
@@ -203,12 +206,12 @@ def _of(name: str) -> dict[str, Clause[Any]]:
     return clauses
 
 
-def _value(clause: Clause[Any]) -> str:
-    return str(clause.value)
+def _value(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _differences(build: builds.Build) -> str:
-    return ", ".join(f"{clause} = {value}" for clause, value in build.differs.items())
+    return ", ".join(f"{clause} = {_value(value)}" for clause, value in build.differs.items())
 
 
 def _together(names: list[str]) -> str:

@@ -25,6 +25,7 @@ from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import forward_bits, judge_forward
+from megamoe.kinds.forward import features
 from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
 from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
@@ -74,7 +75,7 @@ class _Subject:
             return
         self.case = forward_case(root, name)
         self.name = self.case.id
-        if is_stored(self.case):
+        if is_stored(self.case) or features(self.case):
             self.source = FromProblem(self.problem)
         else:
             self.source = FromCase(self.case)

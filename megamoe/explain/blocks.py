@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megamoe.oracle.linear import NO_TERM, Blocks, Rows, folded_field
+from megamoe.oracle.linear import (
+    NO_TERM,
+    Blocks,
+    Columns,
+    Rows,
+    block_sums,
+    folded_field,
+    is_e4m3,
+)
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8, ue8m0_decode
 
 F64 = npt.NDArray[np.float64]
@@ -23,11 +31,13 @@ _AT_ONCE: Final = 1 << 18
 
 
 def row_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Blocks:
-    """``(H,)`` codes with ``(G,)`` scales against ``(N, H/2)`` weights with ``(N, G)`` scales.
+    """``(H,)`` codes with ``(G,)`` scales against ``N`` rows of weights with ``(N, G)`` scales.
 
     The blocks have the shape ``(G, 1, N)``, G = H/32.
     """
     rows = Rows.of(codes[None], sf[None])
+    if is_e4m3(packed, weight_sf):
+        return block_sums(rows, Columns.of(packed, weight_sf))
     signed, absolute = _sums(codes, packed)
     lowbit, field = _weight_bits(packed)
     exponents, powers = _of_scales()

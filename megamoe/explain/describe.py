@@ -7,19 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain.instruction import modelled, products
-from megamoe.explain.life import Life, Slot
-from megamoe.oracle import swiglu
-from megamoe.oracle.combine import fma
+from megamoe.explain.instruction import modelled, products, weight_values
+from megamoe.explain.life import Life, Slot, combine_of
+from megamoe.oracle.gates import form_of, gate_bounds, gate_table, up_table
 from megamoe.oracle.groups import RECIP_448, group_amax
 from megamoe.spec.formats import (
-    E2M1_TABLE,
     E4M3_TABLE,
     GROUP,
     bf16_decode,
     bf16_key,
     bf16_round,
-    e2m1_unpack,
 )
 from megamoe.spec.forms import BF16, E4M3
 
@@ -38,8 +35,13 @@ def describe(life: Life, at: int, top: int = TOP) -> Plain:
         "channel": int(life.channels[at]),
         "accumulator": life.accumulator.name,
         "contract": life.contract.revision,
-        "clamp": token.clamp,
-        "fast_math": token.fast_math,
+        "activation": token.act.name,
+        "alpha": token.act.alpha,
+        "beta": token.act.beta,
+        "clamp": token.act.clamp,
+        "fast_math": token.act.fast_math,
+        "combine_dtype": token.dtype,
+        "added_after": None if token.output is None else _bf16(token.output[life.channels[at]]),
         "masked_slots": [k for k in range(len(token.ids)) if k not in rows],
         "slots": slots,
         "combine": _combine(life, at),
@@ -57,7 +59,7 @@ def _slot(life: Life, slot: Slot, at: int, top: int) -> Plain:
         life.accumulator, slot.codes, slot.exponent, down.packed[at : at + 1], down.sf[at : at + 1]
     )
     size = np.abs(parts).sum()
-    nibbles = e2m1_unpack(down.packed[at])
+    nibbles, values = (v[0] for v in weight_values(down.packed[at : at + 1], down.sf[at : at + 1]))
     return {
         "slot": slot.slot,
         "expert": slot.expert,
@@ -74,8 +76,8 @@ def _slot(life: Life, slot: Slot, at: int, top: int) -> Plain:
                     "code": E4M3.hex(slot.codes[i]),
                     "value": float(E4M3_TABLE[slot.codes[i]]),
                     "sf": int(slot.exponent[i // GROUP]),
-                    "weight": float(E2M1_TABLE[nibbles[i]]),
-                    "weight_nibble": int(nibbles[i]),
+                    "weight": float(values[i]),
+                    "weight_code": int(nibbles[i]),
                     "weight_sf": int(down.sf[at, i // GROUP]),
                     "product": float(parts[i]),
                     "share": float(abs(parts[i]) / size) if size else 0.0,
@@ -93,9 +95,8 @@ def _activation(life: Life, slot: Slot, i: int, top: int) -> Plain:
     group, part = i // GROUP, slice(i // GROUP * GROUP, i // GROUP * GROUP + GROUP)
     amax = group_amax(slot.value[None, part], life.contract)[0, 0]
     who = int(np.nanargmax(np.abs(slot.value[part]))) if not np.isnan(amax) else 0
-    form = swiglu.silu_form(life.token.fast_math, life.contract)
-    silu = swiglu.silu_table(form)[slot.gate[i]]
-    bounds = [table[slot.gate[i]] for table in swiglu.silu_bounds(form)]
+    form = form_of(life.token.act, life.contract)
+    one = slot.gate[i : i + 1]
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         scaled = np.float32(amax * RECIP_448)
     return {
@@ -104,8 +105,9 @@ def _activation(life: Life, slot: Slot, i: int, top: int) -> Plain:
         "up": _sum(life, slot, inter + i, top),
         "gate_clamped": _bf16(slot.gate[i]),
         "up_clamped": _bf16(slot.up[i]),
-        "silu": float(silu),
-        "silu_allowed": _ends(*bounds),
+        "silu": float(gate_table(form)[slot.gate[i]]),
+        "silu_allowed": _ends(*(end[0] for end in gate_bounds(form).over(one, one))),
+        "up_value": float(up_table(form)[slot.up[i]]),
         "a": float(slot.value[i]),
         "a_interval": _ends(slot.acts.low[0, i], slot.acts.high[0, i]),
         "group": {
@@ -126,7 +128,7 @@ def _sum(life: Life, slot: Slot, row: int, top: int) -> Plain:
     """One sum of linear 1, from hidden states and weights to its bfloat16."""
     packed, sf = slot.packed[row : row + 1], slot.sf13[row : row + 1]
     parts = products(life.x, life.x_sf, packed, sf)[0]
-    nibbles = e2m1_unpack(packed[0])
+    nibbles, values = (v[0] for v in weight_values(packed, sf))
     blocks = slot.blocks[:, row]
     model = modelled(life.accumulator, life.x, life.x_sf, packed, sf)
     ends = bf16_round(np.array([slot.exact[row], slot.low[row], slot.high[row]]))
@@ -147,8 +149,8 @@ def _sum(life: Life, slot: Slot, row: int, top: int) -> Plain:
                 "x": E4M3.hex(life.x[k]),
                 "x_value": float(E4M3_TABLE[life.x[k]]),
                 "x_sf": int(life.x_sf[k // GROUP]),
-                "weight": float(E2M1_TABLE[nibbles[k]]),
-                "weight_nibble": int(nibbles[k]),
+                "weight": float(values[k]),
+                "weight_code": int(nibbles[k]),
                 "weight_sf": int(sf[0, k // GROUP]),
                 "product": float(parts[k]),
             }
@@ -159,14 +161,16 @@ def _sum(life: Life, slot: Slot, row: int, top: int) -> Plain:
 
 def _combine(life: Life, at: int) -> list[Plain]:
     """The fp32 sum after each slot, from zero."""
-    total, out = np.zeros(1, np.float32), []
-    ascending = life.contract.combine_order.value == "ascending-slot"
-    weighted = life.contract.routing_weight.value == "combine"
+    combine, slots = combine_of(life.token, life.channels, life.contract), len(life.token.ids)
+    rows = {slot.slot: slot.down.row[None] for slot in life.slots}
+    total, out = np.zeros((1, len(life.channels)), np.float32), []
     with np.errstate(over="ignore", invalid="ignore"):
-        for slot in life.slots if ascending else life.slots[::-1]:
-            row = bf16_decode(slot.down.row[at : at + 1])
-            total = fma(row, np.full(1, slot.weight), total) if weighted else total + row
-            out.append({"slot": slot.slot, "row": float(row[0]), "sum": float(total[0])})
+        for which in combine.order(slots, slots in rows):
+            slot = slots if which is None else which
+            if slot in rows:
+                read = combine.read(rows[slot], rows[slot])
+                total = combine.added(which, total, read)
+                out.append({"slot": slot, "row": float(read[0][0, at]), "sum": float(total[0, at])})
     return out
 
 
@@ -201,7 +205,8 @@ def _swings(life: Life, slot: Slot, at: int, top: int) -> list[Plain]:
         return []
     low, high = slot.acts.dequantized(slot.exponent_low[None])
     low, high = low[0], high[0]
-    weight = E2M1_TABLE[e2m1_unpack(slot.down.packed[at])]
+    part = slice(at, at + 1)
+    weight = weight_values(slot.down.packed[part], slot.down.sf[part])[1][0]
     scale = np.exp2(np.repeat(slot.down.sf[at].astype(np.int32) - 127, GROUP))
     swing = np.abs(weight * scale) * (high - low)
     inter = len(slot.codes)

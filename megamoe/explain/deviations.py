@@ -14,14 +14,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain.instruction import blockwise
-from megamoe.explain.life import Life, Slot
+from megamoe.explain.instruction import blockwise, weight_values
+from megamoe.explain.life import Life, Slot, combine_rows
 from megamoe.oracle import swiglu
-from megamoe.oracle.combine import fma
+from megamoe.oracle.fused import fma
+from megamoe.oracle.gates import Form, form_of, gate_table, up_table
 from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
 from megamoe.spec.contract import BASE, REVISIONS, Contract
 from megamoe.spec.formats import (
-    E2M1_TABLE,
     E4M3_TABLE,
     F32,
     F64,
@@ -30,9 +30,9 @@ from megamoe.spec.formats import (
     U16,
     bf16_decode,
     bf16_round,
-    e2m1_unpack,
     ue8m0_ceil,
 )
+from megamoe.spec.problem import Activation
 
 Total = Callable[[F64], F64]
 """``(G, n)`` exact block sums to ``(n,)`` sums."""
@@ -51,7 +51,7 @@ class Operand:
 
     @classmethod
     def of(cls, slot: Slot) -> Operand:
-        values = E2M1_TABLE[e2m1_unpack(slot.down.packed)]
+        values = weight_values(slot.down.packed, slot.down.sf)[1]
         return cls(values, slot.down.sf.astype(np.int32) - 127)
 
 
@@ -64,13 +64,15 @@ def _halves(sums: F64, contract: Contract = BASE) -> tuple[F32, F32]:
     return (first, second) if contract.gate_up_order.value == "gate-up" else (second, first)
 
 
-def _clamp(gate: F32, up: F32, clamp: float | None, contract: Contract = BASE) -> tuple[F32, F32]:
+def _clamp(
+    gate: F32, up: F32, clamp: float | None, contract: Contract = BASE, name: str = "swiglu"
+) -> tuple[F32, F32]:
     bits = bf16_round(gate), bf16_round(up)
     if clamp is None:
         return gate, up
     pairs = zip(bits, (gate, up), strict=True)
     if all(np.array_equal(bf16_decode(b), v, equal_nan=True) for b, v in pairs):
-        low, high = swiglu.clamp_gate_up(*bits, clamp, contract)
+        low, high = swiglu.clamp_gate_up(*bits, Activation(name, clamp, 1.0, 0.0, True), contract)
         return bf16_decode(low), bf16_decode(high)
     bound = _bound(clamp)  # of a way that does not round to bfloat16
     return np.fmin(gate, bound), np.fmin(np.fmax(up, -bound), bound)
@@ -81,9 +83,12 @@ def _bound(clamp: float) -> np.float32:
     return bound
 
 
-def _silu(gate: F32, form: str = "fast") -> F32:
-    """By the reference table where the gate is a bfloat16, in fp32 where it is not."""
-    exact = swiglu.silu_table(form)[bf16_round(gate)]
+_PLAIN: Final = Form("swiglu", "fast", 1.0, 0.0, None, "")
+
+
+def _silu(gate: F32, form: Form = _PLAIN) -> F32:
+    """By the reference table where the gate is a bfloat16, plain silu in fp32 where it is not."""
+    exact = gate_table(form)[bf16_round(gate)]
     wide = gate / (np.float32(1) + np.exp(-gate.astype(np.float64)).astype(np.float32))
     return np.where(bf16_decode(bf16_round(gate)) == gate, exact, wide.astype(np.float32))
 
@@ -114,6 +119,9 @@ def _row(sums: F64, weight: np.float32) -> F32:
 
 def _combine(rows: list[F32], life: Life | None = None, contract: Contract = BASE) -> U16:
     """Rows of the live slots, in fp32; ``life`` has their weights where the contract adds them."""
+    if life is not None and life.is_special:
+        bits = {s.slot: bf16_round(row) for s, row in zip(life.slots, rows, strict=True)}
+        return combine_rows(life.token, life.channels, bits, bits, contract)[0]
     total = np.zeros_like(rows[0]) if rows else np.zeros(0, np.float32)
     weighted = life is not None and contract.routing_weight.value == "combine"
     weights = [slot.weight for slot in life.slots] if weighted and life else [None] * len(rows)
@@ -135,6 +143,7 @@ class Way:
     halves: Callable[[F64], tuple[F32, F32]] = _halves
     clamp: Callable[[F32, F32, float | None], tuple[F32, F32]] = _clamp
     silu: Callable[[F32], F32] = _silu
+    up: Callable[[F32], F32] = lambda u: u
     product: Callable[[F32, F32, np.float32], F32] = _product
     values: Callable[[F32], F32] = lambda v: v
     exponent: Callable[[F32], npt.NDArray[np.int32]] = _exponent
@@ -149,13 +158,15 @@ class Way:
 def right(life: Life, contract: Contract | None = None) -> Way:
     """Every step as the contract says, by default that of ``life``."""
     c = contract or life.contract
-    form = swiglu.silu_form(life.token.fast_math, c)
+    act = life.token.act
+    form = form_of(act, c)
     rounded = c.bf16_before_requant.value
     return Way(
         contract=c,
         halves=lambda s: _halves(s, c),
-        clamp=lambda g, u, clamp: _clamp(g, u, clamp, c),
+        clamp=lambda g, u, clamp: _clamp(g, u, clamp, c, act.name),
         silu=lambda g: _silu(g, form),
+        up=lambda u: u if up_table(form) is up_table(_PLAIN) else up_table(form)[bf16_round(u)],
         product=lambda s, u, w: _product(s, u, w, c),
         values=(lambda v: bf16_decode(bf16_round(v))) if rounded else (lambda v: v),
         exponent=lambda m: _exponent(m, c),
@@ -175,14 +186,14 @@ class Run:
 
     def acts(self, way: Way, total: Total) -> dict[int, tuple[U8, U8]]:
         """Codes ``(I,)`` and exponents ``(I/32,)`` by slot."""
-        if self.given is not None:
-            return dict(self.given)
-        out = {}
+        out = dict(self.given or {})
         with np.errstate(all="ignore"):
             for slot in self.life.slots:
+                if slot.slot in out:
+                    continue
                 sums = (way.total or total)(way.blocks13(slot))
-                gate, up = way.clamp(*way.halves(sums), self.life.token.clamp)
-                value = way.values(way.product(way.silu(gate), up, slot.weight))
+                gate, up = way.clamp(*way.halves(sums), self.life.token.act.clamp)
+                value = way.values(way.product(way.silu(gate), way.up(up), slot.weight))
                 exponent = way.exponent(group_amax(value[None], way.contract)[0])
                 codes = way.codes(value, exponent)
                 codes = np.where(codes == 0x80, 0, codes).astype(np.uint8)
@@ -198,7 +209,7 @@ class Run:
                     self.operands[slot.slot] = Operand.of(slot)
                 blocks = way.blocks2(*acts[slot.slot], self.operands[slot.slot])
                 rows.append(way.row((way.total or total)(blocks), slot.weight))
-            if not rows:
+            if not rows and not self.life.is_special:
                 return np.zeros(len(self.life.channels), np.uint16)
             return way.combine(rows)
 
@@ -363,7 +374,7 @@ def catalogue(life: Life) -> list[Way]:
     own = right(life)
     ways = [replace(own, name=name, stage=stage, **step) for name, stage, step in made]
     for other in REVISIONS.values():
-        if other.differences(life.contract):
+        if other.differences(life.contract) and life.is_known_to(other):
             name = f"all is as contract {other.revision} says"
             ways.append(replace(right(life, other), name=name, stage="contract"))
     return ways

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.oracle.linear import _E2M1_FIELD, _E4M3_FIELD
+from megamoe.oracle.linear import _E2M1_FIELD, _E4M3_FIELD, is_e4m3
 from megamoe.spec.accumulators import Accumulator
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8, e2m1_unpack, ue8m0_decode
 
@@ -19,10 +19,18 @@ _LOWEST = -133
 """No alignment below this exponent: MMA-Sim 2.1.1's number for these units."""
 
 
+def weight_values(packed: U8, sf: U8) -> tuple[U8, F64]:
+    """Codes and values without scales, ``(N, C)`` each: E2M1 nibbles, or a shared expert's E4M3."""
+    if is_e4m3(packed, sf):
+        return packed, E4M3_TABLE[packed]
+    nibbles = e2m1_unpack(packed)
+    return nibbles, E2M1_TABLE[nibbles]
+
+
 def products(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64:
-    """``(N, C)`` scaled products of one row ``(C,)`` with ``(N, C/2)`` packed weights, exact."""
+    """``(N, C)`` scaled products of one row ``(C,)`` with ``N`` rows of weights, exact."""
     x = E4M3_TABLE[codes] * np.repeat(ue8m0_decode(sf), GROUP)
-    w = E2M1_TABLE[e2m1_unpack(packed)] * np.repeat(ue8m0_decode(weight_sf), GROUP, axis=-1)
+    w = weight_values(packed, weight_sf)[1] * np.repeat(ue8m0_decode(weight_sf), GROUP, axis=-1)
     return x * w
 
 
@@ -38,7 +46,9 @@ def modelled(a: Accumulator, codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F6
     factor = np.zeros_like(scale)
     if a.outside:  # the unit sees the products as they are; the factor comes after it
         terms, scale, factor = np.ldexp(terms, -scale[:, :, None]), factor, scale
-    field = (_E4M3_FIELD[codes] + _E2M1_FIELD[e2m1_unpack(packed)]).reshape(terms.shape)
+    table = _E4M3_FIELD if is_e4m3(packed, weight_sf) else _E2M1_FIELD
+    of_weights = table[weight_values(packed, weight_sf)[0]]
+    field = (_E4M3_FIELD[codes] + of_weights).reshape(terms.shape)
     field = np.where(terms != 0, field + scale[:, :, None], _LOWEST).max(axis=2)
     main, running = np.zeros(len(packed)), np.zeros(len(packed))
     groups = terms.shape[1]

@@ -19,18 +19,22 @@ import torch
 from megamoe.explain.blocks import row_blocks
 from megamoe.explain.sources import Source, Token
 from megamoe.oracle import swiglu
-from megamoe.oracle.combine import combine, combine_ends
+from megamoe.oracle.combine import Combine
+from megamoe.oracle.gates import form_of, gate_bounds, gate_table
 from megamoe.oracle.groups import group_amax, scaled_codes
 from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums
-from megamoe.oracle.reference import _bf16_halves, _class_interval, _exact_total
+from megamoe.oracle.mlp import bf16_halves, class_interval, exact_total
 from megamoe.oracle.spread import SpreadRows
 from megamoe.oracle.staging import quantize
 from megamoe.spec.accumulators import Accumulator, accumulator
 from megamoe.spec.contract import Contract
 from megamoe.spec.formats import F32, U8, U16, bf16_round, e4m3_key
+from megamoe.spec.problem import features_of
 
 F64 = npt.NDArray[np.float64]
 I16 = npt.NDArray[np.int16]
+SHARED: Final = -1
+"""The expert of the shared expert's slot."""
 _OUTPUTS_AT_ONCE: Final = 3072
 """Rows of w13 at a time: few enough for the cache, enough to be worth a call."""
 
@@ -55,14 +59,17 @@ class Down:
 
 @dataclass(frozen=True)
 class Slot:
-    """One live slot: a row of linear 1, its activations, and linear 2."""
+    """One live slot: a row of linear 1, its activations, and linear 2.
+
+    The fused shared expert is the slot after the last one, of the weight 1 and no expert, -1.
+    """
 
     slot: int
     expert: int
     weight: np.float32
     packed: U8
     sf13: U8
-    """w13 of the expert, ``(2I, H/2)`` and ``(2I, H/32)``."""
+    """w13 of the expert, ``(2I, H/2)`` and ``(2I, H/32)``; a shared one's ``(2S, H)``."""
     blocks: F64
     """(G, 2I) scaled block sums."""
     exact: F64
@@ -108,17 +115,20 @@ class Life:
     contract: Contract
 
     @property
-    def live(self) -> npt.NDArray[np.bool_]:
-        """(1, K)."""
-        return is_live(self.token)[None]
+    def is_special(self) -> bool:
+        """The combine takes more than the rows of routed slots in bfloat16."""
+        shared = any(slot.expert == SHARED for slot in self.slots)
+        return shared or self.token.dtype != "bf16" or self.token.output is not None
 
-    def combined(self, rows: dict[int, U16]) -> U16:
-        """``y`` of rows by slot, ``(n,)`` each."""
-        return combine_rows(self.token, len(self.channels), rows, self.contract)
+    def is_known_to(self, contract: Contract) -> bool:
+        """``contract`` has a rule for all that the call asks."""
+        token, shared = self.token, any(slot.expert == SHARED for slot in self.slots)
+        asked = features_of(token.act, token.dtype, shared, token.output is not None)
+        return set(asked) <= set(contract.features.value)
 
     def ends(self, low: dict[int, U16], high: dict[int, U16]) -> tuple[U16, U16]:
         """Lowest and highest ``y`` of rows that are known as intervals."""
-        return combine_rows_ends(self.token, len(self.channels), low, high, self.contract)
+        return combine_rows(self.token, self.channels, low, high, self.contract)
 
 
 def is_live(token: Token) -> npt.NDArray[np.bool_]:
@@ -126,49 +136,53 @@ def is_live(token: Token) -> npt.NDArray[np.bool_]:
     return (token.ids >= 0) & (token.ids < token.experts)
 
 
-def combine_rows(token: Token, channels: int, rows: dict[int, U16], contract: Contract) -> U16:
-    """The oracle's combine of one token."""
-    whole = _by_slot(token, channels, rows)
-    return combine(whole, is_live(token)[None], token.weights[None], contract)[0]
+def combine_of(token: Token, channels: npt.NDArray[np.int64], contract: Contract) -> Combine:
+    """The oracle's combine of one token at some channels."""
+    output = None if token.output is None else token.output[channels][None]
+    return Combine(is_live(token)[None], token.weights[None], contract, token.dtype, output)
 
 
-def combine_rows_ends(
-    token: Token, channels: int, low: dict[int, U16], high: dict[int, U16], contract: Contract
-) -> tuple[U16, U16]:
-    """The same of intervals."""
-    ends = _by_slot(token, channels, low), _by_slot(token, channels, high)
-    least, most = combine_ends(*ends, is_live(token)[None], token.weights[None], contract)
+def combine_rows(
+    token: Token, channels: npt.NDArray[np.int64], low: dict[int, U16], high: dict[int, U16],
+    contract: Contract,
+) -> tuple[U16, U16]:  # fmt: skip
+    """Lowest and highest ``y`` of rows by slot, ``(n,)`` each."""
+    slots = len(token.ids)
+    whole = np.zeros((2, 1, slots, len(channels)), np.uint16)
+    shared = np.zeros((2, 1, len(channels)), np.uint16)
+    for end, rows in enumerate((low, high)):
+        for slot, row in rows.items():
+            (shared if slot == slots else whole[:, :, slot])[end, 0] = row
+    pair = (shared[0], shared[1]) if slots in low else None
+    least, most = combine_of(token, channels, contract).ends(whole[0], whole[1], pair)
     return least[0], most[0]
-
-
-def _by_slot(token: Token, channels: int, rows: dict[int, U16]) -> U16:
-    whole = np.zeros((1, len(token.ids), channels), np.uint16)
-    for slot, row in rows.items():
-        whole[0, slot] = row
-    return whole
 
 
 def live(
     source: Source, at: int, channels: Sequence[int], class_name: str, contract: Contract
 ) -> Life:
-    """The life of token ``at`` at ``channels``. ``ValueError`` for what is not there."""
+    """The life of token ``at`` at ``channels``. ``ValueError`` for what is not there.
+
+    Where slot rows reach the combine as FP8, ``channels`` must be whole groups of 128.
+    """
     _check(source, at, channels)
     chosen = accumulator(class_name)
     token = source.token(at)
     wanted = np.array(channels, np.int64)
     x, x_sf = quantize(token.hidden[None], contract)
     slots = np.flatnonzero(is_live(token)).tolist()
-    form = swiglu.silu_form(token.fast_math, contract)
-    swiglu.silu_table(form)  # made once, not by every thread
-    swiglu.silu_bounds(form)
+    if source.shared_w13() is not None:
+        slots.append(len(token.ids))
+    form = form_of(token.act, contract)
+    gate_table(form), gate_bounds(form)  # made once, not by every thread
 
     def one(slot: int) -> Slot:
         return _slot(source, token, slot, x[0], x_sf[0], wanted, chosen, contract)
 
     made = side_by_side(one, slots)
     rows = [{s.slot: getattr(s.down, end) for s in made} for end in ("row", "row_low", "row_high")]
-    y = combine_rows(token, len(wanted), rows[0], contract)
-    low, high = combine_rows_ends(token, len(wanted), rows[1], rows[2], contract)
+    y, _ = combine_rows(token, wanted, rows[0], rows[0], contract)
+    low, high = combine_rows(token, wanted, rows[1], rows[2], contract)
     return Life(at, token, wanted, chosen, x[0], x_sf[0], made, y, low, high, contract)
 
 
@@ -195,26 +209,27 @@ def _slot(
     source: Source, token: Token, slot: int, x: U8, x_sf: U8, channels: npt.NDArray[np.int64],
     chosen: Accumulator, contract: Contract,
 ) -> Slot:  # fmt: skip
-    expert, weight = int(token.ids[slot]), token.weights[slot : slot + 1, None]
-    packed, sf13 = source.w13(expert)
+    shared = source.shared_w13() if slot == len(token.ids) else None
+    if shared is not None:
+        expert, weight = SHARED, np.ones((1, 1), np.float32)
+        packed, sf13 = shared
+    else:
+        expert, weight = int(token.ids[slot]), token.weights[slot : slot + 1, None]
+        packed, sf13 = source.w13(expert)
     blocks, exact, low, high = _linear1(x, x_sf, packed, sf13, chosen)
-    gate, up = swiglu.clamp_gate_up(*_bf16_halves(exact, contract), token.clamp, contract)
-    silu = swiglu.silu_table(swiglu.silu_form(token.fast_math, contract))[gate]
-    value = swiglu.activation(silu, up, weight, contract)
+    gate, up = swiglu.clamp_gate_up(*bf16_halves(exact, contract), token.act, contract)
+    value = swiglu.activation(gate, up, weight, token.act, contract)
     exponent = swiglu.requant_exponent(group_amax(value, contract), contract)
     codes = scaled_codes(value, exponent, contract)
     codes = np.where(codes == 0x80, 0, codes).astype(np.uint8)
-    (gate_low, up_low), (gate_high, up_high) = (_bf16_halves(e, contract) for e in (low, high))
-    acts = swiglu.activation_interval(
-        gate_low, gate_high, up_low, up_high, weight, token.clamp, token.fast_math, contract
-    )
+    gates, ups = zip(*(bf16_halves(e, contract) for e in (low, high)), strict=True)
+    acts = swiglu.activation_interval(gates, ups, weight, token.act, contract)
     first, last = acts.exponents()
     key_low, key_high = acts.code_keys(first)
-    decided = (first == last).all() and (key_low == key_high).all()
-    spread = None if decided else SpreadRows.of(acts, first, last)
-    down = _down(source, expert, codes, exponent, channels, chosen, spread)
+    second = source.w2(expert, channels) if shared is None else source.shared_w2(channels)
+    down = _down(second, codes, exponent, chosen, SpreadRows.unless_decided(acts))
     return Slot(
-        slot, expert, token.weights[slot], packed, sf13, blocks, exact[0], low[0],
+        slot, expert, weight[0, 0], packed, sf13, blocks, exact[0], low[0],
         high[0], gate[0], up[0], value[0], exponent[0], codes[0], acts, first[0], last[0],
         key_low[0], key_high[0], down,
     )  # fmt: skip
@@ -229,26 +244,26 @@ def _linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[
         for start in range(0, outputs, _OUTPUTS_AT_ONCE):
             part = slice(start, start + _OUTPUTS_AT_ONCE)
             blocks = row_blocks(x, x_sf, packed[part], sf[part])
-            exact = _exact_total(row, packed[part], sf[part], blocks)
+            exact = exact_total(row, packed[part], sf[part], blocks)
             columns = Columns.of(packed[part], sf[part])
-            ends = _class_interval(chosen, blocks, exact, row, columns, None)
+            ends = class_interval(chosen, blocks, exact, row, columns, None)
             sums[:, part] = blocks.low[:, 0]
             whole[:, :, part] = exact, *ends
     return sums, *whole
 
 
 def _down(
-    source: Source, expert: int, codes: U8, exponent: U8, channels: npt.NDArray[np.int64],
-    chosen: Accumulator, spread: SpreadRows | None,
+    weights: tuple[U8, U8], codes: U8, exponent: U8, chosen: Accumulator,
+    spread: SpreadRows | None,
 ) -> Down:  # fmt: skip
-    packed, sf = source.w2(expert, channels)
+    packed, sf = weights
     columns, rows = Columns.of(packed, sf), Rows.of(codes, exponent)
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes, exponent, packed, sf)
-        fixed = _class_interval(chosen, blocks, exact, rows, columns, None)
+        fixed = class_interval(chosen, blocks, exact, rows, columns, None)
         whole = fixed
         if spread is not None:
-            whole = _class_interval(chosen, blocks, exact, rows, columns, {chosen.name: spread})
+            whole = class_interval(chosen, blocks, exact, rows, columns, {chosen.name: spread})
     ends = (exact, *whole)
     return Down(packed, sf, exact[0], whole[0][0], whole[1][0], fixed[0][0], fixed[1][0],
                 *(bf16_round(end[0]) for end in ends))  # fmt: skip
@@ -258,7 +273,7 @@ def down_blocks(codes: U8, exponent: U8, packed: U8, sf: U8) -> tuple[Blocks, F6
     """Blocks and exact sums of ``(1, I)`` codes with rows of w2."""
     rows = Rows.of(codes, exponent)
     blocks = block_sums(rows, Columns.of(packed, sf))
-    return blocks, _exact_total(rows, packed, sf, blocks)
+    return blocks, exact_total(rows, packed, sf, blocks)
 
 
 def down_interval(
@@ -268,7 +283,7 @@ def down_interval(
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes[None], exponent[None], packed, sf)
         rows, columns = Rows.of(codes[None], exponent[None]), Columns.of(packed, sf)
-        low, high = _class_interval(chosen, blocks, exact, rows, columns, None)
+        low, high = class_interval(chosen, blocks, exact, rows, columns, None)
     return bf16_round(low[0]), bf16_round(high[0])
 
 

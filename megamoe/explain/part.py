@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from megamoe.explain import life as lives
 from megamoe.explain.deviations import TOTALS, Run, catalogue, right
-from megamoe.explain.life import Life, same_codes
+from megamoe.explain.life import SHARED, Life, same_codes
 from megamoe.judge.judgements import observable_codes
 from megamoe.spec.formats import U8, U16, bf16_key, unpack_sf
 from megamoe.spec.forms import BF16
@@ -38,7 +38,10 @@ def part(life: Life, actual: Mapping[str, Array], at: int) -> dict[str, Any]:
     acts: Acts | None = None
     if "l2_acts" in actual and "l2_acts_sf" in actual:
         shown = observable_codes(actual["l2_acts"], actual["l2_acts_sf"])
-        acts = {s.slot: (shown[s.slot], actual["l2_acts_sf"][s.slot]) for s in life.slots}
+        acts = {
+            s.slot: (shown[s.slot], actual["l2_acts_sf"][s.slot])
+            for s in life.slots if s.expert != SHARED
+        }  # fmt: skip
         stages += _acts_stages(life, acts)
     low, high = _y_interval(life, acts)
     last = "linear 2 or combine" if acts is not None else "not known: only y is there"
@@ -71,6 +74,8 @@ def _said(stage: str, where: str, outside: npt.NDArray[np.bool_]) -> dict[str, A
 def _acts_stages(life: Life, acts: Acts) -> list[dict[str, Any]]:
     exponents, codes = [], []
     for slot in life.slots:
+        if slot.slot not in acts:
+            continue
         shown, sf = acts[slot.slot]
         exponents.append((sf < slot.exponent_low) | (sf > slot.exponent_high))
         low, high = lives.code_interval(slot, sf)
@@ -89,6 +94,9 @@ def _y_interval(life: Life, acts: Acts | None) -> tuple[U16, U16]:
         return life.y_low, life.y_high
     low, high = {}, {}
     for slot in life.slots:
+        if slot.slot not in acts:  # a shared expert's codes are no stage
+            low[slot.slot], high[slot.slot] = slot.down.row_low, slot.down.row_high
+            continue
         low[slot.slot], high[slot.slot] = lives.down_interval(
             *acts[slot.slot], slot.down.packed, slot.down.sf, life.accumulator
         )

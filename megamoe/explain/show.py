@@ -52,7 +52,7 @@ def _linear1(said: Plain, slot: Plain, console: Console) -> None:
             table.add_row(
                 name, str(p["k"]), f"{_num(p['hidden_value'])} {p['hidden']}",
                 f"{_num(p['x_value'])} {p['x']}", _scale(p["x_sf"]),
-                f"{_num(p['weight'])} 0x{p['weight_nibble']:x}", _scale(p["weight_sf"]),
+                f"{_num(p['weight'])} 0x{p['weight_code']:x}", _scale(p["weight_sf"]),
                 _num(p["product"]),
             )  # fmt: skip
     console.print(table)
@@ -68,12 +68,17 @@ def _linear1(said: Plain, slot: Plain, console: Console) -> None:
     group = top["group"]
     clamp = "none" if said["clamp"] is None else _num(said["clamp"])
     form = "fast" if said["fast_math"] else "precise"
+    scales = (said["alpha"], said["beta"])
+    gated = "silu" if said["activation"] == "swiglu" else said["activation"]
+    if scales != (1.0, 0.0):
+        gated += f" of {scales[0]:g} and {scales[1]:g}"
     low, high = group["exponent_allowed"]
     lines += [
         (f"clamp {clamp}", f"gate {_bits(top['gate_clamped'])}, up {_bits(top['up_clamped'])}"),
-        (f"silu ({form})", f"{_num(top['silu'])}, allowed {_ends(top['silu_allowed'])}"),
-        ("a", f"silu x up x routing weight {_num(slot['routing_weight'])} = {_num(top['a'])}, "
-              f"allowed {_ends(top['a_interval'])}"),
+        (f"{gated} ({form})", f"{_num(top['silu'])}, allowed {_ends(top['silu_allowed'])}"),
+        ("a", f"{gated} x up {_num(top['up_value'])} x routing weight "
+              f"{_num(slot['routing_weight'])} = {_num(top['a'])}, allowed "
+              f"{_ends(top['a_interval'])}"),
         ("amax", f"{_num(group['amax'])} of channels {group['first']} to {group['first'] + 31}, "
                  f"set by {group['set_by']}; x fl32(1/448) = {_num(group['amax_over_448'])}"),
         ("exponent", f"{_scale(group['exponent'])}, allowed {low} to {high}"),
@@ -114,19 +119,22 @@ def _linear2(said: Plain, console: Console) -> None:
         for c in s["linear2"]["contributions"]:
             table.add_row(
                 str(s["slot"]), str(c["i"]), f"{_num(c['value'])} {c['code']}", _scale(c["sf"]),
-                f"{_num(c['weight'])} 0x{c['weight_nibble']:x}", _scale(c["weight_sf"]),
+                f"{_num(c['weight'])} 0x{c['weight_code']:x}", _scale(c["weight_sf"]),
                 _num(c["product"]), f"{c['share']:.1%}",
             )  # fmt: skip
     console.print(table)
 
 
 def _combine(said: Plain, console: Console) -> None:
-    _heading("Combine, in fp32 from zero", console)
+    rows = "" if said["combine_dtype"] == "bf16" else f", rows as {said['combine_dtype']}"
+    _heading(f"Combine, in fp32 from zero{rows}", console)
     table = _table("slot", "row", "running sum")
     for step in said["combine"]:
         table.add_row(str(step["slot"]), _num(step["row"]), _num(step["sum"]))
     console.print(table)
-    console.print(f"y = bfloat16 of it: {_bits(said['y'])}", highlight=False)
+    more = said["added_after"]
+    added = "" if more is None else f", plus {_bits(more)} in bfloat16"
+    console.print(f"y = bfloat16 of it{added}: {_bits(said['y'])}", highlight=False)
 
 
 def _why(why: Plain, y: Plain, console: Console) -> None:

@@ -16,19 +16,12 @@ import numpy.typing as npt
 
 from megamoe.cases import Case
 from megamoe.cases.counter import below, key, words
-from megamoe.cases.recipes import (
-    LUTS,
-    W2,
-    W2_SF,
-    W13,
-    W13_SF,
-    _carry,
-    hidden_states,
-    routing,
-)
+from megamoe.cases.recipes import act_of, hidden_states, routing
+from megamoe.cases.streams import W2, W2_SF, W13, W13_SF
+from megamoe.cases.weights import LUTS, carry
 from megamoe.spec.formats import GROUP, U8, U16
 from megamoe.spec.forms import bits
-from megamoe.spec.problem import Problem
+from megamoe.spec.problem import Activation, Problem
 
 _WORDS_AT_ONCE: Final = 1 << 15
 """Of 8 bytes: a part of the stream that fits in a second-level cache."""
@@ -45,8 +38,11 @@ class Token:
     """(K,)."""
     intermediate: int
     experts: int
-    clamp: float | None
-    fast_math: bool
+    act: Activation
+    dtype: str = "bf16"
+    """In which slot rows reach the combine."""
+    output: U16 | None = None
+    """(H,) bfloat16 bits that are added in the end."""
 
 
 class Source(Protocol):
@@ -63,6 +59,12 @@ class Source(Protocol):
     def w2(self, expert: int, channels: npt.NDArray[np.int64]) -> tuple[U8, U8]:
         """Rows ``channels``: ``(n, I/2)`` and ``(n, I/32)``."""
 
+    def shared_w13(self) -> tuple[U8, U8] | None:
+        """``(2S, H)`` and ``(2S, H/32)``; None where there is no fused shared expert."""
+
+    def shared_w2(self, channels: npt.NDArray[np.int64]) -> tuple[U8, U8]:
+        """Rows ``channels``: ``(n, S)`` and ``(n, S/32)``."""
+
 
 class FromProblem:
     """Slices of a problem's tensors."""
@@ -75,7 +77,8 @@ class FromProblem:
         p = self.problem
         return Token(
             bits(p.hidden_states[at]), p.topk_ids[at].numpy(), p.topk_weights[at].numpy(),
-            p.intermediate_size, p.num_experts, p.activation_clamp, p.fast_math,
+            p.intermediate_size, p.num_experts, p.act, p.combine_dtype,
+            None if p.shared_output is None else bits(p.shared_output[at]),
         )  # fmt: skip
 
     def w13(self, expert: int) -> tuple[U8, U8]:
@@ -86,9 +89,17 @@ class FromProblem:
         p = self.problem
         return p.w2_weight[expert].numpy()[channels], p.w2_weight_scale[expert].numpy()[channels]
 
+    def shared_w13(self) -> tuple[U8, U8] | None:
+        found = self.problem.shared_weights
+        return (found[0].numpy(), found[1].numpy()) if found else None
+
+    def shared_w2(self, channels: npt.NDArray[np.int64]) -> tuple[U8, U8]:
+        _, _, w2, w2_sf = self.problem.shared_weights
+        return w2.numpy()[channels], w2_sf.numpy()[channels]
+
 
 class FromCase:
-    """Made from a case's recipe, only what is asked for."""
+    """Made from a case's recipe, only what is asked for. For plain SwiGLU of routed experts."""
 
     def __init__(self, case: Case) -> None:
         p = case.params
@@ -102,16 +113,21 @@ class FromCase:
         one = np.array([at])
         ids, weights = routing(seed, one, p["experts"], p["top_k"], p.get("routing_recipe", {}))
         hidden = hidden_states(seed, one, self.hidden_size, p.get("hidden_recipe", {}))
-        clamp = None if p["clamp"] == "none" else float(p["clamp"])
-        fast = bool(p["fast_math"])
-        return Token(hidden[0], ids[0], weights[0], self.intermediate, p["experts"], clamp, fast)
+        act = act_of(p)
+        return Token(hidden[0], ids[0], weights[0], self.intermediate, p["experts"], act)
+
+    def shared_w13(self) -> None:
+        return None
+
+    def shared_w2(self, channels: npt.NDArray[np.int64]) -> tuple[U8, U8]:
+        raise NotImplementedError("a case with a shared expert is read from its problem")
 
     def w13(self, expert: int) -> tuple[U8, U8]:
         seed, o, hidden = self.case.seed, self.recipe, self.hidden_size
         owner, rows = 0 if o["same"] else expert, 2 * self.intermediate
         packed = _packed(key(seed, W13, owner), rows * hidden, o["w13"]).reshape(rows, -1)
         if o["carriers"]:
-            _carry(packed, key(seed, W13, owner, 1), o)
+            carry(packed, key(seed, W13, owner, 1), o)
         low, octaves = o["w13_scale"]
         count = rows * hidden // GROUP
         sf = (below(key(seed, W13_SF, owner), count, octaves) + low).astype(np.uint8)
@@ -166,7 +182,7 @@ def _pairs(name: str) -> U8:
 
 
 def _recipe(hidden: int, recipe: Any) -> dict[str, Any]:
-    """The options of :func:`megamoe.cases.recipes.expert_weights` with its defaults."""
+    """The options of :func:`megamoe.cases.weights.expert_weights` with its defaults."""
     base: dict[str, Any] = {
         "w13": "bell", "w2": "bell", "w13_scale": (118, 2), "w2_scale": (119, 2), "carriers": 0,
         "closed_every": 4, "gate_open": 1.5, "up_open": 3.0, "probe_every": 128, "same": False,

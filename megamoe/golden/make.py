@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -25,9 +24,9 @@ from megamoe.spec.problem import Problem
 Array = npt.NDArray[Any]
 
 SOURCES: Final = (
-    "cases/counter.py", "cases/directed.py", "cases/recipes.py", "spec/accumulators.py",
-    "spec/contract.py",
-    "spec/formats.py",
+    "cases/counter.py", "cases/directed.py", "cases/recipes.py", "cases/streams.py",
+    "cases/weights.py", "spec/accumulators.py", "spec/contract.py", "spec/formats.py",
+    "spec/problem.py",
 )  # fmt: skip
 """Besides the oracle and the kinds: the modules that decide the bits of a golden."""
 
@@ -69,12 +68,7 @@ def rows_of(problem: Problem, rows: Sequence[int] | None) -> Problem:
     if rows is None:
         return problem
     at = torch.tensor(list(rows), dtype=torch.long)
-    return replace(
-        problem,
-        hidden_states=problem.hidden_states[at],
-        topk_ids=problem.topk_ids[at],
-        topk_weights=problem.topk_weights[at],
-    )
+    return problem.at_rows(at)
 
 
 def make(

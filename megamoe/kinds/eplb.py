@@ -12,7 +12,8 @@ from megamoe import oracle
 from megamoe.cases import Case, Kind
 from megamoe.cases.counter import below, key
 from megamoe.cases.kind import Params, complete_unpadded, knows_padding
-from megamoe.cases.recipes import IDS, MAP, options, routing
+from megamoe.cases.recipes import routing
+from megamoe.cases.streams import IDS, MAP, options
 from megamoe.golden import Made, StoredGolden
 from megamoe.judge import Verdict, checked, of_findings
 from megamoe.spec.contract import Contract

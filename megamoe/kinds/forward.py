@@ -9,13 +9,14 @@ from typing import Any, Final
 from megamoe import oracle
 from megamoe.cases import Case, CaseError, Kind
 from megamoe.cases.kind import Params, complete_capacity, oracle_tensors
-from megamoe.cases.recipes import forward_problem
+from megamoe.cases.recipes import act_of, forward_problem
 from megamoe.golden import GoldenError, Made, StoredGolden, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
 from megamoe.spec.contract import Contract
+from megamoe.spec.formats import SIZE_MULTIPLE
 from megamoe.spec.forms import bits
-from megamoe.spec.problem import Problem
+from megamoe.spec.problem import COMBINE_DTYPES, Problem, features_of
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker.exchange import Caller, Returned
 
@@ -42,6 +43,12 @@ def complete(where: str, params: Params) -> None:
     params.setdefault("fast_math", True)
     if isinstance(params["clamp"], str) and params["clamp"] != "none":
         raise CaseError(f"{where}: clamp is {params['clamp']!r}; a number or 'none'")
+    if fault := act_of(params).fault():
+        raise CaseError(f"{where}: {fault}")
+    if params.get("combine_dtype", "bf16") not in COMBINE_DTYPES:
+        raise CaseError(f"{where}: combine_dtype must be one of {', '.join(COMBINE_DTYPES)}")
+    if params.get("shared_recipe", {}).get("size", SIZE_MULTIPLE) % SIZE_MULTIPLE:
+        raise CaseError(f"{where}: the size of shared_recipe must be a multiple of 128")
     rows = params.get("rows")
     inside = rows is None or (
         all(isinstance(r, int) and 0 <= r < params["tokens"] for r in rows)
@@ -51,9 +58,22 @@ def complete(where: str, params: Params) -> None:
         raise CaseError(f"{where}: rows must be ascending, each below tokens")
 
 
+def features(case: Case) -> tuple[str, ...]:
+    """What the case asks beyond plain SwiGLU of routed experts."""
+    p = case.params
+    return features_of(
+        act_of(p), p.get("combine_dtype", "bf16"), "shared_recipe" in p, "shared_output_recipe" in p
+    )
+
+
+def knows(case: Case, contract: Contract) -> bool:
+    """The contract has a rule for every feature that the case asks."""
+    return set(features(case)) <= set(contract.features.value)
+
+
 def inputs(case: Case) -> dict[str, Any]:
     """The fields of the problem."""
-    return dict(vars(forward_problem(case)))
+    return forward_problem(case).given
 
 
 def golden(
@@ -177,7 +197,9 @@ KIND: Final = Kind(
         "hidden": int, "intermediate": int, "experts": int, "top_k": int, "tokens": int,
         "model": str, "ep": int, "clamp": (int, float, str), "fast_math": bool, "capacity": int,
         "family": str, "rows": list, "hidden_recipe": dict, "weights_recipe": dict,
-        "routing_recipe": dict,
+        "routing_recipe": dict, "activation": str, "activation_alpha": (int, float),
+        "activation_beta": (int, float), "combine_dtype": str, "shared_recipe": dict,
+        "shared_output_recipe": dict,
     },
     required=("hidden", "intermediate", "experts", "top_k", "tokens", "family"),
     choices={"family": FAMILIES},
@@ -189,4 +211,5 @@ KIND: Final = Kind(
     ask=ask,
     judge_returned=judge_returned,
     dump=dump,
+    knows=knows,
 )  # fmt: skip

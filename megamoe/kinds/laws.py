@@ -76,13 +76,8 @@ def variants(problem: Problem, law: str) -> Iterator[Variant]:
 
 def _take(problem: Problem, rows: list[int]) -> Problem:
     index = torch.tensor(rows, dtype=torch.long, device=problem.topk_ids.device)
-    return replace(
-        problem,
-        hidden_states=problem.hidden_states[index].contiguous(),
-        topk_ids=problem.topk_ids[index].contiguous(),
-        topk_weights=problem.topk_weights[index].contiguous(),
-        max_num_tokens=max(problem.max_num_tokens, len(rows)),
-    )
+    capacity = max(problem.max_num_tokens, len(rows))
+    return replace(problem.at_rows(index), max_num_tokens=capacity)
 
 
 def _all(problem: Problem) -> list[int]:
@@ -185,8 +180,10 @@ def _padding_rows(problem: Problem) -> Iterator[Variant]:
             rest = torch.full((count, tensor.shape[1]), value, dtype=tensor.dtype)
             return torch.cat([tensor, rest.to(tensor.device)])
 
+        apart = problem.shared_output
         variant = replace(
             problem,
+            shared_output=None if apart is None else padded(apart, 0.0),
             hidden_states=padded(problem.hidden_states, float("nan")),
             topk_ids=padded(problem.topk_ids, -1),
             topk_weights=padded(problem.topk_weights, float("nan")),

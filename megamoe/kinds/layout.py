@@ -10,7 +10,7 @@ import torch
 
 from megamoe import oracle
 from megamoe.cases import Case, Kind
-from megamoe.cases.recipes import expert_weights
+from megamoe.cases.weights import expert_weights
 from megamoe.golden import Made, StoredGolden
 from megamoe.judge import BadOutput, Finding, Verdict, checked, of_findings
 from megamoe.spec.contract import Contract

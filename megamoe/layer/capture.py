@@ -153,7 +153,7 @@ class capture:
         ids = torch.where((local >= 0) & (local < count), local, -1)
         used = ids[ids >= 0].unique()
         given = self._weights_of(used)
-        whole = {}
+        whole: dict[str, Any] = {}
         for name in WEIGHTS:
             whole[name] = torch.zeros(count, *given[name].shape[1:], dtype=torch.uint8)
             whole[name][used] = given[name].detach().view(torch.uint8).cpu()
@@ -162,6 +162,7 @@ class capture:
             activation_clamp=self._clamp_of(call),
             fast_math=bool(call.get("fast_math", getattr(module, "fast_math", True))),
             max_num_tokens=int(getattr(module, "max_num_tokens", 0)) or len(hidden),
+            **_activation_of(module),
         )  # fmt: skip
         about = {
             "captured_from": f"{type(module).__module__}.{type(module).__qualname__}",
@@ -201,6 +202,18 @@ class capture:
         if self._weights is not None:
             return {name: self._weights[name][_on(used, self._weights[name])] for name in WEIGHTS}
         return checkpoint_weights(self.module, used)
+
+
+def _activation_of(module: nn.Module) -> dict[str, Any]:
+    """Fields of the problem that a module with the face of vLLM 0.33 says."""
+    act = getattr(module, "activation", None)
+    said = {n: getattr(act, n, None) for n in ("name", "alpha", "beta")}
+    if not isinstance(said["name"], str) or None in said.values():
+        return {}
+    return {
+        "activation": said["name"], "activation_alpha": float(said["alpha"] or 0.0),
+        "activation_beta": float(said["beta"] or 0.0),
+    }  # fmt: skip
 
 
 def run_script(

@@ -29,8 +29,8 @@ from megamoe.spec.problem import provided
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.spec.texts import text
 
-SUPPORTED: Final = {"mxfp4": ("swiglu",)}
-"""Weight format to the activations that some backend computes."""
+SUPPORTED: Final = {"mxfp4": ("situ", "swiglu")}
+"""Weight format to the activations that some backend computes; which, its ``features`` say."""
 
 SharedExperts = Callable[[torch.Tensor], torch.Tensor]
 
@@ -66,7 +66,8 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
     """FP8 x FP4 routed experts; for the sizes, ``group`` and ``backend`` see ``RoutedExperts``.
 
     Args:
-        activation: plain SwiGLU, with or without a clamp, is all that backends compute.
+        activation: what comes between the products; what the backend does not compute is
+            refused at the first call.
         weight_format: ``mxfp4``.
         shared_experts: a module that is added to the routed sum, as :meth:`forward` says.
         fast_math: silu by approximate exponential and reciprocal, or by expf and division.
@@ -227,7 +228,12 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
                 f"{self.prefix} fuses the shared expert into MegaMoE; pass shared_experts=None."
             )
         a = self.activation
-        y = self._layer(hidden_states, topk_weights, topk_ids, a.clamp, self.fast_math)
+        asked: dict[str, Any] = {}
+        if (a.name, a.alpha, a.beta) != ("swiglu", 1.0, 0.0):
+            asked = {
+                "activation": a.name, "activation_alpha": a.alpha, "activation_beta": a.beta,
+            }  # fmt: skip
+        y = self._layer(hidden_states, topk_weights, topk_ids, a.clamp, self.fast_math, **asked)
         shared = shared_experts if own is None else own
         if shared is None or not len(y):
             return y
@@ -240,12 +246,12 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
 
 
 def _check_supported(activation: MegaMoEActivation, weight_format: str) -> None:
-    names, scales = SUPPORTED.get(weight_format, ()), (activation.alpha, activation.beta)
-    known = activation.name in names
-    if known and scales == (1.0, 0.0):
+    names = SUPPORTED.get(weight_format, ())
+    bent = activation.name == "situ" and activation.beta == 0
+    if activation.name in names and not bent:
         return
-    # vLLM's kernel takes the scales, so vLLM has no words for this end of the sentence.
-    more = f" with alpha {scales[0]} and beta {scales[1]}" if known else ""
+    # vLLM's kernel leaves up as it is there, so vLLM has no words for this end of the sentence.
+    more = " with beta 0" if bent and activation.name in names else ""
     raise NotImplementedError(
         f"DeepGEMM MegaMoE {weight_format} experts support {sorted(names)}, not "
         f"{activation.name!r}{more}."

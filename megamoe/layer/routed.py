@@ -20,7 +20,7 @@ from megamoe.layer.ranks import check_ranks
 from megamoe.layer.staging import check_staging_inputs
 from megamoe.layer.symm_buffer import check_capacity, get_symm_buffer, new_symm_buffer
 from megamoe.spec.contract import Contract
-from megamoe.spec.problem import Problem, Sizes, provided
+from megamoe.spec.problem import Activation, Problem, Sizes, features_of, provided
 
 
 class RoutedExperts(nn.Module):
@@ -167,11 +167,13 @@ class RoutedExperts(nn.Module):
         topk_ids: torch.Tensor,
         activation_clamp: float | None,
         fast_math: bool,
+        **asked: Any,
     ) -> torch.Tensor:
         """This rank's share of the routed experts: (T, H) bfloat16 in and out.
 
-        All that can be wrong with the arguments is raised as ``ValueError`` before the buffer or
-        the load is written.
+        ``asked`` are further fields of the problem: such a call goes to the backend's ``forward``,
+        and ``NotImplementedError`` names a feature that its ``features`` do not list. All that can
+        be wrong with the arguments is raised before the buffer or the load is written.
         """
         tokens = hidden_states.shape[0]
         check_capacity(tokens, self.max_num_tokens, self.face)
@@ -185,6 +187,7 @@ class RoutedExperts(nn.Module):
         backend = self.backend
         if provided(backend, "ready"):
             backend.ready(hidden_states.device)
+        features = self._asked(activation_clamp, fast_math, asked)
         buffer = self.get_symm_buffer()
         ids = self._served_ids(self._physical_ids(topk_ids))
         prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
@@ -197,7 +200,7 @@ class RoutedExperts(nn.Module):
             buffer.topk_idx[:tokens],
             buffer.topk_weights[:tokens],
         )
-        if provided(backend, "run"):
+        if provided(backend, "run") and not features:
             backend.run(
                 y,
                 weights,
@@ -220,9 +223,26 @@ class RoutedExperts(nn.Module):
                 activation_clamp=activation_clamp,
                 fast_math=fast_math,
                 max_num_tokens=self.max_num_tokens,
+                **asked,
             )
         )
         return self._taken(out, buffer, tokens)
+
+    def _asked(
+        self, clamp: float | None, fast_math: bool, asked: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        """The features of a call; ``NotImplementedError`` for one that the backend has not."""
+        act = Activation(
+            asked.get("activation", "swiglu"), clamp, asked.get("activation_alpha", 1.0),
+            asked.get("activation_beta", 0.0), fast_math,
+        )  # fmt: skip
+        features = features_of(act, "bf16", shared_expert=False, shared_output=False)
+        for name in features:
+            if name not in getattr(self.backend, "features", ()):
+                raise NotImplementedError(
+                    f"{self.prefix}: backend {self.backend.name} does not compute {name}"
+                )
+        return features
 
     def _check(self, hidden_states: torch.Tensor, topk_ids: torch.Tensor) -> None:
         """What the contract has no text for, and would otherwise fail half way."""

@@ -1,54 +1,142 @@
-"""The combine: bf16 slot rows to one bf16 row a token, in fp32, slot by slot, from zero."""
+"""The combine: bf16 slot rows to one bf16 row a token, in fp32, slot by slot, from zero.
+
+A fused shared expert is one more slot, of weight 1, that every token takes. Each step is one fp32
+addition, or one fused multiply-add where the weight is applied here, rounded to nearest; so the
+result is a point. It is a monotone function of every slot row, rising where the weight is not
+negative.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.oracle.fused import fma, rounded_sum
+from megamoe.oracle.groups import RECIP_448
 from megamoe.spec.contract import Contract
-from megamoe.spec.formats import F32, U16, bf16_decode, bf16_round
+from megamoe.spec.formats import (
+    F32,
+    F64,
+    U16,
+    bf16_decode,
+    bf16_round,
+    e4m3_cast,
+    e4m3_decode,
+    ue8m0_ceil,
+)
+
+FP8_GROUP = 128
+"""Channels that share a scale factor where the slot rows reach the combine as E4M3."""
 
 
-def combine(slot_rows: U16, live: npt.NDArray[np.bool_], weights: F32, contract: Contract) -> U16:
-    """``(T, K, H)`` bfloat16 bits, ``(T, K)`` live slots and weights to ``(T, H)`` bfloat16 bits.
+@dataclass(frozen=True)
+class Combine:
+    """What one call combines, besides the rows: ``T`` tokens, ``K`` slots."""
 
-    Each step is one fp32 addition, or one fused multiply-add where the weight is applied here,
-    rounded to nearest; so the result is a point. It is a monotone function of every slot row,
-    rising where the weight is not negative.
+    live: npt.NDArray[np.bool_]
+    """(T, K) slots that take part."""
+    weights: F32
+    """(T, K) routing weights."""
+    contract: Contract
+    dtype: str = "bf16"
+    """Of the rows, as :attr:`megamoe.spec.problem.Problem.combine_dtype`."""
+    output: U16 | None = None
+    """(T, H) bfloat16 bits that are added to the result in the end."""
+
+    def point(self, rows: U16, shared: U16 | None = None) -> U16:
+        """``(T, K, H)`` bfloat16 bits, and the shared expert's ``(T, H)``, to ``(T, H)`` bits."""
+        return self.ends(rows, rows, None if shared is None else (shared, shared))[0]
+
+    def ends(self, low: U16, high: U16, shared: tuple[U16, U16] | None = None) -> tuple[U16, U16]:
+        """Lowest and highest result of rows that are known as intervals."""
+        known = low is high and (shared is None or shared[0] is shared[1])
+        totals = [np.zeros((low.shape[0], low.shape[2]), np.float32) for _ in range(2 - known)]
+        with np.errstate(invalid="ignore", over="ignore"):
+            for slot in self.order(low.shape[1], shared is not None):
+                if slot is None:
+                    assert shared is not None
+                    rows = self.read(*shared)
+                else:
+                    rows = self.read(low[:, slot], high[:, slot])
+                totals = [self.added(slot, t, rows, end) for end, t in enumerate(totals)]
+        finished = [self._finished(total) for total in totals]
+        return finished[0], finished[-1]
+
+    def order(self, slots: int, shared: bool) -> list[int | None]:
+        """The slots as they are added; None is the shared expert's."""
+        out: list[int | None] = list(range(slots))
+        if self.contract.combine_order.value != "ascending-slot":
+            out.reverse()
+        if shared:
+            out.insert(0 if self.contract.shared_expert.value == "first" else slots, None)
+        return out
+
+    def added(self, slot: int | None, total: F32, rows: tuple[F64, F64], end: int = 0) -> F32:
+        """``total`` after one slot, whose rows :meth:`read` gave; ``end`` 1 takes the high one."""
+        if slot is None:
+            return rounded_sum(rows[end], total.astype(np.float64))
+        if self.contract.routing_weight.value == "combine":
+            weight = self.weights[:, slot, None]
+            row = np.where(weight < 0, rows[1 - end], rows[end])  # falling there
+            added = fma(row.astype(np.float32), weight, total)
+        elif self.dtype == "fp8":
+            added = rounded_sum(rows[end], total.astype(np.float64))
+        else:
+            added = total + rows[end].astype(np.float32)
+        return np.where(self.live[:, slot, None], added, total)
+
+    def read(self, low: U16, high: U16) -> tuple[F64, F64]:
+        """What the combine reads of rows in the call's format."""
+        if self.dtype == "fp8":
+            return fp8_rows(low, high)
+        return bf16_decode(low).astype(np.float64), bf16_decode(high).astype(np.float64)
+
+    def _finished(self, total: F32) -> U16:
+        rounded = bf16_round(total)
+        if self.output is None:
+            return rounded
+        with np.errstate(invalid="ignore", over="ignore"):  # as torch adds two bfloat16
+            return bf16_round(bf16_decode(rounded) + bf16_decode(self.output))
+
+
+def fp8_rows(low: U16, high: U16) -> tuple[F64, F64]:
+    """``(T, H)`` bfloat16 bits to what E4M3 with a scale per 128 channels makes of them.
+
+    ``e = ceil_log2(fl(amax * fl32(1/448)))``, code = E4M3 of ``v * 2**-e``; the combine reads
+    ``code * 2**e``, exactly. Byte 0, of an amax of 0, reads as 0; byte 255, of an infinite one, as
+    infinity, its codes being those of ``v * -inf``. Rows that are known as intervals may have one
+    of several exponents: the hull over them.
     """
-    tokens, slots, hidden_size = slot_rows.shape
-    total = np.zeros((tokens, hidden_size), dtype=np.float32)
-    order = range(slots) if contract.combine_order.value == "ascending-slot" else range(slots)[::-1]
-    weighted = contract.routing_weight.value == "combine"
+    with np.errstate(invalid="ignore"):
+        ends = [bf16_decode(end).astype(np.float64) for end in (low, high)]
+    shape = ends[0].shape
+    first, last = (end.reshape(*shape[:-1], -1, FP8_GROUP) for end in ends)
+    size = np.abs(first), np.abs(last)
+    near = np.where((first <= 0) & (last >= 0), 0.0, np.fmin(*size))
+    bytes_ = [_byte(amax) for amax in (near, np.fmax(*size))]
+    out = _dequantised(first, bytes_[0]), _dequantised(last, bytes_[0])
+    for step in range(1, int((bytes_[1] - bytes_[0]).max(initial=0)) + 1):
+        byte = np.minimum(bytes_[0] + step, bytes_[1])
+        out = (
+            np.minimum(out[0], _dequantised(first, byte)),
+            np.maximum(out[1], _dequantised(last, byte)),
+        )
+    return out[0].reshape(shape), out[1].reshape(shape)
+
+
+def _byte(magnitude: F64) -> npt.NDArray[np.int64]:
+    """(..., 1) UE8M0 bytes of the groups; NaN is ignored."""
+    amax = np.fmax.reduce(magnitude, axis=-1, keepdims=True, initial=0.0).astype(np.float32)
+    return ue8m0_ceil((amax * RECIP_448).astype(np.float32)).astype(np.int64)
+
+
+def _dequantised(values: F64, byte: npt.NDArray[np.int64]) -> F64:
     with np.errstate(invalid="ignore", over="ignore"):
-        for slot in order:
-            row = bf16_decode(slot_rows[:, slot])
-            added = fma(row, weights[:, slot, None], total) if weighted else total + row
-            total = np.where(live[:, slot, None], added, total)
-    return bf16_round(total)
+        factor = np.where(byte == 255, -np.inf, np.exp2(127.0 - byte))
+        scale = np.where(byte == 0, 0.0, np.where(byte == 255, np.inf, np.exp2(byte - 127.0)))
+        return e4m3_decode(e4m3_cast(values * factor)) * scale
 
 
-def combine_ends(
-    low: U16, high: U16, live: npt.NDArray[np.bool_], weights: F32, contract: Contract
-) -> tuple[U16, U16]:
-    """Lowest and highest combine of slot rows that are known as intervals."""
-    falling = (weights < 0) & (contract.routing_weight.value == "combine")
-    falling = falling[:, :, None]
-    least, most = np.where(falling, high, low), np.where(falling, low, high)
-    return combine(least, live, weights, contract), combine(most, live, weights, contract)
-
-
-def fma(a: F32, b: F32, c: F32) -> F32:
-    """``a * b + c`` rounded once, for ``a`` of 8 significant bits: the product is exact in float64.
-
-    The sum is rounded to odd in float64 first, so that rounding it to fp32 is one rounding.
-    """
-    product = a.astype(np.float64) * b.astype(np.float64)
-    addend = c.astype(np.float64)
-    total = product + addend
-    back = total - product
-    lost = (product - (total - back)) + (addend - back)  # the exact error of the sum
-    bits = total.view(np.int64)
-    away = (lost != 0) & np.isfinite(total) & ((lost > 0) != (total > 0))
-    odd = (bits - away) | ((lost != 0) & np.isfinite(total))
-    return odd.view(np.float64).astype(np.float32)
+__all__ = ["Combine", "fp8_rows"]

@@ -2,8 +2,12 @@
 
 A *block* is one scale group of 32 along the contraction, for one (row, output) pair. Its terms
 are ``x[k] * w[k] * 2**e`` with one exponent ``e`` a block. A product of an E4M3 and an E2M1 value
-is a multiple of 2**-10 below 2**12, so 32 of them sum exactly in float64, in any order: matrix
-products of float64 are used for speed, and any BLAS on any machine returns the same bits.
+is a multiple of 2**-10 below 2**12, one of two E4M3 values (a shared expert's) of 2**-18 below
+2**18, so 32 of them sum exactly in float64, in any order: matrix products of float64 are used for
+speed, and any BLAS on any machine returns the same bits.
+
+Weights are E2M1, two a byte, or E4M3, one a byte: the number of bytes that a scale factor stands
+for says which.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +29,7 @@ from megamoe.spec.formats import (
     e2m1_decode,
     e2m1_unpack,
     e2m1_value,
+    e4m3_decode,
     e4m3_value,
     ue8m0_decode,
 )
@@ -110,15 +116,20 @@ class Rows:
         )
 
 
+def is_e4m3(codes: U8, sf: npt.NDArray[Any]) -> bool:
+    """Whether weights ``(N, C)`` or ``(N, C/2)`` with scales ``(N, C/32)`` have a byte a value."""
+    return codes.shape[-1] == sf.shape[-1] * GROUP
+
+
 @dataclass(frozen=True)
 class Columns:
-    """Right operand: ``N`` output channels of packed codes with their scale exponents.
+    """Right operand: ``N`` output channels of codes with their scale exponents.
 
     What is made of the codes is made when it is first asked for.
     """
 
     packed: U8
-    """(N, C/2)."""
+    """(N, C/2) E2M1, or (N, C) E4M3."""
     exponent: F64
     """(N, G), unbiased; NaN for a NaN scale factor."""
 
@@ -134,20 +145,30 @@ class Columns:
         with np.errstate(divide="ignore"):
             return cls(packed, np.log2(ue8m0_decode(sf)))
 
+    @property
+    def is_e4m3(self) -> bool:
+        """A byte a value."""
+        return is_e4m3(self.packed, self.exponent)
+
     @cached_property
     def values(self) -> F64:
         """(G, 32, N), without scale."""
-        values: F64 = np.asarray(e2m1_decode(self.packed), np.float64)
+        decode = e4m3_decode if self.is_e4m3 else e2m1_decode
+        values: F64 = np.asarray(decode(self.packed), np.float64)
         return values.reshape(self.packed.shape[0], -1, GROUP).transpose(1, 2, 0)
 
     @cached_property
     def lowbit(self) -> I32:
         """(N, G): lowest set bit of the group's non-zero codes."""
+        if self.is_e4m3:
+            return _per_group(_E4M3_LOWBIT, self.packed, np.minimum)
         return _per_group_packed(_E2M1_PAIR_LOWBIT, self.packed, np.minimum)
 
     @cached_property
     def field(self) -> I32:
         """(N, G): largest exponent field of the group's non-zero codes."""
+        if self.is_e4m3:
+            return _per_group(_E4M3_FIELD, self.packed, np.maximum)
         return _per_group_packed(_E2M1_PAIR_FIELD, self.packed, np.maximum)
 
 
@@ -215,19 +236,20 @@ def folded_field(field: F64) -> F64:
 
 
 def exact_dot(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Fraction:
-    """One output by rational arithmetic: ``(C,)`` codes against one ``(C/2,)`` weight row.
+    """One output by rational arithmetic: ``(C,)`` codes against one row of weights.
 
     The slow, independent way: no float anywhere. ``ValueError`` for a NaN operand.
     """
     total = Fraction(0)
-    nibbles = e2m1_unpack(packed)
+    weights = packed if is_e4m3(packed, weight_sf) else e2m1_unpack(packed)
+    value_of = e4m3_value if is_e4m3(packed, weight_sf) else e2m1_value
     for group in range(len(sf)):
         inner = Fraction(0)
         for k in range(group * GROUP, (group + 1) * GROUP):
-            value = e4m3_value(int(codes[k]))
-            if value is None:
+            value, weight = e4m3_value(int(codes[k])), value_of(int(weights[k]))
+            if value is None or weight is None:
                 raise ValueError("NaN operand: the dot product has no value")
-            inner += value * e2m1_value(int(nibbles[k]))
+            inner += value * weight
         total += inner * Fraction(2) ** (int(sf[group]) + int(weight_sf[group]) - 254)
     return total
 

@@ -7,7 +7,7 @@ the contract, with the correctly rounded silu.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,24 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.oracle import swiglu
-from megamoe.oracle.bounds import exact_interval, result_interval, within_fp32
-from megamoe.oracle.combine import combine, combine_ends
+from megamoe.oracle.combine import Combine
 from megamoe.oracle.envelope import Envelope, Tensors
-from megamoe.oracle.groups import group_amax, scaled_codes
-from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums, exact_dot, float_to_odd
-from megamoe.oracle.spread import SpreadRows, spread_block_sums
+from megamoe.oracle.linear import Rows
+from megamoe.oracle.mlp import Layer, Weights, linear
 from megamoe.oracle.staging import quantize
-from megamoe.oracle.stepwise import replay
-from megamoe.spec.accumulators import ACCUMULATORS, Accumulator, accumulator
+from megamoe.spec.accumulators import ACCUMULATORS, accumulator
 from megamoe.spec.contract import Contract
 from megamoe.spec.formats import GROUP, U8, U16, bf16_key, bf16_round
+from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 
-F64 = npt.NDArray[np.float64]
-Interval = tuple[F64, F64]
-
-CHUNK = 1 << 20
-"""Block sums held at once: groups x rows x channels."""
 MAX_ROWS = 64
 
 
@@ -95,59 +88,45 @@ def forward(
     ``ValueError`` for an unknown class.
     """
     names = list(ACCUMULATORS if classes is None else classes)
-    chosen = [accumulator(name) for name in names]
-    fast = problem.fast_math or any_silu
     view = _Arrays.of(problem)
+    layer = Layer(
+        problem.act, [accumulator(name) for name in names], contract, any_silu, trace is not None
+    )
     ids = view.topk_ids
     tokens, slots = ids.shape
     hidden_size, intermediate = view.w2.shape[1], view.w2.shape[2] * 2
     groups = intermediate // GROUP
     x, x_sf = quantize(view.hidden, contract)
-    silu = swiglu.silu_table(swiglu.silu_form(problem.fast_math, contract))
     live = ids >= 0
 
     codes = np.zeros((tokens, slots, intermediate), np.uint8)
     sf = np.zeros((tokens, slots, groups), np.uint8)
     rows_out = np.zeros((tokens, slots, hidden_size), np.uint16)
     sums = np.zeros((tokens, slots, 2 * intermediate) if trace is not None else 0)
-    parts = {a.name: _Collected.empty(tokens, slots, hidden_size, intermediate) for a in chosen}
+    parts = {name: _Collected.empty(tokens, slots, hidden_size, intermediate) for name in names}
 
     for expert in np.unique(ids[live]):
-        token_at, slot_at = np.nonzero(ids == expert)
-        for start in range(0, len(token_at), MAX_ROWS):
-            at = (token_at[start : start + MAX_ROWS], slot_at[start : start + MAX_ROWS])
+        for at in _pieces(*np.nonzero(ids == expert)):
             weight = view.topk_weights[at][:, None]
-            rows = Rows.of(x[at[0]], x_sf[at[0]])
-            gate_up = _linear(rows, view.w13[expert], view.w13_sf[expert], chosen)
+            made = layer.mlp(x[at[0]], x_sf[at[0]], weight, view.expert(expert))
+            codes[at], sf[at], rows_out[at] = made.codes, made.sf, made.row
             if trace is not None:
-                sums[at] = gate_up["reference"]
-            gate, up = _bf16_halves(gate_up["reference"], contract)
-            gate, up = swiglu.clamp_gate_up(gate, up, problem.activation_clamp, contract)
-            value = swiglu.activation(silu[gate], up, weight, contract)
-            sf[at] = swiglu.requant_exponent(group_amax(value, contract), contract)
-            made = scaled_codes(value, sf[at], contract)
-            codes[at] = np.where(made == 0x80, 0, made)  # no output shows the sign of a zero code
-            spread: dict[str, SpreadRows | None] = {}
-            for a in chosen:
-                gate_lo, up_lo = _bf16_halves(gate_up[a.name][0], contract)
-                gate_hi, up_hi = _bf16_halves(gate_up[a.name][1], contract)
-                acts = swiglu.activation_interval(
-                    gate_lo, gate_hi, up_lo, up_hi, weight, problem.activation_clamp, fast, contract
-                )
-                spread[a.name] = parts[a.name].take(at, acts, codes[at], sf[at])
-            out = _linear(
-                Rows.of(codes[at], sf[at]), view.w2[expert], view.w2_sf[expert], chosen, spread
-            )
-            rows_out[at] = bf16_round(out["reference"])
-            for a in chosen:
-                parts[a.name].rows_lo[at] = bf16_round(out[a.name][0])
-                parts[a.name].rows_hi[at] = bf16_round(out[a.name][1])
+                sums[at] = made.sums
+            for name, part in parts.items():
+                part.take(at, made.acts[name], *made.ends[name])
 
+    shared: dict[str, tuple[U16, U16]] | None = None
+    if view.shared is not None:
+        shared = _shared(layer, x, x_sf, view.shared, hidden_size)
     if trace is not None:
         trace |= {"gate_up": sums, "slot_rows": rows_out}
-    y = combine(rows_out, live, view.topk_weights, contract)
+        if shared is not None:
+            trace["shared_row"] = shared[""][0]
+    combine = view.combine(problem, contract)
+    y = combine.point(rows_out, None if shared is None else shared[""][0])
     envelopes = {
-        name: part.envelope(live, view.topk_weights, contract) for name, part in parts.items()
+        name: part.envelope(combine, None if shared is None else shared[name])
+        for name, part in parts.items()
     }
     why = tuple(_freedom(name, env) for name, env in envelopes.items() if not env.is_point())
     if set(names) != set(ACCUMULATORS):
@@ -161,7 +140,8 @@ def combine_interval(
     """Staged judgement of ``y``: linear 2 and the combine from the codes a backend really had.
 
     ``codes`` ``(T, K, I)`` and ``sf`` ``(T, K, I/32)`` uint8. Returns lowest and highest ``y``
-    ``(T, H)`` bfloat16 bits for the class.
+    ``(T, H)`` bfloat16 bits for the class. The codes of a shared expert are no stage; its rows are
+    what the class allows from the inputs on.
     """
     chosen = accumulator(class_name)
     view = _Arrays.of(problem)
@@ -169,12 +149,40 @@ def combine_interval(
     shape = (*ids.shape, view.w2.shape[1])
     low, high = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
     for expert in np.unique(ids[ids >= 0]):
-        token_at, slot_at = np.nonzero(ids == expert)
-        for start in range(0, len(token_at), MAX_ROWS):
-            at = (token_at[start : start + MAX_ROWS], slot_at[start : start + MAX_ROWS])
-            out = _linear(Rows.of(codes[at], sf[at]), view.w2[expert], view.w2_sf[expert], [chosen])
+        for at in _pieces(*np.nonzero(ids == expert)):
+            out = linear(Rows.of(codes[at], sf[at]), view.w2[expert], view.w2_sf[expert], [chosen])
             low[at], high[at] = (bf16_round(end) for end in out[chosen.name])
-    return combine_ends(low, high, ids >= 0, view.topk_weights, contract)
+    shared = None
+    if view.shared is not None:
+        layer = Layer(problem.act, [chosen], contract)
+        staged = quantize(view.hidden, contract)
+        shared = _shared(layer, *staged, view.shared, shape[-1])[class_name]
+    return view.combine(problem, contract).ends(low, high, shared)
+
+
+def _pieces(
+    token_at: npt.NDArray[np.intp], slot_at: npt.NDArray[np.intp]
+) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+    """Some slots at a time, so that memory stays small."""
+    for start in range(0, len(token_at), MAX_ROWS):
+        yield token_at[start : start + MAX_ROWS], slot_at[start : start + MAX_ROWS]
+
+
+def _shared(
+    layer: Layer, x: U8, x_sf: U8, weights: Weights, hidden_size: int
+) -> dict[str, tuple[U16, U16]]:
+    """Rows ``(T, H)`` of the shared expert as ends: by class, and under "" the reference twice."""
+    names = ["", *(a.name for a in layer.classes)]
+    shape = 2, len(x), hidden_size
+    out = {name: np.zeros(shape, np.uint16) for name in names}
+    one = np.ones((1, 1), np.float32)
+    for start in range(0, len(x), MAX_ROWS):
+        part = slice(start, start + MAX_ROWS)
+        made = layer.mlp(x[part], x_sf[part], one, weights)
+        out[""][:, part] = made.row
+        for name, ends in made.ends.items():
+            out[name][:, part] = ends
+    return {name: (low, high) for name, (low, high) in out.items()}
 
 
 @dataclass(frozen=True)
@@ -188,19 +196,33 @@ class _Arrays:
     w13_sf: U8
     w2: U8
     w2_sf: U8
+    shared: Weights | None
+    output: U16 | None
 
     @classmethod
     def of(cls, problem: Problem) -> _Arrays:
-        import torch
-
+        shared = tuple(tensor.numpy() for tensor in problem.shared_weights)
+        output = problem.shared_output
         return cls(
-            problem.hidden_states.contiguous().view(torch.int16).numpy().view(np.uint16),
+            bits(problem.hidden_states),
             problem.topk_ids.numpy(),
             problem.topk_weights.numpy(),
             problem.w13_weight.numpy(),
             problem.w13_weight_scale.numpy(),
             problem.w2_weight.numpy(),
             problem.w2_weight_scale.numpy(),
+            (shared[0], shared[1], shared[2], shared[3]) if shared else None,
+            None if output is None else bits(output),
+        )
+
+    def expert(self, expert: int) -> Weights:
+        """The weights of one expert."""
+        return self.w13[expert], self.w13_sf[expert], self.w2[expert], self.w2_sf[expert]
+
+    def combine(self, problem: Problem, contract: Contract) -> Combine:
+        """How its slot rows are combined."""
+        return Combine(
+            self.topk_ids >= 0, self.topk_weights, contract, problem.combine_dtype, self.output
         )
 
 
@@ -232,27 +254,23 @@ class _Collected:
         )
 
     def take(
-        self, at: tuple[Any, Any], acts: swiglu.Activations, codes: U8, sf: U8
-    ) -> SpreadRows | None:
-        """Record codes and exponents of some slots; None if they are the reference point."""
+        self, at: tuple[Any, Any], acts: swiglu.Activations, rows_lo: U16, rows_hi: U16
+    ) -> None:
+        """Record codes, exponents and rows of some slots."""
+        self.rows_lo[at], self.rows_hi[at] = rows_lo, rows_hi
         first, last = acts.exponents()
-        key_lo, key_hi = acts.code_keys(first)
         self.sf_lo[at], self.sf_hi[at] = first, last
-        self.key_lo[at], self.key_hi[at] = key_lo, key_hi
+        self.key_lo[at], self.key_hi[at] = acts.code_keys(first)
         row, group = np.nonzero(first != last)
         if row.size:
             shape = (*self.sf_lo.shape,)
             flat = np.ravel_multi_index((at[0][row], at[1][row], group), shape)
-            low = acts.low.reshape(len(codes), -1, GROUP)[row, group]
-            high = acts.high.reshape(len(codes), -1, GROUP)[row, group]
+            low = acts.low.reshape(len(first), -1, GROUP)[row, group]
+            high = acts.high.reshape(len(first), -1, GROUP)[row, group]
             self.open_groups.append((flat, low, high))
-        if not row.size and (key_lo == key_hi).all():
-            return None
-        return SpreadRows.of(acts, first, last)
 
-    def envelope(
-        self, live: npt.NDArray[np.bool_], weights: npt.NDArray[np.float32], contract: Contract
-    ) -> Envelope:
+    def envelope(self, combine: Combine, shared: tuple[U16, U16] | None) -> Envelope:
+        """All of it, and what it allows of ``y``."""
         flat, low, high = (
             (np.concatenate(part) for part in zip(*self.open_groups, strict=True))
             if self.open_groups
@@ -260,7 +278,7 @@ class _Collected:
         )
         order = np.argsort(flat, kind="stable")
         return Envelope(
-            *combine_ends(self.rows_lo, self.rows_hi, live, weights, contract),
+            *combine.ends(self.rows_lo, self.rows_hi, shared),
             self.sf_lo,
             self.sf_hi,
             self.key_lo,
@@ -268,86 +286,8 @@ class _Collected:
             flat[order].astype(np.uint32),
             low[order].astype(np.float32),
             high[order].astype(np.float32),
-            contract,
+            combine.contract,
         )
-
-
-def _linear(
-    rows: Rows,
-    packed: U8,
-    sf: U8,
-    classes: list[Accumulator],
-    spread: Mapping[str, SpreadRows | None] | None = None,
-) -> dict[str, Any]:
-    """``(R, C)`` rows times ``(N, C/2)`` weights: the exact sum, and each class's interval.
-
-    ``spread`` gives, for a class, rows known only as intervals (None: they are ``rows``).
-    """
-    count, channels = rows.codes.shape[0], packed.shape[0]
-    out: dict[str, Any] = {"reference": np.empty((count, channels))}
-    for a in classes:
-        out[a.name] = (np.empty((count, channels)), np.empty((count, channels)))
-    size = max(32, CHUNK // max(1, count * rows.exponent.shape[1]))
-    with np.errstate(invalid="ignore", over="ignore"):
-        for part, columns in Columns.chunks(packed, sf, size):
-            blocks = block_sums(rows, columns)
-            exact = _exact_total(rows, packed[part], sf[part], blocks)
-            out["reference"][:, part] = exact
-            for a in classes:
-                interval = _class_interval(a, blocks, exact, rows, columns, spread)
-                out[a.name][0][:, part], out[a.name][1][:, part] = interval
-    return out
-
-
-def _class_interval(
-    a: Accumulator,
-    blocks: Blocks,
-    exact: F64,
-    rows: Rows,
-    columns: Columns,
-    spread: Mapping[str, SpreadRows | None] | None,
-) -> Interval:
-    uncertain = spread.get(a.name) if spread else None
-    if uncertain is not None:
-        blocks = spread_block_sums(uncertain, columns)
-        inside = exact_interval(blocks)
-    else:
-        inside = (exact, exact)
-    if a.align_bits is None:
-        return inside
-    if not a.replayed:
-        low, high = result_interval(blocks, a)
-    elif uncertain is None:
-        low, high = within_fp32(blocks, *replay(rows, columns, a), a)
-    else:
-        low, high = result_interval(blocks, a)
-        known = uncertain.decided()
-        if known.any():
-            ends = within_fp32(blocks.only(known), *replay(rows.only(known), columns, a), a)
-            low[known], high[known] = ends
-    # A class that truncates need not reach the exact sum; the reference point belongs to every
-    # envelope all the same, so that an envelope of one point can only be the reference.
-    return np.minimum(low, inside[0]), np.maximum(high, inside[1])
-
-
-def _exact_total(rows: Rows, packed: U8, sf: U8, blocks: Blocks) -> F64:
-    """Exact sums; where float64 cannot hold them, rational arithmetic, rounded to odd."""
-    total, _ = blocks.total()
-    doubtful = ~blocks.exact_in_float64() & ~np.isnan(total)
-    if doubtful.any():
-        sf_bytes = np.nan_to_num(rows.exponent + 127).astype(np.uint8)
-        for row, column in np.argwhere(doubtful):
-            value = exact_dot(rows.codes[row], sf_bytes[row], packed[column], sf[column])
-            total[row, column] = float_to_odd(value)
-    return total
-
-
-def _bf16_halves(gate_up: F64, contract: Contract) -> tuple[U16, U16]:
-    """``(R, 2I)`` sums to bf16 gate and up, ``(R, I)`` each."""
-    rounded = bf16_round(gate_up)
-    half = rounded.shape[1] // 2
-    first, second = rounded[:, :half], rounded[:, half:]
-    return (first, second) if contract.gate_up_order.value == "gate-up" else (second, first)
 
 
 def _freedom(name: str, envelope: Envelope) -> str:

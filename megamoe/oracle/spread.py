@@ -51,6 +51,13 @@ class SpreadRows:
             activations,
         )
 
+    @classmethod
+    def unless_decided(cls, activations: Activations) -> SpreadRows | None:
+        """None where there is one possible set of codes and exponents."""
+        first, last = activations.exponents()
+        rows = cls.of(activations, first, last)
+        return None if rows.decided().all() else rows
+
     def decided(self) -> npt.NDArray[np.bool_]:
         """``(R,)``: rows of one possible set of codes and exponents."""
         one_code = (self.low == self.high).all(axis=(0, 2))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from megamoe.oracle.bounds import LOWEST, SUBNORMAL, floor_log2, toward_zero
 from megamoe.oracle.linear import Columns, Rows
 from megamoe.spec.accumulators import Accumulator
-from megamoe.spec.formats import E2M1_TABLE, GROUP, U8
+from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -60,8 +60,10 @@ def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) 
     ends = [(np.zeros(shape), np.zeros(shape)) for _ in range(2)]
     as_e2m1, as_e4m3 = np.zeros(shape), np.zeros(shape)
     for j in range(groups):
-        weights, *weight_fields = _weights(columns.packed[part, 16 * j : 16 * (j + 1)])
-        products = x[j] * weights  # exact: 4 + 2 significant bits
+        width = 32 if columns.is_e4m3 else 16
+        own = columns.packed[part, width * j : width * (j + 1)]
+        weights, *weight_fields = _weights(own)
+        products = x[j] * weights  # exact: 4 + 4 significant bits at most
         factor = rows.exponent[:, j, None] + columns.exponent[part, j]
         scale = np.zeros(shape) if accumulator.outside else factor
         fields = [(x_field[j] + field).max(axis=1) for field in weight_fields]
@@ -113,7 +115,14 @@ def _token_fields(values: F64) -> I8:
 
 
 def _weights(packed: U8) -> tuple[F32, I8, I8]:
-    """``(N, 16)`` bytes to ``(32, N)`` values and their fields, as E2M1 and as E4M3."""
+    """``(N, 16)`` E2M1 bytes to ``(32, N)`` values and their fields, as E2M1 and as E4M3.
+
+    ``(N, 32)`` bytes are E4M3 themselves, and reach the unit as nothing else.
+    """
+    if packed.shape[1] == GROUP:
+        values = E4M3_TABLE[packed.T]
+        field = _token_fields(values)
+        return values.astype(np.float32), field, field
     codes = np.empty((GROUP, len(packed)), np.uint8)
     codes[0::2], codes[1::2] = packed.T & 15, packed.T >> 4
     size = codes & 7

@@ -45,7 +45,7 @@ class Build:
     name: str
     revision: str
     """The contract revision that it follows; it may not be in ``contract.REVISIONS`` yet."""
-    differs: Mapping[str, str]
+    differs: Mapping[str, Any]
     """Clause -> value, where it is not the revision's."""
     notes: tuple[str, ...]
     hashes: Mapping[str, str]
@@ -59,7 +59,9 @@ def _read(text: str) -> tuple[tuple[Header, ...], dict[str, Build]]:
     for table in data["headers"]:
         paths = (header.path for header in headers)
         hashes = MappingProxyType(dict(zip(paths, table["sha256"], strict=True)))
-        differs = MappingProxyType(dict(table.get("differs", {})))
+        differs = MappingProxyType(
+            {k: tuple(v) if isinstance(v, list) else v for k, v in table.get("differs", {}).items()}
+        )
         for name in table["builds"]:
             if name in builds:
                 raise ValueError(f"builds.toml has {name} twice")

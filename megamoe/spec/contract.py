@@ -28,6 +28,10 @@ class Contract:
 
     revision: str
 
+    features: Clause[tuple[str, ...]]
+    """What a call may ask besides (:data:`megamoe.spec.problem.FEATURES`) and the clauses answer.
+    A case that asks for anything else is not of this contract."""
+
     # --- EPLB remap ---
     replica_choice: Clause[str]
     """Replica of a logical expert, of ``max(count, 1)``: 'token-hash' is
@@ -61,6 +65,10 @@ class Contract:
     """min and max of the clamp return their non-NaN operand, so NaN becomes a bound."""
     precise_silu: Clause[str]
     """fast_math off: 'g/d' or 'g*(1/d)' with d = fl(1 + expf(-g))."""
+    situ_tanh: Clause[str]
+    """SiTU's tanh: 'tanhf' of a quotient in either mode; 'sigmoid', ``2 * sigmoid(2x) - 1``; or
+    'quotient': for the scales (4, 25) gate and sigmoid are one quotient of T = tanh(g/4),
+    ``2T(1+T)**2 / (1+T*T)``, and tanhf or, in the fast form, tanh.approx is meant."""
     routing_weight: Clause[str]
     """Where it multiplies: 'activation', before the amax is taken, or 'combine', by
     ``fma(row, weight, sum)``."""
@@ -79,6 +87,8 @@ class Contract:
     combine_order: Clause[str]
     """'ascending-slot': fp32 sum of the bf16 rows from 0, live slots in ascending order;
     'descending-slot': the reverse."""
+    shared_expert: Clause[str]
+    """When the row of the fused shared expert is added: 'first', before the slots, or 'last'."""
 
     @property
     def clauses(self) -> dict[str, Clause[Any]]:
@@ -111,6 +121,11 @@ _ROUTER = "vLLM 0.24, fused_moe/router/base_router.py"
 
 MEGAMOE_2026_06: Final = Contract(
     revision="2026-06",
+    features=Clause(
+        ("situ", "shared-expert", "shared-output"),
+        "vLLM 0.28 and 0.29, sm100_fp8_fp4_mega_moe.cuh; the kernels before have plain SwiGLU of "
+        "routed experts only. Outside of the kernel, vLLM adds shared experts in bfloat16",
+    ),
     replica_choice=Clause("token-hash", f"{_ROUTER}: from vLLM 0.22 on; before, flat position"),
     replica_hash=Clause(2654435769, _ROUTER),
     padding_known=Clause(False, f"{_ROUTER}: no argument for it; vLLM 0.25 has one"),
@@ -124,12 +139,19 @@ MEGAMOE_2026_06: Final = Contract(
     gate_clamped_below=Clause(False, f"{_KERNEL}: one __hmin2 for the gate, no __hmax2"),
     clamp_drops_nan=Clause(True, f"{_KERNEL}: __hmin2 and __hmax2 return the number"),
     precise_silu=Clause("g/d", f"{_KERNEL}: a division"),
+    situ_tanh=Clause(
+        "tanhf", "vLLM 0.29, sm100_fp8_fp4_mega_moe.cuh: tanhf in both modes; vLLM 0.27 calls "
+        "__tanhf in the fast one (not seen)",
+    ),
     routing_weight=Clause("activation", f"{_KERNEL}: two products, then the amax of the result"),
     bf16_before_requant=Clause(False, f"{_KERNEL}: the fp32 activations are cast directly"),
     requant_scale=Clause("product", f"{_MATH}: get_e4m3_sf_and_sf_inv"),
     requant_exponent_min=Clause(0, f"{_MATH}: no floor"),
     combine_order=Clause("ascending-slot", f"{_KERNEL}: the combine's loop over top-k"),
-)
+    shared_expert=Clause(
+        "last", "vLLM 0.29, sm100_fp8_fp4_mega_moe.cuh: slot K is the highest bit of the mask"
+    ),
+)  # fmt: skip
 
 _CACHED = "the common/math.cuh that vLLM 0.30 to 0.33 and DeepGEMM 2.8.2 share"
 _EPLB = (
@@ -145,11 +167,34 @@ MEGAMOE_2026_09: Final = (
         requant_exponent_min=105,
     )
     .changed("2026-09", _EPLB, padding_known=True)
-)
+    .changed(
+        "2026-09", "vLLM 0.30 on: activation_alpha and activation_beta, which swiglu-oai is a "
+        "value of",
+        features=(
+            "swiglu-oai", "swiglu-alpha-beta", "situ", "shared-expert", "shared-output",
+        ),
+    )
+    .changed(
+        "2026-09", "vLLM 0.32 and 0.33, sm100_fp8_fp4_mega_moe_situ.cuh (0.30 and 0.31: not seen)",
+        situ_tanh="sigmoid",
+    )
+)  # fmt: skip
 
-MEGAMOE_2026_11: Final = MEGAMOE_2026_09.carried(
-    "the kernel of vLLM 0.33, and DeepGEMM 2.8.2"
-).changed("2026-11", "")
+_FIRST = "vLLM 0.33, sm100_fp8_fp4_mega_moe.cuh"
+MEGAMOE_2026_11: Final = (
+    MEGAMOE_2026_09.carried("the kernel of vLLM 0.33, and DeepGEMM 2.8.2")
+    .changed(
+        "2026-11", f"{_FIRST}: kClampAfterSilu. DeepGEMM 2.8.2 has neither it nor alpha and beta",
+        features=(
+            "swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ", "shared-expert",
+            "shared-output",
+        ),
+    )
+    .changed(
+        "2026-11", f"{_FIRST}, and DeepGEMM 2.8.2: slot K is taken before the mask's lowest bit",
+        shared_expert="first",
+    )
+)  # fmt: skip
 
 _SGL = "sgl-deep-gemm 0.2.3.post2, sm100_fp8_fp4_mega_moe.cuh"
 _SGL_STAGING = "SGLang, deepseek_v4/mega_moe_pre_dispatch.cuh and fp8_utils.cuh"
@@ -164,6 +209,11 @@ MEGAMOE_SGL: Final = (
     .changed(
         "sgl", f"{_SGL_STAGING}: fmaxf(fminf(v, 448), -448) before the cast", staging_clips=True
     )
+    .changed(
+        "sgl", f"{_SGL}: kSwiGLUAlpha, where up gets 1 and nothing else; kUseFp8Combine",
+        features=("swiglu-oai", "situ", "shared-expert", "shared-output", "fp8-combine"),
+    )
+    .changed("sgl", f"{_SGL}, and 0.2.5; before, tanhf as vLLM 0.29", situ_tanh="quotient")
 )  # fmt: skip
 
 REVISIONS: Final = {

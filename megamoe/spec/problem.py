@@ -7,8 +7,8 @@ Nothing here computes. The oracle and the backends both import this module and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 
@@ -29,12 +29,54 @@ class Sizes:
     """I: activations between the products are (tokens, K, I)."""
 
 
+ACTIVATIONS: Final = ("swiglu", "swiglustep", "situ")
+"""Names of what may come between the two products, as vLLM has them."""
+COMBINE_DTYPES: Final = ("bf16", "fp8")
+FEATURES: Final = (
+    "swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ", "shared-expert", "shared-output",
+    "fp8-combine",
+)  # fmt: skip
+"""What a call may ask beyond plain SwiGLU of routed experts. A backend lists those that it
+computes in ``features``; a contract lists those that it has a rule for."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What comes between the two products.
+
+    With the gate g and the up projection u, both bfloat16:
+
+    - ``swiglu``: ``g * sigmoid(alpha * g) * (u + beta)``, g bounded from above by ``clamp`` and u
+      on both sides;
+    - ``swiglustep``: the same, the gated value being bounded from above in place of g;
+    - ``situ``: ``alpha * tanh(g / alpha) * sigmoid(g) * beta * tanh(u / beta)``; no clamp.
+    """
+
+    name: str
+    clamp: float | None
+    alpha: float
+    beta: float
+    fast_math: bool
+
+    def fault(self) -> str:
+        """Why it is none that a kernel takes; empty if it is one."""
+        if self.name not in ACTIVATIONS:
+            return f"activation is {self.name!r}; known: {', '.join(ACTIVATIONS)}"
+        if self.name == "situ" and (self.clamp is not None or self.alpha <= 0 or self.beta <= 0):
+            return "situ takes no clamp, and alpha and beta above 0"
+        if self.name == "swiglustep" and self.clamp is None:
+            return "swiglustep takes a clamp"
+        return ""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One forward call of the layer, with weights in the checkpoint's layout.
 
     Shapes: ``T`` tokens, ``H`` hidden, ``I`` intermediate, ``E`` local physical experts, ``K``
-    top-k. All tensors are contiguous and on one device. Experts that no id names hold zeros.
+    top-k, ``S`` intermediate size of the shared expert. All tensors are contiguous and on one
+    device. Experts that no id names hold zeros. The fields with a default are what a call may ask
+    besides; :attr:`features` says which it asks.
     """
 
     hidden_states: torch.Tensor
@@ -57,6 +99,67 @@ class Problem:
     """Silu by approximate exponential and reciprocal (True) or by expf and division (False)."""
     max_num_tokens: int
     """Capacity of the symmetric buffer; at least T."""
+    activation: str = "swiglu"
+    """One of :data:`ACTIVATIONS`."""
+    activation_alpha: float = 1.0
+    activation_beta: float = 0.0
+    """The two scales of the activation; :class:`Activation` says of what."""
+    combine_dtype: str = "bf16"
+    """In which the slot rows reach the combine; 'fp8': E4M3 with a scale per 128 channels."""
+    shared_w13_weight: torch.Tensor | None = None
+    """(2S, H) uint8, E4M3 codes: the fused shared expert, a slot of its own of weight 1 that every
+    token takes; rows [0, S) gate, [S, 2S) up. n shared experts are one of n times the width."""
+    shared_w13_weight_scale: torch.Tensor | None = None
+    """(2S, H/32) uint8, UE8M0."""
+    shared_w2_weight: torch.Tensor | None = None
+    """(H, S) uint8, E4M3 codes."""
+    shared_w2_weight_scale: torch.Tensor | None = None
+    """(H, S/32) uint8, UE8M0."""
+    shared_output: torch.Tensor | None = None
+    """(T, H) bfloat16: what a shared expert apart from the kernel gave; added to y in the end."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields by name, without those that have their default: ``Problem(**p.given) == p``.
+
+        So a digest of them stays what it was when a field with a default is new.
+        """
+        usual = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        return {
+            name: value for name, value in vars(self).items()
+            if name not in usual or (value is not usual[name] and not _equal(value, usual[name]))
+        }  # fmt: skip
+
+    def at_rows(self, at: torch.Tensor) -> Problem:
+        """The problem of some tokens, ``at`` int64: each one's output depends on it alone."""
+        rows = {name: getattr(self, name) for name in (*_BY_TOKEN, "shared_output")}
+        taken: dict[str, Any] = {n: t[at] for n, t in rows.items() if t is not None}
+        return replace(self, **taken)
+
+    @property
+    def act(self) -> Activation:
+        """What comes between its products."""
+        return Activation(
+            self.activation, self.activation_clamp, self.activation_alpha, self.activation_beta,
+            self.fast_math,
+        )  # fmt: skip
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Which of :data:`FEATURES` it asks."""
+        return features_of(
+            self.act, self.combine_dtype, self.shared_w13_weight is not None,
+            self.shared_output is not None,
+        )  # fmt: skip
+
+    @property
+    def shared_weights(self) -> tuple[torch.Tensor, ...]:
+        """w13, its scales, w2 and its scales of the shared expert; empty where there is none."""
+        found = (
+            self.shared_w13_weight, self.shared_w13_weight_scale, self.shared_w2_weight,
+            self.shared_w2_weight_scale,
+        )  # fmt: skip
+        return tuple(tensor for tensor in found if tensor is not None)
 
     @property
     def num_tokens(self) -> int:
@@ -84,6 +187,7 @@ class Problem:
         return {
             "T": self.num_tokens, "K": self.top_k, "H": self.hidden_size,
             "I": self.intermediate_size, "E": self.num_experts,
+            "S": 0 if self.shared_w2_weight is None else self.shared_w2_weight.shape[1],
         }  # fmt: skip
 
     @property
@@ -104,6 +208,30 @@ class Problem:
         return replace(self, **moved)
 
 
+_BY_TOKEN: Final = ("hidden_states", "topk_ids", "topk_weights")
+
+
+def features_of(
+    act: Activation, combine_dtype: str, shared_expert: bool, shared_output: bool
+) -> tuple[str, ...]:
+    """Which of :data:`FEATURES` a call asks."""
+    asks = {
+        "swiglu-oai": act.name == "swiglu" and act.beta == 1.0,
+        "swiglu-alpha-beta": act.name == "swiglu" and act.beta != 1.0
+        and (act.alpha, act.beta) != (1.0, 0.0),
+        "swiglustep": act.name == "swiglustep",
+        "situ": act.name == "situ",
+        "shared-expert": shared_expert,
+        "shared-output": shared_output,
+        "fp8-combine": combine_dtype == "fp8",
+    }  # fmt: skip
+    return tuple(name for name in FEATURES if asks[name])
+
+
+def _equal(value: Any, usual: Any) -> bool:
+    return not isinstance(value, torch.Tensor) and bool(value == usual)
+
+
 Output = torch.Tensor | Mapping[str, torch.Tensor]
 """What ``forward`` returns: ``y`` alone, or a mapping with ``y`` and any stage.
 
@@ -116,8 +244,9 @@ class Backend(Protocol):
     """Something that computes the layer, or a part of it.
 
     Besides the two names it may offer any of these callables; a case kind whose callable is
-    missing is reported as ``not provided``. :data:`megamoe.spec.tensors.TENSORS` says shape and
-    dtypes of each tensor:
+    missing is reported as ``not provided``. So is a case that asks one of :data:`FEATURES` which
+    the backend's ``features``, a sequence of their names, does not list.
+    :data:`megamoe.spec.tensors.TENSORS` says shape and dtypes of each tensor:
 
     ``forward(problem: Problem) -> Output``
 

@@ -2,7 +2,8 @@
 
 Letters of the shapes: ``T`` tokens, ``K`` slots of a token (top-k), ``H`` hidden size, ``I``
 intermediate size, ``E`` local physical experts; of the expert map: ``L`` logical experts, ``P``
-physical experts, ``R`` replicas. A buffer may have more rows than ``T``; they are not read.
+physical experts, ``R`` replicas; ``S`` intermediate size of the shared expert. A buffer may have
+more rows than ``T``; they are not read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from megamoe.spec.formats import GROUP, unpack_sf
 from megamoe.spec.forms import BF16, BYTE, E4M3, F32, INT32, INT64, UE8M0, Bits, Form
 
-_AXIS: Final = re.compile(r"(\d*)([TKHIELPR])(?:/(\d+))?")
+_AXIS: Final = re.compile(r"(\d*)([TKHIELPRS])(?:/(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,17 @@ TENSORS: Final[Mapping[str, Tensor]] = {
         Tensor("w2_weight", ("E", "H", "I/2"), _U8, BYTE, "two E2M1 a byte, the low nibble first"),
         Tensor("w2_weight_scale", ("E", "H", "I/32"), _U8, UE8M0,
                "scale factors of w2_weight", channels=GROUP),
+        # --- what a call may bring besides
+        Tensor("shared_w13_weight", ("2S", "H"), _CODES[::-1], E4M3,
+               "E4M3 codes of the shared expert; rows [0, S) gate, [S, 2S) up"),
+        Tensor("shared_w13_weight_scale", ("2S", "H/32"), _U8, UE8M0,
+               "scale factors of shared_w13_weight", channels=GROUP),
+        Tensor("shared_w2_weight", ("H", "S"), _CODES[::-1], E4M3,
+               "E4M3 codes of the shared expert"),
+        Tensor("shared_w2_weight_scale", ("H", "S/32"), _U8, UE8M0,
+               "scale factors of shared_w2_weight", channels=GROUP),
+        Tensor("shared_output", ("T", "H"), _BF16, BF16,
+               "what a shared expert apart from the kernel gave; it is added to y", _ROW),
         # --- forward: linear 1, SwiGLU, requantisation
         Tensor("l2_acts_sf", ("T", "K", "I/32"), _SCALES, UE8M0,
                "scale factors of l2_acts", _ACTS, GROUP, **_BY_SLOT),
@@ -126,6 +138,8 @@ TENSORS: Final[Mapping[str, Tensor]] = {
 ACTIVATIONS: Final = ("hidden_states", "topk_ids", "topk_weights")
 WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
 """The checkpoint's weights, in the order in which ``transform_weights`` takes them."""
+SHARED_WEIGHTS: Final = tuple(f"shared_{name}" for name in WEIGHTS)
+"""Those of a fused shared expert; ``forward`` may be given them."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +149,8 @@ class Operation:
     takes: tuple[str, ...]
     returns: tuple[str, ...]
     """In the order of its arguments or of its result; of ``forward``'s only ``y`` must be there."""
+    may_take: tuple[str, ...] = ()
+    """What a call may bring besides."""
 
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
@@ -147,7 +163,8 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         ("hidden_states", "topk_weights", "topk_ids"), ("x", "x_sf", "topk_idx", "topk_weights")
     ),
     "forward": Operation(
-        (*ACTIVATIONS, *WEIGHTS), ("x", "x_sf", "l2_acts", "l2_acts_sf", "y")
+        (*ACTIVATIONS, *WEIGHTS), ("x", "x_sf", "l2_acts", "l2_acts_sf", "y"),
+        (*SHARED_WEIGHTS, "shared_output"),
     ),
     "transform_weights": Operation(WEIGHTS, ("w13", "w13_sf", "w2", "w2_sf")),
 }  # fmt: skip

@@ -86,12 +86,15 @@ class _Runner(Runner):
         self.answer: Any = golden or GoldenNow.of(problem, session)
 
     def golden(self, case: Case) -> Any:
-        return self.answer, dict(vars(self._problem))
+        return self.answer, self._problem.given
 
     def other_goldens(self, case: Case) -> Iterator[tuple[list[str], Any]]:
         accumulator = self.session.identity.accumulator
         groups: dict[Any, list[str]] = {}
+        asked = set(self._problem.features)
         for name, contract in REVISIONS.items():
+            if not asked <= set(contract.features.value):
+                continue
             known = tuple(c.value for n, c in contract.clauses.items() if decides(n, "forward"))
             groups.setdefault(known, []).append(name)
         for names in groups.values():

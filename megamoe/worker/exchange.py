@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 
 from megamoe.spec.problem import Problem
-from megamoe.spec.tensors import ACTIVATIONS, WEIGHTS
+from megamoe.spec.tensors import ACTIVATIONS, SHARED_WEIGHTS, WEIGHTS
 from megamoe.worker.files import Sent, Tensors, kind_of, new_path, opened, read, tensor_of, write
 from megamoe.worker.outcomes import (
     Declined,
@@ -106,16 +106,23 @@ class Caller:
 
     def _with_problem(self, problem: Problem, request: dict[str, Any]) -> Returned:
         rows = {name: getattr(problem, name) for name in ACTIVATIONS}
+        if problem.shared_output is not None:
+            rows["shared_output"] = problem.shared_output
         with self._file(rows) as sent:
             return self._asked(request, [sent, self._weights_of(problem)], ())
 
     def _weights_of(self, problem: Problem) -> Sent:
+        lacking = [n for n in problem.features if not self.session.identity.provides(n)]
+        if lacking:
+            raise Missing(f"feature {lacking[0]}")
         weights = {name: getattr(problem, name) for name in WEIGHTS}
+        weights |= dict(zip(SHARED_WEIGHTS, problem.shared_weights, strict=False))
         ids = problem.topk_ids
         served = (ids >= 0) & (ids < problem.num_experts)
         used = ids[served].unique().tolist()
         known, their = self._known
-        same = their == used and all(map(operator.is_, known, weights.values()))
+        same = their == used and len(known) == len(weights)
+        same = same and all(map(operator.is_, known, weights.values()))
         if self._weights is None or not same:
             self._forget()
             rows = used if len(used) < problem.num_experts else None

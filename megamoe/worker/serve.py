@@ -107,9 +107,14 @@ def identity(backend: Any) -> dict[str, Any]:
     said = {name: getattr(backend, name, None) for name in ("name", "accumulator")}
     computes = getattr(backend, "contracts", None)
     computes = computes if isinstance(computes, (list, tuple, type(None))) else [computes]
+    features = getattr(backend, "features", ())
+    features = features if isinstance(features, (list, tuple)) else [features]
     return {
         **{n: v if isinstance(v, str) or v is None else [repr(v)[:80]] for n, v in said.items()},
-        "callables": [name for name in CALLABLES if callable(getattr(backend, name, None))],
+        "callables": [
+            *(name for name in CALLABLES if callable(getattr(backend, name, None))),
+            *(str(name)[:80] for name in features[:16]),
+        ],
         "contracts": None if computes is None else [str(name)[:80] for name in computes][:16],
         "type": type(backend).__name__,
     }

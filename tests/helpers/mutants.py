@@ -19,6 +19,8 @@ from megamoe.spec.contract import BASE
 
 SOURCES = {
     "eager": "backends/eager.py",
+    "eager_activation": "backends/eager_activation.py",
+    "eager_combine": "backends/eager_combine.py",
     "staging": "layer/staging.py",
     "eplb": "layer/eplb.py",
     "kernel_weights": "layer/kernel_weights.py",
@@ -48,9 +50,10 @@ def build(mutant: Mutant, folder: Path) -> Any:
             if target == module:
                 assert text.count(old) == 1, f"{mutant.name}: {text.count(old)} times {old!r}"
                 text = text.replace(old, new)
-        for other in ("staging", "eplb", "kernel_weights"):
+        for other, place in SOURCES.items():
+            room = place.partition("/")[0]
             text = text.replace(
-                f"from megamoe.layer.{other} import", f"from {package}.{other} import"
+                f"from megamoe.{room}.{other} import", f"from {package}.{other} import"
             )
         (home / f"{module}.py").write_text(text)
     sys.path.insert(0, str(folder))
@@ -66,10 +69,10 @@ def _one(name: str, module: str, old: str, new: str, cases: str) -> Mutant:
 
 _FORWARD = "forward/*"
 _BF16 = "gate, up = gate_up.to(torch.bfloat16).float().chunk(2, dim=-1)"
-_GATE_CLAMP = "gate = torch.where((gate > bound) | (gate.isnan() & nan), bound, gate)"
+_GATE_CLAMP = "return torch.where((gate > bound) | (gate.isnan() & nan), bound, gate), up"
 _UP_LOW = "up = torch.where((up < -bound) | (up.isnan() & nan), -bound, up)"
 _UP_HIGH = "up = torch.where(up > bound, bound, up)"
-_PRODUCT = "value = silu * up"
+_PRODUCT = "value = gated * up"
 _WEIGHT = "value = value * routing"
 _AMAX = "requant_exponent(group_amax(groups, contract), contract)"
 _EXPONENT = f"exponent = {_AMAX}"
@@ -77,29 +80,29 @@ _BYTE = "byte = ue8m0_ceil(amax * RECIP_448.to(amax.device))"
 _CODES = (
     "codes = e4m3_codes(scale_down(groups, exponent), contract).flatten(-2)\n    return codes, "
 )
-_ADD = "acc = torch.where(live[:, k, None], row, acc)"
+_ADD = "acc = torch.where(takes_part, added, acc)"
 _SLOTS = "slots[token, slot] = down.to(torch.bfloat16)"
-_LOOP = 'for k in order if contract.combine_order.value == "ascending-slot" else reversed(order):'
+_LOOP = "for row, weight, takes_part in rows:"
 
 FORWARD = [
-    _one("gate-up-not-rounded-to-bf16", "eager", _BF16, "gate, up = gate_up.chunk(2, dim=-1)", _FORWARD),
-    _one("gate-up-truncated-to-bf16", "eager", _BF16, "gate, up = (gate_up.view(torch.int32) & -65536).view(torch.float32).chunk(2, dim=-1)", _FORWARD),
-    _one("gate-up-swapped", "eager", "gate, up = gate_up.to", "up, gate = gate_up.to", _FORWARD),
-    _one("gate-up-read-interleaved", "eager", _BF16, "gate, up = gate_up.to(torch.bfloat16).float().unflatten(-1, (-1, 2)).unbind(-1)", _FORWARD),
-    _one("gate-not-clamped", "eager", _GATE_CLAMP, "pass", _FORWARD),
-    _one("gate-clamped-below-too", "eager", _GATE_CLAMP, _GATE_CLAMP + ".clamp_min(-bound)", _FORWARD),
-    _one("up-not-clamped-below", "eager", _UP_LOW, "pass", _FORWARD),
-    _one("up-not-clamped-above", "eager", _UP_HIGH, "pass", _FORWARD),
-    _one("clamp-bound-not-bf16", "eager", "bound = torch.tensor(clamp, dtype=torch.bfloat16).float().item()", "bound = clamp", _FORWARD),
-    _one("clamp-zero-taken-for-none", "eager", "if clamp is not None:", "if clamp:", _FORWARD),
-    _one("clamp-lets-nan-through", "eager", _GATE_CLAMP, "gate = torch.where(gate > bound, bound, gate)", _FORWARD),
-    _one("silu-is-relu", "eager", "silu = gate * reciprocal", "silu = gate.clamp_min(0)", _FORWARD),
-    _one("silu-of-1-7-times-gate", "eager", "(-gate).double().exp()", "(-1.702 * gate).double().exp()", _FORWARD),
-    _one("silu-in-bf16", "eager", _PRODUCT, "value = silu.bfloat16().float() * up", _FORWARD),
-    _one("routing-weight-dropped", "eager", _WEIGHT, "pass", _FORWARD),
+    _one("gate-up-not-rounded-to-bf16", "eager_activation", _BF16, "gate, up = gate_up.chunk(2, dim=-1)", _FORWARD),
+    _one("gate-up-truncated-to-bf16", "eager_activation", _BF16, "gate, up = (gate_up.view(torch.int32) & -65536).view(torch.float32).chunk(2, dim=-1)", _FORWARD),
+    _one("gate-up-swapped", "eager_activation", "gate, up = gate_up.to", "up, gate = gate_up.to", _FORWARD),
+    _one("gate-up-read-interleaved", "eager_activation", _BF16, "gate, up = gate_up.to(torch.bfloat16).float().unflatten(-1, (-1, 2)).unbind(-1)", _FORWARD),
+    _one("gate-not-clamped", "eager_activation", _GATE_CLAMP, "return gate, up", _FORWARD),
+    _one("gate-clamped-below-too", "eager_activation", _GATE_CLAMP, "return gate.clamp(-bound, bound), up", _FORWARD),
+    _one("up-not-clamped-below", "eager_activation", _UP_LOW, "pass", _FORWARD),
+    _one("up-not-clamped-above", "eager_activation", _UP_HIGH, "pass", _FORWARD),
+    _one("clamp-bound-not-bf16", "eager_activation", "bound = torch.tensor(act.clamp, dtype=torch.bfloat16).float().item()", "bound = act.clamp", _FORWARD),
+    _one("clamp-zero-taken-for-none", "eager_activation", "    if act.clamp is None:", "    if not act.clamp:", _FORWARD),
+    _one("clamp-lets-nan-through", "eager_activation", _GATE_CLAMP, "return torch.where(gate > bound, bound, gate), up", _FORWARD),
+    _one("silu-is-relu", "eager_activation", "gated = gate * _reciprocal(denominator)", "gated = gate.clamp_min(0)", _FORWARD),
+    _one("silu-of-1-7-times-gate", "eager_activation", "denominator = 1.0 + _exp(-argument)\n    if", "denominator = 1.0 + _exp(-1.702 * argument)\n    if", _FORWARD),
+    _one("silu-in-bf16", "eager_activation", _PRODUCT, "value = gated.bfloat16().float() * up", _FORWARD),
+    _one("routing-weight-dropped", "eager_activation", _WEIGHT, "pass", _FORWARD),
     _one("routing-weight-of-slot-0", "eager", "problem.topk_weights[token, slot]", "problem.topk_weights[token, 0]", _FORWARD),
-    Mutant("routing-weight-after-requantise", _FORWARD, [("eager", _WEIGHT, "pass"), ("eager", _SLOTS, "slots[token, slot] = (down * routing).to(torch.bfloat16)")]),
-    _one("routing-weight-in-bf16", "eager", _WEIGHT, "value = value * routing.bfloat16().float()", _FORWARD),
+    Mutant("routing-weight-after-requantise", _FORWARD, [("eager_activation", _WEIGHT, "pass"), ("eager", _SLOTS, "slots[token, slot] = (down * routing).to(torch.bfloat16)")]),
+    _one("routing-weight-in-bf16", "eager_activation", _WEIGHT, "value = value * routing.bfloat16().float()", _FORWARD),
     _one("requant-floor-1e-4", "eager", _AMAX, "requant_exponent(group_amax(groups, contract).clamp_min(1e-4), contract)", _FORWARD),
     _one("requant-exponent-floor-105", "eager", _EXPONENT, _EXPONENT + ".clamp_min(105)", _FORWARD),
     _one("requant-exponent-one-up", "eager", _EXPONENT, _EXPONENT + " + 1", _FORWARD),
@@ -109,12 +112,12 @@ FORWARD = [
     _one("requant-amax-without-abs", "eager", _AMAX, "requant_exponent(groups.amax(-1).clamp_min(0), contract)", _FORWARD),
     _one("requant-amax-over-64", "eager", _AMAX, "requant_exponent(group_amax(groups, contract).unflatten(-1, (-1, 2)).amax(-1).repeat_interleave(2, -1), contract)", _FORWARD),
     _one("requant-toward-zero", "eager", _CODES, "codes = e4m3_codes(scale_down(groups, exponent) * (1 - 2**-5), contract).flatten(-2)\n    return codes, ", _FORWARD),
-    _one("combine-reversed", "eager", _LOOP, "for k in reversed(order):", _FORWARD),
-    _one("combine-in-bf16", "eager", _ADD, "acc = torch.where(live[:, k, None], row.bfloat16().float(), acc)", _FORWARD),
-    _one("combine-in-float64", "eager", "dtype=torch.float32, device=slots.device", "dtype=torch.float64, device=slots.device", _FORWARD),
-    _one("combine-in-pairs", "eager", "    return acc.to(torch.bfloat16)", "    rows = torch.where(live[:, :, None], slots.float(), 0.0)\n    acc = rows[:, 0::2].sum(1) + rows[:, 1::2].sum(1)\n    return acc.to(torch.bfloat16)", _FORWARD),
+    _one("combine-reversed", "eager_combine", _LOOP, "for row, weight, takes_part in rows[::-1]:", _FORWARD),
+    _one("combine-in-bf16", "eager_combine", _ADD, "acc = torch.where(takes_part, added.bfloat16().float(), acc)", _FORWARD),
+    _one("combine-in-float64", "eager_combine", "dtype=torch.float32, device=slots.device", "dtype=torch.float64, device=slots.device", _FORWARD),
+    _one("combine-in-pairs", "eager_combine", "    y = acc.to(torch.bfloat16)", "    rows = torch.where(live[:, :, None], slots.float(), 0.0)\n    acc = rows[:, 0::2].sum(1) + rows[:, 1::2].sum(1)\n    y = acc.to(torch.bfloat16)", _FORWARD),
     _one("combine-adds-masked-slots", "eager", "live = (problem.topk_ids >= 0) & (problem.topk_ids < problem.num_experts)", "live = (problem.topk_ids >= -1)\n        slots[problem.topk_ids < 0] = 1.0", _FORWARD),
-    _one("combine-loses-last-slot", "eager", _LOOP, "for k in range(max(slots.shape[1] - 1, 1)):", _FORWARD),
+    _one("combine-loses-last-slot", "eager_combine", _LOOP, "for row, weight, takes_part in rows[: max(len(rows) - 1, 1)]:", _FORWARD),
     Mutant("slot-rows-not-rounded-to-bf16", _FORWARD, [("eager", _SLOTS, "slots[token, slot] = down"), ("eager", "problem.hidden_size, dtype=torch.bfloat16", "problem.hidden_size, dtype=torch.float32")]),
     _one("expert-0-lost", "eager", "if 0 <= expert < problem.num_experts:", "if 0 < expert < problem.num_experts:", _FORWARD),
     _one("last-expert-lost", "eager", "if 0 <= expert < problem.num_experts:", "if 0 <= expert < problem.num_experts - 1:", _FORWARD),

@@ -9,12 +9,16 @@ from __future__ import annotations
 from decimal import Context, Decimal
 from fractions import Fraction
 
+VLLM = {"amax_floor": "1e-4", "byte_floor": 105, "reciprocal": False, "tanh": "sigmoid"}
 RULES = {
-    "2026-06": {"amax_floor": "1e-4", "byte_floor": 0, "reciprocal": False},
-    "2026-09": {"amax_floor": "1e-4", "byte_floor": 105, "reciprocal": False},
-    "2026-11": {"amax_floor": "1e-4", "byte_floor": 105, "reciprocal": False},
-    "sgl": {"amax_floor": "1e-10", "byte_floor": 0, "reciprocal": True},
-}
+    "2026-06": {**VLLM, "byte_floor": 0, "shared": "last", "tanh": "tanhf"},
+    "2026-09": {**VLLM, "shared": "last"},
+    "2026-11": {**VLLM, "shared": "first"},
+    "sgl": {
+        "amax_floor": "1e-10", "byte_floor": 0, "reciprocal": True, "shared": "last",
+        "tanh": "quotient",
+    },
+}  # fmt: skip
 E2M1 = [Fraction(n, 2) for n in (0, 1, 2, 3, 4, 6, 8, 12)]
 
 
@@ -83,20 +87,64 @@ def exponential(argument: Fraction) -> Fraction:
     return fp32(Fraction(context.exp(value)))
 
 
-def silu(gate: Fraction, fast: bool, rule: dict) -> Fraction:
-    denominator = fp32(1 + exponential(-gate))
+def hyperbolic_tangent(argument: Fraction) -> Fraction:
+    """tanh, rounded once to fp32."""
+    if not argument:
+        return argument
+    context = Context(prec=150)
+    power = context.exp(
+        2 * context.divide(Decimal(argument.numerator), Decimal(argument.denominator))
+    )
+    value = context.divide(context.subtract(power, 1), context.add(power, 1))
+    return fp32(Fraction(value))
+
+
+def sigmoid(argument: Fraction) -> Fraction:
+    return fp32(1 / fp32(1 + exponential(-argument)))
+
+
+def silu(gate: Fraction, fast: bool, rule: dict, alpha: Fraction) -> Fraction:
+    denominator = fp32(1 + exponential(-fp32(alpha * gate)))
     if rule["reciprocal"] and not fast:
         return fp32(gate * fp32(1 / denominator))
     return fp32(gate / denominator)
 
 
-def activations(gate: list, up: list, weight: Fraction, clamp, fast: bool, rule: dict):
+def tanh_by_sigmoid(argument: Fraction) -> Fraction:
+    return fp32(2 * sigmoid(2 * argument) - 1)
+
+
+def situ(g: Fraction, u: Fraction, p, rule: dict) -> tuple[Fraction, Fraction]:
+    alpha, beta = fraction32(p.activation_alpha), fraction32(p.activation_beta)
+    if rule["tanh"] == "sigmoid":
+        bent = fp32(tanh_by_sigmoid(fp32(g * fp32(1 / alpha))) * alpha)
+        return fp32(bent * sigmoid(g)), fp32(tanh_by_sigmoid(fp32(u * fp32(1 / beta))) * beta)
+    up = fp32(hyperbolic_tangent(fp32(u / beta)) * beta)
+    if rule["tanh"] == "quotient" and (alpha, beta) == (4, 25):
+        if p.fast_math:
+            up = fp32(25 * hyperbolic_tangent(fp32(u * fraction32(0.04))))
+        t = hyperbolic_tangent(fp32(g / 4))
+        s = fp32(t + 1)
+        return fp32(fp32(2 * t * fp32(s * s)) / fp32(t * t + 1)), up
+    return fp32(fp32(alpha * hyperbolic_tangent(fp32(g / alpha))) * sigmoid(g)), up
+
+
+def activations(gate: list, up: list, weight: Fraction, p, rule: dict):
+    clamp = None if p.activation_clamp is None else fraction32(p.activation_clamp)
     out = []
     for g, u in zip(gate, up, strict=True):
         g, u = bf16(g), bf16(u)
         if clamp is not None:
-            g, u = min(g, bf16(clamp)), min(max(u, -bf16(clamp)), bf16(clamp))
-        out.append(fp32(fp32(silu(g, fast, rule) * u) * weight))
+            u = min(max(u, -bf16(clamp)), bf16(clamp))
+            g = g if p.activation == "swiglustep" else min(g, bf16(clamp))
+        if p.activation == "situ":
+            gated, u = situ(g, u, p, rule)
+        else:
+            gated = silu(g, p.fast_math, rule, fraction32(p.activation_alpha))
+            u = fp32(u + fraction32(p.activation_beta))
+            if p.activation == "swiglustep":
+                gated = min(gated, clamp)
+        out.append(fp32(fp32(gated * u) * weight))
     return out
 
 
@@ -121,29 +169,75 @@ def unpacked(row) -> list[Fraction]:
     return [-E2M1[n & 7] if n & 8 else E2M1[n] for n in nibbles]
 
 
+def fraction32(value: float) -> Fraction:
+    """A Python number as the nearest fp32."""
+    return fp32(Fraction(value))
+
+
+def e4m3_values(row) -> list[Fraction]:
+    """E4M3 bytes to values, written out."""
+    out = []
+    for byte in row.tolist():
+        field, rest = byte >> 3 & 15, byte & 7
+        size = Fraction(8 + rest, 8) * Fraction(2) ** (field - 7) if field else Fraction(rest, 512)
+        out.append(-size if byte & 128 else size)
+    return out
+
+
+def as_fp8(row: list[Fraction]) -> list[Fraction]:
+    """What E4M3 with a power of two per 128 channels makes of a bfloat16 row."""
+    out = []
+    for at in range(0, len(row), 128):
+        group = row[at : at + 128]
+        byte = byte_above(fp32(max(map(abs, group)) * fp32(Fraction(1, 448))))
+        scale = Fraction(2) ** (byte - 127)
+        out += [e4m3(v / scale) * scale if byte else Fraction(0) for v in group]
+    return out
+
+
+def mlp(x, x_sf, weights: tuple, weight: Fraction, p, rule: dict):
+    """Codes, bytes and the bfloat16 row of one expert; ``weights``: w13, s13, w2, s2 as lists."""
+    w13, s13, w2, s2 = weights
+    sums = [dot(x, x_sf, w, s) for w, s in zip(w13, s13, strict=True)]
+    half = len(sums) // 2
+    codes, sf = requantised(activations(sums[:half], sums[half:], weight, p, rule), rule)
+    return codes, sf, [bf16(dot(codes, sf, w, s)) for w, s in zip(w2, s2, strict=True)]
+
+
 def forward(p, revision: str):
     """``(y, codes, sf)`` of a problem: values by (token, channel) and (token, slot, channel)."""
-    rule, inter = RULES[revision], p.intermediate_size
-    clamp = None if p.activation_clamp is None else fraction(p.activation_clamp)
+    rule = RULES[revision]
     w13 = [[unpacked(row) for row in expert] for expert in p.w13_weight]
     w2 = [[unpacked(row) for row in expert] for expert in p.w2_weight]
     s13, s2 = p.w13_weight_scale.tolist(), p.w2_weight_scale.tolist()
+    shared = None
+    if p.shared_w13_weight is not None:
+        shared = (
+            [e4m3_values(row) for row in p.shared_w13_weight], p.shared_w13_weight_scale.tolist(),
+            [e4m3_values(row) for row in p.shared_w2_weight], p.shared_w2_weight_scale.tolist(),
+        )  # fmt: skip
     y, codes, sf = [], {}, {}
     for token, (ids, weights) in enumerate(
         zip(p.topk_ids.tolist(), p.topk_weights.tolist(), strict=True)
     ):
         x, x_sf = staged([fraction(v) for v in p.hidden_states[token].float().tolist()], rule)
+        rows = []
+        for slot, (e, weight) in enumerate(zip(ids, weights, strict=True)):
+            if e >= 0:
+                own = w13[e], s13[e], w2[e], s2[e]
+                made = mlp(x, x_sf, own, fraction(weight), p, rule)
+                codes[token, slot], sf[token, slot] = made[:2]
+                rows.append(made[2])
+        if shared is not None:
+            row = mlp(x, x_sf, shared, Fraction(1), p, rule)[2]
+            rows.insert(0 if rule["shared"] == "first" else len(rows), row)
         total = [Fraction(0)] * p.hidden_size
-        for slot, (expert, weight) in enumerate(zip(ids, weights, strict=True)):
-            if expert < 0:
-                continue
-            sums = [dot(x, x_sf, w, s) for w, s in zip(w13[expert], s13[expert], strict=True)]
-            values = activations(
-                sums[:inter], sums[inter:], fraction(weight), clamp, p.fast_math, rule
-            )
-            codes[token, slot], sf[token, slot] = requantised(values, rule)
-            for n, (w, s) in enumerate(zip(w2[expert], s2[expert], strict=True)):
-                row = bf16(dot(codes[token, slot], sf[token, slot], w, s))
-                total[n] = fp32(total[n] + row)
-        y.append([bf16(v) for v in total])
+        for row in rows:
+            read = as_fp8(row) if p.combine_dtype == "fp8" else row
+            total = [fp32(a + b) for a, b in zip(total, read, strict=True)]
+        total = [bf16(v) for v in total]
+        if p.shared_output is not None:
+            more = [fraction(v) for v in p.shared_output[token].float().tolist()]
+            total = [bf16(fp32(a + b)) for a, b in zip(total, more, strict=True)]
+        y.append(total)
     return y, codes, sf

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from megamoe.backends.eager import combine, linear, requantise, swiglu
+from megamoe.backends.eager import activate, combine, linear, requantise
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.staging import prepare_megamoe_inputs, unpack_sf
 from megamoe.spec.contract import NEWEST
-from megamoe.spec.problem import Problem
+from megamoe.spec.problem import Activation, Problem
 
 
 class Kernel:
@@ -27,6 +27,7 @@ class Kernel:
     def run(self, y, weights, buffer, num_tokens, *, activation_clamp, fast_math) -> None:
         """As the protocol of ``megamoe.layer.experts`` has it; ``weights`` are the checkpoint's."""
         w13, w13_sf, w2, w2_sf = weights
+        act = Activation("swiglu", activation_clamp, 1.0, 0.0, fast_math)
         ids, routing = buffer.topk_idx[:num_tokens], buffer.topk_weights[:num_tokens]
         x, sf = buffer.x[:num_tokens].view(torch.uint8), unpack_sf(buffer.x_sf[:num_tokens])
         acts = buffer.l2_acts.view(torch.uint8)
@@ -35,9 +36,7 @@ class Kernel:
             token, slot = (ids == expert).nonzero(as_tuple=True)
             gate_up = linear(x[token], sf[token], w13[expert], w13_sf[expert])
             weight = routing[token, slot].unsqueeze(-1)
-            codes, exponents = requantise(
-                swiglu(gate_up, weight, activation_clamp, fast_math, NEWEST), NEWEST
-            )
+            codes, exponents = requantise(activate(gate_up, weight, act, NEWEST), NEWEST)
             acts[token, slot], buffer.l2_acts_sf[token, slot] = codes, exponents
             down = linear(codes, exponents, w2[expert], w2_sf[expert])
             slots[token, slot] = down.to(torch.bfloat16)

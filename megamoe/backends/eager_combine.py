@@ -1,0 +1,82 @@
+"""The combine of ``eager``: slot rows to one row a token, in fp32, slot by slot, from +0."""
+
+from __future__ import annotations
+
+import torch
+
+from megamoe.layer.staging import RECIP_448, e4m3_codes, group_amax, ue8m0_ceil
+from megamoe.spec.contract import Contract
+from megamoe.spec.formats import E4M3_TABLE
+
+FP8_GROUP = 128
+"""Channels that share a scale factor where the rows reach the combine as E4M3."""
+
+
+def combine(
+    slots: torch.Tensor, live: torch.Tensor, weights: torch.Tensor, contract: Contract,
+    *, shared: torch.Tensor | None = None, dtype: str = "bf16",
+    output: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """``(T, K, H)`` bfloat16 slot rows, (T, K) bool and float32 weights to (T, H) bfloat16.
+
+    By a fused multiply-add where the contract applies the weight here. ``shared`` (T, H) bfloat16
+    is the row of a fused shared expert, of weight 1; ``output`` (T, H) bfloat16 is added to the
+    result. ``dtype`` 'fp8' quantises the rows first.
+    """
+    order = list(range(slots.shape[1]))
+    if contract.combine_order.value != "ascending-slot":
+        order.reverse()
+    rows = [(slots[:, k], weights[:, k, None] if weights is not None else None, live[:, k, None])
+            for k in order]  # fmt: skip
+    if shared is not None:
+        one = torch.ones(len(shared), 1, dtype=torch.float32, device=shared.device)
+        at = 0 if contract.shared_expert.value == "first" else len(rows)
+        rows.insert(at, (shared, one, one.bool()))
+    weighted = contract.routing_weight.value == "combine"
+    acc = torch.zeros(slots.shape[0], slots.shape[2], dtype=torch.float32, device=slots.device)
+    for row, weight, takes_part in rows:
+        if dtype == "fp8":
+            added = fma(*_fp8(row, contract), acc)
+        elif weighted:
+            added = fma(row.float(), weight, acc)
+        else:
+            added = acc + row.float()
+        acc = torch.where(takes_part, added, acc)
+    y = acc.to(torch.bfloat16)
+    return y if output is None else y + output
+
+
+def _fp8(row: torch.Tensor, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:
+    """E4M3 values of a row (T, H) and the scale of each, both float32."""
+    groups = row.float().unflatten(-1, (-1, FP8_GROUP))
+    byte = ue8m0_ceil(group_amax(groups, contract) * RECIP_448.to(row.device)).unsqueeze(-1)
+    # 2**(127 - e) by its bits, as the kernel has it: -inf for an infinite amax.
+    factor = torch.where(byte == 255, -torch.inf, torch.exp2(127.0 - byte.double()))
+    codes = e4m3_codes((groups.double() * factor).float(), contract)
+    values = _table(row.device)[codes.int()]
+    scale = torch.where(byte == 255, torch.inf, torch.exp2(byte.double() - 127.0)).float()
+    scale = torch.where(byte == 0, 0.0, scale).expand_as(values)
+    return values.flatten(-2), scale.flatten(-2)
+
+
+def _table(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(E4M3_TABLE.copy()).float().to(device)
+
+
+def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """``a * b + c`` of float32 tensors, rounded once.
+
+    The product is exact in float64. Their sum may not be: then its last bit is set, as rounding to
+    odd does, and rounding that to fp32 is one rounding.
+    """
+    product, addend = a.double() * b.double(), c.double()
+    total = product + addend
+    part = total - product
+    error = (product - (total - part)) + (addend - part)
+    bits = total.view(torch.int64)
+    inexact = (error != 0) & total.isfinite()
+    beyond = inexact & ((error > 0) != (total > 0))  # rounded away from zero: one step back
+    return ((bits - beyond.long()) | inexact.long()).view(torch.float64).float()
+
+
+__all__ = ["combine", "fma"]

@@ -1,0 +1,21 @@
+"""Streams of random bits, one a tensor, and how a recipe is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN, W13, W13_SF, W2, W2_SF, ROUTE, ROUTE_WEIGHT, MAP, IDS = range(1, 10)
+SHARED_W13, SHARED_W13_SF, SHARED_W2, SHARED_W2_SF, SHARED_OUTPUT = range(10, 15)
+"""Streams. Their numbers are part of every golden: never renumber."""
+
+Recipe = Mapping[str, Any]
+
+
+def options(recipe: Recipe, what: str, **defaults: Any) -> dict[str, Any]:
+    """``recipe`` over ``defaults``; one line naming an unknown key."""
+    unknown = sorted(set(recipe) - set(defaults) - {"kind"})
+    if unknown:
+        known = ", ".join(sorted(defaults))
+        raise ValueError(f"{what} recipe {recipe.get('kind')!r}: unknown {unknown}; known: {known}")
+    return {**defaults, **recipe}

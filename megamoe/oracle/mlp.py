@@ -1,0 +1,161 @@
+"""One expert: both linears and what lies between, the exact point and what each class allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.oracle import swiglu
+from megamoe.oracle.bounds import exact_interval, result_interval, within_fp32
+from megamoe.oracle.groups import group_amax, scaled_codes
+from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums, exact_dot, float_to_odd
+from megamoe.oracle.spread import SpreadRows, spread_block_sums
+from megamoe.oracle.stepwise import replay
+from megamoe.spec.accumulators import Accumulator
+from megamoe.spec.contract import Contract
+from megamoe.spec.formats import U8, U16, bf16_round
+from megamoe.spec.problem import Activation
+
+F64 = npt.NDArray[np.float64]
+Interval = tuple[F64, F64]
+
+CHUNK = 1 << 20
+"""Block sums held at once: groups x rows x channels."""
+
+Weights = tuple[U8, U8, U8, U8]
+"""Of one expert: w13, its scales, w2, its scales."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one expert makes of some rows ``R``."""
+
+    sums: F64
+    """(R, 2I) exact sums of linear 1."""
+    codes: U8
+    sf: U8
+    row: U16
+    """(R, H) bfloat16 bits."""
+    acts: Mapping[str, swiglu.Activations]
+    ends: Mapping[str, tuple[U16, U16]]
+    """By accumulator class: what it allows of the activations and of the row."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What holds for every row of a call."""
+
+    act: Activation
+    classes: list[Accumulator]
+    contract: Contract
+    any_silu: bool = False
+    traced: bool = False
+
+    def mlp(self, x: U8, x_sf: U8, weight: npt.NDArray[np.float32], weights: Weights) -> Made:
+        """Both linears of one expert and what lies between, for staged rows ``(R, H)``."""
+        act, contract = self.act, self.contract
+        w13, w13_sf, w2, w2_sf = weights
+        gate_up = linear(Rows.of(x, x_sf), w13, w13_sf, self.classes)
+        gate, up = bf16_halves(gate_up["reference"], contract)
+        gate, up = swiglu.clamp_gate_up(gate, up, act, contract)
+        value = swiglu.activation(gate, up, weight, act, contract)
+        sf = swiglu.requant_exponent(group_amax(value, contract), contract)
+        codes = scaled_codes(value, sf, contract)
+        codes = np.where(codes == 0x80, 0, codes)  # no output shows the sign of a zero code
+        acts, spread = {}, dict[str, SpreadRows | None]()
+        for a in self.classes:
+            low, high = (bf16_halves(end, contract) for end in gate_up[a.name])
+            acts[a.name] = swiglu.activation_interval(
+                (low[0], high[0]), (low[1], high[1]), weight, act, contract,
+                any_form=self.any_silu,
+            )  # fmt: skip
+            spread[a.name] = SpreadRows.unless_decided(acts[a.name])
+        out = linear(Rows.of(codes, sf), w2, w2_sf, self.classes, spread)
+        ends = {
+            a.name: (bf16_round(out[a.name][0]), bf16_round(out[a.name][1])) for a in self.classes
+        }
+        sums = gate_up["reference"] if self.traced else np.empty(0)
+        return Made(sums, codes, sf, bf16_round(out["reference"]), acts, ends)
+
+
+def linear(
+    rows: Rows,
+    packed: U8,
+    sf: U8,
+    classes: list[Accumulator],
+    spread: Mapping[str, SpreadRows | None] | None = None,
+) -> dict[str, Any]:
+    """``(R, C)`` rows times ``N`` outputs' weights: the exact sum, and each class's interval.
+
+    ``spread`` gives, for a class, rows known only as intervals (None: they are ``rows``).
+    """
+    count, channels = rows.codes.shape[0], packed.shape[0]
+    out: dict[str, Any] = {"reference": np.empty((count, channels))}
+    for a in classes:
+        out[a.name] = (np.empty((count, channels)), np.empty((count, channels)))
+    size = max(32, CHUNK // max(1, count * rows.exponent.shape[1]))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for part, columns in Columns.chunks(packed, sf, size):
+            blocks = block_sums(rows, columns)
+            exact = exact_total(rows, packed[part], sf[part], blocks)
+            out["reference"][:, part] = exact
+            for a in classes:
+                interval = class_interval(a, blocks, exact, rows, columns, spread)
+                out[a.name][0][:, part], out[a.name][1][:, part] = interval
+    return out
+
+
+def class_interval(
+    a: Accumulator,
+    blocks: Blocks,
+    exact: F64,
+    rows: Rows,
+    columns: Columns,
+    spread: Mapping[str, SpreadRows | None] | None,
+) -> Interval:
+    """``(R, N)`` ends of what the class allows of one linear."""
+    uncertain = spread.get(a.name) if spread else None
+    if uncertain is not None:
+        blocks = spread_block_sums(uncertain, columns)
+        inside = exact_interval(blocks)
+    else:
+        inside = (exact, exact)
+    if a.align_bits is None:
+        return inside
+    if not a.replayed:
+        low, high = result_interval(blocks, a)
+    elif uncertain is None:
+        low, high = within_fp32(blocks, *replay(rows, columns, a), a)
+    else:
+        low, high = result_interval(blocks, a)
+        known = uncertain.decided()
+        if known.any():
+            ends = within_fp32(blocks.only(known), *replay(rows.only(known), columns, a), a)
+            low[known], high[known] = ends
+    # A class that truncates need not reach the exact sum; the reference point belongs to every
+    # envelope all the same, so that an envelope of one point can only be the reference.
+    return np.minimum(low, inside[0]), np.maximum(high, inside[1])
+
+
+def exact_total(rows: Rows, packed: U8, sf: U8, blocks: Blocks) -> F64:
+    """Exact sums; where float64 cannot hold them, rational arithmetic, rounded to odd."""
+    total, _ = blocks.total()
+    doubtful = ~blocks.exact_in_float64() & ~np.isnan(total)
+    if doubtful.any():
+        sf_bytes = np.nan_to_num(rows.exponent + 127).astype(np.uint8)
+        for row, column in np.argwhere(doubtful):
+            value = exact_dot(rows.codes[row], sf_bytes[row], packed[column], sf[column])
+            total[row, column] = float_to_odd(value)
+    return total
+
+
+def bf16_halves(gate_up: F64, contract: Contract) -> tuple[U16, U16]:
+    """``(R, 2I)`` sums to bf16 gate and up, ``(R, I)`` each."""
+    rounded = bf16_round(gate_up)
+    half = rounded.shape[1] // 2
+    first, second = rounded[:, :half], rounded[:, half:]
+    return (first, second) if contract.gate_up_order.value == "gate-up" else (second, first)
