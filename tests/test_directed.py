@@ -142,7 +142,7 @@ def test_every_class_decides_the_case_and_a_right_kernel_is_green(golden, name):
     problem, made = golden(name)
     assert made.zero_freedom or not made.why[0].startswith("exact"), made.why
     for envelope in made.envelopes.values():
-        assert envelope.is_point()
+        assert envelope.is_point(made.y, made.codes, made.sf)
     assert made.y.any()
     assert not outside(problem, made)
 
@@ -160,7 +160,10 @@ def test_every_contract_decides_the_cases_too():
     for contract in REVISIONS.values():
         for case in CASES.values():
             made = oracle.forward(forward_problem(case), contract=contract)
-            assert all(envelope.is_point() for envelope in made.envelopes.values()), case.name
+            assert all(
+                envelope.is_point(made.y, made.codes, made.sf)
+                for envelope in made.envelopes.values()
+            ), case.name
 
 
 def test_a_directed_weight_is_what_was_asked_for():
