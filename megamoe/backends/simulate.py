@@ -195,18 +195,22 @@ def _scaled(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> tuple[F64, F64]:
     return x, E2M1_TABLE[e2m1_unpack(packed)] * np.repeat(ue8m0_decode(weight_sf), GROUP, axis=1)
 
 
+class NotAMemberError(ValueError):
+    """The operands are outside the range in which the kernel is a member of its class."""
+
+
 def _held_as(scaled: F64, dtype: torch.dtype) -> torch.Tensor:
-    """Scaled operands in a format; ``ValueError`` where that cannot hold one of them."""
+    """Scaled operands in a format that must hold them."""
     held = torch.from_numpy(scaled).to(dtype)
     if not np.array_equal(held.double().numpy(), scaled, equal_nan=True):
-        raise ValueError(f"an operand, scaled, is no {dtype} number")
+        raise NotAMemberError(f"an operand, scaled, is no {dtype} number")
     return held
 
 
 def blas() -> Kernel:
     """Class ``fp32``: a library's fp32 matrix product over a random permutation of K.
 
-    ``ValueError`` where an operand, scaled, is no fp32 number: there it is no member.
+    :class:`NotAMemberError` where an operand, scaled, is no fp32 number: there it is no member.
     """
 
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
@@ -242,8 +246,8 @@ def _fp4(packed: U8) -> torch.Tensor:
 
 def hopper_bf16() -> Kernel:
     """wgmma with bf16 operands: scales multiplied in beforehand, exactly; a member of
-    ``fp32-ordered``. 16 terms, 25 bits, truncated. ``ValueError`` where an operand, scaled, is no
-    bfloat16 number: there it is no member."""
+    ``fp32-ordered``. 16 terms, 25 bits, truncated. :class:`NotAMemberError` where an operand,
+    scaled, is no bfloat16 number."""
     from mmasim.arithmetic.fdpa import MMA_T_FDPA
 
     unit = MMA_T_FDPA(25, "RZ-FP32", 16, -133, "bf16", "bf16")
