@@ -1,5 +1,8 @@
-"""One search for a counterexample for each numbered statement of docs/numerics.md but section 3's
-bounds, which tests/test_bounds_search.py tries, and 4.2 and 4.3 (tests/test_swiglu.py)."""
+"""One search for a counterexample for each numbered statement of docs/numerics.md.
+
+Others are elsewhere: section 3's bounds in tests/test_bounds_search.py, 4.2 to 4.4 in
+tests/test_swiglu.py and tests/test_gates.py, 4.5, 6.3 and 6.4 in tests/test_maybe_nan.py.
+"""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _unit(bits: int, step: int, outside: bool) -> simulate.Linear:
     from mmasim.arithmetic.fdpa import MMA_ST_FDPA
 
     unit = MMA_ST_FDPA(bits, "RZ-FP32", step, -133, "e4m3", "e2m1")
-    whole = simulate._block_scaled(unit, "e2m1", 0)
+    whole = simulate.block_scaled(unit, "e2m1", 0)
 
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: simulate.Rng) -> F64:
         if not outside:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from megamoe.oracle.swiglu import Activations
 from megamoe.spec.contract import Contract
-from megamoe.spec.formats import GROUP, U8, U16, e4m3_key
+from megamoe.spec.formats import GROUP, U8, U16, bf16_key, e4m3_key
 from megamoe.spec.forms import BF16
 
 I16 = npt.NDArray[np.int16]
@@ -76,6 +76,15 @@ class Envelope:
                 bool(np.where(nan, BF16.is_nan(end), end == y).all())
                 for end in (self.y_lo, self.y_hi)
             )
+        )
+
+    def freedom(self, name: str) -> str:
+        """One line: how much freedom the class called ``name`` leaves."""
+        codes = int((self.key_lo != self.key_hi).sum())
+        rows = int((bf16_key(self.y_lo) != bf16_key(self.y_hi)).sum())
+        return (
+            f"{name}: {len(self.open_groups)} exponents, {codes} codes and {rows} of "
+            f"{self.y_lo.size} outputs undecided"
         )
 
     def to_tensors(self, codes: U8, sf: U8) -> Tensors:

@@ -22,7 +22,7 @@ from megamoe.oracle.mlp import Layer, Weights, linear
 from megamoe.oracle.staging import quantize
 from megamoe.spec.accumulators import ACCUMULATORS, accumulator
 from megamoe.spec.contract import Contract
-from megamoe.spec.formats import GROUP, U8, U16, bf16_key, bf16_round
+from megamoe.spec.formats import GROUP, U8, U16, bf16_round
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 
@@ -134,7 +134,7 @@ def forward(
         f"{name}: a sum may leave fp32 although the exact one does not" for name in sorted(leaves)
     )
     why += tuple(
-        _freedom(name, env) for name, env in envelopes.items() if not env.is_point(y, codes, sf)
+        env.freedom(name) for name, env in envelopes.items() if not env.is_point(y, codes, sf)
     )
     if set(names) != set(ACCUMULATORS):
         why += ("not every accumulator class was examined",)
@@ -294,13 +294,3 @@ class _Collected:
             high[order].astype(np.float32),
             combine.contract,
         )
-
-
-def _freedom(name: str, envelope: Envelope) -> str:
-    """One line: how much freedom a class leaves."""
-    codes = int((envelope.key_lo != envelope.key_hi).sum())
-    rows = int((bf16_key(envelope.y_lo) != bf16_key(envelope.y_hi)).sum())
-    return (
-        f"{name}: {len(envelope.open_groups)} exponents, {codes} codes and {rows} of "
-        f"{envelope.y_lo.size} outputs undecided"
-    )
