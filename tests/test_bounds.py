@@ -15,7 +15,7 @@ import pytest
 
 from megamoe.backends import simulate
 from megamoe.oracle import bounds
-from megamoe.oracle.linear import Columns, Rows, block_sums
+from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums
 from megamoe.spec.accumulators import ACCUMULATORS, accumulator
 
 CLASSES = [name for name in ACCUMULATORS if name != "exact"]
@@ -148,8 +148,21 @@ def test_sums_that_may_overflow_have_infinite_ends():
     assert (low.item(), high.item()) == (-np.inf, np.inf)
     positive = codes & 0x7F
     low, high = interval((positive, *args[1:]), "fp32-ordered")
-    assert low.item() > 0
+    assert low.item() >= 0
     assert high.item() == np.inf
+
+
+def test_exact_with_uncertain_codes_allows_for_float64_s_own_rounding():
+    """Three blocks of an interval, whose float64 sum is not the sum: 1, 2^-60 and -1."""
+    ends = np.array([1.0, 2.0**-60, -1.0]).reshape(3, 1, 1)
+    size, top = np.abs(ends), np.floor(np.log2(np.abs(ends)))
+    blocks = Blocks(ends, ends, np.maximum(ends, 0), np.maximum(-ends, 0), top, top, top)
+    assert blocks.total()[0].item() == 0.0
+    low, high = bounds.result_interval(blocks, accumulator("exact"))
+    assert low.item() <= 2.0**-60 <= high.item()
+    assert high.item() <= bounds.SLACK * size.sum()
+    small = Blocks(*(part[:1] for part in (ends, ends, ends, 0 * ends, top, top, top)))
+    assert [end.item() for end in bounds.result_interval(small, accumulator("exact"))] == [1, 1]
 
 
 def test_nan_stays_nan():

@@ -96,7 +96,7 @@ def test_the_hopper_kernels_are_mmasim_s_instructions():
     ptx = instructions()
     rng, codes, packed = random_operands(2)
     one = [np.full((n, 1), 127, np.uint8) for n in (2, 8)]
-    values = simulate._scaled(codes, one[0], packed, one[1])
+    values = simulate.scaled(codes, one[0], packed, one[1])
     fp8 = ptx.WGMMA("Hopper", "m64n8k32.f32.e4m3.e4m3")
     a, b = (torch.from_numpy(v).to(torch.float8_e4m3fn) for v in values)
     expected = fp8(a, b.T, torch.zeros(2, 8)).double().numpy()

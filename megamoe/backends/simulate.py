@@ -2,16 +2,13 @@
 
 Nothing that judges imports this; it shares :mod:`megamoe.spec.formats` with the oracle and nothing
 else. A kernel here is a way to sum one dot product and a way to err in silu, both within the
-class: plain additions in random or hostile orders, each rounded in any direction; and the
-tensor-core instructions as the package ``mmasim`` models them.
-
-Sums in plain additions are float64 numbers held to fp32's spacing (subnormals included), so that
-every rounding direction is at hand. Products are exact in fp32 unless they are subnormal.
+class: plain additions in random or hostile orders, each rounded in any direction
+(:mod:`megamoe.backends.simulated_sums`); and the tensor-core instructions as the package
+``mmasim`` models them (:mod:`megamoe.backends.simulated_units`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,32 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megamoe.backends.simulated_sums import (
+    ORDERS,
+    ROUNDINGS,
+    Kernel,
+    Linear,
+    NotAMemberError,
+    Rng,
+    add_up,
+    blas,
+    blockwise,
+    ordered,
+    plain,
+    products,
+    scaled,
+    to_fp32,
+)
+from megamoe.backends.simulated_units import (
+    blackwell_mxf8f6f4,
+    block_scaled,
+    hopper_bf16,
+    hopper_e4m3,
+    hopper_e4m3_outside,
+)
 from megamoe.cases import Case
 from megamoe.cases.recipes import forward_problem
 from megamoe.spec.formats import (
-    E2M1_TABLE,
-    E4M3_TABLE,
     F32,
     F64,
     GROUP,
@@ -32,252 +50,10 @@ from megamoe.spec.formats import (
     U16,
     bf16_decode,
     bf16_round,
-    e2m1_unpack,
     e4m3_cast,
     ue8m0_ceil,
-    ue8m0_decode,
 )
 from megamoe.spec.problem import Problem
-
-Rng = np.random.Generator
-Linear = Callable[[U8, U8, U8, U8, Rng], F64]
-"""(R, C) codes, (R, C/32) sf, (N, C/2) packed weights, (N, C/32) sf to (R, N) fp32 values."""
-
-_HALF, _BELOW = np.int64(1 << 28), np.int64((1 << 29) - 1)
-"""Half a unit of fp32 in the bits of a float64, and all bits below that unit."""
-ROUNDINGS = ("nearest", "zero", "away", "up", "down", "mixed")
-ORDERS = ("ascending", "random", "by-sign", "tree", "splits")
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One simulated correct kernel."""
-
-    name: str
-    accumulator: str
-    """The class it is a member of."""
-    linear: Linear
-    silu: str = "mixed"
-    """Where in its documented error each instruction of silu lies: low, high, none or mixed."""
-
-
-# --- plain additions --------------------------------------------------------------------------
-
-
-def to_fp32(value: F64, rounding: str, rng: Rng) -> F64:
-    """Float64 to fp32's spacing, in any direction: one rounding, either neighbour is correct.
-
-    ``mixed`` draws a direction for each element (stochastic rounding included).
-    """
-    if rounding == "nearest":
-        with np.errstate(over="ignore"):
-            return value.astype(np.float32).astype(np.float64)
-    bits = value.view(np.int64)
-    if rounding == "zero":
-        offset: Any = np.int64(0)
-    elif rounding == "away":
-        offset = _BELOW
-    elif rounding in ("up", "down"):
-        offset = np.where((bits < 0) == (rounding == "up"), np.int64(0), _BELOW)
-    else:
-        offset = rng.integers(0, 1 << 29, value.shape, dtype=np.int64)
-    out = ((bits + offset) & ~_BELOW).view(np.float64)
-    small = np.abs(value) < 2.0**-126
-    if small.any():
-        steps = value[small] * 2.0**149
-        floor = {"up": np.ceil, "down": np.floor, "zero": np.trunc}.get(rounding, np.rint)
-        out[small] = floor(steps) * 2.0**-149
-    return out
-
-
-def products(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64:
-    """``(C, R, N)`` scaled products."""
-    x, w = _scaled(codes, sf, packed, weight_sf)
-    return x.T[:, :, None] * w.T[:, None, :]
-
-
-def add_up(terms: F64, order: str, rounding: str, rng: Rng) -> F64:
-    """``(n, ...)`` terms to one fp32 sum each, by n - 1 additions."""
-    count = len(terms)
-    if order == "random":
-        terms = terms[rng.permutation(count)]
-    elif order == "by-sign":  # positive terms first: the largest partial sums there can be
-        terms = np.sort(terms, axis=0)[::-1]
-    if order == "tree":
-        terms = terms[rng.permutation(count)]
-        while len(terms) > 1:
-            half = len(terms) // 2
-            joined = to_fp32(terms[:half] + terms[half : 2 * half], rounding, rng)
-            terms = np.concatenate([joined, terms[2 * half :]])
-        return terms[0]
-    if order == "splits":  # as split-K or vector lanes: strided partial sums, added at the end
-        lanes = int(rng.choice([2, 4, 8, 16]))
-        parts = [add_up(terms[lane::lanes], "ascending", rounding, rng) for lane in range(lanes)]
-        return add_up(np.stack(parts), "ascending", rounding, rng)
-    total = terms[0].copy()
-    for term in terms[1:]:
-        total = to_fp32(total + term, rounding, rng)
-    return total
-
-
-_AT_ONCE = 1 << 22
-"""Products held in memory at a time."""
-
-
-def _in_chunks(one: Callable[[F64, Rng], F64]) -> Linear:
-    def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
-        rows, depth = codes.shape
-        outputs = packed.shape[0]
-        out = np.empty((rows, outputs))
-        step = max(1, _AT_ONCE // (rows * depth))
-        for start in range(0, outputs, step):
-            part = slice(start, start + step)
-            out[:, part] = one(products(codes, sf, packed[part], weight_sf[part]), rng)
-        return out
-
-    return linear
-
-
-def plain(order: str, rounding: str) -> Kernel:
-    """Class ``fp32``: additions in any order over the whole of K."""
-
-    def one(terms: F64, rng: Rng) -> F64:
-        return add_up(to_fp32(terms, rounding, rng), order, rounding, rng)
-
-    return Kernel(f"plain/{order}/{rounding}", "fp32", _in_chunks(one))
-
-
-def ordered(order: str, rounding: str, block: int, *, fresh: bool) -> Kernel:
-    """Class ``fp32-ordered``: any order within ascending blocks of K.
-
-    ``fresh``: a block is summed on its own and then added; otherwise the running sum takes part
-    in the block's additions as one more term.
-    """
-
-    def one(terms: F64, rng: Rng) -> F64:
-        terms = to_fp32(terms, rounding, rng)
-        total = np.zeros(terms.shape[1:])
-        for start in range(0, len(terms), block):
-            part = terms[start : start + block]
-            if fresh:
-                inner = add_up(part, order, rounding, rng)
-                total = to_fp32(total + inner, rounding, rng)
-            else:
-                total = add_up(np.concatenate([total[None], part]), order, rounding, rng)
-        return total
-
-    name = f"ordered{block}/{order}/{rounding}/{'fresh' if fresh else 'running'}"
-    return Kernel(name, "fp32-ordered", _in_chunks(one))
-
-
-def _scaled(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> tuple[F64, F64]:
-    """Both operands with their scales, ``(R, C)`` and ``(N, C)``."""
-    x = E4M3_TABLE[codes] * np.repeat(ue8m0_decode(sf), GROUP, axis=1)
-    return x, E2M1_TABLE[e2m1_unpack(packed)] * np.repeat(ue8m0_decode(weight_sf), GROUP, axis=1)
-
-
-def blas() -> Kernel:
-    """Class ``fp32``: a library's fp32 matrix product over a random permutation of K."""
-
-    def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
-        order = torch.from_numpy(rng.permutation(codes.shape[1]))
-        x, w = (torch.from_numpy(v).float() for v in _scaled(codes, sf, packed, weight_sf))
-        return (x[:, order] @ w[:, order].T).double().numpy()
-
-    return Kernel("blas/permuted", "fp32", linear)
-
-
-def blockwise(rounding: str) -> Kernel:
-    """Class ``fp32-ordered``: blocks of 32 summed exactly, each rounded and added in turn."""
-
-    def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
-        x, w = _scaled(codes, sf, packed, weight_sf)
-        total = np.zeros((len(x), len(w)))
-        for start in range(0, codes.shape[1], GROUP):
-            k = slice(start, start + GROUP)
-            block = to_fp32(x[:, k] @ w[:, k].T, rounding, rng)
-            total = to_fp32(total + block, rounding, rng)
-        return total
-
-    return Kernel(f"blockwise/{rounding}", "fp32-ordered", linear)
-
-
-# --- instruction models -----------------------------------------------------------------------
-
-
-def _fp4(packed: U8) -> torch.Tensor:
-    """Nibbles as the hardware holds one FP4 value a byte: in bits 5 to 2."""
-    return torch.from_numpy(e2m1_unpack(packed) << 2)
-
-
-def hopper_bf16() -> Kernel:
-    """wgmma with bf16 operands: scales multiplied in beforehand, exactly; a member of
-    ``fp32-ordered``. 16 terms, 25 bits, truncated."""
-    from mmasim.arithmetic.fdpa import MMA_T_FDPA
-
-    unit = MMA_T_FDPA(25, "RZ-FP32", 16, -133, "bf16", "bf16")
-
-    def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
-        del rng
-        x, w = _scaled(codes, sf, packed, weight_sf)
-        a, b = torch.from_numpy(x).bfloat16(), torch.from_numpy(w).bfloat16()
-        c = torch.zeros(len(x), len(w))
-        for start in range(0, codes.shape[1], 16):
-            k = slice(start, start + 16)
-            c = unit.dpa(_expand(a[:, None, k], c), _expand(b[None, :, k], c), c)
-        return c.double().numpy()
-
-    return Kernel("mmasim/hopper-bf16", "fp32-ordered", linear)
-
-
-def hopper_e4m3(weights: str = "e2m1") -> Kernel:
-    """wgmma with e4m3 operands, promoted to fp32 every 128; class ``sm90-e4m3``.
-
-    The instruction has no block scales; the contract has one for each 32. They are folded in as
-    exponents (``MMA_ST_FDPA`` with this instruction's numbers). ``weights`` says in which format
-    the FP4 values reach the unit: it decides the exponent field of 0.5.
-    """
-    from mmasim.arithmetic.fdpa import MMA_ST_FDPA
-
-    unit = MMA_ST_FDPA(13, "RZ-E8M13", 32, -133, "e4m3", weights)
-    return Kernel(f"mmasim/hopper-e4m3/{weights}", "sm90-e4m3", _block_scaled(unit, weights, 4))
-
-
-def blackwell_mxf8f6f4() -> Kernel:
-    """tcgen05 kind::mxf8f6f4, scale block 32, never promoted; class ``sm100-mxf8f6f4``."""
-    from mmasim.arithmetic.fdpa import MMA_ST_FDPA
-
-    unit = MMA_ST_FDPA(25, "RZ-FP32", 32, -133, "e4m3", "e2m1")
-    return Kernel("mmasim/blackwell-mxf8f6f4", "sm100-mxf8f6f4", _block_scaled(unit, "e2m1", 0))
-
-
-def _block_scaled(unit: Any, weights: str, promote: int) -> Linear:
-    def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
-        del rng
-        a = torch.from_numpy(codes).view(torch.float8_e4m3fn)
-        if weights == "e2m1":
-            b = _fp4(packed)
-        else:
-            b = torch.from_numpy(E2M1_TABLE[e2m1_unpack(packed)]).to(torch.float8_e4m3fn)
-        alpha = torch.from_numpy(sf).view(torch.float8_e8m0fnu)
-        beta = torch.from_numpy(weight_sf).view(torch.float8_e8m0fnu)
-        c = main = torch.zeros(len(codes), len(packed))
-        for group in range(sf.shape[1]):
-            k, g = slice(group * GROUP, (group + 1) * GROUP), slice(group, group + 1)
-            c = unit.dpa(
-                _expand(a[:, None, k], c), _expand(b[None, :, k], c), c,
-                _expand(alpha[:, None, g], c), _expand(beta[None, :, g], c),
-            )  # fmt: skip
-            if promote and (group + 1) % promote == 0:
-                main, c = main + c, torch.zeros_like(c)
-        return (main + c if promote else c).double().numpy()
-
-    return linear
-
-
-def _expand(operand: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    return operand.expand(*out.shape, operand.shape[-1])
-
 
 # --- silu -------------------------------------------------------------------------------------
 
@@ -427,4 +203,15 @@ def kernels() -> list[Kernel]:
             out.append(ordered(order, rounding, block, fresh=True))
     out += [blas(), *(blockwise(rounding) for rounding in ROUNDINGS)]
     models = [hopper_bf16(), hopper_e4m3(), hopper_e4m3("e4m3"), blackwell_mxf8f6f4()]
+    models += [
+        hopper_e4m3_outside(GROUP, rounding, "sm90-e4m3-k32") for rounding in ("nearest", "mixed")
+    ]
     return out + models
+
+
+__all__ = [
+    "ORDERS", "ROUNDINGS", "Kernel", "Linear", "NotAMemberError", "Rng", "Simulated", "add_up",
+    "blackwell_mxf8f6f4", "blas", "block_scaled", "blockwise", "combine", "forward", "head",
+    "hopper_bf16", "hopper_e4m3", "hopper_e4m3_outside", "kernels", "ordered", "plain", "problem",
+    "products", "requantise", "scaled", "silu", "stage", "swiglu", "to_fp32",
+]  # fmt: skip

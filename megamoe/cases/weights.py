@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from megamoe.cases import directed
 from megamoe.cases.counter import below, key, random_bytes, words
 from megamoe.cases.streams import (
     SHARED_W2,
@@ -62,7 +63,11 @@ def expert_weights(
     these values by less than the distance to anything that could round two ways. ``gate_levels``
     and ``up_levels`` replace the two levels by a random one of these E2M1 values a row (in units
     of 4), ``lower`` brings all of them down by that many octaves.
+
+    Kind ``directed``: chosen activations and sums (:mod:`megamoe.cases.directed`).
     """
+    if recipe.get("kind") == "directed":
+        return directed.expert_weights(hidden, intermediate, recipe)
     if recipe.get("kind", "table") == "carrier":
         carriers = 16 if hidden <= 512 else 8 if hidden <= 2048 else 4
         # The scale that puts open gates between 3 and 6: 2**133 over the number of carriers in a

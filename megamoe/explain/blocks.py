@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megamoe.oracle.linear import NO_TERM, Blocks, Columns, Rows, block_sums, is_e4m3
+from megamoe.oracle.linear import (
+    NO_TERM,
+    Blocks,
+    Columns,
+    Rows,
+    block_sums,
+    folded_field,
+    is_e4m3,
+)
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8, ue8m0_decode
 
 F64 = npt.NDArray[np.float64]
@@ -51,9 +59,11 @@ def row_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Blocks:
         whole = np.nan_to_num(whole)
     lowbit += whole
     lowbit += rows.lowbit.T
+    folded = folded_field(field + exponents[weight_sf])
+    folded += folded_field(rows.field.T + own)
     field += whole
     field += rows.field.T
-    parts = (signed, signed, positive, negative, lowbit, field)
+    parts = (signed, signed, positive, negative, lowbit, field, folded)
     return Blocks(*(part[:, None] for part in parts))
 
 

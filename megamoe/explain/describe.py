@@ -106,7 +106,7 @@ def _activation(life: Life, slot: Slot, i: int, top: int) -> Plain:
         "gate_clamped": _bf16(slot.gate[i]),
         "up_clamped": _bf16(slot.up[i]),
         "silu": float(gate_table(form)[slot.gate[i]]),
-        "silu_allowed": _ends(*(end[0] for end in gate_bounds(form).over(one, one))),
+        "silu_allowed": _ends(*(end[0] for end in gate_bounds(form).over(one, one)[:2])),
         "up_value": float(up_table(form)[slot.up[i]]),
         "a": float(slot.value[i]),
         "a_interval": _ends(slot.acts.low[0, i], slot.acts.high[0, i]),

@@ -43,6 +43,9 @@ def modelled(a: Accumulator, codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F6
     if a.any_order_in_block:
         return blockwise(terms.sum(axis=2).T)
     scale = sf.astype(np.int32) + weight_sf.astype(np.int32) - 254
+    factor = np.zeros_like(scale)
+    if a.outside:  # the unit sees the products as they are; the factor comes after it
+        terms, scale, factor = np.ldexp(terms, -scale[:, :, None]), factor, scale
     table = _E4M3_FIELD if is_e4m3(packed, weight_sf) else _E2M1_FIELD
     of_weights = table[weight_values(packed, weight_sf)[0]]
     field = (_E4M3_FIELD[codes] + of_weights).reshape(terms.shape)
@@ -52,7 +55,8 @@ def modelled(a: Accumulator, codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F6
     for g in range(groups):
         running = _step(a, terms[:, g], field[:, g], running)
         if a.promote is not None and ((g + 1) % (a.promote // GROUP) == 0 or g + 1 == groups):
-            main = (main + running).astype(np.float32).astype(np.float64)
+            scaled = np.ldexp(running, factor[:, g]).astype(np.float32)
+            main = (main + scaled).astype(np.float32).astype(np.float64)
             running = np.zeros(len(packed))
     return running if a.promote is None else main
 

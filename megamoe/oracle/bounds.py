@@ -21,7 +21,7 @@ LOWEST = -126
 """Exponent of the smallest normal fp32 number: below it the spacing no longer shrinks."""
 OVERFLOW = 2.0**128 - 2.0**103
 """fp32 sums from here on may round to infinity."""
-_SUBNORMAL = 2.0 ** (LOWEST - 23)
+SUBNORMAL = 2.0 ** (LOWEST - 23)
 """Spacing of subnormal fp32 numbers."""
 
 
@@ -32,22 +32,51 @@ def result_interval(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]
     An end whose partial sums may leave fp32 is infinite; where both are, NaN is possible too.
     """
     if accumulator.align_bits is None:
-        return blocks.total()
+        return exact_interval(blocks)
     with np.errstate(over="ignore"):  # the lattice of a block without terms is infinitely coarse
         low, high = _finite_interval(blocks, accumulator)
-    return within_fp32(blocks, low, high)
+    return within_fp32(blocks, low, high, accumulator)
 
 
-def within_fp32(blocks: Blocks, low: F64, high: F64) -> tuple[F64, F64]:
-    """``low`` and ``high``, infinite where partial sums may leave fp32."""
-    return (
-        np.where(blocks.negative.sum(axis=0) >= OVERFLOW * (1 - 2.0**-9), -np.inf, low),
-        np.where(blocks.positive.sum(axis=0) >= OVERFLOW * (1 - 2.0**-9), np.inf, high),
-    )
+def exact_interval(blocks: Blocks) -> tuple[F64, F64]:
+    """The infinitely precise sum: its float64 ends, moved out where float64 may have rounded."""
+    low, high = blocks.total()
+    magnitude = (blocks.positive + blocks.negative).sum(axis=0)
+    # Ends of intervals are halves of multiples of 2**lowbit, and sums of magnitudes come twice.
+    with np.errstate(over="ignore"):  # without a term the lattice is infinitely coarse
+        rounds = magnitude >= np.exp2(blocks.lowbit.min(axis=0) + 51)
+    slack = np.where(rounds, SLACK * magnitude, 0.0)
+    return low - slack, high + slack
+
+
+def within_fp32(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) -> tuple[F64, F64]:
+    """``low`` and ``high`` where partial sums may leave fp32: section The ends of fp32's range.
+
+    A positive sum that leaves it becomes infinite, or the largest number there is; then the
+    negative terms that follow bring the result below the exact sum. The other way round likewise.
+    """
+    assert accumulator.result_bits is not None and accumulator.align_bits is not None
+    positive, negative = blocks.positive.sum(axis=0), blocks.negative.sum(axis=0)
+    above, below = (part >= OVERFLOW * (1 - 2.0**-9) for part in (positive, negative))
+    if not (above | below).any():
+        return low, high
+    bits = min(accumulator.align_bits, accumulator.result_bits)
+    largest = 2.0**128 - 2.0 ** (127 - bits)
+    top = np.maximum(blocks.folded.max(axis=0), 1 + floor_log2(np.maximum(positive, negative)))
+    terms = blocks.low.shape[0] * 32
+    error = 3 * terms * np.exp2(top - bits)
+    saturated_low = np.minimum(low, largest - negative) - error
+    saturated_high = np.maximum(high, positive - largest) + error
+    # Rounding a number to a grain does not change its sign.
+    saturated_low = np.where(negative == 0, np.maximum(saturated_low, 0.0), saturated_low)
+    saturated_high = np.where(positive == 0, np.minimum(saturated_high, 0.0), saturated_high)
+    low = np.where(below, -np.inf, np.where(above, saturated_low, low))
+    high = np.where(above, np.inf, np.where(below, saturated_high, high))
+    return low, high
 
 
 def _finite_interval(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
-    low, high = blocks.total()
+    low, high = exact_interval(blocks)
     if accumulator.block is None:
         return _any_order(blocks, low, high, accumulator)
     exact = _always_exact(blocks, accumulator)
@@ -112,15 +141,15 @@ def _any_order(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) ->
     bits end at L < g errs by at most g - L, and leaves a result that ends at g or above. So the
     sum of U - L over the operands still to be added falls by at least the error: all errors
     together are at most its first value, the sum of U - L over the terms that end below U. The
-    computed partial sums exceed M by the errors, covered by the factor (1 + n * 2**-22) as long
-    as n <= 2**13.
+    computed partial sums exceed M by the errors: as long as n <= 2**13, the factor (1 + n * 2**-22)
+    covers them where U follows from M, and elsewhere they stay below the exponent of U.
     """
     assert accumulator.result_bits is not None
     terms = blocks.low.shape[0] * 32
     partial = _largest_partial(blocks)
     lowbit = blocks.lowbit.min(axis=0)
     grown = partial * (1 + terms * 2.0**-22)
-    unit = np.exp2(_aligned_exponent(blocks.field.max(axis=0), grown) - 23)
+    unit = np.exp2(_aligned_exponent(blocks.folded.max(axis=0), grown) - 23)
     exact = (partial <= np.exp2(lowbit + 24)) & (unit <= np.exp2(lowbit))
     loss = np.zeros_like(partial)
     for j in range(blocks.low.shape[0]):
@@ -143,7 +172,7 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
         lattice = np.minimum(lattice, blocks.lowbit[j])
         low, high = low + blocks.low[j], high + blocks.high[j]
         grown = partial * (1 + 64 * 2.0**-23)
-        aligned_to = _aligned_exponent(blocks.field[j], grown)
+        aligned_to = _aligned_exponent(blocks.folded[j], grown)
         unit = np.exp2(aligned_to - accumulator.align_bits)
         clean &= (partial <= np.exp2(lattice + 24)) & (unit <= np.exp2(lattice))
         # As in any order, with the running sum as one more term whose last bit is not known.
@@ -190,12 +219,14 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
         magnitude = np.maximum(np.abs(sum_low), np.abs(sum_high))
         clean &= ~loses & ~feeds & (magnitude <= np.exp2(lattice + accumulator.result_bits + 1))
         clean &= lattice >= LOWEST - accumulator.result_bits
-        low = np.where(clean, sum_low, toward_zero(sum_low - slack, accumulator.result_bits))
-        high = np.where(clean, sum_high, toward_zero(sum_high + slack, accumulator.result_bits))
+        low = np.where(clean, sum_low, _truncated(sum_low - slack, accumulator))
+        high = np.where(clean, sum_high, _truncated(sum_high + slack, accumulator))
         if accumulator.promote is not None and ((j + 1) % span == 0 or j + 1 == last):
             main_low, main_high = main_low + low, main_high + high
             reach = np.maximum(np.abs(main_low), np.abs(main_high))
             rounding = _ulp(reach, 23) + SLACK * reach  # one fp32 addition, any direction
+            if accumulator.outside:  # the scaled result of a run may be subnormal: cut once more
+                rounding += np.where(clean, 0.0, SUBNORMAL)
             main_low, main_high = main_low - rounding, main_high + rounding
             low, high = np.zeros(shape), np.zeros(shape)
             lattice = np.full(shape, np.inf)
@@ -203,8 +234,14 @@ def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
     return (low, high) if accumulator.promote is None else (main_low, main_high)
 
 
-def toward_zero(value: F64, bits: int) -> F64:
+def _truncated(value: F64, accumulator: Accumulator) -> F64:
+    assert accumulator.result_bits is not None
+    # Outside the unit the scale factor comes later, so no result is subnormal in it.
+    return toward_zero(value, accumulator.result_bits, -1000 if accumulator.outside else LOWEST)
+
+
+def toward_zero(value: F64, bits: int, lowest: int = LOWEST) -> F64:
     """Truncate to ``bits`` fraction bits; monotone, so it maps interval ends to interval ends."""
     _, exponent = np.frexp(value)
-    last = np.maximum(exponent - 1, LOWEST) - bits
+    last = np.maximum(exponent - 1, lowest) - bits
     return np.ldexp(np.trunc(np.ldexp(value, -last)), last)

@@ -27,6 +27,7 @@ from megamoe.spec.formats import (
     ue8m0_ceil,
 )
 
+_MINUS_INF, _PLUS_INF = np.uint16(0xFF80), np.uint16(0x7F80)
 FP8_GROUP = 128
 """Channels that share a scale factor where the slot rows reach the combine as E4M3."""
 
@@ -62,7 +63,35 @@ class Combine:
                     rows = self.read(low[:, slot], high[:, slot])
                 totals = [self.added(slot, t, rows, end) for end, t in enumerate(totals)]
         finished = [self._finished(total) for total in totals]
-        return finished[0], finished[-1]
+        if known:
+            return finished[0], finished[0]
+        return self._with_nan((finished[0], finished[1]), low, high, shared)
+
+    def _with_nan(
+        self,
+        found: tuple[U16, U16],
+        low: U16,
+        high: U16,
+        shared: tuple[U16, U16] | None,
+    ) -> tuple[U16, U16]:
+        """Both ends infinite where NaN is possible and not certain.
+
+        A row between two infinities may be NaN. Where one end of the sum is NaN, infinities of
+        both signs may meet, and need not.
+        """
+        first, last = found
+        rows = [(low, high, self.live)]
+        if shared is not None:
+            every = np.ones((len(low), 1), np.bool_)
+            rows.append((shared[0][:, None], shared[1][:, None], every))
+        may, must = (np.zeros(first.shape, np.bool_) for _ in range(2))
+        for least, most, live in rows:
+            ends = bf16_decode(least), bf16_decode(most)
+            may |= ((ends[0] == -np.inf) & (ends[1] == np.inf) & live[:, :, None]).any(axis=1)
+            must |= (np.isnan(ends[0]) & np.isnan(ends[1]) & live[:, :, None]).any(axis=1)
+        one_end = np.isnan(bf16_decode(first)) != np.isnan(bf16_decode(last))
+        lost = (may & ~must) | one_end
+        return np.where(lost, _MINUS_INF, first), np.where(lost, _PLUS_INF, last)
 
     def order(self, slots: int, shared: bool) -> list[int | None]:
         """The slots as they are added; None is the shared expert's."""

@@ -11,9 +11,18 @@ import numpy.typing as npt
 
 from megamoe.oracle.swiglu import Activations
 from megamoe.spec.contract import Contract
-from megamoe.spec.formats import GROUP, U8, U16, e4m3_key
+from megamoe.spec.formats import GROUP, U8, U16, bf16_key, e4m3_key
+from megamoe.spec.forms import BF16
 
 I16 = npt.NDArray[np.int16]
+
+
+def _same_codes(key: I16, codes: U8, sf: U8) -> bool:
+    """Beside a byte of 255 every code is NaN."""
+    same = (key == e4m3_key(codes)) | (np.repeat(sf, GROUP, axis=-1) == 255)
+    return bool(same.all())
+
+
 Tensors = dict[str, npt.NDArray[Any]]
 
 
@@ -56,13 +65,26 @@ class Envelope:
         low.reshape(-1, GROUP)[nan], high.reshape(-1, GROUP)[nan] = -127, 127
         return low, high
 
-    def is_point(self) -> bool:
-        """One y, one set of codes, one set of exponents."""
+    def is_point(self, y: U16, codes: U8, sf: U8) -> bool:
+        """These y, codes and exponents, and no others; NaN is NaN whatever its bits are."""
+        nan = BF16.is_nan(y)
         return (
             not self.open_groups.size
-            and bool((self.sf_lo == self.sf_hi).all())
-            and bool((self.key_lo == self.key_hi).all())
-            and bool((self.y_lo == self.y_hi).all())
+            and all(bool((end == sf).all()) for end in (self.sf_lo, self.sf_hi))
+            and all(bool(_same_codes(end, codes, sf)) for end in (self.key_lo, self.key_hi))
+            and all(
+                bool(np.where(nan, BF16.is_nan(end), end == y).all())
+                for end in (self.y_lo, self.y_hi)
+            )
+        )
+
+    def freedom(self, name: str) -> str:
+        """One line: how much freedom the class called ``name`` leaves."""
+        codes = int((self.key_lo != self.key_hi).sum())
+        rows = int((bf16_key(self.y_lo) != bf16_key(self.y_hi)).sum())
+        return (
+            f"{name}: {len(self.open_groups)} exponents, {codes} codes and {rows} of "
+            f"{self.y_lo.size} outputs undecided"
         )
 
     def to_tensors(self, codes: U8, sf: U8) -> Tensors:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -165,6 +166,38 @@ def silu_bounds(division: str, alpha: float = 1.0) -> tuple[F32, F32]:
     return low32, high32
 
 
+class Hull(NamedTuple):
+    """Numbers from ``low`` to ``high``, and whether NaN is possible beside them.
+
+    Where nothing but NaN is possible both ends are NaN.
+    """
+
+    low: F32
+    high: F32
+    nan: npt.NDArray[np.bool_]
+
+    def times(self, other: Hull) -> Hull:
+        """All products, each rounded once: monotone in each factor, so the ends are at corners.
+
+        0 times infinity is NaN. Where an infinite end belongs to an interval with numbers in it, 0
+        times these is 0.
+        """
+        corners, maybe = [], self.nan | other.nan
+        for a, x in zip(self[:2], self[1::-1], strict=True):
+            for b, y in zip(other[:2], other[1::-1], strict=True):
+                with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+                    corner = a * b
+                numbers = ((a == 0) & (b != y)) | ((b == 0) & (a != x))
+                lost = np.isnan(corner) & ~np.isnan(a) & ~np.isnan(b)
+                corners.append(np.where(lost & numbers, np.float32(0), corner))
+        with np.errstate(invalid="ignore"):
+            for one, two in ((self, other), (other, self)):
+                zero = (one.low <= 0) & (one.high >= 0)
+                maybe = maybe | (zero & (np.isinf(two.low) | np.isinf(two.high)))
+            low, high = np.fmin.reduce(corners), np.fmax.reduce(corners)
+        return Hull(low, high, maybe | np.isnan(low))
+
+
 @dataclass(frozen=True)
 class Bounds:
     """A function of a bfloat16, known as an interval: its extremes over any run of arguments."""
@@ -174,8 +207,10 @@ class Bounds:
     """``(65536,)`` by bf16 bits."""
     least: F32
     most: F32
-    """``(17, n)``: extremes over 2**level arguments from the n-th on, in the order of values. A
-    NaN among them makes both NaN."""
+    """``(17, n)``: extremes over 2**level arguments from the n-th on, in the order of values, of
+    those that have a number: infinities the wrong way round where none has."""
+    nan: npt.NDArray[np.bool_]
+    """``(17, n)``: whether one of them may have NaN."""
 
     @classmethod
     def of(cls, low: F32, high: F32) -> Bounds:
@@ -183,34 +218,46 @@ class Bounds:
         bits = np.arange(65536, dtype=np.uint16)
         number = bits[~np.isnan(_values())]
         at = _position(number)
+        lost = np.isnan(low) | np.isnan(high)
         levels = []
-        for table, pick in ((low, np.minimum), (high, np.maximum)):
-            row = np.full(at.max() + 1, np.inf if pick is np.minimum else -np.inf, np.float32)
-            with np.errstate(invalid="ignore"):
-                pick.at(row, at, table[number])  # both zeros have one place
-                rows = [row]
-                for level in range(16):
-                    last, step = rows[-1], 1 << level
-                    shifted = np.concatenate([last[step:], np.repeat(last[-1:], step)])
-                    rows.append(pick(last, shifted))
+        for table, pick, start in (
+            (low, np.fmin, np.float32(np.inf)), (high, np.fmax, np.float32(-np.inf)),
+            (lost, np.logical_or, False),
+        ):  # fmt: skip
+            row = np.full(at.max() + 1, start)
+            pick.at(row, at, table[number])  # both zeros have one place
+            rows = [row]
+            for level in range(16):
+                last, step = rows[-1], 1 << level
+                shifted = np.concatenate([last[step:], np.repeat(last[-1:], step)])
+                rows.append(pick(last, shifted))
             levels.append(np.stack(rows))
         return cls(low, high, *levels)
 
-    def over(self, first: U16, last: U16) -> tuple[F32, F32]:
+    def over(self, first: U16, last: U16) -> Hull:
         """Extremes over the arguments from ``first`` to ``last`` (bf16 bits, inclusive).
 
-        Of a NaN argument what the table says of it.
+        Of a NaN argument what the table says of it. Between two infinities the argument may be NaN
+        as well (``docs/numerics.md``, 3.5).
         """
         start, end = _position(first), _position(last)
         level = np.frexp((end - start + 1).astype(np.float32))[1] - 1
         second = end - (1 << level) + 1
-        with np.errstate(invalid="ignore"):
-            low = np.minimum(self.least[level, start], self.least[level, second])
-            high = np.maximum(self.most[level, start], self.most[level, second])
+        low = np.minimum(self.least[level, start], self.least[level, second])
+        high = np.maximum(self.most[level, start], self.most[level, second])
+        maybe = self.nan[level, start] | self.nan[level, second]
+        none = low > high
+        low, high = (np.where(none, np.float32(np.nan), end) for end in (low, high))
+        lost = (bf16_decode(first) == -np.inf) & (bf16_decode(last) == np.inf)
+        if lost.any():  # of a NaN argument the table may say a number
+            of_nan = self.low[0x7FC0], self.high[0x7FC0]
+            maybe |= lost & bool(np.isnan(of_nan[0]))
+            low = np.where(lost, np.fmin(low, of_nan[0]), low)
+            high = np.where(lost, np.fmax(high, of_nan[1]), high)
         nan = np.isnan(bf16_decode(first)) | np.isnan(bf16_decode(last))
         if nan.any():
             low, high = np.where(nan, self.low[first], low), np.where(nan, self.high[first], high)
-        return low, high
+        return Hull(low, high, maybe | np.isnan(low))
 
 
 _LOWEST = int(bf16_key(np.array([0xFF80], np.uint16))[0])
@@ -227,6 +274,7 @@ __all__ = [
     "F64",
     "Bounds",
     "Form",
+    "Hull",
     "form_of",
     "gate_bounds",
     "gate_table",

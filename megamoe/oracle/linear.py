@@ -13,7 +13,7 @@ for says which.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -189,11 +189,12 @@ class Blocks:
     """Every term is a multiple of 2**lowbit."""
     field: F64
     """Exponent field of the largest term is at most this."""
+    folded: F64
+    """The same where each operand, with its scale, is one bfloat16: a subnormal has field -126."""
 
     def only(self, chosen: npt.NDArray[np.bool_]) -> Blocks:
         """Some of the rows, by a mask ``(R,)``."""
-        parts = (self.low, self.high, self.positive, self.negative, self.lowbit, self.field)
-        return Blocks(*(part[:, chosen] for part in parts))
+        return Blocks(*(getattr(self, part.name)[:, chosen] for part in fields(self)))
 
     def total(self) -> tuple[F64, F64]:
         """Sum over all blocks, ``(R, N)``: exact where :meth:`exact_in_float64` holds."""
@@ -219,7 +220,19 @@ def block_sums(rows: Rows, columns: Columns) -> Blocks:
         (absolute - signed) / 2,
         rows.lowbit.T[:, :, None] + columns.lowbit.T[:, None, :] + whole,
         rows.field.T[:, :, None] + columns.field.T[:, None, :] + whole,
+        _folded(rows.field + rows.exponent, columns.field + columns.exponent),
     )
+
+
+def _folded(row_field: F64, column_field: F64) -> F64:
+    """``(R, G)`` and ``(N, G)`` fields with their scales, each as a bfloat16's, added."""
+    row, column = (folded_field(field) for field in (row_field, column_field))
+    return np.asarray(row.T[:, :, None] + column.T[:, None, :])
+
+
+def folded_field(field: F64) -> F64:
+    """Fields of scaled operands as bfloat16 has them; no term stays no term, NaN becomes 0."""
+    return np.where(field > NO_TERM // 2, np.maximum(field, -126.0), np.nan_to_num(field))
 
 
 def exact_dot(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Fraction:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.oracle import swiglu
-from megamoe.oracle.bounds import result_interval, within_fp32
+from megamoe.oracle.bounds import exact_interval, result_interval, within_fp32
 from megamoe.oracle.groups import group_amax, scaled_codes
 from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums, exact_dot, float_to_odd
 from megamoe.oracle.spread import SpreadRows, spread_block_sums
@@ -43,6 +43,8 @@ class Made:
     acts: Mapping[str, swiglu.Activations]
     ends: Mapping[str, tuple[U16, U16]]
     """By accumulator class: what it allows of the activations and of the row."""
+    leaves_fp32: Mapping[str, bool]
+    """By accumulator class: a finite sum has an end that is infinite."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,16 @@ class Layer:
             a.name: (bf16_round(out[a.name][0]), bf16_round(out[a.name][1])) for a in self.classes
         }
         sums = gate_up["reference"] if self.traced else np.empty(0)
-        return Made(sums, codes, sf, bf16_round(out["reference"]), acts, ends)
+        leaves = {
+            a.name: any(_leaves_fp32(made["reference"], made[a.name]) for made in (gate_up, out))
+            for a in self.classes
+        }
+        return Made(sums, codes, sf, bf16_round(out["reference"]), acts, ends, leaves)
+
+
+def _leaves_fp32(exact: F64, ends: Interval) -> bool:
+    infinite = np.isinf(ends[0]) | np.isinf(ends[1])
+    return bool((infinite & (np.abs(exact) < 2.0**128)).any())
 
 
 def linear(
@@ -119,22 +130,30 @@ def class_interval(
 ) -> Interval:
     """``(R, N)`` ends of what the class allows of one linear."""
     uncertain = spread.get(a.name) if spread else None
-    if uncertain is not None:
-        blocks = spread_block_sums(uncertain, columns)
-        inside = blocks.total()
-    else:
-        inside = (exact, exact)
+    if uncertain is None:
+        return _ends(a, blocks, (exact, exact), rows, columns, None)
+    blocks = spread_block_sums(uncertain, columns)
+    low, high = _ends(a, blocks, exact_interval(blocks), rows, columns, uncertain)
+    # NaN among the activations is NaN in every output: both ends infinite say that it may be.
+    lost = uncertain.may_be_nan()[:, None] & ~np.isnan(low)
+    return np.where(lost, -np.inf, low), np.where(lost, np.inf, high)
+
+
+def _ends(
+    a: Accumulator, blocks: Blocks, inside: Interval, rows: Rows, columns: Columns,
+    uncertain: SpreadRows | None,
+) -> Interval:  # fmt: skip
     if a.align_bits is None:
         return inside
     if not a.replayed:
         low, high = result_interval(blocks, a)
     elif uncertain is None:
-        low, high = within_fp32(blocks, *replay(rows, columns, a))
+        low, high = within_fp32(blocks, *replay(rows, columns, a), a)
     else:
         low, high = result_interval(blocks, a)
         known = uncertain.decided()
         if known.any():
-            ends = within_fp32(blocks.only(known), *replay(rows.only(known), columns, a))
+            ends = within_fp32(blocks.only(known), *replay(rows.only(known), columns, a), a)
             low[known], high[known] = ends
     # A class that truncates need not reach the exact sum; the reference point belongs to every
     # envelope all the same, so that an envelope of one point can only be the reference.

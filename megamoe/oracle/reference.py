@@ -22,7 +22,7 @@ from megamoe.oracle.mlp import Layer, Weights, linear
 from megamoe.oracle.staging import quantize
 from megamoe.spec.accumulators import ACCUMULATORS, accumulator
 from megamoe.spec.contract import Contract
-from megamoe.spec.formats import GROUP, U8, U16, bf16_key, bf16_round
+from megamoe.spec.formats import GROUP, U8, U16, bf16_round
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 
@@ -105,6 +105,7 @@ def forward(
     sums = np.zeros((tokens, slots, 2 * intermediate) if trace is not None else 0)
     parts = {name: _Collected.empty(tokens, slots, hidden_size, intermediate) for name in names}
 
+    leaves: set[str] = set()
     for expert in np.unique(ids[live]):
         for at in _pieces(*np.nonzero(ids == expert)):
             weight = view.topk_weights[at][:, None]
@@ -114,6 +115,7 @@ def forward(
                 sums[at] = made.sums
             for name, part in parts.items():
                 part.take(at, made.acts[name], *made.ends[name])
+                leaves |= {name} if made.leaves_fp32[name] else set()
 
     shared: dict[str, tuple[U16, U16]] | None = None
     if view.shared is not None:
@@ -128,7 +130,12 @@ def forward(
         name: part.envelope(combine, None if shared is None else shared[name])
         for name, part in parts.items()
     }
-    why = tuple(_freedom(name, env) for name, env in envelopes.items() if not env.is_point())
+    why = tuple(
+        f"{name}: a sum may leave fp32 although the exact one does not" for name in sorted(leaves)
+    )
+    why += tuple(
+        env.freedom(name) for name, env in envelopes.items() if not env.is_point(y, codes, sf)
+    )
     if set(names) != set(ACCUMULATORS):
         why += ("not every accumulator class was examined",)
     return ForwardGolden(y, codes, sf, envelopes, why)
@@ -265,8 +272,7 @@ class _Collected:
         if row.size:
             shape = (*self.sf_lo.shape,)
             flat = np.ravel_multi_index((at[0][row], at[1][row], group), shape)
-            low = acts.low.reshape(len(first), -1, GROUP)[row, group]
-            high = acts.high.reshape(len(first), -1, GROUP)[row, group]
+            low, high = (end.reshape(len(first), -1, GROUP)[row, group] for end in acts.open_ends())
             self.open_groups.append((flat, low, high))
 
     def envelope(self, combine: Combine, shared: tuple[U16, U16] | None) -> Envelope:
@@ -288,13 +294,3 @@ class _Collected:
             high[order].astype(np.float32),
             combine.contract,
         )
-
-
-def _freedom(name: str, envelope: Envelope) -> str:
-    """One line: how much freedom a class leaves."""
-    codes = int((envelope.key_lo != envelope.key_hi).sum())
-    rows = int((bf16_key(envelope.y_lo) != bf16_key(envelope.y_hi)).sum())
-    return (
-        f"{name}: {len(envelope.open_groups)} exponents, {codes} codes and {rows} of "
-        f"{envelope.y_lo.size} outputs undecided"
-    )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.oracle.groups import scaled_codes
-from megamoe.oracle.linear import NO_TERM, Blocks, Columns
+from megamoe.oracle.linear import NO_TERM, Blocks, Columns, folded_field
 from megamoe.oracle.swiglu import Activations
 from megamoe.spec.formats import GROUP, U8, e4m3_decode
 
@@ -58,10 +58,19 @@ class SpreadRows:
         rows = cls.of(activations, first, last)
         return None if rows.decided().all() else rows
 
+    def may_be_nan(self) -> npt.NDArray[np.bool_]:
+        """``(R,)``: an activation, or a scale factor of byte 255, may be NaN: so any output may."""
+        lost = (self.last + 127 == 255).any(axis=1)
+        nan = self.activations.nan
+        return np.asarray(lost if nan is None else lost | nan.any(axis=1))
+
     def decided(self) -> npt.NDArray[np.bool_]:
         """``(R,)``: rows of one possible set of codes and exponents."""
         one_code = (self.low == self.high).all(axis=(0, 2))
-        return np.asarray(one_code & (self.first == self.last).all(axis=1))
+        one_exponent = (self.first == self.last).all(axis=1)
+        nan = self.activations.nan
+        known = one_code & one_exponent
+        return np.asarray(known if nan is None else known & ~nan.any(axis=1))
 
 
 def spread_block_sums(rows: SpreadRows, columns: Columns) -> Blocks:
@@ -74,7 +83,8 @@ def spread_block_sums(rows: SpreadRows, columns: Columns) -> Blocks:
     field = np.where(top_code > 0, np.maximum(np.frexp(top_code)[1] - 1, -6), NO_TERM)
 
     for row, group in np.argwhere(rows.first != rows.last):
-        for exponent in range(rows.first[row, group] + 1, rows.last[row, group] + 1):
+        last = min(rows.last[row, group], 127)  # byte 255 has no numbers: see may_be_nan
+        for exponent in range(rows.first[row, group] + 1, last + 1):
             candidate = _candidate(rows, row, group, exponent)
             part = _interval_product(*candidate, weights[group], absolute[group])
             shift = np.exp2(exponent + columns.exponent[:, group])
@@ -92,6 +102,8 @@ def spread_block_sums(rows: SpreadRows, columns: Columns) -> Blocks:
         np.maximum((magnitude - low) / 2, 0.0),
         (lowbit + rows.first.T)[:, :, None] + columns.lowbit.T[:, None, :] + weight_exponent,
         (field + rows.last.T)[:, :, None] + columns.field.T[:, None, :] + weight_exponent,
+        folded_field(field + rows.last.T)[:, :, None]
+        + folded_field(columns.field + columns.exponent).T[:, None, :],
     )
 
 

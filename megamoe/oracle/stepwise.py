@@ -4,6 +4,8 @@ Thirteen bits, cut toward zero, 32 products a step: a worst case over such steps
 (``docs/numerics.md``, 3.4). But the instruction leaves nothing open. Where both operands are
 known, its result is computed here and not bounded; what stays open is in which format the FP4
 weight reaches the unit, and the direction of the fp32 additions that promote its sums.
+
+Scale factors enter the unit as exponents, or, where the class is ``outside``, come after it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.oracle.bounds import LOWEST, floor_log2, toward_zero
+from megamoe.oracle.bounds import LOWEST, SUBNORMAL, floor_log2, toward_zero
 from megamoe.oracle.linear import Columns, Rows
 from megamoe.spec.accumulators import Accumulator
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8
@@ -32,10 +34,13 @@ PIECE = 1 << 17
 def replay(rows: Rows, columns: Columns, accumulator: Accumulator) -> tuple[F64, F64]:
     """``(R, N)`` lowest and highest fp32 result of the class's instruction. NaN in, NaN out.
 
-    ``ValueError`` for a class that is not promoted, or not made of aligned steps.
+    ``ValueError`` for a class that is not promoted, or not made of aligned steps, and where a run
+    that is scaled outside the unit has more than one scale factor.
     """
     if accumulator.promote is None or accumulator.align_bits is None:
         raise ValueError(f"class {accumulator.name} has no instruction to follow step by step")
+    if accumulator.outside:
+        _one_scale_a_run(rows, columns, accumulator)
     shape = rows.exponent.shape[0], columns.exponent.shape[0]
     low, high = np.empty(shape), np.empty(shape)
     size = max(32, PIECE // (32 * max(1, shape[0])))
@@ -59,7 +64,8 @@ def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) 
         own = columns.packed[part, width * j : width * (j + 1)]
         weights, *weight_fields = _weights(own)
         products = x[j] * weights  # exact: 4 + 4 significant bits at most
-        scale = rows.exponent[:, j, None] + columns.exponent[part, j]
+        factor = rows.exponent[:, j, None] + columns.exponent[part, j]
+        scale = np.zeros(shape) if accumulator.outside else factor
         fields = [(x_field[j] + field).max(axis=1) for field in weight_fields]
         # In few outputs the two formats differ, so the second follows those alone.
         apart = np.flatnonzero(((fields[0] != fields[1]) | (as_e2m1 != as_e4m3)).any(axis=0))
@@ -72,9 +78,34 @@ def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) 
         as_e4m3[:, apart] = second
         if (j + 1) % span == 0 or j + 1 == groups:
             for i, running in enumerate((as_e2m1, as_e4m3)):
-                ends[i] = _promoted(ends[i][0], running)[0], _promoted(ends[i][1], running)[1]
+                down, up = _scaled(running, factor) if accumulator.outside else (running, running)
+                ends[i] = _promoted(ends[i][0], down)[0], _promoted(ends[i][1], up)[1]
             as_e2m1, as_e4m3 = np.zeros(shape), np.zeros(shape)
     return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
+
+
+def _one_scale_a_run(rows: Rows, columns: Columns, accumulator: Accumulator) -> None:
+    assert accumulator.promote is not None
+    span = accumulator.promote // GROUP
+    for exponent in (rows.exponent, columns.exponent):
+        for start in range(0, exponent.shape[1], span):
+            run = np.nan_to_num(exponent[:, start : start + span])
+            if (run != run[:, :1]).any():
+                raise ValueError(
+                    f"class {accumulator.name} needs one scale factor on a side for each "
+                    f"{accumulator.promote} values of K"
+                )
+
+
+def _scaled(running: F64, factor: F64) -> tuple[F64, F64]:
+    """A run's result times its scale factors, rounded down and up where it is subnormal."""
+    exact = running * np.exp2(factor)
+    steps = exact / SUBNORMAL
+    small = np.abs(exact) < 2.0**LOWEST
+    return (
+        np.where(small, np.floor(steps) * SUBNORMAL, exact),
+        np.where(small, np.ceil(steps) * SUBNORMAL, exact),
+    )
 
 
 def _token_fields(values: F64) -> I8:
@@ -119,12 +150,13 @@ def _step(products: F32, field: I8, scale: F64, running: F64, accumulator: Accum
 
 def _promoted(main: F64, running: F64) -> tuple[F64, F64]:
     """Their fp32 sum, rounded down and rounded up."""
-    total = main + running
-    back = total - main
-    error = (main - (total - back)) + (running - back)  # what float64 itself lost, exactly
-    near = total.astype(np.float32)
-    above = (near > total) | ((near == total) & (error < 0))
-    below = (near < total) | ((near == total) & (error > 0))
-    down = np.where(above, np.nextafter(near, np.float32(-np.inf)), near)
-    up = np.where(below, np.nextafter(near, np.float32(np.inf)), near)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond fp32 the ends are replaced later
+        total = main + running
+        back = total - main
+        error = (main - (total - back)) + (running - back)  # what float64 itself lost, exactly
+        near = total.astype(np.float32)
+        above = (near > total) | ((near == total) & (error < 0))
+        below = (near < total) | ((near == total) & (error > 0))
+        down = np.where(above, np.nextafter(near, np.float32(-np.inf)), near)
+        up = np.where(below, np.nextafter(near, np.float32(np.inf)), near)
     return down.astype(np.float64), up.astype(np.float64)

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.oracle.gates import Form, form_of, gate_bounds, gate_table, up_bounds, up_table
+from megamoe.oracle.gates import (
+    Form,
+    Hull,
+    form_of,
+    gate_bounds,
+    gate_table,
+    up_bounds,
+    up_table,
+)
 from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
 from megamoe.spec.contract import Contract
 from megamoe.spec.formats import (
@@ -83,12 +91,15 @@ def requant_exponent(amax: F32, contract: Contract) -> U8:
 class Activations:
     """Interval of the fp32 activations before requantisation, ``(R, I)`` each, low <= high.
 
-    Where the value is NaN both ends are NaN.
+    Where the value is NaN both ends are NaN. Where it may be, besides a number, ``nan`` is true.
+    An end at which ``high`` alone is NaN means the same (:meth:`open_ends`).
     """
 
     low: F32
     high: F32
     contract: Contract
+    nan: npt.NDArray[np.bool_] | None = None
+    """None: nowhere but where both ends are."""
 
     def exponents(self) -> tuple[U8, U8]:
         """Lowest and highest UE8M0 byte per group, ``(R, I/32)``."""
@@ -97,18 +108,31 @@ class Activations:
             np.float32(0.0),
             np.minimum(np.abs(self.low), np.abs(self.high)),
         )
+        if self.nan is not None:  # left out of the maximum
+            smallest = np.where(self.nan & ~np.isnan(self.low), np.float32(0.0), smallest)
         largest = np.maximum(np.abs(self.low), np.abs(self.high))
         first, last = (
             requant_exponent(group_amax(end, self.contract), self.contract)
             for end in (smallest, largest)
         )
+        if self.nan is not None and not self.contract.amax_drops_nan.value:
+            taken = group_amax(np.where(self.nan, np.float32(np.nan), largest), self.contract)
+            byte = requant_exponent(taken, self.contract)
+            first, last = np.minimum(first, byte), np.maximum(last, byte)
         return first, last
+
+    def open_ends(self) -> tuple[F32, F32]:
+        """Both ends, the higher one NaN where the value may be: the highest key is a NaN's."""
+        if self.nan is None:
+            return self.low, self.high
+        return self.low, np.where(self.nan, np.float32(np.nan), self.high)
 
     def code_keys(self, exponent: U8) -> tuple[I16, I16]:
         """Lowest and highest E4M3 code, as keys, given each group's exponent ``(R, I/32)``."""
+        low, high = self.open_ends()
         return (
-            e4m3_key(scaled_codes(self.low, exponent, self.contract)),
-            e4m3_key(scaled_codes(self.high, exponent, self.contract)),
+            e4m3_key(scaled_codes(low, exponent, self.contract)),
+            e4m3_key(scaled_codes(high, exponent, self.contract)),
         )
 
     def dequantized(self, exponent: U8) -> tuple[F64, F64]:
@@ -133,20 +157,24 @@ def activation_interval(
     """Interval of ``a`` from intervals of the bf16 gate and up ``(R, I)``, weight ``(R, 1)``.
 
     fl32 of a product is monotone in each factor, so the extremes of ``(gated * up) * weight``
-    are among the rounded corner products. ``any_form`` allows the fast instructions' errors even
-    where ``fast_math`` is off.
+    are among the rounded corner products (:meth:`Hull.times`). ``any_form`` allows the fast
+    instructions' errors even where ``fast_math`` is off.
     """
     ends = [clamp_gate_up(g, u, act, contract) for g, u in zip(gate, up, strict=True)]
     form: Form = form_of(act, contract)
     form = form.fast() if any_form else form
     gated = gate_bounds(form).over(ends[0][0], ends[1][0])
     ups = up_bounds(form).over(ends[0][1], ends[1][1])
-    corners = [product(g, u, weight, contract) for g in gated for u in ups]
-    stacked = np.stack(corners)
-    nan = np.isnan(stacked).any(axis=0)
-    low = np.where(nan, np.float32(np.nan), np.minimum.reduce(stacked))
-    high = np.where(nan, np.float32(np.nan), np.maximum.reduce(stacked))
-    return Activations(low.astype(np.float32), high.astype(np.float32), contract)
+    found = gated.times(ups)
+    if contract.routing_weight.value == "activation":
+        found = found.times(Hull(weight, weight, np.isnan(weight)))
+    low, high = found.low, found.high
+    if contract.bf16_before_requant.value:
+        low, high = (bf16_decode(bf16_round(end)) for end in (low, high))
+    nan = found.nan & ~np.isnan(low)
+    return Activations(
+        low.astype(np.float32), high.astype(np.float32), contract, nan if nan.any() else None
+    )
 
 
 __all__ = [

@@ -18,6 +18,9 @@ class Accumulator:
     among them, keeps ``align_bits`` fraction bits below it and rounds the result to
     ``result_bits`` fraction bits. ``block`` None means a plain sum in any order, one rounding an
     addition.
+
+    A kernel is a member where its operands reach the unit as they are. One that folds each scale
+    factor into its operand, as bfloat16, is a member as long as both are multiples of 2**-133.
     """
 
     name: str
@@ -37,11 +40,15 @@ class Accumulator:
     """Known operands leave nothing open: the steps are followed (:mod:`megamoe.oracle.stepwise`)
     and not bounded, so a kernel that cuts K, scales or promotes otherwise is of another class."""
     evidence: str
+    outside: bool = False
+    """The unit knows no scale factors. Each run of ``promote`` values starts from zero, its result
+    is multiplied by both scale factors and added in fp32; the run must have one factor on a side.
+    The two are applied as one power of two: an order in which they overflow is another kernel."""
 
 
 EXACT: Final = Accumulator(
     "exact", None, None, None, True, None, False, False,
-    "definition: the infinitely precise sum",
+    "definition: the infinitely precise sum, rounded once, to bfloat16 (decision 10)",
 )  # fmt: skip
 FP32: Final = Accumulator(
     "fp32", None, 23, 23, False, None, True, False,
@@ -50,19 +57,34 @@ FP32: Final = Accumulator(
 FP32_ORDERED: Final = Accumulator(
     "fp32-ordered", 32, 23, 23, False, None, True, False,
     "definition: as fp32, with K in ascending blocks of 16 or 32; Hopper wgmma bf16 is a member "
-    "(MMA-Sim 2.1.1: 16 terms, 25 bits, truncated)",
+    "(MMA-Sim 2.1.1: 16 terms, 25 bits, truncated) where its operands are bfloat16 numbers",
 )  # fmt: skip
 SM90_E4M3: Final = Accumulator(
     "sm90-e4m3", 32, 13, 13, True, 128, False, True,
     "MMA-Sim 2.1.1 and mmaemu 0.1.0, both checked against H100; DeepGEMM promotes every 128",
 )  # fmt: skip
+SM90_E4M3_K32: Final = Accumulator(
+    "sm90-e4m3-k32", 32, 13, 13, True, 32, False, True,
+    "the instruction of sm90-e4m3, which has no operand for scale factors, with this contract's "
+    "factors for each 32 applied as DeepGEMM's SM90 kernels apply theirs for each 128",
+    outside=True,
+)  # fmt: skip
+SM90_E4M3_K128: Final = Accumulator(
+    "sm90-e4m3-k128", 32, 13, 13, True, 128, False, True,
+    "read in DeepGEMM's sm90_fp8_gemm_1d2d.cuh and sgl-deep-gemm 0.2.5's sm90_fp8_mega_moe.cuh: "
+    "four steps of 32 from zero, then final += scale_a * scale_b * accum",
+    outside=True,
+)  # fmt: skip
+"""Not among :data:`ACCUMULATORS`: its operands need one scale factor for each 128 values of K."""
 SM100_MXF8F6F4: Final = Accumulator(
     "sm100-mxf8f6f4", 32, 25, 23, True, None, False, False,
     "MMA-Sim 2.1.1, checked against B200 for one CTA; the two-CTA form that DeepGEMM issues is "
     "likely the same, not shown",
 )  # fmt: skip
 
-ACCUMULATORS: Final = {a.name: a for a in (EXACT, FP32, FP32_ORDERED, SM90_E4M3, SM100_MXF8F6F4)}
+ACCUMULATORS: Final = {
+    a.name: a for a in (EXACT, FP32, FP32_ORDERED, SM90_E4M3, SM90_E4M3_K32, SM100_MXF8F6F4)
+}
 
 
 def accumulator(name: str) -> Accumulator:

@@ -19,7 +19,8 @@ def write_case(case: Case, path: Path, contract: Contract) -> list[str]:
     """Write ``input.*`` and ``oracle.*`` tensors under ``contract``; returns their names.
 
     Inputs keep their dtypes; oracle stages are bits (bfloat16 as uint16, codes as uint8), but for
-    ``oracle.gate_up``: the exact sums of linear 1, float64. Of the
+    ``oracle.gate_up``: the exact sums of linear 1, float64. The code of a negative activation that
+    rounds to zero is 0x00 in ``oracle.l2_acts`` and not 0x80 (decision 3). Of the
     weights, ``input.experts`` lists the experts that an id names, and only they are written. The
     file's metadata holds the case. Raises :class:`GoldenError` for an errors case.
     """

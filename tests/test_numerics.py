@@ -1,0 +1,193 @@
+"""One search for a counterexample for each numbered statement of docs/numerics.md.
+
+Others are elsewhere: section 3's bounds in tests/test_bounds_search.py, 4.2 to 4.4 in
+tests/test_swiglu.py and tests/test_gates.py, 4.5, 6.3 and 6.4 in tests/test_maybe_nan.py.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megamoe.backends import simulate
+from megamoe.oracle import bounds, swiglu
+from megamoe.oracle.combine import Combine
+from megamoe.oracle.linear import Columns, Rows, block_sums, exact_dot
+from megamoe.oracle.mlp import linear
+from megamoe.oracle.spread import SpreadRows, spread_block_sums
+from megamoe.spec.accumulators import ACCUMULATORS
+from megamoe.spec.contract import BASE, REVISIONS
+from megamoe.spec.formats import (
+    E2M1_TABLE,
+    E4M3_TABLE,
+    bf16_decode,
+    bf16_key,
+    bf16_round,
+    e4m3_cast,
+    e4m3_decode,
+    e4m3_key,
+    ue8m0_decode,
+)
+
+SEEDS = st.integers(0, 2**32 - 1)
+FINITE = np.flatnonzero(np.isfinite(E4M3_TABLE)).astype(np.uint8)
+
+
+def drawn(rng, depth, spread, columns=8):
+    """Operands with scale factors over ``spread`` octaves a side."""
+    codes = rng.choice(FINITE, (2, depth))
+    packed = rng.integers(0, 256, (columns, depth // 2), dtype=np.uint8)
+    sf, weight_sf = (
+        rng.integers(127 - spread // 2, 128 + spread // 2, (n, depth // 32)).astype(np.uint8)
+        for n in (2, columns)
+    )
+    return codes, sf, packed, weight_sf
+
+
+def blocks_of(args):
+    return block_sums(Rows.of(*args[:2]), Columns.of(*args[2:]))
+
+
+def test_2_1_products_are_short():
+    """All of them: a multiple of 2^-10 below 2^12, of six significant bits."""
+    for x in E4M3_TABLE[FINITE]:
+        for w in E2M1_TABLE:
+            units = Fraction(float(x)) * Fraction(float(w)) * 2**10
+            assert units.denominator == 1
+            size = abs(units.numerator)
+            assert size < 2**22
+            assert size == 0 or (size // (size & -size)).bit_length() <= 6
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=SEEDS, depth=st.sampled_from([32, 64, 256]), spread=st.sampled_from([1, 8, 17, 40]))
+def test_2_2_and_2_3_what_is_called_exact_is_the_rational_sum(seed, depth, spread):
+    args = drawn(np.random.default_rng(seed), depth, spread)
+    blocks = blocks_of(args)
+    total, known = blocks.total()[0], blocks.exact_in_float64()
+    for row, column in np.argwhere(known):
+        sums = [exact_dot(args[0][row], args[1][row], args[2][column], args[3][column])]
+        assert Fraction(float(total[row, column])) == sums[0]
+    group = args[0][0, :32], args[1][0, :1], args[2][0, :16], args[3][0, :1]
+    assert Fraction(float(blocks.low[0, 0, 0])) == exact_dot(*group)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=SEEDS, depth=st.sampled_from([32, 128, 256]), kernel=st.sampled_from(simulate.kernels())
+)
+def test_3_1_where_a_class_is_called_exact_its_members_give_the_sum(seed, depth, kernel):
+    """Few significant bits, so that the condition often holds, and often just fails."""
+    rng = np.random.default_rng(seed)
+    codes, sf, packed, weight_sf = drawn(rng, depth, int(rng.choice([1, 3, 8])), 64)
+    mask = np.uint8(rng.choice([0xF8, 0xB8, 0xFC]))
+    codes = codes & mask
+    codes[rng.random(codes.shape) < rng.choice([0.0, 0.5, 0.9])] = 0
+    args = codes, sf, packed & np.uint8(rng.choice([0xAA, 0xEE, 0xFF])), weight_sf
+    blocks = blocks_of(args)
+    a = ACCUMULATORS[kernel.accumulator]
+    low, high = bounds.result_interval(blocks, a)
+    with np.errstate(over="ignore"):
+        exact = low == high if a.block is None else bounds._always_exact(blocks, a)
+    try:
+        got = kernel.linear(*args, rng)
+    except simulate.NotAMemberError:
+        return
+    assert np.array_equal(got[exact], blocks.total()[0][exact])
+
+
+@pytest.mark.parametrize("name", ACCUMULATORS)
+def test_3_6_the_exact_sum_is_in_every_interval(name):
+    rng = np.random.default_rng(36)
+    for spread in (1, 12, 40):
+        codes, sf, packed, weight_sf = drawn(rng, 256, spread, 64)
+        out = linear(Rows.of(codes, sf), packed, weight_sf, [ACCUMULATORS[name]])
+        assert (out[name][0] <= out["reference"]).all()
+        assert (out["reference"] <= out[name][1]).all()
+
+
+def test_4_1_rounding_to_bfloat16_is_monotone():
+    rng = np.random.default_rng(41)
+    values = np.ldexp(rng.uniform(-1, 1, 200_000), rng.integers(-150, 129, 200_000))
+    every = bf16_decode(np.arange(65536, dtype=np.uint16))
+    values = np.sort(np.concatenate([values, every[~np.isnan(every)].astype(np.float64)]))
+    keys = bf16_key(bf16_round(values))
+    assert (np.diff(keys.astype(np.int32)) >= 0).all()
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_5_1_the_byte_does_not_fall_with_amax(revision):
+    rng = np.random.default_rng(51)
+    bits = np.sort(rng.integers(0, 0x7F800001, 300_000)).astype(np.uint32)
+    near = np.array([448 * 2.0**k for k in range(-130, 119)], np.float32).view(np.uint32)
+    bits = np.unique(np.concatenate([bits, near - 1, near, near + 1]))
+    byte = swiglu.requant_exponent(bits.view(np.float32), REVISIONS[revision])
+    assert (np.diff(byte.astype(int)) >= 0).all()
+
+
+def test_5_1_both_rules_agree_above_the_floor():
+    rng = np.random.default_rng(52)
+    bits = rng.integers(0, 0x7F800000, 300_000).astype(np.uint32)
+    near = np.array([448 * 2.0**k for k in range(-22, 119)], np.float32).view(np.uint32)
+    amax = np.concatenate([bits, near - 1, near, near + 1]).view(np.float32)
+    amax = amax[amax > 448 * 2.0**-23]
+    product, by_bits = (swiglu.requant_exponent(amax, REVISIONS[r]) for r in ("2026-06", "2026-09"))
+    assert np.array_equal(product, by_bits)
+
+
+def test_5_2_codes_are_monotone():
+    rng = np.random.default_rng(52)
+    values = np.sort(np.ldexp(rng.uniform(-1, 1, 300_000), rng.integers(-14, 12, 300_000)))
+    assert (np.diff(e4m3_key(e4m3_cast(values)).astype(int)) >= 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS)
+def test_6_1_every_y_between_lies_between(seed):
+    rng = np.random.default_rng(seed)
+    rows = np.ldexp(rng.uniform(-1, 1, (3, 4, 32)), rng.integers(-8, 8, (3, 4, 32)))
+    low = bf16_round(rows)
+    high = bf16_round(rows + np.abs(rows) * rng.uniform(0, 0.1, rows.shape))
+    whole = Combine(rng.random((3, 4)) < 0.8, np.ones((3, 4), np.float32), BASE)
+    ends = whole.ends(low, high)
+    between = bf16_round(
+        bf16_decode(low) + (bf16_decode(high) - bf16_decode(low)) * rng.random(rows.shape)
+    )
+    key = bf16_key(whole.point(between))
+    assert (bf16_key(ends[0]) <= key).all()
+    assert (key <= bf16_key(ends[1])).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS)
+def test_6_2_every_choice_of_codes_has_its_block_sums_inside(seed):
+    """Activations drawn within their intervals, requantised, and multiplied with the weights."""
+    rng = np.random.default_rng(seed)
+    low = np.ldexp(rng.uniform(-1, 1, (3, 128)), rng.integers(-4, 9, (3, 128))).astype(np.float32)
+    width = np.abs(low) * rng.choice([0, 1e-3, 0.1], low.shape)
+    high = (low + width).astype(np.float32)
+    acts = swiglu.Activations(low, high, BASE)
+    packed = rng.integers(0, 256, (16, 64), dtype=np.uint8)
+    columns = Columns.of(packed, rng.integers(110, 140, (16, 4)).astype(np.uint8))
+    blocks = spread_block_sums(SpreadRows.of(acts, *acts.exponents()), columns)
+    for _ in range(8):
+        part = np.where(
+            rng.random(low.shape) < 0.5, rng.random(low.shape), rng.integers(0, 2, low.shape)
+        )
+        values = np.clip((low + part * width).astype(np.float32), low, high)
+        amax = np.abs(values).reshape(3, 4, 32).max(axis=-1)
+        sf = swiglu.requant_exponent(amax, BASE)
+        codes = e4m3_cast(values / np.repeat(ue8m0_decode(sf), 32, axis=1))
+        assert np.isfinite(e4m3_decode(codes)).all()
+        chosen = blocks_of((codes, sf, packed, (columns.exponent + 127).astype(np.uint8)))
+        assert (blocks.low <= chosen.low).all()
+        assert (chosen.high <= blocks.high).all()
+        assert (chosen.positive <= blocks.positive).all()
+        assert (chosen.negative <= blocks.negative).all()
+        assert (blocks.lowbit <= chosen.lowbit).all()
+        assert (chosen.field <= blocks.field).all()
+        assert (chosen.folded <= blocks.folded).all()
