@@ -27,7 +27,7 @@ from megamoe.oracle.nvfp4_codes import Requantise, e2m1_nearest, staged
 from megamoe.reduce.core import ReduceError, start
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import NEWEST, REVISIONS
-from megamoe.spec.formats import E2M1_TABLE, bf16_decode, bf16_key, bf16_round
+from megamoe.spec.formats import E2M1_TABLE, bf16_decode, bf16_key, bf16_round, e2m1_decode
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
@@ -94,6 +94,41 @@ def test_a_bell_that_leaves_freedom_is_held_by_the_envelope_of_fp32():
     assert len({ends[name] for name in ACCUMULATORS if name != "exact"}) == 1
     names = set(golden.to_tensors())
     assert names == {"y"} | {f"{c}.y_{end}" for c in ACCUMULATORS for end in ("lo", "hi")}
+
+
+def summed(order, rounding, rng):
+    """A linear of ``eager``'s whose sums are taken in another way, all within fp32."""
+
+    def linear(numbers, sf, packed, weight_sf):
+        x = numbers.double() * sf.double().repeat_interleave(16, -1)
+        scale = weight_sf.view(torch.float8_e4m3fn).double().repeat_interleave(16, -1)
+        w = torch.from_numpy(e2m1_decode(packed.numpy())) * scale
+        if order != "mxf4nvf4":
+            terms = x.numpy().T[:, :, None] * w.numpy().T[:, None, :]
+            total = simulate.add_up(terms, order, rounding, rng)
+        else:  # the instruction, where the alignment to 35 bits loses nothing
+            total = np.zeros((len(x), len(w)))
+            for part in (slice(k, k + 64) for k in range(0, x.shape[1], 64)):
+                total = simulate.to_fp32(total + (x[:, part] @ w[:, part].T).numpy(), "zero", rng)
+        return torch.from_numpy(total).float()
+
+    return linear
+
+
+@pytest.mark.parametrize("change", [WIDE, {**WIDE, "clamp": 1.0, "fast_math": False}])
+def test_sums_in_any_order_stay_inside(monkeypatch, change):
+    problem = made(seed=17, tokens=6, experts=4, **change)
+    envelope = oracle.forward(problem, ["fp32"], contract=NEWEST).envelopes["fp32"]
+    rng, other = np.random.default_rng(5), 0
+    kinds = [(o, r) for o in simulate.ORDERS for r in ("nearest", "zero", "up", "mixed")]
+    for order, rounding in [*kinds, ("mxf4nvf4", "zero")]:
+        monkeypatch.setattr(eager_nvfp4, "linear", summed(order, rounding, rng))
+        y = bits(create().forward(problem)["y"])
+        key = bf16_key(y)
+        assert (bf16_key(envelope.y_lo) <= key).all(), (order, rounding)
+        assert (key <= bf16_key(envelope.y_hi)).all(), (order, rounding)
+        other += int((key != bf16_key(envelope.y_lo)).sum())
+    assert other
 
 
 def test_e2m1_to_nearest_even_for_every_bfloat16():
