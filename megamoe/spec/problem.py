@@ -32,9 +32,14 @@ class Sizes:
 ACTIVATIONS: Final = ("swiglu", "swiglustep", "situ")
 """Names of what may come between the two products, as vLLM has them."""
 COMBINE_DTYPES: Final = ("bf16", "fp8")
+NVFP4_SIZE_MULTIPLE: Final = 256
+"""H and I are multiples of this where weights are NVFP4."""
+WEIGHT_FORMATS: Final = ("mxfp4", "nvfp4")
+"""'mxfp4': E2M1 with a UE8M0 byte per 32, hidden states staged as E4M3. 'nvfp4': E2M1 with an E4M3
+byte per 16 and an fp32 factor an expert; hidden states and activations have the same codes."""
 FEATURES: Final = (
     "swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ", "shared-expert", "shared-output",
-    "fp8-combine",
+    "fp8-combine", "nvfp4",
 )  # fmt: skip
 """What a call may ask beyond plain SwiGLU of routed experts. A backend lists those that it
 computes in ``features``; a contract lists those that it has a rule for."""
@@ -117,6 +122,14 @@ class Problem:
     """(H, S/32) uint8, UE8M0."""
     shared_output: torch.Tensor | None = None
     """(T, H) bfloat16: what a shared expert apart from the kernel gave; added to y in the end."""
+    weight_format: str = "mxfp4"
+    """One of :data:`WEIGHT_FORMATS`. Of nvfp4 the two weight scales are (E, 2I, H/16) and
+    (E, H, I/16) uint8, E4M3 bytes from 0 to 0x7E, and the three fields below are there."""
+    w13_weight_scale_2: torch.Tensor | None = None
+    w2_weight_scale_2: torch.Tensor | None = None
+    """(E,) float32, above 0: a weight is ``code * scale * scale_2`` of its expert."""
+    l2_activation_scale: float | None = None
+    """What the scale bytes of linear 2's activations are relative to: one number a layer, fp32."""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -149,8 +162,22 @@ class Problem:
         """Which of :data:`FEATURES` it asks."""
         return features_of(
             self.act, self.combine_dtype, self.shared_w13_weight is not None,
-            self.shared_output is not None,
+            self.shared_output is not None, self.weight_format,
         )  # fmt: skip
+
+    @property
+    def is_nvfp4(self) -> bool:
+        """Its weights have the format NVFP4."""
+        return self.weight_format == "nvfp4"
+
+    @property
+    def expert_factors(self) -> dict[str, torch.Tensor]:
+        """Fields (E,) besides the four weights: the factors of NVFP4; none of MXFP4."""
+        found = {
+            "w13_weight_scale_2": self.w13_weight_scale_2,
+            "w2_weight_scale_2": self.w2_weight_scale_2,
+        }
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @property
     def shared_weights(self) -> tuple[torch.Tensor, ...]:
@@ -212,8 +239,9 @@ _BY_TOKEN: Final = ("hidden_states", "topk_ids", "topk_weights")
 
 
 def features_of(
-    act: Activation, combine_dtype: str, shared_expert: bool, shared_output: bool
-) -> tuple[str, ...]:
+    act: Activation, combine_dtype: str, shared_expert: bool, shared_output: bool,
+    weight_format: str = "mxfp4",
+) -> tuple[str, ...]:  # fmt: skip
     """Which of :data:`FEATURES` a call asks."""
     asks = {
         "swiglu-oai": act.name == "swiglu" and act.beta == 1.0,
@@ -224,8 +252,27 @@ def features_of(
         "shared-expert": shared_expert,
         "shared-output": shared_output,
         "fp8-combine": combine_dtype == "fp8",
+        "nvfp4": weight_format == "nvfp4",
     }  # fmt: skip
     return tuple(name for name in FEATURES if asks[name])
+
+
+def nvfp4_fault(
+    features: tuple[str, ...], hidden: int, intermediate: int, activation_scale: float | None
+) -> str:
+    """Why a call of such weights is none that is known here; empty if it is one.
+
+    The range of the scale keeps ``6 * scale`` and the reciprocal of every scale in use normal.
+    """
+    others = {"swiglustep", "situ", "shared-expert", "shared-output", "fp8-combine"} & {*features}
+    if others:
+        return f"nvfp4 goes without {min(others)}"
+    if hidden % NVFP4_SIZE_MULTIPLE or intermediate % NVFP4_SIZE_MULTIPLE:
+        sizes = f"H {hidden} and I {intermediate}"
+        return f"nvfp4 takes multiples of {NVFP4_SIZE_MULTIPLE}, not {sizes}"
+    if activation_scale is None or not 2.0**-100 <= activation_scale <= 2.0**100:
+        return f"nvfp4 takes an l2_activation_scale from 2**-100 to 2**100, not {activation_scale}"
+    return ""
 
 
 def _equal(value: Any, usual: Any) -> bool:
