@@ -36,8 +36,9 @@ from megamoe.layer.staging import (
 )
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
+from megamoe.spec.features import FEATURES
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP
-from megamoe.spec.problem import FEATURES, Problem
+from megamoe.spec.problem import Problem
 
 _WEIGHTS_AT_ONCE = 1 << 19
 """Decoded weight values in memory at a time: 2 MiB of fp32, a second-level cache. Has no

@@ -18,8 +18,9 @@ import torch
 from megamoe.backends.eager_activation import activate
 from megamoe.backends.eager_combine import combine
 from megamoe.spec.contract import Clause, Contract
+from megamoe.spec.features import nvfp4_fault
 from megamoe.spec.formats import NVFP4_GROUP
-from megamoe.spec.problem import Problem, nvfp4_fault
+from megamoe.spec.problem import Problem
 
 _LEAST, _MOST = 2.0**-9, 448.0
 _NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

@@ -12,8 +12,9 @@ import torch
 from megamoe import oracle
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
+from megamoe.spec.features import FEATURES
 from megamoe.spec.formats import U16
-from megamoe.spec.problem import FEATURES, Problem
+from megamoe.spec.problem import Problem
 
 
 def create(device: str | torch.device = "cpu", contract: str = NEWEST.revision) -> OracleBackend:

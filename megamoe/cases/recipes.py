@@ -16,8 +16,9 @@ import torch
 from megamoe.cases.counter import below, key, random_bytes, words
 from megamoe.cases.streams import HIDDEN, ROUTE, ROUTE_WEIGHT, SHARED_OUTPUT, Recipe, options
 from megamoe.cases.weights import expert_weights, nvfp4_weights, shared_expert
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import GROUP, NVFP4_GROUP, U16, bf16_round
-from megamoe.spec.problem import Activation, Problem
+from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import NVFP4_FACTORS, SHARED_WEIGHTS
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from megamoe.golden import GoldenError, Made, StoredGolden, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
 from megamoe.spec.contract import Contract
+from megamoe.spec.features import COMBINE_DTYPES, WEIGHT_FORMATS, features_of, nvfp4_fault
 from megamoe.spec.formats import SIZE_MULTIPLE
 from megamoe.spec.forms import bits
-from megamoe.spec.problem import COMBINE_DTYPES, WEIGHT_FORMATS, Problem, features_of, nvfp4_fault
+from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker.exchange import Caller, Returned
 

@@ -23,6 +23,7 @@ from megamoe.oracle.mlp import bf16_halves
 from megamoe.oracle.nvfp4_codes import Requantise, grouped, staged
 from megamoe.spec.accumulators import FP32, Accumulator
 from megamoe.spec.contract import Contract
+from megamoe.spec.features import Activation, nvfp4_fault
 from megamoe.spec.formats import (
     E4M3_NAN,
     F32,
@@ -34,7 +35,7 @@ from megamoe.spec.formats import (
     e4m3_decode,
 )
 from megamoe.spec.forms import bits
-from megamoe.spec.problem import Activation, Problem, nvfp4_fault
+from megamoe.spec.problem import Problem
 
 UNIT: Final = 2.0**-20
 """Every product is a multiple of it."""

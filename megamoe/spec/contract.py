@@ -30,7 +30,7 @@ class Contract:
     revision: str
 
     features: Clause[tuple[str, ...]]
-    """What a call may ask besides (:data:`megamoe.spec.problem.FEATURES`) and the clauses answer.
+    """What a call may ask besides (:data:`megamoe.spec.features.FEATURES`) and the clauses answer.
     A case that asks for anything else is not of this contract."""
 
     # --- EPLB remap ---
