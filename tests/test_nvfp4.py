@@ -5,13 +5,14 @@ No kernel on a Blackwell stands behind any of it: the description was read in vL
 
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from megamoe import oracle
-from megamoe.backends import eager_nvfp4, simulate
+from megamoe.backends import eager, eager_nvfp4, simulate
 from megamoe.backends import oracle as exact
 from megamoe.backends.eager import create
 from megamoe.cases import golden_root, load_cases
@@ -229,6 +230,43 @@ def test_a_routing_weight_before_the_combine_is_red(monkeypatch, name, place, st
     backend = Early(monkeypatch, place)
     verdict = Runner(Local(backend), Store(golden_root(), make, NEWEST)).run(case)
     assert verdict.status == status, verdict.reason
+
+
+MUTANTS = [
+    ("_amax(value).clamp_min", "_amax(value.abs() * 0 + 6).clamp_min"),
+    ("* _fp32(1 / 2688, value)", "/ 2700.0"),
+    ("* _fp32(1 / 2688, value)", "* _fp32(1 / 2688, value).bfloat16().float()"),
+    ("(_amax(groups) * _fp32(1 / 6, value))", "(_amax(groups) * _fp32(1 / 4, value))"),
+    ("e2m1(groups / sf).nan_to_num(nan=0.0)", "e2m1(groups / sf).nan_to_num(nan=6.0)"),
+    (".nan_to_num(nan=_NAN_BECOMES)", ".nan_to_num(nan=0.0)"),
+    ("gate_up *= x_scale[token] * factor_13[expert]", "gate_up *= x_scale[token]"),
+    ("gate_up *= x_scale[token] * factor_13[expert]",
+     "gate_up = gate_up.bfloat16().float() * (x_scale[token] * factor_13[expert])"),
+    ("factor_2[expert] * layer_scale", "factor_2[expert] * 0.003"),
+    ("factor_2[expert] *", "factor_2[0] *"),
+    ("torch.minimum(_amax(groups), divisor * _MOST)", "_amax(groups.clamp_min(0))"),
+    ("groups * (1.0 / (sf * scale))", "(groups / 1.001) / (sf * scale)"),
+    ("return held.to(torch.float8_e4m3fn).float()", "return held.log2().ceil().exp2()"),
+    ("_LEAST, _MOST = 2.0**-9, 448.0", "_LEAST, _MOST = 2.0**-6, 448.0"),
+    ("_LEAST, _MOST = 2.0**-9, 448.0", "_LEAST, _MOST = 2.0**-9, 240.0"),
+    ("torch.where(below % 2 == 0, below, above)", "above"),
+    ("for group in range(sf.shape[1]):", "for group in range(sf.shape[1] - 1):"),
+    ("scales[:, group]\n", "scales[:, group // 2 * 2]\n"),
+    ("packed & 15, packed >> 4", "packed >> 4, packed & 15"),
+    ("(down * (factor_2", "(down.bfloat16() * (factor_2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(MUTANTS)))
+def test_a_planted_fault_is_red(monkeypatch, number):
+    old, new = MUTANTS[number]
+    source = Path(eager_nvfp4.__file__).read_text()
+    assert source.count(old) == 1
+    names = {"__name__": "mutant"}
+    exec(compile(source.replace(old, new), "mutant", "exec"), names)
+    monkeypatch.setattr(eager, "forward_nvfp4", names["forward_nvfp4"])
+    runner = Runner(Local(create()), Store(golden_root(), make, NEWEST))
+    assert any(runner.run(case).status == "fail" for case in CASES)
 
 
 # --- what is refused ----------------------------------------------------------------------------
