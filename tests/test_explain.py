@@ -13,7 +13,12 @@ from safetensors.torch import save_file
 
 from megamoe import oracle
 from megamoe.backends.eager import EagerBackend, linear
-from megamoe.backends.simulate import blackwell_mxf8f6f4, hopper_e4m3, problem
+from megamoe.backends.simulate import (
+    blackwell_mxf8f6f4,
+    hopper_e4m3,
+    hopper_e4m3_outside,
+    problem,
+)
 from megamoe.cases import load_cases
 from megamoe.cases.recipes import expert_weights, forward_problem
 from megamoe.cases.stored import Stored, to_bytes
@@ -124,7 +129,15 @@ def test_of_w2_only_the_wanted_channel_is_asked_for(small):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kernel", [blackwell_mxf8f6f4, hopper_e4m3])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        blackwell_mxf8f6f4,
+        hopper_e4m3,
+        lambda: hopper_e4m3_outside(32, "nearest", "sm90-e4m3-k32"),
+    ],
+    ids=["blackwell", "hopper", "hopper, scales outside"],
+)
 def test_the_modelled_sum_is_mma_sims(kernel, seed):
     codes, sf, packed, weight_sf = operands(seed)
     made = kernel()
