@@ -15,7 +15,7 @@ from megamoe.judge import BAD
 from megamoe.kinds import forward
 from megamoe.oracle import gates
 from megamoe.spec.contract import BASE, REVISIONS
-from megamoe.spec.problem import Activation
+from megamoe.spec.features import Activation
 from megamoe.suite.runner import Runner
 from tests.helpers.local import Local
 

@@ -12,7 +12,8 @@ from megamoe.backends import eager
 from megamoe.backends.eager import EagerBackend
 from megamoe.spec import formats as f
 from megamoe.spec.contract import BASE
-from megamoe.spec.problem import Activation, Problem
+from megamoe.spec.features import Activation
+from megamoe.spec.problem import Problem
 
 H, I, E, K = 256, 128, 4, 3
 

@@ -11,8 +11,8 @@ import pytest
 from megamoe.oracle import gates
 from megamoe.oracle.elementary import fast_exp_ulps, tanh_rounded
 from megamoe.spec.contract import BASE, MEGAMOE_2026_09, MEGAMOE_SGL
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import bf16_decode, bf16_key
-from megamoe.spec.problem import Activation
 
 BITS = np.arange(1 << 16, dtype=np.uint16)
 with np.errstate(invalid="ignore"):

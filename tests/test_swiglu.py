@@ -11,8 +11,8 @@ import pytest
 from megamoe.backends import simulate
 from megamoe.oracle import gates, swiglu
 from megamoe.spec.contract import BASE
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import bf16_decode, bf16_key, bf16_round, e4m3_key
-from megamoe.spec.problem import Activation
 
 BITS = np.arange(1 << 16, dtype=np.uint16)
 with np.errstate(invalid="ignore"):

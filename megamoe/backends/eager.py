@@ -22,6 +22,7 @@ import torch
 
 from megamoe.backends.eager_activation import activate
 from megamoe.backends.eager_combine import combine
+from megamoe.backends.eager_nvfp4 import forward_nvfp4
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.kernel_weights import transform_weights
 from megamoe.layer.staging import (
@@ -35,8 +36,9 @@ from megamoe.layer.staging import (
 )
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
+from megamoe.spec.features import FEATURES
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP
-from megamoe.spec.problem import FEATURES, Problem
+from megamoe.spec.problem import Problem
 
 _WEIGHTS_AT_ONCE = 1 << 19
 """Decoded weight values in memory at a time: 2 MiB of fp32, a second-level cache. Has no
@@ -69,8 +71,11 @@ class EagerBackend:
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
         """The whole layer; returns every stage of ``tensors.STAGES``, FP8 codes as uint8.
 
-        Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``.
+        Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``. Of
+        weights in NVFP4 it returns ``y`` alone: the other stages have formats of their own there.
         """
+        if problem.weight_format == "nvfp4":
+            return {"y": forward_nvfp4(problem, self.contract)}
         x, x_sf = self._stage(problem)
         tokens, top_k = problem.topk_ids.shape
         inter = problem.intermediate_size

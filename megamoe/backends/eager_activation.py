@@ -10,7 +10,7 @@ import torch
 
 from megamoe.backends.eager_combine import fma
 from megamoe.spec.contract import Contract
-from megamoe.spec.problem import Activation
+from megamoe.spec.features import Activation
 
 _SMALLEST_NORMAL = 2.0**-126
 

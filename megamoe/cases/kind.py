@@ -131,7 +131,7 @@ class Kind:
     """``judge_returned(runner, case, golden, inputs, returned)``: the golden's verdict of that
     call. A property's law takes more calls than one, so it is no part of it."""
     features: Callable[[Case], tuple[str, ...]] = lambda case: ()
-    """Which of :data:`megamoe.spec.problem.FEATURES` the case asks."""
+    """Which of :data:`megamoe.spec.features.FEATURES` the case asks."""
     parts: Parts = Parts()  # it is frozen
     """What one call gives back, for ``ab`` and ``bisect``."""
     knows: Callable[[Case, Contract], bool] = lambda case, contract: True

@@ -15,10 +15,11 @@ import torch
 
 from megamoe.cases.counter import below, key, random_bytes, words
 from megamoe.cases.streams import HIDDEN, ROUTE, ROUTE_WEIGHT, SHARED_OUTPUT, Recipe, options
-from megamoe.cases.weights import expert_weights, shared_expert
-from megamoe.spec.formats import GROUP, U16, bf16_round
-from megamoe.spec.problem import Activation, Problem
-from megamoe.spec.tensors import SHARED_WEIGHTS
+from megamoe.cases.weights import expert_weights, nvfp4_weights, shared_expert
+from megamoe.spec.features import Activation
+from megamoe.spec.formats import GROUP, NVFP4_GROUP, U16, bf16_round
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import NVFP4_FACTORS, SHARED_WEIGHTS
 
 if TYPE_CHECKING:
     from megamoe.cases import Case
@@ -179,16 +180,26 @@ def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:
     tokens = np.arange(p["tokens"]) if rows is None else np.asarray(rows, dtype=np.int64)
     ids, weights = routing(case.seed, tokens, experts, p["top_k"], p.get("routing_recipe", {}))
     touched = np.unique(ids[ids >= 0])
+    is_nvfp4 = p.get("weight_format") == "nvfp4"
+    group = NVFP4_GROUP if is_nvfp4 else GROUP
     w13 = np.zeros((experts, 2 * inter, hidden // 2), np.uint8)
-    w13_sf = np.zeros((experts, 2 * inter, hidden // GROUP), np.uint8)
+    w13_sf = np.zeros((experts, 2 * inter, hidden // group), np.uint8)
     w2 = np.zeros((experts, hidden, inter // 2), np.uint8)
-    w2_sf = np.zeros((experts, hidden, inter // GROUP), np.uint8)
+    w2_sf = np.zeros((experts, hidden, inter // group), np.uint8)
+    factors = np.zeros((2, experts), np.float32)
     recipe = p.get("weights_recipe", {})
-    for expert in touched[touched < experts]:
-        made = expert_weights(case.seed, int(expert), hidden, inter, recipe)
+    for expert in touched[touched < experts].tolist():
+        at = case.seed, expert, hidden, inter, recipe
+        if is_nvfp4:
+            *made, factors[:, expert] = nvfp4_weights(*at)
+        else:
+            made = [*expert_weights(*at)]
         w13[expert], w13_sf[expert], w2[expert], w2_sf[expert] = made
     clamp = p["clamp"]
     more: dict[str, Any] = {n: p[n] for n in EXTRAS if n in p}
+    if is_nvfp4:
+        more |= dict(zip(NVFP4_FACTORS, map(torch.from_numpy, factors), strict=True))
+        more |= {n: p[n] for n in ("weight_format", "l2_activation_scale")}
     if "shared_recipe" in p:
         shared = shared_expert(case.seed, hidden, p["shared_recipe"], recipe)
         more |= dict(zip(SHARED_WEIGHTS, map(torch.from_numpy, shared), strict=True))

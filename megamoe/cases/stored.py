@@ -26,13 +26,14 @@ from megamoe.cases import CAPACITY_ALIGNMENT, Case
 from megamoe.cases.recipes import EXTRAS
 from megamoe.files import STORED_LIMIT, digest_bounded, open_bounded, parse_json
 from megamoe.spec.contract import BASE
+from megamoe.spec.features import ACTIVATIONS as KNOWN_ACTIVATIONS
+from megamoe.spec.features import COMBINE_DTYPES
 from megamoe.spec.formats import SIZE_MULTIPLE
-from megamoe.spec.problem import ACTIVATIONS as KNOWN_ACTIVATIONS
-from megamoe.spec.problem import COMBINE_DTYPES, Problem
+from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import ACTIVATIONS, SHARED_WEIGHTS, STAGES, TENSORS, WEIGHTS
 
 FORMATS: Final = (1, 2)
-"""2: the call asks for one of :data:`megamoe.spec.problem.FEATURES`, which readers of 1 ignore."""
+"""2: the call asks for one of :data:`megamoe.spec.features.FEATURES`, which readers of 1 ignore."""
 OPTIONAL: Final = (*SHARED_WEIGHTS, "shared_output")
 """Tensors that a problem may have besides."""
 KIND: Final = "stored"
@@ -100,6 +101,8 @@ def used_experts(problem: Problem) -> torch.Tensor:
 def to_bytes(stored: Stored) -> bytes:
     """The file's content. Tensors may be on any device."""
     p = stored.problem
+    if p.is_nvfp4:
+        raise StoredError("a problem with NVFP4 weights cannot be stored; make it a case")
     experts = used_experts(p)
     tensors = {
         "input.hidden_states": p.hidden_states,

@@ -10,6 +10,9 @@ import numpy as np
 from megamoe.cases import directed
 from megamoe.cases.counter import below, key, random_bytes, words
 from megamoe.cases.streams import (
+    NVFP4_FACTOR,
+    NVFP4_W2_SF,
+    NVFP4_W13_SF,
     SHARED_W2,
     SHARED_W2_SF,
     SHARED_W13,
@@ -21,7 +24,15 @@ from megamoe.cases.streams import (
     Recipe,
     options,
 )
-from megamoe.spec.formats import E2M1_TABLE, GROUP, U8, e2m1_unpack, e4m3_cast
+from megamoe.spec.formats import (
+    E2M1_TABLE,
+    F32,
+    GROUP,
+    NVFP4_GROUP,
+    U8,
+    e2m1_unpack,
+    e4m3_cast,
+)
 
 # --- weights ----------------------------------------------------------------------------------
 
@@ -157,6 +168,39 @@ def _scales(stream: int, rows: int, columns: int, low_octaves: tuple[int, int]) 
     if not (low >= 0 and low + octaves - 1 <= 255 and octaves >= 1):
         raise ValueError(f"scale range {list(low_octaves)} leaves the UE8M0 bytes 0 to 255")
     return (below(stream, rows * columns, octaves) + low).astype(np.uint8).reshape(rows, columns)
+
+
+# --- NVFP4 ------------------------------------------------------------------------------------
+
+
+def nvfp4_weights(
+    seed: int, expert: int, hidden: int, intermediate: int, recipe: Recipe
+) -> tuple[U8, U8, U8, U8, F32]:
+    """One expert: ``(2I, H/2)``, ``(2I, H/16)``, ``(H, I/2)``, ``(H, I/16)`` uint8, (2,) float32.
+
+    ``w13`` and ``w2`` name an entry of :data:`LUTS`. ``w13_scale`` and ``w2_scale`` are ``[lowest
+    E4M3 byte, number of bytes]``. ``factors`` are the two ``scale_2`` of expert 0; another expert
+    has them times 24-bit fractions in [1/2, 1). ``same`` gives every expert those of expert 0.
+    """
+    o = options(
+        recipe, "nvfp4 weights", w13="bell", w2="bell", w13_scale=(0x48, 32), w2_scale=(0x48, 32),
+        factors=(2.0**-8, 2.0**-9), same=False,
+    )  # fmt: skip
+    for low, count in (o["w13_scale"], o["w2_scale"]):
+        if not 0 <= low < low + count <= 0x7F:
+            raise ValueError(f"scale range {[low, count]} leaves the E4M3 bytes 0 to 0x7E")
+    owner = 0 if o["same"] else expert
+    fraction = below(key(seed, NVFP4_FACTOR, owner), 2, 1 << 23) + (1 << 23)
+    factor = np.ldexp(fraction.astype(np.float32), -24) if owner else np.ones(2, np.float32)
+    return (
+        _nibbles(key(seed, W13, owner), 2 * intermediate, hidden, o["w13"]),
+        _scales(
+            key(seed, NVFP4_W13_SF, owner), 2 * intermediate, hidden // NVFP4_GROUP, o["w13_scale"]
+        ),
+        _nibbles(key(seed, W2, owner), hidden, intermediate, o["w2"]),
+        _scales(key(seed, NVFP4_W2_SF, owner), hidden, intermediate // NVFP4_GROUP, o["w2_scale"]),
+        (np.asarray(o["factors"], np.float32) * factor).astype(np.float32),
+    )
 
 
 # --- shared expert ----------------------------------------------------------------------------

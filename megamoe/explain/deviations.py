@@ -21,6 +21,7 @@ from megamoe.oracle.fused import fma
 from megamoe.oracle.gates import Form, form_of, gate_table, up_table
 from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
 from megamoe.spec.contract import BASE, REVISIONS, Contract
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import (
     E4M3_TABLE,
     F32,
@@ -32,7 +33,6 @@ from megamoe.spec.formats import (
     bf16_round,
     ue8m0_ceil,
 )
-from megamoe.spec.problem import Activation
 
 Total = Callable[[F64], F64]
 """``(G, n)`` exact block sums to ``(n,)`` sums."""

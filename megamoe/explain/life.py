@@ -28,8 +28,8 @@ from megamoe.oracle.spread import SpreadRows
 from megamoe.oracle.staging import quantize
 from megamoe.spec.accumulators import Accumulator, accumulator
 from megamoe.spec.contract import Contract
+from megamoe.spec.features import features_of
 from megamoe.spec.formats import F32, U8, U16, bf16_round, e4m3_key
-from megamoe.spec.problem import features_of
 
 F64 = npt.NDArray[np.float64]
 I16 = npt.NDArray[np.int16]

@@ -19,9 +19,10 @@ from megamoe.cases.counter import below, key, words
 from megamoe.cases.recipes import act_of, hidden_states, routing
 from megamoe.cases.streams import W2, W2_SF, W13, W13_SF
 from megamoe.cases.weights import LUTS, carry
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import GROUP, U8, U16
 from megamoe.spec.forms import bits
-from megamoe.spec.problem import Activation, Problem
+from megamoe.spec.problem import Problem
 
 _WORDS_AT_ONCE: Final = 1 << 15
 """Of 8 bytes: a part of the stream that fits in a second-level cache."""
@@ -70,6 +71,10 @@ class FromProblem:
     """Slices of a problem's tensors."""
 
     def __init__(self, problem: Problem) -> None:
+        if problem.is_nvfp4:
+            raise ValueError(
+                "explain does not follow NVFP4 weights; `megamoe check` judges their y"
+            )
         self.problem = problem
         self.tokens, self.hidden_size = problem.hidden_states.shape
 

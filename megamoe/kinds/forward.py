@@ -14,9 +14,10 @@ from megamoe.golden import GoldenError, Made, StoredGolden, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
 from megamoe.spec.contract import Contract
+from megamoe.spec.features import COMBINE_DTYPES, WEIGHT_FORMATS, features_of, nvfp4_fault
 from megamoe.spec.formats import SIZE_MULTIPLE
 from megamoe.spec.forms import bits
-from megamoe.spec.problem import COMBINE_DTYPES, Problem, features_of
+from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker.exchange import Caller, Returned
 
@@ -49,6 +50,8 @@ def complete(where: str, params: Params) -> None:
         raise CaseError(f"{where}: combine_dtype must be one of {', '.join(COMBINE_DTYPES)}")
     if params.get("shared_recipe", {}).get("size", SIZE_MULTIPLE) % SIZE_MULTIPLE:
         raise CaseError(f"{where}: the size of shared_recipe must be a multiple of 128")
+    if fault := _format_fault(params):
+        raise CaseError(f"{where}: {fault}")
     rows = params.get("rows")
     inside = rows is None or (
         all(isinstance(r, int) and 0 <= r < params["tokens"] for r in rows)
@@ -58,12 +61,26 @@ def complete(where: str, params: Params) -> None:
         raise CaseError(f"{where}: rows must be ascending, each below tokens")
 
 
+def _format_fault(params: Params) -> str:
+    """Why its weights have no format that is known here."""
+    scale = params.get("l2_activation_scale")
+    if params.get("weight_format", "mxfp4") not in WEIGHT_FORMATS:
+        return f"weight_format must be one of {', '.join(WEIGHT_FORMATS)}"
+    if params.get("weight_format") == "nvfp4":
+        return nvfp4_fault(_features(params), params["hidden"], params["intermediate"], scale)
+    return "" if scale is None else "l2_activation_scale needs weight_format = 'nvfp4'"
+
+
 def features(case: Case) -> tuple[str, ...]:
     """What the case asks beyond plain SwiGLU of routed experts."""
-    p = case.params
+    return _features(case.params)
+
+
+def _features(p: Mapping[str, Any]) -> tuple[str, ...]:
     return features_of(
-        act_of(p), p.get("combine_dtype", "bf16"), "shared_recipe" in p, "shared_output_recipe" in p
-    )
+        act_of(p), p.get("combine_dtype", "bf16"), "shared_recipe" in p,
+        "shared_output_recipe" in p, p.get("weight_format", "mxfp4"),
+    )  # fmt: skip
 
 
 def knows(case: Case, contract: Contract) -> bool:
@@ -178,7 +195,7 @@ def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -
     """Every stage of the oracle; of the weights only the experts that an id names."""
     problem = rows_of(Problem(**given), case.rows)
     experts = problem.topk_ids[problem.topk_ids >= 0].unique()
-    stage = oracle.staging(
+    stage = {} if problem.is_nvfp4 else oracle.staging(
         bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
         contract,
     )  # fmt: skip
@@ -186,7 +203,7 @@ def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -
     oracle.forward(problem, (), contract=contract, trace=between)
     return {
         "input.experts": experts,
-        **{f"input.{name}": given[name][experts] for name in WEIGHTS},
+        **{f"input.{n}": given[n][experts] for n in (*WEIGHTS, *problem.expert_factors)},
         **{f"oracle.{name}": tensor for name, tensor in (stage | between).items()},
         **oracle_tensors(case, given, made, contract),
     }
@@ -199,7 +216,7 @@ KIND: Final = Kind(
         "family": str, "rows": list, "hidden_recipe": dict, "weights_recipe": dict,
         "routing_recipe": dict, "activation": str, "activation_alpha": (int, float),
         "activation_beta": (int, float), "combine_dtype": str, "shared_recipe": dict,
-        "shared_output_recipe": dict,
+        "shared_output_recipe": dict, "weight_format": str, "l2_activation_scale": (int, float),
     },
     required=("hidden", "intermediate", "experts", "top_k", "tokens", "family"),
     choices={"family": FAMILIES},

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from megamoe.cases import Case
+from megamoe.cases import Case, CaseError
+from megamoe.cases.kind import Params
 from megamoe.judge import BadOutput, Finding, Verdict, bitwise, checked, forward_bits, place_of
 from megamoe.kinds import forward, laws
 from megamoe.spec.forms import BF16
@@ -23,6 +24,13 @@ LAWS: Final = (
     "batch-invariance", "token-permutation", "replica-choice", "ep-size", "capacity",
     "stale-buffer", "padding-rows", "masked-slots", "repeat", *LAUNCHED,
 )  # fmt: skip
+
+
+def complete(where: str, params: Params) -> None:
+    """As a forward case; the laws rearrange weights of MXFP4 only."""
+    forward.complete(where, params)
+    if params.get("weight_format") == "nvfp4":
+        raise CaseError(f"{where}: the laws are not written for nvfp4; make it a forward case")
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -74,5 +82,6 @@ KIND: Final = replace(
     keys={**forward.KIND.keys, "law": str},
     required=(*forward.KIND.required, "law"),
     choices={**forward.KIND.choices, "law": LAWS},
+    complete=complete,
     judge=judge,
 )

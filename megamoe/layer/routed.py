@@ -20,7 +20,8 @@ from megamoe.layer.ranks import check_ranks
 from megamoe.layer.staging import check_staging_inputs
 from megamoe.layer.symm_buffer import check_capacity, get_symm_buffer, new_symm_buffer
 from megamoe.spec.contract import Contract
-from megamoe.spec.problem import Activation, Problem, Sizes, features_of, provided
+from megamoe.spec.features import Activation, features_of
+from megamoe.spec.problem import Problem, Sizes, provided
 
 
 class RoutedExperts(nn.Module):

@@ -25,8 +25,8 @@ from megamoe.oracle.elementary import (
     fast_exp_ulps,
 )
 from megamoe.spec.contract import Contract
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import F32, F64, U16, bf16_decode, bf16_key
-from megamoe.spec.problem import Activation
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from megamoe.oracle.spread import SpreadRows, spread_block_sums
 from megamoe.oracle.stepwise import replay
 from megamoe.spec.accumulators import Accumulator
 from megamoe.spec.contract import Contract
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import U8, U16, bf16_round
-from megamoe.spec.problem import Activation
 
 F64 = npt.NDArray[np.float64]
 Interval = tuple[F64, F64]

@@ -7,14 +7,14 @@ the contract, with the correctly rounded silu.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.oracle import swiglu
+from megamoe.oracle import nvfp4, swiglu
 from megamoe.oracle.combine import Combine
 from megamoe.oracle.envelope import Envelope, Tensors
 from megamoe.oracle.linear import Rows
@@ -43,6 +43,8 @@ class ForwardGolden:
     """By accumulator class; empty for a zero-freedom golden read back from the store."""
     why: tuple[str, ...] = ()
     """Reasons why the case leaves freedom; empty if and only if it was proven to leave none."""
+    only_y: bool = False
+    """No other stage is known: NVFP4, of which ``codes`` and ``sf`` have no element."""
 
     @property
     def zero_freedom(self) -> bool:
@@ -51,11 +53,14 @@ class ForwardGolden:
 
     def to_tensors(self) -> Tensors:
         """Flat tensors for the store; a zero-freedom golden needs no envelope."""
-        out: Tensors = {"y": self.y, "l2_acts": self.codes, "l2_acts_sf": self.sf}
+        out: Tensors = {"y": self.y}
+        if not self.only_y:
+            out |= {"l2_acts": self.codes, "l2_acts_sf": self.sf}
         if not self.zero_freedom:
             for name, envelope in self.envelopes.items():
                 for part, tensor in envelope.to_tensors(self.codes, self.sf).items():
-                    out[f"{name}.{part}"] = tensor
+                    if not self.only_y or part in ("y_lo", "y_hi"):
+                        out[f"{name}.{part}"] = tensor
         return out
 
     @classmethod
@@ -85,9 +90,12 @@ def forward(
     zero-freedom proof must hold for both. ``trace`` receives what no golden keeps: ``gate_up``
     ``(T, K, 2I)``, linear 1's exact sums as float64, rounded to odd where that cannot hold them,
     and ``slot_rows`` ``(T, K, H)``, linear 2's bfloat16 bits; zeros in slots with id -1.
+    Of NVFP4 also ``x``, ``x_sf`` and ``x_scale``, the staged rows as :func:`nvfp4.staged` has them.
     ``ValueError`` for an unknown class.
     """
     names = list(ACCUMULATORS if classes is None else classes)
+    if problem.is_nvfp4:
+        return _nvfp4(problem, names, contract, any_silu, trace)
     view = _Arrays.of(problem)
     layer = Layer(
         problem.act, [accumulator(name) for name in names], contract, any_silu, trace is not None
@@ -130,15 +138,38 @@ def forward(
         name: part.envelope(combine, None if shared is None else shared[name])
         for name, part in parts.items()
     }
-    why = tuple(
+    found = ForwardGolden(y, codes, sf, envelopes)
+    return replace(found, why=_why(found, leaves))
+
+
+def _why(found: ForwardGolden, leaves: Collection[str]) -> tuple[str, ...]:
+    """What leaves freedom, a line each; ``leaves``: classes in which a sum may leave fp32."""
+    why = [
         f"{name}: a sum may leave fp32 although the exact one does not" for name in sorted(leaves)
-    )
-    why += tuple(
-        env.freedom(name) for name, env in envelopes.items() if not env.is_point(y, codes, sf)
-    )
-    if set(names) != set(ACCUMULATORS):
-        why += ("not every accumulator class was examined",)
-    return ForwardGolden(y, codes, sf, envelopes, why)
+    ]
+    why += [
+        envelope.freedom(name) for name, envelope in found.envelopes.items()
+        if not envelope.is_point(found.y, found.codes, found.sf)
+    ]  # fmt: skip
+    if set(found.envelopes) != set(ACCUMULATORS):
+        why.append("not every accumulator class was examined")
+    return tuple(why)
+
+
+def _nvfp4(
+    problem: Problem, names: list[str], contract: Contract, any_silu: bool, trace: Tensors | None
+) -> ForwardGolden:
+    """The golden of a problem with NVFP4 weights: y, and what each class allows of it."""
+    made = nvfp4.forward(problem, [accumulator(n) for n in names], contract, any_silu, trace)
+    none = np.zeros((*problem.topk_ids.shape, 0), np.uint8)
+    key, at = none.astype(np.int16), np.zeros(0, np.uint32)
+    acts = np.zeros((0, GROUP), np.float32)
+    envelopes = {
+        name: Envelope(*ends, none, none, key, key, at, acts, acts, contract)
+        for name, ends in made.ends.items()
+    }
+    found = ForwardGolden(made.y, none, none, envelopes, only_y=True)
+    return replace(found, why=_why(found, ()))
 
 
 def combine_interval(

@@ -22,6 +22,7 @@ from megamoe.oracle.gates import (
 )
 from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
 from megamoe.spec.contract import Contract
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import (
     F32,
     F64,
@@ -34,7 +35,6 @@ from megamoe.spec.formats import (
     e4m3_key,
     ue8m0_ceil,
 )
-from megamoe.spec.problem import Activation
 
 I16 = npt.NDArray[np.int16]
 

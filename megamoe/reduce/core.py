@@ -136,6 +136,8 @@ def start(
     Without a ``golden`` the oracle would have to answer for all tokens; so the tokens that lie
     farthest from the ``eager`` backend's are judged first.
     """
+    if problem.is_nvfp4:
+        raise ReduceError("a problem with NVFP4 weights cannot be reduced: no file can hold it")
     if golden is not None:
         verdict, _ = judge(problem, session, "case", golden, timeout)
     else:

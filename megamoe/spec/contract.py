@@ -30,7 +30,7 @@ class Contract:
     revision: str
 
     features: Clause[tuple[str, ...]]
-    """What a call may ask besides (:data:`megamoe.spec.problem.FEATURES`) and the clauses answer.
+    """What a call may ask besides (:data:`megamoe.spec.features.FEATURES`) and the clauses answer.
     A case that asks for anything else is not of this contract."""
 
     # --- EPLB remap ---
@@ -72,7 +72,7 @@ class Contract:
     ``2T(1+T)**2 / (1+T*T)``, and tanhf or, in the fast form, tanh.approx is meant."""
     routing_weight: Clause[str]
     """Where it multiplies: 'activation', before the amax is taken, or 'combine', by
-    ``fma(row, weight, sum)``."""
+    ``fma(row, weight, sum)``. It speaks of MXFP4: NVFP4 has 'combine' wherever it is known."""
 
     # --- requantisation ---
     bf16_before_requant: Clause[bool]
@@ -185,10 +185,11 @@ _FIRST = "vLLM 0.33, sm100_fp8_fp4_mega_moe.cuh"
 MEGAMOE_2026_11: Final = (
     MEGAMOE_2026_09.carried("the kernel of vLLM 0.33, and DeepGEMM 2.8.2")
     .changed(
-        "2026-11", f"{_FIRST}: kClampAfterSilu. DeepGEMM 2.8.2 has neither it nor alpha and beta",
+        "2026-11", f"{_FIRST}: kClampAfterSilu. DeepGEMM 2.8.2 has neither it nor alpha and beta. "
+        "vLLM 0.33, sm100_nvfp4_mega_moe.cuh: nvfp4",
         features=(
             "swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ", "shared-expert",
-            "shared-output",
+            "shared-output", "nvfp4",
         ),
     )
     .changed(

@@ -21,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 GROUP: Final = 32
-"""Values that share one scale factor, everywhere in the layer."""
+"""Values that share one scale factor, everywhere in the layer but in NVFP4."""
 SIZE_MULTIPLE: Final = 128
 """H and I are multiples of this."""
+NVFP4_GROUP: Final = 16
+"""Values that share one scale factor where weights and activations are NVFP4."""
 
 E4M3_MAX: Final = 448
 E4M3_NAN: Final = 0x7F

@@ -12,6 +12,8 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 
+from megamoe.spec.features import Activation, features_of
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -27,46 +29,6 @@ class Sizes:
     """H: hidden states are (tokens, H)."""
     intermediate_size: int
     """I: activations between the products are (tokens, K, I)."""
-
-
-ACTIVATIONS: Final = ("swiglu", "swiglustep", "situ")
-"""Names of what may come between the two products, as vLLM has them."""
-COMBINE_DTYPES: Final = ("bf16", "fp8")
-FEATURES: Final = (
-    "swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ", "shared-expert", "shared-output",
-    "fp8-combine",
-)  # fmt: skip
-"""What a call may ask beyond plain SwiGLU of routed experts. A backend lists those that it
-computes in ``features``; a contract lists those that it has a rule for."""
-
-
-@dataclass(frozen=True)
-class Activation:
-    """What comes between the two products.
-
-    With the gate g and the up projection u, both bfloat16:
-
-    - ``swiglu``: ``g * sigmoid(alpha * g) * (u + beta)``, g bounded from above by ``clamp`` and u
-      on both sides;
-    - ``swiglustep``: the same, the gated value being bounded from above in place of g;
-    - ``situ``: ``alpha * tanh(g / alpha) * sigmoid(g) * beta * tanh(u / beta)``; no clamp.
-    """
-
-    name: str
-    clamp: float | None
-    alpha: float
-    beta: float
-    fast_math: bool
-
-    def fault(self) -> str:
-        """Why it is none that a kernel takes; empty if it is one."""
-        if self.name not in ACTIVATIONS:
-            return f"activation is {self.name!r}; known: {', '.join(ACTIVATIONS)}"
-        if self.name == "situ" and (self.clamp is not None or self.alpha <= 0 or self.beta <= 0):
-            return "situ takes no clamp, and alpha and beta above 0"
-        if self.name == "swiglustep" and self.clamp is None:
-            return "swiglustep takes a clamp"
-        return ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +62,7 @@ class Problem:
     max_num_tokens: int
     """Capacity of the symmetric buffer; at least T."""
     activation: str = "swiglu"
-    """One of :data:`ACTIVATIONS`."""
+    """One of :data:`megamoe.spec.features.ACTIVATIONS`."""
     activation_alpha: float = 1.0
     activation_beta: float = 0.0
     """The two scales of the activation; :class:`Activation` says of what."""
@@ -117,6 +79,15 @@ class Problem:
     """(H, S/32) uint8, UE8M0."""
     shared_output: torch.Tensor | None = None
     """(T, H) bfloat16: what a shared expert apart from the kernel gave; added to y in the end."""
+    weight_format: str = "mxfp4"
+    """One of :data:`megamoe.spec.features.WEIGHT_FORMATS`. Of nvfp4 the two weight scales are
+    (E, 2I, H/16) and (E, H, I/16) uint8, E4M3 bytes from 0 to 0x7E, and the three fields below are
+    there."""
+    w13_weight_scale_2: torch.Tensor | None = None
+    w2_weight_scale_2: torch.Tensor | None = None
+    """(E,) float32, above 0: a weight is ``code * scale * scale_2`` of its expert."""
+    l2_activation_scale: float | None = None
+    """What the scale bytes of linear 2's activations are relative to: one number a layer, fp32."""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -146,11 +117,25 @@ class Problem:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Which of :data:`FEATURES` it asks."""
+        """Which of :data:`megamoe.spec.features.FEATURES` it asks."""
         return features_of(
             self.act, self.combine_dtype, self.shared_w13_weight is not None,
-            self.shared_output is not None,
+            self.shared_output is not None, self.weight_format,
         )  # fmt: skip
+
+    @property
+    def is_nvfp4(self) -> bool:
+        """Its weights have the format NVFP4."""
+        return self.weight_format == "nvfp4"
+
+    @property
+    def expert_factors(self) -> dict[str, torch.Tensor]:
+        """Fields (E,) besides the four weights: the factors of NVFP4; none of MXFP4."""
+        found = {
+            "w13_weight_scale_2": self.w13_weight_scale_2,
+            "w2_weight_scale_2": self.w2_weight_scale_2,
+        }
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @property
     def shared_weights(self) -> tuple[torch.Tensor, ...]:
@@ -211,23 +196,6 @@ class Problem:
 _BY_TOKEN: Final = ("hidden_states", "topk_ids", "topk_weights")
 
 
-def features_of(
-    act: Activation, combine_dtype: str, shared_expert: bool, shared_output: bool
-) -> tuple[str, ...]:
-    """Which of :data:`FEATURES` a call asks."""
-    asks = {
-        "swiglu-oai": act.name == "swiglu" and act.beta == 1.0,
-        "swiglu-alpha-beta": act.name == "swiglu" and act.beta != 1.0
-        and (act.alpha, act.beta) != (1.0, 0.0),
-        "swiglustep": act.name == "swiglustep",
-        "situ": act.name == "situ",
-        "shared-expert": shared_expert,
-        "shared-output": shared_output,
-        "fp8-combine": combine_dtype == "fp8",
-    }  # fmt: skip
-    return tuple(name for name in FEATURES if asks[name])
-
-
 def _equal(value: Any, usual: Any) -> bool:
     return not isinstance(value, torch.Tensor) and bool(value == usual)
 
@@ -244,8 +212,9 @@ class Backend(Protocol):
     """Something that computes the layer, or a part of it.
 
     Besides the two names it may offer any of these callables; a case kind whose callable is
-    missing is reported as ``not provided``. So is a case that asks one of :data:`FEATURES` which
-    the backend's ``features``, a sequence of their names, does not list.
+    missing is reported as ``not provided``. So is a case that asks a feature
+    (:mod:`megamoe.spec.features`) that the backend's ``features``, a sequence of names, does not
+    list.
     :data:`megamoe.spec.tensors.TENSORS` says shape and dtypes of each tensor:
 
     ``forward(problem: Problem) -> Output``

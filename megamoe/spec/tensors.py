@@ -101,10 +101,10 @@ TENSORS: Final[Mapping[str, Tensor]] = {
         Tensor("w13_weight", ("E", "2I", "H/2"), _U8, BYTE,
                "two E2M1 a byte, the low nibble first; rows [0, I) gate (w1), [I, 2I) up (w3)"),
         Tensor("w13_weight_scale", ("E", "2I", "H/32"), _U8, UE8M0,
-               "scale factors of w13_weight", channels=GROUP),
+               "scale factors of w13_weight; of NVFP4 E4M3 bytes, (E, 2I, H/16)", channels=GROUP),
         Tensor("w2_weight", ("E", "H", "I/2"), _U8, BYTE, "two E2M1 a byte, the low nibble first"),
         Tensor("w2_weight_scale", ("E", "H", "I/32"), _U8, UE8M0,
-               "scale factors of w2_weight", channels=GROUP),
+               "scale factors of w2_weight; of NVFP4 E4M3 bytes, (E, H, I/16)", channels=GROUP),
         # --- what a call may bring besides
         Tensor("shared_w13_weight", ("2S", "H"), _CODES[::-1], E4M3,
                "E4M3 codes of the shared expert; rows [0, S) gate, [S, 2S) up"),
@@ -116,6 +116,10 @@ TENSORS: Final[Mapping[str, Tensor]] = {
                "scale factors of shared_w2_weight", channels=GROUP),
         Tensor("shared_output", ("T", "H"), _BF16, BF16,
                "what a shared expert apart from the kernel gave; it is added to y", _ROW),
+        Tensor("w13_weight_scale_2", ("E",), _F32, F32,
+               "of NVFP4: the factor of an expert's w13_weight beside its scale bytes"),
+        Tensor("w2_weight_scale_2", ("E",), _F32, F32,
+               "of NVFP4: the factor of an expert's w2_weight beside its scale bytes"),
         # --- forward: linear 1, SwiGLU, requantisation
         Tensor("l2_acts_sf", ("T", "K", "I/32"), _SCALES, UE8M0,
                "scale factors of l2_acts", _ACTS, GROUP, **_BY_SLOT),
@@ -140,6 +144,8 @@ WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scal
 """The checkpoint's weights, in the order in which ``transform_weights`` takes them."""
 SHARED_WEIGHTS: Final = tuple(f"shared_{name}" for name in WEIGHTS)
 """Those of a fused shared expert; ``forward`` may be given them."""
+NVFP4_FACTORS: Final = ("w13_weight_scale_2", "w2_weight_scale_2")
+"""What an expert's weights have besides where they are NVFP4."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     ),
     "forward": Operation(
         (*ACTIVATIONS, *WEIGHTS), ("x", "x_sf", "l2_acts", "l2_acts_sf", "y"),
-        (*SHARED_WEIGHTS, "shared_output"),
+        (*SHARED_WEIGHTS, "shared_output", *NVFP4_FACTORS),
     ),
     "transform_weights": Operation(WEIGHTS, ("w13", "w13_sf", "w2", "w2_sf")),
 }  # fmt: skip

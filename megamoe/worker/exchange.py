@@ -117,6 +117,7 @@ class Caller:
             raise Missing(f"feature {lacking[0]}")
         weights = {name: getattr(problem, name) for name in WEIGHTS}
         weights |= dict(zip(SHARED_WEIGHTS, problem.shared_weights, strict=False))
+        weights |= problem.expert_factors
         ids = problem.topk_ids
         served = (ids >= 0) & (ids < problem.num_experts)
         used = ids[served].unique().tolist()

@@ -15,7 +15,8 @@ from megamoe.backends.eager import activate, combine, linear, requantise
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.staging import prepare_megamoe_inputs, unpack_sf
 from megamoe.spec.contract import NEWEST
-from megamoe.spec.problem import Activation, Problem
+from megamoe.spec.features import Activation
+from megamoe.spec.problem import Problem
 
 
 class Kernel:

@@ -1,0 +1,87 @@
+"""What a call of the layer may ask: the function between its products, and further features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+ACTIVATIONS: Final = ("swiglu", "swiglustep", "situ")
+"""Names of what may come between the two products, as vLLM has them."""
+COMBINE_DTYPES: Final = ("bf16", "fp8")
+NVFP4_SIZE_MULTIPLE: Final = 256
+"""H and I are multiples of this where weights are NVFP4."""
+WEIGHT_FORMATS: Final = ("mxfp4", "nvfp4")
+"""'mxfp4': E2M1 with a UE8M0 byte per 32, hidden states staged as E4M3. 'nvfp4': E2M1 with an E4M3
+byte per 16 and an fp32 factor an expert; hidden states and activations have the same codes."""
+FEATURES: Final = (
+    "swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ", "shared-expert", "shared-output",
+    "fp8-combine", "nvfp4",
+)  # fmt: skip
+"""What a call may ask beyond plain SwiGLU of routed experts. A backend lists those that it
+computes in ``features``; a contract lists those that it has a rule for."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What comes between the two products.
+
+    With the gate g and the up projection u, both bfloat16:
+
+    - ``swiglu``: ``g * sigmoid(alpha * g) * (u + beta)``, g bounded from above by ``clamp`` and u
+      on both sides;
+    - ``swiglustep``: the same, the gated value being bounded from above in place of g;
+    - ``situ``: ``alpha * tanh(g / alpha) * sigmoid(g) * beta * tanh(u / beta)``; no clamp.
+    """
+
+    name: str
+    clamp: float | None
+    alpha: float
+    beta: float
+    fast_math: bool
+
+    def fault(self) -> str:
+        """Why it is none that a kernel takes; empty if it is one."""
+        if self.name not in ACTIVATIONS:
+            return f"activation is {self.name!r}; known: {', '.join(ACTIVATIONS)}"
+        if self.name == "situ" and (self.clamp is not None or self.alpha <= 0 or self.beta <= 0):
+            return "situ takes no clamp, and alpha and beta above 0"
+        if self.name == "swiglustep" and self.clamp is None:
+            return "swiglustep takes a clamp"
+        return ""
+
+
+def features_of(
+    act: Activation, combine_dtype: str, shared_expert: bool, shared_output: bool,
+    weight_format: str = "mxfp4",
+) -> tuple[str, ...]:  # fmt: skip
+    """Which of :data:`FEATURES` a call asks."""
+    asks = {
+        "swiglu-oai": act.name == "swiglu" and act.beta == 1.0,
+        "swiglu-alpha-beta": act.name == "swiglu" and act.beta != 1.0
+        and (act.alpha, act.beta) != (1.0, 0.0),
+        "swiglustep": act.name == "swiglustep",
+        "situ": act.name == "situ",
+        "shared-expert": shared_expert,
+        "shared-output": shared_output,
+        "fp8-combine": combine_dtype == "fp8",
+        "nvfp4": weight_format == "nvfp4",
+    }  # fmt: skip
+    return tuple(name for name in FEATURES if asks[name])
+
+
+def nvfp4_fault(
+    features: tuple[str, ...], hidden: int, intermediate: int, activation_scale: float | None
+) -> str:
+    """Why a call of such weights is none that is known here; empty if it is one.
+
+    The range of the scale keeps ``6 * scale`` and the reciprocal of every scale in use normal.
+    """
+    others = {"swiglustep", "situ", "shared-expert", "shared-output", "fp8-combine"} & {*features}
+    if others:
+        return f"nvfp4 goes without {min(others)}"
+    if hidden % NVFP4_SIZE_MULTIPLE or intermediate % NVFP4_SIZE_MULTIPLE:
+        sizes = f"H {hidden} and I {intermediate}"
+        return f"nvfp4 takes multiples of {NVFP4_SIZE_MULTIPLE}, not {sizes}"
+    if activation_scale is None or not 2.0**-100 <= activation_scale <= 2.0**100:
+        return f"nvfp4 takes an l2_activation_scale from 2**-100 to 2**100, not {activation_scale}"
+    return ""
