@@ -28,7 +28,7 @@ def draw(rng, rows=4, columns=64, run=32):
     """Operands whose products have exponents around one of :data:`CENTRES`."""
     depth = int(rng.choice([32, 64, 128, 256])) if run == 32 else int(rng.choice([128, 256]))
     codes = rng.integers(0, 256, (rows, depth), dtype=np.uint8)
-    kind = int(rng.integers(4))
+    kind = int(rng.integers(5))
     if kind == 1:  # subnormal codes and the smallest normal ones
         codes &= 0x8F
     codes[((codes & 0x7F) == 0x7F) | (rng.random(codes.shape) < rng.choice([0, 0.5, 0.95]))] = 0
@@ -47,6 +47,13 @@ def draw(rng, rows=4, columns=64, run=32):
         return made.repeat(run // 32, axis=1)
 
     sf, weight_sf = scales(rows, first), scales(columns, second)
+    if kind == 4:  # few bits, and rows whose operands are subnormal in bfloat16 in some groups
+        codes, packed = codes & np.uint8(0xF8), packed & np.uint8(0xAA)
+        low = rng.integers(0, 12, sf.shape).astype(np.uint8)
+        if run == 32:
+            sf = np.where(rng.random(sf.shape) < 0.5, low, sf).astype(np.uint8)
+            near = np.where(sf[:1] < 12, rng.integers(215, 235), weight_sf)
+            weight_sf = near.astype(np.uint8)
     if kind == 3 and depth > 32:  # the second half cancels most of the first
         half = depth // 2
         codes[:, half:] = codes[:, :half] ^ np.uint8(0x80)
@@ -171,6 +178,40 @@ def test_a_bfloat16_subnormal_aligns_where_its_field_is(exponent, code):
         native = result_interval(replace(blocks, folded=blocks.field), accumulator(name))
         if name == "fp32-ordered" or exponent == -133:
             assert got < native[0].item()  # by the field of code and scale alone it is outside
+
+
+def test_a_bfloat16_subnormal_makes_an_exact_sum_inexact():
+    """The same with 31 units, which 24 bits can hold beside 2^-33: no class may call it exact."""
+    args = products((0, 0x5F, 71, 2, 127), (1, 0x38, 71, 2, 127), (32, 0x08, 0, 2, 227))
+    got = simulate.hopper_bf16().linear(*args, np.random.default_rng(0)).item()
+    exact = block_sums(Rows.of(*args[:2]), Columns.of(*args[2:])).total()[0].item()
+    assert (exact - got) * 2.0**56 == 31
+    for name in ("fp32-ordered", "fp32"):
+        low, high = ends(args, accumulator(name))[1]
+        assert low.item() <= got <= high.item()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    before=st.tuples(st.integers(1, 126), st.integers(1, 126)),
+    place=st.integers(60, 80),
+    code=st.sampled_from([0x08, 0x10, 0x18, 0x20, 0x28, 0x30, 0x38, 0x3C]),
+    weight=st.integers(215, 235),
+    sign=st.booleans(),
+)
+def test_no_small_sum_beside_a_bfloat16_subnormal_leaves_its_class(
+    before, place, code, weight, sign
+):
+    """The family of both, around the places where the class begins to cut."""
+    args = products(
+        (0, before[0], place, 2, 127),
+        (1, before[1] | (0x80 if sign else 0), place, 2, 127),
+        (32, code, 0, 2, weight),
+    )
+    got = simulate.hopper_bf16().linear(*args, np.random.default_rng(0))
+    for name in ("fp32-ordered", "fp32"):
+        low, high = ends(args, accumulator(name))[1]
+        assert not outside(got, low, high).any()
 
 
 def test_an_operand_that_bfloat16_cannot_hold_is_outside_the_member_s_range():

@@ -183,7 +183,10 @@ def test_a_directed_weight_is_what_was_asked_for():
     assert value[2, 3] == -1.5 / 16
 
 
-@pytest.mark.parametrize("recipe", [{"acts": [[0, 0, 1, 1.3, 1]]}, {"act": []}])
+@pytest.mark.parametrize(
+    "recipe",
+    [{"acts": [[0, 0, 1, 1.3, 1]]}, {"act": []}, {"sums": [{"w": [], "scale": [0] * 5}]}],
+)
 def test_a_weight_that_cannot_be_had_is_one_line(recipe):
     with pytest.raises(ValueError, match="weights recipe 'directed'"):
         expert_weights(128, 128, {"acts": [], "sums": [{"w": []}], **recipe})

@@ -43,6 +43,8 @@ def expert_weights(
     w2 = np.zeros((hidden, intermediate), np.uint8)
     w2_sf = np.full((hidden, intermediate // GROUP), 127, np.uint8)
     sums = recipe["sums"]
+    if any(len(one.get("scale", ())) > w2_sf.shape[1] for one in sums):
+        raise ValueError(f"weights recipe 'directed': more scales than {w2_sf.shape[1]} groups")
     for row in range(hidden):
         turn, entry = divmod(row, len(sums))
         for channel, count, value in sums[entry]["w"]:

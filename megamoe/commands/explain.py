@@ -74,7 +74,8 @@ class _Subject:
             return
         self.case = forward_case(root, name)
         self.name = self.case.id
-        if is_stored(self.case) or kind_of(self.case.kind).features(self.case):
+        directed = self.case.params.get("weights_recipe", {}).get("kind") == "directed"
+        if directed or is_stored(self.case) or kind_of(self.case.kind).features(self.case):
             self.source = FromProblem(self.problem)
         else:
             self.source = FromCase(self.case)

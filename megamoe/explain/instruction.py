@@ -48,6 +48,8 @@ def modelled(a: Accumulator, codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F6
         terms, scale, factor = np.ldexp(terms, -scale[:, :, None]), factor, scale
     table = _E4M3_FIELD if is_e4m3(packed, weight_sf) else _E2M1_FIELD
     of_weights = table[weight_values(packed, weight_sf)[0]]
+    if a.outside and table is _E2M1_FIELD:  # there the weight is an E4M3, where 0.5 is normal
+        of_weights = of_weights - (weight_values(packed, weight_sf)[0] & 7 == 1)
     field = (_E4M3_FIELD[codes] + of_weights).reshape(terms.shape)
     field = np.where(terms != 0, field + scale[:, :, None], _LOWEST).max(axis=2)
     main, running = np.zeros(len(packed)), np.zeros(len(packed))

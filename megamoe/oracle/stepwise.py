@@ -63,6 +63,8 @@ def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) 
         width = 32 if columns.is_e4m3 else 16
         own = columns.packed[part, width * j : width * (j + 1)]
         weights, *weight_fields = _weights(own)
+        if accumulator.outside:  # Hopper's unit, which takes no E2M1
+            weight_fields = [weight_fields[1]] * 2
         products = x[j] * weights  # exact: 4 + 4 significant bits at most
         factor = rows.exponent[:, j, None] + columns.exponent[part, j]
         scale = np.zeros(shape) if accumulator.outside else factor
