@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -146,6 +147,17 @@ def test_stopped_while_the_backend_is_loaded_it_says_that_nothing_was_judged(
     assert (process.returncode, out) == (143, "")
     assert err == "megamoe: stopped (SIGTERM); nothing was judged\n"
     assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.slow
+def test_a_verification_that_is_killed_leaves_no_process(root, mark):  # noqa: F811
+    process = megamoe("golden", "verify", "--golden", root, "-j", "2", **mark)
+    (name, value), until_then = next(iter(mark.items())), time.monotonic() + 60
+    while len(stops.alive(f"{name}={value}", 0)) < 3 and time.monotonic() < until_then:
+        time.sleep(0.02)
+    assert len(stops.alive(f"{name}={value}", 0)) >= 3
+    process.kill()
+    process.wait()
 
 
 @pytest.mark.slow

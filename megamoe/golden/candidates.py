@@ -6,14 +6,17 @@ not under version control.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -31,6 +34,7 @@ from megamoe.spec.contract import BASE, REVISIONS
 
 Done = Callable[[Case, str], None]
 """Called once a case: the case, and an error or ''."""
+_PR_SET_PDEATHSIG: Final = 1
 
 
 # --- record -----------------------------------------------------------------------------------
@@ -111,13 +115,20 @@ def _each(
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _begin, (threads,)) as pool:
         futures = {pool.submit(_guarded, step, item): item[1] for item in work}
         for future in as_completed(futures):
             try:
                 yield futures[future], future.result()
             except Exception as error:  # a worker that was killed takes its case with it
                 yield futures[future], f"case {futures[future].id}: the worker died: {error}"
+
+
+def _begin(threads: int) -> None:
+    """Of a process of the pool: it ends with the one that started it, which may be killed."""
+    torch.set_num_threads(threads)
+    with suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _guarded(step: Callable[[tuple[Path, Case]], str], item: tuple[Path, Case]) -> str:
