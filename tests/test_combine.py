@@ -7,10 +7,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
+from megamoe.backends import eager_combine, simulate
+from megamoe.backends.eager import EagerBackend
+from megamoe.cases import load_cases
+from megamoe.golden import regenerate
 from megamoe.oracle.combine import Combine, fp8_rows
-from megamoe.spec.contract import BASE, MEGAMOE_2026_11
+from megamoe.spec.contract import BASE, MEGAMOE_2026_11, MEGAMOE_SGL
 from megamoe.spec.formats import bf16_decode, bf16_key, bf16_round, e4m3_encode, e4m3_value
+from megamoe.spec.problem import Problem
+from megamoe.suite.at_hand import judge
+from tests.helpers.local import Local
 
 
 def bf16(*values: float) -> np.ndarray:
@@ -90,3 +98,52 @@ def test_rows_that_are_known_as_intervals_enclose_every_row_between():
         row = bits(centre + rng.integers(-wide, wide + 1))
         got = fp8_rows(row, row)[0]
         assert (low <= got).all() and (got <= high).all()
+
+
+def test_a_member_that_may_be_infinite_leaves_its_whole_group_open():
+    """Byte 255 makes NaN of a zero and infinity of any other: the neighbours may be anything."""
+    low, high = (bf16_round(np.zeros((1, 256))) for _ in range(2))
+    low[0, 3], high[0, 3] = 0xFF80, 0x7F80
+    call = combine(1, dtype="fp8")
+    first, last = (bf16_decode(end)[0] for end in call.ends(low[:, None], high[:, None]))
+    assert np.isneginf(first[:128]).all() and np.isposinf(last[:128]).all()
+    assert (first[128:] == 0).all() and (last[128:] == 0).all()
+
+
+def test_the_reference_of_rows_that_may_leave_fp32_is_in_every_envelope():
+    p = simulate.problem(1, hidden=128, experts=1, top_k=1, tokens=1, clamp="none")
+    w2 = torch.zeros_like(p.w2_weight)
+    w2[0, 0] = 0xF7  # +6 and -6 in turn
+    p = replace(
+        p, hidden_states=torch.full_like(p.hidden_states, 0.1), combine_dtype="fp8",
+        topk_ids=torch.zeros((1, 1), dtype=torch.int64), topk_weights=torch.full((1, 1), 50.0),
+        w13_weight=torch.full_like(p.w13_weight, 0x22), w2_weight=w2,
+        w13_weight_scale=torch.full_like(p.w13_weight_scale, 120),
+        w2_weight_scale=torch.full_like(p.w2_weight_scale, 254),
+    )  # fmt: skip
+    verdict, _ = judge(p, Local(EagerBackend(MEGAMOE_SGL)))
+    assert verdict.status == "pass", verdict.reason
+
+
+class OnlyY(EagerBackend):
+    """``y`` alone: the codes of linear 2 say nothing of the combine."""
+
+    def forward(self, problem):
+        return {"y": super().forward(problem)["y"]}
+
+
+def off(by: int):
+    right = eager_combine.ue8m0_ceil
+    return lambda scale: (right(scale) + by).clamp(0, 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*(("FP8_GROUP", group) for group in (32, 64, 512)), *(("ue8m0_ceil", by) for by in (1, -1))],
+)
+def test_a_wrong_scale_of_an_e4m3_row_is_seen(monkeypatch, name, value):
+    (case,) = (c for c in load_cases() if c.name == "fp8-combine-scale-of-another-group")
+    problem = Problem(**regenerate(case))
+    assert judge(problem, Local(OnlyY(MEGAMOE_SGL)))[0].status == "pass"
+    monkeypatch.setattr(eager_combine, name, value if name == "FP8_GROUP" else off(value))
+    assert judge(problem, Local(OnlyY(MEGAMOE_SGL)))[0].status == "fail"

@@ -51,9 +51,15 @@ class Combine:
         return self.ends(rows, rows, None if shared is None else (shared, shared))[0]
 
     def ends(self, low: U16, high: U16, shared: tuple[U16, U16] | None = None) -> tuple[U16, U16]:
-        """Lowest and highest result of rows that are known as intervals."""
+        """Lowest and highest result of rows that are known as intervals.
+
+        Both ends are infinite where NaN is possible and not certain: a row between two infinities
+        may be NaN, and where one end of the sum is NaN, infinities of both signs may meet and need
+        not.
+        """
         known = low is high and (shared is None or shared[0] is shared[1])
         totals = [np.zeros((low.shape[0], low.shape[2]), np.float32) for _ in range(2 - known)]
+        may, must = (np.zeros(totals[0].shape, np.bool_) for _ in range(2))
         with np.errstate(invalid="ignore", over="ignore"):
             for slot in self.order(low.shape[1], shared is not None):
                 if slot is None:
@@ -61,34 +67,14 @@ class Combine:
                     rows = self.read(*shared)
                 else:
                     rows = self.read(low[:, slot], high[:, slot])
+                live = np.True_ if slot is None else self.live[:, slot, None]
+                may |= live & (rows[0] == -np.inf) & (rows[1] == np.inf)
+                must |= live & np.isnan(rows[0]) & np.isnan(rows[1])
                 totals = [self.added(slot, t, rows, end) for end, t in enumerate(totals)]
         finished = [self._finished(total) for total in totals]
         if known:
             return finished[0], finished[0]
-        return self._with_nan((finished[0], finished[1]), low, high, shared)
-
-    def _with_nan(
-        self,
-        found: tuple[U16, U16],
-        low: U16,
-        high: U16,
-        shared: tuple[U16, U16] | None,
-    ) -> tuple[U16, U16]:
-        """Both ends infinite where NaN is possible and not certain.
-
-        A row between two infinities may be NaN. Where one end of the sum is NaN, infinities of
-        both signs may meet, and need not.
-        """
-        first, last = found
-        rows = [(low, high, self.live)]
-        if shared is not None:
-            every = np.ones((len(low), 1), np.bool_)
-            rows.append((shared[0][:, None], shared[1][:, None], every))
-        may, must = (np.zeros(first.shape, np.bool_) for _ in range(2))
-        for least, most, live in rows:
-            ends = bf16_decode(least), bf16_decode(most)
-            may |= ((ends[0] == -np.inf) & (ends[1] == np.inf) & live[:, :, None]).any(axis=1)
-            must |= (np.isnan(ends[0]) & np.isnan(ends[1]) & live[:, :, None]).any(axis=1)
+        first, last = finished
         one_end = np.isnan(bf16_decode(first)) != np.isnan(bf16_decode(last))
         lost = (may & ~must) | one_end
         return np.where(lost, _MINUS_INF, first), np.where(lost, _PLUS_INF, last)
@@ -145,14 +131,19 @@ def fp8_rows(low: U16, high: U16) -> tuple[F64, F64]:
     size = np.abs(first), np.abs(last)
     near = np.where((first <= 0) & (last >= 0), 0.0, np.fmin(*size))
     bytes_ = [_byte(amax) for amax in (near, np.fmax(*size))]
+    # An infinite member that need not be there: NaN, infinity and numbers are all possible.
+    free = (low != high).reshape(first.shape).any(axis=-1, keepdims=True)
+    lost = free & (bytes_[1] == 255)
+    top = np.where(lost, bytes_[0], bytes_[1])
     out = _dequantised(first, bytes_[0]), _dequantised(last, bytes_[0])
-    for step in range(1, int((bytes_[1] - bytes_[0]).max(initial=0)) + 1):
-        byte = np.minimum(bytes_[0] + step, bytes_[1])
+    for step in range(1, int((top - bytes_[0]).max(initial=0)) + 1):
+        byte = np.minimum(bytes_[0] + step, top)
         out = (
             np.minimum(out[0], _dequantised(first, byte)),
             np.maximum(out[1], _dequantised(last, byte)),
         )
-    return out[0].reshape(shape), out[1].reshape(shape)
+    least, most = np.where(lost, -np.inf, out[0]), np.where(lost, np.inf, out[1])
+    return least.reshape(shape), most.reshape(shape)
 
 
 def _byte(magnitude: F64) -> npt.NDArray[np.int64]:

@@ -127,7 +127,7 @@ def forward(
 
     shared: dict[str, tuple[U16, U16]] | None = None
     if view.shared is not None:
-        shared = _shared(layer, x, x_sf, view.shared, hidden_size)
+        shared = _shared(layer, x, x_sf, view.shared, hidden_size, leaves)
     if trace is not None:
         trace |= {"gate_up": sums, "slot_rows": rows_out}
         if shared is not None:
@@ -194,7 +194,7 @@ def combine_interval(
     if view.shared is not None:
         layer = Layer(problem.act, [chosen], contract)
         staged = quantize(view.hidden, contract)
-        shared = _shared(layer, *staged, view.shared, shape[-1])[class_name]
+        shared = _shared(layer, *staged, view.shared, shape[-1], set())[class_name]
     return view.combine(problem, contract).ends(low, high, shared)
 
 
@@ -207,9 +207,12 @@ def _pieces(
 
 
 def _shared(
-    layer: Layer, x: U8, x_sf: U8, weights: Weights, hidden_size: int
+    layer: Layer, x: U8, x_sf: U8, weights: Weights, hidden_size: int, leaves: set[str]
 ) -> dict[str, tuple[U16, U16]]:
-    """Rows ``(T, H)`` of the shared expert as ends: by class, and under "" the reference twice."""
+    """Rows ``(T, H)`` of the shared expert as ends: by class, and under "" the reference twice.
+
+    Adds to ``leaves`` the classes in which a sum may leave fp32.
+    """
     names = ["", *(a.name for a in layer.classes)]
     shape = 2, len(x), hidden_size
     out = {name: np.zeros(shape, np.uint16) for name in names}
@@ -218,6 +221,7 @@ def _shared(
         part = slice(start, start + MAX_ROWS)
         made = layer.mlp(x[part], x_sf[part], one, weights)
         out[""][:, part] = made.row
+        leaves |= {name for name, left in made.leaves_fp32.items() if left}
         for name, ends in made.ends.items():
             out[name][:, part] = ends
     return {name: (low, high) for name, (low, high) in out.items()}
