@@ -201,7 +201,7 @@ def _of(name: str) -> dict[str, Clause[Any]]:
         )
     clauses = _clauses(REVISIONS[revision])
     if build is not None:
-        evidence = f"{build.name}, its headers; differs from {revision}"
+        evidence = f"{build.name}; differs from {revision}"
         clauses |= {clause: Clause(value, evidence) for clause, value in build.differs.items()}
     return clauses
 

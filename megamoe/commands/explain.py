@@ -105,6 +105,12 @@ def run(a: argparse.Namespace) -> int:
         raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
     actual, claimed, revision = _actual(a, subject)
     contract = find_contract(revision)
+    if subject.case is not None and revision not in subject.case.revisions:
+        of = ", ".join(subject.case.revisions)
+        raise ValueError(
+            f"contract {revision} does not know {subject.name}, which is of {of}; ask for one with "
+            "--contract"
+        )
     known = claimed or subject.about.get("accumulator", SM100_MXF8F6F4.name)
     class_name = a.accumulator or known
     token, channel = a.token, a.channel

@@ -42,8 +42,8 @@ def _heading(text: str, console: Console) -> None:
 def _linear1(said: Plain, slot: Plain, console: Console) -> None:
     top = slot["largest"]
     _heading(
-        f"Linear 1 to the code: intermediate channel {top['i']} of slot {slot['slot']} (expert "
-        f"{slot['expert']}), the largest contribution",
+        f"Linear 1 to the code: intermediate channel {top['i']} of slot {slot['slot']} "
+        f"({_expert(slot)}), the largest contribution",
         console,
     )
     table = _table("sum", "k", "hidden", "x code", "x scale", "weight", "w scale", "product")
@@ -88,6 +88,11 @@ def _linear1(said: Plain, slot: Plain, console: Console) -> None:
     _pairs(lines, console)
 
 
+def _expert(slot: Plain) -> str:
+    """-1 is the fused shared expert, which has a slot after the last one."""
+    return "shared expert" if slot["expert"] < 0 else f"expert {slot['expert']}"
+
+
 def _accumulated(s: Plain) -> str:
     model = "" if s["model"] is None else f", modelled {_num(s['model'])}"
     return f"exact {_num(s['exact'])}{model}, allowed {_ends(s['interval'])}"
@@ -102,7 +107,7 @@ def _slots(said: Plain, console: Console) -> None:
     for s in said["slots"]:
         top, two = s["largest"], s["linear2"]
         table.add_row(
-            str(s["slot"]), str(s["expert"]), _num(s["routing_weight"]), str(top["i"]),
+            str(s["slot"]), _expert(s).removeprefix("expert "), _num(s["routing_weight"]), str(top["i"]),
             _num(top["gate_clamped"]["value"]), _num(top["up_clamped"]["value"]), _num(top["a"]),
             str(top["group"]["set_by"]), str(top["group"]["exponent"]), top["code"],
             str(s["undecided_codes"]), _num(two["exact"]),

@@ -91,7 +91,15 @@ class Settings:
         ``revision``: without those that this contract does not know.
         """
         asked = self.kind, self.chosen_tier, self.case
-        chosen = select(load_cases(self.root), *asked, revision)
+        every = load_cases(self.root)
+        chosen = select(every, *asked, revision)
+        known = [] if chosen or revision is None else select(every, *asked)
+        if known:
+            of = ", ".join(known[0].revisions)
+            raise SettingsError(
+                f"contract {revision} does not know {known[0].id}, which is of {of}; ask for one "
+                "with --contract"
+            )
         if self.failed:
             red = {c["id"] for c in read_report(self.failed)["cases"] if c["status"] in BAD}
             chosen = [case for case in chosen if case.id in red]
