@@ -107,7 +107,8 @@ def _slots(said: Plain, console: Console) -> None:
     for s in said["slots"]:
         top, two = s["largest"], s["linear2"]
         table.add_row(
-            str(s["slot"]), _expert(s).removeprefix("expert "), _num(s["routing_weight"]), str(top["i"]),
+            str(s["slot"]), _expert(s).removeprefix("expert "), _num(s["routing_weight"]),
+            str(top["i"]),
             _num(top["gate_clamped"]["value"]), _num(top["up_clamped"]["value"]), _num(top["a"]),
             str(top["group"]["set_by"]), str(top["group"]["exponent"]), top["code"],
             str(s["undecided_codes"]), _num(two["exact"]),
