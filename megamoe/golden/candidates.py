@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Final
 
@@ -129,6 +129,9 @@ def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
     with suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    starter = parent_process()
+    if starter is None or not starter.is_alive():  # killed while this one imported torch
+        os._exit(1)
 
 
 def _guarded(step: Callable[[tuple[Path, Case]], str], item: tuple[Path, Case]) -> str:
