@@ -14,7 +14,7 @@ from megamoe.spec.formats import bf16_decode, e4m3_decode
 from megamoe.spec.problem import Problem
 from tests.helpers import plain
 
-ORDINARY = {"hidden_recipe": {"kind": "bell"}}
+ORDINARY = {"hidden_recipe": {"kind": "bell"}, "top_k": 2}
 SMALL = {"routing_recipe": {"scaling": 2.0**-40}}
 """Activations below the floor of the requantise byte."""
 TINY = {"hidden_recipe": {"kind": "bell", "log2_scale": -20}}
@@ -31,10 +31,10 @@ SHARED = {"shared_recipe": {"size": 128}}
 ASKED = [
     pytest.param({"clamp": "none", "fast_math": True, **asked}, id=name)
     for name, asked in {
-        "shared-expert": SHARED,
-        "shared-expert-alone": {**SHARED, "routing_recipe": {"mask": [[0, 0], [0, 1]]}},
+        "shared-expert": {**SHARED, "top_k": 2},
+        "shared-expert-alone": {**SHARED, "top_k": 2, "routing_recipe": {"mask": [[0, 0], [0, 1]]}},
         "shared-expert-against-slot-0": {
-            "shared_recipe": {"kind": "expert"}, "weights_recipe": {"same": True},
+            "top_k": 2, "shared_recipe": {"kind": "expert"}, "weights_recipe": {"same": True},
             "routing_recipe": {"weights": [[-1.0, 2.0**-20]]},
         },
         "shared-expert-precise-clamp": {**SHARED, "fast_math": False, "clamp": 1.5},
@@ -56,7 +56,7 @@ ASKED = [
             **TINY, "activation": "situ", "activation_alpha": 3.0, "activation_beta": 7.0,
             "routing_recipe": {"scaling": 2.0**22},
         },
-        "fp8-combine": {"combine_dtype": "fp8", "hidden": 256, "top_k": 1},
+        "fp8-combine": {"combine_dtype": "fp8", "hidden": 256},
         "fp8-combine-wide": {"combine_dtype": "fp8", "weights_recipe": {"w2_scale": [60, 90]}},
         "fp8-combine-shared": {"combine_dtype": "fp8", **SHARED},
     }.items()
@@ -64,7 +64,7 @@ ASKED = [
 
 
 def made(params: dict) -> Problem:
-    sizes = {"hidden": 128, "intermediate": 128, "experts": 3, "top_k": 2, "tokens": 1}
+    sizes = {"hidden": 128, "intermediate": 128, "experts": 3, "top_k": 1, "tokens": 1}
     return simulate.problem(11, **{**sizes, **params})
 
 
