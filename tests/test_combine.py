@@ -139,11 +139,14 @@ def off(by: int):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*(("FP8_GROUP", group) for group in (32, 64, 512)), *(("ue8m0_ceil", by) for by in (1, -1))],
+    [
+        *(("FP8_COMBINE_GROUP", group) for group in (32, 64, 512)),
+        *(("ue8m0_ceil", by) for by in (1, -1)),
+    ],
 )
 def test_a_wrong_scale_of_an_e4m3_row_is_seen(monkeypatch, name, value):
     (case,) = (c for c in load_cases() if c.name == "fp8-combine-scale-of-another-group")
     problem = Problem(**regenerate(case))
     assert judge(problem, Local(OnlyY(MEGAMOE_SGL)))[0].status == "pass"
-    monkeypatch.setattr(eager_combine, name, value if name == "FP8_GROUP" else off(value))
+    monkeypatch.setattr(eager_combine, name, value if name == "FP8_COMBINE_GROUP" else off(value))
     assert judge(problem, Local(OnlyY(MEGAMOE_SGL)))[0].status == "fail"

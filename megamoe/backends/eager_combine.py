@@ -6,10 +6,7 @@ import torch
 
 from megamoe.layer.staging import RECIP_448, e4m3_codes, group_amax, ue8m0_ceil
 from megamoe.spec.contract import Contract
-from megamoe.spec.formats import E4M3_TABLE
-
-FP8_GROUP = 128
-"""Channels that share a scale factor where the rows reach the combine as E4M3."""
+from megamoe.spec.formats import FP8_COMBINE_GROUP
 
 
 def combine(
@@ -48,19 +45,15 @@ def combine(
 
 def _fp8(row: torch.Tensor, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:
     """E4M3 values of a row (T, H) and the scale of each, both float32."""
-    groups = row.float().unflatten(-1, (-1, FP8_GROUP))
+    groups = row.float().unflatten(-1, (-1, FP8_COMBINE_GROUP))
     byte = ue8m0_ceil(group_amax(groups, contract) * RECIP_448.to(row.device)).unsqueeze(-1)
     # 2**(127 - e) by its bits, as the kernel has it: -inf for an infinite amax.
     factor = torch.where(byte == 255, -torch.inf, torch.exp2(127.0 - byte.double()))
     codes = e4m3_codes((groups.double() * factor).float(), contract)
-    values = _table(row.device)[codes.int()]
+    values = codes.view(torch.float8_e4m3fn).float()
     scale = torch.where(byte == 255, torch.inf, torch.exp2(byte.double() - 127.0)).float()
     scale = torch.where(byte == 0, 0.0, scale).expand_as(values)
     return values.flatten(-2), scale.flatten(-2)
-
-
-def _table(device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(E4M3_TABLE.copy()).float().to(device)
 
 
 def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,8 @@ from megamoe.explain.life import live
 from megamoe.explain.part import part
 from megamoe.explain.sources import FromCase, FromProblem, Source
 from megamoe.judge.elements import TILE
-from megamoe.oracle.combine import FP8_GROUP
 from megamoe.spec.contract import Contract
+from megamoe.spec.formats import FP8_COMBINE_GROUP
 
 
 def explain(
@@ -35,8 +35,8 @@ def explain(
         first = channel // TILE * TILE
         channels = [*range(first, min(first + TILE, source.hidden_size))]
     if source.token(0).dtype == "fp8":  # an element's scale is that of its group
-        first = channel // FP8_GROUP * FP8_GROUP
-        channels = [*range(first, min(first + FP8_GROUP, source.hidden_size))]
+        first = channel // FP8_COMBINE_GROUP * FP8_COMBINE_GROUP
+        channels = [*range(first, min(first + FP8_COMBINE_GROUP, source.hidden_size))]
     if channel not in channels:
         channels = [channel]  # beyond H: said in one line below
     life = live(source, token, channels, accumulator, contract)

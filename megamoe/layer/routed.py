@@ -233,6 +233,8 @@ class RoutedExperts(nn.Module):
         self, clamp: float | None, fast_math: bool, asked: Mapping[str, Any]
     ) -> tuple[str, ...]:
         """The features of a call; ``NotImplementedError`` for one that the backend has not."""
+        if not asked:  # of every ordinary call
+            return ()
         act = Activation(
             asked.get("activation", "swiglu"), clamp, asked.get("activation_alpha", 1.0),
             asked.get("activation_beta", 0.0), fast_math,

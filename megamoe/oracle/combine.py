@@ -19,6 +19,7 @@ from megamoe.spec.contract import Contract
 from megamoe.spec.formats import (
     F32,
     F64,
+    FP8_COMBINE_GROUP,
     U16,
     bf16_decode,
     bf16_round,
@@ -28,8 +29,6 @@ from megamoe.spec.formats import (
 )
 
 _MINUS_INF, _PLUS_INF = np.uint16(0xFF80), np.uint16(0x7F80)
-FP8_GROUP = 128
-"""Channels that share a scale factor where the slot rows reach the combine as E4M3."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,10 @@ class Combine:
                     rows = self.read(*shared)
                 else:
                     rows = self.read(low[:, slot], high[:, slot])
-                live = np.True_ if slot is None else self.live[:, slot, None]
-                may |= live & (rows[0] == -np.inf) & (rows[1] == np.inf)
-                must |= live & np.isnan(rows[0]) & np.isnan(rows[1])
+                if not known:
+                    live = np.True_ if slot is None else self.live[:, slot, None]
+                    may |= live & (rows[0] == -np.inf) & (rows[1] == np.inf)
+                    must |= live & np.isnan(rows[0]) & np.isnan(rows[1])
                 totals = [self.added(slot, t, rows, end) for end, t in enumerate(totals)]
         finished = [self._finished(total) for total in totals]
         if known:
@@ -127,7 +127,7 @@ def fp8_rows(low: U16, high: U16) -> tuple[F64, F64]:
     with np.errstate(invalid="ignore"):
         ends = [bf16_decode(end).astype(np.float64) for end in (low, high)]
     shape = ends[0].shape
-    first, last = (end.reshape(*shape[:-1], -1, FP8_GROUP) for end in ends)
+    first, last = (end.reshape(*shape[:-1], -1, FP8_COMBINE_GROUP) for end in ends)
     size = np.abs(first), np.abs(last)
     near = np.where((first <= 0) & (last >= 0), 0.0, np.fmin(*size))
     bytes_ = [_byte(amax) for amax in (near, np.fmax(*size))]

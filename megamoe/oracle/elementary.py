@@ -11,7 +11,7 @@ from decimal import Context, Decimal
 
 import numpy as np
 
-from megamoe.spec.formats import F32, F64
+from megamoe.spec.formats import F32, F64, bf16_decode
 
 EXPF_ULPS = 2.0
 """Error allowed to expf. CUDA documents 1, glibc and SLEEF about 1."""
@@ -25,6 +25,11 @@ ULP = 2.0**-23
 """An ulp is at most this fraction of a normal fp32 number."""
 F64_SLACK = 2.0**-48
 """Covers the error of the float64 evaluation itself: a few units of 2**-53."""
+
+
+def bf16_values() -> F32:
+    """``(65536,)`` float32: the value of every bfloat16, by its bits."""
+    return bf16_decode(np.arange(65536, dtype=np.uint16))
 
 
 def fast_exp_ulps(argument: F64) -> F64:

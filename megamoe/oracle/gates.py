@@ -21,6 +21,7 @@ from megamoe.oracle.elementary import (
     F64_SLACK,
     RCP_ULPS,
     ULP,
+    bf16_values,
     exp_rounded,
     fast_exp_ulps,
 )
@@ -75,13 +76,9 @@ def up_table(form: Form) -> F32:
 
 @cache
 def _plus(beta: float) -> F32:
-    up = _values()
+    up = bf16_values()
     with np.errstate(over="ignore", invalid="ignore"):
         return up if beta == 0 else up + np.float32(beta)
-
-
-def _values() -> F32:
-    return bf16_decode(np.arange(65536, dtype=np.uint16))
 
 
 @cache
@@ -112,7 +109,7 @@ def silu_table(division: str, alpha: float = 1.0) -> F32:
     the contract's rounding points, so the point lies in the set of the form (the correctly rounded
     silu itself need not). The fast form has the point of 'g/d', which lies in its set.
     """
-    gate = _values()
+    gate = bf16_values()
     with np.errstate(all="ignore"):
         denominator = np.float32(1) + exp_rounded(-_scaled(gate, alpha).astype(np.float64))
         reciprocal = division == "g*(1/d)"
@@ -129,8 +126,8 @@ def _scaled(gate: F32, alpha: float) -> F32:
 def silu_bounds(division: str, alpha: float = 1.0) -> tuple[F32, F32]:
     """Two ``(65536,)`` float32 tables, lowest and highest silu of a correct kernel."""
     with np.errstate(all="ignore"):
-        gates = _values().astype(np.float64)
-        argument = _scaled(_values(), alpha).astype(np.float64)
+        gates = bf16_values().astype(np.float64)
+        argument = _scaled(bf16_values(), alpha).astype(np.float64)
         exp = np.exp(-argument)
         ulps = fast_exp_ulps(argument) if division == "fast" else np.full_like(gates, EXPF_ULPS)
         relative = ulps * ULP + F64_SLACK
@@ -216,7 +213,7 @@ class Bounds:
     def of(cls, low: F32, high: F32) -> Bounds:
         """From the two tables."""
         bits = np.arange(65536, dtype=np.uint16)
-        number = bits[~np.isnan(_values())]
+        number = bits[~np.isnan(bf16_values())]
         at = _position(number)
         lost = np.isnan(low) | np.isnan(high)
         levels = []

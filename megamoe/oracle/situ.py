@@ -18,12 +18,13 @@ from megamoe.oracle.elementary import (
     TANH_APPROX,
     TANHF_ULPS,
     ULP,
+    bf16_values,
     exp_rounded,
     fast_exp_ulps,
     tanh_rounded,
 )
 from megamoe.oracle.fused import fma
-from megamoe.spec.formats import F32, F64, bf16_decode
+from megamoe.spec.formats import F32, F64
 
 Span = tuple[F32, F32]
 """Lowest and highest."""
@@ -31,10 +32,6 @@ Ends = Span | tuple[np.float32, np.float32]
 ONE, TWO = np.float32(1), np.float32(2)
 QUOTIENT = (4.0, 25.0)
 """The scales for which the form 'quotient' has a formula of its own."""
-
-
-def _values() -> F32:
-    return bf16_decode(np.arange(65536, dtype=np.uint16))
 
 
 @cache
@@ -65,14 +62,14 @@ def up_bounds(division: str, alpha: float, beta: float, form: str) -> Span:
 
 def _without_freedom(low: F32, high: F32, point: F32) -> Span:
     """Of infinity and NaN only what IEEE says; and the point is always inside."""
-    special = ~np.isfinite(_values())
+    special = ~np.isfinite(bf16_values())
     low, high = np.fmin(low, point), np.fmax(high, point)
     low[special] = high[special] = point[special]
     return low, high
 
 
 def _gate(division: str, alpha: float, beta: float, form: str, *, point: bool) -> Span:
-    gate, scale = _values(), np.float32(alpha)
+    gate, scale = bf16_values(), np.float32(alpha)
     with np.errstate(all="ignore"):
         if form == "sigmoid":
             tanh = _tanh_of_sigmoid(gate * (ONE / scale), division, point)
@@ -87,7 +84,7 @@ def _gate(division: str, alpha: float, beta: float, form: str, *, point: bool) -
 
 
 def _up(division: str, alpha: float, beta: float, form: str, *, point: bool) -> Span:
-    up, scale = _values(), np.float32(beta)
+    up, scale = bf16_values(), np.float32(beta)
     with np.errstate(all="ignore"):
         if form == "sigmoid":
             tanh = _tanh_of_sigmoid(up * (ONE / scale), division, point)
