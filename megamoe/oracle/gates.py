@@ -62,7 +62,7 @@ def form_of(act: Activation, contract: Contract) -> Form:
 def gate_table(form: Form) -> F32:
     """``(65536,)`` float32 by bf16 bits of the gate: what is multiplied by up."""
     if form.name == "situ":
-        return situ.gate_table(form.division, form.alpha, form.beta, form.tanh)
+        return situ.gate_function(form.division, form.alpha, form.beta, form.tanh).point
     table = silu_table(form.division, form.alpha)
     return table if form.most is None else np.fmin(table, np.float32(form.most))
 
@@ -70,7 +70,7 @@ def gate_table(form: Form) -> F32:
 def up_table(form: Form) -> F32:
     """``(65536,)`` float32 by bf16 bits of up."""
     if form.name == "situ":
-        return situ.up_table(form.division, form.alpha, form.beta, form.tanh)
+        return situ.up_function(form.division, form.alpha, form.beta, form.tanh).point
     return _plus(form.beta)
 
 
@@ -85,7 +85,7 @@ def _plus(beta: float) -> F32:
 def gate_bounds(form: Form) -> Bounds:
     """The same, enclosed."""
     if form.name == "situ":
-        return Bounds.of(*situ.gate_bounds(form.division, form.alpha, form.beta, form.tanh))
+        return Bounds.of(*situ.gate_function(form.division, form.alpha, form.beta, form.tanh)[1:])
     low, high = silu_bounds(form.division, form.alpha)
     if form.most is not None:
         low, high = (np.fmin(end, np.float32(form.most)) for end in (low, high))
@@ -96,7 +96,7 @@ def gate_bounds(form: Form) -> Bounds:
 def up_bounds(form: Form) -> Bounds:
     """The same, enclosed."""
     if form.name == "situ":
-        return Bounds.of(*situ.up_bounds(form.division, form.alpha, form.beta, form.tanh))
+        return Bounds.of(*situ.up_function(form.division, form.alpha, form.beta, form.tanh)[1:])
     table = up_table(form)  # one addition, which IEEE leaves no freedom
     return Bounds.of(table, table)
 

@@ -7,7 +7,9 @@ is monotone, and widened where an instruction is approximate.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +30,16 @@ from megamoe.spec.formats import F32, F64
 
 Span = tuple[F32, F32]
 """Lowest and highest."""
+
+
+class Function(NamedTuple):
+    """Three tables ``(65536,)`` float32 by bf16 bits: the point, and what encloses it."""
+
+    point: F32
+    low: F32
+    high: F32
+
+
 Ends = Span | tuple[np.float32, np.float32]
 ONE, TWO = np.float32(1), np.float32(2)
 QUOTIENT = (4.0, 25.0)
@@ -35,37 +47,27 @@ QUOTIENT = (4.0, 25.0)
 
 
 @cache
-def gate_table(division: str, alpha: float, beta: float, form: str) -> F32:
-    """``(65536,)`` float32 by bf16 bits of the gate."""
-    return _gate(division, alpha, beta, form, point=True)[0]
+def gate_function(division: str, alpha: float, beta: float, form: str) -> Function:
+    """What the gate becomes, ``alpha * tanh(g / alpha) * sigmoid(g)``."""
+    return _function(_gate, division, alpha, beta, form)
 
 
 @cache
-def gate_bounds(division: str, alpha: float, beta: float, form: str) -> Span:
-    """The same, enclosed."""
-    low, high = _gate(division, alpha, beta, form, point=False)
-    return _without_freedom(low, high, gate_table(division, alpha, beta, form))
+def up_function(division: str, alpha: float, beta: float, form: str) -> Function:
+    """What up becomes, ``beta * tanh(u / beta)``."""
+    return _function(_up, division, alpha, beta, form)
 
 
-@cache
-def up_table(division: str, alpha: float, beta: float, form: str) -> F32:
-    """``(65536,)`` float32 by bf16 bits of up."""
-    return _up(division, alpha, beta, form, point=True)[0]
-
-
-@cache
-def up_bounds(division: str, alpha: float, beta: float, form: str) -> Span:
-    """The same, enclosed."""
-    low, high = _up(division, alpha, beta, form, point=False)
-    return _without_freedom(low, high, up_table(division, alpha, beta, form))
-
-
-def _without_freedom(low: F32, high: F32, point: F32) -> Span:
+def _function(
+    step: Callable[..., Span], division: str, alpha: float, beta: float, form: str
+) -> Function:
     """Of infinity and NaN only what IEEE says; and the point is always inside."""
+    point, _ = step(division, alpha, beta, form, point=True)
+    low, high = step(division, alpha, beta, form, point=False)
     special = ~np.isfinite(bf16_values())
     low, high = np.fmin(low, point), np.fmax(high, point)
     low[special] = high[special] = point[special]
-    return low, high
+    return Function(point, low, high)
 
 
 def _gate(division: str, alpha: float, beta: float, form: str, *, point: bool) -> Span:
