@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megamoe.spec.formats import GROUP, U8
+from megamoe.spec.formats import GROUP, U8, e2m1_pack
 
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -51,7 +51,7 @@ def expert_weights(
             w2[row, channel : channel + count] = _nibble(-value if turn % 2 else value)
         exponents: Sequence[int] = sums[entry].get("scale", ())
         w2_sf[row, : len(exponents)] = np.array(exponents, np.int64) + 127
-    return _packed(w13), w13_sf, _packed(w2), w2_sf
+    return e2m1_pack(w13), w13_sf, e2m1_pack(w2), w2_sf
 
 
 def _short(value: float) -> tuple[list[int], int]:
@@ -74,7 +74,3 @@ def _nibble(value: float) -> int:
     if abs(value) not in _MAGNITUDES:
         raise ValueError(f"weights recipe 'directed': {value} is no E2M1 value, scaled or not")
     return _MAGNITUDES.index(abs(value)) | (8 if value < 0 else 0)
-
-
-def _packed(nibbles: U8) -> U8:
-    return np.asarray(nibbles[:, 0::2] | (nibbles[:, 1::2] << 4), np.uint8)

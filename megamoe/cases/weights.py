@@ -30,6 +30,7 @@ from megamoe.spec.formats import (
     GROUP,
     NVFP4_GROUP,
     U8,
+    e2m1_pack,
     e2m1_unpack,
     e4m3_cast,
 )
@@ -133,7 +134,7 @@ def _probe(stream: int, rows: int, columns: int, every: int) -> U8:
     nibble = (code % 7 + 1) | ((code >= 7) << 3)
     out = np.zeros((rows, columns), np.uint8)
     out[np.arange(rows).repeat(runs), position] = nibble
-    return (out[:, 0::2] | (out[:, 1::2] << 4)).astype(np.uint8)
+    return e2m1_pack(out)
 
 
 def carry(w13: U8, stream: int, o: dict[str, Any]) -> None:
