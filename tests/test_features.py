@@ -1,4 +1,4 @@
-"""What a call asks besides: a kernel that is wrong in one of them is red in its case, by y alone."""
+"""Features of a call: a kernel that is wrong in one is red, by y alone, in the case for it."""
 
 from __future__ import annotations
 

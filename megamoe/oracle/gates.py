@@ -205,7 +205,7 @@ class Bounds:
     least: F32
     most: F32
     """``(17, n)``: extremes over 2**level arguments from the n-th on, in the order of values, of
-    those that have a number: infinities the wrong way round where none has."""
+    those that are numbers; +inf and -inf where none of them is a number."""
     nan: npt.NDArray[np.bool_]
     """``(17, n)``: whether one of them may have NaN."""
 

@@ -61,7 +61,7 @@ def up_function(division: str, alpha: float, beta: float, form: str) -> Function
 def _function(
     step: Callable[..., Span], division: str, alpha: float, beta: float, form: str
 ) -> Function:
-    """Of infinity and NaN only what IEEE says; and the point is always inside."""
+    """The point and its bounds. Infinity and NaN have no freedom: IEEE decides their results."""
     point, _ = step(division, alpha, beta, form, point=True)
     low, high = step(division, alpha, beta, form, point=False)
     special = ~np.isfinite(bf16_values())
