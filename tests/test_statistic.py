@@ -50,6 +50,7 @@ def scaled(y, row, channels, factor):
         simulate.plain("splits", "zero"),
         simulate.hopper_bf16(),
         simulate.hopper_e4m3(),
+        simulate.hopper_e4m3_outside(32, "nearest", "sm90-e4m3-k32"),
         simulate.blackwell_mxf8f6f4(),
     ],
     ids=lambda k: k.name,
@@ -232,6 +233,7 @@ def test_thresholds_fall_with_terms_known_and_rise_with_rarity():
         ("fp32", 2048, 400, "expert-32"),
         ("fp32", 8192, 400, "expert-8"),  # no draws of 32 rows there
         ("sm90-e4m3", 2048, 400, "expert-8"),
+        ("sm90-e4m3-k32", 2048, 400, "expert-8"),
         ("fp32", 1, 400, "row"),  # fewer terms than were calibrated: no limit at all
         (None, 2048, 400, "row"),  # class exact
     ],
@@ -250,8 +252,10 @@ def test_many_rows_of_one_expert_are_judged_in_every_class(layer):
 
 def test_the_stored_calibration_says_how_it_was_made():
     stored = statistic.calibration()
-    assert stored["made_by"].startswith("tools/calibrate.py --rows")
-    assert {"numpy", "torch", "mmasim"} <= set(stored["versions"])
+    assert set(stored["provenance"]) == set(stored["groups"]) == set(statistic.GROUPS.values())
+    for provenance in stored["provenance"].values():
+        assert provenance["command"].startswith("tools/calibrate.py --rows")
+        assert {"numpy", "torch", "mmasim"} <= set(provenance["versions"])
     for strata in stored["groups"].values():
         for fits in strata.values():
             for unit in fits.values():

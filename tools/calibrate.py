@@ -1,6 +1,6 @@
 """Calibrate the statistic for backends that return y only: writes megamoe/judge/statistic.json.
 
-    python tools/calibrate.py [--rows N] [--seed S] [--jobs N]
+    python tools/calibrate.py [--rows N] [--seed S] [--jobs N] [--group NAME ...]
 
 Simulated correct kernels run over several kinds of data; the deviation of their y from the oracle
 is measured in tiles, rows and the rows of an expert. The tail of each statistic is fitted by
@@ -31,7 +31,7 @@ from megamoe.backends import simulate
 from megamoe.backends.simulate import Kernel
 from megamoe.judge.statistic import ROWS_OF_EXPERT, Energies
 from megamoe.spec.contract import BASE
-from megamoe.spec.formats import F64
+from megamoe.spec.formats import F64, GROUP
 
 OUT = Path(__file__).resolve().parent.parent / "megamoe" / "judge" / "statistic.json"
 SAFETY = 1.25
@@ -56,6 +56,8 @@ DATA: dict[str, dict[str, Any]] = {
     },
 }
 SLOW_TERMS = 2048
+SHARES = {"fp32": 1, "sm90-e4m3": 2, "sm90-e4m3-k32": 2}
+"""Group to the fraction (1/n) of the rows: the instruction models are slow."""
 LADDER = (40, 160, 640)
 """Numbers of exceedances of the starts of the tail."""
 
@@ -67,6 +69,9 @@ def kernels(group: str, terms: int = 0) -> list[tuple[Kernel, int]]:
     """
     if group == "sm90-e4m3":
         return [(simulate.hopper_e4m3(), 1)] if terms <= SLOW_TERMS else []
+    if group == "sm90-e4m3-k32":
+        outside = (simulate.hopper_e4m3_outside(GROUP, r, group) for r in ("nearest", "mixed"))
+        return [(kernel, 1) for kernel in outside] if terms <= SLOW_TERMS else []
     bulk = [simulate.blas(), simulate.blockwise("zero"), simulate.blockwise("mixed")]
     slow = [
         simulate.plain("random", "zero"), simulate.plain("splits", "mixed"),
@@ -94,8 +99,7 @@ def fit(values: list[F64]) -> dict[str, Any]:
 def sample(group: str, inter: int, top_k: int, data: str, rows: int, seed: int) -> dict[str, Any]:
     """Fits by unit and statistic of one group, number of terms and kind of data."""
     rng = np.random.default_rng([seed, inter, top_k])
-    if group == "sm90-e4m3":  # the instruction model is slow: fewer rows
-        rows = max(8, rows // 8)
+    rows = max(8, rows // SHARES[group])
     found: dict[str, dict[str, list[F64]]] = {}
     options = DATA[data]
     problem = simulate.problem(
@@ -123,56 +127,65 @@ def sample(group: str, inter: int, top_k: int, data: str, rows: int, seed: int) 
     return {u: {name: fit(v) for name, v in by.items()} for u, by in found.items()}
 
 
-def stratum(group: str, terms: int, rows: int, seed: int) -> dict[str, Any]:
-    """Fits of one group and number of terms, over all kinds of data."""
+def part(group: str, terms: int, data: str, rows: int, seed: int) -> dict[str, Any]:
+    """Fits of one group, number of terms and kind of data."""
     torch.set_num_threads(1)
     started = time.time()
-    inter, top_k = STRATA[terms]
-    count = min(rows, rows * 1024 // terms)
-    fits: dict[str, Any] = {}
-    for data in DATA:
-        for unit, by in sample(group, inter, top_k, data, count, seed).items():
-            for name, one in by.items():
-                fits.setdefault(unit, {}).setdefault(name, []).append({"data": data, **one})
-    largest = {u: max(f["largest"] for f in by["size"]) for u, by in fits.items()}
-    print(f"{group} {terms}: {time.time() - started:.0f} s {largest}", file=sys.stderr, flush=True)
+    fits = sample(group, *STRATA[terms], data, min(rows, rows * 1024 // terms), seed)
+    largest = {unit: by["size"]["largest"] for unit, by in fits.items()}
+    took = f"{time.time() - started:.0f} s"
+    print(f"{group} {terms} {data}: {took} {largest}", file=sys.stderr, flush=True)
     return fits
 
 
-def calibrate(rows: int, seed: int, jobs: int) -> dict[str, Any]:
-    """The whole calibration, with its provenance."""
-    work = [(g, n) for n in reversed(STRATA) for g in ("fp32", "sm90-e4m3") if kernels(g, n)]
+def calibrate(rows: int, seed: int, jobs: int, wanted: list[str]) -> dict[str, Any]:
+    """Fits of the groups ``wanted``, by group, number of terms, unit and statistic."""
+    work = [(g, n, d) for n in reversed(STRATA) for g in wanted for d in DATA if kernels(g, n)]
     groups: dict[str, Any] = {}
     with ProcessPoolExecutor(jobs) as pool:
-        made = [(g, n, pool.submit(stratum, g, n, rows, seed)) for g, n in work]
-        for group, terms, future in made:
-            groups.setdefault(group, {})[str(terms)] = future.result()
-    return {
-        "made_by": f"tools/calibrate.py --rows {rows} --seed {seed}",
-        "versions": {
-            "python": platform.python_version(), "numpy": np.__version__,
-            "torch": torch.__version__, "mmasim": metadata.version("mmasim"),
-        },
-        "kernels": {g: [k.name for k, _ in kernels(g)] for g in ("fp32", "sm90-e4m3")},
+        futures = [(g, n, d, pool.submit(part, g, n, d, rows, seed)) for g, n, d in work]
+        for group, terms, data, future in futures:
+            fits = groups.setdefault(group, {}).setdefault(str(terms), {})
+            for unit, by in future.result().items():
+                for name, one in by.items():
+                    fits.setdefault(unit, {}).setdefault(name, []).append({"data": data, **one})
+    return groups
+
+
+def main() -> int:
+    """The command line. The file keeps the groups that are not wanted."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--group", action="append", choices=list(SHARES))
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    wanted = args.group or list(SHARES)
+    groups = calibrate(args.rows, args.seed, args.jobs, wanted)
+    options = "".join(f" --group {name}" for name in args.group or [])
+    provenance = {
+        group: {
+            "command": f"tools/calibrate.py --rows {args.rows} --seed {args.seed}{options}",
+            "versions": {
+                "python": platform.python_version(), "numpy": np.__version__,
+                "torch": torch.__version__, "mmasim": metadata.version("mmasim"),
+            },
+            "kernels": [kernel.name for kernel, _ in kernels(group)],
+        }
+        for group in wanted
+    }  # fmt: skip
+    before = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
+    stored = {
+        "provenance": before.get("provenance", {}) | provenance,
         "data": DATA,
         "hidden": HIDDEN,
         "safety": SAFETY,
         "pooled": len(kernels("fp32")),
-        "groups": groups,
-    }  # fmt: skip
-
-
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    made = calibrate(args.rows, args.seed, args.jobs)
-    args.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        "groups": before.get("groups", {}) | groups,
+    }
+    args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

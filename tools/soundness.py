@@ -1,11 +1,12 @@
 """Judge simulated correct kernels: every result must lie in what is certified.
 
-    python tools/soundness.py [--outputs N] [--models N] [--seed S]
+    python tools/soundness.py [--outputs N] [--models N] [--seed S] [--jobs N]
 
 Runs the simulated kernels of ``megamoe.backends.simulate`` over ordinary and hostile data until
 ``--outputs`` results are judged in all and ``--models`` of each mmasim model (linear sums not
 counted), and prints how many were judged and how many lay outside, by kernel family and by
-judgement. Exit 1 if any lay outside.
+judgement. Exit 1 if any lay outside. ``--jobs``: as many processes, each with its own seed from
+``--seed`` on and its share of both numbers.
 
 Judgements: *linear* sums against the class's fp32 interval (before any rounding hides them);
 *codes* (with their exponents) given the exponents chosen; *staged* y given the codes; *y* end to
@@ -20,7 +21,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -150,6 +153,24 @@ def rounds(seed: int, small: bool) -> Iterator[tuple[str, Problem, list[Kernel],
     modes = ("mixed", "low", "high")
     for i in itertools.count():
         rng = np.random.default_rng([seed, i])
+        if not small:
+            if i < 2:  # one row at the real sizes of DeepSeek-V4-Flash and -Pro
+                hidden, inter = ((4096, 2048), (7168, 3072))[(seed + i) % 2]
+                problem = make(
+                    "bell", seed, hidden=hidden, intermediate=inter, experts=6, top_k=6, tokens=1
+                )
+                some = [models[(seed + i) % len(models)], *fast]
+                yield f"bell, H {hidden}, I {inter}", problem, some, "forward"
+            name = list(DATA)[(seed + i) % len(DATA)]
+            depth = (4096, 7168, 2048)[(seed + i) % 3]
+            problem = make(name, seed * 1000 + i, hidden=depth, intermediate=512, tokens=8)
+            chosen = [sums[int(k)] for k in rng.choice(len(sums), 3, replace=False)]
+            yield (
+                f"{name}, K {depth}",
+                problem,
+                [*chosen, models[(seed + i) % len(models)]],
+                "linear",
+            )
         for name in DATA:
             shape = dict(shapes[int(rng.integers(len(shapes)))])
             if small:
@@ -159,19 +180,6 @@ def rounds(seed: int, small: bool) -> Iterator[tuple[str, Problem, list[Kernel],
             tried = [*few, *models, *(fast[:2] if small else fast)]
             chosen = [replace(k, silu=str(rng.choice(modes))) for k in tried]
             yield name, problem, chosen, "forward"
-        if not small:
-            if i < 2:  # one row at the real sizes of DeepSeek-V4-Flash and -Pro
-                hidden, inter = ((4096, 2048), (7168, 3072))[i]
-                problem = make(
-                    "bell", seed, hidden=hidden, intermediate=inter, experts=6, top_k=6, tokens=1
-                )
-                some = [*models[i : i + 1], *fast]
-                yield f"bell, H {hidden}, I {inter}", problem, some, "forward"
-            name = list(DATA)[i % len(DATA)]
-            depth = (4096, 7168, 2048)[i % 3]
-            problem = make(name, seed * 1000 + i, hidden=depth, intermediate=512, tokens=8)
-            chosen = [sums[int(k)] for k in rng.choice(len(sums), 3, replace=False)]
-            yield f"{name}, K {depth}", problem, [*chosen, models[i % len(models)]], "linear"
 
 
 def run(
@@ -235,20 +243,34 @@ def table(tally: Tally) -> str:
 
 def main() -> int:
     """The command line; 0 if nothing lay outside."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--outputs", type=int, default=10_000_000)
     parser.add_argument("--models", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.time()
-    tally, wrong = run(args.outputs, args.models, args.seed, out=sys.stderr)
-    print(f"tools/soundness.py --outputs {args.outputs} --models {args.models} --seed {args.seed}")
-    print(f"{time.time() - started:.0f} s on one thread\n")
+    tally: Tally = Counter()
+    wrong: list[str] = []
+    share = -(-args.outputs // args.jobs), -(-args.models // args.jobs)
+    with ProcessPoolExecutor(args.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        seeds = range(args.seed, args.seed + args.jobs)
+        for part, lines in pool.map(partial(_share, *share), seeds):
+            tally += part
+            wrong += lines
+            print(f"{time.time() - started:.0f} s: a share came to its end", file=sys.stderr)
+    options = f"--outputs {args.outputs} --models {args.models} --seed {args.seed}"
+    print(f"tools/soundness.py {options} --jobs {args.jobs}")
+    print(f"{time.time() - started:.0f} s in {args.jobs} processes\n")
     print(table(tally))
     for line in wrong:
         print(line)
     return 1 if wrong else 0
+
+
+def _share(outputs: int, models: int, seed: int) -> tuple[Tally, list[str]]:
+    return run(outputs, models, seed)
 
 
 if __name__ == "__main__":

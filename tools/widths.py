@@ -27,7 +27,7 @@ from megamoe.spec.formats import F64, U16, bf16_decode, bf16_key, bf16_round
 from megamoe.spec.models import MODELS, Model
 from megamoe.spec.problem import Problem
 
-CLASSES = ("fp32", "fp32-ordered", "sm90-e4m3", "sm100-mxf8f6f4")
+CLASSES = ("fp32", "fp32-ordered", "sm90-e4m3", "sm90-e4m3-k32", "sm100-mxf8f6f4")
 HEADER = (
     "| model | class | gates, ups undecided | codes undecided (widest) | slot ULP median, p90 "
     "| y ULP median, p90 | y of spread | staged y ULP median, p90, decided |"

@@ -93,6 +93,10 @@ def _erring(value: F64, ulps: F64) -> F32:
         return np.where(known, value + ulps * unit, value).astype(np.float32)
 
 
+PRODUCTS = 1 << 24
+"""Products of one sum of columns that are held at a time: 128 MiB as float64."""
+
+
 # --- the whole layer --------------------------------------------------------------------------
 
 
@@ -182,13 +186,23 @@ def forward(problem: Problem, kernel: Kernel, seed: int) -> Simulated:
         w13, w13_sf = problem.w13_weight[expert].numpy(), problem.w13_weight_scale[expert].numpy()
         w2, w2_sf = problem.w2_weight[expert].numpy(), problem.w2_weight_scale[expert].numpy()
         weight = problem.topk_weights.numpy()[at][:, None]
-        gate_up = kernel.linear(x[at[0]], x_sf[at[0]], w13, w13_sf, rng)
+        gate_up = _linear(kernel, x[at[0]], x_sf[at[0]], w13, w13_sf, rng)
         values = swiglu(
             gate_up, weight, problem.activation_clamp, problem.fast_math, kernel.silu, rng
         )
         codes[at], sf[at] = requantise(values)
-        slots[at] = bf16_round(kernel.linear(codes[at], sf[at], w2, w2_sf, rng))
+        slots[at] = bf16_round(_linear(kernel, codes[at], sf[at], w2, w2_sf, rng))
     return Simulated(combine(slots, ids >= 0), codes, sf, slots)
+
+
+def _linear(kernel: Kernel, codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
+    """``kernel.linear`` by as many columns at a time as keep the products in memory."""
+    step = max(1, PRODUCTS // max(1, codes.size))
+    parts = [
+        kernel.linear(codes, sf, packed[i : i + step], weight_sf[i : i + step], rng)
+        for i in range(0, len(packed), step)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def kernels() -> list[Kernel]:

@@ -36,12 +36,9 @@ GROUPS = {
     "fp32-ordered": "fp32",
     "sm100-mxf8f6f4": "fp32",
     "sm90-e4m3": "sm90-e4m3",
-    "sm90-e4m3-k32": "sm90-e4m3",
+    "sm90-e4m3-k32": "sm90-e4m3-k32",
 }
-"""Accumulator class to calibrated group: three classes keep 24 bits or more, and share one.
-
-``sm90-e4m3-k32`` was not calibrated. It takes the group of ``sm90-e4m3``, whose running sum is cut
-to 13 bits four times as often."""
+"""Accumulator class to calibrated group: three classes keep 24 bits or more, and share one."""
 ROWS_OF_EXPERT = (32, 8)
 """Numbers of rows for which the statistic of an expert was calibrated, in some strata."""
 
