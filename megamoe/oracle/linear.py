@@ -69,13 +69,45 @@ def _per_group(table: I32, codes: U8, reduce: np.ufunc) -> I32:
     return reduce.reduce(table[codes].reshape(*codes.shape[:-1], -1, GROUP), axis=-1)
 
 
-_E2M1_PAIR_LOWBIT = np.minimum.outer(_E2M1_LOWBIT, _E2M1_LOWBIT).ravel().astype(np.int32)
-_E2M1_PAIR_FIELD = np.maximum.outer(_E2M1_FIELD, _E2M1_FIELD).ravel().astype(np.int32)
+# Of each group of nibbles, which fields and lowest bits it has: flags of a byte's two nibbles are
+# or-ed over the sixteen bytes of a group, eight at a time.
+_FIELDS, _LOWBITS = (0, 1, 2), (-1, 0, 1, 2)
 
 
-def _per_group_packed(table: I32, packed: U8, reduce: np.ufunc) -> I32:
-    """As :func:`_per_group` on packed nibbles: one look-up a byte (the order does not matter)."""
-    return reduce.reduce(table[packed].reshape(*packed.shape[:-1], -1, GROUP // 2), axis=-1)
+def _flags() -> U8:
+    """For each byte of two nibbles: bits 0 to 2 its fields, bits 3 to 6 its lowest bits."""
+    of_nibble = np.zeros(16, np.uint8)
+    for code in range(16):
+        if _E2M1_FIELD[code] != NO_TERM:
+            of_nibble[code] = 1 << _FIELDS.index(int(_E2M1_FIELD[code]))
+            of_nibble[code] |= 8 << _LOWBITS.index(int(_E2M1_LOWBIT[code]))
+    return np.bitwise_or.outer(of_nibble, of_nibble).ravel()
+
+
+_PAIR_FLAGS: U8 = _flags()
+_FLAGS_FIELD = np.array(
+    [
+        max((f for i, f in enumerate(_FIELDS) if byte >> i & 1), default=NO_TERM)
+        for byte in range(256)
+    ],
+    np.int32,
+)
+_FLAGS_LOWBIT = np.array(
+    [
+        min((b for i, b in enumerate(_LOWBITS) if byte >> (i + 3) & 1), default=-NO_TERM)
+        for byte in range(256)
+    ],
+    np.int32,
+)
+
+
+def _group_flags(packed: U8) -> U8:
+    """``(N, C/2)`` bytes of nibbles to ``(N, C/32)`` flags of :func:`_flags`."""
+    flags = np.take(_PAIR_FLAGS, packed).view(np.uint64)
+    both = flags[:, 0::2] | flags[:, 1::2]
+    for shift in (32, 16, 8):
+        both |= both >> np.uint64(shift)
+    return both.astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -162,14 +194,18 @@ class Columns:
         """(N, G): lowest set bit of the group's non-zero codes."""
         if self.is_e4m3:
             return _per_group(_E4M3_LOWBIT, self.packed, np.minimum)
-        return _per_group_packed(_E2M1_PAIR_LOWBIT, self.packed, np.minimum)
+        return _FLAGS_LOWBIT[self._flags]
 
     @cached_property
     def field(self) -> I32:
         """(N, G): largest exponent field of the group's non-zero codes."""
         if self.is_e4m3:
             return _per_group(_E4M3_FIELD, self.packed, np.maximum)
-        return _per_group_packed(_E2M1_PAIR_FIELD, self.packed, np.maximum)
+        return _FLAGS_FIELD[self._flags]
+
+    @cached_property
+    def _flags(self) -> U8:
+        return _group_flags(self.packed)
 
 
 @dataclass(frozen=True)
