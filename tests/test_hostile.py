@@ -200,6 +200,8 @@ LOADS = {
         FULL + "    def __init__(self): sys.exit(0)", RAISED + "SystemExit: 0"),
     "KeyboardInterrupt at import": (
         START + "raise KeyboardInterrupt", RAISED + "KeyboardInterrupt (b.py, line 2"),
+    "looks whether garbage is collected": (
+        START + "import gc\nraise ValueError(gc.isenabled())", RAISED + "ValueError: True ("),
     "syntax error": ("class Backend(:", RAISED + "SyntaxError: "),
     "hangs at import": (START + "while True: pass", SLOW),
     "hangs in C": (START + "sum(range(10**13))", SLOW),
