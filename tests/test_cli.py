@@ -12,6 +12,7 @@ from safetensors import safe_open
 from megamoe.commands.main import VERBS, main
 from tests.helpers.reports import whole
 
+pytestmark = pytest.mark.usefixtures("warm")
 CASES = """
 [defaults]
 breaks = "something | with a bar"

@@ -23,6 +23,7 @@ from megamoe.worker import serve
 from megamoe.worker.session import WorkerError, checked_fingerprint
 from tests.helpers.local import Local
 
+pytestmark = pytest.mark.usefixtures("warm")
 CASES = """
 [defaults]
 kind = "forward"

@@ -25,6 +25,7 @@ from megamoe.worker.client import Worker
 from megamoe.worker.session import Identity, Launch, last_seen
 from tests.helpers.local import Local
 
+pytestmark = pytest.mark.usefixtures("warm")
 CASES = """
 [defaults]
 breaks = "something"

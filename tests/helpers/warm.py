@@ -72,15 +72,18 @@ class Template:
 
 
 @contextmanager
-def warmed(template: Template) -> Iterator[Template]:
-    """Until it is left, this process's workers are forks of ``template``."""
+def warmed(template: Template, mark: str = "") -> Iterator[Template]:
+    """Until it is left, this process's workers are forks of ``template``.
+
+    ``mark``: a variable; those whose environment lacks it start as ever.
+    """
     from megamoe.worker.client import HERE
     from megamoe.worker.link import Link
 
     plain, serve = Link.tell, str(HERE / "serve.py")
 
     def tell(link: Link, order: Any) -> None:
-        if "start" in order:
+        if "start" in order and (not mark or mark in order["start"]["env"]):
             order = {**order, "start": template.start(order["start"], serve)}
         plain(link, order)
 
