@@ -145,7 +145,8 @@ def template(address: str) -> None:
                     _end(pid)
                 dead, status = os.waitpid(pid, os.WNOHANG)
                 if dead:
-                    _end(pid)  # what it started
+                    with suppress(ProcessLookupError):  # what it started
+                        os.killpg(pid, signal.SIGKILL)
                     with relays.pop(pid), suppress(OSError):
                         line.send(str(os.waitstatus_to_exitcode(status)).encode())
 
@@ -193,7 +194,7 @@ def _work(asked: dict[str, Any], given: Sequence[int]) -> None:
 
 
 def _end(pid: int) -> None:
-    """Kill a fork and what it started in its session."""
+    """Kill a fork and what it started in its session; it may have no session of its own yet."""
     for kill in (os.killpg, os.kill):
         with suppress(ProcessLookupError):
             kill(pid, signal.SIGKILL)
