@@ -2,10 +2,9 @@
 is the same build on the same class of machine."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from xml.etree import ElementTree
 
 import numpy as np
@@ -126,13 +125,18 @@ def made(folder, text):
 
 
 def megamoe(root, *arguments, **environment):
-    inherited = {k: v for k, v in os.environ.items() if k != "CI"}
+    """The command in this process, which has imported torch; its workers get the environment."""
     settings = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
-    settings["PYTHONPATH"] = str(Path(__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "-m", "megamoe", *arguments, "--golden", str(root)],
-        capture_output=True, text=True, timeout=240, env={**inherited, **settings}, check=False,
-    )  # fmt: skip
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as out,
+        redirect_stderr(StringIO()) as err,
+    ):
+        patch.delenv("CI", raising=False)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        code = main([*arguments, "--golden", str(root)])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def recording(root, *more, **environment):
