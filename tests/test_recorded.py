@@ -2,9 +2,6 @@
 is the same build on the same class of machine."""
 
 import json
-import subprocess
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,6 +17,7 @@ from megamoe.spec.contract import NEWEST
 from megamoe.suite.runner import Runner
 from megamoe.worker import serve
 from megamoe.worker.session import WorkerError, checked_fingerprint
+from tests.helpers import command
 from tests.helpers.local import Local
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -125,18 +123,7 @@ def made(folder, text):
 
 
 def megamoe(root, *arguments, **environment):
-    """The command in this process, which has imported torch; its workers get the environment."""
-    settings = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        redirect_stdout(StringIO()) as out,
-        redirect_stderr(StringIO()) as err,
-    ):
-        patch.delenv("CI", raising=False)
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        code = main([*arguments, "--golden", str(root)])
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+    return command.megamoe(*arguments, "--golden", str(root), **environment)
 
 
 def recording(root, *more, **environment):
