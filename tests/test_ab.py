@@ -16,6 +16,7 @@ from megamoe.compare import sides, stages
 from megamoe.compare.running import Running
 from megamoe.compare.sides import CannotStart, Ready, parse
 
+pytestmark = pytest.mark.usefixtures("warm")
 HERE = Path(__file__).resolve().parent
 REFACTOR = HERE / "helpers" / "refactor_44367.py"
 SMALL = "forward/combine-in-bf16"

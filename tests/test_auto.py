@@ -24,6 +24,7 @@ from megamoe.worker.client import Worker
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import MODULES, Launch, WorkerError
 
+pytestmark = pytest.mark.usefixtures("warm")
 CASE = "forward/requantise-tiny-1e-24"
 """June and September have other bits here."""
 MADE_FOR = {"old 1": "2026-06", "mid 1": "2026-09", "odd 1": "sgl", "far 1": "2099-01"}

@@ -29,6 +29,8 @@ from tests.helpers import history
 from tests.helpers.history import BROKEN, BUILD, CODE, NOISE, STAGED, Y
 from tests.test_ab import POOR, make_wheel
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 CASE = "forward/combine-in-bf16"
 
 

@@ -1,14 +1,18 @@
 """The command line: what it prints, where, and with which exit code."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from megamoe.commands.main import main
+from megamoe.commands.main import VERBS, main
 from tests.helpers.reports import whole
 
+pytestmark = pytest.mark.usefixtures("warm")
 CASES = """
 [defaults]
 breaks = "something | with a bar"
@@ -232,3 +236,33 @@ def test_a_stopped_run(monkeypatch, capsys):
     monkeypatch.setattr("megamoe.commands.listing.load_cases", stop)
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "megamoe: stopped\n"
+
+
+# --- what a verb imports --------------------------------------------------------------------------
+
+
+def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
+    """``worker`` copies a file; torch, which takes seconds, is nothing to it."""
+    code = (
+        "import gc, sys\n"
+        "from megamoe.commands.main import main\n"
+        f"code = main(['worker', '--out', {str(tmp_path / 'worker.py')!r}])\n"
+        "verbs = {n for n in sys.modules if n.startswith('megamoe.commands.')}\n"
+        "print(code, gc.isenabled(), 'torch' in sys.modules, *sorted(verbs))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == [
+        "0", "True", "False", "megamoe.commands.main", "megamoe.commands.worker"
+    ]  # fmt: skip
+
+
+def test_every_verb_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    for verb in VERBS:
+        assert re.search(rf"^ +{verb} +\w", printed, re.MULTILINE), verb
+        with pytest.raises(SystemExit) as ended:
+            main([verb, "--help"])
+        assert ended.value.code == 0
+        assert f"usage: megamoe {verb} " in capsys.readouterr().out

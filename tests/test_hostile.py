@@ -3,6 +3,8 @@
 ``helpers/hostile.py`` has the acts, each with the verdict it must get. After every act an innocent
 case is judged by the same worker, and must pass. The acts share a few workers, since each new
 process imports torch; so all that are asked for run first, and each test looks at one of them.
+Acts that end with their process, or try to outlive it, have processes as users have them. For those
+that are seen in what an answer says, the next process is a fork (``helpers/warm.py``).
 """
 
 import os
@@ -22,6 +24,7 @@ from megamoe.worker.client import Worker
 from megamoe.worker.session import Launch, WorkerError
 from tests.helpers import hostile
 from tests.helpers.hostile import ACTS, Act
+from tests.helpers.warm import warmed
 from tools.stops import abandoned, alive, folders
 
 SIZES = """
@@ -80,6 +83,8 @@ message = "DeepSeek V4 MegaMoE got 385 tokens, but the symmetric buffer was size
 )  # fmt: skip
 STATIONS = 3
 """Workers at a time."""
+SAID = ("state", "identity", "megamoe")
+"""Families of acts that leave the end of the process to the judge."""
 OURS = str(Path(hostile.__file__).parents[2])
 
 
@@ -103,28 +108,30 @@ def launch(spec: str, mark: str, seconds: float = 120.0, **variables: str) -> La
 
 
 @pytest.fixture(scope="module")
-def seen(request, root, tmp_path_factory):
+def seen(request, root, tmp_path_factory, template):
     """Every act that this session asks for, done; by name."""
     asked = {
         item.callspec.params["act"]
         for item in request.session.items
         if item.path == request.path and "act" in getattr(item, "callspec", Nothing).params
     }
-    waiting: queue.SimpleQueue[Act] = queue.SimpleQueue()
+    waiting: dict[bool, queue.SimpleQueue[Act]] = {n: queue.SimpleQueue() for n in (False, True)}
     # What costs a process comes first, so that no station is left with many of them.
     for act in sorted(asked, key=lambda act: (not act.fresh, act.timeout, not act.costly)):
-        waiting.put(act)
+        waiting[act.costly and act.family in SAID].put(act)
     mark, before, found = uuid.uuid4().hex, folders(), {}
     cases = {case.id: case for case in load_cases(root)}
 
     def station(number: int) -> None:
+        warm = not number
         control = tmp_path_factory.mktemp("station") / "act"
         control.write_text("")
         spec = f"{hostile.__file__}:Backend"
-        with Worker(launch(spec, mark, HOSTILE_ACT=str(control))) as worker:
+        own = {"HOSTILE_ACT": str(control)} | ({"WARM": "1"} if warm else {})
+        with Worker(launch(spec, mark, **own)) as worker:
             while True:
                 try:
-                    act = waiting.get_nowait()
+                    act = waiting[warm].get_nowait()
                 except queue.Empty:
                     return
                 found[act.name] = one(worker, control, act)
@@ -140,7 +147,7 @@ def seen(request, root, tmp_path_factory):
         innocent = Runner(worker, store, None).run(cases["forward/innocent"])
         return verdict, innocent
 
-    with ThreadPoolExecutor(STATIONS) as pool:
+    with warmed(template, "WARM"), ThreadPoolExecutor(STATIONS) as pool:
         for done in [pool.submit(station, number) for number in range(STATIONS)]:
             done.result()
     found["left"] = (alive(f"MARK={mark}"), abandoned(before))
@@ -200,6 +207,8 @@ LOADS = {
         FULL + "    def __init__(self): sys.exit(0)", RAISED + "SystemExit: 0"),
     "KeyboardInterrupt at import": (
         START + "raise KeyboardInterrupt", RAISED + "KeyboardInterrupt (b.py, line 2"),
+    "looks whether garbage is collected": (
+        START + "import gc\nraise ValueError(gc.isenabled())", RAISED + "ValueError: True ("),
     "syntax error": ("class Backend(:", RAISED + "SyntaxError: "),
     "hangs at import": (START + "while True: pass", SLOW),
     "hangs in C": (START + "sum(range(10**13))", SLOW),

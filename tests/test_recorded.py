@@ -2,10 +2,6 @@
 is the same build on the same class of machine."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,8 +17,10 @@ from megamoe.spec.contract import NEWEST
 from megamoe.suite.runner import Runner
 from megamoe.worker import serve
 from megamoe.worker.session import WorkerError, checked_fingerprint
+from tests.helpers import command
 from tests.helpers.local import Local
 
+pytestmark = pytest.mark.usefixtures("warm")
 CASES = """
 [defaults]
 kind = "forward"
@@ -125,13 +123,7 @@ def made(folder, text):
 
 
 def megamoe(root, *arguments, **environment):
-    inherited = {k: v for k, v in os.environ.items() if k != "CI"}
-    settings = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
-    settings["PYTHONPATH"] = str(Path(__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "-m", "megamoe", *arguments, "--golden", str(root)],
-        capture_output=True, text=True, timeout=240, env={**inherited, **settings}, check=False,
-    )  # fmt: skip
+    return command.megamoe(*arguments, "--golden", str(root), **environment)
 
 
 def recording(root, *more, **environment):

@@ -16,6 +16,8 @@ from megamoe.reduce.core import minimal
 from megamoe.suite.at_hand import judge
 from tests.helpers.local import Local
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 class OneExpert(EagerBackend):
     """Wrong by 2% in some channels of every token that expert 37, or the last, serves."""

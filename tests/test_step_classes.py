@@ -23,6 +23,7 @@ from megamoe.spec.contract import REVISIONS
 from megamoe.spec.problem import Problem
 from tests.helpers import history
 
+pytestmark = pytest.mark.usefixtures("warm")
 CASE = "forward/requantise-tiny-1e-24"
 CASES = f"{CASE},forward/requantise-amax-infinite"
 SHARED = "forward/requantise-large-1e12"

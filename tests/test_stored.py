@@ -30,6 +30,7 @@ from megamoe.suite.at_hand import judge, judge_output
 from tests.helpers.local import Local
 from tests.helpers.mutated import many, mutated, result_or_one_line
 
+pytestmark = pytest.mark.usefixtures("warm")
 BAD = """
 from megamoe.backends.eager import EagerBackend
 

@@ -23,8 +23,10 @@ from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings, SettingsError
 from megamoe.worker.client import Worker
 from megamoe.worker.session import Identity, Launch, last_seen
+from tests.helpers import command
 from tests.helpers.local import Local
 
+pytestmark = pytest.mark.usefixtures("warm")
 CASES = """
 [defaults]
 breaks = "something"
@@ -421,12 +423,7 @@ def test_a_brief_red_names_rows_and_asks_the_oracle_nothing(digests):
 
 
 def megamoe(root, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    environment["PYTHONPATH"] = str(Path(check.__file__).parents[2])
-    return subprocess.run(
-        [sys.executable, "-m", "megamoe", "check", "--golden", str(root), *arguments],
-        capture_output=True, text=True, timeout=240, env=environment, check=False,
-    )  # fmt: skip
+    return command.megamoe("check", "--golden", str(root), *arguments)
 
 
 def test_check_judges_every_case_and_writes_reports(root, tmp_path):

@@ -15,8 +15,8 @@ from megamoe import bench
 from megamoe.backends import load_backend
 from megamoe.bench.floor import DEFAULT_SHARES, SHARES
 from megamoe.bench.peers import PEERS
+from megamoe.commands import UsageError
 from megamoe.commands.options import at_least_one
-from megamoe.commands.shared import UsageError
 from megamoe.spec.problem import provided
 
 

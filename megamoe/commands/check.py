@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from megamoe.cases import KINDS, TIERS
+from megamoe.commands import UsageError
 from megamoe.commands.options import (
     DEFAULT_WORKERS,
     add_contract,
@@ -18,7 +19,7 @@ from megamoe.commands.options import (
     at_least_one,
     seconds,
 )
-from megamoe.commands.shared import UsageError, complain, write_reports
+from megamoe.commands.shared import complain, write_reports
 from megamoe.suite import check, results
 from megamoe.suite.progress import PICTURES
 from megamoe.suite.settings import Settings

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from megamoe import golden
 from megamoe.cases import Case, load_cases, select
-from megamoe.commands import bits
+from megamoe.commands import UsageError, bits
 from megamoe.commands.options import add_jobs
-from megamoe.commands.shared import UsageError, progress, root_of
+from megamoe.commands.shared import progress, root_of
 from megamoe.golden.imported import import_file
 from megamoe.suite import merge
 

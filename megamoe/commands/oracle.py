@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from megamoe.cases import Case, load_cases
+from megamoe.commands import UsageError
 from megamoe.commands.options import add_contract
-from megamoe.commands.shared import UsageError, contract_of, root_of
+from megamoe.commands.shared import contract_of, root_of
 from megamoe.suite import dump
 
 

@@ -24,11 +24,6 @@ from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker
 
-
-class UsageError(ValueError):
-    """The command line asks for something that cannot be; one line that says how to mend it."""
-
-
 # --- cases ------------------------------------------------------------------------------------
 
 

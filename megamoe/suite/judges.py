@@ -162,6 +162,7 @@ def _sit(pipe: Any, desk: Desk) -> None:
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     torch.set_num_threads(desk.threads)
+    gc.freeze()  # what was imported is no garbage: to look through it takes 0.1 s a case
     try:
         session = Shared(desk.address)
         identity = session.identity
