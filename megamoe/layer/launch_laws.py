@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import torch
 
+from megamoe.layer.kernel_weights import packed_weights
 from megamoe.layer.ops import prepare_megamoe_inputs
-from megamoe.layer.routed import packed_weights
 from megamoe.layer.symm_buffer import new_symm_buffer
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import OPERATIONS
