@@ -33,19 +33,27 @@ def no_buffers():
 
 
 class Watched(EagerBackend):
-    """Keeps what its callables were given."""
+    """Keeps what its callables were given, and wants no autocast around them."""
+
+    inside = False
 
     def prepare(self, *given):
-        self.staged = given
+        if not self.inside:  # forward stages once more by itself
+            self.staged = given
+        assert not torch.is_autocast_enabled("cpu")
         super().prepare(*given)
 
     def eplb_map(self, *given):
         self.remapped = given
+        assert not torch.is_autocast_enabled("cpu")
         return super().eplb_map(*given)
 
     def forward(self, problem):
-        self.problem = problem
-        return super().forward(problem)
+        self.problem, self.inside = problem, True
+        assert not torch.is_autocast_enabled("cpu")
+        made = super().forward(problem)
+        self.inside = False
+        return made
 
 
 def layer(face="older", top_k=K, replicas=False, **changes):
