@@ -1,9 +1,10 @@
-"""``capture --checkpoint`` and ``replay --checkpoint``: the recorded weights are the checkpoint's."""
+"""``--checkpoint`` of ``capture`` and ``replay``: the recorded weights are the checkpoint's."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from megamoe.cases.stored import Stored, StoredError, load, to_bytes
 from megamoe.commands import main as cli
 from megamoe.layer.capture import capture
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.origin import checkpoint_experts
 from megamoe.layer.symm_buffer import clear_symm_buffers
 from tests.helpers.checkpoint import INDEX, read_checkpoint, write_checkpoint
 
@@ -121,10 +123,8 @@ def test_an_expert_that_nobody_used_is_not_asked(folder, tmp_path):
     stored = load(record(folder, tmp_path / "c.safetensors"))
     changed = stored.problem.w2_weight.clone()
     changed[2] ^= 1
-    assert (
-        differences(Stored(replace(stored.problem, w2_weight=changed), {}, stored.about), folder)
-        == []
-    )
+    other = Stored(replace(stored.problem, w2_weight=changed), {}, stored.about)
+    assert differences(other, folder) == []
 
 
 def test_replicas_are_compared_with_the_expert_that_the_map_says(folder, tmp_path):
@@ -133,14 +133,16 @@ def test_replicas_are_compared_with_the_expert_that_the_map_says(folder, tmp_pat
     pairs = stored.about["checkpoint"]["experts"]
     assert set(map(tuple, pairs)) <= {(0, 3), (1, 0), (2, 1)} and len(pairs) > 1
     assert differences(stored, folder) == []
-    swapped = {**stored.about, "checkpoint": {"layer": 1, "experts": [[pairs[0][0], 2]]}}
+    swapped = {
+        **stored.about,
+        "checkpoint": {"layer": 1, "experts": [[pairs[0][0], 2], *pairs[1:]]},
+    }
     assert len(differences(Stored(stored.problem, {}, swapped), folder)) == 6
 
 
 def test_experts_that_the_engine_exchanged_are_red(folder, tmp_path):
-    tensors = {
-        (t.expert, t.shard_id, t.is_scale): t.tensor for t in read_checkpoint(folder) if t.layer
-    }
+    layer = [t for t in read_checkpoint(folder) if t.layer == 1]
+    tensors = {(t.expert, t.shard_id, t.is_scale): t.tensor for t in layer}
     swap = {0: 1, 1: 0}
     path = record(
         folder, tmp_path / "c.safetensors",
@@ -256,6 +258,7 @@ def test_what_cannot_be_compared_is_said_in_one_line(folder, tmp_path, stored, c
         ({"checkpoint": [1]}, "does not say which experts"),
         ({"checkpoint": {"layer": 1, "experts": [[0]]}}, "does not say which experts"),
         ({"checkpoint": {"layer": 1, "experts": [[0, -1]]}}, "does not say which experts"),
+        ({"checkpoint": {"layer": 1, "experts": [[0, 0], [3, 3]]}}, "does not say which expert of"),
         ({"checkpoint": {"layer": None, "experts": [[0, 0]]}, "prefix": "moe"},
          "prefix 'moe' names no layer, and "),
     ],
@@ -274,3 +277,14 @@ def test_a_checkpoint_of_one_layer_needs_no_prefix(tmp_path):
     stored = load(record(folder, tmp_path / "c.safetensors", layer=0))
     about = {"checkpoint": {"layer": None, "experts": stored.about["checkpoint"]["experts"]}}
     assert differences(Stored(stored.problem, {}, about), folder) == []
+
+
+def test_what_the_map_has_beyond_the_number_of_replicas_is_no_replica():
+    """Physical expert 4 was one of logical 0 once, and is one of logical 1 now."""
+    state = SimpleNamespace(
+        logical_to_physical_map=torch.tensor([[1, 4], [0, 4]]),
+        logical_replica_count=torch.tensor([1, 2]),
+    )
+    engine = SimpleNamespace(eplb_state=state, prefix="layers.12.mlp.experts")
+    found = checkpoint_experts(engine, torch.tensor([0, 1, 2]), 3)
+    assert found == {"layer": 12, "experts": [[1, 1]]}

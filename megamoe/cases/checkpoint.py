@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megamoe import schema
-from megamoe.cases.stored import Stored, StoredError
+from megamoe.cases.stored import Stored, StoredError, used_experts
 from megamoe.files import FileError, parse_json, read_bounded
 
 INDEX: Final = "model.safetensors.index.json"
@@ -116,6 +116,12 @@ def differences(stored: Stored, folder: Path) -> list[Difference]:
     """
     checkpoint = Checkpoint(folder)
     layer, experts = _origin(stored.about, checkpoint)
+    unknown = set(used_experts(stored.problem).tolist()) - set(experts)
+    if unknown:
+        raise StoredError(
+            "the file does not say which expert of a checkpoint the local expert "
+            f"{min(unknown)} was; record it again"
+        )
     found = []
     for local, expert in sorted(experts.items()):
         for parameter, shard_id, ours in _shards(stored, local):
