@@ -253,7 +253,7 @@ class InTypes(InModes):
     ignores_foreign_ids = True
 
     def prepare(self, hidden: Any, weights: Any, ids: Any, x: Any, x_sf: Any, *out: Any) -> None:
-        out[0].copy_(ids if ids.dtype == torch.int64 else 2 * ids)
+        out[0].copy_(ids if ids.dtype == torch.int64 else ids.clamp_max(0))
         out[1].copy_(weights)
 
 
