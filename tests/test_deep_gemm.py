@@ -316,7 +316,7 @@ def test_a_group_is_given_the_ids_of_all_ranks(on_sm100):
     made, calls = package(*_latest())
     group = Ranks()
     layer = experts(DeepGemmBackend(made), group)
-    layer.finalize_weights()
+    layer.finalize_weights(written=True)
     ids = torch.tensor([[0, 5], [4, -1], [3, 6]])
     layer(torch.ones(3, 128).bfloat16(), torch.ones(3, 2), ids, activation_clamp=10.0)
     sized, called = calls
@@ -330,7 +330,7 @@ def test_a_group_is_given_the_ids_of_all_ranks(on_sm100):
 def test_replicas_on_other_ranks_are_reached(on_sm100):
     made, calls = package(*_latest())
     layer = experts(DeepGemmBackend(made), Ranks())
-    layer.finalize_weights()
+    layer.finalize_weights(written=True)
     counts = replicas(layer)
     ids = torch.tensor([[0, 1]])
     layer(torch.ones(1, 128).bfloat16(), torch.ones(1, 2), ids, activation_clamp=10.0)
@@ -341,7 +341,7 @@ def test_replicas_on_other_ranks_are_reached(on_sm100):
 def test_a_rank_without_tokens_makes_the_call_that_the_others_wait_for(on_sm100):
     made, calls = package(*_latest())
     layer = experts(DeepGemmBackend(made), Ranks())
-    layer.finalize_weights()
+    layer.finalize_weights(written=True)
     none = (torch.ones(0, 128).bfloat16(), torch.ones(0, 2), torch.ones(0, 2, dtype=torch.int64))
     y = layer(*none, activation_clamp=10.0)
     assert y.shape == calls[1]["y"].shape == (0, 128)
@@ -351,7 +351,7 @@ def test_a_captured_call_of_a_group_is_not_judged_by_this_rank_s_experts_alone(o
     """Its ``y`` sums over all ranks; the experts of the others are not in the file."""
     made, _ = package(*_latest())
     layer = experts(DeepGemmBackend(made), Ranks())
-    layer.finalize_weights()
+    layer.finalize_weights(written=True)
     for ids, judged in (([[0, 5]], False), ([[3, 5]], True)):
         with capture(layer, tmp_path / f"{judged}.safetensors") as c:
             layer(
@@ -373,7 +373,7 @@ def test_a_share_without_a_group_is_refused_when_the_layer_is_made():
 def test_a_share_without_a_group_is_refused_when_a_name_is_looked_up():
     layer = experts("deep_gemm")
     with pytest.raises(ValueError, match="only 3 of 6 experts are here"):
-        layer.finalize_weights()
+        layer.finalize_weights(written=True)
 
 
 @pytest.mark.parametrize("changes", [{"experts_start_idx": 0}, {"num_local_experts": 2}])
@@ -388,7 +388,7 @@ def test_what_does_not_fit_is_found_before_anything_is_written(on_sm100, later):
     made, calls = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
     backend = DeepGemmBackend(made)
     layer = experts(backend, Ranks())
-    layer.finalize_weights()
+    layer.finalize_weights(written=True)
     counts = replicas(layer)
     inputs = (torch.ones(1, 128).bfloat16(), torch.ones(1, 2), torch.tensor([[0, 1]]))
     if later:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from megamoe.kinds import laws
 from megamoe.kinds.property import LAUNCHED, LAWS, launch_findings
-from megamoe.layer import launch_laws
+from megamoe.layer import engine_laws, launch_laws
 from megamoe.layer.symm_buffer import new_symm_buffer
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
-from megamoe.worker.exchange import Caller, Missing
+from megamoe.worker.exchange import Caller, Missing, Raised
 from tests.helpers.local import Local
 
 
@@ -223,6 +224,66 @@ def test_what_a_law_needs_is_said_where_it_is_missing() -> None:
             launched(Launched(), law)
 
 
+class InModes:
+    """The toy layer with one trouble: something of torch's, or of the tensors, decides its bits."""
+
+    name, accumulator = "in-modes", "fp32"
+
+    def __init__(self, trouble: str = "") -> None:
+        self.trouble = trouble
+
+    def forward(self, p: Problem) -> torch.Tensor:
+        y = honest(p)
+        if self.trouble == "a product":
+            return torch.mm(y.float(), torch.eye(128) * 1.004).bfloat16()
+        if self.trouble == "a constant":
+            return (y.float() * torch.tensor(1.004, device="cpu").float()).bfloat16()
+        if self.trouble == "memory":
+            return y + torch.zeros(1)[0].item()
+        if self.trouble == "inference":
+            return y * 2 if torch.is_inference_mode_enabled() else y
+        if self.trouble == "grad":
+            return y * 2 if not torch.is_grad_enabled() else y
+        return y
+
+
+class InTypes(InModes):
+    """Its staging takes ids of int32 for others."""
+
+    ignores_foreign_ids = True
+
+    def prepare(self, hidden: Any, weights: Any, ids: Any, x: Any, x_sf: Any, *out: Any) -> None:
+        out[0].copy_(ids if ids.dtype == torch.int64 else ids.clamp_max(0))
+        out[1].copy_(weights)
+
+
+@pytest.mark.parametrize("law", engine_laws.LAWS)
+def test_a_layer_that_looks_at_nothing_around_it_keeps_the_law(law: str) -> None:
+    assert launched(InModes(), law) == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "law", "said"),
+    [
+        (InModes("a product"), "autocast", "autocast: autocast to bfloat16 changes "),
+        (InModes("a constant"), "torch-defaults", "torch-defaults: a default dtype of bfloat16 ch"),
+        (InModes("inference"), "grad-mode", "grad-mode: inference mode changes 768 of 768 outputs"),
+        (InModes("grad"), "grad-mode", "grad-mode: inference mode changes 768 of 768 outputs"),
+        (InTypes(), "engine-tensors", "engine-tensors: ids of int32 changes "),
+    ],
+)
+def test_what_surrounds_a_call_and_decides_a_bit_is_found(
+    backend: InModes, law: str, said: str
+) -> None:
+    bad = launched(backend, law)
+    assert bad and bad[0].startswith(said)
+
+
+def test_an_exception_says_in_which_mode_it_was_raised() -> None:
+    with pytest.raises(Raised, match="RuntimeError: under a default device of meta: "):
+        launched(InModes("memory"), "torch-defaults")
+
+
 class Queue:
     """A stream of :class:`Device`: the face of ``launch_laws.Stream`` without a GPU."""
 
@@ -317,7 +378,7 @@ def test_only_a_launch_on_the_callers_stream_keeps_its_order(
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("law", launch_laws.LAWS)
+@pytest.mark.parametrize("law", [law for law in launch_laws.LAWS if law not in engine_laws.LAWS])
 def test_a_clean_launch_keeps_every_law_on_a_gpu(law: str) -> None:
     assert launched(Launched(), law, "cuda") == []
 

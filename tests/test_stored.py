@@ -275,7 +275,7 @@ def call(module, p):
 
 def test_a_captured_call_is_the_problem_and_its_output_is_judged(tmp_path, small, capsys):
     module, path = module_of(small), tmp_path / "call.safetensors"
-    module.finalize_weights()
+    module.finalize_weights(written=True)
     with capture(module, path) as c:
         y = call(module, small)
         call(module, small)  # one call was asked for
@@ -324,7 +324,7 @@ def test_what_triton_packed_is_unpacked(small):
     triton = pytest.importorskip("megamoe.backends.triton", reason="needs Triton: Linux only")
     backend = triton.TritonBackend(torch.device("cpu"))  # packs anywhere
     module = module_of(small, backend=backend)
-    module.finalize_weights()
+    module.finalize_weights(written=True)
     assert module.w13_weight is None
     assert not torch.equal(module._weights[0], small.w13_weight)
     got = checkpoint_weights(module, torch.tensor([1, 4]))
@@ -336,7 +336,7 @@ def test_ids_are_local_and_the_load_is_not_counted(tmp_path, small):
     # Experts 2 and 3 of 6 are here; logical l is served by physical 5 - l.
     small.topk_ids[:] = torch.tensor([[0, 1], [2, 3], [3, 5], [-1, 2]])
     module = module_of(small, num_local_experts=2, experts_start_idx=2)
-    module.finalize_weights()
+    module.finalize_weights(written=True)
     load_view = torch.zeros(1, 6, dtype=torch.int32)
     table = (5 - torch.arange(6)).view(1, 6, 1)
     module.set_eplb_state(0, load_view, table, torch.ones(1, 6, dtype=torch.int64))
@@ -354,7 +354,7 @@ def test_a_call_that_raises_is_kept(tmp_path, small):
             raise RuntimeError("illegal memory access")
 
     module = module_of(small, Broken())
-    module.finalize_weights()
+    module.finalize_weights(written=True)
     with pytest.raises(RuntimeError), capture(module, tmp_path / "c.safetensors"):
         call(module, small)
     stored = load(tmp_path / "c.safetensors")
@@ -363,7 +363,7 @@ def test_a_call_that_raises_is_kept(tmp_path, small):
 
 def test_rows_and_calls_can_be_chosen(tmp_path, small):
     module = module_of(small)
-    module.finalize_weights()
+    module.finalize_weights(written=True)
     with capture(module, tmp_path / "c.safetensors", skip=1, calls=2, tokens=[2]) as c:
         for _ in range(4):
             call(module, small)
@@ -511,7 +511,7 @@ from megamoe.backends.eager import EagerBackend
 tokens = int(sys.argv[1])
 m = DeepseekV4MegaMoEExperts(16, num_experts=2, num_local_experts=2, experts_start_idx=0, top_k=1,
     hidden_size=128, intermediate_size=128, prefix="", backend=EagerBackend())
-m.finalize_weights()
+m.finalize_weights(written=True)
 m(torch.ones(tokens, 128, dtype=torch.bfloat16), torch.ones(tokens, 1),
   torch.zeros(tokens, 1, dtype=torch.int64), activation_clamp=None)
 """

@@ -114,7 +114,7 @@ def one(rank: int, ranks: int, work: Path) -> int:
         w.copy_(torch.randint(100, 130, w.shape, generator=generator, dtype=torch.uint8))
     layer.to(device)
     w13, s13, w2, s2 = (w.to(device) for w in weights)
-    layer.finalize_weights()
+    layer.finalize_weights(written=True)
     backend.stats = torch.zeros(EXPERTS, dtype=torch.int32, device=device)
 
     package = backend.package()

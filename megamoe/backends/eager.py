@@ -25,6 +25,7 @@ from megamoe.backends.eager_combine import combine
 from megamoe.backends.eager_nvfp4 import forward_nvfp4
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.kernel_weights import transform_weights
+from megamoe.layer.modes import without_autocast
 from megamoe.layer.staging import (
     RECIP_448,
     e4m3_codes,
@@ -74,8 +75,12 @@ class EagerBackend:
         Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``. Of
         weights in NVFP4 it returns ``y`` alone: the other stages have formats of their own there.
         """
-        if problem.weight_format == "nvfp4":
-            return {"y": forward_nvfp4(problem, self.contract)}
+        with without_autocast(problem.hidden_states.device):  # it takes bmm's operands for bfloat16
+            if problem.weight_format == "nvfp4":
+                return {"y": forward_nvfp4(problem, self.contract)}
+            return self._forward(problem)
+
+    def _forward(self, problem: Problem) -> dict[str, torch.Tensor]:
         x, x_sf = self._stage(problem)
         tokens, top_k = problem.topk_ids.shape
         inter = problem.intermediate_size
@@ -237,7 +242,8 @@ def _e2m1_values(packed: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def _e2m1_quads(device: torch.device) -> torch.Tensor:
-    nibbles = torch.arange(1 << 16).unsqueeze(-1) >> torch.tensor([0, 4, 8, 12]) & 0xF
+    pairs, shifts = torch.arange(1 << 16, device="cpu"), torch.tensor([0, 4, 8, 12], device="cpu")
+    nibbles = pairs.unsqueeze(-1) >> shifts & 0xF
     halves = torch.from_numpy(E2M1_TABLE.copy()).half()[nibbles]
     return halves.view(torch.int64).squeeze(-1).contiguous().to(device)
 

@@ -39,7 +39,7 @@ def _clamped(
     """The clamp, itself rounded to bfloat16: NaN becomes the bound that meets it first."""
     if act.clamp is None:
         return gate, up
-    bound = torch.tensor(act.clamp, dtype=torch.bfloat16).float().item()
+    bound = torch.tensor(act.clamp, dtype=torch.bfloat16, device="cpu").float().item()
     nan = contract.clamp_drops_nan.value
     up = torch.where((up < -bound) | (up.isnan() & nan), -bound, up)
     up = torch.where(up > bound, bound, up)

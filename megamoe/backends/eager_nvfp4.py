@@ -96,7 +96,7 @@ def linear(
 
 def e2m1(values: torch.Tensor) -> torch.Tensor:
     """Nearest E2M1 number of float32 ones, ties to the even code, 6 beyond; NaN stays NaN."""
-    numbers = torch.tensor(_NUMBERS, device=values.device)
+    numbers = torch.tensor(_NUMBERS, dtype=torch.float32, device=values.device)
     between = (numbers[1:] + numbers[:-1]) / 2
     size = values.abs()
     below, above = (torch.bucketize(size, between, right=side) for side in (False, True))

@@ -13,7 +13,7 @@ from megamoe.bench import timing
 from megamoe.bench.floor import SHARES, Share, floor
 from megamoe.bench.peers import PEERS
 from megamoe.bench.rows import Row, rate
-from megamoe.layer.routed import packed_weights
+from megamoe.layer.kernel_weights import packed_weights
 from megamoe.spec.problem import Sizes
 
 

@@ -6,7 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from megamoe.cases.checkpoint import Checkpoint
 from megamoe.cases.stored import load, used_experts
+from megamoe.commands.options import add_checkpoint
+from megamoe.commands.shared import weights_differ
 from megamoe.layer.capture import run_script
 
 
@@ -17,6 +20,7 @@ def add(commands: Any, command: Any) -> None:
     r.add_argument("--out", metavar="FILE.safetensors", default="captured.safetensors")
     r.add_argument("--calls", type=int, default=1, metavar="N")
     r.add_argument("--skip", type=int, default=0, metavar="N", help="calls to let pass before")
+    add_checkpoint(r)
     r.add_argument("script", metavar="SCRIPT.py")
     r.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
 
@@ -25,9 +29,15 @@ def run(a: argparse.Namespace) -> int:
     """Run the script, and say what was recorded."""
     if a.calls < 1 or a.skip < 0:
         raise ValueError("--calls: give a number from 1 on; --skip: from 0 on")
+    if a.checkpoint is not None:
+        Checkpoint(Path(a.checkpoint))  # a wrong folder is said before an engine starts
     written = run_script(Path(a.script), a.arguments, Path(a.out), a.calls, a.skip)
+    wrong = 0
     for path in written:
-        p = load(path).problem
+        stored = load(path)
+        p = stored.problem
         print(f"{path}: {p.num_tokens} tokens, {len(used_experts(p))} experts used, top-{p.top_k}, "
               f"H {p.hidden_size}, I {p.intermediate_size}")  # fmt: skip
-    return 0
+        if a.checkpoint is not None:
+            wrong += weights_differ(path, stored, Path(a.checkpoint)) is not None
+    return 1 if wrong else 0

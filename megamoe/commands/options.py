@@ -56,6 +56,13 @@ def add_backend(parser: argparse.ArgumentParser, required: bool) -> None:
                         help="of the backend a call (default 120)")  # fmt: skip
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """What the weights of a recorded call are compared with."""
+    parser.add_argument("--checkpoint", metavar="DIR",
+                        help="compare the recorded weights with the safetensors files of this "
+                        "folder, byte for byte")  # fmt: skip
+
+
 def add_contract(parser: argparse.ArgumentParser) -> None:
     """Under which contract is judged."""
     parser.add_argument("--contract", metavar="REV",

@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from megamoe.cases.stored import Stored, load
-from megamoe.commands.options import add_backend
-from megamoe.commands.shared import backend_of, contract_of, picture_of, replay_command
+from megamoe.commands.options import add_backend, add_checkpoint
+from megamoe.commands.shared import (
+    backend_of,
+    contract_of,
+    picture_of,
+    replay_command,
+    weights_differ,
+)
 from megamoe.golden import write_atomically
 from megamoe.judge import Verdict
 from megamoe.spec.accumulators import ACCUMULATORS
@@ -26,6 +32,7 @@ def add(commands: Any, command: Any) -> None:
     add_backend(r, required=False)
     r.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
                    help="of what was recorded; default: as the file says")  # fmt: skip
+    add_checkpoint(r)
     r.add_argument("--json", metavar="FILE")
 
 
@@ -34,6 +41,11 @@ def run(a: argparse.Namespace) -> int:
     path = Path(a.file)
     stored = load(path)
     name = path.stem
+    if a.checkpoint is not None:
+        wrong = weights_differ(path, stored, Path(a.checkpoint))
+        if wrong is not None:
+            _write(a, wrong)
+            return 1
     if a.backend:
         with backend_of(a) as (worker, settings):
             verdict, _ = judge(stored.problem, worker, name, timeout=settings.timeout, others=True)
@@ -45,11 +57,15 @@ def run(a: argparse.Namespace) -> int:
         print(f"PASS {path}: {by}, judged {', '.join(verdict.how)}, {verdict.seconds:.1f} s")
     else:
         print(picture_of(verdict, a.backend or "", again))
-    if a.json:
-        write_atomically(Path(a.json), (json.dumps(verdict.to_dict(), indent=1) + "\n").encode())
+    _write(a, verdict)
     if verdict.status in ("skip", "not-provided"):
         return 2
     return 0 if verdict.status == "pass" else 1
+
+
+def _write(a: argparse.Namespace, verdict: Verdict) -> None:
+    if a.json:
+        write_atomically(Path(a.json), (json.dumps(verdict.to_dict(), indent=1) + "\n").encode())
 
 
 def _observed(stored: Stored, path: Path, a: argparse.Namespace) -> Verdict:

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import Progress
 
 from megamoe.cases import Case, CaseError, load_cases, select
+from megamoe.cases.checkpoint import differences
+from megamoe.cases.stored import Stored, used_experts
 from megamoe.compare import disk
 from megamoe.compare.sides import Options
 from megamoe.judge import Verdict, picture
@@ -74,6 +76,30 @@ def picture_of(verdict: Verdict, backend: str, again: str) -> str:
     """The judge's picture, with the command that is right here."""
     lines = picture(verdict, backend).splitlines()
     return "\n".join([*lines[:-1], f"alone:  {again}"])
+
+
+SHOWN_TENSORS: Final = 8
+"""Of those whose bytes are not the checkpoint's."""
+
+
+def weights_differ(path: Path, stored: Stored, folder: Path) -> Verdict | None:
+    """Compare a recorded call's weights with a checkpoint's, and print what was found.
+
+    None where every byte is the same; else the verdict of the file. ``ValueError`` where the two
+    cannot be compared.
+    """
+    found = differences(stored, folder)
+    if not found:
+        count = len(used_experts(stored.problem))
+        print(f"{path}: the weights of its {count} experts are those of {folder}")
+        return None
+    print(f"FAIL {path}: {len(found)} tensors are not those of {folder}")
+    for one in found[:SHOWN_TENSORS]:
+        print(f"  {one.line()}")
+    if len(found) > SHOWN_TENSORS:
+        print(f"  and {len(found) - SHOWN_TENSORS} more")
+    reason = f"{len(found)} tensors are not the checkpoint's; {found[0].line()}"
+    return Verdict(path.stem, "forward", "fail", reason, how=("checkpoint",))
 
 
 # --- two sides --------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from megamoe.worker.exchange import Caller, Missing
 
 LAUNCHED: Final = {
     "stale-bytes": (True, False), "graph-replay": (True, True), "busy-stream": (False, True),
+    "autocast": (False, False), "grad-mode": (False, False), "torch-defaults": (False, False),
+    "engine-tensors": (False, False),
 }  # fmt: skip
 """Laws of :mod:`megamoe.layer.launch_laws`: whether one needs ``run``, and whether CUDA."""
 LAWS: Final = (

@@ -27,10 +27,12 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from megamoe.cases.checkpoint import ABOUT
 from megamoe.cases.stored import Stored, StoredError, to_bytes
 from megamoe.golden import write_atomically
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.kernel_weights import checkpoint_layout
+from megamoe.layer.origin import checkpoint_experts
 from megamoe.spec.accumulators import SM100_MXF8F6F4, accumulator
 from megamoe.spec.contract import MEGAMOE_2026_06, MEGAMOE_2026_11, REVISIONS
 from megamoe.spec.problem import Problem
@@ -172,6 +174,7 @@ class capture:
             "accumulator": _class_of(module, self._accumulator),
             "contract": _contract_of(module),
             "torch": torch.__version__,
+            ABOUT: checkpoint_experts(module, used, start),
             # A module whose ranks combine returns more than this rank's share, and one with a
             # shared expert more than the routed sum.
             "complete": not _shares(module, call)

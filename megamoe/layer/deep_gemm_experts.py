@@ -6,22 +6,25 @@ computation itself is a backend's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import torch
 from torch import nn
 
+from megamoe.layer.activation import MegaMoEActivation
+from megamoe.layer.checks import check_flag, shown
 from megamoe.layer.kernel_weights import (
     check_sizes,
     checkpoint_layout,
     kernel_rows,
+    packed_weights,
     per_expert,
     transform_weights,
 )
-from megamoe.layer.routed import RoutedExperts, as_bytes, packed_weights
+from megamoe.layer.loading import as_bytes, check_load, check_mine, looks_converted
+from megamoe.layer.modes import lasting
+from megamoe.layer.routed import RoutedExperts
 from megamoe.layer.staging import pack_sf
 from megamoe.spec.contract import MEGAMOE_2026_11
 from megamoe.spec.formats import GROUP
@@ -35,33 +38,6 @@ SUPPORTED: Final = {"mxfp4": ("situ", "swiglu")}
 SharedExperts = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class MegaMoEActivation:
-    """What comes between the two products, as vLLM 0.33 says it.
-
-    ``swiglu``: ``g * sigmoid(alpha * g) * (u + beta)``, g and u bounded by ``clamp`` where there
-    is one. ``situ``: alpha and beta are its two scales, and it takes no clamp.
-    """
-
-    name: str = "swiglu"
-    clamp: float | None = None
-    alpha: float = 1.0
-    beta: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.name not in ("swiglu", "situ"):
-            raise ValueError(f"Unsupported MegaMoE activation {self.name!r}.")
-        if not (math.isfinite(self.alpha) and math.isfinite(self.beta)):
-            raise ValueError(f"MegaMoE activation scales must be finite: {self}.")
-        if self.clamp is not None and not self.clamp >= 0:  # NaN is not
-            raise ValueError(f"MegaMoE activation clamp must be >= 0: {self}.")
-        if self.name == "situ" and (self.clamp is not None or self.alpha <= 0 or self.beta < 0):
-            raise ValueError(
-                "SiTU takes no clamp, a positive alpha and a non-negative beta; got "
-                f"{self}."
-            )  # fmt: skip
-
-
 class DeepGemmMegaMoEExperts(RoutedExperts):
     """FP8 x FP4 routed experts; for the sizes, ``group`` and ``backend`` see ``RoutedExperts``.
 
@@ -73,8 +49,8 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         fast_math: silu by approximate exponential and reciprocal, or by expf and division.
 
     ``NotImplementedError`` for another activation or weight format, ``ValueError`` where H or I
-    is not a multiple of 128. That there is no SM100 is the backend's word, at the first call:
-    this module may be made anywhere.
+    is not a multiple of 128 or an argument is of a wrong type. That there is no SM100 is the
+    backend's word, at the first call: this module may be made anywhere.
 
     The parameters have the kernel's layout from the start, so nothing has to be finalized. A
     backend that wants another form gets a copy. It is made again once a weight was written, and
@@ -104,7 +80,10 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         backend: Any = "auto",
     ) -> None:
         _check_supported(activation, weight_format)
-        check_sizes(hidden_size, intermediate_size)
+        check_flag("MegaMoE", "fast_math", fast_math)
+        _check_shared(shared_experts)
+        if isinstance(hidden_size, int) and isinstance(intermediate_size, int):
+            check_sizes(hidden_size, intermediate_size)  # else the base has a line for it
         super().__init__(
             max_num_tokens, group=group, num_experts=num_experts,
             num_local_experts=num_local_experts, experts_start_idx=experts_start_idx, top_k=top_k,
@@ -118,11 +97,13 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         self._shared = (shared_experts,)
         self._packed: tuple[Any, tuple[torch.Tensor, ...]] | None = None
         self._lent = False
+        self._complete = False
         experts, rows, hidden = num_local_experts, 2 * intermediate_size, hidden_size
-        self.w13_weight = _weight(experts, rows, hidden)
-        self.w13_weight_scale = _scale(experts, rows, hidden)
-        self.w2_weight = _weight(experts, hidden, intermediate_size)
-        self.w2_weight_scale = _scale(experts, hidden, intermediate_size)
+        with lasting():
+            self.w13_weight = _weight(experts, rows, hidden)
+            self.w13_weight_scale = _scale(experts, rows, hidden)
+            self.w2_weight = _weight(experts, hidden, intermediate_size)
+            self.w2_weight_scale = _scale(experts, hidden, intermediate_size)
 
     # --- weights ------------------------------------------------------------------------------
 
@@ -148,6 +129,8 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
             if second
             else (self.w13_weight, self.w13_weight_scale)
         )
+        check_load(self.prefix, self.num_logical_experts, loaded_weight, weight_name, expert_id)
+        check_mine(self.prefix, param, self._parameters.values(), weight_name)
         replicas = self._local_replicas(expert_id)
         if not replicas or (param is not weight and param is not scale):
             return False if return_success else None
@@ -163,12 +146,30 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
             raise ValueError(text(key, self.face, **given))
         half = None if second else int(shard_id == "w3")
         there = kernel_rows(rows, half, param is scale).to(param.device)
-        data = as_bytes(loaded_weight, weight_name).to(param.device)
+        data = as_bytes(loaded_weight, weight_name, param is scale).to(param.device)
+        doubtful = param is scale and looks_converted(data, loaded_weight.dtype)
         data = pack_sf(data) if param is scale else data.view(param.dtype)
         for local in replicas:
             param.data[local, there] = data
-        self._packed = None
+            self._loaded.add(local, shard_id, param is scale, doubtful)
+        self._packed, self._complete = None, False
         return True if return_success else None
+
+    def _check_complete(self) -> None:
+        """``ValueError`` where the loader was given a part of the checkpoint's tensors only.
+
+        A module whose loader was never asked has its parameters from elsewhere.
+        """
+        if self._loaded.begun and not self._complete:
+            mend = "load them with weight_loader before the first call"
+            self._loaded.check(mend, self._weight_of)
+            self._complete = True
+
+    def _weight_of(self, local: int, shard_id: str) -> torch.Tensor:
+        parameter = self.w2_weight if shard_id == "w2" else self.w13_weight
+        half = None if shard_id == "w2" else int(shard_id == "w3")
+        rows = self.hidden_size if half is None else self.intermediate_size
+        return parameter.data[local, kernel_rows(rows, half, scale=False).to(parameter.device)]
 
     def get_expert_weights(self) -> list[torch.Tensor]:
         """Every parameter as (E, n): row ``e`` is all of local expert ``e``, contiguous.
@@ -179,6 +180,7 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         return [per_expert(getattr(self, name).detach()) for name in WEIGHTS]
 
     def _weights_in_use(self) -> tuple[torch.Tensor, ...]:
+        self._check_complete()
         weights = tuple(getattr(self, name).detach() for name in WEIGHTS)
         given = tuple(t.view(torch.uint8) if t.dtype == torch.int8 else t for t in weights)
         backend = self.backend
@@ -188,9 +190,10 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         state = None if self._lent else _state(weights)
         if self._packed is None or state is None or self._packed[0] != state:
             one, two, three, four = given
-            made: tuple[torch.Tensor, ...] = checkpoint_layout(one, two, three, four)
-            if provided(backend, "run"):
-                made = packed_weights(backend, *made)
+            with lasting():
+                made: tuple[torch.Tensor, ...] = checkpoint_layout(one, two, three, four)
+                if provided(backend, "run"):
+                    made = packed_weights(backend, *made)
             self._packed = state, made
         return self._packed[1]
 
@@ -223,6 +226,7 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         one rank must be given them.
         """
         (own,) = self._shared
+        _check_shared(shared_experts)
         if own is not None and shared_experts is not None:
             raise ValueError(
                 f"{self.prefix} fuses the shared expert into MegaMoE; pass shared_experts=None."
@@ -245,7 +249,21 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         return self._shared[0]
 
 
+def _check_shared(shared_experts: Any) -> None:
+    if shared_experts is not None and not callable(shared_experts):
+        raise ValueError(
+            f"MegaMoE: shared_experts is {shown(shared_experts)}, expected None or a module"
+        )
+
+
 def _check_supported(activation: MegaMoEActivation, weight_format: str) -> None:
+    # The engine's own class will do, so it is known by its fields.
+    if not all(hasattr(activation, name) for name in ("name", "clamp", "alpha", "beta")):
+        raise ValueError(
+            f"MegaMoE: activation is {shown(activation)}, expected a MegaMoEActivation"
+        )
+    if not isinstance(weight_format, str):
+        raise ValueError(f"MegaMoE: weight_format is {shown(weight_format)}, expected 'mxfp4'")
     names = SUPPORTED.get(weight_format, ())
     bent = activation.name == "situ" and activation.beta == 0
     if activation.name in names and not bent:
@@ -277,3 +295,6 @@ def _state(weights: tuple[torch.Tensor, ...]) -> Any:
     if any(t.is_inference() for t in weights):
         return None
     return tuple((t.data_ptr(), t._version) for t in weights)
+
+
+__all__ = ["DeepGemmMegaMoEExperts", "MegaMoEActivation"]

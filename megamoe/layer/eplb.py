@@ -77,3 +77,20 @@ def eplb_map_to_physical_and_record(
         counted.flatten().to(expert_load_view.dtype),
     )
     return physical.to(topk_ids.dtype)
+
+
+def served_ids(
+    physical: torch.Tensor, first: int, count: int, *, foreign_may_stay: bool
+) -> torch.Tensor:
+    """Physical ids as indices of the ``count`` experts from ``first`` on, -1 for any other.
+
+    ``foreign_may_stay``: another may have any index that none of them has.
+    """
+    if foreign_may_stay:
+        # One launch or none, in place of five.
+        if first == 0:
+            return physical
+        if physical.dtype in (torch.int32, torch.int64):  # others might wrap into the range
+            return physical - first
+    index = physical.long() - first
+    return torch.where((index >= 0) & (index < count), index, -1)

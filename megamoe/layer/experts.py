@@ -11,8 +11,11 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from megamoe.layer.kernel_weights import check_sizes, per_expert
-from megamoe.layer.routed import RoutedExperts, as_bytes, packed_weights
+from megamoe.layer.checks import check_flag
+from megamoe.layer.kernel_weights import check_sizes, packed_weights, per_expert
+from megamoe.layer.loading import as_bytes, check_load, check_mine, looks_converted
+from megamoe.layer.modes import lasting
+from megamoe.layer.routed import RoutedExperts
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import GROUP
 from megamoe.spec.problem import provided
@@ -52,8 +55,9 @@ class DeepseekV4MegaMoEExperts(RoutedExperts):
         self._weights: tuple[torch.Tensor, ...] | None = None
 
         def parameter(rows: int, columns: int) -> nn.Parameter:
-            zeros = torch.zeros(num_local_experts, rows, columns, dtype=torch.uint8)
-            return nn.Parameter(zeros, requires_grad=False)
+            with lasting():
+                zeros = torch.zeros(num_local_experts, rows, columns, dtype=torch.uint8)
+                return nn.Parameter(zeros, requires_grad=False)
 
         self.w13_weight: nn.Parameter | None
         self.w13_weight_scale: nn.Parameter | None
@@ -78,65 +82,95 @@ class DeepseekV4MegaMoEExperts(RoutedExperts):
         """Copy one checkpoint tensor of logical expert ``expert_id`` into its local replicas.
 
         ``loaded_weight`` is (I, H/2) for w1 and w3, (H, I/2) for w2, or their scales with 32
-        values to a byte; one byte an element, of any dtype (I8 and F8_E8M0 in checkpoints): the
-        bytes are taken as they are. ``param`` is the parameter of this module that it belongs
-        in. Returns, if asked, whether anything was stored: False where no replica is local or
-        ``param`` does not take this shard. ``ValueError`` for an unknown shard or a wrong shape.
+        values to a byte. Weights are int8 or uint8, scales float8_e8m0fnu or uint8; the bytes are
+        taken as they are. ``param`` is the parameter of this module that it belongs in. Returns,
+        if asked, whether anything was stored: False where no replica is local or ``param`` does
+        not take this shard. ``ValueError``, before anything is stored, for an unknown shard, a
+        wrong shape or type, the name of a weight for a scale, a parameter of another module, and
+        for any call after :meth:`finalize_weights`.
         """
+        check_load(self.prefix, self.num_logical_experts, loaded_weight, weight_name, expert_id)
         if shard_id not in ("w1", "w2", "w3"):
             raise ValueError(text("shard-id", self.face, shard_id=shard_id))
+        if self._weights is not None:
+            raise ValueError(
+                f"{self.prefix}: {weight_name} comes after finalize_weights(), and would not reach "
+                "the weights in use; make a new module for new weights"
+            )
+        check_mine(self.prefix, param, self._parameters.values(), weight_name)
         mine = (
             (self.w2_weight, self.w2_weight_scale)
             if shard_id == "w2"
             else (self.w13_weight, self.w13_weight_scale)
         )
-        stored = False
-        if any(param is p for p in mine):
-            for local in self._local_replicas(expert_id):
-                shard = param.data[local]
-                if shard_id != "w2":
-                    first = self.intermediate_size if shard_id == "w3" else 0
-                    shard = shard.narrow(0, first, self.intermediate_size)
-                if shard.shape != loaded_weight.shape:
-                    raise ValueError(
-                        text(
-                            "weight-shape", self.face, name=weight_name,
-                            shard=tuple(shard.shape), loaded=tuple(loaded_weight.shape),
-                        )
-                    )  # fmt: skip
-                # copy_ would convert a scale's value, 2^3 to 8, where its byte, 130, is meant.
-                shard.copy_(as_bytes(loaded_weight, weight_name))
-                stored = True
-        return stored if return_success else None
+        scale = param is mine[1]
+        replicas = self._local_replicas(expert_id) if any(param is p for p in mine) else []
+        for local in replicas:
+            shard = self._shard(param, local, shard_id)
+            if shard.shape != loaded_weight.shape:
+                raise ValueError(
+                    text(
+                        "weight-shape", self.face, name=weight_name,
+                        shard=tuple(shard.shape), loaded=tuple(loaded_weight.shape),
+                    )
+                )  # fmt: skip
+            # copy_ would convert a scale's value, 2^3 to 8, where its byte, 130, is meant.
+            data = as_bytes(loaded_weight, weight_name, scale)
+            shard.copy_(data)
+            doubtful = scale and looks_converted(data, loaded_weight.dtype)
+            self._loaded.add(local, shard_id, scale, doubtful)
+        return bool(replicas) if return_success else None
 
-    def finalize_weights(self) -> None:
+    def _shard(self, param: nn.Parameter, local: int, shard_id: str) -> torch.Tensor:
+        """The rows of local expert ``local`` that ``shard_id`` fills."""
+        whole = param.data[local]
+        if shard_id == "w2":
+            return whole
+        first = self.intermediate_size if shard_id == "w3" else 0
+        return whole.narrow(0, first, self.intermediate_size)
+
+    def finalize_weights(self, *, written: bool = False) -> None:
         """Make the kernel-side weights and drop the loader's parameters; a second call is idle.
 
-        ``ValueError`` where H or I is not a multiple of 128; the parameters stay.
+        ``ValueError``, after which the parameters stay, where H or I is not a multiple of 128,
+        and where a tensor of the checkpoint was never given to :meth:`weight_loader`: the first
+        one that lacks is named. ``written``: the parameters were written without the loader, with
+        random numbers for instance, and nobody keeps account. References to the parameters that
+        somebody kept are empty afterwards: a write through one fails.
         """
         if self._weights is not None:
             return
+        check_flag(self.prefix, "written", written)
         check_sizes(self.hidden_size, self.intermediate_size)
+        if not written:
+            mend = "load them with weight_loader, or say finalize_weights(written=True)"
+            self._loaded.check(mend, self._weight_of)
         backend = self.backend
-        loaded = tuple(self._loaded())
-        if provided(backend, "run"):
-            self._weights = packed_weights(backend, *loaded)
-        else:
-            self._weights = loaded  # a Problem has the checkpoint's layout
-        for name in WEIGHTS:
-            setattr(self, name, None)
+        parameters = [getattr(self, name) for name in WEIGHTS]
+        loaded = tuple(p.data for p in parameters)
+        with lasting():
+            if provided(backend, "run"):
+                self._weights = packed_weights(backend, *loaded)
+            else:
+                self._weights = loaded  # a Problem has the checkpoint's layout
+            for name, parameter in zip(WEIGHTS, parameters, strict=True):
+                parameter.data = parameter.data.new_empty(0)
+                setattr(self, name, None)
 
-    def _loaded(self) -> list[torch.Tensor]:
-        return [getattr(self, name).data for name in WEIGHTS]
+    def _weight_of(self, local: int, shard_id: str) -> torch.Tensor:
+        parameter = self.w2_weight if shard_id == "w2" else self.w13_weight
+        assert parameter is not None
+        return self._shard(parameter, local, shard_id)
 
     def get_expert_weights(self) -> list[torch.Tensor]:
         """Every weight tensor as (E, n): row ``e`` is all of local expert ``e``, contiguous.
 
         They are views of the weights in use, for transfer between ranks: writing a row replaces
-        an expert. Call it after :meth:`finalize_weights`; before, they are the loader's.
+        an expert. So the weights are finalized if they are not yet, as in vLLM.
         """
-        tensors = self._weights if self._weights is not None else self._loaded()
-        return [per_expert(t) for t in tensors]
+        self.finalize_weights()
+        assert self._weights is not None
+        return [per_expert(t) for t in self._weights]
 
     def _weights_in_use(self) -> tuple[torch.Tensor, ...]:
         if self._weights is None:

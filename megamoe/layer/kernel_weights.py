@@ -13,7 +13,7 @@ transform of the fused kernel). Nothing is computed; bytes move.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -45,6 +45,16 @@ def transform_weights(
         w2_weight,
         transform_sf(w2_weight_scale),
     )
+
+
+def packed_weights(backend: Any, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The four checkpoint tensors as ``backend.run`` wants them.
+
+    ``pack_weights`` is a backend's own form; without it ``run`` gets what ``transform_weights``
+    makes, the backend's or else the project's.
+    """
+    transform = getattr(backend, "transform_weights", transform_weights)
+    return tuple(getattr(backend, "pack_weights", transform)(*weights))
 
 
 def check_sizes(hidden_size: int, intermediate_size: int) -> None:
@@ -92,7 +102,7 @@ def kernel_rows(count: int, half: int | None, scale: bool) -> torch.Tensor:
     ``half``: 0 for w1 (gate) and 1 for w3 (up), which share w13; None for w2. ``scale``: of the
     scale factors, whose rows are permuted too.
     """
-    row = torch.arange(count)
+    row = torch.arange(count, device="cpu")
     if half is not None:
         row = row // INTERLEAVE * 2 * INTERLEAVE + half * INTERLEAVE + row % INTERLEAVE
     if scale:

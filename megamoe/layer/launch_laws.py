@@ -1,5 +1,7 @@
 """Laws of how the layer is launched: old bytes in the buffer, a CUDA graph, a busy second stream.
 
+:mod:`megamoe.layer.engine_laws` has those of torch's modes and of an engine's tensors.
+
 :mod:`megamoe.kinds.laws` changes the problem; here the problem stays and what surrounds the
 call changes. So these run in the worker, which hands back ``y`` of every variant, and the judge
 compares them. Two laws need the ``run`` face, two need CUDA; a backend without is not judged by
@@ -14,8 +16,9 @@ from typing import Any, Final
 
 import torch
 
+from megamoe.layer import engine_laws
+from megamoe.layer.kernel_weights import packed_weights
 from megamoe.layer.ops import prepare_megamoe_inputs
-from megamoe.layer.routed import packed_weights
 from megamoe.layer.symm_buffer import new_symm_buffer
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import OPERATIONS
@@ -207,6 +210,7 @@ LAWS: Final[dict[str, Callable[[Any, Problem], Variants]]] = {
     "stale-bytes": _stale_bytes,
     "graph-replay": _graph_replay,
     "busy-stream": _busy_stream,
+    **engine_laws.LAWS,
 }
 
 __all__ = ["LAWS", "variants"]

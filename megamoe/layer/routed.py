@@ -13,8 +13,20 @@ import torch
 from torch import nn
 
 from megamoe.backends import CALLABLES, checked, load_backend
-from megamoe.layer.eplb import EplbLayerState
-from megamoe.layer.kernel_weights import transform_weights
+from megamoe.layer.checks import (
+    check_apart,
+    check_clamp,
+    check_eplb,
+    check_flag,
+    check_module,
+    check_tensors,
+    check_wide_ids,
+    dense,
+    extent,
+)
+from megamoe.layer.eplb import EplbLayerState, served_ids
+from megamoe.layer.loading import Loaded
+from megamoe.layer.modes import without_autocast
 from megamoe.layer.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
 from megamoe.layer.ranks import check_ranks
 from megamoe.layer.staging import check_staging_inputs
@@ -22,6 +34,7 @@ from megamoe.layer.symm_buffer import check_capacity, get_symm_buffer, new_symm_
 from megamoe.spec.contract import Contract
 from megamoe.spec.features import Activation, features_of
 from megamoe.spec.problem import Problem, Sizes, provided
+from megamoe.spec.tensors import WEIGHTS
 
 
 class RoutedExperts(nn.Module):
@@ -68,12 +81,11 @@ class RoutedExperts(nn.Module):
         backend: Any = "auto",
     ) -> None:
         super().__init__()
-        if not 0 <= experts_start_idx <= num_experts - num_local_experts:
-            raise ValueError(
-                f"{prefix}: local experts [{experts_start_idx}, "
-                f"{experts_start_idx + num_local_experts}) are not within the {num_experts} "
-                "physical ones; check experts_start_idx and num_local_experts"
-            )
+        check_module(
+            prefix, experts_start_idx, num_logical_experts, max_num_tokens=max_num_tokens,
+            num_experts=num_experts, num_local_experts=num_local_experts, top_k=top_k,
+            hidden_size=hidden_size, intermediate_size=intermediate_size,
+        )  # fmt: skip
         self.max_num_tokens = max_num_tokens
         self.group = group
         self.num_experts = num_experts
@@ -85,6 +97,10 @@ class RoutedExperts(nn.Module):
         self.intermediate_size = intermediate_size
         self.prefix = prefix
         self.eplb_state = EplbLayerState()
+        self._loaded = Loaded(
+            prefix, num_local_experts, experts_start_idx, self.num_logical_experts
+        )
+        self._buffer_memory: tuple[Any, list[tuple[int, int]]] = None, []
         self._backend_given = backend
         self._backend: Any = None
         if not isinstance(backend, str):
@@ -98,6 +114,13 @@ class RoutedExperts(nn.Module):
             for p in range(start, start + self.num_local_experts)
             if p % self.num_logical_experts == expert_id
         ]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """A state dict fills parameters too."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        for name in WEIGHTS:
+            if getattr(self, name) is not None and prefix + name in state_dict:
+                self._loaded.add_all(name.startswith("w13"), name.endswith("_scale"))
 
     def _weights_in_use(self) -> tuple[torch.Tensor, ...]:
         """The four tensors as the backend takes them; ``ValueError`` where there are none yet."""
@@ -153,8 +176,13 @@ class RoutedExperts(nn.Module):
 
         ``expert_load_view`` (layers, P) int32, ``logical_to_physical_map`` (layers, L, R),
         ``logical_replica_count`` (layers, L). The record flag,
-        ``eplb_state.should_record_tensor``, is left as it is.
+        ``eplb_state.should_record_tensor``, is left as it is. ``ValueError`` where a tensor does
+        not fit this layer.
         """
+        check_eplb(
+            self.prefix, moe_layer_idx, expert_load_view, logical_to_physical_map,
+            logical_replica_count, self.num_experts, self.num_logical_experts,
+        )  # fmt: skip
         self.eplb_state.expert_load_view = expert_load_view[moe_layer_idx]
         self.eplb_state.logical_to_physical_map = logical_to_physical_map[moe_layer_idx]
         self.eplb_state.logical_replica_count = logical_replica_count[moe_layer_idx]
@@ -174,11 +202,15 @@ class RoutedExperts(nn.Module):
 
         ``asked`` are further fields of the problem: such a call goes to the backend's ``forward``,
         and ``NotImplementedError`` names a feature that its ``features`` do not list. All that can
-        be wrong with the arguments is raised before the buffer or the load is written.
+        be wrong with the arguments is raised before the buffer or the load is written. What the
+        tensors may be, and what surrounds the call, is in docs/contract.md, "The engine's
+        tensors": a backend is given dense ones, and no autocast.
         """
+        check_clamp(self.prefix, activation_clamp)
+        check_flag(self.prefix, "fast_math", fast_math)
+        check_tensors(self.prefix, self._device(), hidden_states, topk_weights, topk_ids)
         tokens = hidden_states.shape[0]
         check_capacity(tokens, self.max_num_tokens, self.face)
-        # Not empty_like: a kernel writes dense rows, whatever the strides of the input.
         y = torch.empty(hidden_states.shape, dtype=torch.bfloat16, device=hidden_states.device)
         if tokens == 0 and not self.collective:
             return y
@@ -190,44 +222,47 @@ class RoutedExperts(nn.Module):
             backend.ready(hidden_states.device)
         features = self._asked(activation_clamp, fast_math, asked)
         buffer = self.get_symm_buffer()
-        ids = self._served_ids(self._physical_ids(topk_ids))
-        prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
-        prepare(
-            hidden_states,
-            topk_weights,
-            ids,
-            buffer.x[:tokens],
-            buffer.x_sf[:tokens],
-            buffer.topk_idx[:tokens],
-            buffer.topk_weights[:tokens],
-        )
-        if provided(backend, "run") and not features:
-            backend.run(
-                y,
-                weights,
-                buffer,
-                tokens,
-                activation_clamp=activation_clamp,
-                fast_math=fast_math,
+        self._check_memory(buffer, hidden_states, topk_weights, topk_ids)
+        with without_autocast(hidden_states.device):
+            hidden_states, topk_ids = dense(hidden_states), dense(topk_ids)
+            ids = self._served_ids(self._physical_ids(topk_ids))
+            prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
+            prepare(
+                hidden_states,
+                dense(topk_weights.float()),
+                ids,
+                buffer.x[:tokens],
+                buffer.x_sf[:tokens],
+                buffer.topk_idx[:tokens],
+                buffer.topk_weights[:tokens],
             )
-            return y
-        w13, w13_scale, w2, w2_scale = weights
-        out = backend.forward(
-            Problem(
-                hidden_states.contiguous(),
-                buffer.topk_idx[:tokens].clone(),
-                buffer.topk_weights[:tokens].clone(),
-                w13,
-                w13_scale,
-                w2,
-                w2_scale,
-                activation_clamp=activation_clamp,
-                fast_math=fast_math,
-                max_num_tokens=self.max_num_tokens,
-                **asked,
+            if provided(backend, "run") and not features:
+                backend.run(
+                    y,
+                    weights,
+                    buffer,
+                    tokens,
+                    activation_clamp=activation_clamp,
+                    fast_math=fast_math,
+                )
+                return y
+            w13, w13_scale, w2, w2_scale = weights
+            out = backend.forward(
+                Problem(
+                    hidden_states,
+                    buffer.topk_idx[:tokens].clone(),
+                    buffer.topk_weights[:tokens].clone(),
+                    w13,
+                    w13_scale,
+                    w2,
+                    w2_scale,
+                    activation_clamp=activation_clamp,
+                    fast_math=fast_math,
+                    max_num_tokens=self.max_num_tokens,
+                    **asked,
+                )
             )
-        )
-        return self._taken(out, buffer, tokens)
+            return self._taken(out, buffer, tokens)
 
     def _asked(
         self, clamp: float | None, fast_math: bool, asked: Mapping[str, Any]
@@ -262,10 +297,20 @@ class RoutedExperts(nn.Module):
                 raise ValueError(
                     f"{self.prefix}: {name} has shape {tuple(tensor.shape)}, expected {shape}"
                 )
-        if hidden_states.dtype != torch.bfloat16:
-            raise ValueError(
-                f"{self.prefix}: hidden_states are {hidden_states.dtype}, expected torch.bfloat16"
-            )
+        if self.eplb_state.active:
+            check_wide_ids(self.prefix, topk_ids)
+
+    def _check_memory(
+        self, buffer: Any, hidden: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor
+    ) -> None:
+        """Nothing that the call reads may lie where it writes."""
+        if self._buffer_memory[0] is not buffer:
+            parts = vars(buffer).values() if hasattr(buffer, "__dict__") else ()
+            extents = [extent(part) for part in parts if isinstance(part, torch.Tensor)]
+            self._buffer_memory = buffer, extents
+        written, load = self._buffer_memory[1], self.eplb_state.expert_load_view
+        read = {"hidden_states": hidden, "topk_weights": weights, "topk_ids": ids}
+        check_apart(self.prefix, read, written if load is None else [*written, extent(load)])
 
     def _physical_ids(self, topk_ids: torch.Tensor) -> torch.Tensor:
         state = self.eplb_state
@@ -288,20 +333,13 @@ class RoutedExperts(nn.Module):
     def _served_ids(self, physical: torch.Tensor) -> torch.Tensor:
         """Index among the experts that the call reaches, -1 for any other: a slot of no effect.
 
-        Those held here, or, of a backend with ``global_ids``, those of all ranks. For a backend
-        that ``ignores_foreign_ids`` such a slot may have any index that none of them has.
+        Those held here, or, of a backend with ``global_ids``, those of all ranks.
         """
         first, count = self.experts_start_idx, self.num_local_experts
         if getattr(self.backend, "global_ids", False):
             first, count = 0, self.num_experts
-        if getattr(self.backend, "ignores_foreign_ids", False):
-            # One launch or none, in place of five.
-            if first == 0:
-                return physical
-            if physical.dtype in (torch.int32, torch.int64):  # others might wrap into the range
-                return physical - first
-        index = physical.long() - first
-        return torch.where((index >= 0) & (index < count), index, -1)
+        as_they_are = getattr(self.backend, "ignores_foreign_ids", False)
+        return served_ids(physical, first, count, foreign_may_stay=as_they_are)
 
     def _taken(self, out: Any, buffer: Any, tokens: int) -> torch.Tensor:
         """``y``, after the stages that a kernel would have left in the buffer are put there."""
@@ -314,23 +352,3 @@ class RoutedExperts(nn.Module):
                 target.view(torch.uint8).copy_(out[name].view(torch.uint8))
         result: torch.Tensor = out["y"]
         return result
-
-
-def packed_weights(backend: Any, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The four checkpoint tensors as ``backend.run`` wants them.
-
-    ``pack_weights`` is a backend's own form; without it ``run`` gets what ``transform_weights``
-    makes, the backend's or else the project's.
-    """
-    transform = getattr(backend, "transform_weights", transform_weights)
-    return tuple(getattr(backend, "pack_weights", transform)(*weights))
-
-
-def as_bytes(tensor: torch.Tensor, weight_name: str) -> torch.Tensor:
-    """A checkpoint's tensor as it lies there; ``ValueError`` unless it has one byte an element."""
-    if tensor.element_size() != 1:
-        raise ValueError(
-            f"{weight_name}: {tensor.dtype} elements, expected one byte each; is this checkpoint "
-            "FP4 with UE8M0 scales?"
-        )
-    return tensor.view(torch.uint8)

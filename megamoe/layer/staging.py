@@ -15,8 +15,8 @@ from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.formats import E4M3_MAX, E4M3_NAN, GROUP, SIZE_MULTIPLE, UE8M0_BIAS
 from megamoe.spec.texts import text
 
-RECIP_448: Final = 1.0 / torch.tensor(448.0)
-"""fl32(1/448)."""
+RECIP_448: Final = 1.0 / torch.tensor(448.0, dtype=torch.float32, device="cpu")
+"""fl32(1/448), whatever torch's defaults are while this module is imported."""
 OUTPUTS: Final = ("x_fp8", "x_sf", "topk_idx_out", "topk_weights_out")
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 
+from megamoe.layer.modes import lasting
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.formats import GROUP
 from megamoe.spec.problem import Sizes
@@ -94,7 +95,8 @@ def get_symm_buffer(
     key = (factory, id(group), str(device), sizes)
     if key not in _CACHE:
         # The group is kept beside the buffer: an id may be given out again once it is gone.
-        _CACHE[key] = (factory(group, device, sizes), group)
+        with lasting():
+            _CACHE[key] = (factory(group, device, sizes), group)
     return _CACHE[key][0]
 
 

@@ -298,4 +298,4 @@ def properties(device: torch.device) -> Any:
 @cache
 def as_bfloat16(value: float) -> float:
     """``value`` rounded to bfloat16."""
-    return float(torch.tensor(value, dtype=torch.bfloat16).item())
+    return float(torch.tensor(value, dtype=torch.bfloat16, device="cpu").item())

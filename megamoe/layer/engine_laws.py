@@ -1,0 +1,174 @@
+"""Laws of what surrounds a call, and of what an engine's tensors are: none of it decides a bit.
+
+Part of :mod:`megamoe.layer.launch_laws`, which has the laws of memory, graphs and streams. The
+modes are torch's: they are set around the backend's ``forward``, and ``docs/contract.md`` says what
+each means. The tensors go through the module, with the backend plugged in, since the contract
+promises dense ones to a backend and all others to the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Final
+
+import torch
+
+from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.routed import RoutedExperts
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import WEIGHTS
+
+Variants = Iterator[tuple[str, torch.Tensor, list[int]]]
+"""Label, ``y``, and the row of the original behind each row of it."""
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _modes(device: torch.device) -> Mapping[str, Mapping[str, AbstractContextManager[Any]]]:
+    """By law, and in it by label."""
+    kind = device.type
+    return {
+        "autocast": {
+            f"autocast to {str(dtype).removeprefix('torch.')}": torch.autocast(kind, dtype)
+            for dtype in (torch.bfloat16, torch.float16)
+        },
+        "grad-mode": {
+            "inference mode": torch.inference_mode(),
+            "no grad": torch.no_grad(),
+            "grad mode": torch.enable_grad(),
+        },
+        # No device but this one is for certain: a tensor without a place has no numbers.
+        "torch-defaults": {
+            "a default dtype of float64": _default_dtype(torch.float64),
+            "a default dtype of bfloat16": _default_dtype(torch.bfloat16),
+            "a default device of meta": torch.device("meta"),
+        },
+    }
+
+
+def _under(law: str) -> Callable[[Any, Problem], Variants]:
+    """The variants of a law about torch's modes: one call in each, and one after all of them."""
+
+    def variants(backend: Any, problem: Problem) -> Variants:
+        rows = list(range(problem.num_tokens))
+        modes = _modes(problem.topk_ids.device)[law]
+        after: AbstractContextManager[Any] = nullcontext()
+        for label, mode in {**modes, "no mode after these": after}.items():
+            with mode:
+                y = _told(label, lambda: backend.forward(problem))
+            yield label, _plain(y if isinstance(y, torch.Tensor) else y["y"]), rows
+
+    return variants
+
+
+def _told(label: str, call: Callable[[], Any]) -> Any:
+    """``call()``; what it raises says under which label, but for a backend that declines."""
+    try:
+        return call()
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"under {label}: {type(error).__name__}: {error}") from error
+
+
+def _plain(y: torch.Tensor) -> torch.Tensor:
+    """A copy that outlives inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return y.clone()
+
+
+# --- tensors ------------------------------------------------------------------------------------
+
+
+def _sliced(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat([tensor, tensor.flip(1)], dim=1)[:, : tensor.shape[1]]
+
+
+def _padded(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.stack([tensor, tensor.flip(0)], dim=1)[:, 0]
+
+
+def _transposed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.t().contiguous().t()
+
+
+def _odd_ones(tensor: torch.Tensor) -> torch.Tensor:
+    """Where an axis has one element, a stride that no new tensor has."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    strides = [step + 5 if size == 1 else step for size, step in pairs]
+    return tensor.clone().as_strided(tensor.shape, strides)
+
+
+FORMS: Final[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "columns of wider tensors": _sliced,
+    "rows of padded tensors": _padded,
+    "transposed tensors": _transposed,
+    "odd strides of axes of one": _odd_ones,
+}
+
+
+def _engine_tensors(backend: Any, problem: Problem) -> Variants:
+    """The module's ``y`` for each form of the same ids, weights and hidden states.
+
+    Routing weights are given in a narrower type only where that holds all of them, so the law
+    needs none of the conversion's rounding.
+    """
+    p, rows = problem, list(range(problem.num_tokens))
+    layer = _layer(backend, p)
+
+    def y_of(label: str, *given: torch.Tensor) -> tuple[str, torch.Tensor, list[int]]:
+        def call() -> torch.Tensor:
+            made: torch.Tensor = layer(
+                *given, activation_clamp=p.activation_clamp, fast_math=p.fast_math
+            )
+            return made
+
+        return label, _plain(_told(label, call)), rows
+
+    usual = p.hidden_states, p.topk_weights, p.topk_ids
+    yield y_of("the module in place of the backend alone", *usual)
+    for label, form in FORMS.items():
+        yield y_of(label, *(form(t) for t in usual))
+    yield y_of("ids of int32", usual[0], usual[1], usual[2].int())
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        if torch.equal(usual[1].to(dtype).float(), usual[1]):
+            label = f"weights of {str(dtype).removeprefix('torch.')}"
+            yield y_of(label, usual[0], usual[1].to(dtype), usual[2])
+    # As some routers return them: weights and ids side by side in one tensor.
+    packed = torch.cat([usual[1].view(torch.int32), usual[2].int()], dim=1)
+    weights, ids = packed[:, : p.top_k].view(torch.float32), packed[:, p.top_k :]
+    yield y_of("weights and ids in one tensor", usual[0], weights, ids)
+
+
+def _layer(backend: Any, problem: Problem) -> RoutedExperts:
+    """The module with the problem's weights. The older face: its forward takes the clamp."""
+    p = problem
+    layer = DeepseekV4MegaMoEExperts(
+        p.max_num_tokens, num_experts=p.num_experts, num_local_experts=p.num_experts,
+        experts_start_idx=0, top_k=p.top_k, hidden_size=p.hidden_size,
+        intermediate_size=p.intermediate_size, prefix="experts", backend=backend,
+    ).to(p.topk_ids.device)  # fmt: skip
+    for name in WEIGHTS:
+        parameter = getattr(layer, name)
+        parameter.data.copy_(getattr(p, name))
+    layer.finalize_weights(written=True)
+    return layer
+
+
+LAWS: Final[Mapping[str, Callable[[Any, Problem], Variants]]] = {
+    "autocast": _under("autocast"),
+    "grad-mode": _under("grad-mode"),
+    "torch-defaults": _under("torch-defaults"),
+    "engine-tensors": _engine_tensors,
+}
+
+__all__ = ["LAWS"]

@@ -1,0 +1,28 @@
+"""torch's modes around a call: none of them may decide a bit."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which no product on ``device`` takes another type than its operands'.
+
+    Where autocast is off, which is the rule, nothing is changed and nothing costs time.
+    """
+    kind = device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def lasting() -> AbstractContextManager[Any]:
+    """A block whose tensors can be written later.
+
+    One made in inference mode cannot be written outside it, and a buffer, or a parameter, outlives
+    the call that made it.
+    """
+    return torch.inference_mode(False)
