@@ -27,14 +27,14 @@ _SCALE_VALUES = "return torch.where(codes == 0xFF, torch.nan, value)"
 _E4M3 = "return torch.from_numpy(E4M3_TABLE.copy()).float().to(device)"
 
 
-def _at_e4m3_ties(values: str, factor: str) -> str:
+def at_e4m3_ties(values: str, factor: str) -> str:
     """``values`` times ``factor`` where they lie half-way between two E4M3 codes, and there alone."""
     normal = f"({values}.float().view(torch.int32) & 0xFFFFF) == 0x80000"
     tie = f"torch.where({values}.abs() >= 2.0**-6, {normal}, ({values}.abs() * 512).frac() == 0.5)"
     return f"torch.where({tie}, {values} * {factor}, {values})"
 
 
-def _at_bf16_ties(values: str, factor: str) -> str:
+def at_bf16_ties(values: str, factor: str) -> str:
     """The same between two bfloat16 numbers, of float32 values."""
     tie = f"({values}.view(torch.int32) & 0xFFFF) == 0x8000"
     return f"torch.where({tie}, {values} * {factor}, {values})"
@@ -43,12 +43,12 @@ def _at_bf16_ties(values: str, factor: str) -> str:
 _AWAY, _TOWARD = "(1 + 2.0**-20)", "(1 - 2.0**-20)"
 _UP, _DOWN = "(1 + {0}.sign() * 2.0**-20)", "(1 - {0}.sign() * 2.0**-20)"
 
-def _tf32(value: str) -> str:
+def tf32(value: str) -> str:
     """``value``, float32, with 11 significant bits."""
     return f"((({value}).contiguous().view(torch.int32) + 0x1000) & -8192).view(torch.float32)"
 
 
-def _flushed(value: str, least: str = "2.0**-126") -> str:
+def flushed(value: str, least: str = "2.0**-126") -> str:
     return f"torch.where({value}.abs() < {least}, 0.0, {value})"
 
 
@@ -65,7 +65,7 @@ def _requantised(values: str, after: str = "") -> str:
 
 _ODD = (
     "\n    one, two = (e4m3_codes(part, contract).flatten(-2) for part in ("
-    f"{_at_e4m3_ties('v', _AWAY)}, {_at_e4m3_ties('v', _TOWARD)}))"
+    f"{at_e4m3_ties('v', _AWAY)}, {at_e4m3_ties('v', _TOWARD)}))"
     "\n    codes = torch.where(one != two, one + two - codes, codes)"
 )
 _FLUSHED_CODES = "\n    codes = torch.where((codes & 0x7F) < 8, codes & 0x80, codes)"
@@ -74,35 +74,35 @@ _ANY = "forward/*"
 _ANY_STAGING = "staging/*"
 
 TIES = [
-    _one("staged-tie-away-from-zero", "staging", _STAGED, _staged(_at_e4m3_ties("scaled", _AWAY)), _ANY_STAGING),
-    _one("staged-tie-toward-zero", "staging", _STAGED, _staged(_at_e4m3_ties("scaled", _TOWARD)), _ANY_STAGING),
-    _one("staged-tie-up", "staging", _STAGED, _staged(_at_e4m3_ties("scaled", _UP.format("scaled"))), _ANY_STAGING),
-    _one("staged-tie-down", "staging", _STAGED, _staged(_at_e4m3_ties("scaled", _DOWN.format("scaled"))), _ANY_STAGING),
+    _one("staged-tie-away-from-zero", "staging", _STAGED, _staged(at_e4m3_ties("scaled", _AWAY)), _ANY_STAGING),
+    _one("staged-tie-toward-zero", "staging", _STAGED, _staged(at_e4m3_ties("scaled", _TOWARD)), _ANY_STAGING),
+    _one("staged-tie-up", "staging", _STAGED, _staged(at_e4m3_ties("scaled", _UP.format("scaled"))), _ANY_STAGING),
+    _one("staged-tie-down", "staging", _STAGED, _staged(at_e4m3_ties("scaled", _DOWN.format("scaled"))), _ANY_STAGING),
     _one("staged-tie-to-odd", "staging", _STAGED, _STAGED + _ODD.replace("v ", "scaled ").replace("v.", "scaled.").replace(" v)", " scaled)"), _ANY_STAGING),
-    _one("staged-tie-away-in-subnormal-codes", "staging", _STAGED, _staged("torch.where(scaled.abs() < 2.0**-6, " + _at_e4m3_ties("scaled", _AWAY) + ", scaled)"), _ANY_STAGING),
-    _one("staged-tie-away-in-forward", "staging", _STAGED, _staged(_at_e4m3_ties("scaled", _AWAY)), _ANY),
-    _one("requantised-tie-away-from-zero", "eager", _REQUANTISED, _requantised(_at_e4m3_ties("v", _AWAY)), _ANY),
-    _one("requantised-tie-toward-zero", "eager", _REQUANTISED, _requantised(_at_e4m3_ties("v", _TOWARD)), _ANY),
-    _one("requantised-tie-up", "eager", _REQUANTISED, _requantised(_at_e4m3_ties("v", _UP.format("v"))), _ANY),
-    _one("requantised-tie-down", "eager", _REQUANTISED, _requantised(_at_e4m3_ties("v", _DOWN.format("v"))), _ANY),
+    _one("staged-tie-away-in-subnormal-codes", "staging", _STAGED, _staged("torch.where(scaled.abs() < 2.0**-6, " + at_e4m3_ties("scaled", _AWAY) + ", scaled)"), _ANY_STAGING),
+    _one("staged-tie-away-in-forward", "staging", _STAGED, _staged(at_e4m3_ties("scaled", _AWAY)), _ANY),
+    _one("requantised-tie-away-from-zero", "eager", _REQUANTISED, _requantised(at_e4m3_ties("v", _AWAY)), _ANY),
+    _one("requantised-tie-toward-zero", "eager", _REQUANTISED, _requantised(at_e4m3_ties("v", _TOWARD)), _ANY),
+    _one("requantised-tie-up", "eager", _REQUANTISED, _requantised(at_e4m3_ties("v", _UP.format("v"))), _ANY),
+    _one("requantised-tie-down", "eager", _REQUANTISED, _requantised(at_e4m3_ties("v", _DOWN.format("v"))), _ANY),
     _one("requantised-tie-to-odd", "eager", _REQUANTISED, _requantised("v", _ODD), _ANY),
-    _one("requantised-tie-away-in-subnormal-codes", "eager", _REQUANTISED, _requantised("torch.where(v.abs() < 2.0**-6, " + _at_e4m3_ties("v", _AWAY) + ", v)"), _ANY),
-    _one("requantised-tie-toward-zero-in-subnormal-codes", "eager", _REQUANTISED, _requantised("torch.where(v.abs() < 2.0**-6, " + _at_e4m3_ties("v", _TOWARD) + ", v)"), _ANY),
-    _one("requantised-tie-away-in-negative-codes", "eager", _REQUANTISED, _requantised("torch.where(v < 0, " + _at_e4m3_ties("v", _AWAY) + ", v)"), _ANY),
-    _one("gate-up-tie-away-from-zero", "eager_activation", _GATE_UP, _GATE_UP.replace("gate_up.to", _at_bf16_ties("gate_up", _AWAY) + ".to"), _ANY),
-    _one("gate-up-tie-toward-zero", "eager_activation", _GATE_UP, _GATE_UP.replace("gate_up.to", _at_bf16_ties("gate_up", _TOWARD) + ".to"), _ANY),
-    _one("slot-row-tie-away-from-zero", "eager", _SLOT, "slots[token, slot] = " + _at_bf16_ties("down", _AWAY) + ".to(torch.bfloat16)", _ANY),
-    _one("slot-row-tie-toward-zero", "eager", _SLOT, "slots[token, slot] = " + _at_bf16_ties("down", _TOWARD) + ".to(torch.bfloat16)", _ANY),
-    _one("y-tie-away-from-zero", "eager_combine", _Y, "y = " + _at_bf16_ties("acc", _AWAY) + ".to(torch.bfloat16)", _ANY),
-    _one("y-tie-toward-zero", "eager_combine", _Y, "y = " + _at_bf16_ties("acc", _TOWARD) + ".to(torch.bfloat16)", _ANY),
+    _one("requantised-tie-away-in-subnormal-codes", "eager", _REQUANTISED, _requantised("torch.where(v.abs() < 2.0**-6, " + at_e4m3_ties("v", _AWAY) + ", v)"), _ANY),
+    _one("requantised-tie-toward-zero-in-subnormal-codes", "eager", _REQUANTISED, _requantised("torch.where(v.abs() < 2.0**-6, " + at_e4m3_ties("v", _TOWARD) + ", v)"), _ANY),
+    _one("requantised-tie-away-in-negative-codes", "eager", _REQUANTISED, _requantised("torch.where(v < 0, " + at_e4m3_ties("v", _AWAY) + ", v)"), _ANY),
+    _one("gate-up-tie-away-from-zero", "eager_activation", _GATE_UP, _GATE_UP.replace("gate_up.to", at_bf16_ties("gate_up", _AWAY) + ".to"), _ANY),
+    _one("gate-up-tie-toward-zero", "eager_activation", _GATE_UP, _GATE_UP.replace("gate_up.to", at_bf16_ties("gate_up", _TOWARD) + ".to"), _ANY),
+    _one("slot-row-tie-away-from-zero", "eager", _SLOT, "slots[token, slot] = " + at_bf16_ties("down", _AWAY) + ".to(torch.bfloat16)", _ANY),
+    _one("slot-row-tie-toward-zero", "eager", _SLOT, "slots[token, slot] = " + at_bf16_ties("down", _TOWARD) + ".to(torch.bfloat16)", _ANY),
+    _one("y-tie-away-from-zero", "eager_combine", _Y, "y = " + at_bf16_ties("acc", _AWAY) + ".to(torch.bfloat16)", _ANY),
+    _one("y-tie-toward-zero", "eager_combine", _Y, "y = " + at_bf16_ties("acc", _TOWARD) + ".to(torch.bfloat16)", _ANY),
 ]  # fmt: skip
 
 TWICE = [
-    _one("requantised-through-tf32", "eager", _REQUANTISED, _requantised(_tf32("v.float()")), _ANY),
+    _one("requantised-through-tf32", "eager", _REQUANTISED, _requantised(tf32("v.float()")), _ANY),
     _one("requantised-through-half", "eager", _REQUANTISED, _requantised("v.half()"), _ANY),
-    _one("gate-up-through-tf32", "eager_activation", _GATE_UP, "gate, up = " + _tf32("gate_up") + ".to(torch.bfloat16).float().chunk(2, dim=-1)", _ANY),
-    _one("slot-row-through-tf32", "eager", _SLOT, f"slots[token, slot] = {_tf32('down')}.to(torch.bfloat16)", _ANY),
-    _one("y-through-tf32", "eager_combine", _Y, f"y = {_tf32('acc')}.to(torch.bfloat16)", _ANY),
+    _one("gate-up-through-tf32", "eager_activation", _GATE_UP, "gate, up = " + tf32("gate_up") + ".to(torch.bfloat16).float().chunk(2, dim=-1)", _ANY),
+    _one("slot-row-through-tf32", "eager", _SLOT, f"slots[token, slot] = {tf32('down')}.to(torch.bfloat16)", _ANY),
+    _one("y-through-tf32", "eager_combine", _Y, f"y = {tf32('acc')}.to(torch.bfloat16)", _ANY),
     _one("product-and-weight-rounded-once", "eager_activation", _WEIGHTED, "value = (gated.double() * up.double() * routing.double()).float()", _ANY),
     _one("up-times-weight-first", "eager_activation", _WEIGHTED, "value = gated * (up * routing)", _ANY),
     _one("gate-rounded-and-up-not", "eager_activation", _GATE_UP, "gate, up = gate_up.chunk(2, dim=-1)\n    gate = gate.to(torch.bfloat16).float()", _ANY),
@@ -123,15 +123,15 @@ FLUSHED = [
     _one("staged-subnormal-codes-flushed-in-forward", "staging", _STAGED, _STAGED + _FLUSHED_CODES, _ANY),
     _one("requantised-subnormal-codes-flushed", "eager", _REQUANTISED, _requantised("v", _FLUSHED_CODES), _ANY),
     _one("block-sum-flushed", "eager", _BLOCK, "for term in (lambda t: torch.where(t.abs() < 2.0**-126, 0.0, t))((block * (x_scale[here] * w_scale[here])).float()):", _ANY),
-    _one("gate-flushed", "eager_activation", _CLAMPED, _CLAMPED + f"\n    gate = {_flushed('gate')}", _ANY),
-    _one("up-flushed", "eager_activation", _CLAMPED, _CLAMPED + f"\n    up = {_flushed('up')}", _ANY),
-    _one("silu-flushed", "eager_activation", _PRODUCT, f"value = {_flushed('gated')} * up", _ANY),
-    _one("product-flushed", "eager_activation", _PRODUCT, _PRODUCT + f"\n    value = {_flushed('value')}", _ANY),
-    _one("routing-weight-flushed", "eager_activation", _WEIGHTED, f"value = value * {_flushed('routing')}", _ANY),
-    _one("activation-flushed", "eager_activation", _WEIGHTED, _WEIGHTED + f"\n    value = {_flushed('value')}", _ANY),
+    _one("gate-flushed", "eager_activation", _CLAMPED, _CLAMPED + f"\n    gate = {flushed('gate')}", _ANY),
+    _one("up-flushed", "eager_activation", _CLAMPED, _CLAMPED + f"\n    up = {flushed('up')}", _ANY),
+    _one("silu-flushed", "eager_activation", _PRODUCT, f"value = {flushed('gated')} * up", _ANY),
+    _one("product-flushed", "eager_activation", _PRODUCT, _PRODUCT + f"\n    value = {flushed('value')}", _ANY),
+    _one("routing-weight-flushed", "eager_activation", _WEIGHTED, f"value = value * {flushed('routing')}", _ANY),
+    _one("activation-flushed", "eager_activation", _WEIGHTED, _WEIGHTED + f"\n    value = {flushed('value')}", _ANY),
     _one("scale-of-requantisation-flushed", "eager", "byte = ue8m0_ceil(amax * RECIP_448.to(amax.device))", "scale = amax * RECIP_448.to(amax.device)\n        byte = ue8m0_ceil(torch.where(scale < 2.0**-126, 0.0, scale))", _ANY),
-    _one("slot-row-flushed", "eager", _SLOT, f"slots[token, slot] = {_flushed('down')}.to(torch.bfloat16)", _ANY),
-    _one("y-flushed", "eager_combine", _Y, f"y = {_flushed('acc')}.to(torch.bfloat16)", _ANY),
+    _one("slot-row-flushed", "eager", _SLOT, f"slots[token, slot] = {flushed('down')}.to(torch.bfloat16)", _ANY),
+    _one("y-flushed", "eager_combine", _Y, f"y = {flushed('acc')}.to(torch.bfloat16)", _ANY),
     _one("hidden-states-flushed", "staging", "groups = hidden_states.float().unflatten(-1, (-1, GROUP))", "groups = hidden_states.float()\n    groups = torch.where(groups.abs() < 2.0**-126, groups * 0, groups).unflatten(-1, (-1, GROUP))", _ANY_STAGING),
     _one("scale-2e-127-read-as-zero", "eager", _SCALE_VALUES, "value = torch.where(codes == 0, 0.0, value)\n    " + _SCALE_VALUES, _ANY),
 ]  # fmt: skip
