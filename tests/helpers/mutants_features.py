@@ -65,7 +65,6 @@ SITU = [
     _one("situ-sigmoid-lost", "eager_activation", _LATER, "gated = tanh * alpha", _T, _NEW),
     _one("situ-up-without-tanh", "eager_activation", _UPPER, "return gated, up", _T, _NEW),
     _one("situ-tanh-of-half", "eager_activation", _TANH, "return 2.0 * _sigmoid(argument, act) - 1.0", _T, _NEW),
-    _one("situ-tanh-of-another-form", "eager_activation", _TANH, "return _tanh(argument)", _T, _NEW),
     _one("situ-up-read-as-gate", "eager_activation", _UPPER, _UPPER.replace("(up *", "(gate *"), _T, _NEW),
     _one("situ-in-place-of-silu-of-4-and-25", "eager_activation", _FORM, _FORM.replace("_fp32(act.alpha, gate), _fp32(act.beta, up)", "_fp32(4.0, gate), _fp32(25.0, up)"), _T, _NEW),
     _one("situ-quotient-of-t-not-doubled", "eager_activation", "gated = ((t + t) * (above * above)) / below", "gated = (t * (above * above)) / below", _T, _SGL),

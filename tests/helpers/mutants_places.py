@@ -55,24 +55,24 @@ COMBINE = [
 ]  # fmt: skip
 
 
-def _when(name: str, size: str, cases: str = _ANY) -> Mutant:
+def _when(name: str, size: str, case: str) -> Mutant:
     """The last channel of the last token is wrong where ``size`` is true of the problem."""
-    fault = f"        if {size}:\n            y[-1:, -1:] += 1.0\n"
-    return _one(name, "eager", _RETURN, f"{fault}{_RETURN}", cases)
+    fault = f"        if {size}:\n            y[-1:, -1:] = -2 * y[-1:, -1:] - 1\n"
+    return _one(name, "eager", _RETURN, f"{fault}{_RETURN}", case)
 
 
+_FEW = "forward/capacity-{}-not-a-multiple-of-384".format
 SIZES = [
-    *(_when(f"wrong-at-top-{k}", f"problem.top_k == {k}") for k in (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16)),
-    *(_when(f"wrong-where-an-expert-has-{n}-rows", f"bool((problem.topk_ids.flatten()[problem.topk_ids.flatten() >= 0].bincount() == {n}).any())") for n in (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 127, 128, 129)),
-    _when("wrong-at-a-capacity-below-384", "problem.max_num_tokens < 384"),
-    _when("wrong-at-a-capacity-of-no-whole-block", "problem.max_num_tokens % 8"),
-    _when("wrong-at-a-capacity-of-128", "problem.max_num_tokens == 128"),
-    _when("wrong-at-a-full-buffer-below-384", "problem.num_tokens == problem.max_num_tokens < 384"),
-    _when("wrong-one-token-below-full", "problem.num_tokens + 1 == problem.max_num_tokens"),
-    _when("wrong-where-no-expert-is-unused", "problem.topk_ids.unique().numel() == problem.num_experts"),
-    _when("wrong-where-the-batch-is-odd-and-above-8", "problem.num_tokens % 2 and problem.num_tokens > 8"),
-    _when("wrong-at-2-tokens", "problem.num_tokens == 2"),
-    *(_when(f"wrong-at-{t}-tokens", f"problem.num_tokens == {t}") for t in (5, 6, 10, 24, 100)),
+    _when("wrong-at-top-3", "problem.top_k == 3", "forward/combine-reversed-cancelling-pair"),
+    *(_when(f"wrong-at-top-{k}", f"problem.top_k == {k}", f"forward/combine-of-{k}-slots-in-another-order") for k in (5, 7, 9, 10, 11, 13, 15, 16)),
+    *(_when(f"wrong-where-an-expert-has-{n}-rows", f"{n} in problem.topk_ids[problem.topk_ids >= 0].bincount().tolist()", f"forward/expert-block-edge-t{n}") for n in (1, 15, 16, 17, 127, 128, 129)),
+    _when("wrong-at-a-capacity-below-384", "problem.max_num_tokens < 384", _FEW(100)),
+    _when("wrong-at-a-capacity-of-an-odd-number", "problem.max_num_tokens % 2", _FEW(385)),
+    _when("wrong-at-a-capacity-of-128", "problem.max_num_tokens == 128", _FEW(128)),
+    _when("wrong-at-a-full-buffer-below-384", "problem.num_tokens == problem.max_num_tokens < 384", _FEW(5)),
+    _when("wrong-one-token-below-full", "problem.num_tokens + 1 == problem.max_num_tokens", _FEW(6)),
+    _when("wrong-where-no-expert-is-unused", "problem.topk_ids.unique().numel() == problem.num_experts", _FEW(5)),
+    _when("wrong-where-the-batch-is-odd-and-above-8", "problem.num_tokens % 2 and problem.num_tokens > 8", "forward/expert-block-edge-t9"),
 ]  # fmt: skip
 
 INDEX = [
@@ -108,7 +108,6 @@ INDEX = [
     _one("amax-misses-the-last-member", "eager", _REQUANT_AMAX, "exponent = requant_exponent(group_amax(groups[..., :-1], contract), contract)", _ANY),
     _one("amax-misses-the-first-member", "eager", _REQUANT_AMAX, "exponent = requant_exponent(group_amax(groups[..., 1:], contract), contract)", _ANY),
     _one("amax-over-16", "eager", _REQUANT_AMAX, "exponent = requant_exponent(group_amax(groups[..., :16], contract), contract)", _ANY),
-    _one("amax-before-the-weight", "eager_activation", "        value = value * routing", "        value = value * routing.abs().clamp_max(1.0)", _ANY),
     _one("staging-amax-misses-the-last-member", "staging", _STAGE_AMAX, _STAGE_AMAX.replace("group_amax(groups,", "group_amax(groups[..., :-1],"), _ANY_STAGING),
     _one("staging-amax-over-16", "staging", _STAGE_AMAX, _STAGE_AMAX.replace("group_amax(groups,", "group_amax(groups[..., 16:],"), _ANY_STAGING),
     _one("staging-amax-over-64", "staging", _STAGE_AMAX, _STAGE_AMAX + "\n    amax = amax.unflatten(-1, (-1, 2)).amax(-1).repeat_interleave(2, -1)", _ANY_STAGING),
