@@ -43,6 +43,7 @@ def at_bf16_ties(values: str, factor: str) -> str:
 _AWAY, _TOWARD = "(1 + 2.0**-20)", "(1 - 2.0**-20)"
 _UP, _DOWN = "(1 + {0}.sign() * 2.0**-20)", "(1 - {0}.sign() * 2.0**-20)"
 
+
 def tf32(value: str) -> str:
     """``value``, float32, with 11 significant bits."""
     return f"((({value}).contiguous().view(torch.int32) + 0x1000) & -8192).view(torch.float32)"
