@@ -1,7 +1,7 @@
 """The suite's own test: every planted fault turns it red, and it is said which case caught it.
 
-The mutants are data (``helpers/mutants.py``). Each is judged by the real cases and goldens, small
-ones first, until one is red.
+The mutants are data (``helpers/mutants.py`` and the modules that it names). Each is judged by the
+real cases and goldens, small ones first, until one is red.
 """
 
 from __future__ import annotations
@@ -9,16 +9,24 @@ from __future__ import annotations
 import functools
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megamoe.cases import Case, golden_root, load_cases
-from megamoe.golden import Store, make
+from megamoe.golden import Store, digest_of, make, regenerate
 from megamoe.judge import BAD
-from megamoe.spec.contract import BASE
+from megamoe.spec.contract import BASE, REVISIONS
 from megamoe.suite.runner import Runner
 from tests.helpers.local import Local
 from tests.helpers.mutants import MUTANTS, Mutant, build
+from tests.helpers.mutants_features import FEATURES
+from tests.helpers.mutants_numbers import ALLOWED, NUMBERS
+from tests.helpers.mutants_places import PLACES
+
+SMALL = [*NUMBERS, *PLACES, *FEATURES]
+ALL = [*MUTANTS, *SMALL]
+CASES = {case.id: case for case in load_cases()}
 
 AFFORDABLE = 3_000_000
 """Weights that a case touches at most: small shapes, judged in a fraction of a second."""
@@ -31,9 +39,9 @@ def _cost(case: Case) -> int:
 
 
 @functools.cache
-def small_cases(glob: str) -> tuple[Case, ...]:
+def small_cases(glob: str, revision: str = BASE.revision) -> tuple[Case, ...]:
     """Cases under the glob, one of each file in turn, so that every topic is met early."""
-    known = [c for c in load_cases() if BASE.revision in c.revisions]
+    known = [c for c in CASES.values() if revision in c.revisions]
     chosen = [c for c in known if fnmatchcase(c.id, glob) and _cost(c) <= AFFORDABLE]
     turns: dict[str, int] = {}
     order = []
@@ -43,30 +51,64 @@ def small_cases(glob: str) -> tuple[Case, ...]:
     return tuple(case for _, _, case in sorted(order, key=lambda o: o[:2]))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+@functools.cache
+def kept(case_id: str, revision: str) -> tuple[Any, dict[str, Any]]:
+    """What a runner loads and regenerates: once for all mutants, since no judge writes into it."""
+    case = CASES[case_id]
+    given = regenerate(case)
+    return Store(golden_root(), make, REVISIONS[revision]).load(case, digest_of(given)), given
+
+
+class Kept(Runner):
+    """A runner of one mutant that takes goldens and inputs from :func:`kept`."""
+
+    def __init__(self, mutant: Mutant, folder: Path) -> None:
+        store = Store(golden_root(), make, REVISIONS[mutant.contract])
+        super().__init__(Local(build(mutant, folder)), store)
+
+    def golden(self, case: Case) -> tuple[Any, dict[str, Any]]:
+        return kept(case.id, self.store.contract.revision)
+
+
+@pytest.mark.parametrize("mutant", ALL, ids=lambda m: m.name)
 def test_a_planted_fault_turns_the_suite_red(
     mutant: Mutant, tmp_path: Path, record_property: pytest.FixtureRequest
 ) -> None:
-    backend = build(mutant, tmp_path)
-    runner = Runner(Local(backend), Store(golden_root(), make, BASE))
-    for case in small_cases(mutant.cases):
+    runner = Kept(mutant, tmp_path)
+    for case in small_cases(mutant.cases, mutant.contract):
         verdict = runner.run(case)
         if verdict.status in BAD:
             record_property("caught_by", case.id)  # type: ignore[operator]
             print(f"{mutant.name}: caught by {case.id}: {verdict.reason}")
             return
-    pytest.fail(f"{mutant.name} survived {len(small_cases(mutant.cases))} cases")
+    pytest.fail(f"{mutant.name} survived {len(small_cases(mutant.cases, mutant.contract))} cases")
+
+
+@pytest.mark.parametrize("mutant", SMALL, ids=lambda m: m.name)
+def test_a_small_fault_names_the_case_that_shows_it(mutant: Mutant) -> None:
+    """One case, not a glob of many: the fault is one bit here and there."""
+    assert mutant.cases in CASES and mutant.contract in CASES[mutant.cases].revisions
+
+
+@pytest.mark.parametrize("mutant", ALLOWED, ids=lambda m: m.name)
+def test_what_the_contract_allows_is_green(mutant: Mutant, tmp_path: Path) -> None:
+    """The two survivors. One that a case catches belongs into the lists of faults."""
+    cases = small_cases(mutant.cases)
+    runner = Kept(mutant, tmp_path)
+    assert cases and {runner.run(case).status for case in cases} == {"pass"}
 
 
 def test_the_source_without_a_fault_is_green(tmp_path: Path) -> None:
     """A copy without an edit passes the first cases of each kind: red means the fault."""
-    backend = build(Mutant("none", "*", []), tmp_path)
-    runner = Runner(Local(backend), Store(golden_root(), make, BASE))
-    for glob in {m.cases for m in MUTANTS}:
-        for case in small_cases(glob)[:5]:
-            assert runner.run(case).status == "pass", case.id
+    for revision in REVISIONS:
+        runner = Kept(Mutant(f"none-{revision}", "*", [], revision), tmp_path)
+        for glob in {m.cases for m in ALL if m.contract == revision}:
+            for case in small_cases(glob, revision)[:5]:
+                assert runner.run(case).status == "pass", case.id
 
 
-def test_there_are_at_least_forty_and_no_two_alike() -> None:
-    assert len(MUTANTS) >= 40
-    assert len({m.name for m in MUTANTS}) == len({repr(m.edits) for m in MUTANTS}) == len(MUTANTS)
+def test_there_are_enough_and_no_two_alike() -> None:
+    assert len(MUTANTS) >= 40 and len(SMALL) >= 60 and len(ALLOWED) <= 2
+    known = [*ALL, *ALLOWED]
+    edits = {repr((m.edits, m.contract, m.cases)) for m in known}
+    assert len({m.name for m in known}) == len(edits) == len(known)

@@ -3,6 +3,8 @@
 
 A mutant is a list of replacements in the source of ``eager`` and of the functions it stands on.
 The copy is a package of its own in a temporary folder; the project's modules are not touched.
+Here stand faults of whole stages. ``mutants_numbers.py`` has those of single roundings and special
+values, ``mutants_places.py`` those of indices and sizes, ``mutants_features.py`` those of features.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ SOURCES = {
     "eager": "backends/eager.py",
     "eager_activation": "backends/eager_activation.py",
     "eager_combine": "backends/eager_combine.py",
+    "eager_nvfp4": "backends/eager_nvfp4.py",
     "staging": "layer/staging.py",
     "eplb": "layer/eplb.py",
     "kernel_weights": "layer/kernel_weights.py",
@@ -35,10 +38,19 @@ class Mutant:
     cases: str
     """Glob of the cases that are run against it; small ones, so that the test is quick."""
     edits: Sequence[tuple[str, str, str]]
+    contract: str = BASE.revision
+    """Under which it is judged: some features have a rule in one contract only."""
+
+    @classmethod
+    def of(
+        cls, name: str, module: str, old: str, new: str, cases: str, contract: str = BASE.revision
+    ) -> Mutant:
+        """A mutant of one edit."""
+        return cls(name, cases, [(module, old, new)], contract)
 
 
 def build(mutant: Mutant, folder: Path) -> Any:
-    """The mutated backend, of the first contract. ``AssertionError`` when an edit no longer fits the source."""
+    """The mutated backend. ``AssertionError`` when an edit no longer fits the source."""
     package = "mutant_" + mutant.name.replace("-", "_")
     home = folder / package
     home.mkdir(parents=True)
@@ -58,14 +70,12 @@ def build(mutant: Mutant, folder: Path) -> Any:
         (home / f"{module}.py").write_text(text)
     sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(f"{package}.eager").create(contract=BASE.revision)
+        return importlib.import_module(f"{package}.eager").create(contract=mutant.contract)
     finally:
         sys.path.remove(str(folder))
 
 
-def _one(name: str, module: str, old: str, new: str, cases: str) -> Mutant:
-    return Mutant(name, cases, [(module, old, new)])
-
+_one = Mutant.of
 
 _FORWARD = "forward/*"
 _BF16 = "gate, up = gate_up.to(torch.bfloat16).float().chunk(2, dim=-1)"
