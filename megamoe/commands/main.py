@@ -17,6 +17,7 @@ from megamoe.commands import (
     capture,
     check,
     contract,
+    coverage,
     explain,
     golden,
     listing,
@@ -30,8 +31,8 @@ from megamoe.commands import (
 from megamoe.commands.shared import UsageError
 
 VERBS: Final[tuple[ModuleType, ...]] = (
-    check, golden, contract, merge, oracle, bench, listing, report, explain, replay, reduce,
-    capture, ab, bisect, worker,
+    check, golden, contract, merge, oracle, bench, listing, coverage, report, explain, replay,
+    reduce, capture, ab, bisect, worker,
 )  # fmt: skip
 """In the order of ``--help``. Each has ``add(commands, command)``, where
 ``command(commands, name, help, run)`` returns the parser to add arguments to."""

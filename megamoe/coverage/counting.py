@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
+from time import process_time
+from typing import Final
 
 import torch
 
@@ -21,7 +23,8 @@ from megamoe.spec.problem import Problem
 
 Done = Callable[[Case], None]
 Entered = dict[str, set[str]]
-PIECE = 8
+Timed = tuple[str, Entered, float]
+PIECE: Final = 8
 """Cases that a process takes at a time."""
 
 
@@ -42,26 +45,41 @@ def entered_by(problem: Problem, contract: Contract = NEWEST) -> Entered:
     return {**values(call, contract), **places(call, {}), **calls(problem, None)}
 
 
+@dataclass
+class Counted:
+    """What each case enters, in the order of the cases."""
+
+    entered: dict[str, Entered]
+    """By case id."""
+    seconds: dict[str, float]
+    """What counting the case took."""
+
+    @property
+    def seen(self) -> Seen:
+        """All of it together."""
+        out = Seen()
+        for name, found in self.entered.items():
+            out.add(name, found)
+        return out
+
+
 def count(
     cases: Sequence[Case], contract: Contract = NEWEST, jobs: int = 1, done: Done | None = None
-) -> Seen:
-    """What the cases enter, all of them; ``done`` is called after each."""
-    seen = {case.id: dict[str, set[str]]() for case in cases}
+) -> Counted:
+    """What the cases enter; ``done`` is called after each."""
     by_id = {case.id: case for case in cases}
-    for name, found in _each(cases, contract, jobs):
-        seen[name] = found
+    found = {}
+    for one in _each(cases, contract, jobs):
+        found[one[0]] = one[1:]
         if done is not None:
-            done(by_id[name])
-    out = Seen()
-    for name, found in seen.items():  # in the order of the cases, however many processes
-        out.add(name, found)
-    return out
+            done(by_id[one[0]])
+    return Counted({n: found[n][0] for n in by_id}, {n: found[n][1] for n in by_id})
 
 
-def _each(cases: Sequence[Case], contract: Contract, jobs: int) -> Any:
+def _each(cases: Sequence[Case], contract: Contract, jobs: int) -> Iterator[Timed]:
     if jobs <= 1:
         for case in cases:
-            yield case.id, entered(case, contract)
+            yield _timed(case, contract)
         return
     dearest = sorted(cases, key=_cost, reverse=True)
     # Each piece has a dear case and cheap ones.
@@ -74,8 +92,14 @@ def _each(cases: Sequence[Case], contract: Contract, jobs: int) -> Any:
             yield from part.result()
 
 
-def _piece(cases: Sequence[Case], revision: str) -> list[tuple[str, Entered]]:
-    return [(case.id, entered(case, REVISIONS[revision])) for case in cases]
+def _piece(cases: Sequence[Case], revision: str) -> list[Timed]:
+    return [_timed(case, REVISIONS[revision]) for case in cases]
+
+
+def _timed(case: Case, contract: Contract) -> Timed:
+    start = process_time()
+    found = entered(case, contract)
+    return case.id, found, round(process_time() - start, 3)
 
 
 def _cost(case: Case) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 
 from megamoe.coverage import gates, groups, kinds, places
 from megamoe.coverage.dimension import Dimension, each
-from megamoe.coverage.ranges import CALLS, MODEL_TOKENS, ROWS, TILES, TOKENS
+from megamoe.coverage.ranges import CALLS, FEWER, MODEL_TOKENS, ROWS, TILES, TOKENS
 from megamoe.kinds.errors import ACTIONS
 from megamoe.kinds.property import LAWS
 from megamoe.spec.contract import Contract
@@ -108,8 +108,9 @@ def _between() -> Iterable[Dimension]:
         "below 2^-24": "A tiny routing weight is taken for zero.",
     })  # fmt: skip
     stages = ("hidden", "gate", "up", "gated", "activation", "slot row", "y", "routing weight")
+    never = {"gated -inf"}  # silu of minus infinity is NaN
     yield Dimension("specials", "special number by stage", {
-        **each((f"{s} {n}" for s in stages for n in gates.SPECIALS),
+        **each((f"{s} {n}" for s in stages for n in gates.SPECIALS if f"{s} {n}" not in never),
                "The stage treats '{}' as another number, or flushes it."),
         **each((f"masked weight {n}" for n in ("+inf", "-inf", "NaN")),
                "A {} that takes no part reaches the output."),
@@ -121,8 +122,7 @@ def _sizes() -> Iterable[Dimension]:
     yield Dimension("tokens", "tokens of a call",
                     each(TOKENS.classes, "A call of {} tokens loses or repeats rows."))  # fmt: skip
     yield Dimension("model-tokens", "tokens of a call at a model's H, I and top-k",
-                    each((f"{m.name} {n}" for m in models for n in MODEL_TOKENS.classes
-                          if n not in ("0", "3", "8")),
+                    each((f"{m.name} {n}" for m in models for n in MODEL_TOKENS.classes),
                          "The path that a kernel takes for {} tokens is wrong."))  # fmt: skip
     yield Dimension("rows-per-expert", "rows of an expert",
                     each(ROWS.classes, "An expert with {} rows loses or repeats one."))  # fmt: skip
@@ -185,7 +185,7 @@ def _staging(contract: Contract) -> Iterable[Dimension]:
                     each((f"{s} {n}" for s in ("hidden", "weight") for n in gates.SPECIALS),
                          "Staging changes '{}'."))  # fmt: skip
     yield Dimension("staging-tokens", "tokens of prepare",
-                    each(TOKENS.classes, "Staging of {} tokens loses rows."))  # fmt: skip
+                    each(FEWER.classes, "Staging of {} tokens loses rows."))  # fmt: skip
     hidden = {128, 256, 384, 512, 1024, 2048, *(m.hidden_size for m in MODELS.values())}
     yield Dimension("staging-hidden", "H of prepare",
                     each(sorted(hidden), "Staging of H {} loses channels."))  # fmt: skip
@@ -207,7 +207,7 @@ def _staging(contract: Contract) -> Iterable[Dimension]:
 
 def _eplb(contract: Contract) -> Iterable[Dimension]:
     yield Dimension("eplb-tokens", "tokens of the remap",
-                    each(TOKENS.classes, "The remap of {} tokens loses rows."))  # fmt: skip
+                    each(FEWER.classes, "The remap of {} tokens loses rows."))  # fmt: skip
     yield Dimension("eplb-top-k", "top-k of the remap",
                     each((1, 2, 3, 4, 6, 8, 9, 16, 32), "The remap of top-{} loses slots."))  # fmt: skip
     experts = [c for c in kinds.EXPERTS.classes if c != "0"]

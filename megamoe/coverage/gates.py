@@ -49,12 +49,9 @@ REGIONS: Final = _regions()
 @cache
 def _region_of_bits() -> npt.NDArray[np.int64]:
     """``(65536,)`` index into :data:`REGIONS` by bfloat16 bits."""
-    names = list(REGIONS)
-    out = np.empty(65536, np.int64)
-    for bits in range(65536):
-        value = float(bf16_decode(np.array([bits], np.uint16))[0])
-        out[bits] = names.index(_region(bits, value))
-    return out
+    at = {name: index for index, name in enumerate(REGIONS)}
+    values = bf16_decode(np.arange(65536, dtype=np.uint16)).tolist()
+    return np.array([at[_region(bits, value)] for bits, value in enumerate(values)])
 
 
 def _region(bits: int, value: float) -> str:

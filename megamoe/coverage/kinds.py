@@ -11,7 +11,7 @@ from megamoe.cases import Case, kind_of
 from megamoe.cases.recipes import hidden_states, routing
 from megamoe.coverage import gates, groups
 from megamoe.coverage.calls import form_classes, forms_of
-from megamoe.coverage.ranges import TOKENS, Ranges
+from megamoe.coverage.ranges import FEWER, Ranges
 from megamoe.oracle.staging import quantize
 from megamoe.spec.contract import Contract
 from megamoe.spec.formats import bf16_decode
@@ -64,7 +64,7 @@ def staging(case: Case, contract: Contract) -> Entered:
     out["staging-rounding"] |= groups.roundings(bf16_decode(hidden), sf, x)
     out["staging-specials"] |= {f"hidden {n}" for n in gates.special_bf16(hidden)}
     out["staging-specials"] |= {f"weight {n}" for n in gates.special_f32(weights)}
-    out["staging-tokens"] = {TOKENS.of(p["tokens"])}
+    out["staging-tokens"] = {FEWER.of(p["tokens"])}
     out["staging-hidden"], out["staging-top-k"] = {str(p["hidden"])}, {str(p["top_k"])}
     out["staging-padding"] = {_padding(p)}
     free = p["capacity"] - p["tokens"]
@@ -88,7 +88,7 @@ def eplb(case: Case, contract: Contract) -> Entered:
     inside = (narrow >= 0) & (narrow < len(counts))
     named = np.unique(narrow[inside])
     out: Entered = {
-        "eplb-tokens": {TOKENS.of(p["tokens"])},
+        "eplb-tokens": {FEWER.of(p["tokens"])},
         "eplb-top-k": {str(p["top_k"])},
         "eplb-logical": {EXPERTS.of(p["logical"])},
         "eplb-physical": {EXPERTS.of(p["physical"])},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,11 +51,33 @@ _LARGE: Final = (1024, 2048, 4096, 8192)
 TOKENS: Final = Ranges(_sorted(range(10), around(16, 32, 64, 128, 192, 256, 384, 512), _LARGE))
 """Tokens of a call, and rows of an expert: the edges of tiles, and powers of two above."""
 ROWS: Final = Ranges(_sorted(range(18), around(24, 32, 48, 64, 96, 128, 192, 256, 384), (512, 1024)))
-MODEL_TOKENS: Final = Ranges((0, 1, 2, 3, 8, 64, 512, 1024, 4096, 8192))
+FEWER: Final = Ranges((*range(6), 7, 8, 9, 16, *around(32), 64, 65, 128, 256, 384, 512, *_LARGE))
+"""Tokens of what has no tiles: staging and the remap."""
 TILES: Final = (8, 16, 32, 64, 128)
 CALLS: Final = Ranges((0, 1, 2, 3, 10, 100))
 
 
-def powers(beyond: Sequence[int], size: int, what: str) -> list[str]:
-    """``what`` beyond which of the powers of two the last of ``size`` things lies."""
-    return [f"{what} beyond 2^{n}" for n in beyond if size > 1 << n]
+@dataclass(frozen=True)
+class Bands:
+    """Whole numbers from ``firsts[0]`` on, by the band that they lie in."""
+
+    firsts: tuple[int, ...]
+    """Of each band, ascending."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Every band."""
+        return [self.of(first) for first in self.firsts]
+
+    def of(self, number: int) -> str:
+        """The band of ``number``; below all of them, itself."""
+        at = bisect_right(self.firsts, number) - 1
+        if at < 0:
+            return str(number)
+        if at + 1 == len(self.firsts):
+            return f"{self.firsts[at]} and above"
+        low, high = self.firsts[at], self.firsts[at + 1] - 1
+        return str(low) if low == high else f"{low} to {high}"
+
+
+MODEL_TOKENS: Final = Bands((1, 2, 3, 8, 64, 512, 1024, 4096, 8192))

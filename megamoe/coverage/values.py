@@ -27,7 +27,7 @@ from megamoe.spec.formats import F32, F64, GROUP, U8, U16, bf16_decode, bf16_rou
 
 BUDGET: Final = 6_000_000
 """Multiplications of one call; what is beyond is left out."""
-EXPERTS: Final = 4
+EXPERTS: Final = 2
 """Experts of a call that is too large, at most: their weights must be made."""
 SLOTS: Final = 12
 """Rows of one expert then."""
@@ -93,7 +93,7 @@ class _Count:
         names = np.unique(ids[ids >= 0])
         count = int((ids >= 0).sum())
         whole = 3 * count * call.hidden * call.inter <= BUDGET
-        if not whole:  # spread over the experts: the first, the last, and some between
+        if not whole:  # spread over the experts: the first and the last
             chosen = np.linspace(0, len(names) - 1, min(EXPERTS, len(names))).astype(int)
             names = names[np.unique(chosen)]
         rows_out = np.zeros((*ids.shape, call.hidden), np.uint16)
