@@ -7,7 +7,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 BLESSED = (
-    "cases", "tensors", "recorded", "manifest.json", "durations.json", "coverage.json", "holes.toml",
+    "cases", "tensors", "recorded", "manifest.json", "durations.json", "coverage.json",
+    "holes.toml",
 )  # fmt: skip
 """Of golden/: never candidates, which nobody has blessed."""
 

@@ -41,8 +41,8 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--dimension", metavar="NAME", help="only this one, with every class")
     c.add_argument("--traffic", metavar="DIR", help="what of the calls that `megamoe capture` "
                    "wrote there no case enters")  # fmt: skip
-    c.add_argument("--record", action="store_true", help="keep what was counted in "
-                   "golden/coverage.json, and drop closed holes from golden/holes.toml")  # fmt: skip
+    c.add_argument("--record", action="store_true", help="keep what was counted "
+                   "in golden/coverage.json, and drop closed holes from golden/holes.toml")  # fmt: skip
     c.add_argument("--json", metavar="FILE")
     c.add_argument("--page", metavar="FILE.html")
     add_jobs(c)
@@ -119,7 +119,9 @@ def _show(
         for one in made["dimensions"][0]["classes"]:
             hole = one["fault"] if not one["cases"] else ""
             reason = f" Known: {one['known']}" if one["known"] else ""
-            table.add_row(one["class"], str(one["cases"]), ", ".join(one["examples"]), hole + reason)
+            table.add_row(
+                one["class"], str(one["cases"]), ", ".join(one["examples"]), hole + reason
+            )
         console.print(table, markup=False)
         return
     table = Table("dimension", "goal", "reached", "known holes", "new holes", "holes")

@@ -24,7 +24,7 @@ from megamoe.spec.features import Activation
 from megamoe.spec.formats import F32, U16
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
-from megamoe.spec.tensors import ACTIVATIONS
+from megamoe.spec.tensors import ACTIVATIONS, WEIGHTS
 
 WHOLE: Final = 24 << 20
 """Bytes of hidden states and weights up to which a case's problem is made as a whole."""
@@ -70,20 +70,30 @@ class Call:
         judged = np.arange(problem.num_tokens) if rows is None else np.asarray(rows, np.int64)
         narrow = problem if rows is None else problem.at_rows(torch.from_numpy(judged))
         shared = tuple(t.numpy() for t in problem.shared_weights)
-        routed = problem.w13_weight, problem.w13_weight_scale, problem.w2_weight, problem.w2_weight_scale  # fmt: skip  # noqa: E501
+        routed = [getattr(problem, name) for name in WEIGHTS]
 
         def expert(at: int) -> Weights:
             w13, w13_sf, w2, w2_sf = (t[at].numpy() for t in routed)
             return w13, w13_sf, w2, w2_sf
 
         return cls(
-            problem.hidden_size, problem.intermediate_size, problem.num_experts,
-            problem.max_num_tokens, problem.topk_ids.numpy().astype(np.int64),
-            problem.topk_weights.float().numpy(), judged, bits(narrow.hidden_states.contiguous()),
-            problem.act, problem.combine_dtype, problem.features, expert, forms_of(vars(problem)),
+            problem.hidden_size,
+            problem.intermediate_size,
+            problem.num_experts,
+            problem.max_num_tokens,
+            problem.topk_ids.numpy().astype(np.int64),
+            problem.topk_weights.float().numpy(),
+            judged,
+            bits(narrow.hidden_states.contiguous()),
+            problem.act,
+            problem.combine_dtype,
+            problem.features,
+            expert,
+            forms_of(vars(problem)),
             (shared[0], shared[1], shared[2], shared[3]) if shared else None,
-            None if narrow.shared_output is None else bits(narrow.shared_output), narrow,
-        )  # fmt: skip
+            None if narrow.shared_output is None else bits(narrow.shared_output),
+            narrow,
+        )
 
     @classmethod
     def of_case(cls, case: Case) -> Call:
@@ -106,18 +116,28 @@ class Call:
             return expert_weights(case.seed, at, *size, p.get("weights_recipe", {}))
 
         return cls(
-            *size, p["experts"], p["capacity"], ids, weights, rows,
-            hidden_states(case.seed, rows, size[0], p.get("hidden_recipe", {})), act_of(p),
-            p.get(EXTRAS[3], "bf16"), asked, expert, {},
-        )  # fmt: skip
+            *size,
+            p["experts"],
+            p["capacity"],
+            ids,
+            weights,
+            rows,
+            hidden_states(case.seed, rows, size[0], p.get("hidden_recipe", {})),
+            act_of(p),
+            p.get(EXTRAS[3], "bf16"),
+            asked,
+            expert,
+            {},
+        )
 
 
 def forms_of(given: Inputs) -> dict[str, tuple[str, bool]]:
     """dtype and contiguity of the activations among the inputs."""
     return {
         name: (str(given[name].dtype).removeprefix("torch."), bool(given[name].is_contiguous()))
-        for name in ACTIVATIONS if isinstance(given.get(name), torch.Tensor)
-    }  # fmt: skip
+        for name in ACTIVATIONS
+        if isinstance(given.get(name), torch.Tensor)
+    }
 
 
 def form_classes(forms: Mapping[str, tuple[str, bool]], params: Mapping[str, Any]) -> set[str]:

@@ -25,6 +25,11 @@ def hexes(values: Iterable[int]) -> list[str]:
     return [f"0x{v:02x}" for v in values]
 
 
+CODES: Final = hexes([*range(0x80), *range(0x80, 0xFF)])
+"""E4M3 codes that a cast gives: its NaN is 0x7f."""
+BYTES: Final = hexes(range(256))
+
+
 def present(codes: npt.NDArray[Any], size: int = 256) -> npt.NDArray[np.intp]:
     """Which values below ``size`` occur, ascending."""
     return np.flatnonzero(np.bincount(codes.reshape(-1), minlength=size))
@@ -131,7 +136,7 @@ _WORDS: Final = {
 
 def rounding_goal() -> dict[str, str]:
     """Every way in which a code is rounded, of either sign."""
-    goal = {}
+    goal: dict[str, str] = {}
     for sign in "+-":
         for region in ("normal", "subnormal"):
             goal |= {f"{sign}{region} {how}": _WORDS[how] for how in _HOW}
@@ -156,7 +161,9 @@ def roundings(values: F32, sf: U8, codes: U8) -> set[str]:
     code = np.minimum(code, 0x7E)
     table = E4M3_TABLE[:0x7F]
     given = table[code]
-    other = np.where(size > given, table[np.minimum(code + 1, 0x7E)], table[np.maximum(code - 1, 0)])
+    other = np.where(
+        size > given, table[np.minimum(code + 1, 0x7E)], table[np.maximum(code - 1, 0)]
+    )
     tie = (size != given) & (2 * size == given + other)
     how = np.where(size == given, 0, np.where(size > given, 1, 2)) + 2 * tie
     region = np.where(code > 7, 0, np.where(code > 0, 1, 2))

@@ -76,7 +76,7 @@ def _expanded(path: Path, dimension: Dimension, key: str) -> list[str]:
     for one in ends:
         if one not in dimension.goal:
             raise HolesError(f"{path.name}: {dimension.name} has no class {one!r} in its goal; "
-                             f"`megamoe coverage --dimension {dimension.name}` shows all")  # fmt: skip
+                             f"see --dimension {dimension.name}")  # fmt: skip
     low, high = (order.index(one) for one in ends)
     if low > high:
         raise HolesError(f"{path.name}: {dimension.name} {key!r}: the first comes after the last")

@@ -213,8 +213,10 @@ def calls(problem: Problem | None, law: str | None) -> Entered:
             number += 1
             full += one.num_tokens == one.max_num_tokens == problem.max_num_tokens
             same = one.letters == problem.letters
-            other = same and one.w13_weight is not problem.w13_weight and not bool(
-                (one.w13_weight == problem.w13_weight).all()
+            other = (
+                same
+                and one.w13_weight is not problem.w13_weight
+                and not bool((one.w13_weight == problem.w13_weight).all())
             )
             out |= {"other weights of the same shapes"} if other else set()
     full += problem.num_tokens == problem.max_num_tokens

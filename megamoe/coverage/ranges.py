@@ -50,7 +50,9 @@ def _sorted(*parts: Iterable[int]) -> tuple[int, ...]:
 _LARGE: Final = (1024, 2048, 4096, 8192)
 TOKENS: Final = Ranges(_sorted(range(10), around(16, 32, 64, 128, 192, 256, 384, 512), _LARGE))
 """Tokens of a call, and rows of an expert: the edges of tiles, and powers of two above."""
-ROWS: Final = Ranges(_sorted(range(18), around(24, 32, 48, 64, 96, 128, 192, 256, 384), (512, 1024)))
+ROWS: Final = Ranges(
+    _sorted(range(18), around(24, 32, 48, 64, 96, 128, 192, 256, 384), (512, 1024))
+)
 FEWER: Final = Ranges((*range(6), 7, 8, 9, 16, *around(32), 64, 65, 128, 256, 384, 512, *_LARGE))
 """Tokens of what has no tiles: staging and the remap."""
 TILES: Final = (8, 16, 32, 64, 128)

@@ -60,7 +60,9 @@ class _Count:
         self.add("x-codes", groups.hexes(groups.present(x[used])))
         self.add("x-bytes", groups.hexes(groups.present(x_sf[used])))
         self.add("x-branches", groups.staging_branches(call.states[used], contract))
-        self.add("x-rounding", groups.roundings(bf16_decode(call.states[used]), x_sf[used], x[used]))
+        self.add(
+            "x-rounding", groups.roundings(bf16_decode(call.states[used]), x_sf[used], x[used])
+        )
         self._experts(x, x_sf)
         return self.entered
 
