@@ -22,6 +22,7 @@ from megamoe.coverage.counting import Counted, count
 from megamoe.coverage.dimension import Dimension, Seen, brief
 from megamoe.coverage.dimensions import dimensions
 from megamoe.coverage.document import document, with_traffic
+from megamoe.coverage.places import SHALLOW
 from megamoe.files import write_atomically
 from megamoe.report.page import page
 from megamoe.spec.contract import NEWEST, Contract, contract
@@ -41,8 +42,8 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--dimension", metavar="NAME", help="only this one, with every class")
     c.add_argument("--traffic", metavar="DIR", help="what of the calls that `megamoe capture` "
                    "wrote there no case enters")  # fmt: skip
-    c.add_argument("--record", action="store_true", help="keep what was counted "
-                   "in golden/coverage.json, and drop closed holes from golden/holes.toml")  # fmt: skip
+    c.add_argument("--record", action="store_true", help="keep what was counted in golden/: "
+                   "coverage.json, and holes.toml without the closed ones")  # fmt: skip
     c.add_argument("--json", metavar="FILE")
     c.add_argument("--page", metavar="FILE.html")
     add_jobs(c)
@@ -182,7 +183,8 @@ def _record(
     seen = counted.seen
     numbers = {d.name: {one: seen.of(d)[one] for one in d.goal} for d in every}
     costs = {name: 0.01 + seconds for name, seconds in counted.seconds.items()}
-    content = recorded.content(NEWEST.revision, cases, counted.entered, costs, every, numbers)
+    content = recorded.content(NEWEST.revision, cases, counted.entered, costs, every, SHALLOW,
+                               numbers)  # fmt: skip
     write_atomically(root / recorded.FILE, content)
     kept = {hole: reason for hole, reason in known.items() if hole not in compared.closed}
     write_atomically(root / holes.FILE, holes.text(kept, every).encode())

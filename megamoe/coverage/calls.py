@@ -96,8 +96,8 @@ class Call:
         )
 
     @classmethod
-    def of_case(cls, case: Case) -> Call:
-        """The call of a forward or property case."""
+    def of_case(cls, case: Case, shallow: bool = False) -> Call:
+        """The call of a forward or property case; ``shallow``: without its hidden states."""
         if is_stored(case):
             return cls.of(Problem(**inputs_of(case)), case.rows)
         p = case.params
@@ -109,12 +109,15 @@ class Call:
         asked = kind_of(case.kind).features(case)
         touched = len(np.unique(ids[ids >= 0]))
         needs = 2 * len(tokens) * size[0] + 2 * touched * size[0] * size[1]
-        if needs <= WHOLE or {"nvfp4", "shared-expert", "shared-output"} & {*asked}:
+        whole = needs <= WHOLE or {"nvfp4", "shared-expert", "shared-output"} & {*asked}
+        if whole and not shallow:
             return cls.of(forward_problem(case), case.rows)
 
         def expert(at: int) -> Weights:
             return expert_weights(case.seed, at, *size, p.get("weights_recipe", {}))
 
+        known = np.zeros(0, np.int64) if shallow else rows
+        states = hidden_states(case.seed, known, size[0], p.get("hidden_recipe", {}))
         return cls(
             *size,
             p["experts"],
@@ -122,7 +125,7 @@ class Call:
             ids,
             weights,
             rows,
-            hidden_states(case.seed, rows, size[0], p.get("hidden_recipe", {})),
+            states,
             act_of(p),
             p.get(EXTRAS[3], "bf16"),
             asked,

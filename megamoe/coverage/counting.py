@@ -16,7 +16,7 @@ from megamoe.cases import Case
 from megamoe.coverage import kinds
 from megamoe.coverage.calls import Call
 from megamoe.coverage.dimension import Seen
-from megamoe.coverage.places import calls, places
+from megamoe.coverage.places import SHALLOW, calls, places
 from megamoe.coverage.values import values
 from megamoe.spec.contract import NEWEST, REVISIONS, Contract
 from megamoe.spec.problem import Problem
@@ -37,6 +37,12 @@ def entered(case: Case, contract: Contract = NEWEST) -> Entered:
     call = Call.of_case(case)
     made = {**values(call, contract), **places(call, case.params)}
     return made | calls(call.problem, case.params.get("law"))
+
+
+def shallow(case: Case) -> Entered:
+    """What one forward or property case enters of :data:`~megamoe.coverage.places.SHALLOW`."""
+    found = places(Call.of_case(case, shallow=True), case.params)
+    return {name: found[name] for name in SHALLOW if name in found}
 
 
 def entered_by(problem: Problem, contract: Contract = NEWEST) -> Entered:

@@ -22,6 +22,14 @@ POWERS: Final = (16, 24, 31, 32)
 """Offsets are asked for beyond 2 to these."""
 
 
+SHALLOW: Final = (
+    "tokens", "model-tokens", "rows-per-expert", "tiles", "experts", "top-k", "live-slots",
+    "hidden", "intermediate", "shapes", "offsets", "capacity", "routing", "features",
+    "activations",
+)  # fmt: skip
+"""Dimensions that need neither hidden states nor weights."""
+
+
 def places(call: Call, params: Mapping[str, Any]) -> Entered:
     """Dimension -> classes of where the work of one call lies."""
     tokens, top_k = call.ids.shape

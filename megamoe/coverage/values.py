@@ -137,7 +137,7 @@ class _Count:
             at = np.concatenate([channels, channels + self.call.inter])
             w13, w13_sf = w13[at], w13_sf[at]
         sums: F64 = linear(Rows.of(x, x_sf), w13, w13_sf, [])["reference"]
-        self._rounded("gate-up-rounding", sums)
+        self.add("gate-up-rounding", roundings(sums))
         gate, up = bf16_halves(sums, contract)
         self._special("gate", gates.special_bf16(gate))
         self._special("up", gates.special_bf16(up))
@@ -161,7 +161,7 @@ class _Count:
 
     def _second(self, codes: U8, sf: U8, weights: Weights) -> U16:
         sums: F64 = linear(Rows.of(codes, sf), weights[2], weights[3], [])["reference"]
-        self._rounded("row-rounding", sums)
+        self.add("row-rounding", roundings(sums))
         return bf16_round(sums)
 
     def _shared(self, x: U8, x_sf: U8) -> U16:
@@ -185,23 +185,6 @@ class _Count:
         combine = Combine(live, call.weights[at], self.contract, call.combine_dtype, call.output)
         self._special("y", gates.special_bf16(combine.point(rows, shared)))
 
-    def _rounded(self, dimension: str, sums: F64) -> None:
-        """How exact sums became bfloat16."""
-        given = bf16_decode(bf16_round(sums)).astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            size, held = np.abs(sums), np.abs(given)
-            other = np.where(size > held, _next(held, 1), _next(held, -1))
-            tie = 2 * size == held + other
-            parts = {
-                "exact": (size == held) & np.isfinite(size), "down": (size > held) & ~tie,
-                "up": (size < held) & ~tie & np.isfinite(held),
-                "tie down": tie & (size > held), "tie up": tie & (size < held),
-                "to infinity": np.isfinite(size) & np.isinf(held),
-                "to zero": (held == 0) & (size > 0),
-                "subnormal": (held > 0) & (held < 2.0**-126), "NaN": np.isnan(sums),
-            }  # fmt: skip
-        self.add(dimension, (name for name, mask in parts.items() if mask.any()))
-
     # --- NVFP4 --------------------------------------------------------------------------------
 
     def _nvfp4(self) -> None:
@@ -215,6 +198,24 @@ class _Count:
                 self.add(f"nvfp4-{name}-bytes", groups.hexes(groups.present(sf)))
         made = oracle.forward(problem, (), contract=self.contract)
         self._special("y", gates.special_bf16(made.y))
+
+
+def roundings(sums: F64) -> set[str]:
+    """How exact sums became bfloat16, as classes."""
+    given = bf16_decode(bf16_round(sums)).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        size, held = np.abs(sums), np.abs(given)
+        other = np.where(size > held, _next(held, 1), _next(held, -1))
+        tie = 2 * size == held + other
+        parts = {
+            "exact": (size == held) & np.isfinite(size),
+            "down": (size > held) & ~tie & (held > 0),
+            "up": (size < held) & ~tie & np.isfinite(held),
+            "tie down": tie & (size > held), "tie up": tie & (size < held),
+            "to infinity": np.isfinite(size) & np.isinf(held), "to zero": (held == 0) & (size > 0),
+            "subnormal": (held > 0) & (held < 2.0**-126), "NaN": np.isnan(sums),
+        }  # fmt: skip
+    return {name for name, mask in parts.items() if mask.any()}
 
 
 def _next(held: F64, step: int) -> F64:
