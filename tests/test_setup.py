@@ -437,7 +437,8 @@ def test_a_wheel_holds_every_module_and_its_data(wheel: list[str]) -> None:
 @pytest.mark.slow
 def test_a_wheel_holds_the_goldens_and_no_candidate(wheel: list[str]) -> None:
     """``megamoe.cases.load.golden_root`` looks there first."""
-    kept = ("cases", "tensors", "recorded", "manifest.json", "durations.json")
+    kept = ("cases", "tensors", "recorded", "manifest.json", "durations.json", "coverage.json",
+            "holes.toml")  # fmt: skip
     golden = ROOT / "golden"
     files = {
         f"megamoe/golden_data/{path.relative_to(golden)}"

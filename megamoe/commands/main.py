@@ -16,7 +16,7 @@ from megamoe.commands import UsageError
 
 VERBS: Final = {
     "check": "check", "golden": "golden", "contract": "contract", "merge": "merge",
-    "oracle": "oracle", "bench": "bench", "list": "listing", "report": "report",
+    "oracle": "oracle", "bench": "bench", "list": "listing", "coverage": "coverage", "report": "report",
     "explain": "explain", "replay": "replay", "reduce": "reduce", "capture": "capture",
     "ab": "ab", "bisect": "bisect", "worker": "worker",
 }  # fmt: skip

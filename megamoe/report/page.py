@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 import megamoe
-from megamoe.report import compared, draw, read, views
+from megamoe.report import compared, covered, draw, read, views
 
 LIMIT: Final = 2 << 20
 """Bytes that no report exceeds."""
@@ -40,8 +40,12 @@ def page(kind: str, result: read.Result) -> bytes:
     env.filters["seconds"] = lambda s: "" if s is None else f"{s:.2f} s" if s < 10 else f"{s:.0f} s"
     env.globals.update(png=draw.png, histogram=draw.histogram)
     style, script = ((_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    shown = {"run": views.view, "ab": compared.ab, "bisect": compared.bisect}[kind](result)
-    parts = {"run": _run_parts, "ab": _ab_parts, "bisect": _bisect_parts}[kind](env, shown)
+    shown = {
+        "run": views.view, "ab": compared.ab, "bisect": compared.bisect, "coverage": covered.view,
+    }[kind](result)  # fmt: skip
+    parts = {
+        "run": _run_parts, "ab": _ab_parts, "bisect": _bisect_parts, "coverage": _coverage_parts,
+    }[kind](env, shown)  # fmt: skip
     html = env.get_template(f"{kind}.html").render(
         **shown, **parts, version=megamoe.__version__, legend=draw.legend(),
         style=Markup(style), script=Markup(script), style_digest=_digest(style),
@@ -87,6 +91,13 @@ def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any
     return {
         "table": table, "unlisted": unlisted, "moved_table": moved, "moved_left": moved_left,
     }  # fmt: skip
+
+
+def _coverage_parts(env: jinja2.Environment, view: covered.View) -> dict[str, Any]:
+    macros: Any = env.get_template("parts.html").module
+    rows, unlisted = fit(view["dimensions"], macros.dimension_row, _TABLE)
+    classes, folded = fit(view["dimensions"], macros.dimension, _FAILURES)
+    return {"rows": rows, "unlisted": unlisted, "classes": classes, "folded": folded}
 
 
 def fit(items: Sequence[_T], draw_one: Callable[[_T], Markup], budget: int) -> tuple[Markup, int]:

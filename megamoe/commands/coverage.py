@@ -1,0 +1,192 @@
+"""``megamoe coverage``: what the cases enter, and what no case enters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from megamoe.cases import KINDS, TIERS, load_cases, select
+from megamoe.commands.options import add_jobs
+from megamoe.commands.shared import UsageError, complain, progress, root_of
+from megamoe.coverage import holes, recorded, traffic
+from megamoe.coverage.counting import Counted, count
+from megamoe.coverage.dimension import Dimension, Seen, brief
+from megamoe.coverage.dimensions import dimensions
+from megamoe.coverage.document import document, with_traffic
+from megamoe.coverage.places import SHALLOW
+from megamoe.files import write_atomically
+from megamoe.report.page import page
+from megamoe.spec.contract import NEWEST, Contract, contract
+
+SHOWN = 6
+"""Runs of holes that a row of the table names."""
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``coverage``."""
+    c = command(commands, "coverage", "what the cases enter, and what no case enters", run)
+    c.add_argument("--kind", choices=KINDS)
+    c.add_argument("--tier", choices=TIERS, help="default: full")
+    c.add_argument("--case", metavar="GLOB", help="only cases whose id or name matches")
+    c.add_argument("--contract", metavar="REV", help="whose bytes and branches are the goal "
+                   "(default: the newest)")  # fmt: skip
+    c.add_argument("--dimension", metavar="NAME", help="only this one, with every class")
+    c.add_argument("--traffic", metavar="DIR", help="what of the calls that `megamoe capture` "
+                   "wrote there no case enters")  # fmt: skip
+    c.add_argument("--record", action="store_true", help="keep what was counted in golden/: "
+                   "coverage.json, and holes.toml without the closed ones")  # fmt: skip
+    c.add_argument("--json", metavar="FILE")
+    c.add_argument("--page", metavar="FILE.html")
+    add_jobs(c)
+
+
+def run(a: argparse.Namespace) -> int:
+    """Count, show and compare with the known holes; 1 where these are not the holes of today."""
+    root = root_of(a)
+    revision = NEWEST if a.contract is None else contract(a.contract)
+    chosen = _chosen(a, revision)
+    whole = not (a.kind or a.case or (a.tier or "full") != "full") and revision is NEWEST
+    if a.record and not whole:
+        raise UsageError("--record counts all cases under the newest contract; drop --kind, "
+                         "--tier, --case and --contract")  # fmt: skip
+    calls = traffic.files(Path(a.traffic)) if a.traffic else []
+    known = holes.read(root, dimensions(NEWEST)) if revision is NEWEST else {}
+    cases = select(load_cases(root), a.kind, a.tier or "full", a.case, revision.revision)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    with progress("coverage", len(cases), Console(stderr=True)) as done:
+        counted = count(cases, revision, a.j, lambda case: done(case, ""))
+    seen = counted.seen
+    made = document(revision.revision, len(cases), _selection(a), chosen, seen, known)
+    _show(made, chosen, seen, known, console, a.dimension is not None)
+    if calls:
+        found = traffic.beyond(_count_calls(calls, revision), seen, chosen)
+        made = with_traffic(made, len(calls), found)
+        _show_traffic(made["traffic"], console)
+    if a.json:
+        write_atomically(Path(a.json), (json.dumps(made, indent=1) + "\n").encode())
+    if a.page:
+        write_atomically(Path(a.page), page("coverage", made))
+    if not whole:
+        return 0
+    compared = holes.compare(seen, dimensions(NEWEST), known)
+    if a.record:
+        _record(root, cases, counted, known, compared)
+        return _complain(holes.Compared(compared.new, []))
+    return _complain(compared)
+
+
+def _chosen(a: argparse.Namespace, revision: Contract) -> Sequence[Dimension]:
+    every = dimensions(revision)
+    if a.dimension is None:
+        return every
+    found = [d for d in every if d.name == a.dimension]
+    if not found:
+        names = ", ".join(d.name for d in every)
+        raise UsageError(f"unknown dimension {a.dimension!r}; known: {names}")
+    return found
+
+
+def _selection(a: argparse.Namespace) -> dict[str, str]:
+    given = {name: getattr(a, name) for name in ("kind", "tier", "case", "dimension")}
+    return {name: value for name, value in given.items() if value}
+
+
+def _count_calls(paths: Sequence[Path], revision: Contract) -> Seen:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("traffic", total=len(paths))
+        return traffic.count(paths, revision, lambda path: bar.update(task, advance=1))
+
+
+# --- what is shown ----------------------------------------------------------------------------
+
+
+def _show(
+    made: Mapping[str, Any], chosen: Sequence[Dimension], seen: Seen, known: holes.Reasons,
+    console: Console, closely: bool,
+) -> None:  # fmt: skip
+    """A row a dimension, or a row a class."""
+    if closely:
+        table = Table("class", "cases", "for example", "what could hide in the hole")
+        for one in made["dimensions"][0]["classes"]:
+            hole = one["fault"] if not one["cases"] else ""
+            reason = f" Known: {one['known']}" if one["known"] else ""
+            table.add_row(
+                one["class"], str(one["cases"]), ", ".join(one["examples"]), hole + reason
+            )
+        console.print(table, markup=False)
+        return
+    table = Table("dimension", "goal", "reached", "known holes", "new holes", "holes")
+    for d in chosen:
+        found = seen.holes(d)
+        new = [one for one in found if (d.name, one) not in known]
+        named = brief(found, d.goal)
+        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+        table.add_row(d.name, str(len(d.goal)), str(len(d.goal) - len(found)),
+                      str(len(found) - len(new)), str(len(new)),
+                      ", ".join(named[:SHOWN]) + more)  # fmt: skip
+    console.print(table, markup=False)
+    every = made["dimensions"]
+    goal, reached = (sum(d[key] for d in every) for key in ("goal", "reached"))
+    console.print(f"{made['cases']} cases enter {reached} of {goal} classes of {len(every)} "
+                  f"dimensions under contract {made['contract']}")  # fmt: skip
+
+
+def _show_traffic(made: Mapping[str, Any], console: Console) -> None:
+    """A row a dimension in which some call enters a class that no case enters."""
+    table = Table("dimension", "classes of the calls", "that no case enters", "in the file")
+    for row in made["dimensions"]:
+        for one, files in row["missing"].items():
+            table.add_row(row["name"], str(row["entered"]), one, ", ".join(files))
+    entered = sum(row["entered"] for row in made["dimensions"])
+    missing = sum(len(row["missing"]) for row in made["dimensions"])
+    if missing:
+        console.print(table, markup=False)
+    console.print(f"{made['calls']} captured calls enter {entered} classes; "
+                  f"{missing} of these no case enters")  # fmt: skip
+
+
+# --- the known holes --------------------------------------------------------------------------
+
+
+def _complain(compared: holes.Compared) -> int:
+    """A line for each dimension with a hole that is not known, or a known one that is closed."""
+    every = {d.name: d for d in dimensions(NEWEST)}
+    for found, said in (
+        (compared.new, "close it with a case, or write it into golden/holes.toml with its reason"),
+        (compared.closed, f"is closed and still listed in golden/holes.toml; {recorded.AGAIN}"),
+    ):
+        for name in dict.fromkeys(d for d, _ in found):
+            classes = brief((one for d, one in found if d == name), every[name].goal)
+            what = "new hole" if found is compared.new else "known hole"
+            complain(f"{what} in {name}: {', '.join(classes)}: {said}")
+    return 1 if compared.new or compared.closed else 0
+
+
+def _record(
+    root: Path, cases: Sequence[Any], counted: Counted, known: holes.Reasons,
+    compared: holes.Compared,
+) -> None:  # fmt: skip
+    """Write golden/coverage.json, and golden/holes.toml without the closed ones."""
+    if os.environ.get("CI"):
+        raise ValueError("--record refuses to run where CI is set; unset CI if you are a person")
+    every = dimensions(NEWEST)
+    seen = counted.seen
+    numbers = {d.name: {one: seen.of(d)[one] for one in d.goal} for d in every}
+    costs = {name: 0.01 + seconds for name, seconds in counted.seconds.items()}
+    content = recorded.content(NEWEST.revision, cases, counted.entered, costs, every, SHALLOW,
+                               numbers)  # fmt: skip
+    write_atomically(root / recorded.FILE, content)
+    kept = {hole: reason for hole, reason in known.items() if hole not in compared.closed}
+    write_atomically(root / holes.FILE, holes.text(kept, every).encode())
+    print(f"{root / recorded.FILE}: {len(cases)} cases; {root / holes.FILE}: {len(kept)} known "
+          f"holes, {len(compared.closed)} dropped")  # fmt: skip

@@ -1,0 +1,113 @@
+"""Counting what cases enter, over a few processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from time import process_time
+from typing import Final
+
+import torch
+
+from megamoe.cases import Case
+from megamoe.coverage import kinds
+from megamoe.coverage.calls import Call
+from megamoe.coverage.dimension import Seen
+from megamoe.coverage.places import SHALLOW, calls, places
+from megamoe.coverage.values import values
+from megamoe.spec.contract import NEWEST, REVISIONS, Contract
+from megamoe.spec.problem import Problem
+
+Done = Callable[[Case], None]
+Entered = dict[str, set[str]]
+Timed = tuple[str, Entered, float]
+PIECE: Final = 8
+"""Cases that a process takes at a time."""
+
+
+def entered(case: Case, contract: Contract = NEWEST) -> Entered:
+    """Dimension -> classes that one case enters. Raises what its recipe raises."""
+    other = {"staging": kinds.staging, "eplb": kinds.eplb, "layout": kinds.layout,
+             "errors": kinds.errors}.get(case.kind)  # fmt: skip
+    if other is not None:
+        return other(case, contract)
+    call = Call.of_case(case)
+    made = {**values(call, contract), **places(call, case.params)}
+    return made | calls(call.problem, case.params.get("law"))
+
+
+def shallow(case: Case) -> Entered:
+    """What one forward or property case enters of :data:`~megamoe.coverage.places.SHALLOW`."""
+    found = places(Call.of_case(case, shallow=True), case.params)
+    return {name: found[name] for name in SHALLOW if name in found}
+
+
+def entered_by(problem: Problem, contract: Contract = NEWEST) -> Entered:
+    """The same of a problem at hand, all its rows judged."""
+    call = Call.of(problem)
+    return {**values(call, contract), **places(call, {}), **calls(problem, None)}
+
+
+@dataclass
+class Counted:
+    """What each case enters, in the order of the cases."""
+
+    entered: dict[str, Entered]
+    """By case id."""
+    seconds: dict[str, float]
+    """What counting the case took."""
+
+    @property
+    def seen(self) -> Seen:
+        """All of it together."""
+        out = Seen()
+        for name, found in self.entered.items():
+            out.add(name, found)
+        return out
+
+
+def count(
+    cases: Sequence[Case], contract: Contract = NEWEST, jobs: int = 1, done: Done | None = None
+) -> Counted:
+    """What the cases enter; ``done`` is called after each."""
+    by_id = {case.id: case for case in cases}
+    found = {}
+    for one in _each(cases, contract, jobs):
+        found[one[0]] = one[1:]
+        if done is not None:
+            done(by_id[one[0]])
+    return Counted({n: found[n][0] for n in by_id}, {n: found[n][1] for n in by_id})
+
+
+def _each(cases: Sequence[Case], contract: Contract, jobs: int) -> Iterator[Timed]:
+    if jobs <= 1:
+        for case in cases:
+            yield _timed(case, contract)
+        return
+    dearest = sorted(cases, key=_cost, reverse=True)
+    # Each piece has a dear case and cheap ones.
+    pieces = [dearest[at :: -(-len(cases) // PIECE)] for at in range(-(-len(cases) // PIECE))]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+        parts = [pool.submit(_piece, piece, contract.revision) for piece in pieces]
+        for part in as_completed(parts):
+            yield from part.result()
+
+
+def _piece(cases: Sequence[Case], revision: str) -> list[Timed]:
+    return [_timed(case, REVISIONS[revision]) for case in cases]
+
+
+def _timed(case: Case, contract: Contract) -> Timed:
+    start = process_time()
+    found = entered(case, contract)
+    return case.id, found, round(process_time() - start, 3)
+
+
+def _cost(case: Case) -> int:
+    p = case.params
+    return int(p.get("tokens", 1)) * int(p.get("hidden", 1)) * int(p.get("intermediate", 1))

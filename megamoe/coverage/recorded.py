@@ -1,0 +1,102 @@
+"""What was counted last: ``golden/coverage.json``, for a quick test and for drawing rare classes.
+
+It holds how many cases enter each class, the *witnesses*, which are cases that together enter all
+of them, and a digest of the cases that were counted. Of a shallow witness only the sizes and the
+routing count. A test counts the witnesses anew and believes no number of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from megamoe.cases import Case
+    from megamoe.coverage.dimension import Dimension
+
+FILE: Final = "coverage.json"
+"""Under golden/."""
+AGAIN: Final = "run `megamoe coverage --record`"
+
+Counts = dict[str, dict[str, int]]
+Entered = Mapping[str, Mapping[str, set[str]]]
+
+
+def read(root: Path) -> dict[str, Any]:
+    """The file's content. ``ValueError`` of one line where it is missing or another thing."""
+    path = root / FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error}); {AGAIN}") from error
+    kinds = {"contract": str, "cases": str, "witnesses": list, "shallow": list, "counts": dict}
+    wrong = [key for key, kind in kinds.items()
+             if not isinstance(data, dict) or not isinstance(data.get(key), kind)]  # fmt: skip
+    if wrong:
+        raise ValueError(f"{path}: its {wrong[0]!r} is missing or of a wrong type; {AGAIN}")
+    return dict(data)
+
+
+def counts(root: Path) -> Counts:
+    """Dimension -> class of its goal -> cases that enter it, 0 for a hole; as recorded."""
+    return {str(name): dict(table) for name, table in read(root)["counts"].items()}
+
+
+def digest(cases: Iterable[Case]) -> str:
+    """sha256 over ids and definitions."""
+    lines = sorted(f"{case.id} {case.definition()}" for case in cases)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def content(
+    contract: str, cases: Sequence[Case], entered: Entered, costs: Mapping[str, float],
+    dimensions: Sequence[Dimension], shallow: Sequence[str], numbers: Counts,
+) -> bytes:  # fmt: skip
+    """The file: ``entered`` is case id -> dimension -> classes, ``costs`` are their seconds,
+    ``shallow`` names dimensions that a shallow count gives."""
+    deep = [d for d in dimensions if d.name not in shallow]
+    chosen = witnesses(entered, costs, deep)
+    forward = {c: e for c, e in entered.items() if c.partition("/")[0] in ("forward", "property")}
+    made = {
+        "contract": contract,
+        "cases": digest(cases),
+        "witnesses": chosen,
+        "shallow": witnesses(
+            forward, dict.fromkeys(forward, 1.0), [d for d in dimensions if d.name in shallow],
+            chosen,
+        ),
+        "counts": numbers,
+    }  # fmt: skip
+    return (json.dumps(made, indent=1) + "\n").encode()
+
+
+def witnesses(
+    entered: Entered, costs: Mapping[str, float], dimensions: Sequence[Dimension],
+    before: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """Few and cheap cases that with ``before`` enter every class of a goal that any case enters.
+
+    Greedy: the case with the most new classes for its seconds comes next; then those go that the
+    others make needless.
+    """
+    goals = {d.name: set(d.goal) for d in dimensions}
+    own = {
+        case: {(name, one) for name, classes in found.items()
+               for one in set(classes) & goals.get(name, set())}
+        for case, found in entered.items()
+    }  # fmt: skip
+    done = set[tuple[str, str]]().union(*(own.get(case, set()) for case in before))
+    left = set[tuple[str, str]]().union(*own.values()) - done
+    chosen: list[str] = []
+    while left:
+        best = max(own, key=lambda case: (len(own[case] & left) / costs[case], case))
+        chosen.append(best)
+        left -= own[best]
+    for case in sorted(chosen, key=lambda case: -costs[case]):
+        rest = done.union(*(own[other] for other in chosen if other != case))
+        if own[case] <= rest:
+            chosen.remove(case)
+    return sorted(chosen)

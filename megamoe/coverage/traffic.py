@@ -1,0 +1,56 @@
+"""What somebody's captured calls enter and the suite does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megamoe.cases.stored import load
+from megamoe.coverage.counting import entered_by
+from megamoe.coverage.dimension import Dimension, Seen
+from megamoe.spec.contract import Contract
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """One dimension of the traffic."""
+
+    dimension: str
+    entered: int
+    """Classes that the traffic enters."""
+    missing: dict[str, list[str]]
+    """Class that no case enters -> files that do, some of them."""
+
+
+def files(folder: Path) -> list[Path]:
+    """The stored problems of a folder. ``ValueError`` where there is none."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is no directory; name one with files of `megamoe capture`")
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise ValueError(f"{folder}: holds no .safetensors file; `megamoe capture` writes them")
+    return found
+
+
+def count(paths: Sequence[Path], contract: Contract, done: Callable[[Path], None]) -> Seen:
+    """What the calls of these files enter. What is no stored problem is a ``ValueError``."""
+    out = Seen()
+    for path in paths:
+        out.add(path.name, entered_by(load(path).problem, contract))
+        done(path)
+    return out
+
+
+def beyond(traffic: Seen, suite: Seen, dimensions: Sequence[Dimension]) -> list[Beyond]:
+    """Dimension by dimension; classes that are no goal count as well."""
+    out = []
+    for d in dimensions:
+        mine, theirs = traffic.of(d), suite.of(d)
+        order = {one: at for at, one in enumerate(d.goal)}
+        missing = sorted((one for one in mine if not theirs[one]),
+                         key=lambda one: (order.get(one, len(order)), one))  # fmt: skip
+        if mine:
+            named = {one: traffic.examples[d.name, one] for one in missing}
+            out.append(Beyond(d.name, len(mine), named))
+    return out

@@ -1,0 +1,107 @@
+"""What a report says of ``megamoe coverage``: plain data for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from megamoe.report import read
+
+View = dict[str, Any]
+
+RUN: Final = 3
+"""Neighbours of one state from which on they are one chip."""
+
+
+def view(result: Mapping[str, Any]) -> View:
+    """The head, a row and the classes of each dimension, and what captured calls enter besides."""
+    every = [_dimension(d) for d in read.objects(result, "dimensions")]
+    new, known = (sum(d[key] for d in every) for key in ("new", "known"))
+    goal, reached = (sum(d[key] for d in every) for key in ("goal", "reached"))
+    said = f"{reached} of {goal} classes are entered, {known} are known holes"
+    chosen = ", ".join(f"{k} {v}" for k, v in read.mapping(result, "selection").items())
+    return {
+        "verdict": f"{new} new holes" if new else "No new hole",
+        "colour": "red" if new else "green",
+        "summary": f"{read.count(result, 'cases')} cases{' of ' + chosen if chosen else ''} under "
+        f"contract {read.text(result, 'contract', '?')}: {said}",
+        "dimensions": every,
+        "traffic": _traffic(read.mapping(result, "traffic")),
+    }
+
+
+def _dimension(d: Mapping[str, Any]) -> View:
+    classes = [_class(c) for c in read.objects(d, "classes")]
+    states = [c["state"] for c in classes]
+    return {
+        "name": read.text(d, "name", "?"),
+        "anchor": f"d-{read.text(d, 'name', 'unknown')}",
+        "unit": read.text(d, "unit"),
+        "goal": len(classes),
+        "reached": states.count("pass"),
+        "known": states.count("known"),
+        "new": states.count("bad"),
+        "classes": _chips(classes),
+        "holes": _joined(classes),
+    }
+
+
+def _class(c: Mapping[str, Any]) -> View:
+    name, cases, known = read.text(c, "class", "?"), read.count(c, "cases"), read.text(c, "known")
+    examples = ", ".join(str(e) for e in read.items(c, "examples"))
+    fault = read.text(c, "fault")
+    return {
+        "name": name,
+        "state": "pass" if cases else "known" if known else "bad",
+        "title": f"{cases} cases: {examples}" if cases else fault,
+        "fault": fault,
+        "known": known,
+    }
+
+
+def _chips(classes: list[View]) -> list[View]:
+    """A chip a class, or one for a run of neighbours of one state."""
+    out: list[View] = []
+    for run in _runs(classes, lambda c: c["state"]):
+        if len(run) < RUN:
+            out += [{**c, "text": c["name"]} for c in run]
+        else:
+            text = f"{run[0]['name']}..{run[-1]['name']}"
+            out.append({**run[0], "text": text})
+    return out
+
+
+def _joined(classes: list[View]) -> list[View]:
+    """Neighbouring holes of one reason in a line, with the fault of the first."""
+    out = []
+    for run in _runs(classes, lambda c: (c["state"], c["known"])):
+        if run[0]["state"] == "pass":
+            continue
+        text = run[0]["name"] if len(run) == 1 else f"{run[0]['name']}..{run[-1]['name']}"
+        out.append({"text": text, "fault": run[0]["fault"], "known": run[0]["known"]})
+    return out
+
+
+def _runs(classes: list[View], key: Any) -> list[list[View]]:
+    runs: list[list[View]] = []
+    for c in classes:
+        if runs and key(runs[-1][-1]) == key(c):
+            runs[-1].append(c)
+        else:
+            runs.append([c])
+    return runs
+
+
+def _traffic(data: Mapping[str, Any]) -> View:
+    """Nothing where no calls were given."""
+    if not data:
+        return {}
+    rows = [
+        {"name": read.text(d, "name", "?"), "text": str(one), "files": ", ".join(map(str, files))}
+        for d in read.objects(data, "dimensions")
+        for one, files in read.mapping(d, "missing").items()
+    ]
+    entered = sum(read.count(d, "entered") for d in read.objects(data, "dimensions"))
+    calls = read.count(data, "calls")
+    said = f"{calls} captured calls enter {entered} classes; {len(rows)} of these no case enters"
+    return {"summary": said, "rows": rows}
