@@ -12,6 +12,7 @@ for says which.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -252,6 +253,18 @@ def exact_dot(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Fraction:
             inner += value * weight
         total += inner * Fraction(2) ** (int(sf[group]) + int(weight_sf[group]) - 254)
     return total
+
+
+def sum_to_odd(parts: F64) -> float:
+    """:func:`float_to_odd` of the exact sum of finite float64 ``parts`` ``(G,)``, fast."""
+    nearest = math.fsum(parts)
+    rest = math.fsum([*parts, -nearest])  # rounded once, so its sign is that of the exact rest
+    if rest == 0:
+        return nearest
+    if (rest < 0) == (nearest > 0):
+        nearest = math.nextafter(nearest, 0.0)
+    bits = np.float64(nearest).view(np.uint64) | np.uint64(1)
+    return float(bits.view(np.float64))
 
 
 def float_to_odd(value: Fraction) -> float:
