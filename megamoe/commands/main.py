@@ -18,6 +18,7 @@ from megamoe.commands import (
     check,
     contract,
     explain,
+    fuzz,
     golden,
     listing,
     merge,
@@ -31,7 +32,7 @@ from megamoe.commands.shared import UsageError
 
 VERBS: Final[tuple[ModuleType, ...]] = (
     check, golden, contract, merge, oracle, bench, listing, report, explain, replay, reduce,
-    capture, ab, bisect, worker,
+    fuzz, capture, ab, bisect, worker,
 )  # fmt: skip
 """In the order of ``--help``. Each has ``add(commands, command)``, where
 ``command(commands, name, help, run)`` returns the parser to add arguments to."""
