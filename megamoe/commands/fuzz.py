@@ -23,7 +23,7 @@ WORKERS_OF_A_GPU = 4
 
 def add(commands: Any, command: Any) -> None:
     """The parser of ``fuzz``."""
-    f = command(commands, "fuzz", "judge a backend on random problems, and reduce the first failure",
+    f = command(commands, "fuzz", "judge a backend on random problems; reduce the first failure",
                 run)  # fmt: skip
     add_backend(f, required=True)
     f.add_argument("--seconds", type=seconds, default=60.0, metavar="S",
@@ -67,8 +67,8 @@ def run(a: argparse.Namespace) -> int:
     wide = " --wide" if a.wide else ""
     console = Console()
     try:
-        outcome = fuzz(settings, asked, a.jobs, workers, console,
-                       lambda number: f"{backend}{wide} --seed {a.seed} --only {number}")  # fmt: skip
+        alone = f"{backend}{wide} --seed {a.seed} --only"
+        outcome = fuzz(settings, asked, a.jobs, workers, console, lambda n: f"{alone} {n}")
         with suppress(BrokenPipeError):
             _say(outcome, a, settings)
     finally:

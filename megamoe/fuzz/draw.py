@@ -42,6 +42,7 @@ class Drawn(Case):
 
     number: int = 0
     profile: str = ""
+    """Name of the values in :mod:`megamoe.fuzz.data`, or ``nvfp4``."""
     calibrated: bool = False
     """Its data are of a kind that the statistic was calibrated on."""
 
@@ -64,8 +65,9 @@ def draw(seed: int, number: int) -> Drawn:
     params["family"] = "envelope"
     name = f"forward/fuzz-{seed}-{number}"
     kind_of("forward").complete(name, params)
+    data = params.get("weight_format") or profile.name
     return Drawn(
-        name, "forward", "full", "", die.key("inputs"), params, Path(), number, profile.name,
+        name, "forward", "full", "", die.key("inputs"), params, Path(), number, data,
         profile.calibrated and plain,
     )  # fmt: skip
 

@@ -61,7 +61,9 @@ class Seen:
     @cached_property
     def amax(self) -> Array:
         """(T, H/32) of the hidden states, without NaN."""
-        values = np.abs(bf16_decode(self.hidden)).reshape(len(self.hidden), self.hidden.shape[1] // GROUP, GROUP)
+        values = np.abs(bf16_decode(self.hidden)).reshape(
+            len(self.hidden), self.hidden.shape[1] // GROUP, GROUP
+        )
         return np.fmax.reduce(values, axis=-1, initial=0.0)
 
     @cached_property

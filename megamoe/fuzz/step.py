@@ -1,4 +1,4 @@
-"""One drawn problem, judged: the oracle's answer is made now, and the judge is that of ``check``."""
+"""One drawn problem, judged: the oracle answers now, and the judge is that of ``check``."""
 
 from __future__ import annotations
 
@@ -70,5 +70,3 @@ def judge_drawn(wide: bool, runner: Runner, case: Case) -> Result:
     runner.brief = True
     verdict, _ = judge(problem, runner.session, case.name, golden, runner.timeout)
     return Result(verdict, golden.zero_freedom, classes)
-
-

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +122,7 @@ class StoredGolden:
     """By accumulator class; by an empty name what is of none."""
     brief: bool = False
     """Whoever judges wants no element named where that takes the oracle."""
-    is_calibrated: ClassVar[bool] = True
+    is_calibrated: bool = True
     """Cases are chosen so that the statistic is silent about correct kernels."""
 
     def names(self) -> Sequence[str]:

@@ -67,7 +67,7 @@ _E4M3_FIELD, _E2M1_FIELD = _field(E4M3_TABLE, -6), _field(E2M1_TABLE, 0)
 
 
 def _per_group(table: I32, codes: U8, reduce: np.ufunc) -> I32:
-    return reduce.reduce(table[codes].reshape(*codes.shape[:-1], -1, GROUP), axis=-1)
+    return reduce.reduce(np.take(table, codes).reshape(*codes.shape[:-1], -1, GROUP), axis=-1)
 
 
 _E2M1_PAIR_LOWBIT = np.minimum.outer(_E2M1_LOWBIT, _E2M1_LOWBIT).ravel().astype(np.int32)
@@ -76,7 +76,8 @@ _E2M1_PAIR_FIELD = np.maximum.outer(_E2M1_FIELD, _E2M1_FIELD).ravel().astype(np.
 
 def _per_group_packed(table: I32, packed: U8, reduce: np.ufunc) -> I32:
     """As :func:`_per_group` on packed nibbles: one look-up a byte (the order does not matter)."""
-    return reduce.reduce(table[packed].reshape(*packed.shape[:-1], -1, GROUP // 2), axis=-1)
+    parts = np.take(table, packed).reshape(*packed.shape[:-1], -1, GROUP // 2)
+    return reduce.reduce(parts, axis=-1)
 
 
 @dataclass(frozen=True)

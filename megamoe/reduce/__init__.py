@@ -66,9 +66,9 @@ def reduce(
 def keep(
     r: Reduction, out: Path, about: Mapping[str, Any], timeout: float = TIMEOUT
 ) -> tuple[Verdict, int]:
-    """Write what is left to ``out``: its verdict, read back from there, and the bytes of the file.
+    """Write what is left to ``out``: the file's verdict, read back, and its bytes.
 
-    ``about``: where it came from. Raises a ``ValueError`` where the file does not fail the same way.
+    ``about``: where it came from. Raises a ``ValueError`` where the file fails in another way.
     """
     identity = r.session.identity
     said = {**about, "accumulator": identity.accumulator, "failure": str(r.failure)}
