@@ -236,6 +236,7 @@ class Stored:
 
     def __init__(self, golden, zero_freedom=None):
         self.contract = BASE
+        self.is_calibrated = True
         self.zero_freedom = golden.zero_freedom if zero_freedom is None else zero_freedom
         self.tensors = golden.to_tensors()
 

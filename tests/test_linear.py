@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from megamoe.oracle.linear import Columns, Rows, block_sums, exact_dot, float_to_odd
+from megamoe.oracle.linear import Columns, Rows, block_sums, exact_dot, float_to_odd, sum_to_odd
 from megamoe.oracle.mlp import linear
 from megamoe.spec.accumulators import accumulator
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, e2m1_pack
@@ -124,6 +124,11 @@ def test_columns_in_chunks_are_the_columns():
 )
 def test_rounding_to_odd_never_lands_on_a_boundary_it_did_not_start_on(value, odd):
     assert float_to_odd(value) == odd
+    whole = Fraction(round(value))
+    parts = [float(whole), float(value - whole)]
+    assert sum(map(Fraction, parts)) == value
+    for some in (parts, [2.0**90, *parts, -(2.0**90)]):
+        assert sum_to_odd(np.array(some)) == odd
 
 
 def test_weights_of_a_byte_a_value_are_e4m3():

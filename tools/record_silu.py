@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from triton.experimental import gluon
@@ -49,7 +50,7 @@ def by_cuda(gates: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @gluon.jit
-def _kernel(gates, fast, precise):
+def _kernel(gates: Any, fast: Any, precise: Any):  # type: ignore[no-untyped-def]
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     at = gl.program_id(0) * 128 + gl.arange(0, 128, layout=layout)
     gate = gl.load(gates + at)
@@ -84,7 +85,8 @@ def main() -> int:
         "cuda": cupy.cuda.runtime.runtimeGetVersion(), "torch": torch.__version__,
         "triton": triton.__version__,
     }  # fmt: skip
-    np.savez_compressed(args.file, provenance=json.dumps(provenance), **tables)
+    arrays: dict[str, Any] = {"provenance": json.dumps(provenance), **tables}
+    np.savez_compressed(args.file, **arrays)
     known = np.isfinite(gates)
     reference = silu_table("g/d")
     print(provenance)

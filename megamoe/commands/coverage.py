@@ -15,8 +15,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from megamoe.cases import KINDS, TIERS, load_cases, select
+from megamoe.commands import UsageError
 from megamoe.commands.options import add_jobs
-from megamoe.commands.shared import UsageError, complain, progress, root_of
+from megamoe.commands.shared import complain, progress, root_of
 from megamoe.coverage import holes, recorded, traffic
 from megamoe.coverage.counting import Counted, count
 from megamoe.coverage.dimension import Dimension, Seen, brief

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megamoe.cases import Case
-from megamoe.cases.stored import Stored, load, to_bytes, used_experts
+from megamoe.cases.stored import load, used_experts
 from megamoe.commands.options import add_backend
 from megamoe.commands.shared import (
     backend_of,
@@ -17,11 +17,10 @@ from megamoe.commands.shared import (
     replay_command,
     root_of,
 )
-from megamoe.golden import Store, make, regenerate, write_atomically
-from megamoe.reduce import Failure, reduce
+from megamoe.golden import Store, make, regenerate
+from megamoe.reduce import keep, reduce
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
-from megamoe.suite.at_hand import judge
 
 
 def add(commands: Any, command: Any) -> None:
@@ -50,20 +49,13 @@ def run(a: argparse.Namespace) -> int:
         if case is not None and case.rows is None:
             golden = Store(settings.root, make, contract(worker.identity.contract)).load(case)
         r = reduce(worker, problem, a.seconds, golden, print, settings.timeout)
-        about |= {"backend": a.backend, "accumulator": worker.identity.accumulator,
-                  "failure": str(r.failure)}  # fmt: skip
-        content = to_bytes(Stored(r.problem, {}, about))
-        write_atomically(out, content)
-        # What is promised is the file: so the file is what is tried last.
-        verdict, _ = judge(load(out).problem, worker, out.stem, timeout=settings.timeout)
-    if Failure.of(verdict) != r.failure:
-        raise ValueError(f"{out} is written, but does not fail when read back; keep it, and report "
-                         "this")  # fmt: skip
+        about["backend"] = a.backend
+        verdict, size = keep(r, out, about, settings.timeout)
     print()
     print(picture_of(verdict, a.backend, again))
     experts = len(used_experts(r.problem))
     seconds = time.perf_counter() - started
-    print(f"\n{out}: {len(content) / 1024:.0f} KiB, {r.problem.num_tokens} tokens, {experts} "
+    print(f"\n{out}: {size / 1024:.0f} KiB, {r.problem.num_tokens} tokens, {experts} "
           f"experts used, after {r.tries} tries in {seconds:.0f} s")  # fmt: skip
     print(f"reproduce: {again}")
     return 0

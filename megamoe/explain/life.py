@@ -244,7 +244,7 @@ def _linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[
         for start in range(0, outputs, _OUTPUTS_AT_ONCE):
             part = slice(start, start + _OUTPUTS_AT_ONCE)
             blocks = row_blocks(x, x_sf, packed[part], sf[part])
-            exact = exact_total(row, packed[part], sf[part], blocks)
+            exact = exact_total(blocks)
             columns = Columns.of(packed[part], sf[part])
             ends = class_interval(chosen, blocks, exact, row, columns, None)
             sums[:, part] = blocks.low[:, 0]
@@ -273,7 +273,7 @@ def down_blocks(codes: U8, exponent: U8, packed: U8, sf: U8) -> tuple[Blocks, F6
     """Blocks and exact sums of ``(1, I)`` codes with rows of w2."""
     rows = Rows.of(codes, exponent)
     blocks = block_sums(rows, Columns.of(packed, sf))
-    return blocks, exact_total(rows, packed, sf, blocks)
+    return blocks, exact_total(blocks)
 
 
 def down_interval(

@@ -77,8 +77,8 @@ class Energies:
             y, ref = (bf16_decode(bits).astype(np.float64) for bits in (actual, reference))
             out = ~np.isfinite(y) & ~np.isfinite(ref)
             y, ref = np.where(out, 0.0, y), np.where(out, 0.0, ref)
-            tiles = (y - ref).reshape(len(y), -1, TILE), ref.reshape(len(y), -1, TILE)
-            d, r = tiles
+            shape = len(y), y.shape[1] // TILE, TILE
+            d, r = (y - ref).reshape(shape), ref.reshape(shape)
             return cls((d * d).sum(-1), (d * r).sum(-1), (r * r).sum(-1))
 
     def rows(self) -> Energies:

@@ -127,7 +127,8 @@ def fp8_rows(low: U16, high: U16) -> tuple[F64, F64]:
     with np.errstate(invalid="ignore"):
         ends = [bf16_decode(end).astype(np.float64) for end in (low, high)]
     shape = ends[0].shape
-    first, last = (end.reshape(*shape[:-1], -1, FP8_COMBINE_GROUP) for end in ends)
+    groups = (*shape[:-1], shape[-1] // FP8_COMBINE_GROUP, FP8_COMBINE_GROUP)
+    first, last = (end.reshape(groups) for end in ends)
     size = np.abs(first), np.abs(last)
     near = np.where((first <= 0) & (last >= 0), 0.0, np.fmin(*size))
     bytes_ = [_byte(amax) for amax in (near, np.fmax(*size))]

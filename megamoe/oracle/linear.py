@@ -12,6 +12,7 @@ for says which.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -66,7 +67,7 @@ _E4M3_FIELD, _E2M1_FIELD = _field(E4M3_TABLE, -6), _field(E2M1_TABLE, 0)
 
 
 def _per_group(table: I32, codes: U8, reduce: np.ufunc) -> I32:
-    return reduce.reduce(table[codes].reshape(*codes.shape[:-1], -1, GROUP), axis=-1)
+    return reduce.reduce(np.take(table, codes).reshape(*codes.shape[:-1], -1, GROUP), axis=-1)
 
 
 # Of each group of nibbles, which fields and lowest bits it has: flags of a byte's two nibbles are
@@ -288,6 +289,18 @@ def exact_dot(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Fraction:
             inner += value * weight
         total += inner * Fraction(2) ** (int(sf[group]) + int(weight_sf[group]) - 254)
     return total
+
+
+def sum_to_odd(parts: F64) -> float:
+    """:func:`float_to_odd` of the exact sum of finite float64 ``parts`` ``(G,)``, fast."""
+    nearest = math.fsum(parts)
+    rest = math.fsum([*parts, -nearest])  # rounded once, so its sign is that of the exact rest
+    if rest == 0:
+        return nearest
+    if (rest < 0) == (nearest > 0):
+        nearest = math.nextafter(nearest, 0.0)
+    bits = np.float64(nearest).view(np.uint64) | np.uint64(1)
+    return float(bits.view(np.float64))
 
 
 def float_to_odd(value: Fraction) -> float:

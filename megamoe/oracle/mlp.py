@@ -12,7 +12,7 @@ import numpy.typing as npt
 from megamoe.oracle import swiglu
 from megamoe.oracle.bounds import exact_interval, result_interval, within_fp32
 from megamoe.oracle.groups import group_amax, scaled_codes
-from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums, exact_dot, float_to_odd
+from megamoe.oracle.linear import Blocks, Columns, Rows, block_sums, sum_to_odd
 from megamoe.oracle.spread import SpreadRows, spread_block_sums
 from megamoe.oracle.stepwise import replay
 from megamoe.spec.accumulators import Accumulator
@@ -112,7 +112,7 @@ def linear(
     with np.errstate(invalid="ignore", over="ignore"):
         for part, columns in Columns.chunks(packed, sf, size):
             blocks = block_sums(rows, columns)
-            exact = exact_total(rows, packed[part], sf[part], blocks)
+            exact = exact_total(blocks)
             out["reference"][:, part] = exact
             for a in classes:
                 interval = class_interval(a, blocks, exact, rows, columns, spread)
@@ -160,15 +160,15 @@ def _ends(
     return np.minimum(low, inside[0]), np.maximum(high, inside[1])
 
 
-def exact_total(rows: Rows, packed: U8, sf: U8, blocks: Blocks) -> F64:
-    """Exact sums; where float64 cannot hold them, rational arithmetic, rounded to odd."""
+def exact_total(blocks: Blocks) -> F64:
+    """``(R, N)`` exact sums of known operands, rounded to odd where float64 cannot hold them.
+
+    A block sum is a float64 in any case, so only their sum needs more than float64 arithmetic.
+    """
     total, _ = blocks.total()
     doubtful = ~blocks.exact_in_float64() & ~np.isnan(total)
-    if doubtful.any():
-        sf_bytes = np.nan_to_num(rows.exponent + 127).astype(np.uint8)
-        for row, column in np.argwhere(doubtful):
-            value = exact_dot(rows.codes[row], sf_bytes[row], packed[column], sf[column])
-            total[row, column] = float_to_odd(value)
+    for row, column in np.argwhere(doubtful):
+        total[row, column] = sum_to_odd(blocks.low[:, row, column])
     return total
 
 

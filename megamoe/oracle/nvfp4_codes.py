@@ -40,7 +40,7 @@ def e2m1_nearest(values: F32 | F64) -> F64:
 
 def grouped(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """``(..., C)`` to ``(..., C/16, 16)``."""
-    return values.reshape(*values.shape[:-1], -1, NVFP4_GROUP)
+    return values.reshape(*values.shape[:-1], values.shape[-1] // NVFP4_GROUP, NVFP4_GROUP)
 
 
 def _scale_bytes(quotient: F32) -> U8:

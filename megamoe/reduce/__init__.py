@@ -8,11 +8,17 @@ the oracle, as ``megamoe replay`` would; so whatever is left fails for that comm
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from megamoe.golden import StoredGolden
+from megamoe.cases.stored import Stored, load, to_bytes
+from megamoe.golden import StoredGolden, write_atomically
+from megamoe.judge import Verdict
 from megamoe.reduce import steps
 from megamoe.reduce.core import Failure, Log, ReduceError, Reduction, start
 from megamoe.spec.problem import Problem
+from megamoe.suite.at_hand import judge
 from megamoe.suite.runner import TIMEOUT
 from megamoe.worker.session import Session
 
@@ -57,8 +63,28 @@ def reduce(
     return r
 
 
+def keep(
+    r: Reduction, out: Path, about: Mapping[str, Any], timeout: float = TIMEOUT
+) -> tuple[Verdict, int]:
+    """Write what is left to ``out``: the file's verdict, read back, and its bytes.
+
+    ``about``: where it came from. Raises a ``ValueError`` where the file fails in another way.
+    """
+    identity = r.session.identity
+    said = {**about, "accumulator": identity.accumulator, "failure": str(r.failure)}
+    content = to_bytes(Stored(r.problem, {}, said))
+    write_atomically(out, content)
+    # What is promised is the file: so the file is what is tried last.
+    verdict, _ = judge(load(out).problem, r.session, out.stem, timeout=timeout)
+    if Failure.of(verdict) != r.failure:
+        raise ValueError(
+            f"{out} is written, but does not fail when read back; keep it, and report this"
+        )
+    return verdict, len(content)
+
+
 def _size(p: Problem) -> tuple[int, ...]:
     return p.num_tokens, p.top_k, p.num_experts, p.intermediate_size, p.hidden_size
 
 
-__all__ = ["Failure", "ReduceError", "Reduction", "reduce"]
+__all__ = ["Failure", "ReduceError", "Reduction", "keep", "reduce"]

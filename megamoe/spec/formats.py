@@ -121,7 +121,7 @@ for _table in (E4M3_TABLE, E2M1_TABLE):
 
 def e4m3_decode(codes: U8) -> F64:
     """``(...)`` uint8 to float64, exact; NaN codes become NaN."""
-    return E4M3_TABLE[codes]
+    return np.take(E4M3_TABLE, codes)
 
 
 def e4m3_cast(values: F32 | F64, saturates: bool = True) -> U8:
@@ -166,7 +166,8 @@ def e2m1_pack(nibbles: U8) -> U8:
 
 def e2m1_decode(packed: U8, dtype: type[np.floating] = np.float64) -> npt.NDArray[np.floating]:
     """``(..., n)`` packed bytes to ``(..., 2n)`` values in ``dtype``, exact in any float type."""
-    return _pair_table(np.dtype(dtype))[packed].reshape(*packed.shape[:-1], -1)
+    pairs = np.take(_pair_table(np.dtype(dtype)), packed, axis=0)  # far faster than by []
+    return pairs.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 
 _PAIRS: dict[np.dtype, npt.NDArray[np.floating]] = {}

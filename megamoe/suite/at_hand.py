@@ -41,6 +41,7 @@ class GoldenNow:
 
     zero_freedom = False
     """Proven for all classes only; an envelope of one point is as sharp."""
+    is_calibrated = True
 
     def __init__(self, problem: Problem, accumulator: str, contract: Contract) -> None:
         self.problem, self.accumulator, self.contract = problem, accumulator, contract

@@ -11,8 +11,7 @@ import ctypes
 import gc
 import os
 import signal
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, get_context
@@ -81,24 +80,31 @@ class Judges:
             raise
 
     def run(
-        self, cases: Sequence[Case], started: Callable[[Case], None],
+        self, cases: Iterable[Case], started: Callable[[Case], None],
         done: Callable[[Case, Any], None], brief: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         """Every case once, in this order; ``done`` gets the step's result or an exception.
 
+        ``cases`` is asked for the next one when a judge is free, so it may end when it likes.
         ``brief()`` says for the next case whether :attr:`Runner.brief` holds.
         Raises :class:`NoRoom` where the folder of exchanged files is full.
         """
-        waiting = deque(cases)
+        waiting, is_over = iter(cases), False
         at_work: dict[Any, Case] = {}
         idle: list[Any] = []
-        while waiting or at_work:
-            while idle and waiting:
+        while True:
+            while idle and not is_over:
+                case = next(waiting, None)
+                is_over = case is None
+                if case is None:
+                    break
                 pipe = idle.pop()
-                at_work[pipe] = waiting.popleft()
+                at_work[pipe] = case
                 with suppress(OSError):  # its end is seen below
-                    pipe.send((at_work[pipe], brief()))
-                started(at_work[pipe])
+                    pipe.send((case, brief()))
+                started(case)
+            if is_over and not at_work:
+                return
             raise_if_stopped()
             for each in connection.wait([p for p in self._all if p not in idle], 0.5):
                 pipe = cast(Any, each)
@@ -176,6 +182,7 @@ def _sit(pipe: Any, desk: Desk) -> None:
         with suppress(OSError):
             pipe.send(("cannot", str(error)))
         return
+    gc.freeze()  # what is there stays: a collection after each case need not look at it
     with suppress(EOFError, OSError):
         pipe.send(("ready", None))
         while True:

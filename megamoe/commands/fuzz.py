@@ -1,0 +1,98 @@
+"""``megamoe fuzz``: judge a backend on problems that are drawn, and reduce the first failure."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from megamoe.commands.options import add_backend, at_least_one, seconds
+from megamoe.commands.shared import complain, picture_of, replay_command
+from megamoe.fuzz import Asked, Outcome, fuzz
+from megamoe.suite.settings import Settings
+from megamoe.suite.stops import release
+
+WORKERS_OF_A_GPU = 4
+"""A context of its own each; one problem leaves most of a GPU idle."""
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``fuzz``."""
+    f = command(commands, "fuzz", "judge a backend on random problems; reduce the first failure",
+                run)  # fmt: skip
+    add_backend(f, required=True)
+    f.add_argument("--seconds", type=seconds, default=60.0, metavar="S",
+                   help="for how long problems begin (default 60)")  # fmt: skip
+    f.add_argument("--seed", type=natural, default=0, metavar="N",
+                   help="which problems: the same everywhere (default 0)")  # fmt: skip
+    f.add_argument("--problems", type=at_least_one, metavar="N",
+                   help="stop after the first N numbers")  # fmt: skip
+    f.add_argument("--only", type=natural, metavar="I", help="judge problem I of the seed alone")
+    f.add_argument("--jobs", type=at_least_one, default=os.cpu_count() or 1, metavar="N",
+                   help="judging processes (default: one a core)")  # fmt: skip
+    f.add_argument("--workers", type=at_least_one, metavar="N",
+                   help=f"processes that run it (default: as --jobs, at most {WORKERS_OF_A_GPU} on "
+                   "a GPU)")  # fmt: skip
+    f.add_argument("--wide", action="store_true",
+                   help="also problems in which an operand with its scale factor is no bfloat16 "
+                   "number; for a kernel that folds no scale into an operand")  # fmt: skip
+    f.add_argument("--reduce-seconds", type=seconds, default=100.0, metavar="S",
+                   help="to reduce the first failure (default 100)")  # fmt: skip
+    f.add_argument("--out", metavar="FILE.safetensors",
+                   help="of the failure (default fuzz-SEED-NUMBER.safetensors)")  # fmt: skip
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 to 2**64 - 1."""
+    if not (text.isdecimal() and int(text) < 2**64):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2**64 - 1")
+    return int(text)
+
+
+def run(a: argparse.Namespace) -> int:
+    """Judge, and say what was found: 0 for nothing, 1 for a failure, 2 if nothing was judged."""
+    settings = Settings.read(lambda name: getattr(a, name, None))
+    if a.out and (Path(a.out).suffix != ".safetensors" or Path(a.out).is_dir()):
+        raise ValueError(f"--out {a.out}: name a file that ends in .safetensors")
+    if not Path(a.out or ".").absolute().parent.is_dir():
+        raise ValueError(f"--out {a.out}: its directory does not exist")
+    workers = a.workers or (a.jobs if settings.device == "cpu" else min(a.jobs, WORKERS_OF_A_GPU))
+    asked = Asked(a.seed, a.seconds, a.problems, a.only, a.wide, a.reduce_seconds, a.out)
+    backend = f"megamoe fuzz --backend {shlex.quote(settings.backend)}{settings.again()}"
+    wide = " --wide" if a.wide else ""
+    console = Console()
+    try:
+        alone = f"{backend}{wide} --seed {a.seed} --only"
+        outcome = fuzz(settings, asked, a.jobs, workers, console, lambda n: f"{alone} {n}")
+        with suppress(BrokenPipeError):
+            _say(outcome, a, settings)
+    finally:
+        release()
+    if outcome.stopped:
+        complain(f"stopped: {outcome.stopped}")
+    if outcome.first is None and not outcome.stopped and not outcome.tally.judged:
+        complain("nothing was judged; the reasons stand above")
+        return 2
+    return 1 if outcome.first else outcome.code
+
+
+def _say(outcome: Outcome, a: argparse.Namespace, settings: Settings) -> None:
+    """The picture of the failure, where it lies, and the summary."""
+    left, tally = outcome.left, outcome.tally
+    if left is not None:
+        again = ""
+        if left.path is not None:
+            again = replay_command(str(left.path), settings.backend, settings.device)
+            again += f" --contract {a.contract}" if a.contract else ""
+        if left.verdict is not None:
+            tally.say("\n" + picture_of(left.verdict, settings.backend, again) + "\n")
+        if left.path is not None:
+            tally.say(f"{left.path}: {left.note or 'reduced'}\nreproduce: {again}\n")
+        else:
+            tally.say(f"no file: {left.note}\n")
+    tally.summary()

@@ -1,0 +1,11 @@
+"""``megamoe fuzz``: problems beyond the stored ones, drawn by number and judged by the oracle.
+
+``draw`` makes problem ``number`` of a seed, by integers alone; ``data`` has what its values are;
+``rare`` names the classes that seldom occur and finds them in a problem; ``step`` judges one;
+``run`` draws and judges until something fails or the time is over; ``failure`` leaves one file.
+"""
+
+from megamoe.fuzz.draw import Drawn, draw
+from megamoe.fuzz.run import Asked, Outcome, fuzz
+
+__all__ = ["Asked", "Drawn", "Outcome", "draw", "fuzz"]

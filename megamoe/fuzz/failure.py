@@ -1,0 +1,59 @@
+"""The first failure as one file that ``replay``, ``reduce`` and ``explain`` take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from megamoe.cases.recipes import forward_problem
+from megamoe.cases.stored import Stored, to_bytes
+from megamoe.fuzz.draw import Drawn
+from megamoe.golden import write_atomically
+from megamoe.judge import Verdict
+from megamoe.reduce import keep, reduce
+from megamoe.spec.problem import Problem
+from megamoe.worker.session import Session
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a failure."""
+
+    problem: Problem
+    path: Path | None = None
+    """None: no file can hold the problem."""
+    about: dict[str, Any] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    """Of the reduced file, read back; None where the problem is whole."""
+    note: str = ""
+    """Why there is no file, or why it is whole."""
+
+
+def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -> Left:
+    """Write the whole problem to ``out``."""
+    problem = forward_problem(drawn)
+    about = {
+        "fuzz": {"seed": seed, "number": drawn.number, "profile": drawn.profile},
+        "backend": identity.name, "accumulator": identity.accumulator,
+        "contract": identity.contract, "failure": verdict.reason[:500],
+    }  # fmt: skip
+    if problem.is_nvfp4:
+        return Left(problem, note="no file can hold a problem with NVFP4 weights")
+    write_atomically(out, to_bytes(Stored(problem, {}, about)))
+    return Left(problem, out, about, note="it is the whole problem: the run was stopped")
+
+
+def shrink(
+    left: Left, session: Session, seconds: float, timeout: float, log: Callable[[str], None]
+) -> Left:
+    """Reduce the problem within ``seconds``, and write what is left of it in its place."""
+    if left.path is None:
+        return left
+    try:
+        r = reduce(session, left.problem, seconds, log=log, timeout=timeout)
+        verdict, _ = keep(r, left.path, left.about, timeout)
+    except ValueError as error:  # it does not hold still, or the worker is gone
+        return replace(left, note=f"it is the whole problem: {error}")
+    return replace(left, problem=r.problem, verdict=verdict, note="")

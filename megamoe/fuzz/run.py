@@ -1,0 +1,161 @@
+"""Draw and judge until something fails or the time is over."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from megamoe.cases import Case, kind_of
+from megamoe.fuzz.draw import Drawn, draw
+from megamoe.fuzz.failure import Left, shrink, store
+from megamoe.fuzz.step import judge_drawn
+from megamoe.fuzz.tally import Tally
+from megamoe.judge import Verdict
+from megamoe.spec.contract import REVISIONS
+from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
+from megamoe.suite.settings import Settings
+from megamoe.suite.stops import Stopped, stoppable
+from megamoe.worker.exchange import NoRoom
+from megamoe.worker.pool import Pool, Shared
+from megamoe.worker.session import Identity
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run is to do."""
+
+    seed: int
+    seconds: float
+    """No problem begins after so many; then what has begun is finished."""
+    problems: int | None = None
+    """No problem of this number or a higher one is judged."""
+    only: int | None = None
+    """This one alone."""
+    wide: bool = False
+    """Also problems whose scaled operands are no bfloat16 numbers."""
+    reduce_seconds: float = 100.0
+    out: str | None = None
+    """The file that is left; None: a name of seed and number."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    tally: Tally
+    first: tuple[Drawn, Verdict] | None = None
+    """The red of the lowest number."""
+    left: Left | None = None
+    """Of that red: the file, or why there is none."""
+    stopped: str = ""
+    code: int = 0
+    """Exit status of a run that was stopped."""
+
+
+def fuzz(
+    settings: Settings, asked: Asked, judges: int, workers: int, console: Console,
+    again: Callable[[int], str] = str,
+) -> Outcome:  # fmt: skip
+    """Judge drawn problems with ``settings.backend``; raises what the command says in one line.
+
+    ``again(number)``: the command that judges that problem alone, for the message.
+    """
+    if asked.only is not None:
+        judges = workers = 1
+    outcome = Outcome(Tally(console))
+    try:
+        with stoppable():
+            get_ready()
+            launch = settings.launch(threads_of(max(judges, workers)))
+            with Pool(launch, workers) as pool:
+                identity = pool.address.identity
+                if not identity.provides("forward"):
+                    raise ValueError(f"backend {settings.backend} has no forward, which fuzz calls")
+                tally = outcome.tally = Tally(console)
+                tally.say(f"seed {asked.seed}, {identity.judged_under}")
+                step: Any = partial(judge_drawn, asked.wide)
+                desk = Desk(
+                    pool.address, settings.root, settings.timeout, step, threads_of(judges)
+                )  # fmt: skip
+                with Judges(judges, desk) as bench, _shown(tally):
+                    bench.run(_problems(asked, identity, tally), _nothing, partial(_done, tally))
+                if tally.reds:
+                    _leave(outcome, asked, Shared(pool.address), settings, again)
+    except Stopped as stopped:
+        outcome.stopped, outcome.code = str(stopped), stopped.code
+    except NoRoom as full:
+        outcome.stopped, outcome.code = str(full), 2
+    return outcome
+
+
+def _leave(
+    outcome: Outcome, asked: Asked, session: Shared, settings: Settings, again: Callable[[int], str]
+) -> None:
+    """Say which problem failed first, and leave a file of it: whole at once, then reduced."""
+    tally = outcome.tally
+    outcome.first = drawn, verdict = tally.reds[min(tally.reds)]
+    tally.say(f"\nproblem {drawn.number} of seed {asked.seed} ({drawn.profile}): {verdict.status}, "
+              f"{verdict.reason}\nalone: {again(drawn.number)}")  # fmt: skip
+    out = Path(asked.out or f"fuzz-{asked.seed}-{drawn.number}.safetensors")
+    outcome.left = store(drawn, verdict, out, asked.seed, session.identity)
+    outcome.left = shrink(outcome.left, session, asked.reduce_seconds, settings.timeout, tally.say)
+
+
+def _problems(asked: Asked, identity: Identity, tally: Tally) -> Iterator[Drawn]:
+    """What the backend can be asked, in the order of the numbers; ends when nothing is to begin."""
+    until = time.monotonic() + asked.seconds
+    numbers = itertools.count() if asked.problems is None else range(asked.problems)
+    for number in numbers if asked.only is None else [asked.only]:
+        if asked.only is None and (time.monotonic() > until or tally.reds):
+            return
+        drawn = draw(asked.seed, number)
+        lacks = _lacking(drawn, identity)
+        if lacks:
+            tally.passed_over[lacks] += 1
+        else:
+            yield drawn
+
+
+def _lacking(drawn: Drawn, identity: Identity) -> str:
+    """Which feature stands in the way; empty if none does."""
+    contract = REVISIONS[identity.contract]
+    for feature in kind_of("forward").features(drawn):
+        if feature not in contract.features.value:
+            return f"contract {contract.revision} has no rule for feature {feature}"
+        if not identity.provides(feature):
+            return f"the backend does not compute feature {feature}"
+    return ""
+
+
+def _nothing(case: Case) -> None:
+    """A judge has taken the problem."""
+
+
+def _done(tally: Tally, case: Case, result: Any) -> None:
+    assert isinstance(case, Drawn)
+    if isinstance(result, Exception):
+        verdict = Verdict(case.id, case.kind, "error", f"{result}")
+        tally.judged += 1
+        tally.reds[case.number] = case, verdict
+    else:
+        tally.done(case, result)
+    tally.progress()
+
+
+def _shown(tally: Tally) -> AbstractContextManager[Any]:
+    if not tally.console.is_terminal:
+        return nullcontext()
+    return Live(
+        get_renderable=lambda: Text(tally.line()), console=tally.console, refresh_per_second=4,
+        transient=True,
+    )  # fmt: skip

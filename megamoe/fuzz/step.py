@@ -1,0 +1,72 @@
+"""One drawn problem, judged: the oracle answers now, and the judge is that of ``check``."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from megamoe import oracle
+from megamoe.cases import Case
+from megamoe.cases.recipes import forward_problem
+from megamoe.fuzz.draw import Drawn
+from megamoe.fuzz.rare import Seen, leaves_bf16, reached
+from megamoe.judge import Verdict
+from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.spec.problem import Problem
+from megamoe.suite.at_hand import GoldenNow, judge
+from megamoe.suite.runner import Runner
+
+FOLDING = ("fp32", "fp32-ordered")
+"""Accumulator classes whose kernels may fold scale factors into bfloat16 operands."""
+
+
+class GoldenOfOne(GoldenNow):
+    """The oracle's golden for one class, which knows whether that class has any freedom.
+
+    Where the envelope of the class is one point, that is the reference point, since every envelope
+    holds it. The outputs are then compared with it bit by bit.
+    """
+
+    def __init__(
+        self, problem: Problem, accumulator: str, contract: Contract, is_calibrated: bool
+    ) -> None:
+        super().__init__(problem, accumulator, contract)
+        self.is_calibrated = is_calibrated
+        trace: dict[str, Any] = {}
+        found = oracle.forward(problem, [accumulator], contract=contract, trace=trace)
+        self._tensors = found.to_tensors()
+        envelope = found.envelopes[accumulator]
+        self.zero_freedom = envelope.is_point(found.y, found.codes, found.sf)
+        self.seen = Seen(problem, found, trace.get("gate_up", found.y[:0]))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one problem came to; plain data."""
+
+    verdict: Verdict | None
+    """None: it was not judged, since its operands leave bfloat16."""
+    is_point: bool = False
+    reached: tuple[int, ...] = ()
+
+
+def judge_drawn(wide: bool, runner: Runner, case: Case) -> Result:
+    """A judge's step. ``wide``: also where scaled operands are no bfloat16 numbers."""
+    assert isinstance(case, Drawn)
+    identity = runner.session.identity
+    try:
+        problem = forward_problem(case)
+        golden = GoldenOfOne(
+            problem, identity.accumulator, REVISIONS[identity.contract], case.calibrated
+        )
+        if not wide and identity.accumulator in FOLDING and leaves_bf16(golden.seen):
+            return Result(None)
+        classes = reached(golden.seen)
+    except Exception as error:  # of ours: the problem, the oracle; the run must not lose it
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"megamoe itself raised {type(error).__name__}: {error} ({frame.name})"
+        return Result(Verdict(case.id, case.kind, "error", " ".join(text.split())))
+    runner.brief = True
+    verdict, _ = judge(problem, runner.session, case.name, golden, runner.timeout)
+    return Result(verdict, golden.zero_freedom, classes)

@@ -1,0 +1,436 @@
+"""``megamoe fuzz``: the same problems everywhere, what they reach, and that faults are found."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from megamoe.backends import eager as eager_module
+from megamoe.backends.eager import EagerBackend
+from megamoe.cases import kind_of
+from megamoe.cases.recipes import forward_problem
+from megamoe.cases.stored import load
+from megamoe.commands import main as cli
+from megamoe.fuzz import Asked, draw, run
+from megamoe.fuzz.die import Die
+from megamoe.fuzz.failure import shrink, store
+from megamoe.fuzz.rare import RARE, leaves_bf16, reached
+from megamoe.fuzz.step import GoldenOfOne, Result, judge_drawn
+from megamoe.fuzz.tally import Tally
+from megamoe.golden import digest_of
+from megamoe.judge import Verdict
+from megamoe.spec.contract import NEWEST, REVISIONS, contract
+from megamoe.suite.at_hand import judge
+from tests.helpers.local import Local
+
+DIGESTS = {
+    0: "15269f3ea35fa5e9",  # nvfp4
+    3: "0ad10c2074d7050a",  # small activations
+    4: "5f514339d3f7dd67",  # levels
+    6: "7e63e34652b06d1a",  # ties
+    12: "f715afd90793978d",  # two octaves
+    17: "053d4754164dc177",  # wide scales
+    20: "d2a704750509a1dc",  # least scales of w13
+    51: "85a2f69f93b96561",  # points, 129 tokens
+    87: "028a4d14a074b6e5",  # NaN scales
+    371: "6b5c6232da3f2a48",  # no tokens
+}
+"""Of problems of seed 1."""
+
+
+def golden_of(number, revision=NEWEST.revision):
+    drawn = draw(1, number)
+    accumulator = EagerBackend.accumulator
+    return GoldenOfOne(forward_problem(drawn), accumulator, REVISIONS[revision], drawn.calibrated)
+
+
+def judged(backend, drawn, wide=True):
+    return judge_drawn(wide, SimpleNamespace(session=Local(backend), timeout=60.0), drawn)
+
+
+def asks(drawn):
+    return kind_of("forward").features(drawn)
+
+
+def tally():
+    return Tally(Console(file=io.StringIO(), width=200))
+
+
+# --- the problems -----------------------------------------------------------------------------
+
+
+def test_a_die_is_a_function_of_seed_number_and_word():
+    die = Die(3, 5)
+    assert [die.below(word, 1000) for word in ("a", "b", "a")] == [857, 511, 857]
+    assert len({die.key("a"), die.key("b"), Die(4, 5).key("a"), Die(3, 6).key("a")}) == 4
+    counts = np.bincount([Die(0, n).weighed("w", [(1, 0), (3, 1)]) for n in range(400)])
+    assert 60 < counts[0] < 140
+    assert {Die(0, n).within("x", -2, 1) for n in range(60)} == {-2, -1, 0, 1}
+
+
+@pytest.mark.parametrize(("number", "digest"), DIGESTS.items())
+def test_a_number_is_the_same_problem_everywhere(number, digest):
+    """Who moves these moves what a seed means: the command of an old failure repeats another."""
+    assert digest_of(forward_problem(draw(1, number)).given)[:16] == digest
+
+
+def test_every_drawn_problem_can_be_made():
+    """Recipes refuse what they do not know."""
+    for number in range(1000, 1080):
+        drawn = draw(7, number)
+        assert (drawn.number, drawn.id) == (number, f"forward/fuzz-7-{number}")
+        problem = forward_problem(drawn)
+        assert problem.act.fault() == ""
+        assert problem.topk_ids.shape == (drawn.params["tokens"], drawn.params["top_k"])
+
+
+def test_only_data_of_the_calibrated_kinds_count_as_calibrated():
+    """The statistic is for what `tools/calibrate.py` simulated: nothing rare lies in it."""
+    kinds = {"two octaves", "eight octaves", "outliers", "precise, uniform"}
+    every = [draw(2, n) for n in range(400)]
+    some = [d for d in every if d.calibrated]
+    assert {d.profile for d in some} == kinds and len(some) > 20
+    for d in some:
+        plain = {"patch", "weights", "octaves", "scaling"}
+        assert not plain & {*d.params["hidden_recipe"], *d.params["routing_recipe"]}
+        assert asks(d) == ()
+
+
+# --- what they reach --------------------------------------------------------------------------
+
+REACHED = {
+    (916, "2026-11"): [
+        "scale byte of w13: 0",
+        "scale byte of w13: 1",
+        "hidden states: NaN",
+        "hidden states: subnormal",
+        "activations: not finite",
+        "requantised codes: subnormal",
+        "requantised codes: NaN",
+        "requantised scale: up to 105",
+        "routing: a masked slot",
+        "top-k: 2",
+        "rows of an expert: 1",
+        "clamp: none",
+        "fast_math: off",
+        "output: NaN",
+        "feature: shared-output",
+    ],
+    (538, "2026-11"): [
+        "requantised codes: 448",
+        "requantised scale: above 200",
+        "routing: all tokens to one expert",
+        "routing weight: not finite",
+        "routing weight: negative",
+        "top-k: 1",
+        "clamp: small, to 1/2",
+        "output: infinity",
+    ],
+    (689, "2026-11"): [
+        "hidden states: infinity",
+        "hidden states: -0",
+        "hidden states: a group of zeros",
+        "routing: one expert twice in a token",
+        "routing weight: not finite, masked",
+        "top-k: 4",
+        "feature: situ",
+    ],
+    (105, "2026-11"): [
+        "hidden states: a group below the staging floor",
+        "top-k: 16",
+        "clamp: 0",
+        "feature: swiglu-alpha-beta",
+        "feature: shared-expert",
+    ],
+    (666, "sgl"): [
+        "scale byte of w2: 0",
+        "scale byte of w2: 1",
+        "rows of an expert: 129",
+        "output: subnormal",
+        "feature: fp8-combine",
+    ],
+    (1283, "2026-11"): [
+        "activations: subnormal",
+        "routing: a token without a slot",
+        "routing weight: subnormal",
+        "top-k: 3",
+    ],
+    (444, "2026-11"): ["routing weight: 0", "rows of an expert: 16", "feature: swiglustep"],
+    (1121, "2026-11"): ["scale byte of w2: 254", "scale byte of w2: 255, NaN", "top-k: 6"],
+    (10, "sgl"): ["top-k: 8", "feature: swiglu-oai"],
+    (95, "2026-11"): ["scale byte of w13: 254", "top-k: 13"],
+    (159, "2026-11"): ["requantised codes: a tie", "top-k: 7"],
+    (602, "2026-11"): ["top-k: 14", "tokens: 0"],
+    (1379, "2026-11"): ["top-k: 5", "rows of an expert: 15"],
+    (0, "2026-11"): ["feature: nvfp4"],
+    (11, "2026-11"): ["top-k: 10"],
+    (21, "2026-11"): ["rows of an expert: 128"],
+    (50, "2026-11"): ["top-k: 11"],
+    (63, "2026-11"): ["top-k: 9"],
+    (80, "2026-11"): ["rows of an expert: 17"],
+    (125, "2026-11"): ["rows of an expert: 127"],
+    (144, "2026-11"): ["scale byte of w13: 255, NaN"],
+    (277, "2026-11"): ["top-k: 12"],
+    (456, "2026-11"): ["top-k: 15"],
+}
+"""Number of seed 1 and contract -> classes of :data:`RARE`; together all of them."""
+
+
+@pytest.mark.parametrize(("at", "classes"), REACHED.items())
+def test_a_problem_reaches_its_classes(at, classes):
+    names = [f"{rare.dimension}: {rare.name}" for rare in RARE]
+    assert set(classes) <= {names[i] for i in reached(golden_of(*at).seen)}
+
+
+def test_every_class_is_reached_above():
+    named = [name for classes in REACHED.values() for name in classes]
+    assert sorted(named) == sorted(f"{rare.dimension}: {rare.name}" for rare in RARE)
+
+
+# --- judging ----------------------------------------------------------------------------------
+
+
+def test_a_class_of_one_point_is_judged_bit_by_bit_and_another_by_its_envelope():
+    point, free = (next(n for n in range(60) if golden_of(n).zero_freedom is p and
+                        not asks(draw(1, n))) for p in (True, False))  # fmt: skip
+    results = [judged(EagerBackend(), draw(1, number)) for number in (point, free)]
+    assert [(r.verdict.status, r.is_point, r.verdict.how) for r in results] == [
+        ("pass", True, ("bitwise",)), ("pass", False, ("bitwise", "staged")),
+    ]  # fmt: skip
+
+
+class OnlyY(EagerBackend):
+    def forward(self, problem):
+        return super().forward(problem)["y"]
+
+
+def test_the_statistic_is_asked_where_it_is_calibrated_and_nowhere_else():
+    for calibrated in (True, False):
+        number = next(
+            n for n in range(200)
+            if draw(1, n).calibrated is calibrated and draw(1, n).params["tokens"]
+            and not asks(draw(1, n)) and not golden_of(n).zero_freedom
+        )  # fmt: skip
+        verdict = judged(OnlyY(), draw(1, number)).verdict
+        assert (verdict.status, "statistic" in verdict.how) == ("pass", calibrated)
+
+
+def test_operands_that_are_no_bfloat16_are_judged_on_demand():
+    number = next(n for n in range(100) if draw(1, n).profile == "greatest scales of w13"
+                  and not asks(draw(1, n)))  # fmt: skip
+    assert leaves_bf16(golden_of(number).seen)
+    assert judged(EagerBackend(), draw(1, number), wide=False) == Result(None)
+    assert judged(EagerBackend(), draw(1, number)).verdict.status == "pass"
+    backend = EagerBackend()
+    backend.accumulator = "sm100-mxf8f6f4"  # whose operands reach the unit as they are
+    assert judged(backend, draw(1, number), wide=False).verdict is not None
+    assert not leaves_bf16(golden_of(12).seen)
+
+
+@pytest.mark.parametrize(("feature", "revision"), [("fp8-combine", "sgl"), ("nvfp4", "2026-11")])
+@pytest.mark.parametrize("backend", [EagerBackend, OnlyY])
+def test_no_tokens_are_judged_with_every_format(feature, revision, backend):
+    """The oracle and the statistic could not take an array of no rows."""
+    number = next(n for n in range(400) if asks(draw(1, n)) == (feature,))
+    problem = forward_problem(draw(1, number)).at_rows(torch.zeros(0, dtype=torch.long))
+    session = Local(backend(contract(revision)), contract=revision)
+    verdict, _ = judge(problem, session, "none")
+    assert verdict.status == "pass", verdict.reason
+
+
+def test_what_megamoe_itself_raises_is_an_error_and_no_silence(monkeypatch):
+    def broken(seen):
+        raise KeyError("gone")
+
+    monkeypatch.setattr("megamoe.fuzz.step.reached", broken)
+    verdict = judged(EagerBackend(), draw(1, 12)).verdict
+    assert verdict.status == "error" and "megamoe itself raised KeyError: 'gone'" in verdict.reason
+
+
+# --- faults that the recipes of the cases do not show -------------------------------------------
+
+RIGHT_CAST = eager_module.e4m3_codes
+
+
+def half_away(values, contract):
+    """The cast with ties away from zero: a little above a midpoint is no tie."""
+    return RIGHT_CAST(values * (1 + 2.0**-20), contract)
+
+
+class HalfAway(EagerBackend):
+    name = "half-away"
+
+    def forward(self, problem):
+        eager_module.e4m3_codes = half_away
+        try:
+            return super().forward(problem)
+        finally:
+            eager_module.e4m3_codes = RIGHT_CAST
+
+
+class MaskedWeight(EagerBackend):
+    """Takes a masked slot's part as 0 times its weight."""
+
+    name = "masked-weight"
+
+    def forward(self, problem):
+        out = super().forward(problem)
+        part = torch.where(problem.topk_ids < 0, 0 * problem.topk_weights, 0.0)
+        return {**out, "y": out["y"] + part.sum(1, keepdim=True).bfloat16()}
+
+
+class Row129(EagerBackend):
+    """Whatever an expert has beyond 128 rows has another sign."""
+
+    name = "row-129"
+
+    def forward(self, problem):
+        out = super().forward(problem)
+        for expert in problem.topk_ids.unique().tolist():
+            rows = (problem.topk_ids == expert).any(1).nonzero().flatten()
+            if expert >= 0:
+                out["y"][rows[128:]] *= -1
+        return out
+
+
+FOUND = {HalfAway: (6, "ties"), MaskedWeight: (12, "two octaves"), Row129: (51, "points")}
+
+
+@pytest.mark.slow
+def test_three_faults_are_found_among_60_problems_and_reduced(tmp_path):
+    """Each by the first number that shows it."""
+    left, found = {*FOUND}, {}
+    for number in range(60):
+        drawn = draw(1, number)
+        if "combine_dtype" in drawn.params:
+            continue  # no feature of the newest contract
+        for kind in sorted(left, key=lambda k: k.name):
+            verdict = judged(kind(), drawn).verdict
+            if verdict.status != "pass":
+                found[kind] = number, drawn.profile
+                left.discard(kind)
+    assert found == FOUND
+    for kind, (number, _) in FOUND.items():
+        session, drawn = Local(kind()), draw(1, number)
+        out = tmp_path / f"{kind.name}.safetensors"
+        verdict = Verdict(drawn.id, "forward", "fail", "as found")
+        seconds = 4.0 if kind is Row129 else 60.0  # of 129 rows nothing can go, and a try is slow
+        whole = store(drawn, verdict, out, 1, session.identity)
+        small = shrink(whole, session, seconds, 60.0, lambda line: None)
+        assert small.note == "" and small.verdict.status == "fail"
+        held = load(out)
+        assert held.about["fuzz"] == {"seed": 1, "number": number, "profile": drawn.profile}
+        assert held.problem.num_tokens == (129 if kind is Row129 else 1)
+        assert judge(held.problem, Local(EagerBackend()))[0].status == "pass"
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+
+def red(number):
+    drawn = draw(1, number)
+    return drawn, Verdict(drawn.id, "forward", "fail", f"number {number}")
+
+
+def test_the_red_of_the_lowest_number_is_the_first(monkeypatch, tmp_path):
+    """Whichever judge was the quickest."""
+    outcome = run.Outcome(tally())
+    for number in (9, 4, 6):
+        outcome.tally.done(red(number)[0], Result(red(number)[1]))
+    session = SimpleNamespace(identity=Local(EagerBackend()).identity)
+    monkeypatch.setattr(run, "shrink", lambda left, *rest: left)
+    asked = Asked(1, 1.0, out=str(tmp_path / "red.safetensors"))
+    run._leave(outcome, asked, session, SimpleNamespace(timeout=1.0), lambda n: f"again {n}")
+    assert outcome.first == red(4)
+    assert load(outcome.left.path).about["fuzz"]["number"] == 4
+    assert "alone: again 4" in outcome.tally.console.file.getvalue()
+
+
+def test_no_problem_begins_after_a_red_nor_after_the_seconds():
+    identity = Local(EagerBackend()).identity
+    counts, now = tally(), run._problems(Asked(1, 60.0), identity, tally())
+    numbers = [next(now).number for _ in range(3)]
+    assert numbers == sorted(numbers)
+    problems = run._problems(Asked(1, 60.0), identity, counts)
+    assert next(problems).number == numbers[0]
+    counts.reds[0] = red(0)
+    assert next(problems, None) is None
+    assert [*run._problems(Asked(1, 1e-9, None), identity, tally())] == []
+    assert [d.number for d in run._problems(Asked(1, 1e-9, only=33), identity, tally())] == [33]
+    assert [d.number for d in run._problems(Asked(1, 60.0, 3), identity, tally())] == [
+        n for n in range(3) if "combine_dtype" not in draw(1, n).params
+    ]  # fmt: skip
+
+
+def test_a_feature_that_is_lacking_is_passed_over_and_counted():
+    class Plain(EagerBackend):
+        features = ()
+
+    counts = tally()
+    some = [*run._problems(Asked(1, 60.0, 120), Local(Plain()).identity, counts)]
+    assert all(asks(d) == () for d in some)
+    assert len(some) + sum(counts.passed_over.values()) == 120
+    assert any("does not compute" in why for why in counts.passed_over)
+    assert any("no rule for feature fp8-combine" in why for why in counts.passed_over)
+
+
+def test_the_summary_counts_classes_judgements_and_what_was_passed_over():
+    counts = tally()
+    ok = Verdict("forward/x", "forward", "pass", how=("bitwise", "staged"))
+    where = next(i for i, r in enumerate(RARE) if r[:2] == ("top-k", "7"))
+    counts.done(draw(1, 0), Result(ok, True, (where,)))
+    counts.done(draw(1, 1), Result(ok, False, (where,)))
+    counts.done(draw(1, 2), Result(None))
+    counts.done(draw(1, 3), Result(Verdict("forward/y", "forward", "skip", "not this one")))
+    counts.summary()
+    text = counts.console.file.getvalue()
+    for said in ("7: 2 ", "1 judged bitwise, 1 by the envelope", "bitwise 2, staged 2",
+                 "passed over, 1: not this one", "passed over, 1: an operand",
+                 "2 judged in", "50% zero freedom; 0 red"):  # fmt: skip
+        assert said in text
+
+
+BAD = """
+from megamoe.backends.eager import EagerBackend
+class Bad(EagerBackend):
+    name = "bad"
+    def forward(self, p):
+        out = super().forward(p)
+        return {**out, "y": out["y"] * 2} if p.top_k > 1 and "y" in out else out
+"""
+
+
+@pytest.mark.slow
+def test_the_command_finds_says_how_to_repeat_and_leaves_a_file(tmp_path, capsys):
+    bad, out = tmp_path / "bad.py", tmp_path / "red.safetensors"
+    bad.write_text(BAD)
+    again = f"megamoe fuzz --backend {bad}:Bad --seed 1 --only "
+    first = next(n for n in range(20) if draw(1, n).params["top_k"] > 1
+                 and not {"weight_format", "combine_dtype"} & {*draw(1, n).params})  # fmt: skip
+    arguments = [*again.split()[1:], str(first), "--out", str(out)]
+    assert cli.main(arguments) == 1
+    text = capsys.readouterr().out
+    assert f"alone: {again}{first}" in text
+    assert f"reproduce: megamoe replay {out} --backend {bad}:Bad" in text
+    assert load(out).problem.num_tokens == 1
+    assert cli.main(["fuzz", "--backend", "eager", "--problems", "4", "--jobs", "2"]) == 0
+    # One of the four asks a feature that the newest contract has no rule for.
+    assert "3 judged" in capsys.readouterr().out
+
+
+def test_misuse_is_one_line(tmp_path, capsys):
+    for more, says in (
+        (["--seed", "-1"], "'-1' is not a number from 0 to 2**64 - 1"),
+        (["--only", "x"], "'x' is not a number from 0"),
+        (["--seconds", "0"], "'0' is not a number of seconds above 0"),
+        (["--out", "a.txt"], "ends in .safetensors"),
+        (["--out", f"{tmp_path}/gone/a.safetensors"], "its directory does not exist"),
+    ):
+        assert cli.main(["fuzz", "--backend", "eager", *more]) == 2
+        said = capsys.readouterr().err
+        assert says in said and said.count("\n") == 1
