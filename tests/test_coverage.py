@@ -212,6 +212,9 @@ def test_sides_of_the_clamp():
         "up below", "up infinite",
     }  # fmt: skip
     assert gates.clamp_sides(bf16(1), bf16(1), replace(act, clamp=None)) == {"no clamp"}
+    assert gates.clamp_sides(bf16(-10), bf16(1), act) == {
+        "up between"
+    }  # neither beyond nor between
     odd = gates.clamp_sides(bf16(1), bf16(1), replace(act, clamp=10.01))
     assert odd == {"clamp that bfloat16 does not hold", "gate between", "up between"}
     assert "clamp 0" in gates.clamp_sides(bf16(1), bf16(1), replace(act, clamp=0.0))
@@ -337,6 +340,10 @@ def test_witnesses_are_few_cheap_and_enough():
     assert recorded.witnesses(found, cheap, SMALL) == ["b", "c"]
     assert recorded.witnesses(found, {**cheap, "a": 0.1}, SMALL) == ["a"]
     assert recorded.witnesses(found, cheap, SMALL, before=["b"]) == ["c"]
+    # The first choice becomes needless by the two that follow it.
+    four = (Dimension("one", "a letter", dict.fromkeys("abcd", "F.")),)
+    needless = {"p": {"one": {"b", "c"}}, "q": {"one": {"a", "b"}}, "r": {"one": {"c", "d"}}}
+    assert recorded.witnesses(needless, {"p": 1.0, "q": 1.1, "r": 1.1}, four) == ["q", "r"]
 
 
 def test_a_record_of_another_form_is_refused(tmp_path):
