@@ -1,5 +1,6 @@
 """The worker as one file, told by hand what ``docs/protocol.md`` says; judges that share one."""
 
+import gc
 import json
 import os
 import subprocess
@@ -96,7 +97,9 @@ def ends(runner, case):
 
 
 def who(runner, case):
-    return runner.session.identity.name, runner.session.folder
+    """And whether its process looks for garbage, but not in what was imported."""
+    collects = gc.isenabled() and gc.get_freeze_count() > 100_000
+    return runner.session.identity.name, runner.session.folder, collects
 
 
 def test_judges_share_the_workers_and_one_that_ends_costs_its_case_alone(tmp_path):
@@ -109,7 +112,7 @@ def test_judges_share_the_workers_and_one_that_ends_costs_its_case_alone(tmp_pat
             with Judges(2, desk) as judges:
                 judges.run(cases, lambda case: None, lambda case, r: found.update({case.id: r}))
             if step is who:
-                assert set(found.values()) == {("kernel", pool.address.folder)}
+                assert set(found.values()) == {("kernel", pool.address.folder, True)}
     assert set(found) == {c.id for c in cases}
     assert all(isinstance(r, JudgeEnded) and "exit status 9" in str(r) for r in found.values())
 

@@ -169,6 +169,7 @@ def _sit(pipe: Any, desk: Desk) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     torch.set_num_threads(desk.threads)
     gc.freeze()  # what was imported is no garbage: to look through it takes 0.1 s a case
+    gc.enable()
     try:
         session = Shared(desk.address)
         identity = session.identity

@@ -5,6 +5,7 @@ folder of its socket would stay where that process was killed and could not remo
 """
 
 import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -34,6 +35,7 @@ def end(number: int, frame: FrameType | None) -> None:
 
 
 if sys.argv[:1] == ["-c"]:  # as multiprocessing starts a fork server
+    gc.disable()  # what it imports from here on is no garbage; its judges collect
     signal.signal(signal.SIGTERM, end)
     with suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
