@@ -19,7 +19,7 @@ from megamoe.explain.blocks import signed_blocks
 from megamoe.explain.instruction import weight_values
 from megamoe.explain.life import SHARED, Life, Slot, down_ends, linear1, same_codes
 from megamoe.explain.sources import Source
-from megamoe.explain.ways import I32, TOTALS, Operands, Rows, Total, Way, Where, right
+from megamoe.explain.ways import I32, TOTALS, Operands, Rows, Total, Way, Where, bits_of, right
 from megamoe.oracle.gates import Bounds, form_of, gate_bounds, gate_table, up_bounds, up_table
 from megamoe.spec.formats import (
     E4M3_NAN,
@@ -52,6 +52,8 @@ class Predictor:
     """What was shown; None where only ``y`` is there."""
     _second: dict[int, tuple[F64, F64]] = field(default_factory=dict)
     _columns: dict[tuple[int, int], F64] = field(default_factory=dict)
+    _own: npt.NDArray[np.int64] | None = None
+    _kept: tuple[F32, F32, F32] | None = None
     _first: dict[Any, dict[int, tuple[U8, U8]]] = field(default_factory=dict)
 
     # --- from x to the codes
@@ -77,13 +79,16 @@ class Predictor:
             at = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
             rows = np.concatenate([at, at + self.life.token.intermediate])
         sf, codes = self._shown(slice(None) if groups is None else groups, at)
-        counts = []
+
+        def count(one: Way) -> npt.NDArray[np.int64]:
+            sums = [self._point13(one, s, TOTALS["exact"], rows) for s in self.routed()]
+            three = np.repeat(np.stack(sums)[:, None], 3, axis=1)
+            return self._differ(one, three, sf, codes).sum(axis=1)
+
         with np.errstate(all="ignore"):
-            for one in (right(self.life), way):
-                sums = [self._point13(one, s, TOTALS["exact"], rows) for s in self.routed()]
-                three = np.repeat(np.stack(sums)[:, None], 3, axis=1)
-                counts.append(self._differ(one, three, sf, codes).sum(axis=1))
-        return bool((counts[1] < counts[0]).any())
+            if self._own is None:
+                self._own = count(right(self.life))
+            return bool((count(way) < self._own).any())
 
     def _shown(self, groups: Any, channels: Any) -> tuple[U8, U8]:
         assert self.acts is not None
@@ -122,7 +127,7 @@ class Predictor:
 
     def _codes(self, way: Way, sums: F64, weights: F32, shown: I32) -> Any:
         """Lowest and highest scale byte ``(S, G)``, lowest and highest key ``(S, n)``."""
-        value, low, high = self._values(way, sums, weights[:, None])
+        value, low, high = self._kept_values(way, sums, weights[:, None])
         crosses = (low <= 0) & (high >= 0)
         small = np.where(np.abs(low) < np.abs(high), low, high)
         large = np.where(np.abs(low) < np.abs(high), high, low)
@@ -136,6 +141,22 @@ class Predictor:
             made = way.codes(end, used, amax)
             keys.append(same_codes(np.where(_per_value(used) == 255, E4M3_NAN, made)))
         return least, most, np.min(keys, axis=0), np.max(keys, axis=0)
+
+    def _kept_values(self, way: Way, sums: F64, weights: F32) -> tuple[F32, F32, F32]:
+        """As :meth:`_values`, once for all ways that change what follows alone."""
+        if (
+            not way.steps
+            or not way.steps <= {"amax", "exponent", "codes"}
+            or sums.shape[2] != self._width
+        ):
+            return self._values(way, sums, weights)
+        if self._kept is None:
+            self._kept = self._values(way, sums, weights)
+        return self._kept
+
+    @property
+    def _width(self) -> int:
+        return 2 * self.life.token.intermediate
 
     def _values(self, way: Way, sums: F64, weights: F32) -> tuple[F32, F32, F32]:
         """Activations ``(S, I)`` before requantisation: the value, and both ends.
@@ -301,7 +322,8 @@ def _freed(values: F32, at: F32, table: F32, bounds: Bounds) -> list[F32]:
     """
     if bounds.low is bounds.high:  # none
         return [values[:, k] for k in range(3)]
-    bits = bf16_round(at)
+    found = bits_of(at)
+    bits = bf16_round(at) if found is None else found
     point = table[bits].astype(np.float64)
     out = [values[:, 0]]
     for end in (bounds.low, bounds.high):

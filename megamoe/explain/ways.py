@@ -184,13 +184,18 @@ def clamped(gate: F32, up: F32, act: Activation, contract: Contract = BASE) -> t
     """The contract's clamp, also of values that are no bfloat16."""
     if act.clamp is None:
         return gate, up
-    bits = bf16_round(gate), bf16_round(up)
-    pairs = zip(bits, (gate, up), strict=True)
-    if all(np.array_equal(bf16_decode(b), v, equal_nan=True) for b, v in pairs):
-        low, high = swiglu.clamp_gate_up(*bits, act, contract)
+    bits = bits_of(gate), bits_of(up)
+    if bits[0] is not None and bits[1] is not None:
+        low, high = swiglu.clamp_gate_up(bits[0], bits[1], act, contract)
         return bf16_decode(low), bf16_decode(high)
     bound = bound_of(act)
     return np.fmin(gate, bound), np.fmin(np.fmax(up, -bound), bound)
+
+
+def bits_of(values: F32) -> U16 | None:
+    """Bits of values that are all bfloat16; None where one is not."""
+    words = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return None if (words & 0xFFFF).any() else (words >> 16).astype(np.uint16)
 
 
 def bound_of(act: Activation) -> np.float32:
@@ -201,6 +206,9 @@ def bound_of(act: Activation) -> np.float32:
 
 def silu(gate: F32, form: Form = PLAIN) -> F32:
     """By the oracle's table where the gate is a bfloat16, plain silu in fp32 where it is not."""
+    bits = bits_of(gate)
+    if bits is not None:
+        return gate_table(form)[bits]
     exact = gate_table(form)[bf16_round(gate)]
     wide = gate / (np.float32(1) + np.exp(-gate.astype(np.float64)).astype(np.float32))
     return np.where(in_bf16(gate) == gate, exact, wide.astype(np.float32))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -251,13 +252,24 @@ def token_readers(life: Life, source: Source) -> dict[str, Reader]:
     names: dict[str, None] = {}
     for slot in life.slots:
         names |= dict.fromkeys(other_tokens_of(life, slot, source))
-    return {f"a slot reads {name}": _row_reader(life, source, name) for name in names}
+    out: dict[str, Reader] = {}
+    for name in names:
+        row = partial(_row_of, life, source, name)
+        out[f"a slot reads {name}"] = partial(_read_row, row, True, True)
+        out[f"a slot reads codes of {name}, its own scales"] = partial(_read_row, row, True, False)
+        out[f"a slot reads scales of {name}, its own codes"] = partial(_read_row, row, False, True)
+    return out
 
 
-def _row_reader(life: Life, source: Source, name: str) -> Reader:
-    def read(o: Operands) -> Operands:
-        token = other_tokens_of(life, o.where.slot, source).get(name)
-        staged: Any = None if token is None else o.where.staged(token)
-        return o if staged is None else replace(o, codes=staged[0], sf=staged[1])
+def _row_of(life: Life, source: Source, name: str, o: Operands) -> tuple[U8, U8] | None:
+    token = other_tokens_of(life, o.where.slot, source).get(name)
+    return None if token is None else o.where.staged(token)
 
-    return read
+
+def _read_row(
+    row: Callable[[Operands], tuple[U8, U8] | None], codes: bool, scales: bool, o: Operands
+) -> Operands:
+    staged = row(o)
+    if staged is None:
+        return o
+    return replace(o, codes=staged[0] if codes else o.codes, sf=staged[1] if scales else o.sf)

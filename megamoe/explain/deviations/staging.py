@@ -17,7 +17,7 @@ from megamoe.explain.ways import I32
 from megamoe.oracle.groups import group_amax, scaled_codes
 from megamoe.oracle.staging import quantize
 from megamoe.spec.contract import REVISIONS, Contract
-from megamoe.spec.formats import F32, GROUP, U8, bf16_decode, ue8m0_ceil
+from megamoe.spec.formats import F32, GROUP, U8, bf16_decode, e4m3_cast, ue8m0_ceil
 
 STAGE: Final = "staging"
 _TOKENS_AT_MOST: Final = 1024
@@ -53,6 +53,7 @@ def catalogue(life: Life, source: Source) -> Iterator[StagedWay]:
     with np.errstate(over="ignore", invalid="ignore"):
         half = hidden.astype(np.float16).astype(np.float32)
     yield StagedWay("hidden states go through fp16", partial(_quantized, half, _amax(half, c), c))
+    yield StagedWay("the exponent is not clamped", partial(_unclamped, hidden, c))
     yield from _stored(life)
     for name, token in other_tokens(life, source):
         yield StagedWay(f"x is {name}", partial(_other, source, token, c))
@@ -90,13 +91,17 @@ def _quantized(hidden: F32, amax: F32, contract: Contract) -> Staged:
 
 
 def _coded(hidden: F32, exponent: I32, contract: Contract) -> Staged:
-    least, most = contract.staging_exponent_min.value, contract.staging_exponent_max.value
-    return _unclamped(hidden, np.clip(exponent, least, most), contract)
-
-
-def _unclamped(hidden: F32, exponent: I32, contract: Contract) -> Staged:
-    byte = np.clip(exponent, 0, 255)
+    byte = np.clip(
+        exponent, contract.staging_exponent_min.value, contract.staging_exponent_max.value
+    )
     return scaled_codes(hidden[None], byte[None], contract)[0], byte.astype(np.uint8)
+
+
+def _unclamped(hidden: F32, contract: Contract) -> Staged:
+    byte = np.clip(_byte(_floored(hidden, contract)), 0, 255)
+    factor = np.ldexp(1.0, 127 - np.repeat(byte, GROUP))
+    codes = e4m3_cast(hidden.astype(np.float64) * factor, contract.cast_saturates.value)
+    return codes, byte.astype(np.uint8)
 
 
 def _row(life: Life, contract: Contract) -> Staged:
@@ -179,7 +184,10 @@ def _clauses(c: Contract) -> Iterator[tuple[str, Contract]]:
         yield "NaN counts in amax", but(amax_drops_nan=False)
     else:
         yield "NaN is left out of amax", but(amax_drops_nan=True)
-    yield "the exponent is not clamped", but(staging_exponent_min=0, staging_exponent_max=255)
+    yield (
+        "the exponent is not clamped, its factor's bits run over",
+        but(staging_exponent_min=0, staging_exponent_max=255),
+    )
     if c.staging_clips.value:
         yield "NaN is not clipped to 448", but(staging_clips=False)
     else:
