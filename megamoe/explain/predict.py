@@ -131,16 +131,13 @@ class Predictor:
         crosses = (low <= 0) & (high >= 0)
         small = np.where(np.abs(low) < np.abs(high), low, high)
         large = np.where(np.abs(low) < np.abs(high), high, low)
-        amax = way.amax(value)
-        ends = [way.exponent(way.amax(v)) for v in (np.where(crosses, 0, small), large)]
-        bytes_ = np.clip(np.stack([way.exponent(amax), *ends]), 0, 255)
+        amax = way.amax(np.stack([value, np.where(crosses, 0, small), large]))
+        bytes_ = np.clip(way.exponent(amax), 0, 255)
         least, most = bytes_.min(axis=0), bytes_.max(axis=0)
         used = np.clip(shown, least, most)
-        keys = []
-        for end in (value, low, high):
-            made = way.codes(end, used, amax)
-            keys.append(same_codes(np.where(_per_value(used) == 255, E4M3_NAN, made)))
-        return least, most, np.min(keys, axis=0), np.max(keys, axis=0)
+        made = way.codes(np.stack([value, low, high]), used, amax[0])
+        keys = same_codes(np.where(_per_value(used) == UE8M0_NAN, E4M3_NAN, made))
+        return least, most, keys.min(axis=0), keys.max(axis=0)
 
     def _kept_values(self, way: Way, sums: F64, weights: F32) -> tuple[F32, F32, F32]:
         """As :meth:`_values`, once for all ways that change what follows alone."""
