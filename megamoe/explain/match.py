@@ -3,7 +3,8 @@
 A value *differs* if the contract does not allow it. A deviation *explains* it if the deviation
 gives it, and *contradicts* a value that the contract allows and the deviation does not give. An
 exact match explains every value that differs and contradicts none. A match in part leaves at most
-half as many values wrong as the contract does; it is offered only where no match is exact.
+half as many values wrong as the contract does, and explains at least eight more than it leaves: a
+few values agree by chance. It is offered only where no match is exact.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 Bools = npt.NDArray[np.bool_]
+_MARGIN: Final = 8
+"""Scale bytes take few values: 3 of 4 have agreed by chance (``tools/false_names.py``)."""
 PARTIAL_AT_MOST: Final = 3
 """Matches in part that are offered, the best first."""
 
@@ -49,7 +52,8 @@ class Fit:
     @property
     def is_partial(self) -> bool:
         """It halves what is wrong at least, and leaves something."""
-        return 0 < self.left <= self.differing / 2
+        halves = 0 < self.left <= self.differing / 2
+        return halves and self.explains - self.left >= _MARGIN
 
     def plain(self) -> dict[str, Any]:
         """JSON-able."""

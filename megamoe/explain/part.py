@@ -17,7 +17,8 @@ from megamoe.explain import deviations
 from megamoe.explain import life as lives
 from megamoe.explain.life import SHARED, Life, live, same_codes
 from megamoe.explain.match import fit, report
-from megamoe.explain.predict import Acts, Bools, Predictor, outside
+from megamoe.explain.points import Bools, Points, outside
+from megamoe.explain.predict import Acts, Predictor
 from megamoe.explain.sources import Source
 from megamoe.explain.ways import Way
 from megamoe.judge.judgements import observable_codes
@@ -223,13 +224,14 @@ def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
 
 
 def _explain_y(life: Life, source: Source, shown: _Shown, contract: Bools) -> Plain:
-    run = Predictor(life, source, shown.acts)
     differing = int(contract.sum())
+    points = Points(life, source)
+    run = None if shown.acts is None else Predictor(life, source, shown.acts)
 
     def wrong(way: Way) -> Bools:
-        if shown.acts is not None:
+        if run is not None:
             return run.outside_y(way, shown.y)
-        return run.outside_all(way, shown.y, differing)
+        return points.outside(way, shown.y, differing // 2)
 
     catalogue = deviations.of_all if shown.acts is None else deviations.of_y
     ways = [*catalogue(life, source)]

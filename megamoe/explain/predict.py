@@ -1,43 +1,38 @@
-"""What a way makes of one token: intervals where a stage before is shown, points where none is.
+"""What a way makes of one token, where the codes of linear 2 are shown: intervals.
 
-Where ``x`` or the codes of linear 2 are shown, a way gets the freedom that the accumulator class
-gives the contract's: both ends of each sum are followed through its steps, and silu may err by as
-much as the contract's form may at the same gate. Where only ``y`` is shown, ``y`` is predicted with
-exact and with fp32 sums, and may lie as far off as the contract's own ``y`` may.
+A way gets the freedom that the accumulator class gives the contract's: both ends of each sum are
+followed through its steps, and silu may err by as much as the contract's form may at the same gate.
+:mod:`megamoe.explain.points` has what is done where only ``y`` is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megamoe.explain.blocks import signed_blocks
-from megamoe.explain.instruction import weight_values
 from megamoe.explain.life import SHARED, Life, Slot, down_ends, linear1, same_codes
+from megamoe.explain.points import Bools, Points, outside
 from megamoe.explain.sources import Source
-from megamoe.explain.ways import I32, TOTALS, Operands, Rows, Total, Way, Where, bits_of, right
+from megamoe.explain.ways import I32, TOTALS, Operands, Rows, Way, bits_of, right
 from megamoe.oracle.gates import Bounds, form_of, gate_bounds, gate_table, up_bounds, up_table
 from megamoe.spec.formats import (
     E4M3_NAN,
-    E4M3_TABLE,
     F32,
     F64,
     GROUP,
     U8,
     U16,
     UE8M0_NAN,
-    bf16_decode,
     bf16_key,
     bf16_round,
-    ue8m0_decode,
 )
-from megamoe.spec.forms import BF16
 
-Bools = npt.NDArray[np.bool_]
 Acts = Mapping[int, tuple[U8, U8]]
 """Codes ``(I,)`` and scale bytes ``(I/32,)`` by slot."""
 
@@ -48,13 +43,11 @@ class Predictor:
 
     life: Life
     source: Source
-    acts: Acts | None = None
-    """What was shown; None where only ``y`` is there."""
+    acts: Acts
+    """What was shown."""
     _second: dict[int, tuple[F64, F64]] = field(default_factory=dict)
-    _columns: dict[tuple[int, int], F64] = field(default_factory=dict)
     _own: npt.NDArray[np.int64] | None = None
     _kept: tuple[F32, F32, F32] | None = None
-    _first: dict[Any, dict[int, tuple[U8, U8]]] = field(default_factory=dict)
 
     # --- from x to the codes
 
@@ -81,7 +74,7 @@ class Predictor:
         sf, codes = self._shown(slice(None) if groups is None else groups, at)
 
         def count(one: Way) -> npt.NDArray[np.int64]:
-            sums = [self._point13(one, s, TOTALS["exact"], rows) for s in self.routed()]
+            sums = [self._points.sums13(one, s, TOTALS["exact"], rows) for s in self.routed()]
             three = np.repeat(np.stack(sums)[:, None], 3, axis=1)
             return self._differ(one, three, sf, codes).sum(axis=1)
 
@@ -91,7 +84,6 @@ class Predictor:
             return bool((count(way) < self._own).any())
 
     def _shown(self, groups: Any, channels: Any) -> tuple[U8, U8]:
-        assert self.acts is not None
         acts = [self.acts[slot.slot] for slot in self.routed()]
         return (
             np.stack([sf[groups] for _, sf in acts]),
@@ -105,15 +97,13 @@ class Predictor:
         key = same_codes(codes)
         return np.concatenate([(sf < least) | (sf > most), (key < low) | (key > high)], axis=1)
 
+    @cached_property
+    def _points(self) -> Points:
+        return Points(self.life, self.source)
+
     def routed(self) -> list[Slot]:
         """The slots whose codes a backend can show."""
         return [slot for slot in self.life.slots if slot.expert != SHARED]
-
-    def _operands(self, slot: Slot, linear: int, codes: U8, sf: U8) -> Operands:
-        where = Where(self.life, self.source, slot, linear)
-        if linear == 1:
-            return Operands(codes, sf, slot.packed, slot.sf13, where)
-        return Operands(codes, sf, slot.down.packed, slot.down.sf, where)
 
     def _sums13(self, way: Way, slot: Slot) -> F64:
         """``(3, 2I)``: the exact sums of linear 1, and both ends of what the class allows."""
@@ -122,7 +112,9 @@ class Predictor:
             return np.stack([point, point, point])
         if way.reads13 is None:
             return np.stack([slot.exact, slot.low, slot.high])
-        read = way.reads13(self._operands(slot, 1, self.life.x, self.life.x_sf))
+        read = way.reads13(
+            Operands.of(self.life, self.source, slot, 1, self.life.x, self.life.x_sf)
+        )
         return np.concatenate(linear1(*read.chosen(), self.life.accumulator)[1:])
 
     def _codes(self, way: Way, sums: F64, weights: F32, shown: I32) -> Any:
@@ -174,7 +166,6 @@ class Predictor:
 
     def outside_y(self, way: Way, y: U16) -> Bools:
         """``(n,)``: elements that were shown and the way does not give, from the codes shown."""
-        assert self.acts is not None
         low: dict[int, F32] = {}
         high: dict[int, F32] = {}
         with np.errstate(all="ignore"):
@@ -189,7 +180,6 @@ class Predictor:
 
     def _sums2(self, way: Way, slot: Slot) -> tuple[F64, F64]:
         """Both ends of linear 2, ``(n,)`` each."""
-        assert self.acts is not None
         if slot.slot not in self.acts:
             return slot.down.low, slot.down.high
         codes, sf = self.acts[slot.slot]
@@ -201,7 +191,7 @@ class Predictor:
                 operands = codes, sf, slot.down.packed, slot.down.sf
                 self._second[slot.slot] = down_ends(*operands, self.life.accumulator)
             return self._second[slot.slot]
-        read = way.reads2(self._operands(slot, 2, codes, sf))
+        read = way.reads2(Operands.of(self.life, self.source, slot, 2, codes, sf))
         return down_ends(*read.chosen(), self.life.accumulator)
 
     def _ends(self, way: Way, low: Rows, high: Rows) -> tuple[U16, U16]:
@@ -212,104 +202,6 @@ class Predictor:
         first, last = way.combine(low), way.combine(high)
         swapped = bf16_key(first) > bf16_key(last)
         return np.where(swapped, last, first), np.where(swapped, first, last)
-
-    # --- from x to y
-
-    def outside_all(self, way: Way, y: U16, enough: int) -> Bools:
-        """``(n,)``: elements of ``y`` that the way does not give, from ``x`` on.
-
-        Where exact sums leave more than ``enough`` of them, fp32 sums are not tried.
-        """
-        points: list[U16] = []
-        for name, total in TOTALS.items():
-            with np.errstate(all="ignore"):
-                points.append(self.point(way, name, total))
-            wrong = self._outside_points(points, y)
-            if way.total is not None or not wrong.any() or wrong.sum() > enough:
-                break
-        return wrong
-
-    def _outside_points(self, points: list[U16], y: U16) -> Bools:
-        """As far from a prediction as the contract's ``y`` may be from its own."""
-        life, value = self.life, [_wide(p) for p in points]
-        own = _wide(life.y)
-        size = [np.sqrt(np.nanmean(np.square(v))) if np.isfinite(v).any() else 0.0
-                for v in (own, value[0])]  # fmt: skip
-        ratio = size[1] / size[0] if size[0] and np.isfinite(size).all() else 1.0
-        with np.errstate(all="ignore"):
-            below = (own - _wide(life.y_low)) * ratio
-            above = (_wide(life.y_high) - own) * ratio
-            low = np.fmin.reduce(value) - np.nan_to_num(below)
-            high = np.fmax.reduce(value) + np.nan_to_num(above)
-            return outside(y, bf16_round(low), bf16_round(high))
-
-    def point(self, way: Way, name: str, total: Total) -> U16:
-        """``y`` of the way with one kind of sums."""
-        acts = self._point_acts(way, name, total)
-        rows = {}
-        for slot in [*self.life.slots, *(way.more() if way.more else [])]:
-            codes, sf = acts.get(slot.slot, (slot.codes, slot.exponent))
-            operands = self._operands(slot, 2, codes, sf)
-            if way.reads2 is None:
-                blocks = self._blocks2(slot, codes, sf)
-            else:
-                blocks = signed_blocks(*way.reads2(operands).chosen())
-            rows[slot.slot] = way.row((way.total or total)(blocks), way.weight(slot))
-        if not rows and not self.life.is_special:
-            return np.zeros(len(self.life.channels), np.uint16)
-        return way.combine(rows)
-
-    def _blocks2(self, slot: Slot, codes: U8, sf: U8) -> F64:
-        """``(G, n)`` block sums of linear 2 with the right weights, which are decoded once."""
-        at = slot.slot, slot.expert
-        if at not in self._columns:
-            packed, weight_sf = slot.down.packed, slot.down.sf
-            values = weight_values(packed, weight_sf)[1] * np.repeat(
-                ue8m0_decode(weight_sf), GROUP, axis=1
-            )
-            shape = len(packed), -1, GROUP
-            self._columns[at] = np.ascontiguousarray(values.reshape(shape).swapaxes(0, 1))
-        operand = E4M3_TABLE[codes].reshape(-1, GROUP, 1)
-        blocks = np.matmul(self._columns[at], operand)[..., 0]  # products of 32 fit in float64
-        return blocks * ue8m0_decode(sf)[:, None]
-
-    def _point_acts(self, way: Way, name: str, total: Total) -> dict[int, tuple[U8, U8]]:
-        """Codes and scale bytes, kept for the ways that share what comes before them."""
-        is_shared = way.steps <= {"reads13", "reads2"} or not way.moves_codes
-        kept = (name, way.reads13)
-        if is_shared and kept in self._first:
-            return self._first[kept]
-        out = {}
-        for slot in [*self.life.slots, *(way.more() if way.more else [])]:
-            gate, up = way.clamp(*way.halves(self._point13(way, slot, total)))
-            weight = np.full(1, way.weight(slot), np.float32)
-            value = way.values(way.product(way.silu(gate), way.up(up), weight))
-            amax = way.amax(value)
-            used = np.clip(way.exponent(amax), 0, 255)
-            codes = way.codes(value, used, amax)
-            codes = np.where(codes == 0x80, 0, codes).astype(np.uint8)
-            out[slot.slot] = codes, used.astype(np.uint8)
-        if is_shared and not way.more:
-            self._first[kept] = out
-        return out
-
-    def _point13(self, way: Way, slot: Slot, total: Total, rows: Any = None) -> F64:
-        """``(n,)`` sums of some rows of linear 1, or of all."""
-        every = slice(None) if rows is None else rows
-        total = way.total or total
-        if way.reads13 is None:
-            return slot.exact[every] if total is TOTALS["exact"] else total(slot.blocks[:, every])
-        x, x_sf = self.life.x, self.life.x_sf
-        operands = way.reads13(self._operands(slot, 1, x, x_sf))
-        scales_alone = operands.packed is slot.packed and operands.codes is x and not operands.late
-        codes, sf, packed, weight_sf = operands.chosen(rows)
-        own_sf = slot.sf13[every]
-        if scales_alone and not (own_sf == UE8M0_NAN).any() and not (x_sf == UE8M0_NAN).any():
-            # The blocks are the contract's, times powers of two.
-            shift = weight_sf.astype(np.int32) - own_sf + (sf.astype(np.int32) - x_sf)
-            lost = (weight_sf == UE8M0_NAN) | (sf == UE8M0_NAN)
-            return total(np.where(lost.T, np.nan, np.ldexp(slot.blocks[:, every], shift.T)))
-        return total(signed_blocks(codes, sf, packed, weight_sf))
 
 
 def _freed(values: F32, at: F32, table: F32, bounds: Bounds) -> list[F32]:
@@ -333,16 +225,3 @@ def _freed(values: F32, at: F32, table: F32, bounds: Bounds) -> list[F32]:
 
 def _per_value(of_groups: I32) -> I32:
     return np.repeat(of_groups, GROUP, axis=-1)
-
-
-def _wide(bits: U16) -> F64:
-    return bf16_decode(bits).astype(np.float64)
-
-
-def outside(y: U16, low: U16, high: U16) -> Bools:
-    """As the judge has it: inclusive, NaN only where NaN is expected."""
-    nan = BF16.is_nan(low)
-    inside = (bf16_key(y) >= bf16_key(low)) & (bf16_key(y) <= bf16_key(high)) & ~BF16.is_nan(y)
-    only_zero = (bf16_key(low) == 0) & (bf16_key(high) == 0)
-    inside &= ~only_zero | (y == low) | (y == high)
-    return ~np.where(nan, BF16.is_nan(y), inside)

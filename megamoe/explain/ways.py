@@ -84,6 +84,14 @@ class Operands:
     late: tuple[Callable[[U8, U8], tuple[U8, U8]], ...] = ()
     """What is done to ``packed`` and ``weight_sf`` once the wanted rows are chosen."""
 
+    @classmethod
+    def of(cls, life: Life, source: Source, slot: Slot, linear: int, codes: U8, sf: U8) -> Operands:
+        """What linear 1 or 2 of a slot reads beside a row of codes, as the contract says."""
+        where = Where(life, source, slot, linear)
+        if linear == 1:
+            return cls(codes, sf, slot.packed, slot.sf13, where)
+        return cls(codes, sf, slot.down.packed, slot.down.sf, where)
+
     def chosen(self, rows: Any = None) -> tuple[U8, U8, U8, U8]:
         """Codes, scale bytes, and weights with scale bytes of some rows, or of all."""
         packed, weight_sf = self.packed, self.weight_sf
