@@ -42,7 +42,7 @@ def explain(
     life = live(source, token, channels, accumulator, contract)
     at = channels.index(channel)
     said = describe(life, at, top)
-    said["actual"] = None if actual is None else part(life, actual, at)
+    said["actual"] = None if actual is None else part(life, source, actual, at)
     return said
 
 

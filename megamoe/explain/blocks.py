@@ -67,6 +67,16 @@ def row_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Blocks:
     return Blocks(*(part[:, None] for part in parts))
 
 
+def signed_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64:
+    """``(G, N)`` block sums alone, without what bounds need to know of their terms."""
+    if is_e4m3(packed, weight_sf):
+        return row_blocks(codes, sf, packed, weight_sf).low[:, 0]
+    _, powers = _of_scales()
+    signed, _ = _sums(codes, packed, absolutes=False)
+    signed *= powers[weight_sf.T] * powers[sf][:, None]
+    return signed
+
+
 @cache
 def _of_scales() -> tuple[F64, F64]:
     """UE8M0 byte to exponent and to power of two, ``(256,)``; NaN for 0xFF."""
@@ -74,7 +84,7 @@ def _of_scales() -> tuple[F64, F64]:
     return np.log2(powers), powers
 
 
-def _sums(codes: U8, packed: U8) -> tuple[F64, F64]:
+def _sums(codes: U8, packed: U8, absolutes: bool = True) -> tuple[F64, F64]:
     """Sums of 32 products without scales, and of their magnitudes: ``(G, N)`` each."""
     outputs, groups = packed.shape[0], packed.shape[1] * 2 // GROUP
     x = torch.from_numpy(E4M3_TABLE[codes]).float()
@@ -91,8 +101,10 @@ def _sums(codes: U8, packed: U8) -> tuple[F64, F64]:
         four = np.ascontiguousarray(packed[part]).view("<u2")
         values = torch.from_numpy(_quads()[four]).view(torch.float16).float()
         values = values.view(-1, groups, GROUP).transpose(0, 1)
-        products = torch.bmm(values, operand), torch.bmm(values.abs_(), magnitude)
-        for out, both in zip((signed, absolute), products, strict=True):
+        products = [torch.bmm(values, operand)]
+        if absolutes:
+            products.append(torch.bmm(values.abs_(), magnitude))
+        for out, both in zip((signed, absolute), products, strict=False):
             out[:, part] = both[..., 0].numpy()
             for other in range(1, both.shape[2]):
                 out[:, part] += both[..., other].numpy()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -159,17 +159,22 @@ def combine_rows(
 
 
 def live(
-    source: Source, at: int, channels: Sequence[int], class_name: str, contract: Contract
-) -> Life:
+    source: Source, at: int, channels: Sequence[int], class_name: str, contract: Contract,
+    staged: tuple[U8, U8] | None = None,
+) -> Life:  # fmt: skip
     """The life of token ``at`` at ``channels``. ``ValueError`` for what is not there.
 
-    Where slot rows reach the combine as FP8, ``channels`` must be whole groups of 128.
+    Where slot rows reach the combine as FP8, ``channels`` must be whole groups of 128. ``staged``:
+    codes ``(H,)`` and scale bytes ``(H/32,)`` that take the place of the right ones.
     """
     _check(source, at, channels)
     chosen = accumulator(class_name)
     token = source.token(at)
     wanted = np.array(channels, np.int64)
-    x, x_sf = quantize(token.hidden[None], contract)
+    if staged is None:
+        x, x_sf = (made[0] for made in quantize(token.hidden[None], contract))
+    else:
+        x, x_sf = staged
     slots = np.flatnonzero(is_live(token)).tolist()
     if source.shared_w13() is not None:
         slots.append(len(token.ids))
@@ -177,13 +182,22 @@ def live(
     gate_table(form), gate_bounds(form)  # made once, not by every thread
 
     def one(slot: int) -> Slot:
-        return _slot(source, token, slot, x[0], x_sf[0], wanted, chosen, contract)
+        return _slot(source, token, slot, x, x_sf, wanted, chosen, contract)
 
     made = side_by_side(one, slots)
     rows = [{s.slot: getattr(s.down, end) for s in made} for end in ("row", "row_low", "row_high")]
     y, _ = combine_rows(token, wanted, rows[0], rows[0], contract)
     low, high = combine_rows(token, wanted, rows[1], rows[2], contract)
-    return Life(at, token, wanted, chosen, x[0], x_sf[0], made, y, low, high, contract)
+    return Life(at, token, wanted, chosen, x, x_sf, made, y, low, high, contract)
+
+
+def live_slot(source: Source, life: Life, slot: int, expert: int) -> Slot:
+    """A slot of ``life`` as it would be if it went to ``expert``."""
+    ids = life.token.ids.copy()
+    ids[slot] = expert
+    token = replace(life.token, ids=ids)
+    operands = token, slot, life.x, life.x_sf, life.channels
+    return _slot(source, *operands, life.accumulator, life.contract)
 
 
 def side_by_side(one: Callable[[int], Any], items: Sequence[int]) -> list[Any]:
@@ -216,7 +230,7 @@ def _slot(
     else:
         expert, weight = int(token.ids[slot]), token.weights[slot : slot + 1, None]
         packed, sf13 = source.w13(expert)
-    blocks, exact, low, high = _linear1(x, x_sf, packed, sf13, chosen)
+    blocks, exact, low, high = linear1(x, x_sf, packed, sf13, chosen)
     gate, up = swiglu.clamp_gate_up(*bf16_halves(exact, contract), token.act, contract)
     value = swiglu.activation(gate, up, weight, token.act, contract)
     exponent = swiglu.requant_exponent(group_amax(value, contract), contract)
@@ -235,7 +249,7 @@ def _slot(
     )  # fmt: skip
 
 
-def _linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F64, F64, F64, F64]:
+def linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F64, F64, F64, F64]:
     """Block sums ``(G, 2I)``; the exact sums and their interval, ``(1, 2I)`` each."""
     outputs, groups = sf.shape
     sums, whole = np.empty((groups, outputs)), np.empty((3, 1, outputs))
@@ -276,15 +290,13 @@ def down_blocks(codes: U8, exponent: U8, packed: U8, sf: U8) -> tuple[Blocks, F6
     return blocks, exact_total(blocks)
 
 
-def down_interval(
-    codes: U8, exponent: U8, packed: U8, sf: U8, chosen: Accumulator
-) -> tuple[U16, U16]:
-    """What the class allows of linear 2, ``(n,)`` bfloat16 bits, from ``(I,)`` known codes."""
+def down_ends(codes: U8, exponent: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F64, F64]:
+    """What the class allows of the sums of linear 2, ``(n,)``, from ``(I,)`` known codes."""
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes[None], exponent[None], packed, sf)
         rows, columns = Rows.of(codes[None], exponent[None]), Columns.of(packed, sf)
         low, high = class_interval(chosen, blocks, exact, rows, columns, None)
-    return bf16_round(low[0]), bf16_round(high[0])
+    return low[0], high[0]
 
 
 def code_interval(slot: Slot, exponent: U8) -> tuple[I16, I16]:

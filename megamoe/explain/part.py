@@ -1,150 +1,242 @@
 """Where an output that somebody got leaves the life that it should have had.
 
-Stage by stage where the stages are there: each is held to what the class allows, given the one
-before it as it really was. Then the catalogue of single deviations is tried from the last good
-stage on, and the one that gives the bits is named.
+Step by step where stages are shown: each is held to what the class allows, given the one before it
+as it really was. Where a stage is outside, the catalogue of deviations of that step is tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.explain import deviations
 from megamoe.explain import life as lives
-from megamoe.explain.deviations import TOTALS, Run, catalogue, right
-from megamoe.explain.life import SHARED, Life, same_codes
+from megamoe.explain.life import SHARED, Life, live, same_codes
+from megamoe.explain.match import fit, report
+from megamoe.explain.points import Bools, Points, outside
+from megamoe.explain.predict import Acts, Predictor
+from megamoe.explain.sources import Source
+from megamoe.explain.ways import Way
 from megamoe.judge.judgements import observable_codes
-from megamoe.spec.formats import U8, U16, bf16_key, unpack_sf
+from megamoe.spec.formats import GROUP, U8, U16, bf16_round, unpack_sf
 from megamoe.spec.forms import BF16
 
 Array = npt.NDArray[Any]
-Acts = dict[int, tuple[U8, U8]]
+Plain = dict[str, Any]
+_SAMPLE: Final = 4
+"""Groups of a slot on which a deviation of linear 1 must do better before all are computed."""
+_SMALL: Final = 1 << 22
+"""Weights of linear 1 below which all groups are computed at once."""
 
 
-def part(life: Life, actual: Mapping[str, Array], at: int) -> dict[str, Any]:
+def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Plain:
     """``actual``: the token's rows of ``tensors.STAGES`` as bits, ``y`` ``(H,)`` at least.
 
-    Returns what each stage shows, the first that is outside, and the deviations that explain it.
+    Returns what each stage shows, the first that is outside, and what explains each step that is.
     """
-    y = actual["y"][life.channels]
-    stages = []
-    if "x" in actual:
-        stages.append(_said("x", "staging", actual["x"] != life.x))
-    if "x_sf" in actual:
-        stages.append(_said("x_sf", "staging", unpack_sf(actual["x_sf"]) != life.x_sf))
-    acts: Acts | None = None
-    if "l2_acts" in actual and "l2_acts_sf" in actual:
-        shown = observable_codes(actual["l2_acts"], actual["l2_acts_sf"])
-        acts = {
-            s.slot: (shown[s.slot], actual["l2_acts_sf"][s.slot])
-            for s in life.slots if s.expert != SHARED
-        }  # fmt: skip
-        stages += _acts_stages(life, acts)
-    low, high = _y_interval(life, acts)
-    last = "linear 2 or combine" if acts is not None else "not known: only y is there"
-    stages.append(_said("y", last, _outside(y, low, high)))
-    first = next((s for s in stages if s["outside"]), None)
-    found: dict[str, Any] = {
-        "y": BF16.hex(y[at]),
+    shown = _Shown.of(life, actual)
+    stages, explanations = [], []
+    wrong = _staged_outside(life, shown)
+    for name, mask in wrong.items():
+        stages.append(_said(name, "staging", mask))
+    if any(mask.any() for mask in wrong.values()):
+        explanations.append(_explain_staging(life, source, shown, wrong))
+    given, follows = _given(life, source, shown)
+    if shown.acts is not None:
+        by_slot = _acts_outside(given, shown.acts)
+        stages += _acts_stages(given, by_slot, follows)
+        if by_slot.any():
+            explanations.append(_explain_codes(given, source, shown.acts, by_slot))
+    low, high, of_codes = _y_interval(given, shown)
+    beyond = outside(shown.y, low, high)
+    last = "linear 2 or combine" if shown.acts is not None else "not known: only y is there"
+    stages.append(_said("y", last, beyond))
+    if beyond.any():
+        explanations.append(_explain_y(given, source, shown, beyond))
+    return {
+        "y": BF16.hex(shown.y[at]),
         "allowed": [BF16.hex(low[at]), BF16.hex(high[at])],
-        "given_the_codes_shown": acts is not None,
-        "outside": bool(_outside(y[at : at + 1], low[at : at + 1], high[at : at + 1])[0]),
+        "given_the_codes_shown": of_codes,
+        "outside": bool(beyond[at]),
         "stages": stages,
-        "parts_at": first,
-        "deviations": None,
+        "parts_at": next((s for s in stages if s["outside"]), None),
+        "explanations": explanations,
     }
-    if first is not None and first["stage"] not in ("x", "x_sf"):
-        found["deviations"] = _tried(life, y, acts, first["stage"])
-    return found
 
 
-def _said(stage: str, where: str, outside: npt.NDArray[np.bool_]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Shown:
+    """One token's stages, decoded; None where a backend does not show one."""
+
+    x: U8 | None
+    x_sf: U8 | None
+    acts: Acts | None
+    y: U16
+    """(n,) at the life's channels."""
+
+    @classmethod
+    def of(cls, life: Life, actual: Mapping[str, Array]) -> _Shown:
+        acts: Acts | None = None
+        if "l2_acts" in actual and "l2_acts_sf" in actual:
+            codes = observable_codes(actual["l2_acts"], actual["l2_acts_sf"])
+            routed = [s.slot for s in life.slots if s.expert != SHARED]
+            acts = {k: (codes[k], actual["l2_acts_sf"][k]) for k in routed}
+        sf = unpack_sf(actual["x_sf"]) if "x_sf" in actual else None
+        return cls(actual.get("x"), sf, acts, actual["y"][life.channels])
+
+
+def _said(stage: str, where: str, beyond: Bools) -> Plain:
     return {
         "stage": stage,
         "where": where,
-        "outside": int(outside.sum()),
-        "of": int(outside.size),
-        "first": int(np.argmax(outside)) if outside.any() else None,
+        "outside": int(beyond.sum()),
+        "of": int(beyond.size),
+        "first": int(np.argmax(beyond)) if beyond.any() else None,
     }
 
 
-def _acts_stages(life: Life, acts: Acts) -> list[dict[str, Any]]:
-    exponents, codes = [], []
+# --- what is outside ----------------------------------------------------------------------------
+
+
+def _staged_outside(life: Life, shown: _Shown) -> dict[str, Bools]:
+    out = {}
+    if shown.x is not None:
+        out["x"] = shown.x != life.x
+    if shown.x_sf is not None:
+        out["x_sf"] = shown.x_sf != life.x_sf
+    return out
+
+
+def _given(life: Life, source: Source, shown: _Shown) -> tuple[Life, str]:
+    """The life from ``x`` as it was shown, unless what comes after follows from the right one."""
+    if shown.x is None and shown.x_sf is None:
+        return life, ""
+    x = life.x if shown.x is None else shown.x
+    sf = life.x_sf if shown.x_sf is None else shown.x_sf
+    if np.array_equal(x, life.x) and np.array_equal(sf, life.x_sf):
+        return life, ""
+    channels = life.channels.tolist()
+    other = live(source, life.at, channels, life.accumulator.name, life.contract, (x, sf))
+    if _is_inside(life, shown):
+        return life, ", given the right x"
+    return other, ", given x as it was shown"
+
+
+def _is_inside(life: Life, shown: _Shown) -> bool:
+    if shown.acts is not None:
+        return not _acts_outside(life, shown.acts).any()
+    return not outside(shown.y, life.y_low, life.y_high).any()
+
+
+def _acts_outside(life: Life, acts: Acts) -> Bools:
+    """``(S, I/32 + I)``: scale bytes, then codes, of the routed slots."""
+    rows = []
     for slot in life.slots:
         if slot.slot not in acts:
             continue
-        shown, sf = acts[slot.slot]
-        exponents.append((sf < slot.exponent_low) | (sf > slot.exponent_high))
+        codes, sf = acts[slot.slot]
         low, high = lives.code_interval(slot, sf)
-        codes.append((same_codes(shown) < low) | (same_codes(shown) > high))
-    empty = np.zeros(0, np.bool_)
-    where = "between linear 1 and requantisation"
+        key = same_codes(codes)
+        wrong_sf = (sf < slot.exponent_low) | (sf > slot.exponent_high)
+        rows.append(np.concatenate([wrong_sf, (key < low) | (key > high)]))
+    return np.stack(rows) if rows else np.zeros((0, 0), np.bool_)
+
+
+def _acts_stages(life: Life, by_slot: Bools, follows: str) -> list[Plain]:
+    groups = life.token.intermediate // GROUP
+    where = f"between linear 1 and requantisation{follows}"
     return [
-        _said("l2_acts_sf", where, np.concatenate([empty, *exponents])),
-        _said("l2_acts", where, np.concatenate([empty, *codes])),
+        _said("l2_acts_sf", where, by_slot[:, :groups].ravel()),
+        _said("l2_acts", where, by_slot[:, groups:].ravel()),
     ]
 
 
-def _y_interval(life: Life, acts: Acts | None) -> tuple[U16, U16]:
-    """What ``y`` may be: given the codes that were shown, or end to end."""
-    if acts is None:
-        return life.y_low, life.y_high
+def _y_interval(life: Life, shown: _Shown) -> tuple[U16, U16, bool]:
+    """What ``y`` may be: given the codes that were shown, unless it follows from the right ones."""
+    if shown.acts is None:
+        return life.y_low, life.y_high, False
     low, high = {}, {}
     for slot in life.slots:
-        if slot.slot not in acts:  # a shared expert's codes are no stage
+        if slot.slot not in shown.acts:  # a shared expert's codes are no stage
             low[slot.slot], high[slot.slot] = slot.down.row_low, slot.down.row_high
             continue
-        low[slot.slot], high[slot.slot] = lives.down_interval(
-            *acts[slot.slot], slot.down.packed, slot.down.sf, life.accumulator
-        )
-    return life.ends(low, high)
+        operands = *shown.acts[slot.slot], slot.down.packed, slot.down.sf
+        ends = lives.down_ends(*operands, life.accumulator)
+        low[slot.slot], high[slot.slot] = (bf16_round(end) for end in ends)
+    least, most = life.ends(low, high)
+    from_shown = outside(shown.y, least, most).any()
+    if from_shown and not outside(shown.y, life.y_low, life.y_high).any():
+        return life.y_low, life.y_high, False
+    return least, most, True
 
 
-def _outside(y: U16, low: U16, high: U16) -> npt.NDArray[np.bool_]:
-    """As the judge has it: inclusive, NaN only where NaN is expected."""
-    nan = BF16.is_nan(low)
-    inside = (bf16_key(y) >= bf16_key(low)) & (bf16_key(y) <= bf16_key(high)) & ~BF16.is_nan(y)
-    only_zero = (bf16_key(low) == 0) & (bf16_key(high) == 0)
-    inside &= ~only_zero | (y == low) | (y == high)
-    return ~np.where(nan, BF16.is_nan(y), inside)
+# --- what explains it ---------------------------------------------------------------------------
 
 
-def _tried(life: Life, y: U16, acts: Acts | None, stage: str) -> dict[str, Any]:
-    """The catalogue against the bits of the first stage that is outside."""
-    of_codes = acts is not None and stage != "y"
-    run = Run(life, given=None if of_codes else acts)
-    # From codes that were shown on, only what comes after them can be at fault.
-    late = ("linear 2", "linear 1 and 2", "combine", "routing weight")
-    ways = [w for w in catalogue(life) if of_codes or acts is None or w.stage in late]
+def _explain_staging(
+    life: Life, source: Source, shown: _Shown, wrong: Mapping[str, Bools]
+) -> Plain:
+    contract = np.concatenate([*wrong.values()])[None]
+    fits, tried = [], 0
+    for way in deviations.of_staging(life, source):
+        with np.errstate(all="ignore"):
+            made = way.staged()
+        if made is None:
+            continue
+        tried += 1
+        masks = []
+        if shown.x is not None:
+            masks.append(shown.x != made[0])
+        if shown.x_sf is not None:
+            masks.append(shown.x_sf != made[1])
+        fits.append(fit(way.name, way.stage, contract, np.concatenate(masks)[None]))
+    what = "codes and scale bytes of x" if len(wrong) == 2 else f"values of {next(iter(wrong))}"
+    return report(fits, int(contract.sum()), contract.size, what, tried)
 
-    def score(way: Any) -> int:
-        best = 0
-        for total in TOTALS.values():
-            if of_codes:
-                assert acts is not None
-                made = run.acts(way, total)
-                same = sum(
-                    int((made[k][0] == acts[k][0]).sum() + (made[k][1] == acts[k][1]).sum())
-                    for k in made
-                )
-            else:
-                same = int((run.y(way, total) == y).sum())
-            best = max(best, same)
-        return best
 
-    own = score(right(life))
-    of = sum(c.size + e.size for c, e in acts.values()) if of_codes and acts else y.size
-    scored = sorted(((score(w), w) for w in ways), key=lambda pair: -pair[0])
-    best = scored[0][0] if scored else 0
-    named = [w for s, w in scored if s == best] if best > own else []
-    return {
-        "compared": "codes and exponents" if of_codes else "elements of y",
-        "of": int(of),
-        "as_the_contract_says": own,
-        "best": best,
-        "explains": bool(named) and (of - best) * 2 <= of - own,
-        "named": [{"stage": w.stage, "what": w.name} for w in named],
-    }
+def _explain_codes(life: Life, source: Source, acts: Acts, contract: Bools) -> Plain:
+    run = Predictor(life, source, acts)
+    slots = [s.slot for s in run.routed()]
+    sample = _sampled(life, contract)
+    fits, tried = [], 0
+    for way in deviations.of_codes(life, source):
+        tried += 1
+        if way.reads13 is not None and not run.improves(way, sample):
+            continue
+        fits.append(fit(way.name, way.stage, contract, run.outside_codes(way), slots))
+    return report(fits, int(contract.sum()), contract.size, "codes and scale bytes", tried)
+
+
+def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
+    """The groups with most and with fewest values outside; None where all are cheap."""
+    groups = life.token.intermediate // GROUP
+    if len(contract) * life.x.size * life.token.intermediate <= _SMALL or groups <= _SAMPLE:
+        return None
+    count = contract[:, :groups].sum(axis=0) + contract[:, groups:].reshape(
+        len(contract), groups, GROUP
+    ).sum(axis=(0, 2))
+    order = np.argsort(-count, kind="stable")
+    return np.sort(np.concatenate([order[: _SAMPLE - 1], order[-1:]]))
+
+
+def _explain_y(life: Life, source: Source, shown: _Shown, contract: Bools) -> Plain:
+    differing = int(contract.sum())
+    points = Points(life, source)
+    run = None if shown.acts is None else Predictor(life, source, shown.acts)
+
+    def wrong(way: Way) -> Bools:
+        if run is not None:
+            return run.outside_y(way, shown.y)
+        return points.outside(way, shown.y, differing // 2)
+
+    catalogue = deviations.of_all if shown.acts is None else deviations.of_y
+    ways = [*catalogue(life, source)]
+    fits = [fit(w.name, w.stage, contract[None], wrong(w)[None]) for w in ways]
+    return report(fits, differing, contract.size, "elements of y", len(ways))
+
+
+__all__ = ["part"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 Plain = dict[str, Any]
+_ALTERNATIVES: Final = 6
+"""Deviations that are shown of those that explain the same values."""
 
 
 def show(said: Plain, console: Console) -> None:
@@ -182,20 +184,40 @@ def _actual(actual: Plain, console: Console) -> None:
         return
     at = actual["parts_at"]
     console.print(f"they part at {at['stage']}: {at['where']}", highlight=False)
-    tried = actual["deviations"]
-    if tried is None:
-        return
-    right, best = tried["as_the_contract_says"], tried["best"]
-    base = f"of {tried['of']} {tried['compared']} the contract's way gives {right}"
-    if not tried["named"]:
-        console.print(f"no known single deviation explains it: {base}", highlight=False)
-        return
-    all_of = "all of them" if best == tried["of"] else f"{best}"
-    console.print(f"{base}; this gives {all_of}:", highlight=False)
-    for way in tried["named"][:5]:
-        console.print(f"  {way['stage']}: {way['what']}", highlight=False)
-    if not tried["explains"]:
-        console.print("  (too few to explain it)", highlight=False)
+    for explained in actual["explanations"]:
+        for line in explanation(explained):
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def explanation(explained: Plain) -> list[str]:
+    """What explains the values of one step that are outside, in lines."""
+    differing, tried = explained["differing"], explained["tried"]
+    said = f"{differing} of {explained['of']} {explained['compared']} are outside"
+    exact, partial = explained["exact"], explained["partial"]
+    if not exact and not partial:
+        return [f"{said}: none of {tried} known deviations explains them"]
+    if partial:
+        lines = [f"{said}: none of {tried} known deviations explains them all; in part:"]
+        return lines + [f"  {_way(way)}: {_how_much(way, differing)}" for way in partial]
+    all_of = f"all {differing}" if differing > 1 else "the one"
+    if len(exact) == 1:
+        return [f"{said}; this explains {all_of}:", f"  {_way(exact[0])}"]
+    lines = [f"{said}; each of these explains {all_of}, this data cannot tell them apart:"]
+    lines += [f"  {_way(way)}" for way in exact[:_ALTERNATIVES]]
+    more = len(exact) - _ALTERNATIVES
+    return [*lines, f"  and {more} more (--json has them)"] if more > 0 else lines
+
+
+def _way(way: Plain) -> str:
+    where = f", {way['where']}" if way["where"] else ""
+    return f"{way['stage']}: {way['what']}{where}"
+
+
+def _how_much(way: Plain, differing: int) -> str:
+    text = f"explains {way['explains']} of {differing}; {way['unexplained']} left unexplained"
+    if way["contradicts"]:
+        text += f", and {way['contradicts']} that are right would be wrong"
+    return text
 
 
 def _table(*names: str) -> Table:

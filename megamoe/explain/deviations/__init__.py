@@ -1,0 +1,82 @@
+"""The catalogue: known ways to be wrong, by stage.
+
+| module | from | to |
+|---|---|---|
+| ``staging`` | hidden states | ``x``, ``x_sf`` |
+| ``operands`` | what a linear reads: codes, scale bytes, nibbles, rows, experts | its sums |
+| ``activation`` | sums of linear 1 | fp32 activations |
+| ``requantise`` | fp32 activations | ``l2_acts``, ``l2_acts_sf`` |
+| ``combine`` | sums of linear 2 | ``y`` |
+
+``casts`` has what both quantisations can do wrong, ``rows`` which rows a wrong index reads. Another
+revision of the contract is a deviation too.
+
+To add one, name it in its module. A deviation replaces steps of :class:`megamoe.explain.ways.Way`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megamoe.explain.deviations import activation, combine, operands, requantise
+from megamoe.explain.deviations.staging import catalogue as of_staging
+from megamoe.explain.life import Life
+from megamoe.explain.sources import Source
+from megamoe.explain.ways import Way, right
+from megamoe.spec.contract import REVISIONS
+
+
+def of_codes(life: Life, source: Source) -> Iterator[Way]:
+    """From ``x`` to the codes of linear 2."""
+    own = right(life)
+    yield from activation.catalogue(life, source)
+    yield from requantise.catalogue(life)
+    for name, total in activation.TOTALS_OFF.items():
+        yield own.replaced(name, "linear 1", total=total)
+    yield from _contracts(life)
+    readers = {**operands.readers(1), **operands.token_readers(life, source)}
+    for name, reader in readers.items():
+        yield own.replaced(name, "linear 1", reads13=reader)
+
+
+def of_y(life: Life, source: Source) -> Iterator[Way]:
+    """From the codes of linear 2 to ``y``."""
+    own = right(life)
+    yield from combine.catalogue(life, source)
+    for name, total in activation.TOTALS_OFF.items():
+        yield own.replaced(name, "linear 2", total=total)
+    yield from _contracts(life)
+    for name, reader in operands.readers(2).items():
+        yield own.replaced(name, "linear 2", reads2=reader)
+
+
+def of_all(life: Life, source: Source) -> Iterator[Way]:
+    """From ``x`` to ``y``, where no stage between them is shown."""
+    own = right(life)
+    yield from activation.catalogue(life, source)
+    yield from requantise.catalogue(life)
+    yield from combine.catalogue(life, source)
+    for name, total in activation.TOTALS_OFF.items():
+        yield own.replaced(name, "linear 1 and 2", total=total)
+    yield from _contracts(life)
+    second = operands.readers(2)
+    for name, reader in second.items():
+        yield own.replaced(name, "linear 2", reads2=reader)
+    for name, reader in {**operands.readers(1), **operands.token_readers(life, source)}.items():
+        yield own.replaced(name, "linear 1", reads13=reader)
+        if name in second:
+            yield own.replaced(name, "linear 1 and 2", reads13=reader, reads2=second[name])
+
+
+def _contracts(life: Life) -> Iterator[Way]:
+    for other in REVISIONS.values():
+        if other.differences(life.contract) and life.is_known_to(other):
+            way = right(life, other)
+            steps = {"exponent": way.exponent, "combine": way.combine, "clamp": way.clamp,
+                     "silu": way.silu, "up": way.up, "product": way.product, "amax": way.amax,
+                     "values": way.values, "codes": way.codes, "halves": way.halves}  # fmt: skip
+            name = f"all is as contract {other.revision} says"
+            yield right(life).replaced(name, "contract", contract=other, **steps)
+
+
+__all__ = ["of_all", "of_codes", "of_staging", "of_y"]

@@ -1,0 +1,81 @@
+"""Which other token's row, or other weight, a wrong index reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from megamoe.explain.life import Life, Slot
+from megamoe.explain.sources import Source
+
+
+def other_tokens(life: Life, source: Source) -> Iterator[tuple[str, int]]:
+    """Rows that an index of the token alone can hit by mistake, without those out of range."""
+    at, slots, tokens = life.at, len(life.token.ids), source.tokens
+    found = {
+        "the row of the token before": at - 1,
+        "the row of the token after": at + 1,
+        "the row of token 0": 0,
+        f"the row of token i * {slots}, i the token": at * slots,
+        f"the row of token i / {slots}, i the token": at // slots,
+        "the row of the same place in the first 128 tokens": at % 128,
+        "the row of the same place from the end": tokens - 1 - at,
+    }
+    yield from _once(found, at, tokens)
+
+
+def other_tokens_of(life: Life, slot: Slot, source: Source) -> dict[str, int]:
+    """The same, and rows that an index of the token and its slot can hit."""
+    at, k, slots, tokens = life.at, slot.slot, len(life.token.ids), source.tokens
+    return dict(other_tokens(life, source)) | dict(
+        _once(
+            {
+                "the row of the slot's index, i * K + k": at * slots + k,
+                "the row of slot order, k": k,
+                "the row of the slot's index modulo T": (at * slots + k) % tokens,
+                "the row of the transposed index, (k * T + i) / K": (k * tokens + at) // slots,
+            },
+            at,
+            tokens,
+        )
+    )
+
+
+def _once(found: dict[str, int], at: int, tokens: int) -> Iterator[tuple[str, int]]:
+    for name, token in found.items():
+        if token != at and 0 <= token < tokens:
+            yield name, token
+
+
+def other_weights(life: Life, source: Source) -> dict[str, dict[int, np.float32]]:
+    """By name: the routing weight that each slot gets from a wrong index."""
+    at, weights, tokens = life.at, life.token.weights, source.tokens
+    slots = len(weights)
+    live = [slot.slot for slot in life.slots if slot.slot < slots]
+    found = {
+        "the routing weight is that of slot 0": dict.fromkeys(live, weights[0]),
+        "the routing weight is that of the slot before": {k: weights[k - 1] for k in live},
+        "the routing weight is that of the slot after": {k: weights[(k + 1) % slots] for k in live},
+        "routing weights are in reverse order": {k: weights[slots - 1 - k] for k in live},
+        "routing weights are in the order of their experts": _by_expert(life, live),
+    }
+    for name, token in (("before", at - 1), ("after", at + 1)):
+        if 0 <= token < tokens:
+            other = source.token(token).weights
+            found[f"the routing weight is that of the token {name}"] = {k: other[k] for k in live}
+    flat = {k: divmod(k * tokens + at, slots) for k in live}
+    found["the routing weight is read from the transposed index"] = {
+        k: source.token(token).weights[slot] for k, (token, slot) in flat.items()
+    }
+    total = np.float32(sum(weights[k] for k in live))
+    if total:
+        found["routing weights are normalised to a sum of 1"] = {
+            k: np.float32(weights[k] / total) for k in live
+        }
+    return found
+
+
+def _by_expert(life: Life, live: list[int]) -> dict[int, np.float32]:
+    order = sorted(live, key=lambda k: life.token.ids[k])
+    return {k: life.token.weights[order[place]] for place, k in enumerate(live)}

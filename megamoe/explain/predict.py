@@ -1,0 +1,227 @@
+"""What a way makes of one token, where the codes of linear 2 are shown: intervals.
+
+A way gets the freedom that the accumulator class gives the contract's: both ends of each sum are
+followed through its steps, and silu may err by as much as the contract's form may at the same gate.
+:mod:`megamoe.explain.points` has what is done where only ``y`` is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.explain.blocks import signed_blocks
+from megamoe.explain.life import SHARED, Life, Slot, down_ends, linear1, same_codes
+from megamoe.explain.points import Bools, Points, outside
+from megamoe.explain.sources import Source
+from megamoe.explain.ways import I32, TOTALS, Operands, Rows, Way, bits_of, right
+from megamoe.oracle.gates import Bounds, form_of, gate_bounds, gate_table, up_bounds, up_table
+from megamoe.spec.formats import (
+    E4M3_NAN,
+    F32,
+    F64,
+    GROUP,
+    U8,
+    U16,
+    UE8M0_NAN,
+    bf16_key,
+    bf16_round,
+)
+
+Acts = Mapping[int, tuple[U8, U8]]
+"""Codes ``(I,)`` and scale bytes ``(I/32,)`` by slot."""
+
+
+@dataclass
+class Predictor:
+    """Runs ways on one life; what no way changes is computed once."""
+
+    life: Life
+    source: Source
+    acts: Acts
+    """What was shown."""
+    _second: dict[int, tuple[F64, F64]] = field(default_factory=dict)
+    _own: npt.NDArray[np.int64] | None = None
+    _kept: tuple[F32, F32, F32] | None = None
+
+    # --- from x to the codes
+
+    def outside_codes(self, way: Way) -> Bools:
+        """``(S, I/32 + I)``: scale bytes, then codes, that were shown and the way does not give.
+
+        ``S`` are the routed slots.
+        """
+        sf, codes = self._shown(slice(None), slice(None))
+        with np.errstate(all="ignore"):
+            sums = np.stack([self._sums13(way, slot) for slot in self.routed()])
+            return self._differ(way, sums, sf, codes)
+
+    def improves(self, way: Way, groups: npt.NDArray[np.int64] | None) -> bool:
+        """Whether a way that changes operands of linear 1 gives more of some slot than the right.
+
+        By exact sums, and on ``groups`` alone where these are given: a quick look.
+        """
+        at: Any = slice(None)
+        rows = None
+        if groups is not None:
+            at = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
+            rows = np.concatenate([at, at + self.life.token.intermediate])
+        sf, codes = self._shown(slice(None) if groups is None else groups, at)
+
+        def count(one: Way) -> npt.NDArray[np.int64]:
+            sums = [self._points.sums13(one, s, TOTALS["exact"], rows) for s in self.routed()]
+            three = np.repeat(np.stack(sums)[:, None], 3, axis=1)
+            return self._differ(one, three, sf, codes).sum(axis=1)
+
+        with np.errstate(all="ignore"):
+            if self._own is None:
+                self._own = count(right(self.life))
+            return bool((count(way) < self._own).any())
+
+    def _shown(self, groups: Any, channels: Any) -> tuple[U8, U8]:
+        acts = [self.acts[slot.slot] for slot in self.routed()]
+        return (
+            np.stack([sf[groups] for _, sf in acts]),
+            np.stack([codes[channels] for codes, _ in acts]),
+        )
+
+    def _differ(self, way: Way, sums: F64, sf: U8, codes: U8) -> Bools:
+        """``sums`` ``(S, 3, 2n)`` against what was shown of ``n`` channels."""
+        weights = np.array([way.weight(s) for s in self.routed()], np.float32)
+        least, most, low, high = self._codes(way, sums, weights, sf.astype(np.int32))
+        key = same_codes(codes)
+        return np.concatenate([(sf < least) | (sf > most), (key < low) | (key > high)], axis=1)
+
+    @cached_property
+    def _points(self) -> Points:
+        return Points(self.life, self.source)
+
+    def routed(self) -> list[Slot]:
+        """The slots whose codes a backend can show."""
+        return [slot for slot in self.life.slots if slot.expert != SHARED]
+
+    def _sums13(self, way: Way, slot: Slot) -> F64:
+        """``(3, 2I)``: the exact sums of linear 1, and both ends of what the class allows."""
+        if way.total is not None:
+            point = way.total(slot.blocks)
+            return np.stack([point, point, point])
+        if way.reads13 is None:
+            return np.stack([slot.exact, slot.low, slot.high])
+        read = way.reads13(
+            Operands.of(self.life, self.source, slot, 1, self.life.x, self.life.x_sf)
+        )
+        return np.concatenate(linear1(*read.chosen(), self.life.accumulator)[1:])
+
+    def _codes(self, way: Way, sums: F64, weights: F32, shown: I32) -> Any:
+        """Lowest and highest scale byte ``(S, G)``, lowest and highest key ``(S, n)``."""
+        value, low, high = self._kept_values(way, sums, weights[:, None])
+        crosses = (low <= 0) & (high >= 0)
+        small = np.where(np.abs(low) < np.abs(high), low, high)
+        large = np.where(np.abs(low) < np.abs(high), high, low)
+        amax = way.amax(np.stack([value, np.where(crosses, 0, small), large]))
+        bytes_ = np.clip(way.exponent(amax), 0, 255)
+        least, most = bytes_.min(axis=0), bytes_.max(axis=0)
+        used = np.clip(shown, least, most)
+        made = way.codes(np.stack([value, low, high]), used, amax[0])
+        keys = same_codes(np.where(_per_value(used) == UE8M0_NAN, E4M3_NAN, made))
+        return least, most, keys.min(axis=0), keys.max(axis=0)
+
+    def _kept_values(self, way: Way, sums: F64, weights: F32) -> tuple[F32, F32, F32]:
+        """As :meth:`_values`, once for all ways that change what follows alone."""
+        if (
+            not way.steps
+            or not way.steps <= {"amax", "exponent", "codes"}
+            or sums.shape[2] != self._width
+        ):
+            return self._values(way, sums, weights)
+        if self._kept is None:
+            self._kept = self._values(way, sums, weights)
+        return self._kept
+
+    @property
+    def _width(self) -> int:
+        return 2 * self.life.token.intermediate
+
+    def _values(self, way: Way, sums: F64, weights: F32) -> tuple[F32, F32, F32]:
+        """Activations ``(S, I)`` before requantisation: the value, and both ends.
+
+        ``sums`` ``(S, 3, 2I)``, ``weights`` ``(S, 1)``.
+        """
+        gate, up = way.clamp(*way.halves(sums))
+        form = form_of(self.life.token.act, self.life.contract)
+        gated = _freed(way.silu(gate), gate, gate_table(form), gate_bounds(form))
+        upped = _freed(way.up(up), up, up_table(form), up_bounds(form))
+        value = way.values(way.product(gated[0], upped[0], weights))
+        corners = [way.values(way.product(g, u, weights)) for g in gated[1:] for u in upped[1:]]
+        low, high = (pick.reduce([value, *corners]) for pick in (np.fmin, np.fmax))
+        lost = np.isnan(value)
+        return value, np.where(lost, value, low), np.where(lost, value, high)
+
+    # --- from the codes to y
+
+    def outside_y(self, way: Way, y: U16) -> Bools:
+        """``(n,)``: elements that were shown and the way does not give, from the codes shown."""
+        low: dict[int, F32] = {}
+        high: dict[int, F32] = {}
+        with np.errstate(all="ignore"):
+            for slot in [*self.life.slots, *(way.more() if way.more else [])]:
+                weight = way.weight(slot)
+                ends = [way.row(end, weight) for end in self._sums2(way, slot)]
+                low[slot.slot], high[slot.slot] = np.minimum(*ends), np.maximum(*ends)
+            if not low and not self.life.is_special:
+                return y != 0
+            least, most = self._ends(way, low, high)
+        return outside(y, least, most)
+
+    def _sums2(self, way: Way, slot: Slot) -> tuple[F64, F64]:
+        """Both ends of linear 2, ``(n,)`` each."""
+        if slot.slot not in self.acts:
+            return slot.down.low, slot.down.high
+        codes, sf = self.acts[slot.slot]
+        if way.total is not None:
+            point = way.total(signed_blocks(codes, sf, slot.down.packed, slot.down.sf))
+            return point, point
+        if way.reads2 is None:
+            if slot.slot not in self._second:
+                operands = codes, sf, slot.down.packed, slot.down.sf
+                self._second[slot.slot] = down_ends(*operands, self.life.accumulator)
+            return self._second[slot.slot]
+        read = way.reads2(Operands.of(self.life, self.source, slot, 2, codes, sf))
+        return down_ends(*read.chosen(), self.life.accumulator)
+
+    def _ends(self, way: Way, low: Rows, high: Rows) -> tuple[U16, U16]:
+        own = "combine" not in way.steps and way.more is None
+        if own and ("row" not in way.steps or self.life.is_special):
+            bits = [{k: bf16_round(r) for k, r in rows.items()} for rows in (low, high)]
+            return self.life.ends(*bits)
+        first, last = way.combine(low), way.combine(high)
+        swapped = bf16_key(first) > bf16_key(last)
+        return np.where(swapped, last, first), np.where(swapped, first, last)
+
+
+def _freed(values: F32, at: F32, table: F32, bounds: Bounds) -> list[F32]:
+    """``(S, 3, n)`` of a value and both ends to the value and all ends, ``(S, n)`` each.
+
+    ``table`` and ``bounds`` are the contract's function of ``at``: its relative error is allowed.
+    """
+    if bounds.low is bounds.high:  # none
+        return [values[:, k] for k in range(3)]
+    found = bits_of(at)
+    bits = bf16_round(at) if found is None else found
+    point = table[bits].astype(np.float64)
+    out = [values[:, 0]]
+    for end in (bounds.low, bounds.high):
+        factor = end[bits] / point
+        factor = np.where(np.isfinite(factor), factor, 1.0)
+        moved = (values * factor).astype(np.float32)
+        out += [moved[:, 1], moved[:, 2]]
+    return out
+
+
+def _per_value(of_groups: I32) -> I32:
+    return np.repeat(of_groups, GROUP, axis=-1)
