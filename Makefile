@@ -9,20 +9,21 @@ ARGS ?=
 # An interpreter that has torch already: then no .venv is made. `nix develop` exports it.
 MEGAMOE_PYTHON ?=
 ifeq ($(strip $(MEGAMOE_PYTHON)),)
-PY := .venv/bin/python
+INTERPRETER := .venv/bin/python
+IMPORTS :=
 SETUP := PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh tools/setup_env.sh
 else
 # Before what the shell says, not instead of it: a Nix shell may keep its packages there.
-PY := PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}" '$(MEGAMOE_PYTHON)'
+INTERPRETER := '$(MEGAMOE_PYTHON)'
+IMPORTS := PYTHONPATH=".$${PYTHONPATH:+:$$PYTHONPATH}"
 SETUP := sh tools/setup_env.sh --host '$(MEGAMOE_PYTHON)'
 endif
+PY := $(IMPORTS) $(INTERPRETER)
 MEGAMOE := $(PY) -c 'import sys; from megamoe.commands.main import main; sys.exit(main())'
 
 # One thread a worker: two workers with a pool each would fight over two cores.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
-# Each runs, so that one red does not hide the next.
-LINT := (red=0; $(PY) -m ruff check . || red=1; $(PY) -m ruff format --check . || red=1; \
-	$(PY) -m mypy || red=1; $(PY) tools/versions.py || red=1; exit $$red)
+LINT := $(IMPORTS) sh tools/lint.sh $(INTERPRETER)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check check-full test test-fast lint format bench golden-verify sanitize compile-sm100 versions lock clean

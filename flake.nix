@@ -1,6 +1,20 @@
 {
   description = "megamoe: is this fused FP8 x FP4 mixture-of-experts kernel right, bit by bit?";
 
+  # NixOS's own cache has nothing unfree, so without these two torch for CUDA is compiled from
+  # source, for hours. They are other people's: Nix asks whether to trust them, and ignores them for
+  # a user whom the daemon does not trust. nix/caches.nix has the same (docs/toolchain.md).
+  nixConfig = {
+    extra-substituters = [
+      "https://cache.nixos-cuda.org"
+      "https://cache.flox.dev"
+    ];
+    extra-trusted-public-keys = [
+      "cache.nixos-cuda.org:74DUi4Ye579gUqzH4ziL9IyiJBlDpMRn9MBN8oNan9M="
+      "flox-cache-public-1:7F4OyH7ZCnFhcze3fJdfyXYLQw/aV7GEed86nQ7IsOs="
+    ];
+  };
+
   # flake.lock answers "which commits made this number". To bump a source: write its revision here,
   # run `nix flake lock`, commit both (docs/toolchain.md). To try one: --override-input.
   inputs = {

@@ -18,7 +18,11 @@ symlinkJoin {
     (getInclude cudaPackages.cuda_cudart)
     (getInclude cudaPackages.cuda_nvrtc)
     (getInclude (cudaPackages.cccl or cudaPackages.cuda_cccl)) # nixpkgs renamed it
-  ];
+  ]
+  # From CUDA 13 on crt/ is no part of nvcc, and symlinkJoin follows no propagation.
+  ++ lib.optional (lib.versionAtLeast cudaPackages.cudaMajorMinorVersion "13") (
+    getInclude cudaPackages.cuda_crt
+  );
   # nixpkgs' nvcc looks for headers in its own folder only, and DeepGEMM names none of CUDA's.
   postBuild = ''
     rm -f $out/bin/nvcc

@@ -3,6 +3,7 @@
 #
 #   sh nix/doctor.sh            can this flake be used?
 #   sh nix/doctor.sh sm90       can its gpuChecks for sm90 be built, here or on a builder?
+#   sh nix/doctor.sh compile    would torch be compiled? Asks Nix, which downloads nixpkgs for it.
 #
 # Exit 0: nothing found; 1: one thing found, the first. HOST_ROOT is put before the host's paths.
 set -eu
@@ -45,6 +46,10 @@ builder() {
 
 case $arch in
 '' | sm[0-9]*) ;;
+compile)
+    dry=yes
+    arch=
+    ;;
 *) found "$arch is no architecture such as sm90 or sm100" "sh nix/doctor.sh sm90" ;;
 esac
 
@@ -76,7 +81,31 @@ if [ -n "$arch" ] && ! has "$(setting system-features)" "cuda-$arch" && ! builde
             "echo 'extra-system-features = cuda cuda-$arch' | sudo tee -a /etc/nix/nix.conf"
     fi
     found "no builder offers the feature cuda-$arch" \
-        "echo 'ssh-ng://nix-ssh@HOST $(uname -m)-linux - 1 1 cuda,cuda-$arch' | sudo tee -a /etc/nix/machines"
+        "echo 'ssh-ng://nix-ssh@HOST $(uname -m)-linux - 1 1 big-parallel,cuda,cuda-$arch' | sudo tee -a /etc/nix/machines"
+fi
+
+# A cache that holds torch for CUDA: in the settings. The flake's own nixConfig counts only where the
+# daemon trusts this user and he said yes.
+caches=$(sed -n 's/^  "\(https:[^"]*\)" = .*/\1/p' "$root/nix/caches.nix")
+keys=$(sed -n 's/^  "https:[^"]*" = "\([^"]*\)";/\1/p' "$root/nix/caches.nix")
+known=
+for cache in $caches; do
+    ! has "$(setting substituters)" "$cache" && ! has "$(setting substituters)" "$cache/" || known=yes
+done
+[ -n "$known" ] ||
+    found "no binary cache with torch for CUDA is set up, so it would be compiled, for hours" \
+        "printf '%s\\n' 'extra-substituters = $(echo $caches)' 'extra-trusted-public-keys = $(echo $keys)' | sudo tee -a /etc/nix/nix.conf"
+
+if [ -n "${dry:-}" ]; then
+    shell="$root#devShells.$(uname -m)-linux.default"
+    plan=$(asked build --dry-run --no-link "$shell" 2>&1) ||
+        found "the CUDA shell does not evaluate: $(printf '%s\n' "$plan" | tail -n 1)" \
+            "nix build --dry-run '$shell', which says more"
+    # What is to be built is listed as .drv; what is to be fetched is not.
+    heavy=$(printf '%s\n' "$plan" | sed -n 's|.*/[a-z0-9]*-\(python3[.0-9]*-\(torch\|triton\)-[0-9.]*\)\.drv$|\1|p' | sort -u)
+    [ -z "$heavy" ] ||
+        found "$(echo $heavy) would be compiled, for hours: no cache that is set up has it" \
+            "take a nixpkgs that a CUDA CI has built (docs/toolchain.md, The binary caches)"
 fi
 
 echo "doctor: Nix $version, flakes, flake.lock${arch:+, cuda-$arch}: nothing found"

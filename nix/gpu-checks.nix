@@ -12,6 +12,8 @@ let
   inherit (pkgs) lib;
 
   shards = 4;
+  # Worker processes of one check. Not NIX_BUILD_CORES: each holds a context of the one GPU.
+  workers = 2;
   architectures = {
     sm90 = {
       features = [
@@ -58,6 +60,8 @@ let
         requiredSystemFeatures = architectures.${arch}.features;
         MEGAMOE_PYTHON = "${python}/bin/python3";
         CUDA_HOME = "${pkgs.megamoe-cuda-home}";
+        # Triton compiles its launchers with it; runCommand brings no compiler.
+        CC = lib.getExe' pkgs.cudaPackages.backendStdenv.cc "cc";
         BACKEND = architectures.${arch}.backend;
         DEVICE = "cuda";
         ARCH = arch;
@@ -67,7 +71,7 @@ let
         cp -r ${source} work
         chmod -R u+w work
         cd work
-        export HOME=$TMPDIR OUT=$out JOBS=$NIX_BUILD_CORES
+        export HOME=$TMPDIR OUT=$out JOBS=${toString workers}
         mkdir $out
         status=0
         sh ci/shard.sh ${toString index} ${toString shards} || status=$?

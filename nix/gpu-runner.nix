@@ -23,6 +23,9 @@ let
     types
     ;
 
+  caches = import ./caches.nix;
+  work = "megamoe-runner"; # of /var/cache
+
   refuseForks = pkgs.writeShellScript "megamoe-refuse-forks.sh" ''
     exec ${pkgs.python3}/bin/python3 ${./refuse_forks.py} ${cfg.runner.repository}
   '';
@@ -66,12 +69,12 @@ in
     {
       assertions = [
         {
-          assertion =
-            config.hardware.graphics.enable
-            && builtins.elem "nvidia" config.services.xserver.videoDrivers;
+          # Not videoDrivers: that excludes the driver of machines with NVSwitch.
+          assertion = config.hardware.nvidia.enabled;
           message =
-            "services.megamoe-gpu: no NVIDIA driver: set hardware.graphics.enable = true and "
-            + "services.xserver.videoDrivers = [ \"nvidia\" ]";
+            "services.megamoe-gpu: no NVIDIA driver: set hardware.nvidia.open = true, and "
+            + "services.xserver.videoDrivers = [ \"nvidia\" ] or, on a machine with NVSwitch, "
+            + "hardware.nvidia.datacenter.enable = true";
         }
       ];
 
@@ -80,15 +83,11 @@ in
           "nix-command"
           "flakes"
         ];
-        # A definition replaces NixOS's default list, so what is wanted of that stands here too.
-        system-features = [
-          "benchmark"
-          "big-parallel"
-          "kvm"
-          "nixos-test"
-          "cuda"
-          "cuda-${cfg.architecture}"
-        ];
+        # Joined with NixOS's own list and with what nix-required-mounts adds, "cuda" among it.
+        system-features = [ "cuda-${cfg.architecture}" ];
+        # The runner's user is not trusted, so the flake's own nixConfig does nothing for its jobs.
+        substituters = builtins.attrNames caches;
+        trusted-public-keys = builtins.attrValues caches;
       };
       # Gives the sandbox the driver and the devices, for derivations that ask for "cuda" only.
       programs.nix-required-mounts = {
@@ -114,6 +113,8 @@ in
         inherit (cfg.runner) url tokenFile;
         ephemeral = true;
         replace = true;
+        # Without it jobs work in /run, which lies in memory.
+        workDir = "/var/cache/${work}";
         extraLabels = [
           "gpu"
           cfg.architecture
@@ -124,8 +125,9 @@ in
         ];
         # The runner starts this before each job, and runs no job where it fails.
         extraEnvironment.ACTIONS_RUNNER_HOOK_JOB_STARTED = "${refuseForks}";
-        # A job that runs a shard outside a build needs the devices.
         serviceOverrides = {
+          CacheDirectory = [ work ];
+          # A job that runs a shard outside a build needs the devices.
           PrivateDevices = false;
           DeviceAllow = [ "char-nvidia* rw" ];
         };

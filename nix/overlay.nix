@@ -15,8 +15,6 @@ final: prev: {
       deep-gemm = python.callPackage ./deep-gemm.nix { inherit deepgemm-src cutlass-src fmt-src; };
       megamoe = python.callPackage ./megamoe.nix { inherit project source; };
       mmasim = python.callPackage ./mmasim.nix { };
-      # nixpkgs has it as a program only.
-      check-jsonschema = python.toPythonModule final.check-jsonschema;
     })
   ];
 }

@@ -15,6 +15,7 @@ from megamoe.commands.main import main
 from megamoe.compare import sides, stages
 from megamoe.compare.running import Running
 from megamoe.compare.sides import CannotStart, Ready, parse
+from tests.helpers import history
 
 pytestmark = pytest.mark.usefixtures("warm")
 HERE = Path(__file__).resolve().parent
@@ -267,7 +268,14 @@ def test_an_argument_lost_while_inlining_shows_at_the_stage_it_belongs_to(capsys
 # --- sides ------------------------------------------------------------------------------------
 
 
-def test_sides_are_told_apart_by_what_they_are(tmp_path):
+@pytest.fixture
+def repository(tmp_path):
+    """One of its own: a source that Nix or a wheel has unpacked has no history."""
+    history.commit_all(tmp_path / "repository", [("first", {"file": "text"})])
+    return tmp_path / "repository"
+
+
+def test_sides_are_told_apart_by_what_they_are(tmp_path, repository):
     venv.create(tmp_path / "env", with_pip=False)
     kinds = {
         "this": "this",
@@ -280,7 +288,7 @@ def test_sides_are_told_apart_by_what_they_are(tmp_path):
         "flake:deepgemm=github:deepseek-ai/DeepGEMM/54e2261": "flake",
     }
     for text, kind in kinds.items():
-        assert parse(text).kind == kind, text
+        assert parse(text, repository).kind == kind, text
 
 
 @pytest.mark.parametrize(
@@ -291,8 +299,8 @@ def test_sides_are_told_apart_by_what_they_are(tmp_path):
         ("flake:nothing", "write flake:INPUT=URL"),
     ],
 )
-def test_what_is_no_side_is_one_line(text, says, capsys):
-    assert main(["ab", "this", text]) == 2
+def test_what_is_no_side_is_one_line(text, says, capsys, repository):
+    assert main(["ab", "this", text, "--repo", str(repository)]) == 2
     assert says in capsys.readouterr().err
 
 

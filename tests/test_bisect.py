@@ -172,7 +172,8 @@ def test_ends_that_do_not_allow_a_bisect_are_one_line(numbers, command, options,
     assert f"megamoe: error: {says}" in err
 
 
-def test_misuse_is_one_line(capsys):
+def test_misuse_is_one_line(capsys, tmp_path):
+    history.commit_all(tmp_path / "home", [("first", {"file": "text"})])
     for options, says in (
         (["--good", "HEAD"], "say where to look"),
         (["--over", "this", "--good", "HEAD", "--bad", "HEAD"], "say where to look"),
@@ -181,7 +182,8 @@ def test_misuse_is_one_line(capsys):
         (["--over", "a==1,2", "--only", "x"], "--only is for commits"),
         (["--over", "a==1,2", "--judge", "--run", "true"], "give one"),
     ):
-        code, _, _, err = bisect("--case", CASE, *options, capsys=capsys)
+        where = ["--repo", str(tmp_path / "home")]
+        code, _, _, err = bisect("--case", CASE, *options, *where, capsys=capsys)
         assert code == 2
         assert says in err
         assert err.count("\n") == 1

@@ -84,7 +84,10 @@ def batch(tokens=5, experts=LOGICAL, seed=0, dtype=torch.int64):
     return hidden, torch.rand(tokens, K, generator=generator), ids.to(dtype).contiguous()
 
 
-def directly(data, hidden, weights, ids, experts=range(LOGICAL), clamp=10.0, fast=True):
+EVERY = range(LOGICAL)
+
+
+def directly(data, hidden, weights, ids, experts=EVERY, clamp=10.0, fast=True):
     """The same layer by the backend alone, without the module."""
     problem = Problem(hidden, ids.long(), weights, *stacked(data, experts), clamp, fast, 384)
     return EagerBackend().forward(problem)

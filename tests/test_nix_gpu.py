@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.flake import ROOT, SYSTEM, Flake, flake, needs_nix, store
+from tests.helpers.flake import ROOT, SYSTEM, Flake, flake, needs_nix, ok, store
 
 __all__ = ["flake", "store"]  # fixtures
 
@@ -48,10 +48,11 @@ def test_a_gpu_check_is_refused_without_the_feature_and_built_with_it(
         done = flake.nix("build", "--no-link", f".#{name}", "--option", "system-features", offered)
         wanted = rf"features:? \{{cuda, cuda-{arch}\}}"  # newer versions of Nix have the colon
         assert done.returncode != 0 and re.search(wanted, done.stderr)
-    offered = ("--option", "system-features", f"cuda cuda-{arch}")
+    offered = ("--option", "system-features", f"cuda cuda-{arch}", "--cores", "7")
     made = flake.build(name, *offered)
     assert {path.name for path in made.iterdir()} == {"result.json", "junit.xml", "provenance.json"}
-    assert f"BACKEND={BACKENDS[arch]} DEVICE=cuda" in (made / "result.json").read_text()
+    said = (made / "result.json").read_text()
+    assert f"BACKEND={BACKENDS[arch]} DEVICE=cuda workers=2" in said, "however many cores there are"
 
 
 @needs_nix
@@ -84,67 +85,116 @@ def test_an_edit_of_a_document_repeats_no_gpu_check(flake: Flake) -> None:
     assert flake.value(name) != before
 
 
-# --- the runner ----------------------------------------------------------------------------------
+# --- the machine ---------------------------------------------------------------------------------
 
-RUNNER = """
-let
-  pkgs = import stub {{ system = "x86_64-linux"; }};
-  module = import {root}/nix/gpu-runner.nix {{
-    inherit pkgs;
-    inherit (stub) lib;
-    config = {{
-      hardware.graphics.enable = true;
-      services.xserver.videoDrivers = [ {driver} ];
-      services.megamoe-gpu = {{
-        enable = true;
-        architecture = "sm100";
-        builder.keys = [ {keys} ];
-        runner = {{
-          enable = {runner};
-          url = "u";
-          repository = "own/name";
-          tokenFile = "/run/token";
-        }};
-      }};
-    }};
-  }};
-in
-module.config
+MACHINE = """
+  hardware.nvidia.open = true;
+  nixpkgs.config.allowUnfreePredicate = _: true;
+  services.megamoe-gpu = { enable = true; architecture = "sm100"; };
 """
+X11 = 'services.xserver.videoDrivers = [ "nvidia" ];'
+NVSWITCH = "hardware.nvidia.datacenter.enable = true;"
+KEYS = 'services.megamoe-gpu.builder.keys = [ "key" ];'
+RUNNER = """services.megamoe-gpu.runner = {
+  enable = true; url = "u"; repository = "own/name"; tokenFile = "/run/token"; };"""
 
 
-def runner(flake: Flake, driver: str = '"nvidia"', keys: str = '"key"', enable: str = "true"):
-    words = {"driver": driver, "keys": keys, "runner": enable}
-    return flake.expression(RUNNER.format(root=flake.root, **words))
+def machine(flake: Flake, *text: str, what: str):
+    return json.loads(ok(flake.machine(what, MACHINE, *text)).stdout)
 
 
 @needs_nix
-def test_a_builder_offers_its_features_and_gives_the_sandbox_the_driver(flake: Flake) -> None:
-    made = runner(flake, enable="false")
-    assert {"cuda", "cuda-sm100", "big-parallel"} <= set(made["nix"]["settings"]["system-features"])
-    assert "cuda-sm90" not in made["nix"]["settings"]["system-features"]
-    mounts = made["programs"]["nix-required-mounts"]
-    assert mounts == {"enable": True, "presets": {"nvidia-gpu": {"enable": True}}}
-    assert made["nix"]["sshServe"]["keys"] == ["key"] and made["nix"]["sshServe"]["write"]
-    assert made["nix"]["settings"]["trusted-users"] == ["nix-ssh"]
-    assert "services" not in made, "a builder alone is no runner"
-    assert "sshServe" not in runner(flake, keys="")["nix"]
+@pytest.mark.parametrize("driver", [X11, NVSWITCH])
+def test_a_builder_offers_its_features_and_gives_the_sandbox_the_driver(
+    flake: Flake, driver: str
+) -> None:
+    assert machine(flake, driver, KEYS, what="failed") == []
+    settings = machine(flake, driver, KEYS, what="config.nix.settings")
+    features = settings["system-features"]
+    assert {"cuda", "cuda-sm100", "big-parallel", "kvm"} <= set(features)
+    assert "cuda-sm90" not in features and len(set(features)) == len(features), "each once"
+    assert set(settings["trusted-users"]) == {"root", "nix-ssh"}
+    assert "https://cache.flox.dev" in settings["substituters"]
+    programs = machine(flake, driver, what="config.programs.nix-required-mounts")
+    assert programs == {"enable": True, "presets": {"nvidia-gpu": {"enable": True}}}
+    served = machine(flake, driver, KEYS, what="config.nix.sshServe")
+    assert served == {"enable": True, "write": True, "protocol": "ssh-ng", "keys": ["key"]}
+    assert machine(flake, driver, what="config.services.github-runners") == {}
+    assert machine(flake, driver, what="config.nix.sshServe.enable") is False
 
 
 @needs_nix
 def test_a_runner_is_fresh_for_each_job_and_refuses_forks(flake: Flake) -> None:
-    made = runner(flake)["services"]["github-runners"]["megamoe"]
-    assert made["ephemeral"] is True and made["extraLabels"] == ["gpu", "sm100"]
-    hook = made["extraEnvironment"]["ACTIONS_RUNNER_HOOK_JOB_STARTED"]
+    what = """
+      let r = config.services.github-runners.megamoe; in
+      builtins.removeAttrs r [ "extraPackages" ] // { tools = map (p: p.pname) r.extraPackages; }"""
+    found = machine(flake, X11, RUNNER, what=what)
+    assert found["ephemeral"] is True and found["extraLabels"] == ["gpu", "sm100"]
+    hook = found["extraEnvironment"]["ACTIONS_RUNNER_HOOK_JOB_STARTED"]
     assert hook.endswith("-megamoe-refuse-forks.sh"), "the runner wants a name that ends so"
-    assert made["serviceOverrides"]["PrivateDevices"] is False
+    assert found["tools"] == ["git", "gnumake"]
+    service = found["serviceOverrides"]
+    assert service["PrivateDevices"] is False
+    assert [found["workDir"]] == [f"/var/cache/{name}" for name in service["CacheDirectory"]]
 
 
 @needs_nix
-def test_a_builder_without_a_driver_says_so(flake: Flake) -> None:
-    (assertion,) = runner(flake, driver="")["assertions"]
-    assert not assertion["assertion"] and "no NVIDIA driver: set" in assertion["message"]
-    assert runner(flake)["assertions"][0]["assertion"]
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "services.megamoe-gpu: no NVIDIA driver: set hardware.nvidia.open = true, and "),
+        ([X11, NVSWITCH], "You cannot configure both X11 and Data Center drivers"),
+        ([X11, "nixpkgs.config = lib.mkForce { };"], "‘nvidia-x11’ has an unfree license"),
+        ([NVSWITCH, "nixpkgs.config = lib.mkForce { };"], "‘fabricmanager’ has an unfree license"),
+        ([X11, "hardware.nvidia.open = lib.mkForce null;"], "null"),
+        ([X11, 'services.megamoe-gpu.architecture = lib.mkForce "sm70";'], "not of type"),
+        (["services.megamoe-gpu.architectures = [ ];"], "does not exist"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused(
+    flake: Flake, texts: list[str], message: str
+) -> None:
+    done = flake.machine("[ failed config.nix.settings ]", MACHINE, *texts)
+    said = done.stdout if done.returncode == 0 else done.stderr
+    assert message in said
+
+
+def documented() -> dict[str, str]:
+    """The configurations of docs/toolchain.md, by what their first line says they are for."""
+    blocks = re.findall(r"((?:^ {7}.*\n|^\n)+)", (ROOT / "docs/toolchain.md").read_text(), re.M)
+    return {
+        block.strip().splitlines()[0].lstrip("# "): block
+        for block in blocks
+        if block.lstrip().startswith("# ") and "hardware.nvidia" in block
+    }
+
+
+BUILDERS = documented()
+
+
+@needs_nix
+@pytest.mark.parametrize("kind", sorted(BUILDERS))
+def test_the_documented_machine_evaluates(flake: Flake, kind: str) -> None:
+    done = ok(flake.machine("failed", BUILDERS[kind]))
+    assert json.loads(done.stdout) == []
+    features = ok(flake.machine("config.nix.settings.system-features", BUILDERS[kind])).stdout
+    assert "cuda-sm90" in features
+
+
+def test_both_drivers_are_documented() -> None:
+    assert len(BUILDERS) == 2
+    assert sum(X11 in text for text in BUILDERS.values()) == 1
+    assert sum(NVSWITCH in text for text in BUILDERS.values()) == 1
+
+
+@needs_nix
+@pytest.mark.parametrize("kind", sorted(BUILDERS))
+@pytest.mark.parametrize("line", ["hardware.nvidia.open", "allowUnfreePredicate"])
+def test_each_documented_line_is_needed(flake: Flake, kind: str, line: str) -> None:
+    text = re.sub(rf"^[^\n]*{re.escape(line)}.*?;\n", "", BUILDERS[kind], flags=re.M | re.S)
+    assert line not in text
+    done = flake.machine("failed", text)
+    assert done.returncode != 0 or json.loads(done.stdout) != []
 
 
 FORK = {"pull_request": {"head": {"repo": {"full_name": "stranger/megamoe"}}}}

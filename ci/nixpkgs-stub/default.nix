@@ -1,5 +1,7 @@
-# Called as nixpkgs is: import DIR { system; overlays; config; }. Builds nothing but shell scripts;
-# packages are folders with the attributes they were given and a program that says how it was called.
+# Called as nixpkgs is: import DIR { system; overlays; config; }. Its packages, their outputs, files,
+# programs and versions, and the arguments that its functions take, are those of facts.json and no
+# others. Builds nothing but shell scripts: packages hold the files of the table, programs that say
+# how they were called, and the attributes they were given.
 {
   system,
   overlays ? [ ],
@@ -7,227 +9,191 @@
 }:
 let
   lib = import ./lib.nix;
-  versions = builtins.fromJSON (builtins.readFile ./versions.json);
-  refused = package: license:
-    !(license.free or true) && !((config.allowUnfreePredicate or (_: false)) package);
+  facts = lib.facts;
+  versions = builtins.mapAttrs (_: row: row.value) facts.versions;
+  inherit
+    (import ./derivation.nix {
+      inherit
+        lib
+        config
+        facts
+        system
+        ;
+    })
+    mkDerivation
+    setup
+    ;
 
-  # A derivation, with nixpkgs' conventions as far as they are used: env, passthru, meta, unfree.
-  mkDerivation =
-    args:
+  # The attributes of a call, all of which must stand in the table.
+  known =
+    function: attributes:
     let
-      name = args.name or "${args.pname}-${args.version}";
-      plain = removeAttrs args [
-        "env"
-        "passthru"
-        "meta"
-        "src"
-      ];
-      meta = args.meta or { };
-      built = derivation (
-        {
-          inherit system name;
-          builder = "/bin/bash";
-          args = [
-            "-e"
-            ./builder.sh
-          ];
-          stdenv = setup;
-          outputs = [ "out" ];
-        }
-        // plain
-        // (args.env or { })
-        # Without its context, so that a shell or an evaluation copies and fetches nothing.
-        // lib.optionalAttrs (args ? src) { src = builtins.unsafeDiscardStringContext "${args.src}"; }
+      foreign = builtins.attrNames (
+        removeAttrs attributes facts.arguments.${function}.names
       );
     in
-    if builtins.any (refused (args // { inherit meta; })) (lib.toList (meta.license or [ ])) then
-      throw "Package ‘${name}’ has an unfree license, refusing to evaluate."
-    else if meta.broken or false then
-      throw "Package ‘${name}’ is marked as broken, refusing to evaluate."
-    else
-      built // (args.passthru or { }) // { inherit meta; arguments = args; };
+    lib.throwIf (
+      foreign != [ ]
+    ) "${function}: facts.json has no argument ${lib.concatStringsSep ", " foreign}" attributes;
 
-  # It ends with a builtin: bash would become the last command, and Nix kills a builder that has
-  # closed its output and not yet ended, as the tools of GNU do for a moment.
-  setup = derivation {
-    inherit system;
-    name = "stdenv";
-    builder = "/bin/bash";
-    args = [
-      "-c"
-      "PATH=/usr/bin:/bin; mkdir $out; cp ${./setup.sh} $out/setup; :"
-    ];
+  licenses = {
+    "CUDA EULA" = lib.licenses.nvidiaCuda;
   };
-
-  package =
+  # The package of a row; `name` is how the row is called.
+  packageOf =
     name: more:
-    mkDerivation (
-      {
-        pname = name;
-        version = versions.${name} or "1.0";
-      }
-      // more
+    let
+      row = facts.packages.${name};
+      short = lib.last (lib.splitString "." name);
+      files = lib.recursiveUpdate (row.files or { }) (
+        lib.concatMapAttrs (
+          version: paths: lib.optionalAttrs (lib.versionOlder versions.cuda version) { out = paths; }
+        ) (row.before or { })
+      );
+    in
+    lib.throwIf (
+      row ? since && lib.versionOlder versions.cuda row.since
+    ) "Package ‘${short}’ is not available on the requested hostPlatform: CUDA ${versions.cuda} has none" (
+      mkDerivation (
+        {
+          pname = short;
+          version = versions.${short} or row.version or "1.0";
+          outputs = row.outputs or [ "out" ];
+          programs = row.programs or (if row.hook or false then [ ] else [ short ]);
+          # Programs that tests need are the host's own.
+          host = row.host or false;
+          files = lib.concatMap (output: map (path: "${output}:${path}") files.${output}) (
+            builtins.attrNames files
+          );
+          meta = {
+            mainProgram = row.main or short;
+          }
+          // lib.optionalAttrs (row ? license) { license = licenses.${row.license}; };
+        }
+        // more
+      )
     );
-  packages = names: lib.genAttrs names (name: package name { });
-  cudaPackage = name: package name { meta.license = lib.licenses.nvidiaCuda; };
+  # Rows whose name is PREFIX and one word more.
+  packages =
+    prefix:
+    let
+      own = builtins.filter (
+        name: lib.hasPrefix prefix name && !(lib.hasInfix "." (lib.removePrefix prefix name))
+      ) (builtins.attrNames facts.packages);
+    in
+    lib.listToAttrs (
+      map (name: lib.nameValuePair (lib.removePrefix prefix name) (packageOf name { })) own
+    );
 
   callPackageWith =
     scope: file: more:
     let
       f = import file;
       wanted = builtins.functionArgs f;
+      missing = builtins.filter (
+        name: !wanted.${name} && !(scope ? ${name}) && !(more ? ${name})
+      ) (builtins.attrNames wanted);
     in
-    f (builtins.intersectAttrs wanted scope // more);
+    lib.throwIf (
+      missing != [ ]
+    ) "${baseNameOf file} asks for ${lib.concatStringsSep ", " missing}, which facts.json does not have" (
+      f (builtins.intersectAttrs wanted scope // more)
+    );
 
-  base = final: {
-    inherit lib config system;
-    callPackage = callPackageWith final;
-    stdenv = {
-      inherit mkDerivation;
-      hostPlatform = { inherit system; };
+  script =
+    place: name: text:
+    mkDerivation {
+      inherit name text place;
+      passAsFile = [ "text" ];
+      buildCommand = ''
+        target=$out''${place:+/$place}
+        mkdir -p "$(dirname $target)"
+        { echo '#!/bin/bash'; cat "$textPath"; } >$target
+        chmod +x $target
+      '';
     };
 
-    runCommand =
-      name: attributes: buildCommand:
-      mkDerivation (attributes // { inherit name buildCommand; });
-    writeShellScriptBin =
-      name: text:
-      mkDerivation {
-        inherit name text;
-        passAsFile = [ "text" ];
-        buildCommand = ''
-          mkdir -p $out/bin
-          { echo '#!/bin/bash'; cat "$textPath"; } >$out/bin/$name
-          chmod +x $out/bin/$name
-        '';
-      };
-    writeShellScript =
-      name: text:
-      mkDerivation {
-        inherit name text;
-        passAsFile = [ "text" ];
-        buildCommand = ''
-          { echo '#!/bin/bash'; cat "$textPath"; } >$out
-          chmod +x $out
-        '';
-      };
-    bashInteractive = mkDerivation {
-      name = "bash-interactive";
-      buildCommand = "mkdir -p $out/bin; ln -s /bin/bash $out/bin/bash";
-    };
-    runtimeShell = "/bin/bash";
-    symlinkJoin =
-      {
-        name,
-        paths,
-        postBuild ? "",
-      }:
-      mkDerivation {
-        inherit name paths;
-        buildCommand = ''
-          mkdir -p $out/bin
-          for path in $paths; do ln -sf $path/bin/* $out/bin; done
-          ${postBuild}
-        '';
-      };
-    mkShell =
-      args:
-      mkDerivation (
-        removeAttrs args [ "packages" ]
-        // {
-          nativeBuildInputs = args.packages;
-        }
-      );
-
-    cudaPackages =
-      lib.genAttrs [
-        "cccl"
-        "cuda_cudart"
-        "cuda_cuobjdump"
-        "cuda_nvcc"
-        "cuda_nvrtc"
-        "cuda_sanitizer_api"
-        "libcublas"
-        "libcusolver"
-        "libcusparse"
-      ] cudaPackage
-      // {
-        cudaMajorMinorVersion = versions.cuda;
-      };
-    _cuda.lib.allowUnfreeCudaPredicate =
-      found: lib.toList found.meta.license == [ lib.licenses.nvidiaCuda ];
-    unfreeAndNotCuda = package "unfree" { meta.license = lib.licenses.unfree; };
-
-    pythonPackagesExtensions = [ ];
-    python3 = python final;
-    python3Packages = final.python3.pkgs;
-  } // packages [
-    "autoAddDriverRunpath"
-    "check-jsonschema"
-    "git"
-    "gnumake"
-    "nix"
-    "nixfmt-tree"
-    "uv"
-    "writableTmpDirAsHomeHook"
-  ];
-
-  python =
+  base =
     final:
-    let
-      base = self: {
-        python = {
-          pkgs = self;
-          pythonVersion = versions.python;
-        };
-        callPackage = callPackageWith (final // self);
-        fetchPypi = attributes: attributes // { outPath = "/fetched-from-PyPI/${attributes.sha256}"; };
-        buildPythonPackage = {
-          __functor = _: mkDerivation;
-          override = _: mkDerivation;
-        };
-        toPythonModule = application: application;
-        torch = package "torch" { passthru.stdenv = final.stdenv; };
-      } // packages [
-        "hypothesis"
-        "jinja2"
-        "ml-dtypes"
-        "mypy"
-        "ninja"
-        "numpy"
-        "packaging"
-        "pybind11"
-        "pytest"
-        "pytest-timeout"
-        "pytest-xdist"
-        "pytestCheckHook"
-        "rich"
-        "ruff"
-        "safetensors"
-        "setuptools"
-        "wheel"
-      ];
-      pkgs = builtins.foldl' (
-        prev: extension: prev // extension pkgs prev
-      ) (base pkgs) final.pythonPackagesExtensions;
-    in
-    package "python3" { }
+    packages ""
     // {
-      inherit pkgs;
-      pythonVersion = versions.python;
-      # The packages are not looked at: that would fetch DeepGEMM's source for a shell.
-      withPackages =
-        chosen:
-        mkDerivation {
-          name = "python3-env";
-          buildCommand = ''
-            mkdir -p $out/bin
-            cp ${./python.sh} $out/bin/python3
-            chmod +x $out/bin/python3
-            ln -s python3 $out/bin/python
-          '';
-          passthru.packages = chosen pkgs;
+      inherit lib config system;
+      callPackage = callPackageWith final;
+      stdenv = {
+        inherit mkDerivation;
+        hostPlatform = { inherit system; };
+      };
+
+      runCommand =
+        name: attributes: buildCommand:
+        mkDerivation (attributes // { inherit name buildCommand; });
+      writeShellScriptBin = name: script "bin/${name}" name;
+      writeShellScript = script "";
+      # Not nixpkgs': `nix develop` asks for it by this name.
+      bashInteractive = mkDerivation {
+        name = "bash-interactive";
+        buildCommand = "mkdir -p $out/bin; ln -s /bin/bash $out/bin/bash";
+      };
+      runtimeShell = "/bin/bash";
+      # Follows no propagation, as the real one; a file of two paths is taken from the first.
+      symlinkJoin =
+        arguments:
+        mkDerivation (
+          known "symlinkJoin" arguments
+          // {
+            buildCommand = ''
+              mkdir -p $out
+              for path in $paths; do
+                  (cd $path && find . -type d -exec mkdir -p $out/{} \;)
+                  (cd $path && find . ! -type d -exec sh -c '[ -e $0/$2 ] || ln -s $1/$2 $0/$2' $out $path {} \;)
+              done
+              ${arguments.postBuild or ""}
+            '';
+          }
+        );
+      mkShell =
+        arguments:
+        mkDerivation (
+          removeAttrs (known "mkShell" arguments) [ "packages" ]
+          // {
+            nativeBuildInputs = arguments.packages;
+          }
+        );
+
+      cudaPackages =
+        packages "cudaPackages."
+        // {
+          cudaMajorMinorVersion = versions.cuda;
+          backendStdenv = final.stdenv // {
+            cc = packageOf "cudaPackages.backendStdenv.cc" { };
+          };
         };
+      _cuda.lib.allowUnfreeCudaPredicate =
+        package:
+        builtins.all (license: license.free || license.shortName == "CUDA EULA") (
+          lib.toList package.meta.license
+        );
+      # Not nixpkgs': what the predicate must refuse.
+      unfreeAndNotCuda = mkDerivation {
+        name = "unfree";
+        meta.license = lib.licenses.unfree;
+      };
+
+      pythonPackagesExtensions = [ ];
+      python3 = import ./python.nix {
+        inherit
+          callPackageWith
+          final
+          known
+          lib
+          mkDerivation
+          packageOf
+          packages
+          setup
+          versions
+          ;
+      };
+      python3Packages = final.python3.pkgs;
     };
 
   pkgs = builtins.foldl' (prev: overlay: prev // overlay pkgs prev) (base pkgs) overlays;

@@ -1,4 +1,4 @@
-# The part of nixpkgs' lib that megamoe's flake uses, written anew; option types check nothing.
+# The part of nixpkgs' lib that megamoe's flake uses, written anew. Options: modules.nix.
 let
   inherit (builtins)
     attrNames
@@ -36,6 +36,32 @@ rec {
     ) b;
   inherit listToAttrs mapAttrs concatStringsSep;
 
+  # What nixpkgs has, and where that was read.
+  facts = builtins.fromJSON (builtins.readFile ./facts.json);
+
+  concatMap = builtins.concatMap;
+  last = list: elemAt list (builtins.length list - 1);
+  escapeRegex =
+    let
+      special = [
+        "\\"
+        "."
+        "*"
+        "+"
+        "?"
+        "("
+        ")"
+        "["
+        "]"
+        "{"
+        "}"
+        "|"
+        "^"
+        "$"
+      ];
+    in
+    builtins.replaceStrings special (map (sign: "\\${sign}") special);
+  hasInfix = part: text: builtins.length (builtins.split (escapeRegex part) text) > 1;
   range = first: last: genList (index: first + index) (last - first + 1);
   toList = value: if isList value then value else [ value ];
   findFirst =
@@ -44,6 +70,8 @@ rec {
       found = filter predicate list;
     in
     if found == [ ] then default else elemAt found 0;
+  inherit (builtins) foldl';
+  setAttrByPath = path: value: if path == [ ] then value else { ${builtins.head path} = setAttrByPath (builtins.tail path) value; };
   optional = condition: value: if condition then [ value ] else [ ];
   optionals = condition: list: if condition then list else [ ];
   optionalAttrs = condition: set: if condition then set else { };
@@ -65,7 +93,7 @@ rec {
       substring 0 (stringLength text - stringLength suffix) text
     else
       text;
-  splitString = separator: text: filter isString (builtins.split separator text);
+  splitString = separator: text: filter isString (builtins.split (escapeRegex separator) text);
   versionOlder = a: b: compareVersions a b < 0;
   versionAtLeast = a: b: compareVersions a b >= 0;
 
@@ -74,9 +102,32 @@ rec {
     if condition then throw message else value;
   throwIfNot = condition: throwIf (!condition);
 
-  getBin = package: package;
-  getInclude = package: package;
-  getExe = package: "${package}/bin/${package.meta.mainProgram or package.pname or package.name}";
+  # The first of these outputs that the package has, unless one was chosen already.
+  getFirstOutput =
+    candidates: package:
+    let
+      there = filter (output: package ? ${output}) candidates;
+    in
+    if package.outputSpecified or false || there == [ ] then
+      package
+    else
+      package.${builtins.head there};
+  getBin = getFirstOutput [
+    "bin"
+    "out"
+  ];
+  getLib = getFirstOutput [
+    "lib"
+    "out"
+  ];
+  getInclude = getFirstOutput [
+    "include"
+    "dev"
+    "out"
+  ];
+  getExe = package: getExe' package (package.meta.mainProgram or package.pname or package.name);
+  getExe' = package: program: "${getBin package}/bin/${program}";
+  getName = package: package.pname or package.name;
   licenses = {
     mit.free = true;
     asl20.free = true;
@@ -112,25 +163,5 @@ rec {
           ) fileset;
       };
   };
-
-  # Modules: conditions are evaluated at once, and definitions merged without priorities.
-  mkIf = condition: definitions: if condition then definitions else { };
-  mkMerge = foldl' recursiveUpdate { };
-  mkDefault = value: value;
-  mkOption = option: option // { _type = "option"; };
-  mkEnableOption =
-    description:
-    mkOption {
-      default = false;
-      inherit description;
-    };
-  types = {
-    bool = "bool";
-    str = "str";
-    path = "path";
-    enum = values: values;
-    listOf = type: [ type ];
-    nullOr = type: type;
-  };
-  inherit elem;
 }
+// import ./modules.nix

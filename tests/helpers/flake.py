@@ -20,6 +20,10 @@ needs_nix = pytest.mark.skipif(
 )
 
 
+# A folder with nixpkgs' own lib/: then that stands in place of the stub's.
+NIXPKGS = os.environ.get("MEGAMOE_NIXPKGS", "")
+
+
 @dataclass
 class Flake:
     """A copy of what the flake reads, and a Nix whose store and settings are its own."""
@@ -69,10 +73,29 @@ class Flake:
 
     def expression(self, text: str):
         """The value of a Nix expression, in which `stub` is the stub."""
+        return json.loads(ok(self.evaluated(text)).stdout)
+
+    def evaluated(self, text: str) -> subprocess.CompletedProcess[str]:
         stub = self.root / "ci/nixpkgs-stub"
         text = f'let stub = {{ outPath = "{stub}"; lib = import {stub}/lib.nix; }}; in {text}'
-        command = ["nix-instantiate", "--eval", "--strict", "--json", "--expr", text]
-        return json.loads(ok(self.run(*command)).stdout)
+        return self.run("nix-instantiate", "--eval", "--strict", "--json", "--expr", text)
+
+    def machine(self, what: str, *texts: str) -> subprocess.CompletedProcess[str]:
+        """``what`` of a NixOS machine with the module of a GPU machine and the modules ``texts``.
+
+        ``failed`` are the messages of the assertions that fail.
+        """
+        modules = "".join(f"({{ lib, pkgs, config, ... }}: {{ {text} }})" for text in texts)
+        return self.evaluated(f"""
+            let
+              machine = import (stub + "/nixos.nix") {{
+                inherit (stub) lib;
+                inherit (stub.lib) facts;
+                pkgs = import stub {{ system = "x86_64-linux"; }};
+                modules = [ (import {self.root}/nix/gpu-runner.nix) {modules} ];
+              }};
+            in
+            with machine; {what}""")
 
 
 def ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
@@ -94,5 +117,11 @@ def flake(tmp_path: Path, store: Path) -> Flake:
     (copy / "tools").mkdir()
     for name in ("flake.nix", "flake.lock", "pyproject.toml", "toolchain.toml"):
         shutil.copy(ROOT / name, copy)
-    shutil.copy(ROOT / "tools/setup_env.sh", copy / "tools")
+    for name in ("setup_env.sh", "lint.sh"):
+        shutil.copy(ROOT / "tools" / name, copy / "tools")
+    if NIXPKGS:
+        stub = copy / "ci/nixpkgs-stub"
+        shutil.copytree(Path(NIXPKGS) / "lib", stub / "nixpkgs-lib")
+        facts = "builtins.fromJSON (builtins.readFile ./facts.json)"
+        (stub / "lib.nix").write_text(f"import ./nixpkgs-lib // {{ facts = {facts}; }}\n")
     return Flake(copy, store)

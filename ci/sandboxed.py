@@ -1,0 +1,145 @@
+"""Run what a Nix build would run, in ci/sandbox.sh: the package's check phase, or a GPU check's script.
+
+    python ci/sandboxed.py check [PYTEST ARGUMENTS]
+    python ci/sandboxed.py shard sm90-1-of-4 CASE
+
+Attributes and scripts come from the flake, evaluated with ci/nixpkgs-stub; programs and Python
+packages from this host: those that facts.json gives to stdenv and to the inputs that are named, and
+the packages of this interpreter. ``check`` runs on a copy of the files that git knows, without
+``.git``. ``shard`` judges CASE, a glob, with ``eager`` on the CPU. The exit status is the command's;
+2 where the host cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+STUB = ROOT / "ci/nixpkgs-stub"
+FACTS = json.loads((STUB / "facts.json").read_text())
+SYSTEM = f"{os.uname().machine}-linux"
+CHECKED = ("preCheck", "checkPhase", "postCheck", "pytestFlags", "disabledTests",
+           "disabledTestPaths", "disabledTestMarks", "dontUsePytestXdist")  # fmt: skip
+ENVIRONMENT = re.compile(r"/\S+-python3-env/bin/python3")
+
+
+def nix(*arguments: str, flake: Path) -> Any:
+    """The JSON that ``nix eval`` prints of an attribute of ``flake``, with the stub for nixpkgs."""
+    attribute, *more = arguments
+    command = ["sh", str(STUB / "nix.sh"), "eval", "--json", f"path:{flake}#{attribute}", *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"sandboxed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+def programs(inputs: list[str]) -> list[str]:
+    """The programs of stdenv and of packages, by their names in nixpkgs."""
+    names = [name for row in FACTS["stdenv"]["programs"].values() for name in row]
+    for name in inputs:
+        names += FACTS["packages"].get(name, {}).get("programs", [])
+    return sorted(set(names))
+
+
+def source_without_git(target: Path) -> None:
+    """The files that git knows, as a flake's source has them: no ``.git``, nothing ignored."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True, check=True,
+    ).stdout.decode()  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def sandbox(build: Path, visible: list[Path], inputs: list[str], given: dict[str, str],
+            script: str) -> int:  # fmt: skip
+    """Run a script of bash in the sandbox, in ``build``, with ``given`` in its environment.
+
+    /build/env/bin/python3 is an interpreter with the packages of this one, as python3.withPackages
+    makes them, and without megamoe: an editable install would lead back to this checkout.
+    """
+    packages = sysconfig.get_path("purelib")
+    venv.create(build / "env", symlinks=True)
+    (site,) = (build / "env/lib").glob("python*/site-packages")
+    (site / "packages.pth").write_text(f"{packages}\n")
+    given = given | {"NIX_BUILD_CORES": "2", "NIX_BUILD_TOP": "/build", "PYTHONDONTWRITEBYTECODE": "1"}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in given.items()]
+    (build / "script").write_text("\n".join(["set -e", *lines, script, ""]))
+    command = ["sh", str(ROOT / "ci/sandbox.sh"), str(build), sys.base_prefix, packages]
+    command += [*map(str, visible), "--", "bash", "/build/script"]
+    return subprocess.run(command, env=os.environ | {"TOOLS": " ".join(programs(inputs))}).returncode
+
+
+def check(arguments: list[str]) -> int:
+    """The check phase of packages.megamoe; ``arguments`` come after its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        build = Path(folder)
+        source_without_git(build / "source")
+        pick = "; ".join(f"{name} = drv.arguments.{name} or null" for name in CHECKED)
+        apply = f"drv: {{ {pick}; inputs = map (i: i.pname) drv.arguments.nativeCheckInputs; }}"
+        found = nix(f"packages.{SYSTEM}.megamoe", "--apply", apply, flake=build / "source")
+        inputs = found.pop("inputs")
+        given = {name: as_environment(value) for name, value in found.items() if value is not None}
+        given = {name: ENVIRONMENT.sub("interpreter", value) for name, value in given.items()}
+        given["nativeCheckInputs"] = " ".join(inputs)
+        shutil.copy(STUB / "check-phase.sh", build)
+        words = " ".join(map(shlex.quote, arguments))
+        script = f'''interpreter() {{ /build/env/bin/python3 "$@" {words}; }}
+python3() {{ interpreter "$@"; }}
+. /build/check-phase.sh
+cd source
+runCheckPhase'''
+        return sandbox(build, [], inputs, given, script)
+
+
+def as_environment(value: Any) -> str:
+    """A derivation's attribute as its builder sees it: a list is its elements with spaces between."""
+    if isinstance(value, list):
+        return " ".join(map(as_environment, value))
+    return ("1" if value else "") if isinstance(value, bool) else str(value)
+
+
+def shard(name: str, case: str) -> int:
+    """The script of gpuChecks.NAME, with eager on the CPU in place of its backend and its GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        build, flake = Path(folder) / "build", Path(folder) / "flake"
+        build.mkdir()
+        source_without_git(flake)
+        what = "drv: { inherit (drv) buildCommand BACKEND DEVICE ARCH; }"
+        found = nix(f"gpuChecks.{SYSTEM}.{name}.report", "--apply", what, flake=flake)
+        stored = re.search(r"cp -r (\S+) work", found["buildCommand"])
+        assert stored, "the script copies its source"
+        given = {"BACKEND": "eager", "DEVICE": "cpu", "CASE": case, "out": "/build/out"}
+        given |= {"MEGAMOE_PYTHON": "/build/env/bin/python3", "OMP_NUM_THREADS": "1"}
+        code = sandbox(build, [Path(stored[1])], [], given, found["buildCommand"])
+        for path in sorted((build / "out").glob("*")):
+            print(f"sandboxed: {path.name}: {path.stat().st_size} bytes")
+        return code
+
+
+def main(arguments: list[str]) -> int:
+    """``check`` or ``shard``."""
+    match arguments:
+        case ["check", *rest]:
+            return check(rest)
+        case ["shard", name, case]:
+            return shard(name, case)
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
