@@ -67,6 +67,8 @@ def test_a_case_row_by_row_is_the_case_at_once():
     for case in seen.values():
         if case.params.get("weights_recipe", {}).get("kind") == "directed":
             continue  # read from its problem, which is small
+        if case.params.get("weight_format") == "nvfp4":
+            continue  # explain refuses it
         for hidden in (128, 768, 2176):
             params = {**case.params, "hidden": hidden, "intermediate": 128}
             source = FromCase(replace(case, params=params))
