@@ -65,6 +65,7 @@ PROBLEMS = {
             (160, 1, 0x43E0), (161, 31, 0x3B90),
         ),
     },
+    "nan": {"intermediate": 128, "hidden_recipe": _patch((0, 1, 0x7FC0))},
     "small codes": {
         "intermediate": 128,
         "hidden_recipe": _patch(*((g, 1, 0x43E0) for g in range(0, 256, 32)),
@@ -83,7 +84,7 @@ NAMED = {
     "up-not-clamped-above": ("plain", "up is not clamped from above"),
     "clamp-bound-not-bf16": ("clamp 1.3", "the clamp's bound is not rounded to bfloat16"),
     "clamp-zero-taken-for-none": ("clamp 0", "the clamp is missing"),
-    "clamp-lets-nan-through": ("specials", "NaN passes the clamp of the gate"),
+    "clamp-lets-nan-through": ("nan", "NaN passes the clamp of the gate"),
     "silu-is-relu": ("plain", "relu stands for silu"),
     "silu-of-1-7-times-gate": ("plain", "silu has the factor 1.702 of the fast gelu"),
     "silu-in-bf16": ("plain", "silu is rounded to bfloat16"),

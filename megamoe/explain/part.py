@@ -205,7 +205,7 @@ def _explain_codes(life: Life, source: Source, acts: Acts, contract: Bools) -> P
     fits, tried = [], 0
     for way in deviations.of_codes(life, source):
         tried += 1
-        if way.reads13 is not None and not run.improves(way, sample):
+        if way.reads13 is not None and not run.improves(way, contract, sample):
             continue
         fits.append(fit(way.name, way.stage, contract, run.outside_codes(way), slots))
     return report(fits, int(contract.sum()), contract.size, "codes and scale bytes", tried)

@@ -61,17 +61,19 @@ class Predictor:
             sums = np.stack([self._sums13(way, slot) for slot in self.routed()])
             return self._differ(way, sums, sf, codes)
 
-    def improves(self, way: Way, groups: npt.NDArray[np.int64] | None) -> bool:
-        """Whether a way that changes operands of linear 1 gives more of some slot than the right.
+    def improves(self, way: Way, contract: Bools, groups: npt.NDArray[np.int64] | None) -> bool:
+        """Whether a way that changes operands of linear 1 is worth a full look.
 
-        By exact sums, and on ``groups`` alone where these are given: a quick look.
+        By exact sums, and on ``groups`` alone where these are given, it must come nearer to what
+        was shown by a quarter of what differs: ``contract`` ``(S, I/32 + I)``.
         """
         at: Any = slice(None)
         rows = None
         if groups is not None:
             at = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
             rows = np.concatenate([at, at + self.life.token.intermediate])
-        sf, codes = self._shown(slice(None) if groups is None else groups, at)
+        every = slice(None) if groups is None else groups
+        sf, codes = self._shown(every, at)
 
         def count(one: Way) -> npt.NDArray[np.int64]:
             sums = [self._points.sums13(one, s, TOTALS["exact"], rows) for s in self.routed()]
@@ -81,7 +83,10 @@ class Predictor:
         with np.errstate(all="ignore"):
             if self._own is None:
                 self._own = count(right(self.life))
-            return bool((count(way) < self._own).any())
+            gain = np.maximum(self._own - count(way), 0).sum()
+        size = self.life.token.intermediate // GROUP
+        chosen = contract[:, :size][:, every].sum() + contract[:, size:][:, at].sum()
+        return bool(gain > 0 and gain >= chosen / 4)
 
     def _shown(self, groups: Any, channels: Any) -> tuple[U8, U8]:
         acts = [self.acts[slot.slot] for slot in self.routed()]

@@ -22,7 +22,6 @@ from megamoe.oracle import swiglu
 from megamoe.oracle.fused import fma
 from megamoe.oracle.gates import Form, form_of, gate_table, up_table
 from megamoe.oracle.groups import group_amax, scaled_codes
-from megamoe.oracle.staging import quantize
 from megamoe.spec.contract import BASE, Contract
 from megamoe.spec.features import Activation
 from megamoe.spec.formats import F32, F64, U8, U16, bf16_decode, bf16_round
@@ -44,13 +43,6 @@ class Where:
     slot: Slot
     linear: int
     """1 or 2."""
-
-    def staged(self, token: int) -> tuple[U8, U8] | None:
-        """Codes and scale bytes of another token's row; None where there is no such token."""
-        if not 0 <= token < self.source.tokens:
-            return None
-        x, x_sf = quantize(self.source.token(token).hidden[None], self.life.contract)
-        return x[0], x_sf[0]
 
     def weights(self, expert: int) -> tuple[U8, U8]:
         """Another expert's weights of this linear and their scale bytes."""

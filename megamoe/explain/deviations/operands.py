@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain.deviations.rows import other_tokens_of
+from megamoe.explain.deviations.rows import other_tokens_of, staged_row
 from megamoe.explain.life import SHARED, Life
 from megamoe.explain.sources import Source
 from megamoe.explain.ways import Operands, Reader
@@ -252,18 +252,24 @@ def token_readers(life: Life, source: Source) -> dict[str, Reader]:
     names: dict[str, None] = {}
     for slot in life.slots:
         names |= dict.fromkeys(other_tokens_of(life, slot, source))
+    staged = cache(partial(staged_row, life, source))
     out: dict[str, Reader] = {}
     for name in names:
-        row = partial(_row_of, life, source, name)
+        row = partial(_row_of, life, source, name, staged)
         out[f"a slot reads {name}"] = partial(_read_row, row, True, True)
         out[f"a slot reads codes of {name}, its own scales"] = partial(_read_row, row, True, False)
         out[f"a slot reads scales of {name}, its own codes"] = partial(_read_row, row, False, True)
     return out
 
 
-def _row_of(life: Life, source: Source, name: str, o: Operands) -> tuple[U8, U8] | None:
+Row = tuple[U8, U8]
+
+
+def _row_of(
+    life: Life, source: Source, name: str, staged: Callable[[int], Row], o: Operands
+) -> Row | None:
     token = other_tokens_of(life, o.where.slot, source).get(name)
-    return None if token is None else o.where.staged(token)
+    return None if token is None else staged(token)
 
 
 def _read_row(

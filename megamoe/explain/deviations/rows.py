@@ -8,6 +8,8 @@ import numpy as np
 
 from megamoe.explain.life import Life, Slot
 from megamoe.explain.sources import Source
+from megamoe.oracle.staging import quantize
+from megamoe.spec.formats import U8
 
 
 def other_tokens(life: Life, source: Source) -> Iterator[tuple[str, int]]:
@@ -40,6 +42,12 @@ def other_tokens_of(life: Life, slot: Slot, source: Source) -> dict[str, int]:
             tokens,
         )
     )
+
+
+def staged_row(life: Life, source: Source, token: int) -> tuple[U8, U8]:
+    """Codes and scale bytes of a token, staged as they should be."""
+    codes, sf = quantize(source.token(token).hidden[None], life.contract)
+    return codes[0], sf[0]
 
 
 def _once(found: dict[str, int], at: int, tokens: int) -> Iterator[tuple[str, int]]:

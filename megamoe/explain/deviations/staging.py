@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from megamoe.explain.deviations.casts import CASTS, GROUPS, continuous_codes, regrouped
-from megamoe.explain.deviations.rows import other_tokens
+from megamoe.explain.deviations.rows import other_tokens, staged_row
 from megamoe.explain.life import Life
 from megamoe.explain.sources import Source
 from megamoe.explain.ways import I32
@@ -56,7 +56,7 @@ def catalogue(life: Life, source: Source) -> Iterator[StagedWay]:
     yield StagedWay("the exponent is not clamped", partial(_unclamped, hidden, c))
     yield from _stored(life)
     for name, token in other_tokens(life, source):
-        yield StagedWay(f"x is {name}", partial(_other, source, token, c))
+        yield StagedWay(f"x is {name}", partial(staged_row, life, source, token))
     for other in REVISIONS.values():
         if other.differences(c):
             name = f"all is as contract {other.revision} says"
@@ -115,11 +115,6 @@ def _recast(life: Life, cast: Callable[[F32, I32], U8]) -> Staged:
 
 def _continuous(hidden: F32, life: Life) -> Staged:
     return continuous_codes(hidden, _floored(hidden, life.contract), life.contract), life.x_sf
-
-
-def _other(source: Source, token: int, contract: Contract) -> Staged:
-    codes, sf = quantize(source.token(token).hidden[None], contract)
-    return codes[0], sf[0]
 
 
 def _amaxes(hidden: F32, c: Contract, source: Source) -> Iterator[tuple[str, Callable[[], F32]]]:
