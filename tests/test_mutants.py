@@ -52,19 +52,24 @@ def small_cases(glob: str, revision: str = BASE.revision) -> tuple[Case, ...]:
 
 
 @functools.cache
+def store_of(revision: str) -> Store:
+    """Its manifest is read and checked once: that takes longer than most cases."""
+    return Store(golden_root(), make, REVISIONS[revision])
+
+
+@functools.cache
 def kept(case_id: str, revision: str) -> tuple[Any, dict[str, Any]]:
     """What a runner loads and regenerates: once for all mutants, since no judge writes into it."""
     case = CASES[case_id]
     given = regenerate(case)
-    return Store(golden_root(), make, REVISIONS[revision]).load(case, digest_of(given)), given
+    return store_of(revision).load(case, digest_of(given)), given
 
 
 class Kept(Runner):
     """A runner of one mutant that takes goldens and inputs from :func:`kept`."""
 
     def __init__(self, mutant: Mutant, folder: Path) -> None:
-        store = Store(golden_root(), make, REVISIONS[mutant.contract])
-        super().__init__(Local(build(mutant, folder)), store)
+        super().__init__(Local(build(mutant, folder)), store_of(mutant.contract))
 
     def golden(self, case: Case) -> tuple[Any, dict[str, Any]]:
         return kept(case.id, self.store.contract.revision)

@@ -9,10 +9,11 @@ values, ``mutants_places.py`` those of indices and sizes, ``mutants_features.py`
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +52,47 @@ class Mutant:
 
 def build(mutant: Mutant, folder: Path) -> Any:
     """The mutated backend. ``AssertionError`` when an edit no longer fits the source."""
-    package = "mutant_" + mutant.name.replace("-", "_")
+    package = "mutant_" + mutant.name.replace("-", "_").replace(".", "_")
     home = folder / package
     home.mkdir(parents=True)
     (home / "__init__.py").write_text("")
-    root = Path(megamoe.__file__).parent
-    for module, path in SOURCES.items():
-        text = (root / path).read_text()
+    texts = _sources()
+    copied = _copied({module for module, _, _ in mutant.edits})
+    for module in copied:
+        text = texts[module]
         for target, old, new in mutant.edits:
             if target == module:
                 assert text.count(old) == 1, f"{mutant.name}: {text.count(old)} times {old!r}"
                 text = text.replace(old, new)
-        for other, place in SOURCES.items():
-            room = place.partition("/")[0]
-            text = text.replace(
-                f"from megamoe.{room}.{other} import", f"from {package}.{other} import"
-            )
+        for other in copied:
+            text = text.replace(_imported(other), f"from {package}.{other} import")
         (home / f"{module}.py").write_text(text)
     sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(f"{package}.eager").create(contract=mutant.contract)
     finally:
         sys.path.remove(str(folder))
+
+
+@cache
+def _sources() -> dict[str, str]:
+    root = Path(megamoe.__file__).parent
+    return {module: (root / path).read_text() for module, path in SOURCES.items()}
+
+
+def _imported(module: str) -> str:
+    return f"from megamoe.{SOURCES[module].partition('/')[0]}.{module} import"
+
+
+def _copied(edited: set[str]) -> set[str]:
+    """``eager``, the edited modules, and those that import one of them: to copy all is slow."""
+    found = set(edited)
+    while more := {
+        name for name, text in _sources().items()
+        if name not in found and any(_imported(one) in text for one in found)
+    }:  # fmt: skip
+        found |= more
+    return found | {"eager"}
 
 
 _one = Mutant.of
