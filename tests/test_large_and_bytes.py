@@ -59,8 +59,9 @@ class Faulty:
 
 
 def status(backend: Any, case_id: str) -> str:
-    case = CASES[case_id]
-    return Runner(Local(backend), Store(golden_root(), make, BASE)).run(case).status
+    runner = Runner(Local(backend), Store(golden_root(), make, BASE))
+    runner.brief = True  # no pictures, for which the oracle would compute the case
+    return runner.run(CASES[case_id]).status
 
 
 # --- faults of the whole layer ------------------------------------------------------------------
@@ -123,13 +124,13 @@ def nibble(name: str, wrong: int, read: int) -> Callable[[Problem], Problem]:
 
 FORWARD: list[tuple[str, dict[str, Any], list[str]]] = [
     ("rows counted in 12 bits", {"after": row_in_12_bits},
-     ["forward/rows-of-a-large-batch-wrong-t8192", "forward/rows-of-a-large-batch-wrong-t8200"]),
+     ["forward/rows-of-a-large-batch-wrong-t8192"]),
     ("rows counted in 16 bits", {"after": row_in_16_bits},
      ["forward/rows-beyond-16-bits-wrong-t65544"]),
     ("the last row of a full buffer", {"after": last_row_of_full_buffer},
-     ["forward/rows-of-a-full-buffer-of-768-wrong", "forward/rows-of-a-full-buffer-of-8448-wrong"]),
+     ["forward/rows-of-a-full-buffer-of-768-wrong"]),
     ("channels above 7168", {"after": channels_above_7168},
-     ["forward/channels-above-7168-lost-h8192-t1", "forward/channels-above-7168-lost-h7296-t2"]),
+     ["forward/channels-above-7168-lost-h7296-t2"]),
     ("expert offsets in 32 bits", {"before": expert_offset_in_32_bits},
      ["forward/expert-offset-above-2e31-bytes-i1280"]),
     ("byte 1 of w13", {"before": byte_of("w13_weight_scale", 1)},
