@@ -58,8 +58,19 @@ def honest(p: Problem) -> torch.Tensor:
 
 
 def counting() -> Callable[[Problem], torch.Tensor]:
-    calls = iter(range(100))
+    calls = iter(range(200))
     return lambda p: honest(p) + next(calls)
+
+
+def keeping() -> Callable[[Problem], torch.Tensor]:
+    """Keeps the first weights that it sees, whatever layer calls next."""
+    kept: list[torch.Tensor] = []
+
+    def forward(p: Problem) -> torch.Tensor:
+        kept.append(p.w13_weight)
+        return honest(replace(p, w13_weight=kept[0]))
+
+    return forward
 
 
 def leaking() -> Callable[[Problem], torch.Tensor]:
@@ -97,7 +108,11 @@ def test_a_lawful_forward_keeps_every_law(law: str) -> None:
 
 @pytest.mark.parametrize("law", laws.LAWS)
 def test_breaking_a_law_is_found_and_named(law: str) -> None:
-    forward = {"repeat": counting(), "stale-buffer": leaking()}.get(law) or BROKEN[law]
+    stateful = {
+        "repeat": counting(), "many-calls": counting(), "other-weights": keeping(),
+        "stale-buffer": leaking(),
+    }  # fmt: skip
+    forward = stateful.get(law) or BROKEN[law]
     bad = [f for f in laws.findings(y_of(forward), problem(), law) if f.bad]
     assert bad
     assert bad[0].text.startswith(f"{law}: ")

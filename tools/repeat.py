@@ -26,6 +26,7 @@ import torch
 import megamoe
 from megamoe.backends import load_backend
 from megamoe.cases import golden_root, load_cases, select
+from megamoe.cases.kind import lacks_cuda
 from megamoe.golden import regenerate
 from megamoe.judge.outputs import forward_bits
 from megamoe.spec.problem import Problem
@@ -117,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.worker:
         return worker()
     try:
-        cases = select(load_cases(), "forward", args.tier, args.case)
+        chosen = select(load_cases(), "forward", args.tier, args.case)
+        cases = [case for case in chosen if not lacks_cuda(case, args.device)]
         if not hasattr(load_backend(args.backend, args.device), "forward"):
             raise ValueError(f"{args.backend} has no forward; there is nothing to repeat")
         if not cases:

@@ -165,6 +165,21 @@ def complete_capacity(where: str, params: Params) -> None:
         )
 
 
+def complete_distinct(where: str, params: Params) -> None:
+    """``distinct``, where it is given, is a number of the tokens."""
+    if not 1 <= params.get("distinct", 1) <= max(1, params["tokens"]):
+        raise CaseError(f"{where}: distinct is {params['distinct']}; it must be 1 to tokens")
+
+
+ONLY_CUDA: Final = "CUDA device, which a case with so many rows needs; use --device cuda"
+"""What a backend on a CPU lacks for a case with ``cuda_only``."""
+
+
+def lacks_cuda(case: Case, device: str) -> bool:
+    """The case is for a GPU alone, and ``device`` is none."""
+    return bool(case.params.get("cuda_only")) and not device.startswith("cuda")
+
+
 def complete_unpadded(where: str, params: Params) -> None:
     """``unpadded``, where it is given, is a number of the tokens."""
     if not 0 <= params.get("unpadded", 0) <= params["tokens"]:

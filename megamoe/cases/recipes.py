@@ -14,15 +14,48 @@ import numpy.typing as npt
 import torch
 
 from megamoe.cases.counter import below, key, random_bytes, words
-from megamoe.cases.streams import HIDDEN, ROUTE, ROUTE_WEIGHT, SHARED_OUTPUT, Recipe, options
+from megamoe.cases.streams import (
+    HIDDEN,
+    ROUTE,
+    ROUTE_WEIGHT,
+    SHARED_OUTPUT,
+    TWIN,
+    Recipe,
+    options,
+)  # fmt: skip
 from megamoe.cases.weights import expert_weights, nvfp4_weights, shared_expert
 from megamoe.spec.features import Activation
-from megamoe.spec.formats import GROUP, NVFP4_GROUP, U16, bf16_round
+from megamoe.spec.formats import E4M3_TABLE, GROUP, NVFP4_GROUP, U16, bf16_round
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import NVFP4_FACTORS, SHARED_WEIGHTS
 
 if TYPE_CHECKING:
     from megamoe.cases import Case
+
+# --- tokens -----------------------------------------------------------------------------------
+
+
+def twins(seed: int, distinct: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """``(n,)`` int64: for each of ``tokens`` the one below ``distinct`` whose inputs it has.
+
+    The first ``distinct`` tokens are their own; of the others each has a random one of them, so
+    that no shift and no stride leads from a token to one with the same inputs.
+    """
+    if not tokens.size:
+        return tokens
+    chosen = below(key(seed, TWIN), int(tokens.max()) + 1, distinct)[tokens]
+    return np.where(tokens < distinct, tokens, chosen)
+
+
+def made_tokens(
+    seed: int, params: Mapping[str, Any], tokens: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], Any]:
+    """The tokens that are made, and the index that spreads their rows over ``tokens``."""
+    if "distinct" not in params:
+        return tokens, slice(None)
+    made, at = np.unique(twins(seed, params["distinct"], tokens), return_inverse=True)
+    return made, at
+
 
 # --- hidden states ----------------------------------------------------------------------------
 
@@ -32,21 +65,28 @@ def hidden_states(seed: int, tokens: npt.NDArray[np.int64], size: int, recipe: R
 
     Kinds: ``bell`` (bell-shaped, ``log2_scale``, ``spread`` octaves between groups, one in
     ``outlier_every`` channels 32 times larger), ``grid`` (the zero-freedom lattice), ``constant``
-    (``bits``). ``patch`` is a list of ``{token, channel, count, bits}`` laid over any kind.
+    (``bits``), ``codes`` (values of the E4M3 codes from ``lowest + step * token`` on, ``count`` of
+    them at random with either sign, times 2 to the power of ``log2_scale``; with ``top`` the first
+    channel of each group has the largest). ``log2_step`` is added to ``log2_scale`` for each token
+    before. ``patch`` is a list of ``{token, channel, count, bits}`` laid over any kind.
     """
     kind = recipe.get("kind", "bell")
     base = {"patch": ()}
+    size_of = {"log2_scale": 0, "log2_step": 0}
     if kind == "bell":
-        o = options(recipe, "hidden", **base, log2_scale=0, spread=2, outlier_every=0)
+        o = options(recipe, "hidden", **base, **size_of, spread=2, outlier_every=0)
         rows = [_bell(seed, int(t), size, o) for t in tokens]
     elif kind == "grid":
-        o = options(recipe, "hidden", **base, carriers=16, octaves=2, log2_scale=0)
+        o = options(recipe, "hidden", **base, **size_of, carriers=16, octaves=2)
         rows = [_grid(seed, int(t), size, o) for t in tokens]
+    elif kind == "codes":
+        o = options(recipe, "hidden", **base, **size_of, lowest=0, step=0, count=8, top=False)
+        rows = [_codes(seed, int(t), size, o) for t in tokens]
     elif kind == "constant":
         o = options(recipe, "hidden", **base, bits=0)
         rows = [np.full(size, o["bits"], np.uint16) for _ in tokens]
     else:
-        raise ValueError(f"unknown hidden recipe {kind!r}; known: bell, grid, constant")
+        raise ValueError(f"unknown hidden recipe {kind!r}; known: bell, grid, constant, codes")
     out = np.stack(rows) if rows else np.zeros((0, size), np.uint16)
     for patch in o["patch"]:
         at = np.flatnonzero(tokens == patch["token"])
@@ -67,7 +107,8 @@ def _bell(seed: int, token: int, size: int, o: dict[str, Any]) -> U16:
     exponent = below(key(stream, 1), size // GROUP, o["spread"] + 1).repeat(GROUP)
     if o["outlier_every"]:
         exponent = exponent + 5 * (below(key(stream, 2), size, o["outlier_every"]) == 0)
-    return bf16_round(np.ldexp(value.astype(np.float64), exponent - 17 + o["log2_scale"]))
+    exponent = exponent - 17 + _log2_scale(token, o)
+    return bf16_round(np.ldexp(value.astype(np.float64), exponent))
 
 
 GRID = np.array([0.5, 1.0, 1.5, 1.0, -0.5, -1.0, -1.5, -1.0])
@@ -78,8 +119,29 @@ def _grid(seed: int, token: int, size: int, o: dict[str, Any]) -> U16:
     stream = key(seed, HIDDEN, token)
     value = GRID[random_bytes(stream, size) & 7].reshape(-1, GROUP)
     value[:, : o["carriers"]] = 1.0
-    exponent = below(key(stream, 1), size // GROUP, o["octaves"]) + o["log2_scale"]
+    exponent = below(key(stream, 1), size // GROUP, o["octaves"]) + _log2_scale(token, o)
     return bf16_round(np.ldexp(value, exponent[:, None]).reshape(size))
+
+
+def _codes(seed: int, token: int, size: int, o: dict[str, Any]) -> U16:
+    """Every value is an E4M3 one times a power of two, which bfloat16 holds exactly."""
+    stream = key(seed, HIDDEN, token)
+    low, high = o["lowest"] + o["step"] * token, _E4M3_TOP + 1
+    if not 0 <= low < high:
+        raise ValueError(f"hidden recipe 'codes': token {token} starts at code {low}, of {high}")
+    code = below(stream, size, min(o["count"], high - low)) + low
+    value = E4M3_TABLE[code].astype(np.float64) * (1 - 2 * below(key(stream, 1), size, 2))
+    if o["top"]:
+        value[::GROUP] = E4M3_TABLE[_E4M3_TOP]
+    return bf16_round(np.ldexp(value, _log2_scale(token, o)))
+
+
+_E4M3_TOP = 0x7E
+"""Code of 448, the largest."""
+
+
+def _log2_scale(token: int, o: dict[str, Any]) -> int:
+    return int(o["log2_scale"] + o["log2_step"] * token)
 
 
 # --- routing ----------------------------------------------------------------------------------
@@ -97,11 +159,15 @@ def routing(
     masks one slot in n at random; ``mask`` lists ``[token, slot]``; ``replace`` lists
     ``[token, slot, id]``. Weights are
     ``scaling`` times 24-bit fractions in [1/4, 1); ``weights`` gives explicit rows, repeated;
-    ``octaves`` divides each slot's weight by 2 to the power of up to that many octaves.
+    ``octaves`` divides each slot's weight by 2 to the power of up to that many octaves;
+    ``log2_scale`` and ``log2_step`` multiply it by 2 to the power of ``log2_scale + token *
+    log2_step``. ``live_every`` n leaves every n-th token as it is and masks all slots of the
+    others, ``live_slots`` n masks all slots of a token but the first n; 0: none.
     """
     o = options(
         recipe, "routing", pool=0, first=0, ids=(), mask_every=0, mask=(), replace=(),
-        scaling=1.0, weights=(), octaves=0,
+        scaling=1.0, weights=(), octaves=0, log2_scale=0, log2_step=0, live_every=1,
+        live_slots=0,
     )  # fmt: skip
     kind = recipe.get("kind", "random")
     pool = o["pool"] or experts
@@ -134,11 +200,17 @@ def routing(
         if o["octaves"]:
             shift = below(key(stream, 1), top_k, o["octaves"] + 1)
             weight = np.ldexp(weight, -shift).astype(np.float32)
+        if o["log2_scale"] or o["log2_step"]:
+            weight = np.ldexp(weight, _log2_scale(token, o)).astype(np.float32)
         if o["weights"]:
             weight = np.asarray(o["weights"][token % len(o["weights"])], np.float32)
         weights[row] = weight
         if o["mask_every"]:
             ids[row][below(key(stream, 2), top_k, o["mask_every"]) == 0] = -1
+        if token % o["live_every"]:
+            ids[row] = -1
+        if o["live_slots"]:
+            ids[row, o["live_slots"] :] = -1
         for at, masked in o["mask"]:
             if at == token:
                 ids[row, masked] = -1
@@ -178,7 +250,8 @@ def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:
     p = case.params
     hidden, inter, experts = p["hidden"], p["intermediate"], p["experts"]
     tokens = np.arange(p["tokens"]) if rows is None else np.asarray(rows, dtype=np.int64)
-    ids, weights = routing(case.seed, tokens, experts, p["top_k"], p.get("routing_recipe", {}))
+    made_at, at_token = made_tokens(case.seed, p, tokens)
+    ids, weights = routing(case.seed, made_at, experts, p["top_k"], p.get("routing_recipe", {}))
     touched = np.unique(ids[ids >= 0])
     is_nvfp4 = p.get("weight_format") == "nvfp4"
     group = NVFP4_GROUP if is_nvfp4 else GROUP
@@ -205,14 +278,14 @@ def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:
         more |= dict(zip(SHARED_WEIGHTS, map(torch.from_numpy, shared), strict=True))
     if "shared_output_recipe" in p:
         stream = key(case.seed, SHARED_OUTPUT)
-        made_apart = hidden_states(stream, tokens, hidden, p["shared_output_recipe"])
-        more["shared_output"] = bf16_tensor(made_apart)
+        made_apart = hidden_states(stream, made_at, hidden, p["shared_output_recipe"])
+        more["shared_output"] = bf16_tensor(made_apart[at_token])
     return Problem(
         hidden_states=bf16_tensor(
-            hidden_states(case.seed, tokens, hidden, p.get("hidden_recipe", {}))
+            hidden_states(case.seed, made_at, hidden, p.get("hidden_recipe", {}))[at_token]
         ),
-        topk_ids=torch.from_numpy(ids),
-        topk_weights=torch.from_numpy(weights),
+        topk_ids=torch.from_numpy(ids[at_token]),
+        topk_weights=torch.from_numpy(weights[at_token]),
         w13_weight=torch.from_numpy(w13),
         w13_weight_scale=torch.from_numpy(w13_sf),
         w2_weight=torch.from_numpy(w2),

@@ -7,7 +7,7 @@ from typing import Any
 
 HIDDEN, W13, W13_SF, W2, W2_SF, ROUTE, ROUTE_WEIGHT, MAP, IDS = range(1, 10)
 SHARED_W13, SHARED_W13_SF, SHARED_W2, SHARED_W2_SF, SHARED_OUTPUT = range(10, 15)
-NVFP4_W13_SF, NVFP4_W2_SF, NVFP4_FACTOR = range(15, 18)
+NVFP4_W13_SF, NVFP4_W2_SF, NVFP4_FACTOR, TWIN = range(15, 19)
 """Streams. Their numbers are part of every golden: never renumber."""
 
 Recipe = Mapping[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megamoe.cases import directed
+from megamoe.cases import directed, sweep
 from megamoe.cases.counter import below, key, random_bytes, words
 from megamoe.cases.streams import (
     NVFP4_FACTOR,
@@ -68,6 +68,7 @@ def expert_weights(
     Kind ``table`` (the default): ``w13`` and ``w2`` name an entry of :data:`LUTS`; ``w2`` may be
     ``probe``, one non-zero weight in each ``probe_every``. ``w13_scale`` and ``w2_scale`` are
     ``[lowest byte, number of octaves]``. ``same`` gives every expert the weights of expert 0.
+    ``w13`` may be ``probe`` too, and either ``signed-probe``, whose zeros have either sign.
 
     Kind ``carrier`` (zero-freedom): the first ``carriers`` channels of each group, where ``grid``
     hidden states hold +1, decide each row: a gate is open (near +4) or, one in ``closed_every``,
@@ -76,10 +77,14 @@ def expert_weights(
     and ``up_levels`` replace the two levels by a random one of these E2M1 values a row (in units
     of 4), ``lower`` brings all of them down by that many octaves.
 
-    Kind ``directed``: chosen activations and sums (:mod:`megamoe.cases.directed`).
+    Kind ``directed``: chosen activations and sums (:mod:`megamoe.cases.directed`). Kind ``sweep``:
+    scale bytes that go from expert to expert (:mod:`megamoe.cases.sweep`).
     """
     if recipe.get("kind") == "directed":
         return directed.expert_weights(hidden, intermediate, recipe)
+    if recipe.get("kind") == "sweep":
+        base = expert_weights(seed, expert, hidden, intermediate, sweep.base(recipe))
+        return sweep.scaled(base, expert, recipe)
     if recipe.get("kind", "table") == "carrier":
         carriers = 16 if hidden <= 512 else 8 if hidden <= 2048 else 4
         # The scale that puts open gates between 3 and 6: 2**133 over the number of carriers in a
@@ -98,12 +103,9 @@ def expert_weights(
             gate_levels=(), up_levels=(),
         )  # fmt: skip
     owner = 0 if o["same"] else expert
-    w13 = _nibbles(key(seed, W13, owner), 2 * intermediate, hidden, o["w13"])
-    w2_stream = key(seed, W2, owner)
-    if o["w2"] == "probe":
-        w2 = _probe(w2_stream, hidden, intermediate, o["probe_every"])
-    else:
-        w2 = _nibbles(w2_stream, hidden, intermediate, o["w2"])
+    every = o["probe_every"]
+    w13 = _matrix(key(seed, W13, owner), 2 * intermediate, hidden, o["w13"], every)
+    w2 = _matrix(key(seed, W2, owner), hidden, intermediate, o["w2"], every)
     if o["carriers"]:
         carry(w13, key(seed, W13, owner, 1), o)
     return (
@@ -114,15 +116,36 @@ def expert_weights(
     )
 
 
+_AT_ONCE = 1 << 15
+"""Packed bytes made at a time, a multiple of 4: the parts stay in cache. Decides no bit."""
+
+
 def _nibbles(stream: int, rows: int, columns: int, name: str) -> U8:
     if name not in LUTS:
-        raise ValueError(f"unknown weight table {name!r}; known: {', '.join(LUTS)}, probe")
-    raw = random_bytes(stream, rows * columns)
+        known = ", ".join(LUTS)
+        raise ValueError(f"unknown weight table {name!r}; known: {known}, probe, signed-probe")
     if name == "uniform":
-        return raw[: rows * columns // 2].reshape(rows, columns // 2).copy()
-    nibbles = LUTS[name][raw]
-    packed = (nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8)
-    return packed.reshape(rows, columns // 2)
+        return random_bytes(stream, rows * columns // 2).reshape(rows, columns // 2)
+    table, out = LUTS[name].tobytes(), np.empty(rows * columns // 2, np.uint8)
+    for first in range(0, len(out), _AT_ONCE):
+        part = out[first : first + _AT_ONCE]
+        raw = words(stream, -(-len(part) // 4), first // 4).astype("<u8", copy=False).tobytes()
+        # bytes.translate is several times as fast as an index, which NumPy widens to eight bytes.
+        nibbles = np.frombuffer(raw.translate(table), "<u2")[: len(part)]
+        np.bitwise_or(nibbles, nibbles >> 4, out=part, casting="unsafe")
+    return out.reshape(rows, columns // 2)
+
+
+def _matrix(stream: int, rows: int, columns: int, name: str, every: int) -> U8:
+    """``(rows, columns/2)``: probes, or nibbles of a table."""
+    if name not in ("probe", "signed-probe"):
+        return _nibbles(stream, rows, columns, name)
+    probes = _probe(stream, rows, columns, every)
+    if name == "probe":
+        return probes
+    signs = random_bytes(key(stream, 1), probes.size).reshape(probes.shape) & 0x88
+    low, high = (np.where(probes & part, 0, signs & part) for part in (0x0F, 0xF0))
+    return probes | low | high
 
 
 def _probe(stream: int, rows: int, columns: int, every: int) -> U8:

@@ -74,11 +74,11 @@ class _Subject:
             return
         self.case = forward_case(root, name)
         self.name = self.case.id
-        directed = self.case.params.get("weights_recipe", {}).get("kind") == "directed"
-        if directed or is_stored(self.case) or kind_of(self.case.kind).features(self.case):
-            self.source = FromProblem(self.problem)
-        else:
+        plain = not is_stored(self.case) and not kind_of(self.case.kind).features(self.case)
+        if plain and FromCase.can_make(self.case):
             self.source = FromCase(self.case)
+        else:
+            self.source = FromProblem(self.problem)
 
     @property
     def problem(self) -> Problem:

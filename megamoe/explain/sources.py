@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megamoe.cases import Case
 from megamoe.cases.counter import below, key, words
-from megamoe.cases.recipes import act_of, hidden_states, routing
+from megamoe.cases.recipes import act_of, hidden_states, routing, twins
 from megamoe.cases.streams import W2, W2_SF, W13, W13_SF
 from megamoe.cases.weights import LUTS, carry
 from megamoe.spec.features import Activation
@@ -106,6 +106,14 @@ class FromProblem:
 class FromCase:
     """Made from a case's recipe, only what is asked for. For plain SwiGLU of routed experts."""
 
+    @staticmethod
+    def can_make(case: Case) -> bool:
+        """The case's weights are of a recipe whose rows can be made alone."""
+        recipe = case.params.get("weights_recipe", {})
+        return recipe.get("kind", "table") in ("table", "carrier") and (
+            recipe.get("w13", "bell") in LUTS and recipe.get("w2", "bell") in (*LUTS, "probe")
+        )
+
     def __init__(self, case: Case) -> None:
         p = case.params
         self.case = case
@@ -116,6 +124,8 @@ class FromCase:
     def token(self, at: int) -> Token:
         p, seed = self.case.params, self.case.seed
         one = np.array([at])
+        if "distinct" in p:
+            one = twins(seed, p["distinct"], one)
         ids, weights = routing(seed, one, p["experts"], p["top_k"], p.get("routing_recipe", {}))
         hidden = hidden_states(seed, one, self.hidden_size, p.get("hidden_recipe", {}))
         act = act_of(p)

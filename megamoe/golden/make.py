@@ -25,8 +25,8 @@ Array = npt.NDArray[Any]
 
 SOURCES: Final = (
     "cases/counter.py", "cases/directed.py", "cases/recipes.py", "cases/streams.py",
-    "cases/weights.py", "spec/accumulators.py", "spec/contract.py", "spec/formats.py",
-    "spec/features.py", "spec/problem.py",
+    "cases/sweep.py", "cases/weights.py", "spec/accumulators.py", "spec/contract.py",
+    "spec/formats.py", "spec/features.py", "spec/problem.py",
 )  # fmt: skip
 """Besides the oracle and the kinds: the modules that decide the bits of a golden."""
 

@@ -8,18 +8,26 @@ from typing import Any, Final
 
 from megamoe import oracle
 from megamoe.cases import Case, CaseError, Kind
-from megamoe.cases.kind import Params, complete_capacity, oracle_tensors
+from megamoe.cases.kind import (
+    ONLY_CUDA,
+    Params,
+    complete_capacity,
+    complete_distinct,
+    lacks_cuda,
+    oracle_tensors,
+)
 from megamoe.cases.recipes import act_of, forward_problem
 from megamoe.golden import GoldenError, Made, StoredGolden, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
+from megamoe.kinds.rows import repeated
 from megamoe.spec.contract import Contract
 from megamoe.spec.features import COMBINE_DTYPES, WEIGHT_FORMATS, features_of, nvfp4_fault
 from megamoe.spec.formats import SIZE_MULTIPLE
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
-from megamoe.worker.exchange import Caller, Returned
+from megamoe.worker.exchange import Caller, Missing, Returned
 
 FAMILIES: Final = ("zero-freedom", "envelope")
 
@@ -38,8 +46,11 @@ class Shown:
 
 
 def complete(where: str, params: Params) -> None:
-    """Defaults of the scalars; rows are those of the case."""
+    """Defaults of the scalars; rows are those of the case, or its distinct ones."""
     complete_capacity(where, params)
+    complete_distinct(where, params)
+    if "distinct" in params:
+        params.setdefault("rows", list(range(params["distinct"])))
     params.setdefault("clamp", "none")
     params.setdefault("fast_math", True)
     if isinstance(params["clamp"], str) and params["clamp"] != "none":
@@ -118,7 +129,9 @@ def shown(runner: Any, case: Case) -> Shown:
 
 
 def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
-    """The one call of the case."""
+    """The one call of the case. Raises :class:`Missing` where it is for a GPU, and here is none."""
+    if lacks_cuda(case, call.session.identity.device):
+        raise Missing(ONLY_CUDA)
     return call.forward(Problem(**given))
 
 
@@ -142,6 +155,7 @@ def _shown(
 def judge_shown(runner: Any, case: Case, what: Shown) -> Verdict:
     """The verdict of what was shown."""
     state, moved, how = _recorded(runner, case, what)
+    moved = [*moved, *repeated(case, what.actual, what.problem)]
     actual = rows(case, what.actual)
     verdict = judged(runner, case, what.golden, what.problem, actual, [], (), moved, how)
     return replace(verdict, recorded=state)
@@ -217,6 +231,7 @@ KIND: Final = Kind(
         "routing_recipe": dict, "activation": str, "activation_alpha": (int, float),
         "activation_beta": (int, float), "combine_dtype": str, "shared_recipe": dict,
         "shared_output_recipe": dict, "weight_format": str, "l2_activation_scale": (int, float),
+        "distinct": int, "cuda_only": bool,
     },
     required=("hidden", "intermediate", "experts", "top_k", "tokens", "family"),
     choices={"family": FAMILIES},

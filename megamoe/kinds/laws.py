@@ -89,6 +89,31 @@ def _repeat(problem: Problem) -> Iterator[Variant]:
         yield Variant(f"a {turn} run", problem, _all(problem), _all(problem))
 
 
+MANY_CALLS: Final = 155
+"""A row that is wrong in 3 % of calls, each time by itself, is missed with 0.97 ** 155 < 0.9 %."""
+
+
+def _many_calls(problem: Problem) -> Iterator[Variant]:
+    for turn in range(1, MANY_CALLS):
+        yield Variant(f"call {turn + 1} of {MANY_CALLS}", problem, _all(problem), _all(problem))
+
+
+def _other_weights(problem: Problem) -> Iterator[Variant]:
+    """Layers of one shape: what is kept of one layer's weights must not serve another's.
+
+    The second layer has the experts in another order and is named by other ids, so that it owes
+    the same bits; then the first again.
+    """
+    count = problem.num_experts
+    rows, ids = _all(problem), problem.topk_ids
+    order = torch.arange(count, device=ids.device).flip(0)
+    moved = torch.where(ids >= 0, count - 1 - ids, ids)
+    other = _experts(problem, order, moved)
+    for turn in ("second", "fourth"):
+        yield Variant(f"other weights of the same shape, in the {turn} call", other, rows, rows)
+        yield Variant("the first weights again", problem, rows, rows)
+
+
 def _batch_invariance(problem: Problem) -> Iterator[Variant]:
     rows = _all(problem)
     for row in rows[:: max(1, len(rows) // 4)]:
@@ -206,6 +231,8 @@ def _masked_slots(problem: Problem) -> Iterator[Variant]:
 
 LAWS: dict[str, Callable[[Problem], Iterator[Variant]]] = {
     "repeat": _repeat,
+    "many-calls": _many_calls,
+    "other-weights": _other_weights,
     "batch-invariance": _batch_invariance,
     "token-permutation": _token_permutation,
     "replica-choice": _replica_choice,

@@ -11,6 +11,7 @@ from megamoe.cases import Case, CaseError
 from megamoe.cases.kind import Params
 from megamoe.judge import BadOutput, Finding, Verdict, bitwise, checked, forward_bits, place_of
 from megamoe.kinds import forward, laws
+from megamoe.kinds.rows import repeated
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
@@ -24,7 +25,8 @@ LAUNCHED: Final = {
 """Laws of :mod:`megamoe.layer.launch_laws`: whether one needs ``run``, and whether CUDA."""
 LAWS: Final = (
     "batch-invariance", "token-permutation", "replica-choice", "ep-size", "capacity",
-    "stale-buffer", "padding-rows", "masked-slots", "repeat", *LAUNCHED,
+    "stale-buffer", "padding-rows", "masked-slots", "repeat", "many-calls",
+    "other-weights", *LAUNCHED,
 )  # fmt: skip
 
 
@@ -49,6 +51,7 @@ def judge(runner: Any, case: Case) -> Verdict:
         else:
             found = laws.findings(y_of, problem, law)
         shown = forward_bits(call.forward(problem).result, problem)
+    found += repeated(case, shown, problem)
     actual = forward.rows(case, shown)
 
     def judged(by: Any) -> Verdict:

@@ -9,16 +9,17 @@ import numpy as np
 import torch
 
 from megamoe import oracle
-from megamoe.cases import Case, Kind
+from megamoe.cases import Case, CaseError, Kind
 from megamoe.cases.kind import (
     Params,
     Parts,
     complete_capacity,
+    complete_distinct,
     complete_unpadded,
     knows_padding,
     oracle_tensors,
 )
-from megamoe.cases.recipes import bf16_tensor, hidden_states, routing
+from megamoe.cases.recipes import bf16_tensor, hidden_states, made_tokens, routing, twins
 from megamoe.golden import Made, StoredGolden
 from megamoe.judge import Finding, Verdict, of_findings
 from megamoe.spec.contract import Contract
@@ -35,22 +36,29 @@ def complete(where: str, params: Params) -> None:
     params.setdefault("ids_dtype", "int64")
     complete_capacity(where, params)
     complete_unpadded(where, params)
+    complete_distinct(where, params)
+    if "distinct" in params and "unpadded" in params:
+        raise CaseError(f"{where}: distinct and unpadded together are not known")
 
 
 def inputs(case: Case) -> dict[str, Any]:
     """``hidden_states`` (T, H) bf16, ``topk_weights`` (T, K) float32, ``topk_ids`` (T, K).
 
     ``unpadded``: the rows from there on are padding, as ``is_padding`` (T,) bool says.
+    ``distinct``: the tokens from there on repeat one of those before.
     """
     p = case.params
     tokens = np.arange(p["tokens"])
-    ids, weights = routing(case.seed, tokens, p["experts"], p["top_k"], p.get("routing_recipe", {}))
+    made_at, at = made_tokens(case.seed, p, tokens)
+    ids, weights = routing(
+        case.seed, made_at, p["experts"], p["top_k"], p.get("routing_recipe", {})
+    )
     dtype = {"int32": np.int32, "int64": np.int64}[p["ids_dtype"]]
-    rows = hidden_states(case.seed, tokens, p["hidden"], p.get("hidden_recipe", {}))
+    rows = hidden_states(case.seed, made_at, p["hidden"], p.get("hidden_recipe", {}))
     made = {
-        "hidden_states": bf16_tensor(rows),
-        "topk_weights": torch.from_numpy(weights),
-        "topk_ids": torch.from_numpy(ids.astype(dtype)),
+        "hidden_states": bf16_tensor(rows[at]),
+        "topk_weights": torch.from_numpy(weights[at]),
+        "topk_ids": torch.from_numpy(ids[at].astype(dtype)),
     }
     if "unpadded" in p:
         made["is_padding"] = torch.from_numpy(tokens >= p["unpadded"])
@@ -60,10 +68,15 @@ def inputs(case: Case) -> dict[str, Any]:
 def golden(
     case: Case, given: Mapping[str, Any], classes: Sequence[str] | None, contract: Contract
 ) -> Made:
-    """``x``, ``x_sf``, ``topk_idx`` and ``topk_weights``, which are kept as bits."""
+    """``x``, ``x_sf``, ``topk_idx`` and ``topk_weights``, which are kept as bits.
+
+    Of a case with ``distinct`` the rows of the first tokens: staging knows no other row.
+    """
+    own = slice(case.params.get("distinct"))
     made = oracle.staging(
-        bits(given["hidden_states"]), given["topk_weights"].numpy(), given["topk_ids"].numpy(),
-        contract, given["is_padding"].numpy() if "is_padding" in given else None,
+        bits(given["hidden_states"][own]), given["topk_weights"][own].numpy(),
+        given["topk_ids"][own].numpy(), contract,
+        given["is_padding"].numpy() if "is_padding" in given else None,
     )  # fmt: skip
     return Made({**made, "topk_weights": made["topk_weights"].view(np.uint32)})
 
@@ -81,8 +94,12 @@ def judge_returned(
     """Every bit of the batch's rows, and no byte written beyond them."""
     tokens, ids = len(given["topk_ids"]), given["topk_ids"].numpy()
     findings = []
+    source = np.arange(tokens)
+    if "distinct" in case.params:
+        source = twins(case.seed, case.params["distinct"], source)
     for name, tensor in returned.blank.items():
-        findings.append(runner.bitwise(name, bits(tensor[:tokens]), golden.get(name), ids))
+        right = golden.get(name)[source]
+        findings.append(runner.bitwise(name, bits(tensor[:tokens]), right, ids))
         findings.append(_untouched(name, tensor, tokens))
     return of_findings(case.id, case.kind, findings, ("bitwise",))
 
@@ -114,6 +131,7 @@ KIND: Final = Kind(
     keys={
         "hidden": int, "tokens": int, "top_k": int, "experts": int, "ids_dtype": str,
         "capacity": int, "hidden_recipe": dict, "routing_recipe": dict, "unpadded": int,
+        "distinct": int,
     },
     required=("hidden", "tokens", "top_k", "experts"),
     choices={"ids_dtype": ("int32", "int64")},

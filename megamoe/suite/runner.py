@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megamoe.cases import Case, kind_of
+from megamoe.cases.kind import ONLY_CUDA, lacks_cuda
 from megamoe.golden import GoldenError, Store, StoredGolden, digest_of, recorded, regenerate
 from megamoe.judge import (
     BadOutput,
@@ -192,6 +193,8 @@ class Runner:
             needs = kind_of(case.kind).needs
             if needs is not None and not self.session.identity.provides(needs):
                 raise Missing(needs)
+            if lacks_cuda(case, self.session.identity.device):
+                raise Missing(ONLY_CUDA)  # before its inputs are made
             return step()
         except Missing as missing:
             return Verdict(case.id, case.kind, "not-provided", missing.why)

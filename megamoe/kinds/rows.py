@@ -1,0 +1,57 @@
+"""Rows of one forward that must be equal: those of tokens with the same inputs.
+
+The layer computes each token from that token alone, so a batch of thousands can be judged against
+the few rows of a golden: of the key ``distinct`` all other tokens repeat one of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from megamoe.cases import Case
+from megamoe.cases.recipes import twins
+from megamoe.judge import Finding, bitwise, place_of
+from megamoe.judge.judgements import observable_codes
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import TENSORS
+
+
+def repeated(case: Case, actual: Mapping[str, Any], problem: Problem) -> list[Finding]:
+    """Each stage of the tokens from ``distinct`` on, bitwise against that of their twins.
+
+    ``actual``: stage to bits of all tokens; ``problem`` has all tokens too. No finding where the
+    case has no such tokens.
+    """
+    distinct, tokens = case.params.get("distinct"), problem.num_tokens
+    if distinct is None or distinct == tokens:
+        return []
+    others = np.arange(distinct, tokens)
+    source = twins(case.seed, distinct, others)
+    ids = problem.topk_ids.numpy()[distinct:]
+    live = (ids >= 0)[:, :, None]
+    found = []
+    for name, stage in actual.items():
+        tensor = TENSORS[name]
+        shown = tensor.elements(stage)
+        if name == "l2_acts":
+            shown = observable_codes(shown, actual["l2_acts_sf"])
+        mask = None if tensor.reads_masked else live
+        place = place_of(name, others.tolist(), ids)
+        bits = shown[distinct:], shown[source]
+        one = bitwise(name, tensor.form_of(stage), *bits, place, mask)
+        found.append(_named(one, distinct))
+    return found
+
+
+def _named(found: Finding, distinct: int) -> Finding:
+    if not found.bad:
+        return found
+    text = (
+        f"{found.stage}: {found.outside} elements are not those of the token with the same inputs, "
+        f"one of the first {distinct}"
+    )
+    return replace(found, text=text)
