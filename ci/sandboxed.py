@@ -1,4 +1,4 @@
-"""Run what a Nix build would run, in ci/sandbox.sh: the package's check phase, or a GPU check's script.
+"""Run what a Nix build would run, in ci/sandbox.sh: the package's check phase, or a GPU check.
 
     python ci/sandboxed.py check [PYTEST ARGUMENTS]
     python ci/sandboxed.py shard sm90-1-of-4 CASE
@@ -6,7 +6,8 @@
 Attributes and scripts come from the flake, evaluated with ci/nixpkgs-stub; programs and Python
 packages from this host: those that facts.json gives to stdenv and to the inputs that are named, and
 the packages of this interpreter. ``check`` runs on a copy of the files that git knows, without
-``.git``. ``shard`` judges CASE, a glob, with ``eager`` on the CPU. The exit status is the command's;
+``.git``. ``shard`` runs the script of a GPU check: it judges CASE, a glob, with ``eager`` on the
+CPU. The exit status is the command's;
 2 where the host cannot.
 """
 
@@ -75,12 +76,18 @@ def sandbox(build: Path, visible: list[Path], inputs: list[str], given: dict[str
     venv.create(build / "env", symlinks=True)
     (site,) = (build / "env/lib").glob("python*/site-packages")
     (site / "packages.pth").write_text(f"{packages}\n")
-    given = given | {"NIX_BUILD_CORES": "2", "NIX_BUILD_TOP": "/build", "PYTHONDONTWRITEBYTECODE": "1"}
+    given = given | {
+        "NIX_BUILD_CORES": "2",
+        "NIX_BUILD_TOP": "/build",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in given.items()]
     (build / "script").write_text("\n".join(["set -e", *lines, script, ""]))
     command = ["sh", str(ROOT / "ci/sandbox.sh"), str(build), sys.base_prefix, packages]
     command += [*map(str, visible), "--", "bash", "/build/script"]
-    return subprocess.run(command, env=os.environ | {"TOOLS": " ".join(programs(inputs))}).returncode
+    return subprocess.run(
+        command, env=os.environ | {"TOOLS": " ".join(programs(inputs))}
+    ).returncode
 
 
 def check(arguments: list[str]) -> int:
@@ -97,16 +104,16 @@ def check(arguments: list[str]) -> int:
         given["nativeCheckInputs"] = " ".join(inputs)
         shutil.copy(STUB / "check-phase.sh", build)
         words = " ".join(map(shlex.quote, arguments))
-        script = f'''interpreter() {{ /build/env/bin/python3 "$@" {words}; }}
+        script = f"""interpreter() {{ /build/env/bin/python3 "$@" {words}; }}
 python3() {{ interpreter "$@"; }}
 . /build/check-phase.sh
 cd source
-runCheckPhase'''
+runCheckPhase"""
         return sandbox(build, [], inputs, given, script)
 
 
 def as_environment(value: Any) -> str:
-    """A derivation's attribute as its builder sees it: a list is its elements with spaces between."""
+    """A derivation's attribute as its builder sees it: spaces stand between a list's elements."""
     if isinstance(value, list):
         return " ".join(map(as_environment, value))
     return ("1" if value else "") if isinstance(value, bool) else str(value)

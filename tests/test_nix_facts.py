@@ -1,5 +1,7 @@
-"""What the flake takes from nixpkgs stands in ci/nixpkgs-stub/facts.json, and each defect that a real
-nixpkgs showed is red when it is put back: docs/toolchain.md lists them."""
+"""What the flake takes from nixpkgs stands in ci/nixpkgs-stub/facts.json.
+
+Each defect that a real nixpkgs showed is red when it is put back: docs/toolchain.md lists them.
+"""
 
 import json
 import re
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.helpers.flake import NIXPKGS, ROOT, SYSTEM, Flake, flake, needs_nix, ok, store
-from tests.test_nix_gpu import BUILDERS, KEYS, MACHINE, NVSWITCH, RUNNER, X11
+from tests.test_nix_gpu import KEYS, MACHINE, NVSWITCH, RUNNER, X11
 
 __all__ = ["flake", "store"]  # fixtures
 
