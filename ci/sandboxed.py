@@ -7,8 +7,7 @@ Attributes and scripts come from the flake, evaluated with ci/nixpkgs-stub; prog
 packages from this host: those that facts.json gives to stdenv and to the inputs that are named, and
 the packages of this interpreter. ``check`` runs on a copy of the files that git knows, without
 ``.git``. ``shard`` runs the script of a GPU check: it judges CASE, a glob, with ``eager`` on the
-CPU. The exit status is the command's;
-2 where the host cannot.
+CPU. The exit status is the command's, and 2 where the host cannot.
 """
 
 from __future__ import annotations
