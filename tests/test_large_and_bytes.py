@@ -67,9 +67,9 @@ def status(backend: Any, case_id: str) -> str:
 # --- faults of the whole layer ------------------------------------------------------------------
 
 
-def row_in_12_bits(out: Result) -> Result:
+def row_in_10_bits(out: Result) -> Result:
     y = out["y"]
-    return out | {"y": y[torch.arange(len(y)) & 0xFFF]}
+    return out | {"y": y[torch.arange(len(y)) & 0x3FF]}
 
 
 def last_row_of_full_buffer(out: Result) -> Result:
@@ -123,8 +123,8 @@ def nibble(name: str, wrong: int, read: int) -> Callable[[Problem], Problem]:
 
 
 FORWARD: list[tuple[str, dict[str, Any], list[str]]] = [
-    ("rows counted in 12 bits", {"after": row_in_12_bits},
-     ["forward/rows-of-a-large-batch-wrong-t8192"]),
+    ("rows counted in 10 bits", {"after": row_in_10_bits},
+     ["forward/rows-of-a-large-batch-wrong-t2048"]),
     ("rows counted in 16 bits", {"after": row_in_16_bits},
      ["forward/rows-beyond-16-bits-wrong-t65544"]),
     ("the last row of a full buffer", {"after": last_row_of_full_buffer},
@@ -199,16 +199,16 @@ def test_rows_that_are_not_staged_are_red_from_their_number_on() -> None:
     assert found == {4096: "pass", 8192: "fail"}
 
 
-def test_a_remap_by_a_row_in_12_bits_is_red_from_its_number_on() -> None:
+def test_a_remap_by_a_row_in_10_bits_is_red_from_its_number_on() -> None:
     faulty = Faulty()
     right = faulty.right.eplb_map
 
-    def in_12_bits(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return torch.cat([right(part, *rest) for part in ids.split(4096)])
+    def in_10_bits(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return torch.cat([right(part, *rest) for part in ids.split(1024)])
 
-    faulty.eplb_map = in_12_bits  # type: ignore[assignment]
-    found = {n: status(faulty, f"eplb/rows-of-a-large-batch-lost-t{n}") for n in (2048, 8200)}
-    assert found == {2048: "pass", 8200: "fail"}
+    faulty.eplb_map = in_10_bits  # type: ignore[assignment]
+    found = {n: status(faulty, f"eplb/rows-of-a-large-batch-lost-t{n}") for n in (1024, 2048)}
+    assert found == {1024: "pass", 2048: "fail"}
 
 
 # --- many calls, other weights ------------------------------------------------------------------
