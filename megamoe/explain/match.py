@@ -99,6 +99,7 @@ def report(fits: list[Fit], differing: int, of: int, compared: str, tried: int) 
         "of": of,
         "differing": differing,
         "tried": tried,
+        "not_tried": 0,
         "exact": [f.plain() for f in exact],
         "partial": [f.plain() for f in partial[:PARTIAL_AT_MOST]],
     }

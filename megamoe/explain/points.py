@@ -7,7 +7,7 @@ contract's own ``y`` may lie from its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,10 @@ from megamoe.spec.formats import (
 from megamoe.spec.forms import BF16
 
 Bools = npt.NDArray[np.bool_]
+
+_REACH: Final = 512
+"""Two scale bytes move a block by less than this many octaves."""
+_POWERS: Final = np.exp2(np.arange(-_REACH, _REACH + 1, dtype=np.float64))
 
 
 def outside(y: U16, low: U16, high: U16) -> Bools:
@@ -156,7 +160,9 @@ class Points:
             # The blocks are the contract's, times powers of two.
             shift = weight_sf.astype(np.int32) - own_sf + (sf.astype(np.int32) - x_sf)
             lost = (weight_sf == UE8M0_NAN) | (sf == UE8M0_NAN)
-            return total(np.where(lost.T, np.nan, np.ldexp(slot.blocks[:, every], shift.T)))
+            factor = _POWERS[shift + _REACH]
+            factor[lost] = np.nan
+            return total(slot.blocks[:, every] * factor.T)
         return total(signed_blocks(codes, sf, packed, weight_sf))
 
 

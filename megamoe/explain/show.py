@@ -191,6 +191,16 @@ def _actual(actual: Plain, console: Console) -> None:
 
 def explanation(explained: Plain) -> list[str]:
     """What explains the values of one step that are outside, in lines."""
+    lines = _explanation(explained)
+    if explained["not_tried"]:
+        lines.append(
+            f"  ({explained['not_tried']} deviations of linear 1 were not tried on so large a "
+            "layer: show l2_acts and l2_acts_sf for these)"
+        )
+    return lines
+
+
+def _explanation(explained: Plain) -> list[str]:
     differing, tried = explained["differing"], explained["tried"]
     said = f"{differing} of {explained['of']} {explained['compared']} are outside"
     exact, partial = explained["exact"], explained["partial"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Final
 
@@ -68,8 +68,18 @@ def _interleaved(rows: U8, run: int, back: bool = False) -> U8:
     return rows[np.argsort(order) if back else order]
 
 
+@dataclass(frozen=True)
+class Scales:
+    """A reader of other scale bytes, which leaves codes and weights as they are."""
+
+    read: Reader
+
+    def __call__(self, operands: Operands) -> Operands:
+        return self.read(operands)
+
+
 def _sf(change: Callable[[U8], U8]) -> Reader:
-    return lambda o: replace(o, weight_sf=change(o.weight_sf))
+    return Scales(lambda o: replace(o, weight_sf=change(o.weight_sf)))
 
 
 def _layouts() -> dict[str, Reader]:
@@ -129,7 +139,7 @@ def _codes(change: Callable[[U8], U8]) -> Reader:
 
 
 def _x_sf(change: Callable[[U8], U8]) -> Reader:
-    return lambda o: replace(o, sf=change(o.sf))
+    return Scales(lambda o: replace(o, sf=change(o.sf)))
 
 
 def shifted(sf: U8, by: int) -> U8:
@@ -185,7 +195,9 @@ _EXACT_NIBBLES: Final = list(range(16))
 _COMMON: Final[dict[str, Reader]] = {
     "weight scales are read one group late": _sf(lambda sf: np.roll(sf, 1, 1)),
     "weight scales are read one group early": _sf(lambda sf: np.roll(sf, -1, 1)),
-    "weight scales are read one row late": lambda o: replace(o, weight_sf=o.where.rows_before()),
+    "weight scales are read one row late": Scales(
+        lambda o: replace(o, weight_sf=o.where.rows_before())
+    ),
     "all weight scales of a row are the first group's": _sf(
         lambda sf: np.repeat(sf[:, :1], sf.shape[1], axis=1)
     ),
@@ -208,11 +220,11 @@ _COMMON: Final[dict[str, Reader]] = {
         lambda sf: shifted(sf, -1)
     ),
     "activation scales are an octave too large": _x_sf(lambda sf: shifted(sf, 1)),
-    "all scales, of activations and of weights, are an octave too small": lambda o: replace(
-        o, sf=shifted(o.sf, -1), weight_sf=shifted(o.weight_sf, -1)
+    "all scales, of activations and of weights, are an octave too small": Scales(
+        lambda o: replace(o, sf=shifted(o.sf, -1), weight_sf=shifted(o.weight_sf, -1))
     ),
-    "all scales, of activations and of weights, are an octave too large": lambda o: replace(
-        o, sf=shifted(o.sf, 1), weight_sf=shifted(o.weight_sf, 1)
+    "all scales, of activations and of weights, are an octave too large": Scales(
+        lambda o: replace(o, sf=shifted(o.sf, 1), weight_sf=shifted(o.weight_sf, 1))
     ),
     "activation scale bytes are signed: from 128 on the scale is negative": lambda o: _signed_codes(
         o, False
