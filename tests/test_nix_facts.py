@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.helpers.flake import NIXPKGS, ROOT, SYSTEM, Flake, flake, needs_nix, ok, store
-from tests.test_nix_gpu import BUILDERS, KEYS, MACHINE, NVSWITCH, RUNNER, X11
+from tests.test_nix_gpu import KEYS, MACHINE, NVSWITCH, RUNNER, X11
 
 __all__ = ["flake", "store"]  # fixtures
 

@@ -151,9 +151,7 @@ def test_a_runner_is_fresh_for_each_job_and_refuses_forks(flake: Flake) -> None:
         (["services.megamoe-gpu.architectures = [ ];"], "does not exist"),
     ],
 )
-def test_a_machine_that_cannot_be_is_refused(
-    flake: Flake, texts: list[str], message: str
-) -> None:
+def test_a_machine_that_cannot_be_is_refused(flake: Flake, texts: list[str], message: str) -> None:
     done = flake.machine("[ failed config.nix.settings ]", MACHINE, *texts)
     said = done.stdout if done.returncode == 0 else done.stderr
     assert message in said
