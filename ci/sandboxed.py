@@ -31,7 +31,6 @@ FACTS = json.loads((STUB / "facts.json").read_text())
 SYSTEM = f"{os.uname().machine}-linux"
 CHECKED = ("preCheck", "checkPhase", "postCheck", "pytestFlags", "disabledTests",
            "disabledTestPaths", "disabledTestMarks", "dontUsePytestXdist")  # fmt: skip
-ENVIRONMENT = re.compile(r"/\S+-python3-env/bin/python3")
 
 
 def nix(*arguments: str, flake: Path) -> Any:
@@ -99,12 +98,25 @@ def check(arguments: list[str]) -> int:
         found = nix(f"packages.{SYSTEM}.megamoe", "--apply", apply, flake=build / "source")
         inputs = found.pop("inputs")
         given = {name: as_environment(value) for name, value in found.items() if value is not None}
-        given = {name: ENVIRONMENT.sub("interpreter", value) for name, value in given.items()}
+        phase = given.pop("checkPhase", "")
+        phase = re.sub(r"\S+-python3-env/bin/python3", "interpreter", phase)
+        if phase:
+            given["checkPhase"] = re.sub(r"[^\s:=]+-python3-env/bin", "/build/env/bin", phase)
         given["nativeCheckInputs"] = " ".join(inputs)
         shutil.copy(STUB / "check-phase.sh", build)
         words = " ".join(map(shlex.quote, arguments))
+        # What a check phase finds on PYTHONPATH: the package as it is installed, with its goldens.
+        subprocess.run(
+            [sys.executable, "setup.py", "-q", "build", "--build-lib", str(build / "installed")],
+            cwd=build / "source", check=True, capture_output=True,
+        )  # fmt: skip
+        shutil.rmtree(build / "source/build", ignore_errors=True)
+        given["PYTHONPATH"] = "/build/installed"
+        # Without an environment of its own a check phase has its packages there, too.
+        bare = f"{sys.base_prefix}/bin/python3"
+        path = f"/build/installed:{sysconfig.get_path('purelib')}"
         script = f"""interpreter() {{ /build/env/bin/python3 "$@" {words}; }}
-python3() {{ interpreter "$@"; }}
+python3() {{ PYTHONPATH={path} {bare} "$@" {words}; }}
 . /build/check-phase.sh
 cd source
 runCheckPhase"""

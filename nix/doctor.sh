@@ -93,7 +93,7 @@ for cache in $caches; do
     ! has "$(setting substituters)" "$cache" && ! has "$(setting substituters)" "$cache/" || known=yes
 done
 [ -n "$known" ] ||
-    found "no binary cache with torch for CUDA is set up, so it would be compiled, for hours" \
+    found "no binary cache with torch for CUDA is set up, so it would be compiled, for hours (the shell .#cpu needs none)" \
         "printf '%s\\n' 'extra-substituters = $(echo $caches)' 'extra-trusted-public-keys = $(echo $keys)' | sudo tee -a /etc/nix/nix.conf"
 
 if [ -n "${dry:-}" ]; then
@@ -102,7 +102,7 @@ if [ -n "${dry:-}" ]; then
         found "the CUDA shell does not evaluate: $(printf '%s\n' "$plan" | tail -n 1)" \
             "nix build --dry-run '$shell', which says more"
     # What is to be built is listed as .drv; what is to be fetched is not.
-    heavy=$(printf '%s\n' "$plan" | sed -n 's|.*/[a-z0-9]*-\(python3[.0-9]*-\(torch\|triton\)-[0-9.]*\)\.drv$|\1|p' | sort -u)
+    heavy=$(printf '%s\n' "$plan" | sed -n 's#.*/[a-z0-9]*-\(python3[.0-9]*-\(torch\|triton\)-[0-9.]*\)\.drv$#\1#p' | sort -u)
     [ -z "$heavy" ] ||
         found "$(echo $heavy) would be compiled, for hours: no cache that is set up has it" \
             "take a nixpkgs that a CUDA CI has built (docs/toolchain.md, The binary caches)"

@@ -6,6 +6,7 @@
   gnumake,
   python,
   setuptools,
+  util-linux,
   writableTmpDirAsHomeHook,
 
   project,
@@ -28,6 +29,7 @@ buildPythonPackage {
   nativeCheckInputs = [
     git
     gnumake
+    util-linux # setsid
     writableTmpDirAsHomeHook
   ];
   # Not pytestCheckHook: there packages are on PYTHONPATH, and tests start processes without it.
@@ -35,6 +37,7 @@ buildPythonPackage {
   checkPhase = ''
     runHook preCheck
     patchShebangs .ci ci tools
+    export PATH=${environment}/bin:$PATH # ninja
     OMP_NUM_THREADS=1 ${environment}/bin/python3 -m pytest -m 'not slow' -n "$NIX_BUILD_CORES"
     runHook postCheck
   '';

@@ -214,6 +214,7 @@ def test_a_dirty_checkout_stays_as_it_was_and_its_changes_play_no_part(numbers, 
     home, _ = numbers
     (home / "value").write_text("not committed\n")
     (home / "untracked").write_text("mine\n")
+    (home / ".git/hooks").mkdir(exist_ok=True)  # git without its templates makes none
     (home / ".git/hooks/post-checkout").write_text("#!/bin/sh\ntouch hooked\n")
     (home / ".git/hooks/post-checkout").chmod(0o755)
     before = everything(home)

@@ -1,5 +1,6 @@
 """What a host needs: nix/doctor.sh against a fake Nix, nix/driver.sh against a fake driver."""
 
+import os
 import shutil
 import subprocess
 import tomllib
@@ -21,6 +22,10 @@ case "$*" in
 *'config show') [ -z "$FAKE_OLD_WORDS" ] || exit 1; printf '%b' "$FAKE_CONFIG" ;;
 *show-config) printf '%b' "$FAKE_CONFIG" ;;
 *'flake lock'*) exit "${FAKE_LOCK:-0}" ;;
+*'build --dry-run'*)
+    printf '%b' "$FAKE_PLAN" >&2
+    exit "${FAKE_BUILD:-0}"
+    ;;
 esac
 """
 
@@ -33,6 +38,7 @@ class Host:
     features: str = "flakes nix-command"
     system: str = "benchmark kvm"
     builders: str = "@/etc/nix/machines"
+    caches: str = "https://cache.flox.dev/"
     settings: dict[str, str] = field(default_factory=dict)
 
     def put(self, name: str, text: str = "") -> None:
@@ -42,9 +48,9 @@ class Host:
     def doctor(self, *arguments: str) -> str:
         """What it says, one line."""
         config = f"builders = {self.builders}\\nexperimental-features = {self.features}\\n"
-        config += f"system-features = {self.system}\\n"
+        config += f"system-features = {self.system}\\nsubstituters = {self.caches}\\n"
         fake = {"FAKE_VERSION": "2.18.1", "FAKE_CONFIG": config, "FAKE_OLD_WORDS": ""}
-        path = {"PATH": f"{self.root}/bin:/usr/bin:/bin", "HOST_ROOT": str(self.root)}
+        path = {"PATH": f"{self.root}/bin:{os.environ['PATH']}", "HOST_ROOT": str(self.root)}
         done = subprocess.run(
             ["sh", str(ROOT / "nix/doctor.sh"), *arguments],
             env=fake | path | self.settings,
@@ -122,6 +128,32 @@ def test_a_gpu_host_that_does_not_offer_it(host: Host) -> None:
     assert "nothing found" in host.doctor("sm90")
 
 
+@pytest.mark.parametrize("caches", ["", "https://cache.flox.dev.example", "https://example.com"])
+def test_no_cache_with_torch(host: Host, caches: str) -> None:
+    host.caches = caches
+    line = host.doctor()
+    assert "it would be compiled, for hours" in line and "shell .#cpu needs none" in line
+    assert "extra-substituters = https://cache.nixos-cuda.org https://cache.flox.dev'" in line
+    assert "'extra-trusted-public-keys = cache.nixos-cuda.org:74DU" in line
+    host.caches = f"{caches} https://cache.nixos-cuda.org"
+    assert "nothing found" in host.doctor()
+
+
+TORCH = "these 2 derivations will be built:\\n  /nix/store/0a-python3.13-torch-2.11.0.drv\\n"
+OURS = "this derivation will be built:\\n  /nix/store/0a-python3.13-deep-gemm-2.6.1.drv\\n"
+FETCHED = "these paths will be fetched:\\n  /nix/store/0a-python3.13-torch-2.11.0\\n"
+
+
+def test_torch_that_would_be_compiled_is_named_before_it_starts(host: Host) -> None:
+    host.settings["FAKE_PLAN"] = OURS + FETCHED
+    assert "nothing found" in host.doctor("compile")
+    host.settings["FAKE_PLAN"] = TORCH + OURS
+    assert "doctor: python3.13-torch-2.11.0 would be compiled, for hours" in host.doctor("compile")
+    assert "nothing found" in host.doctor(), "only where it is asked for"
+    host.settings |= {"FAKE_PLAN": "error: no network\\n", "FAKE_BUILD": "1"}
+    assert "the CUDA shell does not evaluate: error: no network" in host.doctor("compile")
+
+
 def test_a_word_that_is_no_architecture(host: Host) -> None:
     assert "hopper is no architecture" in host.doctor("hopper")
 
@@ -149,7 +181,7 @@ def test_only_the_drivers_own_libraries_are_found(tmp_path: Path) -> None:
         (driver / name).touch()
     said = f". {ROOT}/nix/driver.sh; echo $LD_LIBRARY_PATH; echo $TRITON_LIBCUDA_PATH"
     env = {
-        "PATH": "/usr/bin:/bin",
+        "PATH": os.environ["PATH"],
         "HOME": "/none",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "MEGAMOE_DRIVER": str(driver),

@@ -34,6 +34,7 @@ def sandbox(build: Path, *command: str, tools: str = "sh ls id cat", **more: str
     )
 
 
+@needs_nix
 @needs_namespaces
 def test_the_sandbox_is_as_poor_as_nixs(tmp_path: Path) -> None:
     (tmp_path / "shown").mkdir()
@@ -60,10 +61,30 @@ def test_the_sandbox_is_as_poor_as_nixs(tmp_path: Path) -> None:
     assert set(networks) <= {"lo", "tunl0", "sit0", "ip6tnl0", "ls"}, networks
 
 
+@needs_nix
 @needs_namespaces
 def test_the_status_is_that_of_the_command(tmp_path: Path) -> None:
     assert sandbox(tmp_path, "--", "sh", "-c", "exit 7").returncode == 7
     assert sandbox(tmp_path).returncode == 2
+
+
+@needs_nix
+@needs_namespaces
+def test_the_hosts_programs_stay_as_they_are(tmp_path: Path) -> None:
+    """Named twice, and written to inside: a mount of the host's own file would let both through."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "build").mkdir()
+    program = tmp_path / "bin/program"
+    program.write_text("#!/bin/sh\necho it runs\n")
+    program.chmod(0o755)
+    before = program.read_bytes()
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    done = sandbox(
+        tmp_path / "build", "--", "sh", "-c", "program; : >/tools/program; program",
+        tools="sh program program", PATH=path,
+    )  # fmt: skip
+    assert "it runs" in done.stdout, done.stderr
+    assert program.read_bytes() == before
 
 
 def sandboxed(*arguments: str) -> subprocess.CompletedProcess[str]:

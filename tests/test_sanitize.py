@@ -1,6 +1,7 @@
 """What ``tools/sanitize.sh`` concludes from the logs; the sanitizer here is a script."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def sanitize(tmp_path):
         )
         for path in (tool, python):
             path.chmod(0o755)
-        environment = {"PATH": "/usr/bin:/bin", "SANITIZE_CASES": "forward/a,property/b-*"}
+        environment = {"PATH": os.environ["PATH"], "SANITIZE_CASES": "forward/a,property/b-*"}
         environment["SANITIZE_TOOLS"] = tools
         environment["COMPUTE_SANITIZER" if sanitizer else "CUDA_HOME"] = str(
             tool if sanitizer else tmp_path / "none"
