@@ -270,6 +270,22 @@ def test_rows_with_the_inputs_of_another_must_have_its_bits() -> None:
     assert found.text.startswith("y: 1 elements are not those of the token with the same inputs")
 
 
+def test_codes_are_compared_where_a_slot_is_live_and_nowhere_else() -> None:
+    case = CASES["forward/rows-beyond-16-bits-wrong-t32776"]
+    problem = recipes.forward_problem(case)
+    source = recipes.twins(case.seed, 16, np.arange(problem.num_tokens))
+    ids = problem.topk_ids.numpy()[:, 0]
+    codes = source[:, None, None].repeat(128, 2).astype(np.uint8)
+    shown = {"l2_acts": codes, "l2_acts_sf": codes[:, :, :4].copy()}
+    dead, live = (int(np.flatnonzero((ids >= 0) == is_live)[-1]) for is_live in (False, True))
+    codes[dead] += 1
+    assert not any(f.bad for f in repeated(case, shown, problem))
+    codes[live, 0, 5] += 1
+    bad = [f for f in repeated(case, shown, problem) if f.bad]
+    assert [f.stage for f in bad] == ["l2_acts"] and bad[0].worst is not None
+    assert (bad[0].worst.token, bad[0].worst.channel) == (live, 5)
+
+
 def test_rows_alone_are_those_of_the_whole_batch() -> None:
     case = CASES["forward/rows-of-a-large-batch-wrong-t512"]
     whole, some = recipes.forward_problem(case), recipes.forward_problem(case, [3, 400, 17])
@@ -292,7 +308,7 @@ def test_distinct_must_be_a_number_of_the_tokens(distinct: int, tmp_path: Any) -
 
 
 def test_a_case_for_a_gpu_alone_is_not_provided_on_a_cpu() -> None:
-    case = CASES["forward/kimi-k3-rows-of-a-large-batch-wrong-t8192"]
+    case = CASES["forward/deepseek-v4.1-flash-rows-of-a-large-batch-wrong-t8192"]
     verdict = Runner(Local(Faulty()), Store(golden_root(), make, BASE)).run(case)
     assert verdict.status == "not-provided"
     assert verdict.reason == (

@@ -32,17 +32,22 @@ def repeated(case: Case, actual: Mapping[str, Any], problem: Problem) -> list[Fi
     others = np.arange(distinct, tokens)
     source = twins(case.seed, distinct, others)
     ids = problem.topk_ids.numpy()[distinct:]
-    live = (ids >= 0)[:, :, None]
+    live = (ids >= 0).any(axis=1)
     found = []
     for name, stage in actual.items():
         tensor = TENSORS[name]
-        shown = tensor.elements(stage)
+        # Of codes that only a live slot has, most tokens of some batches have none.
+        some = slice(None) if tensor.reads_masked else live
+        at, twin, own = others[some], source[some], ids[some]
+        pair = [tensor.elements(stage[rows]) for rows in (at, twin)]
         if name == "l2_acts":
-            shown = observable_codes(shown, actual["l2_acts_sf"])
-        mask = None if tensor.reads_masked else live
-        place = place_of(name, others.tolist(), ids)
-        bits = shown[distinct:], shown[source]
-        one = bitwise(name, tensor.form_of(stage), *bits, place, mask)
+            sf = actual["l2_acts_sf"]
+            pair = [
+                observable_codes(codes, sf[r]) for codes, r in zip(pair, (at, twin), strict=True)
+            ]
+        place = place_of(name, at.tolist(), own)
+        mask = None if tensor.reads_masked else (own >= 0)[:, :, None]
+        one = bitwise(name, tensor.form_of(stage), pair[0], pair[1], place, mask)
         found.append(_named(one, distinct))
     return found
 
