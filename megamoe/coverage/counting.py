@@ -36,7 +36,9 @@ def entered(case: Case, contract: Contract = NEWEST) -> Entered:
         return other(case, contract)
     call = Call.of_case(case)
     made = {**values(call, contract), **places(call, case.params)}
-    return made | calls(call.problem, case.params.get("law"))
+    return made | calls(
+        call.problem, case.params.get("law"), is_full=len(call.ids) == call.capacity
+    )
 
 
 def shallow(case: Case) -> Entered:

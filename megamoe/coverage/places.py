@@ -207,8 +207,11 @@ def routing(ids: npt.NDArray[Any], experts: int) -> set[str]:
 # --- calls on one buffer ----------------------------------------------------------------------
 
 
-def calls(problem: Problem | None, law: str | None) -> Entered:
-    """How often a case calls, and what changes between the calls."""
+def calls(problem: Problem | None, law: str | None, is_full: bool = False) -> Entered:
+    """How often a case calls, and what changes between the calls.
+
+    ``problem`` may hold the judged rows alone; ``is_full``: all rows fill the buffer exactly.
+    """
     if law is None:
         return {"calls": {CALLS.of(1)}}
     out = {f"law {law}"}
@@ -219,7 +222,8 @@ def calls(problem: Problem | None, law: str | None) -> Entered:
         before = () if variant.before is None else (variant.before,)
         for one in (*before, variant.problem):
             number += 1
-            full += one.num_tokens == one.max_num_tokens == problem.max_num_tokens
+            alike = (one.num_tokens, one.max_num_tokens)
+            full += is_full and alike == (problem.num_tokens, problem.max_num_tokens)
             same = one.letters == problem.letters
             other = (
                 same
@@ -227,6 +231,6 @@ def calls(problem: Problem | None, law: str | None) -> Entered:
                 and not bool((one.w13_weight == problem.w13_weight).all())
             )
             out |= {"other weights of the same shapes"} if other else set()
-    full += problem.num_tokens == problem.max_num_tokens
+    full += is_full
     out |= {CALLS.of(number)} | ({"exactly full more than once"} if full > 1 else set())
     return {"calls": out}
