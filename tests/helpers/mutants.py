@@ -123,7 +123,7 @@ FORWARD = [
     _one("gate-clamped-below-too", "eager_activation", _GATE_CLAMP, "return gate.clamp(-bound, bound), up", _FORWARD),
     _one("up-not-clamped-below", "eager_activation", _UP_LOW, "pass", _FORWARD),
     _one("up-not-clamped-above", "eager_activation", _UP_HIGH, "pass", _FORWARD),
-    _one("clamp-bound-not-bf16", "eager_activation", "bound = torch.tensor(act.clamp, dtype=torch.bfloat16).float().item()", "bound = act.clamp", _FORWARD),
+    _one("clamp-bound-not-bf16", "eager_activation", "bound = torch.tensor(act.clamp, dtype=torch.bfloat16, device=\"cpu\").float().item()", "bound = act.clamp", _FORWARD),
     _one("clamp-zero-taken-for-none", "eager_activation", "    if act.clamp is None:", "    if not act.clamp:", _FORWARD),
     _one("clamp-lets-nan-through", "eager_activation", _GATE_CLAMP, "return torch.where(gate > bound, bound, gate), up", _FORWARD),
     _one("silu-is-relu", "eager_activation", "gated = gate * _reciprocal(denominator)", "gated = gate.clamp_min(0)", _FORWARD),
