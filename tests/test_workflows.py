@@ -233,6 +233,8 @@ def test_these_are_all_the_shell_steps():
         ("shards.merge", "Merge the shards"),
         ("shards.merge", "Show the summary"),
         ("test.test", "All tests"),
+        ("test.flake", "Evaluate the flake"),
+        ("test.sandbox", "Check phase in a sandbox"),
     ]
 
 
@@ -297,6 +299,43 @@ def test_the_step_of_all_tests(tmp_path):
         "-m mypy",
         "tools/versions.py",
         "-m pytest -n 4 --dist worksteal -k one",
+    ]
+
+
+@needs_bash
+def test_the_steps_that_need_nix(tmp_path):
+    """Stand-ins for what a hosted runner installs: they note their calls and answer as Nix does."""
+    runner = Runner(tmp_path, stand_in=False)
+    note = 'echo "$(basename "$0") $*" >>"$CALLS"'
+    for name, more in (("apt-get", ""), ("make", ""), ("nix", "echo said"), ("sudo", 'exec "$@"')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{note}\n{more}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    jobs = FLOWS["test"]["jobs"]
+    folder = tmp_path / "kept"
+    done = runner.step(jobs["flake"], "Evaluate the flake", {}, OUT=str(folder))
+    assert done.returncode == 0, done.stderr
+    shell = ".#devShells.x86_64-linux.default"
+    for name, asked in (
+        ("check.txt", "flake check --no-build --all-systems ."),
+        ("shell.txt", f"build --dry-run --no-link --accept-flake-config {shell}"),
+    ):
+        lines = (folder / name).read_text().splitlines()
+        assert lines == ["said", f"exit status 0: nix {asked}"]
+    (tmp_path / "bin/nix").write_text("#!/bin/sh\nexit 1\n")
+    done = runner.step(jobs["flake"], "Evaluate the flake", {}, OUT=str(folder))
+    assert done.returncode == 1
+
+    python = runner.root / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{note}\n")
+    python.chmod(0o755)
+    known = {"vars.PIP_EXTRA_INDEX_URL": ""}
+    done = runner.step(jobs["sandbox"], "Check phase in a sandbox", known)
+    assert done.returncode == 0, done.stderr
+    calls = runner.calls.read_text().splitlines()
+    assert [call for call in calls if call.startswith("python ")] == [
+        "python ci/sandboxed.py check -q",
+        "python ci/sandboxed.py shard sm90-1-of-4 eplb/*",
     ]
 
 
