@@ -50,7 +50,7 @@ def by_cuda(gates: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @gluon.jit
-def _kernel(gates: Any, fast: Any, precise: Any):  # type: ignore[no-untyped-def]
+def _kernel(gates, fast, precise):  # type: ignore[no-untyped-def]
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     at = gl.program_id(0) * 128 + gl.arange(0, 128, layout=layout)
     gate = gl.load(gates + at)

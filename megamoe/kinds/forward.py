@@ -130,7 +130,7 @@ def shown(runner: Any, case: Case) -> Shown:
 
 def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
     """The one call of the case. Raises :class:`Missing` where it is for a GPU, and here is none."""
-    if lacks_cuda(case, call.session.identity.device):
+    if lacks_cuda(case, call.device):
         raise Missing(ONLY_CUDA)
     return call.forward(Problem(**given))
 

@@ -78,6 +78,11 @@ class Caller:
     def __exit__(self, *_: object) -> None:
         self._forget()
 
+    @property
+    def device(self) -> str:
+        """Where the backend runs: ``cpu`` or ``cuda``, with a number perhaps."""
+        return self.session.identity.device
+
     def forward(self, problem: Problem) -> Returned:
         """``forward(problem)``. ``problem`` is on the CPU."""
         request = {"call": "forward", "plain": plain_of(problem), "fingerprint": self.fingerprint}
