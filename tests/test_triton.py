@@ -76,12 +76,17 @@ TWINS = {
 program a token, and the interpreter runs one after the other. ``check`` on a GPU has them all."""
 
 
+MOST_ROWS = 400
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "least"), [("staging", 75), ("eplb", 30)])
 def test_the_kernel_gives_the_contract_s_bits_in_every_case(kind: str, least: int, tmp_path):
     left_out = {f"{ROWS}{tokens}" for tokens in sum(TWINS.values(), ())}
-    every = [case.id for case in Settings(kind=kind, tier="full").cases("2026-06")]
-    chosen = [name for name in every if name not in left_out]
+    every = Settings(kind=kind, tier="full").cases("2026-06")
+    # Of more rows a check on a GPU has all cases: the interpreter takes one program after the other.
+    few = [case.id for case in every if case.params["tokens"] <= MOST_ROWS]
+    chosen = [name for name in few if name not in left_out]
     assert kind != "staging" or {f"{ROWS}{twin}" for twin in (*TWINS, 385)} <= {*chosen}
     report = tmp_path / "report.json"
     options = ["--kind", kind, "--tier", "full", "--json", str(report), "--case", ",".join(chosen)]
