@@ -84,7 +84,7 @@ MOST_ROWS = 400
 def test_the_kernel_gives_the_contract_s_bits_in_every_case(kind: str, least: int, tmp_path):
     left_out = {f"{ROWS}{tokens}" for tokens in sum(TWINS.values(), ())}
     every = Settings(kind=kind, tier="full").cases("2026-06")
-    # Of more rows a check on a GPU has all cases: the interpreter takes one program after the other.
+    # The interpreter runs one program after the other. A check on a GPU has more rows.
     few = [case.id for case in every if case.params["tokens"] <= MOST_ROWS]
     chosen = [name for name in few if name not in left_out]
     assert kind != "staging" or {f"{ROWS}{twin}" for twin in (*TWINS, 385)} <= {*chosen}
