@@ -14,7 +14,7 @@ _NEW, _SGL = "2026-11", "sgl"
 
 _ALPHA = "argument = gate if act.alpha == 1 else gate * _fp32(act.alpha, gate)"
 _BETA = "return gated, up if act.beta == 0 else up + _fp32(act.beta, up)"
-_BOUND = "bound = torch.tensor(act.clamp, dtype=torch.bfloat16, device=\"cpu\").float().item()"
+_BOUND = 'bound = torch.tensor(act.clamp, dtype=torch.bfloat16, device="cpu").float().item()'
 _GATED = '    if act.name == "swiglustep" and act.clamp is not None:'
 _STEP = "gated = torch.fmin(gated, _fp32(act.clamp, gate))"
 _STEP_UP = 'if act.name == "swiglustep":\n        return gate, up'
