@@ -63,12 +63,13 @@ def test_a_case_row_by_row_is_the_case_at_once():
     for case in load_cases():
         if case.kind in ("forward", "property"):
             seen.setdefault(json.dumps(case.params.get("weights_recipe", {})), case)
-    assert len(seen) > 20
+    made = 0
     for case in seen.values():
-        if case.params.get("weights_recipe", {}).get("kind") == "directed":
+        if not FromCase.can_make(case):
             continue  # read from its problem, which is small
         if case.params.get("weight_format") == "nvfp4":
             continue  # explain refuses it
+        made += 1
         for hidden in (128, 768, 2176):
             params = {**case.params, "hidden": hidden, "intermediate": 128}
             source = FromCase(replace(case, params=params))
@@ -78,6 +79,7 @@ def test_a_case_row_by_row_is_the_case_at_once():
             got = (*source.w13(2), *source.w2(2, some))
             for have, want in zip(got, (w13, w13_sf, w2[some], w2_sf[some]), strict=True):
                 np.testing.assert_array_equal(have, want, err_msg=case.id)
+    assert made > 20
 
 
 def test_a_token_of_a_case_is_the_problems():
