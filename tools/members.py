@@ -1,6 +1,6 @@
 """Judge simulated members of every class on every stored forward case.
 
-    python tools/members.py [--case GLOB] [--jobs N] [--products N] [--most N]
+    python tools/members.py [--case GLOB] [--jobs N] [--products N] [--most N] [--parts FILE]
 
 Each simulated kernel of ``megamoe.backends.simulate`` and each subject of ``tools/claims.py``
 computes each forward case of the first contract, and the judge compares it with the golden twice:
@@ -9,16 +9,21 @@ products a kernel is computed by one kernel of each class and family, other ones
 a case of more than ``--most`` products, only as many rows are computed and judged as stay below,
 the first and the last among them; and where one row alone takes more, by one kernel of each class.
 
+``--parts`` keeps each finished case in a file of JSON lines. A later run with the same options
+takes those cases from it, so that an interrupted run goes on where it stopped.
+
 Prints a line for each class: what was judged, what lay outside, and how often a kernel was no
-member on the operands of a case. Exit 1 if anything lay outside. Cases with features are left out:
-the simulated kernels know plain SwiGLU only. The statistic is not asked, since it is not
-calibrated for kernels that round every addition one way (docs/numerics.md, 7.4).
+member on the operands of a case. Exit 1 if anything lay outside. Cases of no tokens are left out.
+So are cases with features, since the simulated kernels know plain SwiGLU only. The statistic is
+not asked: it is not calibrated for kernels that round every addition one way (docs/numerics.md,
+7.4).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 import time
 import zlib
@@ -59,6 +64,18 @@ class Part:
     kernels: frozenset[tuple[str, str]]
     """(class, name) of those that were judged."""
     wrong: tuple[str, ...]
+
+    def line(self) -> str:
+        """One line of ``--parts``."""
+        tally = [[name, what, count] for (name, what), count in sorted(self.tally.items())]
+        return json.dumps([self.case, tally, sorted(self.kernels), self.wrong])
+
+    @classmethod
+    def of_line(cls, line: str) -> Part:
+        """What ``line`` wrote."""
+        case, tally, kernels, wrong = json.loads(line)
+        counts = Counter({(name, what): count for name, what, count in tally})
+        return cls(case, counts, frozenset(map(tuple, kernels)), tuple(wrong))
 
 
 def members() -> list[Kernel]:
@@ -168,21 +185,37 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--products", type=int, default=3_000_000)
     parser.add_argument("--most", type=int, default=20_000_000)
+    parser.add_argument("--parts", type=Path, help="keeps finished cases; a later run goes on")
     args = parser.parse_args()
     started = time.time()
     cases = [
-        c
-        for c in load_cases()
-        if c.kind == "forward" and not features(c) and fnmatchcase(c.id, args.case)
+        case
+        for case in load_cases()
+        if case.kind == "forward"
+        and case.params["tokens"]
+        and not features(case)
+        and fnmatchcase(case.id, args.case)
     ]
     if not cases:
         parser.error(f"no forward case without features has a name like {args.case!r}")
     cases.sort(key=lambda c: -c.params["hidden"] * c.params["intermediate"] * c.params["tokens"])
     parts: list[Part] = []
+    if args.parts and args.parts.exists():
+        names = {case.id for case in cases}
+        parts = [Part.of_line(line) for line in args.parts.read_text().splitlines()]
+        parts = [part for part in parts if part.case in names]
+    finished = {part.case for part in parts}
     with ProcessPoolExecutor(args.jobs) as pool:
-        work = [pool.submit(of_case, case, args.products, args.most) for case in cases]
+        work = [
+            pool.submit(of_case, case, args.products, args.most)
+            for case in cases
+            if case.id not in finished
+        ]
         for done in as_completed(work):
             parts.append(done.result())
+            if args.parts:
+                with args.parts.open("a") as file:
+                    file.write(parts[-1].line() + "\n")
             for line in parts[-1].wrong:
                 print(line, file=sys.stderr)
             print(f"\r{len(parts)} of {len(cases)} cases", end="", file=sys.stderr, flush=True)

@@ -17,6 +17,8 @@ from megamoe.spec.texts import text
 
 RECIP_448: Final = 1.0 / torch.tensor(448.0, dtype=torch.float32, device="cpu")
 """fl32(1/448), whatever torch's defaults are while this module is imported."""
+_ELEMENTS_AT_ONCE: Final = 1 << 20
+"""Hidden values that are staged together: so that the steps between stay in the cache."""
 OUTPUTS: Final = ("x_fp8", "x_sf", "topk_idx_out", "topk_weights_out")
 
 
@@ -82,6 +84,23 @@ def prepare_megamoe_inputs(
     check_staging_inputs(hidden_states, topk_weights, topk_ids, contract)
     outputs = (x_fp8, x_sf, topk_idx_out, topk_weights_out)
     check_staging_outputs(tokens, hidden, topk_ids.shape[1], *outputs)
+    step = max(1, _ELEMENTS_AT_ONCE // hidden)
+    for first in range(0, tokens, step):
+        here = slice(first, min(first + step, tokens))
+        codes, exponent = stage_rows(hidden_states[here], contract)
+        x_fp8[here].view(torch.uint8).copy_(codes)
+        x_sf[here].copy_(pack_sf(exponent))
+    if is_padding is not None and contract.padding_known.value:
+        topk_ids = torch.where(is_padding.unsqueeze(-1), -1, topk_ids)
+        topk_weights = torch.where(is_padding.unsqueeze(-1), 0.0, topk_weights)
+    topk_idx_out[:tokens].copy_(topk_ids)
+    topk_weights_out[:tokens].copy_(topk_weights)
+
+
+def stage_rows(
+    hidden_states: torch.Tensor, contract: Contract
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(T, H)`` bfloat16 to E4M3 bytes (T, H) uint8 and UE8M0 bytes (T, H/32) int32."""
     groups = hidden_states.float().unflatten(-1, (-1, GROUP))
     amax = group_amax(groups, contract).clamp_min(contract.staging_amax_floor.value)
     # The division is IEEE: an approximate one moves the exponent where amax is near 448 * 2^k.
@@ -93,14 +112,7 @@ def prepare_megamoe_inputs(
         scaled = torch.where((exponent == 255).unsqueeze(-1), groups.double() * -math.inf, scaled)
     if contract.staging_clips.value:
         scaled = torch.where(scaled.isnan(), float(E4M3_MAX), scaled)
-    codes = e4m3_codes(scaled, contract).flatten(-2)
-    if is_padding is not None and contract.padding_known.value:
-        topk_ids = torch.where(is_padding.unsqueeze(-1), -1, topk_ids)
-        topk_weights = torch.where(is_padding.unsqueeze(-1), 0.0, topk_weights)
-    x_fp8[:tokens].view(torch.uint8).copy_(codes)
-    x_sf[:tokens].copy_(pack_sf(exponent))
-    topk_idx_out[:tokens].copy_(topk_ids)
-    topk_weights_out[:tokens].copy_(topk_weights)
+    return e4m3_codes(scaled, contract).flatten(-2), exponent
 
 
 def group_amax(groups: torch.Tensor, contract: Contract) -> torch.Tensor:
