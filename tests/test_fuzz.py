@@ -19,11 +19,12 @@ from megamoe.commands import main as cli
 from megamoe.fuzz import Asked, draw, run
 from megamoe.fuzz.die import Die
 from megamoe.fuzz.failure import shrink, store
-from megamoe.fuzz.rare import RARE, leaves_bf16, reached
+from megamoe.fuzz.rare import RARE, reached
 from megamoe.fuzz.step import GoldenOfOne, Result, judge_drawn
 from megamoe.fuzz.tally import Tally
 from megamoe.golden import digest_of
 from megamoe.judge import Verdict
+from megamoe.oracle.folding import leaves_bf16
 from megamoe.spec.contract import NEWEST, REVISIONS, contract
 from megamoe.suite.at_hand import judge
 from tests.helpers.local import Local
@@ -220,16 +221,21 @@ def test_the_statistic_is_asked_where_it_is_calibrated_and_nowhere_else():
         assert (verdict.status, "statistic" in verdict.how) == ("pass", calibrated)
 
 
+def leaves(number):
+    seen = golden_of(number).seen
+    return leaves_bf16(seen.problem, seen.golden.codes, seen.golden.sf)
+
+
 def test_operands_that_are_no_bfloat16_are_judged_on_demand():
     number = next(n for n in range(100) if draw(1, n).profile == "greatest scales of w13"
                   and not asks(draw(1, n)))  # fmt: skip
-    assert leaves_bf16(golden_of(number).seen)
+    assert leaves(number)
     assert judged(EagerBackend(), draw(1, number), wide=False) == Result(None)
     assert judged(EagerBackend(), draw(1, number)).verdict.status == "pass"
     backend = EagerBackend()
     backend.accumulator = "sm100-mxf8f6f4"  # whose operands reach the unit as they are
     assert judged(backend, draw(1, number), wide=False).verdict is not None
-    assert not leaves_bf16(golden_of(12).seen)
+    assert not leaves(12)
 
 
 @pytest.mark.parametrize(("feature", "revision"), [("fp8-combine", "sgl"), ("nvfp4", "2026-11")])

@@ -23,6 +23,7 @@ from megamoe.cases.sweep import base
 from megamoe.golden import Store, make
 from megamoe.kinds import laws
 from megamoe.kinds.rows import repeated
+from megamoe.oracle.folding import leaves_bf16
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import E4M3_TABLE, e2m1_unpack
 from megamoe.spec.problem import Problem
@@ -344,3 +345,49 @@ def test_the_sweeps_reach_every_byte_and_every_code() -> None:
 def test_a_sweep_names_what_it_needs(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="it needs gate_scale, up_scale, w2_scale and may"):
         base({"kind": "sweep", **wrong})
+
+
+# --- kernels that fold scale factors into bfloat16 operands ---------------------------------------
+
+NO_BFLOAT16 = (
+    "forward/weight-scale-bytes-at-their-ends",
+    "forward/scale-bytes-to-247-staged-wrongly",
+    "forward/scale-bytes-of-w13-wrong-gate-152-to-254-up-152-to-50",
+    "forward/scale-bytes-of-w13-wrong-gate-152-to-50-up-152-to-254",
+    "forward/scale-bytes-105-to-0-requantised-wrongly-or-136-to-241-of-w2",
+    "forward/scale-bytes-of-w2-wrong-136-to-254",
+    "forward/infinite-hidden-value-with-clamp",
+)
+"""Forward cases in which a code with its scale factor is no bfloat16 number."""
+
+
+def test_a_backend_that_folds_scales_is_asked_only_what_it_can_compute():
+    for case_id in (*NO_BFLOAT16, ORDINARY, "forward/directed-subnormal-scale"):
+        backend = Faulty()
+        assert status(backend, case_id) == "pass"
+        backend.folds_scales = True
+        wanted = "not-provided" if case_id in NO_BFLOAT16 else "pass"
+        assert status(backend, case_id) == wanted
+
+
+@pytest.mark.parametrize(
+    ("code", "sf", "leaves"),
+    [
+        (0x7E, 246, False),  # 448 * 2**119 < 2**128
+        (0x77, 247, False),  # 240 * 2**120 < 2**128
+        (0x78, 247, True),  # 256 * 2**120 = 2**128
+        (0x00, 254, False),
+        (0x7F, 254, False),  # NaN stays NaN
+        (0x7E, 255, False),  # a factor of NaN
+        (0x01, 3, False),  # 2**-9 * 2**-124 = 2**-133, the least bfloat16
+        (0x01, 2, True),
+        (0x02, 2, False),
+        (0x0F, 0, True),  # 15 * 2**-10 * 2**-127
+        (0x80, 0, False),  # -0
+    ],
+)
+def test_an_activation_leaves_bfloat16_where_its_product_is_none(code, sf, leaves):
+    problem = recipes.forward_problem(CASES[ORDINARY])
+    codes = np.zeros((1, 1, 32), np.uint8)
+    codes[0, 0, 5] = code
+    assert leaves_bf16(problem, codes, np.full((1, 1, 1), sf, np.uint8)) is leaves

@@ -130,6 +130,9 @@ class Kind:
     judge_returned: Callable[..., Verdict] | None = None
     """``judge_returned(runner, case, golden, inputs, returned)``: the golden's verdict of that
     call. A property's law takes more calls than one, so it is no part of it."""
+    lacks: Callable[[Any, Case, Any, Inputs], str] = lambda identity, case, golden, given: ""
+    """``lacks(identity, case, golden, inputs)``: what this backend does not have and these inputs
+    ask; empty where it can be asked."""
     features: Callable[[Case], tuple[str, ...]] = lambda case: ()
     """Which of :data:`megamoe.spec.features.FEATURES` the case asks."""
     parts: Parts = Parts()  # it is frozen

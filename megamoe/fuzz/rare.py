@@ -202,22 +202,3 @@ RARE: Final[tuple[Rare, ...]] = (
 def reached(seen: Seen) -> tuple[int, ...]:
     """Indices into :data:`RARE` of the classes that a problem is of."""
     return tuple(i for i, rare in enumerate(RARE) if rare.reached(seen))
-
-
-def leaves_bf16(seen: Seen) -> bool:
-    """Whether an operand of a product, with its scale factor, is no bfloat16 number.
-
-    A kernel of class ``fp32`` or ``fp32-ordered`` may fold a scale factor into its operand as long
-    as that is exact (``docs/numerics.md``, 3.0); elsewhere such a kernel is of no class.
-    """
-    p = seen.problem
-    if p.is_nvfp4:
-        return False
-    magnitude = seen.hidden & 0x7FFF
-    if ((magnitude >= 0x7F78) & (magnitude <= 0x7F80)).any():  # staged as 2**128 or more
-        return True
-    if any(seen.has_scale(name, 253, 254) for name in ("w13_weight_scale", "w2_weight_scale")):
-        return True
-    exact = (seen.codes == 0) | (seen.codes == 0x7F)
-    scale = np.repeat(seen.sf, GROUP, axis=-1)
-    return bool((~exact & ((scale < 3) | (scale > 246)) & (scale != 255)).any())

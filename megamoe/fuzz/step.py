@@ -10,12 +10,14 @@ from megamoe import oracle
 from megamoe.cases import Case
 from megamoe.cases.recipes import forward_problem
 from megamoe.fuzz.draw import Drawn
-from megamoe.fuzz.rare import Seen, leaves_bf16, reached
+from megamoe.fuzz.rare import Seen, reached
 from megamoe.judge import Verdict
+from megamoe.oracle.folding import leaves_bf16
 from megamoe.spec.contract import REVISIONS, Contract
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import GoldenNow, judge
 from megamoe.suite.runner import Runner
+from megamoe.worker.session import FOLDS_SCALES
 
 FOLDING = ("fp32", "fp32-ordered")
 """Accumulator classes whose kernels may fold scale factors into bfloat16 operands."""
@@ -60,7 +62,9 @@ def judge_drawn(wide: bool, runner: Runner, case: Case) -> Result:
         golden = GoldenOfOne(
             problem, identity.accumulator, REVISIONS[identity.contract], case.calibrated
         )
-        if not wide and identity.accumulator in FOLDING and leaves_bf16(golden.seen):
+        may_fold = identity.accumulator in FOLDING and not wide
+        may_fold |= identity.provides(FOLDS_SCALES)
+        if may_fold and leaves_bf16(problem, golden.seen.golden.codes, golden.seen.golden.sf):
             return Result(None)
         classes = reached(golden.seen)
     except Exception as error:  # of ours: the problem, the oracle; the run must not lose it

@@ -21,6 +21,7 @@ from megamoe.golden import GoldenError, Made, StoredGolden, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
 from megamoe.kinds.rows import repeated
+from megamoe.oracle.folding import leaves_bf16
 from megamoe.spec.contract import Contract
 from megamoe.spec.features import COMBINE_DTYPES, WEIGHT_FORMATS, features_of, nvfp4_fault
 from megamoe.spec.formats import SIZE_MULTIPLE
@@ -28,6 +29,7 @@ from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker.exchange import Caller, Missing, Returned
+from megamoe.worker.session import FOLDS_SCALES, Identity
 
 FAMILIES: Final = ("zero-freedom", "envelope")
 
@@ -120,9 +122,23 @@ def golden(
     return Made(dict(found.to_tensors()), found.zero_freedom)
 
 
+def lacks(identity: Identity, case: Case, golden: StoredGolden, given: Mapping[str, Any]) -> str:
+    """A backend that folds scale factors has no operands for some inputs.
+
+    A golden that stores digests has no codes to look at; such a case is of ordinary data.
+    """
+    if not identity.provides(FOLDS_SCALES):
+        return ""
+    problem = rows_of(Problem(**given), case.rows)
+    codes = golden.full.get("l2_acts"), golden.full.get("l2_acts_sf")
+    return "bfloat16 number for a scaled operand" if leaves_bf16(problem, *codes) else ""
+
+
 def shown(runner: Any, case: Case) -> Shown:
     """Run a forward case once."""
     golden, given = runner.golden(case)
+    if lacking := lacks(runner.session.identity, case, golden, given):
+        raise Missing(lacking)
     with runner.caller() as call:
         returned = ask(call, case, given)
     return _shown(runner, case, golden, given, returned)
@@ -241,6 +257,7 @@ KIND: Final = Kind(
     golden=golden,
     needs="forward",
     ask=ask,
+    lacks=lacks,
     judge_returned=judge_returned,
     dump=dump,
     features=features,

@@ -77,6 +77,8 @@ class Runner:
         assert kind.ask is not None and kind.judge_returned is not None
         judged = kind.judge_returned
         golden, given = self.golden(case)
+        if lacking := kind.lacks(self.session.identity, case, golden, given):
+            raise Missing(lacking)
         with self.caller() as call:
             returned = kind.ask(call, case, given)
         verdict = judged(self, case, golden, given, returned)

@@ -33,6 +33,8 @@ PROTOCOL = 1
 MARK = "@megamoe "
 POISON = 0x5A  # bytes of a blank tensor before a call, so that what is not written shows
 AUTO = "auto"  # of contracts: the backend's own
+FLAGS = ("folds_scales",)
+"""Attributes that are true or absent; each decides what the judge asks of the backend."""
 CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "run")
 
 
@@ -121,6 +123,7 @@ def identity(backend: Any) -> dict[str, Any]:
         "callables": [
             *(name for name in CALLABLES if callable(getattr(backend, name, None))),
             *(str(name)[:80] for name in features[:16]),
+            *(name for name in FLAGS if getattr(backend, name, False) is True),
         ],
         "contracts": None if computes is None else [str(name)[:80] for name in computes][:16],
         "type": type(backend).__name__,

@@ -54,6 +54,10 @@ class Launch:
     """Until the backend is loaded."""
 
 
+FOLDS_SCALES: Final = "folds_scales"
+"""Among the callables of a backend whose bfloat16 operands hold their scale factors."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """What a backend says of itself, once, at the start."""

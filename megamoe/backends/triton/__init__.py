@@ -106,6 +106,7 @@ class TritonBackend:
     accumulator = "fp32-ordered"
     contracts = (MEGAMOE_2026_06.revision,)
     ignores_foreign_ids = True
+    folds_scales = True
 
     new_symm_buffer = staticmethod(new_symm_buffer)
 

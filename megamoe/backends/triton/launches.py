@@ -268,7 +268,8 @@ def is_wide(scale: torch.Tensor) -> bool:
 
     Looks once at each version of a tensor, which waits for the device; later calls, and the
     capture of a graph, do not. A tensor made in inference mode has no versions: it is looked at in
-    every call but those that are captured. ``ValueError`` for a byte that no kernel here takes.
+    every call but those that are captured. ``NotImplementedError`` for a byte that is too large for
+    every kernel here.
     """
     seen: tuple[int, bool] | None = getattr(scale, "_megamoe_wide", None)
     if scale.is_inference():
@@ -280,7 +281,7 @@ def is_wide(scale: torch.Tensor) -> bool:
     if seen is None or not known:
         largest = int(scale.max()) if scale.numel() else 0
         if largest > WIDEST and bool(((scale > WIDEST) & (scale < 255)).any()):
-            raise ValueError(
+            raise NotImplementedError(
                 f"a weight scale byte is above {WIDEST} and not 255: backend triton multiplies in "
                 "bfloat16, which has no such weights; judge this layer with another backend"
             )
