@@ -79,6 +79,16 @@ buildPythonPackage.override { inherit (torch) stdenv; } rec {
     libcusparse
   ]);
 
+  # A compiler that links libstdc++ statically gives the module a second copy of it. Its locale
+  # facets mix with those of torch's copy: the first kernel ends in a segmentation fault.
+  postInstall = ''
+    module=$(find $out -name '_C*.so')
+    if ! grep -qF libstdc++.so.6 "$module"; then
+      echo "deep-gemm: $module has a libstdc++ of its own: build it with torch's stdenv" >&2
+      exit 1
+    fi
+  '';
+
   # Importing it opens libcuda, so that is a GPU check.
   doCheck = false;
   passthru = {

@@ -5,8 +5,10 @@ MEGAMOE_REQUIRE_NIX=1 (`.ci/run`) makes that a failure.
 """
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 import tomllib
@@ -156,6 +158,21 @@ def test_deep_gemm_is_built_from_the_pinned_source_without_a_network(flake: Flak
     source = flake.build(f"packages.{SYSTEM}.deep-gemm.src")
     for name in ("cutlass", "fmt"):
         assert (source / f"third-party/{name}/README").is_file(), "submodules are put in place"
+
+
+@needs_nix
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_a_deep_gemm_with_a_libstdcxx_of_its_own_is_no_package(flake: Flake, tmp_path: Path):
+    script = flake.value(f"packages.{SYSTEM}.deep-gemm.postInstall")
+    (tmp_path / "deep_gemm").mkdir()
+    source = tmp_path / "a.cpp"
+    source.write_text("#include <locale>\nstd::locale made() { return std::locale(); }\n")
+    build = ["g++", "-shared", "-fPIC", str(source), "-o", str(tmp_path / "deep_gemm/_C.abi3.so")]
+    run = ["bash", "-euc", script]
+    for linked, status in (([], 0), (["-static-libstdc++"], 1)):
+        subprocess.run([*build, *linked], check=True)
+        done = subprocess.run(run, env={**os.environ, "out": str(tmp_path)}, capture_output=True)
+        assert done.returncode == status, done.stderr
 
 
 @needs_nix

@@ -1,21 +1,24 @@
-"""How far the real package takes a call of the ``deep_gemm`` backend where no SM100 is.
+"""How far the real package goes where no SM100 is: its SM90 GEMMs, then our backend's call.
 
     PYTHONPATH=. python3 tools/probe_deep_gemm.py [--ranks N]
 
-Needs an older NVIDIA GPU for each rank, nvcc, and the package. Who asks torch, or, by a preloaded
-library, the CUDA runtime, is told that the GPU has compute capability 10.0; Triton has asked
-before. So a forward of the module goes all the way that it would go on one: process group,
-symmetric buffer, staging, the checks that the package makes of its arguments. It ends where the
-driver is asked for a tensor map of packed FP4, which Hopper does not have. Nothing is computed.
+Needs an older NVIDIA GPU for each rank, nvcc, and the package. On a Hopper GPU the package's own
+bfloat16 and FP8 GEMMs run first, beside sums in float64. Then whoever asks torch, or, by a
+preloaded library, the CUDA runtime, is told that the GPU has compute capability 10.0; Triton has
+asked before. So a forward of the module goes all the way that it would go on such a GPU: process
+group, symmetric buffer, staging, the checks that the package makes of its arguments. It ends where
+the driver is asked for a tensor map of packed FP4, which Hopper does not have. No part of the fused
+kernel is computed.
 
-A line a step and rank; another exit status than 0 if a step differs. (All steps were as expected on
-one and on two H100s, 2026-11-25, with sgl-deep-gemm 0.1.5.)
+Prints a line for each step and rank. The exit status is 0 if every step is as expected.
+docs/toolchain.md says which packages it has run with.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import os
 import subprocess
 import sys
@@ -47,6 +50,8 @@ extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int 
 """
 HIDDEN, INTER, EXPERTS, TOP_K, TOKENS = 1024, 512, 4, 3, 33
 """Of one rank; EXPERTS on each."""
+GEMM_ERROR = 2**-8
+"""One rounding to bfloat16 of the largest output; a wrong order of data gives about 1."""
 
 
 def main() -> int:
@@ -98,9 +103,12 @@ def one(rank: int, ranks: int, work: Path) -> int:
         store = dist.FileStore(str(work / "store"), ranks)  # type: ignore[attr-defined]
         dist.init_process_group("nccl", store=store, rank=rank, world_size=ranks, device_id=device)
         group = dist.group.WORLD
+    good = True
+    if torch.cuda.get_device_capability() == (9, 0):
+        for name, part in gemm_errors(importlib.import_module("deep_gemm"), device).items():
+            good &= say(name, part < GEMM_ERROR, f"error {part:.5f} of the largest output")
     ctypes.CDLL(os.environ["LD_PRELOAD"]).pretend(1)
     torch.cuda.get_device_capability = lambda device=None: (10, 0)
-    good = True
 
     generator = torch.Generator().manual_seed(rank)
     backend = DeepGemmBackend(device=device)
@@ -156,6 +164,34 @@ def one(rank: int, ranks: int, work: Path) -> int:
     if dist.is_initialized():
         dist.destroy_process_group()
     return int(not good)
+
+
+def gemm_errors(package: Any, device: torch.device) -> dict[str, float]:
+    """The largest error of an SM90 GEMM by kind, relative to the largest output.
+
+    (64, 7168) times (2112, 7168) transposed: bfloat16, and E4M3 with a float32 scale for each 128
+    channels of a row and each 128 x 128 weights. The sums that they are compared with are float64.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(n, 7168, device=device, generator=generator).bfloat16() for n in (64, 2112))
+    out = torch.empty(64, 2112, device=device, dtype=torch.bfloat16)
+
+    def error(x: torch.Tensor, w: torch.Tensor) -> float:
+        exact = x.double() @ w.double().T
+        return float((out.double() - exact).abs().max() / exact.abs().max())
+
+    package.bf16_gemm_nt(a, b, out)
+    errors = {"SM90 GEMM, bfloat16": error(a, b)}
+    blocks = torch.nn.functional.pad(b.float(), (0, 0, 0, -2112 % 128)).view(-1, 128, 56, 128)
+    a_sf = a.float().view(64, 56, 128).abs().amax(-1) / 448
+    b_sf = blocks.abs().amax((1, 3)) / 448
+    codes = (a.float().view(64, 56, 128) / a_sf[:, :, None]).view(64, 7168).to(torch.float8_e4m3fn)
+    weight = (blocks / b_sf[:, None, :, None]).view(-1, 7168)[:2112].to(torch.float8_e4m3fn)
+    package.fp8_gemm_nt((codes, a_sf), (weight, b_sf), out.zero_())
+    x = codes.double() * a_sf.double().repeat_interleave(128, 1)
+    w = weight.double() * b_sf.double().repeat_interleave(128, 0)[:2112].repeat_interleave(128, 1)
+    errors["SM90 GEMM, E4M3"] = error(x, w)
+    return errors
 
 
 def staged(rows: dict[str, Any], *given: torch.Tensor) -> bool:
