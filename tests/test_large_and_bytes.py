@@ -85,6 +85,18 @@ def row_in_16_bits(out: Result) -> Result:
     return out | {"y": y[torch.arange(len(y)) & 0xFFFF]}
 
 
+def last_of_few_rows_of_a_model(out: Result) -> Result:
+    y = out["y"].clone()
+    if 3 <= len(y) <= 7 and y.shape[1] >= 2048:
+        y[-1] = 0
+    return out | {"y": y}
+
+
+def row_of_a_model_in_8_bits(out: Result) -> Result:
+    y = out["y"]
+    return out | {"y": y[torch.arange(len(y)) & 0xFF]} if y.shape[1] >= 2048 else out
+
+
 def channels_above_7168(out: Result) -> Result:
     y = out["y"].clone()
     y[:, 7168:] = 0
@@ -130,6 +142,10 @@ FORWARD: list[tuple[str, dict[str, Any], list[str]]] = [
      ["forward/rows-beyond-16-bits-wrong-t65544"]),
     ("the last row of a full buffer", {"after": last_row_of_full_buffer},
      ["forward/rows-of-a-full-buffer-of-768-wrong"]),
+    ("the last of three rows of a model", {"after": last_of_few_rows_of_a_model},
+     ["forward/deepseek-v4-flash-row-lost-of-3-tokens"]),
+    ("rows of a model counted in 8 bits", {"after": row_of_a_model_in_8_bits},
+     ["forward/deepseek-v4-flash-few-live-rows-lost-among-512"]),
     ("channels above 7168", {"after": channels_above_7168},
      ["forward/channels-above-7168-lost-h7296-t2"]),
     ("expert offsets in 32 bits", {"before": expert_offset_in_32_bits},
