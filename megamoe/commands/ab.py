@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from megamoe.console import Console
 from rich.table import Table
 
 from megamoe.commands.options import add_compared

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from megamoe.console import Console
 
 from megamoe import bench
 from megamoe.backends import load_backend

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from megamoe.console import Console
 from rich.table import Table
 from rich.text import Text
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
+from megamoe.console import Console
 
 from megamoe import golden
 from megamoe.commands.options import add_contract, add_jobs

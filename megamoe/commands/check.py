@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from megamoe.console import Console
 
 from megamoe.cases import KINDS, TIERS
 from megamoe.commands import UsageError
@@ -74,7 +74,7 @@ def run(a: argparse.Namespace) -> int:
 def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> int:
     """Write the reports and show the table; the exit status."""
     wrong = write_reports(a, outcome.report)
-    with suppress(BrokenPipeError, SystemExit):  # rich makes the second of the first
+    with suppress(BrokenPipeError):
         results.print_summary(outcome.report, console)
     if outcome.stopped:
         complain(f"stopped: {outcome.stopped}")

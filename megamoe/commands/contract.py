@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
+from megamoe.console import Console
 from rich.markup import escape
 from rich.table import Table
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from megamoe.console import Console
 from rich.progress import Progress
 from rich.table import Table
 

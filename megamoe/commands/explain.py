@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
+from megamoe.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 

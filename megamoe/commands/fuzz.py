@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from megamoe.console import Console
 
 from megamoe.commands.options import add_backend, at_least_one, seconds
 from megamoe.commands.shared import complain, picture_of, replay_command

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from megamoe.console import Console
 from rich.table import Table
 
 from megamoe import golden

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
+from megamoe.console import Console
 from rich.table import Table
 
 from megamoe.cases import KINDS, TIERS, load_cases, select

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from rich.console import Console
+from megamoe.console import Console
 
 from megamoe.cases import load_cases, select
 from megamoe.cases.shards import ShardError

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
+from megamoe.console import Console
 from rich.progress import Progress
 
 from megamoe.cases import Case, CaseError, load_cases, select

@@ -17,6 +17,7 @@ from megamoe.cases import KINDS, TIERS, Case
 from megamoe.cases.shards import ShardError
 from megamoe.files import REPORT_LIMIT, read_json
 from megamoe.judge.verdict import STATUSES
+from megamoe.printable import all_printable
 
 Report = Mapping[str, Any]
 """What ``megamoe check --json`` writes."""
@@ -103,7 +104,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     What it lacks besides ``cases`` is the business of whoever needs it.
     """
     try:
-        data = read_json(Path(path), REPORT_LIMIT)
+        data = all_printable(read_json(Path(path), REPORT_LIMIT))
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: cannot be read as a JSON report: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("cases"), list):

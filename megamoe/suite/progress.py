@@ -94,10 +94,7 @@ class Progress:
                 self._say(f"{verdict.status.upper()} {verdict.case_id}: {verdict.reason}")
 
     def _say(self, text: str) -> None:
-        try:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        except SystemExit:  # what rich makes of a closed pipe
-            raise BrokenPipeError from None
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
         done = sum(self.counts.values())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from megamoe.printable import printable
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import NEWEST
 from megamoe.worker.choice import AUTO, Choice, choose
@@ -212,8 +213,3 @@ def last_seen(stack: str) -> str:
     threads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
     frames = [line.strip() for line in lines[threads[-1] + 1 :]] if threads else []
     return printable(frames[0][:300]) if frames else "code that leaves no trace"
-
-
-def printable(text: str) -> str:
-    """``text`` without what would move a terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() else "?" for c in text)
