@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe.console import Console
-
 from megamoe import golden
 from megamoe.commands.options import add_contract, add_jobs
 from megamoe.commands.shared import progress, root_of
+from megamoe.console import Console
 from megamoe.suite import bits
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from megamoe.console import Console
-
 from megamoe.cases import KINDS, TIERS
 from megamoe.commands import UsageError
 from megamoe.commands.options import (
@@ -20,8 +18,8 @@ from megamoe.commands.options import (
     seconds,
 )
 from megamoe.commands.shared import complain, write_reports
-from megamoe.suite import check, results
-from megamoe.suite.progress import PICTURES
+from megamoe.console import Console
+from megamoe.suite import check, reds, results
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, release
 
@@ -46,9 +44,12 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--timeout", type=seconds, help="seconds of the backend a case (default 120)")
     c.add_argument("--load-timeout", type=seconds,
                    help="seconds until the backend is loaded (default 300)")  # fmt: skip
+    c.add_argument("--quiet", "-q", action="store_true",
+                   help="lines for reds only; the table counts the rest")  # fmt: skip
     c.add_argument("--maxfail", type=at_least_one, metavar="N", help="stop after N reds")
-    c.add_argument("--pictures", type=at_least_one, default=PICTURES, metavar="N",
-                   help=f"reds shown in full (default {PICTURES})")  # fmt: skip
+    c.add_argument("--pictures", type=at_least_one, default=reds.PICTURES, metavar="N",
+                   help="pictures at the end, and fails that a report draws "
+                   f"(default {reds.PICTURES})")  # fmt: skip
     add_reports(c)
     c.add_argument("--device", choices=("cpu", "cuda"))
 
@@ -62,7 +63,7 @@ def run(a: argparse.Namespace) -> int:
     workers = a.workers or (a.n if settings.device == "cpu" else 1)
     console = Console()
     try:
-        made = check.check(settings, a.n, workers, console, a.pictures, a.maxfail)
+        made = check.check(settings, a.n, workers, console, a.pictures, a.maxfail, a.quiet)
         return _finished(a, made, console)
     except Stopped as stopped:  # before the backend was loaded
         print(f"megamoe: stopped ({stopped}); nothing was judged", file=sys.stderr)
@@ -75,7 +76,8 @@ def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -
     """Write the reports and show the table; the exit status."""
     wrong = write_reports(a, outcome.report)
     with suppress(BrokenPipeError):
-        results.print_summary(outcome.report, console)
+        reds.show(outcome.report, console, a.pictures)
+        results.print_summary(outcome.report, console, a.quiet)
     if outcome.stopped:
         complain(f"stopped: {outcome.stopped}")
     return outcome.code or results.exit_code(outcome.report["counts"]) or (2 if wrong else 0)

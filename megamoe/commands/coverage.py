@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megamoe.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from megamoe.cases import KINDS, TIERS, load_cases, select
 from megamoe.commands import UsageError
 from megamoe.commands.options import add_jobs
 from megamoe.commands.shared import complain, progress, root_of
+from megamoe.console import Console
 from megamoe.coverage import holes, recorded, traffic
 from megamoe.coverage.counting import Counted, count
 from megamoe.coverage.dimension import Dimension, Seen, brief

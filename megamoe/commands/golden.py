@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megamoe.console import Console
 from rich.table import Table
 
 from megamoe import golden
@@ -19,6 +18,7 @@ from megamoe.cases import Case, load_cases, select
 from megamoe.commands import UsageError, bits
 from megamoe.commands.options import add_jobs
 from megamoe.commands.shared import progress, root_of
+from megamoe.console import Console
 from megamoe.golden.imported import import_file
 from megamoe.suite import merge
 

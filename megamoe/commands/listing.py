@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from megamoe.console import Console
 from rich.table import Table
 
 from megamoe.cases import KINDS, TIERS, load_cases, select
 from megamoe.commands.shared import root_of
+from megamoe.console import Console
 
 
 def add(commands: Any, command: Any) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from megamoe.console import Console
-
 from megamoe.golden import write_atomically
 from megamoe.report import terminal
 from megamoe.report.page import page
