@@ -12,6 +12,7 @@ from megamoe.cases import KINDS, TIERS
 from megamoe.commands import UsageError
 from megamoe.commands.options import (
     DEFAULT_WORKERS,
+    add_case,
     add_contract,
     add_reports,
     at_least_one,
@@ -30,8 +31,7 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
     c.add_argument("--kind", choices=KINDS)
     c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
-    c.add_argument("--case", metavar="GLOB[,GLOB]",
-                   help="only cases whose id or name matches")  # fmt: skip
+    add_case(c)
     add_contract(c)
     c.add_argument("--failed", metavar="REPORT", help="only cases that failed in a JSON report")
     c.add_argument("--shard", metavar="I/N", help="the I-th of N parts, balanced by duration")

@@ -23,9 +23,10 @@ CLOSED_PIPE: Final = 128 + signal.SIGPIPE
 
 VERBS: Final = {
     "check": "check", "golden": "golden", "contract": "contract", "merge": "merge",
-    "oracle": "oracle", "bench": "bench", "list": "listing", "coverage": "coverage",
-    "report": "report", "explain": "explain", "replay": "replay", "reduce": "reduce",
-    "fuzz": "fuzz", "capture": "capture", "ab": "ab", "bisect": "bisect", "worker": "worker",
+    "oracle": "oracle", "bench": "bench", "list": "listing", "show": "show", "doctor": "doctor",
+    "coverage": "coverage", "report": "report", "explain": "explain", "replay": "replay",
+    "reduce": "reduce", "fuzz": "fuzz", "capture": "capture", "ab": "ab",
+    "bisect": "bisect", "worker": "worker",
 }  # fmt: skip
 """Verb to module of this folder, in the order of ``--help``. Each module has
 ``add(commands, command)``, where ``command(commands, name, help, run)`` returns the parser to add
