@@ -26,6 +26,7 @@ DECIDES: Final[Mapping[str, str]] = {
     "backend": "what was judged, as it was named",
     "name": "what the backend calls itself",
     "callables": "what it offers, and so which cases are `not-provided`",
+    "batch_invariant": "whether the laws of batch invariance were judged",
     "accumulator": "how wide the interval is that an output must lie in",
     "fingerprint": "the kernel's sources and options, where the backend gives them",
     "device": "where it ran",
@@ -70,8 +71,8 @@ MAY_DIFFER: Final[Mapping[str, str]] = {
 }
 """Key of a report -> why reports that differ in it are one judgement all the same."""
 
-_NOT_ALWAYS: Final = ("name", "callables", "worker", "versions.triton", "versions.deep_gemm",
-                      "versions.sgl-deep-gemm", "versions.vllm", "versions.sglang")  # fmt: skip
+_NOT_ALWAYS: Final = ("name", "callables", "batch_invariant", "worker", "versions.triton",
+                      "versions.deep_gemm", "versions.sgl-deep-gemm", "versions.vllm", "versions.sglang")  # fmt: skip
 """What all reports may lack: what earlier versions did not write, and what is not installed."""
 _PARTS: Final = {key.partition(".")[0] for key in (*DECIDES, *MAY_DIFFER) if "." in key}
 _TWO_NUMBERS: Final = ("versions.python", "worker.python")
@@ -86,6 +87,7 @@ _REPORT: Final = schema.Object(
     {"cases": schema.Items(_CASE)},
     {
         "backend": str, "name": str, "callables": schema.Items(str), "accumulator": str,
+        "batch_invariant": bool,
         "fingerprint": schema.OrNull(schema.Each(str)), "device": str, "contract": str,
         "contract_why": str,
         "recorded": schema.Object({}, {"machine_class": str, "file": schema.OrNull(str)}),

@@ -31,6 +31,7 @@ def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -
         "name": identity.name,
         "accumulator": identity.accumulator,
         "callables": list(identity.callables),
+        "batch_invariant": identity.batch_invariant,
         # Binaries are compiled as the cases need them, and differ with the cases.
         "fingerprint": build_of and {name: build_of[name] for name in ("sources", "options")},
         "worker": dict(identity.facts),
@@ -157,10 +158,27 @@ def print_summary(report: Mapping[str, Any], console: Console, quiet: bool = Fal
     )
     for (status, reason), count in reasons.most_common():
         console.print(f"{status} x {count}: {reason}", markup=False, highlight=False)
+    line = invariance_line(report)
+    if line:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     line = recorded_line(report)
     if line:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(verdict_line(report), markup=False, highlight=False)
+
+
+def invariance_line(report: Mapping[str, Any]) -> str:
+    """What a backend that is not batch-invariant by its own word was excused from; else empty."""
+    if report.get("batch_invariant", True):
+        return ""
+    excused = sum(
+        c["status"] == "not-provided" and c["reason"].endswith("batch_invariant = False")
+        for c in report["cases"]
+    )
+    return (
+        f"not batch-invariant, by the backend's own word: in {excused} cases the law was not "
+        "judged, the golden was"
+    )
 
 
 def recorded_line(report: Mapping[str, Any]) -> str:
