@@ -72,7 +72,8 @@ MAY_DIFFER: Final[Mapping[str, str]] = {
 """Key of a report -> why reports that differ in it are one judgement all the same."""
 
 _NOT_ALWAYS: Final = ("name", "callables", "batch_invariant", "worker", "versions.triton",
-                      "versions.deep_gemm", "versions.sgl-deep-gemm", "versions.vllm", "versions.sglang")  # fmt: skip
+                      "versions.deep_gemm", "versions.sgl-deep-gemm", "versions.vllm",
+                      "versions.sglang")  # fmt: skip
 """What all reports may lack: what earlier versions did not write, and what is not installed."""
 _PARTS: Final = {key.partition(".")[0] for key in (*DECIDES, *MAY_DIFFER) if "." in key}
 _TWO_NUMBERS: Final = ("versions.python", "worker.python")
