@@ -5,6 +5,23 @@ BACKEND ?= eager
 TIER ?= quick
 JOBS ?= 2
 ARGS ?=
+CASE ?=
+
+# A variable on the command line that nothing reads would be ignored, and more would run than was
+# asked for: so it is an error. What is exported by a shell is not looked at.
+KNOWN := PYTHON BACKEND TIER JOBS ARGS CASE MEGAMOE_PYTHON TORCH INCLUDE NVCC
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v))
+UNKNOWN := $(filter-out $(KNOWN) SHELL MAKEFLAGS,$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error no verb reads $(firstword $(UNKNOWN)); known variables: $(KNOWN))
+endif
+OF_CASES := check check-full golden-verify
+ifneq ($(filter CASE,$(GIVEN)),)
+ifneq ($(filter-out $(OF_CASES) setup,$(MAKECMDGOALS))$(if $(MAKECMDGOALS),,help),)
+$(error CASE chooses cases of $(OF_CASES); $(or $(MAKECMDGOALS),help) reads none)
+endif
+endif
+CASES := $(if $(strip $(CASE)),--case '$(CASE)' )
 
 # An interpreter that has torch already: then no .venv is made. `nix develop` exports it.
 MEGAMOE_PYTHON ?=
@@ -35,7 +52,8 @@ help: ## list the verbs
 	@echo
 	@echo '  BACKEND=$(BACKEND)  what check judges: a name, or path/to/file.py:OBJECT'
 	@echo '  TIER=$(TIER)     how many cases check runs: quick or full'
-	@echo '  ARGS=          further options, as ARGS="--kind forward --case requant-*"'
+	@echo '  CASE=          which cases check and golden-verify take, as CASE="requant-*,!*-t384"'
+	@echo '  ARGS=          further options, as ARGS="--kind forward --quiet"'
 	@echo '  INCLUDE=       headers that compile-sm100 compiles: the include folder of DeepGEMM'
 	@echo '  NVCC=          its compiler, CUDA 12.9 or newer (default: the one on the path)'
 	@echo '  JOBS=$(JOBS)         test processes at a time'
@@ -47,10 +65,10 @@ setup: ## make .venv from the hashed locks (the other verbs do it by themselves)
 	@$(SETUP)
 
 check: setup ## judge BACKEND against the goldens
-	@$(MEGAMOE) check --backend '$(BACKEND)' --tier '$(TIER)' $(ARGS)
+	@$(MEGAMOE) check --backend '$(BACKEND)' --tier '$(TIER)' $(CASES)$(ARGS)
 
 check-full: setup ## the same with every case
-	@$(MEGAMOE) check --backend '$(BACKEND)' --tier full $(ARGS)
+	@$(MEGAMOE) check --backend '$(BACKEND)' --tier full $(CASES)$(ARGS)
 
 # Lint and tests both run; pytest's line comes last.
 test: setup ## all tests of this repository: lint, types, pytest
@@ -69,7 +87,7 @@ bench: setup ## time the triton backend beside the floor and peers (needs an NVI
 	@$(MEGAMOE) bench $(ARGS)
 
 golden-verify: setup ## recompute the goldens from the oracle; they must be equal in every bit
-	@$(MEGAMOE) golden verify $(ARGS)
+	@$(MEGAMOE) golden verify $(CASES)$(ARGS)
 
 sanitize: setup ## compute-sanitizer memcheck and racecheck over a few cases (needs a GPU)
 	@sh tools/sanitize.sh $(PY)

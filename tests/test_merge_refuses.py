@@ -54,7 +54,8 @@ def refused(reports, match):
 
 # --- what decides -----------------------------------------------------------------------------
 
-OTHER = {"fingerprint": {"sources": "other", "options": "o"}, "callables": ["eplb_map"],
+OTHER = {"batch_invariant": False, "fingerprint": {"sources": "other", "options": "o"},
+         "callables": ["eplb_map"],
          "tier": "quick", "kind": "eplb", "versions.python": "3.12.0", "worker.python": "3.13.0",
          "worker.capability": [10, 0]}  # fmt: skip
 

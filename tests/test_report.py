@@ -25,6 +25,11 @@ from tests.helpers import results
 RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}
 
 
+def letters(number: int) -> str:
+    """A cause of its own: digits would not tell it from another."""
+    return "".join(chr(97 + int(digit)) for digit in str(number))
+
+
 def written(folder: Path, data: Any) -> Path:
     path = folder / "result.json"
     path.write_text(data if isinstance(data, str) else json.dumps(data))
@@ -80,8 +85,8 @@ def test_control_characters_do_not_reach_a_reader(tmp_path: Path) -> None:
     """They would let a backend's message write over the terminal, or turn a line round."""
     data = results.ab() | {"headline": "a\x1b[2Jb\ud800c\u202ed", "key\x00": "x" * 5000}
     clean = read(written(tmp_path, data))[1]
-    assert clean["headline"] == "a�[2Jb�c�d"
-    assert len(clean["key�"]) < 2100 and "3000 more characters" in clean["key�"]
+    assert clean["headline"] == "a?[2Jb?c?d"
+    assert len(clean["key?"]) < 2100 and "3000 more characters" in clean["key?"]
     assert "\x1b" not in printed("ab", clean)
 
 
@@ -106,6 +111,34 @@ def test_only_passes_are_green(statuses: list[Any], colour: str) -> None:
     view = views.view({"counts": {}, "cases": cases})
     assert view["colour"] == colour
     assert len(view["failures"]) == sum(s not in ("pass", "skip") for s in statuses)
+
+
+def test_failures_of_one_kind_and_cause_are_folded() -> None:
+    def red(name: str, reason: str, **more: Any) -> dict[str, Any]:
+        return {"id": name, "kind": name[:4], "status": "error", "reason": reason, **more}
+
+    cases = [red("eplb/a", "lost 3 rows", shortened=True), red("eplb/b", "lost 5 rows"),
+             red("eplb/c", "lost all"), red("layo/a", "lost 7 rows")]  # fmt: skip
+    view = views.view({"counts": {}, "cases": cases})
+    assert view["failing"] == 4
+    folds = [(f["id"], f["same"], f["shortened"]) for f in view["failures"]]
+    assert folds == [("eplb/b", ["eplb/a"], False), ("eplb/c", [], False), ("layo/a", [], False)]
+    anchors = {c["id"]: c["anchor"] for c in view["cases"]}
+    assert anchors == {"eplb/a": "f1", "eplb/b": "f1", "eplb/c": "f2", "layo/a": "f3"}
+    assert "also eplb/a: lost N rows" in printed("run", {"counts": {}, "cases": cases})
+
+
+def test_a_failure_without_its_map_says_so() -> None:
+    case = {"id": "eplb/a", "kind": "eplb", "status": "fail", "reason": "x", "shortened": True}
+    result = {"counts": {}, "cases": [case]}
+    assert b"kept the maps of its first fails only" in page("run", result)
+    assert "kept the maps of its first fails only (--pictures N)" in printed("run", result)
+
+
+def test_a_backend_that_is_not_batch_invariant_is_named() -> None:
+    facts = dict(dict(views.facts({"batch_invariant": False}))["Backend"])
+    assert facts["batch-invariant"] == "no, by its own word"
+    assert "batch-invariant" not in dict(dict(views.facts({}))["Backend"])
 
 
 def test_one_shard_is_not_the_whole_run() -> None:
@@ -303,7 +336,8 @@ def four_hundred() -> dict[str, Any]:
         detail["map"] |= {"cells": noise, "rows": 48, "row_step": 1}
         three = [({**stage, "stage": n}, {**detail, "stage": n}) for n in ("x", "l2_acts", "y")]
         cases.append(case | {
-            "id": f"forward/case-{i}", "findings": [f for f, _ in three],
+            "id": f"forward/case-{i}", "reason": f"{letters(i)} {case['reason']}",
+            "findings": [f for f, _ in three],
             "details": copy.deepcopy([d for _, d in three]),
         })  # fmt: skip
     return result | {"cases": cases, "counts": {"fail": 400}}
@@ -314,15 +348,18 @@ def test_four_hundred_failures_stay_below_two_mebibytes(tmp_path: Path) -> None:
     assert main(["report", str(path), "-o", str(out)]) == 0
     text = out.read_text()
     assert out.stat().st_size < 2 << 20
-    assert text.count('class="failure fail"') + text.count("failure brief") == 400
+    assert text.count('class="failure fail') + text.count("failure brief") == 400
     assert "left out to keep this file below 2 MiB" in text
     assert text.count("--case forward/case-399") == 1, "the last one's command is there too"
 
 
 def test_a_thousand_long_lines_stay_below_two_mebibytes() -> None:
     """Nothing is silently lost: the page says how many are in the JSON only."""
-    cases = [{"id": f"forward/{i}-{'ü' * 900}", "status": "error", "reason": "<" * 2000}
-             for i in range(3000)]  # fmt: skip
+    long, raw = "ü" * 900, "<" * 2000
+    cases = [
+        {"id": f"forward/{i}-{long}", "status": "error", "reason": letters(i) + raw}
+        for i in range(3000)
+    ]
     html = page("run", {"counts": {}, "cases": cases}).decode()
     assert len(html.encode()) < 2 << 20
     assert "further failures are in the JSON only" in html

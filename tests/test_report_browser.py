@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +215,63 @@ def test_on_paper_nothing_is_folded_and_nothing_is_for_clicking(opened: Any) -> 
     paper = browser.pdf()
     assert paper.startswith(b"%PDF") and len(paper) > 20_000
     assert not browser.js(seen), "and folded again afterwards"
+
+
+def many(count: int, apart: bool) -> list[Any]:
+    """Cases of a run, and ``count`` more fails: of three causes, or ``apart``: of one each."""
+    made = results.run()
+    bad = [case for case in made["cases"] if case["status"] == "fail"]
+    for i in range(count):
+        case = copy.deepcopy(bad[i % len(bad)])
+        case["id"] = f"{case['kind']}/a-case-with-a-name-of-usual-length-{i}-h7168-i3072"
+        if apart:
+            name = "".join(chr(97 + int(digit)) for digit in str(i))
+            case["reason"] = f"stage {name} has a reason of some length; {case['reason']}"
+        made["cases"].append(case)
+    return list(made["cases"])
+
+
+def test_failures_of_one_cause_are_one_with_a_count(opened: Any) -> None:
+    browser = opened("run", cases=many(100, apart=False))
+    assert browser.js("document.querySelectorAll('.failure').length") == 4
+    counts = "[...document.querySelectorAll('.many')].map(e => e.textContent).join()"
+    assert browser.js(counts) == "× 35,× 34,× 34"
+    assert browser.js("document.querySelector('#failures h2').textContent") == (
+        "Failures 104 of 4 causes"
+    )
+    lost = "[...document.links].filter(a => !document.querySelector(a.getAttribute('href')))"
+    assert browser.js(f"{lost}.length") == 0
+    assert browser.js("document.querySelectorAll('#cases tr.fail a').length") == 103
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_hundred_failures_are_less_than_ten_pages_of_paper(apart: bool, opened: Any) -> None:
+    browser = opened("run", cases=many(100, apart))
+    assert 1 < browser.pdf().count(b"/Type /Page\n") < 10
+    browser.media("print")
+    drawn = "[...document.querySelectorAll('.map img')].filter(e => e.checkVisibility()).length"
+    assert browser.js(drawn) >= 4, "some have pictures on paper"
+    said = "[...document.querySelectorAll('.hint.paper')].map(e => e.textContent).join(' ')"
+    assert ("the first 4 have pictures, the others a line" in browser.js(said)) is apart
+    assert "106 cases is not printed" in browser.js(said)
+
+
+def test_at_390_pixels_nothing_is_cut_and_the_legend_can_be_read(opened: Any) -> None:
+    browser = opened("run", cases=many(20, apart=False))
+    browser.width(390)
+    beyond = """[...document.querySelectorAll('body *')].filter(e => e.checkVisibility() &&
+        e.getBoundingClientRect().width && e.getBoundingClientRect().right > innerWidth + 1 &&
+        !e.closest('.jump')).map(e => e.tagName + ' ' + e.textContent.slice(0, 40))"""
+    assert browser.js(beyond) == []
+    hidden = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+    assert browser.js(f"{hidden}.length") == 0, "no table scrolls sideways"
+    size = "parseFloat(getComputedStyle(document.querySelector('.legend span')).fontSize)"
+    assert browser.js(size) > 11
+    sizes = """[...document.querySelectorAll('.hist text')].map(e =>
+        parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a)"""
+    assert min(browser.js(sizes)) > 8, "numbers of a histogram can be read"
+    kinds = "[...document.querySelectorAll('#grid td:not(:empty)')].map(e => e.dataset.kind)"
+    assert browser.js(kinds) and all(browser.js(kinds)), "each cell says its kind"
 
 
 @pytest.mark.parametrize("kind", RESULTS)

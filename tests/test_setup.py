@@ -146,6 +146,43 @@ def test_check_passes_its_variables_on() -> None:
 
 
 @needs_make
+@pytest.mark.parametrize(
+    ("verb", "wanted"),
+    [
+        ("check", "--tier 'quick' --case 'eplb/*,!*-t1'"),
+        ("check-full", "full --case 'eplb/*,!*-t1'"),
+        ("golden-verify", "golden verify --case 'eplb/*,!*-t1'"),
+    ],
+)
+def test_case_chooses_cases(verb: str, wanted: str) -> None:
+    assert wanted in make("-n", verb, "CASE=eplb/*,!*-t1")
+    assert "--case" not in make("-n", verb)
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check", "CASES=x"], "no verb reads CASES; known variables: PYTHON BACKEND TIER JOBS"),
+        (["check", "case=x"], "no verb reads case; known"),
+        (["TIRE=full"], "no verb reads TIRE; known"),
+        (["test", "CASE=x"], "CASE chooses cases of check check-full golden-verify; test"),
+        (["CASE=x"], "golden-verify; help reads none"),
+    ],
+)  # fmt: skip
+def test_a_variable_that_nothing_reads_is_an_error(arguments: list[str], said: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        make("-n", *arguments)
+    assert failed.value.returncode == 2 and said in failed.value.stderr
+    assert failed.value.stdout == "", "nothing runs"
+
+
+@needs_make
+def test_what_a_shell_exports_is_not_a_variable_of_make() -> None:
+    assert "check --backend" in make("-n", "check", inside={"FOO": "1", "PROJECT": "x"})
+
+
+@needs_make
 def test_a_host_interpreter_replaces_the_environment() -> None:
     recipe = make("-n", "check", "MEGAMOE_PYTHON=/opt/python")
     assert "setup_env.sh --host '/opt/python'" in recipe

@@ -764,7 +764,7 @@ def test_progress_lines_and_live():
         p.judged(Verdict("eplb/b", "eplb", "fail", "ids: 1 of 2 outside"))
     text = plain.export_text()
     assert "[1/2] skip         eplb/a 0.0 s  the backend declined: no" in text
-    assert "FAIL eplb/b: ids: 1 of 2 outside" in text
+    assert "[2/2] fail         eplb/b 0.0 s  ids: 1 of 2 outside" in text
     live = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
     with progress.Progress(2, live, Settings(), {"eplb/a": 50.0}) as p:
         p.left, p.workers = 60.0, 2

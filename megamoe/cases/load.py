@@ -17,11 +17,11 @@ import re
 import tomllib
 import zlib
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
 from megamoe.cases.kind import KINDS, Case, CaseError, Kind, kind_of
+from megamoe.cases.pattern import matching
 from megamoe.spec.models import MODELS
 
 TIERS: Final = ("quick", "full")
@@ -89,11 +89,11 @@ def select(
     cases: Iterable[Case], kind: str | None = None, tier: str = "full", glob: str | None = None,
     revision: str | None = None,
 ) -> list[Case]:  # fmt: skip
-    """The cases of a kind and tier whose id (or name) matches ``glob``; order is kept.
+    """The cases of a kind and tier that ``glob`` means (:mod:`megamoe.cases.pattern`); order is
+    kept.
 
-    ``glob`` may be several, separated by commas. ``revision``: without the cases that this
-    contract does not know. Raises :class:`CaseError` for an unknown kind or
-    tier, and where one of them matches nothing.
+    ``revision``: without the cases that this contract does not know. Raises :class:`CaseError` for
+    an unknown kind or tier, and for a pattern that matches nothing.
     """
     if kind is not None and kind not in KINDS:
         raise CaseError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
@@ -101,13 +101,7 @@ def select(
         raise CaseError(f"unknown tier {tier!r}; known: {', '.join(TIERS)}")
     cases = list(cases)
     if glob is not None:
-        matched = set()
-        for one in glob.split(","):
-            found = {c.id for c in cases if fnmatchcase(c.id, one) or fnmatchcase(c.name, one)}
-            if not found:
-                raise CaseError(f"unknown case: nothing matches {one!r}; `megamoe list` shows all")
-            matched |= found
-        cases = [c for c in cases if c.id in matched]
+        cases = matching(cases, glob)
     cases = [c for c in cases if kind in (None, c.kind)]
     cases = [c for c in cases if revision is None or revision in c.revisions]
     return [c for c in cases if tier == "full" or c.tier == "quick"]

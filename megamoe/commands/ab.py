@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from megamoe.commands.options import add_compared
@@ -14,6 +13,7 @@ from megamoe.commands.shared import compared_cases, side_options, write_compared
 from megamoe.compare import ab, disk, stages
 from megamoe.compare.running import COMPARABLE, judged_under
 from megamoe.compare.sides import HOME, parse
+from megamoe.console import Console
 from megamoe.worker.choice import AUTO
 
 

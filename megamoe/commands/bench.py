@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from megamoe import bench
 from megamoe.backends import load_backend
@@ -17,6 +16,7 @@ from megamoe.bench.floor import DEFAULT_SHARES, SHARES
 from megamoe.bench.peers import PEERS
 from megamoe.commands import UsageError
 from megamoe.commands.options import at_least_one
+from megamoe.console import Console
 from megamoe.spec.problem import provided
 
 

@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +17,7 @@ from megamoe.compare.job import Job, Range
 from megamoe.compare.probe import Test
 from megamoe.compare.running import COMPARABLE
 from megamoe.compare.sides import parse
+from megamoe.console import Console
 from megamoe.judge import Worst
 from megamoe.worker.choice import AUTO
 

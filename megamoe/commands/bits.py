@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
-
 from megamoe import golden
-from megamoe.commands.options import add_contract, add_jobs
+from megamoe.commands.options import add_case, add_contract, add_jobs
 from megamoe.commands.shared import progress, root_of
+from megamoe.console import Console
 from megamoe.suite import bits
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
@@ -26,7 +25,7 @@ def add(acts: Any, command: Any) -> None:
     r.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
     r.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     add_contract(r)
-    r.add_argument("--case", metavar="GLOB", help="for a trial: such a file cannot be blessed")
+    add_case(r, "for a trial: such a file cannot be blessed")
     r.add_argument("--out", metavar="DIR", help="default: golden/recorded-candidates")
     add_jobs(r)
     b = command(acts, "bless-bits", "make them recorded goldens; refuses where CI is set", _bless)

@@ -8,20 +8,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from megamoe.cases import KINDS, TIERS
 from megamoe.commands import UsageError
 from megamoe.commands.options import (
     DEFAULT_WORKERS,
+    add_case,
     add_contract,
     add_reports,
     at_least_one,
     seconds,
 )
 from megamoe.commands.shared import complain, write_reports
-from megamoe.suite import check, results
-from megamoe.suite.progress import PICTURES
+from megamoe.console import Console
+from megamoe.suite import check, reds, results
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, release
 
@@ -32,8 +31,7 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
     c.add_argument("--kind", choices=KINDS)
     c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
-    c.add_argument("--case", metavar="GLOB[,GLOB]",
-                   help="only cases whose id or name matches")  # fmt: skip
+    add_case(c)
     add_contract(c)
     c.add_argument("--failed", metavar="REPORT", help="only cases that failed in a JSON report")
     c.add_argument("--shard", metavar="I/N", help="the I-th of N parts, balanced by duration")
@@ -46,9 +44,12 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--timeout", type=seconds, help="seconds of the backend a case (default 120)")
     c.add_argument("--load-timeout", type=seconds,
                    help="seconds until the backend is loaded (default 300)")  # fmt: skip
+    c.add_argument("--quiet", "-q", action="store_true",
+                   help="lines for reds only; the table counts the rest")  # fmt: skip
     c.add_argument("--maxfail", type=at_least_one, metavar="N", help="stop after N reds")
-    c.add_argument("--pictures", type=at_least_one, default=PICTURES, metavar="N",
-                   help=f"reds shown in full (default {PICTURES})")  # fmt: skip
+    c.add_argument("--pictures", type=at_least_one, default=reds.PICTURES, metavar="N",
+                   help="pictures at the end, and fails that a report draws "
+                   f"(default {reds.PICTURES})")  # fmt: skip
     add_reports(c)
     c.add_argument("--device", choices=("cpu", "cuda"))
 
@@ -62,7 +63,7 @@ def run(a: argparse.Namespace) -> int:
     workers = a.workers or (a.n if settings.device == "cpu" else 1)
     console = Console()
     try:
-        made = check.check(settings, a.n, workers, console, a.pictures, a.maxfail)
+        made = check.check(settings, a.n, workers, console, a.pictures, a.maxfail, a.quiet)
         return _finished(a, made, console)
     except Stopped as stopped:  # before the backend was loaded
         print(f"megamoe: stopped ({stopped}); nothing was judged", file=sys.stderr)
@@ -74,8 +75,9 @@ def run(a: argparse.Namespace) -> int:
 def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> int:
     """Write the reports and show the table; the exit status."""
     wrong = write_reports(a, outcome.report)
-    with suppress(BrokenPipeError, SystemExit):  # rich makes the second of the first
-        results.print_summary(outcome.report, console)
+    with suppress(BrokenPipeError):
+        reds.show(outcome.report, console, a.pictures)
+        results.print_summary(outcome.report, console, a.quiet)
     if outcome.stopped:
         complain(f"stopped: {outcome.stopped}")
     return outcome.code or results.exit_code(outcome.report["counts"]) or (2 if wrong else 0)

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from megamoe.cases import Case, load_cases
 from megamoe.commands.shared import root_of
+from megamoe.console import Console
 from megamoe.golden import GoldenError, Store, make
 from megamoe.spec import builds
 from megamoe.spec.contract import REVISIONS, Clause, Contract

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from megamoe.cases import KINDS, TIERS, load_cases, select
 from megamoe.commands import UsageError
-from megamoe.commands.options import add_jobs
+from megamoe.commands.options import add_case, add_jobs
 from megamoe.commands.shared import complain, progress, root_of
+from megamoe.console import Console
 from megamoe.coverage import holes, recorded, traffic
 from megamoe.coverage.counting import Counted, count
 from megamoe.coverage.dimension import Dimension, Seen, brief
@@ -37,7 +37,7 @@ def add(commands: Any, command: Any) -> None:
     c = command(commands, "coverage", "what the cases enter, and what no case enters", run)
     c.add_argument("--kind", choices=KINDS)
     c.add_argument("--tier", choices=TIERS, help="default: full")
-    c.add_argument("--case", metavar="GLOB", help="only cases whose id or name matches")
+    add_case(c)
     c.add_argument("--contract", metavar="REV", help="whose bytes and branches are the goal "
                    "(default: the newest)")  # fmt: skip
     c.add_argument("--dimension", metavar="NAME", help="only this one, with every class")

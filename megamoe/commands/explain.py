@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -21,6 +20,7 @@ from megamoe.cases import Case, kind_of
 from megamoe.cases.stored import is_stored, load
 from megamoe.commands.options import add_backend
 from megamoe.commands.shared import backend_of, contract_of, forward_case, root_of
+from megamoe.console import Console
 from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate

@@ -9,10 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from megamoe.commands.options import add_backend, at_least_one, seconds
 from megamoe.commands.shared import complain, picture_of, replay_command
+from megamoe.console import Console
 from megamoe.fuzz import Asked, Outcome, fuzz
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import release

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from megamoe import golden
 from megamoe.cases import Case, load_cases, select
 from megamoe.commands import UsageError, bits
-from megamoe.commands.options import add_jobs
+from megamoe.commands.options import add_case, add_jobs
 from megamoe.commands.shared import progress, root_of
+from megamoe.console import Console
 from megamoe.golden.imported import import_file
 from megamoe.suite import merge
 
@@ -32,7 +32,7 @@ def add(commands: Any, command: Any) -> None:
         ("verify", "recompute the goldens; they must be equal in every bit", _verify),
     ):
         r = command(acts, name, text, run)
-        r.add_argument("--case", metavar="GLOB")
+        add_case(r)
         add_jobs(r)
     command(acts, "diff", "what blessing the candidates would change", _diff)
     b = command(acts, "bless", "make the candidates the goldens; refuses where CI is set", _bless)

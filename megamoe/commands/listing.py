@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from megamoe.cases import KINDS, TIERS, load_cases, select
+from megamoe.cases import KINDS, TIERS, Case, load_cases, select
+from megamoe.commands.options import add_case
 from megamoe.commands.shared import root_of
+from megamoe.console import Console
 
 
 def add(commands: Any, command: Any) -> None:
@@ -17,12 +19,16 @@ def add(commands: Any, command: Any) -> None:
     s = command(commands, "list", "the cases", run)
     s.add_argument("--kind", choices=KINDS)
     s.add_argument("--tier", choices=TIERS)
-    s.add_argument("--case", metavar="GLOB")
+    add_case(s)
+    s.add_argument("--json", action="store_true", help="an array of objects, a line a case")
 
 
 def run(a: argparse.Namespace) -> int:
-    """A table in a terminal, else a line a case."""
+    """A table in a terminal, else a line a case; with ``--json`` one array."""
     cases = select(load_cases(root_of(a)), a.kind, a.tier or "full", a.case)
+    if a.json:
+        print("[" + ",\n ".join(json.dumps(entry(case)) for case in cases) + "]")
+        return 0
     console = Console()
     if not console.is_terminal:  # for other programs: id, tier, what breaks
         for case in cases:
@@ -34,3 +40,11 @@ def run(a: argparse.Namespace) -> int:
     console.print(table)
     console.print(f"{len(cases)} cases")
     return 0
+
+
+def entry(case: Case) -> dict[str, Any]:
+    """A case as ``list --json`` and ``show --json`` give it."""
+    return {
+        "id": case.id, "kind": case.kind, "tier": case.tier, "breaks": case.breaks,
+        "file": case.source.name, "seed": case.seed, "params": dict(case.params),
+    }  # fmt: skip

@@ -6,19 +6,27 @@ import argparse
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, Final
 
 import megamoe
 from megamoe.commands import UsageError
+from megamoe.console import guarded
+from megamoe.printable import printable
+
+CLOSED_PIPE: Final = 128 + signal.SIGPIPE
+"""Exit status where the output was closed, as of `head` before all was read."""
 
 VERBS: Final = {
     "check": "check", "golden": "golden", "contract": "contract", "merge": "merge",
-    "oracle": "oracle", "bench": "bench", "list": "listing", "coverage": "coverage",
-    "report": "report", "explain": "explain", "replay": "replay", "reduce": "reduce",
-    "fuzz": "fuzz", "capture": "capture", "ab": "ab", "bisect": "bisect", "worker": "worker",
+    "oracle": "oracle", "bench": "bench", "list": "listing", "show": "show", "doctor": "doctor",
+    "coverage": "coverage", "report": "report", "explain": "explain", "replay": "replay",
+    "reduce": "reduce", "fuzz": "fuzz", "capture": "capture", "ab": "ab",
+    "bisect": "bisect", "worker": "worker",
 }  # fmt: skip
 """Verb to module of this folder, in the order of ``--help``. Each module has
 ``add(commands, command)``, where ``command(commands, name, help, run)`` returns the parser to add
@@ -35,19 +43,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given = sys.argv[1:] if argv is None else argv
         arguments = _parser(given).parse_args(given)
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
+        with guarded():
+            code: int = arguments.run(arguments)
+        return _flushed(code)
+    except SystemExit as end:  # of --help and --version
+        raise SystemExit(_flushed(end.code if isinstance(end.code, int) else 0)) from None
     except BrokenPipeError:  # whoever reads has seen enough; nothing more is to be said there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _flushed(CLOSED_PIPE)
     except (ValueError, OSError) as error:
         # Everything megamoe raises on purpose is a ValueError of one line.
-        print(f"megamoe: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _last_word(f"error: {' '.join(str(error).split())}", 2)
     except KeyboardInterrupt:
-        print("megamoe: stopped", file=sys.stderr)
-        return 130
+        return _last_word("stopped", 130)
+
+
+def _last_word(text: str, code: int) -> int:
+    """Say one line on standard error, if somebody still reads there; the exit status."""
+    with suppress(BrokenPipeError):
+        print(printable(f"megamoe: {text}"), file=sys.stderr, flush=True)
+    return _flushed(code)
+
+
+def _flushed(code: int) -> int:
+    """Write what is still buffered; the exit status, that of a closed pipe where nobody reads.
+
+    A closed stream leads nowhere from here on: else Python flushes it again at its end and prints
+    an error of its own.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or CLOSED_PIPE
+    return code
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:

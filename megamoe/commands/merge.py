@@ -6,13 +6,12 @@ import argparse
 import sys
 from typing import Any
 
-from rich.console import Console
-
 from megamoe.cases import load_cases, select
 from megamoe.cases.shards import ShardError
 from megamoe.commands.options import add_reports
 from megamoe.commands.shared import root_of, write_reports
-from megamoe.suite import merge, results
+from megamoe.console import Console
+from megamoe.suite import merge, reds, results
 
 
 def add(commands: Any, command: Any) -> None:
@@ -37,6 +36,8 @@ def run(a: argparse.Namespace) -> int:
         print(f"megamoe: error: {error}", file=sys.stderr)
         return 1
     wrong = write_reports(a, merged)
-    results.print_summary(merged, Console())
+    console = Console()
+    reds.show(merged, console, pictures=0)
+    results.print_summary(merged, console)
     print(f"{len(reports)} reports hold each of {len(selection)} cases once")
     return results.exit_code(merged["counts"]) or (2 if wrong else 0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from typing import Final
+from typing import Any, Final
 
 from megamoe.cases import KINDS, TIERS
+from megamoe.cases.pattern import HELP
 
 DEFAULT_WORKERS: Final = min(2, os.cpu_count() or 1)
 """A real model's case takes up to 2 GiB, so memory, not cores, sets the default."""
@@ -30,6 +31,20 @@ def seconds(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return value
+
+
+class _Joined(argparse.Action):
+    """An option that may be repeated; its values become one, with commas between them."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, f"{before},{value}" if before else value)
+
+
+def add_case(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """``--case`` and ``-k``: which cases, by :mod:`megamoe.cases.pattern`; ``more`` is help."""
+    parser.add_argument("--case", "-k", metavar="PATTERN", action=_Joined,
+                        help=HELP.replace("%", "%%") + (f"; {more}" if more else ""))  # fmt: skip
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +92,7 @@ def add_compared(c: argparse.ArgumentParser) -> None:
                    "first (default eager)")  # fmt: skip
     c.add_argument("--kind", choices=KINDS)
     c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
-    c.add_argument("--case", metavar="GLOB", help="only cases whose id or name matches")
+    add_case(c)
     c.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     add_contract(c)
     c.add_argument("--timeout", type=seconds, default=120.0, help="seconds a case (default 120)")

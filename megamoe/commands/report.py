@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from megamoe.console import Console
 from megamoe.golden import write_atomically
 from megamoe.report import terminal
 from megamoe.report.page import page

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.progress import Progress
 
 from megamoe.cases import Case, CaseError, load_cases, select
@@ -19,6 +18,7 @@ from megamoe.cases.checkpoint import differences
 from megamoe.cases.stored import Stored, used_experts
 from megamoe.compare import disk
 from megamoe.compare.sides import Options
+from megamoe.console import Console
 from megamoe.judge import Verdict, picture
 from megamoe.spec.contract import NEWEST, Contract, contract
 from megamoe.suite import results

@@ -22,6 +22,8 @@ from megamoe.worker.choice import AUTO
 
 Done = Callable[[dict[str, Any]], None]
 NAMES: Final = ("left", "right")
+UNTRACKED: Final = 3
+"""Untracked files, or folders of them, that a note names."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,15 @@ def _name(side: dict[str, Any]) -> str:
 
 
 def describe(repo: Path | None) -> str:
-    """A note where a checkout has changes that a revision does not show; '' where it has none."""
-    if repo is None or not git(repo, "status", "--porcelain", check=False):
+    """A note where a checkout has what a revision does not show; '' where it has nothing."""
+    lines = [] if repo is None else git(repo, "status", "--porcelain", check=False).splitlines()
+    untracked = [line[3:] for line in lines if line.startswith("?? ")]
+    has = ["uncommitted changes"] if len(untracked) < len(lines) else []
+    if untracked:
+        more = ", ..." if len(untracked) > UNTRACKED else ""
+        named = ", ".join(untracked[:UNTRACKED]) + more
+        has.append(f"untracked files ({named})")
+    if not has:
         return ""
-    return f"{repo} has uncommitted changes; a revision is compared without them (`this` has them)"
+    said = " and ".join(has)
+    return f"{repo} has {said}; a revision is compared without them (`this` has them)"

@@ -13,6 +13,7 @@ from megamoe.compare.probe import Prober, different
 from megamoe.compare.running import judged_under
 from megamoe.compare.sides import Side, git, with_target, worktree
 from megamoe.compare.state import State, key
+from megamoe.printable import printable
 
 Said = Callable[[dict[str, Any], bool], None]
 
@@ -81,8 +82,7 @@ def _over_git(
     tree = stack.enter_context(worktree(home, bad, folder / "tree"))
 
     def at(commit: str) -> tuple[str, str, Side, Path]:
-        subject = git(home, "show", "--no-patch", "--format=%s", commit)
-        return commit, subject, with_target(w.good, commit), tree
+        return commit, _subject(home, commit), with_target(w.good, commit), tree
 
     def end(commit: str) -> dict[str, Any]:
         walk.tidy(tree)
@@ -171,9 +171,7 @@ def _report(
     bad = found.first_bad and state.find(found.first_bad)
     if found.first_bad and job.where.good.kind == "git" and not job.where.sides:
         assert job.where.good.repo is not None
-        report["subject"] = git(
-            job.where.good.repo, "show", "--no-patch", "--format=%s", found.first_bad
-        )
+        report["subject"] = _subject(job.where.good.repo, found.first_bad)
     if bad and job.test.how != "command":
         left = _with_bits(prober, last_good)
         moved = prober.moved_between(left, bad["rev"], sorted(bad["digests"]))
@@ -185,6 +183,11 @@ def _report(
         report["archive"] = str(made)
     report["headline"] = headline(report)
     return report
+
+
+def _subject(home: Path, commit: str) -> str:
+    """A commit's first line: anybody's text, so without what a terminal would obey."""
+    return printable(git(home, "show", "--no-patch", "--format=%s", commit))
 
 
 def _with_bits(prober: Prober, rev: str) -> str:

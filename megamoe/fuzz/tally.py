@@ -73,10 +73,7 @@ class Tally:
 
     def say(self, text: str) -> None:
         """Print text as it is."""
-        try:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        except SystemExit:  # what rich makes of a closed pipe
-            raise BrokenPipeError from None
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def summary(self) -> None:
         """How many problems reached each class, how they were judged, and what was passed over."""

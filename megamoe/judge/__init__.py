@@ -1,5 +1,6 @@
 """The judge: outputs against goldens. It knows tensors and forms, and no kernel."""
 
+from megamoe.judge.cause import Cause, cause_of, causes
 from megamoe.judge.elements import Place, bitwise, interval, place_of
 from megamoe.judge.judgements import GoldenLacks, judge_forward
 from megamoe.judge.outputs import BadOutput, checked, forward_bits
@@ -11,12 +12,15 @@ __all__ = [
     "JUDGED",
     "STATUSES",
     "BadOutput",
+    "Cause",
     "Finding",
     "GoldenLacks",
     "Place",
     "Verdict",
     "Worst",
     "bitwise",
+    "cause_of",
+    "causes",
     "checked",
     "forward_bits",
     "interval",

@@ -88,18 +88,16 @@ def png(rows: Sequence[Sequence[int]]) -> str:
 
 
 def legend() -> Markup:
-    """The map's shades, drawn once a page."""
+    """The map's shades, drawn once a page; each is a piece of text, so that they wrap."""
     shades = [(label, HUE, alpha) for label, alpha in STEPS]
     shades += [("NaN on one side", NAN_HUE, 255), ("sign of zero", HUE, 60)]
-    out, at = [], 0
-    for label, hue, alpha in shades:
-        out.append(
-            f'<rect x="{at}" y="2" width="14" height="12" fill="rgb{hue}"'
-            f' fill-opacity="{alpha / 255:.2f}"/><text x="{at + 19}" y="12">{label}</text>'
-        )
-        at += 34 + 7 * len(label)
-    svg = f'<svg class="legend" viewBox="0 0 {at} 16" width="{at}" height="16" aria-hidden="true">'
-    return Markup(svg + "".join(out) + "</svg>")
+    return Markup("").join(
+        Markup(
+            '<span><svg viewBox="0 0 14 12" width="14" height="12" aria-hidden="true"><rect '
+            'width="14" height="12" fill="rgb{}" fill-opacity="{:.2f}"/></svg> {}</span>'
+        ).format(hue, alpha / 255, label)
+        for label, hue, alpha in shades
+    )
 
 
 # --- the histogram ----------------------------------------------------------------------------
@@ -144,7 +142,8 @@ def histogram(detail: Mapping[str, Any]) -> Markup:
     if len(shown) > middle + 1 and shown[middle + 1][0] == "out":
         ends += f'<text class="k s" x="{(middle + 1) * wide + 5}" y="{base}">ULP above</text>'
     return Markup(
-        f'<svg class="hist" viewBox="0 0 {width} {base + 4}" width="{width}" height="{base + 4}"'
+        f'<svg class="hist{" wide" if len(shown) > 8 else ""}" viewBox="0 0 {width} {base + 4}"'
+        f' width="{width}" height="{base + 4}"'
         f' role="img" aria-label="Elements by ULPs from the envelope: {said}">'
         f'<path class="axis" d="M0 {14 + high}.5h{width}"/>{"".join(out)}{ends}</svg>'
     )  # fmt: skip

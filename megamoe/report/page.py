@@ -25,6 +25,8 @@ _TABLE: Final = 260_000
 """Bytes for failures drawn in full, and for each list of what comes in a line; 0.2 MB is left."""
 OPEN: Final = 12
 """Failures that are unfolded when the page opens."""
+PAPER: Final = 4
+"""Failures with pictures on paper; later ones are a line there."""
 
 _T = TypeVar("_T")
 
@@ -62,18 +64,19 @@ def _run_parts(env: jinja2.Environment, view: views.View) -> dict[str, Any]:
     """Failures in full while there is room, then a line each, then a count; and the case table."""
     macros: Any = env.get_template("parts.html").module
     failures = view["failures"]
-    full, left = fit(failures[:OPEN], lambda f: macros.failure(f, True), _FAILURES)
-    if not left:
-        folded, left = fit(failures[OPEN:], lambda f: macros.failure(f, False),
-                           _FAILURES - len(full.encode()))  # fmt: skip
-        full += folded
+    drawn = [(f, i < OPEN, i >= PAPER) for i, f in enumerate(failures)]
+    full, left = fit(drawn, lambda one: macros.failure(*one), _FAILURES)
     brief, lost = fit(failures[len(failures) - left :], macros.brief, _TABLE)
     kept = {f["anchor"] for f in failures[: len(failures) - lost]}
+    lost_cases = sum(1 + len(f["same"]) for f in failures[len(failures) - lost :])
     table, unlisted = fit(view["cases"], lambda c: macros.row(c, kept), _TABLE)
-    rows, hidden = fit(view["grid"]["rows"], lambda r: macros.shape(r, kept), _TABLE // 2)
+    kinds = view["grid"]["kinds"]
+    shapes = view["grid"]["rows"]
+    rows, hidden = fit(shapes, lambda r: macros.shape(r, kept, kinds), _TABLE // 2)
     return {
-        "full": full, "brief": brief, "lost": lost, "brief_count": left - lost, "table": table,
-        "unlisted": unlisted, "shapes": rows, "hidden_shapes": hidden,
+        "full": full, "brief": brief, "lost": lost_cases, "paper": PAPER,
+        "brief_count": left - lost, "table": table, "unlisted": unlisted,
+        "shapes": rows, "hidden_shapes": hidden,
     }  # fmt: skip
 
 

@@ -7,21 +7,17 @@ a wrong type reads as nothing. Only what is no result at all is refused.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from megamoe.files import REPORT_LIMIT, read_json
+from megamoe.printable import printable
 
 Result = dict[str, Any]
 
 LONGEST: Final = 2000
 """Characters of one string that a report shows; a backend may have raised a whole file."""
-
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
-)
 
 
 def read(path: Path) -> tuple[str, Result]:
@@ -50,7 +46,7 @@ def read(path: Path) -> tuple[str, Result]:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        text = _CONTROL.sub("\ufffd", value)
+        text = printable(value, lines=True)
         more = len(text) - LONGEST
         return text if more <= 0 else f"{text[:LONGEST]} (and {more} more characters)"
     if isinstance(value, dict):

@@ -12,7 +12,9 @@ from rich.text import Text
 from megamoe.report import compared, draw, read, views
 
 MOST: Final = 20
-"""Failures that are shown in full; the rest get a line each."""
+"""Failures that are shown in full, each for all of its cause; the rest get a line each."""
+NAMED: Final = 8
+"""Further cases of one cause that are named."""
 SHADES: Final = ".1248▒▓±N"
 """A map's characters: the first ULPs of :data:`draw.STEPS`' bins, then shades, sign and NaN."""
 BAR: Final = 32
@@ -50,7 +52,10 @@ def _run(result: Mapping[str, Any], console: Console) -> None:
     for failure in view["failures"][:MOST]:
         _failure(failure, console)
     for failure in view["failures"][MOST:]:
-        _say(console, f"{failure['status'].upper()} {failure['id']}: {failure['reason']}")
+        many = f" and {len(failure['same'])} more" if failure["same"] else ""
+        _say(console, f"{failure['status'].upper()} {failure['id']}{many}: {failure['reason']}")
+    if len(view["failures"]) > MOST:
+        _say(console, f"the first {MOST} are shown in full; `-o FILE.html` draws more")
     for count, status, reason in view["reasons"]:
         _say(console, f"{status} x {count}: {reason}")
     if view["failures"] or view["reasons"]:
@@ -78,6 +83,13 @@ def _failure(failure: views.View, console: Console) -> None:
             _say(console, f"  map     {stage['map']['caption']}")
             for line in stage["map"]["cells"]:
                 _say(console, "          " + "".join(SHADES[c] for c in line))
+    if failure["same"]:
+        named = ", ".join(failure["same"][:NAMED])
+        left = len(failure["same"]) - NAMED
+        more = f" and {left} more" if left > 0 else ""
+        _say(console, f"\nalso {named}{more}: {failure['cause']}")
+    if failure["shortened"]:
+        _say(console, "\nthe run kept the maps of its first fails only (--pictures N)")
     if failure["how"]:
         _say(console, f"\njudged: {failure['how']}")
     _say(console, f"alone:  {failure['command']}")

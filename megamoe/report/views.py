@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from megamoe.cases import KINDS
-from megamoe.judge import BAD, STATUSES
+from megamoe.judge import BAD, STATUSES, cause_of
 from megamoe.report import draw, read
 from megamoe.suite.results import exit_code, recorded_line, verdict_line
 
@@ -21,11 +21,15 @@ SIGN: Final[Mapping[str, str]] = {"pass": "✓", "fail": "✗", "error": "!"}
 
 
 def view(result: Mapping[str, Any]) -> View:
-    """The whole report of a run; failures in the order of the result, fails before errors."""
+    """The whole report of a run; failures in the order of the result, fails before errors, those
+    of one cause as one."""
     cases = [c for c in read.objects(result, "cases") if read.text(c, "id")]
     found = mapping_of_counts(result, cases)
     bad = sorted(filter(is_bad, cases), key=lambda c: c.get("status") != "fail")
-    anchors = {read.text(c, "id"): f"f{i + 1}" for i, c in enumerate(bad)}
+    folds = folded(bad)
+    anchors = {
+        read.text(c, "id"): f"f{i + 1}" for i, fold in enumerate(folds) for c in fold
+    }  # fmt: skip
     code = exit_code(found["counts"])
     return {
         "verdict": verdict_line(found),
@@ -35,7 +39,15 @@ def view(result: Mapping[str, Any]) -> View:
         "facts": facts(result),
         "recorded": recorded_line(found),
         "grid": grid(cases, anchors),
-        "failures": [failure(result, c, anchors[read.text(c, "id")]) for c in bad],
+        "failing": len(bad),
+        "failures": [
+            {
+                **failure(result, fold[0], f"f{i + 1}"),
+                "same": [read.text(c, "id") for c in fold[1:]],
+                "cause": cause(fold[0]),
+            }
+            for i, fold in enumerate(folds)
+        ],
         "reasons": reasons(cases),
         "cases": [
             {
@@ -49,6 +61,21 @@ def view(result: Mapping[str, Any]) -> View:
             for c in cases
         ],
     }
+
+
+def cause(case: Mapping[str, Any]) -> str:
+    """What other cases with the same fault share."""
+    return cause_of(*(read.text(case, name) for name in ("id", "status", "reason")))
+
+
+def folded(bad: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Failures of one kind, status and cause together, in the order of the first of each; a case
+    whose map was kept stands first."""
+    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for case in bad:
+        key = (read.text(case, "kind"), read.text(case, "status"), cause(case))
+        found.setdefault(key, []).append(case)
+    return [sorted(fold, key=lambda c: c.get("shortened") is True) for fold in found.values()]
 
 
 def is_bad(case: Mapping[str, Any]) -> bool:
@@ -96,6 +123,8 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     chosen = [(k, read.text(result, k)) for k in ("tier", "kind", "case", "shard")]
     shards = ", ".join(map(str, read.items(result, "shards")))
     backend = [(k, read.text(result, k)) for k in ("backend", "accumulator", "device")]
+    if result.get("batch_invariant") is False:
+        backend.append(("batch-invariant", "no, by its own word"))
     build_of = [(k, read.text(build, k)) for k in ("sources", "options")]
     if not build:
         build_of = [("fingerprint", "the backend has none, so this run cannot be tied to a build")]
@@ -194,6 +223,7 @@ def failure(result: Mapping[str, Any], case: Mapping[str, Any], anchor: str) -> 
         "how": ", ".join(map(str, read.items(case, "how"))),
         "seconds": read.number(case, "seconds"),
         "command": command(result, name),
+        "shortened": case.get("shortened") is True,
         "stages": [
             stage(found, details) for found in read.objects(case, "findings")
             if read.count(found, "outside")

@@ -220,8 +220,9 @@ class Backend(Protocol):
     ``forward(problem: Problem) -> Output``
 
     ``prepare(hidden_states, topk_weights, topk_ids, x_fp8, x_sf, topk_idx_out,
-    topk_weights_out) -> None``, in place: (T, H) bf16, (T, K) float32, (T, K) int32 or int64 to
-    (T, H) float8_e4m3fn, (T, H/128) int32, (T, K) int64, (T, K) float32.
+    topk_weights_out) -> None``, in place: (T, H) bf16, (T, K) float32, (T, K) int32 or int64 into
+    the first T rows of buffers with C >= T rows, the capacity: (C, H) float8_e4m3fn, (C, H/128)
+    int32, (C, K) int64, (C, K) float32. Rows from T on stay as they are.
 
     ``eplb_map(topk_ids, expert_load_view, logical_to_physical_map, logical_replica_count,
     record_enabled) -> ids`` with the dtype and shape of ``topk_ids``; adds to

@@ -15,7 +15,8 @@ from megamoe.golden import Store, make, recorded
 from megamoe.judge import BAD, Verdict
 from megamoe.suite import results
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
-from megamoe.suite.progress import PICTURES, Progress
+from megamoe.suite.progress import Progress
+from megamoe.suite.reds import PICTURES
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, stoppable
@@ -42,6 +43,7 @@ class _Run:
     cases: list[Case]
     progress: Progress
     maxfail: int | None
+    pictures: int = PICTURES
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -49,11 +51,12 @@ class _Run:
         self.progress.started(case.id)
 
     def brief(self) -> bool:
-        """Enough reds are shown in full; what a picture of one more takes is not made."""
-        return self._reds() >= self.progress.pictures
+        """Enough fails are kept in full; what a map of one more takes is not computed. An error
+        has no map, so it takes no place."""
+        return self._reds("fail") >= self.pictures
 
-    def _reds(self) -> int:
-        return sum(v.status in BAD for v in self.verdicts.values())
+    def _reds(self, *statuses: str) -> int:
+        return sum(v.status in (statuses or BAD) for v in self.verdicts.values())
 
     def done(self, case: Case, result: Any) -> None:
         if isinstance(result, Exception):
@@ -76,12 +79,13 @@ class _Run:
 
 def check(
     settings: Settings, judges: int, workers: int, console: Console, pictures: int = PICTURES,
-    maxfail: int | None = None,
+    maxfail: int | None = None, quiet: bool = False,
 ) -> Outcome:  # fmt: skip
     """Judge ``settings.backend``; raises what the command says in one line (``ValueError``).
 
-    ``pictures`` reds are shown in full; of the others a golden of digests names rows only.
-    ``maxfail``: stop after so many.
+    Of ``pictures`` fails the report has maps; of later ones a golden of digests names rows only,
+    and the report's case is ``shortened``. ``maxfail``: stop after so many reds. ``quiet``: a line
+    for reds only.
     """
     Store(settings.root, make)  # a manifest that cannot be read is said before any work
     most = len(settings.cases())
@@ -90,7 +94,7 @@ def check(
     judges = max(1, min(judges, most))
     workers = max(1, min(workers, most))
     outcome = Outcome({})
-    run = _Run([], Progress(most, console, settings, seconds, pictures), maxfail)
+    run = _Run([], Progress(most, console, settings, seconds, quiet), maxfail, pictures)
     run.progress.workers = judges
     identity: Identity | None = None
     try:
@@ -121,8 +125,11 @@ def check(
 
 
 def judge(runner: Runner, case: Case) -> tuple[Verdict, Any]:
-    """A judge's step: the verdict, and what a report draws of a bad one."""
+    """A judge's step: the verdict, and what a report draws of a bad one; None where that was left
+    out."""
     verdict = runner.run(case)
+    if runner.brief and verdict.findings:
+        return verdict, None
     return verdict, runner.details if verdict.status in BAD else []
 
 

@@ -17,6 +17,7 @@ from megamoe.cases import KINDS, TIERS, Case
 from megamoe.cases.shards import ShardError
 from megamoe.files import REPORT_LIMIT, read_json
 from megamoe.judge.verdict import STATUSES
+from megamoe.printable import all_printable
 
 Report = Mapping[str, Any]
 """What ``megamoe check --json`` writes."""
@@ -25,6 +26,7 @@ DECIDES: Final[Mapping[str, str]] = {
     "backend": "what was judged, as it was named",
     "name": "what the backend calls itself",
     "callables": "what it offers, and so which cases are `not-provided`",
+    "batch_invariant": "whether the laws of batch invariance were judged",
     "accumulator": "how wide the interval is that an output must lie in",
     "fingerprint": "the kernel's sources and options, where the backend gives them",
     "device": "where it ran",
@@ -69,8 +71,9 @@ MAY_DIFFER: Final[Mapping[str, str]] = {
 }
 """Key of a report -> why reports that differ in it are one judgement all the same."""
 
-_NOT_ALWAYS: Final = ("name", "callables", "worker", "versions.triton", "versions.deep_gemm",
-                      "versions.sgl-deep-gemm", "versions.vllm", "versions.sglang")  # fmt: skip
+_NOT_ALWAYS: Final = ("name", "callables", "batch_invariant", "worker", "versions.triton",
+                      "versions.deep_gemm", "versions.sgl-deep-gemm", "versions.vllm",
+                      "versions.sglang")  # fmt: skip
 """What all reports may lack: what earlier versions did not write, and what is not installed."""
 _PARTS: Final = {key.partition(".")[0] for key in (*DECIDES, *MAY_DIFFER) if "." in key}
 _TWO_NUMBERS: Final = ("versions.python", "worker.python")
@@ -85,6 +88,7 @@ _REPORT: Final = schema.Object(
     {"cases": schema.Items(_CASE)},
     {
         "backend": str, "name": str, "callables": schema.Items(str), "accumulator": str,
+        "batch_invariant": bool,
         "fingerprint": schema.OrNull(schema.Each(str)), "device": str, "contract": str,
         "contract_why": str,
         "recorded": schema.Object({}, {"machine_class": str, "file": schema.OrNull(str)}),
@@ -103,7 +107,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     What it lacks besides ``cases`` is the business of whoever needs it.
     """
     try:
-        data = read_json(Path(path), REPORT_LIMIT)
+        data = all_printable(read_json(Path(path), REPORT_LIMIT))
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: cannot be read as a JSON report: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("cases"), list):

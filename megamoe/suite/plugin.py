@@ -1,7 +1,9 @@
 """The pytest side of the suite: options, items, and a worker for the backend.
 
 Options have the prefix ``--megamoe-``; each may also be given in the environment, as
-``MEGAMOE_BACKEND`` for ``--megamoe-backend``. The backend runs in a worker, as everywhere, so what
+``MEGAMOE_BACKEND`` for ``--megamoe-backend``. A ``-k`` with ``*``, ``?``, a comma or ``!`` is a
+pattern of cases, as ``--megamoe-case``; pytest's own expressions have none of these.
+The backend runs in a worker, as everywhere, so what
 it does costs its case and not the run. With pytest-xdist and ``-p megamoe.suite.plugin`` all
 processes share the workers of the controlling one; ``--megamoe-workers`` says how many there are.
 Without ``-p`` the controlling process does not know this plugin, and each process has its own.
@@ -15,6 +17,7 @@ from typing import Any, Final
 import pytest
 import torch
 
+from megamoe.cases.pattern import MARKS
 from megamoe.golden import Store, make, recorded
 from megamoe.spec.contract import contract
 from megamoe.suite.judges import threads_of
@@ -41,6 +44,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(option, dest=f"megamoe_{name}", default=None, metavar="X")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Take a pattern of cases from pytest's own ``-k``, whose expressions cannot be one."""
+    word = str(config.getoption("keyword", "") or "")
+    if not any(mark in word for mark in MARKS):
+        return
+    if config.getoption("megamoe_case", None):
+        raise pytest.UsageError("-k and --megamoe-case are both patterns of cases; give one")
+    config.option.megamoe_case, config.option.keyword = word, ""
+    config.option.megamoe_cases_only = True  # options reach the workers of pytest-xdist
+
+
 def settings(config: pytest.Config) -> Settings:
     """The run's settings, read once."""
     if SETTINGS not in config.stash:
@@ -59,10 +74,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A case has its own time limit, which ends the backend and not the judge."""
-    for item in items:
-        if "megamoe_case" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(0))
+    """A case has its own time limit, which ends the backend and not the judge. Where ``-k`` was a
+    pattern of cases, nothing else runs."""
+    cases = [item for item in items if "megamoe_case" in getattr(item, "fixturenames", ())]
+    for item in cases:
+        item.add_marker(pytest.mark.timeout(0))
+    if getattr(config.option, "megamoe_cases_only", False):
+        config.hook.pytest_deselected(items=[item for item in items if item not in cases])
+        items[:] = cases
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,12 +15,9 @@ from rich.text import Text
 
 from megamoe.cases import Case
 from megamoe.cases.shards import DEFAULT_SECONDS
-from megamoe.judge import BAD, STATUSES, Verdict, picture
+from megamoe.judge import BAD, STATUSES, Verdict
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
-
-PICTURES: Final = 20
-"""Reds shown in full; the rest get a line each, here and in the JSON report."""
 
 
 class Progress:
@@ -29,8 +25,9 @@ class Progress:
 
     def __init__(
         self, total: int, console: Console, settings: Settings, seconds: Mapping[str, float],
-        pictures: int = PICTURES,
+        quiet: bool = False,
     ) -> None:  # fmt: skip
+        """``quiet``: no line for a case that is not red."""
         self.total = total
         self.console = console
         self.settings = settings
@@ -40,8 +37,7 @@ class Progress:
         self.left = 0.0
         """Seconds that the cases not yet judged are expected to take, one after the other."""
         self.workers = 1
-        self.pictures = pictures
-        self._pictures = 0
+        self.quiet = quiet
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
             if console.is_terminal
@@ -73,31 +69,25 @@ class Progress:
         self.running[case_id] = time.monotonic()
 
     def judged(self, verdict: Verdict) -> None:
-        """A case has its verdict; a red is shown at once."""
+        """A case has its verdict. A red gets a line at once; its picture comes at the end, where
+        reds stand by cause. What a backend does not provide is counted in the table."""
         self.running.pop(verdict.case_id, None)
         self.left -= self.seconds.get(verdict.case_id, DEFAULT_SECONDS)
         self.counts[verdict.status] += 1
-        if self._live is None:
+        is_red = verdict.status in BAD
+        reason = verdict.reason.removeprefix(f"case {verdict.case_id}: ")
+        if self._live is not None:
+            if is_red:
+                self._say(f"{verdict.status.upper()} {verdict.case_id}: {reason}")
+        elif is_red or not (self.quiet or verdict.status == "not-provided"):
             done = sum(self.counts.values())
-            shown = verdict.status in BAD and self._pictures < self.pictures
-            why = f"  {verdict.reason}" if verdict.reason and not shown else ""
             self._say(
                 f"[{done}/{self.total}] {verdict.status:<12} {verdict.case_id} "
-                f"{verdict.seconds:.1f} s{why}"
+                f"{verdict.seconds:.1f} s{f'  {reason}' if reason else ''}"
             )
-        if verdict.status in BAD:
-            self._pictures += 1
-            if self._pictures <= self.pictures:
-                again = self.settings.again()
-                self._say(picture(verdict, self.settings.backend, again) + "\n")
-            elif self._live is not None:
-                self._say(f"{verdict.status.upper()} {verdict.case_id}: {verdict.reason}")
 
     def _say(self, text: str) -> None:
-        try:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        except SystemExit:  # what rich makes of a closed pipe
-            raise BrokenPipeError from None
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
         done = sum(self.counts.values())

@@ -31,6 +31,7 @@ def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -
         "name": identity.name,
         "accumulator": identity.accumulator,
         "callables": list(identity.callables),
+        "batch_invariant": identity.batch_invariant,
         # Binaries are compiled as the cases need them, and differ with the cases.
         "fingerprint": build_of and {name: build_of[name] for name in ("sources", "options")},
         "worker": dict(identity.facts),
@@ -53,7 +54,10 @@ SIZES: Final = ("tokens", "hidden", "intermediate", "experts", "top_k", "logical
 
 
 def describe(report: Report, cases: Sequence[Case], details: Mapping[str, Any]) -> None:
-    """Add to each case of ``report`` its sizes and, where it is bad, what it breaks and details."""
+    """Add to each case of ``report`` its sizes and, where it is bad, what it breaks and details.
+
+    ``details`` of None were left out: the case is ``shortened``.
+    """
     known = {case.id: case for case in cases}
     for entry in report["cases"]:
         case = known.get(entry["id"])
@@ -62,7 +66,10 @@ def describe(report: Report, cases: Sequence[Case], details: Mapping[str, Any]) 
         entry["sizes"] = {name: case.params[name] for name in SIZES if name in case.params}
         if entry["status"] in BAD:
             entry["breaks"] = case.breaks
-            entry["details"] = details.get(case.id, [])
+            kept = details.get(case.id, [])
+            entry["details"] = kept or []
+            if kept is None:
+                entry["shortened"] = True
 
 
 def exit_code(counts: Mapping[str, int]) -> int:
@@ -124,8 +131,12 @@ def write(path: str, content: bytes) -> str:
     return ""
 
 
-def print_summary(report: Mapping[str, Any], console: Console) -> None:
-    """Kind x status, the reasons of what was not judged, and the verdict in one line."""
+def print_summary(report: Mapping[str, Any], console: Console, quiet: bool = False) -> None:
+    """Kind x status, the reasons of what was not judged, and the verdict in one line.
+
+    ``quiet``, or no terminal: the table alone counts what the backend does not provide.
+    """
+    left_out = ("not-provided",) if quiet or not console.is_terminal else ()
     cases = report["cases"]
     table = Table(title=f"backend {report['backend']}, tier {report['tier']}", title_justify="left")
     table.add_column("kind")
@@ -143,14 +154,31 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     reasons = Counter(
         (c["status"], c["reason"])
         for c in cases
-        if c["status"] in ("skip", "not-provided", "not-run")
+        if c["status"] in ("skip", "not-provided", "not-run") and c["status"] not in left_out
     )
     for (status, reason), count in reasons.most_common():
         console.print(f"{status} x {count}: {reason}", markup=False, highlight=False)
+    line = invariance_line(report)
+    if line:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     line = recorded_line(report)
     if line:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(verdict_line(report), markup=False, highlight=False)
+
+
+def invariance_line(report: Mapping[str, Any]) -> str:
+    """What a backend that is not batch-invariant by its own word was excused from; else empty."""
+    if report.get("batch_invariant", True):
+        return ""
+    excused = sum(
+        c["status"] == "not-provided" and c["reason"].endswith("batch_invariant = False")
+        for c in report["cases"]
+    )
+    return (
+        f"not batch-invariant, by the backend's own word: in {excused} cases the law was not "
+        "judged, the golden was"
+    )
 
 
 def recorded_line(report: Mapping[str, Any]) -> str:

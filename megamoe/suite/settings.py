@@ -38,7 +38,7 @@ class Settings:
     tier: str | None = None
     """None: full where ``case`` is given, else quick."""
     case: str | None = None
-    """A glob over case ids."""
+    """A pattern of :mod:`megamoe.cases.pattern`."""
     contract: str = AUTO
     """The revision to judge under; auto: see :mod:`megamoe.worker.choice`."""
     shard: str | None = None

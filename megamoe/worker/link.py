@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe.worker.session import Reply, WorkerError, printable
+from megamoe.printable import all_printable, printable
+from megamoe.worker.session import Reply, WorkerError
 
 KEEPER: Final = Path(__file__).resolve().parent / "keeper.py"
 SHARED: Final = Path("/dev/shm")
@@ -71,7 +72,8 @@ class Link:
                 with suppress(ValueError):
                     reply = json.loads(event["said"])
                     if isinstance(reply, dict):
-                        return reply
+                        cleaned: Reply = all_printable(reply)
+                        return cleaned
 
     def is_alive(self) -> bool:
         """Whether the worker's process is."""

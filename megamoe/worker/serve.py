@@ -126,6 +126,7 @@ def identity(backend: Any) -> dict[str, Any]:
             *(name for name in FLAGS if getattr(backend, name, False) is True),
         ],
         "contracts": None if computes is None else [str(name)[:80] for name in computes][:16],
+        "batch_invariant": getattr(backend, "batch_invariant", True) is not False,
         "type": type(backend).__name__,
     }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from megamoe.printable import printable
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import NEWEST
 from megamoe.worker.choice import AUTO, Choice, choose
@@ -77,6 +78,8 @@ class Identity:
     """Its environment: python, torch, device, processor, and gpu, capability, cuda with CUDA."""
     state: Mapping[str, Any] = field(default_factory=dict)
     """Of its process, before the first call."""
+    batch_invariant: bool = True
+    """False: it says that a token's bits may depend on how many tokens are beside it."""
 
     @property
     def device(self) -> str:
@@ -97,6 +100,7 @@ class Identity:
         known = self.fingerprint or {}
         said = [self.name, self.accumulator, *self.callables, self.contract,
                 known.get("sources"), known.get("options")]  # fmt: skip
+        said += [] if self.batch_invariant else ["not batch-invariant"]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
     def differs(self, said: Mapping[str, Any]) -> str:
@@ -109,6 +113,9 @@ class Identity:
         computes = None if self.contracts is None else list(self.contracts)
         if said.get("contracts") != computes:
             return f"that it computes contracts {said.get('contracts')}, at the start {computes}"
+        steady = said.get("batch_invariant", True)
+        if steady is not self.batch_invariant:
+            return f"batch_invariant {steady}, but said {self.batch_invariant} at the start"
         now = said.get("fingerprint")
         if self.fingerprint is not None and now is not None:
             for name in ("sources", "options"):
@@ -168,6 +175,7 @@ def identity_of(
         ready["name"], ready["accumulator"], tuple(ready["callables"]), chosen.revision,
         None if contracts is None else tuple(contracts), chosen.why,
         checked_fingerprint(ready["fingerprint"]), ready["facts"], state,
+        ready.get("batch_invariant", True) is not False,
     )  # fmt: skip
 
 
@@ -216,8 +224,3 @@ def last_seen(stack: str) -> str:
     threads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
     frames = [line.strip() for line in lines[threads[-1] + 1 :]] if threads else []
     return printable(frames[0][:300]) if frames else "code that leaves no trace"
-
-
-def printable(text: str) -> str:
-    """``text`` without what would move a terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,0 +1,207 @@
+"""``megamoe doctor``: what is here, what lacks, and what to do. It changes nothing.
+
+Modules that may be missing are imported inside the checks, so that it runs where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import megamoe
+from megamoe.printable import printable
+
+OLDEST: Final = (3, 11)
+SECONDS: Final = 20.0
+"""That a program may take to tell its version, or pip to ask its indexes."""
+BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
+NEEDED: Final = ("python", "torch", "numpy", "safetensors", "goldens", "eager")
+"""Lines without which `check --backend eager` cannot run; all others are for more than that."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding."""
+
+    name: str
+    state: str
+    """ok, missing or wrong."""
+    said: str
+    """A version, a place, or what is wrong."""
+    mend: str = ""
+    """What to do; empty where there is nothing to do."""
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``doctor``."""
+    c = command(commands, "doctor", "what is installed here, what lacks, and what to do", run)
+    c.add_argument("--json", action="store_true", help="one object: `ok`, and a list of `lines`")
+
+
+def run(a: argparse.Namespace) -> int:
+    """Exit status 0 if ``check --backend eager`` can run here, else 1."""
+    lines = list(examined(a.golden))
+    well = all(line.state == "ok" for line in lines if line.name in NEEDED)
+    if a.json:
+        print(json.dumps({"ok": well, "lines": [asdict(line) for line in lines]}, indent=1))
+        return 0 if well else 1
+    for line in lines:
+        print(f"{line.state:<8} {line.name:<12} {line.said}")
+        if line.mend:
+            print(f"{'':<8} {'':<12} -> {line.mend}")
+    print(f"`megamoe check --backend eager` {'can' if well else 'cannot'} run here")
+    return 0 if well else 1
+
+
+def examined(golden: str | None = None) -> Iterator[Line]:
+    """A line for each thing. A check that fails in an unforeseen way is a line, too."""
+    checks: dict[str, Callable[[], Line]] = {
+        "megamoe": _megamoe, "python": _python,
+        "torch": lambda: _package("torch", "run `make setup`, or install torch"),
+        "numpy": lambda: _package("numpy", "install numpy"),
+        "safetensors": lambda: _package("safetensors", "install safetensors"),
+        "goldens": lambda: _goldens(golden), "eager": _eager, "gpu": _gpu,
+        "triton": lambda: _package("triton", "only `--backend triton` needs it: install triton"),
+        "deep_gemm": _deep_gemm, "chromium": _chromium, "nix": _nix, "torch-index": _index,
+    }  # fmt: skip
+    for name, check in checks.items():
+        try:
+            yield check()
+        except Exception as error:  # a broken package must not hide the lines after it
+            said = printable(f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            yield Line(name, "wrong", said, f"mend or install {name} again")
+
+
+def _megamoe() -> Line:
+    return Line("megamoe", "ok", f"{megamoe.__version__} in {Path(megamoe.__file__).parent}")
+
+
+def _python() -> Line:
+    said = f"{platform.python_version()} ({sys.executable})"
+    if sys.version_info[:2] < OLDEST:
+        return Line("python", "wrong", said, "use Python 3.11 or newer: make setup PYTHON=...")
+    return Line("python", "ok", said)
+
+
+def _package(name: str, mend: str) -> Line:
+    try:
+        said = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Line(name, "missing", "not installed", mend)
+    __import__(name)  # a version alone does not say that it loads
+    return Line(name, "ok", said)
+
+
+def _goldens(golden: str | None) -> Line:
+    from megamoe.cases import golden_root, load_cases
+    from megamoe.golden import Store, make
+
+    root = Path(golden) if golden else golden_root()
+    mend = "restore golden/, or name it with --golden DIR or MEGAMOE_GOLDEN"
+    try:
+        known = len(Store(root, make).cases)
+        return Line("goldens", "ok", f"{len(load_cases(root))} cases, {known} goldens in {root}")
+    except (ValueError, OSError) as error:
+        return Line("goldens", "wrong", " ".join(str(error).split()), mend)
+
+
+def _eager() -> Line:
+    from megamoe.backends import load_backend
+
+    backend = load_backend("eager")
+    return Line("eager", "ok", f"loads; accumulator class {backend.accumulator}")
+
+
+def _gpu() -> Line:
+    names = _ran(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    import torch
+
+    built = torch.version.cuda
+    if not names:
+        return Line("gpu", "missing", "no NVIDIA GPU, or no driver; `--device cpu` needs none")
+    said = f"{'; '.join(names.splitlines())} (name, driver)"
+    if not torch.cuda.is_available():
+        why = "is a CPU build" if built is None else f"of CUDA {built} finds none"
+        return Line(
+            "gpu", "wrong", f"{said}; torch {why}", "make setup TORCH=cuda, or a new driver"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    return Line("gpu", "ok", f"{said}; capability {major}.{minor}, torch of CUDA {built}")
+
+
+def _deep_gemm() -> Line:
+    from megamoe.spec import builds
+
+    found = builds.installed()
+    if not found:
+        mend = "only `--backend deep_gemm` needs it: docs/deep_gemm.md"
+        return Line("deep_gemm", "missing", "none installed", mend)
+    said, unknown = [], False
+    for name, folder in found.items():
+        try:
+            detected = builds.detect(folder)
+            unknown |= not detected.same_bits
+            said.append(f"{name}: {detected.said}")
+        except ValueError as error:
+            unknown = True
+            said.append(f"{name}: {error}")
+    mend = "`megamoe contract detect` says which headers differ" if unknown else ""
+    return Line("deep_gemm", "wrong" if unknown else "ok", "; ".join(said), mend)
+
+
+def _chromium() -> Line:
+    given = os.environ.get("MEGAMOE_CHROMIUM")
+    path = given or next(filter(None, map(shutil.which, BROWSERS)), None)
+    mend = "only tests of the report need it: install chromium, or set MEGAMOE_CHROMIUM"
+    return _program("chromium", path, mend)
+
+
+def _nix() -> Line:
+    mend = "only the pinned toolchain needs it: docs/toolchain.md"
+    return _program("nix", shutil.which("nix"), mend)
+
+
+def _program(name: str, path: str | None, mend: str) -> Line:
+    if path is None:
+        return Line(name, "missing", "not on the path", mend)
+    version = _ran([path, "--version"])
+    if not version:
+        return Line(name, "wrong", f"{path} does not tell its version", mend)
+    return Line(name, "ok", f"{version.splitlines()[0]} ({path})")
+
+
+def _index() -> Line:
+    """Of the indexes of pip the addresses are nobody's business: only the answer is shown."""
+    listed = _ran([sys.executable, "-m", "pip", "index", "versions", "torch",
+                   "--disable-pip-version-check", "--no-input"])  # fmt: skip
+    if "+cpu" in listed:
+        return Line("torch-index", "ok", "an index of pip has CPU builds of torch")
+    mend = (
+        "`make setup` then takes the default build of torch (about 4 GB); to avoid that: "
+        "pip config set global.extra-index-url INDEX, where INDEX is that of torch's CPU builds"
+    )
+    why = (
+        "pip's indexes list no CPU build of torch" if listed else "pip reaches no index with torch"
+    )
+    return Line("torch-index", "missing", why, mend)
+
+
+def _ran(command: Sequence[str]) -> str:
+    """What a program prints, without control characters; empty where it fails."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return printable(done.stdout.strip(), lines=True)

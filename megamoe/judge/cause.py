@@ -1,0 +1,71 @@
+"""Why a case is red, in words that other cases with the same fault share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+_RAISED: Final = re.compile(
+    r"the backend raised (?P<type>[\w.]+)(?:: (?P<text>.*))? "
+    r"\([^()]*, line \d+, in (?P<function>[^()\s]+)\)(?P<rest>.*)", re.S,
+)  # fmt: skip
+_ID: Final = re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b")
+_NUMBER: Final = re.compile(
+    r"\b(?P<revision>\d{4}-\d{2})\b"
+    r"|(?<![\w.])[-+]?(?:0x[0-9a-fA-F]+|(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w])"
+)
+_RIGHT: Final = re.compile(r"; right under [^;]*$")
+
+
+def cause_of(case_id: str, status: str, reason: str) -> str:
+    """The cause of a red in one line: of an error the exception's type, function and text, of a
+    fail the first bad stage or law. Numbers are N, other ids are ID, and the case is CASE, so that
+    cases with one fault have one cause. The name of a contract stays."""
+    text = reason.removeprefix(f"case {case_id}: ")
+    text = text.replace(case_id, "CASE")
+    raised = _RAISED.fullmatch(text)
+    if raised:
+        said = f": {raised['text']}" if raised["text"] else ""
+        text = f"{raised['type']} in {raised['function']}{said}{raised['rest']}"
+    elif status == "fail":
+        other = _RIGHT.search(text)
+        text = text.partition("; ")[0] + (other[0] if other else "")
+    text = _ID.sub("ID", text)
+    return _NUMBER.sub(lambda found: found["revision"] or "N", text)
+
+
+@dataclass
+class Cause:
+    """Reds of one cause."""
+
+    text: str
+    """As :func:`cause_of` gives it."""
+    cases: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def pictured(self) -> list[Mapping[str, Any]]:
+        """The first case of each kind, one that is not ``shortened`` before others: its picture
+        stands for them."""
+        first: dict[Any, Mapping[str, Any]] = {}
+        for case in sorted(self.cases, key=lambda case: bool(case.get("shortened"))):
+            first.setdefault(case.get("kind"), case)
+        return list(first.values())
+
+    @property
+    def line(self) -> str:
+        """``64 cases: RuntimeError in prepare: ...``."""
+        count = len(self.cases)
+        return f"{count} case{'s' * (count != 1)}: {self.text}"
+
+
+def causes(reds: Sequence[Mapping[str, Any]]) -> list[Cause]:
+    """Reds of a report, each with ``id``, ``kind``, ``status`` and ``reason``, by cause: the most
+    frequent first, else in the order of ``reds``."""
+    found: dict[tuple[str, str], Cause] = {}
+    for case in reds:
+        said = [str(case.get(name, "")) for name in ("id", "status", "reason")]
+        text = cause_of(*said)
+        found.setdefault((said[1], text), Cause(text)).cases.append(case)
+    return sorted(found.values(), key=lambda cause: -len(cause.cases))

@@ -1,0 +1,31 @@
+"""Text from outside (a backend, a commit, a file) without what a terminal would obey."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+_CONTROL: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+    "\ufffe\uffff]"
+)
+"""Control characters, separators of lines, changes of writing direction, halves of surrogates."""
+_LINES_TOO: Final = re.compile(_CONTROL.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
+"""The same without tab and newline."""
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """``text`` with a ``?`` for each character that moves a cursor, changes a colour or turns the
+    writing round; with ``lines`` tabs and newlines stay."""
+    return (_LINES_TOO if lines else _CONTROL).sub("?", text)
+
+
+def all_printable(value: Any) -> Any:
+    """JSON data with :func:`printable` applied to every string, keys too; lines stay."""
+    if isinstance(value, str):
+        return printable(value, lines=True)
+    if isinstance(value, dict):
+        return {all_printable(key): all_printable(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [all_printable(below) for below in value]
+    return value

@@ -1,0 +1,225 @@
+"""Which cases a pattern means, in verbs and under pytest; what `list`, `show`, `doctor` say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from megamoe.cases import Case, CaseError, golden_root
+from megamoe.cases.pattern import matching
+from megamoe.commands import doctor
+from megamoe.commands.main import main
+from megamoe.suite import plugin
+
+IDS = ("eplb/a-t1", "eplb/b-t2", "forward/a-t1", "forward/c", "layout/d")
+CASES = [Case(i, i.partition("/")[0], "quick", "b", 1, {}, Path("x.toml")) for i in IDS]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ids"),
+    [
+        ("eplb/*", "eplb/a-t1 eplb/b-t2"),
+        ("a-t1", "eplb/a-t1 forward/a-t1"),
+        ("forward/a-t1", "forward/a-t1"),
+        ("layout/d, eplb/*", "eplb/a-t1 eplb/b-t2 layout/d"),
+        ("eplb/*,!*-t2", "eplb/a-t1"),
+        ("!*-t2,eplb/*", "eplb/a-t1"),
+        ("!eplb/*", "forward/a-t1 forward/c layout/d"),
+        ("!eplb/*,!c", "forward/a-t1 layout/d"),
+        ("?-t[12]", "eplb/a-t1 eplb/b-t2 forward/a-t1"),
+    ],
+)
+def test_what_a_pattern_means(pattern: str, ids: str) -> None:
+    assert [case.id for case in matching(CASES, pattern)] == ids.split()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("eplb", r"nothing matches 'eplb'; '\*eplb\*' matches 2; `megamoe list` shows all"),
+        ("x", "nothing matches 'x'; `megamoe list`"),
+        ("EPLB/*", r"nothing matches 'EPLB/\*'"),
+        ("eplb/*,x", "nothing matches 'x'"),
+        ("eplb/*,!x", "nothing matches 'x'"),
+        ("eplb/*,", "has an empty word"),
+        ("!", "has an empty word"),
+        ("", "has an empty word"),
+        ("eplb/*,!eplb/*", "takes away every case"),
+    ],
+)
+def test_a_pattern_that_means_nothing_is_said(pattern: str, said: str) -> None:
+    with pytest.raises(CaseError, match=said):
+        matching(CASES, pattern)
+
+
+def listed(*arguments: str, capsys: Any) -> list[str]:
+    assert main(["list", *arguments]) == 0
+    return [line.partition("\t")[0] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_k_is_case_and_may_be_repeated(capsys: Any) -> None:
+    wanted = listed("--case", "layout/*,eplb/no-tokens", capsys=capsys)
+    assert "eplb/no-tokens" in wanted and len(wanted) > 5
+    assert listed("-k", "layout/*", "--case", "eplb/no-tokens", capsys=capsys) == wanted
+
+
+@pytest.mark.parametrize("verb", ["check", "list", "coverage", "ab", "bisect"])
+def test_every_verb_with_cases_has_both_names(verb: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "--case PATTERN, -k PATTERN" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("act", ["record", "verify", "record-bits"])
+def test_every_act_with_cases_has_both_names(act: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["golden", act, "--help"])
+    assert "--case PATTERN, -k PATTERN" in " ".join(capsys.readouterr().out.split())
+
+
+# --- under pytest ---------------------------------------------------------------------------------
+
+
+def config(keyword: str, case: str | None = None) -> Any:
+    option = SimpleNamespace(keyword=keyword, megamoe_case=case)
+    return SimpleNamespace(option=option, getoption=lambda n, d=None: getattr(option, n, d))
+
+
+@pytest.mark.parametrize("keyword", ["eplb/*", "eplb/a,eplb/b", "!a", "eplb/?"])
+def test_a_pattern_after_k_of_pytest_chooses_cases(keyword: str) -> None:
+    given = config(keyword)
+    plugin.pytest_configure(given)
+    assert (given.option.keyword, given.option.megamoe_case) == ("", keyword)
+    items = [SimpleNamespace(fixturenames=names, add_marker=lambda mark: None)
+             for names in (("megamoe_case",), ("tmp_path",))]  # fmt: skip
+    gone: list[Any] = []
+    given.hook = SimpleNamespace(pytest_deselected=lambda items: gone.extend(items))
+    kept: Any = list(items)
+    plugin.pytest_collection_modifyitems(given, kept)
+    assert kept == items[:1] and gone == items[1:], "other tests do not run beside"
+
+
+@pytest.mark.parametrize("keyword", ["", "eplb and not large", "test_case[eplb/a]"])
+def test_an_expression_of_pytest_stays_one(keyword: str) -> None:
+    given = config(keyword)
+    plugin.pytest_configure(given)
+    assert (given.option.keyword, given.option.megamoe_case) == (keyword, None)
+
+
+def test_two_patterns_under_pytest_are_one_too_many() -> None:
+    with pytest.raises(pytest.UsageError, match="give one"):
+        plugin.pytest_configure(config("eplb/*", "layout/*"))
+
+
+# --- list and show --------------------------------------------------------------------------------
+
+
+def test_list_as_json(capsys: Any) -> None:
+    assert main(["list", "--json", "-k", "eplb/no-tokens,layout/*"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    first = next(entry for entry in found if entry["id"] == "eplb/no-tokens")
+    assert set(first) == {"id", "kind", "tier", "breaks", "file", "seed", "params"}
+    assert (first["params"]["tokens"], first["file"]) == (0, "eplb-maps.toml")
+    assert {entry["kind"] for entry in found} == {"eplb", "layout"}
+
+
+def shown(pattern: str, capsys: Any) -> dict[str, Any]:
+    assert main(["show", pattern, "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    return dict(one)
+
+
+def test_show_says_all_of_a_case(capsys: Any) -> None:
+    one = shown("forward/tiny-activations-floored-2e-24", capsys)
+    assert one["sizes"]["hidden"] == 256 and one["params"]["weights_recipe"]["kind"] == "carrier"
+    assert one["judged"].startswith("zero freedom") and one["needs"] == ["forward"]
+    assert one["contracts"] == ["2026-06", "2026-09", "2026-11", "sgl"]
+    assert [g["contracts"] for g in one["goldens"]] == [["2026-06", "sgl"], ["2026-09", "2026-11"]]
+    for golden in one["goldens"]:
+        assert (golden_root() / golden["file"]).is_file()
+    assert main(["show", one["id"]]) == 0
+    text = capsys.readouterr().out
+    for word in (one["id"], one["breaks"], "hidden 256", "kind carrier", "zero freedom", "2026-09",
+                 "tier quick", f"--case {one['id']}"):  # fmt: skip
+        assert word in text, word
+
+
+def test_show_of_other_kinds(capsys: Any) -> None:
+    assert main(["show", "--json", "errors/*,property/*,forward/nvfp4*,staging/*,layout/*"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    by_kind = {one["kind"]: one for one in found}
+    assert by_kind["errors"]["judged"].startswith("error:") and not by_kind["errors"]["goldens"]
+    assert by_kind["property"]["judged"].startswith(f"law {by_kind['property']['params']['law']}")
+    assert any("nvfp4" in one["needs"] for one in found)
+    assert any("interval:" in one["judged"] for one in found)
+    assert main(["show", "no-such"]) == 2
+    assert "nothing matches 'no-such'" in capsys.readouterr().err
+
+
+# --- doctor ---------------------------------------------------------------------------------------
+
+
+def told(monkeypatch: pytest.MonkeyPatch, capsys: Any, *more: str, **programs: str) -> Any:
+    """`doctor --json` where the named programs print this, and all others are not there."""
+    monkeypatch.setattr(doctor, "_ran", lambda c: programs.get(Path(c[0]).name.split(".")[0], ""))
+    monkeypatch.setattr(doctor.shutil, "which", lambda n: f"/bin/{n}" if n in programs else None)
+    monkeypatch.delenv("MEGAMOE_CHROMIUM", raising=False)
+    code = main(["doctor", "--json", *more])
+    found = json.loads(capsys.readouterr().out)
+    return code, found["ok"], {line["name"]: line for line in found["lines"]}
+
+
+def test_doctor_where_nothing_but_python_is(monkeypatch: Any, capsys: Any) -> None:
+    code, ok, lines = told(monkeypatch, capsys)
+    assert (code, ok) == (0, True), "eager needs none of what is missing"
+    for name in ("chromium", "nix", "torch-index", "gpu"):
+        assert lines[name]["state"] == "missing", name
+    assert {lines[n]["state"] for n in ("python", "torch", "numpy", "goldens", "eager")} == {"ok"}
+    assert "cases" in lines["goldens"]["said"]
+
+
+def test_doctor_where_all_is(monkeypatch: Any, capsys: Any) -> None:
+    kernel = SimpleNamespace(same_bits=True, said="deep_gemm is vllm 0.33.0, contract 2026-11")
+    monkeypatch.setattr("megamoe.spec.builds.installed", lambda: {"deep_gemm": Path("/x")})
+    monkeypatch.setattr("megamoe.spec.builds.detect", lambda folder: kernel)
+    gpu = {"nvidia-smi": "NVIDIA H100, 570.1"}
+    programs = {"chromium": "Chromium 1", "nix": "nix 2", "python": "torch (2.13.0+cpu)", **gpu}
+    code, _, lines = told(monkeypatch, capsys, **programs)
+    assert code == 0
+    assert "2026-11" in lines["deep_gemm"]["said"] and lines["deep_gemm"]["state"] == "ok"
+    assert lines["torch-index"]["state"] == "ok" and lines["chromium"]["said"].startswith(
+        "Chromium 1"
+    )
+    kernel.same_bits = False
+    _, _, lines = told(monkeypatch, capsys, **gpu)
+    assert lines["deep_gemm"]["state"] == "wrong"
+    assert "NVIDIA H100, 570.1" in lines["gpu"]["said"]
+
+
+def test_doctor_without_goldens_is_no_success(
+    monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    code, ok, lines = told(monkeypatch, capsys, "--golden", str(tmp_path))
+    assert (code, ok, lines["goldens"]["state"]) == (1, False, "wrong")
+    assert "--golden DIR" in lines["goldens"]["mend"]
+
+
+def test_doctor_runs_where_torch_is_not() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from megamoe.commands.main import main; sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PATH": "/nowhere", "PIP_NO_INDEX": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "cannot run here" in done.stdout and "wrong    torch" in done.stdout
+    assert "wrong    eager" in done.stdout and "ok       numpy" in done.stdout

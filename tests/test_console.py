@@ -1,0 +1,153 @@
+"""What reaches a terminal, and what happens when nobody reads any more."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from megamoe.commands.main import CLOSED_PIPE, main
+from megamoe.compare import ab, bisect
+from megamoe.console import Console, guarded
+from megamoe.printable import all_printable, printable
+from megamoe.worker.link import Link
+
+EVIL = "a\x1b[2Jb\x9bc\rd\u202ee\ud800f\u2028g\u200eh\x7f"
+PLAIN = "a?[2Jb?c?d?e?f?g?h?"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_control_characters_are_replaced_one_for_one() -> None:
+    assert printable(EVIL) == PLAIN
+    assert printable("a\n\tb") == "a??b"
+    assert printable("a\n\tb", lines=True) == "a\n\tb"
+    assert printable("größer, 大, e\u0301, a\u00a0b") == "größer, 大, e\u0301, a\u00a0b"
+    assert all_printable({EVIL: [EVIL, 3, None, {"x": EVIL}]}) == {
+        PLAIN: [PLAIN, 3, None, {"x": PLAIN}]
+    }
+
+
+def test_what_is_printed_in_the_guard_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    with guarded():
+        print(EVIL)
+        print(EVIL, file=sys.stderr)
+    assert capsys.readouterr() == (f"{PLAIN}\n", f"{PLAIN}\n")
+
+
+def test_colours_stay_and_texts_change_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    with guarded():
+        console = Console(width=60)
+        assert console.is_terminal
+        table = Table("head", title="\x1b[31mtitle")
+        table.add_row(Text(EVIL, style="bold"))
+        console.print(table)
+        console.print("\x1b[31mred", style="green", markup=False, highlight=False)
+        with Live(Text("live"), console=console, transient=True):
+            print("\x1b[2Jbeside")
+    shown = out.getvalue()
+    assert "\x1b[1m" in shown and "\x1b[32m" in shown, "its own styles"
+    assert "\x1b[2J" not in shown and "\x1b[31m" not in shown
+    assert "a?[2Jb?c" in shown and "?[31mred" in shown
+
+
+def test_no_module_makes_another_console() -> None:
+    made = [
+        path.name
+        for path in Path(main.__code__.co_filename).parents[1].rglob("*.py")
+        if re.search(r"^from rich.console import .*\bConsole\b", text := path.read_text(), re.M)
+        and re.search(r"(?<!\w)Console\(", text)
+    ]
+    assert made == []
+
+
+def test_an_answer_of_a_worker_is_printable(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link.__new__(Link)
+    monkeypatch.setattr(link, "event", lambda until: {"said": '{"raised": "\\u001b[2J"}'})
+    assert link.said(1.0) == {"raised": "?[2J"}
+
+
+def test_an_error_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--case", "\x1b[2Jx"]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and said.count("\n") == 1
+
+
+# --- a pipe that nobody reads ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [["list"], ["contract", "list"], ["contract", "show", "2026-11"]])
+def test_a_closed_pipe_ends_a_verb_without_a_word(
+    verb: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(verb) == CLOSED_PIPE == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_that_nobody_reads_keeps_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stderr", closed)
+        assert main(["list", "--case", "no-such"]) == 2
+
+
+def test_without_any_output_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `>&-` in a shell: Python has no stdout then."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["list"]) == 0
+
+
+# --- commits --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    (tmp_path / "kernel.cu").write_text("1")
+    git("add", ".")
+    who = ("-c", "user.name=n", "-c", "user.email=e")
+    git(*who, "commit", "-q", "-m", "faster\x1b[2J\x1b]0;title\x07")
+    return tmp_path
+
+
+def test_a_subject_of_a_commit_is_printable(repo: Path) -> None:
+    assert bisect._subject(repo, "HEAD") == "faster?[2J?]0;title?"
+
+
+def test_untracked_files_are_no_uncommitted_changes(repo: Path) -> None:
+    tail = "; a revision is compared without them (`this` has them)"
+    assert ab.describe(repo) == ""
+    (repo / "notes.txt").write_text("x")
+    assert ab.describe(repo) == f"{repo} has untracked files (notes.txt){tail}"
+    for i in range(3):
+        (repo / f"a{i}").write_text("x")
+    assert ab.describe(repo) == f"{repo} has untracked files (a0, a1, a2, ...){tail}"
+    (repo / "kernel.cu").write_text("2")
+    both = "uncommitted changes and untracked files (a0, a1, a2, ...)"
+    assert ab.describe(repo) == f"{repo} has {both}{tail}"
+    for path in (*repo.glob("a*"), repo / "notes.txt"):
+        path.unlink()
+    assert ab.describe(repo) == f"{repo} has uncommitted changes{tail}"
