@@ -5,6 +5,7 @@ inputs, from the numbers of ``counter``; ``stored`` is a problem in a file in pl
 ``shards`` spreads a selection of cases over hosts.
 """
 
+from megamoe.callable_room import make_callable
 from megamoe.cases.kind import CAPACITY_ALIGNMENT, KINDS, Case, CaseError, Kind, kind_of
 from megamoe.cases.load import (
     TIERS,
@@ -27,3 +28,5 @@ __all__ = [
     "load_file",
     "select",
 ]
+
+make_callable(__name__)  # megamoe.cases(...), see docs/api.md

@@ -85,6 +85,16 @@ def load_file(path: Path) -> list[Case]:
     return cases
 
 
+def case_of_params(
+    kind: str, name: str, seed: int, params: Mapping[str, Any], where: str
+) -> Case:  # fmt: skip
+    """A case that no file has, checked as one of a file is. ``where`` begins each error."""
+    return Case(
+        f"{kind}/{name}", kind, "full", "", seed, _params(where, kind_of(kind), dict(params)),
+        Path(),
+    )  # fmt: skip
+
+
 def select(
     cases: Iterable[Case], kind: str | None = None, tier: str = "full", glob: str | None = None,
     revision: str | None = None,
