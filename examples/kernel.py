@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from megamoe import Problem
 
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
+REQUIRES = "MegaMoE input staging requires"  # the words of vLLM, which cases of kind errors ask
 
 
 def forward(p: Problem) -> dict[str, Tensor]:
@@ -36,7 +37,9 @@ def forward(p: Problem) -> dict[str, Tensor]:
             gate, up = torch.fmin(gate, bound), torch.fmin(torch.fmax(up, -bound), bound)
         gate, up = gate.float(), up.float()
         act = gate / (1 + torch.exp(-gate)) * up * p.topk_weights[token, slot][:, None]
-        peak = act.view(-1, inter // 32, 32).abs().nan_to_num(nan=0.0, posinf=torch.inf).amax(2)
+        peak = (
+            act.view(len(act), inter // 32, 32).abs().nan_to_num(nan=0.0, posinf=torch.inf).amax(2)
+        )
         byte = ((peak.view(torch.int32) + 0x1FFFFF) >> 23) - 8  # up to the next power of two
         acts_byte[token, slot] = byte.clamp(min=105).to(torch.uint8)
         acts[token, slot] = codes(act, acts_byte[token, slot])
@@ -60,6 +63,10 @@ def prepare(
     is_padding: Tensor | None = None,  # (T,) bool: rows that get id -1 and weight 0
 ) -> None:
     """Staging: writes the first T rows of the buffers in place."""
+    if hidden_states.shape[1] % 128:
+        raise ValueError(f"{REQUIRES} hidden_size to be a multiple of 128.")
+    if topk_weights.shape != topk_ids.shape or len(topk_ids) != len(hidden_states):
+        raise ValueError(f"{REQUIRES} topk_weights and topk_ids to have the same shape.")
     tokens, _ = topk_ids.shape
     x, byte = stage(hidden_states)
     x_fp8[:tokens], x_sf[:tokens] = x, words(byte)
@@ -79,8 +86,9 @@ def eplb_map(
 ) -> Tensor:
     """Physical ids, of the shape and dtype of ``topk_ids``: a token's row picks the replica."""
     row = torch.arange(len(topk_ids), dtype=torch.int64, device=topk_ids.device)[:, None]
-    valid = (topk_ids >= 0) & (topk_ids < len(logical_replica_count))
-    logical = torch.where(valid, topk_ids, 0).long()
+    ids = topk_ids.to(torch.int32)  # an int64 id beyond 32 bits wraps, as in vLLM
+    valid = (ids >= 0) & (ids < len(logical_replica_count))
+    logical = torch.where(valid, ids, 0).long()
     replica = (row * 2654435769) % 2**32 % logical_replica_count[logical].clamp(min=1)
     physical = torch.where(valid, logical_to_physical_map[logical, replica], -1)
     counted = (physical >= 0) & (physical < len(expert_load_view)) & record_enabled
@@ -93,7 +101,7 @@ def eplb_map(
 
 def stage(hidden: Tensor) -> tuple[Tensor, Tensor]:
     """(T, H) bfloat16 to codes (T, H) float8_e4m3fn and scale bytes (T, H/32) uint8."""
-    groups = hidden.float().reshape(len(hidden), -1, 32).abs()
+    groups = hidden.float().reshape(len(hidden), hidden.shape[1] // 32, 32).abs()
     peak = groups.nan_to_num(nan=0.0, posinf=torch.inf).amax(2).clamp(min=1e-4)
     scale = (peak / 448).view(torch.int32)  # the bits: exponent field and fraction
     byte = ((scale >> 23) + (scale & 0x7FFFFF != 0)).clamp(1, 254).to(torch.uint8)
@@ -109,7 +117,7 @@ def scaled(values: Tensor, byte: Tensor) -> Tensor:
     """(n, m) float64 times the scales of (n, m/32) bytes; byte 255 is NaN."""
     power = torch.ldexp(torch.ones_like(byte, dtype=torch.float64), byte.int() - 127)
     power = power.masked_fill(byte == 255, torch.nan)
-    return (values.view(*byte.shape, 32) * power[..., None]).view(values.shape)
+    return (values.reshape(*byte.shape, 32) * power[..., None]).view(values.shape)
 
 
 def linear(values: Tensor, weight: Tensor, byte: Tensor) -> Tensor:

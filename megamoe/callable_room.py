@@ -7,11 +7,13 @@ Python's data model provides for this: the class of a module may be replaced.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import inspect
 
 
 class CallableRoom(ModuleType):
@@ -22,6 +24,8 @@ class CallableRoom(ModuleType):
 
     @property
     def __signature__(self) -> inspect.Signature:
+        import inspect  # costs more than the rest of the room, and is rarely asked for
+
         return inspect.signature(_function(self))
 
 

@@ -9,8 +9,10 @@ from megamoe.callable_room import make_callable
 from megamoe.cases.kind import CAPACITY_ALIGNMENT, KINDS, Case, CaseError, Kind, kind_of
 from megamoe.cases.load import (
     TIERS,
+    Entry,
     golden_root,
     load_cases,
+    load_entries,
     load_file,
     select,
 )
@@ -21,10 +23,12 @@ __all__ = [
     "TIERS",
     "Case",
     "CaseError",
+    "Entry",
     "Kind",
     "golden_root",
     "kind_of",
     "load_cases",
+    "load_entries",
     "load_file",
     "select",
 ]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from megamoe.cases import KINDS, TIERS, load_cases, select
-from megamoe.commands.shared import root_of
+from megamoe.cases import KINDS, TIERS, load_entries, select
 
 
 def add(commands: Any, command: Any) -> None:
@@ -22,12 +20,16 @@ def add(commands: Any, command: Any) -> None:
 
 def run(a: argparse.Namespace) -> int:
     """A table in a terminal, else a line a case."""
-    cases = select(load_cases(root_of(a)), a.kind, a.tier or "full", a.case)
-    console = Console()
-    if not console.is_terminal:  # for other programs: id, tier, what breaks
+    root = Path(a.golden) if a.golden else None
+    cases = select(load_entries(root), a.kind, a.tier or "full", a.case)
+    if not sys.stdout.isatty():  # for other programs: id, tier, what breaks
         for case in cases:
             print(case.id, case.tier, case.breaks, sep="\t")
         return 0
+    from rich.console import Console  # a list for another program does without
+    from rich.table import Table
+
+    console = Console()
     table = Table("case", "tier", "what is broken if it fails")
     for case in cases:
         table.add_row(case.id, case.tier, case.breaks)
