@@ -15,6 +15,7 @@ import megamoe
 from megamoe.commands import UsageError
 
 VERBS: Final = {
+    "init": ("init", "write a correct kernel to start from, and a CI file"),
     "check": ("check", "judge a backend against the goldens"),
     "golden": ("golden", "record, diff, bless, verify"),
     "contract": ("contract", "revisions of the numerics contract, and which build follows which"),
