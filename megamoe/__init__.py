@@ -1,13 +1,16 @@
 """megamoe: the golden-output testbed for fused FP8 x FP4 mixture-of-experts kernels.
 
-What an engine's code imports from vLLM is here under the same names, and is loaded when it is
-first asked for: ``import megamoe`` alone imports no torch.
+The public API (``docs/api.md``): :func:`problem` draws a problem of one's own shapes,
+:func:`load_case` and :func:`cases` give those of the suite, and :func:`judge` judges an output.
+What an engine's code imports from vLLM is here under the same names. All of it is loaded when it
+is first asked for: ``import megamoe`` alone imports no torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from megamoe.api import Judgement, LoadedCase, Problem, cases, judge, load_case, problem
     from megamoe.layer.capture import capture
     from megamoe.layer.deep_gemm_experts import DeepGemmMegaMoEExperts, MegaMoEActivation
     from megamoe.layer.experts import DeepseekV4MegaMoEExperts
@@ -17,26 +20,44 @@ __version__ = "0.1.0"
 __all__ = [
     "DeepGemmMegaMoEExperts",
     "DeepseekV4MegaMoEExperts",
+    "Judgement",
+    "LoadedCase",
     "MegaMoEActivation",
+    "Problem",
     "capture",
+    "cases",
     "eplb_map_to_physical_and_record",
+    "judge",
+    "load_case",
     "prepare_megamoe_inputs",
+    "problem",
 ]
 
 _HOME = {
-    "DeepGemmMegaMoEExperts": "deep_gemm_experts",
-    "DeepseekV4MegaMoEExperts": "experts",
-    "MegaMoEActivation": "deep_gemm_experts",
-    "capture": "capture",
-    "eplb_map_to_physical_and_record": "ops",
-    "prepare_megamoe_inputs": "ops",
+    "DeepGemmMegaMoEExperts": "layer.deep_gemm_experts",
+    "DeepseekV4MegaMoEExperts": "layer.experts",
+    "Judgement": "api",
+    "LoadedCase": "api",
+    "MegaMoEActivation": "layer.deep_gemm_experts",
+    "Problem": "api",
+    "capture": "layer.capture",
+    "cases": "",
+    "eplb_map_to_physical_and_record": "layer.ops",
+    "judge": "",
+    "load_case": "api",
+    "prepare_megamoe_inputs": "layer.ops",
+    "problem": "api",
 }
+"""Name to its module; of an empty one, the room of that name answers (``callable_room.py``)."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.layer.{_HOME[name]}"), name)
+    home = _HOME[name]
+    if not home:
+        return import_module(f"{__name__}.{name}")
+    found = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = found  # asked for once
     return found
 

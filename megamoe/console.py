@@ -1,14 +1,11 @@
 """What ``megamoe`` prints with: a terminal obeys no text from outside, and a pipe may close.
 
-In :func:`guarded` each ``print`` goes through :func:`megamoe.printable.printable`. Colours and bars
-are drawn by :class:`Console`, which writes past that filter and filters the texts that it is given.
+Each ``print`` of a verb goes through :func:`megamoe.printable.guarded`. :class:`Console` draws
+colours and bars. It writes past that filter and filters the texts that it is given.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import IO, Any, NoReturn
 
 import rich.console
@@ -16,36 +13,7 @@ from rich.console import ConsoleOptions, ConsoleRenderable, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
 
-from megamoe.printable import printable
-
-
-class _Filtered:
-    """A stream whose text is printable; all else is the stream's own."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        return self.stream.write(printable(text, lines=True))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-@contextmanager
-def guarded() -> Iterator[None]:
-    """In it, what is printed moves no cursor and changes no colour."""
-    with redirect_stdout(_filtered(sys.stdout)), redirect_stderr(_filtered(sys.stderr)):
-        yield
-
-
-def _filtered(stream: Any) -> Any:
-    """None, for a descriptor that is closed, stays None: ``print`` knows it."""
-    return stream if stream is None or isinstance(stream, _Filtered) else _Filtered(stream)
-
-
-def _unfiltered(stream: Any) -> Any:
-    return stream.stream if isinstance(stream, _Filtered) else stream
+from megamoe.printable import printable, unfiltered
 
 
 class _Clean:
@@ -82,7 +50,7 @@ class Console(rich.console.Console):
     @property
     def file(self) -> IO[str]:
         """Where it writes: past the filter, since its own sequences are meant."""
-        found: IO[str] = _unfiltered(super().file)
+        found: IO[str] = unfiltered(super().file)
         return found
 
     @file.setter

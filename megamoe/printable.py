@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import IO, Any, Final
 
 _CONTROL: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
@@ -29,3 +32,33 @@ def all_printable(value: Any) -> Any:
     if isinstance(value, list):
         return [all_printable(below) for below in value]
     return value
+
+
+class _Filtered:
+    """A stream whose text is printable; all else is the stream's own."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(printable(text, lines=True))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """In it, what is printed moves no cursor and changes no colour."""
+    with redirect_stdout(_filtered(sys.stdout)), redirect_stderr(_filtered(sys.stderr)):
+        yield
+
+
+def _filtered(stream: Any) -> Any:
+    """None, for a descriptor that is closed, stays None: ``print`` knows it."""
+    return stream if stream is None or isinstance(stream, _Filtered) else _Filtered(stream)
+
+
+def unfiltered(stream: Any) -> Any:
+    """The stream below the filter of :func:`guarded`."""
+    return stream.stream if isinstance(stream, _Filtered) else stream

@@ -16,6 +16,7 @@ from megamoe.compare import sides, stages
 from megamoe.compare.running import Running
 from megamoe.compare.sides import CannotStart, Ready, parse
 from tests.helpers import history
+from tests.helpers.schemas import valid
 
 pytestmark = pytest.mark.usefixtures("warm")
 HERE = Path(__file__).resolve().parent
@@ -125,7 +126,9 @@ def ab(kernel, tmp_path, capsys):
             f"--{side}-backend={kernel}:{name}" for side, name in (("left", left), ("right", right))
         ]
         code = main(["ab", "this", "this", *backends, "--case", case, "--json", str(out), *options])
-        return code, json.loads(out.read_text()), capsys.readouterr().out
+        report = json.loads(out.read_text())
+        valid("ab", report)
+        return code, report, capsys.readouterr().out
 
     return run
 

@@ -16,6 +16,7 @@ from megamoe.bench import timing as clock
 from megamoe.bench.peers import PEERS
 from megamoe.commands.main import main
 from megamoe.spec.models import MODELS
+from tests.helpers.schemas import valid
 
 MEASURED = Path(__file__).parents[1] / "docs" / "performance"
 
@@ -100,6 +101,7 @@ class Standin:
 def test_the_file_holds_rows_and_what_made_them(tmp_path):
     save(ROWS, tmp_path / "b.json", provenance("megamoe bench --tokens 1", Standin()))
     made = json.loads((tmp_path / "b.json").read_text())
+    valid("bench", made)
     assert made["command"] == "megamoe bench --tokens 1"
     assert made["versions"]["torch"][0].isdigit()
     assert {"sgl-deep-gemm", "humming-kernels"} < set(made["versions"])

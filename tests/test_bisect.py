@@ -27,6 +27,7 @@ from megamoe.worker import exchange, serve
 from megamoe.worker.exchange import NoRoom
 from tests.helpers import history
 from tests.helpers.history import BROKEN, BUILD, CODE, NOISE, STAGED, Y
+from tests.helpers.schemas import valid
 from tests.test_ab import POOR, make_wheel
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -46,7 +47,10 @@ def bisect(*options, capsys):
     out.unlink(missing_ok=True)
     code = main(["bisect", "--json", str(out), *map(str, options)])
     printed = capsys.readouterr()
-    return code, json.loads(out.read_text()) if out.exists() else None, printed.out, printed.err
+    report = json.loads(out.read_text()) if out.exists() else None
+    if report is not None:
+        valid("bisect", report)
+    return code, report, printed.out, printed.err
 
 
 def limit(candidates):

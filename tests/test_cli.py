@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and with which exit code."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from megamoe.cases import load_cases, load_entries
 from megamoe.commands.main import VERBS, main
 from tests.helpers.reports import whole
 
@@ -233,7 +235,7 @@ def test_a_stopped_run(monkeypatch, capsys):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("megamoe.commands.listing.load_cases", stop)
+    monkeypatch.setattr("megamoe.commands.listing.load_entries", stop)
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "megamoe: stopped\n"
 
@@ -254,6 +256,59 @@ def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
     assert done.stdout.splitlines()[-1].split() == [
         "0", "True", "False", "megamoe.commands.main", "megamoe.commands.worker"
     ]  # fmt: skip
+
+
+HEAVY = {"torch", "numpy", "rich", "safetensors", "pytest", "jinja2"}
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version", "list"])
+def test_what_needs_no_tensor_imports_no_heavy_module(argument):
+    code = (
+        "import sys\n"
+        "from megamoe.commands.main import main\n"
+        "try:\n"
+        f"    main([{argument!r}])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "print(*sorted({n.partition('.')[0] for n in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    printed = done.stdout.splitlines()
+    assert len(printed) > 1
+    assert HEAVY & {*printed[-1].split()} == set()
+
+
+def test_the_list_of_entries_is_the_list_of_cases():
+    entries, cases = load_entries(), load_cases()
+    assert [(e.id, e.name, e.kind, e.tier, e.breaks) for e in entries] == [
+        (c.id, c.name, c.kind, c.tier, c.breaks) for c in cases
+    ]
+
+
+def test_the_help_says_of_a_verb_what_its_module_says():
+    said = {}
+
+    class Parser:
+        def add_parser(self, name, help=None, **more):
+            said.setdefault(name, help)
+            return Parser()
+
+        def add_subparsers(self, **more):
+            return Parser()
+
+        def __getattr__(self, name):
+            return lambda *arguments, **more: Parser()
+
+    commands = Parser()
+
+    def command(parent, name, text, run):
+        if parent is commands:
+            said[name] = text
+        return Parser()
+
+    for module, _ in VERBS.values():
+        importlib.import_module(f"megamoe.commands.{module}").add(commands, command)
+    assert {verb: text for verb, (_, text) in VERBS.items()}.items() <= said.items()
 
 
 def test_every_verb_is_in_the_help(capsys):

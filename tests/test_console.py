@@ -16,8 +16,8 @@ from rich.text import Text
 
 from megamoe.commands.main import CLOSED_PIPE, main
 from megamoe.compare import ab, bisect
-from megamoe.console import Console, guarded
-from megamoe.printable import all_printable, printable
+from megamoe.console import Console
+from megamoe.printable import all_printable, guarded, printable
 from megamoe.worker.link import Link
 
 EVIL = "a\x1b[2Jb\x9bc\rd\u202ee\ud800f\u2028g\u200eh\x7f"

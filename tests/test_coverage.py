@@ -24,6 +24,7 @@ from megamoe.spec.contract import MEGAMOE_2026_06, NEWEST, REVISIONS
 from megamoe.spec.features import Activation
 from megamoe.spec.formats import bf16_round
 from megamoe.spec.forms import bits
+from tests.helpers.schemas import valid
 
 CASES = {case.id: case for case in load_cases()}
 DIMENSIONS = {d.name: d for d in dimensions(NEWEST)}
@@ -364,6 +365,7 @@ def test_the_table_and_both_files(tmp_path, capsys):
     assert main([*ONE, "--json", str(out), "--page", str(html)]) == 0
     assert "1 cases enter" in capsys.readouterr().out
     made = json.loads(out.read_text())
+    valid("coverage", made)
     top_k = next(d for d in made["dimensions"] if d["name"] == "staging-top-k")
     three = next(c for c in top_k["classes"] if c["class"] == "3")
     assert (top_k["reached"], three["cases"], three["examples"]) == (
@@ -402,7 +404,9 @@ def test_traffic_that_no_case_enters(tmp_path, capsys):
     entered_ = entered_by(call.problem)
     total = sum(len(classes) for classes in entered_.values())
     assert said == f"1 captured calls enter {total} classes; {total} of these no case enters"
-    rows = {d["name"]: d for d in json.loads(out.read_text())["traffic"]["dimensions"]}
+    made = json.loads(out.read_text())
+    valid("coverage", made)
+    rows = {d["name"]: d for d in made["traffic"]["dimensions"]}
     assert rows["tokens"]["missing"] == {"9": ["a.safetensors"]}
     assert "a.safetensors" in (tmp_path / "p.html").read_text()
 

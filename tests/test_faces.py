@@ -14,6 +14,8 @@ FROM_VLLM = [
     "eplb_map_to_physical_and_record", "prepare_megamoe_inputs",
 ]  # fmt: skip
 
+API = ["Judgement", "LoadedCase", "Problem", "cases", "judge", "load_case", "problem"]
+
 
 def run(code: str) -> str:
     """Output of ``code`` in a fresh process."""
@@ -26,7 +28,7 @@ def test_importing_megamoe_imports_no_torch_and_shows_the_names():
     code = "import sys, megamoe; print('torch' in sys.modules, *dir(megamoe))"
     torch, *names = run(code).split()
     assert torch == "False"
-    assert set(FROM_VLLM) <= set(names)
+    assert {*FROM_VLLM, *API} <= set(names)
 
 
 @pytest.mark.parametrize("name", FROM_VLLM)
@@ -37,7 +39,7 @@ def test_each_name_is_what_its_module_has(name):
 
 
 def test_all_names_are_importable_at_once_and_no_others():
-    assert sorted(megamoe.__all__) == sorted(megamoe._HOME) == FROM_VLLM
+    assert sorted(megamoe.__all__) == sorted(megamoe._HOME) == sorted([*FROM_VLLM, *API])
     assert run("from megamoe import *; print(capture.__name__, MegaMoEActivation().name)") == (
         "capture swiglu"
     )

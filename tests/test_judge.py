@@ -99,6 +99,7 @@ def test_a_golden_that_is_no_interval_is_refused(low, high):
 def test_key_interval_of_codes():
     codes = np.arange(256, dtype=np.uint8)[None]
     keys = e4m3_key(codes)
+    keys[0, 0xFF] = 0x7F  # one NaN, whatever its sign
     assert not key_interval("a", E4M3, codes, keys, keys, FLAT).bad
     low, high = keys.copy(), keys.copy()
     low[0, 0x35] += 1
@@ -106,6 +107,14 @@ def test_key_interval_of_codes():
     high[0, 0xB5] -= 1
     low[0, 0xB5] -= 1
     assert key_interval("a", E4M3, codes, low, high, FLAT).outside == 2
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_a_code_of_nan_has_no_sign(code):
+    codes, zero = np.array([[code]], np.uint8), np.zeros((1, 1), int)
+    assert not key_interval("a", E4M3, codes, zero, zero + 0x7F, FLAT).bad
+    assert key_interval("a", E4M3, codes, zero, zero + 0x7E, FLAT).bad
+    assert key_interval("a", E4M3, codes, zero - 0x7E, zero, FLAT).bad
 
 
 # --- what a finding says ----------------------------------------------------------------------

@@ -5,11 +5,14 @@ inputs, from the numbers of ``counter``; ``stored`` is a problem in a file in pl
 ``shards`` spreads a selection of cases over hosts.
 """
 
+from megamoe.callable_room import make_callable
 from megamoe.cases.kind import CAPACITY_ALIGNMENT, KINDS, Case, CaseError, Kind, kind_of
 from megamoe.cases.load import (
     TIERS,
+    Entry,
     golden_root,
     load_cases,
+    load_entries,
     load_file,
     select,
 )
@@ -20,10 +23,14 @@ __all__ = [
     "TIERS",
     "Case",
     "CaseError",
+    "Entry",
     "Kind",
     "golden_root",
     "kind_of",
     "load_cases",
+    "load_entries",
     "load_file",
     "select",
 ]
+
+make_callable(__name__)  # megamoe.cases(...), see docs/api.md

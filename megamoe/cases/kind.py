@@ -14,11 +14,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy.typing as npt
-
 from megamoe.spec.contract import REVISIONS, Contract
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from megamoe.judge import Verdict
     from megamoe.worker.exchange import Caller, Returned
 

@@ -16,9 +16,10 @@ import os
 import re
 import tomllib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from megamoe.cases.kind import KINDS, Case, CaseError, Kind, kind_of
 from megamoe.cases.pattern import matching
@@ -31,6 +32,7 @@ _RECIPES = {
     "map": "map_recipe", "ids": "ids_recipe",
 }  # fmt: skip
 _COMMON = ("name", "kind", "breaks", "tier", "seed", "matrix")
+C = TypeVar("C", "Case", "Entry")
 _MODEL_SIZES = ("hidden", "intermediate", "experts", "top_k")
 
 
@@ -53,12 +55,16 @@ def load_cases(root: Path | None = None) -> list[Case]:
     Raises :class:`CaseError` for a file that cannot be read, an unknown or missing key, a value
     of the wrong type, or an id used twice.
     """
+    return _unique(root, load_file)
+
+
+def _unique(root: Path | None, read: Callable[[Path], list[C]]) -> list[C]:
     folder = (root or golden_root()) / "cases"
     if not folder.is_dir():
         raise CaseError(f"no case files: {folder} is not a directory; set MEGAMOE_GOLDEN")
-    cases: dict[str, Case] = {}
+    cases: dict[str, C] = {}
     for path in sorted(folder.glob("*.toml")):
-        for case in load_file(path):
+        for case in read(path):
             if case.id in cases:
                 first = cases[case.id].source.name
                 raise CaseError(f"{path.name}: case {case.id} is already in {first}; rename one")
@@ -68,6 +74,34 @@ def load_cases(root: Path | None = None) -> list[Case]:
 
 def load_file(path: Path) -> list[Case]:
     """The cases of one file."""
+    return [_case(path, entry) for entry in _entries(path)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a list says of a case; the parameters of its kind are not read."""
+
+    id: str
+    kind: str
+    tier: str
+    breaks: str
+    source: Path
+
+    @property
+    def name(self) -> str:
+        return self.id.partition("/")[2]
+
+
+def load_entries(root: Path | None = None) -> list[Entry]:
+    """As :func:`load_cases`, without importing kinds, and so without torch.
+
+    A wrong parameter of a kind is not seen here.
+    """
+    return _unique(root, lambda path: [_head(path, entry)[0] for entry in _entries(path)])
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The table of each case of one file, with the defaults in it and the matrix resolved."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -78,17 +112,24 @@ def load_file(path: Path) -> list[Case]:
     defaults, tables = data.get("defaults", {}), data.get("case", [])
     if not isinstance(tables, list) or not isinstance(defaults, dict):
         raise CaseError(f"{path.name}: write cases as [[case]] and defaults as [defaults]")
-    cases = []
     for table in tables:
-        for entry in _expand(path, _merged(defaults, table)):
-            cases.append(_case(path, entry))
-    return cases
+        yield from _expand(path, _merged(defaults, table))
+
+
+def case_of_params(
+    kind: str, name: str, seed: int, params: Mapping[str, Any], where: str
+) -> Case:  # fmt: skip
+    """A case that no file has, checked as one of a file is. ``where`` begins each error."""
+    return Case(
+        f"{kind}/{name}", kind, "full", "", seed, _params(where, kind_of(kind), dict(params)),
+        Path(),
+    )  # fmt: skip
 
 
 def select(
-    cases: Iterable[Case], kind: str | None = None, tier: str = "full", glob: str | None = None,
+    cases: Iterable[C], kind: str | None = None, tier: str = "full", glob: str | None = None,
     revision: str | None = None,
-) -> list[Case]:  # fmt: skip
+) -> list[C]:  # fmt: skip
     """The cases of a kind and tier that ``glob`` means (:mod:`megamoe.cases.pattern`); order is
     kept.
 
@@ -103,7 +144,8 @@ def select(
     if glob is not None:
         cases = matching(cases, glob)
     cases = [c for c in cases if kind in (None, c.kind)]
-    cases = [c for c in cases if revision is None or revision in c.revisions]
+    if revision is not None:
+        cases = [c for c in cases if revision in getattr(c, "revisions", ())]
     return [c for c in cases if tier == "full" or c.tier == "quick"]
 
 
@@ -159,6 +201,14 @@ def _together(path: Path, name: str, key: str, value: Any) -> list[tuple[str, An
 
 def _case(path: Path, table: dict[str, Any]) -> Case:
     """One validated case."""
+    head, seed = _head(path, table)
+    params = {k: v for k, v in table.items() if k not in _COMMON}
+    made = _params(f"{path.name}: case {head.name}", kind_of(head.kind), params)
+    return Case(head.id, head.kind, head.tier, head.breaks, seed, made, path)
+
+
+def _head(path: Path, table: Mapping[str, Any]) -> tuple[Entry, int]:
+    """What every kind of case has, checked, and the seed."""
     name = table.get("name", "without a name")
     where = f"{path.name}: case {name}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -174,10 +224,7 @@ def _case(path: Path, table: dict[str, Any]) -> Case:
         raise CaseError(f"{where}: tier is {tier!r}; known: {', '.join(TIERS)}")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
         raise CaseError(f"{where}: seed is {seed!r}; it must be an integer from 0 to 2**64 - 1")
-    params = {k: v for k, v in table.items() if k not in _COMMON}
-    return Case(
-        f"{kind}/{name}", kind, tier, breaks, seed, _params(where, kind_of(kind), params), path
-    )
+    return Entry(f"{kind}/{name}", kind, tier, breaks, path), seed
 
 
 def _params(where: str, kind: Kind, given: dict[str, Any]) -> dict[str, Any]:

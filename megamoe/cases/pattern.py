@@ -10,9 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
-from megamoe.cases.kind import Case, CaseError
+from megamoe.cases.kind import CaseError
+
+
+class Named(Protocol):
+    """What a pattern looks at: a case, or a line of its file."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
 
 HELP: Final = (
     "cases whose id or name matches: globs with commas between them, !GLOB takes away, as "
@@ -22,7 +35,7 @@ MARKS: Final = "*?,!"
 """Characters of a pattern that an expression of pytest's own ``-k`` cannot have."""
 
 
-def matching(cases: Iterable[Case], pattern: str) -> list[Case]:
+def matching(cases: Iterable[N], pattern: str) -> list[N]:
     """The cases that ``pattern`` means, in their order.
 
     Raises :class:`CaseError` for an empty word, a word that matches no case, and a pattern that
@@ -49,7 +62,7 @@ def matching(cases: Iterable[Case], pattern: str) -> list[Case]:
     return left
 
 
-def _unknown(cases: list[Case], glob: str) -> str:
+def _unknown(cases: list[N], glob: str) -> str:
     inside = sum(glob in c.id for c in cases)
     hint = f"'*{glob}*' matches {inside}; " if inside else ""
     return f"unknown case: nothing matches {glob!r}; {hint}`megamoe list` shows all"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from megamoe.cases import KINDS, TIERS, Case, load_cases, select
+from megamoe.cases import KINDS, TIERS, load_entries, select
 from megamoe.commands.options import add_case
-from megamoe.commands.shared import root_of
-from megamoe.console import Console
+
+if TYPE_CHECKING:
+    from megamoe.cases import Case
 
 
 def add(commands: Any, command: Any) -> None:
@@ -25,20 +26,28 @@ def add(commands: Any, command: Any) -> None:
 
 def run(a: argparse.Namespace) -> int:
     """A table in a terminal, else a line a case; with ``--json`` one array."""
-    cases = select(load_cases(root_of(a)), a.kind, a.tier or "full", a.case)
+    root = Path(a.golden) if a.golden else None
     if a.json:
+        from megamoe.cases import load_cases  # its parameters need every kind, which takes torch
+
+        cases = select(load_cases(root), a.kind, a.tier or "full", a.case)
         print("[" + ",\n ".join(json.dumps(entry(case)) for case in cases) + "]")
         return 0
-    console = Console()
-    if not console.is_terminal:  # for other programs: id, tier, what breaks
-        for case in cases:
-            print(case.id, case.tier, case.breaks, sep="\t")
+    entries = select(load_entries(root), a.kind, a.tier or "full", a.case)
+    if not sys.stdout.isatty():  # for other programs: id, tier, what breaks
+        for one in entries:
+            print(one.id, one.tier, one.breaks, sep="\t")
         return 0
+    from rich.table import Table  # a list for another program does without
+
+    from megamoe.console import Console
+
+    console = Console()
     table = Table("case", "tier", "what is broken if it fails")
-    for case in cases:
-        table.add_row(case.id, case.tier, case.breaks)
+    for one in entries:
+        table.add_row(one.id, one.tier, one.breaks)
     console.print(table)
-    console.print(f"{len(cases)} cases")
+    console.print(f"{len(entries)} cases")
     return 0
 
 

@@ -15,22 +15,37 @@ from typing import Any, Final
 
 import megamoe
 from megamoe.commands import UsageError
-from megamoe.console import guarded
-from megamoe.printable import printable
+from megamoe.printable import guarded, printable
 
 CLOSED_PIPE: Final = 128 + signal.SIGPIPE
 """Exit status where the output was closed, as of `head` before all was read."""
 
 VERBS: Final = {
-    "check": "check", "golden": "golden", "contract": "contract", "merge": "merge",
-    "oracle": "oracle", "bench": "bench", "list": "listing", "show": "show", "doctor": "doctor",
-    "coverage": "coverage", "report": "report", "explain": "explain", "replay": "replay",
-    "reduce": "reduce", "fuzz": "fuzz", "capture": "capture", "ab": "ab",
-    "bisect": "bisect", "worker": "worker",
-}  # fmt: skip
-"""Verb to module of this folder, in the order of ``--help``. Each module has
-``add(commands, command)``, where ``command(commands, name, help, run)`` returns the parser to add
-arguments to. Only the module of the verb that is asked for is imported."""
+    "init": ("init", "write a correct kernel to start from, and a CI file"),
+    "check": ("check", "judge a backend against the goldens"),
+    "golden": ("golden", "record, diff, bless, verify"),
+    "contract": ("contract", "revisions of the numerics contract, and which build follows which"),
+    "merge": ("merge", "prove that shard reports hold each case once"),
+    "oracle": ("oracle", "write a case's inputs and every oracle stage"),
+    "bench": ("bench", "time a backend beside the floor and beside peers"),
+    "list": ("listing", "the cases"),
+    "show": ("show", "sizes, recipe, judgement and contracts of a case"),
+    "doctor": ("doctor", "what is installed here, what lacks, and what to do"),
+    "coverage": ("coverage", "what the cases enter, and what no case enters"),
+    "report": ("report", "a result as an HTML file, or in the terminal"),
+    "explain": ("explain", "the whole life of one output element"),
+    "replay": ("replay", "judge a stored problem: a backend, or what was recorded"),
+    "reduce": ("reduce", "shrink a failing case to the smallest file that fails"),
+    "fuzz": ("fuzz", "judge a backend on random problems; reduce the first failure"),
+    "capture": ("capture", "run a Python script, and record its call of the experts"),
+    "ab": ("ab", "run the same cases in two environments, bit for bit"),
+    "bisect": ("bisect", "which commit, version or input moved the bits"),
+    "worker": ("worker", "write the worker as one file that needs torch only"),
+}
+"""Verb to module of this folder and what ``--help`` says of it, in the order of ``--help``. Each
+module has ``add(commands, command)``, where ``command(commands, name, help, run)`` returns the
+parser to add arguments to. Only the module of the verb that is asked for is imported: most of them
+import torch, which takes two seconds."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,7 +96,8 @@ def _flushed(code: int) -> int:
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog="megamoe", description=megamoe.__doc__, allow_abbrev=False)
+    about = str(megamoe.__doc__).partition("\n")[0]
+    parser = _Parser(prog="megamoe", description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"megamoe {megamoe.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -95,8 +111,11 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         made.add_argument("--golden", metavar="DIR", help="the directory golden/")
         return made
 
-    for verb in given[:1] if given and given[0] in VERBS else VERBS:
-        _module(verb).add(commands, command)
+    if given and given[0] in VERBS:
+        _module(given[0]).add(commands, command)
+    else:  # --help, --version or a mistake: names and texts are enough
+        for verb, (_, text) in VERBS.items():
+            commands.add_parser(verb, help=text)
     return parser
 
 
@@ -106,7 +125,7 @@ def _module(verb: str) -> ModuleType:
     first, collects = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
-        module = importlib.import_module(f"megamoe.commands.{VERBS[verb]}")
+        module = importlib.import_module(f"megamoe.commands.{VERBS[verb][0]}")
         if first:
             gc.freeze()
     finally:

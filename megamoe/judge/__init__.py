@@ -1,5 +1,6 @@
 """The judge: outputs against goldens. It knows tensors and forms, and no kernel."""
 
+from megamoe.callable_room import make_callable
 from megamoe.judge.cause import Cause, cause_of, causes
 from megamoe.judge.elements import Place, bitwise, interval, place_of
 from megamoe.judge.judgements import GoldenLacks, judge_forward
@@ -29,3 +30,5 @@ __all__ = [
     "picture",
     "place_of",
 ]
+
+make_callable(__name__)  # megamoe.judge(...), see docs/api.md

@@ -94,10 +94,10 @@ def key_interval(
 ) -> Finding:
     """As :func:`interval`, with ends given as keys in the order of the form's values.
 
-    A key says nothing about the sign of a zero, so both zeros are key 0. NaN codes have a key
-    like any other, beyond the largest finite one.
+    A key says nothing about the sign of a zero, so both zeros are key 0. NaN codes have one key,
+    whatever their sign, beyond the largest finite one.
     """
-    key = form.key(actual)
+    key = form.key(form.one_nan(actual))
     outside = (key < low) | (key > high)
     return _finding(stage, form, actual, _from_key(form, low), _from_key(form, high), outside,
                     place, live)  # fmt: skip

@@ -1,0 +1,39 @@
+"""``megamoe init``: write a correct kernel to start from, and a workflow that judges it."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+WRITTEN: Final = {"kernel.py": "kernel.py", "workflow.yml": ".github/workflows/megamoe.yml"}
+"""File of ``templates/`` -> where it goes, under DIR."""
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``init``."""
+    c = command(commands, "init", "write a correct kernel to start from, and a CI file", run)
+    c.add_argument("dir", metavar="DIR", help="the root of your repository; made if it is missing")
+
+
+def run(a: argparse.Namespace) -> int:
+    """Write both files or none, and say what to do next. ``ValueError`` where one is there."""
+    folder = Path(a.dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    targets = {name: folder / place for name, place in WRITTEN.items()}
+    for path in targets.values():
+        if path.exists() or path.is_symlink():
+            raise ValueError(f"{path} is there already; nothing was written. Move it, or name "
+                             "another folder")  # fmt: skip
+    templates = resources.files("megamoe.commands").joinpath("templates")
+    for name, path in targets.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:  # never over a file that came in the meantime
+            file.write(templates.joinpath(name).read_bytes())
+    kernel = targets["kernel.py"]
+    print(f"{kernel}: a correct kernel in plain torch; replace it piece by piece")
+    print(f"{targets['workflow.yml']}: judges it on GitHub; its head says what to set")
+    print(f"next: megamoe check --backend {kernel}:Kernel")
+    return 0

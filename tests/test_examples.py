@@ -1,0 +1,127 @@
+"""The examples: a right kernel, a wrong one with its page, and what `init` writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megamoe.commands.main import main
+from tests.helpers.command import megamoe
+from tools import examples
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "examples"
+TEMPLATES = ROOT / "megamoe/commands/templates"
+pytestmark = pytest.mark.usefixtures("warm")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A copy of the examples, as the current folder."""
+    for path in FOLDER.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def timeless(text):
+    return re.sub(r"\b\d+(\.\d+)? s\b", "N s", text)
+
+
+# --- the kernels --------------------------------------------------------------------------------
+
+SOME = (
+    "forward/expert-block-edge-t0", "forward/token-block-edge-t9", "forward/clamp-*-not-rounded*",
+    "forward/infinite-hidden-value-with-clamp", "eplb/wide-ids-not-cast-to-int32-first",
+    "eplb/replica-hash-differs-r3", "eplb/identity-map-int*", "staging/rows-lost-or-repeated-at-t0",
+    "staging/padding-rows-keep-their-experts-0-of-3", "errors/staging-takes-*",
+    "staging/outlier-channels-crush-their-group",
+)  # fmt: skip
+"""What a first draft failed, and each callable; the whole quick tier takes over a minute."""
+
+
+def test_the_kernel_is_right(here):
+    done = megamoe("check", "--backend", "kernel.py:Kernel", "--case", ",".join(SOME), "-n", "1")
+    assert done.returncode == 0, done.stdout
+    passed = {line.split()[2].partition("/")[0] for line in done.stdout.splitlines()
+              if re.match(r"\[\d+/\d+\] pass ", line)}  # fmt: skip
+    assert passed == {"forward", "eplb", "staging", "errors"}
+
+
+def test_the_kernel_needs_torch_and_nothing_else():
+    code = (
+        "import sys; sys.path[:] = [p for p in sys.path if p != '']\n"
+        f"sys.path.insert(0, {str(FOLDER)!r})\n"
+        "import kernel; print(*(n for n in sys.modules if n.partition('.')[0] == 'megamoe'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_outputs_of_the_page_are_real(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", examples.WIDTH)
+
+    def run(*arguments):
+        return megamoe(*arguments, COLUMNS=examples.WIDTH)
+
+    page = examples.PAGE.read_text()
+    assert page.count("$ megamoe ") == 3
+    assert timeless(examples.renewed(page, run)) == timeless(page)
+
+
+def test_the_wrong_kernel_has_one_mistake_and_the_page_shows_the_mend():
+    wrong, right = (
+        (FOLDER / f"{name}.py").read_text().partition("\nfrom __future__")[2]
+        for name in ("wrong_kernel", "kernel")
+    )
+    mended = wrong.replace('name = "wrong-kernel"', 'name = "my-kernel"')
+    blocks = re.findall(r"```python\n +# \w+\.py\n(.*?)```", examples.PAGE.read_text(), re.DOTALL)
+    before, after = blocks
+    assert mended.count(before) == 1 and mended.replace(before, after) == right
+
+
+# --- init ---------------------------------------------------------------------------------------
+
+
+def test_init_writes_the_example_and_a_workflow(tmp_path, capsys):
+    assert main(["init", str(tmp_path / "new")]) == 0
+    assert "next: megamoe check --backend " in capsys.readouterr().out
+    written = {p.relative_to(tmp_path / "new") for p in tmp_path.rglob("*") if p.is_file()}
+    assert {str(p) for p in written} == {"kernel.py", ".github/workflows/megamoe.yml"}
+    kernel = (tmp_path / "new/kernel.py").read_bytes()
+    assert kernel == (FOLDER / "kernel.py").read_bytes() == (TEMPLATES / "kernel.py").read_bytes()
+
+
+@pytest.mark.parametrize("there", ["kernel.py", ".github/workflows/megamoe.yml"])
+def test_init_never_overwrites_and_writes_all_or_nothing(tmp_path, capsys, there):
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).write_text("mine")
+    assert main(["init", str(tmp_path)]) == 2
+    assert f"{there} is there already; nothing was written" in capsys.readouterr().err
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert [p.read_text() for p in files] == ["mine"]
+
+
+def test_init_takes_no_file_for_a_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["init", str(tmp_path / "file")]) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
+
+
+def test_the_workflow_is_valid_and_has_the_pins_of_ours():
+    text = (TEMPLATES / "workflow.yml").read_text()
+    ours = "".join(p.read_text() for p in (ROOT / ".github/workflows").glob("*.yml"))
+    pins = re.findall(r"uses: (\S+@[0-9a-f]{40} # v\S+)", text)
+    assert len(pins) == text.count("uses:") == 3 and all(pin in ours for pin in pins)
+    if importlib.util.find_spec("check_jsonschema") is None:
+        pytest.skip("check-jsonschema is not installed: the workflow is not validated")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema",
+               "vendor.github-workflows", str(TEMPLATES / "workflow.yml")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
