@@ -34,7 +34,7 @@ def run(a: argparse.Namespace) -> int:
         print("[" + ",\n ".join(json.dumps(entry(case)) for case in cases) + "]")
         return 0
     entries = select(load_entries(root), a.kind, a.tier or "full", a.case)
-    if not sys.stdout.isatty():  # for other programs: id, tier, what breaks
+    if sys.stdout is None or not sys.stdout.isatty():  # for other programs: id, tier, what breaks
         for one in entries:
             print(one.id, one.tier, one.breaks, sep="\t")
         return 0

@@ -46,6 +46,7 @@ class Template:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
         self.address = str(Path(self._folder.name) / "socket")
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy must start no thread before the fork
         self._process = subprocess.Popen(
             [sys.executable, __file__, "template", self.address], env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
