@@ -61,8 +61,9 @@ def predict(
 ) -> Predicted:
     """The forward of ``problem`` (CPU tensors) by ``model`` under ``contract``.
 
-    ``linears`` of the same problem and model, where several contracts are predicted. ``ValueError``
-    where the model has no word: an operand that its unit cannot hold, or NVFP4 on a unit without it.
+    ``linears`` of the same problem and model, where several contracts are predicted.
+    ``ValueError`` where the model has no word: an operand that its unit cannot hold, or NVFP4 on a
+    unit without it.
     """
     if problem.is_nvfp4:
         y, assumed = forward_nvfp4(problem, model, contract)
@@ -93,7 +94,7 @@ def predict(
         ids >= 0, routing, contract, problem.combine_dtype,
         None if output is None else bits(output),
     )  # fmt: skip
-    stages = {
+    stages: dict[str, npt.NDArray[Any]] = {
         "x": x, "x_sf": pack_sf(x_sf), "l2_acts": codes, "l2_acts_sf": sf,
         "y": combine.point(rows, shared),
     }  # fmt: skip

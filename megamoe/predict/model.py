@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def model(name: str) -> Model:
 def variants(base: Model) -> Iterator[tuple[str, Model]]:
     """Each single change of ``base`` that is tried, with what it is called."""
 
-    def other(**numbers: int) -> Model:
+    def other(**numbers: Any) -> Model:
         return replace(base, unit=replace(base.unit, **numbers))
 
     unit = base.unit

@@ -43,8 +43,8 @@ class TableError(ValueError):
 def pack(name: str, table: F32) -> dict[str, Any]:
     """The words of ``(65536,)`` that are not the reference's, as ``count`` and ``words``.
 
-    ``words`` is base64 of zlib, little-endian: the place of each word (uint16, less the one before),
-    then what is added to the reference's bits (uint32, modulo 2**32).
+    ``words`` is base64 of zlib, little-endian: the place of each word (uint16, less the one
+    before), then what is added to the reference's bits (uint32, modulo 2**32).
     """
     if table.shape != (ENTRIES,) or table.dtype != np.float32:
         raise TableError(f"silu table {name}: it must be 65,536 float32 words")
