@@ -49,6 +49,8 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--maxfail", type=at_least_one, metavar="N", help="stop after N reds")
     c.add_argument("--pictures", type=at_least_one, default=PICTURES, metavar="N",
                    help=f"reds shown in full (default {PICTURES})")  # fmt: skip
+    c.add_argument("--explain-predictions", action="store_true",
+                   help="which change of a model gives an output unlike its bits")  # fmt: skip
     add_reports(c)
     c.add_argument("--device", choices=("cpu", "cuda"))
 
@@ -62,7 +64,9 @@ def run(a: argparse.Namespace) -> int:
     workers = a.workers or (a.n if settings.device == "cpu" else 1)
     console = Console()
     try:
-        made = check.check(settings, a.n, workers, console, a.pictures, a.maxfail)
+        made = check.check(
+            settings, a.n, workers, console, a.pictures, a.maxfail, a.explain_predictions
+        )
         return _finished(a, made, console)
     except Stopped as stopped:  # before the backend was loaded
         print(f"megamoe: stopped ({stopped}); nothing was judged", file=sys.stderr)

@@ -25,6 +25,7 @@ def add(acts: Any, command: Any) -> None:
     """The parsers of the three acts."""
     p = command(acts, "predict", "compute the bits of the SM100 kernel's model as candidates",
                 _predict)  # fmt: skip
+    p.add_argument("--case", metavar="GLOB", help="a part; the candidate keeps its other cases")
     add_jobs(p)
     command(acts, "bless-predictions", "make them predicted goldens; refuses where CI is set",
             _bless)  # fmt: skip
@@ -37,7 +38,7 @@ def add(acts: Any, command: Any) -> None:
 
 def _predict(a: argparse.Namespace) -> int:
     root = root_of(a)
-    cases = predictions.chosen(load_cases(root))
+    cases = predictions.chosen(select(load_cases(root), "forward", glob=a.case))
     with progress("predicting", len(cases), Console(stderr=True)) as done:
         path, faults = predictions.record(root, cases, SM100, a.j, done)
     for line in faults:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from megamoe import schema
 from megamoe.files import RECORDED_LIMIT, clear_leftovers, locked, read_json, write_atomically
-from megamoe.golden.documents import RESTORE, kept_y
+from megamoe.golden.documents import RESTORE, kept_y, read_manifest
 from megamoe.golden.make import GoldenError
 from megamoe.golden.places import id_fault, inside
 from megamoe.golden.recorded import digests
@@ -214,7 +214,8 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def bless(root: Path) -> list[Path]:
     """Make every candidate a predicted golden; returns the files written.
 
-    :class:`GoldenError`, with nothing written, in a CI run and where there is no candidate.
+    :class:`GoldenError`, with nothing written, in a CI run, where there is no candidate, and where
+    one lacks a forward case or is of other inputs.
     """
     if os.environ.get("CI"):
         raise GoldenError(
@@ -228,7 +229,9 @@ def bless(root: Path) -> list[Path]:
                 f"no candidates in {root / CANDIDATES}; make them with `megamoe golden predict`"
             )
         found = [read(path) for path in paths]
+        wanted = _wanted(root)
         for each in found:
+            _complete(each, wanted)
             inside(root, root / FOLDER / each.path.name)
             inside(root, each.path)
         clear_leftovers(root / FOLDER)
@@ -236,6 +239,28 @@ def bless(root: Path) -> list[Path]:
             write(root / FOLDER / each.path.name, each.data)
             each.path.unlink()
     return [root / FOLDER / each.path.name for each in found]
+
+
+def _wanted(root: Path) -> dict[str, str]:
+    """Case -> digest of its inputs: the forward cases of the manifest."""
+    goldens = read_manifest(root / "manifest.json")["cases"].items()
+    return {k: v["inputs"] for k, v in goldens if v["kind"] == "forward" and "@" not in k}
+
+
+def _complete(found: Predictions, wanted: Mapping[str, str]) -> None:
+    cases, again = found.data["cases"], "predict again with `megamoe golden predict`"
+    held = {*cases, *found.data["none"]}
+    for what, ids in (
+        ("lacks", set(wanted) - held), ("has a case that the manifest has not:", held - set(wanted))
+    ):  # fmt: skip
+        if ids:
+            raise GoldenError(f"candidate {found.path.name} {what} {min(ids)}; {again}")
+    for case_id, of_case in cases.items():
+        if of_case["inputs"] != wanted[case_id]:
+            raise GoldenError(
+                f"candidate {found.path.name}: {case_id} was given other inputs than its "
+                f"golden's; {again}"
+            )
 
 
 __all__ = [

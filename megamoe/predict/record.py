@@ -56,6 +56,7 @@ def record(
 ) -> tuple[Path | None, list[str]]:
     """Write a candidate of ``cases``; each prediction must lie inside its certified envelope.
 
+    Cases of a candidate that the same sources made stay in it, so that a set can be made in parts.
     Returns the candidate's path and no line, or None and a line for each fault.
     """
     step = partial(entry, root, model.name, True)
@@ -74,8 +75,22 @@ def record(
     path = root / predicted.CANDIDATES / f"{model.name}.json"
     path.parent.mkdir(exist_ok=True)
     (path.parent / ".gitignore").write_text("*\n", "utf-8")
-    predicted.write(path, document(model, kept, none))
+    before = _before(path, model)
+    cases_now = {k: v for k, v in before["cases"].items() if k not in none} | kept
+    none_now = {k: v for k, v in before["none"].items() if k not in kept} | none
+    predicted.write(path, document(model, cases_now, none_now))
     return path, []
+
+
+def _before(path: Path, model: Model) -> Mapping[str, Any]:
+    """A candidate that the same model and sources made, or an empty one."""
+    new = document(model, {}, {})
+    try:
+        old = predicted.read(path).data
+    except (FileNotFoundError, GoldenError):
+        return new
+    same = all(old[name] == new[name] for name in new if name not in ("cases", "none"))
+    return old if same else new
 
 
 def verify(

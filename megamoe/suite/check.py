@@ -76,12 +76,13 @@ class _Run:
 
 def check(
     settings: Settings, judges: int, workers: int, console: Console, pictures: int = PICTURES,
-    maxfail: int | None = None,
+    maxfail: int | None = None, explains: bool = False,
 ) -> Outcome:  # fmt: skip
     """Judge ``settings.backend``; raises what the command says in one line (``ValueError``).
 
     ``pictures`` reds are shown in full; of the others a golden of digests names rows only.
-    ``maxfail``: stop after so many.
+    ``maxfail``: stop after so many. ``explains``: look for the single change of a model that
+    explains an output inside the envelope and unlike its prediction.
     """
     Store(settings.root, make)  # a manifest that cannot be read is said before any work
     most = len(settings.cases())
@@ -101,7 +102,8 @@ def check(
                 identity = pool.address.identity
                 run.cases = cases = settings.cases(identity.contract)
                 run.progress.expect(cases, identity)
-                desk = Desk(pool.address, settings.root, settings.timeout, judge,
+                step = judge_and_explain if explains else judge
+                desk = Desk(pool.address, settings.root, settings.timeout, step,
                             threads_of(judges))  # fmt: skip
                 if cases:
                     with Judges(judges, desk) as bench, run.progress:
@@ -114,10 +116,17 @@ def check(
         raise Stopped(outcome.stopped, outcome.code)
     verdicts = run.all(outcome.stopped)
     outcome.report = _report(settings, identity, run.cases, verdicts, run.details)
+    outcome.report["predicted"] = {"explained": explains}
     outcome.report["seconds"] = round(time.perf_counter() - started, 3)
     if outcome.stopped:
         outcome.report["stopped"] = outcome.stopped
     return outcome
+
+
+def judge_and_explain(runner: Runner, case: Case) -> tuple[Verdict, Any]:
+    """The same, and what would explain an output that is not the prediction."""
+    runner.explains = True
+    return judge(runner, case)
 
 
 def judge(runner: Runner, case: Case) -> tuple[Verdict, Any]:
