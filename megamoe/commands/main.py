@@ -19,6 +19,7 @@ VERBS: Final = {
     "oracle": "oracle", "bench": "bench", "list": "listing", "coverage": "coverage",
     "report": "report", "explain": "explain", "replay": "replay", "reduce": "reduce",
     "fuzz": "fuzz", "capture": "capture", "ab": "ab", "bisect": "bisect", "worker": "worker",
+    "confirm": "confirm",
 }  # fmt: skip
 """Verb to module of this folder, in the order of ``--help``. Each module has
 ``add(commands, command)``, where ``command(commands, name, help, run)`` returns the parser to add
