@@ -23,6 +23,7 @@ ENTRY_POINT_GROUP: Final = "megamoe.backends"
 BUILT_IN: Final = {
     "eager": "megamoe.backends.eager",
     "oracle": "megamoe.backends.oracle",
+    "model": "megamoe.backends.model",
     "triton": "megamoe.backends.triton",
     "deep_gemm": "megamoe.backends.deep_gemm",
 }

@@ -50,6 +50,8 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--pictures", type=at_least_one, default=reds.PICTURES, metavar="N",
                    help="pictures at the end, and fails that a report draws "
                    f"(default {reds.PICTURES})")  # fmt: skip
+    c.add_argument("--explain-predictions", action="store_true",
+                   help="which change of a model gives an output unlike its bits")  # fmt: skip
     add_reports(c)
     c.add_argument("--device", choices=("cpu", "cuda"))
 
@@ -63,7 +65,9 @@ def run(a: argparse.Namespace) -> int:
     workers = a.workers or (a.n if settings.device == "cpu" else 1)
     console = Console()
     try:
-        made = check.check(settings, a.n, workers, console, a.pictures, a.maxfail, a.quiet)
+        made = check.check(
+            settings, a.n, workers, console, a.pictures, a.maxfail, a.quiet, a.explain_predictions
+        )
         return _finished(a, made, console)
     except Stopped as stopped:  # before the backend was loaded
         print(f"megamoe: stopped ({stopped}); nothing was judged", file=sys.stderr)

@@ -1,6 +1,6 @@
 """``megamoe golden``: record, diff, bless and verify the goldens; import a case.
 
-The acts on a backend's own bits are in :mod:`.bits`.
+The acts on a backend's own bits are in :mod:`.bits`, those on predictions in :mod:`.predictions`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from megamoe import golden
 from megamoe.cases import Case, load_cases, select
-from megamoe.commands import UsageError, bits
+from megamoe.commands import UsageError, bits, predictions
 from megamoe.commands.options import add_case, add_jobs
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
@@ -39,6 +39,7 @@ def add(commands: Any, command: Any) -> None:
     b.add_argument("--durations", nargs="+", metavar="REPORT",
                    help="instead: take the cases' seconds from JSON reports")  # fmt: skip
     bits.add(acts, command)
+    predictions.add(acts, command)
     r = command(acts, "import", "make a stored problem a case, and record its candidate", _import)
     r.add_argument("file", metavar="FILE.safetensors")
     r.add_argument("--name", help="of the case; default: the file's")

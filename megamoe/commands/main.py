@@ -40,6 +40,7 @@ VERBS: Final = {
     "capture": ("capture", "run a Python script, and record its call of the experts"),
     "ab": ("ab", "run the same cases in two environments, bit for bit"),
     "bisect": ("bisect", "which commit, version or input moved the bits"),
+    "confirm": ("confirm", "ask a chip what the models assume, or read what it said"),
     "worker": ("worker", "write the worker as one file that needs torch only"),
 }
 """Verb to module of this folder and what ``--help`` says of it, in the order of ``--help``. Each

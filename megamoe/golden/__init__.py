@@ -2,7 +2,7 @@
 
 from megamoe.cases.kind import Made
 from megamoe.files import write_atomically
-from megamoe.golden import recorded
+from megamoe.golden import predicted, recorded
 from megamoe.golden.candidates import bless, bless_durations, record, verify
 from megamoe.golden.changes import diff
 from megamoe.golden.make import GoldenError, digest_of, make, regenerate, rows_of
@@ -18,6 +18,7 @@ __all__ = [
     "diff",
     "digest_of",
     "make",
+    "predicted",
     "record",
     "recorded",
     "regenerate",

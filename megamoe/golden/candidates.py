@@ -115,7 +115,7 @@ def _each(
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(jobs, context, _begin, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, begin, (threads,)) as pool:
         futures = {pool.submit(_guarded, step, item): item[1] for item in work}
         for future in as_completed(futures):
             try:
@@ -124,7 +124,7 @@ def _each(
                 yield futures[future], f"case {futures[future].id}: the worker died: {error}"
 
 
-def _begin(threads: int) -> None:
+def begin(threads: int) -> None:
     """Of a process of the pool: it ends with the one that started it, which may be killed."""
     torch.set_num_threads(threads)
     with suppress(OSError, AttributeError):  # Linux only

@@ -51,7 +51,7 @@ _MANIFEST: Final = schema.Object(
 _CANDIDATE: Final = schema.Object({"entry": _ENTRY, "generator": _GENERATOR, "contract": str})
 
 
-def _kept(value: Any) -> str:
+def kept_y(value: Any) -> str:
     """A recorded ``y``: base64 of 16-bit elements."""
     try:
         kept = base64.b64decode(value, validate=True)
@@ -75,7 +75,7 @@ _RECORDED: Final = schema.Object(
         ),
         "cases": schema.Each(
             schema.Object(
-                {"inputs": str, "stages": schema.Each(str, key=_stage)}, {"y": _kept}
+                {"inputs": str, "stages": schema.Each(str, key=_stage)}, {"y": kept_y}
             ),
             key=id_fault,
         ),

@@ -94,6 +94,11 @@ class Verdict:
     recorded: str = ""
     """Of a forward case: matched or moved where its bits were compared with recorded ones; none,
     other fingerprint, other inputs or other contract where not. Empty: it is of no such kind."""
+    predicted: str = ""
+    """Of a forward case of a class that a model predicts: equal, inside the envelope and not the
+    prediction, outside; none or other inputs where there is nothing to compare with."""
+    unlike: str = ""
+    """Of inside and outside: the stages that are not the prediction, and what would explain it."""
     right_under: tuple[str, ...] = ()
     """Of a fail: contracts under which this very output is right."""
     by: str = ""

@@ -17,12 +17,15 @@ from megamoe.cases.kind import (
     oracle_tensors,
 )
 from megamoe.cases.recipes import act_of, forward_problem
-from megamoe.golden import GoldenError, Made, StoredGolden, recorded, rows_of
+from megamoe.golden import GoldenError, Made, StoredGolden, predicted, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
 from megamoe.kinds.rows import repeated
 from megamoe.oracle.folding import leaves_bf16
-from megamoe.spec.contract import Contract
+from megamoe.predict import model
+from megamoe.predict.explain import explain
+from megamoe.predict.explain import said as changes_line
+from megamoe.spec.contract import REVISIONS, Contract
 from megamoe.spec.features import COMBINE_DTYPES, WEIGHT_FORMATS, features_of, nvfp4_fault
 from megamoe.spec.formats import SIZE_MULTIPLE
 from megamoe.spec.forms import bits
@@ -174,7 +177,26 @@ def judge_shown(runner: Any, case: Case, what: Shown) -> Verdict:
     moved = [*moved, *repeated(case, what.actual, what.problem)]
     actual = rows(case, what.actual)
     verdict = judged(runner, case, what.golden, what.problem, actual, [], (), moved, how)
-    return replace(verdict, recorded=state)
+    verdict = replace(verdict, recorded=state)
+    return verdict if runner.predictions is None else _predicted(runner, case, what, verdict, moved)
+
+
+def _predicted(
+    runner: Any, case: Case, what: Shown, verdict: Verdict, moved: Sequence[Finding]
+) -> Verdict:
+    """``verdict`` with what the shown bits are to the model's; its status stays."""
+    kept: predicted.Predictions = runner.predictions
+    narrowed, actual = rows_of(what.problem, case.rows), rows(case, what.actual)
+    ids, revision = narrowed.topk_ids.numpy(), runner.session.identity.contract
+    state, unlike = kept.compare(case.id, revision, what.inputs, actual, ids)
+    if unlike is None:
+        return replace(verdict, predicted=state)
+    outside = any(finding not in moved for finding in verdict.findings)
+    said = unlike.line()
+    if runner.explains and not runner.brief:
+        changes = explain(narrowed, actual, model(kept.model), REVISIONS[revision])
+        said = f"{said}; {changes_line(changes)}"
+    return replace(verdict, predicted="outside" if outside else "inside", unlike=said)
 
 
 def rows(case: Case, actual: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def _per_group(table: I32, codes: U8, reduce: np.ufunc) -> I32:
 # Of each group of nibbles, which fields and lowest bits it has: flags of a byte's two nibbles are
 # or-ed over the sixteen bytes of a group, eight at a time.
 _FIELDS, _LOWBITS = (0, 1, 2), (-1, 0, 1, 2)
+_CACHE = 1 << 18
+"""Bytes of weights that are looked at together."""
 
 
 def _flags() -> U8:
@@ -104,11 +106,17 @@ _FLAGS_LOWBIT = np.array(
 
 def _group_flags(packed: U8) -> U8:
     """``(N, C/2)`` bytes of nibbles to ``(N, C/32)`` flags of :func:`_flags`."""
-    flags = np.take(_PAIR_FLAGS, packed).view(np.uint64)
-    both = flags[:, 0::2] | flags[:, 1::2]
-    for shift in (32, 16, 8):
-        both |= both >> np.uint64(shift)
-    return both.astype(np.uint8)
+    out = np.empty((len(packed), packed.shape[1] * 2 // GROUP), np.uint8)
+    size = max(1, _CACHE // max(1, packed.shape[1]))
+    for start in range(0, len(packed), size):
+        part = slice(start, start + size)
+        # A byte is never out of range; "clip" spares NumPy a copy of the indices.
+        flags = np.take(_PAIR_FLAGS, packed[part], mode="clip").view(np.uint64)
+        both = flags[:, 0::2] | flags[:, 1::2]
+        for shift in (32, 16, 8):
+            both |= both >> np.uint64(shift)
+        out[part] = both.astype(np.uint8)
+    return out
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ float64 matrix product and one addition.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,12 @@ CHUNK: Final = 1 << 22
 """Step sums held at once."""
 CACHE: Final = 1 << 18
 """Decoded weights held at once."""
+
+
+_PAIRS: Final = (
+    E2M1_TABLE[np.arange(256)[:, None] >> np.array([0, 4]) & 15].copy().view(np.complex128)[:, 0]
+)
+"""Both values of a byte of E2M1, the even one first, as one element."""
 
 
 @dataclass(frozen=True)
@@ -156,12 +162,13 @@ def _chained(unit: Unit, rows: Rows, columns: Columns, folded: bool, order: I64)
     parts = GROUP // unit.step
     left = rows.values[:, :, order].reshape(groups, count, parts, unit.step)
     x: F64 = np.ascontiguousarray(left.transpose(0, 2, 1, 3)).reshape(-1, count, unit.step)
-    codes = columns.packed if columns.is_e4m3 else e2m1_unpack(columns.packed)
-    codes = codes.reshape(len(codes), groups, GROUP)
+    codes, table = columns.packed, E4M3_TABLE
+    if not columns.is_e4m3:
+        paired = tuple(order) == ASCENDING
+        codes, table = (codes, _PAIRS) if paired else (e2m1_unpack(codes), E2M1_TABLE)
     if tuple(order) != ASCENDING:
-        codes = codes[:, :, order]
-    codes = codes.reshape(len(codes), -1, unit.step)
-    table = E4M3_TABLE if columns.is_e4m3 else E2M1_TABLE
+        codes = codes.reshape(len(codes), groups, GROUP)[:, :, order]
+    codes = codes.reshape(len(codes), groups * parts, -1)
     sums = _step_sums(x, codes, table)
     row_scale, column_scale = (
         np.nan_to_num(o.exponent.T).astype(np.int32) for o in (rows, columns)
@@ -188,7 +195,7 @@ def _chained(unit: Unit, rows: Rows, columns: Columns, folded: bool, order: I64)
             result = narrowed(running + block * scale[group], unit.result_bits)
         r, n = np.nonzero(cut)
         if len(r):
-            right = table[codes[n, step]]
+            right = table[codes[n, step]].view(np.float64)
             with np.errstate(invalid="ignore"):
                 products = own_rows[r] * right * scale[group, r, n][:, None]
             sides = (own_rows[r], row_scale[group, r]), (right, column_scale[group, n])
@@ -198,13 +205,18 @@ def _chained(unit: Unit, rows: Rows, columns: Columns, folded: bool, order: I64)
     return running
 
 
-def _step_sums(x: F64, codes: U8, table: F64) -> F64:
-    """``(steps, R, N)`` exact sums of products of ``(steps, R, step)`` and ``(N, steps, step)``."""
+def _step_sums(x: F64, codes: U8, table: npt.NDArray[Any]) -> F64:
+    """``(steps, R, N)`` exact sums of products of ``(steps, R, step)`` with ``N`` columns.
+
+    ``codes`` ``(N, steps, step)``, or ``(N, steps, step / 2)`` bytes with a table of pairs.
+    """
     out = np.empty((len(x), x.shape[1], len(codes)))
-    size = max(16, CACHE // max(1, codes[0].size))
+    size = max(16, CACHE // max(1, x.shape[0] * x.shape[2]))
     for start in range(0, len(codes), size):
         part = slice(start, start + size)
-        out[:, :, part] = np.matmul(x, table[codes[part]].transpose(1, 2, 0))
+        # A code is never out of range; "clip" spares NumPy a copy of the indices.
+        values = np.take(table, codes[part], mode="clip").view(np.float64)
+        out[:, :, part] = np.matmul(x, values.transpose(1, 2, 0))
     return out
 
 

@@ -79,13 +79,14 @@ class _Run:
 
 def check(
     settings: Settings, judges: int, workers: int, console: Console, pictures: int = PICTURES,
-    maxfail: int | None = None, quiet: bool = False,
+    maxfail: int | None = None, quiet: bool = False, explains: bool = False,
 ) -> Outcome:  # fmt: skip
     """Judge ``settings.backend``; raises what the command says in one line (``ValueError``).
 
     Of ``pictures`` fails the report has maps; of later ones a golden of digests names rows only,
     and the report's case is ``shortened``. ``maxfail``: stop after so many reds. ``quiet``: a line
-    for reds only.
+    for reds only. ``explains``: look for the single change of a model that explains an output
+    inside the envelope and unlike its prediction.
     """
     Store(settings.root, make)  # a manifest that cannot be read is said before any work
     most = len(settings.cases())
@@ -105,7 +106,8 @@ def check(
                 identity = pool.address.identity
                 run.cases = cases = settings.cases(identity.contract)
                 run.progress.expect(cases, identity)
-                desk = Desk(pool.address, settings.root, settings.timeout, judge,
+                step = judge_and_explain if explains else judge
+                desk = Desk(pool.address, settings.root, settings.timeout, step,
                             threads_of(judges))  # fmt: skip
                 if cases:
                     with Judges(judges, desk) as bench, run.progress:
@@ -118,10 +120,17 @@ def check(
         raise Stopped(outcome.stopped, outcome.code)
     verdicts = run.all(outcome.stopped)
     outcome.report = _report(settings, identity, run.cases, verdicts, run.details)
+    outcome.report["predicted"] = {"explained": explains}
     outcome.report["seconds"] = round(time.perf_counter() - started, 3)
     if outcome.stopped:
         outcome.report["stopped"] = outcome.stopped
     return outcome
+
+
+def judge_and_explain(runner: Runner, case: Case) -> tuple[Verdict, Any]:
+    """The same, and what would explain an output that is not the prediction."""
+    runner.explains = True
+    return judge(runner, case)
 
 
 def judge(runner: Runner, case: Case) -> tuple[Verdict, Any]:

@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 import torch
 
 from megamoe.cases import Case
-from megamoe.golden import Store, make, recorded
+from megamoe.golden import Store, make, predicted, recorded
 from megamoe.spec.contract import contract
 from megamoe.suite.runner import Runner
 from megamoe.suite.stops import raise_if_stopped
@@ -174,9 +174,11 @@ def _sit(pipe: Any, desk: Desk) -> None:
         session = Shared(desk.address)
         identity = session.identity
         kept = recorded.find(desk.root, identity.name, identity.facts)
+        predictions = predicted.find(desk.root, identity.accumulator)
         runner = Runner(
             session, Store(desk.root, make, contract(identity.contract)), kept, desk.timeout
         )
+        runner.predictions = predictions
     except EOFError:  # the run has ended
         return
     except (ValueError, OSError) as error:

@@ -61,6 +61,7 @@ DECIDES: Final[Mapping[str, str]] = {
 MAY_DIFFER: Final[Mapping[str, str]] = {
     "cases": "each shard has its own",
     "contract_why": "`contract` itself must be the same; where a kernel lies may differ",
+    "predicted": "whether a line explains what is unlike a prediction; no verdict follows from it",
     "counts": "they follow from the cases, and are counted again",
     "shard": "each has its own; `merge` compares the cases with the selection",
     "shards": "as `shard`, in a report that is itself a merge",
@@ -82,7 +83,7 @@ NOT_RUN: Final = "not-run"
 
 _CASE: Final = schema.Object(
     {"id": str, "kind": schema.OneOf(KINDS), "status": str, "seconds": schema.seconds},
-    {"reason": str, "how": schema.Items(str), "recorded": str},
+    {"reason": str, "how": schema.Items(str), "recorded": str, "predicted": str, "unlike": str},
 )
 _REPORT: Final = schema.Object(
     {"cases": schema.Items(_CASE)},

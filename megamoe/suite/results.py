@@ -108,7 +108,12 @@ def junit(report: Mapping[str, Any]) -> bytes:
                 suite, "testcase", classname=f"megamoe.{kind}", name=case["id"],
                 time=f"{case['seconds']:.3f}",
             )  # fmt: skip
-            judged = {"judged": ", ".join(case.get("how", ())), "recorded": case.get("recorded")}
+            judged = {
+                "judged": ", ".join(case.get("how", ())),
+                "recorded": case.get("recorded"),
+                "predicted": case.get("predicted"),
+                "unlike": case.get("unlike"),
+            }
             held = {name: value for name, value in judged.items() if value}
             if held:
                 properties = ElementTree.SubElement(item, "properties")
@@ -164,6 +169,8 @@ def print_summary(report: Mapping[str, Any], console: Console, quiet: bool = Fal
     line = recorded_line(report)
     if line:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in predicted_lines(report):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(verdict_line(report), markup=False, highlight=False)
 
 
@@ -193,6 +200,25 @@ def recorded_line(report: Mapping[str, Any]) -> str:
     said = ", ".join(f"{state} {count}" for state, count in counts.most_common())
     rest = "" if set(counts) <= {"matched", "moved"} else "; all were judged by the goldens"
     return f"recorded bits ({kept.get('file')}): {said}{rest}"
+
+
+def predicted_lines(report: Mapping[str, Any]) -> list[str]:
+    """How many forward cases are what the model of the class predicts; what explains the others.
+
+    Nothing where no model predicts the class.
+    """
+    counts = Counter(c["predicted"] for c in report["cases"] if c.get("predicted"))
+    if not counts:
+        return []
+    names = {"equal": "equal", "inside": "inside the envelope but not the prediction",
+             "outside": "outside the envelope", "none": "without a prediction"}  # fmt: skip
+    said = ", ".join(f"{count} {names.get(name, name)}" for name, count in counts.most_common())
+    out = [f"predicted bits (a model's, of no machine): {said}"]
+    if (report.get("predicted") or {}).get("explained"):
+        out += [f"  {c['id']}: {c['unlike']}" for c in report["cases"] if c.get("unlike")]
+    elif counts["inside"]:
+        out[0] += "; --explain-predictions says what would explain it"
+    return out
 
 
 def verdict_line(report: Mapping[str, Any]) -> str:

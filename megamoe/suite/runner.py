@@ -15,7 +15,15 @@ from typing import Any
 
 from megamoe.cases import Case, kind_of
 from megamoe.cases.kind import ONLY_CUDA, lacks_cuda
-from megamoe.golden import GoldenError, Store, StoredGolden, digest_of, recorded, regenerate
+from megamoe.golden import (
+    GoldenError,
+    Store,
+    StoredGolden,
+    digest_of,
+    predicted,
+    recorded,
+    regenerate,
+)
 from megamoe.judge import (
     BadOutput,
     Finding,
@@ -60,6 +68,10 @@ class Runner:
         self.store = store
         self.kept = kept
         self.timeout = timeout
+        self.predictions: predicted.Predictions | None = None
+        """The bits that a model gives of this backend's class."""
+        self.explains = False
+        """Look for the change of the model that explains an output inside and unlike it."""
         self.brief = False
         """Say what fails and where, without what only a picture needs and the oracle must make."""
         self.details: list[detail.Detail] = []
@@ -94,8 +106,8 @@ class Runner:
         if verdict.status != "fail":
             return verdict
         right: list[str] = []
-        kept = self.details, self.brief, self.kept
-        self.brief, self.kept = True, None
+        kept = self.details, self.brief, self.kept, self.predictions
+        self.brief, self.kept, self.predictions = True, None, None
         try:
             for names, golden in self.other_goldens(case):
                 if judge(golden).status == "pass":
@@ -103,7 +115,7 @@ class Runner:
         except (GoldenError, GoldenLacks, BadOutput):
             pass  # nothing is known of another contract; what was found stands
         finally:
-            self.details, self.brief, self.kept = kept
+            self.details, self.brief, self.kept, self.predictions = kept
         return right_by_others(case, verdict, self.store.contract, right)
 
     def other_goldens(self, case: Case) -> Iterator[tuple[list[str], Any]]:

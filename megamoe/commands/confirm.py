@@ -1,0 +1,117 @@
+"""``megamoe confirm``: ask the chip at hand what the models assume; read what another one said."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from megamoe import confirm, golden
+from megamoe.commands import UsageError
+from megamoe.commands.options import add_contract, add_jobs, at_least_one
+from megamoe.commands.shared import progress, root_of
+from megamoe.confirm import ConfirmError, cases
+from megamoe.confirm.gpu import Chip, Device
+from megamoe.confirm.words import COLUMNS, INSTRUCTIONS, ROWS, Asked, answered
+from megamoe.console import Console
+from megamoe.environment import slug, versions
+from megamoe.predict import MODELS, SM100, model, tables
+from megamoe.suite.settings import Settings
+from megamoe.worker.choice import AUTO
+
+SEED = 20
+STEPS = 4
+"""Of a chain of words."""
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``confirm``."""
+    c = command(commands, "confirm", "ask a chip what the models assume, or read what it said", run)
+    c.add_argument("--out", metavar="FILE", help="where the GPU is: write what it computes")
+    c.add_argument("--from", dest="source", metavar="FILE", help="elsewhere: read such a file")
+    c.add_argument("--write", action="store_true",
+                   help="with --from: keep its silu tables in megamoe/predict/silu/")  # fmt: skip
+    c.add_argument("--model", choices=sorted(MODELS), default=SM100.name,
+                   help=f"whose prediction the cases are (default {SM100.name})")  # fmt: skip
+    c.add_argument("--backend", help="runs the predicted cases; without it none is asked")
+    c.add_argument("--case", metavar="GLOB", help="a part of the predicted cases")
+    c.add_argument("--outputs", type=at_least_one, default=1 << 20, metavar="N",
+                   help="words of each instruction (default 1048576)")  # fmt: skip
+    add_contract(c)
+    add_jobs(c)
+
+
+def run(a: argparse.Namespace) -> int:
+    """Write a file, or say what is in one."""
+    if bool(a.out) == bool(a.source):
+        raise UsageError("confirm: give --out FILE where the GPU is, or --from FILE")
+    return _read(a) if a.source else _ask(a)
+
+
+def _ask(a: argparse.Namespace) -> int:
+    chip = Chip.at_hand()
+    data: dict[str, Any] = {
+        "gpu": chip.name, "model": a.model, "instructions": {}, "silu": {}, "cases": {},
+        "machine_class": slug(f"{chip.name}-sm{chip.capability.replace('.', '')}"),
+        "lacks": {"tcgen05 words": "this version has no program for them"},
+    }  # fmt: skip
+    with Device(chip) as device:
+        data["silu"] = {name: tables.pack(name, t) for name, t in device.silu().items()}
+        for name, instruction in INSTRUCTIONS.items():
+            tiles = -(-a.outputs // (ROWS * COLUMNS))
+            asked = Asked(instruction, SEED, tiles, STEPS)
+            try:
+                data["instructions"][name] = answered(asked, device.words(asked))
+            except ConfirmError as error:
+                data["lacks"][name] = str(error)
+        toolchain = device.toolchain
+    here = versions()
+    data["provenance"] = {
+        "gpu": chip.name, "capability": chip.capability, "driver": chip.driver,
+        "toolchain": f"nvcc: {toolchain}", "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"megamoe confirm --out FILE --model {a.model} --outputs {a.outputs}"
+                   + (f" --backend {a.backend}" if a.backend else ""),
+        **{name: str(here[name]) for name in ("torch", "triton") if here.get(name)},
+    }  # fmt: skip
+    if a.backend:
+        settings = Settings(
+            a.backend, "cuda", "forward", "full", a.case, a.contract or AUTO, golden=a.golden
+        )
+        with progress("asking", None, Console(stderr=True)) as done:
+            identity, shown = cases.ask(settings, model(a.model).accumulator, a.j, done)
+        data |= {"cases": shown, "contract": identity.contract, "backend": identity.name}
+    else:
+        data["lacks"]["cases"] = "no --backend was given"
+    confirm.write_answers(Path(a.out), data)
+    print(f"{a.out}: {len(data['instructions'])} instructions, {len(data['silu'])} silu tables, "
+          f"{len(data['cases'])} cases of {chip.name}")  # fmt: skip
+    return 0
+
+
+def _read(a: argparse.Namespace) -> int:
+    answers = confirm.read_answers(Path(a.source))
+    print(f"{answers['gpu']}, {answers['provenance'].get('date', 'no date')}, model "
+          f"{answers['model']}")  # fmt: skip
+    said = confirm.found(answers, root_of(a))
+    for each in said:
+        print(each.line())
+    if a.write:
+        print(_kept(answers))
+    return 1 if any(each.state == "refuted" for each in said) else 0
+
+
+def _kept(answers: dict[str, Any]) -> str:
+    """Write its silu tables beside the others; what was written, in a line."""
+    if not answers["silu"]:
+        raise ConfirmError("the file has no silu tables; there is nothing to write")
+    path = tables.folder() / f"{slug(answers['machine_class'])}.json"
+    data = {"schema": tables.SCHEMA, "gpu": answers["gpu"], "provenance": answers["provenance"],
+            "tables": answers["silu"]}  # fmt: skip
+    tables.read(json.dumps(data), path.name)
+    golden.write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
+    return (f"wrote {path}; name it in `silu` of a model in megamoe/predict/model.py, and predict "
+            "again with `megamoe golden predict`")  # fmt: skip

@@ -1,0 +1,71 @@
+"""``megamoe golden predict``, ``bless-predictions`` and ``verify-predictions``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from typing import Any
+
+from megamoe import golden
+from megamoe.cases import load_cases, select
+from megamoe.commands.options import add_jobs
+from megamoe.commands.shared import progress, root_of
+from megamoe.console import Console
+from megamoe.golden import predicted
+from megamoe.predict import SM100
+from megamoe.predict import record as predictions
+
+SHOWN = 20
+"""Changes that are named."""
+
+
+def add(acts: Any, command: Any) -> None:
+    """The parsers of the three acts."""
+    p = command(acts, "predict", "compute the bits of the SM100 kernel's model as candidates",
+                _predict)  # fmt: skip
+    p.add_argument("--case", metavar="GLOB", help="a part; the candidate keeps its other cases")
+    add_jobs(p)
+    command(acts, "bless-predictions", "make them predicted goldens; refuses where CI is set",
+            _bless)  # fmt: skip
+    v = command(acts, "verify-predictions", "compute the predicted goldens again", _verify)
+    v.add_argument("--case", metavar="GLOB")
+    v.add_argument("--envelope", action="store_true",
+                   help="judge each by its derived golden too")  # fmt: skip
+    add_jobs(v)
+
+
+def _predict(a: argparse.Namespace) -> int:
+    root = root_of(a)
+    cases = predictions.chosen(select(load_cases(root), "forward", glob=a.case))
+    with progress("predicting", len(cases), Console(stderr=True)) as done:
+        path, faults = predictions.record(root, cases, SM100, a.j, done)
+    for line in faults:
+        print(line, file=sys.stderr)
+    if path is None:
+        return 1
+    changed = golden.predicted.changes(root, SM100.name)
+    for line in changed[:SHOWN]:
+        print(line)
+    kinds = Counter(line.partition(": ")[2] for line in changed)
+    said = ", ".join(f"{count} {what}" for what, count in kinds.items()) or "no changes"
+    print(f"{path}: {said}; each lies inside its certified envelope")
+    return 0
+
+
+def _bless(a: argparse.Namespace) -> int:
+    written = predicted.bless(root_of(a))
+    print(f"{', '.join(map(str, written))}: blessed; commit {root_of(a) / predicted.FOLDER}")
+    return 0
+
+
+def _verify(a: argparse.Namespace) -> int:
+    root = root_of(a)
+    cases = predictions.chosen(select(load_cases(root), "forward", glob=a.case))
+    with progress("predicting", len(cases), Console(stderr=True)) as done:
+        faults = predictions.verify(root, cases, SM100, a.j, done, a.envelope)
+    more = ", each inside its certified envelope" if a.envelope else ""
+    print(f"{len(cases) - len(faults)} of {len(cases)} predictions have the same bits{more}")
+    for line in faults:
+        print(line, file=sys.stderr)
+    return 1 if faults else 0

@@ -1,0 +1,65 @@
+"""The predicted cases on a backend: digests of what it shows, each judged as ``check`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megamoe.cases import Case, select
+from megamoe.confirm.document import ConfirmError
+from megamoe.golden import predicted
+from megamoe.kinds.forward import rows
+from megamoe.suite.judges import Desk, Judges, threads_of
+from megamoe.suite.runner import Runner
+from megamoe.suite.settings import Settings
+from megamoe.worker.pool import Pool
+from megamoe.worker.session import Identity
+
+Done = Callable[[Case, str], None]
+"""Called once a case: the case, and what is wrong or ''."""
+
+
+def ask(settings: Settings, accumulator: str, jobs: int, done: Done) -> tuple[Identity, Any]:
+    """Who answered, and for each forward case ``inputs``, ``status``, ``stages`` and ``y``.
+
+    A case that the backend declines is left out. :class:`ConfirmError` where the backend is of
+    another class than the model.
+    """
+    out: dict[str, Any] = {}
+    with Pool(settings.launch(threads_of(jobs)), 1) as pool:
+        identity = pool.address.identity
+        if identity.accumulator != accumulator:
+            raise ConfirmError(
+                f"backend {identity.name} is of class {identity.accumulator}, the model of "
+                f"{accumulator}; name another with --model"
+            )
+        cases = select(settings.selection(identity.contract), "forward")
+        jobs = max(1, min(jobs, len(cases)))
+        desk = Desk(pool.address, settings.root, settings.timeout, answer, threads_of(jobs))
+
+        def took(case: Case, result: Any) -> None:
+            if isinstance(result, Exception):
+                result = {"reason": f"case {case.id}: {result}"}
+            if "stages" in result:
+                out[case.id] = {n: v for n, v in result.items() if n != "reason"}
+            done(case, result["reason"])
+
+        with Judges(jobs, desk) as judges:
+            judges.run(cases, lambda case: None, took)
+    return identity, out
+
+
+def answer(runner: Runner, case: Case) -> dict[str, Any]:
+    """A judge's step: the verdict's status, and the digests of what was shown."""
+    runner.brief = True
+    verdict, shown = runner.run_and_show(case)
+    if shown is None:
+        return {"reason": verdict.reason}
+    ids = shown.problem.topk_ids.numpy()
+    ids = ids if case.rows is None else ids[case.rows]
+    kept = predicted.under([], rows(case, shown.actual), ids, ())
+    out = {"inputs": shown.inputs, "status": verdict.status, "reason": "", "stages": kept["stages"]}
+    return out | ({"y": kept["y"]} if "y" in kept else {})
+
+
+__all__ = ["ask"]

@@ -1,0 +1,235 @@
+"""Predictions of all forward cases: computed, held to the certified envelope, and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import megamoe
+from megamoe.cases import Case
+from megamoe.golden import (
+    GoldenError,
+    Store,
+    StoredGolden,
+    digest_of,
+    make,
+    predicted,
+    regenerate,
+    rows_of,
+)
+from megamoe.golden.candidates import begin
+from megamoe.judge import judge_forward
+from megamoe.predict.forward import Linears, Predicted, predict
+from megamoe.predict.model import MODELS, Model
+from megamoe.spec.builds import BUILDS
+from megamoe.spec.contract import REVISIONS
+from megamoe.spec.problem import Problem
+
+Done = Callable[[Case, str], None]
+"""Called once a case: the case, and what is wrong or ''."""
+KERNELS: Final = tuple(name for name in REVISIONS if name in {b.revision for b in BUILDS.values()})
+"""Contract revisions that a known build of the SM100 kernel follows."""
+SOURCES: Final = (
+    "oracle/*.py", "predict/forward.py", "predict/model.py", "predict/nvfp4.py",
+    "predict/tables.py", "predict/silu/*.json", "spec/*.py",
+)  # fmt: skip
+"""What decides a predicted bit, besides what makes the inputs: these have their digest."""
+
+
+def chosen(cases: Sequence[Case]) -> list[Case]:
+    """The forward cases among them, the longest first."""
+
+    def work(case: Case) -> int:
+        p = case.params
+        return int(p["hidden"] * p["intermediate"] * p["tokens"] * p["top_k"])
+
+    return sorted((c for c in cases if c.kind == "forward"), key=work, reverse=True)
+
+
+def record(
+    root: Path, cases: Sequence[Case], model: Model, jobs: int, done: Done
+) -> tuple[Path | None, list[str]]:
+    """Write a candidate of ``cases``; each prediction must lie inside its certified envelope.
+
+    Cases of a candidate that the same sources made stay in it, so that a set can be made in parts.
+    Returns the candidate's path and no line, or None and a line for each fault.
+    """
+    step = partial(entry, root, model.name, True)
+    kept, none, faults = {}, {}, []
+    for case, result in _each(step, chosen(cases), jobs):
+        said = result if isinstance(result, str) else ""
+        done(case, said)
+        if said:
+            faults.append(said)
+        elif "none" in result:
+            none[case.id] = result["none"]
+        else:
+            kept[case.id] = result
+    if faults:
+        return None, sorted(faults)
+    path = root / predicted.CANDIDATES / f"{model.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    (path.parent / ".gitignore").write_text("*\n", "utf-8")
+    before = _before(path, model)
+    cases_now = {k: v for k, v in before["cases"].items() if k not in none} | kept
+    none_now = {k: v for k, v in before["none"].items() if k not in kept} | none
+    predicted.write(path, document(model, cases_now, none_now))
+    return path, []
+
+
+def _before(path: Path, model: Model) -> Mapping[str, Any]:
+    """A candidate that the same model and sources made, or an empty one."""
+    new = document(model, {}, {})
+    try:
+        old = predicted.read(path).data
+    except (FileNotFoundError, GoldenError):
+        return new
+    same = all(old[name] == new[name] for name in new if name not in ("cases", "none"))
+    return old if same else new
+
+
+def verify(
+    root: Path, cases: Sequence[Case], model: Model, jobs: int, done: Done, envelope: bool
+) -> list[str]:
+    """Compute the predictions again; a line for each case that is not as it is kept.
+
+    With ``envelope`` each is judged by its derived golden too.
+    """
+    kept = predicted.read(root / predicted.FOLDER / f"{model.name}.json").data
+    faults = []
+    for case, result in _each(partial(entry, root, model.name, envelope), chosen(cases), jobs):
+        said = result if isinstance(result, str) else _apart(case, kept, result)
+        done(case, said)
+        if said:
+            faults.append(said)
+    return sorted(faults)
+
+
+def document(model: Model, cases: Mapping[str, Any], none: Mapping[str, str]) -> dict[str, Any]:
+    """The content of a file of predictions."""
+    unit = model.unit
+    describes = {
+        "unit": f"{unit.name}: steps of {unit.step}, {unit.align_bits} bits aligned, "
+                f"{unit.result_bits} kept; {unit.evidence}",
+        "silu": f"megamoe/predict/silu/{model.silu}.json, tables {model.fast} and {model.precise}",
+        "known": model.known, "assumed": model.assumed,
+    }  # fmt: skip
+    return {
+        "schema": predicted.SCHEMA, "what": predicted.WHAT, "model": model.name,
+        "accumulator": model.accumulator, "describes": describes, "generator": generator(),
+        "none": dict(none), "cases": dict(cases),
+    }  # fmt: skip
+
+
+@cache
+def generator() -> dict[str, Any]:
+    """Versions, and digests of the sources that decide predicted bits."""
+    package = Path(megamoe.__file__).parent
+    paths = sorted(p for pattern in SOURCES for p in package.glob(pattern))
+    return {
+        "megamoe": megamoe.__version__, "numpy": np.__version__,
+        "sources": {
+            str(p.relative_to(package)): hashlib.sha256(p.read_bytes()).hexdigest()[:16]
+            for p in paths
+        },
+    }  # fmt: skip
+
+
+def entry(root: Path, name: str, envelope: bool, case: Case) -> dict[str, Any]:
+    """The prediction of a case under each contract with a kernel; ``none``: why there is none.
+
+    With ``envelope`` :class:`GoldenError` where one lies outside what its class allows.
+    """
+    model = MODELS[name]
+    given = regenerate(case)
+    inputs = digest_of(given)
+    problem = rows_of(Problem(**given), case.rows)
+    ids, linears = problem.topk_ids.numpy(), Linears(model)
+    under: list[dict[str, Any]] = []
+    for revision in KERNELS:
+        if revision not in case.revisions:
+            continue
+        try:
+            found = predict(problem, model, REVISIONS[revision], linears)
+        except ValueError as fault:
+            return {"none": str(fault)}
+        if envelope:
+            _inside(root, case, revision, inputs, problem, found, model.accumulator)
+        now = predicted.under([revision], found.stages, ids, found.assumed)
+        same = [u for u in under if {**u, "contracts": []} == {**now, "contracts": []}]
+        if same:
+            same[0]["contracts"].append(revision)
+        else:
+            under.append(now)
+    return {"inputs": inputs, "under": under}
+
+
+def _inside(
+    root: Path,
+    case: Case,
+    revision: str,
+    inputs: str,
+    problem: Problem,
+    found: Predicted,
+    accumulator: str,
+) -> None:
+    golden = _golden(root, case, revision, inputs)
+    judged = judge_forward(found.stages, golden, accumulator, problem, case.rows)
+    bad = [f.text or f"{f.stage}: {f.outside} of {f.total} outside" for f in judged.findings
+           if f.bad]  # fmt: skip
+    if bad:
+        raise GoldenError(
+            f"case {case.id}: the prediction under {revision} lies outside its golden "
+            f"({bad[0]}); the model, or the bound, is wrong"
+        )
+
+
+def _golden(root: Path, case: Case, revision: str, inputs: str) -> StoredGolden:
+    return Store(root, make, REVISIONS[revision]).load(case, inputs)
+
+
+def _apart(case: Case, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    before = kept["cases"].get(case.id)
+    if "none" in now:
+        said = kept["none"].get(case.id)
+        return "" if said == now["none"] else f"case {case.id}: no prediction: {now['none']}"
+    if before is None:
+        return f"case {case.id}: it has no predicted golden; `megamoe golden predict` makes it"
+    return "" if before == dict(now) else f"case {case.id}: computed again it has other bits"
+
+
+def _each(step: Callable[[Case], Any], cases: Sequence[Case], jobs: int) -> Iterator[Any]:
+    """``(case, result or line)`` of every case, over ``jobs`` processes."""
+    guarded = partial(_guarded, step)
+    if jobs <= 1:
+        for case in cases:
+            yield case, guarded(case)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), begin, (threads,)) as pool:
+        futures = {pool.submit(guarded, case): case for case in cases}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except Exception as error:  # a worker that was killed takes its case with it
+                yield futures[future], f"case {futures[future].id}: the worker died: {error}"
+
+
+def _guarded(step: Callable[[Case], Any], case: Case) -> Any:
+    try:
+        return step(case)
+    except GoldenError as error:
+        return str(error)
+    except Exception as error:
+        return f"case {case.id}: {type(error).__name__}: {error}"
+
+
+__all__ = ["KERNELS", "chosen", "document", "entry", "generator", "record", "verify"]
