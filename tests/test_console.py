@@ -91,7 +91,9 @@ def test_an_error_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> N
 # --- a pipe that nobody reads ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [["list"], ["contract", "list"], ["contract", "show", "2026-11"]])
+@pytest.mark.parametrize(
+    "verb", [["list"], ["list", "-k", "eplb/no-tokens"], ["contract", "list"]], ids=" ".join
+)
 def test_a_closed_pipe_ends_a_verb_without_a_word(
     verb: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
