@@ -33,6 +33,7 @@ VERBS: Final = {
     "ab": ("ab", "run the same cases in two environments, bit for bit"),
     "bisect": ("bisect", "which commit, version or input moved the bits"),
     "worker": ("worker", "write the worker as one file that needs torch only"),
+    "completion": ("completion", "print a script that completes megamoe's words in a shell"),
 }
 """Verb to module of this folder and what ``--help`` says of it, in the order of ``--help``. Each
 module has ``add(commands, command)``, where ``command(commands, name, help, run)`` returns the
@@ -65,7 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+def whole_parser() -> argparse.ArgumentParser:
+    """The parser with the options of every verb; it imports all of their modules."""
+    return _parser((), whole=True)
+
+
+def _parser(given: Sequence[str], whole: bool = False) -> argparse.ArgumentParser:
     about = str(megamoe.__doc__).partition("\n")[0]
     parser = _Parser(prog="megamoe", description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"megamoe {megamoe.__version__}")
@@ -81,7 +87,10 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         made.add_argument("--golden", metavar="DIR", help="the directory golden/")
         return made
 
-    if given and given[0] in VERBS:
+    if whole:
+        for verb in VERBS:
+            _module(verb).add(commands, command)
+    elif given and given[0] in VERBS:
         _module(given[0]).add(commands, command)
     else:  # --help, --version or a mistake: names and texts are enough
         for verb, (_, text) in VERBS.items():
