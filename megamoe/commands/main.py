@@ -46,6 +46,14 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the longest verb: argparse does not count that verbs are indented."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length = max(self._action_max_length, max(map(len, VERBS)) + 4)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
@@ -73,7 +81,9 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def _parser(given: Sequence[str], whole: bool = False) -> argparse.ArgumentParser:
     about = str(megamoe.__doc__).partition("\n")[0]
-    parser = _Parser(prog="megamoe", description=about, allow_abbrev=False)
+    parser = _Parser(
+        prog="megamoe", description=about, allow_abbrev=False, formatter_class=_Help
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"megamoe {megamoe.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
