@@ -15,7 +15,7 @@ import torch
 
 import megamoe
 from megamoe.api import problems
-from megamoe.api.testing import forward_test
+from megamoe.api.testing import forward_test, judge_forward
 from megamoe.backends import eager
 from megamoe.backends.oracle import create as create_oracle
 from megamoe.golden import GoldenError
@@ -111,6 +111,21 @@ def test_a_kernel_that_writes_into_its_input_is_not_judged_by_what_it_left():
     problem.hidden_states.zero_()
     judgement = verdict(problem, forward(problem))
     assert judgement.verdict.reason.startswith("input hidden_states is not what was given")
+
+
+def test_the_fixture_fails_a_kernel_that_is_wrong_or_writes_into_its_input():
+    def writes(problem):
+        out = forward(problem)
+        problem.topk_weights.zero_()
+        return out
+
+    def wrong(problem):
+        return forward(problem)["y"] * 2
+
+    for kernel, said in ((writes, "wrote into input topk_weights"), (wrong, "FAIL forward/own-")):
+        with pytest.raises(pytest.fail.Exception, match=said):
+            judge_forward(kernel, megamoe.problem(**SMALL), accumulator=CLASS)
+    assert judge_forward(forward, megamoe.problem(**SMALL), accumulator=CLASS).ok
 
 
 def test_a_problem_that_somebody_built_is_judged_too():

@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PINS = tomllib.loads((ROOT / "toolchain.toml").read_text())["pins"]["files"]
 FOLDER = ROOT / ".github/workflows"
 FLOWS = {path.stem: YAML.YAML(typ="safe").load(path) for path in sorted(FOLDER.glob("*.yml"))}
+TEMPLATES = ROOT / ".github/ISSUE_TEMPLATE"
+FORMS = sorted(set(TEMPLATES.glob("*.yml")) - {TEMPLATES / "config.yml"})
 BUILDKITE = YAML.YAML(typ="safe").load(ROOT / "ci/buildkite.yml")["steps"]
 SHARDS = FLOWS["shards"]
 GPU_JOBS = FLOWS["gpu"]["jobs"]
@@ -58,6 +60,8 @@ def validate(schema: str, *files: Path) -> subprocess.CompletedProcess[str]:
     [
         ("github-workflows", sorted(FOLDER.glob("*.yml")), "runs-on:", "run-on:"),
         ("buildkite", [ROOT / "ci/buildkite.yml"], "parallelism: 2", "parallelism: two"),
+        ("github-issue-forms", FORMS, "type: textarea", "type: text"),
+        ("github-issue-config", [TEMPLATES / "config.yml"], "enabled: true", "enabled: perhaps"),
     ],
 )
 def test_the_files_are_what_their_schema_allows(tmp_path, schema, files, old, new):
@@ -67,6 +71,13 @@ def test_the_files_are_what_their_schema_allows(tmp_path, schema, files, old, ne
     text = next(text for text in map(Path.read_text, files) if old in text)
     wrong.write_text(text.replace(old, new))
     assert validate(schema, wrong).returncode != 0
+
+
+def test_an_issue_asks_for_the_machine_and_for_the_reduced_file():
+    for form in FORMS:
+        asked = {entry["id"]: entry for entry in YAML.YAML(typ="safe").load(form)["body"]}
+        assert asked["doctor"]["validations"]["required"]
+        assert "`megamoe reduce CASE --backend B`" in asked["reduced"]["attributes"]["description"]
 
 
 def test_a_call_gives_declared_inputs_and_all_that_are_required():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from megamoe.api.judging import Judgement, changed_input, judge
 from megamoe.api.problems import LoadedCase, problem
@@ -23,16 +24,17 @@ def judge_forward(
     forward: Forward, what: Problem | LoadedCase, *, accumulator: str,
     contract: str | None = None, device: str = "cpu",
 ) -> Judgement:  # fmt: skip
-    """Call ``forward`` once with the problem on ``device``, and fail the test if it is wrong.
+    """Call ``forward`` once with a copy of the problem on ``device``; fail the test if it is wrong.
+
+    A kernel that writes into that copy is wrong too.
 
     The other arguments are those of :func:`megamoe.judge`, and so are the errors.
     """
     __tracebackhide__ = True
     asked = what.problem if isinstance(what, LoadedCase) else what
-    given = asked.to(device)
+    given = _copy(asked).to(device)
     output = forward(given)
     if changed := changed_input(given.to("cpu").given, asked.given):
-        # On a GPU the kernel has a copy, which the judge does not see.
         pytest.fail(f"the kernel wrote into input {changed}", pytrace=False)
     judgement = judge(what, output, accumulator=accumulator, contract=contract)
     if not judgement.ok:
@@ -68,6 +70,14 @@ def forward_test(
 
     test.__doc__ = "The kernel's output is right for a problem of this shape."
     return test
+
+
+def _copy(problem: Problem) -> Problem:
+    copied: dict[str, Any] = {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in problem.given.items()
+    }
+    return Problem(**copied)
 
 
 def _id(shape: Mapping[str, Any], seed: int) -> str:

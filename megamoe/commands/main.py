@@ -42,6 +42,7 @@ VERBS: Final = {
     "bisect": ("bisect", "which commit, version or input moved the bits"),
     "confirm": ("confirm", "ask a chip what the models assume, or read what it said"),
     "worker": ("worker", "write the worker as one file that needs torch only"),
+    "completion": ("completion", "print a script that completes megamoe's words in a shell"),
 }
 """Verb to module of this folder and what ``--help`` says of it, in the order of ``--help``. Each
 module has ``add(commands, command)``, where ``command(commands, name, help, run)`` returns the
@@ -52,6 +53,14 @@ import torch, which takes two seconds."""
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the longest verb: argparse does not count that verbs are indented."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length = max(self._action_max_length, max(map(len, VERBS)) + 4)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,9 +105,16 @@ def _flushed(code: int) -> int:
     return code
 
 
-def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+def whole_parser() -> argparse.ArgumentParser:
+    """The parser with the options of every verb; it imports all of their modules."""
+    return _parser((), whole=True)
+
+
+def _parser(given: Sequence[str], whole: bool = False) -> argparse.ArgumentParser:
     about = str(megamoe.__doc__).partition("\n")[0]
-    parser = _Parser(prog="megamoe", description=about, allow_abbrev=False)
+    parser = _Parser(
+        prog="megamoe", description=about, allow_abbrev=False, formatter_class=_Help
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"megamoe {megamoe.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -112,7 +128,10 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         made.add_argument("--golden", metavar="DIR", help="the directory golden/")
         return made
 
-    if given and given[0] in VERBS:
+    if whole:
+        for verb in VERBS:
+            _module(verb).add(commands, command)
+    elif given and given[0] in VERBS:
         _module(given[0]).add(commands, command)
     else:  # --help, --version or a mistake: names and texts are enough
         for verb, (_, text) in VERBS.items():

@@ -1,0 +1,82 @@
+"""``megamoe completion``: what each shell would offer."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from megamoe.cases import KINDS
+from megamoe.commands.completion import SHELLS
+from megamoe.commands.main import VERBS, main, whole_parser
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Shell to script, made once."""
+    import contextlib
+    import io
+
+    out = {}
+    for shell in SHELLS:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main(["completion", shell]) == 0
+        out[shell] = printed.getvalue()
+    return out
+
+
+def offered(script, tmp_path, *words):
+    """What bash offers for the last of ``words``."""
+    listed = " ".join(f"'{word}'" for word in words)
+    ask = f"{script}\nCOMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _megamoe\n"
+    ask += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    command = ["bash", "--norc", "-c", ask]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_offers_what_the_parser_takes(scripts, tmp_path):
+    (tmp_path / "kernel.py").write_text("")
+    bash = scripts["bash"]
+
+    def of(*words):
+        return offered(bash, tmp_path, "megamoe", *words)
+
+    assert of("") >= {*VERBS, "--version"}
+    assert of("ch") == {"check"}
+    assert of("check", "--ba") == {"--backend"}
+    assert of("check", "--kind", "") == {*KINDS}
+    assert of("check", "--backend", "eager", "--tier", "q") == {"quick"}
+    assert of("check", "--backend", "k") == {"kernel.py"}
+    assert of("golden", "re") == {"record", "record-bits"}
+    assert {"--case", "-j"} <= of("golden", "record", "-") and "--kind" not in of("golden", "-")
+    assert of("completion", "") >= {*SHELLS}
+    assert of("list", "check", "--backe") == set()  # an option of check, and this is list
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_takes_its_script(scripts, shell):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed: its script is not tried")
+    done = subprocess.run([shell, "-n"], input=scripts[shell], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_fish_knows_each_verb_and_each_flag(scripts):
+    flags = set()
+    for action in whole_parser()._subparsers._group_actions[0].choices.values():
+        flags |= {flag for a in action._actions for flag in a.option_strings}
+    for verb in VERBS:
+        assert re.search(rf" -a {verb} -d ", scripts["fish"]), verb
+    for flag in flags:
+        kind = "l" if flag.startswith("--") else "s"
+        assert re.search(rf" -{kind} {re.escape(flag.lstrip('-'))}\b", scripts["fish"]), flag
+
+
+def test_zsh_takes_the_script_of_bash(scripts):
+    head, rest = scripts["zsh"].split("\n", 1)
+    assert "bashcompinit" in head and rest == scripts["bash"]
