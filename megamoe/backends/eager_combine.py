@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 
@@ -25,50 +25,42 @@ def combine(
     is the row of a fused shared expert, of weight 1; ``output`` (T, H) bfloat16 is added to the
     result. ``dtype`` 'fp8' quantises the rows first.
     """
-    tokens, top_k, hidden = slots.shape
-    y = torch.empty(tokens, hidden, dtype=torch.bfloat16, device=slots.device)
-    order = list(range(top_k))
+    step = max(1, _ELEMENTS_AT_ONCE // slots.shape[2])
+    parts = []
+    for first in range(0, max(1, len(slots)), step):
+        here = slice(first, first + step)
+        beside = [t if t is None else t[here] for t in (shared, output)]
+        parts.append(_combine(slots[here], live[here], weights[here], contract, dtype, *beside))
+    return torch.cat(parts)
+
+
+def _combine(
+    slots: torch.Tensor, live: torch.Tensor, weights: torch.Tensor, contract: Contract, dtype: str,
+    shared: torch.Tensor | None, output: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    """As :func:`combine`, for a few rows."""
+    order = list(range(slots.shape[1]))
     if contract.combine_order.value != "ascending-slot":
         order.reverse()
-    step = max(1, _ELEMENTS_AT_ONCE // hidden)
-    for first in range(0, tokens, step):
-        here = slice(first, first + step)
-        rows = [_Row(slots[here, k], weights[here, k] if weights is not None else None,
-                     live[here, k]) for k in order]  # fmt: skip
-        if shared is not None:
-            one = torch.ones(len(shared[here]), dtype=torch.float32, device=shared.device)
-            at = 0 if contract.shared_expert.value == "first" else top_k
-            rows.insert(at, _Row(shared[here], one, one.bool()))
-        y[here] = _sum(rows, contract, dtype).to(torch.bfloat16)
-    return y if output is None else y + output
-
-
-class _Row(NamedTuple):
-    """One summand of some tokens."""
-
-    values: torch.Tensor
-    """(T, H) bfloat16."""
-    weight: torch.Tensor | None
-    """(T,) float32."""
-    live: torch.Tensor
-    """(T,) bool: the tokens that have this summand."""
-
-
-def _sum(rows: list[_Row], contract: Contract, dtype: str) -> torch.Tensor:
-    """(T, H) float32: the summands in their order."""
+    rows = [(slots[:, k], weights[:, k, None], live[:, k, None]) for k in order]
+    if shared is not None:
+        one = torch.ones(len(shared), 1, dtype=torch.float32, device=shared.device)
+        at = 0 if contract.shared_expert.value == "first" else len(rows)
+        rows.insert(at, (shared, one, one.bool()))
     weighted = contract.routing_weight.value == "combine"
-    acc = torch.zeros_like(rows[0].values, dtype=torch.float32)
-    for row in rows:
-        at = row.live.nonzero().squeeze(-1)
-        before, values = acc[at], row.values[at]
+    acc = torch.zeros(slots.shape[0], slots.shape[2], dtype=torch.float32, device=slots.device)
+    for row, weight, takes_part in rows:
+        if not takes_part.any():
+            continue
         if dtype == "fp8":
-            acc[at] = fma(*_fp8(values, contract), before)
+            added = fma(*_fp8(row, contract), acc)
         elif weighted:
-            assert row.weight is not None
-            acc[at] = fma(values.float(), row.weight[at].unsqueeze(-1), before)
+            added = fma(row.float(), weight, acc)
         else:
-            acc[at] = before + values.float()
-    return acc
+            added = acc + row.float()
+        acc = torch.where(takes_part, added, acc)
+    y = acc.to(torch.bfloat16)
+    return y if output is None else y + output
 
 
 def _fp8(row: torch.Tensor, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,22 +85,19 @@ def prepare_megamoe_inputs(
     outputs = (x_fp8, x_sf, topk_idx_out, topk_weights_out)
     check_staging_outputs(tokens, hidden, topk_ids.shape[1], *outputs)
     step = max(1, _ELEMENTS_AT_ONCE // hidden)
-    for first in range(0, tokens, step):
-        here = slice(first, min(first + step, tokens))
-        codes, exponent = stage_rows(hidden_states[here], contract)
-        x_fp8[here].view(torch.uint8).copy_(codes)
-        x_sf[here].copy_(pack_sf(exponent))
+    parts = [_stage(some, contract) for some in hidden_states.split(step)]
+    codes, exponent = (torch.cat(part) for part in zip(*parts, strict=True))
     if is_padding is not None and contract.padding_known.value:
         topk_ids = torch.where(is_padding.unsqueeze(-1), -1, topk_ids)
         topk_weights = torch.where(is_padding.unsqueeze(-1), 0.0, topk_weights)
+    x_fp8[:tokens].view(torch.uint8).copy_(codes)
+    x_sf[:tokens].copy_(pack_sf(exponent))
     topk_idx_out[:tokens].copy_(topk_ids)
     topk_weights_out[:tokens].copy_(topk_weights)
 
 
-def stage_rows(
-    hidden_states: torch.Tensor, contract: Contract
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(T, H)`` bfloat16 to E4M3 bytes (T, H) uint8 and UE8M0 bytes (T, H/32) int32."""
+def _stage(hidden_states: torch.Tensor, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(T, H)`` bfloat16 to E4M3 bytes (T, H) uint8 and exponent bytes (T, H/32) int32."""
     groups = hidden_states.float().unflatten(-1, (-1, GROUP))
     amax = group_amax(groups, contract).clamp_min(contract.staging_amax_floor.value)
     # The division is IEEE: an approximate one moves the exponent where amax is near 448 * 2^k.
@@ -112,7 +109,8 @@ def stage_rows(
         scaled = torch.where((exponent == 255).unsqueeze(-1), groups.double() * -math.inf, scaled)
     if contract.staging_clips.value:
         scaled = torch.where(scaled.isnan(), float(E4M3_MAX), scaled)
-    return e4m3_codes(scaled, contract).flatten(-2), exponent
+    codes = e4m3_codes(scaled, contract).flatten(-2)
+    return codes, exponent
 
 
 def group_amax(groups: torch.Tensor, contract: Contract) -> torch.Tensor:
