@@ -15,7 +15,7 @@ _ELEMENTS_AT_ONCE: Final = 1 << 20
 
 
 def combine(
-    slots: torch.Tensor, live: torch.Tensor, weights: torch.Tensor, contract: Contract,
+    slots: torch.Tensor, live: torch.Tensor, weights: torch.Tensor | None, contract: Contract,
     *, shared: torch.Tensor | None = None, dtype: str = "bf16",
     output: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
@@ -29,20 +29,21 @@ def combine(
     parts = []
     for first in range(0, max(1, len(slots)), step):
         here = slice(first, first + step)
-        beside = [t if t is None else t[here] for t in (shared, output)]
-        parts.append(_combine(slots[here], live[here], weights[here], contract, dtype, *beside))
+        beside = [t if t is None else t[here] for t in (weights, shared, output)]
+        parts.append(_combine(slots[here], live[here], *beside, contract=contract, dtype=dtype))
     return torch.cat(parts)
 
 
 def _combine(
-    slots: torch.Tensor, live: torch.Tensor, weights: torch.Tensor, contract: Contract, dtype: str,
-    shared: torch.Tensor | None, output: torch.Tensor | None,
+    slots: torch.Tensor, live: torch.Tensor, weights: torch.Tensor | None,
+    shared: torch.Tensor | None, output: torch.Tensor | None, *, contract: Contract, dtype: str,
 ) -> torch.Tensor:  # fmt: skip
     """As :func:`combine`, for a few rows."""
     order = list(range(slots.shape[1]))
     if contract.combine_order.value != "ascending-slot":
         order.reverse()
-    rows = [(slots[:, k], weights[:, k, None], live[:, k, None]) for k in order]
+    rows = [(slots[:, k], weights[:, k, None] if weights is not None else None, live[:, k, None])
+            for k in order]  # fmt: skip
     if shared is not None:
         one = torch.ones(len(shared), 1, dtype=torch.float32, device=shared.device)
         at = 0 if contract.shared_expert.value == "first" else len(rows)
@@ -55,6 +56,7 @@ def _combine(
         if dtype == "fp8":
             added = fma(*_fp8(row, contract), acc)
         elif weighted:
+            assert weight is not None
             added = fma(row.float(), weight, acc)
         else:
             added = acc + row.float()
