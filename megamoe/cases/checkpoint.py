@@ -32,7 +32,7 @@ _NAME: Final = re.compile(
     r"(?:model\.)?layers\.(\d+)\.ffn\.experts\.(\d+)\.(w[123])\.(weight|scale|weight_scale)"
 )
 _ELEMENTS: Final = {False: ("I8", "U8"), True: ("F8_E8M0", "U8")}
-"""Of a weight, and of a scale."""
+"""Element types in a checkpoint's file: of a weight (False) and of a scale (True)."""
 
 Part = tuple[int, int, str, bool]
 """Layer, expert, shard, and whether it is the scale."""
@@ -40,7 +40,7 @@ Part = tuple[int, int, str, bool]
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor of the checkpoint that the recorded call did not have."""
+    """A tensor of the checkpoint that differs from the recorded call's."""
 
     name: str
     local: int
@@ -144,7 +144,7 @@ def _shards(stored: Stored, local: int) -> Iterator[tuple[str, str, torch.Tensor
 
 
 def _difference(checkpoint: Checkpoint, part: Part, ours: torch.Tensor) -> str:
-    """How many bytes differ, and the first; empty where none does."""
+    """The number of different bytes, and the first of them; empty if all are equal."""
     rows, width = ours.shape
     count, first, by_value = 0, "", part[3]
     for start, theirs in checkpoint.slices(part, (rows, width)):

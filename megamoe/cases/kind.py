@@ -45,7 +45,7 @@ class Case:
     breaks: str
     """One sentence: what is broken if this case fails."""
     seed: int
-    """Of the input streams; by default the CRC-32 of the id."""
+    """The seed of the input streams; by default the CRC-32 of the id."""
     params: Mapping[str, Any]
     """Parameters of the kind, validated; recipes pass through to :mod:`megamoe.cases.recipes`."""
     source: Path
@@ -75,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Made:
-    """What the oracle says of one case."""
+    """The oracle's result for one case."""
 
     tensors: dict[str, npt.NDArray[Any]]
     zero_freedom: bool = False
@@ -86,7 +86,8 @@ class Parts:
     """The stages of one call: plain data, since a stranger's ``replay.py`` goes by it too."""
 
     result: tuple[str, ...] = ("y",)
-    """What is returned: several as a tuple; one by itself, or with more in a mapping by name."""
+    """The outputs: several as a tuple; a single one by itself, or with others in a mapping by
+    name."""
     written: Mapping[str, str] = field(default_factory=dict)
     """Stage -> the tensor that the call writes it into."""
     rows: str = ""
@@ -109,13 +110,13 @@ class Kind:
     keys: Mapping[str, type | tuple[type, ...]]
     """Parameters that a case may have, and their types."""
     required: tuple[str, ...]
-    """Those that it must have."""
+    """The required keys."""
     inputs: Callable[[Case], dict[str, Any]]
     """The regenerated inputs by name, scalars included."""
     golden: Callable[[Case, Inputs, Sequence[str] | None, Contract], Made]
     """``golden(case, inputs, classes, contract)``: what the oracle says of them."""
     needs: str | None
-    """What a backend must offer; None where that depends on the case."""
+    """The callable that a backend must offer; None if that depends on the case."""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The values of a parameter that has a few."""
     complete: Callable[[str, Params], None] = _complete
@@ -123,17 +124,17 @@ class Kind:
     is_forward: bool = False
     """The inputs are the fields of a problem, and the golden is the whole layer's."""
     judge: Callable[[Any, Case], Verdict] | None = None
-    """``judge(runner, case)``; None: one call, by ``ask`` and ``judge_returned``. What any of them
-    raises, the runner puts in words."""
+    """``judge(runner, case)``; None: one call, by ``ask`` and ``judge_returned``. The runner puts
+    their exceptions into words."""
     ask: Callable[[Caller, Case, Inputs], Returned] | None = None
-    """One call, of which tensors come back; None where the case has no such call."""
+    """One call that returns tensors; None if the case has no such call."""
     judge_returned: Callable[..., Verdict] | None = None
     """``judge_returned(runner, case, golden, inputs, returned)``: the golden's verdict of that
     call. A property's law takes more calls than one, so it is no part of it."""
     features: Callable[[Case], tuple[str, ...]] = lambda case: ()
-    """Which of :data:`megamoe.spec.features.FEATURES` the case asks."""
+    """The features among :data:`megamoe.spec.features.FEATURES` that the case asks for."""
     parts: Parts = Parts()  # it is frozen
-    """What one call gives back, for ``ab`` and ``bisect``."""
+    """The outputs of one call, for ``ab`` and ``bisect``."""
     knows: Callable[[Case, Contract], bool] = lambda case, contract: True
     """``knows(case, contract)``: whether the contract says what the case asks for."""
     dump: Callable[[Case, Inputs, Made, Contract], dict[str, Any]] | None = oracle_tensors
@@ -172,7 +173,7 @@ def complete_distinct(where: str, params: Params) -> None:
 
 
 ONLY_CUDA: Final = "CUDA device, which a case with so many rows needs; use --device cuda"
-"""What a backend on a CPU lacks for a case with ``cuda_only``."""
+"""The reason why a backend on a CPU does not get a case with ``cuda_only``."""
 
 
 def lacks_cuda(case: Case, device: str) -> bool:

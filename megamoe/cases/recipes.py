@@ -229,7 +229,7 @@ def bf16_tensor(bits: U16) -> torch.Tensor:
 
 
 def act_of(params: Mapping[str, Any]) -> Activation:
-    """What a case has between the two products."""
+    """The activation of a case, between the two products."""
     clamp = params["clamp"]
     return Activation(
         params.get("activation", "swiglu"), None if clamp == "none" else float(clamp),

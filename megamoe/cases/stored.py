@@ -39,9 +39,9 @@ OPTIONAL: Final = (*SHARED_WEIGHTS, "shared_output")
 KIND: Final = "stored"
 """``hidden_recipe.kind`` of a case whose inputs lie in a file."""
 INPUTS: Final = "inputs"
-"""Under golden/: those files."""
+"""The folder of these files, under golden/."""
 MOST_EXPERTS: Final = 65536
-"""Of a stored problem: their ids are int64, but their weights must have addresses."""
+"""The largest number of experts of a stored problem: ids are int64, but weights need addresses."""
 SCALARS: Final = ("activation_clamp", "fast_math", "max_num_tokens", *EXTRAS)
 """Fields of a problem that are metadata of the file."""
 
@@ -52,13 +52,13 @@ class StoredError(ValueError):
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds."""
+    """The content of a file."""
 
     problem: Problem
     observed: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Stages that the recorded call itself returned, by the names of ``tensors.STAGES``."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Where it came from: plain data."""
+    """The origin of the problem, as plain data."""
 
 
 def _clamp(value: Any) -> str:
@@ -268,7 +268,7 @@ def case_of(problem: Problem, name: str, breaks: str = "", recipe: Any = None) -
 
 
 def is_stored(case: Case) -> bool:
-    """Whether the inputs of ``case`` lie in a file."""
+    """Whether the inputs of ``case`` come from a file."""
     recipe = case.params.get("hidden_recipe", {})
     return isinstance(recipe, Mapping) and recipe.get("kind") == KIND
 

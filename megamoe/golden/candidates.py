@@ -101,7 +101,7 @@ def every_golden(case: Case, given: Mapping[str, Any]) -> list[tuple[list[str], 
 
 
 def _same(made: Made, other: Made) -> bool:
-    """Whether two goldens are one, bit for bit."""
+    """Whether two goldens are equal, bit for bit."""
     return made.zero_freedom == other.zero_freedom and pack(made)[1] == pack(other)[1]
 
 
@@ -125,7 +125,7 @@ def _each(
 
 
 def _begin(threads: int) -> None:
-    """Of a process of the pool: it ends with the one that started it, which may be killed."""
+    """Set-up of a process of the pool: it ends with its parent, which may be killed."""
     torch.set_num_threads(threads)
     with suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

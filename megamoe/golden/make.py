@@ -89,7 +89,7 @@ def make(
 
 @cache
 def generator() -> dict[str, Any]:
-    """What makes goldens here: versions, and digests of the sources that decide the bits."""
+    """The generator of goldens here: versions, and digests of the sources that decide the bits."""
     package = Path(megamoe.__file__).parent
     decisive = [package / name for name in SOURCES]
     for folder in ("kinds", "oracle"):

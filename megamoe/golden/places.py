@@ -19,7 +19,7 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 
 
 def key_of(case_id: str, revision: str = "") -> str:
-    """Under which a golden is kept: its case's id; with ``@REV`` if not of the first contract."""
+    """The key of a golden: the id of its case, with ``@REV`` for a revision after the first."""
     return f"{case_id}@{revision}" if revision else case_id
 
 
@@ -40,7 +40,7 @@ def id_fault(case_id: str) -> str:
 
 
 def tensors_of(key: str) -> str:
-    """Under golden/ (or golden/candidates/): the file of a golden's tensors."""
+    """The file of a golden's tensors, relative to golden/ (or golden/candidates/)."""
     if said := key_fault(key):
         raise GoldenError(f"case {key!a}: {said}")
     return f"tensors/{key}.safetensors"

@@ -92,10 +92,10 @@ def interval(
 def key_interval(
     stage: str, form: Form, actual: Bits, low: Any, high: Any, place: Place, live: Any = None
 ) -> Finding:
-    """As :func:`interval`, with ends given as keys in the order of the form's values.
+    """:func:`interval` with ends as keys in the order of the form's values.
 
-    A key says nothing about the sign of a zero, so both zeros are key 0. NaN codes have a key
-    like any other, beyond the largest finite one.
+    A key does not hold the sign of a zero, so both zeros are key 0. NaN codes have a key like any
+    other, beyond the largest finite one.
     """
     key = form.key(actual)
     outside = (key < low) | (key > high)

@@ -35,7 +35,8 @@ COMPUTED: Final = ("l2_acts_sf", "l2_acts", "y")
 
 
 class Golden(Protocol):
-    """What the judge asks of a stored golden (:class:`megamoe.golden.store.StoredGolden`)."""
+    """The part of a stored golden (:class:`megamoe.golden.store.StoredGolden`) that the judge
+    uses."""
 
     zero_freedom: bool
     contract: Contract
@@ -46,10 +47,10 @@ class Golden(Protocol):
         """Tensors of the golden."""
 
     def get(self, name: str) -> Array:
-        """One tensor, from the store or, where that holds digests only, from the oracle."""
+        """One tensor, from the store, or from the oracle if the store holds digests only."""
 
     def matches(self, name: str, actual: Array, nan: Array) -> bool:
-        """Whether ``actual`` has the stored digests; False where there are none to compare."""
+        """Whether ``actual`` has the stored digests; False if there are no digests."""
 
     def other_rows(self, name: str, actual: Array) -> list[int] | None:
         """Rows with another digest, where a brief judgement is wanted and there are digests."""
@@ -114,7 +115,7 @@ def nan_everywhere(actual: Array, expected: Callable[[], Array]) -> bool:
 
 
 class _Places:
-    """Whose rows and slots are judged."""
+    """The rows and slots to judge."""
 
     def __init__(self, ids: Array, tokens: Sequence[int] | None) -> None:
         self.ids, self.tokens = ids, tokens
@@ -125,7 +126,7 @@ class _Places:
         return place_of(name, self.tokens, self.ids)
 
     def mask(self, name: str) -> Array | None:
-        """What of a stage is compared; None: all of it."""
+        """The part of a stage to compare; None: all of it."""
         return None if TENSORS[name].reads_masked else self.live
 
 
@@ -180,7 +181,7 @@ def observable_codes(codes: Array, sf: Array | None) -> Array:
 
 
 def of_rows(name: str, shown: Array, rows: Sequence[int], place: Place) -> Finding:
-    """What is known without the oracle: which rows have other bits."""
+    """The finding without the oracle: the rows whose digests differ."""
     tokens = [place.token(row) if "token" in place.axes else row for row in rows]
     text = f"{name}: {len(rows)} of {len(shown)} rows have other bits, the first is {tokens[0]}"
     return Finding(name, shown.size, text=f"{text}; run it alone to see the elements")

@@ -1,4 +1,4 @@
-"""What the judge says: of one tensor a finding, of one case a verdict. Plain data, JSON-able."""
+"""The judge's results as plain data: a finding for a tensor, a verdict for a case. JSON-able."""
 
 from __future__ import annotations
 
@@ -92,10 +92,11 @@ class Verdict:
     """Judgements made: bitwise, staged, end-to-end, statistic, law, error, recorded."""
     seconds: float = 0.0
     recorded: str = ""
-    """Of a forward case: matched or moved where its bits were compared with recorded ones; none,
-    other fingerprint, other inputs or other contract where not. Empty: it is of no such kind."""
+    """For a forward case, the result of the comparison with recorded bits: ``matched`` or
+    ``moved``; or why there was none: ``none``, ``other fingerprint``, ``other inputs``, ``other
+    contract``. Empty for other kinds."""
     right_under: tuple[str, ...] = ()
-    """Of a fail: contracts under which this very output is right."""
+    """For a fail, the contracts under which this same output is right."""
     by: str = ""
     """Digest of the judged backend's identity: its name, class, callables and fingerprint."""
 

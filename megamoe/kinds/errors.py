@@ -24,7 +24,7 @@ ACTIONS: Final[Mapping[str, str | None]] = {
     "finalize-sizes": None,
     "load-weight": None,
 }
-"""What a backend must offer for each wrong call."""
+"""The callables that a backend must offer, by wrong call."""
 
 
 def judge(runner: Any, case: Case) -> Verdict:

@@ -34,7 +34,7 @@ FAMILIES: Final = ("zero-freedom", "envelope")
 
 @dataclass(frozen=True)
 class Shown:
-    """What a forward showed of one case, all its tokens."""
+    """The output of a forward for one case, with all its tokens."""
 
     golden: StoredGolden
     problem: Problem
@@ -42,7 +42,7 @@ class Shown:
     """Digest of what it was given."""
     actual: Mapping[str, Any]
     fingerprint: Mapping[str, Any] | None = None
-    """Of the backend after the call: it may have compiled something."""
+    """The backend's fingerprint after the call, which may have compiled something."""
 
 
 def complete(where: str, params: Params) -> None:
@@ -73,7 +73,7 @@ def complete(where: str, params: Params) -> None:
 
 
 def _format_fault(params: Params) -> str:
-    """Why its weights have no format that is known here."""
+    """The reason why the weights' format is unknown here; empty if it is known."""
     scale = params.get("l2_activation_scale")
     if params.get("weight_format", "mxfp4") not in WEIGHT_FORMATS:
         return f"weight_format must be one of {', '.join(WEIGHT_FORMATS)}"
@@ -83,7 +83,7 @@ def _format_fault(params: Params) -> str:
 
 
 def features(case: Case) -> tuple[str, ...]:
-    """What the case asks beyond plain SwiGLU of routed experts."""
+    """The features of a case beyond plain SwiGLU of routed experts."""
     return _features(case.params)
 
 
@@ -138,7 +138,8 @@ def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
 def judge_returned(
     runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
 ) -> Verdict:
-    """By the golden, always; and by the recorded bits where they are of what runs here."""
+    """Judge by the golden in any case, and by the recorded bits if they belong to the running
+    build."""
     return judge_shown(runner, case, _shown(runner, case, golden, given, returned))
 
 

@@ -25,7 +25,7 @@ Forward = Callable[[Problem], npt.NDArray[Any]]
 PIECE: Final = 16
 """Tokens of a small batch. Each token is tried in one: another order shows in few outputs only."""
 MANY_REPLICAS: Final = 16
-"""Of each expert: so many that a kernel with a path of its own for few rows an expert takes it."""
+"""Replicas of each expert: enough to reach a kernel's own path for few rows an expert."""
 MANY_PADDING: Final = 200
 """Padding rows: so many that a kernel with a path of its own for many rows an expert takes it."""
 
@@ -159,7 +159,7 @@ def _replica_choice(problem: Problem) -> Iterator[Variant]:
 
 
 def _ep_size(problem: Problem) -> Iterator[Variant]:
-    """With more ranks or fewer an expert sits at another local index, beside other experts."""
+    """Other numbers of ranks: each expert has another local index and other neighbours."""
     count = problem.num_experts
     device = problem.topk_ids.device
     ids = problem.topk_ids

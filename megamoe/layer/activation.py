@@ -1,4 +1,4 @@
-"""What comes between the two products, as the newer face of the module is told."""
+"""The activation between the two products, as the newer face of the module takes it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
 
 
 def _attempt(call: Callable[[], Any], watched: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What the call raised, and which of ``watched`` it had written by then."""
+    """The exception of the call, and the tensors among ``watched`` that it had written by then."""
     before = {name: _bytes(tensor) for name, tensor in watched.items()}
     error: list[str] | None = None
     try:
@@ -60,7 +60,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 def _module(
     backend: Any, revision: Contract, *, tokens: int = 384, hidden: int = 128, inter: int = 128
 ) -> RoutedExperts:
-    """Of the face that the contract's vLLM has."""
+    """A small module with the face of the contract's vLLM."""
     sizes: dict[str, Any] = {
         "num_experts": 4, "num_local_experts": 4, "experts_start_idx": 0, "top_k": 2,
         "hidden_size": hidden, "intermediate_size": inter, "prefix": "layers.0.ffn.experts",

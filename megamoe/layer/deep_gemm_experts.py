@@ -201,7 +201,7 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         return self.w13_weight.device
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What was made for the backend is made again where the parameters are now."""
+        """Move the parameters; the backend's form of the weights is prepared again."""
         super()._apply(fn, recurse)
         self._packed = None
         return self
@@ -245,7 +245,7 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
 
     @property
     def shared_experts(self) -> SharedExperts | None:
-        """What the constructor was given."""
+        """The arguments of the constructor."""
         return self._shared[0]
 
 

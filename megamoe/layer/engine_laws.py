@@ -34,7 +34,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _modes(device: torch.device) -> Mapping[str, Mapping[str, AbstractContextManager[Any]]]:
-    """By law, and in it by label."""
+    """The modes of torch, by law and within a law by label."""
     kind = device.type
     return {
         "autocast": {
@@ -102,7 +102,7 @@ def _transposed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _odd_ones(tensor: torch.Tensor) -> torch.Tensor:
-    """Where an axis has one element, a stride that no new tensor has."""
+    """A copy with a stride that no new tensor has, on each axis of one element."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     strides = [step + 5 if size == 1 else step for size, step in pairs]
     return tensor.clone().as_strided(tensor.shape, strides)

@@ -152,7 +152,7 @@ class Stream:
             return function()
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What ``tensor`` holds when the stream comes to it."""
+        """The content of ``tensor`` at this point of the stream."""
         with torch.cuda.stream(self.stream):
             return tensor.clone()
 

@@ -15,7 +15,7 @@ import torch
 from megamoe.layer.checks import check_count, check_text, shown
 
 SHARDS: Final = ("w1", "w3", "w2")
-"""As the parameters have them: gate and up in w13, down in w2."""
+"""Shards in the order of the parameters: gate (w1) and up (w3) in w13, down (w2) in w2."""
 Part = tuple[int, str, bool]
 """Local expert, shard, and whether it is the scale."""
 
@@ -46,13 +46,13 @@ class Loaded:
             self.by_value.add(part)
 
     def add_all(self, w13: bool, scale: bool) -> None:
-        """One whole parameter came from a state dict."""
+        """Note one whole parameter from a state dict."""
         for local in range(self.experts):
             for shard_id in ("w1", "w3") if w13 else ("w2",):
                 self.add(local, shard_id, scale, looks_converted=False)
 
     def missing(self) -> list[Part]:
-        """What was never loaded, expert by expert."""
+        """The tensors that were never loaded, expert by expert."""
         return [part for part in self._all() if part not in self.parts]
 
     def _all(self) -> Iterator[Part]:
@@ -63,11 +63,11 @@ class Loaded:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was loaded."""
+        """Whether any tensor was loaded."""
         return bool(self.parts)
 
     def name(self, part: Part) -> str:
-        """What the checkpoint calls a tensor, and for which replica of the expert it was."""
+        """The checkpoint's name of a tensor, and the replica of the expert for which it was."""
         local, shard_id, scale = part
         physical = self.start + local
         logical = physical % self.logical

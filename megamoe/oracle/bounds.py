@@ -110,10 +110,10 @@ def _largest_partial(blocks: Blocks) -> F64:
 
 
 def _always_exact(blocks: Blocks, accumulator: Accumulator) -> npt.NDArray[np.bool_]:
-    """Where no step of the class can round, whatever the order: section Exact sums.
+    """Whether no step of the class can round, in any order: section Exact sums.
 
     All terms are multiples of q = 2**lowbit. A sum of multiples of q below 2**(f+1) * q is
-    representable with f fraction bits, and aligning to 2**E loses nothing if E - F <= lowbit.
+    representable with f fraction bits, and an alignment to 2**E loses nothing if E - F <= lowbit.
     """
     assert accumulator.result_bits is not None and accumulator.align_bits is not None
     lowbit = blocks.lowbit.min(axis=0)
@@ -187,7 +187,8 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
 
 
 def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
-    """One aligned, truncated sum a block, the running sum fed back: section Aligned blocks."""
+    """One aligned, truncated sum for each block, with the running sum as an operand: section
+    Aligned blocks."""
     assert accumulator.align_bits is not None and accumulator.result_bits is not None
     shape = blocks.low.shape[1:]
     low, high = np.zeros(shape), np.zeros(shape)

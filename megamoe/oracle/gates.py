@@ -32,7 +32,7 @@ from megamoe.spec.formats import F32, F64, U16, bf16_decode, bf16_key
 
 @dataclass(frozen=True)
 class Form:
-    """Which functions, and by which instructions."""
+    """The functions of gate and up, and the instructions that compute them."""
 
     name: str
     """'swiglu' or 'situ'."""
@@ -43,15 +43,15 @@ class Form:
     most: float | None
     """Upper bound of the gated value."""
     tanh: str
-    """Of SiTU: the contract's clause."""
+    """The clause ``situ_tanh`` of the contract, for SiTU."""
 
     def fast(self) -> Form:
-        """With approximate instructions, whose bounds hold the precise ones' too."""
+        """Whether instructions are approximate; their bounds include those of the precise ones."""
         return replace(self, division="fast")
 
 
 def form_of(act: Activation, contract: Contract) -> Form:
-    """What ``contract`` makes of an activation."""
+    """The functions of an activation under ``contract``."""
     division = "fast" if act.fast_math else contract.precise_silu.value
     most = act.clamp if act.name == "swiglustep" else None
     if act.name == "situ":
@@ -211,7 +211,7 @@ class Bounds:
 
     @classmethod
     def of(cls, low: F32, high: F32) -> Bounds:
-        """From the two tables."""
+        """The bounds from the two tables."""
         bits = np.arange(65536, dtype=np.uint16)
         number = bits[~np.isnan(bf16_values())]
         at = _position(number)

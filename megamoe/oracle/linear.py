@@ -76,7 +76,8 @@ _FIELDS, _LOWBITS = (0, 1, 2), (-1, 0, 1, 2)
 
 
 def _flags() -> U8:
-    """For each byte of two nibbles: bits 0 to 2 its fields, bits 3 to 6 its lowest bits."""
+    """A table over bytes of two nibbles: bits 0 to 2 hold the fields, bits 3 to 6 the lowest
+    bits."""
     of_nibble = np.zeros(16, np.uint8)
     for code in range(16):
         if _E2M1_FIELD[code] != NO_TERM:
@@ -150,7 +151,8 @@ class Rows:
 
 
 def is_e4m3(codes: U8, sf: npt.NDArray[Any]) -> bool:
-    """Whether weights ``(N, C)`` or ``(N, C/2)`` with scales ``(N, C/32)`` have a byte a value."""
+    """Whether weights ``(N, C)`` or ``(N, C/2)`` with scales ``(N, C/32)`` have one byte per
+    value."""
     return codes.shape[-1] == sf.shape[-1] * GROUP
 
 

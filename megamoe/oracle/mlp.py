@@ -1,4 +1,4 @@
-"""One expert: both linears and what lies between, the exact point and what each class allows."""
+"""One expert: both linears and the step between them, as an exact point and as class envelopes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CHUNK = 1 << 20
 """Block sums held at once: groups x rows x channels."""
 
 Weights = tuple[U8, U8, U8, U8]
-"""Of one expert: w13, its scales, w2, its scales."""
+"""The weights of one expert: w13, its scales, w2, its scales."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What one expert makes of some rows ``R``."""
+    """The results of one expert for some rows ``R``."""
 
     sums: F64
     """(R, 2I) exact sums of linear 1."""
@@ -42,14 +42,14 @@ class Made:
     """(R, H) bfloat16 bits."""
     acts: Mapping[str, swiglu.Activations]
     ends: Mapping[str, tuple[U16, U16]]
-    """By accumulator class: what it allows of the activations and of the row."""
+    """The envelope of the activations and of the row, by accumulator class."""
     leaves_fp32: Mapping[str, bool]
-    """By accumulator class: a finite sum has an end that is infinite."""
+    """Whether a finite sum has an infinite end, by accumulator class."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What holds for every row of a call."""
+    """The data that all rows of a call share."""
 
     act: Activation
     classes: list[Accumulator]

@@ -62,10 +62,10 @@ class Operand:
 
     @classmethod
     def between(cls, low: F32, high: F32, rule: Requantise) -> Operand:
-        """What activations from ``low`` to ``high`` may become.
+        """The codes and scale bytes that activations from ``low`` to ``high`` may become.
 
-        For each scale byte of a group that is possible, a code rises with its activation: the hull
-        over these bytes.
+        For one scale byte, a code rises with its activation. The result is the hull over all
+        possible bytes of a group.
         """
         near = np.where((low <= 0) & (high >= 0), np.float32(0), np.fmin(np.abs(low), np.abs(high)))
         first, last = rule.bytes_of(near), rule.bytes_of(np.maximum(np.abs(low), np.abs(high)))
@@ -156,7 +156,7 @@ class Expert:
 
     @classmethod
     def of(cls, problem: Problem, at: int) -> Expert:
-        """From the checkpoint's form. ``ValueError`` for a scale or a factor that is none."""
+        """Decode the checkpoint's form. ``ValueError`` for an invalid scale or factor."""
         factors = [float(t[at]) for t in problem.expert_factors.values()]
         alpha = np.float32(factors[1]) * np.float32(problem.l2_activation_scale)
         if not all(0 < f < np.inf for f in (*factors, float(alpha))):
@@ -171,7 +171,7 @@ class Expert:
         return cls(numbers[0], numbers[1], np.float32(factors[0]), alpha)
 
     def factor(self, x_scale: F32) -> F32:
-        """Of linear 1's accumulators, ``(R, 1)``; infinite for an infinite row only."""
+        """The factor of linear 1's accumulators, ``(R, 1)``; infinite for an infinite row only."""
         with np.errstate(over="ignore"):
             factor = x_scale * self.factor_13
         if (np.isinf(factor) & np.isfinite(x_scale)).any():
@@ -181,7 +181,7 @@ class Expert:
 
 @dataclass(frozen=True)
 class Layer:
-    """What holds for every row of a call."""
+    """The data that all rows of a call share."""
 
     act: Activation
     rule: Requantise

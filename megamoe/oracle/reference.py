@@ -40,7 +40,7 @@ class ForwardGolden:
     sf: U8
     """(T, K, I/32) UE8M0 bytes."""
     envelopes: Mapping[str, Envelope] = field(default_factory=dict)
-    """By accumulator class; empty for a zero-freedom golden read back from the store."""
+    """The envelopes by accumulator class; empty for a zero-freedom golden from the store."""
     why: tuple[str, ...] = ()
     """Reasons why the case leaves freedom; empty if and only if it was proven to leave none."""
     only_y: bool = False
@@ -143,7 +143,8 @@ def forward(
 
 
 def _why(found: ForwardGolden, leaves: Collection[str]) -> tuple[str, ...]:
-    """What leaves freedom, a line each; ``leaves``: classes in which a sum may leave fp32."""
+    """The places that leave freedom, a line each; ``leaves``: classes in which a sum may leave
+    fp32."""
     why = [
         f"{name}: a sum may leave fp32 although the exact one does not" for name in sorted(leaves)
     ]
@@ -262,7 +263,7 @@ class _Arrays:
         return self.w13[expert], self.w13_sf[expert], self.w2[expert], self.w2_sf[expert]
 
     def combine(self, problem: Problem, contract: Contract) -> Combine:
-        """How its slot rows are combined."""
+        """The combine of its slot rows."""
         return Combine(
             self.topk_ids >= 0, self.topk_weights, contract, problem.combine_dtype, self.output
         )
@@ -270,7 +271,7 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class _Collected:
-    """What one class allows, filled in expert by expert."""
+    """The envelope of one class, filled in expert by expert."""
 
     rows_lo: U16
     rows_hi: U16

@@ -48,13 +48,13 @@ QUOTIENT = (4.0, 25.0)
 
 @cache
 def gate_function(division: str, alpha: float, beta: float, form: str) -> Function:
-    """What the gate becomes, ``alpha * tanh(g / alpha) * sigmoid(g)``."""
+    """The gate's function, ``alpha * tanh(g / alpha) * sigmoid(g)``."""
     return _function(_gate, division, alpha, beta, form)
 
 
 @cache
 def up_function(division: str, alpha: float, beta: float, form: str) -> Function:
-    """What up becomes, ``beta * tanh(u / beta)``."""
+    """The up projection's function, ``beta * tanh(u / beta)``."""
     return _function(_up, division, alpha, beta, form)
 
 

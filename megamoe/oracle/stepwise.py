@@ -135,7 +135,8 @@ def _weights(packed: U8) -> tuple[F32, I8, I8]:
 
 
 def _step(products: F32, field: I8, scale: F64, running: F64, accumulator: Accumulator) -> F64:
-    """One aligned sum. ``products`` ``(R, 32, N)`` without scale; the rest ``(R, N)``."""
+    """One aligned sum of ``products`` ``(R, 32, N)`` without scale; the other tensors are ``(R,
+    N)``."""
     assert accumulator.align_bits is not None and accumulator.result_bits is not None
     whole = np.nan_to_num(scale)
     aligned = np.maximum(np.where(field > _NO_TERM // 2, field + whole, ZERO_FIELD), ZERO_FIELD)

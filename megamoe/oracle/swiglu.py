@@ -99,7 +99,7 @@ class Activations:
     high: F32
     contract: Contract
     nan: npt.NDArray[np.bool_] | None = None
-    """None: nowhere but where both ends are."""
+    """Elements that may be NaN; None: only elements whose ends are both NaN."""
 
     def exponents(self) -> tuple[U8, U8]:
         """Lowest and highest UE8M0 byte per group, ``(R, I/32)``."""

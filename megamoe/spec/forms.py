@@ -1,7 +1,7 @@
-"""How the judge reads bits: which are NaN, how values order, how one is written.
+"""The judge's reading of bits: which are NaN, the order of values, and their notation.
 
-A *form* is the meaning of an unsigned or signed integer array. The order of values gives a
-distance in units in the last place, the only size of an error that needs no tolerance.
+A *form* is the meaning of an unsigned or signed integer array. The order of values gives a distance
+in units in the last place, the only size of an error that needs no tolerance.
 """
 
 from __future__ import annotations
