@@ -144,7 +144,7 @@ def cases() -> list[Case]:
 
 
 def reds(subject: Subject, tried: list[Case]) -> dict[str, list[str]]:
-    """By claim: the cases in which the y of ``subject`` lies outside."""
+    """The cases in which the y of ``subject`` lies outside, by claim."""
     out: dict[str, list[str]] = {name: [] for name in ACCUMULATORS}
     for case in tried:
         problem = forward_problem(case)

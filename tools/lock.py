@@ -28,8 +28,8 @@ TOOLCHAIN = tomllib.loads((ROOT / "toolchain.toml").read_text())
 TORCH = TOOLCHAIN["locked"]["torch"]
 PYTHON = TOOLCHAIN["python"]["locked"][0]
 GPU_ONLY = re.compile(r"(nvidia-|cuda-)")
-"""What a CPU build of torch does not want. Triton stays: its interpreter and its compiler test the
-kernels without a GPU."""
+"""Packages that a CPU build of torch does not need. Triton stays: its interpreter and its compiler
+test the kernels without a GPU."""
 
 Blocks = dict[str, str]
 """Normalised package name -> its requirement line with the hash lines below it."""

@@ -46,13 +46,13 @@ from megamoe.spec.contract import BASE
 from megamoe.spec.problem import Problem
 
 Tally = Counter[tuple[str, str]]
-"""By accumulator class and what is counted."""
+"""Counts by accumulator class and by subject."""
 COLUMNS = ("kernels", "cases", "forwards", "outputs", "codes", "outside", "no member")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one case gave."""
+    """The results of one case."""
 
     case: str
     tally: Tally

@@ -46,7 +46,7 @@ extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int 
 }
 """
 HIDDEN, INTER, EXPERTS, TOP_K, TOKENS = 1024, 512, 4, 3, 33
-"""Of one rank; EXPERTS on each."""
+"""The sizes on one rank; each rank has EXPERTS experts."""
 
 
 def main() -> int:

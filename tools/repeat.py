@@ -39,7 +39,7 @@ Digests = dict[str, dict[str, str]]
 
 
 def digests(backend_spec: str, device: str, ids: Sequence[str]) -> Digests:
-    """What the backend returns for each case, as digests."""
+    """The outputs of the backend for each case, as digests."""
     backend = load_backend(backend_spec, device)
     cases = {case.id: case for case in load_cases()}
     found: Digests = {}

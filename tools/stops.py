@@ -37,19 +37,19 @@ MARK: Final = "STOPTEST"
 
 @dataclass
 class Run:
-    """What one stopped run did and left."""
+    """The behaviour and the files of one stopped run."""
 
     number: signal.Signals | None
     after: float
     code: int
     output: str
     statuses: Counter[str] | None = None
-    """Of the cases in the JSON report; None where there is none."""
+    """The cases in the JSON report; None if there is no report."""
     wrong: list[str] = field(default_factory=list)
 
     @property
     def outcome(self) -> str:
-        """How it ended, in words for a table."""
+        """The end of the run, in words for a table."""
         if self.number is not None and self.code == -self.number:
             return f"ended by {self.number.name}"
         return f"exit {self.code}"
@@ -147,7 +147,7 @@ def _heed_signals() -> None:
 
 
 def _look(done: Run, made: Path, junit: Path) -> list[str]:
-    """What is wrong with the exit status and the reports."""
+    """The faults of the exit status and of the reports."""
     wrong = []
     for path in made.parent.glob(".megamoe-*"):
         wrong.append(f"half a file left: {path.name}")

@@ -67,7 +67,7 @@ def locks(root: Path, table: Table) -> Iterator[str]:
 
 
 def project(root: Path, table: Table) -> Iterator[str]:
-    """What pyproject.toml asks for is what the locks hold."""
+    """Check that the locks hold the packages of pyproject.toml."""
     config = _toml(root, "pyproject.toml")["project"]
     locked = locked_versions(root)
     extras = [need for extra in config["optional-dependencies"].values() for need in extra]
@@ -216,7 +216,7 @@ def _prefix_of(revision: str, full: str) -> bool:
 
 
 def _prefix(version: str, full: str) -> bool:
-    """Whether ``version`` is ``full`` or leaves out its last numbers: 3.6 of 3.6.0."""
+    """Whether ``version`` equals ``full`` or omits its last numbers: 3.6 for 3.6.0."""
     return f"{full}.".startswith(f"{version}.")
 
 

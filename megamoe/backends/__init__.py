@@ -60,7 +60,7 @@ def load_backend(spec: str, device: str | torch.device = "cpu", contract: str = 
 
 
 def factory_of(name: str) -> Any:
-    """What makes the backend of that name, or the backend itself where it is an object."""
+    """The factory of the backend with that name, or the backend itself if it is an object."""
     if name in BUILT_IN:
         return importlib.import_module(BUILT_IN[name]).create
     return _entry_point(name).load()

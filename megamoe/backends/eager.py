@@ -190,7 +190,8 @@ def linear(
 def _linear_e4m3(
     codes: torch.Tensor, sf: torch.Tensor, weight: torch.Tensor, weight_sf: torch.Tensor
 ) -> torch.Tensor:
-    """As :func:`linear`: 32 products of two E4M3 values need 41 bits, so float64 sums exactly."""
+    """:func:`linear` for E4M3 weights: 32 products of two E4M3 values need 41 bits, so float64 sums
+    exactly."""
     table, groups = _e4m3_table(codes.device).double(), sf.shape[1]
     x = table[codes.int()].view(len(codes), groups, GROUP).transpose(0, 1)
     w = table[weight.int()].view(len(weight), groups, GROUP).permute(1, 2, 0)

@@ -42,7 +42,8 @@ class Kernel:
     """The class it is a member of."""
     linear: Linear
     silu: str = "mixed"
-    """Where in its documented error each instruction of silu lies: low, high, none or mixed."""
+    """The error of each instruction of silu, within its documented bound: low, high, none or
+    mixed."""
 
 
 def to_fp32(value: F64, rounding: str, rng: Rng) -> F64:

@@ -1,4 +1,4 @@
-"""One benchmark run: a row for each thing timed, as it is timed."""
+"""One benchmark run: it prints and saves each row as soon as the row is measured."""
 
 from __future__ import annotations
 

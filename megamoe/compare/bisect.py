@@ -241,7 +241,7 @@ def _what_moved(report: dict[str, Any], moved: dict[str, dict[str, stages.Moved]
 
 
 def headline(report: dict[str, Any]) -> str:
-    """One line: who, what moved, how sure."""
+    """A line with the first bad step, the bits that moved, and the certainty."""
     walked = f"{report['builds']} builds for {report['range']} candidates"
     if report["first_bad"] is None:
         names = ", ".join(_name(r) for r in report["suspects"][:6])

@@ -57,12 +57,12 @@ class NotOffered(NoAnswer):
 
 @dataclass(frozen=True)
 class Answer:
-    """What one side gave back of one case."""
+    """The output of one side for one case."""
 
     bits: dict[str, Array]
     digests: dict[str, str]
     returned: Returned
-    """As the suite's judge takes it."""
+    """The same as the suite's judge takes it."""
 
 
 class Running:
@@ -89,7 +89,7 @@ class Running:
 
     @property
     def identity(self) -> Identity:
-        """What the backend said of itself at the start."""
+        """The backend's identity at the start."""
         if self._identity is None:
             self.greet()
         assert self._identity is not None

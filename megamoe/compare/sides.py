@@ -1,7 +1,7 @@
-"""What one side of a comparison runs in: parsed from one word, made ready, never guessed.
+"""The environment of one side of a comparison: parsed from one word, prepared, never guessed.
 
 A side is a Python interpreter, a virtual environment, a requirement, a git revision, a flake with
-one input overridden, or ``this``: the running interpreter with megamoe as it lies on the disk.
+one input overridden, or ``this``: the running interpreter with megamoe in its state on the disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import megamoe
 from megamoe.compare import disk
 
 HOME: Final = Path(megamoe.__file__).resolve().parent.parent
-"""Where this megamoe is imported from; a side without one of its own uses it."""
+"""The folder from which this megamoe is imported; a side without a megamoe of its own uses it."""
 
 KINDS: Final = ("this", "python", "venv", "requirement", "git", "flake")
 _REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*(===?|~=|!=|<=?|>=?|@).+")
@@ -45,15 +45,15 @@ class CannotStart(ValueError):
 
 @dataclass(frozen=True)
 class Side:
-    """One environment, not yet made."""
+    """One environment before its creation."""
 
     kind: str
     text: str
-    """As it was asked for."""
+    """The word of the user."""
     target: str
     """Interpreter, directory, requirements, revision, or INPUT=URL."""
     repo: Path | None = None
-    """Of a git revision: the checkout; of a flake: its directory."""
+    """The checkout of a git revision, or the directory of a flake."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,16 @@ class Ready:
     """An environment that can be started."""
 
     argv: tuple[str, ...]
-    """What ends in a Python interpreter; the script follows. Words before that enter the
-    environment, and a command takes the interpreter's place."""
+    """A command that ends in a Python interpreter; the script follows.
+
+    Words before the interpreter enter the environment. Another command can take the interpreter's
+    place.
+    """
     front: tuple[str, ...] = ()
     """Put first on the import path."""
     cwd: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    """What a person needs to know of it: a commit, versions."""
+    """Information for a person: a commit, versions."""
 
 
 def parse(text: str, repo: Path | None = None) -> Side:
@@ -139,7 +142,7 @@ def ready(
 
 @dataclass(frozen=True)
 class Options:
-    """How sides are made."""
+    """The creation of sides."""
 
     python: str | None = None
     """Interpreter of git and requirement sides; a relative path counts from the tree."""
@@ -229,7 +232,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def git(home: Path, *arguments: str, check: bool = True) -> str:
-    """What git says, without hooks. Raises :class:`CannotStart` with git's last line."""
+    """The output of git, without hooks. Raises :class:`CannotStart` with git's last line."""
     command = ["git", "-C", str(home), "-c", "core.hooksPath=/dev/null",
                "-c", "advice.detachedHead=false", *arguments]  # fmt: skip
     try:

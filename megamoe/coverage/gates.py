@@ -1,4 +1,4 @@
-"""Where a gate lies on silu, on which side of the clamp, and which numbers are special."""
+"""Classes of gates: the region of silu, the side of the clamp, and special numbers."""
 
 from __future__ import annotations
 

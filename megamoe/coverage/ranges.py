@@ -64,7 +64,7 @@ class Bands:
     """Whole numbers from ``firsts[0]`` on, by the band that they lie in."""
 
     firsts: tuple[int, ...]
-    """Of each band, ascending."""
+    """The first number of each band, ascending."""
 
     @property
     def classes(self) -> list[str]:

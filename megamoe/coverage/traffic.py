@@ -1,4 +1,4 @@
-"""What somebody's captured calls enter and the suite does not."""
+"""The classes that captured calls enter and the suite does not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def files(folder: Path) -> list[Path]:
 
 
 def count(paths: Sequence[Path], contract: Contract, done: Callable[[Path], None]) -> Seen:
-    """What the calls of these files enter. What is no stored problem is a ``ValueError``."""
+    """The classes that the calls of these files enter. ``ValueError`` for a file that is no stored
+    problem."""
     out = Seen()
     for path in paths:
         out.add(path.name, entered_by(load(path).problem, contract))

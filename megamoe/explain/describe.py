@@ -175,7 +175,7 @@ def _combine(life: Life, at: int) -> list[Plain]:
 
 
 def _why(life: Life, at: int, top: int) -> Plain:
-    """What made the interval of ``y`` as wide as it is."""
+    """The causes of the width of the interval of ``y``."""
     ulps = int(bf16_key(life.y_high[at : at + 1])[0]) - int(bf16_key(life.y_low[at : at + 1])[0])
     parts: list[Plain] = []
     for slot in life.slots:

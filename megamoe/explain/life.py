@@ -48,7 +48,7 @@ class Down:
     exact: F64
     low: F64
     high: F64
-    """What the class allows."""
+    """The envelope of the class."""
     fixed_low: F64
     fixed_high: F64
     """The same if every code were the reference's: what accumulation alone allows."""
@@ -291,7 +291,7 @@ def down_blocks(codes: U8, exponent: U8, packed: U8, sf: U8) -> tuple[Blocks, F6
 
 
 def down_ends(codes: U8, exponent: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F64, F64]:
-    """What the class allows of the sums of linear 2, ``(n,)``, from ``(I,)`` known codes."""
+    """The envelope of the sums of linear 2, ``(n,)``, from ``(I,)`` known codes."""
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes[None], exponent[None], packed, sf)
         rows, columns = Rows.of(codes[None], exponent[None]), Columns.of(packed, sf)

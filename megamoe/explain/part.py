@@ -1,7 +1,7 @@
-"""Where an output that somebody got leaves the life that it should have had.
+"""The place where an output departs from its life.
 
-Step by step where stages are shown: each is held to what the class allows, given the one before it
-as it really was. Where a stage is outside, the catalogue of deviations of that step is tried.
+Each step between two stages is judged by what the class allows for the earlier stage of the output
+itself. For a stage outside, the catalogue of deviations of that step is tried.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def _acts_stages(life: Life, by_slot: Bools, follows: str) -> list[Plain]:
 
 
 def _y_interval(life: Life, shown: _Shown) -> tuple[U16, U16, bool]:
-    """What ``y`` may be: given the codes that were shown, unless it follows from the right ones."""
+    """The envelope of ``y``: from the output's own codes, unless it follows from the right
+    codes."""
     if shown.acts is None:
         return life.y_low, life.y_high, False
     low, high = {}, {}

@@ -39,7 +39,7 @@ _POWERS: Final = np.exp2(np.arange(-_REACH, _REACH + 1, dtype=np.float64))
 
 
 def outside(y: U16, low: U16, high: U16) -> Bools:
-    """As the judge has it: inclusive, NaN only where NaN is expected."""
+    """The judge's rule: inclusive ends, NaN only where NaN is expected."""
     nan = BF16.is_nan(low)
     inside = (bf16_key(y) >= bf16_key(low)) & (bf16_key(y) <= bf16_key(high)) & ~BF16.is_nan(y)
     only_zero = (bf16_key(low) == 0) & (bf16_key(high) == 0)
@@ -72,7 +72,8 @@ class Points:
         return wrong
 
     def _outside_points(self, points: list[U16], y: U16) -> Bools:
-        """As far from a prediction as the contract's ``y`` may be from its own."""
+        """The elements of ``y`` further from each prediction than the contract's ``y`` may be from
+        its own."""
         life, value = self.life, [_wide(p) for p in points]
         own = _wide(life.y)
         size = [np.sqrt(np.nanmean(np.square(v))) if np.isfinite(v).any() else 0.0

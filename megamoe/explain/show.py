@@ -190,7 +190,7 @@ def _actual(actual: Plain, console: Console) -> None:
 
 
 def explanation(explained: Plain) -> list[str]:
-    """What explains the values of one step that are outside, in lines."""
+    """The explanation of the wrong values of one step, in lines."""
     lines = _explanation(explained)
     if explained["not_tried"]:
         lines.append(

@@ -25,7 +25,7 @@ from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 
 _WORDS_AT_ONCE: Final = 1 << 15
-"""Of 8 bytes: a part of the stream that fits in a second-level cache."""
+"""Words of 8 bytes: a part of the stream that fits in a second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Token:
     experts: int
     act: Activation
     dtype: str = "bf16"
-    """In which slot rows reach the combine."""
+    """The format of slot rows in the combine."""
     output: U16 | None = None
     """(H,) bfloat16 bits that are added in the end."""
 
@@ -104,7 +104,7 @@ class FromProblem:
 
 
 class FromCase:
-    """Made from a case's recipe, only what is asked for. For plain SwiGLU of routed experts."""
+    """Operands from a case's recipe, computed on demand. For plain SwiGLU of routed experts."""
 
     @staticmethod
     def can_make(case: Case) -> bool:

@@ -207,8 +207,8 @@ def reached(seen: Seen) -> tuple[int, ...]:
 def leaves_bf16(seen: Seen) -> bool:
     """Whether an operand of a product, with its scale factor, is no bfloat16 number.
 
-    A kernel of class ``fp32`` or ``fp32-ordered`` may fold a scale factor into its operand as long
-    as that is exact (``docs/numerics.md``, 3.0); elsewhere such a kernel is of no class.
+    A kernel of class ``fp32`` or ``fp32-ordered`` may fold a scale factor into its operand if that
+    is exact (``docs/numerics.md``, 3.0). Elsewhere such a kernel belongs to no class.
     """
     p = seen.problem
     if p.is_nvfp4:

@@ -26,7 +26,8 @@ _STEPS = (
     ("guess", steps.guess), ("I", steps.intermediate), ("H", steps.hidden),
     ("slots", steps.slots), ("experts", steps.experts), ("tokens", steps.tokens),
 )  # fmt: skip
-"""Where several slots or experts are needed, a try costs least once I and H are small."""
+"""The order of the steps. If several slots or experts are needed, a try costs least once I and H
+are small."""
 
 
 def reduce(

@@ -1,4 +1,4 @@
-"""What is taken away from a failing problem: tokens, slots, experts, blocks of I and H, values."""
+"""The steps of a reduction: tokens, slots, experts, blocks of I and H, values."""
 
 from __future__ import annotations
 

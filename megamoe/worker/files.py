@@ -35,7 +35,7 @@ class Sent:
     places: Mapping[str, tuple[str, list[int], int]]
     own: Tensors
     used: Mapping[str, list[int]]
-    """Of a tensor of which only some rows are written: which. The others are zeros."""
+    """For a tensor with only some rows in the file: these rows. All others are zeros."""
 
     def changed(self) -> list[str]:
         """Names of tensors of which the file no longer holds the judge's bytes."""
@@ -43,7 +43,7 @@ class Sent:
             return [name for name in self.own if not self._same(file, name)]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """What the file holds of one tensor now, as a copy."""
+        """A copy of the present content of one tensor in the file."""
         kind, shape, offset = self.places[name]
         own = self.own[name]
         with opened(self.path) as file:

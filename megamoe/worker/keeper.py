@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any, Final
 
 MARK: Final = b"@megamoe "
-"""Of a worker's answers, as in ``serve.py``, which needs torch and so cannot be imported here."""
+"""The prefix of a worker's answers, as in ``serve.py``, which needs torch and so cannot be imported
+here."""
 LONGEST: Final = 4 << 20
 """Bytes of one answer; a longer line is no answer."""
 TAIL: Final = 4096
@@ -42,19 +43,19 @@ IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
 class Keeper:
-    """One worker at a time, and everything it starts."""
+    """One worker at a time, with all processes that it starts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.worker: subprocess.Popen[bytes] | None = None
         self.tail = b""
         self.lines: dict[int, bytes] = {0: b""}
-        """Of each descriptor that brings lines: what came after the last newline."""
+        """The unfinished line of each descriptor: the bytes after the last newline."""
         self.selector = selectors.DefaultSelector()
         self.selector.register(0, selectors.EVENT_READ, self._asked)
 
     def run(self) -> None:
-        """Until standard input ends."""
+        """Serve until standard input ends."""
         _tell({"folder": str(self.folder)})
         with suppress(EOFError, BrokenPipeError):
             while True:
@@ -188,10 +189,10 @@ class Keeper:
 
 
 def _has_children() -> bool:
-    """Whether a process is left, after the dead ones are collected.
+    """Collect dead processes, and say whether a process is left.
 
     The kernel gives every orphan to this process, so without a child there is no descendant.
-    ``/proc`` cannot prove that: a process that starts while it is read is in no list.
+    ``/proc`` cannot prove that: a process that starts during the reading is in no list.
     """
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:

@@ -31,7 +31,8 @@ class Ended(Exception):
 
 
 class Link:
-    """One keeper, which makes the folder: so no folder is ever without somebody to remove it."""
+    """The connection to one keeper, which creates the folder. So no folder lacks a process that
+    removes it."""
 
     def __init__(self) -> None:
         """Raises :class:`WorkerError` where there is no folder to be had."""
@@ -74,7 +75,7 @@ class Link:
                         return reply
 
     def is_alive(self) -> bool:
-        """Whether the worker's process is."""
+        """Whether the worker's process is alive."""
         with suppress(Ended, TimeoutError):
             self.tell({"poll": True})
             until = time.monotonic() + PROMPT

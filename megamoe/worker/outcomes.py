@@ -1,4 +1,4 @@
-"""What keeps a call from giving something to judge, each with the sentence that a person reads."""
+"""The reasons why a call gives nothing to judge, each with the sentence for a person."""
 
 from __future__ import annotations
 

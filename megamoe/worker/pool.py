@@ -27,7 +27,7 @@ from megamoe.worker.session import Identity, Launch, Reply, WorkerError
 
 @dataclass(frozen=True)
 class Address:
-    """Where a pool listens, and what a judge must know of its backend. It can be pickled."""
+    """The address of a pool, and the data that a judge needs of its backend. It can be pickled."""
 
     name: str
     key: bytes
@@ -35,7 +35,7 @@ class Address:
     folder: Path
 
     def packed(self) -> str:
-        """As text, for pytest-xdist, which passes no objects."""
+        """The same as text, for pytest-xdist, which passes no objects."""
         return base64.b64encode(pickle.dumps(self)).decode()
 
     @staticmethod
@@ -129,7 +129,8 @@ class Shared:
         return self._address.folder
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
-        """As :meth:`megamoe.worker.session.Session.ask`, without the wait for a free worker."""
+        """See :meth:`megamoe.worker.session.Session.ask`; the wait for a free worker does not
+        count."""
         try:
             self._connection.send((dict(request), seconds))
             reply: Reply = self._connection.recv()

@@ -109,7 +109,7 @@ def create(found: Any, device: Any, contract: str = AUTO) -> Any:
 
 
 def identity(backend: Any) -> dict[str, Any]:
-    """What the backend says of itself, and must say again after every call."""
+    """The backend's description of itself, which it must repeat after every call."""
     said = {name: getattr(backend, name, None) for name in ("name", "accumulator")}
     one = getattr(backend, "contract", None)
     computes = getattr(backend, "contracts", one if isinstance(one, str) else None)
@@ -160,7 +160,8 @@ class Served:
         """A file that the next request names again is given as the same tensors."""
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What was returned, or why nothing was; and what the backend says of itself now."""
+        """The result of the call or the reason why there is none, and the backend's present
+        identity."""
         try:
             reply = self._called(request)
         except BaseException as error:  # sys.exit and KeyboardInterrupt are a backend's too
@@ -220,7 +221,8 @@ class Served:
         return given | self.tensors.filled(request.get("blank", {}), POISON, self.device)
 
     def _lost(self) -> str:
-        """Why this process is of no further use. A CUDA error comes back at every call."""
+        """The reason why this process is of no further use; empty if it is. A CUDA error comes back
+        at every call."""
         try:
             usable = getattr(self.backend, "usable", None)
             if callable(usable) and not usable():

@@ -1,4 +1,4 @@
-"""What a call must leave as it was. Part of ``serve.py``: needs Python 3.10 and torch only."""
+"""The state that a call must not change. Part of ``serve.py``: needs Python 3.10 and torch only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class State:
         }  # fmt: skip
 
     def now(self) -> dict[str, Any]:
-        """By name; raises ``OSError`` where a folder or a descriptor is gone."""
+        """The state by name; raises ``OSError`` if a folder or a descriptor is gone."""
         one, bit = 1.0, 2.0**-53
         return {
             "working directory": os.getcwd(),  # noqa: PTH109

@@ -13,7 +13,7 @@ import torch
 
 ALIGN = 64  # of every tensor in a file, in bytes
 Place = tuple[str, list[int], int]
-"""Of a tensor in a file: torch's name of the dtype, the shape, the offset in bytes."""
+"""The place of a tensor in a file: torch's name of the dtype, the shape, the offset in bytes."""
 
 
 def read_tensors(path: str, places: Mapping[str, Place]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def read_tensors(path: str, places: Mapping[str, Place]) -> dict[str, Any]:
 def moved_tensors(
     path: str, places: Mapping[str, Place], used: Mapping[str, list[int]], device: str
 ) -> dict[str, Any]:
-    """One file on the device. Of a tensor in ``used`` all rows but those are zeros."""
+    """The tensors of one file on the device. For a tensor in ``used``, all other rows are zeros."""
     tensors = read_tensors(path, places)
     if device == "cpu":
         return tensors
