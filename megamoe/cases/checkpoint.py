@@ -53,10 +53,10 @@ class Difference:
 
 
 class Checkpoint:
-    """The expert tensors of a folder of safetensors files, by what their names say.
+    """The expert tensors of a folder of safetensors files, by their names.
 
-    With the index of Hugging Face it says where they are; without it every file is asked.
-    :class:`StoredError` for a folder that holds none.
+    The index of Hugging Face says which file holds which tensor; without it every file is opened.
+    :class:`StoredError` for a folder without expert tensors.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -32,7 +32,7 @@ def key(*labels: int) -> int:
 
 
 _AT_ONCE = 1 << 13
-"""Words made at a time: both arrays stay in a first- or second-level cache. Decides no bit."""
+"""Words per chunk: both arrays stay in a first- or second-level cache. Decides no bit."""
 
 
 def words(stream: int, count: int, start: int = 0) -> U64:

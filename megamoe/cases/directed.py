@@ -1,4 +1,4 @@
-"""Weights that make a few chosen activations and a few chosen sums: recipe kind ``directed``.
+"""Weights for a few chosen activations and a few chosen sums: recipe kind ``directed``.
 
 For cases in which two ways to compute end in different bits. Token ``t`` must be a hidden value
 of 1 in channel ``32 * t`` and zeros elsewhere, or 1 and 1/8 in the channel after it. Then its gates

@@ -1,7 +1,7 @@
-"""A case, and its kind: one record, in a module of its own under :mod:`megamoe.kinds`.
+"""A case and its kind: one record, in a module of its own under :mod:`megamoe.kinds`.
 
-Those who read cases, make goldens or judge ask :func:`kind_of`, which imports the module then; so
-the record may use all of them.
+Code that reads cases, computes goldens or judges calls :func:`kind_of`, which imports the module at
+that time. So the record may use all of these rooms.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Case:
 
     @property
     def revisions(self) -> list[str]:
-        """Contracts that know what the case asks for; its golden is stored under the first."""
+        """Contracts that have rules for the whole case; its golden is stored under the first."""
         return [
             name for name, contract in REVISIONS.items() if kind_of(self.kind).knows(self, contract)
         ]
@@ -91,7 +91,7 @@ class Parts:
     written: Mapping[str, str] = field(default_factory=dict)
     """Stage -> the tensor that the call writes it into."""
     rows: str = ""
-    """The input whose rows are the batch; what is written beyond them is the stage ``beyond``."""
+    """The input whose rows are the batch; the rows beyond them form the stage ``beyond``."""
 
 
 def _complete(where: str, params: Params) -> None:
@@ -114,7 +114,7 @@ class Kind:
     inputs: Callable[[Case], dict[str, Any]]
     """The regenerated inputs by name, scalars included."""
     golden: Callable[[Case, Inputs, Sequence[str] | None, Contract], Made]
-    """``golden(case, inputs, classes, contract)``: what the oracle says of them."""
+    """``golden(case, inputs, classes, contract)``: the oracle's result for them."""
     needs: str | None
     """The callable that a backend must offer; None if that depends on the case."""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -136,10 +136,10 @@ class Kind:
     parts: Parts = Parts()  # it is frozen
     """The outputs of one call, for ``ab`` and ``bisect``."""
     knows: Callable[[Case, Contract], bool] = lambda case, contract: True
-    """``knows(case, contract)``: whether the contract says what the case asks for."""
+    """``knows(case, contract)``: whether the contract has rules for everything in the case."""
     dump: Callable[[Case, Inputs, Made, Contract], dict[str, Any]] | None = oracle_tensors
-    """``dump(case, inputs, made, contract)``: what other people's tools are given besides the
-    inputs, by full names; what is also an input replaces it. None: there are no tensors."""
+    """``dump(case, inputs, made, contract)``: the tensors for other tools besides the inputs, by
+    full names; a tensor with the name of an input replaces it. None: there are no tensors."""
 
 
 def kind_of(name: str) -> Kind:
@@ -167,7 +167,7 @@ def complete_capacity(where: str, params: Params) -> None:
 
 
 def complete_distinct(where: str, params: Params) -> None:
-    """``distinct``, where it is given, is a number of the tokens."""
+    """Check that ``distinct``, if it is set, is a number of the tokens."""
     if not 1 <= params.get("distinct", 1) <= max(1, params["tokens"]):
         raise CaseError(f"{where}: distinct is {params['distinct']}; it must be 1 to tokens")
 
@@ -177,12 +177,12 @@ ONLY_CUDA: Final = "CUDA device, which a case with so many rows needs; use --dev
 
 
 def lacks_cuda(case: Case, device: str) -> bool:
-    """The case is for a GPU alone, and ``device`` is none."""
+    """Whether the case is for a GPU alone, and ``device`` is none."""
     return bool(case.params.get("cuda_only")) and not device.startswith("cuda")
 
 
 def complete_unpadded(where: str, params: Params) -> None:
-    """``unpadded``, where it is given, is a number of the tokens."""
+    """Check that ``unpadded``, if it is set, is a number of the tokens."""
     if not 0 <= params.get("unpadded", 0) <= params["tokens"]:
         raise CaseError(f"{where}: unpadded is {params['unpadded']}; it must be 0 to tokens")
 

@@ -37,7 +37,7 @@ _MODEL_SIZES = ("hidden", "intermediate", "experts", "top_k")
 def golden_root() -> Path:
     """The directory ``golden/``: $MEGAMOE_GOLDEN, or the one inside or beside the package.
 
-    An installed package brings its own; what happens to lie beside it is somebody else's.
+    An installed package brings its own; a folder beside it may belong to somebody else.
     """
     given = os.environ.get("MEGAMOE_GOLDEN")
     if given:

@@ -1,4 +1,4 @@
-"""A problem as a file: one forward call with its inputs stored, not made from a recipe.
+"""A problem as a file: one forward call with stored inputs, without a recipe.
 
 What ``capture`` records, ``reduce`` leaves over and ``golden import`` takes is one format, a
 safetensors file: ``input.*`` holds the fields of :class:`~megamoe.spec.problem.Problem`, of the
@@ -162,7 +162,8 @@ def load(path: Path) -> Stored:
 
 
 def _read(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
-    """The metadata entry and the tensors; :class:`StoredError` for what is no safetensors file."""
+    """The metadata entry and the tensors; :class:`StoredError` for a file that is no safetensors
+    file."""
     try:
         # Open meanwhile, so that safetensors, which takes a name, is given no fifo and no giant.
         with open_bounded(path, STORED_LIMIT), safe_open(path, "pt") as file:

@@ -108,7 +108,8 @@ def _same(made: Made, other: Made) -> bool:
 def _each(
     step: Callable[[tuple[Path, Case]], str], work: Sequence[tuple[Path, Case]], jobs: int
 ) -> Iterator[tuple[Case, str]]:
-    """``step`` of every item, over ``jobs`` processes; what it raises becomes its line."""
+    """``step`` of every item, over ``jobs`` processes; the message of an exception becomes the
+    item's line."""
     if jobs <= 1:
         for item in work:
             yield item[1], _guarded(step, item)
@@ -234,7 +235,7 @@ def _files(root: Path, case_id: str) -> tuple[Path, Path]:
 
 
 def _clear(root: Path) -> None:
-    """Delete what a killed record or bless left half written. The lock must be held."""
+    """Delete unfinished files of a killed record or bless. The caller must hold the lock."""
     for folder in [root / name for name in ("cases", "inputs", "tensors", CANDIDATES)]:
         if folder.resolve().is_relative_to(root.resolve()):
             clear_leftovers(folder)

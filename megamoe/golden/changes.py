@@ -39,7 +39,7 @@ class Change:
 
 
 def candidates(root: Path) -> dict[str, Any]:
-    """Case id -> recorded description. :class:`GoldenError` where there is none."""
+    """Case id -> description of its candidate. :class:`GoldenError` if there is none."""
     folder = root / CANDIDATES / "entries"
     ids = {path: path.relative_to(folder).as_posix()[:-5] for path in folder.rglob("*.json")}
     found = {case_id: read_candidate(path, case_id) for path, case_id in sorted(ids.items())}
@@ -119,6 +119,6 @@ def _form(name: str, dtype: Any) -> Form | None:
 
 
 def manifest_or_empty(root: Path) -> dict[str, Any]:
-    """The manifest; one of no cases where there is none yet."""
+    """The manifest; a manifest without cases if there is none yet."""
     path = root / "manifest.json"
     return read_manifest(path) if path.exists() else empty_manifest(BASE.revision)

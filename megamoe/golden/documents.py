@@ -1,7 +1,7 @@
 """The form of the JSON files under ``golden/``: manifest, candidates' entries, recorded bits.
 
-They are written by this package and kept by people, who edit, merge and cut them. What is wrong
-with one is said in one line before anything is done with it.
+This package writes them, and people keep, edit, merge and cut them. A fault in one is an error of
+one line before anything is done with it.
 """
 
 from __future__ import annotations

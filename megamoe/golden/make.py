@@ -1,4 +1,4 @@
-"""The golden of a case, made by the oracle: tensors of every kind, and what made them."""
+"""The golden of a case, from the oracle: tensors of every kind, and their generator."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class StoredGolden:
     _made: dict[str, Made] = field(default_factory=dict, repr=False)
     """Tensors by accumulator class; an empty name holds the tensors that belong to no class."""
     brief: bool = False
-    """Whoever judges wants no element named where that takes the oracle."""
+    """Whether to name no element if that would take the oracle."""
     is_calibrated: bool = True
     """Cases are chosen so that the statistic is silent about correct kernels."""
 
@@ -134,7 +134,7 @@ class StoredGolden:
         return stored is not None and bool((row_digests(name, actual) == stored).all())
 
     def other_rows(self, name: str, actual: Array) -> list[int] | None:
-        """Rows whose digest is another, for a brief judgement; None where elements are at hand."""
+        """The rows with a different digest, for a brief judgement; None if elements are at hand."""
         stored = self.digests.get(name)
         if not self.brief or stored is None:
             return None
@@ -183,9 +183,9 @@ class Store:
         return entries
 
     def load(self, case: Case, input_digest: str | None = None) -> StoredGolden:
-        """The golden of ``case``; every way in which it can be unusable is a :class:`GoldenError`.
+        """The golden of ``case``; every reason why it is unusable is a :class:`GoldenError`.
 
-        ``input_digest`` of the regenerated inputs is checked where it is given.
+        ``input_digest`` of the regenerated inputs is checked if the caller passes it.
         """
         key = self.key(case)
         entry = self.entry(case)
@@ -267,7 +267,7 @@ class Store:
 
 
 def read_tensors(content: bytes) -> dict[str, Array]:
-    """The tensors of a safetensors file; ``ValueError`` of one line where it is none."""
+    """The tensors of a safetensors file; ``ValueError`` of one line for any other file."""
     try:
         return dict(load_tensors(content))
     except Exception as error:  # its own error, or a KeyError for a dtype that NumPy lacks

@@ -1,9 +1,10 @@
-"""What a report draws of a failure: how far from the envelope its elements lie, and where.
+"""The data that a report draws of a failure: the distances of elements from the envelope, and their
+places.
 
 A finding says how many elements are outside and which is the worst. Its *detail* holds the rest in
-a small form: a histogram of signed distances and a map of the tensor with at most
-:data:`ROWS` x :data:`COLUMNS` cells. It decides nothing: the judge has spoken before, and a
-detail whose count is not the finding's is not kept.
+a small form: a histogram of signed distances and a map of the tensor with at most :data:`ROWS` x
+:data:`COLUMNS` cells. It decides nothing: the judge has already decided, and a detail is kept only
+if its count is that of the finding.
 """
 
 from __future__ import annotations

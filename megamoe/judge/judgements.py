@@ -1,4 +1,4 @@
-"""Judging a forward: three sharpnesses, each as sharp as what the backend shows allows.
+"""The judgement of a forward: three sharpnesses, depending on the stages that the backend shows.
 
 - A zero-freedom golden is one point: every tensor that is shown must have its bits.
 - *Staged*: where the codes of linear 2 are shown, they are held to what the accumulator class
@@ -57,12 +57,12 @@ class Golden(Protocol):
 
 
 class GoldenLacks(ValueError):
-    """The golden does not hold what this backend must be judged against."""
+    """The golden lacks the data that the judgement of this backend needs."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Findings of all tensors, and which judgements were made."""
+    """The findings of all tensors, and the names of the judgements."""
 
     findings: list[Finding]
     how: tuple[str, ...]

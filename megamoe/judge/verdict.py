@@ -13,7 +13,7 @@ JUDGED: Final = ("pass", *BAD)
 
 @dataclass(frozen=True)
 class Worst:
-    """The element that lies farthest outside; axes that a tensor does not have are None."""
+    """The element that lies farthest outside; axes that the tensor lacks are None."""
 
     stage: str
     index: tuple[int, ...]
@@ -89,7 +89,7 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     """The bad ones."""
     how: tuple[str, ...] = ()
-    """Judgements made: bitwise, staged, end-to-end, statistic, law, error, recorded."""
+    """Names of the judgements: bitwise, staged, end-to-end, statistic, law, error, recorded."""
     seconds: float = 0.0
     recorded: str = ""
     """For a forward case, the result of the comparison with recorded bits: ``matched`` or

@@ -39,7 +39,7 @@ class Shown:
     golden: StoredGolden
     problem: Problem
     inputs: str
-    """Digest of what it was given."""
+    """The digest of its inputs."""
     actual: Mapping[str, Any]
     fingerprint: Mapping[str, Any] | None = None
     """The backend's fingerprint after the call, which may have compiled something."""
@@ -129,7 +129,8 @@ def shown(runner: Any, case: Case) -> Shown:
 
 
 def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
-    """The one call of the case. Raises :class:`Missing` where it is for a GPU, and here is none."""
+    """The one call of the case. Raises :class:`Missing` if the case needs a GPU and there is
+    none."""
     if lacks_cuda(case, call.device):
         raise Missing(ONLY_CUDA)
     return call.forward(Problem(**given))
@@ -154,7 +155,7 @@ def _shown(
 
 
 def judge_shown(runner: Any, case: Case, what: Shown) -> Verdict:
-    """The verdict of what was shown."""
+    """The verdict on the output."""
     state, moved, how = _recorded(runner, case, what)
     moved = [*moved, *repeated(case, what.actual, what.problem)]
     actual = rows(case, what.actual)

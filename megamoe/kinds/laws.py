@@ -27,7 +27,7 @@ PIECE: Final = 16
 MANY_REPLICAS: Final = 16
 """Replicas of each expert: enough to reach a kernel's own path for few rows an expert."""
 MANY_PADDING: Final = 200
-"""Padding rows: so many that a kernel with a path of its own for many rows an expert takes it."""
+"""Padding rows: enough to reach a kernel's own path for many rows an expert."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,11 @@ def _many_calls(problem: Problem) -> Iterator[Variant]:
 
 
 def _other_weights(problem: Problem) -> Iterator[Variant]:
-    """Layers of one shape: what is kept of one layer's weights must not serve another's.
+    """Layers of one shape: data that a kernel keeps of one layer's weights must not serve another
+    layer.
 
-    The second layer has the experts in another order and is named by other ids, so that it owes
-    the same bits; then the first again.
+    The second layer has the experts in another order under other ids, so it must have the same
+    bits; then the first layer runs again.
     """
     count = problem.num_experts
     rows, ids = _all(problem), problem.topk_ids

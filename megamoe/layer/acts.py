@@ -1,8 +1,8 @@
-"""What a worker does with a backend besides calling it: laws of a launch, and wrong calls.
+"""The acts of a worker on a backend besides calls: laws of a launch, and wrong calls.
 
-Both need more of a backend than one call gives: its weights, its buffer, its streams. So they run
-where the backend runs, and hand back bytes for the judge to compare, as every call does. They need
-megamoe in the worker's Python; without it these cases are not provided.
+Both need more of a backend than one call: its weights, its buffer, its streams. So they run beside
+the backend and return bytes for the judge, as every call does. They need megamoe in the worker's
+Python; without it these cases are not provided.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def _staging_shapes(args: Args, served: Any, revision: Contract) -> dict[str, An
 
 
 def _sizes(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
-    """The newer face refuses sizes when it is made, the older one when its weights are loaded."""
+    """The newer face refuses sizes in its constructor, the older one when its weights are
+    loaded."""
 
     def made() -> RoutedExperts:
         return _module(
@@ -154,6 +155,6 @@ ACTIONS: Final[Mapping[str, Callable[[Args, Any, Contract], dict[str, Any]]]] = 
     "finalize-sizes": _sizes,
     "load-weight": _load,
 }
-"""Action name, as in the case files, to what is done; its arguments are the case's ``args``,
-the :class:`megamoe.worker.serve.Served`, which has the backend and the byte to fill with, and the
-contract whose face is meant."""
+"""Action name, as in the case files -> the wrong call. Its arguments are the case's ``args``, the
+:class:`megamoe.worker.serve.Served`, which has the backend and the byte to fill with, and the
+contract of the face."""

@@ -79,7 +79,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_clamp(prefix: str, value: Any) -> None:
-    """``ValueError`` unless ``value`` is None or a number from 0 on, which NaN is not."""
+    """``ValueError`` unless ``value`` is None or a number from 0 on; NaN is not."""
     if value is not None and not (is_number(value) and value >= 0):
         raise ValueError(
             f"{prefix}: activation_clamp is {shown(value)}, expected None or a number from 0 on"

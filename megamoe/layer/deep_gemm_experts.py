@@ -288,9 +288,9 @@ def _scale(experts: int, rows: int, depth: int) -> nn.Parameter:
 
 
 def _state(weights: tuple[torch.Tensor, ...]) -> Any:
-    """What changes when a weight is written in place or replaced.
+    """A key that changes when a weight is written in place or replaced.
 
-    None, which never counts as unchanged, where torch keeps no count of writes.
+    None, which never counts as unchanged, if torch does not count writes.
     """
     if any(t.is_inference() for t in weights):
         return None

@@ -1,4 +1,4 @@
-"""Laws of what surrounds a call, and of what an engine's tensors are: none of it decides a bit.
+"""Laws of the surroundings of a call and of an engine's tensors: neither decides a bit.
 
 Part of :mod:`megamoe.layer.launch_laws`, which has the laws of memory, graphs and streams. The
 modes are torch's: they are set around the backend's ``forward``, and ``docs/contract.md`` says what
@@ -71,7 +71,7 @@ def _under(law: str) -> Callable[[Any, Problem], Variants]:
 
 
 def _told(label: str, call: Callable[[], Any]) -> Any:
-    """``call()``; what it raises says under which label, but for a backend that declines."""
+    """``call()``; its exception gets the label, unless the backend declines."""
     try:
         return call()
     except NotImplementedError:
@@ -119,8 +119,8 @@ FORMS: Final[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 def _engine_tensors(backend: Any, problem: Problem) -> Variants:
     """The module's ``y`` for each form of the same ids, weights and hidden states.
 
-    Routing weights are given in a narrower type only where that holds all of them, so the law
-    needs none of the conversion's rounding.
+    Routing weights have a narrower type only if that type holds all of them, so the law does not
+    need the rounding of the conversion.
     """
     p, rows = problem, list(range(problem.num_tokens))
     layer = _layer(backend, p)

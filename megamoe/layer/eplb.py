@@ -82,9 +82,9 @@ def eplb_map_to_physical_and_record(
 def served_ids(
     physical: torch.Tensor, first: int, count: int, *, foreign_may_stay: bool
 ) -> torch.Tensor:
-    """Physical ids as indices of the ``count`` experts from ``first`` on, -1 for any other.
+    """Physical ids as indices of the ``count`` experts from ``first`` on, -1 for any other id.
 
-    ``foreign_may_stay``: another may have any index that none of them has.
+    ``foreign_may_stay``: any other id may become any index outside of [0, count).
     """
     if foreign_may_stay:
         # One launch or none, in place of five.

@@ -1,4 +1,4 @@
-"""Laws of how the layer is launched: old bytes in the buffer, a CUDA graph, a busy second stream.
+"""Laws of a launch: old bytes in the buffer, a CUDA graph, a busy second stream.
 
 :mod:`megamoe.layer.engine_laws` has those of torch's modes and of an engine's tensors.
 
@@ -24,8 +24,11 @@ from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import OPERATIONS
 
 BUFFER_FIELDS: Final = (*OPERATIONS["prepare"].returns, "l2_acts", "l2_acts_sf")
-"""What a symmetric buffer shows. What else a kernel keeps in it (its barriers) is its own, but for
-the tensors that the buffer names in ``scratch``: nothing in those may outlive a call."""
+"""The visible part of a symmetric buffer.
+
+A kernel may keep further data in it (its barriers). Nothing may outlive a call in the tensors that
+the buffer names in ``scratch``.
+"""
 
 BUSY_PRODUCTS: Final = 400
 """Matrix products queued on the other stream: some 50 ms on an H100, far more than a forward."""
@@ -79,7 +82,7 @@ class _Run:
                 tensor.view(torch.uint8).fill_(0xFF)
 
     def y_of(self, step: Callable[[], Any]) -> torch.Tensor:
-        """``y`` after ``step``; what is not written stays NaN."""
+        """``y`` after ``step``; an element that nobody writes stays NaN."""
         self.y.view(torch.uint8).fill_(0xFF)
         step()
         _wait(self.y)

@@ -1,8 +1,8 @@
-"""What a module's loader was given: which tensors, and whether they are what they must be.
+"""The record of a module's loader: the tensors that came, and whether they are right.
 
 A scale factor's byte is its exponent: 2^3 is stored as 130. An engine's ``copy_`` from
-``float8_e8m0fnu`` to ``uint8`` stores 8 instead, and 0 for all below 1, so that y is 0. Shapes do
-not show that, and neither do the bytes' types.
+``float8_e8m0fnu`` to ``uint8`` stores 8 instead, and 0 for every scale below 1, so that y is 0.
+Neither shapes nor the bytes' types show that.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Part = tuple[int, str, bool]
 _CODES: Final = (torch.int8, torch.uint8, torch.float4_e2m1fn_x2)
 _EXPONENTS: Final = (torch.float8_e8m0fnu, torch.uint8)
 _VALUES: Final = (0, 1, 2, 4, 8, 16, 32, 64)
-"""What the conversion of a scale by value leaves in a byte. As exponents these are 2^-63 and
-below, which no weight of a trained model has throughout."""
+"""The bytes that a conversion of a scale by value can give. As exponents these are 2^-63 and below,
+which no weight of a trained model has throughout."""
 
 
 class Loaded:
@@ -98,9 +98,9 @@ class Loaded:
 
 
 def looks_converted(scale: torch.Tensor, came_as: torch.dtype) -> bool:
-    """Whether every byte of a scale is one that a conversion by value leaves.
+    """Whether every byte of a scale is one that a conversion by value gives.
 
-    ``came_as``: what its elements were; those of float8_e8m0fnu are exponents for certain.
+    ``came_as``: the type of its elements; those of float8_e8m0fnu are exponents for certain.
     """
     if came_as == torch.float8_e8m0fnu:
         return False
@@ -109,7 +109,7 @@ def looks_converted(scale: torch.Tensor, came_as: torch.dtype) -> bool:
 
 
 def check_mine(prefix: str, param: Any, mine: Iterable[Any], weight_name: str) -> None:
-    """``ValueError`` for a parameter that is none of the module's, such as one of before."""
+    """``ValueError`` for a parameter that does not belong to the module, such as an earlier one."""
     if not any(param is one for one in mine):
         raise ValueError(
             f"{prefix}: {weight_name} was to go into a parameter that is none of this module's; "

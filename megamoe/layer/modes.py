@@ -22,7 +22,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def lasting() -> AbstractContextManager[Any]:
     """A block whose tensors can be written later.
 
-    One made in inference mode cannot be written outside it, and a buffer, or a parameter, outlives
-    the call that made it.
+    A tensor from inference mode cannot be written outside of it, and a buffer, or a parameter,
+    outlives the call that creates it.
     """
     return torch.inference_mode(False)

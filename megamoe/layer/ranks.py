@@ -1,4 +1,4 @@
-"""Kernels that span the ranks of a process group: who holds which expert, and a group of one."""
+"""Kernels that span the ranks of a process group: the place of each expert, and a group of one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch.distributed as dist
 def check_ranks(
     prefix: str, name: str, group: Any, num_experts: int, num_local_experts: int, start: int
 ) -> None:
-    """Raise ``ValueError`` unless this rank holds what a kernel over ``group`` takes it to hold.
+    """Raise ``ValueError`` unless this rank holds the experts that a kernel over ``group`` expects.
 
-    Such a kernel (backend ``name`` with ``global_ids``) finds the rank of physical expert ``p``
-    as ``p // num_local_experts``; without a group there is nobody to send to.
+    Such a kernel (backend ``name`` with ``global_ids``) computes the rank of physical expert ``p``
+    as ``p // num_local_experts``; without a group there is no other rank.
     """
     if group is None:
         if num_local_experts != num_experts:
@@ -62,4 +62,4 @@ def one_rank(device: torch.device) -> Any:
 
 
 _alone: list[Any] = []
-"""The default group and the group of one that was made beside it."""
+"""The default group and the group of one beside it."""

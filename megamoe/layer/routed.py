@@ -123,7 +123,7 @@ class RoutedExperts(nn.Module):
                 self._loaded.add_all(name.startswith("w13"), name.endswith("_scale"))
 
     def _weights_in_use(self) -> tuple[torch.Tensor, ...]:
-        """The four tensors as the backend takes them; ``ValueError`` where there are none yet."""
+        """The four tensors in the form of the backend; ``ValueError`` if there are none yet."""
         raise NotImplementedError
 
     def _device(self) -> torch.device:

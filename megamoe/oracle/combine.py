@@ -117,7 +117,7 @@ class Combine:
 
 
 def fp8_rows(low: U16, high: U16) -> tuple[F64, F64]:
-    """``(T, H)`` bfloat16 bits to what E4M3 with a scale per 128 channels makes of them.
+    """``(T, H)`` bfloat16 bits to their values as E4M3 with a scale per 128 channels.
 
     ``e = ceil_log2(fl(amax * fl32(1/448)))``, code = E4M3 of ``v * 2**-e``; the combine reads
     ``code * 2**e``, exactly. Byte 0, of an amax of 0, reads as 0; byte 255, of an infinite one, as

@@ -88,7 +88,7 @@ class Envelope:
         )
 
     def to_tensors(self, codes: U8, sf: U8) -> Tensors:
-        """Compact form: only what differs from the reference ``codes`` and ``sf``."""
+        """A compact form: only the differences from the reference ``codes`` and ``sf``."""
         key = e4m3_key(codes)
         free = (self.key_lo != key) | (self.key_hi != key)
         free.reshape(-1, GROUP)[self.open_groups] = False

@@ -1,4 +1,4 @@
-"""What the gate and the up projection become: values, and what a correct kernel may have for them.
+"""The functions of the gate and of the up projection: their values and their correct bounds.
 
 Both are bfloat16, so each of these functions is a table of 65,536 entries. :func:`gate_table` and
 :func:`up_table` hold the value with every operation rounded correctly; :func:`gate_bounds` and
@@ -60,7 +60,7 @@ def form_of(act: Activation, contract: Contract) -> Form:
 
 
 def gate_table(form: Form) -> F32:
-    """``(65536,)`` float32 by bf16 bits of the gate: what is multiplied by up."""
+    """``(65536,)`` float32 by bf16 bits of the gate: the factor of up."""
     if form.name == "situ":
         return situ.gate_function(form.division, form.alpha, form.beta, form.tanh).point
     table = silu_table(form.division, form.alpha)

@@ -158,9 +158,9 @@ def is_e4m3(codes: U8, sf: npt.NDArray[Any]) -> bool:
 
 @dataclass(frozen=True)
 class Columns:
-    """Right operand: ``N`` output channels of codes with their scale exponents.
+    """The right operand: ``N`` output channels of codes with their scale exponents.
 
-    What is made of the codes is made when it is first asked for.
+    Derived arrays are computed on demand.
     """
 
     packed: U8
@@ -213,7 +213,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Block sums of ``R`` rows by ``N`` outputs, and what bounds need to know of their terms.
+    """Block sums of ``R`` rows by ``N`` outputs, with the data of their terms that bounds need.
 
     All arrays are ``(G, R, N)``. ``low == high`` for known operands; an interval of block sums
     where the left operand itself is only known as an interval.

@@ -58,7 +58,7 @@ class Layer:
     traced: bool = False
 
     def mlp(self, x: U8, x_sf: U8, weight: npt.NDArray[np.float32], weights: Weights) -> Made:
-        """Both linears of one expert and what lies between, for staged rows ``(R, H)``."""
+        """Both linears of one expert and the step between them, for staged rows ``(R, H)``."""
         act, contract = self.act, self.contract
         w13, w13_sf, w2, w2_sf = weights
         gate_up = linear(Rows.of(x, x_sf), w13, w13_sf, self.classes)
@@ -128,7 +128,7 @@ def class_interval(
     columns: Columns,
     spread: Mapping[str, SpreadRows | None] | None,
 ) -> Interval:
-    """``(R, N)`` ends of what the class allows of one linear."""
+    """``(R, N)`` ends of the class's interval for one linear."""
     uncertain = spread.get(a.name) if spread else None
     if uncertain is None:
         return _ends(a, blocks, (exact, exact), rows, columns, None)

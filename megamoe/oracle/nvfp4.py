@@ -1,4 +1,4 @@
-"""The layer with NVFP4 weights: the reference point of y, and what each class allows of it.
+"""The layer with NVFP4 weights: the reference point of y, and its envelope under each class.
 
 Both operands of both linears are E2M1 codes with an E4M3 byte per 16, so a product is a multiple of
 2**-20 below 2**23, and the sums of whole dot products are integers of at most 57 bits. A code times
@@ -125,7 +125,7 @@ def total(blocks: Blocks) -> F64:
 
 
 def linear(rows: Operand, weights: F64, freedom: bool) -> tuple[F64, F64]:
-    """Ends of the sums ``(R, N)``: the exact one twice, or what any order in fp32 allows."""
+    """Ends of the sums ``(R, N)``: the exact sum twice, or the bounds of any order in fp32."""
     shape = len(rows.low), len(weights)
     low, high = np.empty(shape), np.empty(shape)
     size = max(32, CHUNK // max(1, rows.lowbit.size))
@@ -228,7 +228,7 @@ def forward(
     problem: Problem, classes: list[Accumulator], contract: Contract, any_silu: bool,
     trace: dict[str, npt.NDArray[Any]] | None,
 ) -> Made:  # fmt: skip
-    """Point and envelopes; ``ValueError`` for a problem that is none of this format."""
+    """Point and envelopes; ``ValueError`` for a problem of another format."""
     fault = nvfp4_fault(problem.features, problem.hidden_size, problem.intermediate_size,
                         problem.l2_activation_scale)  # fmt: skip
     if fault:

@@ -44,7 +44,7 @@ class ForwardGolden:
     why: tuple[str, ...] = ()
     """Reasons why the case leaves freedom; empty if and only if it was proven to leave none."""
     only_y: bool = False
-    """No other stage is known: NVFP4, of which ``codes`` and ``sf`` have no element."""
+    """Whether ``y`` is the only stage: NVFP4, where ``codes`` and ``sf`` are empty."""
 
     @property
     def zero_freedom(self) -> bool:
@@ -160,7 +160,7 @@ def _why(found: ForwardGolden, leaves: Collection[str]) -> tuple[str, ...]:
 def _nvfp4(
     problem: Problem, names: list[str], contract: Contract, any_silu: bool, trace: Tensors | None
 ) -> ForwardGolden:
-    """The golden of a problem with NVFP4 weights: y, and what each class allows of it."""
+    """The golden of a problem with NVFP4 weights: y, and its envelope under each class."""
     made = nvfp4.forward(problem, [accumulator(n) for n in names], contract, any_silu, trace)
     none = np.zeros((*problem.topk_ids.shape, 0), np.uint8)
     key, at = none.astype(np.int16), np.zeros(0, np.uint32)
@@ -176,11 +176,11 @@ def _nvfp4(
 def combine_interval(
     problem: Problem, codes: U8, sf: U8, class_name: str, contract: Contract
 ) -> tuple[U16, U16]:
-    """Staged judgement of ``y``: linear 2 and the combine from the codes a backend really had.
+    """Staged judgement of ``y``: linear 2 and the combine from the codes of a backend.
 
     ``codes`` ``(T, K, I)`` and ``sf`` ``(T, K, I/32)`` uint8. Returns lowest and highest ``y``
     ``(T, H)`` bfloat16 bits for the class. The codes of a shared expert are no stage; its rows are
-    what the class allows from the inputs on.
+    intervals of the class, computed from the inputs.
     """
     chosen = accumulator(class_name)
     view = _Arrays.of(problem)
@@ -312,7 +312,7 @@ class _Collected:
             self.open_groups.append((flat, low, high))
 
     def envelope(self, combine: Combine, shared: tuple[U16, U16] | None) -> Envelope:
-        """All of it, and what it allows of ``y``."""
+        """The envelope of all stages and of ``y``."""
         flat, low, high = (
             (np.concatenate(part) for part in zip(*self.open_groups, strict=True))
             if self.open_groups

@@ -33,7 +33,7 @@ Span = tuple[F32, F32]
 
 
 class Function(NamedTuple):
-    """Three tables ``(65536,)`` float32 by bf16 bits: the point, and what encloses it."""
+    """Three tables ``(65536,)`` float32 by bf16 bits: the point, and its two bounds."""
 
     point: F32
     low: F32
@@ -121,7 +121,7 @@ def _times(a: Ends, b: Ends) -> Span:
 
 
 def _widened(span: Span, relative: float) -> Span:
-    """Both ends moved outwards by a relative error; what may be subnormal may be flushed to 0."""
+    """Both ends moved outwards by a relative error; a value that may be subnormal may become 0."""
     low, high = (end.astype(np.float64) for end in span)
     error = relative + F64_SLACK
     wide = low - np.abs(low) * error, high + np.abs(high) * error

@@ -56,7 +56,7 @@ def staging(
     hidden: U16, topk_weights: npt.NDArray[np.float32], topk_ids: npt.NDArray[Any],
     contract: Contract, is_padding: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
-    """What ``prepare_megamoe_inputs`` must write.
+    """The tensors that ``prepare_megamoe_inputs`` must write.
 
     ``hidden`` ``(T, H)`` bfloat16 bits, ``topk_weights`` ``(T, K)`` float32, ``topk_ids``
     ``(T, K)`` int32 or int64, ``is_padding`` ``(T,)`` where the call has one. Returns ``x``

@@ -34,8 +34,8 @@ PIECE = 1 << 17
 def replay(rows: Rows, columns: Columns, accumulator: Accumulator) -> tuple[F64, F64]:
     """``(R, N)`` lowest and highest fp32 result of the class's instruction. NaN in, NaN out.
 
-    ``ValueError`` for a class that is not promoted, or not made of aligned steps, and where a run
-    that is scaled outside the unit has more than one scale factor.
+    ``ValueError`` for a class without promotion or without aligned steps, and for a run with more
+    than one scale factor if the scaling is outside of the unit.
     """
     if accumulator.promote is None or accumulator.align_bits is None:
         raise ValueError(f"class {accumulator.name} has no instruction to follow step by step")

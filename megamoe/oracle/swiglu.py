@@ -1,7 +1,7 @@
-"""SwiGLU and requantisation: the reference point, and everything a correct kernel may return.
+"""SwiGLU and requantisation: the reference point, and the set of correct results.
 
-What the gate and up become by themselves is in :mod:`megamoe.oracle.gates`. The derivation is in
-``docs/numerics.md``, section SwiGLU.
+:mod:`megamoe.oracle.gates` has the functions of gate and up. ``docs/numerics.md``, section SwiGLU,
+has the derivation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tensor cores bit by bit: what one instruction adds, and what a chain of them gives.
+"""Tensor cores bit by bit: the sum of one instruction, and of a chain of instructions.
 
 A *step* takes up to ``step`` products and the running sum. It aligns all of them to the largest
 exponent field, cuts each toward zero ``align_bits`` below it, adds what is left exactly, and cuts

@@ -41,9 +41,10 @@ class Accumulator:
     and not bounded, so a kernel that cuts K, scales or promotes otherwise is of another class."""
     evidence: str
     outside: bool = False
-    """The unit knows no scale factors. Each run of ``promote`` values starts from zero, its result
-    is multiplied by both scale factors and added in fp32; the run must have one factor on a side.
-    The two are applied as one power of two: an order in which they overflow is another kernel."""
+    """The unit does not apply scale factors. Each run of ``promote`` values starts from zero; its
+    result is multiplied by both scale factors and added in fp32. A run must have one factor on each
+    side. The two count as one power of two: an order in which their product overflows belongs to
+    another kernel."""
 
 
 EXACT: Final = Accumulator(

@@ -94,7 +94,7 @@ class Detected:
     hashes: Mapping[str, str]
     """Header's path -> the first digits of its sha256, "" where the file is missing."""
     builds: tuple[Build, ...]
-    """Builds whose six headers are these, or those nearest; empty: it is none of them."""
+    """The builds with these six headers, or the nearest builds; empty: no build is near."""
     differing: tuple[Header, ...]
     """Headers that are not those of ``builds``; empty where all six are."""
 
@@ -179,7 +179,7 @@ def _compared(where: Path, hashes: Mapping[str, str]) -> Detected:
 
 
 def installed() -> dict[str, Path]:
-    """Package -> its folder, for what is installed here; nothing is imported."""
+    """Package -> its folder, for the installed packages; nothing is imported."""
     found = {}
     for name in PACKAGES:
         for place in _places(name):

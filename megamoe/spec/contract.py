@@ -1,9 +1,9 @@
-"""The numerics contract as data: what each stage computes, and how that is known.
+"""The numerics contract as data: the rules of each stage, with their evidence.
 
-A contract has a revision. A kernel of another revision is not wrong, it is different, and is
-judged under its own. A clause is a choice that decides bits; every one is read by the oracle.
-What no known kernel does otherwise, such as groups of 32, is in :mod:`megamoe.spec.formats`. What
-freedom the hardware has is in :mod:`megamoe.spec.accumulators`. Nothing in here is a tolerance.
+A contract has a revision. A kernel of another revision is not wrong, it is different, and is judged
+under its own. A clause is a choice that decides bits; the oracle reads every clause. Facts that no
+known kernel changes, such as groups of 32, are in :mod:`megamoe.spec.formats`. The freedom of the
+hardware is in :mod:`megamoe.spec.accumulators`. Nothing in here is a tolerance.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 ACTIVATIONS: Final = ("swiglu", "swiglustep", "situ")
-"""Names of what may come between the two products, as vLLM has them."""
+"""The activations between the two products, by vLLM's names."""
 COMBINE_DTYPES: Final = ("bf16", "fp8")
 NVFP4_SIZE_MULTIPLE: Final = 256
 """H and I are multiples of this where weights are NVFP4."""
@@ -23,7 +23,7 @@ that it computes; a contract lists those for which it has a rule."""
 
 @dataclass(frozen=True)
 class Activation:
-    """What comes between the two products.
+    """The activation between the two products.
 
     With the gate g and the up projection u, both bfloat16:
 

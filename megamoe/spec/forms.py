@@ -46,7 +46,7 @@ class Form:
         return np.where(wide & sign, -magnitude, magnitude)
 
     def one_nan(self, bits: Bits) -> Bits:
-        """The same with one payload for every NaN; as they are where the width is another."""
+        """The bits with one payload for every NaN; unchanged if their width is another."""
         if self.nan is None or bits.dtype.itemsize * 8 != self.width:
             return bits
         return np.where(self.is_nan(bits), np.asarray(self.nan, bits.dtype), bits)

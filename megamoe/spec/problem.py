@@ -22,7 +22,7 @@ class Sizes:
     num_experts: int
     """Physical experts of all ranks that share the buffer; E on one rank."""
     max_num_tokens: int
-    """Tokens that a call may bring to a rank; buffers have at least so many rows."""
+    """The largest number of tokens of a call on one rank; buffers have at least this many rows."""
     top_k: int
     """K: ids and weights are (tokens, K)."""
     hidden_size: int
@@ -78,7 +78,8 @@ class Problem:
     shared_w2_weight_scale: torch.Tensor | None = None
     """(H, S/32) uint8, UE8M0."""
     shared_output: torch.Tensor | None = None
-    """(T, H) bfloat16: what a shared expert apart from the kernel gave; added to y in the end."""
+    """(T, H) bfloat16: the output of a shared expert outside of the kernel; it is added to y at the
+    end."""
     weight_format: str = "mxfp4"
     """One of :data:`megamoe.spec.features.WEIGHT_FORMATS`. With nvfp4 the two weight scales are (E,
     2I, H/16) and (E, H, I/16) uint8, E4M3 bytes from 0 to 0x7E, and the three fields below are
@@ -93,7 +94,7 @@ class Problem:
     def given(self) -> dict[str, Any]:
         """The fields by name, without those that have their default: ``Problem(**p.given) == p``.
 
-        So a digest of them stays what it was when a field with a default is new.
+        So a new field with a default does not change a digest of them.
         """
         usual = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         return {
@@ -139,7 +140,7 @@ class Problem:
 
     @property
     def shared_weights(self) -> tuple[torch.Tensor, ...]:
-        """w13, its scales, w2 and its scales of the shared expert; empty where there is none."""
+        """w13, its scales, w2 and its scales of the shared expert; empty if there is none."""
         found = (
             self.shared_w13_weight, self.shared_w13_weight_scale, self.shared_w2_weight,
             self.shared_w2_weight_scale,
@@ -201,7 +202,7 @@ def _equal(value: Any, usual: Any) -> bool:
 
 
 Output = torch.Tensor | Mapping[str, torch.Tensor]
-"""What ``forward`` returns: ``y`` alone, or a mapping with ``y`` and any stage.
+"""The result of ``forward``: ``y`` alone, or a mapping with ``y`` and any stage.
 
 :data:`megamoe.spec.tensors.STAGES` names them.
 """
