@@ -45,11 +45,11 @@ class Subject:
     text: str
     kernel: Kernel
     inside: tuple[str, ...] = ()
-    """Classes of which it is no member, but in whose intervals it always lies."""
+    """Classes to which it does not belong, although it always lies in their intervals."""
 
 
 def _linear(one: Callable[[F64, simulate.Rng], F64]) -> simulate.Linear:
-    """A linear from what is done with the products ``(K, R, N)``."""
+    """A linear from a function of the products ``(K, R, N)``."""
 
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: simulate.Rng) -> F64:
         return one(simulate.products(codes, sf, packed, weight_sf), rng)
@@ -166,7 +166,7 @@ def _golden(case: Case) -> oracle.ForwardGolden:
 
 
 def table() -> tuple[list[str], list[str]]:
-    """Markdown lines, and what is wrong with them."""
+    """Markdown lines, and the faults in them."""
     tried = cases()
     lines = ["| simulated kernel | " + " | ".join(f"`{name}`" for name in ACCUMULATORS) + " |"]
     lines.append("|---" * (len(ACCUMULATORS) + 1) + "|")

@@ -106,7 +106,7 @@ def source(model: str, tokens: int) -> tuple[str, Made, int]:
 
 
 def compiled(nvcc: str, include: Path, model: str, tokens: int) -> Made:
-    """Compile one kernel; what fails is in ``error``, one line."""
+    """Compile one kernel; a failure is in ``error``, one line."""
     text, made, shared = source(model, tokens)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")

@@ -107,7 +107,7 @@ def corrupted(rng: Any, right: Stages, how: Callable[[Any, Any], None], shows: s
 
 
 def problems(seed: int) -> list[tuple[Problem, Stages]]:
-    """Small layers, and what ``eager`` shows of them."""
+    """Small layers, and ``eager``'s stages of them."""
     out = []
     for number, shape in enumerate(SHAPES):
         made = problem(seed + number, weights_recipe=SCALES, **shape)

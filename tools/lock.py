@@ -49,7 +49,7 @@ def requirement_name(requirement: str) -> str:
 
 
 def resolve(requirements: list[str], pins: list[str]) -> Blocks:
-    """Resolve for all platforms at once; `pins` fixes what an earlier resolution chose."""
+    """Resolve for all platforms at once; `pins` fixes the choices of an earlier resolution."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "pins.txt")
         constraints.write_text("\n".join(pins))

@@ -1,4 +1,4 @@
-"""How far the real package takes a call of the ``deep_gemm`` backend where no SM100 is.
+"""The progress of a call of the ``deep_gemm`` backend in the real package without an SM100.
 
     PYTHONPATH=. python3 tools/probe_deep_gemm.py [--ranks N]
 
@@ -50,7 +50,7 @@ HIDDEN, INTER, EXPERTS, TOP_K, TOKENS = 1024, 512, 4, 3, 33
 
 
 def main() -> int:
-    """Build the library, start a process for each rank, and say what they came to."""
+    """Build the library, start a process for each rank, and report the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=1)
     ranks = parser.parse_args().ranks

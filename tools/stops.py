@@ -30,7 +30,7 @@ from xml.etree import ElementTree
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 PATIENCE: Final = 10.0
-"""Seconds for what ends by itself once the run is gone."""
+"""Seconds for processes that end by themselves after the run."""
 MARK: Final = "STOPTEST"
 """A variable that every process of a run inherits."""
 
@@ -176,7 +176,7 @@ def _look(done: Run, made: Path, junit: Path) -> list[str]:
 
 
 def main() -> int:
-    """Stop so many runs; exit status 1 if anything was wrong."""
+    """Stop ``--count`` runs; exit status 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)

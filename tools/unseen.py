@@ -1,4 +1,5 @@
-"""What the judgements do not see: the largest fault in y that stays green, by class and model.
+"""The faults that the judgements do not detect: the largest fault in y that stays green, by class
+and model.
 
     python tools/unseen.py [--model NAME ...] [--seed S]
 

@@ -30,7 +30,7 @@ def read(root: Path = ROOT) -> Table:
 
 
 def problems(root: Path = ROOT) -> list[str]:
-    """Every disagreement under ``root``, a line each: where, what stands there, what should."""
+    """Every disagreement under ``root``, a line each: the file, its value, and the right value."""
     table = read(root)
     found = []
     for check in (python, locks, project, hosts, flake, nix, docs, sources, workflows):
@@ -192,7 +192,7 @@ def workflows(root: Path, table: Table) -> Iterator[str]:
 
 
 def revisions(table: Table) -> set[str]:
-    """Every revision of the tables; those for bisecting are given by their first digits."""
+    """Every revision of the tables; revisions for bisecting are given by their first digits."""
     return {row["rev"] for row in table["inputs"].values()} | set(table["deepgemm"])
 
 

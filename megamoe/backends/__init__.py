@@ -1,7 +1,7 @@
-"""Finding a backend: by its name, in a file, or as an entry point of an installed package.
+"""The search for a backend: by its name, in a file, or as an entry point of an installed package.
 
-What a backend is stands in :class:`megamoe.spec.problem.Backend`; ``docs/backends.md`` shows how to
-write one.
+:class:`megamoe.spec.problem.Backend` defines a backend; ``docs/backends.md`` shows how to write
+one.
 """
 
 from __future__ import annotations

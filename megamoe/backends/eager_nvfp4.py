@@ -28,7 +28,7 @@ _NAN_BECOMES = 6.0
 
 
 def forward_nvfp4(problem: Problem, contract: Contract) -> torch.Tensor:
-    """``y`` (T, H) bfloat16. ``ValueError`` for a call that is none of this format."""
+    """``y`` (T, H) bfloat16. ``ValueError`` for a call of another format."""
     scale = problem.l2_activation_scale
     fault = nvfp4_fault(
         problem.features, problem.hidden_size, problem.intermediate_size, scale

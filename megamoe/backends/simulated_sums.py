@@ -77,7 +77,7 @@ LARGEST = 2.0**128 - 2.0**104
 
 
 def _held(value: F64, out: F64, rounding: str, rng: Rng) -> F64:
-    """``out`` held to fp32's range: a sum that leaves it saturates or becomes infinite."""
+    """``out`` limited to fp32's range: a sum that leaves it saturates or becomes infinite."""
     over = ~(np.abs(value) <= LARGEST)
     if not over.any():
         return out

@@ -139,4 +139,4 @@ PEERS: dict[str, tuple[str, Callable[..., Step]]] = {
     "torch-grouped-mm": ("two products only, bf16 weights", grouped_mm),
     "humming-kernels": ("two products only, MXFP4 weights", humming),
 }
-"""Name to what is timed and how it is made."""
+"""Name -> the work that is timed, and its factory."""

@@ -109,7 +109,7 @@ def _number(value: float | None) -> str:
 
 
 def provenance(command: str, backend: Any = None) -> dict[str, Any]:
-    """Date, machine, versions, command and floor of a run, and what identifies ``backend``."""
+    """Date, machine, versions, command and floor of a run, and the identity of ``backend``."""
 
     def found(package: str) -> str:
         try:

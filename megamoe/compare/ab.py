@@ -41,7 +41,7 @@ class Question:
 def run(q: Question, done: Done) -> dict[str, Any]:
     """Compare case by case; ``done`` is called with each case's result. Returns the report.
 
-    Raises :class:`CannotStart` where a side cannot be made or started at all.
+    Raises :class:`CannotStart` if a side cannot be created or started at all.
     """
     cases = [case for case in q.cases if case.kind in COMPARABLE]
     if not cases:

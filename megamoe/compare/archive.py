@@ -81,7 +81,7 @@ def _fill(
 
 
 def _made_for(prober: Prober, pair: tuple[str, str]) -> str:
-    """The contract that both sides' backends were made for; auto: each by its own default."""
+    """The contract for which both sides' backends were created; auto: each by its own default."""
     steps = [prober.state.find(rev) or {} for rev in pair]
     asked = {step.get("facts", {}).get("made_for", AUTO) for step in steps}
     return asked.pop() if len(asked) == 1 else AUTO

@@ -20,8 +20,8 @@ Said = Callable[[dict[str, Any], bool], None]
 def run(job: Job, said: Said, note: Callable[[str], None]) -> dict[str, Any]:
     """Bisect; returns the report. The checkout is never moved: git walks a worktree of its own.
 
-    Raises ``ValueError`` where the ends do not allow a bisect, and
-    :class:`megamoe.compare.disk.DiskFull`; what was found out is kept either way.
+    Raises ``ValueError`` if the ends do not allow a bisect, and
+    :class:`megamoe.compare.disk.DiskFull`; the results so far are kept either way.
     """
     request = request_of(job)
     folder = job.folder or disk.cache_root() / "bisect" / key(request)

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 
 class Judge:
-    """The suite's judge, for what a side gave back of one call."""
+    """The suite's judge, for the output of one call of a side."""
 
     def __init__(self, root: Path) -> None:
         self._stores = {name: Store(root, make, c) for name, c in REVISIONS.items()}

@@ -36,7 +36,7 @@ from megamoe.worker.session import Identity
 EXTRA_RUNS: Final = 2
 """Runs more, once two have disagreed, so that a report can say how often."""
 CLASSIFIED: Final = 8
-"""Cases of a step whose moved bits are held to every contract."""
+"""Cases of a step whose moved bits are judged by every contract."""
 SKIP: Final = 125
 """Exit status of a command that cannot tell, as in ``git bisect run``."""
 
@@ -153,7 +153,7 @@ class Prober:
     # --- by bits and by verdict ---------------------------------------------------------------
 
     def chosen(self) -> list[Case]:
-        """The cases asked for: all of them at the ends, then those that tell the ends apart."""
+        """The cases of the step: all cases at the ends, then those that tell the ends apart."""
         few = self.state.narrowed
         return [c for c in self.test.cases if few is None or c.id in few]
 
@@ -245,9 +245,9 @@ class Prober:
             step["reason"] = f"{case}: {text} ({said}){more}"
 
     def classify(self, good: Mapping[str, Any], step: dict[str, Any], moved: Sequence[str]) -> None:
-        """Say of a step what its moved bits are: within the class, another contract, outside.
+        """Classify the moved bits of a step: within the class, another contract, outside.
 
-        Of the :data:`CLASSIFIED` first cases only: each has to be judged by every contract.
+        Only the :data:`CLASSIFIED` first cases count: each has to be judged by every contract.
         """
         known = {case.id: case for case in self.test.cases}
         step["class"], step["classes"], found = classes.SAME, {}, []

@@ -1,4 +1,4 @@
-"""A side at work: a worker in its environment, asked for the bits of one case at a time."""
+"""A side at work: a worker in its environment, which computes one case at a time."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Running:
         return returned, stages(parts, given, returned.result, written)
 
     def close(self) -> None:
-        """End the process, and what it started."""
+        """End the process, and the processes that it started."""
         self.worker.close()
 
     def __enter__(self) -> Running:
@@ -198,7 +198,7 @@ def _located(spec: str, ready: Ready) -> str:
 
 
 class Inputs:
-    """Inputs of cases, made again where they are not among the latest :data:`KEPT` bytes."""
+    """Inputs of cases, computed again if they are not among the latest :data:`KEPT` bytes."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Given, int]] = {}

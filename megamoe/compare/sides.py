@@ -40,7 +40,7 @@ HOW: Final = (
 
 
 class CannotStart(ValueError):
-    """A side that cannot be made or run: one line that says why."""
+    """A side that cannot be created or run: one line with the reason."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Ready:
 
 
 def parse(text: str, repo: Path | None = None) -> Side:
-    """The side that ``text`` names; ``repo`` is the checkout whose revisions are meant.
+    """The side that ``text`` names; ``repo`` is the checkout of its revisions.
 
-    What exists on the disk comes before a revision of the same name. ``git:`` and ``flake:`` say
-    the kind. Raises :class:`CannotStart`.
+    A name on the disk comes before a revision of the same name. ``git:`` and ``flake:`` state the
+    kind. Raises :class:`CannotStart`.
     """
     if text == "this":
         return Side("this", text, sys.executable)
@@ -173,7 +173,7 @@ def _built(side: Side, tree: Path, o: Options, cache: Path) -> Ready:
 def _build(
     argv: Sequence[str], cwd: Path, environment: dict[str, str], log: Path, limit: float
 ) -> None:
-    """Run what makes a side; :class:`CannotStart` with its last line where it fails."""
+    """Run a command that creates a side; :class:`CannotStart` with its last line if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         code = _run_group(argv, cwd, environment, out, limit)
@@ -213,7 +213,7 @@ def wait_and_end(process: subprocess.Popen[Any], limit: float) -> int | None:
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """Kill the process and what it started in its session, unless it has been waited for."""
+    """Kill the process and those that it started in its session, unless it was waited for."""
     if process.returncode is None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -221,7 +221,8 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would lead a side, or git, back to this process's own files."""
+    """The environment without variables that would lead a side, or git, back to this process's
+    files."""
     leads = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "PYTHONPATH", "PYTHONHOME",
              "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name not in leads}
@@ -273,10 +274,11 @@ def remove_worktree(home: Path, at: Path) -> None:
 
 
 def virtual_environment(words: Sequence[str], python: str, cache: Path) -> Path:
-    """Interpreter of a cached environment with the requirements ``words`` laid over ``python``'s.
+    """Interpreter of a cached environment with the requirements ``words`` on top of ``python``'s
+    packages.
 
-    It sees what ``python`` sees, so that torch is not installed again; what is asked for comes
-    first. A half-made one, left by a kill, is made anew.
+    It sees the packages of ``python``, so that torch is not installed again; the requirements come
+    first. An unfinished environment of a killed run is created again.
     """
     try:
         told = subprocess.run(
@@ -333,7 +335,7 @@ def _pip(command: Sequence[str], words: Sequence[str]) -> None:
 def _flake(target: str, home: Path, o: Options, cache: Path) -> Ready:
     """The command that starts Python in the flake's dev shell with one input overridden.
 
-    The shell is built here, so that one that cannot be is not blamed on what runs in it.
+    The shell is built here, so that a failure of the build is not blamed on the program in it.
     """
     if not (home / "flake.nix").is_file():
         raise CannotStart(f"{home} has no flake.nix; name its directory with --repo")

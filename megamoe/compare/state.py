@@ -29,7 +29,7 @@ class State:
     request: Mapping[str, Any]
     steps: list[dict[str, Any]] = field(default_factory=list)
     narrowed: list[str] | None = None
-    """Cases that differ between the ends: the middle is asked for these only."""
+    """Cases that differ between the ends: the steps in between run only these."""
     builds: int = 0
     resumed: int = 0
     """Steps that an earlier run, killed or finished, had found out."""

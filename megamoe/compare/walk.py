@@ -75,7 +75,7 @@ def require_order(home: Path, good: str, bad: str) -> None:
 def over_git(
     tree: Path, good: str, bad: str, only: Sequence[str], probe: Probe, folder: Path
 ) -> tuple[Found, str]:
-    """Let ``git bisect run`` walk the worktree ``tree``; what was found, and git's own log."""
+    """Let ``git bisect run`` walk the worktree ``tree``; returns the result, and git's own log."""
     script, log = folder / "step.sh", folder / "logs" / "git-bisect.log"
     script.write_text(_STEP)
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,11 @@ from megamoe.coverage import recorded
 
 
 def rare(root: Path, most: int = 0) -> list[tuple[str, str, int]]:
-    """Dimension, class and number of cases, where at most ``most`` cases enter a class of a goal.
+    """Dimension, class and number of cases, for classes of a goal that at most ``most`` cases
+    enter.
 
-    By default the holes. ``root`` is the directory golden/; the numbers are those of the last
-    ``megamoe coverage --record``. ``ValueError`` where there are none.
+    The default gives the holes. ``root`` is the directory golden/; the numbers are those of the
+    last ``megamoe coverage --record``. ``ValueError`` if there are none.
     """
     return [
         (dimension, one, number)

@@ -1,4 +1,4 @@
-"""Counting what cases enter, over a few processes."""
+"""The count of the classes that cases enter, over a few processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PIECE: Final = 8
 
 
 def entered(case: Case, contract: Contract = NEWEST) -> Entered:
-    """Dimension -> classes that one case enters. Raises what its recipe raises."""
+    """Dimension -> classes that one case enters. Raises the errors of its recipe."""
     other = {"staging": kinds.staging, "eplb": kinds.eplb, "layout": kinds.layout,
              "errors": kinds.errors}.get(case.kind)  # fmt: skip
     if other is not None:

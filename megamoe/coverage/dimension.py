@@ -1,4 +1,4 @@
-"""A dimension of coverage, and what was seen of it: plain data, without NumPy."""
+"""A dimension of coverage, and its count: plain data, without NumPy."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ CLAMPS: Final = {
     "up infinite": "An infinite up passes the clamp.",
     "up NaN": "A NaN of up does not become the bound.",
 }
-"""Sides of the clamp, and what hides where none is entered."""
+"""Sides of the clamp, and the fault that can hide if no case enters one."""
 
 
 def clamp_sides(gate: U16, up: U16, act: Activation) -> set[str]:

@@ -77,7 +77,7 @@ BRANCHES: Final = {
     "one step below a power": "A scale barely below a power of two is rounded to the one above it.",
     "rounded up": "A scale is rounded to the nearest power of two, or not at all.",
 }
-"""Branches that make a scale byte, and what hides where none is entered."""
+"""Branches that compute a scale byte, and the fault that can hide if no case enters one."""
 
 
 def branch_goal(floored: bool) -> dict[str, str]:

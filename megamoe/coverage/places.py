@@ -19,7 +19,7 @@ from megamoe.spec.tensors import WEIGHTS
 
 Entered = dict[str, set[str]]
 POWERS: Final = (16, 24, 31, 32)
-"""Offsets are asked for beyond 2 to these."""
+"""Exponents of the offsets in the goal: 2 to these."""
 
 
 SHALLOW: Final = (

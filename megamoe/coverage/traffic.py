@@ -24,7 +24,7 @@ class Beyond:
 
 
 def files(folder: Path) -> list[Path]:
-    """The stored problems of a folder. ``ValueError`` where there is none."""
+    """The stored problems of a folder. ``ValueError`` if there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: is no directory; name one with files of `megamoe capture`")
     found = sorted(folder.glob("*.safetensors"))

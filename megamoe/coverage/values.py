@@ -26,9 +26,9 @@ from megamoe.spec.contract import Contract
 from megamoe.spec.formats import F32, F64, GROUP, U8, U16, bf16_decode, bf16_round
 
 BUDGET: Final = 6_000_000
-"""Multiplications of one call; what is beyond is left out."""
+"""The largest number of multiplications of one call; work beyond it is left out."""
 EXPERTS: Final = 2
-"""Experts of a call that is too large, at most: their weights must be made."""
+"""The largest number of experts of a large call: their weights must be computed."""
 SLOTS: Final = 12
 """Rows of one expert then."""
 

@@ -68,7 +68,7 @@ def row_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Blocks:
 
 
 def signed_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64:
-    """``(G, N)`` block sums alone, without what bounds need to know of their terms."""
+    """``(G, N)`` block sums alone, without the data of their terms that bounds need."""
     if is_e4m3(packed, weight_sf):
         return row_blocks(codes, sf, packed, weight_sf).low[:, 0]
     _, powers = _of_scales()

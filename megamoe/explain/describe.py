@@ -1,4 +1,4 @@
-"""A life as plain data: what a person wants to see of one output element, JSON-able."""
+"""A life as plain data: the facts on one output element for a person, JSON-able."""
 
 from __future__ import annotations
 

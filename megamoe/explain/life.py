@@ -1,7 +1,7 @@
 """One token computed for a few output channels only: the reference, and its certified intervals.
 
-The same functions of the oracle as a golden is made with; what is left out is what the wanted
-elements do not depend on. Slots are computed side by side in threads.
+It uses the oracle's functions, as a golden does, and leaves out the work on which the wanted
+elements do not depend. Slots are computed side by side in threads.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Down:
     """The envelope of the class."""
     fixed_low: F64
     fixed_high: F64
-    """The same if every code were the reference's: what accumulation alone allows."""
+    """The envelope if every code were the reference's: the freedom of accumulation alone."""
     row: U16
     row_low: U16
     row_high: U16

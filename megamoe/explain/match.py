@@ -1,4 +1,4 @@
-"""Which deviations explain what was shown: exactly, in part, or not at all.
+"""The deviations that explain an output: exactly, in part, or not at all.
 
 A value *differs* if the contract does not allow it. A deviation *explains* it if the deviation
 gives it, and *contradicts* a value that the contract allows and the deviation does not give. An
@@ -51,7 +51,7 @@ class Fit:
 
     @property
     def is_partial(self) -> bool:
-        """It halves what is wrong at least, and leaves something."""
+        """Whether it halves the wrong values at least, and leaves some."""
         halves = 0 < self.left <= self.differing / 2
         return halves and self.explains - self.left >= _MARGIN
 

@@ -41,7 +41,8 @@ or weights, where only ``y`` is there: on V4-Pro that is 6 times 44 million."""
 def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Plain:
     """``actual``: the token's rows of ``tensors.STAGES`` as bits, ``y`` ``(H,)`` at least.
 
-    Returns what each stage shows, the first that is outside, and what explains each step that is.
+    Returns the comparison of each stage, the first stage outside, and the explanation of each wrong
+    step.
     """
     shown = _Shown.of(life, actual)
     stages, explanations = [], []
@@ -117,7 +118,8 @@ def _staged_outside(life: Life, shown: _Shown) -> dict[str, Bools]:
 
 
 def _given(life: Life, source: Source, shown: _Shown) -> tuple[Life, str]:
-    """The life from ``x`` as it was shown, unless what comes after follows from the right one."""
+    """The life from the ``x`` of the output, unless the later stages follow from the right
+    ``x``."""
     if shown.x is None and shown.x_sf is None:
         return life, ""
     x = life.x if shown.x is None else shown.x

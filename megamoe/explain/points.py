@@ -49,7 +49,7 @@ def outside(y: U16, low: U16, high: U16) -> Bools:
 
 @dataclass
 class Points:
-    """Runs ways on one life; what no way changes is computed once."""
+    """Runs ways on one life; a stage that no way changes is computed once."""
 
     life: Life
     source: Source
@@ -117,7 +117,7 @@ class Points:
         return blocks * ue8m0_decode(sf)[:, None]
 
     def _acts(self, way: Way, name: str, total: Total) -> dict[int, tuple[U8, U8]]:
-        """Codes and scale bytes, kept for the ways that share what comes before them."""
+        """Codes and scale bytes, cached for the ways that share the earlier steps."""
         is_shared = way.steps <= {"reads13", "reads2"} or not way.moves_codes
         kept = (name, way.reads13)
         if is_shared and kept in self._first:

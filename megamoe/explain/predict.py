@@ -39,7 +39,7 @@ Acts = Mapping[int, tuple[U8, U8]]
 
 @dataclass
 class Predictor:
-    """Runs ways on one life; what no way changes is computed once."""
+    """Runs ways on one life; a stage that no way changes is computed once."""
 
     life: Life
     source: Source
@@ -96,7 +96,7 @@ class Predictor:
         )
 
     def _differ(self, way: Way, sums: F64, sf: U8, codes: U8) -> Bools:
-        """``sums`` ``(S, 3, 2n)`` against what was shown of ``n`` channels."""
+        """Compare ``sums`` ``(S, 3, 2n)`` with the output of ``n`` channels."""
         weights = np.array([way.weight(s) for s in self.routed()], np.float32)
         least, most, low, high = self._codes(way, sums, weights, sf.astype(np.int32))
         key = same_codes(codes)
@@ -111,7 +111,7 @@ class Predictor:
         return [slot for slot in self.life.slots if slot.expert != SHARED]
 
     def _sums13(self, way: Way, slot: Slot) -> F64:
-        """``(3, 2I)``: the exact sums of linear 1, and both ends of what the class allows."""
+        """``(3, 2I)``: the exact sums of linear 1, and both ends of the class's interval."""
         if way.total is not None:
             point = way.total(slot.blocks)
             return np.stack([point, point, point])

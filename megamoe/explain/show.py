@@ -13,7 +13,7 @@ _ALTERNATIVES: Final = 6
 
 
 def show(said: Plain, console: Console) -> None:
-    """Print what :func:`megamoe.explain.describe.describe` and ``part`` say."""
+    """Print the results of :func:`megamoe.explain.describe.describe` and ``part``."""
     y = said["y"]
     console.print(
         f"[bold]{said['case']}[/bold]: y at token {said['token']} channel {said['channel']}, "

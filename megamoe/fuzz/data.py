@@ -164,7 +164,7 @@ def _constant(die: Die, params: Params) -> Params:
 
 
 def _few(die: Die, params: Params) -> Params:
-    """Weights of which most, or all of one linear, are zero."""
+    """Weights that are mostly zeros, or all zeros in one linear."""
     w13, w2 = die.of("tables", (("sparse", "sparse"), ("zero", "bell"), ("bell", "zero"),
                                 ("grid", "probe"), ("bell", "probe")))  # fmt: skip
     return {"hidden_recipe": {}, "weights_recipe": {"w13": w13, "w2": w2}}

@@ -91,7 +91,7 @@ def _sizes(die: Die) -> Params:
 
 
 def _features(die: Die, params: Params, profile: Profile) -> bool:
-    """Put in what the call asks besides; whether it asks nothing."""
+    """Add the options of the call; returns whether it has none."""
     if profile.pure:
         return True
     gated = die.weighed("activation", [(50, ""), (2, "oai"), (3, "alpha-beta"), (2, "step"),

@@ -48,7 +48,7 @@ def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -
 def shrink(
     left: Left, session: Session, seconds: float, timeout: float, log: Callable[[str], None]
 ) -> Left:
-    """Reduce the problem within ``seconds``, and write what is left of it in its place."""
+    """Reduce the problem within ``seconds``, and replace its file by the result."""
     if left.path is None:
         return left
     try:

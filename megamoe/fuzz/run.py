@@ -36,7 +36,7 @@ class Asked:
 
     seed: int
     seconds: float
-    """No problem begins after so many; then what has begun is finished."""
+    """Seconds after which no problem begins; the running problems are finished."""
     problems: int | None = None
     """No problem of this number or a higher one is judged."""
     only: int | None = None
@@ -66,7 +66,7 @@ def fuzz(
     settings: Settings, asked: Asked, judges: int, workers: int, console: Console,
     again: Callable[[int], str] = str,
 ) -> Outcome:  # fmt: skip
-    """Judge drawn problems with ``settings.backend``; raises what the command says in one line.
+    """Judge drawn problems with ``settings.backend``; raises errors of one line for the command.
 
     ``again(number)``: the command that judges that problem alone, for the message.
     """

@@ -29,7 +29,7 @@ class Tally:
     """Problems among these for which the class of the backend leaves one output; the comparison is
     bitwise."""
     how: Counter[str] = field(default_factory=Counter)
-    """Judgements that were made."""
+    """Counts of judgements."""
     passed_over: Counter[str] = field(default_factory=Counter)
     """Problems that were not judged, by the reason."""
     reached: Counter[int] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""``megamoe reduce``: a failing problem made small while it still fails the same way.
+"""``megamoe reduce``: make a failing problem small while it still fails in the same way.
 
 Tokens first, since the oracle's time goes with them, then slots, experts, I and H in blocks of
 128, over again until nothing moves, then the values. Each try runs the backend and is judged by
@@ -67,9 +67,9 @@ def reduce(
 def keep(
     r: Reduction, out: Path, about: Mapping[str, Any], timeout: float = TIMEOUT
 ) -> tuple[Verdict, int]:
-    """Write what is left to ``out``: the file's verdict, read back, and its bytes.
+    """Write the reduced problem to ``out``; returns the file's verdict, read back, and its bytes.
 
-    ``about``: where it came from. Raises a ``ValueError`` where the file fails in another way.
+    ``about``: the origin. Raises a ``ValueError`` if the file fails in another way.
     """
     identity = r.session.identity
     said = {**about, "accumulator": identity.accumulator, "failure": str(r.failure)}

@@ -1,4 +1,4 @@
-"""A failing problem on its way down: what must stay the same, and how a try is judged."""
+"""A reduction in progress: the failure that must stay the same, and the judgement of a try."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Failure:
 
     status: str
     where: str
-    """The first stage outside, or what was raised."""
+    """The first stage outside, or the exception."""
     nan: bool
     zero: bool
     """NaN on one side; nothing but zero was right. A small number must not become either."""

@@ -20,7 +20,8 @@ AUTO: Final = "auto"
 
 
 class NoChoice(ValueError):
-    """The backend names no contract that can be judged, or not the one asked for; one line."""
+    """The backend names no contract that can be judged, or lacks the one that the user asks for;
+    one line."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _Loaded:
     revisions: Mapping[str, str]
     """Revision -> the packages and builds that follow it."""
     unknown: tuple[str, ...] = ()
-    """A line on each package whose headers are none of the builds known here."""
+    """A line for each package with unknown headers."""
 
     @classmethod
     def of(cls, packages: Any) -> _Loaded:

@@ -45,15 +45,15 @@ class Worker:
     """
 
     def __init__(self, launch: Launch, like: Identity | None = None) -> None:
-        """Start it, without waiting for the backend; ``identity`` does.
+        """Start it, without waiting for the backend; ``identity`` waits.
 
-        ``like``: what another worker of the same run said. This one must say the same.
+        ``like``: the identity of another worker of the same run. This one must have the same.
         """
         self.launch = launch
         self._state: Mapping[str, Any] = {}
         self.like = like
         self._told: Choice | None = None
-        """The contract that the backend was made for again, where it was chosen and not asked."""
+        """The contract for which the backend was created again, if the judge chose it."""
         self._identity: Identity | None = None
         self._called: set[str] = set()
         """The callables of which this process has had a call."""
@@ -150,7 +150,8 @@ class Worker:
             (self.folder / "path" / "megamoe").symlink_to(package, target_is_directory=True)
 
     def _orphans(self) -> None:
-        """Kill what is left of a worker whose keeper was killed: all that have its ``TMPDIR``."""
+        """Kill the remaining processes of a worker whose keeper was killed: all that have its
+        ``TMPDIR``."""
         mark = f"TMPDIR={self.folder / 'tmp'}".encode()
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):

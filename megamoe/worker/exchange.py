@@ -34,7 +34,7 @@ from megamoe.worker.session import Session
 TORCH_LACKS: Final = ("not implemented for '", "Could not run 'aten::")
 """Texts of a ``NotImplementedError`` from torch itself: that is a fault, no refusal."""
 LIMIT: Final = 64 << 20
-"""Bytes of one output that are always handed over; of a larger one, what its inputs take."""
+"""The least limit of one output, in bytes; the size of the inputs may raise it."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def plain_of(problem: Problem) -> dict[str, Any]:
 
 
 def _refuse(reply: Mapping[str, Any], folder: Path) -> None:
-    """Raise what an answer without outputs means."""
+    """Raise the error that an answer without outputs stands for."""
     if "missing" in reply:
         raise Missing(reply["missing"])
     if "declined" in reply:

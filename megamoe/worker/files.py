@@ -38,7 +38,7 @@ class Sent:
     """For a tensor with only some rows in the file: these rows. All others are zeros."""
 
     def changed(self) -> list[str]:
-        """Names of tensors of which the file no longer holds the judge's bytes."""
+        """Names of tensors whose bytes in the file are no longer the judge's."""
         with opened(self.path) as file:
             return [name for name in self.own if not self._same(file, name)]
 

@@ -1,4 +1,4 @@
-"""The keeper: owns a worker's processes, its folder and its output, and outlives whoever asked.
+"""The keeper: it owns a worker's processes, its folder and its output, and outlives the judge.
 
 It stands between the judge and the worker, so that the two share no descriptor. When the judge's
 process ends, however it ends, the keeper reads the end of its standard input, kills every process
@@ -35,7 +35,7 @@ here."""
 LONGEST: Final = 4 << 20
 """Bytes of one answer; a longer line is no answer."""
 TAIL: Final = 4096
-"""Bytes that are kept of what a worker prints: its last words."""
+"""The number of bytes that are kept of a worker's output: its last lines."""
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
 IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
@@ -64,10 +64,11 @@ class Keeper:
                 self._look()
 
     def end(self) -> None:
-        """Kill what is left and remove the folder; the judge may still be writing into it.
+        """Kill the remaining processes and remove the folder; the judge may still be writing into
+        it.
 
         MEGAMOE_LINGER: seconds in which the worker may end by itself before that. A tool that
-        watches a process, as compute-sanitizer does, writes what it saw when the process ends.
+        watches a process, such as compute-sanitizer, writes its report when the process ends.
         """
         linger = float(os.environ.get("MEGAMOE_LINGER") or 0)
         if linger and self.worker is not None and self.worker.stdin is not None:
@@ -163,7 +164,8 @@ class Keeper:
         return next((line for line in reversed(lines) if line), "")[:300]
 
     def _kill(self) -> None:
-        """Kill every process that came from the worker: its session, and all who left that."""
+        """Kill every process that came from the worker: its session, and all processes that left
+        the session."""
         worker, self.worker = self.worker, None
         if worker is None:
             return

@@ -1,4 +1,4 @@
-"""The judge's line to a keeper: what is told, what is heard, and how a worker ended."""
+"""The judge's connection to a keeper: orders, reports, and the end of a worker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARED: Final = Path("/dev/shm")
 ROOM: Final = 4 << 30
 """Bytes that must be free in shared memory; with less, files are exchanged on the disk."""
 PROMPT: Final = 20.0
-"""Seconds in which a keeper does what it is told."""
+"""Seconds in which a keeper obeys an order."""
 GONE: Final = "the backend ended its keeper, a process of megamoe"
 
 
@@ -112,7 +112,7 @@ class Link:
         return event
 
     def close(self) -> bool:
-        """End the keeper and what it keeps; False where it was killed before it could."""
+        """End the keeper and its worker; False if the keeper was killed before it could obey."""
         for pipe in (self._keeper.stdin, self._keeper.stdout):
             if pipe is not None:
                 with suppress(OSError):

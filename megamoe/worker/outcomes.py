@@ -14,7 +14,7 @@ class NoOutput(Exception):
 
 
 class Missing(NoOutput):
-    """The backend does not offer what was asked for; the message names it."""
+    """The backend lacks the callable or the feature; the message names it."""
 
     sentence = "the backend has no {}"
 

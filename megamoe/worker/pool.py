@@ -1,4 +1,5 @@
-"""Workers that several judges share: as many backends as asked for, whatever the number of judges.
+"""Workers that several judges share: the number of backends does not depend on the number of
+judges.
 
 The pool lives in the process that owns the run. A judge connects to it from a process of its own
 and asks through a :class:`Shared` session; the pool hands the request to the next worker that is

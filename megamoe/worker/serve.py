@@ -37,7 +37,8 @@ CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "run")
 
 
 class BackendError(ValueError):
-    """A backend cannot be found, made or used; the message is one line and says how to mend it."""
+    """A backend cannot be found, created or used; the message is one line and says how to mend
+    it."""
 
 
 def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUTO) -> Any:
@@ -93,7 +94,7 @@ def module_of(name: str, file: Path) -> Any:
 
 
 def create(found: Any, device: Any, contract: str = AUTO) -> Any:
-    """The object itself, or what a call gives; it may take ``device`` and ``contract``."""
+    """The object itself, or the result of a call with optional ``device`` and ``contract``."""
     is_object = hasattr(found, "name") and hasattr(found, "accumulator")
     if not isinstance(found, type) and (is_object or not callable(found)):
         return found
@@ -157,7 +158,8 @@ class Served:
         self.backend, self.device, self.modules = backend, device, modules
         self.tensors = module_of("megamoe_worker_tensors", HERE / "tensors.py")
         self.files: dict[str, dict[str, Any]] = {}
-        """A file that the next request names again is given as the same tensors."""
+        """The tensors of the last files: if the next request names a file again, it gets the same
+        tensors."""
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The result of the call or the reason why there is none, and the backend's present

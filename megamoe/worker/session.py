@@ -31,7 +31,7 @@ Reply = dict[str, Any]
 
 
 class WorkerError(ValueError):
-    """The backend cannot be loaded, or is none; one line."""
+    """The backend cannot be loaded, or the object is no backend; one line."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Identity:
     why: str = ""
     """The reason for the contract; empty if the user asked for it."""
     fingerprint: Mapping[str, Any] | None = None
-    """``sources``, ``options``, and ``binaries`` as far as they were compiled by then."""
+    """``sources``, ``options``, and the ``binaries`` that were compiled so far."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Its environment: python, torch, device, processor, and gpu, capability, cuda with CUDA."""
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Identity:
 
 
 def judged(revision: str, why: str) -> str:
-    """``contract 2026-09 (the backend says so)``; without a reason where it was asked for."""
+    """``contract 2026-09 (the backend says so)``; without a reason if the user asked for it."""
     return f"contract {revision} ({why})" if why else f"contract {revision}"
 
 
@@ -132,7 +132,7 @@ class Session(Protocol):
         """The folder of the files of requests and answers."""
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
-        """The answer within ``seconds``; ``{"broken": why}`` where there is none."""
+        """The answer within ``seconds``; ``{"broken": why}`` if there is none."""
 
 
 def complaint(
@@ -218,5 +218,5 @@ def last_seen(stack: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` without what would move a terminal's cursor or change its colours."""
+    """``text`` without characters that would move a terminal's cursor or change its colours."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -16,10 +16,10 @@ LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("
 
 
 class State:
-    """Watches what decides bits, or where a later call reads and writes."""
+    """Watches the settings that decide bits, or the places where a later call reads and writes."""
 
     def __init__(self, files: Sequence[int]) -> None:
-        """``files``: descriptors that must stay what they are."""
+        """``files``: descriptors that must not change."""
         self.files = files
         self.used = {(torch, n): getattr(torch, n) for n in ("empty", "zeros", "full")} | {
             (torch.Tensor, n): getattr(torch.Tensor, n)
