@@ -102,8 +102,8 @@ def run(
     made = {name: folder / f"{mark}.{name}" for name in ("json", "xml")}
     argv = [sys.executable, "-m", "megamoe", "check", *arguments,
             "--json", str(made["json"]), "--junit", str(made["xml"])]  # fmt: skip
-    # Of its own, so that what another program leaves is not put down to this run; and a short
-    # path, since sockets lie in it.
+    # A folder of its own, so that files of another program are not blamed on this run; with a short
+    # path, since it holds sockets.
     own = Path(tempfile.mkdtemp(prefix="run-"))
     environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1", "TMPDIR": str(own)}
     started = time.monotonic()

@@ -118,8 +118,8 @@ def _quads() -> npt.NDArray[np.int64]:
     return E2M1_TABLE.astype(np.float16)[nibbles].view(np.int64).ravel()
 
 
-# Of the E2M1 magnitudes, by nibble: which have their lowest bit at 2**-1, 0, 1, 2 (bits 0 to 3),
-# and which have an exponent field of 0, 1, 2 (bits 4 to 6).
+# Flags of the E2M1 magnitudes, by nibble: the lowest bit at 2**-1, 0, 1, 2 (bits 0 to 3), and the
+# exponent field 0, 1, 2 (bits 4 to 6).
 _CLASSES: Final = (0x00, 0x11, 0x12, 0x11, 0x24, 0x22, 0x48, 0x44)
 
 

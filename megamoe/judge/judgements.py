@@ -111,7 +111,7 @@ def nan_everywhere(actual: Array, expected: Callable[[], Array]) -> bool:
     """y is NaN in every element although the golden has a number somewhere."""
     if not actual.size or not BF16.is_nan(actual).all():
         return False
-    return not BF16.is_nan(expected()).all()  # asked for last: the oracle may have to make it
+    return not BF16.is_nan(expected()).all()  # comes last: the oracle may have to compute it
 
 
 class _Places:

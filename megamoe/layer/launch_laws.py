@@ -182,8 +182,8 @@ def _busy_stream(backend: Any, problem: Problem) -> Variants:
         # No expert and nothing to weigh: another y, and no harm to a kernel that takes it.
         given = [torch.full_like(t, -1 if t is problem.topk_ids else 0) for t in inputs]
         source = [t[order] for t in inputs]
-        # The weights stay those of the first call: what a backend knows of them it knows by now,
-        # so it need not wait for the device.
+        # The weights stay those of the first call: by now a backend has inspected them, so it need
+        # not wait for the device.
         late = replace(problem, hidden_states=given[0], topk_ids=given[1], topk_weights=given[2])
         ours.after(here)
         busy.after(here)

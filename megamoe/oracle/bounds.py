@@ -177,7 +177,7 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
         aligned_to = _aligned_exponent(blocks.folded[j], grown)
         unit = np.exp2(aligned_to - accumulator.align_bits)
         clean &= (partial <= np.exp2(lattice + 24)) & (unit <= np.exp2(lattice))
-        # As in any order, with the running sum as one more term whose last bit is not known.
+        # The bound of any order, with the running sum as one more term of unknown last bit.
         loss = 32 * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0) + unit
         error = loss + SLACK * partial
         idle = (blocks.positive[j] == 0) & (blocks.negative[j] == 0)  # adding zeros is exact

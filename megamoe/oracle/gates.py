@@ -144,7 +144,7 @@ def silu_bounds(division: str, alpha: float = 1.0) -> tuple[F32, F32]:
             high = gates * (np.float32(1) / den_high.astype(np.float32)).astype(np.float64)
         else:
             low, high = gates / den_low, gates / den_high
-        # For a negative gate, low is the larger magnitude; for a positive one the other way round.
+        # For a negative gate, low is the larger magnitude; for a positive gate, high is.
         low, high = np.minimum(low, high), np.maximum(low, high)
         # A reciprocal or a product below the normal range may be flushed to zero.
         zero = np.copysign(0.0, gates)
@@ -158,7 +158,7 @@ def silu_bounds(division: str, alpha: float = 1.0) -> tuple[F32, F32]:
         low = np.where(gone, np.minimum(tail, zero), low)
         high = np.where(gone, np.maximum(tail, zero), high)
         low32, high32 = low.astype(np.float32), high.astype(np.float32)
-    infinite = np.isinf(gates)  # no freedom: what IEEE says of infinity and 0
+    infinite = np.isinf(gates)  # no freedom: the IEEE rules for infinity and 0
     low32[infinite] = high32[infinite] = silu_table(division, alpha)[infinite]
     return low32, high32
 

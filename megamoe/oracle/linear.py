@@ -70,8 +70,8 @@ def _per_group(table: I32, codes: U8, reduce: np.ufunc) -> I32:
     return reduce.reduce(np.take(table, codes).reshape(*codes.shape[:-1], -1, GROUP), axis=-1)
 
 
-# Of each group of nibbles, which fields and lowest bits it has: flags of a byte's two nibbles are
-# or-ed over the sixteen bytes of a group, eight at a time.
+# The fields and lowest bits that occur in each group of nibbles: the flags of a byte's two nibbles
+# are or-ed over the sixteen bytes of a group, eight at a time.
 _FIELDS, _LOWBITS = (0, 1, 2), (-1, 0, 1, 2)
 
 

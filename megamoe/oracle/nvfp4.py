@@ -207,7 +207,7 @@ class Layer:
         acts = swiglu.activation_interval(
             gate, up, _ONE, self.act, self.contract, any_form=any_form
         )
-        # Where NaN is possible beside numbers, any number: its code is that of the largest.
+        # If NaN is possible beside numbers, any number is: its code is that of the largest.
         free = np.False_ if acts.nan is None else acts.nan
         low = np.where(free, -np.float32(np.inf), acts.low)
         high = np.where(free, np.float32(np.inf), acts.high)

@@ -156,7 +156,7 @@ def _promoted(main: F64, running: F64) -> tuple[F64, F64]:
     with np.errstate(over="ignore", invalid="ignore"):  # beyond fp32 the ends are replaced later
         total = main + running
         back = total - main
-        error = (main - (total - back)) + (running - back)  # what float64 itself lost, exactly
+        error = (main - (total - back)) + (running - back)  # float64's own error, exactly
         near = total.astype(np.float32)
         above = (near > total) | ((near == total) & (error < 0))
         below = (near < total) | ((near == total) & (error > 0))

@@ -39,8 +39,8 @@ def reduce(
     log(f"fails: {failure}")
     r = Reduction(session, problem, failure, verdict, timeout, log=log)
     r.deadline = time.perf_counter() + seconds
-    # The same again, through the path that every try takes: what does not hold still is not
-    # followed. A token fewer would do; so only where none can go, the whole is tried again.
+    # Repeat the failure through the path of every try, and refuse one that does not repeat. A try
+    # with a token fewer is a repeat; so the whole is tried again only if no token can go.
     steps.tokens(r)
     if r.problem is problem and not r.take(problem, always=True):
         raise ReduceError(

@@ -169,7 +169,7 @@ def _compared(where: Path, hashes: Mapping[str, str]) -> Detected:
         those = differing(build)
         return sum(header.bits for header in those), len(those)
 
-    # Of builds equally near the latest in the table is said.
+    # Of builds that are equally near, name the latest in the table.
     nearest = min(reversed(BUILDS.values()), key=distance)
     those = differing(nearest)
     if len(those) == len(HEADERS):

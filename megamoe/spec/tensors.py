@@ -106,7 +106,7 @@ TENSORS: Final[Mapping[str, Tensor]] = {
         Tensor("w2_weight", ("E", "H", "I/2"), _U8, BYTE, "two E2M1 a byte, the low nibble first"),
         Tensor("w2_weight_scale", ("E", "H", "I/32"), _U8, UE8M0,
                "scale factors of w2_weight; of NVFP4 E4M3 bytes, (E, H, I/16)", channels=GROUP),
-        # --- what a call may bring besides
+        # --- optional arguments of a call
         Tensor("shared_w13_weight", ("2S", "H"), _CODES[::-1], E4M3,
                "E4M3 codes of the shared expert; rows [0, S) gate, [S, 2S) up"),
         Tensor("shared_w13_weight_scale", ("2S", "H/32"), _U8, UE8M0,
@@ -126,7 +126,7 @@ TENSORS: Final[Mapping[str, Tensor]] = {
                "scale factors of l2_acts", _ACTS, GROUP, **_BY_SLOT),
         Tensor("l2_acts", ("T", "K", "I"), _CODES, E4M3,
                "requantised activations, E4M3 codes", _ACTS, **_BY_SLOT),
-        # --- transform_weights: what a kernel reads
+        # --- transform_weights: the weights in the kernel's layout
         Tensor("w13", ("E", "2I", "H/2"), _U8, BYTE,
                "w13_weight with gate and up rows 8 by 8 in turn", _WEIGHT),
         Tensor("w13_sf", ("E", "2I", "H/128"), _I32, UE8M0,
