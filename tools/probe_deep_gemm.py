@@ -148,7 +148,7 @@ def one(rank: int, ranks: int, work: Path) -> int:
     error = ""
     try:
         layer(*(t.to(device) for t in (hidden, routing, ids)), activation_clamp=10.0)
-    except Exception as raised:  # whatever its C++ raises is what is asked for
+    except Exception as raised:  # any exception of its C++ code is a result here
         error = " ".join(str(raised).split())
     good &= say("staged as the contract says", staged(rows, hidden, routing, ids))
     reached = "CUDA_ERROR_INVALID_VALUE" in error

@@ -147,7 +147,7 @@ class DeepGemmBackend:
         self.device = torch.device(device)
         self.stats: torch.Tensor | None = None
         """(E,) int32, tokens received by each local expert so far; counted where it is set."""
-        # Without a package of its own it is the same function for every layer: one buffer.
+        # Without a package of its own, the function is the same for every layer: one buffer.
         self.new_symm_buffer: Callable[..., Any] = (
             new_symm_buffer if package is None else partial(new_symm_buffer, package=package)
         )

@@ -62,7 +62,7 @@ def _swiglu(
     else:
         gated = gate / denominator
     if act.name == "swiglustep" and act.clamp is not None:
-        # As fminf: the bound replaces NaN and infinity.
+        # fminf does the same: the bound replaces NaN and infinity.
         gated = torch.fmin(gated, _fp32(act.clamp, gate))
     return gated, up if act.beta == 0 else up + _fp32(act.beta, up)
 

@@ -165,7 +165,7 @@ def _read(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
     """The metadata entry and the tensors; :class:`StoredError` for a file that is no safetensors
     file."""
     try:
-        # Open meanwhile, so that safetensors, which takes a name, is given no fifo and no giant.
+        # Keep it open, so that safetensors, which takes a name, gets no fifo and no giant.
         with open_bounded(path, STORED_LIMIT), safe_open(path, "pt") as file:
             said = (file.metadata() or {}).get("megamoe")
             return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

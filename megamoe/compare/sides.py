@@ -188,7 +188,7 @@ def _run_group(
     argv: Sequence[str], cwd: Path, environment: dict[str, str], out: Any, limit: float
 ) -> int | None:
     """Exit code, or None where it took too long; nothing it started is left behind."""
-    # The lock of the state is inherited: what a kill leaves running still holds it.
+    # The process inherits the lock of the state: a process that survives a kill still holds it.
     process = subprocess.Popen(
         argv, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.held(),

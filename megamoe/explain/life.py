@@ -179,7 +179,7 @@ def live(
     if source.shared_w13() is not None:
         slots.append(len(token.ids))
     form = form_of(token.act, contract)
-    gate_table(form), gate_bounds(form)  # made once, not by every thread
+    gate_table(form), gate_bounds(form)  # computed once, not by every thread
 
     def one(slot: int) -> Slot:
         return _slot(source, token, slot, x, x_sf, wanted, chosen, contract)

@@ -105,7 +105,7 @@ def _said(stage: str, where: str, beyond: Bools) -> Plain:
     }
 
 
-# --- what is outside ----------------------------------------------------------------------------
+# --- the stages outside -------------------------------------------------------------------------
 
 
 def _staged_outside(life: Life, shown: _Shown) -> dict[str, Bools]:
@@ -182,7 +182,7 @@ def _y_interval(life: Life, shown: _Shown) -> tuple[U16, U16, bool]:
     return least, most, True
 
 
-# --- what explains it ---------------------------------------------------------------------------
+# --- the explanation ----------------------------------------------------------------------------
 
 
 def _explain_staging(

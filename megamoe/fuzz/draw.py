@@ -161,7 +161,7 @@ def _routing(die: Die, params: Params, profile: Profile) -> bool:
     if die.one_in("mask", 4):
         recipe["mask_every"] = die.of("mask_every", (2, 2, 4, 4, 8, 1))
     params["routing_recipe"] = recipe
-    if profile.pure:  # powers of two keep exact what is exact
+    if profile.pure:  # powers of two keep exact values exact
         recipe["weights"] = [[2.0 ** die.within(f"weight {i}", -3, 3) for i in range(top_k)]]
         return True
     special = die.weighed("weights", [(14, ""), (2, "octaves"), (2, "scaling"), (3, "masked"),

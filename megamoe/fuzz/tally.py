@@ -76,7 +76,7 @@ class Tally:
         """Print text as it is."""
         try:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        except SystemExit:  # what rich makes of a closed pipe
+        except SystemExit:  # rich raises this for a closed pipe
             raise BrokenPipeError from None
 
     def summary(self) -> None:

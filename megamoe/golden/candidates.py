@@ -160,7 +160,7 @@ def bless(root: Path, cases: Sequence[Case]) -> list[str]:
             "bless refuses to run where CI is set: goldens change by a person's hand only; unset "
             "CI if you are one"
         )
-    with locked(root):  # no record writes meanwhile: what is removed below is what was read here
+    with locked(root):  # no record writes meanwhile, so only files read here are removed below
         return _bless(root, {case.id: case for case in cases})
 
 
@@ -177,7 +177,7 @@ def _bless(root: Path, by_id: Mapping[str, Case]) -> list[str]:
     }
     entries |= {key: described["entry"] for key, described in found.items()}
     removed = [k for k, v in manifest["cases"].items() if k not in entries and "file" in v]
-    # Every place is asked for before the first is touched.
+    # Compute every place before the first is touched.
     places = {case_id: inside(root, root / tensors_of(case_id)) for case_id in [*found, *removed]}
     taken = [inside(root, path) for case_id in found for path in _files(root, case_id)]
     _clear(root)
@@ -287,7 +287,7 @@ _TIMED = schema.Object(
 
 def verify(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str]:
     """Recompute every golden; returns one line for each that is not equal in every bit."""
-    Store(root, make)  # a manifest that cannot be read is said once, not once a case
+    Store(root, make)  # report an unreadable manifest once, not once a case
     problems = []
     for case, error in _each(_verify_one, [(root, case) for case in cases], jobs):
         done(case, error)

@@ -74,7 +74,7 @@ def _toml(case: Case) -> str:
         "[[case]]",
         f"name = {json.dumps(case.name)}",
         'kind = "forward"',
-        'tier = "quick"',  # whoever made it a golden wants it judged
+        'tier = "quick"',  # a person who imports a golden wants it judged
         f"breaks = {json.dumps(case.breaks)}",
         *(f"{key} = {json.dumps(case.params[key])}" for key in _PARAMS),
         f"hidden_recipe = {{ {recipe} }}",

@@ -215,7 +215,7 @@ def bless(root: Path, source: Path, *, take: bool = False) -> list[Path]:
         found = {path: read_recorded(path, slug) for path in paths}
         for path, data in found.items():
             _check(path, data, wanted)
-            # Every place is asked for before the first is touched.
+            # Compute every place before the first is touched.
             inside(root, root / "recorded" / path.parent.name / path.name)
             inside(source, path)
         clear_leftovers(root / "recorded")

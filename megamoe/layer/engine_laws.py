@@ -143,7 +143,7 @@ def _engine_tensors(backend: Any, problem: Problem) -> Variants:
         if torch.equal(usual[1].to(dtype).float(), usual[1]):
             label = f"weights of {str(dtype).removeprefix('torch.')}"
             yield y_of(label, usual[0], usual[1].to(dtype), usual[2])
-    # As some routers return them: weights and ids side by side in one tensor.
+    # Some routers return them so: weights and ids side by side in one tensor.
     packed = torch.cat([usual[1].view(torch.int32), usual[2].int()], dim=1)
     weights, ids = packed[:, : p.top_k].view(torch.float32), packed[:, p.top_k :]
     yield y_of("weights and ids in one tensor", usual[0], weights, ids)

@@ -45,7 +45,7 @@ def one_rank(device: torch.device) -> Any:
         if dist.get_world_size() == 1:
             return dist.group.WORLD
         if not _alone or _alone[0] is not dist.group.WORLD:
-            # Local: the other ranks are not asked, and so not waited for.
+            # A local check: it does not ask the other ranks, and so does not wait for them.
             rank = dist.get_rank()
             group = dist.new_group([rank], use_local_synchronization=True)
             _alone[:] = [dist.group.WORLD, group]

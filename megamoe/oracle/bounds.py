@@ -120,7 +120,7 @@ def _always_exact(blocks: Blocks, accumulator: Accumulator) -> npt.NDArray[np.bo
     partial = _largest_partial(blocks)
     exact = partial <= np.exp2(lowbit + 24)
     if accumulator.promote is None:
-        # What adds in any order within a block may fold scale factors into bfloat16 operands.
+        # A kernel that adds in any order within a block may fold scales into bfloat16 operands.
         field = blocks.folded if accumulator.any_order_in_block else blocks.field
         top = _aligned_exponent(field.max(axis=0), partial)
         representable = lowbit >= LOWEST - accumulator.result_bits

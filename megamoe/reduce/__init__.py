@@ -75,7 +75,7 @@ def keep(
     said = {**about, "accumulator": identity.accumulator, "failure": str(r.failure)}
     content = to_bytes(Stored(r.problem, {}, said))
     write_atomically(out, content)
-    # What is promised is the file: so the file is what is tried last.
+    # The file is the result, so the file itself is tried last.
     verdict, _ = judge(load(out).problem, r.session, out.stem, timeout=timeout)
     if Failure.of(verdict) != r.failure:
         raise ValueError(

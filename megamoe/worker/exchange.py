@@ -235,7 +235,7 @@ def _returned(reply: Mapping[str, Any], out: Path) -> tuple[Any, dict[str, torch
             parts[name] = Opaque(shown[0])
         elif f"out.{name}" in kept:
             parts[name] = _strided(kept[f"out.{name}"], shown[2])
-        else:  # too large to be right: its dtype and shape are what is judged
+        else:  # too large to be right: its dtype and shape are judged
             dtype = getattr(torch, shown[0])
             parts[name] = torch.empty_strided(shown[1], shown[2], dtype=dtype, device="meta")
     blank = {n.removeprefix("blank."): t for n, t in kept.items() if n.startswith("blank.")}

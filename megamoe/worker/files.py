@@ -59,7 +59,7 @@ class Sent:
         size = own.size // count
         if not all(_equal(file, offset + r * size, own[r * size : (r + 1) * size]) for r in rows):
             return False
-        # Of the other rows nothing was ever written: only what the file system keeps is read.
+        # Nobody ever wrote the other rows, so read only the extents that the file system holds.
         at, end, kept = offset, offset + own.size, set(rows)
         while at < end:
             try:

@@ -150,7 +150,7 @@ class Keeper:
             (self.worker.stdout, self._answered),
             (self.worker.stderr, self._printed),
         ):
-            if pipe is not None:  # what it said just before
+            if pipe is not None:  # its last output before that
                 os.set_blocking(pipe.fileno(), False)
                 with suppress(BlockingIOError, KeyError):
                     while pipe.fileno() in self.selector.get_map():
@@ -231,7 +231,7 @@ def _as_ever() -> None:
     for number in IGNORED:
         signal.signal(number, signal.SIG_DFL)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core is a file that nobody asked for
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nobody wants the file of a core dump
 
 
 def _prctl(option: int, value: int) -> None:

@@ -31,7 +31,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 PROTOCOL = 1
 MARK = "@megamoe "
-POISON = 0x5A  # bytes of a blank tensor before a call, so that what is not written shows
+POISON = 0x5A  # bytes of a blank tensor before a call, so that an unwritten element shows
 AUTO = "auto"  # of contracts: the backend's own
 CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "run")
 
@@ -255,7 +255,7 @@ def serve() -> None:
     gc.enable()
     out, requests = os.dup(1), os.fdopen(os.dup(0), "rb", closefd=False)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what a backend prints is no answer
+    os.dup2(2, 1)  # the output of a backend is no answer
     watch, about = (module_of(f"megamoe_worker_{n}", HERE / f"{n}.py") for n in ("state", "offer"))
     state = watch.State((0, 1, 2, out, requests.fileno()))
 
