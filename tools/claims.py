@@ -1,4 +1,4 @@
-"""Which claim of an accumulator class, by which simulated kernel, is red on which directed case.
+"""Claims of accumulator classes that are red, by simulated kernel and by directed case.
 
     python tools/claims.py
 

@@ -1,4 +1,4 @@
-"""How often ``megamoe explain`` gives a name to a corruption that has none.
+"""Count how often ``megamoe explain`` gives a name to a corruption without one.
 
     python tools/false_names.py --count 400 --seed 1
 

@@ -1,5 +1,4 @@
-"""The faults that the judgements do not detect: the largest fault in y that stays green, by class
-and model.
+"""Undetected faults: the largest fault in y that stays green, by class and model.
 
     python tools/unseen.py [--model NAME ...] [--seed S]
 
