@@ -3,8 +3,8 @@
     python tools/false_names.py --count 400 --seed 1
 
 Each corruption is drawn at random and laid over the stages of a right forward: bit flips, noise,
-swapped slots or channels, other rows. What the judge would accept does not count. A name is false
-if a deviation is said to explain every value, or, in the second column, some of them.
+swapped slots or channels, other rows. A corruption that the judge would accept does not count. A
+name is false if a deviation is said to explain every value, or, in the second column, some of them.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@
 Each simulated kernel of ``megamoe.backends.simulate`` and each subject of ``tools/claims.py``
 computes each forward case of the first contract, and the judge compares it with the golden twice:
 with its codes, and y alone. Two limits keep the time bounded. A case of more than ``--products``
-products a kernel is computed by one kernel of each class and family, other ones for each case. Of
-a case of more than ``--most`` products, only as many rows are computed and judged as stay below,
-the first and the last among them; and where one row alone takes more, by one kernel of each class.
+products a kernel is computed by one kernel of each class and family, other ones for each case. For
+a case of more than ``--most`` products, only as many rows are computed and judged as stay below
+that number, the first and the last among them; and where one row alone takes more, by one kernel of
+each class.
 
 Prints a line for each class: what was judged, what lay outside, and how often a kernel was no
 member on the operands of a case. Exit 1 if anything lay outside. Cases with features are left out:

@@ -2,11 +2,11 @@
 
     PYTHONPATH=. python3 tools/probe_deep_gemm.py [--ranks N]
 
-Needs an older NVIDIA GPU for each rank, nvcc, and the package. Who asks torch, or, by a preloaded
-library, the CUDA runtime, is told that the GPU has compute capability 10.0; Triton has asked
-before. So a forward of the module goes all the way that it would go on one: process group,
-symmetric buffer, staging, the checks that the package makes of its arguments. It ends where the
-driver is asked for a tensor map of packed FP4, which Hopper does not have. Nothing is computed.
+Needs an older NVIDIA GPU for each rank, nvcc, and the package. torch, and by a preloaded library
+the CUDA runtime, report that the GPU has compute capability 10.0; Triton has asked before. So a
+forward of the module goes all the way that it would go on one: process group, symmetric buffer,
+staging, the checks that the package makes of its arguments. It ends where the driver is asked for a
+tensor map of packed FP4, which Hopper does not have. Nothing is computed.
 
 A line a step and rank; another exit status than 0 if a step differs. (All steps were as expected on
 one and on two H100s, 2026-11-25, with sgl-deep-gemm 0.1.5.)

@@ -1,4 +1,4 @@
-"""Judge simulated correct kernels: every result must lie in what is certified.
+"""Judge simulated correct kernels: every result must lie in its certified interval.
 
     python tools/soundness.py [--outputs N] [--models N] [--seed S] [--jobs N]
 

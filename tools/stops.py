@@ -1,4 +1,4 @@
-"""Stop `megamoe check` at random moments and look at what is left: nothing may be.
+"""Stop `megamoe check` at random moments and look for remains: there must be none.
 
     python tools/stops.py --count 200 --case 'eplb/*' --jobs 3
 

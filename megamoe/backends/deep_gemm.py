@@ -1,6 +1,6 @@
 """The ``deep_gemm`` backend: DeepGEMM's fused kernel, upstream's and the SGLang fork's.
 
-It needs an SM100 GPU. **It has not run on one**: what is checked without is its weight layout
+It needs an SM100 GPU. **It has not run on one**: without one, the tests check its weight layout
 (against the ``layout`` goldens) and its calls (against the signatures of published packages).
 
 The packages differ in their arguments and over time, so calls are bound by name to what

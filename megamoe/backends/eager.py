@@ -72,7 +72,7 @@ class EagerBackend:
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
         """The whole layer; returns every stage of ``tensors.STAGES``, FP8 codes as uint8.
 
-        Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``. Of
+        Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``. For
         weights in NVFP4 it returns ``y`` alone: the other stages have formats of their own there.
         """
         with without_autocast(problem.hidden_states.device):  # it takes bmm's operands for bfloat16

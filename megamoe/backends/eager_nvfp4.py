@@ -4,7 +4,7 @@ Accumulator class ``fp32-ordered``, in ascending blocks of 16 with one fp32 addi
 is exact: 16 products of two E2M1 numbers are multiples of 1/4 up to 576, and times two scales of
 four significant bits they have 20 bits at most.
 
-What differs from the FP8 form besides: staging has one fp32 scale a token and divides twice; the
+Further differences from the FP8 form: staging has one fp32 scale a token and divides twice; the
 accumulators are scaled before they are rounded to bfloat16; requantisation has one scale for the
 layer and multiplies by a reciprocal; the routing weight comes in the combine.
 """

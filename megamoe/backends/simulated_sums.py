@@ -1,7 +1,7 @@
 """Simulated members of the classes that add in fp32, one addition at a time or a block at a time.
 
-Sums are float64 numbers held to fp32's spacing and range (subnormals and saturation included), so
-that every rounding direction is at hand. Products are exact in fp32 unless they are subnormal.
+Sums are float64 numbers with fp32's spacing and range (subnormals and saturation included), so that
+every rounding direction is available. Products are exact in fp32 unless they are subnormal.
 """
 
 from __future__ import annotations

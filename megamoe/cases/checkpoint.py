@@ -2,8 +2,8 @@
 
 The names are those of published DeepSeek-V4 checkpoints: ``layers.N.ffn.experts.J.w1.weight``, I8
 with two E2M1 codes a byte, and ``...w1.scale``, F8_E8M0. vLLM's loader puts ``model.`` before them
-and writes ``weight_scale`` for ``scale``; both forms are read. Of the files only slices are read,
-and only of experts that the call used.
+and writes ``weight_scale`` for ``scale``; both forms are read. Only slices of the files are read,
+and only for experts that the call used.
 """
 
 from __future__ import annotations

@@ -188,5 +188,5 @@ def complete_unpadded(where: str, params: Params) -> None:
 
 
 def knows_padding(case: Case, contract: Contract) -> bool:
-    """A case with padding rows is one of the contracts that are told of them."""
+    """A case with padding rows belongs to the contracts that know padding rows."""
     return contract.padding_known.value or "unpadded" not in case.params

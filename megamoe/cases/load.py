@@ -1,4 +1,4 @@
-"""Cases: what is tested, as data (``golden/cases/*.toml``).
+"""Cases: the tests, as data (``golden/cases/*.toml``).
 
 A file holds an optional table ``[defaults]`` and ``[[case]]`` tables. A case has ``name``,
 ``kind``, ``breaks`` (one sentence: what is broken if it fails), optionally ``tier`` and ``seed``,

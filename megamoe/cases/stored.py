@@ -1,10 +1,9 @@
 """A problem as a file: one forward call with stored inputs, without a recipe.
 
-What ``capture`` records, ``reduce`` leaves over and ``golden import`` takes is one format, a
-safetensors file: ``input.*`` holds the fields of :class:`~megamoe.spec.problem.Problem`, of the
-weights only those of the experts in ``input.experts``; ``observed.*``, if there, what the engine
-itself returned. The metadata entry ``megamoe`` is JSON: the scalars, and ``about``, where it came
-from.
+``capture``, ``reduce`` and ``golden import`` share one format, a safetensors file: ``input.*``
+holds the fields of :class:`~megamoe.spec.problem.Problem`, of the weights only those of the experts
+in ``input.experts``; ``observed.*``, if present, holds the output of the engine itself. The
+metadata entry ``megamoe`` is JSON: the scalars, and ``about``, where it came from.
 """
 
 from __future__ import annotations

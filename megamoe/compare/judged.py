@@ -36,8 +36,8 @@ class Judge:
 
         It is that of the side's contract alone; :meth:`right_under` asks the others. A property
         case is judged as the forward it makes: its law takes more calls than one. Raises
-        :class:`megamoe.golden.GoldenError` where there is no usable golden, and
-        :class:`megamoe.judge.BadOutput` where what was given back is none of the contract's.
+        :class:`megamoe.golden.GoldenError` if there is no usable golden, and
+        :class:`megamoe.judge.BadOutput` if the output breaks the contract.
         """
         store = self._stores[side.identity.contract]
         golden = store.load(case, digest_of(given))

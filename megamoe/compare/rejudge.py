@@ -1,8 +1,8 @@
 """Run the cases of an archive again and say whose bits come back. Needs Python 3.10 and torch.
 
 In an archive of ``megamoe bisect`` this file is called ``replay.py`` and lies beside ``serve.py``,
-megamoe's worker, which loads the backend. It runs on a stranger's machine, so it imports nothing
-of megamoe. Here it says what the bits of a stage are, and their digest.
+megamoe's worker, which loads the backend. It runs on a stranger's machine, so it imports nothing of
+megamoe. It defines the bits of a stage, and their digest.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Coverage: which codes, branches, sizes and patterns the cases enter, and which none enters.
 
-``dimension`` is what a dimension is, ``dimensions`` lists all with their goals; ``calls``,
-``values``, ``places`` and ``kinds`` say what a case enters; ``counting`` counts over all cases;
-``holes`` reads which holes are known, ``recorded`` what was counted last. The package itself
-imports nothing that is slow, so that another tool can ask for rare classes.
+``dimension`` defines a dimension, ``dimensions`` lists all with their goals; ``calls``, ``values``,
+``places`` and ``kinds`` say what a case enters; ``counting`` counts over all cases; ``holes`` reads
+the known holes, ``recorded`` the last count. The package itself imports nothing that is slow, so
+that another tool can ask for rare classes.
 """
 
 from __future__ import annotations

@@ -162,9 +162,10 @@ def live(
     source: Source, at: int, channels: Sequence[int], class_name: str, contract: Contract,
     staged: tuple[U8, U8] | None = None,
 ) -> Life:  # fmt: skip
-    """The life of token ``at`` at ``channels``. ``ValueError`` for what is not there.
+    """The life of token ``at`` at ``channels``. ``ValueError`` for a token or channel that does not
+    exist.
 
-    Where slot rows reach the combine as FP8, ``channels`` must be whole groups of 128. ``staged``:
+    If slot rows reach the combine as FP8, ``channels`` must be whole groups of 128. ``staged``:
     codes ``(H,)`` and scale bytes ``(H/32,)`` that take the place of the right ones.
     """
     _check(source, at, channels)

@@ -60,7 +60,7 @@ class Points:
     def outside(self, way: Way, y: U16, enough: int) -> Bools:
         """``(n,)``: elements of ``y`` that the way does not give, from ``x`` on.
 
-        Where exact sums leave more than ``enough`` of them, fp32 sums are not tried.
+        If exact sums leave more than ``enough`` of them, fp32 sums are not tried.
         """
         points: list[U16] = []
         for name, total in TOTALS.items():

@@ -1,9 +1,9 @@
 """Problem ``number`` of a seed: a forward case, by integers alone.
 
-What is drawn depends on seed and number and on nothing else: not on the backend, the contract, the
-machine, the speed or the problems before. A problem that a backend cannot be asked is passed over.
-Whoever changes a table here or in ``data`` changes the problems of every seed, and
-``tests/test_fuzz.py`` holds digests of some.
+The problem depends on seed and number and on nothing else: not on the backend, the contract, the
+machine, the speed or the problems before. ``fuzz`` skips a problem that a backend cannot compute. A
+change of a table here or in ``data`` changes the problems of every seed, and ``tests/test_fuzz.py``
+holds digests of some.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ FOLDING = ("fp32", "fp32-ordered")
 class GoldenOfOne(GoldenNow):
     """The oracle's golden for one class, which knows whether that class has any freedom.
 
-    Where the envelope of the class is one point, that is the reference point, since every envelope
-    holds it. The outputs are then compared with it bit by bit.
+    If the envelope of the class is one point, that is the reference point, since every envelope
+    contains it. The outputs are then compared with it bit by bit.
     """
 
     def __init__(

@@ -150,10 +150,10 @@ def _guarded(step: Callable[[tuple[Path, Case]], str], item: tuple[Path, Case]) 
 def bless(root: Path, cases: Sequence[Case]) -> list[str]:
     """Make every candidate the golden of its case, and drop goldens of cases that are gone.
 
-    Files first, each complete before it takes its name, then the manifest: whoever reads at any
-    time sees either the old golden or the new one, or an error, never a mixture taken for good.
-    Returns the ids. Raises :class:`GoldenError`, with nothing written, in a CI run, and where a
-    candidate is damaged or its case or the sources have changed since it was recorded.
+    Files first, each complete before it takes its name, then the manifest: a reader sees either the
+    old golden or the new one, or an error, and never a mixture without an error. Returns the ids.
+    Raises :class:`GoldenError`, with nothing written, in a CI run, and where a candidate is damaged
+    or its case or the sources have changed since it was recorded.
     """
     if os.environ.get("CI"):
         raise GoldenError(

@@ -43,7 +43,7 @@ def regenerate(case: Case) -> dict[str, Any]:
 def digest_of(given: Mapping[str, Any]) -> str:
     """sha256 over names, dtypes, shapes and bytes of regenerated inputs, in the order of names.
 
-    Of weights only the experts that an id names: the others are zero pages, never read.
+    The weights are those of experts that an id names: the others are zero pages, never read.
     """
     digest = hashlib.sha256()
     used = None

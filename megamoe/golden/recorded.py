@@ -1,9 +1,9 @@
 """Recorded goldens: the bits that one backend returned on one class of machine.
 
-They lie in ``golden/recorded/BACKEND/MACHINE.json``, apart from the derived goldens, and are
-nobody's standard: they say that a kernel which has not changed still returns what it returned.
-What "has not changed" means is the backend's ``fingerprint()``, not a version string: digests of
-the kernel sources, of their constants and options, and of each compiled binary.
+They lie in ``golden/recorded/BACKEND/MACHINE.json``, apart from the derived goldens, and are no
+standard for other kernels: they show that an unchanged kernel still returns the same bits. The
+backend's ``fingerprint()`` decides what "unchanged" means, not a version string: digests of the
+kernel sources, of their constants and options, and of each compiled binary.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The judgement of a forward: three sharpnesses, depending on the stages that the backend shows.
 
-- A zero-freedom golden is one point: every tensor that is shown must have its bits.
-- *Staged*: where the codes of linear 2 are shown, they are held to what the accumulator class
-  allows, then y to linear 2 and the combine, recomputed exactly from the codes that were shown.
-- *End to end*: where only y is shown, y is held to the certified interval; the statistic stands
-  beside it, but not for NVFP4, for which it is not calibrated.
+- A zero-freedom golden is one point: every tensor of the output must have its bits.
+- *Staged*: if the backend shows the codes of linear 2, they are judged by the envelope of the
+  accumulator class. Then y is judged by linear 2 and the combine, recomputed exactly from these
+  codes.
+- *End to end*: if the backend shows only y, y is judged by the certified interval; the statistic
+  stands beside it, but not for NVFP4, for which it is not calibrated.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ compares with what simulated correct kernels of the class showed (``statistic.js
 Two statistics of a unit, with d = y - oracle: the *size* ``|d| / |oracle|`` and the *bias*
 ``<d, oracle> / <oracle, oracle>``, the factor by which the unit is too large or too small.
 
-What one flipped FP8 code does to y shrinks with the number of codes a y is a sum of, so
-thresholds depend on that number: live slots times intermediate size. What the test cannot see is
-told in ``docs/numerics.md``, section Statistic: in short, a fault that is no larger in its unit
-than a few flipped codes, and anything in a case whose data is unlike the calibrated kinds.
+The effect of one flipped FP8 code on y shrinks with the number of codes in the sum of y. So
+thresholds depend on that number: live slots times intermediate size. ``docs/numerics.md``, section
+Statistic, says what the test cannot detect: in short, a fault that is no larger in its unit than a
+few flipped codes, and anything in a case whose data is unlike the calibrated kinds.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def golden(
 ) -> Made:
     """``x``, ``x_sf``, ``topk_idx`` and ``topk_weights``, which are kept as bits.
 
-    Of a case with ``distinct`` the rows of the first tokens: staging knows no other row.
+    For a case with ``distinct``, the rows of the first tokens: staging knows no other row.
     """
     own = slice(case.params.get("distinct"))
     made = oracle.staging(

@@ -25,7 +25,7 @@ Args = Mapping[str, Any]
 
 
 def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The result and further keys of the reply to ``request``; raises what the backend raises."""
+    """The result and further keys of the reply to ``request``; raises the backend's exceptions."""
     plain = dict(request["plain"])
     if request["call"] == "refuse":
         revision = contract(plain["contract"])

@@ -7,10 +7,10 @@
 
 Works on both of this project's modules and on vLLM's own, ``DeepseekV4MegaMoEExperts`` (before and
 after ``finalize_weights``) and ``DeepGemmMegaMoEExperts``: vLLM is not imported, its modules are
-known by the names of their attributes. What is recorded is this rank's share:
-its experts, and -1 for a slot that another rank serves. The engine's own load counts are not
-touched. A call that is being captured into a CUDA graph is passed over, and a replayed graph calls
-no hook: run the engine in eager mode.
+known by the names of their attributes. The record covers this rank's share: its experts, and -1 for
+a slot that another rank serves. The engine's own load counts are not touched. A call that is being
+captured into a CUDA graph is passed over, and a replayed graph calls no hook: run the engine in
+eager mode.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
     """FP8 x FP4 routed experts; for the sizes, ``group`` and ``backend`` see ``RoutedExperts``.
 
     Args:
-        activation: what comes between the products; what the backend does not compute is
-            refused at the first call.
+        activation: the step between the products; the first call refuses an activation that the
+            backend does not compute.
         weight_format: ``mxfp4``.
         shared_experts: a module that is added to the routed sum, as :meth:`forward` says.
         fast_math: silu by approximate exponential and reciprocal, or by expf and division.
@@ -222,8 +222,8 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
 
         Shared experts, given here or to the constructor, are **not fused**: no backend does that.
         It is vLLM's fallback instead, ``y += shared_experts(hidden_states)`` in bfloat16, which
-        rounds once more than a fused kernel. Where the ranks' parts are summed afterwards, only
-        one rank must be given them.
+        rounds once more than a fused kernel. If the ranks' parts are summed afterwards, pass them
+        on one rank only.
         """
         (own,) = self._shared
         _check_shared(shared_experts)

@@ -39,8 +39,8 @@ DELAY_PRODUCTS: Final = 100
 def variants(backend: Any, problem: Problem, law: str) -> Variants:
     """Run ``law`` with ``problem``, whose tensors lie on the backend's device.
 
-    Each variant's ``y`` must have the bits of an ordinary ``forward``. The caller has made sure
-    that the backend has what the law needs.
+    Each variant's ``y`` must have the bits of an ordinary ``forward``. The caller has checked that
+    the backend meets the law's needs.
     """
     return LAWS[law](backend, problem)
 
@@ -168,10 +168,10 @@ def streams(device: torch.device) -> tuple[Stream, Stream]:
 def _busy_stream(backend: Any, problem: Problem) -> Variants:
     """The order of one stream is all that a launch may rely on, and must.
 
-    The inputs are written on the kernel's stream, behind a queue of products, and ``y`` is read
-    on it with nothing in between: a launch on another stream finds what the inputs held before,
-    or comes too late. Each call has its tokens in another order, lest the memory of an earlier
-    one make ``y`` right.
+    The inputs are written on the kernel's stream, behind a queue of products, and ``y`` is read on
+    it with nothing in between: a launch on another stream reads the old content of the inputs, or
+    comes too late. Each call has its tokens in another order, lest the memory of an earlier one
+    make ``y`` right.
     """
     rows = list(range(problem.num_tokens))
     inputs = (problem.hidden_states, problem.topk_ids, problem.topk_weights)

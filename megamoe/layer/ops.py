@@ -1,8 +1,8 @@
 """The module's own staging and remap: Triton's kernels on an NVIDIA GPU, torch's code elsewhere.
 
 Both give the same bits; a backend that brings its own ``prepare`` or ``eplb_map`` is not asked
-here. Which one it is depends on the device of the first tensor, and on whether padding is told,
-which torch's code alone knows. The names of the arguments are those of vLLM's functions.
+here. The choice depends on the device of the first tensor, and on padding, which only torch's code
+knows. The names of the arguments are those of vLLM's functions.
 """
 
 from __future__ import annotations

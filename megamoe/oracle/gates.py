@@ -2,7 +2,7 @@
 
 Both are bfloat16, so each of these functions is a table of 65,536 entries. :func:`gate_table` and
 :func:`up_table` hold the value with every operation rounded correctly; :func:`gate_bounds` and
-:func:`up_bounds` enclose what the contract's instructions can return under the documented error of
+:func:`up_bounds` enclose every result of the contract's instructions under the documented error of
 each (``docs/numerics.md``, section SwiGLU). :mod:`megamoe.oracle.situ` has the tables of SiTU.
 """
 
@@ -166,7 +166,7 @@ def silu_bounds(division: str, alpha: float = 1.0) -> tuple[F32, F32]:
 class Hull(NamedTuple):
     """Numbers from ``low`` to ``high``, and whether NaN is possible beside them.
 
-    Where nothing but NaN is possible both ends are NaN.
+    If only NaN is possible, both ends are NaN.
     """
 
     low: F32
@@ -234,7 +234,7 @@ class Bounds:
     def over(self, first: U16, last: U16) -> Hull:
         """Extremes over the arguments from ``first`` to ``last`` (bf16 bits, inclusive).
 
-        Of a NaN argument what the table says of it. Between two infinities the argument may be NaN
+        A NaN argument has the table's value for it. Between two infinities the argument may be NaN
         as well (``docs/numerics.md``, 3.5).
         """
         start, end = _position(first), _position(last)

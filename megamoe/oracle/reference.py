@@ -89,8 +89,8 @@ def forward(
     ``any_silu`` widens silu to the fast form's error even where ``fast_math`` is off: a
     zero-freedom proof must hold for both. ``trace`` receives what no golden keeps: ``gate_up``
     ``(T, K, 2I)``, linear 1's exact sums as float64, rounded to odd where that cannot hold them,
-    and ``slot_rows`` ``(T, K, H)``, linear 2's bfloat16 bits; zeros in slots with id -1.
-    Of NVFP4 also ``x``, ``x_sf`` and ``x_scale``, the staged rows as :func:`nvfp4.staged` has them.
+    and ``slot_rows`` ``(T, K, H)``, linear 2's bfloat16 bits; zeros in slots with id -1. For NVFP4
+    it also gets ``x``, ``x_sf`` and ``x_scale``, the staged rows as :func:`nvfp4.staged` has them.
     ``ValueError`` for an unknown class.
     """
     names = list(ACCUMULATORS if classes is None else classes)

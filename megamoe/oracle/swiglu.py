@@ -91,8 +91,8 @@ def requant_exponent(amax: F32, contract: Contract) -> U8:
 class Activations:
     """Interval of the fp32 activations before requantisation, ``(R, I)`` each, low <= high.
 
-    Where the value is NaN both ends are NaN. Where it may be, besides a number, ``nan`` is true.
-    An end at which ``high`` alone is NaN means the same (:meth:`open_ends`).
+    If the value is NaN, both ends are NaN. If it may be NaN or a number, ``nan`` is true. An end at
+    which ``high`` alone is NaN means the same (:meth:`open_ends`).
     """
 
     low: F32

@@ -20,8 +20,8 @@ BLOCK: Final = 128
 def tokens(r: Reduction) -> None:
     """The worst token, and only the company that it needs to fail.
 
-    A token's golden depends on that token alone, so the oracle answers once, and each try costs
-    one run of the backend. Where the worst token is not known, each try is judged in full.
+    A token's golden depends on that token alone, so the oracle answers once, and each try costs one
+    run of the backend. If the worst token is unknown, each try is judged in full.
     """
     before, worst = r.problem, r.verdict.worst
     everybody = list(range(before.num_tokens))

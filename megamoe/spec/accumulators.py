@@ -76,7 +76,8 @@ SM90_E4M3_K128: Final = Accumulator(
     "four steps of 32 from zero, then final += scale_a * scale_b * accum",
     outside=True,
 )  # fmt: skip
-"""Not among :data:`ACCUMULATORS`: its operands need one scale factor for each 128 values of K."""
+"""No backend can claim it (it is outside of :data:`ACCUMULATORS`): its operands need one scale
+factor for each 128 values of K."""
 SM100_MXF8F6F4: Final = Accumulator(
     "sm100-mxf8f6f4", 32, 25, 23, True, None, False, False,
     "MMA-Sim 2.1.1, checked against B200 for one CTA; the two-CTA form that DeepGEMM issues is "

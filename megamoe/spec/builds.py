@@ -1,4 +1,4 @@
-"""Which build of the kernel a package holds, by the bytes of the headers that it compiles.
+"""The build of the kernel in a package, by the bytes of the headers that it compiles.
 
 A version string does not identify numerics: vLLM releases share headers, and one version has been
 published with two kernels. The table ``builds.toml`` has the hashes, which revision of

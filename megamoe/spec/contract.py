@@ -39,8 +39,9 @@ class Contract:
     ``(t * replica_hash) mod 2**32`` of the token's row t, 'flat-position' is ``t * K + slot``."""
     replica_hash: Clause[int]
     padding_known: Clause[bool]
-    """The remap is told how many rows are no padding and counts only those in the load; staging is
-    told which are, and gives them id -1 and weight 0. Both still write the rest of such a row."""
+    """The remap gets the number of rows that are no padding, and counts only those in the load.
+    Staging gets the mask of padding rows, and gives them id -1 and weight 0. Both still write the
+    rest of such a row."""
 
     # --- staging ---
     staging_amax_floor: Clause[float]

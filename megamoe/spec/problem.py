@@ -212,17 +212,17 @@ Output = torch.Tensor | Mapping[str, torch.Tensor]
 class Backend(Protocol):
     """Something that computes the layer, or a part of it.
 
-    Besides the two names it may offer any of these callables; a case kind whose callable is
-    missing is reported as ``not provided``. So is a case that asks a feature
-    (:mod:`megamoe.spec.features`) that the backend's ``features``, a sequence of names, does not
-    list.
-    :data:`megamoe.spec.tensors.TENSORS` says shape and dtypes of each tensor:
+    Besides the two names it may offer any of these callables. If a callable is missing, its kind of
+    case is ``not provided``. So is a case that asks for a feature (:mod:`megamoe.spec.features`)
+    outside of the backend's ``features``, a sequence of names. :data:`megamoe.spec.tensors.TENSORS`
+    says shape and dtypes of each tensor:
 
     ``forward(problem: Problem) -> Output``
 
-    ``prepare(hidden_states, topk_weights, topk_ids, x_fp8, x_sf, topk_idx_out,
-    topk_weights_out) -> None``, in place: (T, H) bf16, (T, K) float32, (T, K) int32 or int64 to
-    (T, H) float8_e4m3fn, (T, H/128) int32, (T, K) int64, (T, K) float32.
+    ``prepare(hidden_states, topk_weights, topk_ids, x_fp8, x_sf, topk_idx_out, topk_weights_out) ->
+    None``, in place: (T, H) bf16, (T, K) float32, (T, K) int32 or int64 into the first T rows of
+    buffers with at least T rows: (., H) float8_e4m3fn, (., H/128) int32, (., K) int64, (., K)
+    float32.
 
     ``eplb_map(topk_ids, expert_load_view, logical_to_physical_map, logical_replica_count,
     record_enabled) -> ids`` with the dtype and shape of ``topk_ids``; adds to

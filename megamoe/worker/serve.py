@@ -3,7 +3,7 @@
 It runs in somebody else's environment, with ``offer.py``, ``state.py`` and ``tensors.py`` beside it
 or, made by ``single.py``, in it. It judges nothing: the judge is another process.
 ``docs/protocol.md`` has every message: a JSON object a line on standard input, an answer each on
-standard output. What a backend prints goes to standard error.
+standard output. The output of a backend goes to standard error.
 """
 
 from __future__ import annotations
