@@ -269,7 +269,7 @@ def _toml(root: Path, name: str) -> Table:
 
 
 def main() -> int:
-    """Print what disagrees; exit 1 where anything does."""
+    """Print every disagreement; exit 1 if there is one."""
     found = problems()
     for line in found:
         print(f"versions: {line}", file=sys.stderr)

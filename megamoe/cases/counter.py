@@ -1,8 +1,8 @@
 """Counter-based bits: integers in, integers out, the same on every platform and version.
 
-``words(key, n)`` is a pure function of a key and an index, so any part of any tensor can be made
-alone: an expert that no token visits costs nothing. The mixer is splitmix64's finaliser (Steele,
-Lea and Flood, 2014) on a Weyl sequence; keys are chained through the same mixer.
+``words(key, n)`` is a pure function of a key and an index, so any part of any tensor can be
+computed alone: an expert that no token visits costs nothing. The mixer is splitmix64's finaliser
+(Steele, Lea and Flood, 2014) on a Weyl sequence; keys are chained through the same mixer.
 """
 
 from __future__ import annotations

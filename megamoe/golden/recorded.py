@@ -1,4 +1,4 @@
-"""Recorded goldens: the bits that one backend returned on one class of machine.
+"""Recorded bits: the output of one backend on one class of machine.
 
 They lie in ``golden/recorded/BACKEND/MACHINE.json``, apart from the derived goldens, and are no
 standard for other kernels: they show that an unchanged kernel still returns the same bits. The

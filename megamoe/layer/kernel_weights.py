@@ -1,4 +1,4 @@
-"""The kernel-side weight layout: what ``finalize_weights`` makes of checkpoint tensors.
+"""The kernel-side weight layout, into which ``finalize_weights`` turns the checkpoint's tensors.
 
 Source: the numerics contract, "kernel-side weight layout" (DeepGEMM 54e2261, the weight
 transform of the fused kernel). Nothing is computed; bytes move.

@@ -202,10 +202,10 @@ class RoutedExperts(nn.Module):
         """This rank's share of the routed experts: (T, H) bfloat16 in and out.
 
         ``asked`` are further fields of the problem: such a call goes to the backend's ``forward``,
-        and ``NotImplementedError`` names a feature that its ``features`` do not list. All that can
-        be wrong with the arguments is raised before the buffer or the load is written.
-        docs/contract.md, "The engine's tensors", describes the tensors and the surroundings of the
-        call: a backend is given dense ones, and no autocast.
+        and ``NotImplementedError`` names a feature that its ``features`` do not list. Every error
+        of the arguments is raised before the buffer or the load is written. docs/contract.md, "The
+        engine's tensors", describes the tensors and the surroundings of the call: a backend is
+        given dense ones, and no autocast.
         """
         check_clamp(self.prefix, activation_clamp)
         check_flag(self.prefix, "fast_math", fast_math)

@@ -67,8 +67,8 @@ def restated(message: str, contract: Contract, *, shard_id: str = "", parameter:
     """``message``, in the words of vLLM 0.24, as the contract's face says it.
 
     The older words for a shape are the same for a weight and its scale, and name no shard;
-    ``parameter`` and ``shard_id`` of the wrong call tell. A message that is none of the table
-    stays as it is.
+    ``parameter`` and ``shard_id`` of the wrong call decide. A message outside of the table does not
+    change.
     """
     other = "weight-shape" if parameter.endswith("_scale") else "scale-shape"
     for key, words in TEXTS.items():
