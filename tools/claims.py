@@ -1,4 +1,4 @@
-"""Which claim of an accumulator class, by which simulated kernel, is red on which directed case.
+"""Claims of accumulator classes that are red, by simulated kernel and by directed case.
 
     python tools/claims.py
 
@@ -45,11 +45,11 @@ class Subject:
     text: str
     kernel: Kernel
     inside: tuple[str, ...] = ()
-    """Classes of which it is no member, but in whose intervals it always lies."""
+    """Classes to which it does not belong, although it always lies in their intervals."""
 
 
 def _linear(one: Callable[[F64, simulate.Rng], F64]) -> simulate.Linear:
-    """A linear from what is done with the products ``(K, R, N)``."""
+    """A linear from a function of the products ``(K, R, N)``."""
 
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: simulate.Rng) -> F64:
         return one(simulate.products(codes, sf, packed, weight_sf), rng)
@@ -144,7 +144,7 @@ def cases() -> list[Case]:
 
 
 def reds(subject: Subject, tried: list[Case]) -> dict[str, list[str]]:
-    """By claim: the cases in which the y of ``subject`` lies outside."""
+    """The cases in which the y of ``subject`` lies outside, by claim."""
     out: dict[str, list[str]] = {name: [] for name in ACCUMULATORS}
     for case in tried:
         problem = forward_problem(case)
@@ -166,7 +166,7 @@ def _golden(case: Case) -> oracle.ForwardGolden:
 
 
 def table() -> tuple[list[str], list[str]]:
-    """Markdown lines, and what is wrong with them."""
+    """Markdown lines, and the faults in them."""
     tried = cases()
     lines = ["| simulated kernel | " + " | ".join(f"`{name}`" for name in ACCUMULATORS) + " |"]
     lines.append("|---" * (len(ACCUMULATORS) + 1) + "|")

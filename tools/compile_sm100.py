@@ -34,7 +34,7 @@ RANKS, SMS = 8, 148
 
 @dataclass
 class Made:
-    """What the compiler said of one kernel."""
+    """The compiler's report on one kernel."""
 
     model: str
     tokens: int
@@ -106,7 +106,7 @@ def source(model: str, tokens: int) -> tuple[str, Made, int]:
 
 
 def compiled(nvcc: str, include: Path, model: str, tokens: int) -> Made:
-    """Compile one kernel; what fails is in ``error``, one line."""
+    """Compile one kernel; a failure is in ``error``, one line."""
     text, made, shared = source(model, tokens)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
@@ -129,7 +129,8 @@ def compiled(nvcc: str, include: Path, model: str, tokens: int) -> Made:
 
 
 def headers(include: Path, name: str) -> dict[str, str]:
-    """What was compiled: DeepGEMM by name and by the bytes of its headers, CUTLASS by version."""
+    """The origin of the kernel: DeepGEMM by name and by the bytes of its headers, CUTLASS by
+    version."""
     digest = hashlib.sha256()
     for path in sorted(p for p in (include / "deep_gemm").rglob("*") if p.is_file()):
         digest.update(str(path.relative_to(include)).encode() + b"\0" + path.read_bytes())

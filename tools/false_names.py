@@ -1,10 +1,10 @@
-"""How often ``megamoe explain`` gives a name to a corruption that has none.
+"""Count how often ``megamoe explain`` gives a name to a corruption without one.
 
     python tools/false_names.py --count 400 --seed 1
 
 Each corruption is drawn at random and laid over the stages of a right forward: bit flips, noise,
-swapped slots or channels, other rows. What the judge would accept does not count. A name is false
-if a deviation is said to explain every value, or, in the second column, some of them.
+swapped slots or channels, other rows. A corruption that the judge would accept does not count. A
+name is false if a deviation is said to explain every value, or, in the second column, some of them.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def corrupted(rng: Any, right: Stages, how: Callable[[Any, Any], None], shows: s
 
 
 def problems(seed: int) -> list[tuple[Problem, Stages]]:
-    """Small layers, and what ``eager`` shows of them."""
+    """Small layers, and ``eager``'s stages of them."""
     out = []
     for number, shape in enumerate(SHAPES):
         made = problem(seed + number, weights_recipe=SCALES, **shape)

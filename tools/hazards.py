@@ -1,4 +1,4 @@
-"""What racecheck's logs say of this project's kernels: ``python tools/hazards.py LOG...``.
+"""The reports of racecheck on this project's kernels: ``python tools/hazards.py LOG...``.
 
 Triton hands work to the warp groups of ``warp_specialize`` through words in shared memory.
 Racecheck reports hazards on them: the barrier between the write and the read is a ``BAR.SYNC`` that
@@ -63,7 +63,7 @@ def handed_over(report: list[str], kernels: Path = KERNELS) -> bool:
 
 
 def main(paths: list[str]) -> int:
-    """Print what is left and the number set aside; 1 where anything is left."""
+    """Print the remaining reports and the number set aside; returns 1 if any remain."""
     logs = [Path(path).read_text() for path in paths]
     found = [report for log in logs for report in reports(log)]
     left = [report for report in found if not handed_over(report)]

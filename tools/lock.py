@@ -28,8 +28,8 @@ TOOLCHAIN = tomllib.loads((ROOT / "toolchain.toml").read_text())
 TORCH = TOOLCHAIN["locked"]["torch"]
 PYTHON = TOOLCHAIN["python"]["locked"][0]
 GPU_ONLY = re.compile(r"(nvidia-|cuda-)")
-"""What a CPU build of torch does not want. Triton stays: its interpreter and its compiler test the
-kernels without a GPU."""
+"""Packages that a CPU build of torch does not need. Triton stays: its interpreter and its compiler
+test the kernels without a GPU."""
 
 Blocks = dict[str, str]
 """Normalised package name -> its requirement line with the hash lines below it."""
@@ -49,7 +49,7 @@ def requirement_name(requirement: str) -> str:
 
 
 def resolve(requirements: list[str], pins: list[str]) -> Blocks:
-    """Resolve for all platforms at once; `pins` fixes what an earlier resolution chose."""
+    """Resolve for all platforms at once; `pins` fixes the choices of an earlier resolution."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "pins.txt")
         constraints.write_text("\n".join(pins))

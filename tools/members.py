@@ -5,9 +5,10 @@
 Each simulated kernel of ``megamoe.backends.simulate`` and each subject of ``tools/claims.py``
 computes each forward case of the first contract, and the judge compares it with the golden twice:
 with its codes, and y alone. Two limits keep the time bounded. A case of more than ``--products``
-products a kernel is computed by one kernel of each class and family, other ones for each case. Of
-a case of more than ``--most`` products, only as many rows are computed and judged as stay below,
-the first and the last among them; and where one row alone takes more, by one kernel of each class.
+products a kernel is computed by one kernel of each class and family, other ones for each case. For
+a case of more than ``--most`` products, only as many rows are computed and judged as stay below
+that number, the first and the last among them; and where one row alone takes more, by one kernel of
+each class.
 
 ``--parts`` keeps each finished case in a file of JSON lines. A later run with the same options
 takes those cases from it, so that an interrupted run goes on where it stopped.
@@ -51,13 +52,13 @@ from megamoe.spec.contract import BASE
 from megamoe.spec.problem import Problem
 
 Tally = Counter[tuple[str, str]]
-"""By accumulator class and what is counted."""
+"""Counts by accumulator class and by subject."""
 COLUMNS = ("kernels", "cases", "forwards", "outputs", "codes", "outside", "no member")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one case gave."""
+    """The results of one case."""
 
     case: str
     tally: Tally

@@ -56,7 +56,7 @@ GEMM_ERROR = 2**-8
 
 
 def main() -> int:
-    """Build the library, start a process for each rank, and say what they came to."""
+    """Build the library, start a process for each rank, and report the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=1)
     ranks = parser.parse_args().ranks
@@ -171,7 +171,7 @@ def one(rank: int, ranks: int, work: Path) -> int:
     error = ""
     try:
         layer(*(t.to(device) for t in (hidden, routing, ids)), activation_clamp=10.0)
-    except Exception as raised:  # whatever its C++ raises is what is asked for
+    except Exception as raised:  # any exception of its C++ code is a result here
         error = " ".join(str(raised).split())
     good &= say("staged as the contract says", staged(rows, hidden, routing, ids))
     reached = "CUDA_ERROR_INVALID_VALUE" in error

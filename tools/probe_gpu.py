@@ -1,7 +1,7 @@
-"""Ask a GPU about the few hardware facts that the contract and the bounds rest on.
+"""Check on a GPU the few hardware facts on which the contract and the bounds depend.
 
 Needs CuPy and a GPU of compute capability 8.9 or newer. Prints one line a fact, ``ok`` or
-``DIFFERS``, and exits 1 if one differs. What it asks:
+``DIFFERS``, and exits 1 if one differs. It checks:
 
 - the E4M3 cast of every bfloat16, infinities and NaN included, against ``formats.e4m3_cast``;
 - silu of every bfloat16 gate, in the fast and the precise form, against ``gates.silu_bounds``;

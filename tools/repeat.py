@@ -35,11 +35,11 @@ POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Thread pools that are sized when their library is loaded."""
 
 Digests = dict[str, dict[str, str]]
-"""Case id -> tensor -> sha256; where the backend raised, "error" -> what it said."""
+"""Case id -> tensor -> sha256; if the backend raised, "error" -> its message."""
 
 
 def digests(backend_spec: str, device: str, ids: Sequence[str]) -> Digests:
-    """What the backend returns for each case, as digests."""
+    """The outputs of the backend for each case, as digests."""
     backend = load_backend(backend_spec, device)
     cases = {case.id: case for case in load_cases()}
     found: Digests = {}

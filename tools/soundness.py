@@ -1,4 +1,4 @@
-"""Judge simulated correct kernels: every result must lie in what is certified.
+"""Judge simulated correct kernels: every result must lie in its certified interval.
 
     python tools/soundness.py [--outputs N] [--models N] [--seed S] [--jobs N]
 
@@ -41,7 +41,7 @@ from megamoe.spec.problem import Problem
 
 JUDGEMENTS = ("linear", "codes", "staged", "y")
 Tally = Counter[tuple[str, str, str]]
-"""By kernel family, judgement, and "judged" or "outside"."""
+"""Counts by kernel family, judgement, and "judged" or "outside"."""
 
 DATA: dict[str, dict[str, Any]] = {
     "bell": {"hidden_recipe": {"kind": "bell", "spread": 2}},
@@ -135,7 +135,7 @@ def judge_linear(problem: Problem, kernel: Kernel, seed: int, rows: int, outputs
 
 
 def family_of(kernel: Kernel) -> str:
-    """Under which name a kernel is tallied."""
+    """The name under which a kernel is counted."""
     return kernel.name if kernel.name.startswith("mmasim") else kernel.name.partition("/")[0]
 
 

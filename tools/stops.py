@@ -1,4 +1,4 @@
-"""Stop `megamoe check` at random moments and look at what is left: nothing may be.
+"""Stop `megamoe check` at random moments and look for remains: there must be none.
 
     python tools/stops.py --count 200 --case 'eplb/*' --jobs 3
 
@@ -30,26 +30,26 @@ from xml.etree import ElementTree
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 PATIENCE: Final = 10.0
-"""Seconds for what ends by itself once the run is gone."""
+"""Seconds for processes that end by themselves after the run."""
 MARK: Final = "STOPTEST"
 """A variable that every process of a run inherits."""
 
 
 @dataclass
 class Run:
-    """What one stopped run did and left."""
+    """The behaviour and the files of one stopped run."""
 
     number: signal.Signals | None
     after: float
     code: int
     output: str
     statuses: Counter[str] | None = None
-    """Of the cases in the JSON report; None where there is none."""
+    """The cases in the JSON report; None if there is no report."""
     wrong: list[str] = field(default_factory=list)
 
     @property
     def outcome(self) -> str:
-        """How it ended, in words for a table."""
+        """The end of the run, in words for a table."""
         if self.number is not None and self.code == -self.number:
             return f"ended by {self.number.name}"
         return f"exit {self.code}"
@@ -102,8 +102,8 @@ def run(
     made = {name: folder / f"{mark}.{name}" for name in ("json", "xml")}
     argv = [sys.executable, "-m", "megamoe", "check", *arguments,
             "--json", str(made["json"]), "--junit", str(made["xml"])]  # fmt: skip
-    # Of its own, so that what another program leaves is not put down to this run; and a short
-    # path, since sockets lie in it.
+    # A folder of its own, so that files of another program are not blamed on this run; with a short
+    # path, since it holds sockets.
     own = Path(tempfile.mkdtemp(prefix="run-"))
     environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1", "TMPDIR": str(own)}
     started = time.monotonic()
@@ -147,7 +147,7 @@ def _heed_signals() -> None:
 
 
 def _look(done: Run, made: Path, junit: Path) -> list[str]:
-    """What is wrong with the exit status and the reports."""
+    """The faults of the exit status and of the reports."""
     wrong = []
     for path in made.parent.glob(".megamoe-*"):
         wrong.append(f"half a file left: {path.name}")
@@ -176,7 +176,7 @@ def _look(done: Run, made: Path, junit: Path) -> list[str]:
 
 
 def main() -> int:
-    """Stop so many runs; exit status 1 if anything was wrong."""
+    """Stop ``--count`` runs; exit status 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,12 +1,12 @@
-"""What the judgements do not see: the largest fault in y that stays green, by class and model.
+"""Undetected faults: the largest fault in y that stays green, by class and model.
 
     python tools/unseen.py [--model NAME ...] [--seed S]
 
 One token of each model at its real sizes, with ordinary data. The reference y is changed by a
 factor 1 + d, up or down, in one output; in the whole row; or in what one expert adds to it. Printed
 is the largest d that is green, of 2^-14 to 4 in quarters of an octave: judged by y alone (interval
-and statistic), and by y with the right codes beside it (staged). Of one output it is the median and
-the 90th percentile over the row.
+and statistic), and by y with the right codes beside it (staged). For one output it is the median
+and the 90th percentile over the row.
 """
 
 from __future__ import annotations

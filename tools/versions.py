@@ -30,7 +30,7 @@ def read(root: Path = ROOT) -> Table:
 
 
 def problems(root: Path = ROOT) -> list[str]:
-    """Every disagreement under ``root``, a line each: where, what stands there, what should."""
+    """Every disagreement under ``root``, a line each: the file, its value, and the right value."""
     table = read(root)
     found = []
     for check in (python, locks, project, hosts, flake, nix, docs, sources, workflows):
@@ -67,7 +67,7 @@ def locks(root: Path, table: Table) -> Iterator[str]:
 
 
 def project(root: Path, table: Table) -> Iterator[str]:
-    """What pyproject.toml asks for is what the locks hold."""
+    """Check that the locks hold the packages of pyproject.toml."""
     config = _toml(root, "pyproject.toml")["project"]
     locked = locked_versions(root)
     extras = [need for extra in config["optional-dependencies"].values() for need in extra]
@@ -192,7 +192,7 @@ def workflows(root: Path, table: Table) -> Iterator[str]:
 
 
 def revisions(table: Table) -> set[str]:
-    """Every revision of the tables; those for bisecting are given by their first digits."""
+    """Every revision of the tables; revisions for bisecting are given by their first digits."""
     return {row["rev"] for row in table["inputs"].values()} | set(table["deepgemm"])
 
 
@@ -216,7 +216,7 @@ def _prefix_of(revision: str, full: str) -> bool:
 
 
 def _prefix(version: str, full: str) -> bool:
-    """Whether ``version`` is ``full`` or leaves out its last numbers: 3.6 of 3.6.0."""
+    """Whether ``version`` equals ``full`` or omits its last numbers: 3.6 for 3.6.0."""
     return f"{full}.".startswith(f"{version}.")
 
 
@@ -269,7 +269,7 @@ def _toml(root: Path, name: str) -> Table:
 
 
 def main() -> int:
-    """Print what disagrees; exit 1 where anything does."""
+    """Print every disagreement; exit 1 if there is one."""
     found = problems()
     for line in found:
         print(f"versions: {line}", file=sys.stderr)

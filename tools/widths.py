@@ -1,4 +1,4 @@
-"""How sharp the certified intervals are: one row of each model of the shape table.
+"""Widths of the certified intervals, for one row of each model of the shape table.
 
     python tools/widths.py [--model NAME ...] [--octaves N] [--seed S]
 

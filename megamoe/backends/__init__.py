@@ -1,7 +1,7 @@
-"""Finding a backend: by its name, in a file, or as an entry point of an installed package.
+"""The search for a backend: by its name, in a file, or as an entry point of an installed package.
 
-What a backend is stands in :class:`megamoe.spec.problem.Backend`; ``docs/backends.md`` shows how to
-write one.
+:class:`megamoe.spec.problem.Backend` defines a backend; ``docs/backends.md`` shows how to write
+one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def load_backend(spec: str, device: str | torch.device = "cpu", contract: str = 
 
 
 def factory_of(name: str) -> Any:
-    """What makes the backend of that name, or the backend itself where it is an object."""
+    """The factory of the backend with that name, or the backend itself if it is an object."""
     if name in BUILT_IN:
         return importlib.import_module(BUILT_IN[name]).create
     return _entry_point(name).load()

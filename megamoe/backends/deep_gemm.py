@@ -1,6 +1,6 @@
 """The ``deep_gemm`` backend: DeepGEMM's fused kernel, upstream's and the SGLang fork's.
 
-It needs an SM100 GPU. **It has not run on one**: what is checked without is its weight layout
+It needs an SM100 GPU. **It has not run on one**: without one, the tests check its weight layout
 (against the ``layout`` goldens) and its calls (against the signatures of published packages).
 
 The packages differ in their arguments and over time, so calls are bound by name to what
@@ -43,7 +43,8 @@ class UnsupportedSizes(NotImplementedError):
 
 
 class ForeignSignature(TypeError):
-    """The package's function does not take what the contract gives it; names what was found."""
+    """The package's function does not take the arguments of the contract; the message shows its
+    signature."""
 
 
 FORWARD: Final = ("y", "l1_weights", "l2_weights", "sym_buffer")
@@ -59,7 +60,7 @@ MEANT: Final = ("activation_clamp", "fast_math")
 """Arguments of a forward without which the call would mean something else."""
 STATS: Final = "cumulative_local_expert_recv_stats"
 NAMED: Final = (STATS, "recipe", "activation", *MEANT)
-"""Arguments of a forward that are given by name, where the version has them."""
+"""Arguments of a forward that are passed by name, if the version has them."""
 KERNEL: Final = "fp8_fp4_mega_moe"
 
 
@@ -146,7 +147,7 @@ class DeepGemmBackend:
         self.device = torch.device(device)
         self.stats: torch.Tensor | None = None
         """(E,) int32, tokens received by each local expert so far; counted where it is set."""
-        # Without a package of its own it is the same function for every layer: one buffer.
+        # Without a package of its own, the function is the same for every layer: one buffer.
         self.new_symm_buffer: Callable[..., Any] = (
             new_symm_buffer if package is None else partial(new_symm_buffer, package=package)
         )
@@ -177,7 +178,7 @@ class DeepGemmBackend:
         return loaded(device or self.device, self._package)
 
     def ready(self, device: torch.device) -> None:
-        """Raise what would keep a call on ``device`` from running; nothing is written."""
+        """Raise the error that would stop a call on ``device``; nothing is written."""
         self._kernel(device)
 
     def _kernel(self, device: torch.device) -> tuple[Callable[..., Any], frozenset[str]]:
@@ -254,7 +255,8 @@ class DeepGemmBackend:
 
 
 def create(device: str | torch.device = "cuda") -> DeepGemmBackend:
-    """The backend; what it lacks is said when it is first used, so that ``layout`` is judged."""
+    """The backend; missing requirements are an error of the first use, so that ``layout`` is
+    judged."""
     return DeepGemmBackend(device=device)
 
 

@@ -72,7 +72,7 @@ class EagerBackend:
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
         """The whole layer; returns every stage of ``tensors.STAGES``, FP8 codes as uint8.
 
-        Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``. Of
+        Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``. For
         weights in NVFP4 it returns ``y`` alone: the other stages have formats of their own there.
         """
         with without_autocast(problem.hidden_states.device):  # it takes bmm's operands for bfloat16
@@ -190,7 +190,8 @@ def linear(
 def _linear_e4m3(
     codes: torch.Tensor, sf: torch.Tensor, weight: torch.Tensor, weight_sf: torch.Tensor
 ) -> torch.Tensor:
-    """As :func:`linear`: 32 products of two E4M3 values need 41 bits, so float64 sums exactly."""
+    """:func:`linear` for E4M3 weights: 32 products of two E4M3 values need 41 bits, so float64 sums
+    exactly."""
     table, groups = _e4m3_table(codes.device).double(), sf.shape[1]
     x = table[codes.int()].view(len(codes), groups, GROUP).transpose(0, 1)
     w = table[weight.int()].view(len(weight), groups, GROUP).permute(1, 2, 0)

@@ -1,7 +1,7 @@
-"""What ``eager`` computes between the two products: the clamp, SwiGLU and its relatives.
+"""The step of ``eager`` between the two products: the clamp, SwiGLU and its relatives.
 
-The exponential and the hyperbolic tangent are taken in float64 and rounded: a vectorised fp32 one
-may differ in the last bit with the position of an element in the vector.
+The exponential and the hyperbolic tangent are computed in float64 and rounded: a vectorised fp32
+function may differ in the last bit with the position of an element in the vector.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _swiglu(
     else:
         gated = gate / denominator
     if act.name == "swiglustep" and act.clamp is not None:
-        # As fminf: the bound replaces NaN and infinity.
+        # fminf does the same: the bound replaces NaN and infinity.
         gated = torch.fmin(gated, _fp32(act.clamp, gate))
     return gated, up if act.beta == 0 else up + _fp32(act.beta, up)
 
@@ -95,7 +95,7 @@ def _sigmoid(argument: torch.Tensor, act: Activation) -> torch.Tensor:
 
 
 def _reciprocal(denominator: torch.Tensor) -> torch.Tensor:
-    """As rcp.approx.ftz, which flushes a subnormal one."""
+    """The reciprocal as rcp.approx.ftz gives it: a subnormal result becomes zero."""
     reciprocal = 1.0 / denominator
     return torch.where(reciprocal < _SMALLEST_NORMAL, 0.0, reciprocal)
 

@@ -4,7 +4,7 @@ Accumulator class ``fp32-ordered``, in ascending blocks of 16 with one fp32 addi
 is exact: 16 products of two E2M1 numbers are multiples of 1/4 up to 576, and times two scales of
 four significant bits they have 20 bits at most.
 
-What differs from the FP8 form besides: staging has one fp32 scale a token and divides twice; the
+Further differences from the FP8 form: staging has one fp32 scale a token and divides twice; the
 accumulators are scaled before they are rounded to bfloat16; requantisation has one scale for the
 layer and multiplies by a reciprocal; the routing weight comes in the combine.
 """
@@ -28,7 +28,7 @@ _NAN_BECOMES = 6.0
 
 
 def forward_nvfp4(problem: Problem, contract: Contract) -> torch.Tensor:
-    """``y`` (T, H) bfloat16. ``ValueError`` for a call that is none of this format."""
+    """``y`` (T, H) bfloat16. ``ValueError`` for a call of another format."""
     scale = problem.l2_activation_scale
     fault = nvfp4_fault(
         problem.features, problem.hidden_size, problem.intermediate_size, scale

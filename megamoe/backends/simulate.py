@@ -1,4 +1,4 @@
-"""Simulated correct kernels: members of the accumulator classes, to test what is certified.
+"""Simulated correct kernels: members of the accumulator classes, to test the certified intervals.
 
 Nothing that judges imports this; it shares :mod:`megamoe.spec.formats` with the oracle and nothing
 else. A kernel here is a way to sum one dot product and a way to err in silu, both within the

@@ -1,7 +1,7 @@
 """Simulated members of the classes that add in fp32, one addition at a time or a block at a time.
 
-Sums are float64 numbers held to fp32's spacing and range (subnormals and saturation included), so
-that every rounding direction is at hand. Products are exact in fp32 unless they are subnormal.
+Sums are float64 numbers with fp32's spacing and range (subnormals and saturation included), so that
+every rounding direction is available. Products are exact in fp32 unless they are subnormal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Kernel:
     """The class it is a member of."""
     linear: Linear
     silu: str = "mixed"
-    """Where in its documented error each instruction of silu lies: low, high, none or mixed."""
+    """The error of each instruction of silu, within its documented bound: low, high, none or
+    mixed."""
 
 
 def to_fp32(value: F64, rounding: str, rng: Rng) -> F64:
@@ -76,7 +77,7 @@ LARGEST = 2.0**128 - 2.0**104
 
 
 def _held(value: F64, out: F64, rounding: str, rng: Rng) -> F64:
-    """``out`` held to fp32's range: a sum that leaves it saturates or becomes infinite."""
+    """``out`` limited to fp32's range: a sum that leaves it saturates or becomes infinite."""
     over = ~(np.abs(value) <= LARGEST)
     if not over.any():
         return out

@@ -86,7 +86,7 @@ def blackwell_mxf8f6f4() -> Kernel:
 
 
 def block_scaled(unit: Any, weights: str, promote: int) -> Linear:
-    """A block-scaled unit over all of K, promoted after so many groups (0: never)."""
+    """A block-scaled unit over all of K, promoted after ``promote`` groups (0: never)."""
 
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
         del rng

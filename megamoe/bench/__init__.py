@@ -1,4 +1,4 @@
-"""How fast: the whole forward and each stage, beside the floor and beside peers, in one run."""
+"""Times of the whole forward and of each stage, beside the floor and beside peers, in one run."""
 
 from megamoe.bench.figure import check_drawable, plot
 from megamoe.bench.floor import FLOOR_BANDWIDTH, FLOOR_FLOPS, SHARES, Share, floor

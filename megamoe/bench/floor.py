@@ -1,4 +1,4 @@
-"""The floor: what no version can beat, from bytes and operations."""
+"""The floor: a time that no implementation can beat, from bytes and operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One benchmark run: a row for each thing timed, as it is timed."""
+"""One benchmark run: it prints and saves each row as soon as the row is measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def measure(
 ) -> Iterator[Row]:  # fmt: skip
     """Time ``backend`` (with ``run``) and ``peers`` for every share and token count.
 
-    What fails, ours or a peer's, is a row that says why.
+    A failure, of the backend or of a peer, is a row with the reason.
     """
     for name in shares:
         for count in tokens:
@@ -130,7 +130,7 @@ def _random_weights(share: Share, generator: torch.Generator) -> tuple[torch.Ten
 
 
 def _forget() -> None:
-    """Give back the memory of what is timed no more."""
+    """Free the memory of steps that are no longer timed."""
     gc.collect()
     torch.cuda.empty_cache()
 

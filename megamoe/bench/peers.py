@@ -1,6 +1,6 @@
-"""Other implementations of the same work, timed beside ours where they are installed.
+"""Other implementations of the same work, timed beside this project's if they are installed.
 
-Each maker gives the step to time. What it raises becomes a row that says so: a peer is never
+Each factory returns the step to time. An exception becomes a row with its message: a peer is never
 silently absent.
 """
 
@@ -95,9 +95,9 @@ def humming(share: Share, hidden: torch.Tensor, ids: torch.Tensor, w: torch.Tens
 def humming_product(
     weight: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, top_k: int
 ) -> Step:
-    """One launch: row ``s // top_k`` by the expert of slot ``s``, for every slot of ``ids``.
+    """One launch: for every slot ``s`` of ``ids``, row ``s // top_k`` by the expert of the slot.
 
-    The kernel is the one that the library's heuristic takes for so many slots.
+    The library's heuristic chooses the kernel for this number of slots.
     """
     layers: Any = importlib.import_module("humming.layer")
     kernels: Any = importlib.import_module("humming.kernel.humming")
@@ -139,4 +139,4 @@ PEERS: dict[str, tuple[str, Callable[..., Step]]] = {
     "torch-grouped-mm": ("two products only, bf16 weights", grouped_mm),
     "humming-kernels": ("two products only, MXFP4 weights", humming),
 }
-"""Name to what is timed and how it is made."""
+"""Name -> the work that is timed, and its factory."""

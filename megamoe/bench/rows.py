@@ -1,4 +1,4 @@
-"""What a run leaves: rows, a table of them, and a JSON file that says what made them."""
+"""The results of a run: rows, a table of them, and a JSON file that names their origin."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _FLOOR: Final = {"bytes_per_second": FLOOR_BANDWIDTH, "operations_per_second": F
 
 @dataclass(frozen=True)
 class Row:
-    """One thing timed once; microseconds. ``experts`` is how many of the share were touched.
+    """One measurement of one step, in microseconds.
 
-    ``events`` and ``graph`` are the device's time for eager launches and a replay, ``host`` is what
-    the host takes to launch.
+    ``experts`` is the number of the share's experts in use. ``events`` and ``graph`` are the
+    device's time for eager launches and for a replay; ``host`` is the host's time for the launch.
     """
 
     share: str
@@ -63,7 +63,7 @@ class Row:
         return self.scope.startswith("stage")
 
     def line(self) -> str:
-        """For progress: what was timed, and how long it took or why not."""
+        """A line of progress: the step, and its time or the reason why there is none."""
         head = f"{self.share} T={self.tokens} {self.what}, {self.scope}: "
         if self.best is None:
             return f"{head}failed, {self.note}"
@@ -109,7 +109,7 @@ def _number(value: float | None) -> str:
 
 
 def provenance(command: str, backend: Any = None) -> dict[str, Any]:
-    """Date, machine, versions, command and floor of a run, and what identifies ``backend``."""
+    """Date, machine, versions, command and floor of a run, and the identity of ``backend``."""
 
     def found(package: str) -> str:
         try:

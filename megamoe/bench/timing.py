@@ -1,4 +1,5 @@
-"""Medians by CUDA events, of eager launches and of a CUDA graph's replays; what launching takes.
+"""Medians by CUDA events, of eager launches and of a CUDA graph's replays; and the cost of a
+launch.
 
 Caches are cold by the usual method: 256 MiB are written before each repeat. That leaves the
 second-level cache full of lines that are dirty, so while the timed work reads its weights, these
@@ -23,9 +24,9 @@ AHEAD, FURTHEST = 4, 64
 def events(step: Callable[[], object], repeats: int, *, ahead: bool = False) -> float:
     """Microseconds of ``step`` on the device, the median of ``repeats``, caches flushed.
 
-    What the device waits for the host is in it, unless the host is to be ``ahead``: then a repeat
-    that the device began before all of it had been handed over is made again, with more to do
-    before.
+    Includes GPU idle time spent waiting for the CPU, unless the host is to be ``ahead``. Then a
+    repeat is discarded if the device began it before the CPU had submitted all of it; it is
+    repeated with more work before it.
     """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     for _ in range(3):
@@ -49,9 +50,9 @@ def events(step: Callable[[], object], repeats: int, *, ahead: bool = False) -> 
 
 
 def host(step: Callable[[], object], repeats: int) -> float:
-    """Microseconds until ``step`` returns, the median of ``repeats``, with nothing queued before.
+    """Microseconds until ``step`` returns, the median of ``repeats``, with an empty queue before.
 
-    What eager launches cost the host. A step that waits for the device has its time in it.
+    This is the host's cost of eager launches. A step that waits for the device includes that wait.
     """
     took = []
     for _ in range(repeats):
@@ -66,7 +67,7 @@ def host(step: Callable[[], object], repeats: int) -> float:
 def graph(step: Callable[[], object], repeats: int) -> float:
     """:func:`events` for replays of a CUDA graph of ``step``, with the host ahead.
 
-    Raises what the capture raises.
+    Raises the errors of the capture.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

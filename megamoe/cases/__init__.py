@@ -1,8 +1,8 @@
-"""What is tested: cases are data, from which inputs follow in every bit.
+"""Cases: data, from which every bit of the inputs follows.
 
-``load`` reads ``golden/cases/*.toml``; ``kind`` is what a kind of case is; ``recipes`` makes
-inputs, from the numbers of ``counter``; ``stored`` is a problem in a file in place of a recipe;
-``shards`` spreads a selection of cases over hosts.
+``load`` reads ``golden/cases/*.toml``; ``kind`` defines a kind of case; ``recipes`` computes
+inputs, from the numbers of ``counter``; ``stored`` reads a problem from a file in place of a
+recipe; ``shards`` spreads a selection of cases over hosts.
 """
 
 from megamoe.callable_room import make_callable

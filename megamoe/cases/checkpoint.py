@@ -2,8 +2,8 @@
 
 The names are those of published DeepSeek-V4 checkpoints: ``layers.N.ffn.experts.J.w1.weight``, I8
 with two E2M1 codes a byte, and ``...w1.scale``, F8_E8M0. vLLM's loader puts ``model.`` before them
-and writes ``weight_scale`` for ``scale``; both forms are read. Of the files only slices are read,
-and only of experts that the call used.
+and writes ``weight_scale`` for ``scale``; both forms are read. Only slices of the files are read,
+and only for experts that the call used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME: Final = re.compile(
     r"(?:model\.)?layers\.(\d+)\.ffn\.experts\.(\d+)\.(w[123])\.(weight|scale|weight_scale)"
 )
 _ELEMENTS: Final = {False: ("I8", "U8"), True: ("F8_E8M0", "U8")}
-"""Of a weight, and of a scale."""
+"""Element types in a checkpoint's file: of a weight (False) and of a scale (True)."""
 
 Part = tuple[int, int, str, bool]
 """Layer, expert, shard, and whether it is the scale."""
@@ -40,7 +40,7 @@ Part = tuple[int, int, str, bool]
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor of the checkpoint that the recorded call did not have."""
+    """A tensor of the checkpoint that differs from the recorded call's."""
 
     name: str
     local: int
@@ -53,10 +53,10 @@ class Difference:
 
 
 class Checkpoint:
-    """The expert tensors of a folder of safetensors files, by what their names say.
+    """The expert tensors of a folder of safetensors files, by their names.
 
-    With the index of Hugging Face it says where they are; without it every file is asked.
-    :class:`StoredError` for a folder that holds none.
+    The index of Hugging Face says which file holds which tensor; without it every file is opened.
+    :class:`StoredError` for a folder without expert tensors.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -144,7 +144,7 @@ def _shards(stored: Stored, local: int) -> Iterator[tuple[str, str, torch.Tensor
 
 
 def _difference(checkpoint: Checkpoint, part: Part, ours: torch.Tensor) -> str:
-    """How many bytes differ, and the first; empty where none does."""
+    """The number of different bytes, and the first of them; empty if all are equal."""
     rows, width = ours.shape
     count, first, by_value = 0, "", part[3]
     for start, theirs in checkpoint.slices(part, (rows, width)):

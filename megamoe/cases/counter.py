@@ -1,8 +1,8 @@
 """Counter-based bits: integers in, integers out, the same on every platform and version.
 
-``words(key, n)`` is a pure function of a key and an index, so any part of any tensor can be made
-alone: an expert that no token visits costs nothing. The mixer is splitmix64's finaliser (Steele,
-Lea and Flood, 2014) on a Weyl sequence; keys are chained through the same mixer.
+``words(key, n)`` is a pure function of a key and an index, so any part of any tensor can be
+computed alone: an expert that no token visits costs nothing. The mixer is splitmix64's finaliser
+(Steele, Lea and Flood, 2014) on a Weyl sequence; keys are chained through the same mixer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def key(*labels: int) -> int:
 
 
 _AT_ONCE = 1 << 13
-"""Words made at a time: both arrays stay in a first- or second-level cache. Decides no bit."""
+"""Words per chunk: both arrays stay in a first- or second-level cache. Decides no bit."""
 
 
 def words(stream: int, count: int, start: int = 0) -> U64:

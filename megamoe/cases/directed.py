@@ -1,8 +1,9 @@
-"""Weights that make a few chosen activations and a few chosen sums: recipe kind ``directed``.
+"""Weights for a few chosen activations and a few chosen sums: recipe kind ``directed``.
 
-For cases in which two ways to compute end in different bits. Token ``t`` must be a hidden value
-of 1 in channel ``32 * t`` and zeros elsewhere, or 1 and 1/8 in the channel after it. Then its gates
-and ups are one weight, or two, and any short number can be had. Linear 2 adds what ``sums`` lists.
+They serve cases in which two ways to compute end in different bits. Token ``t`` must be a hidden
+value of 1 in channel ``32 * t`` and zeros elsewhere, or 1 and 1/8 in the channel after it. Then its
+gates and ups are one weight, or two, and any short number can be had. Linear 2 adds what ``sums``
+lists.
 """
 
 from __future__ import annotations

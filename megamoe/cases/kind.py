@@ -1,7 +1,7 @@
-"""A case, and its kind: one record, in a module of its own under :mod:`megamoe.kinds`.
+"""A case and its kind: one record, in a module of its own under :mod:`megamoe.kinds`.
 
-Those who read cases, make goldens or judge ask :func:`kind_of`, which imports the module then; so
-the record may use all of them.
+Code that reads cases, computes goldens or judges calls :func:`kind_of`, which imports the module at
+that time. So the record may use all of these rooms.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Case:
     breaks: str
     """One sentence: what is broken if this case fails."""
     seed: int
-    """Of the input streams; by default the CRC-32 of the id."""
+    """The seed of the input streams; by default the CRC-32 of the id."""
     params: Mapping[str, Any]
     """Parameters of the kind, validated; recipes pass through to :mod:`megamoe.cases.recipes`."""
     source: Path
@@ -62,7 +62,7 @@ class Case:
 
     @property
     def revisions(self) -> list[str]:
-        """Contracts that know what the case asks for; its golden is stored under the first."""
+        """Contracts that have rules for the whole case; its golden is stored under the first."""
         return [
             name for name, contract in REVISIONS.items() if kind_of(self.kind).knows(self, contract)
         ]
@@ -75,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Made:
-    """What the oracle says of one case."""
+    """The oracle's result for one case."""
 
     tensors: dict[str, npt.NDArray[Any]]
     zero_freedom: bool = False
@@ -86,11 +86,12 @@ class Parts:
     """The stages of one call: plain data, since a stranger's ``replay.py`` goes by it too."""
 
     result: tuple[str, ...] = ("y",)
-    """What is returned: several as a tuple; one by itself, or with more in a mapping by name."""
+    """The outputs: several as a tuple; a single one by itself, or with others in a mapping by
+    name."""
     written: Mapping[str, str] = field(default_factory=dict)
     """Stage -> the tensor that the call writes it into."""
     rows: str = ""
-    """The input whose rows are the batch; what is written beyond them is the stage ``beyond``."""
+    """The input whose rows are the batch; the rows beyond them form the stage ``beyond``."""
 
 
 def _complete(where: str, params: Params) -> None:
@@ -109,13 +110,13 @@ class Kind:
     keys: Mapping[str, type | tuple[type, ...]]
     """Parameters that a case may have, and their types."""
     required: tuple[str, ...]
-    """Those that it must have."""
+    """The required keys."""
     inputs: Callable[[Case], dict[str, Any]]
     """The regenerated inputs by name, scalars included."""
     golden: Callable[[Case, Inputs, Sequence[str] | None, Contract], Made]
-    """``golden(case, inputs, classes, contract)``: what the oracle says of them."""
+    """``golden(case, inputs, classes, contract)``: the oracle's result for them."""
     needs: str | None
-    """What a backend must offer; None where that depends on the case."""
+    """The callable that a backend must offer; None if that depends on the case."""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The values of a parameter that has a few."""
     complete: Callable[[str, Params], None] = _complete
@@ -123,10 +124,10 @@ class Kind:
     is_forward: bool = False
     """The inputs are the fields of a problem, and the golden is the whole layer's."""
     judge: Callable[[Any, Case], Verdict] | None = None
-    """``judge(runner, case)``; None: one call, by ``ask`` and ``judge_returned``. What any of them
-    raises, the runner puts in words."""
+    """``judge(runner, case)``; None: one call, by ``ask`` and ``judge_returned``. The runner puts
+    their exceptions into words."""
     ask: Callable[[Caller, Case, Inputs], Returned] | None = None
-    """One call, of which tensors come back; None where the case has no such call."""
+    """One call that returns tensors; None if the case has no such call."""
     judge_returned: Callable[..., Verdict] | None = None
     """``judge_returned(runner, case, golden, inputs, returned)``: the golden's verdict of that
     call. A property's law takes more calls than one, so it is no part of it."""
@@ -134,14 +135,14 @@ class Kind:
     """``lacks(identity, case, golden, inputs)``: what this backend does not have and these inputs
     ask; empty where it can be asked."""
     features: Callable[[Case], tuple[str, ...]] = lambda case: ()
-    """Which of :data:`megamoe.spec.features.FEATURES` the case asks."""
+    """The features among :data:`megamoe.spec.features.FEATURES` that the case asks for."""
     parts: Parts = Parts()  # it is frozen
-    """What one call gives back, for ``ab`` and ``bisect``."""
+    """The outputs of one call, for ``ab`` and ``bisect``."""
     knows: Callable[[Case, Contract], bool] = lambda case, contract: True
-    """``knows(case, contract)``: whether the contract says what the case asks for."""
+    """``knows(case, contract)``: whether the contract has rules for everything in the case."""
     dump: Callable[[Case, Inputs, Made, Contract], dict[str, Any]] | None = oracle_tensors
-    """``dump(case, inputs, made, contract)``: what other people's tools are given besides the
-    inputs, by full names; what is also an input replaces it. None: there are no tensors."""
+    """``dump(case, inputs, made, contract)``: the tensors for other tools besides the inputs, by
+    full names; a tensor with the name of an input replaces it. None: there are no tensors."""
 
 
 def kind_of(name: str) -> Kind:
@@ -169,26 +170,26 @@ def complete_capacity(where: str, params: Params) -> None:
 
 
 def complete_distinct(where: str, params: Params) -> None:
-    """``distinct``, where it is given, is a number of the tokens."""
+    """Check that ``distinct``, if it is set, is a number of the tokens."""
     if not 1 <= params.get("distinct", 1) <= max(1, params["tokens"]):
         raise CaseError(f"{where}: distinct is {params['distinct']}; it must be 1 to tokens")
 
 
 ONLY_CUDA: Final = "CUDA device, which a case with so many rows needs; use --device cuda"
-"""What a backend on a CPU lacks for a case with ``cuda_only``."""
+"""The reason why a backend on a CPU does not get a case with ``cuda_only``."""
 
 
 def lacks_cuda(case: Case, device: str) -> bool:
-    """The case is for a GPU alone, and ``device`` is none."""
+    """Whether the case is for a GPU alone, and ``device`` is none."""
     return bool(case.params.get("cuda_only")) and not device.startswith("cuda")
 
 
 def complete_unpadded(where: str, params: Params) -> None:
-    """``unpadded``, where it is given, is a number of the tokens."""
+    """Check that ``unpadded``, if it is set, is a number of the tokens."""
     if not 0 <= params.get("unpadded", 0) <= params["tokens"]:
         raise CaseError(f"{where}: unpadded is {params['unpadded']}; it must be 0 to tokens")
 
 
 def knows_padding(case: Case, contract: Contract) -> bool:
-    """A case with padding rows is one of the contracts that are told of them."""
+    """A case with padding rows belongs to the contracts that know padding rows."""
     return contract.padding_known.value or "unpadded" not in case.params

@@ -1,4 +1,4 @@
-"""Cases: what is tested, as data (``golden/cases/*.toml``).
+"""Cases: the tests, as data (``golden/cases/*.toml``).
 
 A file holds an optional table ``[defaults]`` and ``[[case]]`` tables. A case has ``name``,
 ``kind``, ``breaks`` (one sentence: what is broken if it fails), optionally ``tier`` and ``seed``,
@@ -39,7 +39,7 @@ _MODEL_SIZES = ("hidden", "intermediate", "experts", "top_k")
 def golden_root() -> Path:
     """The directory ``golden/``: $MEGAMOE_GOLDEN, or the one inside or beside the package.
 
-    An installed package brings its own; what happens to lie beside it is somebody else's.
+    An installed package brings its own; a folder beside it may belong to somebody else.
     """
     given = os.environ.get("MEGAMOE_GOLDEN")
     if given:

@@ -1,7 +1,7 @@
-"""Tensors of a case, made from its recipe by integers only.
+"""Tensors of a case, computed from its recipe by integers only.
 
-Recipes are small tables in the case file. Each tensor has a stream of its own, each expert and
-each token a key of its own, so rows and experts are independent of how many others there are.
+Recipes are small tables in the case file. Each tensor has a stream of its own, each expert and each
+token a key of its own, so rows and experts do not depend on the number of the others.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def twins(seed: int, distinct: int, tokens: npt.NDArray[np.int64]) -> npt.NDArra
 def made_tokens(
     seed: int, params: Mapping[str, Any], tokens: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], Any]:
-    """The tokens that are made, and the index that spreads their rows over ``tokens``."""
+    """The tokens with inputs of their own, and the index that spreads their rows over
+    ``tokens``."""
     if "distinct" not in params:
         return tokens, slice(None)
     made, at = np.unique(twins(seed, params["distinct"], tokens), return_inverse=True)
@@ -229,7 +230,7 @@ def bf16_tensor(bits: U16) -> torch.Tensor:
 
 
 def act_of(params: Mapping[str, Any]) -> Activation:
-    """What a case has between the two products."""
+    """The activation of a case, between the two products."""
     clamp = params["clamp"]
     return Activation(
         params.get("activation", "swiglu"), None if clamp == "none" else float(clamp),

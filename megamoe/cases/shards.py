@@ -46,7 +46,7 @@ def durations(root: Path) -> dict[str, float]:
 
 
 def longest_first(cases: Sequence[Case], seconds: Mapping[str, float]) -> list[Case]:
-    """By falling duration; ties by id, so that the order is the same everywhere."""
+    """Sort by falling duration, then by id, so that the order is the same everywhere."""
     return sorted(cases, key=lambda c: (-seconds.get(c.id, DEFAULT_SECONDS), c.id))
 
 

@@ -1,10 +1,9 @@
-"""A problem as a file: one forward call with its inputs stored, not made from a recipe.
+"""A problem as a file: one forward call with stored inputs, without a recipe.
 
-What ``capture`` records, ``reduce`` leaves over and ``golden import`` takes is one format, a
-safetensors file: ``input.*`` holds the fields of :class:`~megamoe.spec.problem.Problem`, of the
-weights only those of the experts in ``input.experts``; ``observed.*``, if there, what the engine
-itself returned. The metadata entry ``megamoe`` is JSON: the scalars, and ``about``, where it came
-from.
+``capture``, ``reduce`` and ``golden import`` share one format, a safetensors file: ``input.*``
+holds the fields of :class:`~megamoe.spec.problem.Problem`, of the weights only those of the experts
+in ``input.experts``; ``observed.*``, if present, holds the output of the engine itself. The
+metadata entry ``megamoe`` is JSON: the scalars, and ``about``, where it came from.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ OPTIONAL: Final = (*SHARED_WEIGHTS, "shared_output")
 KIND: Final = "stored"
 """``hidden_recipe.kind`` of a case whose inputs lie in a file."""
 INPUTS: Final = "inputs"
-"""Under golden/: those files."""
+"""The folder of these files, under golden/."""
 MOST_EXPERTS: Final = 65536
-"""Of a stored problem: their ids are int64, but their weights must have addresses."""
+"""The largest number of experts of a stored problem: ids are int64, but weights need addresses."""
 SCALARS: Final = ("activation_clamp", "fast_math", "max_num_tokens", *EXTRAS)
 """Fields of a problem that are metadata of the file."""
 
@@ -52,13 +51,13 @@ class StoredError(ValueError):
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds."""
+    """The content of a file."""
 
     problem: Problem
     observed: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Stages that the recorded call itself returned, by the names of ``tensors.STAGES``."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Where it came from: plain data."""
+    """The origin of the problem, as plain data."""
 
 
 def _clamp(value: Any) -> str:
@@ -162,9 +161,10 @@ def load(path: Path) -> Stored:
 
 
 def _read(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
-    """The metadata entry and the tensors; :class:`StoredError` for what is no safetensors file."""
+    """The metadata entry and the tensors; :class:`StoredError` for a file that is no safetensors
+    file."""
     try:
-        # Open meanwhile, so that safetensors, which takes a name, is given no fifo and no giant.
+        # Keep it open, so that safetensors, which takes a name, gets no fifo and no giant.
         with open_bounded(path, STORED_LIMIT), safe_open(path, "pt") as file:
             said = (file.metadata() or {}).get("megamoe")
             return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -268,7 +268,7 @@ def case_of(problem: Problem, name: str, breaks: str = "", recipe: Any = None) -
 
 
 def is_stored(case: Case) -> bool:
-    """Whether the inputs of ``case`` lie in a file."""
+    """Whether the inputs of ``case`` come from a file."""
     recipe = case.params.get("hidden_recipe", {})
     return isinstance(recipe, Mapping) and recipe.get("kind") == KIND
 

@@ -1,8 +1,8 @@
 """Weights whose scale bytes go from expert to expert: recipe kind ``sweep``.
 
-Token ``t`` goes to expert ``t`` (routing ``rotate``, top-k 1), and what the byte takes away the
-hidden states of the token or its routing weight give back (``log2_step`` of their recipes). So a
-case reaches a range of bytes, each in sums of ordinary size, where one byte off is seen.
+Token ``t`` goes to expert ``t`` (routing ``rotate``, top-k 1). The hidden states of the token or
+its routing weight compensate the byte (``log2_step`` of their recipes). So a case reaches a range
+of bytes, each in sums of ordinary size, where an error of one byte shows.
 """
 
 from __future__ import annotations

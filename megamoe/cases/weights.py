@@ -1,4 +1,5 @@
-"""Weights of a case, made from its recipe by integers only: routed experts, and a shared one."""
+"""Weights of a case, computed from its recipe by integers only: routed experts, and a shared
+one."""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ def expert_weights(
 
 
 _AT_ONCE = 1 << 15
-"""Packed bytes made at a time, a multiple of 4: the parts stay in cache. Decides no bit."""
+"""Packed bytes per chunk, a multiple of 4: the parts stay in cache. Decides no bit."""
 
 
 def _nibbles(stream: int, rows: int, columns: int, name: str) -> U8:
@@ -181,7 +182,7 @@ def carry(w13: U8, stream: int, o: dict[str, Any]) -> None:
 
 
 def _level(value: float) -> int:
-    """E2M1 code of ``value``; one line if there is none."""
+    """The E2M1 code of ``value``; an error of one line if there is none."""
     if abs(value) not in _SIGNED:
         raise ValueError(f"level {value} is not an E2M1 value; known: {list(_SIGNED)}, with a sign")
     return _SIGNED[abs(value)] | (8 if value < 0 else 0)

@@ -28,7 +28,7 @@ UNTRACKED: Final = 3
 
 @dataclass(frozen=True)
 class Question:
-    """What is compared."""
+    """The two sides, and the options of the comparison."""
 
     sides: tuple[Side, Side]
     backends: tuple[str, str]
@@ -43,7 +43,7 @@ class Question:
 def run(q: Question, done: Done) -> dict[str, Any]:
     """Compare case by case; ``done`` is called with each case's result. Returns the report.
 
-    Raises :class:`CannotStart` where a side cannot be made or started at all.
+    Raises :class:`CannotStart` if a side cannot be created or started at all.
     """
     cases = [case for case in q.cases if case.kind in COMPARABLE]
     if not cases:
@@ -152,9 +152,9 @@ def _judge(
     case: Case, given: Mapping[str, Any], answers: Sequence[Answer], sides: Sequence[Running],
     judge: Judge, result: dict[str, Any],
 ) -> list[list[str]]:  # fmt: skip
-    """Which side is outside what the goldens allow, said of every stage that was compared.
+    """Judge both sides by the goldens, for every stage of the comparison.
 
-    Returns the contracts that each side is right under.
+    Returns the contracts under which each side is right.
     """
     right = []
     for name, answer, side in zip(NAMES, answers, sides, strict=True):
@@ -208,7 +208,7 @@ def exit_code(report: dict[str, Any]) -> int:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """One line for a pull request: what was compared with what, and the answer."""
+    """A line for a pull request: the two sides, and the answer."""
     left, right = (_name(report[name]) for name in NAMES)
     cases = report["cases"]
     versus = f"A/B {left} -> {right}"

@@ -1,4 +1,4 @@
-"""What a bisect found, in one file that a stranger can replay without megamoe and without us."""
+"""The result of a bisect, in one file that a reader can replay without megamoe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from megamoe.worker.session import MODULES
 
 MOST_CASES: Final = 8
 MOST_BYTES: Final = 64 << 20
-"""Of inputs, and of the sources: what is larger stays out, and the README says so."""
+"""Limit of the inputs, and of the sources: larger files stay out, and the README says so."""
 
 
 def write(
@@ -81,7 +81,7 @@ def _fill(
 
 
 def _made_for(prober: Prober, pair: tuple[str, str]) -> str:
-    """The contract that both sides' backends were made for; auto: each by its own default."""
+    """The contract for which both sides' backends were created; auto: each by its own default."""
     steps = [prober.state.find(rev) or {} for rev in pair]
     asked = {step.get("facts", {}).get("made_for", AUTO) for step in steps}
     return asked.pop() if len(asked) == 1 else AUTO

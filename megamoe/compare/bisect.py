@@ -21,8 +21,8 @@ Said = Callable[[dict[str, Any], bool], None]
 def run(job: Job, said: Said, note: Callable[[str], None]) -> dict[str, Any]:
     """Bisect; returns the report. The checkout is never moved: git walks a worktree of its own.
 
-    Raises ``ValueError`` where the ends do not allow a bisect, and
-    :class:`megamoe.compare.disk.DiskFull`; what was found out is kept either way.
+    Raises ``ValueError`` if the ends do not allow a bisect, and
+    :class:`megamoe.compare.disk.DiskFull`; the results so far are kept either way.
     """
     request = request_of(job)
     folder = job.folder or disk.cache_root() / "bisect" / key(request)
@@ -244,7 +244,7 @@ def _what_moved(report: dict[str, Any], moved: dict[str, dict[str, stages.Moved]
 
 
 def headline(report: dict[str, Any]) -> str:
-    """One line: who, what moved, how sure."""
+    """A line with the first bad step, the bits that moved, and the certainty."""
     walked = f"{report['builds']} builds for {report['range']} candidates"
     if report["first_bad"] is None:
         names = ", ".join(_name(r) for r in report["suspects"][:6])

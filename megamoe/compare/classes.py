@@ -1,9 +1,8 @@
-"""What a change of bits means: within what the class allows, another contract, or a fault.
+"""The meaning of a change of bits: within the class, another contract, or a fault.
 
-Two sides' bits are held to the goldens of every contract (:mod:`.judged`). Bits that are right
+Two sides' bits are judged by the goldens of every contract (:mod:`.judged`). Bits that are right
 under one contract both before and after have moved within the accumulator class. Bits that were
-right under one and are right under another now have changed contract, which somebody may have
-meant to do.
+right under one contract and are now right under another have changed contract, perhaps on purpose.
 """
 
 from __future__ import annotations

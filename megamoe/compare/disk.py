@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 LEAST: Final = 32 << 20
-"""Bytes that must be free before a step: less, and what fails may be the disk, not the step."""
+"""Bytes that must be free before a step: with less, a failure may come from the disk."""
 
 _HELD: list[int] = []
 
@@ -80,7 +80,7 @@ def held() -> tuple[int, ...]:
 
 
 def said(error: OSError) -> Any:
-    """``error`` itself, or :class:`DiskFull` where that is what it means."""
+    """``error`` itself, or :class:`DiskFull` if that is its cause."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, DiskFull):
         return full(str(error.filename or error.strerror))
     return error

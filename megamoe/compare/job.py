@@ -1,4 +1,4 @@
-"""What a bisect is asked: where to look, by which test, and where it keeps its state."""
+"""The question of a bisect: its range, its test, and the folder of its state."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from megamoe.compare.probe import Test
 from megamoe.compare.sides import Side
 
 PROTOCOL: Final = 2
-"""How a side is asked and how its bits are kept: a state of another one is of no use."""
+"""Version of the requests to a side and of the stored bits: a state of another version is of no
+use."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Where to look: commits of a checkout, or a list of sides, the good one first."""
+    """The range: commits of a checkout, or a list of sides with the good one first."""
 
     good: Side
     bad: Side
     sides: tuple[Side, ...] = ()
-    """Of a list: all of it, both ends included."""
+    """For a list: the whole list with both ends."""
     only: tuple[str, ...] = ()
-    """Of commits: paths; commits that touch none of them are not tried."""
+    """For commits: paths; commits that touch none of them are not tried."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Job:
     where: Range
     test: Test
     folder: Path | None = None
-    """Where the state lies; None: a folder of this question's own in the cache."""
+    """The folder of the state; None: a folder in the cache for this question."""
     fresh: bool = False
     archive: Path | None = None
 

@@ -1,4 +1,5 @@
-"""What the goldens say of a side's bits: its own contract's verdict, and which contracts fit."""
+"""The judgement of a side's bits by the goldens: its own contract's verdict, and the contracts that
+fit."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ Array = npt.NDArray[Any]
 
 
 class Judge:
-    """The suite's judge, for what a side gave back of one call."""
+    """The suite's judge, for the output of one call of a side."""
 
     def __init__(self, root: Path) -> None:
         self._stores = {name: Store(root, make, c) for name, c in REVISIONS.items()}
@@ -35,8 +36,8 @@ class Judge:
 
         It is that of the side's contract alone; :meth:`right_under` asks the others. A property
         case is judged as the forward it makes: its law takes more calls than one. Raises
-        :class:`megamoe.golden.GoldenError` where there is no usable golden, and
-        :class:`megamoe.judge.BadOutput` where what was given back is none of the contract's.
+        :class:`megamoe.golden.GoldenError` if there is no usable golden, and
+        :class:`megamoe.judge.BadOutput` if the output breaks the contract.
         """
         store = self._stores[side.identity.contract]
         golden = store.load(case, digest_of(given))
@@ -64,7 +65,8 @@ class Judge:
     def explained(
         self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
     ) -> Verdict:
-        """As :meth:`verdict`; a fail says under which other contracts it is right."""
+        """See :meth:`verdict`; a fail also names the other contracts under which the output is
+        right."""
         verdict, _ = self.verdict(case, given, answer, side)
         if verdict.status != "fail":
             return verdict
@@ -90,7 +92,7 @@ class Judge:
         return [name for name, key in keys.items() if known[key]]
 
     def _key(self, case: Case, revision: str) -> str:
-        """Of its golden; a name of its own where there is none."""
+        """The key of its golden; a name of its own if there is none."""
         try:
             return self._stores[revision].key(case)
         except GoldenError:

@@ -1,7 +1,7 @@
-"""One step of a bisect: make the environment, run the cases, say good, bad, skip or flaky.
+"""One step of a bisect: create the environment, run the cases, say good, bad, skip or flaky.
 
-What cannot be built or run is skipped, not blamed. What does not repeat itself is flaky, and
-skipped too. A full disk is neither: it ends the bisect, with everything found out so far kept.
+A step that cannot be built or run is skipped, not blamed. A step that does not repeat its bits is
+flaky, and skipped too. A full disk is neither: it ends the bisect and keeps all results so far.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from megamoe.worker.session import Identity
 EXTRA_RUNS: Final = 2
 """Runs more, once two have disagreed, so that a report can say how often."""
 CLASSIFIED: Final = 8
-"""Cases of a step whose moved bits are held to every contract."""
+"""Cases of a step whose moved bits are judged by every contract."""
 SKIP: Final = 125
 """Exit status of a command that cannot tell, as in ``git bisect run``."""
 
@@ -45,7 +45,7 @@ Digests = dict[str, dict[str, str]]
 
 @dataclass(frozen=True)
 class Test:
-    """What makes a step good or bad."""
+    """The test that makes a step good or bad."""
 
     cases: Sequence[Case]
     root: Path
@@ -66,7 +66,7 @@ class Unclear(Exception):
 
 @dataclass
 class _Run:
-    """What one process gave back."""
+    """The result of one process."""
 
     identity: Identity
     facts: dict[str, Any]
@@ -86,7 +86,7 @@ class _Judging:
     def complaint(
         self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
     ) -> list[str]:
-        """One line where the case fails. Raises what :meth:`.Judge.verdict` does."""
+        """A line if the case fails. Raises the errors of :meth:`.Judge.verdict`."""
         known = self._known.setdefault(case.id, [])
         verdict = next((v for digests, v in known if digests == answer.digests), None)
         if verdict is None:
@@ -153,12 +153,12 @@ class Prober:
     # --- by bits and by verdict ---------------------------------------------------------------
 
     def chosen(self) -> list[Case]:
-        """The cases asked for: all of them at the ends, then those that tell the ends apart."""
+        """The cases of the step: all cases at the ends, then those that tell the ends apart."""
         few = self.state.narrowed
         return [c for c in self.test.cases if few is None or c.id in few]
 
     def kept(self, rev: str, case_id: str) -> Path:
-        """Where the bits of a step lie, as safetensors."""
+        """The folder with the bits of a step, as safetensors."""
         return self.state.outputs(rev) / f"{case_id.replace('/', '--')}.safetensors"
 
     def _cases(self, rev: str, made: Ready) -> dict[str, Any]:
@@ -245,9 +245,9 @@ class Prober:
             step["reason"] = f"{case}: {text} ({said}){more}"
 
     def classify(self, good: Mapping[str, Any], step: dict[str, Any], moved: Sequence[str]) -> None:
-        """Say of a step what its moved bits are: within the class, another contract, outside.
+        """Classify the moved bits of a step: within the class, another contract, outside.
 
-        Of the :data:`CLASSIFIED` first cases only: each has to be judged by every contract.
+        Only the :data:`CLASSIFIED` first cases count: each has to be judged by every contract.
         """
         known = {case.id: case for case in self.test.cases}
         step["class"], step["classes"], found = classes.SAME, {}, []
@@ -265,7 +265,7 @@ class Prober:
     def moved_between(
         self, left: str, right: str, cases: Sequence[str]
     ) -> dict[str, dict[str, stages.Moved]]:
-        """What moved between the kept bits of two steps, case by case."""
+        """The bits that moved between the stored outputs of two steps, case by case."""
         known = {case.id: case for case in self.test.cases}
         out = {}
         for name in cases:

@@ -1,8 +1,8 @@
 """Run the cases of an archive again and say whose bits come back. Needs Python 3.10 and torch.
 
 In an archive of ``megamoe bisect`` this file is called ``replay.py`` and lies beside ``serve.py``,
-megamoe's worker, which loads the backend. It runs on a stranger's machine, so it imports nothing
-of megamoe. Here it says what the bits of a stage are, and their digest.
+megamoe's worker, which loads the backend. It runs on a stranger's machine, so it imports nothing of
+megamoe. It defines the bits of a stage, and their digest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class NoBits(ValueError):
-    """A backend gave back what has no bits to compare; one line."""
+    """A backend returned something without bits to compare; one line."""
 
 
 # --- the bits of one call -----------------------------------------------------------------------
@@ -37,7 +37,7 @@ class NoBits(ValueError):
 def stages(
     parts: Mapping[str, Any], given: Mapping[str, Any], result: Any, written: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """``{stage: integers}`` on the host, of what one call gave back.
+    """``{stage: integers}`` on the host, from the output of one call.
 
     ``parts``: the fields of its kind's ``Parts``. ``given``: the inputs. ``written``: the tensors
     that the call may write into, as it left them.
@@ -144,7 +144,7 @@ def _run(
     serve: Any, backend: Any, case: dict[str, Any], folder: Path, device: str,
     modules: Mapping[str, str],
 ) -> Any:  # fmt: skip
-    """Digests of the stages, or one line that says why there are none."""
+    """Digests of the stages, or one line with the reason why there are none."""
     if not callable(getattr(backend, case["call"], None)):
         return f"the backend has no {case['call']}"
     try:

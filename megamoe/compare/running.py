@@ -1,4 +1,4 @@
-"""A side at work: a worker in its environment, asked for the bits of one case at a time."""
+"""A side at work: a worker in its environment, which computes one case at a time."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class NotOffered(NoAnswer):
 
 @dataclass(frozen=True)
 class Answer:
-    """What one side gave back of one case."""
+    """The output of one side for one case."""
 
     bits: dict[str, Array]
     digests: dict[str, str]
     returned: Returned
-    """As the suite's judge takes it."""
+    """The same as the suite's judge takes it."""
 
 
 class Running:
@@ -89,7 +89,7 @@ class Running:
 
     @property
     def identity(self) -> Identity:
-        """What the backend said of itself at the start."""
+        """The backend's identity at the start."""
         if self._identity is None:
             self.greet()
         assert self._identity is not None
@@ -160,7 +160,7 @@ class Running:
         return returned, stages(parts, given, returned.result, written)
 
     def close(self) -> None:
-        """End the process, and what it started."""
+        """End the process, and the processes that it started."""
         self.worker.close()
 
     def __enter__(self) -> Running:
@@ -198,7 +198,7 @@ def _located(spec: str, ready: Ready) -> str:
 
 
 class Inputs:
-    """Inputs of cases, made again where they are not among the latest :data:`KEPT` bytes."""
+    """Inputs of cases, computed again if they are not among the latest :data:`KEPT` bytes."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Given, int]] = {}

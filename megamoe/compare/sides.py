@@ -1,7 +1,7 @@
-"""What one side of a comparison runs in: parsed from one word, made ready, never guessed.
+"""The environment of one side of a comparison: parsed from one word, prepared, never guessed.
 
 A side is a Python interpreter, a virtual environment, a requirement, a git revision, a flake with
-one input overridden, or ``this``: the running interpreter with megamoe as it lies on the disk.
+one input overridden, or ``this``: the running interpreter with megamoe in its state on the disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import megamoe
 from megamoe.compare import disk
 
 HOME: Final = Path(megamoe.__file__).resolve().parent.parent
-"""Where this megamoe is imported from; a side without one of its own uses it."""
+"""The folder from which this megamoe is imported; a side without a megamoe of its own uses it."""
 
 KINDS: Final = ("this", "python", "venv", "requirement", "git", "flake")
 _REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*(===?|~=|!=|<=?|>=?|@).+")
@@ -40,20 +40,20 @@ HOW: Final = (
 
 
 class CannotStart(ValueError):
-    """A side that cannot be made or run: one line that says why."""
+    """A side that cannot be created or run: one line with the reason."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One environment, not yet made."""
+    """One environment before its creation."""
 
     kind: str
     text: str
-    """As it was asked for."""
+    """The word of the user."""
     target: str
     """Interpreter, directory, requirements, revision, or INPUT=URL."""
     repo: Path | None = None
-    """Of a git revision: the checkout; of a flake: its directory."""
+    """The checkout of a git revision, or the directory of a flake."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,23 @@ class Ready:
     """An environment that can be started."""
 
     argv: tuple[str, ...]
-    """What ends in a Python interpreter; the script follows. Words before that enter the
-    environment, and a command takes the interpreter's place."""
+    """A command that ends in a Python interpreter; the script follows.
+
+    Words before the interpreter enter the environment. Another command can take the interpreter's
+    place.
+    """
     front: tuple[str, ...] = ()
     """Put first on the import path."""
     cwd: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    """What a person needs to know of it: a commit, versions."""
+    """Information for a person: a commit, versions."""
 
 
 def parse(text: str, repo: Path | None = None) -> Side:
-    """The side that ``text`` names; ``repo`` is the checkout whose revisions are meant.
+    """The side that ``text`` names; ``repo`` is the checkout of its revisions.
 
-    What exists on the disk comes before a revision of the same name. ``git:`` and ``flake:`` say
-    the kind. Raises :class:`CannotStart`.
+    A name on the disk comes before a revision of the same name. ``git:`` and ``flake:`` state the
+    kind. Raises :class:`CannotStart`.
     """
     if text == "this":
         return Side("this", text, sys.executable)
@@ -139,7 +142,7 @@ def ready(
 
 @dataclass(frozen=True)
 class Options:
-    """How sides are made."""
+    """The creation of sides."""
 
     python: str | None = None
     """Interpreter of git and requirement sides; a relative path counts from the tree."""
@@ -170,7 +173,7 @@ def _built(side: Side, tree: Path, o: Options, cache: Path) -> Ready:
 def _build(
     argv: Sequence[str], cwd: Path, environment: dict[str, str], log: Path, limit: float
 ) -> None:
-    """Run what makes a side; :class:`CannotStart` with its last line where it fails."""
+    """Run a command that creates a side; :class:`CannotStart` with its last line if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
         code = _run_group(argv, cwd, environment, out, limit)
@@ -185,7 +188,7 @@ def _run_group(
     argv: Sequence[str], cwd: Path, environment: dict[str, str], out: Any, limit: float
 ) -> int | None:
     """Exit code, or None where it took too long; nothing it started is left behind."""
-    # The lock of the state is inherited: what a kill leaves running still holds it.
+    # The process inherits the lock of the state: a process that survives a kill still holds it.
     process = subprocess.Popen(
         argv, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.held(),
@@ -210,7 +213,7 @@ def wait_and_end(process: subprocess.Popen[Any], limit: float) -> int | None:
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """Kill the process and what it started in its session, unless it has been waited for."""
+    """Kill the process and those that it started in its session, unless it was waited for."""
     if process.returncode is None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -218,7 +221,8 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would lead a side, or git, back to this process's own files."""
+    """The environment without variables that would lead a side, or git, back to this process's
+    files."""
     leads = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "PYTHONPATH", "PYTHONHOME",
              "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name not in leads}
@@ -229,7 +233,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def git(home: Path, *arguments: str, check: bool = True) -> str:
-    """What git says, without hooks. Raises :class:`CannotStart` with git's last line."""
+    """The output of git, without hooks. Raises :class:`CannotStart` with git's last line."""
     command = ["git", "-C", str(home), "-c", "core.hooksPath=/dev/null",
                "-c", "advice.detachedHead=false", *arguments]  # fmt: skip
     try:
@@ -270,10 +274,11 @@ def remove_worktree(home: Path, at: Path) -> None:
 
 
 def virtual_environment(words: Sequence[str], python: str, cache: Path) -> Path:
-    """Interpreter of a cached environment with the requirements ``words`` laid over ``python``'s.
+    """Interpreter of a cached environment with the requirements ``words`` on top of ``python``'s
+    packages.
 
-    It sees what ``python`` sees, so that torch is not installed again; what is asked for comes
-    first. A half-made one, left by a kill, is made anew.
+    It sees the packages of ``python``, so that torch is not installed again; the requirements come
+    first. An unfinished environment of a killed run is created again.
     """
     try:
         told = subprocess.run(
@@ -330,7 +335,7 @@ def _pip(command: Sequence[str], words: Sequence[str]) -> None:
 def _flake(target: str, home: Path, o: Options, cache: Path) -> Ready:
     """The command that starts Python in the flake's dev shell with one input overridden.
 
-    The shell is built here, so that one that cannot be is not blamed on what runs in it.
+    The shell is built here, so that a failure of the build is not blamed on the program in it.
     """
     if not (home / "flake.nix").is_file():
         raise CannotStart(f"{home} has no flake.nix; name its directory with --repo")

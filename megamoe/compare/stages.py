@@ -1,4 +1,4 @@
-"""What moved between two sides' bits, stage by stage."""
+"""The difference between two sides' bits, stage by stage."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Moved:
     """The largest distance; None: NaN on one side only."""
     finding: Finding | None = None
     text: str = ""
-    """What is wrong where the two cannot be compared element by element."""
+    """The reason why the two cannot be compared element by element; empty if they can."""
 
 
 # --- on the disk ------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def in_order(bits: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def place(name: str) -> int:
-    """Where a stage stands in the order of computation."""
+    """The place of a stage in the order of computation."""
     return ORDER.index(name) if name in ORDER else len(ORDER)
 
 

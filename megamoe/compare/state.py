@@ -1,4 +1,4 @@
-"""What a bisect has found out so far, on the disk after every step."""
+"""The results of a bisect so far, on the disk after every step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA: Final = 1
 
 
 def key(request: Mapping[str, Any]) -> str:
-    """What the same question has, and no other."""
+    """The key of a question: equal for the same question, and for no other."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -29,7 +29,7 @@ class State:
     request: Mapping[str, Any]
     steps: list[dict[str, Any]] = field(default_factory=list)
     narrowed: list[str] | None = None
-    """Cases that differ between the ends: the middle is asked for these only."""
+    """Cases that differ between the ends: the steps in between run only these."""
     builds: int = 0
     resumed: int = 0
     """Steps that an earlier run, killed or finished, had found out."""
@@ -79,7 +79,7 @@ class State:
             raise disk.said(error) from error
 
     def outputs(self, rev: str) -> Path:
-        """Where the bits of a step lie."""
+        """The folder with the bits of a step."""
         name = rev if rev.isalnum() else hashlib.sha256(rev.encode()).hexdigest()[:16]
         return self.folder / "outputs" / name
 

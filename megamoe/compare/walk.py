@@ -13,7 +13,7 @@ from typing import Final
 from megamoe.compare.sides import CannotStart, clean_environment, end_group, git
 
 CODES: Final = {"good": 0, "bad": 1, "skip": 125, "flaky": 125}
-"""What ``git bisect run`` understands."""
+"""Exit statuses of ``git bisect run``."""
 # The step asks the bisect through one pipe and waits at the other. Where the bisect has been
 # killed, both end, and git stops walking.
 _STEP: Final = """git rev-parse HEAD >"$1" || exit 255
@@ -34,7 +34,8 @@ class Found:
 
 
 def over_list(revs: Sequence[str], probe: Probe) -> Found:
-    """Between ``revs[0]``, good, and ``revs[-1]``, bad: at most log2(n) probes and the skipped."""
+    """Search between ``revs[0]``, good, and ``revs[-1]``, bad: at most log2(n) probes and the
+    skips."""
     low, high, skipped = 0, len(revs) - 1, set[int]()
     while True:
         between = [i for i in range(low + 1, high) if i not in skipped]
@@ -74,7 +75,7 @@ def require_order(home: Path, good: str, bad: str) -> None:
 def over_git(
     tree: Path, good: str, bad: str, only: Sequence[str], probe: Probe, folder: Path
 ) -> tuple[Found, str]:
-    """Let ``git bisect run`` walk the worktree ``tree``; what was found, and git's own log."""
+    """Let ``git bisect run`` walk the worktree ``tree``; returns the result, and git's own log."""
     script, log = folder / "step.sh", folder / "logs" / "git-bisect.log"
     script.write_text(_STEP)
     log.parent.mkdir(parents=True, exist_ok=True)

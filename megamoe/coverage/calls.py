@@ -1,7 +1,7 @@
-"""One forward call as coverage reads it: ids of all tokens, and weights expert by expert.
+"""One forward call for coverage: ids of all tokens, and weights expert by expert.
 
-A case at a real model's sizes has gigabytes of weights. Here an expert's weights are made when
-they are asked for, so that a few of them can stand for the rest.
+A case at a real model's sizes has gigabytes of weights. Here an expert's weights are computed on
+demand, so that a few experts can stand for the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import ACTIVATIONS, WEIGHTS
 
 WHOLE: Final = 24 << 20
-"""Bytes of hidden states and weights up to which a case's problem is made as a whole."""
+"""Bytes of hidden states and weights up to which a case's problem is computed as a whole."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Call:
     """Input by name -> dtype, and whether it is contiguous."""
     shared: Weights | None = None
     output: U16 | None = None
-    """(J, H): what a shared expert apart gave."""
+    """(J, H): the output of a shared expert outside of the kernel."""
     problem: Problem | None = None
-    """The same of the judged rows, where it was made as a whole."""
+    """The same for the judged rows, if the problem was computed as a whole."""
 
     @property
     def live(self) -> npt.NDArray[np.bool_]:
@@ -144,7 +144,7 @@ def forms_of(given: Inputs) -> dict[str, tuple[str, bool]]:
 
 
 def form_classes(forms: Mapping[str, tuple[str, bool]], params: Mapping[str, Any]) -> set[str]:
-    """``topk_ids int32``, ``hidden_states strided``: by the tensors, and by what the case says."""
+    """``topk_ids int32``, ``hidden_states strided``: from the tensors and from the case."""
     out = {f"{name} {dtype}" for name, (dtype, _) in forms.items()}
     out |= {f"{name} strided" for name, (_, contiguous) in forms.items() if not contiguous}
     for key, name in (("ids_dtype", "topk_ids"), ("weights_dtype", "topk_weights")):

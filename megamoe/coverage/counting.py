@@ -1,4 +1,4 @@
-"""Counting what cases enter, over a few processes."""
+"""The count of the classes that cases enter, over a few processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PIECE: Final = 8
 
 
 def entered(case: Case, contract: Contract = NEWEST) -> Entered:
-    """Dimension -> classes that one case enters. Raises what its recipe raises."""
+    """Dimension -> classes that one case enters. Raises the errors of its recipe."""
     other = {"staging": kinds.staging, "eplb": kinds.eplb, "layout": kinds.layout,
              "errors": kinds.errors}.get(case.kind)  # fmt: skip
     if other is not None:
@@ -42,7 +42,8 @@ def entered(case: Case, contract: Contract = NEWEST) -> Entered:
 
 
 def shallow(case: Case) -> Entered:
-    """What one forward or property case enters of :data:`~megamoe.coverage.places.SHALLOW`."""
+    """The classes of :data:`~megamoe.coverage.places.SHALLOW` that one forward or property case
+    enters."""
     found = places(Call.of_case(case, shallow=True), case.params)
     return {name: found[name] for name in SHALLOW if name in found}
 
@@ -55,12 +56,12 @@ def entered_by(problem: Problem, contract: Contract = NEWEST) -> Entered:
 
 @dataclass
 class Counted:
-    """What each case enters, in the order of the cases."""
+    """The classes of each case, in the order of the cases."""
 
     entered: dict[str, Entered]
-    """By case id."""
+    """Classes by case id."""
     seconds: dict[str, float]
-    """What counting the case took."""
+    """Seconds of the counting of a case."""
 
     @property
     def seen(self) -> Seen:
@@ -74,7 +75,7 @@ class Counted:
 def count(
     cases: Sequence[Case], contract: Contract = NEWEST, jobs: int = 1, done: Done | None = None
 ) -> Counted:
-    """What the cases enter; ``done`` is called after each."""
+    """The classes that the cases enter; ``done`` is called after each case."""
     by_id = {case.id: case for case in cases}
     found = {}
     for one in _each(cases, contract, jobs):

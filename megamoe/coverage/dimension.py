@@ -1,4 +1,4 @@
-"""A dimension of coverage, and what was seen of it: plain data, without NumPy."""
+"""A dimension of coverage, and its count: plain data, without NumPy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ EXAMPLES: Final = 2
 
 @dataclass(frozen=True)
 class Dimension:
-    """One question about the cases: which of these classes does one of them enter?"""
+    """One question about the cases, with its classes: which of them does a case enter?"""
 
     name: str
     unit: str
-    """What is counted in classes."""
+    """The thing that is divided into classes."""
     goal: Mapping[str, str]
-    """Class -> the fault that could hide where no case enters it. What has no key may be entered
-    too; it is counted, and is no goal."""
+    """The goal: class -> the fault that could hide if no case enters it. Classes without a key are
+    counted too, and are no goal."""
 
 
 def each(classes: Iterable[object], fault: str) -> dict[str, str]:
@@ -48,7 +48,7 @@ class Seen:
                     examples.append(case)
 
     def of(self, dimension: Dimension) -> Counter[str]:
-        """How many cases enter each class of it; those beyond the goal too."""
+        """The number of cases that enter each of its classes, also of classes beyond the goal."""
         return self.counts.get(dimension.name, Counter())
 
     def holes(self, dimension: Dimension) -> list[str]:

@@ -2,7 +2,8 @@
 
 To add one: a row here, and its classes in :mod:`.values`, :mod:`.places` or :mod:`.kinds`, under
 the same name. Rows of sizes are in :mod:`.size_dimensions`, those of other kinds in
-:mod:`.kind_dimensions`. A goal is what a contract allows (bytes, branches), or named classes.
+:mod:`.kind_dimensions`. A goal is everything that a contract allows (bytes, branches), or a list of
+classes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A count as plain data: what ``--json`` writes, and the page and the terminal draw."""
+"""A count as plain data, for ``--json``, the page and the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def document(
     contract: str, cases: int, selection: Mapping[str, str], dimensions: Sequence[Dimension],
     seen: Seen, known: Reasons,
 ) -> dict[str, Any]:  # fmt: skip
-    """Dimensions with all classes of their goals, and what is entered besides."""
+    """Dimensions with all classes of their goals, and the classes that are entered besides."""
     return {
         "kind": "coverage",
         "contract": contract,
@@ -40,6 +40,6 @@ def _dimension(d: Dimension, seen: Seen, known: Reasons) -> dict[str, Any]:
 
 
 def with_traffic(made: dict[str, Any], calls: int, found: Sequence[Beyond]) -> dict[str, Any]:
-    """The same with what a directory of captured calls enters beyond the cases."""
+    """The same with the classes that a directory of captured calls enters beyond the cases."""
     rows = [{"name": b.dimension, "entered": b.entered, "missing": b.missing} for b in found]
     return {**made, "traffic": {"calls": calls, "dimensions": rows}}

@@ -1,4 +1,4 @@
-"""Where a gate lies on silu, on which side of the clamp, and which numbers are special."""
+"""Classes of gates: the region of silu, the side of the clamp, and special numbers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ CLAMPS: Final = {
     "up infinite": "An infinite up passes the clamp.",
     "up NaN": "A NaN of up does not become the bound.",
 }
-"""Sides of the clamp, and what hides where none is entered."""
+"""Sides of the clamp, and the fault that can hide if no case enters one."""
 
 
 def clamp_sides(gate: U16, up: U16, act: Activation) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which branch made a scale factor, and how each code was rounded, as names of classes."""
+"""Classes of groups: the branch that computes a scale factor, and the rounding of each code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BYTES: Final = hexes(range(256))
 
 
 def present(codes: npt.NDArray[Any], size: int = 256) -> npt.NDArray[np.intp]:
-    """Which values below ``size`` occur, ascending."""
+    """The values below ``size`` that occur, ascending."""
     return np.flatnonzero(np.bincount(codes.reshape(-1), minlength=size))
 
 
@@ -77,7 +77,7 @@ BRANCHES: Final = {
     "one step below a power": "A scale barely below a power of two is rounded to the one above it.",
     "rounded up": "A scale is rounded to the nearest power of two, or not at all.",
 }
-"""Branches that make a scale byte, and what hides where none is entered."""
+"""Branches that compute a scale byte, and the fault that can hide if no case enters one."""
 
 
 def branch_goal(floored: bool) -> dict[str, str]:
@@ -150,7 +150,7 @@ def rounding_goal() -> dict[str, str]:
 
 
 def roundings(values: F32, sf: U8, codes: U8) -> set[str]:
-    """How ``(..., C)`` numbers became ``codes`` under the bytes ``(..., C/32)``."""
+    """The roundings of ``(..., C)`` numbers to ``codes`` under the bytes ``(..., C/32)``."""
     with np.errstate(invalid="ignore", over="ignore"):
         scale = np.repeat(127 - sf.astype(np.int32), GROUP, axis=-1)
         wide = np.ldexp(values.astype(np.float64), scale)

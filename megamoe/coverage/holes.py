@@ -18,7 +18,7 @@ from typing import Final
 from megamoe.coverage.dimension import Dimension, Seen, runs
 
 FILE: Final = "holes.toml"
-"""Under golden/."""
+"""The file, relative to golden/."""
 HEAD: Final = """\
 # Classes that no case enters (`megamoe coverage`), each with the reason: docs/coverage.md.
 # "first..last" are neighbours in the order of the goal. `megamoe coverage --record` drops what a
@@ -84,7 +84,7 @@ def _expanded(path: Path, dimension: Dimension, key: str) -> list[str]:
 
 
 def compare(seen: Seen, dimensions: Iterable[Dimension], known: Reasons) -> Compared:
-    """What the file lacks, and what it should no longer list."""
+    """The holes that the file lacks, and the entries that it should no longer have."""
     today = {(d.name, one) for d in dimensions for one in seen.holes(d)}
     order = [(d.name, one) for d in dimensions for one in d.goal]
     return Compared(

@@ -1,4 +1,4 @@
-"""Dimensions of the kinds that are no forward: :mod:`.kinds` says what a case enters."""
+"""Dimensions of the kinds other than forward: :mod:`.kinds` computes the classes of a case."""
 
 from __future__ import annotations
 

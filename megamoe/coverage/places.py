@@ -1,4 +1,4 @@
-"""Where a forward call's work lies, as classes: sizes, rows, tiles, offsets, capacity, routing."""
+"""Classes of a forward call's work: sizes, rows, tiles, offsets, capacity, routing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from megamoe.spec.tensors import WEIGHTS
 
 Entered = dict[str, set[str]]
 POWERS: Final = (16, 24, 31, 32)
-"""Offsets are asked for beyond 2 to these."""
+"""Exponents of the offsets in the goal: 2 to these."""
 
 
 SHALLOW: Final = (
@@ -102,7 +102,8 @@ def _in_tile(at: npt.NDArray[Any], count: int, tile: int) -> list[str]:
 
 
 def offsets(call: Call) -> set[str]:
-    """How far into each tensor a judged row reaches, in bytes and, where it differs, elements."""
+    """The highest offset of a judged row in each tensor, in bytes and, if that differs, in
+    elements."""
     if not len(call.rows):
         return set()
     rows, slots = int(call.rows.max()) + 1, (int(call.rows.max()) + 1) * call.ids.shape[1]
@@ -208,7 +209,7 @@ def routing(ids: npt.NDArray[Any], experts: int) -> set[str]:
 
 
 def calls(problem: Problem | None, law: str | None, is_full: bool = False) -> Entered:
-    """How often a case calls, and what changes between the calls.
+    """The number of a case's calls, and the changes between them.
 
     ``problem`` may hold the judged rows alone; ``is_full``: all rows fill the buffer exactly.
     """

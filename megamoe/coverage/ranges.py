@@ -1,4 +1,4 @@
-"""Numbers as classes: the edges where kernels change their ways, and what lies between them."""
+"""Numbers as classes: the edges where kernels change their method, and the ranges between them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ROWS: Final = Ranges(
     _sorted(range(18), around(24, 32, 48, 64, 96, 128, 192, 256, 384), (512, 1024))
 )
 FEWER: Final = Ranges((*range(6), 7, 8, 9, 16, *around(32), 64, 65, 128, 256, 384, 512, *_LARGE))
-"""Tokens of what has no tiles: staging and the remap."""
+"""Token counts of operations without tiles: staging and the remap."""
 TILES: Final = (8, 16, 32, 64, 128)
 CALLS: Final = Ranges((0, 1, 2, 3, 10, 100))
 
@@ -64,7 +64,7 @@ class Bands:
     """Whole numbers from ``firsts[0]`` on, by the band that they lie in."""
 
     firsts: tuple[int, ...]
-    """Of each band, ascending."""
+    """The first number of each band, ascending."""
 
     @property
     def classes(self) -> list[str]:

@@ -1,8 +1,8 @@
-"""What was counted last: ``golden/coverage.json``, for a quick test and for drawing rare classes.
+"""The last count, ``golden/coverage.json``, for a quick test and for drawing rare classes.
 
-It holds how many cases enter each class, the *witnesses*, which are cases that together enter all
-of them, and a digest of the cases that were counted. Of a shallow witness only the sizes and the
-routing count. A test counts the witnesses anew and believes no number of the file.
+It holds the number of cases that enter each class; the *witnesses*, which are cases that together
+enter all of them; and a digest of the cases of the count. For a shallow witness only the sizes and
+the routing count. A test counts the witnesses again and trusts no number of the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from megamoe.coverage.dimension import Dimension
 
 FILE: Final = "coverage.json"
-"""Under golden/."""
+"""The file, relative to golden/."""
 AGAIN: Final = "run `megamoe coverage --record`"
 
 Counts = dict[str, dict[str, int]]

@@ -1,4 +1,4 @@
-"""Dimensions of where a forward's work lies: :mod:`.places` says what a call enters."""
+"""Dimensions of the place of a forward's work: :mod:`.places` computes the classes of a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What somebody's captured calls enter and the suite does not."""
+"""The classes that captured calls enter and the suite does not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Beyond:
 
 
 def files(folder: Path) -> list[Path]:
-    """The stored problems of a folder. ``ValueError`` where there is none."""
+    """The stored problems of a folder. ``ValueError`` if there is none."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: is no directory; name one with files of `megamoe capture`")
     found = sorted(folder.glob("*.safetensors"))
@@ -34,7 +34,8 @@ def files(folder: Path) -> list[Path]:
 
 
 def count(paths: Sequence[Path], contract: Contract, done: Callable[[Path], None]) -> Seen:
-    """What the calls of these files enter. What is no stored problem is a ``ValueError``."""
+    """The classes that the calls of these files enter. ``ValueError`` for a file that is no stored
+    problem."""
     out = Seen()
     for path in paths:
         out.add(path.name, entered_by(load(path).problem, contract))

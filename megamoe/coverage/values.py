@@ -1,7 +1,7 @@
-"""What a forward call computes, as classes: codes, bytes, branches, roundings, gates, specials.
+"""Classes of the values of a forward call: codes, bytes, branches, roundings, gates, specials.
 
-Counted from the oracle's exact point. Where a call is large, some of its work stands for the rest:
-a class that is counted is entered for certain, and one that is not may be.
+They are counted from the oracle's exact point. For a large call, a part of its work stands for the
+rest: a class with a count is entered for certain, and a class without a count may be entered.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from megamoe.spec.contract import Contract
 from megamoe.spec.formats import F32, F64, GROUP, U8, U16, bf16_decode, bf16_round
 
 BUDGET: Final = 6_000_000
-"""Multiplications of one call; what is beyond is left out."""
+"""The largest number of multiplications of one call; work beyond it is left out."""
 EXPERTS: Final = 2
-"""Experts of a call that is too large, at most: their weights must be made."""
+"""The largest number of experts of a large call: their weights must be computed."""
 SLOTS: Final = 12
 """Rows of one expert then."""
 
@@ -41,7 +41,7 @@ def values(call: Call, contract: Contract) -> Entered:
 
 
 class _Count:
-    """One call's classes as they are found."""
+    """The classes of one call, collected step by step."""
 
     def __init__(self, call: Call, contract: Contract) -> None:
         self.call, self.contract = call, contract
@@ -201,7 +201,7 @@ class _Count:
 
 
 def roundings(sums: F64) -> set[str]:
-    """How exact sums became bfloat16, as classes."""
+    """The roundings of exact sums to bfloat16, as classes."""
     given = bf16_decode(bf16_round(sums)).astype(np.float64)
     with np.errstate(invalid="ignore"):
         size, held = np.abs(sums), np.abs(given)

@@ -38,7 +38,7 @@ def explain(
         first = channel // FP8_COMBINE_GROUP * FP8_COMBINE_GROUP
         channels = [*range(first, min(first + FP8_COMBINE_GROUP, source.hidden_size))]
     if channel not in channels:
-        channels = [channel]  # beyond H: said in one line below
+        channels = [channel]  # beyond H: reported in one line below
     life = live(source, token, channels, accumulator, contract)
     at = channels.index(channel)
     said = describe(life, at, top)

@@ -68,7 +68,7 @@ def row_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Blocks:
 
 
 def signed_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64:
-    """``(G, N)`` block sums alone, without what bounds need to know of their terms."""
+    """``(G, N)`` block sums alone, without the data of their terms that bounds need."""
     if is_e4m3(packed, weight_sf):
         return row_blocks(codes, sf, packed, weight_sf).low[:, 0]
     _, powers = _of_scales()
@@ -118,8 +118,8 @@ def _quads() -> npt.NDArray[np.int64]:
     return E2M1_TABLE.astype(np.float16)[nibbles].view(np.int64).ravel()
 
 
-# Of the E2M1 magnitudes, by nibble: which have their lowest bit at 2**-1, 0, 1, 2 (bits 0 to 3),
-# and which have an exponent field of 0, 1, 2 (bits 4 to 6).
+# Flags of the E2M1 magnitudes, by nibble: the lowest bit at 2**-1, 0, 1, 2 (bits 0 to 3), and the
+# exponent field 0, 1, 2 (bits 4 to 6).
 _CLASSES: Final = (0x00, 0x11, 0x12, 0x11, 0x24, 0x22, 0x48, 0x44)
 
 

@@ -1,4 +1,4 @@
-"""A life as plain data: what a person wants to see of one output element, JSON-able."""
+"""A life as plain data: the facts on one output element for a person, JSON-able."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _combine(life: Life, at: int) -> list[Plain]:
 
 
 def _why(life: Life, at: int, top: int) -> Plain:
-    """What made the interval of ``y`` as wide as it is."""
+    """The causes of the width of the interval of ``y``."""
     ulps = int(bf16_key(life.y_high[at : at + 1])[0]) - int(bf16_key(life.y_low[at : at + 1])[0])
     parts: list[Plain] = []
     for slot in life.slots:

@@ -1,8 +1,8 @@
 """One dot product as an instruction computes it: a step at a time, bit by bit.
 
-The numbers are those of ``spec.accumulators``; ``docs/numerics.md`` has the evidence. Where a
-class leaves the order open (``fp32``, ``fp32-ordered``) there is no instruction to model: then it
-is one member, exact blocks of 32 added in ascending order, one fp32 addition each.
+The numbers are those of ``spec.accumulators``; ``docs/numerics.md`` has the evidence. If a class
+leaves the order open (``fp32``, ``fp32-ordered``), there is no instruction to model: then it is one
+member, exact blocks of 32 added in ascending order, one fp32 addition each.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One token computed for a few output channels only: the reference, and its certified intervals.
 
-The same functions of the oracle as a golden is made with; what is left out is what the wanted
-elements do not depend on. Slots are computed side by side in threads.
+It uses the oracle's functions, as a golden does, and leaves out the work on which the wanted
+elements do not depend. Slots are computed side by side in threads.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Down:
     exact: F64
     low: F64
     high: F64
-    """What the class allows."""
+    """The envelope of the class."""
     fixed_low: F64
     fixed_high: F64
-    """The same if every code were the reference's: what accumulation alone allows."""
+    """The envelope if every code were the reference's: the freedom of accumulation alone."""
     row: U16
     row_low: U16
     row_high: U16
@@ -162,9 +162,10 @@ def live(
     source: Source, at: int, channels: Sequence[int], class_name: str, contract: Contract,
     staged: tuple[U8, U8] | None = None,
 ) -> Life:  # fmt: skip
-    """The life of token ``at`` at ``channels``. ``ValueError`` for what is not there.
+    """The life of token ``at`` at ``channels``. ``ValueError`` for a token or channel that does not
+    exist.
 
-    Where slot rows reach the combine as FP8, ``channels`` must be whole groups of 128. ``staged``:
+    If slot rows reach the combine as FP8, ``channels`` must be whole groups of 128. ``staged``:
     codes ``(H,)`` and scale bytes ``(H/32,)`` that take the place of the right ones.
     """
     _check(source, at, channels)
@@ -179,7 +180,7 @@ def live(
     if source.shared_w13() is not None:
         slots.append(len(token.ids))
     form = form_of(token.act, contract)
-    gate_table(form), gate_bounds(form)  # made once, not by every thread
+    gate_table(form), gate_bounds(form)  # computed once, not by every thread
 
     def one(slot: int) -> Slot:
         return _slot(source, token, slot, x, x_sf, wanted, chosen, contract)
@@ -291,7 +292,7 @@ def down_blocks(codes: U8, exponent: U8, packed: U8, sf: U8) -> tuple[Blocks, F6
 
 
 def down_ends(codes: U8, exponent: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F64, F64]:
-    """What the class allows of the sums of linear 2, ``(n,)``, from ``(I,)`` known codes."""
+    """The envelope of the sums of linear 2, ``(n,)``, from ``(I,)`` known codes."""
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes[None], exponent[None], packed, sf)
         rows, columns = Rows.of(codes[None], exponent[None]), Columns.of(packed, sf)

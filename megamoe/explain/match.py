@@ -1,4 +1,4 @@
-"""Which deviations explain what was shown: exactly, in part, or not at all.
+"""The deviations that explain an output: exactly, in part, or not at all.
 
 A value *differs* if the contract does not allow it. A deviation *explains* it if the deviation
 gives it, and *contradicts* a value that the contract allows and the deviation does not give. An
@@ -24,12 +24,12 @@ PARTIAL_AT_MOST: Final = 3
 
 @dataclass(frozen=True)
 class Fit:
-    """How one deviation fits the values that were shown."""
+    """The fit of one deviation to the values of the backend."""
 
     name: str
     stage: str
     where: str
-    """In which slots alone; empty where it holds for the whole token."""
+    """The slots to which it is limited; empty if it holds for the whole token."""
     explains: int
     differing: int
     contradicts: int
@@ -51,7 +51,7 @@ class Fit:
 
     @property
     def is_partial(self) -> bool:
-        """It halves what is wrong at least, and leaves something."""
+        """Whether it halves the wrong values at least, and leaves some."""
         halves = 0 < self.left <= self.differing / 2
         return halves and self.explains - self.left >= _MARGIN
 
@@ -89,7 +89,7 @@ def fit(name: str, stage: str, contract: Bools, way: Bools, slots: list[int] | N
 
 
 def report(fits: list[Fit], differing: int, of: int, compared: str, tried: int) -> dict[str, Any]:
-    """What is said of one step between two stages: exact matches, or the best in part."""
+    """The result for one step between two stages: exact matches, or the best in part."""
     exact = sorted((f for f in fits if f.is_exact), key=lambda f: bool(f.where))
     partial: list[Fit] = []
     if not exact:

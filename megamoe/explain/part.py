@@ -1,7 +1,7 @@
-"""Where an output that somebody got leaves the life that it should have had.
+"""The place where an output departs from its life.
 
-Step by step where stages are shown: each is held to what the class allows, given the one before it
-as it really was. Where a stage is outside, the catalogue of deviations of that step is tried.
+Each step between two stages is judged by what the class allows for the earlier stage of the output
+itself. For a stage outside, the catalogue of deviations of that step is tried.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ or weights, where only ``y`` is there: on V4-Pro that is 6 times 44 million."""
 def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Plain:
     """``actual``: the token's rows of ``tensors.STAGES`` as bits, ``y`` ``(H,)`` at least.
 
-    Returns what each stage shows, the first that is outside, and what explains each step that is.
+    Returns the comparison of each stage, the first stage outside, and the explanation of each wrong
+    step.
     """
     shown = _Shown.of(life, actual)
     stages, explanations = [], []
@@ -104,7 +105,7 @@ def _said(stage: str, where: str, beyond: Bools) -> Plain:
     }
 
 
-# --- what is outside ----------------------------------------------------------------------------
+# --- the stages outside -------------------------------------------------------------------------
 
 
 def _staged_outside(life: Life, shown: _Shown) -> dict[str, Bools]:
@@ -117,7 +118,8 @@ def _staged_outside(life: Life, shown: _Shown) -> dict[str, Bools]:
 
 
 def _given(life: Life, source: Source, shown: _Shown) -> tuple[Life, str]:
-    """The life from ``x`` as it was shown, unless what comes after follows from the right one."""
+    """The life from the ``x`` of the output, unless the later stages follow from the right
+    ``x``."""
     if shown.x is None and shown.x_sf is None:
         return life, ""
     x = life.x if shown.x is None else shown.x
@@ -161,7 +163,8 @@ def _acts_stages(life: Life, by_slot: Bools, follows: str) -> list[Plain]:
 
 
 def _y_interval(life: Life, shown: _Shown) -> tuple[U16, U16, bool]:
-    """What ``y`` may be: given the codes that were shown, unless it follows from the right ones."""
+    """The envelope of ``y``: from the output's own codes, unless it follows from the right
+    codes."""
     if shown.acts is None:
         return life.y_low, life.y_high, False
     low, high = {}, {}
@@ -179,7 +182,7 @@ def _y_interval(life: Life, shown: _Shown) -> tuple[U16, U16, bool]:
     return least, most, True
 
 
-# --- what explains it ---------------------------------------------------------------------------
+# --- the explanation ----------------------------------------------------------------------------
 
 
 def _explain_staging(

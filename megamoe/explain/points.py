@@ -39,7 +39,7 @@ _POWERS: Final = np.exp2(np.arange(-_REACH, _REACH + 1, dtype=np.float64))
 
 
 def outside(y: U16, low: U16, high: U16) -> Bools:
-    """As the judge has it: inclusive, NaN only where NaN is expected."""
+    """The judge's rule: inclusive ends, NaN only where NaN is expected."""
     nan = BF16.is_nan(low)
     inside = (bf16_key(y) >= bf16_key(low)) & (bf16_key(y) <= bf16_key(high)) & ~BF16.is_nan(y)
     only_zero = (bf16_key(low) == 0) & (bf16_key(high) == 0)
@@ -49,7 +49,7 @@ def outside(y: U16, low: U16, high: U16) -> Bools:
 
 @dataclass
 class Points:
-    """Runs ways on one life; what no way changes is computed once."""
+    """Runs ways on one life; a stage that no way changes is computed once."""
 
     life: Life
     source: Source
@@ -60,7 +60,7 @@ class Points:
     def outside(self, way: Way, y: U16, enough: int) -> Bools:
         """``(n,)``: elements of ``y`` that the way does not give, from ``x`` on.
 
-        Where exact sums leave more than ``enough`` of them, fp32 sums are not tried.
+        If exact sums leave more than ``enough`` of them, fp32 sums are not tried.
         """
         points: list[U16] = []
         for name, total in TOTALS.items():
@@ -72,7 +72,8 @@ class Points:
         return wrong
 
     def _outside_points(self, points: list[U16], y: U16) -> Bools:
-        """As far from a prediction as the contract's ``y`` may be from its own."""
+        """The elements of ``y`` further from each prediction than the contract's ``y`` may be from
+        its own."""
         life, value = self.life, [_wide(p) for p in points]
         own = _wide(life.y)
         size = [np.sqrt(np.nanmean(np.square(v))) if np.isfinite(v).any() else 0.0
@@ -116,7 +117,7 @@ class Points:
         return blocks * ue8m0_decode(sf)[:, None]
 
     def _acts(self, way: Way, name: str, total: Total) -> dict[int, tuple[U8, U8]]:
-        """Codes and scale bytes, kept for the ways that share what comes before them."""
+        """Codes and scale bytes, cached for the ways that share the earlier steps."""
         is_shared = way.steps <= {"reads13", "reads2"} or not way.moves_codes
         kept = (name, way.reads13)
         if is_shared and kept in self._first:

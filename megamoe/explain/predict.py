@@ -1,8 +1,8 @@
-"""What a way makes of one token, where the codes of linear 2 are shown: intervals.
+"""The intervals that a way gives for one token, for outputs with the codes of linear 2.
 
-A way gets the freedom that the accumulator class gives the contract's: both ends of each sum are
-followed through its steps, and silu may err by as much as the contract's form may at the same gate.
-:mod:`megamoe.explain.points` has what is done where only ``y`` is shown.
+A way gets the freedom that the accumulator class gives to the contract: both ends of each sum go
+through its steps, and silu may err by as much as the contract's form at the same gate.
+:mod:`megamoe.explain.points` treats outputs with ``y`` alone.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Acts = Mapping[int, tuple[U8, U8]]
 
 @dataclass
 class Predictor:
-    """Runs ways on one life; what no way changes is computed once."""
+    """Runs ways on one life; a stage that no way changes is computed once."""
 
     life: Life
     source: Source
     acts: Acts
-    """What was shown."""
+    """The output of the backend."""
     _second: dict[int, tuple[F64, F64]] = field(default_factory=dict)
     _own: npt.NDArray[np.int64] | None = None
     _kept: tuple[F32, F32, F32] | None = None
@@ -62,10 +62,10 @@ class Predictor:
             return self._differ(way, sums, sf, codes)
 
     def improves(self, way: Way, contract: Bools, groups: npt.NDArray[np.int64] | None) -> bool:
-        """Whether a way that changes operands of linear 1 is worth a full look.
+        """Whether a way that changes operands of linear 1 is worth a full computation.
 
-        By exact sums, and on ``groups`` alone where these are given, it must come nearer to what
-        was shown by a quarter of what differs: ``contract`` ``(S, I/32 + I)``.
+        By exact sums, and on ``groups`` alone if these are given, it must come nearer to the output
+        by a quarter of the differences: ``contract`` ``(S, I/32 + I)``.
         """
         at: Any = slice(None)
         rows = None
@@ -96,7 +96,7 @@ class Predictor:
         )
 
     def _differ(self, way: Way, sums: F64, sf: U8, codes: U8) -> Bools:
-        """``sums`` ``(S, 3, 2n)`` against what was shown of ``n`` channels."""
+        """Compare ``sums`` ``(S, 3, 2n)`` with the output of ``n`` channels."""
         weights = np.array([way.weight(s) for s in self.routed()], np.float32)
         least, most, low, high = self._codes(way, sums, weights, sf.astype(np.int32))
         key = same_codes(codes)
@@ -111,7 +111,7 @@ class Predictor:
         return [slot for slot in self.life.slots if slot.expert != SHARED]
 
     def _sums13(self, way: Way, slot: Slot) -> F64:
-        """``(3, 2I)``: the exact sums of linear 1, and both ends of what the class allows."""
+        """``(3, 2I)``: the exact sums of linear 1, and both ends of the class's interval."""
         if way.total is not None:
             point = way.total(slot.blocks)
             return np.stack([point, point, point])
@@ -137,7 +137,7 @@ class Predictor:
         return least, most, keys.min(axis=0), keys.max(axis=0)
 
     def _kept_values(self, way: Way, sums: F64, weights: F32) -> tuple[F32, F32, F32]:
-        """As :meth:`_values`, once for all ways that change what follows alone."""
+        """See :meth:`_values`; one call for all ways that change only the later steps."""
         if (
             not way.steps
             or not way.steps <= {"amax", "exponent", "codes"}

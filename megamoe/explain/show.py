@@ -13,7 +13,7 @@ _ALTERNATIVES: Final = 6
 
 
 def show(said: Plain, console: Console) -> None:
-    """Print what :func:`megamoe.explain.describe.describe` and ``part`` say."""
+    """Print the results of :func:`megamoe.explain.describe.describe` and ``part``."""
     y = said["y"]
     console.print(
         f"[bold]{said['case']}[/bold]: y at token {said['token']} channel {said['channel']}, "
@@ -190,7 +190,7 @@ def _actual(actual: Plain, console: Console) -> None:
 
 
 def explanation(explained: Plain) -> list[str]:
-    """What explains the values of one step that are outside, in lines."""
+    """The explanation of the wrong values of one step, in lines."""
     lines = _explanation(explained)
     if explained["not_tried"]:
         lines.append(

@@ -1,8 +1,8 @@
-"""Where the operands of one token come from: a problem in memory, or a case, row by row.
+"""The source of one token's operands: a problem in memory, or a case, row by row.
 
-A token of DeepSeek-V4-Pro needs all of w13 of its six experts, but of w2 one row each. The streams
-of :mod:`megamoe.cases.counter` are addressable, so nothing else is made; the bits are those of
-:func:`megamoe.cases.recipes.forward_problem`, which a test holds this to.
+A token of DeepSeek-V4-Pro needs all of w13 of its six experts, but only one row of each w2. The
+streams of :mod:`megamoe.cases.counter` are addressable, so only these rows are computed. The bits
+are those of :func:`megamoe.cases.recipes.forward_problem`, which a test checks.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 
 _WORDS_AT_ONCE: Final = 1 << 15
-"""Of 8 bytes: a part of the stream that fits in a second-level cache."""
+"""Words of 8 bytes: a part of the stream that fits in a second-level cache."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token's own operands, and what holds for the whole call."""
+    """One token's own operands, and the data that all tokens of the call share."""
 
     hidden: U16
     """(H,) bfloat16 bits."""
@@ -41,7 +41,7 @@ class Token:
     experts: int
     act: Activation
     dtype: str = "bf16"
-    """In which slot rows reach the combine."""
+    """The format of slot rows in the combine."""
     output: U16 | None = None
     """(H,) bfloat16 bits that are added in the end."""
 
@@ -104,11 +104,11 @@ class FromProblem:
 
 
 class FromCase:
-    """Made from a case's recipe, only what is asked for. For plain SwiGLU of routed experts."""
+    """Operands from a case's recipe, computed on demand. For plain SwiGLU of routed experts."""
 
     @staticmethod
     def can_make(case: Case) -> bool:
-        """The case's weights are of a recipe whose rows can be made alone."""
+        """Whether the case's weights are of a recipe whose rows can be computed alone."""
         recipe = case.params.get("weights_recipe", {})
         return recipe.get("kind", "table") in ("table", "carrier") and (
             recipe.get("w13", "bell") in LUTS and recipe.get("w2", "bell") in (*LUTS, "probe")

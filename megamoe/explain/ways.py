@@ -36,7 +36,7 @@ PLAIN: Final = Form("swiglu", "fast", 1.0, 0.0, None, "")
 
 @dataclass(frozen=True)
 class Where:
-    """What a deviation may look at besides the operands: other tokens, experts and channels."""
+    """The data of a deviation besides the operands: other tokens, experts and channels."""
 
     life: Life
     source: Source
@@ -62,7 +62,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Operands:
-    """What one linear reads for one slot: a row of codes, and rows of weights."""
+    """The operands of one linear for one slot: a row of codes, and rows of weights."""
 
     codes: U8
     """(C,) E4M3."""
@@ -74,11 +74,11 @@ class Operands:
     """(N, C/32) UE8M0 bytes."""
     where: Where
     late: tuple[Callable[[U8, U8], tuple[U8, U8]], ...] = ()
-    """What is done to ``packed`` and ``weight_sf`` once the wanted rows are chosen."""
+    """The change of ``packed`` and ``weight_sf`` after the choice of the wanted rows."""
 
     @classmethod
     def of(cls, life: Life, source: Source, slot: Slot, linear: int, codes: U8, sf: U8) -> Operands:
-        """What linear 1 or 2 of a slot reads beside a row of codes, as the contract says."""
+        """The operands of linear 1 or 2 of a slot besides a row of codes, by the contract."""
         where = Where(life, source, slot, linear)
         if linear == 1:
             return cls(codes, sf, slot.packed, slot.sf13, where)
@@ -96,12 +96,12 @@ class Operands:
 
 Reader = Callable[[Operands], Operands]
 Rows = Mapping[int, F32]
-"""By slot, ``(n,)`` each."""
+"""Values by slot, ``(n,)`` each."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compute what follows staging, step by step."""
+    """One way to compute the steps after staging."""
 
     halves: Callable[[F64], tuple[F32, F32]]
     clamp: Callable[[F32, F32], tuple[F32, F32]]
@@ -123,7 +123,7 @@ class Way:
     reads13: Reader | None = None
     reads2: Reader | None = None
     total: Total | None = None
-    """How sums are accumulated, where that is the deviation."""
+    """The accumulation of sums, if that is the deviation."""
     more: Callable[[], list[Slot]] | None = None
     """Slots that take part although the contract says that they do not."""
     steps: frozenset[str] = field(default_factory=frozenset)
@@ -135,12 +135,12 @@ class Way:
 
     @cached_property
     def moves_codes(self) -> bool:
-        """Whether a step up to the codes is not the contract's."""
+        """Whether a step up to the codes differs from the contract's."""
         return bool(self.steps - {"reads2", "row", "combine", "more"})
 
     @cached_property
     def moves_y(self) -> bool:
-        """Whether a step from the codes on is not the contract's."""
+        """Whether a step after the codes differs from the contract's."""
         return bool(self.steps & {"reads2", "row", "combine", "more", "total"})
 
 
@@ -205,7 +205,7 @@ def bound_of(act: Activation) -> np.float32:
 
 
 def silu(gate: F32, form: Form = PLAIN) -> F32:
-    """By the oracle's table where the gate is a bfloat16, plain silu in fp32 where it is not."""
+    """Silu by the oracle's table for a bfloat16 gate, and in plain fp32 for any other gate."""
     bits = bits_of(gate)
     if bits is not None:
         return gate_table(form)[bits]

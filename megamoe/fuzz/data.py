@@ -1,7 +1,7 @@
-"""What the values of a drawn problem are: hidden states and weights, which belong together.
+"""The values of a drawn problem: hidden states and weights, which belong together.
 
-An extreme scale factor alone makes zeros or infinities, which show little. So a profile that moves
-one tensor to an end of its range moves another the other way, and numbers are left.
+An extreme scale factor alone gives zeros or infinities, which show little. So a profile that moves
+one tensor to an end of its range moves another the other way, and results stay numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Profile:
 
     name: str
     weight: int
-    """How often it is drawn, of the sum of all."""
+    """Its weight in the draw, relative to the sum of all weights."""
     values: Callable[[Die, Params], Params]
     """``values(die, params)``: parameters of a forward case, given those that are drawn already."""
     most_tokens: int = 1 << 30
@@ -164,7 +164,7 @@ def _constant(die: Die, params: Params) -> Params:
 
 
 def _few(die: Die, params: Params) -> Params:
-    """Weights of which most, or all of one linear, are zero."""
+    """Weights that are mostly zeros, or all zeros in one linear."""
     w13, w2 = die.of("tables", (("sparse", "sparse"), ("zero", "bell"), ("bell", "zero"),
                                 ("grid", "probe"), ("bell", "probe")))  # fmt: skip
     return {"hidden_recipe": {}, "weights_recipe": {"w13": w13, "w2": w2}}

@@ -10,7 +10,8 @@ from typing import Final, TypeVar
 from megamoe.cases.counter import key
 
 STREAM: Final = 0x46555A5A
-"""Of all dice; no number of :mod:`megamoe.cases.streams`, so no recipe has the same bits."""
+"""The stream of all dice; no number of :mod:`megamoe.cases.streams`, so no recipe has the same
+bits."""
 T = TypeVar("T")
 
 
@@ -38,11 +39,12 @@ class Die:
         return self.below(word, count) == 0
 
     def of(self, word: str, options: Sequence[T]) -> T:
-        """One of ``options``, each as likely."""
+        """One of ``options``, with equal probability."""
         return options[self.below(word, len(options))]
 
     def weighed(self, word: str, options: Sequence[tuple[int, T]]) -> T:
-        """One of ``options``, each ``(weight, value)`` as likely as its weight says."""
+        """One of ``options``, pairs ``(weight, value)``, with a probability in proportion to its
+        weight."""
         left = self.below(word, sum(weight for weight, _ in options))
         for weight, value in options:
             left -= weight

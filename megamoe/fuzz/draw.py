@@ -1,9 +1,9 @@
 """Problem ``number`` of a seed: a forward case, by integers alone.
 
-What is drawn depends on seed and number and on nothing else: not on the backend, the contract, the
-machine, the speed or the problems before. A problem that a backend cannot be asked is passed over.
-Whoever changes a table here or in ``data`` changes the problems of every seed, and
-``tests/test_fuzz.py`` holds digests of some.
+The problem depends on seed and number and on nothing else: not on the backend, the contract, the
+machine, the speed or the problems before. ``fuzz`` skips a problem that a backend cannot compute. A
+change of a table here or in ``data`` changes the problems of every seed, and ``tests/test_fuzz.py``
+holds digests of some.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _sizes(die: Die) -> Params:
 
 
 def _features(die: Die, params: Params, profile: Profile) -> bool:
-    """Put in what the call asks besides; whether it asks nothing."""
+    """Add the options of the call; returns whether it has none."""
     if profile.pure:
         return True
     gated = die.weighed("activation", [(50, ""), (2, "oai"), (3, "alpha-beta"), (2, "step"),
@@ -161,7 +161,7 @@ def _routing(die: Die, params: Params, profile: Profile) -> bool:
     if die.one_in("mask", 4):
         recipe["mask_every"] = die.of("mask_every", (2, 2, 4, 4, 8, 1))
     params["routing_recipe"] = recipe
-    if profile.pure:  # powers of two keep exact what is exact
+    if profile.pure:  # powers of two keep exact values exact
         recipe["weights"] = [[2.0 ** die.within(f"weight {i}", -3, 3) for i in range(top_k)]]
         return True
     special = die.weighed("weights", [(14, ""), (2, "octaves"), (2, "scaling"), (3, "masked"),

@@ -19,16 +19,16 @@ from megamoe.worker.session import Session
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of a failure."""
+    """The remains of a failure: its problem, and its file."""
 
     problem: Problem
     path: Path | None = None
-    """None: no file can hold the problem."""
+    """The file; None: no file can hold the problem."""
     about: dict[str, Any] = field(default_factory=dict)
     verdict: Verdict | None = None
-    """Of the reduced file, read back; None where the problem is whole."""
+    """The verdict on the reduced file after it was read back; None if the problem is whole."""
     note: str = ""
-    """Why there is no file, or why it is whole."""
+    """The reason why there is no file, or why the problem is whole."""
 
 
 def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -> Left:
@@ -48,7 +48,7 @@ def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -
 def shrink(
     left: Left, session: Session, seconds: float, timeout: float, log: Callable[[str], None]
 ) -> Left:
-    """Reduce the problem within ``seconds``, and write what is left of it in its place."""
+    """Reduce the problem within ``seconds``, and replace its file by the result."""
     if left.path is None:
         return left
     try:

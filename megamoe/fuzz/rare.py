@@ -1,7 +1,7 @@
-"""Classes of problems that seldom occur, and what reaches them: one table.
+"""Classes of problems that seldom occur, and the conditions for them: one table.
 
-A class is found in the inputs or in what the oracle made of them, never in how a problem was drawn.
-So the counts at the end of a run say what was judged.
+The inputs or the oracle's stages decide whether a problem belongs to a class, never the way in
+which it was drawn. So the counts at the end of a run describe the judged problems.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STAGING_FLOOR: Final = 1e-4
 
 @dataclass
 class Seen:
-    """A problem, and what the oracle made of it."""
+    """A problem, with the oracle's stages for it."""
 
     problem: Problem
     golden: ForwardGolden

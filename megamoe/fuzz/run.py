@@ -32,11 +32,11 @@ from megamoe.worker.session import Identity
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run is to do."""
+    """The options of a run."""
 
     seed: int
     seconds: float
-    """No problem begins after so many; then what has begun is finished."""
+    """Seconds after which no problem begins; the running problems are finished."""
     problems: int | None = None
     """No problem of this number or a higher one is judged."""
     only: int | None = None
@@ -50,13 +50,13 @@ class Asked:
 
 @dataclass
 class Outcome:
-    """How a run ended."""
+    """The end of a run."""
 
     tally: Tally
     first: tuple[Drawn, Verdict] | None = None
     """The red of the lowest number."""
     left: Left | None = None
-    """Of that red: the file, or why there is none."""
+    """The file of that red, or the reason why there is none."""
     stopped: str = ""
     code: int = 0
     """Exit status of a run that was stopped."""
@@ -66,7 +66,7 @@ def fuzz(
     settings: Settings, asked: Asked, judges: int, workers: int, console: Console,
     again: Callable[[int], str] = str,
 ) -> Outcome:  # fmt: skip
-    """Judge drawn problems with ``settings.backend``; raises what the command says in one line.
+    """Judge drawn problems with ``settings.backend``; raises errors of one line for the command.
 
     ``again(number)``: the command that judges that problem alone, for the message.
     """
@@ -112,7 +112,8 @@ def _leave(
 
 
 def _problems(asked: Asked, identity: Identity, tally: Tally) -> Iterator[Drawn]:
-    """What the backend can be asked, in the order of the numbers; ends when nothing is to begin."""
+    """The problems for the backend, in the order of their numbers, until no further one should
+    begin."""
     until = time.monotonic() + asked.seconds
     numbers = itertools.count() if asked.problems is None else range(asked.problems)
     for number in numbers if asked.only is None else [asked.only]:
@@ -127,7 +128,7 @@ def _problems(asked: Asked, identity: Identity, tally: Tally) -> Iterator[Drawn]
 
 
 def _lacking(drawn: Drawn, identity: Identity) -> str:
-    """Which feature stands in the way; empty if none does."""
+    """The feature that the backend or the contract lacks; empty if there is none."""
     contract = REVISIONS[identity.contract]
     for feature in kind_of("forward").features(drawn):
         if feature not in contract.features.value:

@@ -1,4 +1,5 @@
-"""One drawn problem, judged: the oracle answers now, and the judge is that of ``check``."""
+"""One drawn problem and its judgement: by the oracle's live answer, and by the judge of
+``check``."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ FOLDING = ("fp32", "fp32-ordered")
 class GoldenOfOne(GoldenNow):
     """The oracle's golden for one class, which knows whether that class has any freedom.
 
-    Where the envelope of the class is one point, that is the reference point, since every envelope
-    holds it. The outputs are then compared with it bit by bit.
+    If the envelope of the class is one point, that is the reference point, since every envelope
+    contains it. The outputs are then compared with it bit by bit.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class GoldenOfOne(GoldenNow):
 
 @dataclass(frozen=True)
 class Result:
-    """What one problem came to; plain data."""
+    """The result of one problem; plain data."""
 
     verdict: Verdict | None
-    """None: it was not judged, since its operands leave bfloat16."""
+    """The verdict; None: not judged, since its operands are no bfloat16 numbers."""
     is_point: bool = False
     reached: tuple[int, ...] = ()
 

@@ -1,4 +1,4 @@
-"""What a run has come to so far, as counts, and how a person sees them."""
+"""The counts of a run so far, and their display."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ class Tally:
     console: Console
     judged: int = 0
     points: int = 0
-    """Of those: the class of the backend leaves one output, which is compared bit by bit."""
+    """Problems among these for which the class of the backend leaves one output; the comparison is
+    bitwise."""
     how: Counter[str] = field(default_factory=Counter)
-    """Judgements that were made."""
+    """Counts of judgements."""
     passed_over: Counter[str] = field(default_factory=Counter)
     """Problems that were not judged, by the reason."""
     reached: Counter[int] = field(default_factory=Counter)
     """Judged problems of each class, by its index in ``RARE``."""
     reds: dict[int, tuple[Drawn, Verdict]] = field(default_factory=dict)
-    """By number."""
+    """Reds by number."""
     begun: float = field(default_factory=time.monotonic)
     _said: float = 0.0
 
@@ -76,7 +77,7 @@ class Tally:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def summary(self) -> None:
-        """How many problems reached each class, how they were judged, and what was passed over."""
+        """The number of problems of each class, the judgements, and the skipped problems."""
         table = Table("problems that reached", "class: their number", box=None)
         dimensions: dict[str, list[str]] = {}
         for i, rare in enumerate(RARE):

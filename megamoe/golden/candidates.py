@@ -101,14 +101,15 @@ def every_golden(case: Case, given: Mapping[str, Any]) -> list[tuple[list[str], 
 
 
 def _same(made: Made, other: Made) -> bool:
-    """Whether two goldens are one, bit for bit."""
+    """Whether two goldens are equal, bit for bit."""
     return made.zero_freedom == other.zero_freedom and pack(made)[1] == pack(other)[1]
 
 
 def _each(
     step: Callable[[tuple[Path, Case]], str], work: Sequence[tuple[Path, Case]], jobs: int
 ) -> Iterator[tuple[Case, str]]:
-    """``step`` of every item, over ``jobs`` processes; what it raises becomes its line."""
+    """``step`` of every item, over ``jobs`` processes; the message of an exception becomes the
+    item's line."""
     if jobs <= 1:
         for item in work:
             yield item[1], _guarded(step, item)
@@ -125,7 +126,7 @@ def _each(
 
 
 def begin(threads: int) -> None:
-    """Of a process of the pool: it ends with the one that started it, which may be killed."""
+    """Set-up of a process of the pool: it ends with its parent, which may be killed."""
     torch.set_num_threads(threads)
     with suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -149,17 +150,17 @@ def _guarded(step: Callable[[tuple[Path, Case]], str], item: tuple[Path, Case]) 
 def bless(root: Path, cases: Sequence[Case]) -> list[str]:
     """Make every candidate the golden of its case, and drop goldens of cases that are gone.
 
-    Files first, each complete before it takes its name, then the manifest: whoever reads at any
-    time sees either the old golden or the new one, or an error, never a mixture taken for good.
-    Returns the ids. Raises :class:`GoldenError`, with nothing written, in a CI run, and where a
-    candidate is damaged or its case or the sources have changed since it was recorded.
+    Files first, each complete before it takes its name, then the manifest: a reader sees either the
+    old golden or the new one, or an error, and never a mixture without an error. Returns the ids.
+    Raises :class:`GoldenError`, with nothing written, in a CI run, and where a candidate is damaged
+    or its case or the sources have changed since it was recorded.
     """
     if os.environ.get("CI"):
         raise GoldenError(
             "bless refuses to run where CI is set: goldens change by a person's hand only; unset "
             "CI if you are one"
         )
-    with locked(root):  # no record writes meanwhile: what is removed below is what was read here
+    with locked(root):  # no record writes meanwhile, so only files read here are removed below
         return _bless(root, {case.id: case for case in cases})
 
 
@@ -176,7 +177,7 @@ def _bless(root: Path, by_id: Mapping[str, Case]) -> list[str]:
     }
     entries |= {key: described["entry"] for key, described in found.items()}
     removed = [k for k, v in manifest["cases"].items() if k not in entries and "file" in v]
-    # Every place is asked for before the first is touched.
+    # Compute every place before the first is touched.
     places = {case_id: inside(root, root / tensors_of(case_id)) for case_id in [*found, *removed]}
     taken = [inside(root, path) for case_id in found for path in _files(root, case_id)]
     _clear(root)
@@ -234,7 +235,7 @@ def _files(root: Path, case_id: str) -> tuple[Path, Path]:
 
 
 def _clear(root: Path) -> None:
-    """Delete what a killed record or bless left half written. The lock must be held."""
+    """Delete unfinished files of a killed record or bless. The caller must hold the lock."""
     for folder in [root / name for name in ("cases", "inputs", "tensors", CANDIDATES)]:
         if folder.resolve().is_relative_to(root.resolve()):
             clear_leftovers(folder)
@@ -286,7 +287,7 @@ _TIMED = schema.Object(
 
 def verify(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str]:
     """Recompute every golden; returns one line for each that is not equal in every bit."""
-    Store(root, make)  # a manifest that cannot be read is said once, not once a case
+    Store(root, make)  # report an unreadable manifest once, not once a case
     problems = []
     for case, error in _each(_verify_one, [(root, case) for case in cases], jobs):
         done(case, error)

@@ -1,4 +1,4 @@
-"""What blessing the candidates would change: tensors, elements, units in the last place."""
+"""The changes that a blessing of the candidates would make: tensors, elements, ULPs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from megamoe.spec.forms import BF16, BYTE, E4M3, F32, INT32, INT64, Form
 from megamoe.spec.tensors import TENSORS
 
 CANDIDATES: Final = "candidates"
-"""Under golden/: what ``record`` writes and ``bless`` takes."""
+"""The folder under golden/ in which ``record`` writes and from which ``bless`` reads."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What blessing a candidate would change in one tensor, or in a whole case."""
+    """The change of one tensor, or of a whole case, by the blessing of a candidate."""
 
     case_id: str
     tensor: str
@@ -39,7 +39,7 @@ class Change:
 
 
 def candidates(root: Path) -> dict[str, Any]:
-    """Case id -> recorded description. :class:`GoldenError` where there is none."""
+    """Case id -> description of its candidate. :class:`GoldenError` if there is none."""
     folder = root / CANDIDATES / "entries"
     ids = {path: path.relative_to(folder).as_posix()[:-5] for path in folder.rglob("*.json")}
     found = {case_id: read_candidate(path, case_id) for path, case_id in sorted(ids.items())}
@@ -80,7 +80,7 @@ def _case_changes(root: Path, case_id: str, new: Mapping[str, Any], old: Any) ->
 
 
 def _tensors(root: Path, case_id: str) -> dict[str, npt.NDArray[Any]]:
-    """What is stored of a case; nothing where it is missing, for its digests are compared."""
+    """The stored tensors of a case; empty if files are missing, since then digests are compared."""
     path = root / tensors_of(case_id)
     try:
         return read_tensors(read_bounded(path, TENSORS_LIMIT))
@@ -119,6 +119,6 @@ def _form(name: str, dtype: Any) -> Form | None:
 
 
 def manifest_or_empty(root: Path) -> dict[str, Any]:
-    """The manifest; one of no cases where there is none yet."""
+    """The manifest; a manifest without cases if there is none yet."""
     path = root / "manifest.json"
     return read_manifest(path) if path.exists() else empty_manifest(BASE.revision)

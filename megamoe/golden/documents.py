@@ -1,7 +1,7 @@
 """The form of the JSON files under ``golden/``: manifest, candidates' entries, recorded bits.
 
-They are written by this package and kept by people, who edit, merge and cut them. What is wrong
-with one is said in one line before anything is done with it.
+This package writes them, and people keep, edit, merge and cut them. A fault in one is an error of
+one line before anything is done with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megamoe.spec.contract import REVISIONS
 from megamoe.spec.tensors import STAGES
 
 SCHEMA: Final = 1
-"""Of the manifest and of recorded bits."""
+"""The schema version of the manifest and of recorded bits."""
 RESTORE: Final = "restore golden/ from version control"
 Y_LIMIT: Final = 2048
 """Bytes of a recorded ``y`` up to which it is kept whole, so that a moved element can be named."""
@@ -152,7 +152,7 @@ def _of_schema(name: str, data: Any) -> None:
 
 
 def _entry_fault(case_id: str, entry: Mapping[str, Any]) -> str:
-    """What of a well-formed entry does not fit its case; '' for nothing."""
+    """The part of a well-formed entry that does not fit its case; '' if all fits."""
     if not case_id.startswith(f"{entry['kind']}/"):
         return f"its kind is {entry['kind']}"
     given = [key for key in ("file", "sha256", "tensors") if key in entry]

@@ -23,10 +23,10 @@ _PARAMS = ("family", "hidden", "intermediate", "experts", "top_k", "tokens", "cl
 
 
 def import_file(root: Path, path: Path, name: str | None = None, breaks: str | None = None) -> Case:
-    """Make ``path`` a case under ``root`` and record its candidate; ``root`` may be new.
+    """Turn ``path`` into a case under ``root`` and record its candidate; ``root`` may be new.
 
-    :class:`GoldenError` or :class:`StoredError` with nothing left behind, where
-    the file is none, the name is taken or the oracle cannot answer. Blessing is another act.
+    Raises :class:`GoldenError` or :class:`StoredError`, and leaves nothing behind, if the file is
+    no stored problem, the name is taken or the oracle cannot answer. Blessing is another act.
     """
     stored = load(path)
     name = path.stem.lower() if name is None else name
@@ -74,7 +74,7 @@ def _toml(case: Case) -> str:
         "[[case]]",
         f"name = {json.dumps(case.name)}",
         'kind = "forward"',
-        'tier = "quick"',  # whoever made it a golden wants it judged
+        'tier = "quick"',  # a person who imports a golden wants it judged
         f"breaks = {json.dumps(case.breaks)}",
         *(f"{key} = {json.dumps(case.params[key])}" for key in _PARAMS),
         f"hidden_recipe = {{ {recipe} }}",

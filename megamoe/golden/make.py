@@ -1,4 +1,4 @@
-"""The golden of a case, made by the oracle: tensors of every kind, and what made them."""
+"""The golden of a case, from the oracle: tensors of every kind, and their generator."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def regenerate(case: Case) -> dict[str, Any]:
 def digest_of(given: Mapping[str, Any]) -> str:
     """sha256 over names, dtypes, shapes and bytes of regenerated inputs, in the order of names.
 
-    Of weights only the experts that an id names: the others are zero pages, never read.
+    The weights are those of experts that an id names: the others are zero pages, never read.
     """
     digest = hashlib.sha256()
     used = None
@@ -89,7 +89,7 @@ def make(
 
 @cache
 def generator() -> dict[str, Any]:
-    """What makes goldens here: versions, and digests of the sources that decide the bits."""
+    """The generator of goldens here: versions, and digests of the sources that decide the bits."""
     package = Path(megamoe.__file__).parent
     decisive = [package / name for name in SOURCES]
     for folder in ("kinds", "oracle"):

@@ -1,7 +1,7 @@
-"""Where a golden lies: a function of its case's id, of nothing that a file says.
+"""The place of a golden: it depends on its case's id, and on nothing that a file says.
 
-The manifest and the candidates name files too, for people. A name that is not the one made here is
-refused, so no edited file leads a write or a deletion out of ``golden/``.
+The manifest and the candidates name files too, for people. A name that differs from the one
+computed here is refused, so no edited file leads a write or a deletion out of ``golden/``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 
 
 def key_of(case_id: str, revision: str = "") -> str:
-    """Under which a golden is kept: its case's id; with ``@REV`` if not of the first contract."""
+    """The key of a golden: the id of its case, with ``@REV`` for a revision after the first."""
     return f"{case_id}@{revision}" if revision else case_id
 
 
 def key_fault(key: str) -> str:
-    """'' for KIND/NAME or KIND/NAME@REV; else what is wrong with it."""
+    """'' for KIND/NAME or KIND/NAME@REV; otherwise the fault."""
     case_id, at, revision = key.partition("@")
     if at and revision not in REVISIONS:
         return f"unknown contract {revision!a}; known: {', '.join(REVISIONS)}"
@@ -32,7 +32,7 @@ def key_fault(key: str) -> str:
 
 
 def id_fault(case_id: str) -> str:
-    """'' for kind/name; else what is wrong with it."""
+    """'' for kind/name; otherwise the fault."""
     kind, slash, name = case_id.partition("/")
     if slash and kind in KINDS and NAME.fullmatch(name):
         return ""
@@ -40,7 +40,7 @@ def id_fault(case_id: str) -> str:
 
 
 def tensors_of(key: str) -> str:
-    """Under golden/ (or golden/candidates/): the file of a golden's tensors."""
+    """The file of a golden's tensors, relative to golden/ (or golden/candidates/)."""
     if said := key_fault(key):
         raise GoldenError(f"case {key!a}: {said}")
     return f"tensors/{key}.safetensors"
@@ -49,8 +49,8 @@ def tensors_of(key: str) -> str:
 def inside(root: Path, path: Path) -> Path:
     """``path``, if its folder lies in ``root`` once all symbolic links are followed.
 
-    What is the last part of ``path`` does not matter: to replace or to delete a link never
-    touches what it leads to.
+    The type of the last part of ``path`` does not matter: to replace or to delete a link never
+    touches its target.
     """
     if path.parent.resolve().is_relative_to(root.resolve()):
         return path

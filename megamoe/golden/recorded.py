@@ -1,9 +1,9 @@
-"""Recorded goldens: the bits that one backend returned on one class of machine.
+"""Recorded bits: the output of one backend on one class of machine.
 
-They lie in ``golden/recorded/BACKEND/MACHINE.json``, apart from the derived goldens, and are
-nobody's standard: they say that a kernel which has not changed still returns what it returned.
-What "has not changed" means is the backend's ``fingerprint()``, not a version string: digests of
-the kernel sources, of their constants and options, and of each compiled binary.
+They lie in ``golden/recorded/BACKEND/MACHINE.json``, apart from the derived goldens, and are no
+standard for other kernels: they show that an unchanged kernel still returns the same bits. The
+backend's ``fingerprint()`` decides what "unchanged" means, not a version string: digests of the
+kernel sources, of their constants and options, and of each compiled binary.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ WHAT: Final = (
 
 
 def same_build(recorded: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:
-    """Whether what runs now is what was recorded.
+    """Whether the running build is the recorded build.
 
     Sources and options must be equal, and so must each binary that both name: a process has
-    compiled only what its cases needed so far. Where any were, one at least must be a recorded
-    one; where none was (no token, no launch), sources and options decide.
+    compiled only the binaries that its cases needed so far. If it compiled any, at least one must
+    be a recorded one. If it compiled none (no token, no launch), sources and options decide.
     """
     if now is None or any(recorded[n] != now[n] for n in ("sources", "options")):
         return False
@@ -84,7 +84,7 @@ def digests(shown: Mapping[str, Array], ids: Array) -> dict[str, str]:
 
 
 def entry(shown: Mapping[str, Array], ids: Array, inputs: str) -> dict[str, Any]:
-    """What is recorded of one case; ``inputs`` is the digest of what it was given."""
+    """The record of one case; ``inputs`` is the digest of its inputs."""
     out: dict[str, Any] = {"inputs": inputs, "stages": digests(shown, ids)}
     y = _plain("y", shown, ids)
     if y.nbytes <= Y_LIMIT:
@@ -143,7 +143,7 @@ class Recorded:
 
 
 def find(root: Path, name: str, facts: Mapping[str, Any]) -> Recorded | None:
-    """What was recorded of backend ``name`` on a worker's class of machine; None for nothing."""
+    """The recorded bits of backend ``name`` on a worker's machine class; None if there are none."""
     path = root / "recorded" / slug(name) / f"{machine_class(facts)}.json"
     try:
         return Recorded(path, read_recorded(path, slug))
@@ -215,7 +215,7 @@ def bless(root: Path, source: Path, *, take: bool = False) -> list[Path]:
         found = {path: read_recorded(path, slug) for path in paths}
         for path, data in found.items():
             _check(path, data, wanted)
-            # Every place is asked for before the first is touched.
+            # Compute every place before the first is touched.
             inside(root, root / "recorded" / path.parent.name / path.name)
             inside(source, path)
         clear_leftovers(root / "recorded")

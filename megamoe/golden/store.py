@@ -110,7 +110,7 @@ def generator_id() -> str:
 
 @dataclass
 class StoredGolden:
-    """One case's golden, as stored; what is stored as digests comes from the oracle when asked."""
+    """The stored golden of one case; a tensor stored as digests comes from the oracle on demand."""
 
     case: Case
     zero_freedom: bool
@@ -119,9 +119,9 @@ class StoredGolden:
     live: Callable[..., Made]
     contract: Contract
     _made: dict[str, Made] = field(default_factory=dict, repr=False)
-    """By accumulator class; by an empty name what is of none."""
+    """Tensors by accumulator class; an empty name holds the tensors that belong to no class."""
     brief: bool = False
-    """Whoever judges wants no element named where that takes the oracle."""
+    """Whether to name no element if that would take the oracle."""
     is_calibrated: bool = True
     """Cases are chosen so that the statistic is silent about correct kernels."""
 
@@ -129,12 +129,12 @@ class StoredGolden:
         return [*self.full, *self.digests]
 
     def matches(self, name: str, actual: Array, nan: Array | None = None) -> bool:
-        """Whether ``actual`` has the stored digests; False where the tensor is stored in full."""
+        """Whether ``actual`` has the stored digests; False if the tensor is stored in full."""
         stored = self.digests.get(name)
         return stored is not None and bool((row_digests(name, actual) == stored).all())
 
     def other_rows(self, name: str, actual: Array) -> list[int] | None:
-        """Rows whose digest is another, for a brief judgement; None where elements are at hand."""
+        """The rows with a different digest, for a brief judgement; None if elements are at hand."""
         stored = self.digests.get(name)
         if not self.brief or stored is None:
             return None
@@ -142,7 +142,7 @@ class StoredGolden:
         return [int(r) for r in np.nonzero(other.reshape(len(other), -1).any(axis=1))[0]]
 
     def get(self, name: str) -> Array:
-        """One tensor. Raises :class:`GoldenError` where store and oracle disagree."""
+        """One tensor. Raises :class:`GoldenError` if store and oracle disagree."""
         if name in self.full:
             return self.full[name]
         of_class = name.rpartition(".")[0]
@@ -183,9 +183,9 @@ class Store:
         return entries
 
     def load(self, case: Case, input_digest: str | None = None) -> StoredGolden:
-        """The golden of ``case``; every way in which it can be unusable is a :class:`GoldenError`.
+        """The golden of ``case``; every reason why it is unusable is a :class:`GoldenError`.
 
-        ``input_digest`` of the regenerated inputs is checked where it is given.
+        ``input_digest`` of the regenerated inputs is checked if the caller passes it.
         """
         key = self.key(case)
         entry = self.entry(case)
@@ -216,7 +216,7 @@ class Store:
         return other
 
     def key(self, case: Case) -> str:
-        """Under which the case's golden of this contract is kept."""
+        """The key of the case's golden under this contract."""
         revision = self.contract.revision
         if revision not in case.revisions:
             raise GoldenError(
@@ -267,7 +267,7 @@ class Store:
 
 
 def read_tensors(content: bytes) -> dict[str, Array]:
-    """The tensors of a safetensors file; ``ValueError`` of one line where it is none."""
+    """The tensors of a safetensors file; ``ValueError`` of one line for any other file."""
     try:
         return dict(load_tensors(content))
     except Exception as error:  # its own error, or a KeyError for a dtype that NumPy lacks
@@ -275,7 +275,7 @@ def read_tensors(content: bytes) -> dict[str, Array]:
 
 
 def _unlike(tensors: Mapping[str, Array], table: Mapping[str, Any]) -> str:
-    """What of ``tensors`` is not as the manifest's table says; '' for nothing."""
+    """The part of ``tensors`` that differs from the manifest's table; '' if nothing does."""
     stored = {(n if t["stored"] == "full" else DIGEST + n): (n, t) for n, t in table.items()}
     if odd := sorted(set(stored) ^ set(tensors)):
         return f"{'lacks' if odd[0] in stored else 'holds a tensor too many:'} {odd[0]!a}"

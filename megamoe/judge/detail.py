@@ -1,9 +1,10 @@
-"""What a report draws of a failure: how far from the envelope its elements lie, and where.
+"""The data that a report draws of a failure: the distances of elements from the envelope, and their
+places.
 
 A finding says how many elements are outside and which is the worst. Its *detail* holds the rest in
-a small form: a histogram of signed distances and a map of the tensor with at most
-:data:`ROWS` x :data:`COLUMNS` cells. It decides nothing: the judge has spoken before, and a
-detail whose count is not the finding's is not kept.
+a small form: a histogram of signed distances and a map of the tensor with at most :data:`ROWS` x
+:data:`COLUMNS` cells. It decides nothing: the judge has already decided, and a detail is kept only
+if its count is that of the finding.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def measure_keys(
     stage: str, form: Form, actual: Bits, low: Any, high: Any, axes: Sequence[str],
     live: Any = None, tokens: Sequence[int] | None = None,
 ) -> Detail:  # fmt: skip
-    """As :func:`measure` with ends given as keys, to which NaN and signs of zero mean nothing."""
+    """:func:`measure` with ends as keys, which do not show NaN and the sign of a zero."""
     none = np.zeros(actual.shape, np.bool_)
     place = (axes, 1, tokens)
     return _detail(stage, form.key(actual), low, high, none, none, none, place, live)
@@ -77,7 +78,7 @@ def forward(
 
 
 def agreeing(details: Sequence[Detail], findings: Sequence[Finding]) -> list[Detail]:
-    """Those which count as many elements outside as a finding of their stage does."""
+    """The details whose count of elements outside equals that of a finding of their stage."""
     counted = {(f.stage, f.outside) for f in findings}
     return [d for d in details if (d["stage"], d["outside"]) in counted]
 
@@ -89,7 +90,8 @@ def _forward_stage(
     stage: str, actual: Mapping[str, Bits], golden: StoredGolden, accumulator: str,
     problem: Problem, tokens: Sequence[int] | None,
 ) -> Detail | None:  # fmt: skip
-    """One stage against what :mod:`megamoe.judge.judgements` holds it to."""
+    """The detail of one stage, against the same allowed values as in
+    :mod:`megamoe.judge.judgements`."""
     if stage not in actual:
         return None
     tensor = TENSORS[stage]

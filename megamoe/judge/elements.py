@@ -34,7 +34,7 @@ Ids = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Place:
-    """What the axes of a tensor mean, so that an element can be named.
+    """The meaning of a tensor's axes, from which an element gets its name.
 
     ``axes`` are of "token", "slot", "expert", "row", "channel". One step along the channel axis
     is ``per_channel`` channels. ``tokens`` are the case's rows behind axis 0 (None: 0, 1, ...),
@@ -58,7 +58,8 @@ def place_of(name: str, tokens: Sequence[int] | None = None, ids: Ids | None = N
 def bitwise(
     stage: str, form: Form, actual: Bits, expected: Bits, place: Place, live: Any = None
 ) -> Finding:
-    """Same bits, any NaN equal to any NaN. ``live`` (broadcastable bool): what is compared."""
+    """Equal bits, with any NaN equal to any NaN. ``live`` (broadcastable bool): the elements to
+    compare."""
     same = (actual == expected) | (form.is_nan(actual) & form.is_nan(expected))
     return _finding(stage, form, actual, expected, expected, ~same, place, live)
 
@@ -68,9 +69,9 @@ def interval(
 ) -> Finding:
     """Every element within ``low..high``, both of ``actual``'s shape and form.
 
-    NaN is expected where both ends are NaN, and allowed where the ends are the two infinities:
-    an order that overflows both ways ends in ``inf - inf`` (``docs/numerics.md``, 3.5). Raises
-    ``ValueError`` for a golden that is none: NaN at one end, or the ends swapped.
+    NaN is expected where both ends are NaN, and allowed where the ends are the two infinities: an
+    order that overflows both ways ends in ``inf - inf`` (``docs/numerics.md``, 3.5). Raises
+    ``ValueError`` for an invalid golden: NaN at one end, or the ends swapped.
     """
     nan_low, nan_high, nan = form.is_nan(low), form.is_nan(high), form.is_nan(actual)
     key_low, key_high, key = form.key(low), form.key(high), form.key(actual)
@@ -92,7 +93,7 @@ def interval(
 def key_interval(
     stage: str, form: Form, actual: Bits, low: Any, high: Any, place: Place, live: Any = None
 ) -> Finding:
-    """As :func:`interval`, with ends given as keys in the order of the form's values.
+    """:func:`interval` with ends as keys in the order of the form's values.
 
     A key says nothing about the sign of a zero, so both zeros are key 0. NaN codes have one key,
     whatever their sign, beyond the largest finite one.
@@ -111,7 +112,7 @@ def _finding(
     stage: str, form: Form, actual: Bits, low: Bits, high: Bits, outside: Any, place: Place,
     live: Any,
 ) -> Finding:  # fmt: skip
-    """Counts, tallies and the worst element of what is ``outside``."""
+    """Counts, tallies and the worst element of those ``outside``."""
     total = actual.size
     if live is not None:
         mask = np.broadcast_to(live, actual.shape)

@@ -1,10 +1,11 @@
-"""Judging a forward: three sharpnesses, each as sharp as what the backend shows allows.
+"""The judgement of a forward: three sharpnesses, depending on the stages that the backend shows.
 
-- A zero-freedom golden is one point: every tensor that is shown must have its bits.
-- *Staged*: where the codes of linear 2 are shown, they are held to what the accumulator class
-  allows, then y to linear 2 and the combine, recomputed exactly from the codes that were shown.
-- *End to end*: where only y is shown, y is held to the certified interval; the statistic stands
-  beside it, but not for NVFP4, for which it is not calibrated.
+- A zero-freedom golden is one point: every tensor of the output must have its bits.
+- *Staged*: if the backend shows the codes of linear 2, they are judged by the envelope of the
+  accumulator class. Then y is judged by linear 2 and the combine, recomputed exactly from these
+  codes.
+- *End to end*: if the backend shows only y, y is judged by the certified interval; the statistic
+  stands beside it, but not for NVFP4, for which it is not calibrated.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ COMPUTED: Final = ("l2_acts_sf", "l2_acts", "y")
 
 
 class Golden(Protocol):
-    """What the judge asks of a stored golden (:class:`megamoe.golden.store.StoredGolden`)."""
+    """The part of a stored golden (:class:`megamoe.golden.store.StoredGolden`) that the judge
+    uses."""
 
     zero_freedom: bool
     contract: Contract
@@ -46,22 +48,22 @@ class Golden(Protocol):
         """Tensors of the golden."""
 
     def get(self, name: str) -> Array:
-        """One tensor, from the store or, where that holds digests only, from the oracle."""
+        """One tensor, from the store, or from the oracle if the store holds digests only."""
 
     def matches(self, name: str, actual: Array, nan: Array) -> bool:
-        """Whether ``actual`` has the stored digests; False where there are none to compare."""
+        """Whether ``actual`` has the stored digests; False if there are no digests."""
 
     def other_rows(self, name: str, actual: Array) -> list[int] | None:
         """Rows with another digest, where a brief judgement is wanted and there are digests."""
 
 
 class GoldenLacks(ValueError):
-    """The golden does not hold what this backend must be judged against."""
+    """The golden lacks the data that the judgement of this backend needs."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Findings of all tensors, and which judgements were made."""
+    """The findings of all tensors, and the names of the judgements."""
 
     findings: list[Finding]
     how: tuple[str, ...]
@@ -110,11 +112,11 @@ def nan_everywhere(actual: Array, expected: Callable[[], Array]) -> bool:
     """y is NaN in every element although the golden has a number somewhere."""
     if not actual.size or not BF16.is_nan(actual).all():
         return False
-    return not BF16.is_nan(expected()).all()  # asked for last: the oracle may have to make it
+    return not BF16.is_nan(expected()).all()  # comes last: the oracle may have to compute it
 
 
 class _Places:
-    """Whose rows and slots are judged."""
+    """The rows and slots to judge."""
 
     def __init__(self, ids: Array, tokens: Sequence[int] | None) -> None:
         self.ids, self.tokens = ids, tokens
@@ -125,7 +127,7 @@ class _Places:
         return place_of(name, self.tokens, self.ids)
 
     def mask(self, name: str) -> Array | None:
-        """What of a stage is compared; None: all of it."""
+        """The part of a stage to compare; None: all of it."""
         return None if TENSORS[name].reads_masked else self.live
 
 
@@ -180,7 +182,7 @@ def observable_codes(codes: Array, sf: Array | None) -> Array:
 
 
 def of_rows(name: str, shown: Array, rows: Sequence[int], place: Place) -> Finding:
-    """What is known without the oracle: which rows have other bits."""
+    """The finding without the oracle: the rows whose digests differ."""
     tokens = [place.token(row) if "token" in place.axes else row for row in rows]
     text = f"{name}: {len(rows)} of {len(shown)} rows have other bits, the first is {tokens[0]}"
     return Finding(name, shown.size, text=f"{text}; run it alone to see the elements")

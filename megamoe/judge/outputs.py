@@ -1,7 +1,7 @@
-"""What a backend returned, checked and turned into bits.
+"""The output of a backend, checked and turned into bits.
 
-Every message names what came, what was expected and what to do. The case is named by whoever
-reports the error.
+Every message names the value, the expected value and the remedy. The caller that reports the error
+names the case.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ compares with what simulated correct kernels of the class showed (``statistic.js
 Two statistics of a unit, with d = y - oracle: the *size* ``|d| / |oracle|`` and the *bias*
 ``<d, oracle> / <oracle, oracle>``, the factor by which the unit is too large or too small.
 
-What one flipped FP8 code does to y shrinks with the number of codes a y is a sum of, so
-thresholds depend on that number: live slots times intermediate size. What the test cannot see is
-told in ``docs/numerics.md``, section Statistic: in short, a fault that is no larger in its unit
-than a few flipped codes, and anything in a case whose data is unlike the calibrated kinds.
+The effect of one flipped FP8 code on y shrinks with the number of codes in the sum of y. So
+thresholds depend on that number: live slots times intermediate size. ``docs/numerics.md``, section
+Statistic, says what the test cannot detect: in short, a fault that is no larger in its unit than a
+few flipped codes, and anything in a case whose data is unlike the calibrated kinds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ROWS_OF_EXPERT = (32, 8)
 
 @dataclass(frozen=True)
 class Finding:
-    """One unit that deviates more than correct kernels do."""
+    """One unit whose deviation exceeds that of correct kernels."""
 
     unit: str
     """row, expert or tile."""
@@ -72,7 +72,8 @@ class Energies:
 
     @classmethod
     def of(cls, actual: U16, reference: U16) -> Energies:
-        """From ``(T, H)`` bfloat16 bits. Elements where both are not finite are left out."""
+        """The deviations from ``(T, H)`` bfloat16 bits, without elements where both are not
+        finite."""
         with np.errstate(invalid="ignore"):
             y, ref = (bf16_decode(bits).astype(np.float64) for bits in (actual, reference))
             out = ~np.isfinite(y) & ~np.isfinite(ref)
@@ -129,10 +130,10 @@ def _stratum(group: str, terms: int) -> dict[str, Any] | None:
 
 
 def expert_unit(group: str | None, terms: int, rows: int) -> str:
-    """What an expert of ``rows`` rows is compared with: the most rows that the stratum knows.
+    """The limit for an expert of ``rows`` rows: that of the most rows that the stratum knows.
 
-    Fewer rows than it has can only widen: what averages out over more rows is allowed all the
-    same. A single row if the stratum has no more.
+    Fewer rows than its own can only widen the limit, since deviations average out over more rows.
+    It is the limit of a single row if the stratum has no more.
     """
     known = (_stratum(group, terms) if group else None) or {}
     for calibrated in ROWS_OF_EXPERT:

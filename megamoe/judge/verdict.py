@@ -1,4 +1,4 @@
-"""What the judge says: of one tensor a finding, of one case a verdict. Plain data, JSON-able."""
+"""The judge's results as plain data: a finding for a tensor, a verdict for a case. JSON-able."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ JUDGED: Final = ("pass", *BAD)
 
 @dataclass(frozen=True)
 class Worst:
-    """The element that lies farthest outside; axes that a tensor does not have are None."""
+    """The element that lies farthest outside; axes that the tensor lacks are None."""
 
     stage: str
     index: tuple[int, ...]
@@ -89,18 +89,19 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     """The bad ones."""
     how: tuple[str, ...] = ()
-    """Judgements made: bitwise, staged, end-to-end, statistic, law, error, recorded."""
+    """Names of the judgements: bitwise, staged, end-to-end, statistic, law, error, recorded."""
     seconds: float = 0.0
     recorded: str = ""
-    """Of a forward case: matched or moved where its bits were compared with recorded ones; none,
-    other fingerprint, other inputs or other contract where not. Empty: it is of no such kind."""
+    """For a forward case, the result of the comparison with recorded bits: ``matched`` or
+    ``moved``; or why there was none: ``none``, ``other fingerprint``, ``other inputs``, ``other
+    contract``. Empty for other kinds."""
     predicted: str = ""
     """Of a forward case of a class that a model predicts: equal, inside the envelope and not the
     prediction, outside; none or other inputs where there is nothing to compare with."""
     unlike: str = ""
     """Of inside and outside: the stages that are not the prediction, and what would explain it."""
     right_under: tuple[str, ...] = ()
-    """Of a fail: contracts under which this very output is right."""
+    """For a fail, the contracts under which this same output is right."""
     by: str = ""
     """Digest of the judged backend's identity: its name, class, callables and fingerprint."""
 

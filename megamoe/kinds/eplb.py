@@ -22,7 +22,7 @@ from megamoe.worker.exchange import Caller, Returned
 
 
 def complete(where: str, params: Params) -> None:
-    """Ids are int32 and the load is recorded where nothing else is said."""
+    """By default ids are int32 and the load is recorded."""
     params.setdefault("ids_dtype", "int32")
     params.setdefault("record", True)
     complete_unpadded(where, params)

@@ -24,11 +24,11 @@ ACTIONS: Final[Mapping[str, str | None]] = {
     "finalize-sizes": None,
     "load-weight": None,
 }
-"""What a backend must offer for each wrong call."""
+"""The callables that a backend must offer, by wrong call."""
 
 
 def judge(runner: Any, case: Case) -> Verdict:
-    """The right error with the right words, and nothing written by then."""
+    """Judge that the call raised the right error with the right words, and wrote nothing before."""
     p = case.params
     needs = ACTIONS.get(p["action"])
     if needs is not None and not runner.session.identity.provides(needs):
@@ -50,9 +50,9 @@ def judge(runner: Any, case: Case) -> Verdict:
 
 
 def complaint(action: str, refused: Mapping[str, Any], raises: str, message: str) -> str:
-    """Empty if the call was refused as the contract says; otherwise one line saying what it did.
+    """Empty if the call was refused as the contract demands; otherwise a line with its behaviour.
 
-    ``refused``: ``error``, the type and the text of what was raised or None, and ``written``, the
+    ``refused``: ``error``, the type and the text of the exception or None, and ``written``, the
     names of tensors that changed although the call was refused.
     """
     if refused["error"] is None:
@@ -70,7 +70,7 @@ KIND: Final = Kind(
     required=("action", "raises", "message"),
     complete=lambda where, params: params.setdefault("args", {}),
     inputs=lambda case: {},
-    golden=lambda case, given, classes, contract: Made({}),  # what is right stands in the case
+    golden=lambda case, given, classes, contract: Made({}),  # the case has the right text
     needs=None,
     judge=judge,
     dump=None,

@@ -39,15 +39,15 @@ FAMILIES: Final = ("zero-freedom", "envelope")
 
 @dataclass(frozen=True)
 class Shown:
-    """What a forward showed of one case, all its tokens."""
+    """The output of a forward for one case, with all its tokens."""
 
     golden: StoredGolden
     problem: Problem
     inputs: str
-    """Digest of what it was given."""
+    """The digest of its inputs."""
     actual: Mapping[str, Any]
     fingerprint: Mapping[str, Any] | None = None
-    """Of the backend after the call: it may have compiled something."""
+    """The backend's fingerprint after the call, which may have compiled something."""
 
 
 def complete(where: str, params: Params) -> None:
@@ -78,7 +78,7 @@ def complete(where: str, params: Params) -> None:
 
 
 def _format_fault(params: Params) -> str:
-    """Why its weights have no format that is known here."""
+    """The reason why the weights' format is unknown here; empty if it is known."""
     scale = params.get("l2_activation_scale")
     if params.get("weight_format", "mxfp4") not in WEIGHT_FORMATS:
         return f"weight_format must be one of {', '.join(WEIGHT_FORMATS)}"
@@ -88,7 +88,7 @@ def _format_fault(params: Params) -> str:
 
 
 def features(case: Case) -> tuple[str, ...]:
-    """What the case asks beyond plain SwiGLU of routed experts."""
+    """The features of a case beyond plain SwiGLU of routed experts."""
     return _features(case.params)
 
 
@@ -148,7 +148,8 @@ def shown(runner: Any, case: Case) -> Shown:
 
 
 def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
-    """The one call of the case. Raises :class:`Missing` where it is for a GPU, and here is none."""
+    """The one call of the case. Raises :class:`Missing` if the case needs a GPU and there is
+    none."""
     if lacks_cuda(case, call.device):
         raise Missing(ONLY_CUDA)
     return call.forward(Problem(**given))
@@ -157,7 +158,8 @@ def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
 def judge_returned(
     runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
 ) -> Verdict:
-    """By the golden, always; and by the recorded bits where they are of what runs here."""
+    """Judge by the golden in any case, and by the recorded bits if they belong to the running
+    build."""
     return judge_shown(runner, case, _shown(runner, case, golden, given, returned))
 
 
@@ -172,7 +174,7 @@ def _shown(
 
 
 def judge_shown(runner: Any, case: Case, what: Shown) -> Verdict:
-    """The verdict of what was shown."""
+    """The verdict on the output."""
     state, moved, how = _recorded(runner, case, what)
     moved = [*moved, *repeated(case, what.actual, what.problem)]
     actual = rows(case, what.actual)

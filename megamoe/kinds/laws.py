@@ -25,9 +25,9 @@ Forward = Callable[[Problem], npt.NDArray[Any]]
 PIECE: Final = 16
 """Tokens of a small batch. Each token is tried in one: another order shows in few outputs only."""
 MANY_REPLICAS: Final = 16
-"""Of each expert: so many that a kernel with a path of its own for few rows an expert takes it."""
+"""Replicas of each expert: enough to reach a kernel's own path for few rows an expert."""
 MANY_PADDING: Final = 200
-"""Padding rows: so many that a kernel with a path of its own for many rows an expert takes it."""
+"""Padding rows: enough to reach a kernel's own path for many rows an expert."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,11 @@ def _many_calls(problem: Problem) -> Iterator[Variant]:
 
 
 def _other_weights(problem: Problem) -> Iterator[Variant]:
-    """Layers of one shape: what is kept of one layer's weights must not serve another's.
+    """Layers of one shape: data that a kernel keeps of one layer's weights must not serve another
+    layer.
 
-    The second layer has the experts in another order and is named by other ids, so that it owes
-    the same bits; then the first again.
+    The second layer has the experts in another order under other ids, so it must have the same
+    bits; then the first layer runs again.
     """
     count = problem.num_experts
     rows, ids = _all(problem), problem.topk_ids
@@ -159,7 +160,7 @@ def _replica_choice(problem: Problem) -> Iterator[Variant]:
 
 
 def _ep_size(problem: Problem) -> Iterator[Variant]:
-    """With more ranks or fewer an expert sits at another local index, beside other experts."""
+    """Other numbers of ranks: each expert has another local index and other neighbours."""
     count = problem.num_experts
     device = problem.topk_ids.device
     ids = problem.topk_ids

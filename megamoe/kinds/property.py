@@ -34,7 +34,7 @@ LAWS: Final = (
 
 
 def complete(where: str, params: Params) -> None:
-    """As a forward case; the laws rearrange weights of MXFP4 only."""
+    """Complete the parameters as those of a forward case; the laws rearrange MXFP4 weights only."""
     forward.complete(where, params)
     if params.get("weight_format") == "nvfp4":
         raise CaseError(f"{where}: the laws are not written for nvfp4; make it a forward case")

@@ -36,7 +36,7 @@ def repeated(case: Case, actual: Mapping[str, Any], problem: Problem) -> list[Fi
     found = []
     for name, stage in actual.items():
         tensor = TENSORS[name]
-        # Of codes that only a live slot has, most tokens of some batches have none.
+        # If only live slots have codes, most tokens of some batches have none.
         some = slice(None) if tensor.reads_masked else live
         at, twin, own = others[some], source[some], ids[some]
         pair = [tensor.elements(stage[rows]) for rows in (at, twin)]

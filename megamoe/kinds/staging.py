@@ -32,7 +32,7 @@ PREPARE: Final = OPERATIONS["prepare"]
 
 
 def complete(where: str, params: Params) -> None:
-    """Ids are int64 where nothing else is said."""
+    """By default ids are int64."""
     params.setdefault("ids_dtype", "int64")
     complete_capacity(where, params)
     complete_unpadded(where, params)
@@ -70,7 +70,7 @@ def golden(
 ) -> Made:
     """``x``, ``x_sf``, ``topk_idx`` and ``topk_weights``, which are kept as bits.
 
-    Of a case with ``distinct`` the rows of the first tokens: staging knows no other row.
+    For a case with ``distinct``, the rows of the first tokens: staging knows no other row.
     """
     own = slice(case.params.get("distinct"))
     made = oracle.staging(
@@ -114,7 +114,7 @@ def blanks(case: Case, given: Any) -> dict[str, torch.Tensor]:
 
 
 def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
-    """Rows beyond the batch keep what they held."""
+    """Judge that rows beyond the batch are unchanged."""
     rest = bits(tensor[tokens:].contiguous().view(torch.uint8))
     changed = int((rest != POISON).sum())
     text = f"{name}: {changed} bytes of rows beyond the {tokens} tokens were written"

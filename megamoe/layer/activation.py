@@ -1,4 +1,4 @@
-"""What comes between the two products, as the newer face of the module is told."""
+"""The activation between the two products, as the newer face of the module takes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megamoe.layer.checks import is_number
 
 @dataclass(frozen=True)
 class MegaMoEActivation:
-    """What comes between the two products, as vLLM 0.33 says it.
+    """The activation between the two products, with vLLM 0.33's arguments.
 
     ``swiglu``: ``g * sigmoid(alpha * g) * (u + beta)``, g and u bounded by ``clamp`` where there
     is one. ``situ``: alpha and beta are its two scales, and it takes no clamp.

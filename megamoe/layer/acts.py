@@ -1,8 +1,8 @@
-"""What a worker does with a backend besides calling it: laws of a launch, and wrong calls.
+"""The acts of a worker on a backend besides calls: laws of a launch, and wrong calls.
 
-Both need more of a backend than one call gives: its weights, its buffer, its streams. So they run
-where the backend runs, and hand back bytes for the judge to compare, as every call does. They need
-megamoe in the worker's Python; without it these cases are not provided.
+Both need more of a backend than one call: its weights, its buffer, its streams. So they run beside
+the backend and return bytes for the judge, as every call does. They need megamoe in the worker's
+Python; without it these cases are not provided.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Args = Mapping[str, Any]
 
 
 def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The result and further keys of the reply to ``request``; raises what the backend raises."""
+    """The result and further keys of the reply to ``request``; raises the backend's exceptions."""
     plain = dict(request["plain"])
     if request["call"] == "refuse":
         revision = contract(plain["contract"])
@@ -41,7 +41,7 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
 
 
 def _attempt(call: Callable[[], Any], watched: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What the call raised, and which of ``watched`` it had written by then."""
+    """The exception of the call, and the tensors among ``watched`` that it had written by then."""
     before = {name: _bytes(tensor) for name, tensor in watched.items()}
     error: list[str] | None = None
     try:
@@ -60,7 +60,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 def _module(
     backend: Any, revision: Contract, *, tokens: int = 384, hidden: int = 128, inter: int = 128
 ) -> RoutedExperts:
-    """Of the face that the contract's vLLM has."""
+    """A small module with the face of the contract's vLLM."""
     sizes: dict[str, Any] = {
         "num_experts": 4, "num_local_experts": 4, "experts_start_idx": 0, "top_k": 2,
         "hidden_size": hidden, "intermediate_size": inter, "prefix": "layers.0.ffn.experts",
@@ -120,7 +120,8 @@ def _staging_shapes(args: Args, served: Any, revision: Contract) -> dict[str, An
 
 
 def _sizes(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
-    """The newer face refuses sizes when it is made, the older one when its weights are loaded."""
+    """The newer face refuses sizes in its constructor, the older one when its weights are
+    loaded."""
 
     def made() -> RoutedExperts:
         return _module(
@@ -154,6 +155,6 @@ ACTIONS: Final[Mapping[str, Callable[[Args, Any, Contract], dict[str, Any]]]] = 
     "finalize-sizes": _sizes,
     "load-weight": _load,
 }
-"""Action name, as in the case files, to what is done; its arguments are the case's ``args``,
-the :class:`megamoe.worker.serve.Served`, which has the backend and the byte to fill with, and the
-contract whose face is meant."""
+"""Action name, as in the case files -> the wrong call. Its arguments are the case's ``args``, the
+:class:`megamoe.worker.serve.Served`, which has the backend and the byte to fill with, and the
+contract of the face."""

@@ -7,10 +7,10 @@
 
 Works on both of this project's modules and on vLLM's own, ``DeepseekV4MegaMoEExperts`` (before and
 after ``finalize_weights``) and ``DeepGemmMegaMoEExperts``: vLLM is not imported, its modules are
-known by the names of their attributes. What is recorded is this rank's share:
-its experts, and -1 for a slot that another rank serves. The engine's own load counts are not
-touched. A call that is being captured into a CUDA graph is passed over, and a replayed graph calls
-no hook: run the engine in eager mode.
+known by the names of their attributes. The record covers this rank's share: its experts, and -1 for
+a slot that another rank serves. The engine's own load counts are not touched. A call that is being
+captured into a CUDA graph is passed over, and a replayed graph calls no hook: run the engine in
+eager mode.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ def checkpoint_weights(module: nn.Module, used: torch.Tensor) -> dict[str, torch
 
 
 def _unpacked(module: nn.Module, found: list[Any]) -> list[Any]:
-    """What a backend's own ``pack_weights`` made, undone by its ``unpack_weights``."""
+    """The checkpoint's weights, from a backend's ``pack_weights`` by its ``unpack_weights``."""
     backend: Any = getattr(module, "backend", None)
     if not hasattr(backend, "pack_weights"):
         return found
@@ -326,7 +326,7 @@ def _class_of(module: nn.Module, given: str | None) -> str:
 
 
 def _contract_of(module: nn.Module) -> str:
-    """What computed ``y``: the one revision that a backend says, else what the class stands for."""
+    """The contract of ``y``: the single revision that a backend names, else that of the class."""
     said: Any = getattr(getattr(module, "backend", None), "contracts", None) or ()
     if len(said) == 1 and said[0] in REVISIONS:
         return str(said[0])
@@ -349,7 +349,7 @@ def _refuse_what_no_problem_says(module: nn.Module) -> None:
 
 
 def _shares(module: nn.Module, call: Mapping[str, Any]) -> bool:
-    """Whether a shared expert is in ``y``: given to the call, or to the module and fused there."""
+    """Whether ``y`` includes a shared expert, from the call or fused in the module."""
     given = (call.get("shared_experts"), getattr(module, "shared_experts", None))
     fused = any(name.startswith("shared_l1") for name, _ in module.named_parameters())
     return fused or any(one is not None for one in given)

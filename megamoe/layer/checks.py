@@ -1,7 +1,7 @@
-"""What the module's arguments may be: a wrong one is refused in one line, before any write.
+"""The checks of the module's arguments: a wrong one is an error of one line, before any write.
 
 Nothing here reads an element of a tensor, so nothing waits for the device. The one exception is
-:func:`check_wide_ids`, which looks at ids in the host's memory only.
+:func:`check_wide_ids`, which reads ids in the host's memory only.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ def check_flag(prefix: str, name: str, value: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a real number, NaN included, and no bool."""
+    """Whether ``value`` is a real number and no bool; NaN is one."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_clamp(prefix: str, value: Any) -> None:
-    """``ValueError`` unless ``value`` is None or a number from 0 on, which NaN is not."""
+    """``ValueError`` unless ``value`` is None or a number from 0 on; NaN is not."""
     if value is not None and not (is_number(value) and value >= 0):
         raise ValueError(
             f"{prefix}: activation_clamp is {shown(value)}, expected None or a number from 0 on"

@@ -42,8 +42,8 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
     """FP8 x FP4 routed experts; for the sizes, ``group`` and ``backend`` see ``RoutedExperts``.
 
     Args:
-        activation: what comes between the products; what the backend does not compute is
-            refused at the first call.
+        activation: the step between the products; the first call refuses an activation that the
+            backend does not compute.
         weight_format: ``mxfp4``.
         shared_experts: a module that is added to the routed sum, as :meth:`forward` says.
         fast_math: silu by approximate exponential and reciprocal, or by expf and division.
@@ -201,7 +201,7 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         return self.w13_weight.device
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """What was made for the backend is made again where the parameters are now."""
+        """Move the parameters; the backend's form of the weights is prepared again."""
         super()._apply(fn, recurse)
         self._packed = None
         return self
@@ -222,8 +222,8 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
 
         Shared experts, given here or to the constructor, are **not fused**: no backend does that.
         It is vLLM's fallback instead, ``y += shared_experts(hidden_states)`` in bfloat16, which
-        rounds once more than a fused kernel. Where the ranks' parts are summed afterwards, only
-        one rank must be given them.
+        rounds once more than a fused kernel. If the ranks' parts are summed afterwards, pass them
+        on one rank only.
         """
         (own,) = self._shared
         _check_shared(shared_experts)
@@ -245,7 +245,7 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
 
     @property
     def shared_experts(self) -> SharedExperts | None:
-        """What the constructor was given."""
+        """The arguments of the constructor."""
         return self._shared[0]
 
 
@@ -288,9 +288,9 @@ def _scale(experts: int, rows: int, depth: int) -> nn.Parameter:
 
 
 def _state(weights: tuple[torch.Tensor, ...]) -> Any:
-    """What changes when a weight is written in place or replaced.
+    """A key that changes when a weight is written in place or replaced.
 
-    None, which never counts as unchanged, where torch keeps no count of writes.
+    None, which never counts as unchanged, if torch does not count writes.
     """
     if any(t.is_inference() for t in weights):
         return None

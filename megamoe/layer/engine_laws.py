@@ -1,4 +1,4 @@
-"""Laws of what surrounds a call, and of what an engine's tensors are: none of it decides a bit.
+"""Laws of the surroundings of a call and of an engine's tensors: neither decides a bit.
 
 Part of :mod:`megamoe.layer.launch_laws`, which has the laws of memory, graphs and streams. The
 modes are torch's: they are set around the backend's ``forward``, and ``docs/contract.md`` says what
@@ -34,7 +34,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _modes(device: torch.device) -> Mapping[str, Mapping[str, AbstractContextManager[Any]]]:
-    """By law, and in it by label."""
+    """The modes of torch, by law and within a law by label."""
     kind = device.type
     return {
         "autocast": {
@@ -71,7 +71,7 @@ def _under(law: str) -> Callable[[Any, Problem], Variants]:
 
 
 def _told(label: str, call: Callable[[], Any]) -> Any:
-    """``call()``; what it raises says under which label, but for a backend that declines."""
+    """``call()``; its exception gets the label, unless the backend declines."""
     try:
         return call()
     except NotImplementedError:
@@ -102,7 +102,7 @@ def _transposed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _odd_ones(tensor: torch.Tensor) -> torch.Tensor:
-    """Where an axis has one element, a stride that no new tensor has."""
+    """A copy with a stride that no new tensor has, on each axis of one element."""
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     strides = [step + 5 if size == 1 else step for size, step in pairs]
     return tensor.clone().as_strided(tensor.shape, strides)
@@ -119,8 +119,8 @@ FORMS: Final[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 def _engine_tensors(backend: Any, problem: Problem) -> Variants:
     """The module's ``y`` for each form of the same ids, weights and hidden states.
 
-    Routing weights are given in a narrower type only where that holds all of them, so the law
-    needs none of the conversion's rounding.
+    Routing weights have a narrower type only if that type holds all of them, so the law does not
+    need the rounding of the conversion.
     """
     p, rows = problem, list(range(problem.num_tokens))
     layer = _layer(backend, p)
@@ -143,7 +143,7 @@ def _engine_tensors(backend: Any, problem: Problem) -> Variants:
         if torch.equal(usual[1].to(dtype).float(), usual[1]):
             label = f"weights of {str(dtype).removeprefix('torch.')}"
             yield y_of(label, usual[0], usual[1].to(dtype), usual[2])
-    # As some routers return them: weights and ids side by side in one tensor.
+    # Some routers return them so: weights and ids side by side in one tensor.
     packed = torch.cat([usual[1].view(torch.int32), usual[2].int()], dim=1)
     weights, ids = packed[:, : p.top_k].view(torch.float32), packed[:, p.top_k :]
     yield y_of("weights and ids in one tensor", usual[0], weights, ids)

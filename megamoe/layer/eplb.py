@@ -15,7 +15,7 @@ from megamoe.spec.contract import NEWEST, Contract
 
 @dataclass
 class EplbLayerState:
-    """What one layer knows about its replicas; views into the engine's tensors of all layers."""
+    """The replicas of one layer; views into the engine's tensors of all layers."""
 
     expert_load_view: torch.Tensor | None = None
     """(physical experts) int32, tokens seen by each; added to in place."""
@@ -24,11 +24,11 @@ class EplbLayerState:
     logical_replica_count: torch.Tensor | None = None
     """(logical experts) integer, replicas of each."""
     should_record_tensor: torch.Tensor | None = None
-    """One bool, read on the device; None records always."""
+    """One bool on the device; None: always record."""
 
     @property
     def active(self) -> bool:
-        """Whether ids have to be mapped."""
+        """Whether ids need a mapping."""
         return self.logical_to_physical_map is not None
 
 
@@ -82,9 +82,9 @@ def eplb_map_to_physical_and_record(
 def served_ids(
     physical: torch.Tensor, first: int, count: int, *, foreign_may_stay: bool
 ) -> torch.Tensor:
-    """Physical ids as indices of the ``count`` experts from ``first`` on, -1 for any other.
+    """Physical ids as indices of the ``count`` experts from ``first`` on, -1 for any other id.
 
-    ``foreign_may_stay``: another may have any index that none of them has.
+    ``foreign_may_stay``: any other id may become any index outside of [0, count).
     """
     if foreign_may_stay:
         # One launch or none, in place of five.

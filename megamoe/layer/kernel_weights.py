@@ -1,4 +1,4 @@
-"""The kernel-side weight layout: what ``finalize_weights`` makes of checkpoint tensors.
+"""The kernel-side weight layout, into which ``finalize_weights`` turns the checkpoint's tensors.
 
 Source: the numerics contract, "kernel-side weight layout" (DeepGEMM 54e2261, the weight
 transform of the fused kernel). Nothing is computed; bytes move.
@@ -48,10 +48,10 @@ def transform_weights(
 
 
 def packed_weights(backend: Any, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The four checkpoint tensors as ``backend.run`` wants them.
+    """The four checkpoint tensors in the form for ``backend.run``.
 
-    ``pack_weights`` is a backend's own form; without it ``run`` gets what ``transform_weights``
-    makes, the backend's or else the project's.
+    ``pack_weights`` gives a backend's own form; without it ``run`` gets the result of
+    ``transform_weights``, the backend's or else the project's.
     """
     transform = getattr(backend, "transform_weights", transform_weights)
     return tuple(getattr(backend, "pack_weights", transform)(*weights))

@@ -1,4 +1,4 @@
-"""Laws of how the layer is launched: old bytes in the buffer, a CUDA graph, a busy second stream.
+"""Laws of a launch: old bytes in the buffer, a CUDA graph, a busy second stream.
 
 :mod:`megamoe.layer.engine_laws` has those of torch's modes and of an engine's tensors.
 
@@ -24,8 +24,11 @@ from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import OPERATIONS
 
 BUFFER_FIELDS: Final = (*OPERATIONS["prepare"].returns, "l2_acts", "l2_acts_sf")
-"""What a symmetric buffer shows. What else a kernel keeps in it (its barriers) is its own, but for
-the tensors that the buffer names in ``scratch``: nothing in those may outlive a call."""
+"""The visible part of a symmetric buffer.
+
+A kernel may keep further data in it (its barriers). Nothing may outlive a call in the tensors that
+the buffer names in ``scratch``.
+"""
 
 BUSY_PRODUCTS: Final = 400
 """Matrix products queued on the other stream: some 50 ms on an H100, far more than a forward."""
@@ -36,8 +39,8 @@ DELAY_PRODUCTS: Final = 100
 def variants(backend: Any, problem: Problem, law: str) -> Variants:
     """Run ``law`` with ``problem``, whose tensors lie on the backend's device.
 
-    Each variant's ``y`` must have the bits of an ordinary ``forward``. The caller has made sure
-    that the backend has what the law needs.
+    Each variant's ``y`` must have the bits of an ordinary ``forward``. The caller has checked that
+    the backend meets the law's needs.
     """
     return LAWS[law](backend, problem)
 
@@ -79,7 +82,7 @@ class _Run:
                 tensor.view(torch.uint8).fill_(0xFF)
 
     def y_of(self, step: Callable[[], Any]) -> torch.Tensor:
-        """``y`` after ``step``; what is not written stays NaN."""
+        """``y`` after ``step``; an element that nobody writes stays NaN."""
         self.y.view(torch.uint8).fill_(0xFF)
         step()
         _wait(self.y)
@@ -152,7 +155,7 @@ class Stream:
             return function()
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What ``tensor`` holds when the stream comes to it."""
+        """The content of ``tensor`` at this point of the stream."""
         with torch.cuda.stream(self.stream):
             return tensor.clone()
 
@@ -165,10 +168,10 @@ def streams(device: torch.device) -> tuple[Stream, Stream]:
 def _busy_stream(backend: Any, problem: Problem) -> Variants:
     """The order of one stream is all that a launch may rely on, and must.
 
-    The inputs are written on the kernel's stream, behind a queue of products, and ``y`` is read
-    on it with nothing in between: a launch on another stream finds what the inputs held before,
-    or comes too late. Each call has its tokens in another order, lest the memory of an earlier
-    one make ``y`` right.
+    The inputs are written on the kernel's stream, behind a queue of products, and ``y`` is read on
+    it with nothing in between: a launch on another stream reads the old content of the inputs, or
+    comes too late. Each call has its tokens in another order, lest the memory of an earlier one
+    make ``y`` right.
     """
     rows = list(range(problem.num_tokens))
     inputs = (problem.hidden_states, problem.topk_ids, problem.topk_weights)
@@ -179,8 +182,8 @@ def _busy_stream(backend: Any, problem: Problem) -> Variants:
         # No expert and nothing to weigh: another y, and no harm to a kernel that takes it.
         given = [torch.full_like(t, -1 if t is problem.topk_ids else 0) for t in inputs]
         source = [t[order] for t in inputs]
-        # The weights stay those of the first call: what a backend knows of them it knows by now,
-        # so it need not wait for the device.
+        # The weights stay those of the first call: by now a backend has inspected them, so it need
+        # not wait for the device.
         late = replace(problem, hidden_states=given[0], topk_ids=given[1], topk_weights=given[2])
         ours.after(here)
         busy.after(here)

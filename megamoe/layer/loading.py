@@ -1,8 +1,8 @@
-"""What a module's loader was given: which tensors, and whether they are what they must be.
+"""The record of a module's loader: the tensors that came, and whether they are right.
 
 A scale factor's byte is its exponent: 2^3 is stored as 130. An engine's ``copy_`` from
-``float8_e8m0fnu`` to ``uint8`` stores 8 instead, and 0 for all below 1, so that y is 0. Shapes do
-not show that, and neither do the bytes' types.
+``float8_e8m0fnu`` to ``uint8`` stores 8 instead, and 0 for every scale below 1, so that y is 0.
+Neither shapes nor the bytes' types show that.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from megamoe.layer.checks import check_count, check_text, shown
 
 SHARDS: Final = ("w1", "w3", "w2")
-"""As the parameters have them: gate and up in w13, down in w2."""
+"""Shards in the order of the parameters: gate (w1) and up (w3) in w13, down (w2) in w2."""
 Part = tuple[int, str, bool]
 """Local expert, shard, and whether it is the scale."""
 
 _CODES: Final = (torch.int8, torch.uint8, torch.float4_e2m1fn_x2)
 _EXPONENTS: Final = (torch.float8_e8m0fnu, torch.uint8)
 _VALUES: Final = (0, 1, 2, 4, 8, 16, 32, 64)
-"""What the conversion of a scale by value leaves in a byte. As exponents these are 2^-63 and
-below, which no weight of a trained model has throughout."""
+"""The bytes that a conversion of a scale by value can give. As exponents these are 2^-63 and below,
+which no weight of a trained model has throughout."""
 
 
 class Loaded:
@@ -46,13 +46,13 @@ class Loaded:
             self.by_value.add(part)
 
     def add_all(self, w13: bool, scale: bool) -> None:
-        """One whole parameter came from a state dict."""
+        """Note one whole parameter from a state dict."""
         for local in range(self.experts):
             for shard_id in ("w1", "w3") if w13 else ("w2",):
                 self.add(local, shard_id, scale, looks_converted=False)
 
     def missing(self) -> list[Part]:
-        """What was never loaded, expert by expert."""
+        """The tensors that were never loaded, expert by expert."""
         return [part for part in self._all() if part not in self.parts]
 
     def _all(self) -> Iterator[Part]:
@@ -63,11 +63,11 @@ class Loaded:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was loaded."""
+        """Whether any tensor was loaded."""
         return bool(self.parts)
 
     def name(self, part: Part) -> str:
-        """What the checkpoint calls a tensor, and for which replica of the expert it was."""
+        """The checkpoint's name of a tensor, and the replica of the expert for which it was."""
         local, shard_id, scale = part
         physical = self.start + local
         logical = physical % self.logical
@@ -98,9 +98,9 @@ class Loaded:
 
 
 def looks_converted(scale: torch.Tensor, came_as: torch.dtype) -> bool:
-    """Whether every byte of a scale is one that a conversion by value leaves.
+    """Whether every byte of a scale is one that a conversion by value gives.
 
-    ``came_as``: what its elements were; those of float8_e8m0fnu are exponents for certain.
+    ``came_as``: the type of its elements; those of float8_e8m0fnu are exponents for certain.
     """
     if came_as == torch.float8_e8m0fnu:
         return False
@@ -109,7 +109,7 @@ def looks_converted(scale: torch.Tensor, came_as: torch.dtype) -> bool:
 
 
 def check_mine(prefix: str, param: Any, mine: Iterable[Any], weight_name: str) -> None:
-    """``ValueError`` for a parameter that is none of the module's, such as one of before."""
+    """``ValueError`` for a parameter that does not belong to the module, such as an earlier one."""
     if not any(param is one for one in mine):
         raise ValueError(
             f"{prefix}: {weight_name} was to go into a parameter that is none of this module's; "

@@ -11,7 +11,7 @@ import torch
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A block in which no product on ``device`` takes another type than its operands'.
 
-    Where autocast is off, which is the rule, nothing is changed and nothing costs time.
+    If autocast is off, which is the usual case, nothing changes and nothing costs time.
     """
     kind = device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
@@ -22,7 +22,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def lasting() -> AbstractContextManager[Any]:
     """A block whose tensors can be written later.
 
-    One made in inference mode cannot be written outside it, and a buffer, or a parameter, outlives
-    the call that made it.
+    A tensor from inference mode cannot be written outside of it, and a buffer, or a parameter,
+    outlives the call that creates it.
     """
     return torch.inference_mode(False)

@@ -1,8 +1,8 @@
 """The module's own staging and remap: Triton's kernels on an NVIDIA GPU, torch's code elsewhere.
 
 Both give the same bits; a backend that brings its own ``prepare`` or ``eplb_map`` is not asked
-here. Which one it is depends on the device of the first tensor, and on whether padding is told,
-which torch's code alone knows. The names of the arguments are those of vLLM's functions.
+here. The choice depends on the device of the first tensor, and on padding, which only torch's code
+knows. The names of the arguments are those of vLLM's functions.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def prepare_megamoe_inputs(
     is_padding: torch.Tensor | None = None,
 ) -> None: ...
 def prepare_megamoe_inputs(*given: Any, **named: Any) -> None:
-    """``staging.prepare_megamoe_inputs`` by what suits the device; the same bits.
+    """``staging.prepare_megamoe_inputs`` in the form that suits the device; the same bits.
 
     The fourth argument is ``x_fp8`` by name, or ``x`` as from vLLM 0.33 on.
     """
@@ -81,7 +81,7 @@ def eplb_map_to_physical_and_record(
     record_enabled: torch.Tensor | bool,
     num_unpadded_tokens: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """``eplb.eplb_map_to_physical_and_record`` by what suits the device; the same bits."""
+    """``eplb.eplb_map_to_physical_and_record`` in the form that suits the device; the same bits."""
     given = (
         topk_ids, expert_load_view, logical_to_physical_map, logical_replica_count, record_enabled
     )  # fmt: skip
@@ -93,7 +93,7 @@ def eplb_map_to_physical_and_record(
 
 
 def kernel(module: str, name: str, device: torch.device) -> Callable[..., Any] | None:
-    """Triton's form of ``name``; None where ``device`` or what is installed cannot run it."""
+    """Triton's form of ``name``; None if ``device`` or the installed packages cannot run it."""
     nvidia = device.type == "cuda" and torch.version.hip is None
     if not nvidia or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return None

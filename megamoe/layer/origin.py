@@ -1,4 +1,4 @@
-"""Which experts of the checkpoint an engine's module holds."""
+"""The experts of the checkpoint that an engine's module holds."""
 
 from __future__ import annotations
 

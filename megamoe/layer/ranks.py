@@ -1,4 +1,4 @@
-"""Kernels that span the ranks of a process group: who holds which expert, and a group of one."""
+"""Kernels that span the ranks of a process group: the place of each expert, and a group of one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch.distributed as dist
 def check_ranks(
     prefix: str, name: str, group: Any, num_experts: int, num_local_experts: int, start: int
 ) -> None:
-    """Raise ``ValueError`` unless this rank holds what a kernel over ``group`` takes it to hold.
+    """Raise ``ValueError`` unless this rank holds the experts that a kernel over ``group`` expects.
 
-    Such a kernel (backend ``name`` with ``global_ids``) finds the rank of physical expert ``p``
-    as ``p // num_local_experts``; without a group there is nobody to send to.
+    Such a kernel (backend ``name`` with ``global_ids``) computes the rank of physical expert ``p``
+    as ``p // num_local_experts``; without a group there is no other rank.
     """
     if group is None:
         if num_local_experts != num_experts:
@@ -45,7 +45,7 @@ def one_rank(device: torch.device) -> Any:
         if dist.get_world_size() == 1:
             return dist.group.WORLD
         if not _alone or _alone[0] is not dist.group.WORLD:
-            # Local: the other ranks are not asked, and so not waited for.
+            # A local check: it does not ask the other ranks, and so does not wait for them.
             rank = dist.get_rank()
             group = dist.new_group([rank], use_local_synchronization=True)
             _alone[:] = [dist.group.WORLD, group]
@@ -62,4 +62,4 @@ def one_rank(device: torch.device) -> Any:
 
 
 _alone: list[Any] = []
-"""The default group and the group of one that was made beside it."""
+"""The default group and the group of one beside it."""

@@ -1,7 +1,7 @@
-"""What both faces of the layer share: the backend, the buffer, EPLB, and one call.
+"""The common part of both faces of the layer: the backend, the buffer, EPLB, and one call.
 
 :mod:`megamoe.layer.experts` has the face of vLLM 0.24, :mod:`megamoe.layer.deep_gemm_experts` that
-of vLLM 0.33. A face owns its parameters and how they are loaded.
+of vLLM 0.33. A face owns its parameters and their loading.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RoutedExperts(nn.Module):
     """
 
     face: ClassVar[Contract]
-    """In whose words a call is refused. What is computed is the backend's matter."""
+    """The contract whose words refuse a call. The backend decides the computation."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class RoutedExperts(nn.Module):
                 self._loaded.add_all(name.startswith("w13"), name.endswith("_scale"))
 
     def _weights_in_use(self) -> tuple[torch.Tensor, ...]:
-        """The four tensors as the backend takes them; ``ValueError`` where there are none yet."""
+        """The four tensors in the form of the backend; ``ValueError`` if there are none yet."""
         raise NotImplementedError
 
     def _device(self) -> torch.device:
@@ -153,7 +153,8 @@ class RoutedExperts(nn.Module):
 
     @property
     def collective(self) -> bool:
-        """Whether the ranks of the group wait for one another, each for its own tokens' sum."""
+        """Whether the ranks of the group wait for one another, each for the sums of its own
+        tokens."""
         return self.group is not None and getattr(self.backend, "global_ids", False)
 
     def get_symm_buffer(self) -> Any:
@@ -201,10 +202,10 @@ class RoutedExperts(nn.Module):
         """This rank's share of the routed experts: (T, H) bfloat16 in and out.
 
         ``asked`` are further fields of the problem: such a call goes to the backend's ``forward``,
-        and ``NotImplementedError`` names a feature that its ``features`` do not list. All that can
-        be wrong with the arguments is raised before the buffer or the load is written. What the
-        tensors may be, and what surrounds the call, is in docs/contract.md, "The engine's
-        tensors": a backend is given dense ones, and no autocast.
+        and ``NotImplementedError`` names a feature that its ``features`` do not list. Every error
+        of the arguments is raised before the buffer or the load is written. docs/contract.md, "The
+        engine's tensors", describes the tensors and the surroundings of the call: a backend is
+        given dense ones, and no autocast.
         """
         check_clamp(self.prefix, activation_clamp)
         check_flag(self.prefix, "fast_math", fast_math)
@@ -283,7 +284,7 @@ class RoutedExperts(nn.Module):
         return features
 
     def _check(self, hidden_states: torch.Tensor, topk_ids: torch.Tensor) -> None:
-        """What the contract has no text for, and would otherwise fail half way."""
+        """Check arguments for which the contract has no text, and which would fail half way."""
         if not (provided(self.backend, "run") or provided(self.backend, "forward")):
             raise ValueError(
                 f"{self.prefix}: backend {self.backend.name} has neither run nor forward"

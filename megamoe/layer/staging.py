@@ -116,7 +116,7 @@ def _stage(hidden_states: torch.Tensor, contract: Contract) -> tuple[torch.Tenso
 def group_amax(groups: torch.Tensor, contract: Contract) -> torch.Tensor:
     """``(..., 32)`` float32 to ``(...)``: the largest magnitude.
 
-    Where NaN members do not count, a group of nothing else gives 0, as ``fmaxf`` from 0 does.
+    If NaN members do not count, a group of NaN alone gives 0, as ``fmaxf`` from 0 does.
     """
     magnitude = groups.abs()
     if contract.amax_drops_nan.value:

@@ -1,8 +1,8 @@
-"""The symmetric buffer: where staging writes and the fused kernel reads.
+"""The symmetric buffer: staging writes into it, and the fused kernel reads from it.
 
 On one rank it is plain memory of the layout that the ranks of a group would share. One buffer
 serves every layer of a model with the same sizes, so it is cached, and a layer must never rely on
-what it finds in it.
+its old content.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class SymmBuffer:
     x_sf: torch.Tensor
     """(capacity, H/128) int32: their scale factors, four UE8M0 bytes to a word."""
     topk_idx: torch.Tensor
-    """(capacity, K) int64: experts of this rank; -1, or for a backend that ``ignores_foreign_ids``
-    anything that is none of them, for a slot that is not served here."""
+    """(capacity, K) int64: experts of this rank. A slot that is not served here holds -1, or any id
+    outside of this rank's experts if the backend sets ``ignores_foreign_ids``."""
     topk_weights: torch.Tensor
     """(capacity, K) float32."""
     l2_acts: torch.Tensor

@@ -1,4 +1,4 @@
-"""The oracle: what every stage must return, exactly, and what a correct kernel may return.
+"""The oracle: the exact result of every stage, and the set of correct results.
 
 NumPy in, NumPy out; bfloat16 as uint16 bits, E4M3 and UE8M0 as uint8. It imports no backend and
 none of the module under test: it shares :mod:`megamoe.spec.formats` with them and nothing else.

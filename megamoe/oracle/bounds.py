@@ -110,17 +110,17 @@ def _largest_partial(blocks: Blocks) -> F64:
 
 
 def _always_exact(blocks: Blocks, accumulator: Accumulator) -> npt.NDArray[np.bool_]:
-    """Where no step of the class can round, whatever the order: section Exact sums.
+    """Whether no step of the class can round, in any order: section Exact sums.
 
     All terms are multiples of q = 2**lowbit. A sum of multiples of q below 2**(f+1) * q is
-    representable with f fraction bits, and aligning to 2**E loses nothing if E - F <= lowbit.
+    representable with f fraction bits, and an alignment to 2**E loses nothing if E - F <= lowbit.
     """
     assert accumulator.result_bits is not None and accumulator.align_bits is not None
     lowbit = blocks.lowbit.min(axis=0)
     partial = _largest_partial(blocks)
     exact = partial <= np.exp2(lowbit + 24)
     if accumulator.promote is None:
-        # What adds in any order within a block may fold scale factors into bfloat16 operands.
+        # A kernel that adds in any order within a block may fold scales into bfloat16 operands.
         field = blocks.folded if accumulator.any_order_in_block else blocks.field
         top = _aligned_exponent(field.max(axis=0), partial)
         representable = lowbit >= LOWEST - accumulator.result_bits
@@ -177,7 +177,7 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
         aligned_to = _aligned_exponent(blocks.folded[j], grown)
         unit = np.exp2(aligned_to - accumulator.align_bits)
         clean &= (partial <= np.exp2(lattice + 24)) & (unit <= np.exp2(lattice))
-        # As in any order, with the running sum as one more term whose last bit is not known.
+        # The bound of any order, with the running sum as one more term of unknown last bit.
         loss = 32 * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0) + unit
         error = loss + SLACK * partial
         idle = (blocks.positive[j] == 0) & (blocks.negative[j] == 0)  # adding zeros is exact
@@ -187,7 +187,8 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
 
 
 def _aligned_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64]:
-    """One aligned, truncated sum a block, the running sum fed back: section Aligned blocks."""
+    """One aligned, truncated sum for each block, with the running sum as an operand: section
+    Aligned blocks."""
     assert accumulator.align_bits is not None and accumulator.result_bits is not None
     shape = blocks.low.shape[1:]
     low, high = np.zeros(shape), np.zeros(shape)

@@ -33,7 +33,7 @@ _MINUS_INF, _PLUS_INF = np.uint16(0xFF80), np.uint16(0x7F80)
 
 @dataclass(frozen=True)
 class Combine:
-    """What one call combines, besides the rows: ``T`` tokens, ``K`` slots."""
+    """The data of one combine besides the rows: ``T`` tokens, ``K`` slots."""
 
     live: npt.NDArray[np.bool_]
     """(T, K) slots that take part."""
@@ -41,7 +41,7 @@ class Combine:
     """(T, K) routing weights."""
     contract: Contract
     dtype: str = "bf16"
-    """Of the rows, as :attr:`megamoe.spec.problem.Problem.combine_dtype`."""
+    """The format of the rows, as :attr:`megamoe.spec.problem.Problem.combine_dtype`."""
     output: U16 | None = None
     """(T, H) bfloat16 bits that are added to the result in the end."""
 
@@ -103,7 +103,7 @@ class Combine:
         return np.where(self.live[:, slot, None], added, total)
 
     def read(self, low: U16, high: U16) -> tuple[F64, F64]:
-        """What the combine reads of rows in the call's format."""
+        """The values that the combine reads from rows in the call's format."""
         if self.dtype == "fp8":
             return fp8_rows(low, high)
         return bf16_decode(low).astype(np.float64), bf16_decode(high).astype(np.float64)
@@ -117,7 +117,7 @@ class Combine:
 
 
 def fp8_rows(low: U16, high: U16) -> tuple[F64, F64]:
-    """``(T, H)`` bfloat16 bits to what E4M3 with a scale per 128 channels makes of them.
+    """``(T, H)`` bfloat16 bits to their values as E4M3 with a scale per 128 channels.
 
     ``e = ceil_log2(fl(amax * fl32(1/448)))``, code = E4M3 of ``v * 2**-e``; the combine reads
     ``code * 2**e``, exactly. Byte 0, of an amax of 0, reads as 0; byte 255, of an infinite one, as

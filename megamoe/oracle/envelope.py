@@ -1,4 +1,4 @@
-"""What an accumulator class allows a whole forward to return: the certified envelope."""
+"""The certified envelope: everything that a whole forward may return under an accumulator class."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Envelope:
         )
 
     def freedom(self, name: str) -> str:
-        """One line: how much freedom the class called ``name`` leaves."""
+        """A line on the freedom that the class ``name`` leaves."""
         codes = int((self.key_lo != self.key_hi).sum())
         rows = int((bf16_key(self.y_lo) != bf16_key(self.y_hi)).sum())
         return (
@@ -88,7 +88,7 @@ class Envelope:
         )
 
     def to_tensors(self, codes: U8, sf: U8) -> Tensors:
-        """Compact form: only what differs from the reference ``codes`` and ``sf``."""
+        """A compact form: only the differences from the reference ``codes`` and ``sf``."""
         key = e4m3_key(codes)
         free = (self.key_lo != key) | (self.key_hi != key)
         free.reshape(-1, GROUP)[self.open_groups] = False

@@ -1,8 +1,8 @@
-"""What the gate and the up projection become: values, and what a correct kernel may have for them.
+"""The functions of the gate and of the up projection: their values and their correct bounds.
 
 Both are bfloat16, so each of these functions is a table of 65,536 entries. :func:`gate_table` and
 :func:`up_table` hold the value with every operation rounded correctly; :func:`gate_bounds` and
-:func:`up_bounds` enclose what the contract's instructions can return under the documented error of
+:func:`up_bounds` enclose every result of the contract's instructions under the documented error of
 each (``docs/numerics.md``, section SwiGLU). :mod:`megamoe.oracle.situ` has the tables of SiTU.
 """
 
@@ -32,7 +32,7 @@ from megamoe.spec.formats import F32, F64, U16, bf16_decode, bf16_key
 
 @dataclass(frozen=True)
 class Form:
-    """Which functions, and by which instructions."""
+    """The functions of gate and up, and the instructions that compute them."""
 
     name: str
     """'swiglu' or 'situ'."""
@@ -43,15 +43,15 @@ class Form:
     most: float | None
     """Upper bound of the gated value."""
     tanh: str
-    """Of SiTU: the contract's clause."""
+    """The clause ``situ_tanh`` of the contract, for SiTU."""
 
     def fast(self) -> Form:
-        """With approximate instructions, whose bounds hold the precise ones' too."""
+        """Whether instructions are approximate; their bounds include those of the precise ones."""
         return replace(self, division="fast")
 
 
 def form_of(act: Activation, contract: Contract) -> Form:
-    """What ``contract`` makes of an activation."""
+    """The functions of an activation under ``contract``."""
     division = "fast" if act.fast_math else contract.precise_silu.value
     most = act.clamp if act.name == "swiglustep" else None
     if act.name == "situ":
@@ -60,7 +60,7 @@ def form_of(act: Activation, contract: Contract) -> Form:
 
 
 def gate_table(form: Form) -> F32:
-    """``(65536,)`` float32 by bf16 bits of the gate: what is multiplied by up."""
+    """``(65536,)`` float32 by bf16 bits of the gate: the factor of up."""
     if form.name == "situ":
         return situ.gate_function(form.division, form.alpha, form.beta, form.tanh).point
     table = silu_table(form.division, form.alpha)
@@ -144,7 +144,7 @@ def silu_bounds(division: str, alpha: float = 1.0) -> tuple[F32, F32]:
             high = gates * (np.float32(1) / den_high.astype(np.float32)).astype(np.float64)
         else:
             low, high = gates / den_low, gates / den_high
-        # For a negative gate, low is the larger magnitude; for a positive one the other way round.
+        # For a negative gate, low is the larger magnitude; for a positive gate, high is.
         low, high = np.minimum(low, high), np.maximum(low, high)
         # A reciprocal or a product below the normal range may be flushed to zero.
         zero = np.copysign(0.0, gates)
@@ -158,7 +158,7 @@ def silu_bounds(division: str, alpha: float = 1.0) -> tuple[F32, F32]:
         low = np.where(gone, np.minimum(tail, zero), low)
         high = np.where(gone, np.maximum(tail, zero), high)
         low32, high32 = low.astype(np.float32), high.astype(np.float32)
-    infinite = np.isinf(gates)  # no freedom: what IEEE says of infinity and 0
+    infinite = np.isinf(gates)  # no freedom: the IEEE rules for infinity and 0
     low32[infinite] = high32[infinite] = silu_table(division, alpha)[infinite]
     return low32, high32
 
@@ -166,7 +166,7 @@ def silu_bounds(division: str, alpha: float = 1.0) -> tuple[F32, F32]:
 class Hull(NamedTuple):
     """Numbers from ``low`` to ``high``, and whether NaN is possible beside them.
 
-    Where nothing but NaN is possible both ends are NaN.
+    If only NaN is possible, both ends are NaN.
     """
 
     low: F32
@@ -211,7 +211,7 @@ class Bounds:
 
     @classmethod
     def of(cls, low: F32, high: F32) -> Bounds:
-        """From the two tables."""
+        """The bounds from the two tables."""
         bits = np.arange(65536, dtype=np.uint16)
         number = bits[~np.isnan(bf16_values())]
         at = _position(number)
@@ -234,7 +234,7 @@ class Bounds:
     def over(self, first: U16, last: U16) -> Hull:
         """Extremes over the arguments from ``first`` to ``last`` (bf16 bits, inclusive).
 
-        Of a NaN argument what the table says of it. Between two infinities the argument may be NaN
+        A NaN argument has the table's value for it. Between two infinities the argument may be NaN
         as well (``docs/numerics.md``, 3.5).
         """
         start, end = _position(first), _position(last)

@@ -1,4 +1,4 @@
-"""What staging and requantisation share: the amax of a group, and the cast to E4M3."""
+"""The common part of staging and requantisation: the amax of a group, and the cast to E4M3."""
 
 from __future__ import annotations
 

@@ -70,15 +70,16 @@ def _per_group(table: I32, codes: U8, reduce: np.ufunc) -> I32:
     return reduce.reduce(np.take(table, codes).reshape(*codes.shape[:-1], -1, GROUP), axis=-1)
 
 
-# Of each group of nibbles, which fields and lowest bits it has: flags of a byte's two nibbles are
-# or-ed over the sixteen bytes of a group, eight at a time.
+# The fields and lowest bits that occur in each group of nibbles: the flags of a byte's two nibbles
+# are or-ed over the sixteen bytes of a group, eight at a time.
 _FIELDS, _LOWBITS = (0, 1, 2), (-1, 0, 1, 2)
 _CACHE = 1 << 18
 """Bytes of weights that are looked at together."""
 
 
 def _flags() -> U8:
-    """For each byte of two nibbles: bits 0 to 2 its fields, bits 3 to 6 its lowest bits."""
+    """A table over bytes of two nibbles: bits 0 to 2 hold the fields, bits 3 to 6 the lowest
+    bits."""
     of_nibble = np.zeros(16, np.uint8)
     for code in range(16):
         if _E2M1_FIELD[code] != NO_TERM:
@@ -158,15 +159,16 @@ class Rows:
 
 
 def is_e4m3(codes: U8, sf: npt.NDArray[Any]) -> bool:
-    """Whether weights ``(N, C)`` or ``(N, C/2)`` with scales ``(N, C/32)`` have a byte a value."""
+    """Whether weights ``(N, C)`` or ``(N, C/2)`` with scales ``(N, C/32)`` have one byte per
+    value."""
     return codes.shape[-1] == sf.shape[-1] * GROUP
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Right operand: ``N`` output channels of codes with their scale exponents.
+    """The right operand: ``N`` output channels of codes with their scale exponents.
 
-    What is made of the codes is made when it is first asked for.
+    Derived arrays are computed on demand.
     """
 
     packed: U8
@@ -219,7 +221,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Block sums of ``R`` rows by ``N`` outputs, and what bounds need to know of their terms.
+    """Block sums of ``R`` rows by ``N`` outputs, with the data of their terms that bounds need.
 
     All arrays are ``(G, R, N)``. ``low == high`` for known operands; an interval of block sums
     where the left operand itself is only known as an interval.

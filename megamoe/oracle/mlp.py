@@ -1,4 +1,4 @@
-"""One expert: both linears and what lies between, the exact point and what each class allows."""
+"""One expert: both linears and the step between them, as an exact point and as class envelopes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CHUNK = 1 << 20
 """Block sums held at once: groups x rows x channels."""
 
 Weights = tuple[U8, U8, U8, U8]
-"""Of one expert: w13, its scales, w2, its scales."""
+"""The weights of one expert: w13, its scales, w2, its scales."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What one expert makes of some rows ``R``."""
+    """The results of one expert for some rows ``R``."""
 
     sums: F64
     """(R, 2I) exact sums of linear 1."""
@@ -42,14 +42,14 @@ class Made:
     """(R, H) bfloat16 bits."""
     acts: Mapping[str, swiglu.Activations]
     ends: Mapping[str, tuple[U16, U16]]
-    """By accumulator class: what it allows of the activations and of the row."""
+    """The envelope of the activations and of the row, by accumulator class."""
     leaves_fp32: Mapping[str, bool]
-    """By accumulator class: a finite sum has an end that is infinite."""
+    """Whether a finite sum has an infinite end, by accumulator class."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What holds for every row of a call."""
+    """The data that all rows of a call share."""
 
     act: Activation
     classes: list[Accumulator]
@@ -58,7 +58,7 @@ class Layer:
     traced: bool = False
 
     def mlp(self, x: U8, x_sf: U8, weight: npt.NDArray[np.float32], weights: Weights) -> Made:
-        """Both linears of one expert and what lies between, for staged rows ``(R, H)``."""
+        """Both linears of one expert and the step between them, for staged rows ``(R, H)``."""
         act, contract = self.act, self.contract
         w13, w13_sf, w2, w2_sf = weights
         gate_up = linear(Rows.of(x, x_sf), w13, w13_sf, self.classes)
@@ -128,7 +128,7 @@ def class_interval(
     columns: Columns,
     spread: Mapping[str, SpreadRows | None] | None,
 ) -> Interval:
-    """``(R, N)`` ends of what the class allows of one linear."""
+    """``(R, N)`` ends of the class's interval for one linear."""
     uncertain = spread.get(a.name) if spread else None
     if uncertain is None:
         return _ends(a, blocks, (exact, exact), rows, columns, None)

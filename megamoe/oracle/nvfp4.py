@@ -1,4 +1,4 @@
-"""The layer with NVFP4 weights: the reference point of y, and what each class allows of it.
+"""The layer with NVFP4 weights: the reference point of y, and its envelope under each class.
 
 Both operands of both linears are E2M1 codes with an E4M3 byte per 16, so a product is a multiple of
 2**-20 below 2**23, and the sums of whole dot products are integers of at most 57 bits. A code times
@@ -62,10 +62,10 @@ class Operand:
 
     @classmethod
     def between(cls, low: F32, high: F32, rule: Requantise) -> Operand:
-        """What activations from ``low`` to ``high`` may become.
+        """The codes and scale bytes that activations from ``low`` to ``high`` may become.
 
-        For each scale byte of a group that is possible, a code rises with its activation: the hull
-        over these bytes.
+        For one scale byte, a code rises with its activation. The result is the hull over all
+        possible bytes of a group.
         """
         near = np.where((low <= 0) & (high >= 0), np.float32(0), np.fmin(np.abs(low), np.abs(high)))
         first, last = rule.bytes_of(near), rule.bytes_of(np.maximum(np.abs(low), np.abs(high)))
@@ -125,7 +125,7 @@ def total(blocks: Blocks) -> F64:
 
 
 def linear(rows: Operand, weights: F64, freedom: bool) -> tuple[F64, F64]:
-    """Ends of the sums ``(R, N)``: the exact one twice, or what any order in fp32 allows."""
+    """Ends of the sums ``(R, N)``: the exact sum twice, or the bounds of any order in fp32."""
     shape = len(rows.low), len(weights)
     low, high = np.empty(shape), np.empty(shape)
     size = max(32, CHUNK // max(1, rows.lowbit.size))
@@ -156,7 +156,7 @@ class Expert:
 
     @classmethod
     def of(cls, problem: Problem, at: int) -> Expert:
-        """From the checkpoint's form. ``ValueError`` for a scale or a factor that is none."""
+        """Decode the checkpoint's form. ``ValueError`` for an invalid scale or factor."""
         factors = [float(t[at]) for t in problem.expert_factors.values()]
         alpha = np.float32(factors[1]) * np.float32(problem.l2_activation_scale)
         if not all(0 < f < np.inf for f in (*factors, float(alpha))):
@@ -171,7 +171,7 @@ class Expert:
         return cls(numbers[0], numbers[1], np.float32(factors[0]), alpha)
 
     def factor(self, x_scale: F32) -> F32:
-        """Of linear 1's accumulators, ``(R, 1)``; infinite for an infinite row only."""
+        """The factor of linear 1's accumulators, ``(R, 1)``; infinite for an infinite row only."""
         with np.errstate(over="ignore"):
             factor = x_scale * self.factor_13
         if (np.isinf(factor) & np.isfinite(x_scale)).any():
@@ -181,7 +181,7 @@ class Expert:
 
 @dataclass(frozen=True)
 class Layer:
-    """What holds for every row of a call."""
+    """The data that all rows of a call share."""
 
     act: Activation
     rule: Requantise
@@ -207,7 +207,7 @@ class Layer:
         acts = swiglu.activation_interval(
             gate, up, _ONE, self.act, self.contract, any_form=any_form
         )
-        # Where NaN is possible beside numbers, any number: its code is that of the largest.
+        # If NaN is possible beside numbers, any number is: its code is that of the largest.
         free = np.False_ if acts.nan is None else acts.nan
         low = np.where(free, -np.float32(np.inf), acts.low)
         high = np.where(free, np.float32(np.inf), acts.high)
@@ -228,7 +228,7 @@ def forward(
     problem: Problem, classes: list[Accumulator], contract: Contract, any_silu: bool,
     trace: dict[str, npt.NDArray[Any]] | None,
 ) -> Made:  # fmt: skip
-    """Point and envelopes; ``ValueError`` for a problem that is none of this format."""
+    """Point and envelopes; ``ValueError`` for a problem of another format."""
     fault = nvfp4_fault(problem.features, problem.hidden_size, problem.intermediate_size,
                         problem.l2_activation_scale)  # fmt: skip
     if fault:

@@ -28,7 +28,7 @@ LEAST: Final = np.float32(2.0**-9)
 MOST: Final = np.float32(448.0)
 """Scales are held between these two, the least and the largest E4M3 number above 0."""
 LARGEST: Final = 6.0
-"""E2M1 number, and what NaN becomes where activations are requantised."""
+"""The largest E2M1 number, which also stands for NaN in requantised activations."""
 
 
 def e2m1_nearest(values: F32 | F64) -> F64:

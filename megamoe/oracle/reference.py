@@ -40,11 +40,11 @@ class ForwardGolden:
     sf: U8
     """(T, K, I/32) UE8M0 bytes."""
     envelopes: Mapping[str, Envelope] = field(default_factory=dict)
-    """By accumulator class; empty for a zero-freedom golden read back from the store."""
+    """The envelopes by accumulator class; empty for a zero-freedom golden from the store."""
     why: tuple[str, ...] = ()
     """Reasons why the case leaves freedom; empty if and only if it was proven to leave none."""
     only_y: bool = False
-    """No other stage is known: NVFP4, of which ``codes`` and ``sf`` have no element."""
+    """Whether ``y`` is the only stage: NVFP4, where ``codes`` and ``sf`` are empty."""
 
     @property
     def zero_freedom(self) -> bool:
@@ -89,8 +89,8 @@ def forward(
     ``any_silu`` widens silu to the fast form's error even where ``fast_math`` is off: a
     zero-freedom proof must hold for both. ``trace`` receives what no golden keeps: ``gate_up``
     ``(T, K, 2I)``, linear 1's exact sums as float64, rounded to odd where that cannot hold them,
-    and ``slot_rows`` ``(T, K, H)``, linear 2's bfloat16 bits; zeros in slots with id -1.
-    Of NVFP4 also ``x``, ``x_sf`` and ``x_scale``, the staged rows as :func:`nvfp4.staged` has them.
+    and ``slot_rows`` ``(T, K, H)``, linear 2's bfloat16 bits; zeros in slots with id -1. For NVFP4
+    it also gets ``x``, ``x_sf`` and ``x_scale``, the staged rows as :func:`nvfp4.staged` has them.
     ``ValueError`` for an unknown class.
     """
     names = list(ACCUMULATORS if classes is None else classes)
@@ -143,7 +143,8 @@ def forward(
 
 
 def _why(found: ForwardGolden, leaves: Collection[str]) -> tuple[str, ...]:
-    """What leaves freedom, a line each; ``leaves``: classes in which a sum may leave fp32."""
+    """The places that leave freedom, a line each; ``leaves``: classes in which a sum may leave
+    fp32."""
     why = [
         f"{name}: a sum may leave fp32 although the exact one does not" for name in sorted(leaves)
     ]
@@ -159,7 +160,7 @@ def _why(found: ForwardGolden, leaves: Collection[str]) -> tuple[str, ...]:
 def _nvfp4(
     problem: Problem, names: list[str], contract: Contract, any_silu: bool, trace: Tensors | None
 ) -> ForwardGolden:
-    """The golden of a problem with NVFP4 weights: y, and what each class allows of it."""
+    """The golden of a problem with NVFP4 weights: y, and its envelope under each class."""
     made = nvfp4.forward(problem, [accumulator(n) for n in names], contract, any_silu, trace)
     none = np.zeros((*problem.topk_ids.shape, 0), np.uint8)
     key, at = none.astype(np.int16), np.zeros(0, np.uint32)
@@ -175,11 +176,11 @@ def _nvfp4(
 def combine_interval(
     problem: Problem, codes: U8, sf: U8, class_name: str, contract: Contract
 ) -> tuple[U16, U16]:
-    """Staged judgement of ``y``: linear 2 and the combine from the codes a backend really had.
+    """Staged judgement of ``y``: linear 2 and the combine from the codes of a backend.
 
     ``codes`` ``(T, K, I)`` and ``sf`` ``(T, K, I/32)`` uint8. Returns lowest and highest ``y``
     ``(T, H)`` bfloat16 bits for the class. The codes of a shared expert are no stage; its rows are
-    what the class allows from the inputs on.
+    intervals of the class, computed from the inputs.
     """
     chosen = accumulator(class_name)
     view = _Arrays.of(problem)
@@ -262,7 +263,7 @@ class _Arrays:
         return self.w13[expert], self.w13_sf[expert], self.w2[expert], self.w2_sf[expert]
 
     def combine(self, problem: Problem, contract: Contract) -> Combine:
-        """How its slot rows are combined."""
+        """The combine of its slot rows."""
         return Combine(
             self.topk_ids >= 0, self.topk_weights, contract, problem.combine_dtype, self.output
         )
@@ -270,7 +271,7 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class _Collected:
-    """What one class allows, filled in expert by expert."""
+    """The envelope of one class, filled in expert by expert."""
 
     rows_lo: U16
     rows_hi: U16
@@ -311,7 +312,7 @@ class _Collected:
             self.open_groups.append((flat, low, high))
 
     def envelope(self, combine: Combine, shared: tuple[U16, U16] | None) -> Envelope:
-        """All of it, and what it allows of ``y``."""
+        """The envelope of all stages and of ``y``."""
         flat, low, high = (
             (np.concatenate(part) for part in zip(*self.open_groups, strict=True))
             if self.open_groups

@@ -33,7 +33,7 @@ Span = tuple[F32, F32]
 
 
 class Function(NamedTuple):
-    """Three tables ``(65536,)`` float32 by bf16 bits: the point, and what encloses it."""
+    """Three tables ``(65536,)`` float32 by bf16 bits: the point, and its two bounds."""
 
     point: F32
     low: F32
@@ -48,13 +48,13 @@ QUOTIENT = (4.0, 25.0)
 
 @cache
 def gate_function(division: str, alpha: float, beta: float, form: str) -> Function:
-    """What the gate becomes, ``alpha * tanh(g / alpha) * sigmoid(g)``."""
+    """The gate's function, ``alpha * tanh(g / alpha) * sigmoid(g)``."""
     return _function(_gate, division, alpha, beta, form)
 
 
 @cache
 def up_function(division: str, alpha: float, beta: float, form: str) -> Function:
-    """What up becomes, ``beta * tanh(u / beta)``."""
+    """The up projection's function, ``beta * tanh(u / beta)``."""
     return _function(_up, division, alpha, beta, form)
 
 
@@ -121,7 +121,7 @@ def _times(a: Ends, b: Ends) -> Span:
 
 
 def _widened(span: Span, relative: float) -> Span:
-    """Both ends moved outwards by a relative error; what may be subnormal may be flushed to 0."""
+    """Both ends moved outwards by a relative error; a value that may be subnormal may become 0."""
     low, high = (end.astype(np.float64) for end in span)
     error = relative + F64_SLACK
     wide = low - np.abs(low) * error, high + np.abs(high) * error

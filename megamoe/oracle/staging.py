@@ -43,7 +43,7 @@ def quantize(hidden: U16, contract: Contract) -> tuple[U8, U8]:
 
 
 def _unusual_codes(values: F32, exponent: U8, contract: Contract) -> U8:
-    """As :func:`scaled_codes`, with a clip before the cast, and with the factor of byte 255."""
+    """:func:`scaled_codes` with a clip before the cast, and with the factor of byte 255."""
     factor = np.where(exponent == 255, -np.inf, np.ldexp(1.0, 127 - exponent.astype(np.int32)))
     with np.errstate(invalid="ignore", over="ignore"):
         wide = values.astype(np.float64) * np.repeat(factor, GROUP, axis=-1)
@@ -56,7 +56,7 @@ def staging(
     hidden: U16, topk_weights: npt.NDArray[np.float32], topk_ids: npt.NDArray[Any],
     contract: Contract, is_padding: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
-    """What ``prepare_megamoe_inputs`` must write.
+    """The tensors that ``prepare_megamoe_inputs`` must write.
 
     ``hidden`` ``(T, H)`` bfloat16 bits, ``topk_weights`` ``(T, K)`` float32, ``topk_ids``
     ``(T, K)`` int32 or int64, ``is_padding`` ``(T,)`` where the call has one. Returns ``x``

@@ -34,8 +34,8 @@ PIECE = 1 << 17
 def replay(rows: Rows, columns: Columns, accumulator: Accumulator) -> tuple[F64, F64]:
     """``(R, N)`` lowest and highest fp32 result of the class's instruction. NaN in, NaN out.
 
-    ``ValueError`` for a class that is not promoted, or not made of aligned steps, and where a run
-    that is scaled outside the unit has more than one scale factor.
+    ``ValueError`` for a class without promotion or without aligned steps, and for a run with more
+    than one scale factor if the scaling is outside of the unit.
     """
     if accumulator.promote is None or accumulator.align_bits is None:
         raise ValueError(f"class {accumulator.name} has no instruction to follow step by step")
@@ -135,7 +135,8 @@ def _weights(packed: U8) -> tuple[F32, I8, I8]:
 
 
 def _step(products: F32, field: I8, scale: F64, running: F64, accumulator: Accumulator) -> F64:
-    """One aligned sum. ``products`` ``(R, 32, N)`` without scale; the rest ``(R, N)``."""
+    """One aligned sum of ``products`` ``(R, 32, N)`` without scale; the other tensors are ``(R,
+    N)``."""
     assert accumulator.align_bits is not None and accumulator.result_bits is not None
     whole = np.nan_to_num(scale)
     aligned = np.maximum(np.where(field > _NO_TERM // 2, field + whole, ZERO_FIELD), ZERO_FIELD)
@@ -155,7 +156,7 @@ def _promoted(main: F64, running: F64) -> tuple[F64, F64]:
     with np.errstate(over="ignore", invalid="ignore"):  # beyond fp32 the ends are replaced later
         total = main + running
         back = total - main
-        error = (main - (total - back)) + (running - back)  # what float64 itself lost, exactly
+        error = (main - (total - back)) + (running - back)  # float64's own error, exactly
         near = total.astype(np.float32)
         above = (near > total) | ((near == total) & (error < 0))
         below = (near < total) | ((near == total) & (error > 0))

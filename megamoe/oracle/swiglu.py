@@ -1,7 +1,7 @@
-"""SwiGLU and requantisation: the reference point, and everything a correct kernel may return.
+"""SwiGLU and requantisation: the reference point, and the set of correct results.
 
-What the gate and up become by themselves is in :mod:`megamoe.oracle.gates`. The derivation is in
-``docs/numerics.md``, section SwiGLU.
+:mod:`megamoe.oracle.gates` has the functions of gate and up. ``docs/numerics.md``, section SwiGLU,
+has the derivation.
 """
 
 from __future__ import annotations
@@ -91,15 +91,15 @@ def requant_exponent(amax: F32, contract: Contract) -> U8:
 class Activations:
     """Interval of the fp32 activations before requantisation, ``(R, I)`` each, low <= high.
 
-    Where the value is NaN both ends are NaN. Where it may be, besides a number, ``nan`` is true.
-    An end at which ``high`` alone is NaN means the same (:meth:`open_ends`).
+    If the value is NaN, both ends are NaN. If it may be NaN or a number, ``nan`` is true. An end at
+    which ``high`` alone is NaN means the same (:meth:`open_ends`).
     """
 
     low: F32
     high: F32
     contract: Contract
     nan: npt.NDArray[np.bool_] | None = None
-    """None: nowhere but where both ends are."""
+    """Elements that may be NaN; None: only elements whose ends are both NaN."""
 
     def exponents(self) -> tuple[U8, U8]:
         """Lowest and highest UE8M0 byte per group, ``(R, I/32)``."""

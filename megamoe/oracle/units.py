@@ -1,8 +1,8 @@
-"""Tensor cores bit by bit: what one instruction adds, and what a chain of them gives.
+"""Tensor cores bit by bit: the sum of one instruction, and of a chain of instructions.
 
 A *step* takes up to ``step`` products and the running sum. It aligns all of them to the largest
-exponent field, cuts each toward zero ``align_bits`` below it, adds what is left exactly, and cuts
-the sum toward zero to ``result_bits`` fraction bits. A zero takes part at the field ``floor``, a
+exponent field, cuts each toward zero ``align_bits`` below it, adds the rest exactly, and cuts the
+sum toward zero to ``result_bits`` fraction bits. A zero takes part at the field ``floor``, a
 subnormal operand at the field of the smallest normal. A result of zero is +0, and NaN is one word.
 
 :func:`fused` is that sentence in float64, product by product. :func:`chain` gives the same bits

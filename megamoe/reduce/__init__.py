@@ -1,4 +1,4 @@
-"""``megamoe reduce``: a failing problem made small while it still fails the same way.
+"""``megamoe reduce``: make a failing problem small while it still fails in the same way.
 
 Tokens first, since the oracle's time goes with them, then slots, experts, I and H in blocks of
 128, over again until nothing moves, then the values. Each try runs the backend and is judged by
@@ -26,7 +26,8 @@ _STEPS = (
     ("guess", steps.guess), ("I", steps.intermediate), ("H", steps.hidden),
     ("slots", steps.slots), ("experts", steps.experts), ("tokens", steps.tokens),
 )  # fmt: skip
-"""Where several slots or experts are needed, a try costs least once I and H are small."""
+"""The order of the steps. If several slots or experts are needed, a try costs least once I and H
+are small."""
 
 
 def reduce(
@@ -38,8 +39,8 @@ def reduce(
     log(f"fails: {failure}")
     r = Reduction(session, problem, failure, verdict, timeout, log=log)
     r.deadline = time.perf_counter() + seconds
-    # The same again, through the path that every try takes: what does not hold still is not
-    # followed. A token fewer would do; so only where none can go, the whole is tried again.
+    # Repeat the failure through the path of every try, and refuse one that does not repeat. A try
+    # with a token fewer is a repeat; so the whole is tried again only if no token can go.
     steps.tokens(r)
     if r.problem is problem and not r.take(problem, always=True):
         raise ReduceError(
@@ -66,15 +67,15 @@ def reduce(
 def keep(
     r: Reduction, out: Path, about: Mapping[str, Any], timeout: float = TIMEOUT
 ) -> tuple[Verdict, int]:
-    """Write what is left to ``out``: the file's verdict, read back, and its bytes.
+    """Write the reduced problem to ``out``; returns the file's verdict, read back, and its bytes.
 
-    ``about``: where it came from. Raises a ``ValueError`` where the file fails in another way.
+    ``about``: the origin. Raises a ``ValueError`` if the file fails in another way.
     """
     identity = r.session.identity
     said = {**about, "accumulator": identity.accumulator, "failure": str(r.failure)}
     content = to_bytes(Stored(r.problem, {}, said))
     write_atomically(out, content)
-    # What is promised is the file: so the file is what is tried last.
+    # The file is the result, so the file itself is tried last.
     verdict, _ = judge(load(out).problem, r.session, out.stem, timeout=timeout)
     if Failure.of(verdict) != r.failure:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A failing problem on its way down: what must stay the same, and how a try is judged."""
+"""A reduction in progress: the failure that must stay the same, and the judgement of a try."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class ReduceError(ValueError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What must stay the same: how a verdict is bad, and in which output first."""
+    """The failure that must stay the same: the status of a verdict, and its first wrong output."""
 
     status: str
     where: str
-    """The first stage outside, or what was raised."""
+    """The first stage outside, or the exception."""
     nan: bool
     zero: bool
     """NaN on one side; nothing but zero was right. A small number must not become either."""
 
     @classmethod
     def of(cls, verdict: Verdict) -> Failure | None:
-        """None where the verdict is not bad."""
+        """The failure of a verdict; None if the verdict is good."""
         if verdict.status == "fail":
             first = verdict.findings[0]
             stage = first.stage if first.outside else f"{first.stage} statistic"
@@ -79,7 +79,7 @@ class Reduction:
         return time.perf_counter() > self.deadline
 
     def take(self, candidate: Problem, always: bool = False) -> bool:
-        """Whether ``candidate`` fails the same way; then it is the problem from now on.
+        """Whether ``candidate`` fails in the same way; then it becomes the problem.
 
         After the deadline nothing is tried any more, unless ``always``.
         """
@@ -107,7 +107,7 @@ class Reduction:
         return GoldenNow.of(problem, self.session)
 
     def row_fails(self, candidate: Problem, row: int, golden: GoldenNow) -> bool:
-        """Whether this row of ``candidate`` fails the same way, whatever the others do."""
+        """Whether this row of ``candidate`` fails in the same way, regardless of the other rows."""
         self.tries += 1
         try:
             actual = run(candidate, self.session, self.timeout)
@@ -131,9 +131,10 @@ def start(
     session: Session, problem: Problem, golden: StoredGolden | None = None,
     timeout: float = TIMEOUT,
 ) -> tuple[Problem, Failure, Verdict]:  # fmt: skip
-    """How the backend fails ``problem``. :class:`ReduceError` where it does not, or not twice.
+    """The failure of the backend on ``problem``. :class:`ReduceError` if there is none, or if it
+    does not repeat.
 
-    Without a ``golden`` the oracle would have to answer for all tokens; so the tokens that lie
+    Without a ``golden`` the oracle would have to answer for all tokens. So the tokens that lie
     farthest from the ``eager`` backend's are judged first.
     """
     if problem.is_nvfp4:

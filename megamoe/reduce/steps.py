@@ -1,4 +1,4 @@
-"""What is taken away from a failing problem: tokens, slots, experts, blocks of I and H, values."""
+"""The steps of a reduction: tokens, slots, experts, blocks of I and H, values."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BLOCK: Final = 128
 def tokens(r: Reduction) -> None:
     """The worst token, and only the company that it needs to fail.
 
-    A token's golden depends on that token alone, so the oracle answers once, and each try costs
-    one run of the backend. Where the worst token is not known, each try is judged in full.
+    A token's golden depends on that token alone, so the oracle answers once, and each try costs one
+    run of the backend. If the worst token is unknown, each try is judged in full.
     """
     before, worst = r.problem, r.verdict.worst
     everybody = list(range(before.num_tokens))

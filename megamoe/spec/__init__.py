@@ -1,7 +1,7 @@
-"""What is true of the layer whoever computes it: each fact stands here once.
+"""The facts about the layer, independent of who computes it. Each fact stands here once.
 
-``formats`` the number formats; ``forms`` how the elements of a tensor are compared; ``tensors`` the
-shape, dtype and form of every tensor by name; ``contract`` what each stage computes, revision by
-revision; ``models`` the sizes that users run; ``accumulators`` how a kernel may add; ``problem``
-what a backend is given. Nothing in here computes the layer.
+``formats`` has the number formats; ``forms`` the comparison of a tensor's elements; ``tensors`` the
+shape, dtype and form of every tensor by name; ``contract`` the rules of each stage, revision by
+revision; ``models`` the sizes that users run; ``accumulators`` the ways in which a kernel may add;
+``problem`` the input of a backend. No module here computes the layer.
 """

@@ -41,9 +41,10 @@ class Accumulator:
     and not bounded, so a kernel that cuts K, scales or promotes otherwise is of another class."""
     evidence: str
     outside: bool = False
-    """The unit knows no scale factors. Each run of ``promote`` values starts from zero, its result
-    is multiplied by both scale factors and added in fp32; the run must have one factor on a side.
-    The two are applied as one power of two: an order in which they overflow is another kernel."""
+    """The unit does not apply scale factors. Each run of ``promote`` values starts from zero; its
+    result is multiplied by both scale factors and added in fp32. A run must have one factor on each
+    side. The two count as one power of two: an order in which their product overflows belongs to
+    another kernel."""
 
 
 EXACT: Final = Accumulator(
@@ -75,7 +76,8 @@ SM90_E4M3_K128: Final = Accumulator(
     "four steps of 32 from zero, then final += scale_a * scale_b * accum",
     outside=True,
 )  # fmt: skip
-"""Not among :data:`ACCUMULATORS`: its operands need one scale factor for each 128 values of K."""
+"""No backend can claim it (it is outside of :data:`ACCUMULATORS`): its operands need one scale
+factor for each 128 values of K."""
 SM100_MXF8F6F4: Final = Accumulator(
     "sm100-mxf8f6f4", 32, 25, 23, True, None, False, False,
     "MMA-Sim 2.1.1, checked against B200 for one CTA; the two-CTA form that DeepGEMM issues is "

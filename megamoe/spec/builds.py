@@ -1,4 +1,4 @@
-"""Which build of the kernel a package holds, by the bytes of the headers that it compiles.
+"""The build of the kernel in a package, by the bytes of the headers that it compiles.
 
 A version string does not identify numerics: vLLM releases share headers, and one version has been
 published with two kernels. The table ``builds.toml`` has the hashes, which revision of
@@ -25,7 +25,7 @@ DIGITS: Final = 16
 """Hex digits of a sha256 that the table holds."""
 
 PACKAGES: Final = ("deep_gemm", "sgl_deep_gemm", "vllm")
-"""What :func:`installed` looks for; tokenspeed-deepgemm installs as deep_gemm."""
+"""Distributions for which :func:`installed` looks; tokenspeed-deepgemm installs as deep_gemm."""
 
 _LOADED: Final = ("deep_gemm", "sgl_deep_gemm", "vllm.third_party.deep_gemm")
 """Modules that hold the kernel."""
@@ -40,11 +40,11 @@ LOADED: Final = (*_LOADED, *_ENGINES)
 
 @dataclass(frozen=True)
 class Header:
-    """One of the files that are hashed, below ``include/deep_gemm``."""
+    """One of the hashed files, below ``include/deep_gemm``."""
 
     path: str
     bits: bool
-    """Whether its text can decide an output bit; otherwise only where and when things happen."""
+    """Whether the text can decide an output bit; otherwise it decides only places and times."""
     why: str
 
 
@@ -87,14 +87,14 @@ KERNEL: Final = HEADERS[-1].path
 
 @dataclass(frozen=True)
 class Detected:
-    """What a folder's headers are."""
+    """The build of a folder's headers, or the nearest one."""
 
     where: Path
     """The folder ``include/deep_gemm``."""
     hashes: Mapping[str, str]
     """Header's path -> the first digits of its sha256, "" where the file is missing."""
     builds: tuple[Build, ...]
-    """Builds whose six headers are these, or those nearest; empty: it is none of them."""
+    """The builds with these six headers, or the nearest builds; empty: no build is near."""
     differing: tuple[Header, ...]
     """Headers that are not those of ``builds``; empty where all six are."""
 
@@ -105,12 +105,12 @@ class Detected:
 
     @property
     def same_bits(self) -> bool:
-        """What differs, if anything, cannot decide an output bit."""
+        """Whether every difference is in a file that cannot decide an output bit."""
         return bool(self.builds) and not any(header.bits for header in self.differing)
 
     @property
     def said(self) -> str:
-        """One line for a person."""
+        """A description of one line, for a person."""
         if not self.builds:
             return "none of the builds known here: not one of the six headers is theirs"
         names = ", ".join(build.name for build in self.builds)
@@ -126,9 +126,10 @@ class Detected:
 
 
 def detect(folder: Path) -> Detected:
-    """What the MegaMoE headers below ``folder`` are, however deep they lie.
+    """Identify the MegaMoE headers below ``folder``, at any depth.
 
-    ``ValueError`` of one line where there is no such folder, no headers, or several that differ.
+    Raises ``ValueError`` of one line if there is no such folder, no headers, or several copies that
+    differ.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name a package's or a checkout of DeepGEMM")
@@ -168,7 +169,7 @@ def _compared(where: Path, hashes: Mapping[str, str]) -> Detected:
         those = differing(build)
         return sum(header.bits for header in those), len(those)
 
-    # Of builds equally near the latest in the table is said.
+    # Of builds that are equally near, name the latest in the table.
     nearest = min(reversed(BUILDS.values()), key=distance)
     those = differing(nearest)
     if len(those) == len(HEADERS):
@@ -178,7 +179,7 @@ def _compared(where: Path, hashes: Mapping[str, str]) -> Detected:
 
 
 def installed() -> dict[str, Path]:
-    """Package -> its folder, for what is installed here; nothing is imported."""
+    """Package -> its folder, for the installed packages; nothing is imported."""
     found = {}
     for name in PACKAGES:
         for place in _places(name):
@@ -191,9 +192,9 @@ def installed() -> dict[str, Path]:
 
 
 def kernels(loaded: Mapping[str, Path]) -> dict[str, Path]:
-    """Of modules of :data:`LOADED` and their folders: whose kernel is used, and its folder.
+    """The kernels in use among the modules of :data:`LOADED`, by module, with their folders.
 
-    An engine counts only where no module that holds the kernel is loaded yet.
+    An engine counts only if no module that holds the kernel is loaded yet.
     """
     found = {name: folder for name, folder in loaded.items() if name in _LOADED}
     if found:

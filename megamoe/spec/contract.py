@@ -1,9 +1,9 @@
-"""The numerics contract as data: what each stage computes, and how that is known.
+"""The numerics contract as data: the rules of each stage, with their evidence.
 
-A contract has a revision. A kernel of another revision is not wrong, it is different, and is
-judged under its own. A clause is a choice that decides bits; every one is read by the oracle.
-What no known kernel does otherwise, such as groups of 32, is in :mod:`megamoe.spec.formats`. What
-freedom the hardware has is in :mod:`megamoe.spec.accumulators`. Nothing in here is a tolerance.
+A contract has a revision. A kernel of another revision is not wrong, it is different, and is judged
+under its own. A clause is a choice that decides bits; the oracle reads every clause. Facts that no
+known kernel changes, such as groups of 32, are in :mod:`megamoe.spec.formats`. The freedom of the
+hardware is in :mod:`megamoe.spec.accumulators`. Nothing in here is a tolerance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Clause(Generic[T]):
-    """One value of the contract with its evidence: where it was read, or who measured it."""
+    """One value of the contract with its evidence: the source of the text, or the measurement."""
 
     value: T
     evidence: str
@@ -30,8 +30,8 @@ class Contract:
     revision: str
 
     features: Clause[tuple[str, ...]]
-    """What a call may ask besides (:data:`megamoe.spec.features.FEATURES`) and the clauses answer.
-    A case that asks for anything else is not of this contract."""
+    """The features (:data:`megamoe.spec.features.FEATURES`) for which the clauses have rules. A
+    case that asks for any other feature is not of this contract."""
 
     # --- EPLB remap ---
     replica_choice: Clause[str]
@@ -39,8 +39,9 @@ class Contract:
     ``(t * replica_hash) mod 2**32`` of the token's row t, 'flat-position' is ``t * K + slot``."""
     replica_hash: Clause[int]
     padding_known: Clause[bool]
-    """The remap is told how many rows are no padding and counts only those in the load; staging is
-    told which are, and gives them id -1 and weight 0. Both still write the rest of such a row."""
+    """The remap gets the number of rows that are no padding, and counts only those in the load.
+    Staging gets the mask of padding rows, and gives them id -1 and weight 0. Both still write the
+    rest of such a row."""
 
     # --- staging ---
     staging_amax_floor: Clause[float]
@@ -71,15 +72,16 @@ class Contract:
     'quotient': for the scales (4, 25) gate and sigmoid are one quotient of T = tanh(g/4),
     ``2T(1+T)**2 / (1+T*T)``, and tanhf or, in the fast form, tanh.approx is meant."""
     routing_weight: Clause[str]
-    """Where it multiplies: 'activation', before the amax is taken, or 'combine', by
-    ``fma(row, weight, sum)``. It speaks of MXFP4: NVFP4 has 'combine' wherever it is known."""
+    """The place of the multiplication: 'activation', before the amax is taken, or 'combine', by
+    ``fma(row, weight, sum)``. The clause speaks of MXFP4: NVFP4 has 'combine' under each contract
+    that has a rule for it."""
 
     # --- requantisation ---
     bf16_before_requant: Clause[bool]
     """Activations are rounded to bfloat16 before the amax is taken."""
     requant_scale: Clause[str]
-    """From amax to the UE8M0 byte. 'product': t = fl(amax * fl32(1/448)), field(t) + (mantissa(t)
-    != 0). 'bits': (bits(amax) + 0x1FFFFF >> 23) - 8, which is the same for amax above
+    """The rule from amax to the UE8M0 byte. 'product': t = fl(amax * fl32(1/448)), field(t) +
+    (mantissa(t) != 0). 'bits': (bits(amax) + 0x1FFFFF >> 23) - 8, which is the same for amax above
     448 * 2**-127, and 247 in place of 255 for infinity."""
     requant_exponent_min: Clause[int]
     """Lowest UE8M0 byte; 0 means no floor."""
@@ -89,7 +91,8 @@ class Contract:
     """'ascending-slot': fp32 sum of the bf16 rows from 0, live slots in ascending order;
     'descending-slot': the reverse."""
     shared_expert: Clause[str]
-    """When the row of the fused shared expert is added: 'first', before the slots, or 'last'."""
+    """The place of the fused shared expert's row in the sum: 'first', before the slots, or
+    'last'."""
 
     @property
     def clauses(self) -> dict[str, Clause[Any]]:
@@ -222,9 +225,9 @@ REVISIONS: Final = {
     c.revision: c for c in (MEGAMOE_2026_06, MEGAMOE_2026_09, MEGAMOE_2026_11, MEGAMOE_SGL)
 }
 BASE: Final = MEGAMOE_2026_06
-"""Under which a golden is stored first; another revision stores what it changes."""
+"""The revision under which a golden is stored first; another revision stores its differences."""
 NEWEST: Final = MEGAMOE_2026_11
-"""What the newest vLLM runs: asked for where nothing else is known."""
+"""The revision of the newest vLLM: the default if nothing else is known."""
 
 
 _REMAP: Final = ("replica_choice", "replica_hash")
@@ -235,7 +238,7 @@ _OF_FEATURES: Final = {"situ_tanh": "situ", "shared_expert": "shared-expert"}
 
 
 def decides(clause: str, kind: str, asked: Collection[str] = ()) -> bool:
-    """Whether a clause can decide a bit of a case of ``kind`` that asks these features."""
+    """Whether a clause can decide a bit of a case of ``kind`` with the features ``asked``."""
     if clause == "features" or _OF_FEATURES.get(clause, "") not in ("", *asked):
         return False
     if kind == "eplb":

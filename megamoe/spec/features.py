@@ -1,4 +1,4 @@
-"""What a call of the layer may ask: the function between its products, and further features."""
+"""The options of a call: the function between its two products, and further features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 ACTIVATIONS: Final = ("swiglu", "swiglustep", "situ")
-"""Names of what may come between the two products, as vLLM has them."""
+"""The activations between the two products, by vLLM's names."""
 COMBINE_DTYPES: Final = ("bf16", "fp8")
 NVFP4_SIZE_MULTIPLE: Final = 256
 """H and I are multiples of this where weights are NVFP4."""
@@ -17,13 +17,13 @@ FEATURES: Final = (
     "swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ", "shared-expert", "shared-output",
     "fp8-combine", "nvfp4",
 )  # fmt: skip
-"""What a call may ask beyond plain SwiGLU of routed experts. A backend lists those that it
-computes in ``features``; a contract lists those that it has a rule for."""
+"""Options of a call beyond plain SwiGLU of routed experts. A backend lists in ``features`` those
+that it computes; a contract lists those for which it has a rule."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What comes between the two products.
+    """The activation between the two products.
 
     With the gate g and the up projection u, both bfloat16:
 
@@ -40,7 +40,7 @@ class Activation:
     fast_math: bool
 
     def fault(self) -> str:
-        """Why it is none that a kernel takes; empty if it is one."""
+        """The reason why no kernel takes this activation; empty if there is none."""
         if self.name not in ACTIVATIONS:
             return f"activation is {self.name!r}; known: {', '.join(ACTIVATIONS)}"
         if self.name == "situ" and (self.clamp is not None or self.alpha <= 0 or self.beta <= 0):
@@ -54,7 +54,7 @@ def features_of(
     act: Activation, combine_dtype: str, shared_expert: bool, shared_output: bool,
     weight_format: str = "mxfp4",
 ) -> tuple[str, ...]:  # fmt: skip
-    """Which of :data:`FEATURES` a call asks."""
+    """The features among :data:`FEATURES` that a call asks for."""
     asks = {
         "swiglu-oai": act.name == "swiglu" and act.beta == 1.0,
         "swiglu-alpha-beta": act.name == "swiglu" and act.beta != 1.0
@@ -72,7 +72,7 @@ def features_of(
 def nvfp4_fault(
     features: tuple[str, ...], hidden: int, intermediate: int, activation_scale: float | None
 ) -> str:
-    """Why a call of such weights is none that is known here; empty if it is one.
+    """The reason why no known kernel takes a call with such weights; empty if there is none.
 
     The range of the scale keeps ``6 * scale`` and the reciprocal of every scale in use normal.
     """

@@ -5,8 +5,8 @@ Each format has a *scalar specification* (``*_value``, ``*_encode``: Python inte
 (NumPy, table or integer driven). The tests run both over every input that exists.
 
 Sources: OCP 8-bit Floating Point Specification (OFP8) 1.0 for E4M3; OCP Microscaling Formats (MX)
-1.0 for E2M1 and UE8M0 (there called E8M0); NVIDIA PTX ISA, ``cvt.rn.satfinite.e4m3x2.f32``, for
-what the cast does outside the finite range.
+1.0 for E2M1 and UE8M0 (there called E8M0); NVIDIA PTX ISA, ``cvt.rn.satfinite.e4m3x2.f32``, for the
+cast outside of the finite range.
 
 Vectors are NumPy so that the oracle does not depend on a torch version; ``torch`` tensors pass
 through ``.numpy()`` without a copy.
@@ -128,9 +128,9 @@ def e4m3_cast(values: F32 | F64, saturates: bool = True) -> U8:
     """``(...)`` float32 or float64 to E4M3 bytes: round to nearest even, saturate at 448.
 
     Infinities saturate and every NaN becomes 0x7F, as ``cvt.rn.satfinite.e4m3x2.f32`` does. With
-    ``saturates`` off, what rounds to more than 448 becomes NaN too. The rounding is done once,
-    from the given precision: the value is scaled by a power of two so that one E4M3 step becomes
-    1, and ``np.rint`` rounds that to nearest even exactly.
+    ``saturates`` off, a value that rounds to more than 448 becomes NaN too. The rounding is done
+    once, from the given precision: the value is scaled by a power of two so that one E4M3 step
+    becomes 1, and ``np.rint`` rounds that to nearest even exactly.
     """
     with np.errstate(invalid="ignore"):  # widening a signalling NaN raises the flag
         wide = np.asarray(values, dtype=np.float64)

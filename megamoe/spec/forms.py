@@ -1,7 +1,7 @@
-"""How the judge reads bits: which are NaN, how values order, how one is written.
+"""The judge's reading of bits: which are NaN, the order of values, and their notation.
 
-A *form* is the meaning of an unsigned or signed integer array. The order of values gives a
-distance in units in the last place, the only size of an error that needs no tolerance.
+A *form* is the meaning of an unsigned or signed integer array. The order of values gives a distance
+in units in the last place, the only size of an error that needs no tolerance.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Form:
         return np.where(wide & sign, -magnitude, magnitude)
 
     def one_nan(self, bits: Bits) -> Bits:
-        """The same with one payload for every NaN; as they are where the width is another."""
+        """The bits with one payload for every NaN; unchanged if their width is another."""
         if self.nan is None or bits.dtype.itemsize * 8 != self.width:
             return bits
         return np.where(self.is_nan(bits), np.asarray(self.nan, bits.dtype), bits)
@@ -76,7 +76,7 @@ def _plain(bits: Bits) -> Bits:
 BF16: Final = Form("bfloat16", 16, lambda b: (b & 0x7FFF) > 0x7F80, bf16_decode, True, 0x7FC0)
 E4M3: Final = Form("e4m3", 8, lambda b: (b & 0x7F) == 0x7F, lambda b: E4M3_TABLE[b], True, 0x7F)
 F32: Final = Form("float32", 32, lambda b: (b & 0x7FFFFFFF) > 0x7F800000, _f32, True, 0x7FC00000)
-# UE8M0 0xFF is a NaN by the format, but a byte like any other for whoever stores it.
+# By the format, UE8M0 0xFF is a NaN; for code that stores it, it is a byte like any other.
 UE8M0: Final = Form("ue8m0 exponent", 8, _never, lambda b: b.astype(np.int64) - 127, False)
 BYTE: Final = Form("byte", 8, _never, _plain, False)
 INT32: Final = Form("int32", 32, _never, _plain, False)

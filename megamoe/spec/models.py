@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Model:
-    """One row of the shape table: what users run."""
+    """One row of the shape table: the sizes of a model that users run."""
 
     name: str
     hidden_size: int

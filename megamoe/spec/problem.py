@@ -1,4 +1,4 @@
-"""What a backend is given and what it may return: plain data, shared by everybody.
+"""The input and output of a backend, as plain data that all rooms share.
 
 Nothing here computes. The oracle and the backends both import this module and
 :mod:`megamoe.spec.formats`, and nothing else in common.
@@ -17,12 +17,12 @@ from megamoe.spec.features import Activation, features_of
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a symmetric buffer is made for."""
+    """The sizes of a symmetric buffer."""
 
     num_experts: int
     """Physical experts of all ranks that share the buffer; E on one rank."""
     max_num_tokens: int
-    """Tokens that a call may bring to a rank; buffers have at least so many rows."""
+    """The largest number of tokens of a call on one rank; buffers have at least this many rows."""
     top_k: int
     """K: ids and weights are (tokens, K)."""
     hidden_size: int
@@ -37,8 +37,8 @@ class Problem:
 
     Shapes: ``T`` tokens, ``H`` hidden, ``I`` intermediate, ``E`` local physical experts, ``K``
     top-k, ``S`` intermediate size of the shared expert. All tensors are contiguous and on one
-    device. Experts that no id names hold zeros. The fields with a default are what a call may ask
-    besides; :attr:`features` says which it asks.
+    device. The weights of an expert that no id names are zeros. The fields with a default are
+    options of a call; :attr:`features` lists the features that they ask for.
     """
 
     hidden_states: torch.Tensor
@@ -67,7 +67,7 @@ class Problem:
     activation_beta: float = 0.0
     """The two scales of the activation; :class:`Activation` says of what."""
     combine_dtype: str = "bf16"
-    """In which the slot rows reach the combine; 'fp8': E4M3 with a scale per 128 channels."""
+    """The format of the slot rows in the combine; 'fp8': E4M3 with a scale per 128 channels."""
     shared_w13_weight: torch.Tensor | None = None
     """(2S, H) uint8, E4M3 codes: the fused shared expert, a slot of its own of weight 1 that every
     token takes; rows [0, S) gate, [S, 2S) up. n shared experts are one of n times the width."""
@@ -78,22 +78,23 @@ class Problem:
     shared_w2_weight_scale: torch.Tensor | None = None
     """(H, S/32) uint8, UE8M0."""
     shared_output: torch.Tensor | None = None
-    """(T, H) bfloat16: what a shared expert apart from the kernel gave; added to y in the end."""
+    """(T, H) bfloat16: the output of a shared expert outside of the kernel; it is added to y at the
+    end."""
     weight_format: str = "mxfp4"
-    """One of :data:`megamoe.spec.features.WEIGHT_FORMATS`. Of nvfp4 the two weight scales are
-    (E, 2I, H/16) and (E, H, I/16) uint8, E4M3 bytes from 0 to 0x7E, and the three fields below are
-    there."""
+    """One of :data:`megamoe.spec.features.WEIGHT_FORMATS`. With nvfp4 the two weight scales are (E,
+    2I, H/16) and (E, H, I/16) uint8, E4M3 bytes from 0 to 0x7E, and the three fields below are
+    set."""
     w13_weight_scale_2: torch.Tensor | None = None
     w2_weight_scale_2: torch.Tensor | None = None
     """(E,) float32, above 0: a weight is ``code * scale * scale_2`` of its expert."""
     l2_activation_scale: float | None = None
-    """What the scale bytes of linear 2's activations are relative to: one number a layer, fp32."""
+    """The unit of the scale bytes of linear 2's activations: one fp32 number for the layer."""
 
     @property
     def given(self) -> dict[str, Any]:
         """The fields by name, without those that have their default: ``Problem(**p.given) == p``.
 
-        So a digest of them stays what it was when a field with a default is new.
+        So a new field with a default does not change a digest of them.
         """
         usual = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         return {
@@ -109,7 +110,7 @@ class Problem:
 
     @property
     def act(self) -> Activation:
-        """What comes between its products."""
+        """The activation between the two products."""
         return Activation(
             self.activation, self.activation_clamp, self.activation_alpha, self.activation_beta,
             self.fast_math,
@@ -117,7 +118,7 @@ class Problem:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Which of :data:`megamoe.spec.features.FEATURES` it asks."""
+        """The features among :data:`megamoe.spec.features.FEATURES` that the problem asks for."""
         return features_of(
             self.act, self.combine_dtype, self.shared_w13_weight is not None,
             self.shared_output is not None, self.weight_format,
@@ -139,7 +140,7 @@ class Problem:
 
     @property
     def shared_weights(self) -> tuple[torch.Tensor, ...]:
-        """w13, its scales, w2 and its scales of the shared expert; empty where there is none."""
+        """w13, its scales, w2 and its scales of the shared expert; empty if there is none."""
         found = (
             self.shared_w13_weight, self.shared_w13_weight_scale, self.shared_w2_weight,
             self.shared_w2_weight_scale,
@@ -177,7 +178,7 @@ class Problem:
 
     @property
     def buffer_sizes(self) -> Sizes:
-        """What its symmetric buffer is made for."""
+        """The sizes of its symmetric buffer."""
         return Sizes(
             self.num_experts, self.max_num_tokens, self.top_k, self.hidden_size,
             self.intermediate_size,
@@ -201,7 +202,7 @@ def _equal(value: Any, usual: Any) -> bool:
 
 
 Output = torch.Tensor | Mapping[str, torch.Tensor]
-"""What ``forward`` returns: ``y`` alone, or a mapping with ``y`` and any stage.
+"""The result of ``forward``: ``y`` alone, or a mapping with ``y`` and any stage.
 
 :data:`megamoe.spec.tensors.STAGES` names them.
 """
@@ -211,11 +212,10 @@ Output = torch.Tensor | Mapping[str, torch.Tensor]
 class Backend(Protocol):
     """Something that computes the layer, or a part of it.
 
-    Besides the two names it may offer any of these callables; a case kind whose callable is
-    missing is reported as ``not provided``. So is a case that asks a feature
-    (:mod:`megamoe.spec.features`) that the backend's ``features``, a sequence of names, does not
-    list.
-    :data:`megamoe.spec.tensors.TENSORS` says shape and dtypes of each tensor:
+    Besides the two names it may offer any of these callables. If a callable is missing, its kind of
+    case is ``not provided``. So is a case that asks for a feature (:mod:`megamoe.spec.features`)
+    outside of the backend's ``features``, a sequence of names. :data:`megamoe.spec.tensors.TENSORS`
+    says shape and dtypes of each tensor:
 
     ``forward(problem: Problem) -> Output``
 

@@ -30,18 +30,18 @@ class Tensor:
     shape: tuple[str, ...]
     """The axes in letters: ``("T", "H/128")``."""
     dtypes: tuple[torch.dtype, ...]
-    """What is accepted; the first is what megamoe itself makes."""
+    """The dtypes that are accepted; megamoe itself creates the first."""
     form: Form | None
-    """How its elements are compared; None: as whole numbers of the width that they have."""
+    """The form of its elements; None: whole numbers of their own width."""
     meaning: str
     places: tuple[str, ...] = ()
-    """What the judge calls the axes; none for a tensor that it never shows."""
+    """The judge's names of the axes; empty for a tensor that it never shows."""
     channels: int = 1
     """Channels for which one element stands, words unpacked; a byte of two E2M1 counts as one."""
     packed: bool = False
     """Four scale factors are one int32 word, the first in the low byte."""
     reads_masked: bool = True
-    """What stands in a slot with id -1 counts."""
+    """Whether the content of a slot with id -1 counts."""
     digest_axes: int = 1
     """Leading axes of a block with a digest of its own: 1 a row, 2 a row and slot."""
 
@@ -55,7 +55,8 @@ class Tensor:
         return tuple(out)
 
     def elements(self, bits: npt.NDArray[Any]) -> Bits:
-        """What is compared: the scale factors of packed words, otherwise the bits as they are."""
+        """The elements to compare: the scale factors of packed words, otherwise the bits
+        themselves."""
         return unpack_sf(bits) if self.packed else bits
 
     def form_of(self, bits: npt.NDArray[Any]) -> Form:
@@ -105,7 +106,7 @@ TENSORS: Final[Mapping[str, Tensor]] = {
         Tensor("w2_weight", ("E", "H", "I/2"), _U8, BYTE, "two E2M1 a byte, the low nibble first"),
         Tensor("w2_weight_scale", ("E", "H", "I/32"), _U8, UE8M0,
                "scale factors of w2_weight; of NVFP4 E4M3 bytes, (E, H, I/16)", channels=GROUP),
-        # --- what a call may bring besides
+        # --- optional arguments of a call
         Tensor("shared_w13_weight", ("2S", "H"), _CODES[::-1], E4M3,
                "E4M3 codes of the shared expert; rows [0, S) gate, [S, 2S) up"),
         Tensor("shared_w13_weight_scale", ("2S", "H/32"), _U8, UE8M0,
@@ -125,7 +126,7 @@ TENSORS: Final[Mapping[str, Tensor]] = {
                "scale factors of l2_acts", _ACTS, GROUP, **_BY_SLOT),
         Tensor("l2_acts", ("T", "K", "I"), _CODES, E4M3,
                "requantised activations, E4M3 codes", _ACTS, **_BY_SLOT),
-        # --- transform_weights: what a kernel reads
+        # --- transform_weights: the weights in the kernel's layout
         Tensor("w13", ("E", "2I", "H/2"), _U8, BYTE,
                "w13_weight with gate and up rows 8 by 8 in turn", _WEIGHT),
         Tensor("w13_sf", ("E", "2I", "H/128"), _I32, UE8M0,
@@ -137,26 +138,26 @@ TENSORS: Final[Mapping[str, Tensor]] = {
         Tensor("y", ("T", "H"), _BF16, BF16, "the layer's output", _ROW),
     )
 }  # fmt: skip
-"""By name, in the order of computation: the first that moved is where to look."""
+"""All tensors by name, in the order of computation: the first that moved is the place to look."""
 
 ACTIVATIONS: Final = ("hidden_states", "topk_ids", "topk_weights")
 WEIGHTS: Final = ("w13_weight", "w13_weight_scale", "w2_weight", "w2_weight_scale")
 """The checkpoint's weights, in the order in which ``transform_weights`` takes them."""
 SHARED_WEIGHTS: Final = tuple(f"shared_{name}" for name in WEIGHTS)
-"""Those of a fused shared expert; ``forward`` may be given them."""
+"""The weights of a fused shared expert, an option of ``forward``."""
 NVFP4_FACTORS: Final = ("w13_weight_scale_2", "w2_weight_scale_2")
-"""What an expert's weights have besides where they are NVFP4."""
+"""The further factors of an expert's weights in NVFP4."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What one callable of a backend takes and returns, by the names of :data:`TENSORS`."""
+    """The arguments and results of one callable of a backend, by the names of :data:`TENSORS`."""
 
     takes: tuple[str, ...]
     returns: tuple[str, ...]
     """In the order of its arguments or of its result; of ``forward``'s only ``y`` must be there."""
     may_take: tuple[str, ...] = ()
-    """What a call may bring besides."""
+    """Optional arguments."""
 
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
@@ -175,4 +176,4 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "transform_weights": Operation(WEIGHTS, ("w13", "w13_sf", "w2", "w2_sf")),
 }  # fmt: skip
 STAGES: Final = OPERATIONS["forward"].returns
-"""What a forward may show; ``y`` it must."""
+"""The tensors that a forward may return; ``y`` it must return."""

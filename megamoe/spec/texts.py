@@ -1,4 +1,4 @@
-"""What a refused call is told, word for word: as vLLM 0.24 says it, and as vLLM 0.33 does.
+"""The texts of refused calls, word for word: those of vLLM 0.24 and those of vLLM 0.33.
 
 Texts are no numerics, so they are no clauses. But an engine's tests compare them, and vLLM 0.33
 changed most of them with the module's face: the prefix "DeepSeek V4" is gone.
@@ -18,7 +18,7 @@ NEWER_FACE: Final = ("2026-11",)
 
 @dataclass(frozen=True)
 class Text:
-    """One error in both wordings; what stands in braces is filled in."""
+    """One error in both wordings; braces hold the fields to fill in."""
 
     older: str
     newer: str
@@ -53,7 +53,7 @@ TEXTS: Final = {
     ),
     "scale-shape": Text(_OF_SHARD, "Scale shape {loaded} does not tile {shard}"),
 }
-"""Of both faces. What only the newer one can say stands in its module."""
+"""The texts of both faces. A text of the newer face alone stands in its module."""
 
 
 def text(key: str, contract: Contract, **values: Any) -> str:
@@ -67,8 +67,8 @@ def restated(message: str, contract: Contract, *, shard_id: str = "", parameter:
     """``message``, in the words of vLLM 0.24, as the contract's face says it.
 
     The older words for a shape are the same for a weight and its scale, and name no shard;
-    ``parameter`` and ``shard_id`` of the wrong call tell. A message that is none of the table
-    stays as it is.
+    ``parameter`` and ``shard_id`` of the wrong call decide. A message outside of the table does not
+    change.
     """
     other = "weight-shape" if parameter.endswith("_scale") else "scale-shape"
     for key, words in TEXTS.items():

@@ -1,9 +1,9 @@
-"""Which contract a backend is judged under, and why.
+"""The choice of the contract for a backend, with the reason.
 
-What is asked for counts, if the backend computes it. Where nothing is asked for (``auto``): what
-the backend names; of several, or where it names none, what the headers say of the kernel that its
-process has loaded; else the newest. The worker says which packages it has loaded and where they
-lie; their files are read here, and nothing is imported.
+A contract that the user asks for counts, if the backend computes it. Under ``auto`` the backend's
+own contract counts. If it names several or none, the headers of the kernel that its process has
+loaded decide; otherwise the newest contract counts. The worker reports its loaded packages and
+their folders. Their files are read here, and nothing is imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ AUTO: Final = "auto"
 
 
 class NoChoice(ValueError):
-    """The backend names no contract that can be judged, or not the one asked for; one line."""
+    """The backend names no contract that can be judged, or lacks the one that the user asks for;
+    one line."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class Choice:
 
     revision: str
     why: str = ""
-    """Why that one; empty where it was asked for."""
+    """The reason for the choice; empty if the user asked for the contract."""
 
 
 def choose(ready: Mapping[str, Any], asked: str = AUTO) -> Choice:
-    """From a worker's first answer: its ``contracts``, and ``packages`` where it names any.
+    """The choice from a worker's first answer: its ``contracts``, and its ``packages`` if it has
+    any.
 
-    Raises :class:`NoChoice` where the backend does not compute what is asked for.
+    Raises :class:`NoChoice` if the backend does not compute the contract that the user asks for.
     """
     if asked != AUTO:
         contract(asked)  # ValueError for one that is not known
@@ -54,10 +56,10 @@ def choose(ready: Mapping[str, Any], asked: str = AUTO) -> Choice:
 
 
 def untold(ready: Mapping[str, Any], asked: str, choice: Choice) -> bool:
-    """Whether the backend must be made again, for the contract that was chosen.
+    """Whether the backend must be created again, for the chosen contract.
 
-    Its factory takes ``contract``, was given none, and its default is another. A backend that says
-    by one name what it was made for needs no telling.
+    That is so if its factory takes ``contract``, got none, and has another default. A backend that
+    names a single contract needs no second start.
     """
     default, said = ready.get("default"), ready.get("contracts")
     return asked == AUTO and said != [choice.revision] and default not in (None, choice.revision)
@@ -100,7 +102,7 @@ class _Loaded:
     revisions: Mapping[str, str]
     """Revision -> the packages and builds that follow it."""
     unknown: tuple[str, ...] = ()
-    """A line on each package whose headers are none of the builds known here."""
+    """A line for each package with unknown headers."""
 
     @classmethod
     def of(cls, packages: Any) -> _Loaded:
@@ -128,6 +130,6 @@ class _Loaded:
 
 
 def _but(build: builds.Build) -> str:
-    """What the revision does not say of the build."""
+    """The clauses of the build that differ from the revision."""
     differs = ", ".join(f"{clause} {value}" for clause, value in build.differs.items())
     return f", which differs from {build.revision} in {differs}" if differs else ""

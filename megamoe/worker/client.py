@@ -32,7 +32,7 @@ from megamoe.worker.session import (
 
 HERE: Final = Path(__file__).resolve().parent
 PROTOCOL: Final = 1
-"""As in ``serve.py``, which may be of another megamoe's."""
+"""The prefix of answers, as in ``serve.py``, which may belong to another megamoe."""
 GRACE: Final = 1.0
 """Seconds from the limit until the process is killed: it leaves its stack behind meanwhile."""
 
@@ -45,18 +45,18 @@ class Worker:
     """
 
     def __init__(self, launch: Launch, like: Identity | None = None) -> None:
-        """Start it, without waiting for the backend; ``identity`` does.
+        """Start it, without waiting for the backend; ``identity`` waits.
 
-        ``like``: what another worker of the same run said. This one must say the same.
+        ``like``: the identity of another worker of the same run. This one must have the same.
         """
         self.launch = launch
         self._state: Mapping[str, Any] = {}
         self.like = like
         self._told: Choice | None = None
-        """The contract that the backend was made for again, where it was chosen and not asked."""
+        """The contract for which the backend was created again, if the judge chose it."""
         self._identity: Identity | None = None
         self._called: set[str] = set()
-        """What was asked of this process."""
+        """The callables of which this process has had a call."""
         self._closed = False
         self._cwd = launch.cwd or str(Path.cwd())
         self._folders: list[Path] = []
@@ -79,8 +79,8 @@ class Worker:
         return self._identity
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
-        """As :meth:`megamoe.worker.session.Session.ask`; ``changed`` lists what it did not
-        leave as it was."""
+        """See :meth:`megamoe.worker.session.Session.ask`; ``changed`` lists the parts of its state
+        that it changed."""
         try:
             self._bury()
             identity = self.identity
@@ -150,7 +150,8 @@ class Worker:
             (self.folder / "path" / "megamoe").symlink_to(package, target_is_directory=True)
 
     def _orphans(self) -> None:
-        """Kill what is left of a worker whose keeper was killed: all that have its ``TMPDIR``."""
+        """Kill the remaining processes of a worker whose keeper was killed: all that have its
+        ``TMPDIR``."""
         mark = f"TMPDIR={self.folder / 'tmp'}".encode()
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -204,7 +205,8 @@ class Worker:
         raise WorkerError(text)
 
     def _must_be_told(self, said: Reply) -> bool:
-        """Whether a contract was chosen that the backend was not made for; it is then launched."""
+        """Whether the backend was created for another contract than the chosen one; then it starts
+        again."""
         asked, ready = self.launch.contract, said.get("ready")
         if ready is None or said.get("protocol") != PROTOCOL:
             return False

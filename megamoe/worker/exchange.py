@@ -1,7 +1,7 @@
-"""One call of a backend, from the judge's side: inputs into files, outputs out of them.
+"""One call of a backend, from the judge's side: inputs go into files, outputs come out of them.
 
-The judge keeps the tensors that it has; the worker gets a copy. After the call the files hold what
-the call left of its inputs, and every byte is compared with the judge's own.
+The judge keeps its own tensors; the worker gets a copy. After the call the files hold the inputs as
+the call left them, and every byte is compared with the judge's own.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from megamoe.worker.outcomes import (
 from megamoe.worker.session import Session
 
 TORCH_LACKS: Final = ("not implemented for '", "Could not run 'aten::")
-"""Of a ``NotImplementedError`` that torch raised by itself: that is a fault, no refusal."""
+"""Texts of a ``NotImplementedError`` from torch itself: that is a fault, no refusal."""
 LIMIT: Final = 64 << 20
-"""Bytes of one output that are always handed over; of a larger one, what its inputs take."""
+"""The least limit of one output, in bytes; the size of the inputs may raise it."""
 
 
 @dataclass(frozen=True)
 class Returned:
-    """What a call gave back."""
+    """The outcome of a call."""
 
     result: Any
     """A tensor, a mapping or a tuple of them; :class:`Opaque` in place of anything else."""
@@ -49,7 +49,7 @@ class Returned:
     """Inputs that it may write into, as they are afterwards."""
     fingerprint: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """What an act of megamoe in the worker said besides."""
+    """Further data from an act of megamoe in the worker."""
 
 
 class Opaque:
@@ -68,7 +68,8 @@ class Caller:
         """The backend's is wanted after each forward: it may have compiled something."""
         self.left = self.limit = seconds
         self.lost = ""
-        """Why the process of the last answer is of no use; the next one comes from another."""
+        """The reason why the process of the last answer is of no use; another process gives the
+        next answer."""
         self._weights: Sent | None = None
         self._known: tuple[tuple[torch.Tensor, ...], list[int]] = (), []
 
@@ -80,7 +81,7 @@ class Caller:
 
     @property
     def device(self) -> str:
-        """Where the backend runs: ``cpu`` or ``cuda``, with a number perhaps."""
+        """The device of the backend: ``cpu`` or ``cuda``, with an optional number."""
         return self.session.identity.device
 
     def forward(self, problem: Problem) -> Returned:
@@ -195,7 +196,7 @@ def plain_of(problem: Problem) -> dict[str, Any]:
 
 
 def _refuse(reply: Mapping[str, Any], folder: Path) -> None:
-    """Raise what an answer without outputs means."""
+    """Raise the error that an answer without outputs stands for."""
     if "missing" in reply:
         raise Missing(reply["missing"])
     if "declined" in reply:
@@ -234,7 +235,7 @@ def _returned(reply: Mapping[str, Any], out: Path) -> tuple[Any, dict[str, torch
             parts[name] = Opaque(shown[0])
         elif f"out.{name}" in kept:
             parts[name] = _strided(kept[f"out.{name}"], shown[2])
-        else:  # too large to be right: its dtype and shape are what is judged
+        else:  # too large to be right: its dtype and shape are judged
             dtype = getattr(torch, shown[0])
             parts[name] = torch.empty_strided(shown[1], shown[2], dtype=dtype, device="meta")
     blank = {n.removeprefix("blank."): t for n, t in kept.items() if n.startswith("blank.")}

@@ -35,15 +35,15 @@ class Sent:
     places: Mapping[str, tuple[str, list[int], int]]
     own: Tensors
     used: Mapping[str, list[int]]
-    """Of a tensor of which only some rows are written: which. The others are zeros."""
+    """For a tensor with only some rows in the file: these rows. All others are zeros."""
 
     def changed(self) -> list[str]:
-        """Names of tensors of which the file no longer holds the judge's bytes."""
+        """Names of tensors whose bytes in the file are no longer the judge's."""
         with opened(self.path) as file:
             return [name for name in self.own if not self._same(file, name)]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """What the file holds of one tensor now, as a copy."""
+        """A copy of the present content of one tensor in the file."""
         kind, shape, offset = self.places[name]
         own = self.own[name]
         with opened(self.path) as file:
@@ -59,7 +59,7 @@ class Sent:
         size = own.size // count
         if not all(_equal(file, offset + r * size, own[r * size : (r + 1) * size]) for r in rows):
             return False
-        # Of the other rows nothing was ever written: only what the file system keeps is read.
+        # Nobody ever wrote the other rows, so read only the extents that the file system holds.
         at, end, kept = offset, offset + own.size, set(rows)
         while at < end:
             try:

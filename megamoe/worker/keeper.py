@@ -1,4 +1,4 @@
-"""The keeper: owns a worker's processes, its folder and its output, and outlives whoever asked.
+"""The keeper: it owns a worker's processes, its folder and its output, and outlives the judge.
 
 It stands between the judge and the worker, so that the two share no descriptor. When the judge's
 process ends, however it ends, the keeper reads the end of its standard input, kills every process
@@ -30,11 +30,12 @@ from pathlib import Path
 from typing import Any, Final
 
 MARK: Final = b"@megamoe "
-"""Of a worker's answers, as in ``serve.py``, which needs torch and so cannot be imported here."""
+"""The prefix of a worker's answers, as in ``serve.py``, which needs torch and so cannot be imported
+here."""
 LONGEST: Final = 4 << 20
 """Bytes of one answer; a longer line is no answer."""
 TAIL: Final = 4096
-"""Bytes that are kept of what a worker prints: its last words."""
+"""The number of bytes that are kept of a worker's output: its last lines."""
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
 IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
@@ -42,19 +43,19 @@ IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
 class Keeper:
-    """One worker at a time, and everything it starts."""
+    """One worker at a time, with all processes that it starts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.worker: subprocess.Popen[bytes] | None = None
         self.tail = b""
         self.lines: dict[int, bytes] = {0: b""}
-        """Of each descriptor that brings lines: what came after the last newline."""
+        """The unfinished line of each descriptor: the bytes after the last newline."""
         self.selector = selectors.DefaultSelector()
         self.selector.register(0, selectors.EVENT_READ, self._asked)
 
     def run(self) -> None:
-        """Until standard input ends."""
+        """Serve until standard input ends."""
         _tell({"folder": str(self.folder)})
         with suppress(EOFError, BrokenPipeError):
             while True:
@@ -63,10 +64,11 @@ class Keeper:
                 self._look()
 
     def end(self) -> None:
-        """Kill what is left and remove the folder; the judge may still be writing into it.
+        """Kill the remaining processes and remove the folder; the judge may still be writing into
+        it.
 
         MEGAMOE_LINGER: seconds in which the worker may end by itself before that. A tool that
-        watches a process, as compute-sanitizer does, writes what it saw when the process ends.
+        watches a process, such as compute-sanitizer, writes its report when the process ends.
         """
         linger = float(os.environ.get("MEGAMOE_LINGER") or 0)
         if linger and self.worker is not None and self.worker.stdin is not None:
@@ -148,7 +150,7 @@ class Keeper:
             (self.worker.stdout, self._answered),
             (self.worker.stderr, self._printed),
         ):
-            if pipe is not None:  # what it said just before
+            if pipe is not None:  # its last output before that
                 os.set_blocking(pipe.fileno(), False)
                 with suppress(BlockingIOError, KeyError):
                     while pipe.fileno() in self.selector.get_map():
@@ -162,7 +164,8 @@ class Keeper:
         return next((line for line in reversed(lines) if line), "")[:300]
 
     def _kill(self) -> None:
-        """Kill every process that came from the worker: its session, and all who left that."""
+        """Kill every process that came from the worker: its session, and all processes that left
+        the session."""
         worker, self.worker = self.worker, None
         if worker is None:
             return
@@ -188,10 +191,10 @@ class Keeper:
 
 
 def _has_children() -> bool:
-    """Whether a process is left, after the dead ones are collected.
+    """Collect dead processes, and say whether a process is left.
 
     The kernel gives every orphan to this process, so without a child there is no descendant.
-    ``/proc`` cannot prove that: a process that starts while it is read is in no list.
+    ``/proc`` cannot prove that: a process that starts during the reading is in no list.
     """
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
@@ -228,7 +231,7 @@ def _as_ever() -> None:
     for number in IGNORED:
         signal.signal(number, signal.SIG_DFL)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core is a file that nobody asked for
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nobody wants the file of a core dump
 
 
 def _prctl(option: int, value: int) -> None:

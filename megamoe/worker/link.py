@@ -1,4 +1,4 @@
-"""The judge's line to a keeper: what is told, what is heard, and how a worker ended."""
+"""The judge's connection to a keeper: orders, reports, and the end of a worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARED: Final = Path("/dev/shm")
 ROOM: Final = 4 << 30
 """Bytes that must be free in shared memory; with less, files are exchanged on the disk."""
 PROMPT: Final = 20.0
-"""Seconds in which a keeper does what it is told."""
+"""Seconds in which a keeper obeys an order."""
 GONE: Final = "the backend ended its keeper, a process of megamoe"
 
 
@@ -32,7 +32,8 @@ class Ended(Exception):
 
 
 class Link:
-    """One keeper, which makes the folder: so no folder is ever without somebody to remove it."""
+    """The connection to one keeper, which creates the folder. So no folder lacks a process that
+    removes it."""
 
     def __init__(self) -> None:
         """Raises :class:`WorkerError` where there is no folder to be had."""
@@ -76,7 +77,7 @@ class Link:
                         return cleaned
 
     def is_alive(self) -> bool:
-        """Whether the worker's process is."""
+        """Whether the worker's process is alive."""
         with suppress(Ended, TimeoutError):
             self.tell({"poll": True})
             until = time.monotonic() + PROMPT
@@ -113,7 +114,7 @@ class Link:
         return event
 
     def close(self) -> bool:
-        """End the keeper and what it keeps; False where it was killed before it could."""
+        """End the keeper and its worker; False if the keeper was killed before it could obey."""
         for pipe in (self._keeper.stdin, self._keeper.stdout):
             if pipe is not None:
                 with suppress(OSError):

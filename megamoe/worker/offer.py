@@ -1,4 +1,5 @@
-"""What a judge chooses a contract from. Part of ``serve.py``: needs Python 3.10 and torch only."""
+"""The data from which a judge chooses a contract. Part of ``serve.py``: needs Python 3.10 and torch
+only."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def offer(spec: str, modules: Mapping[str, str], packages: Iterable[str]) -> dic
 
 
 def default_of(spec: str, modules: Mapping[str, str]) -> str | None:
-    """What its factory takes ``contract`` to be where none is given; None: it takes none."""
+    """The default of the factory's parameter ``contract``; None: it has no such parameter."""
     try:
         found = inspect.signature(_factory(spec, modules)).parameters.get("contract")
     except (AttributeError, KeyError, ImportError, TypeError, ValueError):
@@ -37,7 +38,7 @@ def _factory(spec: str, modules: Mapping[str, str]) -> Any:
 
 
 def loaded(names: Iterable[str]) -> dict[str, str]:
-    """Of packages by these names that this process has imported: where they lie."""
+    """The folders of those packages among these names that this process has imported."""
     out = {}
     for name in names:
         path = getattr(sys.modules.get(name), "__path__", None)

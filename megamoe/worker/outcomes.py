@@ -1,4 +1,4 @@
-"""What keeps a call from giving something to judge, each with the sentence that a person reads."""
+"""The reasons why a call gives nothing to judge, each with the sentence for a person."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class NoOutput(Exception):
 
 
 class Missing(NoOutput):
-    """The backend does not offer what was asked for; the message names it."""
+    """The backend lacks the callable or the feature; the message names it."""
 
     sentence = "the backend has no {}"
 

@@ -1,4 +1,5 @@
-"""Workers that several judges share: as many backends as asked for, whatever the number of judges.
+"""Workers that several judges share: the number of backends does not depend on the number of
+judges.
 
 The pool lives in the process that owns the run. A judge connects to it from a process of its own
 and asks through a :class:`Shared` session; the pool hands the request to the next worker that is
@@ -27,7 +28,7 @@ from megamoe.worker.session import Identity, Launch, Reply, WorkerError
 
 @dataclass(frozen=True)
 class Address:
-    """Where a pool listens, and what a judge must know of its backend. It can be pickled."""
+    """The address of a pool, and the data that a judge needs of its backend. It can be pickled."""
 
     name: str
     key: bytes
@@ -35,7 +36,7 @@ class Address:
     folder: Path
 
     def packed(self) -> str:
-        """As text, for pytest-xdist, which passes no objects."""
+        """The same as text, for pytest-xdist, which passes no objects."""
         return base64.b64encode(pickle.dumps(self)).decode()
 
     @staticmethod
@@ -129,7 +130,8 @@ class Shared:
         return self._address.folder
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
-        """As :meth:`megamoe.worker.session.Session.ask`, without the wait for a free worker."""
+        """See :meth:`megamoe.worker.session.Session.ask`; the wait for a free worker does not
+        count."""
         try:
             self._connection.send((dict(request), seconds))
             reply: Reply = self._connection.recv()

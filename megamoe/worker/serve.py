@@ -3,7 +3,7 @@
 It runs in somebody else's environment, with ``offer.py``, ``state.py`` and ``tensors.py`` beside it
 or, made by ``single.py``, in it. It judges nothing: the judge is another process.
 ``docs/protocol.md`` has every message: a JSON object a line on standard input, an answer each on
-standard output. What a backend prints goes to standard error.
+standard output. The output of a backend goes to standard error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 PROTOCOL = 1
 MARK = "@megamoe "
-POISON = 0x5A  # bytes of a blank tensor before a call, so that what is not written shows
+POISON = 0x5A  # bytes of a blank tensor before a call, so that an unwritten element shows
 AUTO = "auto"  # of contracts: the backend's own
 FLAGS = ("folds_scales",)
 """Attributes that are true or absent; each decides what the judge asks of the backend."""
@@ -39,7 +39,8 @@ CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "run")
 
 
 class BackendError(ValueError):
-    """A backend cannot be found, made or used; the message is one line and says how to mend it."""
+    """A backend cannot be found, created or used; the message is one line and says how to mend
+    it."""
 
 
 def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUTO) -> Any:
@@ -95,7 +96,7 @@ def module_of(name: str, file: Path) -> Any:
 
 
 def create(found: Any, device: Any, contract: str = AUTO) -> Any:
-    """The object itself, or what a call gives; it may take ``device`` and ``contract``."""
+    """The object itself, or the result of a call with optional ``device`` and ``contract``."""
     is_object = hasattr(found, "name") and hasattr(found, "accumulator")
     if not isinstance(found, type) and (is_object or not callable(found)):
         return found
@@ -111,7 +112,7 @@ def create(found: Any, device: Any, contract: str = AUTO) -> Any:
 
 
 def identity(backend: Any) -> dict[str, Any]:
-    """What the backend says of itself, and must say again after every call."""
+    """The backend's description of itself, which it must repeat after every call."""
     said = {name: getattr(backend, name, None) for name in ("name", "accumulator")}
     one = getattr(backend, "contract", None)
     computes = getattr(backend, "contracts", one if isinstance(one, str) else None)
@@ -161,10 +162,12 @@ class Served:
         self.backend, self.device, self.modules = backend, device, modules
         self.tensors = module_of("megamoe_worker_tensors", HERE / "tensors.py")
         self.files: dict[str, dict[str, Any]] = {}
-        """A file that the next request names again is given as the same tensors."""
+        """The tensors of the last files: if the next request names a file again, it gets the same
+        tensors."""
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What was returned, or why nothing was; and what the backend says of itself now."""
+        """The result of the call or the reason why there is none, and the backend's present
+        identity."""
         try:
             reply = self._called(request)
         except BaseException as error:  # sys.exit and KeyboardInterrupt are a backend's too
@@ -224,7 +227,8 @@ class Served:
         return given | self.tensors.filled(request.get("blank", {}), POISON, self.device)
 
     def _lost(self) -> str:
-        """Why this process is of no further use. A CUDA error comes back at every call."""
+        """The reason why this process is of no further use; empty if it is. A CUDA error comes back
+        at every call."""
         try:
             usable = getattr(self.backend, "usable", None)
             if callable(usable) and not usable():
@@ -255,7 +259,7 @@ def serve() -> None:
     gc.enable()
     out, requests = os.dup(1), os.fdopen(os.dup(0), "rb", closefd=False)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what a backend prints is no answer
+    os.dup2(2, 1)  # the output of a backend is no answer
     watch, about = (module_of(f"megamoe_worker_{n}", HERE / f"{n}.py") for n in ("state", "offer"))
     state = watch.State((0, 1, 2, out, requests.fileno()))
 

@@ -1,4 +1,4 @@
-"""What a judge knows of a backend: how it is started, who it says it is, how it is asked."""
+"""The judge's view of a backend: its start, its identity, and its calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megamoe.spec.contract import NEWEST
 from megamoe.worker.choice import AUTO, Choice, choose
 
 START_SECONDS: Final = 300.0
-"""For importing torch and making the backend."""
+"""Seconds for the import of torch and the creation of the backend."""
 JUDGED: Final = ("forward", "prepare", "eplb_map", "transform_weights")
 """A backend offers at least one of these."""
 
@@ -25,34 +25,35 @@ MODULES: Final = {
     "acts": "megamoe.layer.acts",
     "problem": "megamoe.spec.problem",
 }
-"""What the worker needs of megamoe for a backend given by name, an act, and a problem's class."""
+"""The modules of megamoe that a worker needs for a backend with a name, an act, and a problem's
+class."""
 
 Reply = dict[str, Any]
 
 
 class WorkerError(ValueError):
-    """The backend cannot be loaded, or is none; one line."""
+    """The backend cannot be loaded, or the object is no backend; one line."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a worker is started."""
+    """The start of a worker."""
 
     backend: str
     device: str = "cpu"
     contract: str = AUTO
     """The revision that it is to compute; auto: see :mod:`.choice`."""
     argv: tuple[str, ...] = (sys.executable,)
-    """What ends in a Python interpreter; words before it enter an environment."""
+    """A command that ends in a Python interpreter; words before it enter an environment."""
     front: tuple[str, ...] = ()
     """Put first on the import path."""
     cwd: str | None = None
     environment: Mapping[str, str] | None = None
     """None: this process's own."""
     threads: int = 0
-    """Of torch; 0: as torch decides."""
+    """Threads of torch; 0: torch's own choice."""
     seconds: float = START_SECONDS
-    """Until the backend is loaded."""
+    """Seconds until the backend is loaded."""
 
 
 FOLDS_SCALES: Final = "folds_scales"
@@ -61,7 +62,7 @@ FOLDS_SCALES: Final = "folds_scales"
 
 @dataclass(frozen=True)
 class Identity:
-    """What a backend says of itself, once, at the start."""
+    """A backend's description of itself, at the start."""
 
     name: str
     accumulator: str
@@ -69,15 +70,15 @@ class Identity:
     contract: str = NEWEST.revision
     """The revision that it is judged under."""
     contracts: tuple[str, ...] | None = None
-    """Those that it says it computes; None: it says nothing of it."""
+    """The contracts that it names; None: it names none."""
     why: str = ""
-    """Why that one; empty where it was asked for."""
+    """The reason for the contract; empty if the user asked for it."""
     fingerprint: Mapping[str, Any] | None = None
-    """``sources``, ``options``, and ``binaries`` as far as they were compiled by then."""
+    """``sources``, ``options``, and the ``binaries`` that were compiled so far."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Its environment: python, torch, device, processor, and gpu, capability, cuda with CUDA."""
     state: Mapping[str, Any] = field(default_factory=dict)
-    """Of its process, before the first call."""
+    """The state of its process before the first call."""
     batch_invariant: bool = True
     """False: it says that a token's bits may depend on how many tokens are beside it."""
 
@@ -96,7 +97,8 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """Of all that it says and that decides a verdict, short: it stands in each of them."""
+        """A short digest of everything in the identity that decides a verdict; each verdict holds
+        it."""
         known = self.fingerprint or {}
         said = [self.name, self.accumulator, *self.callables, self.contract,
                 known.get("sources"), known.get("options")]  # fmt: skip
@@ -104,7 +106,7 @@ class Identity:
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
 
     def differs(self, said: Mapping[str, Any]) -> str:
-        """What a later answer says otherwise; empty if nothing."""
+        """The difference of a later answer; empty if there is none."""
         for name in ("name", "accumulator"):
             if said.get(name) != getattr(self, name):
                 return f"{name} {said.get(name)!r}, but said {getattr(self, name)!r} at the start"
@@ -125,29 +127,29 @@ class Identity:
 
 
 def judged(revision: str, why: str) -> str:
-    """``contract 2026-09 (the backend says so)``; without a reason where it was asked for."""
+    """``contract 2026-09 (the backend says so)``; without a reason if the user asked for it."""
     return f"contract {revision} ({why})" if why else f"contract {revision}"
 
 
 class Session(Protocol):
-    """Where a backend answers: a worker of one's own, or one that judges share."""
+    """The place where a backend answers: a worker of one judge, or a worker that judges share."""
 
     @property
     def identity(self) -> Identity:
-        """Of the backend. Raises :class:`WorkerError` where it cannot be loaded."""
+        """The identity of the backend. Raises :class:`WorkerError` if it cannot be loaded."""
 
     @property
     def folder(self) -> Path:
-        """Where the files of requests and answers lie."""
+        """The folder of the files of requests and answers."""
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
-        """The answer within ``seconds``; ``{"broken": why}`` where there is none."""
+        """The answer within ``seconds``; ``{"broken": why}`` if there is none."""
 
 
 def complaint(
     name: Any, accumulator: Any, offered: Any, kind: str, wanted: Sequence[str] = JUDGED
 ) -> str:
-    """Why an object of type ``kind`` is no backend, in one line; empty if it is one."""
+    """The reason why an object of type ``kind`` is no backend, in one line; empty if it is one."""
     if not isinstance(name, str) or not name:
         return f"{kind} has no `name`; give it a non-empty string"
     if not isinstance(accumulator, str) or accumulator not in ACCUMULATORS:
@@ -160,10 +162,11 @@ def complaint(
 def identity_of(
     ready: Mapping[str, Any], state: Mapping[str, Any], asked: str | Choice = AUTO
 ) -> Identity:
-    """From a worker's first answer. Raises :class:`WorkerError` where that is no backend's, and
-    :class:`.choice.NoChoice` where it computes no contract that can be judged.
+    """The identity from a worker's first answer.
 
-    ``asked``: the contract that it was to be made for, or what was chosen already.
+    ``asked`` is the contract of the request, or an earlier choice. Raises :class:`WorkerError` if
+    the answer is that of no backend, and :class:`.choice.NoChoice` if the backend computes no
+    contract that can be judged.
     """
     offered = [name for name in ready["callables"] if name in JUDGED]
     wrong = complaint(ready["name"], ready["accumulator"], offered, ready["type"])
@@ -206,7 +209,7 @@ def checked_fingerprint(found: Any) -> dict[str, Any] | None:
 
 
 def changed(before: Mapping[str, Any], now: Any) -> list[str]:
-    """What a call did not leave as it was, by name."""
+    """The names of the parts of the state that a call changed."""
     if not isinstance(now, Mapping):
         return [f"state of the process ({now})"]
     out = []

@@ -1,4 +1,4 @@
-"""What a call must leave as it was. Part of ``serve.py``: needs Python 3.10 and torch only."""
+"""The state that a call must not change. Part of ``serve.py``: needs Python 3.10 and torch only."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("
 
 
 class State:
-    """Watches what decides bits, or where a later call reads and writes."""
+    """Watches the settings that decide bits, or the places where a later call reads and writes."""
 
     def __init__(self, files: Sequence[int]) -> None:
-        """``files``: descriptors that must stay what they are."""
+        """``files``: descriptors that must not change."""
         self.files = files
         self.used = {(torch, n): getattr(torch, n) for n in ("empty", "zeros", "full")} | {
             (torch.Tensor, n): getattr(torch.Tensor, n)
@@ -27,7 +27,7 @@ class State:
         }  # fmt: skip
 
     def now(self) -> dict[str, Any]:
-        """By name; raises ``OSError`` where a folder or a descriptor is gone."""
+        """The state by name; raises ``OSError`` if a folder or a descriptor is gone."""
         one, bit = 1.0, 2.0**-53
         return {
             "working directory": os.getcwd(),  # noqa: PTH109

@@ -1,4 +1,4 @@
-"""Tensors in files, and what a call returned. Part of ``serve.py``: needs Python 3.10 and torch."""
+"""Tensors in files, and the result of a call. Part of ``serve.py``: needs Python 3.10 and torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 ALIGN = 64  # of every tensor in a file, in bytes
 Place = tuple[str, list[int], int]
-"""Of a tensor in a file: torch's name of the dtype, the shape, the offset in bytes."""
+"""The place of a tensor in a file: torch's name of the dtype, the shape, the offset in bytes."""
 
 
 def read_tensors(path: str, places: Mapping[str, Place]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def read_tensors(path: str, places: Mapping[str, Place]) -> dict[str, Any]:
 def moved_tensors(
     path: str, places: Mapping[str, Place], used: Mapping[str, list[int]], device: str
 ) -> dict[str, Any]:
-    """One file on the device. Of a tensor in ``used`` all rows but those are zeros."""
+    """The tensors of one file on the device. For a tensor in ``used``, all other rows are zeros."""
     tensors = read_tensors(path, places)
     if device == "cpu":
         return tensors
@@ -44,7 +44,7 @@ def moved_tensors(
 
 
 def filled(blanks: Mapping[str, tuple[str, list[int]]], byte: int, device: str) -> dict[str, Any]:
-    """New tensors of these dtypes and shapes, of which every byte is ``byte``."""
+    """New tensors of these dtypes and shapes, filled with ``byte``."""
     out = {}
     for name, (kind, shape) in blanks.items():
         dtype = getattr(torch, kind)
@@ -60,7 +60,7 @@ def write_back(
     used: Mapping[str, list[int]],
     tensors: Mapping[str, Any],
 ) -> None:
-    """Put what a call left of a file's tensors into the file, where the judge reads it."""
+    """Write a file's tensors, as the call left them, into the file, where the judge reads them."""
     for name, host in read_tensors(path, places).items():
         now = tensors[name]
         rows: Any = used.get(name, (...,))
@@ -85,7 +85,7 @@ def write_tensors(path: str, tensors: Mapping[str, Any]) -> dict[str, Place]:
 
 
 def shown_of(part: Any) -> list[Any]:
-    """Dtype, shape and strides of a tensor that has bytes; of anything else what it is."""
+    """Dtype, shape and strides of a tensor that has bytes; the type of anything else."""
     if not isinstance(part, torch.Tensor):
         return [type(part).__name__]
     if part.layout != torch.strided or part.is_meta:

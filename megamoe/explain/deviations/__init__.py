@@ -27,7 +27,7 @@ from megamoe.spec.contract import REVISIONS
 
 
 def of_codes(life: Life, source: Source) -> Iterator[Way]:
-    """From ``x`` to the codes of linear 2."""
+    """The deviations from ``x`` to the codes of linear 2."""
     own = right(life)
     yield from activation.catalogue(life, source)
     yield from requantise.catalogue(life)
@@ -40,7 +40,7 @@ def of_codes(life: Life, source: Source) -> Iterator[Way]:
 
 
 def of_y(life: Life, source: Source) -> Iterator[Way]:
-    """From the codes of linear 2 to ``y``."""
+    """The deviations from the codes of linear 2 to ``y``."""
     own = right(life)
     yield from combine.catalogue(life, source)
     for name, total in activation.TOTALS_OFF.items():
@@ -51,7 +51,7 @@ def of_y(life: Life, source: Source) -> Iterator[Way]:
 
 
 def of_all(life: Life, source: Source) -> Iterator[Way]:
-    """From ``x`` to ``y``, where no stage between them is shown."""
+    """The deviations from ``x`` to ``y``, for outputs without a stage between them."""
     own = right(life)
     yield from activation.catalogue(life, source)
     yield from requantise.catalogue(life)

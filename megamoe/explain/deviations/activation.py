@@ -1,4 +1,4 @@
-"""Between linear 1 and the activations: gate and up, clamp, silu, routing weight."""
+"""Deviations between linear 1 and the activations: gate and up, clamp, silu, routing weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What staging and requantisation can do wrong alike: the amax of a group, and the cast to E4M3.
+"""Deviations of both quantisations: the amax of a group, and the cast to E4M3.
 
 Values have the shape ``(..., C)``, scale bytes and amax ``(..., C/32)``.
 """

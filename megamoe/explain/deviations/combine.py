@@ -1,4 +1,4 @@
-"""From the sums of linear 2 to ``y``: the slot's row and the combine, in known wrong ways."""
+"""Deviations from the sums of linear 2 to ``y``: the slot's row and the combine."""
 
 from __future__ import annotations
 

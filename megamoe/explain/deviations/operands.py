@@ -1,4 +1,4 @@
-"""What a linear reads, in known wrong ways: codes, scale bytes, nibbles, rows, experts."""
+"""Deviations of the operands of a linear: codes, scale bytes, nibbles, rows, experts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _tiled_128(row: I64, group: I64, groups: int) -> I64:
 LAYOUTS: Final[Mapping[str, Callable[[I64, I64, int], I64]]] = {
     "linear": _linear, "8x4": _tiled_8, "128x4": _tiled_128,
 }  # fmt: skip
-"""Where the scale byte of a row and a group lies: its place in bytes."""
+"""The place, in bytes, of the scale byte of a row and a group."""
 
 
 def mistaken(sf: U8, written: str, read: str) -> U8:
@@ -102,7 +102,7 @@ def _layouts() -> dict[str, Reader]:
 
 
 def _of_w13() -> dict[str, Reader]:
-    """Of linear 1 alone: scales of gate and up rows that are not in the order of the weights."""
+    """For linear 1 alone: scales of gate and up rows in another order than the weights."""
     out: dict[str, Reader] = {}
     for run in (1, 8, 16):
         for back, name in ((False, "are"), (True, "are taken to be")):
@@ -119,7 +119,7 @@ def _of_w13() -> dict[str, Reader]:
 
 
 def _late(change: Change) -> Reader:
-    """Of E2M1 weights only, once the rows are chosen."""
+    """A change for E2M1 weights only, after the choice of the rows."""
 
     def read(o: Operands) -> Operands:
         return o if is_e4m3(o.packed, o.weight_sf) else replace(o, late=(*o.late, change))
@@ -255,7 +255,7 @@ _COMMON: Final[dict[str, Reader]] = {
 
 
 def readers(linear: int) -> dict[str, Reader]:
-    """By name, what goes wrong in linear 1 or 2."""
+    """The deviations of linear 1 or 2, by name."""
     return {**_COMMON, **(_of_w13() if linear == 1 else {})}
 
 

@@ -1,4 +1,4 @@
-"""Which other token's row, or other weight, a wrong index reads."""
+"""Deviations by a wrong index: the row of another token, or another weight."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _once(found: dict[str, int], at: int, tokens: int) -> Iterator[tuple[str, in
 
 
 def other_weights(life: Life, source: Source) -> dict[str, dict[int, np.float32]]:
-    """By name: the routing weight that each slot gets from a wrong index."""
+    """The routing weight of each slot under a wrong index, by name."""
     at, weights, tokens = life.at, life.token.weights, source.tokens
     slots = len(weights)
     live = [slot.slot for slot in life.slots if slot.slot < slots]

@@ -32,7 +32,7 @@ class StagedWay:
 
     name: str
     staged: Callable[[], Staged | None]
-    """None where it does not apply to this token."""
+    """The staged tensors; None if the deviation does not apply to this token."""
     stage: str = STAGE
 
 
@@ -85,7 +85,7 @@ def _byte(amax: F32) -> I32:
 
 
 def _quantized(hidden: F32, amax: F32, contract: Contract) -> Staged:
-    """By an ``amax`` ``(H/32,)``; the contract's floor where it is larger."""
+    """Scale bytes from an ``amax`` ``(H/32,)``, with the contract's floor where it is larger."""
     floor = np.float32(contract.staging_amax_floor.value)
     return _coded(hidden, _byte(np.maximum(amax, floor)), contract)
 
