@@ -18,7 +18,6 @@ from megamoe.cases import Case
 from megamoe.golden import (
     GoldenError,
     Store,
-    StoredGolden,
     digest_of,
     make,
     predicted,
@@ -164,7 +163,7 @@ def entry(root: Path, name: str, envelope: bool, case: Case) -> dict[str, Any]:
         except ValueError as fault:
             return {"none": str(fault)}
         now = predicted.under([revision], found.stages, ids, found.assumed)
-        key = Store(root, make, REVISIONS[revision]).key(case) if envelope else ""
+        key = _store(root, revision).key(case) if envelope else ""
         if envelope and (key, str(now["stages"])) not in judged:
             _inside(root, case, revision, inputs, problem, found, model.accumulator)
             judged.add((key, str(now["stages"])))
@@ -185,7 +184,7 @@ def _inside(
     found: Predicted,
     accumulator: str,
 ) -> None:
-    golden = _golden(root, case, revision, inputs)
+    golden = _store(root, revision).load(case, inputs)
     judged = judge_forward(found.stages, golden, accumulator, problem, case.rows)
     bad = [f.text or f"{f.stage}: {f.outside} of {f.total} outside" for f in judged.findings
            if f.bad]  # fmt: skip
@@ -196,8 +195,9 @@ def _inside(
         )
 
 
-def _golden(root: Path, case: Case, revision: str, inputs: str) -> StoredGolden:
-    return Store(root, make, REVISIONS[revision]).load(case, inputs)
+@cache
+def _store(root: Path, revision: str) -> Store:
+    return Store(root, make, REVISIONS[revision])
 
 
 def _apart(case: Case, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
