@@ -25,21 +25,21 @@ def add(acts: Any, command: Any) -> None:
     p = command(acts, "predict", "compute the bits of the SM100 kernel's model as candidates",
                 _predict)  # fmt: skip
     p.add_argument("--case", metavar="GLOB", help="a part; the candidate keeps its other cases")
-    add_jobs(p)
     command(acts, "bless-predictions", "make them predicted goldens; refuses where CI is set",
             _bless)  # fmt: skip
     v = command(acts, "verify-predictions", "compute the predicted goldens again", _verify)
     v.add_argument("--case", metavar="GLOB")
-    v.add_argument("--envelope", action="store_true",
-                   help="judge each by its derived golden too")  # fmt: skip
-    add_jobs(v)
+    for each in (p, v):
+        each.add_argument("--envelope", action="store_true",
+                          help="judge each by its derived golden too")  # fmt: skip
+        add_jobs(each)
 
 
 def _predict(a: argparse.Namespace) -> int:
     root = root_of(a)
     cases = predictions.chosen(select(load_cases(root), "forward", glob=a.case))
     with progress("predicting", len(cases), Console(stderr=True)) as done:
-        path, faults = predictions.record(root, cases, SM100, a.j, done)
+        path, faults = predictions.record(root, cases, SM100, a.j, done, a.envelope)
     for line in faults:
         print(line, file=sys.stderr)
     if path is None:
@@ -49,7 +49,7 @@ def _predict(a: argparse.Namespace) -> int:
         print(line)
     kinds = Counter(line.partition(": ")[2] for line in changed)
     said = ", ".join(f"{count} {what}" for what, count in kinds.items()) or "no changes"
-    print(f"{path}: {said}; each lies inside its certified envelope")
+    print(f"{path}: {said}{_inside(a)}")
     return 0
 
 
@@ -64,8 +64,11 @@ def _verify(a: argparse.Namespace) -> int:
     cases = predictions.chosen(select(load_cases(root), "forward", glob=a.case))
     with progress("predicting", len(cases), Console(stderr=True)) as done:
         faults = predictions.verify(root, cases, SM100, a.j, done, a.envelope)
-    more = ", each inside its certified envelope" if a.envelope else ""
-    print(f"{len(cases) - len(faults)} of {len(cases)} predictions have the same bits{more}")
+    print(f"{len(cases) - len(faults)} of {len(cases)} predictions have the same bits{_inside(a)}")
     for line in faults:
         print(line, file=sys.stderr)
     return 1 if faults else 0
+
+
+def _inside(a: argparse.Namespace) -> str:
+    return "; each lies inside its certified envelope" if a.envelope else ""

@@ -48,7 +48,8 @@ class Instruction:
         """``(..., bytes)`` operands as numbers."""
         if self.size == 1:
             return np.asarray(E4M3_TABLE[raw], np.float64)
-        return bf16_decode(np.ascontiguousarray(raw).view(np.uint16)).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            return bf16_decode(np.ascontiguousarray(raw).view(np.uint16)).astype(np.float64)
 
 
 INSTRUCTIONS: Final = {

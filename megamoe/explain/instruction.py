@@ -11,12 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.oracle.linear import _E2M1_FIELD, _E4M3_FIELD, is_e4m3
+from megamoe.oracle.units import Unit, fused
 from megamoe.spec.accumulators import Accumulator
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8, e2m1_unpack, ue8m0_decode
 
 F64 = npt.NDArray[np.float64]
-_LOWEST = -133
-"""No alignment below this exponent: MMA-Sim 2.1.1's number for these units."""
+
+
+def unit_of(a: Accumulator) -> Unit:
+    """The instruction of a class that has one."""
+    assert a.align_bits is not None and a.result_bits is not None
+    return Unit(a.name, GROUP, a.align_bits, a.result_bits, a.evidence)
 
 
 def weight_values(packed: U8, sf: U8) -> tuple[U8, F64]:
@@ -51,11 +56,12 @@ def modelled(a: Accumulator, codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F6
     if a.outside and table is _E2M1_FIELD:  # there the weight is an E4M3, where 0.5 is normal
         of_weights = of_weights - (weight_values(packed, weight_sf)[0] & 7 == 1)
     field = (_E4M3_FIELD[codes] + of_weights).reshape(terms.shape)
-    field = np.where(terms != 0, field + scale[:, :, None], _LOWEST).max(axis=2)
+    field = field + scale[:, :, None]
+    unit = unit_of(a)
     main, running = np.zeros(len(packed)), np.zeros(len(packed))
     groups = terms.shape[1]
     for g in range(groups):
-        running = _step(a, terms[:, g], field[:, g], running)
+        running = fused(unit, terms[:, g], field[:, g], running)
         if a.promote is not None and ((g + 1) % (a.promote // GROUP) == 0 or g + 1 == groups):
             scaled = np.ldexp(running, factor[:, g]).astype(np.float32)
             main = (main + scaled).astype(np.float32).astype(np.float64)
@@ -70,15 +76,3 @@ def blockwise(blocks: F64) -> F64:
         for block in blocks.astype(np.float32):
             total += block
     return total.astype(np.float64)
-
-
-def _step(a: Accumulator, terms: F64, field: npt.NDArray[np.int32], running: F64) -> F64:
-    """One instruction step: align, truncate, add exactly, truncate the result."""
-    assert a.align_bits is not None and a.result_bits is not None
-    with np.errstate(invalid="ignore", over="ignore"):
-        own = np.where(running != 0, np.maximum(np.frexp(running)[1] - 1, -126), _LOWEST)
-        unit = np.maximum(np.maximum(field, own), _LOWEST) - a.align_bits
-        kept = np.trunc(np.ldexp(terms, -unit[:, None])).sum(axis=1)
-        total = np.ldexp(kept + np.trunc(np.ldexp(running, -unit)), unit)
-        last = np.maximum(np.frexp(total)[1] - 1, -126) - a.result_bits
-        return np.ldexp(np.trunc(np.ldexp(total, -last)), last)

@@ -1,0 +1,166 @@
+"""``megamoe confirm``: a file of answers is read, and says what is confirmed and what is refuted.
+
+No GPU is asked here: the answers are those that a chip with the arithmetic of the models, or with
+another, would give.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from megamoe import confirm
+from megamoe.cases import golden_root, load_cases
+from megamoe.commands.main import main
+from megamoe.confirm import ConfirmError, gpu
+from megamoe.confirm.words import INSTRUCTIONS, Asked, answered, modelled, sampled, units_near
+from megamoe.golden import predicted
+from megamoe.predict import SM100, tables
+from megamoe.spec.contract import NEWEST
+
+ROOT = golden_root()
+KEPT = predicted.read(ROOT / "predicted" / "sm100.json")
+CASE = "forward/claims-25-bits"
+TABLES = {n: tables.table("nvidia-h200-sm90", n) for n in ("fast", "precise")}
+
+
+def answers(unit=None, silu=TABLES, cases=(), **other):
+    """What a chip would say: the models' own arithmetic where nothing else is given."""
+    asked = {n: Asked(i, 3, 4, 2) for n, i in INSTRUCTIONS.items()}
+    return {
+        "gpu": "Fake B200", "machine_class": "fake-b200-sm100", "model": "sm100",
+        "provenance": {"driver": "1", "date": "2026-11-28"}, "lacks": {"tcgen05 words": "none"},
+        "instructions": {
+            n: answered(a, modelled(a, unit or a.instruction.unit)) for n, a in asked.items()
+        },
+        "silu": {n: tables.pack(n, t) for n, t in silu.items()},
+        "cases": dict(cases), "contract": NEWEST.revision, "backend": "fake",
+    } | other  # fmt: skip
+
+
+def case(**change):
+    kept = next(u for u in KEPT.data["cases"][CASE]["under"] if NEWEST.revision in u["contracts"])
+    inputs = KEPT.data["cases"][CASE]["inputs"]
+    shown = {"inputs": inputs, "status": "pass", "stages": dict(kept["stages"])}
+    return shown | ({"y": kept["y"]} if "y" in kept else {}) | change
+
+
+def states(given):
+    return {f.what: f for f in confirm.found(given, ROOT)}
+
+
+def test_answers_with_the_models_arithmetic_confirm_them(tmp_path, capsys):
+    path = tmp_path / "answers.json"
+    confirm.write_answers(path, answers(cases={CASE: case()}))
+    assert main(["confirm", "--from", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("confirmed") == 5 and "refuted" not in said
+    assert "wgmma-bf16: 2048 words are those of hopper-16bit" in said
+    assert "not asked  tcgen05 words: none" in said
+    assert path.stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_another_unit_is_refuted_and_named(name):
+    unit = INSTRUCTIONS[name].unit
+    for said, other in list(units_near(unit))[:6]:
+        found = states(answers(other))[name]
+        assert found.state == "refuted" and f"{said} leaves 0" in found.text
+
+
+def test_a_unit_that_no_change_explains_is_refuted_too():
+    unit = replace(INSTRUCTIONS["wgmma-bf16"].unit, align_bits=19, result_bits=20)
+    found = states(answers(unit))["wgmma-bf16"]
+    assert found.state == "refuted" and "leaves 0" not in found.text
+
+
+def test_a_table_that_differs_is_refuted_and_one_beyond_the_errors_more_so():
+    fast = TABLES["fast"].copy()
+    fast[0x4000] = np.nextafter(fast[0x4000], np.float32(9))
+    found = states(answers(silu={"fast": fast}))["silu fast"]
+    assert found.state == "refuted" and "1 gates differ from nvidia-h200-sm90's" in found.text
+    fast[0x4000] = 1.5
+    found = states(answers(silu={"fast": fast}))["silu fast"]
+    assert found.state == "refuted" and "outside the documented errors" in found.text
+    table = {"reciprocal": tables.table("nvidia-h200-sm90", "precise")}
+    assert states(answers(silu=table))["silu reciprocal"].state in ("new", "refuted")
+
+
+def test_a_case_with_other_bits_is_refuted_and_named():
+    other = case()["stages"] | {"y": "0" * 32}
+    found = states(answers(cases={CASE: case(stages=other)}))["cases of model sm100"]
+    assert found.state == "refuted" and found.text.startswith("1 unlike") and CASE in found.text
+    found = states(answers(cases={CASE: case(stages=other, status="fail")}))
+    assert "outside its envelope" in found["cases of model sm100"].text
+    found = states(answers(cases={CASE: case(inputs="others")}))["cases of model sm100"]
+    assert (found.state, found.text) == ("not asked", "1 of other inputs")
+
+
+def test_write_keeps_the_table_and_a_model_can_take_it(tmp_path, monkeypatch, capsys):
+    fast = TABLES["fast"].copy()
+    fast[0x4000] = np.nextafter(fast[0x4000], np.float32(9))
+    path = tmp_path / "answers.json"
+    confirm.write_answers(path, answers(silu={"fast": fast}))
+    monkeypatch.setattr(tables, "folder", lambda: tmp_path / "silu")
+    monkeypatch.setattr(tables, "kept", tables.kept.__wrapped__)
+    monkeypatch.setattr(tables, "table", tables.table.__wrapped__)
+    (tmp_path / "silu").mkdir()
+    shutil.copy(ROOT.parent / "megamoe/predict/silu/nvidia-h200-sm90.json", tmp_path / "silu")
+    assert main(["confirm", "--from", str(path), "--write"]) == 1
+    assert "predict again with `megamoe golden predict`" in capsys.readouterr().out
+    assert tables.recordings() == ["fake-b200-sm100", "nvidia-h200-sm90"]
+    assert np.array_equal(tables.table("fake-b200-sm100", "fast"), fast, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"instructions": {"wgmma-bf16": {"seed": 1}}}, "instructions"),
+        ({"cases": {"forward/x": {"inputs": 1}}}, "cases"),
+        ({"gpu": 7}, "gpu"),
+        ({"schema": 9}, "schema 9"),
+        ({"silu": {"slow": {"count": 0, "words": ""}}}, "unknown silu table"),
+        ({"silu": {"fast": {"count": 2, "words": "eJw="}}}, "damaged"),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(tmp_path, capsys, change, why):
+    path = tmp_path / "answers.json"
+    confirm.write_answers(path, answers())
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert main(["confirm", "--from", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and why in error
+
+
+def test_where_no_gpu_is_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["confirm", "--out", str(tmp_path / "x")]) == 2
+    assert "run confirm where the GPU is" in capsys.readouterr().err
+    assert main(["confirm"]) == 2
+    with pytest.raises(ConfirmError, match="no nvcc"):
+        gpu.Device(gpu.Chip("x", "9.0", "1"))
+
+
+def test_a_sample_is_the_first_words():
+    asked = Asked(INSTRUCTIONS["wgmma-e4m3"], 5, 6, 1)
+    words = np.concatenate(list(modelled(asked, asked.instruction.unit)))
+    assert np.array_equal(sampled(answered(asked, iter([words]))), words[:4])
+
+
+def test_operands_are_of_four_sorts():
+    """Any bits, near each other, sparse, and with subnormals."""
+    for instruction in INSTRUCTIONS.values():
+        a, _, c = next(Asked(instruction, 1, 8, 4).pieces())
+        values = instruction.decode(a)
+        assert np.isnan(values[0]).any() and not np.isnan(values[1:4]).any()
+        assert (values[2] == 0).mean() > 0.5 > (values[1] == 0).mean()
+        assert c.any() and not c.all()
+
+
+def test_the_cases_of_the_file_are_cases():
+    assert CASE in {c.id for c in load_cases()}
+    assert SM100.name == KEPT.model
