@@ -16,11 +16,12 @@ import pytest
 from megamoe import confirm
 from megamoe.cases import golden_root, load_cases
 from megamoe.commands.main import main
-from megamoe.confirm import ConfirmError, gpu
+from megamoe.confirm import ConfirmError, cases, gpu
 from megamoe.confirm.words import INSTRUCTIONS, Asked, answered, modelled, sampled, units_near
 from megamoe.golden import predicted
 from megamoe.predict import SM100, tables
 from megamoe.spec.contract import NEWEST
+from megamoe.suite.settings import Settings
 
 ROOT = golden_root()
 KEPT = predicted.read(ROOT / "predicted" / "sm100.json")
@@ -28,7 +29,7 @@ CASE = "forward/claims-25-bits"
 TABLES = {n: tables.table("nvidia-h200-sm90", n) for n in ("fast", "precise")}
 
 
-def answers(unit=None, silu=TABLES, cases=(), **other):
+def answers(unit=None, silu=TABLES, shown=(), **other):
     """What a chip would say: the models' own arithmetic where nothing else is given."""
     asked = {n: Asked(i, 3, 4, 2) for n, i in INSTRUCTIONS.items()}
     return {
@@ -38,7 +39,7 @@ def answers(unit=None, silu=TABLES, cases=(), **other):
             n: answered(a, modelled(a, unit or a.instruction.unit)) for n, a in asked.items()
         },
         "silu": {n: tables.pack(n, t) for n, t in silu.items()},
-        "cases": dict(cases), "contract": NEWEST.revision, "backend": "fake",
+        "cases": dict(shown), "contract": NEWEST.revision, "backend": "fake",
     } | other  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def states(given):
 
 def test_answers_with_the_models_arithmetic_confirm_them(tmp_path, capsys):
     path = tmp_path / "answers.json"
-    confirm.write_answers(path, answers(cases={CASE: case()}))
+    confirm.write_answers(path, answers(shown={CASE: case()}))
     assert main(["confirm", "--from", str(path)]) == 0
     said = capsys.readouterr().out
     assert said.count("confirmed") == 5 and "refuted" not in said
@@ -92,11 +93,11 @@ def test_a_table_that_differs_is_refuted_and_one_beyond_the_errors_more_so():
 
 def test_a_case_with_other_bits_is_refuted_and_named():
     other = case()["stages"] | {"y": "0" * 32}
-    found = states(answers(cases={CASE: case(stages=other)}))["cases of model sm100"]
+    found = states(answers(shown={CASE: case(stages=other)}))["cases of model sm100"]
     assert found.state == "refuted" and found.text.startswith("1 unlike") and CASE in found.text
-    found = states(answers(cases={CASE: case(stages=other, status="fail")}))
+    found = states(answers(shown={CASE: case(stages=other, status="fail")}))
     assert "outside its envelope" in found["cases of model sm100"].text
-    found = states(answers(cases={CASE: case(inputs="others")}))["cases of model sm100"]
+    found = states(answers(shown={CASE: case(inputs="others")}))["cases of model sm100"]
     assert (found.state, found.text) == ("not asked", "1 of other inputs")
 
 
@@ -164,3 +165,16 @@ def test_operands_are_of_four_sorts():
 def test_the_cases_of_the_file_are_cases():
     assert CASE in {c.id for c in load_cases()}
     assert SM100.name == KEPT.model
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_backend_s_cases_are_asked_and_confirmed():
+    """By the model itself, on a CPU: a GPU's kernel takes the same way."""
+    settings = Settings("model", "cpu", "forward", "full", CASE)
+    said = []
+    identity, shown = cases.ask(settings, SM100.accumulator, 1, lambda c, why: said.append(why))
+    assert list(shown) == [CASE] and said == [""]
+    given = answers(shown=shown, contract=identity.contract)
+    assert states(given)["cases of model sm100"].text == "1 equal"
+    with pytest.raises(ConfirmError, match="name another with --model"):
+        cases.ask(settings, "fp32-ordered", 1, lambda c, why: None)

@@ -281,7 +281,8 @@ def test_check_says_what_an_output_is_to_the_prediction(tmp_path, capsys, name):
     text = {
         "equal": "predicted bits (a model's, of no machine): 1 equal",
         "inside": "1 inside the envelope but not the prediction; --explain-predictions",
-        "outside": "24 bits kept in the alignment, not 25 would explain it",
+        "outside": "24 bits kept in the alignment, not 25",
     }[name]
-    assert text in " ".join(said.split())
+    said = " ".join(said.split())
+    assert text in said and (name != "outside" or "would explain it" in said)
     assert bool(case["unlike"]) == (name != "equal")
