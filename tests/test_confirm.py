@@ -178,3 +178,16 @@ def test_a_backend_s_cases_are_asked_and_confirmed():
     assert states(given)["cases of model sm100"].text == "1 equal"
     with pytest.raises(ConfirmError, match="name another with --model"):
         cases.ask(settings, "fp32-ordered", 1, lambda c, why: None)
+
+
+@pytest.mark.parametrize("name", sorted(INSTRUCTIONS))
+def test_the_words_of_an_h200_are_the_models(name):
+    """The sample in the file; ``megamoe confirm --from`` compares all 20 million by a digest."""
+    given = confirm.read_answers(ROOT.parent / "docs/numerics/h200-words.json")
+    assert given["gpu"] == "NVIDIA H200"
+    answer = given["instructions"][name]
+    asked = Asked(INSTRUCTIONS[name], answer["seed"], answer["tiles"], answer["steps"])
+    words = sampled(answer)
+    assert asked.outputs >= 20_000_000 and words.size == 2048
+    (modelled_words,) = modelled(asked, asked.instruction.unit, len(words))
+    assert np.array_equal(answered(asked, iter([modelled_words]))["sample"], answer["sample"])
