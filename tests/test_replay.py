@@ -12,7 +12,9 @@ from megamoe.oracle import stepwise as module
 from megamoe.oracle.bounds import result_interval
 from megamoe.oracle.linear import Columns, Rows, block_sums
 from megamoe.oracle.stepwise import replay
+from megamoe.oracle.units import HOPPER_8BIT, fused, narrowed
 from megamoe.spec.accumulators import accumulator
+from megamoe.spec.formats import E4M3_TABLE
 
 SM90 = accumulator("sm90-e4m3")
 KERNELS = (simulate.hopper_e4m3("e2m1"), simulate.hopper_e4m3("e4m3"))
@@ -138,3 +140,23 @@ def test_a_class_without_an_instruction_is_refused():
     args = operands(5)
     with pytest.raises(ValueError, match="class fp32 has no instruction to follow"):
         replay(Rows.of(*args[:2]), Columns.of(*args[2:]), accumulator("fp32"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_step_is_that_of_the_bit_model(seed):
+    """The float32 form of the step, which goldens are recorded with, and ``units.fused``."""
+    rng = np.random.default_rng(seed)
+    one, codes = SM90, rng.integers(0, 127, (2, 32, 24))
+    weights = E4M3_TABLE[rng.integers(0, 127, (32, 24))] * rng.choice([-1, 1], (32, 24))
+    values = np.where(rng.random(codes.shape) < 0.3, 0, E4M3_TABLE[codes])
+    fields = module._token_fields(values).astype(int) + module._token_fields(weights)
+    scale = rng.integers(-90, 40, (2, 24)).astype(float)
+    running = narrowed(np.ldexp(rng.uniform(-1, 1, (2, 24)), rng.integers(-90, 40, (2, 24))), 13)
+    running[rng.random((2, 24)) < 0.3] = 0
+    products = (values * weights).astype(np.float32)
+    got = module._step(products, fields.max(axis=1).astype(np.int8), scale, running, one)
+    scaled = np.ldexp(products.astype(float), scale[:, None].astype(int))
+    wanted = fused(HOPPER_8BIT, np.moveaxis(scaled, 1, -1),
+                   np.moveaxis(fields + scale[:, None].astype(int), 1, -1), running)  # fmt: skip
+    assert np.array_equal(got + 0.0, wanted)
