@@ -286,3 +286,11 @@ def test_check_says_what_an_output_is_to_the_prediction(tmp_path, capsys, name):
     said = " ".join(said.split())
     assert text in said and (name != "outside" or "would explain it" in said)
     assert bool(case["unlike"]) == (name != "equal")
+
+
+def test_a_recording_of_a_class_replaces_the_one_that_was_assumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "folder", lambda: tmp_path)
+    assert tables.of_class("sm100", "nvidia-h200-sm90") == "nvidia-h200-sm90"
+    for name in ("nvidia-b200-sm100", "nvidia-gb200-sm100", "nvidia-h200-sm90", "x-sm1000"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert tables.of_class("sm100", "nvidia-h200-sm90") == "nvidia-gb200-sm100"

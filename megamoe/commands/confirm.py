@@ -113,5 +113,4 @@ def _kept(answers: dict[str, Any]) -> str:
             "tables": answers["silu"]}  # fmt: skip
     tables.read(json.dumps(data), path.name)
     golden.write_atomically(path, (json.dumps(data, indent=1) + "\n").encode())
-    return (f"wrote {path}; name it in `silu` of a model in megamoe/predict/model.py, and predict "
-            "again with `megamoe golden predict`")  # fmt: skip
+    return f"wrote {path}; predict again with `megamoe golden predict`"

@@ -22,6 +22,7 @@ from megamoe.oracle.units import (
     Unit,
     chain,
 )
+from megamoe.predict.tables import of_class
 from megamoe.spec.formats import GROUP, U8
 
 
@@ -82,15 +83,17 @@ class Model:
         return chain(self.unit, rows, columns, folded=self.folded, order=self.order)
 
 
+_HOPPER_S: Final = "nvidia-h200-sm90"
+_SM100_S: Final = of_class("sm100", _HOPPER_S)
 SM100: Final = Model(
-    "sm100", BLACKWELL_MX, "sm100-mxf8f6f4", "nvidia-h200-sm90", "fast", "precise",
+    "sm100", BLACKWELL_MX, "sm100-mxf8f6f4", _SM100_S, "fast", "precise",
     "DeepGEMM's sm100_fp8_fp4_mega_moe.cuh, read: tcgen05 kind::mxf8f6f4 takes 32 values of K and "
     "their scale bytes a step; one chain from zero over all of K, ascending; no promotion",
-    "how the unit adds scaled products (MMA-Sim 2.1.1); that two CTAs add as one; that "
-    "Blackwell's exponential and reciprocal are Hopper's",
+    "how the unit adds scaled products (MMA-Sim 2.1.1); that two CTAs add as one"
+    + ("; that Blackwell's exponential and reciprocal are Hopper's" * (_SM100_S == _HOPPER_S)),
 )  # fmt: skip
 HOPPER_TRITON: Final = Model(
-    "hopper-triton", HOPPER_16BIT, "fp32-ordered", "nvidia-h200-sm90", "triton_fast",
+    "hopper-triton", HOPPER_16BIT, "fp32-ordered", _HOPPER_S, "triton_fast",
     "triton_precise",
     "this project's kernel on an H200: the bits of its forward cases, golden/recorded/triton",
     "nothing that these bits show",

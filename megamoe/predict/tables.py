@@ -107,6 +107,16 @@ def recordings() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.json"))
 
 
+def of_class(machine: str, otherwise: str) -> str:
+    """The name of the recording of a machine class, such as ``sm100``, or ``otherwise``.
+
+    ``megamoe confirm --from FILE --write`` keeps such a recording; from then on the models of that
+    class take it. Of several, the last by name is taken.
+    """
+    own = [name for name in recordings() if name.endswith(f"-{machine}")]
+    return own[-1] if own else otherwise
+
+
 @cache
 def kept(name: str) -> dict[str, Any]:
     """The recording of that name."""
