@@ -10,11 +10,14 @@ Scale factors enter the unit as exponents, or, where the class is ``outside``, c
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.oracle.bounds import LOWEST, SUBNORMAL, floor_log2, toward_zero
+from megamoe.oracle.bounds import LOWEST, SUBNORMAL
 from megamoe.oracle.linear import Columns, Rows
+from megamoe.oracle.units import HOPPER_8BIT, Unit, aligned
 from megamoe.spec.accumulators import Accumulator
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP, U8
 
@@ -22,8 +25,6 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I8 = npt.NDArray[np.int8]
 
-ZERO_FIELD = -133
-"""Exponent at which a zero takes part in the alignment (MMA-Sim 2.1.1)."""
 _NO_TERM = -60
 """Field of a zero, before both are added: no sum of two others is below -7."""
 _VALUE = E2M1_TABLE.astype(np.float32)
@@ -53,6 +54,7 @@ def replay(rows: Rows, columns: Columns, accumulator: Accumulator) -> tuple[F64,
 def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) -> tuple[F64, F64]:
     assert accumulator.promote is not None
     span = accumulator.promote // 32
+    unit = _unit_of(accumulator)
     groups, count = rows.values.shape[:2]
     shape = count, columns.exponent[part].shape[0]
     x = rows.values.astype(np.float32)[:, :, :, None]
@@ -72,10 +74,9 @@ def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) 
         # In few outputs the two formats differ, so the second follows those alone.
         apart = np.flatnonzero(((fields[0] != fields[1]) | (as_e2m1 != as_e4m3)).any(axis=0))
         second = _step(
-            products[:, :, apart], fields[1][:, apart], scale[:, apart], as_e4m3[:, apart],
-            accumulator,
-        )  # fmt: skip
-        as_e2m1 = _step(products, fields[0], scale, as_e2m1, accumulator)
+            unit, products[:, :, apart], fields[1][:, apart], scale[:, apart], as_e4m3[:, apart]
+        )
+        as_e2m1 = _step(unit, products, fields[0], scale, as_e2m1)
         as_e4m3 = as_e2m1.copy()
         as_e4m3[:, apart] = second
         if (j + 1) % span == 0 or j + 1 == groups:
@@ -84,6 +85,14 @@ def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) 
                 ends[i] = _promoted(ends[i][0], down)[0], _promoted(ends[i][1], up)[1]
             as_e2m1, as_e4m3 = np.zeros(shape), np.zeros(shape)
     return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
+
+
+def _unit_of(accumulator: Accumulator) -> Unit:
+    """The unit with the numbers of the class."""
+    assert accumulator.align_bits is not None and accumulator.result_bits is not None
+    return replace(
+        HOPPER_8BIT, align_bits=accumulator.align_bits, result_bits=accumulator.result_bits
+    )
 
 
 def _one_scale_a_run(rows: Rows, columns: Columns, accumulator: Accumulator) -> None:
@@ -134,21 +143,12 @@ def _weights(packed: U8) -> tuple[F32, I8, I8]:
     return np.take(_VALUE, codes), as_e2m1, as_e4m3
 
 
-def _step(products: F32, field: I8, scale: F64, running: F64, accumulator: Accumulator) -> F64:
+def _step(unit: Unit, products: F32, field: I8, scale: F64, running: F64) -> F64:
     """One aligned sum of ``products`` ``(R, 32, N)`` without scale; the other tensors are ``(R,
     N)``."""
-    assert accumulator.align_bits is not None and accumulator.result_bits is not None
-    whole = np.nan_to_num(scale)
-    aligned = np.maximum(np.where(field > _NO_TERM // 2, field + whole, ZERO_FIELD), ZERO_FIELD)
-    of_running = np.maximum(floor_log2(np.abs(running)), LOWEST)
-    aligned = np.maximum(aligned, np.where(running == 0, ZERO_FIELD, of_running))
-    last = (aligned - accumulator.align_bits).astype(np.int32)
-    # In units of the last bit kept every product is below 2**16: float32 holds their sum.
-    shift = np.exp2(np.minimum(scale - last, 64)).astype(np.float32)
-    kept = products * shift[:, None]
-    np.trunc(kept, out=kept)
-    total = kept.sum(axis=1, dtype=np.float32) + np.trunc(np.ldexp(running, -last))
-    return toward_zero(np.ldexp(total, last), accumulator.result_bits)
+    whole = np.nan_to_num(scale).astype(np.int64)
+    largest = np.where(field > _NO_TERM // 2, field + whole, unit.floor)
+    return aligned(unit, products.astype(np.float64), largest, running, scale, axis=1)
 
 
 def _promoted(main: F64, running: F64) -> tuple[F64, F64]:

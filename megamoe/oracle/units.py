@@ -81,11 +81,24 @@ def fused(unit: Unit, products: F64, fields: npt.NDArray[np.integer], running: F
     ``products`` are exact, and ``fields`` are the exponent fields of the products that are not
     zero. The result is an fp32 number held as float64; NaN and infinities as IEEE adds them.
     """
+    largest = np.where(products == 0, unit.floor, fields).max(axis=-1)
+    return aligned(unit, products, largest, running)
+
+
+def aligned(
+    unit: Unit, products: F64, largest: npt.NDArray[Any], running: F64,
+    scale: F64 | float = 0.0, axis: int = -1,
+) -> F64:  # fmt: skip
+    """As :func:`fused` with the largest field known: the sum of ``products * 2**scale``.
+
+    ``products`` have the values of a step along ``axis``; ``largest``, with ``scale`` in it, and
+    the others do not have that axis. A ``scale`` of NaN gives NaN.
+    """
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         own = np.where(running == 0, unit.floor, np.maximum(_exponent(running), SMALLEST))
-        used = np.where(products == 0, unit.floor, fields)
-        last = np.maximum(np.maximum(used.max(axis=-1), own), unit.floor) - unit.align_bits
-        kept = np.trunc(np.ldexp(products, -last[..., None])).sum(axis=-1)
+        last = np.maximum(np.maximum(largest, own), unit.floor) - unit.align_bits
+        shift = np.expand_dims(np.exp2(scale - last), axis)
+        kept = np.trunc(products * shift).sum(axis=axis)
         total = np.ldexp(kept + np.trunc(np.ldexp(running, -last)), last)
     return narrowed(total, unit.result_bits)
 
