@@ -117,6 +117,33 @@ def test_write_keeps_the_table_and_a_model_can_take_it(tmp_path, monkeypatch, ca
     assert np.array_equal(tables.table("fake-b200-sm100", "fast"), fast, equal_nan=True)
 
 
+def test_write_keeps_recorded_bits_as_a_candidate(tmp_path, monkeypatch, capsys):
+    root, path = tmp_path / "golden", tmp_path / "answers.json"
+    kept = json.loads((ROOT / "recorded/triton/nvidia-h200-sm90.json").read_text())
+    monkeypatch.setattr("megamoe.commands.confirm._kept", lambda answers: "")
+    monkeypatch.setattr("megamoe.confirm.found", lambda answers, root: [])
+    confirm.write_answers(path, answers(recorded=kept))
+    command = ["confirm", "--from", str(path), "--write", "--golden", str(root)]
+    assert main(command) == 0
+    candidate = root / "recorded-candidates/triton/nvidia-h200-sm90.json"
+    assert json.loads(candidate.read_text()) == kept
+    assert "golden bless-bits" in capsys.readouterr().out
+    for wrong in ({"machine_class": "x"}, kept | {"cases": {"forward/x": {"inputs": 7}}}):
+        candidate.unlink(missing_ok=True)
+        confirm.write_answers(path, answers(recorded=wrong))
+        assert main(command) == 2 and len(capsys.readouterr().err.splitlines()) == 1
+        assert not candidate.exists()
+
+
+def test_recorded_bits_are_those_of_record_bits(monkeypatch):
+    def record(settings, out, jobs, done, said):
+        (out / "x.json").write_text('{"backend": "fake"}')
+        return out / "x.json", 1, 0
+
+    monkeypatch.setattr("megamoe.suite.bits.record", record)
+    assert cases.recorded(Settings("model"), 1, lambda c, why: None) == {"backend": "fake"}
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megamoe import confirm, golden
-from megamoe.commands import UsageError
+from megamoe.commands import UsageError, bits
 from megamoe.commands.options import add_contract, add_jobs, at_least_one
 from megamoe.commands.shared import progress, root_of
 from megamoe.confirm import ConfirmError, cases
@@ -18,6 +18,7 @@ from megamoe.confirm.gpu import Chip, Device
 from megamoe.confirm.words import COLUMNS, INSTRUCTIONS, ROWS, Asked, answered
 from megamoe.console import Console
 from megamoe.environment import slug, versions
+from megamoe.golden.documents import read_recorded
 from megamoe.predict import MODELS, SM100, model, tables
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
@@ -33,7 +34,8 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--out", metavar="FILE", help="where the GPU is: write what it computes")
     c.add_argument("--from", dest="source", metavar="FILE", help="elsewhere: read such a file")
     c.add_argument("--write", action="store_true",
-                   help="with --from: keep its silu tables in megamoe/predict/silu/")  # fmt: skip
+                   help="with --from: keep its silu tables in megamoe/predict/silu/, and its bits "
+                   "as a candidate for `golden bless-bits`")  # fmt: skip
     c.add_argument("--model", choices=sorted(MODELS), default=SM100.name,
                    help=f"whose prediction the cases are (default {SM100.name})")  # fmt: skip
     c.add_argument("--backend", help="runs the predicted cases; without it none is asked")
@@ -84,6 +86,11 @@ def _ask(a: argparse.Namespace) -> int:
         with progress("asking", None, Console(stderr=True)) as done:
             identity, shown = cases.ask(settings, model(a.model).accumulator, a.j, done)
         data |= {"cases": shown, "contract": identity.contract, "backend": identity.name}
+        try:
+            with progress("recording", None, Console(stderr=True)) as done:
+                data["recorded"] = cases.recorded(settings, a.j, done)
+        except golden.GoldenError as error:
+            data["lacks"]["recorded bits"] = str(error)
     else:
         data["lacks"]["cases"] = "no --backend was given"
     confirm.write_answers(Path(a.out), data)
@@ -101,7 +108,25 @@ def _read(a: argparse.Namespace) -> int:
         print(each.line())
     if a.write:
         print(_kept(answers))
+        if "recorded" in answers:
+            print(_candidate(answers["recorded"], root_of(a)))
     return 1 if any(each.state == "refuted" for each in said) else 0
+
+
+def _candidate(recorded: dict[str, Any], root: Path) -> str:
+    """Write its recorded bits where ``golden bless-bits`` takes them; what was written."""
+    out = root / bits.CANDIDATES
+    golden.write_atomically(out / ".gitignore", b"*\n")
+    try:
+        path = golden.recorded.write(out, recorded)
+    except KeyError as lacking:
+        raise ConfirmError(f"the recorded bits have no {lacking}; confirm again") from None
+    try:
+        read_recorded(path, slug)
+    except golden.GoldenError:
+        path.unlink()  # a candidate that nothing can read helps nobody
+        raise
+    return f"wrote {path}; make it a recorded golden with `megamoe golden bless-bits`"
 
 
 def _kept(answers: dict[str, Any]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from megamoe.cases import Case, select
 from megamoe.confirm.document import ConfirmError
 from megamoe.golden import predicted
 from megamoe.kinds.forward import rows
+from megamoe.suite import bits
 from megamoe.suite.judges import Desk, Judges, threads_of
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
@@ -49,6 +53,16 @@ def ask(settings: Settings, accumulator: str, jobs: int, done: Done) -> tuple[Id
     return identity, out
 
 
+def recorded(settings: Settings, jobs: int, done: Done) -> dict[str, Any]:
+    """The content of a recorded golden of the backend: three runs in two processes that agree.
+
+    :class:`megamoe.golden.GoldenError` where they do not, or where a case does not pass.
+    """
+    with tempfile.TemporaryDirectory(prefix="megamoe-confirm-") as folder:
+        path, _, _ = bits.record(settings, Path(folder), jobs, done, lambda identity: None)
+        return dict(json.loads(path.read_text("utf-8")))
+
+
 def answer(runner: Runner, case: Case) -> dict[str, Any]:
     """A judge's step: the verdict's status, and the digests of what was shown."""
     runner.brief = True
@@ -62,4 +76,4 @@ def answer(runner: Runner, case: Case) -> dict[str, Any]:
     return out | ({"y": kept["y"]} if "y" in kept else {})
 
 
-__all__ = ["ask"]
+__all__ = ["ask", "recorded"]

@@ -32,7 +32,7 @@ _FILE: Final = schema.Object(
         "silu": schema.Each(_TABLE), "lacks": schema.Each(str),
         "cases": schema.Each(_CASE, key=id_fault),
     },
-    {"contract": schema.OneOf(tuple(REVISIONS)), "backend": str},
+    {"contract": schema.OneOf(tuple(REVISIONS)), "backend": str, "recorded": dict},
 )  # fmt: skip
 
 
