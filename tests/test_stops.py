@@ -66,8 +66,10 @@ def megamoe(*arguments, cwd=None, **more):
     argv = [sys.executable, "-m", "megamoe", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": str(Path.cwd()), **more}
     return subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd
-    )
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd,
+        # A shell ignores SIGINT in what it runs in the background, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def check(goldens, backend, folder, *more):
