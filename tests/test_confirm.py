@@ -99,6 +99,8 @@ def test_a_case_with_other_bits_is_refuted_and_named():
     assert "outside its envelope" in found["cases of model sm100"].text
     found = states(answers(shown={CASE: case(inputs="others")}))["cases of model sm100"]
     assert (found.state, found.text) == ("not asked", "1 of other inputs")
+    found = states(answers(shown={CASE: case(stages={})}))["cases of model sm100"]
+    assert (found.state, found.text) == ("not asked", "1 without a y")
 
 
 def test_write_keeps_the_table_and_a_model_can_take_it(tmp_path, monkeypatch, capsys):
@@ -148,6 +150,14 @@ def test_recorded_bits_are_those_of_record_bits(monkeypatch):
     ("change", "why"),
     [
         ({"instructions": {"wgmma-bf16": {"seed": 1}}}, "instructions"),
+        (
+            {
+                "instructions": {
+                    "wgmma-bf16": {"seed": 1, "tiles": 0, "steps": 1, "sha256": "", "sample": ""}
+                }
+            },
+            "from 1 on",
+        ),
         ({"cases": {"forward/x": {"inputs": 1}}}, "cases"),
         ({"gpu": 7}, "gpu"),
         ({"schema": 9}, "schema 9"),

@@ -10,8 +10,8 @@ a case of more than ``--most`` products, only as many rows are computed and judg
 that number, the first and the last among them; and where one row alone takes more, by one kernel of
 each class.
 
-``--parts`` keeps each finished case in a file of JSON lines. A later run with the same options
-takes those cases from it, so that an interrupted run goes on where it stopped.
+``--parts`` keeps each finished case in a file: the limits, then JSON lines. A later run with the
+same limits takes those cases from it, so that an interrupted run goes on where it stopped.
 
 Prints a line for each class: what was judged, what lay outside, and how often a kernel was no
 member on the operands of a case. Exit 1 if anything lay outside. Cases of no tokens are left out.
@@ -201,10 +201,15 @@ def main() -> int:
         parser.error(f"no forward case without features has a name like {args.case!r}")
     cases.sort(key=lambda c: -c.params["hidden"] * c.params["intermediate"] * c.params["tokens"])
     parts: list[Part] = []
+    limits = f"--products {args.products} --most {args.most}"
     if args.parts and args.parts.exists():
+        first, *lines = args.parts.read_text().splitlines() or [""]
+        if first != limits:
+            parser.error(f"{args.parts} is of {first!r}, not {limits!r}; name another file")
         names = {case.id for case in cases}
-        parts = [Part.of_line(line) for line in args.parts.read_text().splitlines()]
-        parts = [part for part in parts if part.case in names]
+        parts = [part for part in map(Part.of_line, lines) if part.case in names]
+    elif args.parts:
+        args.parts.write_text(limits + "\n")
     finished = {part.case for part in parts}
     with ProcessPoolExecutor(args.jobs) as pool:
         work = [
@@ -221,8 +226,7 @@ def main() -> int:
                 print(line, file=sys.stderr)
             print(f"\r{len(parts)} of {len(cases)} cases", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    options = f"--products {args.products} --most {args.most} --jobs {args.jobs}"
-    print(f"tools/members.py {options}: {time.time() - started:.0f} s\n")
+    print(f"tools/members.py {limits} --jobs {args.jobs}: {time.time() - started:.0f} s\n")
     print(table(parts))
     return 1 if any(part.wrong for part in parts) else 0
 

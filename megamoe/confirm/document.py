@@ -16,12 +16,16 @@ from megamoe.spec.contract import REVISIONS
 
 SCHEMA: Final = 1
 WHAT: Final = "What a chip computed; `megamoe confirm --from` compares it with the models."
+
+
+def _some(value: Any) -> str:
+    """A number from 1 on: of no words, every model would be confirmed."""
+    return schema.natural(value) or ("" if value else "must be an integer from 1 on")
+
+
 _WORDS: Final = schema.Object(
-    {
-        "seed": schema.natural, "tiles": schema.natural, "steps": schema.natural, "sha256": str,
-        "sample": str,
-    }
-)  # fmt: skip
+    {"seed": schema.natural, "tiles": _some, "steps": _some, "sha256": str, "sample": str}
+)
 _TABLE: Final = schema.Object({"count": schema.natural, "words": str})
 _CASE: Final = schema.Object({"inputs": str, "status": str, "stages": schema.Each(str)},
                              {"y": kept_y})  # fmt: skip

@@ -111,6 +111,8 @@ def _cases(answers: Mapping[str, Any], own: Model, root: Path) -> Iterator[Found
             counts["without a prediction"] += 1
         elif now["inputs"] != shown["inputs"]:
             counts["of other inputs"] += 1
+        elif "y" not in shown["stages"]:
+            counts["without a y"] += 1
         else:
             apart = [n for n, d in shown["stages"].items() if wanted["stages"].get(n) != d]
             counts["unlike" if apart else "equal"] += 1

@@ -105,6 +105,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def forward_inputs(root: Path) -> dict[str, str]:
+    """Case -> digest of its inputs: the forward cases of the manifest in ``root``."""
+    goldens = read_manifest(root / "manifest.json")["cases"].items()
+    return {k: v["inputs"] for k, v in goldens if v["kind"] == "forward" and "@" not in k}
+
+
 def read_candidate(path: Path, case_id: str) -> dict[str, Any]:
     """A candidate's description, as ``golden record`` wrote it, or :class:`GoldenError`."""
     where = f"candidate {schema.plain(case_id)}: {path.name}"
@@ -124,6 +130,21 @@ def read_candidate(path: Path, case_id: str) -> dict[str, Any]:
 def read_recorded(path: Path, slug_of: Any) -> dict[str, Any]:
     """Recorded bits, whose backend and machine must be those that the path says."""
     name = f"recorded/{path.parent.name}/{path.name}"
+    data = read_bits(path, name, _RECORDED)
+    told = f"{slug_of(data['backend'])}/{data['machine_class']}.json"
+    if told != f"{path.parent.name}/{path.name}":
+        raise GoldenError(
+            f"{name}: by its backend and machine_class it is {schema.shown(told)}; {RESTORE}, or "
+            "give it that name"
+        )
+    return data
+
+
+def read_bits(path: Path, name: str, form: schema.Form) -> dict[str, Any]:
+    """A file of bits, recorded or predicted; :class:`GoldenError` where it is none of its form.
+
+    ``FileNotFoundError`` passes: what its absence means, the caller knows.
+    """
     try:
         data = read_json(path, RECORDED_LIMIT)
     except FileNotFoundError:
@@ -131,14 +152,8 @@ def read_recorded(path: Path, slug_of: Any) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise GoldenError(f"{name} cannot be read as JSON ({error}); {RESTORE}") from error
     _of_schema(name, data)
-    if said := schema.fault(data, _RECORDED):
+    if said := schema.fault(data, form):
         raise GoldenError(f"{name}: {said}; {RESTORE}")
-    told = f"{slug_of(data['backend'])}/{data['machine_class']}.json"
-    if told != f"{path.parent.name}/{path.name}":
-        raise GoldenError(
-            f"{name}: by its backend and machine_class it is {schema.shown(told)}; {RESTORE}, or "
-            "give it that name"
-        )
     return dict(data)
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe import schema
-from megamoe.files import RECORDED_LIMIT, clear_leftovers, locked, read_json, write_atomically
-from megamoe.golden.documents import RESTORE, kept_y, read_manifest
+from megamoe.files import clear_leftovers, locked, write_atomically
+from megamoe.golden.documents import RESTORE, SCHEMA, forward_inputs, kept_y, read_bits
 from megamoe.golden.make import GoldenError
 from megamoe.golden.places import id_fault, inside
 from megamoe.golden.recorded import digests
@@ -31,7 +31,6 @@ from megamoe.spec.contract import REVISIONS
 
 Array = npt.NDArray[Any]
 
-SCHEMA: Final = 1
 DIGITS: Final = 32
 """Hex digits of a sha256 that are kept."""
 Y_LIMIT: Final = 1024
@@ -151,16 +150,7 @@ def under(
 def read(path: Path) -> Predictions:
     """The predictions in ``path``; :class:`GoldenError` where it is none of this form."""
     name = f"{path.parent.name}/{path.name}"
-    try:
-        data = read_json(path, RECORDED_LIMIT)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise GoldenError(f"{name} cannot be read as JSON ({error}); {RESTORE}") from error
-    if said := schema.fault(data, _FILE):
-        raise GoldenError(f"{name}: {said}; {RESTORE}")
-    if data["schema"] != SCHEMA:
-        raise GoldenError(f"{name} has schema {data['schema']}, this megamoe reads {SCHEMA}")
+    data = read_bits(path, name, _FILE)
     if data["model"] != path.stem:
         raise GoldenError(f"{name} is of model {data['model']!a}; give it that name, or {RESTORE}")
     return Predictions(path, data)
@@ -229,7 +219,7 @@ def bless(root: Path) -> list[Path]:
                 f"no candidates in {root / CANDIDATES}; make them with `megamoe golden predict`"
             )
         found = [read(path) for path in paths]
-        wanted = _wanted(root)
+        wanted = forward_inputs(root)
         for each in found:
             _complete(each, wanted)
             inside(root, root / FOLDER / each.path.name)
@@ -239,12 +229,6 @@ def bless(root: Path) -> list[Path]:
             write(root / FOLDER / each.path.name, each.data)
             each.path.unlink()
     return [root / FOLDER / each.path.name for each in found]
-
-
-def _wanted(root: Path) -> dict[str, str]:
-    """Case -> digest of its inputs: the forward cases of the manifest."""
-    goldens = read_manifest(root / "manifest.json")["cases"].items()
-    return {k: v["inputs"] for k, v in goldens if v["kind"] == "forward" and "@" not in k}
 
 
 def _complete(found: Predictions, wanted: Mapping[str, str]) -> None:
@@ -264,6 +248,6 @@ def _complete(found: Predictions, wanted: Mapping[str, str]) -> None:
 
 
 __all__ = [
-    "Predictions", "Unlike", "bless", "changes", "find", "observable", "read", "stages_of", "under",
-    "write",
+    "SCHEMA", "Predictions", "Unlike", "bless", "changes", "find", "observable", "read",
+    "stages_of", "under", "write",
 ]  # fmt: skip

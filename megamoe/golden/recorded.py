@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from megamoe.environment import machine_class, provenance, slug
 from megamoe.files import clear_leftovers, locked, write_atomically
-from megamoe.golden.documents import SCHEMA, Y_LIMIT, read_manifest, read_recorded
+from megamoe.golden.documents import SCHEMA, Y_LIMIT, forward_inputs, read_recorded
 from megamoe.golden.make import GoldenError
 from megamoe.golden.places import inside
 from megamoe.golden.store import canonical
@@ -209,9 +209,7 @@ def bless(root: Path, source: Path, *, take: bool = False) -> list[Path]:
         paths: Sequence[Path] = sorted(source.glob("*/*.json"))
         if not paths:
             raise GoldenError(none)
-        manifest = read_manifest(root / "manifest.json")
-        goldens = manifest["cases"].items()
-        wanted = {k: v["inputs"] for k, v in goldens if v["kind"] == "forward" and "@" not in k}
+        wanted = forward_inputs(root)
         found = {path: read_recorded(path, slug) for path in paths}
         for path, data in found.items():
             _check(path, data, wanted)
