@@ -49,7 +49,7 @@ class Console(rich.console.Console):
 
     @property
     def file(self) -> IO[str]:
-        """Where it writes: past the filter, since its own sequences are meant."""
+        """The stream below the filter, which would remove the colours of this console."""
         found: IO[str] = unfiltered(super().file)
         return found
 

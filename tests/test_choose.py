@@ -206,6 +206,17 @@ def test_doctor_where_all_is(monkeypatch: Any, capsys: Any) -> None:
     assert "NVIDIA H100, 570.1" in lines["gpu"]["said"]
 
 
+@pytest.mark.parametrize(("version", "state"), [("2.8.0", "wrong"), ("2.18.1", "ok")])
+def test_doctor_sees_a_nix_that_is_too_old(
+    monkeypatch: Any, capsys: Any, version: str, state: str
+) -> None:
+    _, _, lines = told(monkeypatch, capsys, nix=f"nix (Nix) {version}")
+    assert lines["nix"]["state"] == state
+    assert ("2.18" in lines["nix"]["mend"]) == (state == "wrong")
+    minimum = (golden_root().parent / "nix/minimum.nix").read_text()
+    assert f'nix = "{doctor.OLDEST_NIX[0]}.{doctor.OLDEST_NIX[1]}"' in minimum
+
+
 def test_doctor_without_goldens_is_no_success(
     monkeypatch: Any, capsys: Any, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from megamoe.spec.contract import Contract
 from megamoe.spec.formats import FP8_COMBINE_GROUP
 
 _ELEMENTS_AT_ONCE: Final = 1 << 20
-"""Of a summand: so that what a step of the sum takes stays in the cache."""
+"""Elements of a summand that are added together: few enough for the cache."""
 
 
 def combine(

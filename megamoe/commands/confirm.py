@@ -25,7 +25,7 @@ from megamoe.worker.choice import AUTO
 
 SEED = 20
 STEPS = 4
-"""Of a chain of words."""
+"""Steps of the chain that computes a word."""
 
 
 def add(commands: Any, command: Any) -> None:

@@ -9,11 +9,12 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,8 @@ import megamoe
 from megamoe.printable import printable
 
 OLDEST: Final = (3, 11)
+OLDEST_NIX: Final = (2, 18)
+"""The same number stands in nix/minimum.nix; a test compares the two."""
 SECONDS: Final = 20.0
 """That a program may take to tell its version, or pip to ask its indexes."""
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -168,7 +171,12 @@ def _chromium() -> Line:
 
 def _nix() -> Line:
     mend = "only the pinned toolchain needs it: docs/toolchain.md"
-    return _program("nix", shutil.which("nix"), mend)
+    found = _program("nix", shutil.which("nix"), mend)
+    version = re.search(r"(\d+)\.(\d+)", found.said)
+    if found.state == "ok" and version and tuple(map(int, version.groups())) < OLDEST_NIX:
+        oldest = ".".join(map(str, OLDEST_NIX))
+        return replace(found, state="wrong", mend=f"the flake needs Nix {oldest} or newer; {mend}")
+    return found
 
 
 def _program(name: str, path: str | None, mend: str) -> Line:
@@ -181,7 +189,7 @@ def _program(name: str, path: str | None, mend: str) -> Line:
 
 
 def _index() -> Line:
-    """Of the indexes of pip the addresses are nobody's business: only the answer is shown."""
+    """Only the answer is shown, since the addresses of pip's indexes may be private."""
     listed = _ran([sys.executable, "-m", "pip", "index", "versions", "torch",
                    "--disable-pip-version-check", "--no-input"])  # fmt: skip
     if "+cpu" in listed:

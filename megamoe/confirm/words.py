@@ -37,7 +37,7 @@ class Instruction:
 
     name: str
     kind: int
-    """Of the CUDA function."""
+    """The number by which ``units.cu`` knows the instruction."""
     unit: Unit
     smallest: int
     """Exponent field of the operands' subnormals."""
@@ -63,7 +63,7 @@ INSTRUCTIONS: Final = {
 
 @dataclass(frozen=True)
 class Asked:
-    """So many tiles of ``steps`` steps, from a seed."""
+    """A request for ``tiles`` tiles of ``steps`` steps, with operands from a seed."""
 
     instruction: Instruction
     seed: int
@@ -126,7 +126,7 @@ def modelled(asked: Asked, unit: Unit, tiles: int | None = None) -> Iterator[U32
 
 
 def answered(asked: Asked, pieces: Iterator[U32]) -> dict[str, Any]:
-    """What a file holds of the words that a chip gave, piece by piece."""
+    """The part of a file that holds the words of a chip, which come piece by piece."""
     digest, sample = hashlib.sha256(), b""
     for piece in pieces:
         digest.update(np.ascontiguousarray(_one_nan(piece)).astype("<u4").tobytes())

@@ -65,11 +65,11 @@ class Unlike:
 
     stages: tuple[str, ...]
     elements: int | None
-    """Of y that differ; None where the prediction keeps only the digest."""
+    """The number of elements of y that differ; None if the prediction keeps only a digest."""
     total: int
 
     def line(self) -> str:
-        """In a few words."""
+        """The stages in one line."""
         many = f" ({self.elements} of {self.total} elements)" if self.elements is not None else ""
         return ", ".join(f"{n}{many}" if n == "y" else n for n in self.stages)
 
@@ -136,7 +136,7 @@ def stages_of(shown: Mapping[str, Array], ids: Array) -> dict[str, str]:
 def under(
     contracts: list[str], shown: Mapping[str, Array], ids: Array, assumed: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What is kept of one case under contracts that give the same bits."""
+    """The prediction of one case, for the contracts that give the same bits."""
     out: dict[str, Any] = {"contracts": contracts, "stages": stages_of(shown, ids)}
     y = np.ascontiguousarray(canonical("y", shown["y"]))
     if y.nbytes <= Y_LIMIT:

@@ -96,10 +96,10 @@ class Verdict:
     ``moved``; or why there was none: ``none``, ``other fingerprint``, ``other inputs``, ``other
     contract``. Empty for other kinds."""
     predicted: str = ""
-    """Of a forward case of a class that a model predicts: equal, inside the envelope and not the
+    """For a forward case of a class that a model predicts: equal, inside the envelope and not the
     prediction, outside; none or other inputs where there is nothing to compare with."""
     unlike: str = ""
-    """Of inside and outside: the stages that are not the prediction, and what would explain it."""
+    """For inside and outside: the stages that differ from the prediction, and an explanation."""
     right_under: tuple[str, ...] = ()
     """For a fail, the contracts under which this same output is right."""
     by: str = ""

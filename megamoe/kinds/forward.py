@@ -126,9 +126,9 @@ def golden(
 
 
 def lacks(identity: Identity, case: Case, golden: StoredGolden, given: Mapping[str, Any]) -> str:
-    """A backend that folds scale factors has no operands for some inputs.
+    """Some inputs have operands that a backend which folds scale factors cannot represent.
 
-    A golden that stores digests has no codes to look at; such a case is of ordinary data.
+    A golden that stores digests has no codes to look at. Such a case has ordinary data.
     """
     if not identity.provides(FOLDS_SCALES):
         return ""

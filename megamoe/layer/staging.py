@@ -18,7 +18,7 @@ from megamoe.spec.texts import text
 RECIP_448: Final = 1.0 / torch.tensor(448.0, dtype=torch.float32, device="cpu")
 """fl32(1/448), whatever torch's defaults are while this module is imported."""
 _ELEMENTS_AT_ONCE: Final = 1 << 20
-"""Hidden values that are staged together: so that the steps between stay in the cache."""
+"""Hidden values that are staged together: few enough for the cache."""
 OUTPUTS: Final = ("x_fp8", "x_sf", "topk_idx_out", "topk_weights_out")
 
 

@@ -89,10 +89,10 @@ def aligned(
     unit: Unit, products: F64, largest: npt.NDArray[Any], running: F64,
     scale: F64 | float = 0.0, axis: int = -1,
 ) -> F64:  # fmt: skip
-    """As :func:`fused` with the largest field known: the sum of ``products * 2**scale``.
+    """One step, as :func:`fused`, for a caller that knows the largest exponent field.
 
-    ``products`` have the values of a step along ``axis``; ``largest``, with ``scale`` in it, and
-    the others do not have that axis. A ``scale`` of NaN gives NaN.
+    It adds ``products * 2**scale`` along ``axis``. The other arrays have no such axis. ``largest``
+    is the largest field of the scaled products. A ``scale`` of NaN gives NaN.
     """
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         own = np.where(running == 0, unit.floor, np.maximum(_exponent(running), SMALLEST))

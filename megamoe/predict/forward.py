@@ -24,7 +24,7 @@ from megamoe.spec.problem import Problem
 
 Ids = npt.NDArray[np.int64]
 Weights = tuple[U8, U8, U8, U8]
-"""Of one expert: w13, its scales, w2, its scales."""
+"""The weights of one expert: w13, its scales, w2, its scales."""
 ROWS = 64
 """Slots of one expert at once, so that memory stays small."""
 
@@ -47,13 +47,13 @@ class Linears:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model gives of ``T`` tokens, ``K`` slots, ``H``, ``I``."""
+    """The prediction for ``T`` tokens and ``K`` slots with the sizes ``H`` and ``I``."""
 
     stages: dict[str, npt.NDArray[Any]]
     """``y`` (T, H) uint16 bits; but for NVFP4 also ``x`` (T, H) uint8, ``x_sf`` (T, H/128) int32,
     ``l2_acts`` (T, K, I) and ``l2_acts_sf`` (T, K, I/32) uint8, zeros in slots with id -1."""
     assumed: tuple[str, ...] = ()
-    """What stands for a table that nobody has recorded."""
+    """The assumptions that replace a table which nobody has recorded."""
 
 
 def predict(

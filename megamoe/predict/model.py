@@ -38,18 +38,18 @@ class Model:
     """Recording of :mod:`megamoe.predict.tables`; '' for the oracle's reference."""
     fast: str
     precise: str
-    """Which of its tables the two modes take."""
+    """The names of the tables for fast and for precise silu."""
     known: str
     assumed: str
-    """What has been seen of a machine, and what has not."""
+    """The evidence for the model, and the assumptions that no machine has confirmed."""
     order: tuple[int, ...] = ASCENDING
-    """Of the values of a group of 32, as the steps take them."""
+    """The order in which the steps take the 32 values of a group."""
     folded: bool = False
     """Scale factors are multiplied into bfloat16 operands."""
     descending: bool = False
     """The groups of K from the last to the first."""
     apart: int = 0
-    """So many groups are summed from zero, and their sums are added in fp32; 0: one chain."""
+    """The number of groups that are summed from zero, before fp32 adds the sums; 0: one chain."""
 
     def linear(self, codes: U8, sf: U8, weights: U8, weight_sf: U8) -> F64:
         """``(R, C)`` codes with ``(R, C/32)`` scale bytes by ``(N, ...)`` weights: ``(R, N)``.

@@ -40,7 +40,7 @@ SOURCES: Final = (
     "oracle/*.py", "predict/forward.py", "predict/model.py", "predict/nvfp4.py",
     "predict/tables.py", "predict/silu/*.json", "spec/*.py",
 )  # fmt: skip
-"""What decides a predicted bit, besides what makes the inputs: these have their digest."""
+"""The files that decide a predicted bit. The inputs have a digest of their own."""
 
 
 def chosen(cases: Sequence[Case]) -> list[Case]:

@@ -77,7 +77,7 @@ def unpack(name: str, packed: Mapping[str, Any]) -> F32:
 
 
 def recording(gpu: str, provenance: Mapping[str, str], tables: Mapping[str, F32]) -> dict[str, Any]:
-    """What is kept of one GPU."""
+    """The recording of one GPU, as a file holds it."""
     packed = {name: pack(name, table) for name, table in tables.items()}
     return {"schema": SCHEMA, "gpu": gpu, "provenance": dict(provenance), "tables": packed}
 

@@ -57,7 +57,7 @@ class Launch:
 
 
 FOLDS_SCALES: Final = "folds_scales"
-"""Among the callables of a backend whose bfloat16 operands hold their scale factors."""
+"""The flag of a backend that multiplies each code by its scale factor first, in bfloat16."""
 
 
 @dataclass(frozen=True)
