@@ -1,0 +1,102 @@
+"""The weights of experts go from one placement to another: the list of moves, and the moves.
+
+A *place* holds one physical expert. Places are counted over all ranks: of P places on N ranks, rank
+``r`` has those from ``r * P / N`` on. :mod:`megamoe.layer.rebalance` decides the placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from megamoe.layer.checks import IDS, check_count, shown
+
+
+class Move(NamedTuple):
+    """The weights of one expert go into ``place`` of ``rank``, from ``source_place`` of
+    ``source_rank``. Both places are counted over all ranks."""
+
+    rank: int
+    place: int
+    source_rank: int
+    source_place: int
+
+
+def moves(old: torch.Tensor, new: torch.Tensor, num_ranks: int) -> list[Move]:
+    """What has to move, in the order of places, so that one layer goes from ``old`` to ``new``.
+
+    Both are (P,) integer: the logical expert in each place. A place that keeps its expert does not
+    move. The source is a place of the same rank if one holds the expert, the lowest; else the
+    holder with the fewest moves so far, the lowest of these. So all ranks compute the same list
+    without asking one another. All sources are meant as before the first move: places may swap.
+    ``ValueError`` for maps that do not fit, and for an expert that ``old`` does not hold.
+    """
+    before, after = _places("moves", "old", old), _places("moves", "new", new)
+    check_count("moves", "num_ranks", num_ranks)
+    if len(before) != len(after) or len(before) % num_ranks:
+        raise ValueError(
+            f"moves: old has {len(before)} places and new has {len(after)}, expected the same "
+            f"multiple of the {num_ranks} ranks"
+        )
+    local = len(before) // num_ranks
+    holders: dict[int, list[int]] = {}
+    for place, expert in enumerate(before):
+        holders.setdefault(expert, []).append(place)
+    given = dict.fromkeys(range(len(before)), 0)
+    out = []
+    for place, expert in enumerate(after):
+        if before[place] == expert:
+            continue
+        if expert not in holders:
+            raise ValueError(
+                f"moves: place {place} is to hold logical expert {expert}, which no place of old "
+                "holds; load its weights from the checkpoint"
+            )
+        rank = place // local
+        near = [s for s in holders[expert] if s // local == rank]
+        source = near[0] if near else min(holders[expert], key=lambda s: given[s])
+        if not near:
+            given[source] += 1
+        out.append(Move(rank, place, source // local, source))
+    return out
+
+
+def move_expert_weights(
+    weights: Sequence[torch.Tensor], old: torch.Tensor, new: torch.Tensor
+) -> None:
+    """Move the weights of one layer from the places ``old`` to the places ``new``, in place.
+
+    ``weights`` are the (P, n) tensors of ``get_expert_weights``, of a module that holds all P
+    places; ``old`` and ``new`` are (P,) integer. Rows move as bytes, and swapped places come out
+    right: all sources are copied before the first write. That copy takes the memory of the moved
+    rows of one tensor. ``ValueError`` as of :func:`moves`, and for a tensor of other rows; then
+    nothing has moved.
+    """
+    planned = moves(old, new, 1)
+    for index, tensor in enumerate(weights):
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or len(tensor) != len(old):
+            raise ValueError(
+                f"move_expert_weights: weights[{index}] is {shown(tensor)}, expected a row for "
+                f"each of the {len(old)} places"
+            )
+    if not planned:
+        return
+    with torch.no_grad():
+        for tensor in weights:
+            # Not every device can index a type like float8_e8m0fnu; all can index bytes.
+            rows = tensor.view(torch.uint8)
+            targets = torch.tensor([m.place for m in planned], device=tensor.device)
+            sources = torch.tensor([m.source_place for m in planned], device=tensor.device)
+            rows.index_copy_(0, targets, rows.index_select(0, sources))
+
+
+def _places(name: str, argument: str, given: Any) -> list[int]:
+    if not isinstance(given, torch.Tensor) or given.ndim != 1 or given.dtype not in IDS:
+        raise ValueError(
+            f"{name}: {argument} is {shown(given)}, expected (P,) of "
+            f"{' or '.join(map(str, IDS))}: the places of one layer"
+        )
+    places: list[int] = given.tolist()
+    return places
