@@ -1,4 +1,7 @@
-"""Times of the whole forward and of each stage, beside the floor and beside peers, in one run."""
+"""Times of the whole forward and of each stage, beside the floor and beside peers, in one run.
+
+``scale`` times nothing: it counts the bytes and the operations of many ranks.
+"""
 
 from megamoe.bench.figure import check_drawable, plot
 from megamoe.bench.floor import FLOOR_BANDWIDTH, FLOOR_FLOPS, SHARES, Share, floor

@@ -1,4 +1,4 @@
-"""``megamoe bench``: time a backend beside the floor and beside peers."""
+"""``megamoe bench``: time a backend beside the floor and beside peers; or the model of scale."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import torch
 
 from megamoe import bench
 from megamoe.backends import load_backend
+from megamoe.bench import scale
 from megamoe.bench.floor import DEFAULT_SHARES, SHARES
 from megamoe.bench.peers import PEERS
 from megamoe.commands import UsageError
 from megamoe.commands.options import at_least_one
 from megamoe.console import Console
+from megamoe.spec.models import MODELS
 from megamoe.spec.problem import provided
 
 
@@ -35,10 +37,15 @@ def add(commands: Any, command: Any) -> None:
     b.add_argument("--from", dest="source", metavar="FILE",
                    help="time nothing: the table and plot of an earlier --json")  # fmt: skip
     b.add_argument("--dry-run", action="store_true", help="list what would be timed")
+    b.add_argument("--scale", action="store_true",
+                   help="time nothing: bytes and floors of EP 8 to 512 on published link speeds, "
+                   "by arithmetic; --tokens are those of each rank")  # fmt: skip
 
 
 def run(a: argparse.Namespace) -> int:
     """Time, or read what was timed; a table, and a plot where one is asked for."""
+    if a.scale:
+        return _scale(a)
     if a.dry_run:
         for share in a.share:
             for tokens in a.tokens:
@@ -58,6 +65,23 @@ def run(a: argparse.Namespace) -> int:
         bench.plot(rows, Path(a.plot))
     failed = [row for row in rows if row.best is None and row.what not in PEERS]
     return 1 if failed and not a.source else 0
+
+
+def _scale(a: argparse.Namespace) -> int:
+    """The model of scale: a table for each machine."""
+    for option in ("json", "plot", "source", "dry_run"):
+        if getattr(a, option):
+            name = {"source": "from"}.get(option, option.replace("_", "-"))
+            raise UsageError(f"--scale times nothing, so there is nothing for --{name} to do")
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    for machine in scale.MACHINES:
+        estimates = [
+            scale.estimate(MODELS[SHARES[share].name.lower()], tokens, ranks, machine)
+            for share in a.share for tokens in a.tokens for ranks in scale.EP_SIZES
+        ]  # fmt: skip
+        console.print(scale.table(machine, estimates))
+        console.print(f"{machine.name}: {machine.source}")
+    return 0
 
 
 def _timed(a: argparse.Namespace) -> list[bench.Row]:
