@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.kernel_weights import per_expert, transform_weights
 from megamoe.layer.moves import Move, move_expert_weights, moves
 from megamoe.layer.rebalance import (
     initial_placement,
@@ -305,6 +306,20 @@ def test_rows_move_in_place_as_bytes_also_around_a_circle():
     assert words.tolist() == [[20, 21], [30, 31], [10, 11], [40, 41]]
     assert scales.view(torch.uint8).tolist() == [[2], [3], [1], [4]]
     assert words.data_ptr() == memory
+
+
+def test_weights_in_the_kernel_s_layout_move_too():
+    """As if the kernel's weights had been built from experts in the new order."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = (256, 64), (256, 4), (128, 64), (128, 4)
+    loaded = [
+        torch.randint(256, (4, *shape), dtype=torch.uint8, generator=generator) for shape in shapes
+    ]
+    old, new = torch.tensor([0, 1, 2, 3]), torch.tensor([3, 1, 1, 0])
+    wanted = transform_weights(*(t[new] for t in loaded))
+    weights = transform_weights(*loaded)
+    move_expert_weights([per_expert(t) for t in weights], old, new)
+    assert all(map(torch.equal, weights, wanted))
 
 
 def test_a_tensor_of_other_rows_is_refused_before_anything_moves():

@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from megamoe.bench.scale import (
     Machine,
     estimate,
     link_bound_from,
+    link_bytes,
     row_bytes,
     table,
     traffic,
@@ -110,6 +112,12 @@ def test_ids_that_fit_no_rank_are_refused(ids, ranks, message):
         traffic(TINY, [torch.zeros(1, 2, dtype=torch.int64)] * ids, ranks)
 
 
+def test_a_placement_of_several_layers_is_refused():
+    ids = [torch.zeros(1, 2, dtype=torch.int64)] * 2
+    with pytest.raises(ValueError, match="the placement is of 3 layers, expected one"):
+        traffic(TINY, ids, 2, rebalance_experts(torch.ones(3, 8), 8, 1, 1, 2))
+
+
 # --- floors -----------------------------------------------------------------------------------
 
 UNIT = Machine("unit", 1e6, 1e6, 1e6, 1e30, "a byte in a microsecond, and no time to multiply")
@@ -128,11 +136,21 @@ def test_links_by_hand():
     assert estimate(model, 5, 8, UNIT).network == 0
 
 
+def test_the_busiest_link_counts_in_the_direction_that_has_more():
+    """Rank 0 sends 20 rows and gets 20 back, which are wider; then it owns 20."""
+    rows = np.array([[0, 10, 10], [0, 0, 0], [0, 0, 0]])
+    assert link_bytes(rows, 128) == 20 * BACK
+    assert link_bytes(rows.T, 128) == 20 * BACK
+    rows = np.array([[0, 3, 0], [7, 0, 0], [0, 0, 0]])
+    assert link_bytes(rows, 128) == 3 * THERE + 7 * BACK
+
+
 def test_weights_are_read_where_a_token_needs_them():
     """One token touches two of eight experts; many tokens touch all. FP4: half a byte a value."""
     expert = 3 * 128 * 256 / 2
     assert estimate(TINY, 1, 1, UNIT).compute == pytest.approx(2 * expert)
     assert estimate(TINY, 2, 1, UNIT).compute == pytest.approx((1 - 0.75**2) * 8 * expert)
+    assert estimate(TINY, 1, 2, UNIT).compute == pytest.approx((1 - 0.75**2) * 4 * expert)
     assert estimate(TINY, 1000, 4, UNIT).compute == pytest.approx(2 * expert)
 
 
@@ -145,8 +163,13 @@ def test_operations_stay_the_same_whatever_the_number_of_ranks():
     assert estimate(TINY, 10, 12, FAST).compute == pytest.approx(work * 12 / 8)
 
 
-def test_the_floor_of_an_h100_is_the_measured_one():
-    assert (MACHINES[0].bandwidth, MACHINES[0].flops) == (FLOOR_BANDWIDTH, FLOOR_FLOPS)
+def test_the_speeds_are_half_of_what_is_published_for_both_directions():
+    """The page names the sources. The floor of an H100 is the measured one."""
+    h100, b200 = MACHINES
+    assert (h100.bandwidth, h100.flops) == (FLOOR_BANDWIDTH, FLOOR_FLOPS)
+    assert (b200.bandwidth, b200.flops) == (64e12 / 8, 72e15 / 8 / 2)
+    assert (h100.nvlink, b200.nvlink) == (900e9 / 2, 18 * 100e9 / 2)
+    assert h100.network == b200.network == 400e9 / 8
 
 
 def test_what_takes_longest_is_named():

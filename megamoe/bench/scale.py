@@ -146,9 +146,13 @@ def counted_rows(
             f"{model.name}: {experts} physical experts do not divide over {ranks} ranks; give a "
             "placement with more replicas"
         )
+    if placement and len(placement.replica_count) != 1:
+        raise ValueError(
+            f"{model.name}: the placement is of {len(placement.replica_count)} layers, expected one"
+        )
     rows = np.zeros((ranks, ranks), dtype=np.int64)
     for rank, own in enumerate(ids):
-        physical = own
+        physical = own = own.cpu()
         if placement is not None:
             load = torch.zeros(experts, dtype=torch.int32)
             table, count = placement.logical_to_physical[0], placement.replica_count[0]
@@ -196,13 +200,17 @@ def estimate(model: Model, tokens: int, ranks: int, machine: Machine) -> Estimat
         model.name, tokens, ranks, chances.shape[1],
         max(s["dispatch"] for s in sent), max(s["return"] for s in sent),
         1e6 * compute,
-        1e6 * _busiest(rows * near, model.hidden_size) / machine.nvlink,
-        1e6 * _busiest(rows * far, model.hidden_size) / machine.network,
+        1e6 * link_bytes(rows * near, model.hidden_size) / machine.nvlink,
+        1e6 * link_bytes(rows * far, model.hidden_size) / machine.network,
     )  # fmt: skip
 
 
-def _busiest(rows: Rows, hidden: int) -> float:
-    """Bytes one way, in or out, through the link of the rank that has most."""
+def link_bytes(rows: Rows, hidden: int) -> float:
+    """Bytes one way, in or out, through the link of the rank that has most.
+
+    ``rows`` (R, R) are those that take the link. A rank sends rows to owners and returns rows as
+    an owner; it receives the opposite of both.
+    """
     there, back = row_bytes(hidden)
     as_source, as_owner = rows.sum(1), rows.sum(0)
     out, into = as_source * there + as_owner * back, as_owner * there + as_source * back
