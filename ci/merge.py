@@ -29,7 +29,7 @@ from megamoe.files import (
     read_bounded,
     write_atomically,
 )
-from megamoe.judge import STATUSES
+from megamoe.judge import STATUSES, WORDS
 from megamoe.suite import merge as merging
 from megamoe.suite import provenance, results
 from megamoe.suite.provenance import Provenance
@@ -214,7 +214,10 @@ def _all_there(
 def summary(merged: dict[str, Any], made: Provenance) -> str:
     """A page for people, in Markdown: verdict, counts, red cases, hosts, what made it."""
     lines = [f"## {merged['backend']} on {made['device']}: {results.verdict_line(merged)}", ""]
-    lines += [f"| kind | {' | '.join(STATUSES)} |", f"|---|{'---|' * len(STATUSES)}"]
+    lines += [
+        f"| kind | {' | '.join(WORDS.get(s, s) for s in STATUSES)} |",
+        f"|---|{'---|' * len(STATUSES)}",
+    ]
     for kind in KINDS:
         counts = Counter(c["status"] for c in merged["cases"] if c["kind"] == kind)
         if counts:

@@ -26,7 +26,7 @@ RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}
 
 
 def letters(number: int) -> str:
-    """A cause of its own: digits would not tell it from another."""
+    """A symptom of its own: digits would not tell it from another."""
     return "".join(chr(97 + int(digit)) for digit in str(number))
 
 
