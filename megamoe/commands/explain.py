@@ -122,31 +122,26 @@ def run(a: argparse.Namespace) -> int:
         )
     known = claimed or subject.about.get("accumulator", SM100_MXF8F6F4.name)
     class_name = a.accumulator or known
-    if a.stage and actual is None:
-        raise ValueError(
-            "--stage asks where an output is wrong; name it with --backend or --actual"
-        )
-    if a.stage and a.stage not in actual:
-        raise ValueError(f"--stage {a.stage}: the output does not show it; it has "
-                         f"{', '.join(actual)}")  # fmt: skip
-    token, channel, judged = a.token, a.channel, None
+    if a.stage and a.stage not in (actual or ()):
+        raise ValueError(f"--stage {a.stage}: " + (
+            "there is no output to look at; name one with --backend or --actual" if actual is None
+            else f"the output does not show it; it has {', '.join(actual)}"
+        ))  # fmt: skip
+    token, channel = a.token, a.channel
     if actual is not None and (token is None or channel is None):
         golden = subject.golden(class_name, contract)
         judged = judge_forward(actual, golden, class_name, subject.problem)
         token, channel = _element(judged.findings, a.stage, token, channel)
-    if (
-        judged is not None
-        and not a.json
-        and not _is_wrong(a, subject, judged, [s for s in STAGES if s in actual])
-    ):
-        return 0
+        shown = [name for name in STAGES if name in actual]
+        if not a.json and not _is_wrong(a, subject, judged, shown):
+            return 0
     token, channel = token or 0, channel or 0
     rows = None
     if actual is not None and 0 <= token < subject.source.tokens:
         rows = {name: tensor[token] for name, tensor in actual.items()}
     started = time.perf_counter()
     said = explain(
-        subject.source, token, channel, class_name, rows, a.top, contract=contract, stage=a.stage
+        subject.source, token, channel, class_name, rows, a.top, contract=contract, stage=a.stage or ""
     )  # fmt: skip
     said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
     said["seconds"] = round(time.perf_counter() - started, 3)
