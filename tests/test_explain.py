@@ -324,6 +324,18 @@ def test_the_worst_element_of_each_stage_is_where_it_was_planted(small, stage):
     assert said["worst"]["line"].startswith(says) and ", got " in said["worst"]["line"]
 
 
+def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
+    """One element fits many causes or none; the file remembers the cause that `reduce` read."""
+    shown = EagerBackend().forward(small)
+    shown["y"][1, 3] *= 3
+    about = {"accumulator": "fp32-ordered", "reduced_from": "forward/whole", "causes": ["  c: d"]}
+    path = tmp_path / "r.safetensors"
+    path.write_bytes(to_bytes(Stored(small, {"y": shown["y"]}, about)))
+    assert cli.main(["explain", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "\ncause, by all of forward/whole, which was reduced:\n  c: d\n" in out
+
+
 def test_a_statistic_alone_is_said_to_have_no_element():
     """Every element is inside, and the bias of a row is not."""
     judged = Judged([Finding("y", 4, text="statistic: row 2: bias 0.003")], ("statistic",))

@@ -141,7 +141,7 @@ def run(a: argparse.Namespace) -> int:
         rows = {name: tensor[token] for name, tensor in actual.items()}
     started = time.perf_counter()
     said = explain(
-        subject.source, token, channel, class_name, rows, a.top, contract=contract, stage=a.stage or ""
+        subject.source, token, channel, class_name, rows, a.top, contract=contract, stage=a.stage
     )  # fmt: skip
     said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
     said["seconds"] = round(time.perf_counter() - started, 3)
@@ -154,12 +154,22 @@ def run(a: argparse.Namespace) -> int:
     else:
         console = Console(width=None if sys.stdout.isatty() else 150)
         brief(said, console)
+        _original(subject.about, said["actual"], console)
         if a.full:
             show(said, console)
             console.print(f"\ncomputed in {said['seconds']:.2f} s", highlight=False)
         else:
             console.print(f"more: {_more(actual is not None)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _original(about: Mapping[str, Any], actual: Any, console: Console) -> None:
+    """The cause that `reduce` read from the whole problem, where the reduced one fits several."""
+    causes = about.get("causes")
+    is_plain = actual and all(len(step["exact"]) == 1 for step in actual["explanations"])
+    if isinstance(causes, list) and causes and not is_plain:
+        lines = [f"cause, by all of {about.get('reduced_from')}, which was reduced:", *causes]
+        console.print("\n".join(map(str, lines)), markup=False, highlight=False, soft_wrap=True)
 
 
 def _more(has_output: bool) -> str:

@@ -23,7 +23,7 @@ def explain(
     top: int = 3,
     *,
     contract: Contract,
-    stage: str = "",
+    stage: str | None = None,
 ) -> dict[str, Any]:
     """The life of ``y[token, channel]`` as plain data.
 
@@ -50,7 +50,7 @@ def explain(
     return said
 
 
-def _worst(departs: Mapping[str, Any], stage: str) -> Any:
+def _worst(departs: Mapping[str, Any], stage: str | None) -> Any:
     """The worst element of ``stage`` or of the first wrong stage; None where it is inside."""
     first = departs["parts_at"] or {"stage": stage, "worst": None}
     found = {one["stage"]: one["worst"] for one in departs["stages"]}
