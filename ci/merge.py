@@ -30,6 +30,7 @@ from megamoe.files import (
     write_atomically,
 )
 from megamoe.judge import STATUSES, WORDS
+from megamoe.printable import counted
 from megamoe.suite import merge as merging
 from megamoe.suite import provenance, results
 from megamoe.suite.provenance import Provenance
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # MergeError, ShardError
         print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"merge: {len(loaded)} shards hold each of {len(merged['cases'])} cases once")
+    print(f"merge: {len(loaded)} shards hold each of {counted(len(merged['cases']), 'case')} once")
     print(f"merge: {results.verdict_line(merged)}")
     return results.exit_code(merged["counts"])
 
@@ -206,7 +207,7 @@ def _all_there(
             lost = [case.id for case in shards.shard(selection, index, counts[0], seconds)]
             more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise MergeError(
-                f"shard {index}/{counts[0]} is missing, and with it {len(lost)} cases: "
+                f"shard {index}/{counts[0]} is missing, and with it {counted(len(lost), 'case')}: "
                 f"{', '.join(lost[:3])}{more}; run ci/shard.sh {index} {counts[0]}"
             )
 
