@@ -1,4 +1,4 @@
-"""``megamoe explain``: the same bits as the oracle, from less work; and where two lives part."""
+"""``megamoe explain``: the same bits as the oracle, from less work; and where an output goes wrong."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_a_token_without_slots_and_one_that_is_not_there(small):
             explain(FromProblem(small), token, channel, "exact", contract=BASE)
 
 
-# --- where lives part -------------------------------------------------------------------------
+# --- where an output goes wrong -------------------------------------------------------------------
 
 EXPECTED = {
     "gate-up-swapped": "gate and up are swapped",

@@ -61,7 +61,7 @@ def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Pl
             explanations.append(_explain_codes(given, source, shown.acts, by_slot))
     low, high, of_codes = _y_interval(given, shown)
     beyond = outside(shown.y, low, high)
-    last = "linear 2 or combine" if shown.acts is not None else "not known: only y is there"
+    last = "linear 2 or combine" if shown.acts is not None else "any step: the output has no codes"
     worst = element.of_y(life, shown.y, low, high, beyond) if beyond.any() else None
     stages.append(_said("y", last, beyond, worst))
     if beyond.any():
