@@ -1,4 +1,4 @@
-"""``megamoe explain``: the same bits as the oracle, from less work; and where an output goes wrong."""
+"""``megamoe explain``: the same bits as the oracle, from less work; where an output goes wrong."""
 
 from __future__ import annotations
 
