@@ -48,7 +48,7 @@ def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Pl
     stages, explanations = [], []
     wrong = _staged_outside(life, shown)
     for name, mask in wrong.items():
-        got = shown.x if name == "x" else shown.x_sf
+        got: Any = shown.x if name == "x" else shown.x_sf
         worst = element.of_staging(life, name, got, mask) if mask.any() else None
         stages.append(_said(name, "staging", mask, worst))
     if any(mask.any() for mask in wrong.values()):
