@@ -243,6 +243,8 @@ def test_the_end_says_why_cases_were_not_judged() -> None:
     assert "\n3 not provided: the backend has no eplb_map (2); no run (1)\n" in text
     assert "\n1 skipped: the backend raised NotImplementedError: no\n" in text
     assert "not-provided" not in text and " skip " not in text
+    stopped = summary([Verdict("eplb/p", "eplb", "not-run", "not run: SIGINT")])
+    assert "1 not run: SIGINT\n" in stopped
     assert text.endswith("GREEN: the one judged case passed; 4 not judged\n")
 
 

@@ -169,6 +169,7 @@ REASONS: Final = 8
 _BEGIN: Final[Mapping[str, tuple[str, str]]] = {
     "skip": ("the backend declined: ", "the backend raised NotImplementedError: "),
     "not-provided": ("the backend has ", "the backend has "),
+    "not-run": ("not run: ", ""),
 }
 """How the reasons of a status begin, and what a line says of it once."""
 
