@@ -113,7 +113,7 @@ def test_only_passes_are_green(statuses: list[Any], colour: str) -> None:
     assert len(view["failures"]) == sum(s not in ("pass", "skip") for s in statuses)
 
 
-def test_failures_of_one_kind_and_cause_are_folded() -> None:
+def test_failures_of_one_kind_and_symptom_are_folded() -> None:
     def red(name: str, reason: str, **more: Any) -> dict[str, Any]:
         return {"id": name, "kind": name[:4], "status": "error", "reason": reason, **more}
 

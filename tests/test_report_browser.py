@@ -231,7 +231,7 @@ def many(count: int, apart: bool) -> list[Any]:
     return list(made["cases"])
 
 
-def test_failures_of_one_cause_are_one_with_a_count(opened: Any) -> None:
+def test_failures_of_one_symptom_are_one_with_a_count(opened: Any) -> None:
     browser = opened("run", cases=many(100, apart=False))
     assert browser.js("document.querySelectorAll('.failure').length") == 4
     counts = "[...document.querySelectorAll('.many')].map(e => e.textContent).join()"
