@@ -29,7 +29,8 @@ from megamoe.files import (
     read_bounded,
     write_atomically,
 )
-from megamoe.judge import STATUSES
+from megamoe.judge import STATUSES, WORDS
+from megamoe.printable import counted
 from megamoe.suite import merge as merging
 from megamoe.suite import provenance, results
 from megamoe.suite.provenance import Provenance
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # MergeError, ShardError
         print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"merge: {len(loaded)} shards hold each of {len(merged['cases'])} cases once")
+    print(f"merge: {len(loaded)} shards hold each of {counted(len(merged['cases']), 'case')} once")
     print(f"merge: {results.verdict_line(merged)}")
     return results.exit_code(merged["counts"])
 
@@ -206,7 +207,7 @@ def _all_there(
             lost = [case.id for case in shards.shard(selection, index, counts[0], seconds)]
             more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise MergeError(
-                f"shard {index}/{counts[0]} is missing, and with it {len(lost)} cases: "
+                f"shard {index}/{counts[0]} is missing, and with it {counted(len(lost), 'case')}: "
                 f"{', '.join(lost[:3])}{more}; run ci/shard.sh {index} {counts[0]}"
             )
 
@@ -214,7 +215,10 @@ def _all_there(
 def summary(merged: dict[str, Any], made: Provenance) -> str:
     """A page for people, in Markdown: verdict, counts, red cases, hosts, what made it."""
     lines = [f"## {merged['backend']} on {made['device']}: {results.verdict_line(merged)}", ""]
-    lines += [f"| kind | {' | '.join(STATUSES)} |", f"|---|{'---|' * len(STATUSES)}"]
+    lines += [
+        f"| kind | {' | '.join(WORDS.get(s, s) for s in STATUSES)} |",
+        f"|---|{'---|' * len(STATUSES)}",
+    ]
     for kind in KINDS:
         counts = Counter(c["status"] for c in merged["cases"] if c["kind"] == kind)
         if counts:

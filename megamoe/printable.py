@@ -62,3 +62,8 @@ def _filtered(stream: Any) -> Any:
 def unfiltered(stream: Any) -> Any:
     """The stream below the filter of :func:`guarded`."""
     return stream.stream if isinstance(stream, _Filtered) else stream
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """``1 case``, ``2 cases``; ``plural`` where it is not the noun and an s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"

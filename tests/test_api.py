@@ -308,3 +308,17 @@ def test_the_examples_are_type_checked_strictly():
         said = {name for name, on in {**mypy, **of[path.stem]}.items() if on is True}
         assert said >= STRICT, path
     assert (ROOT / "examples/own_shapes.py").read_text().count("# type: ignore[arg-type]") == 2
+
+
+def test_a_problem_and_a_judgement_have_a_short_repr():
+    p = megamoe.problem(**SMALL)
+    assert repr(p).startswith(f"Problem(hidden_states {tuple(p.hidden_states.shape)} bfloat16, ")
+    assert "topk_ids (" in repr(p) and "activation_clamp=" in repr(p) and "tensor" not in repr(p)
+    assert "shared_output" not in repr(p), "a field with its default is left out"
+    assert len(repr(p)) < 500
+    y = torch.zeros(p.num_tokens, p.hidden_size, dtype=torch.bfloat16)
+    said = repr(megamoe.judge(p, y, accumulator=CLASS))
+    assert said.startswith("<Judgement fail: y: ") and "\n" not in said and len(said) < 300
+    assert said.endswith(f"; accumulator {CLASS}, contract 2026-11>")
+    right = megamoe.judge(p, forward(p), accumulator=CLASS)
+    assert repr(right) == f"<Judgement pass; accumulator {CLASS}, contract 2026-11>"

@@ -363,7 +363,7 @@ def test_check_says_which_and_why_and_is_right_by_it(kernel, tmp_path, capsys):
     assert said["contract"] == "2026-09"
     assert said["contract_why"].startswith("detected: deep_gemm is mid 1")
     assert main(["check", "--backend", spec, *options, "--contract", "2026-06"]) == 1
-    assert capsys.readouterr().out.startswith("contract 2026-06, 1 cases")
+    assert capsys.readouterr().out.startswith("contract 2026-06, 1 case\n")
     assert json.loads(report.read_text())["contract_why"] == ""
 
 

@@ -88,6 +88,6 @@ def test_it_is_part_of_what_a_backend_says_of_itself() -> None:
     console = Console(file=io.StringIO(), width=150)
     results.print_summary(report, console)
     assert isinstance(console.file, io.StringIO)
-    line = "not batch-invariant, by the backend's own word: in 1 cases the law was not judged"
+    line = "not batch-invariant, by the backend's own word: in 1 case the law was not judged"
     assert line in console.file.getvalue()
     assert results.invariance_line({"cases": []}) == "", "an earlier report says nothing of it"

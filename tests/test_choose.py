@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from megamoe.cases import Case, CaseError, golden_root
+from megamoe.cases import Case, CaseError, golden_root, load_cases
 from megamoe.cases.pattern import matching
 from megamoe.commands import doctor
 from megamoe.commands.main import main
+from megamoe.commands.show import MEANINGS, _words
 from megamoe.suite import plugin
 
 IDS = ("eplb/a-t1", "eplb/b-t2", "forward/a-t1", "forward/c", "layout/d")
@@ -139,7 +141,7 @@ def shown(pattern: str, capsys: Any) -> dict[str, Any]:
 def test_show_says_all_of_a_case(capsys: Any) -> None:
     one = shown("forward/tiny-activations-floored-2e-24", capsys)
     assert one["sizes"]["hidden"] == 256 and one["params"]["weights_recipe"]["kind"] == "carrier"
-    assert one["judged"].startswith("zero freedom") and one["needs"] == ["forward"]
+    assert one["judged"].startswith("bitwise: zero freedom") and one["needs"] == ["forward"]
     assert one["contracts"] == ["2026-06", "2026-09", "2026-11", "sgl"]
     assert [g["contracts"] for g in one["goldens"]] == [["2026-06", "sgl"], ["2026-09", "2026-11"]]
     for golden in one["goldens"]:
@@ -158,9 +160,27 @@ def test_show_of_other_kinds(capsys: Any) -> None:
     assert by_kind["errors"]["judged"].startswith("error:") and not by_kind["errors"]["goldens"]
     assert by_kind["property"]["judged"].startswith(f"law {by_kind['property']['params']['law']}")
     assert any("nvfp4" in one["needs"] for one in found)
-    assert any("interval:" in one["judged"] for one in found)
+    names = {re.split(r"[:, ]", one["judged"])[0] for one in found}
+    assert names <= {"bitwise", "staged", "law", "error"}, "the names that a verdict has"
+    assert any("else end-to-end and statistic: each value" in one["judged"] for one in found)
     assert main(["show", "no-such"]) == 2
     assert "nothing matches 'no-such'" in capsys.readouterr().err
+
+
+def test_show_says_what_the_words_of_a_recipe_mean(capsys: Any) -> None:
+    assert main(["show", "forward/clamp-10-bell-misapplied,forward/bell-h256-i128-drifts"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^ +weights_recipe +w13_scale 122 to 123, w2_scale 119 to 120$", text, re.M)
+    for word in ("w13_scale", "w2_scale", "bell", "envelope", "capacity"):
+        assert re.search(rf"^ +{word}: +{re.escape(MEANINGS[word])}$", text, re.M), word
+    assert "octaves:" not in text, "these cases have no such word"
+    assert main(["show", "forward/scale-bytes-*"]) == 0
+    assert "gate_scale 136 in steps of -1, up_scale " in capsys.readouterr().out
+
+
+def test_each_word_that_show_explains_is_in_some_recipe() -> None:
+    there = {word for case in load_cases() for word in _words(case.params)}
+    assert set(MEANINGS) <= there
 
 
 # --- doctor ---------------------------------------------------------------------------------------

@@ -290,12 +290,12 @@ def broken(name, two):
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("lost shard", 1, f"shard 2/2 is missing, and with it 1 cases: {SECOND}; run ci/shard.sh"),
+        ("lost shard", 1, f"shard 2/2 is missing, and with it 1 case: {SECOND}; run ci/shard.sh"),
         ("shard twice", 1, "shard 2/2 came twice: "),
         ("two cuts", 1, "shards of 2 and of 3: two cuts make no whole"),
-        ("lost case", 1, f"1 cases lost: {SECOND}"),
-        ("doubled case", 1, f"1 cases judged twice: {FIRST}"),
-        ("foreign case", 1, "1 cases not in this selection: eplb/other"),
+        ("lost case", 1, f"1 case lost: {SECOND}"),
+        ("doubled case", 1, f"1 case judged twice: {FIRST}"),
+        ("foreign case", 1, "1 case not in this selection: eplb/other"),
         ("edited result", 1, "2/result.json was changed after it was made"),
         ("other goldens", 1, "merge at their revision, r"),
         ("no result", 2, "2/result.json is missing: did that shard end?"),
@@ -367,7 +367,7 @@ def test_results_of_other_judgements_do_not_mix(two, tmp_path, capsys, result, s
 def test_a_run_that_was_stopped_and_an_unknown_status_are_no_result(two, tmp_path, capsys):
     write(two[1], 2, 2, status="not-run")
     assert merged(tmp_path, two) == 1
-    assert "2/result.json: its run was stopped before 1 cases" in capsys.readouterr().err
+    assert "2/result.json: its run was stopped before 1 case" in capsys.readouterr().err
     write(two[1], 2, 2, status="passed")
     assert merged(tmp_path, two) == 1
     assert f"2/result.json: case {SECOND} has status 'passed'" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_merge(blessed, capsys):
     said = capsys.readouterr().err
     assert said.startswith("megamoe: error: 2 cases lost: errors/over, forward/tiny")
     assert main(["merge", one, one, two]) == 1
-    assert "1 cases judged twice: staging/small" in capsys.readouterr().err
+    assert "1 case judged twice: staging/small" in capsys.readouterr().err
     red = report(blessed / "3.json", ["staging/small"], "fail")
     assert main(["merge", red, two]) == 1
     assert "RED: 1 of 3 judged cases did not pass" in capsys.readouterr().out
@@ -227,7 +227,7 @@ def test_merge(blessed, capsys):
 def test_durations_are_blessed_from_reports(blessed, capsys):
     one = report(blessed / "1.json", ["staging/small"])
     assert main(["golden", "bless", "--durations", one]) == 0
-    assert "1 durations taken" in capsys.readouterr().out
+    assert "1 duration taken" in capsys.readouterr().out
     assert json.loads((blessed / "durations.json").read_text()) == {"staging/small": 1.5}
 
 

@@ -363,7 +363,7 @@ ONE = ["coverage", "--case", "staging/top-3-stride", "-j", "1"]
 def test_the_table_and_both_files(tmp_path, capsys):
     out, html = tmp_path / "out.json", tmp_path / "out.html"
     assert main([*ONE, "--json", str(out), "--page", str(html)]) == 0
-    assert "1 cases enter" in capsys.readouterr().out
+    assert "1 case enters" in capsys.readouterr().out
     made = json.loads(out.read_text())
     valid("coverage", made)
     top_k = next(d for d in made["dimensions"] if d["name"] == "staging-top-k")

@@ -1,9 +1,12 @@
-"""``megamoe explain``: the same bits as the oracle, from less work; and where two lives part."""
+"""``megamoe explain``: the same bits as the oracle, from less work; where an output goes wrong."""
 
 from __future__ import annotations
 
+import argparse
 import json
+from contextlib import redirect_stdout
 from dataclasses import fields, replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +26,13 @@ from megamoe.cases import load_cases
 from megamoe.cases.recipes import expert_weights, forward_problem
 from megamoe.cases.stored import Stored, to_bytes
 from megamoe.commands import main as cli
+from megamoe.commands.explain import _is_wrong
 from megamoe.explain import FromCase, FromProblem, explain
 from megamoe.explain.blocks import row_blocks
 from megamoe.explain.instruction import modelled
 from megamoe.explain.life import live
+from megamoe.judge import Finding
+from megamoe.judge.judgements import Judged
 from megamoe.oracle.linear import Columns, Rows, block_sums
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import BASE
@@ -191,7 +197,7 @@ def test_a_token_without_slots_and_one_that_is_not_there(small):
             explain(FromProblem(small), token, channel, "exact", contract=BASE)
 
 
-# --- where lives part -------------------------------------------------------------------------
+# --- where an output goes wrong -------------------------------------------------------------------
 
 EXPECTED = {
     "gate-up-swapped": "gate and up are swapped",
@@ -235,7 +241,7 @@ def test_a_fault_that_is_in_no_catalogue_is_not_explained(small):
 
 
 def test_the_command_says_it_and_the_store_agrees(capsys):
-    assert cli.main(["explain", CASE, "--token", "1", "--channel", "3"]) == 0
+    assert cli.main(["explain", CASE, "--token", "1", "--channel", "3", "--full"]) == 0
     out = capsys.readouterr().out
     for text in ("y at token 1 channel 3", "the store has the same bits", "gate sum", "amax",
                  "Linear 2's largest", "Combine", "The interval"):  # fmt: skip
@@ -252,16 +258,100 @@ def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
     again = ["explain", CASE, "--actual", f"{tmp_path}/got.safetensors"]
     assert cli.main([*again, "--accumulator", "fp32-ordered"]) == 0
     out = capsys.readouterr().out
-    assert "y at token 2 channel 20" in out and "outside" in out
-    assert "they part at y: linear 2 or combine" in out
-    assert "known deviations explains them" in out
+    lines = out.splitlines()
+    assert lines[0] == f"{CASE}: the first wrong stage is y (linear 2 or combine)"
+    assert "known deviations explains them" in lines[1]
+    assert lines[2].startswith("y at token 2 channel 20") and ", got " in lines[2]
+    assert lines[3] == "outside at token 2: y 3 of 128 at channels 128 to 255"
+    assert lines[4].startswith("more: --full shows") and len(lines) == 5
+
+
+@pytest.fixture
+def wrong_codes(tmp_path):
+    """Two wrong codes, and the y that follows from them: only codes are wrong, as of a clamp."""
+    case = next(c for c in load_cases() if c.id == CASE)
+    p = forward_problem(case)
+    got = EagerBackend().forward(p)
+    codes = got["l2_acts"].view(torch.uint8)
+    codes[2, 3, 40] ^= 0x01
+    codes[1, 2, 77] ^= 0x80  # far outside: the sign
+    low, _ = oracle.combine_interval(
+        p, codes.numpy(), got["l2_acts_sf"].numpy(), "fp32-ordered", BASE
+    )
+    got["y"] = torch.from_numpy(low.view(np.int16)).view(torch.bfloat16)
+    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    return ["explain", CASE, "--actual", f"{tmp_path}/got.safetensors",
+            "--accumulator", "fp32-ordered"]  # fmt: skip
+
+
+def test_where_only_codes_are_wrong_the_worst_code_is_shown(wrong_codes, capsys):
+    assert cli.main(wrong_codes) == 0
+    lines = capsys.readouterr().out.splitlines()
+    where = "(between linear 1 and requantisation)"
+    assert lines[0] == f"{CASE}: the first wrong stage is l2_acts {where}"
+    (worst,) = [line for line in lines if "expected" in line]
+    assert worst.startswith("l2_acts at token 1 slot 2 expert ") and " channel 77: " in worst
+    assert "outside at token 1: l2_acts 1 of 512" in lines
+    assert cli.main([*wrong_codes, "--token", "2", "--full"]) == 0
+    out = capsys.readouterr().out
+    assert "l2_acts at token 2 slot 3 expert " in out and " channel 40: expected " in out
+    assert "Linear 1 to the code: intermediate channel 40 of slot 3 (expert " in out
+    assert "), the wrong value" in out
+    assert cli.main([*wrong_codes, "--token", "0"]) == 0
+    assert f"{CASE}: every stage of token 0 is inside (y at channels 0 to 127)" in (
+        capsys.readouterr().out
+    )
+    assert cli.main([*wrong_codes, "--stage", "y"]) == 0
+    assert capsys.readouterr().out == f"{CASE}: stage y is inside; outside: l2_acts\n"
+
+
+@pytest.mark.parametrize("stage", ["x", "x_sf", "l2_acts_sf"])
+def test_the_worst_element_of_each_stage_is_where_it_was_planted(small, stage):
+    actual = {k: v[1].copy() for k, v in run(small, Local(EagerBackend())).items()}
+    expert = int(small.topk_ids[1, 2])
+    if stage == "x":
+        actual["x"][70] ^= 0x80
+        says = "x at token 1 channel 70: expected "
+    elif stage == "x_sf":
+        actual["x_sf"] = actual["x_sf"].copy()
+        actual["x_sf"].view(np.uint8)[3] += 2
+        says = "x_sf at token 1 channel 96: expected "
+    else:
+        actual["l2_acts_sf"][2, 5] += 3
+        says = f"l2_acts_sf at token 1 slot 2 expert {expert} channel 160: expected "
+    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
+    assert said["parts_at"]["stage"] == stage
+    assert said["worst"]["line"].startswith(says) and ", got " in said["worst"]["line"]
+
+
+def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
+    """One element fits many causes or none; the file remembers the cause that `reduce` read."""
+    shown = EagerBackend().forward(small)
+    shown["y"][1, 3] *= 3
+    about = {"accumulator": "fp32-ordered", "reduced_from": "forward/whole", "causes": ["  c: d"]}
+    path = tmp_path / "r.safetensors"
+    path.write_bytes(to_bytes(Stored(small, {"y": shown["y"]}, about)))
+    assert cli.main(["explain", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "\ncause, by all of forward/whole, which was reduced:\n  c: d\n" in out
+
+
+def test_a_statistic_alone_is_said_to_have_no_element():
+    """Every element is inside, and the bias of a row is not."""
+    judged = Judged([Finding("y", 4, text="statistic: row 2: bias 0.003")], ("statistic",))
+    a = argparse.Namespace(stage=None, full=False)
+    subject = argparse.Namespace(name="forward/a")
+    with redirect_stdout(StringIO()) as out:
+        assert not _is_wrong(a, subject, judged, ["y"])
+    assert out.getvalue().startswith("FAIL forward/a: statistic: row 2: bias 0.003; no single")
 
 
 def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
     path = Path(tmp_path / "p.safetensors")
     path.write_bytes(to_bytes(Stored(small)))
     assert cli.main(["explain", str(path), "--backend", "eager"]) == 0
-    assert "the two lives do not part" in capsys.readouterr().out
+    said = "every stage is inside (x, x_sf, l2_acts, l2_acts_sf, y); nothing to explain"
+    assert capsys.readouterr().out == f"PASS {path}: {said}\n"
 
 
 @pytest.mark.parametrize(
@@ -273,6 +363,8 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
         ([CASE, "--actual", "none.safetensors"], "cannot be read"),
         ([CASE, "--actual", "a", "--backend", "eager"], "give one"),
         ([CASE, "--accumulator", "fp64"], "invalid choice"),
+        ([CASE, "--stage", "z"], "'l2_acts_sf'"),
+        ([CASE, "--stage", "y"], "name one with --backend or --actual"),
     ],
 )
 def test_misuse_is_one_line(arguments, says, capsys):

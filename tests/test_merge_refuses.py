@@ -156,7 +156,7 @@ def test_a_run_that_was_stopped_is_named_with_the_shard_to_run_again():
     one, two = pair()
     two["shard"], two["counts"] = "2/2", {"not-run": 1}
     two["cases"][0] |= {"status": "not-run", "reason": "stopped"}
-    said = "two.json: its run was stopped before 1 cases, eplb/c1 among them; run shard 2/2 again"
+    said = "two.json: its run was stopped before 1 case, eplb/c1 among them; run shard 2/2 again"
     refused([one, two], said)
     one, two = pair()
     two["stopped"] = "interrupted"

@@ -239,7 +239,7 @@ activation_beta = 1.0
     )
     root = made(tmp_path, asked)
     ran = recording(root, "--contract", "2026-06")
-    assert "1 cases, 2 declined by the backend" in ran.stdout, ran.stderr
+    assert "1 case, 2 declined by the backend" in ran.stdout, ran.stderr
     ran = megamoe(root, "golden", "bless-bits")
     assert ran.returncode == 0, ran.stderr
     (path,) = (root / "recorded").rglob("*.json")

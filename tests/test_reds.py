@@ -1,4 +1,4 @@
-"""Reds by cause, and what a run prints of cases that are not red."""
+"""Reds by symptom, and what a run prints of cases that are not red."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from megamoe.cases import Case, golden_root, load_cases
-from megamoe.judge import Finding, Verdict, cause_of, causes, of_findings
+from megamoe.judge import Finding, Verdict, of_findings, symptom_of, symptoms
 from megamoe.suite import reds, results
 from megamoe.suite.check import _Run, judge
 from megamoe.suite.progress import Progress
 from megamoe.suite.settings import Settings
+from megamoe.worker.session import Identity
 
 RAISED = "the backend raised RuntimeError: no kernel for 33 tokens (k.py, line 7, in f)"
 
@@ -35,11 +36,11 @@ def shown(cases: list[dict[str, Any]], pictures: int = 20) -> str:
     return console.file.getvalue()
 
 
-# --- the cause ------------------------------------------------------------------------------------
+# --- the symptom ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("status", "reason", "cause"),
+    ("status", "reason", "symptom"),
     [
         ("error", f"case eplb/a: {RAISED}", "RuntimeError in f: no kernel for N tokens"),
         ("error", "case eplb/a: the backend raised KeyError (k.py, line 9, in f)", "KeyError in f"),
@@ -57,53 +58,53 @@ def shown(cases: list[dict[str, Any]], pictures: int = 20) -> str:
          "y: N of N outside; right under 2026-06 (requant_exponent_min N)"),
     ],
 )  # fmt: skip
-def test_the_cause_is_without_numbers_and_ids(status: str, reason: str, cause: str) -> None:
-    assert cause_of("eplb/a", status, reason) == cause
+def test_the_symptom_is_without_numbers_and_ids(status: str, reason: str, symptom: str) -> None:
+    assert symptom_of("eplb/a", status, reason) == symptom
 
 
-def test_one_cause_for_one_fault_and_the_largest_first() -> None:
+def test_one_symptom_for_one_text_and_the_largest_first() -> None:
     cases = [fail("forward/a", 64), red("eplb/a"), red("eplb/b", reason=RAISED.replace("33", "4")),
              fail("property/a", 3), fail("forward/b", 5),
              red("eplb/c", reason=RAISED.replace("Runtime", "Value"))]  # fmt: skip
-    found = causes(cases)
-    assert [cause.line for cause in found] == [
-        "3 cases: y: N of N outside",
-        "2 cases: RuntimeError in f: no kernel for N tokens",
-        "1 case: ValueError in f: no kernel for N tokens",
+    found = symptoms(cases)
+    assert [symptom.line(6) for symptom in found] == [
+        "3 of 6 reds: y: N of N outside",
+        "2 of 6 reds: RuntimeError in f: no kernel for N tokens",
+        "1 of 6 reds: ValueError in f: no kernel for N tokens",
     ]
     assert [case["id"] for case in found[0].pictured] == ["forward/a", "property/a"]
 
 
-def test_a_fail_and_an_error_of_one_text_are_two_causes() -> None:
-    assert len(causes([red("eplb/a", "error", "lost"), red("eplb/b", "fail", "lost")])) == 2
+def test_a_fail_and_an_error_of_one_text_are_two_symptoms() -> None:
+    assert len(symptoms([red("eplb/a", "error", "lost"), red("eplb/b", "fail", "lost")])) == 2
 
 
 def test_a_case_with_a_map_stands_for_those_without() -> None:
     cases = [fail("forward/a", 64, shortened=True), fail("forward/b", 64)]
-    assert [case["id"] for case in causes(cases)[0].pictured] == ["forward/b"]
+    assert [case["id"] for case in symptoms(cases)[0].pictured] == ["forward/b"]
 
 
 # --- at the end -----------------------------------------------------------------------------------
 
 
-def test_one_picture_for_each_cause_and_kind() -> None:
+def test_one_picture_for_each_symptom_and_kind() -> None:
     cases = [red(f"eplb/n{i}", reason=RAISED) for i in range(9)]
     text = shown([*cases, fail("forward/a", 64), fail("forward/b", 7), fail("property/a", 3)])
-    assert text.startswith("12 red of 2 causes\n")
-    assert "9 cases: RuntimeError in f: no kernel for N tokens  [eplb 9]" in text
-    assert "3 cases: y: N of N outside  [forward 2, property 1]" in text
+    assert text.startswith("12 reds show 2 symptoms; one fault can show several. N stands for a")
+    assert "9 of 12 reds: RuntimeError in f: no kernel for N tokens  [eplb 9]" in text
+    assert "3 of 12 reds: y: N of N outside  [forward 2, property 1]" in text
     assert text.count("alone:") == 3 and text.count("64 of 512 elements outside") == 1
     assert "  also eplb/n1, eplb/n2, eplb/n3, eplb/n4, eplb/n5, eplb/n6 and 2 more\n" in text
-    assert "shortened: 9 reds have no picture here." in text
-    assert "`megamoe check --backend k.py:K --case ID --device cuda` shows that" in text
+    assert "shortened: 9 of 12 reds without a picture here; `--pictures N` keeps more" in text
+    assert "`megamoe check --backend k.py:K --case ID --device cuda` shows one case" in text
 
 
-def test_pictures_are_limited_and_no_cause_is_lost() -> None:
+def test_pictures_are_limited_and_no_symptom_is_lost() -> None:
     cases = [red(f"eplb/{x}", reason=f"lost {x}") for x in "abc"]
     text = shown(cases, pictures=2)
-    assert text.count("alone:") == 2 and "1 case: lost c" in text and "\n  eplb/c\n" in text
-    assert "shortened: 1 reds have no picture here." in text
-    assert "One stands for each cause and kind, at most 2 (--pictures)" in text
+    assert text.count("alone:") == 2 and "1 of 3 reds: lost c" in text and "\n  eplb/c\n" in text
+    assert "shortened: 1 of 3 reds without a picture here; `--pictures N`" in text
+    assert "--pictures" not in shown(cases, pictures=0), "merge has no such option"
 
 
 def test_nothing_is_said_where_nothing_was_left_out() -> None:
@@ -111,9 +112,41 @@ def test_nothing_is_said_where_nothing_was_left_out() -> None:
     assert shown([{"id": "eplb/a", "kind": "eplb", "status": "pass", "reason": ""}]) == ""
 
 
-def test_a_map_that_was_not_computed_is_said() -> None:
+def test_one_red_is_its_picture_alone() -> None:
+    assert shown([red("eplb/a")]).startswith("\n  ERROR eplb/a: the backend raised")
+
+
+def test_a_map_that_was_not_computed_is_said_in_the_same_line() -> None:
     text = shown([fail("forward/a", 64), fail("forward/b", 64, shortened=True)], pictures=1)
-    assert "shortened: 1 fails came after the first 1, so a report has no map of them" in text
+    assert "shortened: 1 of 2 reds without a picture here, 1 without a map in a report; " in text
+
+
+def law(name: str) -> dict[str, Any]:
+    found = Finding("batch-invariance", 512, text="batch-invariance: token 3 alone changes 5")
+    return of_findings(name, "property", [found], ("law",)).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("cases", "line"),
+    [
+        ([], ""),
+        ([fail("forward/a", 1)], "next: megamoe explain forward/a --backend k.py:K --device cuda"),
+        ([red("forward/a")], "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
+        ([red("forward/a", reason="no result within 120 s")], "next: megamoe show forward/a"),
+        ([fail("eplb/a", 1), fail("eplb/b", 1)], "next: megamoe show eplb/a"),
+        ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
+         "next: megamoe explain forward/b --backend k.py:K --device cuda"),
+        ([law("property/a")], "next: megamoe show property/a"),
+        ([fail("property/a", 1)],
+         "next: megamoe explain property/a --backend k.py:K --device cuda"),
+    ],
+)  # fmt: skip
+def test_the_next_command_can_follow_the_red(cases: list[dict[str, Any]], line: str) -> None:
+    console = Console(file=io.StringIO(), width=150)
+    report = {"backend": "k.py:K", "options": " --device cuda", "cases": cases}
+    reds.show_next(report, console)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == (f"{line}\n" if line else "")
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -160,7 +193,7 @@ def test_an_error_takes_no_map_from_a_later_fail() -> None:
 @pytest.mark.parametrize(
     ("quiet", "lines"),
     [
-        (False, ["[1/4] pass         eplb/p 0.0 s", "[3/4] skip         eplb/s 0.0 s  why",
+        (False, ["[1/4] pass         eplb/p 0.0 s", "[3/4] skipped      eplb/s 0.0 s  why",
                  "[4/4] error        eplb/a 0.0 s  lost"]),
         (True, ["[4/4] error        eplb/a 0.0 s  lost"]),
     ],
@@ -176,23 +209,52 @@ def test_lines_of_a_run_that_nobody_watches(quiet: bool, lines: list[str]) -> No
     assert console.file.getvalue().splitlines() == lines
 
 
-@pytest.mark.parametrize(
-    ("terminal", "quiet", "said"), [(True, False, True), (True, True, False), (False, False, False)]
-)
-def test_the_table_alone_counts_what_is_not_provided(
-    terminal: bool, quiet: bool, said: bool
-) -> None:
-    console = Console(file=io.StringIO(), width=150, force_terminal=terminal, color_system=None)
-    verdicts = [
-        Verdict("eplb/a", "eplb", "not-provided", "the backend has no eplb_map"),
-        Verdict("layout/a", "layout", "skip", "the backend declined: no"),
-    ]
-    cases = [verdict.to_dict() for verdict in verdicts]
-    counts = {"not-provided": 1, "skip": 1}
-    report = {"backend": "b", "tier": "quick", "cases": cases, "counts": counts}
-    results.print_summary(report, console, quiet)
+def test_later_reds_are_counted() -> None:
+    console = Console(file=io.StringIO(), width=150)
+    with Progress(30, console, Settings(), {}) as progress:
+        for i in range(23):
+            progress.judged(Verdict(f"eplb/{i}", "eplb", ("fail", "error")[i % 2], "lost"))
+        progress.judged(Verdict("eplb/p", "eplb", "pass"))
     assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    assert ("not-provided x 1: the backend has no eplb_map" in text) is said
-    assert "skip x 1: the backend declined: no" in text, "a skip says so, with its reason"
-    assert "not-provided" in text and "2 not judged" in text
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 22 and "eplb/19" in lines[19] and lines[20].startswith("[24/30] pass")
+    assert lines[21] == "and 3 more reds, grouped below; --json FILE lists all"
+
+
+# --- what is not judged ---------------------------------------------------------------------------
+
+
+def summary(verdicts: list[Verdict]) -> str:
+    console = Console(file=io.StringIO(), width=150)
+    results.print_summary(results.build(Settings(), Identity("b", "fp32", ()), verdicts), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def lacking(name: str, what: str) -> Verdict:
+    return Verdict(f"eplb/{name}", "eplb", "not-provided", f"the backend has no {what}")
+
+
+def test_the_end_says_why_cases_were_not_judged() -> None:
+    text = summary([
+        Verdict("eplb/p", "eplb", "pass"), lacking("a", "run"), lacking("b", "eplb_map"),
+        lacking("c", "eplb_map"), Verdict("layout/a", "layout", "skip", "the backend declined: no"),
+    ])  # fmt: skip
+    assert "\n3 not provided: the backend has no eplb_map (2); no run (1)\n" in text
+    assert "\n1 skipped: the backend raised NotImplementedError: no\n" in text
+    assert "not-provided" not in text and " skip " not in text
+    stopped = summary([Verdict("eplb/p", "eplb", "not-run", "not run: SIGINT")])
+    assert "1 not run: SIGINT\n" in stopped
+    assert text.endswith("GREEN: the one judged case passed; 4 not judged\n")
+
+
+def test_many_reasons_are_counted_and_reasons_of_two_sorts_stay_whole() -> None:
+    verdicts = [lacking(str(i), f"feature {i}") for i in range(10)]
+    assert "; 2 other reasons (--json FILE has them)\n" in summary(verdicts)
+    verdicts = [lacking("a", "run"), Verdict("eplb/b", "eplb", "not-provided", "no GPU here")]
+    assert "2 not provided: the backend has no run (1); no GPU here (1)\n" in summary(verdicts)
+
+
+def test_one_case_needs_no_table() -> None:
+    one, two = (Verdict(f"eplb/{x}", "eplb", "pass") for x in "ab")
+    assert "kind" not in summary([one]) and "kind" in summary([one, two])

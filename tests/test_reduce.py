@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.cases.stored import Stored, load, to_bytes
 from megamoe.commands import main as cli
+from megamoe.commands.reduce import _free, causes_of
+from megamoe.golden import rows_of
 from megamoe.reduce import Failure, ReduceError, Reduction, reduce, steps
 from megamoe.reduce.core import minimal
 from megamoe.suite.at_hand import judge
@@ -56,6 +59,17 @@ class Raises(EagerBackend):
         if (ids[:, 1:] == ids[:, :-1]).any():
             raise IndexError(f"duplicate in {len(ids)} tokens")
         return super().forward(problem)
+
+
+class LosesASlot(EagerBackend):
+    """y alone, without the last slot."""
+
+    name = "loses-a-slot"
+
+    def forward(self, problem):
+        ids = problem.topk_ids.clone()
+        ids[:, -1] = -1
+        return {"y": super().forward(replace(problem, topk_ids=ids))["y"]}
 
 
 class Flaky(EagerBackend):
@@ -144,7 +158,16 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
     spec = f"{bad}:Bad"
     assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 0
     again = f"megamoe replay {out} --backend {spec}"
-    assert capsys.readouterr().out.rstrip().endswith(f"reproduce: {again}")
+    printed = capsys.readouterr().out
+    assert printed.rstrip().endswith(f"reproduce: {again}")
+    cause = printed.partition(f"cause, by all of {given}:\n")[2].splitlines()[0]
+    assert cause.startswith("  128 of 128 elements of y are outside")
+    assert load(out).about["causes"][0] == cause
+    assert ", 1 token, 1 expert used, after " in printed
+    before = out.read_bytes()
+    assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 2
+    assert "the file exists already; name another" in capsys.readouterr().err
+    assert out.read_bytes() == before
     assert cli.main(again.split()[1:]) == 1
     assert cli.main(["replay", str(out), "--backend", "eager"]) == 0
     assert load(out).about["failure"] == "fail at y"
@@ -154,6 +177,12 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
 def test_misuse_is_one_line(tmp_path, capsys):
     for arguments, says in (
         (["nothing-like-it", "--backend", "eager"], "is unknown"),
+        (["eplb/identity-map-*,staging/*t8", "--backend", "eager"], "one case is needed here"),
+        (
+            ["clamp-1?-bell-*", "--backend", "eager"],
+            "'clamp-1?-bell-*' matches 1 case: forward/clamp-10-bell-misapplied",
+        ),
+        (["forward/clamp-*", "--backend", "eager"], "-flips-codes and 12 more"),
         (["staging/ids-widened-from-int32", "--backend", "eager"], "kind staging"),
         (["x.safetensors", "--backend", "eager"], "no such file"),
         (["x", "--backend", "eager", "--out", "a.txt"], "ends in .safetensors"),
@@ -197,3 +226,19 @@ def test_blocks_of_i_and_h_are_taken_from_every_tensor_that_has_them(many):
     assert torch.equal(r.problem.hidden_states, many.hidden_states[:, 128:256])
     assert torch.equal(r.problem.w13_weight_scale, p.w13_weight_scale[:, :, 4:8])
     assert torch.equal(r.problem.w2_weight, p.w2_weight[:, 128:256])
+
+
+def test_the_default_name_is_free(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("reduced.safetensors", "reduced-2.safetensors", "reduced-3.safetensors"):
+        assert str(_free()) == name
+        (tmp_path / name).write_text("")
+
+
+def test_the_causes_are_those_of_all_values_of_the_worst_token(many):
+    p = rows_of(many, [5])
+    verdict = judge(p, Local(LosesASlot()))[0]
+    found = causes_of(Local(LosesASlot()), p, verdict, 60.0)
+    assert found.names == {f"slot 5 (expert {int(p.topk_ids[0, 5])}) is lost"}
+    assert "; this explains all " in found.lines[0] and len(found.lines) == 2
+    assert causes_of(Local(LosesASlot()), p, replace(verdict, worst=None), 60.0).lines == []

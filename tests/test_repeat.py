@@ -50,7 +50,7 @@ def test_eager_returns_the_same_bits_from_one_thread_and_from_two(capsys) -> Non
     assert run() == 0
     out = capsys.readouterr().out
     assert "| y | 1 | 1 |" in out
-    assert "eager, 1 cases, 1 and 2 threads: the same bits" in out
+    assert "eager, 1 case, 1 and 2 threads: the same bits" in out
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}
 
 
 def letters(number: int) -> str:
-    """A cause of its own: digits would not tell it from another."""
+    """A symptom of its own: digits would not tell it from another."""
     return "".join(chr(97 + int(digit)) for digit in str(number))
 
 
@@ -113,7 +113,7 @@ def test_only_passes_are_green(statuses: list[Any], colour: str) -> None:
     assert len(view["failures"]) == sum(s not in ("pass", "skip") for s in statuses)
 
 
-def test_failures_of_one_kind_and_cause_are_folded() -> None:
+def test_failures_of_one_kind_and_symptom_are_folded() -> None:
     def red(name: str, reason: str, **more: Any) -> dict[str, Any]:
         return {"id": name, "kind": name[:4], "status": "error", "reason": reason, **more}
 

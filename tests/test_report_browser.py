@@ -218,7 +218,7 @@ def test_on_paper_nothing_is_folded_and_nothing_is_for_clicking(opened: Any) -> 
 
 
 def many(count: int, apart: bool) -> list[Any]:
-    """Cases of a run, and ``count`` more fails: of three causes, or ``apart``: of one each."""
+    """Cases of a run, and ``count`` more fails: of three symptoms, or ``apart``: of one each."""
     made = results.run()
     bad = [case for case in made["cases"] if case["status"] == "fail"]
     for i in range(count):
@@ -231,13 +231,13 @@ def many(count: int, apart: bool) -> list[Any]:
     return list(made["cases"])
 
 
-def test_failures_of_one_cause_are_one_with_a_count(opened: Any) -> None:
+def test_failures_of_one_symptom_are_one_with_a_count(opened: Any) -> None:
     browser = opened("run", cases=many(100, apart=False))
     assert browser.js("document.querySelectorAll('.failure').length") == 4
     counts = "[...document.querySelectorAll('.many')].map(e => e.textContent).join()"
     assert browser.js(counts) == "× 35,× 34,× 34"
     assert browser.js("document.querySelector('#failures h2').textContent") == (
-        "Failures 104 of 4 causes"
+        "Failures 104 of 4 symptoms"
     )
     lost = "[...document.links].filter(a => !document.querySelector(a.getAttribute('href')))"
     assert browser.js(f"{lost}.length") == 0

@@ -74,8 +74,8 @@ def test_merge_of_a_whole_selection():
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        (["eplb/c00"], ["eplb/c01"], "1 cases lost: eplb/c02"),
-        (["eplb/c00", "eplb/c01"], ["eplb/c01", "eplb/c02"], "1 cases judged twice: eplb/c01"),
+        (["eplb/c00"], ["eplb/c01"], "1 case lost: eplb/c02"),
+        (["eplb/c00", "eplb/c01"], ["eplb/c01", "eplb/c02"], "1 case judged twice: eplb/c01"),
         (["eplb/c00", "eplb/c01"], ["eplb/c02", "eplb/c9"], "not in this selection: eplb/c9"),
     ],
 )

@@ -521,7 +521,7 @@ def test_a_script_is_run_and_its_call_recorded(tmp_path, capsys):
     script, out = tmp_path / "engine.py", tmp_path / "c.safetensors"
     script.write_text(SCRIPT)
     assert cli.main(["capture", "--out", str(out), str(script), "3"]) == 0
-    assert "3 tokens, 1 experts used" in capsys.readouterr().out
+    assert "3 tokens, 1 expert used" in capsys.readouterr().out
     assert load(out).problem.num_experts == 2
     script.write_text("pass")
     assert cli.main(["capture", "--out", str(out), str(script)]) == 2

@@ -717,7 +717,8 @@ def test_pyargs_runs_the_same_items(root):
         ({"pass": 2}, 0, "GREEN: all 2 judged cases passed"),
         ({"pass": 2, "skip": 1}, 0, "GREEN: all 2 judged cases passed; 1 not judged"),
         ({"pass": 2, "fail": 1}, 1, "RED: 1 of 3 judged cases did not pass"),
-        ({"error": 1}, 1, "RED: 1 of 1 judged cases did not pass"),
+        ({"error": 1}, 1, "RED: the one judged case did not pass"),
+        ({"pass": 1}, 0, "GREEN: the one judged case passed"),
         ({"skip": 1, "not-provided": 2}, 2, "NOTHING JUDGED: 0 of 3 cases; 3 not judged"),
         ({}, 2, "NOTHING JUDGED: 0 of 0 cases"),
         (
@@ -728,7 +729,7 @@ def test_pyargs_runs_the_same_items(root):
         (
             {"fail": 1, "not-run": 3},
             1,
-            "RED: 1 of 1 judged cases did not pass; the run was stopped, 3 not run",
+            "RED: the one judged case did not pass; the run was stopped, 3 not run",
         ),
     ],
 )
@@ -763,7 +764,7 @@ def test_progress_lines_and_live():
         p.judged(Verdict("eplb/a", "eplb", "skip", "the backend declined: no"))
         p.judged(Verdict("eplb/b", "eplb", "fail", "ids: 1 of 2 outside"))
     text = plain.export_text()
-    assert "[1/2] skip         eplb/a 0.0 s  the backend declined: no" in text
+    assert "[1/2] skipped      eplb/a 0.0 s  the backend declined: no" in text
     assert "[2/2] fail         eplb/b 0.0 s  ids: 1 of 2 outside" in text
     live = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
     with progress.Progress(2, live, Settings(), {"eplb/a": 50.0}) as p:

@@ -287,7 +287,7 @@ def test_the_workflow_judges_merges_and_shows(tmp_path):
     shutil.rmtree(runner.root / "out/shards/cpu-shard-2")
     done = runner.step(merge, "Merge the shards", known)
     assert done.returncode == 1
-    assert "shard 2/2 is missing, and with it 1 cases: eplb/identity-map-" in done.stderr
+    assert "shard 2/2 is missing, and with it 1 case: eplb/identity-map-" in done.stderr
     assert runner.step(merge, "Show the summary", known).returncode == 0, "nothing to show"
 
 

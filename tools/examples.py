@@ -21,8 +21,6 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "examples" / "README.md"
-FROM: Final = {"explain": "they part at"}
-"""Verb to the line from which on its output is shown."""
 WIDTH: Final = "100"
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -38,12 +36,6 @@ def renewed(text: str, run: Run) -> str:
         arguments = shlex.split(match[1])
         done = run(*arguments)
         lines = [line.rstrip() for line in done.stdout.splitlines()]
-        start = FROM.get(arguments[0])
-        if start is not None:
-            first = next((i for i, line in enumerate(lines) if line.startswith(start)), None)
-            if first is None:
-                raise ValueError(f"megamoe {match[1]}: no line begins with {start!r}")
-            lines = ["...", *lines[first:]]
         if not lines:
             raise ValueError(f"megamoe {match[1]} printed nothing: {done.stderr.strip()}")
         return "\n".join([f"$ megamoe {match[1]}", *lines, ""])

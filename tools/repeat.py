@@ -29,6 +29,7 @@ from megamoe.cases import golden_root, load_cases, select
 from megamoe.cases.kind import lacks_cuda
 from megamoe.golden import regenerate
 from megamoe.judge.outputs import forward_bits
+from megamoe.printable import counted
 from megamoe.spec.problem import Problem
 
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -139,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, count in sorted(tensors.items()):
         print(f"| {name} | {count} | {equal[name]} |")
     print(
-        f"\n{args.backend}, {len(ids)} cases, {args.threads[0]} and {args.threads[1]} threads: "
+        f"\n{args.backend}, {counted(len(ids), 'case')}, "
+        f"{args.threads[0]} and {args.threads[1]} threads: "
         + ("the same bits" if not differ else f"{len(differ)} differences")
     )
     print("\n".join(differ), end="\n" if differ else "")

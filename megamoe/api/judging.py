@@ -53,6 +53,12 @@ class Judgement:
     def __bool__(self) -> bool:
         return self.ok
 
+    def __repr__(self) -> str:
+        """One line: the status, the reason, and what was judged under; `str` has the picture."""
+        reason = f": {self.verdict.reason}" if self.verdict.reason else ""
+        claimed = f"accumulator {self.accumulator}, " if self.accumulator else ""
+        return f"<Judgement {self.verdict.status}{reason}; {claimed}contract {self.contract}>"
+
     def __str__(self) -> str:
         under = f"accumulator {self.accumulator}, " if self.accumulator else ""
         first, *lines = picture(self.verdict, "").splitlines()[:-1]  # the last is for `check`

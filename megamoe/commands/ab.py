@@ -14,6 +14,7 @@ from megamoe.compare import ab, disk, stages
 from megamoe.compare.running import COMPARABLE, judged_under
 from megamoe.compare.sides import HOME, parse
 from megamoe.console import Console
+from megamoe.printable import counted
 from megamoe.worker.choice import AUTO
 
 
@@ -90,5 +91,7 @@ def _show(made: dict[str, Any], console: Console) -> None:
         console.print(table)
     skipped = len(made["not_compared"])
     if skipped:
-        console.print(f"{skipped} cases not compared: neither backend has what they need")
+        console.print(
+            f"{counted(skipped, 'case')} not compared: neither backend has what they need"
+        )
     console.print(made["headline"], markup=False, highlight=False, soft_wrap=True)

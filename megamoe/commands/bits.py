@@ -10,6 +10,7 @@ from megamoe import golden
 from megamoe.commands.options import add_case, add_contract, add_jobs
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
+from megamoe.printable import counted
 from megamoe.suite import bits
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
@@ -48,7 +49,7 @@ def _record(a: argparse.Namespace) -> int:
     with progress("recording bits", None, console) as done:
         path, cases, declined = bits.record(settings, out, a.j, done, said)
     rest = f", {declined} declined by the backend" if declined else ""
-    print(f"{path}: {cases} cases{rest}; three runs in two processes agree in every bit")
+    print(f"{path}: {counted(cases, 'case')}{rest}; three runs in two processes agree in every bit")
     return 0
 
 

@@ -11,6 +11,7 @@ from megamoe.cases.stored import load, used_experts
 from megamoe.commands.options import add_checkpoint
 from megamoe.commands.shared import weights_differ
 from megamoe.layer.capture import run_script
+from megamoe.printable import counted
 
 
 def add(commands: Any, command: Any) -> None:
@@ -36,7 +37,8 @@ def run(a: argparse.Namespace) -> int:
     for path in written:
         stored = load(path)
         p = stored.problem
-        print(f"{path}: {p.num_tokens} tokens, {len(used_experts(p))} experts used, top-{p.top_k}, "
+        experts = counted(len(used_experts(p)), "expert")
+        print(f"{path}: {counted(p.num_tokens, 'token')}, {experts} used, top-{p.top_k}, "
               f"H {p.hidden_size}, I {p.intermediate_size}")  # fmt: skip
         if a.checkpoint is not None:
             wrong += weights_differ(path, stored, Path(a.checkpoint)) is not None

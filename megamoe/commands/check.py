@@ -45,7 +45,7 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--load-timeout", type=seconds,
                    help="seconds until the backend is loaded (default 300)")  # fmt: skip
     c.add_argument("--quiet", "-q", action="store_true",
-                   help="lines for reds only; the table counts the rest")  # fmt: skip
+                   help="lines for reds only; the end counts the rest")  # fmt: skip
     c.add_argument("--maxfail", type=at_least_one, metavar="N", help="stop after N reds")
     c.add_argument("--pictures", type=at_least_one, default=reds.PICTURES, metavar="N",
                    help="pictures at the end, and fails that a report draws "
@@ -81,7 +81,8 @@ def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -
     wrong = write_reports(a, outcome.report)
     with suppress(BrokenPipeError):
         reds.show(outcome.report, console, a.pictures)
-        results.print_summary(outcome.report, console, a.quiet)
+        results.print_summary(outcome.report, console)
+        reds.show_next(outcome.report, console)
     if outcome.stopped:
         complain(f"stopped: {outcome.stopped}")
     return outcome.code or results.exit_code(outcome.report["counts"]) or (2 if wrong else 0)

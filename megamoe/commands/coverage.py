@@ -25,6 +25,7 @@ from megamoe.coverage.dimensions import dimensions
 from megamoe.coverage.document import document, with_traffic
 from megamoe.coverage.places import SHALLOW
 from megamoe.files import write_atomically
+from megamoe.printable import counted
 from megamoe.report.page import page
 from megamoe.spec.contract import NEWEST, Contract, contract
 
@@ -138,7 +139,8 @@ def _show(
     console.print(table, markup=False)
     every = made["dimensions"]
     goal, reached = (sum(d[key] for d in every) for key in ("goal", "reached"))
-    console.print(f"{made['cases']} cases enter {reached} of {goal} classes of {len(every)} "
+    enter = counted(made["cases"], "case enters", "cases enter")
+    console.print(f"{enter} {reached} of {goal} classes of {len(every)} "
                   f"dimensions under contract {made['contract']}")  # fmt: skip
 
 

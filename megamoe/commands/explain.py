@@ -1,4 +1,4 @@
-"""``megamoe explain``: what is asked for, found and printed."""
+"""``megamoe explain``: chooses the element, computes its life, and prints it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from megamoe.commands.options import add_backend
 from megamoe.commands.shared import backend_of, contract_of, forward_case, root_of
 from megamoe.console import Console
 from megamoe.explain import FromCase, FromProblem, Source, explain
+from megamoe.explain.brief import brief
 from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
-from megamoe.judge import forward_bits, judge_forward
+from megamoe.judge import Finding, forward_bits, judge_forward
+from megamoe.judge.elements import TILE
+from megamoe.judge.judgements import Judged
 from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
 from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
@@ -39,24 +42,30 @@ Rows = Mapping[str, np.ndarray[Any, Any]]
 
 def add(commands: Any, command: Any) -> None:
     """The parser of ``explain``."""
-    c = command(commands, "explain", "the whole life of one output element", run)
+    c = command(commands, "explain", "why an output is wrong: stage, element and cause", run)
     c.add_argument(
         "subject", metavar="CASE", help="a case's id or name, or a stored problem's file"
     )
-    c.add_argument("--token", type=int, metavar="T")
+    c.add_argument("--stage", choices=STAGES, metavar="STAGE",
+                   help=f"show the worst element of this stage: {', '.join(STAGES)} "
+                   "(default: of the first wrong stage)")  # fmt: skip
+    c.add_argument("--token", type=int, metavar="T",
+                   help="default: the worst element's, or 0")  # fmt: skip
     c.add_argument("--channel", type=int, metavar="H",
-                   help="default: the worst element of what was got, or 0")  # fmt: skip
+                   help="of y; default: the worst element's, or 0")  # fmt: skip
+    c.add_argument("--full", action="store_true",
+                   help="every number behind the element, in tables")  # fmt: skip
     c.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
                    help=f"default: the backend's, or {SM100_MXF8F6F4.name}")  # fmt: skip
     c.add_argument("--actual", metavar="FILE.safetensors",
-                   help="what was got: y and any stages of all tokens")  # fmt: skip
+                   help="an output of your kernel: y and any stages of all tokens")  # fmt: skip
     add_backend(c, required=False)
     c.add_argument("--top", type=int, default=3, metavar="N", help="contributions shown of a sum")
     c.add_argument("--json", nargs="?", const="-", metavar="FILE", help="for machines")
 
 
 class _Subject:
-    """A case or a stored problem; the whole problem is made only if somebody needs it."""
+    """A case or a stored problem; the whole problem is drawn only if somebody needs it."""
 
     def __init__(self, name: str, root: Path) -> None:
         self.root = root
@@ -97,7 +106,7 @@ class _Subject:
 def run(a: argparse.Namespace) -> int:
     """Find the element, and print its life."""
     if a.actual and a.backend:
-        raise ValueError("--actual and --backend both say what was got; give one")
+        raise ValueError("--actual and --backend both name an output; give one")
     if a.top < 1:
         raise ValueError("--top: give a number from 1 on")
     subject = _Subject(a.subject, root_of(a))
@@ -113,15 +122,27 @@ def run(a: argparse.Namespace) -> int:
         )
     known = claimed or subject.about.get("accumulator", SM100_MXF8F6F4.name)
     class_name = a.accumulator or known
+    if a.stage and a.stage not in (actual or ()):
+        raise ValueError(f"--stage {a.stage}: " + (
+            "there is no output to look at; name one with --backend or --actual" if actual is None
+            else f"the output does not show it; it has {', '.join(actual)}"
+        ))  # fmt: skip
     token, channel = a.token, a.channel
     if actual is not None and (token is None or channel is None):
-        token, channel = _worst(subject, actual, class_name, contract, token, channel)
+        golden = subject.golden(class_name, contract)
+        judged = judge_forward(actual, golden, class_name, subject.problem)
+        token, channel = _element(judged.findings, a.stage, token, channel)
+        shown = [name for name in STAGES if name in actual]
+        if not a.json and not _is_wrong(a, subject, judged, shown):
+            return 0
     token, channel = token or 0, channel or 0
     rows = None
     if actual is not None and 0 <= token < subject.source.tokens:
         rows = {name: tensor[token] for name, tensor in actual.items()}
     started = time.perf_counter()
-    said = explain(subject.source, token, channel, class_name, rows, a.top, contract=contract)
+    said = explain(
+        subject.source, token, channel, class_name, rows, a.top, contract=contract, stage=a.stage
+    )  # fmt: skip
     said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
     said["seconds"] = round(time.perf_counter() - started, 3)
     if a.json:
@@ -132,13 +153,57 @@ def run(a: argparse.Namespace) -> int:
             Path(a.json).write_text(text, encoding="utf-8")
     else:
         console = Console(width=None if sys.stdout.isatty() else 150)
-        show(said, console)
-        console.print(f"\ncomputed in {said['seconds']:.2f} s", highlight=False)
+        brief(said, console)
+        _original(subject.about, said["actual"], console)
+        if a.full:
+            show(said, console)
+            console.print(f"\ncomputed in {said['seconds']:.2f} s", highlight=False)
+        else:
+            console.print(f"more: {_more(actual is not None)}", highlight=False, soft_wrap=True)
     return 0
 
 
+def _original(about: Mapping[str, Any], actual: Any, console: Console) -> None:
+    """The cause that `reduce` read from the whole problem, where the reduced one fits several."""
+    causes = about.get("causes")
+    is_plain = actual and all(len(step["exact"]) == 1 for step in actual["explanations"])
+    if isinstance(causes, list) and causes and not is_plain:
+        lines = [f"cause, by all of {about.get('reduced_from')}, which was reduced:", *causes]
+        console.print("\n".join(map(str, lines)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _more(has_output: bool) -> str:
+    other = "--stage, --token and --channel choose another element"
+    if not has_output:
+        other = "--backend B or --actual FILE says where an output is wrong, and why"
+    return f"--full shows every number behind this element; {other}"
+
+
+def _is_wrong(a: argparse.Namespace, subject: _Subject, judged: Judged, shown: list[str]) -> bool:
+    """Whether an element is there to explain; if not, says so in one line."""
+    bad = [finding for finding in judged.findings if finding.bad]
+    asked = [
+        finding
+        for finding in bad
+        if finding.outside and finding.stage == (a.stage or finding.stage)
+    ]
+    if asked or a.full:
+        return True
+    if not bad:
+        print(
+            f"PASS {subject.name}: every stage is inside ({', '.join(shown)}); nothing to explain"
+        )
+    elif any(finding.outside for finding in bad):
+        wrong = ", ".join(finding.stage for finding in bad if finding.outside)
+        print(f"{subject.name}: stage {a.stage} is inside; outside: {wrong}")
+    else:
+        print(f"FAIL {subject.name}: {bad[0].text}; no single element is outside, so there is none "
+              "to explain")  # fmt: skip
+    return False
+
+
 def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str, str]:
-    """What was got, all tokens, as bits, None where nobody says; the class and the contract."""
+    """The output, all tokens, as bits, None where nobody names one; the class and the contract."""
     asked = contract_of(a).revision
     if a.backend:
         with backend_of(a) as (worker, settings):
@@ -162,22 +227,20 @@ def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str,
     return forward_bits(tensors, subject.problem), "", asked
 
 
-def _worst(
-    subject: _Subject, actual: Rows, class_name: str, contract: Contract, token: int | None,
-    channel: int | None,
-) -> tuple[int, int]:  # fmt: skip
-    """The element that the judge calls the worst; (0, 0) where nothing is outside."""
-    judged = judge_forward(
-        actual, subject.golden(class_name, contract), class_name, subject.problem
-    )
-    worst = [f.worst for f in judged.findings if f.worst is not None]
-    at = worst[0] if worst else None
-    element = next((w for w in worst if w.stage == "y"), None)
-    if token is None:
-        token = at.token if at is not None else 0
-    if channel is None:
-        channel = element.channel if element is not None and element.token == token else 0
-    return token or 0, channel or 0
+def _element(
+    findings: Sequence[Finding], stage: str | None, token: int | None, channel: int | None
+) -> tuple[int | None, int | None]:
+    """Token and channel of ``y`` to look at: of the worst element of ``stage``, or of the first
+    wrong stage, where they are not given. None where nothing is outside."""
+    wrong = [f for f in findings if f.worst is not None]
+    first = next((f.worst for f in wrong if f.stage == (stage or f.stage)), None)
+    if token is None and first is not None:
+        token = first.token
+    y = next((f for f in wrong if f.stage == "y"), None)
+    if channel is None and y is not None and y.worst is not None:
+        tiles = [tile for row, tile, _ in y.grid if row == token]  # its worst lies in one of them
+        channel = y.worst.channel if y.worst.token == token else tiles[0] * TILE if tiles else None
+    return token, channel
 
 
 def _golden(subject: _Subject, said: Mapping[str, Any], contract: Contract) -> str:

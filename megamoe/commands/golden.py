@@ -20,6 +20,7 @@ from megamoe.commands.options import add_case, add_jobs
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.golden.imported import import_file
+from megamoe.printable import counted
 from megamoe.suite import merge
 
 
@@ -50,7 +51,7 @@ def _record(a: argparse.Namespace) -> int:
     root, cases = _selected(a)
     with progress("recording", len(cases), Console()) as done:
         errors = golden.record(root, cases, a.j, done)
-    print(f"{len(cases) - len(errors)} candidates in {root / 'candidates'}")
+    print(f"{counted(len(cases) - len(errors), 'candidate')} in {root / 'candidates'}")
     return _said(errors)
 
 
@@ -83,7 +84,11 @@ def _diff(a: argparse.Namespace) -> int:
         table.add_row(c.case_id, c.tensor, c.what, str(c.elements or ""), ulps)
     if changes:
         Console().print(table)
-    print(f"{len(changes)} changes; `megamoe golden bless` makes them" if changes else "no changes")
+    print(
+        f"{counted(len(changes), 'change')}; `megamoe golden bless` makes them"
+        if changes
+        else "no changes"
+    )
     return 0
 
 
@@ -91,10 +96,10 @@ def _bless(a: argparse.Namespace) -> int:
     root = root_of(a)
     if a.durations:
         count = golden.bless_durations(root, [merge.read_report(path) for path in a.durations])
-        print(f"{count} durations taken")
+        print(f"{counted(count, 'duration')} taken")
         return 0
     blessed = golden.bless(root, load_cases(root))
-    print(f"{len(blessed)} goldens blessed; commit {root}")
+    print(f"{counted(len(blessed), 'golden')} blessed; commit {root}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from megamoe.cases import KINDS, TIERS, load_entries, select
 from megamoe.commands.options import add_case
+from megamoe.printable import counted
 
 if TYPE_CHECKING:
     from megamoe.cases import Case
@@ -47,7 +48,7 @@ def run(a: argparse.Namespace) -> int:
     for one in entries:
         table.add_row(one.id, one.tier, one.breaks)
     console.print(table)
-    console.print(f"{len(entries)} cases")
+    console.print(counted(len(entries), "case"))
     return 0
 
 

@@ -33,7 +33,7 @@ VERBS: Final = {
     "doctor": ("doctor", "what is installed here, what lacks, and what to do"),
     "coverage": ("coverage", "what the cases enter, and what no case enters"),
     "report": ("report", "a result as an HTML file, or in the terminal"),
-    "explain": ("explain", "the whole life of one output element"),
+    "explain": ("explain", "why an output is wrong: stage, element and cause"),
     "replay": ("replay", "judge a stored problem: a backend, or what was recorded"),
     "reduce": ("reduce", "shrink a failing case to the smallest file that fails"),
     "fuzz": ("fuzz", "judge a backend on random problems; reduce the first failure"),

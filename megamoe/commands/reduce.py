@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,29 @@ from megamoe.commands.shared import (
     replay_command,
     root_of,
 )
+from megamoe.explain import FromProblem, explain
+from megamoe.explain.show import explanation
 from megamoe.golden import Store, make, regenerate
+from megamoe.judge import Verdict
+from megamoe.printable import counted
 from megamoe.reduce import keep, reduce
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
+from megamoe.suite import at_hand
+from megamoe.worker.exchange import NoOutput
+from megamoe.worker.session import Session
 
 
 def add(commands: Any, command: Any) -> None:
     """The parser of ``reduce``."""
     r = command(commands, "reduce", "shrink a failing case to the smallest file that fails", run)
-    r.add_argument("subject", metavar="CASE", help="a forward case, or a stored problem's file")
+    r.add_argument("subject", metavar="CASE",
+                   help="one forward case, by its id or name, or a stored problem's file",
+                   )  # fmt: skip
     add_backend(r, required=True)
-    r.add_argument("--out", metavar="FILE.safetensors", default="reduced.safetensors")
+    r.add_argument("--out", metavar="FILE.safetensors",
+                   help="a new file; none is ever overwritten (default: the first free name of "
+                   "reduced.safetensors, reduced-2.safetensors, ...)")  # fmt: skip
     r.add_argument("--seconds", type=float, default=100.0, help="to shrink (default 100)")
 
 
@@ -36,29 +49,81 @@ def run(a: argparse.Namespace) -> int:
     """Shrink it, write the file, and show that the file fails in the same way."""
     if not 0 < a.seconds < float("inf"):
         raise ValueError("--seconds: give a number above 0")
-    out = Path(a.out)
+    out = Path(a.out) if a.out else _free()
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"--out {out}: name a file that ends in .safetensors")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: its directory does not exist")
+    if out.exists():
+        raise ValueError(f"--out {out}: the file exists already; name another, or remove it")
     started = time.perf_counter()
     problem, case, about = _subject(a)
-    again = replay_command(a.out, a.backend, a.device)
+    again = replay_command(str(out), a.backend, a.device)
     with backend_of(a) as (worker, settings):
         golden = None
         if case is not None and case.rows is None:
             golden = Store(settings.root, make, contract(worker.identity.contract)).load(case)
         r = reduce(worker, problem, a.seconds, golden, print, settings.timeout)
         about["backend"] = a.backend
+        about.pop("causes", None)  # of the file that is reduced now
+        causes, kept = Causes(), Causes()
+        if r.original is not None and r.original.status == "fail":
+            causes = causes_of(worker, problem, r.original, settings.timeout)
+            kept = causes_of(worker, r.problem, r.verdict, settings.timeout)
+            about["causes"] = causes.lines
         verdict, size = keep(r, out, about, settings.timeout)
     print()
     print(picture_of(verdict, a.backend, again))
-    experts = len(used_experts(r.problem))
+    if causes.lines:
+        print(f"\ncause, by all of {a.subject}:")
+        print("\n".join(causes.lines))
+        others = len(kept.names - causes.names)
+        if others:
+            fit = counted(others, "further cause fits", "further causes fit")
+            print(f"  ({fit} {out.name}, which has fewer values to tell them apart)")
+    tokens, experts = r.problem.num_tokens, len(used_experts(r.problem))
     seconds = time.perf_counter() - started
-    print(f"\n{out}: {size / 1024:.0f} KiB, {r.problem.num_tokens} tokens, {experts} "
-          f"experts used, after {r.tries} tries in {seconds:.0f} s")  # fmt: skip
+    print(f"\n{out}: {size / 1024:.0f} KiB, {counted(tokens, 'token')}, "
+          f"{counted(experts, 'expert')} used, after {counted(r.tries, 'try', 'tries')} in "
+          f"{seconds:.0f} s")  # fmt: skip
     print(f"reproduce: {again}")
     return 0
+
+
+def _free() -> Path:
+    """The first default name that no file has."""
+    names = (f"reduced{f'-{n}' if n > 1 else ''}.safetensors" for n in count(1))
+    return next(path for path in map(Path, names) if not path.exists())
+
+
+@dataclass(frozen=True)
+class Causes:
+    """What explains a red: lines for a person, and the names of the causes that fit exactly."""
+
+    lines: list[str] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+
+
+def causes_of(session: Session, problem: Problem, verdict: Verdict, timeout: float) -> Causes:
+    """The causes of ``verdict`` on ``problem``, by all values of its worst token. Empty where the
+    verdict has no worst token, or the backend does not answer again."""
+    worst = verdict.worst
+    if worst is None or worst.token is None:
+        return Causes()
+    try:
+        actual = at_hand.run(problem, session, timeout)
+    except NoOutput:
+        return Causes()
+    rows = {name: bits[worst.token] for name, bits in actual.items()}
+    channel = worst.channel or 0 if worst.stage == "y" else 0
+    identity = session.identity
+    said = explain(
+        FromProblem(problem), worst.token, channel, identity.accumulator, rows,
+        contract=contract(identity.contract),
+    )["actual"]  # fmt: skip
+    steps = said["explanations"]
+    lines = [f"  {line}" for step in steps for line in explanation(step)]
+    return Causes(lines, {way["what"] for step in steps for way in step["exact"]})
 
 
 def _subject(a: argparse.Namespace) -> tuple[Problem, Case | None, dict[str, Any]]:

@@ -21,11 +21,36 @@ JUDGED: Final[Mapping[str, str]] = {
     "errors": "error: type and exact text; buffer, load and parameters stay untouched",
 }
 """Kinds that are judged in one way."""
-POINT: Final = "zero freedom: every correct kernel returns these bits, whatever its class"
+POINT: Final = "bitwise: zero freedom, so every correct kernel returns the same bits"
 INTERVAL: Final = (
-    "interval: y within the envelope of the backend's class; stages that it shows, each alone; y "
-    "without stages, the statistic too"
+    "staged, if the backend returns l2_acts and l2_acts_sf, else end-to-end and statistic: each "
+    "value must be one that a correct kernel of the backend's accumulator class can return"
 )
+MEANINGS: Final[Mapping[str, str]] = {
+    "envelope": "correct kernels may differ, each within certified intervals",
+    "zero-freedom": "one output is right",
+    "bell": "bell-shaped random values",
+    "grid": "values of so few bits that every sum is exact",
+    "carrier": "weights that keep each gate far from a rounding boundary",
+    "directed": "chosen activations and sums",
+    "octaves": "powers of two over which values are spread",
+    "spread": "powers of two over which the groups are spread",
+    "outlier_every": "one channel in so many is 32 times larger",
+    "log2_scale": "all values times 2 to this power",
+    "w13_scale": "scale bytes of the weights of linear 1 (gate and up)",
+    "w2_scale": "scale bytes of the weights of linear 2",
+    "sweep": "each expert has one scale byte, a step beyond that of the expert before",
+    "pool": "the first so many experts serve all tokens",
+    "mask_every": "one slot in so many has no expert",
+    "capacity": "rows of the buffer for tokens",
+    "fast_math": "silu by approximate exponential (True), or by expf and division (False)",
+    "ep": "ranks over which the experts are spread",
+    "distinct": "tokens with inputs of their own; each other token repeats one of them",
+}
+"""The words of a recipe that a person may not know, each where a case has it."""
+SCALES: Final = ("w13_scale", "w2_scale", "gate_scale", "up_scale")
+"""Keys with a pair of numbers: the lowest byte and how many bytes there are, or, of kind sweep,
+the byte of expert 0 and the step to the next expert."""
 
 
 def add(commands: Any, command: Any) -> None:
@@ -96,7 +121,8 @@ def _text(one: Mapping[str, Any]) -> str:
     lines = [
         ("if it fails", one["breaks"]),
         ("sizes", ", ".join(f"{k.replace('_', '-')} {v}" for k, v in one["sizes"].items())),
-        *((f"  {name}", _value(value)) for name, value in recipe.items()),
+        *((f"  {name}", _value(value, name)) for name, value in recipe.items()),
+        *((f"  {word}:", MEANINGS[word]) for word in _words(recipe) if word in MEANINGS),
         ("judged", one["judged"]),
         ("needs", ", ".join(one["needs"])),
         ("contracts", ", ".join(one["contracts"])),
@@ -107,9 +133,29 @@ def _text(one: Mapping[str, Any]) -> str:
     return "\n".join([one["id"], *(f"  {name:<18} {said}" for name, said in lines if said)])
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, name: str = "") -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_value(v)}" for k, v in value.items())
+        sweeps = value.get("kind") == "sweep"
+        return ", ".join(
+            f"{k} {_value(v, f'{k} sweep' if sweeps else k)}" for k, v in value.items()
+        )
+    if name.removesuffix(" sweep") in SCALES and isinstance(value, list) and len(value) == 2:
+        low, count = value
+        if name.endswith(" sweep"):
+            return f"{low} in steps of {count}"
+        return f"{low} to {low + count - 1}" if count > 1 else str(low)
     if isinstance(value, list) and len(value) > 16:
         return f"{', '.join(map(str, value[:16]))}, ... ({len(value)} in all)"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _words(recipe: Mapping[str, Any]) -> list[str]:
+    """Keys and kinds of a recipe, each once, in their order."""
+    found: dict[str, None] = {}
+    for name, value in recipe.items():
+        found[name] = None
+        if isinstance(value, Mapping):
+            found.update(dict.fromkeys(_words(value)))
+        elif isinstance(value, str):
+            found[value] = None
+    return list(found)

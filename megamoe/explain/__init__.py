@@ -23,12 +23,14 @@ def explain(
     top: int = 3,
     *,
     contract: Contract,
+    stage: str | None = None,
 ) -> dict[str, Any]:
     """The life of ``y[token, channel]`` as plain data.
 
     ``actual``: rows of ``tensors.STAGES`` of this token as bits. With them the other channels of
-    the tile are computed too: one element alone would not tell deviations apart. ``ValueError``
-    for a token, channel or class that is not there.
+    the tile are computed too: one element alone would not tell deviations apart. The life then
+    follows the worst code of ``stage``, by default of the first wrong stage. ``ValueError`` for a
+    token, channel or class that is not there.
     """
     channels = [channel]
     if actual is not None:
@@ -41,9 +43,18 @@ def explain(
         channels = [channel]  # beyond H: reported in one line below
     life = live(source, token, channels, accumulator, contract)
     at = channels.index(channel)
-    said = describe(life, at, top)
-    said["actual"] = None if actual is None else part(life, source, actual, at)
+    departs = None if actual is None else part(life, source, actual, at)
+    worst = None if departs is None else _worst(departs, stage)
+    said = describe(life, at, top, worst if worst and worst["slot"] is not None else None)
+    said["actual"] = None if departs is None else {**departs, "worst": worst}
     return said
+
+
+def _worst(departs: Mapping[str, Any], stage: str | None) -> Any:
+    """The worst element of ``stage`` or of the first wrong stage; None where it is inside."""
+    first = departs["parts_at"] or {"stage": stage, "worst": None}
+    found = {one["stage"]: one["worst"] for one in departs["stages"]}
+    return found.get(stage or first["stage"])
 
 
 __all__ = ["FromCase", "FromProblem", "Source", "explain"]

@@ -25,8 +25,9 @@ TOP = 3
 Plain = dict[str, Any]
 
 
-def describe(life: Life, at: int, top: int = TOP) -> Plain:
-    """The life of ``life.channels[at]``."""
+def describe(life: Life, at: int, top: int = TOP, wrong: Plain | None = None) -> Plain:
+    """The life of ``life.channels[at]``. From the hidden state to a code it follows the code
+    ``wrong`` (``slot`` and ``channel``), or the largest contribution."""
     token = life.token
     slots = [_slot(life, slot, at, top) for slot in life.slots]
     rows = {slot.slot: slot.down.row[at : at + 1] for slot in life.slots}
@@ -44,10 +45,29 @@ def describe(life: Life, at: int, top: int = TOP) -> Plain:
         "added_after": None if token.output is None else _bf16(token.output[life.channels[at]]),
         "masked_slots": [k for k in range(len(token.ids)) if k not in rows],
         "slots": slots,
+        "followed": _followed(life, slots, top, wrong),
         "combine": _combine(life, at),
         "y": _bf16(life.y[at], life.y_low[at], life.y_high[at]),
         "why": _why(life, at, top),
     }
+
+
+def _followed(life: Life, slots: list[Plain], top: int, wrong: Plain | None) -> Plain | None:
+    """One activation, as ``largest`` of a slot, with the slot's numbers; None without slots."""
+    if not slots:
+        return None
+    if wrong is None:
+        which = max(slots, key=lambda s: abs(s["linear2"]["contributions"][0]["product"]))
+        activation = which["largest"]
+    else:
+        which = next(s for s in slots if s["slot"] == wrong["slot"])
+        slot = next(s for s in life.slots if s.slot == wrong["slot"])
+        activation = _activation(life, slot, int(wrong["channel"]), top)
+    names = ("slot", "expert", "routing_weight")
+    return {
+        **{name: which[name] for name in names}, "is_wrong": wrong is not None,
+        "activation": activation,
+    }  # fmt: skip
 
 
 def _slot(life: Life, slot: Slot, at: int, top: int) -> Plain:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain import deviations
+from megamoe.explain import deviations, element
 from megamoe.explain import life as lives
 from megamoe.explain.deviations.operands import Scales
 from megamoe.explain.life import SHARED, Life, live, same_codes
@@ -41,26 +41,29 @@ or weights, where only ``y`` is there: on V4-Pro that is 6 times 44 million."""
 def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Plain:
     """``actual``: the token's rows of ``tensors.STAGES`` as bits, ``y`` ``(H,)`` at least.
 
-    Returns the comparison of each stage, the first stage outside, and the explanation of each wrong
-    step.
+    Returns the comparison of each stage with its worst element, the first stage outside, and the
+    explanation of each wrong step.
     """
     shown = _Shown.of(life, actual)
     stages, explanations = [], []
     wrong = _staged_outside(life, shown)
     for name, mask in wrong.items():
-        stages.append(_said(name, "staging", mask))
+        got: Any = shown.x if name == "x" else shown.x_sf
+        worst = element.of_staging(life, name, got, mask) if mask.any() else None
+        stages.append(_said(name, "staging", mask, worst))
     if any(mask.any() for mask in wrong.values()):
         explanations.append(_explain_staging(life, source, shown, wrong))
     given, follows = _given(life, source, shown)
     if shown.acts is not None:
         by_slot = _acts_outside(given, shown.acts)
-        stages += _acts_stages(given, by_slot, follows)
+        stages += _acts_stages(given, shown.acts, by_slot, follows)
         if by_slot.any():
             explanations.append(_explain_codes(given, source, shown.acts, by_slot))
     low, high, of_codes = _y_interval(given, shown)
     beyond = outside(shown.y, low, high)
-    last = "linear 2 or combine" if shown.acts is not None else "not known: only y is there"
-    stages.append(_said("y", last, beyond))
+    last = "linear 2 or combine" if shown.acts is not None else "any step: the output has no codes"
+    worst = element.of_y(life, shown.y, low, high, beyond) if beyond.any() else None
+    stages.append(_said("y", last, beyond, worst))
     if beyond.any():
         explanations.append(_explain_y(given, source, shown, beyond))
     return {
@@ -95,13 +98,14 @@ class _Shown:
         return cls(actual.get("x"), sf, acts, actual["y"][life.channels])
 
 
-def _said(stage: str, where: str, beyond: Bools) -> Plain:
+def _said(stage: str, where: str, beyond: Bools, worst: Plain | None) -> Plain:
     return {
         "stage": stage,
         "where": where,
         "outside": int(beyond.sum()),
         "of": int(beyond.size),
         "first": int(np.argmax(beyond)) if beyond.any() else None,
+        "worst": worst,
     }
 
 
@@ -153,13 +157,14 @@ def _acts_outside(life: Life, acts: Acts) -> Bools:
     return np.stack(rows) if rows else np.zeros((0, 0), np.bool_)
 
 
-def _acts_stages(life: Life, by_slot: Bools, follows: str) -> list[Plain]:
+def _acts_stages(life: Life, acts: Acts, by_slot: Bools, follows: str) -> list[Plain]:
     groups = life.token.intermediate // GROUP
     where = f"between linear 1 and requantisation{follows}"
-    return [
-        _said("l2_acts_sf", where, by_slot[:, :groups].ravel()),
-        _said("l2_acts", where, by_slot[:, groups:].ravel()),
-    ]
+    out = []
+    for name, mask in (("l2_acts_sf", by_slot[:, :groups]), ("l2_acts", by_slot[:, groups:])):
+        worst = element.of_acts(life, name, acts, mask) if mask.any() else None
+        out.append(_said(name, where, mask.ravel(), worst))
+    return out
 
 
 def _y_interval(life: Life, shown: _Shown) -> tuple[U16, U16, bool]:

@@ -1,4 +1,4 @@
-"""A life for the terminal."""
+"""A life for the terminal, in tables."""
 
 from __future__ import annotations
 
@@ -13,22 +13,14 @@ _ALTERNATIVES: Final = 6
 
 
 def show(said: Plain, console: Console) -> None:
-    """Print the results of :func:`megamoe.explain.describe.describe` and ``part``."""
+    """Print every number of :func:`megamoe.explain.explain`, stage by stage."""
     y = said["y"]
-    console.print(
-        f"[bold]{said['case']}[/bold]: y at token {said['token']} channel {said['channel']}, "
-        f"accumulator class {said['accumulator']}", highlight=False,
-    )  # fmt: skip
-    console.print(f"y = {_bits(y)}, {_allowed(y)}", highlight=False)
-    if said.get("golden"):
-        console.print(f"golden: {said['golden']}", highlight=False)
     if said["masked_slots"]:
         console.print(f"slots without part: {said['masked_slots']}", highlight=False)
     if not said["slots"]:
         console.print("no slot takes part: y is zero", highlight=False)
         return
-    largest = max(said["slots"], key=lambda s: abs(s["linear2"]["contributions"][0]["product"]))
-    _linear1(said, largest, console)
+    _linear1(said, console)
     _slots(said, console)
     _linear2(said, console)
     _combine(said, console)
@@ -41,11 +33,12 @@ def _heading(text: str, console: Console) -> None:
     console.print(f"\n[bold]{text}[/bold]", highlight=False)
 
 
-def _linear1(said: Plain, slot: Plain, console: Console) -> None:
-    top = slot["largest"]
+def _linear1(said: Plain, console: Console) -> None:
+    slot = said["followed"]
+    top = slot["activation"]
     _heading(
         f"Linear 1 to the code: intermediate channel {top['i']} of slot {slot['slot']} "
-        f"({_expert(slot)}), the largest contribution",
+        f"({_expert(slot)}), the {'wrong value' if slot['is_wrong'] else 'largest contribution'}",
         console,
     )
     table = _table("sum", "k", "hidden", "x code", "x scale", "weight", "w scale", "product")
@@ -65,7 +58,7 @@ def _linear1(said: Plain, slot: Plain, console: Console) -> None:
         lines += [
             (f"{name} blocks", f"{s['block_count']} of 32 products; largest {blocks}"),
             (f"{name} sum", _accumulated(s)),
-            (f"{name} bf16", f"{_bits(s['bf16'])}, {_allowed(s['bf16'])}"),
+            (f"{name} bf16", f"{bits(s['bf16'])}, {allowed(s['bf16'])}"),
         ]
     group = top["group"]
     clamp = "none" if said["clamp"] is None else _num(said["clamp"])
@@ -76,7 +69,7 @@ def _linear1(said: Plain, slot: Plain, console: Console) -> None:
         gated += f" of {scales[0]:g} and {scales[1]:g}"
     low, high = group["exponent_allowed"]
     lines += [
-        (f"clamp {clamp}", f"gate {_bits(top['gate_clamped'])}, up {_bits(top['up_clamped'])}"),
+        (f"clamp {clamp}", f"gate {bits(top['gate_clamped'])}, up {bits(top['up_clamped'])}"),
         (f"{gated} ({form})", f"{_num(top['silu'])}, allowed {_ends(top['silu_allowed'])}"),
         ("a", f"{gated} x up {_num(top['up_value'])} x routing weight "
               f"{_num(slot['routing_weight'])} = {_num(top['a'])}, allowed "
@@ -141,12 +134,12 @@ def _combine(said: Plain, console: Console) -> None:
         table.add_row(str(step["slot"]), _num(step["row"]), _num(step["sum"]))
     console.print(table)
     more = said["added_after"]
-    added = "" if more is None else f", plus {_bits(more)} in bfloat16"
-    console.print(f"y = bfloat16 of it{added}: {_bits(said['y'])}", highlight=False)
+    added = "" if more is None else f", plus {bits(more)} in bfloat16"
+    console.print(f"y = bfloat16 of it{added}: {bits(said['y'])}", highlight=False)
 
 
 def _why(why: Plain, y: Plain, console: Console) -> None:
-    _heading(f"The interval: {_allowed(y)}, {why['ulps']} ULP wide", console)
+    _heading(f"The interval: {allowed(y)}, {why['ulps']} ULP wide", console)
     wide = [part for part in why["slots"] if part["width"]]
     if not wide:
         console.print("every sum is exact in this class: nothing is open", highlight=False)
@@ -173,20 +166,12 @@ def _actual(actual: Plain, console: Console) -> None:
     low, high = actual["allowed"]
     given = ", given the codes that were shown" if actual["given_the_codes_shown"] else ""
     verdict = "[red]outside[/red]" if actual["outside"] else "[green]inside[/green]"
-    _heading(f"What was got: {actual['y']}, {verdict} {low} to {high}{given}", console)
-    table = _table("stage", "outside", "of", "first at")
+    _heading(f"The output: y is {actual['y']}, {verdict} {low} to {high}{given}", console)
+    table = _table("stage", "outside", "of", "worst")
     for s in actual["stages"]:
-        first = "" if s["first"] is None else str(s["first"])
-        table.add_row(s["stage"], str(s["outside"]), str(s["of"]), first)
+        worst = "" if s["worst"] is None else s["worst"]["line"].partition(" at ")[2]
+        table.add_row(s["stage"], str(s["outside"]), str(s["of"]), worst)
     console.print(table)
-    if actual["parts_at"] is None:
-        console.print("the two lives do not part here", highlight=False)
-        return
-    at = actual["parts_at"]
-    console.print(f"they part at {at['stage']}: {at['where']}", highlight=False)
-    for explained in actual["explanations"]:
-        for line in explanation(explained):
-            console.print(line, highlight=False, soft_wrap=True)
 
 
 def explanation(explained: Plain) -> list[str]:
@@ -233,7 +218,7 @@ def _how_much(way: Plain, differing: int) -> str:
 def _table(*names: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in names:
-        table.add_column(name, justify="left" if name in ("sum", "stage") else "right")
+        table.add_column(name, justify="left" if name in ("sum", "stage", "worst") else "right")
     return table
 
 
@@ -251,11 +236,13 @@ def _ends(ends: list[float]) -> str:
     return _num(ends[0]) if ends[0] == ends[1] else f"{ends[0]:.9g} to {ends[1]:.9g}"
 
 
-def _bits(said: Plain) -> str:
+def bits(said: Plain) -> str:
+    """A value and its bits."""
     return f"{_num(said['value'])} ({said['bits']})"
 
 
-def _allowed(said: Plain) -> str:
+def allowed(said: Plain) -> str:
+    """The bits that the class allows."""
     low, high = said["allowed"]
     return "one value allowed" if low == high else f"allowed {low} to {high}"
 

@@ -1,27 +1,26 @@
 """The judge: outputs against goldens. It knows tensors and forms, and no kernel."""
 
 from megamoe.callable_room import make_callable
-from megamoe.judge.cause import Cause, cause_of, causes
 from megamoe.judge.elements import Place, bitwise, interval, place_of
 from megamoe.judge.judgements import GoldenLacks, judge_forward
 from megamoe.judge.outputs import BadOutput, checked, forward_bits
 from megamoe.judge.picture import picture
-from megamoe.judge.verdict import BAD, JUDGED, STATUSES, Finding, Verdict, Worst, of_findings
+from megamoe.judge.symptom import Symptom, symptom_of, symptoms
+from megamoe.judge.verdict import BAD, JUDGED, STATUSES, WORDS, Finding, Verdict, Worst, of_findings
 
 __all__ = [
     "BAD",
     "JUDGED",
     "STATUSES",
+    "WORDS",
     "BadOutput",
-    "Cause",
     "Finding",
     "GoldenLacks",
     "Place",
+    "Symptom",
     "Verdict",
     "Worst",
     "bitwise",
-    "cause_of",
-    "causes",
     "checked",
     "forward_bits",
     "interval",
@@ -29,6 +28,8 @@ __all__ = [
     "of_findings",
     "picture",
     "place_of",
+    "symptom_of",
+    "symptoms",
 ]
 
 make_callable(__name__)  # megamoe.judge(...), see docs/api.md

@@ -100,12 +100,23 @@ def key_interval(
     """
     key = form.key(form.one_nan(actual))
     outside = (key < low) | (key > high)
-    return _finding(stage, form, actual, _from_key(form, low), _from_key(form, high), outside,
+    return _finding(stage, form, actual, from_key(form, low), from_key(form, high), outside,
                     place, live)  # fmt: skip
 
 
-def _from_key(form: Form, key: Any) -> Bits:
+def from_key(form: Form, key: Any) -> Bits:
+    """The bits of a key in the order of the form's values; +0 for key 0."""
     return np.where(key < 0, (1 << (form.width - 1)) | -key, key).astype(np.uint32)
+
+
+def worst_of(
+    stage: str, form: Form, actual: Bits, low: Bits, high: Bits, outside: Any, place: Place
+) -> Worst:
+    """The element that lies farthest outside, among those where ``outside`` is true: at least
+    one. ``actual`` is compared with ``low..high``; all four have one shape."""
+    worst = _finding(stage, form, actual, low, high, outside, place, None).worst
+    assert worst is not None, "nothing is outside"
+    return worst
 
 
 def _finding(

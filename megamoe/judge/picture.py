@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from megamoe.judge.verdict import Finding, Verdict
+from megamoe.printable import counted
 
 SHADES: Final = ".:+*#@"
 """Nothing outside, then ever larger shares of a cell's elements."""
@@ -53,10 +54,10 @@ def _map(finding: Finding) -> list[str]:
         key = (row // down, tile // across)
         cells[key] = cells.get(key, 0) + count
     most = max(cells.values())
-    head = f"  map     {rows} rows x {tiles} tiles of 128 channels"
+    head = f"  map     {counted(rows, 'row')} x {counted(tiles, 'tile')} of 128 channels"
     if down > 1 or across > 1:
         head += f", one character for {down} x {across}"
-    out = [f"{head}; {SHADES[-1]} is {most} elements"]
+    out = [f"{head}; {SHADES[-1]} is {counted(most, 'element')}"]
     for line in range(-(-rows // down)):
         shades = "".join(
             _shade(cells.get((line, column), 0), most) for column in range(-(-tiles // across))

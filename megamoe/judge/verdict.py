@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 STATUSES: Final = ("pass", "fail", "error", "skip", "not-provided", "not-run")
+WORDS: Final[Mapping[str, str]] = {
+    "skip": "skipped", "not-provided": "not provided", "not-run": "not run",
+}  # fmt: skip
+"""What people read for a status whose key in JSON has another form."""
 BAD: Final = ("fail", "error")
 JUDGED: Final = ("pass", *BAD)
 

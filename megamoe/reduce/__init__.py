@@ -37,7 +37,7 @@ def reduce(
     """Shrink ``problem`` (CPU tensors) for at most about ``seconds`` more than its first run."""
     problem, failure, verdict = start(session, problem, golden, timeout)
     log(f"fails: {failure}")
-    r = Reduction(session, problem, failure, verdict, timeout, log=log)
+    r = Reduction(session, problem, failure, verdict, timeout, log=log, original=verdict)
     r.deadline = time.perf_counter() + seconds
     # Repeat the failure through the path of every try, and refuse one that does not repeat. A try
     # with a token fewer is a repeat; so the whole is tried again only if no token can go.

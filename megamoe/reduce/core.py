@@ -14,6 +14,7 @@ import torch
 from megamoe.backends.eager import EagerBackend
 from megamoe.golden import StoredGolden, rows_of
 from megamoe.judge import Verdict, forward_bits
+from megamoe.printable import counted
 from megamoe.spec.contract import REVISIONS
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
@@ -74,6 +75,8 @@ class Reduction:
     deadline: float = float("inf")
     log: Log = lambda line: None
     tries: int = 0
+    original: Verdict | None = None
+    """The verdict of the whole problem, from which the reduction started."""
 
     def is_late(self) -> bool:
         return time.perf_counter() > self.deadline
@@ -122,8 +125,9 @@ class Reduction:
     def say(self, what: str) -> None:
         p = self.problem
         self.log(
-            f"{what:<8} {p.num_tokens} tokens, {p.num_experts} experts, top-{p.top_k}, "
-            f"H {p.hidden_size}, I {p.intermediate_size} ({self.tries} tries)"
+            f"{what:<8} {counted(p.num_tokens, 'token')}, {counted(p.num_experts, 'expert')}, "
+            f"top-{p.top_k}, H {p.hidden_size}, I {p.intermediate_size} "
+            f"({counted(self.tries, 'try', 'tries')})"
         )
 
 

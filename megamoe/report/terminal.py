@@ -12,9 +12,9 @@ from rich.text import Text
 from megamoe.report import compared, draw, read, views
 
 MOST: Final = 20
-"""Failures that are shown in full, each for all of its cause; the rest get a line each."""
+"""Failures that are shown in full, each for all of its symptom; the rest get a line each."""
 NAMED: Final = 8
-"""Further cases of one cause that are named."""
+"""Further cases of one symptom that are named."""
 SHADES: Final = ".1248▒▓±N"
 """A map's characters: the first ULPs of :data:`draw.STEPS`' bins, then shades, sign and NaN."""
 BAR: Final = 32
@@ -87,7 +87,7 @@ def _failure(failure: views.View, console: Console) -> None:
         named = ", ".join(failure["same"][:NAMED])
         left = len(failure["same"]) - NAMED
         more = f" and {left} more" if left > 0 else ""
-        _say(console, f"\nalso {named}{more}: {failure['cause']}")
+        _say(console, f"\nalso {named}{more}: {failure['symptom']}")
     if failure["shortened"]:
         _say(console, "\nthe run kept the maps of its first fails only (--pictures N)")
     if failure["how"]:

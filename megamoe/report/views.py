@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from megamoe.cases import KINDS
-from megamoe.judge import BAD, STATUSES, cause_of
+from megamoe.judge import BAD, STATUSES, WORDS, symptom_of
 from megamoe.report import draw, read
 from megamoe.suite.results import exit_code, recorded_line, verdict_line
 
@@ -22,7 +22,7 @@ SIGN: Final[Mapping[str, str]] = {"pass": "✓", "fail": "✗", "error": "!"}
 
 def view(result: Mapping[str, Any]) -> View:
     """The whole report of a run; failures in the order of the result, fails before errors, those
-    of one cause as one."""
+    of one symptom as one."""
     cases = [c for c in read.objects(result, "cases") if read.text(c, "id")]
     found = mapping_of_counts(result, cases)
     bad = sorted(filter(is_bad, cases), key=lambda c: c.get("status") != "fail")
@@ -34,7 +34,7 @@ def view(result: Mapping[str, Any]) -> View:
     return {
         "verdict": verdict_line(found),
         "colour": ("green", "red", "grey")[code],
-        "counts": [(s, found["counts"].get(s, 0)) for s in STATUSES],
+        "counts": [(s, WORDS.get(s, s), found["counts"].get(s, 0)) for s in STATUSES],
         "warnings": warnings(result, cases, found["counts"]),
         "facts": facts(result),
         "recorded": recorded_line(found),
@@ -44,7 +44,7 @@ def view(result: Mapping[str, Any]) -> View:
             {
                 **failure(result, fold[0], f"f{i + 1}"),
                 "same": [read.text(c, "id") for c in fold[1:]],
-                "cause": cause(fold[0]),
+                "symptom": symptom(fold[0]),
             }
             for i, fold in enumerate(folds)
         ],
@@ -53,6 +53,7 @@ def view(result: Mapping[str, Any]) -> View:
             {
                 "id": read.text(c, "id"),
                 "status": read.text(c, "status", "unknown"),
+                "word": WORDS.get(read.text(c, "status"), read.text(c, "status", "unknown")),
                 "sign": SIGN.get(read.text(c, "status"), "–"),
                 "seconds": read.number(c, "seconds"),
                 "how": ", ".join(map(str, read.items(c, "how"))),
@@ -63,17 +64,17 @@ def view(result: Mapping[str, Any]) -> View:
     }
 
 
-def cause(case: Mapping[str, Any]) -> str:
+def symptom(case: Mapping[str, Any]) -> str:
     """What other cases with the same fault share."""
-    return cause_of(*(read.text(case, name) for name in ("id", "status", "reason")))
+    return symptom_of(*(read.text(case, name) for name in ("id", "status", "reason")))
 
 
 def folded(bad: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Failures of one kind, status and cause together, in the order of the first of each; a case
+    """Failures of one kind, status and symptom together, in the order of the first of each; a case
     whose map was kept stands first."""
     found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for case in bad:
-        key = (read.text(case, "kind"), read.text(case, "status"), cause(case))
+        key = (read.text(case, "kind"), read.text(case, "status"), symptom(case))
         found.setdefault(key, []).append(case)
     return [sorted(fold, key=lambda c: c.get("shortened") is True) for fold in found.values()]
 
@@ -334,4 +335,4 @@ def reasons(cases: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, str]]:
         (read.text(c, "status"), read.text(c, "reason"))
         for c in cases if c.get("status") in ("skip", "not-provided")
     )  # fmt: skip
-    return [(n, status, reason) for (status, reason), n in found.most_common()]
+    return [(n, WORDS[status], reason) for (status, reason), n in found.most_common()]

@@ -90,6 +90,16 @@ class Problem:
     l2_activation_scale: float | None = None
     """The unit of the scale bytes of linear 2's activations: one fp32 number for the layer."""
 
+    def __repr__(self) -> str:
+        """The fields in one line, without those that have their default: shape and dtype of a
+        tensor, no element."""
+        said = (
+            f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+            if isinstance(value, torch.Tensor) else f"{name}={value!r}"
+            for name, value in self.given.items()
+        )  # fmt: skip
+        return f"Problem({', '.join(said)})"
+
     @property
     def given(self) -> dict[str, Any]:
         """The fields by name, without those that have their default: ``Problem(**p.given) == p``.

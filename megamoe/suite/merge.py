@@ -17,7 +17,7 @@ from megamoe.cases import KINDS, TIERS, Case
 from megamoe.cases.shards import ShardError
 from megamoe.files import REPORT_LIMIT, read_json
 from megamoe.judge.verdict import STATUSES
-from megamoe.printable import all_printable
+from megamoe.printable import all_printable, counted
 
 Report = Mapping[str, Any]
 """What ``megamoe check --json`` writes."""
@@ -187,7 +187,9 @@ def _ended(report: Report, name: str) -> None:
         return
     shard = report.get("shard")
     again = f"run shard {schema.plain(shard)} again" if shard else "run it again"
-    lost = f" before {len(left)} cases, {schema.plain(left[0])} among them" if left else ""
+    lost = (
+        f" before {counted(len(left), 'case')}, {schema.plain(left[0])} among them" if left else ""
+    )
     raise ShardError(f"{name}: its run was stopped{lost}; {again}")
 
 
@@ -239,7 +241,7 @@ def _each_once(reports: Sequence[Report], selection: Sequence[Case]) -> list[Map
         if ids:
             more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
             named = ", ".join(map(schema.plain, ids[:3]))
-            raise ShardError(f"{len(ids)} cases {what}: {named}{more}; run the shards "
+            raise ShardError(f"{counted(len(ids), 'case')} {what}: {named}{more}; run the shards "
                              "again from one commit")  # fmt: skip
     order = {c.id: at for at, c in enumerate(selection)}
     return sorted((c for r in reports for c in r["cases"]), key=lambda c: order[c["id"]])

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,9 +16,13 @@ from rich.text import Text
 
 from megamoe.cases import Case
 from megamoe.cases.shards import DEFAULT_SECONDS
-from megamoe.judge import BAD, STATUSES, Verdict
+from megamoe.judge import BAD, STATUSES, WORDS, Verdict
+from megamoe.printable import counted
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
+
+LISTED: Final = 20
+"""Reds that get a line while the run lasts; the later ones are counted."""
 
 
 class Progress:
@@ -57,32 +62,39 @@ class Progress:
     ) -> None:
         if self._live:
             self._live.stop()
+        more = sum(self.counts[status] for status in BAD) - LISTED
+        if more > 0:
+            self._say(f"and {counted(more, 'more red')}, grouped below; --json FILE lists all")
 
     def expect(self, cases: Sequence[Case], identity: Identity) -> None:
         """What will be judged, and under which contract."""
         self.total = len(cases)
         self.left = sum(self.seconds.get(c.id, DEFAULT_SECONDS) for c in cases)
-        self._say(f"{identity.judged_under}, {self.total} cases")
+        self._say(f"{identity.judged_under}, {counted(self.total, 'case')}")
 
     def started(self, case_id: str) -> None:
         """A worker has taken the case."""
         self.running[case_id] = time.monotonic()
 
     def judged(self, verdict: Verdict) -> None:
-        """A case has its verdict. A red gets a line at once; its picture comes at the end, where
-        reds stand by cause. What a backend does not provide is counted in the table."""
+        """A case has its verdict. Each of the first reds gets a line at once; the pictures come
+        at the end, where reds stand by symptom. What a backend does not provide is counted at the
+        end."""
         self.running.pop(verdict.case_id, None)
         self.left -= self.seconds.get(verdict.case_id, DEFAULT_SECONDS)
         self.counts[verdict.status] += 1
         is_red = verdict.status in BAD
+        if is_red and sum(self.counts[status] for status in BAD) > LISTED:
+            return
         reason = verdict.reason.removeprefix(f"case {verdict.case_id}: ")
         if self._live is not None:
             if is_red:
                 self._say(f"{verdict.status.upper()} {verdict.case_id}: {reason}")
         elif is_red or not (self.quiet or verdict.status == "not-provided"):
             done = sum(self.counts.values())
+            word = WORDS.get(verdict.status, verdict.status)
             self._say(
-                f"[{done}/{self.total}] {verdict.status:<12} {verdict.case_id} "
+                f"[{done}/{self.total}] {word:<12} {verdict.case_id} "
                 f"{verdict.seconds:.1f} s{f'  {reason}' if reason else ''}"
             )
 
@@ -92,7 +104,7 @@ class Progress:
     def _render(self) -> Group:
         done = sum(self.counts.values())
         line = Table.grid(padding=(0, 1))
-        parts = [f"{s} {self.counts[s]}" for s in STATUSES if self.counts[s]]
+        parts = [f"{WORDS.get(s, s)} {self.counts[s]}" for s in STATUSES if self.counts[s]]
         eta = max(0.0, self.left) / self.workers
         line.add_row(
             ProgressBar(max(1, self.total), done, width=30),

@@ -1,4 +1,4 @@
-"""The reds of a run by cause, at its end: one picture for each cause and kind."""
+"""The reds of a run by symptom, at its end: one picture for each symptom and kind."""
 
 from __future__ import annotations
 
@@ -9,43 +9,49 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from megamoe.judge import BAD, Cause, Verdict, causes, picture
+from megamoe.judge import BAD, Verdict, picture, symptoms
+from megamoe.printable import counted
+from megamoe.spec.tensors import STAGES
 
 PICTURES: Final = 20
 """Pictures that a run shows, and fails whose details it keeps for a report."""
 NAMED: Final = 6
-"""Cases of a cause that are named without a picture."""
+"""Cases of a symptom that are named without a picture."""
+FORWARDS: Final = ("forward", "property")
+"""Kinds whose cases ``explain`` and ``reduce`` take."""
 _OF_VERDICT: Final = tuple(Verdict.__dataclass_fields__)
 
 
 def show(report: Mapping[str, Any], console: Console, pictures: int = PICTURES) -> None:
-    """Print the reds of ``report``, each cause once, with at most ``pictures`` pictures in all;
-    then what was shortened, and how to see it. Nothing where nothing is red."""
-    reds = [case for case in report["cases"] if case["status"] in BAD]
+    """Print the reds of ``report``, each symptom once, with at most ``pictures`` pictures in all;
+    then what was shortened. Nothing where nothing is red."""
+    reds = _reds(report)
     if not reds:
         return
-    found = causes(reds)
-    _say(console, f"{len(reds)} red of {_count(found)}\n")
+    found = symptoms(reds)
+    if len(reds) > 1:
+        several = "; one fault can show several" if len(found) > 1 else ""
+        _say(console, f"{len(reds)} reds show {counted(len(found), 'symptom')}{several}. "
+                      "N stands for a number.\n")  # fmt: skip
     left, shown = pictures, 0
-    for cause in found:
-        kinds = Counter(case["kind"] for case in cause.cases)
-        _say(console, f"{cause.line}  [{', '.join(f'{k} {n}' for k, n in kinds.items())}]")
-        here = cause.pictured[: max(0, left)]
+    for symptom in found:
+        here = symptom.pictured[: max(0, left)]
         left, shown = left - len(here), shown + len(here)
+        if len(reds) > 1 or not here:
+            kinds = Counter(case["kind"] for case in symptom.cases)
+            of = ", ".join(f"{kind} {n}" for kind, n in kinds.items())
+            _say(console, f"{symptom.line(len(reds))}  [{of}]")
         for case in here:
             _say(console, f"\n{_indented(_picture(report, case))}")
-        others = [case["id"] for case in cause.cases if case not in here]
+        others = [case["id"] for case in symptom.cases if case not in here]
         if others:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
             before = "\n  also " if here else "  "
             _say(console, f"{before}{', '.join(others[:NAMED])}{more}")
         _say(console, "")
-    for line in shortened(report, found, len(reds) - shown, pictures):
-        _say(console, line)
-
-
-def _count(found: Sequence[Cause]) -> str:
-    return f"{len(found)} causes" if len(found) != 1 else "one cause"
+    line = shortened(report, reds, shown, pictures)
+    if line:
+        _say(console, f"{line}\n")
 
 
 def _picture(report: Mapping[str, Any], case: Mapping[str, Any]) -> str:
@@ -58,25 +64,54 @@ def _indented(text: str) -> str:
 
 
 def shortened(
-    report: Mapping[str, Any], found: Sequence[Cause], without: int, pictures: int
-) -> list[str]:
-    """What is not shown of the reds, and the commands that show it."""
-    out = []
-    if without:
-        alone = f"megamoe check --backend {shlex.quote(report['backend'])} --case ID"
-        alone += report.get("options", "")
-        one = " One stands for each cause and kind, at most "
-        out.append(
-            f"shortened: {without} reds have no picture here."
-            f"{f'{one}{pictures} (--pictures).' if pictures else ''} `{alone}` shows that of a case"
-        )
-    brief = [case for cause in found for case in cause.cases if case.get("shortened")]
-    if brief:
-        out.append(
-            f"shortened: {len(brief)} fails came after the first {pictures}, so a report has no "
-            f"map of them ({brief[0]['id']} is one); `--pictures N` keeps more"
-        )
-    return out
+    report: Mapping[str, Any], reds: Sequence[Mapping[str, Any]], shown: int, pictures: int
+) -> str:
+    """What is not shown of the reds, and the commands that show it; empty where all is shown."""
+    without = len(reds) - shown
+    unmapped = sum(bool(case.get("shortened")) for case in reds)
+    if not without and not unmapped:
+        return ""
+    said = [f"{without} of {counted(len(reds), 'red')} without a picture here"] if without else []
+    said += [f"{unmapped} without a map in a report"] if unmapped else []
+    alone = _command(report, "check", f"--backend {_backend(report)} --case ID")
+    more = "`--pictures N` keeps more, " if pictures else ""
+    return f"shortened: {', '.join(said)}; {more}`{alone}` shows one case"
+
+
+def show_next(report: Mapping[str, Any], console: Console) -> None:
+    """Print the command to go on with, the last line of a run with a red: for the most frequent
+    symptom that a command can follow."""
+    pictured = [case for found in symptoms(_reds(report)) for case in found.pictured]
+    for case in pictured:
+        verb = _verb(case)
+        if verb:
+            words = f"{case['id']} --backend {_backend(report)}"
+            _say(console, f"next: {_command(report, verb, words)}")
+            return
+    if pictured:
+        _say(console, f"next: megamoe show {pictured[0]['id']}")
+
+
+def _reds(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [case for case in report["cases"] if case["status"] in BAD]
+
+
+def _verb(case: Mapping[str, Any]) -> str:
+    """``explain`` for a wrong stage, ``reduce`` for an exception in a forward; else nothing. A
+    broken law is neither: both verbs make one call, and a law needs several."""
+    if case["kind"] not in FORWARDS:
+        return ""
+    if case["status"] == "error":
+        return "reduce" if "the backend raised" in case["reason"] else ""
+    return "explain" if any(f["stage"] in STAGES for f in case["findings"]) else ""
+
+
+def _backend(report: Mapping[str, Any]) -> str:
+    return shlex.quote(report["backend"])
+
+
+def _command(report: Mapping[str, Any], verb: str, words: str) -> str:
+    return f"megamoe {verb} {words}{report.get('options', '')}"
 
 
 def _say(console: Console, text: str) -> None:

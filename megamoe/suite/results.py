@@ -15,7 +15,8 @@ from rich.table import Table
 from megamoe.cases import KINDS, Case
 from megamoe.environment import machine, versions
 from megamoe.golden import write_atomically
-from megamoe.judge import BAD, JUDGED, STATUSES, Verdict
+from megamoe.judge import BAD, JUDGED, STATUSES, WORDS, Verdict
+from megamoe.printable import counted
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
 
@@ -136,42 +137,61 @@ def write(path: str, content: bytes) -> str:
     return ""
 
 
-def print_summary(report: Mapping[str, Any], console: Console, quiet: bool = False) -> None:
-    """Kind x status, the reasons of what was not judged, and the verdict in one line.
+def print_summary(report: Mapping[str, Any], console: Console) -> None:
+    """Kind x status where there are several cases, why some were not judged, and the verdict in
+    one line."""
+    if len(report["cases"]) != 1:
+        console.print(_table(report))
+    lines = [*unjudged_lines(report), invariance_line(report), recorded_line(report),
+             *predicted_lines(report), verdict_line(report)]  # fmt: skip
+    for line in filter(None, lines):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    ``quiet``, or no terminal: the table alone counts what the backend does not provide.
-    """
-    left_out = ("not-provided",) if quiet or not console.is_terminal else ()
-    cases = report["cases"]
+
+def _table(report: Mapping[str, Any]) -> Table:
     table = Table(title=f"backend {report['backend']}, tier {report['tier']}", title_justify="left")
     table.add_column("kind")
     total = report["counts"]
     shown = [s for s in STATUSES if s != "not-run" or total.get(s)]
     for status in shown:
-        table.add_column(status, justify="right")
+        table.add_column(WORDS.get(status, status), justify="right")
     for kind in KINDS:
-        counts = Counter(c["status"] for c in cases if c["kind"] == kind)
+        counts = Counter(c["status"] for c in report["cases"] if c["kind"] == kind)
         if counts:
             table.add_row(kind, *(str(counts[s] or "") for s in shown))
     table.add_section()
     table.add_row("all", *(str(total.get(s, 0)) for s in shown))
-    console.print(table)
-    reasons = Counter(
-        (c["status"], c["reason"])
-        for c in cases
-        if c["status"] in ("skip", "not-provided", "not-run") and c["status"] not in left_out
-    )
-    for (status, reason), count in reasons.most_common():
-        console.print(f"{status} x {count}: {reason}", markup=False, highlight=False)
-    line = invariance_line(report)
-    if line:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    line = recorded_line(report)
-    if line:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for line in predicted_lines(report):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(verdict_line(report), markup=False, highlight=False)
+    return table
+
+
+REASONS: Final = 8
+"""Reasons that are named of one status."""
+_BEGIN: Final[Mapping[str, tuple[str, str]]] = {
+    "skip": ("the backend declined: ", "the backend raised NotImplementedError: "),
+    "not-provided": ("the backend has ", "the backend has "),
+    "not-run": ("not run: ", ""),
+}
+"""How the reasons of a status begin, and what a line says of it once."""
+
+
+def unjudged_lines(report: Mapping[str, Any]) -> list[str]:
+    """Why cases were not judged, a line for each status: each reason with its count, the most
+    frequent first."""
+    out = []
+    for status, word in WORDS.items():
+        reasons = Counter(c["reason"] for c in report["cases"] if c["status"] == status)
+        if not reasons:
+            continue
+        begin, once = _BEGIN.get(status, ("", ""))
+        if not all(reason.startswith(begin) for reason in reasons):
+            begin = once = ""
+        named = [reason.removeprefix(begin) + (f" ({count})" if len(reasons) > 1 else "")
+                 for reason, count in reasons.most_common(REASONS)]  # fmt: skip
+        if len(reasons) > REASONS:
+            left = counted(len(reasons) - REASONS, "other reason")
+            named.append(f"{left} (--json FILE has them)")
+        out.append(f"{reasons.total()} {word}: {once}{'; '.join(named)}")
+    return out
 
 
 def invariance_line(report: Mapping[str, Any]) -> str:
@@ -183,8 +203,8 @@ def invariance_line(report: Mapping[str, Any]) -> str:
         for c in report["cases"]
     )
     return (
-        f"not batch-invariant, by the backend's own word: in {excused} cases the law was not "
-        "judged, the golden was"
+        "not batch-invariant, by the backend's own word: in "
+        f"{counted(excused, 'case')} the law was not judged, the golden was"
     )
 
 
@@ -231,11 +251,13 @@ def verdict_line(report: Mapping[str, Any]) -> str:
     more += f"; the run was stopped, {left} not run" if left else ""
     took = f" in {report['seconds']:.0f} s" if "seconds" in report else ""
     code = exit_code(counts)
+    passed = "the one judged case" if judged == 1 else f"all {judged} judged cases"
     if code == 2:
         if judged:
-            return f"STOPPED: all {judged} judged cases passed{more}{took}"
+            return f"STOPPED: {passed} passed{more}{took}"
         return f"NOTHING JUDGED: 0 of {judged + rest + left} cases{more}{took}"
     if code:
         bad = counts.get("fail", 0) + counts.get("error", 0)
-        return f"RED: {bad} of {judged} judged cases did not pass{more}{took}"
-    return f"GREEN: all {judged} judged cases passed{more}{took}"
+        some = "the one judged case" if judged == 1 else f"{bad} of {judged} judged cases"
+        return f"RED: {some} did not pass{more}{took}"
+    return f"GREEN: {passed} passed{more}{took}"

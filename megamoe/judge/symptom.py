@@ -1,4 +1,4 @@
-"""Why a case is red, in words that other cases with the same fault share."""
+"""What a red looks like, in words that other reds share. One fault can have several symptoms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from megamoe.printable import counted
 
 _RAISED: Final = re.compile(
     r"the backend raised (?P<type>[\w.]+)(?:: (?P<text>.*))? "
@@ -19,10 +21,10 @@ _NUMBER: Final = re.compile(
 _RIGHT: Final = re.compile(r"; right under [^;]*$")
 
 
-def cause_of(case_id: str, status: str, reason: str) -> str:
-    """The cause of a red in one line: of an error the exception's type, function and text, of a
+def symptom_of(case_id: str, status: str, reason: str) -> str:
+    """The symptom of a red in one line: of an error the exception's type, function and text, of a
     fail the first bad stage or law. Numbers are N, other ids are ID, and the case is CASE, so that
-    cases with one fault have one cause. The name of a contract stays."""
+    cases of one sort have one symptom. The name of a contract stays."""
     text = reason.removeprefix(f"case {case_id}: ")
     text = text.replace(case_id, "CASE")
     raised = _RAISED.fullmatch(text)
@@ -37,11 +39,11 @@ def cause_of(case_id: str, status: str, reason: str) -> str:
 
 
 @dataclass
-class Cause:
-    """Reds of one cause."""
+class Symptom:
+    """Reds of one symptom."""
 
     text: str
-    """As :func:`cause_of` gives it."""
+    """As :func:`symptom_of` gives it."""
     cases: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
@@ -53,19 +55,17 @@ class Cause:
             first.setdefault(case.get("kind"), case)
         return list(first.values())
 
-    @property
-    def line(self) -> str:
-        """``64 cases: RuntimeError in prepare: ...``."""
-        count = len(self.cases)
-        return f"{count} case{'s' * (count != 1)}: {self.text}"
+    def line(self, reds: int) -> str:
+        """``64 of 70 reds: RuntimeError in prepare: ...``; ``reds`` are those of the run."""
+        return f"{len(self.cases)} of {counted(reds, 'red')}: {self.text}"
 
 
-def causes(reds: Sequence[Mapping[str, Any]]) -> list[Cause]:
-    """Reds of a report, each with ``id``, ``kind``, ``status`` and ``reason``, by cause: the most
+def symptoms(reds: Sequence[Mapping[str, Any]]) -> list[Symptom]:
+    """Reds of a report, each with ``id``, ``kind``, ``status`` and ``reason``, by symptom: the most
     frequent first, else in the order of ``reds``."""
-    found: dict[tuple[str, str], Cause] = {}
+    found: dict[tuple[str, str], Symptom] = {}
     for case in reds:
         said = [str(case.get(name, "")) for name in ("id", "status", "reason")]
-        text = cause_of(*said)
-        found.setdefault((said[1], text), Cause(text)).cases.append(case)
-    return sorted(found.values(), key=lambda cause: -len(cause.cases))
+        text = symptom_of(*said)
+        found.setdefault((said[1], text), Symptom(text)).cases.append(case)
+    return sorted(found.values(), key=lambda symptom: -len(symptom.cases))

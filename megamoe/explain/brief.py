@@ -1,0 +1,55 @@
+"""A life in a few lines for the terminal: the cause first, then the worst element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from megamoe.explain.show import allowed, bits, explanation
+
+Plain = dict[str, Any]
+
+
+def brief(said: Plain, console: Console) -> None:
+    """Print the few lines of :func:`megamoe.explain.explain` that name a cause, or the value."""
+    lines = _value(said) if said.get("actual") is None else _departure(said)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _value(said: Plain) -> list[str]:
+    y = said["y"]
+    golden = [f"golden: {said['golden']}"] if said.get("golden") else []
+    return [
+        f"{said['case']}: y at token {said['token']} channel {said['channel']}, "
+        f"accumulator class {said['accumulator']}",
+        f"y = {bits(y)}, {allowed(y)}",
+        *golden,
+    ]
+
+
+def _departure(said: Plain) -> list[str]:
+    actual, token = said["actual"], said["token"]
+    at, worst = actual["parts_at"], actual["worst"]
+    if at is None:
+        return [f"{said['case']}: every stage of token {token} is inside (y at channels "
+                f"{_channels(said)})"]  # fmt: skip
+    lines = [f"{said['case']}: the first wrong stage is {at['stage']} ({at['where']})"]
+    for explained in actual["explanations"]:
+        lines += explanation(explained)
+    if worst is not None:
+        lines.append(worst["line"])
+    wrong = [
+        f"{s['stage']} {s['outside']} of {s['of']}"
+        + (f" at channels {_channels(said)}" if s["stage"] == "y" else "")
+        for s in actual["stages"] if s["outside"]
+    ]  # fmt: skip
+    return [*lines, f"outside at token {token}: {', '.join(wrong)}"]
+
+
+def _channels(said: Plain) -> str:
+    """The channels whose ``y`` is compared: those of the tile, as ``0 to 127``."""
+    y = next(s for s in said["actual"]["stages"] if s["stage"] == "y")
+    first = said["channel"] // y["of"] * y["of"]
+    return f"{first} to {first + y['of'] - 1}"
