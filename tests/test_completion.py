@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from megamoe.cases import KINDS
-from megamoe.commands.completion import SHELLS
 from megamoe.commands.main import VERBS, main, whole_parser
+from megamoe.commands.parsers.completion import SHELLS
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from megamoe.cases import Case, CaseError, golden_root, kind_of, load_cases, select
 from megamoe.cases.load import case_of_params
+from megamoe.cases.pattern import one_of
 from megamoe.cases.recipes import forward_problem
 from megamoe.golden import Store, StoredGolden, make, regenerate
 from megamoe.spec.contract import NEWEST, REVISIONS, Contract, contract
@@ -98,12 +99,12 @@ def cases(
 
 
 def load_case(case_id: str, *, golden: Path | str | None = None) -> LoadedCase:
-    """One case by its id (``"forward/combine-in-slot-order"``). ``CaseError`` for an unknown id."""
+    """One case by its id (``"forward/combine-in-slot-order"``), or by its name alone.
+
+    ``CaseError`` for one that no case has, and for a name that cases of several kinds have.
+    """
     root = _root(golden)
-    for case in load_cases(root):
-        if case.id == case_id:
-            return LoadedCase(case, root)
-    raise CaseError(f"unknown case: nothing has the id {case_id!r}; `megamoe list` shows all ids")
+    return LoadedCase(one_of(load_cases(root), case_id), root)
 
 
 def _root(golden: Path | str | None) -> Path:

@@ -15,30 +15,15 @@ from typing import Any, Final
 import torch
 
 from megamoe.worker import serve
+from megamoe.worker.known import BUILT_IN, ENTRY_POINT_GROUP, available, unknown
 from megamoe.worker.serve import BackendError
 from megamoe.worker.session import JUDGED, complaint
-
-ENTRY_POINT_GROUP: Final = "megamoe.backends"
-
-BUILT_IN: Final = {
-    "eager": "megamoe.backends.eager",
-    "oracle": "megamoe.backends.oracle",
-    "model": "megamoe.backends.model",
-    "triton": "megamoe.backends.triton",
-    "deep_gemm": "megamoe.backends.deep_gemm",
-}
-"""Name to module; each module has ``create(device) -> backend``."""
 
 CALLABLES: Final = JUDGED
 
 
 class UnknownBackend(BackendError):
     """No backend has that name."""
-
-
-def available() -> list[str]:
-    """Names that :func:`load_backend` knows: built in first, then entry points."""
-    return [*BUILT_IN, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
 
 
 def load_backend(spec: str, device: str | torch.device = "cpu", contract: str = serve.AUTO) -> Any:
@@ -95,9 +80,7 @@ def _entry_point(spec: str) -> Any:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == spec:
             return entry
-    raise UnknownBackend(
-        f"unknown backend {spec!r}; known: {', '.join(available())}, or path/to/file.py:OBJECT"
-    )
+    raise UnknownBackend(unknown(spec))
 
 
 def _attempt(spec: str, step: Callable[[], Any]) -> Any:

@@ -7,9 +7,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-SHELLS: Final = ("bash", "zsh", "fish")
 _FILE: Final = re.compile(r"FILE|DIR|PATH|REPORT|RESULT|SCRIPT|\.\w+$")
 """A metavar of this form stands for a path."""
 _EPILOG: Final = {
@@ -17,14 +16,6 @@ _EPILOG: Final = {
     "zsh": "complete -F _megamoe megamoe",
     "fish": "",
 }
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``completion``."""
-    c = command(commands, "completion", "print a script that completes megamoe's words in a shell",
-                run)  # fmt: skip
-    c.add_argument("shell", choices=SHELLS, help='bash and zsh: eval "$(megamoe completion bash)"; '
-                   "fish: megamoe completion fish | source")  # fmt: skip
 
 
 def run(a: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import megamoe
 from megamoe.printable import printable
@@ -43,12 +43,6 @@ class Line:
     """A version, a place, or what is wrong."""
     mend: str = ""
     """What to do; empty where there is nothing to do."""
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``doctor``."""
-    c = command(commands, "doctor", "what is installed here, what lacks, and what to do", run)
-    c.add_argument("--json", action="store_true", help="one object: `ok`, and a list of `lines`")
 
 
 def run(a: argparse.Namespace) -> int:

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from megamoe.cases import load_cases, select
 from megamoe.cases.shards import ShardError
-from megamoe.commands.options import add_reports
 from megamoe.commands.shared import root_of, write_reports
 from megamoe.console import Console
 from megamoe.suite import merge, reds, results
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``merge``."""
-    m = command(commands, "merge", "prove that shard reports hold each case once", run)
-    m.add_argument("reports", nargs="+", metavar="REPORT")
-    add_reports(m)
 
 
 def run(a: argparse.Namespace) -> int:

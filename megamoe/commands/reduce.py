@@ -9,7 +9,6 @@ from typing import Any
 
 from megamoe.cases import Case
 from megamoe.cases.stored import load, used_experts
-from megamoe.commands.options import add_backend
 from megamoe.commands.shared import (
     backend_of,
     forward_case,
@@ -21,15 +20,6 @@ from megamoe.golden import Store, make, regenerate
 from megamoe.reduce import keep, reduce
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``reduce``."""
-    r = command(commands, "reduce", "shrink a failing case to the smallest file that fails", run)
-    r.add_argument("subject", metavar="CASE", help="a forward case, or a stored problem's file")
-    add_backend(r, required=True)
-    r.add_argument("--out", metavar="FILE.safetensors", default="reduced.safetensors")
-    r.add_argument("--seconds", type=float, default=100.0, help="to shrink (default 100)")
 
 
 def run(a: argparse.Namespace) -> int:

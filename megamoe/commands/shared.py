@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from megamoe.cases import Case, CaseError, load_cases, select
 from megamoe.cases.checkpoint import differences
+from megamoe.cases.pattern import one_of
 from megamoe.cases.stored import Stored, used_experts
 from megamoe.compare import disk
 from megamoe.compare.sides import Options
@@ -36,12 +37,13 @@ def root_of(a: argparse.Namespace) -> Path:
 
 def forward_case(root: Path, name: str) -> Case:
     """The forward or property case of this id or name. :class:`CaseError` for any other."""
-    found = [c for c in load_cases(root) if name in (c.id, c.name)]
-    forward = [c for c in found if c.kind in ("forward", "property")]
-    if not forward:
-        what = f"is of kind {found[0].kind}" if found else "is unknown"
-        raise CaseError(f"case {name!r} {what}; `megamoe list --kind forward` shows what has a y")
-    return next((c for c in forward if c.id == name), forward[0])
+    cases = load_cases(root)
+    forward = [c for c in cases if c.kind in ("forward", "property")]
+    if not any(name in (c.id, c.name) for c in forward):
+        found = one_of(cases, name)
+        raise CaseError(f"case {name!r} is of kind {found.kind}; `megamoe list --kind forward` "
+                        "shows what has a y")  # fmt: skip
+    return one_of(forward, name)
 
 
 def contract_of(a: argparse.Namespace) -> Contract:

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from megamoe.cases import KINDS
-from megamoe.golden.make import GoldenError
 from megamoe.spec.contract import REVISIONS
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 """Names of cases, as the case files take them."""
+
+
+class GoldenError(ValueError):
+    """A golden, the manifest or a candidate is not as it must be; one line with the remedy."""
 
 
 def key_of(case_id: str, revision: str = "") -> str:

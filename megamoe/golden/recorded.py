@@ -24,8 +24,7 @@ import numpy.typing as npt
 from megamoe.environment import machine_class, provenance, slug
 from megamoe.files import clear_leftovers, locked, write_atomically
 from megamoe.golden.documents import SCHEMA, Y_LIMIT, forward_inputs, read_recorded
-from megamoe.golden.make import GoldenError
-from megamoe.golden.places import inside
+from megamoe.golden.places import GoldenError, inside
 from megamoe.golden.store import canonical
 from megamoe.judge.elements import bitwise, place_of
 from megamoe.judge.judgements import COMPUTED, STAGED

@@ -23,9 +23,9 @@ from safetensors.numpy import save as save_tensors
 from megamoe.cases import Case, kind_of
 from megamoe.cases.kind import Made
 from megamoe.files import TENSORS_LIMIT, read_bounded
+from megamoe.golden.computed import generator
 from megamoe.golden.documents import RESTORE, SCHEMA, read_manifest
-from megamoe.golden.make import GoldenError, generator
-from megamoe.golden.places import key_of, tensors_of
+from megamoe.golden.places import GoldenError, key_of, tensors_of
 from megamoe.spec.contract import NEWEST, REVISIONS, Contract
 from megamoe.spec.tensors import TENSORS
 
@@ -103,7 +103,7 @@ def entry_of(
 
 
 def generator_id() -> str:
-    """Short digest of :func:`megamoe.golden.make.generator`, under which the manifest keeps it."""
+    """Short digest of :func:`.computed.generator`, under which the manifest keeps it."""
     text = json.dumps(generator(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

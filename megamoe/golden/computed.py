@@ -17,6 +17,7 @@ import megamoe
 from megamoe.cases import Case, kind_of
 from megamoe.cases.kind import Made
 from megamoe.cases.stored import inputs_of, is_stored
+from megamoe.golden.places import GoldenError
 from megamoe.spec.contract import REVISIONS, Contract
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
@@ -29,10 +30,6 @@ SOURCES: Final = (
     "spec/formats.py", "spec/features.py", "spec/problem.py",
 )  # fmt: skip
 """Besides the oracle and the kinds: the modules that decide the bits of a golden."""
-
-
-class GoldenError(ValueError):
-    """A golden, the manifest or a candidate is not as it must be; one line with the remedy."""
 
 
 def regenerate(case: Case) -> dict[str, Any]:

@@ -1,0 +1,27 @@
+"""The command line of ``megamoe explain``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megamoe.commands.options import add_backend
+from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``explain``."""
+    c = command(commands, "explain", "the whole life of one output element", "explain.run")
+    c.set_defaults(case_is="subject")
+    c.add_argument(
+        "subject", metavar="CASE", help="a case's id or name, or a stored problem's file"
+    )
+    c.add_argument("--token", type=int, metavar="T")
+    c.add_argument("--channel", type=int, metavar="H",
+                   help="default: the worst element of what was got, or 0")  # fmt: skip
+    c.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
+                   help=f"default: the backend's, or {SM100_MXF8F6F4.name}")  # fmt: skip
+    c.add_argument("--actual", metavar="FILE.safetensors",
+                   help="what was got: y and any stages of all tokens")  # fmt: skip
+    add_backend(c, required=False)
+    c.add_argument("--top", type=int, default=3, metavar="N", help="contributions shown of a sum")
+    c.add_argument("--json", nargs="?", const="-", metavar="FILE", help="for machines")
