@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any, Final
 
 import torch
 
 from megamoe.worker import serve
-from megamoe.worker.known import BUILT_IN, ENTRY_POINT_GROUP, available, unknown
+from megamoe.worker.known import BUILT_IN, available, entry_point, unknown
 from megamoe.worker.serve import BackendError
 from megamoe.worker.session import JUDGED, complaint
 
@@ -49,7 +48,10 @@ def factory_of(name: str) -> Any:
     """The factory of the backend with that name, or the backend itself if it is an object."""
     if name in BUILT_IN:
         return importlib.import_module(BUILT_IN[name]).create
-    return _entry_point(name).load()
+    entry = entry_point(name)
+    if entry is None:
+        raise UnknownBackend(unknown(name))
+    return entry.load()
 
 
 def _automatic(device: torch.device) -> str:
@@ -74,13 +76,6 @@ def checked(
     if wrong:
         raise BackendError(f"backend {spec}: {wrong}")
     return backend
-
-
-def _entry_point(spec: str) -> Any:
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name == spec:
-            return entry
-    raise UnknownBackend(unknown(spec))
 
 
 def _attempt(spec: str, step: Callable[[], Any]) -> Any:

@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 from megamoe.cases.kind import KINDS, Case, CaseError, Form, form_of
 from megamoe.cases.pattern import matching
 from megamoe.spec.models import MODELS
+from megamoe.suggest import hint
 
 TIERS: Final = ("quick", "full")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
@@ -234,7 +235,9 @@ def _params(where: str, kind: Form, given: dict[str, Any]) -> dict[str, Any]:
     known = kind.keys
     for key, value in params.items():
         if key not in known:
-            raise CaseError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+            raise CaseError(
+                f"{where}: unknown key {key!r}{hint(key, known)}; known: {', '.join(sorted(known))}"
+            )
         wanted = known[key]
         wrong_bool = isinstance(value, bool) and wanted is not bool
         if wrong_bool or not isinstance(value, wanted):

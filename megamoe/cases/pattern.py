@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Final, Protocol, TypeVar
 
 from megamoe.cases.kind import CaseError
-from megamoe.suggest import hint
+from megamoe.suggest import nearest
 
 
 class Named(Protocol):
@@ -79,9 +79,17 @@ def one_of(cases: Iterable[N], name: str) -> N:
 
 
 def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
-    names = [c.id if "/" in glob else c.name for c in cases]
-    inside = [name for name in names if glob in name]
-    more = f"; did you mean {inside[0]}?" if len(inside) == 1 else hint(glob, names)
+    inside = [c for c in cases if glob in c.id]
+    meant = inside[0] if len(inside) == 1 else _nearest(cases, glob)
+    more = f"; did you mean {meant.id if '/' in glob else meant.name}?" if meant else ""
     if len(inside) > 1 and lacks == "matches":
         more += f"; '*{glob}*' matches {len(inside)}"
     return f"unknown case: nothing {lacks} {glob!r}{more}; `megamoe list` shows all"
+
+
+def _nearest(cases: Sequence[N], glob: str) -> N | None:
+    """The case whose name is most like that in ``glob``: of its kind, if it names one."""
+    kind, _, name = glob.rpartition("/")
+    of_kind = {c.name: c for c in cases if c.id.startswith(f"{kind}/")} if kind else {}
+    names = of_kind or {c.name: c for c in cases}
+    return names.get(nearest(name, names))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from megamoe.suggest import hint
@@ -22,6 +22,11 @@ BUILT_IN: Final = {
 def available() -> list[str]:
     """The names: built in first, then entry points."""
     return [*BUILT_IN, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
+
+
+def entry_point(name: str) -> EntryPoint | None:
+    """The entry point with this name, if an installed package has one."""
+    return next((e for e in entry_points(group=ENTRY_POINT_GROUP) if e.name == name), None)
 
 
 def is_file(spec: str) -> bool:
