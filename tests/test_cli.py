@@ -235,10 +235,10 @@ def test_merge(blessed, capsys):
     assert main(["merge", one, two, "--json", str(out), "--junit", str(junit)]) == 0
     assert "2 reports hold each of 3 cases once" in capsys.readouterr().out
     assert json.loads(out.read_text())["counts"]["pass"] == 3 and junit.read_bytes()
-    assert main(["merge", one]) == 1
+    assert main(["merge", one]) == 2
     said = capsys.readouterr().err
     assert said.startswith("megamoe: error: 2 cases lost: errors/over, forward/tiny")
-    assert main(["merge", one, one, two]) == 1
+    assert main(["merge", one, one, two]) == 2
     assert "1 cases judged twice: staging/small" in capsys.readouterr().err
     red = report(blessed / "3.json", ["staging/small"], "fail")
     assert main(["merge", red, two]) == 1

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from megamoe.cases import load_cases, select
-from megamoe.cases.shards import ShardError
 from megamoe.commands.shared import root_of, write_reports
 from megamoe.console import Console
 from megamoe.suite import merge, reds, results
@@ -21,11 +19,7 @@ def run(a: argparse.Namespace) -> int:
         load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case"),
         first.get("contract"),
     )  # fmt: skip
-    try:
-        merged = merge.merge(reports, selection, a.reports)
-    except ShardError as error:
-        print(f"megamoe: error: {error}", file=sys.stderr)
-        return 1
+    merged = merge.merge(reports, selection, a.reports)
     wrong = write_reports(a, merged)
     console = Console()
     reds.show(merged, console, pictures=0)

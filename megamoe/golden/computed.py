@@ -25,7 +25,7 @@ from megamoe.spec.problem import Problem
 Array = npt.NDArray[Any]
 
 SOURCES: Final = (
-    "cases/counter.py", "cases/directed.py", "cases/recipes.py", "cases/streams.py",
+    "cases/counter.py", "cases/directed.py", "cases/forms.py", "cases/recipes.py", "cases/streams.py",
     "cases/sweep.py", "cases/weights.py", "spec/accumulators.py", "spec/contract.py",
     "spec/formats.py", "spec/features.py", "spec/problem.py",
 )  # fmt: skip

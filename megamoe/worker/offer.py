@@ -1,5 +1,5 @@
-"""What a file offers, and what a judge needs to choose a contract. Part of ``serve.py``: needs Python
-3.10 and torch only."""
+"""What a file offers, and what a judge needs to choose a contract. Part of ``serve.py``: needs
+Python 3.10 and torch only."""
 
 from __future__ import annotations
 
