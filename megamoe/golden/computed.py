@@ -25,9 +25,9 @@ from megamoe.spec.problem import Problem
 Array = npt.NDArray[Any]
 
 SOURCES: Final = (
-    "cases/counter.py", "cases/directed.py", "cases/forms.py", "cases/recipes.py", "cases/streams.py",
-    "cases/sweep.py", "cases/weights.py", "spec/accumulators.py", "spec/contract.py",
-    "spec/formats.py", "spec/features.py", "spec/problem.py",
+    "cases/counter.py", "cases/directed.py", "cases/forms.py", "cases/recipes.py",
+    "cases/streams.py", "cases/sweep.py", "cases/weights.py", "spec/accumulators.py",
+    "spec/contract.py", "spec/formats.py", "spec/features.py", "spec/problem.py",
 )  # fmt: skip
 """Besides the oracle and the kinds: the modules that decide the bits of a golden."""
 
