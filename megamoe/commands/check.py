@@ -6,7 +6,7 @@ import argparse
 import sys
 from contextlib import suppress
 
-from megamoe.commands.shared import complain, write_reports
+from megamoe.commands.output import complain, write_reports
 from megamoe.console import Console
 from megamoe.suite import check, reds, results
 from megamoe.suite.settings import Settings

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from megamoe.cases import load_cases, select
 from megamoe.commands import UsageError
-from megamoe.commands.shared import complain, progress, root_of
+from megamoe.commands.output import complain
+from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.coverage import holes, recorded, traffic
 from megamoe.coverage.counting import Counted, count

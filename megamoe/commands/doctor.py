@@ -110,12 +110,12 @@ def _package(name: str, mend: str) -> Line:
 
 def _goldens(golden: str | None) -> Line:
     from megamoe.cases import golden_root, load_cases
-    from megamoe.golden.documents import read_manifest
+    from megamoe.golden.documents import manifest_of
 
     root = Path(golden) if golden else golden_root()
     mend = "restore golden/, or name it with --golden DIR or MEGAMOE_GOLDEN"
     try:
-        known = len(read_manifest(root / "manifest.json")["cases"])
+        known = len(manifest_of(root)["cases"])
         return Line("goldens", "ok", f"{len(load_cases(root))} cases, {known} goldens in {root}")
     except (ValueError, OSError) as error:
         return Line("goldens", "wrong", " ".join(str(error).split()), mend)

@@ -7,8 +7,9 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
+from megamoe.commands.output import complain
 from megamoe.commands.parsers.fuzz import WORKERS_OF_A_GPU
-from megamoe.commands.shared import complain, picture_of, replay_command
+from megamoe.commands.shared import picture_of, replay_command
 from megamoe.console import Console
 from megamoe.fuzz import Asked, Outcome, fuzz
 from megamoe.suite.settings import Settings

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from megamoe.cases import load_cases, select
-from megamoe.commands.shared import root_of, write_reports
+from megamoe.commands.output import write_reports
+from megamoe.commands.shared import root_of
 from megamoe.console import Console
 from megamoe.suite import merge, reds, results
 

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -143,21 +143,3 @@ def progress(
             bar.update(task, advance=1, description=f"{what} {case.id}")
 
         yield done
-
-
-def write_reports(a: argparse.Namespace, made: dict[str, Any]) -> bool:
-    """Write what ``--json`` and ``--junit`` ask for; whether a file could not be written."""
-    wrong = []
-    if a.json:
-        wrong.append(results.write(a.json, (json.dumps(made, indent=1) + "\n").encode()))
-    if a.junit:
-        wrong.append(results.write(a.junit, results.junit(made)))
-    for text in filter(None, wrong):
-        complain(text)
-    return any(wrong)
-
-
-def complain(text: str) -> None:
-    """One line on standard error, if somebody still reads there."""
-    with suppress(BrokenPipeError):
-        print(f"megamoe: error: {text}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from megamoe.cases import SIZES, Case, form_of, golden_root, load_cases
 from megamoe.cases.pattern import matching
 from megamoe.commands.listing import entry
-from megamoe.golden.documents import read_manifest
+from megamoe.golden.documents import manifest_of
 
 JUDGED: Final[Mapping[str, str]] = {
     "staging": "bitwise: x, x_sf, ids and weights; rows beyond the batch stay untouched",
@@ -30,7 +30,7 @@ INTERVAL: Final = (
 def run(a: argparse.Namespace) -> int:
     """Print each case that the pattern means."""
     root = Path(a.golden) if a.golden else golden_root()
-    goldens = read_manifest(root / "manifest.json")["cases"]
+    goldens = manifest_of(root)["cases"]
     found = [described(case, goldens) for case in matching(load_cases(root), a.case)]
     if a.json:
         print(json.dumps(found, indent=1))

@@ -105,6 +105,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
+def manifest_of(root: Path) -> dict[str, Any]:
+    """The manifest in ``root``, if its contract is one that this megamoe knows."""
+    manifest = read_manifest(root / "manifest.json")
+    if manifest["contract"] not in REVISIONS:
+        raise GoldenError(
+            f"the goldens are of contract {manifest['contract']}, this megamoe knows "
+            f"{', '.join(REVISIONS)}; use matching versions of the two"
+        )
+    return manifest
+
+
 def forward_inputs(root: Path) -> dict[str, str]:
     """Case -> digest of its inputs: the forward cases of the manifest in ``root``."""
     goldens = read_manifest(root / "manifest.json")["cases"].items()

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from megamoe.cases import KINDS, SIZES, Case
 from megamoe.environment import machine, versions
-from megamoe.golden import write_atomically
+from megamoe.files import write_atomically
 from megamoe.judge import BAD, JUDGED, STATUSES, Verdict
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
