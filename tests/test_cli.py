@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -65,10 +66,22 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def goldens(tmp_path_factory):
+    """The goldens of these cases, recorded once."""
+    folder = tmp_path_factory.mktemp("goldens")
+    (folder / "cases").mkdir()
+    (folder / "cases/all.toml").write_text(CASES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CI", raising=False)
+        assert main(["golden", "record", "-j", "1", "--golden", str(folder)]) == 0
+        assert main(["golden", "bless", "--golden", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
-def blessed(root, capsys):
-    assert main(["golden", "record", "-j", "1"]) == 0
-    assert main(["golden", "bless"]) == 0
+def blessed(root, goldens, capsys):
+    shutil.copytree(goldens, root, dirs_exist_ok=True)
     capsys.readouterr()
     return root
 
