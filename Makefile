@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BACKEND ?= eager
-TIER ?= quick
+TIER ?=
 JOBS ?= 2
 ARGS ?=
 CASE ?=
@@ -10,10 +10,18 @@ CASE ?=
 # A variable on the command line that nothing reads would be ignored, and more would run than was
 # asked for: so it is an error. What is exported by a shell is not looked at.
 KNOWN := PYTHON BACKEND TIER JOBS ARGS CASE MEGAMOE_PYTHON TORCH INCLUDE NVCC
+# "; did you mean NAME?", or nothing: of a word and the known names.
+MEANT = $(shell '$(PYTHON)' -m megamoe.suggest '$(1)' $(2) 2>/dev/null)
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v))
 UNKNOWN := $(filter-out $(KNOWN) SHELL MAKEFLAGS,$(GIVEN))
 ifneq ($(UNKNOWN),)
-$(error no verb reads $(firstword $(UNKNOWN)); known variables: $(KNOWN))
+$(error no verb reads $(firstword $(UNKNOWN))$(call MEANT,$(firstword $(UNKNOWN)),$(KNOWN)); known variables: $(KNOWN))
+endif
+VERBS := help setup check check-full test test-fast lint format bench golden-verify sanitize \
+  compile-sm100 versions lock clean
+UNKNOWN := $(filter-out $(VERBS),$(MAKECMDGOALS))
+ifneq ($(UNKNOWN),)
+$(error no verb $(firstword $(UNKNOWN))$(call MEANT,$(firstword $(UNKNOWN)),$(VERBS)); `make` lists the verbs)
 endif
 OF_CASES := check check-full golden-verify
 ifneq ($(filter CASE,$(GIVEN)),)
@@ -22,6 +30,8 @@ $(error CASE chooses cases of $(OF_CASES); $(or $(MAKECMDGOALS),help) reads none
 endif
 endif
 CASES := $(if $(strip $(CASE)),--case '$(CASE)' )
+# Without TIER, `check` decides: the quick tier, and any tier where cases are named.
+OF_TIER := $(if $(strip $(TIER)),--tier '$(TIER)' )
 
 # An interpreter that has torch already: then no .venv is made. `nix develop` exports it.
 MEGAMOE_PYTHON ?=
@@ -43,7 +53,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist worksteal
 LINT := $(IMPORTS) sh tools/lint.sh $(INTERPRETER)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check check-full test test-fast lint format bench golden-verify sanitize compile-sm100 versions lock clean
+.PHONY: $(VERBS)
 
 help: ## list the verbs
 	@echo 'make VERB [VARIABLE=value ...]'
@@ -51,8 +61,9 @@ help: ## list the verbs
 	@awk -F ': .*## ' '/^[a-z0-9-]+: .*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  BACKEND=$(BACKEND)  what check judges: a name, or path/to/file.py:OBJECT'
-	@echo '  TIER=$(TIER)     how many cases check runs: quick or full'
-	@echo '  CASE=          which cases check and golden-verify take, as CASE="requant-*,!*-t384"'
+	@echo '  TIER=$(TIER)          how many cases check runs: quick or full (default: quick; of named cases full)'
+	@echo '  CASE=          which cases check and golden-verify take, as CASE="requant-*,!*-t384"; of'
+	@echo '                 any tier, as with --case'
 	@echo '  ARGS=          further options, as ARGS="--kind forward --quiet"'
 	@echo '  INCLUDE=       headers that compile-sm100 compiles: the include folder of DeepGEMM'
 	@echo '  NVCC=          its compiler, CUDA 12.9 or newer (default: the one on the path)'
@@ -65,7 +76,7 @@ setup: ## make .venv from the hashed locks (the other verbs do it by themselves)
 	@$(SETUP)
 
 check: setup ## judge BACKEND against the goldens
-	@$(MEGAMOE) check --backend '$(BACKEND)' --tier '$(TIER)' $(CASES)$(ARGS)
+	@$(MEGAMOE) check --backend '$(BACKEND)' $(OF_TIER)$(CASES)$(ARGS)
 
 check-full: setup ## the same with every case
 	@$(MEGAMOE) check --backend '$(BACKEND)' --tier full $(CASES)$(ARGS)

@@ -53,7 +53,10 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from megamoe.suggest import hint  # a name with _ is somebody's question, and no mistake
+
+        near = "" if name.startswith("_") else hint(name, __all__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")
     home = _HOME[name]
     if not home:
         return import_module(f"{__name__}.{name}")

@@ -12,9 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import torch
-
 import megamoe
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -27,10 +24,9 @@ def versions() -> dict[str, str]:
     out = {
         "megamoe": megamoe.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
     }
-    for name in KERNELS:
+    # Of the packages' metadata: a run of `check` imports torch in judges and workers only.
+    for name in ("torch", "numpy", *KERNELS):
         with suppress(metadata.PackageNotFoundError):
             out[name] = metadata.version(name)
     return out

@@ -173,6 +173,7 @@ WRONG = {
     "top_k 5 needs as many experts, the pool has 4": {"top_k": 5},
     "seed is -1; it must be an integer": {"seed": -1},
     "unknown key 'size'": {"size": 3},
+    "unknown key 'hiden'; did you mean hidden?; known: activation, ": {"hiden": 64},
     "rows is a key of stored cases only": {"rows": [0]},
     "unknown hidden recipe 'flat'": {"hidden_states": {"kind": "flat"}},
     "clamp is 'x'": {"clamp": "x"},
@@ -184,6 +185,19 @@ def test_a_wrong_question_is_one_line(said):
     with pytest.raises(ValueError, match=re.escape(said)) as raised:
         megamoe.problem(**{**SMALL, **WRONG[said]})
     assert "\n" not in str(raised.value)
+
+
+def test_a_misspelt_size_is_named_before_the_one_that_lacks():
+    sizes = {name: value for name, value in SMALL.items() if name != "hidden"}
+    with pytest.raises(ValueError, match="problem: unknown key 'hiden'; did you mean hidden"):
+        megamoe.problem(**sizes, hiden=64)
+    with pytest.raises(ValueError, match="key 'hidden' is missing; give tokens, hidden, interm"):
+        megamoe.problem(**sizes)
+
+
+def test_a_misspelt_name_of_the_package():
+    with pytest.raises(AttributeError, match=r"no attribute 'load_cases'; did you mean load_case"):
+        _ = megamoe.load_cases
 
 
 def test_a_class_is_claimed_and_known():
@@ -207,8 +221,9 @@ def test_cases_are_those_of_the_list():
     assert {c.kind for c in megamoe.cases(kind="eplb")} == {"eplb"}
     with pytest.raises(ValueError, match="nothing matches 'nope'"):
         megamoe.cases("nope")
-    with pytest.raises(ValueError, match="nothing has the id 'forward/nope'"):
+    with pytest.raises(ValueError, match="nothing has the id or name 'forward/nope'"):
         megamoe.load_case("forward/nope")
+    assert megamoe.load_case("token-block-edge-t9").id == "forward/token-block-edge-t9"
 
 
 def test_a_case_has_its_golden_under_each_contract():

@@ -11,6 +11,7 @@ import torch
 from megamoe import backends
 from megamoe.backends import BackendError, load_backend
 from megamoe.backends.eager import EagerBackend
+from megamoe.worker import known
 
 FILE = '''
 """A kernel of somebody's."""
@@ -106,7 +107,7 @@ class EntryPoint:
 
 def entry_points_are(monkeypatch, load):
     monkeypatch.setattr(
-        backends,
+        known,
         "entry_points",
         lambda group: [EntryPoint(load)] if group == "megamoe.backends" else [],
     )
@@ -119,7 +120,7 @@ def test_by_entry_point(monkeypatch):
 
 
 def test_entry_points_come_from_installed_packages():
-    assert backends.entry_points is importlib.metadata.entry_points
+    assert known.entry_points is importlib.metadata.entry_points
 
 
 # --- what is wrong, in one line ---------------------------------------------------------------
@@ -133,10 +134,31 @@ def refused(spec) -> str:
     return message
 
 
+MANY = """
+import os
+from dataclasses import dataclass
+from torch.nn import Linear, Module
+from megamoe.backends.eager import EagerBackend as Eager
+SIZE = 3
+class Own(Module):
+    def forward(self, p): pass
+class Helper:
+    pass
+def factory(device="cpu", contract="2026-11"): pass
+def plain(): pass
+def helper(x): pass
+def _hidden(): pass
+class _Ready:
+    name, accumulator = "r", "fp32"
+    def forward(self, p): pass
+ready = _Ready()
+"""
+
+
 def test_unknown_name():
     assert refused("deep_germ") == (
-        f"unknown backend 'deep_germ'; known: {', '.join(backends.available())}, "
-        "or path/to/file.py:OBJECT"
+        "unknown backend 'deep_germ'; did you mean deep_gemm?; known: "
+        f"{', '.join(backends.available())}, or path/to/file.py:OBJECT"
     )
 
 
@@ -155,9 +177,16 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_an_object_that_is_not_there(file):
-    message = refused(f"{file}:Your")
-    assert message.startswith(
-        f"backend {file}:Your: kernel.py has no 'Your'; it has Mine, NoDevice"
+    message = refused(f"{file}:Mien")
+    assert message.startswith(f"backend {file}:Mien: kernel.py has no 'Mien'; did you mean Mine?")
+
+
+def test_what_could_be_a_backend_in_a_file(tmp_path):
+    """Its own classes with a callable, its factories, its objects; no import of another's."""
+    file = tmp_path / "many.py"
+    file.write_text(MANY)
+    assert refused(f"{file}:X") == (
+        f"backend {file}:X: many.py has no 'X'; it has Eager, Own, factory, plain, ready"
     )
 
 

@@ -295,7 +295,7 @@ def test_every_clause_says_what_a_golden_shows():
         (["diff", "2026-06"], "the following arguments are required: B"),
         (["detect", "no_such_package"], "neither a folder nor a package"),
         (["detect"], "none of deep_gemm, sgl_deep_gemm, vllm is installed here; name a folder"),
-        ([], "the following arguments are required: ACT"),
+        ([], "name a verb: list, show, diff, detect; see `megamoe contract --help`"),
     ],
 )
 def test_misuse_is_one_line(path, arguments, message, capsys):

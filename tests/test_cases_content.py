@@ -16,9 +16,9 @@ import pytest
 
 from megamoe import oracle
 from megamoe.cases import KINDS, Case, load_cases, recipes
+from megamoe.cases.forms import LAWS
 from megamoe.kinds import laws
 from megamoe.kinds.errors import ACTIONS
-from megamoe.kinds.property import LAWS
 from megamoe.spec.contract import BASE
 from megamoe.spec.models import MODELS
 from megamoe.spec.problem import Problem

@@ -9,10 +9,10 @@ import pytest
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
+from megamoe.cases.forms import FORWARD
 from megamoe.golden import Store, make, regenerate
 from megamoe.golden.store import pack
 from megamoe.judge import BAD
-from megamoe.kinds import forward
 from megamoe.oracle import gates
 from megamoe.spec.contract import BASE, REVISIONS
 from megamoe.spec.features import Activation
@@ -117,7 +117,7 @@ def test_every_clause_has_another_value():
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_a_contract_without_a_feature_does_not_know_its_cases(revision):
     contract = REVISIONS[revision]
-    asking = {case.id: forward.features(case) for case in CASES.values() if case.kind == "forward"}
+    asking = {case.id: FORWARD.features(case) for case in CASES.values() if case.kind == "forward"}
     for feature in contract.features.value:
         ids = [name for name, asked in asking.items() if feature in asked]
         known = [name for name in ids if revision in CASES[name].revisions]
@@ -125,7 +125,7 @@ def test_a_contract_without_a_feature_does_not_know_its_cases(revision):
         less = contract.changed(
             "other", "a test", features=tuple(f for f in contract.features.value if f != feature)
         )
-        assert not any(forward.knows(CASES[name], less) for name in ids)
+        assert not any(FORWARD.knows(CASES[name], less) for name in ids)
 
 
 def test_a_floor_of_105_is_red_in_june_and_right_in_september():

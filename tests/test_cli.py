@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +11,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from megamoe import predict
+from megamoe.bench.floor import DEFAULT_SHARES, SHARES
+from megamoe.bench.peers import PEERS
 from megamoe.cases import load_cases, load_entries
-from megamoe.commands.main import VERBS, main
+from megamoe.commands.main import VERBS, main, whole_parser
+from megamoe.commands.parser import verbs_of
+from megamoe.commands.parsers import names
+from megamoe.spec.tensors import STAGES
+from megamoe.suite import reds
 from tests.helpers.reports import whole
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -59,10 +67,22 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def goldens(tmp_path_factory):
+    """The goldens of these cases, recorded once."""
+    folder = tmp_path_factory.mktemp("goldens")
+    (folder / "cases").mkdir()
+    (folder / "cases/all.toml").write_text(CASES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CI", raising=False)
+        assert main(["golden", "record", "-j", "1", "--golden", str(folder)]) == 0
+        assert main(["golden", "bless", "--golden", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
-def blessed(root, capsys):
-    assert main(["golden", "record", "-j", "1"]) == 0
-    assert main(["golden", "bless"]) == 0
+def blessed(root, goldens, capsys):
+    shutil.copytree(goldens, root, dirs_exist_ok=True)
     capsys.readouterr()
     return root
 
@@ -99,11 +119,23 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chekc"], "invalid choice: 'chekc'"),
-        ([], "the following arguments are required: COMMAND; see `megamoe --help`"),
+        (["chekc"], "unknown verb 'chekc'; did you mean check?; see `megamoe --help`"),
+        (["zzz"], "unknown verb 'zzz'; known: init, check,"),
+        ([], "name a verb: init, check,"),
+        (["contract"], "name a verb: list, show, diff, detect; see `megamoe contract --help`"),
+        (["contract", "shwo"], "unknown verb 'shwo'; did you mean show?"),
+        (["contract", "show", "2026-12"], "unknown revision or build '2026-12'; did you mean 20"),
+        (["check", "--bakend", "x"], "unknown option --bakend; did you mean --backend?; see `mega"),
+        (["check", "-Z", "--backend", "eager"], "unknown option -Z; see `megamoe check --help`"),
+        (["golden", "record", "--cas=x"], "unknown option --cas; did you mean --case?"),
+        (["capture", "--ou", "x", "x.py"], "unknown option --ou; did you mean --out?"),
         (["check"], "the following arguments are required: --backend; see `megamoe check --help`"),
         (["check", "--backend", "x"], "unknown backend 'x'; known: eager"),
+        (["check", "--backend", "egaer"], "unknown backend 'egaer'; did you mean eager?; known: "),
         (["check", "--backend", "no.py:X"], "no Python file at"),
+        (["check", "--backend", "eager", "--contract", "2026-1"], "did you mean 2026-11?; known: "),
+        (["check", "--backend", "eager", "--python", "nopython"], "--python nopython: no program"),
+        (["check", "--backend", "eager", "--failed", "no.json"], "no.json: no such file"),
         (["check", "--backend", "eager", "--case", "x"], "unknown case: nothing matches 'x'"),
         (["check", "--backend", "eager", "--shard", "3/2"], "shard '3/2': write I/N with"),
         (["check", "--backend", "eager", "-n", "0"], "'0' is not a number from 1 on"),
@@ -111,10 +143,16 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["check", "--backend", "eager", "--timeout", "nan"], "'nan' is not a number of seconds"),
         (["check", "--backend", "eager", "--json", "."], ". is a directory; name a file"),
         (["check", "--backend", "eager", "--kind", "x"], "invalid choice: 'x'"),
-        (["oracle", "--case", "x", "--out", "y"], "unknown case 'x'; `megamoe list` shows all"),
+        (["check", "--backend", "eager", "--kind", "epbl"], "did you mean eplb?"),
+        (["oracle", "--case", "x", "--out", "y"], "nothing has the id or name 'x'; `megamoe list"),
+        (["show", "staging/smal"], "did you mean staging/small?; `megamoe list` shows all"),
+        (["show", "tinny"], "nothing matches 'tinny'; did you mean tiny?"),
+        (["explain", "forward/tinny"], "did you mean forward/tiny?"),
+        (["explain", "small"], "case 'small' is of kind staging; `megamoe list --kind forward`"),
+        (["reduce", "no.safetensors", "--backend", "eager"], "no.safetensors: no such file"),
         (["oracle", "--case", "errors/over", "--out", "y"], "is a wrong call: it has no tensors"),
         (["golden", "diff", "--golden", "nowhere"], "is not a directory; set MEGAMOE_GOLDEN"),
-        (["merge", "none.json"], "none.json: cannot be read as a JSON report"),
+        (["merge", "none.json"], "none.json: no such file"),
     ],
 )
 def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monkeypatch):
@@ -211,10 +249,10 @@ def test_merge(blessed, capsys):
     assert main(["merge", one, two, "--json", str(out), "--junit", str(junit)]) == 0
     assert "2 reports hold each of 3 cases once" in capsys.readouterr().out
     assert json.loads(out.read_text())["counts"]["pass"] == 3 and junit.read_bytes()
-    assert main(["merge", one]) == 1
+    assert main(["merge", one]) == 2
     said = capsys.readouterr().err
     assert said.startswith("megamoe: error: 2 cases lost: errors/over, forward/tiny")
-    assert main(["merge", one, one, two]) == 1
+    assert main(["merge", one, one, two]) == 2
     assert "1 case judged twice: staging/small" in capsys.readouterr().err
     red = report(blessed / "3.json", ["staging/small"], "fail")
     assert main(["merge", red, two]) == 1
@@ -254,28 +292,81 @@ def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].split() == [
-        "0", "True", "False", "megamoe.commands.main", "megamoe.commands.worker"
+        "0", "True", "False",
+        *(f"megamoe.commands.{n}" for n in ("early", "main", "parser", "parsers")),
+        "megamoe.commands.parsers.worker", "megamoe.commands.worker",
     ]  # fmt: skip
 
 
 HEAVY = {"torch", "numpy", "rich", "safetensors", "pytest", "jinja2"}
 
 
-@pytest.mark.parametrize("argument", ["--help", "--version", "list"])
-def test_what_needs_no_tensor_imports_no_heavy_module(argument):
+LIGHT = [
+    *([verb, "--help"] for verb in VERBS),
+    ["--help"], ["--version"], ["list"], ["list", "--json"], ["show", "eplb/*"],
+    ["completion", "bash"], ["chekc"], ["check", "--bakend", "x"], ["check", "--backend", "x"],
+    ["check", "--backend", "no.py:X"], ["explain", "x"],
+]  # fmt: skip
+
+
+def test_what_needs_no_tensor_imports_no_heavy_module():
+    """Help, completion, lists and mistakes. One process: what one imports, all have imported."""
     code = (
-        "import sys\n"
+        "import contextlib, io, json, sys\n"
         "from megamoe.commands.main import main\n"
-        "try:\n"
-        f"    main([{argument!r}])\n"
-        "except SystemExit:\n"
-        "    pass\n"
-        "print(*sorted({n.partition('.')[0] for n in sys.modules}))\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    printed = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):\n"
+        "        with contextlib.suppress(SystemExit):\n"
+        "            main(words)\n"
+        "    heavy = {n.partition('.')[0] for n in sys.modules} & {*sys.argv[2:]}\n"
+        "    print(json.dumps([words, len(printed.getvalue()), sorted(heavy)]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    printed = done.stdout.splitlines()
-    assert len(printed) > 1
-    assert HEAVY & {*printed[-1].split()} == set()
+    command = [sys.executable, "-c", code, json.dumps(LIGHT), *HEAVY]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [words for words, _, _ in said] == LIGHT
+    assert [(words, heavy) for words, _, heavy in said if heavy] == []
+    assert all(printed for _, printed, _ in said)
+
+
+def test_the_parsers_names_are_those_of_the_rooms():
+    """``parsers/names.py`` repeats them, so that no parser imports torch."""
+    assert tuple(sorted(predict.MODELS)) == names.MODELS and predict.SM100.name == names.MODEL
+    assert tuple(sorted(SHARES)) == names.SHARES
+    assert names.DEFAULT_SHARES == DEFAULT_SHARES
+    assert tuple(sorted(PEERS)) == names.PEERS and names.PICTURES == reds.PICTURES
+    assert names.STAGES == STAGES
+
+
+def test_every_verb_has_the_function_that_its_parser_names():
+    waiting = [whole_parser()]
+    found = set()
+    while waiting:
+        parser = waiting.pop()
+        waiting += verbs_of(parser).values()
+        run = parser.get_default("run")
+        if run:
+            module, _, function = run.partition(".")
+            assert callable(
+                getattr(importlib.import_module(f"megamoe.commands.{module}"), function)
+            )
+            found.add(run)
+    assert len(found) > len(VERBS)
+
+
+def test_a_name_of_several_kinds_needs_the_id(root, capsys):
+    more = CASES.replace('name = "over"', 'name = "small"')
+    (root / "cases/all.toml").write_text(more)
+    assert main(["oracle", "--case", "small", "--out", "x"]) == 2
+    assert "'small' is the name of 2: staging/small, errors/small;" in capsys.readouterr().err
+
+
+def test_an_option_of_the_script_is_not_one_of_capture(root, capsys, monkeypatch):
+    """Words after the script are its own, whatever they look like."""
+    monkeypatch.chdir(root)
+    assert main(["capture", "--calls", "1", "no.py", "--whatever"]) == 2
+    assert "no.py: no such file" in capsys.readouterr().err
 
 
 def test_the_list_of_entries_is_the_list_of_cases():
@@ -307,7 +398,7 @@ def test_the_help_says_of_a_verb_what_its_module_says():
         return Parser()
 
     for module, _ in VERBS.values():
-        importlib.import_module(f"megamoe.commands.{module}").add(commands, command)
+        importlib.import_module(f"megamoe.commands.parsers.{module}").add(commands, command)
     assert {verb: text for verb, (_, text) in VERBS.items()}.items() <= said.items()
 
 

@@ -8,9 +8,11 @@ import subprocess
 
 import pytest
 
-from megamoe.cases import KINDS
-from megamoe.commands.completion import SHELLS
+from megamoe.cases import KINDS, load_entries
 from megamoe.commands.main import VERBS, main, whole_parser
+from megamoe.commands.parsers.completion import SHELLS
+from megamoe.spec.contract import REVISIONS
+from megamoe.worker.known import available
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +37,14 @@ def offered(script, tmp_path, *words):
     command = ["bash", "--norc", "-c", ask]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stderr == ""
-    return set(done.stdout.split())
+    return set(done.stdout.removesuffix("\n").split("\n"))
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_offers_what_the_parser_takes(scripts, tmp_path):
     (tmp_path / "kernel.py").write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "folder").mkdir()
     bash = scripts["bash"]
 
     def of(*words):
@@ -52,10 +56,26 @@ def test_bash_offers_what_the_parser_takes(scripts, tmp_path):
     assert of("check", "--kind", "") == {*KINDS}
     assert of("check", "--backend", "eager", "--tier", "q") == {"quick"}
     assert of("check", "--backend", "k") == {"kernel.py"}
+    assert of("check", "--backend", "") == {*available(), "kernel.py", "folder"}  # no notes.txt
+    assert of("check", "--contract", "2026-1") == {r for r in REVISIONS if r.startswith("2026-1")}
+    assert of("contract", "diff", "sg") == {"sgl"}
+    assert of("check", "-n", "") == of("check", "--timeout", "") == {""}  # a number
+    assert of("check", "--json", "n") == {"notes.txt"}
+    assert of("show", "") == {f"{kind}/" for kind in KINDS}
+    eplb = {entry.id for entry in load_entries() if entry.kind == "eplb"}
+    assert (
+        of("show", "eplb/") == of("check", "--case", "eplb/") == of("list", "-k", "eplb/") == eplb
+    )
+    assert of("show", "--js") == {"--json"}
+    assert of("explain", "") == {f"{kind}/" for kind in KINDS} | {
+        "folder",
+        "kernel.py",
+        "notes.txt",
+    }
     assert of("golden", "re") == {"record", "record-bits"}
     assert {"--case", "-j"} <= of("golden", "record", "-") and "--kind" not in of("golden", "-")
     assert of("completion", "") >= {*SHELLS}
-    assert of("list", "check", "--backe") == set()  # an option of check, and this is list
+    assert of("list", "check", "--backe") == {""}  # an option of check, and this is list
 
 
 @pytest.mark.parametrize("shell", SHELLS)

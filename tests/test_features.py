@@ -10,8 +10,8 @@ import torch
 from megamoe.backends import eager
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import load_cases
+from megamoe.cases.forms import FORWARD
 from megamoe.golden import regenerate
-from megamoe.kinds import forward
 from megamoe.spec.contract import MEGAMOE_2026_11
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import judge
@@ -88,7 +88,7 @@ def test_an_output_that_is_added_in_fp32_is_red(monkeypatch):
     assert verdict(Changed(), "shared-output-added-in-fp32").status == "fail"
 
 
-@pytest.mark.parametrize("case", [c for c in CASES.values() if forward.features(c)])
+@pytest.mark.parametrize("case", [c for c in CASES.values() if FORWARD.features(c)])
 def test_a_case_and_its_problem_ask_the_same(case):
     """The features are read off the parameters, to select, and off the problem, to judge."""
-    assert forward.features(case) == Problem(**regenerate(case)).features
+    assert FORWARD.features(case) == Problem(**regenerate(case)).features

@@ -219,7 +219,7 @@ LOADS = {
     "hangs at its end": (
         START + "atexit.register(time.sleep, 1e6)\nraise ValueError('no')",
         RAISED + "ValueError: no (b.py, line 3"),
-    "no such object": (START, "backend {spec}: b.py has no 'Backend'; it has os, sys, time, "),
+    "no such object": (START, "backend {spec}: b.py has no 'Backend'; it has nothing that "),
     "no accumulator": (
         "class Backend:\n    name = 'b'\n    def forward(self, p): pass",
         "backend {spec}: `accumulator` is None; set it to one of "),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megamoe.spec.formats import SIZE_MULTIPLE
+from megamoe.spec.features import SIZE_MULTIPLE
 from megamoe.spec.models import MODELS
 
 

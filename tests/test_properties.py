@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from megamoe.cases.forms import LAUNCHED, LAWS
 from megamoe.kinds import laws
-from megamoe.kinds.property import LAUNCHED, LAWS, launch_findings
+from megamoe.kinds.property import launch_findings
 from megamoe.layer import engine_laws, launch_laws
 from megamoe.layer.symm_buffer import new_symm_buffer
 from megamoe.spec.forms import bits

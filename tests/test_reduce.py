@@ -176,7 +176,7 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
 
 def test_misuse_is_one_line(tmp_path, capsys):
     for arguments, says in (
-        (["nothing-like-it", "--backend", "eager"], "is unknown"),
+        (["nothing-like-it", "--backend", "eager"], "unknown case"),
         (["eplb/identity-map-*,staging/*t8", "--backend", "eager"], "one case is needed here"),
         (
             ["clamp-1?-bell-*", "--backend", "eager"],

@@ -12,7 +12,7 @@ from megamoe.cases import load_cases
 from megamoe.cases.load import _NAME
 from megamoe.golden import GoldenError, Store, bless, diff, make, record, recorded, verify
 from megamoe.golden import candidates as acts
-from megamoe.golden.make import generator
+from megamoe.golden.computed import generator
 from megamoe.golden.places import NAME, id_fault, inside, tensors_of
 from tests.helpers.golden import case_named, content_of, make_golden, quiet
 
@@ -260,7 +260,7 @@ def test_the_next_bless_clears_what_a_killed_one_left(root):
 def test_a_source_that_is_missing_does_not_pass_for_one_that_decides_nothing(monkeypatch):
     # The package exports a function of the module's name, so the module is asked for by name.
     monkeypatch.setattr(
-        sys.modules["megamoe.golden.make"], "SOURCES", ("cases/counter.py", "gone.py")
+        sys.modules["megamoe.golden.computed"], "SOURCES", ("cases/counter.py", "gone.py")
     )
     with pytest.raises(GoldenError, match=r"gone.py is missing from the package .*; install"):
         generator.__wrapped__()

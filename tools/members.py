@@ -42,11 +42,11 @@ import torch
 from megamoe.backends import simulate
 from megamoe.backends.simulate import Kernel
 from megamoe.cases import Case, load_cases
+from megamoe.cases.forms import features
 from megamoe.cases.load import golden_root
 from megamoe.cases.recipes import forward_problem
 from megamoe.golden import Store, StoredGolden, make, rows_of
 from megamoe.judge import judge_forward
-from megamoe.kinds.forward import features
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import BASE
 from megamoe.spec.problem import Problem

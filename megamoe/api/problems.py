@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec
 
 from megamoe.cases import Case, CaseError, golden_root, kind_of, load_cases, select
+from megamoe.cases.forms import FORWARD
 from megamoe.cases.load import case_of_params
+from megamoe.cases.pattern import one_of
 from megamoe.cases.recipes import forward_problem
 from megamoe.golden import Store, StoredGolden, make, regenerate
 from megamoe.spec.contract import NEWEST, REVISIONS, Contract, contract
 from megamoe.spec.problem import Problem
+from megamoe.suggest import hint
 
+P = ParamSpec("P")
 _NAME: Final = "own"
+_OF_STORED: Final = ("family", "rows", "distinct", "cuda_only")
+"""Keys of stored cases only."""
 _WEIGHTS_CHANGED: Final = ("weights", "octaves", "scaling", "log2_scale", "log2_step")
 """Keys of a routing recipe that make routing weights unlike those of the calibration."""
 
@@ -98,12 +105,12 @@ def cases(
 
 
 def load_case(case_id: str, *, golden: Path | str | None = None) -> LoadedCase:
-    """One case by its id (``"forward/combine-in-slot-order"``). ``CaseError`` for an unknown id."""
+    """One case by its id (``"forward/combine-in-slot-order"``), or by its name alone.
+
+    ``CaseError`` for one that no case has, and for a name that cases of several kinds have.
+    """
     root = _root(golden)
-    for case in load_cases(root):
-        if case.id == case_id:
-            return LoadedCase(case, root)
-    raise CaseError(f"unknown case: nothing has the id {case_id!r}; `megamoe list` shows all ids")
+    return LoadedCase(one_of(load_cases(root), case_id), root)
 
 
 def _root(golden: Path | str | None) -> Path:
@@ -137,6 +144,28 @@ class Origin:
 _ORIGINS: dict[int, Origin] = {}
 
 
+def _refusing(draw: Callable[P, Problem]) -> Callable[P, Problem]:
+    """``draw``, with a ``CaseError`` for a key that it lacks or does not know."""
+    own = {n: p for n, p in inspect.signature(draw).parameters.items() if p.kind == p.KEYWORD_ONLY}
+    required = [name for name, parameter in own.items() if parameter.default is parameter.empty]
+
+    @wraps(draw)
+    def drawn(*arguments: P.args, **given: P.kwargs) -> Problem:
+        for name in given:
+            if name not in own and name not in FORWARD.keys:
+                known = sorted({*own, *FORWARD.keys} - {*_OF_STORED})
+                raise CaseError(
+                    f"problem: unknown key {name!r}{hint(name, known)}; known: {', '.join(known)}"
+                )
+        lacking = [name for name in required if name not in given]
+        if lacking and not arguments:
+            raise CaseError(f"problem: key {lacking[0]!r} is missing; give {', '.join(required)}")
+        return draw(*arguments, **given)
+
+    return drawn
+
+
+@_refusing
 def problem(
     *, tokens: int, hidden: int, intermediate: int, experts: int, top_k: int, seed: int = 0,
     clamp: float | None = None, fast_math: bool = True,
@@ -166,7 +195,7 @@ def problem(
         raise CaseError(f"problem: seed is {seed!r}; it must be an integer from 0 to 2**64 - 1")
     name = f"{_NAME}-t{tokens}-h{hidden}-i{intermediate}-e{experts}-k{top_k}-seed{seed}"
     case = case_of_params("forward", name, seed, params, "problem")
-    if of_stored := sorted({*more} & {"family", "rows", "distinct", "cuda_only"}):
+    if of_stored := sorted({*more} & {*_OF_STORED}):
         raise CaseError(f"problem: {of_stored[0]} is a key of stored cases only; leave it out")
     try:
         drawn = forward_problem(case)

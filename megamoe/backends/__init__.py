@@ -9,36 +9,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any, Final
 
 import torch
 
 from megamoe.worker import serve
+from megamoe.worker.known import BUILT_IN, available, entry_point, unknown
 from megamoe.worker.serve import BackendError
 from megamoe.worker.session import JUDGED, complaint
-
-ENTRY_POINT_GROUP: Final = "megamoe.backends"
-
-BUILT_IN: Final = {
-    "eager": "megamoe.backends.eager",
-    "oracle": "megamoe.backends.oracle",
-    "model": "megamoe.backends.model",
-    "triton": "megamoe.backends.triton",
-    "deep_gemm": "megamoe.backends.deep_gemm",
-}
-"""Name to module; each module has ``create(device) -> backend``."""
 
 CALLABLES: Final = JUDGED
 
 
 class UnknownBackend(BackendError):
     """No backend has that name."""
-
-
-def available() -> list[str]:
-    """Names that :func:`load_backend` knows: built in first, then entry points."""
-    return [*BUILT_IN, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
 
 
 def load_backend(spec: str, device: str | torch.device = "cpu", contract: str = serve.AUTO) -> Any:
@@ -64,7 +48,10 @@ def factory_of(name: str) -> Any:
     """The factory of the backend with that name, or the backend itself if it is an object."""
     if name in BUILT_IN:
         return importlib.import_module(BUILT_IN[name]).create
-    return _entry_point(name).load()
+    entry = entry_point(name)
+    if entry is None:
+        raise UnknownBackend(unknown(name))
+    return entry.load()
 
 
 def _automatic(device: torch.device) -> str:
@@ -89,15 +76,6 @@ def checked(
     if wrong:
         raise BackendError(f"backend {spec}: {wrong}")
     return backend
-
-
-def _entry_point(spec: str) -> Any:
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        if entry.name == spec:
-            return entry
-    raise UnknownBackend(
-        f"unknown backend {spec!r}; known: {', '.join(available())}, or path/to/file.py:OBJECT"
-    )
 
 
 def _attempt(spec: str, step: Callable[[], Any]) -> Any:

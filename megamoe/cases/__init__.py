@@ -6,7 +6,17 @@ recipe; ``shards`` spreads a selection of cases over hosts.
 """
 
 from megamoe.callable_room import make_callable
-from megamoe.cases.kind import CAPACITY_ALIGNMENT, KINDS, Case, CaseError, Kind, kind_of
+from megamoe.cases.kind import (
+    CAPACITY_ALIGNMENT,
+    KINDS,
+    SIZES,
+    Case,
+    CaseError,
+    Form,
+    Kind,
+    form_of,
+    kind_of,
+)
 from megamoe.cases.load import (
     TIERS,
     Entry,
@@ -20,11 +30,14 @@ from megamoe.cases.load import (
 __all__ = [
     "CAPACITY_ALIGNMENT",
     "KINDS",
+    "SIZES",
     "TIERS",
     "Case",
     "CaseError",
     "Entry",
+    "Form",
     "Kind",
+    "form_of",
     "golden_root",
     "kind_of",
     "load_cases",

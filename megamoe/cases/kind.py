@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 KINDS: Final = ("staging", "eplb", "forward", "errors", "layout", "property")
 """Names of the modules, in the order in which lists and reports have them."""
 
+SIZES: Final = ("tokens", "hidden", "intermediate", "experts", "top_k", "logical", "physical")
+"""Parameters of a case that reports call its shape."""
+
 Inputs = Mapping[str, Any]
 Params = dict[str, Any]
 
@@ -64,7 +67,7 @@ class Case:
     def revisions(self) -> list[str]:
         """Contracts that have rules for the whole case; its golden is stored under the first."""
         return [
-            name for name, contract in REVISIONS.items() if kind_of(self.kind).knows(self, contract)
+            name for name, contract in REVISIONS.items() if form_of(self.kind).knows(self, contract)
         ]
 
     def definition(self) -> str:
@@ -104,17 +107,13 @@ def oracle_tensors(case: Case, given: Inputs, made: Made, contract: Contract) ->
 
 
 @dataclass(frozen=True)
-class Kind:
-    """All that is particular to a kind."""
+class Form:
+    """What a case of a kind may say. To read cases takes no more, and no torch."""
 
     keys: Mapping[str, type | tuple[type, ...]]
     """Parameters that a case may have, and their types."""
     required: tuple[str, ...]
     """The required keys."""
-    inputs: Callable[[Case], dict[str, Any]]
-    """The regenerated inputs by name, scalars included."""
-    golden: Callable[[Case, Inputs, Sequence[str] | None, Contract], Made]
-    """``golden(case, inputs, classes, contract)``: the oracle's result for them."""
     needs: str | None
     """The callable that a backend must offer; None if that depends on the case."""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -123,6 +122,20 @@ class Kind:
     """``complete(where, params)``: defaults, and the checks between parameters."""
     is_forward: bool = False
     """The inputs are the fields of a problem, and the golden is the whole layer's."""
+    features: Callable[[Case], tuple[str, ...]] = lambda case: ()
+    """The features among :data:`megamoe.spec.features.FEATURES` that the case asks for."""
+    knows: Callable[[Case, Contract], bool] = lambda case, contract: True
+    """``knows(case, contract)``: whether the contract has rules for everything in the case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(Form):
+    """All that is particular to a kind."""
+
+    inputs: Callable[[Case], dict[str, Any]]
+    """The regenerated inputs by name, scalars included."""
+    golden: Callable[[Case, Inputs, Sequence[str] | None, Contract], Made]
+    """``golden(case, inputs, classes, contract)``: the oracle's result for them."""
     judge: Callable[[Any, Case], Verdict] | None = None
     """``judge(runner, case)``; None: one call, by ``ask`` and ``judge_returned``. The runner puts
     their exceptions into words."""
@@ -134,12 +147,8 @@ class Kind:
     lacks: Callable[[Any, Case, Any, Inputs], str] = lambda identity, case, golden, given: ""
     """``lacks(identity, case, golden, inputs)``: what this backend does not have and these inputs
     ask; empty where it can be asked."""
-    features: Callable[[Case], tuple[str, ...]] = lambda case: ()
-    """The features among :data:`megamoe.spec.features.FEATURES` that the case asks for."""
     parts: Parts = Parts()  # it is frozen
     """The outputs of one call, for ``ab`` and ``bisect``."""
-    knows: Callable[[Case, Contract], bool] = lambda case, contract: True
-    """``knows(case, contract)``: whether the contract has rules for everything in the case."""
     dump: Callable[[Case, Inputs, Made, Contract], dict[str, Any]] | None = oracle_tensors
     """``dump(case, inputs, made, contract)``: the tensors for other tools besides the inputs, by
     full names; a tensor with the name of an input replaces it. None: there are no tensors."""
@@ -151,6 +160,12 @@ def kind_of(name: str) -> Kind:
         raise ValueError(f"unknown kind {name!r}; known: {', '.join(KINDS)}")
     kind: Kind = import_module(f"megamoe.kinds.{name}").KIND
     return kind
+
+
+def form_of(name: str) -> Form:
+    """The form of a kind's cases: of :mod:`megamoe.cases.forms`, or of the kind's module."""
+    form: Form | None = import_module("megamoe.cases.forms").FORMS.get(name)
+    return kind_of(name) if form is None else form
 
 
 # --- checks that several kinds make -----------------------------------------------------------

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from megamoe.cases.kind import KINDS, Case, CaseError, Kind, kind_of
+from megamoe.cases.kind import KINDS, Case, CaseError, Form, form_of
 from megamoe.cases.pattern import matching
 from megamoe.spec.models import MODELS
+from megamoe.suggest import hint
 
 TIERS: Final = ("quick", "full")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
@@ -93,10 +94,7 @@ class Entry:
 
 
 def load_entries(root: Path | None = None) -> list[Entry]:
-    """As :func:`load_cases`, without importing kinds, and so without torch.
-
-    A wrong parameter of a kind is not seen here.
-    """
+    """As :func:`load_cases`, without the parameters: faster, and a wrong parameter is not seen."""
     return _unique(root, lambda path: [_head(path, entry)[0] for entry in _entries(path)])
 
 
@@ -121,7 +119,7 @@ def case_of_params(
 ) -> Case:  # fmt: skip
     """A case that no file has, checked as one of a file is. ``where`` begins each error."""
     return Case(
-        f"{kind}/{name}", kind, "full", "", seed, _params(where, kind_of(kind), dict(params)),
+        f"{kind}/{name}", kind, "full", "", seed, _params(where, form_of(kind), dict(params)),
         Path(),
     )  # fmt: skip
 
@@ -203,7 +201,7 @@ def _case(path: Path, table: dict[str, Any]) -> Case:
     """One validated case."""
     head, seed = _head(path, table)
     params = {k: v for k, v in table.items() if k not in _COMMON}
-    made = _params(f"{path.name}: case {head.name}", kind_of(head.kind), params)
+    made = _params(f"{path.name}: case {head.name}", form_of(head.kind), params)
     return Case(head.id, head.kind, head.tier, head.breaks, seed, made, path)
 
 
@@ -227,7 +225,7 @@ def _head(path: Path, table: Mapping[str, Any]) -> tuple[Entry, int]:
     return Entry(f"{kind}/{name}", kind, tier, breaks, path), seed
 
 
-def _params(where: str, kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
+def _params(where: str, kind: Form, given: dict[str, Any]) -> dict[str, Any]:
     """Checked parameters with the defaults of the kind."""
     params: dict[str, Any] = {}
     for key, value in given.items():
@@ -237,7 +235,9 @@ def _params(where: str, kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
     known = kind.keys
     for key, value in params.items():
         if key not in known:
-            raise CaseError(f"{where}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+            raise CaseError(
+                f"{where}: unknown key {key!r}{hint(key, known)}; known: {', '.join(sorted(known))}"
+            )
         wanted = known[key]
         wrong_bool = isinstance(value, bool) and wanted is not bool
         if wrong_bool or not isinstance(value, wanted):
@@ -259,7 +259,7 @@ def _params(where: str, kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _with_model(where: str, kind: Kind, params: dict[str, Any]) -> dict[str, Any]:
+def _with_model(where: str, kind: Form, params: dict[str, Any]) -> dict[str, Any]:
     """Sizes of ``model`` at ``ep`` ranks in place of the two keys."""
     model = params.get("model")
     if model is None:

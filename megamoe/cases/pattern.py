@@ -8,11 +8,12 @@ words do, they take away from all cases. The order of words does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, Protocol, TypeVar
 
 from megamoe.cases.kind import CaseError
+from megamoe.suggest import nearest
 
 
 class Named(Protocol):
@@ -62,7 +63,33 @@ def matching(cases: Iterable[N], pattern: str) -> list[N]:
     return left
 
 
-def _unknown(cases: list[N], glob: str) -> str:
-    inside = sum(glob in c.id for c in cases)
-    hint = f"'*{glob}*' matches {inside}; " if inside else ""
-    return f"unknown case: nothing matches {glob!r}; {hint}`megamoe list` shows all"
+def one_of(cases: Iterable[N], name: str) -> N:
+    """The one case with this id (``kind/name``) or name.
+
+    Raises :class:`CaseError` for an unknown name, and for a name that several kinds have.
+    """
+    cases = list(cases)
+    found = [c for c in cases if c.id == name] or [c for c in cases if c.name == name]
+    if not found:
+        raise CaseError(_unknown(cases, name, "has the id or name"))
+    if len(found) > 1:
+        ids = ", ".join(c.id for c in found)
+        raise CaseError(f"case {name!r} is the name of {len(found)}: {ids}; give one of these ids")
+    return found[0]
+
+
+def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
+    inside = [c for c in cases if glob in c.id]
+    meant = inside[0] if len(inside) == 1 else _nearest(cases, glob)
+    more = f"; did you mean {meant.id if '/' in glob else meant.name}?" if meant else ""
+    if len(inside) > 1 and lacks == "matches":
+        more += f"; '*{glob}*' matches {len(inside)}"
+    return f"unknown case: nothing {lacks} {glob!r}{more}; `megamoe list` shows all"
+
+
+def _nearest(cases: Sequence[N], glob: str) -> N | None:
+    """The case whose name is most like that in ``glob``: of its kind, if it names one."""
+    kind, _, name = glob.rpartition("/")
+    of_kind = {c.name: c for c in cases if c.id.startswith(f"{kind}/")} if kind else {}
+    names = of_kind or {c.name: c for c in cases}
+    return names.get(nearest(name, names))

@@ -24,7 +24,6 @@ from megamoe.cases.streams import (
     options,
 )  # fmt: skip
 from megamoe.cases.weights import expert_weights, nvfp4_weights, shared_expert
-from megamoe.spec.features import Activation
 from megamoe.spec.formats import E4M3_TABLE, GROUP, NVFP4_GROUP, U16, bf16_round
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import NVFP4_FACTORS, SHARED_WEIGHTS
@@ -227,16 +226,6 @@ def routing(
 def bf16_tensor(bits: U16) -> torch.Tensor:
     """Bits to a bfloat16 tensor."""
     return torch.from_numpy(np.ascontiguousarray(bits).view(np.int16)).view(torch.bfloat16)
-
-
-def act_of(params: Mapping[str, Any]) -> Activation:
-    """The activation of a case, between the two products."""
-    clamp = params["clamp"]
-    return Activation(
-        params.get("activation", "swiglu"), None if clamp == "none" else float(clamp),
-        float(params.get("activation_alpha", 1.0)), float(params.get("activation_beta", 0.0)),
-        params["fast_math"],
-    )  # fmt: skip
 
 
 EXTRAS = ("activation", "activation_alpha", "activation_beta", "combine_dtype")

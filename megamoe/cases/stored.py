@@ -26,8 +26,7 @@ from megamoe.cases.recipes import EXTRAS
 from megamoe.files import STORED_LIMIT, digest_bounded, open_bounded, parse_json
 from megamoe.spec.contract import BASE
 from megamoe.spec.features import ACTIVATIONS as KNOWN_ACTIVATIONS
-from megamoe.spec.features import COMBINE_DTYPES
-from megamoe.spec.formats import SIZE_MULTIPLE
+from megamoe.spec.features import COMBINE_DTYPES, SIZE_MULTIPLE
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import ACTIVATIONS, SHARED_WEIGHTS, STAGES, TENSORS, WEIGHTS
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.table import Table
 
-from megamoe.commands.options import add_compared
 from megamoe.commands.shared import compared_cases, side_options, write_compared
 from megamoe.compare import ab, disk, stages
 from megamoe.compare.running import COMPARABLE, judged_under
@@ -16,17 +15,6 @@ from megamoe.compare.sides import HOME, parse
 from megamoe.console import Console
 from megamoe.printable import counted
 from megamoe.worker.choice import AUTO
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``ab``."""
-    c = command(commands, "ab", "run the same cases in two environments, bit for bit", run)
-    c.add_argument("left", metavar="LEFT", help="this, an interpreter, a virtual environment, a "
-                   "requirement, a git revision, or flake:INPUT=URL")  # fmt: skip
-    c.add_argument("right", metavar="RIGHT")
-    c.add_argument("--left-backend", metavar="SPEC", help="default: --backend")
-    c.add_argument("--right-backend", metavar="SPEC", help="default: --backend")
-    add_compared(c)
 
 
 def run(a: argparse.Namespace) -> int:

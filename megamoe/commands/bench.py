@@ -6,40 +6,18 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from megamoe import bench
 from megamoe.backends import load_backend
 from megamoe.bench import scale
-from megamoe.bench.floor import DEFAULT_SHARES, SHARES
+from megamoe.bench.floor import SHARES
 from megamoe.bench.peers import PEERS
 from megamoe.commands import UsageError
-from megamoe.commands.options import at_least_one
 from megamoe.console import Console
 from megamoe.spec.models import MODELS
 from megamoe.spec.problem import provided
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``bench``."""
-    b = command(commands, "bench", "time a backend beside the floor and beside peers", run)
-    b.add_argument("--backend", default="triton", help="default: triton; it must have `run`")
-    b.add_argument("--share", nargs="+", choices=sorted(SHARES), default=list(DEFAULT_SHARES),
-                   help=f"of which models (default {' '.join(DEFAULT_SHARES)})")  # fmt: skip
-    b.add_argument("--tokens", nargs="+", type=at_least_one, metavar="T",
-                   default=[1, 2, 4, 8, 16, 32, 64, 512, 2048, 8192])  # fmt: skip
-    b.add_argument("--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS))
-    b.add_argument("--repeats", type=at_least_one, default=15, metavar="N")
-    b.add_argument("--json", metavar="FILE", help="rows and what made them, saved row by row")
-    b.add_argument("--plot", metavar="FILE.svg")
-    b.add_argument("--from", dest="source", metavar="FILE",
-                   help="time nothing: the table and plot of an earlier --json")  # fmt: skip
-    b.add_argument("--dry-run", action="store_true", help="list what would be timed")
-    b.add_argument("--scale", action="store_true",
-                   help="time nothing: bytes and floors of EP 8 to 512 on published link speeds, "
-                   "by arithmetic; --tokens are those of each rank")  # fmt: skip
 
 
 def run(a: argparse.Namespace) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from megamoe.commands.options import add_compared, at_least_one
 from megamoe.commands.shared import compared_cases, side_options, write_compared
 from megamoe.compare import ab, bisect
 from megamoe.compare.job import Job, Range
@@ -22,36 +21,6 @@ from megamoe.judge import Worst
 from megamoe.worker.choice import AUTO
 
 _COLOURS = {"good": "green", "bad": "red", "skip": "dim", "flaky": "yellow"}
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``bisect``."""
-    c = command(commands, "bisect", "which commit, version or input moved the bits", run)
-    c.add_argument("--good", metavar="REV", help="a git revision whose bits are right")
-    c.add_argument("--bad", metavar="REV", help="a later one whose bits are not")
-    c.add_argument("--only", nargs="+", default=[], metavar="PATH",
-                   help="try only commits that touch these")  # fmt: skip
-    c.add_argument("--over", nargs="+", default=[], metavar="SIDE",
-                   help="instead of commits: a list of what `ab` takes, the good one first, the "
-                   "bad one last; NAME==1,2 and flake:INPUT=URL,URL are short forms")  # fmt: skip
-    c.add_argument("--judge", action="store_true",
-                   help="bad is what the goldens say is bad, instead of other bits than the good "
-                   "end's")  # fmt: skip
-    c.add_argument("--run", dest="script", metavar="COMMAND",
-                   help="bad is where this fails; 125 skips, as in `git bisect run`; "
-                   "$MEGAMOE_PYTHON is the interpreter")  # fmt: skip
-    c.add_argument(
-        "--repeat",
-        type=at_least_one,
-        default=2,
-        metavar="N",
-        help="runs of a step, in processes of their own, that must agree (default 2)",
-    )
-    c.add_argument("--state", metavar="DIR", help="where the search is logged, to go on after a "
-                   "kill (default: a folder in the cache)")  # fmt: skip
-    c.add_argument("--fresh", action="store_true", help="forget what an earlier run found out")
-    c.add_argument("--archive", metavar="FILE.tar.gz", help="default: in the state")
-    add_compared(c)
 
 
 def run(a: argparse.Namespace) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from megamoe import golden
-from megamoe.commands.options import add_case, add_contract, add_jobs
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.printable import counted
@@ -20,21 +19,8 @@ CANDIDATES: Final = "recorded-candidates"
 """Under golden/: what record-bits writes and bless-bits takes, where nothing else is said."""
 
 
-def add(acts: Any, command: Any) -> None:
-    """The parsers of both, among the acts of ``golden``."""
-    r = command(acts, "record-bits", "a backend's own bits, if three runs agree", _record)
-    r.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
-    r.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    add_contract(r)
-    add_case(r, "for a trial: such a file cannot be blessed")
-    r.add_argument("--out", metavar="DIR", help="default: golden/recorded-candidates")
-    add_jobs(r)
-    b = command(acts, "bless-bits", "make them recorded goldens; refuses where CI is set", _bless)
-    b.add_argument("--from", dest="source", metavar="DIR",
-                   help="default: golden/recorded-candidates")  # fmt: skip
-
-
-def _record(a: argparse.Namespace) -> int:
+def run_record(a: argparse.Namespace) -> int:
+    """Record the bits of a backend, if three runs agree."""
     settings = Settings(
         a.backend, a.device, "forward", "full", a.case, a.contract or AUTO, golden=a.golden
     )
@@ -53,7 +39,8 @@ def _record(a: argparse.Namespace) -> int:
     return 0
 
 
-def _bless(a: argparse.Namespace) -> int:
+def run_bless(a: argparse.Namespace) -> int:
+    """Make the candidates the recorded goldens."""
     root = root_of(a)
     source = Path(a.source) if a.source else root / CANDIDATES
     written = golden.recorded.bless(root, source, take=not a.source)

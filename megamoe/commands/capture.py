@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from megamoe.cases.checkpoint import Checkpoint
 from megamoe.cases.stored import load, used_experts
-from megamoe.commands.options import add_checkpoint
 from megamoe.commands.shared import weights_differ
 from megamoe.layer.capture import run_script
 from megamoe.printable import counted
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``capture``."""
-    r = command(commands, "capture", "run a Python script, and record its call of the experts",
-                run)  # fmt: skip
-    r.add_argument("--out", metavar="FILE.safetensors", default="captured.safetensors")
-    r.add_argument("--calls", type=int, default=1, metavar="N")
-    r.add_argument("--skip", type=int, default=0, metavar="N", help="calls to let pass before")
-    add_checkpoint(r)
-    r.add_argument("script", metavar="SCRIPT.py")
-    r.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...")
 
 
 def run(a: argparse.Namespace) -> int:

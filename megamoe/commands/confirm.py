@@ -11,7 +11,6 @@ from typing import Any
 
 from megamoe import confirm, golden
 from megamoe.commands import UsageError, bits
-from megamoe.commands.options import add_contract, add_jobs, at_least_one
 from megamoe.commands.shared import progress, root_of
 from megamoe.confirm import ConfirmError, cases
 from megamoe.confirm.gpu import Chip, Device
@@ -19,31 +18,13 @@ from megamoe.confirm.words import COLUMNS, INSTRUCTIONS, ROWS, Asked, answered
 from megamoe.console import Console
 from megamoe.environment import slug, versions
 from megamoe.golden.documents import read_recorded
-from megamoe.predict import MODELS, SM100, model, tables
+from megamoe.predict import model, tables
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
 
 SEED = 20
 STEPS = 4
 """Steps of the chain that computes a word."""
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``confirm``."""
-    c = command(commands, "confirm", "ask a chip what the models assume, or read what it said", run)
-    c.add_argument("--out", metavar="FILE", help="where the GPU is: write what it computes")
-    c.add_argument("--from", dest="source", metavar="FILE", help="elsewhere: read such a file")
-    c.add_argument("--write", action="store_true",
-                   help="with --from: keep its silu tables in megamoe/predict/silu/, and its bits "
-                   "as a candidate for `golden bless-bits`")  # fmt: skip
-    c.add_argument("--model", choices=sorted(MODELS), default=SM100.name,
-                   help=f"whose prediction the cases are (default {SM100.name})")  # fmt: skip
-    c.add_argument("--backend", help="runs the predicted cases; without it none is asked")
-    c.add_argument("--case", metavar="GLOB", help="a part of the predicted cases")
-    c.add_argument("--outputs", type=at_least_one, default=1 << 20, metavar="N",
-                   help="words of each instruction (default 1048576)")  # fmt: skip
-    add_contract(c)
-    add_jobs(c)
 
 
 def run(a: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from megamoe.console import Console
 from megamoe.golden import GoldenError, Store, make
 from megamoe.spec import builds
 from megamoe.spec.contract import REVISIONS, Clause, Contract
+from megamoe.suggest import hint
 
 SHOWN: Final = {
     "features": "nothing: a contract without a feature does not know its cases",
@@ -44,23 +45,8 @@ SHOWN: Final = {
 """Clause -> what of a golden moves with it."""
 
 
-def add(commands: Any, command: Any) -> None:
-    """Add ``contract`` to the command line."""
-    about = "revisions of the numerics contract, and which build follows which"
-    c = commands.add_parser("contract", help=about, description=about, allow_abbrev=False)
-    acts = c.add_subparsers(required=True, metavar="ACT")
-    command(acts, "list", "the revisions, with the builds that follow each", _list)
-    s = command(acts, "show", "every clause: its value and how it is known", _show)
-    s.add_argument("revision", metavar="REV", help="a revision, or a build such as `vllm 0.27.0`")
-    d = command(acts, "diff", "the clauses that differ, and what a golden would show", _diff)
-    d.add_argument("left", metavar="A", help="a revision, or a build such as `vllm 0.27.0`")
-    d.add_argument("right", metavar="B")
-    d = command(acts, "detect", "which build of the kernel a package or a folder holds", _detect)
-    d.add_argument("what", nargs="?", metavar="PACKAGE | DIR",
-                   help="default: what is installed here; nothing is imported")  # fmt: skip
-
-
-def _list(a: argparse.Namespace) -> int:
+def run_list(a: argparse.Namespace) -> int:
+    """A table of the revisions, and of the builds that follow each."""
     table = Table("revision", "clauses", "builds that follow it", "where they differ")
     followed = [build.revision for build in builds.BUILDS.values()]
     for revision in dict.fromkeys([*REVISIONS, *followed]):
@@ -77,7 +63,8 @@ def _list(a: argparse.Namespace) -> int:
     return 0
 
 
-def _show(a: argparse.Namespace) -> int:
+def run_show(a: argparse.Namespace) -> int:
+    """A table of the clauses of one revision or build."""
     clauses = _of(a.revision)
     table = Table("clause", "value", "evidence", title=f"contract {a.revision}")
     for name, clause in clauses.items():
@@ -89,7 +76,8 @@ def _show(a: argparse.Namespace) -> int:
     return 0
 
 
-def _diff(a: argparse.Namespace) -> int:
+def run_diff(a: argparse.Namespace) -> int:
+    """A table of the clauses that differ, and the cases that do."""
     left, right = _of(a.left), _of(a.right)
     table = Table("clause", a.left, a.right, "what a golden would show")
     for name in dict.fromkeys([*left, *right]):
@@ -133,7 +121,7 @@ def _key(store: Store, case: Case) -> str:
         return str(error)
 
 
-def _detect(a: argparse.Namespace) -> int:
+def run_detect(a: argparse.Namespace) -> int:
     """Exit status 1 where a kernel is not one whose bits are known."""
     found = _folders(a.what)
     unknown = False
@@ -178,6 +166,10 @@ def _folders(what: str | None) -> dict[str, Path]:
     return {what: found[name]}
 
 
+def _names() -> list[str]:
+    return [*REVISIONS, *(build.name for build in builds.BUILDS.values())]
+
+
 def _clauses(contract: Contract) -> dict[str, Clause[Any]]:
     values = {f.name: getattr(contract, f.name) for f in dataclasses.fields(contract)}
     return {name: value for name, value in values.items() if isinstance(value, Clause)}
@@ -196,8 +188,8 @@ def _of(name: str) -> dict[str, Clause[Any]]:
                 f"yet; those that have: {known}"
             )
         raise ValueError(
-            f"unknown revision or build {name!r}; revisions: {known}; `megamoe contract list` "
-            "shows all"
+            f"unknown revision or build {name!r}{hint(name, _names())}; "
+            f"revisions: {known}; `megamoe contract list` shows all"
         )
     clauses = _clauses(REVISIONS[revision])
     if build is not None:

@@ -13,10 +13,10 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
-from megamoe.cases import KINDS, TIERS, load_cases, select
+from megamoe.cases import load_cases, select
 from megamoe.commands import UsageError
-from megamoe.commands.options import add_case, add_jobs
-from megamoe.commands.shared import complain, progress, root_of
+from megamoe.commands.output import complain
+from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.coverage import holes, recorded, traffic
 from megamoe.coverage.counting import Counted, count
@@ -31,24 +31,6 @@ from megamoe.spec.contract import NEWEST, Contract, contract
 
 SHOWN = 6
 """Runs of holes that a row of the table names."""
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``coverage``."""
-    c = command(commands, "coverage", "what the cases enter, and what no case enters", run)
-    c.add_argument("--kind", choices=KINDS)
-    c.add_argument("--tier", choices=TIERS, help="default: full")
-    add_case(c)
-    c.add_argument("--contract", metavar="REV", help="whose bytes and branches are the goal "
-                   "(default: the newest)")  # fmt: skip
-    c.add_argument("--dimension", metavar="NAME", help="only this one, with every class")
-    c.add_argument("--traffic", metavar="DIR", help="what of the calls that `megamoe capture` "
-                   "wrote there no case enters")  # fmt: skip
-    c.add_argument("--record", action="store_true", help="keep what was counted in golden/: "
-                   "coverage.json, and holes.toml without the closed ones")  # fmt: skip
-    c.add_argument("--json", metavar="FILE")
-    c.add_argument("--page", metavar="FILE.html")
-    add_jobs(c)
 
 
 def run(a: argparse.Namespace) -> int:

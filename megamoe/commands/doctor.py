@@ -14,10 +14,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import megamoe
 from megamoe.printable import printable
@@ -28,6 +29,8 @@ OLDEST_NIX: Final = (2, 18)
 SECONDS: Final = 20.0
 """That a program may take to tell its version, or pip to ask its indexes."""
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PROGRAMS: Final = ("chromium", "nix", "torch-index")
+"""Lines that wait for another program, and for nothing of this process."""
 NEEDED: Final = ("python", "torch", "numpy", "safetensors", "goldens", "eager")
 """Lines without which `check --backend eager` cannot run; all others are for more than that."""
 
@@ -43,12 +46,6 @@ class Line:
     """A version, a place, or what is wrong."""
     mend: str = ""
     """What to do; empty where there is nothing to do."""
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``doctor``."""
-    c = command(commands, "doctor", "what is installed here, what lacks, and what to do", run)
-    c.add_argument("--json", action="store_true", help="one object: `ok`, and a list of `lines`")
 
 
 def run(a: argparse.Namespace) -> int:
@@ -77,12 +74,18 @@ def examined(golden: str | None = None) -> Iterator[Line]:
         "triton": lambda: _package("triton", "only `--backend triton` needs it: install triton"),
         "deep_gemm": _deep_gemm, "chromium": _chromium, "nix": _nix, "torch-index": _index,
     }  # fmt: skip
-    for name, check in checks.items():
-        try:
-            yield check()
-        except Exception as error:  # a broken package must not hide the lines after it
-            said = printable(f"{type(error).__name__}: {error}".splitlines()[0][:300])
-            yield Line(name, "wrong", said, f"mend or install {name} again")
+    with ThreadPoolExecutor() as pool:  # other programs answer while torch is imported
+        started = {name: pool.submit(_line, name, checks[name]) for name in PROGRAMS}
+        for name, check in checks.items():
+            yield started[name].result() if name in started else _line(name, check)
+
+
+def _line(name: str, check: Callable[[], Line]) -> Line:
+    try:
+        return check()
+    except Exception as error:  # a broken package must not hide the lines after it
+        said = printable(f"{type(error).__name__}: {error}".splitlines()[0][:300])
+        return Line(name, "wrong", said, f"mend or install {name} again")
 
 
 def _megamoe() -> Line:
@@ -107,12 +110,12 @@ def _package(name: str, mend: str) -> Line:
 
 def _goldens(golden: str | None) -> Line:
     from megamoe.cases import golden_root, load_cases
-    from megamoe.golden import Store, make
+    from megamoe.golden.documents import manifest_of
 
     root = Path(golden) if golden else golden_root()
     mend = "restore golden/, or name it with --golden DIR or MEGAMOE_GOLDEN"
     try:
-        known = len(Store(root, make).cases)
+        known = len(manifest_of(root)["cases"])
         return Line("goldens", "ok", f"{len(load_cases(root))} cases, {known} goldens in {root}")
     except (ValueError, OSError) as error:
         return Line("goldens", "wrong", " ".join(str(error).split()), mend)

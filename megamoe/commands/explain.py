@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from megamoe.cases import Case, kind_of
 from megamoe.cases.stored import is_stored, load
-from megamoe.commands.options import add_backend
 from megamoe.commands.shared import backend_of, contract_of, forward_case, root_of
 from megamoe.console import Console
 from megamoe.explain import FromCase, FromProblem, Source, explain
@@ -28,7 +27,7 @@ from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import Finding, forward_bits, judge_forward
 from megamoe.judge.elements import TILE
 from megamoe.judge.judgements import Judged
-from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
+from megamoe.spec.accumulators import SM100_MXF8F6F4
 from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.problem import Problem
@@ -38,30 +37,6 @@ from megamoe.suite.at_hand import GoldenNow
 from megamoe.worker import exchange
 
 Rows = Mapping[str, np.ndarray[Any, Any]]
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``explain``."""
-    c = command(commands, "explain", "why an output is wrong: stage, element and cause", run)
-    c.add_argument(
-        "subject", metavar="CASE", help="a case's id or name, or a stored problem's file"
-    )
-    c.add_argument("--stage", choices=STAGES, metavar="STAGE",
-                   help=f"show the worst element of this stage: {', '.join(STAGES)} "
-                   "(default: of the first wrong stage)")  # fmt: skip
-    c.add_argument("--token", type=int, metavar="T",
-                   help="default: the worst element's, or 0")  # fmt: skip
-    c.add_argument("--channel", type=int, metavar="H",
-                   help="of y; default: the worst element's, or 0")  # fmt: skip
-    c.add_argument("--full", action="store_true",
-                   help="every number behind the element, in tables")  # fmt: skip
-    c.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
-                   help=f"default: the backend's, or {SM100_MXF8F6F4.name}")  # fmt: skip
-    c.add_argument("--actual", metavar="FILE.safetensors",
-                   help="an output of your kernel: y and any stages of all tokens")  # fmt: skip
-    add_backend(c, required=False)
-    c.add_argument("--top", type=int, default=3, metavar="N", help="contributions shown of a sum")
-    c.add_argument("--json", nargs="?", const="-", metavar="FILE", help="for machines")
 
 
 class _Subject:

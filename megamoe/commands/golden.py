@@ -9,14 +9,12 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from megamoe import golden
 from megamoe.cases import Case, load_cases, select
-from megamoe.commands import UsageError, bits, predictions
-from megamoe.commands.options import add_case, add_jobs
+from megamoe.commands import UsageError
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.golden.imported import import_file
@@ -24,30 +22,8 @@ from megamoe.printable import counted
 from megamoe.suite import merge
 
 
-def add(commands: Any, command: Any) -> None:
-    """The parsers of ``golden`` and its acts."""
-    g = commands.add_parser("golden", help="record, diff, bless, verify", allow_abbrev=False)
-    acts = g.add_subparsers(required=True, metavar="ACT")
-    for name, text, run in (
-        ("record", "compute candidates with the oracle", _record),
-        ("verify", "recompute the goldens; they must be equal in every bit", _verify),
-    ):
-        r = command(acts, name, text, run)
-        add_case(r)
-        add_jobs(r)
-    command(acts, "diff", "what blessing the candidates would change", _diff)
-    b = command(acts, "bless", "make the candidates the goldens; refuses where CI is set", _bless)
-    b.add_argument("--durations", nargs="+", metavar="REPORT",
-                   help="instead: take the cases' seconds from JSON reports")  # fmt: skip
-    bits.add(acts, command)
-    predictions.add(acts, command)
-    r = command(acts, "import", "make a stored problem a case, and record its candidate", _import)
-    r.add_argument("file", metavar="FILE.safetensors")
-    r.add_argument("--name", help="of the case; default: the file's")
-    r.add_argument("--breaks", metavar="SENTENCE", help="what is broken if it fails")
-
-
-def _record(a: argparse.Namespace) -> int:
+def run_record(a: argparse.Namespace) -> int:
+    """Compute candidates; the exit status."""
     root, cases = _selected(a)
     with progress("recording", len(cases), Console()) as done:
         errors = golden.record(root, cases, a.j, done)
@@ -55,7 +31,8 @@ def _record(a: argparse.Namespace) -> int:
     return _said(errors)
 
 
-def _verify(a: argparse.Namespace) -> int:
+def run_verify(a: argparse.Namespace) -> int:
+    """Compute the goldens again; exit status 1 where one differs."""
     root, cases = _selected(a)
     with progress("verifying", len(cases), Console()) as done:
         problems = golden.verify(root, cases, a.j, done)
@@ -71,7 +48,8 @@ def _verify(a: argparse.Namespace) -> int:
     return _said(problems + extra)
 
 
-def _diff(a: argparse.Namespace) -> int:
+def run_diff(a: argparse.Namespace) -> int:
+    """A table of what blessing would change."""
     root = root_of(a)
     table = Table()
     for name in ("case", "tensor", "what"):
@@ -92,7 +70,8 @@ def _diff(a: argparse.Namespace) -> int:
     return 0
 
 
-def _bless(a: argparse.Namespace) -> int:
+def run_bless(a: argparse.Namespace) -> int:
+    """Make the candidates the goldens, or take durations from reports."""
     root = root_of(a)
     if a.durations:
         count = golden.bless_durations(root, [merge.read_report(path) for path in a.durations])
@@ -103,7 +82,8 @@ def _bless(a: argparse.Namespace) -> int:
     return 0
 
 
-def _import(a: argparse.Namespace) -> int:
+def run_import(a: argparse.Namespace) -> int:
+    """Make a stored problem a case, with its candidate."""
     if not a.golden:
         raise ValueError("golden import: say where with --golden DIR, a directory of your own; it "
                          "is made if it is not there")  # fmt: skip

@@ -5,16 +5,10 @@ from __future__ import annotations
 import argparse
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 WRITTEN: Final = {"kernel.py": "kernel.py", "workflow.yml": ".github/workflows/megamoe.yml"}
 """File of ``templates/`` -> where it goes, under DIR."""
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``init``."""
-    c = command(commands, "init", "write a correct kernel to start from, and a CI file", run)
-    c.add_argument("dir", metavar="DIR", help="the root of your repository; made if it is missing")
 
 
 def run(a: argparse.Namespace) -> int:

@@ -8,29 +8,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megamoe.cases import KINDS, TIERS, load_entries, select
-from megamoe.commands.options import add_case
+from megamoe.cases import load_cases, load_entries, select
 from megamoe.printable import counted
 
 if TYPE_CHECKING:
     from megamoe.cases import Case
 
 
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``list``."""
-    s = command(commands, "list", "the cases", run)
-    s.add_argument("--kind", choices=KINDS)
-    s.add_argument("--tier", choices=TIERS)
-    add_case(s)
-    s.add_argument("--json", action="store_true", help="an array of objects, a line a case")
-
-
 def run(a: argparse.Namespace) -> int:
     """A table in a terminal, else a line a case; with ``--json`` one array."""
     root = Path(a.golden) if a.golden else None
     if a.json:
-        from megamoe.cases import load_cases  # its parameters need every kind, which takes torch
-
         cases = select(load_cases(root), a.kind, a.tier or "full", a.case)
         print("[" + ",\n ".join(json.dumps(entry(case)) for case in cases) + "]")
         return 0

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any, Final
 
 import megamoe
-from megamoe.commands import UsageError
+from megamoe.commands import early
+from megamoe.commands.parser import Parser
 from megamoe.printable import guarded, printable
 
 CLOSED_PIPE: Final = 128 + signal.SIGPIPE
@@ -44,15 +45,9 @@ VERBS: Final = {
     "worker": ("worker", "write the worker as one file that needs torch only"),
     "completion": ("completion", "print a script that completes megamoe's words in a shell"),
 }
-"""Verb to module of this folder and what ``--help`` says of it, in the order of ``--help``. Each
-module has ``add(commands, command)``, where ``command(commands, name, help, run)`` returns the
-parser to add arguments to. Only the module of the verb that is asked for is imported: most of them
-import torch, which takes two seconds."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+"""Verb to module of this folder and what ``--help`` says of it, in the order of ``--help``. The
+module of the same name in ``parsers/`` has its parser. Only the verb that is asked for is imported,
+and only if its arguments are right: most verbs import torch, which takes two seconds."""
 
 
 class _Help(argparse.HelpFormatter):
@@ -69,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = sys.argv[1:] if argv is None else argv
         arguments = _parser(given).parse_args(given)
         with guarded():
-            code: int = arguments.run(arguments)
+            early.check(arguments)
+            code: int = _function(arguments.run)(arguments)
         return _flushed(code)
     except SystemExit as end:  # of --help and --version
         raise SystemExit(_flushed(end.code if isinstance(end.code, int) else 0)) from None
@@ -112,43 +108,43 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def _parser(given: Sequence[str], whole: bool = False) -> argparse.ArgumentParser:
     about = str(megamoe.__doc__).partition("\n")[0]
-    parser = _Parser(
-        prog="megamoe", description=about, allow_abbrev=False, formatter_class=_Help
-    )  # fmt: skip
+    parser = Parser(prog="megamoe", description=about, formatter_class=_Help)
     parser.add_argument("--version", action="version", version=f"megamoe {megamoe.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="VERB")
 
-    def command(
-        parent: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]
-    ) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = parent.add_parser(
-            name, help=text, description=text, allow_abbrev=False
-        )
+    def command(parent: Any, name: str, text: str, run: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text)
         made.set_defaults(run=run)
         made.add_argument("--golden", metavar="DIR", help="the directory golden/")
         return made
 
     if whole:
         for verb in VERBS:
-            _module(verb).add(commands, command)
+            _parsers(verb).add(commands, command)
     elif given and given[0] in VERBS:
-        _module(given[0]).add(commands, command)
+        _parsers(given[0]).add(commands, command)
     else:  # --help, --version or a mistake: names and texts are enough
         for verb, (_, text) in VERBS.items():
             commands.add_parser(verb, help=text)
     return parser
 
 
-def _module(verb: str) -> ModuleType:
-    """The module of a verb. What an import makes stays, so no collection looks for garbage in it:
-    that is a fifth of what it takes to import torch."""
+def _parsers(verb: str) -> ModuleType:
+    return importlib.import_module(f"megamoe.commands.parsers.{VERBS[verb][0]}")
+
+
+def _function(run: str) -> Callable[[argparse.Namespace], int]:
+    """``"check.run"``: that function. What an import makes stays, so no collection looks for
+    garbage in it: that is a fifth of what it takes to import torch."""
+    name, _, function = run.partition(".")
     first, collects = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
-        module = importlib.import_module(f"megamoe.commands.{VERBS[verb][0]}")
+        module = importlib.import_module(f"megamoe.commands.{name}")
         if first:
             gc.freeze()
     finally:
         if collects:
             gc.enable()
-    return module
+    found: Callable[[argparse.Namespace], int] = getattr(module, function)
+    return found

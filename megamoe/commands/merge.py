@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import Any
 
 from megamoe.cases import load_cases, select
-from megamoe.cases.shards import ShardError
-from megamoe.commands.options import add_reports
-from megamoe.commands.shared import root_of, write_reports
+from megamoe.commands.output import write_reports
+from megamoe.commands.shared import root_of
 from megamoe.console import Console
 from megamoe.suite import merge, reds, results
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``merge``."""
-    m = command(commands, "merge", "prove that shard reports hold each case once", run)
-    m.add_argument("reports", nargs="+", metavar="REPORT")
-    add_reports(m)
 
 
 def run(a: argparse.Namespace) -> int:
@@ -30,11 +20,7 @@ def run(a: argparse.Namespace) -> int:
         load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case"),
         first.get("contract"),
     )  # fmt: skip
-    try:
-        merged = merge.merge(reports, selection, a.reports)
-    except ShardError as error:
-        print(f"megamoe: error: {error}", file=sys.stderr)
-        return 1
+    merged = merge.merge(reports, selection, a.reports)
     wrong = write_reports(a, merged)
     console = Console()
     reds.show(merged, console, pictures=0)

@@ -22,6 +22,13 @@ def at_least_one(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """A whole number from 0 to 2**64 - 1."""
+    if not (text.isdecimal() and int(text) < 2**64):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2**64 - 1")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """A finite number of seconds above 0."""
     try:
@@ -43,6 +50,7 @@ class _Joined(argparse.Action):
 
 def add_case(parser: argparse.ArgumentParser, more: str = "") -> None:
     """``--case`` and ``-k``: which cases, by :mod:`megamoe.cases.pattern`; ``more`` is help."""
+    parser.set_defaults(case_is="pattern")
     parser.add_argument("--case", "-k", metavar="PATTERN", action=_Joined,
                         help=HELP.replace("%", "%%") + (f"; {more}" if more else ""))  # fmt: skip
 
@@ -61,6 +69,7 @@ def add_reports(parser: argparse.ArgumentParser) -> None:
 
 def add_backend(parser: argparse.ArgumentParser, required: bool) -> None:
     """The options that say which backend runs a problem at hand, and where."""
+    parser.set_defaults(backend_is="here")
     parser.add_argument("--backend", required=required, metavar="B",
                         help="a name, or path/to/file.py:OBJECT_OR_FACTORY")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"))

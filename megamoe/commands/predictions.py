@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from typing import Any
 
 from megamoe import golden
 from megamoe.cases import load_cases, select
-from megamoe.commands.options import add_jobs
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.golden import predicted
@@ -20,22 +18,8 @@ SHOWN = 20
 """Changes that are named."""
 
 
-def add(acts: Any, command: Any) -> None:
-    """The parsers of the three acts."""
-    p = command(acts, "predict", "compute the bits of the SM100 kernel's model as candidates",
-                _predict)  # fmt: skip
-    p.add_argument("--case", metavar="GLOB", help="a part; the candidate keeps its other cases")
-    command(acts, "bless-predictions", "make them predicted goldens; refuses where CI is set",
-            _bless)  # fmt: skip
-    v = command(acts, "verify-predictions", "compute the predicted goldens again", _verify)
-    v.add_argument("--case", metavar="GLOB")
-    for each in (p, v):
-        each.add_argument("--envelope", action="store_true",
-                          help="judge each by its derived golden too")  # fmt: skip
-        add_jobs(each)
-
-
-def _predict(a: argparse.Namespace) -> int:
+def run_predict(a: argparse.Namespace) -> int:
+    """Compute predictions as candidates."""
     root = root_of(a)
     cases = predictions.chosen(select(load_cases(root), "forward", glob=a.case))
     with progress("predicting", len(cases), Console(stderr=True)) as done:
@@ -53,13 +37,15 @@ def _predict(a: argparse.Namespace) -> int:
     return 0
 
 
-def _bless(a: argparse.Namespace) -> int:
+def run_bless(a: argparse.Namespace) -> int:
+    """Make the candidates the predicted goldens."""
     written = predicted.bless(root_of(a))
     print(f"{', '.join(map(str, written))}: blessed; commit {root_of(a) / predicted.FOLDER}")
     return 0
 
 
-def _verify(a: argparse.Namespace) -> int:
+def run_verify(a: argparse.Namespace) -> int:
+    """Compute the predicted goldens again; exit status 1 where one differs."""
     root = root_of(a)
     cases = predictions.chosen(select(load_cases(root), "forward", glob=a.case))
     with progress("predicting", len(cases), Console(stderr=True)) as done:

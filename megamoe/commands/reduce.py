@@ -11,7 +11,6 @@ from typing import Any
 
 from megamoe.cases import Case
 from megamoe.cases.stored import load, used_experts
-from megamoe.commands.options import add_backend
 from megamoe.commands.shared import (
     backend_of,
     forward_case,
@@ -30,19 +29,6 @@ from megamoe.spec.problem import Problem
 from megamoe.suite import at_hand
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``reduce``."""
-    r = command(commands, "reduce", "shrink a failing case to the smallest file that fails", run)
-    r.add_argument("subject", metavar="CASE",
-                   help="one forward case, by its id or name, or a stored problem's file",
-                   )  # fmt: skip
-    add_backend(r, required=True)
-    r.add_argument("--out", metavar="FILE.safetensors",
-                   help="a new file; none is ever overwritten (default: the first free name of "
-                   "reduced.safetensors, reduced-2.safetensors, ...)")  # fmt: skip
-    r.add_argument("--seconds", type=float, default=100.0, help="to shrink (default 100)")
 
 
 def run(a: argparse.Namespace) -> int:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from megamoe.cases.stored import Stored, load
-from megamoe.commands.options import add_backend, add_checkpoint
 from megamoe.commands.shared import (
     backend_of,
     contract_of,
@@ -22,18 +20,6 @@ from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import contract
 from megamoe.suite.at_hand import judge, judge_output
 from megamoe.worker.choice import AUTO
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``replay``."""
-    r = command(commands, "replay", "judge a stored problem: a backend, or what was recorded",
-                run)  # fmt: skip
-    r.add_argument("file", metavar="FILE.safetensors")
-    add_backend(r, required=False)
-    r.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
-                   help="of what was recorded; default: as the file says")  # fmt: skip
-    add_checkpoint(r)
-    r.add_argument("--json", metavar="FILE")
 
 
 def run(a: argparse.Namespace) -> int:

@@ -8,20 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from megamoe.console import Console
 from megamoe.golden import write_atomically
 from megamoe.report import terminal
 from megamoe.report.page import page
 from megamoe.report.read import read
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``report``."""
-    c = command(commands, "report", "a result as an HTML file, or in the terminal", run)
-    c.add_argument("result", metavar="RESULT.json", help="what --json of check, ab or bisect wrote")
-    c.add_argument("-o", dest="out", metavar="FILE.html", help="default: print it here")
 
 
 def run(a: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from megamoe.cases import Case, CaseError, load_cases, select
 from megamoe.cases.checkpoint import differences
-from megamoe.cases.pattern import MARKS, matching
+from megamoe.cases.pattern import MARKS, matching, one_of
 from megamoe.cases.stored import Stored, used_experts
 from megamoe.compare import disk
 from megamoe.compare.sides import Options
@@ -40,14 +40,14 @@ def forward_case(root: Path, name: str) -> Case:
     """The forward or property case of this id or name. :class:`CaseError` for any other, and for
     a pattern."""
     cases = load_cases(root)
-    found = [c for c in cases if name in (c.id, c.name)]
-    if not found and any(mark in name for mark in MARKS):
-        raise CaseError(_one_of(name, matching(cases, name)))
-    forward = [c for c in found if c.kind in ("forward", "property")]
-    if not forward:
-        what = f"is of kind {found[0].kind}" if found else "is unknown"
-        raise CaseError(f"case {name!r} {what}; `megamoe list --kind forward` shows what has a y")
-    return next((c for c in forward if c.id == name), forward[0])
+    forward = [c for c in cases if c.kind in ("forward", "property")]
+    if not any(name in (c.id, c.name) for c in forward):
+        if any(mark in name for mark in MARKS):
+            raise CaseError(_one_of(name, matching(cases, name)))
+        found = one_of(cases, name)
+        raise CaseError(f"case {name!r} is of kind {found.kind}; `megamoe list --kind forward` "
+                        "shows what has a y")  # fmt: skip
+    return one_of(forward, name)
 
 
 NAMED: Final = 6
@@ -158,21 +158,3 @@ def progress(
             bar.update(task, advance=1, description=f"{what} {case.id}")
 
         yield done
-
-
-def write_reports(a: argparse.Namespace, made: dict[str, Any]) -> bool:
-    """Write what ``--json`` and ``--junit`` ask for; whether a file could not be written."""
-    wrong = []
-    if a.json:
-        wrong.append(results.write(a.json, (json.dumps(made, indent=1) + "\n").encode()))
-    if a.junit:
-        wrong.append(results.write(a.junit, results.junit(made)))
-    for text in filter(None, wrong):
-        complain(text)
-    return any(wrong)
-
-
-def complain(text: str) -> None:
-    """One line on standard error, if somebody still reads there."""
-    with suppress(BrokenPipeError):
-        print(f"megamoe: error: {text}", file=sys.stderr)

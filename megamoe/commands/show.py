@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
-from megamoe.cases import Case, kind_of, load_cases
+from megamoe.cases import SIZES, Case, form_of, golden_root, load_cases
 from megamoe.cases.pattern import matching
 from megamoe.commands.listing import entry
-from megamoe.commands.shared import root_of
-from megamoe.golden import Store, make
-from megamoe.suite.results import SIZES
+from megamoe.golden.documents import manifest_of
 
 JUDGED: Final[Mapping[str, str]] = {
     "staging": "bitwise: x, x_sf, ids and weights; rows beyond the batch stay untouched",
@@ -53,18 +52,11 @@ SCALES: Final = ("w13_scale", "w2_scale", "gate_scale", "up_scale")
 the byte of expert 0 and the step to the next expert."""
 
 
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``show``."""
-    s = command(commands, "show", "sizes, recipe, judgement and contracts of a case", run)
-    s.add_argument("case", metavar="CASE", help="an id, a name or a pattern, as --case takes")
-    s.add_argument("--json", action="store_true", help="an array of objects")
-
-
 def run(a: argparse.Namespace) -> int:
     """Print each case that the pattern means."""
-    root = root_of(a)
-    store = Store(root, make)
-    found = [described(case, store) for case in matching(load_cases(root), a.case)]
+    root = Path(a.golden) if a.golden else golden_root()
+    goldens = manifest_of(root)["cases"]
+    found = [described(case, goldens) for case in matching(load_cases(root), a.case)]
     if a.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -72,11 +64,9 @@ def run(a: argparse.Namespace) -> int:
     return 0
 
 
-def described(case: Case, store: Store) -> dict[str, Any]:
-    """All that is known of a case without running it; JSON-able."""
-    goldens = {
-        key: store.cases[key] for key in store.cases if key.partition("@")[0] == case.id
-    }  # fmt: skip
+def described(case: Case, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is known of a case without running it; JSON-able. ``manifest``: all goldens."""
+    goldens = {key: manifest[key] for key in manifest if key.partition("@")[0] == case.id}
     return {
         **entry(case),
         "sizes": {name: case.params[name] for name in SIZES if name in case.params},
@@ -106,7 +96,7 @@ def judged(case: Case, goldens: Mapping[str, Any]) -> str:
 
 def needs(case: Case) -> list[str]:
     """What a backend must offer: its callable and the features that the case asks."""
-    kind = kind_of(case.kind)
+    kind = form_of(case.kind)
     cuda = ["a CUDA device"] if case.params.get("cuda_only") else []
     return [*filter(None, [kind.needs]), *kind.features(case), *cuda]
 

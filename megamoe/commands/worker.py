@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from megamoe.files import write_atomically
 from megamoe.worker import single
-
-
-def add(commands: Any, command: Any) -> None:
-    """The parser of ``worker``."""
-    c = command(commands, "worker", "write the worker as one file that needs torch only", run)
-    c.add_argument("--out", metavar="FILE.py", default="megamoe_worker.py")
 
 
 def run(a: argparse.Namespace) -> int:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 
 from megamoe.cases import Case, kind_of
+from megamoe.cases.forms import act_of
 from megamoe.cases.kind import Inputs
-from megamoe.cases.recipes import EXTRAS, act_of, forward_problem, hidden_states, routing
+from megamoe.cases.recipes import EXTRAS, forward_problem, hidden_states, routing
 from megamoe.cases.stored import inputs_of, is_stored
 from megamoe.cases.weights import expert_weights
 from megamoe.oracle.mlp import Weights

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from megamoe.cases.forms import LAWS
 from megamoe.coverage import places
 from megamoe.coverage.dimension import Dimension, each
 from megamoe.coverage.ranges import CALLS, MODEL_TOKENS, ROWS, TILES, TOKENS
-from megamoe.kinds.property import LAWS
 from megamoe.spec.contract import Contract
 from megamoe.spec.features import ACTIVATIONS
 from megamoe.spec.models import MODELS

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from megamoe.cases import Case
 from megamoe.cases.counter import below, key, words
-from megamoe.cases.recipes import act_of, hidden_states, routing, twins
+from megamoe.cases.forms import act_of
+from megamoe.cases.recipes import hidden_states, routing, twins
 from megamoe.cases.streams import W2, W2_SF, W13, W13_SF
 from megamoe.cases.weights import LUTS, carry
 from megamoe.spec.features import Activation

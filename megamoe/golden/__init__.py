@@ -1,12 +1,21 @@
-"""Goldens: reading the store, recording candidates, blessing them, verifying them."""
+"""Goldens: reading the store, recording candidates, blessing them, verifying them.
 
-from megamoe.cases.kind import Made
-from megamoe.files import write_atomically
-from megamoe.golden import predicted, recorded
-from megamoe.golden.candidates import bless, bless_durations, record, verify
-from megamoe.golden.changes import diff
-from megamoe.golden.make import GoldenError, digest_of, make, regenerate, rows_of
-from megamoe.golden.store import Store, StoredGolden
+Each name is imported when it is first asked for: the manifest can be read without torch
+(``documents.py``).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megamoe.cases.kind import Made
+    from megamoe.files import write_atomically
+    from megamoe.golden import predicted, recorded
+    from megamoe.golden.candidates import bless, bless_durations, record, verify
+    from megamoe.golden.changes import diff
+    from megamoe.golden.computed import digest_of, make, regenerate, rows_of
+    from megamoe.golden.places import GoldenError
+    from megamoe.golden.store import Store, StoredGolden
 
 __all__ = [
     "GoldenError",
@@ -26,3 +35,30 @@ __all__ = [
     "verify",
     "write_atomically",
 ]
+
+_HOME = {
+    "GoldenError": "golden.places",
+    "Made": "cases.kind",
+    "Store": "golden.store",
+    "StoredGolden": "golden.store",
+    "bless": "golden.candidates",
+    "bless_durations": "golden.candidates",
+    "diff": "golden.changes",
+    "digest_of": "golden.computed",
+    "make": "golden.computed",
+    "record": "golden.candidates",
+    "regenerate": "golden.computed",
+    "rows_of": "golden.computed",
+    "verify": "golden.candidates",
+    "write_atomically": "files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("predicted", "recorded"):
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"megamoe.{_HOME[name]}"), name)
+    globals()[name] = found  # asked for once
+    return found

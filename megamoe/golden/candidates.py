@@ -26,9 +26,9 @@ from megamoe.cases.kind import Made
 from megamoe.cases.shards import durations
 from megamoe.files import TENSORS_LIMIT, clear_leftovers, locked, read_bounded, write_atomically
 from megamoe.golden.changes import CANDIDATES, candidates, manifest_or_empty
+from megamoe.golden.computed import digest_of, generator, make, regenerate
 from megamoe.golden.documents import read_manifest
-from megamoe.golden.make import GoldenError, digest_of, generator, make, regenerate
-from megamoe.golden.places import inside, key_of, tensors_of
+from megamoe.golden.places import GoldenError, inside, key_of, tensors_of
 from megamoe.golden.store import Store, entry_of, generator_id, manifest_bytes, pack
 from megamoe.spec.contract import BASE, REVISIONS
 

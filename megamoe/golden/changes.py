@@ -13,8 +13,7 @@ import numpy.typing as npt
 from megamoe.cases import Case
 from megamoe.files import TENSORS_LIMIT, read_bounded
 from megamoe.golden.documents import read_candidate, read_manifest
-from megamoe.golden.make import GoldenError
-from megamoe.golden.places import tensors_of
+from megamoe.golden.places import GoldenError, tensors_of
 from megamoe.golden.store import DIGEST, empty_manifest, read_tensors
 from megamoe.spec.contract import BASE
 from megamoe.spec.forms import BF16, BYTE, E4M3, F32, INT32, INT64, Form

@@ -15,10 +15,8 @@ from typing import Any, Final
 from megamoe import schema
 from megamoe.cases import KINDS
 from megamoe.files import CANDIDATE_LIMIT, MANIFEST_LIMIT, RECORDED_LIMIT, read_json
-from megamoe.golden.make import GoldenError
-from megamoe.golden.places import id_fault, key_fault, tensors_of
+from megamoe.golden.places import GoldenError, id_fault, key_fault, tensors_of
 from megamoe.spec.contract import REVISIONS
-from megamoe.spec.tensors import STAGES
 
 SCHEMA: Final = 1
 """The schema version of the manifest and of recorded bits."""
@@ -62,6 +60,8 @@ def kept_y(value: Any) -> str:
 
 
 def _stage(name: str) -> str:
+    from megamoe.spec.tensors import STAGES  # takes torch, which the manifest does not
+
     return "" if name in STAGES else f"known stages: {', '.join(STAGES)}"
 
 
@@ -103,6 +103,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if said := _entry_fault(case_id, entry):
             raise GoldenError(f"{path.name}: case {case_id}: {said}; {RESTORE}")
     return dict(manifest)
+
+
+def manifest_of(root: Path) -> dict[str, Any]:
+    """The manifest in ``root``, if its contract is one that this megamoe knows."""
+    manifest = read_manifest(root / "manifest.json")
+    if manifest["contract"] not in REVISIONS:
+        raise GoldenError(
+            f"the goldens are of contract {manifest['contract']}, this megamoe knows "
+            f"{', '.join(REVISIONS)}; use matching versions of the two"
+        )
+    return manifest
 
 
 def forward_inputs(root: Path) -> dict[str, str]:

@@ -15,8 +15,7 @@ from megamoe.cases import Case, load_cases
 from megamoe.cases.stored import INPUTS, KIND, case_of, load
 from megamoe.files import STORED_LIMIT, locked, read_bounded, write_atomically
 from megamoe.golden.candidates import record
-from megamoe.golden.make import GoldenError
-from megamoe.golden.places import NAME, inside
+from megamoe.golden.places import NAME, GoldenError, inside
 
 _PARAMS = ("family", "hidden", "intermediate", "experts", "top_k", "tokens", "clamp", "fast_math",
            "capacity")  # fmt: skip

@@ -7,15 +7,20 @@ computed here is refused, so no edited file leads a write or a deletion out of `
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from megamoe.cases import KINDS
-from megamoe.golden.make import GoldenError
+from megamoe.environment import machine_class, slug
 from megamoe.spec.contract import REVISIONS
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 """Names of cases, as the case files take them."""
+
+
+class GoldenError(ValueError):
+    """A golden, the manifest or a candidate is not as it must be; one line with the remedy."""
 
 
 def key_of(case_id: str, revision: str = "") -> str:
@@ -44,6 +49,11 @@ def tensors_of(key: str) -> str:
     if said := key_fault(key):
         raise GoldenError(f"case {key!a}: {said}")
     return f"tensors/{key}.safetensors"
+
+
+def recorded_file(root: Path, name: str, facts: Mapping[str, Any]) -> Path:
+    """Where the recorded bits of backend ``name`` on a worker's machine class are, if any are."""
+    return root / "recorded" / slug(name) / f"{machine_class(facts)}.json"
 
 
 def inside(root: Path, path: Path) -> Path:

@@ -22,8 +22,7 @@ import numpy.typing as npt
 from megamoe import schema
 from megamoe.files import clear_leftovers, locked, write_atomically
 from megamoe.golden.documents import RESTORE, SCHEMA, forward_inputs, kept_y, read_bits
-from megamoe.golden.make import GoldenError
-from megamoe.golden.places import id_fault, inside
+from megamoe.golden.places import GoldenError, id_fault, inside
 from megamoe.golden.recorded import digests
 from megamoe.golden.store import canonical
 from megamoe.judge.judgements import COMPUTED, observable_codes

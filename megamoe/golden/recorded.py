@@ -24,8 +24,7 @@ import numpy.typing as npt
 from megamoe.environment import machine_class, provenance, slug
 from megamoe.files import clear_leftovers, locked, write_atomically
 from megamoe.golden.documents import SCHEMA, Y_LIMIT, forward_inputs, read_recorded
-from megamoe.golden.make import GoldenError
-from megamoe.golden.places import inside
+from megamoe.golden.places import GoldenError, inside, recorded_file
 from megamoe.golden.store import canonical
 from megamoe.judge.elements import bitwise, place_of
 from megamoe.judge.judgements import COMPUTED, STAGED
@@ -144,7 +143,7 @@ class Recorded:
 
 def find(root: Path, name: str, facts: Mapping[str, Any]) -> Recorded | None:
     """The recorded bits of backend ``name`` on a worker's machine class; None if there are none."""
-    path = root / "recorded" / slug(name) / f"{machine_class(facts)}.json"
+    path = recorded_file(root, name, facts)
     try:
         return Recorded(path, read_recorded(path, slug))
     except (FileNotFoundError, NotADirectoryError):

@@ -23,10 +23,10 @@ from safetensors.numpy import save as save_tensors
 from megamoe.cases import Case, kind_of
 from megamoe.cases.kind import Made
 from megamoe.files import TENSORS_LIMIT, read_bounded
-from megamoe.golden.documents import RESTORE, SCHEMA, read_manifest
-from megamoe.golden.make import GoldenError, generator
-from megamoe.golden.places import key_of, tensors_of
-from megamoe.spec.contract import NEWEST, REVISIONS, Contract
+from megamoe.golden.computed import generator
+from megamoe.golden.documents import RESTORE, SCHEMA, manifest_of
+from megamoe.golden.places import GoldenError, key_of, tensors_of
+from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.tensors import TENSORS
 
 Array = npt.NDArray[Any]
@@ -103,7 +103,7 @@ def entry_of(
 
 
 def generator_id() -> str:
-    """Short digest of :func:`megamoe.golden.make.generator`, under which the manifest keeps it."""
+    """Short digest of :func:`.computed.generator`, under which the manifest keeps it."""
     text = json.dumps(generator(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -169,12 +169,7 @@ class Store:
         self.root = root
         self.live = live
         self.contract = contract
-        self.manifest = read_manifest(root / "manifest.json")
-        if self.manifest["contract"] not in REVISIONS:
-            raise GoldenError(
-                f"the goldens are of contract {self.manifest['contract']}, this megamoe knows "
-                f"{', '.join(REVISIONS)}; use matching versions of the two"
-            )
+        self.manifest = manifest_of(root)
 
     @property
     def cases(self) -> Mapping[str, Any]:

@@ -1,12 +1,21 @@
-"""The judge: outputs against goldens. It knows tensors and forms, and no kernel."""
+"""The judge: outputs against goldens. It knows tensors and forms, and no kernel.
+
+What compares tensors is imported when it is first asked for: verdicts and their pictures take no
+torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from megamoe.callable_room import make_callable
-from megamoe.judge.elements import Place, bitwise, interval, place_of
-from megamoe.judge.judgements import GoldenLacks, judge_forward
-from megamoe.judge.outputs import BadOutput, checked, forward_bits
 from megamoe.judge.picture import picture
 from megamoe.judge.symptom import Symptom, symptom_of, symptoms
 from megamoe.judge.verdict import BAD, JUDGED, STATUSES, WORDS, Finding, Verdict, Worst, of_findings
+
+if TYPE_CHECKING:
+    from megamoe.judge.elements import Place, bitwise, interval, place_of
+    from megamoe.judge.judgements import GoldenLacks, judge_forward
+    from megamoe.judge.outputs import BadOutput, checked, forward_bits
 
 __all__ = [
     "BAD",
@@ -31,5 +40,26 @@ __all__ = [
     "symptom_of",
     "symptoms",
 ]
+
+_HOME = {
+    "BadOutput": "outputs",
+    "GoldenLacks": "judgements",
+    "Place": "elements",
+    "bitwise": "elements",
+    "checked": "outputs",
+    "forward_bits": "outputs",
+    "interval": "elements",
+    "judge_forward": "judgements",
+    "place_of": "elements",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = found  # asked for once
+    return found
+
 
 make_callable(__name__)  # megamoe.judge(...), see docs/api.md

@@ -11,7 +11,8 @@ import torch
 from megamoe import oracle
 from megamoe.cases import Case, Kind
 from megamoe.cases.counter import below, key
-from megamoe.cases.kind import Params, Parts, complete_unpadded, knows_padding
+from megamoe.cases.forms import EPLB
+from megamoe.cases.kind import Parts
 from megamoe.cases.recipes import routing
 from megamoe.cases.streams import IDS, MAP, options
 from megamoe.golden import Made, StoredGolden
@@ -19,13 +20,6 @@ from megamoe.judge import Verdict, checked, of_findings
 from megamoe.spec.contract import Contract
 from megamoe.spec.forms import bits
 from megamoe.worker.exchange import Caller, Returned
-
-
-def complete(where: str, params: Params) -> None:
-    """By default ids are int32 and the load is recorded."""
-    params.setdefault("ids_dtype", "int32")
-    params.setdefault("record", True)
-    complete_unpadded(where, params)
 
 
 def inputs(case: Case) -> dict[str, Any]:
@@ -104,18 +98,10 @@ def judge_returned(
 
 
 KIND: Final = Kind(
-    keys={
-        "tokens": int, "top_k": int, "logical": int, "physical": int, "ids_dtype": str,
-        "record": bool, "map_recipe": dict, "ids_recipe": dict, "unpadded": int,
-    },
-    required=("tokens", "top_k", "logical", "physical"),
-    choices={"ids_dtype": ("int32", "int64")},
-    complete=complete,
+    **vars(EPLB),
     inputs=inputs,
     golden=golden,
-    needs="eplb_map",
     ask=ask,
     judge_returned=judge_returned,
     parts=Parts(("ids",), {"load": "expert_load_view"}),
-    knows=knows_padding,
-)  # fmt: skip
+)

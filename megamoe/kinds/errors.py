@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from megamoe.cases import Case, Kind
+from megamoe.cases.forms import ERRORS
 from megamoe.golden import Made
 from megamoe.judge import Finding, Verdict, of_findings
 from megamoe.spec.contract import contract
@@ -66,12 +67,9 @@ def complaint(action: str, refused: Mapping[str, Any], raises: str, message: str
 
 
 KIND: Final = Kind(
-    keys={"action": str, "args": dict, "raises": str, "message": str},
-    required=("action", "raises", "message"),
-    complete=lambda where, params: params.setdefault("args", {}),
+    **vars(ERRORS),
     inputs=lambda case: {},
     golden=lambda case, given, classes, contract: Made({}),  # the case has the right text
-    needs=None,
     judge=judge,
     dump=None,
 )

@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from megamoe import oracle
-from megamoe.cases import Case, CaseError, Kind
+from megamoe.cases import Case, Kind
+from megamoe.cases.forms import FORWARD
 from megamoe.cases.kind import (
     ONLY_CUDA,
-    Params,
-    complete_capacity,
-    complete_distinct,
     lacks_cuda,
     oracle_tensors,
 )
-from megamoe.cases.recipes import act_of, forward_problem
+from megamoe.cases.recipes import forward_problem
 from megamoe.golden import GoldenError, Made, StoredGolden, predicted, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
@@ -26,15 +24,11 @@ from megamoe.predict import model
 from megamoe.predict.explain import explain
 from megamoe.predict.explain import said as changes_line
 from megamoe.spec.contract import REVISIONS, Contract
-from megamoe.spec.features import COMBINE_DTYPES, WEIGHT_FORMATS, features_of, nvfp4_fault
-from megamoe.spec.formats import SIZE_MULTIPLE
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker.exchange import Caller, Missing, Returned
 from megamoe.worker.session import FOLDS_SCALES, Identity
-
-FAMILIES: Final = ("zero-freedom", "envelope")
 
 
 @dataclass(frozen=True)
@@ -48,60 +42,6 @@ class Shown:
     actual: Mapping[str, Any]
     fingerprint: Mapping[str, Any] | None = None
     """The backend's fingerprint after the call, which may have compiled something."""
-
-
-def complete(where: str, params: Params) -> None:
-    """Defaults of the scalars; rows are those of the case, or its distinct ones."""
-    complete_capacity(where, params)
-    complete_distinct(where, params)
-    if "distinct" in params:
-        params.setdefault("rows", list(range(params["distinct"])))
-    params.setdefault("clamp", "none")
-    params.setdefault("fast_math", True)
-    if isinstance(params["clamp"], str) and params["clamp"] != "none":
-        raise CaseError(f"{where}: clamp is {params['clamp']!r}; a number or 'none'")
-    if fault := act_of(params).fault():
-        raise CaseError(f"{where}: {fault}")
-    if params.get("combine_dtype", "bf16") not in COMBINE_DTYPES:
-        raise CaseError(f"{where}: combine_dtype must be one of {', '.join(COMBINE_DTYPES)}")
-    if params.get("shared_recipe", {}).get("size", SIZE_MULTIPLE) % SIZE_MULTIPLE:
-        raise CaseError(f"{where}: the size of shared_recipe must be a multiple of 128")
-    if fault := _format_fault(params):
-        raise CaseError(f"{where}: {fault}")
-    rows = params.get("rows")
-    inside = rows is None or (
-        all(isinstance(r, int) and 0 <= r < params["tokens"] for r in rows)
-        and rows == sorted(set(rows))
-    )
-    if not inside:
-        raise CaseError(f"{where}: rows must be ascending, each below tokens")
-
-
-def _format_fault(params: Params) -> str:
-    """The reason why the weights' format is unknown here; empty if it is known."""
-    scale = params.get("l2_activation_scale")
-    if params.get("weight_format", "mxfp4") not in WEIGHT_FORMATS:
-        return f"weight_format must be one of {', '.join(WEIGHT_FORMATS)}"
-    if params.get("weight_format") == "nvfp4":
-        return nvfp4_fault(_features(params), params["hidden"], params["intermediate"], scale)
-    return "" if scale is None else "l2_activation_scale needs weight_format = 'nvfp4'"
-
-
-def features(case: Case) -> tuple[str, ...]:
-    """The features of a case beyond plain SwiGLU of routed experts."""
-    return _features(case.params)
-
-
-def _features(p: Mapping[str, Any]) -> tuple[str, ...]:
-    return features_of(
-        act_of(p), p.get("combine_dtype", "bf16"), "shared_recipe" in p,
-        "shared_output_recipe" in p, p.get("weight_format", "mxfp4"),
-    )  # fmt: skip
-
-
-def knows(case: Case, contract: Contract) -> bool:
-    """The contract has a rule for every feature that the case asks."""
-    return set(features(case)) <= set(contract.features.value)
 
 
 def inputs(case: Case) -> dict[str, Any]:
@@ -264,26 +204,11 @@ def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -
 
 
 KIND: Final = Kind(
-    keys={
-        "hidden": int, "intermediate": int, "experts": int, "top_k": int, "tokens": int,
-        "model": str, "ep": int, "clamp": (int, float, str), "fast_math": bool, "capacity": int,
-        "family": str, "rows": list, "hidden_recipe": dict, "weights_recipe": dict,
-        "routing_recipe": dict, "activation": str, "activation_alpha": (int, float),
-        "activation_beta": (int, float), "combine_dtype": str, "shared_recipe": dict,
-        "shared_output_recipe": dict, "weight_format": str, "l2_activation_scale": (int, float),
-        "distinct": int, "cuda_only": bool,
-    },
-    required=("hidden", "intermediate", "experts", "top_k", "tokens", "family"),
-    choices={"family": FAMILIES},
-    complete=complete,
-    is_forward=True,
+    **vars(FORWARD),
     inputs=inputs,
     golden=golden,
-    needs="forward",
     ask=ask,
     lacks=lacks,
     judge_returned=judge_returned,
     dump=dump,
-    features=features,
-    knows=knows,
-)  # fmt: skip
+)

@@ -10,6 +10,7 @@ import torch
 
 from megamoe import oracle
 from megamoe.cases import Case, Kind
+from megamoe.cases.forms import LAYOUT
 from megamoe.cases.kind import Parts
 from megamoe.cases.weights import expert_weights
 from megamoe.golden import Made, StoredGolden
@@ -72,15 +73,10 @@ def judge_returned(
 
 
 KIND: Final = Kind(
-    keys={
-        "model": str, "ep": int, "hidden": int, "intermediate": int, "experts": int,
-        "touched": list, "weights_recipe": dict,
-    },
-    required=("hidden", "intermediate", "experts"),
+    **vars(LAYOUT),
     inputs=inputs,
     golden=golden,
-    needs="transform_weights",
     ask=ask,
     judge_returned=judge_returned,
     parts=Parts(NAMES),
-)  # fmt: skip
+)

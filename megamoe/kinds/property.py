@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from megamoe.cases import Case, CaseError
-from megamoe.cases.kind import Params
+from megamoe.cases import Case
+from megamoe.cases.forms import LAUNCHED, PROPERTY
 from megamoe.judge import BadOutput, Finding, Verdict, bitwise, checked, forward_bits, place_of
 from megamoe.kinds import forward, laws
 from megamoe.kinds.rows import repeated
@@ -17,27 +17,9 @@ from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
 from megamoe.worker.exchange import Caller, Missing
 
-LAUNCHED: Final = {
-    "stale-bytes": (True, False), "graph-replay": (True, True), "busy-stream": (False, True),
-    "autocast": (False, False), "grad-mode": (False, False), "torch-defaults": (False, False),
-    "engine-tensors": (False, False),
-}  # fmt: skip
-"""Laws of :mod:`megamoe.layer.launch_laws`: whether one needs ``run``, and whether CUDA."""
 COUNTS_TOKENS: Final = ("batch-invariance", "padding-rows", "replica-choice")
 """Laws that change how many tokens a call or an expert has. A backend with ``batch_invariant =
 False`` does not promise them; a token's place among the others must not matter all the same."""
-LAWS: Final = (
-    "batch-invariance", "token-permutation", "replica-choice", "ep-size", "capacity",
-    "stale-buffer", "padding-rows", "masked-slots", "repeat", "many-calls",
-    "other-weights", *LAUNCHED,
-)  # fmt: skip
-
-
-def complete(where: str, params: Params) -> None:
-    """Complete the parameters as those of a forward case; the laws rearrange MXFP4 weights only."""
-    forward.complete(where, params)
-    if params.get("weight_format") == "nvfp4":
-        raise CaseError(f"{where}: the laws are not written for nvfp4; make it a forward case")
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -95,11 +77,4 @@ def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> li
     return out
 
 
-KIND: Final = replace(
-    forward.KIND,
-    keys={**forward.KIND.keys, "law": str},
-    required=(*forward.KIND.required, "law"),
-    choices={**forward.KIND.choices, "law": LAWS},
-    complete=complete,
-    judge=judge,
-)
+KIND: Final = replace(forward.KIND, **vars(PROPERTY), judge=judge)

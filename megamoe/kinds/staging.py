@@ -9,14 +9,10 @@ import numpy as np
 import torch
 
 from megamoe import oracle
-from megamoe.cases import Case, CaseError, Kind
+from megamoe.cases import Case, Kind
+from megamoe.cases.forms import STAGING
 from megamoe.cases.kind import (
-    Params,
     Parts,
-    complete_capacity,
-    complete_distinct,
-    complete_unpadded,
-    knows_padding,
     oracle_tensors,
 )
 from megamoe.cases.recipes import bf16_tensor, hidden_states, made_tokens, routing, twins
@@ -29,16 +25,6 @@ from megamoe.worker.exchange import Caller, Returned
 from megamoe.worker.serve import POISON
 
 PREPARE: Final = OPERATIONS["prepare"]
-
-
-def complete(where: str, params: Params) -> None:
-    """By default ids are int64."""
-    params.setdefault("ids_dtype", "int64")
-    complete_capacity(where, params)
-    complete_unpadded(where, params)
-    complete_distinct(where, params)
-    if "distinct" in params and "unpadded" in params:
-        raise CaseError(f"{where}: distinct and unpadded together are not known")
 
 
 def inputs(case: Case) -> dict[str, Any]:
@@ -128,20 +114,11 @@ def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -
 
 
 KIND: Final = Kind(
-    keys={
-        "hidden": int, "tokens": int, "top_k": int, "experts": int, "ids_dtype": str,
-        "capacity": int, "hidden_recipe": dict, "routing_recipe": dict, "unpadded": int,
-        "distinct": int,
-    },
-    required=("hidden", "tokens", "top_k", "experts"),
-    choices={"ids_dtype": ("int32", "int64")},
-    complete=complete,
+    **vars(STAGING),
     inputs=inputs,
     golden=golden,
-    needs="prepare",
     ask=ask,
     judge_returned=judge_returned,
     parts=Parts((), {name: name for name in PREPARE.returns}, "topk_ids"),
     dump=dump,
-    knows=knows_padding,
-)  # fmt: skip
+)

@@ -12,7 +12,8 @@ from typing import Final
 import torch
 
 from megamoe.spec.contract import NEWEST, Contract
-from megamoe.spec.formats import E4M3_MAX, E4M3_NAN, GROUP, SIZE_MULTIPLE, UE8M0_BIAS
+from megamoe.spec.features import SIZE_MULTIPLE
+from megamoe.spec.formats import E4M3_MAX, E4M3_NAN, GROUP, UE8M0_BIAS
 from megamoe.spec.texts import text
 
 RECIP_448: Final = 1.0 / torch.tensor(448.0, dtype=torch.float32, device="cpu")

@@ -12,6 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Generic, TypeVar
 
+from megamoe.suggest import hint
+
 T = TypeVar("T")
 
 
@@ -255,5 +257,6 @@ def contract(revision: str) -> Contract:
         return REVISIONS[revision]
     except KeyError:
         raise ValueError(
-            f"unknown contract {revision!r}; known: {', '.join(REVISIONS)}, or auto"
+            f"unknown contract {revision!r}{hint(revision, REVISIONS)}; known: "
+            f"{', '.join(REVISIONS)}, or auto"
         ) from None

@@ -8,6 +8,8 @@ from typing import Final
 ACTIVATIONS: Final = ("swiglu", "swiglustep", "situ")
 """The activations between the two products, by vLLM's names."""
 COMBINE_DTYPES: Final = ("bf16", "fp8")
+SIZE_MULTIPLE: Final = 128
+"""H and I are multiples of this."""
 NVFP4_SIZE_MULTIPLE: Final = 256
 """H and I are multiples of this where weights are NVFP4."""
 WEIGHT_FORMATS: Final = ("mxfp4", "nvfp4")

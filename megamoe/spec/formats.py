@@ -24,8 +24,6 @@ GROUP: Final = 32
 """Values that share one scale factor, everywhere in the layer but in NVFP4."""
 FP8_COMBINE_GROUP: Final = 128
 """Channels that share one scale factor where slot rows reach the combine as E4M3."""
-SIZE_MULTIPLE: Final = 128
-"""H and I are multiples of this."""
 NVFP4_GROUP: Final = 16
 """Values that share one scale factor where weights and activations are NVFP4."""
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from megamoe.cases import Case, shards
 from megamoe.environment import machine_class
-from megamoe.golden import Store, make, recorded
+from megamoe.golden.documents import manifest_of
+from megamoe.golden.places import recorded_file
 from megamoe.judge import BAD, Verdict
 from megamoe.suite import results
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.progress import Progress
 from megamoe.suite.reds import PICTURES
-from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, stoppable
-from megamoe.worker.exchange import NoRoom
+from megamoe.worker.outcomes import NoRoom
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import Identity
+
+if TYPE_CHECKING:
+    from megamoe.suite.runner import Runner
 
 
 @dataclass
@@ -88,7 +91,7 @@ def check(
     for reds only. ``explains``: look for the single change of a model that explains an output
     inside the envelope and unlike its prediction.
     """
-    Store(settings.root, make)  # a manifest that cannot be read is said before any work
+    manifest_of(settings.root)  # a manifest that cannot be read is said before any work
     most = len(settings.cases())
     seconds = shards.durations(settings.root)
     started = time.perf_counter()
@@ -146,8 +149,8 @@ def _report(
     settings: Settings, identity: Identity, cases: list[Case], verdicts: list[Verdict],
     details: dict[str, Any],
 ) -> results.Report:  # fmt: skip
-    kept = recorded.find(settings.root, identity.name, identity.facts)
-    file = None if kept is None else str(kept.path.relative_to(settings.root))
+    kept = recorded_file(settings.root, identity.name, identity.facts)
+    file = str(kept.relative_to(settings.root)) if kept.exists() else None
     out = results.build(settings, identity, verdicts)
     results.describe(out, cases, details)
     out["options"] = settings.again()

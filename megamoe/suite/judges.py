@@ -7,30 +7,23 @@ that it had, and another takes its place.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
-import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
-from typing import Any, Final, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, cast
 
 from megamoe.cases import Case
-from megamoe.golden import Store, make, predicted, recorded
-from megamoe.spec.contract import contract
-from megamoe.suite.runner import Runner
 from megamoe.suite.stops import raise_if_stopped
-from megamoe.worker.exchange import NoRoom
-from megamoe.worker.pool import Address, Shared
+from megamoe.worker.outcomes import NoRoom
+from megamoe.worker.pool import Address
 
-PR_SET_PDEATHSIG: Final = 1
+if TYPE_CHECKING:
+    from megamoe.suite.runner import Runner
 
-Step = Callable[[Runner, Case], Any]
+Step = Callable[["Runner", Case], Any]
 """What a judge does with a case, a function of a module; its result can be pickled."""
 
 
@@ -59,7 +52,7 @@ def get_ready() -> Any:
     It imports beside whoever called, so a run calls this before it waits for its backend.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["megamoe.suite.mortal", "megamoe.suite.judges"])
+    context.set_forkserver_preload(["megamoe.suite.mortal", "megamoe.suite.sitting"])
     forkserver.ensure_running()
     return context
 
@@ -163,38 +156,10 @@ class Judges:
 
 
 def _sit(pipe: Any, desk: Desk) -> None:
-    """A judge's process: cases in, results out, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who owns the run decides when it ends
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    torch.set_num_threads(desk.threads)
-    gc.freeze()  # what was imported is no garbage: to look through it takes 0.1 s a case
-    gc.enable()
-    try:
-        session = Shared(desk.address)
-        identity = session.identity
-        kept = recorded.find(desk.root, identity.name, identity.facts)
-        predictions = predicted.find(desk.root, identity.accumulator)
-        runner = Runner(
-            session, Store(desk.root, make, contract(identity.contract)), kept, desk.timeout
-        )
-        runner.predictions = predictions
-    except EOFError:  # the run has ended
-        return
-    except (ValueError, OSError) as error:
-        with suppress(OSError):
-            pipe.send(("cannot", str(error)))
-        return
-    gc.freeze()  # what is there stays: a collection after each case need not look at it
-    with suppress(EOFError, OSError):
-        pipe.send(("ready", None))
-        while True:
-            case, runner.brief = pipe.recv()
-            try:
-                pipe.send(("done", desk.step(runner, case)))
-            except NoRoom as full:
-                pipe.send(("full", str(full)))
-            gc.collect()  # a real model's weights must not wait for the next case's
+    """A judge's process. What it imports is there already: it is a fork of the server."""
+    from megamoe.suite.sitting import sit
+
+    sit(pipe, desk)
 
 
 def threads_of(processes: int) -> int:

@@ -12,21 +12,21 @@ Without ``-p`` the controlling process does not know this plugin, and each proce
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-import torch
 
 from megamoe.cases.pattern import MARKS
-from megamoe.golden import Store, make, recorded
 from megamoe.spec.contract import contract
 from megamoe.suite.judges import threads_of
-from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker
 from megamoe.worker.pool import Address, Pool, Shared
 from megamoe.worker.session import WorkerError
+
+if TYPE_CHECKING:
+    from megamoe.suite.runner import Runner
 
 SETTINGS = pytest.StashKey[Settings]()
 UNDER = pytest.StashKey[str]()
@@ -124,8 +124,6 @@ def megamoe_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     chosen = settings(config)
     given: dict[str, Any] = getattr(config, "workerinput", {})
     threads = threads_of(int(given["workercount"])) if given else 0
-    if threads:
-        torch.set_num_threads(threads)
     if ADDRESS in given:
         session: Worker | Shared = Shared(Address.unpacked(given[ADDRESS]))
     else:
@@ -136,6 +134,15 @@ def megamoe_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
         except WorkerError as error:  # not once a case: nothing can be judged
             pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
         config.stash[UNDER] = identity.judged_under
+        # Torch takes seconds; the controlling process of pytest-xdist, and one whose backend cannot
+        # be loaded, do without.
+        import torch
+
+        from megamoe.golden import Store, make, recorded
+        from megamoe.suite.runner import Runner
+
+        if threads:
+            torch.set_num_threads(threads)
         kept = recorded.find(chosen.root, identity.name, identity.facts)
         store = Store(chosen.root, make, contract(identity.contract))
         yield Runner(session, store, kept, chosen.timeout)

@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 from rich.console import Console
 from rich.table import Table
 
-from megamoe.cases import KINDS, Case
+from megamoe.cases import KINDS, SIZES, Case
 from megamoe.environment import machine, versions
-from megamoe.golden import write_atomically
+from megamoe.files import write_atomically
 from megamoe.judge import BAD, JUDGED, STATUSES, WORDS, Verdict
 from megamoe.printable import counted
 from megamoe.suite.settings import Settings
@@ -48,10 +48,6 @@ def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -
         "machine": machine(identity.facts),
         "cases": [v.to_dict() for v in sorted(verdicts, key=lambda v: v.case_id)],
     }
-
-
-SIZES: Final = ("tokens", "hidden", "intermediate", "experts", "top_k", "logical", "physical")
-"""Parameters of a case that the report calls its shape."""
 
 
 def describe(report: Report, cases: Sequence[Case], details: Mapping[str, Any]) -> None:

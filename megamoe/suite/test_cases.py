@@ -1,11 +1,17 @@
 """The items of the suite: one for each case, parametrised by :mod:`megamoe.suite.plugin`."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pytest
 
 from megamoe.cases import Case
 from megamoe.judge import BAD, picture
-from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
+
+if TYPE_CHECKING:
+    from megamoe.suite.runner import Runner
 
 
 def test_case(megamoe_case: Case, megamoe_runner: Runner, megamoe_settings: Settings) -> None:

@@ -1,8 +1,9 @@
-"""The data from which a judge chooses a contract. Part of ``serve.py``: needs Python 3.10 and torch
-only."""
+"""What a file offers, and what a judge needs to choose a contract. Part of ``serve.py``: needs
+Python 3.10 and torch only."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import os
@@ -35,6 +36,29 @@ def _factory(spec: str, modules: Mapping[str, str]) -> Any:
     if not isinstance(found, type) and hasattr(found, "name") and hasattr(found, "accumulator"):
         raise TypeError("a backend as it is, whatever a call of it would take")
     return found
+
+
+def lacks(module: Any, name: str, callables: Iterable[str]) -> str:
+    """The end of "FILE has no NAME": the name that was meant, and what could be a backend."""
+    found = [n for n, value in vars(module).items() if _may_be_backend(n, value, module, callables)]
+    near = difflib.get_close_matches(name, found, 1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    listed = ", ".join(found) or f"nothing that could be one: a class with {', '.join(callables)}"
+    return f"{meant}; it has {listed}"
+
+
+def _may_be_backend(name: str, value: Any, module: Any, callables: Iterable[str]) -> bool:
+    """A class or an object with one of ``callables``, or a factory; an import only if it says its
+    accumulator class, as a class of torch does not."""
+    if name.startswith("_") or inspect.ismodule(value):
+        return False
+    is_own = getattr(value, "__module__", None) == module.__name__
+    if inspect.isfunction(value):
+        takes = inspect.signature(value).parameters.values()
+        needed = {p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)}
+        return is_own and needed <= {"device", "contract"}
+    says = hasattr(value, "accumulator") or (is_own and isinstance(value, type))
+    return says and any(callable(getattr(value, one, None)) for one in callables)
 
 
 def loaded(names: Iterable[str]) -> dict[str, str]:

@@ -58,8 +58,9 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
         raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
     module = import_file(Path(name).expanduser().resolve())
     if not hasattr(module, attribute):
-        names = ", ".join(n for n in vars(module) if not n.startswith("_")) or "none"
-        raise BackendError(f"{Path(name).name} has no {attribute!r}; it has {names}")
+        about = module_of("megamoe_worker_offer", HERE / "offer.py")
+        said = about.lacks(module, attribute, CALLABLES)
+        raise BackendError(f"{Path(name).name} has no {attribute!r}{said}")
     return create(getattr(module, attribute), torch.device(device), contract)
 
 

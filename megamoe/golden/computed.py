@@ -17,6 +17,7 @@ import megamoe
 from megamoe.cases import Case, kind_of
 from megamoe.cases.kind import Made
 from megamoe.cases.stored import inputs_of, is_stored
+from megamoe.golden.places import GoldenError
 from megamoe.spec.contract import REVISIONS, Contract
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
@@ -24,15 +25,11 @@ from megamoe.spec.problem import Problem
 Array = npt.NDArray[Any]
 
 SOURCES: Final = (
-    "cases/counter.py", "cases/directed.py", "cases/recipes.py", "cases/streams.py",
-    "cases/sweep.py", "cases/weights.py", "spec/accumulators.py", "spec/contract.py",
-    "spec/formats.py", "spec/features.py", "spec/problem.py",
+    "cases/counter.py", "cases/directed.py", "cases/forms.py", "cases/recipes.py",
+    "cases/streams.py", "cases/sweep.py", "cases/weights.py", "spec/accumulators.py",
+    "spec/contract.py", "spec/formats.py", "spec/features.py", "spec/problem.py",
 )  # fmt: skip
 """Besides the oracle and the kinds: the modules that decide the bits of a golden."""
-
-
-class GoldenError(ValueError):
-    """A golden, the manifest or a candidate is not as it must be; one line with the remedy."""
 
 
 def regenerate(case: Case) -> dict[str, Any]:

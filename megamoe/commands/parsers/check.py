@@ -1,0 +1,48 @@
+"""The command line of ``megamoe check``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megamoe.cases import KINDS, TIERS
+from megamoe.commands.options import (
+    DEFAULT_WORKERS,
+    add_case,
+    add_contract,
+    add_reports,
+    at_least_one,
+    seconds,
+)
+from megamoe.commands.parsers.names import PICTURES
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``check``."""
+    c = command(commands, "check", "judge a backend against the goldens", "check.run")
+    c.set_defaults(backend_is="here")
+    c.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
+    c.add_argument("--kind", choices=KINDS)
+    c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
+    add_case(c)
+    add_contract(c)
+    c.add_argument("--failed", metavar="REPORT", help="only cases that failed in a JSON report")
+    c.add_argument("--shard", metavar="I/N", help="the I-th of N parts, balanced by duration")
+    c.add_argument("-n", type=at_least_one, default=DEFAULT_WORKERS, metavar="N",
+                   help=f"judging processes (default {DEFAULT_WORKERS})")  # fmt: skip
+    c.add_argument("--workers", type=at_least_one, metavar="N",
+                   help="processes that run it (default: 1 on a GPU, else as -n)")  # fmt: skip
+    c.add_argument("--python", dest="interpreter", metavar="PYTHON",
+                   help="the Python that runs the backend; it needs torch only")  # fmt: skip
+    c.add_argument("--timeout", type=seconds, help="seconds of the backend a case (default 120)")
+    c.add_argument("--load-timeout", type=seconds,
+                   help="seconds until the backend is loaded (default 300)")  # fmt: skip
+    c.add_argument("--quiet", "-q", action="store_true",
+                   help="lines for reds only; the end counts the rest")  # fmt: skip
+    c.add_argument("--maxfail", type=at_least_one, metavar="N", help="stop after N reds")
+    c.add_argument("--pictures", type=at_least_one, default=PICTURES, metavar="N",
+                   help="pictures at the end, and fails that a report draws "
+                   f"(default {PICTURES})")  # fmt: skip
+    c.add_argument("--explain-predictions", action="store_true",
+                   help="which change of a model gives an output unlike its bits")  # fmt: skip
+    add_reports(c)
+    c.add_argument("--device", choices=("cpu", "cuda"))

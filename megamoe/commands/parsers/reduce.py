@@ -1,0 +1,23 @@
+"""The command line of ``megamoe reduce``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megamoe.commands.options import add_backend
+
+
+def add(commands: Any, command: Any) -> None:
+    """The parser of ``reduce``."""
+    r = command(
+        commands, "reduce", "shrink a failing case to the smallest file that fails", "reduce.run"
+    )
+    r.set_defaults(case_is="subject")
+    r.add_argument("subject", metavar="CASE",
+                   help="one forward case, by its id or name, or a stored problem's file",
+                   )  # fmt: skip
+    add_backend(r, required=True)
+    r.add_argument("--out", metavar="FILE.safetensors",
+                   help="a new file; none is ever overwritten (default: the first free name of "
+                   "reduced.safetensors, reduced-2.safetensors, ...)")  # fmt: skip
+    r.add_argument("--seconds", type=float, default=100.0, help="to shrink (default 100)")

@@ -1,0 +1,49 @@
+"""The names of backends: built in, and entry points of installed packages. No torch in here."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final
+
+from megamoe.suggest import hint
+
+ENTRY_POINT_GROUP: Final = "megamoe.backends"
+
+BUILT_IN: Final = {
+    "eager": "megamoe.backends.eager",
+    "oracle": "megamoe.backends.oracle",
+    "model": "megamoe.backends.model",
+    "triton": "megamoe.backends.triton",
+    "deep_gemm": "megamoe.backends.deep_gemm",
+}
+"""Name to module; each module has ``create(device) -> backend``."""
+
+
+def available() -> list[str]:
+    """The names: built in first, then entry points."""
+    return [*BUILT_IN, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
+
+
+def entry_point(name: str) -> EntryPoint | None:
+    """The entry point with this name, if an installed package has one."""
+    return next((e for e in entry_points(group=ENTRY_POINT_GROUP) if e.name == name), None)
+
+
+def is_file(spec: str) -> bool:
+    """Whether ``spec`` means a file, and no name."""
+    return ":" in spec or spec.endswith(".py")
+
+
+def file_of(spec: str) -> str:
+    """The path in ``path/to/file.py:OBJECT``; ``:OBJECT`` may lack."""
+    path, _, name = spec.rpartition(":")
+    return path if path and not name.endswith(".py") else spec
+
+
+def unknown(spec: str) -> str:
+    """The message for a name that no backend has."""
+    names = available()
+    return (
+        f"unknown backend {spec!r}{hint(spec, names)}; known: {', '.join(names)}, or "
+        "path/to/file.py:OBJECT"
+    )
