@@ -357,11 +357,11 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["no-such-case"], "is unknown"),
+        (["no-such-case"], "unknown case"),
         (["staging/ids-widened-from-int32"], "is of kind staging"),
         ([CASE, "--token", "9"], "the case has 4"),
-        ([CASE, "--actual", "none.safetensors"], "cannot be read"),
-        ([CASE, "--actual", "a", "--backend", "eager"], "give one"),
+        ([CASE, "--actual", "none.safetensors"], "no such file"),
+        ([CASE, "--actual", __file__, "--backend", "eager"], "give one"),
         ([CASE, "--accumulator", "fp64"], "invalid choice"),
         ([CASE, "--stage", "z"], "'l2_acts_sf'"),
         ([CASE, "--stage", "y"], "name one with --backend or --actual"),

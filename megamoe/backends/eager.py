@@ -37,7 +37,7 @@ from megamoe.layer.staging import (
 )
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
-from megamoe.spec.features import FEATURES
+from megamoe.spec.features import FEATURES, Activation
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP
 from megamoe.spec.problem import Problem
 
@@ -111,6 +111,26 @@ class EagerBackend:
             output=problem.shared_output,
         )  # fmt: skip
         return {"y": y, "x": x, "x_sf": x_sf, "l2_acts": acts, "l2_acts_sf": acts_sf}
+
+    def slot_rows(
+        self, x: torch.Tensor, x_sf: torch.Tensor, experts: torch.Tensor, routing: torch.Tensor,
+        weights: tuple[torch.Tensor, ...], act: Activation,
+    ) -> torch.Tensor:  # fmt: skip
+        """``(R, H)`` bfloat16: the slot row of each staged row, for expert parallelism.
+
+        ``x`` (R, H) E4M3 bytes, ``x_sf`` (R, H/128) int32, ``experts`` (R,) int64 local or -1,
+        which gives zeros, ``routing`` (R,) float32, ``weights`` in the checkpoint's layout.
+        """
+        w13, w13_scale, w2, w2_scale = weights
+        rows, sf = torch.zeros(x.shape, dtype=torch.bfloat16, device=x.device), unpack_sf(x_sf)
+        with without_autocast(x.device):
+            for e in experts[experts >= 0].unique().tolist():
+                at = (experts == e).nonzero().flatten()
+                gate_up = linear(x[at], sf[at], w13[e], w13_scale[e])
+                values = activate(gate_up, routing[at, None], act, self.contract)
+                down = linear(*requantise(values, self.contract), w2[e], w2_scale[e])
+                rows[at] = down.to(torch.bfloat16)
+        return rows
 
     def _shared(self, problem: Problem, x: torch.Tensor, sf: torch.Tensor) -> torch.Tensor | None:
         """The row of the fused shared expert, (T, H) bfloat16: one more expert, of weight 1."""

@@ -1,4 +1,4 @@
-"""The forms of the six kinds: which parameters a case may have, their defaults and their checks.
+"""The forms of the kinds: which parameters a case may have, their defaults and their checks.
 
 No torch in here, so that a list of cases takes no more than the start of Python. What is done with
 a case stands in :mod:`megamoe.kinds`.
@@ -204,7 +204,35 @@ PROPERTY: Final = replace(
     complete=_property,
 )
 
+# --- ep -----------------------------------------------------------------------------------------
+
+RANK_LAWS: Final = ("layer", "delays", "repeats", "static", "graph-replay", "refused")
+"""The laws of :mod:`megamoe.layer.rank_acts`; ``layer`` is one call."""
+SPLITS: Final = ("even", "ragged", "one-rank", "every-other")
+"""The rules that give tokens to ranks, see :func:`megamoe.kinds.ep.tokens_of`."""
+
+
+def _ep(where: str, params: Params) -> None:
+    """As a forward case; one layer call, tokens in equal parts, and no replica by default."""
+    _forward(where, params)
+    params.setdefault("law", "layer")
+    params.setdefault("split", "even")
+    params.setdefault("physical", params["experts"])
+    params.setdefault("busy_rank", 0)
+    if params["physical"] < params["experts"]:
+        raise CaseError(f"{where}: physical is below experts; every expert needs a place")
+    if _features(params):
+        raise CaseError(f"{where}: the laws of ranks are written for plain SwiGLU and MXFP4")
+
+
+EP: Final = replace(
+    FORWARD,
+    keys={**FORWARD.keys, "law": str, "split": str, "physical": int, "busy_rank": int},
+    choices={**FORWARD.choices, "law": RANK_LAWS, "split": SPLITS},
+    complete=_ep,
+)
+
 FORMS: Final[Mapping[str, Form]] = {
     "staging": STAGING, "eplb": EPLB, "forward": FORWARD, "errors": ERRORS, "layout": LAYOUT,
-    "property": PROPERTY,
+    "property": PROPERTY, "ep": EP,
 }  # fmt: skip

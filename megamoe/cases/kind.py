@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from megamoe.judge import Verdict
     from megamoe.worker.exchange import Caller, Returned
 
-KINDS: Final = ("staging", "eplb", "forward", "errors", "layout", "property")
+KINDS: Final = ("staging", "eplb", "forward", "errors", "layout", "property", "ep")
 """Names of the modules, in the order in which lists and reports have them."""
 
 SIZES: Final = ("tokens", "hidden", "intermediate", "experts", "top_k", "logical", "physical")

@@ -1,6 +1,6 @@
-"""The acts of a worker on a backend besides calls: laws of a launch, and wrong calls.
+"""The acts of a worker on a backend besides calls: laws of a launch, wrong calls, several ranks.
 
-Both need more of a backend than one call: its weights, its buffer, its streams. So they run beside
+They need more of a backend than one call: its weights, its buffer, its streams. So they run beside
 the backend and return bytes for the judge, as every call does. They need megamoe in the worker's
 Python; without it these cases are not provided.
 """
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from megamoe.layer import launch_laws
+from megamoe.layer import launch_laws, rank_acts
 from megamoe.layer.deep_gemm_experts import DeepGemmMegaMoEExperts, MegaMoEActivation
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.routed import RoutedExperts
@@ -30,6 +30,8 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
     if request["call"] == "refuse":
         revision = contract(plain["contract"])
         return None, {"refused": ACTIONS[plain["action"]](plain["args"], served, revision)}
+    if request["call"] == "ep":
+        return rank_acts.run(served, request, given)
     law = plain.pop("law")
     problem = Problem(**given, **plain)
     made = list(launch_laws.variants(served.backend, problem, law))

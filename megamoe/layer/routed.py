@@ -25,6 +25,7 @@ from megamoe.layer.checks import (
     extent,
 )
 from megamoe.layer.eplb import EplbLayerState, served_ids
+from megamoe.layer.expert_parallel import ExpertParallel
 from megamoe.layer.loading import Loaded
 from megamoe.layer.modes import without_autocast
 from megamoe.layer.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
@@ -52,10 +53,11 @@ class RoutedExperts(nn.Module):
             replicated. Physical expert ``p`` starts as a copy of ``p % num_logical_experts``.
         backend: a name for :func:`megamoe.backends.load_backend`, or a backend object.
 
-    One rank's share is computed here: an id of another rank's expert is a slot without effect,
-    and the output is this rank's part of the sum. A backend with ``global_ids`` spans the ranks
-    of ``group`` instead: it is given the ids of all ranks and gives the whole sum for the tokens
-    of this one. Its call is collective, so it is made for no tokens too.
+    Without ``group`` one rank's share is computed: an id of another rank's expert is a slot without
+    effect, and the output is this rank's part of the sum. With a group of several ranks the call is
+    collective, so it is made for no tokens too: it is given the ids of all ranks and gives the
+    whole sum for the tokens of this one. A backend with ``global_ids`` spans the ranks itself; for
+    any other :class:`megamoe.layer.expert_parallel.ExpertParallel` does.
 
     A backend offers ``forward(problem)``, which is given the weights in the checkpoint's layout,
     or ``run(y, weights, buffer, num_tokens, *, activation_clamp, fast_math)``, which is given the
@@ -138,14 +140,20 @@ class RoutedExperts(nn.Module):
             given = self._backend_given
             if isinstance(given, str):
                 found = load_backend(given, self._device())
-                self._check_ranks(found)
             else:
                 found = checked(given, callables=("run", *CALLABLES))
+            self._check_ranks(found)
+            if self._has_ranks and not getattr(found, "global_ids", False):
+                found = ExpertParallel(found, self.group)
             self._backend = found
         return self._backend
 
+    @property
+    def _has_ranks(self) -> bool:
+        return self.group is not None and self.group.size() > 1
+
     def _check_ranks(self, backend: Any) -> None:
-        if getattr(backend, "global_ids", False):
+        if getattr(backend, "global_ids", False) or self._has_ranks:
             check_ranks(
                 self.prefix, getattr(backend, "name", "given"), self.group, self.num_experts,
                 self.num_local_experts, self.experts_start_idx,
@@ -207,14 +215,37 @@ class RoutedExperts(nn.Module):
         engine's tensors", describes the tensors and the surroundings of the call: a backend is
         given dense ones, and no autocast.
         """
+        try:
+            call = self._prepared(
+                hidden_states, topk_weights, topk_ids, activation_clamp, fast_math, asked
+            )
+        except Exception:
+            refuse = getattr(self._backend, "refuse", None)
+            if refuse is not None:  # the other ranks wait for this one
+                refuse(self._device())
+            raise
+        if call is None:
+            return torch.empty_like(hidden_states, dtype=torch.bfloat16)
+        with without_autocast(hidden_states.device):
+            return self._computed(call, hidden_states, activation_clamp, fast_math, asked)
+
+    def _prepared(
+        self,
+        hidden_states: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        activation_clamp: float | None,
+        fast_math: bool,
+        asked: Mapping[str, Any],
+    ) -> tuple[Any, tuple[torch.Tensor, ...], tuple[str, ...]] | None:
+        """The staged buffer, the weights and the features; None of a call that has no work."""
         check_clamp(self.prefix, activation_clamp)
         check_flag(self.prefix, "fast_math", fast_math)
         check_tensors(self.prefix, self._device(), hidden_states, topk_weights, topk_ids)
         tokens = hidden_states.shape[0]
         check_capacity(tokens, self.max_num_tokens, self.face)
-        y = torch.empty(hidden_states.shape, dtype=torch.bfloat16, device=hidden_states.device)
         if tokens == 0 and not self.collective:
-            return y
+            return None
         check_staging_inputs(hidden_states, topk_weights, topk_ids, self.face)
         weights = self._weights_in_use()
         self._check(hidden_states, topk_ids)
@@ -225,11 +256,10 @@ class RoutedExperts(nn.Module):
         buffer = self.get_symm_buffer()
         self._check_memory(buffer, hidden_states, topk_weights, topk_ids)
         with without_autocast(hidden_states.device):
-            hidden_states, topk_ids = dense(hidden_states), dense(topk_ids)
-            ids = self._served_ids(self._physical_ids(topk_ids))
+            ids = self._served_ids(self._physical_ids(dense(topk_ids)))
             prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
             prepare(
-                hidden_states,
+                dense(hidden_states),
                 dense(topk_weights.float()),
                 ids,
                 buffer.x[:tokens],
@@ -237,33 +267,47 @@ class RoutedExperts(nn.Module):
                 buffer.topk_idx[:tokens],
                 buffer.topk_weights[:tokens],
             )
-            if provided(backend, "run") and not features:
-                backend.run(
-                    y,
-                    weights,
-                    buffer,
-                    tokens,
-                    activation_clamp=activation_clamp,
-                    fast_math=fast_math,
-                )
-                return y
-            w13, w13_scale, w2, w2_scale = weights
-            out = backend.forward(
-                Problem(
-                    hidden_states,
-                    buffer.topk_idx[:tokens].clone(),
-                    buffer.topk_weights[:tokens].clone(),
-                    w13,
-                    w13_scale,
-                    w2,
-                    w2_scale,
-                    activation_clamp=activation_clamp,
-                    fast_math=fast_math,
-                    max_num_tokens=self.max_num_tokens,
-                    **asked,
-                )
+        return buffer, weights, features
+
+    def _computed(
+        self,
+        call: tuple[Any, tuple[torch.Tensor, ...], tuple[str, ...]],
+        hidden_states: torch.Tensor,
+        activation_clamp: float | None,
+        fast_math: bool,
+        asked: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """``y`` of a call that is staged."""
+        buffer, weights, features = call
+        backend, tokens = self.backend, hidden_states.shape[0]
+        if provided(backend, "run") and not features:
+            y = torch.empty(hidden_states.shape, dtype=torch.bfloat16, device=hidden_states.device)
+            backend.run(
+                y,
+                weights,
+                buffer,
+                tokens,
+                activation_clamp=activation_clamp,
+                fast_math=fast_math,
             )
-            return self._taken(out, buffer, tokens)
+            return y
+        w13, w13_scale, w2, w2_scale = weights
+        out = backend.forward(
+            Problem(
+                dense(hidden_states),
+                buffer.topk_idx[:tokens].clone(),
+                buffer.topk_weights[:tokens].clone(),
+                w13,
+                w13_scale,
+                w2,
+                w2_scale,
+                activation_clamp=activation_clamp,
+                fast_math=fast_math,
+                max_num_tokens=self.max_num_tokens,
+                **asked,
+            )
+        )
+        return self._taken(out, buffer, tokens)
 
     def _asked(
         self, clamp: float | None, fast_math: bool, asked: Mapping[str, Any]

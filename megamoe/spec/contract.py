@@ -248,7 +248,7 @@ def decides(clause: str, kind: str, asked: Collection[str] = ()) -> bool:
     staging = clause.startswith("staging_") or clause in _QUANTISE
     if kind == "staging":
         return staging or clause == "padding_known"
-    return kind in ("forward", "property") and clause not in (*_REMAP, "padding_known")
+    return kind in ("forward", "property", "ep") and clause not in (*_REMAP, "padding_known")
 
 
 def contract(revision: str) -> Contract:

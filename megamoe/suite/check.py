@@ -105,7 +105,7 @@ def check(
         with stoppable():
             get_ready()
             launch = settings.launch(threads_of(max(judges, workers)))
-            with Pool(launch, workers) as pool:
+            with Pool(launch, workers, settings.ranks()) as pool:
                 identity = pool.address.identity
                 run.cases = cases = settings.cases(identity.contract)
                 run.progress.expect(cases, identity)

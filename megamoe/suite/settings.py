@@ -16,6 +16,7 @@ from megamoe.spec.contract import contract
 from megamoe.suite.merge import read_report
 from megamoe.worker.choice import AUTO
 from megamoe.worker.session import START_SECONDS, Launch
+from megamoe.worker.team import Ranks
 
 OTHERS: Final = (
     "PYTHON", "CACHE", "REVISION", "DRIVER", "NIXOS_DRIVER", "CHROMIUM", "REQUIRE_CHROMIUM",
@@ -53,6 +54,8 @@ class Settings:
     """Seconds until the backend is loaded."""
     failed: str | None = None
     """A report of an earlier run: only the cases that failed there."""
+    ep: int | None = None
+    """``--ep``: ranks to start on this machine; only cases of kind ep are judged then."""
 
     @classmethod
     def read(cls, option: Callable[[str], Any]) -> Settings:
@@ -75,11 +78,24 @@ class Settings:
                 value = os.environ.get(f"MEGAMOE_{name.upper()}") or None
             if value is not None:
                 found[name] = _seconds(name, value) if name.endswith("timeout") else value
+        if "ep" in found:
+            found["ep"] = _ranks(found["ep"])
         return cls(**found)
 
     @property
     def root(self) -> Path:
         return Path(self.golden) if self.golden else golden_root()
+
+    def ranks(self) -> Ranks | None:
+        """The ranks to judge over: ``--ep``, else those of ``torchrun``, else None."""
+        gpus = 0
+        if self.device.startswith("cuda"):
+            import torch
+
+            gpus = torch.cuda.device_count()
+        if self.ep:
+            return Ranks.on_this_machine(self.ep, gpus)
+        return Ranks.of_torchrun(os.environ, gpus)
 
     @property
     def chosen_tier(self) -> str:
@@ -90,7 +106,8 @@ class Settings:
 
         ``revision``: without those that this contract does not know.
         """
-        asked = self.kind, self.chosen_tier, self.case
+        kind = self.kind or ("ep" if self.ranks() else None)
+        asked = kind, self.chosen_tier, self.case
         every = load_cases(self.root)
         chosen = select(every, *asked, revision)
         known = [] if chosen or revision is None else select(every, *asked)
@@ -130,9 +147,20 @@ class Settings:
     def again(self) -> str:
         """Further options for the command that runs one case alone."""
         out = f" --device {self.device}" if self.device != "cpu" else ""
+        out += f" --ep {self.ep}" if self.ep else ""
         out += f" --contract {self.contract}" if self.contract != AUTO else ""
         out += f" --python {self.interpreter}" if self.interpreter else ""
         return out + (f" --golden {self.golden}" if self.golden else "")
+
+
+def _ranks(value: Any) -> int:
+    try:
+        ranks = int(value)
+    except ValueError:
+        ranks = 0
+    if ranks < 1:
+        raise SettingsError(f"ep: {value!r} is not a number of ranks, 1 or more")
+    return ranks
 
 
 def _seconds(name: str, value: Any) -> float:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,12 @@ PROTOCOL: Final = 1
 """The prefix of answers, as in ``serve.py``, which may belong to another megamoe."""
 GRACE: Final = 1.0
 """Seconds from the limit until the process is killed: it leaves its stack behind meanwhile."""
+LOOK: Final = 0.5
+"""Seconds between two looks at whether an answer is still wanted."""
+
+
+class _GivenUp(Exception):
+    """Nobody wants the answer any more."""
 
 
 class Worker:
@@ -58,6 +64,8 @@ class Worker:
         self._called: set[str] = set()
         """The callables of which this process has had a call."""
         self._closed = False
+        self.give_up: Callable[[], bool] = lambda: False
+        """Whether the wait for an answer is over before its time, since another rank failed."""
         self._cwd = launch.cwd or str(Path.cwd())
         self._folders: list[Path] = []
         try:
@@ -95,7 +103,7 @@ class Worker:
         self._called.add(request["call"])
         folder = Path(request["out"]).parent
         if "broken" in reply:
-            self._end()
+            self.end()
             self._remade(folder)
             return reply
         state = reply.pop("state", None)
@@ -112,7 +120,7 @@ class Worker:
         except WorkerError as error:
             reply["otherwise"] = f"the backend's {error}"
         if "otherwise" in reply or reply["changed"] or reply.get("lost") or self._remade(folder):
-            self._end()
+            self.end()
         return {**reply, "took": took}
 
     def retire(self) -> None:
@@ -189,7 +197,7 @@ class Worker:
                 self._start()
             said = self._link.said(seconds + GRACE)
             if self._must_be_told(said):
-                self._end()
+                self.end()
                 self._start()
                 said = self._link.said(seconds + GRACE)
             return self._identified(said)
@@ -201,7 +209,7 @@ class Worker:
             text = str(error)
             if not text.startswith((f"backend {spec}:", "unknown backend")):
                 text = f"backend {spec}: {text}"
-        self._end()
+        self.end()
         raise WorkerError(text)
 
     def _must_be_told(self, said: Reply) -> bool:
@@ -256,14 +264,31 @@ class Worker:
             self._link.tell({"say": json.dumps(request)})
             until = time.monotonic() + seconds + GRACE
             while True:
-                reply = self._link.said(until - time.monotonic())
+                reply = self._said(until)
                 if reply.get("id") == request["id"]:
                     return reply
+        except _GivenUp:
+            return {
+                "broken": "its process was ended, since another rank had failed",
+                "waited": True,
+            }
         except Ended as ended:
             return {"broken": f"{ended}; run it alone"}
         except TimeoutError:
             text = f"no result within {seconds:g} s, its process was ended, last seen in "
             return {"broken": f"{text}{self._seen()}; give it more with --timeout"}
+
+    def _said(self, until: float) -> Reply:
+        """The next answer; looks now and then whether the wait is to end."""
+        while True:
+            left = until - time.monotonic()
+            try:
+                return self._link.said(min(left, LOOK))
+            except TimeoutError:
+                if left <= LOOK:
+                    raise
+            if self.give_up():
+                raise _GivenUp
 
     def _remade(self, folder: Path) -> bool:
         """Make the folder of exchanged files again, which may be another worker's, if the backend
@@ -280,7 +305,7 @@ class Worker:
         if self._identity is not None and not self._link.is_alive():
             self._identity, self._started = None, False
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """End the process now. The next request gets another."""
         self._identity, self._started = None, False
         self._link.stop()

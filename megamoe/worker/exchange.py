@@ -151,36 +151,87 @@ class Caller:
         finally:
             sent.path.unlink(missing_ok=True)
 
+    def each_rank(
+        self, call: str, ranks: Sequence[tuple[Problem, Mapping[str, Any]]], beside: Tensors
+    ) -> list[Returned]:
+        """One call of megamoe's on every rank that is here, at the same time.
+
+        ``ranks``: for each the problem with its own tokens and the weights of its own experts, and
+        plain data. ``beside`` are further tensors for all. Raises the error of the rank that failed
+        first, which names it.
+        """
+        sent: list[list[Sent]] = []
+        requests, outs = [], []
+        try:
+            for problem, plain in ranks:
+                rows = {name: getattr(problem, name) for name in ACTIVATIONS}
+                weights = {name: getattr(problem, name) for name in WEIGHTS}
+                used = [e for e in range(problem.num_experts) if plain["used"][e]]
+                partly = {} if len(used) == problem.num_experts else dict.fromkeys(WEIGHTS, used)
+                sent.append([])
+                sent[-1].append(write(self.session.folder, {**rows, **beside}, {}))
+                sent[-1].append(write(self.session.folder, weights, partly))
+                out = new_path(self.session.folder)
+                request = {"call": call, "plain": plain_of(problem) | dict(plain)}
+                requests.append(self._request(request, sent[-1], out))
+                outs.append(out)
+            reply = self._replied({"call": call, "ranks": requests, "out": str(outs[0])})
+            if "ranks" not in reply:
+                _refuse(reply, self.session.folder)
+            replies = reply["ranks"]
+            _refuse_rank(replies, self.session, self.session.folder)
+            return [
+                self._settled(each, files, (), out)
+                for each, files, out in zip(replies, sent, outs, strict=True)
+            ]
+        finally:
+            for path in (*(s.path for files in sent for s in files), *outs):
+                path.unlink(missing_ok=True)
+
     def _asked(
         self, request: dict[str, Any], files: Sequence[Sent], own: Sequence[str]
     ) -> Returned:
         out = new_path(self.session.folder)
+        try:
+            reply = self._replied(self._request(request, files, out))
+            return self._settled(reply, files, own, out)
+        finally:
+            with suppress(OSError):
+                out.unlink()
+
+    def _request(self, request: dict[str, Any], files: Sequence[Sent], out: Path) -> dict[str, Any]:
+        """The message of a call with the tensors of ``files``."""
         given = sum(t.nbytes for sent in files for t in sent.own.values())
-        request |= {
+        return request | {
             "inputs": {str(sent.path): sent.places for sent in files}, "out": str(out),
             "used": {name: rows for sent in files for name, rows in sent.used.items()},
             "limit": max(LIMIT, given),
         }  # fmt: skip
-        try:
-            if self.left <= 0:
-                text = f"no result within {self.limit:g} s for all calls of the case"
-                raise Raised(f"{text}; give it more with --timeout")
-            reply = self.session.ask(request, self.left)
-            self.left -= reply.get("took", 0.0)
-            self.lost = reply.get("lost") or self.lost
-            if "broken" not in reply:
-                wrong = [name for sent in files for name in sent.changed() if name not in own]
-                if wrong:
-                    raise WroteInput(", ".join(wrong))
-            _refuse(reply, self.session.folder)
-            if reply["changed"]:
-                raise LeftChanged("; ".join(reply["changed"]))
-            if "otherwise" in reply:
-                raise Raised(reply["otherwise"])
-            returned = _returned(reply, out)
-        finally:
-            with suppress(OSError):
-                out.unlink()
+
+    def _replied(self, request: dict[str, Any]) -> Mapping[str, Any]:
+        """The reply within the time that the case has left."""
+        if self.left <= 0:
+            text = f"no result within {self.limit:g} s for all calls of the case"
+            raise Raised(f"{text}; give it more with --timeout")
+        reply = self.session.ask(request, self.left)
+        self.left -= reply.get("took", 0.0)
+        self.lost = reply.get("lost") or self.lost
+        return reply
+
+    def _settled(
+        self, reply: Mapping[str, Any], files: Sequence[Sent], own: Sequence[str], out: Path
+    ) -> Returned:
+        """The outcome of a reply; raises for one without outputs or with side effects."""
+        if "broken" not in reply:
+            wrong = [name for sent in files for name in sent.changed() if name not in own]
+            if wrong:
+                raise WroteInput(", ".join(wrong))
+        _refuse(reply, self.session.folder)
+        if reply["changed"]:
+            raise LeftChanged("; ".join(reply["changed"]))
+        if "otherwise" in reply:
+            raise Raised(reply["otherwise"])
+        returned = _returned(reply, out)
         inputs = {n: sent.tensor(n) for sent in files for n in own if n in sent.own}
         known = {"form", "shown", "places", "lost", "fingerprint", "changed", "id", "took"}
         extra = {k: v for k, v in reply.items() if k not in known}
@@ -212,6 +263,25 @@ def _refuse(reply: Mapping[str, Any], folder: Path) -> None:
         raise Raised(f"its outputs cannot be written ({why})")
     if "raised" in reply:
         raise Raised(f"the backend raised {_shorter(reply['raised'])}")
+
+
+def _refuse_rank(replies: Sequence[Mapping[str, Any]], session: Session, folder: Path) -> None:
+    """Raise the error of the rank that failed first: the others failed because of it."""
+    failed = [(rank, r) for rank, r in zip(session.identity.here, replies, strict=True)
+              if "places" not in r]  # fmt: skip
+    if not failed:
+        return
+
+    def is_echo(reply: Mapping[str, Any]) -> bool:
+        return bool(reply.get("waited")) or str(reply.get("raised", "")).startswith("RankError")
+
+    rank, reply = min(failed, key=lambda pair: is_echo(pair[1]))
+    stage = f", in {reply['stage']}" if reply.get("stage") else ""
+    who = f"rank {rank} of {session.identity.ranks}{stage}: "
+    for key in ("raised", "broken", "unwritten"):
+        if key in reply:
+            raise Raised(f"{who}{_shorter(str(reply[key]))}")
+    _refuse(reply, folder)
 
 
 def _shorter(raised: str) -> str:

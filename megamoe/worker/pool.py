@@ -24,6 +24,7 @@ from typing import Any
 
 from megamoe.worker.client import Worker
 from megamoe.worker.session import Identity, Launch, Reply, WorkerError
+from megamoe.worker.team import Ranks, Team
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,15 @@ class Address:
 
 
 class Pool:
-    """``count`` workers. Use as a context manager, or close it."""
+    """``count`` workers, or one team of ``ranks``. Use as a context manager, or close it."""
 
-    def __init__(self, launch: Launch, count: int) -> None:
+    def __init__(self, launch: Launch, count: int, ranks: Ranks | None = None) -> None:
         """Raises :class:`WorkerError` where the backend cannot be loaded."""
-        self._free: queue.Queue[Worker] = queue.Queue()
+        self._free: queue.Queue[Worker | Team] = queue.Queue()
         self._closed = False
-        first = Worker(launch)
-        self._workers = [first]
+        count = count if ranks is None else 1
+        first = Worker(launch) if ranks is None else Team(launch, ranks)
+        self._workers: list[Worker | Team] = [first]
         try:
             # The others import torch while the first loads the backend.
             for _ in range(count - 1):

@@ -278,6 +278,8 @@ def serve() -> None:
             torch.set_num_threads(hello["threads"])
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise BackendError("torch finds no CUDA device; use --device cpu")
+        if device.startswith("cuda:"):  # a rank's own GPU, also for code that names none
+            torch.cuda.set_device(device)
         faulthandler.dump_traceback_later(hello["seconds"], file=trace)
         modules, contract = hello.get("modules", {}), hello.get("contract", AUTO)
         served = Served(load(hello["backend"], device, modules, contract), device, modules)

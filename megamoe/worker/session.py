@@ -81,6 +81,11 @@ class Identity:
     """The state of its process before the first call."""
     batch_invariant: bool = True
     """False: it says that a token's bits may depend on how many tokens are beside it."""
+    ranks: int = 0
+    """Ranks of the process group that it runs over; 0: it runs on no group."""
+    here: tuple[int, ...] = ()
+    """The ranks whose workers this run started: all of them but under ``torchrun``."""
+    torchrun: bool = False
 
     @property
     def device(self) -> str:

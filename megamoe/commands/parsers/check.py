@@ -33,6 +33,8 @@ def add(commands: Any, command: Any) -> None:
                    help="processes that run it (default: 1 on a GPU, else as -n)")  # fmt: skip
     c.add_argument("--python", dest="interpreter", metavar="PYTHON",
                    help="the Python that runs the backend; it needs torch only")  # fmt: skip
+    c.add_argument("--ep", type=at_least_one, metavar="N",
+                   help="judge the cases of kind ep over N ranks of this machine")  # fmt: skip
     c.add_argument("--timeout", type=seconds, help="seconds of the backend a case (default 120)")
     c.add_argument("--load-timeout", type=seconds,
                    help="seconds until the backend is loaded (default 300)")  # fmt: skip

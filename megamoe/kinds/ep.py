@@ -1,0 +1,256 @@
+"""Kind ``ep``: the layer over several ranks, with the bits that one rank gives.
+
+A case is a problem of all tokens, and a rule that gives each token a rank. Its golden is that of
+the whole problem: the number of ranks decides no bit, so one golden serves any number. Beside y,
+the rows that each expert received and the load that each rank recorded are judged. The cases need a
+team of workers: ``megamoe check --ep N``, or ``torchrun``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from megamoe import oracle
+from megamoe.cases import Case
+from megamoe.cases.counter import below, key
+from megamoe.cases.forms import EP
+from megamoe.cases.streams import MAP
+from megamoe.judge import BadOutput, Finding, Verdict, bitwise, checked, forward_bits, place_of
+from megamoe.kinds import forward, laws
+from megamoe.spec.contract import contract as contract_of
+from megamoe.spec.forms import BF16
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import TENSORS, WEIGHTS
+from megamoe.worker.exchange import Caller, Missing, Returned
+
+NO_RANKS: Final = "team of ranks; use --ep N, or torchrun"
+NO_GROUPS: Final = "split of {experts} experts over {ranks} ranks"
+
+
+# --- the placement ------------------------------------------------------------------------------
+
+
+def tokens_of(case: Case, ranks: int) -> list[int]:
+    """Tokens of each rank; consecutive ones go to consecutive ranks.
+
+    ``even``: equal parts; ``ragged``: random parts, some of them empty; ``one-rank``: all to
+    ``busy_rank``; ``every-other``: none to the odd ranks.
+    """
+    p = case.params
+    total, split = p["tokens"], p["split"]
+    if split == "one-rank":
+        share = np.eye(ranks, dtype=np.int64)[p["busy_rank"] % ranks]
+    elif split == "every-other":
+        share = (np.arange(ranks) % 2 == 0).astype(np.int64)
+    elif split == "ragged":
+        share = below(key(case.seed, MAP, ranks), ranks, 4).astype(np.int64) ** 2
+        share = share if share.any() else np.ones(ranks, np.int64)
+    else:
+        share = np.ones(ranks, np.int64)
+    ends = np.cumsum(share) * total // max(1, share.sum())
+    return [int(n) for n in np.diff(ends, prepend=0)]
+
+
+def replicas(case: Case) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The map (L, R) of logical to physical experts, -1 for none, and the counts (L,).
+
+    Physical expert p holds logical ``p % L``, as the module loads it.
+    """
+    logical, physical = case.params["experts"], case.params["physical"]
+    table = np.arange(logical)[:, None] + np.arange(-(-physical // logical))[None, :] * logical
+    table = np.where(table < physical, table, -1)
+    return table, (table >= 0).sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rank's part of a case, and what it must count."""
+
+    rows: slice
+    experts: list[int]
+    """The logical expert that each of its physical ones holds."""
+    physical: npt.NDArray[np.int64]
+    """Physical ids of its own tokens, (T of the rank, K)."""
+    load: npt.NDArray[np.int32]
+    """(P,): the load that it records."""
+
+
+def places(case: Case, problem: Problem, ranks: int, revision: str) -> list[Place]:
+    """Every rank's part, by the oracle's remap of its own tokens."""
+    table, count = replicas(case)
+    physical = case.params["physical"]
+    local, ids = physical // ranks, problem.topk_ids.numpy()
+    ends = np.cumsum([0, *tokens_of(case, ranks)])
+    out = []
+    for rank in range(ranks):
+        rows = slice(int(ends[rank]), int(ends[rank + 1]))
+        load = np.zeros(physical, np.int32)
+        mapped, load = oracle.eplb(ids[rows], load, table, count, True, contract_of(revision), None)
+        held = [p % case.params["experts"] for p in range(local * rank, local * (rank + 1))]
+        out.append(Place(rows, held, mapped, load))
+    return out
+
+
+# --- the judgement ------------------------------------------------------------------------------
+
+
+def judge(runner: Any, case: Case) -> Verdict:
+    """Every rank's output against the golden, its counts, and its law."""
+    identity = runner.session.identity
+    if not identity.ranks:
+        raise Missing(NO_RANKS)
+    ranks, experts = identity.ranks, case.params["physical"]
+    if experts % ranks:
+        raise Missing(NO_GROUPS.format(experts=experts, ranks=ranks))
+    if case.params["law"] == "graph-replay" and not identity.device.startswith("cuda"):
+        raise Missing("CUDA device, which law graph-replay needs; use --device cuda")
+    golden, problem = runner.problem(case)
+    every = places(case, problem, ranks, identity.contract)
+    with runner.caller() as call:
+        shown = _shown(_asked(case, call, problem, every), identity.here)
+        alone = None
+        if case.params["family"] == "envelope" and identity.batch_invariant:
+            alone = forward_bits(call.forward(problem).result, problem)["y"]
+    outputs = [_whole(problem, every, shown, at) for at in range(len(shown.labels))]
+    y = outputs[0]
+    found: list[Finding] = []
+    at = place_of("y", range(problem.num_tokens), problem.topk_ids.numpy())
+    others = list(zip(shown.labels[1:], outputs[1:], strict=True))
+    if alone is not None:
+        others.append(("one rank in place of the group", alone))
+    for label, other in others:
+        found.append(laws.named(case.params["law"], label, bitwise("y", BF16, other, y, at)))
+    found += _counted(every, shown)
+    if case.params["law"] == "refused":
+        found += _refusals(case, problem, ranks, shown)
+    actual = forward.rows(case, {"y": y})
+    verdict: Verdict = forward.judged(runner, case, golden, problem, actual, found, ("ranks",))
+    return _with_ranks(case, verdict, problem, every, golden)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    labels: list[str]
+    y: Mapping[int, list[torch.Tensor]]
+    """Rank -> one output for each label."""
+    extra: Mapping[int, Mapping[str, Any]]
+
+
+def _asked(case: Case, call: Caller, problem: Problem, every: Sequence[Place]) -> list[Returned]:
+    """The call on every rank that is here."""
+    identity, p = call.session.identity, case.params
+    table, count = replicas(case)
+    beside = {"map": torch.from_numpy(table), "count": torch.from_numpy(count.astype(np.int64))}
+    reached = np.unique(np.concatenate([place.physical.ravel() for place in every]))
+    asked = []
+    for rank in identity.here:
+        place, local = every[rank], p["physical"] // len(every)
+        first, held = place.experts[0], torch.tensor(place.experts)
+        whole = place.experts == list(range(first, first + local))
+        rows: Any = slice(first, first + local) if whole else held  # a slice copies nothing
+        weights = {name: getattr(problem, name)[rows] for name in WEIGHTS}
+        mine = replace(
+            problem, hidden_states=problem.hidden_states[place.rows],
+            topk_ids=problem.topk_ids[place.rows], topk_weights=problem.topk_weights[place.rows],
+            **weights,
+        )  # fmt: skip
+        asked.append((mine, {
+            "rank": rank, "of": len(every), "law": p["law"], "logical": p["experts"],
+            "seed": case.seed, "refuses": p["busy_rank"], "gather": identity.torchrun,
+            "local": len(identity.here) if not identity.torchrun else 1,
+            "used": [bool((reached == local * rank + e).any()) for e in range(local)],
+        }))  # fmt: skip
+    return call.each_rank("ep", asked, beside)
+
+
+def _shown(returned: Sequence[Returned], here: Sequence[int]) -> _Shown:
+    """What came back, by rank; :class:`BadOutput` where a rank's part is missing."""
+    y: dict[int, list[torch.Tensor]] = {}
+    extra: dict[int, Mapping[str, Any]] = {}
+    labels: list[str] = returned[0].extra.get("labels", [])
+    for each in returned:
+        if each.extra.get("labels") != labels or not labels:
+            raise BadOutput(f"the ranks {list(here)} made other calls than one another")
+        for name, tensor in dict(each.result).items():
+            rank, _, _ = name.partition(".")
+            y.setdefault(int(rank), []).append(tensor)
+        extra |= {int(rank): more for rank, more in each.extra["ranks"].items()}
+    return _Shown(labels, y, extra)
+
+
+def _whole(
+    problem: Problem, every: Sequence[Place], shown: _Shown, at: int
+) -> npt.NDArray[np.uint16]:
+    """One output of all ranks, (T, H) bits in the order of the problem's tokens."""
+    parts = []
+    for rank, place in enumerate(every):
+        if len(shown.y.get(rank, [])) != len(shown.labels):
+            raise BadOutput(f"rank {rank} gave {len(shown.y.get(rank, []))} outputs")
+        shape = (place.rows.stop - place.rows.start, problem.hidden_size)
+        parts.append(checked("y", shown.y[rank][at], shape, TENSORS["y"].dtypes))
+    return np.concatenate(parts)
+
+
+def _counted(every: Sequence[Place], shown: _Shown) -> list[Finding]:
+    """Rows received by each expert and the load recorded by each rank, of the first call."""
+    ids = np.concatenate([place.physical.ravel() for place in every])
+    total = np.bincount(ids[ids >= 0], minlength=len(every[0].load))
+    out = []
+    for rank, place in enumerate(every):
+        local = len(place.experts)
+        wanted = total[local * rank : local * (rank + 1)].tolist()
+        got = shown.extra[rank].get("received")
+        if got is not None:
+            out.append(_equal(f"rank {rank}: rows received", got, wanted))
+        out.append(_equal(f"rank {rank}: load", shown.extra[rank]["load"], place.load.tolist()))
+    return out
+
+
+def _equal(what: str, got: Sequence[int], wanted: Sequence[int]) -> Finding:
+    wrong = [i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b]
+    text = "" if not wrong else (
+        f"{what}: expert {wrong[0]} has {got[wrong[0]]}, expected {wanted[wrong[0]]}"
+    )  # fmt: skip
+    return Finding("load", len(wanted), outside=len(wrong), text=text)
+
+
+def _refusals(case: Case, problem: Problem, ranks: int, shown: _Shown) -> list[Finding]:
+    """The rank over its capacity raises the contract's error, every other one a RankError."""
+    out = []
+    refuses, most = case.params["busy_rank"] % ranks, problem.max_num_tokens
+    for rank in range(ranks):
+        error = shown.extra[rank].get("refused")
+        kind, text = error or ("nothing", "")
+        if rank == refuses:
+            right = kind == "ValueError" and str(most + 1) in text and str(most) in text
+            wanted = f"a ValueError for {most + 1} tokens of {most}"
+        else:
+            right = kind == "RankError" and f"rank {refuses} " in text
+            wanted = f"a RankError that names rank {refuses}"
+        said = "" if right else f"rank {rank} raised {kind} {text}; expected {wanted}"
+        out.append(Finding("refused", 1, outside=not right, text=said))
+    return out
+
+
+def _with_ranks(
+    case: Case, verdict: Verdict, problem: Problem, every: Sequence[Place], golden: Any
+) -> Verdict:
+    """A fail names the ranks; nothing else changes."""
+    if verdict.status != "fail":
+        return verdict
+    parts = ", ".join(
+        f"{rank}: tokens {p.rows.start} to {p.rows.stop - 1}"
+        for rank, p in enumerate(every) if p.rows.stop > p.rows.start
+    )  # fmt: skip
+    return replace(verdict, reason=f"{verdict.reason} (ranks {parts})")
+
+
+KIND: Final = replace(forward.KIND, **vars(EP), judge=judge, ask=None, judge_returned=None)
+
+__all__ = ["KIND", "places", "replicas", "tokens_of"]

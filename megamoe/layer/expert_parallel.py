@@ -1,0 +1,386 @@
+"""Expert parallelism: a backend of one rank, over all ranks of a process group.
+
+Rank ``r`` of ``n`` holds the physical experts ``[r * E, (r + 1) * E)``, E a rank. A call has six
+stages, and :data:`STAGES` names them:
+
+- *stage*: the module writes E4M3 codes and scale factors of its own tokens into its buffer;
+- *header*: each rank tells every other how many rows it will send, or that its call was refused;
+- *dispatch*: one row for each live (token, slot) goes to the rank that holds the expert: the
+  token's codes and scale factors as bytes, the expert and the routing weight;
+- *experts*: the owner computes the slot rows of all rows that came, in bfloat16;
+- *return*: the slot rows go back the way they came, with a row that says whether the owner failed;
+- *combine*: the token's rank adds its slot rows in ascending slot order.
+
+No step of the arithmetic knows how many ranks there are, so neither do the bits. The collectives
+are those of ``torch.distributed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from megamoe.backends.eager_combine import combine
+from megamoe.layer.kernel_weights import packed_weights
+from megamoe.layer.ops import prepare_megamoe_inputs
+from megamoe.layer.symm_buffer import aligned_capacity, new_symm_buffer
+from megamoe.spec.contract import NEWEST, REVISIONS, Contract
+from megamoe.spec.features import Activation
+from megamoe.spec.problem import Problem, Sizes, provided
+
+STAGES: Final = ("stage", "header", "dispatch", "experts", "return", "combine")
+REFUSED: Final = -1
+"""In place of a count in the header: the call of this rank was refused."""
+ROUTE_BYTES: Final = 8
+"""Bytes of a dispatched row besides its codes and scale factors: int32 expert, fp32 weight."""
+
+Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""``(x, x_sf, experts, routing)`` of R rows to their slot rows (R, H) bfloat16. ``experts`` (R,)
+int64 are local; a row with -1 may be anything."""
+
+
+class RankError(RuntimeError):
+    """A call failed because of another rank; one line that names this rank, that one, the stage."""
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """This rank's tokens in its buffer."""
+
+    x: torch.Tensor
+    """(T, H) uint8: E4M3 codes."""
+    x_sf: torch.Tensor
+    """(T, H/128) int32."""
+    ids: torch.Tensor
+    """(T, K) int64, of all ranks."""
+    routing: torch.Tensor
+    """(T, K) float32."""
+    most: int
+    """Tokens that a call may bring."""
+
+    @classmethod
+    def of(cls, buffer: Any, tokens: int) -> _Staged:
+        """The first rows of a symmetric buffer."""
+        x, ids = buffer.x[:tokens].view(torch.uint8), buffer.topk_idx[:tokens]
+        return cls(
+            x, buffer.x_sf[:tokens], ids, buffer.topk_weights[:tokens], buffer.max_num_tokens
+        )
+
+
+@dataclass(frozen=True)
+class _Route:
+    """The rows that this rank sends, by owner, and within an owner by token and slot."""
+
+    token: torch.Tensor
+    slot: torch.Tensor
+    expert: torch.Tensor
+    counts: list[int]
+    """Rows for each rank."""
+
+
+class ExpertParallel:
+    """``backend``, which computes the experts of one rank, over the ranks of ``group``.
+
+    The backend offers ``run``, or ``slot_rows`` (:meth:`megamoe.backends.eager.EagerBackend
+    .slot_rows`). All ranks make each call together, with any number of tokens, none too. A failure
+    on one rank raises an error on all of them: its own error there, :class:`RankError` elsewhere.
+
+    ``static``: shapes that do not depend on the routing, as a CUDA graph needs them. Every rank
+    sends all its tokens to all others, and the owner computes a row for every slot of each. The
+    bits are the same. A call inside of a capture is static whatever this says. ``max_num_tokens``
+    must be the same on all ranks then.
+
+    Raises ``NotImplementedError`` for a backend that offers neither.
+    """
+
+    global_ids = True
+    """The module passes the ids of all ranks, and calls for no tokens too."""
+
+    def __init__(self, backend: Any, group: Any, *, static: bool = False) -> None:
+        if not (provided(backend, "run") or provided(backend, "slot_rows")):
+            raise NotImplementedError(
+                f"backend {backend.name} cannot run over several ranks: it has neither run nor "
+                "slot_rows, and does not set global_ids"
+            )
+        self.backend, self.group, self.static = backend, group, static
+        self.name, self.accumulator = backend.name, backend.accumulator
+        self.prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
+        for name in ("eplb_map", "ready"):
+            if provided(backend, name):
+                setattr(self, name, getattr(backend, name))
+        by_rows = provided(backend, "slot_rows")
+        act_only = ("swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ")
+        has = getattr(backend, "features", ()) if by_rows else ()
+        self.features = tuple(name for name in act_only if name in has)
+        self.stats: torch.Tensor | None = None
+        """(E,) int32, rows received by each local expert so far; counted where it is set."""
+        self.bytes_sent = {"dispatch": 0, "return": 0}
+        """Payload bytes of all calls that went to other ranks."""
+        self.at: Callable[[str], None] = lambda stage: None
+        """Called at the start of each stage but the first, for progress and tests."""
+        self._room: Any = None
+
+    # --- the interface of a backend ---------------------------------------------------------------
+
+    def pack_weights(self, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The four tensors in the form of the backend."""
+        return packed_weights(self.backend, *weights) if self._runs else weights
+
+    def new_symm_buffer(self, group: Any, device: torch.device, sizes: Sizes) -> Any:
+        """The buffer of this rank's own tokens: plain memory."""
+        return new_symm_buffer(group, device, sizes)
+
+    def run(
+        self, y: torch.Tensor, weights: tuple[torch.Tensor, ...], buffer: Any, num_tokens: int, *,
+        activation_clamp: float | None, fast_math: bool,
+    ) -> None:  # fmt: skip
+        """``y`` (T, H) bfloat16 from the buffer's first ``num_tokens`` rows; collective."""
+        act = Activation("swiglu", activation_clamp, 1.0, 0.0, fast_math)
+        y.copy_(self._over_ranks(_Staged.of(buffer, num_tokens), weights, act))
+
+    def forward(self, problem: Problem) -> torch.Tensor:
+        """``y`` of a problem with the weights of this rank's experts and ids of all ranks."""
+        p = problem
+        buffer = new_symm_buffer(None, p.topk_ids.device, p.buffer_sizes)
+        rows = (t[: p.num_tokens] for t in (buffer.x, buffer.x_sf, buffer.topk_idx,
+                                            buffer.topk_weights))  # fmt: skip
+        self.prepare(p.hidden_states, p.topk_weights, p.topk_ids, *rows)
+        weights = self.pack_weights(
+            p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale
+        )
+        return self._over_ranks(_Staged.of(buffer, p.num_tokens), weights, p.act)
+
+    def refuse(self, device: torch.device) -> None:
+        """Tell the other ranks that this rank's call was refused; they raise :class:`RankError`.
+
+        Not in a static call, which has no header: there the others wait until the group's timeout.
+        """
+        if not self.static:
+            self.at("header")
+            self._exchange_counts([REFUSED] * self.group.size(), device)
+
+    # --- a call -----------------------------------------------------------------------------------
+
+    def _over_ranks(
+        self, staged: _Staged, weights: tuple[torch.Tensor, ...], act: Activation
+    ) -> torch.Tensor:
+        local, ids = weights[0].shape[0], staged.ids
+        live = (ids >= 0) & (ids < local * self.group.size())
+        compute = self._computed_by(weights, act)
+        capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        way = self._static if self.static or capturing else self._dynamic
+        slots = way(staged, live, local, compute)
+        self.at("combine")
+        return combine(slots, live, staged.routing, self._contract)
+
+    def _dynamic(
+        self, staged: _Staged, live: torch.Tensor, local: int, compute: Compute
+    ) -> torch.Tensor:
+        """Slot rows (T, K, H), by messages of exactly the rows that there are."""
+        x, x_sf, ids, routing = staged.x, staged.x_sf, staged.ids, staged.routing
+        route = _routed(ids, live, local, self.group.size())
+        self.at("header")
+        arriving = self._exchange_counts(route.counts, x.device)
+        self.at("dispatch")
+        sent = torch.cat(
+            [
+                x[route.token], x_sf[route.token].view(torch.uint8),
+                (route.expert % local).int()[:, None].view(torch.uint8),
+                routing[route.token, route.slot][:, None].contiguous().view(torch.uint8),
+            ],
+            dim=1,
+        )  # fmt: skip
+        came = self._exchange("dispatch", sent, route.counts, arriving)
+        self.at("experts")
+        failure: Exception | None = None
+        hidden = x.shape[1]
+        try:
+            rows = self._experts(came, hidden, local, compute)
+        except Exception as error:  # the others wait for this rank's rows
+            failure = error
+            rows = came.new_zeros(len(came), hidden, dtype=torch.bfloat16)
+        self.at("return")
+        said = came.new_full((1, 2 * hidden), failure is not None)
+        parts = rows.view(torch.uint8).split(arriving)
+        answer = torch.cat([t for part in parts for t in (part, said)])
+        back = self._exchange("return", answer, arriving, route.counts, beside=1)
+        if failure is not None:
+            raise failure
+        ends = torch.tensor(route.counts).add(1).cumsum(0) - 1
+        failed = back[ends.to(back.device), 0].nonzero().flatten().tolist()
+        if failed:
+            raise RankError(self._failed(failed[0], "experts"))
+        slots = torch.zeros(*ids.shape, hidden, dtype=torch.bfloat16, device=x.device)
+        kept = torch.ones(len(back), dtype=torch.bool)
+        kept[ends] = False
+        slots[route.token, route.slot] = back[kept.to(back.device)].view(torch.bfloat16)
+        return slots
+
+    def _experts(
+        self, came: torch.Tensor, hidden: int, local: int, compute: Compute
+    ) -> torch.Tensor:
+        """Slot rows of the rows that came; counts them."""
+        x, sf, expert, routing = came.split((hidden, hidden // 32, 4, 4), dim=1)
+        experts = expert.contiguous().view(torch.int32).flatten().long()
+        if self.stats is not None:
+            self.stats += torch.bincount(experts, minlength=local).to(self.stats.dtype)
+        words = sf.contiguous().view(torch.int32)
+        return compute(
+            x.contiguous(), words, experts, routing.contiguous().view(torch.float32).flatten()
+        )
+
+    def _static(
+        self, staged: _Staged, live: torch.Tensor, local: int, compute: Compute
+    ) -> torch.Tensor:
+        """Slot rows (T, K, H), by messages whose shapes are those of a full buffer."""
+        x, ids, most = staged.x, staged.ids, staged.most
+        (tokens, top_k), hidden, ranks = ids.shape, x.shape[1], self.group.size()
+        kept = torch.where(live, ids, -1)
+        mine = torch.cat(
+            [x, staged.x_sf.view(torch.uint8), kept.int().view(torch.uint8),
+             staged.routing.contiguous().view(torch.uint8)], dim=1,
+        )  # fmt: skip
+        self.at("dispatch")
+        sent = mine.new_full((most, mine.shape[1]), 0xFF)  # ids of -1
+        sent[:tokens] = mine
+        came = self._exchange("dispatch", sent.repeat(ranks, 1), [most] * ranks, [most] * ranks)
+        self.at("experts")
+        codes, sf, their_ids, their_routing = came.split(
+            (hidden, hidden // 32, 4 * top_k, 4 * top_k), dim=1
+        )
+        index = their_ids.contiguous().view(torch.int32).flatten().long()
+        index = index - local * self.group.rank()
+        here = (index >= 0) & (index < local)
+        index = torch.where(here, index, -1)
+        if self.stats is not None:
+            self.stats.index_add_(0, index.clamp_min(0), here.to(self.stats.dtype))
+        token = torch.arange(len(came), device=x.device).repeat_interleave(top_k)
+        rows = compute(
+            codes[token], sf.contiguous().view(torch.int32)[token], index,
+            their_routing.contiguous().view(torch.float32).flatten(),
+        )  # fmt: skip
+        self.at("return")
+        each = [most * top_k] * ranks
+        back = self._exchange("return", rows.contiguous().view(torch.uint8), each, each)
+        by_rank = back.view(torch.bfloat16).view(ranks, most, top_k, hidden)[:, :tokens]
+        owner = (kept.clamp_min(0) // local)[None, :, :, None].expand(1, -1, -1, hidden)
+        return by_rank.gather(0, owner).squeeze(0)
+
+    # --- the experts of this rank -----------------------------------------------------------------
+
+    @property
+    def _runs(self) -> bool:
+        return not provided(self.backend, "slot_rows")
+
+    @property
+    def _contract(self) -> Contract:
+        named = getattr(self.backend, "contracts", None)
+        return REVISIONS[named[0]] if named else NEWEST
+
+    def _computed_by(self, weights: tuple[torch.Tensor, ...], act: Activation) -> Compute:
+        if not self._runs:
+            return lambda x, sf, experts, routing: self.backend.slot_rows(
+                x, sf, experts, routing, weights, act
+            )
+        return lambda x, sf, experts, routing: self._by_run(x, sf, experts, routing, weights, act)
+
+    def _by_run(
+        self, x: torch.Tensor, sf: torch.Tensor, experts: torch.Tensor, routing: torch.Tensor,
+        weights: tuple[torch.Tensor, ...], act: Activation,
+    ) -> torch.Tensor:  # fmt: skip
+        """The rows as tokens of one slot each: the combine of one bfloat16 row is that row.
+
+        A row of -0 comes out as +0, which no sum from +0 can tell apart.
+        """
+        rows, hidden = x.shape
+        y = torch.empty(rows, hidden, dtype=torch.bfloat16, device=x.device)
+        if not rows:
+            return y
+        buffer = self._room_for(rows, hidden, weights)
+        buffer.x[:rows].view(torch.uint8).copy_(x)
+        buffer.x_sf[:rows].copy_(sf)
+        buffer.topk_idx[:rows, 0] = experts
+        buffer.topk_weights[:rows, 0] = routing
+        self.backend.run(
+            y, weights, buffer, rows, activation_clamp=act.clamp, fast_math=act.fast_math
+        )
+        return y
+
+    def _room_for(self, rows: int, hidden: int, weights: tuple[torch.Tensor, ...]) -> Any:
+        """A buffer of the backend for at least so many rows; it grows by doubling."""
+        local, inter = weights[0].shape[0], weights[2].shape[2] * 2
+        if self._room is None or self._room.capacity < rows:
+            most = aligned_capacity(max(rows, 0 if self._room is None else 2 * self._room.capacity))
+            sizes = Sizes(local, most, 1, hidden, inter)
+            make = getattr(self.backend, "new_symm_buffer", new_symm_buffer)
+            self._room = make(None, weights[0].device, sizes)
+        return self._room
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _exchange_counts(self, counts: list[int], device: torch.device) -> list[int]:
+        """The counts of all ranks for this one; :class:`RankError` if one of them refused."""
+        sent = torch.tensor(counts, dtype=torch.int64, device=device)
+        with self._named("header"):
+            came = self._all_to_all(sent, None, None).tolist()
+        refused = [rank for rank, count in enumerate(came) if count == REFUSED]
+        if refused and counts[0] != REFUSED:
+            raise RankError(self._failed(refused[0], "stage"))
+        return came
+
+    def _exchange(
+        self, stage: str, sent: torch.Tensor, out: list[int], into: list[int], beside: int = 0
+    ) -> torch.Tensor:
+        """Rows of bytes to all ranks, ``out[r]`` to rank r, and ``into[r]`` rows from it.
+
+        ``beside`` more rows go each way, which are no payload.
+        """
+        self.bytes_sent[stage] += (sum(out) - out[self.group.rank()]) * sent.shape[1]
+        with self._named(stage):
+            return self._all_to_all(sent, [n + beside for n in out], [n + beside for n in into])
+
+    def _all_to_all(
+        self, sent: torch.Tensor, out: list[int] | None, into: list[int] | None
+    ) -> torch.Tensor:
+        # gloo moves memory of the host; on a GPU it stands in where two ranks share one.
+        here, device = dist.get_backend(self.group) == "gloo", sent.device
+        sent = sent.cpu() if here else sent.contiguous()
+        rows = len(sent) if into is None else sum(into)
+        came = sent.new_empty(rows, *sent.shape[1:])
+        dist.all_to_all_single(came, sent, into, out, group=self.group)
+        return came.to(device)
+
+    @contextmanager
+    def _named(self, stage: str) -> Iterator[None]:
+        """A failure of the group as an error that names rank and stage."""
+        try:
+            yield
+        except RankError:
+            raise
+        except RuntimeError as error:
+            words = " ".join(str(error).split())[:200]
+            raise RankError(f"{self._self()} lost the others in {stage}: {words}") from error
+
+    def _self(self) -> str:
+        return f"rank {self.group.rank()} of {self.group.size()}"
+
+    def _failed(self, rank: int, stage: str) -> str:
+        return f"{self._self()}: rank {rank} failed in {stage}; its own error says why"
+
+
+def _routed(ids: torch.Tensor, live: torch.Tensor, local: int, ranks: int) -> _Route:
+    """The live slots, by owner. A stable sort keeps the order of token and slot."""
+    token, slot = live.nonzero(as_tuple=True)
+    expert = ids[token, slot].long()
+    owner = expert // local
+    order = owner.argsort(stable=True)
+    counts = torch.bincount(owner, minlength=ranks).tolist()
+    return _Route(token[order], slot[order], expert[order], counts)
+
+
+__all__ = ["STAGES", "ExpertParallel", "RankError"]

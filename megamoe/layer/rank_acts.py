@@ -1,0 +1,280 @@
+"""The call of a case of kind ``ep`` on one rank: the module over a process group, in a worker.
+
+Every rank of the team runs this at the same time with its own tokens and the weights of its own
+experts. :mod:`megamoe.kinds.ep` judges what comes back. The process group is torch's default one.
+A request names the file of its store, or none, where the environment is that of ``torchrun``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from megamoe.layer.expert_parallel import ExpertParallel
+from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.spec.tensors import WEIGHTS
+
+LONGEST_DELAY: Final = 0.02
+"""Seconds that a rank may sleep before a stage, under law ``delays``."""
+SPOILED: Final = 0xFF
+ARGUMENTS: Final = ("hidden_states", "topk_weights", "topk_ids")
+
+Variants = Iterator[tuple[str, torch.Tensor]]
+"""Label and ``y`` (T, H) bfloat16 of this rank's tokens."""
+
+
+@dataclass
+class _Call:
+    """The module of this rank, and the arguments of the case's call."""
+
+    module: DeepseekV4MegaMoEExperts
+    given: Mapping[str, torch.Tensor]
+    plain: Mapping[str, Any]
+    load: torch.Tensor
+    """(1, P) int32: the load of all physical experts that this rank recorded."""
+
+    @property
+    def rank(self) -> int:
+        return int(self.plain["rank"])
+
+    @property
+    def spans(self) -> ExpertParallel | None:
+        """The project's own dispatch; None for a backend that spans the ranks itself."""
+        backend = self.module.backend
+        return backend if isinstance(backend, ExpertParallel) else None
+
+    def y(self, **changed: torch.Tensor) -> torch.Tensor:
+        """One call of the module."""
+        given = {**self.given, **changed}
+        out: torch.Tensor = self.module(
+            given["hidden_states"], given["topk_weights"], given["topk_ids"],
+            activation_clamp=self.plain["activation_clamp"], fast_math=self.plain["fast_math"],
+        )  # fmt: skip
+        return out
+
+
+def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The outputs of every variant by number, and what the judge compares beside them."""
+    plain = request["plain"]
+    group = _group(served, plain, request["seconds"])
+    call = _made(served, plain, given, group)
+    spans = call.spans
+    stage = Path(plain["stage"]) if plain.get("stage") else None
+    if spans is not None and stage is not None:
+        spans.at = lambda name: _write(stage, name)
+    y = call.y().clone()
+    received = _received(call)
+    out: dict[str, torch.Tensor] = {"one call": y}
+    extra: dict[str, Any] = {"received": received, "load": call.load[0].tolist()}
+    if spans is not None:
+        extra["bytes"] = dict(spans.bytes_sent)
+    for label, variant in LAWS[plain["law"]](call):
+        out[label] = variant.clone()
+    if plain["law"] == "refused":
+        extra["refused"] = _refused(call)
+        out["a call after the refused one"] = call.y().clone()
+    if plain.get("gather"):
+        return _gathered(group, out, extra)
+    return {f"{plain['rank']}.{i}": y for i, y in enumerate(out.values())}, {
+        "labels": list(out), "ranks": {str(plain["rank"]): extra},
+    }  # fmt: skip
+
+
+def _write(path: Path, name: str) -> None:
+    path.write_text(name)
+
+
+def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
+    """The default group of this process, which the first request makes."""
+    limit = datetime.timedelta(seconds=seconds)
+    if not dist.is_initialized():
+        where = {} if plain["store"] is None else {
+            "init_method": f"file://{plain['store']}", "rank": plain["rank"],
+            "world_size": plain["of"],
+        }  # fmt: skip
+        dist.init_process_group(_engine(served.device, plain["local"]), timeout=limit, **where)
+    return dist.group.WORLD
+
+
+def _engine(device: str, local: int) -> str:
+    """NCCL where each rank of this host has a GPU of its own, else gloo."""
+    alone = device.startswith("cuda") and torch.cuda.device_count() >= local
+    return "nccl" if alone and dist.is_nccl_available() else "gloo"
+
+
+def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group: Any) -> _Call:
+    """The module with this rank's weights, and its replica map if the case has one."""
+    local = given["w13_weight"].shape[0]
+    physical, logical = local * plain["of"], plain["logical"]
+    module = DeepseekV4MegaMoEExperts(
+        plain["max_num_tokens"], group=group, num_experts=physical, num_local_experts=local,
+        experts_start_idx=local * plain["rank"], top_k=given["topk_ids"].shape[1],
+        hidden_size=given["hidden_states"].shape[1],
+        intermediate_size=given["w2_weight"].shape[2] * 2,
+        prefix="experts", num_logical_experts=logical, backend=served.backend,
+    )  # fmt: skip
+    for name in WEIGHTS:
+        getattr(module, name).data = given[name]
+    module.finalize_weights(written=True)
+    device = given["topk_ids"].device
+    load = torch.zeros(1, physical, dtype=torch.int32, device=device)
+    module.set_eplb_state(0, load, given["map"][None], given["count"][None])
+    stats = torch.zeros(local, dtype=torch.int32, device=device)
+    if hasattr(module.backend, "stats"):
+        module.backend.stats = stats
+    return _Call(module, given, plain, load)
+
+
+def _received(call: _Call) -> list[int] | None:
+    stats = getattr(call.module.backend, "stats", None)
+    if stats is None:
+        return None
+    counts: list[int] = stats.tolist()
+    return counts
+
+
+def _gathered(group: Any, out: dict[str, torch.Tensor], extra: dict[str, Any]) -> tuple[Any, Any]:
+    """What all ranks have, on each of them: under ``torchrun`` each has a judge of its own."""
+    parts: list[Any] = [None] * group.size()
+    mine = {label: y.cpu().view(torch.int16) for label, y in out.items()}, extra
+    dist.all_gather_object(parts, mine, group=group)
+    outputs = {
+        f"{rank}.{i}": y.view(torch.bfloat16)
+        for rank, (theirs, _) in enumerate(parts) for i, y in enumerate(theirs.values())
+    }  # fmt: skip
+    return outputs, {"labels": list(out), "ranks": {str(r): e for r, (_, e) in enumerate(parts)}}
+
+
+# --- laws ---------------------------------------------------------------------------------------
+
+
+def _layer(call: _Call) -> Variants:
+    yield from ()
+
+
+def _delays(call: _Call) -> Variants:
+    """The ranks reach every stage at other times; on a GPU another stream is busy too."""
+    spans = call.spans
+    kept = None if spans is None else spans.at
+    for turn in range(3):
+        wait = random.Random(f"{call.plain['seed']} {call.rank} {turn}")
+
+        def at(stage: str, wait: random.Random = wait) -> None:
+            time.sleep(wait.random() * LONGEST_DELAY)
+            if kept is not None:
+                kept(stage)
+
+        at("stage")
+        if spans is not None:
+            spans.at = at
+        with _busy(call.given["topk_ids"].device):
+            yield f"delays, turn {turn + 1}", call.y()
+    if spans is not None and kept is not None:
+        spans.at = kept
+
+
+class _busy:
+    """On a GPU: matrix products on a second stream, queued before the call."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> None:
+        if self.device.type == "cuda":
+            self.stream = torch.cuda.Stream(self.device)
+            with torch.cuda.stream(self.stream):
+                a = torch.ones(4096, 4096, dtype=torch.bfloat16, device=self.device)
+                for _ in range(100):
+                    a @ a
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.stream.synchronize()
+
+
+def _repeats(call: _Call) -> Variants:
+    """Calls with other tokens, and old bytes in the buffer, between two calls of the case."""
+    buffer = call.module.get_symm_buffer()
+    ids = call.given["topk_ids"]
+    elsewhere = torch.where(ids >= 0, (ids + 1) % call.plain["logical"], ids)
+    empty = {name: call.given[name][:0] for name in ARGUMENTS}
+    others: Mapping[str, dict[str, torch.Tensor]] = {
+        "after a call with other experts": {"topk_ids": elsewhere},
+        "after a call without tokens": empty,
+    }
+    for label, before in others.items():
+        call.y(**before)
+        for part in vars(buffer).values() if hasattr(buffer, "__dict__") else ():
+            if isinstance(part, torch.Tensor):
+                part.view(torch.uint8).fill_(SPOILED)
+        yield label, call.y()
+
+
+def _static(call: _Call) -> Variants:
+    spans = _ours(call)
+    spans.static = True
+    yield "messages of fixed shapes", call.y()
+    spans.static = False
+    yield "messages of the rows that there are", call.y()
+
+
+def _graph(call: _Call) -> Variants:
+    """Replays of a captured call. NCCL can be captured; gloo, which waits on the host, cannot."""
+    spans = _ours(call)
+    if dist.get_backend() != "nccl":
+        raise NotImplementedError("a CUDA graph over ranks needs NCCL, one GPU a rank")
+    spans.static = True
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call.y(), call.y()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = call.y()
+    for turn in ("first", "second", "third"):
+        y.view(torch.uint8).fill_(SPOILED)
+        graph.replay()
+        torch.cuda.synchronize()
+        yield f"the {turn} replay of a CUDA graph", y.clone()
+    spans.static = False
+
+
+def _ours(call: _Call) -> ExpertParallel:
+    spans = call.spans
+    if spans is None:
+        raise NotImplementedError("the backend spans the ranks itself; the law is of our dispatch")
+    return spans
+
+
+def _refused(call: _Call) -> list[str] | None:
+    """Type and text of the error of a call in which one rank brings a token too many."""
+    given = dict(call.given)
+    if call.rank == call.plain["refuses"] % call.plain["of"]:
+        rows = call.plain["max_num_tokens"] + 1
+        for name in ARGUMENTS:
+            tensor = given[name]
+            given[name] = torch.ones(
+                rows, tensor.shape[1], dtype=tensor.dtype, device=tensor.device
+            )
+    try:
+        call.y(**{name: given[name] for name in ARGUMENTS})
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+    return None
+
+
+LAWS: Final[Mapping[str, Callable[[_Call], Variants]]] = {
+    "layer": _layer, "delays": _delays, "repeats": _repeats, "static": _static,
+    "graph-replay": _graph, "refused": _layer,
+}  # fmt: skip
+
+__all__ = ["LAWS", "run"]
