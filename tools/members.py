@@ -1,23 +1,23 @@
 """Judge simulated members of every class on every stored forward case.
 
-    python tools/members.py [--case GLOB] [--jobs N] [--products N] [--most N] [--parts FILE]
+    python tools/members.py [--case GLOB] [--jobs N] [--products N] [--sample N] [--parts FILE]
 
 Each simulated kernel of ``megamoe.backends.simulate`` and each subject of ``tools/claims.py``
-computes each forward case of the first contract, and the judge compares it with the golden twice:
-with its codes, and y alone. Two limits keep the time bounded. A case of more than ``--products``
-products a kernel is computed by one kernel of each class and family, other ones for each case. For
-a case of more than ``--most`` products, only as many rows are computed and judged as stay below
-that number, the first and the last among them; and where one row alone takes more, by one kernel of
-each class.
+meets each forward case of the first contract, and the judge compares it with the golden twice: with
+its codes, and y alone. A case of up to ``--products`` products is computed whole. Of a larger case
+each kernel computes a sample of about ``--sample`` products, another one for each case and kernel:
+some groups of 32 intermediate channels, the reference's codes elsewhere, and some channels of y
+(``megamoe/backends/simulated_sample.py``).
 
 ``--parts`` keeps each finished case in a file: the limits, then JSON lines. A later run with the
 same limits takes those cases from it, so that an interrupted run goes on where it stopped.
 
-Prints a line for each class: what was judged, what lay outside, and how often a kernel was no
-member on the operands of a case. Exit 1 if anything lay outside. Cases of no tokens are left out.
-So are cases with features, since the simulated kernels know plain SwiGLU only. The statistic is
-not asked: it is not calibrated for kernels that round every addition one way (docs/numerics.md,
-7.4).
+Prints a line for each class: what was judged, what of it in samples, what lay outside, and how
+often a kernel was no member on the operands of a case. Codes that a sample has from the reference
+are not counted. Exit 1 if anything lay outside; the line on it counts the channels of y within the
+sample. Cases of no tokens are left out. So are cases with features, since the simulated kernels
+know plain SwiGLU only. The statistic is not asked: it is not calibrated for kernels that round
+every addition one way (docs/numerics.md, 7.4).
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ import sys
 import time
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +43,33 @@ import torch
 
 from megamoe.backends import simulate
 from megamoe.backends.simulate import Kernel
+from megamoe.backends.simulated_sample import Sample, sampled
 from megamoe.cases import Case, load_cases
 from megamoe.cases.forms import features
 from megamoe.cases.load import golden_root
 from megamoe.cases.recipes import forward_problem
-from megamoe.golden import Store, StoredGolden, make, rows_of
+from megamoe.golden import GoldenError, Store, make, rows_of
 from megamoe.judge import judge_forward
 from megamoe.spec.accumulators import ACCUMULATORS
-from megamoe.spec.contract import BASE
+from megamoe.spec.contract import BASE, Contract
+from megamoe.spec.formats import GROUP
 from megamoe.spec.problem import Problem
 
+Array = npt.NDArray[Any]
+Stages = dict[str, Array]
+OF_Y = ("y", "y_lo", "y_hi")
+"""Tensors of a golden with an axis of output channels."""
+PLACES = {
+    "sf_at": ("sf_lo", "sf_hi"), "code_at": ("code_lo", "code_hi"),
+    "open_at": ("open_low", "open_high"),
+}  # fmt: skip
+"""Tensors of flat indices into all groups or codes, and what stands at them."""
 Tally = Counter[tuple[str, str]]
 """Counts by accumulator class and by subject."""
-COLUMNS = ("kernels", "cases", "forwards", "outputs", "codes", "outside", "no member")
+COLUMNS = (
+    "kernels", "cases", "whole", "sampled", "outputs", "codes", "outputs of samples",
+    "codes of samples", "outside", "no member",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,7 @@ class Part:
         return cls(case, counts, frozenset(map(tuple, kernels)), tuple(wrong))
 
 
+@cache
 def members() -> list[Kernel]:
     """Simulated kernels and the subjects of ``tools/claims.py``, each name once."""
     path = Path(__file__).with_name("claims.py")
@@ -97,67 +114,126 @@ def products_of(problem: Problem) -> int:
     return 3 * live * problem.hidden_size * problem.intermediate_size
 
 
-def chosen(case: Case, cost: int, products: int, most: int) -> list[Kernel]:
-    """The kernels that compute a case: all, or one of each class and family, or of each class."""
-    every = members()
-    if cost <= products:
-        return every
-    families: dict[tuple[str, str], list[Kernel]] = {}
-    for kernel in every:
-        family = kernel.name.partition("/")[0] if "/" in kernel.name and cost <= most else ""
-        families.setdefault((kernel.accumulator, family), []).append(kernel)
-    turn = zlib.crc32(case.id.encode())
-    return [kernels[turn % len(kernels)] for kernels in families.values()]
+@dataclass
+class Golden:
+    """What the judge asks of a golden; the tensors are all at hand."""
+
+    tensors: Mapping[str, Array]
+    """As :meth:`megamoe.oracle.ForwardGolden.to_tensors` has them."""
+    zero_freedom: bool
+    contract: Contract = BASE
+    is_calibrated: bool = False
+
+    @classmethod
+    def of(cls, case: Case) -> Golden:
+        """By the oracle, checked by what the store holds."""
+        stored = Store(golden_root(), make, BASE).load(case)
+        made = make(case, contract=BASE).tensors
+        for name in stored.names():
+            known = stored.full.get(name)
+            right = stored.matches(name, made[name]) if known is None else (known == made[name])
+            if not np.all(right):
+                raise GoldenError(f"case {case.id}: the oracle's {name} is not the stored golden's")
+        return cls(made, stored.zero_freedom)
+
+    def part(self, rows: Array, channels: Array) -> Golden:
+        """The golden of some rows, ascending, with some channels of y."""
+        out = {}
+        for name, tensor in self.tensors.items():
+            prefix, dot, what = name.rpartition(".")
+            place = PLACES.get(what)
+            if not dot or what in OF_Y:
+                out[name] = tensor[rows][:, channels] if what in OF_Y else tensor[rows]
+            elif place is not None:  # tensors of the elements that are named by a flat index
+                reference = self.tensors["l2_acts_sf" if what != "code_at" else "l2_acts"]
+                size = reference[0].size
+                row = np.searchsorted(rows, tensor // size)
+                kept = rows[np.minimum(row, len(rows) - 1)] == tensor // size
+                out[name] = (row * size + tensor % size)[kept].astype(tensor.dtype)
+                for other in place:
+                    out[f"{prefix}.{other}"] = self.tensors[f"{prefix}.{other}"][kept]
+        return Golden(out, self.zero_freedom)
+
+    def names(self) -> list[str]:
+        return [*self.tensors]
+
+    def get(self, name: str) -> Array:
+        return self.tensors[name]
+
+    def matches(self, name: str, actual: Array, nan: Array) -> bool:
+        return False
+
+    def other_rows(self, name: str, actual: Array) -> None:
+        return None
 
 
-def shortened(case: Case, problem: Problem, most: int) -> Case:
-    """The case with no more rows than ``most`` products take."""
-    rows = list(range(problem.num_tokens)) if case.rows is None else list(case.rows)
-    keep = max(1, len(rows) * most // max(1, products_of(problem)))
-    if keep >= len(rows):
-        return case
-    at = np.unique(np.linspace(0, len(rows) - 1, keep).astype(int))
-    return replace(case, params={**case.params, "rows": [rows[i] for i in at]})
+def of_sample(problem: Problem, sample: Sample) -> Problem:
+    """The sample's rows, with the rows of w2 that make its channels."""
+    rows = problem.at_rows(torch.from_numpy(sample.tokens))
+    at = torch.from_numpy(sample.channels)
+    w2, w2_sf = problem.w2_weight[:, at], problem.w2_weight_scale[:, at]
+    return replace(rows, w2_weight=w2, w2_weight_scale=w2_sf)
 
 
-def judged(case: Case, problem: Problem, golden: StoredGolden, kernel: Kernel, part: Part) -> Part:
-    """One forward, judged with its codes and without."""
+def outside(
+    shown: Stages, golden: Golden, name: str, problem: Problem, tokens: list[int] | None
+) -> list[str]:
+    """What the judge finds outside in the stages, and in y alone; ``tokens`` name the rows."""
+    wrong = []
+    for actual in (shown, {"y": shown["y"]}):
+        result = judge_forward(actual, golden, name, problem, tokens)
+        wrong += [
+            f"{f.outside} of {f.total} of {f.stage}, {f.worst.line() if f.worst else f.text}"
+            for f in result.findings
+            if f.outside
+        ]
+    return wrong
+
+
+def judged(
+    case: Case, problem: Problem, golden: Golden, kernel: Kernel, sample: int, part: Part
+) -> Part:
+    """One kernel on one case: all of it, or a sample of about ``sample`` products if not 0."""
     name = kernel.accumulator
     seed = zlib.crc32(f"{case.id} {kernel.name}".encode())
+    shown: Stages
+    rows = None if case.rows is None else list(case.rows)
     try:
         with np.errstate(all="ignore"):
-            got = simulate.forward(problem, kernel, seed)
+            if sample:
+                reference = golden.get("l2_acts"), golden.get("l2_acts_sf")
+                some = sampled(problem, kernel, seed, *reference, sample)
+                rows = [rows[at] if rows else int(at) for at in some.tokens]
+                codes = len(some.groups) * GROUP
+                problem = of_sample(problem, some)
+                golden = golden.part(some.tokens, some.channels)
+                shown = {"y": some.y, "l2_acts": some.codes, "l2_acts_sf": some.sf}
+            else:
+                whole = simulate.forward(problem, kernel, seed)
+                codes = whole.codes.size
+                shown = {"y": whole.y, "l2_acts": whole.codes, "l2_acts_sf": whole.sf}
     except simulate.NotAMemberError:
         part.tally[name, "no member"] += 1
         return part
-    wrong = []
-    shown: dict[str, npt.NDArray[Any]] = {"y": got.y, "l2_acts": got.codes, "l2_acts_sf": got.sf}
-    for actual in (shown, {"y": got.y}):
-        result = judge_forward(actual, golden, name, problem, case.rows)
-        found = [f for f in result.findings if f.outside]
-        wrong += [
-            f"{case.id}: {kernel.name} ({name}): {f.outside} of {f.total} of {f.stage}, {f.worst}"
-            for f in found
-        ]
-    part.tally[name, "forwards"] += 1
-    part.tally[name, "outputs"] += got.y.size
-    part.tally[name, "codes"] += got.codes.size
+    wrong = outside(shown, golden, name, problem, rows)
+    part.tally[name, "sampled" if sample else "whole"] += 1
+    of = " of samples" if sample else ""
+    part.tally[name, f"outputs{of}"] += shown["y"].size
+    part.tally[name, f"codes{of}"] += codes
     part.tally[name, "outside"] += bool(wrong)
-    return Part(part.case, part.tally, part.kernels | {(name, kernel.name)}, (*part.wrong, *wrong))
+    said = tuple(f"{case.id}: {kernel.name} ({name}): {line}" for line in wrong)
+    return Part(part.case, part.tally, part.kernels | {(name, kernel.name)}, part.wrong + said)
 
 
-def of_case(case: Case, products: int, most: int) -> Part:
-    """All chosen kernels on one case."""
+def of_case(case: Case, products: int, sample: int) -> Part:
+    """All kernels on one case."""
     torch.set_num_threads(1)
-    whole = forward_problem(case)
-    short = shortened(case, rows_of(whole, case.rows), most)
-    problem = rows_of(whole, short.rows)
-    golden = Store(golden_root(), make, BASE).load(case)
-    if short is not case:
-        golden = replace(golden, case=short, full=make(short, contract=BASE).tensors, digests={})
+    problem = rows_of(forward_problem(case), case.rows)
+    golden = Golden.of(case)
+    size = sample if products_of(problem) > products else 0
     part = Part(case.id, Counter(), frozenset(), ())
-    for kernel in chosen(case, products_of(problem), products, most):
-        part = judged(short, problem, golden, kernel, part)
+    for kernel in members():
+        part = judged(case, problem, golden, kernel, size, part)
     return part
 
 
@@ -168,7 +244,7 @@ def table(parts: list[Part]) -> str:
     for name in ACCUMULATORS:
         sums: Counter[str] = Counter()
         for part in parts:
-            sums["cases"] += bool(part.tally[name, "forwards"])
+            sums["cases"] += bool(part.tally[name, "whole"] + part.tally[name, "sampled"])
             for what in COLUMNS[2:]:
                 sums[what] += part.tally[name, what]
         sums["kernels"] = len({k for part in parts for k in part.kernels if k[0] == name})
@@ -184,8 +260,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--case", default="*")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--products", type=int, default=3_000_000)
-    parser.add_argument("--most", type=int, default=20_000_000)
+    parser.add_argument("--products", type=int, default=1_000_000)
+    parser.add_argument("--sample", type=int, default=300_000)
     parser.add_argument("--parts", type=Path, help="keeps finished cases; a later run goes on")
     args = parser.parse_args()
     started = time.time()
@@ -201,7 +277,7 @@ def main() -> int:
         parser.error(f"no forward case without features has a name like {args.case!r}")
     cases.sort(key=lambda c: -c.params["hidden"] * c.params["intermediate"] * c.params["tokens"])
     parts: list[Part] = []
-    limits = f"--products {args.products} --most {args.most}"
+    limits = f"--products {args.products} --sample {args.sample}"
     if args.parts and args.parts.exists():
         first, *lines = args.parts.read_text().splitlines() or [""]
         if first != limits:
@@ -213,7 +289,7 @@ def main() -> int:
     finished = {part.case for part in parts}
     with ProcessPoolExecutor(args.jobs) as pool:
         work = [
-            pool.submit(of_case, case, args.products, args.most)
+            pool.submit(of_case, case, args.products, args.sample)
             for case in cases
             if case.id not in finished
         ]

@@ -114,7 +114,8 @@ def _activation(life: Life, slot: Slot, i: int, top: int) -> Plain:
     inter = len(slot.codes)
     group, part = i // GROUP, slice(i // GROUP * GROUP, i // GROUP * GROUP + GROUP)
     amax = group_amax(slot.value[None, part], life.contract)[0, 0]
-    who = int(np.nanargmax(np.abs(slot.value[part]))) if not np.isnan(amax) else 0
+    size = np.abs(slot.value[part])
+    who = 0 if np.isnan(amax) else int(np.where(np.isnan(size), -1, size).argmax())
     form = form_of(life.token.act, life.contract)
     one = slot.gate[i : i + 1]
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):

@@ -2,9 +2,10 @@
 
 A value *differs* if the contract does not allow it. A deviation *explains* it if the deviation
 gives it, and *contradicts* a value that the contract allows and the deviation does not give. An
-exact match explains every value that differs and contradicts none. A match in part leaves at most
-half as many values wrong as the contract does, and explains at least eight more than it leaves: a
-few values agree by chance. It is offered only where no match is exact.
+exact match explains every value that differs and contradicts none. An exact match in some slots
+only explains at least eight values, and is offered where no deviation of the whole token is exact.
+A match in part leaves at most half as many values wrong as the contract does, and explains at least
+eight more than it leaves: a few values agree by chance. It is offered only where no match is exact.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ class Fit:
 
     @property
     def is_exact(self) -> bool:
-        """It gives every value that was shown."""
-        return not self.left and self.explains > 0
+        """It gives every value that was shown.
+
+        A choice of slots is one more freedom, so it needs as much evidence as a match in part.
+        """
+        return not self.left and self.explains >= (_MARGIN if self.where else 1)
 
     @property
     def is_partial(self) -> bool:
@@ -90,7 +94,8 @@ def fit(name: str, stage: str, contract: Bools, way: Bools, slots: list[int] | N
 
 def report(fits: list[Fit], differing: int, of: int, compared: str, tried: int) -> dict[str, Any]:
     """The result for one step between two stages: exact matches, or the best in part."""
-    exact = sorted((f for f in fits if f.is_exact), key=lambda f: bool(f.where))
+    exact = [f for f in fits if f.is_exact]
+    exact = [f for f in exact if not f.where] or exact
     partial: list[Fit] = []
     if not exact:
         partial = sorted((f for f in fits if f.is_partial), key=lambda f: f.left)

@@ -15,13 +15,12 @@ import numpy.typing as npt
 
 from megamoe.explain import deviations, element
 from megamoe.explain import life as lives
-from megamoe.explain.deviations.operands import Scales
 from megamoe.explain.life import SHARED, Life, live, same_codes
 from megamoe.explain.match import fit, report
 from megamoe.explain.points import Bools, Points, outside
 from megamoe.explain.predict import Acts, Predictor
 from megamoe.explain.sources import Source
-from megamoe.explain.ways import Way
+from megamoe.explain.ways import Scales, Way
 from megamoe.judge.judgements import observable_codes
 from megamoe.spec.formats import GROUP, U8, U16, bf16_round, unpack_sf
 from megamoe.spec.forms import BF16

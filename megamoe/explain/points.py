@@ -19,6 +19,7 @@ from megamoe.explain.sources import Source
 from megamoe.explain.ways import TOTALS, Operands, Reader, Total, Way
 from megamoe.spec.formats import (
     E4M3_TABLE,
+    F32,
     F64,
     GROUP,
     U8,
@@ -54,6 +55,7 @@ class Points:
     life: Life
     source: Source
     _columns: dict[tuple[int, int], F64] = field(default_factory=dict)
+    _rows: dict[str, dict[int, F32]] = field(default_factory=dict)
     _fp32: dict[int, F64] = field(default_factory=dict)
     _first: dict[tuple[str, Reader | None], dict[int, tuple[U8, U8]]] = field(default_factory=dict)
 
@@ -88,6 +90,8 @@ class Points:
 
     def point(self, way: Way, name: str, total: Total) -> U16:
         """``y`` of the way with one kind of sums."""
+        if way.changes_combine_only and name in self._rows:
+            return self._combined(way, self._rows[name])
         acts = self._acts(way, name, total)
         rows = {}
         for slot in [*self.life.slots, *(way.more() if way.more else [])]:
@@ -98,8 +102,13 @@ class Points:
             else:
                 blocks = signed_blocks(*way.reads2(operands).chosen())
             rows[slot.slot] = way.row((way.total or total)(blocks), way.weight(slot))
+        if way.changes_combine_only:
+            self._rows[name] = rows
+        return self._combined(way, rows)
+
+    def _combined(self, way: Way, rows: dict[int, F32]) -> U16:
         if not rows and not self.life.is_special:
-            return np.zeros(len(self.life.channels), np.uint16)
+            return np.repeat(way.empty, len(self.life.channels))
         return way.combine(rows)
 
     def _blocks2(self, slot: Slot, codes: U8, sf: U8) -> F64:

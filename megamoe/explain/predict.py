@@ -46,6 +46,7 @@ class Predictor:
     acts: Acts
     """The output of the backend."""
     _second: dict[int, tuple[F64, F64]] = field(default_factory=dict)
+    _rows: dict[tuple[int, int], tuple[F32, F32]] = field(default_factory=dict)
     _own: npt.NDArray[np.int64] | None = None
     _kept: tuple[F32, F32, F32] | None = None
 
@@ -175,13 +176,23 @@ class Predictor:
         high: dict[int, F32] = {}
         with np.errstate(all="ignore"):
             for slot in [*self.life.slots, *(way.more() if way.more else [])]:
-                weight = way.weight(slot)
-                ends = [way.row(end, weight) for end in self._sums2(way, slot)]
-                low[slot.slot], high[slot.slot] = np.minimum(*ends), np.maximum(*ends)
+                low[slot.slot], high[slot.slot] = self._row_ends(way, slot)
             if not low and not self.life.is_special:
-                return y != 0
+                return y != way.empty
             least, most = self._ends(way, low, high)
         return outside(y, least, most)
+
+    def _row_ends(self, way: Way, slot: Slot) -> tuple[F32, F32]:
+        """Both ends of a slot row; one call for all ways that change only the combine."""
+        kept = slot.slot, slot.expert
+        if way.changes_combine_only and kept in self._rows:
+            return self._rows[kept]
+        weight = way.weight(slot)
+        ends = [way.row(end, weight) for end in self._sums2(way, slot)]
+        made = np.minimum(*ends), np.maximum(*ends)
+        if way.changes_combine_only:
+            self._rows[kept] = made
+        return made
 
     def _sums2(self, way: Way, slot: Slot) -> tuple[F64, F64]:
         """Both ends of linear 2, ``(n,)`` each."""

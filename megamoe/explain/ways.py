@@ -95,6 +95,18 @@ class Operands:
 
 
 Reader = Callable[[Operands], Operands]
+
+
+@dataclass(frozen=True)
+class Scales:
+    """A reader of other scale bytes, which leaves codes and weights as they are."""
+
+    read: Reader
+
+    def __call__(self, operands: Operands) -> Operands:
+        return self.read(operands)
+
+
 Rows = Mapping[int, F32]
 """Values by slot, ``(n,)`` each."""
 
@@ -124,6 +136,8 @@ class Way:
     reads2: Reader | None = None
     total: Total | None = None
     """The accumulation of sums, if that is the deviation."""
+    empty: U16 = field(default_factory=lambda: np.zeros(1, np.uint16))
+    """``y`` of a token without a slot."""
     more: Callable[[], list[Slot]] | None = None
     """Slots that take part although the contract says that they do not."""
     steps: frozenset[str] = field(default_factory=frozenset)
@@ -134,14 +148,19 @@ class Way:
         return replace(self, name=name, stage=stage, steps=frozenset(steps), **steps)
 
     @cached_property
+    def changes_combine_only(self) -> bool:
+        """Whether slot rows are the contract's."""
+        return self.steps <= {"combine", "empty"}
+
+    @cached_property
     def moves_codes(self) -> bool:
         """Whether a step up to the codes differs from the contract's."""
-        return bool(self.steps - {"reads2", "row", "combine", "more"})
+        return bool(self.steps - {"reads2", "row", "combine", "empty", "more"})
 
     @cached_property
     def moves_y(self) -> bool:
         """Whether a step after the codes differs from the contract's."""
-        return bool(self.steps & {"reads2", "row", "combine", "more", "total"})
+        return bool(self.steps & {"reads2", "row", "combine", "empty", "more", "total"})
 
 
 def right(life: Life, contract: Contract | None = None) -> Way:

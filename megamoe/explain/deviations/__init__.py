@@ -4,11 +4,15 @@
 |---|---|---|
 | ``staging`` | hidden states | ``x``, ``x_sf`` |
 | ``operands`` | what a linear reads: codes, scale bytes, nibbles, rows, experts | its sums |
-| ``activation`` | sums of linear 1 | fp32 activations |
+| ``indices`` | the same from a wrong place, and the ends of their range | its sums |
+| ``sums`` | sums of 32 products | sums, and gate and up of them |
+| ``activation`` | gate and up | fp32 activations |
 | ``requantise`` | fp32 activations | ``l2_acts``, ``l2_acts_sf`` |
-| ``combine`` | sums of linear 2 | ``y`` |
+| ``features`` | the same of alpha and beta, swiglustep and SiTU | fp32 activations |
+| ``combine``, ``orders`` | sums of linear 2 | ``y`` |
 
-``casts`` has what both quantisations can do wrong, ``rows`` which rows a wrong index reads. Another
+``casts`` has what both quantisations can do wrong, ``rows`` which rows a wrong index reads,
+``roundings`` what happens on the way to bfloat16, ``fp8_rows`` the rows of an FP8 combine. Another
 revision of the contract is a deviation too.
 
 To add one, name it in its module. A deviation replaces steps of :class:`megamoe.explain.ways.Way`.
@@ -18,11 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megamoe.explain.deviations import activation, combine, operands, requantise
+from megamoe.explain.deviations import activation, combine, indices, operands, requantise, sums
 from megamoe.explain.deviations.staging import catalogue as of_staging
 from megamoe.explain.life import Life
 from megamoe.explain.sources import Source
-from megamoe.explain.ways import Way, right
+from megamoe.explain.ways import Reader, Way, right
 from megamoe.spec.contract import REVISIONS
 
 
@@ -31,10 +35,10 @@ def of_codes(life: Life, source: Source) -> Iterator[Way]:
     own = right(life)
     yield from activation.catalogue(life, source)
     yield from requantise.catalogue(life)
-    for name, total in activation.TOTALS_OFF.items():
+    for name, total in sums.TOTALS_OFF.items():
         yield own.replaced(name, "linear 1", total=total)
     yield from _contracts(life)
-    readers = {**operands.readers(1), **operands.token_readers(life, source)}
+    readers = {**_readers(life, 1), **operands.token_readers(life, source)}
     for name, reader in readers.items():
         yield own.replaced(name, "linear 1", reads13=reader)
 
@@ -43,10 +47,10 @@ def of_y(life: Life, source: Source) -> Iterator[Way]:
     """The deviations from the codes of linear 2 to ``y``."""
     own = right(life)
     yield from combine.catalogue(life, source)
-    for name, total in activation.TOTALS_OFF.items():
+    for name, total in sums.TOTALS_OFF.items():
         yield own.replaced(name, "linear 2", total=total)
     yield from _contracts(life)
-    for name, reader in operands.readers(2).items():
+    for name, reader in _readers(life, 2).items():
         yield own.replaced(name, "linear 2", reads2=reader)
 
 
@@ -56,16 +60,20 @@ def of_all(life: Life, source: Source) -> Iterator[Way]:
     yield from activation.catalogue(life, source)
     yield from requantise.catalogue(life)
     yield from combine.catalogue(life, source)
-    for name, total in activation.TOTALS_OFF.items():
+    for name, total in sums.TOTALS_OFF.items():
         yield own.replaced(name, "linear 1 and 2", total=total)
     yield from _contracts(life)
-    second = operands.readers(2)
+    second = _readers(life, 2)
     for name, reader in second.items():
         yield own.replaced(name, "linear 2", reads2=reader)
-    for name, reader in {**operands.readers(1), **operands.token_readers(life, source)}.items():
+    for name, reader in {**_readers(life, 1), **operands.token_readers(life, source)}.items():
         yield own.replaced(name, "linear 1", reads13=reader)
         if name in second:
             yield own.replaced(name, "linear 1 and 2", reads13=reader, reads2=second[name])
+
+
+def _readers(life: Life, linear: int) -> dict[str, Reader]:
+    return {**operands.readers(linear), **indices.expert_readers(life)}
 
 
 def _contracts(life: Life) -> Iterator[Way]:

@@ -9,91 +9,37 @@ from typing import Any
 import numpy as np
 import torch
 
+from megamoe.explain.deviations.features import catalogue as of_features
+from megamoe.explain.deviations.roundings import flushed
 from megamoe.explain.deviations.rows import other_weights
+from megamoe.explain.deviations.sums import GATE_UP, Pair
 from megamoe.explain.life import Life
 from megamoe.explain.sources import Source
-from megamoe.explain.ways import Total, Way, bound_of, clamped, halves, in_bf16, right, silu
+from megamoe.explain.ways import Way, bound_of, clamped, halves, in_bf16, right, silu
 from megamoe.oracle.gates import form_of
 from megamoe.spec.features import Activation
 from megamoe.spec.formats import F32, F64
-
-Pair = tuple[F32, F32]
 
 
 def catalogue(life: Life, source: Source) -> Iterator[Way]:
     """Deviations from the sums of linear 1 to the fp32 activations."""
     own = right(life)
-    for name, change in _GATE_UP.items():
+    for name, change in GATE_UP.items():
         yield own.replaced(name, "gate and up", halves=change)
     for name, steps in _clamps(life):
         yield own.replaced(name, "clamp", **steps)
     for name, function in _silus(life).items():
         yield own.replaced(name, "silu", silu=function)
     yield own.replaced("silu is taken of up, not of the gate", "silu", halves=_swapped_silu(life))
+    yield own.replaced("subnormal up is flushed to zero", "clamp", clamp=_flushed_up(life))
+    for name, steps in of_features(life):
+        yield own.replaced(name, life.token.act.name, **steps)
     for name, steps in _products(life):
         yield own.replaced(name, "routing weight", **steps)
     for name, weights in other_weights(life, source).items():
         yield own.replaced(
             name, "routing weight", weight=lambda slot, w=weights: w.get(slot.slot, slot.weight)
         )
-
-
-# --- gate and up --------------------------------------------------------------------------------
-
-
-def _truncated(sums: F64) -> Pair:
-    bits = sums.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
-    gate, up = np.split(bits.view(np.float32), 2, axis=-1)
-    return gate, up
-
-
-def _unrounded(sums: F64) -> Pair:
-    gate, up = np.split(sums.astype(np.float32), 2, axis=-1)
-    return gate, up
-
-
-def _in_half(sums: F64) -> Pair:
-    with np.errstate(over="ignore", invalid="ignore"):
-        gate, up = np.split(sums.astype(np.float16).astype(np.float32), 2, axis=-1)
-    return gate, up
-
-
-def _in_turn(run: int) -> Callable[[F64], Pair]:
-    def read(sums: F64) -> Pair:
-        rows = in_bf16(sums)
-        rows = rows.reshape(*rows.shape[:-1], -1, 2, run)
-        shape = (*sums.shape[:-1], sums.shape[-1] // 2)
-        return rows[..., 0, :].reshape(shape), rows[..., 1, :].reshape(shape)
-
-    return read
-
-
-def _left_in_turn(run: int) -> Callable[[F64], Pair]:
-    """Rows of gate and up in turn by ``run``, cut in halves."""
-
-    def read(sums: F64) -> Pair:
-        rows = in_bf16(sums)
-        rows = rows.reshape(*rows.shape[:-1], 2, -1, run).swapaxes(-2, -3).reshape(sums.shape)
-        gate, up = np.split(rows, 2, axis=-1)
-        return gate, up
-
-    return read
-
-
-_GATE_UP: dict[str, Callable[[F64], Pair]] = {
-    "gate and up are swapped": lambda s: halves(s)[::-1],
-    "gate and up are read interleaved": _in_turn(1),
-    "gate and up are read interleaved by 8": _in_turn(8),
-    "gate and up are read interleaved by 16": _in_turn(16),
-    "gate and up rows are in turn and are read as halves": _left_in_turn(1),
-    "gate and up rows are in turn by 8 and are read as halves": _left_in_turn(8),
-    "gate and up rows are in turn by 16 and are read as halves": _left_in_turn(16),
-    "gate and up are not rounded to bfloat16": _unrounded,
-    "gate and up are truncated to bfloat16": _truncated,
-    "gate and up are rounded to fp16": _in_half,
-    "up is the gate": lambda s: (halves(s)[0], halves(s)[0]),
-    "the gate is up": lambda s: (halves(s)[1], halves(s)[1]),
-}
 
 
 # --- the clamp ----------------------------------------------------------------------------------
@@ -115,15 +61,28 @@ def _clamps(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
     def both(gate: F32, up: F32) -> Pair:
         return clamped(gate, up, act, c)
 
+    step = act.name == "swiglustep"  # the gate is not clamped then, but silu is
     drops = c.clamp_drops_nan.value
     other_nan = c.changed(c.revision, "a deviation", clamp_drops_nan=not drops)
     exact = np.float32(act.clamp)
     ways: dict[str, Callable[[F32, F32], Pair]] = {
         "the clamp is missing": lambda g, u: (g, u),
+        "up is not clamped": lambda g, u: (both(g, u)[0], u),
+        "NaN passes the clamp of up": lambda g, u: (
+            both(g, u)[0], np.where(np.isnan(u), u, both(g, u)[1]),
+        ),
+        "NaN of up becomes the upper bound": lambda g, u: (
+            both(g, u)[0], np.where(np.isnan(u), bound, both(g, u)[1]),
+        ),
+        "NaN of up becomes zero": lambda g, u: (
+            both(g, u)[0], np.where(np.isnan(u), np.float32(0), both(g, u)[1]),
+        ),
+        "NaN of the gate becomes minus the bound": lambda g, u: (
+            np.where(np.isnan(g), -bound, both(g, u)[0]), both(g, u)[1],
+        ),
         "the gate is clamped from below too": lambda g, u: (
             np.fmax(both(g, u)[0], -bound), both(g, u)[1],
         ),
-        "only the gate is clamped": lambda g, u: (both(g, u)[0], u),
         "the gate is not clamped": lambda g, u: (g, both(g, u)[1]),
         "up is not clamped from below": lambda g, u: (both(g, u)[0], np.fmin(u, bound)),
         "up is not clamped from above": lambda g, u: (both(g, u)[0], np.fmax(u, -bound)),
@@ -134,7 +93,7 @@ def _clamps(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
             np.where(np.isnan(g), g, both(g, u)[0]), both(g, u)[1],
         ),
         "the clamp's bound is not rounded to bfloat16": lambda g, u: (
-            np.fmin(g, exact), np.fmin(np.fmax(u, -exact), exact),
+            g if step else np.fmin(g, exact), np.fmin(np.fmax(u, -exact), exact),
         ),
     }  # fmt: skip
     for name, clamp in ways.items():
@@ -143,6 +102,12 @@ def _clamps(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
     def gated(gate: F32) -> F32:
         return np.fmin(silu(gate, form_of(act, c)), bound)
 
+    if step:
+        yield (
+            "the gate is clamped before silu too",
+            {"clamp": lambda g, u: (np.fmin(g, bound), both(g, u)[1])},
+        )
+        return
     yield (
         "the clamp comes after silu",
         {"clamp": lambda g, u: (g, both(g, u)[1]), "silu": gated},
@@ -198,6 +163,14 @@ def _swapped_silu(life: Life) -> Callable[[F64], Pair]:
     return read
 
 
+def _flushed_up(life: Life) -> Callable[[F32, F32], Pair]:
+    def clamp(gate: F32, up: F32) -> Pair:
+        gate, up = clamped(gate, up, life.token.act, life.contract)
+        return gate, flushed(up)
+
+    return clamp
+
+
 # --- products -----------------------------------------------------------------------------------
 
 
@@ -219,6 +192,15 @@ def _products(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
         "the routing weight is rounded to fp16",
         {"product": lambda s, u, w: s * u * w.astype(np.float16).astype(np.float32)},
     )
+
+    def once(s: F32, u: F32, w: F32) -> F32:
+        return (s.astype(np.float64) * u * w).astype(np.float32)
+
+    yield "the products with up and with the weight are rounded once", {"product": once}
+    yield (
+        "the subnormal product of silu and up is flushed to zero",
+        {"product": lambda s, u, w: flushed(s * u) * w},
+    )
     yield "up is multiplied by the weight first", {"product": lambda s, u, w: s * (u * w)}
     yield "up is left out", {"product": lambda s, u, w: s * w}
     yield "the gate is left out", {"product": lambda s, u, w: u * w}
@@ -228,29 +210,3 @@ def _products(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
 def after(sums: F64, weight: np.float32) -> F32:
     """A slot row that is multiplied by the routing weight, then rounded."""
     return in_bf16((sums.astype(np.float32) * weight).astype(np.float32))
-
-
-# --- accumulation -------------------------------------------------------------------------------
-
-
-def _running(rounded: Callable[[F32], F32]) -> Total:
-    def total(blocks: F64) -> F64:
-        out = np.zeros(blocks.shape[1:], np.float32)
-        for block in blocks.astype(np.float32):
-            out = rounded(out + block)
-        return out.astype(np.float64)
-
-    return total
-
-
-def _keeping(bits: int) -> Callable[[F32], F32]:
-    mask = np.uint32(0xFFFFFFFF << (23 - bits) & 0xFFFFFFFF)
-    return lambda v: (v.view(np.uint32) & mask).view(np.float32)
-
-
-TOTALS_OFF: dict[str, Total] = {
-    "sums are kept in bfloat16": _running(in_bf16),
-    "sums are kept in fp16": _running(lambda v: v.astype(np.float16).astype(np.float32)),
-    "sums keep 13 bits": _running(_keeping(13)),
-    "sums keep 10 bits": _running(_keeping(10)),
-}

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from megamoe.explain.ways import I32
 from megamoe.oracle.groups import RECIP_448
 from megamoe.spec.contract import BASE, Contract
 from megamoe.spec.formats import E4M3_NAN, F32, F64, GROUP, U8, e4m3_cast
 
+Bools = npt.NDArray[np.bool_]
 Cast = Callable[[F32, I32], U8]
 Amax = Callable[[F32], F32]
 
@@ -47,9 +49,60 @@ def _rounded(rounding: Callable[[F64], F64]) -> Cast:
     return cast
 
 
+def _ties(up: Callable[[F64, F64], Bools]) -> Cast:
+    """A cast that is right but for ties. ``up`` takes the scaled values and their magnitude in
+    units of one step, and says where a tie goes to the larger magnitude."""
+
+    def cast(values: F32, exponent: I32) -> U8:
+        wide = scaled(values, exponent)
+        with np.errstate(invalid="ignore"):
+            step = _step(wide)
+            size = np.minimum(np.abs(wide), 2.0**20) / step
+            least = np.floor(size)
+            other = np.copysign((least + up(wide, size)) * step, wide)
+            return e4m3_cast(np.where(size - least == 0.5, other, wide))
+
+    return cast
+
+
+def _is_odd(size: F64) -> Bools:
+    """Whether the number of whole steps is odd: rounding to even then goes up."""
+    return np.floor(size) % 2 == 1
+
+
 def _flushed(values: F32, exponent: I32) -> U8:
     codes = e4m3_cast(scaled(values, exponent))
     return np.where(codes & 0x78, codes, 0).astype(np.uint8)
+
+
+def _signed_zero(values: F32, exponent: I32) -> U8:
+    codes = e4m3_cast(scaled(values, exponent))
+    return np.where(codes & 0x78, codes, codes & 0x80).astype(np.uint8)
+
+
+def _tf32(values: F64) -> F64:
+    """Rounded to the 11 bits of TF32, ties away from zero."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+
+
+def _half(values: F64) -> F64:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16).astype(np.float64)
+
+
+def _through(narrow: Callable[[F64], F64]) -> Cast:
+    return lambda v, e: e4m3_cast(narrow(scaled(v, e)))
+
+
+def _nan_as(code: int) -> Cast:
+    """NaN becomes a number; beside byte 255 any code is right."""
+
+    def cast(values: F32, exponent: I32) -> U8:
+        codes = e4m3_cast(scaled(values, exponent))
+        return np.where(np.isnan(values), code, codes).astype(np.uint8)
+
+    return cast
 
 
 def _small_zero(values: F32, exponent: I32) -> U8:
@@ -81,6 +134,20 @@ CASTS: Final[Mapping[str, Cast]] = {
     "codes are rounded away from zero": _rounded(np.ceil),
     "ties of codes are rounded away from zero": _rounded(lambda q: np.floor(q + 0.5)),
     "ties of codes are rounded toward zero": _rounded(lambda q: np.ceil(q - 0.5)),
+    "ties of codes are rounded up": _ties(lambda w, q: w > 0),
+    "ties of codes are rounded down": _ties(lambda w, q: w < 0),
+    "ties of codes are rounded to odd": _ties(lambda w, q: ~_is_odd(q)),
+    "ties of subnormal codes are rounded away from zero": _ties(
+        lambda w, q: _is_odd(q) | (np.abs(w) < 2.0**-6)
+    ),
+    "ties of subnormal codes are rounded toward zero": _ties(
+        lambda w, q: _is_odd(q) & (np.abs(w) >= 2.0**-6)
+    ),
+    "ties of negative codes are rounded away from zero": _ties(lambda w, q: _is_odd(q) | (w < 0)),
+    "scaled values go through TF32 before the cast": _through(_tf32),
+    "scaled values go through fp16 before the cast": _through(_half),
+    "NaN becomes 448": _nan_as(0x7E),
+    "NaN becomes zero": _nan_as(0),
     "values lose 3 of 23 bits toward zero before the cast": lambda v, e: e4m3_cast(
         scaled((np.ascontiguousarray(v).view(np.uint32) & 0xFFF00000).view(np.float32), e)
     ),
@@ -94,6 +161,7 @@ CASTS: Final[Mapping[str, Cast]] = {
     "codes end at 240, the limit of E4M3 FNUZ": _limited(240.0),
     "codes are those of E4M3 FNUZ": _fnuz,
     "E4M3 subnormals are flushed to zero": _flushed,
+    "E4M3 subnormals are flushed to a zero with their sign": _signed_zero,
     "values below the normal E4M3 are flushed before rounding": _small_zero,
     "the sign is lost": lambda v, e: e4m3_cast(np.abs(scaled(v, e))),
 }
@@ -131,9 +199,33 @@ def _half_group(first: int) -> Callable[[F32, Amax], F32]:
     return of
 
 
+def _strided(values: F32, amax: Amax) -> F32:
+    """Group g takes every G-th value from the g-th on, G the number of groups."""
+    apart = values.reshape(*values.shape[:-1], GROUP, -1).swapaxes(-1, -2)
+    return amax(np.ascontiguousarray(apart).reshape(values.shape))
+
+
+def _without_member(at: int) -> Callable[[F32, Amax], F32]:
+    def of(values: F32, amax: Amax) -> F32:
+        kept = values.reshape(*values.shape[:-1], -1, GROUP).copy()
+        kept[..., at] = 0
+        return amax(kept.reshape(values.shape))
+
+    return of
+
+
+def _in_half(values: F32, amax: Amax) -> F32:
+    with np.errstate(over="ignore"):
+        return amax(values.astype(np.float16).astype(np.float32))
+
+
 GROUPS: Final[Mapping[str, Callable[[F32, Amax], F32]]] = {
     "one scale holds for the whole row": _whole,
     "amax is that of the first 16 of a group": _half_group(0),
     "amax is that of the last 16 of a group": _half_group(GROUP // 2),
+    "amax misses the first of a group": _without_member(0),
+    "amax misses the last of a group": _without_member(GROUP - 1),
+    "a group's amax is that of values a number of groups apart": _strided,
+    "amax is rounded to fp16": _in_half,
 }
 """The amax of other groups, from values and the right amax of any values."""

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 
+from megamoe.explain.deviations import fp8_rows, orders
 from megamoe.explain.deviations.activation import after
-from megamoe.explain.life import Life, Slot, live_slot
+from megamoe.explain.deviations.fp8_rows import Read
+from megamoe.explain.deviations.roundings import BF16_ROUNDINGS, truncated
+from megamoe.explain.life import Life, Slot, combine_of, live_slot
 from megamoe.explain.sources import Source
 from megamoe.explain.ways import Rows, Way, combined, in_bf16, right
-from megamoe.spec.formats import F32, F64, U16, bf16_round
+from megamoe.spec.formats import F32, F64, U16, bf16_decode, bf16_round
 
 Combined = Callable[[Rows], U16]
+LARGEST: Final = 2.0**128 - 2.0**120
+"""The largest bfloat16."""
+_MINUS_ZERO: Final = np.array([0x8000], np.uint16)
 
 
 def catalogue(life: Life, source: Source) -> Iterator[Way]:
@@ -21,10 +29,12 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
     own = right(life)
     rows: dict[str, Callable[[F64, np.float32], F32]] = {
         "slot rows are not rounded to bfloat16": lambda s, w: s.astype(np.float32),
-        "slot rows are truncated to bfloat16": lambda s, w: _truncated(s.astype(np.float32)),
+        "slot rows are truncated to bfloat16": lambda s, w: truncated(s.astype(np.float32)),
         "slot rows are rounded to fp16": lambda s, w: s.astype(np.float16).astype(np.float32),
         "slot rows are multiplied by the routing weight, after requantisation": after,
     }
+    for name, rounding in BF16_ROUNDINGS.items():
+        rows[f"slot rows: {name}"] = lambda s, w, r=rounding: in_bf16(r(s.astype(np.float32)))  # type: ignore[misc]
     for name, row in rows.items():
         yield own.replaced(name, "linear 2", row=row)
     for name, combine in _combines(life):
@@ -37,15 +47,182 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
                 "combine",
                 more=lambda e=expert: [live_slot(source, life, slot, e) for slot in missing],
             )
+        yield own.replaced(
+            "a slot without an expert adds its routing weight times 0", "combine",
+            combine=partial(_with_masked_weights, life, missing),
+        )  # fmt: skip
+    yield own.replaced("y of a token without a slot is -0", "combine", empty=_MINUS_ZERO)
+
+
+@dataclass(frozen=True)
+class _Combine:
+    """One combine in steps: rows as they are read, their sum from zero, and what follows it."""
+
+    life: Life
+    read: Read
+    finished: Callable[[F32], U16]
+
+    def __call__(self, sums: Callable[[orders.Taken], F32], rows: Rows) -> U16:
+        """``sums`` takes the rows by slot, in the contract's order, and adds them."""
+        slots = len(self.life.token.ids)
+        order = combine_of(self.life.token, self.life.channels, self.life.contract).order(
+            slots, slots in rows
+        )
+        every = [slots if k is None else k for k in order]
+        taken = {k: self.read(rows[k]).astype(np.float32) for k in every if k in rows}
+        return self.finished(
+            sums(taken) if taken else np.zeros(len(self.life.channels), np.float32)
+        )
+
+    @classmethod
+    def of(cls, life: Life) -> _Combine:
+        """The contract's steps; a product of an E4M3 value and its scale is exact in fp32."""
+        reads = fp8_rows.read() if life.token.dtype == "fp8" else _as_it_is
+        return cls(life, reads, partial(_finished, life, bf16_round))
+
+
+def _as_it_is(row: F32) -> F64:
+    return row.astype(np.float64)
+
+
+def _finished(life: Life, rounded: Callable[[F32], U16], total: F32) -> U16:
+    """``y`` of the sum: rounded, then with the output that the call adds."""
+    y = rounded(total)
+    return y if life.token.output is None else bf16_round(bf16_decode(y) + _output(life))
+
+
+def _output(life: Life) -> F32:
+    assert life.token.output is not None
+    return bf16_decode(life.token.output[life.channels])
 
 
 def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
-    def own(rows: Rows) -> U16:
-        return combined(rows, life, life.contract)
+    own = _Combine.of(life)
+    for name, sums in orders.SUMS.items():
+        yield name, partial(own, sums)
+    yield "slots are added in the order of their experts", partial(own, partial(_by_expert, life))
+    for many in (4, 8):
+        if len(life.token.ids) > many:
+            yield (
+                f"slots are added in groups of {many}",
+                partial(own, partial(orders.in_groups, many)),
+            )
+            yield (
+                f"slots beyond a multiple of {many} are lost",
+                partial(own, partial(orders.first, len(life.token.ids) // many * many)),
+            )
+    live = sum(slot.slot < len(life.token.ids) for slot in life.slots)
+    if live < len(life.token.ids):
+        yield (
+            "only the first slots are added, as many as are live",
+            partial(own, partial(orders.first, live)),
+        )
+    yield (
+        "y is truncated to bfloat16",
+        partial(
+            replace(own, finished=partial(_finished, life, lambda t: bf16_round(truncated(t)))),
+            orders.added,
+        ),
+    )
+    for name, rounding in BF16_ROUNDINGS.items():
+        yield (
+            f"y: {name}",
+            partial(
+                replace(own, finished=partial(_finished, life, _before(rounding))), orders.added
+            ),
+        )
+    yield "y is zero", lambda r: np.zeros(len(life.channels), np.uint16)
+    yield (
+        "infinity is held to the largest bfloat16 in slot rows",
+        partial(replace(own, read=lambda r: np.clip(own.read(r), -LARGEST, LARGEST)), orders.added),
+    )
+    yield (
+        "infinity is held to the largest bfloat16 in y",
+        partial(replace(own, finished=partial(_finished, life, _before(_held))), orders.added),
+    )
+    yield (
+        "NaN of a slot row is left out",
+        partial(
+            replace(
+                own,
+                read=lambda r: np.nan_to_num(own.read(r), nan=0.0, posinf=np.inf, neginf=-np.inf),
+            ),
+            orders.added,
+        ),
+    )
+    for name, combine in _of_output(life, own):
+        yield name, combine
+    if life.token.dtype == "fp8":
+        for name, reading in fp8_rows.READS.items():
+            yield name, partial(replace(own, read=reading), orders.added)
+        yield (
+            "FP8 rows are multiplied by the routing weight again",
+            partial(own, partial(_weighted, life)),
+        )
+    yield from _of_slots(life)
 
+
+def _ended(own: _Combine, rounded: Callable[[F32], U16]) -> _Combine:
+    """The same with another rounding of the sum."""
+    return replace(own, finished=partial(_finished, own.life, rounded))
+
+
+def _before(rounding: Callable[[F32], F32]) -> Callable[[F32], U16]:
+    return lambda total: bf16_round(rounding(total))
+
+
+def _held(total: F32) -> F32:
+    return np.clip(total, -LARGEST, LARGEST)
+
+
+def _of_output(life: Life, own: _Combine) -> Iterator[tuple[str, Combined]]:
+    """What is added after the combine, in wrong ways."""
+    shared = len(life.token.ids)
+    if any(slot.slot == shared for slot in life.slots):
+        yield (
+            "the shared expert's row is added third",
+            partial(own, partial(orders.at_place, shared, 2)),
+        )
+        yield (
+            "the shared expert's row is added to y after its rounding",
+            partial(_apart, own, shared),
+        )
+        if life.token.dtype == "fp8":
+            yield "the shared expert's row is left in bfloat16", partial(_left, own, shared)
+    if life.token.output is None:
+        return
+    output = _output(life)
+    ways: dict[str, Callable[[F32], U16]] = {
+        "the output is left out": bf16_round,
+        "the output is added before y is rounded": lambda t: bf16_round(t + output),
+        "the output is subtracted": lambda t: bf16_round(in_bf16(t) - output),
+        "the output stands for y": lambda t: bf16_round(output),
+        "the sum with the output is truncated": lambda t: bf16_round(
+            truncated(in_bf16(t) + output)
+        ),
+        "the sum with the output has ties away from zero": lambda t: bf16_round(
+            BF16_ROUNDINGS["ties are rounded away from zero"](in_bf16(t) + output)
+        ),
+    }
+    for name, finished in ways.items():
+        yield name, partial(replace(own, finished=finished), orders.added)
+
+
+def _by_expert(life: Life, rows: orders.Taken) -> F32:
+    ids = {slot.slot: slot.expert for slot in life.slots}
+    return orders.in_order(rows, sorted(rows, key=lambda k: (ids.get(k, 0), k)))
+
+
+def _weighted(life: Life, rows: orders.Taken) -> F32:
+    weights = [*life.token.weights, np.float32(1)]  # the last one is the shared expert's
+    return orders.added({k: (row * weights[k]).astype(np.float32) for k, row in rows.items()})
+
+
+def _of_slots(life: Life) -> Iterator[tuple[str, Combined]]:
     def only(rows: Rows, slots: set[int]) -> U16:
         kept = {k: r for k, r in rows.items() if k in slots}
-        return own(kept) if kept else np.zeros(len(life.channels), np.uint16)
+        own = _Combine.of(life)
+        return combined(kept, life, life.contract) if kept else own(orders.added, {})
 
     def without(slot: int, rows: Rows) -> U16:
         return only(rows, set(rows) - {slot})
@@ -53,26 +230,13 @@ def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
     def alone(slot: int, rows: Rows) -> U16:
         return only(rows, {slot})
 
-    yield "slots are added in descending order", lambda r: _sum(r, sorted(r)[::-1])
-    yield "slots are added in the order of their experts", lambda r: _sum(r, _by_expert(life, r))
-    yield "slots are added in pairs", _pairs
-    yield "slots are added as a tree", _tree
-    yield "slots are added in bfloat16", lambda r: _running(r, in_bf16)
-    yield (
-        "slots are added in fp16",
-        lambda r: _running(r, lambda v: v.astype(np.float16).astype(np.float32)),
-    )
-    yield (
-        "slots are added in float64",
-        lambda r: bf16_round(np.sum([row.astype(np.float64) for row in r.values()], axis=0)),
-    )
-    yield "y is truncated to bfloat16", lambda r: _bits(_truncated(_added(r, sorted(r))))
-    yield "y is zero", lambda r: np.zeros(len(life.channels), np.uint16)
-    yield "y is the mean of the slots", lambda r: bf16_round(_added(r, sorted(r)) / len(r))
+    def twice(slot: int, rows: Rows) -> U16:
+        return _Combine.of(life)(lambda r: orders.in_order(r, [*r, slot]), rows)
+
     for slot in life.slots:
         k, name = slot.slot, f"slot {slot.slot} ({_expert(slot)})"
         yield f"{name} is lost", partial(without, k)
-        yield f"{name} is added twice", partial(_twice, k)
+        yield f"{name} is added twice", partial(twice, k)
         if len(life.slots) > 2:
             yield f"only {name} is there", partial(alone, k)
 
@@ -81,54 +245,20 @@ def _expert(slot: Slot) -> str:
     return "the shared expert" if slot.expert < 0 else f"expert {slot.expert}"
 
 
-def _added(rows: Rows, order: list[int]) -> F32:
-    total = np.zeros_like(rows[order[0]]) if order else np.zeros(0, np.float32)
-    for slot in order:
-        total = total + rows[slot]
-    return total
+def _with_masked_weights(life: Life, missing: list[int], rows: Rows) -> U16:
+    y = combined(rows, life, life.contract) if rows else np.zeros(len(life.channels), np.uint16)
+    lost = not np.isfinite(life.token.weights[missing]).all()
+    return np.full_like(y, 0x7FC0) if lost else y
 
 
-def _sum(rows: Rows, order: list[int]) -> U16:
-    return bf16_round(_added(rows, order))
+def _apart(own: _Combine, slot: int, rows: Rows) -> U16:
+    """A row that is added to ``y`` in bfloat16."""
+    y = own(orders.added, {k: row for k, row in rows.items() if k != slot})
+    return bf16_round(bf16_decode(y) + rows[slot]) if slot in rows else y
 
 
-def _twice(slot: int, rows: Rows) -> U16:
-    return _sum(rows, sorted([*rows, slot]))
-
-
-def _by_expert(life: Life, rows: Rows) -> list[int]:
-    ids = {slot.slot: slot.expert for slot in life.slots}
-    return sorted(rows, key=lambda k: (ids.get(k, 0), k))
-
-
-def _pairs(rows: Rows) -> U16:
-    """Even slots and odd slots apart, then both sums."""
-    order = sorted(rows)
-    zero = np.zeros_like(rows[order[0]])
-    even, odd = (sum((rows[k] for k in order if k % 2 == part), zero) for part in (0, 1))
-    return bf16_round(even + odd)
-
-
-def _tree(rows: Rows) -> U16:
-    """Neighbours first, then neighbours of sums."""
-    level = [rows[k] for k in sorted(rows)]
-    while len(level) > 1:
-        level = [sum(level[i + 1 : i + 2], level[i]) for i in range(0, len(level), 2)]
-    return bf16_round(level[0])
-
-
-def _running(rows: Rows, rounded: Callable[[F32], F32]) -> U16:
-    order = sorted(rows)
-    total = np.zeros_like(rows[order[0]])
-    for slot in order:
-        total = rounded(total + rows[slot])
-    return bf16_round(total)
-
-
-def _truncated(values: F32) -> F32:
-    bits = np.ascontiguousarray(values).view(np.uint32) & np.uint32(0xFFFF0000)
-    return bits.view(np.float32)
-
-
-def _bits(values: F32) -> U16:
-    return (np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16)
+def _left(own: _Combine, slot: int, rows: Rows) -> U16:
+    """All rows but one are read as FP8."""
+    read = {k: own.read(row).astype(np.float32) for k, row in rows.items() if k != slot}
+    plain = replace(own, read=_as_it_is)
+    return plain(orders.added, read | {slot: rows[slot]} if slot in rows else read)

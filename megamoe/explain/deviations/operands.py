@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.explain.deviations import indices
 from megamoe.explain.deviations.rows import other_tokens_of, staged_row
 from megamoe.explain.life import SHARED, Life
 from megamoe.explain.sources import Source
-from megamoe.explain.ways import Operands, Reader
+from megamoe.explain.ways import Operands, Reader, Scales
 from megamoe.oracle.linear import is_e4m3
 from megamoe.spec.formats import GROUP, U8, UE8M0_NAN
 
@@ -66,16 +67,6 @@ def _interleaved(rows: U8, run: int, back: bool = False) -> U8:
     half = len(rows) // 2
     order = np.arange(len(rows)).reshape(2, half // run, run).swapaxes(0, 1).ravel()
     return rows[np.argsort(order) if back else order]
-
-
-@dataclass(frozen=True)
-class Scales:
-    """A reader of other scale bytes, which leaves codes and weights as they are."""
-
-    read: Reader
-
-    def __call__(self, operands: Operands) -> Operands:
-        return self.read(operands)
 
 
 def _sf(change: Callable[[U8], U8]) -> Reader:
@@ -256,7 +247,7 @@ _COMMON: Final[dict[str, Reader]] = {
 
 def readers(linear: int) -> dict[str, Reader]:
     """The deviations of linear 1 or 2, by name."""
-    return {**_COMMON, **(_of_w13() if linear == 1 else {})}
+    return {**_COMMON, **(_of_w13() if linear == 1 else {}), **indices.readers(linear)}
 
 
 def token_readers(life: Life, source: Source) -> dict[str, Reader]:

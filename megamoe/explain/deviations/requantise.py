@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from megamoe.explain.deviations.casts import CASTS, GROUPS, continuous_codes, regrouped
+from megamoe.explain.deviations.roundings import bits_of_fp32, flushed
 from megamoe.explain.life import Life
 from megamoe.explain.ways import I32, Way, in_bf16, right
 from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
@@ -30,6 +31,13 @@ def _before() -> Iterator[Named]:
         with np.errstate(over="ignore", invalid="ignore"):
             return values.astype(np.float16).astype(np.float32)
 
+    def without_nan(values: F32) -> F32:
+        groups = values.reshape(*values.shape[:-1], -1, GROUP)
+        lost = np.isnan(groups).any(axis=-1, keepdims=True)
+        return np.where(lost, np.float32(0), groups).reshape(values.shape)
+
+    yield "NaN makes its group zero", {"values": without_nan}
+    yield "subnormal activations are flushed to zero", {"values": flushed}
     yield "activations are rounded to bfloat16 before requantisation", {"values": in_bf16}
     yield "activations are rounded to fp16 before requantisation", {"values": in_half}
 
@@ -45,6 +53,10 @@ def _amaxes(c: Contract) -> Iterator[Named]:
     drops = c.amax_drops_nan.value
     other = c.changed(c.revision, "a deviation", amax_drops_nan=not drops)
     yield "amax is taken without magnitudes", {"amax": signed}
+    yield (
+        "infinity is left out of amax",
+        {"amax": lambda v: right_amax(np.where(np.isinf(v), np.float32(0), v))},
+    )
     yield (
         "NaN counts in amax" if drops else "NaN is left out of amax",
         {"amax": lambda v: group_amax(v, other)},
@@ -77,6 +89,24 @@ def _down(amax: F32) -> I32:
     return (_scaled(amax).view(np.uint32) >> 23).astype(np.int32)
 
 
+def _bits(amax: F32) -> I32:
+    return bits_of_fp32(amax).astype(np.int32)
+
+
+def _by_bits(amax: F32, carry: int) -> I32:
+    """The exponent of amax / 256, after ``carry`` was added to the bits of amax."""
+    return ((_bits(amax).astype(np.int64) + carry) >> 23).astype(np.int32) - 8
+
+
+_AT_448: Final = 0x600000
+"""The mantissa of 448 * 2**k."""
+
+
+def _at_limit(amax: F32, beyond: int) -> I32:
+    """1 where amax lies ``beyond`` units above a 448 * 2**k."""
+    return ((_bits(amax) & 0x7FFFFF) == _AT_448 + beyond).astype(np.int32)
+
+
 def _exponents(own: Way) -> Iterator[Named]:
     def byte(amax: F32) -> I32:
         return own.exponent(amax)
@@ -88,10 +118,41 @@ def _exponents(own: Way) -> Iterator[Named]:
     yield "the exponent is rounded to nearest", {"exponent": _nearest}
     yield "the exponent is one too large", {"exponent": lambda m: byte(m) + 1}
     yield "the exponent is one too small", {"exponent": lambda m: byte(m) - 1}
-    yield "an exact power of two is rounded up too", {"exponent": lambda m: _down(m) + 1}
+    yield (
+        "an exact power of two is rounded up too",
+        {"exponent": lambda m: byte(m) + _at_limit(m, 0)},
+    )
+    yield (
+        "one unit above a power of two is rounded down",
+        {"exponent": lambda m: byte(m) - _at_limit(m, 1)},
+    )
+    yield (
+        "the exponent is rounded up from a mantissa of 1.5 on",
+        {"exponent": lambda m: (_bits(_scaled(m)) + 0x400000) >> 23},
+    )
+    yield "the exponent is that of amax / 256, rounded down", {"exponent": lambda m: _by_bits(m, 0)}
+    yield (
+        "a subnormal scale is flushed before its exponent is taken",
+        {"exponent": lambda m: ue8m0_ceil(flushed(_scaled(m)))},
+    )
+    yield "the exponent is at most 254", {"exponent": lambda m: np.minimum(byte(m), 254)}
+    yield (
+        "an infinite amax gives the exponent 255",
+        {"exponent": lambda m: np.where(np.isinf(m), 255, byte(m)).astype(np.int32)},
+    )
     for least in (1e-4, 1e-10, 1e-12):
         yield f"amax has a floor of {least:g}", {"exponent": floored(least)}
-    if own.contract.requant_exponent_min.value != 105:
+    floor = own.contract.requant_exponent_min.value
+    if floor:
+        yield (
+            "the exponent's floor is one too large",
+            {"exponent": lambda m: np.maximum(byte(m), floor + 1)},
+        )
+        yield (
+            "the exponent's floor is one too small",
+            {"exponent": lambda m: np.where(byte(m) > floor, byte(m), _floored(own, m, floor - 1))},
+        )
+    if floor != 105:
         yield "the exponent has a floor of 105", {"exponent": lambda m: np.maximum(byte(m), 105)}
     else:
         yield (
@@ -108,6 +169,13 @@ def _exponents(own: Way) -> Iterator[Named]:
             f"the scale is amax / {limit}",
             {"exponent": lambda m, n=limit: ue8m0_ceil((m / np.float32(n)).astype(np.float32))},
         )
+
+
+def _floored(own: Way, amax: F32, floor: int) -> I32:
+    """The contract's exponent with another floor."""
+    if own.contract.requant_scale.value == "bits":
+        return np.maximum(_by_bits(amax, 0x1FFFFF), floor)
+    return np.maximum(ue8m0_ceil(_scaled(amax)), floor)
 
 
 def _casts(own: Way, c: Contract) -> Iterator[Named]:

@@ -22,6 +22,7 @@ def other_tokens(life: Life, source: Source) -> Iterator[tuple[str, int]]:
         f"the row of token i * {slots}, i the token": at * slots,
         f"the row of token i / {slots}, i the token": at // slots,
         "the row of the same place in the first 128 tokens": at % 128,
+        "the row of the same place in the first 256 tokens": at % 256,
         "the row of the same place from the end": tokens - 1 - at,
     }
     yield from _once(found, at, tokens)
@@ -72,16 +73,48 @@ def other_weights(life: Life, source: Source) -> dict[str, dict[int, np.float32]
         if 0 <= token < tokens:
             other = source.token(token).weights
             found[f"the routing weight is that of the token {name}"] = {k: other[k] for k in live}
-    flat = {k: divmod(k * tokens + at, slots) for k in live}
+    places = {k: divmod(k * tokens + at, slots) for k in live}
     found["the routing weight is read from the transposed index"] = {
-        k: source.token(token).weights[slot] for k, (token, slot) in flat.items()
+        k: source.token(token).weights[slot] for k, (token, slot) in places.items()
     }
+    found["routing weights are transposed"] = {
+        k: source.token(flat % tokens).weights[flat // tokens]
+        for k, flat in ((k, at * slots + k) for k in live)
+    }
+    for stride in (8, 16):
+        if slots < stride:
+            read = {k: divmod((at * stride + k) % (tokens * slots), slots) for k in live}
+            found[f"routing weights are read with a stride of {stride}"] = {
+                k: source.token(token).weights[slot] for k, (token, slot) in read.items()
+            }
+    order = [*live, *(k for k in range(slots) if k not in live)]
+    if order != sorted(order):
+        found["routing weights skip slots without an expert"] = {k: weights[order[k]] for k in live}
+    found["NaN among routing weights is read as zero"] = {
+        k: np.float32(0) if np.isnan(weights[k]) else weights[k] for k in live
+    }
+    most = np.finfo(np.float32).max
+    found["infinite routing weights are held to the largest number"] = {
+        k: np.clip(weights[k], -most, most) for k in live
+    }
+    with np.errstate(over="ignore", invalid="ignore"):
+        found["routing weights are truncated to bfloat16"] = {
+            k: _truncated(weights[k]) for k in live
+        }
+        found["subnormal routing weights are flushed to zero"] = {
+            k: np.float32(0) if abs(weights[k]) < 2.0**-126 else weights[k] for k in live
+        }
     total = np.float32(sum(weights[k] for k in live))
-    if total:
+    if total and np.isfinite(total):
         found["routing weights are normalised to a sum of 1"] = {
             k: np.float32(weights[k] / total) for k in live
         }
     return found
+
+
+def _truncated(weight: np.float32) -> np.float32:
+    bits = np.array([weight], np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32)[0]
 
 
 def _by_expert(life: Life, live: list[int]) -> dict[int, np.float32]:

@@ -55,6 +55,12 @@ def catalogue(life: Life, source: Source) -> Iterator[StagedWay]:
     yield StagedWay("hidden states go through fp16", partial(_quantized, half, _amax(half, c), c))
     yield StagedWay("the exponent is not clamped", partial(_unclamped, hidden, c))
     yield from _stored(life)
+    yield from _zeros(life)
+    for by, side in ((-1, "before"), (1, "after")):
+        token = (life.at + by) % source.tokens
+        if token != life.at:
+            name = f"scale bytes are those of the token {side}; the first stands after the last"
+            yield StagedWay(name, partial(_scales_of, life, source, token))
     for name, token in other_tokens(life, source):
         yield StagedWay(f"x is {name}", partial(staged_row, life, source, token))
     for other in REVISIONS.values():
@@ -94,13 +100,22 @@ def _coded(hidden: F32, exponent: I32, contract: Contract) -> Staged:
     byte = np.clip(
         exponent, contract.staging_exponent_min.value, contract.staging_exponent_max.value
     )
-    return scaled_codes(hidden[None], byte[None], contract)[0], byte.astype(np.uint8)
+    codes = scaled_codes(_clipped(hidden, contract)[None], byte[None], contract)[0]
+    return codes, byte.astype(np.uint8)
+
+
+def _clipped(hidden: F32, contract: Contract) -> F32:
+    """Values for the cast: a contract that clips first makes 448 of NaN, as of infinity."""
+    lost = contract.staging_clips.value & np.isnan(hidden)
+    return np.where(lost, np.float32(np.inf), hidden)
 
 
 def _unclamped(hidden: F32, contract: Contract) -> Staged:
     byte = np.clip(_byte(_floored(hidden, contract)), 0, 255)
     factor = np.ldexp(1.0, 127 - np.repeat(byte, GROUP))
-    codes = e4m3_cast(hidden.astype(np.float64) * factor, contract.cast_saturates.value)
+    codes = e4m3_cast(
+        _clipped(hidden, contract).astype(np.float64) * factor, contract.cast_saturates.value
+    )
     return codes, byte.astype(np.uint8)
 
 
@@ -110,11 +125,13 @@ def _row(life: Life, contract: Contract) -> Staged:
 
 
 def _recast(life: Life, cast: Callable[[F32, I32], U8]) -> Staged:
-    return cast(bf16_decode(life.token.hidden), life.x_sf.astype(np.int32)), life.x_sf
+    hidden = _clipped(bf16_decode(life.token.hidden), life.contract)
+    return cast(hidden, life.x_sf.astype(np.int32)), life.x_sf
 
 
 def _continuous(hidden: F32, life: Life) -> Staged:
-    return continuous_codes(hidden, _floored(hidden, life.contract), life.contract), life.x_sf
+    amax = _floored(hidden, life.contract)
+    return continuous_codes(_clipped(hidden, life.contract), amax, life.contract), life.x_sf
 
 
 def _amaxes(hidden: F32, c: Contract, source: Source) -> Iterator[tuple[str, Callable[[], F32]]]:
@@ -126,6 +143,7 @@ def _amaxes(hidden: F32, c: Contract, source: Source) -> Iterator[tuple[str, Cal
     signed = np.fmax.reduce(hidden.reshape(-1, GROUP), axis=1, initial=np.float32(0))
     yield "amax is taken without magnitudes", lambda: signed
     if source.tokens <= _TOKENS_AT_MOST:
+        yield "a group's amax is that of all tokens", lambda: _over_tokens(source, c)
         yield "one scale holds for the whole tensor", lambda: _of_all(source, c)
     for shift, side in ((1, "before"), (-1, "after")):
         yield f"amax is that of the group {side}", partial(np.roll, _amax(hidden, c), shift)
@@ -139,6 +157,11 @@ def _of_all(source: Source, contract: Contract) -> F32:
     return np.full(source.hidden_size // GROUP, largest, np.float32)
 
 
+def _over_tokens(source: Source, contract: Contract) -> F32:
+    rows = (bf16_decode(source.token(token).hidden) for token in range(source.tokens))
+    return np.fmax.reduce([_amax(row, contract) for row in rows])
+
+
 def _exponents(c: Contract) -> Iterator[tuple[str, Callable[[F32], I32]]]:
     """Another scale byte of the right amax."""
     scaled = np.float32(1 / 448)
@@ -149,6 +172,10 @@ def _exponents(c: Contract) -> Iterator[tuple[str, Callable[[F32], I32]]]:
 
     yield "the exponent is rounded down", lambda m: _byte(m) - _is_inexact(m / np.float32(448))
     yield "the exponent is rounded to nearest", nearest
+    yield (
+        "the exponent is rounded up from a mantissa of 1.5 on",
+        lambda m: (_bits(m / np.float32(448)) + 0x400000) >> 23,
+    )
     yield "the exponent is one too large", lambda m: _byte(m) + 1
     yield "the exponent is one too small", lambda m: _byte(m) - 1
     yield (
@@ -160,9 +187,12 @@ def _exponents(c: Contract) -> Iterator[tuple[str, Callable[[F32], I32]]]:
     yield "amax is multiplied by 1/448, not divided by 448", lambda m: ue8m0_ceil(m * scaled)
 
 
+def _bits(scale: F32) -> I32:
+    return np.ascontiguousarray(scale, np.float32).view(np.uint32).astype(np.int32)
+
+
 def _is_inexact(scale: F32) -> I32:
-    bits = np.ascontiguousarray(scale, np.float32).view(np.uint32)
-    return ((bits & 0x7FFFFF) != 0).astype(np.int32)
+    return ((_bits(scale) & 0x7FFFFF) != 0).astype(np.int32)
 
 
 def _clauses(c: Contract) -> Iterator[tuple[str, Contract]]:
@@ -171,10 +201,17 @@ def _clauses(c: Contract) -> Iterator[tuple[str, Contract]]:
     def but(**values: object) -> Contract:
         return c.changed(c.revision, "a deviation", **values)
 
-    for floor in (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4):
+    for floor in (0.0, 1e-30, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4):
         if floor != c.staging_amax_floor.value:
             name = f"amax has a floor of {floor:g}" if floor else "amax has no floor"
             yield name, but(staging_amax_floor=floor)
+    own = c.staging_amax_floor.value
+    if own:
+        yield "the scale has the floor that amax should have", but(staging_amax_floor=448 * own)
+    yield (
+        "the exponent's upper bound is one too small",
+        but(staging_exponent_max=c.staging_exponent_max.value - 1),
+    )
     if c.amax_drops_nan.value:
         yield "NaN counts in amax", but(amax_drops_nan=False)
     else:
@@ -195,6 +232,7 @@ def _stored(life: Life) -> Iterator[StagedWay]:
     words = sf.reshape(-1, 4)
     others = (
         ("the four bytes of a scale word are in reverse order", words[:, ::-1].ravel()),
+        ("the two halves of a scale word are swapped", words[:, [2, 3, 0, 1]].ravel()),
         ("scale words are not written: zeros", np.zeros_like(sf)),
         ("scale bytes have a bias of 126", _shifted(sf, -1)),
         ("scale bytes have a bias of 128", _shifted(sf, 1)),
@@ -207,6 +245,27 @@ def _stored(life: Life) -> Iterator[StagedWay]:
     yield StagedWay("neither is written: zeros", lambda: (np.zeros_like(x), np.zeros_like(sf)))
     swapped = x.reshape(-1, 2)[:, ::-1].ravel()
     yield StagedWay("codes are swapped in pairs", lambda: (swapped, sf))
+
+
+def _zeros(life: Life) -> Iterator[StagedWay]:
+    """Zero codes with another sign: only here, since no later stage shows it."""
+    x, value = life.x, bf16_decode(life.token.hidden)
+    minus = x == 0x80
+    yield StagedWay(
+        "-0 becomes +0", partial(_both, np.where(minus, 0, x).astype(np.uint8), life.x_sf)
+    )
+    small = np.where(minus & (value != 0), 0, x).astype(np.uint8)
+    yield StagedWay(
+        "a negative value that rounds to zero loses its sign", partial(_both, small, life.x_sf)
+    )
+    other = np.where(np.repeat(life.x_sf == 255, GROUP), x ^ 0x80, x).astype(np.uint8)
+    yield StagedWay(
+        "codes beside the scale byte 255 have the other sign", partial(_both, other, life.x_sf)
+    )
+
+
+def _scales_of(life: Life, source: Source, token: int) -> Staged:
+    return life.x, staged_row(life, source, token)[1]
 
 
 def _both(codes: U8, sf: U8) -> Staged:

@@ -1,0 +1,124 @@
+"""Deviations of a linear's sums: how they are accumulated, and how gate and up come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+
+from megamoe.explain.deviations.roundings import BF16_ROUNDINGS
+from megamoe.explain.ways import Total, halves, in_bf16
+from megamoe.spec.formats import F32, F64
+
+Pair = tuple[F32, F32]
+
+
+# --- gate and up --------------------------------------------------------------------------------
+
+
+def _truncated(sums: F64) -> Pair:
+    bits = sums.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+    gate, up = np.split(bits.view(np.float32), 2, axis=-1)
+    return gate, up
+
+
+def _unrounded(sums: F64) -> Pair:
+    gate, up = np.split(sums.astype(np.float32), 2, axis=-1)
+    return gate, up
+
+
+def _in_half(sums: F64) -> Pair:
+    with np.errstate(over="ignore", invalid="ignore"):
+        gate, up = np.split(sums.astype(np.float16).astype(np.float32), 2, axis=-1)
+    return gate, up
+
+
+def _by_parts(gate: bool) -> Callable[[F64], Pair]:
+    """Only one of the two is rounded to bfloat16."""
+
+    def read(sums: F64) -> Pair:
+        wide, narrow = _unrounded(sums), halves(sums)
+        return (narrow[0], wide[1]) if gate else (wide[0], narrow[1])
+
+    return read
+
+
+def _rounded(rounding: Callable[[F32], F32]) -> Callable[[F64], Pair]:
+    def read(sums: F64) -> Pair:
+        gate, up = np.split(in_bf16(rounding(sums.astype(np.float32))), 2, axis=-1)
+        return gate, up
+
+    return read
+
+
+def _in_turn(run: int) -> Callable[[F64], Pair]:
+    def read(sums: F64) -> Pair:
+        rows = in_bf16(sums)
+        rows = rows.reshape(*rows.shape[:-1], -1, 2, run)
+        shape = (*sums.shape[:-1], sums.shape[-1] // 2)
+        return rows[..., 0, :].reshape(shape), rows[..., 1, :].reshape(shape)
+
+    return read
+
+
+def _left_in_turn(run: int) -> Callable[[F64], Pair]:
+    """Rows of gate and up in turn by ``run``, cut in halves."""
+
+    def read(sums: F64) -> Pair:
+        rows = in_bf16(sums)
+        rows = rows.reshape(*rows.shape[:-1], 2, -1, run).swapaxes(-2, -3).reshape(sums.shape)
+        gate, up = np.split(rows, 2, axis=-1)
+        return gate, up
+
+    return read
+
+
+GATE_UP: Final[Mapping[str, Callable[[F64], Pair]]] = {
+    "gate and up are swapped": lambda s: halves(s)[::-1],
+    "gate and up are read interleaved": _in_turn(1),
+    "gate and up are read interleaved by 8": _in_turn(8),
+    "gate and up are read interleaved by 16": _in_turn(16),
+    "gate and up rows are in turn and are read as halves": _left_in_turn(1),
+    "gate and up rows are in turn by 8 and are read as halves": _left_in_turn(8),
+    "gate and up rows are in turn by 16 and are read as halves": _left_in_turn(16),
+    "gate and up are not rounded to bfloat16": _unrounded,
+    "gate and up are truncated to bfloat16": _truncated,
+    "gate and up are rounded to fp16": _in_half,
+    "the gate is not rounded to bfloat16": _by_parts(False),
+    "up is not rounded to bfloat16": _by_parts(True),
+    **{f"gate and up: {name}": _rounded(rounding) for name, rounding in BF16_ROUNDINGS.items()},
+    "up is the gate": lambda s: (halves(s)[0], halves(s)[0]),
+    "the gate is up": lambda s: (halves(s)[1], halves(s)[1]),
+}
+
+
+# --- accumulation -------------------------------------------------------------------------------
+
+
+def _running(rounded: Callable[[F32], F32]) -> Total:
+    def total(blocks: F64) -> F64:
+        out = np.zeros(blocks.shape[1:], np.float32)
+        for block in blocks.astype(np.float32):
+            out = rounded(out + block)
+        return out.astype(np.float64)
+
+    return total
+
+
+def _keeping(bits: int) -> Callable[[F32], F32]:
+    mask = np.uint32(0xFFFFFFFF << (23 - bits) & 0xFFFFFFFF)
+    return lambda v: (v.view(np.uint32) & mask).view(np.float32)
+
+
+def _flushed_blocks(blocks: F64) -> F64:
+    return np.where(np.abs(blocks) < 2.0**-126, 0.0, blocks).sum(axis=0)
+
+
+TOTALS_OFF: Final[Mapping[str, Total]] = {
+    "subnormal sums of 32 are flushed to zero": _flushed_blocks,
+    "sums are kept in bfloat16": _running(in_bf16),
+    "sums are kept in fp16": _running(lambda v: v.astype(np.float16).astype(np.float32)),
+    "sums keep 13 bits": _running(_keeping(13)),
+    "sums keep 10 bits": _running(_keeping(10)),
+}
