@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Final, Protocol, TypeVar
 
 from megamoe.cases.kind import CaseError
+from megamoe.printable import counted
 from megamoe.suggest import nearest
 
 
@@ -33,6 +34,8 @@ HELP: Final = (
     "'forward/*,!*-t384'"
 )
 MARKS: Final = "*?,!"
+NAMED: Final = 6
+"""Cases of a pattern that a refusal names."""
 """Characters of a pattern that an expression of pytest's own ``-k`` cannot have."""
 
 
@@ -66,16 +69,25 @@ def matching(cases: Iterable[N], pattern: str) -> list[N]:
 def one_of(cases: Iterable[N], name: str) -> N:
     """The one case with this id (``kind/name``) or name.
 
-    Raises :class:`CaseError` for an unknown name, and for a name that several kinds have.
+    Raises :class:`CaseError` for an unknown name, for a pattern, and for a name that several kinds
+    have.
     """
     cases = list(cases)
     found = [c for c in cases if c.id == name] or [c for c in cases if c.name == name]
+    if not found and any(mark in name for mark in MARKS):
+        raise CaseError(_several(name, [c.id for c in matching(cases, name)]))
     if not found:
         raise CaseError(_unknown(cases, name, "has the id or name"))
     if len(found) > 1:
         ids = ", ".join(c.id for c in found)
         raise CaseError(f"case {name!r} is the name of {len(found)}: {ids}; give one of these ids")
     return found[0]
+
+
+def _several(pattern: str, ids: list[str]) -> str:
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    matched = f"{counted(len(ids), 'case')}: {', '.join(ids[:NAMED])}{more}"
+    return f"one case is needed here, and the pattern {pattern!r} matches {matched}"
 
 
 def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:

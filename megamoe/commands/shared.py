@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +15,12 @@ from rich.progress import Progress
 
 from megamoe.cases import Case, CaseError, load_cases, select
 from megamoe.cases.checkpoint import differences
-from megamoe.cases.pattern import MARKS, matching, one_of
+from megamoe.cases.pattern import one_of
 from megamoe.cases.stored import Stored, used_experts
 from megamoe.compare import disk
 from megamoe.compare.sides import Options
 from megamoe.console import Console
 from megamoe.judge import Verdict, picture
-from megamoe.printable import counted
 from megamoe.spec.contract import NEWEST, Contract, contract
 from megamoe.suite import results
 from megamoe.suite.settings import Settings
@@ -37,28 +36,14 @@ def root_of(a: argparse.Namespace) -> Path:
 
 
 def forward_case(root: Path, name: str) -> Case:
-    """The forward or property case of this id or name. :class:`CaseError` for any other, and for
-    a pattern."""
+    """The forward or property case of this id or name. :class:`CaseError` for any other."""
     cases = load_cases(root)
     forward = [c for c in cases if c.kind in ("forward", "property")]
     if not any(name in (c.id, c.name) for c in forward):
-        if any(mark in name for mark in MARKS):
-            raise CaseError(_one_of(name, matching(cases, name)))
         found = one_of(cases, name)
         raise CaseError(f"case {name!r} is of kind {found.kind}; `megamoe list --kind forward` "
                         "shows what has a y")  # fmt: skip
     return one_of(forward, name)
-
-
-NAMED: Final = 6
-"""Cases of a pattern that are named."""
-
-
-def _one_of(pattern: str, cases: Sequence[Case]) -> str:
-    ids = [case.id for case in cases]
-    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
-    matched = f"{counted(len(ids), 'case')}: {', '.join(ids[:NAMED])}{more}"
-    return f"one case is needed here, and the pattern {pattern!r} matches {matched}"
 
 
 def contract_of(a: argparse.Namespace) -> Contract:
