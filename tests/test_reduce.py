@@ -185,8 +185,8 @@ def test_misuse_is_one_line(tmp_path, capsys):
         (["forward/clamp-*", "--backend", "eager"], "-flips-codes and 12 more"),
         (["staging/ids-widened-from-int32", "--backend", "eager"], "kind staging"),
         (["x.safetensors", "--backend", "eager"], "no such file"),
-        (["x", "--backend", "eager", "--out", "a.txt"], "ends in .safetensors"),
-        (["x", "--backend", "eager", "--seconds", "0"], "--seconds"),
+        (["bell-h256-i128-drifts", "--backend", "eager", "--out", "a.txt"], "ends in .safetensors"),
+        (["bell-h256-i128-drifts", "--backend", "eager", "--seconds", "0"], "--seconds"),
     ):
         assert cli.main(["reduce", *arguments]) == 2
         assert says in capsys.readouterr().err

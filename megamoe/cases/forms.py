@@ -206,7 +206,7 @@ PROPERTY: Final = replace(
 
 # --- ep -----------------------------------------------------------------------------------------
 
-RANK_LAWS: Final = ("layer", "delays", "repeats", "static", "graph-replay", "refused")
+RANK_LAWS: Final = ("layer", "delays", "repeats", "static", "graph-replay", "refused", "rebalance")
 """The laws of :mod:`megamoe.layer.rank_acts`; ``layer`` is one call."""
 SPLITS: Final = ("even", "ragged", "one-rank", "every-other")
 """The rules that give tokens to ranks, see :func:`megamoe.kinds.ep.tokens_of`."""

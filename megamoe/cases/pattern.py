@@ -34,9 +34,9 @@ HELP: Final = (
     "'forward/*,!*-t384'"
 )
 MARKS: Final = "*?,!"
+"""Characters of a pattern that an expression of pytest's own ``-k`` cannot have."""
 NAMED: Final = 6
 """Cases of a pattern that a refusal names."""
-"""Characters of a pattern that an expression of pytest's own ``-k`` cannot have."""
 
 
 def matching(cases: Iterable[N], pattern: str) -> list[N]:

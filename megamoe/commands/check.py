@@ -17,7 +17,11 @@ def run(a: argparse.Namespace) -> int:
     """Judge, and say how it went."""
     settings = Settings.read(lambda name: getattr(a, name, None))
     workers = a.workers or (a.n if settings.device == "cpu" else 1)
-    console = Console()
+    ranks = settings.ranks()
+    speaks = ranks is None or 0 in ranks.here
+    console = Console(quiet=not speaks)  # under torchrun the judges of all ranks see the same
+    if not speaks:
+        a.json = a.junit = None
     try:
         made = check.check(
             settings, a.n, workers, console, a.pictures, a.maxfail, a.quiet, a.explain_predictions

@@ -147,7 +147,8 @@ def _asked(case: Case, call: Caller, problem: Problem, every: Sequence[Place]) -
     identity, p = call.session.identity, case.params
     table, count = replicas(case)
     beside = {"map": torch.from_numpy(table), "count": torch.from_numpy(count.astype(np.int64))}
-    reached = np.unique(np.concatenate([place.physical.ravel() for place in every]))
+    # Of an expert in use every place, for a rebalance copies any of them.
+    named = set(problem.topk_ids.unique().tolist())
     asked = []
     for rank in identity.here:
         place, local = every[rank], p["physical"] // len(every)
@@ -163,8 +164,7 @@ def _asked(case: Case, call: Caller, problem: Problem, every: Sequence[Place]) -
         asked.append((mine, {
             "rank": rank, "of": len(every), "law": p["law"], "logical": p["experts"],
             "seed": case.seed, "refuses": p["busy_rank"], "gather": identity.torchrun,
-            "local": len(identity.here) if not identity.torchrun else 1,
-            "used": [bool((reached == local * rank + e).any()) for e in range(local)],
+            "used": [expert in named for expert in place.experts],
         }))  # fmt: skip
     return call.each_rank("ep", asked, beside)
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 
 from megamoe.backends.eager_combine import combine
 from megamoe.layer.kernel_weights import packed_weights
+from megamoe.layer.messages import all_to_all
 from megamoe.layer.ops import prepare_megamoe_inputs
 from megamoe.layer.symm_buffer import aligned_capacity, new_symm_buffer
 from megamoe.spec.contract import NEWEST, REVISIONS, Contract
@@ -327,7 +327,7 @@ class ExpertParallel:
         """The counts of all ranks for this one; :class:`RankError` if one of them refused."""
         sent = torch.tensor(counts, dtype=torch.int64, device=device)
         with self._named("header"):
-            came = self._all_to_all(sent, None, None).tolist()
+            came: list[int] = all_to_all(sent, None, None, self.group).tolist()
         refused = [rank for rank, count in enumerate(came) if count == REFUSED]
         if refused and counts[0] != REFUSED:
             raise RankError(self._failed(refused[0], "stage"))
@@ -342,18 +342,8 @@ class ExpertParallel:
         """
         self.bytes_sent[stage] += (sum(out) - out[self.group.rank()]) * sent.shape[1]
         with self._named(stage):
-            return self._all_to_all(sent, [n + beside for n in out], [n + beside for n in into])
-
-    def _all_to_all(
-        self, sent: torch.Tensor, out: list[int] | None, into: list[int] | None
-    ) -> torch.Tensor:
-        # gloo moves memory of the host; on a GPU it stands in where two ranks share one.
-        here, device = dist.get_backend(self.group) == "gloo", sent.device
-        sent = sent.cpu() if here else sent.contiguous()
-        rows = len(sent) if into is None else sum(into)
-        came = sent.new_empty(rows, *sent.shape[1:])
-        dist.all_to_all_single(came, sent, into, out, group=self.group)
-        return came.to(device)
+            more = [n + beside for n in out], [n + beside for n in into]
+            return all_to_all(sent, *more, self.group)
 
     @contextmanager
     def _named(self, stage: str) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from megamoe.layer.checks import IDS, check_count, shown
+from megamoe.layer.messages import all_to_all
 
 
 class Move(NamedTuple):
@@ -90,6 +91,35 @@ def move_expert_weights(
             targets = torch.tensor([m.place for m in planned], device=tensor.device)
             sources = torch.tensor([m.source_place for m in planned], device=tensor.device)
             rows.index_copy_(0, targets, rows.index_select(0, sources))
+
+
+def move_over_ranks(
+    weights: Sequence[torch.Tensor], old: torch.Tensor, new: torch.Tensor, group: Any
+) -> None:
+    """As :func:`move_expert_weights`, where each rank of ``group`` holds its own P / N places.
+
+    ``weights`` are the (P / N, n) tensors of ``get_expert_weights`` of this rank. Collective: all
+    ranks call it with the same ``old`` and ``new``.
+    """
+    ranks, me = group.size(), group.rank()
+    planned, local = moves(old, new, ranks), len(old) // ranks
+    with torch.no_grad():
+        for tensor in weights:
+            rows = tensor.view(torch.uint8)
+            at = {
+                "out": [[m.source_place - local * me for m in planned
+                         if (m.source_rank, m.rank) == (me, r)] for r in range(ranks)],
+                "into": [[m.place - local * me for m in planned
+                          if (m.rank, m.source_rank) == (me, r)] for r in range(ranks)],
+            }  # fmt: skip
+            out, into = (
+                torch.tensor([i for part in at[way] for i in part], dtype=torch.int64)
+                for way in ("out", "into")
+            )
+            counts = [[len(part) for part in at[way]] for way in ("out", "into")]
+            sends, gets = counts
+            came = all_to_all(rows[out.to(rows.device)], sends, gets, group)
+            rows[into.to(rows.device)] = came
 
 
 def _places(name: str, argument: str, given: Any) -> list[int]:

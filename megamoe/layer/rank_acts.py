@@ -8,6 +8,7 @@ A request names the file of its store, or none, where the environment is that of
 from __future__ import annotations
 
 import datetime
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ import torch.distributed as dist
 
 from megamoe.layer.expert_parallel import ExpertParallel
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.moves import move_over_ranks
+from megamoe.layer.rebalance import initial_placement, logical_load, rebalance_experts
 from megamoe.spec.tensors import WEIGHTS
 
 LONGEST_DELAY: Final = 0.02
@@ -100,12 +103,13 @@ def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
             "init_method": f"file://{plain['store']}", "rank": plain["rank"],
             "world_size": plain["of"],
         }  # fmt: skip
-        dist.init_process_group(_engine(served.device, plain["local"]), timeout=limit, **where)
+        dist.init_process_group(_engine(served.device), timeout=limit, **where)
     return dist.group.WORLD
 
 
-def _engine(device: str, local: int) -> str:
+def _engine(device: str) -> str:
     """NCCL where each rank of this host has a GPU of its own, else gloo."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     alone = device.startswith("cuda") and torch.cuda.device_count() >= local
     return "nccl" if alone and dist.is_nccl_available() else "gloo"
 
@@ -114,15 +118,20 @@ def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group
     """The module with this rank's weights, and its replica map if the case has one."""
     local = given["w13_weight"].shape[0]
     physical, logical = local * plain["of"], plain["logical"]
+    backend = served.backend
+    if not getattr(backend, "global_ids", False):
+        backend = ExpertParallel(backend, group)  # over one rank too
     module = DeepseekV4MegaMoEExperts(
         plain["max_num_tokens"], group=group, num_experts=physical, num_local_experts=local,
         experts_start_idx=local * plain["rank"], top_k=given["topk_ids"].shape[1],
         hidden_size=given["hidden_states"].shape[1],
         intermediate_size=given["w2_weight"].shape[2] * 2,
-        prefix="experts", num_logical_experts=logical, backend=served.backend,
+        prefix="experts", num_logical_experts=logical, backend=backend,
     )  # fmt: skip
     for name in WEIGHTS:
-        getattr(module, name).data = given[name]
+        # A law that moves weights writes into them, and the request's tensors are the judge's.
+        own = given[name].clone() if plain["law"] == "rebalance" else given[name]
+        getattr(module, name).data = own
     module.finalize_weights(written=True)
     device = given["topk_ids"].device
     load = torch.zeros(1, physical, dtype=torch.int32, device=device)
@@ -226,6 +235,28 @@ def _static(call: _Call) -> Variants:
     yield "messages of the rows that there are", call.y()
 
 
+def _rebalance(call: _Call) -> Variants:
+    """The load of the calls so far decides a new placement, and the weights move, twice.
+
+    A backend of a group has the load of its own tokens, so the ranks add theirs.
+    """
+    physical, logical = call.load.shape[1], int(call.plain["logical"])
+    placed = initial_placement(1, physical, logical)
+    for turn in ("first", "second"):
+        call.y()
+        total = call.load.clone() if dist.get_backend() == "nccl" else call.load.cpu()
+        dist.all_reduce(total)
+        load = logical_load(total, placed) * (1 if turn == "first" else -1)
+        new = rebalance_experts(load - load.min(), physical, 1, 1, int(call.plain["of"]))
+        old, to = placed.physical_to_logical[0], new.physical_to_logical[0]
+        move_over_ranks(call.module.get_expert_weights(), old, to, dist.group.WORLD)
+        device = call.load.device
+        maps = new.logical_to_physical.to(device), new.replica_count.to(device)
+        call.module.set_eplb_state(0, call.load, *maps)
+        placed = new
+        yield f"after the {turn} rebalance", call.y()
+
+
 def _graph(call: _Call) -> Variants:
     """Replays of a captured call. NCCL can be captured; gloo, which waits on the host, cannot."""
     spans = _ours(call)
@@ -274,7 +305,7 @@ def _refused(call: _Call) -> list[str] | None:
 
 LAWS: Final[Mapping[str, Callable[[_Call], Variants]]] = {
     "layer": _layer, "delays": _delays, "repeats": _repeats, "static": _static,
-    "graph-replay": _graph, "refused": _layer,
+    "graph-replay": _graph, "rebalance": _rebalance, "refused": _layer,
 }  # fmt: skip
 
 __all__ = ["LAWS", "run"]

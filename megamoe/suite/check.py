@@ -95,7 +95,9 @@ def check(
     most = len(settings.cases())
     seconds = shards.durations(settings.root)
     started = time.perf_counter()
-    judges = max(1, min(judges, most))
+    ranks = settings.ranks()
+    # Every rank's judge must ask for the same case at the same time, and a team has one call.
+    judges = 1 if ranks is not None else max(1, min(judges, most))
     workers = max(1, min(workers, most))
     outcome = Outcome({})
     run = _Run([], Progress(most, console, settings, seconds, quiet), maxfail, pictures)
@@ -104,8 +106,8 @@ def check(
     try:
         with stoppable():
             get_ready()
-            launch = settings.launch(threads_of(max(judges, workers)))
-            with Pool(launch, workers, settings.ranks()) as pool:
+            launch = settings.launch(threads_of(len(ranks.here) if ranks else max(judges, workers)))
+            with Pool(launch, workers, ranks) as pool:
                 identity = pool.address.identity
                 run.cases = cases = settings.cases(identity.contract)
                 run.progress.expect(cases, identity)

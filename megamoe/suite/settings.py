@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,14 +88,12 @@ class Settings:
 
     def ranks(self) -> Ranks | None:
         """The ranks to judge over: ``--ep``, else those of ``torchrun``, else None."""
-        gpus = 0
-        if self.device.startswith("cuda"):
-            import torch
+        found = Ranks.on_this_machine(self.ep) if self.ep else Ranks.of_torchrun(os.environ)
+        if found is None or not self.device.startswith("cuda"):
+            return found
+        import torch  # only this asks for it
 
-            gpus = torch.cuda.device_count()
-        if self.ep:
-            return Ranks.on_this_machine(self.ep, gpus)
-        return Ranks.of_torchrun(os.environ, gpus)
+        return replace(found, gpus=torch.cuda.device_count())
 
     @property
     def chosen_tier(self) -> str:

@@ -38,16 +38,16 @@ class Ranks:
     """The process group is that of torchrun's environment."""
 
     @classmethod
-    def on_this_machine(cls, count: int, gpus: int) -> Ranks:
+    def on_this_machine(cls, count: int) -> Ranks:
         """``count`` ranks, all of them here."""
-        return cls(count, tuple(range(count)), gpus)
+        return cls(count, tuple(range(count)))
 
     @classmethod
-    def of_torchrun(cls, environment: Mapping[str, str], gpus: int) -> Ranks | None:
+    def of_torchrun(cls, environment: Mapping[str, str]) -> Ranks | None:
         """The rank that ``torchrun`` gave this process; None outside of torchrun."""
         if "TORCHELASTIC_RUN_ID" not in environment:
             return None
-        return cls(int(environment["WORLD_SIZE"]), (int(environment["RANK"]),), gpus, True)
+        return cls(int(environment["WORLD_SIZE"]), (int(environment["RANK"]),), torchrun=True)
 
     def launch(self, launch: Launch, rank: int) -> Launch:
         """How the worker of ``rank`` is started."""
