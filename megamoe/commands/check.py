@@ -26,12 +26,24 @@ def run(a: argparse.Namespace) -> int:
         made = check.check(
             settings, a.n, workers, console, a.pictures, a.maxfail, a.quiet, a.explain_predictions
         )
+        if not speaks:
+            return _silent(made)
         return _finished(a, made, console)
     except Stopped as stopped:  # before the backend was loaded
         print(f"megamoe: stopped ({stopped}); nothing was judged", file=sys.stderr)
         return stopped.code
     finally:
         release()
+
+
+def _silent(outcome: check.Outcome) -> int:
+    """Of a rank of torchrun besides the first: a line for the first error, which others may know
+    only by its effect. The first rank judges what all have, and has the exit status: torchrun ends
+    every process as soon as one of them fails."""
+    errors = [c["reason"] for c in outcome.report["cases"] if c["status"] == "error"]
+    if errors:
+        complain(errors[0])
+    return outcome.code
 
 
 def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> int:

@@ -1,0 +1,307 @@
+"""Expert parallelism over threads: rows, counts, bytes and errors; the bits of one rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megamoe.backends.eager import EagerBackend
+from megamoe.bench import scale
+from megamoe.layer import expert_parallel, moves
+from megamoe.layer.expert_parallel import STAGES, ExpertParallel, RankError
+from megamoe.layer.experts import DeepseekV4MegaMoEExperts
+from megamoe.layer.rebalance import placement_of
+from megamoe.spec.features import Activation
+from megamoe.spec.problem import Problem
+from megamoe.spec.tensors import WEIGHTS
+from tests.helpers import thread_ranks
+
+EXPERTS, TOP_K, SIZE = 8, 3, 128
+
+
+@pytest.fixture(autouse=True)
+def threads_for_ranks(monkeypatch):
+    for module in (expert_parallel, moves):
+        monkeypatch.setattr(module, "all_to_all", thread_ranks.all_to_all)
+
+
+def problem(seed: int, tokens: int, masked: float = 0.2) -> Problem:
+    """Random bytes of moderate scales."""
+    rng = np.random.default_rng(seed)
+
+    def codes(*shape: int, low: int = 0, high: int = 256) -> torch.Tensor:
+        return torch.from_numpy(rng.integers(low, high, shape, dtype=np.uint8))
+
+    ids = rng.permuted(np.tile(np.arange(EXPERTS), (tokens, 1)), axis=1)[:, :TOP_K]
+    ids = np.where(rng.random(ids.shape) < masked, -1, ids).astype(np.int64)
+    return Problem(
+        torch.from_numpy(rng.standard_normal((tokens, SIZE))).bfloat16(),
+        torch.from_numpy(ids),
+        torch.from_numpy(rng.random(ids.shape, dtype=np.float32)),
+        codes(EXPERTS, 2 * SIZE, SIZE // 2),
+        codes(EXPERTS, 2 * SIZE, SIZE // 32, low=118, high=124),
+        codes(EXPERTS, SIZE, SIZE // 2),
+        codes(EXPERTS, SIZE, SIZE // 32, low=118, high=124),
+        10.0, True, max(1, tokens),
+    )  # fmt: skip
+
+
+def rank_of(p: Problem, ends: list[int], rank: int, ranks: int) -> Problem:
+    """The tokens ``[ends[rank], ends[rank + 1])`` and an equal share of the experts."""
+    local = EXPERTS // ranks
+    mine = slice(rank * local, (rank + 1) * local)
+    weights = {name: getattr(p, name)[mine] for name in WEIGHTS}
+    rows = torch.arange(ends[rank], ends[rank + 1])
+    return replace(p.at_rows(rows), **weights)
+
+
+def ends_of(tokens: int, cuts: list[int]) -> list[int]:
+    return [0, *sorted(cut % (tokens + 1) for cut in cuts), tokens]
+
+
+def over(p: Problem, ends: list[int], ranks: int, *, static: bool = False, backend=None, of=None):
+    """y of all tokens, and the spans of every rank."""
+    spans = {}
+
+    def call(group):
+        mine = rank_of(p, ends, group.rank(), ranks)
+        span = (of or ExpertParallel)(backend or EagerBackend(), group, static=static)
+        span.stats = torch.zeros(EXPERTS // ranks, dtype=torch.int32)
+        spans[group.rank()] = span
+        return span.forward(mine)
+
+    parts = thread_ranks.over_ranks(ranks, call)
+    for part in parts:
+        if isinstance(part, Exception):
+            raise part
+    return torch.cat(parts), [spans[r] for r in range(ranks)]
+
+
+def bits(y: torch.Tensor) -> list[int]:
+    return y.view(torch.int16).flatten().tolist()
+
+
+@given(
+    st.integers(0, 1 << 16), st.integers(0, 9), st.sampled_from([1, 2, 4, 8]),
+    st.lists(st.integers(0, 99), min_size=7, max_size=7), st.sampled_from([0.0, 0.3, 1.0]),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_any_split_over_any_ranks_gives_the_bits_of_one(seed, tokens, ranks, cuts, masked):
+    """Ranks without tokens, tokens without live slots, experts that nobody names."""
+    p = problem(seed, tokens, masked)
+    ends = ends_of(tokens, cuts[: ranks - 1])
+    wanted = bits(EagerBackend().forward(p)["y"])
+    y, spans = over(p, ends, ranks)
+    assert bits(y) == wanted
+    assert bits(over(p, ends, ranks, static=True)[0]) == wanted
+    counts = torch.bincount(p.topk_ids[p.topk_ids >= 0], minlength=EXPERTS)
+    assert torch.cat([span.stats for span in spans]).tolist() == counts.tolist()
+    shape = SimpleNamespace(num_experts=EXPERTS, hidden_size=SIZE, top_k=TOP_K)
+    ids = [p.topk_ids[ends[r] : ends[r + 1]] for r in range(ranks)]
+    assert [span.bytes_sent for span in spans] == scale.traffic(shape, ids, ranks)
+
+
+def edited(old: str, new: str) -> type[ExpertParallel]:
+    """``ExpertParallel`` of an edited source, over threads."""
+    source = Path(expert_parallel.__file__).read_text()
+    assert source.count(old) == 1, old
+    space: dict = {"__name__": "builtins"}
+    exec(compile(source.replace(old, new), "edited", "exec"), space)
+    space["all_to_all"] = thread_ranks.all_to_all
+    return space["ExpertParallel"]
+
+
+FAULTS = {
+    "rows of an owner in another order":
+        ("owner.argsort(stable=True)", "owner.argsort(descending=True)"),
+    "global ids in place of local ones":
+        ("(route.expert % local)", "route.expert.clamp_max(local - 1)"),
+    "the neighbour's experts":
+        ("owner = expert // local\n", "owner = (expert // local + 1) % ranks\n"),
+    "weights of slot 0": ("routing[route.token, route.slot]", "routing[route.token, 0]"),
+    "rows into the next slot":
+        ("slots[route.token, route.slot] =", "slots[route.token, (route.slot + 1) % 3] ="),
+    "the row of status kept": ("kept[ends] = False", "kept[ends - 1] = False"),
+    "a masked slot is sent": ("live = (ids >= 0)", "live = (ids >= -1)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["none", *FAULTS])
+def test_a_planted_fault_moves_bits_or_stops(fault):
+    """So the comparison with one rank can fail."""
+    p = problem(5, 9)
+    wanted = bits(EagerBackend().forward(p)["y"])
+    of = edited(*FAULTS.get(fault, ("REFUSED: Final = -1", "REFUSED: Final = -2")))
+    try:
+        got = bits(over(p, [0, 2, 9], 2, of=of)[0])
+    except Exception:
+        got = []
+    assert (got == wanted) == (fault == "none")
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def module(group, p: Problem, ranks: int, most: int) -> DeepseekV4MegaMoEExperts:
+    """The module with its own part of the weights."""
+    local = EXPERTS // ranks
+    made = DeepseekV4MegaMoEExperts(
+        most, group=group, num_experts=EXPERTS, num_local_experts=local,
+        experts_start_idx=local * group.rank(), top_k=TOP_K, hidden_size=SIZE,
+        intermediate_size=SIZE, prefix="layers.3.experts", backend=EagerBackend(),
+    )  # fmt: skip
+    for name in WEIGHTS:
+        mine = getattr(p, name)[local * group.rank() : local * (group.rank() + 1)]
+        getattr(made, name).data = mine.clone()
+    made.finalize_weights(written=True)
+    return made
+
+
+def test_overflow_on_one_rank_is_an_error_on_all_and_the_next_call_is_right():
+    p, ranks = problem(3, 12), 4
+    ends = [0, 3, 6, 9, 12]
+
+    def call(group):
+        rank = group.rank()
+        layer = module(group, p, ranks, 3)
+
+        def forward(tokens: slice):
+            y = layer(
+                p.hidden_states[tokens], p.topk_weights[tokens], p.topk_ids[tokens],
+                activation_clamp=10.0,
+            )  # fmt: skip
+            return y.clone()
+
+        with pytest.raises((ValueError, RankError)) as error:
+            forward(slice(0, 4) if rank == 2 else slice(ends[rank], ends[rank + 1]))
+        return error.value, forward(slice(ends[rank], ends[rank + 1]))
+
+    said = thread_ranks.over_ranks(ranks, call)
+    for rank, (error, _) in enumerate(said):
+        if rank == 2:
+            assert type(error) is ValueError and "3" in str(error) and "4" in str(error)
+        else:
+            wanted = f"rank {rank} of 4: rank 2 failed in stage; its own error says why"
+            assert type(error) is RankError and str(error) == wanted
+    assert bits(torch.cat([y for _, y in said])) == bits(EagerBackend().forward(p)["y"])
+
+
+class FailsOnce(EagerBackend):
+    """The rank that holds expert 0 cannot compute."""
+
+    def slot_rows(self, x, x_sf, experts, routing, weights, act):
+        if self.broken:
+            raise MemoryError("no room for the rows")
+        return super().slot_rows(x, x_sf, experts, routing, weights, act)
+
+
+def test_an_owner_that_fails_is_named_by_all_others():
+    p = problem(4, 6, masked=0.0)
+
+    def call(group):
+        backend = FailsOnce()
+        backend.broken = group.rank() == 1
+        span = ExpertParallel(backend, group)
+        seen = []
+        span.at = seen.append
+        try:
+            span.forward(rank_of(p, [0, 2, 4, 5, 6], group.rank(), 4))
+        except Exception as error:
+            return error, seen
+        return None, seen
+
+    said = thread_ranks.over_ranks(4, call)
+    assert type(said[1][0]) is MemoryError
+    for rank in (0, 2, 3):
+        assert str(said[rank][0]) == (
+            f"rank {rank} of 4: rank 1 failed in experts; its own error says why"
+        )
+    assert all(seen == list(STAGES[1:5]) for _, seen in said), "nobody left before the return"
+
+
+def test_a_group_that_breaks_names_rank_and_stage(monkeypatch):
+    p = problem(4, 2)
+
+    def broken(sent, out, into, group):
+        if out is None:
+            return thread_ranks.all_to_all(sent, out, into, group)
+        raise RuntimeError("Connection closed by peer\n[127.0.0.1]:2")
+
+    monkeypatch.setattr(expert_parallel, "all_to_all", broken)
+    for rank, error in enumerate(
+        thread_ranks.over_ranks(
+            2, lambda g: ExpertParallel(EagerBackend(), g).forward(rank_of(p, [0, 1, 2], g.at, 2))
+        )
+    ):
+        assert str(error) == (
+            f"rank {rank} of 2 lost the others in dispatch: Connection closed by peer [127.0.0.1]:2"
+        )
+
+
+def test_a_backend_without_rows_is_refused():
+    with pytest.raises(NotImplementedError, match="backend mine cannot run over several ranks"):
+        ExpertParallel(SimpleNamespace(name="mine", accumulator="fp32"), None)
+
+
+def test_ranks_that_do_not_share_the_experts_evenly_are_refused():
+    p = problem(1, 2)
+    group = thread_ranks.Group(thread_ranks.World(2), 0)
+    with pytest.raises(ValueError, match="an equal share of the 8 experts on each rank"):
+        DeepseekV4MegaMoEExperts(
+            4, group=group, num_experts=EXPERTS, num_local_experts=3, experts_start_idx=0,
+            top_k=TOP_K, hidden_size=SIZE, intermediate_size=SIZE, prefix="x",
+            backend=EagerBackend(),
+        ).to(p.topk_ids.device)  # fmt: skip
+
+
+# --- run, and weights that move -----------------------------------------------------------------
+
+
+class ByRun:
+    """``eager`` behind the ``run`` face of a kernel: it reads the staged buffer."""
+
+    name, accumulator, contracts = "by-run", "fp32-ordered", ("2026-11",)
+
+    def pack_weights(self, *weights):
+        return weights
+
+    def run(self, y, weights, buffer, num_tokens, *, activation_clamp, fast_math):
+        rows = EagerBackend().slot_rows(
+            buffer.x[:num_tokens].view(torch.uint8), buffer.x_sf[:num_tokens],
+            buffer.topk_idx[:num_tokens, 0], buffer.topk_weights[:num_tokens, 0], weights,
+            Activation("swiglu", activation_clamp, 1.0, 0.0, fast_math),
+        )  # fmt: skip
+        y.copy_(rows)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_backend_with_run_computes_rows_of_one_slot(static):
+    """More rows than the first buffer holds: it grows."""
+    p = problem(9, 200, masked=0.1)
+    y, _ = over(p, [0, 30, 200], 2, static=static, backend=ByRun())
+    assert bits(y) == bits(EagerBackend().forward(p)["y"])
+
+
+def test_weights_move_over_ranks_as_in_one_process():
+    old = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    new = torch.tensor([3, 3, 0, 2, 1, 1, 0, 2])
+    placement_of(new[None], 4)
+    whole = [torch.arange(8).repeat_interleave(3).view(8, 3) % 4, torch.rand(4, 5).repeat(2, 1)]
+    alone = [t.clone() for t in whole]
+    moves.move_expert_weights(alone, old, new)
+
+    def call(group):
+        mine = [t[2 * group.at : 2 * group.at + 2].clone() for t in whole]
+        moves.move_over_ranks(mine, old, new, group)
+        return mine
+
+    parts = thread_ranks.over_ranks(4, call)
+    for i, tensor in enumerate(alone):
+        assert torch.equal(torch.cat([part[i] for part in parts]), tensor)
