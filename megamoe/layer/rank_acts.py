@@ -269,7 +269,8 @@ def _graph(call: _Call) -> Variants:
         call.y(), call.y()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # NCCL's own thread may call CUDA meanwhile: only this thread's calls must be fit for a graph.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         y = call.y()
     for turn in ("first", "second", "third"):
         y.view(torch.uint8).fill_(SPOILED)
