@@ -25,7 +25,8 @@ def combine(
     is the row of a fused shared expert, of weight 1; ``output`` (T, H) bfloat16 is added to the
     result. ``dtype`` 'fp8' quantises the rows first.
     """
-    step = max(1, _ELEMENTS_AT_ONCE // slots.shape[2])
+    # A GPU has no such cache to spare, and each part costs it a few launches a slot.
+    step = max(1, len(slots) if slots.is_cuda else _ELEMENTS_AT_ONCE // slots.shape[2])
     parts = []
     for first in range(0, max(1, len(slots)), step):
         here = slice(first, first + step)
