@@ -335,7 +335,7 @@ def test_later_processes_are_made_for_the_same(kernel, tmp_path):
     spec = kernel("Several")
     with Worker(Launch(spec)) as worker:
         first = worker.identity
-        worker._end()
+        worker.end()
         again = worker.identity
     assert (again.contract, again.why, again.name) == (first.contract, first.why, "for 2026-09")
     assert len(loads(tmp_path)) == 3  # the last one is launched for it at once

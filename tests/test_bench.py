@@ -337,6 +337,8 @@ def test_a_run_cut_off_leaves_the_rows_that_it_had(tiny, tmp_path, capsys):
         raise KeyboardInterrupt
 
     tiny.setitem(PEERS, "stops", ("whole forward", stopped))
+    tiny.setattr("megamoe.commands.parsers.bench.SHARES", ("tiny",))
+    tiny.setattr("megamoe.commands.parsers.bench.PEERS", ("stops",))
     tiny.setattr(cli, "_check_device", lambda device: None)
     tiny.setattr(cli, "load_backend", lambda *_: Standin())
     tiny.setattr(bench, "measure", lambda *a: measure(*a, "cpu"))

@@ -139,7 +139,7 @@ def seen(request, root, tmp_path_factory, template):
     def one(worker: Worker, control: Path, act: Act) -> tuple[Verdict, Verdict]:
         store = Store(root, make)
         if act.fresh:
-            worker._end()
+            worker.end()
         control.write_text(act.name)
         verdict = Runner(worker, store, None, act.timeout).run(cases[act.case])
         control.write_text("")

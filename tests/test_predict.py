@@ -49,6 +49,9 @@ def small(most):
 # --- the models -------------------------------------------------------------------------------
 
 
+UNLIKE = ("forward/requantise-amax-infinite", "forward/routing-weight-not-finite")
+
+
 def test_the_hopper_model_has_the_recorded_bits_of_this_project_s_kernel():
     """The smallest cases; tools/predicted.py takes all."""
     kept = json.loads((ROOT / "recorded/triton/nvidia-h200-sm90.json").read_text())["cases"]
@@ -65,7 +68,7 @@ def test_the_hopper_model_has_the_recorded_bits_of_this_project_s_kernel():
         digests = recorded.digests(found, problem.topk_ids.numpy())
         apart = [n for n, d in digests.items() if d != kept[case.id]["stages"][n]]
         # Beside a scale byte of 255, which is NaN, the kernel's codes are others.
-        assert apart == (["l2_acts"] if case.id == "forward/requantise-amax-infinite" else [])
+        assert apart == (["l2_acts"] if case.id in UNLIKE else []), case.id
         count += 1
     assert count > 60
 

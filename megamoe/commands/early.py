@@ -18,7 +18,7 @@ from megamoe.spec.contract import contract
 from megamoe.worker import known
 from megamoe.worker.choice import AUTO
 
-READ: Final = ("file", "result", "reports", "failed", "actual", "script")
+READ: Final = ("file", "result", "reports", "failed", "actual")
 """Arguments that name a file to read."""
 
 
