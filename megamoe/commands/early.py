@@ -19,7 +19,7 @@ from megamoe.worker import known
 from megamoe.worker.choice import AUTO
 
 READ: Final = ("file", "result", "reports", "failed", "actual")
-"""Arguments that name a file to read."""
+"""Arguments that name a file to read. A verb's default ``reads`` names further ones of its own."""
 
 
 def check(a: argparse.Namespace) -> None:
@@ -28,7 +28,7 @@ def check(a: argparse.Namespace) -> None:
     for name in ("json", "junit"):
         if isinstance(given.get(name), str) and Path(given[name]).is_dir():
             raise UsageError(f"{given[name]} is a directory; name a file")
-    for name in READ:
+    for name in (*READ, *given.get("reads", ())):
         for path in _listed(given.get(name)):
             if not Path(path).exists():
                 raise UsageError(f"{path}: no such file")
