@@ -6,10 +6,16 @@ import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MEANT = {"gpu": "cuda"}
+"""Words that mean a name which they are not like."""
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The name in ``known`` that is most like ``word``; empty if none is alike."""
-    return next(iter(get_close_matches(word, list(known), 1, 0.6)), "")
+    known = list(known)
+    if MEANT.get(word) in known:
+        return MEANT[word]
+    return next(iter(get_close_matches(word, known, 1, 0.6)), "")
 
 
 def hint(word: str, known: Iterable[str]) -> str:

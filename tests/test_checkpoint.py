@@ -247,7 +247,9 @@ def test_what_cannot_be_compared_is_said_in_one_line(folder, tmp_path, stored, c
         with pytest.raises(StoredError) as caught:
             differences(stored, other)
         assert words in str(caught.value) and "\n" not in str(caught.value)
-    assert cli.main(["capture", "--checkpoint", str(tmp_path / "no"), "missing.py"]) == 2
+    program = tmp_path / "program.py"
+    program.write_text("")
+    assert cli.main(["capture", "--checkpoint", str(tmp_path / "no"), str(program)]) == 2
     assert "no such folder" in capsys.readouterr().err
 
 

@@ -51,9 +51,9 @@ class Mine:
         """p.hidden_states (T, H) bfloat16; p.topk_ids (T, K), -1: none; p.topk_weights (T, K)."""
         tokens, top_k = p.topk_ids.shape
         x = fp8(*quantise(p.hidden_states.float(), staging_byte))  # (T, H) float64
-        codes = torch.zeros(tokens, top_k, p.intermediate_size, dtype=torch.uint8)
-        scales = torch.zeros(tokens, top_k, p.intermediate_size // 32, dtype=torch.uint8)
-        y = torch.zeros(tokens, p.hidden_size)
+        codes = p.topk_ids.new_zeros(tokens, top_k, p.intermediate_size, dtype=torch.uint8)
+        scales = codes.new_zeros(tokens, top_k, p.intermediate_size // 32)
+        y = codes.new_zeros(tokens, p.hidden_size, dtype=torch.float32)
         for k in range(top_k):  # the combine adds the slots in ascending order
             for e in range(p.num_experts):
                 t = (p.topk_ids[:, k] == e).nonzero()[:, 0]  # the R tokens with expert e in slot k
@@ -63,7 +63,7 @@ class Mine:
                 w2 = fp4(p.w2_weight[e], p.w2_weight_scale[e])  # (H, I)
                 gate, up = (x[t] @ w13.T).float().bfloat16().float().chunk(2, 1)  # (R, I) each
                 if p.activation_clamp is not None:
-                    bound = torch.tensor(p.activation_clamp).bfloat16().float()
+                    bound = gate.new_tensor(p.activation_clamp).bfloat16().float()
                     gate, up = gate.fmin(bound), up.fmax(-bound).fmin(bound)
                 silu = gate / (1 + (-gate).double().exp().float())
                 act = silu * up * p.topk_weights[t, k, None]  # (R, I) float32
