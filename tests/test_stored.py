@@ -321,7 +321,9 @@ def test_a_backends_own_form_is_undone_by_itself_or_refused(small):
 
 
 def test_what_triton_packed_is_unpacked(small):
-    triton = pytest.importorskip("megamoe.backends.triton", reason="needs Triton: Linux only")
+    triton = pytest.importorskip(
+        "megamoe.backends.triton.backend", reason="needs Triton: Linux only"
+    )
     backend = triton.TritonBackend(torch.device("cpu"))  # packs anywhere
     module = module_of(small, backend=backend)
     module.finalize_weights(written=True)

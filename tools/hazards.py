@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-KERNELS = Path(__file__).resolve().parents[1] / "megamoe/backends/triton"
+KERNELS = Path(__file__).resolve().parents[1] / "megamoe/backends/triton/kernels"
 _RACE = "Race reported between"
 _ACCESS = re.compile(r"(?:between|and) (?:Read|Write) access at (\w+)\+\S+ in (\S+):(\d+)")
 _SUMMARY = re.compile(r"SUMMARY: (\d+) (?:hazards? displayed|errors?\b)")

@@ -23,7 +23,7 @@ from triton.experimental.gluon import language as gl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megamoe.backends.triton.epilogue import _silu_fast, _silu_precise
+from megamoe.backends.triton.kernels.epilogue import _silu_fast, _silu_precise
 from megamoe.oracle.gates import silu_table
 from megamoe.spec.formats import bf16_decode
 

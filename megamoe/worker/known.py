@@ -13,7 +13,7 @@ BUILT_IN: Final = {
     "eager": "megamoe.backends.eager",
     "oracle": "megamoe.backends.oracle",
     "model": "megamoe.backends.model",
-    "triton": "megamoe.backends.triton",
+    "triton": "megamoe.backends.triton.backend",
     "deep_gemm": "megamoe.backends.deep_gemm",
 }
 """Name to module; each module has ``create(device) -> backend``."""

@@ -24,9 +24,10 @@ CHUNK = 1024
 """Slots that a program of count or rank takes."""
 
 CROWDED = 15
-"""Rows an expert, on average, above which :mod:`.overlapped` is faster than :mod:`.few`."""
+"""With more rows per expert than this, on average, :mod:`.kernels.overlapped` is faster than
+:mod:`.kernels.few`."""
 SPARSE = 6
-"""Rows an expert up to which tiles of eight tokens are."""
+"""At most this many rows per expert: use 8-token tiles."""
 RESIDENT = 4
 """Blocks of the first of :data:`FEW` that a multiprocessor holds at a time, by their registers."""
 
@@ -41,9 +42,10 @@ class Tile:
 
 
 OVERLAPPED = Tile(128, 4, 3), Tile(128, 4, 4)
-"""The tiles of :mod:`.overlapped`, linear 1 and 2; their blocks have five warps more."""
+"""The tiles of :mod:`.kernels.overlapped`, linear 1 and 2; their blocks have five warps more."""
 FEW = Tile(8, 4), Tile(8, 2), Tile(16, 2)
-"""The tiles of :mod:`.few`. A warp of four reads all tokens for 16 weight rows, of two for 32."""
+"""The tiles of :mod:`.kernels.few`. A warp of four reads all tokens for 16 weight rows, of two
+for 32."""
 
 
 class Memory(NamedTuple):
@@ -97,14 +99,14 @@ class Call:
         return 0.0 if self.clamp is None else as_bfloat16(self.clamp)
 
     def suits_overlapped(self) -> bool:
-        """Whether :mod:`.overlapped` serves this call: there is ``wgmma``, and enough to do."""
+        """Whether :mod:`.kernels.overlapped` serves it: there is ``wgmma``, and enough rows."""
         fits = fills_shares(self.rows, self.experts, self.hidden)
         return fits and self.gpu.major == 9
 
     def few(self) -> tuple[Stage, ...]:
-        """Dispatch and products by :mod:`.few`."""
-        from megamoe.backends.triton import dispatch as d
-        from megamoe.backends.triton import few
+        """Dispatch and products by :mod:`.kernels.few`."""
+        from megamoe.backends.triton.kernels import dispatch as d
+        from megamoe.backends.triton.kernels import few
 
         tile = few_tile(self.rows, self.experts, self.inter, self.gpu.multi_processor_count)
         tiles = most_tiles(self.rows, self.experts, tile)
@@ -138,15 +140,15 @@ class Call:
         return ("dispatch", (dispatch,)), ("linear1", (linear1,)), ("linear2", (linear2,))
 
     def overlapped(self) -> tuple[Stage, ...]:
-        """Dispatch and products by :mod:`.overlapped`.
+        """Dispatch and products by :mod:`.kernels.overlapped`.
 
         Until linear 2 writes them, the slots' rows hold the operands of linear 1.
         """
         from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-        from megamoe.backends.triton import dispatch as d
-        from megamoe.backends.triton import overlapped as ov
-        from megamoe.backends.triton.layouts import TOKEN_BOX, WEIGHT_BOX
+        from megamoe.backends.triton.kernels import dispatch as d
+        from megamoe.backends.triton.kernels import overlapped as ov
+        from megamoe.backends.triton.kernels.layouts import TOKEN_BOX, WEIGHT_BOX
 
         tile, tile2 = OVERLAPPED
 
@@ -198,7 +200,7 @@ class Call:
 
     def combine(self) -> Stage:
         """The sum over a token's slots."""
-        from megamoe.backends.triton import dispatch as d
+        from megamoe.backends.triton.kernels import dispatch as d
 
         combine = step(
             d.combine, (self.tokens, -(-self.hidden // BLOCK)),
@@ -235,13 +237,13 @@ class Planned:
 
 
 def forget_counts(memory: Memory, stream: int) -> None:
-    """Zero what :func:`.dispatch.count` and :func:`.dispatch.rank` add to."""
+    """Zero what :func:`.kernels.dispatch.count` and :func:`.kernels.dispatch.rank` add to."""
     del stream  # the current one, which torch takes
     memory.buffer.counts.zero_()
 
 
 def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
-    """The tile of :mod:`.few` for ``rows`` (token, slot) pairs; no bit depends on it.
+    """The tile of :mod:`.kernels.few` for ``rows`` (token, slot) pairs; no bit depends on it.
 
     A second round of blocks that is only half full keeps memory half busy; blocks of two warps
     are more, and then all of them fit at once.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megamoe.backends.triton.layouts import ROWS, store_layout
+from megamoe.backends.triton.kernels.layouts import ROWS, store_layout
 
 
 @gluon.jit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from megamoe.backends.triton.chain import next_may_start_tl, started_tl
-from megamoe.backends.triton.staging import power_of_two
+from megamoe.backends.triton.kernels.chain import next_may_start_tl, started_tl
+from megamoe.backends.triton.kernels.staging import power_of_two
 
 
 @triton.jit

@@ -27,10 +27,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from megamoe.backends.triton.chain import started
-from megamoe.backends.triton.decode import decoded
-from megamoe.backends.triton.epilogue import activate, store_rows
-from megamoe.backends.triton.layouts import (
+from megamoe.backends.triton.kernels.chain import started
+from megamoe.backends.triton.kernels.decode import decoded
+from megamoe.backends.triton.kernels.epilogue import activate, store_rows
+from megamoe.backends.triton.kernels.layouts import (
     ROWS,
     act_layout,
     mma_layout,

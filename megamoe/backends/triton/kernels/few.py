@@ -15,10 +15,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from megamoe.backends.triton.chain import next_may_start, started
-from megamoe.backends.triton.decode import decoded
-from megamoe.backends.triton.epilogue import activate, store_rows
-from megamoe.backends.triton.layouts import (
+from megamoe.backends.triton.kernels.chain import next_may_start, started
+from megamoe.backends.triton.kernels.decode import decoded
+from megamoe.backends.triton.kernels.epilogue import activate, store_rows
+from megamoe.backends.triton.kernels.layouts import (
     ROWS,
     act_layout,
     few_layout,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megamoe.backends.triton.layouts import ROWS
+from megamoe.backends.triton.kernels.layouts import ROWS
 
 # Per register: eight nibbles of one row, in the order of bits of :mod:`.packing`, and a pair of
 # equal bf16 factors. A nibble s.eem becomes the bf16 whose exponent ends in ee and whose mantissa
