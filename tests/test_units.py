@@ -158,6 +158,13 @@ def test_a_step_is_mmasim_s_word_for_word(name, seed):
     assert np.array_equal(words(got), wanted)
 
 
+def test_an_infinity_beside_finite_products_beyond_fp32_is_an_infinity():
+    a = np.array([[-(2.0**100), np.inf], [2.0**100, -np.inf], [np.inf, -np.inf], [0.0, np.inf]])
+    b = np.array([[2.0**90, 2.0**117], [2.0**90, 2.0**117], [2.0**117, 2.0**117], [1.0, 0.0]])
+    got = dense(HOPPER_16BIT, a, b, np.zeros(4), -126)
+    assert words(got).tolist() == [0x7F800000, 0xFF800000, units.NAN_WORD, units.NAN_WORD]
+
+
 def test_a_zero_is_plus_zero_and_nan_is_one_word():
     minus = np.array([[-1.0, 1.0], [np.nan, 1.0], [np.inf, -np.inf], [-(2.0**-20), 0.0]])
     got = dense(BLACKWELL_16BIT, minus, np.ones_like(minus), np.array([-0.0, 0, 0, 2.0**20]), -126)

@@ -78,10 +78,12 @@ INTERLEAVED: Final = tuple(sorted(range(GROUP), key=lambda k: (k >> 2 & 1, k)))
 def fused(unit: Unit, products: F64, fields: npt.NDArray[np.integer], running: F64) -> F64:
     """One step. ``products`` and ``fields`` ``(..., n)``, ``running`` ``(...)``: fp32 numbers.
 
-    ``products`` are exact, and ``fields`` are the exponent fields of the products that are not
-    zero. The result is an fp32 number held as float64; NaN and infinities as IEEE adds them.
+    ``products`` are exact, and ``fields`` are the exponent fields of the finite products that are
+    not zero. The result is an fp32 number held as float64; NaN and infinities as IEEE adds them.
     """
-    largest = np.where(products == 0, unit.floor, fields).max(axis=-1)
+    # The exponent field of an infinity would shift all of them out, itself too.
+    counts = (products != 0) & np.isfinite(products)
+    largest = np.where(counts, fields, unit.floor).max(axis=-1)
     return aligned(unit, products, largest, running)
 
 
