@@ -15,6 +15,7 @@ through ``.numpy()`` without a copy.
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -40,6 +41,7 @@ F64 = npt.NDArray[np.float64]
 # --- scalar specification ---------------------------------------------------------------------
 
 
+@cache
 def e4m3_value(code: int) -> Fraction | None:
     """Value of one E4M3 byte; ``None`` for the two NaN codes (0x7F, 0xFF). There is no infinity.
 
