@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -298,3 +299,27 @@ def test_random_stops_leave_nothing(root, tmp_path):  # noqa: F811
     arguments = ["--golden", str(root), "--backend", "eager", "--kind", "eplb", "-n", "1"]
     for number, after in zip(stops.SIGNALS, (3.0, 2.0, 2.5), strict=True):
         assert stops.run(arguments, tmp_path, number, after).wrong == []
+
+
+def test_a_fork_server_whose_starter_is_gone_before_it_looks_ends_and_leaves_no_folder(tmp_path):
+    folder = tmp_path / "pymp-x"
+    folder.mkdir()
+    read, write = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        argv = [sys.executable, "-c", "import megamoe.suite.mortal; import time; time.sleep(60)"]
+        given = (listener.fileno(), read)
+        for writer_is_there in (True, False):
+            if not writer_is_there:
+                os.close(write)
+            server = subprocess.Popen(argv, pass_fds=given)
+            if writer_is_there:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    server.wait(1)
+                assert folder.exists()
+                server.kill()
+                server.wait()
+            else:
+                assert server.wait(30) == 128 + signal.SIGTERM
+                assert not folder.exists()
+    os.close(read)

@@ -7,9 +7,11 @@ folder of its socket would stay where that process was killed and could not remo
 import ctypes
 import gc
 import os
+import select
 import shutil
 import signal
 import socket
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +21,8 @@ from typing import Final
 PR_SET_PDEATHSIG: Final = 1
 SERVER: Final = os.getpid()
 DESCRIPTORS: Final = range(3, 16)
-"""Among them is the socket that the server listens on."""
+"""Among them are the socket that the server listens on, and a pipe from the process that started
+the server."""
 
 
 def end(number: int, frame: FrameType | None) -> None:
@@ -34,8 +37,22 @@ def end(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def orphaned() -> bool:
+    """Whether the process that started this one has ended: then a pipe has lost its writer."""
+    for descriptor in DESCRIPTORS:
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                pipe = select.poll()
+                pipe.register(descriptor, 0)
+                if any(event & select.POLLHUP for _, event in pipe.poll(0)):
+                    return True
+    return False
+
+
 if sys.argv[:1] == ["-c"]:  # as multiprocessing starts a fork server
     gc.disable()  # what it imports from here on is no garbage; its judges collect
     signal.signal(signal.SIGTERM, end)
     with suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if orphaned():  # before the line above took effect
+        end(signal.SIGTERM, None)
