@@ -291,7 +291,7 @@ def test_a_kill_loses_nothing_and_the_same_command_goes_on(numbers, tmp_path, ho
             break
         time.sleep(0.2)
     assert second.returncode == 0, err
-    assert f"resumed: {known} steps are known" in err
+    assert f"resumed: {known} steps known from" in err
     assert f"first bad {commits[17][:12]} (value 17)" in out
     assert everything(home) == before
     assert len(count.read_text()) <= len(steps_of(folder)) + 1  # only the killed step ran twice

@@ -132,6 +132,11 @@ def law(name: str) -> dict[str, Any]:
         ([], ""),
         ([fail("forward/a", 1)], "next: megamoe explain forward/a --backend k.py:K --device cuda"),
         ([red("forward/a")], "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
+        ([red("forward/a", reason="the backend raised NameError: x (k.py, line 3, in forward)")],
+         "next: mend k.py, line 3, in forward, then: megamoe check --backend k.py:K "
+         "--case forward/a --device cuda"),
+        ([red("forward/a", reason="the backend raised RuntimeError: x (k.py, line 3, in f)")],
+         "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
         ([red("forward/a", reason="no result within 120 s")], "next: megamoe show forward/a"),
         ([fail("eplb/a", 1), fail("eplb/b", 1)], "next: megamoe show eplb/a"),
         ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
@@ -193,9 +198,9 @@ def test_an_error_takes_no_map_from_a_later_fail() -> None:
 @pytest.mark.parametrize(
     ("quiet", "lines"),
     [
-        (False, ["[1/4] pass         eplb/p 0.0 s", "[3/4] skipped      eplb/s 0.0 s  why",
-                 "[4/4] error        eplb/a 0.0 s  lost"]),
-        (True, ["[4/4] error        eplb/a 0.0 s  lost"]),
+        (False, ["[1/4] pass         eplb/p 0.0 s", "[2/3] skipped      eplb/s 0.0 s  why",
+                 "[3/3] error        eplb/a 0.0 s  lost"]),
+        (True, ["[3/3] error        eplb/a 0.0 s  lost"]),
     ],
 )  # fmt: skip
 def test_lines_of_a_run_that_nobody_watches(quiet: bool, lines: list[str]) -> None:

@@ -41,16 +41,22 @@ def seconds(text: str) -> float:
 
 
 class _Joined(argparse.Action):
-    """An option that may be repeated; its values become one, with commas between them."""
+    """A pattern that may be repeated; its values become one, with commas between them."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
-        before = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, f"{before},{value}" if before else value)
+        before = [getattr(namespace, self.dest, None)]
+        words = filter(None, before + (value if isinstance(value, list) else [value]))
+        setattr(namespace, self.dest, ",".join(words) or None)
 
 
-def add_case(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """``--case`` and ``-k``: which cases, by :mod:`megamoe.cases.pattern`; ``more`` is help."""
+def add_case(parser: argparse.ArgumentParser, more: str = "", bare: bool = False) -> None:
+    """``--case`` and ``-k``: which cases, by :mod:`megamoe.cases.pattern`; ``more`` is help.
+    ``bare``: a pattern without an option is taken, too."""
     parser.set_defaults(case_is="pattern")
+    if bare:
+        parser.set_defaults(bare="case")
+        parser.add_argument("case", nargs="*", metavar="PATTERN", action=_Joined, default=None,
+                            help="which cases, as --case takes")  # fmt: skip
     parser.add_argument("--case", "-k", metavar="PATTERN", action=_Joined,
                         help=HELP.replace("%", "%%") + (f"; {more}" if more else ""))  # fmt: skip
 

@@ -251,7 +251,7 @@ def verdict_line(report: Mapping[str, Any]) -> str:
     if code == 2:
         if judged:
             return f"STOPPED: {passed} passed{more}{took}"
-        return f"NOTHING JUDGED: 0 of {judged + rest + left} cases{more}{took}"
+        return f"NOTHING JUDGED: 0 of {counted(judged + rest + left, 'case')}{more}{took}"
     if code:
         bad = counts.get("fail", 0) + counts.get("error", 0)
         some = "the one judged case" if judged == 1 else f"{bad} of {judged} judged cases"

@@ -57,11 +57,15 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
     if not name or not attribute or attribute.endswith(".py"):
         raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
     module = import_file(Path(name).expanduser().resolve())
+    about = module_of("megamoe_worker_offer", HERE / "offer.py")
     if not hasattr(module, attribute):
-        about = module_of("megamoe_worker_offer", HERE / "offer.py")
         said = about.lacks(module, attribute, CALLABLES)
         raise BackendError(f"{Path(name).name} has no {attribute!r}{said}")
-    return create(getattr(module, attribute), torch.device(device), contract)
+    found = getattr(module, attribute)
+    wrong = about.complaint(found, attribute, module, CALLABLES)
+    if wrong:
+        raise BackendError(wrong)
+    return create(found, torch.device(device), contract)
 
 
 def named(modules: Mapping[str, str], part: str) -> Any:
