@@ -111,8 +111,9 @@ def add_compared(c: argparse.ArgumentParser) -> None:
     c.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     add_contract(c)
     c.add_argument("--timeout", type=seconds, default=120.0, help="seconds a case (default 120)")
-    c.add_argument("--repo", metavar="DIR", help="the checkout whose revisions are meant, or the "
-                   "directory of the flake (default: this one)")  # fmt: skip
+    c.add_argument("--repo", metavar="DIR", help="the checkout whose revisions are meant (default: "
+                   "the one that holds the current folder), or the folder of the flake (default: "
+                   "megamoe's)")  # fmt: skip
     c.add_argument("--build", metavar="COMMAND", help="shell command run in a revision's tree; "
                    "$MEGAMOE_PYTHON is its interpreter")  # fmt: skip
     c.add_argument("--build-timeout", type=seconds, default=3600.0, metavar="S")

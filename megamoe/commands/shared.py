@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from megamoe.cases import Case, CaseError, load_cases, select
 from megamoe.cases.checkpoint import differences
 from megamoe.cases.pattern import one_of
 from megamoe.cases.stored import Stored, used_experts
-from megamoe.compare import disk
+from megamoe.compare import ab, disk
 from megamoe.compare.sides import Options
 from megamoe.console import Console
 from megamoe.judge import Verdict, picture
@@ -123,6 +123,14 @@ def compared_cases(a: argparse.Namespace) -> tuple[Path, list[Case]]:
 def side_options(a: argparse.Namespace) -> Options:
     """How each side of ``ab`` or ``bisect`` is built."""
     return Options(a.python, a.build, a.path, tuple(a.extra), a.shell, a.build_timeout)
+
+
+def note_repository(repositories: Sequence[Path | None], notes: Console) -> None:
+    """Say of which checkout the revisions are, and what of it they do not show; nothing where
+    there is no revision."""
+    for repo in repositories[:1]:
+        for line in filter(None, [f"revisions of {repo}", ab.describe(repo)]):
+            notes.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def write_compared(path: str, made: dict[str, Any]) -> None:

@@ -56,29 +56,20 @@ def _may_be_backend(name: str, value: Any, module: Any, callables: Iterable[str]
         return False
     is_own = getattr(value, "__module__", None) == module.__name__
     if inspect.isfunction(value):
-        return is_own and {*_needed(value)} <= {"device", "contract"}
+        takes = inspect.signature(value).parameters.values()
+        needed = {p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)}
+        return is_own and needed <= {"device", "contract"}
     says = hasattr(value, "accumulator") or (is_own and isinstance(value, type))
     return says and any(callable(getattr(value, one, None)) for one in callables)
 
 
-def complaint(found: Any, name: str, module: Any, callables: Iterable[str]) -> str:
-    """Why a function cannot create a backend; empty where it can, or where it is no function."""
-    if not inspect.isfunction(found):
-        return ""
-    needed = [n for n in _needed(found) if n not in ("device", "contract")]
-    if not needed:
-        return ""
+def needs(name: str, needed: Iterable[str], callables: Iterable[str]) -> str:
+    """Why a function that needs arguments cannot create a backend."""
     return (
         f"{name} is a function that takes {', '.join(needed)}; name a class with one of "
         f"{', '.join(callables)}, or a function that returns a backend and needs no argument "
-        f"but device and contract{lacks(module, '', callables)}"
+        "but device and contract"
     )
-
-
-def _needed(function: Any) -> list[str]:
-    """The parameters without a default."""
-    takes = inspect.signature(function).parameters.values()
-    return [p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)]
 
 
 def loaded(names: Iterable[str]) -> dict[str, str]:
