@@ -528,7 +528,7 @@ def test_ends_with_the_same_bits_leave_nothing_to_bisect(tmp_path, capsys):
     commits = history.write(home, 3, {}, code_every=1)
     code, _, _, err = kernel_bisect(home, commits[0], "main", "--repeat", 1, capsys=capsys)
     assert code == 2
-    assert "both ends return the same bits in 1 cases" in err
+    assert "both ends return the same bits in 1 case; " in err
 
 
 @pytest.mark.slow

@@ -372,7 +372,8 @@ LIGHT = [
     *([verb, "--help"] for verb in VERBS),
     ["--help"], ["--version"], ["list"], ["list", "--json"], ["show", "eplb/*"],
     ["completion", "bash"], ["chekc"], ["check", "--bakend", "x"], ["check", "--backend", "x"],
-    ["check", "--backend", "no.py:X"], ["explain", "x"],
+    ["check", "--backend", "no.py:X"], ["explain", "x"], ["help", "check"],
+    ["coverage", "--dimension", "x"], ["check", "k.py:K"], ["replay", "README.md"],
 ]  # fmt: skip
 
 
@@ -395,6 +396,12 @@ def test_what_needs_no_tensor_imports_no_heavy_module():
     assert [words for words, _, _ in said] == LIGHT
     assert [(words, heavy) for words, _, heavy in said if heavy] == []
     assert all(printed for _, printed, _ in said)
+
+
+def test_merge_imports_no_torch():
+    code = "import sys, megamoe.commands.merge as m; print(m.__name__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "megamoe.commands.merge False\n"
 
 
 def test_the_parsers_names_are_those_of_the_rooms():

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from megamoe.judge import BAD, Verdict, picture, symptoms
 from megamoe.printable import counted
-from megamoe.spec.tensors import STAGES
 
 PICTURES: Final = 20
 """Pictures that a run shows, and fails whose details it keeps for a report."""
@@ -114,6 +113,8 @@ def _verb(case: Mapping[str, Any]) -> str:
         return ""
     if case["status"] == "error":
         return "reduce" if "the backend raised" in case["reason"] else ""
+    from megamoe.spec.tensors import STAGES  # imports torch, which `megamoe merge` does without
+
     return "explain" if any(f["stage"] in STAGES for f in case["findings"]) else ""
 
 
