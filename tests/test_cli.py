@@ -133,6 +133,8 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["capture", "--ou", "x", "x.py"], "unknown option --ou; did you mean --out?"),
         (["check"], "the following arguments are required: --backend; see `megamoe check --help`"),
         (["check", "--backend", "x"], "unknown backend 'x'; known: eager"),
+        (["check", "--backend", "k.py"], "backend k.py: say which object, as k.py:Kernel"),
+        (["check", "--backend", "empty.py:"], "say which object, as empty.py:CLASS"),
         (["check", "--backend", "egaer"], "unknown backend 'egaer'; did you mean eager?; known: "),
         (["check", "--backend", "no.py:X"], "no Python file at"),
         (["check", "--backend", "eager", "--contract", "2026-1"], "did you mean 2026-11?; known: "),
@@ -197,6 +199,8 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
 )
 def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(blessed)
+    (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  def forward(self, p): ...\n")
+    (blessed / "empty.py").write_text("not Python")
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.err.startswith("megamoe: error: ") and message in said.err

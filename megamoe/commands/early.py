@@ -7,6 +7,7 @@ check, since it has other callers.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from megamoe.spec.contract import contract
 from megamoe.suggest import hint
 from megamoe.worker import known
 from megamoe.worker.choice import AUTO
+from megamoe.worker.session import JUDGED
 
 STORED: Final = "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
 WRITTEN: Final = ("json", "junit", "out", "page", "plot", "archive")
@@ -84,6 +86,10 @@ def _backend(spec: str, is_this_python: bool) -> None:
         if not path.is_file():
             raise UsageError(f"backend {spec}: no Python file at {path}; check the path before "
                              "the :")  # fmt: skip
+        if spec.endswith((".py", ":")):
+            file = spec.removesuffix(":")
+            named = [f"{file}:{name}" for name in _classes(path)] or [f"{file}:CLASS"]
+            raise UsageError(f"backend {spec}: say which object, as {' or '.join(named)}")
     elif is_this_python and spec != "auto" and spec not in known.available():
         raise UsageError(known.unknown(spec))
 
@@ -96,6 +102,17 @@ def _stored(path: Path) -> None:
         begin = file.read(9)
     if begin[8:] != b"{":
         raise UsageError(f"{path} is no stored problem, since it is no safetensors file; {STORED}")
+
+
+def _classes(path: Path) -> list[str]:
+    """The classes of a file that could be a backend, as its text shows them."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    classes = [one for one in body if isinstance(one, ast.ClassDef)]
+    offered = {c.name: {getattr(part, "name", "") for part in c.body} for c in classes}
+    return [name for name, methods in offered.items() if methods & {*JUDGED}]
 
 
 def _case(a: argparse.Namespace, given: dict[str, object]) -> None:

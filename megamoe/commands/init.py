@@ -31,8 +31,8 @@ def run(a: argparse.Namespace) -> int:
             file.write(templates.joinpath(name).read_bytes())
     kernel = targets["kernel.py"]
     print(f"{kernel}: a correct kernel in plain torch; replace it piece by piece")
-    print(f"{targets['workflow.yml']}: judges it on GitHub, once the variable MEGAMOE of that "
-          f"repository is set, since megamoe is on no index: {source()}")  # fmt: skip
+    print(f"{targets['workflow.yml']}: judges it on GitHub")
+    print(f"  megamoe is on no index: set that repository's variable MEGAMOE, as to {source()}")
     print(f"next: megamoe check --backend {kernel}:Kernel")
     return 0
 
