@@ -167,6 +167,11 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             ["explain", "-k", "tiny"],
             "unknown option -k; the case stands without an option: `megamoe",
         ),
+        (
+            ["golden", "record", "tiny"],
+            "unexpected 'tiny'; cases stand after --case; see `megamoe golden record --help`",
+        ),
+        (["contract", "list", "x"], "unexpected 'x'; see `megamoe contract list --help`"),
         (["show"], "name a case: its id, its name or a pattern"),
         (["list", "ti"], "nothing matches 'ti'; did you mean tiny?"),
         (

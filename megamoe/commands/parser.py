@@ -29,6 +29,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse has it; a word too many is named with the verb that does not take it."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            parser = _last_parser(self, args or ())
+            cases = "--case" in parser._option_string_actions
+            meant = "; cases stand after --case" if cases else ""
+            parser.error(f"unexpected {rest[0]!r}{meant}")
+        return found
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         unknown, plain = _read(self, args or ())
         if unknown:
@@ -74,6 +84,16 @@ class Parser(argparse.ArgumentParser):
                 ) from None
             error.message += near
             raise
+
+
+def _last_parser(parser: Parser, words: Sequence[str]) -> Parser:
+    """That of the verb, or of the act of a verb, that ``words`` begin with."""
+    for word in words:
+        below = verbs_of(parser).get(word)
+        if not isinstance(below, Parser):
+            return parser
+        parser = below
+    return parser
 
 
 def _misplaced(parser: argparse.ArgumentParser, backend: str) -> str:
