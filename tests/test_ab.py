@@ -144,7 +144,7 @@ def test_identical_is_exit_0_and_the_headline_counts_what_was_compared(ab):
     assert case["status"] == "identical"
     assert case["first_stage"] is None
     assert set(case["stages"]) == {"x", "x_sf", "l2_acts", "l2_acts_sf", "y"}
-    assert "identical bit for bit in 1 of 1 cases" in report["headline"]
+    assert "identical bit for bit in the one case (" in report["headline"]
     assert report["headline"] == out.strip().splitlines()[-1]
     assert "\n" not in report["headline"]
 
@@ -292,6 +292,21 @@ def test_sides_are_told_apart_by_what_they_are(tmp_path, repository):
     }
     for text, kind in kinds.items():
         assert parse(text, repository).kind == kind, text
+
+
+def test_a_revision_is_of_the_checkout_around_the_current_folder(tmp_path, repository, monkeypatch):
+    (repository / "below").mkdir()
+    monkeypatch.chdir(repository / "below")
+    side = parse("HEAD")
+    assert (side.repo, side.target) == (repository, parse("HEAD", repository).target)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    for text, says in (
+        ("git:HEAD", "^HEAD: no git repo"),
+        ("HEAD", "'HEAD' is nothing known here"),
+    ):
+        with pytest.raises(CannotStart, match=f"{says}.*--repo DIR"):
+            parse(text)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,17 @@ def test_a_factory_that_raises(file):
 
 
 def test_a_factory_that_needs_more(file):
-    assert "loading it raised TypeError" in refused(f"{file}:needs_more")
+    message = refused(f"{file}:needs_more")
+    assert "needs_more is a function that takes size; name a class with one of forward, " in message
+    assert message.endswith(
+        "but device and contract; it has Mine, NoDevice, make, fails, OBJECT, Nameless, Unknown"
+    )
+
+
+def test_the_name_of_a_method_names_its_class(file):
+    assert "has no 'forward'; forward is a method of Mine: name the class; it has Mine" in refused(
+        f"{file}:forward"
+    )
 
 
 def test_an_entry_point_that_does_not_load(monkeypatch):

@@ -18,6 +18,8 @@ from megamoe.cases import load_cases, load_entries
 from megamoe.commands.main import VERBS, main, whole_parser
 from megamoe.commands.parser import verbs_of
 from megamoe.commands.parsers import names
+from megamoe.coverage.dimensions import dimensions
+from megamoe.spec.contract import NEWEST
 from megamoe.spec.tensors import STAGES
 from megamoe.suite import reds
 from tests.helpers.reports import whole
@@ -131,6 +133,8 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["capture", "--ou", "x", "x.py"], "unknown option --ou; did you mean --out?"),
         (["check"], "the following arguments are required: --backend; see `megamoe check --help`"),
         (["check", "--backend", "x"], "unknown backend 'x'; known: eager"),
+        (["check", "--backend", "k.py"], "backend k.py: say which object, as k.py:Kernel"),
+        (["check", "--backend", "empty.py:"], "say which object, as empty.py:CLASS"),
         (["check", "--backend", "egaer"], "unknown backend 'egaer'; did you mean eager?; known: "),
         (["check", "--backend", "no.py:X"], "no Python file at"),
         (["check", "--backend", "eager", "--contract", "2026-1"], "did you mean 2026-11?; known: "),
@@ -153,10 +157,55 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["oracle", "--case", "errors/over", "--out", "y"], "is a wrong call: it has no tensors"),
         (["golden", "diff", "--golden", "nowhere"], "is not a directory; set MEGAMOE_GOLDEN"),
         (["merge", "none.json"], "none.json: no such file"),
+        (
+            ["check", "k.py:K"],
+            "k.py:K is no case; a backend stands after --backend: `megamoe check --backend k.py:K`",
+        ),
+        (["check", "k.py", "-n", "1"], "`megamoe check --backend k.py:CLASS`"),
+        (["reduce", "k.py:K"], "`megamoe reduce CASE --backend k.py:K`"),
+        (
+            ["explain", "-k", "tiny"],
+            "unknown option -k; the case stands without an option: `megamoe",
+        ),
+        (
+            ["golden", "record", "tiny"],
+            "unexpected 'tiny'; cases stand after --case; see `megamoe golden record --help`",
+        ),
+        (["contract", "list", "x"], "unexpected 'x'; see `megamoe contract list --help`"),
+        (["show"], "name a case: its id, its name or a pattern"),
+        (["list", "ti"], "nothing matches 'ti'; did you mean tiny?"),
+        (
+            ["check", "--backend", "eager", "n"],
+            "to mean the 2 cases with n in their ids, write '*n*' ",
+        ),
+        (["explain", "n"], "2 cases have n in their ids: `megamoe list '*n*'` shows them"),
+        (["coverage", "--dimension", "nibble"], "did you mean one of w13-nibbles, w2-nibbles, "),
+        (["coverage", "--dimension", "x"], "unknown dimension 'x'; known: x-codes, "),
+        (
+            ["replay", "cases/all.toml"],
+            "is no stored problem, since it is no safetensors file; `meg",
+        ),
+        (["replay", "no.safetensors"], "no.safetensors: no such file"),
+        (
+            ["check", "--backend", "eager", "--json", "no/x.json"],
+            "no/x.json: there is no folder no; ",
+        ),
+        (
+            ["check", "--backend", "eager", "--junit", "no/x"],
+            "no/x: there is no folder no; create it",
+        ),
+        (["coverage", "--page", "no/x.html"], "no/x.html: there is no folder no; create it first"),
+        (["bench", "--plot", "no/x.svg"], "no/x.svg: there is no folder no; create it first"),
+        (["bisect", "--archive", "no/x.tar.gz"], "no/x.tar.gz: there is no folder no; create it"),
+        (["explain", "tiny", "--json", "no/x"], "no/x: there is no folder no; create it first"),
+        (["capture", "--out", "no/x", "cases/all.toml"], "no/x: there is no folder no; create it"),
+        (["help", "chekc"], "unknown verb 'chekc'; did you mean check?"),
     ],
 )
 def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(blessed)
+    (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  def forward(self, p): ...\n")
+    (blessed / "empty.py").write_text("not Python")
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.err.startswith("megamoe: error: ") and message in said.err
@@ -203,6 +252,33 @@ def test_bless_refuses_in_ci(root, capsys, monkeypatch):
     assert not (root / "manifest.json").exists()
 
 
+def test_help_of_a_verb(capsys):
+    for words, same in (
+        (["help"], ["--help"]),
+        (["help", "golden", "diff"], ["golden", "diff", "-h"]),
+    ):
+        said = []
+        for line in (words, same):
+            with pytest.raises(SystemExit) as end:
+                main(line)
+            said.append((end.value.code, capsys.readouterr()))
+        assert said[0] == said[1] and said[0][0] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["t*", "s*"], ["--json", "t*", "s*"], ["t*", "--json", "s*"], ["t*", "-k", "s*", "--json"],
+     ["--kind", "forward", "t*"], ["-k", "tiny"]],
+)  # fmt: skip
+def test_a_pattern_needs_no_option(root, words, capsys):
+    assert main(["list", *words]) == 0
+    out = capsys.readouterr().out
+    wanted = {"forward/tiny", "staging/small"} if "s*" in words else {"forward/tiny"}
+    assert {
+        name for name in ("staging/small", "forward/tiny", "errors/over") if name in out
+    } == wanted
+
+
 def test_list_for_other_programs(root, capsys):
     assert main(["list", "--tier", "quick"]) == 0
     assert capsys.readouterr().out == "staging/small\tquick\tsomething | with a bar\n"
@@ -211,7 +287,7 @@ def test_list_for_other_programs(root, capsys):
 
 
 def test_oracle_writes_inputs_and_every_stage(root, capsys):
-    out = root / "deep/out.safetensors"
+    out = root / "out.safetensors"
     assert main(["oracle", "--case", "forward/tiny", "--out", str(out)]) == 0
     assert "oracle.y" in capsys.readouterr().out
     with safe_open(out, "pt") as file:
@@ -247,7 +323,7 @@ def test_merge(blessed, capsys):
     two = report(blessed / "2.json", ["forward/tiny", "errors/over"])
     out, junit = blessed / "all.json", blessed / "all.xml"
     assert main(["merge", one, two, "--json", str(out), "--junit", str(junit)]) == 0
-    assert "2 reports hold each of 3 cases once" in capsys.readouterr().out
+    assert "each of 3 cases stands once in 2 reports" in capsys.readouterr().out
     assert json.loads(out.read_text())["counts"]["pass"] == 3 and junit.read_bytes()
     assert main(["merge", one]) == 2
     said = capsys.readouterr().err
@@ -294,7 +370,7 @@ def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
     assert done.stdout.splitlines()[-1].split() == [
         "0", "True", "False",
         *(f"megamoe.commands.{n}" for n in ("early", "main", "parser", "parsers")),
-        "megamoe.commands.parsers.worker", "megamoe.commands.worker",
+        *(f"megamoe.commands.parsers.{n}" for n in ("names", "worker")), "megamoe.commands.worker",
     ]  # fmt: skip
 
 
@@ -305,7 +381,8 @@ LIGHT = [
     *([verb, "--help"] for verb in VERBS),
     ["--help"], ["--version"], ["list"], ["list", "--json"], ["show", "eplb/*"],
     ["completion", "bash"], ["chekc"], ["check", "--bakend", "x"], ["check", "--backend", "x"],
-    ["check", "--backend", "no.py:X"], ["explain", "x"],
+    ["check", "--backend", "no.py:X"], ["explain", "x"], ["help", "check"],
+    ["coverage", "--dimension", "x"], ["check", "k.py:K"], ["replay", "README.md"],
 ]  # fmt: skip
 
 
@@ -330,6 +407,12 @@ def test_what_needs_no_tensor_imports_no_heavy_module():
     assert all(printed for _, printed, _ in said)
 
 
+def test_merge_imports_no_torch():
+    code = "import sys, megamoe.commands.merge as m; print(m.__name__, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "megamoe.commands.merge False\n"
+
+
 def test_the_parsers_names_are_those_of_the_rooms():
     """``parsers/names.py`` repeats them, so that no parser imports torch."""
     assert tuple(sorted(predict.MODELS)) == names.MODELS and predict.SM100.name == names.MODEL
@@ -337,6 +420,7 @@ def test_the_parsers_names_are_those_of_the_rooms():
     assert names.DEFAULT_SHARES == DEFAULT_SHARES
     assert tuple(sorted(PEERS)) == names.PEERS and names.PICTURES == reds.PICTURES
     assert names.STAGES == STAGES
+    assert tuple(d.name for d in dimensions(NEWEST)) == names.DIMENSIONS
 
 
 def test_every_verb_has_the_function_that_its_parser_names():

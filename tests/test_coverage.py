@@ -432,4 +432,4 @@ def test_the_page_names_a_new_hole():
         ]},
     ]}  # fmt: skip
     html = page("coverage", made).decode()
-    assert "1 new holes" in html and "&lt;b&gt;" in html and "Why." in html
+    assert "1 new hole<" in html and "&lt;b&gt;" in html and "Why." in html

@@ -113,3 +113,22 @@ def test_the_contract_page_has_every_revision_and_every_clause_that_differs():
     differing = {name for c in REVISIONS.values() for name in BASE.differences(c)}
     # staging_exponent_max stands beside its minimum as `_max`.
     assert sorted(n for n in differing if n not in text) == ["staging_exponent_max"]
+
+
+def test_counts_of_cases_are_those_of_the_tree():
+    """Counts of other days stand beside a date, and are not looked at here."""
+    from megamoe.cases import golden_root, load_entries
+    from megamoe.golden.documents import manifest_of
+
+    entries = load_entries()
+    forward = {entry.id for entry in entries if entry.kind == "forward"}
+    points = dict.fromkeys(forward, True)
+    for key, golden in manifest_of(golden_root())["cases"].items():
+        name = key.partition("@")[0]
+        if name in forward:
+            points[name] &= bool(golden["zero_freedom"])
+    readme = (ROOT / "README.md").read_text()
+    assert f"runs your kernel on {len(entries)} cases" in readme
+    assert f"| {sum(points.values())} of the {len(forward)} forward cases: their inputs" in readme
+    goldens = (ROOT / "docs/goldens.md").read_text()
+    assert re.search(rf"kernel, all {len(forward)}\s+forward cases under each", goldens)

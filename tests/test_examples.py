@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from megamoe.commands import init
 from megamoe.commands.main import main
+from tests.helpers import history
 from tests.helpers.command import megamoe
 from tools import examples
 
@@ -103,6 +105,23 @@ def test_init_writes_the_example_and_a_workflow(tmp_path, capsys):
     assert kernel == (FOLDER / "kernel.py").read_bytes() == (TEMPLATES / "kernel.py").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        ("https://me:key@example.com/o/megamoe.git", "git+https://example.com/o/megamoe.git@{}"),
+        ("/a/folder", "git+https://HOST/OWNER/megamoe@COMMIT"),
+        ("", "git+https://HOST/OWNER/megamoe@COMMIT"),
+    ],
+)
+def test_init_says_what_pip_installs_megamoe_from(tmp_path, origin, said):
+    commits = history.commit_all(tmp_path / "clone", [("first", {"file": "text"})])
+    if origin:
+        command = ["git", "-C", str(tmp_path / "clone"), "remote", "add", "origin", origin]
+        subprocess.run(command, check=True)
+    assert init.source(tmp_path / "clone") == said.format(commits[0])
+    assert init.source(tmp_path) == "git+https://HOST/OWNER/megamoe@COMMIT"
+
+
 @pytest.mark.parametrize("there", ["kernel.py", ".github/workflows/megamoe.yml"])
 def test_init_never_overwrites_and_writes_all_or_nothing(tmp_path, capsys, there):
     (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +143,7 @@ def test_the_workflow_is_valid_and_has_the_pins_of_ours():
     ours = "".join(p.read_text() for p in (ROOT / ".github/workflows").glob("*.yml"))
     pins = re.findall(r"uses: (\S+@[0-9a-f]{40} # v\S+)", text)
     assert len(pins) == text.count("uses:") == 3 and all(pin in ours for pin in pins)
+    assert "MEGAMOE: ${{ vars.MEGAMOE }}" in text  # a default would be a name on somebody's index
     if importlib.util.find_spec("check_jsonschema") is None:
         pytest.skip("check-jsonschema is not installed: the workflow is not validated")
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema",

@@ -435,7 +435,7 @@ def test_misuse_is_one_line(tmp_path, capsys):
         (["--only", "x"], "'x' is not a number from 0"),
         (["--seconds", "0"], "'0' is not a number of seconds above 0"),
         (["--out", "a.txt"], "ends in .safetensors"),
-        (["--out", f"{tmp_path}/gone/a.safetensors"], "its directory does not exist"),
+        (["--out", f"{tmp_path}/gone/a.safetensors"], "there is no folder"),
     ):
         assert cli.main(["fuzz", "--backend", "eager", *more]) == 2
         said = capsys.readouterr().err

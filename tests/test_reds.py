@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from megamoe.cases import Case, golden_root, load_cases
+from megamoe.cases import Case, form_of, golden_root, load_cases
+from megamoe.commands import shared
 from megamoe.judge import Finding, Verdict, of_findings, symptom_of, symptoms
 from megamoe.suite import reds, results
 from megamoe.suite.check import _Run, judge
@@ -132,6 +134,11 @@ def law(name: str) -> dict[str, Any]:
         ([], ""),
         ([fail("forward/a", 1)], "next: megamoe explain forward/a --backend k.py:K --device cuda"),
         ([red("forward/a")], "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
+        ([red("forward/a", reason="the backend raised NameError: x (k.py, line 3, in forward)")],
+         "next: mend k.py, line 3, in forward, then: megamoe check --backend k.py:K "
+         "--case forward/a --device cuda"),
+        ([red("forward/a", reason="the backend raised RuntimeError: x (k.py, line 3, in f)")],
+         "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
         ([red("forward/a", reason="no result within 120 s")], "next: megamoe show forward/a"),
         ([fail("eplb/a", 1), fail("eplb/b", 1)], "next: megamoe show eplb/a"),
         ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
@@ -193,9 +200,9 @@ def test_an_error_takes_no_map_from_a_later_fail() -> None:
 @pytest.mark.parametrize(
     ("quiet", "lines"),
     [
-        (False, ["[1/4] pass         eplb/p 0.0 s", "[3/4] skipped      eplb/s 0.0 s  why",
-                 "[4/4] error        eplb/a 0.0 s  lost"]),
-        (True, ["[4/4] error        eplb/a 0.0 s  lost"]),
+        (False, ["[1/4] pass         eplb/p 0.0 s", "[2/3] skipped      eplb/s 0.0 s  why",
+                 "[3/3] error        eplb/a 0.0 s  lost"]),
+        (True, ["[3/3] error        eplb/a 0.0 s  lost"]),
     ],
 )  # fmt: skip
 def test_lines_of_a_run_that_nobody_watches(quiet: bool, lines: list[str]) -> None:
@@ -207,6 +214,48 @@ def test_lines_of_a_run_that_nobody_watches(quiet: bool, lines: list[str]) -> No
         progress.judged(Verdict(f"eplb/{name}", "eplb", status, reason))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == lines
+
+
+def test_what_a_backend_lacks_takes_no_number_of_a_line() -> None:
+    console = Console(file=io.StringIO(), width=150)
+    every = load_cases()
+    cases = [next(c for c in every if c.kind == kind) for kind in ("layout", "eplb", "errors")]
+    asks = next(c for c in every if "shared-expert" in form_of(c.kind).features(c))
+    progress = Progress(4, console, Settings(), {})
+    progress.expect([*cases, asks], Identity("b", "fp32", ("eplb_map", "forward")))
+    for case in (cases[0], asks):  # as the judge says of them
+        progress.judged(Verdict(case.id, case.kind, "not-provided", "lacks it"))
+    progress.judged(Verdict(cases[1].id, "eplb", "pass"))
+    progress.judged(Verdict(cases[2].id, "errors", "pass"))
+    assert isinstance(console.file, io.StringIO)
+    first, *lines = console.file.getvalue().splitlines()
+    assert first.endswith(", 4 cases, 2 of them not provided")
+    assert [line.split()[0] for line in lines] == ["[1/2]", "[2/2]"]
+
+
+def test_a_quiet_run_says_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("megamoe.suite.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    console = Console(file=io.StringIO(), width=150)
+    progress = Progress(9, console, Settings(), {}, quiet=True)
+    for i, second in enumerate((59, 61, 119, 122)):
+        now[0] = second
+        progress.judged(Verdict(f"eplb/{i}", "eplb", "pass"))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == ["[2/9]", "[4/9]"]
+
+
+def test_a_bar_that_no_terminal_shows_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared, "LINE_SECONDS", -1.0)
+    console = Console(file=io.StringIO(), width=150)
+    with shared.progress("coverage", 2, console) as done:
+        for case in load_cases()[:2]:
+            done(case, "")
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines == ["coverage: 1 of 2 cases", "coverage: 2 of 2 cases"]
 
 
 def test_later_reds_are_counted() -> None:

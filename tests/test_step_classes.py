@@ -186,7 +186,7 @@ def test_ab_of_two_environments_that_differ_in_a_package(tmp_path, capsys):
         pythons.append(str(python))
     code = main(["ab", *pythons, f"--backend={tmp_path}/kernel.py:Kernel", "--case", CASE])
     assert code == 1
-    assert "1 of 1 cases moved (1 other contract)" in capsys.readouterr().out
+    assert "the one case moved (1 other contract)" in capsys.readouterr().out
 
 
 # --- bisect -------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_bisect_finds_the_step_to_another_contract_and_says_so(bisect):
     said = "other contract: right under 2026-06, sgl before, under 2026-09, 2026-11 now"
     assert steps["kernel 2"]["classes"] == dict.fromkeys(CASES.split(","), said)
     assert f"({said}); and 1 more case" in steps["kernel 2"]["reason"]
-    assert steps["kernel 3"]["reason"].endswith("than the good end (other contract)")
+    assert steps["kernel 3"]["reason"].endswith("than the good end's in 2 cases (other contract)")
     assert steps["kernel 1"]["class"] == classes.SAME
     assert "; other contract; first at " in report["headline"]
     assert report["headline"] in told.out

@@ -169,13 +169,16 @@ def test_a_verification_that_is_killed_leaves_no_process(root, mark):  # noqa: F
 def test_a_report_that_cannot_be_written_is_named_and_the_table_is_shown(
     root, tmp_path, mark  # noqa: F811
 ):  # fmt: skip
-    (tmp_path / "file").write_text("")
-    made = tmp_path / "file/r.json"
+    (tmp_path / "folder").mkdir()
+    made = tmp_path / "folder/r.json"
     junit = tmp_path / "whole.xml"
     process = megamoe(
         "check", "--golden", root, "--backend", "eager", "-n", "1", "--kind", "eplb",
         "--json", made, "--junit", junit, **mark,
     )  # fmt: skip
+    assert "1 case" in process.stdout.readline()  # the folder is looked at before that
+    made.parent.rmdir()
+    made.parent.write_text("no folder any more")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "GREEN: the one judged case passed" in out

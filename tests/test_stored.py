@@ -136,7 +136,11 @@ def test_a_file_that_is_none_is_refused_in_one_line(file, edit, says):
 def test_other_files_are_refused(tmp_path, capsys):
     (tmp_path / "a.safetensors").write_bytes(b"not one")
     save_file({"y": torch.zeros(1)}, tmp_path / "b.safetensors")
-    for name, says in (("a", "cannot be read"), ("b", "no stored problem"), ("c", "no such file")):
+    for name, says in (
+        ("a", "no safetensors file"),
+        ("b", "no stored problem"),
+        ("c", "no such file"),
+    ):
         assert cli.main(["replay", str(tmp_path / f"{name}.safetensors")]) == 2
         assert says in capsys.readouterr().err
 

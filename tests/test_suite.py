@@ -427,7 +427,7 @@ def megamoe(root, *arguments):
 
 
 def test_check_judges_every_case_and_writes_reports(root, tmp_path):
-    made, junit = tmp_path / "r.json", tmp_path / "sub/r.xml"
+    made, junit = tmp_path / "r.json", tmp_path / "r.xml"
     ran = megamoe(root, "--backend", "eager", "--json", str(made), "--junit", str(junit))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "GREEN: all 6 judged cases passed in" in ran.stdout and "[6/6] pass" in ran.stdout

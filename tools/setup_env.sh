@@ -97,11 +97,11 @@ pip_failed() {
 
 install_torch() {
     if [ "$1" = cuda ]; then
-        say "installing torch with its CUDA libraries (about 4 GB on disk)"
+        say "2 of 4: installing torch with its CUDA libraries (about 4 GB on disk; some minutes)"
         locked -r requirements/torch-cuda.txt || pip_failed torch
         return
     fi
-    say "installing torch, the CPU build"
+    say "2 of 4: installing torch, the CPU build (one to three minutes)"
     if locked -r requirements/torch-cpu.txt; then return; fi
     # Only "there is no such build here" has a way round; anything else (no network, a wrong hash)
     # must be seen as it is.
@@ -121,11 +121,12 @@ make_environment() {
     if [ -e "$venv" ] && [ ! -e "$venv/megamoe-environment" ]; then
         die "$venv is there but this set-up did not make it: move it away and run again"
     fi
-    say "making $venv with Python $version"
+    step="4 of 4: "
+    say "1 of 4: making $venv with Python $version"
     "$python" -m venv --clear "$venv" || die "$python could not make $venv (see above)"
     : >"$venv/megamoe-environment"
     install_torch "$kind"
-    say "installing the other packages"
+    say "3 of 4: installing the other packages"
     locked -r requirements/base.txt -r requirements/test.txt ||
         pip_failed 'the locked packages'
 }
@@ -149,6 +150,7 @@ if [ "$(stamp megamoe-environment)" != "$environment" ]; then
     printf '%s\n' "$environment" >"$venv/megamoe-environment"
 fi
 if [ "$(stamp megamoe-project)" != "$project" ]; then
+    say "${step:-}installing megamoe itself"
     # setuptools is in the locks, so building the editable install fetches nothing.
     PIP_USER=0 "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps \
         --no-index --no-build-isolation --editable . 2>"$venv/pip.log" || pip_failed megamoe

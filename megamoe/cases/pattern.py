@@ -90,13 +90,21 @@ def _several(pattern: str, ids: list[str]) -> str:
     return f"one case is needed here, and the pattern {pattern!r} matches {matched}"
 
 
+def _of_one_word(count: int, glob: str, lacks: str) -> str:
+    """What to type for the cases that have the word ``glob`` in their ids."""
+    if lacks == "matches":
+        return f"to mean the {count} cases with {glob} in their ids, write '*{glob}*' in quotes"
+    return f"{count} cases have {glob} in their ids: `megamoe list '*{glob}*'` shows them"
+
+
 def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
     inside = [c for c in cases if glob in c.id]
     meant = inside[0] if len(inside) == 1 else _nearest(cases, glob)
     more = f"; did you mean {meant.id if '/' in glob else meant.name}?" if meant else ""
-    if len(inside) > 1 and lacks == "matches":
-        more += f"; '*{glob}*' matches {len(inside)}"
-    return f"unknown case: nothing {lacks} {glob!r}{more}; `megamoe list` shows all"
+    all_of_them = "`megamoe list` shows all"
+    if len(inside) > 1:
+        all_of_them = _of_one_word(len(inside), glob, lacks)
+    return f"unknown case: nothing {lacks} {glob!r}{more}; {all_of_them}"
 
 
 def _nearest(cases: Sequence[N], glob: str) -> N | None:

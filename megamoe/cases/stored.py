@@ -171,7 +171,10 @@ def _read(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
         raise StoredError(f"{path}: no such file") from None
     except (OSError, ValueError, SafetensorError) as error:
         said = " ".join(str(error).split())
-        raise StoredError(f"{path}: cannot be read as safetensors: {said}") from error
+        raise StoredError(
+            f"{path}: is no stored problem, since it cannot be read as safetensors: {said}; "
+            "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
+        ) from error
 
 
 def _meta(path: Path, said: str) -> dict[str, Any]:

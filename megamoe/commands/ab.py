@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
-from megamoe.commands.shared import compared_cases, side_options, write_compared
+from megamoe.commands.shared import compared_cases, note_repository, side_options, write_compared
 from megamoe.compare import ab, disk, stages
 from megamoe.compare.running import COMPARABLE, judged_under
-from megamoe.compare.sides import HOME, parse
+from megamoe.compare.sides import parse
 from megamoe.console import Console
 from megamoe.printable import counted
 from megamoe.worker.choice import AUTO
@@ -27,10 +27,7 @@ def run(a: argparse.Namespace) -> int:
         sides, backends, cases, root, a.device, a.timeout, side_options(a), a.contract or AUTO
     )
     console, notes = Console(), Console(stderr=True)
-    if any(side.kind == "git" for side in sides):
-        note = ab.describe(repo or HOME)
-        if note:
-            notes.print(note, style="dim", soft_wrap=True)
+    note_repository([side.repo for side in sides if side.kind == "git"], notes)
     total = len([c for c in cases if c.kind in COMPARABLE])
     counted = 0
     with console.status("starting both sides", spinner="line") as status:

@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from megamoe.commands.shared import compared_cases, side_options, write_compared
-from megamoe.compare import ab, bisect
+from megamoe.commands.shared import compared_cases, note_repository, side_options, write_compared
+from megamoe.compare import bisect
 from megamoe.compare.job import Job, Range
 from megamoe.compare.probe import Test
 from megamoe.compare.running import COMPARABLE
@@ -39,10 +39,7 @@ def run(a: argparse.Namespace) -> int:
     job = Job(_range(a), test, Path(a.state).absolute() if a.state else None, a.fresh,
                      Path(a.archive) if a.archive else None)  # fmt: skip
     console, notes = Console(), Console(stderr=True)
-    if job.where.good.kind == "git":
-        changes = ab.describe(job.where.good.repo)
-        if changes:
-            notes.print(changes, style="dim", soft_wrap=True)
+    note_repository([job.where.good.repo] if job.where.good.kind == "git" else [], notes)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         with console.status("checking the ends, the bad one first", spinner="line") as status:

@@ -50,6 +50,8 @@ class Option:
     choices: tuple[str, ...]
     offer: str
     """backend, case, contract or path; empty if nothing is known of the value."""
+    name: str
+    """Of the argument in the parser."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _words(parser: argparse.ArgumentParser, verb: tuple[str, ...]) -> Iterator[W
         options.append(
             Option(
                 tuple(action.option_strings), (action.help or "").replace("%%", "%"),
-                action.nargs != 0, choices, _offer(verb, action),
+                action.nargs != 0, choices, _offer(verb, action), action.dest,
             )
         )  # fmt: skip
     yield Words(verb, acts, tuple(options))
@@ -155,7 +157,7 @@ def _bash(words: list[Words], ids: Sequence[str], shell: str) -> str:
     for w in words:
         offers = dict.fromkeys(o.offer for o in w.plain if o.offer)
         verb = " ".join(w.verb)
-        if "case" in offers and verb != "show":  # a stored problem's file, too
+        if "subject" in (o.name for o in w.plain):  # a stored problem's file, too
             offers["path"] = None
         if offers:
             lines.append(f"    {shlex.quote(f'{verb}:-')}*) {_reply(w.flags, '')} ;;")

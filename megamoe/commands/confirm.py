@@ -19,6 +19,7 @@ from megamoe.console import Console
 from megamoe.environment import slug, versions
 from megamoe.golden.documents import read_recorded
 from megamoe.predict import model, tables
+from megamoe.printable import counted
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
 
@@ -76,7 +77,7 @@ def _ask(a: argparse.Namespace) -> int:
         data["lacks"]["cases"] = "no --backend was given"
     confirm.write_answers(Path(a.out), data)
     print(f"{a.out}: {len(data['instructions'])} instructions, {len(data['silu'])} silu tables, "
-          f"{len(data['cases'])} cases of {chip.name}")  # fmt: skip
+          f"{counted(len(data['cases']), 'case')} of {chip.name}")  # fmt: skip
     return 0
 
 

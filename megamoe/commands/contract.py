@@ -15,6 +15,7 @@ from megamoe.cases import Case, load_cases
 from megamoe.commands.shared import root_of
 from megamoe.console import Console
 from megamoe.golden import GoldenError, Store, make
+from megamoe.printable import counted
 from megamoe.spec import builds
 from megamoe.spec.contract import REVISIONS, Clause, Contract
 from megamoe.suggest import hint
@@ -106,7 +107,7 @@ def _print_cases(root: Path, left: Contract, right: Contract) -> None:
     both = [c for c in cases if {left.revision, right.revision} <= set(c.revisions)]
     # A case of kind errors has no golden: what is right stands in the case.
     moved = [c.id for c in both if len({_key(store, c) for store in stores}) > 1]
-    print(f"{len(moved)} of {len(both)} cases have another golden")
+    print(f"{counted(len(moved), 'case')} of {len(both)} with another golden")
     for case_id in moved:
         print(f"  {case_id}")
     for ids, contract in zip(only, (left, right), strict=True):

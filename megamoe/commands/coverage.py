@@ -15,6 +15,7 @@ from rich.table import Table
 
 from megamoe.cases import load_cases, select
 from megamoe.commands import UsageError
+from megamoe.commands.early import unknown_dimension
 from megamoe.commands.output import complain
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
@@ -74,8 +75,7 @@ def _chosen(a: argparse.Namespace, revision: Contract) -> Sequence[Dimension]:
         return every
     found = [d for d in every if d.name == a.dimension]
     if not found:
-        names = ", ".join(d.name for d in every)
-        raise UsageError(f"unknown dimension {a.dimension!r}; known: {names}")
+        raise UsageError(unknown_dimension(a.dimension, [d.name for d in every]))
     return found
 
 
@@ -158,20 +158,20 @@ def _complain(compared: holes.Compared) -> int:
 
 
 def _record(
-    root: Path, cases: Sequence[Any], counted: Counted, known: holes.Reasons,
+    root: Path, cases: Sequence[Any], counts: Counted, known: holes.Reasons,
     compared: holes.Compared,
 ) -> None:  # fmt: skip
     """Write golden/coverage.json, and golden/holes.toml without the closed ones."""
     if os.environ.get("CI"):
         raise ValueError("--record refuses to run where CI is set; unset CI if you are a person")
     every = dimensions(NEWEST)
-    seen = counted.seen
+    seen = counts.seen
     numbers = {d.name: {one: seen.of(d)[one] for one in d.goal} for d in every}
-    costs = {name: 0.01 + seconds for name, seconds in counted.seconds.items()}
-    content = recorded.content(NEWEST.revision, cases, counted.entered, costs, every, SHALLOW,
+    costs = {name: 0.01 + seconds for name, seconds in counts.seconds.items()}
+    content = recorded.content(NEWEST.revision, cases, counts.entered, costs, every, SHALLOW,
                                numbers)  # fmt: skip
     write_atomically(root / recorded.FILE, content)
     kept = {hole: reason for hole, reason in known.items() if hole not in compared.closed}
     write_atomically(root / holes.FILE, holes.text(kept, every).encode())
-    print(f"{root / recorded.FILE}: {len(cases)} cases; {root / holes.FILE}: {len(kept)} known "
-          f"holes, {len(compared.closed)} dropped")  # fmt: skip
+    print(f"{root / recorded.FILE}: {counted(len(cases), 'case')}; {root / holes.FILE}: "
+          f"{counted(len(kept), 'known hole')}, {len(compared.closed)} dropped")  # fmt: skip

@@ -50,15 +50,16 @@ class Line:
 
 def run(a: argparse.Namespace) -> int:
     """Exit status 0 if ``check --backend eager`` can run here, else 1."""
-    lines = list(examined(a.golden))
+    lines = []
+    for line in examined(a.golden):  # each is shown at once: importing torch takes seconds
+        lines.append(line)
+        if not a.json:
+            mend = f"\n{'':<8} {'':<12} -> {line.mend}" if line.mend else ""
+            print(f"{line.state:<8} {line.name:<12} {line.said}{mend}", flush=True)
     well = all(line.state == "ok" for line in lines if line.name in NEEDED)
     if a.json:
         print(json.dumps({"ok": well, "lines": [asdict(line) for line in lines]}, indent=1))
         return 0 if well else 1
-    for line in lines:
-        print(f"{line.state:<8} {line.name:<12} {line.said}")
-        if line.mend:
-            print(f"{'':<8} {'':<12} -> {line.mend}")
     print(f"`megamoe check --backend eager` {'can' if well else 'cannot'} run here")
     return 0 if well else 1
 

@@ -7,17 +7,26 @@ check, since it has other callers.
 from __future__ import annotations
 
 import argparse
+import ast
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from megamoe.cases import load_entries, shards
 from megamoe.cases.pattern import matching, one_of
 from megamoe.commands import UsageError
+from megamoe.commands.parsers.names import DIMENSIONS
 from megamoe.spec.contract import contract
+from megamoe.suggest import hint
 from megamoe.worker import known
 from megamoe.worker.choice import AUTO
+from megamoe.worker.session import JUDGED
 
+STORED: Final = "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
+WRITTEN: Final = ("json", "junit", "out", "page", "plot", "archive")
+"""Arguments that name a file to write. A verb's default ``folders`` says which name a folder."""
 READ: Final = ("file", "result", "reports", "failed", "actual")
 """Arguments that name a file to read. A verb's default ``reads`` names further ones of its own."""
 
@@ -25,9 +34,10 @@ READ: Final = ("file", "result", "reports", "failed", "actual")
 def check(a: argparse.Namespace) -> None:
     """``ValueError`` of one line for a name, a file or a pattern that nothing has."""
     given = {name: value for name, value in vars(a).items() if value is not None}
-    for name in ("json", "junit"):
-        if isinstance(given.get(name), str) and Path(given[name]).is_dir():
-            raise UsageError(f"{given[name]} is a directory; name a file")
+    for name in WRITTEN:
+        value = given.get(name)
+        if isinstance(value, str) and value != "-" and name not in given.get("folders", ()):
+            _written(Path(value), name)
     for name in (*READ, *given.get("reads", ())):
         for path in _listed(given.get(name)):
             if not Path(path).exists():
@@ -41,8 +51,28 @@ def check(a: argparse.Namespace) -> None:
         shards.parse(given["shard"])
     if given.get("backend_is") == "here" and "backend" in given:
         _backend(given["backend"], python is None)
+    if given.get("dimension", DIMENSIONS[0]) not in DIMENSIONS:
+        raise UsageError(unknown_dimension(given["dimension"], DIMENSIONS))
+    for name in given.get("stored", ()):
+        _stored(Path(given[name]))
     if "case_is" in given:
         _case(a, given)
+
+
+def unknown_dimension(name: str, known: Sequence[str]) -> str:
+    """The message for a name that no dimension of ``coverage`` has."""
+    said = f"; known: {', '.join(known)}"
+    return f"unknown dimension {name!r}{hint(name, known) or said}"
+
+
+def _written(path: Path, name: str) -> None:
+    """A file whose folder is not there: no verb creates folders on the way to a file."""
+    if path.is_dir() and name != "out":  # of these, each verb says which ending it wants
+        raise UsageError(f"{path} is a directory; name a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: you may not write in the folder {path.parent}")
 
 
 def _listed(value: object) -> list[str]:
@@ -56,18 +86,46 @@ def _backend(spec: str, is_this_python: bool) -> None:
         if not path.is_file():
             raise UsageError(f"backend {spec}: no Python file at {path}; check the path before "
                              "the :")  # fmt: skip
+        if spec.endswith((".py", ":")):
+            file = spec.removesuffix(":")
+            named = [f"{file}:{name}" for name in _classes(path)] or [f"{file}:CLASS"]
+            raise UsageError(f"backend {spec}: say which object, as {' or '.join(named)}")
     elif is_this_python and spec != "auto" and spec not in known.available():
         raise UsageError(known.unknown(spec))
+
+
+def _stored(path: Path) -> None:
+    """A file that cannot be safetensors: this format begins with the length of a JSON object."""
+    if not path.is_file():  # a fifo, say, which must not be read twice
+        return
+    with path.open("rb") as file:
+        begin = file.read(9)
+    if begin[8:] != b"{":
+        raise UsageError(f"{path} is no stored problem, since it is no safetensors file; {STORED}")
+
+
+def _classes(path: Path) -> list[str]:
+    """The classes of a file that could be a backend, as its text shows them."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    classes = [one for one in body if isinstance(one, ast.ClassDef)]
+    offered = {c.name: {getattr(part, "name", "") for part in c.body} for c in classes}
+    return [name for name, methods in offered.items() if methods & {*JUDGED}]
 
 
 def _case(a: argparse.Namespace, given: dict[str, object]) -> None:
     root = Path(a.golden) if a.golden else None
     case = given.get("subject" if given["case_is"] == "subject" else "case")
     if case is None:
+        if "needs_case" in given:
+            raise UsageError("name a case: its id, its name or a pattern; `megamoe list` shows all")
         return
     if given["case_is"] == "subject" and str(case).endswith(".safetensors"):
         if not Path(str(case)).exists():
             raise UsageError(f"{case}: no such file")
+        _stored(Path(str(case)))
         return
     entries = load_entries(root)
     if given["case_is"] == "pattern":

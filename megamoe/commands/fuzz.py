@@ -21,8 +21,6 @@ def run(a: argparse.Namespace) -> int:
     settings = Settings.read(lambda name: getattr(a, name, None))
     if a.out and (Path(a.out).suffix != ".safetensors" or Path(a.out).is_dir()):
         raise ValueError(f"--out {a.out}: name a file that ends in .safetensors")
-    if not Path(a.out or ".").absolute().parent.is_dir():
-        raise ValueError(f"--out {a.out}: its directory does not exist")
     workers = a.workers or (a.jobs if settings.device == "cpu" else min(a.jobs, WORKERS_OF_A_GPU))
     asked = Asked(a.seed, a.seconds, a.problems, a.only, a.wide, a.reduce_seconds, a.out)
     backend = f"megamoe fuzz --backend {shlex.quote(settings.backend)}{settings.again()}"

@@ -25,7 +25,7 @@ from megamoe.suite import merge
 def run_record(a: argparse.Namespace) -> int:
     """Compute candidates; the exit status."""
     root, cases = _selected(a)
-    with progress("recording", len(cases), Console()) as done:
+    with progress("recording", len(cases), Console(stderr=True)) as done:
         errors = golden.record(root, cases, a.j, done)
     print(f"{counted(len(cases) - len(errors), 'candidate')} in {root / 'candidates'}")
     return _said(errors)
@@ -34,7 +34,7 @@ def run_record(a: argparse.Namespace) -> int:
 def run_verify(a: argparse.Namespace) -> int:
     """Compute the goldens again; exit status 1 where one differs."""
     root, cases = _selected(a)
-    with progress("verifying", len(cases), Console()) as done:
+    with progress("verifying", len(cases), Console(stderr=True)) as done:
         problems = golden.verify(root, cases, a.j, done)
     extra = []
     if a.case is None:

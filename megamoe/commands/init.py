@@ -6,6 +6,9 @@ import argparse
 from importlib import resources
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
+
+from megamoe.compare.sides import HOME, git
 
 WRITTEN: Final = {"kernel.py": "kernel.py", "workflow.yml": ".github/workflows/megamoe.yml"}
 """File of ``templates/`` -> where it goes, under DIR."""
@@ -28,6 +31,18 @@ def run(a: argparse.Namespace) -> int:
             file.write(templates.joinpath(name).read_bytes())
     kernel = targets["kernel.py"]
     print(f"{kernel}: a correct kernel in plain torch; replace it piece by piece")
-    print(f"{targets['workflow.yml']}: judges it on GitHub; its head says what to set")
+    print(f"{targets['workflow.yml']}: judges it on GitHub")
+    print(f"  megamoe is on no index: set that repository's variable MEGAMOE, as to {source()}")
     print(f"next: megamoe check --backend {kernel}:Kernel")
     return 0
+
+
+def source(home: Path = HOME) -> str:
+    """What pip installs this megamoe from: the commit of its checkout, at the address from which
+    that was cloned; a form to fill in where that is no https address."""
+    if (home / ".git").exists():
+        address = urlsplit(git(home, "remote", "get-url", "origin", check=False))
+        commit = git(home, "rev-parse", "HEAD", check=False)
+        if address.scheme == "https" and address.hostname and commit:  # a name or a key is left out
+            return f"git+https://{address.hostname}{address.path}@{commit}"
+    return "git+https://HOST/OWNER/megamoe@COMMIT"

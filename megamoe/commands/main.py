@@ -61,7 +61,7 @@ class _Help(argparse.HelpFormatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
-        given = sys.argv[1:] if argv is None else argv
+        given = _asked(sys.argv[1:] if argv is None else argv)
         arguments = _parser(given).parse_args(given)
         with guarded():
             early.check(arguments)
@@ -76,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _last_word(f"error: {' '.join(str(error).split())}", 2)
     except KeyboardInterrupt:
         return _last_word("stopped", 130)
+
+
+def _asked(given: Sequence[str]) -> Sequence[str]:
+    """The command line; ``help VERB`` is ``VERB --help``."""
+    return [*given[1:], "--help"] if given and given[0] == "help" else given
 
 
 def _last_word(text: str, code: int) -> int:

@@ -6,16 +6,17 @@ import argparse
 
 from megamoe.cases import load_cases, select
 from megamoe.commands.output import write_reports
-from megamoe.commands.shared import root_of
 from megamoe.console import Console
+from megamoe.printable import counted
 from megamoe.suite import merge, reds, results
+from megamoe.suite.settings import Settings
 
 
 def run(a: argparse.Namespace) -> int:
     """Merge, and show the table of all shards."""
     reports = [merge.read_report(path) for path in a.reports]
     first = reports[0]
-    root = root_of(a)
+    root = Settings(golden=a.golden).root  # `shared` has it too, and imports torch
     selection = select(
         load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case"),
         first.get("contract"),
@@ -25,5 +26,6 @@ def run(a: argparse.Namespace) -> int:
     console = Console()
     reds.show(merged, console, pictures=0)
     results.print_summary(merged, console)
-    print(f"{len(reports)} reports hold each of {len(selection)} cases once")
+    once = f"each of {counted(len(selection), 'case')} stands once in"
+    print(f"{once} {counted(len(reports), 'report')}")
     return results.exit_code(merged["counts"]) or (2 if wrong else 0)

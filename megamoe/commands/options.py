@@ -41,16 +41,22 @@ def seconds(text: str) -> float:
 
 
 class _Joined(argparse.Action):
-    """An option that may be repeated; its values become one, with commas between them."""
+    """A pattern that may be repeated; its values become one, with commas between them."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
-        before = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, f"{before},{value}" if before else value)
+        before = [getattr(namespace, self.dest, None)]
+        words = filter(None, before + (value if isinstance(value, list) else [value]))
+        setattr(namespace, self.dest, ",".join(words) or None)
 
 
-def add_case(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """``--case`` and ``-k``: which cases, by :mod:`megamoe.cases.pattern`; ``more`` is help."""
+def add_case(parser: argparse.ArgumentParser, more: str = "", bare: bool = False) -> None:
+    """``--case`` and ``-k``: which cases, by :mod:`megamoe.cases.pattern`; ``more`` is help.
+    ``bare``: a pattern without an option is taken, too."""
     parser.set_defaults(case_is="pattern")
+    if bare:
+        parser.set_defaults(bare="case")
+        parser.add_argument("case", nargs="*", metavar="PATTERN", action=_Joined, default=None,
+                            help="which cases, as --case takes")  # fmt: skip
     parser.add_argument("--case", "-k", metavar="PATTERN", action=_Joined,
                         help=HELP.replace("%", "%%") + (f"; {more}" if more else ""))  # fmt: skip
 
@@ -105,8 +111,9 @@ def add_compared(c: argparse.ArgumentParser) -> None:
     c.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     add_contract(c)
     c.add_argument("--timeout", type=seconds, default=120.0, help="seconds a case (default 120)")
-    c.add_argument("--repo", metavar="DIR", help="the checkout whose revisions are meant, or the "
-                   "directory of the flake (default: this one)")  # fmt: skip
+    c.add_argument("--repo", metavar="DIR", help="the checkout whose revisions are meant (default: "
+                   "the one that holds the current folder), or the folder of the flake (default: "
+                   "megamoe's)")  # fmt: skip
     c.add_argument("--build", metavar="COMMAND", help="shell command run in a revision's tree; "
                    "$MEGAMOE_PYTHON is its interpreter")  # fmt: skip
     c.add_argument("--build-timeout", type=seconds, default=3600.0, metavar="S")

@@ -12,6 +12,8 @@ from megamoe.suggest import hint
 
 _OPTION: Final = re.compile(r"--?[A-Za-z]")
 """How an option begins; a negative number does not."""
+_BACKEND: Final = re.compile(r"\.py(:\w*)?$")
+"""How a backend's file ends, with its class or without."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,14 +29,48 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse has it; a word too many is named with the verb that does not take it."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            parser = _last_parser(self, args or ())
+            cases = "--case" in parser._option_string_actions
+            meant = "; cases stand after --case" if cases else ""
+            parser.error(f"unexpected {rest[0]!r}{meant}")
+        return found
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        unknown = _unknown_option(self, args or ())
+        unknown, plain = _read(self, args or ())
         if unknown:
-            self.error(f"unknown option {unknown}{hint(unknown, self._option_string_actions)}")
+            self.error(f"unknown option {unknown}{self._meant(unknown)}")
         verbs = verbs_of(self)
         if verbs and not args:
             self.error(f"name a verb: {', '.join(verbs)}")
-        return super().parse_known_args(args, namespace)
+        backend = next(filter(_BACKEND.search, plain), "")
+        if backend and "--backend" in self._option_string_actions and not self._takes_a_file():
+            self.error(_misplaced(self, backend))
+        found, rest = super().parse_known_args(args, namespace)
+        return found, self._taken(found, rest)
+
+    def _meant(self, unknown: str) -> str:
+        if unknown in ("--case", "-k") and any(a.metavar == "CASE" for a in self._actions):
+            return f"; the case stands without an option: `{self.prog} CASE`"
+        return hint(unknown, self._option_string_actions)
+
+    def _takes_a_file(self) -> bool:
+        """Whether a word without an option is a file, and so no case."""
+        plain = (a for a in self._actions if not a.option_strings)
+        return any("." in str(a.metavar) or a.nargs == argparse.REMAINDER for a in plain)
+
+    def _taken(self, found: argparse.Namespace, rest: list[str]) -> list[str]:
+        """What is left of words that nobody took: a parser with ``bare`` takes them as patterns.
+        The argparse of Python 3.11 takes no optional word that stands after an option."""
+        bare = getattr(found, "bare", None)
+        if bare is None or any(word.startswith("-") for word in rest):
+            return rest
+        words = filter(None, [getattr(found, bare), *rest])
+        setattr(found, bare, ",".join(words) or None)
+        return []
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
@@ -50,6 +86,26 @@ class Parser(argparse.ArgumentParser):
             raise
 
 
+def _last_parser(parser: Parser, words: Sequence[str]) -> Parser:
+    """That of the verb, or of the act of a verb, that ``words`` begin with."""
+    for word in words:
+        below = verbs_of(parser).get(word)
+        if not isinstance(below, Parser):
+            return parser
+        parser = below
+    return parser
+
+
+def _misplaced(parser: argparse.ArgumentParser, backend: str) -> str:
+    """The message for a backend's file where a case is meant."""
+    case = " CASE" if any(a.metavar == "CASE" for a in parser._actions) else ""
+    spec = backend if ":" in backend else f"{backend}:CLASS"
+    return (
+        f"{backend} is no case; a backend stands after --backend: "
+        f"`{parser.prog}{case} --backend {spec}`"
+    )
+
+
 def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The verbs of a parser, or of a verb, with their parsers; empty if it has none."""
     for action in parser._actions:  # argparse has no public way to ask
@@ -58,25 +114,27 @@ def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
     return {}
 
 
-def _unknown_option(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
-    """The first option that the parser does not have; empty if it has all.
+def _read(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str, list[str]]:
+    """The first option that the parser does not have, empty if it has all; and the words that are
+    neither an option nor its value.
 
     Words after a verb are that verb's, and words after the script of ``capture`` are the script's.
     """
     ends = bool(verbs_of(parser)) or any(a.nargs == argparse.REMAINDER for a in parser._actions)
     flags = parser._option_string_actions
-    left = iter(words)
+    left, plain = iter(words), []
     for word in left:
         if word == "--":
             break
         if not _OPTION.match(word) or " " in word:
             if ends:
                 break
+            plain.append(word)
             continue
         name = word.partition("=")[0]
         action = flags.get(name) or (None if word.startswith("--") else flags.get(word[:2]))
         if action is None:
-            return name
+            return name, plain
         if action.nargs is None and word in flags:
             next(left, None)  # its value
-    return ""
+    return "", plain

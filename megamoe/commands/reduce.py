@@ -38,8 +38,6 @@ def run(a: argparse.Namespace) -> int:
     out = Path(a.out) if a.out else _free()
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"--out {out}: name a file that ends in .safetensors")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out {out}: its directory does not exist")
     if out.exists():
         raise ValueError(f"--out {out}: the file exists already; name another, or remove it")
     started = time.perf_counter()

@@ -6,7 +6,8 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +18,11 @@ from megamoe.cases import Case, CaseError, load_cases, select
 from megamoe.cases.checkpoint import differences
 from megamoe.cases.pattern import one_of
 from megamoe.cases.stored import Stored, used_experts
-from megamoe.compare import disk
+from megamoe.compare import ab, disk
 from megamoe.compare.sides import Options
 from megamoe.console import Console
 from megamoe.judge import Verdict, picture
+from megamoe.printable import counted
 from megamoe.spec.contract import NEWEST, Contract, contract
 from megamoe.suite import results
 from megamoe.suite.settings import Settings
@@ -80,6 +82,8 @@ def picture_of(verdict: Verdict, backend: str, again: str) -> str:
     return "\n".join([*lines[:-1], f"alone:  {again}"])
 
 
+LINE_SECONDS: Final = 10.0
+"""Between two lines of progress where no terminal shows a bar."""
 SHOWN_TENSORS: Final = 8
 """Of those whose bytes are not the checkpoint's."""
 
@@ -93,14 +97,16 @@ def weights_differ(path: Path, stored: Stored, folder: Path) -> Verdict | None:
     found = differences(stored, folder)
     if not found:
         count = len(used_experts(stored.problem))
-        print(f"{path}: the weights of its {count} experts are those of {folder}")
+        print(f"{path}: the weights of its {counted(count, 'expert')} are those of {folder}")
         return None
-    print(f"FAIL {path}: {len(found)} tensors are not those of {folder}")
+    print(f"FAIL {path}: other bytes than in {folder}: {counted(len(found), 'tensor')}")
     for one in found[:SHOWN_TENSORS]:
         print(f"  {one.line()}")
     if len(found) > SHOWN_TENSORS:
         print(f"  and {len(found) - SHOWN_TENSORS} more")
-    reason = f"{len(found)} tensors are not the checkpoint's; {found[0].line()}"
+    reason = (
+        f"{counted(len(found), 'tensor')} with other bytes than the checkpoint's; {found[0].line()}"
+    )
     return Verdict(path.stem, "forward", "fail", reason, how=("checkpoint",))
 
 
@@ -119,6 +125,14 @@ def side_options(a: argparse.Namespace) -> Options:
     return Options(a.python, a.build, a.path, tuple(a.extra), a.shell, a.build_timeout)
 
 
+def note_repository(repositories: Sequence[Path | None], notes: Console) -> None:
+    """Say of which checkout the revisions are, and what of it they do not show; nothing where
+    there is no revision."""
+    for repo in repositories[:1]:
+        for line in filter(None, [f"revisions of {repo}", ab.describe(repo)]):
+            notes.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
 def write_compared(path: str, made: dict[str, Any]) -> None:
     """Write the result of ``ab`` or ``bisect``; a full disk is said in one line."""
     content = (json.dumps(made, indent=1) + "\n").encode()
@@ -135,11 +149,19 @@ def write_compared(path: str, made: dict[str, Any]) -> None:
 def progress(
     what: str, total: int | None, console: Console
 ) -> Iterator[Callable[[Case, str], None]]:
-    """A bar while cases are worked through; gives what is called after each."""
+    """A bar while cases are worked through, and on no terminal a line now and then; gives what is
+    called after each."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
+        count, said = 0, time.monotonic()
 
         def done(case: Case, error: str) -> None:
+            nonlocal count, said
+            count += 1
             bar.update(task, advance=1, description=f"{what} {case.id}")
+            if not console.is_terminal and time.monotonic() - said > LINE_SECONDS:
+                said = time.monotonic()
+                of = "" if total is None else f" of {total}"
+                console.print(f"{what}: {count}{of} cases", highlight=False, soft_wrap=True)
 
         yield done

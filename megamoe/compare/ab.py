@@ -18,6 +18,7 @@ from megamoe.compare.sides import CannotStart, Options, Side, git, ready, worktr
 from megamoe.compare.stages import Moved
 from megamoe.golden import GoldenError, regenerate
 from megamoe.judge import BadOutput
+from megamoe.printable import counted, part
 from megamoe.worker.choice import AUTO
 
 Done = Callable[[dict[str, Any]], None]
@@ -227,16 +228,16 @@ def headline(report: dict[str, Any]) -> str:
         shaky = sorted({n for case in moved for n in case["unsteady"]})
         doubt = f"; {' and '.join(shaky)} does not repeat its own bits" if shaky else ""
         return (
-            f"{versus}: {len(moved)} of {len(cases)} cases moved ({kinds}), first at "
+            f"{versus}: {part(len(moved), len(cases), 'case')} moved ({kinds}), first at "
             f"{worst['first_stage']} (as {worst['id']}: {stage['moved']} of {stage['elements']} "
             f"elements, at most {far}{judged}){doubt}{rest}"
         )
     if not same:
-        return f"{versus}: could not be compared ({failed} cases failed to run)"
+        return f"{versus}: could not be compared ({counted(failed, 'case')} failed to run)"
     elements = sum(s["elements"] for case in same for s in case["stages"].values())
     names = sorted({n for case in same for n in case["stages"]}, key=stages.place)
     return (
-        f"{versus}: identical bit for bit in {len(same)} of {len(cases)} cases "
+        f"{versus}: identical bit for bit in {part(len(same), len(cases), 'case')} "
         f"({elements:,} elements of {', '.join(names)}){rest}"
     )
 

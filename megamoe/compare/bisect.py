@@ -13,7 +13,7 @@ from megamoe.compare.probe import Prober, different
 from megamoe.compare.running import judged_under
 from megamoe.compare.sides import Side, git, with_target, worktree
 from megamoe.compare.state import State, key
-from megamoe.printable import printable
+from megamoe.printable import counted, printable
 
 Said = Callable[[dict[str, Any], bool], None]
 
@@ -33,7 +33,7 @@ def run(job: Job, said: Said, note: Callable[[str], None]) -> dict[str, Any]:
             raise disk.said(error) from error
         state = State.open(folder, request, job.fresh)
         if state.resumed:
-            note(f"resumed: {state.resumed} steps are known from {folder}")
+            note(f"resumed: {counted(state.resumed, 'step')} known from {folder}")
         prober = Prober(job.test, state, said)
         over = _over_git if job.where.good.kind == "git" and not job.where.sides else _over_list
         found, total, log = over(job, prober, stack, folder)
@@ -131,14 +131,16 @@ def _ends(
         moved = different(steps["good"]["digests"], steps["bad"]["digests"])
         if not moved:
             raise ValueError(
-                f"both ends return the same bits in {len(steps['good']['digests'])} cases; there "
-                "is nothing to bisect: choose other cases, or other ends"
+                "both ends return the same bits in "
+                f"{counted(len(steps['good']['digests']), 'case')}; there is nothing to bisect: "
+                "choose other cases, or other ends"
             )
         state.narrowed = sorted(moved)
         steps["good"]["verdict"], steps["bad"]["verdict"] = "good", "bad"
         prober.classify(steps["good"], steps["bad"], sorted(moved))
         steps["bad"]["reason"] = (
-            f"{len(moved)} cases have other bits than the good end ({steps['bad']['class']})"
+            f"other bits than the good end's in {counted(len(moved), 'case')} "
+            f"({steps['bad']['class']})"
         )
     elif prober.test.how == "judge":
         state.narrowed = sorted(set(steps["good"]["digests"]) & set(steps["bad"]["digests"]))
@@ -245,7 +247,7 @@ def _what_moved(report: dict[str, Any], moved: dict[str, dict[str, stages.Moved]
 
 def headline(report: dict[str, Any]) -> str:
     """A line with the first bad step, the bits that moved, and the certainty."""
-    walked = f"{report['builds']} builds for {report['range']} candidates"
+    walked = f"{counted(report['builds'], 'build')} for {counted(report['range'], 'candidate')}"
     if report["first_bad"] is None:
         names = ", ".join(_name(r) for r in report["suspects"][:6])
         more = len(report["suspects"]) - 6

@@ -74,7 +74,8 @@ class Ready:
 
 
 def parse(text: str, repo: Path | None = None) -> Side:
-    """The side that ``text`` names; ``repo`` is the checkout of its revisions.
+    """The side that ``text`` names; ``repo`` is the checkout of its revisions, by default the one
+    that holds the current folder, or the folder of a flake, by default this megamoe's.
 
     A name on the disk comes before a revision of the same name. ``git:`` and ``flake:`` state the
     kind. Raises :class:`CannotStart`.
@@ -93,11 +94,17 @@ def parse(text: str, repo: Path | None = None) -> Side:
         words = [word for word in re.split(r"[,\s]+(?![^\[]*\])", text.strip()) if word]
         if words and all(_REQUIREMENT.fullmatch(word) for word in words):
             return Side("requirement", text, " ".join(words))
-    revision, home = text.removeprefix("git:"), repo or HOME
+    revision, home = text.removeprefix("git:"), repo or around()
+    if home is None:
+        none = f"no git repository holds {Path.cwd()}; change into one, or name it with --repo DIR"
+        if text.startswith("git:"):
+            raise CannotStart(f"{revision}: {none}")
+        raise CannotStart(f"{text!r} is nothing known here; {HOW} ({none})")
     try:
         commit = git(home, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     except CannotStart:
-        where = f"no revision of {home}" if (home / ".git").exists() else "nothing known"
+        is_repository = git(home, "rev-parse", "--git-dir", check=False)
+        where = f"no revision of {home}" if is_repository else f"nothing known in {home}"
         raise CannotStart(f"{text!r} is {where}; {HOW}") from None
     return Side("git", text, commit, home)
 
@@ -230,6 +237,12 @@ def clean_environment() -> dict[str, str]:
 
 
 # --- git --------------------------------------------------------------------------------------
+
+
+def around() -> Path | None:
+    """The checkout that holds the current folder; None where none does."""
+    top = git(Path.cwd(), "rev-parse", "--show-toplevel", check=False)
+    return Path(top) if top else None
 
 
 def git(home: Path, *arguments: str, check: bool = True) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from megamoe.printable import counted, part
 from megamoe.report import draw, read
 
 View = dict[str, Any]
@@ -19,7 +20,7 @@ def ab(result: Mapping[str, Any]) -> View:
     counts = Counter(read.text(c, "status", "error") for c in cases)
     other = len(cases) - counts["identical"] - counts["moved"]
     colour = "red" if counts["moved"] else "grey" if other or not cases else "green"
-    said = f"{counts['identical']} of {len(cases)} cases identical bit for bit"
+    said = f"{part(counts['identical'], len(cases), 'case')} identical bit for bit"
     said += f", {counts['moved']} moved" if counts["moved"] else ""
     said += f", {other} could not be compared" if other else ""
     return {
@@ -88,7 +89,8 @@ def bisect(result: Mapping[str, Any]) -> View:
     counts = Counter(read.text(s, "verdict", "unknown") for s in steps)
     return {
         "verdict": read.text(result, "headline") or verdict,
-        "summary": f"{len(steps)} steps: " + ", ".join(f"{n} {v}" for v, n in counts.most_common()),
+        "summary": f"{counted(len(steps), 'step')}: "
+        + ", ".join(f"{n} {v}" for v, n in counts.most_common()),
         "colour": "red" if found else "grey",
         "found": [("first bad", found), ("last good", good)],
         "facts": [(n, _lines(value)) for n, value in facts.items() if read.sentence(value)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from megamoe.printable import counted
 from megamoe.report import read
 
 View = dict[str, Any]
@@ -20,10 +21,11 @@ def view(result: Mapping[str, Any]) -> View:
     goal, reached = (sum(d[key] for d in every) for key in ("goal", "reached"))
     said = f"{reached} of {goal} classes are entered, {known} are known holes"
     chosen = ", ".join(f"{k} {v}" for k, v in read.mapping(result, "selection").items())
+    cases = counted(read.count(result, "cases"), "case")
     return {
-        "verdict": f"{new} new holes" if new else "No new hole",
+        "verdict": counted(new, "new hole") if new else "No new hole",
         "colour": "red" if new else "green",
-        "summary": f"{read.count(result, 'cases')} cases{' of ' + chosen if chosen else ''} under "
+        "summary": f"{cases}{' of ' + chosen if chosen else ''} under "
         f"contract {read.text(result, 'contract', '?')}: {said}",
         "dimensions": every,
         "traffic": _traffic(read.mapping(result, "traffic")),
@@ -53,7 +55,7 @@ def _class(c: Mapping[str, Any]) -> View:
     return {
         "name": name,
         "state": "pass" if cases else "known" if known else "bad",
-        "title": f"{cases} cases: {examples}" if cases else fault,
+        "title": f"{counted(cases, 'case')}: {examples}" if cases else fault,
         "fault": fault,
         "known": known,
     }

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
+from megamoe.printable import counted
 from megamoe.report import read
 
 HUE: Final = (214, 48, 44)
@@ -225,6 +226,6 @@ def walk(steps: Sequence[Mapping[str, Any]]) -> Markup:
     ends += f'<text class="k e" x="{left + wide + 8}" y="12">newer</text>'
     return Markup(
         f'<svg class="walk" viewBox="0 0 {width} {height}" role="img"'
-        f' aria-label="The search, {len(steps)} steps; the table below says the same">'
+        f' aria-label="The search, {counted(len(steps), "step")}; the table below says the same">'
         f"{ends}{''.join(out)}</svg>"
     )

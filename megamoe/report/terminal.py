@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megamoe.printable import part
 from megamoe.report import compared, draw, read, views
 
 MOST: Final = 20
@@ -116,7 +117,7 @@ def _ab(result: Mapping[str, Any], console: Console) -> None:
         _say(console, f"{name:<6} {said}")
     _moved(view["cases"], console)
     same = sum(c["status"] == "identical" for c in view["cases"])
-    _say(console, f"identical: {same} of {len(view['cases'])} cases")
+    _say(console, f"identical: {part(same, len(view['cases']), 'case')}")
 
 
 def _moved(cases: list[views.View], console: Console) -> None:

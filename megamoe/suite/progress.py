@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from megamoe.cases import Case
+from megamoe.cases import Case, form_of
 from megamoe.cases.shards import DEFAULT_SECONDS
 from megamoe.judge import BAD, STATUSES, WORDS, Verdict
 from megamoe.printable import counted
@@ -23,6 +23,8 @@ from megamoe.worker.session import Identity
 
 LISTED: Final = 20
 """Reds that get a line while the run lasts; the later ones are counted."""
+QUIET_SECONDS: Final = 60.0
+"""Between two lines of a quiet run that no terminal shows."""
 
 
 class Progress:
@@ -35,6 +37,8 @@ class Progress:
         """``quiet``: no line for a case that is not red."""
         self.total = total
         self.console = console
+        self.lacking = 0
+        """Cases to come that ask what the backend does not offer."""
         self.settings = settings
         self.seconds = seconds
         self.counts: Counter[str] = Counter()
@@ -43,6 +47,7 @@ class Progress:
         """Seconds that the cases not yet judged are expected to take, one after the other."""
         self.workers = 1
         self.quiet = quiet
+        self._said = time.monotonic()
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
             if console.is_terminal
@@ -70,7 +75,10 @@ class Progress:
         """What will be judged, and under which contract."""
         self.total = len(cases)
         self.left = sum(self.seconds.get(c.id, DEFAULT_SECONDS) for c in cases)
-        self._say(f"{identity.judged_under}, {counted(self.total, 'case')}")
+        offers = set(identity.callables)
+        self.lacking = sum(not offers.issuperset(_asks(case)) for case in cases)
+        lacks = f", {self.lacking} of them not provided" if self.lacking else ""
+        self._say(f"{identity.judged_under}, {counted(self.total, 'case')}{lacks}")
 
     def started(self, case_id: str) -> None:
         """A worker has taken the case."""
@@ -83,6 +91,7 @@ class Progress:
         self.running.pop(verdict.case_id, None)
         self.left -= self.seconds.get(verdict.case_id, DEFAULT_SECONDS)
         self.counts[verdict.status] += 1
+        self.lacking -= verdict.status == "not-provided" and self.lacking > 0
         is_red = verdict.status in BAD
         if is_red and sum(self.counts[status] for status in BAD) > LISTED:
             return
@@ -91,14 +100,22 @@ class Progress:
             if is_red:
                 self._say(f"{verdict.status.upper()} {verdict.case_id}: {reason}")
         elif is_red or not (self.quiet or verdict.status == "not-provided"):
-            done = sum(self.counts.values())
             word = WORDS.get(verdict.status, verdict.status)
             self._say(
-                f"[{done}/{self.total}] {word:<12} {verdict.case_id} "
+                f"[{self._place()}] {word:<12} {verdict.case_id} "
                 f"{verdict.seconds:.1f} s{f'  {reason}' if reason else ''}"
             )
+        elif self.quiet and time.monotonic() - self._said > QUIET_SECONDS:
+            self._say(f"[{self._place()}]")
+
+    def _place(self) -> str:
+        """I/N of the cases that the backend provides: others have no line, and take no number."""
+        lacks = self.counts["not-provided"]
+        done = sum(self.counts.values()) - lacks
+        return f"{done}/{self.total - lacks - self.lacking}"
 
     def _say(self, text: str) -> None:
+        self._said = time.monotonic()
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
@@ -118,3 +135,9 @@ class Progress:
             for case_id, since in list(self.running.items())
         ]
         return Group(line, *lines)
+
+
+def _asks(case: Case) -> list[str]:
+    """The callable and the features that a backend needs for the case."""
+    form = form_of(case.kind)
+    return [*filter(None, [form.needs]), *form.features(case)]

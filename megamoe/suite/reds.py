@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,16 @@ from rich.console import Console
 
 from megamoe.judge import BAD, Verdict, picture, symptoms
 from megamoe.printable import counted
-from megamoe.spec.tensors import STAGES
 
 PICTURES: Final = 20
 """Pictures that a run shows, and fails whose details it keeps for a report."""
 NAMED: Final = 6
 """Cases of a symptom that are named without a picture."""
+OWN_FAULTS: Final = (
+    "NameError", "UnboundLocalError", "AttributeError", "ImportError", "ModuleNotFoundError",
+    "SyntaxError", "IndentationError", "TypeError",
+)  # fmt: skip
+"""Exceptions that a smaller problem does not explain: the line that raised them does."""
 FORWARDS: Final = ("forward", "property")
 """Kinds whose cases ``explain`` and ``reduce`` take."""
 _OF_VERDICT: Final = tuple(Verdict.__dataclass_fields__)
@@ -83,6 +88,11 @@ def show_next(report: Mapping[str, Any], console: Console) -> None:
     symptom that a command can follow."""
     pictured = [case for found in symptoms(_reds(report)) for case in found.pictured]
     for case in pictured:
+        place = _own_fault(case)
+        if place:
+            alone = _command(report, "check", f"--backend {_backend(report)} --case {case['id']}")
+            _say(console, f"next: mend {place}, then: {alone}")
+            return
         verb = _verb(case)
         if verb:
             words = f"{case['id']} --backend {_backend(report)}"
@@ -103,7 +113,15 @@ def _verb(case: Mapping[str, Any]) -> str:
         return ""
     if case["status"] == "error":
         return "reduce" if "the backend raised" in case["reason"] else ""
+    from megamoe.spec.tensors import STAGES  # imports torch, which `megamoe merge` does without
+
     return "explain" if any(f["stage"] in STAGES for f in case["findings"]) else ""
+
+
+def _own_fault(case: Mapping[str, Any]) -> str:
+    """``FILE, line N, in NAME`` where the backend's code is wrong whatever the problem is."""
+    found = re.search(r"raised (\w+): .*\((.+, line \d+.*)\)$", case["reason"], re.DOTALL)
+    return found[2] if case["status"] == "error" and found and found[1] in OWN_FAULTS else ""
 
 
 def _backend(report: Mapping[str, Any]) -> str:

@@ -205,14 +205,14 @@ def invariance_line(report: Mapping[str, Any]) -> str:
 
 
 def recorded_line(report: Mapping[str, Any]) -> str:
-    """How many forward cases were compared with recorded bits, and why the others were not."""
+    """How many forward cases were compared with recorded bits, and why the others were not; empty
+    where this backend has none on this machine."""
     counts = Counter(c["recorded"] for c in report["cases"] if c.get("recorded"))
     if not counts:
         return ""
     kept = report.get("recorded", {})
     if set(counts) == {"none"} and not kept.get("file"):
-        where = kept.get("machine_class", "this machine")
-        return f"recorded bits: none of this backend on {where}; judged by the goldens alone"
+        return ""
     said = ", ".join(f"{state} {count}" for state, count in counts.most_common())
     rest = "" if set(counts) <= {"matched", "moved"} else "; all were judged by the goldens"
     return f"recorded bits ({kept.get('file')}): {said}{rest}"
@@ -251,7 +251,7 @@ def verdict_line(report: Mapping[str, Any]) -> str:
     if code == 2:
         if judged:
             return f"STOPPED: {passed} passed{more}{took}"
-        return f"NOTHING JUDGED: 0 of {judged + rest + left} cases{more}{took}"
+        return f"NOTHING JUDGED: 0 of {counted(judged + rest + left, 'case')}{more}{took}"
     if code:
         bad = counts.get("fail", 0) + counts.get("error", 0)
         some = "the one judged case" if judged == 1 else f"{bad} of {judged} judged cases"

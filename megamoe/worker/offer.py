@@ -43,6 +43,8 @@ def lacks(module: Any, name: str, callables: Iterable[str]) -> str:
     found = [n for n, value in vars(module).items() if _may_be_backend(n, value, module, callables)]
     near = difflib.get_close_matches(name, found, 1)
     meant = f"; did you mean {near[0]}?" if near else ""
+    owner = next((n for n in found if callable(getattr(getattr(module, n), name, None))), "")
+    meant = f"; {name} is a method of {owner}: name the class" if owner else meant
     listed = ", ".join(found) or f"nothing that could be one: a class with {', '.join(callables)}"
     return f"{meant}; it has {listed}"
 
@@ -59,6 +61,15 @@ def _may_be_backend(name: str, value: Any, module: Any, callables: Iterable[str]
         return is_own and needed <= {"device", "contract"}
     says = hasattr(value, "accumulator") or (is_own and isinstance(value, type))
     return says and any(callable(getattr(value, one, None)) for one in callables)
+
+
+def needs(name: str, needed: Iterable[str], callables: Iterable[str]) -> str:
+    """Why a function that needs arguments cannot create a backend."""
+    return (
+        f"{name} is a function that takes {', '.join(needed)}; name a class with one of "
+        f"{', '.join(callables)}, or a function that returns a backend and needs no argument "
+        "but device and contract"
+    )
 
 
 def loaded(names: Iterable[str]) -> dict[str, str]:

@@ -57,11 +57,24 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
     if not name or not attribute or attribute.endswith(".py"):
         raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
     module = import_file(Path(name).expanduser().resolve())
-    if not hasattr(module, attribute):
+    found = getattr(module, attribute, None)
+    needed = _needed(found)
+    if needed or not hasattr(module, attribute):
         about = module_of("megamoe_worker_offer", HERE / "offer.py")
         said = about.lacks(module, attribute, CALLABLES)
-        raise BackendError(f"{Path(name).name} has no {attribute!r}{said}")
-    return create(getattr(module, attribute), torch.device(device), contract)
+        if not needed:
+            raise BackendError(f"{Path(name).name} has no {attribute!r}{said}")
+        raise BackendError(about.needs(attribute, needed, CALLABLES) + said)
+    return create(found, torch.device(device), contract)
+
+
+def _needed(found: Any) -> list[str]:
+    """The arguments that a function needs, and that no factory of a backend gets."""
+    if not inspect.isfunction(found):
+        return []
+    takes = inspect.signature(found).parameters.values()
+    needed = [p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)]
+    return [one for one in needed if one not in ("device", "contract")]
 
 
 def named(modules: Mapping[str, str], part: str) -> Any:

@@ -10,7 +10,7 @@ from megamoe.commands.options import add_case, add_contract, add_jobs
 def add(acts: Any, command: Any) -> None:
     """The parsers of both, among the acts of ``golden``."""
     r = command(acts, "record-bits", "a backend's own bits, if three runs agree", "bits.run_record")
-    r.set_defaults(backend_is="here")
+    r.set_defaults(backend_is="here", folders=("out",))
     r.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
     r.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     add_contract(r)

@@ -23,7 +23,7 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
     c.add_argument("--kind", choices=KINDS)
     c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
-    add_case(c)
+    add_case(c, bare=True)
     add_contract(c)
     c.add_argument("--failed", metavar="REPORT", help="only cases that failed in a JSON report")
     c.add_argument("--shard", metavar="I/N", help="the I-th of N parts, balanced by duration")

@@ -13,5 +13,5 @@ def add(commands: Any, command: Any) -> None:
     s = command(commands, "list", "the cases", "listing.run")
     s.add_argument("--kind", choices=KINDS)
     s.add_argument("--tier", choices=TIERS)
-    add_case(s)
+    add_case(s, bare=True)
     s.add_argument("--json", action="store_true", help="an array of objects, a line a case")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from megamoe.commands.options import add_case
+
 
 def add(commands: Any, command: Any) -> None:
     """The parser of ``show``."""
     s = command(commands, "show", "sizes, recipe, judgement and contracts of a case", "show.run")
-    s.set_defaults(case_is="pattern")
-    s.add_argument("case", metavar="CASE", help="an id, a name or a pattern, as --case takes")
+    add_case(s, bare=True)
+    s.set_defaults(needs_case=True)
     s.add_argument("--json", action="store_true", help="an array of objects")
