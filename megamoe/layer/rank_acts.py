@@ -22,6 +22,7 @@ import torch.distributed as dist
 from megamoe.layer.expert_parallel import ExpertParallel
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.moves import move_over_ranks
+from megamoe.layer.own_ranks import OwnRanks, spanning
 from megamoe.layer.rebalance import initial_placement, logical_load, rebalance_experts
 from megamoe.spec.tensors import WEIGHTS
 
@@ -82,6 +83,7 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
     for label, variant in LAWS[plain["law"]](call):
         out[label] = variant.clone()
     if plain["law"] == "refused":
+        _ours(call)  # only our dispatch tells the other ranks; in any other they would wait
         extra["refused"] = _refused(call)
         out["a call after the refused one"] = call.y().clone()
     if plain.get("gather"):
@@ -118,9 +120,7 @@ def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group
     """The module with this rank's weights, and its replica map if the case has one."""
     local = given["w13_weight"].shape[0]
     physical, logical = local * plain["of"], plain["logical"]
-    backend = served.backend
-    if not getattr(backend, "global_ids", False):
-        backend = ExpertParallel(backend, group)  # over one rank too
+    backend = spanning(served.backend, group)  # over one rank too
     module = DeepseekV4MegaMoEExperts(
         plain["max_num_tokens"], group=group, num_experts=physical, num_local_experts=local,
         experts_start_idx=local * plain["rank"], top_k=given["topk_ids"].shape[1],
@@ -137,13 +137,20 @@ def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group
     load = torch.zeros(1, physical, dtype=torch.int32, device=device)
     module.set_eplb_state(0, load, given["map"][None], given["count"][None])
     stats = torch.zeros(local, dtype=torch.int32, device=device)
-    if hasattr(module.backend, "stats"):
-        module.backend.stats = stats
+    counting = _counting(module)
+    if hasattr(counting, "stats"):
+        counting.stats = stats
     return _Call(module, given, plain, load)
 
 
+def _counting(module: DeepseekV4MegaMoEExperts) -> Any:
+    """The object whose ``stats`` counts received rows, if it has that attribute."""
+    backend = module.backend
+    return backend.backend if isinstance(backend, OwnRanks) else backend
+
+
 def _received(call: _Call) -> list[int] | None:
-    stats = getattr(call.module.backend, "stats", None)
+    stats = getattr(_counting(call.module), "stats", None)
     if stats is None:
         return None
     counts: list[int] = stats.tolist()
@@ -283,7 +290,9 @@ def _graph(call: _Call) -> Variants:
 def _ours(call: _Call) -> ExpertParallel:
     spans = call.spans
     if spans is None:
-        raise NotImplementedError("the backend spans the ranks itself; the law is of our dispatch")
+        raise NotImplementedError(
+            f"the backend spans the ranks itself, and law {call.plain['law']} is of megamoe's dispatch"
+        )
     return spans
 
 
