@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ from megamoe.worker.exchange import Missing
 from megamoe.worker.team import Ranks
 from tests.helpers.command import megamoe
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "docs" / "examples"
 CASES = {c.name: c for c in load_cases() if c.kind == "ep"}
 FILE = """
 import os, signal, time
@@ -146,37 +148,44 @@ def test_a_rank_that_raises_or_waits_ends_the_call(
 RUNS = """
 import os, sys
 from megamoe.commands.main import main
+from tests.helpers.warm import Template, warmed
 
 
 def check(turn, backend):
-    # As torchrun does for ranks that it starts again: the group gets other keys in its store.
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(turn)
     code = main(["check", "--backend", backend, "--json", f"{sys.argv[1]}-{turn}.json", *sys.argv[3:]])
     print(f"rank {os.environ['RANK']}, turn {turn}: exit status {code}", flush=True)
     return code
 
 
 if __name__ == "__main__":
-    first = check(0, "eager")
-    check(1, sys.argv[2])
+    with warmed(Template.at(os.environ["TEMPLATE"])):
+        first = check(0, "eager")
+        # torchrun's store is of one group. The second group has its store on a port of its own.
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        os.environ["MASTER_PORT"] = os.environ["SECOND_PORT"]
+        check(1, sys.argv[2])
     sys.exit(first)
 """
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_ranks(tmp_path, kernels):
+def test_torchrun_starts_the_ranks(template, tmp_path, kernels):
     """Each process judges all ranks; the first one alone speaks. A death ends the run on all.
 
     Both runs are of one start of torchrun, which takes most of the time.
     """
     (tmp_path / "runs.py").write_text(RUNS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     pattern = "ep/masked-slots-sent,ep/one-token,ep/rebalance-moves-bits"
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(tmp_path / "runs.py"), str(tmp_path / "report"), f"{kernels}:Dies",
-         "--case", pattern, "--timeout", "10"],
+         "--case", pattern],
         capture_output=True, text=True, timeout=240, check=False,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
+             "SECOND_PORT": str(port), "TEMPLATE": template.address, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     said = done.stdout + done.stderr
     green, red = (reported(tmp_path / f"report-{turn}.json") for turn in (0, 1))

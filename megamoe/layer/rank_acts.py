@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-from megamoe.layer.expert_parallel import ExpertParallel
+from megamoe.layer.expert_parallel import ExpertParallel, RankError
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.moves import move_over_ranks
 from megamoe.layer.own_ranks import OwnRanks, spanning
@@ -98,14 +98,22 @@ def _write(path: Path, name: str) -> None:
 
 
 def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
-    """The default group of this process, which the first request makes."""
+    """The default group of this process, which the first request makes.
+
+    ``RankError`` where the ranks do not find one another in time.
+    """
     limit = datetime.timedelta(seconds=seconds)
     if not dist.is_initialized():
         where = {} if plain["store"] is None else {
             "init_method": f"file://{plain['store']}", "rank": plain["rank"],
             "world_size": plain["of"],
         }  # fmt: skip
-        dist.init_process_group(_engine(served.device), timeout=limit, **where)
+        try:
+            dist.init_process_group(_engine(served.device), timeout=limit, **where)
+        except (RuntimeError, ValueError) as error:
+            words = " ".join(str(error).split())[:200]
+            who = f"rank {plain['rank']} of {plain['of']}"
+            raise RankError(f"no process group: {who} did not find the others: {words}") from error
     return dist.group.WORLD
 
 
