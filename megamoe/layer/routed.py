@@ -7,6 +7,7 @@ of vLLM 0.33. A face owns its parameters and their loading.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import torch
@@ -218,8 +219,13 @@ class RoutedExperts(nn.Module):
                 hidden_states, topk_weights, topk_ids, activation_clamp, fast_math, asked
             )
         except Exception:
+            # The other ranks wait for this one. If this is its first call, the backend was not
+            # looked up yet.
+            if self._has_ranks:
+                with suppress(ValueError, NotImplementedError):
+                    _ = self.backend
             refuse = getattr(self._backend, "refuse", None)
-            if refuse is not None:  # the other ranks wait for this one
+            if refuse is not None:
                 refuse(self._device())
             raise
         if call is None:
