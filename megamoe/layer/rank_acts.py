@@ -8,7 +8,6 @@ A request names the file of its store, or none, where the environment is that of
 from __future__ import annotations
 
 import datetime
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from megamoe.layer.expert_parallel import ExpertParallel, RankError
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.moves import move_over_ranks
 from megamoe.layer.own_ranks import OwnRanks, spanning
+from megamoe.layer.ranks import engine
 from megamoe.layer.rebalance import initial_placement, logical_load, rebalance_experts
 from megamoe.spec.tensors import WEIGHTS
 
@@ -109,19 +109,12 @@ def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
             "world_size": plain["of"],
         }  # fmt: skip
         try:
-            dist.init_process_group(_engine(served.device), timeout=limit, **where)
+            dist.init_process_group(engine(served.device), timeout=limit, **where)
         except (RuntimeError, ValueError) as error:
             words = " ".join(str(error).split())[:200]
             who = f"rank {plain['rank']} of {plain['of']}"
             raise RankError(f"no process group: {who} did not find the others: {words}") from error
     return dist.group.WORLD
-
-
-def _engine(device: str) -> str:
-    """NCCL where each rank of this host has a GPU of its own, else gloo."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    alone = device.startswith("cuda") and torch.cuda.device_count() >= local
-    return "nccl" if alone and dist.is_nccl_available() else "gloo"
 
 
 def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group: Any) -> _Call:
@@ -299,7 +292,7 @@ def _ours(call: _Call) -> ExpertParallel:
     spans = call.spans
     if spans is None:
         raise NotImplementedError(
-            f"the backend spans the ranks itself, and law {call.plain['law']} is of megamoe's dispatch"
+            f"the backend spans the ranks itself; law {call.plain['law']} is of megamoe's dispatch"
         )
     return spans
 

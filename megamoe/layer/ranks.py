@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -31,6 +32,14 @@ def check_ranks(
             f"rank, in the order of ranks; rank {rank} of {ranks} holds "
             f"[{start}, {start + num_local_experts})"
         )
+
+
+def engine(device: str) -> str:
+    """NCCL where each rank of this host has a GPU of its own, else gloo; by torchrun's
+    ``LOCAL_WORLD_SIZE``."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    alone = device.startswith("cuda") and torch.cuda.device_count() >= local
+    return "nccl" if alone and dist.is_nccl_available() else "gloo"
 
 
 def one_rank(device: torch.device) -> Any:

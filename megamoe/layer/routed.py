@@ -57,8 +57,8 @@ class RoutedExperts(nn.Module):
     Without ``group`` one rank's share is computed: an id of another rank's expert is a slot without
     effect, and the output is this rank's part of the sum. With a group of several ranks the call is
     collective, so it is made for no tokens too: it is given the ids of all ranks and gives the
-    whole sum for the tokens of this one. A backend with ``global_ids`` or ``forward_group`` spans the
-    ranks itself; for any other :class:`megamoe.layer.expert_parallel.ExpertParallel` does.
+    whole sum for the tokens of this one. A backend with ``global_ids`` or ``forward_group`` spans
+    the ranks itself; for any other :class:`megamoe.layer.expert_parallel.ExpertParallel` does.
 
     A backend offers ``forward(problem)``, which is given the weights in the checkpoint's layout,
     or ``run(y, weights, buffer, num_tokens, *, activation_clamp, fast_math)``, which is given the
