@@ -235,7 +235,8 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
         ("NOT_A_BACKEND", "int has no `name`; give it a non-empty string"),
         ("Nameless", "Nameless has no `name`; give it a non-empty string"),
         (
-            "Idle", "nothing to judge; give it one of forward, prepare, eplb_map, "
+            "Idle",
+            "nothing to judge; give it one of forward, prepare, eplb_map, "
             "transform_weights, forward_group",
         ),
         (

@@ -147,14 +147,27 @@ def test_a_rank_that_raises_or_waits_ends_the_call(
 
 RUNS = """
 import os, sys
+from dataclasses import replace
 from megamoe.commands.main import main
 from tests.helpers.warm import Template, warmed
 
 
 def check(turn, backend):
-    code = main(["check", "--backend", backend, "--json", f"{sys.argv[1]}-{turn}.json", *sys.argv[3:]])
+    report = f"{sys.argv[1]}-{turn}.json"
+    code = main(["check", "--backend", backend, "--json", report, *sys.argv[3:]])
     print(f"rank {os.environ['RANK']}, turn {turn}: exit status {code}", flush=True)
     return code
+
+
+def bench():
+    from megamoe.bench.floor import SHARES, Share
+    from megamoe.commands.parsers import bench as parser
+    from megamoe.spec.models import MODELS
+
+    MODELS["tiny"] = replace(MODELS["deepseek-v3"], hidden_size=128, intermediate_size=128)
+    SHARES["tiny"], parser.SHARES = Share("Tiny", 128, 128, 4, 2), ("tiny",)
+    main(["bench", "--device", "cpu", "--share", "tiny", "--tokens", "3", "--repeats", "1",
+          "--json", sys.argv[1] + "-bench.json"])
 
 
 if __name__ == "__main__":
@@ -164,6 +177,8 @@ if __name__ == "__main__":
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
         os.environ["MASTER_PORT"] = os.environ["SECOND_PORT"]
         check(1, sys.argv[2])
+    os.environ["MASTER_PORT"] = os.environ["THIRD_PORT"]
+    bench()
     sys.exit(first)
 """
 
@@ -172,12 +187,15 @@ if __name__ == "__main__":
 def test_torchrun_starts_the_ranks(template, tmp_path, kernels):
     """Each process judges all ranks; the first one alone speaks. A death ends the run on all.
 
-    Both runs are of one start of torchrun, which takes most of the time.
+    Both runs, and one of ``bench`` over the ranks, are of one start of torchrun, which takes most
+    of the time.
     """
     (tmp_path / "runs.py").write_text(RUNS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as one, socket.socket() as other:
+        ports = []
+        for free in (one, other):
+            free.bind(("127.0.0.1", 0))
+            ports.append(str(free.getsockname()[1]))
     pattern = "ep/masked-slots-sent,ep/one-token,ep/rebalance-moves-bits"
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -185,7 +203,8 @@ def test_torchrun_starts_the_ranks(template, tmp_path, kernels):
          "--case", pattern],
         capture_output=True, text=True, timeout=240, check=False,
         env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-             "SECOND_PORT": str(port), "TEMPLATE": template.address, "PYTHONPATH": str(ROOT)},
+             "SECOND_PORT": ports[0], "THIRD_PORT": ports[1], "TEMPLATE": template.address,
+             "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     said = done.stdout + done.stderr
     green, red = (reported(tmp_path / f"report-{turn}.json") for turn in (0, 1))
@@ -196,6 +215,10 @@ def test_torchrun_starts_the_ranks(template, tmp_path, kernels):
     assert said.count("judged case") == 2, "one summary a run"
     assert done.returncode == 0 and said.count("turn 0: exit status 0") == 2
     assert "rank 0, turn 1: exit status 1" in said
+    (row,) = json.loads((tmp_path / "report-bench.json").read_text())["rows"]
+    assert (row["ranks"], row["tokens"], row["share"]) == (2, 3, "Tiny")
+    assert row["bytes"]["dispatch"] % (128 + 4 + 8) == 0 < row["bytes"]["dispatch"]
+    assert said.count("| Tiny | 3 |") == 1, "rank 0 alone prints"
 
 
 # --- a kernel with messages of its own ----------------------------------------------------------
