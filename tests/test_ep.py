@@ -131,16 +131,32 @@ def test_one_bad_rank_is_a_red_that_names_it(
     ("backend", "says"),
     [
         ("Raises", "rank 1 of 2: RuntimeError: planted (kernels.py, line 31, in slot_rows)"),
-        ("Waits", "rank 1 of 2, in experts: no result within 3 s"),
+        ("Waits", "rank 1 of 2, in experts: no result within 6 s"),
     ],
 )
 def test_a_rank_that_raises_or_waits_ends_the_call(
     warm, tmp_path, kernels, monkeypatch, backend, says
 ):
     monkeypatch.setattr(team, "PATIENCE", 2.0)
-    options = "--ep", "2", "--case", "ep/masked-slots-sent", "--timeout", "3"
+    options = "--ep", "2", "--case", "ep/masked-slots-sent", "--timeout", "6"
     code, cases, _ = check(tmp_path, f"{kernels}:{backend}", *options)
     assert code == 1 and says in cases["ep/masked-slots-sent"]["reason"]
+
+
+def test_ranks_that_do_not_find_one_another_say_so_and_the_next_case_has_a_new_group(
+    warm, tmp_path, monkeypatch
+):
+    """A name of a network interface that nobody has."""
+    groups = []
+    plain = team.Team._anew
+    monkeypatch.setattr(team.Team, "_anew", lambda self: (groups.append(self._group), plain(self)))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "absent0")
+    case = "ep/one-token,ep/few-experts-for-many-ranks"
+    code, cases, said = check(tmp_path, "eager", "--ep", "2", "--case", case)
+    assert code == 1 and groups == [0, 1], said
+    for one in cases.values():
+        assert "no process group: rank 0 of 2 did not find the others: " in one["reason"]
+        assert "absent0" in one["reason"] and one["status"] == "error"
 
 
 # --- torchrun -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from megamoe.bench import ranks
 from megamoe.bench.floor import SHARES
 from megamoe.bench.peers import PEERS
 from megamoe.commands import UsageError
-from megamoe.layer.ranks import engine, one_rank
+from megamoe.layer.ranks import INTERFACE, engine, one_rank
 from megamoe.worker.team import Ranks
 
 NOT_HERE: Final = {"plot": "--plot", "source": "--from"}
@@ -51,7 +51,7 @@ def run(a: argparse.Namespace) -> int:
     if found is None:
         one_rank(device)
     else:
-        dist.init_process_group(engine(str(device)))
+        _join(engine(str(device)))
     try:
         _measured(a, ranks.World(dist.group.WORLD, device))
     finally:
@@ -78,6 +78,15 @@ def _device(kind: str) -> torch.device:
     at = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     torch.cuda.set_device(at)
     return torch.device("cuda", at)
+
+
+def _join(backend: str) -> None:
+    """The group of torchrun's environment; ``ValueError`` where the ranks do not meet."""
+    try:
+        dist.init_process_group(backend)
+    except RuntimeError as error:
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(f"the ranks did not find one another: {words}; {INTERFACE}") from error
 
 
 def _started(count: int, arguments: Sequence[str]) -> int:

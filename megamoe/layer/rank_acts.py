@@ -22,13 +22,15 @@ from megamoe.layer.expert_parallel import ExpertParallel, RankError
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.moves import move_over_ranks
 from megamoe.layer.own_ranks import OwnRanks, spanning
-from megamoe.layer.ranks import engine
+from megamoe.layer.ranks import INTERFACE, engine
 from megamoe.layer.rebalance import initial_placement, logical_load, rebalance_experts
 from megamoe.spec.tensors import WEIGHTS
 
 LONGEST_DELAY: Final = 0.02
 """Seconds that a rank may sleep before a stage, under law ``delays``."""
 SPOILED: Final = 0xFF
+START: Final = "the start of the process group"
+"""Where a rank is before it has a group; in place of a stage."""
 ARGUMENTS: Final = ("hidden_states", "topk_weights", "topk_ids")
 
 Variants = Iterator[tuple[str, torch.Tensor]]
@@ -68,10 +70,14 @@ class _Call:
 def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
     """The outputs of every variant by number, and what the judge compares beside them."""
     plain = request["plain"]
+    stage = Path(plain["stage"]) if plain.get("stage") else None
+    if stage is not None and not dist.is_initialized():
+        _write(stage, START)
     group = _group(served, plain, request["seconds"])
+    if stage is not None:
+        stage.unlink(missing_ok=True)
     call = _made(served, plain, given, group)
     spans = call.spans
-    stage = Path(plain["stage"]) if plain.get("stage") else None
     if spans is not None and stage is not None:
         spans.at = lambda name: _write(stage, name)
     y = call.y().clone()
@@ -113,7 +119,10 @@ def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
         except (RuntimeError, ValueError) as error:
             words = " ".join(str(error).split())[:200]
             who = f"rank {plain['rank']} of {plain['of']}"
-            raise RankError(f"no process group: {who} did not find the others: {words}") from error
+            mend = "" if where else f"; {INTERFACE}"
+            raise RankError(
+                f"no process group: {who} did not find the others: {words}{mend}"
+            ) from error
     return dist.group.WORLD
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+
+INTERFACE: Final = (
+    "if a host's name is an address that the others cannot reach, set GLOO_SOCKET_IFNAME on each "
+    "host to the interface that they share (NCCL_SOCKET_IFNAME for NCCL)"
+)
+"""What mends a group of several hosts whose ranks do not find one another."""
 
 
 def check_ranks(
