@@ -13,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megamoe.backends.eager import EagerBackend
+from megamoe.backends.eager_combine import combine
 from megamoe.bench import scale
 from megamoe.layer import expert_parallel, moves
+from megamoe.layer.deep_gemm_experts import DeepGemmMegaMoEExperts, MegaMoEActivation
 from megamoe.layer.expert_parallel import STAGES, ExpertParallel, RankError
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.rebalance import placement_of
+from megamoe.spec.contract import NEWEST
 from megamoe.spec.features import Activation
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
@@ -259,6 +262,120 @@ def test_ranks_that_do_not_share_the_experts_evenly_are_refused():
             top_k=TOP_K, hidden_size=SIZE, intermediate_size=SIZE, prefix="x",
             backend=EagerBackend(),
         ).to(p.topk_ids.device)  # fmt: skip
+
+
+# --- the newer face -----------------------------------------------------------------------------
+
+
+def loaded(group, p: Problem, ranks: int, newer: bool, backend, activation=None):
+    """Either face, with the checkpoint of ``p`` loaded tensor by tensor."""
+    local = EXPERTS // ranks
+    face, more = DeepseekV4MegaMoEExperts, {}
+    if newer:
+        face, more = (
+            DeepGemmMegaMoEExperts,
+            {"activation": activation or MegaMoEActivation(clamp=10.0)},
+        )
+    made = face(
+        16, group=group, num_experts=EXPERTS, num_local_experts=local,
+        experts_start_idx=local * group.rank(), top_k=TOP_K, hidden_size=SIZE,
+        intermediate_size=SIZE, prefix="experts", backend=backend, **more,
+    )  # fmt: skip
+    for name in WEIGHTS:
+        for expert, tensor in enumerate(getattr(p, name)):
+            parts = {"w2": tensor}
+            if name.startswith("w13"):
+                parts = {"w1": tensor[:SIZE], "w3": tensor[SIZE:]}
+            for shard, part in parts.items():
+                made.weight_loader(getattr(made, name), part, name, shard, expert)
+    if not newer:
+        made.finalize_weights()
+    return made
+
+
+def faces(p: Problem, ends: list[int], backend, rounds: int = 1, activation=None):
+    """y of all tokens by the older face, and by the newer one after the same calls."""
+    ranks = len(ends) - 1
+
+    def call(group):
+        mine = slice(ends[group.at], ends[group.at + 1])
+        given = p.hidden_states[mine], p.topk_weights[mine], p.topk_ids[mine]
+        out = []
+        for newer in (False, True):
+            layer = loaded(group, p, ranks, newer, backend(), activation)
+            options = {} if newer else {"activation_clamp": 10.0}
+            out.append([layer(*given, **options).clone() for _ in range(rounds)][-1])
+        return out
+
+    parts = thread_ranks.over_ranks(ranks, call)
+    for part in parts:
+        if isinstance(part, Exception):
+            raise part
+    return [torch.cat([part[i] for part in parts]) for i in (0, 1)]
+
+
+@pytest.mark.parametrize("ends", [[0, 5, 12], [0, 0, 3, 12, 12]], ids=["two ranks", "some empty"])
+@pytest.mark.parametrize("kind", ["slot_rows", "run", "forward_group"])
+def test_both_faces_give_the_bits_of_one_rank_over_ranks(kind, ends):
+    p = problem(11, 12)
+    backend = {"slot_rows": EagerBackend, "run": ByRun, "forward_group": Exchanges}[kind]
+    older, newer = faces(p, ends, backend, rounds=2)
+    assert bits(newer) == bits(older) == bits(EagerBackend().forward(p)["y"])
+
+
+def test_an_activation_of_the_newer_face_is_computed_over_ranks():
+    p = replace(problem(12, 9), activation_clamp=None, activation="situ", activation_alpha=4.0,
+                activation_beta=25.0)  # fmt: skip
+    act = MegaMoEActivation("situ", alpha=4.0, beta=25.0)
+    plain, newer = faces(p, [0, 4, 9], EagerBackend, activation=act)
+    assert bits(newer) == bits(EagerBackend().forward(p)["y"]) != bits(plain)
+
+
+def test_overflow_on_the_newer_face_is_an_error_on_all_ranks():
+    p = problem(3, 40)
+
+    def call(group):
+        layer = loaded(group, p, 2, True, EagerBackend())
+        rows = slice(0, 17) if group.at else slice(17, 20)
+        with pytest.raises((ValueError, RankError)) as error:
+            layer(p.hidden_states[rows], p.topk_weights[rows], p.topk_ids[rows])
+        return str(error.value)
+
+    other, own = thread_ranks.over_ranks(2, call)
+    assert own == "MegaMoE got 17 tokens, but the symmetric buffer was sized for 16."
+    assert other == "rank 0 of 2: rank 1 failed in stage; its own error says why"
+
+
+class Exchanges:
+    """A kernel that spans the ranks itself: every rank computes all tokens' slots of its experts.
+
+    The rows of other ranks are zeros, and the sum over ranks of each slot is its row.
+    """
+
+    name, accumulator, contracts = "exchanges", "fp32-ordered", ("2026-11",)
+
+    def forward_group(self, p, group):
+        ranks, eager = group.size(), EagerBackend()
+        same = {"out": [len(p.topk_ids)] * ranks, "group": group}
+        size = torch.tensor([len(p.topk_ids)] * ranks)
+        into = thread_ranks.all_to_all(size, None, None, group).tolist()
+
+        def gathered(rows):
+            return thread_ranks.all_to_all(rows.repeat(ranks, 1), into=into, **same)
+
+        ids = gathered(p.topk_ids) - group.rank() * p.num_experts
+        whole = replace(
+            p, hidden_states=gathered(p.hidden_states), topk_weights=gathered(p.topk_weights),
+            topk_ids=torch.where((ids >= 0) & (ids < p.num_experts), ids, -1),
+        )  # fmt: skip
+        rows = torch.stack([eager.forward(one_slot(whole, k))["y"] for k in range(TOP_K)], 1)
+        back = thread_ranks.all_to_all(rows, into, [len(p.topk_ids)] * ranks, group)
+        slots = back.view(ranks, len(p.topk_ids), TOP_K, SIZE).float().sum(0).bfloat16()
+        return combine(slots, p.topk_ids >= 0, p.topk_weights, NEWEST)
+
+
+def one_slot(p: Problem, k: int) -> Problem:
+    return replace(p, topk_ids=p.topk_ids[:, k : k + 1], topk_weights=p.topk_weights[:, k : k + 1])
 
 
 # --- run, and weights that move -----------------------------------------------------------------

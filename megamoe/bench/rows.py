@@ -137,8 +137,9 @@ def provenance(command: str, backend: Any = None) -> dict[str, Any]:
     return made
 
 
-def save(rows: Sequence[Row], path: Path, made_by: dict[str, Any]) -> None:
-    """Rows and their :func:`provenance` as JSON; an existing file is replaced whole."""
+def save(rows: Sequence[Any], path: Path, made_by: dict[str, Any]) -> None:
+    """Rows, of :class:`Row` or of :class:`.ranks.RankRow`, and their :func:`provenance` as JSON; an
+    existing file is replaced whole."""
     made = {**made_by, "rows": [asdict(r) for r in rows]}
     write_atomically(path, (json.dumps(made, indent=1) + "\n").encode())
 
@@ -147,6 +148,8 @@ def load(path: Path) -> list[Row]:
     """The rows of a file that :func:`save` wrote."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if any("ranks" in row for row in data["rows"]):
+            raise ValueError("its rows are those of --ep, which --from cannot draw")
         rows = [_row(dict(row)) for row in data["rows"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no rows of `megamoe bench --json`: {error}") from error

@@ -14,7 +14,7 @@ from megamoe.backends import load_backend
 from megamoe.bench import scale
 from megamoe.bench.floor import SHARES
 from megamoe.bench.peers import PEERS
-from megamoe.commands import UsageError
+from megamoe.commands import UsageError, bench_ep
 from megamoe.console import Console
 from megamoe.spec.models import MODELS
 from megamoe.spec.problem import provided
@@ -24,6 +24,11 @@ def run(a: argparse.Namespace) -> int:
     """Time, or read what was timed; a table, and a plot where one is asked for."""
     if a.scale:
         return _scale(a)
+    if bench_ep.asked(a):
+        return bench_ep.run(a)
+    if a.device == "cpu":
+        raise UsageError("--device cpu goes with --ep; without ranks bench times a GPU")
+    a.backend = a.backend or "triton"
     if a.dry_run:
         for share in a.share:
             for tokens in a.tokens:

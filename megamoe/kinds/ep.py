@@ -115,7 +115,8 @@ def judge(runner: Any, case: Case) -> Verdict:
     with runner.caller() as call:
         shown = _shown(_asked(case, call, problem, every), identity.here)
         alone = None
-        if case.params["family"] == "envelope" and identity.batch_invariant:
+        steady = identity.batch_invariant and identity.provides("forward")
+        if case.params["family"] == "envelope" and steady:
             alone = forward_bits(call.forward(problem).result, problem)["y"]
     outputs = [_whole(problem, every, shown, at) for at in range(len(shown.labels))]
     y = outputs[0]
@@ -131,7 +132,7 @@ def judge(runner: Any, case: Case) -> Verdict:
         found += _refusals(case, problem, ranks, shown)
     actual = forward.rows(case, {"y": y})
     verdict: Verdict = forward.judged(runner, case, golden, problem, actual, found, ("ranks",))
-    return _with_ranks(case, verdict, problem, every, golden)
+    return _with_ranks(verdict, every)
 
 
 @dataclass(frozen=True)
@@ -238,17 +239,17 @@ def _refusals(case: Case, problem: Problem, ranks: int, shown: _Shown) -> list[F
     return out
 
 
-def _with_ranks(
-    case: Case, verdict: Verdict, problem: Problem, every: Sequence[Place], golden: Any
-) -> Verdict:
-    """A fail names the ranks; nothing else changes."""
-    if verdict.status != "fail":
+def _with_ranks(verdict: Verdict, every: Sequence[Place]) -> Verdict:
+    """A fail names the ranks whose tokens have other bits; nothing else changes."""
+    wrong = {row for finding in verdict.findings for row in finding.rows}
+    parts = [
+        f"rank {rank}, tokens {p.rows.start} to {p.rows.stop - 1}"
+        for rank, p in enumerate(every) if wrong & {*range(p.rows.start, p.rows.stop)}
+    ]  # fmt: skip
+    if verdict.status != "fail" or not parts:
         return verdict
-    parts = ", ".join(
-        f"{rank}: tokens {p.rows.start} to {p.rows.stop - 1}"
-        for rank, p in enumerate(every) if p.rows.stop > p.rows.start
-    )  # fmt: skip
-    return replace(verdict, reason=f"{verdict.reason} (ranks {parts})")
+    of = f"wrong on {len(parts)} of {len(every)} ranks: {'; '.join(parts)}"
+    return replace(verdict, reason=f"{verdict.reason} ({of})")
 
 
 KIND: Final = replace(forward.KIND, **vars(EP), judge=judge, ask=None, judge_returned=None)

@@ -8,7 +8,6 @@ A request names the file of its store, or none, where the environment is that of
 from __future__ import annotations
 
 import datetime
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,15 +18,19 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-from megamoe.layer.expert_parallel import ExpertParallel
+from megamoe.layer.expert_parallel import ExpertParallel, RankError
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.moves import move_over_ranks
+from megamoe.layer.own_ranks import OwnRanks, spanning
+from megamoe.layer.ranks import INTERFACE, engine
 from megamoe.layer.rebalance import initial_placement, logical_load, rebalance_experts
 from megamoe.spec.tensors import WEIGHTS
 
 LONGEST_DELAY: Final = 0.02
 """Seconds that a rank may sleep before a stage, under law ``delays``."""
 SPOILED: Final = 0xFF
+START: Final = "the start of the process group"
+"""Where a rank is before it has a group; in place of a stage."""
 ARGUMENTS: Final = ("hidden_states", "topk_weights", "topk_ids")
 
 Variants = Iterator[tuple[str, torch.Tensor]]
@@ -67,10 +70,14 @@ class _Call:
 def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
     """The outputs of every variant by number, and what the judge compares beside them."""
     plain = request["plain"]
+    stage = Path(plain["stage"]) if plain.get("stage") else None
+    if stage is not None and not dist.is_initialized():
+        _write(stage, START)
     group = _group(served, plain, request["seconds"])
+    if stage is not None:
+        stage.unlink(missing_ok=True)
     call = _made(served, plain, given, group)
     spans = call.spans
-    stage = Path(plain["stage"]) if plain.get("stage") else None
     if spans is not None and stage is not None:
         spans.at = lambda name: _write(stage, name)
     y = call.y().clone()
@@ -82,6 +89,7 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
     for label, variant in LAWS[plain["law"]](call):
         out[label] = variant.clone()
     if plain["law"] == "refused":
+        _ours(call)  # only our dispatch tells the other ranks; in any other they would wait
         extra["refused"] = _refused(call)
         out["a call after the refused one"] = call.y().clone()
     if plain.get("gather"):
@@ -96,31 +104,33 @@ def _write(path: Path, name: str) -> None:
 
 
 def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
-    """The default group of this process, which the first request makes."""
+    """The default group of this process, which the first request makes.
+
+    ``RankError`` where the ranks do not find one another in time.
+    """
     limit = datetime.timedelta(seconds=seconds)
     if not dist.is_initialized():
         where = {} if plain["store"] is None else {
             "init_method": f"file://{plain['store']}", "rank": plain["rank"],
             "world_size": plain["of"],
         }  # fmt: skip
-        dist.init_process_group(_engine(served.device), timeout=limit, **where)
+        try:
+            dist.init_process_group(engine(served.device), timeout=limit, **where)
+        except (RuntimeError, ValueError) as error:
+            words = " ".join(str(error).split())[:200]
+            who = f"rank {plain['rank']} of {plain['of']}"
+            mend = "" if where else f"; {INTERFACE}"
+            raise RankError(
+                f"no process group: {who} did not find the others: {words}{mend}"
+            ) from error
     return dist.group.WORLD
-
-
-def _engine(device: str) -> str:
-    """NCCL where each rank of this host has a GPU of its own, else gloo."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    alone = device.startswith("cuda") and torch.cuda.device_count() >= local
-    return "nccl" if alone and dist.is_nccl_available() else "gloo"
 
 
 def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group: Any) -> _Call:
     """The module with this rank's weights, and its replica map if the case has one."""
     local = given["w13_weight"].shape[0]
     physical, logical = local * plain["of"], plain["logical"]
-    backend = served.backend
-    if not getattr(backend, "global_ids", False):
-        backend = ExpertParallel(backend, group)  # over one rank too
+    backend = spanning(served.backend, group)  # over one rank too
     module = DeepseekV4MegaMoEExperts(
         plain["max_num_tokens"], group=group, num_experts=physical, num_local_experts=local,
         experts_start_idx=local * plain["rank"], top_k=given["topk_ids"].shape[1],
@@ -137,13 +147,20 @@ def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group
     load = torch.zeros(1, physical, dtype=torch.int32, device=device)
     module.set_eplb_state(0, load, given["map"][None], given["count"][None])
     stats = torch.zeros(local, dtype=torch.int32, device=device)
-    if hasattr(module.backend, "stats"):
-        module.backend.stats = stats
+    counting = _counting(module)
+    if hasattr(counting, "stats"):
+        counting.stats = stats
     return _Call(module, given, plain, load)
 
 
+def _counting(module: DeepseekV4MegaMoEExperts) -> Any:
+    """The object whose ``stats`` counts received rows, if it has that attribute."""
+    backend = module.backend
+    return backend.backend if isinstance(backend, OwnRanks) else backend
+
+
 def _received(call: _Call) -> list[int] | None:
-    stats = getattr(call.module.backend, "stats", None)
+    stats = getattr(_counting(call.module), "stats", None)
     if stats is None:
         return None
     counts: list[int] = stats.tolist()
@@ -283,7 +300,9 @@ def _graph(call: _Call) -> Variants:
 def _ours(call: _Call) -> ExpertParallel:
     spans = call.spans
     if spans is None:
-        raise NotImplementedError("the backend spans the ranks itself; the law is of our dispatch")
+        raise NotImplementedError(
+            f"the backend spans the ranks itself; law {call.plain['law']} is of megamoe's dispatch"
+        )
     return spans
 
 

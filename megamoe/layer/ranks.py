@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+
+INTERFACE: Final = (
+    "if a host's name is an address that the others cannot reach, set GLOO_SOCKET_IFNAME on each "
+    "host to the interface that they share (NCCL_SOCKET_IFNAME for NCCL)"
+)
+"""What mends a group of several hosts whose ranks do not find one another."""
 
 
 def check_ranks(
@@ -31,6 +38,14 @@ def check_ranks(
             f"rank, in the order of ranks; rank {rank} of {ranks} holds "
             f"[{start}, {start + num_local_experts})"
         )
+
+
+def engine(device: str) -> str:
+    """NCCL where each rank of this host has a GPU of its own, else gloo; by torchrun's
+    ``LOCAL_WORLD_SIZE``."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    alone = device.startswith("cuda") and torch.cuda.device_count() >= local
+    return "nccl" if alone and dist.is_nccl_available() else "gloo"
 
 
 def one_rank(device: torch.device) -> Any:

@@ -7,6 +7,7 @@ of vLLM 0.33. A face owns its parameters and their loading.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import torch
@@ -25,10 +26,10 @@ from megamoe.layer.checks import (
     extent,
 )
 from megamoe.layer.eplb import EplbLayerState, served_ids
-from megamoe.layer.expert_parallel import ExpertParallel
 from megamoe.layer.loading import Loaded
 from megamoe.layer.modes import without_autocast
 from megamoe.layer.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
+from megamoe.layer.own_ranks import spanning
 from megamoe.layer.ranks import check_ranks
 from megamoe.layer.staging import check_staging_inputs
 from megamoe.layer.symm_buffer import check_capacity, get_symm_buffer, new_symm_buffer
@@ -56,8 +57,8 @@ class RoutedExperts(nn.Module):
     Without ``group`` one rank's share is computed: an id of another rank's expert is a slot without
     effect, and the output is this rank's part of the sum. With a group of several ranks the call is
     collective, so it is made for no tokens too: it is given the ids of all ranks and gives the
-    whole sum for the tokens of this one. A backend with ``global_ids`` spans the ranks itself; for
-    any other :class:`megamoe.layer.expert_parallel.ExpertParallel` does.
+    whole sum for the tokens of this one. A backend with ``global_ids`` or ``forward_group`` spans
+    the ranks itself; for any other :class:`megamoe.layer.expert_parallel.ExpertParallel` does.
 
     A backend offers ``forward(problem)``, which is given the weights in the checkpoint's layout,
     or ``run(y, weights, buffer, num_tokens, *, activation_clamp, fast_math)``, which is given the
@@ -143,9 +144,7 @@ class RoutedExperts(nn.Module):
             else:
                 found = checked(given, callables=("run", *CALLABLES))
             self._check_ranks(found)
-            if self._has_ranks and not getattr(found, "global_ids", False):
-                found = ExpertParallel(found, self.group)
-            self._backend = found
+            self._backend = spanning(found, self.group) if self._has_ranks else found
         return self._backend
 
     @property
@@ -220,8 +219,13 @@ class RoutedExperts(nn.Module):
                 hidden_states, topk_weights, topk_ids, activation_clamp, fast_math, asked
             )
         except Exception:
+            # The other ranks wait for this one. If this is its first call, the backend was not
+            # looked up yet.
+            if self._has_ranks:
+                with suppress(ValueError, NotImplementedError):
+                    _ = self.backend
             refuse = getattr(self._backend, "refuse", None)
-            if refuse is not None:  # the other ranks wait for this one
+            if refuse is not None:
                 refuse(self._device())
             raise
         if call is None:

@@ -35,7 +35,7 @@ POISON = 0x5A  # bytes of a blank tensor before a call, so that an unwritten ele
 AUTO = "auto"  # of contracts: the backend's own
 FLAGS = ("folds_scales",)
 """Attributes that are true or absent; each decides what the judge asks of the backend."""
-CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "run")
+CALLABLES = ("forward", "prepare", "eplb_map", "transform_weights", "forward_group", "run")
 
 
 class BackendError(ValueError):

@@ -17,7 +17,7 @@ from megamoe.worker.choice import AUTO, Choice, choose
 
 START_SECONDS: Final = 300.0
 """Seconds for the import of torch and the creation of the backend."""
-JUDGED: Final = ("forward", "prepare", "eplb_map", "transform_weights")
+JUDGED: Final = ("forward", "prepare", "eplb_map", "transform_weights", "forward_group")
 """A backend offers at least one of these."""
 
 MODULES: Final = {

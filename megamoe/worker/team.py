@@ -24,6 +24,8 @@ PATIENCE: Final = 10.0
 """Seconds that the other ranks get once one has failed; then their processes are ended."""
 LOST: Final = "RankError: "
 """Start of the error of a rank whose group broke, or where another rank failed."""
+NO_GROUP: Final = f"{LOST}no process group"
+"""Start of the error of a rank that did not find the others at its first call."""
 OUTCOMES: Final = ("broken", "raised", "missing", "declined", "unwritten")
 """Keys of a reply that is no answer."""
 
@@ -115,7 +117,11 @@ class Team:
             return {"ranks": [{"broken": self._over} for _ in self._workers], "took": 0.0}
         started = time.monotonic()
         replies = self._all(request["ranks"], seconds)
-        dead = any("broken" in reply or reply.get("lost") for reply in replies)
+        dead = any(
+            "broken" in reply or reply.get("lost")
+            or str(reply.get("raised", "")).startswith(NO_GROUP)
+            for reply in replies
+        )  # fmt: skip
         # Under torchrun the broken process may be another host's: what is seen here is an echo.
         echo = any(str(reply.get("raised", "")).startswith(LOST) for reply in replies)
         if dead or (echo and self.ranks.torchrun):

@@ -55,6 +55,13 @@ class Template:
         assert self._process.stdout.readline() == b"ready\n", "the template did not start"
         self.forks = 0
 
+    @classmethod
+    def at(cls, address: str) -> Template:
+        """The template of another process, for a program that a test starts."""
+        found = cls.__new__(cls)
+        found.address, found.forks = address, 0
+        return found
+
     def start(self, order: dict[str, Any], serve: str) -> dict[str, Any]:
         """The order to a keeper, with a relay in place of a new interpreter."""
         if order["argv"] != [sys.executable, serve]:

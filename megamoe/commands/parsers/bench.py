@@ -12,7 +12,13 @@ def add(commands: Any, command: Any) -> None:
     """The parser of ``bench``."""
     b = command(commands, "bench", "time a backend beside the floor and beside peers", "bench.run")
     b.set_defaults(backend_is="here")
-    b.add_argument("--backend", default="triton", help="default: triton; it must have `run`")
+    b.add_argument("--backend", help="default: triton, and eager with --device cpu; without "
+                   "--ep it must have `run`")  # fmt: skip
+    b.add_argument("--ep", type=at_least_one, metavar="N",
+                   help="the layer over N ranks of this machine, or of torchrun, in place of one "
+                   "GPU: its stages and the link; --tokens are those of each rank")  # fmt: skip
+    b.add_argument("--device", choices=("cpu", "cuda"), default="cuda",
+                   help="default: cuda; cpu goes with --ep")  # fmt: skip
     b.add_argument("--share", nargs="+", choices=SHARES, default=list(DEFAULT_SHARES),
                    help=f"of which models (default {' '.join(DEFAULT_SHARES)})")  # fmt: skip
     b.add_argument("--tokens", nargs="+", type=at_least_one, metavar="T",
