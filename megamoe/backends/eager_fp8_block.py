@@ -52,7 +52,8 @@ def stage(hidden: torch.Tensor, contract: Dialect) -> tuple[torch.Tensor, torch.
     groups = hidden.float().unflatten(-1, (-1, contract.activation_group.value))
     floor = _fp32(contract.staging_amax_floor.value, groups)
     scale = torch.maximum(_amax(groups), floor) / 448.0
-    codes = e4m3_codes(groups * (1.0 / scale), contract)
+    quotient = contract.activation_scale.value == "quotient"
+    codes = e4m3_codes(groups / scale if quotient else groups * (1.0 / scale), contract)
     return codes.flatten(-2), scale.squeeze(-1)
 
 
@@ -82,7 +83,8 @@ def activate(
     if act.clamp is not None:
         bound = _fp32(act.clamp, gate)
         lower = -bound if contract.gate_clamped_below.value else _fp32(-torch.inf, gate)
-        gate, up = _clamped(gate, lower, bound), _clamped(up, -bound, bound)
+        of_nan = bound if contract.clamp_nan.value == "upper" else -bound
+        gate, up = _clamped(gate, lower, bound, bound), _clamped(up, -bound, bound, of_nan)
     denominator = 1.0 + (-gate).double().exp().float()
     sigmoid = 1.0 / denominator
     if act.fast_math:  # rcp.approx.ftz
@@ -110,9 +112,11 @@ def linear(
     return acc
 
 
-def _clamped(value: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """NaN becomes the upper bound: ``t < u ? t : u`` takes u."""
-    return torch.where(value.isnan(), high, value.clamp(low, high))
+def _clamped(
+    value: torch.Tensor, low: torch.Tensor, high: torch.Tensor, of_nan: torch.Tensor
+) -> torch.Tensor:
+    """Both bounds, and the number that NaN becomes."""
+    return torch.where(value.isnan(), of_nan, value.clamp(low, high))
 
 
 def _amax(groups: torch.Tensor) -> torch.Tensor:

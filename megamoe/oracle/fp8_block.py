@@ -51,8 +51,10 @@ def staged(hidden: U16, contract: Dialect) -> tuple[U8, F32]:
     with np.errstate(invalid="ignore", over="ignore"):
         amax = np.fmax.reduce(np.abs(groups), axis=-1)
         scale = np.fmax(amax, np.float32(contract.staging_amax_floor.value)) / _448
-        factor = (np.float32(1) / scale)[..., None]
-        codes = e4m3_cast(groups * factor, contract.cast_saturates.value)
+        own = scale[..., None]
+        quotient = contract.activation_scale.value == "quotient"
+        scaled = groups / own if quotient else groups * (np.float32(1) / own)
+        codes = e4m3_cast(scaled, contract.cast_saturates.value)
     return codes.reshape(hidden.shape), scale
 
 
@@ -160,13 +162,16 @@ class Layer:
             return gate, up
         bound = np.float32(self.act.clamp)  # as it is: the kernel has it in fp32
         lower = -bound if self.contract.gate_clamped_below.value else -np.float32(np.inf)
-        return _clamped(gate, lower, bound), _clamped(up, -bound, bound)
+        of_nan = bound if self.contract.clamp_nan.value == "upper" else -bound
+        return _clamped(gate, lower, bound, bound), _clamped(up, -bound, bound, of_nan)
 
     def point(self, x: U8, x_scale: F32, weight: F32, expert: Expert) -> tuple[F32, F64]:
         """Linear 1 in fp32, and the row in float64, each the exact sum rounded once (to odd)."""
         sums = _fp32(exact(x, x_scale, expert.w13, expert.w13_scale))
         gate, up = self.halves(sums)
-        acts = self.weighted(_point(silu(gate)), _point(up), weight).low
+        acts = self.weighted(
+            _point(silu(gate, self.contract.precise_silu.value)), _point(up), weight
+        ).low
         codes, scale = self.rule.known(acts)
         return sums, exact(codes, scale, expert.w2, expert.w2_scale)
 
@@ -194,9 +199,9 @@ def _point(value: F32) -> Hull:
     return Hull(value, value, np.isnan(value))
 
 
-def _clamped(value: F32, low: np.float32, high: np.float32) -> F32:
-    """Both bounds; NaN becomes the upper one."""
-    return np.where(np.isnan(value), high, np.clip(value, low, high)).astype(np.float32)
+def _clamped(value: F32, low: np.float32, high: np.float32, of_nan: np.float32) -> F32:
+    """Both bounds, and the number that NaN becomes."""
+    return np.where(np.isnan(value), of_nan, np.clip(value, low, high)).astype(np.float32)
 
 
 def _fp32(sums: F64) -> F32:

@@ -24,11 +24,13 @@ _FLUSHED: Final = -87.0
 """From here down the reciprocal may be subnormal, and flushed to zero."""
 
 
-def silu(gate: F32) -> F32:
-    """``g * fl(1 / fl(1 + fl(exp(-g))))``, each operation rounded correctly."""
+def silu(gate: F32, division: str) -> F32:
+    """``g * fl(1 / d)`` or ``g / d`` with ``d = fl(1 + fl(exp(-g)))``, each operation rounded
+    correctly; ``division`` as the clause ``precise_silu`` has it."""
     with np.errstate(all="ignore"):
         power = exp_rounded(-gate.astype(np.float64).ravel()).reshape(gate.shape)
-        return gate * (np.float32(1) / (np.float32(1) + power))
+        below = np.float32(1) + power
+        return gate / below if division == "g/d" else gate * (np.float32(1) / below)
 
 
 def silu_hull(low: F32, high: F32, fast: bool) -> Hull:

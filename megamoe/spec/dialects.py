@@ -24,16 +24,15 @@ class Dialect(Contract):
     one feature that each case of the dialect asks for."""
     activation_scale: Clause[str]
     """The rule from a group of hidden states to its fp32 scale and its codes. 'reciprocal':
-    ``s = fl(max(amax, floor) / 448)``, ``r = fl(1 / s)``, codes of ``fl(x * r)``."""
+    ``s = fl(max(amax, floor) / 448)``, ``r = fl(1 / s)``, codes of ``fl(x * r)``; 'quotient': the
+    same scale, codes of ``fl(x / s)``."""
     activation_group: Clause[int]
     """Hidden states that share a scale."""
-    scale_product: Clause[str]
-    """How a run's sum is scaled: 'rounded-first' is ``sum + fl(a * w) * run`` with the scales a and
-    w of activations and weights, by one fma or by a product and a sum."""
     gate_up: Clause[str]
     """The type of gate and up between linear 1 and the clamp: 'fp32' or 'bf16'."""
     clamp_nan: Clause[str]
-    """What the clamp makes of NaN: 'upper', the upper bound for gate and up."""
+    """What the clamp makes of NaN: 'upper', the upper bound of gate and up; 'first', the bound that
+    meets it first, which is the lower one of up."""
     requant_group: Clause[int]
     """Activations that share a scale."""
     requant_amax_floor: Clause[float]
@@ -56,8 +55,8 @@ class Dialect(Contract):
 
 _READ: Final = (
     "features", "weights", "staging_amax_floor", "activation_scale", "activation_group",
-    "cast_saturates", "amax_drops_nan", "scale_product", "gate_up", "gate_up_order",
-    "gate_clamped_below", "clamp_nan", "precise_silu", "routing_weight", "bf16_before_requant",
+    "cast_saturates", "gate_up", "gate_up_order", "gate_clamped_below", "clamp_nan",
+    "precise_silu", "routing_weight", "bf16_before_requant",
     "requant_group", "requant_scale", "requant_amax_floor", "combine_order",
 )  # fmt: skip
 """In the order of computation. The other fields of :class:`Contract` speak of stages and options
@@ -74,17 +73,12 @@ SGL_SM90: Final = Dialect(
     features=Clause(("fp8-block",), f"{_SM90}: SwiGLU of routed experts with a clamp, no more"),
     replica_choice=_NONE, replica_hash=_NONE, padding_known=_NONE, staging_exponent_min=_NONE,
     staging_exponent_max=_NONE, staging_clips=_NONE, clamp_drops_nan=_NONE, situ_tanh=_NONE,
-    requant_exponent_min=_NONE, shared_expert=_NONE,
+    amax_drops_nan=_NONE, requant_exponent_min=_NONE, shared_expert=_NONE,
     weights=Clause("fp8-block", f"{_SM90}: kGranK 128; gate_sf, up_sf and l2_sf of 128 x 128"),
     staging_amax_floor=Clause(1e-10, f"{_PRE}: fmaxf(local_max, 1e-10f)"),
     activation_scale=Clause("reciprocal", f"{_PRE}: absmax / 448, 1 / raw_scale, then a product"),
     activation_group=Clause(128, f"{_PRE}: kGroupSize == 128"),
     cast_saturates=Clause(True, f"{_PRE}: __NV_SATFINITE; the constructor of __nv_fp8x2_e4m3 too"),
-    amax_drops_nan=Clause(True, f"{_PRE}: fmaxf"),
-    scale_product=Clause(
-        "rounded-first", f"{_SM90}: final_accum += scale_a * sb * accum, from left to right; the "
-        "compiler may contract it to an fma. Its second way (kReuseAccumAsFinal) is another class",
-    ),
     gate_up=Clause("fp32", f"{_SM90}: final_accum goes into the clamp as it is"),
     gate_up_order=Clause("gate-up", f"{_SM90}: gate_n, and up_n = I/128 + gate_n"),
     gate_clamped_below=Clause(False, f"{_SM90}: clamp_gate has one cute::min"),
