@@ -38,7 +38,6 @@ from megamoe.layer.staging import (
 )
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
-from megamoe.spec.dialects import Dialect
 from megamoe.spec.features import FEATURES, Activation
 from megamoe.spec.formats import E2M1_TABLE, E4M3_TABLE, GROUP
 from megamoe.spec.problem import Problem
@@ -80,7 +79,7 @@ class EagerBackend:
         with without_autocast(problem.hidden_states.device):  # it takes bmm's operands for bfloat16
             if problem.weight_format == "nvfp4":
                 return {"y": forward_nvfp4(problem, self.contract)}
-            if isinstance(self.contract, Dialect):
+            if problem.is_dialect:
                 return {"y": forward_fp8_block(problem, self.contract)}
             return self._forward(problem)
 
