@@ -264,7 +264,7 @@ def test_diff(monkeypatch, capsys):
     other = dataclasses.replace(
         BASE, revision="2099-01", requant_exponent_min=Clause(105, "made up [for this]")
     )
-    monkeypatch.setitem(verb.REVISIONS, "2099-01", other)
+    monkeypatch.setitem(verb.CONTRACTS, "2099-01", other)
     assert main(["contract", "diff", BASE.revision, "2099-01"]) == 0
     out = capsys.readouterr().out
     assert "requant_exponent_min" in out and "105" in out and "l2_acts_sf" in out

@@ -12,7 +12,7 @@ from megamoe.cases import golden_root, load_cases
 from megamoe.environment import slug
 from megamoe.golden import GoldenError, Store, bless, diff, make, record, recorded
 from megamoe.golden.documents import read_recorded
-from megamoe.spec.contract import BASE, REVISIONS
+from megamoe.spec.contract import BASE, CONTRACTS
 from tests.helpers.golden import case_named, make_golden, quiet
 from tests.helpers.mutated import many, mutated, result_or_one_line
 
@@ -69,7 +69,7 @@ def test_the_line_says_where_and_what_must_be(root, tmp_path, change, said):
 def test_the_goldens_of_this_repository_are_what_the_manifest_says():
     if not golden_root().is_dir():
         pytest.skip(f"no goldens at {golden_root()}")
-    stores = {name: Store(golden_root(), make, contract) for name, contract in REVISIONS.items()}
+    stores = {name: Store(golden_root(), make, contract) for name, contract in CONTRACTS.items()}
     for case in load_cases():
         files = {}  # revisions share one: it is read once
         for store in (stores[name] for name in case.revisions):

@@ -16,15 +16,16 @@ import pytest
 from megamoe.cases import Case, golden_root, load_cases
 from megamoe.golden import Store, digest_of, make, regenerate
 from megamoe.judge import BAD
-from megamoe.spec.contract import BASE, REVISIONS
+from megamoe.spec.contract import BASE, CONTRACTS
 from megamoe.suite.runner import Runner
 from tests.helpers.local import Local
 from tests.helpers.mutants import MUTANTS, Mutant, build
+from tests.helpers.mutants_dialects import DIALECTS
 from tests.helpers.mutants_features import FEATURES
 from tests.helpers.mutants_numbers import ALLOWED, NUMBERS
 from tests.helpers.mutants_places import PLACES
 
-SMALL = [*NUMBERS, *PLACES, *FEATURES]
+SMALL = [*NUMBERS, *PLACES, *FEATURES, *DIALECTS]
 ALL = [*MUTANTS, *SMALL]
 CASES = {case.id: case for case in load_cases()}
 
@@ -54,7 +55,7 @@ def small_cases(glob: str, revision: str = BASE.revision) -> tuple[Case, ...]:
 @functools.cache
 def store_of(revision: str) -> Store:
     """Its manifest is read and checked once: that takes longer than most cases."""
-    return Store(golden_root(), make, REVISIONS[revision])
+    return Store(golden_root(), make, CONTRACTS[revision])
 
 
 @functools.cache
@@ -106,7 +107,7 @@ def test_what_the_contract_allows_is_green(mutant: Mutant, tmp_path: Path) -> No
 
 def test_the_source_without_a_fault_is_green(tmp_path: Path) -> None:
     """A copy without an edit passes the first cases of each kind: red means the fault."""
-    for revision in REVISIONS:
+    for revision in CONTRACTS:
         runner = Kept(Mutant(f"none-{revision}", "*", [], revision), tmp_path)
         for glob in {m.cases for m in ALL if m.contract == revision}:
             for case in small_cases(glob, revision)[:5]:

@@ -30,6 +30,7 @@ from megamoe.cases.kind import lacks_cuda
 from megamoe.golden import regenerate
 from megamoe.judge.outputs import forward_bits
 from megamoe.printable import counted
+from megamoe.spec.contract import REVISIONS
 from megamoe.spec.problem import Problem
 
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -120,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return worker()
     try:
         chosen = select(load_cases(), "forward", args.tier, args.case)
+        chosen = [case for case in chosen if {*REVISIONS} & {*case.revisions}]  # no dialects
         cases = [case for case in chosen if not lacks_cuda(case, args.device)]
         if not hasattr(load_backend(args.backend, args.device), "forward"):
             raise ValueError(f"{args.backend} has no forward; there is nothing to repeat")

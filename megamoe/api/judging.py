@@ -16,8 +16,8 @@ from megamoe.golden import Store, digest_of, make, regenerate
 from megamoe.judge import Finding, Verdict, checked, forward_bits, of_findings, picture
 from megamoe.kinds import forward
 from megamoe.kinds.forward import Shown
-from megamoe.spec.accumulators import ACCUMULATORS
-from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.spec.accumulators import KNOWN
+from megamoe.spec.contract import CONTRACTS, Contract
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Output, Problem
 from megamoe.spec.tensors import OPERATIONS, TENSORS
@@ -100,10 +100,10 @@ def judge(
 
 
 def _class(accumulator: str | None) -> str:
-    if accumulator not in ACCUMULATORS:
+    if accumulator not in KNOWN:
         raise ValueError(
             f"accumulator is {accumulator!r}; name the class that the kernel claims, one of "
-            f"{', '.join(ACCUMULATORS)}"
+            f"{', '.join(KNOWN)}"
         )
     return str(accumulator)
 
@@ -115,7 +115,7 @@ def _of_problem(
     problem: Problem, output: Any, accumulator: str | None, revision: str | None
 ) -> Judgement:
     claimed, asked = _class(accumulator), set(problem.features)
-    known = tuple(n for n, c in REVISIONS.items() if asked <= set(c.features.value))
+    known = tuple(n for n, c in CONTRACTS.items() if c.takes(asked))
     if not known:
         raise ValueError(f"no contract knows {', '.join(problem.features)} together")
     contract = contract_for(revision, known, f"a problem that asks {', '.join(problem.features)}")

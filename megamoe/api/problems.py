@@ -16,7 +16,7 @@ from megamoe.cases.load import case_of_params
 from megamoe.cases.pattern import one_of
 from megamoe.cases.recipes import forward_problem
 from megamoe.golden import Store, StoredGolden, make, regenerate
-from megamoe.spec.contract import NEWEST, REVISIONS, Contract, contract
+from megamoe.spec.contract import CONTRACTS, NEWEST, Contract, contract
 from megamoe.spec.problem import Problem
 from megamoe.suggest import hint
 
@@ -120,7 +120,7 @@ def _root(golden: Path | str | None) -> Path:
 def contract_for(asked: str | None, known: tuple[str, ...], what: str) -> Contract:
     """The revision ``asked``; for None the newest of those that know ``what``."""
     if asked is None:
-        return NEWEST if NEWEST.revision in known else REVISIONS[known[-1]]
+        return NEWEST if NEWEST.revision in known else CONTRACTS[known[-1]]
     chosen = contract(asked)
     if asked not in known:
         raise ValueError(f"contract {asked} does not know {what}; these do: {', '.join(known)}")

@@ -22,6 +22,7 @@ import torch
 
 from megamoe.backends.eager_activation import activate
 from megamoe.backends.eager_combine import combine
+from megamoe.backends.eager_fp8_block import forward_fp8_block
 from megamoe.backends.eager_nvfp4 import forward_nvfp4
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.kernel_weights import transform_weights
@@ -73,11 +74,13 @@ class EagerBackend:
         """The whole layer; returns every stage of ``tensors.STAGES``, FP8 codes as uint8.
 
         Slots whose id is outside ``[0, E)`` take no part and read as zeros in ``l2_acts``. For
-        weights in NVFP4 it returns ``y`` alone: the other stages have formats of their own there.
+        other formats than MXFP4 it returns ``y`` alone: the stages have formats of their own there.
         """
         with without_autocast(problem.hidden_states.device):  # it takes bmm's operands for bfloat16
             if problem.weight_format == "nvfp4":
                 return {"y": forward_nvfp4(problem, self.contract)}
+            if problem.is_dialect:
+                return {"y": forward_fp8_block(problem, self.contract)}
             return self._forward(problem)
 
     def _forward(self, problem: Problem) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from megamoe.predict import SM100, predict
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.contract import contract as find_contract
-from megamoe.spec.features import FEATURES
+from megamoe.spec.features import DIALECT_FORMATS, FEATURES
 from megamoe.spec.problem import Problem
 
 
@@ -26,7 +26,7 @@ class ModelBackend:
 
     name = "model"
     accumulator = SM100.accumulator
-    features = FEATURES
+    features = tuple(name for name in FEATURES if name not in DIALECT_FORMATS)
 
     def __init__(self, device: torch.device, contract: Contract = NEWEST) -> None:
         self.device, self.contract = device, contract

@@ -23,9 +23,11 @@ from megamoe.cases.kind import (
 from megamoe.spec.contract import Contract
 from megamoe.spec.features import (
     COMBINE_DTYPES,
+    DIALECT_FORMATS,
     SIZE_MULTIPLE,
     WEIGHT_FORMATS,
     Activation,
+    dialect_fault,
     features_of,
     nvfp4_fault,
 )
@@ -137,6 +139,12 @@ def _format_fault(params: Params) -> str:
         return f"weight_format must be one of {', '.join(WEIGHT_FORMATS)}"
     if params.get("weight_format") == "nvfp4":
         return nvfp4_fault(_features(params), params["hidden"], params["intermediate"], scale)
+    if params.get("weight_format") in DIALECT_FORMATS:
+        fault = dialect_fault(
+            params["weight_format"], _features(params), params["hidden"], params["intermediate"]
+        )
+        if fault:
+            return fault
     return "" if scale is None else "l2_activation_scale needs weight_format = 'nvfp4'"
 
 
@@ -154,7 +162,7 @@ def _features(p: Mapping[str, Any]) -> tuple[str, ...]:
 
 def knows(case: Case, contract: Contract) -> bool:
     """The contract has a rule for every feature that the case asks."""
-    return set(features(case)) <= set(contract.features.value)
+    return contract.knows(case.kind, features(case))
 
 
 FORWARD: Final = Form(
@@ -192,8 +200,8 @@ LAWS: Final = (
 def _property(where: str, params: Params) -> None:
     """Complete the parameters as those of a forward case; the laws rearrange MXFP4 weights only."""
     _forward(where, params)
-    if params.get("weight_format") == "nvfp4":
-        raise CaseError(f"{where}: the laws are not written for nvfp4; make it a forward case")
+    if (format_ := params.get("weight_format", "mxfp4")) != "mxfp4":
+        raise CaseError(f"{where}: the laws are not written for {format_}; make it a forward case")
 
 
 PROPERTY: Final = replace(

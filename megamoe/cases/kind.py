@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.spec.contract import CONTRACTS, Contract
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -67,7 +67,7 @@ class Case:
     def revisions(self) -> list[str]:
         """Contracts that have rules for the whole case; its golden is stored under the first."""
         return [
-            name for name, contract in REVISIONS.items() if form_of(self.kind).knows(self, contract)
+            name for name, contract in CONTRACTS.items() if form_of(self.kind).knows(self, contract)
         ]
 
     def definition(self) -> str:
@@ -124,7 +124,7 @@ class Form:
     """The inputs are the fields of a problem, and the golden is the whole layer's."""
     features: Callable[[Case], tuple[str, ...]] = lambda case: ()
     """The features among :data:`megamoe.spec.features.FEATURES` that the case asks for."""
-    knows: Callable[[Case, Contract], bool] = lambda case, contract: True
+    knows: Callable[[Case, Contract], bool] = lambda case, contract: contract.knows(case.kind)
     """``knows(case, contract)``: whether the contract has rules for everything in the case."""
 
 
@@ -207,4 +207,5 @@ def complete_unpadded(where: str, params: Params) -> None:
 
 def knows_padding(case: Case, contract: Contract) -> bool:
     """A case with padding rows belongs to the contracts that know padding rows."""
-    return contract.padding_known.value or "unpadded" not in case.params
+    known = contract.knows(case.kind)
+    return known and (contract.padding_known.value or "unpadded" not in case.params)

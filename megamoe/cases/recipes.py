@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megamoe.cases.block_weights import block_weights
 from megamoe.cases.counter import below, key, random_bytes, words
 from megamoe.cases.streams import (
     HIDDEN,
@@ -24,7 +25,7 @@ from megamoe.cases.streams import (
     options,
 )  # fmt: skip
 from megamoe.cases.weights import expert_weights, nvfp4_weights, shared_expert
-from megamoe.spec.formats import E4M3_TABLE, GROUP, NVFP4_GROUP, U16, bf16_round
+from megamoe.spec.formats import BLOCK, E4M3_TABLE, GROUP, NVFP4_GROUP, U16, bf16_round
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import NVFP4_FACTORS, SHARED_WEIGHTS
 
@@ -232,6 +233,23 @@ EXTRAS = ("activation", "activation_alpha", "activation_beta", "combine_dtype")
 """Parameters of a case that are fields of the problem, and have a default there."""
 
 
+def _blank(
+    format_: str, experts: int, hidden: int, inter: int
+) -> tuple[npt.NDArray[Any], ...]:  # fmt: skip
+    """Zeros for w13, its scales, w2 and its scales, of all experts."""
+    sizes = (2 * inter, hidden), (hidden, inter)
+    out: list[npt.NDArray[Any]] = []
+    for rows, columns in sizes:
+        if format_ == "fp8-block":
+            out.append(np.zeros((experts, rows, columns), np.uint8))
+            out.append(np.zeros((experts, rows // BLOCK, columns // BLOCK), np.float32))
+            continue
+        group = NVFP4_GROUP if format_ == "nvfp4" else GROUP
+        out.append(np.zeros((experts, rows, columns // 2), np.uint8))
+        out.append(np.zeros((experts, rows, columns // group), np.uint8))
+    return tuple(out)
+
+
 def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:
     """The forward problem of a case, on the CPU; with ``rows`` only those tokens.
 
@@ -243,26 +261,26 @@ def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:
     made_at, at_token = made_tokens(case.seed, p, tokens)
     ids, weights = routing(case.seed, made_at, experts, p["top_k"], p.get("routing_recipe", {}))
     touched = np.unique(ids[ids >= 0])
-    is_nvfp4 = p.get("weight_format") == "nvfp4"
-    group = NVFP4_GROUP if is_nvfp4 else GROUP
-    w13 = np.zeros((experts, 2 * inter, hidden // 2), np.uint8)
-    w13_sf = np.zeros((experts, 2 * inter, hidden // group), np.uint8)
-    w2 = np.zeros((experts, hidden, inter // 2), np.uint8)
-    w2_sf = np.zeros((experts, hidden, inter // group), np.uint8)
+    format_ = p.get("weight_format", "mxfp4")
+    is_nvfp4 = format_ == "nvfp4"
+    w13, w13_sf, w2, w2_sf = _blank(format_, experts, hidden, inter)
     factors = np.zeros((2, experts), np.float32)
     recipe = p.get("weights_recipe", {})
+    made: list[npt.NDArray[Any]]
     for expert in touched[touched < experts].tolist():
         at = case.seed, expert, hidden, inter, recipe
         if is_nvfp4:
             *made, factors[:, expert] = nvfp4_weights(*at)
         else:
-            made = [*expert_weights(*at)]
+            made = list(block_weights(*at) if format_ == "fp8-block" else expert_weights(*at))
         w13[expert], w13_sf[expert], w2[expert], w2_sf[expert] = made
     clamp = p["clamp"]
     more: dict[str, Any] = {n: p[n] for n in EXTRAS if n in p}
     if is_nvfp4:
         more |= dict(zip(NVFP4_FACTORS, map(torch.from_numpy, factors), strict=True))
-        more |= {n: p[n] for n in ("weight_format", "l2_activation_scale")}
+        more["l2_activation_scale"] = p["l2_activation_scale"]
+    if format_ != "mxfp4":
+        more["weight_format"] = format_
     if "shared_recipe" in p:
         shared = shared_expert(case.seed, hidden, p["shared_recipe"], recipe)
         more |= dict(zip(SHARED_WEIGHTS, map(torch.from_numpy, shared), strict=True))

@@ -99,8 +99,9 @@ def used_experts(problem: Problem) -> torch.Tensor:
 def to_bytes(stored: Stored) -> bytes:
     """The file's content. Tensors may be on any device."""
     p = stored.problem
-    if p.is_nvfp4:
-        raise StoredError("a problem with NVFP4 weights cannot be stored; make it a case")
+    if p.only_y:
+        weights = p.weight_format.upper()
+        raise StoredError(f"a problem with {weights} weights cannot be stored; make it a case")
     experts = used_experts(p)
     tensors = {
         "input.hidden_states": p.hidden_states,

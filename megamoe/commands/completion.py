@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from megamoe.cases import KINDS, load_entries
-from megamoe.spec.contract import REVISIONS
+from megamoe.spec.contract import CONTRACTS
 from megamoe.worker.choice import AUTO
 from megamoe.worker.known import available
 
@@ -131,7 +131,7 @@ _megamoe_case() {{
 def _bash(words: list[Words], ids: Sequence[str], shell: str) -> str:
     acts = sorted({" ".join(w.verb) for w in words if w.verb})
     functions = _FUNCTIONS.format(
-        backends=_quoted(available()), contracts=_quoted([AUTO, *REVISIONS]), cases=_quoted(ids),
+        backends=_quoted(available()), contracts=_quoted([AUTO, *CONTRACTS]), cases=_quoted(ids),
         kinds=_quoted([f"{kind}/" for kind in KINDS]),
     )  # fmt: skip
     lines = [
@@ -191,7 +191,7 @@ def _fish(words: list[Words], ids: Sequence[str]) -> str:
     values = {
         "backend": f"{' '.join(available())} (__fish_complete_suffix .py)",
         "case": "$__megamoe_cases",
-        "contract": " ".join([AUTO, *REVISIONS]),
+        "contract": " ".join([AUTO, *CONTRACTS]),
     }
     lines = ["complete -c megamoe -f", f"set -g __megamoe_cases {' '.join(map(shlex.quote, ids))}"]
     for w in words:

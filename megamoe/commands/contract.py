@@ -17,7 +17,7 @@ from megamoe.console import Console
 from megamoe.golden import GoldenError, Store, make
 from megamoe.printable import counted
 from megamoe.spec import builds
-from megamoe.spec.contract import REVISIONS, Clause, Contract
+from megamoe.spec.contract import CONTRACTS, Clause, Contract
 from megamoe.suggest import hint
 
 SHOWN: Final = {
@@ -50,8 +50,8 @@ def run_list(a: argparse.Namespace) -> int:
     """A table of the revisions, and of the builds that follow each."""
     table = Table("revision", "clauses", "builds that follow it", "where they differ")
     followed = [build.revision for build in builds.BUILDS.values()]
-    for revision in dict.fromkeys([*REVISIONS, *followed]):
-        known = f"{len(_clauses(REVISIONS[revision]))}" if revision in REVISIONS else "not yet"
+    for revision in dict.fromkeys([*CONTRACTS, *followed]):
+        known = f"{len(_clauses(CONTRACTS[revision]))}" if revision in CONTRACTS else "not yet"
         rows: dict[str, list[str]] = {}
         for build in builds.BUILDS.values():
             if build.revision == revision:
@@ -91,8 +91,8 @@ def run_diff(a: argparse.Namespace) -> int:
         print(f"{a.left} and {a.right} have the same clauses, with the same values")
     else:
         _console().print(table)
-    if a.left in REVISIONS and a.right in REVISIONS:
-        _print_cases(root_of(a), REVISIONS[a.left], REVISIONS[a.right])
+    if a.left in CONTRACTS and a.right in CONTRACTS:
+        _print_cases(root_of(a), CONTRACTS[a.left], CONTRACTS[a.right])
     return 0
 
 
@@ -168,7 +168,7 @@ def _folders(what: str | None) -> dict[str, Path]:
 
 
 def _names() -> list[str]:
-    return [*REVISIONS, *(build.name for build in builds.BUILDS.values())]
+    return [*CONTRACTS, *(build.name for build in builds.BUILDS.values())]
 
 
 def _clauses(contract: Contract) -> dict[str, Clause[Any]]:
@@ -180,8 +180,8 @@ def _of(name: str) -> dict[str, Clause[Any]]:
     """The clauses of a revision, or of a build: its revision's, with its differences."""
     build = builds.named(name)
     revision = name if build is None else build.revision
-    if revision not in REVISIONS:
-        known = ", ".join(REVISIONS)
+    if revision not in CONTRACTS:
+        known = ", ".join(CONTRACTS)
         followers = [b.name for b in builds.BUILDS.values() if b.revision == revision]
         if followers:
             raise ValueError(
@@ -192,7 +192,7 @@ def _of(name: str) -> dict[str, Clause[Any]]:
             f"unknown revision or build {name!r}{hint(name, _names())}; "
             f"revisions: {known}; `megamoe contract list` shows all"
         )
-    clauses = _clauses(REVISIONS[revision])
+    clauses = _clauses(CONTRACTS[revision])
     if build is not None:
         evidence = f"{build.name}; differs from {revision}"
         clauses |= {clause: Clause(value, evidence) for clause, value in build.differs.items()}

@@ -16,7 +16,7 @@ from megamoe.commands.shared import (
 )
 from megamoe.golden import write_atomically
 from megamoe.judge import Verdict
-from megamoe.spec.accumulators import ACCUMULATORS
+from megamoe.spec.accumulators import KNOWN
 from megamoe.spec.contract import contract
 from megamoe.suite.at_hand import judge, judge_output
 from megamoe.worker.choice import AUTO
@@ -60,7 +60,7 @@ def _observed(stored: Stored, path: Path, a: argparse.Namespace) -> Verdict:
     chosen = a.accumulator or stored.about.get("accumulator")
     if chosen is None:
         raise ValueError(f"{path}: does not say the accumulator class of its output; give "
-                         f"--accumulator, one of {', '.join(sorted(ACCUMULATORS))}")  # fmt: skip
+                         f"--accumulator, one of {', '.join(sorted(KNOWN))}")  # fmt: skip
     revision = contract_of(a)
     if a.contract in (None, AUTO) and "contract" in stored.about:
         revision = contract(str(stored.about["contract"]))

@@ -15,7 +15,7 @@ from megamoe.compare.running import Answer, Running
 from megamoe.compare.stages import BEYOND, unsigned
 from megamoe.golden import GoldenError, Store, digest_of, make, rows_of
 from megamoe.judge import BadOutput, GoldenLacks, Verdict, judge_forward
-from megamoe.spec.contract import REVISIONS
+from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
 from megamoe.suite.runner import Runner, right_by_others
@@ -27,7 +27,7 @@ class Judge:
     """The suite's judge, for the output of one call of a side."""
 
     def __init__(self, root: Path) -> None:
-        self._stores = {name: Store(root, make, c) for name, c in REVISIONS.items()}
+        self._stores = {name: Store(root, make, c) for name, c in CONTRACTS.items()}
 
     def verdict(
         self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
@@ -72,7 +72,7 @@ class Judge:
             return verdict
         mine, accumulator = side.identity.contract, side.identity.accumulator
         right = self.right_under(case, given, answer.bits, accumulator, {mine: verdict})
-        return right_by_others(case, verdict, REVISIONS[mine], right)
+        return right_by_others(case, verdict, CONTRACTS[mine], right)
 
     def right_under(
         self, case: Case, given: Mapping[str, Any], bits: Mapping[str, Array], accumulator: str,

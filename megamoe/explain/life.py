@@ -124,7 +124,7 @@ class Life:
         """``contract`` has a rule for all that the call asks."""
         token, shared = self.token, any(slot.expert == SHARED for slot in self.slots)
         asked = features_of(token.act, token.dtype, shared, token.output is not None)
-        return set(asked) <= set(contract.features.value)
+        return contract.takes(asked)
 
     def ends(self, low: dict[int, U16], high: dict[int, U16]) -> tuple[U16, U16]:
         """Lowest and highest ``y`` of rows that are known as intervals."""

@@ -72,9 +72,10 @@ class FromProblem:
     """Slices of a problem's tensors."""
 
     def __init__(self, problem: Problem) -> None:
-        if problem.is_nvfp4:
+        if problem.only_y:
             raise ValueError(
-                "explain does not follow NVFP4 weights; `megamoe check` judges their y"
+                f"explain does not follow {problem.weight_format.upper()} weights; `megamoe check` "
+                "judges their y"
             )
         self.problem = problem
         self.tokens, self.hidden_size = problem.hidden_states.shape

@@ -39,8 +39,9 @@ def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -
         "backend": identity.name, "accumulator": identity.accumulator,
         "contract": identity.contract, "failure": verdict.reason[:500],
     }  # fmt: skip
-    if problem.is_nvfp4:
-        return Left(problem, note="no file can hold a problem with NVFP4 weights")
+    if problem.only_y:
+        weights = problem.weight_format.upper()
+        return Left(problem, note=f"no file can hold a problem with {weights} weights")
     write_atomically(out, to_bytes(Stored(problem, {}, about)))
     return Left(problem, out, about, note="it is the whole problem: the run was stopped")
 

@@ -91,7 +91,7 @@ class Seen:
         """(n, I) activations of the slots that take part, by float64: near, and exact where fp32
         has the gate itself as its silu. Empty but for plain SwiGLU of MXFP4 weights."""
         act = self.problem.act
-        if self.problem.is_nvfp4 or (act.name, act.alpha, act.beta) != ("swiglu", 1.0, 0.0):
+        if self.problem.only_y or (act.name, act.alpha, act.beta) != ("swiglu", 1.0, 0.0):
             return np.zeros((0, GROUP))
         clamp = np.inf if act.clamp is None else act.clamp
         with np.errstate(all="ignore"):
@@ -103,7 +103,7 @@ class Seen:
 
     def has_scale(self, name: str, low: int, high: int) -> bool:
         """Whether a used expert has a scale byte from ``low`` to ``high``."""
-        if self.problem.is_nvfp4:
+        if self.problem.only_y:
             return False
         scales = getattr(self.problem, name).numpy()[self._used]
         return bool(((scales >= low) & (scales <= high)).any())

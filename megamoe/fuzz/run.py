@@ -21,7 +21,7 @@ from megamoe.fuzz.failure import Left, shrink, store
 from megamoe.fuzz.step import judge_drawn
 from megamoe.fuzz.tally import Tally
 from megamoe.judge import Verdict
-from megamoe.spec.contract import REVISIONS
+from megamoe.spec.contract import CONTRACTS
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, stoppable
@@ -129,7 +129,7 @@ def _problems(asked: Asked, identity: Identity, tally: Tally) -> Iterator[Drawn]
 
 def _lacking(drawn: Drawn, identity: Identity) -> str:
     """The feature that the backend or the contract lacks; empty if there is none."""
-    contract = REVISIONS[identity.contract]
+    contract = CONTRACTS[identity.contract]
     for feature in kind_of("forward").features(drawn):
         if feature not in contract.features.value:
             return f"contract {contract.revision} has no rule for feature {feature}"

@@ -14,7 +14,7 @@ from megamoe.fuzz.draw import Drawn
 from megamoe.fuzz.rare import Seen, reached
 from megamoe.judge import Verdict
 from megamoe.oracle.folding import leaves_bf16
-from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.spec.contract import CONTRACTS, Contract
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import GoldenNow, judge
 from megamoe.suite.runner import Runner
@@ -61,7 +61,7 @@ def judge_drawn(wide: bool, runner: Runner, case: Case) -> Result:
     try:
         problem = forward_problem(case)
         golden = GoldenOfOne(
-            problem, identity.accumulator, REVISIONS[identity.contract], case.calibrated
+            problem, identity.accumulator, CONTRACTS[identity.contract], case.calibrated
         )
         may_fold = identity.accumulator in FOLDING and not wide
         may_fold |= identity.provides(FOLDS_SCALES)

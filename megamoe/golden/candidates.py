@@ -30,7 +30,7 @@ from megamoe.golden.computed import digest_of, generator, make, regenerate
 from megamoe.golden.documents import read_manifest
 from megamoe.golden.places import GoldenError, inside, key_of, tensors_of
 from megamoe.golden.store import Store, entry_of, generator_id, manifest_bytes, pack
-from megamoe.spec.contract import BASE, REVISIONS
+from megamoe.spec.contract import BASE, CONTRACTS
 
 Done = Callable[[Case, str], None]
 """Called once a case: the case, and an error or ''."""
@@ -85,7 +85,7 @@ def every_golden(case: Case, given: Mapping[str, Any]) -> list[tuple[list[str], 
     out: list[tuple[list[str], Made]] = []
     by_clauses: dict[Any, list[str]] = {}
     for name in case.revisions:
-        contract = REVISIONS[name]
+        contract = CONTRACTS[name]
         clauses = tuple(clause.value for clause in contract.clauses.values())
         if clauses in by_clauses:  # nothing to compute again
             by_clauses[clauses].append(name)
@@ -298,14 +298,14 @@ def verify(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str
 
 def _verify_one(work: tuple[Path, Case]) -> str:
     root, case = work
-    home = REVISIONS[case.revisions[0]]
+    home = CONTRACTS[case.revisions[0]]
     Store(root, make, home).entry(case)  # before any work
     given = regenerate(case)
     digest = digest_of(given)
     for revisions, made in every_golden(case, given):
         content, table = pack(made)
         fresh = entry_of(case, made, digest, content, table, revisions)
-        store = Store(root, make, REVISIONS[revisions[0]])
+        store = Store(root, make, CONTRACTS[revisions[0]])
         entry = store.entry(case)
         if "file" in entry:
             store.load(case, digest)

@@ -18,16 +18,17 @@ from megamoe.cases import Case, kind_of
 from megamoe.cases.kind import Made
 from megamoe.cases.stored import inputs_of, is_stored
 from megamoe.golden.places import GoldenError
-from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.spec.contract import CONTRACTS, Contract
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 
 Array = npt.NDArray[Any]
 
 SOURCES: Final = (
-    "cases/counter.py", "cases/directed.py", "cases/forms.py", "cases/recipes.py",
-    "cases/streams.py", "cases/sweep.py", "cases/weights.py", "spec/accumulators.py",
-    "spec/contract.py", "spec/formats.py", "spec/features.py", "spec/problem.py",
+    "cases/block_weights.py", "cases/counter.py", "cases/directed.py", "cases/forms.py",
+    "cases/recipes.py", "cases/streams.py", "cases/sweep.py", "cases/weights.py",
+    "spec/accumulators.py", "spec/clauses.py", "spec/contract.py", "spec/dialects.py",
+    "spec/formats.py", "spec/features.py", "spec/problem.py",
 )  # fmt: skip
 """Besides the oracle and the kinds: the modules that decide the bits of a golden."""
 
@@ -79,7 +80,7 @@ def make(
     freedom. ``contract``: by default the case's first. Raises :class:`GoldenError` where a case
     that is declared zero-freedom leaves freedom.
     """
-    contract = contract or REVISIONS[case.revisions[0]]
+    contract = contract or CONTRACTS[case.revisions[0]]
     given = regenerate(case) if given is None else given
     return kind_of(case.kind).golden(case, given, classes, contract)
 

@@ -16,7 +16,7 @@ from megamoe import schema
 from megamoe.cases import KINDS
 from megamoe.files import CANDIDATE_LIMIT, MANIFEST_LIMIT, RECORDED_LIMIT, read_json
 from megamoe.golden.places import GoldenError, id_fault, key_fault, tensors_of
-from megamoe.spec.contract import REVISIONS
+from megamoe.spec.contract import CONTRACTS
 
 SCHEMA: Final = 1
 """The schema version of the manifest and of recorded bits."""
@@ -35,7 +35,7 @@ _ENTRY: Final = schema.Object(
     {
         "zero_freedom": bool, "rows": schema.OrNull(schema.Items(schema.natural)),
         "file": str, "sha256": str, "tensors": schema.Each(_TENSOR),
-        "also": schema.Items(schema.OneOf(tuple(REVISIONS))),
+        "also": schema.Items(schema.OneOf(tuple(CONTRACTS))),
     },
 )  # fmt: skip
 _GENERATOR: Final = schema.Object(optional={"sources": schema.Each(str)})
@@ -108,10 +108,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def manifest_of(root: Path) -> dict[str, Any]:
     """The manifest in ``root``, if its contract is one that this megamoe knows."""
     manifest = read_manifest(root / "manifest.json")
-    if manifest["contract"] not in REVISIONS:
+    if manifest["contract"] not in CONTRACTS:
         raise GoldenError(
             f"the goldens are of contract {manifest['contract']}, this megamoe knows "
-            f"{', '.join(REVISIONS)}; use matching versions of the two"
+            f"{', '.join(CONTRACTS)}; use matching versions of the two"
         )
     return manifest
 

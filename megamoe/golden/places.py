@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from megamoe.cases import KINDS
 from megamoe.environment import machine_class, slug
-from megamoe.spec.contract import REVISIONS
+from megamoe.spec.contract import CONTRACTS
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 """Names of cases, as the case files take them."""
@@ -31,8 +31,8 @@ def key_of(case_id: str, revision: str = "") -> str:
 def key_fault(key: str) -> str:
     """'' for KIND/NAME or KIND/NAME@REV; otherwise the fault."""
     case_id, at, revision = key.partition("@")
-    if at and revision not in REVISIONS:
-        return f"unknown contract {revision!a}; known: {', '.join(REVISIONS)}"
+    if at and revision not in CONTRACTS:
+        return f"unknown contract {revision!a}; known: {', '.join(CONTRACTS)}"
     return id_fault(case_id)
 
 

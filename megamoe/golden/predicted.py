@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe import schema
+from megamoe.cases import load_cases
 from megamoe.files import clear_leftovers, locked, write_atomically
 from megamoe.golden.documents import RESTORE, SCHEMA, forward_inputs, kept_y, read_bits
 from megamoe.golden.places import GoldenError, id_fault, inside
@@ -218,7 +219,8 @@ def bless(root: Path) -> list[Path]:
                 f"no candidates in {root / CANDIDATES}; make them with `megamoe golden predict`"
             )
         found = [read(path) for path in paths]
-        wanted = forward_inputs(root)
+        known = {c.id for c in load_cases(root) if {*REVISIONS} & {*c.revisions}}
+        wanted = {k: v for k, v in forward_inputs(root).items() if k in known}
         for each in found:
             _complete(each, wanted)
             inside(root, root / FOLDER / each.path.name)

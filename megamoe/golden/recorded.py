@@ -29,7 +29,7 @@ from megamoe.golden.store import canonical
 from megamoe.judge.elements import bitwise, place_of
 from megamoe.judge.judgements import COMPUTED, STAGED
 from megamoe.judge.verdict import Finding
-from megamoe.spec.contract import REVISIONS
+from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.forms import BF16
 from megamoe.spec.tensors import TENSORS
 
@@ -229,9 +229,9 @@ def bless(root: Path, source: Path, *, take: bool = False) -> list[Path]:
 def _check(path: Path, data: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
     name = f"candidate {path.parent.name}/{path.name}"
     again = "record it again with `megamoe golden record-bits`"
-    if data["contract"] not in REVISIONS:
+    if data["contract"] not in CONTRACTS:
         raise GoldenError(
-            f"{name} is of contract {data['contract']}, known are {', '.join(REVISIONS)}; {again}"
+            f"{name} is of contract {data['contract']}, known are {', '.join(CONTRACTS)}; {again}"
         )
     held = set(data["cases"]) | set(data.get("declined", {}))
     for what, ids in (

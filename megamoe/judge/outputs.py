@@ -36,10 +36,11 @@ def forward_bits(output: Any, problem: Problem) -> dict[str, Array]:
         raise BadOutput(
             f"forward returned an unknown tensor {unknown[0]!r}; known: {', '.join(STAGES)}"
         )
-    if problem.is_nvfp4 and len(output) > 1:
+    if problem.only_y and len(output) > 1:
         shown = min(str(name) for name in output if name != "y")
         raise BadOutput(
-            f"forward returned {shown} of an NVFP4 problem, whose stages have other formats than "
+            f"forward returned {shown} of an {problem.weight_format.upper()} problem, whose stages "
+            "have other formats than "
             "the table's; return y alone"
         )
     sizes = problem.letters

@@ -23,7 +23,7 @@ from megamoe.oracle.folding import leaves_bf16
 from megamoe.predict import model
 from megamoe.predict.explain import explain
 from megamoe.predict.explain import said as changes_line
-from megamoe.spec.contract import REVISIONS, Contract
+from megamoe.spec.contract import CONTRACTS, Contract
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
@@ -136,7 +136,7 @@ def _predicted(
     outside = any(finding not in moved for finding in verdict.findings)
     said = unlike.line()
     if runner.explains and not runner.brief:
-        changes = explain(narrowed, actual, model(kept.model), REVISIONS[revision])
+        changes = explain(narrowed, actual, model(kept.model), CONTRACTS[revision])
         said = f"{said}; {changes_line(changes)}"
     return replace(verdict, predicted="outside" if outside else "inside", unlike=said)
 
@@ -189,7 +189,7 @@ def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -
     """Every stage of the oracle; of the weights only the experts that an id names."""
     problem = rows_of(Problem(**given), case.rows)
     experts = problem.topk_ids[problem.topk_ids >= 0].unique()
-    stage = {} if problem.is_nvfp4 else oracle.staging(
+    stage = {} if problem.only_y else oracle.staging(
         bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
         contract,
     )  # fmt: skip

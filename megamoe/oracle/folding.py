@@ -28,10 +28,10 @@ def leaves_bf16(problem: Problem, codes: Bytes | None = None, sf: Bytes | None =
     """Whether an operand of a product, with its scale factor, is no bfloat16 number.
 
     ``codes`` (T, K, I) E4M3 bytes and ``sf`` (T, K, I/32) UE8M0 bytes are the requantised
-    activations; without them only hidden states and weights are looked at. NVFP4 weights have no
-    such kernel here: False.
+    activations; without them only hidden states and weights are looked at. Weights of
+    other formats than MXFP4 have no such kernel here: False.
     """
-    if problem.is_nvfp4:
+    if problem.only_y:
         return False
     magnitude = bits(problem.hidden_states) & 0x7FFF
     if ((magnitude >= _STAGED_ABOVE) & (magnitude <= 0x7F80)).any():

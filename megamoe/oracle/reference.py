@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.oracle import nvfp4, swiglu
+from megamoe.oracle import fp8_block, nvfp4, swiglu
 from megamoe.oracle.combine import Combine
 from megamoe.oracle.envelope import Envelope, Tensors
 from megamoe.oracle.linear import Rows
 from megamoe.oracle.mlp import Layer, Weights, linear
 from megamoe.oracle.staging import quantize
-from megamoe.spec.accumulators import ACCUMULATORS, accumulator
+from megamoe.spec.accumulators import accumulator, classes_of
 from megamoe.spec.contract import Contract
 from megamoe.spec.formats import GROUP, U8, U16, bf16_round
 from megamoe.spec.forms import bits
@@ -44,7 +44,7 @@ class ForwardGolden:
     why: tuple[str, ...] = ()
     """Reasons why the case leaves freedom; empty if and only if it was proven to leave none."""
     only_y: bool = False
-    """Whether ``y`` is the only stage: NVFP4, where ``codes`` and ``sf`` are empty."""
+    """Whether ``y`` is the only stage: ``codes`` and ``sf`` are empty then."""
 
     @property
     def zero_freedom(self) -> bool:
@@ -93,9 +93,15 @@ def forward(
     it also gets ``x``, ``x_sf`` and ``x_scale``, the staged rows as :func:`nvfp4.staged` has them.
     ``ValueError`` for an unknown class.
     """
-    names = list(ACCUMULATORS if classes is None else classes)
-    if problem.is_nvfp4:
-        return _nvfp4(problem, names, contract, any_silu, trace)
+    known = classes_of(problem.weight_format)
+    names = list(known if classes is None else classes)
+    for name in names:
+        if accumulator(name).name not in known:
+            raise ValueError(
+                f"class {name} is none of {problem.weight_format}; known: {', '.join(known)}"
+            )
+    if problem.only_y:
+        return _only_y(problem, names, contract, any_silu, trace)
     view = _Arrays.of(problem)
     layer = Layer(
         problem.act, [accumulator(name) for name in names], contract, any_silu, trace is not None
@@ -139,10 +145,10 @@ def forward(
         for name, part in parts.items()
     }
     found = ForwardGolden(y, codes, sf, envelopes)
-    return replace(found, why=_why(found, leaves))
+    return replace(found, why=_why(found, leaves, known))
 
 
-def _why(found: ForwardGolden, leaves: Collection[str]) -> tuple[str, ...]:
+def _why(found: ForwardGolden, leaves: Collection[str], known: Collection[str]) -> tuple[str, ...]:
     """The places that leave freedom, a line each; ``leaves``: classes in which a sum may leave
     fp32."""
     why = [
@@ -152,16 +158,17 @@ def _why(found: ForwardGolden, leaves: Collection[str]) -> tuple[str, ...]:
         envelope.freedom(name) for name, envelope in found.envelopes.items()
         if not envelope.is_point(found.y, found.codes, found.sf)
     ]  # fmt: skip
-    if set(found.envelopes) != set(ACCUMULATORS):
+    if set(found.envelopes) != set(known):
         why.append("not every accumulator class was examined")
     return tuple(why)
 
 
-def _nvfp4(
+def _only_y(
     problem: Problem, names: list[str], contract: Contract, any_silu: bool, trace: Tensors | None
 ) -> ForwardGolden:
-    """The golden of a problem with NVFP4 weights: y, and its envelope under each class."""
-    made = nvfp4.forward(problem, [accumulator(n) for n in names], contract, any_silu, trace)
+    """The golden of a problem whose stages are not judged: y, and its envelope under each class."""
+    of = nvfp4.forward if problem.is_nvfp4 else fp8_block.forward
+    made = of(problem, [accumulator(n) for n in names], contract, any_silu, trace)
     none = np.zeros((*problem.topk_ids.shape, 0), np.uint8)
     key, at = none.astype(np.int16), np.zeros(0, np.uint32)
     acts = np.zeros((0, GROUP), np.float32)
@@ -170,7 +177,7 @@ def _nvfp4(
         for name, ends in made.ends.items()
     }
     found = ForwardGolden(made.y, none, none, envelopes, only_y=True)
-    return replace(found, why=_why(found, ()))
+    return replace(found, why=_why(found, (), classes_of(problem.weight_format)))
 
 
 def combine_interval(

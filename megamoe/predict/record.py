@@ -44,13 +44,14 @@ SOURCES: Final = (
 
 
 def chosen(cases: Sequence[Case]) -> list[Case]:
-    """The forward cases among them, the longest first."""
+    """The forward cases among them that a kernel of the model knows, the longest first."""
 
     def work(case: Case) -> int:
         p = case.params
         return int(p["hidden"] * p["intermediate"] * p["tokens"] * p["top_k"])
 
-    return sorted((c for c in cases if c.kind == "forward"), key=work, reverse=True)
+    known = (c for c in cases if c.kind == "forward" and set(KERNELS) & set(c.revisions))
+    return sorted(known, key=work, reverse=True)
 
 
 def record(

@@ -15,7 +15,7 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.golden import StoredGolden, rows_of
 from megamoe.judge import Verdict, forward_bits
 from megamoe.printable import counted
-from megamoe.spec.contract import REVISIONS
+from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
@@ -118,7 +118,7 @@ class Reduction:
             return False
         shown = _tensors(actual, [row])
         part, identity = rows_of(candidate, [row]), self.session.identity
-        contract = REVISIONS[identity.contract]
+        contract = CONTRACTS[identity.contract]
         verdict = judge_output(part, shown, identity.accumulator, contract, golden=golden)
         return Failure.of(verdict) == self.failure
 
@@ -141,8 +141,11 @@ def start(
     Without a ``golden`` the oracle would have to answer for all tokens. So the tokens that lie
     farthest from the ``eager`` backend's are judged first.
     """
-    if problem.is_nvfp4:
-        raise ReduceError("a problem with NVFP4 weights cannot be reduced: no file can hold it")
+    if problem.only_y:
+        weights = problem.weight_format.upper()
+        raise ReduceError(
+            f"a problem with {weights} weights cannot be reduced: no file can hold it"
+        )
     if golden is not None:
         verdict, _ = judge(problem, session, "case", golden, timeout)
     else:
@@ -164,7 +167,7 @@ def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
         actual = run(problem, session, timeout)
     except Exception:  # the runner says it in its own words
         return judge(problem, session, "case", timeout=timeout)[0]
-    contract = REVISIONS[session.identity.contract]
+    contract = CONTRACTS[session.identity.contract]
     scout = forward_bits(EagerBackend(contract).forward(problem), problem)
     far = np.abs(BF16.key(actual["y"]) - BF16.key(scout["y"])).max(axis=1)
     for name, shown in actual.items():

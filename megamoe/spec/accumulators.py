@@ -76,8 +76,8 @@ SM90_E4M3_K128: Final = Accumulator(
     "four steps of 32 from zero, then final += scale_a * scale_b * accum",
     outside=True,
 )  # fmt: skip
-"""No backend can claim it (it is outside of :data:`ACCUMULATORS`): its operands need one scale
-factor for each 128 values of K."""
+"""It is outside of :data:`ACCUMULATORS`, for its operands need one scale factor for each 128 values
+of K: only the format fp8-block has such (:data:`OF_FORMAT`)."""
 SM100_MXF8F6F4: Final = Accumulator(
     "sm100-mxf8f6f4", 32, 25, 23, True, None, False, False,
     "MMA-Sim 2.1.1, checked against B200 for one CTA; the two-CTA form that DeepGEMM issues is "
@@ -87,12 +87,25 @@ SM100_MXF8F6F4: Final = Accumulator(
 ACCUMULATORS: Final = {
     a.name: a for a in (EXACT, FP32, FP32_ORDERED, SM90_E4M3, SM90_E4M3_K32, SM100_MXF8F6F4)
 }
+"""The classes of MXFP4 and NVFP4: a golden of these formats has an envelope of each."""
+OF_FORMAT: Final = {
+    "fp8-block": {a.name: a for a in (EXACT, FP32_ORDERED, SM90_E4M3_K128)},
+}
+"""The classes of each other format. The runs of K, and how a run's sum is scaled, are the
+contract's there; a class says how a run is summed (``docs/numerics.md``, section 13)."""
+KNOWN: Final = {**ACCUMULATORS, **{k: a for of in OF_FORMAT.values() for k, a in of.items()}}
+"""All classes that a backend may claim."""
+
+
+def classes_of(weight_format: str) -> dict[str, Accumulator]:
+    """The classes whose envelopes a golden of this format has."""
+    return OF_FORMAT.get(weight_format, ACCUMULATORS)
 
 
 def accumulator(name: str) -> Accumulator:
     """The class called ``name``; ``ValueError`` naming the known ones otherwise."""
     try:
-        return ACCUMULATORS[name]
+        return KNOWN[name]
     except KeyError:
-        known = ", ".join(ACCUMULATORS)
+        known = ", ".join(KNOWN)
         raise ValueError(f"unknown accumulator class {name!r}; known: {known}") from None

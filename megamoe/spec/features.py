@@ -12,12 +12,16 @@ SIZE_MULTIPLE: Final = 128
 """H and I are multiples of this."""
 NVFP4_SIZE_MULTIPLE: Final = 256
 """H and I are multiples of this where weights are NVFP4."""
-WEIGHT_FORMATS: Final = ("mxfp4", "nvfp4")
+DIALECT_FORMATS: Final = ("fp8-block",)
+"""The formats of :mod:`megamoe.spec.dialects`."""
+WEIGHT_FORMATS: Final = ("mxfp4", "nvfp4", *DIALECT_FORMATS)
 """'mxfp4': E2M1 with a UE8M0 byte per 32, hidden states staged as E4M3. 'nvfp4': E2M1 with an E4M3
-byte per 16 and an fp32 factor an expert; hidden states and activations have the same codes."""
+byte per 16 and an fp32 factor an expert; hidden states and activations have the same codes.
+'fp8-block': E4M3 with an fp32 scale per 128 x 128; hidden states and activations are E4M3 with fp32
+scales."""
 FEATURES: Final = (
     "swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ", "shared-expert", "shared-output",
-    "fp8-combine", "nvfp4",
+    "fp8-combine", "nvfp4", *DIALECT_FORMATS,
 )  # fmt: skip
 """Options of a call beyond plain SwiGLU of routed experts. A backend lists in ``features`` those
 that it computes; a contract lists those for which it has a rule."""
@@ -67,6 +71,7 @@ def features_of(
         "shared-output": shared_output,
         "fp8-combine": combine_dtype == "fp8",
         "nvfp4": weight_format == "nvfp4",
+        **{name: weight_format == name for name in DIALECT_FORMATS},
     }  # fmt: skip
     return tuple(name for name in FEATURES if asks[name])
 
@@ -86,4 +91,16 @@ def nvfp4_fault(
         return f"nvfp4 takes multiples of {NVFP4_SIZE_MULTIPLE}, not {sizes}"
     if activation_scale is None or not 2.0**-100 <= activation_scale <= 2.0**100:
         return f"nvfp4 takes an l2_activation_scale from 2**-100 to 2**100, not {activation_scale}"
+    return ""
+
+
+def dialect_fault(
+    weight_format: str, features: tuple[str, ...], hidden: int, intermediate: int
+) -> str:
+    """The reason why no kernel of the dialect takes a call; empty if there is none."""
+    if others := [name for name in features if name != weight_format]:
+        return f"{weight_format} goes without {others[0]}"
+    if hidden % SIZE_MULTIPLE or intermediate % SIZE_MULTIPLE:
+        sizes = f"H {hidden} and I {intermediate}"
+        return f"{weight_format} takes multiples of {SIZE_MULTIPLE}, not {sizes}"
     return ""

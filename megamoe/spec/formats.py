@@ -25,6 +25,8 @@ GROUP: Final = 32
 """Values that share one scale factor, everywhere in the layer but in NVFP4."""
 FP8_COMBINE_GROUP: Final = 128
 """Channels that share one scale factor where slot rows reach the combine as E4M3."""
+BLOCK: Final = 128
+"""Side of the square of FP8 weights that shares one fp32 scale."""
 NVFP4_GROUP: Final = 16
 """Values that share one scale factor where weights and activations are NVFP4."""
 

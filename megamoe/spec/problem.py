@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 
-from megamoe.spec.features import Activation, features_of
+from megamoe.spec.features import DIALECT_FORMATS, Activation, features_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Problem:
     weight_format: str = "mxfp4"
     """One of :data:`megamoe.spec.features.WEIGHT_FORMATS`. With nvfp4 the two weight scales are (E,
     2I, H/16) and (E, H, I/16) uint8, E4M3 bytes from 0 to 0x7E, and the three fields below are
-    set."""
+    set. With fp8-block the weights are (E, 2I, H) and (E, H, I) uint8, E4M3 codes without NaN, and
+    their scales (E, 2I/128, H/128) and (E, H/128, I/128) float32, finite and not below 0."""
     w13_weight_scale_2: torch.Tensor | None = None
     w2_weight_scale_2: torch.Tensor | None = None
     """(E,) float32, above 0: a weight is ``code * scale * scale_2`` of its expert."""
@@ -138,6 +139,16 @@ class Problem:
     def is_nvfp4(self) -> bool:
         """Its weights have the format NVFP4."""
         return self.weight_format == "nvfp4"
+
+    @property
+    def is_dialect(self) -> bool:
+        """Its format is that of a dialect (:mod:`megamoe.spec.dialects`)."""
+        return self.weight_format in DIALECT_FORMATS
+
+    @property
+    def only_y(self) -> bool:
+        """Its stages have formats of their own: ``y`` alone is shown and judged."""
+        return self.weight_format != "mxfp4"
 
     @property
     def expert_factors(self) -> dict[str, torch.Tensor]:

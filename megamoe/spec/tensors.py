@@ -102,10 +102,12 @@ TENSORS: Final[Mapping[str, Tensor]] = {
         Tensor("w13_weight", ("E", "2I", "H/2"), _U8, BYTE,
                "two E2M1 a byte, the low nibble first; rows [0, I) gate (w1), [I, 2I) up (w3)"),
         Tensor("w13_weight_scale", ("E", "2I", "H/32"), _U8, UE8M0,
-               "scale factors of w13_weight; of NVFP4 E4M3 bytes, (E, 2I, H/16)", channels=GROUP),
+               "scale factors of w13_weight; of NVFP4 E4M3 bytes, (E, 2I, H/16); of FP8 in blocks "
+               "float32, (E, 2I/128, H/128)", channels=GROUP),
         Tensor("w2_weight", ("E", "H", "I/2"), _U8, BYTE, "two E2M1 a byte, the low nibble first"),
         Tensor("w2_weight_scale", ("E", "H", "I/32"), _U8, UE8M0,
-               "scale factors of w2_weight; of NVFP4 E4M3 bytes, (E, H, I/16)", channels=GROUP),
+               "scale factors of w2_weight; of NVFP4 E4M3 bytes, (E, H, I/16); of FP8 in blocks "
+               "float32, (E, H/128, I/128)", channels=GROUP),
         # --- optional arguments of a call
         Tensor("shared_w13_weight", ("2S", "H"), _CODES[::-1], E4M3,
                "E4M3 codes of the shared expert; rows [0, S) gate, [S, 2S) up"),

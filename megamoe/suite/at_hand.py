@@ -19,7 +19,7 @@ from megamoe.golden import StoredGolden
 from megamoe.judge import Verdict, forward_bits
 from megamoe.kinds import forward
 from megamoe.kinds.forward import Shown
-from megamoe.spec.contract import REVISIONS, Contract, decides
+from megamoe.spec.contract import CONTRACTS, Contract, decides
 from megamoe.spec.problem import Problem
 from megamoe.suite.runner import TIMEOUT, Runner
 from megamoe.worker.exchange import Caller
@@ -51,7 +51,7 @@ class GoldenNow:
     def of(cls, problem: Problem, session: Session) -> GoldenNow:
         """For the class and the contract of a session's backend."""
         identity = session.identity
-        return cls(problem, identity.accumulator, REVISIONS[identity.contract])
+        return cls(problem, identity.accumulator, CONTRACTS[identity.contract])
 
     def _made(self) -> dict[str, Any]:
         if self._tensors is None:
@@ -81,7 +81,7 @@ class _Runner(Runner):
     def __init__(
         self, session: Session, problem: Problem, golden: Golden | None, timeout: float
     ) -> None:
-        now = _Now(REVISIONS[session.identity.contract])
+        now = _Now(CONTRACTS[session.identity.contract])
         super().__init__(session, now, timeout=timeout)  # type: ignore[arg-type]
         self._problem = problem
         self.answer: Any = golden or GoldenNow.of(problem, session)
@@ -93,8 +93,8 @@ class _Runner(Runner):
         accumulator = self.session.identity.accumulator
         groups: dict[Any, list[str]] = {}
         asked = set(self._problem.features)
-        for name, contract in REVISIONS.items():
-            if not asked <= set(contract.features.value):
+        for name, contract in CONTRACTS.items():
+            if not contract.takes(asked):
                 continue
             known = tuple(
                 c.value for n, c in contract.clauses.items() if decides(n, "forward", asked)
@@ -102,7 +102,7 @@ class _Runner(Runner):
             groups.setdefault(known, []).append(name)
         for names in groups.values():
             if self.store.contract.revision not in names:
-                yield names, GoldenNow(self._problem, accumulator, REVISIONS[names[0]])
+                yield names, GoldenNow(self._problem, accumulator, CONTRACTS[names[0]])
 
     def with_others(self, case: Case, verdict: Verdict, shown: Shown) -> Verdict:
         """The verdict, and under which other contracts what was shown is right."""

@@ -36,7 +36,7 @@ from megamoe.judge import (
 )
 from megamoe.kinds import forward
 from megamoe.kinds.forward import Shown
-from megamoe.spec.contract import REVISIONS, Contract, decides
+from megamoe.spec.contract import CONTRACTS, Contract, decides
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
 from megamoe.worker.exchange import (
@@ -122,10 +122,10 @@ class Runner:
         """Each other golden of the case, and the revisions that it is of, the oldest first."""
         of_key: dict[str, list[str]] = {}
         for name in case.revisions:
-            of_key.setdefault(self.store.under(REVISIONS[name]).key(case), []).append(name)
+            of_key.setdefault(self.store.under(CONTRACTS[name]).key(case), []).append(name)
         del of_key[self.store.key(case)]
         for names in of_key.values():
-            golden = self.store.under(REVISIONS[names[0]]).load(case)
+            golden = self.store.under(CONTRACTS[names[0]]).load(case)
             golden.brief = True
             yield names, golden
 
@@ -235,7 +235,7 @@ def right_by_others(case: Case, verdict: Verdict, mine: Contract, right: Sequenc
     """A fail under ``mine`` of what is ``right`` under other contracts, if under any: says so."""
     if not right:
         return verdict
-    other = REVISIONS[right[0]]
+    other = CONTRACTS[right[0]]
     asked = kind_of(case.kind).features(case)
     clauses = [n for n in mine.differences(other) if decides(n, case.kind, asked)]
     said = ", ".join(f"{name} {other.clauses[name].value}" for name in clauses)

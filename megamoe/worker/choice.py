@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.spec import builds
-from megamoe.spec.contract import NEWEST, REVISIONS, contract
+from megamoe.spec.contract import CONTRACTS, NEWEST, contract
+from megamoe.spec.dialects import DIALECTS
 
 AUTO: Final = "auto"
 
@@ -67,10 +68,15 @@ def untold(ready: Mapping[str, Any], asked: str, choice: Choice) -> bool:
 
 def _known(said: Any) -> list[str]:
     """The backend's ``contracts`` in the order of the revisions."""
-    known = [name for name in REVISIONS if name in said] if isinstance(said, list) else []
+    known = [name for name in CONTRACTS if name in said] if isinstance(said, list) else []
     if not known:
-        raise NoChoice(f"`contracts` is {str(said)[:80]}; name revisions of {', '.join(REVISIONS)}")
+        raise NoChoice(f"`contracts` is {str(said)[:80]}; name revisions of {', '.join(CONTRACTS)}")
     return known
+
+
+def _age(name: str) -> tuple[bool, bool, int]:
+    """A key that rises with the revision: dialects count as the oldest, then ``sgl``."""
+    return name not in DIALECTS, name != "sgl", list(CONTRACTS).index(name)
 
 
 def _of_several(named: list[str] | None, loaded: _Loaded) -> Choice:
@@ -82,7 +88,7 @@ def _of_several(named: list[str] | None, loaded: _Loaded) -> Choice:
     if named is None:
         newest, why = NEWEST.revision, "the newest; the backend names none"
     else:
-        newest = max(named, key=lambda name: (name != "sgl", list(REVISIONS).index(name)))
+        newest = max(named, key=_age)
         why = f"the newest of those that the backend names: {', '.join(named)}"
     if fitting:
         why += f"; its packages differ ({'; '.join(fitting.values())}), so name one with --contract"
@@ -120,7 +126,7 @@ class _Loaded:
                 unknown.append(f"{name} is {found.said}")
                 continue
             build = found.builds[0]
-            if build.revision not in REVISIONS:
+            if build.revision not in CONTRACTS:
                 unknown.append(f"{name} is {build.name} of {build.revision}, not written down yet")
                 continue
             text = f"{name} is {build.name}{_but(build)}"

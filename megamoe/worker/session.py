@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from megamoe.printable import printable
-from megamoe.spec.accumulators import ACCUMULATORS
+from megamoe.spec.accumulators import KNOWN
 from megamoe.spec.contract import NEWEST
 from megamoe.worker.choice import AUTO, Choice, choose
 
@@ -157,8 +157,8 @@ def complaint(
     """The reason why an object of type ``kind`` is no backend, in one line; empty if it is one."""
     if not isinstance(name, str) or not name:
         return f"{kind} has no `name`; give it a non-empty string"
-    if not isinstance(accumulator, str) or accumulator not in ACCUMULATORS:
-        return f"`accumulator` is {accumulator!r}; set it to one of {', '.join(ACCUMULATORS)}"
+    if not isinstance(accumulator, str) or accumulator not in KNOWN:
+        return f"`accumulator` is {accumulator!r}; set it to one of {', '.join(KNOWN)}"
     if not offered:
         return f"nothing to judge; give it one of {', '.join(wanted)}"
     return ""

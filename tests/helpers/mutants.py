@@ -4,7 +4,8 @@
 A mutant is a list of replacements in the source of ``eager`` and of the functions it stands on.
 The copy is a package of its own in a temporary folder; the project's modules are not touched.
 Here stand faults of whole stages. ``mutants_numbers.py`` has those of single roundings and special
-values, ``mutants_places.py`` those of indices and sizes, ``mutants_features.py`` those of features.
+values, ``mutants_places.py`` those of indices and sizes, ``mutants_features.py`` those of features,
+``mutants_dialects.py`` those of other formats.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SOURCES = {
     "eager_activation": "backends/eager_activation.py",
     "eager_combine": "backends/eager_combine.py",
     "eager_nvfp4": "backends/eager_nvfp4.py",
+    "eager_fp8_block": "backends/eager_fp8_block.py",
     "staging": "layer/staging.py",
     "eplb": "layer/eplb.py",
     "kernel_weights": "layer/kernel_weights.py",

@@ -1,0 +1,108 @@
+"""Contracts of published kernels whose operands have other formats than MegaMoE's.
+
+A *dialect* has the stages of the layer, and other operands: other weights, other scale factors,
+other rounding points. Its cases are forward cases of its own format
+(:data:`megamoe.spec.features.DIALECT_FORMATS`). It has no rule for anything else: no remap, no
+staging into MegaMoE's buffer, no layout of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+from megamoe.spec.clauses import Clause, Contract
+
+
+@dataclass(frozen=True)
+class Dialect(Contract):
+    """A contract with operands of its own. :attr:`clauses` has the clauses that it reads."""
+
+    weights: Clause[str]
+    """The format of the weights, as :data:`megamoe.spec.features.WEIGHT_FORMATS` has it. It is the
+    one feature that each case of the dialect asks for."""
+    activation_scale: Clause[str]
+    """The rule from a group of hidden states to its fp32 scale and its codes. 'reciprocal':
+    ``s = fl(max(amax, floor) / 448)``, ``r = fl(1 / s)``, codes of ``fl(x * r)``; 'quotient': the
+    same scale, codes of ``fl(x / s)``."""
+    activation_group: Clause[int]
+    """Hidden states that share a scale."""
+    gate_up: Clause[str]
+    """The type of gate and up between linear 1 and the clamp: 'fp32' or 'bf16'."""
+    clamp_nan: Clause[str]
+    """What the clamp makes of NaN: 'upper', the upper bound of gate and up; 'first', the bound that
+    meets it first, which is the lower one of up."""
+    requant_group: Clause[int]
+    """Activations that share a scale."""
+    requant_amax_floor: Clause[float]
+    """Lower bound of a group's amax before it becomes a scale."""
+
+    @property
+    def clauses(self) -> dict[str, Clause[Any]]:
+        """The clauses that decide a bit of a forward of this format."""
+        every = super().clauses
+        return {name: every[name] for name in _READ}
+
+    def takes(self, asked: Collection[str]) -> bool:
+        """A call of the dialect's format, with no more features than it has."""
+        return self.weights.value in asked and super().takes(asked)
+
+    def knows(self, kind: str, asked: Collection[str] = ()) -> bool:
+        """Forward cases alone."""
+        return kind == "forward" and self.takes(asked)
+
+
+_READ: Final = (
+    "features", "weights", "staging_amax_floor", "activation_scale", "activation_group",
+    "cast_saturates", "gate_up", "gate_up_order", "gate_clamped_below", "clamp_nan",
+    "precise_silu", "routing_weight", "bf16_before_requant",
+    "requant_group", "requant_scale", "requant_amax_floor", "combine_order",
+)  # fmt: skip
+"""In the order of computation. The other fields of :class:`Contract` speak of stages and options
+that a dialect does not have; they hold :data:`_NONE`."""
+_NONE: Final[Any] = Clause(None, "no rule: a dialect does not have this stage or option")
+
+# --- FP8 weights with a scale per 128 x 128: SGLang's kernel for Hopper -------------------------
+
+_SM90 = "sgl-deep-gemm 0.1.5, sm90_fp8_mega_moe.cuh"
+_PRE = "sgl-deep-gemm 0.1.5, sm90_mega_moe_pre_dispatch.cuh"
+
+SGL_SM90: Final = Dialect(
+    revision="sgl-sm90",
+    features=Clause(("fp8-block",), f"{_SM90}: SwiGLU of routed experts with a clamp, no more"),
+    replica_choice=_NONE, replica_hash=_NONE, padding_known=_NONE, staging_exponent_min=_NONE,
+    staging_exponent_max=_NONE, staging_clips=_NONE, clamp_drops_nan=_NONE, situ_tanh=_NONE,
+    amax_drops_nan=_NONE, requant_exponent_min=_NONE, shared_expert=_NONE,
+    weights=Clause("fp8-block", f"{_SM90}: kGranK 128; gate_sf, up_sf and l2_sf of 128 x 128"),
+    staging_amax_floor=Clause(1e-10, f"{_PRE}: fmaxf(local_max, 1e-10f)"),
+    activation_scale=Clause("reciprocal", f"{_PRE}: absmax / 448, 1 / raw_scale, then a product"),
+    activation_group=Clause(128, f"{_PRE}: kGroupSize == 128"),
+    cast_saturates=Clause(True, f"{_PRE}: __NV_SATFINITE; the constructor of __nv_fp8x2_e4m3 too"),
+    gate_up=Clause("fp32", f"{_SM90}: final_accum goes into the clamp as it is"),
+    gate_up_order=Clause("gate-up", f"{_SM90}: gate_n, and up_n = I/128 + gate_n"),
+    gate_clamped_below=Clause(False, f"{_SM90}: clamp_gate has one cute::min"),
+    clamp_nan=Clause("upper", f"{_SM90}: cute::min(x, bound) is t < u ? t : u, so NaN gives u"),
+    precise_silu=Clause("g*(1/d)", f"{_SM90}: x * sig, sig = 1.0f / (1.0f + e)"),
+    routing_weight=Clause("activation", f"{_SM90}: swiglu *= weight, and amax *= abs(weight)"),
+    bf16_before_requant=Clause(False, f"{_SM90}: the fp32 activations are cast directly"),
+    requant_group=Clause(64, f"{_SM90}: kL2ActsSFGranK"),
+    requant_scale=Clause(
+        "continuous", f"{_SM90}: sf = amax * fl(1/448), sf_inv = 1 / sf; sgl-project/DeepGEMM #63"
+    ),
+    requant_amax_floor=Clause(1e-10, f"{_SM90}: fmaxf(amax, 1e-10f)"),
+    combine_order=Clause("ascending-slot", f"{_SM90}: __ffs of the mask of live slots"),
+)  # fmt: skip
+
+_OLD = "sgl-deep-gemm 0.1.4, sm90_fp8_mega_moe.cuh"
+SGL_SM90_0_1_4: Final = (
+    SGL_SM90.carried(f"{_OLD}, which has no staging of its own: that of 0.1.5 is meant")
+    .changed(
+        "sgl-sm90-0.1.4", f"{_OLD}: fast_log2_ceil(amax * fl(1/448)), then powers of two",
+        requant_scale="product",
+    )
+    .changed("sgl-sm90-0.1.4", f"{_OLD}: no floor", requant_amax_floor=0.0)
+)  # fmt: skip
+
+DIALECTS: Final[dict[str, Dialect]] = {d.revision: d for d in (SGL_SM90_0_1_4, SGL_SM90)}
+"""The dialects by name, an older one of the same kernel first."""
