@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from megamoe.cases import Case
+from megamoe.cases.telling import smallest
 from megamoe.judge import BAD, Verdict, picture, symptoms
 from megamoe.printable import counted
 from megamoe.spec.tensors import STAGES
@@ -18,7 +20,7 @@ PICTURES: Final = 20
 NAMED: Final = 6
 """Cases of a symptom that are named without a picture."""
 FORWARDS: Final = ("forward", "property")
-"""Kinds whose cases ``explain`` and ``reduce`` take."""
+"""Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
 _OF_VERDICT: Final = tuple(Verdict.__dataclass_fields__)
 
 
@@ -78,27 +80,37 @@ def shortened(
     return f"shortened: {', '.join(said)}; {more}`{alone}` shows one case"
 
 
-def show_next(report: Mapping[str, Any], console: Console) -> None:
+def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case] = ()) -> None:
     """Print the command to go on with, the last line of a run with a red: for the most frequent
-    symptom that a command can follow."""
-    pictured = [case for found in symptoms(_reds(report)) for case in found.pictured]
-    for case in pictured:
-        verb = _verb(case)
-        if verb:
-            words = f"{case['id']} --backend {_backend(report)}"
-            _say(console, f"next: {_command(report, verb, words)}")
+    symptom that a command can follow, on the red that tells causes apart best. ``cases``: those of
+    the run; a red that is not among them keeps its place in the report."""
+    found, known = symptoms(_reds(report)), {case.id: case for case in cases}
+    for symptom in found:
+        verbs = {case["id"]: _verb(case, known.get(case["id"])) for case in symptom.cases}
+        explained = [name for name, verb in verbs.items() if verb == "explain"]
+        best = smallest(known[name] for name in explained if name in known)
+        first = next((case["id"] for case in symptom.pictured if verbs[case["id"]]), None)
+        chosen = best.id if best is not None else first
+        if chosen is not None:
+            words = f"{chosen} --backend {_backend(report)}"
+            _say(console, f"next: {_command(report, verbs[chosen], words)}")
             return
-    if pictured:
-        _say(console, f"next: megamoe show {pictured[0]['id']}")
+    if found:
+        _say(console, f"next: megamoe show {found[0].pictured[0]['id']}")
 
 
 def _reds(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [case for case in report["cases"] if case["status"] in BAD]
 
 
-def _verb(case: Mapping[str, Any]) -> str:
-    """``explain`` for a wrong stage, ``reduce`` for an exception in a forward; else nothing. A
-    broken law is neither: both verbs make one call, and a law needs several."""
+def _verb(case: Mapping[str, Any], known: Case | None) -> str:
+    """``explain`` for a wrong stage or a wrong staged tensor, ``reduce`` for an exception in a
+    forward; else nothing. A broken law is neither: both verbs make one call, and a law needs
+    several. Neither takes NVFP4."""
+    if known is not None and known.params.get("weight_format") == "nvfp4":
+        return ""
+    if case["kind"] == "staging":
+        return "explain" if case["status"] == "fail" else ""
     if case["kind"] not in FORWARDS:
         return ""
     if case["status"] == "error":

@@ -73,7 +73,10 @@ def of_all(life: Life, source: Source) -> Iterator[Way]:
 
 
 def _readers(life: Life, linear: int) -> dict[str, Reader]:
-    return {**operands.readers(linear), **indices.expert_readers(life)}
+    return {
+        **operands.readers(linear), **indices.expert_readers(life),
+        **operands.expert_of_slot(life),
+    }  # fmt: skip
 
 
 def _contracts(life: Life) -> Iterator[Way]:
