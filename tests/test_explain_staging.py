@@ -64,7 +64,7 @@ def test_what_is_right_has_no_cause():
 
 
 OF_MUTANTS = {
-    "staging-floor-1e-10": ("amax-floor-1e-4-38d1", "amax has a floor of 1e-10"),
+    "staging-floor-1e-10": ("amax-floor-1e-4-3727", "amax has a floor of 1e-10"),
     "staging-exponent-rounded-down": (WORDS, "the exponent is rounded down"),
     "staging-scales-big-endian": (WORDS, REVERSED),
     "staging-cast-toward-zero": (WORDS, "codes are rounded toward zero"),

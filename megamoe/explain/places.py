@@ -106,7 +106,18 @@ def fitting(
     if one is not None:
         token, known = one
         found = [r for r in found if set(np.flatnonzero(r.slots[token]).tolist()) == known]
+        if not found and len(known) == 1 and not wrong.all():
+            # No rule of experts or tokens: the slot itself, in the tokens that are wrong.
+            found = [_slot_of(known, wrong, ids.shape[1])]
     return found
+
+
+def _slot_of(known: set[int], wrong: Bools, slots: int) -> Rule:
+    (k,) = known
+    which = np.zeros((len(wrong), slots), np.bool_)
+    which[wrong, k] = True
+    where = f"slot {k} of {phrase(wrong)}"
+    return Rule(where, f"{where} is dropped", which)
 
 
 def phrase(wrong: Bools) -> str:
@@ -188,7 +199,7 @@ def in_batch(
     live = (ids >= 0) & (ids < experts)
     slots, one, is_lost = None, None, True
     if ALL_LOST in causes:
-        slots = live & wrong[:, None]
+        one = token, set(np.flatnonzero(live[token]).tolist())
     elif lost:
         one = token, {lost[0]}
     elif LEFT_OUT in causes:

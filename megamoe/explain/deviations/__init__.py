@@ -38,7 +38,7 @@ def of_codes(life: Life, source: Source) -> Iterator[Way]:
     for name, total in sums.TOTALS_OFF.items():
         yield own.replaced(name, "linear 1", total=total)
     yield from _contracts(life)
-    readers = {**_readers(life, 1), **operands.token_readers(life, source)}
+    readers = {**_readers(life, source, 1), **operands.token_readers(life, source)}
     for name, reader in readers.items():
         yield own.replaced(name, "linear 1", reads13=reader)
 
@@ -50,7 +50,7 @@ def of_y(life: Life, source: Source) -> Iterator[Way]:
     for name, total in sums.TOTALS_OFF.items():
         yield own.replaced(name, "linear 2", total=total)
     yield from _contracts(life)
-    for name, reader in _readers(life, 2).items():
+    for name, reader in _readers(life, source, 2).items():
         yield own.replaced(name, "linear 2", reads2=reader)
 
 
@@ -63,19 +63,22 @@ def of_all(life: Life, source: Source) -> Iterator[Way]:
     for name, total in sums.TOTALS_OFF.items():
         yield own.replaced(name, "linear 1 and 2", total=total)
     yield from _contracts(life)
-    second = _readers(life, 2)
+    second = _readers(life, source, 2)
     for name, reader in second.items():
         yield own.replaced(name, "linear 2", reads2=reader)
-    for name, reader in {**_readers(life, 1), **operands.token_readers(life, source)}.items():
+    for name, reader in {
+        **_readers(life, source, 1),
+        **operands.token_readers(life, source),
+    }.items():
         yield own.replaced(name, "linear 1", reads13=reader)
         if name in second:
             yield own.replaced(name, "linear 1 and 2", reads13=reader, reads2=second[name])
 
 
-def _readers(life: Life, linear: int) -> dict[str, Reader]:
+def _readers(life: Life, source: Source, linear: int) -> dict[str, Reader]:
     return {
         **operands.readers(linear), **indices.expert_readers(life),
-        **operands.expert_of_slot(life),
+        **operands.expert_of_slot(life, source),
     }  # fmt: skip
 
 

@@ -268,16 +268,16 @@ def token_readers(life: Life, source: Source) -> dict[str, Reader]:
     return out
 
 
-def expert_of_slot(life: Life) -> dict[str, Reader]:
-    """One slot with the weights of another expert; of a small layer, any other one."""
-    experts = life.token.experts
+def expert_of_slot(life: Life, source: Source) -> dict[str, Reader]:
+    """One slot with the weights of another expert that has rows; of a small layer only."""
+    experts = sorted(ExpertRows.of(source).tokens)
     out: dict[str, Reader] = {}
-    if len(life.slots) * experts > _EXPERTS_AT_MOST or (
+    if len(life.slots) * len(experts) > _EXPERTS_AT_MOST or (
         len(life.slots) * life.x.size * life.token.intermediate > _SMALL
     ):
         return out
     for slot in life.slots:
-        for other in range(experts):
+        for other in experts:
             if slot.expert not in (SHARED, other):
                 name = f"slot {slot.slot} (expert {slot.expert}) takes the weights of expert"
                 out[f"{name} {other}"] = partial(_slot_takes, slot.slot, other)
