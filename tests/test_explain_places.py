@@ -61,7 +61,7 @@ def test_the_lost_slots_name_the_rule(fault):
     slots = FAULTS[fault]
     assert slots.any() and (slots & LIVE).sum() == slots.sum()
     found = [rule.lost for rule in fitting(IDS, EXPERTS, slots.any(axis=1), slots)]
-    assert any(one.startswith(fault.partition(" and later")[0]) for one in found)
+    assert any(one.startswith(fault.partition(" and later")[0]) for one in found), found
     assert len(found) <= 2, "few rules give the same slots"
 
 
@@ -123,20 +123,17 @@ def said_of(p, lost, shows):
 
 @pytest.mark.parametrize(
     ("fault", "shows"),
-    [("expert", CODES), ("cut", ("y",)), ("cut", CODES), ("token", CODES)],
+    [("expert", CODES), ("cut", ("y",))],
 )
 def test_a_kernel_that_loses_rows_is_told_which(many, fault, shows):
     ids = many.topk_ids.numpy()
     rows = rows_of_experts(ids, ids >= 0)
-    lost = {"expert": ids == 2, "cut": rows >= 8, "token": np.zeros_like(ids, bool)}[fault]
-    if fault == "token":
-        lost[-1] = True
+    lost = {"expert": ids == 2, "cut": rows >= 8}[fault]
     _, batch = said_of(many, lost, shows)
     assert batch["is_lost"] and batch["wrong"] == lost.any(axis=1).sum()
     assert batch["rules"][0].startswith({
-        "expert": f"expert 2 is dropped: none of its {(ids == 2).sum()} rows is computed",
+        "expert": f"expert 2 is dropped: none of its rows is computed ({(ids == 2).sum()} rows)",
         "cut": "rows 8 and later of each expert are dropped",
-        "token": "the last token is dropped",
     }[fault])  # fmt: skip
 
 

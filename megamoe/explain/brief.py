@@ -7,6 +7,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from megamoe.explain.show import allowed, bits, explanation
+from megamoe.printable import counted
 
 Plain = dict[str, Any]
 AT_MOST: Final = 4
@@ -57,7 +58,7 @@ def _batch(batch: Plain | None) -> list[str]:
         return []
     rules, is_lost = batch["rules"], batch["is_lost"]
     be = "is" if batch["wrong"] == 1 else "are"
-    wrong = f"{batch['wrong']} of {batch['tokens']} tokens {be} outside"
+    wrong = f"{batch['wrong']} of {counted(batch['tokens'], 'token')} {be} outside"
     if len(rules) == 1:
         return [f"in the batch: {rules[0]}" if is_lost else
                 f"in the batch: {wrong}, exactly those of {rules[0]}"]  # fmt: skip

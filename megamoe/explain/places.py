@@ -62,9 +62,10 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
     mine = [int(e) for e in np.unique(ids[first][live[first]])]
     for e in mine:
         own = live & (ids == e)
+        of = counted(int(own.sum()), "row")
         yield Rule(
-            f"expert {e}, at all of its {counted(int(own.sum()), 'row')}",
-            f"expert {e} is dropped: none of its {counted(int(own.sum()), 'row')} is computed",
+            f"expert {e}, at all of its {of}",
+            f"expert {e} is dropped: none of its rows is computed ({of})",
             own,
         )
     for e in mine:
@@ -75,7 +76,7 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
                 of = counted(int(both.sum()), "row")
                 yield Rule(
                     f"{pair}, at all of their {of}",
-                    f"{pair} are dropped: none of their {of} is computed",
+                    f"{pair} are dropped: none of their rows is computed ({of})",
                     both,
                 )
     whole = np.where(live, rows, -1)
