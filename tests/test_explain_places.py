@@ -191,3 +191,13 @@ def test_the_larger_case_asks_for_the_same_features():
     of_situ = larger(other, everything)
     assert of_situ is None or of_situ.params["activation"] == "situ"
     assert larger(one, [one]) is None
+
+
+def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
+    """Codes are wrong in some other way, and y is zero besides: no slot is lost."""
+    ids, wrong = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3, bool)
+    first, second = ({"exact": [{"what": what}]} for what in ("relu stands for silu", "y is zero"))
+    said = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong)
+    assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": []}
+    said = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong)
+    assert said["is_lost"] and "all tokens are dropped" in said["rules"]

@@ -115,12 +115,12 @@ def run(a: argparse.Namespace) -> int:
             "there is no output to look at; name one with --backend or --actual" if actual is None
             else f"the output does not show it; it has {', '.join(actual)}"
         ))  # fmt: skip
-    token, channel, wrong = a.token, a.channel, None
+    token, channel, findings = a.token, a.channel, None
     if actual is not None and (token is None or channel is None):
         golden = subject.golden(class_name, contract)
         judged = judge_forward(actual, golden, class_name, subject.problem)
         token, channel = _element(judged.findings, a.stage, token, channel)
-        wrong = _wrong_tokens(judged.findings, subject.source.tokens)
+        findings = judged.findings
         shown = [name for name in STAGES if name in actual]
         if not a.json and not _is_wrong(a, subject, judged, shown):
             return 0
@@ -135,10 +135,12 @@ def run(a: argparse.Namespace) -> int:
             stage=a.stage,
         )  # fmt: skip
         said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
-        if actual is not None and wrong is not None and said["actual"]["explanations"]:
-            ids = subject.problem.topk_ids.numpy()
-            experts = subject.problem.num_experts
-            said["batch"] = in_batch(said["actual"], actual, token, ids, experts, wrong)
+        if actual is not None and findings is not None and said["actual"]["explanations"]:
+            tokens, first = subject.source.tokens, said["actual"]["parts_at"]["stage"]
+            wrong = _wrong_tokens(findings, tokens, first)
+            if wrong is not None:
+                ids, experts = subject.problem.topk_ids.numpy(), subject.problem.num_experts
+                said["batch"] = in_batch(said["actual"], actual, token, ids, experts, wrong)
     said["seconds"] = round(time.perf_counter() - started, 3)
     if not _json(a, said):
         console = Console(width=None if sys.stdout.isatty() else 150)
@@ -167,17 +169,16 @@ def _json(a: argparse.Namespace, said: Mapping[str, Any]) -> bool:
     return True
 
 
-def _wrong_tokens(findings: Sequence[Finding], tokens: int) -> Any:
-    """``(T,)`` bool: tokens outside in the first wrong step; None where not all are known."""
-    first = next((f.stage for f in findings if f.outside), None)
-    step = next((step for step in _STEPS if first in step), ())
+def _wrong_tokens(findings: Sequence[Finding], tokens: int, stage: str) -> Any:
+    """``(T,)`` bool: tokens outside in the step of ``stage``; None where not all are known."""
+    step = next(step for step in _STEPS if stage in step)
     wrong = np.zeros(tokens, np.bool_)
     for finding in findings:
-        if finding.stage in step and len(finding.grid) == GRID_LIMIT:
-            return None
         if finding.stage in step:
+            if len(finding.grid) == GRID_LIMIT:
+                return None
             wrong[[row for row, _, _ in finding.grid]] = True
-    return wrong if step else None
+    return wrong
 
 
 def _original(about: Mapping[str, Any], actual: Any, console: Console) -> None:

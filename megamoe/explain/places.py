@@ -195,7 +195,7 @@ def in_batch(
     ``actual``: what :func:`megamoe.explain.part.part` says of ``token``. ``shown``: the stages of
     all tokens as bits. ``wrong`` ``(T,)``: tokens that are outside in the first wrong step.
     """
-    causes = [way["what"] for step in actual["explanations"] for way in step["exact"]]
+    causes = [way["what"] for way in actual["explanations"][0]["exact"]]  # of the first wrong step
     lost = [int(one[1]) for one in map(_LOST_SLOT.fullmatch, causes) if one]
     live = (ids >= 0) & (ids < experts)
     slots, one, is_lost = None, None, True

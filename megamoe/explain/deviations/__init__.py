@@ -3,6 +3,7 @@
 | module | from | to |
 |---|---|---|
 | ``staging`` | hidden states | ``x``, ``x_sf`` |
+| ``copies`` | hidden states, ids, weights | the buffer of a staging case as a whole |
 | ``operands`` | what a linear reads: codes, scale bytes, nibbles, rows, experts | its sums |
 | ``indices`` | the same from a wrong place, and the ends of their range | its sums |
 | ``sums`` | sums of 32 products | sums, and gate and up of them |
