@@ -11,13 +11,13 @@ import torch
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.cases import Case, load_cases
-from megamoe.cases.telling import larger, smallest, telling
 from megamoe.console import Console
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.brief import brief
 from megamoe.explain.places import fitting, in_batch, phrase, rows_of_experts
 from megamoe.spec.contract import BASE
 from megamoe.suite.at_hand import run
+from megamoe.suite.telling import larger, smallest, telling
 from tests.helpers.local import Local
 
 EXPERTS = 5

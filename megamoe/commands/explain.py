@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from megamoe.cases import Case, kind_of, load_cases
 from megamoe.cases.stored import is_stored, load
-from megamoe.cases.telling import larger, telling
 from megamoe.commands import explain_staging
 from megamoe.commands.shared import any_case, backend_of, contract_of, forward_case, root_of
 from megamoe.commands.work import Work
@@ -38,6 +37,7 @@ from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import STAGES
 from megamoe.suite import at_hand
 from megamoe.suite.at_hand import GoldenNow
+from megamoe.suite.telling import larger, telling
 from megamoe.worker import exchange
 
 _STEPS: Final = (("x", "x_sf"), ("l2_acts", "l2_acts_sf"), ("y",))

@@ -10,10 +10,10 @@ from typing import Any, Final
 from rich.console import Console
 
 from megamoe.cases import Case
-from megamoe.cases.telling import smallest
 from megamoe.judge import BAD, Verdict, picture, symptoms
 from megamoe.printable import counted
 from megamoe.spec.tensors import STAGES
+from megamoe.suite.telling import smallest
 
 PICTURES: Final = 20
 """Pictures that a run shows, and fails whose details it keeps for a report."""

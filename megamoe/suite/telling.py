@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from megamoe.cases.kind import Case
-from megamoe.cases.kind import form_of as form
+from megamoe.cases import Case
+from megamoe.cases import form_of as form
 
 
 def telling(case: Case) -> int:
