@@ -79,10 +79,9 @@ def test_a_cut_is_the_roundest_row_that_gives_the_tokens():
     assert found[0] == (
         "rows 64 and later of each expert are dropped: 6 rows beyond a capacity or a tile"
     )
-    ids = np.array([[0], [1], [0], [0], [0], [0], [0], [0]])  # right are rows 0 of both
-    wrong = np.arange(8) > 5
-    found = [rule.lost for rule in fitting(ids, 2, wrong, wrong[:, None])]
-    assert found[0].startswith("rows 5 and later of each expert are dropped: 2 rows")
+    ids = np.array([[0, -1, -1], [0, -1, -1], [0, -1, -1], [0, 0, 0]])  # the last: rows 3 to 5
+    found = [rule.where for rule in fitting(ids, 1, np.arange(4) == 3)]
+    assert "each expert, at rows 4 (or another of 3 to 5) and later: 2 rows" in found
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def said_of(p, lost, shows):
     got["l2_acts"][lost], got["l2_acts_sf"][lost] = 0, 0
     got = {name: got[name] for name in shows}
     wrong = lost.any(axis=1)
-    token = int(np.flatnonzero(wrong)[-1])
+    token = int(np.flatnonzero(lost.sum(axis=1) == 1)[-1])
     rows = {name: stage[token] for name, stage in got.items()}
     said = explain(FromProblem(p), token, 0, "fp32-ordered", rows, contract=BASE)
     return said, in_batch(said["actual"], got, token, p.topk_ids.numpy(), p.num_experts, wrong)

@@ -154,6 +154,18 @@ def test_a_fault_of_the_buffer_is_named(fault):
     assert cause in names(said_of(case, given, made))
 
 
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [(lambda ids: ids & 0xFFFFFFFF, "-1 loses its sign: it is 4294967295"),
+     (lambda ids: ids * 0, "topk_idx is zero"),
+     (lambda ids: ids * 0 + 0x5A5A5A5A5A5A5A5A, "topk_idx is not written")],
+)  # fmt: skip
+def test_a_fault_of_masked_ids_is_named(change, cause):
+    case, given, made = staged("masked-ids-sign-lost-int32")
+    _ids(change)(made, 5)
+    assert cause in names(said_of(case, given, made))
+
+
 def test_rows_beyond_the_batch_are_said_with_their_content():
     case, given, made = staged(WORDS)
     made["x"][5:9].view(torch.uint8).zero_()
