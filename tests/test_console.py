@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megamoe.commands.main import CLOSED_PIPE, main
+from megamoe.commands.work import Work
 from megamoe.compare import ab, bisect
 from megamoe.console import Console
 from megamoe.printable import all_printable, guarded, printable
@@ -153,3 +154,17 @@ def test_untracked_files_are_no_uncommitted_changes(repo: Path) -> None:
     for path in (*repo.glob("a*"), repo / "notes.txt"):
         path.unlink()
     assert ab.describe(repo) == f"{repo} has uncommitted changes{tail}"
+
+
+def test_work_shows_a_line_on_a_terminal_and_none_elsewhere(capsys) -> None:
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), width=80, force_terminal=is_terminal)
+        with Work("running the whole problem", console) as work:
+            work.say("a result")
+            work.now("reducing: try 7")
+            work.say("another")
+        assert isinstance(console.file, io.StringIO)
+        shown = console.file.getvalue()
+        assert ("running the whole problem" in shown) == is_terminal
+        assert ("reducing: try 7" in shown) == is_terminal
+        assert capsys.readouterr().out == "a result\nanother\n", "results go to stdout"

@@ -358,7 +358,7 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
     ("arguments", "says"),
     [
         (["no-such-case"], "unknown case"),
-        (["staging/ids-widened-from-int32"], "is of kind staging"),
+        (["eplb/identity-map-int32"], "`megamoe check --backend B --case eplb/identity-map-int32`"),
         ([CASE, "--token", "9"], "the case has 4"),
         ([CASE, "--actual", "none.safetensors"], "no such file"),
         ([CASE, "--actual", __file__, "--backend", "eager"], "give one"),

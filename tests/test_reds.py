@@ -95,7 +95,10 @@ def test_one_picture_for_each_symptom_and_kind() -> None:
     assert text.startswith("12 reds show 2 symptoms; one fault can show several. N stands for a")
     assert "9 of 12 reds: RuntimeError in f: no kernel for N tokens  [eplb 9]" in text
     assert "3 of 12 reds: y: N of N outside  [forward 2, property 1]" in text
-    assert text.count("alone:") == 3 and text.count("64 of 512 elements outside") == 1
+    assert (
+        text.count("alone:") == 3
+        and text.count("64 of 512 elements outside, counted over all tokens") == 1
+    )
     assert "  also eplb/n1, eplb/n2, eplb/n3, eplb/n4, eplb/n5, eplb/n6 and 2 more\n" in text
     assert "shortened: 9 of 12 reds without a picture here; `--pictures N` keeps more" in text
     assert "`megamoe check --backend k.py:K --case ID --device cuda` shows one case" in text
@@ -144,6 +147,9 @@ def law(name: str) -> dict[str, Any]:
         ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
          "next: megamoe explain forward/b --backend k.py:K --device cuda"),
         ([law("property/a")], "next: megamoe show property/a"),
+        ([fail("staging/a", 1)],
+         "next: megamoe explain staging/a --backend k.py:K --device cuda"),
+        ([red("staging/a")], "next: megamoe show staging/a"),
         ([fail("property/a", 1)],
          "next: megamoe explain property/a --backend k.py:K --device cuda"),
     ],
@@ -154,6 +160,24 @@ def test_the_next_command_can_follow_the_red(cases: list[dict[str, Any]], line: 
     reds.show_next(report, console)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == (f"{line}\n" if line else "")
+
+
+def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
+    named = ["token-block-edge-t1", "token-block-edge-t9", "clamp-10-bell-misapplied",
+             "bell-h256-i128-drifts", "nvfp4-bell-data-drifts"]  # fmt: skip
+    cases = [case for case in load_cases(golden_root()) if case.name in named]
+    reds_of_run = [fail(f"forward/{name}", 1) for name in named]
+
+    def chosen(reported: list[dict[str, Any]]) -> str:
+        console = Console(file=io.StringIO(), width=150)
+        report = {"backend": "k.py:K", "options": "", "cases": reported}
+        reds.show_next(report, console, cases)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().split(" --")[0].strip()
+
+    assert chosen(reds_of_run) == "next: megamoe explain forward/bell-h256-i128-drifts"
+    assert chosen(reds_of_run[:2]) == "next: megamoe explain forward/token-block-edge-t9"
+    assert chosen(reds_of_run[4:]) == "next: megamoe show forward/nvfp4-bell-data-drifts"
 
 
 # --- what is kept ---------------------------------------------------------------------------------

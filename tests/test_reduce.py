@@ -161,7 +161,7 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.rstrip().endswith(f"reproduce: {again}")
     cause = printed.partition(f"cause, by all of {given}:\n")[2].splitlines()[0]
-    assert cause.startswith("  128 of 128 elements of y are outside")
+    assert cause.startswith("  128 of 128 elements of y of token ") and " are outside" in cause
     assert load(out).about["causes"][0] == cause
     assert ", 1 token, 1 expert used, after " in printed
     before = out.read_bytes()

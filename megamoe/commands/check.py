@@ -52,7 +52,7 @@ def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -
     with suppress(BrokenPipeError):
         reds.show(outcome.report, console, a.pictures)
         results.print_summary(outcome.report, console)
-        reds.show_next(outcome.report, console)
+        reds.show_next(outcome.report, console, outcome.cases)
     if outcome.stopped:
         complain(f"stopped: {outcome.stopped}")
     return outcome.code or results.exit_code(outcome.report["counts"]) or (2 if wrong else 0)

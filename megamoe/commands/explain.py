@@ -9,23 +9,26 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from megamoe.cases import Case, kind_of
+from megamoe.cases import Case, kind_of, load_cases
 from megamoe.cases.stored import is_stored, load
-from megamoe.commands.shared import backend_of, contract_of, forward_case, root_of
+from megamoe.commands import explain_staging
+from megamoe.commands.shared import any_case, backend_of, contract_of, forward_case, root_of
+from megamoe.commands.work import Work
 from megamoe.console import Console
 from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.brief import brief
+from megamoe.explain.places import in_batch
 from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import Finding, forward_bits, judge_forward
-from megamoe.judge.elements import TILE
+from megamoe.judge.elements import GRID_LIMIT, TILE
 from megamoe.judge.judgements import Judged
 from megamoe.spec.accumulators import SM100_MXF8F6F4
 from megamoe.spec.contract import Contract
@@ -34,8 +37,11 @@ from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import STAGES
 from megamoe.suite import at_hand
 from megamoe.suite.at_hand import GoldenNow
+from megamoe.suite.telling import larger, telling
 from megamoe.worker import exchange
 
+_STEPS: Final = (("x", "x_sf"), ("l2_acts", "l2_acts_sf"), ("y",))
+"""The stages that one step computes."""
 Rows = Mapping[str, np.ndarray[Any, Any]]
 
 
@@ -56,7 +62,7 @@ class _Subject:
             self.name = name
             self.source: Source = FromProblem(stored.problem)
             return
-        self.case = forward_case(root, name)
+        self.case = forward_case(root, name, "explain")
         self.name = self.case.id
         plain = not is_stored(self.case) and not kind_of(self.case.kind).features(self.case)
         if plain and FromCase.can_make(self.case):
@@ -84,6 +90,13 @@ def run(a: argparse.Namespace) -> int:
         raise ValueError("--actual and --backend both name an output; give one")
     if a.top < 1:
         raise ValueError("--top: give a number from 1 on")
+    if Path(a.subject).suffix != ".safetensors":
+        case = any_case(root_of(a), a.subject)
+        if case.kind == "staging":
+            said, lines = explain_staging.run(a, case)
+            if not _json(a, said):
+                print("\n".join(lines))
+            return 0
     subject = _Subject(a.subject, root_of(a))
     if not subject.source.tokens:
         raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
@@ -102,11 +115,12 @@ def run(a: argparse.Namespace) -> int:
             "there is no output to look at; name one with --backend or --actual" if actual is None
             else f"the output does not show it; it has {', '.join(actual)}"
         ))  # fmt: skip
-    token, channel = a.token, a.channel
+    token, channel, findings = a.token, a.channel, None
     if actual is not None and (token is None or channel is None):
         golden = subject.golden(class_name, contract)
         judged = judge_forward(actual, golden, class_name, subject.problem)
         token, channel = _element(judged.findings, a.stage, token, channel)
+        findings = judged.findings
         shown = [name for name in STAGES if name in actual]
         if not a.json and not _is_wrong(a, subject, judged, shown):
             return 0
@@ -115,27 +129,56 @@ def run(a: argparse.Namespace) -> int:
     if actual is not None and 0 <= token < subject.source.tokens:
         rows = {name: tensor[token] for name, tensor in actual.items()}
     started = time.perf_counter()
-    said = explain(
-        subject.source, token, channel, class_name, rows, a.top, contract=contract, stage=a.stage
-    )  # fmt: skip
-    said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
+    with Work("trying known mistakes" if rows else "computing the element"):
+        said = explain(
+            subject.source, token, channel, class_name, rows, a.top, contract=contract,
+            stage=a.stage,
+        )  # fmt: skip
+        said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
+        if actual is not None and findings is not None and said["actual"]["explanations"]:
+            tokens, first = subject.source.tokens, said["actual"]["parts_at"]["stage"]
+            wrong = _wrong_tokens(findings, tokens, first)
+            if wrong is not None:
+                ids, experts = subject.problem.topk_ids.numpy(), subject.problem.num_experts
+                said["batch"] = in_batch(said["actual"], actual, token, ids, experts, wrong)
     said["seconds"] = round(time.perf_counter() - started, 3)
-    if a.json:
-        text = json.dumps(_finite(said), indent=1) + "\n"
-        if a.json == "-":
-            sys.stdout.write(text)
-        else:
-            Path(a.json).write_text(text, encoding="utf-8")
-    else:
+    if not _json(a, said):
         console = Console(width=None if sys.stdout.isatty() else 150)
         brief(said, console)
         _original(subject.about, said["actual"], console)
+        hint = _larger(subject, said)
+        if hint:
+            console.print(hint, markup=False, highlight=False, soft_wrap=True)
         if a.full:
             show(said, console)
             console.print(f"\ncomputed in {said['seconds']:.2f} s", highlight=False)
         else:
             console.print(f"more: {_more(actual is not None)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _json(a: argparse.Namespace, said: Mapping[str, Any]) -> bool:
+    """Write what is said for machines; False where nobody asked for it."""
+    if not a.json:
+        return False
+    text = json.dumps(_finite(said), indent=1) + "\n"
+    if a.json == "-":
+        sys.stdout.write(text)
+    else:
+        Path(a.json).write_text(text, encoding="utf-8")
+    return True
+
+
+def _wrong_tokens(findings: Sequence[Finding], tokens: int, stage: str) -> Any:
+    """``(T,)`` bool: tokens outside in the step of ``stage``; None where not all are known."""
+    step = next(step for step in _STEPS if stage in step)
+    wrong = np.zeros(tokens, np.bool_)
+    for finding in findings:
+        if finding.stage in step:
+            if len(finding.grid) == GRID_LIMIT:
+                return None
+            wrong[[row for row, _, _ in finding.grid]] = True
+    return wrong
 
 
 def _original(about: Mapping[str, Any], actual: Any, console: Console) -> None:
@@ -145,6 +188,19 @@ def _original(about: Mapping[str, Any], actual: Any, console: Console) -> None:
     if isinstance(causes, list) and causes and not is_plain:
         lines = [f"cause, by all of {about.get('reduced_from')}, which was reduced:", *causes]
         console.print("\n".join(map(str, lines)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _larger(subject: _Subject, said: Mapping[str, Any]) -> str:
+    """The case to try where this one tells no cause, or does not tell several apart."""
+    if subject.case is None or not said["actual"]:
+        return ""
+    steps, rules = said["actual"]["explanations"], said.get("batch", {"rules": []})["rules"]
+    unclear = any(len(step["exact"]) != 1 for step in steps) or len(rules) > 1
+    has_most = telling(subject.case) == 2 and len(rules) < 2
+    if not unclear or has_most:
+        return ""
+    other = larger(subject.case, load_cases(subject.root))
+    return f"try a larger case, if it is red too: {other.id}" if other else ""
 
 
 def _more(has_output: bool) -> str:
@@ -181,7 +237,7 @@ def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str,
     """The output, all tokens, as bits, None where nobody names one; the class and the contract."""
     asked = contract_of(a).revision
     if a.backend:
-        with backend_of(a) as (worker, settings):
+        with backend_of(a) as (worker, settings), Work(f"{a.backend} runs {subject.name}"):
             try:
                 got = at_hand.run(subject.problem, worker, settings.timeout)
                 return got, worker.identity.accumulator, worker.identity.contract

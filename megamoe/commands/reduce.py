@@ -18,6 +18,7 @@ from megamoe.commands.shared import (
     replay_command,
     root_of,
 )
+from megamoe.commands.work import Work
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.show import explanation
 from megamoe.golden import Store, make, regenerate
@@ -43,18 +44,23 @@ def run(a: argparse.Namespace) -> int:
     started = time.perf_counter()
     problem, case, about = _subject(a)
     again = replay_command(str(out), a.backend, a.device)
-    with backend_of(a) as (worker, settings):
+    with backend_of(a) as (worker, settings), Work("running the whole problem") as work:
         golden = None
         if case is not None and case.rows is None:
             golden = Store(settings.root, make, contract(worker.identity.contract)).load(case)
-        r = reduce(worker, problem, a.seconds, golden, print, settings.timeout)
+        r = reduce(
+            worker, problem, a.seconds, golden, work.say, settings.timeout,
+            lambda tries: work.now(f"reducing: try {tries}"),
+        )  # fmt: skip
         about["backend"] = a.backend
         about.pop("causes", None)  # of the file that is reduced now
         causes, kept = Causes(), Causes()
         if r.original is not None and r.original.status == "fail":
+            work.now("looking for the cause in the whole problem and in the reduced one")
             causes = causes_of(worker, problem, r.original, settings.timeout)
             kept = causes_of(worker, r.problem, r.verdict, settings.timeout)
             about["causes"] = causes.lines
+        work.now("reading the file back")
         verdict, size = keep(r, out, about, settings.timeout)
     print()
     print(picture_of(verdict, a.backend, again))
@@ -115,5 +121,5 @@ def _subject(a: argparse.Namespace) -> tuple[Problem, Case | None, dict[str, Any
     if Path(a.subject).suffix == ".safetensors":
         stored = load(Path(a.subject))
         return stored.problem, None, {**stored.about, "reduced_from": Path(a.subject).name}
-    case = forward_case(root_of(a), a.subject)
+    case = forward_case(root_of(a), a.subject, "reduce")
     return Problem(**regenerate(case)), case, {"reduced_from": case.id}

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from megamoe.judge import Verdict, picture
 from megamoe.printable import counted
 from megamoe.spec.contract import NEWEST, Contract, contract
 from megamoe.suite import results
+from megamoe.suite.reds import FORWARDS
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker
@@ -37,15 +38,36 @@ def root_of(a: argparse.Namespace) -> Path:
     return Settings(golden=a.golden).root
 
 
-def forward_case(root: Path, name: str) -> Case:
-    """The forward or property case of this id or name. :class:`CaseError` for any other."""
+def forward_case(root: Path, name: str, verb: str) -> Case:
+    """The forward or property case of this id or name. :class:`CaseError` for any other, with the
+    command that goes on with it; ``verb`` is the one that asks."""
+    found = any_case(root, name)
+    if found.kind in FORWARDS:
+        return found
+    raise CaseError(f"{found.id} is of kind {found.kind}, which {verb} does not take: "
+                    f"{INSTEAD[found.kind].format(id=found.id, verb=verb)}")  # fmt: skip
+
+
+def any_case(root: Path, name: str) -> Case:
+    """The case of this id or name; of a name that several kinds have, the forward."""
     cases = load_cases(root)
-    forward = [c for c in cases if c.kind in ("forward", "property")]
-    if not any(name in (c.id, c.name) for c in forward):
-        found = one_of(cases, name)
-        raise CaseError(f"case {name!r} is of kind {found.kind}; `megamoe list --kind forward` "
-                        "shows what has a y")  # fmt: skip
-    return one_of(forward, name)
+    forward = [c for c in cases if c.kind in FORWARDS]
+    return one_of(forward if any(name in (c.id, c.name) for c in forward) else cases, name)
+
+
+_CHECK: Final = "`megamoe check --backend B --case {id}` shows "
+INSTEAD: Final[Mapping[str, str]] = {
+    "staging": "it is one call of prepare, and small already; `megamoe explain {id} --backend B` "
+    "names the cause",
+    "eplb": _CHECK + "the first wrong id and each wrong count of the load, `megamoe show {id}` the "
+    "sizes and what breaks",
+    "layout": _CHECK
+    + "the wrong bytes by expert, row and channel, `megamoe show {id}` what breaks",
+    "errors": _CHECK + "the error that was expected and the one that was raised",
+    "ep": "`megamoe check --backend B --ep N --case {id}` shows the first wrong rank, token and "
+    "channel; a fault without ranks shows in forward/* too, which {verb} takes",
+}
+"""The command that shows the difference, by kind of a case that has no ``y`` to explain."""
 
 
 def contract_of(a: argparse.Namespace) -> Contract:
@@ -56,15 +78,19 @@ def contract_of(a: argparse.Namespace) -> Contract:
 # --- a problem at hand ------------------------------------------------------------------------
 
 
+WHY_NEEDED: Final = {
+    "forward": ", and a stored problem is a forward",
+    "prepare": ": the callable that a staging case judges",
+}
+
+
 @contextmanager
-def backend_of(a: argparse.Namespace) -> Iterator[tuple[Worker, Settings]]:
-    """The worker of the backend that the options name, which must have a forward."""
+def backend_of(a: argparse.Namespace, needs: str = "forward") -> Iterator[tuple[Worker, Settings]]:
+    """The worker of the backend that the options name, which must have the callable ``needs``."""
     settings = Settings.read(lambda name: getattr(a, name, None))
     with Worker(settings.launch()) as worker:
-        if not worker.identity.provides("forward"):
-            raise ValueError(
-                f"backend {a.backend} has no forward, and a stored problem is a forward"
-            )
+        if not worker.identity.provides(needs):
+            raise ValueError(f"backend {a.backend} has no {needs}{WHY_NEEDED[needs]}")
         print(worker.identity.judged_under, file=sys.stderr)
         yield worker, settings
 

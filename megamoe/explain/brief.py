@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 
 from megamoe.explain.show import allowed, bits, explanation
+from megamoe.printable import counted
 
 Plain = dict[str, Any]
+AT_MOST: Final = 4
+"""Rules for the batch that are shown."""
 
 
 def brief(said: Plain, console: Console) -> None:
@@ -38,6 +41,7 @@ def _departure(said: Plain) -> list[str]:
     lines = [f"{said['case']}: the first wrong stage is {at['stage']} ({at['where']})"]
     for explained in actual["explanations"]:
         lines += explanation(explained)
+    lines += _batch(said.get("batch"))
     if worst is not None:
         lines.append(worst["line"])
     wrong = [
@@ -46,6 +50,20 @@ def _departure(said: Plain) -> list[str]:
         for s in actual["stages"] if s["outside"]
     ]  # fmt: skip
     return [*lines, f"outside at token {token}: {', '.join(wrong)}"]
+
+
+def _batch(batch: Plain | None) -> list[str]:
+    """Where in the batch the fault is."""
+    if batch is None or not batch["rules"]:
+        return []
+    rules, is_lost = batch["rules"], batch["is_lost"]
+    be = "is" if batch["wrong"] == 1 else "are"
+    wrong = f"{batch['wrong']} of {counted(batch['tokens'], 'token')} {be} outside"
+    if len(rules) == 1:
+        return [f"in the batch: {rules[0]}" if is_lost else
+                f"in the batch: {wrong}, exactly those of {rules[0]}"]  # fmt: skip
+    return [f"in the batch, {wrong}; each of these fits, this data cannot tell them apart:",
+            *(f"  {rule}" for rule in rules[:AT_MOST])]  # fmt: skip
 
 
 def _channels(said: Plain) -> str:

@@ -207,6 +207,7 @@ def _explain_staging(
             masks.append(shown.x_sf != made[1])
         fits.append(fit(way.name, way.stage, contract, np.concatenate(masks)[None]))
     what = "codes and scale bytes of x" if len(wrong) == 2 else f"values of {next(iter(wrong))}"
+    what += f" of token {life.at}"
     return report(fits, int(contract.sum()), contract.size, what, tried)
 
 
@@ -220,7 +221,9 @@ def _explain_codes(life: Life, source: Source, acts: Acts, contract: Bools) -> P
         if way.reads13 is not None and not run.improves(way, contract, sample):
             continue
         fits.append(fit(way.name, way.stage, contract, run.outside_codes(way), slots))
-    return report(fits, int(contract.sum()), contract.size, "codes and scale bytes", tried)
+    return report(
+        fits, int(contract.sum()), contract.size, f"codes and scale bytes of token {life.at}", tried
+    )
 
 
 def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
@@ -251,7 +254,9 @@ def _explain_y(life: Life, source: Source, shown: _Shown, contract: Bools) -> Pl
     if shown.acts is None and len(life.slots) * life.x.size * life.token.intermediate > _LARGE:
         ways = [w for w in every if w.reads13 is None or isinstance(w.reads13, Scales)]
     fits = [fit(w.name, w.stage, contract[None], wrong(w)[None]) for w in ways]
-    said = report(fits, differing, contract.size, "elements of y", len(ways))
+    at = life.channels
+    what = f"elements of y of token {life.at} at channels {at[0]} to {at[-1]}"
+    said = report(fits, differing, contract.size, what, len(ways))
     return {**said, "not_tried": len(every) - len(ways)}
 
 

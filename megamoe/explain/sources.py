@@ -47,13 +47,20 @@ class Token:
     """(H,) bfloat16 bits that are added in the end."""
 
 
-class Source(Protocol):
-    """The operands of a forward call. ``ValueError`` for a token that is not there."""
+class Tokens(Protocol):
+    """The inputs of staging: all that a call has besides weights."""
 
-    tokens: int
-    hidden_size: int
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
 
     def token(self, at: int) -> Token: ...
+
+
+class Source(Tokens, Protocol):
+    """The operands of a forward call. ``ValueError`` for a token that is not there."""
 
     def w13(self, expert: int) -> tuple[U8, U8]:
         """``(2I, H/2)`` and ``(2I, H/32)``."""
@@ -215,4 +222,4 @@ def _recipe(hidden: int, recipe: Any) -> dict[str, Any]:
     return {**base, **recipe}
 
 
-__all__ = ["FromCase", "FromProblem", "Source", "Token"]
+__all__ = ["FromCase", "FromProblem", "Source", "Token", "Tokens"]

@@ -8,6 +8,7 @@ from typing import Final
 
 from megamoe.judge.verdict import Finding, Verdict
 from megamoe.printable import counted
+from megamoe.spec.tensors import TENSORS
 
 SHADES: Final = ".:+*#@"
 """Nothing outside, then ever larger shares of a cell's elements."""
@@ -29,7 +30,9 @@ def picture(verdict: Verdict, backend: str, options: str = "") -> str:
 
 
 def _finding(finding: Finding) -> list[str]:
-    out = [f"{finding.stage}: {finding.outside} of {finding.total} elements outside"]
+    tensor = TENSORS.get(finding.stage)
+    of = ", counted over all tokens" if tensor is not None and "token" in tensor.places else ""
+    out = [f"{finding.stage}: {finding.outside} of {finding.total} elements outside{of}"]
     if finding.worst:
         out.append(f"  worst   {finding.worst.line()}")
     tallies = (("rows", finding.rows), ("experts", finding.experts), ("tiles", finding.tiles))

@@ -8,7 +8,7 @@ the oracle, as ``megamoe replay`` would; so whatever is left fails for that comm
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,17 @@ are small."""
 def reduce(
     session: Session, problem: Problem, seconds: float = 100.0,
     golden: StoredGolden | None = None, log: Log = lambda line: None, timeout: float = TIMEOUT,
+    watch: Callable[[int], None] = lambda tries: None,
 ) -> Reduction:  # fmt: skip
-    """Shrink ``problem`` (CPU tensors) for at most about ``seconds`` more than its first run."""
+    """Shrink ``problem`` (CPU tensors) for at most about ``seconds`` more than its first run.
+
+    ``log`` takes a line for each step, ``watch`` the number of each try before it starts.
+    """
     problem, failure, verdict = start(session, problem, golden, timeout)
     log(f"fails: {failure}")
-    r = Reduction(session, problem, failure, verdict, timeout, log=log, original=verdict)
+    r = Reduction(
+        session, problem, failure, verdict, timeout, log=log, watch=watch, original=verdict
+    )
     r.deadline = time.perf_counter() + seconds
     # Repeat the failure through the path of every try, and refuse one that does not repeat. A try
     # with a token fewer is a repeat; so the whole is tried again only if no token can go.

@@ -74,12 +74,18 @@ class Reduction:
     timeout: float = TIMEOUT
     deadline: float = float("inf")
     log: Log = lambda line: None
+    watch: Callable[[int], None] = lambda tries: None
+    """Is called before each try with the number of tries."""
     tries: int = 0
     original: Verdict | None = None
     """The verdict of the whole problem, from which the reduction started."""
 
     def is_late(self) -> bool:
         return time.perf_counter() > self.deadline
+
+    def _tried(self) -> None:
+        self.tries += 1
+        self.watch(self.tries)
 
     def take(self, candidate: Problem, always: bool = False) -> bool:
         """Whether ``candidate`` fails in the same way; then it becomes the problem.
@@ -88,7 +94,7 @@ class Reduction:
         """
         if self.is_late() and not always:
             return False
-        self.tries += 1
+        self._tried()
         verdict, _ = judge(candidate, self.session, "reduced", timeout=self.timeout)
         if Failure.of(verdict) != self.failure:
             return False
@@ -111,7 +117,7 @@ class Reduction:
 
     def row_fails(self, candidate: Problem, row: int, golden: GoldenNow) -> bool:
         """Whether this row of ``candidate`` fails in the same way, regardless of the other rows."""
-        self.tries += 1
+        self._tried()
         try:
             actual = run(candidate, self.session, self.timeout)
         except Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ class Outcome:
     """A report, and how the run ended."""
 
     report: results.Report
+    cases: Sequence[Case] = ()
+    """The cases that were chosen."""
     stopped: str = ""
     """Why it ended before its last case; empty if it did not."""
     code: int = 0
@@ -125,6 +128,7 @@ def check(
         raise Stopped(outcome.stopped, outcome.code)
     verdicts = run.all(outcome.stopped)
     outcome.report = _report(settings, identity, run.cases, verdicts, run.details)
+    outcome.cases = run.cases
     outcome.report["predicted"] = {"explained": explains}
     outcome.report["seconds"] = round(time.perf_counter() - started, 3)
     if outcome.stopped:

@@ -10,8 +10,11 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from megamoe.cases import Case
 from megamoe.judge import BAD, Verdict, picture, symptoms
 from megamoe.printable import counted
+from megamoe.spec.tensors import STAGES
+from megamoe.suite.telling import smallest
 
 PICTURES: Final = 20
 """Pictures that a run shows, and fails whose details it keeps for a report."""
@@ -23,7 +26,7 @@ OWN_FAULTS: Final = (
 )  # fmt: skip
 """Exceptions that a smaller problem does not explain: the line that raised them does."""
 FORWARDS: Final = ("forward", "property")
-"""Kinds whose cases ``explain`` and ``reduce`` take."""
+"""Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
 _OF_VERDICT: Final = tuple(Verdict.__dataclass_fields__)
 
 
@@ -83,37 +86,47 @@ def shortened(
     return f"shortened: {', '.join(said)}; {more}`{alone}` shows one case"
 
 
-def show_next(report: Mapping[str, Any], console: Console) -> None:
+def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case] = ()) -> None:
     """Print the command to go on with, the last line of a run with a red: for the most frequent
-    symptom that a command can follow."""
-    pictured = [case for found in symptoms(_reds(report)) for case in found.pictured]
-    for case in pictured:
-        place = _own_fault(case)
-        if place:
-            alone = _command(report, "check", f"--backend {_backend(report)} --case {case['id']}")
-            _say(console, f"next: mend {place}, then: {alone}")
+    symptom that a command can follow, on the red that tells causes apart best. ``cases``: those of
+    the run; a red that is not among them keeps its place in the report."""
+    found, known = symptoms(_reds(report)), {case.id: case for case in cases}
+    for symptom in found:
+        for case in symptom.pictured:
+            place = _own_fault(case)
+            if place:
+                words = f"--backend {_backend(report)} --case {case['id']}"
+                _say(console, f"next: mend {place}, then: {_command(report, 'check', words)}")
+                return
+        verbs = {case["id"]: _verb(case, known.get(case["id"])) for case in symptom.cases}
+        explained = [name for name, verb in verbs.items() if verb == "explain"]
+        best = smallest(known[name] for name in explained if name in known)
+        first = next((case["id"] for case in symptom.pictured if verbs[case["id"]]), None)
+        chosen = best.id if best is not None else first
+        if chosen is not None:
+            words = f"{chosen} --backend {_backend(report)}"
+            _say(console, f"next: {_command(report, verbs[chosen], words)}")
             return
-        verb = _verb(case)
-        if verb:
-            words = f"{case['id']} --backend {_backend(report)}"
-            _say(console, f"next: {_command(report, verb, words)}")
-            return
-    if pictured:
-        _say(console, f"next: megamoe show {pictured[0]['id']}")
+    if found:
+        _say(console, f"next: megamoe show {found[0].pictured[0]['id']}")
 
 
 def _reds(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [case for case in report["cases"] if case["status"] in BAD]
 
 
-def _verb(case: Mapping[str, Any]) -> str:
-    """``explain`` for a wrong stage, ``reduce`` for an exception in a forward; else nothing. A
-    broken law is neither: both verbs make one call, and a law needs several."""
+def _verb(case: Mapping[str, Any], known: Case | None) -> str:
+    """``explain`` for a wrong stage or a wrong staged tensor, ``reduce`` for an exception in a
+    forward; else nothing. A broken law is neither: both verbs make one call, and a law needs
+    several. Neither takes NVFP4."""
+    if known is not None and known.params.get("weight_format") == "nvfp4":
+        return ""
+    if case["kind"] == "staging":
+        return "explain" if case["status"] == "fail" else ""
     if case["kind"] not in FORWARDS:
         return ""
     if case["status"] == "error":
         return "reduce" if "the backend raised" in case["reason"] else ""
-    from megamoe.spec.tensors import STAGES  # imports torch, which `megamoe merge` does without
 
     return "explain" if any(f["stage"] in STAGES for f in case["findings"]) else ""
 

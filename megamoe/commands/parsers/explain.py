@@ -24,13 +24,14 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--token", type=int, metavar="T",
                    help="default: the worst element's, or 0")  # fmt: skip
     c.add_argument("--channel", type=int, metavar="H",
-                   help="of y; default: the worst element's, or 0")  # fmt: skip
+                   help="of y (staging: of x); default: the worst element's, or 0")  # fmt: skip
     c.add_argument("--full", action="store_true",
                    help="every number behind the element, in tables")  # fmt: skip
     c.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
                    help=f"default: the backend's, or {SM100_MXF8F6F4.name}")  # fmt: skip
     c.add_argument("--actual", metavar="FILE.safetensors",
-                   help="an output of your kernel: y and any stages of all tokens")  # fmt: skip
+                   help="an output of your kernel: y and any stages of all tokens; of a staging "
+                   "case x, x_sf, topk_idx and topk_weights")  # fmt: skip
     add_backend(c, required=False)
     c.add_argument("--top", type=int, default=3, metavar="N", help="contributions shown of a sum")
     c.add_argument("--json", nargs="?", const="-", metavar="FILE", help="for machines")

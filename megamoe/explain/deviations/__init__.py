@@ -3,6 +3,7 @@
 | module | from | to |
 |---|---|---|
 | ``staging`` | hidden states | ``x``, ``x_sf`` |
+| ``copies`` | hidden states, ids, weights | the buffer of a staging case as a whole |
 | ``operands`` | what a linear reads: codes, scale bytes, nibbles, rows, experts | its sums |
 | ``indices`` | the same from a wrong place, and the ends of their range | its sums |
 | ``sums`` | sums of 32 products | sums, and gate and up of them |
@@ -38,7 +39,7 @@ def of_codes(life: Life, source: Source) -> Iterator[Way]:
     for name, total in sums.TOTALS_OFF.items():
         yield own.replaced(name, "linear 1", total=total)
     yield from _contracts(life)
-    readers = {**_readers(life, 1), **operands.token_readers(life, source)}
+    readers = {**_readers(life, source, 1), **operands.token_readers(life, source)}
     for name, reader in readers.items():
         yield own.replaced(name, "linear 1", reads13=reader)
 
@@ -50,7 +51,7 @@ def of_y(life: Life, source: Source) -> Iterator[Way]:
     for name, total in sums.TOTALS_OFF.items():
         yield own.replaced(name, "linear 2", total=total)
     yield from _contracts(life)
-    for name, reader in _readers(life, 2).items():
+    for name, reader in _readers(life, source, 2).items():
         yield own.replaced(name, "linear 2", reads2=reader)
 
 
@@ -63,17 +64,23 @@ def of_all(life: Life, source: Source) -> Iterator[Way]:
     for name, total in sums.TOTALS_OFF.items():
         yield own.replaced(name, "linear 1 and 2", total=total)
     yield from _contracts(life)
-    second = _readers(life, 2)
+    second = _readers(life, source, 2)
     for name, reader in second.items():
         yield own.replaced(name, "linear 2", reads2=reader)
-    for name, reader in {**_readers(life, 1), **operands.token_readers(life, source)}.items():
+    for name, reader in {
+        **_readers(life, source, 1),
+        **operands.token_readers(life, source),
+    }.items():
         yield own.replaced(name, "linear 1", reads13=reader)
         if name in second:
             yield own.replaced(name, "linear 1 and 2", reads13=reader, reads2=second[name])
 
 
-def _readers(life: Life, linear: int) -> dict[str, Reader]:
-    return {**operands.readers(linear), **indices.expert_readers(life)}
+def _readers(life: Life, source: Source, linear: int) -> dict[str, Reader]:
+    return {
+        **operands.readers(linear), **indices.expert_readers(life),
+        **operands.expert_of_slot(life, source),
+    }  # fmt: skip
 
 
 def _contracts(life: Life) -> Iterator[Way]:

@@ -14,6 +14,7 @@ from megamoe.explain.deviations.activation import after
 from megamoe.explain.deviations.fp8_rows import Read
 from megamoe.explain.deviations.roundings import BF16_ROUNDINGS, truncated
 from megamoe.explain.life import Life, Slot, combine_of, live_slot
+from megamoe.explain.places import ALL_LOST
 from megamoe.explain.sources import Source
 from megamoe.explain.ways import Rows, Way, combined, in_bf16, right
 from megamoe.spec.formats import F32, F64, U16, bf16_decode, bf16_round
@@ -131,7 +132,7 @@ def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
                 replace(own, finished=partial(_finished, life, _before(rounding))), orders.added
             ),
         )
-    yield "y is zero", lambda r: np.zeros(len(life.channels), np.uint16)
+    yield ALL_LOST, lambda r: np.zeros(len(life.channels), np.uint16)
     yield (
         "infinity is held to the largest bfloat16 in slot rows",
         partial(replace(own, read=lambda r: np.clip(own.read(r), -LARGEST, LARGEST)), orders.added),

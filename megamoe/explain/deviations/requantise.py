@@ -10,6 +10,7 @@ import numpy as np
 from megamoe.explain.deviations.casts import CASTS, GROUPS, continuous_codes, regrouped
 from megamoe.explain.deviations.roundings import bits_of_fp32, flushed
 from megamoe.explain.life import Life
+from megamoe.explain.places import LEFT_OUT
 from megamoe.explain.ways import I32, Way, in_bf16, right
 from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
 from megamoe.spec.contract import Contract
@@ -197,7 +198,7 @@ def _casts(own: Way, c: Contract) -> Iterator[Named]:
         )
     yield "codes are zero", {"codes": lambda v, e, m: np.zeros(v.shape, np.uint8)}
     yield (
-        "a slot is left out: codes and scale bytes are zero",
+        LEFT_OUT,
         {
             "codes": lambda v, e, m: np.zeros(v.shape, np.uint8),
             "exponent": lambda m: np.zeros(m.shape, np.int32),

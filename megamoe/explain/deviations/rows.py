@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from megamoe.explain.life import Life, Slot
-from megamoe.explain.sources import Source
+from megamoe.explain.sources import Tokens
 from megamoe.oracle.staging import quantize
 from megamoe.spec.formats import U8
 
 
-def other_tokens(life: Life, source: Source) -> Iterator[tuple[str, int]]:
+def other_tokens(life: Life, source: Tokens) -> Iterator[tuple[str, int]]:
     """Rows that an index of the token alone can hit by mistake, without those out of range."""
     at, slots, tokens = life.at, len(life.token.ids), source.tokens
     found = {
@@ -28,7 +30,48 @@ def other_tokens(life: Life, source: Source) -> Iterator[tuple[str, int]]:
     yield from _once(found, at, tokens)
 
 
-def other_tokens_of(life: Life, slot: Slot, source: Source) -> dict[str, int]:
+_TOKENS_AT_MOST: Final = 1024
+"""Tokens whose ids are read to number the rows of experts."""
+
+
+@dataclass(frozen=True)
+class ExpertRows:
+    """The rows of each expert, in the order of tokens and slots."""
+
+    tokens: dict[int, list[int]]
+    """Expert to the token of each of its rows."""
+    at: dict[tuple[int, int], int]
+    """Token and slot to the row within the expert."""
+
+    @classmethod
+    def of(cls, source: Tokens) -> ExpertRows:
+        """None of a batch that is too long to be read."""
+        made = cls({}, {})
+        for token in range(source.tokens if source.tokens <= _TOKENS_AT_MOST else 0):
+            for slot, expert in enumerate(source.token(token).ids.tolist()):
+                if expert >= 0:
+                    rows = made.tokens.setdefault(expert, [])
+                    made.at[token, slot] = len(rows)
+                    rows.append(token)
+        return made
+
+    def others(self, token: int, slot: Slot) -> dict[str, int]:
+        """The tokens of rows that an index within experts can hit by mistake."""
+        row = self.at.get((token, slot.slot))
+        if row is None:
+            return {}
+        own = self.tokens[slot.expert]
+        found = {"the first row of its expert": own[0]}
+        for by, side in ((-1, "before"), (1, "after")):
+            if 0 <= row + by < len(own):
+                found[f"the row {side} within its expert"] = own[row + by]
+            other = self.tokens.get(slot.expert + by, [])
+            if row < len(other):
+                found[f"the row of the same place in the expert {side}"] = other[row]
+        return found
+
+
+def other_tokens_of(life: Life, slot: Slot, source: Tokens, experts: ExpertRows) -> dict[str, int]:
     """The same, and rows that an index of the token and its slot can hit."""
     at, k, slots, tokens = life.at, slot.slot, len(life.token.ids), source.tokens
     return dict(other_tokens(life, source)) | dict(
@@ -38,6 +81,7 @@ def other_tokens_of(life: Life, slot: Slot, source: Source) -> dict[str, int]:
                 "the row of slot order, k": k,
                 "the row of the slot's index modulo T": (at * slots + k) % tokens,
                 "the row of the transposed index, (k * T + i) / K": (k * tokens + at) // slots,
+                **experts.others(at, slot),
             },
             at,
             tokens,
@@ -45,7 +89,7 @@ def other_tokens_of(life: Life, slot: Slot, source: Source) -> dict[str, int]:
     )
 
 
-def staged_row(life: Life, source: Source, token: int) -> tuple[U8, U8]:
+def staged_row(life: Life, source: Tokens, token: int) -> tuple[U8, U8]:
     """Codes and scale bytes of a token, staged as they should be."""
     codes, sf = quantize(source.token(token).hidden[None], life.contract)
     return codes[0], sf[0]
@@ -57,7 +101,7 @@ def _once(found: dict[str, int], at: int, tokens: int) -> Iterator[tuple[str, in
             yield name, token
 
 
-def other_weights(life: Life, source: Source) -> dict[str, dict[int, np.float32]]:
+def other_weights(life: Life, source: Tokens) -> dict[str, dict[int, np.float32]]:
     """The routing weight of each slot under a wrong index, by name."""
     at, weights, tokens = life.at, life.token.weights, source.tokens
     slots = len(weights)

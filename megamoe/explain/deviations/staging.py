@@ -12,7 +12,7 @@ import numpy as np
 from megamoe.explain.deviations.casts import CASTS, GROUPS, continuous_codes, regrouped
 from megamoe.explain.deviations.rows import other_tokens, staged_row
 from megamoe.explain.life import Life
-from megamoe.explain.sources import Source
+from megamoe.explain.sources import Tokens
 from megamoe.explain.ways import I32
 from megamoe.oracle.groups import group_amax, scaled_codes
 from megamoe.oracle.staging import quantize
@@ -36,7 +36,7 @@ class StagedWay:
     stage: str = STAGE
 
 
-def catalogue(life: Life, source: Source) -> Iterator[StagedWay]:
+def catalogue(life: Life, source: Tokens) -> Iterator[StagedWay]:
     """Every deviation of staging that is known."""
     hidden, c = bf16_decode(life.token.hidden), life.contract
     for name, amax in _amaxes(hidden, c, source):
@@ -134,7 +134,7 @@ def _continuous(hidden: F32, life: Life) -> Staged:
     return continuous_codes(_clipped(hidden, life.contract), amax, life.contract), life.x_sf
 
 
-def _amaxes(hidden: F32, c: Contract, source: Source) -> Iterator[tuple[str, Callable[[], F32]]]:
+def _amaxes(hidden: F32, c: Contract, source: Tokens) -> Iterator[tuple[str, Callable[[], F32]]]:
     """An amax of another group of values."""
     for name, of_groups in GROUPS.items():
         yield name, partial(of_groups, hidden, partial(_amax, contract=c))
@@ -149,7 +149,7 @@ def _amaxes(hidden: F32, c: Contract, source: Source) -> Iterator[tuple[str, Cal
         yield f"amax is that of the group {side}", partial(np.roll, _amax(hidden, c), shift)
 
 
-def _of_all(source: Source, contract: Contract) -> F32:
+def _of_all(source: Tokens, contract: Contract) -> F32:
     largest = np.float32(0)
     for token in range(source.tokens):
         amax = _amax(bf16_decode(source.token(token).hidden), contract)
@@ -157,7 +157,7 @@ def _of_all(source: Source, contract: Contract) -> F32:
     return np.full(source.hidden_size // GROUP, largest, np.float32)
 
 
-def _over_tokens(source: Source, contract: Contract) -> F32:
+def _over_tokens(source: Tokens, contract: Contract) -> F32:
     rows = (bf16_decode(source.token(token).hidden) for token in range(source.tokens))
     return np.fmax.reduce([_amax(row, contract) for row in rows])
 
@@ -264,7 +264,7 @@ def _zeros(life: Life) -> Iterator[StagedWay]:
     )
 
 
-def _scales_of(life: Life, source: Source, token: int) -> Staged:
+def _scales_of(life: Life, source: Tokens, token: int) -> Staged:
     return life.x, staged_row(life, source, token)[1]
 
 

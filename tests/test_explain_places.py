@@ -1,0 +1,202 @@
+"""``megamoe explain`` says where in the batch a fault is: an expert, a cut of rows, a token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from megamoe.backends.eager import EagerBackend
+from megamoe.backends.simulate import problem
+from megamoe.cases import Case, load_cases
+from megamoe.console import Console
+from megamoe.explain import FromProblem, explain
+from megamoe.explain.brief import brief
+from megamoe.explain.places import fitting, in_batch, phrase, rows_of_experts
+from megamoe.spec.contract import BASE
+from megamoe.suite.at_hand import run
+from megamoe.suite.telling import larger, smallest, telling
+from tests.helpers.local import Local
+
+EXPERTS = 5
+SEVERAL = 150
+
+
+def _ids():
+    """Two different experts a token; a slot in seven has none."""
+    rng = np.random.default_rng(5)
+    ids = rng.random((SEVERAL, EXPERTS)).argsort(axis=1)[:, :2]
+    ids[rng.random(ids.shape) < 1 / 7] = -1
+    return ids.astype(np.int64)
+
+
+IDS = _ids()
+LIVE = IDS >= 0
+ROWS = rows_of_experts(IDS, LIVE)
+LAST = np.max(np.where(IDS[..., None] == np.arange(EXPERTS), ROWS[..., None], -1), axis=(0, 1))
+TOKENS = np.arange(SEVERAL)[:, None] + 0 * IDS
+FAULTS = {
+    "expert 3 is dropped": IDS == 3,
+    "experts 1 and 4 are dropped": (IDS == 1) | (IDS == 4),
+    "rows 16 and later of each expert are dropped": ROWS >= 16,
+    "rows 32 and later of expert 2 are dropped": (IDS == 2) & (ROWS >= 32),
+    "row 8 of an expert is dropped": ROWS == 8,
+    "the last row of each expert is dropped": LIVE & (LAST[IDS] == ROWS),
+    "slot 1 of each token is dropped": LIVE & (np.arange(2) == 1),
+    "the last token is dropped": LIVE & (TOKENS == SEVERAL - 1),
+    "tokens 128 and later are dropped": LIVE & (TOKENS >= 128),
+    "token 7 is dropped": LIVE & (TOKENS == 7),
+}
+
+
+def test_rows_of_an_expert_are_counted_over_the_batch():
+    ids = np.array([[1, 0], [-1, 1], [1, 1]])
+    assert rows_of_experts(ids, ids >= 0).tolist() == [[0, 0], [-1, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_lost_slots_name_the_rule(fault):
+    slots = FAULTS[fault]
+    assert slots.any() and (slots & LIVE).sum() == slots.sum()
+    found = [rule.lost for rule in fitting(IDS, EXPERTS, slots.any(axis=1), slots)]
+    assert any(one.startswith(fault.partition(" and later")[0]) for one in found), found
+    assert len(found) <= 2, "few rules give the same slots"
+
+
+def test_slots_that_no_rule_gives_have_none():
+    slots = FAULTS["expert 3 is dropped"].copy()
+    slots[np.flatnonzero(slots.any(axis=1))[4]] = False
+    assert not fitting(IDS, EXPERTS, slots.any(axis=1), slots)
+    assert not fitting(IDS, EXPERTS, np.zeros(SEVERAL, bool))
+
+
+def test_a_cut_is_the_roundest_row_that_gives_the_tokens():
+    ids = np.zeros((70, 1), np.int64)
+    wrong = np.arange(70) >= 64
+    found = [rule.lost for rule in fitting(ids, 1, wrong, wrong[:, None])]
+    assert found[0] == (
+        "rows 64 and later of each expert are dropped: 6 rows beyond a capacity or a tile"
+    )
+    ids = np.array([[0, -1, -1], [0, -1, -1], [0, -1, -1], [0, 0, 0]])  # the last: rows 3 to 5
+    found = [rule.where for rule in fitting(ids, 1, np.arange(4) == 3)]
+    assert "each expert, at rows 4 (or another of 3 to 5) and later: 2 rows" in found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [([0, 1, 2, 3], ""), ([3], "token 3 only, the last"), ([1], "token 1 only"),
+     ([2, 3], "tokens 2 and later"), ([1, 2], "tokens 1 to 2"), ([0, 2], "tokens 0, 2")],
+)  # fmt: skip
+def test_tokens_in_words(wrong, text):
+    assert phrase(np.isin(np.arange(4), wrong)) == text
+
+
+# --- a kernel that loses them ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many():
+    recipe = {"w13_scale": [120, 2], "w2_scale": [120, 2]}
+    return problem(
+        3, tokens=24, top_k=2, experts=4, hidden=128, intermediate=128, weights_recipe=recipe
+    )
+
+
+CODES = ("l2_acts", "l2_acts_sf", "y")
+
+
+def said_of(p, lost, shows):
+    """What is said of a kernel that leaves out ``lost`` slots, of the last wrong token."""
+    ids = torch.where(torch.from_numpy(lost), -1, p.topk_ids)
+    got = run(replace(p, topk_ids=ids), Local(EagerBackend()))
+    got["l2_acts"][lost], got["l2_acts_sf"][lost] = 0, 0
+    got = {name: got[name] for name in shows}
+    wrong = lost.any(axis=1)
+    token = int(np.flatnonzero(lost.sum(axis=1) == 1)[-1])
+    rows = {name: stage[token] for name, stage in got.items()}
+    said = explain(FromProblem(p), token, 0, "fp32-ordered", rows, contract=BASE)
+    return said, in_batch(said["actual"], got, token, p.topk_ids.numpy(), p.num_experts, wrong)
+
+
+@pytest.mark.parametrize(
+    ("fault", "shows"),
+    [("expert", CODES), ("cut", ("y",))],
+)
+def test_a_kernel_that_loses_rows_is_told_which(many, fault, shows):
+    ids = many.topk_ids.numpy()
+    rows = rows_of_experts(ids, ids >= 0)
+    lost = {"expert": ids == 2, "cut": rows >= 8}[fault]
+    _, batch = said_of(many, lost, shows)
+    assert batch["is_lost"] and batch["wrong"] == lost.any(axis=1).sum()
+    assert batch["rules"][0].startswith({
+        "expert": f"expert 2 is dropped: none of its rows is computed ({(ids == 2).sum()} rows)",
+        "cut": "rows 8 and later of each expert are dropped",
+    }[fault])  # fmt: skip
+
+
+def test_experts_that_take_each_others_rows_are_named(many):
+    ids = many.topk_ids
+    token = next(t for t in range(24) if (ids[t] == 1).any() and not (ids[t] == 2).any())
+    swapped = torch.where(ids == 1, 2, torch.where(ids == 2, 1, ids))
+    got = run(replace(many, topk_ids=swapped), Local(EagerBackend()))
+    rows = {name: stage[token] for name, stage in got.items()}
+    said = explain(FromProblem(many), token, 0, "fp32-ordered", rows, contract=BASE)["actual"]
+    slot = int((ids[token] == 1).nonzero()[0])
+    name = f"slot {slot} (expert 1) takes the weights of expert 2"
+    assert [[way["what"] for way in step["exact"]] for step in said["explanations"]] == [[name]] * 2
+
+
+def test_the_place_stands_below_the_cause(capsys):
+    step = {"differing": 1, "of": 2, "compared": "codes", "tried": 3, "not_tried": 0,
+            "exact": [], "partial": []}  # fmt: skip
+    stages = [{"stage": "y", "outside": 1, "of": 128}]
+    actual = {"parts_at": {"stage": "y", "where": "w"}, "explanations": [step], "worst": None,
+              "stages": stages}  # fmt: skip
+    said = {"case": "forward/a", "actual": actual, "token": 0, "channel": 0}
+    batch = {"tokens": 9, "wrong": 3, "is_lost": False, "rules": ["expert 5, at all of its 3 rows"]}
+    brief({**said, "batch": batch}, Console(width=150))
+    assert "in the batch: 3 of 9 tokens are outside, exactly those of expert 5" in (
+        capsys.readouterr().out
+    )
+    brief({**said, "batch": {**batch, "is_lost": True, "rules": ["a", "b"]}}, Console(width=150))
+    out = capsys.readouterr().out
+    assert "each of these fits, this data cannot tell them apart:\n  a\n  b\n" in out
+
+
+# --- the case to try ------------------------------------------------------------------------------
+
+
+def by_name(*names: str) -> list[Case]:
+    return [case for case in load_cases() if case.kind == "forward" and case.name in names]
+
+
+def test_a_case_of_several_tokens_and_slots_tells_more():
+    cases = by_name("bell-h256-i128-drifts", "token-block-edge-t1", "token-block-edge-t9")
+    assert {case.name: telling(case) for case in cases} == {
+        "bell-h256-i128-drifts": 2, "token-block-edge-t1": 0, "token-block-edge-t9": 1,
+    }  # fmt: skip
+    best = smallest(cases)
+    assert best is not None and best.name == "bell-h256-i128-drifts"
+    assert smallest([]) is None
+
+
+def test_the_larger_case_asks_for_the_same_features():
+    one, other = by_name("token-block-edge-t1")[0], by_name("situ-2-8-fast")[0]
+    everything = load_cases()
+    found = larger(one, everything)
+    assert found is not None and telling(found) == 2 and found.params["clamp"] == 10
+    of_situ = larger(other, everything)
+    assert of_situ is None or of_situ.params["activation"] == "situ"
+    assert larger(one, [one]) is None
+
+
+def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
+    """Codes are wrong in some other way, and y is zero besides: no slot is lost."""
+    ids, wrong = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3, bool)
+    first, second = ({"exact": [{"what": what}]} for what in ("relu stands for silu", "y is zero"))
+    said = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong)
+    assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": []}
+    said = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong)
+    assert said["is_lost"] and "all tokens are dropped" in said["rules"]
