@@ -291,7 +291,5 @@ def test_eager_refuses_another_format():
     problem = replace(made(), combine_dtype="fp8")
     with pytest.raises(ValueError, match="goes without fp8-combine"):
         EagerBackend(NOW).forward(problem)
-    with pytest.raises(
-        ValueError, match="no rule for fp8-block; take one of sgl-sm90-"
-    ):
+    with pytest.raises(ValueError, match="no rule for fp8-block; take one of sgl-sm90-"):
         EagerBackend(BASE).forward(made())
