@@ -16,6 +16,8 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
 from megamoe.cases.block_weights import block_weights
 from megamoe.cases.stored import Stored, StoredError, to_bytes
+from megamoe.commands.contract import SHOWN
+from megamoe.commands.main import main
 from megamoe.golden import Store, make, regenerate
 from megamoe.golden.store import pack
 from megamoe.judge import BAD, BadOutput, forward_bits
@@ -216,6 +218,7 @@ def test_each_clause_has_another_value_or_a_reason():
     for contract in DIALECTS.values():
         assert {*OTHER, *UNSEEN} == {*contract.clauses}
         assert all(clause.evidence for clause in contract.clauses.values())
+        assert {*contract.clauses} <= {*SHOWN}
 
 
 # --- selection and refusals -----------------------------------------------------------------------
@@ -285,6 +288,26 @@ def test_a_case_that_no_kernel_takes_is_refused(kind, change, text):
     }
     with pytest.raises(ValueError, match=text):
         kind.complete("here", params)
+
+
+def test_verbs_say_what_a_dialect_has_and_what_it_has_not(capsys):
+    assert main(["contract", "show", "sgl-sm90"]) == 0
+    shown = capsys.readouterr().out
+    assert "requant_group" in shown and "replica_hash" not in shown
+    assert main(["coverage", "--contract", "sgl-sm90"]) == 2
+    assert "which sgl-sm90 does not have; take one of 2026-06" in capsys.readouterr().err
+    case = "forward/fp8-block-staged-ties-to-even"
+    assert main(["explain", case, "--contract", "sgl-sm90"]) == 2
+    assert "explain does not follow FP8-BLOCK weights" in capsys.readouterr().err
+
+
+def test_a_backend_of_the_older_kernel_is_told_from_a_broken_one():
+    backend = EagerBackend(OLD)
+    backend.contracts = (NOW.revision,)
+    runner = Runner(Local(backend), Store(golden_root(), make, NOW))
+    verdict = runner.run(CASES["forward/fp8-block-activation-scale-rounded-to-a-power-of-two"])
+    assert verdict.status == "fail" and verdict.right_under == (OLD.revision,)
+    assert "(requant_scale product, requant_amax_floor 0.0)" in verdict.reason
 
 
 def test_eager_refuses_another_format():
