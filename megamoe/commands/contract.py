@@ -45,7 +45,7 @@ SHOWN: Final = {
     "activation_group": "nearly all of y",
     "gate_up": "y of some rows",
     "clamp_nan": "y of tokens with a NaN or an infinity, where there is a clamp",
-    "requant_group": "y where one half of a wider group is far quieter; under a continuous scale all",
+    "requant_group": "y where a half of a wider group is far quieter; all of y if continuous",
     "requant_amax_floor": "y of groups whose activations are below the floor",
 }
 """Clause -> what of a golden moves with it."""
