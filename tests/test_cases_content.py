@@ -19,7 +19,7 @@ from megamoe.cases import KINDS, Case, load_cases, recipes
 from megamoe.cases.forms import LAWS
 from megamoe.kinds import laws
 from megamoe.kinds.errors import ACTIONS
-from megamoe.spec.contract import BASE
+from megamoe.spec.contract import BASE, CONTRACTS
 from megamoe.spec.models import MODELS
 from megamoe.spec.problem import Problem
 
@@ -253,5 +253,6 @@ def test_the_fast_silu_leaves_both_exponents_open() -> None:
 )  # fmt: skip
 def test_small_zero_freedom_cases_are_proven(case: Case) -> None:
     """All are proven when goldens are made; these few show that the proof can be had here."""
-    golden = oracle.forward(recipes.forward_problem(case), any_silu=True, contract=BASE)
+    contract = CONTRACTS[case.revisions[0]]
+    golden = oracle.forward(recipes.forward_problem(case), any_silu=True, contract=contract)
     assert golden.zero_freedom, golden.why

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -39,9 +38,16 @@ SHOWN: Final = {
     "precise_silu": "l2_acts and y with fast_math off, in rare last places",
     "routing_weight": "l2_acts, l2_acts_sf and y of every routed slot whose weight is not 1",
     "bf16_before_requant": "l2_acts of a few per cent of the values, and y",
-    "requant_scale": "l2_acts_sf, l2_acts and y of groups with an infinity",
+    "requant_scale": "l2_acts_sf, l2_acts and y of groups with an infinity; of a dialect all of y",
     "requant_exponent_min": "l2_acts_sf and l2_acts of groups of small values or zeros",
     "combine_order": "y where its fp32 sum rounds otherwise in another order",
+    "weights": "nothing: it decides which cases a dialect knows",
+    "activation_scale": "y where a staged value is near a tie of two codes",
+    "activation_group": "nearly all of y",
+    "gate_up": "y of some rows",
+    "clamp_nan": "y of tokens with a NaN or an infinity, where there is a clamp",
+    "requant_group": "y where a half of a wider group is far quieter; all of y if continuous",
+    "requant_amax_floor": "y of groups whose activations are below the floor",
 }
 """Clause -> what of a golden moves with it."""
 
@@ -172,8 +178,7 @@ def _names() -> list[str]:
 
 
 def _clauses(contract: Contract) -> dict[str, Clause[Any]]:
-    values = {f.name: getattr(contract, f.name) for f in dataclasses.fields(contract)}
-    return {name: value for name, value in values.items() if isinstance(value, Clause)}
+    return contract.clauses
 
 
 def _of(name: str) -> dict[str, Clause[Any]]:

@@ -28,7 +28,8 @@ from megamoe.coverage.places import SHALLOW
 from megamoe.files import write_atomically
 from megamoe.printable import counted
 from megamoe.report.page import page
-from megamoe.spec.contract import NEWEST, Contract, contract
+from megamoe.spec.contract import NEWEST, REVISIONS, Contract, contract
+from megamoe.spec.dialects import DIALECTS
 
 SHOWN = 6
 """Runs of holes that a row of the table names."""
@@ -38,6 +39,11 @@ def run(a: argparse.Namespace) -> int:
     """Count, show and compare with the known holes; 1 where these are not the holes of today."""
     root = root_of(a)
     revision = NEWEST if a.contract is None else contract(a.contract)
+    if revision.revision in DIALECTS:
+        raise UsageError(
+            f"coverage counts classes of MegaMoE's formats, which {revision.revision} does not "
+            f"have; take one of {', '.join(REVISIONS)}"
+        )
     chosen = _chosen(a, revision)
     whole = not (a.kind or a.case or (a.tier or "full") != "full") and revision is NEWEST
     if a.record and not whole:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megamoe.cases.stored import used_experts
 from megamoe.oracle import ForwardGolden
-from megamoe.spec.features import FEATURES
+from megamoe.spec.features import DIALECT_FORMATS, FEATURES
 from megamoe.spec.formats import GROUP, bf16_decode, e4m3_decode
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
@@ -194,7 +194,7 @@ RARE: Final[tuple[Rare, ...]] = (
     Rare("output", "infinity", lambda s: bool(np.isinf(s.y).any())),
     Rare("output", "NaN", lambda s: bool(np.isnan(s.y).any())),
     Rare("output", "subnormal", lambda s: _subnormal(s.y, 2.0**-126)),
-    *(Rare("feature", name, _feature(name)) for name in FEATURES),
+    *(Rare("feature", name, _feature(name)) for name in FEATURES if name not in DIALECT_FORMATS),
 )  # fmt: skip
 """Each class, by dimension."""
 
