@@ -73,9 +73,10 @@ def decoded(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """MXFP4 to bfloat16, exactly: ``(E, N, K/2)`` and ``(E, N, K/32)`` bytes to (E, N, K).
 
     A value has two significant bits, so only the range can be short. ``NotImplementedError`` for a
-    scale byte with which a value is no normal bfloat16: below 2, above 251.
+    scale byte with which a value is no normal bfloat16: below 2, above 251. A group of zeros may
+    have any byte; it gives NaN with 255, which is NaN in UE8M0.
     """
-    used = scale[packed.unflatten(-1, (-1, GROUP // 2)).any(-1)]
+    used = scale[packed.unflatten(-1, (-1, GROUP // 2)).ne(0).any(-1)]
     if len(used) and (int(used.min()) < 2 or int(used.max()) > 251):
         raise NotImplementedError(
             f"scale bytes from {int(used.min())} to {int(used.max())}: bfloat16 holds the weights "

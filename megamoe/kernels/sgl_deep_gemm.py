@@ -99,6 +99,8 @@ def block_weights(p: Problem) -> tuple[Weight, Weight]:
         )
     pairs = ((p.w13_weight, p.w13_weight_scale), (p.w2_weight, p.w2_weight_scale))
     for codes, scale in pairs:
+        if any(size % BLOCK for size in codes.shape[1:]):
+            raise ValueError(f"codes {tuple(codes.shape)}: the sizes must be multiples of {BLOCK}")
         blocks = (codes.shape[0], *(size // BLOCK for size in codes.shape[1:]))
         if tuple(scale.shape) != blocks or scale.dtype != torch.float32:
             raise ValueError(

@@ -10,7 +10,7 @@ import torch
 
 from megamoe.kernels.registry import kernel
 from megamoe.kernels.source import Source, execute
-from megamoe.kernels.vllm_staging import contracts_of, ran_as, runs_here, triton_stands
+from megamoe.kernels.vllm_staging import contracts_of, interpreted, triton_stands
 
 FACTS: Final = kernel("vllm-eplb")
 FILE: Final = "vllm/*/router/base_router.py"
@@ -52,12 +52,16 @@ class VllmEplb:
         return made
 
     def fingerprint(self) -> dict[str, Any]:
-        """The digest of vLLM's file, and its version."""
-        return self.source.fingerprint(self.file) | {"options": ran_as(self.source)}
+        """The digest of vLLM's file, its version, and whether Triton's interpreter runs it."""
+        ran = f"{self.source}, Triton's interpreter" if interpreted() else str(self.source)
+        return self.source.fingerprint(self.file) | {"options": ran}
 
 
 def create(device: str | torch.device = "cuda") -> VllmEplb:
     """The backend; ``NotImplementedError`` of one line where vLLM is missing or another."""
     del device
-    runs_here()
+    if not torch.cuda.is_available() and not interpreted():
+        raise NotImplementedError(
+            "vLLM's remap needs an NVIDIA GPU; without one, TRITON_INTERPRET=1 runs it on a CPU"
+        )
     return VllmEplb()

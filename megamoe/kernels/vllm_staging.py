@@ -27,23 +27,9 @@ def triton_stands() -> dict[str, dict[str, Any]]:
     return {"vllm.triton_utils": {"triton": triton, "tl": tl, "HAS_TRITON": True}}
 
 
-def ran_as(source: Source) -> str:
-    """The version, and whether Triton's interpreter stands in for a GPU."""
-    return f"{source}, Triton's interpreter" if interpreted() else str(source)
-
-
 def interpreted() -> bool:
     """Whether Triton interprets kernels in this process."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def runs_here() -> None:
-    """``NotImplementedError`` of one line without a GPU and without Triton's interpreter."""
-    if not torch.cuda.is_available() and not interpreted():
-        raise NotImplementedError(
-            "vLLM's Triton kernels need an NVIDIA GPU; without one, TRITON_INTERPRET=1 runs them "
-            "slowly on a CPU"
-        )
 
 
 def contracts_of(knows_padding: bool) -> tuple[str, ...]:
@@ -83,7 +69,7 @@ class VllmStaging:
 
     def fingerprint(self) -> dict[str, Any]:
         """The digest of vLLM's file, and its version."""
-        return self.source.fingerprint(self.file) | {"options": ran_as(self.source)}
+        return self.source.fingerprint(self.file)
 
 
 def _load(source: Source, file: str) -> ModuleType:
@@ -108,5 +94,11 @@ def _load(source: Source, file: str) -> ModuleType:
 def create(device: str | torch.device = "cuda") -> VllmStaging:
     """The backend; ``NotImplementedError`` of one line where vLLM is missing or another."""
     del device
-    runs_here()
+    if interpreted():
+        raise NotImplementedError(
+            "Triton's interpreter casts to E4M3 wrongly, so it cannot judge staging; unset "
+            "TRITON_INTERPRET"
+        )
+    if not torch.cuda.is_available():
+        raise NotImplementedError("vLLM's staging kernel needs an NVIDIA GPU")
     return VllmStaging()
