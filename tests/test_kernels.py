@@ -88,7 +88,7 @@ def test_a_wheel_stands_in_for_an_installation(monkeypatch, tmp_path):
     assert need.missing() == f"MEGAMOE_VLLM_WHEEL={file}: no such file; name the wheel of vllm"
     file.write_bytes(b"no zip")
     assert need.found() == "vllm 0.24.0 (wheel)"
-    with pytest.raises(NotImplementedError, match="MEGAMOE_VLLM_WHEEL=.*not a zip file"):
+    with pytest.raises(NotImplementedError, match=r"MEGAMOE_VLLM_WHEEL=.*not a zip file"):
         Source.of(need)
 
 
@@ -281,7 +281,7 @@ def test_other_weights_are_refused(change, kind, said):
 
 def test_a_version_without_the_functions_is_refused():
     old = SimpleNamespace(__version__="0.1.4", fp8_mega_moe=FakeSgl.fp8_mega_moe)
-    with pytest.raises(NotImplementedError, match="0.1.4 has no mega_moe_pre_dispatch_sm90"):
+    with pytest.raises(NotImplementedError, match=r"0\.1\.4 has no mega_moe_pre_dispatch_sm90"):
         sgl_deep_gemm.suitable(old)
     new = FakeSgl()
     assert sgl_deep_gemm.suitable(new) is new

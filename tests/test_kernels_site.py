@@ -30,8 +30,8 @@ def result(**more):
         for name, status in (("a", "pass"), ("b", "fail"), ("c", "skip"))
     ]
     made = {
-        "backend": "vllm-eplb", "contract": "2026-06", "device": "cuda", "options": " --device cuda",
-        "tier": "full", "kind": "eplb", "case": None, "cases": cases,
+        "backend": "vllm-eplb", "contract": "2026-06", "device": "cuda",
+        "options": " --device cuda", "tier": "full", "kind": "eplb", "case": None, "cases": cases,
         "versions": {"megamoe": "0.1.0", "vllm": "0.24.0"},
         "machine": {"processor": "x86_64", "gpu": NASTY, "driver": "580"},
         "fingerprint": {"sources": "00", "options": "vllm 0.24.0"},
@@ -147,9 +147,8 @@ def test_a_badge_shows_the_counts_of_its_contract_alone(read):
     green = read("two.json", contract="2026-09", cases=[result()["cases"][0]])
     pages = site([read(), green])
     red, one = (pages[badge_file("vllm-eplb", c)] for c in ("2026-06", "2026-09"))
-    assert [t.text for t in ElementTree.fromstring(one).iter("{http://www.w3.org/2000/svg}text")] == [
-        "vllm-eplb · 2026-09", "1 pass",
-    ]  # fmt: skip
+    texts = ElementTree.fromstring(one).iter("{http://www.w3.org/2000/svg}text")
+    assert [t.text for t in texts] == ["vllm-eplb · 2026-09", "1 pass"]
     assert b"1 pass, 1 fail, 1 skip" in red and b"#b3261e" in red and b"#1b6e3c" in one
 
 
