@@ -7,7 +7,7 @@
 # whole engine; all others are installed, without their dependencies and without a network, into
 # $OUT/site. One JSON file a kernel goes into $OUT. Every case of a kernel's kinds is judged: laws of
 # a launch are cases of kind property. A kernel that cannot run here says why and is no pass.
-# MINUTES (8) ends the last kernel; the exit status is 1 if a kernel that ran was red.
+# MINUTES (8) ends the last kernel. Exit status: 1 if a kernel was red, 2 if none was judged.
 set -euo pipefail
 
 OUT=${OUT:?name a folder for the results: OUT=results}
@@ -62,5 +62,8 @@ done
 
 if [ ${#files[@]} -gt 0 ]; then
     "$PYTHON" -m megamoe kernels --results "${files[@]}" --markdown | tee "$OUT/table.md"
+else
+    echo "no kernel was judged"
+    exit 2
 fi
 exit "$red"
