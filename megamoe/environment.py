@@ -15,7 +15,10 @@ from typing import Any, Final
 import megamoe
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-KERNELS: Final = ("safetensors", "triton", "deep_gemm", "sgl-deep-gemm", "vllm", "sglang")
+KERNELS: Final = (
+    "safetensors", "triton", "deep_gemm", "sgl-deep-gemm", "vllm", "sglang", "humming-kernels",
+    "apache-tvm-ffi",
+)  # fmt: skip
 """Distributions that may take part in a result; they are named where they are installed."""
 
 

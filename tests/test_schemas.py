@@ -16,7 +16,7 @@ from tests.helpers import results
 from tests.helpers.schemas import faults, schemas
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("ab", "bench", "bisect", "coverage", "run")
+VERBS = ("ab", "bench", "bisect", "coverage", "kernel", "run")
 
 
 def test_there_is_one_for_each_report_and_the_wheel_has_them():

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 from megamoe.worker import serve
-from megamoe.worker.known import BUILT_IN, available, entry_point, unknown
+from megamoe.worker.known import BUILT_IN, KERNELS, available, entry_point, unknown
 from megamoe.worker.serve import BackendError
 from megamoe.worker.session import JUDGED, complaint
 
@@ -46,8 +46,9 @@ def load_backend(spec: str, device: str | torch.device = "cpu", contract: str = 
 
 def factory_of(name: str) -> Any:
     """The factory of the backend with that name, or the backend itself if it is an object."""
-    if name in BUILT_IN:
-        return importlib.import_module(BUILT_IN[name]).create
+    module = BUILT_IN.get(name) or KERNELS.get(name)
+    if module is not None:
+        return importlib.import_module(module).create
     entry = entry_point(name)
     if entry is None:
         raise UnknownBackend(unknown(name))

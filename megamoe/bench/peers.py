@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 
 from megamoe.bench.floor import Share
+from megamoe.kernels.humming import launch, per_row
 
 Step = Callable[[], object]
 
@@ -82,56 +82,14 @@ def humming(share: Share, hidden: torch.Tensor, ids: torch.Tensor, w: torch.Tens
         return codes, torch.randint(116, 121, (e, n, k // 32), dtype=torch.uint8, device="cuda")
 
     acts = torch.randn(ids.numel(), i, dtype=torch.bfloat16, device="cuda")
-    one = humming_product(*weight(2 * i, h), hidden, ids, share.top_k)
-    two = humming_product(*weight(h, i), acts, ids, 1)
+    one = launch(*weight(2 * i, h), *per_row(hidden), ids, share.top_k)
+    two = launch(*weight(h, i), *per_row(acts), ids, 1)
 
     def step() -> None:
         one()
         two()
 
     return step
-
-
-def humming_product(
-    weight: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, top_k: int
-) -> Step:
-    """One launch: for every slot ``s`` of ``ids``, row ``s // top_k`` by the expert of the slot.
-
-    The library's heuristic chooses the kernel for this number of slots.
-    """
-    layers: Any = importlib.import_module("humming.layer")
-    kernels: Any = importlib.import_module("humming.kernel.humming")
-    tune: Any = importlib.import_module("humming.tune")
-    routing: Any = importlib.import_module("humming.testing.data")
-    ops: Any = importlib.import_module("humming.ops")
-    experts, n, half = weight.shape
-    with torch.device("cuda"):
-        layer = layers.HummingLayer(
-            n, 2 * half, {"quant_method": "mxfp4"}, {"dtype": "float8e4m3"},
-            num_experts=experts, torch_dtype=torch.bfloat16,
-        )  # fmt: skip
-    layer.load_from_tensors({"weight": weight, "weight_scale": scale})
-    layer.transform()
-    config, kind = layer.humming_config, "indexed"
-    tuning = tune.get_heuristics_config(config, shape_m=ids.numel(), gemm_type=kind)
-    configs = kernels.HummingKernel.prepare_kernels(config.to_str(), {"gemm_type": kind}, tuning)
-    routed = routing.generate_moe_tensors(ids, experts, kind, tuning["block_shape"][0])
-    row_scale = rows.float().abs().amax(1, keepdim=True) / 448
-    return partial(
-        ops.launch_kernel,
-        configs=configs,
-        inputs=(rows / row_scale).to(torch.float8_e4m3fn),
-        weight=layer.weight,
-        weight_scale=layer.weight_scale,
-        weight_scale_2=layer.weight_scale_2,
-        input_scale=row_scale,
-        outputs=torch.empty(ids.numel(), n, dtype=torch.bfloat16, device="cuda"),
-        sorted_ids=routed[2],
-        expert_ids=routed[3],
-        num_tokens_padded=routed[4],
-        locks=layer.locks,
-        top_k=top_k,
-    )
 
 
 PEERS: dict[str, tuple[str, Callable[..., Step]]] = {

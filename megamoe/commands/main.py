@@ -33,6 +33,7 @@ VERBS: Final = {
     "show": ("show", "sizes, recipe, judgement and contracts of a case"),
     "doctor": ("doctor", "what is installed here, what lacks, and what to do"),
     "coverage": ("coverage", "what the cases enter, and what no case enters"),
+    "kernels": ("kernels", "the published kernels: what each needs, and how it was judged"),
     "report": ("report", "a result as an HTML file, or in the terminal"),
     "explain": ("explain", "why an output is wrong: stage, element and cause"),
     "replay": ("replay", "judge a stored problem: a backend, or what was recorded"),

@@ -35,13 +35,7 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 
 def page(kind: str, result: read.Result) -> bytes:
     """The whole file of a result of this kind, UTF-8, at most :data:`LIMIT` bytes."""
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    env.filters["seconds"] = lambda s: "" if s is None else f"{s:.2f} s" if s < 10 else f"{s:.0f} s"
-    env.globals.update(png=draw.png, histogram=draw.histogram)
-    style, script = ((_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    env = environment()
     shown = {
         "run": views.view, "ab": compared.ab, "bisect": compared.bisect, "coverage": covered.view,
     }[kind](result)  # fmt: skip
@@ -49,11 +43,29 @@ def page(kind: str, result: read.Result) -> bytes:
         "run": _run_parts, "ab": _ab_parts, "bisect": _bisect_parts, "coverage": _coverage_parts,
     }[kind](env, shown)  # fmt: skip
     html = env.get_template(f"{kind}.html").render(
-        **shown, **parts, version=megamoe.__version__, legend=draw.legend(),
-        style=Markup(style), script=Markup(script), style_digest=_digest(style),
-        script_digest=_digest(script),
-    )  # fmt: skip
+        **shown, **parts, **frame(), legend=draw.legend()
+    )
     return html.encode("utf-8")
+
+
+def environment() -> jinja2.Environment:
+    """The templates of this room; every text is escaped, and an unknown name is an error."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    env.filters["seconds"] = lambda s: "" if s is None else f"{s:.2f} s" if s < 10 else f"{s:.0f} s"
+    env.globals.update(png=draw.png, histogram=draw.histogram)
+    return env
+
+
+def frame() -> dict[str, Any]:
+    """What ``base.html`` needs on each page: style, script, their digests, and the version."""
+    style, script = ((_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    return {
+        "version": megamoe.__version__, "style": Markup(style), "script": Markup(script),
+        "style_digest": _digest(style), "script_digest": _digest(script),
+    }  # fmt: skip
 
 
 def _digest(content: str) -> str:

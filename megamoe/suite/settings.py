@@ -20,7 +20,7 @@ from megamoe.worker.team import Ranks
 
 OTHERS: Final = (
     "PYTHON", "CACHE", "REVISION", "DRIVER", "NIXOS_DRIVER", "CHROMIUM", "REQUIRE_CHROMIUM",
-    "REQUIRE_NIX", "STUB_PYTHON", "LINGER",
+    "REQUIRE_NIX", "STUB_PYTHON", "LINGER", "VLLM_WHEEL", "SGLANG_WHEEL",
 )  # fmt: skip
 """Variables MEGAMOE_NAME that other parts of the project read."""
 

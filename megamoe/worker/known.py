@@ -19,9 +19,19 @@ BUILT_IN: Final = {
 """Name to module; each module has ``create(device) -> backend``."""
 
 
+KERNELS: Final = {
+    name: f"megamoe.kernels.{name.replace('-', '_')}"
+    for name in (
+        "sgl-deep-gemm", "vllm-staging", "vllm-eplb", "sglang-pre-dispatch", "humming",
+        "torch-grouped-mm", "triton-kernels-mxfp4",
+    )
+}  # fmt: skip
+"""Adapters of published kernels, as :data:`BUILT_IN`; ``megamoe kernels`` says what each needs."""
+
+
 def available() -> list[str]:
-    """The names: built in first, then entry points."""
-    return [*BUILT_IN, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
+    """The names: built in first, then published kernels, then entry points."""
+    return [*BUILT_IN, *KERNELS, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
 
 
 def entry_point(name: str) -> EntryPoint | None:

@@ -1,0 +1,101 @@
+"""What this project adds around two foreign products, so that they become a forward.
+
+A library of grouped products has no layer: somebody must sort the slots by expert, compute the
+activation between the products, and add the rows of the slots. This module does that in plain
+torch. Products give bfloat16 rows. The activation is computed in fp32 and rounded to bfloat16 once.
+The routing weight comes in the combine, in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from megamoe.spec.formats import E2M1_TABLE, GROUP
+from megamoe.spec.problem import Problem
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The live slots of a problem, sorted by expert. ``N`` live slots, ``E`` experts."""
+
+    token: torch.Tensor
+    """(N,) int64."""
+    slot: torch.Tensor
+    """(N,) int64."""
+    expert: torch.Tensor
+    """(N,) int64, ascending."""
+    ends: torch.Tensor
+    """(E,) int32: the end of each expert's rows."""
+
+    @classmethod
+    def of(cls, ids: torch.Tensor, experts: int) -> Routes:
+        """The routes of ``ids`` (T, K) int64; an id outside ``[0, E)`` takes no part."""
+        live = (ids >= 0) & (ids < experts)
+        token, slot = live.nonzero(as_tuple=True)
+        order = ids[token, slot].argsort(stable=True)
+        token, slot = token[order], slot[order]
+        expert = ids[token, slot]
+        ends = torch.bincount(expert, minlength=experts).cumsum(0).to(torch.int32)
+        return cls(token, slot, expert, ends)
+
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+"""Rows (N, K) sorted by expert to rows (N, M), both bfloat16."""
+
+
+def forward(p: Problem, routes: Routes, first: Product, second: Product) -> torch.Tensor:
+    """``y`` (T, H) bfloat16 from two grouped products."""
+    slots = torch.zeros(*p.topk_ids.shape, p.hidden_size, dtype=torch.float32,
+                        device=p.hidden_states.device)  # fmt: skip
+    if len(routes.token):
+        gate_up = first(p.hidden_states[routes.token].contiguous())
+        rows = second(swiglu(gate_up, p.activation_clamp))
+        weight = p.topk_weights[routes.token, routes.slot].unsqueeze(-1)
+        slots[routes.token, routes.slot] = rows.float() * weight
+    out = torch.zeros_like(slots[:, 0])
+    for slot in range(slots.shape[1]):  # ascending, one fp32 addition each
+        out += slots[:, slot]
+    return out.to(torch.bfloat16)
+
+
+def swiglu(gate_up: torch.Tensor, clamp: float | None) -> torch.Tensor:
+    """``(N, 2I)`` bfloat16, gate before up, to (N, I) bfloat16: fp32 between."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    if clamp is not None:
+        gate, up = gate.clamp(max=clamp), up.clamp(-clamp, clamp)
+    return (gate / (1 + (-gate).exp()) * up).to(torch.bfloat16)
+
+
+def decoded(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """MXFP4 to bfloat16, exactly: ``(E, N, K/2)`` and ``(E, N, K/32)`` bytes to (E, N, K).
+
+    A value has two significant bits, so only the range can be short. ``NotImplementedError`` for a
+    scale byte with which a value is no normal bfloat16: below 2, above 251. A group of zeros may
+    have any byte; it gives NaN with 255, which is NaN in UE8M0.
+    """
+    used = scale[packed.unflatten(-1, (-1, GROUP // 2)).ne(0).any(-1)]
+    if len(used) and (int(used.min()) < 2 or int(used.max()) > 251):
+        raise NotImplementedError(
+            f"scale bytes from {int(used.min())} to {int(used.max())}: bfloat16 holds the weights "
+            "exactly for bytes from 2 to 251"
+        )
+    table = torch.from_numpy(E2M1_TABLE.copy()).float().to(packed.device)
+    nibbles = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2)
+    factor = (scale.int() << 23).view(torch.float32).repeat_interleave(GROUP, dim=-1)
+    return (table[nibbles.int()] * factor).to(torch.bfloat16)
+
+
+def plain_swiglu_only(p: Problem) -> None:
+    """``NotImplementedError`` for a call that asks for more than SwiGLU of routed experts."""
+    extra = [name for name in p.features if name not in ("w4a16", "w4a8-token")]
+    if extra or p.weight_format not in ("mxfp4", "w4a16", "w4a8-token"):
+        raise NotImplementedError(
+            f"the adapter computes SwiGLU of routed experts with MXFP4 weights, not "
+            f"{', '.join(extra) or p.weight_format}"
+        )
+
+
+__all__ = ["Routes", "decoded", "forward", "plain_swiglu_only", "swiglu"]

@@ -1,0 +1,127 @@
+"""The indexed product of humming-kernels for both products. **It has not run as a backend yet.**
+
+``megamoe bench`` has timed the same call on an H100. The library compiles on the way: NVRTC's
+libraries must be on ``LD_LIBRARY_PATH``, or ``HUMMING_COMPILER`` be ``nvcc``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import torch
+
+from megamoe.kernels import around
+from megamoe.kernels.registry import kernel
+from megamoe.spec.problem import Problem
+
+FACTS: Final = kernel("humming")
+E4M3_MAX: Final = 448.0
+
+
+class Humming:
+    """Both products by humming: E4M3 rows with one scale each, MXFP4 weights."""
+
+    name = FACTS.name
+    accumulator = FACTS.accumulator
+    contracts = FACTS.contracts
+    features = FACTS.features
+    batch_invariant = FACTS.batch_invariant
+
+    def forward(self, problem: Problem) -> torch.Tensor:
+        """``y`` (T, H) bfloat16."""
+        p = problem
+        around.plain_swiglu_only(p)
+        routes = around.Routes.of(p.topk_ids, p.num_experts)
+
+        def product(weight: torch.Tensor, scale: torch.Tensor) -> around.Product:
+            def step(rows: torch.Tensor) -> torch.Tensor:
+                codes, of_row = per_row(rows)
+                made: torch.Tensor = launch(
+                    weight, scale, codes, of_row, routes.expert.unsqueeze(-1), 1
+                )()
+                return made
+
+            return step
+
+        first = product(p.w13_weight, p.w13_weight_scale)
+        second = product(p.w2_weight, p.w2_weight_scale)
+        return around.forward(p, routes, first, second)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The package's version."""
+        return {"sources": FACTS.needs[0].found(), "options": "indexed", "binaries": {}}
+
+
+def per_row(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(N, K)`` bfloat16 to E4M3 codes (N, K) and float32 scales (N, 1): ``amax / 448``.
+
+    A row of zeros has scale 0 in that rule, and 0 / 0 is NaN; its scale is 1 here.
+    """
+    scale = rows.float().abs().amax(1, keepdim=True) / E4M3_MAX
+    scale = torch.where(scale == 0, 1.0, scale)
+    return (rows / scale).to(torch.float8_e4m3fn), scale
+
+
+def launch(
+    weight: torch.Tensor, weight_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor,
+    ids: torch.Tensor, top_k: int,
+) -> Callable[[], Any]:  # fmt: skip
+    """One launch: for every slot ``s`` of ``ids``, row ``s // top_k`` by the expert of the slot.
+
+    ``weight`` (E, N, K/2) and ``weight_scale`` (E, N, K/32) uint8, ``codes`` (R, K) E4M3, ``scale``
+    (R, 1) float32, ``ids`` (R, top_k) int64 in ``[0, E)``. The call returns (slots, N) bfloat16.
+    The library's heuristic chooses the kernel for this number of slots.
+    """
+    layers: Any = importlib.import_module("humming.layer")
+    kernels: Any = importlib.import_module("humming.kernel.humming")
+    tune: Any = importlib.import_module("humming.tune")
+    routing: Any = importlib.import_module("humming.testing.data")
+    ops: Any = importlib.import_module("humming.ops")
+    experts, n, half = weight.shape
+    with torch.device(weight.device):
+        layer = layers.HummingLayer(
+            n, 2 * half, {"quant_method": "mxfp4"}, {"dtype": "float8e4m3"},
+            num_experts=experts, torch_dtype=torch.bfloat16,
+        )  # fmt: skip
+    layer.load_from_tensors({"weight": weight, "weight_scale": weight_scale})
+    layer.transform()
+    config, kind = layer.humming_config, "indexed"
+    tuning = tune.get_heuristics_config(config, shape_m=ids.numel(), gemm_type=kind)
+    configs = kernels.HummingKernel.prepare_kernels(config.to_str(), {"gemm_type": kind}, tuning)
+    routed = routing.generate_moe_tensors(ids, experts, kind, tuning["block_shape"][0])
+    outputs = torch.empty(ids.numel(), n, dtype=torch.bfloat16, device=weight.device)
+    call = partial(
+        ops.launch_kernel,
+        configs=configs,
+        inputs=codes,
+        weight=layer.weight,
+        weight_scale=layer.weight_scale,
+        weight_scale_2=layer.weight_scale_2,
+        input_scale=scale,
+        outputs=outputs,
+        sorted_ids=routed[2],
+        expert_ids=routed[3],
+        num_tokens_padded=routed[4],
+        locks=layer.locks,
+        top_k=top_k,
+    )
+
+    def step() -> torch.Tensor:
+        call()
+        return outputs
+
+    return step
+
+
+def create(device: str | torch.device = "cuda") -> Humming:
+    """The backend; ``NotImplementedError`` of one line where the package or the GPU is missing."""
+    del device
+    need = FACTS.needs[0]
+    if not need.found():
+        raise NotImplementedError(need.missing())
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] not in FACTS.arch:
+        raise NotImplementedError("humming with E4M3 rows and MXFP4 weights is run on 9.x only")
+    return Humming()

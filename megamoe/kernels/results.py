@@ -1,0 +1,207 @@
+"""Results of ``megamoe check --json`` over published kernels, and their provenance.
+
+Anybody may add a file to ``docs/kernels/results/``. So a file is refused, with one line, if it does
+not say which kernel, which versions, which machine and which command gave it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from megamoe import schema
+from megamoe.files import REPORT_LIMIT, read_json
+from megamoe.judge import STATUSES
+from megamoe.kernels.registry import Kernel, kernels
+from megamoe.printable import printable
+
+_WORD: Final = 300
+"""Characters of one word of provenance."""
+CASE: Final = schema.Object({"id": str, "kind": str, "status": schema.OneOf(STATUSES)})
+FORM: Final = schema.Object(
+    {
+        "backend": str, "contract": str, "device": str, "cases": schema.Items(CASE),
+        "versions": schema.Each(str), "machine": dict, "options": str, "tier": str,
+        "kind": schema.OrNull(str), "case": schema.OrNull(str),
+    }
+)  # fmt: skip
+"""``options`` are those of the command line that decide a verdict."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One result file of one kernel."""
+
+    file: str
+    """Its name, without a folder."""
+    kernel: Kernel
+    contract: str
+    device: str
+    command: str
+    """The command that gives it again."""
+    machine: str
+    """GPU and driver, or the processor."""
+    versions: tuple[tuple[str, str], ...]
+    cases: tuple[Mapping[str, Any], ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Status to number of cases, in the order of the statuses."""
+        found = Counter(case["status"] for case in self.cases)
+        return {status: found.get(status, 0) for status in STATUSES}
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of its cases, sorted."""
+        return sorted({case["kind"] for case in self.cases})
+
+    def of_kind(self, kind: str) -> Judged:
+        """The same with the cases of one kind alone."""
+        few = tuple(case for case in self.cases if case["kind"] == kind)
+        return Judged(
+            self.file, self.kernel, self.contract, self.device, self.command, self.machine,
+            self.versions, few,
+        )  # fmt: skip
+
+
+def verdict(counts: Mapping[str, int]) -> str:
+    """``red`` for a fail or an error, ``green`` if something passed and nothing failed, ``grey``
+    where nothing was judged. A skip is no pass."""
+    if counts.get("fail", 0) or counts.get("error", 0):
+        return "red"
+    return "green" if counts.get("pass", 0) and not counts.get("not-run", 0) else "grey"
+
+
+def summary(counts: Mapping[str, int]) -> str:
+    """``12 pass, 1 fail``; every status that occurs."""
+    return ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "no case"
+
+
+def read(path: Path) -> Judged:
+    """The result in ``path``; ``ValueError`` of one line where it lacks something."""
+    try:
+        data = read_json(path, REPORT_LIMIT)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
+    wrong = schema.fault(data, FORM)
+    if wrong:
+        raise ValueError(
+            f"{path}: {wrong}; a result needs versions, machine and options beside its cases, as "
+            "`megamoe check --json` writes them"
+        )
+    known = kernels()
+    name = data["backend"]
+    if name not in known:
+        raise ValueError(f"{path}: {_word(name)!r} is no kernel of `megamoe kernels`")
+    machine = _machine(data["machine"])
+    lacking = [] if machine else ["machine"]
+    lacking += [] if data["contract"].strip() else ["contract"]
+    lacking += [] if data["versions"].get("megamoe") else ["versions of megamoe"]
+    if not any(_told(data, need.package) for need in known[name].needs):
+        lacking.append(f"the version of {known[name].needs[0].package}")
+    if lacking:
+        raise ValueError(f"{path}: the provenance lacks {', '.join(lacking)}; it is refused")
+    versions = dict(data["versions"])
+    if isinstance(data.get("fingerprint"), dict):
+        versions["judged"] = str(data["fingerprint"].get("options", ""))
+    return Judged(
+        path.name, known[name], _word(data["contract"]), _word(data["device"]),
+        _command(data), machine,
+        tuple((_word(n), _word(v)) for n, v in sorted(versions.items()) if v),
+        tuple(_case(case) for case in sorted(data["cases"], key=lambda c: str(c["id"]))),
+    )  # fmt: skip
+
+
+def read_all(paths: Sequence[Path]) -> list[Judged]:
+    """All of them, by kernel in the order of the registry, then by name of file.
+
+    ``ValueError`` where two files have one name: the site could not tell them apart.
+    """
+    found = [read(path) for path in paths]
+    twice = [name for name, n in Counter(one.file for one in found).items() if n > 1]
+    if twice:
+        raise ValueError(f"two results are named {twice[0]}; give each a name of its own")
+    order = list(kernels())
+    return sorted(found, key=lambda one: (order.index(one.kernel.name), one.file))
+
+
+def table(found: Iterable[Judged]) -> list[tuple[str, ...]]:
+    """Rows of kernel, contract, kind, verdict, counts, versions, machine and file."""
+    return [
+        (
+            one.kernel.name, one.contract, kind, verdict(part.counts), summary(part.counts),
+            dict(one.versions).get("judged", "") or judged_version(one), one.machine, one.file,
+        )
+        for one in found for kind in one.kinds for part in (one.of_kind(kind),)
+    ]  # fmt: skip
+
+
+COLUMNS: Final = (
+    "kernel", "contract", "kind", "verdict", "cases", "version", "machine", "result",
+)  # fmt: skip
+
+
+def markdown(found: Sequence[Judged]) -> str:
+    """The table as Markdown, and below it the command of each file."""
+    if not found:
+        return "No result file yet: no published kernel has been judged.\n"
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *table(found)]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    commands = [f"    {one.command}    # {one.file}" for one in found]
+    return "\n".join([*lines, "", *commands]) + "\n"
+
+
+def judged_version(one: Judged) -> str:
+    """``package version`` of the first package of the kernel that the file names."""
+    versions = dict(one.versions)
+    names = (name for need in one.kernel.needs for name in (need.package, *need.other))
+    return next((f"{name} {versions[name]}" for name in names if name in versions), "")
+
+
+def _told(data: Mapping[str, Any], package: str) -> bool:
+    """Whether the versions or the backend's fingerprint name the package."""
+    build = data.get("fingerprint")
+    said = f"{build.get('sources')} {build.get('options')}" if isinstance(build, dict) else ""
+    return package in data["versions"] or f"{package} " in f"{said} "
+
+
+def _command(data: Mapping[str, Any]) -> str:
+    """The command line of the run, from what the file says of its selection and options.
+
+    A wheel has no name here, since its place is another on each machine.
+    """
+    chosen = [("--kind", data["kind"]), ("--case", data["case"])]
+    chosen += [("--tier", data["tier"])] if data["case"] is None else []
+    build = data.get("fingerprint")
+    said = str(build.get("options")) if isinstance(build, dict) else ""
+    wheels = [need.wheel for need in kernels()[data["backend"]].needs if need.wheel]
+    before = [f"{name}=FILE.whl" for name in wheels if "(wheel)" in said]
+    before += ["TRITON_INTERPRET=1"] if "interpreter" in said else []
+    words = [*before, "megamoe", "check", "--backend", data["backend"]]
+    words += [word for name, value in chosen if value for word in (name, value)]
+    return _word(shlex.join(words) + data["options"])
+
+
+def _machine(data: Mapping[str, Any]) -> str:
+    gpu, driver = data.get("gpu"), data.get("driver")
+    if isinstance(gpu, str) and gpu:
+        return _word(f"{gpu}, driver {driver}" if driver else gpu)
+    processor = data.get("processor")
+    return _word(f"CPU {processor}") if isinstance(processor, str) and processor else ""
+
+
+def _case(case: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: _word(case[name]) for name in ("id", "kind", "status")}
+    reason = case.get("reason")
+    return kept | {"reason": printable(str(reason or ""))[:2000]}
+
+
+def _word(value: Any) -> str:
+    return printable(str(value))[:_WORD]
+
+
+__all__ = ["COLUMNS", "Judged", "markdown", "read", "read_all", "summary", "table", "verdict"]

@@ -1,0 +1,400 @@
+"""Adapters of published kernels without the kernels: the registry, wheels, calls and layouts.
+
+No package of another project is needed. Fakes have the names and signatures of the published ones.
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import zipfile
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megamoe.commands.main import main
+from megamoe.kernels import around, humming, registry, sgl_deep_gemm, vllm_eplb, vllm_staging
+from megamoe.kernels.registry import Need, kernel, kernels
+from megamoe.kernels.sglang_pre_dispatch import SglangPreDispatch
+from megamoe.kernels.source import Source, execute
+from megamoe.kernels.torch_grouped_mm import TorchGroupedMm
+from megamoe.spec import accumulators
+from megamoe.spec.problem import Problem
+from megamoe.worker.known import BUILT_IN, KERNELS
+
+AWAITED = {"w4a16", "w4a8-token"}
+"""Contracts that an adapter may claim before this megamoe has them."""
+CLASSES = {a.name for a in vars(accumulators).values() if isinstance(a, accumulators.Accumulator)}
+
+
+# --- the registry ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", kernels())
+def test_each_kernel_is_a_backend_and_claims_what_there_is(name):
+    one = kernel(name)
+    assert {**BUILT_IN, **KERNELS}[name] == one.module
+    assert callable(importlib.import_module(one.module).create)
+    assert set(one.unknown_contracts) <= AWAITED
+    assert one.accumulator in CLASSES
+    assert one.evidence and one.theirs and one.ours and one.needs and one.arch
+
+
+def test_each_adapter_is_in_the_registry():
+    assert set(KERNELS) < set(kernels())
+
+
+def test_the_table_imports_no_torch():
+    code = "import sys; from megamoe.commands.main import main; main(['kernels']); "
+    code += "main(['kernels', 'humming']); sys.exit('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert all(f"\n{name}\t" in ran.stdout for name in kernels())
+
+
+def test_an_unknown_kernel_is_one_line(capsys):
+    assert main(["kernels", "hummin"]) == 2
+    assert "unknown kernel 'hummin'; did you mean humming?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("major", "said"),
+    [(9, []), (None, ["no NVIDIA GPU seen; it needs compute capability 9.x"]),
+     (10, ["the GPU has compute capability 10.x; it needs 9.x"])],
+)  # fmt: skip
+def test_the_gpu_is_one_of_the_needs(major, said):
+    one = SimpleNamespace(**vars(kernel("humming")))
+    made = registry.Kernel(**{**vars(one), "needs": (), "contracts": ("2026-11",)})
+    assert made.lacks(lambda: major) == said
+
+
+def test_a_package_that_is_missing_says_how_to_get_it(monkeypatch):
+    need = Need("no-such-kernel", "no-such-kernel==1.2")
+    assert (need.found(), need.missing()) == (
+        "", "no package no-such-kernel: pip install no-such-kernel==1.2"
+    )  # fmt: skip
+    assert Need("no-such", "x", other=("numpy",)).found().startswith("numpy ")
+    built = Need("no-such", "build it from source")
+    assert built.missing() == "no package no-such: build it from source"
+
+
+def test_a_wheel_stands_in_for_an_installation(monkeypatch, tmp_path):
+    need = Need("vllm", "vllm", wheel="MEGAMOE_VLLM_WHEEL")
+    file = tmp_path / "vllm-0.24.0-cp38-abi3-linux.whl"
+    monkeypatch.setenv("MEGAMOE_VLLM_WHEEL", str(file))
+    assert need.found() == ""
+    assert need.missing() == f"MEGAMOE_VLLM_WHEEL={file}: no such file; name the wheel of vllm"
+    file.write_bytes(b"no zip")
+    assert need.found() == "vllm 0.24.0 (wheel)"
+    with pytest.raises(NotImplementedError, match=r"MEGAMOE_VLLM_WHEEL=.*not a zip file"):
+        Source.of(need)
+
+
+def test_a_contract_that_this_megamoe_lacks_is_a_reason():
+    made = registry.Kernel(**{**vars(kernel("humming")), "needs": (), "contracts": ("none-such",)})
+    assert made.lacks(lambda: 9) == ["contract none-such is not in this megamoe"]
+
+
+# --- files of a wheel ------------------------------------------------------------------------
+
+STAGING = """
+import torch
+from vllm.triton_utils import tl, triton
+from vllm.model_executor.layers.quantization.utils.quant_utils import kMxfp8Dynamic
+
+def prepare_megamoe_inputs(hidden_states, topk_weights, topk_ids, x, x_sf, a, b{more}):
+    assert x.dtype == torch.float8_e4m3fn and kMxfp8Dynamic.scale.group_shape.col == 32
+    x.copy_(hidden_states)
+"""
+ROUTER = """
+import torch
+from vllm.distributed.eplb.eplb_state import EplbLayerState
+from vllm.platforms import current_platform
+from vllm.v1.worker.ubatching import dbo_current_ubatch_id
+
+class Router(EplbLayerState):
+    state: EplbLayerState | None = None
+
+assert current_platform.is_cuda_alike()
+
+def eplb_map_to_physical_and_record(topk_ids, expert_load_view, logical_to_physical_map,
+                                    logical_replica_count, record_enabled{more}):
+    expert_load_view += 1
+    return topk_ids + 1{use}
+"""
+
+
+@pytest.fixture
+def wheel(monkeypatch, tmp_path):
+    """``wheel({name: text})``: vLLM's wheel with these files, and no GPU check."""
+
+    def made(files):
+        file = tmp_path / "vllm-9.9.0-py3-none-any.whl"
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, text in files.items():
+                archive.writestr(name, text)
+        monkeypatch.setenv("MEGAMOE_VLLM_WHEEL", str(file))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("more", "contracts"), [("", ("2026-06",)), (", is_padding=None", ("2026-09", "2026-11"))]
+)
+def test_vllms_staging_is_called_from_its_wheel(wheel, more, contracts):
+    wheel({"vllm/models/nvidia/ops/prepare_megamoe.py": STAGING.format(more=more)})
+    backend = vllm_staging.VllmStaging()
+    assert backend.contracts == contracts
+    codes = torch.zeros(1, 128, dtype=torch.uint8)
+    backend.prepare(torch.full((1, 128), 2.0, dtype=torch.bfloat16), None, None, codes, *"abc")
+    assert codes.unique().tolist() == [0x40]
+    assert backend.fingerprint()["options"] == "vllm 9.9.0 (wheel)"
+    assert not [name for name in sys.modules if name.partition(".")[0] == "vllm"]
+
+
+@pytest.mark.parametrize(
+    ("more", "use", "contracts"),
+    [("", "", ("2026-06",)),
+     (", num_unpadded_tokens=None", " * num_unpadded_tokens", ("2026-09", "2026-11"))],
+)  # fmt: skip
+def test_vllms_remap_is_called_from_its_wheel(wheel, more, use, contracts):
+    name = "vllm/model_executor/layers/fused_moe/router/base_router.py"
+    wheel({name: ROUTER.format(more=more, use=use)})
+    backend = vllm_eplb.VllmEplb()
+    assert backend.contracts == contracts
+    load, last = torch.zeros(2), [torch.tensor(3)] if more else []
+    assert backend.eplb_map(torch.tensor([5]), load, None, None, None, *last).item() == (
+        8 if more else 6
+    )
+    assert load.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [({"vllm/a.py": ""}, "vllm 9.9.0 .wheel. has no vllm/"),
+     ({f"vllm/{one}/prepare_megamoe.py": "" for one in "ab"}, "has several of"),
+     ({"vllm/a/prepare_megamoe.py": "def prepare_megamoe_inputs(x): pass"}, "does not begin with")],
+)  # fmt: skip
+def test_another_vllm_is_refused_with_one_line(wheel, files, said):
+    wheel(files)
+    with pytest.raises(NotImplementedError, match=said):
+        vllm_staging.VllmStaging()
+
+
+def test_the_interpreter_does_not_judge_staging(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(NotImplementedError, match="casts to E4M3 wrongly"):
+        vllm_staging.create("cpu")
+
+
+def test_a_real_package_comes_back_after_the_stand_ins(tmp_path, monkeypatch):
+    real = SimpleNamespace(here=1)
+    monkeypatch.setitem(sys.modules, "engine", real)
+    (tmp_path / "m.py").write_text("from engine.deep import Name\nmade = Name\n")
+    module = execute(tmp_path / "m.py", "megamoe_foreign_test", {}, ("engine",))
+    assert isinstance(module.made, type)
+    assert sys.modules["engine"] is real and "engine.deep" not in sys.modules
+    (tmp_path / "m.py").write_text("raise ValueError('no')")
+    with pytest.raises(ValueError, match="no"):
+        execute(tmp_path / "m.py", "megamoe_foreign_test", {}, ("engine",))
+    assert sys.modules["engine"] is real and "megamoe_foreign_test" not in sys.modules
+
+
+# --- calls -----------------------------------------------------------------------------------
+
+
+def block_problem(**more):
+    e, h, i = 2, 128, 128
+    given = {
+        "weight_format": "fp8-block", "num_tokens": 1, "num_experts": e, "activation_clamp": 7.0,
+        "fast_math": False, "hidden_states": torch.ones(1, h, dtype=torch.bfloat16),
+        "topk_ids": torch.tensor([[1, -1]]), "topk_weights": torch.ones(1, 2),
+        "w13_weight": torch.zeros(e, 2 * i, h, dtype=torch.uint8),
+        "w13_weight_scale": torch.ones(e, 2, 1), "w2_weight_scale": torch.ones(e, 1, 1),
+        "w2_weight": torch.zeros(e, h, i, dtype=torch.uint8),
+        "buffer_sizes": SimpleNamespace(num_experts=e, max_num_tokens=1, top_k=2, hidden_size=h,
+                                        intermediate_size=i),
+    }  # fmt: skip
+    return SimpleNamespace(**{**given, **more})
+
+
+class FakeSgl:
+    """The functions of sgl-deep-gemm 0.1.5 with its signatures."""
+
+    __version__ = "0.1.5"
+
+    def __init__(self):
+        self.said = {}
+
+    def transform_weights_for_mega_moe_sm90(self, l1_weights, l2_weights):
+        return l1_weights, l2_weights
+
+    def get_symm_buffer_for_mega_moe(
+        self, group, num_experts, num_max_tokens_per_rank, num_topk, hidden, intermediate_hidden,
+    ):  # fmt: skip
+        self.said["sizes"] = (
+            num_experts, num_max_tokens_per_rank, num_topk, hidden, intermediate_hidden
+        )  # fmt: skip
+        return SimpleNamespace(**dict.fromkeys(("x", "x_sf", "topk_idx", "topk_weights")))
+
+    def mega_moe_pre_dispatch_sm90(
+        self, x, topk_idx, topk_weights, buf_x, buf_x_sf, buf_topk_idx, buf_topk_weights,
+        num_tokens, group_size=128, routed_scaling_factor=1.0,
+    ):  # fmt: skip
+        self.said["dispatch"] = (topk_idx.dtype, num_tokens, group_size)
+
+    def fp8_mega_moe(
+        self, y, l1_weights, l2_weights, sym_buffer, cumulative_local_expert_recv_stats=None,
+        recipe=(128, 128, 128), activation="swiglu", activation_clamp=None, fast_math=True,
+    ):  # fmt: skip
+        stats = cumulative_local_expert_recv_stats
+        self.said["call"] = (stats.dtype, len(stats), recipe, activation_clamp, fast_math)
+        y.fill_(3)
+
+
+def test_sgl_deep_gemm_is_called_as_its_source_demands(monkeypatch):
+    monkeypatch.setattr(sgl_deep_gemm, "one_rank", lambda device: "one")
+    package = FakeSgl()
+    backend = sgl_deep_gemm.SglDeepGemm("cpu", package)
+    y = backend.forward(block_problem())
+    assert y.unique().tolist() == [3] and y.dtype == torch.bfloat16
+    assert package.said == {
+        "sizes": (2, 1, 2, 128, 128), "dispatch": (torch.int32, 1, 128),
+        "call": (torch.int32, 2, (128, 128, 128), 7.0, False),
+    }  # fmt: skip
+    assert backend.fingerprint()["sources"] == "0.1.5"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [({"weight_format": "mxfp4"}, NotImplementedError, "no conversion between the two is exact"),
+     ({"w2_weight_scale": torch.ones(2, 1, 2)}, ValueError, r"give float32 \(2, 1, 1\)"),
+     ({"w13_weight_scale": torch.ones(2, 2, 1).double()}, ValueError, "float32"),
+     ({"w2_weight": torch.zeros(2, 192, 128, dtype=torch.uint8)}, ValueError, "multiples of 128")],
+)  # fmt: skip
+def test_other_weights_are_refused(change, kind, said):
+    with pytest.raises(kind, match=said):
+        sgl_deep_gemm.block_weights(block_problem(**change))
+
+
+def test_a_version_without_the_functions_is_refused():
+    old = SimpleNamespace(__version__="0.1.4", fp8_mega_moe=FakeSgl.fp8_mega_moe)
+    with pytest.raises(NotImplementedError, match=r"0\.1\.4 has no mega_moe_pre_dispatch_sm90"):
+        sgl_deep_gemm.suitable(old)
+    new = FakeSgl()
+    assert sgl_deep_gemm.suitable(new) is new
+    new.fp8_mega_moe = lambda y: None
+    with pytest.raises(NotImplementedError, match="takes no cumulative_local_expert"):
+        sgl_deep_gemm.suitable(new)
+
+
+@pytest.mark.parametrize("words", [1, 3, 4, 5])
+def test_sglangs_rows_of_scales_begin_at_16_bytes(words):
+    said = {}
+
+    def dispatch(x, ids, weights, buf_x, buf_sf, idx, w, quant_group_size):
+        said.update(ids=ids.dtype, codes=buf_x.dtype, group=quant_group_size)
+        assert buf_sf.shape == (2, words) and buf_sf.stride(1) == 1
+        assert buf_sf.stride(0) * 4 % 16 == 0
+        buf_sf.copy_(torch.arange(2 * words).view(2, words))
+
+    sf = torch.zeros(2, words, dtype=torch.int32)
+    SglangPreDispatch(dispatch).prepare(
+        None, None, torch.zeros(2, 1, dtype=torch.int64),
+        torch.zeros(2, 128 * words, dtype=torch.uint8), sf, None, None,
+    )  # fmt: skip
+    assert said == {"ids": torch.int32, "codes": torch.float8_e4m3fn, "group": 32}
+    assert sf.flatten().tolist() == list(range(2 * words))
+
+
+def test_humming_gets_one_scale_a_row():
+    rows = torch.tensor([[0.0, 0.0], [-7.0, 1.75], [448.0, 1.0]]).bfloat16()
+    codes, scale = humming.per_row(rows)
+    assert scale.flatten().tolist() == [1.0, 7 / 448, 1.0]
+    assert codes.float().tolist() == [[0, 0], [-448, 112], [448, 1]]
+
+
+# --- what stands around two products ---------------------------------------------------------
+
+
+def test_routes_leave_out_foreign_ids_and_sort_by_expert():
+    ids = torch.tensor([[2, -1], [0, 2], [3, 9]])
+    made = around.Routes.of(ids, 4)
+    assert made.expert.tolist() == [0, 2, 2, 3]
+    assert list(zip(made.token.tolist(), made.slot.tolist(), strict=True)) == [
+        (1, 0), (0, 0), (1, 1), (2, 0),
+    ]  # fmt: skip
+    assert made.ends.tolist() == [1, 1, 3, 4] and made.ends.dtype == torch.int32
+
+
+def test_mxfp4_becomes_bfloat16_exactly_or_not_at_all():
+    values = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    packed = torch.tensor(
+        [[lo | hi << 4 for lo, hi in zip(range(16), range(15, -1, -1), strict=True)]]
+    )
+    packed = packed.view(1, 1, 16).to(torch.uint8)
+    for byte in (2, 127, 251):
+        made = around.decoded(packed, torch.tensor([[[byte]]], dtype=torch.uint8)).double()
+        table = [*values, *(-v for v in values)]
+        wanted = [table[n] * 2.0 ** (byte - 127) for lo in range(16) for n in (lo, 15 - lo)]
+        assert made.flatten().tolist() == wanted
+    for byte in (0, 1, 252, 255):
+        with pytest.raises(NotImplementedError, match="from 2 to 251"):
+            around.decoded(packed, torch.tensor([[[byte]]], dtype=torch.uint8))
+    zeros = torch.zeros_like(packed)
+    for byte, is_nan in ((0, False), (254, False), (255, True)):  # weights of an unused expert
+        made = around.decoded(zeros, torch.tensor([[[byte]]], dtype=torch.uint8))
+        assert made.isnan().all() if is_nan else made.eq(0).all()
+
+
+def integers(seed, *shape):
+    made = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, generator=made, dtype=torch.uint8)
+
+
+def small_problem(ids, clamp=None):
+    """No order of addition matters: linear 1 sums integers times a power of two, and linear 2 has
+    one weight that is not zero in each row, of expert ``x``: ``(x + 1) / 2``."""
+    e, h, i, tokens = 3, 128, 128, len(ids)
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randint(-2, 3, (tokens, h), generator=generator).bfloat16()
+    diagonal = torch.zeros(e, h, i // 2, dtype=torch.uint8)
+    for x in range(e):
+        for n in range(h):
+            diagonal[x, n, n // 2] = (x + 1) << 4 * (n % 2)
+    return Problem(
+        hidden, torch.tensor(ids), torch.rand(tokens, len(ids[0]), generator=generator),
+        integers(1, e, 2 * i, h // 2), torch.full((e, 2 * i, h // 32), 120, dtype=torch.uint8),
+        diagonal, torch.full((e, h, i // 32), 127, dtype=torch.uint8),
+        clamp, False, 8,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("clamp", [None, 0.5])
+def test_torchs_grouped_product_gives_each_slot_its_experts_row(clamp):
+    p = small_problem([[0, 2], [-1, 2], [2, 9]], clamp)
+    one = around.decoded(p.w13_weight, p.w13_weight_scale).double()
+    two = around.decoded(p.w2_weight, p.w2_weight_scale).double()
+    y = TorchGroupedMm().forward(p)
+    for token, chosen in enumerate(p.topk_ids.tolist()):
+        wanted = torch.zeros(128, dtype=torch.float32)
+        for slot, expert in enumerate(chosen):
+            if 0 <= expert < 3:
+                gate_up = (one[expert] @ p.hidden_states[token].double()).bfloat16().float()
+                gate, up = gate_up[:128], gate_up[128:]
+                if clamp is not None:
+                    gate, up = gate.clamp(max=clamp), up.clamp(-clamp, clamp)
+                acts = (gate / (1 + (-gate).exp()) * up).bfloat16()
+                row = (two[expert] @ acts.double()).float().bfloat16().float()
+                wanted = wanted + row * p.topk_weights[token, slot]
+        assert torch.equal(y[token], wanted.bfloat16()), token
+    assert y[1].abs().sum() > 0
+
+
+def test_a_call_that_asks_for_more_is_declined():
+    p = small_problem([[0]])
+    object.__setattr__(p, "activation", "situ")
+    with pytest.raises(NotImplementedError, match="not situ"):
+        TorchGroupedMm().forward(p)
