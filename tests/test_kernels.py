@@ -206,13 +206,13 @@ def test_a_real_package_comes_back_after_the_stand_ins(tmp_path, monkeypatch):
 
 
 def block_problem(**more):
-    e, h, i = 2, 128, 128
+    e, h, i = 2, 512, 256
     given = {
         "weight_format": "fp8-block", "num_tokens": 1, "num_experts": e, "activation_clamp": 7.0,
         "fast_math": False, "hidden_states": torch.ones(1, h, dtype=torch.bfloat16),
         "topk_ids": torch.tensor([[1, -1]]), "topk_weights": torch.ones(1, 2),
         "w13_weight": torch.zeros(e, 2 * i, h, dtype=torch.uint8),
-        "w13_weight_scale": torch.ones(e, 2, 1), "w2_weight_scale": torch.ones(e, 1, 1),
+        "w13_weight_scale": torch.ones(e, 4, 4), "w2_weight_scale": torch.ones(e, 4, 2),
         "w2_weight": torch.zeros(e, h, i, dtype=torch.uint8),
         "buffer_sizes": SimpleNamespace(num_experts=e, max_num_tokens=1, top_k=2, hidden_size=h,
                                         intermediate_size=i),
@@ -261,7 +261,7 @@ def test_sgl_deep_gemm_is_called_as_its_source_demands(monkeypatch):
     y = backend.forward(block_problem())
     assert y.unique().tolist() == [3] and y.dtype == torch.bfloat16
     assert package.said == {
-        "sizes": (2, 1, 2, 128, 128), "dispatch": (torch.int32, 1, 128),
+        "sizes": (2, 1, 2, 512, 256), "dispatch": (torch.int32, 1, 128),
         "call": (torch.int32, 2, (128, 128, 128), 7.0, False),
     }  # fmt: skip
     assert backend.fingerprint()["sources"] == "0.1.5"
@@ -270,9 +270,12 @@ def test_sgl_deep_gemm_is_called_as_its_source_demands(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "kind", "said"),
     [({"weight_format": "mxfp4"}, NotImplementedError, "no conversion between the two is exact"),
-     ({"w2_weight_scale": torch.ones(2, 1, 2)}, ValueError, r"give float32 \(2, 1, 1\)"),
+     ({"w2_weight_scale": torch.ones(2, 1, 2)}, ValueError, r"give float32 \(2, 4, 2\)"),
      ({"w13_weight_scale": torch.ones(2, 2, 1).double()}, ValueError, "float32"),
-     ({"w2_weight": torch.zeros(2, 192, 128, dtype=torch.uint8)}, ValueError, "multiples of 128")],
+     ({"w2_weight": torch.zeros(2, 512, 128, dtype=torch.uint8)}, NotImplementedError,
+      "I in multiples of 256, not 512 and 128"),
+     ({"w2_weight": torch.zeros(2, 256, 256, dtype=torch.uint8)}, NotImplementedError,
+      "H in multiples of 512 and")],
 )  # fmt: skip
 def test_other_weights_are_refused(change, kind, said):
     with pytest.raises(kind, match=said):

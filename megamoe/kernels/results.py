@@ -130,13 +130,17 @@ def read_all(paths: Sequence[Path]) -> list[Judged]:
 
 
 def table(found: Iterable[Judged]) -> list[tuple[str, ...]]:
-    """Rows of kernel, contract, kind, verdict, counts, versions, machine and file."""
+    """Rows of kernel, contract, kind, verdict, counts, versions, machine and file.
+
+    A kind that the kernel does not provide at all has no row.
+    """
     return [
         (
             one.kernel.name, one.contract, kind, verdict(part.counts), summary(part.counts),
-            dict(one.versions).get("judged", "") or judged_version(one), one.machine, one.file,
+            judged_version(one), one.machine, one.file,
         )
         for one in found for kind in one.kinds for part in (one.of_kind(kind),)
+        if {name for name, n in part.counts.items() if n} != {"not-provided"}
     ]  # fmt: skip
 
 
@@ -156,10 +160,14 @@ def markdown(found: Sequence[Judged]) -> str:
 
 
 def judged_version(one: Judged) -> str:
-    """``package version`` of the first package of the kernel that the file names."""
+    """The package that was judged, with its version, and the options of its build."""
     versions = dict(one.versions)
-    names = (name for need in one.kernel.needs for name in (need.package, *need.other))
-    return next((f"{name} {versions[name]}" for name in names if name in versions), "")
+    said = versions.get("judged", "")
+    names = [name for need in one.kernel.needs for name in (need.package, *need.other)]
+    if any(name in said for name in names):
+        return said
+    told = [f"{name} {versions[name]}" for name in names if name in versions][:1]
+    return ", ".join([*told, *([said] if said else [])])
 
 
 def _told(data: Mapping[str, Any], package: str) -> bool:

@@ -1,4 +1,4 @@
-"""``fp8_mega_moe`` of sgl-deep-gemm: the whole forward on Hopper. **It has not run yet.**
+"""``fp8_mega_moe`` of sgl-deep-gemm: the whole forward on Hopper; it has run on an H200.
 
 The package's weights are E4M3 with an fp32 scale per 128 x 128. A problem with MXFP4 weights is
 refused: a block of 128 x 128 has 512 scale factors of MXFP4 and one of FP8, so no exact conversion
@@ -20,6 +20,10 @@ from megamoe.spec.problem import Problem
 FACTS: Final = kernel("sgl-deep-gemm")
 BLOCK: Final = 128
 RECIPE: Final = (128, 128, 128)
+HIDDEN: Final = 512
+INTERMEDIATE: Final = 256
+"""H and I are multiples of these: a row of fp32 scales, one per 128 hidden states and one per 64
+activations, must have a multiple of 16 bytes. The package asserts it (``layout/mega_moe.cuh``)."""
 NEEDED: Final = (
     "fp8_mega_moe", "mega_moe_pre_dispatch_sm90", "get_symm_buffer_for_mega_moe",
     "transform_weights_for_mega_moe_sm90",
@@ -43,7 +47,8 @@ class SglDeepGemm:
     def forward(self, problem: Problem) -> torch.Tensor:
         """``y`` (T, H) bfloat16.
 
-        ``NotImplementedError`` for weights of another format: nothing is written then.
+        ``NotImplementedError`` for sizes that the kernel does not take and for weights of another
+        format: nothing is written then.
         """
         p = problem
         one, two = block_weights(p)
@@ -90,17 +95,21 @@ def block_weights(p: Problem) -> tuple[Weight, Weight]:
     """Both weights as the package takes them: E4M3 codes and fp32 scales of blocks of 128 x 128.
 
     ``(E, 2I, H)`` and ``(E, 2I/128, H/128)``, then ``(E, H, I)`` and ``(E, H/128, I/128)``.
-    ``NotImplementedError`` for weights of another format.
+    ``NotImplementedError`` for weights of another format or other sizes.
     """
     if p.weight_format != "fp8-block":
         raise NotImplementedError(
             f"fp8_mega_moe takes E4M3 weights with an fp32 scale per 128 x 128, not "
             f"{p.weight_format}; no conversion between the two is exact"
         )
+    hidden, intermediate = p.w2_weight.shape[1:]
+    if hidden % HIDDEN or intermediate % INTERMEDIATE:
+        raise NotImplementedError(
+            f"fp8_mega_moe takes H in multiples of {HIDDEN} and I in multiples of {INTERMEDIATE}, "
+            f"not {hidden} and {intermediate}"
+        )
     pairs = ((p.w13_weight, p.w13_weight_scale), (p.w2_weight, p.w2_weight_scale))
     for codes, scale in pairs:
-        if any(size % BLOCK for size in codes.shape[1:]):
-            raise ValueError(f"codes {tuple(codes.shape)}: the sizes must be multiples of {BLOCK}")
         blocks = (codes.shape[0], *(size // BLOCK for size in codes.shape[1:]))
         if tuple(scale.shape) != blocks or scale.dtype != torch.float32:
             raise ValueError(
