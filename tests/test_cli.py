@@ -20,7 +20,6 @@ from megamoe.commands.parser import verbs_of
 from megamoe.commands.parsers import names
 from megamoe.coverage.dimensions import dimensions
 from megamoe.spec.contract import NEWEST
-from megamoe.spec.tensors import STAGES
 from megamoe.suite import reds
 from tests.helpers.reports import whole
 
@@ -420,7 +419,6 @@ def test_the_parsers_names_are_those_of_the_rooms():
     assert tuple(sorted(SHARES)) == names.SHARES
     assert names.DEFAULT_SHARES == DEFAULT_SHARES
     assert tuple(sorted(PEERS)) == names.PEERS and names.PICTURES == reds.PICTURES
-    assert names.STAGES == STAGES
     assert tuple(d.name for d in dimensions(NEWEST)) == names.DIMENSIONS
 
 

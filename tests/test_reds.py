@@ -95,10 +95,7 @@ def test_one_picture_for_each_symptom_and_kind() -> None:
     assert text.startswith("12 reds show 2 symptoms; one fault can show several. N stands for a")
     assert "9 of 12 reds: RuntimeError in f: no kernel for N tokens  [eplb 9]" in text
     assert "3 of 12 reds: y: N of N outside  [forward 2, property 1]" in text
-    assert (
-        text.count("alone:") == 3
-        and text.count("64 of 512 elements outside, counted over all tokens") == 1
-    )
+    assert text.count("alone:") == 3 and text.count("64 of 512 elements outside") == 1
     assert "  also eplb/n1, eplb/n2, eplb/n3, eplb/n4, eplb/n5, eplb/n6 and 2 more\n" in text
     assert "shortened: 9 of 12 reds without a picture here; `--pictures N` keeps more" in text
     assert "`megamoe check --backend k.py:K --case ID --device cuda` shows one case" in text

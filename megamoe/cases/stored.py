@@ -28,7 +28,8 @@ from megamoe.spec.contract import BASE
 from megamoe.spec.features import ACTIVATIONS as KNOWN_ACTIVATIONS
 from megamoe.spec.features import COMBINE_DTYPES, SIZE_MULTIPLE
 from megamoe.spec.problem import Problem
-from megamoe.spec.tensors import ACTIVATIONS, SHARED_WEIGHTS, STAGES, TENSORS, WEIGHTS
+from megamoe.spec.stages import STAGES
+from megamoe.spec.tensors import ACTIVATIONS, SHARED_WEIGHTS, TENSORS, WEIGHTS
 
 FORMATS: Final = (1, 2)
 """2: the call asks for one of :data:`megamoe.spec.features.FEATURES`, which readers of 1 ignore."""

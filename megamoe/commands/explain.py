@@ -34,7 +34,7 @@ from megamoe.spec.accumulators import SM100_MXF8F6F4
 from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.problem import Problem
-from megamoe.spec.tensors import STAGES
+from megamoe.spec.stages import STAGES
 from megamoe.suite import at_hand
 from megamoe.suite.at_hand import GoldenNow
 from megamoe.suite.telling import larger, telling

@@ -17,6 +17,7 @@ from megamoe.cases import KINDS
 from megamoe.files import CANDIDATE_LIMIT, MANIFEST_LIMIT, RECORDED_LIMIT, read_json
 from megamoe.golden.places import GoldenError, id_fault, key_fault, tensors_of
 from megamoe.spec.contract import CONTRACTS
+from megamoe.spec.stages import STAGES
 
 SCHEMA: Final = 1
 """The schema version of the manifest and of recorded bits."""
@@ -60,8 +61,6 @@ def kept_y(value: Any) -> str:
 
 
 def _stage(name: str) -> str:
-    from megamoe.spec.tensors import STAGES  # takes torch, which the manifest does not
-
     return "" if name in STAGES else f"known stages: {', '.join(STAGES)}"
 
 

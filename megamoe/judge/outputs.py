@@ -14,7 +14,8 @@ import torch
 
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
-from megamoe.spec.tensors import STAGES, TENSORS
+from megamoe.spec.stages import STAGES
+from megamoe.spec.tensors import TENSORS
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,6 @@ from typing import Final
 
 from megamoe.judge.verdict import Finding, Verdict
 from megamoe.printable import counted
-from megamoe.spec.tensors import TENSORS
 
 SHADES: Final = ".:+*#@"
 """Nothing outside, then ever larger shares of a cell's elements."""
@@ -30,8 +29,8 @@ def picture(verdict: Verdict, backend: str, options: str = "") -> str:
 
 
 def _finding(finding: Finding) -> list[str]:
-    tensor = TENSORS.get(finding.stage)
-    of = ", counted over all tokens" if tensor is not None and "token" in tensor.places else ""
+    has_tokens = finding.worst is not None and finding.worst.token is not None
+    of = ", counted over all tokens" if has_tokens else ""
     out = [f"{finding.stage}: {finding.outside} of {finding.total} elements outside{of}"]
     if finding.worst:
         out.append(f"  worst   {finding.worst.line()}")

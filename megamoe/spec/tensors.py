@@ -18,6 +18,7 @@ import torch
 
 from megamoe.spec.formats import GROUP, unpack_sf
 from megamoe.spec.forms import BF16, BYTE, E4M3, F32, INT32, INT64, UE8M0, Bits, Form
+from megamoe.spec.stages import STAGES
 
 _AXIS: Final = re.compile(r"(\d*)([TKHIELPRS])(?:/(\d+))?")
 
@@ -172,10 +173,8 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         ("hidden_states", "topk_weights", "topk_ids"), ("x", "x_sf", "topk_idx", "topk_weights")
     ),
     "forward": Operation(
-        (*ACTIVATIONS, *WEIGHTS), ("x", "x_sf", "l2_acts", "l2_acts_sf", "y"),
+        (*ACTIVATIONS, *WEIGHTS), STAGES,
         (*SHARED_WEIGHTS, "shared_output", *NVFP4_FACTORS),
     ),
     "transform_weights": Operation(WEIGHTS, ("w13", "w13_sf", "w2", "w2_sf")),
 }  # fmt: skip
-STAGES: Final = OPERATIONS["forward"].returns
-"""The tensors that a forward may return; ``y`` it must return."""

@@ -20,7 +20,7 @@ from typing import Final
 
 PR_SET_PDEATHSIG: Final = 1
 SERVER: Final = os.getpid()
-DESCRIPTORS: Final = range(3, 16)
+DESCRIPTORS: Final = range(3, 256)
 """Among them are the socket that the server listens on, and a pipe from the process that started
 the server."""
 

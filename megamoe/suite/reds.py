@@ -13,7 +13,7 @@ from rich.console import Console
 from megamoe.cases import Case
 from megamoe.judge import BAD, Verdict, picture, symptoms
 from megamoe.printable import counted
-from megamoe.spec.tensors import STAGES
+from megamoe.spec.stages import STAGES
 from megamoe.suite.telling import smallest
 
 PICTURES: Final = 20

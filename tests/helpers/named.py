@@ -29,7 +29,7 @@ from megamoe.explain import FromProblem, explain
 from megamoe.golden import regenerate
 from megamoe.spec.contract import REVISIONS
 from megamoe.spec.problem import Problem
-from megamoe.spec.tensors import STAGES
+from megamoe.spec.stages import STAGES
 from megamoe.suite.at_hand import run
 from tests.helpers.local import Local
 from tests.helpers.mutants import Mutant, build

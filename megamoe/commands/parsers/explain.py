@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from megamoe.commands.options import add_backend
-from megamoe.commands.parsers.names import STAGES
 from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
+from megamoe.spec.stages import STAGES
 
 
 def add(commands: Any, command: Any) -> None:

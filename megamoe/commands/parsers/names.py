@@ -17,8 +17,6 @@ PEERS: Final = ("humming-kernels", "sgl-deep-gemm", "torch-grouped-mm")
 """:data:`megamoe.bench.peers.PEERS`."""
 PICTURES: Final = 20
 """:data:`megamoe.suite.reds.PICTURES`."""
-STAGES: Final = ("x", "x_sf", "l2_acts", "l2_acts_sf", "y")
-""":data:`megamoe.spec.tensors.STAGES`."""
 DIMENSIONS: Final = (
     "x-codes", "act-codes", "w13-nibbles", "w13-bytes", "w2-nibbles", "w2-bytes", "x-bytes",
     "act-bytes", "shared-w13-codes", "shared-w13-bytes", "shared-w2-codes", "shared-w2-bytes",
