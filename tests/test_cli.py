@@ -16,7 +16,7 @@ from megamoe.bench.floor import DEFAULT_SHARES, SHARES
 from megamoe.bench.peers import PEERS
 from megamoe.cases import load_cases, load_entries
 from megamoe.commands.main import VERBS, main, whole_parser
-from megamoe.commands.parser import verbs_of
+from megamoe.commands.parser import UsageError, verbs_of
 from megamoe.commands.parsers import names
 from megamoe.coverage.dimensions import dimensions
 from megamoe.spec.contract import NEWEST
@@ -495,3 +495,12 @@ def test_every_verb_is_in_the_help(capsys):
             main([verb, "--help"])
         assert ended.value.code == 0
         assert f"usage: megamoe {verb} " in capsys.readouterr().out
+
+
+def test_the_values_of_an_option_with_several_are_no_words_of_their_own():
+    """``--only`` takes files: they are not taken for a backend in the place of a case."""
+    line = ["bisect", "--good", "a", "--bad", "b", "--only", "kernel.py", "other.py", "--backend"]
+    parsed = whole_parser().parse_args([*line, "kernel.py:K"])
+    assert parsed.only == ["kernel.py", "other.py"] and parsed.backend == "kernel.py:K"
+    with pytest.raises(UsageError, match=r"kernel\.py is no case; a backend stands after"):
+        whole_parser().parse_args(["bisect", "kernel.py", "--only", "a"])

@@ -122,11 +122,13 @@ def _read(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str, l
     """
     ends = bool(verbs_of(parser)) or any(a.nargs == argparse.REMAINDER for a in parser._actions)
     flags = parser._option_string_actions
-    left, plain = iter(words), []
+    left, plain, of_option = iter(words), [], False
     for word in left:
         if word == "--":
             break
         if not _OPTION.match(word) or " " in word:
+            if of_option:
+                continue
             if ends:
                 break
             plain.append(word)
@@ -137,4 +139,5 @@ def _read(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str, l
             return name, plain
         if action.nargs is None and word in flags:
             next(left, None)  # its value
+        of_option = action.nargs in ("+", "*")  # all words up to the next option are its values
     return "", plain
