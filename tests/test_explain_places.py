@@ -190,6 +190,9 @@ def test_the_larger_case_asks_for_the_same_features():
     of_situ = larger(other, everything)
     assert of_situ is None or of_situ.params["activation"] == "situ"
     assert larger(one, [one]) is None
+    many = by_name("skewed-routing-overflows-one-expert-t200")[0]
+    more = larger(many, everything)
+    assert more is None or more.params["tokens"] >= 200
 
 
 def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():

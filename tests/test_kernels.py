@@ -97,6 +97,17 @@ def test_a_contract_that_this_megamoe_lacks_is_a_reason():
     assert made.lacks(lambda: 9) == ["contract none-such is not in this megamoe"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize(
+    "name", ["sgl-deep-gemm", "humming", "triton-kernels-mxfp4", "sglang-pre-dispatch"]
+)
+def test_an_adapter_refuses_in_the_words_of_the_registry(name):
+    one = kernel(name)
+    with pytest.raises(NotImplementedError) as caught:
+        importlib.import_module(one.module).create("cuda")
+    assert str(caught.value) == "; ".join(one.lacks(lambda: None))
+
+
 # --- files of a wheel ------------------------------------------------------------------------
 
 STAGING = """

@@ -95,7 +95,10 @@ def test_one_picture_for_each_symptom_and_kind() -> None:
     assert text.startswith("12 reds show 2 symptoms; one fault can show several. N stands for a")
     assert "9 of 12 reds: RuntimeError in f: no kernel for N tokens  [eplb 9]" in text
     assert "3 of 12 reds: y: N of N outside  [forward 2, property 1]" in text
-    assert text.count("alone:") == 3 and text.count("64 of 512 elements outside") == 1
+    assert (
+        text.count("alone:") == 3
+        and text.count("64 of 512 elements outside, counted over all tokens") == 1
+    )
     assert "  also eplb/n1, eplb/n2, eplb/n3, eplb/n4, eplb/n5, eplb/n6 and 2 more\n" in text
     assert "shortened: 9 of 12 reds without a picture here; `--pictures N` keeps more" in text
     assert "`megamoe check --backend k.py:K --case ID --device cuda` shows one case" in text
@@ -136,6 +139,9 @@ def law(name: str) -> dict[str, Any]:
         ([red("forward/a")], "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
         ([red("forward/a", reason="the backend raised NameError: x (k.py, line 3, in forward)")],
          "next: mend k.py, line 3, in forward, then: megamoe check --backend k.py:K "
+         "--case forward/a --device cuda"),
+        ([red("forward/a", reason="the backend raised TypeError: x (s.py, line 9, in _called)")],
+         "next: mend the arguments of the backend's method, then: megamoe check --backend k.py:K "
          "--case forward/a --device cuda"),
         ([red("forward/a", reason="the backend raised RuntimeError: x (k.py, line 3, in f)")],
          "next: megamoe reduce forward/a --backend k.py:K --device cuda"),

@@ -8,6 +8,7 @@ from typing import Final
 
 from megamoe.judge.verdict import Finding, Verdict
 from megamoe.printable import counted
+from megamoe.spec.stages import STAGES
 
 SHADES: Final = ".:+*#@"
 """Nothing outside, then ever larger shares of a cell's elements."""
@@ -29,7 +30,7 @@ def picture(verdict: Verdict, backend: str, options: str = "") -> str:
 
 
 def _finding(finding: Finding) -> list[str]:
-    has_tokens = finding.worst is not None and finding.worst.token is not None
+    has_tokens = finding.stage in STAGES or getattr(finding.worst, "token", None) is not None
     of = ", counted over all tokens" if has_tokens else ""
     out = [f"{finding.stage}: {finding.outside} of {finding.total} elements outside{of}"]
     if finding.worst:

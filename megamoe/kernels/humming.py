@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 
 from megamoe.kernels import around
+from megamoe.kernels.here import require
 from megamoe.kernels.registry import kernel
 from megamoe.spec.problem import Problem
 
@@ -119,9 +120,5 @@ def launch(
 def create(device: str | torch.device = "cuda") -> Humming:
     """The backend; ``NotImplementedError`` of one line where the package or the GPU is missing."""
     del device
-    need = FACTS.needs[0]
-    if not need.found():
-        raise NotImplementedError(need.missing())
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] not in FACTS.arch:
-        raise NotImplementedError("humming with E4M3 rows and MXFP4 weights is run on 9.x only")
+    require(FACTS)
     return Humming()

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from megamoe.kernels.here import require
 from megamoe.kernels.registry import kernel
 from megamoe.layer.ranks import one_rank
 from megamoe.spec.problem import Problem
@@ -122,11 +123,7 @@ def block_weights(p: Problem) -> tuple[Weight, Weight]:
 
 def _package() -> Any:
     """The package ``deep_gemm``, of sgl-deep-gemm; ``NotImplementedError`` where it cannot run."""
-    missing = [need.missing() for need in FACTS.needs if not need.found()]
-    if missing:
-        raise NotImplementedError("; ".join(missing))
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] not in FACTS.arch:
-        raise NotImplementedError("fp8_mega_moe of sgl-deep-gemm needs compute capability 9.x")
+    require(FACTS)
     package = importlib.import_module("deep_gemm")
     return suitable(package)
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from megamoe.kernels.here import require
 from megamoe.kernels.registry import kernel
 from megamoe.kernels.source import Source, standing_in
 
@@ -102,9 +103,5 @@ def _cuda_version() -> tuple[int, int]:
 def create(device: str | torch.device = "cuda") -> SglangPreDispatch:
     """The backend; ``NotImplementedError`` of one line where a package or the GPU is missing."""
     del device
-    missing = [need.missing() for need in FACTS.needs if not need.found()]
-    if missing:
-        raise NotImplementedError("; ".join(missing))
-    if not torch.cuda.is_available():
-        raise NotImplementedError("SGLang's pre-dispatch needs an NVIDIA GPU and nvcc")
+    require(FACTS)
     return SglangPreDispatch()

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from megamoe.kernels import around
+from megamoe.kernels.here import require
 from megamoe.kernels.registry import kernel
 from megamoe.kernels.source import Source
 from megamoe.spec.problem import Problem
@@ -87,9 +88,5 @@ class TritonKernelsMxfp4:
 def create(device: str | torch.device = "cuda") -> TritonKernelsMxfp4:
     """The backend; ``NotImplementedError`` of one line where vLLM or the GPU is missing."""
     del device
-    need = FACTS.needs[0]
-    if not need.found():
-        raise NotImplementedError(need.missing())
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] not in FACTS.arch:
-        raise NotImplementedError("matmul_ogs with MXFP4 weights needs compute capability 9 or 10")
+    require(FACTS)
     return TritonKernelsMxfp4()

@@ -25,6 +25,8 @@ OWN_FAULTS: Final = (
     "SyntaxError", "IndentationError", "TypeError",
 )  # fmt: skip
 """Exceptions that a smaller problem does not explain: the line that raised them does."""
+CALL: Final = "in _called"
+"""The end of a place in the worker's own line that calls the backend."""
 FORWARDS: Final = ("forward", "property")
 """Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
 _OF_VERDICT: Final = tuple(Verdict.__dataclass_fields__)
@@ -132,9 +134,12 @@ def _verb(case: Mapping[str, Any], known: Case | None) -> str:
 
 
 def _own_fault(case: Mapping[str, Any]) -> str:
-    """``FILE, line N, in NAME`` where the backend's code is wrong whatever the problem is."""
+    """What to mend where the backend's code is wrong whatever the problem is: ``FILE, line N, in
+    NAME``. If that line is the worker's call, the backend's arguments are wrong."""
     found = re.search(r"raised (\w+): .*\((.+, line \d+.*)\)$", case["reason"], re.DOTALL)
-    return found[2] if case["status"] == "error" and found and found[1] in OWN_FAULTS else ""
+    if case["status"] != "error" or found is None or found[1] not in OWN_FAULTS:
+        return ""
+    return "the arguments of the backend's method" if found[2].endswith(CALL) else found[2]
 
 
 def _backend(report: Mapping[str, Any]) -> str:

@@ -42,14 +42,15 @@ def smallest(cases: Iterable[Case]) -> Case | None:
 
 
 def larger(case: Case, cases: Iterable[Case]) -> Case | None:
-    """The smallest of ``cases`` that asks for the features of ``case`` and tells causes apart
-    better, or has more tokens. None where there is none."""
+    """The smallest of ``cases`` that asks for the features of ``case``, has no fewer tokens, and
+    tells causes apart better or has more than twice the tokens. None where there is none."""
     asked, own = form(case.kind).features(case), telling(case)
     found = [
         other for other in cases
         if other.kind == case.kind and form(other.kind).features(other) == asked
         and other.params.get("fast_math") == case.params.get("fast_math")
         and _has_clamp(other) == _has_clamp(case)
+        and other.params["tokens"] >= case.params["tokens"]
         and (telling(other) > own
              or (telling(other) > 0 and other.params["tokens"] > 2 * case.params["tokens"]))
     ]  # fmt: skip
