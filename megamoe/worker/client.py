@@ -63,6 +63,8 @@ class Worker:
         self._identity: Identity | None = None
         self._called: set[str] = set()
         """The callables of which this process has had a call."""
+        self._began = 0.0
+        """When this process was started, in seconds of the monotonic clock."""
         self._closed = False
         self.give_up: Callable[[], bool] = lambda: False
         """Whether the wait for an answer is over before its time, since another rank failed."""
@@ -187,11 +189,12 @@ class Worker:
         }  # fmt: skip
         self._link.tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
         self._link.tell({"say": json.dumps(hello)})
-        self._started, self._called = True, set()
+        self._started, self._called, self._began = True, set(), time.monotonic()
 
     def _greeted(self) -> Identity:
         """Wait until the backend is loaded."""
         spec, seconds = self.launch.backend, self.launch.seconds
+        late = f"backend {spec}: not loaded within {seconds:g} s, last seen in "
         try:
             if not self._started:
                 self._start()
@@ -203,8 +206,10 @@ class Worker:
             return self._identified(said)
         except Ended as ended:
             text = f"backend {spec}: {ended} while it was loaded"
+            if self._is_late(self._began, seconds):
+                text = late + self._seen()
         except TimeoutError:
-            text = f"backend {spec}: not loaded within {seconds:g} s, last seen in {self._seen()}"
+            text = late + self._seen()
         except (WorkerError, NoChoice) as error:
             text = str(error)
             if not text.startswith((f"backend {spec}:", "unknown backend")):
@@ -260,9 +265,10 @@ class Worker:
         return found
 
     def _answer(self, request: Mapping[str, Any], seconds: float) -> Reply:
+        started = time.monotonic()
         try:
             self._link.tell({"say": json.dumps(request)})
-            until = time.monotonic() + seconds + GRACE
+            until = started + seconds + GRACE
             while True:
                 reply = self._said(until)
                 if reply.get("id") == request["id"]:
@@ -273,10 +279,21 @@ class Worker:
                 "waited": True,
             }
         except Ended as ended:
-            return {"broken": f"{ended}; run it alone"}
+            if not self._is_late(started, seconds):
+                return {"broken": f"{ended}; run it alone"}
         except TimeoutError:
-            text = f"no result within {seconds:g} s, its process was ended, last seen in "
-            return {"broken": f"{text}{self._seen()}; give it more with --timeout"}
+            pass
+        text = f"no result within {seconds:g} s, its process was ended, last seen in "
+        return {"broken": f"{text}{self._seen()}; give it more with --timeout"}
+
+    @staticmethod
+    def _is_late(started: float, seconds: float) -> bool:
+        """Whether a process that ended just now had used up its time.
+
+        Its own watchdog, which writes its stack at that moment without stopping the thread that
+        it reads, can crash it.
+        """
+        return time.monotonic() - started >= seconds
 
     def _said(self, until: float) -> Reply:
         """The next answer; looks now and then whether the wait is to end."""

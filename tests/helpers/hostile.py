@@ -265,6 +265,13 @@ def sleeps_and_ignores_the_alarm(right, *arguments):
     time.sleep(10**6)
 
 
+@act(**hang, reason=HANGS)
+def crashes_once_its_time_is_up(right, problem):
+    """As the watchdog's look at the stack of a running thread can make any process do."""
+    time.sleep(1.2)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 @act(**hang, reason=HANGS, case="eplb/e")
 def loops_with_all_signals_blocked(right, *arguments):
     signal.pthread_sigmask(signal.SIG_SETMASK, range(1, signal.NSIG))
