@@ -16,7 +16,6 @@ from megamoe.backends import eager_fp8_block, simulate
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
 from megamoe.cases.block_weights import block_weights
-from megamoe.cases.stored import Stored, StoredError, to_bytes
 from megamoe.commands.contract import SHOWN
 from megamoe.commands.main import main
 from megamoe.golden import Store, make, regenerate
@@ -274,8 +273,6 @@ def test_what_the_format_does_not_allow_is_said():
     codes = torch.zeros(1, 256, dtype=torch.uint8)
     with pytest.raises(BadOutput, match="returned x of an FP8-BLOCK problem"):
         forward_bits({"y": y, "x": codes}, made())
-    with pytest.raises(StoredError, match="FP8-BLOCK weights cannot be stored"):
-        to_bytes(Stored(made(), {}, {}))
     with pytest.raises(ValueError, match="unknown table of FP8 weights 'bel'"):
         block_weights(1, 0, 128, 128, {"w13": "bel"})
 

@@ -147,11 +147,6 @@ def start(
     Without a ``golden`` the oracle would have to answer for all tokens. So the tokens that lie
     farthest from the ``eager`` backend's are judged first.
     """
-    if problem.only_y:
-        weights = problem.weight_format.upper()
-        raise ReduceError(
-            f"a problem with {weights} weights cannot be reduced: no file can hold it"
-        )
     if golden is not None:
         verdict, _ = judge(problem, session, "case", golden, timeout)
     else:

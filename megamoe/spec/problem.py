@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import torch
 
 from megamoe.spec.features import DIALECT_FORMATS, Activation, features_of
+from megamoe.spec.tensors import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,12 @@ class Problem:
         rows = {name: getattr(self, name) for name in (*_BY_TOKEN, "shared_output")}
         taken: dict[str, Any] = {n: t[at] for n, t in rows.items() if t is not None}
         return replace(self, **taken)
+
+    def at_experts(self, at: torch.Tensor, topk_ids: torch.Tensor) -> Problem:
+        """The problem with the weights of some experts, ``at`` int64, under new ids (T, K)."""
+        given = {name: getattr(self, name) for name in WEIGHTS} | self.expert_factors
+        taken: dict[str, Any] = {name: tensor[at].contiguous() for name, tensor in given.items()}
+        return replace(self, topk_ids=topk_ids, **taken)
 
     @property
     def act(self) -> Activation:
