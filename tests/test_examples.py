@@ -50,7 +50,8 @@ SOME = (
 
 
 def test_the_kernel_is_right(here):
-    done = megamoe("check", "--backend", "kernel.py:Kernel", "--case", ",".join(SOME), "-n", "1")
+    cases = ",".join(SOME)
+    done = megamoe("check", "-v", "--backend", "kernel.py:Kernel", "--case", cases, "-n", "1")
     assert done.returncode == 0, done.stdout
     passed = {line.split()[2].partition("/")[0] for line in done.stdout.splitlines()
               if re.match(r"\[\d+/\d+\] pass ", line)}  # fmt: skip

@@ -85,6 +85,9 @@ class Progress:
         self.total = len(cases) - len(self.lacking)
         self.planned = self.left = sum(map(self._seconds, (case.id for case in cases)))
         lacks = f"; {counted(len(self.lacking), 'case')} not provided" if self.lacking else ""
+        if len(cases) == 1:
+            self._say(f"{identity.judged_under}, 1 case")
+            return
         self._say(self.settings.scope(cases))
         self._say(f"{identity.judged_under}{lacks}")
 

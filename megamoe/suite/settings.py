@@ -126,8 +126,6 @@ class Settings:
     def scope(self, cases: Sequence[Case]) -> str:
         """How many cases there are, of which tier, and why of that one."""
         said = counted(len(cases), "case")
-        if len(cases) == 1:
-            return said
         said += f" of the {self.chosen_tier} tier" + (f", shard {self.shard}" * bool(self.shard))
         quick = sum(case.tier == "quick" for case in cases)
         if self.tier is None and self.chosen_tier == "full" and quick < len(cases):
