@@ -286,7 +286,7 @@ def test_what_the_format_does_not_allow_is_said():
         (KIND, {"activation_beta": 1.0}, "goes without swiglu-oai"),
         (KIND, {"intermediate": 192}, "takes multiples of 128"),
         (KIND, {"combine_dtype": "fp8"}, "goes without fp8-combine"),
-        (PROPERTY, {}, "the laws are not written for fp8-block"),
+        (PROPERTY, {"law": "engine-tensors"}, "is the module's, which has MXFP4 weights"),
     ],
 )  # fmt: skip
 def test_a_case_that_no_kernel_takes_is_refused(kind, change, text):

@@ -20,6 +20,7 @@ from megamoe.kernels.registry import Need, kernel, kernels
 from megamoe.kernels.sglang_pre_dispatch import SglangPreDispatch
 from megamoe.kernels.source import Source, execute
 from megamoe.kernels.torch_grouped_mm import TorchGroupedMm
+from megamoe.layer import launch_laws
 from megamoe.spec import accumulators
 from megamoe.spec.problem import Problem
 from megamoe.worker.known import BUILT_IN, KERNELS
@@ -221,7 +222,7 @@ def block_problem(**more):
     given = {
         "weight_format": "fp8-block", "num_tokens": 1, "num_experts": e, "activation_clamp": 7.0,
         "fast_math": False, "hidden_states": torch.ones(1, h, dtype=torch.bfloat16),
-        "topk_ids": torch.tensor([[1, -1]]), "topk_weights": torch.ones(1, 2),
+        "topk_ids": torch.tensor([[1, -1]]), "topk_weights": torch.full((1, 2), 1.5),
         "w13_weight": torch.zeros(e, 2 * i, h, dtype=torch.uint8),
         "w13_weight_scale": torch.ones(e, 4, 4), "w2_weight_scale": torch.ones(e, 4, 2),
         "w2_weight": torch.zeros(e, h, i, dtype=torch.uint8),
@@ -248,13 +249,21 @@ class FakeSgl:
         self.said["sizes"] = (
             num_experts, num_max_tokens_per_rank, num_topk, hidden, intermediate_hidden
         )  # fmt: skip
-        return SimpleNamespace(**dict.fromkeys(("x", "x_sf", "topk_idx", "topk_weights")))
+        tokens, topk = num_max_tokens_per_rank, num_topk
+        return SimpleNamespace(
+            x=torch.zeros(tokens, hidden, dtype=torch.uint8).view(torch.float8_e4m3fn),
+            x_sf=torch.zeros(tokens, hidden // 128),
+            topk_idx=torch.zeros(tokens, topk, dtype=torch.int64),
+            topk_weights=torch.zeros(tokens, topk),
+        )
 
     def mega_moe_pre_dispatch_sm90(
         self, x, topk_idx, topk_weights, buf_x, buf_x_sf, buf_topk_idx, buf_topk_weights,
         num_tokens, group_size=128, routed_scaling_factor=1.0,
     ):  # fmt: skip
         self.said["dispatch"] = (topk_idx.dtype, num_tokens, group_size)
+        buf_x[:num_tokens] = x.to(buf_x.dtype)
+        buf_topk_weights[:num_tokens] = topk_weights
 
     def fp8_mega_moe(
         self, y, l1_weights, l2_weights, sym_buffer, cumulative_local_expert_recv_stats=None,
@@ -262,7 +271,7 @@ class FakeSgl:
     ):  # fmt: skip
         stats = cumulative_local_expert_recv_stats
         self.said["call"] = (stats.dtype, len(stats), recipe, activation_clamp, fast_math)
-        y.fill_(3)
+        y.copy_(sym_buffer.x[: len(y)].bfloat16() * sym_buffer.topk_weights[: len(y), :1])
 
 
 def test_sgl_deep_gemm_is_called_as_its_source_demands(monkeypatch):
@@ -270,12 +279,20 @@ def test_sgl_deep_gemm_is_called_as_its_source_demands(monkeypatch):
     package = FakeSgl()
     backend = sgl_deep_gemm.SglDeepGemm("cpu", package)
     y = backend.forward(block_problem())
-    assert y.unique().tolist() == [3] and y.dtype == torch.bfloat16
+    assert y.unique().tolist() == [1.5] and y.dtype == torch.bfloat16
     assert package.said == {
         "sizes": (2, 1, 2, 512, 256), "dispatch": (torch.int32, 1, 128),
         "call": (torch.int32, 2, (128, 128, 128), 7.0, False),
     }  # fmt: skip
     assert backend.fingerprint()["sources"] == "0.1.5"
+
+
+def test_sgl_deep_gemm_has_the_run_face_that_laws_of_launch_need(monkeypatch):
+    monkeypatch.setattr(sgl_deep_gemm, "one_rank", lambda device: "one")
+    backend = sgl_deep_gemm.SglDeepGemm("cpu", FakeSgl())
+    seen = list(launch_laws.variants(backend, block_problem(), "stale-bytes"))
+    assert len(seen) == 3
+    assert all(y.unique().tolist() == [1.5] for _, y, _ in seen)
 
 
 @pytest.mark.parametrize(

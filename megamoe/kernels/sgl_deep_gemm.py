@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from megamoe.kernels.here import require
 from megamoe.kernels.registry import kernel
 from megamoe.layer.ranks import one_rank
-from megamoe.spec.problem import Problem
+from megamoe.spec.problem import Problem, Sizes
 
 FACTS: Final = kernel("sgl-deep-gemm")
 BLOCK: Final = 128
@@ -29,6 +30,8 @@ NEEDED: Final = (
     "fp8_mega_moe", "mega_moe_pre_dispatch_sm90", "get_symm_buffer_for_mega_moe",
     "transform_weights_for_mega_moe_sm90",
 )  # fmt: skip
+Weight = tuple[torch.Tensor, torch.Tensor]
+"""Codes and scales."""
 STATS: Final = "cumulative_local_expert_recv_stats"
 
 
@@ -43,7 +46,7 @@ class SglDeepGemm:
     def __init__(self, device: str | torch.device = "cuda", package: Any = None) -> None:
         self.device = torch.device(device)
         self.package = _package() if package is None else package
-        self._buffers: dict[tuple[int, ...], Any] = {}
+        self._buffers: dict[tuple[Any, ...], Buffer] = {}
 
     def forward(self, problem: Problem) -> torch.Tensor:
         """``y`` (T, H) bfloat16.
@@ -52,44 +55,98 @@ class SglDeepGemm:
         format: nothing is written then.
         """
         p = problem
-        one, two = block_weights(p)
-        tokens, device = p.num_tokens, p.hidden_states.device
-        if tokens == 0:
-            return torch.empty_like(p.hidden_states)
-        l1, l2 = self.package.transform_weights_for_mega_moe_sm90(one, two)
-        buffer = self._buffer(p)
-        self.package.mega_moe_pre_dispatch_sm90(
-            p.hidden_states, p.topk_ids.to(torch.int32), p.topk_weights, buffer.x, buffer.x_sf,
-            buffer.topk_idx, buffer.topk_weights, tokens,
-        )  # fmt: skip
+        weights = self._transformed(*block_weights(p))
         y = torch.empty_like(p.hidden_states)
-        # Without the counter the compiled function gets None, which 0.1.5 does not take.
-        stats = torch.zeros(p.num_experts, dtype=torch.int32, device=device)
-        self.package.fp8_mega_moe(
-            y, l1, l2, buffer, cumulative_local_expert_recv_stats=stats, recipe=RECIPE,
-            activation="swiglu", activation_clamp=p.activation_clamp, fast_math=p.fast_math,
+        if p.num_tokens == 0:
+            return y
+        device, sizes = p.hidden_states.device, p.buffer_sizes
+        key = (device, *vars(sizes).values())
+        if key not in self._buffers:
+            self._buffers[key] = self.new_symm_buffer(None, device, sizes)
+        buffer = self._buffers[key]
+        rows = (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)
+        self.prepare(p.hidden_states, p.topk_weights, p.topk_ids, *rows)
+        self.run(
+            y, weights, buffer, p.num_tokens, activation_clamp=p.activation_clamp,
+            fast_math=p.fast_math,
         )  # fmt: skip
         return y
+
+    # --- the run face: the laws of a launch use it -----------------------------------------------
+
+    def new_symm_buffer(self, group: Any, device: torch.device, sizes: Sizes) -> Buffer:
+        """The package's buffer for one rank."""
+        made = self.package.get_symm_buffer_for_mega_moe(
+            one_rank(device) if group is None else group, sizes.num_experts,
+            max(sizes.max_num_tokens, 1), sizes.top_k, sizes.hidden_size, sizes.intermediate_size,
+        )  # fmt: skip
+        # Without the counter the compiled function gets None, which 0.1.5 does not take.
+        stats = torch.zeros(sizes.num_experts, dtype=torch.int32, device=device)
+        return Buffer(made, stats, made.x, made.x_sf, made.topk_idx, made.topk_weights)
+
+    def pack_weights(self, *weights: torch.Tensor) -> tuple[Weight, Weight]:
+        """The four tensors of a problem in the package's form."""
+        return self._transformed(*pairs_of(*weights))
+
+    def prepare(
+        self,
+        hidden_states: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        x: torch.Tensor,
+        x_sf: torch.Tensor,
+        topk_idx: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> None:
+        """The package's pre-dispatch; rows of ``topk_idx`` beyond the tokens become -1."""
+        self.package.mega_moe_pre_dispatch_sm90(
+            hidden_states, topk_ids.to(torch.int32), topk_weights, x, x_sf, topk_idx, weights,
+            len(hidden_states),
+        )  # fmt: skip
+
+    def run(
+        self,
+        y: torch.Tensor,
+        weights: tuple[Any, ...],
+        buffer: Buffer,
+        num_tokens: int,
+        *,
+        activation_clamp: float | None = None,
+        fast_math: bool = True,
+    ) -> None:
+        """The fused part, from the staged rows of ``buffer`` to ``y`` (T, H) bfloat16."""
+        self.package.fp8_mega_moe(
+            y[:num_tokens], *weights, buffer.package,
+            cumulative_local_expert_recv_stats=buffer.stats, recipe=RECIPE, activation="swiglu",
+            activation_clamp=activation_clamp, fast_math=fast_math,
+        )  # fmt: skip
+
+    def _transformed(self, one: Weight, two: Weight) -> tuple[Weight, Weight]:
+        first, second = self.package.transform_weights_for_mega_moe_sm90(one, two)
+        return first, second
 
     def fingerprint(self) -> dict[str, Any]:
         """The package's version; its compiled code is part of it."""
         said = str(getattr(self.package, "__version__", "of unknown version"))
         return {"sources": said, "options": f"recipe {RECIPE}", "binaries": {}}
 
-    def _buffer(self, p: Problem) -> Any:
-        """A symmetric buffer on one rank; problems of the same sizes share one."""
-        sizes = p.buffer_sizes
-        key = (
-            sizes.num_experts, max(sizes.max_num_tokens, 1), sizes.top_k, sizes.hidden_size,
-            sizes.intermediate_size,
-        )  # fmt: skip
-        if key not in self._buffers:
-            make = self.package.get_symm_buffer_for_mega_moe
-            self._buffers[key] = make(one_rank(p.hidden_states.device), *key)
-        return self._buffers[key]
 
+@dataclass
+class Buffer:
+    """The package's symmetric buffer, the fields that a law of launch fills with other bytes, and
+    the counter of received tokens."""
 
-Weight = tuple[torch.Tensor, torch.Tensor]
+    package: Any
+    stats: torch.Tensor
+    """(E,) int32. Nothing reads it."""
+    x: torch.Tensor
+    """(capacity, H) float8_e4m3fn."""
+    x_sf: torch.Tensor
+    """(capacity, H/128) float32."""
+    topk_idx: torch.Tensor
+    """(capacity, K) int64."""
+    topk_weights: torch.Tensor
+    """(capacity, K) float32."""
 
 
 def block_weights(p: Problem) -> tuple[Weight, Weight]:
@@ -103,22 +160,27 @@ def block_weights(p: Problem) -> tuple[Weight, Weight]:
             f"fp8_mega_moe takes E4M3 weights with an fp32 scale per 128 x 128, not "
             f"{p.weight_format}; no conversion between the two is exact"
         )
-    hidden, intermediate = p.w2_weight.shape[1:]
+    return pairs_of(p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale)
+
+
+def pairs_of(
+    w13: torch.Tensor, w13_scale: torch.Tensor, w2: torch.Tensor, w2_scale: torch.Tensor
+) -> tuple[Weight, Weight]:
+    """As :func:`block_weights`, of the four tensors."""
+    hidden, intermediate = w2.shape[1:]
     if hidden % HIDDEN or intermediate % INTERMEDIATE:
         raise NotImplementedError(
             f"fp8_mega_moe takes H in multiples of {HIDDEN} and I in multiples of {INTERMEDIATE}, "
             f"not {hidden} and {intermediate}"
         )
-    pairs = ((p.w13_weight, p.w13_weight_scale), (p.w2_weight, p.w2_weight_scale))
-    for codes, scale in pairs:
+    for codes, scale in ((w13, w13_scale), (w2, w2_scale)):
         blocks = (codes.shape[0], *(size // BLOCK for size in codes.shape[1:]))
         if tuple(scale.shape) != blocks or scale.dtype != torch.float32:
             raise ValueError(
                 f"scales {tuple(scale.shape)} {scale.dtype} for codes {tuple(codes.shape)}; give "
                 f"float32 {blocks}"
             )
-    (one, one_sf), (two, two_sf) = pairs
-    return (one.view(torch.float8_e4m3fn), one_sf), (two.view(torch.float8_e4m3fn), two_sf)
+    return (w13.view(torch.float8_e4m3fn), w13_scale), (w2.view(torch.float8_e4m3fn), w2_scale)
 
 
 def _package() -> Any:

@@ -49,8 +49,8 @@ class Dialect(Contract):
         return self.weights.value in asked and super().takes(asked)
 
     def knows(self, kind: str, asked: Collection[str] = ()) -> bool:
-        """Forward cases alone."""
-        return kind == "forward" and self.takes(asked)
+        """Forward cases and laws of the layer."""
+        return kind in ("forward", "property") and self.takes(asked)
 
 
 _READ: Final = (

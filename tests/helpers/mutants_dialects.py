@@ -72,4 +72,15 @@ FP8_BLOCK = [
     Mutant("fp8-block-combine-backwards", _C + "slots-of-one-expert-cancel", [("eager_combine", "    order = list(range(slots.shape[1]))\n", "    order = list(range(slots.shape[1]))[::-1]\n")], _NOW),
 ]  # fmt: skip
 
-DIALECTS = [*FP8_BLOCK]
+# Each is right in one call, or within the class: only a law of the layer shows it.
+_P = "property/fp8-block-"
+_ZEROS = "torch.zeros(len(codes), len(weight), dtype=torch.float32, device=codes.device)"
+_RUNS = "for at in range(scale.shape[1]):"
+FP8_BLOCK_LAWS = [
+    _one("order-of-runs-by-the-number-of-rows", _RUNS, "for at in range(scale.shape[1])[:: 1 if len(codes) < 2 else -1]:", _P + "batch-invariance-broken-by-the-order-of-runs"),
+    Mutant("fp8-block-order-of-runs-by-the-capacity", _P + "capacity-broken-by-the-order-of-runs", [(_B, "codes, scale = stage(problem.hidden_states, contract)", "globals()['WIDE'] = problem.max_num_tokens > 400\n    codes, scale = stage(problem.hidden_states, contract)"), (_B, _RUNS, "for at in range(scale.shape[1])[:: -1 if WIDE else 1]:")], _NOW),
+    _one("weights-kept-by-their-shape", "problem.w13_weight[expert],\n", "globals().setdefault('KEPT', {}).setdefault((problem.w13_weight.shape, expert), problem.w13_weight[expert]),\n", _P + "other-weights-broken"),
+    Mutant("fp8-block-sum-starts-from-the-last-call", _P + "stale-buffer-broken", [(_B, f"acc = {_ZEROS}", f"acc = 0.0 * globals().setdefault('LAST', {{}}).get((len(codes), len(weight)), {_ZEROS})"), (_B, "    return acc\n", "    LAST[len(codes), len(weight)] = acc\n    return acc\n")], _NOW),
+]  # fmt: skip
+
+DIALECTS = [*FP8_BLOCK, *FP8_BLOCK_LAWS]
