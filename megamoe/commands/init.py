@@ -38,9 +38,7 @@ def run(a: argparse.Namespace) -> int:
     print("  Set it once (Settings, Secrets and variables, Actions, Variables) to:")
     print(f"    {source()}")
     if source() == FORM:
-        print(
-            "  (fill in where your copy of megamoe lies, and what `git rev-parse HEAD` says there)"
-        )
+        print("  (where your copy of megamoe lies, and what `git rev-parse HEAD` says there)")
     print(f"next: megamoe check --backend {shlex.quote(f'{kernel}:Kernel')}")
     return 0
 

@@ -155,12 +155,13 @@ def _table(report: Mapping[str, Any]) -> Table:
         counts = Counter(c["status"] for c in report["cases"] if c["kind"] == kind)
         if counts:
             table.add_row(kind, *(str(counts[s] or "") for s in shown))
-    table.add_section()
-    table.add_row("all", *(str(total.get(s, 0)) for s in shown))
+    if len(table.rows) > 1:
+        table.add_section()
+        table.add_row("all", *(str(total.get(s, 0)) for s in shown))
     return table
 
 
-REASONS: Final = 8
+REASONS: Final = 12
 """Reasons that are named of one status."""
 _BEGIN: Final[Mapping[str, tuple[str, str]]] = {
     "skip": ("the backend declined: ", "the backend raised NotImplementedError: "),
