@@ -96,6 +96,7 @@ def test_one_picture_for_each_symptom_and_kind() -> None:
     cases = [red(f"eplb/n{i}", reason=RAISED) for i in range(9)]
     text = shown([*cases, fail("forward/a", 64), fail("forward/b", 7), fail("property/a", 3)])
     assert text.startswith("12 reds show 2 symptoms; one fault can show several. N stands for a")
+    assert shown(cases).startswith("9 reds show one symptom. N stands for a number.\n")
     assert "9 of 12 reds: RuntimeError in f: no kernel for N tokens  [eplb 9]" in text
     assert "3 of 12 reds: y: N of N outside  [forward 2, property 1]" in text
     assert (
@@ -164,14 +165,18 @@ def law(name: str) -> dict[str, Any]:
          "--case forward/a --device cuda"),
         ([red("forward/a", reason="the backend raised RuntimeError: x (k.py, line 3, in f)")],
          "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
-        ([red("forward/a", reason="no result within 120 s")], "next: megamoe show forward/a"),
+        ([red("forward/a", reason="no result within 120 s"), red("forward/b")],
+         "next: mend that error, then: megamoe check --backend k.py:K --case forward/a "
+         "--device cuda"),
         ([fail("eplb/a", 1), fail("eplb/b", 1)], "next: megamoe show eplb/a"),
         ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
          "next: megamoe explain forward/b --backend k.py:K --device cuda"),
         ([law("property/a")], "next: megamoe show property/a"),
         ([fail("staging/a", 1)],
          "next: megamoe explain staging/a --backend k.py:K --device cuda"),
-        ([red("staging/a")], "next: megamoe show staging/a"),
+        ([red("staging/a")],
+         "next: mend that error, then: megamoe check --backend k.py:K --case staging/a "
+         "--device cuda"),
         ([fail("property/a", 1)],
          "next: megamoe explain property/a --backend k.py:K --device cuda"),
     ],

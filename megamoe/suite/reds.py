@@ -43,9 +43,12 @@ def show(report: Mapping[str, Any], console: Console, pictures: int = PICTURES) 
         return
     found = symptoms(reds)
     if len(reds) > 1:
-        several = "; one fault can show several" if len(found) > 1 else ""
-        _say(console, f"{len(reds)} reds show {counted(len(found), 'symptom')}{several}. "
-                      "N stands for a number.\n")  # fmt: skip
+        several = (
+            f"{len(found)} symptoms; one fault can show several"
+            if len(found) > 1
+            else "one symptom"
+        )
+        _say(console, f"{len(reds)} reds show {several}. N stands for a number.\n")
     drawn: list[Mapping[str, Any]] = []
     left, every = pictures, pictures >= ALL_PICTURES
     brief = len(reds) > 1 and not every
@@ -107,6 +110,8 @@ def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case]
     for symptom in found:
         for case in symptom.pictured:
             place = _own_fault(case)
+            if not place and case["status"] == "error" and not _verb(case, known.get(case["id"])):
+                place = "that error"  # the picture says what: a shape, a crash, a hang
             if place:
                 words = f"--backend {_backend(report)} --case {case['id']}"
                 _say(console, f"next: mend {place}, then: {_command(report, 'check', words)}")
