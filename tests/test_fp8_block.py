@@ -243,7 +243,7 @@ def test_a_dialect_knows_the_cases_of_its_format_and_no_others():
             assert (name in case.revisions) <= (of_format == (name in DIALECTS))
             assert not (of_format and name in DIALECTS) or name in case.revisions
     assert not any("fp8-block" in c.features.value for c in REVISIONS.values())
-    assert len(CASES) >= 15 and {c.kind for c in CASES.values()} == {"forward"}
+    assert len(CASES) >= 15 and {c.kind for c in CASES.values()} == {"forward", "property"}
     assert all(OLD.differences(BASE)) and "sgl-sm90" not in REVISIONS
 
 

@@ -26,12 +26,15 @@ def rounded(value: Fraction, bits: int, lowest: int) -> Fraction:
     """``value`` to ``bits`` significant bits, to nearest even; exponents from ``lowest`` on."""
     if not value:
         return value
-    size, exponent = abs(value), lowest
-    if size >= Fraction(2) ** lowest:
-        exponent = size.numerator.bit_length() - size.denominator.bit_length()
-        exponent -= Fraction(2) ** exponent > size
-    step = Fraction(2) ** (exponent - bits + 1)
-    return round(value / step) * step  # Python's round of a fraction is to even
+    top, below = abs(value.numerator), value.denominator
+    exponent = top.bit_length() - below.bit_length()  # or one more than that of the value
+    exponent -= top < below << exponent if exponent >= 0 else top << -exponent < below
+    step = max(exponent, lowest) - bits + 1  # the exponent of a unit in the last place
+    top, below = (top << -step, below) if step < 0 else (top, below << step)
+    units, rest = divmod(top, below)
+    units += 2 * rest > below or (2 * rest == below and units & 1)
+    units = -units if value < 0 else units
+    return Fraction(units, 1 << -step) if step < 0 else Fraction(units << step)
 
 
 def fp32(value: Fraction) -> Fraction:

@@ -17,11 +17,12 @@ from tests.helpers.plain import (
     fp32,
     fraction,
     fraction32,
-    unpacked,
 )
 
 UNIT = 1024
 """A code times a scale is a whole number of 1/1024: products of such are summed as integers."""
+DOUBLED = [int(2 * v) for v in (*E2M1, *(-v for v in E2M1))]
+"""Twice the E2M1 numbers, by code."""
 TINY, SIXTH, SHARE = Fraction(1, 512), fp32(Fraction(1, 6)), fp32(Fraction(1, 2688))
 
 
@@ -63,7 +64,8 @@ def matrix(packed, scales) -> list[list[int]]:
     out = []
     for row, own in zip(packed, scales, strict=True):
         factors = [int(v * UNIT // 2) for v in e4m3_values(own)]
-        out.append([int(w * 2) * factors[k // 16] for k, w in enumerate(unpacked(row))])
+        codes = [n for byte in row.tolist() for n in (byte & 15, byte >> 4)]
+        out.append([DOUBLED[n] * factors[k // 16] for k, n in enumerate(codes)])
     return out
 
 
