@@ -21,8 +21,9 @@ def add(commands: Any, command: Any) -> None:
     c = command(commands, "check", "judge a backend against the goldens", "check.run")
     c.set_defaults(backend_is="here")
     c.add_argument("--backend", required=True, help="a name, or path/to/file.py:OBJECT_OR_FACTORY")
-    c.add_argument("--kind", choices=KINDS)
-    c.add_argument("--tier", choices=TIERS, help="default: quick; full where --case is given")
+    c.add_argument("--kind", choices=KINDS, help="only cases of this kind")
+    c.add_argument("--tier", choices=TIERS,
+                   help="default: quick; full where a pattern or --failed is given")  # fmt: skip
     add_case(c, bare=True)
     add_contract(c)
     c.add_argument("--failed", metavar="REPORT", help="only cases that failed in a JSON report")
@@ -35,8 +36,9 @@ def add(commands: Any, command: Any) -> None:
                    help="the Python that runs the backend; it needs torch only")  # fmt: skip
     c.add_argument("--ep", type=at_least_one, metavar="N",
                    help="judge the cases of kind ep over N ranks of this machine")  # fmt: skip
-    c.add_argument("--timeout", type=seconds, help="seconds of the backend a case (default 120)")
-    c.add_argument("--load-timeout", type=seconds,
+    c.add_argument("--timeout", type=seconds, metavar="S",
+                   help="seconds that the backend may take for a case (default 120)")  # fmt: skip
+    c.add_argument("--load-timeout", type=seconds, metavar="S",
                    help="seconds until the backend is loaded (default 300)")  # fmt: skip
     lines = c.add_mutually_exclusive_group()
     lines.add_argument("--quiet", "-q", action="store_true",
@@ -50,7 +52,7 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--explain-predictions", action="store_true",
                    help="which change of a model gives an output unlike its bits")  # fmt: skip
     add_reports(c)
-    c.add_argument("--device", choices=("cpu", "cuda"))
+    c.add_argument("--device", choices=("cpu", "cuda"), help="of the backend (default cpu)")
 
 
 def _pictures(text: str) -> int:
