@@ -182,11 +182,11 @@ def unjudged_lines(report: Mapping[str, Any]) -> list[str]:
         begin, once = _BEGIN.get(status, ("", ""))
         if not all(reason.startswith(begin) for reason in reasons):
             begin = once = ""
+        most = len(reasons) if len(reasons) <= REASONS + 1 else REASONS  # a line for one is no gain
         named = [reason.removeprefix(begin) + (f" ({count})" if len(reasons) > 1 else "")
-                 for reason, count in reasons.most_common(REASONS)]  # fmt: skip
-        if len(reasons) > REASONS:
-            left = counted(len(reasons) - REASONS, "other reason")
-            named.append(f"{left} (--json FILE has them)")
+                 for reason, count in reasons.most_common(most)]  # fmt: skip
+        if len(reasons) > most:
+            named.append(f"{len(reasons) - most} other reasons (--json FILE has them)")
         if len(named) > 1:
             out.append(f"{reasons.total()} {word}{f'; {once.rstrip()}' if once else ''}:")
             out += [f"  {line}" for line in named]
