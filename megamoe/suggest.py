@@ -8,8 +8,12 @@ from difflib import get_close_matches
 
 NAMED = 6
 """Names that contain a word, as far as they are listed."""
-MEANT = {"gpu": "cuda"}
-"""Words that mean a name which they are not like."""
+MEANT = {
+    "gpu": "cuda", "remap": "eplb", "ls": "list", "cases": "list",
+    **dict.fromkeys(("test", "run", "judge", "verify"), "check"),
+    **dict.fromkeys(("float32", "f32", "float", "float64", "fp64", "double"), "fp32"),
+}  # fmt: skip
+"""Words that mean a name which they are not like. A sum wider than fp32 is of the class fp32."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -17,7 +21,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     if MEANT.get(word) in known:
         return MEANT[word]
-    return next(iter(get_close_matches(word, known, 1, 0.6)), "")
+    of_lower = {name.lower(): name for name in reversed(known)}  # the first of two that are alike
+    return next((of_lower[n] for n in get_close_matches(word.lower(), of_lower, 1, 0.6)), "")
 
 
 def hint(word: str, known: Iterable[str]) -> str:

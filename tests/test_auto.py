@@ -74,10 +74,10 @@ def test_what_the_backend_names_wins_over_what_it_has_loaded(tmp_path):
          "detected: vllm.third_party.deep_gemm is mid 1, which differs from 2026-09 in "
          "precise_silu g*(1/d)"),
         ("deep_gemm", "mine", NEWEST.revision,
-         "the newest; the backend names none, and of what it has loaded nothing is known: "
+         "the newest: the backend names none, and of what it has loaded nothing is known: "
          "deep_gemm is none of the builds known here: not one of the six headers is theirs"),
         ("deep_gemm", "far 1", NEWEST.revision,
-         "the newest; the backend names none, and of what it has loaded nothing is known: "
+         "the newest: the backend names none, and of what it has loaded nothing is known: "
          "deep_gemm is far 1 of 2099-01, not written down yet"),
     ],
 )  # fmt: skip
@@ -96,7 +96,7 @@ def test_a_package_without_headers_and_one_that_is_not_seen_from_here(tmp_path):
 @pytest.mark.parametrize("packages", [None, {}, {"vllm": "/nowhere"}, ["deep_gemm"]])
 def test_the_newest_where_nothing_is_loaded(packages):
     chosen = choose({"contracts": None, "packages": packages})
-    why = "the newest; the backend names none and has loaded no kernel that is known here"
+    why = "the newest: the backend names none and has loaded no known kernel"
     assert (chosen.revision, chosen.why) == (NEWEST.revision, why)
 
 
@@ -319,7 +319,7 @@ def test_an_object_is_taken_as_it_is(kernel):
     ("name", "says"),
     [
         ("Old", r"loading it raised ValueError: 2026-11 is unknown \(kernel.py, .*\); it was asked "
-                r"for contract 2026-11 \(the newest; .*\); let it name its `contracts`$"),
+                r"for contract 2026-11 \(the newest: .*\); let it name its `contracts`$"),
         ("Turns", r"kernel.py:Turns: it computes contract sgl, not 2026-09; ask for one of these"),
         ("Needs", r"it needs a `contract`; give that a default, or say --contract REV$"),
     ],

@@ -217,7 +217,7 @@ def test_a_factory_that_raises(file):
 
 def test_a_factory_that_needs_more(file):
     message = refused(f"{file}:needs_more")
-    assert "needs_more is a function that takes size; name a class with one of forward, " in message
+    assert "needs_more is a function that takes size; name a class, or a function that " in message
     assert message.endswith(
         "but device and contract; it has Mine, NoDevice, make, fails, OBJECT, Nameless, Unknown"
     )
@@ -251,7 +251,7 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
         ),
         (
             "Unknown",
-            "`accumulator` is 'fp33'; set it to one of "
+            "`accumulator` is 'fp33'; did you mean fp32?; set it to one of "
             "exact, fp32, fp32-ordered, sm90-e4m3, sm90-e4m3-k32, sm100-mxf8f6f4, "
             "sm90-e4m3-k128",
         ),

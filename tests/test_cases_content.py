@@ -17,8 +17,8 @@ import pytest
 from megamoe import oracle
 from megamoe.cases import KINDS, Case, load_cases, recipes
 from megamoe.cases.forms import LAWS
+from megamoe.cases.needs import ACTIONS
 from megamoe.kinds import laws
-from megamoe.kinds.errors import ACTIONS
 from megamoe.spec.contract import BASE, CONTRACTS
 from megamoe.spec.models import MODELS
 from megamoe.spec.problem import Problem

@@ -130,7 +130,15 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["check", "-Z", "--backend", "eager"], "unknown option -Z; see `megamoe check --help`"),
         (["golden", "record", "--cas=x"], "unknown option --cas; did you mean --case?"),
         (["capture", "--ou", "x", "x.py"], "unknown option --ou; did you mean --out?"),
-        (["check"], "the following arguments are required: --backend; see `megamoe check --help`"),
+        (["check"], "--backend is missing: a name, or path/to/file.py:OBJECT"),
+        (["show", "-x"], "unknown option -x; see `megamoe show --help`"),
+        (["test"], "unknown verb 'test'; did you mean check?"),
+        (
+            ["check", "--backend", "k:kernel"],
+            "no Python file at {here}/k; did you mean k.py:Kernel?",
+        ),
+        (["check", "--backend", "k"], "unknown backend 'k'; did you mean k.py:Kernel?"),
+        (["check", "--backend", "empt.py:K"], "did you mean empty.py?"),
         (["check", "--backend", "x"], "unknown backend 'x'; known: eager"),
         (["check", "--backend", "k.py"], "backend k.py: say which object, as k.py:Kernel"),
         (["check", "--backend", "empty.py:"], "say which object, as empty.py:CLASS"),
@@ -145,7 +153,8 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["check", "--backend", "eager", "--timeout", "-1"], "'-1' is not a number of seconds"),
         (["check", "--backend", "eager", "--timeout", "nan"], "'nan' is not a number of seconds"),
         (["check", "--backend", "eager", "--json", "."], ". is a directory; name a file"),
-        (["check", "--backend", "eager", "--kind", "x"], "invalid choice: 'x'"),
+        (["check", "--backend", "eager", "--kind", "x"], "'x' is not known; known: staging"),
+        (["check", "--backend", "eager", "--kind", "remap"], "did you mean eplb?; known: staging,"),
         (["check", "--backend", "eager", "--kind", "epbl"], "did you mean eplb?"),
         (["oracle", "--case", "x", "--out", "y"], "nothing has the id or name 'x'; `megamoe list"),
         (["show", "staging/smal"], "did you mean staging/small?; `megamoe list` shows all"),
@@ -156,7 +165,9 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["reduce", "no.safetensors", "--backend", "eager"], "no.safetensors: no such file"),
         (["oracle", "--case", "errors/over", "--out", "y"], "is a wrong call: it has no tensors"),
         (["golden", "diff", "--golden", "nowhere"], "is not a directory; set MEGAMOE_GOLDEN"),
-        (["merge", "none.json"], "none.json: no such file"),
+        (["merge", "none.json"], "none.json: no such file; `megamoe check --json FILE` writes one"),
+        (["report", "manifst.json"], "no such file; did you mean manifest.json?"),
+        (["report", "no/x.json"], "no/x.json: no such file, and no folder no"),
         (
             ["check", "k.py:K"],
             "k.py:K is no case; a backend stands after --backend: `megamoe check --backend k.py:K`",
@@ -185,7 +196,7 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             ["replay", "cases/all.toml"],
             "is no stored problem, since it is no safetensors file; `meg",
         ),
-        (["replay", "no.safetensors"], "no.safetensors: no such file"),
+        (["replay", "no.safetensors"], "no.safetensors: no such file; `megamoe reduce`, `meg"),
         (
             ["check", "--backend", "eager", "--json", "no/x.json"],
             "no/x.json: there is no folder no; ",
@@ -204,10 +215,11 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
 )
 def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(blessed)
-    (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  def forward(self, p): ...\n")
+    (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  forward = print\n")
     (blessed / "empty.py").write_text("not Python")
     assert main(arguments) == 2
     said = capsys.readouterr()
+    message = message.format(here=blessed)
     assert said.err.startswith("megamoe: error: ") and message in said.err
     assert said.err.count("\n") == 1 and said.out == ""
 

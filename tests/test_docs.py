@@ -129,7 +129,7 @@ def test_counts_of_cases_are_those_of_the_tree():
         if name in forward:
             points[name] &= bool(golden["zero_freedom"])
     readme = (ROOT / "README.md").read_text()
-    assert f"runs your kernel on {len(entries)} cases" in readme
+    assert f"It has {len(entries)} cases." in readme
     assert f"| {sum(points.values())} of the {len(forward)} forward cases: their inputs" in readme
     goldens = (ROOT / "docs/goldens.md").read_text()
     # A case of a dialect begins with the name of its format.

@@ -9,15 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from megamoe.cases import load_cases
+from megamoe.cases.needs import lacking
 from megamoe.kinds import ep
 from megamoe.worker import team
-from megamoe.worker.exchange import Missing
+from megamoe.worker.session import Identity
 from megamoe.worker.team import Ranks
 from tests.helpers.command import megamoe
 
@@ -283,14 +283,11 @@ def test_a_kernel_that_loses_the_tokens_of_a_rank_is_red_and_the_rank_is_named(w
 
 def test_without_ranks_and_for_a_wrong_number_of_them_the_cases_say_what_they_need():
     def needs(ranks: int) -> str:
-        identity = SimpleNamespace(ranks=ranks, device="cpu")
-        runner = SimpleNamespace(session=SimpleNamespace(identity=identity))
-        with pytest.raises(Missing) as missing:
-            ep.judge(runner, CASES["one-token"])
-        return missing.value.why
+        return lacking(CASES["one-token"], Identity("b", "fp32", ("forward",), ranks=ranks))
 
-    assert needs(0) == "the backend has no team of ranks; use --ep N, or torchrun"
-    assert needs(3) == "the backend has no split of 8 experts over 3 ranks"
+    assert needs(0) == "team of ranks; use --ep N, or torchrun"
+    assert needs(3) == "split of 8 experts over 3 ranks"
+    assert needs(4) == ""
 
 
 # --- the placement ------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import torch
 
 from megamoe.backends import load_backend
 from megamoe.cases import golden_root, load_cases
-from megamoe.kinds.errors import ACTIONS, complaint
+from megamoe.cases.needs import ACTIONS
+from megamoe.kinds.errors import complaint
 from megamoe.layer import acts
 from megamoe.spec.contract import BASE, REVISIONS, contract
 from megamoe.spec.texts import TEXTS, restated

@@ -50,7 +50,8 @@ SOME = (
 
 
 def test_the_kernel_is_right(here):
-    done = megamoe("check", "--backend", "kernel.py:Kernel", "--case", ",".join(SOME), "-n", "1")
+    cases = ",".join(SOME)
+    done = megamoe("check", "-v", "--backend", "kernel.py:Kernel", "--case", cases, "-n", "1")
     assert done.returncode == 0, done.stdout
     passed = {line.split()[2].partition("/")[0] for line in done.stdout.splitlines()
               if re.match(r"\[\d+/\d+\] pass ", line)}  # fmt: skip
@@ -98,7 +99,9 @@ def test_the_wrong_kernel_has_one_mistake_and_the_page_shows_the_mend():
 
 def test_init_writes_the_example_and_a_workflow(tmp_path, capsys):
     assert main(["init", str(tmp_path / "new")]) == 0
-    assert "next: megamoe check --backend " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "variable MEGAMOE" in said and f"    {init.source()}\n" in said
+    assert said.endswith(f"next: megamoe check --backend {tmp_path}/new/kernel.py:Kernel\n")
     written = {p.relative_to(tmp_path / "new") for p in tmp_path.rglob("*") if p.is_file()}
     assert {str(p) for p in written} == {"kernel.py", ".github/workflows/megamoe.yml"}
     kernel = (tmp_path / "new/kernel.py").read_bytes()

@@ -362,8 +362,8 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
         ([CASE, "--token", "9"], "the case has 4"),
         ([CASE, "--actual", "none.safetensors"], "no such file"),
         ([CASE, "--actual", __file__, "--backend", "eager"], "give one"),
-        ([CASE, "--accumulator", "fp64"], "invalid choice"),
-        ([CASE, "--stage", "z"], "'l2_acts_sf'"),
+        ([CASE, "--accumulator", "fp64"], "did you mean fp32?"),
+        ([CASE, "--stage", "z"], "known: x, x_sf, l2_acts, l2_acts_sf, y"),
         ([CASE, "--stage", "y"], "name one with --backend or --actual"),
     ],
 )

@@ -225,7 +225,8 @@ LOADS = {
         "class Backend:\n    name = 'b'\n    def forward(self, p): pass",
         "backend {spec}: `accumulator` is None; set it to one of "),
     "an unknown accumulator": (
-        FULL.replace("fp32", "fp99"), "backend {spec}: `accumulator` is 'fp99'; set it to one of "),
+        FULL.replace("fp32", "fp99"),
+        "backend {spec}: `accumulator` is 'fp99'; set it to one of "),
     "a number for a name": (FULL.replace("'b'", "7"), "backend {spec}: "),
     "an empty name": (FULL.replace("'b'", "''"), "backend {spec}: Backend has no `name`; give it"),
     "nothing to call": (

@@ -218,6 +218,7 @@ def problem(tokens=2, hidden=128, inter=128, experts=3, slots=2, seed=0):
         (torch.zeros(2, 128), "y has dtype float32, expected bfloat16; convert it"),
         (torch.zeros(3, 128).bfloat16(), r"y has shape \(3, 128\), expected \(2, 128\); drop"),
         ({"y": 1}, r"y is int; expected a bfloat16 tensor \(2, 128\)"),
+        ({"y": type("meta tensor", (), {})()}, r"y lies on torch's meta device and has no numbers"),
         ({"y": torch.zeros(2, 128).bfloat16(), "z": 1}, "unknown tensor 'z'; known: x, x_sf"),
         (
             {"y": torch.zeros(2, 128).bfloat16(), "l2_acts": torch.zeros(2, 128)},

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from megamoe.cases import Case, form_of, golden_root, load_cases
+from megamoe.cases import Case, form_of, golden_root, load_cases, needs
+from megamoe.cases.shards import small_first
 from megamoe.commands import shared
 from megamoe.judge import Finding, Verdict, of_findings, symptom_of, symptoms
 from megamoe.suite import reds, results
 from megamoe.suite.check import _Run, judge
-from megamoe.suite.progress import Progress
+from megamoe.suite.progress import LISTED, Progress
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
 
@@ -74,7 +75,9 @@ def test_one_symptom_for_one_text_and_the_largest_first() -> None:
         "2 of 6 reds: RuntimeError in f: no kernel for N tokens",
         "1 of 6 reds: ValueError in f: no kernel for N tokens",
     ]
-    assert [case["id"] for case in found[0].pictured] == ["forward/a", "property/a"]
+    assert [case["id"] for case in found[0].pictured] == ["forward/a"], "the law holds"
+    both = symptoms([fail("staging/a", 1), fail("property/a", 1)])
+    assert [case["id"] for case in both[0].pictured] == ["staging/a", "property/a"]
 
 
 def test_a_fail_and_an_error_of_one_text_are_two_symptoms() -> None:
@@ -93,27 +96,44 @@ def test_one_picture_for_each_symptom_and_kind() -> None:
     cases = [red(f"eplb/n{i}", reason=RAISED) for i in range(9)]
     text = shown([*cases, fail("forward/a", 64), fail("forward/b", 7), fail("property/a", 3)])
     assert text.startswith("12 reds show 2 symptoms; one fault can show several. N stands for a")
+    assert shown(cases).startswith("9 reds show one symptom. N stands for a number.\n")
     assert "9 of 12 reds: RuntimeError in f: no kernel for N tokens  [eplb 9]" in text
     assert "3 of 12 reds: y: N of N outside  [forward 2, property 1]" in text
     assert (
-        text.count("alone:") == 3
+        text.count("alone:") == 2
         and text.count("64 of 512 elements outside, counted over all tokens") == 1
     )
-    assert "  also eplb/n1, eplb/n2, eplb/n3, eplb/n4, eplb/n5, eplb/n6 and 2 more\n" in text
-    assert "shortened: 9 of 12 reds without a picture here; `--pictures N` keeps more" in text
-    assert "`megamoe check --backend k.py:K --case ID --device cuda` shows one case" in text
+    assert "  also eplb/n1, eplb/n2, eplb/n3 and 5 more\n" in text
+    assert text.count("left out:") == 1 and "left out: the pictures of 10 of 12 reds\n" in text
+    assert "  `--pictures all` shows all, `megamoe check --backend k.py:K --case ID" in text
+
+
+def test_of_several_reds_a_picture_shows_the_first_wrong_stage() -> None:
+    found = [Finding("l2_acts", 512, 64), Finding("y", 512, 9)]
+    one = of_findings("forward/a", "forward", found, ("bitwise",)).to_dict()
+    cases = [one, red("eplb/a")]
+    text = shown(cases)
+    assert "l2_acts: 64 of 512 elements outside" in text and "y: 9 of 512 elements" not in text
+    assert "left out: all but the first wrong stage in each picture\n" in text
+    assert "y: 9 of 512 elements" in shown([one]) and "left out" not in shown([one])
+    assert "y: 9 of 512 elements" in shown(cases, reds.ALL_PICTURES)
+
+
+def test_all_pictures_leave_nothing_out() -> None:
+    text = shown([red(f"eplb/n{i}", reason=RAISED) for i in range(9)], reds.ALL_PICTURES)
+    assert text.count("alone:") == 9 and "left out" not in text and "also" not in text
 
 
 def test_pictures_are_limited_and_no_symptom_is_lost() -> None:
     cases = [red(f"eplb/{x}", reason=f"lost {x}") for x in "abc"]
     text = shown(cases, pictures=2)
     assert text.count("alone:") == 2 and "1 of 3 reds: lost c" in text and "\n  eplb/c\n" in text
-    assert "shortened: 1 of 3 reds without a picture here; `--pictures N`" in text
+    assert "left out: the pictures of 1 of 3 reds\n  `--pictures all` shows all" in text
     assert "--pictures" not in shown(cases, pictures=0), "merge has no such option"
 
 
 def test_nothing_is_said_where_nothing_was_left_out() -> None:
-    assert "shortened" not in shown([red("eplb/a")])
+    assert "left out" not in shown([red("eplb/a")])
     assert shown([{"id": "eplb/a", "kind": "eplb", "status": "pass", "reason": ""}]) == ""
 
 
@@ -123,7 +143,7 @@ def test_one_red_is_its_picture_alone() -> None:
 
 def test_a_map_that_was_not_computed_is_said_in_the_same_line() -> None:
     text = shown([fail("forward/a", 64), fail("forward/b", 64, shortened=True)], pictures=1)
-    assert "shortened: 1 of 2 reds without a picture here, 1 without a map in a report; " in text
+    assert "left out: the pictures of 1 of 2 reds, the maps of 1 red in a report\n" in text
 
 
 def law(name: str) -> dict[str, Any]:
@@ -145,14 +165,18 @@ def law(name: str) -> dict[str, Any]:
          "--case forward/a --device cuda"),
         ([red("forward/a", reason="the backend raised RuntimeError: x (k.py, line 3, in f)")],
          "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
-        ([red("forward/a", reason="no result within 120 s")], "next: megamoe show forward/a"),
+        ([red("forward/a", reason="no result within 120 s"), red("forward/b")],
+         "next: mend that error, then: megamoe check --backend k.py:K --case forward/a "
+         "--device cuda"),
         ([fail("eplb/a", 1), fail("eplb/b", 1)], "next: megamoe show eplb/a"),
         ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
          "next: megamoe explain forward/b --backend k.py:K --device cuda"),
         ([law("property/a")], "next: megamoe show property/a"),
         ([fail("staging/a", 1)],
          "next: megamoe explain staging/a --backend k.py:K --device cuda"),
-        ([red("staging/a")], "next: megamoe show staging/a"),
+        ([red("staging/a")],
+         "next: mend that error, then: megamoe check --backend k.py:K --case staging/a "
+         "--device cuda"),
         ([fail("property/a", 1)],
          "next: megamoe explain property/a --backend k.py:K --device cuda"),
     ],
@@ -225,18 +249,17 @@ def test_an_error_takes_no_map_from_a_later_fail() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quiet", "lines"),
+    ("verbose", "lines"),
     [
-        (False, ["[1/4] pass         eplb/p 0.0 s", "[2/3] skipped      eplb/s 0.0 s  why",
-                 "[3/3] error        eplb/a 0.0 s  lost"]),
-        (True, ["[3/3] error        eplb/a 0.0 s  lost"]),
+        (True, ["[1/3] pass eplb/p 0.0 s", "[2/3] skipped eplb/s 0.0 s  why",
+                "[3/3] error eplb/a 0.0 s  lost"]),
+        (False, ["[3/3] error eplb/a 0.0 s  lost"]),
     ],
 )  # fmt: skip
-def test_lines_of_a_run_that_nobody_watches(quiet: bool, lines: list[str]) -> None:
+def test_lines_of_a_run_that_nobody_watches(verbose: bool, lines: list[str]) -> None:
     console = Console(file=io.StringIO(), width=150)
-    progress = Progress(4, console, Settings(), {}, quiet)
-    judged = [("p", "pass", ""), ("n", "not-provided", "why"), ("s", "skip", "why"),
-              ("a", "error", "case eplb/a: lost")]  # fmt: skip
+    progress = Progress(3, console, Settings(), {}, verbose=verbose)
+    judged = [("p", "pass", ""), ("s", "skip", "why"), ("a", "error", "case eplb/a: lost")]
     for name, status, reason in judged:
         progress.judged(Verdict(f"eplb/{name}", "eplb", status, reason))
     assert isinstance(console.file, io.StringIO)
@@ -244,32 +267,54 @@ def test_lines_of_a_run_that_nobody_watches(quiet: bool, lines: list[str]) -> No
 
 
 def test_what_a_backend_lacks_takes_no_number_of_a_line() -> None:
-    console = Console(file=io.StringIO(), width=150)
+    """N is known at the start and stays, also for what only the case itself says: a law that needs
+    CUDA, ranks, or a call that is to be refused."""
     every = load_cases()
-    cases = [next(c for c in every if c.kind == kind) for kind in ("layout", "eplb", "errors")]
+
+    def first(**wanted: str) -> Case:
+        return next(c for c in every if wanted.items() <= {"kind": c.kind, **c.params}.items())
+
     asks = next(c for c in every if "shared-expert" in form_of(c.kind).features(c))
-    progress = Progress(4, console, Settings(), {})
-    progress.expect([*cases, asks], Identity("b", "fp32", ("eplb_map", "forward")))
-    progress.judged(Verdict(cases[1].id, "eplb", "pass"))
-    for case in (cases[0], asks):  # as the judge says of them
+    lacks = [first(kind="layout"), first(kind="ep"), first(law="graph-replay"), asks,
+             first(action="staging-shapes")]  # fmt: skip
+    eplb, forward = first(kind="eplb"), first(kind="forward")
+    console = Console(file=io.StringIO(), width=150)
+    progress = Progress(7, console, Settings(), {}, verbose=True)
+    offers = Identity("b", "fp32", ("eplb_map", "forward", "run"))
+    progress.expect([*lacks, eplb, forward], offers)
+    progress.judged(Verdict(eplb.id, "eplb", "pass"))
+    for case in lacks:
+        assert needs.lacking(case, offers)
         progress.judged(Verdict(case.id, case.kind, "not-provided", "lacks it"))
-    progress.judged(Verdict(cases[2].id, "errors", "pass"))
+    progress.judged(Verdict(forward.id, "forward", "pass"))
     assert isinstance(console.file, io.StringIO)
-    first, *lines = console.file.getvalue().splitlines()
-    assert first.endswith(", 4 cases, 2 of them not provided")
+    scope, contract, *lines = console.file.getvalue().splitlines()
+    assert scope == "7 cases of the quick tier" and contract.endswith("; 5 cases not provided")
     assert [line.split()[0] for line in lines] == ["[1/2]", "[2/2]"]
 
 
-def test_a_quiet_run_says_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_nobody_watches_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [0.0]
     monkeypatch.setattr("megamoe.suite.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
-    console = Console(file=io.StringIO(), width=150)
-    progress = Progress(9, console, Settings(), {}, quiet=True)
-    for i, second in enumerate((59, 61, 119, 122)):
-        now[0] = second
-        progress.judged(Verdict(f"eplb/{i}", "eplb", "pass"))
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().splitlines() == ["[2/9]", "[4/9]"]
+
+    def lines(quiet: bool) -> list[str]:
+        now[0] = 0.0
+        console = Console(file=io.StringIO(), width=150)
+        progress = Progress(9, console, Settings(), {}, quiet)
+        progress.planned = progress.left = 630.0
+        for i, second in enumerate((29, 31, 59, 62)):
+            now[0] = second
+            progress.judged(Verdict(f"eplb/{i}", "eplb", "pass"))
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().splitlines()
+
+    assert lines(quiet=True) == []
+    # After 31 s for 2 s of planned work, 628 s are left at a pace of (31 + 30) / (2 + 30).
+    assert lines(quiet=False) == [
+        "[2/9] 0 reds, about 20 min left", "[4/9] 0 reds, about 28 min left",
+    ]  # fmt: skip
 
 
 def test_a_bar_that_no_terminal_shows_is_a_line_now_and_then(
@@ -285,16 +330,53 @@ def test_a_bar_that_no_terminal_shows_is_a_line_now_and_then(
     assert lines == ["coverage: 1 of 2 cases", "coverage: 2 of 2 cases"]
 
 
-def test_later_reds_are_counted() -> None:
+def on_the_way(verdicts: list[Verdict], **options: Any) -> list[str]:
     console = Console(file=io.StringIO(), width=150)
-    with Progress(30, console, Settings(), {}) as progress:
-        for i in range(23):
-            progress.judged(Verdict(f"eplb/{i}", "eplb", ("fail", "error")[i % 2], "lost"))
-        progress.judged(Verdict("eplb/p", "eplb", "pass"))
+    with Progress(len(verdicts), console, Settings(), {}, **options) as progress:
+        for verdict in verdicts:
+            progress.judged(verdict)
     assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert len(lines) == 22 and "eplb/19" in lines[19] and lines[20].startswith("[24/30] pass")
-    assert lines[21] == "and 3 more reds, grouped below; --json FILE lists all"
+    return console.file.getvalue().splitlines()
+
+
+def test_on_the_way_each_symptom_has_one_line() -> None:
+    lost = [Verdict(f"eplb/{i}", "eplb", "error", f"lost {i}") for i in range(5)]
+    lines = on_the_way([*lost, Verdict("eplb/x", "eplb", "error", "hangs")])
+    assert [line.split(" ", 1)[0] for line in lines] == ["[1/6]", "further", "[6/6]"]
+    assert lines[1].startswith("further reds of listed symptoms: see the end")
+    assert len(on_the_way(lost, verbose=True)) == 5
+
+
+def test_on_the_way_there_are_few_lines_even_of_many_symptoms() -> None:
+    lines = on_the_way([Verdict(f"eplb/{x}", "eplb", "error", x * 9) for x in "ghijklmnopqrstu"])
+    assert len(lines) == LISTED + 1
+
+
+def test_one_red_alone_has_its_picture_only() -> None:
+    assert on_the_way([Verdict("eplb/a", "eplb", "error", "lost")]) == []
+
+
+# --- the order and the first line -----------------------------------------------------------------
+
+
+def test_small_cases_of_every_kind_run_first_and_then_the_longest() -> None:
+    cases = {c.id: c for c in load_cases()}
+    kinds = {k: [c.id for c in cases.values() if c.kind == k][:3] for k in ("eplb", "forward")}
+    (e1, e2, e3), (f1, f2, f3) = kinds["eplb"], kinds["forward"]
+    seconds = {e1: 0.1, e2: 0.2, e3: 0.3, f1: 0.4, f2: 7.0, f3: 9.0}
+    ordered = small_first([cases[name] for name in (f2, e3, f1, e2, f3, e1)], seconds)
+    assert [case.id for case in ordered] == [e1, f1, e2, e3, f3, f2]
+
+
+def test_the_first_line_says_which_tier_and_why() -> None:
+    every = load_cases()
+    quick, full = ([c for c in every if c.tier == tier] for tier in ("quick", "full"))
+    cases = [*quick[:2], *full[:7]]
+    said = "9 cases of the full tier"
+    assert Settings(case="x").scope(cases) == f"{said} (a pattern was given; --tier quick: 2)"
+    assert Settings(failed="r").scope(cases) == f"{said} (--failed was given; --tier quick: 2)"
+    assert Settings(case="x", tier="full").scope(cases) == said
+    assert Settings(shard="1/2").scope(cases) == "9 cases of the quick tier, shard 1/2"
 
 
 # --- what is not judged ---------------------------------------------------------------------------
@@ -316,19 +398,22 @@ def test_the_end_says_why_cases_were_not_judged() -> None:
         Verdict("eplb/p", "eplb", "pass"), lacking("a", "run"), lacking("b", "eplb_map"),
         lacking("c", "eplb_map"), Verdict("layout/a", "layout", "skip", "the backend declined: no"),
     ])  # fmt: skip
-    assert "\n3 not provided: the backend has no eplb_map (2); no run (1)\n" in text
+    assert "\n3 not provided; the backend has:\n  no eplb_map (2)\n  no run (1)\n" in text
     assert "\n1 skipped: the backend raised NotImplementedError: no\n" in text
     assert "not-provided" not in text and " skip " not in text
     stopped = summary([Verdict("eplb/p", "eplb", "not-run", "not run: SIGINT")])
     assert "1 not run: SIGINT\n" in stopped
-    assert text.endswith("GREEN: the one judged case passed; 4 not judged\n")
+    assert text.endswith(
+        "GREEN: the one judged case passed; 4 of 5 not judged (3 not provided, 1 skipped)\n"
+    )
 
 
 def test_many_reasons_are_counted_and_reasons_of_two_sorts_stay_whole() -> None:
-    verdicts = [lacking(str(i), f"feature {i}") for i in range(10)]
-    assert "; 2 other reasons (--json FILE has them)\n" in summary(verdicts)
+    verdicts = [lacking(str(i), f"feature {i}") for i in range(14)]
+    assert "  2 other reasons (--json FILE has them)\n" in summary(verdicts)
+    assert "other" not in summary(verdicts[:13]), "a line for one reason is no gain"
     verdicts = [lacking("a", "run"), Verdict("eplb/b", "eplb", "not-provided", "no GPU here")]
-    assert "2 not provided: the backend has no run (1); no GPU here (1)\n" in summary(verdicts)
+    assert "2 not provided:\n  the backend has no run (1)\n  no GPU here (1)\n" in summary(verdicts)
 
 
 def test_one_case_needs_no_table() -> None:

@@ -76,7 +76,7 @@ def megamoe(*arguments, cwd=None, **more):
 def check(goldens, backend, folder, *more):
     made, junit = folder / "r.json", folder / "r.xml"
     return (
-        "check", "--golden", goldens, "--backend", backend, "-n", "1", "--workers", "1",
+        "check", "-v", "--golden", goldens, "--backend", backend, "-n", "1", "--workers", "1",
         "--json", made, "--junit", junit, *more,
     )  # fmt: skip
 
@@ -97,12 +97,12 @@ def test_a_signal_stops_the_run_and_keeps_what_was_judged(
     root, slow, tmp_path, mark, number, code  # noqa: F811
 ):  # fmt: skip
     process = megamoe(*check(root, slow, tmp_path), **mark)
-    until(process, "] pass         eplb/e")
+    until(process, "] pass eplb/e")
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     left = "10" if "errors/over" not in out else "9"
-    assert f" passed; the run was stopped, {left} not run" in out
+    assert " passed in " in out and f"; the run was stopped, {left} not run" in out
     assert f"\n{left} not run: {number.name}\n" in out
     assert f"megamoe: error: stopped: {number.name}" in err and "Traceback" not in err
     data = json.loads((tmp_path / "r.json").read_text())
@@ -119,7 +119,7 @@ def test_a_closed_pipe_stops_the_run_and_keeps_what_was_judged(
     root, slow, tmp_path, mark  # noqa: F811
 ):  # fmt: skip
     process = megamoe(*check(root, slow, tmp_path, "--timeout", "2"), **mark)
-    until(process, "] pass         eplb/e")
+    until(process, "] pass eplb/e")
     process.stdout.close()
     err = process.stderr.read()
     assert process.wait(60) == 141, err
@@ -131,7 +131,7 @@ def test_a_closed_pipe_stops_the_run_and_keeps_what_was_judged(
 @pytest.mark.slow
 def test_killed_at_once_it_leaves_nothing(root, slow, tmp_path, mark):  # noqa: F811
     process = megamoe(*check(root, slow, tmp_path), **mark)
-    until(process, "] pass         eplb/e")
+    until(process, "] pass eplb/e")
     process.kill()
     assert process.wait(60) == -signal.SIGKILL
     assert not list(tmp_path.glob("r.*")) and not list(tmp_path.glob(".megamoe-*"))

@@ -17,6 +17,8 @@ from megamoe.files import DURATIONS_LIMIT, read_json
 
 DEFAULT_SECONDS: Final = 1.0
 """Assumed for a case without a recorded duration."""
+SMALL_SECONDS: Final = 0.5
+"""Up to this a case is small: it may run before the long ones at no loss."""
 
 
 class ShardError(ValueError):
@@ -48,6 +50,21 @@ def durations(root: Path) -> dict[str, float]:
 def longest_first(cases: Sequence[Case], seconds: Mapping[str, float]) -> list[Case]:
     """Sort by falling duration, then by id, so that the order is the same everywhere."""
     return sorted(cases, key=lambda c: (-seconds.get(c.id, DEFAULT_SECONDS), c.id))
+
+
+def small_first(cases: Sequence[Case], seconds: Mapping[str, float]) -> list[Case]:
+    """The order of a run: small cases, one of each kind in turn, so that a fault shows within
+    seconds; then the others, the longest first, so that none of them is left over at the end."""
+    turns: dict[str, int] = {}
+    small, rest = [], []
+    for case in sorted(cases, key=lambda c: (seconds.get(c.id, DEFAULT_SECONDS), c.id)):
+        if seconds.get(case.id, DEFAULT_SECONDS) > SMALL_SECONDS:
+            rest.append(case)
+            continue
+        turns[case.kind] = turns.get(case.kind, 0) + 1
+        small.append((turns[case.kind], case))
+    small.sort(key=lambda pair: pair[0])  # stable: of one turn, the smallest first
+    return [case for _, case in small] + longest_first(rest, seconds)
 
 
 def shard(

@@ -24,7 +24,15 @@ def run(a: argparse.Namespace) -> int:
         a.json = a.junit = None
     try:
         made = check.check(
-            settings, a.n, workers, console, a.pictures, a.maxfail, a.quiet, a.explain_predictions
+            settings,
+            a.n,
+            workers,
+            console,
+            a.pictures,
+            a.maxfail,
+            a.quiet,
+            a.explain_predictions,
+            a.verbose,
         )
         if not speaks:
             return _silent(made)

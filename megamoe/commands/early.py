@@ -19,7 +19,7 @@ from megamoe.cases.pattern import matching, one_of
 from megamoe.commands import UsageError
 from megamoe.commands.parsers.names import DIMENSIONS
 from megamoe.spec.contract import contract
-from megamoe.suggest import hint
+from megamoe.suggest import hint, nearest
 from megamoe.worker import known
 from megamoe.worker.choice import AUTO
 from megamoe.worker.session import JUDGED
@@ -29,6 +29,9 @@ WRITTEN: Final = ("json", "junit", "out", "page", "plot", "archive")
 """Arguments that name a file to write. A verb's default ``folders`` says which name a folder."""
 READ: Final = ("file", "result", "reports", "failed", "actual")
 """Arguments that name a file to read. A verb's default ``reads`` names further ones of its own."""
+_CHECKED: Final = "`megamoe check --json FILE` writes one"
+WRITERS: Final = {"file": STORED, "result": _CHECKED, "reports": _CHECKED, "failed": _CHECKED}
+"""What writes the file that an argument names."""
 
 
 def check(a: argparse.Namespace) -> None:
@@ -41,7 +44,7 @@ def check(a: argparse.Namespace) -> None:
     for name in (*READ, *given.get("reads", ())):
         for path in _listed(given.get(name)):
             if not Path(path).exists():
-                raise UsageError(f"{path}: no such file")
+                raise UsageError(_no_file(Path(path), WRITERS.get(name, "")))
     python = given.get("interpreter")
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"--python {python}: no program; name a Python interpreter")
@@ -65,6 +68,24 @@ def unknown_dimension(name: str, known: Sequence[str]) -> str:
     return f"unknown dimension {name!r}{hint(name, known) or said}"
 
 
+def _no_file(path: Path, writer: str) -> str:
+    """The message for a file that is not there: the file beside it that was meant, or what writes
+    such a file."""
+    if not path.parent.is_dir():
+        return f"{path}: no such file, and no folder {path.parent}"
+    meant = _beside(path)
+    return f"{path}: no such file{meant or (f'; {writer}' if writer else '')}"
+
+
+def _beside(path: Path) -> str:
+    """``; did you mean FILE?``: the file of the same folder and ending that has the nearest name;
+    empty where none is like it."""
+    ending = path.suffix or ".py"
+    stems = [one.stem for one in path.parent.glob(f"*{ending}")] if path.parent.is_dir() else []
+    name = nearest(path.stem, sorted(stems))
+    return f"; did you mean {path.with_name(name + ending)}?" if name else ""
+
+
 def _written(path: Path, name: str) -> None:
     """A file whose folder is not there: no verb creates folders on the way to a file."""
     if path.is_dir() and name != "out":  # of these, each verb says which ending it wants
@@ -84,14 +105,28 @@ def _backend(spec: str, is_this_python: bool) -> None:
     if known.is_file(spec):
         path = Path(known.file_of(spec)).expanduser().resolve()
         if not path.is_file():
-            raise UsageError(f"backend {spec}: no Python file at {path}; check the path before "
-                             "the :")  # fmt: skip
+            raise UsageError(f"backend {spec}: no Python file at {path}"
+                             f"{_meant(spec) or '; check the path before the :'}")  # fmt: skip
         if spec.endswith((".py", ":")):
             file = spec.removesuffix(":")
             named = [f"{file}:{name}" for name in _classes(path)] or [f"{file}:CLASS"]
             raise UsageError(f"backend {spec}: say which object, as {' or '.join(named)}")
     elif is_this_python and spec != "auto" and spec not in known.available():
-        raise UsageError(known.unknown(spec))
+        meant = _meant(spec)
+        raise UsageError(f"unknown backend {spec!r}{meant}" if meant else known.unknown(spec))
+
+
+def _meant(spec: str) -> str:
+    """``; did you mean FILE.py:CLASS?`` for a file without its ending, or with one letter wrong."""
+    file, _, name = spec.rpartition(":")
+    file, name = (file, name) if file else (name, "")
+    path = Path(file)
+    for whole in (Path(f"{file}.py"), Path(f"{file.replace('.', '/')}.py")):
+        if whole.expanduser().is_file():
+            classes = _classes(whole.expanduser())
+            name = nearest(name, classes) or name or next(iter(classes), "CLASS")
+            return f"; did you mean {whole}:{name}?"
+    return _beside(path) if path.suffix == ".py" else ""
 
 
 def _stored(path: Path) -> None:
@@ -111,8 +146,15 @@ def _classes(path: Path) -> list[str]:
     except (OSError, SyntaxError, ValueError):
         return []
     classes = [one for one in body if isinstance(one, ast.ClassDef)]
-    offered = {c.name: {getattr(part, "name", "") for part in c.body} for c in classes}
+    offered = {c.name: {name for part in c.body for name in _named(part)} for c in classes}
     return [name for name, methods in offered.items() if methods & {*JUDGED}]
+
+
+def _named(part: ast.stmt) -> list[str]:
+    """The names that a statement of a class gives: of a method, or left of a ``=``."""
+    if isinstance(part, ast.Assign):
+        return [target.id for target in part.targets if isinstance(target, ast.Name)]
+    return [getattr(part, "name", "")]
 
 
 def _case(a: argparse.Namespace, given: dict[str, object]) -> None:
@@ -124,7 +166,7 @@ def _case(a: argparse.Namespace, given: dict[str, object]) -> None:
         return
     if given["case_is"] == "subject" and str(case).endswith(".safetensors"):
         if not Path(str(case)).exists():
-            raise UsageError(f"{case}: no such file")
+            raise UsageError(_no_file(Path(str(case)), STORED))
         _stored(Path(str(case)))
         return
     entries = load_entries(root)

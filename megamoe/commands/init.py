@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from megamoe.compare.sides import HOME, git
 
 WRITTEN: Final = {"kernel.py": "kernel.py", "workflow.yml": ".github/workflows/megamoe.yml"}
 """File of ``templates/`` -> where it goes, under DIR."""
+FORM: Final = "git+https://HOST/OWNER/megamoe@COMMIT"
 
 
 def run(a: argparse.Namespace) -> int:
@@ -30,10 +32,14 @@ def run(a: argparse.Namespace) -> int:
         with path.open("xb") as file:  # never over a file that came in the meantime
             file.write(templates.joinpath(name).read_bytes())
     kernel = targets["kernel.py"]
-    print(f"{kernel}: a correct kernel in plain torch; replace it piece by piece")
-    print(f"{targets['workflow.yml']}: judges it on GitHub")
-    print(f"  megamoe is on no index: set that repository's variable MEGAMOE, as to {source()}")
-    print(f"next: megamoe check --backend {kernel}:Kernel")
+    print(f"wrote {kernel}: a correct kernel in plain torch. Replace it piece by piece.")
+    print(f"wrote {targets['workflow.yml']}: with it, GitHub judges the kernel after each push.")
+    print("  GitHub installs megamoe from the address in the variable MEGAMOE of your repository.")
+    print("  Set it once (Settings, Secrets and variables, Actions, Variables) to:")
+    print(f"    {source()}")
+    if source() == FORM:
+        print("  (where your copy of megamoe lies, and what `git rev-parse HEAD` says there)")
+    print(f"next: megamoe check --backend {shlex.quote(f'{kernel}:Kernel')}")
     return 0
 
 
@@ -45,4 +51,4 @@ def source(home: Path = HOME) -> str:
         commit = git(home, "rev-parse", "HEAD", check=False)
         if address.scheme == "https" and address.hostname and commit:  # a name or a key is left out
             return f"git+https://{address.hostname}{address.path}@{commit}"
-    return "git+https://HOST/OWNER/megamoe@COMMIT"
+    return FORM

@@ -69,8 +69,9 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 
 def add_reports(parser: argparse.ArgumentParser) -> None:
     """The files of a report."""
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--junit", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE",
+                        help="write a report, for programs and for `megamoe report`")  # fmt: skip
+    parser.add_argument("--junit", metavar="FILE", help="write a report in JUnit's XML")
 
 
 def add_backend(parser: argparse.ArgumentParser, required: bool) -> None:

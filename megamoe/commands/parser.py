@@ -27,6 +27,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{**more, "allow_abbrev": False})
 
     def error(self, message: str) -> Any:
+        lacks = message.removeprefix("the following arguments are required: ")
+        if lacks != message:
+            needed = next((a for a in self._actions if lacks in a.option_strings), None)
+            message = f"{lacks} is missing{f': {needed.help}' if needed and needed.help else ''}"
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -82,7 +86,8 @@ class Parser(argparse.ArgumentParser):
                 raise UsageError(
                     f"unknown verb {value!r}{near or f'; known: {known}'}; see `{self.prog} --help`"
                 ) from None
-            error.message += near
+            known = ", ".join(map(str, action.choices or ()))
+            error.message = f"{value!r} is not known{near}; known: {known}"
             raise
 
 

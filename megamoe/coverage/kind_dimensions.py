@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from megamoe.cases.needs import ACTIONS
 from megamoe.coverage import gates, groups, kinds
 from megamoe.coverage.dimension import Dimension, each
 from megamoe.coverage.groups import BYTES, CODES
 from megamoe.coverage.ranges import FEWER
 from megamoe.coverage.size_dimensions import forms
-from megamoe.kinds.errors import ACTIONS
 from megamoe.spec.contract import Contract
 from megamoe.spec.models import MODELS
 

@@ -63,6 +63,9 @@ def checked(
 ) -> Array:
     """``value``'s bits, if it is a tensor of ``shape`` and one of ``dtypes``."""
     wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+    if type(value).__name__ == "meta tensor":
+        raise BadOutput(f"{name} lies on torch's meta device and has no numbers; name the inputs' "
+                        "device where the backend creates a tensor")  # fmt: skip
     if not isinstance(value, torch.Tensor):
         raise BadOutput(f"{name} is {type(value).__name__}; expected a {wanted} tensor {shape}")
     if value.dtype not in dtypes:

@@ -16,13 +16,14 @@ MAX_LINES: Final = 24
 MAX_COLUMNS: Final = 72
 
 
-def picture(verdict: Verdict, backend: str, options: str = "") -> str:
-    """Several lines; ``options`` are further options of the command that shows it alone."""
+def picture(verdict: Verdict, backend: str, options: str = "", brief: bool = False) -> str:
+    """Several lines; ``options`` are further options of the command that shows it alone.
+    ``brief``: of the wrong stages only the first; the first line names all."""
     reason = verdict.reason.removeprefix(f"case {verdict.case_id}: ")
     lines = [f"{verdict.status.upper()} {verdict.case_id}: {reason}"]
-    for finding in verdict.findings:
-        if finding.outside:
-            lines += ["", *_finding(finding)]
+    wrong = [finding for finding in verdict.findings if finding.outside]
+    for finding in wrong[:1] if brief else wrong:
+        lines += ["", *_finding(finding)]
     if verdict.how:
         lines += ["", f"judged: {', '.join(verdict.how)}"]
     command = f"megamoe check --backend {shlex.quote(backend)} --case {verdict.case_id}{options}"

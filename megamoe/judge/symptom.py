@@ -49,10 +49,12 @@ class Symptom:
     @property
     def pictured(self) -> list[Mapping[str, Any]]:
         """The first case of each kind, one that is not ``shortened`` before others: its picture
-        stands for them."""
+        stands for them. A property that fails as forwards do is one of them: its law holds."""
         first: dict[Any, Mapping[str, Any]] = {}
         for case in sorted(self.cases, key=lambda case: bool(case.get("shortened"))):
             first.setdefault(case.get("kind"), case)
+        if "forward" in first:
+            first.pop("property", None)
         return list(first.values())
 
     def line(self, reds: int) -> str:

@@ -57,12 +57,6 @@ def judge(runner: Any, case: Case) -> Verdict:
 
 def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> list[Finding]:
     """Variants that the worker ran, each against an ordinary ``forward``."""
-    identity = runner.session.identity
-    needs_run, needs_cuda = LAUNCHED[law]
-    if needs_run and not identity.provides("run"):
-        raise Missing("run")
-    if needs_cuda and not identity.device.startswith("cuda"):
-        raise Missing(f"CUDA device, which law {law} needs; use --device cuda")
     base = forward_bits(call.forward(problem).result, problem)["y"]
     ids = problem.topk_ids.numpy()
     returned = call.act("launch", problem, law=law)

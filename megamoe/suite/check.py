@@ -86,13 +86,14 @@ class _Run:
 def check(
     settings: Settings, judges: int, workers: int, console: Console, pictures: int = PICTURES,
     maxfail: int | None = None, quiet: bool = False, explains: bool = False,
+    verbose: bool = False,
 ) -> Outcome:  # fmt: skip
     """Judge ``settings.backend``; raises what the command says in one line (``ValueError``).
 
     Of ``pictures`` fails the report has maps; of later ones a golden of digests names rows only,
-    and the report's case is ``shortened``. ``maxfail``: stop after so many reds. ``quiet``: a line
-    for reds only. ``explains``: look for the single change of a model that explains an output
-    inside the envelope and unlike its prediction.
+    and the report's case is ``shortened``. ``maxfail``: stop after so many reds. ``quiet`` and
+    ``verbose``: see :class:`Progress`. ``explains``: look for the single change of a model that
+    explains an output inside the envelope and unlike its prediction.
     """
     manifest_of(settings.root)  # a manifest that cannot be read is said before any work
     most = len(settings.cases())
@@ -103,7 +104,7 @@ def check(
     judges = 1 if ranks is not None else max(1, min(judges, most))
     workers = max(1, min(workers, most))
     outcome = Outcome({})
-    run = _Run([], Progress(most, console, settings, seconds, quiet), maxfail, pictures)
+    run = _Run([], Progress(most, console, settings, seconds, quiet, verbose), maxfail, pictures)
     run.progress.workers = judges
     identity: Identity | None = None
     try:
@@ -112,7 +113,8 @@ def check(
             launch = settings.launch(threads_of(len(ranks.here) if ranks else max(judges, workers)))
             with Pool(launch, workers, ranks) as pool:
                 identity = pool.address.identity
-                run.cases = cases = settings.cases(identity.contract)
+                cases = shards.small_first(settings.cases(identity.contract), seconds)
+                run.cases = cases
                 run.progress.expect(cases, identity)
                 step = judge_and_explain if explains else judge
                 desk = Desk(pool.address, settings.root, settings.timeout, step,

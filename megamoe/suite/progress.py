@@ -1,4 +1,4 @@
-"""Progress of a run: one live line on a terminal, a line a case where nobody watches."""
+"""Progress of a run: one live line on a terminal, a line now and then where nobody watches."""
 
 from __future__ import annotations
 
@@ -14,40 +14,50 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from megamoe.cases import Case, form_of
+from megamoe.cases import Case
+from megamoe.cases.needs import lacking
 from megamoe.cases.shards import DEFAULT_SECONDS
-from megamoe.judge import BAD, STATUSES, WORDS, Verdict
+from megamoe.judge import BAD, STATUSES, WORDS, Verdict, symptom_of
 from megamoe.printable import counted
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
 
-LISTED: Final = 20
-"""Reds that get a line while the run lasts; the later ones are counted."""
-QUIET_SECONDS: Final = 60.0
-"""Between two lines of a quiet run that no terminal shows."""
+LISTED: Final = 10
+"""Reds that get a line while the run lasts, each of another symptom or kind."""
+LINE_SECONDS: Final = 30.0
+"""Between two lines of progress where no terminal shows a bar."""
+TRUSTED_SECONDS: Final = 30.0
+"""From about so much work on, a backend's own pace weighs more than the recorded durations."""
 
 
 class Progress:
-    """Shows I of N, counts, what runs now and when it may end. Use as a context manager."""
+    """Shows I of N, reds, what runs now and when it may end. Use as a context manager.
+
+    N counts the cases that the backend provides; it is known at the start and stays.
+    """
 
     def __init__(
         self, total: int, console: Console, settings: Settings, seconds: Mapping[str, float],
-        quiet: bool = False,
+        quiet: bool = False, verbose: bool = False,
     ) -> None:  # fmt: skip
-        """``quiet``: no line for a case that is not red."""
+        """``quiet``: lines for reds only. ``verbose``: a line for every case."""
         self.total = total
         self.console = console
-        self.lacking = 0
-        """Cases to come that ask what the backend does not offer."""
+        self.lacking: set[str] = set()
+        """Ids of the cases that ask what the backend does not offer: they have no line and take no
+        number."""
         self.settings = settings
         self.seconds = seconds
         self.counts: Counter[str] = Counter()
         self.running: dict[str, float] = {}
-        self.left = 0.0
-        """Seconds that the cases not yet judged are expected to take, one after the other."""
+        self.planned = self.left = 0.0
+        """Seconds that all cases, and those not yet judged, take by their recorded durations, one
+        after the other."""
         self.workers = 1
-        self.quiet = quiet
-        self._said = time.monotonic()
+        self.quiet, self.verbose = quiet, verbose
+        self._begun = self._said = time.monotonic()
+        self._listed: set[tuple[str, str, str]] = set()
+        self._has_further = False
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
             if console.is_terminal
@@ -55,6 +65,7 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
+        self._begun = time.monotonic()
         if self._live:
             self._live.start()
         return self
@@ -67,67 +78,98 @@ class Progress:
     ) -> None:
         if self._live:
             self._live.stop()
-        more = sum(self.counts[status] for status in BAD) - LISTED
-        if more > 0:
-            self._say(f"and {counted(more, 'more red')}, grouped below; --json FILE lists all")
 
     def expect(self, cases: Sequence[Case], identity: Identity) -> None:
         """What will be judged, and under which contract."""
-        self.total = len(cases)
-        self.left = sum(self.seconds.get(c.id, DEFAULT_SECONDS) for c in cases)
-        offers = set(identity.callables)
-        self.lacking = sum(not offers.issuperset(_asks(case)) for case in cases)
-        lacks = f", {self.lacking} of them not provided" if self.lacking else ""
-        self._say(f"{identity.judged_under}, {counted(self.total, 'case')}{lacks}")
+        self.lacking = {case.id for case in cases if lacking(case, identity)}
+        self.total = len(cases) - len(self.lacking)
+        self.planned = self.left = sum(map(self._seconds, (case.id for case in cases)))
+        lacks = f"; {counted(len(self.lacking), 'case')} not provided" if self.lacking else ""
+        if len(cases) == 1:
+            self._say(f"{identity.judged_under}, 1 case")
+            return
+        self._say(self.settings.scope(cases))
+        self._say(f"{identity.judged_under}{lacks}")
 
     def started(self, case_id: str) -> None:
         """A worker has taken the case."""
         self.running[case_id] = time.monotonic()
 
     def judged(self, verdict: Verdict) -> None:
-        """A case has its verdict. Each of the first reds gets a line at once; the pictures come
-        at the end, where reds stand by symptom. What a backend does not provide is counted at the
-        end."""
+        """A case has its verdict. The first red of each symptom gets a line at once; the pictures
+        come at the end. What a backend does not provide is counted at the end."""
         self.running.pop(verdict.case_id, None)
-        self.left -= self.seconds.get(verdict.case_id, DEFAULT_SECONDS)
-        self.counts[verdict.status] += 1
-        self.lacking -= verdict.status == "not-provided" and self.lacking > 0
-        is_red = verdict.status in BAD
-        if is_red and sum(self.counts[status] for status in BAD) > LISTED:
+        self.left -= self._seconds(verdict.case_id)
+        if verdict.case_id in self.lacking:
             return
-        reason = verdict.reason.removeprefix(f"case {verdict.case_id}: ")
-        if self._live is not None:
-            if is_red:
-                self._say(f"{verdict.status.upper()} {verdict.case_id}: {reason}")
-        elif is_red or not (self.quiet or verdict.status == "not-provided"):
-            word = WORDS.get(verdict.status, verdict.status)
-            self._say(
-                f"[{self._place()}] {word:<12} {verdict.case_id} "
-                f"{verdict.seconds:.1f} s{f'  {reason}' if reason else ''}"
-            )
-        elif self.quiet and time.monotonic() - self._said > QUIET_SECONDS:
-            self._say(f"[{self._place()}]")
+        self.counts[verdict.status] += 1
+        if self.verbose:
+            self._line(verdict, verdict.reason)
+        elif verdict.status in BAD:
+            self._red(verdict)
+        elif self._live is None and not self.quiet:
+            self._now_and_then()
+
+    def _red(self, verdict: Verdict) -> None:
+        """A line for the first red of a symptom and kind; one line for all that get none."""
+        if self.total == 1:  # its picture follows at once
+            return
+        text = symptom_of(verdict.case_id, verdict.status, verdict.reason)
+        symptom = verdict.kind, verdict.status, text
+        if symptom not in self._listed and len(self._listed) < LISTED:
+            self._listed.add(symptom)
+            first = verdict.reason.partition("; ")[0] if verdict.findings else verdict.reason
+            self._line(verdict, first)
+        elif not self._has_further:
+            self._has_further = True
+            self._say("further reds of listed symptoms: see the end (or use --verbose)")
+        elif self._live is None and not self.quiet:
+            self._now_and_then()
+
+    def _line(self, verdict: Verdict, reason: str) -> None:
+        word = WORDS.get(verdict.status, verdict.status)
+        reason = reason.removeprefix(f"case {verdict.case_id}: ")
+        self._say(
+            f"[{self._place()}] {word} {verdict.case_id} {verdict.seconds:.1f} s"
+            f"{f'  {reason}' if reason else ''}"
+        )
+
+    def _now_and_then(self) -> None:
+        """I/N, the reds and the time left, where the last line is some time ago."""
+        if time.monotonic() - self._said > LINE_SECONDS and self._done() < self.total:
+            red = sum(self.counts[status] for status in BAD)
+            self._say(f"[{self._place()}] {counted(red, 'red')}, {self._remaining()}")
+
+    def _seconds(self, case_id: str) -> float:
+        return 0.0 if case_id in self.lacking else self.seconds.get(case_id, DEFAULT_SECONDS)
+
+    def _done(self) -> int:
+        return sum(self.counts.values())
 
     def _place(self) -> str:
-        """I/N of the cases that the backend provides: others have no line, and take no number."""
-        lacks = self.counts["not-provided"]
-        done = sum(self.counts.values()) - lacks
-        return f"{done}/{self.total - lacks - self.lacking}"
+        return f"{self._done()}/{self.total}"
+
+    def _remaining(self) -> str:
+        """``about 4 min left``: by the recorded durations, and by this run's pace so far."""
+        took = (time.monotonic() - self._begun) * self.workers + TRUSTED_SECONDS
+        pace = took / (self.planned - self.left + TRUSTED_SECONDS)
+        seconds = max(1.0, self.left * pace / self.workers)
+        left = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        return f"about {left} left"
 
     def _say(self, text: str) -> None:
         self._said = time.monotonic()
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
-        done = sum(self.counts.values())
+        done = self._done()
         line = Table.grid(padding=(0, 1))
         parts = [f"{WORDS.get(s, s)} {self.counts[s]}" for s in STATUSES if self.counts[s]]
-        eta = max(0.0, self.left) / self.workers
         line.add_row(
-            ProgressBar(max(1, self.total), done, width=30),
-            Text(f"{done} of {self.total}"),
+            ProgressBar(max(1, self.total), done, width=20),
+            Text(self._place()),
             Text("  ".join(parts)),
-            Text(f"about {eta:.0f} s left" if done < self.total else ""),
+            Text(self._remaining() if done < self.total else ""),
         )
         now = time.monotonic()
         lines = [
@@ -135,9 +177,3 @@ class Progress:
             for case_id, since in list(self.running.items())
         ]
         return Group(line, *lines)
-
-
-def _asks(case: Case) -> list[str]:
-    """The callable and the features that a backend needs for the case."""
-    form = form_of(case.kind)
-    return [*filter(None, [form.needs]), *form.features(case)]

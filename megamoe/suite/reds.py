@@ -18,7 +18,9 @@ from megamoe.suite.telling import smallest
 
 PICTURES: Final = 20
 """Pictures that a run shows, and fails whose details it keeps for a report."""
-NAMED: Final = 6
+ALL_PICTURES: Final = 10**9
+"""``--pictures all``: a picture of every red, with every wrong stage."""
+NAMED: Final = 3
 """Cases of a symptom that are named without a picture."""
 OWN_FAULTS: Final = (
     "NameError", "UnboundLocalError", "AttributeError", "ImportError", "ModuleNotFoundError",
@@ -34,58 +36,70 @@ _OF_VERDICT: Final = tuple(Verdict.__dataclass_fields__)
 
 def show(report: Mapping[str, Any], console: Console, pictures: int = PICTURES) -> None:
     """Print the reds of ``report``, each symptom once, with at most ``pictures`` pictures in all;
-    then what was shortened. Nothing where nothing is red."""
+    then what was shortened. Nothing where nothing is red. Where there are several reds, a picture
+    shows the first wrong stage only, unless ``pictures`` is :data:`ALL_PICTURES`."""
     reds = _reds(report)
     if not reds:
         return
     found = symptoms(reds)
     if len(reds) > 1:
-        several = "; one fault can show several" if len(found) > 1 else ""
-        _say(console, f"{len(reds)} reds show {counted(len(found), 'symptom')}{several}. "
-                      "N stands for a number.\n")  # fmt: skip
-    left, shown = pictures, 0
+        several = (
+            f"{len(found)} symptoms; one fault can show several"
+            if len(found) > 1
+            else "one symptom"
+        )
+        _say(console, f"{len(reds)} reds show {several}. N stands for a number.\n")
+    drawn: list[Mapping[str, Any]] = []
+    left, every = pictures, pictures >= ALL_PICTURES
+    brief = len(reds) > 1 and not every
     for symptom in found:
-        here = symptom.pictured[: max(0, left)]
-        left, shown = left - len(here), shown + len(here)
+        here = symptom.cases if every else symptom.pictured[: max(0, left)]
+        left, drawn = left - len(here), [*drawn, *here]
         if len(reds) > 1 or not here:
             kinds = Counter(case["kind"] for case in symptom.cases)
             of = ", ".join(f"{kind} {n}" for kind, n in kinds.items())
             _say(console, f"{symptom.line(len(reds))}  [{of}]")
         for case in here:
-            _say(console, f"\n{_indented(_picture(report, case))}")
+            _say(console, f"\n{_indented(_picture(report, case, brief))}")
         others = [case["id"] for case in symptom.cases if case not in here]
         if others:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
             before = "\n  also " if here else "  "
             _say(console, f"{before}{', '.join(others[:NAMED])}{more}")
         _say(console, "")
-    line = shortened(report, reds, shown, pictures)
+    stages = any(sum(f["outside"] > 0 for f in case["findings"]) > 1 for case in drawn)
+    line = left_out(report, reds, len(drawn), pictures, brief and stages)
     if line:
         _say(console, f"{line}\n")
 
 
-def _picture(report: Mapping[str, Any], case: Mapping[str, Any]) -> str:
+def _picture(report: Mapping[str, Any], case: Mapping[str, Any], brief: bool) -> str:
     verdict = Verdict.from_dict({k: v for k, v in case.items() if k in (*_OF_VERDICT, "id")})
-    return picture(verdict, report["backend"], report.get("options", ""))
+    return picture(verdict, report["backend"], report.get("options", ""), brief)
 
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
 
 
-def shortened(
-    report: Mapping[str, Any], reds: Sequence[Mapping[str, Any]], shown: int, pictures: int
-) -> str:
-    """What is not shown of the reds, and the commands that show it; empty where all is shown."""
-    without = len(reds) - shown
+def left_out(
+    report: Mapping[str, Any], reds: Sequence[Mapping[str, Any]], shown: int, pictures: int,
+    brief: bool = False,
+) -> str:  # fmt: skip
+    """What is not shown of the reds, and the options that show it; empty where all is shown."""
     unmapped = sum(bool(case.get("shortened")) for case in reds)
-    if not without and not unmapped:
+    said = []
+    if shown < len(reds):
+        said.append(f"the pictures of {len(reds) - shown} of {counted(len(reds), 'red')}")
+    if brief:
+        said.append("all but the first wrong stage in each picture")
+    if unmapped:
+        said.append(f"the maps of {counted(unmapped, 'red')} in a report")
+    if not said:
         return ""
-    said = [f"{without} of {counted(len(reds), 'red')} without a picture here"] if without else []
-    said += [f"{unmapped} without a map in a report"] if unmapped else []
     alone = _command(report, "check", f"--backend {_backend(report)} --case ID")
-    more = "`--pictures N` keeps more, " if pictures else ""
-    return f"shortened: {', '.join(said)}; {more}`{alone}` shows one case"
+    whole = "`--pictures all` shows all, " if pictures else ""
+    return f"left out: {', '.join(said)}\n  {whole}`{alone}` shows one case"
 
 
 def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case] = ()) -> None:
@@ -96,6 +110,8 @@ def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case]
     for symptom in found:
         for case in symptom.pictured:
             place = _own_fault(case)
+            if not place and case["status"] == "error" and not _verb(case, known.get(case["id"])):
+                place = "that error"  # the picture says what: a shape, a crash, a hang
             if place:
                 words = f"--backend {_backend(report)} --case {case['id']}"
                 _say(console, f"next: mend {place}, then: {_command(report, 'check', words)}")

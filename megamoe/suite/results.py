@@ -148,19 +148,20 @@ def _table(report: Mapping[str, Any]) -> Table:
     table = Table(title=f"backend {report['backend']}, tier {report['tier']}", title_justify="left")
     table.add_column("kind")
     total = report["counts"]
-    shown = [s for s in STATUSES if s != "not-run" or total.get(s)]
+    shown = [s for s in STATUSES if s in ("pass", "fail") or total.get(s)]
     for status in shown:
         table.add_column(WORDS.get(status, status), justify="right")
     for kind in KINDS:
         counts = Counter(c["status"] for c in report["cases"] if c["kind"] == kind)
         if counts:
             table.add_row(kind, *(str(counts[s] or "") for s in shown))
-    table.add_section()
-    table.add_row("all", *(str(total.get(s, 0)) for s in shown))
+    if len(table.rows) > 1:
+        table.add_section()
+        table.add_row("all", *(str(total.get(s, 0)) for s in shown))
     return table
 
 
-REASONS: Final = 8
+REASONS: Final = 12
 """Reasons that are named of one status."""
 _BEGIN: Final[Mapping[str, tuple[str, str]]] = {
     "skip": ("the backend declined: ", "the backend raised NotImplementedError: "),
@@ -171,7 +172,7 @@ _BEGIN: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def unjudged_lines(report: Mapping[str, Any]) -> list[str]:
-    """Why cases were not judged, a line for each status: each reason with its count, the most
+    """Why cases were not judged, by status: a line for each reason with its count, the most
     frequent first."""
     out = []
     for status, word in WORDS.items():
@@ -181,12 +182,16 @@ def unjudged_lines(report: Mapping[str, Any]) -> list[str]:
         begin, once = _BEGIN.get(status, ("", ""))
         if not all(reason.startswith(begin) for reason in reasons):
             begin = once = ""
+        most = len(reasons) if len(reasons) <= REASONS + 1 else REASONS  # a line for one is no gain
         named = [reason.removeprefix(begin) + (f" ({count})" if len(reasons) > 1 else "")
-                 for reason, count in reasons.most_common(REASONS)]  # fmt: skip
-        if len(reasons) > REASONS:
-            left = counted(len(reasons) - REASONS, "other reason")
-            named.append(f"{left} (--json FILE has them)")
-        out.append(f"{reasons.total()} {word}: {once}{'; '.join(named)}")
+                 for reason, count in reasons.most_common(most)]  # fmt: skip
+        if len(reasons) > most:
+            named.append(f"{len(reasons) - most} other reasons (--json FILE has them)")
+        if len(named) > 1:
+            out.append(f"{reasons.total()} {word}{f'; {once.rstrip()}' if once else ''}:")
+            out += [f"  {line}" for line in named]
+        else:
+            out.append(f"{reasons.total()} {word}: {once}{named[0]}")
     return out
 
 
@@ -241,19 +246,23 @@ def verdict_line(report: Mapping[str, Any]) -> str:
     """One line that says what a person may conclude."""
     counts = report["counts"]
     judged = sum(counts.get(s, 0) for s in JUDGED)
-    rest = counts.get("skip", 0) + counts.get("not-provided", 0)
-    more = f"; {rest} not judged" if rest else ""
-    left = counts.get("not-run", 0)
-    more += f"; the run was stopped, {left} not run" if left else ""
+    unjudged = {WORDS[s]: counts[s] for s in ("not-provided", "skip") if counts.get(s)}
+    rest, left = sum(unjudged.values()), counts.get("not-run", 0)
     took = f" in {report['seconds']:.0f} s" if "seconds" in report else ""
+    several = len(unjudged) > 1
+    why = ", ".join(f"{count} {word}" if several else word for word, count in unjudged.items())
+    more = f"{took}; {rest} of {judged + rest + left} not judged ({why})" if rest else took
+    stopped = f"; the run was stopped, {left} not run" if left else ""
+    more += stopped
     code = exit_code(counts)
     passed = "the one judged case" if judged == 1 else f"all {judged} judged cases"
     if code == 2:
         if judged:
-            return f"STOPPED: {passed} passed{more}{took}"
-        return f"NOTHING JUDGED: 0 of {counted(judged + rest + left, 'case')}{more}{took}"
+            return f"STOPPED: {passed} passed{more}"
+        why = f" ({why})" if why else ""
+        return f"NOTHING JUDGED: 0 of {counted(rest + left, 'case')}{why}{stopped}{took}"
     if code:
         bad = counts.get("fail", 0) + counts.get("error", 0)
         some = "the one judged case" if judged == 1 else f"{bad} of {judged} judged cases"
-        return f"RED: {some} did not pass{more}{took}"
-    return f"GREEN: {passed} passed{more}{took}"
+        return f"RED: {some} did not pass{more}"
+    return f"GREEN: {passed} passed{more}"

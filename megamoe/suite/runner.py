@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megamoe.cases import Case, kind_of
-from megamoe.cases.kind import ONLY_CUDA, lacks_cuda
+from megamoe.cases.needs import lacking
 from megamoe.golden import (
     GoldenError,
     Store,
@@ -81,7 +81,13 @@ class Runner:
         """The verdict of one case, with the seconds it took."""
         kind = kind_of(case.kind)
         judge = kind.judge or Runner.judge_call
-        return self._timed(case, lambda: judge(self, case))
+
+        def step() -> Verdict:
+            if lacks := lacking(case, self.session.identity):  # before its inputs are made
+                raise Missing(lacks)
+            return judge(self, case)
+
+        return self._timed(case, step)
 
     def judge_call(self, case: Case) -> Verdict:
         """The verdict of the one call of a case, for a kind that has no more than that."""
@@ -204,11 +210,6 @@ class Runner:
 
     def _judged(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         try:
-            needs = kind_of(case.kind).needs
-            if needs is not None and not self.session.identity.provides(needs):
-                raise Missing(needs)
-            if lacks_cuda(case, self.session.identity.device):
-                raise Missing(ONLY_CUDA)  # before its inputs are made
             return step()
         except Missing as missing:
             return Verdict(case.id, case.kind, "not-provided", missing.why)

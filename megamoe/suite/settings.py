@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from megamoe.cases import Case, golden_root, load_cases, select, shards
 from megamoe.judge import BAD
+from megamoe.printable import counted
 from megamoe.spec.contract import contract
 from megamoe.suite.merge import read_report
 from megamoe.worker.choice import AUTO
@@ -121,6 +122,16 @@ class Settings:
             if not chosen:
                 raise SettingsError(f"{self.failed}: none of the selected cases failed there")
         return chosen
+
+    def scope(self, cases: Sequence[Case]) -> str:
+        """How many cases there are, of which tier, and why of that one."""
+        said = counted(len(cases), "case")
+        said += f" of the {self.chosen_tier} tier" + (f", shard {self.shard}" * bool(self.shard))
+        quick = sum(case.tier == "quick" for case in cases)
+        if self.tier is None and self.chosen_tier == "full" and quick < len(cases):
+            why = "a pattern was given" if self.case else "--failed was given"
+            said += f" ({why}; --tier quick: {quick})"
+        return said
 
     def cases(self, revision: str | None = None) -> list[Case]:
         """The cases of this run, the longest first; the same list in every process."""

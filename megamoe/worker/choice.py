@@ -86,7 +86,7 @@ def _of_several(named: list[str] | None, loaded: _Loaded) -> Choice:
         ((revision, text),) = fitting.items()
         return Choice(revision, f"detected: {text}")
     if named is None:
-        newest, why = NEWEST.revision, "the newest; the backend names none"
+        newest, why = NEWEST.revision, "the newest: the backend names none"
     else:
         newest = max(named, key=_age)
         why = f"the newest of those that the backend names: {', '.join(named)}"
@@ -97,7 +97,7 @@ def _of_several(named: list[str] | None, loaded: _Loaded) -> Choice:
     elif loaded.unknown:
         why += f", and of what it has loaded nothing is known: {'; '.join(loaded.unknown)}"
     elif named is None:
-        why += " and has loaded no kernel that is known here"
+        why += " and has loaded no known kernel"
     return Choice(newest, why)
 
 

@@ -41,8 +41,9 @@ def _factory(spec: str, modules: Mapping[str, str]) -> Any:
 def lacks(module: Any, name: str, callables: Iterable[str]) -> str:
     """The end of "FILE has no NAME": the name that was meant, and what could be a backend."""
     found = [n for n, value in vars(module).items() if _may_be_backend(n, value, module, callables)]
-    near = difflib.get_close_matches(name, found, 1)
-    meant = f"; did you mean {near[0]}?" if near else ""
+    of_lower = {one.lower(): one for one in found}
+    near = difflib.get_close_matches(name.lower(), of_lower, 1)
+    meant = f"; did you mean {of_lower[near[0]]}?" if near else ""
     owner = next((n for n in found if callable(getattr(getattr(module, n), name, None))), "")
     meant = f"; {name} is a method of {owner}: name the class" if owner else meant
     listed = ", ".join(found) or f"nothing that could be one: a class with {', '.join(callables)}"
@@ -63,12 +64,11 @@ def _may_be_backend(name: str, value: Any, module: Any, callables: Iterable[str]
     return says and any(callable(getattr(value, one, None)) for one in callables)
 
 
-def needs(name: str, needed: Iterable[str], callables: Iterable[str]) -> str:
+def needs(name: str, needed: Iterable[str]) -> str:
     """Why a function that needs arguments cannot create a backend."""
     return (
-        f"{name} is a function that takes {', '.join(needed)}; name a class with one of "
-        f"{', '.join(callables)}, or a function that returns a backend and needs no argument "
-        "but device and contract"
+        f"{name} is a function that takes {', '.join(needed)}; name a class, or a function that "
+        "returns a backend and takes nothing but device and contract"
     )
 
 

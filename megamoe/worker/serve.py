@@ -64,7 +64,7 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
         said = about.lacks(module, attribute, CALLABLES)
         if not needed:
             raise BackendError(f"{Path(name).name} has no {attribute!r}{said}")
-        raise BackendError(about.needs(attribute, needed, CALLABLES) + said)
+        raise BackendError(about.needs(attribute, needed) + said)
     return create(found, torch.device(device), contract)
 
 
@@ -320,14 +320,16 @@ def one_line(error: BaseException, place: bool = False) -> str:
     """Type and first line of the message; with ``place`` also the innermost frame."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
-    if not place or isinstance(error, BackendError):
+    told = isinstance(error, SyntaxError) and error.filename  # its text has file and line
+    if not place or told or isinstance(error, BackendError):
         return text
     return f"{text} ({where(error)})"
 
 
 def where(error: BaseException) -> str:
-    """File, line and function of the innermost frame."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """File, line and function of the innermost frame, without those of the import itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = [f for f in frames if not f.filename.startswith("<frozen")][-1]
     return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from megamoe.printable import printable
 from megamoe.spec.accumulators import KNOWN
 from megamoe.spec.contract import NEWEST
+from megamoe.suggest import hint
 from megamoe.worker.choice import AUTO, Choice, choose
 
 START_SECONDS: Final = 300.0
@@ -158,7 +159,8 @@ def complaint(
     if not isinstance(name, str) or not name:
         return f"{kind} has no `name`; give it a non-empty string"
     if not isinstance(accumulator, str) or accumulator not in KNOWN:
-        return f"`accumulator` is {accumulator!r}; set it to one of {', '.join(KNOWN)}"
+        meant = hint(accumulator, KNOWN) if isinstance(accumulator, str) else ""
+        return f"`accumulator` is {accumulator!r}{meant}; set it to one of {', '.join(KNOWN)}"
     if not offered:
         return f"nothing to judge; give it one of {', '.join(wanted)}"
     return ""

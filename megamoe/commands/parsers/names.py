@@ -17,6 +17,8 @@ PEERS: Final = ("humming-kernels", "sgl-deep-gemm", "torch-grouped-mm")
 """:data:`megamoe.bench.peers.PEERS`."""
 PICTURES: Final = 20
 """:data:`megamoe.suite.reds.PICTURES`."""
+ALL_PICTURES: Final = 10**9
+""":data:`megamoe.suite.reds.ALL_PICTURES`."""
 DIMENSIONS: Final = (
     "x-codes", "act-codes", "w13-nibbles", "w13-bytes", "w2-nibbles", "w2-bytes", "x-bytes",
     "act-bytes", "shared-w13-codes", "shared-w13-bytes", "shared-w2-codes", "shared-w2-bytes",
