@@ -100,20 +100,23 @@ def test_one_picture_for_each_symptom_and_kind() -> None:
         and text.count("64 of 512 elements outside, counted over all tokens") == 1
     )
     assert "  also eplb/n1, eplb/n2, eplb/n3, eplb/n4, eplb/n5, eplb/n6 and 2 more\n" in text
-    assert "shortened: 9 of 12 reds without a picture here; `--pictures N` keeps more" in text
-    assert "`megamoe check --backend k.py:K --case ID --device cuda` shows one case" in text
+    assert text.endswith(
+        "\n9 of 12 reds are not shown in full. "
+        "`megamoe check --backend k.py:K --case ID --device cuda` shows one.\n\n"
+    )
 
 
 def test_pictures_are_limited_and_no_symptom_is_lost() -> None:
     cases = [red(f"eplb/{x}", reason=f"lost {x}") for x in "abc"]
     text = shown(cases, pictures=2)
     assert text.count("alone:") == 2 and "1 of 3 reds: lost c" in text and "\n  eplb/c\n" in text
-    assert "shortened: 1 of 3 reds without a picture here; `--pictures N`" in text
+    assert "1 of 3 reds is not shown in full. `megamoe check" in text
+    assert "This run shows and maps 2 at most; `--pictures N` allows N.\n" in text
     assert "--pictures" not in shown(cases, pictures=0), "merge has no such option"
 
 
 def test_nothing_is_said_where_nothing_was_left_out() -> None:
-    assert "shortened" not in shown([red("eplb/a")])
+    assert "in full" not in shown([red("eplb/a")])
     assert shown([{"id": "eplb/a", "kind": "eplb", "status": "pass", "reason": ""}]) == ""
 
 
@@ -123,7 +126,8 @@ def test_one_red_is_its_picture_alone() -> None:
 
 def test_a_map_that_was_not_computed_is_said_in_the_same_line() -> None:
     text = shown([fail("forward/a", 64), fail("forward/b", 64, shortened=True)], pictures=1)
-    assert "shortened: 1 of 2 reds without a picture here, 1 without a map in a report; " in text
+    assert "1 of 2 reds is not shown in full. " in text
+    assert " 1 red has no map of the wrong elements in a report (--json). This run shows" in text
 
 
 def law(name: str) -> dict[str, Any]:
@@ -145,14 +149,19 @@ def law(name: str) -> dict[str, Any]:
          "--case forward/a --device cuda"),
         ([red("forward/a", reason="the backend raised RuntimeError: x (k.py, line 3, in f)")],
          "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
-        ([red("forward/a", reason="no result within 120 s")], "next: megamoe show forward/a"),
+        ([red("forward/a", reason="no result within 120 s")],
+         "next: mend this, then: megamoe check --backend k.py:K --case forward/a --device cuda"),
+        ([red("forward/a", reason="y has dtype float32, expected bfloat16"), law("property/a")],
+         "next: mend this (y has dtype float32, expected bfloat16), then: megamoe check "
+         "--backend k.py:K --case forward/a --device cuda"),
         ([fail("eplb/a", 1), fail("eplb/b", 1)], "next: megamoe show eplb/a"),
         ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
          "next: megamoe explain forward/b --backend k.py:K --device cuda"),
         ([law("property/a")], "next: megamoe show property/a"),
         ([fail("staging/a", 1)],
          "next: megamoe explain staging/a --backend k.py:K --device cuda"),
-        ([red("staging/a")], "next: megamoe show staging/a"),
+        ([red("staging/a")],
+         "next: mend this, then: megamoe check --backend k.py:K --case staging/a --device cuda"),
         ([fail("property/a", 1)],
          "next: megamoe explain property/a --backend k.py:K --device cuda"),
     ],

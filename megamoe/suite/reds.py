@@ -76,16 +76,24 @@ def _indented(text: str) -> str:
 def shortened(
     report: Mapping[str, Any], reds: Sequence[Mapping[str, Any]], shown: int, pictures: int
 ) -> str:
-    """What is not shown of the reds, and the commands that show it; empty where all is shown."""
+    """What is not shown of the reds, and the commands that show it, in sentences; empty where all
+    is shown."""
     without = len(reds) - shown
     unmapped = sum(bool(case.get("shortened")) for case in reds)
     if not without and not unmapped:
         return ""
-    said = [f"{without} of {counted(len(reds), 'red')} without a picture here"] if without else []
-    said += [f"{unmapped} without a map in a report"] if unmapped else []
     alone = _command(report, "check", f"--backend {_backend(report)} --case ID")
-    more = "`--pictures N` keeps more, " if pictures else ""
-    return f"shortened: {', '.join(said)}; {more}`{alone}` shows one case"
+    said = []
+    if without:
+        be = "is" if without == 1 else "are"
+        of = counted(len(reds), "red")
+        said.append(f"{without} of {of} {be} not shown in full. `{alone}` shows one.")
+    if unmapped:
+        lacks = "red has" if unmapped == 1 else "reds have"
+        said.append(f"{unmapped} {lacks} no map of the wrong elements in a report (--json).")
+    if pictures and (unmapped or shown == pictures):
+        said.append(f"This run shows and maps {pictures} at most; `--pictures N` allows N.")
+    return " ".join(said)
 
 
 def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case] = ()) -> None:
@@ -97,8 +105,7 @@ def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case]
         for case in symptom.pictured:
             place = _own_fault(case)
             if place:
-                words = f"--backend {_backend(report)} --case {case['id']}"
-                _say(console, f"next: mend {place}, then: {_command(report, 'check', words)}")
+                _mend(report, console, place, case)
                 return
         verbs = {case["id"]: _verb(case, known.get(case["id"])) for case in symptom.cases}
         explained = [name for name, verb in verbs.items() if verb == "explain"]
@@ -109,8 +116,19 @@ def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case]
             words = f"{chosen} --backend {_backend(report)}"
             _say(console, f"next: {_command(report, verbs[chosen], words)}")
             return
+        wrong = symptom.pictured[0]
+        if wrong["status"] == "error":  # no command says more than its reason
+            _mend(report, console, "this" if len(found) == 1 else f"this ({symptom.text})", wrong)
+            return
     if found:
         _say(console, f"next: megamoe show {found[0].pictured[0]['id']}")
+
+
+def _mend(
+    report: Mapping[str, Any], console: Console, what: str, case: Mapping[str, Any]
+) -> None:
+    words = f"--backend {_backend(report)} --case {case['id']}"
+    _say(console, f"next: mend {what}, then: {_command(report, 'check', words)}")
 
 
 def _reds(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
