@@ -124,9 +124,7 @@ def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case]
         _say(console, f"next: megamoe show {found[0].pictured[0]['id']}")
 
 
-def _mend(
-    report: Mapping[str, Any], console: Console, what: str, case: Mapping[str, Any]
-) -> None:
+def _mend(report: Mapping[str, Any], console: Console, what: str, case: Mapping[str, Any]) -> None:
     words = f"--backend {_backend(report)} --case {case['id']}"
     _say(console, f"next: mend {what}, then: {_command(report, 'check', words)}")
 
