@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from megamoe.judge import Finding, bitwise, place_of
+from megamoe.printable import counted
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
 
@@ -125,9 +126,8 @@ def _batch_invariance(problem: Problem) -> Iterator[Variant]:
             yield Variant(label, _take(problem, piece), list(range(len(piece))), piece)
     half = rows[: (len(rows) + 1) // 2]
     yield Variant("the first half of the batch", _take(problem, half), half, half)
-    yield Variant(
-        "the batch twice", _take(problem, rows + rows), [r + len(rows) for r in rows], rows
-    )
+    label = f"the batch appended to itself ({counted(2 * len(rows), 'token')})"
+    yield Variant(label, _take(problem, rows + rows), [r + len(rows) for r in rows], rows)
 
 
 def _token_permutation(problem: Problem) -> Iterator[Variant]:
