@@ -20,6 +20,7 @@ from tests.helpers.local import Local
 OF_FORMAT = {
     "nvfp4": ("2026-11", 256, {"l2_activation_scale": 0.003}),
     "fp8-block": ("sgl-sm90", 128, {}),
+    "w4a16": ("w4a16", 128, {}),
 }
 """A contract that has the format, the multiple of H and I, and further fields."""
 

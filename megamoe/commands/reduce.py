@@ -47,7 +47,7 @@ def run(a: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}: the file exists already; name another, or remove it")
     started = time.perf_counter()
     problem, case, about = _subject(a)
-    again = replay_command(str(out), a.backend, a.device)
+    again = replay_command(str(out), a.backend, a.device, a.contract)
     with backend_of(a) as (worker, settings), Work("running the whole problem") as work:
         golden = None
         if case is not None and case.rows is None:
