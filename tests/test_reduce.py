@@ -191,6 +191,8 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
 
 def test_misuse_is_one_line(tmp_path, capsys):
     for arguments, says in (
+        (["--backend", "eager"], "name CASE, as in `megamoe reduce forward/"),
+        ([], "name CASE and --backend, as in `megamoe reduce forward/"),
         (["nothing-like-it", "--backend", "eager"], "unknown case"),
         (["eplb/identity-map-*,staging/*t8", "--backend", "eager"], "one case is needed here"),
         (

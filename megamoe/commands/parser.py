@@ -12,6 +12,8 @@ from megamoe.suggest import hint
 
 _OPTION: Final = re.compile(r"--?[A-Za-z]")
 """How an option begins; a negative number does not."""
+_REQUIRED: Final = "the following arguments are required: "
+"""How argparse begins to say what lacks. A parser's default ``example`` is what to type instead."""
 _BACKEND: Final = re.compile(r"\.py(:\w*)?$")
 """How a backend's file ends, with its class or without."""
 
@@ -27,6 +29,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{**more, "allow_abbrev": False})
 
     def error(self, message: str) -> Any:
+        missing = message.removeprefix(_REQUIRED)
+        example = self.get_default("example")
+        if example and missing != message:
+            both = missing.replace(", ", " and ")
+            raise UsageError(f"name {both}, as in `{self.prog} {example}`")
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -163,7 +163,8 @@ def start(
     if problem.only_y:
         weights = problem.weight_format.upper()
         raise ReduceError(
-            f"a problem with {weights} weights cannot be reduced: no file can hold it"
+            f"a problem with {weights} weights cannot be reduced: no file can hold it; "
+            "`megamoe check` judges its y"
         )
     if golden is not None:
         verdict, _ = judge(problem, session, "case", golden, timeout)
