@@ -273,5 +273,5 @@ def test_the_rule_of_the_batch_stands_before_what_one_token_shows():
     p = problem(3, tokens=24, top_k=2, experts=4, hidden=128, intermediate=128)
     lines = causes_of(Local(LosesRows()), p, judge(p, Local(LosesRows()))[0], 60.0).lines
     assert lines[0].startswith("  cause: rows 4 and later of each expert are dropped: ")
-    assert lines[1].startswith("    gives exactly the ")
+    assert lines[1].startswith("    explains exactly the ")
     assert lines[2].startswith("  seen at token ")

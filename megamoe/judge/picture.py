@@ -47,8 +47,8 @@ def _tally(tally: Mapping[int, int], most: int = 8) -> str:
 
 
 def _map(finding: Finding) -> list[str]:
-    """Rows down, 128-channel tiles across. Rows that look alike and follow each other are one
-    line; where these lines are too many, several rows are one character."""
+    """Rows down, 128-channel tiles across. Of many rows, those that look alike and follow each
+    other are one line; where these lines are too many, several rows are one character."""
     rows, tiles = finding.shape
     if rows * tiles <= 1 or not finding.grid:
         return []
@@ -86,7 +86,7 @@ def _lines(finding: Finding, down: int, across: int) -> tuple[list[tuple[int, in
         if of_row:
             shades = "".join(_shade(of_row.get(column, 0), most) for column in range(columns))
         first, after = line * down, min(rows, (line + 1) * down)
-        if runs and runs[-1][2] == shades:
+        if rows > MAX_LINES and runs and runs[-1][2] == shades:
             first = runs.pop()[0]
         runs.append((first, after, shades))
     return runs, most
