@@ -161,10 +161,15 @@ def _finding(
     )
 
 
+def near(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Keys whose differences fit in an int64 and lie below :data:`_FAR`: an id may be any int64."""
+    return np.clip(keys, -_FAR // 2 + 1, _FAR // 2 - 1)
+
+
 def _ulps(form: Form, actual: Bits, low: Bits, high: Bits) -> npt.NDArray[np.int64]:
-    key = form.key(actual)
     nan = form.is_nan(actual) | form.is_nan(low)
-    far = np.maximum(form.key(low) - key, key - form.key(high))
+    least, key, most = (near(form.key(bits)) for bits in (low, actual, high))
+    far = np.maximum(least - key, key - most)
     return np.where(nan, _FAR, np.maximum(far, 0))
 
 
