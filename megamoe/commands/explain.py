@@ -74,6 +74,11 @@ class _Subject:
             self.source = FromProblem(self.problem)
 
     @property
+    def only_y(self) -> bool:
+        """The stages before ``y`` are not followed."""
+        return isinstance(self.source, FromProblem) and self.problem.only_y
+
+    @property
     def problem(self) -> Problem:
         if self._problem is None:
             assert self.case is not None
@@ -103,6 +108,9 @@ def run(a: argparse.Namespace) -> int:
     subject = _Subject(a.subject, root_of(a))
     if not subject.source.tokens:
         raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
+    if a.full and subject.only_y:
+        weights = subject.problem.weight_format.upper()
+        raise ValueError(f"--full: with {weights} weights y alone is followed; leave it out")
     actual, claimed, revision = _actual(a, subject)
     contract = find_contract(revision)
     if subject.case is not None and revision not in subject.case.revisions:
@@ -151,7 +159,8 @@ def run(a: argparse.Namespace) -> int:
             show(said, console)
             console.print(f"\ncomputed in {said['seconds']:.2f} s", highlight=False)
         else:
-            console.print(f"more: {_more(actual is not None)}", highlight=False, soft_wrap=True)
+            more = _more(actual is not None, subject.only_y)
+            console.print(f"more: {more}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -204,11 +213,11 @@ def _larger(subject: _Subject, said: Mapping[str, Any]) -> str:
     return f"try a larger case, if it is red too: {other.id}" if other else ""
 
 
-def _more(has_output: bool) -> str:
-    other = "--stage, --token and --channel choose another element"
+def _more(has_output: bool, only_y: bool) -> str:
+    other = f"{'' if only_y else '--stage, '}--token and --channel choose another element"
     if not has_output:
         other = "--backend B or --actual FILE says where an output is wrong, and why"
-    return f"--full shows every number behind this element; {other}"
+    return other if only_y else f"--full shows every number behind this element; {other}"
 
 
 def _is_wrong(a: argparse.Namespace, subject: _Subject, judged: Judged, shown: list[str]) -> bool:

@@ -91,7 +91,10 @@ def run(a: argparse.Namespace) -> int:
 def tokens_needed(tokens: int, fewer: str) -> str:
     """What the number of tokens says of the fault; empty where it says nothing. ``fewer``: the
     status with one token fewer."""
-    return f"{tokens} tokens needed: {tokens - 1} pass" if fewer == "pass" else ""
+    if fewer != "pass":
+        return ""
+    passes = "1 token passes" if tokens == 2 else f"{tokens - 1} tokens pass"
+    return f"it needs {tokens} tokens: {passes}"
 
 
 def _free() -> Path:

@@ -1,0 +1,171 @@
+"""``explain`` for weights of which ``y`` alone is judged: the variant that fits a wrong row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+import megamoe
+from megamoe.backends.eager import EagerBackend
+from megamoe.commands.main import main
+from megamoe.explain import FromProblem, explain
+from megamoe.explain.variants import variants
+from megamoe.judge import forward_bits
+from megamoe.spec.contract import CONTRACTS
+
+TOKEN = 2
+OF_FORMAT = {
+    "fp8-block": ("sgl-sm90", "fp32-ordered", {"hidden": 128}),
+    "w4a16": ("w4a16", "fp32", {"hidden": 128, "hidden_states": {"log2_scale": 4}}),
+    "nvfp4": ("2026-11", "fp32", {"hidden": 256, "l2_activation_scale": 0.003}),
+}
+"""A contract, an accumulator class and further arguments."""
+
+
+@cache
+def drawn(format_: str):
+    more = OF_FORMAT[format_][2]
+    return megamoe.problem(
+        tokens=5, intermediate=256, experts=4, top_k=2, seed=1, clamp=1.0, weight_format=format_,
+        **more,
+    )  # fmt: skip
+
+
+def said_of(format_, problem, contract):
+    """What is said of ``TOKEN`` where a backend computes another problem or contract."""
+    revision, accumulator, _ = OF_FORMAT[format_]
+    y = forward_bits(EagerBackend(contract).forward(problem), problem)["y"]
+    return explain(
+        FromProblem(drawn(format_)), TOKEN, 0, accumulator, {"y": y[TOKEN]},
+        contract=CONTRACTS[revision],
+    )["actual"]  # fmt: skip
+
+
+def fitting(format_, problem, contract):
+    (step,) = said_of(format_, problem, contract)["explanations"]
+    return [way["what"] for way in step["exact"]]
+
+
+@pytest.mark.parametrize(
+    ("format_", "clause", "value"),
+    [
+        ("fp8-block", "gate_up", "bf16"), ("fp8-block", "requant_scale", "product"),
+        ("fp8-block", "routing_weight", "combine"), ("fp8-block", "activation_group", 64),
+        ("fp8-block", "gate_up_order", "up-gate"), ("w4a16", "gate_up", "fp32"),
+        ("w4a16", "gate_clamped_below", True), ("nvfp4", "gate_clamped_below", True),
+    ],
+)  # fmt: skip
+def test_a_clause_of_another_contract_is_named_and_no_other(format_, clause, value):
+    contract = CONTRACTS[OF_FORMAT[format_][0]]
+    own = getattr(contract, clause).value
+    other = contract.changed("other", "a test", **{clause: value})
+    assert fitting(format_, drawn(format_), other) == [
+        f"clause {clause} is {value} in place of {own}"
+    ]
+
+
+def lost(p):
+    ids = p.topk_ids.clone()
+    ids[TOKEN, 1] = -1
+    return replace(p, topk_ids=ids)
+
+
+def short(p):
+    codes = p.w13_weight.clone()
+    codes[..., codes.shape[2] // 2 :] = 0
+    return replace(p, w13_weight=codes)
+
+
+FAULTS = {
+    "slot 1 (expert 0) is lost": ("fp8-block", lost),
+    "every routing weight is 1": (
+        "w4a16", lambda p: replace(p, topk_weights=torch.ones_like(p.topk_weights))),
+    "nothing is clamped": ("w4a16", lambda p: replace(p, activation_clamp=None)),
+    "the hidden states are those of token 1": (
+        "w4a16", lambda p: replace(p, hidden_states=p.hidden_states.roll(1, 0))),
+    "a scale factor of w2 is the one before it along K": (
+        "fp8-block", lambda p: replace(p, w2_weight_scale=p.w2_weight_scale.roll(1, 2))),
+    "linear 1 leaves out the last 64 of K": ("fp8-block", short),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_an_operand_at_a_wrong_place_is_named(what):
+    format_, fault = FAULTS[what]
+    found = fitting(format_, fault(drawn(format_)), CONTRACTS[OF_FORMAT[format_][0]])
+    # Where K has two scale factors, the one before is the one after as well.
+    assert found[0] == what and len(found) <= 2
+
+
+def test_each_variant_has_a_name_of_its_own():
+    for format_, (revision, _, _) in OF_FORMAT.items():
+        names = [v.what for v in variants(drawn(format_), TOKEN, CONTRACTS[revision])]
+        assert len(names) == len({*names}) > 40 and names[0] == ""
+
+
+def test_a_right_row_has_no_explanation_and_a_strange_one_no_name():
+    p, contract = drawn("w4a16"), CONTRACTS["w4a16"]
+    right = said_of("w4a16", p, contract)
+    assert right["explanations"] == [] and right["parts_at"] is None
+    noise = replace(p, hidden_states=p.hidden_states.flip(1))
+    (step,) = said_of("w4a16", noise, contract)["explanations"]
+    assert (step["exact"], step["partial"]) == ([], []) and step["tried"] > 40
+
+
+def test_a_zero_row_is_called_zero():
+    revision, accumulator, _ = OF_FORMAT["w4a16"]
+    said = explain(
+        FromProblem(drawn("w4a16")),
+        TOKEN,
+        0,
+        accumulator,
+        {"y": np.zeros(128, np.uint16)},
+        contract=CONTRACTS[revision],
+    )
+    (step,) = said["actual"]["explanations"]
+    assert [way["what"] for way in step["exact"]] == ["y is zero"]
+
+
+KERNEL = """
+from dataclasses import replace
+from megamoe.backends.eager import EagerBackend
+from megamoe.spec.contract import CONTRACTS
+
+class Drops(EagerBackend):
+    name = "drops"
+    def __init__(self, device="cpu"):
+        super().__init__(CONTRACTS["sgl-sm90"])
+    def forward(self, p):
+        ids = p.topk_ids.clone()
+        hit = ids == 1
+        ids[hit & (hit.flatten().cumsum(0).view_as(ids) > 2)] = -1
+        return super().forward(replace(p, topk_ids=ids))
+"""
+CASE = "forward/fp8-block-bell-many-experts"
+
+
+@pytest.mark.usefixtures("warm")
+def test_the_command_names_the_rule_of_the_batch_first(tmp_path, capsys):
+    kernel = tmp_path / "k.py"
+    kernel.write_text(KERNEL)
+    assert main(["explain", CASE, "--backend", f"{kernel}:Drops", "--contract", "sgl-sm90"]) == 0
+    out = capsys.readouterr().out
+    assert "cause: rows 2 and later of expert 1 are dropped: 6 rows beyond" in out
+    assert "seen at token 14 as: y: slot 1 (expert 1) is lost\n" in out
+    assert "--full" not in out and "--stage" not in out
+
+
+def test_without_an_output_the_command_shows_the_value_and_has_no_more(capsys):
+    asked = ["explain", CASE, "--contract", "sgl-sm90", "--accumulator", "fp32-ordered"]
+    assert main([*asked, "--json", "-"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["actual"] is None and said["golden"] == "the store has the same bits"
+    assert main([*asked, "--full"]) == 2
+    assert "--full: with FP8-BLOCK weights y alone is followed" in capsys.readouterr().err
+    assert main([*asked, "--token", "99"]) == 2
+    assert "no element at token 99 channel 0: there are 17 tokens" in capsys.readouterr().err
