@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from megamoe.cases import Case, form_of, golden_root, load_cases, needs
-from megamoe.cases.shards import small_first
+from megamoe.cases.shards import durations, small_first
 from megamoe.commands import shared
 from megamoe.judge import Finding, Verdict, of_findings, symptom_of, symptoms
-from megamoe.suite import reds, results
+from megamoe.suite import check, reds, results
 from megamoe.suite.check import _Run, judge
 from megamoe.suite.progress import LISTED, Progress
 from megamoe.suite.settings import Settings
@@ -275,16 +275,19 @@ def test_what_a_backend_lacks_takes_no_number_of_a_line() -> None:
         return next(c for c in every if wanted.items() <= {"kind": c.kind, **c.params}.items())
 
     asks = next(c for c in every if "shared-expert" in form_of(c.kind).features(c))
-    lacks = [first(kind="layout"), first(kind="ep"), first(law="graph-replay"), asks,
-             first(action="staging-shapes")]  # fmt: skip
+    law = next(c for c in every if (c.kind, c.params.get("law")) == ("property", "busy-stream"))
+    lacks = [first(kind="layout"), first(kind="ep"), law, asks, first(action="staging-shapes")]
     eplb, forward = first(kind="eplb"), first(kind="forward")
     console = Console(file=io.StringIO(), width=150)
     progress = Progress(7, console, Settings(), {}, verbose=True)
     offers = Identity("b", "fp32", ("eplb_map", "forward", "run"))
     progress.expect([*lacks, eplb, forward], offers)
+    assert [needs.lacking(case, offers).partition(",")[0] for case in lacks] == [
+        "transform_weights", "team of ranks; use --ep N", "CUDA device", "feature shared-expert",
+        "prepare",
+    ]  # fmt: skip
     progress.judged(Verdict(eplb.id, "eplb", "pass"))
     for case in lacks:
-        assert needs.lacking(case, offers)
         progress.judged(Verdict(case.id, case.kind, "not-provided", "lacks it"))
     progress.judged(Verdict(forward.id, "forward", "pass"))
     assert isinstance(console.file, io.StringIO)
@@ -366,6 +369,32 @@ def test_small_cases_of_every_kind_run_first_and_then_the_longest() -> None:
     seconds = {e1: 0.1, e2: 0.2, e3: 0.3, f1: 0.4, f2: 7.0, f3: 9.0}
     ordered = small_first([cases[name] for name in (f2, e3, f1, e2, f3, e1)], seconds)
     assert [case.id for case in ordered] == [e1, f1, e2, e3, f3, f2]
+
+
+def test_check_judges_in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[Case] = []
+
+    class Fake:
+        """A pool and judges that note what they are asked."""
+
+        address = SimpleNamespace(
+            identity=Identity("b", "fp32", ("eplb_map",), facts={"processor": "x"})
+        )
+
+        def __init__(self, *given: Any) -> None: ...
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *given: object) -> None: ...
+        def run(self, cases: list[Case], *given: Any) -> None:
+            order.extend(cases)
+
+    for name in ("Pool", "Judges"):
+        monkeypatch.setattr(check, name, Fake)
+    monkeypatch.setattr(check, "get_ready", lambda: None)
+    check.check(Settings(), 1, 1, Console(file=io.StringIO()))
+    assert order == small_first(order, durations(golden_root()))
+    assert len({case.kind for case in order[:10]}) > 5, "each kind has its turn"
 
 
 def test_the_first_line_says_which_tier_and_why() -> None:
