@@ -1,4 +1,4 @@
-"""What a run prints while it lasts: its first lines, lines of reds and of progress, and its order."""
+"""What a run prints while it lasts: first lines, reds, progress; and the order of its cases."""
 
 from __future__ import annotations
 
@@ -176,4 +176,5 @@ def test_the_first_line_says_which_tier_and_why() -> None:
     assert Settings(case="x").scope(cases) == f"{said} (a pattern was given; --tier quick: 2)"
     assert Settings(failed="r").scope(cases) == f"{said} (--failed was given; --tier quick: 2)"
     assert Settings(case="x", tier="full").scope(cases) == said
+    assert Settings(case="x").scope(quick[:2]) == "2 cases"
     assert Settings(shard="1/2").scope(cases) == "9 cases of the quick tier, shard 1/2"
