@@ -261,7 +261,9 @@ NAMED = {
     "fp8-tie-away-from-zero": "FP8 rows have codes with ties away from zero",
     "fp8-subnormal-codes-flushed": "FP8 rows lose subnormal codes",
     "fp8-shared-row-left-in-bf16": "the shared expert's row is left in bfloat16",
-    "fp8-weighted-once-more": "FP8 rows are multiplied by the routing weight again",
+    "fp8-weighted-once-more": (
+        "the routing weight is applied again at combine to the slot rows, by fp32 products"
+    ),
     "fp8-row-doubled-by-bias-126": "FP8 rows are read an octave too large",
     "fp8-scale-0-of-a-zero-row-is-nan": "a zero FP8 row has the scale byte 255",
 }

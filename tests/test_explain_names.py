@@ -25,8 +25,8 @@ from megamoe.explain import FromProblem, explain, predict
 from megamoe.explain.deviations import of_codes
 from megamoe.explain.life import linear1, live
 from megamoe.explain.predict import Predictor
-from megamoe.explain.show import explanation
 from megamoe.explain.ways import right
+from megamoe.explain.words import causes, explanation
 from megamoe.layer.kernel_weights import interleave_gate_up, transform_sf
 from megamoe.spec.contract import BASE
 from megamoe.suite.at_hand import run
@@ -91,7 +91,7 @@ NAMED = {
     "routing-weight-dropped": ("plain", "the routing weight is dropped"),
     "routing-weight-of-slot-0": ("plain", "the routing weight is that of slot 0"),
     "routing-weight-after-requantise": (
-        "plain", "slot rows are multiplied by the routing weight, after requantisation",
+        "plain", "the routing weight is applied after linear 2 to its fp32 sums",
     ),
     "routing-weight-in-bf16": ("plain", "the routing weight is rounded to bfloat16"),
     "requant-floor-1e-4": ("tiny", "amax has a floor of 0.0001"),
@@ -358,7 +358,10 @@ def test_deviations_that_give_the_same_are_all_named_as_alternatives(tmp_path):
     assert [w["what"] for w in step["exact"]] == [
         "the exponent is rounded down", "the exponent is one too small",
     ]  # fmt: skip
-    assert "cannot tell them apart" in explanation(step)[0]
+    lines = explanation(step)
+    assert lines[0] == "cause: one of these 2, which this data cannot tell apart:"
+    assert lines[1] == "  requantise: the exponent is rounded down"
+    assert lines[-1].startswith(f"  each explains all {step['differing']} wrong values of ")
 
 
 def test_codes_that_are_shown_wrong_and_used_right_are_one_fault():
@@ -382,3 +385,72 @@ def explain_token(actual):
     return explain(FromProblem(made("plain")), 1, 0, "fp32-ordered", actual, contract=BASE)[
         "actual"
     ]
+
+
+# --- the routing weight at other places -----------------------------------------------------------
+
+APPLIED = "the routing weight is applied "
+
+
+def _unweighted(y):
+    """Codes without the weight, which is in ``y`` as ``y(rows, weights)`` says: ``rows`` are those
+    of the slots, ``(3, T, H)`` float32."""
+    given = made("plain")
+    ones = replace(given, topk_weights=torch.ones_like(given.topk_weights))
+    got = run(ones, Local(EagerBackend(BASE)))
+    rows = []
+    for k in range(3):
+        ids = torch.where(torch.arange(3) == k, given.topk_ids, -1)
+        rows.append(EagerBackend(BASE).forward(replace(ones, topk_ids=ids))["y"].float())
+    shown = y(torch.stack(rows), given.topk_weights.T[:, :, None]).bfloat16()
+    return {**got, "y": shown.view(torch.int16).numpy().view(np.uint16)}
+
+
+LATE = {
+    "at combine to the slot rows, by fp32 products": lambda rows, w: (rows * w).sum(0),
+    "at combine to the slot rows, which are rounded to bfloat16 again": (
+        lambda rows, w: (rows * w).bfloat16().float().sum(0)
+    ),
+    "after the sum of the slots, as the weight of slot 0": lambda rows, w: rows.sum(0) * w[0],
+}
+
+
+@pytest.mark.parametrize("place", LATE)
+def test_y_tells_where_a_late_routing_weight_is_applied(place):
+    said = explained("plain", _unweighted(LATE[place]))
+    of_codes, of_y = said["explanations"]
+    found = [way["what"] for way in of_codes["exact"]]
+    assert APPLIED + place in found and of_y["follows"] and of_y["exact"] == of_codes["exact"]
+    assert "the routing weight is dropped" not in found and len(found) <= 2
+    assert causes({"actual": said})[-1].endswith(" too")
+
+
+def test_y_that_follows_from_the_codes_tells_that_the_weight_is_dropped():
+    said = explained("plain", _unweighted(lambda rows, w: rows.sum(0)))
+    assert names(said) == ["the routing weight is dropped"]
+
+
+def test_places_that_y_does_not_tell_apart_are_one_line():
+    """Besides the weight, ``y`` has another fault."""
+    got = _unweighted(lambda rows, w: rows.sum(0))
+    got["y"] = got["y"] ^ 0x155
+    lines = causes({"actual": explained("plain", got)})
+    assert lines[0].startswith(
+        "cause: routing weight: the routing weight is dropped; or is applied after linear 2 to its "
+        "fp32 sums; or is applied "
+    )
+    assert lines[0].endswith("(this data cannot tell these apart)")
+    assert lines[1].startswith("  explains all ") and lines[2].startswith("cause: unknown; none of")
+
+
+def test_a_routing_weight_before_silu_is_named():
+    """A weight of a half on gate and up is a scale byte less."""
+    given = made("plain")
+    half = replace(given, topk_weights=torch.full_like(given.topk_weights, 0.5))
+    wrong = replace(
+        half, topk_weights=torch.ones_like(given.topk_weights),
+        w13_weight_scale=given.w13_weight_scale - 1,
+    )  # fmt: skip
+    got = {k: v[1] for k, v in run(wrong, Local(EagerBackend(BASE))).items()}
+    said = explain(FromProblem(half), 1, 0, "fp32-ordered", got, contract=BASE)["actual"]
+    assert names(said) == [f"{APPLIED}before silu to gate and up"]

@@ -148,21 +148,28 @@ def test_experts_that_take_each_others_rows_are_named(many):
     assert [[way["what"] for way in step["exact"]] for step in said["explanations"]] == [[name]] * 2
 
 
-def test_the_place_stands_below_the_cause(capsys):
-    step = {"differing": 1, "of": 2, "compared": "codes", "tried": 3, "not_tried": 0,
-            "exact": [], "partial": []}  # fmt: skip
+def test_the_rule_of_the_batch_stands_first(capsys):
+    way = {"stage": "requantise", "what": "zero", "where": ""}
+    step = {"differing": 1, "of": 2, "compared": "codes of token 0", "tried": 3, "not_tried": 0,
+            "follows": False, "exact": [way], "partial": []}  # fmt: skip
     stages = [{"stage": "y", "outside": 1, "of": 128}]
     actual = {"parts_at": {"stage": "y", "where": "w"}, "explanations": [step], "worst": None,
               "stages": stages}  # fmt: skip
     said = {"case": "forward/a", "actual": actual, "token": 0, "channel": 0}
     batch = {"tokens": 9, "wrong": 3, "is_lost": False, "rules": ["expert 5, at all of its 3 rows"]}
     brief({**said, "batch": batch}, Console(width=150))
-    assert "in the batch: 3 of 9 tokens are outside, exactly those of expert 5" in (
-        capsys.readouterr().out
-    )
+    assert capsys.readouterr().out.splitlines()[1:5] == [
+        "where: expert 5, at all of its 3 rows",
+        "  exactly the 3 of 9 tokens that are outside",
+        "cause: requantise: zero",
+        "  explains the 1 wrong value of 2 codes of token 0",
+    ]
     brief({**said, "batch": {**batch, "is_lost": True, "rules": ["a", "b"]}}, Console(width=150))
-    out = capsys.readouterr().out
-    assert "each of these fits, this data cannot tell them apart:\n  a\n  b\n" in out
+    assert capsys.readouterr().out.splitlines()[1:6] == [
+        "cause: one of these 2, which this data cannot tell apart:", "  a", "  b",
+        "  each gives exactly the 3 of 9 tokens that are outside",
+        "seen at token 0 as: requantise: zero",
+    ]  # fmt: skip
 
 
 # --- the case to try ------------------------------------------------------------------------------

@@ -229,8 +229,8 @@ def test_the_command_shows_the_cause_and_the_group(reversed_words, capsys):
         f"staging/{WORDS}: of all 3 tokens, outside are x_sf 24 of 24 scale bytes; right: x, "
         "topk_idx, topk_weights"
     )
-    assert lines[2] == f"  staging: {REVERSED}"
-    assert lines[3].startswith("x_sf at token 1 channel 160: expected -7 (0x78), got 5 (0x84)")
+    assert lines[1] == f"cause: staging: {REVERSED}"
+    assert lines[3].endswith("(0x78), got 2^5 (0x84), too large by a factor of 2^12")
     assert lines[4].startswith("  group 5 of token 1, channels 160 to 191: amax ")
     assert lines[5] == "  scale byte 120 (2^-7) expected, got 132 (2^5)"
     assert cli.main([*reversed_words, "--full", "--token", "0", "--channel", "33"]) == 0

@@ -1,6 +1,7 @@
 """The judge: what counts as equal, what counts as inside, and what a red says."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from megamoe.judge.elements import Place, bitwise, interval, key_interval
 from megamoe.judge.outputs import BadOutput, forward_bits
 from megamoe.judge.picture import picture
 from megamoe.judge.verdict import Verdict, of_findings
+from megamoe.report.views import worst_line
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import e4m3_key
 from megamoe.spec.forms import BF16, E4M3, F32, INT32, UE8M0, bits
@@ -181,9 +183,37 @@ def test_the_picture_shows_place_size_and_command():
     found = bitwise("y", BF16, actual, np.zeros_like(actual), FLAT)
     text = picture(of_findings("forward/a", "forward", [found], ("bitwise",)), "my file.py:K")
     assert "FAIL forward/a: y: 64 of 51200 outside" in text
-    assert "map     50 rows x 8 tiles of 128 channels, one character for 3 x 1; @ is 64" in text
-    assert "\n       12 .@......\n" in text
+    assert "map     50 rows x 8 tiles of 128 channels; @ is 64 elements\n" in text
+    assert text.partition("is 64 elements\n")[2].splitlines()[:3] == [
+        "        0 ........  13 rows alike: 0 to 12",
+        "       13 .@......",
+        "       14 ........  36 rows alike: 14 to 49",
+    ]
     assert "alone:  megamoe check --backend 'my file.py:K' --case forward/a" in text
+
+
+def test_rows_of_many_looks_are_joined():
+    actual = np.zeros((50, 128), np.uint16)
+    actual[::2] = 1
+    found = bitwise("y", BF16, actual, np.zeros_like(actual), FLAT)
+    text = picture(of_findings("forward/a", "forward", [found], ("bitwise",)), "k.py:K")
+    assert "map     50 rows x 1 tile of 128 channels, one character for 3 x 1; @ is 256" in text
+    assert "\n        0 @\n        3 *\n" in text
+
+
+@pytest.mark.parametrize(
+    ("got", "says"),
+    [
+        (0, "expected 2^-2 (0x7d), got 2^-127 (0x00), too small by a factor of 2^125"),
+        (126, "expected 2^-2 (0x7d), got 2^-1 (0x7e), too large by a factor of 2"),
+        (255, "expected 2^-2 (0x7d), got NaN (0xff), NaN on one side"),
+    ],
+)
+def test_a_scale_byte_is_wrong_by_a_factor_and_says_in_which_direction(got, says):
+    byte = np.array([[125]], np.uint8)
+    found = bitwise("l2_acts_sf", UE8M0, np.full_like(byte, got), byte, FLAT)
+    assert found.worst.line() == f"l2_acts_sf at token 0 channel 0: {says}"
+    assert worst_line(json.loads(json.dumps(asdict(found.worst)))) == f"token 0 channel 0: {says}"
 
 
 # --- what a backend returns -------------------------------------------------------------------

@@ -25,7 +25,7 @@ from megamoe.spec import accumulators
 from megamoe.spec.problem import Problem
 from megamoe.worker.known import BUILT_IN, KERNELS
 
-AWAITED = {"w4a16", "w4a8-token"}
+AWAITED = {"w4a8-token"}
 """Contracts that an adapter may claim before this megamoe has them."""
 CLASSES = {a.name for a in vars(accumulators).values() if isinstance(a, accumulators.Accumulator)}
 

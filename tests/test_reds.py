@@ -162,9 +162,11 @@ def law(name: str) -> dict[str, Any]:
          "--case forward/a --device cuda"),
         ([red("forward/a", reason="the backend raised RuntimeError: x (k.py, line 3, in f)")],
          "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
-        ([red("forward/a", reason="no result within 120 s"), red("forward/b")],
-         "next: mend that error, then: megamoe check --backend k.py:K --case forward/a "
-         "--device cuda"),
+        ([red("forward/a", reason="no result within 120 s")],
+         "next: mend this, then: megamoe check --backend k.py:K --case forward/a --device cuda"),
+        ([red("forward/a", reason="y has dtype float32, expected bfloat16"), law("property/a")],
+         "next: mend this (y has dtype float32, expected bfloat16), then: megamoe check "
+         "--backend k.py:K --case forward/a --device cuda"),
         ([fail("eplb/a", 1), fail("eplb/b", 1)], "next: megamoe show eplb/a"),
         ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
          "next: megamoe explain forward/b --backend k.py:K --device cuda"),
@@ -172,8 +174,7 @@ def law(name: str) -> dict[str, Any]:
         ([fail("staging/a", 1)],
          "next: megamoe explain staging/a --backend k.py:K --device cuda"),
         ([red("staging/a")],
-         "next: mend that error, then: megamoe check --backend k.py:K --case staging/a "
-         "--device cuda"),
+         "next: mend this, then: megamoe check --backend k.py:K --case staging/a --device cuda"),
         ([fail("property/a", 1)],
          "next: megamoe explain property/a --backend k.py:K --device cuda"),
     ],
@@ -201,7 +202,7 @@ def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
 
     assert chosen(reds_of_run) == "next: megamoe explain forward/bell-h256-i128-drifts"
     assert chosen(reds_of_run[:2]) == "next: megamoe explain forward/token-block-edge-t9"
-    assert chosen(reds_of_run[4:]) == "next: megamoe show forward/nvfp4-bell-data-drifts"
+    assert chosen(reds_of_run[4:]) == "next: megamoe reduce forward/nvfp4-bell-data-drifts"
 
 
 # --- what is kept ---------------------------------------------------------------------------------

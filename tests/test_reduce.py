@@ -61,6 +61,19 @@ class Raises(EagerBackend):
         return super().forward(problem)
 
 
+class LosesRows(EagerBackend):
+    """y without the rows of an expert beyond the fourth."""
+
+    name = "loses-rows"
+
+    def forward(self, problem):
+        ids = problem.topk_ids.clone()
+        for expert in range(problem.num_experts):
+            token, slot = (ids == expert).nonzero(as_tuple=True)
+            ids[token[4:], slot[4:]] = -1
+        return {"y": super().forward(replace(problem, topk_ids=ids))["y"]}
+
+
 class LosesASlot(EagerBackend):
     """y alone, without the last slot."""
 
@@ -160,9 +173,11 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
     again = f"megamoe replay {out} --backend {spec}"
     printed = capsys.readouterr().out
     assert printed.rstrip().endswith(f"reproduce: {again}")
-    cause = printed.partition(f"cause, by all of {given}:\n")[2].splitlines()[0]
-    assert cause.startswith("  128 of 128 elements of y of token ") and " are outside" in cause
-    assert load(out).about["causes"][0] == cause
+    read = printed.partition(f"read from all of {given}:\n")[2].splitlines()
+    assert read[0].startswith("  cause: ")
+    kept = load(out).about["causes"]
+    assert "128 wrong values of 128 elements of y of token " in kept[-1]
+    assert read[: len(kept)] == kept
     assert ", 1 token, 1 expert used, after " in printed
     before = out.read_bytes()
     assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 2
@@ -240,5 +255,21 @@ def test_the_causes_are_those_of_all_values_of_the_worst_token(many):
     verdict = judge(p, Local(LosesASlot()))[0]
     found = causes_of(Local(LosesASlot()), p, verdict, 60.0)
     assert found.names == {f"slot 5 (expert {int(p.topk_ids[0, 5])}) is lost"}
-    assert "; this explains all " in found.lines[0] and len(found.lines) == 2
+    assert found.lines[0].startswith("  cause: combine: slot 5 (expert ")
+    assert found.lines[1].startswith("    explains all ") and len(found.lines) == 2
     assert causes_of(Local(LosesASlot()), p, replace(verdict, worst=None), 60.0).lines == []
+
+
+def test_a_failure_of_many_tokens_says_how_many_it_needs():
+    r = reduce(Local(LosesRows()), problem(3, tokens=9, experts=1, top_k=1))
+    assert r.problem.num_tokens == 5 and r.with_a_token_fewer() == "pass"
+    one = reduce(Local(LosesASlot()), problem(3, tokens=2))
+    assert one.problem.num_tokens == 1 and one.with_a_token_fewer() == ""
+
+
+def test_the_rule_of_the_batch_stands_before_what_one_token_shows():
+    p = problem(3, tokens=24, top_k=2, experts=4, hidden=128, intermediate=128)
+    lines = causes_of(Local(LosesRows()), p, judge(p, Local(LosesRows()))[0], 60.0).lines
+    assert lines[0].startswith("  cause: rows 4 and later of each expert are dropped: ")
+    assert lines[1].startswith("    gives exactly the ")
+    assert lines[2].startswith("  seen at token ")

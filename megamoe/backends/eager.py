@@ -24,6 +24,7 @@ from megamoe.backends.eager_activation import activate
 from megamoe.backends.eager_combine import combine
 from megamoe.backends.eager_fp8_block import forward_fp8_block
 from megamoe.backends.eager_nvfp4 import forward_nvfp4
+from megamoe.backends.eager_w4a16 import forward_w4a16
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.kernel_weights import transform_weights
 from megamoe.layer.modes import without_autocast
@@ -79,6 +80,8 @@ class EagerBackend:
         with without_autocast(problem.hidden_states.device):  # it takes bmm's operands for bfloat16
             if problem.weight_format == "nvfp4":
                 return {"y": forward_nvfp4(problem, self.contract)}
+            if problem.weight_format == "w4a16":
+                return {"y": forward_w4a16(problem, self.contract)}
             if problem.is_dialect:
                 return {"y": forward_fp8_block(problem, self.contract)}
             return self._forward(problem)

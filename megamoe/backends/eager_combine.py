@@ -49,7 +49,7 @@ def _combine(
         one = torch.ones(len(shared), 1, dtype=torch.float32, device=shared.device)
         at = 0 if contract.shared_expert.value == "first" else len(rows)
         rows.insert(at, (shared, one, one.bool()))
-    weighted = contract.routing_weight.value == "combine"
+    weighted = contract.routing_weight.value in ("combine", "row")
     acc = torch.zeros(slots.shape[0], slots.shape[2], dtype=torch.float32, device=slots.device)
     for row, weight, takes_part in rows:
         if not takes_part.is_cuda and not takes_part.any():  # on a GPU to ask is to wait

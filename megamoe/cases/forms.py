@@ -198,13 +198,9 @@ LAWS: Final = (
 
 
 def _property(where: str, params: Params) -> None:
-    """Complete the parameters as those of a forward case.
-
-    The laws rearrange the experts of the four weight tensors; NVFP4 has more tensors than these.
-    """
+    """Complete the parameters as those of a forward case."""
     _forward(where, params)
-    if (format_ := params.get("weight_format", "mxfp4")) == "nvfp4":
-        raise CaseError(f"{where}: the laws are not written for {format_}; make it a forward case")
+    format_ = params.get("weight_format", "mxfp4")
     if format_ != "mxfp4" and params["law"] == "engine-tensors":
         raise CaseError(f"{where}: law engine-tensors is the module's, which has MXFP4 weights")
 

@@ -25,9 +25,10 @@ from megamoe.cases.streams import (
     options,
 )  # fmt: skip
 from megamoe.cases.weights import expert_weights, nvfp4_weights, shared_expert
-from megamoe.spec.formats import BLOCK, E4M3_TABLE, GROUP, NVFP4_GROUP, U16, bf16_round
+from megamoe.spec.formats import E4M3_TABLE, GROUP, U16, bf16_round
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import NVFP4_FACTORS, SHARED_WEIGHTS
+from megamoe.spec.weights import layout_of
 
 if TYPE_CHECKING:
     from megamoe.cases import Case
@@ -237,17 +238,12 @@ def _blank(
     format_: str, experts: int, hidden: int, inter: int
 ) -> tuple[npt.NDArray[Any], ...]:  # fmt: skip
     """Zeros for w13, its scales, w2 and its scales, of all experts."""
-    sizes = (2 * inter, hidden), (hidden, inter)
-    out: list[npt.NDArray[Any]] = []
-    for rows, columns in sizes:
-        if format_ == "fp8-block":
-            out.append(np.zeros((experts, rows, columns), np.uint8))
-            out.append(np.zeros((experts, rows // BLOCK, columns // BLOCK), np.float32))
-            continue
-        group = NVFP4_GROUP if format_ == "nvfp4" else GROUP
-        out.append(np.zeros((experts, rows, columns // 2), np.uint8))
-        out.append(np.zeros((experts, rows, columns // group), np.uint8))
-    return tuple(out)
+    layout = layout_of(format_)
+    shapes = layout.shapes(hidden, inter)
+    types = {torch.uint8: np.uint8, torch.float32: np.float32}
+    return tuple(
+        np.zeros((experts, *shape), types[layout.dtype(name)]) for name, shape in shapes.items()
+    )
 
 
 def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:

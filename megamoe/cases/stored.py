@@ -26,10 +26,11 @@ from megamoe.cases.recipes import EXTRAS
 from megamoe.files import STORED_LIMIT, digest_bounded, open_bounded, parse_json
 from megamoe.spec.contract import BASE
 from megamoe.spec.features import ACTIVATIONS as KNOWN_ACTIVATIONS
-from megamoe.spec.features import COMBINE_DTYPES, SIZE_MULTIPLE
+from megamoe.spec.features import COMBINE_DTYPES, SIZE_MULTIPLE, WEIGHT_FORMATS
 from megamoe.spec.problem import Problem
 from megamoe.spec.stages import STAGES
-from megamoe.spec.tensors import ACTIVATIONS, SHARED_WEIGHTS, TENSORS, WEIGHTS
+from megamoe.spec.tensors import ACTIVATIONS, NVFP4_FACTORS, SHARED_WEIGHTS, TENSORS, WEIGHTS
+from megamoe.spec.weights import layout_of
 
 FORMATS: Final = (1, 2)
 """2: the call asks for one of :data:`megamoe.spec.features.FEATURES`, which readers of 1 ignore."""
@@ -41,7 +42,9 @@ INPUTS: Final = "inputs"
 """The folder of these files, under golden/."""
 MOST_EXPERTS: Final = 65536
 """The largest number of experts of a stored problem: ids are int64, but weights need addresses."""
-SCALARS: Final = ("activation_clamp", "fast_math", "max_num_tokens", *EXTRAS)
+OF_FORMAT: Final = ("weight_format", "l2_activation_scale")
+"""Fields of a problem whose weights are not MXFP4."""
+SCALARS: Final = ("activation_clamp", "fast_math", "max_num_tokens", *EXTRAS, *OF_FORMAT)
 """Fields of a problem that are metadata of the file."""
 
 
@@ -86,7 +89,8 @@ _META: Final = schema.Object(
     {
         "about": dict, "activation": schema.OneOf(KNOWN_ACTIVATIONS),
         "combine_dtype": schema.OneOf(COMBINE_DTYPES), "activation_alpha": _scale,
-        "activation_beta": _scale,
+        "activation_beta": _scale, "weight_format": schema.OneOf(WEIGHT_FORMATS),
+        "l2_activation_scale": _scale,
     },
 )  # fmt: skip
 
@@ -100,16 +104,13 @@ def used_experts(problem: Problem) -> torch.Tensor:
 def to_bytes(stored: Stored) -> bytes:
     """The file's content. Tensors may be on any device."""
     p = stored.problem
-    if p.only_y:
-        weights = p.weight_format.upper()
-        raise StoredError(f"a problem with {weights} weights cannot be stored; make it a case")
     experts = used_experts(p)
     tensors = {
         "input.hidden_states": p.hidden_states,
         "input.topk_ids": p.topk_ids.long(),
         "input.topk_weights": p.topk_weights,
         "input.experts": experts,
-        **{f"input.{name}": getattr(p, name)[experts] for name in WEIGHTS},
+        **{f"input.{name}": getattr(p, name)[experts] for name in (*WEIGHTS, *p.expert_factors)},
         **{f"input.{name}": p.given[name] for name in OPTIONAL if name in p.given},
         **{f"observed.{name}": tensor for name, tensor in stored.observed.items()},
     }
@@ -121,7 +122,7 @@ def to_bytes(stored: Stored) -> bytes:
         "fast_math": p.fast_math,
         "max_num_tokens": p.max_num_tokens,
         "num_experts": p.num_experts,
-        **{name: p.given[name] for name in EXTRAS if name in p.given},
+        **{name: p.given[name] for name in (*EXTRAS, *OF_FORMAT) if name in p.given},
         "about": dict(stored.about),
     }
     return save(plain, {"megamoe": json.dumps(said, sort_keys=True)})
@@ -141,10 +142,11 @@ def load(path: Path) -> Stored:
     _check(path, tensors, meta)
     inputs = {n.removeprefix("input."): t for n, t in tensors.items() if n.startswith("input.")}
     experts = inputs.pop("experts")
-    for name in WEIGHTS:
+    for name in (n for n in (*WEIGHTS, *NVFP4_FACTORS) if n in inputs):
         # Zero pages until they are written: experts that no slot names cost nothing.
         try:
-            whole = torch.zeros(meta["num_experts"], *inputs[name].shape[1:], dtype=torch.uint8)
+            given = inputs[name]
+            whole = torch.zeros(meta["num_experts"], *given.shape[1:], dtype=given.dtype)
         except RuntimeError:  # torch's word for no memory
             raise StoredError(
                 f"{path}: there is no memory for the {name} of {meta['num_experts']} experts"
@@ -201,9 +203,11 @@ def _meta(path: Path, said: str) -> dict[str, Any]:
 
 def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Names, dtypes, shapes and ids."""
+    layout = layout_of(meta.get("weight_format", "mxfp4"))
     has_shared = any(f"input.{name}" in tensors for name in SHARED_WEIGHTS)
     names = (
-        *ACTIVATIONS, "experts", *WEIGHTS, *(SHARED_WEIGHTS if has_shared else ()),
+        *ACTIVATIONS, "experts", *WEIGHTS, *(NVFP4_FACTORS if layout.factors else ()),
+        *(SHARED_WEIGHTS if has_shared else ()),
         *(n for n in ("shared_output",) if f"input.{n}" in tensors),
     )  # fmt: skip
     missing = [name for name in names if f"input.{name}" not in tensors]
@@ -219,19 +223,25 @@ def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, A
     inter, top_k = rows // 2, given["topk_ids"].shape[1]
     shared = given["shared_w2_weight"].shape[1] if has_shared else 0
     sizes = {"T": tokens, "K": top_k, "H": hidden, "I": inter, "E": count, "S": shared}
+    of_weights = layout.shapes(hidden, inter)
     for name, tensor in given.items():
         known = TENSORS.get(name)  # `experts` is of the file alone
         shape = (count,) if known is None else known.sizes(sizes)
         dtype = torch.int64 if known is None else known.dtypes[0]
+        if name in of_weights:
+            shape, dtype = (count, *of_weights[name]), layout.dtype(name)
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise StoredError(
                 f"{path}: input.{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} "
                 f"{shape}"
             )
-    if hidden % SIZE_MULTIPLE or inter % SIZE_MULTIPLE or shared % SIZE_MULTIPLE:
+    if hidden % layout.multiple or inter % layout.multiple or shared % SIZE_MULTIPLE:
         raise StoredError(
-            f"{path}: H {hidden}, I {inter} and a shared expert's {shared} must be multiples of 128"
+            f"{path}: H {hidden} and I {inter} must be multiples of {layout.multiple}, and a "
+            f"shared expert's {shared} of {SIZE_MULTIPLE}"
         )
+    if layout.factors and "l2_activation_scale" not in meta:
+        raise StoredError(f"{path}: lacks l2_activation_scale; record it again")
     ids, experts, total = given["topk_ids"], given["experts"], meta["num_experts"]
     if ids.numel() and not (int(ids.min()) >= -1 and int(ids.max()) < total):
         raise StoredError(f"{path}: an id is outside -1 to {total - 1}, the local experts")
@@ -263,7 +273,7 @@ def case_of(problem: Problem, name: str, breaks: str = "", recipe: Any = None) -
         "clamp": "none" if problem.activation_clamp is None else problem.activation_clamp,
         "fast_math": problem.fast_math,
         "capacity": problem.max_num_tokens,
-        **{name: problem.given[name] for name in EXTRAS if name in problem.given},
+        **{n: problem.given[n] for n in (*EXTRAS, *OF_FORMAT) if n in problem.given},
         **({"shared_recipe": {}} if problem.shared_weights else {}),
         **({"shared_output_recipe": {}} if problem.shared_output is not None else {}),
         "hidden_recipe": recipe or {"kind": KIND},

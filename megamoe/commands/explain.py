@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,11 @@ from megamoe.commands.work import Work
 from megamoe.console import Console
 from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.brief import brief
-from megamoe.explain.places import in_batch
+from megamoe.explain.places import batch_of
 from megamoe.explain.show import show
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import Finding, forward_bits, judge_forward
-from megamoe.judge.elements import GRID_LIMIT, TILE
+from megamoe.judge.elements import TILE
 from megamoe.judge.judgements import Judged
 from megamoe.spec.accumulators import SM100_MXF8F6F4
 from megamoe.spec.contract import Contract
@@ -40,8 +40,6 @@ from megamoe.suite.at_hand import GoldenNow
 from megamoe.suite.telling import larger, telling
 from megamoe.worker import exchange
 
-_STEPS: Final = (("x", "x_sf"), ("l2_acts", "l2_acts_sf"), ("y",))
-"""The stages that one step computes."""
 Rows = Mapping[str, np.ndarray[Any, Any]]
 
 
@@ -135,17 +133,12 @@ def run(a: argparse.Namespace) -> int:
             stage=a.stage,
         )  # fmt: skip
         said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
-        if actual is not None and findings is not None and said["actual"]["explanations"]:
-            tokens, first = subject.source.tokens, said["actual"]["parts_at"]["stage"]
-            wrong = _wrong_tokens(findings, tokens, first)
-            if wrong is not None:
-                ids, experts = subject.problem.topk_ids.numpy(), subject.problem.num_experts
-                said["batch"] = in_batch(said["actual"], actual, token, ids, experts, wrong)
+        if actual is not None and findings is not None:
+            said |= batch_of(said["actual"], actual, token, subject.problem, findings)
     said["seconds"] = round(time.perf_counter() - started, 3)
     if not _json(a, said):
         console = Console(width=None if sys.stdout.isatty() else 150)
-        brief(said, console)
-        _original(subject.about, said["actual"], console)
+        brief({**said, "original": _original(subject.about, said)}, console)
         hint = _larger(subject, said)
         if hint:
             console.print(hint, markup=False, highlight=False, soft_wrap=True)
@@ -169,25 +162,14 @@ def _json(a: argparse.Namespace, said: Mapping[str, Any]) -> bool:
     return True
 
 
-def _wrong_tokens(findings: Sequence[Finding], tokens: int, stage: str) -> Any:
-    """``(T,)`` bool: tokens outside in the step of ``stage``; None where not all are known."""
-    step = next(step for step in _STEPS if stage in step)
-    wrong = np.zeros(tokens, np.bool_)
-    for finding in findings:
-        if finding.stage in step:
-            if len(finding.grid) == GRID_LIMIT:
-                return None
-            wrong[[row for row, _, _ in finding.grid]] = True
-    return wrong
-
-
-def _original(about: Mapping[str, Any], actual: Any, console: Console) -> None:
+def _original(about: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any] | None:
     """The cause that `reduce` read from the whole problem, where the reduced one fits several."""
-    causes = about.get("causes")
+    actual, causes = said["actual"], about.get("causes")
+    rules = said.get("batch", {"rules": []})["rules"]
     is_plain = actual and all(len(step["exact"]) == 1 for step in actual["explanations"])
-    if isinstance(causes, list) and causes and not is_plain:
-        lines = [f"cause, by all of {about.get('reduced_from')}, which was reduced:", *causes]
-        console.print("\n".join(map(str, lines)), markup=False, highlight=False, soft_wrap=True)
+    if not isinstance(causes, list) or not causes or (is_plain and len(rules) < 2):
+        return None
+    return {"case": str(about.get("reduced_from")), "causes": [str(line) for line in causes]}
 
 
 def _larger(subject: _Subject, said: Mapping[str, Any]) -> str:

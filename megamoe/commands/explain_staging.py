@@ -14,8 +14,8 @@ from megamoe.cases import Case
 from megamoe.cases.recipes import twins
 from megamoe.commands.shared import backend_of, contract_of
 from megamoe.commands.work import Work
-from megamoe.explain.show import explanation
 from megamoe.explain.staged import NAMES, Batch, Shown, explain_staging, group
+from megamoe.explain.words import explanation
 from megamoe.golden import regenerate
 from megamoe.judge import BadOutput, checked
 from megamoe.kinds import staging

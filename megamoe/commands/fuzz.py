@@ -45,14 +45,8 @@ def _say(outcome: Outcome, a: argparse.Namespace, settings: Settings) -> None:
     """The picture of the failure, where it lies, and the summary."""
     left, tally = outcome.left, outcome.tally
     if left is not None:
-        again = ""
-        if left.path is not None:
-            again = replay_command(str(left.path), settings.backend, settings.device)
-            again += f" --contract {a.contract}" if a.contract else ""
+        again = replay_command(str(left.path), settings.backend, settings.device, a.contract)
         if left.verdict is not None:
             tally.say("\n" + picture_of(left.verdict, settings.backend, again) + "\n")
-        if left.path is not None:
-            tally.say(f"{left.path}: {left.note or 'reduced'}\nreproduce: {again}\n")
-        else:
-            tally.say(f"no file: {left.note}\n")
+        tally.say(f"{left.path}: {left.note or 'reduced'}\nreproduce: {again}\n")
     tally.summary()

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.cases.stored import load, used_experts
@@ -20,16 +20,20 @@ from megamoe.commands.shared import (
 )
 from megamoe.commands.work import Work
 from megamoe.explain import FromProblem, explain
-from megamoe.explain.show import explanation
+from megamoe.explain.places import batch_of
+from megamoe.explain.words import causes
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import Verdict
 from megamoe.printable import counted
-from megamoe.reduce import keep, reduce
+from megamoe.reduce import Failure, keep, reduce
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
 from megamoe.suite import at_hand
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session
+
+_LITTLE: Final = 1 << 27
+"""Multiplications of a linear for which the oracle answers in seconds."""
 
 
 def run(a: argparse.Namespace) -> int:
@@ -43,7 +47,7 @@ def run(a: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}: the file exists already; name another, or remove it")
     started = time.perf_counter()
     problem, case, about = _subject(a)
-    again = replay_command(str(out), a.backend, a.device)
+    again = replay_command(str(out), a.backend, a.device, a.contract)
     with backend_of(a) as (worker, settings), Work("running the whole problem") as work:
         golden = None
         if case is not None and case.rows is None:
@@ -54,24 +58,28 @@ def run(a: argparse.Namespace) -> int:
         )  # fmt: skip
         about["backend"] = a.backend
         about.pop("causes", None)  # of the file that is reduced now
-        causes, kept = Causes(), Causes()
+        found, kept = Causes(), Causes()
         if r.original is not None and r.original.status == "fail":
             work.now("looking for the cause in the whole problem and in the reduced one")
-            causes = causes_of(worker, problem, r.original, settings.timeout)
+            whole = _whole(worker, problem, r.original, golden is not None, settings.timeout)
+            found = causes_of(worker, problem, whole[0], settings.timeout, whole[1])
             kept = causes_of(worker, r.problem, r.verdict, settings.timeout)
-            about["causes"] = causes.lines
+            about["causes"] = found.lines
+        fewer = r.with_a_token_fewer()
         work.now("reading the file back")
         verdict, size = keep(r, out, about, settings.timeout)
     print()
     print(picture_of(verdict, a.backend, again))
-    if causes.lines:
-        print(f"\ncause, by all of {a.subject}:")
-        print("\n".join(causes.lines))
-        others = len(kept.names - causes.names)
+    tokens, experts = r.problem.num_tokens, len(used_experts(r.problem))
+    if fewer == "pass":
+        print(f"\n{tokens} tokens needed: {tokens - 1} pass")
+    if found.lines:
+        print(f"\nread from all of {a.subject}:")
+        print("\n".join(found.lines))
+        others = len(kept.names - found.names)
         if others:
             fit = counted(others, "further cause fits", "further causes fit")
             print(f"  ({fit} {out.name}, which has fewer values to tell them apart)")
-    tokens, experts = r.problem.num_tokens, len(used_experts(r.problem))
     seconds = time.perf_counter() - started
     print(f"\n{out}: {size / 1024:.0f} KiB, {counted(tokens, 'token')}, "
           f"{counted(experts, 'expert')} used, after {counted(r.tries, 'try', 'tries')} in "
@@ -94,9 +102,12 @@ class Causes:
     names: set[str] = field(default_factory=set)
 
 
-def causes_of(session: Session, problem: Problem, verdict: Verdict, timeout: float) -> Causes:
-    """The causes of ``verdict`` on ``problem``, by all values of its worst token. Empty where the
-    verdict has no worst token, or the backend does not answer again."""
+def causes_of(
+    session: Session, problem: Problem, verdict: Verdict, timeout: float, is_whole: bool = True
+) -> Causes:
+    """The causes of ``verdict`` on ``problem``, by all values of its worst token, and, if the
+    verdict ``is_whole``, by all tokens that are wrong. Empty where the verdict has no worst token,
+    or the backend does not answer again."""
     worst = verdict.worst
     if worst is None or worst.token is None:
         return Causes()
@@ -110,10 +121,26 @@ def causes_of(session: Session, problem: Problem, verdict: Verdict, timeout: flo
     said = explain(
         FromProblem(problem), worst.token, channel, identity.accumulator, rows,
         contract=contract(identity.contract),
-    )["actual"]  # fmt: skip
-    steps = said["explanations"]
-    lines = [f"  {line}" for step in steps for line in explanation(step)]
-    return Causes(lines, {way["what"] for step in steps for way in step["exact"]})
+    )  # fmt: skip
+    if is_whole:
+        said |= batch_of(said["actual"], actual, worst.token, problem, verdict.findings)
+    steps = said["actual"]["explanations"]
+    names = {way["what"] for step in steps for way in step["exact"]}
+    return Causes([f"  {line}" for line in causes(said)], names)
+
+
+def _whole(
+    session: Session, problem: Problem, verdict: Verdict, has_golden: bool, timeout: float
+) -> tuple[Verdict, bool]:
+    """The verdict on all tokens, and whether it is that: without a golden, ``verdict`` is of a few
+    tokens, and the oracle answers for all of them only where that takes little."""
+    if has_golden:
+        return verdict, True
+    p = problem
+    if p.num_tokens * p.top_k * p.hidden_size * p.intermediate_size > _LITTLE:
+        return verdict, False
+    again, _ = at_hand.judge(problem, session, "case", timeout=timeout)
+    return (again, True) if Failure.of(again) == Failure.of(verdict) else (verdict, False)
 
 
 def _subject(a: argparse.Namespace) -> tuple[Problem, Case | None, dict[str, Any]]:

@@ -38,7 +38,7 @@ def run(a: argparse.Namespace) -> int:
         by = a.backend
     else:
         verdict, by = _observed(stored, path, a), "what was recorded"
-    again = replay_command(a.file, a.backend, a.device)
+    again = replay_command(a.file, a.backend, a.device, a.contract)
     if verdict.status == "pass":
         print(f"PASS {path}: {by}, judged {', '.join(verdict.how)}, {verdict.seconds:.1f} s")
     else:

@@ -95,10 +95,14 @@ def backend_of(a: argparse.Namespace, needs: str = "forward") -> Iterator[tuple[
         yield worker, settings
 
 
-def replay_command(file: str, backend: str | None, device: str | None) -> str:
-    """The command that judges the stored problem in ``file`` again."""
+def replay_command(
+    file: str, backend: str | None, device: str | None, contract: str | None = None
+) -> str:
+    """The command that judges the stored problem in ``file`` again. ``contract``: the option of the
+    command that wrote it."""
     options = f" --backend {shlex.quote(backend)}" if backend else ""
     options += f" --device {device}" if device not in (None, "cpu") else ""
+    options += f" --contract {contract}" if contract not in (None, AUTO) else ""
     return f"megamoe replay {shlex.quote(file)}{options}"
 
 

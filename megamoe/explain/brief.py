@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 
-from megamoe.explain.show import allowed, bits, explanation
+from megamoe.explain.show import allowed, bits
+from megamoe.explain.words import causes
 from megamoe.printable import counted
 
 Plain = dict[str, Any]
-AT_MOST: Final = 4
-"""Rules for the batch that are shown."""
 
 
 def brief(said: Plain, console: Console) -> None:
@@ -39,9 +38,12 @@ def _departure(said: Plain) -> list[str]:
         return [f"{said['case']}: every stage of token {token} is inside (y at channels "
                 f"{_channels(said)})"]  # fmt: skip
     lines = [f"{said['case']}: the first wrong stage is {at['stage']} ({at['where']})"]
-    for explained in actual["explanations"]:
-        lines += explanation(explained)
-    lines += _batch(said.get("batch"))
+    original = said.get("original")
+    if original is None:
+        lines += causes(said)
+    else:
+        lines.append(f"read from all of {original['case']}, which was reduced to this file:")
+        lines += [*original["causes"], _alone(said)]
     if worst is not None:
         lines.append(worst["line"])
     wrong = [
@@ -52,18 +54,15 @@ def _departure(said: Plain) -> list[str]:
     return [*lines, f"outside at token {token}: {', '.join(wrong)}"]
 
 
-def _batch(batch: Plain | None) -> list[str]:
-    """Where in the batch the fault is."""
-    if batch is None or not batch["rules"]:
-        return []
-    rules, is_lost = batch["rules"], batch["is_lost"]
-    be = "is" if batch["wrong"] == 1 else "are"
-    wrong = f"{batch['wrong']} of {counted(batch['tokens'], 'token')} {be} outside"
-    if len(rules) == 1:
-        return [f"in the batch: {rules[0]}" if is_lost else
-                f"in the batch: {wrong}, exactly those of {rules[0]}"]  # fmt: skip
-    return [f"in the batch, {wrong}; each of these fits, this data cannot tell them apart:",
-            *(f"  {rule}" for rule in rules[:AT_MOST])]  # fmt: skip
+def _alone(said: Plain) -> str:
+    """Why the cause of a reduced file is that of the whole."""
+    steps = said["actual"]["explanations"]
+    fit = [way for step in steps for way in step["exact"]]
+    rules = said.get("batch", {"rules": []})["rules"]
+    if not fit and not rules:
+        return "this file alone has too few values to tell the cause"
+    several = f"{counted(len(fit), 'deviation')} and {counted(len(rules), 'rule')}"
+    return f"this file alone has too few values to tell the cause: {several} fit (--json has them)"
 
 
 def _channels(said: Plain) -> str:

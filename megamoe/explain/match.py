@@ -93,7 +93,10 @@ def fit(name: str, stage: str, contract: Bools, way: Bools, slots: list[int] | N
 
 
 def report(fits: list[Fit], differing: int, of: int, compared: str, tried: int) -> dict[str, Any]:
-    """The result for one step between two stages: exact matches, or the best in part."""
+    """The result for one step between two stages: exact matches, or the best in part.
+
+    ``follows``: the exact matches are those of the step before, which explain this one too.
+    """
     exact = [f for f in fits if f.is_exact]
     exact = [f for f in exact if not f.where] or exact
     partial: list[Fit] = []
@@ -105,6 +108,7 @@ def report(fits: list[Fit], differing: int, of: int, compared: str, tried: int) 
         "differing": differing,
         "tried": tried,
         "not_tried": 0,
+        "follows": False,
         "exact": [f.plain() for f in exact],
         "partial": [f.plain() for f in partial[:PARTIAL_AT_MOST]],
     }

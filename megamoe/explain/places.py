@@ -11,19 +11,24 @@ row 0 is its first.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.judge import Finding
+from megamoe.judge.elements import GRID_LIMIT
 from megamoe.printable import counted
+from megamoe.spec.problem import Problem
 
 Bools = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int64]
 LEFT_OUT: Final = "a slot is left out: codes and scale bytes are zero"
 ALL_LOST: Final = "y is zero"
+_STEPS: Final = (("x", "x_sf"), ("l2_acts", "l2_acts_sf"), ("y",))
+"""The stages that one step computes."""
 _LOST_SLOT: Final = re.compile(r"slot (\d+) \(.*\) is lost")
 """Names of deviations of one token by which slots are lost."""
 
@@ -186,6 +191,25 @@ def _of_tokens(live: Bools, wrong: Bools) -> Iterator[Rule]:
         yield Rule(f"token {at} alone", f"token {at} is dropped", alone)
 
 
+def batch_of(
+    actual: Mapping[str, Any], shown: Mapping[str, Any], token: int, problem: Problem,
+    findings: Sequence[Finding],
+) -> dict[str, Any]:  # fmt: skip
+    """``{"batch": ...}`` of :func:`in_batch`; empty where nothing is wrong, or not all wrong tokens
+    are known. ``findings`` are those of all tokens."""
+    if not actual["explanations"]:
+        return {}
+    step = next(step for step in _STEPS if actual["parts_at"]["stage"] in step)
+    wrong = np.zeros(problem.num_tokens, np.bool_)
+    for finding in findings:
+        if finding.stage in step:
+            if len(finding.grid) == GRID_LIMIT:
+                return {}
+            wrong[[row for row, _, _ in finding.grid]] = True
+    ids, experts = problem.topk_ids.numpy(), problem.num_experts
+    return {"batch": in_batch(actual, shown, token, ids, experts, wrong)}
+
+
 def in_batch(
     actual: Mapping[str, Any], shown: Mapping[str, Any], token: int, ids: Ids, experts: int,
     wrong: Bools,
@@ -209,7 +233,9 @@ def in_batch(
     else:
         is_lost = False
     found = fitting(ids, experts, wrong, slots, one)
-    if not is_lost:
+    if len(wrong) < 2:
+        found = []  # a batch of one token says no more than the token
+    elif not is_lost:
         # One token agrees with some rule by chance, and all tokens agree with many.
         found = [] if wrong.sum() < 2 or wrong.all() else found
     return {

@@ -136,8 +136,8 @@ class Points:
         for size in {len(slot.codes) for slot in slots}:  # a shared expert may have another one
             alike = [slot for slot in slots if len(slot.codes) == size]
             sums = np.stack([self.sums13(way, slot, total) for slot in alike])
-            gate, up = way.clamp(*way.halves(sums))
             weights = np.array([[way.weight(slot)] for slot in alike], np.float32)
+            gate, up = way.gate_up(sums, weights)
             value = way.values(way.product(way.silu(gate), way.up(up), weights))
             amax = way.amax(value)
             used = np.clip(way.exponent(amax), 0, 255)

@@ -158,7 +158,7 @@ class Predictor:
 
         ``sums`` ``(S, 3, 2I)``, ``weights`` ``(S, 1)``.
         """
-        gate, up = way.clamp(*way.halves(sums))
+        gate, up = way.gate_up(sums, weights)
         form = form_of(self.life.token.act, self.life.contract)
         gated = _freed(way.silu(gate), gate, gate_table(form), gate_bounds(form))
         upped = _freed(way.up(up), up, up_table(form), up_bounds(form))

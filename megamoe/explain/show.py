@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 Plain = dict[str, Any]
-_ALTERNATIVES: Final = 6
-"""Deviations that are shown of those that explain the same values."""
 
 
 def show(said: Plain, console: Console) -> None:
@@ -172,47 +170,6 @@ def _actual(actual: Plain, console: Console) -> None:
         worst = "" if s["worst"] is None else s["worst"]["line"].partition(" at ")[2]
         table.add_row(s["stage"], str(s["outside"]), str(s["of"]), worst)
     console.print(table)
-
-
-def explanation(explained: Plain) -> list[str]:
-    """The explanation of the wrong values of one step, in lines."""
-    lines = _explanation(explained)
-    if explained["not_tried"]:
-        lines.append(
-            f"  ({explained['not_tried']} deviations of linear 1 were not tried on so large a "
-            "layer: show l2_acts and l2_acts_sf for these)"
-        )
-    return lines
-
-
-def _explanation(explained: Plain) -> list[str]:
-    differing, tried = explained["differing"], explained["tried"]
-    said = f"{differing} of {explained['of']} {explained['compared']} are outside"
-    exact, partial = explained["exact"], explained["partial"]
-    if not exact and not partial:
-        return [f"{said}: none of {tried} known deviations explains them"]
-    if partial:
-        lines = [f"{said}: none of {tried} known deviations explains them all; in part:"]
-        return lines + [f"  {_way(way)}: {_how_much(way, differing)}" for way in partial]
-    all_of = f"all {differing}" if differing > 1 else "the one"
-    if len(exact) == 1:
-        return [f"{said}; this explains {all_of}:", f"  {_way(exact[0])}"]
-    lines = [f"{said}; each of these explains {all_of}, this data cannot tell them apart:"]
-    lines += [f"  {_way(way)}" for way in exact[:_ALTERNATIVES]]
-    more = len(exact) - _ALTERNATIVES
-    return [*lines, f"  and {more} more (--json has them)"] if more > 0 else lines
-
-
-def _way(way: Plain) -> str:
-    where = f", {way['where']}" if way["where"] else ""
-    return f"{way['stage']}: {way['what']}{where}"
-
-
-def _how_much(way: Plain, differing: int) -> str:
-    text = f"explains {way['explains']} of {differing}; {way['unexplained']} left unexplained"
-    if way["contradicts"]:
-        text += f", and {way['contradicts']} that are right would be wrong"
-    return text
 
 
 def _table(*names: str) -> Table:

@@ -107,6 +107,8 @@ class Scales:
         return self.read(operands)
 
 
+AFTER_CODES: Final = frozenset({"reads2", "row", "combine", "empty", "more"})
+"""Steps that no code shows."""
 Rows = Mapping[int, F32]
 """Values by slot, ``(n,)`` each."""
 
@@ -132,6 +134,8 @@ class Way:
     contract: Contract
     name: str = "as the contract says"
     stage: str = ""
+    weighed: Callable[[F64, F32], tuple[F32, F32]] | None = None
+    """Stands for ``halves`` where the routing weight is applied before silu."""
     reads13: Reader | None = None
     reads2: Reader | None = None
     total: Total | None = None
@@ -152,10 +156,23 @@ class Way:
         """Whether slot rows are the contract's."""
         return self.steps <= {"combine", "empty"}
 
+    def gate_up(self, sums: F64, weights: F32) -> tuple[F32, F32]:
+        """Gate and up of ``(S, ..., 2I)`` sums of slots with ``(S, 1)`` weights, clamped."""
+        if self.weighed is None:
+            return self.clamp(*self.halves(sums))
+        of_slot = weights.reshape(-1, *[1] * (sums.ndim - 1))
+        return self.clamp(*self.weighed(sums, of_slot))
+
     @cached_property
     def moves_codes(self) -> bool:
         """Whether a step up to the codes differs from the contract's."""
-        return bool(self.steps - {"reads2", "row", "combine", "empty", "more"})
+        return bool(self.steps - AFTER_CODES)
+
+    @cached_property
+    def code_steps(self) -> frozenset[tuple[str, int]]:
+        """What gives the codes: ways with the same steps here show the same codes."""
+        before = self.steps - AFTER_CODES
+        return frozenset((name, id(getattr(self, name))) for name in before)
 
     @cached_property
     def moves_y(self) -> bool:

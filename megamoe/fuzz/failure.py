@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ class Left:
     """The remains of a failure: its problem, and its file."""
 
     problem: Problem
-    path: Path | None = None
-    """The file; None: no file can hold the problem."""
-    about: dict[str, Any] = field(default_factory=dict)
+    path: Path
+    about: dict[str, Any]
     verdict: Verdict | None = None
     """The verdict on the reduced file after it was read back; None if the problem is whole."""
     note: str = ""
-    """The reason why there is no file, or why the problem is whole."""
+    """The reason why the problem is whole."""
 
 
 def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -> Left:
@@ -39,9 +38,6 @@ def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -
         "backend": identity.name, "accumulator": identity.accumulator,
         "contract": identity.contract, "failure": verdict.reason[:500],
     }  # fmt: skip
-    if problem.only_y:
-        weights = problem.weight_format.upper()
-        return Left(problem, note=f"no file can hold a problem with {weights} weights")
     write_atomically(out, to_bytes(Stored(problem, {}, about)))
     return Left(problem, out, about, note="it is the whole problem: the run was stopped")
 
@@ -50,8 +46,6 @@ def shrink(
     left: Left, session: Session, seconds: float, timeout: float, log: Callable[[str], None]
 ) -> Left:
     """Reduce the problem within ``seconds``, and replace its file by the result."""
-    if left.path is None:
-        return left
     try:
         r = reduce(session, left.problem, seconds, log=log, timeout=timeout)
         verdict, _ = keep(r, left.path, left.about, timeout)

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from megamoe.callable_room import make_callable
 from megamoe.judge.picture import picture
 from megamoe.judge.symptom import Symptom, symptom_of, symptoms
-from megamoe.judge.verdict import BAD, JUDGED, STATUSES, WORDS, Finding, Verdict, Worst, of_findings
+from megamoe.judge.verdict import (
+    BAD,
+    JUDGED,
+    STATUSES,
+    WORDS,
+    Finding,
+    Verdict,
+    Worst,
+    distance,
+    of_findings,
+)
 
 if TYPE_CHECKING:
     from megamoe.judge.elements import Place, bitwise, interval, place_of
@@ -31,6 +41,7 @@ __all__ = [
     "Worst",
     "bitwise",
     "checked",
+    "distance",
     "forward_bits",
     "interval",
     "judge_forward",

@@ -48,26 +48,49 @@ def _tally(tally: Mapping[int, int], most: int = 8) -> str:
 
 
 def _map(finding: Finding) -> list[str]:
-    """Rows down, 128-channel tiles across; cells are joined where there are too many."""
+    """Rows down, 128-channel tiles across. Rows that look alike and follow each other are one
+    line; where these lines are too many, several rows are one character."""
     rows, tiles = finding.shape
     if rows * tiles <= 1 or not finding.grid:
         return []
-    down, across = -(-rows // MAX_LINES), -(-tiles // MAX_COLUMNS)
-    cells: dict[tuple[int, int], int] = {}
-    for row, tile, count in finding.grid:
-        key = (row // down, tile // across)
-        cells[key] = cells.get(key, 0) + count
-    most = max(cells.values())
+    across = -(-tiles // MAX_COLUMNS)
+    lines, most, down = *_lines(finding, 1, across), 1
+    if len(lines) > MAX_LINES:
+        down = -(-rows // MAX_LINES)
+        lines, most = _lines(finding, down, across)
     head = f"  map     {counted(rows, 'row')} x {counted(tiles, 'tile')} of 128 channels"
     if down > 1 or across > 1:
         head += f", one character for {down} x {across}"
     out = [f"{head}; {SHADES[-1]} is {counted(most, 'element')}"]
-    for line in range(-(-rows // down)):
-        shades = "".join(
-            _shade(cells.get((line, column), 0), most) for column in range(-(-tiles // across))
-        )
-        out.append(f"  {line * down:>7} {shades}")
+    for first, after, shades in lines:
+        many = after - first
+        alike = f"  {many} rows alike: {first} to {after - 1}" if many > down else ""
+        out.append(f"  {first:>7} {shades}{alike}")
     return out
+
+
+def _lines(finding: Finding, down: int, across: int) -> tuple[list[tuple[int, int, str]], int]:
+    """Runs of rows of one look, as first row, row after the last and characters; and the most
+    elements of a cell of ``down`` rows and ``across`` tiles."""
+    rows, tiles = finding.shape
+    cells: dict[int, dict[int, int]] = {}
+    for row, tile, count in finding.grid:
+        of_row = cells.setdefault(row // down, {})
+        of_row[tile // across] = of_row.get(tile // across, 0) + count
+    most = max(max(of_row.values()) for of_row in cells.values())
+    columns = -(-tiles // across)
+    right = SHADES[0] * columns
+    runs: list[tuple[int, int, str]] = []
+    for line in range(-(-rows // down)):
+        of_row = cells.get(line, {})
+        shades = right
+        if of_row:
+            shades = "".join(_shade(of_row.get(column, 0), most) for column in range(columns))
+        first, after = line * down, min(rows, (line + 1) * down)
+        if runs and runs[-1][2] == shades:
+            first = runs.pop()[0]
+        runs.append((first, after, shades))
+    return runs, most
 
 
 def _shade(count: int, most: int) -> str:

@@ -13,6 +13,10 @@ WORDS: Final[Mapping[str, str]] = {
 """What people read for a status whose key in JSON has another form."""
 BAD: Final = ("fail", "error")
 JUDGED: Final = ("pass", *BAD)
+POWER: Final = "2^"
+"""The value of a scale byte begins so; of no other format."""
+NAN_BYTE: Final = "NaN"
+"""The value of scale byte 255. The judge compares it as a byte, so it has a distance."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,27 @@ class Worst:
         where = " ".join(f"{name} {at}" for name, at in places if at is not None)
         low, high = self.expected_bits
         bits = low if low == high else f"{low}..{high}"
-        if self.ulps is None:
-            far = "NaN on one side"
-        elif self.ulps == 0:
-            far = "the sign of zero"
-        else:
-            far = f"{self.ulps} ULP outside"
+        far = distance(self.ulps, self.expected, high, self.actual, self.actual_bits)
         return (
             f"{self.stage} at {where or list(self.index)}: expected {self.expected} ({bits}), "
             f"got {self.actual} ({self.actual_bits}), {far}"
         )
+
+
+def distance(ulps: float | None, expected: str, high: str, actual: str, actual_bits: str) -> str:
+    """How far an element lies outside, in words. The arguments are fields of :class:`Worst`;
+    ``high`` is the second of ``expected_bits``.
+
+    One step of a scale byte is a factor of 2, so its distance is a power of 2.
+    """
+    if ulps is None or NAN_BYTE in (expected, actual):
+        return "NaN on one side"
+    if ulps == 0:
+        return "the sign of zero"
+    if not actual.startswith(POWER):
+        return f"{ulps} ULP outside"
+    side = "large" if actual_bits > high else "small"  # two digits each
+    return f"too {side} by a factor of {2 if ulps == 1 else f'2^{ulps}'}"
 
 
 @dataclass(frozen=True)

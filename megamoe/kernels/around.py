@@ -2,8 +2,8 @@
 
 A library of grouped products has no layer: somebody must sort the slots by expert, compute the
 activation between the products, and add the rows of the slots. This module does that in plain
-torch. Products give bfloat16 rows. The activation is computed in fp32 and rounded to bfloat16 once.
-The routing weight comes in the combine, in fp32.
+torch, by the contract ``w4a16``: products give bfloat16 rows; the activation is computed in fp32
+and rounded to bfloat16 once; the routing weight comes in the combine, in fp32.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def swiglu(gate_up: torch.Tensor, clamp: float | None) -> torch.Tensor:
     """``(N, 2I)`` bfloat16, gate before up, to (N, I) bfloat16: fp32 between."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     if clamp is not None:
-        gate, up = gate.clamp(max=clamp), up.clamp(-clamp, clamp)
+        bound = torch.full_like(gate[:1, :1], clamp)
+        gate, up = gate.fmin(bound), up.fmin(bound).fmax(-bound)  # NaN becomes the bound
     return (gate / (1 + (-gate).exp()) * up).to(torch.bfloat16)
 
 

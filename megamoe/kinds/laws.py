@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 
 from megamoe.judge import Finding, bitwise, place_of
+from megamoe.printable import counted
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
-from megamoe.spec.tensors import WEIGHTS
 
 Forward = Callable[[Problem], npt.NDArray[Any]]
 """A backend's ``y`` of a problem: (T, H) bits of bfloat16, uint16, in memory of their own."""
@@ -109,7 +109,7 @@ def _other_weights(problem: Problem) -> Iterator[Variant]:
     rows, ids = _all(problem), problem.topk_ids
     order = torch.arange(count, device=ids.device).flip(0)
     moved = torch.where(ids >= 0, count - 1 - ids, ids)
-    other = _experts(problem, order, moved)
+    other = problem.at_experts(order, moved)
     for turn in ("second", "fourth"):
         yield Variant(f"other weights of the same shape, in the {turn} call", other, rows, rows)
         yield Variant("the first weights again", problem, rows, rows)
@@ -126,9 +126,8 @@ def _batch_invariance(problem: Problem) -> Iterator[Variant]:
             yield Variant(label, _take(problem, piece), list(range(len(piece))), piece)
     half = rows[: (len(rows) + 1) // 2]
     yield Variant("the first half of the batch", _take(problem, half), half, half)
-    yield Variant(
-        "the batch twice", _take(problem, rows + rows), [r + len(rows) for r in rows], rows
-    )
+    label = f"the batch appended to itself ({counted(2 * len(rows), 'token')})"
+    yield Variant(label, _take(problem, rows + rows), [r + len(rows) for r in rows], rows)
 
 
 def _token_permutation(problem: Problem) -> Iterator[Variant]:
@@ -136,12 +135,6 @@ def _token_permutation(problem: Problem) -> Iterator[Variant]:
     turned = rows[len(rows) // 3 :] + rows[: len(rows) // 3]
     for label, order in (("reversing the tokens", rows[::-1]), ("rotating the tokens", turned)):
         yield Variant(label, _take(problem, order), [order.index(r) for r in rows], rows)
-
-
-def _experts(problem: Problem, order: torch.Tensor, ids: torch.Tensor) -> Problem:
-    """Weights gathered by ``order`` (experts of the variant to experts of the original)."""
-    taken = {name: getattr(problem, name)[order].contiguous() for name in WEIGHTS}
-    return Problem(**{**vars(problem), **taken, "topk_ids": ids})
 
 
 def _replica_choice(problem: Problem) -> Iterator[Variant]:
@@ -156,7 +149,7 @@ def _replica_choice(problem: Problem) -> Iterator[Variant]:
     ):
         order = torch.arange(count, device=ids.device).repeat(replicas)
         moved = torch.where(ids >= 0, ids + chosen * count, ids)
-        yield Variant(label, _experts(problem, order, moved), _all(problem), _all(problem))
+        yield Variant(label, problem.at_experts(order, moved), _all(problem), _all(problem))
 
 
 def _ep_size(problem: Problem) -> Iterator[Variant]:
@@ -167,14 +160,14 @@ def _ep_size(problem: Problem) -> Iterator[Variant]:
     turned = torch.arange(count, device=device).roll(1)
     moved = torch.where(ids >= 0, (ids + 1) % count, ids)
     yield Variant(
-        "numbering the experts from another one", _experts(problem, turned, moved),
+        "numbering the experts from another one", problem.at_experts(turned, moved),
         _all(problem), _all(problem),
     )  # fmt: skip
     used = ids[ids >= 0].unique()
     if 0 < len(used) < count:
         dense = torch.where(ids >= 0, torch.searchsorted(used, ids.clamp_min(0)), ids)
         yield Variant(
-            "only the experts that are used", _experts(problem, used, dense.contiguous()),
+            "only the experts that are used", problem.at_experts(used, dense.contiguous()),
             _all(problem), _all(problem),
         )  # fmt: skip
 

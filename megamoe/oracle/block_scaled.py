@@ -181,10 +181,10 @@ def exact(codes: U8, scale: F32, weights: U8, scales: F32) -> F64:
             factor = (scale[:, at, None] * beside[at * run // BLOCK]).astype(np.float64)
             upper = whole.astype(np.float32).astype(np.float64)
             parts += [factor * upper, factor * (whole - upper)]  # exact: 24 bits on each side
-    return _total(np.stack(parts)) if parts else np.zeros(shape)
+    return total_to_odd(np.stack(parts)) if parts else np.zeros(shape)
 
 
-def _total(parts: F64) -> F64:
+def total_to_odd(parts: F64) -> F64:
     """The sum over the first axis, rounded to odd."""
     total, rest = np.zeros(parts.shape[1:]), np.zeros(parts.shape[1:])
     doubtful = np.zeros(total.shape, np.bool_)
@@ -210,4 +210,4 @@ def _two_sum(a: F64, b: F64) -> tuple[F64, F64]:
     return total, (a - (total - back)) + (b - back)
 
 
-__all__ = ["Codes", "exact", "linear", "run_ends"]
+__all__ = ["Codes", "exact", "linear", "run_ends", "total_to_odd"]

@@ -155,7 +155,7 @@ def _any_order(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) ->
     exact = (partial <= np.exp2(lowbit + 24)) & (unit <= np.exp2(lowbit))
     loss = np.zeros_like(partial)
     for j in range(blocks.low.shape[0]):
-        loss += 32 * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0)
+        loss += blocks.most_terms(j) * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0)
     error = np.where(exact | (partial == 0), 0.0, loss + SLACK * partial)
     return low - error, high + error
 
@@ -178,7 +178,7 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
         unit = np.exp2(aligned_to - accumulator.align_bits)
         clean &= (partial <= np.exp2(lattice + 24)) & (unit <= np.exp2(lattice))
         # The bound of any order, with the running sum as one more term of unknown last bit.
-        loss = 32 * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0) + unit
+        loss = blocks.most_terms(j) * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0) + unit
         error = loss + SLACK * partial
         idle = (blocks.positive[j] == 0) & (blocks.negative[j] == 0)  # adding zeros is exact
         error = np.where(clean | idle, 0.0, error)

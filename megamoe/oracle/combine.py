@@ -3,7 +3,8 @@
 A fused shared expert is one more slot, of weight 1, that every token takes. Each step is one fp32
 addition, or one fused multiply-add where the weight is applied here, rounded to nearest; so the
 result is a point. It is a monotone function of every slot row, rising where the weight is not
-negative.
+negative. Where a contract leaves the multiply-add or a product and a sum to the compiler, the point
+has the former and the ends hold both, at each step.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Combine:
                     live = np.True_ if slot is None else self.live[:, slot, None]
                     may |= live & (rows[0] == -np.inf) & (rows[1] == np.inf)
                     must |= live & np.isnan(rows[0]) & np.isnan(rows[1])
-                totals = [self.added(slot, t, rows, end) for end, t in enumerate(totals)]
+                totals = [self.added(slot, t, rows, end, known) for end, t in enumerate(totals)]
         finished = [self._finished(total) for total in totals]
         if known:
             return finished[0], finished[0]
@@ -88,14 +89,22 @@ class Combine:
             out.insert(0 if self.contract.shared_expert.value == "first" else slots, None)
         return out
 
-    def added(self, slot: int | None, total: F32, rows: tuple[F64, F64], end: int = 0) -> F32:
-        """``total`` after one slot, whose rows :meth:`read` gave; ``end`` 1 takes the high one."""
+    def added(
+        self, slot: int | None, total: F32, rows: tuple[F64, F64], end: int = 0,
+        known: bool = True,
+    ) -> F32:  # fmt: skip
+        """``total`` after one slot, whose rows :meth:`read` gave; ``end`` 1 takes the high one.
+
+        If not ``known``, the result is an end over all forms that the contract allows.
+        """
         if slot is None:
             return rounded_sum(rows[end], total.astype(np.float64))
-        if self.contract.routing_weight.value == "combine":
+        if self.contract.routing_weight.value in ("combine", "row"):
             weight = self.weights[:, slot, None]
-            row = np.where(weight < 0, rows[1 - end], rows[end])  # falling there
-            added = fma(row.astype(np.float32), weight, total)
+            row = np.where(weight < 0, rows[1 - end], rows[end]).astype(np.float32)  # falling there
+            added = fma(row, weight, total)
+            if self.contract.routing_weight.value == "row" and not known:
+                added = (np.fmin, np.fmax)[end](added, total + row * weight)
         elif self.dtype == "fp8":
             added = rounded_sum(rows[end], total.astype(np.float64))
         else:

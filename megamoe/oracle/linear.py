@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -238,10 +238,18 @@ class Blocks:
     """Exponent field of the largest term is at most this."""
     folded: F64
     """The same where each operand, with its scale, is one bfloat16: a subnormal has field -126."""
+    terms: F64 | None = None
+    """``(G, 1, N)`` the weights of each block that are not zero; None: 32, which is no less."""
 
     def only(self, chosen: npt.NDArray[np.bool_]) -> Blocks:
         """Some of the rows, by a mask ``(R,)``."""
-        return Blocks(*(getattr(self, part.name)[:, chosen] for part in fields(self)))
+        arrays = (part.name for part in fields(self) if part.name != "terms")
+        kept: dict[str, Any] = {name: getattr(self, name)[:, chosen] for name in arrays}
+        return replace(self, **kept)
+
+    def most_terms(self, block: int) -> F64 | float:
+        """A bound of the terms of one block that are not zero; a zero is added exactly."""
+        return float(GROUP) if self.terms is None else self.terms[block]
 
     def total(self) -> tuple[F64, F64]:
         """Sum over all blocks, ``(R, N)``: exact where :meth:`exact_in_float64` holds."""

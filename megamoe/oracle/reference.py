@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.oracle import fp8_block, nvfp4, swiglu
+from megamoe.oracle import fp8_block, nvfp4, swiglu, w4a16
 from megamoe.oracle.combine import Combine
 from megamoe.oracle.envelope import Envelope, Tensors
 from megamoe.oracle.linear import Rows
@@ -167,8 +167,9 @@ def _only_y(
     problem: Problem, names: list[str], contract: Contract, any_silu: bool, trace: Tensors | None
 ) -> ForwardGolden:
     """The golden of a problem whose stages are not judged: y, and its envelope under each class."""
-    of = nvfp4.forward if problem.is_nvfp4 else fp8_block.forward
-    made = of(problem, [accumulator(n) for n in names], contract, any_silu, trace)
+    made = _OF_FORMAT[problem.weight_format](
+        problem, [accumulator(n) for n in names], contract, any_silu, trace
+    )
     none = np.zeros((*problem.topk_ids.shape, 0), np.uint8)
     key, at = none.astype(np.int16), np.zeros(0, np.uint32)
     acts = np.zeros((0, GROUP), np.float32)
@@ -178,6 +179,11 @@ def _only_y(
     }
     found = ForwardGolden(made.y, none, none, envelopes, only_y=True)
     return replace(found, why=_why(found, (), classes_of(problem.weight_format)))
+
+
+_OF_FORMAT: Final = {
+    "nvfp4": nvfp4.forward, "fp8-block": fp8_block.forward, "w4a16": w4a16.forward,
+}  # fmt: skip
 
 
 def combine_interval(

@@ -48,6 +48,10 @@ def silu_hull(low: F32, high: F32, fast: bool) -> Hull:
         tiny = 2.0**-149
         least = np.where(least == 0, least, least - np.abs(least) * relative - tiny * _small(least))
         most = np.where(most == 0, most, most + np.abs(most) * relative + tiny * _small(most))
+        infinite = np.isposinf(first), np.isposinf(last)  # silu of it is infinity, without an error
+        least, most = (
+            np.where(at, np.inf, e) for at, e in zip(infinite, (least, most), strict=True)
+        )
         flushed = first < _FLUSHED
         most = np.where(flushed, np.maximum(most, -0.0), most)
         least = np.where(flushed, np.minimum(least, -0.0), least)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from megamoe.backends.eager import EagerBackend
+from megamoe.cases.stored import capacity_for
 from megamoe.golden import StoredGolden, rows_of
 from megamoe.judge import Verdict, forward_bits
 from megamoe.printable import counted
@@ -128,6 +129,18 @@ class Reduction:
         verdict = judge_output(part, shown, identity.accumulator, contract, golden=golden)
         return Failure.of(verdict) == self.failure
 
+    def with_a_token_fewer(self) -> str:
+        """The status of the problem without one token that is not the worst; empty where it has no
+        second token, or where the time did not suffice to look for fewer."""
+        worst = self.verdict.worst
+        mine = None if worst is None else worst.token
+        rest = [row for row in range(self.problem.num_tokens) if row != mine]
+        if self.problem.num_tokens < 2 or self.is_late():
+            return ""
+        rows = sorted({*rest[1:], *(() if mine is None else (mine,))})
+        candidate = replace(rows_of(self.problem, rows), max_num_tokens=capacity_for(len(rows)))
+        return judge(candidate, self.session, "reduced", timeout=self.timeout)[0].status
+
     def say(self, what: str) -> None:
         p = self.problem
         self.log(
@@ -147,11 +160,6 @@ def start(
     Without a ``golden`` the oracle would have to answer for all tokens. So the tokens that lie
     farthest from the ``eager`` backend's are judged first.
     """
-    if problem.only_y:
-        weights = problem.weight_format.upper()
-        raise ReduceError(
-            f"a problem with {weights} weights cannot be reduced: no file can hold it"
-        )
     if golden is not None:
         verdict, _ = judge(problem, session, "case", golden, timeout)
     else:

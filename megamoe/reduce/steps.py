@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -12,9 +12,8 @@ from megamoe.cases.stored import capacity_for, used_experts
 from megamoe.golden import rows_of
 from megamoe.reduce.core import Reduction, minimal
 from megamoe.spec.problem import Problem
-from megamoe.spec.tensors import TENSORS, WEIGHTS
-
-BLOCK: Final = 128
+from megamoe.spec.tensors import TENSORS
+from megamoe.spec.weights import layout_of
 
 
 def tokens(r: Reduction) -> None:
@@ -103,8 +102,7 @@ def experts(r: Reduction) -> None:
                     return experts(r)
     highest = max(used, default=0) + 1
     if highest < r.problem.num_experts:
-        cut = {name: getattr(r.problem, name)[:highest] for name in WEIGHTS}
-        r.take(replace(r.problem, **cut))
+        r.take(r.problem.at_experts(torch.arange(highest), r.problem.topk_ids))
     return None
 
 
@@ -116,57 +114,64 @@ def _renumbered(p: Problem) -> Problem:
     place = torch.full((p.num_experts,), -1)
     place[used] = torch.arange(len(used))
     ids = torch.where(p.topk_ids >= 0, place[p.topk_ids.clamp_min(0)], -1)
-    weights = {name: getattr(p, name)[used] for name in WEIGHTS}
-    return replace(p, topk_ids=ids, **weights)
+    return p.at_experts(used, ids)
 
 
 def intermediate(r: Reduction) -> None:
-    """The fewest blocks of 128 intermediate channels: rows of w13 in pairs, columns of w2."""
+    """The fewest blocks of intermediate channels: rows of w13 in pairs, columns of w2."""
+    size = layout_of(r.problem.weight_format).multiple
 
     def some(p: Problem, blocks: list[int]) -> Problem:
-        i = p.intermediate_size
-        one = torch.cat([torch.arange(b * BLOCK, (b + 1) * BLOCK) for b in blocks])
-        both = torch.cat([one, one + i])
-        return replace(
-            p,
-            w13_weight=p.w13_weight[:, both],
-            w13_weight_scale=p.w13_weight_scale[:, both],
-            w2_weight=_columns(p.w2_weight, blocks, BLOCK // 2),
-            w2_weight_scale=_columns(p.w2_weight_scale, blocks, BLOCK // 32),
-        )
+        halves = [*blocks, *(b + p.intermediate_size // size for b in blocks)]
+        return replace(p, **_rows_of(p, "w13", halves, size), **_columns_of(p, "w2", blocks, size))
 
-    r.keep(range(r.problem.intermediate_size // BLOCK), some, _at(r, "I"))
+    r.keep(range(r.problem.intermediate_size // size), some, _at(r, "I", size))
 
 
 def hidden(r: Reduction) -> None:
-    """The fewest blocks of 128 hidden channels: columns of w13, rows of w2."""
+    """The fewest blocks of hidden channels: columns of w13, rows of w2."""
+    size = layout_of(r.problem.weight_format).multiple
 
     def some(p: Problem, blocks: list[int]) -> Problem:
-        rows = torch.cat([torch.arange(b * BLOCK, (b + 1) * BLOCK) for b in blocks])
-        return replace(
-            p,
-            hidden_states=_columns(p.hidden_states, blocks, BLOCK),
-            w13_weight=_columns(p.w13_weight, blocks, BLOCK // 2),
-            w13_weight_scale=_columns(p.w13_weight_scale, blocks, BLOCK // 32),
-            w2_weight=p.w2_weight[:, rows],
-            w2_weight_scale=p.w2_weight_scale[:, rows],
-        )
+        states = _parts(p.hidden_states, -1, blocks, size)
+        weights = _columns_of(p, "w13", blocks, size) | _rows_of(p, "w2", blocks, size)
+        return replace(p, hidden_states=states, **weights)
 
-    r.keep(range(r.problem.hidden_size // BLOCK), some, _at(r, "H"))
+    r.keep(range(r.problem.hidden_size // size), some, _at(r, "H", size))
 
 
-def _columns(tensor: torch.Tensor, blocks: list[int], size: int) -> torch.Tensor:
-    return torch.cat([tensor[..., b * size : (b + 1) * size] for b in blocks], -1).contiguous()
+def _rows_of(p: Problem, matrix: str, blocks: list[int], size: int) -> dict[str, Any]:
+    """``matrix`` w13 or w2 and its scale factors with these blocks of ``size`` rows."""
+    layout = layout_of(p.weight_format)
+    codes, scale = getattr(p, f"{matrix}_weight"), getattr(p, f"{matrix}_weight_scale")
+    return {
+        f"{matrix}_weight": _parts(codes, 1, blocks, size),
+        f"{matrix}_weight_scale": _parts(scale, 1, blocks, size // layout.scale_rows),
+    }
 
 
-def _at(r: Reduction, letter: str) -> list[int]:
-    """The block of the worst element, where its channels are those of this letter."""
+def _columns_of(p: Problem, matrix: str, blocks: list[int], size: int) -> dict[str, Any]:
+    """The same with these blocks of ``size`` columns."""
+    layout = layout_of(p.weight_format)
+    codes, scale = getattr(p, f"{matrix}_weight"), getattr(p, f"{matrix}_weight_scale")
+    return {
+        f"{matrix}_weight": _parts(codes, -1, blocks, size // layout.per_byte),
+        f"{matrix}_weight_scale": _parts(scale, -1, blocks, size // layout.scale_columns),
+    }
+
+
+def _parts(tensor: torch.Tensor, axis: int, blocks: list[int], size: int) -> torch.Tensor:
+    return torch.cat([tensor.narrow(axis, b * size, size) for b in blocks], axis).contiguous()
+
+
+def _at(r: Reduction, letter: str, size: int) -> list[int]:
+    """The block of ``size`` channels with the worst element, where those are of this letter."""
     worst = r.verdict.worst
     if worst is None or worst.channel is None or worst.stage not in TENSORS:
         return []
     if not TENSORS[worst.stage].shape[-1].startswith(letter):
         return []
-    return [worst.channel // BLOCK]
+    return [worst.channel // size]
 
 
 # --- values -----------------------------------------------------------------------------------
@@ -190,7 +195,7 @@ def values(r: Reduction) -> None:
             break
     for name in ("w13_weight_scale", "w2_weight_scale"):
         scale = getattr(r.problem, name)
-        level = torch.full_like(scale, int(scale.float().median()))
+        level = scale.float().median().to(scale.dtype).expand_as(scale).contiguous()
         r.take(replace(r.problem, **dict[str, Any]({name: level})))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from megamoe.cases import KINDS
-from megamoe.judge import BAD, STATUSES, WORDS, symptom_of
+from megamoe.judge import BAD, STATUSES, WORDS, distance, symptom_of
 from megamoe.report import draw, read
 from megamoe.suite.results import exit_code, recorded_line, verdict_line
 
@@ -276,12 +276,9 @@ def worst_line(worst: Mapping[str, Any]) -> str:
     where = where or read.sentence(read.items(worst, "index"))
     pair = "..".join(dict.fromkeys(map(str, read.items(worst, "expected_bits"))))
     ulps = read.number(worst, "ulps")
-    far = "the sign of zero" if ulps == 0 else f"{ulps} ULP outside"
-    far = "NaN on one side" if ulps is None else far
-    return (
-        f"{where}: expected {read.text(worst, 'expected')} ({pair}), got "
-        f"{read.text(worst, 'actual')} ({read.text(worst, 'actual_bits')}), {far}"
-    )
+    shown = [read.text(worst, name) for name in ("expected", "actual", "actual_bits")]
+    far = distance(ulps, shown[0], pair.rpartition("..")[2], *shown[1:])
+    return f"{where}: expected {shown[0]} ({pair}), got {shown[1]} ({shown[2]}), {far}"
 
 
 def _map(finding: Mapping[str, Any], detail: Mapping[str, Any] | None) -> View | None:

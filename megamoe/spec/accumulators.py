@@ -90,9 +90,10 @@ ACCUMULATORS: Final = {
 """The classes of MXFP4 and NVFP4: a golden of these formats has an envelope of each."""
 OF_FORMAT: Final = {
     "fp8-block": {a.name: a for a in (EXACT, FP32_ORDERED, SM90_E4M3_K128)},
+    "w4a16": {a.name: a for a in (EXACT, FP32, FP32_ORDERED)},
 }
-"""The classes of each other format. The runs of K, and how a run's sum is scaled, are the
-contract's there; a class says how a run is summed (``docs/numerics.md``, section 13)."""
+"""The classes of each other format. With fp8-block the runs of K, and how a run's sum is scaled,
+are the contract's; a class says how a run is summed (``docs/numerics.md``, section 13)."""
 KNOWN: Final = {**ACCUMULATORS, **{k: a for of in OF_FORMAT.values() for k, a in of.items()}}
 """All classes that a backend may claim."""
 

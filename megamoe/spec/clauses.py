@@ -73,7 +73,8 @@ class Contract:
     routing_weight: Clause[str]
     """The place of the multiplication: 'activation', before the amax is taken, or 'combine', by
     ``fma(row, weight, sum)``. The clause speaks of MXFP4: NVFP4 has 'combine' under each contract
-    that has a rule for it."""
+    that has a rule for it. A dialect may have 'row', in the combine, by a fused multiply-add or by
+    a product and a sum, or 'accumulator', before linear 2 is rounded to bfloat16."""
 
     # --- requantisation ---
     bf16_before_requant: Clause[bool]

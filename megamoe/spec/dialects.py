@@ -9,7 +9,7 @@ staging into MegaMoE's buffer, no layout of weights.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from megamoe.spec.clauses import Clause, Contract
@@ -33,16 +33,21 @@ class Dialect(Contract):
     clamp_nan: Clause[str]
     """What the clamp makes of NaN: 'upper', the upper bound of gate and up; 'first', the bound that
     meets it first, which is the lower one of up."""
+    silu_type: Clause[str]
+    """The type of silu before up is multiplied: 'fp32' or 'bf16'. The product is rounded to
+    bfloat16 in either case."""
     requant_group: Clause[int]
     """Activations that share a scale."""
     requant_amax_floor: Clause[float]
     """Lower bound of a group's amax before it becomes a scale."""
+    routing_type: Clause[str]
+    """The type of the routing weight where it is multiplied: 'fp32', as it is given, or 'bf16'."""
 
     @property
     def clauses(self) -> dict[str, Clause[Any]]:
         """The clauses that decide a bit of a forward of this format."""
         every = super().clauses
-        return {name: every[name] for name in _READ}
+        return {name: every[name] for name in _ORDER if every[name] is not _NONE}
 
     def takes(self, asked: Collection[str]) -> bool:
         """A call of the dialect's format, with no more features than it has."""
@@ -53,15 +58,19 @@ class Dialect(Contract):
         return kind in ("forward", "property") and self.takes(asked)
 
 
-_READ: Final = (
+_ORDER: Final = (
     "features", "weights", "staging_amax_floor", "activation_scale", "activation_group",
     "cast_saturates", "gate_up", "gate_up_order", "gate_clamped_below", "clamp_nan",
-    "precise_silu", "routing_weight", "bf16_before_requant",
+    "precise_silu", "silu_type", "routing_weight", "routing_type", "bf16_before_requant",
     "requant_group", "requant_scale", "requant_amax_floor", "combine_order",
 )  # fmt: skip
-"""In the order of computation. The other fields of :class:`Contract` speak of stages and options
-that a dialect does not have; they hold :data:`_NONE`."""
+"""In the order of computation."""
 _NONE: Final[Any] = Clause(None, "no rule: a dialect does not have this stage or option")
+"""The value of a field that is no clause of a dialect."""
+_UNREAD: Final[dict[str, Any]] = {
+    f.name: _NONE for f in fields(Dialect) if f.name not in ("revision", *_ORDER)
+}
+"""The fields of :class:`Contract` that speak of stages and options that no dialect has."""
 
 # --- FP8 weights with a scale per 128 x 128: SGLang's kernel for Hopper -------------------------
 
@@ -71,9 +80,6 @@ _PRE = "sgl-deep-gemm 0.1.5, sm90_mega_moe_pre_dispatch.cuh"
 SGL_SM90: Final = Dialect(
     revision="sgl-sm90",
     features=Clause(("fp8-block",), f"{_SM90}: SwiGLU of routed experts with a clamp, no more"),
-    replica_choice=_NONE, replica_hash=_NONE, padding_known=_NONE, staging_exponent_min=_NONE,
-    staging_exponent_max=_NONE, staging_clips=_NONE, clamp_drops_nan=_NONE, situ_tanh=_NONE,
-    amax_drops_nan=_NONE, requant_exponent_min=_NONE, shared_expert=_NONE,
     weights=Clause("fp8-block", f"{_SM90}: kGranK 128; gate_sf, up_sf and l2_sf of 128 x 128"),
     staging_amax_floor=Clause(1e-10, f"{_PRE}: fmaxf(local_max, 1e-10f)"),
     activation_scale=Clause("reciprocal", f"{_PRE}: absmax / 448, 1 / raw_scale, then a product"),
@@ -92,6 +98,7 @@ SGL_SM90: Final = Dialect(
     ),
     requant_amax_floor=Clause(1e-10, f"{_SM90}: fmaxf(amax, 1e-10f)"),
     combine_order=Clause("ascending-slot", f"{_SM90}: __ffs of the mask of live slots"),
+    silu_type=_NONE, routing_type=_NONE, **_UNREAD,
 )  # fmt: skip
 
 _OLD = "sgl-deep-gemm 0.1.4, sm90_fp8_mega_moe.cuh"
@@ -104,5 +111,41 @@ SGL_SM90_0_1_4: Final = (
     .changed("sgl-sm90-0.1.4", f"{_OLD}: no floor", requant_amax_floor=0.0)
 )  # fmt: skip
 
-DIALECTS: Final[dict[str, Dialect]] = {d.revision: d for d in (SGL_SM90_0_1_4, SGL_SM90)}
+# --- MXFP4 weights beside bfloat16: FlashInfer's kernels for Hopper ------------------------------
+
+_RUNNER = "flashinfer-ai/flashinfer fb28d72 (0.6.18), cutlass_fused_moe_kernels.cuh"
+
+W4A16: Final = Dialect(
+    revision="w4a16",
+    features=Clause(("w4a16",), f"{_RUNNER}: SwiGLU of routed experts; other options: not read"),
+    weights=Clause("w4a16", f"{_RUNNER}: use_wfp4a16, Fp4Type weights beside __nv_bfloat16"),
+    gate_up=Clause(
+        "bf16", f"{_RUNNER}: UnfusedGemmOutputType; also torch._grouped_mm, Marlin, and "
+        "triton_kernels without a fused activation. With one, triton_kernels has fp32",
+    ),
+    gate_up_order=Clause(
+        "gate-up", "megamoe's problem; FlashInfer takes up before gate: the caller swaps the halves"
+    ),
+    gate_clamped_below=Clause(False, f"{_RUNNER}: SwigluBiasAdaptor, one minimum for the gate"),
+    clamp_nan=Clause("upper", f"{_RUNNER}: cutlass::minimum<float> is fminf, and comes first"),
+    precise_silu=Clause("g*(1/d)", f"{_RUNNER}: cutlass Sigmoid, then a product with the gate"),
+    silu_type=Clause(
+        "fp32", f"{_RUNNER}: ComputeElem is float; vLLM's and SGLang's swiglu_limit_func is torch "
+        "in bfloat16: it rounds silu too",
+    ),
+    routing_weight=Clause(
+        "row", f"{_RUNNER}: thread_output + row_scale * expert_result of a bfloat16 row. "
+        "triton_kernels (_matmul_ogs.py, gammas) has 'accumulator'",
+    ),
+    routing_type=Clause(
+        "fp32", f"{_RUNNER}: float const* scales. vLLM rounds it to bfloat16 for Marlin "
+        "(marlin_template.h) and for triton_kernels (make_routing_data)",
+    ),
+    combine_order=Clause("ascending-slot", f"{_RUNNER}: finalizeMoeRoutingKernel, k_idx"),
+    staging_amax_floor=_NONE, activation_scale=_NONE, activation_group=_NONE, cast_saturates=_NONE,
+    bf16_before_requant=_NONE, requant_group=_NONE, requant_scale=_NONE, requant_amax_floor=_NONE,
+    **_UNREAD,
+)  # fmt: skip
+
+DIALECTS: Final[dict[str, Dialect]] = {d.revision: d for d in (SGL_SM90_0_1_4, SGL_SM90, W4A16)}
 """The dialects by name, an older one of the same kernel first."""

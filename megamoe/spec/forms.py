@@ -34,6 +34,8 @@ class Form:
     """The top bit is a sign, so that there are two zeros."""
     nan: int | None = None
     """The NaN that stands for all of them in a digest; None: the format has none."""
+    is_power: bool = False
+    """A value is the exponent of a power of two, and is written as that power."""
 
     def key(self, bits: Bits) -> Keys:
         """Integers in the order of the values, one apart per unit; both zeros are 0."""
@@ -56,8 +58,10 @@ class Form:
         return f"0x{int(bits) & ((1 << self.width) - 1):0{self.width // 4}x}"
 
     def text(self, bits: Any) -> str:
-        """The value of one element."""
+        """The value of one element; of a scale byte as ``2^-7``."""
         value = self.decode(np.asarray([bits]))[0]
+        if self.is_power:
+            return "NaN" if int(bits) & 0xFF == 0xFF else f"2^{int(value)}"
         return str(int(value)) if isinstance(value, np.integer) else f"{float(value):.6g}"
 
 
@@ -77,7 +81,9 @@ BF16: Final = Form("bfloat16", 16, lambda b: (b & 0x7FFF) > 0x7F80, bf16_decode,
 E4M3: Final = Form("e4m3", 8, lambda b: (b & 0x7F) == 0x7F, lambda b: E4M3_TABLE[b], True, 0x7F)
 F32: Final = Form("float32", 32, lambda b: (b & 0x7FFFFFFF) > 0x7F800000, _f32, True, 0x7FC00000)
 # By the format, UE8M0 0xFF is a NaN; for code that stores it, it is a byte like any other.
-UE8M0: Final = Form("ue8m0 exponent", 8, _never, lambda b: b.astype(np.int64) - 127, False)
+UE8M0: Final = Form(
+    "ue8m0 exponent", 8, _never, lambda b: b.astype(np.int64) - 127, False, is_power=True
+)
 BYTE: Final = Form("byte", 8, _never, _plain, False)
 INT32: Final = Form("int32", 32, _never, _plain, False)
 INT64: Final = Form("int64", 64, _never, _plain, False)

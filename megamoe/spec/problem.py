@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import torch
 
 from megamoe.spec.features import DIALECT_FORMATS, Activation, features_of
+from megamoe.spec.tensors import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class Problem:
     """One of :data:`megamoe.spec.features.WEIGHT_FORMATS`. With nvfp4 the two weight scales are (E,
     2I, H/16) and (E, H, I/16) uint8, E4M3 bytes from 0 to 0x7E, and the three fields below are
     set. With fp8-block the weights are (E, 2I, H) and (E, H, I) uint8, E4M3 codes without NaN, and
-    their scales (E, 2I/128, H/128) and (E, H/128, I/128) float32, finite and not below 0."""
+    their scales (E, 2I/128, H/128) and (E, H/128, I/128) float32, finite and not below 0. With
+    w4a16 they are as with mxfp4, and scale bytes are from 2 to 251 where a group has a weight that
+    is not 0: there a weight is a normal bfloat16 number."""
     w13_weight_scale_2: torch.Tensor | None = None
     w2_weight_scale_2: torch.Tensor | None = None
     """(E,) float32, above 0: a weight is ``code * scale * scale_2`` of its expert."""
@@ -118,6 +121,12 @@ class Problem:
         rows = {name: getattr(self, name) for name in (*_BY_TOKEN, "shared_output")}
         taken: dict[str, Any] = {n: t[at] for n, t in rows.items() if t is not None}
         return replace(self, **taken)
+
+    def at_experts(self, at: torch.Tensor, topk_ids: torch.Tensor) -> Problem:
+        """The problem with the weights of some experts, ``at`` int64, under new ids (T, K)."""
+        given = {name: getattr(self, name) for name in WEIGHTS} | self.expert_factors
+        taken: dict[str, Any] = {name: tensor[at].contiguous() for name, tensor in given.items()}
+        return replace(self, topk_ids=topk_ids, **taken)
 
     @property
     def act(self) -> Activation:

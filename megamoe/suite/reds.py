@@ -110,11 +110,8 @@ def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case]
     for symptom in found:
         for case in symptom.pictured:
             place = _own_fault(case)
-            if not place and case["status"] == "error" and not _verb(case, known.get(case["id"])):
-                place = "that error"  # the picture says what: a shape, a crash, a hang
             if place:
-                words = f"--backend {_backend(report)} --case {case['id']}"
-                _say(console, f"next: mend {place}, then: {_command(report, 'check', words)}")
+                _mend(report, console, place, case)
                 return
         verbs = {case["id"]: _verb(case, known.get(case["id"])) for case in symptom.cases}
         explained = [name for name, verb in verbs.items() if verb == "explain"]
@@ -125,8 +122,17 @@ def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case]
             words = f"{chosen} --backend {_backend(report)}"
             _say(console, f"next: {_command(report, verbs[chosen], words)}")
             return
+        wrong = symptom.pictured[0]
+        if wrong["status"] == "error":  # no command says more than its reason
+            _mend(report, console, "this" if len(found) == 1 else f"this ({symptom.text})", wrong)
+            return
     if found:
         _say(console, f"next: megamoe show {found[0].pictured[0]['id']}")
+
+
+def _mend(report: Mapping[str, Any], console: Console, what: str, case: Mapping[str, Any]) -> None:
+    words = f"--backend {_backend(report)} --case {case['id']}"
+    _say(console, f"next: mend {what}, then: {_command(report, 'check', words)}")
 
 
 def _reds(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -136,17 +142,17 @@ def _reds(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _verb(case: Mapping[str, Any], known: Case | None) -> str:
     """``explain`` for a wrong stage or a wrong staged tensor, ``reduce`` for an exception in a
     forward; else nothing. A broken law is neither: both verbs make one call, and a law needs
-    several. Neither takes NVFP4."""
-    if known is not None and known.params.get("weight_format") == "nvfp4":
-        return ""
+    several. ``explain`` follows MXFP4 alone; ``reduce`` takes every format."""
+    wrong = "explain"
+    if known is not None and known.params.get("weight_format", "mxfp4") != "mxfp4":
+        wrong = "reduce"
     if case["kind"] == "staging":
         return "explain" if case["status"] == "fail" else ""
     if case["kind"] not in FORWARDS:
         return ""
     if case["status"] == "error":
         return "reduce" if "the backend raised" in case["reason"] else ""
-
-    return "explain" if any(f["stage"] in STAGES for f in case["findings"]) else ""
+    return wrong if any(f["stage"] in STAGES for f in case["findings"]) else ""
 
 
 def _own_fault(case: Mapping[str, Any]) -> str:

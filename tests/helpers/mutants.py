@@ -27,6 +27,7 @@ SOURCES = {
     "eager_combine": "backends/eager_combine.py",
     "eager_nvfp4": "backends/eager_nvfp4.py",
     "eager_fp8_block": "backends/eager_fp8_block.py",
+    "eager_w4a16": "backends/eager_w4a16.py",
     "staging": "layer/staging.py",
     "eplb": "layer/eplb.py",
     "kernel_weights": "layer/kernel_weights.py",

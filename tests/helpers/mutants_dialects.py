@@ -83,4 +83,77 @@ FP8_BLOCK_LAWS = [
     Mutant("fp8-block-sum-starts-from-the-last-call", _P + "stale-buffer-broken", [(_B, f"acc = {_ZEROS}", f"acc = 0.0 * globals().setdefault('LAST', {{}}).get((len(codes), len(weight)), {_ZEROS})"), (_B, "    return acc\n", "    LAST[len(codes), len(weight)] = acc\n    return acc\n")], _NOW),
 ]  # fmt: skip
 
-DIALECTS = [*FP8_BLOCK, *FP8_BLOCK_LAWS]
+# --- MXFP4 beside bfloat16 -----------------------------------------------------------------------
+
+_W = "forward/w4a16-"
+_ROUND = "gate_up = gate_up.to(torch.bfloat16).float()"
+_ACTS = "return (gated * up).to(torch.bfloat16)"
+_POWERS = "powers = ((scale.long()"
+_TABLE = "table = torch.from_numpy(E2M1_TABLE.copy()).double().to(packed.device)"
+_X = "x = rows.double()"
+_ADD = "acc = (acc.double() + block).float()"
+_COMBINE = "return combine(slots, live, weights, contract)"
+_FOLD = 'if contract.routing_weight.value == "accumulator":'
+_HALVES = "gate, up = gate_up.chunk(2, dim=-1)"
+_DOWN = "down = linear(activate(gate_up, problem.act, contract), w2)"
+
+
+def _w4a16(name: str, old: str, new: str, case: str) -> Mutant:
+    return Mutant.of(f"w4a16-{name}", "eager_w4a16", old, new, _W + case, "w4a16")
+
+
+def _sources(name: str, case: str, *edits: tuple[str, str]) -> Mutant:
+    return Mutant(f"w4a16-{name}", _W + case, [("eager_w4a16", *edit) for edit in edits], "w4a16")
+
+
+W4A16 = [
+    _w4a16("scale-of-the-group-beside", _POWERS, "powers = ((scale.roll(1, 1).long()", "scale-of-another-group-h640-i384"),
+    _w4a16("scale-of-the-row-above", _POWERS, "powers = ((scale.roll(1, 0).long()", "scale-of-another-group-h640-i384"),
+    _w4a16("scale-of-the-other-half", _POWERS, "powers = ((scale.roll(len(scale) // 2, 0).long()", "scale-of-another-group-h640-i384"),
+    _w4a16("scale-of-64-values", _POWERS, "powers = ((scale[:, ::2].repeat_interleave(2, 1).long()", "scale-of-another-group-h640-i384"),
+    _w4a16("scale-above-250-saturates", _POWERS, "powers = ((scale.clamp_max(250).long()", "scale-bytes-251-and-60"),
+    _w4a16("scale-below-3-is-3", _POWERS, "powers = ((scale.clamp_min(3).long()", "scale-bytes-2-and-251"),
+    _w4a16("nibbles-in-the-other-order", "[packed & 15, packed >> 4]", "[packed >> 4, packed & 15]", "scale-of-another-group-h640-i384"),
+    _w4a16("code-of-a-half-is-zero", _TABLE, _TABLE + "\n    table[table.abs() == 0.5] = 0.0", "every-code"),
+    _w4a16("code-of-six-is-eight", _TABLE, _TABLE + "\n    table[table.abs() == 6.0] *= 4 / 3", "every-code"),
+    _w4a16("weights-in-e5m2", "return (table[codes].unflatten(-1, (-1, GROUP)) * powers.unsqueeze(-1)).flatten(-2)", "return (table[codes].unflatten(-1, (-1, GROUP)) * powers.unsqueeze(-1)).flatten(-2).clamp(-57344.0, 57344.0)", "scale-bytes-251-and-60"),
+    _w4a16("operands-quantised-to-e4m3", _X, "x = rows.float().clamp(-448, 448).to(torch.float8_e4m3fn).double()", "operand-quantised"),
+    _w4a16("operands-in-fp16", _X, "x = rows.half().double()", "scale-bytes-2-and-251"),
+    _w4a16("activations-quantised-to-e4m3", _ACTS, "return (gated * up).clamp(-448, 448).to(torch.float8_e4m3fn).to(torch.bfloat16)", "operand-quantised"),
+    _w4a16("gate-and-up-kept-in-fp32", 'if contract.gate_up.value == "bf16":', "if False:", "gate-and-up-kept-in-fp32"),
+    _w4a16("gate-and-up-truncated", _ROUND, "gate_up = (gate_up.view(torch.int32) & -65536).view(torch.float32)", "gate-and-up-kept-in-fp32"),
+    _w4a16("gate-and-up-tie-away-from-zero", _ROUND, "gate_up = ((gate_up.view(torch.int32) + 0x8000) & -65536).view(torch.float32)", "gate-and-up-kept-in-fp32"),
+    _w4a16("gate-and-up-swapped", _HALVES, "up, gate = gate_up.chunk(2, dim=-1)", "scale-of-another-group-h640-i384"),
+    _w4a16("gate-and-up-interleaved", _HALVES, "gate, up = gate_up.unflatten(-1, (-1, 2)).unbind(-1)", "scale-of-another-group-h640-i384"),
+    _w4a16("silu-rounded-to-bf16", 'if contract.silu_type.value == "bf16":', "if True:", "silu-rounded-to-bf16"),
+    _w4a16("silu-of-gpt-oss", "denominator = 1.0 + (-gate)", "denominator = 1.0 + (-1.702 * gate)", "silu-rounded-to-bf16"),
+    _w4a16("up-plus-one", _ACTS, "return (gated * (up + 1.0)).to(torch.bfloat16)", "silu-rounded-to-bf16"),
+    _w4a16("activations-kept-in-fp32", _ACTS, "return gated * up", "silu-rounded-to-bf16"),
+    _w4a16("activations-truncated", _ACTS, "return ((gated * up).view(torch.int32) & -65536).view(torch.float32).to(torch.bfloat16)", "silu-rounded-to-bf16"),
+    _w4a16("clamp-bound-in-bf16", "bound = torch.tensor(act.clamp, dtype=torch.float32, device=gate.device)", "bound = torch.tensor(act.clamp, device=gate.device).bfloat16().float()", "clamp-bound-rounded-to-bf16"),
+    _w4a16("clamp-of-the-gate-below-too", "lower = -bound if contract.gate_clamped_below.value else torch.full_like(bound, -torch.inf)", "lower = -bound", "clamp-bound-rounded-to-bf16"),
+    _w4a16("clamp-of-up-missing", "gate, up = _clamped(gate, lower, bound, bound), _clamped(up, -bound, bound, of_nan)", "gate = _clamped(gate, lower, bound, bound)", "clamp-bound-rounded-to-bf16"),
+    _w4a16("clamp-lets-nan-through", "return torch.where(value.isnan(), of_nan, value.clamp(low, high))", "return value.clamp(low, high)", "nan-token-becomes-the-bound"),
+    _w4a16("clamp-nan-of-up-becomes-the-lower-bound", 'of_nan = bound if contract.clamp_nan.value == "upper" else -bound', "of_nan = -bound", "nan-token-becomes-the-bound"),
+    _w4a16("nan-becomes-zero", _X, "x = rows.double().nan_to_num(0.0, torch.inf, -torch.inf)", "nan-token-becomes-nan"),
+    _w4a16("infinity-becomes-zero", _X, "x = rows.double().nan_to_num(torch.nan, 0.0, 0.0)", "nan-token-becomes-nan"),
+    _w4a16("weight-dropped", _COMBINE, "return combine(slots, live, torch.ones_like(weights), contract)", "routing-weight-rounded-to-bf16"),
+    _w4a16("weight-of-slot-0", _COMBINE, "return combine(slots, live, weights[:, :1].expand_as(weights), contract)", "scale-of-another-group-h640-i384"),
+    _w4a16("weight-rounded-to-bf16", 'if contract.routing_type.value == "bf16":', "if True:", "routing-weight-rounded-to-bf16"),
+    _sources("weight-before-the-row-is-rounded", "routing-weight-before-the-row-is-rounded", (_FOLD, "if True:"), (_COMBINE, "return combine(slots, live, torch.ones_like(weights), contract)")),
+    _sources("weight-in-the-activations", "routing-weight-before-the-row-is-rounded", (_DOWN, "down = linear((activate(gate_up, problem.act, contract).float() * weights[token, slot].unsqueeze(-1)).to(torch.bfloat16), w2)"), (_COMBINE, "return combine(slots, live, torch.ones_like(weights), contract)")),
+    _sources("weight-rounded-with-the-row", "routing-weight-before-the-row-is-rounded", ("slots[token, slot] = down.to(torch.bfloat16)", "slots[token, slot] = (down.to(torch.bfloat16) * weights[token, slot].unsqueeze(-1)).to(torch.bfloat16)"), (_COMBINE, "return combine(slots, live, torch.ones_like(weights), contract)")),
+    _w4a16("row-truncated-to-bf16", "slots[token, slot] = down.to(torch.bfloat16)", "slots[token, slot] = (down.view(torch.int32) & -65536).view(torch.float32).to(torch.bfloat16)", "scale-of-another-group-h640-i384"),
+    _w4a16("sum-in-bf16", _ADD, "acc = (acc.double() + block).bfloat16().float()", "bell-precise"),
+    _w4a16("block-rounded-to-bf16", _ADD, "acc = (acc.double() + block.bfloat16()).float()", "bell-precise"),
+    _w4a16("last-block-lost", "for at in range(0, x.shape[1], GROUP):", "for at in range(0, x.shape[1] - GROUP, GROUP):", "scale-of-another-group-h640-i384"),
+    _w4a16("blocks-beyond-64-lost", "for at in range(0, x.shape[1], GROUP):", "for at in range(0, min(x.shape[1], 2048), GROUP):", "sums-of-4096"),
+    _w4a16("rows-beyond-64-lost", "token, slot = (ids == expert).nonzero(as_tuple=True)", "token, slot = (t[:64] for t in (ids == expert).nonzero(as_tuple=True))", "rows-of-one-expert-t65"),
+    _w4a16("masked-slot-takes-part", "live = (ids >= 0) & (ids < problem.num_experts)", "live = (ids >= 0) & (ids < problem.num_experts)\n    live, slots[~live] = live | True, 1.0\n    ids = ids.clamp_min(0)", "masked-slots-and-zero-rows"),
+    _w4a16("masked-weight-times-zero", _COMBINE, "return combine(slots, live | True, weights, contract)", "masked-slots-and-zero-rows"),
+    _w4a16("expert-of-the-id-before", "w13 = decoded(problem.w13_weight[expert], ", "w13 = decoded(problem.w13_weight[expert - 1], ", "scale-of-another-group-h640-i384"),
+    Mutant("w4a16-combine-backwards", _W + "slots-of-one-expert-cancel", [("eager_combine", "    order = list(range(slots.shape[1]))\n", "    order = list(range(slots.shape[1]))[::-1]\n")], "w4a16"),
+    Mutant("w4a16-combine-in-bf16", _W + "routing-weight-before-the-row-is-rounded", [("eager_combine", "        acc = torch.where(takes_part, added, acc)\n", "        acc = torch.where(takes_part, added, acc).bfloat16().float()\n")], "w4a16"),
+]  # fmt: skip
+
+DIALECTS = [*FP8_BLOCK, *FP8_BLOCK_LAWS, *W4A16]

@@ -12,7 +12,8 @@
 | ``features`` | the same of alpha and beta, swiglustep and SiTU | fp32 activations |
 | ``combine``, ``orders`` | sums of linear 2 | ``y`` |
 
-``casts`` has what both quantisations can do wrong, ``rows`` which rows a wrong index reads,
+``weights`` has the places where the routing weight can be applied, ``combiner`` the combine in
+steps. ``casts`` has what both quantisations can do wrong, ``rows`` which rows a wrong index reads,
 ``roundings`` what happens on the way to bfloat16, ``fp8_rows`` the rows of an FP8 combine. Another
 revision of the contract is a deviation too.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megamoe.explain.deviations import weights
 from megamoe.explain.deviations.features import catalogue as of_features
 from megamoe.explain.deviations.roundings import flushed
 from megamoe.explain.deviations.rows import other_weights
@@ -34,11 +35,11 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
     yield own.replaced("subnormal up is flushed to zero", "clamp", clamp=_flushed_up(life))
     for name, steps in of_features(life):
         yield own.replaced(name, life.token.act.name, **steps)
-    for name, steps in _products(life):
+    for name, steps in (*weights.elsewhere(life), *_products()):
         yield own.replaced(name, "routing weight", **steps)
-    for name, weights in other_weights(life, source).items():
+    for name, others in other_weights(life, source).items():
         yield own.replaced(
-            name, "routing weight", weight=lambda slot, w=weights: w.get(slot.slot, slot.weight)
+            name, "routing weight", weight=lambda slot, w=others: w.get(slot.slot, slot.weight)
         )
 
 
@@ -174,15 +175,7 @@ def _flushed_up(life: Life) -> Callable[[F32, F32], Pair]:
 # --- products -----------------------------------------------------------------------------------
 
 
-def _products(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
-    def dropped(s: F32, u: F32, w: F32) -> F32:
-        return s * u
-
-    yield "the routing weight is dropped", {"product": dropped}
-    yield (
-        "the routing weight is applied after requantisation",
-        {"product": dropped, "row": lambda sums, w: after(sums, w)},
-    )
+def _products() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "the routing weight is applied twice", {"product": lambda s, u, w: s * u * w * w}
     yield (
         "the routing weight is rounded to bfloat16",
@@ -205,8 +198,3 @@ def _products(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "up is left out", {"product": lambda s, u, w: s * w}
     yield "the gate is left out", {"product": lambda s, u, w: u * w}
     yield "the product is rounded to bfloat16", {"product": lambda s, u, w: in_bf16(s * u) * w}
-
-
-def after(sums: F64, weight: np.float32) -> F32:
-    """A slot row that is multiplied by the routing weight, then rounded."""
-    return in_bf16((sums.astype(np.float32) * weight).astype(np.float32))

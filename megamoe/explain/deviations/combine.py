@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import numpy as np
 
-from megamoe.explain.deviations import fp8_rows, orders
-from megamoe.explain.deviations.activation import after
-from megamoe.explain.deviations.fp8_rows import Read
+from megamoe.explain.deviations import fp8_rows, orders, weights
+from megamoe.explain.deviations.combiner import Combiner, as_it_is, finished_of, output_of
 from megamoe.explain.deviations.roundings import BF16_ROUNDINGS, truncated
-from megamoe.explain.life import Life, Slot, combine_of, live_slot
+from megamoe.explain.life import Life, Slot, live_slot
 from megamoe.explain.places import ALL_LOST
 from megamoe.explain.sources import Source
 from megamoe.explain.ways import Rows, Way, combined, in_bf16, right
@@ -32,12 +31,13 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
         "slot rows are not rounded to bfloat16": lambda s, w: s.astype(np.float32),
         "slot rows are truncated to bfloat16": lambda s, w: truncated(s.astype(np.float32)),
         "slot rows are rounded to fp16": lambda s, w: s.astype(np.float16).astype(np.float32),
-        "slot rows are multiplied by the routing weight, after requantisation": after,
     }
     for name, rounding in BF16_ROUNDINGS.items():
         rows[f"slot rows: {name}"] = lambda s, w, r=rounding: in_bf16(r(s.astype(np.float32)))  # type: ignore[misc]
     for name, row in rows.items():
         yield own.replaced(name, "linear 2", row=row)
+    for name, steps in weights.again(life):
+        yield own.replaced(name, "routing weight", **steps)
     for name, combine in _combines(life):
         yield own.replaced(name, "combine", combine=combine)
     missing = [k for k, e in enumerate(life.token.ids) if not 0 <= e < life.token.experts]
@@ -55,50 +55,8 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
     yield own.replaced("y of a token without a slot is -0", "combine", empty=_MINUS_ZERO)
 
 
-@dataclass(frozen=True)
-class _Combine:
-    """One combine in steps: rows as they are read, their sum from zero, and what follows it."""
-
-    life: Life
-    read: Read
-    finished: Callable[[F32], U16]
-
-    def __call__(self, sums: Callable[[orders.Taken], F32], rows: Rows) -> U16:
-        """``sums`` takes the rows by slot, in the contract's order, and adds them."""
-        slots = len(self.life.token.ids)
-        order = combine_of(self.life.token, self.life.channels, self.life.contract).order(
-            slots, slots in rows
-        )
-        every = [slots if k is None else k for k in order]
-        taken = {k: self.read(rows[k]).astype(np.float32) for k in every if k in rows}
-        return self.finished(
-            sums(taken) if taken else np.zeros(len(self.life.channels), np.float32)
-        )
-
-    @classmethod
-    def of(cls, life: Life) -> _Combine:
-        """The contract's steps; a product of an E4M3 value and its scale is exact in fp32."""
-        reads = fp8_rows.read() if life.token.dtype == "fp8" else _as_it_is
-        return cls(life, reads, partial(_finished, life, bf16_round))
-
-
-def _as_it_is(row: F32) -> F64:
-    return row.astype(np.float64)
-
-
-def _finished(life: Life, rounded: Callable[[F32], U16], total: F32) -> U16:
-    """``y`` of the sum: rounded, then with the output that the call adds."""
-    y = rounded(total)
-    return y if life.token.output is None else bf16_round(bf16_decode(y) + _output(life))
-
-
-def _output(life: Life) -> F32:
-    assert life.token.output is not None
-    return bf16_decode(life.token.output[life.channels])
-
-
 def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
-    own = _Combine.of(life)
+    own = Combiner.of(life)
     for name, sums in orders.SUMS.items():
         yield name, partial(own, sums)
     yield "slots are added in the order of their experts", partial(own, partial(_by_expert, life))
@@ -121,7 +79,7 @@ def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
     yield (
         "y is truncated to bfloat16",
         partial(
-            replace(own, finished=partial(_finished, life, lambda t: bf16_round(truncated(t)))),
+            replace(own, finished=partial(finished_of, life, lambda t: bf16_round(truncated(t)))),
             orders.added,
         ),
     )
@@ -129,7 +87,7 @@ def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
         yield (
             f"y: {name}",
             partial(
-                replace(own, finished=partial(_finished, life, _before(rounding))), orders.added
+                replace(own, finished=partial(finished_of, life, _before(rounding))), orders.added
             ),
         )
     yield ALL_LOST, lambda r: np.zeros(len(life.channels), np.uint16)
@@ -139,7 +97,7 @@ def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
     )
     yield (
         "infinity is held to the largest bfloat16 in y",
-        partial(replace(own, finished=partial(_finished, life, _before(_held))), orders.added),
+        partial(replace(own, finished=partial(finished_of, life, _before(_held))), orders.added),
     )
     yield (
         "NaN of a slot row is left out",
@@ -156,16 +114,7 @@ def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
     if life.token.dtype == "fp8":
         for name, reading in fp8_rows.READS.items():
             yield name, partial(replace(own, read=reading), orders.added)
-        yield (
-            "FP8 rows are multiplied by the routing weight again",
-            partial(own, partial(_weighted, life)),
-        )
     yield from _of_slots(life)
-
-
-def _ended(own: _Combine, rounded: Callable[[F32], U16]) -> _Combine:
-    """The same with another rounding of the sum."""
-    return replace(own, finished=partial(_finished, own.life, rounded))
 
 
 def _before(rounding: Callable[[F32], F32]) -> Callable[[F32], U16]:
@@ -176,7 +125,7 @@ def _held(total: F32) -> F32:
     return np.clip(total, -LARGEST, LARGEST)
 
 
-def _of_output(life: Life, own: _Combine) -> Iterator[tuple[str, Combined]]:
+def _of_output(life: Life, own: Combiner) -> Iterator[tuple[str, Combined]]:
     """What is added after the combine, in wrong ways."""
     shared = len(life.token.ids)
     if any(slot.slot == shared for slot in life.slots):
@@ -192,7 +141,7 @@ def _of_output(life: Life, own: _Combine) -> Iterator[tuple[str, Combined]]:
             yield "the shared expert's row is left in bfloat16", partial(_left, own, shared)
     if life.token.output is None:
         return
-    output = _output(life)
+    output = output_of(life)
     ways: dict[str, Callable[[F32], U16]] = {
         "the output is left out": bf16_round,
         "the output is added before y is rounded": lambda t: bf16_round(t + output),
@@ -214,15 +163,10 @@ def _by_expert(life: Life, rows: orders.Taken) -> F32:
     return orders.in_order(rows, sorted(rows, key=lambda k: (ids.get(k, 0), k)))
 
 
-def _weighted(life: Life, rows: orders.Taken) -> F32:
-    weights = [*life.token.weights, np.float32(1)]  # the last one is the shared expert's
-    return orders.added({k: (row * weights[k]).astype(np.float32) for k, row in rows.items()})
-
-
 def _of_slots(life: Life) -> Iterator[tuple[str, Combined]]:
     def only(rows: Rows, slots: set[int]) -> U16:
         kept = {k: r for k, r in rows.items() if k in slots}
-        own = _Combine.of(life)
+        own = Combiner.of(life)
         return combined(kept, life, life.contract) if kept else own(orders.added, {})
 
     def without(slot: int, rows: Rows) -> U16:
@@ -232,7 +176,7 @@ def _of_slots(life: Life) -> Iterator[tuple[str, Combined]]:
         return only(rows, {slot})
 
     def twice(slot: int, rows: Rows) -> U16:
-        return _Combine.of(life)(lambda r: orders.in_order(r, [*r, slot]), rows)
+        return Combiner.of(life)(lambda r: orders.in_order(r, [*r, slot]), rows)
 
     for slot in life.slots:
         k, name = slot.slot, f"slot {slot.slot} ({_expert(slot)})"
@@ -252,14 +196,14 @@ def _with_masked_weights(life: Life, missing: list[int], rows: Rows) -> U16:
     return np.full_like(y, 0x7FC0) if lost else y
 
 
-def _apart(own: _Combine, slot: int, rows: Rows) -> U16:
+def _apart(own: Combiner, slot: int, rows: Rows) -> U16:
     """A row that is added to ``y`` in bfloat16."""
     y = own(orders.added, {k: row for k, row in rows.items() if k != slot})
     return bf16_round(bf16_decode(y) + rows[slot]) if slot in rows else y
 
 
-def _left(own: _Combine, slot: int, rows: Rows) -> U16:
+def _left(own: Combiner, slot: int, rows: Rows) -> U16:
     """All rows but one are read as FP8."""
     read = {k: own.read(row).astype(np.float32) for k, row in rows.items() if k != slot}
-    plain = replace(own, read=_as_it_is)
+    plain = replace(own, read=as_it_is)
     return plain(orders.added, read | {slot: rows[slot]} if slot in rows else read)

@@ -115,8 +115,14 @@ def _exponents(own: Way) -> Iterator[Named]:
     def floored(least: float) -> Callable[[F32], I32]:
         return lambda m: byte(np.maximum(m, np.float32(least)))
 
-    yield "the exponent is rounded down", {"exponent": _down}
-    yield "the exponent is rounded to nearest", {"exponent": _nearest}
+    floor = own.contract.requant_exponent_min.value
+
+    def rounded(exponent: Callable[[F32], I32]) -> dict[str, Any]:
+        """Another rounding, and the contract's floor."""
+        return {"exponent": lambda m: np.maximum(exponent(m), floor or 0)}
+
+    yield "the exponent is rounded down", rounded(_down)
+    yield "the exponent is rounded to nearest", rounded(_nearest)
     yield "the exponent is one too large", {"exponent": lambda m: byte(m) + 1}
     yield "the exponent is one too small", {"exponent": lambda m: byte(m) - 1}
     yield (
@@ -129,9 +135,9 @@ def _exponents(own: Way) -> Iterator[Named]:
     )
     yield (
         "the exponent is rounded up from a mantissa of 1.5 on",
-        {"exponent": lambda m: (_bits(_scaled(m)) + 0x400000) >> 23},
+        rounded(lambda m: (_bits(_scaled(m)) + 0x400000) >> 23),
     )
-    yield "the exponent is that of amax / 256, rounded down", {"exponent": lambda m: _by_bits(m, 0)}
+    yield "the exponent is that of amax / 256, rounded down", rounded(lambda m: _by_bits(m, 0))
     yield (
         "a subnormal scale is flushed before its exponent is taken",
         {"exponent": lambda m: ue8m0_ceil(flushed(_scaled(m)))},
@@ -143,7 +149,6 @@ def _exponents(own: Way) -> Iterator[Named]:
     )
     for least in (1e-4, 1e-10, 1e-12):
         yield f"amax has a floor of {least:g}", {"exponent": floored(least)}
-    floor = own.contract.requant_exponent_min.value
     if floor:
         yield (
             "the exponent's floor is one too large",

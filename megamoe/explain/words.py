@@ -1,0 +1,114 @@
+"""Causes in lines for a person: the part of a batch that is wrong, and the deviations that fit."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from megamoe.printable import counted
+
+Plain = dict[str, Any]
+_ALTERNATIVES: Final = 6
+"""Deviations that are shown of those that explain the same values."""
+_RULES: Final = 4
+"""Rules for the batch that are shown."""
+_APART: Final = "which this data cannot tell apart"
+
+
+def causes(said: Plain, label: str = "cause") -> list[str]:
+    """What is wrong in an output that :func:`megamoe.explain.explain` was given.
+
+    A rule for the whole batch by which slots are lost is the cause; what one token shows of it
+    comes after it. ``label`` stands for ``cause`` where another cause is named already.
+    """
+    batch = said.get("batch") or {"rules": []}
+    lines, seen = [], label
+    if batch["rules"] and batch["is_lost"]:
+        lines += _alternatives(label, batch["rules"], _RULES)
+        gives = "each gives" if len(batch["rules"]) > 1 else "gives"
+        lines.append(f"  {gives} exactly the {_wrong(batch)} outside")
+        seen = f"seen at token {said['token']} as"
+    elif batch["rules"]:
+        lines += _alternatives("where", batch["rules"], _RULES)
+        lines.append(f"  exactly the {_wrong(batch)} outside")
+    for step in said["actual"]["explanations"]:
+        lines += explanation(step, seen)
+    return lines
+
+
+def explanation(step: Plain, label: str = "cause") -> list[str]:
+    """The explanation of the wrong values of one step between two stages."""
+    lines = _explanation(step, label)
+    if step["not_tried"]:
+        lines.append(
+            f"  ({step['not_tried']} deviations of linear 1 were not tried on so large a layer: "
+            "show l2_acts and l2_acts_sf for these)"
+        )
+    return lines
+
+
+def _explanation(step: Plain, label: str) -> list[str]:
+    differing, exact, partial = step["differing"], step["exact"], step["partial"]
+    known = f"none of {step['tried']} known deviations explains"
+    wrong = f"{counted(differing, 'wrong value')} of {step['of']} {step['compared']}"
+    if partial:
+        lines = [f"{label}: unknown; {known} all {wrong}; in part:"]
+        return lines + [f"  {_way(way)}: {_how_much(way, differing)}" for way in partial]
+    if not exact:
+        return [f"{label}: unknown; {known} the {wrong}"]
+    all_of = f"all {wrong}" if differing > 1 else f"the {wrong}"
+    if step["follows"]:
+        return [f"  explains {all_of} too"]
+    ways = _joined(exact)
+    each = "each explains" if len(ways) > 1 else "explains"
+    return [*_alternatives(label, ways, _ALTERNATIVES), f"  {each} {all_of}"]
+
+
+def _alternatives(label: str, ways: list[str], most: int) -> list[str]:
+    """One line where one thing fits, else a line for each."""
+    if len(ways) == 1:
+        return [f"{label}: {ways[0]}"]
+    more = len(ways) - most
+    rest = [f"  and {more} more (--json has them)"] if more > 0 else []
+    return [f"{label}: one of these {len(ways)}, {_APART}:", *(f"  {way}" for way in ways[:most]),
+            *rest]  # fmt: skip
+
+
+def _wrong(batch: Plain) -> str:
+    that = "that is" if batch["wrong"] == 1 else "that are"
+    return f"{batch['wrong']} of {counted(batch['tokens'], 'token')} {that}"
+
+
+def _joined(exact: list[Plain]) -> list[str]:
+    """The deviations, those with the same codes as one line."""
+    groups: dict[Any, list[Plain]] = {}
+    for k, way in enumerate(exact):
+        groups.setdefault(way.get("alike", ("alone", k)), []).append(way)
+    out = []
+    for ways in groups.values():
+        if len(ways) == 1:
+            out.append(_way(ways[0]))
+            continue
+        names = [way["what"].split(" ") for way in ways]
+        same = 0
+        while len({name[same] if same < len(name) else "" for name in names}) == 1:
+            same += 1
+        same -= names[0][same - 1] in ("by", "is", "to")  # a word that each one keeps
+        rests = [" ".join(name[same:]) for name in names]
+        whole = {**ways[0], "what": " ".join([*names[0][:same], "; or ".join(rests)])}
+        out.append(f"{_way(whole)} (this data cannot tell these apart)")
+    return out
+
+
+def _way(way: Plain) -> str:
+    where = f", {way['where']}" if way["where"] else ""
+    return f"{way['stage']}: {way['what']}{where}"
+
+
+def _how_much(way: Plain, differing: int) -> str:
+    text = f"explains {way['explains']} of {differing}; {way['unexplained']} left unexplained"
+    if way["contradicts"]:
+        text += f", and {way['contradicts']} that are right would be wrong"
+    return text
+
+
+__all__ = ["causes", "explanation"]
