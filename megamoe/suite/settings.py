@@ -125,10 +125,8 @@ class Settings:
 
     def scope(self, cases: Sequence[Case]) -> str:
         """How many cases there are, of which tier, and why of that one."""
-        quick, tier = (
-            sum(case.tier == "quick" for case in cases),
-            f" of the {self.chosen_tier} tier",
-        )
+        quick = sum(case.tier == "quick" for case in cases)
+        tier = f" of the {self.chosen_tier} tier"
         if self.tier is None and self.chosen_tier == "full":
             why = "a pattern was given" if self.case else "--failed was given"
             tier += f" ({why}; --tier quick: {quick})"
