@@ -48,8 +48,8 @@ def _tally(tally: Mapping[int, int], most: int = 8) -> str:
 
 
 def _map(finding: Finding) -> list[str]:
-    """Rows down, 128-channel tiles across. Rows that look alike and follow each other are one
-    line; where these lines are too many, several rows are one character."""
+    """Rows down, 128-channel tiles across. Three rows or more that look alike and follow each other
+    are one line; where these lines are too many, several rows are one character."""
     rows, tiles = finding.shape
     if rows * tiles <= 1 or not finding.grid:
         return []
@@ -64,8 +64,10 @@ def _map(finding: Finding) -> list[str]:
     out = [f"{head}; {SHADES[-1]} is {counted(most, 'element')}"]
     for first, after, shades in lines:
         many = after - first
-        alike = f"  {many} rows alike: {first} to {after - 1}" if many > down else ""
-        out.append(f"  {first:>7} {shades}{alike}")
+        if many <= 2 * down:
+            out += [f"  {row:>7} {shades}" for row in range(first, after, down)]
+        else:
+            out.append(f"  {first:>7} {shades}  {many} rows alike: {first} to {after - 1}")
     return out
 
 

@@ -156,7 +156,7 @@ NVFP4 = [
     _one("nvfp4-factor-of-w13-lost", "eager_nvfp4", _SCALED, "gate_up *= x_scale[token]", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-factor-of-w2-lost", "eager_nvfp4", _DOWN, _DOWN.replace("(factor_2[expert] * layer_scale)", "layer_scale"), "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-factor-of-expert-0", "eager_nvfp4", _DOWN, _DOWN.replace("factor_2[expert]", "factor_2[0]"), "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
-    _one("nvfp4-factors-kept-by-their-shape", "eager_nvfp4", "factor_13, factor_2 =", "factor_13, factor_2 = globals().setdefault('KEPT', {}).setdefault(problem.w13_weight.shape, problem.expert_factors.values())\n    _ =", "property/nvfp4-other-weights-*", _NEW),
+    _one("nvfp4-factors-kept-by-their-shape", "eager_nvfp4", "factor_13, factor_2 =", "factor_13, factor_2 = globals().setdefault('KEPT', {}).setdefault(problem.w13_weight.shape, problem.expert_factors.values())\n    _ =", "property/nvfp4-other-weights-broken", _NEW),
     _one("nvfp4-factors-swapped", "eager_nvfp4", "factor_13, factor_2 =", "factor_2, factor_13 =", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-token-scale-of-token-0", "eager_nvfp4", _SCALED, _SCALED.replace("x_scale[token]", "x_scale[0]"), "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-layer-scale-lost", "eager_nvfp4", _DOWN, _DOWN.replace(" * layer_scale", ""), "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
