@@ -283,3 +283,14 @@ def test_many_reasons_are_counted_and_reasons_of_two_sorts_stay_whole() -> None:
 def test_one_case_needs_no_table() -> None:
     one, two = (Verdict(f"eplb/{x}", "eplb", "pass") for x in "ab")
     assert "kind" not in summary([one]) and "kind" in summary([one, two])
+
+
+def test_the_table_has_the_columns_that_are_needed() -> None:
+    one, two = (Verdict(f"eplb/{x}", "eplb", "pass") for x in "ab")
+    text = summary([one, two])
+    assert (
+        text.startswith("backend eager, tier quick\n") and "all" not in text.partition("GREEN")[0]
+    )
+    assert "fail" in text and "error" not in text and "not provided" not in text
+    both = summary([one, Verdict("staging/a", "staging", "skip", "no")])
+    assert "skipped" in both and "│ all" in both
