@@ -156,6 +156,13 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["check", "--backend", "eager", "--kind", "x"], "'x' is not known; known: staging"),
         (["check", "--backend", "eager", "--kind", "remap"], "did you mean eplb?; known: staging,"),
         (["check", "--backend", "eager", "--kind", "epbl"], "did you mean eplb?"),
+        (["replay"], "name FILE.safetensors, as in `megamoe replay reduced.safetensors --backend "),
+        (["replay", "tiny"], "`megamoe check --backend B --case tiny` judges the case"),
+        (["replay", "k.py:K"], "`megamoe replay FILE.safetensors --backend k.py:K`"),
+        (
+            ["check", "--backend", "eager", "--case", "a/r.safetensors"],
+            "`megamoe replay a/r.safetensors --backend B` judges it",
+        ),
         (["oracle", "--case", "x", "--out", "y"], "nothing has the id or name 'x'; `megamoe list"),
         (["show", "staging/smal"], "did you mean staging/small?; `megamoe list` shows all"),
         (["show", "tinny"], "nothing matches 'tinny'; did you mean tiny?"),

@@ -247,7 +247,10 @@ def test_the_command_says_it_and_the_store_agrees(capsys):
                  "Linear 2's largest", "Combine", "The interval"):  # fmt: skip
         assert text in out
     assert cli.main(["explain", CASE, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["accumulator"] == "sm100-mxf8f6f4"
+    said = json.loads(capsys.readouterr().out)
+    assert said["accumulator"] == "fp32" and said["accumulator_from"].startswith("assumed, since")
+    assert cli.main(["explain", CASE, "--accumulator", "sm90-e4m3"]) == 0
+    assert "accumulator class sm90-e4m3 (by --accumulator)\n" in capsys.readouterr().out
 
 
 def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
@@ -363,8 +366,12 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
         (["no-such-case"], "unknown case"),
         (["eplb/identity-map-int32"], "`megamoe check --backend B --case eplb/identity-map-int32`"),
         ([CASE, "--token", "9"], "the case has 4"),
+        ([], "name CASE, as in `megamoe explain forward/bell-h256-i128-drifts --backend FILE.py:"),
+        (["forward/bell-*"], "`megamoe check --backend B --case 'forward/bell-*'` names the red"),
         ([CASE, "--actual", "none.safetensors"], "no such file"),
-        ([CASE, "--actual", __file__, "--backend", "eager"], "give one"),
+        ([CASE, "--actual", "k.py:K"], f"`megamoe explain {CASE} --backend k.py:K`"),
+        ([CASE, "--actual", __file__], f"`megamoe explain {CASE} --backend {__file__}`"),
+        ([CASE, "--actual", "/dev/null", "--backend", "eager"], "give one"),
         ([CASE, "--accumulator", "fp64"], "did you mean fp32?"),
         ([CASE, "--stage", "z"], "known: x, x_sf, l2_acts, l2_acts_sf, y"),
         ([CASE, "--stage", "y"], "name one with --backend or --actual"),
@@ -373,3 +380,10 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
 def test_misuse_is_one_line(arguments, says, capsys):
     assert cli.main(["explain", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_stored_problem_is_no_output(small, tmp_path, capsys):
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(to_bytes(Stored(small)))
+    assert cli.main(["explain", CASE, "--actual", str(path)]) == 2
+    assert f"`megamoe explain {path} --backend B` explains" in capsys.readouterr().err

@@ -155,7 +155,7 @@ def test_the_rule_of_the_batch_stands_first(capsys):
     stages = [{"stage": "y", "outside": 1, "of": 128}]
     actual = {"parts_at": {"stage": "y", "where": "w"}, "explanations": [step], "worst": None,
               "stages": stages}  # fmt: skip
-    said = {"case": "forward/a", "actual": actual, "token": 0, "channel": 0}
+    said = {"case": "forward/a", "actual": actual, "token": 0, "channel": 0, "accumulator_from": ""}
     batch = {"tokens": 9, "wrong": 3, "is_lost": False, "rules": ["expert 5, at all of its 3 rows"]}
     brief({**said, "batch": batch}, Console(width=150))
     assert capsys.readouterr().out.splitlines()[1:5] == [
@@ -167,7 +167,7 @@ def test_the_rule_of_the_batch_stands_first(capsys):
     brief({**said, "batch": {**batch, "is_lost": True, "rules": ["a", "b"]}}, Console(width=150))
     assert capsys.readouterr().out.splitlines()[1:6] == [
         "cause: one of these 2, which this data cannot tell apart:", "  a", "  b",
-        "  each gives exactly the 3 of 9 tokens that are outside",
+        "  each explains exactly the 3 of 9 tokens that are outside",
         "seen at token 0 as: requantise: zero",
     ]  # fmt: skip
 

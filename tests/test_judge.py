@@ -9,6 +9,7 @@ import torch
 
 from megamoe import oracle
 from megamoe.judge import elements, judgements
+from megamoe.judge.detail import measure
 from megamoe.judge.elements import Place, bitwise, interval, key_interval
 from megamoe.judge.outputs import BadOutput, forward_bits
 from megamoe.judge.picture import picture
@@ -16,7 +17,7 @@ from megamoe.judge.verdict import Verdict, of_findings
 from megamoe.report.views import worst_line
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import e4m3_key
-from megamoe.spec.forms import BF16, E4M3, F32, INT32, UE8M0, bits
+from megamoe.spec.forms import BF16, E4M3, F32, INT32, INT64, UE8M0, bits
 from megamoe.spec.problem import Problem
 
 ONE, ZERO, MINUS_ZERO, NAN, OTHER_NAN, INF = 0x3F80, 0, 0x8000, 0x7FC0, 0xFFC1, 0x7F80
@@ -190,6 +191,20 @@ def test_the_picture_shows_place_size_and_command():
         "       14 ........  36 rows alike: 14 to 49",
     ]
     assert "alone:  megamoe check --backend 'my file.py:K' --case forward/a" in text
+
+
+@pytest.mark.parametrize(
+    ("got", "says"),
+    [(7, "too large by 2"), (-1, "too small by 6"), (-(2**63), f"too small by {2**63 + 5}"),
+     (2**63 - 1, f"too large by {2**63 - 6}")],
+)  # fmt: skip
+def test_whole_numbers_have_a_difference_of_the_right_sign(got, says):
+    """The difference of two ids may not fit in an int64."""
+    right = np.array([[5]])
+    found = bitwise("ids", INT64, np.array([[got]]), right, Place(("token", "slot")))
+    assert f", {says}" in found.worst.line() and found.outside == 1
+    detail = measure("ids", INT64, np.array([[got]]), right, right, ("token", "slot"))
+    assert bool(detail["above"]) == (got > 5) and bool(detail["below"]) == (got < 5)
 
 
 def test_rows_of_many_looks_are_joined():

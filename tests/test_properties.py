@@ -148,6 +148,12 @@ def test_an_unknown_law_names_the_known_ones() -> None:
         list(laws.variants(problem(), "gravity"))
 
 
+def test_the_doubled_batch_says_its_tokens() -> None:
+    p = problem()
+    *_, last = laws.variants(p, "batch-invariance")
+    assert last.label == f"the batch appended to itself ({2 * p.num_tokens} tokens)"
+
+
 # --- laws of the launch -----------------------------------------------------------------------
 
 

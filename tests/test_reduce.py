@@ -12,7 +12,7 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.cases.stored import Stored, load, to_bytes
 from megamoe.commands import main as cli
-from megamoe.commands.reduce import _free, causes_of
+from megamoe.commands.reduce import _free, causes_of, tokens_needed
 from megamoe.golden import rows_of
 from megamoe.reduce import Failure, ReduceError, Reduction, reduce, steps
 from megamoe.reduce.core import minimal
@@ -191,6 +191,8 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
 
 def test_misuse_is_one_line(tmp_path, capsys):
     for arguments, says in (
+        (["--backend", "eager"], "name CASE, as in `megamoe reduce forward/"),
+        ([], "name CASE and --backend, as in `megamoe reduce forward/"),
         (["nothing-like-it", "--backend", "eager"], "unknown case"),
         (["eplb/identity-map-*,staging/*t8", "--backend", "eager"], "one case is needed here"),
         (
@@ -263,6 +265,7 @@ def test_the_causes_are_those_of_all_values_of_the_worst_token(many):
 def test_a_failure_of_many_tokens_says_how_many_it_needs():
     r = reduce(Local(LosesRows()), problem(3, tokens=9, experts=1, top_k=1))
     assert r.problem.num_tokens == 5 and r.with_a_token_fewer() == "pass"
+    assert tokens_needed(5, "pass") == "5 tokens needed: 4 pass" and not tokens_needed(5, "fail")
     one = reduce(Local(LosesASlot()), problem(3, tokens=2))
     assert one.problem.num_tokens == 1 and one.with_a_token_fewer() == ""
 
@@ -271,5 +274,5 @@ def test_the_rule_of_the_batch_stands_before_what_one_token_shows():
     p = problem(3, tokens=24, top_k=2, experts=4, hidden=128, intermediate=128)
     lines = causes_of(Local(LosesRows()), p, judge(p, Local(LosesRows()))[0], 60.0).lines
     assert lines[0].startswith("  cause: rows 4 and later of each expert are dropped: ")
-    assert lines[1].startswith("    gives exactly the ")
+    assert lines[1].startswith("    explains exactly the ")
     assert lines[2].startswith("  seen at token ")

@@ -8,6 +8,7 @@ words do, they take away from all cases. The order of words does not matter.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, Protocol, TypeVar
@@ -35,6 +36,8 @@ HELP: Final = (
 )
 MARKS: Final = "*?,!"
 """Characters of a pattern that an expression of pytest's own ``-k`` cannot have."""
+STORED: Final = ".safetensors"
+"""The end of the name of a stored problem's file."""
 NAMED: Final = 6
 """Cases of a pattern that a refusal names."""
 
@@ -87,7 +90,11 @@ def one_of(cases: Iterable[N], name: str) -> N:
 def _several(pattern: str, ids: list[str]) -> str:
     more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
     matched = f"{counted(len(ids), 'case')}: {', '.join(ids[:NAMED])}{more}"
-    return f"one case is needed here, and the pattern {pattern!r} matches {matched}"
+    return (
+        f"one case is needed here, and the pattern {pattern!r} matches {matched}; name one of "
+        f"them: the last line of `megamoe check --backend B --case {shlex.quote(pattern)}` names "
+        "the red to take"
+    )
 
 
 def _of_one_word(count: int, glob: str, lacks: str) -> str:
@@ -98,6 +105,11 @@ def _of_one_word(count: int, glob: str, lacks: str) -> str:
 
 
 def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
+    if glob.endswith(STORED):
+        return (
+            f"unknown case: {glob!r} is the name of a stored problem's file, and no case; "
+            f"`megamoe replay {shlex.quote(glob)} --backend B` judges it"
+        )
     inside = [c for c in cases if glob in c.id]
     meant = inside[0] if len(inside) == 1 else _nearest(cases, glob)
     more = f"; did you mean {meant.id if '/' in glob else meant.name}?" if meant else ""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,8 @@ from megamoe.worker.choice import AUTO
 from megamoe.worker.session import JUDGED
 
 STORED: Final = "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
+_KERNEL: Final = re.compile(r"\.py(:\w*)?$")
+"""How the file of a backend ends, with its class or without."""
 WRITTEN: Final = ("json", "junit", "out", "page", "plot", "archive")
 """Arguments that name a file to write. A verb's default ``folders`` says which name a folder."""
 READ: Final = ("file", "result", "reports", "failed", "actual")
@@ -41,6 +45,13 @@ def check(a: argparse.Namespace) -> None:
         value = given.get(name)
         if isinstance(value, str) and value != "-" and name not in given.get("folders", ()):
             _written(Path(value), name)
+    for name in given.get("stored", ()):
+        _no_problem(a, str(given[name]))
+    if _KERNEL.search(str(given.get("actual", ""))):
+        raise UsageError(
+            f"--actual takes a file with an output; a kernel stands after --backend: "
+            f"`megamoe explain {a.subject} --backend {given['actual']}`"
+        )
     for name in (*READ, *given.get("reads", ())):
         for path in _listed(given.get(name)):
             if not Path(path).exists():
@@ -127,6 +138,25 @@ def _meant(spec: str) -> str:
             name = nearest(name, classes) or name or next(iter(classes), "CLASS")
             return f"; did you mean {whole}:{name}?"
     return _beside(path) if path.suffix == ".py" else ""
+
+
+def _no_problem(a: argparse.Namespace, name: str) -> None:
+    """A case or a backend where the file of a stored problem is meant."""
+    if Path(name).exists() or name.endswith(".safetensors"):
+        return
+    if known.is_file(name):
+        raise UsageError(
+            f"{name} is no stored problem; a backend stands after --backend: "
+            f"`megamoe replay FILE.safetensors --backend {shlex.quote(name)}`"
+        )
+    root = Path(a.golden) if getattr(a, "golden", None) else None
+    found = {one.id for one in load_entries(root) if name in (one.id, one.name)}
+    if found:
+        raise UsageError(
+            f"{name} is a case, and replay takes the file of a stored problem; "
+            f"`megamoe check --backend {getattr(a, 'backend', None) or 'B'} --case {name}` judges "
+            "the case"
+        )
 
 
 def _stored(path: Path) -> None:

@@ -13,13 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from megamoe.cases import Case, kind_of, load_cases
 from megamoe.cases.stored import is_stored, load
 from megamoe.commands import explain_staging
-from megamoe.commands.shared import any_case, backend_of, contract_of, forward_case, root_of
+from megamoe.commands.shared import (
+    any_case,
+    backend_of,
+    contract_of,
+    forward_case,
+    read_output,
+    root_of,
+)
 from megamoe.commands.work import Work
 from megamoe.console import Console
 from megamoe.explain import FromCase, FromProblem, Source, explain
@@ -30,7 +35,7 @@ from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import Finding, forward_bits, judge_forward
 from megamoe.judge.elements import TILE
 from megamoe.judge.judgements import Judged
-from megamoe.spec.accumulators import SM100_MXF8F6F4
+from megamoe.spec.accumulators import FP32
 from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.problem import Problem
@@ -106,8 +111,7 @@ def run(a: argparse.Namespace) -> int:
             f"contract {revision} does not know {subject.name}, which is of {of}; ask for one with "
             "--contract"
         )
-    known = claimed or subject.about.get("accumulator", SM100_MXF8F6F4.name)
-    class_name = a.accumulator or known
+    class_name, why = _class_of(a, claimed, subject.about)
     if a.stage and a.stage not in (actual or ()):
         raise ValueError(f"--stage {a.stage}: " + (
             "there is no output to look at; name one with --backend or --actual" if actual is None
@@ -132,7 +136,8 @@ def run(a: argparse.Namespace) -> int:
             subject.source, token, channel, class_name, rows, a.top, contract=contract,
             stage=a.stage,
         )  # fmt: skip
-        said = {"case": subject.name, **said, "golden": _golden(subject, said, contract)}
+        said = {"case": subject.name, **said, "golden": _golden(subject, said, contract),
+                "accumulator_from": why}  # fmt: skip
         if actual is not None and findings is not None:
             said |= batch_of(said["actual"], actual, token, subject.problem, findings)
     said["seconds"] = round(time.perf_counter() - started, 3)
@@ -148,6 +153,20 @@ def run(a: argparse.Namespace) -> int:
         else:
             console.print(f"more: {_more(actual is not None)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _class_of(a: argparse.Namespace, claimed: str, about: Mapping[str, Any]) -> tuple[str, str]:
+    """The accumulator class, and whose word it is."""
+    if a.accumulator:
+        return a.accumulator, "by --accumulator"
+    if claimed:
+        return claimed, "the backend's"
+    if "accumulator" in about:
+        return str(about["accumulator"]), "as the file says"
+    return FP32.name, (
+        "assumed, since nobody named one: it takes every kernel that adds in fp32 or wider; "
+        "--accumulator names another"
+    )
 
 
 def _json(a: argparse.Namespace, said: Mapping[str, Any]) -> bool:
@@ -227,14 +246,14 @@ def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str,
                 raise ValueError(f"{subject.name}: {error.why}") from error
     tensors = dict(subject.observed)
     if a.actual:
-        try:
-            loaded = load_file(a.actual)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{a.actual}: cannot be read as safetensors: {error}") from error
+        loaded = read_output(a.actual)
         named = {n.removeprefix("observed."): t for n, t in loaded.items()}
         tensors = {n: t for n, t in named.items() if n in STAGES}
         if "y" not in tensors:
-            raise ValueError(f"{a.actual}: has no tensor y; it has {', '.join(sorted(loaded))}")
+            raise ValueError(
+                f"{a.actual}: has no tensor y; it has {', '.join(sorted(loaded))}; write y "
+                "(T, H) bfloat16, and any stages, with safetensors.torch.save_file"
+            )
     if not tensors:
         return None, "", asked
     return forward_bits(tensors, subject.problem), "", asked

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from megamoe.cases import Case
 from megamoe.cases.recipes import twins
-from megamoe.commands.shared import backend_of, contract_of
+from megamoe.commands.shared import backend_of, contract_of, read_output
 from megamoe.commands.work import Work
 from megamoe.explain.staged import NAMES, Batch, Shown, explain_staging, group
 from megamoe.explain.words import explanation
@@ -85,10 +83,7 @@ def _shown(a: argparse.Namespace, case: Case, given: Mapping[str, Any]) -> tuple
     asked = contract_of(a).revision
     if not a.actual:
         return None, asked
-    try:
-        loaded = load_file(a.actual)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{a.actual}: cannot be read as safetensors: {error}") from error
+    loaded = read_output(a.actual)
     lacking = [name for name in NAMES if name not in loaded]
     if lacking:
         raise ValueError(f"{a.actual}: has no tensor {lacking[0]}; staging of {case.id} has "

@@ -10,6 +10,8 @@ from typing import Any, Final
 from megamoe.cases import KINDS, TIERS
 from megamoe.cases.pattern import HELP
 
+EXAMPLE: Final = "forward/bell-h256-i128-drifts"
+"""A case of a message that says what to type: small, and its data tell causes apart."""
 DEFAULT_WORKERS: Final = min(2, os.cpu_count() or 1)
 """A real model's case takes up to 2 GiB, so memory, not cores, sets the default."""
 

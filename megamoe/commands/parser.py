@@ -12,6 +12,8 @@ from megamoe.suggest import hint
 
 _OPTION: Final = re.compile(r"--?[A-Za-z]")
 """How an option begins; a negative number does not."""
+_REQUIRED: Final = "the following arguments are required: "
+"""How argparse begins to say what lacks. A parser's default ``example`` is what to type instead."""
 _BACKEND: Final = re.compile(r"\.py(:\w*)?$")
 """How a backend's file ends, with its class or without."""
 
@@ -27,10 +29,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{**more, "allow_abbrev": False})
 
     def error(self, message: str) -> Any:
-        lacks = message.removeprefix("the following arguments are required: ")
-        if lacks != message:
-            needed = next((a for a in self._actions if lacks in a.option_strings), None)
-            message = f"{lacks} is missing{f': {needed.help}' if needed and needed.help else ''}"
+        missing = message.removeprefix(_REQUIRED)
+        example = self.get_default("example")
+        if example and missing != message:
+            both = missing.replace(", ", " and ")
+            raise UsageError(f"name {both}, as in `{self.prog} {example}`")
+        if missing != message:
+            needed = next((a for a in self._actions if missing in a.option_strings), None)
+            message = f"{missing} is missing{f': {needed.help}' if needed and needed.help else ''}"
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

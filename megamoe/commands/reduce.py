@@ -71,8 +71,8 @@ def run(a: argparse.Namespace) -> int:
     print()
     print(picture_of(verdict, a.backend, again))
     tokens, experts = r.problem.num_tokens, len(used_experts(r.problem))
-    if fewer == "pass":
-        print(f"\n{tokens} tokens needed: {tokens - 1} pass")
+    if needed := tokens_needed(tokens, fewer):
+        print(f"\n{needed}")
     if found.lines:
         print(f"\nread from all of {a.subject}:")
         print("\n".join(found.lines))
@@ -86,6 +86,12 @@ def run(a: argparse.Namespace) -> int:
           f"{seconds:.0f} s")  # fmt: skip
     print(f"reproduce: {again}")
     return 0
+
+
+def tokens_needed(tokens: int, fewer: str) -> str:
+    """What the number of tokens says of the fault; empty where it says nothing. ``fewer``: the
+    status with one token fewer."""
+    return f"{tokens} tokens needed: {tokens - 1} pass" if fewer == "pass" else ""
 
 
 def _free() -> Path:

@@ -56,7 +56,10 @@ def _write(a: argparse.Namespace, verdict: Verdict) -> None:
 
 def _observed(stored: Stored, path: Path, a: argparse.Namespace) -> Verdict:
     if "y" not in stored.observed:
-        raise ValueError(f"{path}: holds no output that was recorded; name a --backend")
+        raise ValueError(
+            f"{path}: holds no output that was recorded; `megamoe replay "
+            f"{path} --backend B` judges a backend's"
+        )
     chosen = a.accumulator or stored.about.get("accumulator")
     if chosen is None:
         raise ValueError(f"{path}: does not say the accumulator class of its output; give "

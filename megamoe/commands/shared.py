@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from rich.progress import Progress
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from megamoe.cases import Case, CaseError, load_cases, select
 from megamoe.cases.checkpoint import differences
@@ -93,6 +96,24 @@ def backend_of(a: argparse.Namespace, needs: str = "forward") -> Iterator[tuple[
             raise ValueError(f"backend {a.backend} has no {needs}{WHY_NEEDED[needs]}")
         print(worker.identity.judged_under, file=sys.stderr)
         yield worker, settings
+
+
+def read_output(file: str) -> dict[str, torch.Tensor]:
+    """The tensors of ``--actual``. ``ValueError`` for a file that cannot be read, and for a stored
+    problem without an output."""
+    try:
+        loaded: dict[str, torch.Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{file}: cannot be read as safetensors: {error}; write the output with "
+            "safetensors.torch.save_file"
+        ) from error
+    if any(name.startswith("input.") for name in loaded) and "observed.y" not in loaded:
+        raise ValueError(
+            f"{file} is a stored problem without an output; `megamoe explain {file} --backend B` "
+            "explains the output of a backend for it"
+        )
+    return loaded
 
 
 def replay_command(

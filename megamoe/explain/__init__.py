@@ -7,6 +7,7 @@ from typing import Any
 
 from megamoe.explain.describe import describe
 from megamoe.explain.life import live
+from megamoe.explain.only_y import explain_only_y
 from megamoe.explain.part import part
 from megamoe.explain.sources import FromCase, FromProblem, Source
 from megamoe.judge.elements import TILE
@@ -31,7 +32,12 @@ def explain(
     the tile are computed too: one element alone would not tell deviations apart. The life then
     follows the worst code of ``stage``, by default of the first wrong stage. ``ValueError`` for a
     token, channel or class that is not there.
+
+    Where ``y`` alone is judged, :func:`megamoe.explain.only_y.explain_only_y` answers: without the
+    stages before ``y``.
     """
+    if isinstance(source, FromProblem) and source.problem.only_y:
+        return explain_only_y(source.problem, token, channel, accumulator, actual, contract)
     channels = [channel]
     if actual is not None:
         first = channel // TILE * TILE

@@ -25,7 +25,7 @@ def _value(said: Plain) -> list[str]:
     golden = [f"golden: {said['golden']}"] if said.get("golden") else []
     return [
         f"{said['case']}: y at token {said['token']} channel {said['channel']}, "
-        f"accumulator class {said['accumulator']}",
+        f"accumulator class {said['accumulator']} ({said['accumulator_from']})",
         f"y = {bits(y)}, {allowed(y)}",
         *golden,
     ]
@@ -51,7 +51,10 @@ def _departure(said: Plain) -> list[str]:
         + (f" at channels {_channels(said)}" if s["stage"] == "y" else "")
         for s in actual["stages"] if s["outside"]
     ]  # fmt: skip
-    return [*lines, f"outside at token {token}: {', '.join(wrong)}"]
+    lines.append(f"outside at token {token}: {', '.join(wrong)}")
+    if said["accumulator_from"].startswith("assumed"):
+        lines.append(f"accumulator class {said['accumulator']}: {said['accumulator_from']}")
+    return lines
 
 
 def _alone(said: Plain) -> str:

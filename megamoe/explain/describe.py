@@ -42,12 +42,12 @@ def describe(life: Life, at: int, top: int = TOP, wrong: Plain | None = None) ->
         "clamp": token.act.clamp,
         "fast_math": token.act.fast_math,
         "combine_dtype": token.dtype,
-        "added_after": None if token.output is None else _bf16(token.output[life.channels[at]]),
+        "added_after": None if token.output is None else bf16(token.output[life.channels[at]]),
         "masked_slots": [k for k in range(len(token.ids)) if k not in rows],
         "slots": slots,
         "followed": _followed(life, slots, top, wrong),
         "combine": _combine(life, at),
-        "y": _bf16(life.y[at], life.y_low[at], life.y_high[at]),
+        "y": bf16(life.y[at], life.y_low[at], life.y_high[at]),
         "why": _why(life, at, top),
     }
 
@@ -104,7 +104,7 @@ def _slot(life: Life, slot: Slot, at: int, top: int) -> Plain:
                 }
                 for i in order
             ],
-            "row": _bf16(down.row[at], down.row_low[at], down.row_high[at]),
+            "row": bf16(down.row[at], down.row_low[at], down.row_high[at]),
         },
     }
 
@@ -124,8 +124,8 @@ def _activation(life: Life, slot: Slot, i: int, top: int) -> Plain:
         "i": i,
         "gate": _sum(life, slot, i, top),
         "up": _sum(life, slot, inter + i, top),
-        "gate_clamped": _bf16(slot.gate[i]),
-        "up_clamped": _bf16(slot.up[i]),
+        "gate_clamped": bf16(slot.gate[i]),
+        "up_clamped": bf16(slot.up[i]),
         "silu": float(gate_table(form)[slot.gate[i]]),
         "silu_allowed": _ends(*(end[0] for end in gate_bounds(form).over(one, one)[:2])),
         "up_value": float(up_table(form)[slot.up[i]]),
@@ -159,7 +159,7 @@ def _sum(life: Life, slot: Slot, row: int, top: int) -> Plain:
         "exact": float(slot.exact[row]),
         "model": None if model is None else float(model[0]),
         "interval": _ends(slot.low[row], slot.high[row]),
-        "bf16": _bf16(*ends),
+        "bf16": bf16(*ends),
         "blocks": [{"group": int(g), "sum": float(blocks[g])} for g in _largest(blocks, top)],
         "block_count": len(blocks),
         "products": [
@@ -273,7 +273,8 @@ def _code(key: int) -> str:
     return E4M3.hex(abs(int(key)) | (0x80 if key < 0 else 0))
 
 
-def _bf16(bits: Any, low: Any = None, high: Any = None) -> Plain:
+def bf16(bits: Any, low: Any = None, high: Any = None) -> Plain:
+    """Bits of a bfloat16 number, its value, and the ends that are allowed."""
     out: Plain = {"bits": BF16.hex(bits), "value": float(bf16_decode(np.array([bits]))[0])}
     if low is not None:
         out["allowed"] = [BF16.hex(low), BF16.hex(high)]

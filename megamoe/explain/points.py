@@ -17,6 +17,7 @@ from megamoe.explain.instruction import weight_values
 from megamoe.explain.life import Life, Slot
 from megamoe.explain.sources import Source
 from megamoe.explain.ways import TOTALS, Operands, Reader, Total, Way
+from megamoe.judge.elements import beyond
 from megamoe.spec.formats import (
     E4M3_TABLE,
     F32,
@@ -26,7 +27,6 @@ from megamoe.spec.formats import (
     U16,
     UE8M0_NAN,
     bf16_decode,
-    bf16_key,
     bf16_round,
     ue8m0_decode,
 )
@@ -40,12 +40,8 @@ _POWERS: Final = np.exp2(np.arange(-_REACH, _REACH + 1, dtype=np.float64))
 
 
 def outside(y: U16, low: U16, high: U16) -> Bools:
-    """The judge's rule: inclusive ends, NaN only where NaN is expected."""
-    nan = BF16.is_nan(low)
-    inside = (bf16_key(y) >= bf16_key(low)) & (bf16_key(y) <= bf16_key(high)) & ~BF16.is_nan(y)
-    only_zero = (bf16_key(low) == 0) & (bf16_key(high) == 0)
-    inside &= ~only_zero | (y == low) | (y == high)
-    return ~np.where(nan, BF16.is_nan(y), inside)
+    """By the judge's rule."""
+    return beyond(BF16, y, low, high)
 
 
 @dataclass

@@ -79,11 +79,6 @@ class FromProblem:
     """Slices of a problem's tensors."""
 
     def __init__(self, problem: Problem) -> None:
-        if problem.only_y:
-            raise ValueError(
-                f"explain does not follow {problem.weight_format.upper()} weights; `megamoe check` "
-                "judges their y"
-            )
         self.problem = problem
         self.tokens, self.hidden_size = problem.hidden_states.shape
 

@@ -24,8 +24,8 @@ def causes(said: Plain, label: str = "cause") -> list[str]:
     lines, seen = [], label
     if batch["rules"] and batch["is_lost"]:
         lines += _alternatives(label, batch["rules"], _RULES)
-        gives = "each gives" if len(batch["rules"]) > 1 else "gives"
-        lines.append(f"  {gives} exactly the {_wrong(batch)} outside")
+        each = "each explains" if len(batch["rules"]) > 1 else "explains"
+        lines.append(f"  {each} exactly the {_wrong(batch)} outside")
         seen = f"seen at token {said['token']} as"
     elif batch["rules"]:
         lines += _alternatives("where", batch["rules"], _RULES)

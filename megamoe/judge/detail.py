@@ -18,6 +18,7 @@ import numpy.typing as npt
 from megamoe import oracle
 from megamoe.golden import StoredGolden
 from megamoe.judge import Finding
+from megamoe.judge.elements import near
 from megamoe.judge.judgements import STAGED, observable_codes
 from megamoe.spec.forms import Bits, Form, bits
 from megamoe.spec.problem import Problem
@@ -154,6 +155,7 @@ def _detail(
     stage: str, key: Keys, low: Keys, high: Keys, nan: Any, both_nan: Any, zero: Any,
     place: tuple[Sequence[str], int, Sequence[int] | None], live: Any,
 ) -> Detail:  # fmt: skip
+    key, low, high = near(key), near(low), near(high)
     asked = np.ones(key.shape, np.bool_) if live is None else np.broadcast_to(live, key.shape)
     number = asked & ~nan & ~both_nan
     below = np.where(number, np.maximum(low - key, 0), 0)

@@ -67,18 +67,27 @@ def bitwise(
 def interval(
     stage: str, form: Form, actual: Bits, low: Bits, high: Bits, place: Place, live: Any = None
 ) -> Finding:
-    """Every element within ``low..high``, both of ``actual``'s shape and form.
+    """Every element within ``low..high``, both of ``actual``'s shape and form: :func:`beyond`.
 
-    NaN is expected where both ends are NaN, and allowed where the ends are the two infinities: an
-    order that overflows both ways ends in ``inf - inf`` (``docs/numerics.md``, 3.5). Raises
-    ``ValueError`` for an invalid golden: NaN at one end, or the ends swapped.
+    Raises ``ValueError`` for an invalid golden: NaN at one end, or the ends swapped.
     """
-    nan_low, nan_high, nan = form.is_nan(low), form.is_nan(high), form.is_nan(actual)
-    key_low, key_high, key = form.key(low), form.key(high), form.key(actual)
-    broken = (nan_low != nan_high) | (~nan_low & (key_low > key_high))
+    nan_low, nan_high = form.is_nan(low), form.is_nan(high)
+    broken = (nan_low != nan_high) | (~nan_low & (form.key(low) > form.key(high)))
     if broken.any():
         at = [int(i) for i in np.argwhere(broken)[0]]
         raise ValueError(f"{stage} at {at}: the golden's interval has no order; record it again")
+    outside = beyond(form, actual, low, high)
+    return _finding(stage, form, actual, low, high, outside, place, live)
+
+
+def beyond(form: Form, actual: Bits, low: Bits, high: Bits) -> npt.NDArray[np.bool_]:
+    """The elements of ``actual`` outside of ``low..high``.
+
+    NaN is expected where both ends are NaN, and allowed where the ends are the two infinities: an
+    order that overflows both ways ends in ``inf - inf`` (``docs/numerics.md``, 3.5).
+    """
+    nan = form.is_nan(actual)
+    key_low, key_high, key = form.key(low), form.key(high), form.key(actual)
     inside = (key >= key_low) & (key <= key_high)
     only_zero = (key_low == 0) & (key_high == 0)
     inside &= ~only_zero | (actual == low) | (actual == high)
@@ -86,8 +95,8 @@ def interval(
         inside = np.where(
             nan, np.isneginf(form.decode(low)) & np.isposinf(form.decode(high)), inside
         )
-    allowed = np.where(nan_low, nan, inside)
-    return _finding(stage, form, actual, low, high, ~allowed, place, live)
+    out: npt.NDArray[np.bool_] = ~np.where(form.is_nan(low), nan, inside)
+    return out
 
 
 def key_interval(
@@ -152,10 +161,15 @@ def _finding(
     )
 
 
+def near(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Keys whose differences fit in an int64 and lie below :data:`_FAR`: an id may be any int64."""
+    return np.clip(keys, -_FAR // 2 + 1, _FAR // 2 - 1)
+
+
 def _ulps(form: Form, actual: Bits, low: Bits, high: Bits) -> npt.NDArray[np.int64]:
-    key = form.key(actual)
     nan = form.is_nan(actual) | form.is_nan(low)
-    far = np.maximum(form.key(low) - key, key - form.key(high))
+    least, key, most = (near(form.key(bits)) for bits in (low, actual, high))
+    far = np.maximum(least - key, key - most)
     return np.where(nan, _FAR, np.maximum(far, 0))
 
 

@@ -89,7 +89,7 @@ def _lines(finding: Finding, down: int, across: int) -> tuple[list[tuple[int, in
         if of_row:
             shades = "".join(_shade(of_row.get(column, 0), most) for column in range(columns))
         first, after = line * down, min(rows, (line + 1) * down)
-        if runs and runs[-1][2] == shades:
+        if rows > MAX_LINES and runs and runs[-1][2] == shades:
             first = runs.pop()[0]
         runs.append((first, after, shades))
     return runs, most

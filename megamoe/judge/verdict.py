@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -15,6 +16,8 @@ BAD: Final = ("fail", "error")
 JUDGED: Final = ("pass", *BAD)
 POWER: Final = "2^"
 """The value of a scale byte begins so; of no other format."""
+_WHOLE: Final = re.compile(r"-?\d{1,20}")
+_BITS: Final = re.compile(r"0x[0-9a-f]{1,16}")
 NAN_BYTE: Final = "NaN"
 """The value of scale byte 255. The judge compares it as a byte, so it has a distance."""
 
@@ -57,16 +60,28 @@ def distance(ulps: float | None, expected: str, high: str, actual: str, actual_b
     """How far an element lies outside, in words. The arguments are fields of :class:`Worst`;
     ``high`` is the second of ``expected_bits``.
 
-    One step of a scale byte is a factor of 2, so its distance is a power of 2.
+    One step of a scale byte is a factor of 2, so its distance is a power of 2. Of whole numbers, as
+    ids and bytes, it is the difference.
     """
     if ulps is None or NAN_BYTE in (expected, actual):
         return "NaN on one side"
     if ulps == 0:
         return "the sign of zero"
+    if _is_whole(expected, high) and _is_whole(actual, actual_bits):
+        far = int(actual) - int(expected)  # ulps end at a limit
+        return f"too {'large' if far > 0 else 'small'} by {abs(far)}"
     if not actual.startswith(POWER):
         return f"{ulps} ULP outside"
     side = "large" if actual_bits > high else "small"  # two digits each
     return f"too {side} by a factor of {2 if ulps == 1 else f'2^{ulps}'}"
+
+
+def _is_whole(text: str, bits: str) -> bool:
+    """Whether a value is the number that its bits are. No float but zero is."""
+    if not _WHOLE.fullmatch(text) or not _BITS.fullmatch(bits):
+        return False
+    value = int(bits, 16)
+    return int(text) in (value, value - (1 << 4 * (len(bits) - 2)))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from megamoe.commands.options import add_backend
-from megamoe.spec.accumulators import ACCUMULATORS, SM100_MXF8F6F4
+from megamoe.commands.options import EXAMPLE, add_backend
+from megamoe.spec.accumulators import ACCUMULATORS, FP32
 from megamoe.spec.stages import STAGES
 
 
@@ -14,7 +14,7 @@ def add(commands: Any, command: Any) -> None:
     c = command(
         commands, "explain", "why an output is wrong: stage, element and cause", "explain.run"
     )
-    c.set_defaults(case_is="subject")
+    c.set_defaults(case_is="subject", example=f"{EXAMPLE} --backend FILE.py:CLASS")
     c.add_argument(
         "subject", metavar="CASE", help="a case's id or name, or a stored problem's file"
     )
@@ -28,7 +28,7 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("--full", action="store_true",
                    help="every number behind the element, in tables")  # fmt: skip
     c.add_argument("--accumulator", choices=sorted(ACCUMULATORS), metavar="CLASS",
-                   help=f"default: the backend's, or {SM100_MXF8F6F4.name}")  # fmt: skip
+                   help=f"default: the backend's, or the file's, or {FP32.name}")  # fmt: skip
     c.add_argument("--actual", metavar="FILE.safetensors",
                    help="an output of your kernel: y and any stages of all tokens; of a staging "
                    "case x, x_sf, topk_idx and topk_weights")  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megamoe.commands.options import add_backend
+from megamoe.commands.options import EXAMPLE, add_backend
 
 
 def add(commands: Any, command: Any) -> None:
@@ -12,7 +12,7 @@ def add(commands: Any, command: Any) -> None:
     r = command(
         commands, "reduce", "shrink a failing case to the smallest file that fails", "reduce.run"
     )
-    r.set_defaults(case_is="subject")
+    r.set_defaults(case_is="subject", example=f"{EXAMPLE} --backend FILE.py:CLASS")
     r.add_argument("subject", metavar="CASE",
                    help="one forward case, by its id or name, or a stored problem's file",
                    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""``megamoe explain`` where ``y`` alone is judged: the variants that fit the row of a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe import oracle
+from megamoe.explain.describe import bf16
+from megamoe.explain.variants import Variant, variants
+from megamoe.judge.elements import beyond, place_of, worst_of
+from megamoe.spec.contract import Contract
+from megamoe.spec.formats import U16
+from megamoe.spec.forms import BF16
+from megamoe.spec.problem import Problem
+
+Plain = dict[str, Any]
+Bools = npt.NDArray[np.bool_]
+PARTIAL: Final = 0.5
+"""A variant that leaves more than this part of the wrong values wrong is not named."""
+_PARTIAL_WAYS: Final = 3
+"""Partial variants that are named."""
+_ZERO: Final = "y is zero"
+
+
+def explain_only_y(
+    problem: Problem, token: int, channel: int, accumulator: str,
+    actual: Mapping[str, Any] | None, contract: Contract,
+) -> Plain:  # fmt: skip
+    """As :func:`megamoe.explain.explain`, without the stages before ``y``."""
+    if not 0 <= token < problem.num_tokens or not 0 <= channel < problem.hidden_size:
+        raise ValueError(
+            f"no element at token {token} channel {channel}: there are {problem.num_tokens} tokens "
+            f"and {problem.hidden_size} channels"
+        )
+    tried = variants(problem, token, contract)
+    right = next(tried)
+    y = oracle.forward(right.problem, [accumulator], contract=contract).y[0]
+    low, high = _interval(right, accumulator)
+    said: Plain = {
+        "token": token, "channel": channel, "accumulator": accumulator,
+        "contract": contract.revision, "y": bf16(y[channel], low[channel], high[channel]),
+        "actual": None,
+    }  # fmt: skip
+    if actual is None:
+        return said
+    shown = actual["y"]
+    wrong = beyond(BF16, shown, low, high)
+    stage = {
+        "stage": "y", "where": "the one stage that is judged with these weights",
+        "outside": int(wrong.sum()), "of": int(wrong.size),
+        "first": int(np.argmax(wrong)) if wrong.any() else None, "worst": None,
+    }  # fmt: skip
+    worst = _worst(shown, low, high, wrong, token) if wrong.any() else None
+    ways = [_way(v, accumulator, shown, wrong) for v in tried] if wrong.any() else []
+    if wrong.any() and not shown.astype(np.uint16)[y != 0].any():
+        ways.insert(0, _said(_ZERO, int(wrong.sum()), 0, 0))
+    return {**said, "actual": {
+        "y": BF16.hex(shown[channel]), "allowed": [BF16.hex(low[channel]), BF16.hex(high[channel])],
+        "outside": bool(wrong[channel]), "stages": [{**stage, "worst": worst}],
+        "parts_at": {**stage, "worst": worst} if wrong.any() else None, "worst": worst,
+        "explanations": [_step(ways, wrong)] if wrong.any() else [],
+    }}  # fmt: skip
+
+
+def _interval(variant: Variant, accumulator: str) -> tuple[U16, U16]:
+    golden = oracle.forward(variant.problem, [accumulator], contract=variant.contract)
+    envelope = golden.envelopes[accumulator]
+    return envelope.y_lo[0], envelope.y_hi[0]
+
+
+def _worst(shown: U16, low: U16, high: U16, wrong: Bools, token: int) -> Plain:
+    found = worst_of(
+        "y", BF16, shown[None], low[None], high[None], wrong[None], place_of("y", [token])
+    )
+    return {**asdict(found), "line": found.line()}
+
+
+def _way(variant: Variant, accumulator: str, shown: U16, wrong: Bools) -> Plain:
+    """How far the variant explains the row."""
+    try:
+        still = beyond(BF16, shown, *_interval(variant, accumulator))
+    except ValueError:  # the oracle has no such layer
+        return _said(variant.what, 0, int(wrong.sum()), 0)
+    return _said(
+        variant.what, int((wrong & ~still).sum()), int((wrong & still).sum()),
+        int((~wrong & still).sum()),
+    )  # fmt: skip
+
+
+def _said(what: str, explains: int, left: int, contradicts: int) -> Plain:
+    return {
+        "stage": "y", "what": what, "where": "", "explains": explains, "unexplained": left,
+        "contradicts": contradicts,
+    }  # fmt: skip
+
+
+def _step(ways: list[Plain], wrong: Bools) -> Plain:
+    """In the form of the other steps: :func:`megamoe.explain.words.explanation` prints it."""
+    differing = int(wrong.sum())
+    exact = [way for way in ways if not way["unexplained"] and not way["contradicts"]]
+    best = sorted(ways, key=lambda way: way["unexplained"] + way["contradicts"])
+    partial = [
+        way for way in best if way["unexplained"] + way["contradicts"] <= PARTIAL * differing
+    ]
+    return {
+        "step": "y", "differing": differing, "of": int(wrong.size), "compared": "values of y",
+        "tried": len(ways), "exact": exact, "partial": [] if exact else partial[:_PARTIAL_WAYS],
+        "follows": False, "not_tried": 0,
+    }  # fmt: skip
+
+
+__all__ = ["explain_only_y"]
