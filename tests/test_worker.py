@@ -119,7 +119,7 @@ def test_judges_share_the_workers_and_one_that_ends_costs_its_case_alone(tmp_pat
 
 def test_a_pool_of_a_backend_that_is_none_is_one_line(tmp_path):
     (tmp_path / "kernel.py").write_text("class Kernel:\n    name = 'k'\n    accumulator = 'fp33'\n")
-    with pytest.raises(WorkerError, match=r"kernel.py:Kernel: `accumulator` is 'fp33'; set it to"):
+    with pytest.raises(WorkerError, match=r"kernel.py:Kernel: `accumulator` is 'fp33'; did you"):
         Pool(Launch(f"{tmp_path}/kernel.py:Kernel"), 2)
 
 

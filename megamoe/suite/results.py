@@ -137,6 +137,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     """Kind x status where there are several cases, why some were not judged, and the verdict in
     one line."""
     if len(report["cases"]) != 1:
+        about = f"backend {report['backend']}, tier {report['tier']}"  # a title would be wrapped
+        console.print(about, markup=False, highlight=False, soft_wrap=True)
         console.print(_table(report))
     lines = [*unjudged_lines(report), invariance_line(report), recorded_line(report),
              *predicted_lines(report), verdict_line(report)]  # fmt: skip
@@ -145,7 +147,7 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
 
 
 def _table(report: Mapping[str, Any]) -> Table:
-    table = Table(title=f"backend {report['backend']}, tier {report['tier']}", title_justify="left")
+    table = Table()
     table.add_column("kind")
     total = report["counts"]
     shown = [s for s in STATUSES if s in ("pass", "fail") or total.get(s)]

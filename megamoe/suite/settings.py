@@ -125,13 +125,14 @@ class Settings:
 
     def scope(self, cases: Sequence[Case]) -> str:
         """How many cases there are, of which tier, and why of that one."""
-        said = counted(len(cases), "case")
-        said += f" of the {self.chosen_tier} tier" + (f", shard {self.shard}" * bool(self.shard))
         quick = sum(case.tier == "quick" for case in cases)
-        if self.tier is None and self.chosen_tier == "full" and quick < len(cases):
+        tier = f" of the {self.chosen_tier} tier"
+        if self.tier is None and self.chosen_tier == "full":
             why = "a pattern was given" if self.case else "--failed was given"
-            said += f" ({why}; --tier quick: {quick})"
-        return said
+            tier += f" ({why}; --tier quick: {quick})"
+            tier = tier if quick < len(cases) else ""
+        shard = f", shard {self.shard}" if self.shard else ""
+        return f"{counted(len(cases), 'case')}{tier}{shard}"
 
     def cases(self, revision: str | None = None) -> list[Case]:
         """The cases of this run, the longest first; the same list in every process."""
