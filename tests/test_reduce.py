@@ -265,7 +265,8 @@ def test_the_causes_are_those_of_all_values_of_the_worst_token(many):
 def test_a_failure_of_many_tokens_says_how_many_it_needs():
     r = reduce(Local(LosesRows()), problem(3, tokens=9, experts=1, top_k=1))
     assert r.problem.num_tokens == 5 and r.with_a_token_fewer() == "pass"
-    assert tokens_needed(5, "pass") == "it needs 5 tokens: 4 tokens pass" and not tokens_needed(5, "fail")
+    assert tokens_needed(5, "pass") == "it needs 5 tokens: 4 tokens pass"
+    assert not tokens_needed(5, "fail")
     one = reduce(Local(LosesASlot()), problem(3, tokens=2))
     assert one.problem.num_tokens == 1 and one.with_a_token_fewer() == ""
 
