@@ -382,6 +382,13 @@ def test_misuse_is_one_line(arguments, says, capsys):
     assert says in capsys.readouterr().err
 
 
+def test_an_output_is_no_problem(tmp_path, capsys):
+    path = tmp_path / "y.safetensors"
+    save_file({"y": torch.zeros(4, 256, dtype=torch.bfloat16)}, path)
+    assert cli.main(["explain", str(path), "--backend", "eager"]) == 2
+    assert f"`megamoe explain CASE --actual {path}` explains it" in capsys.readouterr().err
+
+
 def test_a_stored_problem_is_no_output(small, tmp_path, capsys):
     path = tmp_path / "p.safetensors"
     path.write_bytes(to_bytes(Stored(small)))

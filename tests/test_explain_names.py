@@ -28,7 +28,7 @@ from megamoe.explain.predict import Predictor
 from megamoe.explain.ways import right
 from megamoe.explain.words import causes, explanation
 from megamoe.layer.kernel_weights import interleave_gate_up, transform_sf
-from megamoe.spec.contract import BASE
+from megamoe.spec.contract import BASE, NEWEST
 from megamoe.suite.at_hand import run
 from tests.helpers.local import Local
 from tests.helpers.mutants import EPLB, FORWARD, LAYOUT, MUTANTS, STAGING, Mutant, build
@@ -454,3 +454,14 @@ def test_a_routing_weight_before_silu_is_named():
     got = {k: v[1] for k, v in run(wrong, Local(EagerBackend(BASE))).items()}
     said = explain(FromProblem(half), 1, 0, "fp32-ordered", got, contract=BASE)["actual"]
     assert names(said) == [f"{APPLIED}before silu to gate and up"]
+
+
+def test_another_rounding_of_a_scale_byte_keeps_the_floor():
+    """A kernel that rounds wrongly and holds zeros to the floor is named on data with zeros."""
+    source = FromProblem(made("plain"))
+    life = live(source, 1, range(128), "fp32-ordered", NEWEST)
+    ways = [way for way in of_codes(life, source) if " rounded " in way.name and way.exponent]
+    floors = {way.name: int(way.exponent(np.zeros(1, np.float32))[0]) for way in ways}
+    for name in ("the exponent is rounded down", "the exponent is rounded to nearest",
+                 "the exponent is that of amax / 256, rounded down"):  # fmt: skip
+        assert floors[name] == NEWEST.requant_exponent_min.value > 0

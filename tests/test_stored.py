@@ -249,7 +249,7 @@ def test_replay_judges_a_backend_on_the_file(file, bad, tmp_path, capsys):
 
 def test_replay_without_output_or_backend_says_what_to_do(file, capsys):
     assert cli.main(["replay", str(file)]) == 2
-    assert "name a --backend" in capsys.readouterr().err
+    assert f"`megamoe replay {file} --backend B` judges a backend's" in capsys.readouterr().err
 
 
 # --- capture ----------------------------------------------------------------------------------

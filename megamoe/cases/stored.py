@@ -134,6 +134,11 @@ def load(path: Path) -> Stored:
     :class:`StoredError` for a file that is missing, damaged or of another kind, shape or dtype.
     """
     said, tensors = _read(path)
+    if said is None and "y" in tensors:
+        raise StoredError(
+            f"{path}: holds an output and no problem; `megamoe explain CASE --actual {path}` "
+            "explains it"
+        )
     if said is None:
         raise StoredError(
             f"{path}: holds no stored problem; make one with `megamoe capture` or `megamoe reduce`"
