@@ -17,12 +17,9 @@ from megamoe.backends import oracle as exact
 from megamoe.backends.eager import create
 from megamoe.cases import golden_root, load_cases
 from megamoe.cases.kind import CaseError
-from megamoe.commands.main import main
-from megamoe.explain import FromProblem
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import BadOutput, forward_bits
 from megamoe.kinds.forward import KIND
-from megamoe.kinds.property import KIND as PROPERTY
 from megamoe.oracle.nvfp4_codes import Requantise, e2m1_nearest, staged
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import NEWEST, REVISIONS
@@ -294,13 +291,6 @@ def test_a_case_that_is_none_is_one_line(change, text):
         KIND.complete("here", params)
 
 
-def test_a_property_of_it_is_refused():
-    params = {"hidden": 256, "intermediate": 256, "tokens": 1, "weight_format": "nvfp4",
-              "l2_activation_scale": 1.0}  # fmt: skip
-    with pytest.raises(CaseError, match="not written for nvfp4"):
-        PROPERTY.complete("here", params)
-
-
 def test_scales_and_factors_that_are_none_are_refused():
     problem = made()
     with pytest.raises(ValueError, match="byte above 0x7E"):
@@ -323,14 +313,6 @@ def test_another_stage_than_y_is_one_line():
     assert [*forward_bits({"y": y}, problem)] == ["y"]
     with pytest.raises(BadOutput, match="returned l2_acts of an NVFP4 problem"):
         forward_bits({"y": y, "l2_acts": y}, problem)
-
-
-def test_who_does_not_do_it_says_so_in_a_line(capsys):
-    problem = made()
-    with pytest.raises(ValueError, match="explain does not follow NVFP4"):
-        FromProblem(problem)
-    assert main(["explain", "forward/nvfp4-bell-data-drifts"]) == 2
-    assert "NVFP4" in capsys.readouterr().err
 
 
 # --- the data ------------------------------------------------------------------------------------

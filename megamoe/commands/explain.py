@@ -35,7 +35,7 @@ from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import Finding, forward_bits, judge_forward
 from megamoe.judge.elements import TILE
 from megamoe.judge.judgements import Judged
-from megamoe.spec.accumulators import FP32
+from megamoe.spec.accumulators import FP32, FP32_ORDERED, classes_of
 from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.problem import Problem
@@ -119,7 +119,7 @@ def run(a: argparse.Namespace) -> int:
             f"contract {revision} does not know {subject.name}, which is of {of}; ask for one with "
             "--contract"
         )
-    class_name, why = _class_of(a, claimed, subject.about)
+    class_name, why = _class_of(a, claimed, subject)
     if a.stage and a.stage not in (actual or ()):
         raise ValueError(f"--stage {a.stage}: " + (
             "there is no output to look at; name one with --backend or --actual" if actual is None
@@ -164,15 +164,17 @@ def run(a: argparse.Namespace) -> int:
     return 0
 
 
-def _class_of(a: argparse.Namespace, claimed: str, about: Mapping[str, Any]) -> tuple[str, str]:
+def _class_of(a: argparse.Namespace, claimed: str, subject: _Subject) -> tuple[str, str]:
     """The accumulator class, and whose word it is."""
     if a.accumulator:
         return a.accumulator, "by --accumulator"
     if claimed:
         return claimed, "the backend's"
-    if "accumulator" in about:
-        return str(about["accumulator"]), "as the file says"
-    return FP32.name, (
+    if "accumulator" in subject.about:
+        return str(subject.about["accumulator"]), "as the file says"
+    format_ = subject.problem.weight_format if subject.only_y else "mxfp4"
+    widest = FP32 if FP32.name in classes_of(format_) else FP32_ORDERED
+    return widest.name, (
         "assumed, since nobody named one: it takes every kernel that adds in fp32 or wider; "
         "--accumulator names another"
     )
