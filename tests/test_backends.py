@@ -253,7 +253,7 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
             "Unknown",
             "`accumulator` is 'fp33'; did you mean fp32?; set it to one of "
             "exact, fp32, fp32-ordered, sm90-e4m3, sm90-e4m3-k32, sm100-mxf8f6f4, "
-            "sm90-e4m3-k128",
+            "sm90-e4m3-k128, sm90-e4m3-any",
         ),
     ],
 )

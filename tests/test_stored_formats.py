@@ -21,6 +21,7 @@ OF_FORMAT = {
     "nvfp4": ("2026-11", 256, {"l2_activation_scale": 0.003}),
     "fp8-block": ("sgl-sm90", 128, {}),
     "w4a16": ("w4a16", 128, {}),
+    "w4a8-token": ("w4a8-token", 128, {}),
 }
 """A contract that has the format, the multiple of H and I, and further fields."""
 

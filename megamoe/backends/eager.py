@@ -24,6 +24,7 @@ from megamoe.backends.eager_activation import activate
 from megamoe.backends.eager_combine import combine
 from megamoe.backends.eager_fp8_block import forward_fp8_block
 from megamoe.backends.eager_nvfp4 import forward_nvfp4
+from megamoe.backends.eager_w4a8_token import forward_w4a8_token
 from megamoe.backends.eager_w4a16 import forward_w4a16
 from megamoe.layer.eplb import eplb_map_to_physical_and_record
 from megamoe.layer.kernel_weights import transform_weights
@@ -48,6 +49,9 @@ _WEIGHTS_AT_ONCE = 1 << 19
 influence on any bit."""
 
 _E4M3_SPLIT = 1.0
+_DIALECTS = {
+    "fp8-block": forward_fp8_block, "w4a16": forward_w4a16, "w4a8-token": forward_w4a8_token,
+}  # fmt: skip
 
 
 class EagerBackend:
@@ -80,10 +84,8 @@ class EagerBackend:
         with without_autocast(problem.hidden_states.device):  # it takes bmm's operands for bfloat16
             if problem.weight_format == "nvfp4":
                 return {"y": forward_nvfp4(problem, self.contract)}
-            if problem.weight_format == "w4a16":
-                return {"y": forward_w4a16(problem, self.contract)}
-            if problem.is_dialect:
-                return {"y": forward_fp8_block(problem, self.contract)}
+            if problem.weight_format in _DIALECTS:
+                return {"y": _DIALECTS[problem.weight_format](problem, self.contract)}
             return self._forward(problem)
 
     def _forward(self, problem: Problem) -> dict[str, torch.Tensor]:

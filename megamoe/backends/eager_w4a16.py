@@ -7,6 +7,8 @@ without an error as long as its products lie within 38 octaves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from megamoe.backends.eager_combine import combine
@@ -19,8 +21,17 @@ from megamoe.spec.problem import Problem
 _SMALLEST_NORMAL = 2.0**-126
 
 
+Product = Callable[[torch.Tensor, torch.Tensor, Dialect], torch.Tensor]
+"""(R, K) bfloat16 and (N, K) float64 to (R, N) float32."""
+
+
 def forward_w4a16(problem: Problem, contract: Contract) -> torch.Tensor:
     """``y`` (T, H) bfloat16. ``ValueError`` for a call that the contract does not know."""
+    return forward_rows(problem, contract, lambda rows, weights, _: linear(rows, weights))
+
+
+def forward_rows(problem: Problem, contract: Contract, product: Product) -> torch.Tensor:
+    """The same with another ``product`` for both linears."""
     fault = dialect_fault(
         problem.weight_format, problem.features, problem.hidden_size, problem.intermediate_size
     )
@@ -42,8 +53,8 @@ def forward_w4a16(problem: Problem, contract: Contract) -> torch.Tensor:
         token, slot = (ids == expert).nonzero(as_tuple=True)
         w13 = decoded(problem.w13_weight[expert], problem.w13_weight_scale[expert])
         w2 = decoded(problem.w2_weight[expert], problem.w2_weight_scale[expert])
-        gate_up = linear(problem.hidden_states[token], w13)
-        down = linear(activate(gate_up, problem.act, contract), w2)
+        gate_up = product(problem.hidden_states[token], w13, contract)
+        down = product(activate(gate_up, problem.act, contract), w2, contract)
         if contract.routing_weight.value == "accumulator":
             down = down * weights[token, slot].unsqueeze(-1)
         slots[token, slot] = down.to(torch.bfloat16)
@@ -59,7 +70,7 @@ def decoded(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def linear(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """``(R, K)`` bfloat16 times (N, K) float64 to (R, N) float32."""
+    """``(R, K)`` bfloat16 or E4M3 times (N, K) float64 to (R, N) float32."""
     x = rows.double()
     acc = torch.zeros(len(x), len(weights), dtype=torch.float32, device=x.device)
     for at in range(0, x.shape[1], GROUP):
@@ -97,4 +108,4 @@ def _clamped(
     return torch.where(value.isnan(), of_nan, value.clamp(low, high))
 
 
-__all__ = ["activate", "decoded", "forward_w4a16", "linear"]
+__all__ = ["activate", "decoded", "forward_rows", "forward_w4a16", "linear"]

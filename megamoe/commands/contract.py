@@ -45,6 +45,8 @@ SHOWN: Final = {
     "activation_scale": "y where a staged value is near a tie of two codes",
     "activation_group": "nearly all of y",
     "gate_up": "y of some rows",
+    "token_scale_floor": "y of tokens, or of slots, whose row has a tiny amax",
+    "token_codes": "y where a value of a row is near a tie of two codes",
     "silu_type": "y of a few rows, where an activation rounds otherwise",
     "routing_type": "y, where a routing weight is no bfloat16 number",
     "clamp_nan": "y of tokens with a NaN or an infinity, where there is a clamp",

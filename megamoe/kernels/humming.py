@@ -20,6 +20,7 @@ from megamoe.spec.problem import Problem
 
 FACTS: Final = kernel("humming")
 E4M3_MAX: Final = 448.0
+SCALE_FLOOR: Final = 1e-30
 
 
 class Humming:
@@ -41,7 +42,7 @@ class Humming:
             def step(rows: torch.Tensor) -> torch.Tensor:
                 codes, of_row = per_row(rows)
                 made: torch.Tensor = launch(
-                    weight, scale, codes, of_row, routes.expert.unsqueeze(-1), 1
+                    weight, scale, codes, of_row, routes.expert.unsqueeze(-1), 1, True
                 )()
                 return made
 
@@ -57,24 +58,25 @@ class Humming:
 
 
 def per_row(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(N, K)`` bfloat16 to E4M3 codes (N, K) and float32 scales (N, 1): ``amax / 448``.
-
-    A row of zeros has scale 0 in that rule, and 0 / 0 is NaN; its scale is 1 here.
+    """``(N, K)`` bfloat16 to E4M3 codes (N, K) and float32 scales (N, 1), as the library's own
+    kernel has it: ``s = max(amax / 448, 1e-30)``, codes of ``row * (1 / s)``, 448 beyond.
     """
-    scale = rows.float().abs().amax(1, keepdim=True) / E4M3_MAX
-    scale = torch.where(scale == 0, 1.0, scale)
-    return (rows / scale).to(torch.float8_e4m3fn), scale
+    values = rows.float()
+    scale = values.abs().amax(1, keepdim=True) / E4M3_MAX
+    scale = torch.maximum(scale, torch.tensor(SCALE_FLOOR, device=rows.device))
+    return (values * (1.0 / scale)).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
 
 
 def launch(
     weight: torch.Tensor, weight_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor,
-    ids: torch.Tensor, top_k: int,
+    ids: torch.Tensor, top_k: int, batch_invariant: bool = False,
 ) -> Callable[[], Any]:  # fmt: skip
     """One launch: for every slot ``s`` of ``ids``, row ``s // top_k`` by the expert of the slot.
 
     ``weight`` (E, N, K/2) and ``weight_scale`` (E, N, K/32) uint8, ``codes`` (R, K) E4M3, ``scale``
     (R, 1) float32, ``ids`` (R, top_k) int64 in ``[0, E)``. The call returns (slots, N) bfloat16.
-    The library's heuristic chooses the kernel for this number of slots.
+    The library's heuristic chooses the kernel for this number of slots. Without
+    ``batch_invariant`` it may split K over blocks, which add their bfloat16 results.
     """
     layers: Any = importlib.import_module("humming.layer")
     kernels: Any = importlib.import_module("humming.kernel.humming")
@@ -90,7 +92,9 @@ def launch(
     layer.load_from_tensors({"weight": weight, "weight_scale": weight_scale})
     layer.transform()
     config, kind = layer.humming_config, "indexed"
-    tuning = tune.get_heuristics_config(config, shape_m=ids.numel(), gemm_type=kind)
+    tuning = tune.get_heuristics_config(
+        config, shape_m=ids.numel(), use_batch_invariant=batch_invariant, gemm_type=kind
+    )
     configs = kernels.HummingKernel.prepare_kernels(config.to_str(), {"gemm_type": kind}, tuning)
     routed = routing.generate_moe_tensors(ids, experts, kind, tuning["block_shape"][0])
     outputs = torch.empty(ids.numel(), n, dtype=torch.bfloat16, device=weight.device)

@@ -1,4 +1,4 @@
-"""Linears of bfloat16 rows and MXFP4 weights: exact sums, and the interval of each class.
+"""Linears of bfloat16 or E4M3 rows and MXFP4 weights: exact sums, and the interval of each class.
 
 A product of a bfloat16 and an E2M1 number has 10 significant bits. The 32 products of a block may
 lie so far apart that float64 does not hold their sum; then the products of the whole row are added
@@ -23,8 +23,9 @@ from megamoe.spec.formats import E2M1_TABLE, F64, GROUP, U8, e2m1_unpack, ue8m0_
 
 CHUNK: Final = 1 << 20
 """Block sums held at once: blocks x rows x channels."""
-FRACTION: Final = 7
-"""Fraction bits of a bfloat16 number."""
+BF16: Final = 7, LOWEST
+E4M3: Final = 3, -6
+"""Fraction bits, and the exponent field of the subnormal numbers."""
 EXACT: Final = ""
 """The name of the exact sums among those of the classes."""
 Bools = npt.NDArray[np.bool_]
@@ -34,17 +35,19 @@ Ends = tuple[F64, F64]
 
 @dataclass(frozen=True)
 class Rows:
-    """``R`` rows of bfloat16 numbers as float64, known or as intervals."""
+    """``R`` rows of numbers of a format as float64, known or as intervals."""
 
     low: F64
     high: F64
     """(R, C), ``low`` not above ``high``; NaN in both. An end that is infinite beside another one
     says that nothing is known of the number, and it may be NaN."""
+    format: tuple[int, int] = BF16
+    """:data:`BF16` or :data:`E4M3`."""
 
     @classmethod
-    def known(cls, values: F64) -> Rows:
+    def known(cls, values: F64, format_: tuple[int, int] = BF16) -> Rows:
         """Rows without freedom."""
-        return cls(values, values)
+        return cls(values, values, format_)
 
     @property
     def lost(self) -> Bools:
@@ -61,7 +64,8 @@ class Rows:
     def finite(self) -> Rows:
         """The same with zeros for what is no number."""
         number = np.isfinite(self.low) & np.isfinite(self.high)
-        return Rows(np.where(number, self.low, 0.0), np.where(number, self.high, 0.0))
+        low, high = (np.where(number, end, 0.0) for end in (self.low, self.high))
+        return Rows(low, low if self.low is self.high else high, self.format)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def linear(
         certain = _ieee(rows.low, own, special)
         sums = _sums(finite, own)
         if exact:
-            out[EXACT][:, part] = _exact(finite.low, own, sums[0], sums[2])
+            out[EXACT][:, part] = _exact(finite, own, sums[0], sums[2])
             out[EXACT][special, part] = certain
         if not classes:
             continue
@@ -152,10 +156,10 @@ def _sums(rows: Rows, weights: Weights) -> tuple[F64, F64, F64]:
     return centre - reach, centre + reach, magnitude
 
 
-def _exact(values: F64, weights: Weights, sums: F64, magnitude: F64) -> F64:
+def _exact(rows: Rows, weights: Weights, sums: F64, magnitude: F64) -> F64:
     """``(R, N)`` sums of known finite rows without an error, rounded to odd."""
-    out = total_to_odd(sums)
-    row, column = _grouped(_lowbit(values, FRACTION)).min(axis=-1), weights.lowbits.min(axis=1)
+    out, values = total_to_odd(sums), rows.low
+    row, column = _grouped(_row_lowbit(rows)).min(axis=-1), weights.lowbits.min(axis=1)
     lowbit = row[:, :, None].astype(np.float64) + column[:, None, :]
     with np.errstate(over="ignore"):  # a block without terms has an infinitely coarse lattice
         held = magnitude < np.exp2(lowbit + 53)
@@ -179,7 +183,7 @@ def _blocks(rows: Rows, weights: Weights, low: F64, high: F64, magnitude: F64) -
     return Blocks(
         low, high,
         np.maximum((magnitude + high) / 2, 0.0), np.maximum((magnitude - low) / 2, 0.0),
-        least.astype(np.float64), fields, fields,  # each operand reaches the unit as one bfloat16
+        least.astype(np.float64), fields, fields,  # each operand reaches the unit as one number
         (weights.values != 0).sum(axis=1, keepdims=True).astype(np.float64),
     )  # fmt: skip
 
@@ -189,14 +193,14 @@ def _grouped(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.reshape(len(values), -1, GROUP).transpose(1, 0, 2)
 
 
-def _field(values: F64) -> I16:
-    """The exponent field of each number; a subnormal one is aligned at -126."""
-    exponent = np.maximum(np.frexp(values)[1] - 1, LOWEST)
+def _field(values: F64, lowest: int = LOWEST) -> I16:
+    """The exponent field of each number; a subnormal one is aligned at ``lowest``."""
+    exponent = np.maximum(np.frexp(values)[1] - 1, lowest)
     return np.where(values == 0, NO_TERM, exponent).astype(np.int16)
 
 
 def _row_field(rows: Rows) -> I16:
-    return _field(np.maximum(np.abs(rows.low), np.abs(rows.high)))
+    return _field(np.maximum(np.abs(rows.low), np.abs(rows.high)), rows.format[1])
 
 
 def _lowbit(values: F64, fraction: int) -> I16:
@@ -209,11 +213,11 @@ def _lowbit(values: F64, fraction: int) -> I16:
 
 
 def _row_lowbit(rows: Rows) -> I16:
-    """The same of rows. Between two ends lies any bfloat16 number; their middle has a bit more."""
-    low, high = rows.low, rows.high
+    """The same of rows. Between two ends lies any number; their middle has a bit more."""
+    low, high, (fraction, lowest) = rows.low, rows.high, rows.format
     near = np.where(low * high > 0, np.minimum(np.abs(low), np.abs(high)), 0.0)
-    free = _field(np.maximum(near, 2.0**LOWEST)) - FRACTION - 1
-    return np.where(low == high, _lowbit(low, FRACTION), free).astype(np.int16)
+    free = _field(np.maximum(near, 2.0**lowest)) - fraction - 1
+    return np.where(low == high, _lowbit(low, fraction), free).astype(np.int16)
 
 
 def _ieee(values: F64, weights: Weights, chosen: Bools) -> F64:
@@ -225,4 +229,4 @@ def _ieee(values: F64, weights: Weights, chosen: Bools) -> F64:
         return np.stack([(row[:, None] * numbers).sum(axis=0) for row in values[chosen]])
 
 
-__all__ = ["EXACT", "Ends", "Rows", "Weights", "linear"]
+__all__ = ["BF16", "E4M3", "EXACT", "Ends", "Rows", "Weights", "linear"]

@@ -144,19 +144,23 @@ def _any_order(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) ->
     sum of U - L over the operands still to be added falls by at least the error: all errors
     together are at most its first value, the sum of U - L over the terms that end below U. The
     computed partial sums exceed M by the errors: as long as n <= 2**13, the factor (1 + n * 2**-22)
-    covers them where U follows from M, and elsewhere they stay below the exponent of U.
+    covers them where U follows from M, and elsewhere they stay below the exponent of U. With f bits
+    in place of 23 the factor is (1 + n * 2**(1 - f)), as long as n <= 2**(f - 1).
     """
-    assert accumulator.result_bits is not None
+    bits = accumulator.align_bits
+    assert bits is not None and bits == accumulator.result_bits
     terms = blocks.low.shape[0] * 32
     partial = _largest_partial(blocks)
     lowbit = blocks.lowbit.min(axis=0)
-    grown = partial * (1 + terms * 2.0**-22)
-    unit = np.exp2(_aligned_exponent(blocks.folded.max(axis=0), grown) - 23)
-    exact = (partial <= np.exp2(lowbit + 24)) & (unit <= np.exp2(lowbit))
+    grown = partial * (1 + terms * 2.0 ** (1 - bits))
+    unit = np.exp2(_aligned_exponent(blocks.folded.max(axis=0), grown) - bits)
+    exact = (partial <= np.exp2(lowbit + bits + 1)) & (unit <= np.exp2(lowbit))
     loss = np.zeros_like(partial)
     for j in range(blocks.low.shape[0]):
         loss += blocks.most_terms(j) * np.maximum(unit - np.exp2(blocks.lowbit[j]), 0.0)
     error = np.where(exact | (partial == 0), 0.0, loss + SLACK * partial)
+    if terms > min(2.0**13, 2.0 ** (bits - 1)):
+        error = np.where(error == 0, 0.0, np.inf)  # nothing is shown of sums this long
     return low - error, high + error
 
 

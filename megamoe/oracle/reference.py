@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.oracle import fp8_block, nvfp4, swiglu, w4a16
+from megamoe.oracle import fp8_block, nvfp4, swiglu, w4a8_token, w4a16
 from megamoe.oracle.combine import Combine
 from megamoe.oracle.envelope import Envelope, Tensors
 from megamoe.oracle.linear import Rows
@@ -183,6 +183,7 @@ def _only_y(
 
 _OF_FORMAT: Final = {
     "nvfp4": nvfp4.forward, "fp8-block": fp8_block.forward, "w4a16": w4a16.forward,
+    "w4a8-token": w4a8_token.forward,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Hidden states and activations are bfloat16 numbers, and no step quantises them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,8 +46,8 @@ class Expert:
             scale = getattr(problem, f"{name}_scale")[at].numpy()
             if (fault := _fault(packed, scale)) is not None:
                 raise ValueError(
-                    f"w4a16: {name}_scale of expert {at} has byte {fault}; give bytes from "
-                    f"{BYTES[0]} to {BYTES[1]}: kernels differ on the others"
+                    f"{problem.weight_format}: {name}_scale of expert {at} has byte {fault}; "
+                    f"give bytes from {BYTES[0]} to {BYTES[1]}: kernels differ on the others"
                 )
             weights.append(Weights(packed, scale))
         return cls(*weights)
@@ -67,6 +68,14 @@ class Layer:
     contract: Dialect
     any_silu: bool
 
+    def linear(
+        self, low: F64, high: F64, weights: Weights, classes: list[Accumulator],
+        exact: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        """A linear of rows of bfloat16 numbers, as :func:`megamoe.oracle.bf16_linear.linear`."""
+        found = linear(Rows(low, high), weights, classes, exact)
+        return {n: within(v) if n == EXACT else outward(*v) for n, v in found.items()}
+
     def halves(self, sums: F64) -> tuple[F32, F32]:
         """Clamped gate and up ``(R, I)`` of linear 1's sums; the bound is an fp32 number."""
         is_bf16 = self.contract.gate_up.value == "bf16"
@@ -83,16 +92,16 @@ class Layer:
 
     def point(self, sums: F64, weight: F32, expert: Expert) -> U16:
         """The bfloat16 row of linear 1's exact sums."""
-        gate, up = self.halves(_within(sums))
+        gate, up = self.halves(sums)
         gated = silu(gate, self.contract.precise_silu.value)
         acts = self.product(Hull(gated, gated, np.isnan(gated)), Hull(up, up, np.isnan(up)))
-        given = Rows.known(acts.low.astype(np.float64))
-        row = linear(given, expert.w2, [], exact=True)[EXACT]
-        return self.rounded(_within(row), weight)
+        given = acts.low.astype(np.float64)
+        row = self.linear(given, given, expert.w2, [], exact=True)[EXACT]
+        return self.rounded(row, weight)
 
     def ends(self, sums: Ends, weight: F32, expert: Expert, a: Accumulator) -> tuple[U16, U16]:
         """Lowest and highest bfloat16 row, from the ends of linear 1."""
-        (gate_low, up_low), (gate_high, up_high) = (self.halves(end) for end in _outward(*sums))
+        (gate_low, up_low), (gate_high, up_high) = (self.halves(end) for end in sums)
         gated = silu_hull(gate_low, gate_high, self.act.fast_math or self.any_silu)
         acts = self.product(gated, Hull(up_low, up_high, np.isnan(up_low)))
         # Where a sum may leave fp32, or NaN is possible beside numbers, nothing is known.
@@ -102,7 +111,7 @@ class Layer:
             np.where(maybe, end, side).astype(np.float64)
             for end, side in zip((-np.inf, np.inf), acts[:2], strict=True)
         )
-        rows = _outward(*linear(Rows(low, high), expert.w2, [a])[a.name])
+        rows = self.linear(low, high, expert.w2, [a])[a.name]
         first, last = (self.rounded(end, weight) for end in rows)
         if self.contract.routing_weight.value == "accumulator":
             return np.where(weight < 0, last, first), np.where(weight < 0, first, last)
@@ -138,7 +147,7 @@ def _leaves(low: F32, high: F32) -> npt.NDArray[np.bool_]:
     return np.asarray((np.isinf(low) | np.isinf(high)) & (low != high))
 
 
-def _outward(low: F64, high: F64) -> Ends:
+def outward(low: F64, high: F64) -> Ends:
     """The fp32 numbers around both ends, since the accumulator holds one: as float64."""
     with np.errstate(over="ignore", invalid="ignore"):
         down, up = low.astype(np.float32), high.astype(np.float32)
@@ -147,16 +156,17 @@ def _outward(low: F64, high: F64) -> Ends:
     return down.astype(np.float64), up.astype(np.float64)
 
 
-def _within(sums: F64) -> F64:
+def within(sums: F64) -> F64:
     """The same. ``ValueError`` where a number leaves fp32: no rule covers what follows."""
     if (np.isfinite(sums) & (np.abs(sums) >= 2.0**128 - 2.0**103)).any():
-        raise ValueError("w4a16: a sum leaves fp32, for which the contract has no rule")
+        raise ValueError("a sum leaves fp32, for which the contract has no rule")
     return sums
 
 
 def forward(
     problem: Problem, classes: list[Accumulator], contract: Any, any_silu: bool,
-    trace: dict[str, npt.NDArray[Any]] | None,
+    trace: dict[str, npt.NDArray[Any]] | None, of: type[Layer] = Layer,
+    expert_of: Callable[[Problem, int], Expert] = Expert.of,
 ) -> Made:  # fmt: skip
     """Point and envelopes; ``ValueError`` for a call that the contract does not know."""
     fault = dialect_fault(
@@ -166,7 +176,7 @@ def forward(
         raise ValueError(fault)
     if not isinstance(contract, Dialect) or not contract.takes(problem.features):
         raise ValueError(f"contract {contract.revision} has no rule for {problem.weight_format}")
-    layer = Layer(problem.act, contract, any_silu)
+    layer = of(problem.act, contract, any_silu)
     ids, weights = problem.topk_ids.numpy(), problem.topk_weights.numpy()
     if contract.routing_type.value == "bf16":
         weights = bf16_decode(bf16_round(weights))
@@ -177,12 +187,12 @@ def forward(
     rows = {a.name: (np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)) for a in wide}
     sums = np.zeros((*ids.shape, 2 * problem.intermediate_size if trace is not None else 0))
     for at in np.unique(ids[ids >= 0]):
-        expert = Expert.of(problem, int(at))
+        expert = expert_of(problem, int(at))
         places = np.argwhere(ids == at)
         for start in range(0, len(places), ROWS):
             here = tuple(places[start : start + ROWS].T)
             weight, given = weights[here][:, None], x[here[0]]
-            found = linear(Rows.known(given), expert.w13, wide, exact=True)
+            found = layer.linear(given, given, expert.w13, wide, exact=True)
             point[here] = layer.point(found[EXACT], weight, expert)
             if trace is not None:
                 sums[here] = found[EXACT]
@@ -198,4 +208,4 @@ def forward(
     return Made(y, made | {name: combine.ends(*ends) for name, ends in rows.items()})
 
 
-__all__ = ["forward"]
+__all__ = ["Expert", "Layer", "forward", "outward", "within"]

@@ -78,6 +78,14 @@ SM90_E4M3_K128: Final = Accumulator(
 )  # fmt: skip
 """It is outside of :data:`ACCUMULATORS`, for its operands need one scale factor for each 128 values
 of K: only the format fp8-block has such (:data:`OF_FORMAT`)."""
+SM90_E4M3_ANY: Final = Accumulator(
+    "sm90-e4m3-any", None, 13, 13, True, None, True, False,
+    "read in humming-kernels 0.1.19, mma/wgmma.cuh: the instruction's own sum is fed back over all "
+    "of K; epilogue/smem_reducer.cuh: warps that share K add their sums in fp32",
+)  # fmt: skip
+"""Steps of Hopper's FP8 instruction in any order, from any number of zeros, their results added in
+fp32. The class is for rows with one scale, which comes after the sum: MXFP4's form has a scale each
+32."""
 SM100_MXF8F6F4: Final = Accumulator(
     "sm100-mxf8f6f4", 32, 25, 23, True, None, False, False,
     "MMA-Sim 2.1.1, checked against B200 for one CTA; the two-CTA form that DeepGEMM issues is "
@@ -91,6 +99,7 @@ ACCUMULATORS: Final = {
 OF_FORMAT: Final = {
     "fp8-block": {a.name: a for a in (EXACT, FP32_ORDERED, SM90_E4M3_K128)},
     "w4a16": {a.name: a for a in (EXACT, FP32, FP32_ORDERED)},
+    "w4a8-token": {a.name: a for a in (EXACT, FP32, FP32_ORDERED, SM90_E4M3_ANY)},
 }
 """The classes of each other format. With fp8-block the runs of K, and how a run's sum is scaled,
 are the contract's; a class says how a run is summed (``docs/numerics.md``, section 13)."""

@@ -28,6 +28,12 @@ class Dialect(Contract):
     same scale, codes of ``fl(x / s)``."""
     activation_group: Clause[int]
     """Hidden states that share a scale."""
+    token_scale_floor: Clause[float]
+    """Lower bound of the fp32 scale of a row, ``fl(amax / 448)``. Rows of hidden states and of
+    activations, each with one scale."""
+    token_codes: Clause[str]
+    """The codes of a row v with scale s: 'reciprocal', of ``fl(v * fl(1 / s))``, or 'quotient', of
+    ``fl(v / s)``."""
     gate_up: Clause[str]
     """The type of gate and up between linear 1 and the clamp: 'fp32' or 'bf16'."""
     clamp_nan: Clause[str]
@@ -60,9 +66,10 @@ class Dialect(Contract):
 
 _ORDER: Final = (
     "features", "weights", "staging_amax_floor", "activation_scale", "activation_group",
-    "cast_saturates", "gate_up", "gate_up_order", "gate_clamped_below", "clamp_nan",
-    "precise_silu", "silu_type", "routing_weight", "routing_type", "bf16_before_requant",
-    "requant_group", "requant_scale", "requant_amax_floor", "combine_order",
+    "token_scale_floor", "token_codes", "cast_saturates", "gate_up", "gate_up_order",
+    "gate_clamped_below", "clamp_nan", "precise_silu", "silu_type", "routing_weight",
+    "routing_type", "bf16_before_requant", "requant_group", "requant_scale",
+    "requant_amax_floor", "combine_order",
 )  # fmt: skip
 """In the order of computation."""
 _NONE: Final[Any] = Clause(None, "no rule: a dialect does not have this stage or option")
@@ -98,7 +105,7 @@ SGL_SM90: Final = Dialect(
     ),
     requant_amax_floor=Clause(1e-10, f"{_SM90}: fmaxf(amax, 1e-10f)"),
     combine_order=Clause("ascending-slot", f"{_SM90}: __ffs of the mask of live slots"),
-    silu_type=_NONE, routing_type=_NONE, **_UNREAD,
+    token_scale_floor=_NONE, token_codes=_NONE, silu_type=_NONE, routing_type=_NONE, **_UNREAD,
 )  # fmt: skip
 
 _OLD = "sgl-deep-gemm 0.1.4, sm90_fp8_mega_moe.cuh"
@@ -144,8 +151,40 @@ W4A16: Final = Dialect(
     combine_order=Clause("ascending-slot", f"{_RUNNER}: finalizeMoeRoutingKernel, k_idx"),
     staging_amax_floor=_NONE, activation_scale=_NONE, activation_group=_NONE, cast_saturates=_NONE,
     bf16_before_requant=_NONE, requant_group=_NONE, requant_scale=_NONE, requant_amax_floor=_NONE,
+    token_scale_floor=_NONE, token_codes=_NONE, **_UNREAD,
+)  # fmt: skip
+
+# --- MXFP4 weights, E4M3 rows with one scale each: humming, as vLLM calls it ----------------------
+
+_HUMMING = "humming-kernels 0.1.19"
+_QUANTISE = f"{_HUMMING}, process_input/quantization.cuh"
+_EXPERTS = "vllm-project/vllm 03063c0, fused_humming_moe.py"
+
+W4A8_TOKEN: Final = Dialect(
+    revision="w4a8-token",
+    features=Clause(("w4a8-token",), f"{_EXPERTS}: SwiGLU of routed experts with a clamp"),
+    weights=Clause("w4a8-token", f"{_HUMMING}, transform.py: E2M1 with a UE8M0 byte per 32"),
+    token_scale_floor=Clause(1e-30, f"{_QUANTISE}: fmaxf(maximum / 448, 1e-30f)"),
+    token_codes=Clause("reciprocal", f"{_QUANTISE}: 1.f / scale, then a product"),
+    cast_saturates=Clause(True, f"{_QUANTISE}: cvt.rn.satfinite.e4m3x2.f32"),
+    gate_up=Clause("bf16", f"{_EXPERTS}: gate_up_output has c_dtype, which is bfloat16"),
+    gate_up_order=Clause("gate-up", f"{_EXPERTS}: swiglu_limit_func takes the gate first"),
+    gate_clamped_below=Clause(False, "vLLM, fused_moe/utils.py: one minimum for the gate"),
+    clamp_nan=Clause("upper", "megamoe: vLLM's forms of swiglu_limit_func differ"),
+    precise_silu=Clause("g/d", "vLLM, fused_moe/utils.py: gate / (1.0 + tl.exp(-gate))"),
+    silu_type=Clause(
+        "fp32", "vLLM, fused_moe/utils.py: _swiglu_limit_pad_aware_kernel; its torch form, and "
+        "silu_and_mul without a clamp, round silu to bfloat16",
+    ),
+    routing_weight=Clause("row", "vLLM, moe_fused_mul_sum.py: acc += row * weight in fp32"),
+    routing_type=Clause("fp32", "vLLM, moe_fused_mul_sum.py: the weight as it is given"),
+    combine_order=Clause("ascending-slot", "vLLM, moe_fused_mul_sum.py: range(top_k)"),
+    staging_amax_floor=_NONE, activation_scale=_NONE, activation_group=_NONE,
+    bf16_before_requant=_NONE, requant_group=_NONE, requant_scale=_NONE, requant_amax_floor=_NONE,
     **_UNREAD,
 )  # fmt: skip
 
-DIALECTS: Final[dict[str, Dialect]] = {d.revision: d for d in (SGL_SM90_0_1_4, SGL_SM90, W4A16)}
+DIALECTS: Final[dict[str, Dialect]] = {
+    d.revision: d for d in (SGL_SM90_0_1_4, SGL_SM90, W4A16, W4A8_TOKEN)
+}
 """The dialects by name, an older one of the same kernel first."""

@@ -12,13 +12,14 @@ SIZE_MULTIPLE: Final = 128
 """H and I are multiples of this."""
 NVFP4_SIZE_MULTIPLE: Final = 256
 """H and I are multiples of this where weights are NVFP4."""
-DIALECT_FORMATS: Final = ("fp8-block", "w4a16")
+DIALECT_FORMATS: Final = ("fp8-block", "w4a16", "w4a8-token")
 """The formats of :mod:`megamoe.spec.dialects`."""
 WEIGHT_FORMATS: Final = ("mxfp4", "nvfp4", *DIALECT_FORMATS)
 """'mxfp4': E2M1 with a UE8M0 byte per 32, hidden states staged as E4M3. 'nvfp4': E2M1 with an E4M3
 byte per 16 and an fp32 factor an expert; hidden states and activations have the same codes.
 'fp8-block': E4M3 with an fp32 scale per 128 x 128; hidden states and activations are E4M3 with fp32
-scales. 'w4a16': the weights of mxfp4; hidden states and activations are bfloat16."""
+scales. 'w4a16': the weights of mxfp4; hidden states and activations are bfloat16. 'w4a8-token': the
+same weights; hidden states and activations are E4M3 with one fp32 scale a row."""
 FEATURES: Final = (
     "swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ", "shared-expert", "shared-output",
     "fp8-combine", "nvfp4", *DIALECT_FORMATS,

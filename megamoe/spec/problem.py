@@ -86,8 +86,9 @@ class Problem:
     2I, H/16) and (E, H, I/16) uint8, E4M3 bytes from 0 to 0x7E, and the three fields below are
     set. With fp8-block the weights are (E, 2I, H) and (E, H, I) uint8, E4M3 codes without NaN, and
     their scales (E, 2I/128, H/128) and (E, H/128, I/128) float32, finite and not below 0. With
-    w4a16 they are as with mxfp4, and scale bytes are from 2 to 251 where a group has a weight that
-    is not 0: there a weight is a normal bfloat16 number."""
+    w4a16 and w4a8-token they are as with mxfp4. Scale bytes are from 2 to 251 where a group has a
+    weight that is not 0: there a weight is a normal bfloat16 number. With w4a8-token they are no
+    more than 11 below the largest byte of the expert's matrix."""
     w13_weight_scale_2: torch.Tensor | None = None
     w2_weight_scale_2: torch.Tensor | None = None
     """(E,) float32, above 0: a weight is ``code * scale * scale_2`` of its expert."""

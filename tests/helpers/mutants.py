@@ -28,6 +28,7 @@ SOURCES = {
     "eager_nvfp4": "backends/eager_nvfp4.py",
     "eager_fp8_block": "backends/eager_fp8_block.py",
     "eager_w4a16": "backends/eager_w4a16.py",
+    "eager_w4a8_token": "backends/eager_w4a8_token.py",
     "staging": "layer/staging.py",
     "eplb": "layer/eplb.py",
     "kernel_weights": "layer/kernel_weights.py",

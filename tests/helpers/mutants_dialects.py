@@ -95,7 +95,7 @@ _ADD = "acc = (acc.double() + block).float()"
 _COMBINE = "return combine(slots, live, weights, contract)"
 _FOLD = 'if contract.routing_weight.value == "accumulator":'
 _HALVES = "gate, up = gate_up.chunk(2, dim=-1)"
-_DOWN = "down = linear(activate(gate_up, problem.act, contract), w2)"
+_DOWN = "down = product(activate(gate_up, problem.act, contract), w2, contract)"
 
 
 def _w4a16(name: str, old: str, new: str, case: str) -> Mutant:
@@ -141,7 +141,7 @@ W4A16 = [
     _w4a16("weight-of-slot-0", _COMBINE, "return combine(slots, live, weights[:, :1].expand_as(weights), contract)", "scale-of-another-group-h640-i384"),
     _w4a16("weight-rounded-to-bf16", 'if contract.routing_type.value == "bf16":', "if True:", "routing-weight-rounded-to-bf16"),
     _sources("weight-before-the-row-is-rounded", "routing-weight-before-the-row-is-rounded", (_FOLD, "if True:"), (_COMBINE, "return combine(slots, live, torch.ones_like(weights), contract)")),
-    _sources("weight-in-the-activations", "routing-weight-before-the-row-is-rounded", (_DOWN, "down = linear((activate(gate_up, problem.act, contract).float() * weights[token, slot].unsqueeze(-1)).to(torch.bfloat16), w2)"), (_COMBINE, "return combine(slots, live, torch.ones_like(weights), contract)")),
+    _sources("weight-in-the-activations", "routing-weight-before-the-row-is-rounded", (_DOWN, "down = product((activate(gate_up, problem.act, contract).float() * weights[token, slot].unsqueeze(-1)).to(torch.bfloat16), w2, contract)"), (_COMBINE, "return combine(slots, live, torch.ones_like(weights), contract)")),
     _sources("weight-rounded-with-the-row", "routing-weight-before-the-row-is-rounded", ("slots[token, slot] = down.to(torch.bfloat16)", "slots[token, slot] = (down.to(torch.bfloat16) * weights[token, slot].unsqueeze(-1)).to(torch.bfloat16)"), (_COMBINE, "return combine(slots, live, torch.ones_like(weights), contract)")),
     _w4a16("row-truncated-to-bf16", "slots[token, slot] = down.to(torch.bfloat16)", "slots[token, slot] = (down.view(torch.int32) & -65536).view(torch.float32).to(torch.bfloat16)", "scale-of-another-group-h640-i384"),
     _w4a16("sum-in-bf16", _ADD, "acc = (acc.double() + block).bfloat16().float()", "bell-precise"),
@@ -156,4 +156,51 @@ W4A16 = [
     Mutant("w4a16-combine-in-bf16", _W + "routing-weight-before-the-row-is-rounded", [("eager_combine", "        acc = torch.where(takes_part, added, acc)\n", "        acc = torch.where(takes_part, added, acc).bfloat16().float()\n")], "w4a16"),
 ]  # fmt: skip
 
-DIALECTS = [*FP8_BLOCK, *FP8_BLOCK_LAWS, *W4A16]
+# --- MXFP4 and E4M3 rows with one scale each -------------------------------------------------------
+
+_SCALE_OF = "scale = torch.maximum(amax / 448.0, floor)"
+_OF_ROW = "amax = values.abs().nan_to_num(0.0, torch.inf).amax(-1, keepdim=True)"
+_QUANTISED = (
+    "return e4m3_codes(values / scale if quotient else values * (1.0 / scale), contract), scale"
+)
+_SCALED = "return linear(codes.view(torch.float8_e4m3fn), weights) * scale"
+
+
+def _w4a8(name: str, old: str, new: str, case: str, module: str = "eager_w4a8_token") -> Mutant:
+    return Mutant.of(
+        f"w4a8-token-{name}", module, old, new, f"forward/w4a8-token-{case}", "w4a8-token"
+    )
+
+
+W4A8_TOKEN = [
+    _w4a8("scale-of-the-row-above", _SCALED, _SCALED.replace("* scale", "* scale.roll(1, 0)"), "scale-of-another-row"),
+    _w4a8("scale-of-the-batch", _OF_ROW, "amax = values.abs().nan_to_num(0.0, torch.inf).amax().expand(len(values), 1)", "scale-of-another-row"),
+    _w4a8("scale-of-half-a-row", _OF_ROW, "amax = values[:, :128].abs().nan_to_num(0.0, torch.inf).amax(-1, keepdim=True)", "codes-truncated"),
+    _w4a8("scale-a-power-of-two", _SCALE_OF, _SCALE_OF + "\n    scale = scale.log2().ceil().exp2()", "codes-truncated"),
+    _w4a8("scale-in-bf16", _SCALE_OF, _SCALE_OF + "\n    scale = scale.bfloat16().float()", "codes-truncated"),
+    _w4a8("scale-without-a-floor", _SCALE_OF, "scale = (amax / 448.0).clamp_min(2.0**-120)", "tiny-rows-below-the-floor"),
+    _w4a8("scale-with-a-floor-of-1e-10", _SCALE_OF, _SCALE_OF.replace("floor)", "floor * 1e20)"), "tiny-rows-below-the-floor"),
+    _w4a8("scale-by-240", _SCALE_OF, _SCALE_OF.replace("448.0", "240.0"), "codes-truncated"),
+    _w4a8("scale-dropped", _SCALED, _SCALED.replace(" * scale", ""), "scale-of-another-group-h256-i256"),
+    _w4a8("scale-applied-in-bf16", _SCALED, _SCALED.replace("return linear(codes.view(torch.float8_e4m3fn), weights)", "return linear(codes.view(torch.float8_e4m3fn), weights).bfloat16().float()"), "codes-truncated"),
+    _w4a8("codes-by-the-quotient", "if quotient else", "if True else", "codes-by-a-quotient"),
+    _w4a8("codes-truncated", _QUANTISED, "return e4m3_codes(((values * (1.0 / scale)).view(torch.int32) & -(1 << 20)).view(torch.float32), contract), scale", "codes-truncated"),
+    _w4a8("codes-in-bf16-first", _QUANTISED, "return e4m3_codes((values * (1.0 / scale)).bfloat16().float(), contract), scale", "ordinary-data-precise"),
+    _w4a8("rows-not-quantised", _SCALED, "return linear(rows, weights)", "codes-truncated"),
+    _w4a8("codes-below-normal-lost", _QUANTISED, "wide = values * (1.0 / scale)\n    return e4m3_codes(torch.where(wide.abs() < 2.0**-6, 0.0, wide), contract), scale", "codes-truncated"),
+    _w4a8("nan-of-a-row-becomes-zero", "values = rows.float()", "values = rows.float().nan_to_num(0.0, torch.inf, -torch.inf)", "nan-token-becomes-nan"),
+    _w4a8("infinity-becomes-the-largest", _QUANTISED, "return e4m3_codes((values * (1.0 / scale)).nan_to_num(448.0), contract), scale", "nan-token-becomes-nan"),
+    _w4a8("activations-not-quantised", _DOWN, "down = linear(activate(gate_up, problem.act, contract), w2)", "codes-truncated", "eager_w4a16"),
+    _w4a8("hidden-states-not-quantised", "gate_up = product(problem.hidden_states[token], w13, contract)", "gate_up = linear(problem.hidden_states[token], w13)", "codes-truncated", "eager_w4a16"),
+    _w4a8("weight-scale-of-the-group-beside", _POWERS, "powers = ((scale.roll(1, 1).long()", "scale-of-another-group-h256-i256", "eager_w4a16"),
+    _w4a8("weight-scale-of-the-row-above", _POWERS, "powers = ((scale.roll(1, 0).long()", "scale-of-another-group-h384-i128", "eager_w4a16"),
+    _w4a8("gate-and-up-kept-in-fp32", 'if contract.gate_up.value == "bf16":', "if False:", "gate-and-up-kept-in-fp32", "eager_w4a16"),
+    _w4a8("activations-kept-in-fp32", _ACTS, "return gated * up", "gate-and-up-kept-in-fp32", "eager_w4a16"),
+    _w4a8("clamp-bound-in-bf16", "bound = torch.tensor(act.clamp, dtype=torch.float32, device=gate.device)", "bound = torch.tensor(act.clamp, device=gate.device).bfloat16().float()", "clamp-bound-rounded-to-bf16", "eager_w4a16"),
+    _w4a8("weight-dropped", _COMBINE, "return combine(slots, live, torch.ones_like(weights), contract)", "routing-weight-before-the-row-is-rounded", "eager_w4a16"),
+    _w4a8("masked-weight-times-zero", _COMBINE, "return combine(slots, live | True, weights, contract)", "masked-slots-and-zero-rows", "eager_w4a16"),
+    _w4a8("rows-beyond-64-lost", "token, slot = (ids == expert).nonzero(as_tuple=True)", "token, slot = (t[:64] for t in (ids == expert).nonzero(as_tuple=True))", "rows-of-one-expert-t65", "eager_w4a16"),
+    Mutant("w4a8-token-combine-backwards", "forward/w4a8-token-slots-of-one-expert-cancel", [("eager_combine", "    order = list(range(slots.shape[1]))\n", "    order = list(range(slots.shape[1]))[::-1]\n")], "w4a8-token"),
+]  # fmt: skip
+
+DIALECTS = [*FP8_BLOCK, *FP8_BLOCK_LAWS, *W4A16, *W4A8_TOKEN]

@@ -34,12 +34,16 @@ def product(rows: list[list[Fraction]], x: list[Fraction], kind: str) -> list[Fr
     return out
 
 
-def activated(g: Fraction, u: Fraction, clamp: float | None) -> Fraction:
+def activated(
+    g: Fraction, u: Fraction, clamp: float | None, division: str = "g*(1/d)"
+) -> Fraction:  # fmt: skip
     """Of bfloat16 gate and up."""
     if clamp is not None:
         bound = fraction32(clamp)
         g, u = min(g, bound), max(min(u, bound), -bound)
-    return bf16(fp32(fp32(g * fp32(1 / fp32(1 + exponential(-g)))) * u))
+    below = fp32(1 + exponential(-g))
+    gated = g * fp32(1 / below) if division == "g*(1/d)" else g / below
+    return bf16(fp32(fp32(gated) * u))
 
 
 def forward(p, kind: str = "exact") -> list[list[Fraction]]:
