@@ -22,6 +22,7 @@ TOKEN = 2
 OF_FORMAT = {
     "fp8-block": ("sgl-sm90", "fp32-ordered", {"hidden": 128}),
     "w4a16": ("w4a16", "fp32", {"hidden": 128, "hidden_states": {"log2_scale": 4}}),
+    "w4a8-token": ("w4a8-token", "fp32", {"hidden": 128}),
     "nvfp4": ("2026-11", "fp32", {"hidden": 256, "l2_activation_scale": 0.003}),
 }
 """A contract, an accumulator class and further arguments."""
@@ -58,6 +59,7 @@ def fitting(format_, problem, contract):
         ("fp8-block", "routing_weight", "combine"), ("fp8-block", "activation_group", 64),
         ("fp8-block", "gate_up_order", "up-gate"), ("w4a16", "gate_up", "fp32"),
         ("w4a16", "gate_clamped_below", True), ("nvfp4", "gate_clamped_below", True),
+        ("w4a8-token", "gate_up", "fp32"), ("w4a8-token", "routing_weight", "accumulator"),
     ],
 )  # fmt: skip
 def test_a_clause_of_another_contract_is_named_and_no_other(format_, clause, value):

@@ -22,6 +22,8 @@ VALUES: Final[dict[str, tuple[Any, ...]]] = {
     "staging_amax_floor": (0.0, 1e-10, 1e-4),
     "activation_scale": ("reciprocal", "quotient"),
     "activation_group": (32, 64, 128),
+    "token_scale_floor": (0.0, 1e-30, 1e-10),
+    "token_codes": ("reciprocal", "quotient"),
     "gate_up": ("fp32", "bf16"),
     "gate_up_order": ("gate-up", "up-gate"),
     "gate_clamped_below": (False, True),
@@ -37,6 +39,7 @@ VALUES: Final[dict[str, tuple[Any, ...]]] = {
 """Values of clauses that a kernel may have by mistake."""
 ROUTING: Final = {
     "fp8-block": ("activation", "combine"), "w4a16": ("row", "accumulator"),
+    "w4a8-token": ("row", "accumulator"),
 }  # fmt: skip
 """Places of the routing weight for which the oracle has a rule, by format."""
 MOST_EXPERTS: Final = 8

@@ -203,4 +203,25 @@ W4A8_TOKEN = [
     Mutant("w4a8-token-combine-backwards", "forward/w4a8-token-slots-of-one-expert-cancel", [("eager_combine", "    order = list(range(slots.shape[1]))\n", "    order = list(range(slots.shape[1]))[::-1]\n")], "w4a8-token"),
 ]  # fmt: skip
 
-DIALECTS = [*FP8_BLOCK, *FP8_BLOCK_LAWS, *W4A16, *W4A8_TOKEN]
+# Each is within the class, or right in one call: only a law of the layer shows it.
+_BLOCKS = "for at in range(0, x.shape[1], GROUP):"
+MXFP4_LAWS = [
+    Mutant(f"{format_}-{name}", f"property/{format_}-{law}", [(module, old, new)], format_)
+    for format_, module in (("w4a16", "eager_w4a16"), ("w4a8-token", "eager_w4a16"))
+    for name, law, old, new in (
+        (
+            "order-of-k-by-the-number-of-rows",
+            "batch-invariance-broken",
+            _BLOCKS,
+            "for at in range(0, x.shape[1], GROUP)[:: 1 if len(x) < 2 else -1]:",
+        ),
+        (
+            "sums-in-the-mode-of-autocast",
+            "autocast-broken",
+            _BLOCKS,
+            "for at in range(0, x.shape[1], GROUP)[:: -1 if torch.is_autocast_enabled('cpu') else 1]:",
+        ),
+    )
+]
+
+DIALECTS = [*FP8_BLOCK, *FP8_BLOCK_LAWS, *W4A16, *W4A8_TOKEN, *MXFP4_LAWS]
