@@ -161,10 +161,17 @@ def test_show_of_other_kinds(capsys: Any) -> None:
     assert by_kind["property"]["judged"].startswith(f"law {by_kind['property']['params']['law']}")
     assert any("nvfp4" in one["needs"] for one in found)
     names = {re.split(r"[:, ]", one["judged"])[0] for one in found}
-    assert names <= {"bitwise", "staged", "law", "error"}, "the names that a verdict has"
+    assert names <= {"bitwise", "staged", "law", "error", "end-to-end"}, "the names of a verdict"
     assert any("else end-to-end and statistic: each value" in one["judged"] for one in found)
     assert main(["show", "no-such"]) == 2
     assert "nothing matches 'no-such'" in capsys.readouterr().err
+
+
+def test_show_promises_no_stage_of_a_format_that_shows_only_y(capsys: Any) -> None:
+    assert shown("forward/w4a16-bell-fast", capsys)["judged"].startswith(
+        "end-to-end: each value of y"
+    )
+    assert shown("forward/bell-h256-i128-drifts", capsys)["judged"].startswith("staged, if")
 
 
 def test_show_says_what_the_words_of_a_recipe_mean(capsys: Any) -> None:

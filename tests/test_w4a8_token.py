@@ -41,7 +41,7 @@ PROBLEMS = {
     "below-the-floor": {
         "hidden_recipe": {"log2_scale": -112}, "weights_recipe": {"w13_scale": [222, 2]},
     },
-    "two-slots-clamped": {"top_k": 2, "clamp": 0.3003, "weights_recipe": {"w13_scale": [119, 2]}},
+    "clamped": {"clamp": 0.3003, "weights_recipe": {"w13_scale": [119, 2]}},
 }  # fmt: skip
 
 

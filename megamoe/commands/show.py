@@ -25,6 +25,10 @@ INTERVAL: Final = (
     "staged, if the backend returns l2_acts and l2_acts_sf, else end-to-end and statistic: each "
     "value must be one that a correct kernel of the backend's accumulator class can return"
 )
+INTERVAL_OF_Y: Final = (
+    "end-to-end: each value of y must be one that a correct kernel of the backend's accumulator "
+    "class can return; the stages of this format are not judged"
+)
 MEANINGS: Final[Mapping[str, str]] = {
     "envelope": "correct kernels may differ, each within certified intervals",
     "zero-freedom": "one output is right",
@@ -86,7 +90,8 @@ def judged(case: Case, goldens: Mapping[str, Any]) -> str:
     if case.kind in JUDGED:
         return JUDGED[case.kind]
     points = [bool(golden.get("zero_freedom")) for golden in goldens.values()]
-    how = "no golden yet" if not points else POINT if all(points) else INTERVAL
+    interval = INTERVAL_OF_Y if "weight_format" in case.params else INTERVAL
+    how = "no golden yet" if not points else POINT if all(points) else interval
     law = case.params.get("law")
     law = f"law {law}, bitwise, the backend against itself; then " if law else ""
     rows = case.rows

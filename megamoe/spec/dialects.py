@@ -135,7 +135,10 @@ W4A16: Final = Dialect(
     ),
     gate_clamped_below=Clause(False, f"{_RUNNER}: SwigluBiasAdaptor, one minimum for the gate"),
     clamp_nan=Clause("upper", f"{_RUNNER}: cutlass::minimum<float> is fminf, and comes first"),
-    precise_silu=Clause("g*(1/d)", f"{_RUNNER}: cutlass Sigmoid, then a product with the gate"),
+    precise_silu=Clause(
+        "g*(1/d)", f"{_RUNNER}: cutlass Sigmoid, then a product with the gate. FlashInfer compiles "
+        "with -use_fast_math (jit/core.py), which makes it the fast form",
+    ),
     silu_type=Clause(
         "fp32", f"{_RUNNER}: ComputeElem is float; vLLM's and SGLang's swiglu_limit_func is torch "
         "in bfloat16: it rounds silu too",
