@@ -58,6 +58,7 @@ LUTS: Mapping[str, U8] = {
     "grid": _lut((0.5, 24), (1.0, 24), (1.5, 16), (2.0, 8)),
     "sparse": _lut((0.5, 2), (1.0, 2), (1.5, 1), (2.0, 1), (3.0, 2)),
     "zero": np.zeros(256, np.uint8),
+    "one": np.full(256, 2, np.uint8),
 }  # fmt: skip
 
 

@@ -205,23 +205,32 @@ W4A8_TOKEN = [
 
 # Each is within the class, or right in one call: only a law of the layer shows it.
 _BLOCKS = "for at in range(0, x.shape[1], GROUP):"
+_KEPT = "globals().setdefault('KEPT', {}).setdefault((problem.w13_weight.shape, expert), problem.w13_weight[expert])"
 MXFP4_LAWS = [
-    Mutant(f"{format_}-{name}", f"property/{format_}-{law}", [(module, old, new)], format_)
-    for format_, module in (("w4a16", "eager_w4a16"), ("w4a8-token", "eager_w4a16"))
-    for name, law, old, new in (
-        (
-            "order-of-k-by-the-number-of-rows",
-            "batch-invariance-broken",
-            _BLOCKS,
-            "for at in range(0, x.shape[1], GROUP)[:: 1 if len(x) < 2 else -1]:",
-        ),
-        (
-            "sums-in-the-mode-of-autocast",
-            "autocast-broken",
-            _BLOCKS,
-            "for at in range(0, x.shape[1], GROUP)[:: -1 if torch.is_autocast_enabled('cpu') else 1]:",
-        ),
-    )
+    Mutant(
+        "w4a16-order-of-k-by-the-number-of-rows",
+        "property/w4a16-batch-invariance-broken-by-the-order-of-k",
+        [
+            (
+                "eager_w4a16",
+                _BLOCKS,
+                "for at in range(0, x.shape[1], GROUP)[:: 1 if len(x) < 2 else -1]:",
+            )
+        ],
+        "w4a16",
+    ),
+    Mutant(
+        "w4a16-weights-kept-by-their-shape",
+        "property/w4a16-other-weights-broken",
+        [("eager_w4a16", "decoded(problem.w13_weight[expert]", f"decoded({_KEPT}")],
+        "w4a16",
+    ),
+    Mutant(
+        "w4a8-token-weights-kept-by-their-shape",
+        "property/w4a8-token-other-weights-broken",
+        [("eager_w4a16", "decoded(problem.w13_weight[expert]", f"decoded({_KEPT}")],
+        "w4a8-token",
+    ),
 ]
 
 DIALECTS = [*FP8_BLOCK, *FP8_BLOCK_LAWS, *W4A16, *W4A8_TOKEN, *MXFP4_LAWS]
