@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from megamoe import oracle
-from megamoe.backends import eager_w4a16, simulate
+from megamoe.backends import eager_combine, eager_w4a16, simulate
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
 from megamoe.commands.contract import SHOWN
@@ -196,6 +196,22 @@ def test_a_product_and_a_sum_are_allowed_in_place_of_an_fma():
     assert (fused != apart).sum() > 100
     assert (np.minimum(fused, apart) == low).all() and (np.maximum(fused, apart) == high).all()
     assert (combine.added(0, total, given) == fused).all()  # the reference point
+
+
+def test_a_kernel_of_exact_sums_may_err_in_silu_and_combine_either_way(monkeypatch):
+    problem = made(seed=5, tokens=48, top_k=2, fast_math=True)
+    envelopes = oracle.forward(problem, contract=NOW).envelopes
+    own, low = envelopes["exact"], [bf16_key(envelopes[n].y_lo) for n in ("exact", "fp32")]
+    assert (low[1] <= low[0]).all() and (bf16_key(own.y_lo) != bf16_key(own.y_hi)).any()
+    monkeypatch.setattr(eager_w4a16, "linear", lambda x, w: (x.double() @ w.T).float())
+    for added in (eager_combine.fma, lambda a, b, c: a * b + c):
+        monkeypatch.setattr(eager_combine, "fma", added)
+        for erring in (1 - 2.0**-23, 1 + 2.0**-23):  # of exp: two of its ulps are allowed
+            exp = torch.Tensor.exp
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.Tensor, "exp", lambda x, e=erring, of=exp: of(x) * e)
+                y = bits(EagerBackend(NOW).forward(problem)["y"])
+            assert inside(y, own).all()
 
 
 def test_sums_in_bfloat16_are_outside(monkeypatch):

@@ -181,10 +181,9 @@ def forward(
     if contract.routing_type.value == "bf16":
         weights = bf16_decode(bf16_round(weights))
     x = bf16_decode(bits(problem.hidden_states)).astype(np.float64)
-    wide = [a for a in classes if a.align_bits is not None]
     shape = (*ids.shape, problem.hidden_size)
     point = np.zeros(shape, np.uint16)
-    rows = {a.name: (np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)) for a in wide}
+    rows = {a.name: (np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)) for a in classes}
     sums = np.zeros((*ids.shape, 2 * problem.intermediate_size if trace is not None else 0))
     for at in np.unique(ids[ids >= 0]):
         expert = expert_of(problem, int(at))
@@ -192,20 +191,19 @@ def forward(
         for start in range(0, len(places), ROWS):
             here = tuple(places[start : start + ROWS].T)
             weight, given = weights[here][:, None], x[here[0]]
-            found = layer.linear(given, given, expert.w13, wide, exact=True)
+            found = layer.linear(given, given, expert.w13, classes, exact=True)
             point[here] = layer.point(found[EXACT], weight, expert)
             if trace is not None:
                 sums[here] = found[EXACT]
-            for a in wide:
+            for a in classes:
                 for end, kept in zip(layer.ends(found[a.name], weight, expert, a), rows[a.name],
                                      strict=True):  # fmt: skip
                     kept[here] = end
     if trace is not None:
         trace |= {"gate_up": sums, "slot_rows": point}
     combine = Combine(ids >= 0, weights, contract)
-    y = combine.point(point)
-    made = {a.name: (y, y) for a in classes if a.align_bits is None}
-    return Made(y, made | {name: combine.ends(*ends) for name, ends in rows.items()})
+    ends = {name: combine.ends(*both) for name, both in rows.items()}
+    return Made(combine.point(point), ends)
 
 
 __all__ = ["Expert", "Layer", "forward", "outward", "within"]
