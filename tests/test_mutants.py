@@ -29,7 +29,7 @@ SMALL = [*NUMBERS, *PLACES, *FEATURES, *DIALECTS]
 ALL = [*MUTANTS, *SMALL]
 CASES = {case.id: case for case in load_cases()}
 
-AFFORDABLE = 3_000_000
+AFFORDABLE = 3_200_000
 """Weights that a case touches at most: small shapes, judged in a fraction of a second."""
 
 

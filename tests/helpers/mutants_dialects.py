@@ -8,7 +8,7 @@ from tests.helpers.mutants import Mutant
 _B = "eager_fp8_block"
 _NOW, _OLD = "sgl-sm90", "sgl-sm90-0.1.4"
 _C = "forward/fp8-block-"
-_SCALE = _C + "scale-of-another-block-h640-i384"
+_SCALE = _C + "scale-of-another-block-h512-i512"
 _BELL = _C + "bell-precise"
 _FACTOR = "factor = 1.0 / scale\n    else"
 _OF_BLOCK = "of_block = weight_scale[:, at * run // BLOCK].repeat_interleave(BLOCK)"
