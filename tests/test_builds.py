@@ -292,7 +292,7 @@ def test_every_clause_says_what_a_golden_shows():
         (["show", "1999"], "unknown revision or build '1999'; revisions: 2026-06"),
         (["show", "2099-01"], "revision 2099-01, which new 1 follows, has no clauses written down"),
         (["diff", "2026-06", "new 1"], "revision 2099-01, which new 1 follows"),
-        (["diff", "2026-06"], "the following arguments are required: B"),
+        (["diff", "2026-06"], "B is missing; see `megamoe contract diff --help`"),
         (["detect", "no_such_package"], "neither a folder nor a package"),
         (["detect"], "none of deep_gemm, sgl_deep_gemm, vllm is installed here; name a folder"),
         ([], "name a verb: list, show, diff, detect; see `megamoe contract --help`"),

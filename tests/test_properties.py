@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from megamoe.cases import load_cases
 from megamoe.cases.forms import LAUNCHED, LAWS
+from megamoe.cases.needs import lacking
 from megamoe.kinds import laws
 from megamoe.kinds.property import launch_findings
 from megamoe.layer import engine_laws, launch_laws
 from megamoe.layer.symm_buffer import new_symm_buffer
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
-from megamoe.worker.exchange import Caller, Missing, Raised
+from megamoe.worker.exchange import Caller, Raised
+from megamoe.worker.session import Identity
 from tests.helpers.local import Local
 
 
@@ -236,14 +239,14 @@ def test_a_launch_that_reads_old_bytes_is_found(trouble: str, said: str) -> None
 
 
 def test_what_a_law_needs_is_said_where_it_is_missing() -> None:
-    face = {"name": "f", "accumulator": "fp32", "forward": staticmethod(honest)}
-    forward_only = type("F", (), face)()
-    for law in ("stale-bytes", "graph-replay"):
-        with pytest.raises(Missing, match="run"):
-            launched(forward_only, law)
+    def lacks(law: str, *offers: str) -> str:
+        case = next(c for c in load_cases() if c.params.get("law") == law)
+        return lacking(case, Identity("b", "fp32", ("forward", *offers)))
+
+    assert [lacks(law) for law in ("stale-bytes", "graph-replay")] == ["run", "run"]
+    assert lacks("stale-bytes", "run") == ""
     for law in ("graph-replay", "busy-stream"):
-        with pytest.raises(Missing, match=f"CUDA device, which law {law} needs; use --device cuda"):
-            launched(Launched(), law)
+        assert lacks(law, "run") == f"CUDA device, which law {law} needs; use --device cuda"
 
 
 class InModes:

@@ -163,7 +163,7 @@ def test_case_chooses_cases(verb: str, wanted: str) -> None:
     ("arguments", "said"),
     [
         (["check", "CASES=x"], "no verb reads CASES; did you mean CASE?; known variables: PYTHON "),
-        (["check", "case=x"], "no verb reads case; known"),
+        (["check", "case=x"], "no verb reads case; did you mean CASE?; known"),
         (["TIRE=full"], "no verb reads TIRE; did you mean TIER?; known"),
         (["check", "CAS=x"], "no verb reads CAS; did you mean CASE?; known"),
         (["chekc"], "no verb chekc; did you mean check?; `make` lists the verbs"),

@@ -138,7 +138,7 @@ def test_other_files_are_refused(tmp_path, capsys):
     save_file({"y": torch.zeros(1)}, tmp_path / "b.safetensors")
     for name, says in (
         ("a", "no safetensors file"),
-        ("b", "no stored problem"),
+        ("b", "holds an output and no problem; `megamoe explain CASE --actual"),
         ("c", "no such file"),
     ):
         assert cli.main(["replay", str(tmp_path / f"{name}.safetensors")]) == 2
