@@ -130,9 +130,40 @@ def test_counts_of_cases_are_those_of_the_tree():
             points[name] &= bool(golden["zero_freedom"])
     readme = (ROOT / "README.md").read_text()
     assert f"It has {len(entries)} cases." in readme
-    assert f"| {sum(points.values())} of the {len(forward)} forward cases: their inputs" in readme
+    assert (
+        f"*zero freedom*: {sum(points.values())} of the {len(forward)} of all contracts" in readme
+    )
     goldens = (ROOT / "docs/goldens.md").read_text()
     # A case of a dialect begins with the name of its format.
     dialects = tuple(f"forward/{name}-" for name in DIALECT_FORMATS)
     of_megamoe = [name for name in forward if not name.startswith(dialects)]
     assert re.search(rf"kernel, all {len(of_megamoe)}\s+forward cases under each", goldens)
+
+
+def test_the_layer_in_order_has_the_values_of_the_newest_contract():
+    """Its numbers are clauses; its form of the scale byte is what eager computes."""
+    import torch
+
+    from megamoe.layer.staging import ue8m0_ceil
+    from megamoe.spec.contract import NEWEST
+
+    text = (ROOT / "docs/layer.md").read_text()
+    floor, low, high = (
+        NEWEST.staging_amax_floor.value, NEWEST.staging_exponent_min.value,
+        NEWEST.staging_exponent_max.value,
+    )  # fmt: skip
+    assert f"contract `{NEWEST.revision}`" in text and floor == float("1e-4")
+    assert "max(max |h|, 1e-4)" in text and f"held to {low} to {high}" in text
+    assert f"at least {NEWEST.requant_exponent_min.value}." in text
+    assert "max((bits(a) + 0x1FFFFF >> 23), 113) - 8" in text
+    a = torch.cat(
+        [
+            torch.rand(9999) * 2.0 ** torch.arange(-90, 9).repeat(101),
+            448.0 * 2.0 ** torch.arange(-22, 9),
+        ]
+    )
+    byte = ((a.view(torch.int32).long() + 0x1FFFFF) >> 23).clamp_min(113) - 8
+    assert torch.equal(byte, ue8m0_ceil(a / 448).long().clamp_min(105))
+    assert (NEWEST.routing_weight.value, NEWEST.bf16_before_requant.value) == ("activation", False)
+    assert (NEWEST.gate_clamped_below.value, NEWEST.clamp_drops_nan.value) == (False, True)
+    assert NEWEST.combine_order.value == "ascending-slot"
