@@ -6,9 +6,11 @@ No package of another project is needed. Fakes have the names and signatures of 
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,6 +27,7 @@ from megamoe.spec import accumulators
 from megamoe.spec.problem import Problem
 from megamoe.worker.known import BUILT_IN, KERNELS
 
+ROOT = Path(__file__).parents[1]
 CLASSES = {a.name for a in vars(accumulators).values() if isinstance(a, accumulators.Accumulator)}
 
 
@@ -94,6 +97,17 @@ def test_a_wheel_stands_in_for_an_installation(monkeypatch, tmp_path):
 def test_a_contract_that_this_megamoe_lacks_is_a_reason():
     made = registry.Kernel(**{**vars(kernel("humming")), "needs": (), "contracts": ("none-such",)})
     assert made.lacks(lambda: 9) == ["contract none-such is not in this megamoe"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_the_script_says_why_a_kernel_is_not_judged_and_that_none_was(tmp_path):
+    ran = subprocess.run(
+        [ROOT / "tools/judge_kernels.sh", "humming"], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable},
+    )  # fmt: skip
+    said, last = ran.stdout.splitlines()
+    assert said.startswith("humming: not judged: no package humming-kernels: pip install")
+    assert (last, ran.returncode) == ("no kernel was judged", 2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -7,7 +7,7 @@
 # whole engine; all others are installed, without their dependencies and without a network, into
 # $OUT/site. One JSON file a kernel goes into $OUT. Every case of a kernel's kinds is judged: laws of
 # a launch are cases of kind property. A kernel that cannot run here says why and is no pass.
-# MINUTES (8) ends the last kernel. Exit status: 1 if a kernel was red, 2 if none was judged.
+# DEVICE (cuda) is the device of the run. MINUTES (8) ends the last kernel. Exit status: 1 if a kernel was red, 2 if none was judged.
 set -euo pipefail
 
 OUT=${OUT:?name a folder for the results: OUT=results}
@@ -21,7 +21,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$OUT/site:$root${PYTHONPATH:+:$PYTHONPATH}"
 
 if [ -n "$WHEELS" ]; then
-    WHEELS=$(cd "$WHEELS" && pwd)
+    WHEELS=$(cd "$WHEELS" && pwd) || exit 2
     for wheel in "$WHEELS"/*.whl; do
         case ${wheel##*/} in
         vllm-*) export MEGAMOE_VLLM_WHEEL="$wheel" ;;
@@ -54,7 +54,7 @@ for name in "${names[@]}"; do
     file="$OUT/$name.json" status=0
     # SIGINT lets `check` write what it has; the rest is not-run, which is no pass.
     timeout --signal=INT --kill-after=20 "$left" "$PYTHON" -m megamoe check --backend "$name" \
-        --device cuda --tier full --json "$file" >"$OUT/$name.log" 2>&1 || status=$?
+        --device "${DEVICE:-cuda}" --tier full --json "$file" >"$OUT/$name.log" 2>&1 || status=$?
     tail -n 1 "$OUT/$name.log"
     if [ "$status" -eq 1 ]; then red=1; fi
     if [ -f "$file" ]; then files+=("$file"); else echo "$name: no result: see $OUT/$name.log"; fi
