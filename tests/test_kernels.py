@@ -16,6 +16,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import megamoe
+from megamoe.backends import eager_fp8_block
 from megamoe.commands.main import main
 from megamoe.kernels import around, humming, registry, sgl_deep_gemm, vllm_eplb, vllm_staging
 from megamoe.kernels.registry import Need, kernel, kernels
@@ -24,6 +26,7 @@ from megamoe.kernels.source import Source, execute
 from megamoe.kernels.torch_grouped_mm import TorchGroupedMm
 from megamoe.layer import launch_laws
 from megamoe.spec import accumulators
+from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.problem import Problem
 from megamoe.worker.known import BUILT_IN, KERNELS
 
@@ -322,9 +325,52 @@ def test_other_weights_are_refused(change, kind, said):
         sgl_deep_gemm.block_weights(block_problem(**change))
 
 
+class OldSgl(FakeSgl):
+    """0.1.4: no pre-dispatch."""
+
+    __version__ = "0.1.4"
+    mega_moe_pre_dispatch_sm90 = None
+
+
+def test_an_older_sgl_deep_gemm_has_its_contract_and_is_staged_for(monkeypatch):
+    monkeypatch.setattr(sgl_deep_gemm, "one_rank", lambda device: "one")
+    package = OldSgl()
+    assert sgl_deep_gemm.suitable(package) is package
+    backend = sgl_deep_gemm.SglDeepGemm("cpu", package)
+    assert backend.contracts == ("sgl-sm90-0.1.4",)
+    assert backend.forward(block_problem()).unique().tolist() == [448 * 1.5]  # the code of amax
+    (buffer,) = backend._buffers.values()
+    assert buffer.x_sf.unique().tolist() == [torch.tensor(1 / 448).item()]
+    assert buffer.topk_idx.tolist() == [[1, -1]]
+
+
+def test_what_is_staged_for_an_older_sgl_deep_gemm_is_the_contract_s():
+    hidden = megamoe.problem(
+        tokens=4, hidden=512, intermediate=128, experts=1, top_k=1, weight_format="fp8-block",
+        hidden_states={"spread": 30, "patch": [
+            {"token": 1, "channel": 3, "bits": 0x7FC0}, {"token": 3, "count": 256, "bits": 0},
+            {"token": 2, "channel": 200, "bits": 0xFF80}]},
+    ).hidden_states  # fmt: skip
+    codes, scale = sgl_deep_gemm.staged(hidden)
+    right, right_scale = eager_fp8_block.stage(hidden, CONTRACTS["sgl-sm90-0.1.4"])
+    nan = (right & 0x7F) == 0x7F
+    assert torch.equal(scale, right_scale) and nan.any()
+    assert torch.equal(codes.view(torch.uint8)[~nan], right[~nan])
+    assert ((codes.view(torch.uint8)[nan] & 0x7F) == 0x7F).all()
+
+
+@pytest.mark.parametrize(
+    ("version", "revision"),
+    [("0.1.3", "sgl-sm90-0.1.4"), ("0.1.4.post1", "sgl-sm90-0.1.4"), ("0.1.5rc2", "sgl-sm90"),
+     ("0.2.5", "sgl-sm90"), ("of unknown version", "sgl-sm90")],
+)  # fmt: skip
+def test_the_contract_of_sgl_deep_gemm_follows_its_version(version, revision):
+    assert sgl_deep_gemm.contract_of(version).revision == revision
+
+
 def test_a_version_without_the_functions_is_refused():
-    old = SimpleNamespace(__version__="0.1.4", fp8_mega_moe=FakeSgl.fp8_mega_moe)
-    with pytest.raises(NotImplementedError, match=r"0\.1\.4 has no mega_moe_pre_dispatch_sm90"):
+    old = SimpleNamespace(__version__="0.1.2", fp8_mega_moe=FakeSgl.fp8_mega_moe)
+    with pytest.raises(NotImplementedError, match=r"0\.1\.2 has no get_symm_buffer_for_mega_moe"):
         sgl_deep_gemm.suitable(old)
     new = FakeSgl()
     assert sgl_deep_gemm.suitable(new) is new

@@ -3,12 +3,18 @@
 The package's weights are E4M3 with an fp32 scale per 128 x 128. A problem with MXFP4 weights is
 refused: a block of 128 x 128 has 512 scale factors of MXFP4 and one of FP8, so no exact conversion
 exists in general.
+
+Six of the published versions have another kernel for Hopper than the version before: 0.1.3, which
+is the first, 0.1.4, 0.1.4.post1, 0.1.5, 0.1.6 and 0.2.5. Those before 0.1.5 requantise by powers of
+two, which is a contract of its own. 0.1.3 and 0.1.4 have no pre-dispatch: this module stages for
+them. Only 0.1.5 has run.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +23,7 @@ import torch
 from megamoe.kernels.here import require
 from megamoe.kernels.registry import kernel
 from megamoe.layer.ranks import one_rank
+from megamoe.spec.dialects import SGL_SM90, SGL_SM90_0_1_4, Dialect
 from megamoe.spec.problem import Problem, Sizes
 
 FACTS: Final = kernel("sgl-deep-gemm")
@@ -27,9 +34,11 @@ INTERMEDIATE: Final = 256
 """H and I are multiples of these: a row of fp32 scales, one per 128 hidden states and one per 64
 activations, must have a multiple of 16 bytes. The package asserts it (``layout/mega_moe.cuh``)."""
 NEEDED: Final = (
-    "fp8_mega_moe", "mega_moe_pre_dispatch_sm90", "get_symm_buffer_for_mega_moe",
-    "transform_weights_for_mega_moe_sm90",
+    "fp8_mega_moe", "get_symm_buffer_for_mega_moe", "transform_weights_for_mega_moe_sm90",
 )  # fmt: skip
+PRE_DISPATCH: Final = "mega_moe_pre_dispatch_sm90"
+CONTINUOUS: Final = (0, 1, 5)
+"""From this version on scales are no powers of two."""
 Weight = tuple[torch.Tensor, torch.Tensor]
 """Codes and scales."""
 STATS: Final = "cumulative_local_expert_recv_stats"
@@ -40,12 +49,13 @@ class SglDeepGemm:
 
     name = FACTS.name
     accumulator = FACTS.accumulator
-    contracts = FACTS.contracts
     features = FACTS.features
 
     def __init__(self, device: str | torch.device = "cuda", package: Any = None) -> None:
         self.device = torch.device(device)
         self.package = _package() if package is None else package
+        self.contract = contract_of(str(getattr(self.package, "__version__", "")))
+        self.contracts = (self.contract.revision,)
         self._buffers: dict[tuple[Any, ...], Buffer] = {}
 
     def forward(self, problem: Problem) -> torch.Tensor:
@@ -98,10 +108,18 @@ class SglDeepGemm:
         topk_idx: torch.Tensor,
         weights: torch.Tensor,
     ) -> None:
-        """The package's pre-dispatch; rows of ``topk_idx`` beyond the tokens become -1."""
+        """The package's pre-dispatch, or what it does where the package has none; rows of
+        ``topk_idx`` beyond the tokens become -1."""
+        tokens = len(hidden_states)
+        if not callable(getattr(self.package, PRE_DISPATCH, None)):
+            x[:tokens], x_sf[:tokens] = staged(hidden_states)
+            topk_idx.fill_(-1)
+            topk_idx[:tokens].copy_(topk_ids)
+            weights[:tokens].copy_(topk_weights)
+            return
         self.package.mega_moe_pre_dispatch_sm90(
             hidden_states, topk_ids.to(torch.int32), topk_weights, x, x_sf, topk_idx, weights,
-            len(hidden_states),
+            tokens,
         )  # fmt: skip
 
     def run(
@@ -181,6 +199,24 @@ def pairs_of(
                 f"float32 {blocks}"
             )
     return (w13.view(torch.float8_e4m3fn), w13_scale), (w2.view(torch.float8_e4m3fn), w2_scale)
+
+
+def staged(hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(T, H)`` bfloat16 to E4M3 codes (T, H) and float32 scales (T, H/128), as the pre-dispatch
+    of 0.1.4.post1 and later: ``max(amax, 1e-10) / 448``, and codes of ``h * (1 / scale)``."""
+    groups = hidden_states.float().unflatten(-1, (-1, BLOCK))
+    size = groups.abs()
+    amax = torch.where(size.isnan(), 0.0, size).amax(-1, keepdim=True)  # NaN does not count
+    scale = amax.clamp_min(1e-10) / 448.0
+    scaled = (groups * (1.0 / scale)).clamp(-448.0, 448.0)
+    return scaled.flatten(-2).to(torch.float8_e4m3fn), scale.squeeze(-1)
+
+
+def contract_of(version: str) -> Dialect:
+    """The contract of a version of the package; the newest where it says none."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    is_old = found is not None and tuple(map(int, found.groups())) < CONTINUOUS
+    return SGL_SM90_0_1_4 if is_old else SGL_SM90
 
 
 def _package() -> Any:
