@@ -360,7 +360,7 @@ def test_a_match_of_all_slots_is_offered_alone():
     everywhere = match.fit("rightly", "silu", _mask(0, 9), _mask(0, 0), [4, 6])
     somewhere = match.fit("wrongly", "silu", _mask(0, 9), _mask(20, 0), [4, 6])
     for fits, names in (([somewhere, everywhere], ["rightly"]), ([somewhere], ["wrongly"])):
-        said = match.report(fits, 9, 40, "codes", 2)
+        said = match.report(fits, match.Evidence("codes", 9, 9, ""), 40, "codes", 2)
         assert [way["what"] for way in said["exact"]] == names
 
 

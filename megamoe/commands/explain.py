@@ -31,7 +31,7 @@ from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.brief import brief
 from megamoe.explain.others import of_all_tokens
 from megamoe.explain.show import show
-from megamoe.explain.words import is_clear
+from megamoe.explain.words import is_certain, is_clear
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import Finding, forward_bits, judge_forward
 from megamoe.judge.elements import TILE
@@ -215,8 +215,9 @@ def _larger(subject: _Subject, said: Mapping[str, Any]) -> str:
         return ""
     steps, rules = said["actual"]["explanations"], said.get("batch", {"rules": []})["rules"]
     unclear = not all(map(is_clear, steps)) or len(rules) > 1
+    is_short = any(step["exact"] and not is_certain(step) for step in steps)
     has_most = telling(subject.case) == 2 and len(rules) < 2
-    if not unclear or has_most:
+    if not unclear or (has_most and not is_short):
         return ""
     other = larger(subject.case, load_cases(subject.root))
     return f"try a larger case, if it is red too: {other.id}" if other else ""

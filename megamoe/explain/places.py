@@ -31,6 +31,8 @@ LEFT_OUT: Final = "a slot is left out: codes and scale bytes are zero"
 ALL_LOST: Final = "y is zero"
 _STEPS: Final = (("x", "x_sf"), ("l2_acts", "l2_acts_sf"), ("y",))
 """The stages that one step computes."""
+_TILES: Final = (8, 16, 32, 64, 128)
+"""Rows of a tile of an expert."""
 _LOST_SLOT: Final = re.compile(r"slot (\d+) \(.*\) is lost")
 """Names of deviations of one token by which slots are lost."""
 
@@ -95,9 +97,12 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
                 )
     whole = np.where(live, rows, -1)
     yield from _cuts(whole, wrong, "each expert")
+    yield from _tiles(whole, first, "each expert")
     for e in mine:
         if used.size > 1:
-            yield from _cuts(np.where(ids == e, whole, -1), wrong, f"expert {e}")
+            own = np.where(ids == e, whole, -1)
+            yield from _cuts(own, wrong, f"expert {e}")
+            yield from _tiles(own, first, f"expert {e}")
     for row in sorted({int(r) for r in rows[first][live[first]]}):
         yield Rule(f"row {row} of an expert", f"row {row} of an expert is dropped", rows == row)
     last = live & (rows == _last(ids, live, rows))
@@ -174,6 +179,21 @@ def _cuts(rows: Ids, wrong: Bools, of: str) -> Iterator[Rule]:
         f"rows {cut}{other} and later of {of} are dropped: {many} beyond a capacity or a tile",
         slots,
     )
+
+
+def _tiles(rows: Ids, first: int, of: str) -> Iterator[Rule]:
+    """Rules of one tile of rows, of those that hold a row of token ``first``; the last tile is a
+    cut."""
+    for size in _TILES:
+        for number in sorted({int(row) // size for row in rows[first] if row >= 0}):
+            slots = (rows >= 0) & (rows // size == number)
+            if rows.max() < (number + 1) * size:
+                continue
+            tile = f"rows {number * size} to {(number + 1) * size - 1}"
+            many = counted(int(slots.sum()), "row")
+            yield Rule(
+                f"{of}, at {tile}: {many}", f"{tile} of {of} are dropped: {many} of a tile", slots
+            )
 
 
 def _of_slots(live: Bools) -> Iterator[Rule]:

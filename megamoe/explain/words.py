@@ -161,4 +161,4 @@ def _how_much(way: Plain, differing: int) -> str:
     return text
 
 
-__all__ = ["causes", "explanation", "is_clear", "read_from"]
+__all__ = ["causes", "explanation", "is_certain", "is_clear", "read_from"]
