@@ -46,6 +46,7 @@ NAMED = {
     "y-tie-away-from-zero": f"y: {_AWAY}",
     "y-tie-toward-zero": f"y: {_TOWARD}",
     "requantised-through-tf32": "scaled values go through TF32 before the cast",
+    "requant-amax-of-bf16": "amax is rounded to bfloat16",
     "requantised-through-half": "scaled values go through fp16 before the cast",
     "gate-up-through-tf32": f"gate and up: {_TF32}",
     "slot-row-through-tf32": f"slot rows: {_TF32}",
