@@ -333,12 +333,13 @@ def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
     """One element fits many causes or none; the file remembers the cause that `reduce` read."""
     shown = EagerBackend().forward(small)
     shown["y"][1, 3] *= 3
-    about = {"accumulator": "fp32-ordered", "reduced_from": "forward/whole", "causes": ["  c: d"]}
+    about = {"accumulator": "fp32-ordered", "reduced_from": "forward/whole", "causes": ["  c: d"],
+             "causes_read_from": "token 3"}  # fmt: skip
     path = tmp_path / "r.safetensors"
     path.write_bytes(to_bytes(Stored(small, {"y": shown["y"]}, about)))
     assert cli.main(["explain", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "\nread from all of forward/whole, which was reduced to this file:\n  c: d\n" in out
+    assert "\nread from token 3 of forward/whole, which was reduced to this file:\n  c: d\n" in out
     assert "\nthis file alone has too few values to tell the cause" in out
 
 

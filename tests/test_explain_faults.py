@@ -46,6 +46,7 @@ NAMED = {
     "y-tie-away-from-zero": f"y: {_AWAY}",
     "y-tie-toward-zero": f"y: {_TOWARD}",
     "requantised-through-tf32": "scaled values go through TF32 before the cast",
+    "requant-amax-of-bf16": "amax is rounded to bfloat16",
     "requantised-through-half": "scaled values go through fp16 before the cast",
     "gate-up-through-tf32": f"gate and up: {_TF32}",
     "slot-row-through-tf32": f"slot rows: {_TF32}",
@@ -360,7 +361,7 @@ def test_a_match_of_all_slots_is_offered_alone():
     everywhere = match.fit("rightly", "silu", _mask(0, 9), _mask(0, 0), [4, 6])
     somewhere = match.fit("wrongly", "silu", _mask(0, 9), _mask(20, 0), [4, 6])
     for fits, names in (([somewhere, everywhere], ["rightly"]), ([somewhere], ["wrongly"])):
-        said = match.report(fits, 9, 40, "codes", 2)
+        said = match.report(fits, match.Evidence("codes", 9, 9, ""), 40, "codes", 2)
         assert [way["what"] for way in said["exact"]] == names
 
 

@@ -42,6 +42,7 @@ FAULTS = {
     "experts 1 and 4 are dropped": (IDS == 1) | (IDS == 4),
     "rows 16 and later of each expert are dropped": ROWS >= 16,
     "rows 32 and later of expert 2 are dropped": (IDS == 2) & (ROWS >= 32),
+    "rows 16 to 31 of each expert are dropped": ROWS // 16 == 1,
     "row 8 of an expert is dropped": ROWS == 8,
     "the last row of each expert is dropped": LIVE & (LAST[IDS] == ROWS),
     "slot 1 of each token is dropped": LIVE & (np.arange(2) == 1),
@@ -117,7 +118,7 @@ def said_of(p, lost, shows):
     token = int(np.flatnonzero(lost.sum(axis=1) == 1)[-1])
     rows = {name: stage[token] for name, stage in got.items()}
     said = explain(FromProblem(p), token, 0, "fp32-ordered", rows, contract=BASE)
-    return said, in_batch(said["actual"], got, token, p.topk_ids.numpy(), p.num_experts, wrong)
+    return said, in_batch(said["actual"], got, token, p.topk_ids.numpy(), p.num_experts, wrong, {})
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,8 @@ def test_experts_that_take_each_others_rows_are_named(many):
 def test_the_rule_of_the_batch_stands_first(capsys):
     way = {"stage": "requantise", "what": "zero", "where": ""}
     step = {"differing": 1, "of": 2, "compared": "codes of token 0", "tried": 3, "not_tried": 0,
-            "follows": False, "exact": [way], "partial": []}  # fmt: skip
+            "follows": False, "exact": [way], "partial": [], "decisions": 9,
+            "tried_on": [], "alone": []}  # fmt: skip
     stages = [{"stage": "y", "outside": 1, "of": 128}]
     actual = {"parts_at": {"stage": "y", "where": "w"}, "explanations": [step], "worst": None,
               "stages": stages}  # fmt: skip
@@ -206,7 +208,7 @@ def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
     """Codes are wrong in some other way, and y is zero besides: no slot is lost."""
     ids, wrong = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3, bool)
     first, second = ({"exact": [{"what": what}]} for what in ("relu stands for silu", "y is zero"))
-    said = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong)
+    said = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong, {})
     assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": []}
-    said = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong)
+    said = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong, {})
     assert said["is_lost"] and "all tokens are dropped" in said["rules"]

@@ -173,7 +173,7 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
     again = f"megamoe replay {out} --backend {spec}"
     printed = capsys.readouterr().out
     assert printed.rstrip().endswith(f"reproduce: {again}")
-    read = printed.partition(f"read from all of {given}:\n")[2].splitlines()
+    read = printed.partition(f" of {given}:\n")[2].splitlines()
     assert read[0].startswith("  cause: ")
     kept = load(out).about["causes"]
     assert "128 wrong values of 128 elements of y of token " in kept[-1]

@@ -29,8 +29,9 @@ from megamoe.commands.work import Work
 from megamoe.console import Console
 from megamoe.explain import FromCase, FromProblem, Source, explain
 from megamoe.explain.brief import brief
-from megamoe.explain.places import batch_of
+from megamoe.explain.others import of_all_tokens
 from megamoe.explain.show import show
+from megamoe.explain.words import is_certain, is_clear
 from megamoe.golden import GoldenError, Store, make, regenerate
 from megamoe.judge import Finding, forward_bits, judge_forward
 from megamoe.judge.elements import TILE
@@ -147,7 +148,9 @@ def run(a: argparse.Namespace) -> int:
         said = {"case": subject.name, **said, "golden": _golden(subject, said, contract),
                 "accumulator_from": why}  # fmt: skip
         if actual is not None and findings is not None:
-            said |= batch_of(said["actual"], actual, token, subject.problem, findings)
+            said |= of_all_tokens(
+                said["actual"], actual, token, subject.source, findings, class_name, contract
+            )
     said["seconds"] = round(time.perf_counter() - started, 3)
     if not _json(a, said):
         console = Console(width=None if sys.stdout.isatty() else 150)
@@ -196,10 +199,14 @@ def _original(about: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
     """The cause that `reduce` read from the whole problem, where the reduced one fits several."""
     actual, causes = said["actual"], about.get("causes")
     rules = said.get("batch", {"rules": []})["rules"]
-    is_plain = actual and all(len(step["exact"]) == 1 for step in actual["explanations"])
+    is_plain = actual and all(is_clear(step) for step in actual["explanations"])
     if not isinstance(causes, list) or not causes or (is_plain and len(rules) < 2):
         return None
-    return {"case": str(about.get("reduced_from")), "causes": [str(line) for line in causes]}
+    return {
+        "case": str(about.get("reduced_from")),
+        "causes": [str(line) for line in causes],
+        "read_from": str(about.get("causes_read_from", "a token")),
+    }
 
 
 def _larger(subject: _Subject, said: Mapping[str, Any]) -> str:
@@ -207,9 +214,10 @@ def _larger(subject: _Subject, said: Mapping[str, Any]) -> str:
     if subject.case is None or not said["actual"]:
         return ""
     steps, rules = said["actual"]["explanations"], said.get("batch", {"rules": []})["rules"]
-    unclear = any(len(step["exact"]) != 1 for step in steps) or len(rules) > 1
+    unclear = not all(map(is_clear, steps)) or len(rules) > 1
+    is_short = any(step["exact"] and not is_certain(step) for step in steps)
     has_most = telling(subject.case) == 2 and len(rules) < 2
-    if not unclear or has_most:
+    if not unclear or (has_most and not is_short):
         return ""
     other = larger(subject.case, load_cases(subject.root))
     return f"try a larger case, if it is red too: {other.id}" if other else ""

@@ -20,8 +20,8 @@ from megamoe.commands.shared import (
 )
 from megamoe.commands.work import Work
 from megamoe.explain import FromProblem, explain
-from megamoe.explain.places import batch_of
-from megamoe.explain.words import causes
+from megamoe.explain.others import of_all_tokens
+from megamoe.explain.words import causes, read_from
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import Verdict
 from megamoe.printable import counted
@@ -57,7 +57,8 @@ def run(a: argparse.Namespace) -> int:
             lambda tries: work.now(f"reducing: try {tries}"),
         )  # fmt: skip
         about["backend"] = a.backend
-        about.pop("causes", None)  # of the file that is reduced now
+        for name in ("causes", "causes_read_from"):  # of the file that is reduced now
+            about.pop(name, None)
         found, kept = Causes(), Causes()
         if r.original is not None and r.original.status == "fail":
             work.now("looking for the cause in the whole problem and in the reduced one")
@@ -65,6 +66,7 @@ def run(a: argparse.Namespace) -> int:
             found = causes_of(worker, problem, whole[0], settings.timeout, whole[1])
             kept = causes_of(worker, r.problem, r.verdict, settings.timeout)
             about["causes"] = found.lines
+            about["causes_read_from"] = found.read_from
         fewer = r.with_a_token_fewer()
         work.now("reading the file back")
         verdict, size = keep(r, out, about, settings.timeout)
@@ -74,7 +76,7 @@ def run(a: argparse.Namespace) -> int:
     if needed := tokens_needed(tokens, fewer):
         print(f"\n{needed}")
     if found.lines:
-        print(f"\nread from all of {a.subject}:")
+        print(f"\nread from {found.read_from} of {a.subject}:")
         print("\n".join(found.lines))
         others = len(kept.names - found.names)
         if others:
@@ -109,6 +111,8 @@ class Causes:
 
     lines: list[str] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    read_from: str = ""
+    """The tokens that were looked at."""
 
 
 def causes_of(
@@ -127,15 +131,16 @@ def causes_of(
     rows = {name: bits[worst.token] for name, bits in actual.items()}
     channel = worst.channel or 0 if worst.stage == "y" else 0
     identity = session.identity
-    said = explain(
-        FromProblem(problem), worst.token, channel, identity.accumulator, rows,
-        contract=contract(identity.contract),
-    )  # fmt: skip
+    source, rule = FromProblem(problem), contract(identity.contract)
+    said = explain(source, worst.token, channel, identity.accumulator, rows, contract=rule)
     if is_whole:
-        said |= batch_of(said["actual"], actual, worst.token, problem, verdict.findings)
+        said |= of_all_tokens(
+            said["actual"], actual, worst.token, source, verdict.findings, identity.accumulator,
+            rule,
+        )  # fmt: skip
     steps = said["actual"]["explanations"]
     names = {way["what"] for step in steps for way in step["exact"]}
-    return Causes([f"  {line}" for line in causes(said)], names)
+    return Causes([f"  {line}" for line in causes(said)], names, read_from(said))
 
 
 def _whole(

@@ -7,6 +7,7 @@ from typing import Any
 
 from megamoe.explain.describe import describe
 from megamoe.explain.life import live
+from megamoe.explain.match import Names
 from megamoe.explain.only_y import explain_only_y
 from megamoe.explain.part import part
 from megamoe.explain.sources import FromCase, FromProblem, Source
@@ -38,15 +39,7 @@ def explain(
     """
     if isinstance(source, FromProblem) and source.problem.only_y:
         return explain_only_y(source.problem, token, channel, accumulator, actual, contract)
-    channels = [channel]
-    if actual is not None:
-        first = channel // TILE * TILE
-        channels = [*range(first, min(first + TILE, source.hidden_size))]
-    if source.token(0).dtype == "fp8":  # an element's scale is that of its group
-        first = channel // FP8_COMBINE_GROUP * FP8_COMBINE_GROUP
-        channels = [*range(first, min(first + FP8_COMBINE_GROUP, source.hidden_size))]
-    if channel not in channels:
-        channels = [channel]  # beyond H: reported in one line below
+    channels = _channels(source, channel, actual is not None)
     life = live(source, token, channels, accumulator, contract)
     at = channels.index(channel)
     departs = None if actual is None else part(life, source, actual, at)
@@ -56,6 +49,33 @@ def explain(
     return said
 
 
+def departure(
+    source: Source, token: int, channel: int, accumulator: str, actual: Mapping[str, Any],
+    contract: Contract, only: Names,
+) -> dict[str, Any]:  # fmt: skip
+    """``actual`` of :func:`explain` alone, by the deviations ``only``: they were chosen on another
+    token, so few values are enough."""
+    if isinstance(source, FromProblem) and source.problem.only_y:
+        said = explain_only_y(source.problem, token, channel, accumulator, actual, contract, only)
+        found: dict[str, Any] = said["actual"]
+        return found
+    channels = _channels(source, channel, True)
+    life = live(source, token, channels, accumulator, contract)
+    return part(life, source, actual, channels.index(channel), only)
+
+
+def _channels(source: Source, channel: int, is_compared: bool) -> list[int]:
+    """The channels of ``y`` that are computed with ``channel``."""
+    channels = [channel]
+    if is_compared:
+        first = channel // TILE * TILE
+        channels = [*range(first, min(first + TILE, source.hidden_size))]
+    if source.token(0).dtype == "fp8":  # an element's scale is that of its group
+        first = channel // FP8_COMBINE_GROUP * FP8_COMBINE_GROUP
+        channels = [*range(first, min(first + FP8_COMBINE_GROUP, source.hidden_size))]
+    return channels if channel in channels else [channel]  # beyond H: `live` says it in one line
+
+
 def _worst(departs: Mapping[str, Any], stage: str | None) -> Any:
     """The worst element of ``stage`` or of the first wrong stage; None where it is inside."""
     first = departs["parts_at"] or {"stage": stage, "worst": None}
@@ -63,4 +83,4 @@ def _worst(departs: Mapping[str, Any], stage: str | None) -> Any:
     return found.get(stage or first["stage"])
 
 
-__all__ = ["FromCase", "FromProblem", "Source", "explain"]
+__all__ = ["FromCase", "FromProblem", "Source", "departure", "explain"]

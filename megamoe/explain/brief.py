@@ -42,7 +42,8 @@ def _departure(said: Plain) -> list[str]:
     if original is None:
         lines += causes(said)
     else:
-        lines.append(f"read from all of {original['case']}, which was reduced to this file:")
+        whole = f"{original['read_from']} of {original['case']}"
+        lines.append(f"read from {whole}, which was reduced to this file:")
         lines += [*original["causes"], _alone(said)]
     if worst is not None:
         lines.append(worst["line"])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from megamoe.explain import deviations
 from megamoe.explain.life import SHARED, Life
-from megamoe.explain.match import fit, report
+from megamoe.explain.match import Evidence, Names, fit, is_among, report
 from megamoe.explain.points import Bools, Points
 from megamoe.explain.predict import Acts, Predictor
 from megamoe.explain.sources import Source
@@ -52,11 +52,16 @@ class Shown:
         return cls(actual.get("x"), sf, acts, actual["y"][life.channels])
 
 
-def explain_staging(life: Life, source: Source, shown: Shown, wrong: Mapping[str, Bools]) -> Plain:
+def explain_staging(
+    life: Life, source: Source, shown: Shown, wrong: Mapping[str, Bools],
+    only: Names | None = None,
+) -> Plain:  # fmt: skip
     """Of ``x`` and ``x_sf``; ``wrong``: the elements outside of each that is shown."""
     contract = np.concatenate([*wrong.values()])[None]
     fits, tried = [], 0
     for way in deviations.of_staging(life, source):
+        if not is_among(only, way.stage, way.name):
+            continue
         with np.errstate(all="ignore"):
             made = way.staged()
         if made is None:
@@ -70,7 +75,11 @@ def explain_staging(life: Life, source: Source, shown: Shown, wrong: Mapping[str
         fits.append(fit(way.name, way.stage, contract, np.concatenate(masks)[None]))
     what = "codes and scale bytes of x" if len(wrong) == 2 else f"values of {next(iter(wrong))}"
     what += f" of token {life.at}"
-    return report(fits, int(contract.sum()), contract.size, what, tried)
+    if len(wrong) == 2:
+        evidence = Evidence.of_groups("staging", np.concatenate([wrong["x_sf"], wrong["x"]])[None])
+    else:
+        evidence = Evidence.of_elements("staging", contract[0])
+    return report(fits, evidence, contract.size, what, tried, only)
 
 
 @dataclass(frozen=True)
@@ -109,20 +118,25 @@ def decide(codes: OfCodes, of_y: Plain | None, y: U16) -> None:
         one["alike"] = numbers.setdefault((steps, one["where"]), len(numbers))
 
 
-def explain_codes(life: Life, source: Source, acts: Acts, contract: Bools) -> OfCodes:
+def explain_codes(
+    life: Life, source: Source, acts: Acts, contract: Bools, only: Names | None = None
+) -> OfCodes:
     """Of the codes of linear 2; ``contract`` ``(S, I/32 + I)``: scale bytes, codes outside."""
     run = Predictor(life, source, acts)
     slots = [s.slot for s in run.routed()]
     sample = _sampled(life, contract)
     fits, ways, tried = [], {}, 0
     for way in deviations.of_codes(life, source):
+        if not is_among(only, way.stage, way.name):
+            continue
         tried += 1
         if way.reads13 is not None and not run.improves(way, contract, sample):
             continue
         fits.append(fit(way.name, way.stage, contract, run.outside_codes(way), slots))
         ways[way.stage, way.name] = way
     what = f"codes and scale bytes of token {life.at}"
-    said = report(fits, int(contract.sum()), contract.size, what, tried)
+    evidence = Evidence.of_groups("codes", contract)
+    said = report(fits, evidence, contract.size, what, tried, only)
     return OfCodes(said, ways, run)
 
 
@@ -138,7 +152,9 @@ def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
     return np.sort(np.concatenate([order[: _SAMPLE - 1], order[-1:]]))
 
 
-def explain_y(life: Life, source: Source, shown: Shown, contract: Bools) -> Plain:
+def explain_y(
+    life: Life, source: Source, shown: Shown, contract: Bools, only: Names | None = None
+) -> Plain:
     """Of ``y``; ``contract`` ``(n,)``: elements outside."""
     differing = int(contract.sum())
     points = Points(life, source)
@@ -150,12 +166,13 @@ def explain_y(life: Life, source: Source, shown: Shown, contract: Bools) -> Plai
         return points.outside(way, shown.y, differing // 2)
 
     catalogue = deviations.of_all if shown.acts is None else deviations.of_y
-    every = [*catalogue(life, source)]
+    every = [w for w in catalogue(life, source) if is_among(only, w.stage, w.name)]
     ways = every
     if shown.acts is None and len(life.slots) * life.x.size * life.token.intermediate > _LARGE:
         ways = [w for w in every if w.reads13 is None or isinstance(w.reads13, Scales)]
     fits = [fit(w.name, w.stage, contract[None], wrong(w)[None]) for w in ways]
     at = life.channels
     what = f"elements of y of token {life.at} at channels {at[0]} to {at[-1]}"
-    said = report(fits, differing, contract.size, what, len(ways))
+    evidence = Evidence.of_elements("y", contract)
+    said = report(fits, evidence, contract.size, what, len(ways), only)
     return {**said, "not_tried": len(every) - len(ways)}

@@ -10,17 +10,42 @@ eight more than it leaves: a few values agree by chance. It is offered only wher
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.printable import counted
+from megamoe.spec.formats import GROUP
+
 Bools = npt.NDArray[np.bool_]
 _MARGIN: Final = 8
 """Scale bytes take few values: 3 of 4 have agreed by chance (``tools/false_names.py``)."""
 PARTIAL_AT_MOST: Final = 3
 """Matches in part that are offered, the best first."""
+Names = frozenset[tuple[str, str]]
+"""Stage and :func:`general` name of some deviations."""
+_OWN: Final = (
+    (re.compile(r"\bslot \d+ \([^)]*\)( takes the weights of expert \d+)?"), r"a slot\1"),
+    (re.compile(r"\bslot \d+ is computed by expert \d+ and not by \d+"), "another expert"),
+    (re.compile(r" takes the weights of expert \d+"), " takes other weights"),
+    (re.compile(r"\bthose of token \d+$"), "those of a token beside"),
+)
+"""Parts of names that hold for one token only."""
+
+
+def general(name: str) -> str:
+    """A deviation's name without the slots and experts of one token: the same for all tokens."""
+    for pattern, text in _OWN:
+        name = pattern.sub(text, name)
+    return name
+
+
+def is_among(only: Names | None, stage: str, name: str) -> bool:
+    """Whether a deviation is one of those that are wanted; None: all are."""
+    return only is None or (stage, general(name)) in only
 
 
 @dataclass(frozen=True)
@@ -92,13 +117,63 @@ def fit(name: str, stage: str, contract: Bools, way: Bools, slots: list[int] | N
     return Fit(name, stage, where, explains, differing, contradicts)
 
 
-def report(fits: list[Fit], differing: int, of: int, compared: str, tried: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Evidence:
+    """The wrong values of one step, and how many decisions they are.
+
+    A scale byte decides the codes of its group: a wrong byte is one decision, with all codes of
+    the group. A wrong code beside a right byte is one, and so is an element of ``y``.
+    """
+
+    step: str
+    """The name of the step: staging, codes or y."""
+    values: int
+    decisions: int
+    text: str
+    """What is wrong, as "one group of one slot"."""
+
+    @classmethod
+    def of_groups(cls, step: str, wrong: Bools) -> Evidence:
+        """``wrong`` ``(S, G + 32 G)``: scale bytes, then codes."""
+        groups = wrong.shape[1] // (GROUP + 1)
+        codes = wrong[:, groups:].reshape(len(wrong), groups, GROUP)
+        decisions = np.where(wrong[:, :groups], 1, codes.sum(axis=2))
+        touched = decisions > 0
+        text = counted_in_words(int(touched.sum()), "group")
+        if step == "codes":
+            text += f" of {counted_in_words(int(touched.any(axis=1).sum()), 'slot')}"
+        return cls(step, int(wrong.sum()), int(decisions.sum()), text)
+
+    @classmethod
+    def of_elements(cls, step: str, wrong: Bools) -> Evidence:
+        """Each of ``(n,)`` values is a decision."""
+        count = int(wrong.sum())
+        return cls(step, count, count, counted_in_words(count, "element"))
+
+
+def counted_in_words(count: int, noun: str) -> str:
+    """As "one group", "two groups", "3 groups"."""
+    number, _, rest = counted(count, noun).partition(" ")
+    word = {"1": "one", "2": "two"}.get(number, number)
+    return f"{word} {rest}"
+
+
+def report(
+    fits: list[Fit], evidence: Evidence, of: int, compared: str, tried: int,
+    only: Names | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The result for one step between two stages: exact matches, or the best in part.
 
     ``follows``: the exact matches are those of the step before, which explain this one too.
+    ``tried_on`` and ``alone`` are of :mod:`megamoe.explain.others`. With
+    ``only`` the deviations were chosen on another token, so few values are enough here.
     """
-    exact = [f for f in fits if f.is_exact]
-    exact = [f for f in exact if not f.where] or exact
+    differing = evidence.values
+    if only is None:
+        exact = [f for f in fits if f.is_exact]
+        exact = [f for f in exact if not f.where] or exact
+    else:
+        exact = [f for f in fits if f.explains and not f.left]
     partial: list[Fit] = []
     if not exact:
         partial = sorted((f for f in fits if f.is_partial), key=lambda f: f.left)
@@ -106,9 +181,14 @@ def report(fits: list[Fit], differing: int, of: int, compared: str, tried: int) 
         "compared": compared,
         "of": of,
         "differing": differing,
+        "step": evidence.step,
+        "decisions": evidence.decisions,
+        "evidence": evidence.text,
         "tried": tried,
         "not_tried": 0,
         "follows": False,
+        "tried_on": [],
+        "alone": [],
         "exact": [f.plain() for f in exact],
         "partial": [f.plain() for f in partial[:PARTIAL_AT_MOST]],
     }

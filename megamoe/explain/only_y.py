@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from megamoe import oracle
 from megamoe.explain.describe import bf16
+from megamoe.explain.match import Evidence, Names, is_among
 from megamoe.explain.variants import Variant, variants
 from megamoe.judge.elements import beyond, place_of, worst_of
 from megamoe.spec.contract import Contract
@@ -29,9 +30,10 @@ _ZERO: Final = "y is zero"
 
 def explain_only_y(
     problem: Problem, token: int, channel: int, accumulator: str,
-    actual: Mapping[str, Any] | None, contract: Contract,
+    actual: Mapping[str, Any] | None, contract: Contract, only: Names | None = None,
 ) -> Plain:  # fmt: skip
-    """As :func:`megamoe.explain.explain`, without the stages before ``y``."""
+    """As :func:`megamoe.explain.explain`, without the stages before ``y``. ``only``: the variants
+    to try, by default all."""
     if not 0 <= token < problem.num_tokens or not 0 <= channel < problem.hidden_size:
         raise ValueError(
             f"no element at token {token} channel {channel}: there are {problem.num_tokens} tokens "
@@ -56,14 +58,17 @@ def explain_only_y(
         "first": int(np.argmax(wrong)) if wrong.any() else None, "worst": None,
     }  # fmt: skip
     worst = _worst(shown, low, high, wrong, token) if wrong.any() else None
-    ways = [_way(v, accumulator, shown, wrong) for v in tried] if wrong.any() else []
-    if wrong.any() and not shown.astype(np.uint16)[y != 0].any():
+    ways = []
+    if wrong.any():
+        wanted = (v for v in tried if is_among(only, "y", v.what))
+        ways = [_way(v, accumulator, shown, wrong) for v in wanted]
+    if wrong.any() and is_among(only, "y", _ZERO) and not shown.astype(np.uint16)[y != 0].any():
         ways.insert(0, _said(_ZERO, int(wrong.sum()), 0, 0))
     return {**said, "actual": {
         "y": BF16.hex(shown[channel]), "allowed": [BF16.hex(low[channel]), BF16.hex(high[channel])],
         "outside": bool(wrong[channel]), "stages": [{**stage, "worst": worst}],
         "parts_at": {**stage, "worst": worst} if wrong.any() else None, "worst": worst,
-        "explanations": [_step(ways, wrong)] if wrong.any() else [],
+        "explanations": [_step(ways, wrong)] if wrong.any() else [], "wrong_slots": [],
     }}  # fmt: skip
 
 
@@ -101,16 +106,18 @@ def _said(what: str, explains: int, left: int, contradicts: int) -> Plain:
 
 def _step(ways: list[Plain], wrong: Bools) -> Plain:
     """In the form of the other steps: :func:`megamoe.explain.words.explanation` prints it."""
-    differing = int(wrong.sum())
+    evidence = Evidence.of_elements("y", wrong)
+    differing = evidence.values
     exact = [way for way in ways if not way["unexplained"] and not way["contradicts"]]
     best = sorted(ways, key=lambda way: way["unexplained"] + way["contradicts"])
     partial = [
         way for way in best if way["unexplained"] + way["contradicts"] <= PARTIAL * differing
     ]
     return {
-        "step": "y", "differing": differing, "of": int(wrong.size), "compared": "values of y",
+        "step": "y", "differing": differing, "decisions": evidence.decisions,
+        "evidence": evidence.text, "of": int(wrong.size), "compared": "values of y",
         "tried": len(ways), "exact": exact, "partial": [] if exact else partial[:_PARTIAL_WAYS],
-        "follows": False, "not_tried": 0,
+        "follows": False, "not_tried": 0, "tried_on": [], "alone": [],
     }  # fmt: skip
 
 

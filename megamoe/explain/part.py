@@ -16,6 +16,7 @@ from megamoe.explain import element
 from megamoe.explain import life as lives
 from megamoe.explain.causes import OfCodes, Shown, decide, explain_codes, explain_staging, explain_y
 from megamoe.explain.life import Life, live, same_codes
+from megamoe.explain.match import Names
 from megamoe.explain.points import Bools, outside
 from megamoe.explain.predict import Acts
 from megamoe.explain.sources import Source
@@ -26,11 +27,14 @@ Array = npt.NDArray[Any]
 Plain = dict[str, Any]
 
 
-def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Plain:
+def part(
+    life: Life, source: Source, actual: Mapping[str, Array], at: int, only: Names | None = None
+) -> Plain:
     """``actual``: the token's rows of ``tensors.STAGES`` as bits, ``y`` ``(H,)`` at least.
 
     Returns the comparison of each stage with its worst element, the first stage outside, and the
-    explanation of each wrong step.
+    explanation of each wrong step; ``wrong_slots`` are those with a wrong code or scale byte.
+    ``only``: the deviations to try, by default all.
     """
     shown = Shown.of(life, actual)
     stages, explanations = [], []
@@ -40,14 +44,17 @@ def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Pl
         worst = element.of_staging(life, name, got, mask) if mask.any() else None
         stages.append(_said(name, "staging", mask, worst))
     if any(mask.any() for mask in wrong.values()):
-        explanations.append(explain_staging(life, source, shown, wrong))
+        explanations.append(explain_staging(life, source, shown, wrong, only))
     given, follows = _given(life, source, shown)
     codes: OfCodes | None = None
+    wrong_slots: list[int] = []
     if shown.acts is not None:
         by_slot = _acts_outside(given, shown.acts)
         stages += _acts_stages(given, shown.acts, by_slot, follows)
         if by_slot.any():
-            codes = explain_codes(given, source, shown.acts, by_slot)
+            routed = [slot.slot for slot in life.slots if slot.slot in shown.acts]
+            wrong_slots = [routed[k] for k in np.flatnonzero(by_slot.any(axis=1))]
+            codes = explain_codes(given, source, shown.acts, by_slot, only)
             explanations.append(codes.said)
     low, high, of_codes = _y_interval(given, shown)
     beyond = outside(shown.y, low, high)
@@ -55,7 +62,7 @@ def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Pl
     worst = element.of_y(life, shown.y, low, high, beyond) if beyond.any() else None
     stages.append(_said("y", last, beyond, worst))
     if beyond.any():
-        explanations.append(explain_y(given, source, shown, beyond))
+        explanations.append(explain_y(given, source, shown, beyond, only))
     if codes is not None:
         decide(codes, explanations[-1] if beyond.any() else None, shown.y)
     return {
@@ -66,6 +73,7 @@ def part(life: Life, source: Source, actual: Mapping[str, Array], at: int) -> Pl
         "stages": stages,
         "parts_at": next((s for s in stages if s["outside"]), None),
         "explanations": explanations,
+        "wrong_slots": wrong_slots,
     }
 
 

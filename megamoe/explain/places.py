@@ -18,17 +18,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.explain.sources import Tokens
 from megamoe.judge import Finding
 from megamoe.judge.elements import GRID_LIMIT
 from megamoe.printable import counted
-from megamoe.spec.problem import Problem
 
 Bools = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int64]
+WrongSlots = Mapping[int, set[int]]
+"""Slots by token."""
 LEFT_OUT: Final = "a slot is left out: codes and scale bytes are zero"
 ALL_LOST: Final = "y is zero"
 _STEPS: Final = (("x", "x_sf"), ("l2_acts", "l2_acts_sf"), ("y",))
 """The stages that one step computes."""
+_TILES: Final = (8, 16, 32, 64, 128)
+"""Rows of a tile of an expert."""
 _LOST_SLOT: Final = re.compile(r"slot (\d+) \(.*\) is lost")
 """Names of deviations of one token by which slots are lost."""
 
@@ -43,6 +47,13 @@ class Rule:
     """The same where the slots are left out: "expert 5 is dropped"."""
     slots: Bools
     """(T, K)."""
+
+    def gives(self, wrong_slots: WrongSlots) -> bool:
+        """Whether it makes exactly these slots wrong, of the tokens that are named."""
+        return all(
+            set(np.flatnonzero(self.slots[at]).tolist()) == slots
+            for at, slots in wrong_slots.items()
+        )
 
 
 def rows_of_experts(ids: Ids, live: Bools) -> Ids:
@@ -86,9 +97,12 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
                 )
     whole = np.where(live, rows, -1)
     yield from _cuts(whole, wrong, "each expert")
+    yield from _tiles(whole, first, "each expert")
     for e in mine:
         if used.size > 1:
-            yield from _cuts(np.where(ids == e, whole, -1), wrong, f"expert {e}")
+            own = np.where(ids == e, whole, -1)
+            yield from _cuts(own, wrong, f"expert {e}")
+            yield from _tiles(own, first, f"expert {e}")
     for row in sorted({int(r) for r in rows[first][live[first]]}):
         yield Rule(f"row {row} of an expert", f"row {row} of an expert is dropped", rows == row)
     last = live & (rows == _last(ids, live, rows))
@@ -167,6 +181,21 @@ def _cuts(rows: Ids, wrong: Bools, of: str) -> Iterator[Rule]:
     )
 
 
+def _tiles(rows: Ids, first: int, of: str) -> Iterator[Rule]:
+    """Rules of one tile of rows, of those that hold a row of token ``first``; the last tile is a
+    cut."""
+    for size in _TILES:
+        for number in sorted({int(row) // size for row in rows[first] if row >= 0}):
+            slots = (rows >= 0) & (rows // size == number)
+            if rows.max() < (number + 1) * size:
+                continue
+            tile = f"rows {number * size} to {(number + 1) * size - 1}"
+            many = counted(int(slots.sum()), "row")
+            yield Rule(
+                f"{of}, at {tile}: {many}", f"{tile} of {of} are dropped: {many} of a tile", slots
+            )
+
+
 def _of_slots(live: Bools) -> Iterator[Rule]:
     for k in range(live.shape[1]):
         slots = np.zeros_like(live)
@@ -192,32 +221,43 @@ def _of_tokens(live: Bools, wrong: Bools) -> Iterator[Rule]:
 
 
 def batch_of(
-    actual: Mapping[str, Any], shown: Mapping[str, Any], token: int, problem: Problem,
-    findings: Sequence[Finding],
+    actual: Mapping[str, Any], shown: Mapping[str, Any], token: int, source: Tokens,
+    findings: Sequence[Finding], wrong_slots: WrongSlots,
 ) -> dict[str, Any]:  # fmt: skip
     """``{"batch": ...}`` of :func:`in_batch`; empty where nothing is wrong, or not all wrong tokens
     are known. ``findings`` are those of all tokens."""
     if not actual["explanations"]:
         return {}
+    wrong, is_whole = wrong_tokens(actual, findings, source.tokens)
+    if not is_whole:
+        return {}
+    tokens = [source.token(at) for at in range(source.tokens)]
+    ids, experts = np.stack([one.ids for one in tokens]), tokens[0].experts
+    return {"batch": in_batch(actual, shown, token, ids, experts, wrong, wrong_slots)}
+
+
+def wrong_tokens(
+    actual: Mapping[str, Any], findings: Sequence[Finding], tokens: int
+) -> tuple[Bools, bool]:
+    """``(T,)`` tokens that are outside in the first wrong step, and whether these are all."""
     step = next(step for step in _STEPS if actual["parts_at"]["stage"] in step)
-    wrong = np.zeros(problem.num_tokens, np.bool_)
+    wrong, is_whole = np.zeros(tokens, np.bool_), True
     for finding in findings:
         if finding.stage in step:
-            if len(finding.grid) == GRID_LIMIT:
-                return {}
+            is_whole = is_whole and len(finding.grid) < GRID_LIMIT
             wrong[[row for row, _, _ in finding.grid]] = True
-    ids, experts = problem.topk_ids.numpy(), problem.num_experts
-    return {"batch": in_batch(actual, shown, token, ids, experts, wrong)}
+    return wrong, is_whole
 
 
 def in_batch(
     actual: Mapping[str, Any], shown: Mapping[str, Any], token: int, ids: Ids, experts: int,
-    wrong: Bools,
+    wrong: Bools, wrong_slots: WrongSlots,
 ) -> dict[str, Any]:  # fmt: skip
     """The rules that fit the whole batch, with the cause that one token has; JSON-able.
 
     ``actual``: what :func:`megamoe.explain.part.part` says of ``token``. ``shown``: the stages of
     all tokens as bits. ``wrong`` ``(T,)``: tokens that are outside in the first wrong step.
+    ``wrong_slots``: the slots with wrong codes, of tokens where they are known.
     """
     causes = [way["what"] for way in actual["explanations"][0]["exact"]]  # of the first wrong step
     lost = [int(one[1]) for one in map(_LOST_SLOT.fullmatch, causes) if one]
@@ -238,6 +278,7 @@ def in_batch(
     elif not is_lost:
         # One token agrees with some rule by chance, and all tokens agree with many.
         found = [] if wrong.sum() < 2 or wrong.all() else found
+        found = [rule for rule in found if rule.gives(wrong_slots)]
     return {
         "tokens": len(wrong),
         "wrong": int(wrong.sum()),

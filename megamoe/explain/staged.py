@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from megamoe.explain import deviations
 from megamoe.explain.deviations import copies
 from megamoe.explain.life import Life
-from megamoe.explain.match import Fit, report
+from megamoe.explain.match import Evidence, Fit, report
 from megamoe.explain.places import phrase
 from megamoe.explain.sources import Token, Tokens
 from megamoe.judge import Finding, bitwise, place_of
@@ -223,7 +223,10 @@ def _values(
     what = "codes and scale bytes of x"
     if len(some) < batch.tokens:
         what += f" (of {len(some)} tokens of {batch.tokens})"
-    return report(fits, int(wrong.sum()), wrong.size, what, len(fits))
+    codes = x.shape[1]
+    by_group = np.concatenate([wrong[:, codes:], wrong[:, :codes]], axis=1)
+    evidence = Evidence.of_groups("staging", by_group)
+    return report(fits, evidence, wrong.size, what, len(fits))
 
 
 def _some(wrong: Bools) -> Array:
@@ -287,7 +290,10 @@ def _copied(
     where = f"at {phrase(np.asarray(wrong.any(axis=1)))}"
     fits = [_fit(what, wrong, _differs(name, got, made), size, where)
             for what, made in every if _differs(name, made, want).any()]  # fmt: skip
-    return report(fits, int(wrong.sum()), wrong.size, f"elements of {name}", len(fits))
+    # Ids and weights are copied, so each byte of them is evidence.
+    several = Evidence.of_elements("staging", wrong)
+    evidence = replace(several, decisions=several.values * size)
+    return report(fits, evidence, wrong.size, f"elements of {name}", len(fits))
 
 
 def _fit(name: str, wrong: Bools, way: Bools, size: int, where: str = "") -> Fit:

@@ -11,6 +11,8 @@ _ALTERNATIVES: Final = 6
 """Deviations that are shown of those that explain the same values."""
 _RULES: Final = 4
 """Rules for the batch that are shown."""
+_TOO_FEW: Final = 2
+"""Decisions that several deviations give by chance."""
 _APART: Final = "which this data cannot tell apart"
 
 
@@ -53,14 +55,62 @@ def _explanation(step: Plain, label: str) -> list[str]:
     if partial:
         lines = [f"{label}: unknown; {known} all {wrong}; in part:"]
         return lines + [f"  {_way(way)}: {_how_much(way, differing)}" for way in partial]
+    if step["alone"]:
+        return _alone(step, label)
     if not exact:
-        return [f"{label}: unknown; {known} the {wrong}"]
+        return [] if step["follows"] else [f"{label}: unknown; {known} the {wrong}"]
     all_of = f"all {wrong}" if differing > 1 else f"the {wrong}"
     if step["follows"]:
         return [f"  explains {all_of} too"]
     ways = _joined(exact)
+    others = len(step["tried_on"])
+    more = f", and of {counted(others, 'more wrong token')} that " if others else ""
+    more += ("was tried" if others == 1 else "were tried") if others else ""
+    if not is_certain(step):
+        is_wrong = "is" if step["decisions"] == 1 else "are"
+        each = "each gives" if len(ways) > 1 else "gives"
+        return [
+            f"{label}: unknown; {step['evidence']} {is_wrong} wrong: too little to tell a cause",
+            *_alternatives("may be", ways, _ALTERNATIVES),
+            f"  {each} {all_of}{more}",
+        ]
     each = "each explains" if len(ways) > 1 else "explains"
-    return [*_alternatives(label, ways, _ALTERNATIVES), f"  {each} {all_of}"]
+    return [*_alternatives(label, ways, _ALTERNATIVES), f"  {each} {all_of}{more}"]
+
+
+def is_clear(step: Plain) -> bool:
+    """Whether one deviation explains the step, by enough values."""
+    return len(step["exact"]) == 1 and is_certain(step)
+
+
+def is_certain(step: Plain) -> bool:
+    """Whether enough is wrong to tell a cause: more than two decisions."""
+    return bool(step["decisions"] > _TOO_FEW)
+
+
+def _alone(step: Plain, label: str) -> list[str]:
+    """Deviations that fit one token by chance: other wrong tokens say that they are no cause."""
+    lines = [f"{label}: unknown; none of {step['tried']} known deviations explains all "
+             f"{counted(1 + len(step['tried_on']), 'wrong token')} that were tried"]  # fmt: skip
+    for way in step["alone"][:_ALTERNATIVES]:
+        fits, fails = (_tokens(way[which]) for which in ("holds_on", "fails_on"))
+        lines.append(f"  {_way(way)}: fits {fits}, but not {fails}")
+    return lines
+
+
+def read_from(said: Plain) -> str:
+    """The tokens of which :func:`causes` speaks: "all 9 tokens", "tokens 3 and 5"."""
+    batch = said.get("batch") or {"rules": []}
+    if batch["rules"]:
+        return f"all {batch['tokens']} tokens"
+    tried = [at for step in said["actual"]["explanations"] for at in step["tried_on"]]
+    return _tokens(list({said["token"], *tried}))
+
+
+def _tokens(tokens: list[int]) -> str:
+    """As "token 3", "tokens 3, 5 and 8"."""
+    *first, last = map(str, sorted(tokens))
+    return f"tokens {', '.join(first)} and {last}" if first else f"token {last}"
 
 
 def _alternatives(label: str, ways: list[str], most: int) -> list[str]:
@@ -111,4 +161,4 @@ def _how_much(way: Plain, differing: int) -> str:
     return text
 
 
-__all__ = ["causes", "explanation"]
+__all__ = ["causes", "explanation", "is_certain", "is_clear", "read_from"]

@@ -42,19 +42,49 @@ def smallest(cases: Iterable[Case]) -> Case | None:
 
 
 def larger(case: Case, cases: Iterable[Case]) -> Case | None:
-    """The smallest of ``cases`` that asks for the features of ``case``, has no fewer tokens, and
-    tells causes apart better or has more than twice the tokens. None where there is none."""
+    """The smallest of ``cases`` with the subject and the features of ``case`` that is larger, has
+    no fewer tokens, and tells causes apart better or is more than twice as large. None where there
+    is none: a case of another subject need not be red by the same fault."""
     asked, own = form(case.kind).features(case), telling(case)
     found = [
         other for other in cases
         if other.kind == case.kind and form(other.kind).features(other) == asked
         and other.params.get("fast_math") == case.params.get("fast_math")
         and _has_clamp(other) == _has_clamp(case)
-        and other.params["tokens"] >= case.params["tokens"]
+        and other.params["tokens"] >= case.params["tokens"] and size(other) >= size(case)
         and (telling(other) > own
-             or (telling(other) > 0 and other.params["tokens"] > 2 * case.params["tokens"]))
+             or (telling(other) >= own and size(other) > 2 * size(case)))
+        and _has_subject_of(case, other)
     ]  # fmt: skip
     return smallest(found)
+
+
+def _has_subject_of(case: Case, other: Case) -> bool:
+    """Whether ``other`` has all that is special in ``case``. Chosen values are those of one
+    subject only, whose cases have names that begin alike."""
+    values, slots = _special_values(case.params), _special_slots(case.params)
+    if not slots <= _special_slots(other.params):
+        return False
+    return not values or (
+        values <= _special_values(other.params)
+        and case.name.split("-")[:2] == other.name.split("-")[:2]
+    )
+
+
+def _special_values(p: Mapping[str, Any]) -> set[str]:
+    hidden, routing = p.get("hidden_recipe", {}), p.get("routing_recipe", {})
+    kind = hidden.get("kind", "bell")
+    return (
+        ({kind} - {"bell", "grid"})
+        | ({"patch", "log2_scale", "log2_step"} & {*hidden})
+        | ({"weights", "replace", "scaling"} & {*routing})
+    )
+
+
+def _special_slots(p: Mapping[str, Any]) -> set[str]:
+    """Slots without an expert."""
+    masked = {"mask", "mask_every"} & {*p.get("routing_recipe", {})}
+    return {"masked"} if masked else set()
 
 
 def _has_clamp(case: Case) -> bool:
@@ -63,12 +93,7 @@ def _has_clamp(case: Case) -> bool:
 
 def _is_special(p: Mapping[str, Any]) -> bool:
     """Values that were put there, other sizes of values, or slots without an expert."""
-    hidden, routing = p.get("hidden_recipe", {}), p.get("routing_recipe", {})
-    return (
-        hidden.get("kind", "bell") not in ("bell", "grid")
-        or not {"patch", "log2_scale", "log2_step"}.isdisjoint(hidden)
-        or not {"mask", "mask_every", "weights", "replace", "scaling"}.isdisjoint(routing)
-    )
+    return bool(_special_values(p) or _special_slots(p))
 
 
 def _is_plain(p: Mapping[str, Any]) -> bool:

@@ -100,6 +100,7 @@ TIES = [
 
 TWICE = [
     _one("requantised-through-tf32", "eager", _REQUANTISED, _requantised(tf32("v.float()")), "forward/capacity-5-not-a-multiple-of-384"),
+    _one("requant-amax-of-bf16", "eager", _AMAX_R, _AMAX_R.replace("(groups,", "(groups.bfloat16().float(),"), "forward/bell-h512-i128-drifts"),
     _one("requantised-through-half", "eager", _REQUANTISED, _requantised("v.half()"), "forward/capacity-5-not-a-multiple-of-384"),
     _one("gate-up-through-tf32", "eager_activation", _GATE_UP, "gate, up = " + tf32("gate_up") + ".to(torch.bfloat16).float().chunk(2, dim=-1)", "forward/masked-slots-bell"),
     _one("slot-row-through-tf32", "eager", _SLOT, f"slots[token, slot] = {tf32('down')}.to(torch.bfloat16)", "forward/masked-slots-bell"),

@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain.ways import I32
+from megamoe.explain.deviations.roundings import tf32, truncated
+from megamoe.explain.ways import I32, in_bf16
 from megamoe.oracle.groups import RECIP_448
 from megamoe.spec.contract import BASE, Contract
 from megamoe.spec.formats import E4M3_NAN, F32, F64, GROUP, U8, e4m3_cast
@@ -19,6 +20,7 @@ from megamoe.spec.formats import E4M3_NAN, F32, F64, GROUP, U8, e4m3_cast
 Bools = npt.NDArray[np.bool_]
 Cast = Callable[[F32, I32], U8]
 Amax = Callable[[F32], F32]
+Narrow = Callable[[F32], F32]
 
 
 def scaled(values: F32, exponent: I32) -> F64:
@@ -80,19 +82,15 @@ def _signed_zero(values: F32, exponent: I32) -> U8:
     return np.where(codes & 0x78, codes, codes & 0x80).astype(np.uint8)
 
 
-def _tf32(values: F64) -> F64:
-    """Rounded to the 11 bits of TF32, ties away from zero."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+def in_half(values: F32) -> F32:
+    """Rounded to fp16, which may overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float16).astype(np.float32)
 
 
-def _half(values: F64) -> F64:
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16).astype(np.float64)
-
-
-def _through(narrow: Callable[[F64], F64]) -> Cast:
-    return lambda v, e: e4m3_cast(narrow(scaled(v, e)))
+def _through(narrow: Narrow) -> Cast:
+    # A product of an fp32 value and a power of two is an fp32 value, down to far below E4M3.
+    return lambda v, e: e4m3_cast(narrow(scaled(v, e).astype(np.float32)).astype(np.float64))
 
 
 def _nan_as(code: int) -> Cast:
@@ -144,8 +142,9 @@ CASTS: Final[Mapping[str, Cast]] = {
         lambda w, q: _is_odd(q) & (np.abs(w) >= 2.0**-6)
     ),
     "ties of negative codes are rounded away from zero": _ties(lambda w, q: _is_odd(q) | (w < 0)),
-    "scaled values go through TF32 before the cast": _through(_tf32),
-    "scaled values go through fp16 before the cast": _through(_half),
+    "scaled values go through TF32 before the cast": _through(tf32),
+    "scaled values go through fp16 before the cast": _through(in_half),
+    "scaled values go through bfloat16 before the cast": _through(in_bf16),
     "NaN becomes 448": _nan_as(0x7E),
     "NaN becomes zero": _nan_as(0),
     "values lose 3 of 23 bits toward zero before the cast": lambda v, e: e4m3_cast(
@@ -214,9 +213,9 @@ def _without_member(at: int) -> Callable[[F32, Amax], F32]:
     return of
 
 
-def _in_half(values: F32, amax: Amax) -> F32:
-    with np.errstate(over="ignore"):
-        return amax(values.astype(np.float16).astype(np.float32))
+def _narrowed(narrow: Narrow) -> Callable[[F32, Amax], F32]:
+    """The values are right, and amax alone is taken of rounded ones."""
+    return lambda values, amax: amax(narrow(values))
 
 
 GROUPS: Final[Mapping[str, Callable[[F32, Amax], F32]]] = {
@@ -226,6 +225,9 @@ GROUPS: Final[Mapping[str, Callable[[F32, Amax], F32]]] = {
     "amax misses the first of a group": _without_member(0),
     "amax misses the last of a group": _without_member(GROUP - 1),
     "a group's amax is that of values a number of groups apart": _strided,
-    "amax is rounded to fp16": _in_half,
+    "amax is rounded to fp16": _narrowed(in_half),
+    "amax is rounded to bfloat16": _narrowed(in_bf16),
+    "amax is truncated to bfloat16": _narrowed(truncated),
+    "amax is rounded to TF32": _narrowed(tf32),
 }
 """The amax of other groups, from values and the right amax of any values."""

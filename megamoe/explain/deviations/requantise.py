@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from megamoe.explain.deviations.casts import CASTS, GROUPS, continuous_codes, regrouped
-from megamoe.explain.deviations.roundings import bits_of_fp32, flushed
+from megamoe.explain.deviations.casts import CASTS, GROUPS, continuous_codes, in_half, regrouped
+from megamoe.explain.deviations.roundings import bits_of_fp32, flushed, tf32, truncated
 from megamoe.explain.life import Life
 from megamoe.explain.places import LEFT_OUT
 from megamoe.explain.ways import I32, Way, in_bf16, right
@@ -28,10 +28,6 @@ Named = tuple[str, dict[str, Any]]
 
 
 def _before() -> Iterator[Named]:
-    def in_half(values: F32) -> F32:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return values.astype(np.float16).astype(np.float32)
-
     def without_nan(values: F32) -> F32:
         groups = values.reshape(*values.shape[:-1], -1, GROUP)
         lost = np.isnan(groups).any(axis=-1, keepdims=True)
@@ -40,7 +36,9 @@ def _before() -> Iterator[Named]:
     yield "NaN makes its group zero", {"values": without_nan}
     yield "subnormal activations are flushed to zero", {"values": flushed}
     yield "activations are rounded to bfloat16 before requantisation", {"values": in_bf16}
+    yield "activations are truncated to bfloat16 before requantisation", {"values": truncated}
     yield "activations are rounded to fp16 before requantisation", {"values": in_half}
+    yield "activations are rounded to TF32 before requantisation", {"values": tf32}
 
 
 def _amaxes(c: Contract) -> Iterator[Named]:

@@ -28,7 +28,8 @@ def flushed(values: F32) -> F32:
     return np.where(np.abs(values) < np.float32(2.0**-126), np.float32(0), values)
 
 
-def _tf32(values: F32) -> F32:
+def tf32(values: F32) -> F32:
+    """Rounded to the 11 bits of TF32, ties away from zero."""
     return ((bits_of_fp32(values) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
@@ -46,7 +47,7 @@ def _moved_ties(by: int) -> Callable[[F32], F32]:
 BF16_ROUNDINGS: Final[Mapping[str, Callable[[F32], F32]]] = {
     "ties are rounded away from zero": _moved_ties(1),
     "ties are rounded toward zero": _moved_ties(-1),
-    "values go through TF32 before bfloat16": _tf32,
+    "values go through TF32 before bfloat16": tf32,
     "subnormal values are flushed to zero": flushed,
 }
 """What is done to fp32 values before they are rounded to bfloat16, to nearest."""

@@ -1,0 +1,132 @@
+"""A cause that fits one token, tried on other tokens that are wrong.
+
+One token can fit a deviation by chance: two routing weights that are nearly equal are enough. So
+each deviation that fits it is tried on a few more of the wrong tokens, and only those that fit all
+of them are causes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from megamoe.explain import Source, departure
+from megamoe.explain.match import general
+from megamoe.explain.places import batch_of, wrong_tokens
+from megamoe.judge import Finding
+from megamoe.judge.elements import TILE
+from megamoe.spec.contract import Contract
+
+Plain = dict[str, Any]
+_MOST: Final = 4
+"""Other tokens that are tried."""
+_MOST_OF_LARGE: Final = 2
+"""The same where a token takes about a second."""
+_LARGE: Final = 1 << 25
+"""Weights of linear 1 of a token's slots from which a layer counts as large."""
+_SEVERAL_SLOTS: Final = "in some slots only"
+
+
+def of_all_tokens(
+    actual: Plain, shown: Mapping[str, Any], token: int, source: Source,
+    findings: Sequence[Finding], accumulator: str, contract: Contract,
+) -> Plain:  # fmt: skip
+    """``{"batch": ...}``: the rules for the tokens that are wrong; empty as in ``batch_of``.
+
+    ``actual`` is what :func:`megamoe.explain.explain` says of the output of ``token``. Its causes
+    are changed in place: those that do not fit the other tokens become ``alone``. ``shown``: the
+    stages of all tokens as bits; ``findings``: of all tokens.
+    """
+    if not actual["explanations"]:
+        return {}
+    others = _others(actual, shown, token, source, findings, accumulator, contract)
+    slots = {}
+    if actual["parts_at"]["stage"] in ("l2_acts", "l2_acts_sf"):
+        slots = {at: set(one["wrong_slots"]) for at, one in {token: actual, **others}.items()}
+    said = batch_of(actual, shown, token, source, findings, slots)
+    batch = said.get("batch", {"rules": []})
+    if not (batch["rules"] and batch["is_lost"]):  # such a rule holds for all tokens already
+        _keep(actual["explanations"], token, others)
+    return said
+
+
+def _others(
+    actual: Plain, shown: Mapping[str, Any], token: int, source: Source,
+    findings: Sequence[Finding], accumulator: str, contract: Contract,
+) -> dict[int, Plain]:  # fmt: skip
+    """What the deviations that fit ``token`` say of the other tokens, by token."""
+    only = frozenset(
+        (way["stage"], general(way["what"]))
+        for step in actual["explanations"] for way in step["exact"]
+    )  # fmt: skip
+    wrong = wrong_tokens(actual, findings, source.tokens)[0]
+    out = {}
+    for at in spread(np.flatnonzero(wrong).tolist(), token, _most(source, token)):
+        rows = {name: stage[at] for name, stage in shown.items()}
+        channel = _channel(findings, at)
+        one = departure(source, at, channel, accumulator, rows, contract, only)
+        if one["explanations"]:
+            out[at] = one
+    return out
+
+
+def _most(source: Source, token: int) -> int:
+    one = source.token(token)
+    size = len(one.ids) * source.hidden_size * one.intermediate
+    return _MOST_OF_LARGE if size > _LARGE else _MOST
+
+
+def spread(tokens: Sequence[int], token: int, most: int) -> list[int]:
+    """At most ``most`` of the tokens besides ``token``, the first and the last among them."""
+    rest = [at for at in tokens if at != token]
+    if len(rest) <= most:
+        return rest
+    return [rest[k * (len(rest) - 1) // (most - 1)] for k in range(most)]
+
+
+def _channel(findings: Sequence[Finding], token: int) -> int:
+    """The first channel of the tile of ``y`` where the token has most wrong elements."""
+    y = next((f for f in findings if f.stage == "y"), None)
+    tiles = [] if y is None else [(count, tile) for row, tile, count in y.grid if row == token]
+    return max(tiles)[1] * TILE if tiles else 0
+
+
+def _keep(steps: list[Plain], token: int, others: Mapping[int, Plain]) -> None:
+    """Keep as exact what fits the other tokens too, step by step."""
+    for k, step in enumerate(steps):
+        if step["follows"]:
+            step["exact"] = steps[k - 1]["exact"]
+            continue
+        found = {
+            at: other for at, one in others.items() for other in one["explanations"]
+            if other["step"] == step["step"]
+        }  # fmt: skip
+        if not step["exact"] or not found:
+            continue
+        step["tried_on"] = [*found]
+        step["decisions"] += sum(other["decisions"] for other in found.values())
+        pairs = [(token, step), *found.items()]
+        step["evidence"] = " and ".join(f"{one['evidence']} of token {at}" for at, one in pairs)
+        for way in step["exact"]:
+            _compare(way, token, found)
+        fits = [way for way in step["exact"] if not way["fails_on"]]
+        if not fits:
+            step["alone"] = sorted(step["exact"], key=lambda way: len(way["fails_on"]))
+        step["exact"] = fits
+
+
+def _compare(way: Plain, token: int, found: Mapping[int, Plain]) -> None:
+    """Note the tokens that a deviation fits and those that it does not fit."""
+    name, wheres = (way["stage"], general(way["what"])), {way["where"]}
+    way["holds_on"], way["fails_on"] = [token], []
+    for at, other in found.items():
+        same = [w for w in other["exact"] if (w["stage"], general(w["what"])) == name]
+        way["holds_on" if same else "fails_on"].append(at)
+        wheres |= {w["where"] for w in same[:1]}
+    if not way["fails_on"] and len(wheres) > 1:
+        way["where"] = _SEVERAL_SLOTS
+
+
+__all__ = ["of_all_tokens", "spread"]

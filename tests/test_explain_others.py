@@ -1,0 +1,153 @@
+"""``megamoe explain`` names no cause by chance: it tries others of the wrong tokens, and counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from megamoe.backends.eager import EagerBackend
+from megamoe.backends.simulate import problem
+from megamoe.explain import FromProblem, explain
+from megamoe.explain.match import Evidence, general
+from megamoe.explain.others import of_all_tokens, spread
+from megamoe.explain.places import in_batch
+from megamoe.explain.words import causes, explanation, is_clear, read_from
+from megamoe.spec.contract import CONTRACTS
+from megamoe.suite.at_hand import judge, run
+from tests.helpers.local import Local
+
+TOKEN = 1
+ROLLED = "the routing weight is that of the slot after"
+
+
+@pytest.fixture(scope="module")
+def right():
+    recipe = {"w13_scale": [120, 2], "w2_scale": [120, 2]}
+    return problem(
+        3, tokens=4, top_k=3, experts=4, hidden=128, intermediate=128, weights_recipe=recipe
+    )
+
+
+class Weighted(EagerBackend):
+    """Takes other routing weights than it is given: those of the slot after, of some tokens; and
+    of the others weights that no rule gives."""
+
+    name = "weighted"
+
+    def __init__(self, rolled):
+        super().__init__()
+        self.rolled = torch.tensor(rolled)[:, None]
+
+    def forward(self, problem):
+        w = problem.topk_weights
+        w = torch.where(self.rolled, w.roll(-1, 1), w * 0.7).contiguous()
+        return super().forward(replace(problem, topk_weights=w))
+
+
+def said_of(p, backend):
+    """What is said of token 1 and of the batch."""
+    session = Local(backend)
+    findings = judge(p, session)[0].findings
+    got = run(p, session)
+    source, contract = FromProblem(p), CONTRACTS[session.identity.contract]
+    rows = {name: stage[TOKEN] for name, stage in got.items()}
+    of_class = session.identity.accumulator
+    said = explain(source, TOKEN, 0, of_class, rows, contract=contract)
+    actual = said["actual"]
+    return said | of_all_tokens(actual, got, TOKEN, source, findings, of_class, contract)
+
+
+def test_a_deviation_that_fits_one_token_by_chance_is_no_cause(right):
+    said = said_of(right, Weighted([False, True, True, False]))
+    (step,) = said["actual"]["explanations"]
+    assert not step["exact"] and step["tried_on"] == [0, 2, 3]
+    (way,) = step["alone"]
+    assert (way["what"], way["holds_on"], way["fails_on"]) == (ROLLED, [1, 2], [0, 3])
+    first, second = causes(said)
+    assert first.startswith("cause: unknown; none of ")
+    assert first.endswith(" explains all 4 wrong tokens that were tried")
+    assert second == f"  routing weight: {ROLLED}: fits tokens 1 and 2, but not tokens 0 and 3"
+    assert read_from(said) == "tokens 0, 1, 2 and 3"
+
+
+def test_a_deviation_that_fits_all_of_them_is_the_cause(right):
+    said = said_of(right, Weighted([True] * 4))
+    (step,) = said["actual"]["explanations"]
+    assert is_clear(step) and step["exact"][0]["holds_on"] == [1, 0, 2, 3]
+    first, second = causes(said)
+    assert first == f"cause: routing weight: {ROLLED}"
+    assert second.endswith(" of token 1, and of 3 more wrong tokens that were tried")
+
+
+def test_some_tokens_are_tried_from_the_first_to_the_last():
+    assert spread(range(100), 50, 4) == [0, 32, 66, 99]
+    assert spread([3, 5, 8], 5, 4) == [3, 8] and spread([5], 5, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("slot 1 (expert 2) is lost", "slot 0 (expert 5) is lost"),
+     ("slot 1 (expert 2) takes the weights of expert 3",
+      "slot 0 (expert 3) takes the weights of expert 2"),
+     ("the experts are those of token 4", "the experts are those of token 9")],
+)  # fmt: skip
+def test_a_deviation_has_one_name_on_all_tokens(one, other):
+    assert general(one) == general(other) != one
+    assert general("the routing weight is that of slot 0").endswith("slot 0")
+
+
+# --- too little to tell -------------------------------------------------------------------------
+
+
+def groups(*wrong):
+    """``(2, 2 + 64)``: wrong scale bytes and codes of two groups in two slots."""
+    mask = np.zeros((2, 66), np.bool_)
+    for place in wrong:
+        mask[place] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("wrong", "decisions", "text"),
+    [(groups((0, 1), (0, slice(34, 66))), 1, "one group of one slot"),
+     (groups((0, 0), (1, 0)), 2, "two groups of two slots"),
+     (groups((1, slice(2, 7))), 5, "one group of one slot")],
+)  # fmt: skip
+def test_a_scale_byte_and_its_codes_are_one_decision(wrong, decisions, text):
+    found = Evidence.of_groups("codes", wrong)
+    assert (found.decisions, found.text) == (decisions, text)
+    assert found.values == wrong.sum()
+
+
+def test_one_wrong_group_tells_no_cause():
+    way = {"stage": "requantise", "what": "amax is rounded to bfloat16", "where": ""}
+    step = {"differing": 33, "of": 528, "compared": "codes of token 0", "tried": 3, "not_tried": 0,
+            "follows": False, "exact": [way], "partial": [], "tried_on": [], "alone": [],
+            "decisions": 1, "evidence": "one group of one slot"}  # fmt: skip
+    assert explanation(step) == [
+        "cause: unknown; one group of one slot is wrong: too little to tell a cause",
+        "may be: requantise: amax is rounded to bfloat16",
+        "  gives all 33 wrong values of 528 codes of token 0",
+    ]
+    assert not is_clear(step)
+    assert is_clear({**step, "decisions": 3})
+    assert explanation({**step, "decisions": 3})[0] == (
+        "cause: requantise: amax is rounded to bfloat16"
+    )
+
+
+# --- where --------------------------------------------------------------------------------------
+
+IDS = np.array([[0, 1], [1, 2], [0, 2]])
+WRONG = np.array([True, True, False])
+
+
+@pytest.mark.parametrize(("slots", "is_named"), [({0: {1}, 1: {0}}, True), ({0: {0}}, False)])
+def test_a_rule_gives_the_wrong_slots_too(slots, is_named):
+    """Expert 1 is at slot 1 of token 0 and at slot 0 of token 1."""
+    actual = {"explanations": [{"exact": []}]}
+    found = in_batch(actual, {}, 0, IDS, 3, WRONG, slots)["rules"]
+    assert ("expert 1, at all of its 2 rows" in found) == is_named
