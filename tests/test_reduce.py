@@ -209,6 +209,14 @@ def test_misuse_is_one_line(tmp_path, capsys):
         assert says in capsys.readouterr().err
 
 
+def test_a_property_whose_forward_is_right_has_a_law_to_look_at(capsys):
+    case = "property/masked-slots-broken-by-rounding"
+    assert cli.main(["reduce", case, "--backend", "eager"]) == 2
+    said = capsys.readouterr().err
+    assert f"the forward of {case} is right" in said and f"see `megamoe show {case}`" in said
+    assert f"`megamoe check --backend eager --case {case}`" in said
+
+
 class TwoFaults(EagerBackend):
     """y is always wrong, and tokens of expert 37 have a wrong scale before that."""
 

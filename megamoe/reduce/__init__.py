@@ -16,7 +16,7 @@ from megamoe.cases.stored import Stored, load, to_bytes
 from megamoe.golden import StoredGolden, write_atomically
 from megamoe.judge import Verdict
 from megamoe.reduce import steps
-from megamoe.reduce.core import Failure, Log, ReduceError, Reduction, start
+from megamoe.reduce.core import Failure, Log, Passes, ReduceError, Reduction, start
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import judge
 from megamoe.suite.runner import TIMEOUT
@@ -51,8 +51,8 @@ def reduce(
     if r.problem is problem and not r.take(problem, always=True):
         raise ReduceError(
             f"backend {session.identity.name} failed once ({failure}), then not again on the same "
-            "input: it is not deterministic, or depends on what ran before; see `megamoe check "
-            "--case 'property/*'`"
+            "input: it is not deterministic, or depends on what ran before; `megamoe check "
+            "--backend B --case 'property/*'` judges that"
         )
     r.say("tokens")
     size = None
@@ -94,4 +94,4 @@ def _size(p: Problem) -> tuple[int, ...]:
     return p.num_tokens, p.top_k, p.num_experts, p.intermediate_size, p.hidden_size
 
 
-__all__ = ["Failure", "ReduceError", "Reduction", "keep", "reduce"]
+__all__ = ["Failure", "Passes", "ReduceError", "Reduction", "keep", "reduce"]

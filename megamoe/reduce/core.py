@@ -33,6 +33,10 @@ class ReduceError(ValueError):
     """There is nothing to reduce, or it does not hold still; one line."""
 
 
+class Passes(ReduceError):
+    """The backend does not fail the problem."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """The failure that must stay the same: the status of a verdict, and its first wrong output."""
@@ -167,7 +171,7 @@ def start(
     failure = Failure.of(verdict)
     if failure is None:
         reason = f": {verdict.reason}" if verdict.reason else ""
-        raise ReduceError(
+        raise Passes(
             f"backend {session.identity.name} does not fail this ({verdict.status}{reason}); "
             "nothing to reduce"
         )
