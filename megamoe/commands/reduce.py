@@ -26,7 +26,7 @@ from megamoe.explain.words import causes
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import Verdict
 from megamoe.printable import counted
-from megamoe.reduce import Failure, Passes, keep, reduce
+from megamoe.reduce import Failure, Passes, Reduction, keep, reduce, store
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
 from megamoe.suite import at_hand
@@ -50,14 +50,26 @@ def run(a: argparse.Namespace) -> int:
     problem, case, about = _subject(a)
     again = replay_command(str(out), a.backend, a.device, a.contract)
     with backend_of(a) as (worker, settings), Work("running the whole problem") as work:
-        golden = None
+        golden, last = None, None  # the last reduction, for Ctrl-C
+
+        def watch(reduction: Reduction) -> None:
+            nonlocal last
+            last = reduction
+            work.now(f"reducing: try {reduction.tries}")
+
         if case is not None and case.rows is None:
             golden = Store(settings.root, make, contract(worker.identity.contract)).load(case)
         try:
-            r = reduce(
-                worker, problem, a.seconds, golden, work.say, settings.timeout,
-                lambda tries: work.now(f"reducing: try {tries}"),
-            )  # fmt: skip
+            r = reduce(worker, problem, a.seconds, golden, work.say, settings.timeout, watch)
+        except KeyboardInterrupt:
+            if last is None or last.problem is problem:
+                raise
+            size = store(last, out, {**about, "backend": a.backend})
+            work.say(
+                f"stopped: {out}, {size / 1024:.0f} KiB, is the smallest problem that failed so "
+                f"far\nreproduce: {again}"
+            )
+            raise
         except Passes as passes:
             if case is None or case.kind != "property":
                 raise
