@@ -136,8 +136,10 @@ def ab(kernel, tmp_path, capsys):
 # --- the answer -------------------------------------------------------------------------------
 
 
-def test_identical_is_exit_0_and_the_headline_counts_what_was_compared(ab):
+def test_identical_is_exit_0_and_the_headline_counts_what_was_compared(ab, kernel):
     code, report, out = ab("Plain", "Talks")
+    # Both have the name `plain`, so the files tell them apart.
+    assert report["headline"].startswith(f"A/B this, {kernel}:Plain -> this, {kernel}:Talks: ")
     assert code == 0
     assert report["kind"] == "ab"
     (case,) = report["cases"]

@@ -529,6 +529,7 @@ def test_ends_with_the_same_bits_leave_nothing_to_bisect(tmp_path, capsys):
     code, _, _, err = kernel_bisect(home, commits[0], "main", "--repeat", 1, capsys=capsys)
     assert code == 2
     assert "both ends return the same bits in 1 case; " in err
+    assert "take a case that is red now (`megamoe check --backend " in err
 
 
 @pytest.mark.slow

@@ -174,6 +174,23 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["golden", "diff", "--golden", "nowhere"], "is not a directory; set MEGAMOE_GOLDEN"),
         (["merge", "none.json"], "none.json: no such file; `megamoe check --json FILE` writes one"),
         (["report", "manifst.json"], "no such file; did you mean manifest.json?"),
+        (["report", "x.safetensors"], "x.safetensors is the name of a stored problem, and a repo"),
+        (
+            ["check", "--backend", "eager", "--failed", "x.safetensors"],
+            "a report is needed here; `megamoe replay x.safetensors --backend B` judges a backend",
+        ),
+        (
+            ["check", "--backend", "x.safetensors"],
+            "a stored problem is no backend; `megamoe replay x.safetensors --backend B` judges",
+        ),
+        (["list", "*tnny*"], "nothing matches '*tnny*'; did you mean '*tiny*'? `megamoe list`"),
+        (["list", "*qqqq*"], "nothing matches '*qqqq*'; `megamoe list` shows all"),
+        (["ab"], "name LEFT and RIGHT, as in `megamoe ab HEAD~1 this --backend FILE.py:CLASS`"),
+        (
+            ["ab", "k.py:A", "b.py:B"],
+            "`megamoe ab this this --left-backend k.py:A --right-backend b.py:B`",
+        ),
+        (["ab", "this", "k.py"], "this --left-backend k.py:CLASS --right-backend FILE.py:CLASS`"),
         (["report", "no/x.json"], "no/x.json: no such file, and no folder no"),
         (
             ["check", "k.py:K"],

@@ -134,6 +134,7 @@ def test_worst_element_tallies_and_map_find_a_single_bad_row_of_one_tile():
     assert (found.outside, found.total) == (128, 1536)
     assert found.rows == {20: 128} and found.tiles == {2: 128} and found.experts == {4: 128, 7: 128}
     assert found.grid == ((1, 2, 128),) and found.shape == (3, 4)
+    assert found.tokens == (10, 20, 30)
     assert found.worst.line() == (
         "y at token 20 channel 300: expected 1 (0x3f80), got 1.07031 (0x3f89), 9 ULP outside"
     )
@@ -191,6 +192,35 @@ def test_the_picture_shows_place_size_and_command():
         "       14 ........  36 rows alike: 14 to 49",
     ]
     assert "alone:  megamoe check --backend 'my file.py:K' --case forward/a" in text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lines"),
+    [
+        ([0, 8, 63, 64], ["        0 ..", "        8 ..", "       63 ..", "       64 .@"]),
+        ([3, 2, 1, 0], ["        0 .@", "        1 ..", "        2 ..", "        3 .."]),
+        ([5, 5, 5, 6], ["        5 ..", "        5 ..", "        5 ..", "        6 .@"]),
+    ],
+)  # fmt: skip
+def test_the_map_names_tokens_as_the_other_lines_do(tokens, lines):
+    """A case may judge a few of its tokens, and a law gives them in another order."""
+    actual = np.zeros((4, 256), np.uint16)
+    actual[3, 128:] = 1
+    place = Place(("token", "channel"), 1, tokens)
+    found = bitwise("y", BF16, actual, np.zeros_like(actual), place)
+    verdict = of_findings("forward/a", "forward", [found], ("bitwise",))
+    text = picture(Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))), "k.py:K")
+    assert text.partition("is 128 elements\n")[2].splitlines()[:4] == lines
+    assert f"at token {tokens[3]} channel" in text and f"rows    {tokens[3]}: 128" in text
+
+
+def test_rows_alike_are_named_by_their_tokens():
+    actual = np.zeros((30, 128), np.uint16)
+    actual[29] = 1
+    place = Place(("token", "channel"), 1, range(100, 160, 2))
+    found = bitwise("y", BF16, actual, np.zeros_like(actual), place)
+    text = picture(of_findings("forward/a", "forward", [found], ("bitwise",)), "k.py:K")
+    assert "\n      100 .  29 rows alike: 100 to 156\n      158 @\n" in text
 
 
 @pytest.mark.parametrize(

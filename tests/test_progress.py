@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from megamoe.cases.shards import durations, small_first
 from megamoe.commands import shared
 from megamoe.judge import Verdict
 from megamoe.suite import check
+from megamoe.suite.pace import Pace
 from megamoe.suite.progress import LISTED, Progress
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
@@ -77,18 +79,53 @@ def test_a_run_that_nobody_watches_says_now_and_then_how_far_it_is(
         now[0] = 0.0
         console = Console(file=io.StringIO(), width=150)
         progress = Progress(9, console, Settings(), {}, quiet)
-        progress.planned = progress.left = 630.0
+        progress.left = 9.0
         for i, second in enumerate((29, 31, 59, 62)):
             now[0] = second
-            progress.judged(Verdict(f"eplb/{i}", "eplb", "pass"))
+            progress.judged(Verdict(f"eplb/{i}", "eplb", "pass", seconds=15.0))
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue().splitlines()
 
     assert lines(quiet=True) == []
-    # After 31 s for 2 s of planned work, 628 s are left at a pace of (31 + 30) / (2 + 30).
+    # Seven and five cases are left, of nearly 15 s each, as those that have run.
     assert lines(quiet=False) == [
-        "[2/9] 0 reds, about 20 min left", "[4/9] 0 reds, about 28 min left",
+        "[2/9] 0 reds, about 2 min left", "[4/9] 0 reds, about 74 s left",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(lambda recorded: recorded, id="as recorded"),
+        pytest.param(lambda recorded: recorded + 0.4, id="each call starts anew"),
+        pytest.param(lambda recorded: recorded * 5, id="slow"),
+        pytest.param(lambda recorded: recorded * 0.2 + 0.03, id="fast"),
+    ],
+)
+def test_the_time_left_is_that_of_this_backend(seconds: Callable[[float], float]) -> None:
+    """By the recorded durations of all cases, in the order of a run, on two workers."""
+    recorded = durations(golden_root())
+    order = [recorded[case.id] for case in small_first(load_cases(), recorded)
+             if case.id in recorded]  # fmt: skip
+    free, runs = [0.0, 0.0], []
+    for known in order:
+        start = min(free)
+        free[free.index(start)] = start + seconds(known)
+        runs.append((start, start + seconds(known), known))
+    for share in (0.25, 0.5, 0.75):
+        now, pace = share * max(free), Pace()
+        for _, end, known in runs:
+            if end <= now:
+                pace.add(known, seconds(known))
+        waiting = [known for start, _, known in runs if start > now]
+        running = [(known, now - start) for start, end, known in runs if start <= now < end]
+        left = pace.left(len(waiting), sum(waiting), running, 2)
+        assert left == pytest.approx(max(free) - now, rel=0.25)
+
+
+def test_the_time_left_is_at_least_that_of_the_longest_case() -> None:
+    assert Pace().left(4, 2.0, [(9.0, 1.0)], 5) == pytest.approx(8.0)
+    assert Pace().left(1, 2.0, [], 8) == pytest.approx(2.0), "one case has one worker"
 
 
 def test_a_bar_that_no_terminal_shows_is_a_line_now_and_then(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -307,8 +308,23 @@ def test_what_surrounds_a_call_and_decides_a_bit_is_found(
 
 
 def test_an_exception_says_in_which_mode_it_was_raised() -> None:
-    with pytest.raises(Raised, match="RuntimeError: under a default device of meta: "):
+    with pytest.raises(Raised, match="RuntimeError: under a default device of meta: ") as raised:
         launched(InModes("memory"), "torch-defaults")
+    # The line of the backend: neither the one that gave the label, nor torch's own.
+    assert str(raised.value).endswith(" in forward); in law torch-defaults")
+    assert "(test_properties.py, line " in str(raised.value)
+
+
+def test_an_exception_says_which_variant_of_a_law_raised_it() -> None:
+    p = problem()
+
+    def y_of(given: Problem) -> Any:
+        if given.num_tokens > p.num_tokens:
+            raise Raised("the backend raised ValueError: too many (k.py, line 3, in f)")
+        return np.zeros((given.num_tokens, given.hidden_size), np.uint16)
+
+    with pytest.raises(Raised, match=r"in f\); in law padding-rows: 1 padding row of NaN$"):
+        laws.findings(y_of, p, "padding-rows")
 
 
 class Queue:

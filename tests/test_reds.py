@@ -46,6 +46,8 @@ def shown(cases: list[dict[str, Any]], pictures: int = 20) -> str:
         ("error", "case eplb/a: the backend raised KeyError (k.py, line 9, in f)", "KeyError in f"),
         ("error", "case eplb/a: the backend raised X: at 0x7f3c of eplb/a (k.py, line 9, in f)",
          "X in f: at N of CASE"),
+        ("error", f"case eplb/a: {RAISED}; in law padding-rows: 7 rows",
+         "RuntimeError in f: no kernel for N tokens"),
         ("error", "case eplb/a: no result within 120 s; last seen in k.py, line 3",
          "no result within N s; last seen in k.py, line N"),
         ("error", "case eplb/a: y has shape (4, 512), expected (3, 512); reshape it",
@@ -144,7 +146,7 @@ def test_a_map_that_was_not_computed_is_said_in_the_same_line() -> None:
 
 
 def law(name: str) -> dict[str, Any]:
-    found = Finding("batch-invariance", 512, text="batch-invariance: token 3 alone changes 5")
+    found = Finding("y", 512, 5, text="batch-invariance: token 3 alone changes 5 of 512 outputs")
     return of_findings(name, "property", [found], ("law",)).to_dict()
 
 
@@ -170,7 +172,22 @@ def law(name: str) -> dict[str, Any]:
         ([fail("eplb/a", 1), fail("eplb/b", 1)], "next: megamoe show eplb/a"),
         ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
          "next: megamoe explain forward/b --backend k.py:K --device cuda"),
-        ([law("property/a")], "next: megamoe show property/a"),
+        ([law("property/a")],
+         "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
+        ([red("property/a", reason=f"{RAISED}; in law padding-rows: 7 padding rows of NaN")],
+         "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
+        ([red("property/a")], "next: megamoe reduce property/a --backend k.py:K --device cuda"),
+        ([red("property/a", reason="the backend raised NameError: x (k.py, line 3, in f); in law "
+              "torch-defaults")],
+         "next: mend k.py, line 3, in f, then: megamoe check --backend k.py:K --case property/a "
+         "--device cuda"),
+        ([law("property/a"), fail("eplb/a", 1)],
+         "next: mend this (batch-invariance: token 3 alone changes 5 of 512 outputs), then: "
+         "megamoe check --backend k.py:K --case property/a --device cuda"),
+        ([red("forward/a", reason="no result within 120 s, last seen in k.py, line 9"),
+          law("property/a")],
+         "next: mend this (no result within 120 s, last seen in k.py, line 9), then: megamoe check "
+         "--backend k.py:K --case forward/a --device cuda"),
         ([fail("staging/a", 1)],
          "next: megamoe explain staging/a --backend k.py:K --device cuda"),
         ([red("staging/a")],

@@ -14,6 +14,7 @@ from megamoe.cases.stored import Stored, load, to_bytes
 from megamoe.commands import main as cli
 from megamoe.commands.reduce import _free, causes_of, tokens_needed
 from megamoe.golden import rows_of
+from megamoe.judge import Verdict
 from megamoe.reduce import Failure, ReduceError, Reduction, reduce, steps
 from megamoe.reduce.core import minimal
 from megamoe.suite.at_hand import judge
@@ -207,6 +208,77 @@ def test_misuse_is_one_line(tmp_path, capsys):
     ):
         assert cli.main(["reduce", *arguments]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_property_whose_forward_is_right_has_a_law_to_look_at(capsys):
+    case = "property/masked-slots-broken-by-rounding"
+    assert cli.main(["reduce", case, "--backend", "eager"]) == 2
+    said = capsys.readouterr().err
+    assert f"the forward of {case} is right" in said and f"see `megamoe show {case}`" in said
+    assert f"`megamoe check --backend eager --case {case}`" in said
+
+
+class Hangs(Local):
+    """A session whose backend gives no result where expert 2 has a token."""
+
+    def __init__(self):
+        super().__init__(EagerBackend())
+        self.seconds = []
+
+    def ask(self, request, seconds):
+        reply = super().ask(request, seconds)
+        self.seconds.append(seconds)
+        path = next(path for path in request["inputs"] if "topk_ids" in request["inputs"][path])
+        if 2 not in self.served.files[path]["topk_ids"]:
+            return reply
+        seen = f"k.py, line {len(self.seconds)} in f"  # each time in another line
+        why = f"no result within {seconds:g} s, its process was ended, last seen in {seen}"
+        return {"broken": f"{why}; give it more with --timeout"}
+
+
+def test_a_hang_is_reduced_with_little_time_for_each_try():
+    session, said = Hangs(), []
+    p = problem(3, tokens=5, top_k=2, experts=4, hidden=256, intermediate=128)
+    r = reduce(session, p, seconds=100.0, log=said.append, timeout=120.0)
+    assert r.failure.is_hang and size(r.problem) == (1, 1, 3, 128, 128), "expert 2 stays"
+    first, *tries = session.seconds
+    assert first == 25.0, "a quarter of --seconds: the file takes as much again"
+    assert tries and max(tries) < 10.0 and min(tries) >= 2.0
+    why = "no result within 25 s, its process was ended, last seen in k.py, line 1 in f; give it"
+    assert said[0].startswith(f"fails: error: {why}")
+    assert said[1].startswith("to keep to --seconds 100: the whole problem and the file have 25 s ")
+
+
+@pytest.mark.parametrize("name", ["l2_acts", "l2_acts_sf"])
+def test_an_error_is_followed_by_all_its_words_but_numbers(name):
+    said = [f"case a/b: {name} has shape ({n}, 2), expected (3, 2)" for n in (4, 5)]
+    first, other = (Failure.of(Verdict("a/b", "forward", "error", why)) for why in said)
+    assert first == other and first.where == f"{name} has shape"
+    assert str(first) == f"error: {name} has shape (4, 2), expected (3, 2)"
+
+
+def test_ctrl_c_leaves_the_smallest_problem_so_far(tmp_path, monkeypatch, capsys):
+    given, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
+    given.write_bytes(to_bytes(Stored(problem(3, tokens=6, hidden=384))))
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "from megamoe.backends.eager import EagerBackend\n"
+        "class Bad(EagerBackend):\n"
+        "    def forward(self, p):\n"
+        "        return {'y': super().forward(p)['y'] * 2}\n"
+    )
+
+    def stopped(r):
+        raise KeyboardInterrupt
+
+    arguments = ["reduce", str(given), "--backend", f"{bad}:Bad", "--out", str(out)]
+    monkeypatch.setattr(steps, "tokens", stopped)
+    assert cli.main(arguments) == 130 and not out.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(steps, "values", stopped)
+    assert cli.main(arguments) == 130
+    assert f"stopped: {out}, " in capsys.readouterr().out
+    assert size(load(out).problem)[0] == 1
 
 
 class TwoFaults(EagerBackend):

@@ -8,6 +8,7 @@ words do, they take away from all cases. The order of words does not matter.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -110,6 +111,12 @@ def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
             f"unknown case: {glob!r} is the name of a stored problem's file, and no case; "
             f"`megamoe replay {shlex.quote(glob)} --backend B` judges it"
         )
+    meant_glob = _nearest_glob(cases, glob)
+    if meant_glob:
+        return (
+            f"unknown case: nothing {lacks} {glob!r}; did you mean '{meant_glob}'? "
+            "`megamoe list` shows all"
+        )
     inside = [c for c in cases if glob in c.id]
     meant = inside[0] if len(inside) == 1 else _nearest(cases, glob)
     more = f"; did you mean {meant.id if '/' in glob else meant.name}?" if meant else ""
@@ -117,6 +124,22 @@ def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
     if len(inside) > 1:
         all_of_them = _of_one_word(len(inside), glob, lacks)
     return f"unknown case: nothing {lacks} {glob!r}{more}; {all_of_them}"
+
+
+def _nearest_glob(cases: Sequence[N], glob: str) -> str:
+    """``glob`` with each word that no id has replaced by the nearest that one has; empty if that
+    matches no case, and for a ``glob`` without marks."""
+    if not any(mark in glob for mark in "*?["):
+        return ""
+    words = {word for c in cases for word in re.split("[/-]", c.id)}
+
+    def known(found: re.Match[str]) -> str:
+        word = found[0]
+        return word if any(word in one for one in words) else nearest(word, sorted(words)) or word
+
+    meant = re.sub(r"[^*?\[\]/-]+", known, glob)
+    matches = any(fnmatchcase(c.id, meant) or fnmatchcase(c.name, meant) for c in cases)
+    return meant if matches else ""
 
 
 def _nearest(cases: Sequence[N], glob: str) -> N | None:

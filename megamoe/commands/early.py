@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from megamoe.cases import load_entries, shards
+from megamoe.cases.pattern import STORED as PROBLEM
 from megamoe.cases.pattern import matching, one_of
 from megamoe.commands import UsageError
 from megamoe.commands.parsers.names import DIMENSIONS
@@ -36,6 +37,9 @@ READ: Final = ("file", "result", "reports", "failed", "actual")
 _CHECKED: Final = "`megamoe check --json FILE` writes one"
 WRITERS: Final = {"file": STORED, "result": _CHECKED, "reports": _CHECKED, "failed": _CHECKED}
 """What writes the file that an argument names."""
+REPORTS: Final = ("result", "reports", "failed")
+"""Arguments that name a report."""
+_JUDGES: Final = "`megamoe replay {} --backend B` judges a backend on it"
 
 
 def check(a: argparse.Namespace) -> None:
@@ -54,6 +58,11 @@ def check(a: argparse.Namespace) -> None:
         )
     for name in (*READ, *given.get("reads", ())):
         for path in _listed(given.get(name)):
+            if name in REPORTS and path.endswith(PROBLEM):
+                raise UsageError(
+                    f"{path} is the name of a stored problem, and a report is needed here; "
+                    f"{_JUDGES.format(shlex.quote(path))}"
+                )
             if not Path(path).exists():
                 raise UsageError(_no_file(Path(path), WRITERS.get(name, "")))
     python = given.get("interpreter")
@@ -113,6 +122,9 @@ def _listed(value: object) -> list[str]:
 
 def _backend(spec: str, is_this_python: bool) -> None:
     """A file that is not there, or a name that this Python does not know."""
+    if spec.endswith(PROBLEM):
+        judges = _JUDGES.format(shlex.quote(spec))
+        raise UsageError(f"backend {spec}: a stored problem is no backend; {judges}")
     if known.is_file(spec):
         path = Path(known.file_of(spec)).expanduser().resolve()
         if not path.is_file():

@@ -58,6 +58,8 @@ class Parser(argparse.ArgumentParser):
             self.error(f"name a verb: {', '.join(verbs)}")
         backend = next(filter(_BACKEND.search, plain), "")
         if backend and "--backend" in self._option_string_actions and not self._takes_a_file():
+            if self.get_default("sides"):
+                raise UsageError(_no_side(self, list(filter(_BACKEND.search, plain))))
             self.error(_misplaced(self, backend))
         found, rest = super().parse_known_args(args, namespace)
         return found, self._taken(found, rest)
@@ -114,6 +116,17 @@ def _misplaced(parser: argparse.ArgumentParser, backend: str) -> str:
     return (
         f"{backend} is no case; a backend stands after --backend: "
         f"`{parser.prog}{case} --backend {spec}`"
+    )
+
+
+def _no_side(parser: Parser, backends: Sequence[str]) -> str:
+    """The message for backends' files where the sides of a comparison are meant."""
+    two = (*backends, "FILE.py:CLASS")[:2]
+    left, right = (one if ":" in one else f"{one}:CLASS" for one in two)
+    return (
+        f"{backends[0]} is a backend, and {parser.get_default('sides')} are environments; to "
+        f"compare two backends in this one: `{parser.prog} this this --left-backend {left} "
+        f"--right-backend {right}`"
     )
 
 

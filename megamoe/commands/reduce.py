@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from dataclasses import dataclass, field
 from itertools import count
@@ -25,7 +26,7 @@ from megamoe.explain.words import causes, read_from
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import Verdict
 from megamoe.printable import counted
-from megamoe.reduce import Failure, keep, reduce
+from megamoe.reduce import Failure, Passes, Reduction, keep, reduce, store
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
 from megamoe.suite import at_hand
@@ -49,13 +50,30 @@ def run(a: argparse.Namespace) -> int:
     problem, case, about = _subject(a)
     again = replay_command(str(out), a.backend, a.device, a.contract)
     with backend_of(a) as (worker, settings), Work("running the whole problem") as work:
-        golden = None
+        golden, last = None, None  # the last reduction, for Ctrl-C
+
+        def watch(reduction: Reduction) -> None:
+            nonlocal last
+            last = reduction
+            work.now(f"reducing: try {reduction.tries}")
+
         if case is not None and case.rows is None:
             golden = Store(settings.root, make, contract(worker.identity.contract)).load(case)
-        r = reduce(
-            worker, problem, a.seconds, golden, work.say, settings.timeout,
-            lambda tries: work.now(f"reducing: try {tries}"),
-        )  # fmt: skip
+        try:
+            r = reduce(worker, problem, a.seconds, golden, work.say, settings.timeout, watch)
+        except KeyboardInterrupt:
+            if last is None or last.problem is problem:
+                raise
+            size = store(last, out, {**about, "backend": a.backend})
+            work.say(
+                f"stopped: {out}, {size / 1024:.0f} KiB, is the smallest problem that failed so "
+                f"far\nreproduce: {again}"
+            )
+            raise
+        except Passes as passes:
+            if case is None or case.kind != "property":
+                raise
+            raise Passes(_of_a_law(case, a)) from passes
         about["backend"] = a.backend
         for name in ("causes", "causes_read_from"):  # of the file that is reduced now
             about.pop(name, None)
@@ -88,6 +106,16 @@ def run(a: argparse.Namespace) -> int:
           f"{seconds:.0f} s")  # fmt: skip
     print(f"reproduce: {again}")
     return 0
+
+
+def _of_a_law(case: Case, a: argparse.Namespace) -> str:
+    """What to do with a property whose forward is right."""
+    check = f"megamoe check --backend {shlex.quote(a.backend)} --case {case.id}"
+    return (
+        f"the forward of {case.id} is right, so there is nothing to reduce; if law "
+        f"{case.params['law']} is broken, see `megamoe show {case.id}`, and judge it again with "
+        f"`{check}`"
+    )
 
 
 def tokens_needed(tokens: int, fewer: str) -> str:

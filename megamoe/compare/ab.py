@@ -183,7 +183,7 @@ def _report(
     compared = [r for r in results if r["status"] != "not-provided"]
     first = next((r["first_stage"] for r in _by_stage(compared)), None)
     sides = [
-        {"text": side.text, "kind": side.kind, "backend": backend, **fact}
+        {"text": side.text, "kind": side.kind, **fact, "asked": backend}
         for side, backend, fact in zip(q.sides, q.backends, facts, strict=True)
     ]
     report = {
@@ -211,6 +211,8 @@ def exit_code(report: dict[str, Any]) -> int:
 def headline(report: dict[str, Any]) -> str:
     """A line for a pull request: the two sides, and the answer."""
     left, right = (_name(report[name]) for name in NAMES)
+    if left == right:  # two files, say, whose backends have one name
+        left, right = (_name(report[name], "asked") for name in NAMES)
     cases = report["cases"]
     versus = f"A/B {left} -> {right}"
     moved = _by_stage(cases)
@@ -242,11 +244,11 @@ def headline(report: dict[str, Any]) -> str:
     )
 
 
-def _name(side: dict[str, Any]) -> str:
+def _name(side: dict[str, Any], backend: str = "backend") -> str:
     text = str(side["text"])
     commit = str(side.get("commit", ""))[:10]
     named = f"{text} ({commit})" if commit and commit not in text else text
-    return f"{named}, {side['backend']}"
+    return f"{named}, {side.get(backend, side['backend'])}"
 
 
 def describe(repo: Path | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -133,7 +134,8 @@ def _ends(
             raise ValueError(
                 "both ends return the same bits in "
                 f"{counted(len(steps['good']['digests']), 'case')}; there is nothing to bisect: "
-                "choose other cases, or other ends"
+                "take a case that is red now (`megamoe check --backend "
+                f"{shlex.quote(prober.test.backend)}` names some), or other ends"
             )
         state.narrowed = sorted(moved)
         steps["good"]["verdict"], steps["bad"]["verdict"] = "good", "bad"

@@ -145,7 +145,9 @@ def _finding(
     worst_at = int(np.argmax(ulps))
     first = tuple(int(axis[worst_at]) for axis in at)
     rows, tiles, shape = _coordinates(at, place, actual.shape)
-    cells, cell_counts = np.unique(np.stack([rows, tiles]), axis=1, return_counts=True)
+    named = _named(place, rows)
+    lines, tokens = _by_token(place, rows, named)
+    cells, cell_counts = np.unique(np.stack([lines, tiles]), axis=1, return_counts=True)
     order = np.argsort(-cell_counts, kind="stable")[:GRID_LIMIT]
     grid = tuple((int(cells[0, i]), int(cells[1, i]), int(cell_counts[i])) for i in sorted(order))
     return Finding(
@@ -153,11 +155,12 @@ def _finding(
         total,
         count,
         _worst(stage, form, first, actual, low, high, int(ulps[worst_at]), place),
-        _tally(_named(place, rows)),
+        _tally(named),
         _experts(at, place),
         _tally(tiles),
         grid,
         shape,
+        tokens,
     )
 
 
@@ -224,6 +227,18 @@ def _named(place: Place, rows: Ids) -> Ids:
     if "token" not in place.axes or place.tokens is None:
         return rows
     return np.asarray(place.tokens, np.int64)[rows]
+
+
+def _by_token(place: Place, rows: Ids, named: Ids) -> tuple[Ids, tuple[int, ...]]:
+    """The map's line of each of the ``rows``, and the token of each line as in
+    :class:`Finding`: the lines of tokens stand in the order of tokens."""
+    if "token" not in place.axes or place.tokens is None:
+        return rows, ()
+    tokens = np.unique(np.asarray(place.tokens, np.int64))
+    if len(tokens) < len(place.tokens):  # a token twice: its rows are two lines
+        return rows, tuple(place.tokens)
+    usual = np.array_equal(tokens, np.arange(len(tokens)))
+    return np.searchsorted(tokens, named), () if usual else tuple(tokens.tolist())
 
 
 def _tally(values: Ids) -> dict[int, int]:

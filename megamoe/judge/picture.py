@@ -62,12 +62,14 @@ def _map(finding: Finding) -> list[str]:
     if down > 1 or across > 1:
         head += f", one character for {down} x {across}"
     out = [f"{head}; {SHADES[-1]} is {counted(most, 'element')}"]
+    names = finding.tokens or range(rows)  # as in the other lines: tokens, not places in the tensor
     for first, after, shades in lines:
         many = after - first
         if many <= 2 * down:
-            out += [f"  {row:>7} {shades}" for row in range(first, after, down)]
+            out += [f"  {names[row]:>7} {shades}" for row in range(first, after, down)]
         else:
-            out.append(f"  {first:>7} {shades}  {many} rows alike: {first} to {after - 1}")
+            alike = f"{many} rows alike: {names[first]} to {names[after - 1]}"
+            out.append(f"  {names[first]:>7} {shades}  {alike}")
     return out
 
 

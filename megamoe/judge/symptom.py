@@ -18,15 +18,18 @@ _NUMBER: Final = re.compile(
     r"\b(?P<revision>\d{4}-\d{2})\b"
     r"|(?<![\w.])[-+]?(?:0x[0-9a-fA-F]+|(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w])"
 )
+IN_LAW: Final = "; in law "
+"""Begins the end of an exception's reason that names the law whose variant raised it."""
 _RIGHT: Final = re.compile(r"; right under [^;]*$")
 
 
 def symptom_of(case_id: str, status: str, reason: str) -> str:
     """The symptom of a red in one line: of an error the exception's type, function and text, of a
     fail the first bad stage or law. Numbers are N, other ids are ID, and the case is CASE, so that
-    cases of one sort have one symptom. The name of a contract stays."""
+    cases of one sort have one symptom. The name of a contract stays; the law whose variant raised
+    goes."""
     text = reason.removeprefix(f"case {case_id}: ")
-    text = text.replace(case_id, "CASE")
+    text = text.replace(case_id, "CASE").partition(IN_LAW)[0]
     raised = _RAISED.fullmatch(text)
     if raised:
         said = f": {raised['text']}" if raised["text"] else ""

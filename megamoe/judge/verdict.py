@@ -102,6 +102,9 @@ class Finding:
     """(row, tile, elements outside), the worst :data:`GRID_LIMIT` of them."""
     shape: tuple[int, int] = (0, 0)
     """Rows and tiles of the whole tensor."""
+    tokens: tuple[int, ...] = ()
+    """The case's token of each row of ``grid``, rising; empty where row N is token N, and where
+    rows are no tokens."""
     text: str = ""
     """A finding that is not about single elements (the statistic) in one line."""
 
@@ -174,6 +177,7 @@ def _finding(data: Mapping[str, Any]) -> Finding:
         plain[name] = {int(k): v for k, v in plain[name].items()}
     plain["grid"] = tuple(tuple(entry) for entry in plain["grid"])
     plain["shape"] = tuple(plain["shape"])
+    plain["tokens"] = tuple(plain.get("tokens", ()))  # an older report has none
     plain["worst"] = _worst(plain["worst"])
     return Finding(**plain)
 

@@ -8,16 +8,18 @@ golden and holds for every accumulator class.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy.typing as npt
 import torch
 
-from megamoe.judge import Finding, bitwise, place_of
+from megamoe.judge import IN_LAW, Finding, bitwise, place_of
 from megamoe.printable import counted
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
+from megamoe.worker.outcomes import Raised
 
 Forward = Callable[[Problem], npt.NDArray[Any]]
 """A backend's ``y`` of a problem: (T, H) bits of bfloat16, uint16, in memory of their own."""
@@ -50,9 +52,10 @@ def findings(y_of: Forward, problem: Problem, law: str) -> list[Finding]:
     base = y_of(problem)
     out = []
     for variant in variants(problem, law):
-        if variant.before is not None:
-            y_of(variant.before)
-        actual = y_of(variant.problem)
+        with in_law(law, variant.label):
+            if variant.before is not None:
+                y_of(variant.before)
+            actual = y_of(variant.problem)
         place = place_of("y", variant.of, ids[variant.of])
         found = bitwise("y", BF16, actual[variant.rows], base[variant.of], place)
         out.append(named(law, variant.label, found))
@@ -65,6 +68,17 @@ def named(law: str, label: str, found: Finding) -> Finding:
         return found
     text = f"{law}: {label} changes {found.outside} of {found.total} outputs"
     return replace(found, text=text)
+
+
+@contextmanager
+def in_law(law: str, label: str = "") -> Iterator[None]:
+    """An exception of the backend says that a variant of the law raised it: an ordinary forward
+    did not."""
+    try:
+        yield
+    except Raised as raised:
+        variant = f": {label}" if label else ""
+        raise Raised(f"{raised}{IN_LAW}{law}{variant}") from raised
 
 
 def variants(problem: Problem, law: str) -> Iterator[Variant]:
@@ -208,7 +222,7 @@ def _padding_rows(problem: Problem) -> Iterator[Variant]:
             topk_weights=padded(problem.topk_weights, float("nan")),
             max_num_tokens=max(problem.max_num_tokens, problem.num_tokens + count),
         )
-        yield Variant(f"{count} padding rows of NaN", variant, rows, rows)
+        yield Variant(f"{counted(count, 'padding row')} of NaN", variant, rows, rows)
 
 
 def _masked_slots(problem: Problem) -> Iterator[Variant]:
@@ -237,4 +251,4 @@ LAWS: dict[str, Callable[[Problem], Iterator[Variant]]] = {
     "masked-slots": _masked_slots,
 }
 
-__all__ = ["LAWS", "Forward", "Variant", "findings", "named", "variants"]
+__all__ = ["LAWS", "Forward", "Variant", "findings", "in_law", "named", "variants"]

@@ -59,7 +59,8 @@ def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> li
     """Variants that the worker ran, each against an ordinary ``forward``."""
     base = forward_bits(call.forward(problem).result, problem)["y"]
     ids = problem.topk_ids.numpy()
-    returned = call.act("launch", problem, law=law)
+    with laws.in_law(law):
+        returned = call.act("launch", problem, law=law)
     labels, orders = returned.extra.get("labels", []), returned.extra.get("orders", [])
     if not labels or len(labels) != len(returned.result):
         raise BadOutput(f"law {law} gave {len(returned.result)} outputs for {len(labels)} variants")

@@ -71,13 +71,15 @@ def _under(law: str) -> Callable[[Any, Problem], Variants]:
 
 
 def _told(label: str, call: Callable[[], Any]) -> Any:
-    """``call()``; its exception gets the label, unless the backend declines."""
+    """``call()``; its exception gets the label, unless the backend declines. The traceback stays:
+    the place that is reported is the line that raised, not this one."""
     try:
         return call()
     except NotImplementedError:
         raise
     except Exception as error:
-        raise RuntimeError(f"under {label}: {type(error).__name__}: {error}") from error
+        named = RuntimeError(f"under {label}: {type(error).__name__}: {error}")
+        raise named.with_traceback(error.__traceback__) from error
 
 
 def _plain(y: torch.Tensor) -> torch.Tensor:

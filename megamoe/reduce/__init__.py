@@ -16,7 +16,15 @@ from megamoe.cases.stored import Stored, load, to_bytes
 from megamoe.golden import StoredGolden, write_atomically
 from megamoe.judge import Verdict
 from megamoe.reduce import steps
-from megamoe.reduce.core import Failure, Log, ReduceError, Reduction, start
+from megamoe.reduce.core import (
+    LEAST_SECONDS,
+    Log,
+    Passes,
+    ReduceError,
+    Reduction,
+    start,
+)
+from megamoe.reduce.failure import Failure
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import judge
 from megamoe.suite.runner import TIMEOUT
@@ -33,26 +41,34 @@ are small."""
 def reduce(
     session: Session, problem: Problem, seconds: float = 100.0,
     golden: StoredGolden | None = None, log: Log = lambda line: None, timeout: float = TIMEOUT,
-    watch: Callable[[int], None] = lambda tries: None,
+    watch: Callable[[Reduction], None] = lambda reduction: None,
 ) -> Reduction:  # fmt: skip
-    """Shrink ``problem`` (CPU tensors) for at most about ``seconds`` more than its first run.
+    """Shrink ``problem`` (CPU tensors) for at most about ``seconds`` more than its first run; of a
+    hang that run and the last one count too.
 
-    ``log`` takes a line for each step, ``watch`` the number of each try before it starts.
+    ``log`` takes a line for each step; ``watch`` gets the reduction before each try.
     """
+    begun = time.perf_counter()
+    timeout = min(timeout, limit_of(seconds))
     problem, failure, verdict = start(session, problem, golden, timeout)
     log(f"fails: {failure}")
     r = Reduction(
-        session, problem, failure, verdict, timeout, log=log, watch=watch, original=verdict
-    )
+        session, problem, failure, verdict, timeout, timeout, log=log, watch=watch,
+        accumulator=session.identity.accumulator, original=verdict,
+    )  # fmt: skip
     r.deadline = time.perf_counter() + seconds
+    if failure.is_hang:
+        r.after_hangs(seconds)
+        # The last try may begin just before, and the file is tried after it.
+        r.deadline = begun + seconds - r.timeout - timeout
     # Repeat the failure through the path of every try, and refuse one that does not repeat. A try
     # with a token fewer is a repeat; so the whole is tried again only if no token can go.
     steps.tokens(r)
     if r.problem is problem and not r.take(problem, always=True):
         raise ReduceError(
             f"backend {session.identity.name} failed once ({failure}), then not again on the same "
-            "input: it is not deterministic, or depends on what ran before; see `megamoe check "
-            "--case 'property/*'`"
+            "input: it is not deterministic, or depends on what ran before; `megamoe check "
+            "--backend B --case 'property/*'` judges that"
         )
     r.say("tokens")
     size = None
@@ -70,6 +86,21 @@ def reduce(
     return r
 
 
+def limit_of(seconds: float) -> float:
+    """Seconds for the calls of the whole problem and of the file where ``seconds`` are for all: two
+    hangs leave half of them to the tries."""
+    return max(LEAST_SECONDS, seconds / 4)
+
+
+def store(r: Reduction, out: Path, about: Mapping[str, Any]) -> int:
+    """Write the reduced problem to ``out``, untried; its bytes. ``about``: the origin."""
+    failure = str(Failure.of(r.verdict) or r.failure)
+    said = {**about, "accumulator": r.accumulator, "failure": failure}
+    content = to_bytes(Stored(r.problem, {}, said))
+    write_atomically(out, content)
+    return len(content)
+
+
 def keep(
     r: Reduction, out: Path, about: Mapping[str, Any], timeout: float = TIMEOUT
 ) -> tuple[Verdict, int]:
@@ -77,21 +108,18 @@ def keep(
 
     ``about``: the origin. Raises a ``ValueError`` if the file fails in another way.
     """
-    identity = r.session.identity
-    said = {**about, "accumulator": identity.accumulator, "failure": str(r.failure)}
-    content = to_bytes(Stored(r.problem, {}, said))
-    write_atomically(out, content)
+    size = store(r, out, about)
     # The file is the result, so the file itself is tried last.
-    verdict, _ = judge(load(out).problem, r.session, out.stem, timeout=timeout)
+    verdict, _ = judge(load(out).problem, r.session, out.stem, timeout=min(timeout, r.limit))
     if Failure.of(verdict) != r.failure:
         raise ValueError(
             f"{out} is written, but does not fail when read back; keep it, and report this"
         )
-    return verdict, len(content)
+    return verdict, size
 
 
 def _size(p: Problem) -> tuple[int, ...]:
     return p.num_tokens, p.top_k, p.num_experts, p.intermediate_size, p.hidden_size
 
 
-__all__ = ["Failure", "ReduceError", "Reduction", "keep", "reduce"]
+__all__ = ["Failure", "Passes", "ReduceError", "Reduction", "keep", "reduce", "store"]

@@ -1,8 +1,7 @@
-"""A reduction in progress: the failure that must stay the same, and the judgement of a try."""
+"""A reduction in progress, and the judgement of a try."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +15,19 @@ from megamoe.cases.stored import capacity_for
 from megamoe.golden import StoredGolden, rows_of
 from megamoe.judge import Verdict, forward_bits
 from megamoe.printable import counted
+from megamoe.reduce.failure import Failure
 from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
-from megamoe.suite.at_hand import GoldenNow, judge, judge_output, run
+from megamoe.suite.at_hand import GoldenNow, judge, judge_output, refused, run
 from megamoe.suite.runner import TIMEOUT
 from megamoe.worker.session import Session
 
+LEAST_SECONDS: Final = 2.0
+"""Time for the call of a try after a hang, at least."""
+RIGHT_CALLS: Final = 5.0
+"""A try is a hang from so many times the slowest right call on."""
 BATCHES: Final = (1, 3, 12)
 """Tokens judged at a time, the most suspicious first; then the rest at once."""
 Log = Callable[[str], None]
@@ -33,35 +37,8 @@ class ReduceError(ValueError):
     """There is nothing to reduce, or it does not hold still; one line."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """The failure that must stay the same: the status of a verdict, and its first wrong output."""
-
-    status: str
-    where: str
-    """The first stage outside, or the exception."""
-    nan: bool
-    zero: bool
-    """NaN on one side; nothing but zero was right. A small number must not become either."""
-
-    @classmethod
-    def of(cls, verdict: Verdict) -> Failure | None:
-        """The failure of a verdict; None if the verdict is good."""
-        if verdict.status == "fail":
-            first = verdict.findings[0]
-            stage = first.stage if first.outside else f"{first.stage} statistic"
-            worst = first.worst
-            zero = worst is not None and all(int(b, 16) == 0 for b in worst.expected_bits)
-            return cls("fail", stage, worst is not None and worst.ulps is None, zero)
-        if verdict.status == "error":
-            raised = re.search(r"the backend raised (\w+)", verdict.reason)
-            text = raised[1] if raised else re.sub(r"[\d(].*", "", verdict.reason.split(": ")[-1])
-            return cls("error", text, False, False)
-        return None
-
-    def __str__(self) -> str:
-        more = " with NaN" if self.nan else " where zero is right" if self.zero else ""
-        return f"{self.status} at {self.where}{more}"
+class Passes(ReduceError):
+    """The backend does not fail the problem."""
 
 
 @dataclass
@@ -73,11 +50,16 @@ class Reduction:
     failure: Failure
     verdict: Verdict
     timeout: float = TIMEOUT
+    """Seconds for the calls of a try."""
+    limit: float = TIMEOUT
+    """Seconds that ``timeout`` may grow to."""
     deadline: float = float("inf")
     log: Log = lambda line: None
-    watch: Callable[[int], None] = lambda tries: None
-    """Is called before each try with the number of tries."""
+    watch: Callable[[Reduction], None] = lambda reduction: None
+    """Is called before each try."""
     tries: int = 0
+    accumulator: str = ""
+    """The class of the backend, known also where its process is gone."""
     original: Verdict | None = None
     """The verdict of the whole problem, from which the reduction started."""
 
@@ -86,7 +68,7 @@ class Reduction:
 
     def _tried(self) -> None:
         self.tries += 1
-        self.watch(self.tries)
+        self.watch(self)
 
     def take(self, candidate: Problem, always: bool = False) -> bool:
         """Whether ``candidate`` fails in the same way; then it becomes the problem.
@@ -96,11 +78,36 @@ class Reduction:
         if self.is_late() and not always:
             return False
         self._tried()
-        verdict, _ = judge(candidate, self.session, "reduced", timeout=self.timeout)
+        verdict = self._verdict(candidate)
         if Failure.of(verdict) != self.failure:
             return False
         self.problem, self.verdict = candidate, verdict
         return True
+
+    def _verdict(self, candidate: Problem) -> Verdict:
+        """The verdict of the backend. Of a hang only whether it hangs: no oracle is asked."""
+        if not self.failure.is_hang:
+            return judge(candidate, self.session, "reduced", timeout=self.timeout)[0]
+        started = time.perf_counter()
+        try:
+            run(candidate, self.session, self.timeout)
+        except Exception as error:
+            return refused(candidate, self.session, error, "reduced")
+        took = time.perf_counter() - started
+        self.timeout = min(self.limit, max(self.timeout, RIGHT_CALLS * took))
+        return Verdict("forward/reduced", "forward", "pass")
+
+    def after_hangs(self, seconds: float) -> None:
+        """Give the calls of a try less time: a multiple of what a right call takes, for which
+        ``eager`` is the first measure."""
+        started = time.perf_counter()
+        EagerBackend(CONTRACTS[self.session.identity.contract]).forward(self.problem)
+        right = time.perf_counter() - started
+        self.timeout = min(self.limit, max(LEAST_SECONDS, RIGHT_CALLS * right))
+        self.log(
+            f"to keep to --seconds {seconds:g}: the whole problem and the file have "
+            f"{self.limit:g} s for a result, a try {self.timeout:.0f} s"
+        )
 
     def keep(
         self, items: Sequence[int], make: Callable[[Problem, list[int]], Problem],
@@ -139,7 +146,7 @@ class Reduction:
             return ""
         rows = sorted({*rest[1:], *(() if mine is None else (mine,))})
         candidate = replace(rows_of(self.problem, rows), max_num_tokens=capacity_for(len(rows)))
-        return judge(candidate, self.session, "reduced", timeout=self.timeout)[0].status
+        return self._verdict(candidate).status
 
     def say(self, what: str) -> None:
         p = self.problem
@@ -167,7 +174,7 @@ def start(
     failure = Failure.of(verdict)
     if failure is None:
         reason = f": {verdict.reason}" if verdict.reason else ""
-        raise ReduceError(
+        raise Passes(
             f"backend {session.identity.name} does not fail this ({verdict.status}{reason}); "
             "nothing to reduce"
         )
@@ -179,8 +186,8 @@ def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
         return judge(problem, session, "case", timeout=timeout)[0]
     try:
         actual = run(problem, session, timeout)
-    except Exception:  # the runner says it in its own words
-        return judge(problem, session, "case", timeout=timeout)[0]
+    except Exception as error:  # the runner says it in its own words
+        return refused(problem, session, error, "case")
     contract = CONTRACTS[session.identity.contract]
     scout = forward_bits(EagerBackend(contract).forward(problem), problem)
     far = np.abs(BF16.key(actual["y"]) - BF16.key(scout["y"])).max(axis=1)

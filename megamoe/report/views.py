@@ -296,8 +296,9 @@ def _map(finding: Mapping[str, Any], detail: Mapping[str, Any] | None) -> View |
         if len(shape) != 2:
             return None
         cells = draw.share_rows(read.items(finding, "grid"), shape[0], shape[1])
-        axis, rows, channels, labels = "row", shape[0], shape[1] * 128, []
+        axis, rows, channels = "row", shape[0], shape[1] * 128
         steps = -(-rows // max(1, len(cells))), 128
+        labels = [str(v) for v in read.items(finding, "tokens")[:: steps[0]]]
         measure = "how many elements are outside"
     if not cells or not cells[0] or len(cells) * len(cells[0]) < (2 if drawn else 4):
         return None

@@ -157,6 +157,16 @@ def judge_output(
     return runner.with_others(case, verdict, kept[0]) if others and kept else verdict
 
 
+def refused(problem: Problem, session: Session, error: Exception, name: str = "replay") -> Verdict:
+    """The verdict on a call that gave ``error`` in place of an output."""
+    runner = _Runner(session, problem, None, TIMEOUT)
+
+    def show() -> Shown:
+        raise error
+
+    return runner.judge_shown(case_of(problem, name), show)
+
+
 def run(problem: Problem, session: Session, timeout: float = TIMEOUT) -> dict[str, Any]:
     """The backend's stages on ``problem`` as bits. Raises what :mod:`megamoe.worker.exchange`
     does."""

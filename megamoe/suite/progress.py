@@ -19,6 +19,7 @@ from megamoe.cases.needs import lacking
 from megamoe.cases.shards import DEFAULT_SECONDS
 from megamoe.judge import BAD, STATUSES, WORDS, Verdict, symptom_of
 from megamoe.printable import counted
+from megamoe.suite.pace import Pace
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
 
@@ -26,8 +27,6 @@ LISTED: Final = 10
 """Reds that get a line while the run lasts, each of another symptom or kind."""
 LINE_SECONDS: Final = 30.0
 """Between two lines of progress where no terminal shows a bar."""
-TRUSTED_SECONDS: Final = 30.0
-"""From about so much work on, a backend's own pace weighs more than the recorded durations."""
 
 
 class Progress:
@@ -50,12 +49,12 @@ class Progress:
         self.seconds = seconds
         self.counts: Counter[str] = Counter()
         self.running: dict[str, float] = {}
-        self.planned = self.left = 0.0
-        """Seconds that all cases, and those not yet judged, take by their recorded durations, one
-        after the other."""
+        self.left = 0.0
+        """Recorded seconds of the cases that are not yet judged, one after the other."""
+        self.pace = Pace()
         self.workers = 1
         self.quiet, self.verbose = quiet, verbose
-        self._begun = self._said = time.monotonic()
+        self._said = time.monotonic()
         self._listed: set[tuple[str, str, str]] = set()
         self._has_further = False
         self._live = (
@@ -65,7 +64,6 @@ class Progress:
         )
 
     def __enter__(self) -> Progress:
-        self._begun = time.monotonic()
         if self._live:
             self._live.start()
         return self
@@ -83,7 +81,7 @@ class Progress:
         """What will be judged, and under which contract."""
         self.lacking = {case.id for case in cases if lacking(case, identity)}
         self.total = len(cases) - len(self.lacking)
-        self.planned = self.left = sum(map(self._seconds, (case.id for case in cases)))
+        self.left = sum(map(self._seconds, (case.id for case in cases)))
         lacks = f"; {counted(len(self.lacking), 'case')} not provided" if self.lacking else ""
         if len(cases) == 1:
             self._say(f"{identity.judged_under}, 1 case")
@@ -99,9 +97,10 @@ class Progress:
         """A case has its verdict. The first red of each symptom gets a line at once; the pictures
         come at the end. What a backend does not provide is counted at the end."""
         self.running.pop(verdict.case_id, None)
-        self.left -= self._seconds(verdict.case_id)
         if verdict.case_id in self.lacking:
             return
+        self.left -= self._seconds(verdict.case_id)
+        self.pace.add(self._seconds(verdict.case_id), verdict.seconds)
         self.counts[verdict.status] += 1
         if self.verbose:
             self._line(verdict, verdict.reason)
@@ -150,10 +149,12 @@ class Progress:
         return f"{self._done()}/{self.total}"
 
     def _remaining(self) -> str:
-        """``about 4 min left``: by the recorded durations, and by this run's pace so far."""
-        took = (time.monotonic() - self._begun) * self.workers + TRUSTED_SECONDS
-        pace = took / (self.planned - self.left + TRUSTED_SECONDS)
-        seconds = max(1.0, self.left * pace / self.workers)
+        """``about 4 min left``: see :mod:`.pace`."""
+        now = time.monotonic()
+        running = [(self._seconds(name), now - since) for name, since in [*self.running.items()]]
+        waiting = max(0, self.total - self._done() - len(running))
+        recorded = max(0.0, self.left - sum(known for known, _ in running))
+        seconds = max(1.0, self.pace.left(waiting, recorded, running, self.workers))
         left = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         return f"about {left} left"
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 from rich.console import Console
 
 from megamoe.cases import Case
-from megamoe.judge import BAD, Verdict, picture, symptoms
+from megamoe.cases.forms import LAWS
+from megamoe.judge import BAD, IN_LAW, Verdict, picture, symptoms
 from megamoe.printable import counted
 from megamoe.spec.stages import STAGES
 from megamoe.suite.telling import smallest
@@ -123,11 +124,17 @@ def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case]
             _say(console, f"next: {_command(report, verbs[chosen], words)}")
             return
         wrong = symptom.pictured[0]
-        if wrong["status"] == "error":  # no command says more than its reason
-            _mend(report, console, "this" if len(found) == 1 else f"this ({symptom.text})", wrong)
+        if wrong["status"] == "error" or wrong["kind"] == "property":  # its reason says all
+            _mend(report, console, "this" if len(found) == 1 else f"this ({_reason(wrong)})", wrong)
             return
     if found:
         _say(console, f"next: megamoe show {found[0].pictured[0]['id']}")
+
+
+def _reason(case: Mapping[str, Any]) -> str:
+    """The reason of a red, of a fail the first part."""
+    reason = str(case["reason"]).removeprefix(f"case {case['id']}: ")
+    return reason.partition("; ")[0] if case["status"] == "fail" else reason
 
 
 def _mend(report: Mapping[str, Any], console: Console, what: str, case: Mapping[str, Any]) -> None:
@@ -141,8 +148,9 @@ def _reds(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _verb(case: Mapping[str, Any], known: Case | None) -> str:
     """``explain`` for a wrong stage or a wrong staged tensor, ``reduce`` for an exception in a
-    forward; else nothing. A broken law is neither: both verbs make one call, and a law needs
-    several. ``explain`` follows MXFP4 alone; ``reduce`` takes every format."""
+    forward; else nothing. A broken law and an exception in a variant of one are neither: both verbs
+    make one call of the problem itself, which is right. ``explain`` follows MXFP4 alone; ``reduce``
+    takes every format."""
     wrong = "explain"
     if known is not None and known.params.get("weight_format", "mxfp4") != "mxfp4":
         wrong = "reduce"
@@ -151,14 +159,21 @@ def _verb(case: Mapping[str, Any], known: Case | None) -> str:
     if case["kind"] not in FORWARDS:
         return ""
     if case["status"] == "error":
-        return "reduce" if "the backend raised" in case["reason"] else ""
-    return wrong if any(f["stage"] in STAGES for f in case["findings"]) else ""
+        of_forward = "the backend raised" in case["reason"] and IN_LAW not in case["reason"]
+        return "reduce" if of_forward else ""
+    return wrong if any(_is_of_forward(f) for f in case["findings"]) else ""
+
+
+def _is_of_forward(finding: Mapping[str, Any]) -> bool:
+    """Whether a finding is of the forward against its golden, and not of a law."""
+    return finding["stage"] in STAGES and finding["text"].partition(":")[0] not in LAWS
 
 
 def _own_fault(case: Mapping[str, Any]) -> str:
     """What to mend where the backend's code is wrong whatever the problem is: ``FILE, line N, in
     NAME``. If that line is the worker's call, the backend's arguments are wrong."""
-    found = re.search(r"raised (\w+): .*\((.+, line \d+.*)\)$", case["reason"], re.DOTALL)
+    reason = case["reason"].partition(IN_LAW)[0]
+    found = re.search(r"raised (\w+): .*\((.+, line \d+.*)\)$", reason, re.DOTALL)
     if case["status"] != "error" or found is None or found[1] not in OWN_FAULTS:
         return ""
     return "the arguments of the backend's method" if found[2].endswith(CALL) else found[2]

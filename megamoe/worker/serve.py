@@ -327,9 +327,11 @@ def one_line(error: BaseException, place: bool = False) -> str:
 
 
 def where(error: BaseException) -> str:
-    """File, line and function of the innermost frame, without those of the import itself."""
+    """File, line and function of the innermost frame, without those of the import and of torch:
+    the line of the kernel that called torch can be mended."""
     frames = traceback.extract_tb(error.__traceback__)
-    frame = [f for f in frames if not f.filename.startswith("<frozen")][-1]
+    others = ("<frozen", str(Path(torch.__file__).parent) + os.sep)
+    frame = [f for f in frames if not f.filename.startswith(others)][-1]
     return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
 
 

@@ -1,0 +1,55 @@
+"""The failure that must stay the same while a problem is made smaller."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from megamoe.judge import Verdict, symptom_of
+
+_HANG: Final = "no result within"
+"""Begins the reason of a call that takes too long."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The failure that must stay the same: the status of a verdict, and its first wrong output."""
+
+    status: str
+    where: str
+    """The first stage outside, or the exception."""
+    nan: bool
+    zero: bool
+    """NaN on one side; nothing but zero was right. A small number must not become either."""
+    reason: str = field(default="", compare=False)
+    """The whole reason of an error."""
+
+    @property
+    def is_hang(self) -> bool:
+        """Whether no result came in time."""
+        return self.where == _HANG
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> Failure | None:
+        """The failure of a verdict; None if the verdict is good."""
+        if verdict.status == "fail":
+            first = verdict.findings[0]
+            stage = first.stage if first.outside else f"{first.stage} statistic"
+            worst = first.worst
+            zero = worst is not None and all(int(b, 16) == 0 for b in worst.expected_bits)
+            return cls("fail", stage, worst is not None and worst.ulps is None, zero)
+        if verdict.status == "error":
+            reason = verdict.reason.removeprefix(f"case {verdict.case_id}: ")
+            raised = re.search(r"the backend raised (\w+)", reason)
+            # Of a hang the line where it was seen may be another one each time.
+            text = _HANG if reason.startswith(_HANG) else ""
+            text = text or symptom_of(verdict.case_id, "error", reason).partition(" (")[0]
+            return cls("error", raised[1] if raised else text, False, False, reason)
+        return None
+
+    def __str__(self) -> str:
+        if self.status == "error":
+            return f"error: {self.reason or self.where}"
+        more = " with NaN" if self.nan else " where zero is right" if self.zero else ""
+        return f"{self.status} at {self.where}{more}"
