@@ -16,7 +16,7 @@ from megamoe.golden import Store, digest_of, make, regenerate
 from megamoe.judge import Finding, Verdict, checked, forward_bits, of_findings, picture
 from megamoe.kinds import forward
 from megamoe.kinds.forward import Shown
-from megamoe.spec.accumulators import KNOWN
+from megamoe.spec.accumulators import classes_of
 from megamoe.spec.contract import CONTRACTS, Contract
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Output, Problem
@@ -99,11 +99,12 @@ def judge(
     return _of_problem(what, output, accumulator, contract)
 
 
-def _class(accumulator: str | None) -> str:
-    if accumulator not in KNOWN:
+def _class(accumulator: str | None, weight_format: str) -> str:
+    known = classes_of(weight_format)
+    if accumulator not in known:
         raise ValueError(
             f"accumulator is {accumulator!r}; name the class that the kernel claims, one of "
-            f"{', '.join(KNOWN)}"
+            f"{', '.join(known)} for {weight_format} weights"
         )
     return str(accumulator)
 
@@ -114,11 +115,12 @@ def _class(accumulator: str | None) -> str:
 def _of_problem(
     problem: Problem, output: Any, accumulator: str | None, revision: str | None
 ) -> Judgement:
-    claimed, asked = _class(accumulator), set(problem.features)
+    claimed, asked = _class(accumulator, problem.weight_format), set(problem.features)
     known = tuple(n for n, c in CONTRACTS.items() if c.takes(asked))
     if not known:
         raise ValueError(f"no contract knows {', '.join(problem.features)} together")
-    contract = contract_for(revision, known, f"a problem that asks {', '.join(problem.features)}")
+    asks = f"asks {', '.join(problem.features)}" if asked else "has MXFP4 weights and no feature"
+    contract = contract_for(revision, known, f"a problem that {asks}")
     origin = origin_of(problem)
     name, again = "problem", "the same problem; megamoe did not draw it"
     own = problem.to("cpu")
@@ -167,7 +169,9 @@ def _of_case(
             f"case {case.id} judges wrong calls, which one output cannot show; run `megamoe check "
             f"--backend B --case {case.id}`"
         )
-    claimed = _class(accumulator) if kind.is_forward else ""
+    claimed = (
+        _class(accumulator, case.params.get("weight_format", "mxfp4")) if kind.is_forward else ""
+    )
     contract = contract_for(revision, loaded.contracts, f"case {case.id}")
     again = f"megamoe.load_case({case.id!r})"
     given = regenerate(case)

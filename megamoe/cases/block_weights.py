@@ -24,6 +24,8 @@ def block_weights(
     ``[log2 of the lowest, number of octaves]``; a scale has a random fraction of 24 bits, or none
     with ``powers``. ``same`` gives every expert those of expert 0.
     """
+    if (kind := recipe.get("kind", "table")) != "table":
+        raise ValueError(f"fp8-block weights have no recipe {kind!r}; leave kind out")
     o = options(
         recipe, "fp8-block weights", w13="bell", w2="bell", w13_scale=(-13, 2), w2_scale=(-12, 2),
         powers=False, same=False, quiet=0,

@@ -62,6 +62,10 @@ LUTS: Mapping[str, U8] = {
 }  # fmt: skip
 
 
+KINDS = ("table", "carrier", "directed", "sweep")
+"""Kinds of a recipe of MXFP4 weights; the other formats have the first alone."""
+
+
 def expert_weights(
     seed: int, expert: int, hidden: int, intermediate: int, recipe: Recipe
 ) -> tuple[U8, U8, U8, U8]:
@@ -87,7 +91,9 @@ def expert_weights(
     if recipe.get("kind") == "sweep":
         base = expert_weights(seed, expert, hidden, intermediate, sweep.base(recipe))
         return sweep.scaled(base, expert, recipe)
-    if recipe.get("kind", "table") == "carrier":
+    if (kind := recipe.get("kind", "table")) not in KINDS:
+        raise ValueError(f"unknown weights recipe {kind!r}; known: {', '.join(KINDS)}")
+    if kind == "carrier":
         carriers = 16 if hidden <= 512 else 8 if hidden <= 2048 else 4
         # The scale that puts open gates between 3 and 6: 2**133 over the number of carriers in a
         # row, rounded down to a power of two, or up from 1.7 of one on.
@@ -208,6 +214,8 @@ def nvfp4_weights(
     E4M3 byte, number of bytes]``. ``factors`` are the two ``scale_2`` of expert 0; another expert
     has them times 24-bit fractions in [1/2, 1). ``same`` gives every expert those of expert 0.
     """
+    if (kind := recipe.get("kind", "table")) != "table":
+        raise ValueError(f"nvfp4 weights have no recipe {kind!r}; leave kind out")
     o = options(
         recipe, "nvfp4 weights", w13="bell", w2="bell", w13_scale=(0x48, 32), w2_scale=(0x48, 32),
         factors=(2.0**-8, 2.0**-9), same=False,

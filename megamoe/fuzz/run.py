@@ -22,6 +22,7 @@ from megamoe.fuzz.step import judge_drawn
 from megamoe.fuzz.tally import Tally
 from megamoe.judge import Verdict
 from megamoe.spec.contract import CONTRACTS
+from megamoe.spec.dialects import Dialect
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, stoppable
@@ -114,6 +115,7 @@ def _leave(
 def _problems(asked: Asked, identity: Identity, tally: Tally) -> Iterator[Drawn]:
     """The problems for the backend, in the order of their numbers, until no further one should
     begin."""
+    _refuse_dialects(identity)
     until = time.monotonic() + asked.seconds
     numbers = itertools.count() if asked.problems is None else range(asked.problems)
     for number in numbers if asked.only is None else [asked.only]:
@@ -136,6 +138,17 @@ def _lacking(drawn: Drawn, identity: Identity) -> str:
         if not identity.provides(feature):
             return f"the backend does not compute feature {feature}"
     return ""
+
+
+def _refuse_dialects(identity: Identity) -> None:
+    """``ValueError`` where no problem that is drawn can be judged."""
+    contract = CONTRACTS[identity.contract]
+    if isinstance(contract, Dialect):
+        name = contract.revision
+        raise ValueError(
+            f"fuzz draws no problems with weights of contract {name} ({contract.weights.value}); "
+            f"`megamoe check --contract {name}` judges its cases"
+        )
 
 
 def _nothing(case: Case) -> None:

@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megamoe.cases import Case, load_cases
-from megamoe.cases.stored import INPUTS, KIND, case_of, load
+from megamoe.cases.recipes import EXTRAS
+from megamoe.cases.stored import INPUTS, KIND, OF_FORMAT, case_of, load
 from megamoe.files import STORED_LIMIT, locked, read_bounded, write_atomically
 from megamoe.golden.candidates import record
 from megamoe.golden.places import NAME, GoldenError, inside
 
 _PARAMS = ("family", "hidden", "intermediate", "experts", "top_k", "tokens", "clamp", "fast_math",
            "capacity")  # fmt: skip
+_MORE = (*EXTRAS, *OF_FORMAT)
+_APART = ("shared_recipe", "shared_output_recipe")
 
 
 def import_file(root: Path, path: Path, name: str | None = None, breaks: str | None = None) -> Case:
@@ -76,6 +79,8 @@ def _toml(case: Case) -> str:
         'tier = "quick"',  # a person who imports a golden wants it judged
         f"breaks = {json.dumps(case.breaks)}",
         *(f"{key} = {json.dumps(case.params[key])}" for key in _PARAMS),
+        *(f"{key} = {json.dumps(case.params[key])}" for key in _MORE if key in case.params),
+        *(f"{key} = {{}}" for key in _APART if key in case.params),
         f"hidden_recipe = {{ {recipe} }}",
     ]
     return "\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from megamoe import oracle
 from megamoe.judge import elements
 from megamoe.judge.elements import Place, place_of
 from megamoe.judge.verdict import Finding
+from megamoe.spec.accumulators import KNOWN
 from megamoe.spec.contract import Contract
 from megamoe.spec.formats import E4M3_NAN, GROUP
 from megamoe.spec.forms import BF16, E4M3, UE8M0, bits
@@ -215,6 +216,12 @@ def _end_to_end(y: Array, golden: Golden, accumulator: str, place: _Places) -> F
 
 def _require_class(golden: Golden, accumulator: str) -> None:
     if f"{accumulator}.y_lo" not in golden.names():
+        there = [n.removesuffix(".y_lo") for n in golden.names() if n.endswith(".y_lo")]
+        if accumulator in KNOWN and there:
+            raise GoldenLacks(
+                f"accumulator class {accumulator!r} is none of these weights' format, which has "
+                f"{', '.join(sorted(there))}; claim one of these"
+            )
         raise GoldenLacks(
             f"the golden has no envelope for accumulator class {accumulator!r}; record it again "
             "with `megamoe golden record`"
