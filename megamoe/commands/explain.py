@@ -101,8 +101,9 @@ def run(a: argparse.Namespace) -> int:
                 "accumulator_from": why}  # fmt: skip
         if actual is not None and findings is not None:
             said |= of_all_tokens(
-                said["actual"], actual, token, subject.source, findings, class_name, contract
-            )
+                said["actual"], actual, token, subject.source, subject.problem, findings,
+                class_name, contract,
+            )  # fmt: skip
     said["seconds"] = round(time.perf_counter() - started, 3)
     if not _json(a, said):
         console = Console(width=None if sys.stdout.isatty() else 150)
