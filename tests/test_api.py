@@ -337,3 +337,27 @@ def test_a_problem_and_a_judgement_have_a_short_repr():
     assert said.endswith(f"; accumulator {CLASS}, contract 2026-11>")
     right = megamoe.judge(p, forward(p), accumulator=CLASS)
     assert repr(right) == f"<Judgement pass; accumulator {CLASS}, contract 2026-11>"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"weights": {"kind": "carier"}}, "unknown weights recipe 'carier'; known: table, carrier"),
+        ({"weight_format": "fp8-block", "weights": {"kind": "carrier"}}, "no recipe 'carrier'"),
+    ],
+)
+def test_a_recipe_of_another_kind_is_no_default(more, said):
+    with pytest.raises(ValueError, match=said):
+        megamoe.problem(tokens=1, hidden=128, intermediate=128, experts=1, top_k=1, **more)
+
+
+def test_a_class_of_another_format_is_an_error_of_the_question():
+    p = megamoe.problem(
+        tokens=1, hidden=128, intermediate=128, experts=1, top_k=1, weight_format="fp8-block"
+    )
+    y = torch.zeros(1, 128, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="one of exact, fp32-ordered, sm90-e4m3-k128 for fp8-b"):
+        megamoe.judge(p, y, accumulator="fp32")
+    plain = megamoe.problem(tokens=1, hidden=128, intermediate=128, experts=1, top_k=1)
+    with pytest.raises(ValueError, match="a problem that has MXFP4 weights and no feature; these"):
+        megamoe.judge(plain, y, accumulator="fp32", contract="w4a16")

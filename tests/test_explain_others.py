@@ -57,7 +57,7 @@ def said_of(p, backend):
     of_class = session.identity.accumulator
     said = explain(source, TOKEN, 0, of_class, rows, contract=contract)
     actual = said["actual"]
-    return said | of_all_tokens(actual, got, TOKEN, source, findings, of_class, contract)
+    return said | of_all_tokens(actual, got, TOKEN, source, p, findings, of_class, contract)
 
 
 def test_a_deviation_that_fits_one_token_by_chance_is_no_cause(right):

@@ -204,6 +204,17 @@ def test_the_larger_case_asks_for_the_same_features():
     assert more is None or more.params["tokens"] >= 200
 
 
+def test_the_larger_case_has_the_same_subject():
+    """A fault of masked slots needs such slots, and one of chosen values these values."""
+    everything = load_cases()
+    masked, chosen = by_name("masked-slots-bell", "masked-slot-weight-not-finite")
+    found = larger(masked, everything)
+    assert found is not None and not {"mask", "mask_every"}.isdisjoint(
+        found.params["routing_recipe"]
+    )
+    assert larger(chosen, everything) is None
+
+
 def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
     """Codes are wrong in some other way, and y is zero besides: no slot is lost."""
     ids, wrong = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3, bool)

@@ -440,3 +440,9 @@ def test_misuse_is_one_line(tmp_path, capsys):
         assert cli.main(["fuzz", "--backend", "eager", *more]) == 2
         said = capsys.readouterr().err
         assert says in said and said.count("\n") == 1
+
+
+def test_no_problem_of_a_dialect_is_drawn(capsys):
+    """The problems are MXFP4: a right kernel of the dialect would be red on them."""
+    assert cli.main(["fuzz", "--backend", "eager", "--contract", "w4a16", "--problems", "2"]) == 2
+    assert "fuzz draws no problems with weights of contract w4a16" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import megamoe
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases.stored import Stored, StoredError, load, to_bytes
+from megamoe.golden.imported import import_file
 from megamoe.reduce import keep, reduce
 from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.problem import Problem
@@ -102,3 +103,12 @@ def test_experts_without_a_slot_cost_nothing_in_the_file():
     problem = drawn("nvfp4")
     one = replace(problem, topk_ids=torch.full_like(problem.topk_ids, 3))
     assert len(to_bytes(Stored(one))) < len(to_bytes(Stored(problem))) / 2
+
+
+@pytest.mark.parametrize("format_", OF_FORMAT)
+def test_an_imported_file_is_a_case_of_its_format(format_, tmp_path):
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes(to_bytes(Stored(drawn(format_, tokens=2, hidden=256, intermediate=256))))
+    case = import_file(tmp_path / "golden", file)
+    assert case.params["weight_format"] == format_
+    assert OF_FORMAT[format_][0] in case.revisions and "2026-06" not in case.revisions

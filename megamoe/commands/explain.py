@@ -12,85 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from megamoe.cases import Case, kind_of, load_cases
-from megamoe.cases.stored import is_stored, load
+from megamoe.cases import load_cases
 from megamoe.commands import explain_staging
+from megamoe.commands.explain_subject import Subject
 from megamoe.commands.shared import (
     any_case,
     backend_of,
     contract_of,
-    forward_case,
     read_output,
     root_of,
 )
 from megamoe.commands.work import Work
 from megamoe.console import Console
-from megamoe.explain import FromCase, FromProblem, Source, explain
+from megamoe.explain import explain
 from megamoe.explain.brief import brief
 from megamoe.explain.others import of_all_tokens
 from megamoe.explain.show import show
 from megamoe.explain.words import is_certain, is_clear
-from megamoe.golden import GoldenError, Store, make, regenerate
+from megamoe.golden import GoldenError, Store, make
 from megamoe.judge import Finding, forward_bits, judge_forward
 from megamoe.judge.elements import TILE
 from megamoe.judge.judgements import Judged
 from megamoe.spec.accumulators import FP32, FP32_ORDERED, classes_of
 from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
-from megamoe.spec.problem import Problem
 from megamoe.spec.stages import STAGES
 from megamoe.suite import at_hand
-from megamoe.suite.at_hand import GoldenNow
 from megamoe.suite.telling import larger, telling
 from megamoe.worker import exchange
 
 Rows = Mapping[str, np.ndarray[Any, Any]]
-
-
-class _Subject:
-    """A case or a stored problem; the whole problem is drawn only if somebody needs it."""
-
-    def __init__(self, name: str, root: Path) -> None:
-        self.root = root
-        self.case: Case | None = None
-        self.observed: Mapping[str, torch.Tensor] = {}
-        self.about: Mapping[str, Any] = {}
-        self._problem: Problem | None = None
-        if Path(name).suffix == ".safetensors":
-            stored = load(Path(name))
-            self._problem, self.observed, self.about = (
-                stored.problem, stored.observed, stored.about,
-            )  # fmt: skip
-            self.name = name
-            self.source: Source = FromProblem(stored.problem)
-            return
-        self.case = forward_case(root, name, "explain")
-        self.name = self.case.id
-        plain = not is_stored(self.case) and not kind_of(self.case.kind).features(self.case)
-        if plain and FromCase.can_make(self.case):
-            self.source = FromCase(self.case)
-        else:
-            self.source = FromProblem(self.problem)
-
-    @property
-    def only_y(self) -> bool:
-        """The stages before ``y`` are not followed."""
-        return isinstance(self.source, FromProblem) and self.problem.only_y
-
-    @property
-    def problem(self) -> Problem:
-        if self._problem is None:
-            assert self.case is not None
-            self._problem = Problem(**regenerate(self.case))
-        return self._problem
-
-    def golden(self, accumulator: str, contract: Contract) -> Any:
-        """The stored golden where there is one of every token, else what the oracle says now."""
-        if self.case is not None and self.case.rows is None:
-            return Store(self.root, make, contract).load(self.case)
-        return GoldenNow(self.problem, accumulator, contract)
 
 
 def run(a: argparse.Namespace) -> int:
@@ -106,7 +58,7 @@ def run(a: argparse.Namespace) -> int:
             if not _json(a, said):
                 print("\n".join(lines))
             return 0
-    subject = _Subject(a.subject, root_of(a))
+    subject = Subject(a.subject, root_of(a))
     if not subject.source.tokens:
         raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
     if a.full and subject.only_y:
@@ -149,8 +101,9 @@ def run(a: argparse.Namespace) -> int:
                 "accumulator_from": why}  # fmt: skip
         if actual is not None and findings is not None:
             said |= of_all_tokens(
-                said["actual"], actual, token, subject.source, findings, class_name, contract
-            )
+                said["actual"], actual, token, subject.source, subject.problem, findings,
+                class_name, contract,
+            )  # fmt: skip
     said["seconds"] = round(time.perf_counter() - started, 3)
     if not _json(a, said):
         console = Console(width=None if sys.stdout.isatty() else 150)
@@ -167,7 +120,7 @@ def run(a: argparse.Namespace) -> int:
     return 0
 
 
-def _class_of(a: argparse.Namespace, claimed: str, subject: _Subject) -> tuple[str, str]:
+def _class_of(a: argparse.Namespace, claimed: str, subject: Subject) -> tuple[str, str]:
     """The accumulator class, and whose word it is."""
     if a.accumulator:
         return a.accumulator, "by --accumulator"
@@ -209,7 +162,7 @@ def _original(about: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _larger(subject: _Subject, said: Mapping[str, Any]) -> str:
+def _larger(subject: Subject, said: Mapping[str, Any]) -> str:
     """The case to try where this one tells no cause, or does not tell several apart."""
     if subject.case is None or not said["actual"]:
         return ""
@@ -230,7 +183,7 @@ def _more(has_output: bool, only_y: bool) -> str:
     return other if only_y else f"--full shows every number behind this element; {other}"
 
 
-def _is_wrong(a: argparse.Namespace, subject: _Subject, judged: Judged, shown: list[str]) -> bool:
+def _is_wrong(a: argparse.Namespace, subject: Subject, judged: Judged, shown: list[str]) -> bool:
     """Whether an element is there to explain; if not, says so in one line."""
     bad = [finding for finding in judged.findings if finding.bad]
     asked = [
@@ -253,7 +206,7 @@ def _is_wrong(a: argparse.Namespace, subject: _Subject, judged: Judged, shown: l
     return False
 
 
-def _actual(a: argparse.Namespace, subject: _Subject) -> tuple[Rows | None, str, str]:
+def _actual(a: argparse.Namespace, subject: Subject) -> tuple[Rows | None, str, str]:
     """The output, all tokens, as bits, None where nobody names one; the class and the contract."""
     asked = contract_of(a).revision
     if a.backend:
@@ -294,7 +247,7 @@ def _element(
     return token, channel
 
 
-def _golden(subject: _Subject, said: Mapping[str, Any], contract: Contract) -> str:
+def _golden(subject: Subject, said: Mapping[str, Any], contract: Contract) -> str:
     """Whether the store says the same of this element."""
     case = subject.case
     if case is None:

@@ -163,8 +163,8 @@ def causes_of(
     said = explain(source, worst.token, channel, identity.accumulator, rows, contract=rule)
     if is_whole:
         said |= of_all_tokens(
-            said["actual"], actual, worst.token, source, verdict.findings, identity.accumulator,
-            rule,
+            said["actual"], actual, worst.token, source, problem, verdict.findings,
+            identity.accumulator, rule,
         )  # fmt: skip
     steps = said["actual"]["explanations"]
     names = {way["what"] for step in steps for way in step["exact"]}

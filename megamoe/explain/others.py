@@ -18,6 +18,7 @@ from megamoe.explain.places import batch_of, wrong_tokens
 from megamoe.judge import Finding
 from megamoe.judge.elements import TILE
 from megamoe.spec.contract import Contract
+from megamoe.spec.problem import Problem
 
 Plain = dict[str, Any]
 _MOST: Final = 4
@@ -30,14 +31,15 @@ _SEVERAL_SLOTS: Final = "in some slots only"
 
 
 def of_all_tokens(
-    actual: Plain, shown: Mapping[str, Any], token: int, source: Source,
+    actual: Plain, shown: Mapping[str, Any], token: int, source: Source, problem: Problem,
     findings: Sequence[Finding], accumulator: str, contract: Contract,
 ) -> Plain:  # fmt: skip
     """``{"batch": ...}``: the rules for the tokens that are wrong; empty as in ``batch_of``.
 
     ``actual`` is what :func:`megamoe.explain.explain` says of the output of ``token``. Its causes
     are changed in place: those that do not fit the other tokens become ``alone``. ``shown``: the
-    stages of all tokens as bits; ``findings``: of all tokens.
+    stages of all tokens as bits; ``findings``: of all tokens; ``source``: the operands of
+    ``problem``.
     """
     if not actual["explanations"]:
         return {}
@@ -45,7 +47,7 @@ def of_all_tokens(
     slots = {}
     if actual["parts_at"]["stage"] in ("l2_acts", "l2_acts_sf"):
         slots = {at: set(one["wrong_slots"]) for at, one in {token: actual, **others}.items()}
-    said = batch_of(actual, shown, token, source, findings, slots)
+    said = batch_of(actual, shown, token, problem, findings, slots)
     batch = said.get("batch", {"rules": []})
     if not (batch["rules"] and batch["is_lost"]):  # such a rule holds for all tokens already
         _keep(actual["explanations"], token, others)

@@ -18,10 +18,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain.sources import Tokens
 from megamoe.judge import Finding
 from megamoe.judge.elements import GRID_LIMIT
 from megamoe.printable import counted
+from megamoe.spec.problem import Problem
 
 Bools = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int64]
@@ -221,18 +221,17 @@ def _of_tokens(live: Bools, wrong: Bools) -> Iterator[Rule]:
 
 
 def batch_of(
-    actual: Mapping[str, Any], shown: Mapping[str, Any], token: int, source: Tokens,
+    actual: Mapping[str, Any], shown: Mapping[str, Any], token: int, problem: Problem,
     findings: Sequence[Finding], wrong_slots: WrongSlots,
 ) -> dict[str, Any]:  # fmt: skip
     """``{"batch": ...}`` of :func:`in_batch`; empty where nothing is wrong, or not all wrong tokens
     are known. ``findings`` are those of all tokens."""
     if not actual["explanations"]:
         return {}
-    wrong, is_whole = wrong_tokens(actual, findings, source.tokens)
+    wrong, is_whole = wrong_tokens(actual, findings, problem.num_tokens)
     if not is_whole:
         return {}
-    tokens = [source.token(at) for at in range(source.tokens)]
-    ids, experts = np.stack([one.ids for one in tokens]), tokens[0].experts
+    ids, experts = problem.topk_ids.numpy(), problem.num_experts
     return {"batch": in_batch(actual, shown, token, ids, experts, wrong, wrong_slots)}
 
 
