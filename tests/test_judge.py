@@ -431,14 +431,15 @@ def test_the_statistic_stands_beside_the_interval(judged, monkeypatch):
     p, golden = judged
     given = []
 
-    def check(*arguments):
-        given.extend(arguments)
+    def check(*arguments, tokens):
+        given.extend([*arguments, tokens])
         return ["row 1: bias 3, allowed 2", "row 0: bias 3, allowed 2"]
 
     monkeypatch.setattr(judgements, "_statistic", lambda: check)
-    result = judgements.judge_forward({"y": golden.y}, Stored(golden), "fp32", p)
+    rows = range(8, 8 + p.num_tokens)
+    result = judgements.judge_forward({"y": golden.y}, Stored(golden), "fp32", p, rows)
     assert result.how == ("end-to-end", "statistic")
-    assert given[0] is given[1] is golden.y and given[3:] == [128, "fp32"]
+    assert given[0] is given[1] is golden.y and given[3:] == [128, "fp32", rows]
     verdict = of_findings("a", "forward", result.findings, result.how)
     assert verdict.status == "fail"
     assert verdict.reason == "statistic: row 1: bias 3, allowed 2, and 1 more"

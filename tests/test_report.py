@@ -364,3 +364,11 @@ def test_a_thousand_long_lines_stay_below_two_mebibytes() -> None:
     assert len(html.encode()) < 2 << 20
     assert "further failures are in the JSON only" in html
     assert "RED: 3000 of 3000" in html
+
+
+def test_a_map_without_details_is_labelled_by_tokens() -> None:
+    finding = {"shape": [4, 2], "grid": [[3, 1, 5]], "tokens": [0, 8, 63, 64]}
+    drawn = views._map(finding, None)
+    assert drawn is not None and (drawn["first"], drawn["last"]) == ("0", "64")
+    usual = views._map({**finding, "tokens": []}, None)
+    assert usual is not None and (usual["first"], usual["last"]) == ("0", "3")

@@ -95,6 +95,20 @@ def test_a_finding_is_one_line_and_the_worst_comes_first(layer):
     assert "\n" not in str(found[0])
 
 
+def test_a_finding_names_the_token_and_not_its_place(layer):
+    """Where a case judges some of its tokens; an expert keeps its number."""
+    problem, reference = layer
+    y, ids = scaled(reference, 3, slice(0, 1024), 1.02), problem.topk_ids.numpy()
+    tokens = [0, 8, 63, 64, 65, 66, 67, 68]
+    places = check(y, reference, ids, INTER, "fp32")
+    found = check(y, reference, ids, INTER, "fp32", tokens=tokens)
+    assert {f.index[0] for f in found if f.unit != "expert"} == {64}
+    assert {f.index[0] for f in places if f.unit != "expert"} == {3}
+    assert [f.index[1:] for f in found] == [f.index[1:] for f in places]
+    experts = [[f.index for f in some if f.unit == "expert"] for some in (found, places)]
+    assert experts[0] == experts[1]
+
+
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_one_value_that_is_not_finite_is_a_finding(layer, value):
     y = layer[1].copy()

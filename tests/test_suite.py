@@ -780,14 +780,14 @@ def test_progress_lines_and_live():
     assert "[1/2] skipped eplb/a 0.0 s  the backend declined: no" in text
     assert "[2/2] fail eplb/b 0.0 s  ids: 1 of 2 outside" in text
     live = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
-    with progress.Progress(2, live, Settings(), {"eplb/a": 50.0}) as p:
-        p.planned = p.left = 60.0
+    with progress.Progress(2, live, Settings(), {"eplb/a": 50.0, "eplb/b": 20.0}) as p:
+        p.left = 70.0
         p.workers = 2
         p.started("eplb/b")
-        p.judged(Verdict("eplb/a", "eplb", "pass"))
+        p.judged(Verdict("eplb/a", "eplb", "pass", seconds=25.0))  # half of its recorded time
         live.print(p._render())
     text = live.export_text()
-    assert "1/2" in text and "pass 1" in text and "about 2 s left" in text and "eplb/b" in text
+    assert "1/2" in text and "pass 1" in text and "about 10 s left" in text and "eplb/b" in text
 
 
 def test_settings_from_options_environment_and_defaults(monkeypatch):

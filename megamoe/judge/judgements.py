@@ -100,7 +100,7 @@ def judge_forward(
         statistic = None if unlike else _statistic()
         if statistic is not None:
             size = problem.intermediate_size
-            found = statistic(actual["y"], golden.get("y"), ids, size, accumulator)
+            found = statistic(actual["y"], golden.get("y"), ids, size, accumulator, tokens=tokens)
             if found:
                 more = f", and {len(found) - 1} more" if len(found) > 1 else ""
                 text = f"statistic: {found[0]}{more}"

@@ -18,6 +18,7 @@ few flipped codes, and anything in a case whose data is unlike the calibrated ki
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -162,11 +163,13 @@ def check(
     class_name: str,
     *,
     false_alarms: float = FALSE_ALARMS,
+    tokens: Sequence[int] | None = None,
 ) -> list[Finding]:
     """Units of ``actual`` that deviate from ``reference`` more than correct kernels do.
 
     ``actual`` and ``reference`` ``(T, H)`` bfloat16 bits, ``topk_ids`` ``(T, K)``. For class
-    ``exact`` any deviation is a finding. Worst first. ``ValueError`` for an unknown class.
+    ``exact`` any deviation is a finding. ``tokens`` are the case's tokens of the rows, where these
+    are not 0, 1, ...: findings name tokens. Worst first. ``ValueError`` for an unknown class.
     """
     if class_name != "exact" and class_name not in GROUPS:
         raise ValueError(f"no calibration for class {class_name!r}; known: {', '.join(GROUPS)}")
@@ -186,6 +189,8 @@ def check(
             limit = threshold(group, terms, kind, name, alarms) if group and terms else 0.0
             for at in np.argwhere(np.atleast_1d(values) > limit):
                 where = tuple(int(i) for i in (index if index is not None else at))
+                if tokens is not None and index is None:
+                    where = tokens[where[0]], *where[1:]
                 value = float(np.atleast_1d(values)[tuple(at)])
                 findings.append(Finding(unit, where, name, value, limit))
 
