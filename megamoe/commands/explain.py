@@ -194,9 +194,12 @@ def _is_wrong(a: argparse.Namespace, subject: Subject, judged: Judged, shown: li
     if asked or a.full:
         return True
     if not bad:
-        print(
-            f"PASS {subject.name}: every stage is inside ({', '.join(shown)}); nothing to explain"
-        )
+        case = subject.case
+        law = case.params.get("law") if case is not None else None
+        rest = "nothing to explain"
+        if law:  # one call of it, where the law takes several
+            rest = f"law {law} takes several calls: `megamoe show {subject.name}` says which"
+        print(f"PASS {subject.name}: every stage is inside ({', '.join(shown)}); {rest}")
     elif any(finding.outside for finding in bad):
         wrong = ", ".join(finding.stage for finding in bad if finding.outside)
         print(f"{subject.name}: stage {a.stage} is inside; outside: {wrong}")
