@@ -1,11 +1,13 @@
 """Shards: nothing lost, nothing twice, about the same time each; and the proof of it."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from megamoe.cases import Case
 from megamoe.cases.shards import ShardError, durations, longest_first, parse, shard
+from megamoe.suite import results
 from megamoe.suite.merge import merge
 from tests.helpers.reports import whole
 
@@ -82,6 +84,31 @@ def test_merge_of_a_whole_selection():
 def test_merge_names_what_is_wrong(first, second, message):
     with pytest.raises(ShardError, match=message):
         merge([whole(first), whole(second)], cases(3))
+
+
+def test_merge_names_the_shard_that_lacks_with_its_command_and_one_that_came_twice():
+    one, two = whole(["eplb/c00"], shard="1/3"), whole(["eplb/c01"], shard="2/3")
+    with pytest.raises(ShardError) as lost:
+        merge([one, two], cases(3))
+    command = "megamoe check --backend b --tier full --shard 3/3 --json FILE"
+    assert str(lost.value) == (f"1 case lost: eplb/c02; no report of shard 3/3; run `{command}`")
+    with pytest.raises(ShardError, match=r"; shard 2/3 came twice; no report of shard 3/3; run"):
+        merge([one, two, two], cases(3))
+
+
+def test_reports_of_two_contents_of_one_file_are_not_merged():
+    """The kernel has no fingerprint: its file is hashed all the same."""
+    one = whole(["eplb/c00"], file_sha256="a")
+    with pytest.raises(ShardError, match="reports differ in file_sha256: a in report 1, b in"):
+        merge([one, whole(["eplb/c01"], file_sha256="b")], cases(2))
+    assert merge([one, whole(["eplb/c01"], file_sha256="a")], cases(2))["file_sha256"] == "a"
+
+
+def test_the_report_of_a_file_has_its_digest(tmp_path):
+    (tmp_path / "k.py").write_text("x = 1")
+    digest = results._digest_of(f"{tmp_path}/k.py:Kernel")["file_sha256"]
+    assert digest == hashlib.sha256(b"x = 1").hexdigest()
+    assert results._digest_of("eager") == {} == results._digest_of("gone.py:Kernel")
 
 
 def test_merge_refuses_different_runs():

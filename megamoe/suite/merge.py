@@ -7,6 +7,7 @@ must be equal too.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from megamoe.cases import KINDS, TIERS, Case
 from megamoe.cases.shards import ShardError
 from megamoe.files import REPORT_LIMIT, read_json
 from megamoe.judge.verdict import STATUSES
-from megamoe.printable import all_printable, counted
+from megamoe.printable import all_printable, counted, printable
 
 Report = Mapping[str, Any]
 """What ``megamoe check --json`` writes."""
@@ -29,6 +30,7 @@ DECIDES: Final[Mapping[str, str]] = {
     "batch_invariant": "whether the laws of batch invariance were judged",
     "accumulator": "how wide the interval is that an output must lie in",
     "fingerprint": "the kernel's sources and options, where the backend gives them",
+    "file_sha256": "the file that `--backend` names; files that it imports are not in it",
     "device": "where it ran",
     "recorded.machine_class": "GPU model and capability, or the processor: they decide bits",
     "recorded.file": "which recorded bits its own were compared with",
@@ -72,9 +74,9 @@ MAY_DIFFER: Final[Mapping[str, str]] = {
 }
 """Key of a report -> why reports that differ in it are one judgement all the same."""
 
-_NOT_ALWAYS: Final = ("name", "callables", "batch_invariant", "worker", "versions.triton",
-                      "versions.deep_gemm", "versions.sgl-deep-gemm", "versions.vllm",
-                      "versions.sglang")  # fmt: skip
+_NOT_ALWAYS: Final = ("file_sha256", "name", "callables", "batch_invariant", "worker",
+                      "versions.triton", "versions.deep_gemm", "versions.sgl-deep-gemm",
+                      "versions.vllm", "versions.sglang")  # fmt: skip
 """What all reports may lack: what earlier versions did not write, and what is not installed."""
 _PARTS: Final = {key.partition(".")[0] for key in (*DECIDES, *MAY_DIFFER) if "." in key}
 _TWO_NUMBERS: Final = ("versions.python", "worker.python")
@@ -90,8 +92,8 @@ _REPORT: Final = schema.Object(
     {
         "backend": str, "name": str, "callables": schema.Items(str), "accumulator": str,
         "batch_invariant": bool,
-        "fingerprint": schema.OrNull(schema.Each(str)), "device": str, "contract": str,
-        "contract_why": str,
+        "fingerprint": schema.OrNull(schema.Each(str)), "file_sha256": str, "device": str,
+        "contract": str, "contract_why": str,
         "recorded": schema.Object({}, {"machine_class": str, "file": schema.OrNull(str)}),
         "goldens": schema.Object({}, {"manifest_sha256": str}),
         "tier": schema.OneOf(TIERS), "kind": schema.OrNull(schema.OneOf(KINDS)),
@@ -241,7 +243,32 @@ def _each_once(reports: Sequence[Report], selection: Sequence[Case]) -> list[Map
         if ids:
             more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
             named = ", ".join(map(schema.plain, ids[:3]))
-            raise ShardError(f"{counted(len(ids), 'case')} {what}: {named}{more}; run the shards "
-                             "again from one commit")  # fmt: skip
+            mend = _shards(reports) or "run the shards again from one commit"
+            raise ShardError(f"{counted(len(ids), 'case')} {what}: {named}{more}; {mend}")
     order = {c.id: at for at, c in enumerate(selection)}
     return sorted((c for r in reports for c in r["cases"]), key=lambda c: order[c["id"]])
+
+
+def _shards(reports: Sequence[Report]) -> str:
+    """The shards that came twice, and the first that has no report, with its command; empty where
+    the reports name no shards of one division."""
+    found = Counter(str(report.get("shard")) for report in reports)
+    pairs = [shard.partition("/") for shard in found]
+    if len({of for _, _, of in pairs}) != 1 or not all(f"{a}{b}".isdigit() for a, _, b in pairs):
+        return ""
+    whole = pairs[0][2]
+    twice = [f"shard {schema.plain(shard)} came twice" for shard, n in found.items() if n > 1]
+    missing = [k for k in range(1, min(int(whole), 999) + 1) if f"{k}/{whole}" not in found]
+    if not missing:
+        return "; ".join(twice)
+    first = reports[0]
+    options = "".join(
+        f" --{name} {shlex.quote(str(first[name]))}"
+        for name in ("tier", "kind", "case") if first.get(name)
+    )  # fmt: skip
+    lacks = ", ".join(f"{k}/{whole}" for k in missing[:8])
+    command = printable(
+        f"megamoe check --backend {shlex.quote(str(first['backend']))}"
+        f"{first.get('options', '')}{options} --shard {missing[0]}/{whole} --json FILE"
+    )
+    return "; ".join([*twice, f"no report of shard {lacks}; run `{command}`"])

@@ -14,13 +14,16 @@ from rich.table import Table
 
 from megamoe.cases import KINDS, SIZES, Case
 from megamoe.environment import machine, versions
-from megamoe.files import write_atomically
+from megamoe.files import MIB, digest_bounded, write_atomically
 from megamoe.judge import BAD, JUDGED, STATUSES, WORDS, Verdict
 from megamoe.printable import counted
 from megamoe.suite.settings import Settings
+from megamoe.worker import known
 from megamoe.worker.session import Identity
 
 Report = dict[str, Any]
+SOURCE_LIMIT: Final = 64 * MIB
+"""The largest file of a backend that is hashed."""
 
 
 def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -> Report:
@@ -35,6 +38,7 @@ def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -
         "batch_invariant": identity.batch_invariant,
         # Binaries are compiled as the cases need them, and differ with the cases.
         "fingerprint": build_of and {name: build_of[name] for name in ("sources", "options")},
+        **_digest_of(settings.backend),
         "worker": dict(identity.facts),
         "counts": {status: counts.get(status, 0) for status in STATUSES},
         "tier": settings.chosen_tier,
@@ -48,6 +52,16 @@ def build(settings: Settings, identity: Identity, verdicts: Sequence[Verdict]) -
         "machine": machine(identity.facts),
         "cases": [v.to_dict() for v in sorted(verdicts, key=lambda v: v.case_id)],
     }
+
+
+def _digest_of(backend: str) -> dict[str, str]:
+    """``file_sha256`` of the file that the backend was named by; empty where it has none."""
+    try:
+        path = Path(known.file_of(backend)).expanduser()
+        digest = digest_bounded(path, SOURCE_LIMIT) if known.is_file(backend) else ""
+    except (OSError, ValueError):
+        return {}
+    return {"file_sha256": digest} if digest else {}
 
 
 def describe(report: Report, cases: Sequence[Case], details: Mapping[str, Any]) -> None:

@@ -8,5 +8,7 @@ from typing import Any
 def add(commands: Any, command: Any) -> None:
     """The parser of ``report``."""
     c = command(commands, "report", "a result as an HTML file, or in the terminal", "report.run")
-    c.add_argument("result", metavar="RESULT.json", help="what --json of check, ab or bisect wrote")
+    c.add_argument(
+        "result", metavar="RESULT.json", help="what --json of check, merge, ab or bisect wrote"
+    )
     c.add_argument("-o", dest="out", metavar="FILE.html", help="default: print it here")
