@@ -135,7 +135,8 @@ def _ends(
                 "both ends return the same bits in "
                 f"{counted(len(steps['good']['digests']), 'case')}; there is nothing to bisect: "
                 "take a case that is red now (`megamoe check --backend "
-                f"{shlex.quote(prober.test.backend)}` names some), or other ends"
+                f"{shlex.quote(prober.test.backend)}` names some), cases that show small changes "
+                "(--case 'forward/directed-*'), or other ends"
             )
         state.narrowed = sorted(moved)
         steps["good"]["verdict"], steps["bad"]["verdict"] = "good", "bad"
