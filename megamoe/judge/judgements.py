@@ -22,7 +22,7 @@ from megamoe import oracle
 from megamoe.judge import elements
 from megamoe.judge.elements import Place, place_of
 from megamoe.judge.verdict import Finding
-from megamoe.spec.accumulators import KNOWN
+from megamoe.spec.accumulators import classes_of
 from megamoe.spec.contract import Contract
 from megamoe.spec.formats import E4M3_NAN, GROUP
 from megamoe.spec.forms import BF16, E4M3, UE8M0, bits
@@ -94,7 +94,7 @@ def judge_forward(
         findings += _staged(actual, golden, accumulator, problem, place)
         how.append("staged")
     else:
-        findings.append(_end_to_end(actual["y"], golden, accumulator, place))
+        findings.append(_end_to_end(actual["y"], golden, accumulator, problem, place))
         how.append("end-to-end")
         unlike = problem.only_y or not golden.is_calibrated
         statistic = None if unlike else _statistic()
@@ -192,7 +192,7 @@ def of_rows(name: str, shown: Array, rows: Sequence[int], place: Place) -> Findi
 def _staged(
     actual: Mapping[str, Array], golden: Golden, accumulator: str, problem: Problem, place: _Places
 ) -> list[Finding]:
-    envelope = _golden_of_class(golden, accumulator).envelopes[accumulator]
+    envelope = _golden_of_class(golden, accumulator, problem).envelopes[accumulator]
     live = place.live
     sf = np.where(live, actual["l2_acts_sf"], 0).astype(np.uint8)
     codes = np.where(live, actual["l2_acts"], 0).astype(np.uint8)
@@ -208,29 +208,31 @@ def _staged(
     return findings
 
 
-def _end_to_end(y: Array, golden: Golden, accumulator: str, place: _Places) -> Finding:
-    _require_class(golden, accumulator)
+def _end_to_end(
+    y: Array, golden: Golden, accumulator: str, problem: Problem, place: _Places
+) -> Finding:
+    _require_class(golden, accumulator, problem)
     low, high = golden.get(f"{accumulator}.y_lo"), golden.get(f"{accumulator}.y_hi")
     return elements.interval("y", BF16, y, low, high, place.of("y"))
 
 
-def _require_class(golden: Golden, accumulator: str) -> None:
+def _require_class(golden: Golden, accumulator: str, problem: Problem) -> None:
+    known = classes_of(problem.weight_format)
+    if accumulator not in known:
+        raise GoldenLacks(
+            f"accumulator class {accumulator!r} is none of {problem.weight_format} weights; claim "
+            f"one of {', '.join(known)}"
+        )
     if f"{accumulator}.y_lo" not in golden.names():
-        there = [n.removesuffix(".y_lo") for n in golden.names() if n.endswith(".y_lo")]
-        if accumulator in KNOWN and there:
-            raise GoldenLacks(
-                f"accumulator class {accumulator!r} is none of these weights' format, which has "
-                f"{', '.join(sorted(there))}; claim one of these"
-            )
         raise GoldenLacks(
             f"the golden has no envelope for accumulator class {accumulator!r}; record it again "
             "with `megamoe golden record`"
         )
 
 
-def _golden_of_class(golden: Golden, accumulator: str) -> oracle.ForwardGolden:
+def _golden_of_class(golden: Golden, accumulator: str, problem: Problem) -> oracle.ForwardGolden:
     """The oracle's own object, with one class only."""
-    _require_class(golden, accumulator)
+    _require_class(golden, accumulator, problem)
     wanted = [n for n in golden.names() if "." not in n or n.rpartition(".")[0] == accumulator]
     return oracle.ForwardGolden.from_tensors(
         {name: golden.get(name) for name in wanted}, golden.contract
