@@ -374,7 +374,7 @@ def test_a_golden_without_the_backends_class(root):
     (case,) = (c for c in load_cases(root) if c.kind == "forward")
     verdict = Runner(session, Store(root, make)).run(case)
     assert verdict.status == "error"
-    assert "no envelope for accumulator class 'unheard-of'" in verdict.reason
+    assert "accumulator class 'unheard-of' is none of mxfp4 weights; claim one of" in verdict.reason
 
 
 def test_a_case_that_is_not_in_the_manifest(root, tmp_path):
