@@ -15,8 +15,8 @@ import torch
 from megamoe.backends.eager_combine import combine, fma
 from megamoe.layer.staging import RECIP_448, e4m3_codes, ue8m0_ceil
 from megamoe.spec.clauses import Contract
-from megamoe.spec.dialects import DIALECTS, Dialect
-from megamoe.spec.features import Activation, dialect_fault
+from megamoe.spec.dialects import Dialect, dialect_of
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import BLOCK
 from megamoe.spec.problem import Problem
 
@@ -25,17 +25,7 @@ _SMALLEST_NORMAL = 2.0**-126
 
 def forward_fp8_block(problem: Problem, contract: Contract) -> torch.Tensor:
     """``y`` (T, H) bfloat16. ``ValueError`` for a call that the contract does not know."""
-    fault = dialect_fault(
-        problem.weight_format, problem.features, problem.hidden_size, problem.intermediate_size
-    )
-    if fault:
-        raise ValueError(fault)
-    if not isinstance(contract, Dialect) or not contract.takes(problem.features):
-        dialects = ", ".join(n for n, c in DIALECTS.items() if c.takes(problem.features))
-        raise ValueError(
-            f"contract {contract.revision} has no rule for {problem.weight_format}; take one of "
-            f"{dialects}"
-        )
+    contract = dialect_of(problem, contract)
     ids, device = problem.topk_ids, problem.hidden_states.device
     codes, scale = stage(problem.hidden_states, contract)
     slots = torch.zeros(*ids.shape, problem.hidden_size, dtype=torch.bfloat16, device=device)

@@ -13,8 +13,8 @@ import torch
 
 from megamoe.backends.eager_combine import combine
 from megamoe.spec.clauses import Contract
-from megamoe.spec.dialects import DIALECTS, Dialect
-from megamoe.spec.features import Activation, dialect_fault
+from megamoe.spec.dialects import Dialect, dialect_of
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import E2M1_TABLE, GROUP
 from megamoe.spec.problem import Problem
 
@@ -32,17 +32,7 @@ def forward_w4a16(problem: Problem, contract: Contract) -> torch.Tensor:
 
 def forward_rows(problem: Problem, contract: Contract, product: Product) -> torch.Tensor:
     """The same with another ``product`` for both linears."""
-    fault = dialect_fault(
-        problem.weight_format, problem.features, problem.hidden_size, problem.intermediate_size
-    )
-    if fault:
-        raise ValueError(fault)
-    if not isinstance(contract, Dialect) or not contract.takes(problem.features):
-        dialects = ", ".join(n for n, c in DIALECTS.items() if c.takes(problem.features))
-        raise ValueError(
-            f"contract {contract.revision} has no rule for {problem.weight_format}; take one of "
-            f"{dialects}"
-        )
+    contract = dialect_of(problem, contract)
     ids, device = problem.topk_ids, problem.hidden_states.device
     weights = problem.topk_weights
     if contract.routing_type.value == "bf16":

@@ -19,8 +19,8 @@ from megamoe.oracle.groups import RECIP_448
 from megamoe.oracle.nvfp4 import Made
 from megamoe.oracle.silu import silu, silu_hull
 from megamoe.spec.accumulators import Accumulator
-from megamoe.spec.dialects import Dialect
-from megamoe.spec.features import Activation, dialect_fault
+from megamoe.spec.dialects import Dialect, dialect_of
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import (
     F32,
     F64,
@@ -218,13 +218,7 @@ def forward(
     trace: dict[str, npt.NDArray[Any]] | None,
 ) -> Made:  # fmt: skip
     """Point and envelopes; ``ValueError`` for a call that the contract does not know."""
-    fault = dialect_fault(
-        problem.weight_format, problem.features, problem.hidden_size, problem.intermediate_size
-    )
-    if fault:
-        raise ValueError(fault)
-    if not isinstance(contract, Dialect) or not contract.takes(problem.features):
-        raise ValueError(f"contract {contract.revision} has no rule for {problem.weight_format}")
+    contract = dialect_of(problem, contract)
     layer = Layer(problem.act, contract, any_silu)
     ids, weights = problem.topk_ids.numpy(), problem.topk_weights.numpy()
     x, x_scale = staged(bits(problem.hidden_states), contract)

@@ -19,8 +19,8 @@ from megamoe.oracle.gates import Hull
 from megamoe.oracle.nvfp4 import Made
 from megamoe.oracle.silu import silu, silu_hull
 from megamoe.spec.accumulators import Accumulator
-from megamoe.spec.dialects import Dialect
-from megamoe.spec.features import Activation, dialect_fault
+from megamoe.spec.dialects import Dialect, dialect_of
+from megamoe.spec.features import Activation
 from megamoe.spec.formats import F32, F64, GROUP, U8, U16, bf16_decode, bf16_round
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
@@ -169,13 +169,7 @@ def forward(
     expert_of: Callable[[Problem, int], Expert] = Expert.of,
 ) -> Made:  # fmt: skip
     """Point and envelopes; ``ValueError`` for a call that the contract does not know."""
-    fault = dialect_fault(
-        problem.weight_format, problem.features, problem.hidden_size, problem.intermediate_size
-    )
-    if fault:
-        raise ValueError(fault)
-    if not isinstance(contract, Dialect) or not contract.takes(problem.features):
-        raise ValueError(f"contract {contract.revision} has no rule for {problem.weight_format}")
+    contract = dialect_of(problem, contract)
     layer = of(problem.act, contract, any_silu)
     ids, weights = problem.topk_ids.numpy(), problem.topk_weights.numpy()
     if contract.routing_type.value == "bf16":

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from megamoe.spec.clauses import Clause, Contract
+from megamoe.spec.features import dialect_fault
+
+if TYPE_CHECKING:
+    from megamoe.spec.problem import Problem  # which has torch: lists of cases go without
 
 
 @dataclass(frozen=True)
@@ -191,3 +195,19 @@ DIALECTS: Final[dict[str, Dialect]] = {
     d.revision: d for d in (SGL_SM90_0_1_4, SGL_SM90, W4A16, W4A8_TOKEN)
 }
 """The dialects by name, an older one of the same kernel first."""
+
+
+def dialect_of(problem: Problem, contract: Contract) -> Dialect:
+    """``contract``, where it has the rules for ``problem``; ``ValueError`` of one line if not."""
+    fault = dialect_fault(
+        problem.weight_format, problem.features, problem.hidden_size, problem.intermediate_size
+    )
+    if fault:
+        raise ValueError(fault)
+    if not isinstance(contract, Dialect) or not contract.takes(problem.features):
+        known = ", ".join(name for name, d in DIALECTS.items() if d.takes(problem.features))
+        raise ValueError(
+            f"contract {contract.revision} has no rule for {problem.weight_format}; take one of "
+            f"{known}"
+        )
+    return contract
