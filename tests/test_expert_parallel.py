@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.eager_combine import combine
@@ -122,16 +124,13 @@ def edited(old: str, new: str) -> type[ExpertParallel]:
 
 
 FAULTS = {
-    "rows of an owner in another order":
-        ("owner.argsort(stable=True)", "owner.argsort(descending=True)"),
+    "rows in the opposite order of owners": ("sort(stable=True)", "sort(descending=True)"),
     "global ids in place of local ones":
-        ("(route.expert % local)", "route.expert.clamp_max(local - 1)"),
-    "the neighbour's experts":
-        ("owner = expert // local\n", "owner = (expert // local + 1) % ranks\n"),
-    "weights of slot 0": ("routing[route.token, route.slot]", "routing[route.token, 0]"),
-    "rows into the next slot":
-        ("slots[route.token, route.slot] =", "slots[route.token, (route.slot + 1) % 3] ="),
-    "the row of status kept": ("kept[ends] = False", "kept[ends - 1] = False"),
+        ("(ids.flatten()[sending] % local)", "ids.flatten()[sending].clamp_max(local - 1)"),
+    "the neighbour's experts": ("(live, ids // local,", "(live, (ids // local + 1) % ranks,"),
+    "weights of slot 0": ("staged.routing.flatten()[sending]", "staged.routing[token, 0]"),
+    "rows into the next slot": ("slots[sending] =", "slots[(sending + 1) % len(slots)] ="),
+    "the row of status before the rows": ("in (count, 1)", "in (1, count)"),
     "a masked slot is sent": ("live = (ids >= 0)", "live = (ids >= -1)"),
 }  # fmt: skip
 
@@ -149,16 +148,70 @@ def test_a_planted_fault_moves_bits_or_stops(fault):
     assert (got == wanted) == (fault == "none")
 
 
+class Waits(TorchDispatchMode):
+    """Names of the operators for whose result the host would wait if the tensors were on a GPU.
+
+    ``lift_fresh`` begins a tensor of the host's numbers, whose copy to a GPU waits too. An index of
+    bools is a ``nonzero``.
+    """
+
+    names = ("nonzero", "bincount", "_local_scalar_dense", "masked_select", "lift_fresh")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        index = [t for t in args[1] if t is not None] if name in ("index", "index_put_") else []
+        if name in self.names or any(t.dtype in (torch.bool, torch.uint8) for t in index):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_forward_waits_for_the_device_twice(monkeypatch):
+    """For the counts of the header, and for the word of each owner on its rows; docs/performance.md
+    has the number. ``tolist`` is no operator: on a GPU it is a copy, and a wait."""
+    p, local = problem(6, 9), threading.local()
+    plain = torch.Tensor.tolist
+
+    def tolist(tensor):
+        local.seen.append(f"tolist in {local.stage}")
+        return plain(tensor)
+
+    class Rows(EagerBackend):
+        def slot_rows(self, x, x_sf, experts, routing, weights, act):
+            return x.new_zeros(len(x), SIZE, dtype=torch.bfloat16)
+
+    # On a CPU the combine looks for slots that it need not add.
+    monkeypatch.setattr(expert_parallel, "combine", lambda slots, *_: slots[:, 0])
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+
+    def call(group):
+        span = ExpertParallel(Rows(), group)
+        span.stats = torch.zeros(EXPERTS // 2, dtype=torch.int32)
+        span.at = lambda stage: setattr(local, "stage", stage)
+        mine = rank_of(p, [0, 2, 9], group.rank(), 2)
+        with Waits() as waits:
+            local.seen, local.stage = waits.seen, "stage"
+            span.forward(mine)
+        return waits.seen
+
+    for seen in thread_ranks.over_ranks(2, call):
+        assert seen == ["tolist in header", "tolist in return"]
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
-def module(group, p: Problem, ranks: int, most: int) -> DeepseekV4MegaMoEExperts:
+def module(group, p: Problem, ranks: int, most: int, backend=None) -> DeepseekV4MegaMoEExperts:
     """The module with its own part of the weights."""
     local = EXPERTS // ranks
     made = DeepseekV4MegaMoEExperts(
         most, group=group, num_experts=EXPERTS, num_local_experts=local,
         experts_start_idx=local * group.rank(), top_k=TOP_K, hidden_size=SIZE,
-        intermediate_size=SIZE, prefix="layers.3.experts", backend=EagerBackend(),
+        intermediate_size=SIZE, prefix="layers.3.experts",
+        backend=backend or EagerBackend(),
     )  # fmt: skip
     for name in WEIGHTS:
         mine = getattr(p, name)[local * group.rank() : local * (group.rank() + 1)]
@@ -194,6 +247,32 @@ def test_overflow_on_one_rank_is_an_error_on_all_and_the_next_call_is_right():
             wanted = f"rank {rank} of 4: rank 2 failed in stage; its own error says why"
             assert type(error) is RankError and str(error) == wanted
     assert bits(torch.cat([y for _, y in said])) == bits(EagerBackend().forward(p)["y"])
+
+
+class AnyId(EagerBackend):
+    """Its staging leaves ids as they are."""
+
+    ignores_foreign_ids = True
+
+    def prepare(self, *given):
+        self.given = given[2].flatten().tolist()
+        super().prepare(*given)
+
+
+def test_ids_of_no_expert_stay_as_they_are_if_the_backend_lets_them_and_have_no_effect():
+    p = problem(7, 9)
+    ids = torch.where(p.topk_ids < 0, torch.tensor([EXPERTS, -7, 1 << 40]), p.topk_ids)
+    wanted = bits(EagerBackend().forward(p)["y"])
+
+    def call(group):
+        backend, rows = AnyId(), slice(4 * group.at, 4 + 5 * group.at)
+        layer = module(group, p, 2, 9, backend)
+        given = p.hidden_states[rows], p.topk_weights[rows], ids[rows]
+        return layer(*given, activation_clamp=10.0), backend.given
+
+    said = thread_ranks.over_ranks(2, call)
+    assert bits(torch.cat([y for y, _ in said])) == wanted
+    assert [i for _, given in said for i in given] == ids.flatten().tolist()
 
 
 class FailsOnce(EagerBackend):

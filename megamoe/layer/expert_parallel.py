@@ -72,17 +72,6 @@ class _Staged:
         )
 
 
-@dataclass(frozen=True)
-class _Route:
-    """The rows that this rank sends, by owner, and within an owner by token and slot."""
-
-    token: torch.Tensor
-    slot: torch.Tensor
-    expert: torch.Tensor
-    counts: list[int]
-    """Rows for each rank."""
-
-
 class ExpertParallel:
     """``backend``, which computes the experts of one rank, over the ranks of ``group``.
 
@@ -113,6 +102,8 @@ class ExpertParallel:
         for name in ("eplb_map", "ready"):
             if provided(backend, name):
                 setattr(self, name, getattr(backend, name))
+        # A call takes the ids of no expert out itself, so nothing need be done to them before.
+        self.ignores_foreign_ids = getattr(backend, "ignores_foreign_ids", False)
         by_rows = provided(backend, "slot_rows")
         act_only = ("swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ")
         has = getattr(backend, "features", ()) if by_rows else ()
@@ -162,7 +153,7 @@ class ExpertParallel:
         """
         if not self.static:
             self.at("header")
-            self._exchange_counts([REFUSED] * self.group.size(), device)
+            self._exchange_counts(torch.full((self.group.size(),), REFUSED, device=device))
 
     # --- a call -----------------------------------------------------------------------------------
 
@@ -182,20 +173,22 @@ class ExpertParallel:
         self, staged: _Staged, live: torch.Tensor, local: int, compute: Compute
     ) -> torch.Tensor:
         """Slot rows (T, K, H), by messages of exactly the rows that there are."""
-        x, x_sf, ids, routing = staged.x, staged.x_sf, staged.ids, staged.routing
-        route = _routed(ids, live, local, self.group.size())
+        x, ids = staged.x, staged.ids
+        order, counts = _by_owner(ids, live, local, self.group.size())
         self.at("header")
-        arriving = self._exchange_counts(route.counts, x.device)
+        leaving, arriving = self._exchange_counts(counts)
         self.at("dispatch")
+        sending = order[: sum(leaving)]
+        token = sending // ids.shape[1]
         sent = torch.cat(
             [
-                x[route.token], x_sf[route.token].view(torch.uint8),
-                (route.expert % local).int()[:, None].view(torch.uint8),
-                routing[route.token, route.slot][:, None].contiguous().view(torch.uint8),
+                x[token], staged.x_sf[token].view(torch.uint8),
+                (ids.flatten()[sending] % local).int()[:, None].view(torch.uint8),
+                staged.routing.flatten()[sending][:, None].view(torch.uint8),
             ],
             dim=1,
         )  # fmt: skip
-        came = self._exchange("dispatch", sent, route.counts, arriving)
+        came = self._exchange("dispatch", sent, leaving, arriving)
         self.at("experts")
         failure: Exception | None = None
         hidden = x.shape[1]
@@ -208,18 +201,17 @@ class ExpertParallel:
         said = came.new_full((1, 2 * hidden), failure is not None)
         parts = rows.view(torch.uint8).split(arriving)
         answer = torch.cat([t for part in parts for t in (part, said)])
-        back = self._exchange("return", answer, arriving, route.counts, beside=1)
+        back = self._exchange("return", answer, arriving, leaving, beside=1)
         if failure is not None:
             raise failure
-        ends = torch.tensor(route.counts).add(1).cumsum(0) - 1
-        failed = back[ends.to(back.device), 0].nonzero().flatten().tolist()
-        if failed:
-            raise RankError(self._failed(failed[0], "experts"))
-        slots = torch.zeros(*ids.shape, hidden, dtype=torch.bfloat16, device=x.device)
-        kept = torch.ones(len(back), dtype=torch.bool)
-        kept[ends] = False
-        slots[route.token, route.slot] = back[kept.to(back.device)].view(torch.bfloat16)
-        return slots
+        of_owners = back.split([n for count in leaving for n in (count, 1)])
+        words: list[int] = torch.cat(of_owners[1::2])[:, 0].tolist()
+        if any(words):
+            failed = next(rank for rank, word in enumerate(words) if word)
+            raise RankError(self._failed(failed, "experts"))
+        slots = torch.zeros(ids.numel(), hidden, dtype=torch.bfloat16, device=x.device)
+        slots[sending] = torch.cat(of_owners[::2]).view(torch.bfloat16)
+        return slots.view(*ids.shape, hidden)
 
     def _experts(
         self, came: torch.Tensor, hidden: int, local: int, compute: Compute
@@ -228,7 +220,8 @@ class ExpertParallel:
         x, sf, expert, routing = came.split((hidden, hidden // 32, 4, 4), dim=1)
         experts = expert.contiguous().view(torch.int32).flatten().long()
         if self.stats is not None:
-            self.stats += torch.bincount(experts, minlength=local).to(self.stats.dtype)
+            # Not bincount, which asks the device for the largest expert, and waits.
+            self.stats.index_add_(0, experts, torch.ones_like(experts, dtype=self.stats.dtype))
         words = sf.contiguous().view(torch.int32)
         return compute(
             x.contiguous(), words, experts, routing.contiguous().view(torch.float32).flatten()
@@ -323,15 +316,18 @@ class ExpertParallel:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _exchange_counts(self, counts: list[int], device: torch.device) -> list[int]:
-        """The counts of all ranks for this one; :class:`RankError` if one of them refused."""
-        sent = torch.tensor(counts, dtype=torch.int64, device=device)
+    def _exchange_counts(self, counts: torch.Tensor) -> tuple[list[int], list[int]]:
+        """``counts`` (ranks,) int64 for all ranks, and those of all ranks for this one, as numbers.
+
+        :class:`RankError` if another rank refused.
+        """
         with self._named("header"):
-            came: list[int] = all_to_all(sent, None, None, self.group).tolist()
-        refused = [rank for rank, count in enumerate(came) if count == REFUSED]
-        if refused and counts[0] != REFUSED:
+            came = all_to_all(counts, None, None, self.group)
+            leaving, arriving = torch.stack([counts, came]).tolist()  # one wait for both
+        refused = [rank for rank, count in enumerate(arriving) if count == REFUSED]
+        if refused and leaving[0] != REFUSED:
             raise RankError(self._failed(refused[0], "stage"))
-        return came
+        return leaving, arriving
 
     def _exchange(
         self, stage: str, sent: torch.Tensor, out: list[int], into: list[int], beside: int = 0
@@ -363,14 +359,17 @@ class ExpertParallel:
         return f"{self._self()}: rank {rank} failed in {stage}; its own error says why"
 
 
-def _routed(ids: torch.Tensor, live: torch.Tensor, local: int, ranks: int) -> _Route:
-    """The live slots, by owner. A stable sort keeps the order of token and slot."""
-    token, slot = live.nonzero(as_tuple=True)
-    expert = ids[token, slot].long()
-    owner = expert // local
-    order = owner.argsort(stable=True)
-    counts = torch.bincount(owner, minlength=ranks).tolist()
-    return _Route(token[order], slot[order], expert[order], counts)
+def _by_owner(
+    ids: torch.Tensor, live: torch.Tensor, local: int, ranks: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slots by owner, (T * K,) int64 indices of ``ids``, and the slots of each rank, (ranks,).
+
+    A stable sort keeps the order of token and slot within an owner. Slots without effect come last.
+    No shape depends on the data, so nothing here waits for the device.
+    """
+    owner, order = torch.where(live, ids // local, ranks).flatten().sort(stable=True)
+    ends = torch.searchsorted(owner, torch.arange(ranks, device=ids.device), right=True)
+    return order, ends.diff(prepend=ends.new_zeros(1))
 
 
 __all__ = ["STAGES", "ExpertParallel", "RankError"]
