@@ -106,6 +106,17 @@ def test_a_kernel_with_messages_of_its_own_has_a_row_without_stages():
     assert row.line().startswith("| Tiny | 3 | ") and " |  |  |  |  |  |  |  |  | " in row.line()
 
 
+@pytest.mark.parametrize(("backend", "device_ids"), [("nccl", [1]), ("gloo", None)])
+def test_a_barrier_of_nccl_is_told_the_gpu_of_its_rank(backend, device_ids, monkeypatch):
+    """torch would guess it, and warn that the guess can hang. gloo has no GPU to be told."""
+    asked = []
+    monkeypatch.setattr(dist, "get_backend", lambda group: backend)
+    monkeypatch.setattr(dist, "barrier", lambda *given, **named: asked.append((given, named)))
+    group = thread_ranks.Group(thread_ranks.World(2), 1)
+    ranks.World(group, torch.device("cuda", 1)).meet()
+    assert asked == [((group,), {"device_ids": device_ids})]
+
+
 def test_the_verb_writes_a_row_at_once_and_leaves_no_process_group(tmp_path, capsys, monkeypatch):
     file = tmp_path / "ep.json"
     command = ["bench", "--ep", "1", "--device", "cpu", "--share", "tiny", "--repeats", "1"]

@@ -99,7 +99,11 @@ class World:
 
     def meet(self) -> None:
         """Wait until every rank is here."""
-        dist.barrier(self.group)
+        # NCCL's barrier needs a GPU, and would guess it. The group is not bound to its device by
+        # init_process_group(device_id=): a group of one rank beside it (layer.ranks.one_rank) would
+        # then be split off it, and wait for all ranks.
+        nccl = dist.get_backend(self.group) == "nccl"
+        dist.barrier(self.group, device_ids=[self.device.index] if nccl else None)
 
     def most(self, values: Sequence[float]) -> list[float]:
         """The largest of each value over the ranks."""
