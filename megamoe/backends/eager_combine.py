@@ -32,7 +32,7 @@ def combine(
         here = slice(first, first + step)
         beside = [t if t is None else t[here] for t in (weights, shared, output)]
         parts.append(_combine(slots[here], live[here], *beside, contract=contract, dtype=dtype))
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _combine(
@@ -60,7 +60,7 @@ def _combine(
             assert weight is not None
             added = fma(row.float(), weight, acc)
         else:
-            added = acc + row.float()
+            added = acc + row  # as fp32: torch widens the bf16 row, which is exact
         acc = torch.where(takes_part, added, acc)
     y = acc.to(torch.bfloat16)
     return y if output is None else y + output
