@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from tests.helpers.schemas import valid
 
 TINY = Model("tiny", 128, 128, 4, 2, 1.0, 10.0, "invented")
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +117,19 @@ def test_a_barrier_of_nccl_is_told_the_gpu_of_its_rank(backend, device_ids, monk
     group = thread_ranks.Group(thread_ranks.World(2), 1)
     ranks.World(group, torch.device("cuda", 1)).meet()
     assert asked == [((group,), {"device_ids": device_ids})]
+
+
+def test_the_table_over_two_gpus_is_that_of_its_raw_rows():
+    raw = json.loads((ROOT / "docs/performance/h200-ep2.json").read_text())
+    valid("bench", raw)
+    page = (ROOT / "docs/performance.md").read_text().partition("## Over two GPUs")[2]
+    lines = [line for line in page.splitlines() if line.startswith(("| flash", "| pro"))]
+    for row, line in zip(raw["rows"], lines[: len(raw["rows"])], strict=True):
+        times = [row["forward"], *row["stages"].values(), *row["link"].values(),
+                 row["one_rank"], row["floor"]]  # fmt: skip
+        cells = [f"{t:.0f}" for t in times] + [ranks._shown(n / 1e6) for n in row["bytes"].values()]
+        share = row["share"].rpartition("-")[2].lower()
+        assert line == f"| {share} | {row['tokens']} | {' | '.join(cells)} |"
 
 
 def test_the_verb_writes_a_row_at_once_and_leaves_no_process_group(tmp_path, capsys, monkeypatch):
