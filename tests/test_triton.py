@@ -37,13 +37,16 @@ from megamoe.backends.triton.binaries import (  # noqa: E402
     launch,
 )
 from megamoe.backends.triton.launches import (  # noqa: E402
+    CROWDED,
     FEW,
+    MANY,
     OVERLAPPED,
     RESIDENT,
     Call,
     Tile,
     few_tile,
     is_wide,
+    overlapped_tile,
     stages_of,
 )
 from megamoe.backends.triton.packing import pack, unpack  # noqa: E402
@@ -375,27 +378,29 @@ def test_the_digest_of_a_binary_is_that_of_its_code_not_of_where_its_source_lies
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tile", OVERLAPPED, ids=lambda t: f"{t.N} rows")
 @pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
-def test_the_overlapped_products_compile_for_hopper_without_spills(wide, tmp_path):
-    """Two groups of 240 registers: a spill in the loop would cost what overlapping gains."""
+def test_the_overlapped_products_compile_for_hopper_without_spills(tile: Tile, wide, tmp_path):
+    """A spill would cost what overlapping gains; serialised, the products would have wrong bits."""
     from megamoe.backends.triton.kernels import overlapped
     from megamoe.backends.triton.kernels.layouts import TOKEN_BOX, WEIGHT_BOX
 
-    one, two = OVERLAPPED
-    tokens = f"tensordesc<bf16[{one.N}, 128],{TOKEN_BOX!r}>"
+    tokens = f"tensordesc<bf16[{tile.N}, 64],{TOKEN_BOX!r}>"
     weights = f"tensordesc<i16[64, 32],{WEIGHT_BOX!r}>"
     kernels = [
         (overlapped.linear1,
          {"x": tokens, "w13": weights, "s13": "*i32", "topk_weights": "*fp32", **ROUTING,
           **OUTPUTS, **SIZES, "clamp": "fp32", "tile_count": "i32"},
-         {"HAS_CLAMP": True, "FAST": not wide}, one),
+         {"HAS_CLAMP": True, "FAST": not wide}),
         (overlapped.linear2,
          {"acts": tokens, "w2": weights, "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES,
           "tile_count": "i32"},
-         {}, two),
+         {}),
     ]  # fmt: skip
-    for kernel, arguments, constants, tile in kernels:
-        constants = {**constants, "N": tile.N, "STAGES": tile.STAGES, "WIDE": wide}
+    for kernel, arguments, constants in kernels:
+        constants = {
+            **constants, "N": tile.N, "BOXES": tile.BOXES, "STAGES": tile.STAGES, "WIDE": wide,
+        }  # fmt: skip
         told = compiled(kernel, arguments, constants, tile.WARPS, "wgmma.mma_async", tmp_path)
         assert "serialized" not in told
         assert " 0 bytes spill stores" in told
@@ -412,6 +417,65 @@ def test_the_tile_follows_the_rows_an_expert_and_avoids_a_half_filled_second_rou
     assert tile(2) == two
     assert tile(8) == tile(32) == four
     assert tile(33) == wide
+
+
+def test_large_tiles_follow_the_rows_an_expert_and_whole_shares_of_channels():
+    narrow, broad = OVERLAPPED
+    crowded, many = 32 * CROWDED, 32 * MANY
+    assert overlapped_tile(crowded, 32, 4096) is None
+    assert overlapped_tile(crowded + 1, 32, 4096) == overlapped_tile(many, 32, 4096) == narrow
+    assert overlapped_tile(many + 1, 32, 4096) == broad
+    # 128 channels are half a share of the narrow tile, and a whole one of the broad.
+    assert overlapped_tile(many, 32, 128) is None
+    assert overlapped_tile(many + 1, 32, 128) == broad
+    # Experts that no row can reach do not count.
+    assert overlapped_tile(16, 1, 4096) == narrow and overlapped_tile(16, 2, 4096) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU of capability 9.0")
+def test_no_bit_depends_on_the_tile():
+    """Experts have as many rows as the edges of tiles, of their halves and of their quarters."""
+    from megamoe.backends.triton.backend import launch, new_symm_buffer
+    from megamoe.backends.triton.launches import Memory
+
+    edges = [0, 1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 255, 256, 257, 512, 513]
+    device, hidden, inter = torch.device("cuda", 0), 512, 384
+    backend = TritonBackend(device)
+    seed = torch.Generator(device=device).manual_seed(1)
+    experts, tokens = len(edges), sum(edges)
+
+    def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=seed, device=device, dtype=torch.uint8)
+
+    w13, s13, w2, s2 = backend.pack_weights(
+        draw(0, 256, experts, 2 * inter, hidden // 2),
+        draw(116, 121, experts, 2 * inter, hidden // 32),
+        draw(0, 256, experts, hidden, inter // 2),
+        draw(116, 121, experts, hidden, inter // 32),
+    )
+    ids = torch.repeat_interleave(torch.arange(experts), torch.tensor(edges)).to(device)
+    ids = ids[torch.randperm(tokens, generator=seed, device=device)][:, None]
+    x = torch.randn(tokens, hidden, generator=seed, device=device).bfloat16()
+    routing = torch.rand(tokens, 1, generator=seed, device=device)
+
+    def bits(tile: Tile) -> list[torch.Tensor]:
+        buffer = new_symm_buffer(None, device, Sizes(experts, tokens, 1, hidden, inter))
+        backend.prepare(
+            x,
+            routing,
+            ids,
+            *(t[:tokens] for t in (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)),
+        )
+        y = torch.full_like(x, float("nan"))
+        call = Call(tokens, buffer.capacity, experts, hidden, inter, 1, 10.0, True, False, device)
+        launch(Memory(buffer, w13, s13, w2, s2, y), stages_of(call, tile))
+        codes = buffer.l2_acts[:tokens].view(torch.uint8)
+        return [y.view(torch.int16), codes, buffer.l2_acts_sf[:tokens]]
+
+    wanted = bits(FEW[-1])
+    for tile in OVERLAPPED:
+        for name, got, right in zip(("y", "codes", "scales"), bits(tile), wanted, strict=True):
+            assert torch.equal(got, right), (tile, name)
 
 
 def on_cpu(experts=2, tokens=3, hidden=256, inter=128, top_k=2):

@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from megamoe.backends.triton.kernels.overlapped import barrier
+from megamoe.backends.triton.kernels.handover import barrier
 
 PROGRAMS, ROWS, COLUMNS = 512, 64, 8
 

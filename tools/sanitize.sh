@@ -18,7 +18,8 @@ cases=${SANITIZE_CASES:-forward/expert-block-edge-t9,forward/expert-block-edge-t
 forward/few-rows-h640-i1024-tail-of-steps-lost-t20,forward/few-rows-bell-h896-i896-wide-weight-scales-drift,\
 forward/precise-silu-bell-clamp-none,property/ep-size-broken-between-few-and-many-rows,\
 forward/many-rows-h1280-i1152-ring-reused-too-early-t100,\
-forward/many-rows-wide-weight-scales-precise-silu-no-clamp-t193,forward/masked-slots-bell,\
+forward/many-rows-wide-weight-scales-precise-silu-no-clamp-t193,forward/rows-of-a-large-batch-wrong-t2048,\
+forward/masked-slots-bell,\
 property/stale-bytes-broken-with-*,staging/rows-lost-or-repeated-at-t33,eplb/redundant-16-experts-of-v4-256}
 
 stop() {

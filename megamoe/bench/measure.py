@@ -91,7 +91,7 @@ def _own_steps(
 ) -> Iterator[tuple[str, Any]]:  # fmt: skip
     """The whole forward of ``backend``, then its stages; their memory goes with the iterator."""
     tokens = hidden.shape[0]
-    packed = packed_weights(backend, *_random_weights(share, generator))
+    packed = packed_weights(backend, *random_weights(share, generator))
     sizes = Sizes(share.experts, tokens, share.top_k, share.hidden, share.intermediate)
     buffer = backend.new_symm_buffer(None, hidden.device, sizes)
     y = torch.empty_like(hidden)
@@ -112,7 +112,7 @@ def _own_steps(
             yield f"stage {stage}", launch
 
 
-def _random_weights(share: Share, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def random_weights(share: Share, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """Checkpoint layout: any nibbles, scales of real models' size."""
     e, h, i = share.experts, share.hidden, share.intermediate
 

@@ -22,6 +22,7 @@ from megamoe.backends.triton.binaries import compile_all, on
 from megamoe.backends.triton.launches import (
     CROWDED,
     FEW,
+    MANY,
     OVERLAPPED,
     SPARSE,
     Call,
@@ -177,7 +178,7 @@ class TritonBackend:
         memory, found = _stages(
             y, weights, buffer, num_tokens, activation_clamp=activation_clamp, fast_math=fast_math
         )
-        _launch(memory, found)
+        launch(memory, found)
 
     def stages(
         self,
@@ -193,7 +194,7 @@ class TritonBackend:
         memory, found = _stages(
             y, weights, buffer, num_tokens, activation_clamp=activation_clamp, fast_math=fast_math
         )
-        return [(stage[0], partial(_launch, memory, [stage])) for stage in found]
+        return [(stage[0], partial(launch, memory, [stage])) for stage in found]
 
     def fingerprint(self) -> dict[str, Any]:
         """What ran so far: hashes of the kernels' sources and of each compiled binary; options."""
@@ -201,7 +202,7 @@ class TritonBackend:
 
         return {
             "sources": kernel_sources(Path(__file__).parent / "kernels"),
-            "options": f"{FEW} {OVERLAPPED} SPARSE={SPARSE} CROWDED={CROWDED}",
+            "options": f"{FEW} {OVERLAPPED} SPARSE={SPARSE} CROWDED={CROWDED} MANY={MANY}",
             "binaries": digests(),
         }
 
@@ -261,7 +262,7 @@ def _stages(
     return memory, stages_of(call)
 
 
-def _launch(memory: Memory, stages: Sequence[Stage]) -> None:
+def launch(memory: Memory, stages: Sequence[Stage]) -> None:
     """``stages`` in order, on the current stream of their tensors' device."""
     from triton.runtime import driver
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from megamoe.backends.triton.binaries import Kind, Launch
-from megamoe.backends.triton.packing import ROWS, SHARE, power_of_two
+from megamoe.backends.triton.packing import ROWS, power_of_two
 
 WIDEST_NARROW = 128
 """Largest weight scale byte of the narrow kernels: 2^126 times its value is still a bf16."""
@@ -26,6 +26,8 @@ CHUNK = 1024
 CROWDED = 15
 """With more rows per expert than this, on average, :mod:`.kernels.overlapped` is faster than
 :mod:`.kernels.few`."""
+MANY = 512
+"""With more rows per expert than this, on average, tiles of 256 rows are faster than of 128."""
 SPARSE = 6
 """At most this many rows per expert: use 8-token tiles."""
 RESIDENT = 4
@@ -34,15 +36,26 @@ RESIDENT = 4
 
 @dataclass(frozen=True)
 class Tile:
-    """N token rows; a block's WARPS that multiply; STAGES of copies."""
+    """N token rows; WARPS that multiply together.
+
+    Of :mod:`.kernels.overlapped` also STAGES of copies, and BOXES of 64 weight rows that each of
+    its two groups takes.
+    """
 
     N: int
     WARPS: int
     STAGES: int = 0
+    BOXES: int = 0
+
+    @property
+    def share(self) -> int:
+        """Weight rows that a block takes at a time."""
+        return 2 * self.BOXES * ROWS if self.BOXES else ROWS
 
 
-OVERLAPPED = Tile(128, 4, 3), Tile(128, 4, 4)
-"""The tiles of :mod:`.kernels.overlapped`, linear 1 and 2; their blocks have five warps more."""
+OVERLAPPED = Tile(128, 4, 3, 2), Tile(256, 4, 2, 1)
+"""The tiles of :mod:`.kernels.overlapped`. The second decodes each weight for twice as many rows,
+but an expert's last rows fill less of it."""
 FEW = Tile(8, 4), Tile(8, 2), Tile(16, 2)
 """The tiles of :mod:`.kernels.few`. A warp of four reads all tokens for 16 weight rows, of two
 for 32."""
@@ -98,17 +111,18 @@ class Call:
         """The clamp as bfloat16 has it; 0 for none."""
         return 0.0 if self.clamp is None else as_bfloat16(self.clamp)
 
-    def suits_overlapped(self) -> bool:
-        """Whether :mod:`.kernels.overlapped` serves it: there is ``wgmma``, and enough rows."""
-        fits = fills_shares(self.rows, self.experts, self.hidden)
-        return fits and self.gpu.major == 9
+    def tile(self) -> Tile:
+        """The fastest one for as many rows per expert; ``wgmma`` needs compute capability 9."""
+        large = overlapped_tile(self.rows, self.experts, self.hidden)
+        if large and self.gpu.major == 9:
+            return large
+        return few_tile(self.rows, self.experts, self.inter, self.gpu.multi_processor_count)
 
-    def few(self) -> tuple[Stage, ...]:
+    def few(self, tile: Tile) -> tuple[Stage, ...]:
         """Dispatch and products by :mod:`.kernels.few`."""
         from megamoe.backends.triton.kernels import dispatch as d
         from megamoe.backends.triton.kernels import few
 
-        tile = few_tile(self.rows, self.experts, self.inter, self.gpu.multi_processor_count)
         tiles = most_tiles(self.rows, self.experts, tile)
         options = {
             "N": tile.N, "WARPS": tile.WARPS, "WIDE": self.wide, "num_warps": tile.WARPS,
@@ -139,7 +153,7 @@ class Call:
         )  # fmt: skip
         return ("dispatch", (dispatch,)), ("linear1", (linear1,)), ("linear2", (linear2,))
 
-    def overlapped(self) -> tuple[Stage, ...]:
+    def overlapped(self, tile: Tile) -> tuple[Stage, ...]:
         """Dispatch and products by :mod:`.kernels.overlapped`.
 
         Until linear 2 writes them, the slots' rows hold the operands of linear 1.
@@ -150,18 +164,17 @@ class Call:
         from megamoe.backends.triton.kernels import overlapped as ov
         from megamoe.backends.triton.kernels.layouts import TOKEN_BOX, WEIGHT_BOX
 
-        tile, tile2 = OVERLAPPED
-
         def tokens_box(rows: torch.Tensor) -> Any:
             flat = rows.view(-1, rows.shape[-1])
-            return TensorDescriptor.from_tensor(flat, [tile.N, 128], TOKEN_BOX)
+            return TensorDescriptor.from_tensor(flat, [tile.N, 64], TOKEN_BOX)
 
         def weights_box(packed: torch.Tensor) -> Any:
             flat = packed.view(torch.int16).view(-1, 32)
             return TensorDescriptor.from_tensor(flat, [ROWS, 32], WEIGHT_BOX)
 
         options = {
-            "N": tile.N, "WIDE": self.wide, "num_warps": tile.WARPS, "launch_pdl": True,
+            "N": tile.N, "BOXES": tile.BOXES, "STAGES": tile.STAGES, "WIDE": self.wide,
+            "num_warps": tile.WARPS, "launch_pdl": True,
         }  # fmt: skip
         tiles, chunks = most_tiles(self.rows, self.experts, tile), -(-self.rows // CHUNK)
         blocks = self.gpu.multi_processor_count
@@ -182,18 +195,18 @@ class Call:
             self.hidden, TOP_K=self.top_k, BLOCK=BLOCK, EARLY=True, launch_pdl=True,
         )  # fmt: skip
         linear1 = step(
-            ov.linear1, (min(blocks, tiles * (2 * self.inter // SHARE)),),
+            ov.linear1, (min(blocks, tiles * (2 * self.inter // tile.share)),),
             {"buffer.slots": tokens_box, "w13": weights_box, "s13": WORDS,
              "buffer.topk_weights": None, "buffer.order": None, "buffer.tiles": None,
              "buffer.acts": None, "buffer.l2_acts": BYTES, "buffer.l2_acts_sf": None},
             self.hidden, self.inter, self.clamp_value(), tiles,
-            **self.activation(), STAGES=tile.STAGES, **options,
+            **self.activation(), **options,
         )  # fmt: skip
         linear2 = step(
-            ov.linear2, (min(blocks, tiles * (self.hidden // SHARE)),),
+            ov.linear2, (min(blocks, tiles * (self.hidden // tile.share)),),
             {"buffer.acts": tokens_box, "w2": weights_box, "s2": WORDS, "buffer.order": None,
              "buffer.tiles": None, "buffer.slots": None},
-            self.hidden, self.inter, tiles, STAGES=tile2.STAGES, **options,
+            self.hidden, self.inter, tiles, **options,
         )  # fmt: skip
         dispatch = forget_counts, count, rank, spread
         return ("dispatch", dispatch), ("linear1", (linear1,)), ("linear2", (linear2,))
@@ -211,9 +224,13 @@ class Call:
 
 
 @lru_cache(maxsize=256)
-def stages_of(call: Call) -> tuple[Stage, ...]:
-    """Every launch of ``call``, in order; the same objects again, since they remember."""
-    products = call.overlapped() if call.suits_overlapped() else call.few()
+def stages_of(call: Call, tile: Tile | None = None) -> tuple[Stage, ...]:
+    """Every launch of ``call``, in order; the same objects again, since they remember.
+
+    In its own tile, or in ``tile``: no bit depends on it.
+    """
+    tile = tile or call.tile()
+    products = call.overlapped(tile) if tile.BOXES else call.few(tile)
     return *products, call.combine()
 
 
@@ -255,9 +272,17 @@ def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
     return two if 1 < rounds <= 1.75 else four
 
 
-def fills_shares(rows: int, experts: int, hidden: int) -> bool:
-    """Whether ``rows`` pairs fill the large tiles, and the channels come in whole shares."""
-    return rows > CROWDED * min(rows, experts) and hidden % SHARE == 0
+def overlapped_tile(rows: int, experts: int, hidden: int) -> Tile | None:
+    """The tile of :mod:`.kernels.overlapped` for ``rows`` pairs; None if they are too few.
+
+    Also if the channels do not come in whole shares. ``tools/tiles.py`` measures what the two
+    thresholds say.
+    """
+    narrow, broad = OVERLAPPED
+    each = rows / min(rows, experts)
+    if each > MANY:
+        return broad
+    return narrow if each > CROWDED and hidden % narrow.share == 0 else None
 
 
 def most_tiles(rows: int, experts: int, tile: Tile) -> int:

@@ -27,9 +27,6 @@ import torch
 
 ROWS = 64
 """Weight rows whose bytes of one step lie together; those of one ``wgmma``."""
-SHARE = 4 * ROWS
-"""Weight rows that a block of :mod:`.kernels.overlapped` takes at a time; one of
-:mod:`.kernels.few` takes ROWS."""
 _INTERLEAVED = 8
 _SIGNS = -0x7FFF8000  # 0x80008000 as int32
 

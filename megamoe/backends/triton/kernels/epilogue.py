@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from megamoe.backends.triton.kernels.layouts import ROWS, store_layout
+from megamoe.backends.triton.kernels.layouts import ROWS, boxed_layout, store_layout
 
 
 @gluon.jit
@@ -75,7 +75,9 @@ def activate(
     gate, up, first, end, channel0, order, topk_weights, acts, codes, sf, inter, clamp,
     HAS_CLAMP: gl.constexpr, FAST: gl.constexpr, BOXED: gl.constexpr,
 ):  # fmt: skip
-    """SwiGLU, routing weight and requantisation of ``gate`` and ``up`` (rows, channels) bf16.
+    """SwiGLU, routing weight and requantisation of ``gate`` and ``up`` (rows, channels).
+
+    Both are bfloat16 values, in bfloat16 or fp32.
 
     BOXED: ``acts`` for :mod:`.overlapped`, rows in the order of the sort; else for :mod:`.few`,
     rows as those of ``codes``. Each has its own order within 32 (:mod:`.dispatch`).
@@ -117,12 +119,17 @@ def activate(
     gl.store(codes + at, byte, mask=live)
     split = act.reshape([N, BI // 32, 4, 2, 2, 2])  # row, group, t, h, b, a
     if BOXED:
-        act_at = row.to(gl.int64)[:, None] * inter + column
+        boxed_l: gl.constexpr = boxed_layout(N, layout)
         permuted = split.permute([0, 1, 4, 5, 2, 3]).reshape([N, BI])
+        own = first + gl.arange(0, N, layout=gl.SliceLayout(1, boxed_l))
+        to = channel0 + gl.arange(0, BI, layout=gl.SliceLayout(0, boxed_l))
+        gl.store(
+            acts + own.to(gl.int64)[:, None] * inter + to[None, :],
+            gl.convert_layout(permuted, boxed_l, assert_trivial=True), mask=(own < end)[:, None],
+        )  # fmt: skip
     else:
-        act_at = at
         permuted = split.permute([0, 1, 2, 4, 5, 3]).reshape([N, BI])
-    gl.store(acts + act_at, gl.convert_layout(permuted, layout), mask=live)
+        gl.store(acts + at, gl.convert_layout(permuted, layout), mask=live)
     sf_l: gl.constexpr = exponent.type.layout
     n = first + gl.arange(0, N, layout=gl.SliceLayout(1, sf_l))
     g = channel0 // 32 + gl.arange(0, BI // 32, layout=gl.SliceLayout(0, sf_l))

@@ -13,7 +13,7 @@ ROWS: gl.constexpr = gl.constexpr(packing.ROWS)
 
 @gluon.constexpr_function
 def mma_layout(warps: int, n: int) -> gl.NVMMADistributedLayout:
-    """Accumulator of ``wgmma``: 16 rows a warp, all columns."""
+    """Accumulator of ``wgmma``: 16 rows a warp, ``n`` columns an instruction."""
     return gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[warps, 1], instr_shape=[16, n, 16]
     )
@@ -112,3 +112,21 @@ def act_layout(rows: int, channels: int, warps: int) -> gl.BlockedLayout:
     each = max(1, min(32, rows * channels // (32 * warps)))
     lanes = min(32, channels // each)
     return gl.BlockedLayout([1, each], [32 // lanes, lanes], [warps, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def boxed_layout(rows: int, acts: gl.BlockedLayout) -> gl.DistributedLinearLayout:
+    """Activations (rows, 32) in the order of :func:`.dispatch._operand` with BOXED.
+
+    Each thread has the elements that it has of :func:`act_layout`: nothing changes threads.
+    """
+    held = acts.size_per_thread[1].bit_length() - 1  # bits of the channel within a thread
+    to = [[0, 8], [0, 16], [0, 1], [0, 2], [0, 4]]  # where the bits a, b, h and t (two) go
+    lanes = to[held:] + [[2**i, 0] for i in range(rows.bit_length() - 1)]
+    return gl.DistributedLinearLayout(
+        reg_bases=sorted(to[:held]),
+        lane_bases=lanes[:5],
+        warp_bases=lanes[5:],
+        block_bases=[],
+        shape=[rows, 32],
+    )
