@@ -16,7 +16,7 @@ _ACC = "acc = fma(scale[:, at, None] * of_block, total, acc)"
 _TOTAL = "total = (x[:, here] @ w[:, here].T).float()"
 _SLOTS = "slots[token, slot] = down.to(torch.bfloat16)"
 _WEIGHT = "        value = value * routing\n"
-_STAGE = "scale = torch.maximum(_amax(groups), floor) / 448.0"
+_STAGE = "scale = torch.maximum(_amax(groups), floor) / torch.full_like(floor, 448.0)"
 _AMAX = "amax = torch.maximum(_amax(groups), _fp32(contract.requant_amax_floor.value, acts))"
 _CODES = "codes = e4m3_codes(groups * factor, contract)"
 _CLAMP = "gate, up = _clamped(gate, lower, bound, bound), _clamped(up, -bound, bound, of_nan)"
@@ -158,7 +158,7 @@ W4A16 = [
 
 # --- MXFP4 and E4M3 rows with one scale each -------------------------------------------------------
 
-_SCALE_OF = "scale = torch.maximum(amax / 448.0, floor)"
+_SCALE_OF = "scale = torch.maximum(amax / torch.full_like(floor, 448.0), floor)"
 _OF_ROW = "amax = values.abs().nan_to_num(0.0, torch.inf).amax(-1, keepdim=True)"
 _QUANTISED = (
     "return e4m3_codes(values / scale if quotient else values * (1.0 / scale), contract), scale"
