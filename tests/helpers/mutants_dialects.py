@@ -65,6 +65,7 @@ FP8_BLOCK = [
     _one("runs-in-another-order", "for at in range(scale.shape[1]):", "for at in reversed(range(scale.shape[1])):", _C + "runs-added-in-another-order"),
     _one("run-rounded-to-bf16", _TOTAL, _TOTAL + "\n        total = total.bfloat16().float()", _BELL),
     _one("sum-in-bf16", _ACC, _ACC.replace("acc = fma", "acc = fma") + "\n        acc = acc.bfloat16().float()", _BELL),
+    _one("sum-of-many-rows-divided-by-the-next-scale", _ACC, "if at and len(codes) >= 64:\n            acc = acc * (1.0 / (scale[:, at, None] * of_block)) * (scale[:, at, None] * of_block)\n        " + _ACC, _C + "zero-row-among-64-of-one-expert", _OLD),
     _one("last-run-lost", "for at in range(scale.shape[1]):", "for at in range(scale.shape[1] - 1):", _SCALE),
     _one("codes-lose-subnormals", "x, w = (t.view(torch.float8_e4m3fn).double() for t in (codes, weight.contiguous()))", "x, w = (torch.where((t & 0x78) == 0, 0.0, t.view(torch.float8_e4m3fn).double()) for t in (codes, weight.contiguous()))", _C + "every-code"),
     _one("masked-slot-takes-part", "live = (ids >= 0) & (ids < problem.num_experts)", "live = (ids >= 0) & (ids < problem.num_experts)\n    slots[~live] = 1.0\n    live = live | True\n    ids = ids.clamp_min(0)", _C + "masked-slots-and-zero-rows"),
