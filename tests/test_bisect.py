@@ -562,9 +562,10 @@ def test_versions_of_a_package(tmp_path, monkeypatch, capsys):
     skipped = next(s for s in report["steps"] if s["rev"] == "toyround==1.2")
     assert (skipped["verdict"], skipped["position"]) == ("skip", 2)
     assert skipped["reason"].startswith("cannot install toyround==1.2: No matching distribution")
-    code, _, _, err = bisect("--over", "toyround==1.0,9.9", *common, capsys=capsys)
+    code, _, _, err = bisect("--over", "toyround==1.0,1.1,9.9", *common, capsys=capsys)
     assert code == 2
     assert "the bad end toyround==9.9 cannot be run: cannot install toyround==9.9" in err
+    assert err.strip().endswith("; without it: --over toyround==1.0 toyround==1.1")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from megamoe.cases.needs import ACTIONS
 from megamoe.kinds.errors import complaint
 from megamoe.layer import acts
 from megamoe.spec.contract import BASE, REVISIONS, contract
-from megamoe.spec.texts import TEXTS, restated
+from megamoe.spec.texts import TEXTS, has_words, restated
 from megamoe.suite.runner import Runner
 from tests.helpers.local import Local
 
@@ -48,6 +48,21 @@ class WritesFirst:
     def prepare(self, hidden: torch.Tensor, w: Any, i: Any, x: torch.Tensor, *rest: Any) -> None:
         x.view(torch.uint8).zero_()
         raise ValueError(HIDDEN)
+
+
+def test_a_foreign_staging_kernel_may_refuse_in_any_words() -> None:
+    sgl = contract("sgl")
+    assert not has_words(HIDDEN, sgl)
+    assert has_words(FULL, sgl) and has_words(HIDDEN, BASE)
+
+    def said(error: list[str] | None, written: list[str]) -> str:
+        return complaint("staging", {"error": error, "written": written}, "ValueError", None)
+
+    assert said(["RuntimeError", "tensor match failed"], []) == ""
+    assert said(None, []) == "staging: nothing was raised; expected any exception"
+    assert said(["RuntimeError", "x"], ["x_sf"]) == (
+        "staging: refused, but x_sf had been written by then"
+    )
 
 
 def test_writing_before_refusing_is_found() -> None:

@@ -15,11 +15,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import megamoe
-from megamoe.backends import eager_fp8_block
+from megamoe.backends import eager_fp8_block, eager_w4a8_token
 from megamoe.commands.main import main
-from megamoe.kernels import around, humming, registry, sgl_deep_gemm, vllm_eplb, vllm_staging
+from megamoe.kernels import (
+    around,
+    humming,
+    registry,
+    sgl_deep_gemm,
+    triton_kernels_mxfp4,
+    vllm_eplb,
+    vllm_staging,
+)
 from megamoe.kernels.registry import Need, kernel, kernels
 from megamoe.kernels.sglang_pre_dispatch import SglangPreDispatch
 from megamoe.kernels.source import Source, execute
@@ -379,6 +388,32 @@ def test_a_version_without_the_functions_is_refused():
         sgl_deep_gemm.suitable(new)
 
 
+def test_a_library_for_another_torch_is_refused_before_its_first_call(tmp_path):
+    source, library = tmp_path / "c.c", tmp_path / "_C.so"
+    source.write_text("int absent(void); int call(void) { return absent(); }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", library], check=True)
+    with pytest.raises(NotImplementedError, match=r"beside torch .*undefined symbol: absent"):
+        sgl_deep_gemm.linked(library)
+    sgl_deep_gemm.linked(tmp_path / "none.so")  # a package without one says so itself
+
+
+def test_an_import_that_fails_is_one_line_with_its_cause(monkeypatch):
+    def load(name):
+        raise OSError("Could not load this library: _C.so") from OSError("undefined symbol: absent")
+
+    monkeypatch.setattr(sgl_deep_gemm, "require", lambda facts: None)
+    monkeypatch.setattr(sgl_deep_gemm.importlib, "import_module", load)
+    with pytest.raises(NotImplementedError, match="undefined symbol: absent; it was compiled for"):
+        sgl_deep_gemm.create()
+
+
+@pytest.mark.parametrize(("columns", "said"), [(64, 4), (128, 4), (129, 8), (4096, 8)])
+def test_a_narrow_matrix_gets_a_layout_that_its_block_can_have(columns, said):
+    assert triton_kernels_mxfp4.warps(columns) == said
+    block = 128 if said == 4 else 256  # compute_block_n of opt_flags_nvidia.py
+    assert block % (2 * said * 2 * 8) == 0
+
+
 @pytest.mark.parametrize("words", [1, 3, 4, 5])
 def test_sglangs_rows_of_scales_begin_at_16_bytes(words):
     said = {}
@@ -389,13 +424,38 @@ def test_sglangs_rows_of_scales_begin_at_16_bytes(words):
         assert buf_sf.stride(0) * 4 % 16 == 0
         buf_sf.copy_(torch.arange(2 * words).view(2, words))
 
-    sf = torch.zeros(2, words, dtype=torch.int32)
+    hidden, sf = torch.zeros(1, 128 * words), torch.full((2, words), 9, dtype=torch.int32)
     SglangPreDispatch(dispatch).prepare(
-        None, None, torch.zeros(2, 1, dtype=torch.int64),
+        hidden, None, torch.zeros(1, 1, dtype=torch.int64),
         torch.zeros(2, 128 * words, dtype=torch.uint8), sf, None, None,
     )  # fmt: skip
     assert said == {"ids": torch.int32, "codes": torch.float8_e4m3fn, "group": 32}
-    assert sf.flatten().tolist() == list(range(2 * words))
+    assert sf.tolist() == [list(range(words)), [9] * words]  # no row beyond the token
+
+
+class AsOnCuda(TorchDispatchMode):
+    """torch's division by a number as CUDA has it: a product with the number's reciprocal."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.div.Tensor and not isinstance(args[1], torch.Tensor):
+            return args[0] * (1 / torch.tensor(args[1], dtype=args[0].dtype))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [sgl_deep_gemm.staged, humming.per_row,
+     lambda rows: eager_fp8_block.stage(rows, CONTRACTS["sgl-sm90"]),
+     lambda rows: eager_w4a8_token.quantise(rows, CONTRACTS["w4a8-token"])],
+    ids=["sgl-deep-gemm", "humming", "eager-fp8-block", "eager-w4a8-token"],
+)  # fmt: skip
+def test_a_scale_is_a_quotient_on_cuda_too(stage):
+    rows = torch.arange(1, 65).bfloat16()[:, None].expand(-1, 128).contiguous()
+    here = stage(rows)
+    with AsOnCuda():
+        there = stage(rows)
+        assert ((rows[:, 0].float() / 448.0) != rows[:, 0].float().div(torch.tensor(448.0))).any()
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(here, there, strict=True))
 
 
 def test_humming_gets_one_scale_a_row():

@@ -17,7 +17,7 @@ from megamoe.backends import load_backend
 from megamoe.cases import load_cases
 from megamoe.golden import Store, bless, make, record, store
 from megamoe.judge import Verdict
-from megamoe.spec.contract import NEWEST
+from megamoe.spec.contract import NEWEST, contract
 from megamoe.suite import check, progress, results
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings, SettingsError
@@ -220,6 +220,29 @@ def test_staging_sees_a_wrong_scale_and_rows_beyond_the_batch(root):
 
     verdict = judge(root, "staging", Wrapped(prepare=beyond))
     assert "topk_idx: 6112 bytes of rows beyond the 2 tokens were written" in verdict.reason
+
+
+def test_sglangs_staging_masks_the_slots_beyond_the_batch(root):
+    def staged(slots, value):
+        def prepare(*a):
+            eager.prepare(*a)
+            a[slots][5] = value
+
+        return prepare
+
+    eager = load_backend("eager", contract="sgl")
+    (case,) = (c for c in load_cases(root) if c.kind == "staging")
+    for prepare, said in (
+        (eager.prepare, ""),
+        (staged(5, 0), "topk_idx: 1 of 382 rows beyond the 2 tokens are not -1"),
+        (staged(6, -0.0), "topk_weights: 1 of 382 rows beyond the 2 tokens are not 0"),
+        (staged(4, 0), "x_sf: 4 bytes of rows beyond the 2 tokens were written"),
+    ):
+        backend = Wrapped(prepare=prepare)
+        backend.contracts = ("sgl",)
+        session = Local(backend, contract="sgl")
+        verdict = Runner(session, Store(root, make, contract("sgl"))).run(case)
+        assert verdict.reason == said
 
     verdict = judge(root, "staging", Wrapped(prepare=lambda *a: None))
     assert verdict.status == "fail" and "x_sf" in verdict.reason

@@ -48,7 +48,8 @@ def stage(hidden: torch.Tensor, contract: Dialect) -> tuple[torch.Tensor, torch.
     """``(T, H)`` bfloat16 to E4M3 bytes (T, H) and float32 scales (T, H/128)."""
     groups = hidden.float().unflatten(-1, (-1, contract.activation_group.value))
     floor = _fp32(contract.staging_amax_floor.value, groups)
-    scale = torch.maximum(_amax(groups), floor) / 448.0
+    # A tensor: on CUDA torch divides by a Python number as a product with its reciprocal.
+    scale = torch.maximum(_amax(groups), floor) / torch.full_like(floor, 448.0)
     quotient = contract.activation_scale.value == "quotient"
     codes = e4m3_codes(groups / scale if quotient else groups * (1.0 / scale), contract)
     return codes.flatten(-2), scale.squeeze(-1)

@@ -31,7 +31,8 @@ def quantise(rows: torch.Tensor, contract: Dialect) -> tuple[torch.Tensor, torch
     values = rows.float()
     floor = torch.tensor(contract.token_scale_floor.value, device=rows.device)
     amax = values.abs().nan_to_num(0.0, torch.inf).amax(-1, keepdim=True)
-    scale = torch.maximum(amax / 448.0, floor)
+    # A tensor: on CUDA torch divides by a Python number as a product with its reciprocal.
+    scale = torch.maximum(amax / torch.full_like(floor, 448.0), floor)
     quotient = contract.token_codes.value == "quotient"
     return e4m3_codes(values / scale if quotient else values * (1.0 / scale), contract), scale
 

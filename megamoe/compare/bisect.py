@@ -65,7 +65,7 @@ def _over_list(
         return prober.end(text, "", sides[text], tree_of(sides[text]))
 
     revs = list(sides)
-    _ends(prober, lambda: end(revs[-1]), lambda: end(revs[0]))
+    _ends(prober, lambda: end(revs[-1]), lambda: end(revs[0]), revs)
 
     def probe(text: str) -> str:
         return str(prober.step(text, "", sides[text], tree_of(sides[text]))["verdict"])
@@ -108,16 +108,20 @@ def _over_git(
 
 
 def _ends(
-    prober: Prober, bad: Callable[[], dict[str, Any]], good: Callable[[], dict[str, Any]]
-) -> None:
-    """Check both ends, the bad one first, before anything else is built."""
+    prober: Prober, bad: Callable[[], dict[str, Any]], good: Callable[[], dict[str, Any]],
+    listed: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Check both ends, the bad one first, before anything else is built. ``listed``: the list that
+    they are the ends of."""
     steps = {}
     before = {step["rev"] for step in prober.state.steps}
     for name, look in (("bad", bad), ("good", good)):
         step = look()
         if step["verdict"] in ("skip", "flaky"):
             what = "cannot be run" if step["verdict"] == "skip" else "is flaky"
-            raise ValueError(f"the {name} end {_short(step)} {what}: {step['reason']}")
+            rest = listed[:-1] if name == "bad" else listed[1:]
+            without = f"; without it: --over {shlex.join(rest)}" if len(rest) > 1 else ""
+            raise ValueError(f"the {name} end {_short(step)} {what}: {step['reason']}{without}")
         if step["verdict"] not in ("seen", name):
             raise ValueError(
                 f"the {name} end {_short(step)} is {step['verdict']}"

@@ -62,7 +62,9 @@ def per_row(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     kernel has it: ``s = max(amax / 448, 1e-30)``, codes of ``row * (1 / s)``, 448 beyond.
     """
     values = rows.float()
-    scale = values.abs().amax(1, keepdim=True) / E4M3_MAX
+    amax = values.abs().amax(1, keepdim=True)
+    # A tensor: on CUDA torch divides by a Python number as a product with its reciprocal.
+    scale = amax / torch.full_like(amax, E4M3_MAX)
     scale = torch.maximum(scale, torch.tensor(SCALE_FLOOR, device=rows.device))
     return (values * (1.0 / scale)).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
 

@@ -7,15 +7,18 @@ exists in general.
 Six of the published versions have another kernel for Hopper than the version before: 0.1.3, which
 is the first, 0.1.4, 0.1.4.post1, 0.1.5, 0.1.6 and 0.2.5. Those before 0.1.5 requantise by powers of
 two, which is a contract of its own. 0.1.3 and 0.1.4 have no pre-dispatch: this module stages for
-them. Only 0.1.5 has run.
+them. The wheels of 0.1.5.post2 and later were compiled for torch 2.13: with an older one
+they are refused when they are loaded (:func:`linked`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import inspect
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -207,7 +210,8 @@ def staged(hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     groups = hidden_states.float().unflatten(-1, (-1, BLOCK))
     size = groups.abs()
     amax = torch.where(size.isnan(), 0.0, size).amax(-1, keepdim=True)  # NaN does not count
-    scale = amax.clamp_min(1e-10) / 448.0
+    # On CUDA torch divides by a Python number as a product with its reciprocal: another scale.
+    scale = amax.clamp_min(1e-10) / torch.full_like(amax, 448.0)
     scaled = (groups * (1.0 / scale)).clamp(-448.0, 448.0)
     return scaled.flatten(-2).to(torch.float8_e4m3fn), scale.squeeze(-1)
 
@@ -222,8 +226,33 @@ def contract_of(version: str) -> Dialect:
 def _package() -> Any:
     """The package ``deep_gemm``, of sgl-deep-gemm; ``NotImplementedError`` where it cannot run."""
     require(FACTS)
-    package = importlib.import_module("deep_gemm")
+    try:
+        package = importlib.import_module("deep_gemm")
+    except OSError as error:  # torch names the library, and the reason only as its cause
+        raise NotImplementedError(_unlinked(str(error.__cause__ or error))) from error
+    linked(Path(str(package.__file__)).with_name("_C.so"))
     return suitable(package)
+
+
+def linked(library: Path) -> None:
+    """``NotImplementedError`` of one line for a compiled library with symbols that nothing here
+    has.
+
+    TVM's loader binds functions when they are first called. So a library that was compiled for
+    another torch loads, and reads torch's objects where they had their fields.
+    """
+    try:
+        ctypes.CDLL(str(library))  # binds all symbols
+    except OSError as error:
+        if "undefined symbol" in str(error):
+            raise NotImplementedError(_unlinked(str(error))) from error
+
+
+def _unlinked(why: str) -> str:
+    return (
+        f"sgl-deep-gemm cannot be loaded beside torch {torch.__version__}: {why}; it was compiled "
+        "for another torch: install one that it was compiled for, or sgl-deep-gemm==0.1.5"
+    )
 
 
 def suitable(package: Any) -> Any:

@@ -1,4 +1,4 @@
-"""SGLang's pre-dispatch for SM100 as staging. **It has not run yet.**
+"""SGLang's pre-dispatch for SM100 as staging.
 
 SGLang compiles it with nvcc when it is first called. Its module is executed without the rest of
 SGLang, whose import needs the whole engine: only the modules that compile are real.
@@ -46,18 +46,20 @@ class SglangPreDispatch:
     ) -> None:  # fmt: skip
         """Staging, in place.
 
-        The kernel takes int32 ids and rows of scale factors at multiples of 16 bytes; the latter
-        are copied into ``x_sf`` afterwards.
+        The kernel takes int32 ids and rows of scale factors at multiples of 16 bytes; the rows of
+        the tokens are copied into ``x_sf`` afterwards. Rows of ids and weights beyond the tokens
+        become -1 and 0 (:mod:`megamoe.spec.rest`).
         """
-        tokens, words = x_sf.shape
-        wide = torch.empty(tokens, -(-words // WORDS) * WORDS, dtype=torch.int32,
+        rows, words = x_sf.shape
+        tokens = len(hidden_states)
+        wide = torch.empty(rows, -(-words // WORDS) * WORDS, dtype=torch.int32,
                            device=x_sf.device)[:, :words]  # fmt: skip
         codes = x_fp8.view(torch.float8_e4m3fn) if x_fp8.dtype == torch.uint8 else x_fp8
         self._dispatch(
             hidden_states, topk_ids.to(torch.int32), topk_weights, codes, wide, topk_idx_out,
             topk_weights_out, quant_group_size=32,
         )  # fmt: skip
-        x_sf.copy_(wide)
+        x_sf[:tokens].copy_(wide[:tokens])
 
     def fingerprint(self) -> dict[str, Any] | None:
         """The digest of the CUDA source, and SGLang's version."""

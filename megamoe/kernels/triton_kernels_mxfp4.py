@@ -1,4 +1,4 @@
-"""triton_kernels' ``matmul_ogs`` for both products, as vLLM vendors it. **It has not run yet.**
+"""triton_kernels' ``matmul_ogs`` for both products, as vLLM vendors it.
 
 The package imports itself by the name ``triton_kernels``, so the folder that holds it joins the
 import path, at the front: the package of that name of the package index is another project.
@@ -21,6 +21,7 @@ from megamoe.spec.problem import Problem
 FACTS: Final = kernel("triton-kernels-mxfp4")
 FOLDER: Final = "vllm/third_party"
 FILES: Final = f"{FOLDER}/triton_kernels/*.py"
+NARROW: Final = 128
 MAIN: Final = f"{FOLDER}/triton_kernels/matmul_ogs.py"
 
 
@@ -74,7 +75,7 @@ class TritonKernelsMxfp4:
         """
         values, value_options = self._layout.make_default_matmul_mxfp4_w_layout(mx_axis=1)
         scales, scale_options = self._layout.make_default_matmul_mxfp4_w_scale_layout(
-            mx_axis=1, num_warps=8
+            mx_axis=1, num_warps=warps(weight.shape[1])
         )
         wrap, convert = self._tensor.wrap_torch_tensor, self._tensor.convert_layout
         w = convert(wrap(weight.transpose(1, 2), self._tensor.FP4), values, **value_options)
@@ -83,6 +84,16 @@ class TritonKernelsMxfp4:
     def fingerprint(self) -> dict[str, Any]:
         """The digest of ``matmul_ogs.py``, and vLLM's version."""
         return self.source.fingerprint(MAIN)
+
+
+def warps(columns: int) -> int:
+    """Warps of a block, as the layout of the scales has them: 8 as vLLM does, 4 for a matrix of at
+    most 128 columns.
+
+    The kernel's block then has 128 columns, and its layout for 8 warps asks for 256: the assertion
+    ``BLOCK_N % (2 * n_warps * 2 * 8) == 0`` ends the compilation.
+    """
+    return 8 if columns > NARROW else 4
 
 
 def create(device: str | torch.device = "cuda") -> TritonKernelsMxfp4:

@@ -20,6 +20,7 @@ from megamoe.golden import Made, StoredGolden
 from megamoe.judge import Finding, Verdict, of_findings
 from megamoe.spec.contract import Contract
 from megamoe.spec.forms import bits
+from megamoe.spec.rest import FILLS, MASKED_REST
 from megamoe.spec.tensors import OPERATIONS, TENSORS
 from megamoe.worker.exchange import Caller, Returned
 from megamoe.worker.serve import POISON
@@ -77,8 +78,9 @@ def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
 def judge_returned(
     runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
 ) -> Verdict:
-    """Every bit of the batch's rows, and no byte written beyond them."""
+    """Every bit of the batch's rows; beyond them what the contract has, no byte or masked slots."""
     tokens, ids = len(given["topk_ids"]), given["topk_ids"].numpy()
+    masked = runner.session.identity.contract in MASKED_REST
     findings = []
     source = np.arange(tokens)
     if "distinct" in case.params:
@@ -86,7 +88,8 @@ def judge_returned(
     for name, tensor in returned.blank.items():
         right = golden.get(name)[source]
         findings.append(runner.bitwise(name, bits(tensor[:tokens]), right, ids))
-        findings.append(_untouched(name, tensor, tokens))
+        masks = masked and name in FILLS
+        findings.append((_masked if masks else _untouched)(name, tensor, tokens))
     return of_findings(case.id, case.kind, findings, ("bitwise",))
 
 
@@ -105,6 +108,18 @@ def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
     changed = int((rest != POISON).sum())
     text = f"{name}: {changed} bytes of rows beyond the {tokens} tokens were written"
     return Finding(name, rest.size, text=text if changed else "")
+
+
+def _masked(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
+    """Judge that the slots of rows beyond the batch are masked."""
+    rest = tensor[tokens:]
+    other = int((rest.contiguous().view(torch.uint8) != _bytes_of(name, rest)).any(-1).sum())
+    text = f"{name}: {other} of {len(rest)} rows beyond the {tokens} tokens are not {FILLS[name]}"
+    return Finding(name, rest.numel(), text=text if other else "")
+
+
+def _bytes_of(name: str, rest: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(rest, FILLS[name]).contiguous().view(torch.uint8)
 
 
 def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -> dict[str, Any]:

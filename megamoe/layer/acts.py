@@ -98,7 +98,15 @@ def _over_capacity(args: Args, served: Any, revision: Contract) -> dict[str, Any
 
 
 def _stage(served: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
-    """Three tokens of ``hidden`` channels, weights (3, 2), ids of another shape if so asked."""
+    """Three tokens of ``hidden`` channels, weights (3, 2), ids of another shape if so asked.
+
+    They are on the backend's device: a kernel must not refuse them for being on another.
+    """
+    with torch.device(served.device):
+        return _staged(served, hidden, ids_shape)
+
+
+def _staged(served: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
     out = {
         "x_fp8": torch.zeros(8, hidden, dtype=torch.uint8).view(torch.float8_e4m3fn),
         "x_sf": torch.zeros(8, -(-hidden // 128), dtype=torch.int32),

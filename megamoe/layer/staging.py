@@ -14,6 +14,7 @@ import torch
 from megamoe.spec.contract import NEWEST, Contract
 from megamoe.spec.features import SIZE_MULTIPLE
 from megamoe.spec.formats import E4M3_MAX, E4M3_NAN, GROUP, UE8M0_BIAS
+from megamoe.spec.rest import FILLS, MASKED_REST
 from megamoe.spec.texts import text
 
 RECIP_448: Final = 1.0 / torch.tensor(448.0, dtype=torch.float32, device="cpu")
@@ -80,6 +81,8 @@ def prepare_megamoe_inputs(
     too little room.
     """
     tokens, hidden = hidden_states.shape
+    if contract.revision in MASKED_REST and tokens == 0:
+        mask_rest(0, topk_idx_out, topk_weights_out)
     if tokens == 0:
         return
     check_staging_inputs(hidden_states, topk_weights, topk_ids, contract)
@@ -95,6 +98,14 @@ def prepare_megamoe_inputs(
     x_sf[:tokens].copy_(pack_sf(exponent))
     topk_idx_out[:tokens].copy_(topk_ids)
     topk_weights_out[:tokens].copy_(topk_weights)
+    if contract.revision in MASKED_REST:
+        mask_rest(tokens, topk_idx_out, topk_weights_out)
+
+
+def mask_rest(tokens: int, topk_idx: torch.Tensor, topk_weights: torch.Tensor) -> None:
+    """Mask the slots of rows beyond ``tokens``, in place (:mod:`megamoe.spec.rest`)."""
+    topk_idx[tokens:] = FILLS["topk_idx"]
+    topk_weights[tokens:] = FILLS["topk_weights"]
 
 
 def _stage(hidden_states: torch.Tensor, contract: Contract) -> tuple[torch.Tensor, torch.Tensor]:

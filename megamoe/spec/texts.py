@@ -63,6 +63,17 @@ def text(key: str, contract: Contract, **values: Any) -> str:
     return chosen.format(**values)
 
 
+WORDLESS: Final = ("sgl",)
+"""Revisions whose staging is a kernel of another project, with words of its own that no caller
+compares: its wrong calls must be refused, in any words."""
+
+
+def has_words(message: str, contract: Contract) -> bool:
+    """Whether a call that is refused with ``message`` must be refused in the contract's words."""
+    staging = (TEXTS[key].older for key in ("staging-hidden", "staging-shapes"))
+    return contract.revision not in WORDLESS or message not in staging
+
+
 def restated(message: str, contract: Contract, *, shard_id: str = "", parameter: str = "") -> str:
     """``message``, in the words of vLLM 0.24, as the contract's face says it.
 

@@ -16,7 +16,7 @@ _ACC = "acc = fma(scale[:, at, None] * of_block, total, acc)"
 _TOTAL = "total = (x[:, here] @ w[:, here].T).float()"
 _SLOTS = "slots[token, slot] = down.to(torch.bfloat16)"
 _WEIGHT = "        value = value * routing\n"
-_STAGE = "scale = torch.maximum(_amax(groups), floor) / 448.0"
+_STAGE = "scale = torch.maximum(_amax(groups), floor) / torch.full_like(floor, 448.0)"
 _AMAX = "amax = torch.maximum(_amax(groups), _fp32(contract.requant_amax_floor.value, acts))"
 _CODES = "codes = e4m3_codes(groups * factor, contract)"
 _CLAMP = "gate, up = _clamped(gate, lower, bound, bound), _clamped(up, -bound, bound, of_nan)"
@@ -65,6 +65,7 @@ FP8_BLOCK = [
     _one("runs-in-another-order", "for at in range(scale.shape[1]):", "for at in reversed(range(scale.shape[1])):", _C + "runs-added-in-another-order"),
     _one("run-rounded-to-bf16", _TOTAL, _TOTAL + "\n        total = total.bfloat16().float()", _BELL),
     _one("sum-in-bf16", _ACC, _ACC.replace("acc = fma", "acc = fma") + "\n        acc = acc.bfloat16().float()", _BELL),
+    _one("sum-of-many-rows-divided-by-the-next-scale", _ACC, "if at and len(codes) >= 64:\n            acc = acc * (1.0 / (scale[:, at, None] * of_block)) * (scale[:, at, None] * of_block)\n        " + _ACC, _C + "zero-row-among-64-of-one-expert", _OLD),
     _one("last-run-lost", "for at in range(scale.shape[1]):", "for at in range(scale.shape[1] - 1):", _SCALE),
     _one("codes-lose-subnormals", "x, w = (t.view(torch.float8_e4m3fn).double() for t in (codes, weight.contiguous()))", "x, w = (torch.where((t & 0x78) == 0, 0.0, t.view(torch.float8_e4m3fn).double()) for t in (codes, weight.contiguous()))", _C + "every-code"),
     _one("masked-slot-takes-part", "live = (ids >= 0) & (ids < problem.num_experts)", "live = (ids >= 0) & (ids < problem.num_experts)\n    slots[~live] = 1.0\n    live = live | True\n    ids = ids.clamp_min(0)", _C + "masked-slots-and-zero-rows"),
@@ -158,7 +159,7 @@ W4A16 = [
 
 # --- MXFP4 and E4M3 rows with one scale each -------------------------------------------------------
 
-_SCALE_OF = "scale = torch.maximum(amax / 448.0, floor)"
+_SCALE_OF = "scale = torch.maximum(amax / torch.full_like(floor, 448.0), floor)"
 _OF_ROW = "amax = values.abs().nan_to_num(0.0, torch.inf).amax(-1, keepdim=True)"
 _QUANTISED = (
     "return e4m3_codes(values / scale if quotient else values * (1.0 / scale), contract), scale"
