@@ -406,7 +406,7 @@ def test_the_overlapped_products_compile_for_hopper_without_spills(tile: Tile, w
         assert " 0 bytes spill stores" in told
 
 
-def test_the_tile_follows_the_rows_an_expert_and_avoids_a_half_filled_second_round():
+def test_the_tile_follows_the_rows_an_expert_and_whether_all_blocks_fit_at_once():
     four, two, wide = FEW
 
     def tile(tokens: int, experts: int = 32, inter: int = 2048) -> Tile:
@@ -415,7 +415,7 @@ def test_the_tile_follows_the_rows_an_expert_and_avoids_a_half_filled_second_rou
     assert tile(1) == four  # 6 experts, 384 blocks: all at once
     assert tile(1, 48, 3072) == two  # 576 blocks, of which 528 fit
     assert tile(2) == two
-    assert tile(8) == tile(32) == four
+    assert tile(8) == tile(32) == two
     assert tile(33) == wide
 
 

@@ -23,10 +23,10 @@ BLOCK = 1024
 CHUNK = 1024
 """Slots that a program of count or rank takes."""
 
-CROWDED = 15
+CROWDED = 12
 """With more rows per expert than this, on average, :mod:`.kernels.overlapped` is faster than
 :mod:`.kernels.few`."""
-MANY = 512
+MANY = 480
 """With more rows per expert than this, on average, tiles of 256 rows are faster than of 128."""
 SPARSE = 6
 """At most this many rows per expert: use 8-token tiles."""
@@ -262,14 +262,14 @@ def forget_counts(memory: Memory, stream: int) -> None:
 def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
     """The tile of :mod:`.kernels.few` for ``rows`` (token, slot) pairs; no bit depends on it.
 
-    A second round of blocks that is only half full keeps memory half busy; blocks of two warps
-    are more, and then all of them fit at once.
+    Where blocks of four warps do not all fit at once, those of two warps, of which more fit, leave
+    less of the GPU idle at the end.
     """
     four, two, wide = FEW
     if rows > SPARSE * min(rows, experts):
         return wide
     rounds = most_tiles(rows, experts, four) * (2 * inter // ROWS) / (RESIDENT * processors)
-    return two if 1 < rounds <= 1.75 else four
+    return two if rounds > 1 else four
 
 
 def overlapped_tile(rows: int, experts: int, hidden: int) -> Tile | None:
