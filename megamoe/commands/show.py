@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.cases import SIZES, Case, form_of, golden_root, load_cases
+from megamoe.cases.laws import calls_of
 from megamoe.cases.pattern import matching
 from megamoe.commands.listing import entry
 from megamoe.golden.documents import manifest_of
@@ -75,6 +76,7 @@ def described(case: Case, manifest: Mapping[str, Any]) -> dict[str, Any]:
         **entry(case),
         "sizes": {name: case.params[name] for name in SIZES if name in case.params},
         "judged": judged(case, goldens),
+        "calls": calls(case),
         "needs": needs(case),
         "contracts": case.revisions,
         "goldens": [
@@ -99,6 +101,11 @@ def judged(case: Case, goldens: Mapping[str, Any]) -> str:
     return f"{law}{how}{part}"
 
 
+def calls(case: Case) -> str:
+    """The calls of a property's law, each compared with an ordinary one; else empty."""
+    return calls_of(case.params["law"]) if case.kind == "property" else ""
+
+
 def needs(case: Case) -> list[str]:
     """What a backend must offer: its callable and the features that the case asks."""
     kind = form_of(case.kind)
@@ -119,6 +126,7 @@ def _text(one: Mapping[str, Any]) -> str:
         *((f"  {name}", _value(value, name)) for name, value in recipe.items()),
         *((f"  {word}:", MEANINGS[word]) for word in _words(recipe) if word in MEANINGS),
         ("judged", one["judged"]),
+        *((("the law's calls", one["calls"]),) if one["calls"] else ()),
         ("needs", ", ".join(one["needs"])),
         ("contracts", ", ".join(one["contracts"])),
         *(("golden", f"{g['file']} ({', '.join(g['contracts'])})") for g in one["goldens"]),
