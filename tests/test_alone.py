@@ -32,6 +32,8 @@ family = "envelope"
 tokens = [3, 4, 5]
 """
 KERNEL = """
+import os
+
 from megamoe.backends import load_backend
 
 class Keeps:
@@ -52,6 +54,10 @@ class Marks(Keeps):  # t3 spoils the process, t5 shows it and heals it for good
         if problem.num_tokens == 5:
             self.before, y = -1, y * 2 if self.before == 1 else y
         return y
+
+class Crashes(Keeps):
+    def forward(self, problem):
+        return os.abort() if problem.num_tokens == 4 else super().forward(problem)
 
 class Wrong(Keeps):
     def forward(self, problem):
@@ -120,6 +126,17 @@ def test_a_case_that_passes_says_what_to_do_if_it_was_red_among_others(root: Any
     ran = megamoe(root, "reduce", "Keeps", "t5")
     assert ran.returncode == 2 and "nothing to reduce; if `check` called it red" in ran.stderr
     assert more in ran.stderr
+
+
+def test_a_crash_has_a_place_and_is_sent_to_run_alone_only_if_it_did_not(root: Any) -> None:
+    line = next(n for n, x in enumerate(KERNEL.splitlines(), 1) if "os.abort" in x)
+    place = f'(SIGABRT), last seen in File "{root}/k.py", line {line} in forward'
+    ran = megamoe(root, "check", "Crashes", "--case", "t3,t4", "--in-order")
+    assert f"{place}; run it alone\n" in ran.stdout, ran.stdout
+    assert "passes alone" not in ran.stdout
+    ran = megamoe(root, "check", "Crashes", "--case", "t4")
+    assert f"{place}\n" in ran.stdout
+    assert "\nnext: megamoe reduce forward/t4 --backend " in ran.stdout
 
 
 # --- which reds run again -------------------------------------------------------------------------

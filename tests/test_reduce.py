@@ -222,6 +222,15 @@ def test_a_property_whose_forward_is_right_has_a_law_to_look_at(capsys):
     assert "PASS" not in out and "nothing to explain; law masked-slots compares it with" in err
 
 
+@pytest.mark.parametrize("reason", ["the backend ended its process", "no result within"])
+def test_the_values_of_a_crash_or_a_hang_are_tried_as_zeros_once(many, reason):
+    tried = []
+    failure = Failure("error", reason, False, False)
+    steps.values(SimpleNamespace(problem=many, failure=failure, take=tried.append))
+    assert [int(p.hidden_states.any()) + int(p.w2_weight.any()) + int(p.w13_weight.any())
+            for p in tried] == [3, 3, 2, 2, 2]  # fmt: skip
+
+
 class Hangs(Local):
     """A session whose backend gives no result where expert 2 has a token."""
 

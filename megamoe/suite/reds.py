@@ -12,7 +12,7 @@ from rich.console import Console
 
 from megamoe.cases import Case
 from megamoe.cases.forms import LAWS
-from megamoe.judge import BAD, IN_LAW, Symptom, Verdict, picture, symptoms
+from megamoe.judge import BAD, CRASH, IN_LAW, Symptom, Verdict, picture, symptoms
 from megamoe.printable import counted
 from megamoe.spec.stages import STAGES
 from megamoe.suite.telling import smallest
@@ -28,6 +28,8 @@ OWN_FAULTS: Final = (
     "SyntaxError", "IndentationError", "TypeError",
 )  # fmt: skip
 """Exceptions that a smaller problem does not explain: the line that raised them does."""
+REDUCED: Final = ("the backend raised", CRASH)
+"""Words of an error that a smaller problem may explain."""
 CALL: Final = "in _called"
 """The end of a place in the worker's own line that calls the backend."""
 FORWARDS: Final = ("forward", "property")
@@ -179,7 +181,8 @@ def _verb(case: Mapping[str, Any], known: Case | None) -> str:
     if case["kind"] not in FORWARDS:
         return ""
     if case["status"] == "error":
-        of_forward = "the backend raised" in case["reason"] and IN_LAW not in case["reason"]
+        reason = case["reason"]
+        of_forward = any(words in reason for words in REDUCED) and IN_LAW not in reason
         return "reduce" if of_forward else ""
     return wrong if any(_is_of_forward(f) for f in case["findings"]) else ""
 
