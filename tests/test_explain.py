@@ -359,6 +359,10 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
     assert cli.main(["explain", str(path), "--backend", "eager"]) == 0
     said = "every stage is inside (x, x_sf, l2_acts, l2_acts_sf, y); nothing to explain"
     assert capsys.readouterr().out == f"PASS {path}: {said}\n"
+    assert cli.main(["show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{path}\n  sizes              tokens {small.num_tokens}, hidden ")
+    assert f"\n  judge it           megamoe replay {path} --backend B\n" in shown
 
 
 @pytest.mark.parametrize(
@@ -367,6 +371,7 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
         (["no-such-case"], "unknown case"),
         (["eplb/identity-map-int32"], "`megamoe check --backend B --case eplb/identity-map-int32`"),
         ([CASE, "--token", "9"], "the case has 4"),
+        ([CASE, "--token", "9", "--backend", "eager"], "the case has 4"),
         ([], "name CASE, as in `megamoe explain forward/bell-h256-i128-drifts --backend FILE.py:"),
         (["forward/bell-*"], "`megamoe check --backend B --case 'forward/bell-*'` names the red"),
         ([CASE, "--actual", "none.safetensors"], "no such file"),

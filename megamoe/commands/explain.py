@@ -63,6 +63,10 @@ def run(a: argparse.Namespace) -> int:
     subject = Subject(a.subject, root_of(a))
     if not subject.source.tokens:
         raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
+    if a.token is not None and not 0 <= a.token < subject.source.tokens:
+        raise ValueError(
+            f"token {a.token} is not there; the case has {subject.source.tokens}, from 0 on"
+        )
     if a.full and subject.only_y:
         weights = subject.problem.weight_format.upper()
         raise ValueError(f"--full: with {weights} weights y alone is followed; leave it out")
