@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from contextlib import redirect_stdout
 from dataclasses import fields, replace
 from io import StringIO
@@ -269,6 +270,19 @@ def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
     assert lines[2].startswith("y at token 2 channel 20") and ", got " in lines[2]
     assert lines[3] == "outside at token 2: y 3 of 128 at channels 128 to 255"
     assert lines[4].startswith("more: --full shows") and len(lines) == 5
+
+
+def test_of_a_wrong_scale_byte_the_channel_that_sets_amax_is_followed(tmp_path, capsys):
+    case = next(c for c in load_cases() if c.id == CASE)
+    got = EagerBackend().forward(forward_problem(case))
+    got["l2_acts_sf"][2, 3, 1] += 3
+    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    assert cli.main(["explain", CASE, "--actual", f"{tmp_path}/got.safetensors", "--full"]) == 0
+    out = capsys.readouterr().out
+    assert "l2_acts_sf at token 2 slot 3 expert " in out and " channel 32: expected " in out
+    followed = re.search(r"intermediate channel (\d+) of slot 3 .*, which sets amax of the", out)
+    assert followed and followed[1] != "32"
+    assert f" of channels 32 to 63, set by {followed[1]};" in out
 
 
 @pytest.fixture
