@@ -185,6 +185,10 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         ),
         (["list", "*tnny*"], "nothing matches '*tnny*'; did you mean '*tiny*'? `megamoe list`"),
         (["list", "*qqqq*"], "nothing matches '*qqqq*'; `megamoe list` shows all"),
+        (["explain", "p2"], "has the id or name 'p2'; did you mean the file p2.safetensors?"),
+        (["show", "no.safetensors"], "no.safetensors: no such file"),
+        (["show", "p2.safetensors"], "p2.safetensors is no stored problem"),
+        (["ab", "p2.safetensors", "this"], "`megamoe replay p2.safetensors --backend B` judges ea"),
         (["ab"], "name LEFT and RIGHT, as in `megamoe ab HEAD~1 this --backend FILE.py:CLASS`"),
         (
             ["ab", "k.py:A", "b.py:B"],
@@ -241,6 +245,7 @@ def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monk
     monkeypatch.chdir(blessed)
     (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  forward = print\n")
     (blessed / "empty.py").write_text("not Python")
+    (blessed / "p2.safetensors").write_text("no safetensors")
     assert main(arguments) == 2
     said = capsys.readouterr()
     message = message.format(here=blessed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from contextlib import redirect_stdout
 from dataclasses import fields, replace
 from io import StringIO
@@ -271,6 +272,19 @@ def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
     assert lines[4].startswith("more: --full shows") and len(lines) == 5
 
 
+def test_of_a_wrong_scale_byte_the_channel_that_sets_amax_is_followed(tmp_path, capsys):
+    case = next(c for c in load_cases() if c.id == CASE)
+    got = EagerBackend().forward(forward_problem(case))
+    got["l2_acts_sf"][2, 3, 1] += 3
+    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    assert cli.main(["explain", CASE, "--actual", f"{tmp_path}/got.safetensors", "--full"]) == 0
+    out = capsys.readouterr().out
+    assert "l2_acts_sf at token 2 slot 3 expert " in out and " channel 32: expected " in out
+    followed = re.search(r"intermediate channel (\d+) of slot 3 .*, which sets amax of the", out)
+    assert followed and followed[1] != "32"
+    assert f" of channels 32 to 63, set by {followed[1]};" in out
+
+
 @pytest.fixture
 def wrong_codes(tmp_path):
     """Two wrong codes, and the y that follows from them: only codes are wrong, as of a clamp."""
@@ -359,6 +373,10 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
     assert cli.main(["explain", str(path), "--backend", "eager"]) == 0
     said = "every stage is inside (x, x_sf, l2_acts, l2_acts_sf, y); nothing to explain"
     assert capsys.readouterr().out == f"PASS {path}: {said}\n"
+    assert cli.main(["show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{path}\n  sizes              tokens {small.num_tokens}, hidden ")
+    assert f"\n  judge it           megamoe replay {path} --backend B\n" in shown
 
 
 @pytest.mark.parametrize(
@@ -367,6 +385,7 @@ def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
         (["no-such-case"], "unknown case"),
         (["eplb/identity-map-int32"], "`megamoe check --backend B --case eplb/identity-map-int32`"),
         ([CASE, "--token", "9"], "the case has 4"),
+        ([CASE, "--token", "9", "--backend", "eager"], "the case has 4"),
         ([], "name CASE, as in `megamoe explain forward/bell-h256-i128-drifts --backend FILE.py:"),
         (["forward/bell-*"], "`megamoe check --backend B --case 'forward/bell-*'` names the red"),
         ([CASE, "--actual", "none.safetensors"], "no such file"),

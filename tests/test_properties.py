@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 
 from megamoe.cases import load_cases
 from megamoe.cases.forms import LAUNCHED, LAWS
+from megamoe.cases.laws import CALLS, calls_of
 from megamoe.cases.needs import lacking
 from megamoe.kinds import laws
 from megamoe.kinds.property import launch_findings
@@ -305,6 +309,33 @@ def test_what_surrounds_a_call_and_decides_a_bit_is_found(
 ) -> None:
     bad = launched(backend, law)
     assert bad and bad[0].startswith(said)
+
+
+def labels_in(function: Callable[..., object]) -> list[str]:
+    """The labels of a law that needs CUDA, as its source has them."""
+    found = re.findall(r'(?:yield f?|\()"([^"]+ [^"]+)",', inspect.getsource(function))
+    return [label.format(turn=turn) for label in found for turn in ("first", "second")]
+
+
+def labels_of(law: str) -> list[str]:
+    """The labels of the law's own code, of a problem that has every variant."""
+    if law in laws.LAWS:
+        return [variant.label for variant in laws.variants(repeated(33), law)]
+    if LAUNCHED[law][1]:
+        return labels_in(launch_laws.LAWS[law])
+    backend = Launched() if LAUNCHED[law][0] else InModes()
+    return [label for label, _, _ in launch_laws.variants(backend, problem(), law)]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_words_for_a_laws_calls_are_the_labels_of_its_code(law: str) -> None:
+    labels, words = labels_of(law), CALLS[law]
+    forms = [re.compile(re.sub(r"\bN\b", r"\\d+", re.escape(each))) for each in words]
+    assert labels and [x for x in labels if not any(f.fullmatch(x) for f in forms)] == []
+    unused = [w for w, f in zip(words, forms, strict=True) if not any(map(f.fullmatch, labels))]
+    assert unused == []
+    page = Path(__file__).parents[1] / "docs/goldens.md"
+    assert f"| `{law}` | {calls_of(law)} |\n" in page.read_text(), "the table of the page"
 
 
 def test_an_exception_says_in_which_mode_it_was_raised() -> None:

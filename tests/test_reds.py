@@ -164,6 +164,8 @@ def law(name: str) -> dict[str, Any]:
          "--case forward/a --device cuda"),
         ([red("forward/a", reason="the backend raised RuntimeError: x (k.py, line 3, in f)")],
          "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
+        ([red("forward/a", reason="the backend ended its process (SIGSEGV)")],
+         "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
         ([red("forward/a", reason="no result within 120 s")],
          "next: mend this, then: megamoe check --backend k.py:K --case forward/a --device cuda"),
         ([red("forward/a", reason="y has dtype float32, expected bfloat16"), law("property/a")],

@@ -214,8 +214,21 @@ def test_a_property_whose_forward_is_right_has_a_law_to_look_at(capsys):
     case = "property/masked-slots-broken-by-rounding"
     assert cli.main(["reduce", case, "--backend", "eager"]) == 2
     said = capsys.readouterr().err
-    assert f"the forward of {case} is right" in said and f"see `megamoe show {case}`" in said
+    assert f"the forward of {case} is right" in said
+    assert "law masked-slots compares it with further calls (NaN weights in masked slots; a" in said
     assert f"`megamoe check --backend eager --case {case}`" in said
+    assert cli.main(["explain", case, "--backend", "eager"]) == 2
+    out, err = capsys.readouterr()
+    assert "PASS" not in out and "nothing to explain; law masked-slots compares it with" in err
+
+
+@pytest.mark.parametrize("reason", ["the backend ended its process", "no result within"])
+def test_the_values_of_a_crash_or_a_hang_are_tried_as_zeros_once(many, reason):
+    tried = []
+    failure = Failure("error", reason, False, False)
+    steps.values(SimpleNamespace(problem=many, failure=failure, take=tried.append))
+    assert [int(p.hidden_states.any()) + int(p.w2_weight.any()) + int(p.w13_weight.any())
+            for p in tried] == [3, 3, 2, 2, 2]  # fmt: skip
 
 
 class Hangs(Local):

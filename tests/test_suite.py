@@ -509,7 +509,7 @@ def test_one_bad_case_does_not_end_the_run(tmp_path):
     said = (
         hung,
         hung,
-        "the backend ended its process (exit status 3); run it alone",
+        "the backend ended its process (exit status 3)",
         "the backend raised RuntimeError: boom (bad.py, line ",
     )
     for tokens, words in enumerate(said, start=1):
@@ -834,4 +834,7 @@ def test_the_last_frame_of_the_main_thread():
         'Thread 0x2 (most recent call first):\n  File "k.py", line 7 in forward\n  File "m.py"\n'
     )
     assert last_seen(stack) == 'File "k.py", line 7 in forward'
+    assert last_seen(stack, "m.py") == 'File "k.py", line 7 in forward', "a file and no more"
+    deep = stack.replace('File "m.py"', 'File "m.py", line 9 in inner')
+    assert last_seen(deep, "m.py") == 'File "m.py", line 9 in inner'
     assert last_seen("Timeout!") == "code that leaves no trace"

@@ -70,6 +70,17 @@ def matching(cases: Iterable[N], pattern: str) -> list[N]:
     return left
 
 
+def in_order(cases: Iterable[N], pattern: str | None) -> list[N]:
+    """``cases`` in the order of the words of ``pattern``, each of which must be one case.
+
+    Raises :class:`CaseError` for no pattern, and for a word that is none of the cases.
+    """
+    if not pattern:
+        raise CaseError("--in-order needs the cases by name, as in --case 'forward/a,forward/b'")
+    cases = list(cases)
+    return [one_of(cases, word.strip()) for word in pattern.split(",")]
+
+
 def one_of(cases: Iterable[N], name: str) -> N:
     """The one case with this id (``kind/name``) or name.
 

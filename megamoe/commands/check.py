@@ -33,6 +33,7 @@ def run(a: argparse.Namespace) -> int:
             a.quiet,
             a.explain_predictions,
             a.verbose,
+            a.in_order,
         )
         if not speaks:
             return _silent(made)
@@ -60,7 +61,7 @@ def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -
     with suppress(BrokenPipeError):
         reds.show(outcome.report, console, a.pictures)
         results.print_summary(outcome.report, console)
-        reds.show_next(outcome.report, console, outcome.cases)
+        reds.show_next(outcome.report, console, outcome.cases, outcome.alone)
     if outcome.stopped:
         complain(f"stopped: {outcome.stopped}")
     return outcome.code or results.exit_code(outcome.report["counts"]) or (2 if wrong else 0)

@@ -206,7 +206,8 @@ def _case(a: argparse.Namespace, given: dict[str, object]) -> None:
         if "needs_case" in given:
             raise UsageError("name a case: its id, its name or a pattern; `megamoe list` shows all")
         return
-    if given["case_is"] == "subject" and str(case).endswith(".safetensors"):
+    takes_file = given["case_is"] == "subject" or "takes_file" in given
+    if takes_file and str(case).endswith(PROBLEM):
         if not Path(str(case)).exists():
             raise UsageError(_no_file(Path(str(case)), STORED))
         _stored(Path(str(case)))
@@ -215,4 +216,8 @@ def _case(a: argparse.Namespace, given: dict[str, object]) -> None:
     if given["case_is"] == "pattern":
         matching(entries, str(case))
         return
+    file = Path(f"{case}{PROBLEM}")
+    if file.is_file() and not any(str(case) in (one.id, one.name) for one in entries):
+        raise UsageError(f"unknown case: nothing has the id or name {str(case)!r}; did you mean "
+                         f"the file {file}?")  # fmt: skip
     one_of(entries, str(case))

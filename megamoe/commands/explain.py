@@ -17,9 +17,11 @@ from megamoe.cases import load_cases
 from megamoe.commands import explain_staging
 from megamoe.commands.explain_subject import Subject
 from megamoe.commands.shared import (
+    among_others,
     any_case,
     backend_of,
     contract_of,
+    of_a_law,
     read_output,
     root_of,
 )
@@ -61,6 +63,10 @@ def run(a: argparse.Namespace) -> int:
     subject = Subject(a.subject, root_of(a))
     if not subject.source.tokens:
         raise ValueError(f"{subject.name} has no tokens: there is no element to explain")
+    if a.token is not None and not 0 <= a.token < subject.source.tokens:
+        raise ValueError(
+            f"token {a.token} is not there; the case has {subject.source.tokens}, from 0 on"
+        )
     if a.full and subject.only_y:
         weights = subject.problem.weight_format.upper()
         raise ValueError(f"--full: with {weights} weights y alone is followed; leave it out")
@@ -195,11 +201,13 @@ def _is_wrong(a: argparse.Namespace, subject: Subject, judged: Judged, shown: li
         return True
     if not bad:
         case = subject.case
-        law = case.params.get("law") if case is not None else None
-        rest = "nothing to explain"
-        if law:  # one call of it, where the law takes several
-            rest = f"law {law} takes several calls: `megamoe show {subject.name}` says which"
-        print(f"PASS {subject.name}: every stage is inside ({', '.join(shown)}); {rest}")
+        if case is not None and case.kind == "property":  # what is red is the law, not this call
+            raise ValueError(of_a_law(case, a.backend, "explain"))
+        print(
+            f"PASS {subject.name}: every stage is inside ({', '.join(shown)}); nothing to explain"
+        )
+        if case is not None and a.backend:
+            print(f"  {among_others(case.id, a.backend)}")
     elif any(finding.outside for finding in bad):
         wrong = ", ".join(finding.stage for finding in bad if finding.outside)
         print(f"{subject.name}: stage {a.stage} is inside; outside: {wrong}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from megamoe.cases import Case
 from megamoe.cases.recipes import twins
-from megamoe.commands.shared import backend_of, contract_of, read_output
+from megamoe.commands.shared import among_others, backend_of, contract_of, read_output
 from megamoe.commands.work import Work
 from megamoe.explain.staged import NAMES, Batch, Shown, explain_staging, group
 from megamoe.explain.words import explanation
@@ -67,7 +67,10 @@ def run(a: argparse.Namespace, case: Case) -> tuple[Plain, list[str]]:
         said["group"] = group(batch, right, token, channel, shown)
         said["worst"] = None
     said = {"case": case.id, **said}
-    return said, _lines(said, a.full)
+    lines = _lines(said, a.full)
+    if a.backend and lines[0].startswith("PASS"):
+        lines.append(f"  {among_others(case.id, a.backend)}")
+    return said, lines
 
 
 def _shown(a: argparse.Namespace, case: Case, given: Mapping[str, Any]) -> tuple[Shown | None, str]:

@@ -10,11 +10,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe.cases import Case
+from megamoe.cases import Case, load_cases, select
 from megamoe.cases.stored import load, used_experts
 from megamoe.commands.shared import (
+    among_others,
+    any_case,
     backend_of,
     forward_case,
+    of_a_law,
     picture_of,
     replay_command,
     root_of,
@@ -27,9 +30,12 @@ from megamoe.golden import Store, make, regenerate
 from megamoe.judge import Verdict
 from megamoe.printable import counted
 from megamoe.reduce import Failure, Passes, Reduction, keep, reduce, store
+from megamoe.reduce.before import Search
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
 from megamoe.suite import at_hand
+from megamoe.suite.reds import OUTLIVES
+from megamoe.suite.settings import Settings
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session
 
@@ -41,6 +47,8 @@ def run(a: argparse.Namespace) -> int:
     """Shrink it, write the file, and show that the file fails in the same way."""
     if not 0 < a.seconds < float("inf"):
         raise ValueError("--seconds: give a number above 0")
+    if a.after:
+        return _after(a)
     out = Path(a.out) if a.out else _free()
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"--out {out}: name a file that ends in .safetensors")
@@ -71,9 +79,15 @@ def run(a: argparse.Namespace) -> int:
             )
             raise
         except Passes as passes:
-            if case is None or case.kind != "property":
+            if case is None:
                 raise
-            raise Passes(_of_a_law(case, a)) from passes
+            law = case.kind == "property"
+            said = (
+                of_a_law(case, a.backend, "reduce")
+                if law
+                else f"{passes}; {among_others(case.id, a.backend)}"
+            )
+            raise Passes(said) from passes
         about["backend"] = a.backend
         for name in ("causes", "causes_read_from"):  # of the file that is reduced now
             about.pop(name, None)
@@ -108,14 +122,26 @@ def run(a: argparse.Namespace) -> int:
     return 0
 
 
-def _of_a_law(case: Case, a: argparse.Namespace) -> str:
-    """What to do with a property whose forward is right."""
-    check = f"megamoe check --backend {shlex.quote(a.backend)} --case {case.id}"
-    return (
-        f"the forward of {case.id} is right, so there is nothing to reduce; if law "
-        f"{case.params['law']} is broken, see `megamoe show {case.id}`, and judge it again with "
-        f"`{check}`"
-    )
+def _after(a: argparse.Namespace) -> int:
+    """Find the earlier cases after which the case fails, and show the command that shows it."""
+    if a.out:
+        raise ValueError("--out: --after writes no file; leave one of the two out")
+    settings = Settings.read(lambda name: getattr(a, name, None))
+    root = settings.root
+    case = any_case(root, a.subject)
+    with Work(f"looking for the case after which {case.id} fails") as work:
+        search = Search(settings.launch(), root, case, settings.timeout, a.seconds, work.say)
+        found = search.find(select(load_cases(root), None, "quick", None))
+    one = len(found.earlier) == 1
+    names = ", ".join(c.id for c in found.earlier)
+    itself = one and found.earlier[0].id == case.id
+    what = "itself, in its second run" if itself else names
+    print(f"\n{case.id} is red after {what}; it passes alone: {OUTLIVES}")
+    print(f"  {found.verdict.reason}")
+    both = shlex.quote(",".join([*(c.id for c in found.earlier), case.id]))
+    words = f"--backend {shlex.quote(a.backend)} --case {both} --in-order{settings.again()}"
+    print(f"reproduce: megamoe check {words}")
+    return 0
 
 
 def tokens_needed(tokens: int, fewer: str) -> str:

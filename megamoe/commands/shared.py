@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from megamoe.cases import Case, CaseError, load_cases, select
 from megamoe.cases.checkpoint import differences
+from megamoe.cases.laws import calls_of
 from megamoe.cases.pattern import one_of
 from megamoe.cases.stored import Stored, used_experts
 from megamoe.compare import ab, disk
@@ -28,7 +29,7 @@ from megamoe.judge import Verdict, picture
 from megamoe.printable import counted
 from megamoe.spec.contract import NEWEST, Contract, contract
 from megamoe.suite import results
-from megamoe.suite.reds import FORWARDS
+from megamoe.suite.reds import FORWARDS, OUTLIVES
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker
@@ -125,6 +126,22 @@ def replay_command(
     options += f" --device {device}" if device not in (None, "cpu") else ""
     options += f" --contract {contract}" if contract not in (None, AUTO) else ""
     return f"megamoe replay {shlex.quote(file)}{options}"
+
+
+def among_others(name: str, backend: str) -> str:
+    """What to do with a case that passes alone and that ``check`` called red."""
+    command = f"megamoe reduce {name} --after --backend {shlex.quote(backend)}"
+    return f"if `check` called it red among others, {OUTLIVES}: `{command}` finds the case before"
+
+
+def of_a_law(case: Case, backend: str | None, verb: str) -> str:
+    """What to do with a property whose forward is right. ``verb``: the one that was asked."""
+    law = case.params["law"]
+    check = f"megamoe check --backend {shlex.quote(backend or 'B')} --case {case.id}"
+    return (
+        f"the forward of {case.id} is right, so there is nothing to {verb}; law {law} compares it "
+        f"with further calls ({calls_of(law)}), which `{check}` makes"
+    )
 
 
 def picture_of(verdict: Verdict, backend: str, again: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from megamoe.cases import SIZES, Case, form_of, golden_root, load_cases
-from megamoe.cases.pattern import matching
+from megamoe.cases.laws import calls_of
+from megamoe.cases.pattern import STORED, matching
 from megamoe.commands.listing import entry
 from megamoe.golden.documents import manifest_of
 
@@ -57,7 +59,9 @@ the byte of expert 0 and the step to the next expert."""
 
 
 def run(a: argparse.Namespace) -> int:
-    """Print each case that the pattern means."""
+    """Print each case that the pattern means, or a stored problem."""
+    if a.case.endswith(STORED):
+        return _stored(a.case, a.json)
     root = Path(a.golden) if a.golden else golden_root()
     goldens = manifest_of(root)["cases"]
     found = [described(case, goldens) for case in matching(load_cases(root), a.case)]
@@ -68,6 +72,40 @@ def run(a: argparse.Namespace) -> int:
     return 0
 
 
+def _stored(file: str, as_json: bool) -> int:
+    """Print the sizes and the origin of a stored problem."""
+    from megamoe.cases import stored  # torch, which a case does not need
+
+    found = stored.load(Path(file))
+    p, about = found.problem, found.about
+    one: dict[str, Any] = {
+        "id": file,
+        "sizes": {
+            "tokens": p.num_tokens, "hidden": p.hidden_size, "intermediate": p.intermediate_size,
+            "experts": p.num_experts, "top_k": p.top_k,
+        },
+        "features": list(p.features),
+        "recorded": list(found.observed),
+        "about": {k: v for k, v in about.items() if isinstance(v, str)},
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps([one], indent=1))
+        return 0
+    lines = [
+        ("sizes", _sizes(one["sizes"])),
+        ("features", ", ".join(one["features"])),
+        ("recorded output", ", ".join(one["recorded"])),
+        *((k.replace("_", " "), v) for k, v in one["about"].items()),
+        ("judge it", f"megamoe replay {shlex.quote(file)} --backend B"),
+    ]
+    print("\n".join([file, *(f"  {name:<18} {said}" for name, said in lines if said)]))
+    return 0
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', '-')} {count}" for name, count in sizes.items())
+
+
 def described(case: Case, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """All that is known of a case without running it; JSON-able. ``manifest``: all goldens."""
     goldens = {key: manifest[key] for key in manifest if key.partition("@")[0] == case.id}
@@ -75,6 +113,7 @@ def described(case: Case, manifest: Mapping[str, Any]) -> dict[str, Any]:
         **entry(case),
         "sizes": {name: case.params[name] for name in SIZES if name in case.params},
         "judged": judged(case, goldens),
+        "calls": calls(case),
         "needs": needs(case),
         "contracts": case.revisions,
         "goldens": [
@@ -99,6 +138,11 @@ def judged(case: Case, goldens: Mapping[str, Any]) -> str:
     return f"{law}{how}{part}"
 
 
+def calls(case: Case) -> str:
+    """The calls of a property's law, each compared with an ordinary one; else empty."""
+    return calls_of(case.params["law"]) if case.kind == "property" else ""
+
+
 def needs(case: Case) -> list[str]:
     """What a backend must offer: its callable and the features that the case asks."""
     kind = form_of(case.kind)
@@ -115,10 +159,11 @@ def _text(one: Mapping[str, Any]) -> str:
     recipe = {k: v for k, v in one["params"].items() if k not in one["sizes"]}
     lines = [
         ("if it fails", one["breaks"]),
-        ("sizes", ", ".join(f"{k.replace('_', '-')} {v}" for k, v in one["sizes"].items())),
+        ("sizes", _sizes(one["sizes"])),
         *((f"  {name}", _value(value, name)) for name, value in recipe.items()),
         *((f"  {word}:", MEANINGS[word]) for word in _words(recipe) if word in MEANINGS),
         ("judged", one["judged"]),
+        *((("the law's calls", one["calls"]),) if one["calls"] else ()),
         ("needs", ", ".join(one["needs"])),
         ("contracts", ", ".join(one["contracts"])),
         *(("golden", f"{g['file']} ({', '.join(g['contracts'])})") for g in one["goldens"]),

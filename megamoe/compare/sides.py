@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -91,6 +92,11 @@ def parse(text: str, repo: Path | None = None) -> Side:
         found = _on_disk(text)
         if found:
             return found
+        if text.endswith(".safetensors"):
+            raise CannotStart(
+                f"{text} is a stored problem, and ab compares two sides on cases; `megamoe replay "
+                f"{shlex.quote(text)} --backend B` judges each backend on the file"
+            )
         words = [word for word in re.split(r"[,\s]+(?![^\[]*\])", text.strip()) if word]
         if words and all(_REQUIREMENT.fullmatch(word) for word in words):
             return Side("requirement", text, " ".join(words))

@@ -27,7 +27,8 @@ Plain = dict[str, Any]
 
 def describe(life: Life, at: int, top: int = TOP, wrong: Plain | None = None) -> Plain:
     """The life of ``life.channels[at]``. From the hidden state to a code it follows the code
-    ``wrong`` (``slot`` and ``channel``), or the largest contribution."""
+    ``wrong`` (``stage``, ``slot`` and ``channel``), or the largest contribution. Of a wrong scale
+    byte it follows the channel that sets amax."""
     token = life.token
     slots = [_slot(life, slot, at, top) for slot in life.slots]
     rows = {slot.slot: slot.down.row[at : at + 1] for slot in life.slots}
@@ -62,10 +63,14 @@ def _followed(life: Life, slots: list[Plain], top: int, wrong: Plain | None) -> 
     else:
         which = next(s for s in slots if s["slot"] == wrong["slot"])
         slot = next(s for s in life.slots if s.slot == wrong["slot"])
-        activation = _activation(life, slot, int(wrong["channel"]), top)
+        channel = int(wrong["channel"])
+        activation = _activation(life, slot, channel, top)
+        if wrong.get("stage") == "l2_acts_sf":  # a byte of a group: the channel that decides it
+            activation = _activation(life, slot, activation["group"]["set_by"], top)
     names = ("slot", "expert", "routing_weight")
     return {
         **{name: which[name] for name in names}, "is_wrong": wrong is not None,
+        "of_byte": wrong is not None and wrong.get("stage") == "l2_acts_sf",
         "activation": activation,
     }  # fmt: skip
 

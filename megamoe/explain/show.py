@@ -34,9 +34,12 @@ def _heading(text: str, console: Console) -> None:
 def _linear1(said: Plain, console: Console) -> None:
     slot = said["followed"]
     top = slot["activation"]
+    what = "the wrong value" if slot["is_wrong"] else "the largest contribution"
+    if slot["of_byte"]:
+        what = "which sets amax of the wrong scale byte's group"
     _heading(
         f"Linear 1 to the code: intermediate channel {top['i']} of slot {slot['slot']} "
-        f"({_expert(slot)}), the {'wrong value' if slot['is_wrong'] else 'largest contribution'}",
+        f"({_expert(slot)}), {what}",
         console,
     )
     table = _table("sum", "k", "hidden", "x code", "x scale", "weight", "w scale", "product")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from megamoe.callable_room import make_callable
 from megamoe.judge.picture import picture
-from megamoe.judge.symptom import IN_LAW, Symptom, symptom_of, symptoms
+from megamoe.judge.symptom import CRASH, IN_LAW, Symptom, symptom_of, symptoms
 from megamoe.judge.verdict import (
     BAD,
     JUDGED,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BAD",
+    "CRASH",
     "IN_LAW",
     "JUDGED",
     "STATUSES",

@@ -20,6 +20,8 @@ _NUMBER: Final = re.compile(
 )
 IN_LAW: Final = "; in law "
 """Begins the end of an exception's reason that names the law whose variant raised it."""
+CRASH: Final = "the backend ended its process"
+"""Begins the reason of a call whose process ended."""
 _RIGHT: Final = re.compile(r"; right under [^;]*$")
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-from megamoe.judge import Verdict, symptom_of
+from megamoe.judge import CRASH, Verdict, symptom_of
 
 _HANG: Final = "no result within"
 """Begins the reason of a call that takes too long."""
@@ -29,6 +29,11 @@ class Failure:
     def is_hang(self) -> bool:
         """Whether no result came in time."""
         return self.where == _HANG
+
+    @property
+    def is_crash(self) -> bool:
+        """Whether the process ended in the call."""
+        return self.where.startswith(CRASH)
 
     @classmethod
     def of(cls, verdict: Verdict) -> Failure | None:

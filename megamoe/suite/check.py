@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from megamoe.cases import Case, shards
+from megamoe.cases import Case, pattern, shards
 from megamoe.environment import machine_class
 from megamoe.golden.documents import manifest_of
 from megamoe.golden.places import recorded_file
 from megamoe.judge import BAD, Verdict
-from megamoe.suite import results
+from megamoe.suite import alone, results
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.progress import Progress
 from megamoe.suite.reds import PICTURES
@@ -40,6 +41,8 @@ class Outcome:
     """Why it ended before its last case; empty if it did not."""
     code: int = 0
     """Exit status of a run that was stopped; 0 for one that was not."""
+    alone: Mapping[str, str] = field(default_factory=dict)
+    """The status of reds that ran again at the end, each alone in a fresh process."""
 
 
 @dataclass
@@ -86,14 +89,15 @@ class _Run:
 def check(
     settings: Settings, judges: int, workers: int, console: Console, pictures: int = PICTURES,
     maxfail: int | None = None, quiet: bool = False, explains: bool = False,
-    verbose: bool = False,
+    verbose: bool = False, in_order: bool = False,
 ) -> Outcome:  # fmt: skip
     """Judge ``settings.backend``; raises what the command says in one line (``ValueError``).
 
     Of ``pictures`` fails the report has maps; of later ones a golden of digests names rows only,
     and the report's case is ``shortened``. ``maxfail``: stop after so many reds. ``quiet`` and
     ``verbose``: see :class:`Progress`. ``explains``: look for the single change of a model that
-    explains an output inside the envelope and unlike its prediction.
+    explains an output inside the envelope and unlike its prediction. ``in_order``: one process
+    judges the cases in the order in which the pattern names them.
     """
     manifest_of(settings.root)  # a manifest that cannot be read is said before any work
     most = len(settings.cases())
@@ -101,8 +105,8 @@ def check(
     started = time.perf_counter()
     ranks = settings.ranks()
     # Every rank's judge must ask for the same case at the same time, and a team has one call.
-    judges = 1 if ranks is not None else max(1, min(judges, most))
-    workers = max(1, min(workers, most))
+    judges = 1 if ranks is not None or in_order else max(1, min(judges, most))
+    workers = 1 if in_order else max(1, min(workers, most))
     outcome = Outcome({})
     run = _Run([], Progress(most, console, settings, seconds, quiet, verbose), maxfail, pictures)
     run.progress.workers = judges
@@ -114,6 +118,7 @@ def check(
             with Pool(launch, workers, ranks) as pool:
                 identity = pool.address.identity
                 cases = shards.small_first(settings.cases(identity.contract), seconds)
+                cases = pattern.in_order(cases, settings.case) if in_order else cases
                 run.cases = cases
                 run.progress.expect(cases, identity)
                 step = judge_and_explain if explains else judge
@@ -122,6 +127,12 @@ def check(
                 if cases:
                     with Judges(judges, desk) as bench, run.progress:
                         bench.run(cases, run.started, run.done, run.brief)
+            if ranks is None:
+                # What was judged stands all the same where somebody stops this.
+                with suppress(Stopped), console.status("running reds again, each alone"):
+                    outcome.alone = alone.again(
+                        launch, settings.root, settings.timeout, [*run.verdicts.values()], cases
+                    )
     except Stopped as stopped:
         outcome.stopped, outcome.code = str(stopped), stopped.code
     except NoRoom as full:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from megamoe.cases import Case
 from megamoe.cases.forms import LAWS
-from megamoe.judge import BAD, IN_LAW, Verdict, picture, symptoms
+from megamoe.judge import BAD, CRASH, IN_LAW, Symptom, Verdict, picture, symptoms
 from megamoe.printable import counted
 from megamoe.spec.stages import STAGES
 from megamoe.suite.telling import smallest
@@ -28,10 +28,14 @@ OWN_FAULTS: Final = (
     "SyntaxError", "IndentationError", "TypeError",
 )  # fmt: skip
 """Exceptions that a smaller problem does not explain: the line that raised them does."""
+REDUCED: Final = ("the backend raised", CRASH)
+"""Words of an error that a smaller problem may explain."""
 CALL: Final = "in _called"
 """The end of a place in the worker's own line that calls the backend."""
 FORWARDS: Final = ("forward", "property")
 """Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
+OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache)"
+"""The conclusion from a red among other cases that is green alone."""
 _OF_VERDICT: Final = tuple(Verdict.__dataclass_fields__)
 
 
@@ -103,25 +107,33 @@ def left_out(
     return f"left out: {', '.join(said)}\n  {whole}`{alone}` shows one case"
 
 
-def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case] = ()) -> None:
+def show_next(
+    report: Mapping[str, Any], console: Console, cases: Sequence[Case] = (),
+    alone: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Print the command to go on with, the last line of a run with a red: for the most frequent
     symptom that a command can follow, on the red that tells causes apart best. ``cases``: those of
-    the run; a red that is not among them keeps its place in the report."""
+    the run; a red that is not among them keeps its place in the report. ``alone``: the status of
+    some reds where they ran again, alone. Those that pass so are named before."""
     found, known = symptoms(_reds(report)), {case.id: case for case in cases}
+    after = [name for name, status in (alone or {}).items() if status == "pass"]
+    for name in after:
+        _say(console, f"{name} passes alone, in a fresh process: {OUTLIVES}")
+    if after and next(iter(alone or {})) == after[0]:  # of the most frequent symptom
+        words = f"{after[0]} --after --backend {_backend(report)}"
+        _say(console, f"next: {_command(report, 'reduce', words)}")
+        return
     for symptom in found:
         for case in symptom.pictured:
-            place = _own_fault(case)
+            place = own_fault(case)
             if place:
                 _mend(report, console, place, case)
                 return
-        verbs = {case["id"]: _verb(case, known.get(case["id"])) for case in symptom.cases}
-        explained = [name for name, verb in verbs.items() if verb == "explain"]
-        best = smallest(known[name] for name in explained if name in known)
-        first = next((case["id"] for case in symptom.pictured if verbs[case["id"]]), None)
-        chosen = best.id if best is not None else first
+        chosen = chosen_of(symptom, known)
         if chosen is not None:
+            verb = _verb(next(c for c in symptom.cases if c["id"] == chosen), known.get(chosen))
             words = f"{chosen} --backend {_backend(report)}"
-            _say(console, f"next: {_command(report, verbs[chosen], words)}")
+            _say(console, f"next: {_command(report, verb, words)}")
             return
         wrong = symptom.pictured[0]
         if wrong["status"] == "error" or wrong["kind"] == "property":  # its reason says all
@@ -129,6 +141,16 @@ def show_next(report: Mapping[str, Any], console: Console, cases: Sequence[Case]
             return
     if found:
         _say(console, f"next: megamoe show {found[0].pictured[0]['id']}")
+
+
+def chosen_of(symptom: Symptom, known: Mapping[str, Case]) -> str | None:
+    """The id of the red of a symptom that a command can follow: the one that tells causes apart
+    best. None where there is no such command."""
+    verbs = {case["id"]: _verb(case, known.get(case["id"])) for case in symptom.cases}
+    explained = [name for name, verb in verbs.items() if verb == "explain"]
+    best = smallest(known[name] for name in explained if name in known)
+    first = next((case["id"] for case in symptom.pictured if verbs[case["id"]]), None)
+    return best.id if best is not None else first
 
 
 def _reason(case: Mapping[str, Any]) -> str:
@@ -159,7 +181,8 @@ def _verb(case: Mapping[str, Any], known: Case | None) -> str:
     if case["kind"] not in FORWARDS:
         return ""
     if case["status"] == "error":
-        of_forward = "the backend raised" in case["reason"] and IN_LAW not in case["reason"]
+        reason = case["reason"]
+        of_forward = any(words in reason for words in REDUCED) and IN_LAW not in reason
         return "reduce" if of_forward else ""
     return wrong if any(_is_of_forward(f) for f in case["findings"]) else ""
 
@@ -169,7 +192,7 @@ def _is_of_forward(finding: Mapping[str, Any]) -> bool:
     return finding["stage"] in STAGES and finding["text"].partition(":")[0] not in LAWS
 
 
-def _own_fault(case: Mapping[str, Any]) -> str:
+def own_fault(case: Mapping[str, Any]) -> str:
     """What to mend where the backend's code is wrong whatever the problem is: ``FILE, line N, in
     NAME``. If that line is the worker's call, the backend's arguments are wrong."""
     reason = case["reason"].partition(IN_LAW)[0]

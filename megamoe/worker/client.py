@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import megamoe
 from megamoe.spec.builds import LOADED
+from megamoe.worker import known
 from megamoe.worker.choice import Choice, NoChoice, choose, untold
 from megamoe.worker.link import Ended, Link
 from megamoe.worker.session import (
@@ -63,6 +64,8 @@ class Worker:
         self._identity: Identity | None = None
         self._called: set[str] = set()
         """The callables of which this process has had a call."""
+        self._cases: set[str] = set()
+        """The cases of which this process has had a call."""
         self._began = 0.0
         """When this process was started, in seconds of the monotonic clock."""
         self._closed = False
@@ -99,7 +102,9 @@ class Worker:
         started = time.monotonic()
         # A number that no earlier call can know, so that none answers for a later one.
         number = secrets.token_hex(8)
-        reply = self._answer({**request, "id": number, "seconds": seconds}, seconds)
+        asked = {**request, "id": number, "seconds": seconds}
+        self._cases.add(asked.pop("case", ""))  # the judge's own: the worker need not know it
+        reply = self._answer(asked, seconds)
         took = time.monotonic() - started
         fresh = request["call"] not in self._called
         self._called.add(request["call"])
@@ -189,7 +194,8 @@ class Worker:
         }  # fmt: skip
         self._link.tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
         self._link.tell({"say": json.dumps(hello)})
-        self._started, self._called, self._began = True, set(), time.monotonic()
+        self._started, self._began = True, time.monotonic()
+        self._called, self._cases = set(), set()
 
     def _greeted(self) -> Identity:
         """Wait until the backend is loaded."""
@@ -280,11 +286,17 @@ class Worker:
             }
         except Ended as ended:
             if not self._is_late(started, seconds):
-                return {"broken": f"{ended}; run it alone"}
+                return {"broken": self._crashed(ended)}
         except TimeoutError:
             pass
         text = f"no result within {seconds:g} s, its process was ended, last seen in "
         return {"broken": f"{text}{self._seen()}; give it more with --timeout"}
+
+    def _crashed(self, ended: Ended) -> str:
+        """How the process ended, where, and what to do if another case had run in it before."""
+        place = self._seen() if "Fatal Python error" in self._trace() else ""
+        alone = "; run it alone" if len(self._cases) > 1 else ""
+        return f"{ended}{f', last seen in {place}' if place else ''}{alone}"
 
     @staticmethod
     def _is_late(started: float, seconds: float) -> bool:
@@ -328,7 +340,14 @@ class Worker:
         self._link.stop()
 
     def _seen(self) -> str:
+        spec = self.launch.backend
+        file = known.file_of(spec) if known.is_file(spec) else ""
+        own = str((Path(self._cwd) / Path(file).expanduser()).resolve()) if file else ""
+        return last_seen(self._trace(), own)
+
+    def _trace(self) -> str:
+        """The stack that the process left behind; empty if there is none."""
         try:
-            return last_seen((self.folder / "trace").read_text(errors="replace")[:100_000])
+            return (self.folder / "trace").read_text(errors="replace")[:100_000]
         except OSError:
-            return "code that leaves no trace"
+            return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -70,6 +71,8 @@ class Caller:
         self.lost = ""
         """The reason why the process of the last answer is of no use; another process gives the
         next answer."""
+        self._case = secrets.token_hex(8)
+        """Tells the calls of this case from those of others."""
         self._weights: Sent | None = None
         self._known: tuple[tuple[torch.Tensor, ...], list[int]] = (), []
 
@@ -203,6 +206,7 @@ class Caller:
         """The message of a call with the tensors of ``files``."""
         given = sum(t.nbytes for sent in files for t in sent.own.values())
         return request | {
+            "case": self._case,
             "inputs": {str(sent.path): sent.places for sent in files}, "out": str(out),
             "used": {name: rows for sent in files for name, rows in sent.used.items()},
             "limit": max(LIMIT, given),

@@ -286,6 +286,7 @@ def serve() -> None:
     sys.path[:1] = hello["front"]  # in place of this file's folder
     sys.path += hello["back"]
     device, trace = hello["device"], Path(hello["trace"]).open("w")  # noqa: SIM115
+    faulthandler.enable(file=trace, all_threads=False)  # a crash leaves its place
     try:
         if hello["threads"]:
             torch.set_num_threads(hello["threads"])

@@ -228,9 +228,11 @@ def changed(before: Mapping[str, Any], now: Any) -> list[str]:
     return out
 
 
-def last_seen(stack: str) -> str:
-    """The innermost frame of the main thread, which a watchdog's stack lists last."""
+def last_seen(stack: str, own: str = "") -> str:
+    """The innermost frame in the file ``own``, else the innermost of all: of the main thread, which
+    a watchdog's stack lists last, or of the thread that crashed."""
     lines = stack.splitlines()
     threads = [i for i, line in enumerate(lines) if line.endswith("(most recent call first):")]
     frames = [line.strip() for line in lines[threads[-1] + 1 :]] if threads else []
-    return printable(frames[0][:300]) if frames else "code that leaves no trace"
+    mine = [frame for frame in frames if own and frame.startswith(f'File "{own}",')]
+    return printable((mine or frames)[0][:300]) if frames else "code that leaves no trace"

@@ -45,6 +45,9 @@ def add(commands: Any, command: Any) -> None:
                        help="while it runs, lines for reds only")  # fmt: skip
     lines.add_argument("--verbose", "-v", action="store_true",
                        help="while it runs, a line for every case")  # fmt: skip
+    c.add_argument("--in-order", action="store_true",
+                   help="one process judges the cases, in the order of their names in --case",
+                   )  # fmt: skip
     c.add_argument("--maxfail", type=at_least_one, metavar="N", help="stop after N reds")
     c.add_argument("--pictures", type=_pictures, default=PICTURES, metavar="N",
                    help="the most pictures at the end and in a report, one for each symptom and "

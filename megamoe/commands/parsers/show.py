@@ -11,5 +11,5 @@ def add(commands: Any, command: Any) -> None:
     """The parser of ``show``."""
     s = command(commands, "show", "sizes, recipe, judgement and contracts of a case", "show.run")
     add_case(s, bare=True)
-    s.set_defaults(needs_case=True)
+    s.set_defaults(needs_case=True, takes_file=True)
     s.add_argument("--json", action="store_true", help="an array of objects")

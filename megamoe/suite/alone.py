@@ -1,0 +1,90 @@
+"""Reds that run again at the end of a run, each alone in a fresh process.
+
+A red that passes there depends on an earlier call: something outlives a call in the backend. That
+is another search than the one for a wrong step, so a run says it before it names the next command.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from megamoe.cases import Case
+from megamoe.judge import BAD, Symptom, Verdict, symptoms
+from megamoe.suite.judges import Desk, Judges
+from megamoe.suite.reds import FORWARDS, chosen_of, own_fault
+from megamoe.worker.pool import Pool
+from megamoe.worker.session import Launch, WorkerError
+
+if TYPE_CHECKING:
+    from megamoe.suite.runner import Runner
+
+SYMPTOMS: Final = 3
+"""Symptoms of which a red runs again, the most frequent first."""
+SECONDS: Final = 20.0
+"""No further red starts after this time."""
+LONGEST: Final = 10.0
+"""A red that took longer does not run again."""
+HANG: Final = "no result within"
+"""Words of a red that would take its whole time once more."""
+
+
+def again(
+    launch: Launch, root: Path, timeout: float, verdicts: Sequence[Verdict], cases: Sequence[Case]
+) -> dict[str, str]:
+    """The status of one red of each symptom, by its id, where it runs alone in a fresh process.
+
+    Empty where no red can depend on an earlier call: no case of its sort has passed.
+    """
+    started, out = time.perf_counter(), dict[str, str]()
+    for case in worth(verdicts, cases):
+        if time.perf_counter() - started > SECONDS:
+            break
+        try:
+            out[case.id] = _status(launch, root, timeout, case)
+        except (WorkerError, OSError):  # the run itself has said what is to be said
+            break
+    return out
+
+
+def worth(verdicts: Sequence[Verdict], cases: Sequence[Case]) -> list[Case]:
+    """The reds that are to run again: those that the next command would name."""
+    known = {case.id: case for case in cases}
+    passed = {_sort(v.kind) for v in verdicts if v.status == "pass"}
+    found = symptoms([v.to_dict() for v in verdicts if v.status in BAD])
+    named = [_named(symptom, known) for symptom in found[:SYMPTOMS]]
+    return [
+        known[red["id"]] for red in named
+        if red["id"] in known and _sort(red["kind"]) in passed and red["seconds"] <= LONGEST
+        and HANG not in red["reason"] and not own_fault(red)
+    ]  # fmt: skip
+
+
+def _named(symptom: Symptom, known: Mapping[str, Case]) -> Mapping[str, Any]:
+    """The red of a symptom that the next command names; else the fastest."""
+    chosen = chosen_of(symptom, known)
+    fastest = min(symptom.cases, key=lambda red: red["seconds"])
+    return next((red for red in symptom.cases if red["id"] == chosen), fastest)
+
+
+def _sort(kind: str) -> str:
+    """Kinds that call the same method are of one sort."""
+    return FORWARDS[0] if kind in FORWARDS else kind
+
+
+def _status(launch: Launch, root: Path, timeout: float, case: Case) -> str:
+    found: list[Any] = []
+    with (
+        Pool(launch, 1) as pool,
+        Judges(1, Desk(pool.address, root, timeout, _judged, 1)) as bench,
+    ):
+        bench.run([case], lambda case: None, lambda case, result: found.append(result))
+    return "error" if isinstance(found[0], Exception) else str(found[0])
+
+
+def _judged(runner: Runner, case: Case) -> str:
+    """A judge's step: the status alone."""
+    runner.brief = True
+    return runner.run(case).status

@@ -1,0 +1,195 @@
+"""A red among others that is green alone: what a run says of it, and the case before it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from megamoe.cases import load_cases
+from megamoe.cases.pattern import in_order
+from megamoe.golden import bless, record
+from megamoe.judge import Verdict
+from megamoe.suite import alone, reds
+from tests.helpers import command
+
+pytestmark = pytest.mark.usefixtures("warm")
+
+CASES = """
+[[case]]
+kind = "forward"
+name = "t{tokens}"
+breaks = "something"
+tier = "quick"
+hidden = 128
+intermediate = 128
+experts = 2
+top_k = 2
+family = "envelope"
+[case.matrix]
+tokens = [3, 4, 5]
+"""
+KERNEL = """
+import os
+
+from megamoe.backends import load_backend
+
+class Keeps:
+    name = "keeps"
+    accumulator = "fp32"
+    before = 0
+
+    def forward(self, problem):
+        before, self.before = self.before, problem.num_tokens
+        y = load_backend("eager").forward(problem)["y"]
+        return y * 2 if (before, problem.num_tokens) == (3, 5) else y
+
+class Marks(Keeps):  # t3 spoils the process, t5 shows it and heals it for good
+
+    def forward(self, problem):
+        self.before = self.before or problem.num_tokens == 3
+        y = load_backend("eager").forward(problem)["y"]
+        if problem.num_tokens == 5:
+            self.before, y = -1, y * 2 if self.before == 1 else y
+        return y
+
+class Crashes(Keeps):
+    def forward(self, problem):
+        return os.abort() if problem.num_tokens == 4 else super().forward(problem)
+
+class Wrong(Keeps):
+    def forward(self, problem):
+        y = load_backend("eager").forward(problem)["y"]
+        return y * 2 if problem.num_tokens == 5 else y
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("golden")
+    (folder / "cases").mkdir()
+    (folder / "cases/all.toml").write_text(CASES)
+    (folder / "k.py").write_text(KERNEL)
+    cases = load_cases(folder)
+    assert record(folder, cases, 1, lambda case, error: None) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CI", raising=False)
+        bless(folder, cases)
+    return folder
+
+
+def megamoe(root: Any, verb: str, kernel: str, *arguments: str) -> Any:
+    backend = f"{root}/k.py:{kernel}"
+    return command.megamoe(verb, *arguments, "--backend", backend, "--golden", str(root))
+
+
+def test_a_red_that_passes_alone_is_said_to(root: Any) -> None:
+    ran = megamoe(root, "check", "Keeps", "--case", "t3,t5,t4", "--in-order")
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "RED: 1 of 3 judged cases did not pass" in ran.stdout
+    said = "forward/t5 passes alone, in a fresh process: something outlives a call ("
+    assert f"\n{said}" in ran.stdout
+    assert "\nnext: megamoe reduce forward/t5 --after --backend " in ran.stdout
+
+
+@pytest.mark.parametrize("kernel", ["Keeps", "Marks"])
+def test_the_case_before_is_found_just_before_and_further_back(root: Any, kernel: str) -> None:
+    """``Keeps`` looks at the call just before; ``Marks`` is spoiled once, and healed by its red."""
+    ran = megamoe(root, "reduce", kernel, "forward/t5", "--after")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "\nforward/t5 is red after forward/t3; it passes alone: something outl" in ran.stdout
+    assert " --case forward/t3,forward/t5 --in-order --golden " in ran.stdout
+
+
+def test_after_needs_a_case_that_passes_alone_and_one_that_breaks_it(root: Any) -> None:
+    ran = megamoe(root, "reduce", "Wrong", "t5", "--after")
+    assert ran.returncode == 2 and "forward/t5 is red alone too, so no earlier case" in ran.stderr
+    ran = megamoe(root, "reduce", "Keeps", "t4", "--after")
+    assert ran.returncode == 2
+    assert "forward/t4 passes alone, and after 3 cases, in " in ran.stderr
+
+
+def test_a_red_that_is_red_alone_is_not_said_to_pass(root: Any) -> None:
+    ran = megamoe(root, "check", "Wrong")
+    assert ran.returncode == 1 and "passes alone" not in ran.stdout
+    assert "\nnext: megamoe explain forward/t5 --backend " in ran.stdout
+
+
+def test_a_case_that_passes_says_what_to_do_if_it_was_red_among_others(root: Any) -> None:
+    more = "megamoe reduce forward/t5 --after --backend "
+    ran = megamoe(root, "explain", "Keeps", "t5")
+    assert ran.returncode == 0 and ran.stdout.startswith("PASS forward/t5: ")
+    assert "if `check` called it red among others, something outlives a call" in ran.stdout
+    assert more in ran.stdout
+    ran = megamoe(root, "reduce", "Keeps", "t5")
+    assert ran.returncode == 2 and "nothing to reduce; if `check` called it red" in ran.stderr
+    assert more in ran.stderr
+
+
+def test_a_crash_has_a_place_and_is_sent_to_run_alone_only_if_it_did_not(root: Any) -> None:
+    line = next(n for n, x in enumerate(KERNEL.splitlines(), 1) if "os.abort" in x)
+    place = f'(SIGABRT), last seen in File "{root}/k.py", line {line} in forward'
+    ran = megamoe(root, "check", "Crashes", "--case", "t3,t4", "--in-order")
+    assert f"{place}; run it alone\n" in ran.stdout, ran.stdout
+    assert "passes alone" not in ran.stdout
+    ran = megamoe(root, "check", "Crashes", "--case", "t4")
+    assert f"{place}\n" in ran.stdout
+    assert "\nnext: megamoe reduce forward/t4 --backend " in ran.stdout
+
+
+# --- which reds run again -------------------------------------------------------------------------
+
+
+def verdict(
+    name: str, status: str, reason: str = "y: 1 of 2 outside", seconds: float = 1
+) -> Verdict:
+    return Verdict(f"forward/{name}", "forward", status, reason, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "again"),
+    [
+        ([verdict("t5", "fail"), verdict("t3", "pass")], ["forward/t5"]),
+        ([verdict("t5", "fail", seconds=3), verdict("t3", "fail"), verdict("t4", "pass")],
+         ["forward/t3"]),
+        ([verdict("t5", "fail"), verdict("t3", "error", "the backend ended its process (SIGSEGV)"),
+          verdict("t4", "pass")], ["forward/t5", "forward/t3"]),
+        ([verdict("t5", "fail"), verdict("t3", "fail")], []),
+        ([verdict("t5", "fail", seconds=30), verdict("t3", "pass")], []),
+        ([verdict("t5", "error", "no result within 9 s"), verdict("t3", "pass")], []),
+        ([verdict("t5", "error", "the backend raised NameError: x (k.py, line 3, in forward)"),
+          verdict("t3", "pass")], []),
+    ],
+    ids=["one", "the fastest", "of each symptom", "all are red", "slow", "a hang", "its own line"],
+)  # fmt: skip
+def test_one_red_of_a_symptom_runs_again_if_that_can_tell(
+    root: Any, verdicts: list[Verdict], again: list[str]
+) -> None:
+    assert [case.id for case in alone.worth(verdicts, load_cases(root))] == again
+
+
+def test_the_next_command_follows_the_most_frequent_symptom() -> None:
+    cases = [verdict("a", "fail").to_dict(), verdict("b", "error", "lost").to_dict()]
+
+    def said(found: dict[str, str]) -> str:
+        console = Console(file=io.StringIO(), width=150)
+        reds.show_next({"backend": "k.py:K", "options": "", "cases": cases}, console, (), found)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    second = said({"forward/a": "fail", "forward/b": "pass"})
+    assert second.startswith("forward/b passes alone, in a fresh process: something outlives")
+    assert "\nnext: mend this" in second and "--after" not in second
+    assert "next: megamoe reduce forward/a --after --backend k.py:K\n" in said(
+        {"forward/a": "pass"}
+    )
+
+
+def test_in_order_is_the_order_of_the_names(root: Any) -> None:
+    cases = load_cases(root)
+    assert [case.name for case in in_order(cases, "t5, forward/t4")] == ["t5", "t4"]
+    for pattern, says in ((None, "--in-order needs the cases by name"), ("t*", "one case is need")):
+        with pytest.raises(ValueError, match=says):
+            in_order(cases, pattern)
