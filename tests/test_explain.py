@@ -30,6 +30,7 @@ from megamoe.commands import main as cli
 from megamoe.commands.explain import _is_wrong
 from megamoe.explain import FromCase, FromProblem, explain
 from megamoe.explain.blocks import row_blocks
+from megamoe.explain.element import value_of_code
 from megamoe.explain.instruction import modelled
 from megamoe.explain.life import live
 from megamoe.judge import Finding
@@ -269,7 +270,8 @@ def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
     )
     assert lines[2].startswith("y at token 2 channel 20") and ", got " in lines[2]
     assert lines[3] == "outside at token 2: y 3 of 128 at channels 128 to 255"
-    assert lines[4].startswith("more: --full shows") and len(lines) == 5
+    assert lines[4].startswith("if this case fails: ")
+    assert lines[5].startswith("more: --full shows") and len(lines) == 6
 
 
 def test_of_a_wrong_scale_byte_the_channel_that_sets_amax_is_followed(tmp_path, capsys):
@@ -303,6 +305,24 @@ def wrong_codes(tmp_path):
             "--accumulator", "fp32-ordered"]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("code", "value", "says"),
+    [
+        (0x38, 1.07, "the right |v| is 1.07, so yours was too small by 0.7 % at least"),
+        (0xB8, -0.95, "the right |v| is 0.95, so yours was too large by 2 % at least"),
+    ],
+)
+def test_a_wrong_code_says_how_far_the_activation_was_off(code, value, says):
+    """Beside the scale byte 127 code 0x38 is 1, with the neighbours 0.9375 and 1.125."""
+    line = value_of_code(code, 127, value)
+    assert line == f"code 0x{code:02x} means |v| from 0.96875 to 1.0625; {says}"
+
+
+@pytest.mark.parametrize(("code", "value"), [(0x38, 1.0), (0x38, -2.0), (0x7F, 1.0), (0x7E, 1.0)])
+def test_a_right_code_another_sign_and_the_largest_codes_say_nothing(code, value):
+    assert value_of_code(code, 127, value) == ""
+
+
 def test_where_only_codes_are_wrong_the_worst_code_is_shown(wrong_codes, capsys):
     assert cli.main(wrong_codes) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -311,6 +331,7 @@ def test_where_only_codes_are_wrong_the_worst_code_is_shown(wrong_codes, capsys)
     (worst,) = [line for line in lines if "expected" in line]
     assert worst.startswith("l2_acts at token 1 slot 2 expert ") and " channel 77: " in worst
     assert "outside at token 1: l2_acts 1 of 512" in lines
+    assert any(line.startswith("if this case fails: ") for line in lines), "no cause is certain"
     assert cli.main([*wrong_codes, "--token", "2", "--full"]) == 0
     out = capsys.readouterr().out
     assert "l2_acts at token 2 slot 3 expert " in out and " channel 40: expected " in out
@@ -355,6 +376,7 @@ def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
     out = capsys.readouterr().out
     assert "\nread from token 3 of forward/whole, which was reduced to this file:\n  c: d\n" in out
     assert "\nthis file alone has too few values to tell the cause" in out
+    assert "if this case fails" not in out, "a file is no case"
 
 
 def test_a_statistic_alone_is_said_to_have_no_element():

@@ -120,6 +120,15 @@ NAMED = {
         "the scale has the floor that amax should have"
     ),
     "staging-floor-missing-in-forward": "amax has a floor of 1e-30",
+    "exp-of-the-gate-in-fp32": (
+        "exp takes the gate before it is rounded to bfloat16, the numerator after it"
+    ),
+    "log2e-in-bf16": "log2(e) is rounded to bfloat16 in exp",
+    "log2e-in-fp16": "log2(e) is rounded to fp16 in exp",
+    "exp-in-fp16": "exp takes and gives fp16",
+    "sum-of-128-in-bf16": "the sum of each 128 of K is rounded to bfloat16",
+    "sum-of-32-in-fp16": "the sum of each 32 of K is rounded to fp16",
+    "sum-kept-in-bf16-after-128": "sums are kept in bfloat16 after each 128 of K",
     "sgl-floor-1e-4": "amax has a floor of 0.0001",
     "sgl-nan-not-clipped": "NaN is not clipped to 448",
     "sgl-infinity-254": "the exponent's upper bound is one too small",
@@ -173,6 +182,16 @@ NAMED = {
     "last-row-of-weights-takes-the-scale-before": (
         "the last row of weights takes the scales of the row before"
     ),
+    "scales-of-up-of-stage-0-are-two-blocks-old": (
+        "scales of up of block j of 128 of K are those of block j - 2, where j modulo 2 is 0"
+    ),
+    "hidden-scales-of-the-block-before": (
+        "activation scales of block j of 128 of K are those of block j - 1"
+    ),
+    "last-row-of-16-takes-the-scales-of-the-row-before": (
+        "slot 0 (expert 2) reads scales of the row before within its expert, its own codes"
+    ),
+    "scales-of-w2-start-again-at-row-256": "weight scales are those of row n modulo 256",
     "gate-and-up-scales-swapped": "scales of gate and of up are swapped",
     "third-block-of-128-read-twice": "codes of the third 128 of K are those of the second",
     "last-channel-of-k-lost": "the last channel of K is lost",
@@ -325,6 +344,10 @@ QUICK = (
     "fp8-group-of-32",
     "shared-row-third",
     "step-product-clamped",
+    "exp-of-the-gate-in-fp32",
+    "sum-of-128-in-bf16",
+    "scales-of-up-of-stage-0-are-two-blocks-old",
+    "last-row-of-16-takes-the-scales-of-the-row-before",
 )
 """Cheap ones, of each stage and feature."""
 

@@ -44,6 +44,7 @@ FAULTS = {
     "rows 32 and later of expert 2 are dropped": (IDS == 2) & (ROWS >= 32),
     "rows 16 to 31 of each expert are dropped": ROWS // 16 == 1,
     "row 8 of an expert is dropped": ROWS == 8,
+    "the last row of each tile of 16 rows of each expert is dropped": LIVE & (ROWS % 16 == 15),
     "the last row of each expert is dropped": LIVE & (LAST[IDS] == ROWS),
     "slot 1 of each token is dropped": LIVE & (np.arange(2) == 1),
     "the last token is dropped": LIVE & (TOKENS == SEVERAL - 1),

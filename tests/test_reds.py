@@ -207,7 +207,8 @@ def test_the_next_command_can_follow_the_red(cases: list[dict[str, Any]], line: 
 
 
 def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
-    named = ["token-block-edge-t1", "token-block-edge-t9", "clamp-10-bell-misapplied",
+    named = ["requantise-amax-infinite", "directed-product-order",
+             "token-block-edge-t1", "token-block-edge-t9", "clamp-10-bell-misapplied",
              "bell-h256-i128-drifts", "nvfp4-bell-data-drifts"]  # fmt: skip
     cases = [case for case in load_cases(golden_root()) if case.name in named]
     reds_of_run = [fail(f"forward/{name}", 1) for name in named]
@@ -219,9 +220,14 @@ def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue().split(" --")[0].strip()
 
+    console = Console(file=io.StringIO(), width=150)
+    reds.show({"backend": "k.py:K", "options": "", "cases": reds_of_run}, console, cases=cases)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count("  if it fails: ") == 1, "of one symptom, once"
     assert chosen(reds_of_run) == "next: megamoe explain forward/bell-h256-i128-drifts"
-    assert chosen(reds_of_run[:2]) == "next: megamoe explain forward/token-block-edge-t9"
-    assert chosen(reds_of_run[4:]) == "next: megamoe reduce forward/nvfp4-bell-data-drifts"
+    assert chosen(reds_of_run[:2]) == "next: megamoe explain forward/directed-product-order"
+    assert chosen(reds_of_run[2:4]) == "next: megamoe explain forward/token-block-edge-t9"
+    assert chosen(reds_of_run[6:]) == "next: megamoe reduce forward/nvfp4-bell-data-drifts"
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -281,7 +287,7 @@ def test_the_end_says_why_cases_were_not_judged() -> None:
         Verdict("eplb/p", "eplb", "pass"), lacking("a", "run"), lacking("b", "eplb_map"),
         lacking("c", "eplb_map"), Verdict("layout/a", "layout", "skip", "the backend declined: no"),
     ])  # fmt: skip
-    assert "\n3 not provided; the backend has:\n  no eplb_map (2)\n  no run (1)\n" in text
+    assert "\n3 not provided; the backend lacks:\n  eplb_map (2)\n  run (1)\n" in text
     assert "\n1 skipped: the backend raised NotImplementedError: no\n" in text
     assert "not-provided" not in text and " skip " not in text
     stopped = summary([Verdict("eplb/p", "eplb", "not-run", "not run: SIGINT")])

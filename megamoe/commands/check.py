@@ -59,7 +59,7 @@ def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -
     """Write the reports and show the table; the exit status."""
     wrong = write_reports(a, outcome.report)
     with suppress(BrokenPipeError):
-        reds.show(outcome.report, console, a.pictures)
+        reds.show(outcome.report, console, a.pictures, outcome.cases)
         results.print_summary(outcome.report, console)
         reds.show_next(outcome.report, console, outcome.cases, outcome.alone)
     if outcome.stopped:

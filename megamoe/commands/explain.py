@@ -103,7 +103,9 @@ def run(a: argparse.Namespace) -> int:
             subject.source, token, channel, class_name, rows, a.top, contract=contract,
             stage=a.stage,
         )  # fmt: skip
-        said = {"case": subject.name, **said, "golden": _golden(subject, said, contract),
+        breaks = subject.case.breaks if subject.case is not None else ""
+        said = {"case": subject.name, "breaks": breaks, **said,
+                "golden": _golden(subject, said, contract),
                 "accumulator_from": why}  # fmt: skip
         if actual is not None and findings is not None:
             said |= of_all_tokens(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 
 from megamoe.explain.show import allowed, bits
-from megamoe.explain.words import causes
+from megamoe.explain.words import causes, is_certain
 from megamoe.printable import counted
 
 Plain = dict[str, Any]
+_NAMED: Final = 3
+"""Deviations and rules that are named, where no more fit."""
 
 
 def brief(said: Plain, console: Console) -> None:
@@ -37,6 +39,7 @@ def _departure(said: Plain) -> list[str]:
     if at is None:
         return [f"{said['case']}: every stage of token {token} is inside (y at channels "
                 f"{_channels(said)})"]  # fmt: skip
+    is_named = all(step["exact"] and is_certain(step) for step in actual["explanations"][:1])
     lines = [f"{said['case']}: the first wrong stage is {at['stage']} ({at['where']})"]
     original = said.get("original")
     if original is None:
@@ -44,29 +47,37 @@ def _departure(said: Plain) -> list[str]:
     else:
         whole = f"{original['read_from']} of {original['case']}"
         lines.append(f"read from {whole}, which was reduced to this file:")
-        lines += [*original["causes"], _alone(said)]
+        lines += [*original["causes"], *_alone(said)]
     if worst is not None:
         lines.append(worst["line"])
+        if worst.get("means") and not is_named:
+            lines.append(f"  {worst['means']}")
     wrong = [
         f"{s['stage']} {s['outside']} of {s['of']}"
         + (f" at channels {_channels(said)}" if s["stage"] == "y" else "")
         for s in actual["stages"] if s["outside"]
     ]  # fmt: skip
     lines.append(f"outside at token {token}: {', '.join(wrong)}")
+    if said.get("breaks") and not is_named:
+        lines.append(f"if this case fails: {said['breaks']}")
     if said["accumulator_from"].startswith("assumed"):
         lines.append(f"accumulator class {said['accumulator']}: {said['accumulator_from']}")
     return lines
 
 
-def _alone(said: Plain) -> str:
+def _alone(said: Plain) -> list[str]:
     """Why the cause of a reduced file is that of the whole."""
     steps = said["actual"]["explanations"]
     fit = [way for step in steps for way in step["exact"]]
     rules = said.get("batch", {"rules": []})["rules"]
     if not fit and not rules:
-        return "this file alone has too few values to tell the cause"
+        return ["this file alone has too few values to tell the cause"]
+    start = "this file alone has too few values to tell the cause: "
+    names = [f"{way['stage']}: {way['what']}" for way in fit] + rules
+    if len(names) <= _NAMED:
+        return [f"{start}what fits is", *(f"  {name}" for name in names)]
     several = f"{counted(len(fit), 'deviation')} and {counted(len(rules), 'rule')}"
-    return f"this file alone has too few values to tell the cause: {several} fit (--json has them)"
+    return [f"{start}{several} fit (--json has them)"]
 
 
 def _channels(said: Plain) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from megamoe.explain.life import SHARED, Life, code_interval
 from megamoe.judge.elements import Place, from_key, place_of, worst_of
 from megamoe.judge.verdict import Worst
-from megamoe.spec.formats import U8, U16
+from megamoe.spec.formats import E4M3_TABLE, GROUP, U8, U16, UE8M0_NAN
 from megamoe.spec.forms import BF16, E4M3, UE8M0, Form
 
 Array = npt.NDArray[Any]
@@ -39,7 +40,31 @@ def of_acts(life: Life, stage: str, acts: Acts, mask: Array) -> dict[str, Any]:
         low, high = (from_key(form, np.stack([pair[k] for pair in keys])) for k in (0, 1))
     place = place_of(stage, [life.at], np.array([[slot.expert for slot in slots]]))
     worst = _worst(stage, form, (got, low, high, mask), place)
-    return _plain(replace(worst, slot=slots[worst.slot or 0].slot))
+    row, channel = worst.slot or 0, worst.channel or 0
+    means = ""
+    if stage == "l2_acts":
+        byte, value = int(sf[row, channel // GROUP]), float(slots[row].value[channel])
+        means = value_of_code(int(codes[row, channel]), byte, value)
+    return {**_plain(replace(worst, slot=slots[row].slot)), "means": means}
+
+
+def value_of_code(code: int, byte: int, value: float) -> str:
+    """What an E4M3 code beside the scale byte ``byte`` says of the fp32 activation, in a line;
+    ``value`` is the right one. Empty where the two differ in more than their size."""
+    at = code & 0x7F
+    if at >= 0x7E or byte == UE8M0_NAN or not math.isfinite(value) or (code < 0x80) != (value > 0):
+        return ""
+    factor = 2.0 ** (byte - 127)
+    ends = [0.0 if end < 0 else float(E4M3_TABLE[end : end + 2].mean()) for end in (at - 1, at)]
+    low, high = (end * factor for end in ends)
+    size = abs(value)
+    if low <= size <= high or not size:
+        return ""
+    by, how = (low / size - 1, "large") if size < low else (1 - high / size, "small")
+    return (
+        f"code 0x{code:02x} means |v| from {low:.6g} to {high:.6g}; the right |v| is {size:.6g}, "
+        f"so yours was too {how} by {100 * by:.2g} % at least"
+    )
 
 
 def of_y(life: Life, got: U16, low: U16, high: U16, mask: Array) -> dict[str, Any]:

@@ -105,6 +105,11 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
             yield from _tiles(own, first, f"expert {e}")
     for row in sorted({int(r) for r in rows[first][live[first]]}):
         yield Rule(f"row {row} of an expert", f"row {row} of an expert is dropped", rows == row)
+    for size in (n for n in _TILES if 8 < n <= (rows.max() + 1) // 2):
+        slots = live & (rows % size == size - 1)
+        where = f"the last row of each tile of {size} rows of each expert"
+        of = counted(int(slots.sum()), "row")
+        yield Rule(f"{where}: {of}", f"{where} is dropped: {of}", slots)
     last = live & (rows == _last(ids, live, rows))
     yield Rule("the last row of an expert", "the last row of each expert is dropped", last)
     yield from _of_slots(live)

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from megamoe.spec.forms import BF16
+
 Plain = dict[str, Any]
 
 
@@ -167,7 +169,10 @@ def _actual(actual: Plain, console: Console) -> None:
     low, high = actual["allowed"]
     given = ", given the codes that were shown" if actual["given_the_codes_shown"] else ""
     verdict = "[red]outside[/red]" if actual["outside"] else "[green]inside[/green]"
-    _heading(f"The output: y is {actual['y']}, {verdict} {low} to {high}{given}", console)
+    within = f"{low} to {high}"
+    if BF16.text(int(low, 16)) == "nan":
+        within = "NaN, and any NaN is right"
+    _heading(f"The output: y is {actual['y']}, {verdict}: {within}{given}", console)
     table = _table("stage", "outside", "of", "worst")
     for s in actual["stages"]:
         worst = "" if s["worst"] is None else s["worst"]["line"].partition(" at ")[2]

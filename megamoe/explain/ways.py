@@ -50,11 +50,12 @@ class Where:
             return self.source.w13(expert)
         return self.source.w2(expert, self.life.channels)
 
-    def rows_before(self) -> U8:
-        """The scale bytes of the row before each row of the weights."""
+    def scales_of(self, row: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]) -> U8:
+        """The scale bytes of other rows of the weights: ``row`` gives the index that is read for
+        each index."""
         if self.linear == 1:
-            return np.roll(self.slot.sf13, 1, 0)
-        channels = (self.life.channels - 1) % self.source.hidden_size
+            return self.slot.sf13[row(np.arange(len(self.slot.sf13)))]
+        channels = row(self.life.channels) % self.source.hidden_size
         if self.slot.expert == SHARED:
             return self.source.shared_w2(channels)[1]
         return self.source.w2(self.slot.expert, channels)[1]

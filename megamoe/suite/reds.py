@@ -39,10 +39,15 @@ OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache)"
 _OF_VERDICT: Final = tuple(Verdict.__dataclass_fields__)
 
 
-def show(report: Mapping[str, Any], console: Console, pictures: int = PICTURES) -> None:
+def show(
+    report: Mapping[str, Any], console: Console, pictures: int = PICTURES,
+    cases: Sequence[Case] = (),
+) -> None:  # fmt: skip
     """Print the reds of ``report``, each symptom once, with at most ``pictures`` pictures in all;
     then what was shortened. Nothing where nothing is red. Where there are several reds, a picture
-    shows the first wrong stage only, unless ``pictures`` is :data:`ALL_PICTURES`."""
+    shows the first wrong stage only, unless ``pictures`` is :data:`ALL_PICTURES`, and the first
+    red of a symptom says what its case is there for, if it is among ``cases``."""
+    breaks = {case.id: case.breaks for case in cases}
     reds = _reds(report)
     if not reds:
         return
@@ -66,6 +71,8 @@ def show(report: Mapping[str, Any], console: Console, pictures: int = PICTURES) 
             _say(console, f"{symptom.line(len(reds))}  [{of}]")
         for case in here:
             _say(console, f"\n{_indented(_picture(report, case, brief))}")
+            if case is here[0] and len(reds) > 1 and case["id"] in breaks:
+                _say(console, f"  if it fails: {breaks[case['id']]}")
         others = [case["id"] for case in symptom.cases if case not in here]
         if others:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""

@@ -181,7 +181,7 @@ REASONS: Final = 12
 """Reasons that are named of one status."""
 _BEGIN: Final[Mapping[str, tuple[str, str]]] = {
     "skip": ("the backend declined: ", "the backend raised NotImplementedError: "),
-    "not-provided": ("the backend has ", "the backend has "),
+    "not-provided": ("the backend has no ", "the backend lacks "),
     "not-run": ("not run: ", ""),
 }
 """How the reasons of a status begin, and what a line says of it once."""

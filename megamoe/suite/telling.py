@@ -8,11 +8,17 @@ several tokens and experts tells a lost slot from a lost expert.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.cases import form_of as form
+
+_LARGE: Final = 1e30
+"""A factor of routing weights that makes activations infinite."""
+_NOT_FINITE: Final = 0x7F80
+"""The exponent of infinity and NaN in bfloat16."""
 
 
 def telling(case: Case) -> int:
@@ -37,8 +43,26 @@ def size(case: Case) -> int:
 
 
 def smallest(cases: Iterable[Case]) -> Case | None:
-    """The smallest of the cases that tell causes apart best."""
-    return min(cases, key=lambda case: (-telling(case), size(case)), default=None)
+    """The smallest of the cases that tell causes apart best. Of cases with special values, those
+    that were made for one cause stand first, and saturated ones last."""
+    return min(
+        cases, key=lambda case: (-telling(case), _worth(case.params), size(case)), default=None
+    )
+
+
+def _worth(p: Mapping[str, Any]) -> int:
+    """0: values that were chosen for one cause; 2: values beyond a format, where many causes give
+    the same infinity, NaN or bound; 1: others."""
+    hidden, routing = p.get("hidden_recipe", {}), p.get("routing_recipe", {})
+    weights = [v for row in routing.get("weights", ()) for v in row]
+    chosen = [place.get("bits", 0) for place in hidden.get("patch", ())]
+    if (
+        routing.get("scaling", 0) > _LARGE
+        or not all(math.isfinite(float(v)) for v in weights)
+        or any(bits & _NOT_FINITE == _NOT_FINITE for bits in chosen)
+    ):
+        return 2
+    return 0 if p.get("weights_recipe", {}).get("kind") == "directed" else 1
 
 
 def larger(case: Case, cases: Iterable[Case]) -> Case | None:

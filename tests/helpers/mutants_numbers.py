@@ -187,6 +187,27 @@ EXPONENTS = [
     _one("sgl-factor-of-infinity-is-plus-infinity", "staging", "groups.double() * -math.inf", "groups.double() * math.inf", "staging/infinity-among-values", "sgl"),
 ]  # fmt: skip
 
+_ARGUMENT = "argument = gate if act.alpha == 1 else gate * _fp32(act.alpha, gate)"
+_ADDED = "            acc += term"
+_BELL = "forward/bell-h256-i128-drifts"
+
+
+def _of_128(term: str) -> str:
+    return _BLOCK.replace("for term in (", "for term in ((").replace(
+        ".float():", f").unflatten(0, (-1, 4)).sum(1).{term}:"
+    )
+
+
+NARROW = [
+    Mutant("exp-of-the-gate-in-fp32", _BELL, [("eager_activation", _CLAMPED, _CLAMPED + "\n    gate.wide = gate_up.chunk(2, dim=-1)[0]"), ("eager_activation", _ARGUMENT, "argument = gate.wide")]),
+    _one("log2e-in-bf16", "eager_activation", _ARGUMENT, "argument = gate * (1.4453125 / 1.4426950408889634)", _BELL),
+    _one("log2e-in-fp16", "eager_activation", _ARGUMENT, "argument = gate * (1.4423828125 / 1.4426950408889634)", "forward/bell-h768-i128-drifts"),
+    _one("exp-in-fp16", "eager_activation", "return argument.double().exp().float()", "return ((argument * 1.4426950408889634).half().double().exp2()).half().float()", "forward/bell-h768-i128-drifts"),
+    _one("sum-of-128-in-bf16", "eager", _BLOCK, _of_128("bfloat16().float()"), _BELL),
+    _one("sum-of-32-in-fp16", "eager", _BLOCK, _BLOCK.replace(".float():", ".half().float():"), _BELL),
+    Mutant("sum-kept-in-bf16-after-128", "forward/bell-h768-i128-drifts", [("eager", _BLOCK, _of_128("float()")), ("eager", _ADDED, "            acc = (acc + term).bfloat16().float()")]),
+]  # fmt: skip
+
 ALLOWED = [
     _one("gate-flushed", "eager_activation", _CLAMPED, _CLAMPED + f"\n    gate = {flushed('gate')}", "forward/directed-subnormal-*"),
     _one("silu-flushed", "eager_activation", _PRODUCT, f"value = {flushed('gated')} * up", "forward/directed-subnormal-*"),
@@ -198,4 +219,4 @@ place of staging's division, a floor of staging anywhere between 448 * 2**-23 an
 subnormal hidden states, which staging's floor makes zeros.
 """
 
-NUMBERS = [*TIES, *TWICE, *TRUNCATED, *FLUSHED, *SPECIALS, *EXPONENTS]
+NUMBERS = [*TIES, *TWICE, *TRUNCATED, *FLUSHED, *SPECIALS, *EXPONENTS, *NARROW]

@@ -124,6 +124,15 @@ INDEX = [
     _one("staging-of-last-slot-lost", "staging", "topk_weights_out[:tokens].copy_(topk_weights)", "topk_weights_out[:tokens, : max(topk_ids.shape[1] - 1, 1)].copy_(topk_weights[:, : max(topk_ids.shape[1] - 1, 1)])", "staging/weights-not-copied-bit-for-bit"),
 ]  # fmt: skip
 
+_SF13 = "problem.w13_weight_scale[expert],"
+_DOWN = "down = linear(codes, sf, "
+STALE = [
+    _one("scales-of-up-of-stage-0-are-two-blocks-old", "eager", _SF13, "torch.cat([problem.w13_weight_scale[expert, : problem.intermediate_size], problem.w13_weight_scale[expert, problem.intermediate_size :][:, [g - 8 * (g // 4 >= 2 and g // 4 % 2 == 0) for g in range(problem.hidden_size // 32)]]]),", "forward/bell-h768-i128-drifts"),
+    _one("hidden-scales-of-the-block-before", "eager", _SF, "sf_bytes[token][:, [max(g - 4, g % 4) for g in range(problem.hidden_size // 32)]],", "forward/bell-h768-i128-drifts"),
+    _one("last-row-of-16-takes-the-scales-of-the-row-before", "eager", _DOWN, "sf = sf.clone()\n            sf[15::16] = sf[14::16][: len(sf[15::16])]\n            " + _DOWN, "forward/one-corrupt-row-of-a-tile-t24"),
+    _one("scales-of-w2-start-again-at-row-256", "eager", "problem.w2_weight_scale[expert])", "problem.w2_weight_scale[expert][torch.arange(problem.hidden_size) % 256])", "forward/bell-h768-i128-drifts"),
+]  # fmt: skip
+
 MASKS = [
     Mutant("masked-slot-computed-with-weight-0", "forward/masked-slot-weight-not-finite", [("eager", "ids = problem.topk_ids\n    for", "ids = problem.topk_ids.clamp_min(0)\n    for"), ("eager", _WEIGHT, "routing = (problem.topk_weights * (problem.topk_ids >= 0))[token, slot].unsqueeze(-1)"), ("eager", _LIVE, "live = problem.topk_ids >= -1")]),
     Mutant("masked-slot-computed-and-multiplied-by-0", "forward/masked-slot-weight-not-finite", [("eager", "ids = problem.topk_ids\n    for", "ids = problem.topk_ids.clamp_min(0)\n    for"), ("eager_combine", "added = acc + row.float()\n        acc = torch.where(takes_part, added, acc)", "added = acc + row.float() * takes_part\n        acc = added")]),
@@ -212,4 +221,4 @@ REFUSALS = [
     _one("refused-in-the-words-of-the-other-check", "staging", 'raise ValueError(text("staging-shapes", contract))', 'raise ValueError(text("staging-hidden", contract))', "errors/staging-takes-ids-with-fewer-slots"),
 ]  # fmt: skip
 
-PLACES = [*COMBINE, *SIZES, *INDEX, *MASKS, *EPLB, *LAYOUT, *REFUSALS]
+PLACES = [*COMBINE, *SIZES, *INDEX, *STALE, *MASKS, *EPLB, *LAYOUT, *REFUSALS]

@@ -6,16 +6,18 @@
 | ``copies`` | hidden states, ids, weights | the buffer of a staging case as a whole |
 | ``operands`` | what a linear reads: codes, scale bytes, nibbles, rows, experts | its sums |
 | ``indices`` | the same from a wrong place, and the ends of their range | its sums |
+| ``neighbours`` | the activations of another row of the expert | sums of linear 2 |
+| ``pipeline`` | scale bytes of an earlier block of K | its sums |
 | ``sums`` | sums of 32 products | sums, and gate and up of them |
 | ``activation`` | gate and up | fp32 activations |
 | ``requantise`` | fp32 activations | ``l2_acts``, ``l2_acts_sf`` |
 | ``features`` | the same of alpha and beta, swiglustep and SiTU | fp32 activations |
 | ``combine``, ``orders`` | sums of linear 2 | ``y`` |
 
-``weights`` has the places where the routing weight can be applied, ``combiner`` the combine in
-steps. ``casts`` has what both quantisations can do wrong, ``rows`` which rows a wrong index reads,
-``roundings`` what happens on the way to bfloat16, ``fp8_rows`` the rows of an FP8 combine. Another
-revision of the contract is a deviation too.
+``exponential`` has the exponential in silu, ``weights`` the places where the routing weight can be
+applied, ``combiner`` the combine in steps. ``casts`` has what both quantisations can do wrong,
+``rows`` which rows a wrong index reads, ``roundings`` what happens on the way to bfloat16,
+``fp8_rows`` the rows of an FP8 combine. Another revision of the contract is a deviation too.
 
 To add one, name it in its module. A deviation replaces steps of :class:`megamoe.explain.ways.Way`.
 """
@@ -24,7 +26,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megamoe.explain.deviations import activation, combine, indices, operands, requantise, sums
+from megamoe.explain.deviations import (
+    activation,
+    combine,
+    indices,
+    neighbours,
+    operands,
+    pipeline,
+    requantise,
+    sums,
+)
 from megamoe.explain.deviations.staging import catalogue as of_staging
 from megamoe.explain.life import Life
 from megamoe.explain.sources import Source
@@ -79,8 +90,9 @@ def of_all(life: Life, source: Source) -> Iterator[Way]:
 
 def _readers(life: Life, source: Source, linear: int) -> dict[str, Reader]:
     return {
+        **(dict(neighbours.readers(life, source)) if linear == 2 else {}),
         **operands.readers(linear), **indices.expert_readers(life),
-        **operands.expert_of_slot(life, source),
+        **operands.expert_of_slot(life, source), **dict(pipeline.readers(life, linear)),
     }  # fmt: skip
 
 

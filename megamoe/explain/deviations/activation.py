@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megamoe.explain.deviations import weights
+from megamoe.explain.deviations import exponential, weights
 from megamoe.explain.deviations.features import catalogue as of_features
 from megamoe.explain.deviations.roundings import flushed
 from megamoe.explain.deviations.rows import other_weights
@@ -31,6 +31,8 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
         yield own.replaced(name, "clamp", **steps)
     for name, function in _silus(life).items():
         yield own.replaced(name, "silu", silu=function)
+    for name, steps in exponential.catalogue(life):
+        yield own.replaced(name, "silu", **steps)
     yield own.replaced("silu is taken of up, not of the gate", "silu", halves=_swapped_silu(life))
     yield own.replaced("subnormal up is flushed to zero", "clamp", clamp=_flushed_up(life))
     for name, steps in of_features(life):

@@ -17,6 +17,8 @@ from megamoe.spec.formats import E4M3_NAN, GROUP, U8, UE8M0_NAN
 
 _BITS: Final = (5, 6, 7, 8)
 """Bits of an expert index that is too short."""
+_ROWS: Final = (128, 256, 512, 1024)
+"""Rows of whole tiles, beyond which an index starts again."""
 
 
 def readers(linear: int) -> dict[str, Reader]:
@@ -70,6 +72,10 @@ def _modulo(sf: U8, groups: int) -> U8:
 
 def _last_group(sf: U8) -> U8:
     return np.concatenate([sf[:, :-1], sf[:, -2:-1] if sf.shape[1] > 1 else sf[:, -1:]], axis=1)
+
+
+def _rows_modulo(rows: int) -> Reader:
+    return Scales(lambda o: replace(o, weight_sf=o.where.scales_of(lambda n: n % rows)))
 
 
 def _last_row(sf: U8) -> U8:
@@ -143,6 +149,7 @@ def _nan_as_480(o: Operands) -> Operands:
 _COMMON: Final[dict[str, Reader]] = {
     "activation scales are those of group g modulo 4": _sf(lambda sf: _modulo(sf, 4)),
     "weight scales are those of group g modulo 16": _weight_sf(lambda sf: _modulo(sf, 16)),
+    **{f"weight scales are those of row n modulo {rows}": _rows_modulo(rows) for rows in _ROWS},
     "the four activation scales of a word are its first": _sf(
         lambda sf: np.repeat(sf[::4], 4)[: len(sf)]
     ),

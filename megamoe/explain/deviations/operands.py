@@ -191,7 +191,7 @@ _COMMON: Final[dict[str, Reader]] = {
     "weight scales are read one group late": _sf(lambda sf: np.roll(sf, 1, 1)),
     "weight scales are read one group early": _sf(lambda sf: np.roll(sf, -1, 1)),
     "weight scales are read one row late": Scales(
-        lambda o: replace(o, weight_sf=o.where.rows_before())
+        lambda o: replace(o, weight_sf=o.where.scales_of(lambda n: n - 1))
     ),
     "all weight scales of a row are the first group's": _sf(
         lambda sf: np.repeat(sf[:, :1], sf.shape[1], axis=1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
 
 from megamoe.explain.deviations.roundings import BF16_ROUNDINGS
 from megamoe.explain.ways import Total, halves, in_bf16
-from megamoe.spec.formats import F32, F64
+from megamoe.spec.formats import F32, F64, GROUP
 
 Pair = tuple[F32, F32]
 
@@ -42,6 +42,10 @@ def _by_parts(gate: bool) -> Callable[[F64], Pair]:
         return (narrow[0], wide[1]) if gate else (wide[0], narrow[1])
 
     return read
+
+
+unrounded_gate: Final = _by_parts(False)
+"""The gate in fp32, up in bfloat16."""
 
 
 def _rounded(rounding: Callable[[F32], F32]) -> Callable[[F64], Pair]:
@@ -85,7 +89,7 @@ GATE_UP: Final[Mapping[str, Callable[[F64], Pair]]] = {
     "gate and up are not rounded to bfloat16": _unrounded,
     "gate and up are truncated to bfloat16": _truncated,
     "gate and up are rounded to fp16": _in_half,
-    "the gate is not rounded to bfloat16": _by_parts(False),
+    "the gate is not rounded to bfloat16": unrounded_gate,
     "up is not rounded to bfloat16": _by_parts(True),
     **{f"gate and up: {name}": _rounded(rounding) for name, rounding in BF16_ROUNDINGS.items()},
     "up is the gate": lambda s: (halves(s)[0], halves(s)[0]),
@@ -96,14 +100,28 @@ GATE_UP: Final[Mapping[str, Callable[[F64], Pair]]] = {
 # --- accumulation -------------------------------------------------------------------------------
 
 
-def _running(rounded: Callable[[F32], F32]) -> Total:
+def _exactly(values: F32) -> F32:
+    return values
+
+
+def _running(
+    rounded: Callable[[F32], F32], k: int = GROUP, of_block: Callable[[F32], F32] = _exactly
+) -> Total:
+    """Sums of ``k`` of K, each changed by ``of_block``, are added in fp32; the running sum is
+    changed by ``rounded`` after each."""
+
     def total(blocks: F64) -> F64:
+        starts = np.arange(0, len(blocks), k // GROUP)
         out = np.zeros(blocks.shape[1:], np.float32)
-        for block in blocks.astype(np.float32):
-            out = rounded(out + block)
+        for block in np.add.reduceat(blocks, starts, axis=0).astype(np.float32):
+            out = rounded(out + of_block(block))
         return out.astype(np.float64)
 
     return total
+
+
+def _in_fp16(values: F32) -> F32:
+    return values.astype(np.float16).astype(np.float32)
 
 
 def _keeping(bits: int) -> Callable[[F32], F32]:
@@ -115,10 +133,23 @@ def _flushed_blocks(blocks: F64) -> F64:
     return np.where(np.abs(blocks) < 2.0**-126, 0.0, blocks).sum(axis=0)
 
 
+def _of_blocks() -> Iterator[tuple[str, Total]]:
+    """Sums of some length of K that lose bits on their way from one block of K to the next."""
+    for k in (32, 64, 128, 256):
+        for name, rounded in (("bfloat16", in_bf16), ("fp16", _in_fp16)):
+            if k > GROUP:  # of 32: the names without a length
+                yield f"sums are kept in {name} after each {k} of K", _running(rounded, k)
+            yield (
+                f"the sum of each {k} of K is rounded to {name}",
+                _running(_exactly, k, rounded),
+            )
+
+
 TOTALS_OFF: Final[Mapping[str, Total]] = {
     "subnormal sums of 32 are flushed to zero": _flushed_blocks,
     "sums are kept in bfloat16": _running(in_bf16),
-    "sums are kept in fp16": _running(lambda v: v.astype(np.float16).astype(np.float32)),
+    "sums are kept in fp16": _running(_in_fp16),
     "sums keep 13 bits": _running(_keeping(13)),
     "sums keep 10 bits": _running(_keeping(10)),
+    **dict(_of_blocks()),
 }
