@@ -119,8 +119,8 @@ def test_rows_come_back_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["h100", "h200"])
-def test_an_older_file_tells_how_many_experts_were_touched(name):
-    """It does not say; the floor does."""
+def test_a_row_s_floor_is_that_of_the_experts_it_touched(name):
+    """The older file, of the H100, does not say how many; the floor does."""
     for row in load(MEASURED / f"{name}.json"):
         share = bench.rows.share_named(row.share)
         assert floor(share, row.tokens, row.experts) == pytest.approx(row.floor)

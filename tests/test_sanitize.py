@@ -121,8 +121,8 @@ REPORT = (
 )
 
 
-def line_of(start):
-    lines = (hazards.KERNELS / "overlapped.py").read_text().splitlines()
+def line_of(start, file="overlapped.py"):
+    lines = (hazards.KERNELS / file).read_text().splitlines()
     return next(n for n, line in enumerate(lines, 1) if line.strip().startswith(start))
 
 
@@ -153,6 +153,21 @@ def test_only_what_racecheck_blames_on_triton_s_hand_over_is_set_aside(judged):
     assert code == 1
     assert "1 reports" in told.out and "1 others" in told.out
     assert f"overlapped.py:{ours}" in told.err and f"overlapped.py:{CALL}" not in told.err
+
+
+def test_races_on_sums_that_an_mbarrier_orders_and_torch_s_own_are_set_aside(judged):
+    load = line_of("word = pieces.index(", "handover.py")
+    store = line_of("sums.index(box).slice(", "handover.py")
+    sums = at(load, store).replace("overlapped.py", "handover.py")
+    torch = (
+        "========= Error: Race reported between Read access at void at::native::reduce_kernel"
+        "<(int)512, (int)1>(T3)+0xe4f0\n=========\n"
+    )
+    code, told = judged(sums, torch, summary=2)
+    assert code == 0 and "1 reports" in told.out and "1 in torch's own" in told.out
+    elsewhere = at(load, line_of("def hand_over(", "handover.py"))
+    code, told = judged(elsewhere.replace("overlapped.py", "handover.py"))
+    assert code == 1 and "1 others" in told.out
 
 
 @pytest.mark.parametrize(

@@ -288,10 +288,28 @@ def built(kernel, arguments, constants, warps, capability=90):
     return triton.compile(source, target=target, options={"num_warps": warps})
 
 
+EVENT = re.compile(
+    r"(bar\.sync)|(ld\.shared|st\.shared|stmatrix|ldmatrix)|(mbarrier\.arrive\.shared)"
+)
+
+
+def met_before_they_arrive(ptx: str) -> bool:
+    """Whether warps meet after their last access of shared memory, before one arrives for all."""
+    found = [match.lastindex for match in EVENT.finditer(ptx)]
+    return all(found[i - 1] == 1 for i, event in enumerate(found) if event == 3)
+
+
+def test_an_arrival_after_an_access_without_a_meeting_is_seen():
+    arrive = "mbarrier.arrive.shared::cta.b64 _, [%r1];"
+    assert met_before_they_arrive(f"st.shared.b32 [%r2], %r3; bar.sync 2, 128; {arrive}")
+    assert not met_before_they_arrive(f"bar.sync 2, 128; ld.shared.b32 %r3, [%r2]; {arrive}")
+
+
 def compiled(kernel, arguments, constants, warps, instruction, tmp_path):
     """What ptxas says of a kernel for Hopper."""
     made = built(kernel, arguments, constants, warps)
     assert made.metadata.shared <= 227 * 1024
+    assert met_before_they_arrive(made.asm["ptx"])
     assert instruction in made.asm["ptx"]
     ptx = tmp_path / "kernel.ptx"
     ptx.write_text(made.asm["ptx"])
