@@ -397,10 +397,17 @@ def test_a_requirement_is_installed_over_the_interpreters_own_packages(tmp_path,
     with pytest.raises(CannotStart, match=r"cannot install toynum==9: .*toynum==9"):
         sides.virtual_environment(["toynum==9"], sys.executable, cache)
     assert not [p for p in (cache / "envs").glob("toynum-9*") if p.is_dir()]
+    make_wheel(tmp_path, "toyuser", "1", needs="toynum==1.4")
+    with pytest.raises(CannotStart) as raised:
+        sides.virtual_environment(["toyuser==1", "toynum==1.5"], sys.executable, cache)
+    assert str(raised.value) == (
+        "cannot install toyuser==1 toynum==1.5: requirements exclude each other: The user "
+        "requested toynum==1.5; toyuser 1 depends on toynum==1.4"
+    )
 
 
-def make_wheel(folder, name, version, text=None):
-    """A wheel of one module that knows its version."""
+def make_wheel(folder, name, version, text=None, needs=""):
+    """A wheel of one module that knows its version; ``needs`` is a requirement of it."""
     import zipfile
 
     path = folder / "wheels" / f"{name}-{version}-py3-none-any.whl"
@@ -408,7 +415,8 @@ def make_wheel(folder, name, version, text=None):
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": text or f'V = "{version}"\n',
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + (f"Requires-Dist: {needs}\n" if needs else ""),
         f"{info}/WHEEL": (
             "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         ),

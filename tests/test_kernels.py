@@ -5,6 +5,7 @@ No package of another project is needed. Fakes have the names and signatures of 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import subprocess
@@ -388,13 +389,36 @@ def test_a_version_without_the_functions_is_refused():
         sgl_deep_gemm.suitable(new)
 
 
-def test_a_library_for_another_torch_is_refused_before_its_first_call(tmp_path):
-    source, library = tmp_path / "c.c", tmp_path / "_C.so"
-    source.write_text("int absent(void); int call(void) { return absent(); }\n")
-    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", library], check=True)
-    with pytest.raises(NotImplementedError, match=r"beside torch .*undefined symbol: absent"):
-        sgl_deep_gemm.linked(library)
-    sgl_deep_gemm.linked(tmp_path / "none.so")  # a package without one says so itself
+def library_that_lacks(symbol, library):
+    """Compile a library with one function, which calls a function that nobody has."""
+    text = f"int {symbol}(void); int call(void) {{ return {symbol}(); }}\n"
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library]
+    subprocess.run(command, input=text, text=True, check=True)
+
+
+def test_a_library_for_another_torch_is_refused_before_the_package_loads_it(tmp_path, monkeypatch):
+    """The package's loader binds late, and the linker never looks at a loaded library again."""
+    library_that_lacks("_ZN3c106absentEv", tmp_path / "_C.so")
+
+    def load(name):
+        if name == "deep_gemm":
+            ctypes.CDLL(str(tmp_path / "_C.so"), os.RTLD_LAZY)
+        return FakeSgl()
+
+    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(sgl_deep_gemm, "require", lambda facts: None)
+    monkeypatch.setattr(sgl_deep_gemm.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(sgl_deep_gemm.importlib, "import_module", load)
+    with pytest.raises(
+        NotImplementedError, match="undefined symbol: _ZN3c106absentEv; it was comp"
+    ):
+        sgl_deep_gemm.create()
+
+
+def test_a_library_that_lacks_something_else_is_left_to_its_package(tmp_path):
+    library_that_lacks("absent", tmp_path / "_C.so")
+    sgl_deep_gemm.linked(tmp_path / "_C.so")
+    sgl_deep_gemm.linked(tmp_path / "none.so")
 
 
 def test_an_import_that_fails_is_one_line_with_its_cause(monkeypatch):

@@ -333,8 +333,9 @@ def _make_environment(home: Path, words: Sequence[str], python: str, below: str)
     site = next(iter(home.glob("lib/python*/site-packages")))
     # The base may be a virtual environment itself, whose packages venv would not pass on.
     (site / "megamoe-below.pth").write_text("\n".join(json.loads(below)[1:]) + "\n")
+    # Without --quiet: pip says what a conflict is in a line that --quiet drops.
     _pip([python, "-m", "pip", "--disable-pip-version-check", "--no-input", "--python",
-          str(home / "bin/python"), "install", "--quiet", *words], words)  # fmt: skip
+          str(home / "bin/python"), "install", "--progress-bar", "off", *words], words)  # fmt: skip
 
 
 def _pip(command: Sequence[str], words: Sequence[str]) -> None:
@@ -347,8 +348,15 @@ def _pip(command: Sequence[str], words: Sequence[str]) -> None:
         known = re.search(r"from versions: ([^)]*)", said)
         newest = known[1].split(", ")[-8:] if known else []
         few = f"; published for this Python: {', '.join(newest)}" if newest else ""
-        text = last[-1].removeprefix("ERROR: ") if last else "it said nothing"
+        text = _conflict(said) or (last[-1].removeprefix("ERROR: ") if last else "it said nothing")
         raise CannotStart(f"cannot install {' '.join(words)}: {text}{few}")
+
+
+def _conflict(said: str) -> str:
+    """Who demands what, in pip's words, where requirements exclude each other; "" otherwise."""
+    _, _, after = said.partition("The conflict is caused by:")
+    demands = [x.strip() for x in after.strip().partition("\n\n")[0].splitlines()]
+    return f"requirements exclude each other: {'; '.join(demands)}" if after else ""
 
 
 def _flake(target: str, home: Path, o: Options, cache: Path) -> Ready:

@@ -8,13 +8,14 @@ Six of the published versions have another kernel for Hopper than the version be
 is the first, 0.1.4, 0.1.4.post1, 0.1.5, 0.1.6 and 0.2.5. Those before 0.1.5 requantise by powers of
 two, which is a contract of its own. 0.1.3 and 0.1.4 have no pre-dispatch: this module stages for
 them. The wheels of 0.1.5.post2 and later were compiled for torch 2.13: with an older one
-they are refused when they are loaded (:func:`linked`).
+they are refused before they are loaded (:func:`linked`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import inspect
 import re
 from dataclasses import dataclass
@@ -226,25 +227,28 @@ def contract_of(version: str) -> Dialect:
 def _package() -> Any:
     """The package ``deep_gemm``, of sgl-deep-gemm; ``NotImplementedError`` where it cannot run."""
     require(FACTS)
+    found = importlib.util.find_spec("deep_gemm")
     try:
+        importlib.import_module("tvm_ffi")  # loads a library that the package's own one needs
+        if found is not None and found.origin is not None:
+            linked(Path(found.origin).with_name("_C.so"))
         package = importlib.import_module("deep_gemm")
     except OSError as error:  # torch names the library, and the reason only as its cause
         raise NotImplementedError(_unlinked(str(error.__cause__ or error))) from error
-    linked(Path(str(package.__file__)).with_name("_C.so"))
     return suitable(package)
 
 
 def linked(library: Path) -> None:
-    """``NotImplementedError`` of one line for a compiled library with symbols that nothing here
-    has.
+    """``NotImplementedError`` of one line for a compiled library that needs what this torch lacks.
 
     TVM's loader binds functions when they are first called. So a library that was compiled for
-    another torch loads, and reads torch's objects where they had their fields.
+    another torch loads, and reads torch's objects where they had their fields. Call this before
+    the package is imported: the linker does not look again at a library that is loaded.
     """
     try:
         ctypes.CDLL(str(library))  # binds all symbols
     except OSError as error:
-        if "undefined symbol" in str(error):
+        if re.search(r"undefined symbol: _ZN?K?(3c10|2at|5torch)", str(error)):
             raise NotImplementedError(_unlinked(str(error))) from error
 
 
