@@ -15,6 +15,7 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.commands.main import main
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.variants import variants
+from megamoe.explain.words import explanation
 from megamoe.judge import forward_bits
 from megamoe.spec.contract import CONTRACTS
 
@@ -133,6 +134,21 @@ def test_a_zero_row_is_called_zero():
     assert [way["what"] for way in step["exact"]] == ["y is zero"]
 
 
+def test_nan_is_not_taken_for_a_lost_row_and_may_be_an_overflow():
+    """Also where zero is right: of a token whose hidden values are all zero."""
+    revision, accumulator, _ = OF_FORMAT["w4a16"]
+    problem = drawn("w4a16")
+    problem.hidden_states[TOKEN] = 0
+    nan = {"y": np.full(128, 0x7FFF, np.uint16)}
+    source = FromProblem(problem)
+    said = explain(source, TOKEN, 0, accumulator, nan, contract=CONTRACTS[revision])
+    (step,) = said["actual"]["explanations"]
+    assert step["not_finite"] == step["differing"] == 128
+    assert "y is zero" not in [way["what"] for way in step["exact"]]
+    if not step["exact"]:
+        assert "may be an overflow or 0 * infinity" in "\n".join(explanation(step))
+
+
 KERNEL = """
 from dataclasses import replace
 from megamoe.backends.eager import EagerBackend
@@ -170,4 +186,4 @@ def test_without_an_output_the_command_shows_the_value_and_has_no_more(capsys):
     assert main([*asked, "--full"]) == 2
     assert "--full: with FP8-BLOCK weights y alone is followed" in capsys.readouterr().err
     assert main([*asked, "--token", "99"]) == 2
-    assert "no element at token 99 channel 0: there are 17 tokens" in capsys.readouterr().err
+    assert "token 99 is not there; the case has 17, from 0 on" in capsys.readouterr().err

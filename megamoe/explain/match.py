@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.printable import counted
-from megamoe.spec.formats import GROUP
+from megamoe.spec.formats import GROUP, U16
 
 Bools = npt.NDArray[np.bool_]
 _MARGIN: Final = 8
@@ -149,6 +149,15 @@ class Evidence:
         """Each of ``(n,)`` values is a decision."""
         count = int(wrong.sum())
         return cls(step, count, count, counted_in_words(count, "element"))
+
+
+def not_finite(shown: U16, low: U16, wrong: Bools) -> int:
+    """How many ``wrong`` bf16 values are NaN or infinite where the contract has a finite one.
+
+    ``low``: the lower end of what the contract allows.
+    """
+    exponent = 0x7F80
+    return int((wrong & (shown & exponent == exponent) & (low & exponent != exponent)).sum())
 
 
 def counted_in_words(count: int, noun: str) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from megamoe import oracle
 from megamoe.explain.describe import bf16
-from megamoe.explain.match import Evidence, Names, is_among
+from megamoe.explain.match import Evidence, Names, is_among, not_finite
 from megamoe.explain.variants import Variant, variants
 from megamoe.judge.elements import beyond, place_of, worst_of
 from megamoe.spec.contract import Contract
@@ -62,13 +62,14 @@ def explain_only_y(
     if wrong.any():
         wanted = (v for v in tried if is_among(only, "y", v.what))
         ways = [_way(v, accumulator, shown, wrong) for v in wanted]
-    if wrong.any() and is_among(only, "y", _ZERO) and not shown.astype(np.uint16)[y != 0].any():
+    zero = not (shown[wrong | (y != 0)] & 0x7FFF).any()
+    if wrong.any() and is_among(only, "y", _ZERO) and zero:
         ways.insert(0, _said(_ZERO, int(wrong.sum()), 0, 0))
     return {**said, "actual": {
         "y": BF16.hex(shown[channel]), "allowed": [BF16.hex(low[channel]), BF16.hex(high[channel])],
         "outside": bool(wrong[channel]), "stages": [{**stage, "worst": worst}],
         "parts_at": {**stage, "worst": worst} if wrong.any() else None, "worst": worst,
-        "explanations": [_step(ways, wrong)] if wrong.any() else [], "wrong_slots": [],
+        "explanations": [_step(ways, wrong, shown, low)] if wrong.any() else [], "wrong_slots": [],
     }}  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def _said(what: str, explains: int, left: int, contradicts: int) -> Plain:
     }  # fmt: skip
 
 
-def _step(ways: list[Plain], wrong: Bools) -> Plain:
+def _step(ways: list[Plain], wrong: Bools, shown: U16, low: U16) -> Plain:
     """In the form of the other steps: :func:`megamoe.explain.words.explanation` prints it."""
     evidence = Evidence.of_elements("y", wrong)
     differing = evidence.values
@@ -116,7 +117,8 @@ def _step(ways: list[Plain], wrong: Bools) -> Plain:
     ]
     return {
         "step": "y", "differing": differing, "decisions": evidence.decisions,
-        "evidence": evidence.text, "of": int(wrong.size), "compared": "values of y",
+        "not_finite": not_finite(shown, low, wrong), "evidence": evidence.text,
+        "of": int(wrong.size), "compared": "values of y",
         "tried": len(ways), "exact": exact, "partial": [] if exact else partial[:_PARTIAL_WAYS],
         "follows": False, "not_tried": 0, "tried_on": [], "alone": [],
     }  # fmt: skip

@@ -16,7 +16,7 @@ from megamoe.explain import element
 from megamoe.explain import life as lives
 from megamoe.explain.causes import OfCodes, Shown, decide, explain_codes, explain_staging, explain_y
 from megamoe.explain.life import Life, live, same_codes
-from megamoe.explain.match import Names
+from megamoe.explain.match import Names, not_finite
 from megamoe.explain.points import Bools, outside
 from megamoe.explain.predict import Acts
 from megamoe.explain.sources import Source
@@ -62,7 +62,8 @@ def part(
     worst = element.of_y(life, shown.y, low, high, beyond) if beyond.any() else None
     stages.append(_said("y", last, beyond, worst))
     if beyond.any():
-        explanations.append(explain_y(given, source, shown, beyond, only))
+        of_y = explain_y(given, source, shown, beyond, only)
+        explanations.append({**of_y, "not_finite": not_finite(shown.y, low, beyond)})
     if codes is not None:
         decide(codes, explanations[-1] if beyond.any() else None, shown.y)
     return {

@@ -52,6 +52,13 @@ def _explanation(step: Plain, label: str) -> list[str]:
     differing, exact, partial = step["differing"], step["exact"], step["partial"]
     known = f"none of {step['tried']} known deviations explains"
     wrong = f"{counted(differing, 'wrong value')} of {step['of']} {step['compared']}"
+    if step.get("not_finite") and not exact and not step["follows"] and not step["alone"]:
+        return [
+            f"{label}: unknown; {known} the {wrong}",
+            f"  {step['not_finite']} of them are NaN or infinite where the right ones are finite: "
+            "may be an overflow or 0 * infinity (two scales multiplied with each other, a scale of "
+            "zero, a row that was never written)",
+        ]
     if partial:
         lines = [f"{label}: unknown; {known} all {wrong}; in part:"]
         return lines + [f"  {_way(way)}: {_how_much(way, differing)}" for way in partial]
