@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -208,8 +209,16 @@ def _all_there(
             more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             raise MergeError(
                 f"shard {index}/{counts[0]} is missing, and with it {counted(len(lost), 'case')}: "
-                f"{', '.join(lost[:3])}{more}; run ci/shard.sh {index} {counts[0]}"
+                f"{', '.join(lost[:3])}{more}; run {_again(loaded[0][1])}ci/shard.sh "
+                f"{index} {counts[0]}"
             )
+
+
+def _again(result: dict[str, Any]) -> str:
+    """The variables of ``ci/shard.sh`` that made ``result``, as words of a shell."""
+    named = (("BACKEND", "backend"), ("DEVICE", "device"), ("TIER", "tier"), ("CASE", "case"))
+    given = [(variable, result.get(key)) for variable, key in named]
+    return "".join(f"{variable}={shlex.quote(str(value))} " for variable, value in given if value)
 
 
 def summary(merged: dict[str, Any], made: Provenance) -> str:

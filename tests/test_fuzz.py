@@ -395,7 +395,7 @@ def test_the_summary_counts_classes_judgements_and_what_was_passed_over():
     counts.done(draw(1, 3), Result(Verdict("forward/y", "forward", "skip", "not this one")))
     counts.summary()
     text = counts.console.file.getvalue()
-    for said in ("7: 2 ", "1 judged bitwise, 1 by the envelope", "bitwise 2, staged 2",
+    for said in ("7: 2 ", "1 problems of zero freedom, 1 with an envelope", "bitwise 2, staged 2",
                  "passed over, 1: not this one", "passed over, 1: an operand",
                  "2 judged in", "50% zero freedom; 0 red"):  # fmt: skip
         assert said in text

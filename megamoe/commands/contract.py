@@ -14,11 +14,14 @@ from megamoe.cases import Case, load_cases
 from megamoe.commands.shared import root_of
 from megamoe.console import Console
 from megamoe.golden import GoldenError, Store, make
+from megamoe.kernels.registry import kernels
 from megamoe.printable import counted
 from megamoe.spec import builds
 from megamoe.spec.contract import CONTRACTS, Clause, Contract
 from megamoe.suggest import hint
 
+_FEW: Final = 3
+"""Cases of one side alone that are named."""
 SHOWN: Final = {
     "features": "nothing: a contract without a feature does not know its cases",
     "situ_tanh": "l2_acts and y of SiTU, where the gate is small",
@@ -57,7 +60,7 @@ SHOWN: Final = {
 
 
 def run_list(a: argparse.Namespace) -> int:
-    """A table of the revisions, and of the builds that follow each."""
+    """A table of the revisions, and of the builds that follow each, or kernels that claim it."""
     table = Table("revision", "clauses", "builds that follow it", "where they differ")
     followed = [build.revision for build in builds.BUILDS.values()]
     for revision in dict.fromkeys([*CONTRACTS, *followed]):
@@ -66,6 +69,9 @@ def run_list(a: argparse.Namespace) -> int:
         for build in builds.BUILDS.values():
             if build.revision == revision:
                 rows.setdefault(_differences(build), []).append(build.name)
+        claimed = [f"{k.name} (adapter)" for k in kernels().values() if revision in k.contracts]
+        if claimed and not rows:
+            rows[""] = claimed
         for at, (differences, names) in enumerate((rows or {"": ["none"]}).items()):
             first = (revision, known) if at == 0 else ("", "")
             table.add_row(*first, escape(_together(names)), escape(differences))
@@ -121,8 +127,10 @@ def _print_cases(root: Path, left: Contract, right: Contract) -> None:
     for case_id in moved:
         print(f"  {case_id}")
     for ids, contract in zip(only, (left, right), strict=True):
-        for case_id in ids:
-            print(f"  only under {contract.revision}: {case_id}")
+        if ids:
+            more = f" and {len(ids) - _FEW} more" if len(ids) > _FEW else ""
+            print(f"{counted(len(ids), 'case')} only under {contract.revision}: "
+                  f"{', '.join(ids[:_FEW])}{more}")  # fmt: skip
 
 
 def _key(store: Store, case: Case) -> str:

@@ -86,8 +86,9 @@ class Tally:
             table.add_row(dimension, "   ".join(counts))
         self.console.print(table)
         rest = self.judged - self.points
-        self.say(f"{self.points} judged bitwise, {rest} by the envelope of the backend's class")
-        self.say("judgements: " + (", ".join(f"{n} {c}" for n, c in self.how.items()) or "none"))
+        self.say(f"{self.points} problems of zero freedom, {rest} with an envelope")
+        how = ", ".join(f"{n} {c}" for n, c in self.how.items()) or "none"
+        self.say(f"judgements, one or more of each problem: {how}")
         for why, count in self.passed_over.most_common():
             self.say(f"passed over, {count}: {why}")
         self.say(self.line())

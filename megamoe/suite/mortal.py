@@ -20,6 +20,7 @@ from typing import Final
 
 PR_SET_PDEATHSIG: Final = 1
 SERVER: Final = os.getpid()
+PARENT: Final = os.getppid()
 DESCRIPTORS: Final = range(3, 256)
 """Among them are the socket that the server listens on, and a pipe from the process that started
 the server."""
@@ -27,7 +28,8 @@ the server."""
 
 def end(number: int, frame: FrameType | None) -> None:
     """Remove the folder of the socket, and end; a judge, which inherits this, only ends."""
-    if os.getpid() == SERVER:
+    # A parent that is alive removes its folder itself, and fails if somebody else did it before.
+    if os.getpid() == SERVER and (os.getppid() != PARENT or orphaned()):
         for descriptor in DESCRIPTORS:
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as found:
                 name = found.getsockname()

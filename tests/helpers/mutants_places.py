@@ -135,7 +135,7 @@ STALE = [
 
 MASKS = [
     Mutant("masked-slot-computed-with-weight-0", "forward/masked-slot-weight-not-finite", [("eager", "ids = problem.topk_ids\n    for", "ids = problem.topk_ids.clamp_min(0)\n    for"), ("eager", _WEIGHT, "routing = (problem.topk_weights * (problem.topk_ids >= 0))[token, slot].unsqueeze(-1)"), ("eager", _LIVE, "live = problem.topk_ids >= -1")]),
-    Mutant("masked-slot-computed-and-multiplied-by-0", "forward/masked-slot-weight-not-finite", [("eager", "ids = problem.topk_ids\n    for", "ids = problem.topk_ids.clamp_min(0)\n    for"), ("eager_combine", "added = acc + row.float()\n        acc = torch.where(takes_part, added, acc)", "added = acc + row.float() * takes_part\n        acc = added")]),
+    Mutant("masked-slot-computed-and-multiplied-by-0", "forward/masked-slot-weight-not-finite", [("eager", "ids = problem.topk_ids\n    for", "ids = problem.topk_ids.clamp_min(0)\n    for"), ("eager_combine", "acc + row  #", "acc + row.float() * takes_part  #"), ("eager_combine", "acc = torch.where(takes_part, added, acc)", "acc = added")]),
     _one("token-with-a-masked-slot-is-zero", "eager", _LIVE, _LIVE + "\n        live &= live.all(1, keepdim=True)", "forward/masked-slot-weight-not-finite"),
     _one("first-slot-masked-loses-the-token", "eager", _LIVE, _LIVE + "\n        live &= live[:, :1]", "forward/masked-slot-weight-not-finite"),
     _one("last-slot-masked-loses-the-token", "eager", _LIVE, _LIVE + "\n        live &= live[:, -1:]", "forward/masked-slot-weight-not-finite"),
