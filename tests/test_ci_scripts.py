@@ -290,7 +290,12 @@ def broken(name, two):
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("lost shard", 1, f"shard 2/2 is missing, and with it 1 case: {SECOND}; run BACKEND=eager DEVICE=cpu TIER=full CASE='eplb/identity-map-*' ci/shard.sh"),
+        (
+            "lost shard",
+            1,
+            f"shard 2/2 is missing, and with it 1 case: {SECOND}; run BACKEND=eager "
+            "DEVICE=cpu TIER=full CASE='eplb/identity-map-*' ci/shard.sh 2 2",
+        ),
         ("shard twice", 1, "shard 2/2 came twice: "),
         ("two cuts", 1, "shards of 2 and of 3: two cuts make no whole"),
         ("lost case", 1, f"1 case lost: {SECOND}"),
