@@ -58,6 +58,10 @@ def _departure(said: Plain) -> list[str]:
         for s in actual["stages"] if s["outside"]
     ]  # fmt: skip
     lines.append(f"outside at token {token}: {', '.join(wrong)}")
+    if said.get("batch", {}).get("tiles"):
+        lines.append(f"  of all tokens: {said['batch']['tiles']}")
+    lines += [f"  all of {s['stage']} in {s['channels']}"
+              for s in actual["stages"] if s.get("channels")]  # fmt: skip
     if said.get("breaks") and not is_named:
         lines.append(f"if this case fails: {said['breaks']}")
     if said["accumulator_from"].startswith("assumed"):

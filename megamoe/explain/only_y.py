@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe import oracle
+from megamoe.explain.channels import pattern
 from megamoe.explain.describe import bf16
 from megamoe.explain.match import Evidence, Names, is_among, not_finite
 from megamoe.explain.variants import Variant, variants
@@ -54,7 +55,7 @@ def explain_only_y(
     wrong = beyond(BF16, shown, low, high)
     stage = {
         "stage": "y", "where": "the one stage that is judged with these weights",
-        "outside": int(wrong.sum()), "of": int(wrong.size),
+        "outside": int(wrong.sum()), "of": int(wrong.size), "channels": pattern(wrong),
         "first": int(np.argmax(wrong)) if wrong.any() else None, "worst": None,
     }  # fmt: skip
     worst = _worst(shown, low, high, wrong, token) if wrong.any() else None

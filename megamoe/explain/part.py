@@ -15,6 +15,7 @@ import numpy.typing as npt
 from megamoe.explain import element
 from megamoe.explain import life as lives
 from megamoe.explain.causes import OfCodes, Shown, decide, explain_codes, explain_staging, explain_y
+from megamoe.explain.channels import pattern
 from megamoe.explain.life import Life, live, same_codes
 from megamoe.explain.match import Names, not_finite
 from megamoe.explain.points import Bools, outside
@@ -60,7 +61,8 @@ def part(
     beyond = outside(shown.y, low, high)
     last = "linear 2 or combine" if shown.acts is not None else "any step: the output has no codes"
     worst = element.of_y(life, shown.y, low, high, beyond) if beyond.any() else None
-    stages.append(_said("y", last, beyond, worst))
+    y = _said("y", last, beyond, worst)
+    stages.append({**y, "channels": pattern(beyond, int(given.channels[0]))})
     if beyond.any():
         of_y = explain_y(given, source, shown, beyond, only)
         explanations.append({**of_y, "not_finite": not_finite(shown.y, low, beyond)})
@@ -143,7 +145,10 @@ def _acts_stages(life: Life, acts: Acts, by_slot: Bools, follows: str) -> list[P
     out = []
     for name, mask in (("l2_acts_sf", by_slot[:, :groups]), ("l2_acts", by_slot[:, groups:])):
         worst = element.of_acts(life, name, acts, mask) if mask.any() else None
-        out.append(_said(name, where, mask.ravel(), worst))
+        said = _said(name, where, mask.ravel(), worst)
+        if name == "l2_acts":
+            said["channels"] = pattern(np.any(mask, axis=0))
+        out.append(said)
     return out
 
 

@@ -18,8 +18,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.explain.channels import FEWEST, MOST, in_words
 from megamoe.judge import Finding
-from megamoe.judge.elements import GRID_LIMIT
+from megamoe.judge.elements import GRID_LIMIT, TILE
 from megamoe.printable import counted
 from megamoe.spec.problem import Problem
 
@@ -237,7 +238,20 @@ def batch_of(
     if not is_whole:
         return {}
     ids, experts = problem.topk_ids.numpy(), problem.num_experts
-    return {"batch": in_batch(actual, shown, token, ids, experts, wrong, wrong_slots)}
+    batch = in_batch(actual, shown, token, ids, experts, wrong, wrong_slots)
+    return {"batch": {**batch, "tiles": _tiles_of(actual, findings)}}
+
+
+def _tiles_of(actual: Mapping[str, Any], findings: Sequence[Finding]) -> str:
+    """As "y in tiles 4 and 5 of 128 channels" if all wrong elements of the batch are in few."""
+    stage = actual["parts_at"]["stage"]
+    for finding in findings:
+        tiles = sorted(finding.tiles)
+        of_all = sum(finding.tiles.values()) == finding.outside
+        few = 0 < len(tiles) <= min(MOST, finding.shape[1] // 2)
+        if finding.stage == stage and finding.outside >= FEWEST and of_all and few:
+            return f"{stage} in {in_words(tiles, TILE)}"
+    return ""
 
 
 def wrong_tokens(
