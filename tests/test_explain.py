@@ -255,6 +255,32 @@ def test_the_command_says_it_and_the_store_agrees(capsys):
     assert "accumulator class sm90-e4m3 (by --accumulator)\n" in capsys.readouterr().out
 
 
+def test_clamps_that_gate_and_up_have_exchanged_are_named(tmp_path, capsys, monkeypatch):
+    def exchanged(gate, up, act, contract):
+        return gate.clamp(-act.clamp, act.clamp), up.clamp_max(act.clamp)
+
+    monkeypatch.setattr("megamoe.backends.eager_activation._clamped", exchanged)
+    case = next(c for c in load_cases() if c.id == "forward/clamp-0.5-bell-misapplied")
+    got = EagerBackend().forward(forward_problem(case))
+    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    assert cli.main(["explain", case.id, "--actual", f"{tmp_path}/got.safetensors"]) == 0
+    assert "cause: clamp: gate and up have each other's clamp\n" in capsys.readouterr().out
+
+
+def test_a_claim_that_is_too_narrow_is_said_before_any_cause(tmp_path, capsys):
+    case = next(c for c in load_cases() if c.id == "forward/claims-ascending")
+    got = EagerBackend().forward(forward_problem(case))
+    got["y"].zero_()  # as a kernel gives it that adds the blocks of K downwards
+    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    asked = ["explain", case.id, "--actual", f"{tmp_path}/got.safetensors", "--accumulator"]
+    assert cli.main([*asked, "fp32-ordered"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("the claim may be wrong: this output is right under fp32")
+    assert any(line.startswith("if this case fails: A kernel that splits K") for line in lines)
+    assert cli.main([*asked, "fp32"]) == 0
+    assert capsys.readouterr().out.startswith("PASS ")
+
+
 def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
     case = next(c for c in load_cases() if c.id == CASE)
     got = EagerBackend().forward(forward_problem(case))

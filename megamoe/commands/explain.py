@@ -104,7 +104,8 @@ def run(a: argparse.Namespace) -> int:
             stage=a.stage,
         )  # fmt: skip
         breaks = subject.case.breaks if subject.case is not None else ""
-        said = {"case": subject.name, "breaks": breaks, **said,
+        wider = _wider(subject, actual, class_name, contract)
+        said = {"case": subject.name, "breaks": breaks, "right_under_class": wider, **said,
                 "golden": _golden(subject, said, contract),
                 "accumulator_from": why}  # fmt: skip
         if actual is not None and findings is not None:
@@ -126,6 +127,21 @@ def run(a: argparse.Namespace) -> int:
             more = _more(actual is not None, subject.only_y)
             console.print(f"more: {more}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _wider(
+    subject: Subject, actual: Mapping[str, Any] | None, claimed: str, contract: Contract
+) -> list[str]:
+    """The classes under which a case that was made to show a wrong claim is right."""
+    case = subject.case
+    if actual is None or case is None or not case.name.startswith("claims-"):
+        return []
+    out = []
+    for name in classes_of("mxfp4"):
+        if name != claimed:
+            judged = judge_forward(actual, subject.golden(name, contract), name, subject.problem)
+            out += [] if any(finding.bad for finding in judged.findings) else [name]
+    return out
 
 
 def _class_of(a: argparse.Namespace, claimed: str, subject: Subject) -> tuple[str, str]:

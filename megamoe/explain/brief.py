@@ -41,6 +41,10 @@ def _departure(said: Plain) -> list[str]:
                 f"{_channels(said)})"]  # fmt: skip
     is_named = all(step["exact"] and is_certain(step) for step in actual["explanations"][:1])
     lines = [f"{said['case']}: the first wrong stage is {at['stage']} ({at['where']})"]
+    if said.get("right_under_class"):
+        right = " or ".join(said["right_under_class"])
+        lines.append(f"the claim may be wrong: this output is right under {right}; "
+                     f"{said['accumulator']} is claimed")  # fmt: skip
     original = said.get("original")
     if original is None:
         lines += causes(said)
@@ -62,7 +66,7 @@ def _departure(said: Plain) -> list[str]:
         lines.append(f"  of all tokens: {said['batch']['tiles']}")
     lines += [f"  all of {s['stage']} in {s['channels']}"
               for s in actual["stages"] if s.get("channels")]  # fmt: skip
-    if said.get("breaks") and not is_named:
+    if said.get("breaks") and (not is_named or said.get("right_under_class")):
         lines.append(f"if this case fails: {said['breaks']}")
     if said["accumulator_from"].startswith("assumed"):
         lines.append(f"accumulator class {said['accumulator']}: {said['accumulator_from']}")

@@ -52,7 +52,8 @@ def _explanation(step: Plain, label: str) -> list[str]:
     differing, exact, partial = step["differing"], step["exact"], step["partial"]
     known = f"none of {step['tried']} known deviations explains"
     wrong = f"{counted(differing, 'wrong value')} of {step['of']} {step['compared']}"
-    if step.get("not_finite") and not exact and not step["follows"] and not step["alone"]:
+    most = 2 * step.get("not_finite", 0) > differing
+    if most and not exact and not step["follows"] and not step["alone"]:
         return [
             f"{label}: unknown; {known} the {wrong}",
             f"  {step['not_finite']} of them are NaN or infinite where the right ones are finite: "

@@ -88,6 +88,9 @@ def _clamps(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
         ),
         "the gate is not clamped": lambda g, u: (g, both(g, u)[1]),
         "up is not clamped from below": lambda g, u: (both(g, u)[0], np.fmin(u, bound)),
+        "gate and up have each other's clamp": lambda g, u: (
+            np.fmax(both(g, u)[0], -bound), np.fmin(u, bound),
+        ),
         "up is not clamped from above": lambda g, u: (both(g, u)[0], np.fmax(u, -bound)),
         "NaN passes the clamp" if drops else "NaN becomes a bound in the clamp": (
             lambda g, u: clamped(g, u, act, other_nan)
