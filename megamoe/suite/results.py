@@ -177,6 +177,8 @@ def _table(report: Mapping[str, Any]) -> Table:
     return table
 
 
+_SAID: Final = "NotImplementedError: "
+"""How a backend's own reason may begin; the line before it says so already."""
 REASONS: Final = 12
 """Reasons that are named of one status."""
 _BEGIN: Final[Mapping[str, tuple[str, str]]] = {
@@ -199,12 +201,16 @@ def unjudged_lines(report: Mapping[str, Any]) -> list[str]:
         if not all(reason.startswith(begin) for reason in reasons):
             begin = once = ""
         most = len(reasons) if len(reasons) <= REASONS + 1 else REASONS  # a line for one is no gain
-        named = [reason.removeprefix(begin) + (f" ({count})" if len(reasons) > 1 else "")
-                 for reason, count in reasons.most_common(most)]  # fmt: skip
+        named = [
+            reason.removeprefix(begin).removeprefix(_SAID)
+            + (f" ({count})" if len(reasons) > 1 else "")
+            for reason, count in reasons.most_common(most)
+        ]
         if len(reasons) > most:
             named.append(f"{len(reasons) - most} other reasons (--json FILE has them)")
         if len(named) > 1:
-            out.append(f"{reasons.total()} {word}{f'; {once.rstrip()}' if once else ''}:")
+            more = f"; {once.rstrip(' :')}" if once else ""
+            out.append(f"{reasons.total()} {word}{more}:")
             out += [f"  {line}" for line in named]
         else:
             out.append(f"{reasons.total()} {word}: {once}{named[0]}")
