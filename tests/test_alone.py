@@ -10,10 +10,10 @@ from rich.console import Console
 
 from megamoe.cases import load_cases
 from megamoe.cases.pattern import in_order
-from megamoe.golden import bless, record
 from megamoe.judge import Verdict
 from megamoe.suite import alone, reds
 from tests.helpers import command
+from tests.helpers.golden import make_golden
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -68,15 +68,8 @@ class Wrong(Keeps):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("golden")
-    (folder / "cases").mkdir()
-    (folder / "cases/all.toml").write_text(CASES)
+    folder = make_golden(tmp_path_factory.mktemp("golden"), CASES)
     (folder / "k.py").write_text(KERNEL)
-    cases = load_cases(folder)
-    assert record(folder, cases, 1, lambda case, error: None) == []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CI", raising=False)
-        bless(folder, cases)
     return folder
 
 

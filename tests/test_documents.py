@@ -19,9 +19,7 @@ from tests.helpers.mutated import many, mutated, result_or_one_line
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CI", raising=False)
-        return make_golden(tmp_path_factory.mktemp("documents") / "golden")
+    return make_golden(tmp_path_factory.mktemp("documents") / "golden")
 
 
 @pytest.fixture(autouse=True)

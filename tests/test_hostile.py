@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from megamoe.cases import load_cases
-from megamoe.golden import Store, bless, make, record
+from megamoe.golden import Store, make
 from megamoe.judge import Verdict
 from megamoe.suite.runner import Runner
 from megamoe.worker.client import Worker
 from megamoe.worker.session import Launch, WorkerError
 from tests.helpers import hostile
+from tests.helpers.golden import make_golden
 from tests.helpers.hostile import ACTS, Act
 from tests.helpers.warm import warmed
 from tools.stops import abandoned, alive, folders
@@ -90,15 +91,7 @@ OURS = str(Path(hostile.__file__).parents[2])
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("golden")
-    (folder / "cases").mkdir()
-    (folder / "cases/all.toml").write_text(CASES)
-    cases = load_cases(folder)
-    assert record(folder, cases, 1, lambda case, error: None) == []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CI", raising=False)
-        bless(folder, cases)
-    return folder
+    return make_golden(tmp_path_factory.mktemp("golden"), CASES)
 
 
 def launch(spec: str, mark: str, seconds: float = 120.0, **variables: str) -> Launch:

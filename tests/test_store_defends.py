@@ -19,9 +19,7 @@ from tests.helpers.golden import case_named, content_of, make_golden, quiet
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CI", raising=False)
-        return make_golden(tmp_path_factory.mktemp("original") / "golden")
+    return make_golden(tmp_path_factory.mktemp("original") / "golden")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from megamoe.backends import load_backend
 from megamoe.cases import load_cases
-from megamoe.golden import Store, bless, make, record, store
+from megamoe.golden import Store, make, store
 from megamoe.judge import Verdict
 from megamoe.spec.contract import NEWEST, contract
 from megamoe.suite import check, progress, results
@@ -24,6 +24,7 @@ from megamoe.suite.settings import Settings, SettingsError
 from megamoe.worker.client import Worker
 from megamoe.worker.session import Identity, Launch, last_seen
 from tests.helpers import command
+from tests.helpers.golden import make_golden
 from tests.helpers.local import Local
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -128,20 +129,9 @@ class Backend:
 """
 
 
-def blessed(folder, text):
-    (folder / "cases").mkdir()
-    (folder / "cases/all.toml").write_text(text)
-    cases = load_cases(folder)
-    assert record(folder, cases, 1, lambda case, error: None) == []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CI", raising=False)
-        bless(folder, cases)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return blessed(tmp_path_factory.mktemp("golden"), CASES)
+    return make_golden(tmp_path_factory.mktemp("golden"), CASES)
 
 
 class Wrapped:
@@ -195,7 +185,7 @@ top_k = 1
 tokens = 1
 shared_recipe = {}
 """
-    root = blessed(tmp_path, f"[[case]]{case}")
+    root = make_golden(tmp_path, f"[[case]]{case}")
     verdict = judge(root, "forward", Wrapped())
     assert verdict.status == "not-provided" and "feature shared-expert" in verdict.reason
     backend = Wrapped()
@@ -413,7 +403,7 @@ def digests(tmp_path, monkeypatch):
     """A store that keeps digests of a zero-freedom case, and nothing in full."""
     monkeypatch.setattr(store, "FULL_LIMIT", 0)
     text = CASES.replace('family = "envelope"\ntokens = 3\nrows', ZERO_FREEDOM)
-    return blessed(tmp_path, text)
+    return make_golden(tmp_path, text)
 
 
 def test_a_brief_red_names_rows_and_asks_the_oracle_nothing(digests):
@@ -478,7 +468,7 @@ class Backend:
 
 
 def test_maxfail_stops_and_failed_takes_up_the_reds_alone(tmp_path):
-    root = blessed(tmp_path, TROUBLE)
+    root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(WRONG)
     backend, made = f"{root / 'bad.py'}:Backend", root / "r.json"
     common = ("--backend", backend, "--tier", "full", "-n", "1")
@@ -497,7 +487,7 @@ def test_maxfail_stops_and_failed_takes_up_the_reds_alone(tmp_path):
 
 @pytest.mark.slow
 def test_one_bad_case_does_not_end_the_run(tmp_path):
-    root = blessed(tmp_path, TROUBLE)
+    root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(TROUBLED)
     made = root / "r.json"
     backend = f"{root / 'bad.py'}:Backend"
@@ -558,7 +548,7 @@ SPOILED = (
 @pytest.mark.slow
 def test_a_spoiled_process_is_replaced_and_the_rest_stays_green(tmp_path):
     """One worker takes every case, so without a new process all after the first would be red."""
-    root = blessed(tmp_path, TROUBLE)
+    root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(SPOILING)
     made = root / "r.json"
     arguments = ("--tier", "full", "-n", "1", "--json", str(made))
@@ -593,7 +583,7 @@ class Backend:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_real_sticky_cuda_error_takes_one_case_only(tmp_path):
-    root = blessed(tmp_path, TROUBLE)
+    root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(STICKY)
     made = root / "r.json"
     arguments = ("--tier", "full", "-n", "1", "--device", "cuda", "--json", str(made))
@@ -607,7 +597,7 @@ def test_a_real_sticky_cuda_error_takes_one_case_only(tmp_path):
 @pytest.mark.parametrize("workers", [(), ("-n", "1")])
 def test_the_same_under_ones_own_pytest(tmp_path, workers):
     """With pytest-xdist, whose processes share a worker, and without."""
-    root = blessed(tmp_path, TROUBLE)
+    root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(SPOILING)
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "MEGAMOE_GOLDEN": str(root),
@@ -628,7 +618,7 @@ def test_the_same_under_ones_own_pytest(tmp_path, workers):
 
 @pytest.mark.slow
 def test_a_hang_under_ones_own_pytest_is_ended(tmp_path):
-    root = blessed(tmp_path, TROUBLE)
+    root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(TROUBLED)
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "MEGAMOE_GOLDEN": str(root),
@@ -665,7 +655,7 @@ def test_under_pytest_what_cannot_run_at_all_is_one_line(root, options, said):
 
 
 def test_under_pytest_a_case_that_the_contract_does_not_know_is_skipped(tmp_path):
-    root = blessed(tmp_path, PADDED)
+    root = make_golden(tmp_path, PADDED)
     environment = {**os.environ, "MEGAMOE_GOLDEN": str(root), "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": str(Path(check.__file__).parents[2])}  # fmt: skip
     (root / "june.py").write_text(JUNE)
