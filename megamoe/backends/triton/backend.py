@@ -58,7 +58,7 @@ class TritonBuffer(SymmBuffer):
     places: torch.Tensor = None  # type: ignore[assignment]
     """(capacity * K,) int32: the inverse of ``order``; -1 for slots without an expert here."""
     counts: torch.Tensor = None  # type: ignore[assignment]
-    """(2, TALLIES, experts, next power of two) int32: rows by expert; the second half is ``taken``."""
+    """(2, TALLIES, experts, next power of two) int32: rows by expert; half is ``taken``."""
     taken: torch.Tensor = None  # type: ignore[assignment]
     """(TALLIES, experts, next power of two) int32: rows that have been given a place."""
     tiles: torch.Tensor = None  # type: ignore[assignment]
