@@ -24,6 +24,7 @@ from megamoe.backends.simulate import (
 from megamoe.explain import FromProblem, explain, predict
 from megamoe.explain.deviations import of_codes
 from megamoe.explain.life import linear1, live
+from megamoe.explain.match import Evidence, Fit, in_part, report
 from megamoe.explain.predict import Predictor
 from megamoe.explain.ways import right
 from megamoe.explain.words import causes, explanation
@@ -334,6 +335,31 @@ def test_a_match_in_part_says_what_it_leaves(tmp_path):
     text = "\n".join(explanation(step))
     assert f"explains {best['explains']} of {step['differing']}" in text
     assert f"{best['unexplained']} left unexplained" in text and "in part" in text
+
+
+def test_a_match_in_part_that_right_values_refute_says_so(tmp_path):
+    """Relu stands for silu, but not in the last two groups: relu would change what is right there."""
+    got, right_ = _mutated("silu-is-relu", tmp_path), _shown()
+    got["l2_acts"][:, 192:], got["l2_acts_sf"][:, 6:] = (
+        right_["l2_acts"][:, 192:], right_["l2_acts_sf"][:, 6:]
+    )  # fmt: skip
+    step = explain_token(got)["explanations"][0]
+    best = step["partial"][0]
+    assert not step["exact"] and best["what"] == "relu stands for silu"
+    assert best["explains"] == step["differing"] and best["contradicts"]
+    first, second, *_ = explanation(step)
+    assert "in part" not in first and second == (
+        f"  refuted: silu: relu stands for silu: explains {step['differing']} of "
+        f"{step['differing']}, but would change {best['contradicts']} values that are right"
+    )
+
+
+def test_what_right_values_refute_comes_after_what_they_do_not():
+    """``near`` leaves more wrong than ``refuted``, which would change one right value."""
+    near, refuted = Fit("a", "silu", "", 20, 30, 0), Fit("b", "silu", "", 30, 30, 1)
+    assert [f.name for f in in_part([refuted, near])] == ["a", "b"]
+    step = report([refuted, near], Evidence("codes", 30, 30, ""), 99, "codes", 2)
+    assert [line.split(":")[0].strip() for line in explanation(step)[1:]] == ["silu", "refuted"]
 
 
 def test_two_faults_of_two_steps_are_both_named(tmp_path):

@@ -6,11 +6,13 @@ exact match explains every value that differs and contradicts none. An exact mat
 only explains at least eight values, and is offered where no deviation of the whole token is exact.
 A match in part leaves at most half as many values wrong as the contract does, and explains at least
 eight more than it leaves: a few values agree by chance. It is offered only where no match is exact.
+If it contradicts a value, the output refutes it: it comes last, with the number of these values.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -83,6 +85,11 @@ class Fit:
         """Whether it halves the wrong values at least, and leaves some."""
         halves = 0 < self.left <= self.differing / 2
         return halves and self.explains - self.left >= _MARGIN
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether it would change a value that is right: the kernel does not do exactly this."""
+        return self.contradicts > 0
 
     def plain(self) -> dict[str, Any]:
         """JSON-able."""
@@ -167,6 +174,12 @@ def counted_in_words(count: int, noun: str) -> str:
     return f"{word} {rest}"
 
 
+def in_part(fits: Iterable[Fit]) -> list[Fit]:
+    """The matches in part that are offered, the best first, those that are refuted last."""
+    partial = sorted((f for f in fits if f.is_partial), key=lambda f: (f.is_refuted, f.left))
+    return partial[:PARTIAL_AT_MOST]
+
+
 def report(
     fits: list[Fit], evidence: Evidence, of: int, compared: str, tried: int,
     only: Names | None = None,
@@ -183,9 +196,6 @@ def report(
         exact = [f for f in exact if not f.where] or exact
     else:
         exact = [f for f in fits if f.explains and not f.left]
-    partial: list[Fit] = []
-    if not exact:
-        partial = sorted((f for f in fits if f.is_partial), key=lambda f: f.left)
     return {
         "compared": compared,
         "of": of,
@@ -199,5 +209,5 @@ def report(
         "tried_on": [],
         "alone": [],
         "exact": [f.plain() for f in exact],
-        "partial": [f.plain() for f in partial[:PARTIAL_AT_MOST]],
+        "partial": [] if exact else [f.plain() for f in in_part(fits)],
     }

@@ -61,8 +61,9 @@ def _explanation(step: Plain, label: str) -> list[str]:
             "zero, a row that was never written)",
         ]
     if partial:
-        lines = [f"{label}: unknown; {known} all {wrong}; in part:"]
-        return lines + [f"  {_way(way)}: {_how_much(way, differing)}" for way in partial]
+        more = "" if partial[0]["contradicts"] else "; in part:"
+        lines = [f"{label}: unknown; {known} all {wrong}{more}"]
+        return lines + [f"  {_in_part(way, differing)}" for way in partial]
     if step["alone"]:
         return _alone(step, label)
     if not exact:
@@ -162,11 +163,13 @@ def _way(way: Plain) -> str:
     return f"{way['stage']}: {way['what']}{where}"
 
 
-def _how_much(way: Plain, differing: int) -> str:
-    text = f"explains {way['explains']} of {differing}; {way['unexplained']} left unexplained"
-    if way["contradicts"]:
-        text += f", and {way['contradicts']} that are right would be wrong"
-    return text
+def _in_part(way: Plain, differing: int) -> str:
+    """A deviation that gives some of the wrong values; what refutes it, if right values do."""
+    text = f"{_way(way)}: explains {way['explains']} of {differing}"
+    if not way["contradicts"]:
+        return f"{text}; {way['unexplained']} left unexplained"
+    values = "value that is right" if way["contradicts"] == 1 else "values that are right"
+    return f"refuted: {text}, but would change {way['contradicts']} {values}"
 
 
 __all__ = ["causes", "explanation", "is_certain", "is_clear", "read_from"]
