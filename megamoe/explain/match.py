@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.printable import counted
-from megamoe.spec.formats import GROUP, U16
+from megamoe.spec.formats import GROUP
 
 Bools = npt.NDArray[np.bool_]
 _MARGIN: Final = 8
@@ -158,15 +158,6 @@ class Evidence:
         return cls(step, count, count, counted_in_words(count, "element"))
 
 
-def not_finite(shown: U16, low: U16, wrong: Bools) -> int:
-    """How many ``wrong`` bf16 values are NaN or infinite where the contract has a finite one.
-
-    ``low``: the lower end of what the contract allows.
-    """
-    exponent = 0x7F80
-    return int((wrong & (shown & exponent == exponent) & (low & exponent != exponent)).sum())
-
-
 def counted_in_words(count: int, noun: str) -> str:
     """As "one group", "two groups", "3 groups"."""
     number, _, rest = counted(count, noun).partition(" ")
@@ -186,6 +177,7 @@ def report(
 ) -> dict[str, Any]:  # fmt: skip
     """The result for one step between two stages: exact matches, or the best in part.
 
+    ``overflow`` is filled by :mod:`megamoe.explain.overflow`.
     ``follows``: the exact matches are those of the step before, which explain this one too.
     ``tried_on`` and ``alone`` are of :mod:`megamoe.explain.others`. With
     ``only`` the deviations were chosen on another token, so few values are enough here.
@@ -205,6 +197,7 @@ def report(
         "evidence": evidence.text,
         "tried": tried,
         "not_tried": 0,
+        "overflow": [],
         "follows": False,
         "tried_on": [],
         "alone": [],

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from megamoe import oracle
 from megamoe.explain.channels import pattern
 from megamoe.explain.describe import bf16
-from megamoe.explain.match import Evidence, Fit, Names, fit, is_among, not_finite, report
+from megamoe.explain.match import Evidence, Fit, Names, fit, is_among, report
+from megamoe.explain.overflow import of_y
 from megamoe.explain.variants import Variant, variants
 from megamoe.judge.elements import beyond, place_of, worst_of
 from megamoe.spec.contract import Contract
@@ -62,11 +63,12 @@ def explain_only_y(
     zero = not (shown[wrong | (y != 0)] & 0x7FFF).any()
     if wrong.any() and is_among(only, "y", _ZERO) and zero:
         ways.insert(0, _fit(_ZERO, wrong, np.zeros_like(wrong)))
+    steps = [_step(ways, wrong, shown, low, high)] if wrong.any() else []
     return {**said, "actual": {
         "y": BF16.hex(shown[channel]), "allowed": [BF16.hex(low[channel]), BF16.hex(high[channel])],
         "outside": bool(wrong[channel]), "stages": [{**stage, "worst": worst}],
         "parts_at": {**stage, "worst": worst} if wrong.any() else None, "worst": worst,
-        "explanations": [_step(ways, wrong, shown, low)] if wrong.any() else [], "wrong_slots": [],
+        "explanations": steps, "wrong_slots": [],
     }}  # fmt: skip
 
 
@@ -97,10 +99,10 @@ def _fit(what: str, wrong: Bools, still: Bools) -> Fit:
     return fit(what, "y", wrong[None], still[None])
 
 
-def _step(ways: list[Fit], wrong: Bools, shown: U16, low: U16) -> Plain:
+def _step(ways: list[Fit], wrong: Bools, shown: U16, low: U16, high: U16) -> Plain:
     """In the form of the other steps: :func:`megamoe.explain.words.explanation` prints it."""
     said = report(ways, Evidence.of_elements("y", wrong), int(wrong.size), "values of y", len(ways))
-    return {**said, "not_finite": not_finite(shown, low, wrong)}
+    return {**said, "overflow": of_y(shown, low, high, wrong)}
 
 
 __all__ = ["explain_only_y"]

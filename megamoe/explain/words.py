@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from megamoe.explain import overflow
 from megamoe.printable import counted
 
 Plain = dict[str, Any]
@@ -40,6 +41,8 @@ def causes(said: Plain, label: str = "cause") -> list[str]:
 def explanation(step: Plain, label: str = "cause") -> list[str]:
     """The explanation of the wrong values of one step between two stages."""
     lines = _explanation(step, label)
+    if not step["exact"] and not step["follows"]:
+        lines += [f"  {line}" for line in overflow.lines(step["overflow"])]
     if step["not_tried"]:
         lines.append(
             f"  ({step['not_tried']} deviations of linear 1 were not tried on so large a layer: "
@@ -52,14 +55,6 @@ def _explanation(step: Plain, label: str) -> list[str]:
     differing, exact, partial = step["differing"], step["exact"], step["partial"]
     known = f"none of {step['tried']} known deviations explains"
     wrong = f"{counted(differing, 'wrong value')} of {step['of']} {step['compared']}"
-    most = 2 * step.get("not_finite", 0) > differing
-    if most and not exact and not step["follows"] and not step["alone"]:
-        return [
-            f"{label}: unknown; {known} the {wrong}",
-            f"  {step['not_finite']} of them are NaN or infinite where the right ones are finite: "
-            "may be an overflow or 0 * infinity (two scales multiplied with each other, a scale of "
-            "zero, a row that was never written)",
-        ]
     if partial:
         more = "" if partial[0]["contradicts"] else "; in part:"
         lines = [f"{label}: unknown; {known} all {wrong}{more}"]
