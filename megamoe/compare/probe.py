@@ -18,16 +18,9 @@ from typing import Any, Final
 from megamoe.cases import Case
 from megamoe.compare import ab, classes, disk, stages
 from megamoe.compare.judged import Judge
+from megamoe.compare.processes import CannotStart, clean_environment, wait_and_end
 from megamoe.compare.running import Answer, Inputs, NoAnswer, NotOffered, Running, ids_of
-from megamoe.compare.sides import (
-    CannotStart,
-    Options,
-    Ready,
-    Side,
-    clean_environment,
-    ready,
-    wait_and_end,
-)
+from megamoe.compare.sides import Options, Ready, Side, ready
 from megamoe.compare.state import State
 from megamoe.judge import BadOutput, Verdict
 from megamoe.worker.choice import AUTO
