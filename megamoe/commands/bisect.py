@@ -109,7 +109,7 @@ def _show(made: dict[str, Any], console: Console) -> None:
                           f"{stage['elements']}", far)  # fmt: skip
         console.print(table)
         if len(made["cases"]) > 10:
-            console.print(f"and {len(made['cases']) - 10} more cases")
+            console.print(f"and {len(made['cases']) - 10} more cases (--json has them)")
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     worst = made["worst"]
     if worst:
