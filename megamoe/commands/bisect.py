@@ -13,7 +13,7 @@ from rich.text import Text
 from megamoe.commands.shared import compared_cases, note_repository, side_options, write_compared
 from megamoe.compare import bisect
 from megamoe.compare.job import Job, Range
-from megamoe.compare.probe import Test
+from megamoe.compare.question import Test
 from megamoe.compare.running import COMPARABLE
 from megamoe.compare.sides import parse
 from megamoe.console import Console
