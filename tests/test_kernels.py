@@ -23,7 +23,6 @@ from megamoe.backends import eager_fp8_block, eager_w4a8_token
 from megamoe.commands.main import main
 from megamoe.kernels import (
     around,
-    humming,
     registry,
     sgl_deep_gemm,
     triton_kernels_mxfp4,
@@ -468,10 +467,10 @@ class AsOnCuda(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "stage",
-    [sgl_deep_gemm.staged, humming.per_row,
+    [sgl_deep_gemm.staged, around.per_row,
      lambda rows: eager_fp8_block.stage(rows, CONTRACTS["sgl-sm90"]),
      lambda rows: eager_w4a8_token.quantise(rows, CONTRACTS["w4a8-token"])],
-    ids=["sgl-deep-gemm", "humming", "eager-fp8-block", "eager-w4a8-token"],
+    ids=["sgl-deep-gemm", "around", "eager-fp8-block", "eager-w4a8-token"],
 )  # fmt: skip
 def test_a_scale_is_a_quotient_on_cuda_too(stage):
     rows = torch.arange(1, 65).bfloat16()[:, None].expand(-1, 128).contiguous()
@@ -482,9 +481,9 @@ def test_a_scale_is_a_quotient_on_cuda_too(stage):
     assert all(torch.equal(a.float(), b.float()) for a, b in zip(here, there, strict=True))
 
 
-def test_humming_gets_one_scale_a_row():
+def test_humming_and_torch_get_one_scale_a_row():
     rows = torch.tensor([[0.0, 0.0], [-7.0, 1.75], [448.0, 1.0]]).bfloat16()
-    codes, scale = humming.per_row(rows)
+    codes, scale = around.per_row(rows)
     assert scale.flatten().tolist() == [torch.tensor(1e-30).item(), 7 / 448, 1.0]
     assert codes.float().tolist() == [[0, 0], [-448, 112], [448, 1]]
 
@@ -520,6 +519,27 @@ def test_mxfp4_becomes_bfloat16_exactly_or_not_at_all():
     for byte, is_nan in ((0, False), (254, False), (255, True)):  # weights of an unused expert
         made = around.decoded(zeros, torch.tensor([[[byte]]], dtype=torch.uint8))
         assert made.isnan().all() if is_nan else made.eq(0).all()
+
+
+def test_mxfp4_becomes_e4m3_exactly_or_not_at_all():
+    packed = torch.tensor([[n | (n + 8) << 4 for n in range(8)] * 2], dtype=torch.uint8)
+    packed = packed.view(1, 1, 16).repeat(2, 2, 2)  # two experts of two rows of two groups
+    byte = torch.tensor([127, 113, 120, 127, 9, 9, 9, 9], dtype=torch.uint8).view(2, 2, 2)
+    codes, factor = around.folded(packed, byte)
+    assert codes.dtype == torch.float8_e4m3fn and factor.tolist() == [2.0**-6, 2.0**-124]
+    exact = around.decoded(packed, byte).double()
+    assert torch.equal(codes.double() * factor.double()[:, None, None], exact)
+    byte[0, 0, 1] = 112
+    with pytest.raises(NotImplementedError, match="15 apart, the largest 127: E4M3 holds"):
+        around.folded(packed, byte)
+    packed[0, 0, 16:] = 0x80  # 0 and -0: of zeros the scale does not matter
+    assert around.folded(packed, byte)[0][0, 0, 32:].eq(0).all()
+    byte[0, 0, 1] = 0  # too small a byte for bfloat16's numbers, but of zeros
+    assert around.decoded(packed, byte)[0, 0, 32:].eq(0).all()
+    assert around.folded(packed, byte.clamp(max=3))[1].tolist() == [2.0**-130] * 2  # subnormal
+    byte[1, 1, 1] = 255
+    with pytest.raises(NotImplementedError, match="byte 255 is NaN"):
+        around.folded(packed, byte)
 
 
 def integers(seed, *shape):

@@ -116,6 +116,8 @@ def test_the_command_says_what_the_run_took(read):
         "MEGAMOE_VLLM_WHEEL=FILE.whl TRITON_INTERPRET=1 megamoe check --backend vllm-eplb "
         "--kind eplb --case eplb/a --device cuda"
     )
+    one = read(case="eplb/a", fingerprint={"sources": "0", "options": "MEGAMOE_TORCH_FAST_ACCUM=1"})
+    assert one.command.startswith("MEGAMOE_TORCH_FAST_ACCUM=1 megamoe check --backend vllm-eplb")
 
 
 # --- the site --------------------------------------------------------------------------------

@@ -184,12 +184,12 @@ counted = [9, 0, 4, 2, 7]  # rows an expert; two more slots have none
 ids = torch.tensor([e for e, n in enumerate(counted) for _ in range(n)] + [-1, 5])
 ids = ids[torch.randperm(24, generator=torch.Generator().manual_seed(0))].view(12, 2)
 E, ROWS, total, most = 5, 4, 24, 40
-counts, order = torch.zeros(2, 8, dtype=torch.int32), torch.full((24,), -1, dtype=torch.int32)
+counts, order = torch.zeros(2, 2, 8, dtype=torch.int32), torch.full((24,), -1, dtype=torch.int32)
 places, tiles = torch.zeros(24, dtype=torch.int32), torch.zeros(most, 3, dtype=torch.int32)
-count[(3,)](ids, counts[0], total, E, CHUNK=8)
-assert counts[0, :5].tolist() == counted
+count[(3,)](ids, counts[0], total, E, EXPERTS=8, CHUNK=8, TALLIES=2)
+assert counts[0].sum(0)[:5].tolist() == counted and counts[0].any(1).all()
 rank[(3,)](ids, counts[0], counts[1], order, places, tiles, total, E, most,
-           ROWS=ROWS, EXPERTS=8, CHUNK=8)
+           ROWS=ROWS, EXPERTS=8, CHUNK=8, TALLIES=2)
 flat = ids.flatten()
 assert flat[order[:22].long()].tolist() == [e for e, n in enumerate(counted) for _ in range(n)]
 for slot in range(24):

@@ -19,7 +19,8 @@ from megamoe.commands.contract import SHOWN
 from megamoe.golden import Store, make, regenerate
 from megamoe.golden.store import pack
 from megamoe.judge import BAD
-from megamoe.kernels import humming
+from megamoe.kernels import around, humming
+from megamoe.kernels.torch_scaled_grouped_mm import TorchScaledGroupedMm
 from megamoe.oracle.bf16_linear import E4M3, EXACT, Rows, Weights, linear
 from megamoe.oracle.units import HOPPER_8BIT, fused
 from megamoe.oracle.w4a8_token import Layer
@@ -148,10 +149,10 @@ def test_a_number_that_is_none_makes_its_whole_row_nan():
     assert nan.any(1).tolist() == [True, True, False, False] and scale[0].isinf().all()
 
 
-def test_the_adapter_quantises_as_the_contract_says():
+def test_the_adapters_quantise_as_the_contract_says():
     rows = made(tokens=4).hidden_states
     rows[2], rows[3] = 0.0, rows[3] * 2.0**-110
-    codes, scale = humming.per_row(rows)
+    codes, scale = around.per_row(rows)
     own = eager_w4a8_token.quantise(rows, NOW)
     assert torch.equal(codes.view(torch.uint8) & 0x7F, own[0] & 0x7F)  # -0 is +0 in eager
     assert torch.equal(scale, own[1]) and humming.FACTS.accumulator in OF_FORMAT["w4a8-token"]
@@ -161,6 +162,30 @@ def test_the_adapter_quantises_as_the_contract_says():
 def store() -> Store:
     """Its manifest is read once: that takes longer than a case."""
     return Store(golden_root(), make, NOW)
+
+
+def scaled_grouped_mm(rows, weight, of_row, of_column, *, offs, out_dtype, use_fast_accum):
+    """torch's function in float64, with the demands of its code for a GPU."""
+    assert rows.dtype == weight.dtype == torch.float8_e4m3fn and rows.is_contiguous()
+    assert weight.shape == (len(offs), rows.shape[1], of_column.shape[1])
+    assert weight.transpose(1, 2).is_contiguous() and of_column.is_contiguous()
+    assert of_row.is_contiguous() and of_row.shape == rows.shape[:1] and offs.dtype == torch.int32
+    assert out_dtype == torch.bfloat16 and not use_fast_accum
+    expert = torch.searchsorted(offs.long(), torch.arange(len(rows)), right=True)
+    acc = torch.einsum("rk,rkn->rn", rows.double(), weight.double()[expert]).float()
+    return (acc * of_row[:, None] * of_column[expert]).bfloat16()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["codes-by-a-quotient", "scale-of-another-group-h256-i256", "masked-slots-and-zero-rows"],
+)
+def test_torchs_scaled_product_gets_the_rows_and_weights_of_the_contract(monkeypatch, name):
+    monkeypatch.setattr(torch, "_scaled_grouped_mm", scaled_grouped_mm, raising=False)
+    case = CASES[f"forward/w4a8-token-{name}"]
+    assert Runner(Local(TorchScaledGroupedMm()), store()).run(case).status == "pass"
+    monkeypatch.setattr(around, "LIFT", 7)  # 6 becomes 768: E4M3 ends at 448
+    assert Runner(Local(TorchScaledGroupedMm()), store()).run(case).status != "pass"
 
 
 # --- clauses ------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from megamoe.bench.floor import Share
-from megamoe.kernels.humming import launch, per_row
+from megamoe.kernels.around import per_row
+from megamoe.kernels.humming import launch
 
 Step = Callable[[], object]
 

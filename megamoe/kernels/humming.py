@@ -19,8 +19,6 @@ from megamoe.kernels.registry import kernel
 from megamoe.spec.problem import Problem
 
 FACTS: Final = kernel("humming")
-E4M3_MAX: Final = 448.0
-SCALE_FLOOR: Final = 1e-30
 
 
 class Humming:
@@ -40,7 +38,7 @@ class Humming:
 
         def product(weight: torch.Tensor, scale: torch.Tensor) -> around.Product:
             def step(rows: torch.Tensor) -> torch.Tensor:
-                codes, of_row = per_row(rows)
+                codes, of_row = around.per_row(rows)
                 made: torch.Tensor = launch(
                     weight, scale, codes, of_row, routes.expert.unsqueeze(-1), 1, True
                 )()
@@ -55,18 +53,6 @@ class Humming:
     def fingerprint(self) -> dict[str, Any]:
         """The package's version."""
         return {"sources": FACTS.needs[0].found(), "options": "indexed", "binaries": {}}
-
-
-def per_row(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(N, K)`` bfloat16 to E4M3 codes (N, K) and float32 scales (N, 1), as the library's own
-    kernel has it: ``s = max(amax / 448, 1e-30)``, codes of ``row * (1 / s)``, 448 beyond.
-    """
-    values = rows.float()
-    amax = values.abs().amax(1, keepdim=True)
-    # A tensor: on CUDA torch divides by a Python number as a product with its reciprocal.
-    scale = amax / torch.full_like(amax, E4M3_MAX)
-    scale = torch.maximum(scale, torch.tensor(SCALE_FLOOR, device=rows.device))
-    return (values * (1.0 / scale)).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
 
 
 def launch(

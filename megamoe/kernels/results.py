@@ -180,7 +180,8 @@ def _told(data: Mapping[str, Any], package: str) -> bool:
 def _command(data: Mapping[str, Any]) -> str:
     """The command line of the run, from what the file says of its selection and options.
 
-    A wheel has no name here, since its place is another on each machine.
+    A wheel has no name here, since its place is another on each machine. An adapter that reads a
+    variable puts ``MEGAMOE_NAME=value`` into the options of its fingerprint.
     """
     chosen = [("--kind", data["kind"]), ("--case", data["case"])]
     chosen += [("--tier", data["tier"])] if data["case"] is None else []
@@ -189,6 +190,7 @@ def _command(data: Mapping[str, Any]) -> str:
     wheels = [need.wheel for need in kernels()[data["backend"]].needs if need.wheel]
     before = [f"{name}=FILE.whl" for name in wheels if "(wheel)" in said]
     before += ["TRITON_INTERPRET=1"] if "interpreter" in said else []
+    before += [word for word in said.split() if word.startswith("MEGAMOE_") and "=" in word]
     words = [*before, "megamoe", "check", "--backend", data["backend"]]
     words += [word for name, value in chosen if value for word in (name, value)]
     return _word(shlex.join(words) + data["options"])

@@ -22,6 +22,7 @@ from megamoe.worker.team import Ranks
 OTHERS: Final = (
     "PYTHON", "CACHE", "REVISION", "DRIVER", "NIXOS_DRIVER", "CHROMIUM", "REQUIRE_CHROMIUM",
     "REQUIRE_NIX", "STUB_PYTHON", "LINGER", "VLLM_WHEEL", "SGLANG_WHEEL",
+    "TORCH_FAST_ACCUM",
 )  # fmt: skip
 """Variables MEGAMOE_NAME that other parts of the project read."""
 

@@ -23,7 +23,7 @@ KERNELS: Final = {
     name: f"megamoe.kernels.{name.replace('-', '_')}"
     for name in (
         "sgl-deep-gemm", "vllm-staging", "vllm-eplb", "sglang-pre-dispatch", "humming",
-        "torch-grouped-mm", "triton-kernels-mxfp4",
+        "torch-grouped-mm", "torch-scaled-grouped-mm", "triton-kernels-mxfp4",
     )
 }  # fmt: skip
 """Adapters of published kernels, as :data:`BUILT_IN`; ``megamoe kernels`` says what each needs."""

@@ -25,6 +25,7 @@ from megamoe.backends.triton.launches import (
     MANY,
     OVERLAPPED,
     SPARSE,
+    TALLIES,
     Call,
     Memory,
     Planned,
@@ -57,9 +58,9 @@ class TritonBuffer(SymmBuffer):
     places: torch.Tensor = None  # type: ignore[assignment]
     """(capacity * K,) int32: the inverse of ``order``; -1 for slots without an expert here."""
     counts: torch.Tensor = None  # type: ignore[assignment]
-    """(2, experts, next power of two) int32: rows by expert; the second half is ``taken``."""
+    """(2, TALLIES, experts, next power of two) int32: rows by expert; half is ``taken``."""
     taken: torch.Tensor = None  # type: ignore[assignment]
-    """(experts, next power of two) int32: rows that have been given a place."""
+    """(TALLIES, experts, next power of two) int32: rows that have been given a place."""
     tiles: torch.Tensor = None  # type: ignore[assignment]
     """(most tiles, 3) int32."""
     scratch: ClassVar[tuple[str, ...]] = (
@@ -82,7 +83,7 @@ def new_symm_buffer(group: Any, device: torch.device, sizes: Sizes) -> TritonBuf
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device=device)
 
-    counts = empty(2, power_of_two(experts), dtype=torch.int32)
+    counts = empty(2, TALLIES, power_of_two(experts), dtype=torch.int32)
     return TritonBuffer(
         **{f.name: getattr(plain, f.name) for f in fields(plain)},
         operand=empty(rows, hidden),
@@ -301,10 +302,10 @@ def _check(memory: Memory, num_tokens: int) -> None:
         if tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device}, the symmetric buffer on {device}")
     sizes = buffer.x.shape[1], buffer.acts.shape[2]
-    if sizes != (hidden, inter) or buffer.counts.shape[1] < power_of_two(experts):
+    if sizes != (hidden, inter) or buffer.counts.shape[-1] < power_of_two(experts):
         raise ValueError(
             f"the symmetric buffer was made for hidden size {sizes[0]}, intermediate size "
-            f"{sizes[1]} and up to {buffer.counts.shape[1]} experts; the weights have {hidden}, "
+            f"{sizes[1]} and up to {buffer.counts.shape[-1]} experts; the weights have {hidden}, "
             f"{inter} and {experts}: make the buffer with new_symm_buffer for these"
         )
 

@@ -20,8 +20,12 @@ WIDEST = 252
 BYTES, WORDS = torch.uint8, torch.int32
 BLOCK = 1024
 """Channels that a program of dispatch or combine takes."""
+LONG = 4096
+"""From as many tokens on, a program of combine takes four blocks: 3% less time on an H200."""
 CHUNK = 1024
 """Slots that a program of count or rank takes."""
+TALLIES = 8
+"""Counts of an expert's rows, each by another part of the programs of count and rank."""
 
 CROWDED = 12
 """With more rows per expert than this, on average, :mod:`.kernels.overlapped` is faster than
@@ -180,14 +184,15 @@ class Call:
         blocks = self.gpu.multi_processor_count
         count = step(
             d.count, (chunks,), {"buffer.topk_idx": None, "buffer.counts": None},
-            self.rows, self.experts, CHUNK=CHUNK,
+            self.rows, self.experts, EXPERTS=power_of_two(self.experts), CHUNK=CHUNK,
+            TALLIES=TALLIES,
         )  # fmt: skip
         rank = step(
             d.rank, (chunks,),
             {"buffer.topk_idx": None, "buffer.counts": None, "buffer.taken": None,
              "buffer.order": None, "buffer.places": None, "buffer.tiles": None},
             self.rows, self.experts, tiles, ROWS=tile.N, EXPERTS=power_of_two(self.experts),
-            CHUNK=CHUNK, EARLY=True, launch_pdl=True,
+            CHUNK=CHUNK, TALLIES=TALLIES, EARLY=True, launch_pdl=True,
         )  # fmt: skip
         spread = step(
             d.spread, (self.tokens, -(-self.hidden // BLOCK)),
@@ -215,10 +220,11 @@ class Call:
         """The sum over a token's slots."""
         from megamoe.backends.triton.kernels import dispatch as d
 
+        block = 4 * BLOCK if self.tokens >= LONG else BLOCK
         combine = step(
-            d.combine, (self.tokens, -(-self.hidden // BLOCK)),
+            d.combine, (self.tokens, -(-self.hidden // block)),
             {"buffer.slots": None, "buffer.topk_idx": None, "y": None}, self.hidden, self.experts,
-            TOP_K=self.top_k, BLOCK=BLOCK, EARLY=True, launch_pdl=True, num_warps=4,
+            TOP_K=self.top_k, BLOCK=block, EARLY=True, launch_pdl=True, num_warps=4,
         )  # fmt: skip
         return "combine", (combine,)
 

@@ -49,5 +49,5 @@ def prepare_megamoe_inputs(
         x_fp8.view(torch.uint8), x_sf, topk_idx_out, topk_weights_out,
         hidden_states.stride(0), hidden, top_k, x_fp8.stride(0), x_sf.stride(0),
         topk_idx_out.stride(0), topk_weights_out.stride(0),
-        BLOCK=block, SLOTS=power_of_two(top_k), EARLY=early, num_warps=4,
+        BLOCK=block, SLOTS=power_of_two(top_k), EARLY=early, num_warps=2,
     )  # fmt: skip

@@ -127,35 +127,46 @@ def _store_tiles(tiles, tile, live, expert, number, count, ends, max_tiles, ROWS
 
 
 @triton.jit
-def count(ids, counts, total, experts, CHUNK: tl.constexpr):
-    """Many tokens, first of three: ``counts`` (EXPERTS,) int32, zero before, of rows by expert."""
+def count(
+    ids, counts, total, experts, EXPERTS: tl.constexpr, CHUNK: tl.constexpr, TALLIES: tl.constexpr
+):
+    """Many tokens, first of three: rows by expert.
+
+    ``counts`` (TALLIES, EXPERTS) int32 must be zero before. A program adds to one tally, and the
+    next program to the next one: additions to one address wait for each other.
+    """
+    mine = counts + tl.program_id(0) % TALLIES * EXPERTS
     at = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     expert = tl.load(ids + at, mask=at < total, other=-1)
     live = (expert >= 0) & (expert < experts)
-    tl.atomic_add(counts + tl.where(live, expert, 0), 1, mask=live, sem="relaxed")
+    tl.atomic_add(mine + tl.where(live, expert, 0), 1, mask=live, sem="relaxed")
 
 
 @triton.jit
 def rank(
     ids, counts, taken, order, places, tiles, total, experts, max_tiles,
-    ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr, EARLY: tl.constexpr = False,
+    ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr, TALLIES: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """Second: ``order`` as in :func:`dispatch`, its inverse ``places`` (T*K,), and ``tiles``.
 
-    ``taken`` (EXPERTS,) int32 must be zero before. EARLY: see :mod:`.chain`.
+    ``taken`` (TALLIES, EXPERTS) int32 must be zero before. EARLY: see :mod:`.chain`.
     """
     program = tl.program_id(0)
     if EARLY:
         program = next_may_start_tl(started_tl(program))
-    e = tl.arange(0, EXPERTS)
-    number = tl.load(counts + e)
+    tally = tl.arange(0, TALLIES)[:, None]
+    tallies = tl.load(counts + tally * EXPERTS + tl.arange(0, EXPERTS)[None, :])
+    number = tl.sum(tallies, 0)
+    mine = program % TALLIES
+    before = tl.sum(tl.where(tally < mine, tallies, 0), 0)
     ends = tl.cumsum(number, 0)
     at = program * CHUNK + tl.arange(0, CHUNK)
     expert = tl.load(ids + at, mask=at < total, other=-1)
     live = (expert >= 0) & (expert < experts)
     expert = tl.where(live, expert, 0).to(tl.int32)
-    first = tl.gather(ends - number, expert, 0)
-    to = first + tl.atomic_add(taken + expert, 1, mask=live, sem="relaxed")
+    first = tl.gather(ends - number + before, expert, 0)
+    to = first + tl.atomic_add(taken + mine * EXPERTS + expert, 1, mask=live, sem="relaxed")
     tl.store(order + to, at, mask=live)
     tl.store(places + at, tl.where(live, to, -1), mask=at < total)
     _tiles_by_size(tiles, number, ends, program, max_tiles, ROWS)

@@ -6,7 +6,7 @@ loads them four steps of 128 ahead, and multiplies by ``mma.sync``; nothing goes
 memory until the sums are complete. ``mma.sync`` adds as ``wgmma`` does, bit for bit: one product
 does not differ from one of :mod:`.overlapped`.
 
-The first weights of linear 2 are asked for while the last blocks of linear 1 still write.
+The first weights of linear 2 are asked for as soon as there is room beside the blocks of linear 1.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def linear1(
     """
     BI: gl.constexpr = ROWS // 2
     blocks = inter // BI
-    program = started(gl.program_id(0))
+    # Few of these blocks fill the GPU: those of linear 2 that fit beside them ask for weights.
+    program = next_may_start(started(gl.program_id(0)))
     tile = program // blocks
     block = program % blocks
     expert = gl.load(tiles + tile * 3)
@@ -154,7 +155,6 @@ def linear1(
     tokens = gl.load(order + gl.minimum(r, end - 1)) // top_k
     rows = _token_rows(x, tokens, steps, N, WARPS)
     acc = _product(early, w, s, rows, steps, N, WARPS, WIDE)
-    next_may_start(tile)
     both = acc.to(gl.bfloat16).reshape([ROWS // 16, 2, 8, N]).permute([0, 2, 3, 1])
     gate, up = gl.split(both)
     act_l: gl.constexpr = act_layout(N, BI, WARPS)
