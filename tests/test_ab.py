@@ -13,8 +13,10 @@ import pytest
 
 from megamoe.commands.main import main
 from megamoe.compare import sides, stages
+from megamoe.compare.processes import CannotStart
+from megamoe.compare.requirements import virtual_environment
 from megamoe.compare.running import Running
-from megamoe.compare.sides import CannotStart, Ready, parse
+from megamoe.compare.sides import Ready, parse
 from tests.helpers import history
 from tests.helpers.schemas import valid
 
@@ -390,16 +392,16 @@ def test_a_requirement_is_installed_over_the_interpreters_own_packages(tmp_path,
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     cache = tmp_path / "cache"
     for _ in range(2):
-        python = sides.virtual_environment(["toynum==1.5"], sys.executable, cache)
+        python = virtual_environment(["toynum==1.5"], sys.executable, cache)
         code = "import toynum, torch; print(toynum.V)"
         assert subprocess.check_output([python, "-c", code], text=True) == "1.5\n"
         (python.parent.parent / "complete").unlink()
     with pytest.raises(CannotStart, match=r"cannot install toynum==9: .*toynum==9"):
-        sides.virtual_environment(["toynum==9"], sys.executable, cache)
+        virtual_environment(["toynum==9"], sys.executable, cache)
     assert not [p for p in (cache / "envs").glob("toynum-9*") if p.is_dir()]
     make_wheel(tmp_path, "toyuser", "1", needs="toynum==1.4")
     with pytest.raises(CannotStart) as raised:
-        sides.virtual_environment(["toyuser==1", "toynum==1.5"], sys.executable, cache)
+        virtual_environment(["toyuser==1", "toynum==1.5"], sys.executable, cache)
     assert str(raised.value) == (
         "cannot install toyuser==1 toynum==1.5: requirements exclude each other: The user "
         "requested toynum==1.5; toyuser 1 depends on toynum==1.4"
@@ -457,7 +459,7 @@ def test_a_flake_side_is_nix_develop_with_one_input_overridden(nix):
 
 
 def test_a_shell_that_cannot_be_built_cannot_be_started(nix):
-    with pytest.raises(sides.CannotStart, match=r"does not build \(exit 1\): error: no such rev"):
+    with pytest.raises(CannotStart, match=r"does not build \(exit 1\): error: no such rev"):
         sides.ready(parse("flake:deepgemm=broken", nix), nix)
 
 

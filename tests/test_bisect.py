@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from megamoe.cases import load_cases
 from megamoe.commands import bisect as commands
 from megamoe.commands.main import main
-from megamoe.compare import disk, job, probe, rejudge, stages, state, walk
+from megamoe.compare import disk, job, question, rejudge, stages, state, walk
 from megamoe.compare.bisect import run
 from megamoe.compare.job import Job, Range
 from megamoe.compare.sides import parse
@@ -318,7 +318,7 @@ def test_a_state_of_another_question_or_a_damaged_one_is_refused(tmp_path):
 
 def test_a_state_of_an_earlier_way_to_ask_is_of_another_question(tmp_path):
     side = parse("this")
-    test = probe.Test([], tmp_path, "eager")
+    test = question.Test([], tmp_path, "eager")
     request = job.request_of(Job(Range(side, side, (side,)), test))
     earlier = {name: value for name, value in request.items() if name != "protocol"}
     state.State(tmp_path, earlier).save()
@@ -492,7 +492,7 @@ def test_every_kind_is_kept_as_safetensors_and_replayed_without_megamoe(tmp_path
     root = Settings().root
     cases = [case for case in load_cases(root) if case.id in names]
     sides = tuple(map(parse, pythons[:2]))
-    test = probe.Test(cases, root, f"{kernel}:Kernel", repeat=1)
+    test = question.Test(cases, root, f"{kernel}:Kernel", repeat=1)
     asked = Job(Range(sides[0], sides[1], sides), test, tmp_path / "state")
     report = run(asked, lambda *_: None, lambda _: None)
     assert report["first_bad"] == pythons[1]

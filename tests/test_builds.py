@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from megamoe.cases import load_cases
 from megamoe.commands import contract as verb
 from megamoe.commands.main import main
 from megamoe.spec import builds
@@ -274,6 +275,17 @@ def test_diff(monkeypatch, capsys):
     assert "precise_silu" in out and "requant" not in out
     assert main(["contract", "show", "2099-01"]) == 0
     assert "made up [for this]" in capsys.readouterr().out
+
+
+def test_diff_names_a_few_cases_of_one_side_and_all_of_them_with_verbose(capsys):
+    diff = ["contract", "diff", "sgl-sm90", "w4a16"]
+    assert main(diff) == 0
+    short = capsys.readouterr().out
+    assert main([*diff, "--verbose"]) == 0
+    names = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    every = [case.id for case in load_cases() if "sgl-sm90" in case.revisions]
+    assert {*every} <= {*names} and not {*every} <= {*short.split()}
+    assert f"and {len(every) - 3} more; --verbose names all" in short
 
 
 def test_diff_of_the_same(capsys):

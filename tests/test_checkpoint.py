@@ -90,7 +90,9 @@ def test_scales_that_were_converted_by_value_are_red(folder, tmp_path, capsys):
         "differ, the first at row 0, byte 0: 0x" in out
     )
     assert "in the checkpoint, 0x00 in the call; the call has these scales' values in place" in out
-    assert "and 1 more" in out and "PASS" not in out
+    assert "and 1 more; --verbose names all" in out and "PASS" not in out
+    assert cli.main([*say, "--verbose"]) == 1
+    assert len([x for x in capsys.readouterr().out.splitlines() if "bytes differ" in x]) == 9
     verdict = json.loads(report.read_text())
     assert (
         verdict["status"] == "fail"

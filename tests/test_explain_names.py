@@ -24,6 +24,7 @@ from megamoe.backends.simulate import (
 from megamoe.explain import FromProblem, explain, predict
 from megamoe.explain.deviations import of_codes
 from megamoe.explain.life import linear1, live
+from megamoe.explain.match import Evidence, Fit, in_part, report
 from megamoe.explain.predict import Predictor
 from megamoe.explain.ways import right
 from megamoe.explain.words import causes, explanation
@@ -311,7 +312,7 @@ def _life(made_, accumulator):
 # --- matches in part, two faults, none ----------------------------------------------------------
 
 
-def _shown(name="plain"):
+def right_rows(name="plain"):
     return {k: v[1].copy() for k, v in run(made(name), Local(EagerBackend(BASE))).items()}
 
 
@@ -336,6 +337,31 @@ def test_a_match_in_part_says_what_it_leaves(tmp_path):
     assert f"{best['unexplained']} left unexplained" in text and "in part" in text
 
 
+def test_a_match_in_part_that_right_values_refute_says_so(tmp_path):
+    """Relu stands for silu in all groups but the last two: there relu would change right values."""
+    got, right_ = _mutated("silu-is-relu", tmp_path), right_rows()
+    got["l2_acts"][:, 192:], got["l2_acts_sf"][:, 6:] = (
+        right_["l2_acts"][:, 192:], right_["l2_acts_sf"][:, 6:]
+    )  # fmt: skip
+    step = explain_token(got)["explanations"][0]
+    best = step["partial"][0]
+    assert not step["exact"] and best["what"] == "relu stands for silu"
+    assert best["explains"] == step["differing"] and best["contradicts"]
+    first, second, *_ = explanation(step)
+    assert "in part" not in first and second == (
+        f"  refuted: silu: relu stands for silu: explains {step['differing']} of "
+        f"{step['differing']}, but would change {best['contradicts']} values that are right"
+    )
+
+
+def test_what_right_values_refute_comes_after_what_they_do_not():
+    """``near`` leaves more wrong than ``refuted``, which would change one right value."""
+    near, refuted = Fit("a", "silu", "", 20, 30, 0), Fit("b", "silu", "", 30, 30, 1)
+    assert [f.name for f in in_part([refuted, near])] == ["a", "b"]
+    step = report([refuted, near], Evidence("codes", 30, 30, ""), 99, "codes", 2)
+    assert [line.split(":")[0].strip() for line in explanation(step)[1:]] == ["silu", "refuted"]
+
+
 def test_two_faults_of_two_steps_are_both_named(tmp_path):
     two = [m for m in FORWARD if m.name in ("silu-is-relu", "combine-loses-last-slot")]
     both = Mutant("both", "", [edit for m in two for edit in m.edits])
@@ -344,7 +370,7 @@ def test_two_faults_of_two_steps_are_both_named(tmp_path):
 
 
 def test_a_fault_of_one_slot_is_said_to_be_of_that_slot(tmp_path):
-    got, wrong = _shown(), _mutated("silu-is-relu", tmp_path)
+    got, wrong = right_rows(), _mutated("silu-is-relu", tmp_path)
     for stage in ("l2_acts", "l2_acts_sf"):
         got[stage][1] = wrong[stage][1]
     step = explain_token(got)["explanations"][0]
@@ -365,7 +391,7 @@ def test_deviations_that_give_the_same_are_all_named_as_alternatives(tmp_path):
 
 
 def test_codes_that_are_shown_wrong_and_used_right_are_one_fault():
-    got = _shown()
+    got = right_rows()
     got["l2_acts"][0, 3] ^= 0x55
     said = explain_token(got)
     assert [s["stage"] for s in said["stages"] if s["outside"]] == ["l2_acts"]
@@ -375,7 +401,7 @@ def test_codes_that_are_shown_wrong_and_used_right_are_one_fault():
 @pytest.mark.parametrize("how", CORRUPTIONS, ids=lambda f: f.__name__)
 def test_a_random_corruption_gets_no_name(how):
     """A few of those that ``tools/false_names.py`` draws by the hundred."""
-    rng, right = np.random.default_rng(5), _shown()
+    rng, right = np.random.default_rng(5), right_rows()
     for shows in ("stages", "y"):
         said = explain_token(corrupted(rng, right, how, shows))
         assert not names(said) and not names(said, "partial")

@@ -143,7 +143,7 @@ def test_nan_is_not_taken_for_a_lost_row_and_may_be_an_overflow():
     source = FromProblem(problem)
     said = explain(source, TOKEN, 0, accumulator, nan, contract=CONTRACTS[revision])
     (step,) = said["actual"]["explanations"]
-    assert step["not_finite"] == step["differing"] == 128
+    assert step["overflow"][0]["not_finite"] == step["differing"] == 128
     assert "y is zero" not in [way["what"] for way in step["exact"]]
     if not step["exact"]:
         assert "may be an overflow or 0 * infinity" in "\n".join(explanation(step))

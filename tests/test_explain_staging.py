@@ -15,6 +15,7 @@ from megamoe.cases import load_cases
 from megamoe.commands import main as cli
 from megamoe.commands.explain_staging import _batch, _of_tensors, _right
 from megamoe.explain.staged import explain_staging
+from megamoe.explain.words import explanation
 from megamoe.golden import regenerate
 from megamoe.kinds.staging import blanks
 from megamoe.spec.contract import REVISIONS
@@ -55,6 +56,17 @@ def names(said):
         f"{way['what']}{', ' * bool(way['where'])}{way['where']}"
         for cause in said["explanations"] for way in cause["exact"]
     ]  # fmt: skip
+
+
+def test_scales_that_are_no_number_may_be_an_overflow():
+    case, given, made = staged(WORDS)
+    made["x_sf"][:, :1] = -1
+    (cause,) = said_of(case, given, made)["explanations"]
+    assert not cause["exact"]
+    assert (
+        f"{cause['differing']} of the 12 wrong scale bytes of x_sf are NaN where"
+        in explanation(cause)[-1]
+    )
 
 
 def test_what_is_right_has_no_cause():

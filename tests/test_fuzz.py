@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,8 @@ from megamoe.judge import Verdict
 from megamoe.oracle.folding import leaves_bf16
 from megamoe.spec.contract import NEWEST, REVISIONS, contract
 from megamoe.suite.at_hand import judge
+from megamoe.suite.settings import Settings
+from megamoe.suite.stops import Stopped, release
 from tests.helpers.local import Local
 
 DIGESTS = {
@@ -343,18 +346,37 @@ def red(number):
     return drawn, Verdict(drawn.id, "forward", "fail", f"number {number}")
 
 
-def test_the_red_of_the_lowest_number_is_the_first(monkeypatch, tmp_path):
+def test_the_red_of_the_lowest_number_is_the_first(tmp_path):
     """Whichever judge was the quickest."""
     outcome = run.Outcome(tally())
     for number in (9, 4, 6):
         outcome.tally.done(red(number)[0], Result(red(number)[1]))
-    session = SimpleNamespace(identity=Local(EagerBackend()).identity)
-    monkeypatch.setattr(run, "shrink", lambda left, *rest: left)
     asked = Asked(1, 1.0, out=str(tmp_path / "red.safetensors"))
-    run._leave(outcome, asked, session, SimpleNamespace(timeout=1.0), lambda n: f"again {n}")
+    run._keep(outcome, asked, Local(EagerBackend()).identity, lambda n: f"again {n}")
     assert outcome.first == red(4)
     assert load(outcome.left.path).about["fuzz"]["number"] == 4
     assert "alone: again 4" in outcome.tally.console.file.getvalue()
+
+
+def test_a_run_that_is_stopped_keeps_the_red_that_a_judge_found_before(monkeypatch, tmp_path):
+    """Another judge was still at work: nothing had been written."""
+
+    class Bench:
+        def run(self, problems, started, done):
+            done(red(4)[0], Result(red(4)[1]))
+            raise Stopped("SIGTERM", 143)
+
+    pool = SimpleNamespace(address=SimpleNamespace(identity=Local(EagerBackend()).identity))
+    monkeypatch.setattr(run, "Pool", lambda *given: nullcontext(pool))
+    monkeypatch.setattr(run, "Judges", lambda *given: nullcontext(Bench()))
+    monkeypatch.setattr(run, "get_ready", lambda: None)
+    asked = Asked(1, 9.0, out=str(tmp_path / "red.safetensors"))
+    try:
+        outcome = run.fuzz(Settings(), asked, 2, 2, tally().console)
+    finally:
+        release()
+    assert (outcome.stopped, outcome.first) == ("SIGTERM", red(4))
+    assert load(outcome.left.path).about["fuzz"]["number"] == 4
 
 
 def test_no_problem_begins_after_a_red_nor_after_the_seconds():

@@ -62,28 +62,31 @@ class Raises(EagerBackend):
         return super().forward(problem)
 
 
-class LosesRows(EagerBackend):
-    """y without the rows of an expert beyond the fourth."""
+class LosesSlots(EagerBackend):
+    """y alone, without the slots that ``lose`` masks in ids (T, K)."""
 
-    name = "loses-rows"
+    name = "loses-slots"
 
     def forward(self, problem):
         ids = problem.topk_ids.clone()
-        for expert in range(problem.num_experts):
+        self.lose(ids)
+        return {"y": super().forward(replace(problem, topk_ids=ids))["y"]}
+
+
+class LosesRows(LosesSlots):
+    """Without the rows of an expert beyond the fourth."""
+
+    def lose(self, ids):
+        for expert in ids[ids >= 0].unique().tolist():
             token, slot = (ids == expert).nonzero(as_tuple=True)
             ids[token[4:], slot[4:]] = -1
-        return {"y": super().forward(replace(problem, topk_ids=ids))["y"]}
 
 
-class LosesASlot(EagerBackend):
-    """y alone, without the last slot."""
+class LosesASlot(LosesSlots):
+    """Without the last slot."""
 
-    name = "loses-a-slot"
-
-    def forward(self, problem):
-        ids = problem.topk_ids.clone()
+    def lose(self, ids):
         ids[:, -1] = -1
-        return {"y": super().forward(replace(problem, topk_ids=ids))["y"]}
 
 
 class Flaky(EagerBackend):
@@ -105,6 +108,20 @@ def many():
     return problem(
         7, tokens=64, experts=48, top_k=6, hidden=512, intermediate=384, weights_recipe=recipe
     )
+
+
+def doubled_y(folder):
+    """The ``--backend`` of a kernel in a file whose ``y`` is twice what it should be."""
+    file = folder / "bad.py"
+    file.write_text(
+        "from megamoe.backends.eager import EagerBackend\n"
+        "class Bad(EagerBackend):\n"
+        "    name = 'bad'\n"
+        "    def forward(self, p):\n"
+        "        out = super().forward(p)\n"
+        "        return {**out, 'y': out['y'] * 2}\n"
+    )
+    return f"{file}:Bad"
 
 
 def size(p):
@@ -160,16 +177,7 @@ def test_minimal_ends_where_none_can_go():
 def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
     given, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
     given.write_bytes(to_bytes(Stored(problem(3, tokens=6, hidden=384))))
-    bad = tmp_path / "bad.py"
-    bad.write_text(
-        "from megamoe.backends.eager import EagerBackend\n"
-        "class Bad(EagerBackend):\n"
-        "    name = 'bad'\n"
-        "    def forward(self, p):\n"
-        "        out = super().forward(p)\n"
-        "        return {**out, 'y': out['y'] * 2}\n"
-    )
-    spec = f"{bad}:Bad"
+    spec = doubled_y(tmp_path)
     assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 0
     again = f"megamoe replay {out} --backend {spec}"
     printed = capsys.readouterr().out
@@ -273,18 +281,11 @@ def test_an_error_is_followed_by_all_its_words_but_numbers(name):
 def test_ctrl_c_leaves_the_smallest_problem_so_far(tmp_path, monkeypatch, capsys):
     given, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
     given.write_bytes(to_bytes(Stored(problem(3, tokens=6, hidden=384))))
-    bad = tmp_path / "bad.py"
-    bad.write_text(
-        "from megamoe.backends.eager import EagerBackend\n"
-        "class Bad(EagerBackend):\n"
-        "    def forward(self, p):\n"
-        "        return {'y': super().forward(p)['y'] * 2}\n"
-    )
 
     def stopped(r):
         raise KeyboardInterrupt
 
-    arguments = ["reduce", str(given), "--backend", f"{bad}:Bad", "--out", str(out)]
+    arguments = ["reduce", str(given), "--backend", doubled_y(tmp_path), "--out", str(out)]
     monkeypatch.setattr(steps, "tokens", stopped)
     assert cli.main(arguments) == 130 and not out.exists()
     monkeypatch.undo()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from megamoe.cases.stored import load
 from megamoe.commands.main import CLOSED_PIPE
 from megamoe.judge import Verdict
 from megamoe.suite import check as suite_check
@@ -151,6 +152,40 @@ def test_stopped_while_the_backend_is_loaded_it_says_that_nothing_was_judged(
     assert (process.returncode, out) == (143, "")
     assert err == "megamoe: stopped (SIGTERM); nothing was judged\n"
     assert not (tmp_path / "r.json").exists()
+
+
+WRONG_THEN_SLOW = """
+import time
+import torch
+
+class Backend:
+    name, accumulator, calls = "slow", "fp32", 0
+
+    def forward(self, problem):
+        self.calls += 1
+        if self.calls > 1:
+            open(SIGN, "w").close()
+            time.sleep(600)
+        return {"y": torch.full_like(problem.hidden_states, 7)}
+"""
+"""Its first answer is wrong, and `fuzz` cannot reduce it: each later call would take minutes."""
+
+
+@pytest.mark.slow
+def test_fuzz_that_is_stopped_keeps_the_red_and_ends_its_workers(tmp_path, mark):
+    file, sign, out = tmp_path / "b.py", tmp_path / "slow", tmp_path / "red.safetensors"
+    file.write_text(f"SIGN = {str(sign)!r}\n{WRONG_THEN_SLOW}")
+    process = megamoe("fuzz", "--backend", f"{file}:Backend", "--jobs", "1", "--workers", "1",
+                      "--out", out, **mark)  # fmt: skip
+    while not sign.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and err == "megamoe: error: stopped: SIGTERM\n"
+    assert f"{out}: it is the whole problem: the run was stopped\nreproduce: megamoe replay" in said
+    assert said.rstrip().endswith("; 1 red") and "fuzz" in load(out).about
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.py", "red.safetensors", "slow"]
 
 
 @pytest.mark.slow

@@ -19,8 +19,9 @@ from megamoe.backends.simulate import problem
 from megamoe.cases.stored import Stored, StoredError, case_of, inputs_of, load, to_bytes
 from megamoe.commands import main as cli
 from megamoe.judge import Verdict
-from megamoe.layer.capture import capture, checkpoint_weights
+from megamoe.layer.capture import capture
 from megamoe.layer.deep_gemm_experts import DeepGemmMegaMoEExperts, MegaMoEActivation
+from megamoe.layer.engine_module import checkpoint_weights
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.kernel_weights import transform_weights
 from megamoe.layer.symm_buffer import clear_symm_buffers
@@ -292,6 +293,19 @@ def test_a_captured_call_is_the_problem_and_its_output_is_judged(tmp_path, small
     assert "PASS" in capsys.readouterr().out
     wrong = {"y": y * 1.5}
     assert judge_output(stored.problem, wrong, "fp32-ordered", contract=BASE).status == "fail"
+
+
+@pytest.mark.parametrize("form", ["tensors", "function"])
+def test_weights_that_are_given_stand_for_those_of_the_module(form, tmp_path, small):
+    module, path = module_of(small), tmp_path / "call.safetensors"
+    given = {name: getattr(small, name) ^ 1 for name in WEIGHTS}
+    rows_of = lambda used: {name: given[name][used] for name in WEIGHTS}  # noqa: E731
+    weights = given if form == "tensors" else rows_of
+    module.finalize_weights(written=True)
+    with capture(module, path, weights=weights):
+        call(module, small)
+    used = small.topk_ids.unique()
+    assert torch.equal(load(path).problem.w2_weight[used], given["w2_weight"][used])
 
 
 def test_kernel_side_weights_are_undone(small):

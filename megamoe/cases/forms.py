@@ -216,7 +216,7 @@ PROPERTY: Final = replace(
 # --- ep -----------------------------------------------------------------------------------------
 
 RANK_LAWS: Final = ("layer", "delays", "repeats", "static", "graph-replay", "refused", "rebalance")
-"""The laws of :mod:`megamoe.layer.rank_acts`; ``layer`` is one call."""
+"""The laws of :mod:`megamoe.layer.rank_laws`; ``layer`` is one call."""
 SPLITS: Final = ("even", "ragged", "one-rank", "every-other")
 """The rules that give tokens to ranks, see :func:`megamoe.kinds.ep.tokens_of`."""
 

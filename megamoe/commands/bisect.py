@@ -13,7 +13,7 @@ from rich.text import Text
 from megamoe.commands.shared import compared_cases, note_repository, side_options, write_compared
 from megamoe.compare import bisect
 from megamoe.compare.job import Job, Range
-from megamoe.compare.probe import Test
+from megamoe.compare.question import Test
 from megamoe.compare.running import COMPARABLE
 from megamoe.compare.sides import parse
 from megamoe.console import Console
@@ -109,7 +109,7 @@ def _show(made: dict[str, Any], console: Console) -> None:
                           f"{stage['elements']}", far)  # fmt: skip
         console.print(table)
         if len(made["cases"]) > 10:
-            console.print(f"and {len(made['cases']) - 10} more cases")
+            console.print(f"and {len(made['cases']) - 10} more cases (--json has them)")
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     worst = made["worst"]
     if worst:

@@ -27,5 +27,5 @@ def run(a: argparse.Namespace) -> int:
         print(f"{path}: {counted(p.num_tokens, 'token')}, {experts} used, top-{p.top_k}, "
               f"H {p.hidden_size}, I {p.intermediate_size}")  # fmt: skip
         if a.checkpoint is not None:
-            wrong += weights_differ(path, stored, Path(a.checkpoint)) is not None
+            wrong += weights_differ(path, stored, Path(a.checkpoint), a.verbose) is not None
     return 1 if wrong else 0

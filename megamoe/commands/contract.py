@@ -21,7 +21,7 @@ from megamoe.spec.contract import CONTRACTS, Clause, Contract
 from megamoe.suggest import hint
 
 _FEW: Final = 3
-"""Cases of one side alone that are named."""
+"""Cases of one side alone that are named without ``--verbose``."""
 SHOWN: Final = {
     "features": "nothing: a contract without a feature does not know its cases",
     "situ_tanh": "l2_acts and y of SiTU, where the gate is small",
@@ -108,12 +108,13 @@ def run_diff(a: argparse.Namespace) -> int:
     else:
         _console().print(table)
     if a.left in CONTRACTS and a.right in CONTRACTS:
-        _print_cases(root_of(a), CONTRACTS[a.left], CONTRACTS[a.right])
+        _print_cases(root_of(a), CONTRACTS[a.left], CONTRACTS[a.right], a.verbose)
     return 0
 
 
-def _print_cases(root: Path, left: Contract, right: Contract) -> None:
-    """The cases whose goldens the two contracts do not share."""
+def _print_cases(root: Path, left: Contract, right: Contract, is_whole: bool) -> None:
+    """The cases whose goldens the two contracts do not share, and those of one side: of these the
+    first few, unless the list is to be whole."""
     stores = [Store(root, make, one) for one in (left, right)]
     cases = load_cases(root)
     only = [
@@ -127,10 +128,13 @@ def _print_cases(root: Path, left: Contract, right: Contract) -> None:
     for case_id in moved:
         print(f"  {case_id}")
     for ids, contract in zip(only, (left, right), strict=True):
-        if ids:
-            more = f" and {len(ids) - _FEW} more" if len(ids) > _FEW else ""
-            print(f"{counted(len(ids), 'case')} only under {contract.revision}: "
-                  f"{', '.join(ids[:_FEW])}{more}")  # fmt: skip
+        title = f"{counted(len(ids), 'case')} only under {contract.revision}"
+        if ids and is_whole:
+            print(title, *(f"  {case_id}" for case_id in ids), sep="\n")
+        elif ids:
+            left_out = len(ids) - _FEW
+            more = f" and {left_out} more; --verbose names all" if left_out > 0 else ""
+            print(f"{title}: {', '.join(ids[:_FEW])}{more}")
 
 
 def _key(store: Store, case: Case) -> str:

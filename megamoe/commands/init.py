@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from megamoe.compare.sides import HOME, git
+from megamoe.compare.checkout import git
+from megamoe.compare.sides import HOME
 
 WRITTEN: Final = {"kernel.py": "kernel.py", "workflow.yml": ".github/workflows/megamoe.yml"}
 """File of ``templates/`` -> where it goes, under DIR."""

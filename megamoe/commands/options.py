@@ -94,6 +94,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR",
                         help="compare the recorded weights with the safetensors files of this "
                         "folder, byte for byte")  # fmt: skip
+    parser.add_argument("--verbose", "-v", action="store_true",
+                        help="with --checkpoint: name every tensor that differs")  # fmt: skip
 
 
 def add_contract(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ def run(a: argparse.Namespace) -> int:
     stored = load(path)
     name = path.stem
     if a.checkpoint is not None:
-        wrong = weights_differ(path, stored, Path(a.checkpoint))
+        wrong = weights_differ(path, stored, Path(a.checkpoint), a.verbose)
         if wrong is not None:
             _write(a, wrong)
             return 1

@@ -153,11 +153,14 @@ def picture_of(verdict: Verdict, backend: str, again: str) -> str:
 LINE_SECONDS: Final = 10.0
 """Between two lines of progress where no terminal shows a bar."""
 SHOWN_TENSORS: Final = 8
-"""Of those whose bytes are not the checkpoint's."""
+"""Of those whose bytes are not the checkpoint's, without ``--verbose``."""
 
 
-def weights_differ(path: Path, stored: Stored, folder: Path) -> Verdict | None:
-    """Compare a recorded call's weights with a checkpoint's, and print what was found.
+def weights_differ(
+    path: Path, stored: Stored, folder: Path, is_whole: bool = False
+) -> Verdict | None:
+    """Compare a recorded call's weights with a checkpoint's, and print the first tensors that
+    differ, or all of them.
 
     None where every byte is the same; else the verdict of the file. ``ValueError`` where the two
     cannot be compared.
@@ -168,10 +171,11 @@ def weights_differ(path: Path, stored: Stored, folder: Path) -> Verdict | None:
         print(f"{path}: the weights of its {counted(count, 'expert')} are those of {folder}")
         return None
     print(f"FAIL {path}: other bytes than in {folder}: {counted(len(found), 'tensor')}")
-    for one in found[:SHOWN_TENSORS]:
+    shown = found if is_whole else found[:SHOWN_TENSORS]
+    for one in shown:
         print(f"  {one.line()}")
-    if len(found) > SHOWN_TENSORS:
-        print(f"  and {len(found) - SHOWN_TENSORS} more")
+    if len(found) > len(shown):
+        print(f"  and {len(found) - len(shown)} more; --verbose names all")
     reason = (
         f"{counted(len(found), 'tensor')} with other bytes than the checkpoint's; {found[0].line()}"
     )

@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.compare import classes, disk, stages
+from megamoe.compare.checkout import git, worktree
 from megamoe.compare.judged import Judge
+from megamoe.compare.processes import CannotStart
 from megamoe.compare.running import COMPARABLE, Answer, NoAnswer, NotOffered, Running, ids_of
-from megamoe.compare.sides import CannotStart, Options, Side, git, ready, worktree
+from megamoe.compare.sides import Options, Side, ready
 from megamoe.compare.stages import Moved
 from megamoe.golden import GoldenError, regenerate
 from megamoe.judge import BadOutput

@@ -17,10 +17,11 @@ import torch
 
 from megamoe.cases import Case, kind_of
 from megamoe.compare import disk, rejudge, stages
+from megamoe.compare.checkout import git
 from megamoe.compare.job import Job
 from megamoe.compare.probe import Prober
+from megamoe.compare.processes import CannotStart, clean_environment
 from megamoe.compare.running import packed, size_of
-from megamoe.compare.sides import CannotStart, clean_environment, git
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker import serve

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from megamoe.compare import ab, archive, disk, stages, walk
+from megamoe.compare.checkout import git, worktree
 from megamoe.compare.job import Job, request_of
 from megamoe.compare.probe import Prober, different
 from megamoe.compare.running import judged_under
-from megamoe.compare.sides import Side, git, with_target, worktree
+from megamoe.compare.sides import Side, with_target
 from megamoe.compare.state import State, key
 from megamoe.printable import counted, printable
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 import megamoe
-from megamoe.compare.probe import Test
+from megamoe.compare.question import Test
 from megamoe.compare.sides import Side
 
 PROTOCOL: Final = 2

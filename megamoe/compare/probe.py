@@ -6,8 +6,6 @@ flaky, and skipped too. A full disk is neither: it ends the bisect and keeps all
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,51 +15,19 @@ from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.compare import ab, classes, disk, stages
+from megamoe.compare.command import by_command
 from megamoe.compare.judged import Judge
+from megamoe.compare.processes import CannotStart
+from megamoe.compare.question import EXTRA_RUNS, Test, Unclear
 from megamoe.compare.running import Answer, Inputs, NoAnswer, NotOffered, Running, ids_of
-from megamoe.compare.sides import (
-    CannotStart,
-    Options,
-    Ready,
-    Side,
-    clean_environment,
-    ready,
-    wait_and_end,
-)
+from megamoe.compare.sides import Ready, Side, ready
 from megamoe.compare.state import State
 from megamoe.judge import BadOutput, Verdict
-from megamoe.worker.choice import AUTO
 from megamoe.worker.session import Identity
 
-EXTRA_RUNS: Final = 2
-"""Runs more, once two have disagreed, so that a report can say how often."""
 CLASSIFIED: Final = 8
 """Cases of a step whose moved bits are judged by every contract."""
-SKIP: Final = 125
-"""Exit status of a command that cannot tell, as in ``git bisect run``."""
-
 Digests = dict[str, dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Test:
-    """The test that makes a step good or bad."""
-
-    cases: Sequence[Case]
-    root: Path
-    backend: str
-    device: str = "cpu"
-    how: str = "bits"
-    """bits: the good end's bits or others; judge: the goldens' verdict; command: exit status."""
-    command: str = ""
-    repeat: int = 2
-    timeout: float = 120.0
-    options: Options = field(default_factory=Options)
-    contract: str = AUTO
-
-
-class Unclear(Exception):
-    """A run that says nothing: the step is skipped, for this reason."""
 
 
 @dataclass
@@ -142,7 +108,11 @@ class Prober:
         step: dict[str, Any] = {"rev": rev, "subject": subject, "verdict": "skip", "reason": ""}
         try:
             made = ready(side, disk.cache_root(), tree, self.test.options)
-            step |= self._command(made) if self.test.how == "command" else self._cases(rev, made)
+            step |= (
+                by_command(self.test, made, self.state.folder)
+                if self.test.how == "command"
+                else self._cases(rev, made)
+            )
         except (CannotStart, Unclear) as error:
             step["reason"] = str(error)
         except OSError as error:
@@ -284,46 +254,6 @@ class Prober:
             self.state.drop_outputs(*(s["rev"] for s in middle[:-1] if s["verdict"] == "bad"))
         elif step["verdict"] == "good" and self.test.how == "bits":
             self.state.drop_outputs(step["rev"])  # they are the good end's
-
-    # --- by command ---------------------------------------------------------------------------
-
-    def _command(self, made: Ready) -> dict[str, Any]:
-        codes: list[int] = []
-        wanted = self.test.repeat
-        while len(codes) < wanted:
-            codes.append(self._exit_of(made))
-            if len(set(map(_of_code, codes))) > 1:
-                wanted = self.test.repeat + EXTRA_RUNS
-        verdicts = Counter(_of_code(code) for code in codes)
-        if len(verdicts) > 1:
-            return {"verdict": "flaky", "reason": f"exit status {', '.join(map(str, codes))}"}
-        verdict = _of_code(codes[0])
-        return {"verdict": verdict, "reason": "" if verdict == "good" else f"exit {codes[0]}"}
-
-    def _exit_of(self, made: Ready) -> int:
-        log = self.state.folder / "logs" / "command.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = clean_environment()
-        environment["PYTHONPATH"] = os.pathsep.join(made.front)
-        environment["MEGAMOE_PYTHON"] = made.argv[-1]
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [*made.argv[:-1], "sh", "-c", self.test.command],
-                cwd=made.cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.held(),
-            )  # fmt: skip
-            code = wait_and_end(process, self.test.timeout)
-        if code is None:
-            raise Unclear(f"the command took more than {self.test.timeout:g} s")
-        if code:
-            disk.blame("", log)
-        if code < 0 or code > 127:
-            raise Unclear(f"the command was ended by signal {-code if code < 0 else code - 128}")
-        return code
-
-
-def _of_code(code: int) -> str:
-    return {0: "good", SKIP: "skip"}.get(code, "bad")
 
 
 def different(good: Digests, other: Digests) -> dict[str, list[str]]:

@@ -15,8 +15,9 @@ import torch
 
 from megamoe.cases import KINDS, Case, kind_of
 from megamoe.compare import disk
+from megamoe.compare.processes import CannotStart, clean_environment
 from megamoe.compare.rejudge import NoBits, digest, stages
-from megamoe.compare.sides import CannotStart, Ready, clean_environment
+from megamoe.compare.sides import Ready
 from megamoe.golden import regenerate
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker.choice import AUTO

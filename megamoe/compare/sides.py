@@ -6,42 +6,29 @@ one input overridden, or ``this``: the running interpreter with megamoe in its s
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import megamoe
-from megamoe.compare import disk
+from megamoe.compare.checkout import around, git
+from megamoe.compare.processes import CannotStart, build, clean_environment
+from megamoe.compare.requirements import virtual_environment
 
 HOME: Final = Path(megamoe.__file__).resolve().parent.parent
 """The folder from which this megamoe is imported; a side without a megamoe of its own uses it."""
 
 KINDS: Final = ("this", "python", "venv", "requirement", "git", "flake")
 _REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*(===?|~=|!=|<=?|>=?|@).+")
-_SITE: Final = (
-    "import site, sysconfig, json, sys; p = sysconfig.get_paths();"
-    "print(json.dumps([sys.version, *{p['purelib']: 0, p['platlib']: 0}]))"
-)
 HOW: Final = (
     "write this, a Python interpreter, a virtual environment's directory, a requirement such as "
     "sgl-deep-gemm==0.1.5, a git revision, or flake:INPUT=URL"
 )
-
-
-class CannotStart(ValueError):
-    """A side that cannot be created or run: one line with the reason."""
 
 
 @dataclass(frozen=True)
@@ -174,189 +161,13 @@ def _built(side: Side, tree: Path, o: Options, cache: Path) -> Ready:
     if o.build:
         log = cache / "logs" / f"build-{side.target[:12]}.log"
         environment = {**clean_environment(), "MEGAMOE_PYTHON": o.python or sys.executable}
-        _build(["sh", "-c", o.build], tree, environment, log, o.build_timeout)
+        build(["sh", "-c", o.build], tree, environment, log, o.build_timeout)
     python = o.python or sys.executable
     if os.sep in python and not Path(python).is_absolute():
         python = str(tree / python)
     if o.extra:
         python = str(virtual_environment(list(o.extra), python, cache))
     return Ready((python,), (str(tree / o.path),), tree, {"commit": side.target})
-
-
-def _build(
-    argv: Sequence[str], cwd: Path, environment: dict[str, str], log: Path, limit: float
-) -> None:
-    """Run a command that creates a side; :class:`CannotStart` with its last line if it fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out:
-        code = _run_group(argv, cwd, environment, out, limit)
-    if code != 0:
-        last = last_line(log)
-        disk.blame(last, log)
-        how = f"took more than {limit:g} s" if code is None else f"exit {code}"
-        raise CannotStart(f"does not build ({how}): {last or 'it said nothing'} [{log}]")
-
-
-def _run_group(
-    argv: Sequence[str], cwd: Path, environment: dict[str, str], out: Any, limit: float
-) -> int | None:
-    """Exit code, or None where it took too long; nothing it started is left behind."""
-    # The process inherits the lock of the state: a process that survives a kill still holds it.
-    process = subprocess.Popen(
-        argv, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.held(),
-    )  # fmt: skip
-    return wait_and_end(process, limit)
-
-
-def wait_and_end(process: subprocess.Popen[Any], limit: float) -> int | None:
-    """Exit code, or None where it took more than ``limit`` seconds; then end its whole session."""
-    until = time.monotonic() + limit
-    in_time = True
-    try:
-        # Looked at, not taken: until then nobody else can have its number.
-        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            in_time = time.monotonic() < until
-            if not in_time:
-                break
-            time.sleep(0.02)
-    finally:
-        end_group(process)
-    return process.returncode if in_time else None
-
-
-def end_group(process: subprocess.Popen[Any]) -> None:
-    """Kill the process and those that it started in its session, unless it was waited for."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def clean_environment() -> dict[str, str]:
-    """The environment without variables that would lead a side, or git, back to this process's
-    files."""
-    leads = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "PYTHONPATH", "PYTHONHOME",
-             "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")  # fmt: skip
-    kept = {name: value for name, value in os.environ.items() if name not in leads}
-    return {**kept, "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-# --- git --------------------------------------------------------------------------------------
-
-
-def around() -> Path | None:
-    """The checkout that holds the current folder; None where none does."""
-    top = git(Path.cwd(), "rev-parse", "--show-toplevel", check=False)
-    return Path(top) if top else None
-
-
-def git(home: Path, *arguments: str, check: bool = True) -> str:
-    """The output of git, without hooks. Raises :class:`CannotStart` with git's last line."""
-    command = ["git", "-C", str(home), "-c", "core.hooksPath=/dev/null",
-               "-c", "advice.detachedHead=false", *arguments]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, env=clean_environment(), capture_output=True, text=True, errors="replace"
-        )
-    except FileNotFoundError:
-        raise CannotStart("git is not installed; a revision cannot be looked up") from None
-    if done.returncode and check:
-        said = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        disk.blame(done.stderr)
-        last = said[-1] if said else "no message"
-        raise CannotStart(f"git {arguments[0]} in {home}: {last}")
-    return done.stdout.strip()
-
-
-@contextmanager
-def worktree(home: Path, commit: str, at: Path) -> Iterator[Path]:
-    """``commit`` checked out at ``at``, beside the checkout and never in it; removed at the end."""
-    remove_worktree(home, at)
-    at.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        git(home, "worktree", "add", "--force", "--detach", str(at), commit)
-        yield at
-    finally:
-        remove_worktree(home, at)
-
-
-def remove_worktree(home: Path, at: Path) -> None:
-    """Take the tree away, whatever an earlier run left of it."""
-    git(home, "worktree", "remove", "--force", "--force", str(at), check=False)
-    shutil.rmtree(at, ignore_errors=True)
-    if str(at) in git(home, "worktree", "list", "--porcelain", check=False):
-        git(home, "worktree", "prune", check=False)
-
-
-# --- requirements and flakes ------------------------------------------------------------------
-
-
-def virtual_environment(words: Sequence[str], python: str, cache: Path) -> Path:
-    """Interpreter of a cached environment with the requirements ``words`` on top of ``python``'s
-    packages.
-
-    It sees the packages of ``python``, so that torch is not installed again; the requirements come
-    first. An unfinished environment of a killed run is created again.
-    """
-    try:
-        told = subprocess.run(
-            [python, "-c", _SITE], capture_output=True, text=True, env=clean_environment()
-        )
-    except OSError as error:
-        raise CannotStart(f"{python} cannot be started: {error.strerror}") from error
-    if told.returncode:
-        raise CannotStart(f"{python} cannot be started: {told.stderr.strip().splitlines()[-1:]}")
-    below = told.stdout.strip()
-    key = hashlib.sha256(f"{words}|{python}|{below}".encode()).hexdigest()[:12]
-    name = re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower())[:60].strip("-")
-    home = cache / "envs" / f"{name}-{key}"
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{home}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = home / "bin" / "python"
-        if not (home / "complete").exists():
-            shutil.rmtree(home, ignore_errors=True)
-            try:
-                _make_environment(home, words, python, below)
-            except BaseException:
-                shutil.rmtree(home, ignore_errors=True)
-                raise
-            (home / "complete").touch()
-    return made
-
-
-def _make_environment(home: Path, words: Sequence[str], python: str, below: str) -> None:
-    import json
-
-    _pip([python, "-m", "venv", "--without-pip", "--system-site-packages", str(home)], words)
-    site = next(iter(home.glob("lib/python*/site-packages")))
-    # The base may be a virtual environment itself, whose packages venv would not pass on.
-    (site / "megamoe-below.pth").write_text("\n".join(json.loads(below)[1:]) + "\n")
-    # Without --quiet: pip says what a conflict is in a line that --quiet drops.
-    _pip([python, "-m", "pip", "--disable-pip-version-check", "--no-input", "--python",
-          str(home / "bin/python"), "install", "--progress-bar", "off", *words], words)  # fmt: skip
-
-
-def _pip(command: Sequence[str], words: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
-    if done.returncode:
-        said = f"{done.stdout}\n{done.stderr}"
-        disk.blame(said)
-        errors = [x.strip() for x in said.splitlines() if x.strip().lower().startswith("error")]
-        last = errors or [x.strip() for x in said.splitlines() if x.strip()][-1:]
-        known = re.search(r"from versions: ([^)]*)", said)
-        newest = known[1].split(", ")[-8:] if known else []
-        few = f"; published for this Python: {', '.join(newest)}" if newest else ""
-        text = _conflict(said) or (last[-1].removeprefix("ERROR: ") if last else "it said nothing")
-        raise CannotStart(f"cannot install {' '.join(words)}: {text}{few}")
-
-
-def _conflict(said: str) -> str:
-    """Who demands what, in pip's words, where requirements exclude each other; "" otherwise."""
-    _, _, after = said.partition("The conflict is caused by:")
-    demands = [x.strip() for x in after.strip().partition("\n\n")[0].splitlines()]
-    return f"requirements exclude each other: {'; '.join(demands)}" if after else ""
 
 
 def _flake(target: str, home: Path, o: Options, cache: Path) -> Ready:
@@ -373,15 +184,8 @@ def _flake(target: str, home: Path, o: Options, cache: Path) -> Ready:
              f"{home}#{o.shell}", "--override-input", name, url, "--no-write-lock-file",
              "--command")  # fmt: skip
     log = cache / "logs" / "flake.log"
-    _build([*enter, "true"], home, clean_environment(), log, o.build_timeout)
+    build([*enter, "true"], home, clean_environment(), log, o.build_timeout)
     return Ready((*enter, "python"), (str(home),), home, {"override": target})
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that begins with ``error:``, else the last that is not empty."""
-    lines = [x.strip() for x in log.read_text(errors="replace").splitlines() if x.strip()]
-    errors = [x for x in lines if x.startswith("error:")]
-    return (errors or lines)[-1][:300] if lines else ""
 
 
 def with_target(side: Side, commit: str) -> Side:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from megamoe.compare.sides import CannotStart, clean_environment, end_group, git
+from megamoe.compare.checkout import git
+from megamoe.compare.processes import CannotStart, clean_environment, end_group
 
 CODES: Final = {"good": 0, "bad": 1, "skip": 125, "flaky": 125}
 """Exit statuses of ``git bisect run``."""

@@ -206,15 +206,17 @@ def _why(life: Life, at: int, top: int) -> Plain:
     parts: list[Plain] = []
     for slot in life.slots:
         down = slot.down
-        whole = down.high[at] - down.low[at]
-        accumulation = min(down.fixed_high[at] - down.fixed_low[at], whole)
+        with np.errstate(invalid="ignore"):  # both ends may be infinite
+            whole = down.high[at] - down.low[at]
+            accumulation = min(down.fixed_high[at] - down.fixed_low[at], whole)
+            from_codes = whole - accumulation
         rows = bf16_key(np.array([down.row_low[at], down.row_high[at]], np.uint16))
         parts.append(
             {
                 "slot": slot.slot,
                 "width": float(whole),
                 "from_accumulation": float(accumulation),
-                "from_codes": float(whole - accumulation),
+                "from_codes": float(from_codes),
                 "row_ulps": int(rows[1] - rows[0]),
                 "undecided_codes": int(slot.undecided.sum()),
                 "open_exponents": int((slot.exponent_low != slot.exponent_high).sum()),

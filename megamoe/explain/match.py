@@ -6,11 +6,13 @@ exact match explains every value that differs and contradicts none. An exact mat
 only explains at least eight values, and is offered where no deviation of the whole token is exact.
 A match in part leaves at most half as many values wrong as the contract does, and explains at least
 eight more than it leaves: a few values agree by chance. It is offered only where no match is exact.
+If it contradicts a value, the output refutes it: it comes last, with the number of these values.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.printable import counted
-from megamoe.spec.formats import GROUP, U16
+from megamoe.spec.formats import GROUP
 
 Bools = npt.NDArray[np.bool_]
 _MARGIN: Final = 8
@@ -83,6 +85,11 @@ class Fit:
         """Whether it halves the wrong values at least, and leaves some."""
         halves = 0 < self.left <= self.differing / 2
         return halves and self.explains - self.left >= _MARGIN
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether it would change a value that is right: the kernel does not do exactly this."""
+        return self.contradicts > 0
 
     def plain(self) -> dict[str, Any]:
         """JSON-able."""
@@ -151,20 +158,17 @@ class Evidence:
         return cls(step, count, count, counted_in_words(count, "element"))
 
 
-def not_finite(shown: U16, low: U16, wrong: Bools) -> int:
-    """How many ``wrong`` bf16 values are NaN or infinite where the contract has a finite one.
-
-    ``low``: the lower end of what the contract allows.
-    """
-    exponent = 0x7F80
-    return int((wrong & (shown & exponent == exponent) & (low & exponent != exponent)).sum())
-
-
 def counted_in_words(count: int, noun: str) -> str:
     """As "one group", "two groups", "3 groups"."""
     number, _, rest = counted(count, noun).partition(" ")
     word = {"1": "one", "2": "two"}.get(number, number)
     return f"{word} {rest}"
+
+
+def in_part(fits: Iterable[Fit]) -> list[Fit]:
+    """The matches in part that are offered, the best first, those that are refuted last."""
+    partial = sorted((f for f in fits if f.is_partial), key=lambda f: (f.is_refuted, f.left))
+    return partial[:PARTIAL_AT_MOST]
 
 
 def report(
@@ -173,6 +177,7 @@ def report(
 ) -> dict[str, Any]:  # fmt: skip
     """The result for one step between two stages: exact matches, or the best in part.
 
+    ``overflow`` is filled by :mod:`megamoe.explain.overflow`.
     ``follows``: the exact matches are those of the step before, which explain this one too.
     ``tried_on`` and ``alone`` are of :mod:`megamoe.explain.others`. With
     ``only`` the deviations were chosen on another token, so few values are enough here.
@@ -183,9 +188,6 @@ def report(
         exact = [f for f in exact if not f.where] or exact
     else:
         exact = [f for f in fits if f.explains and not f.left]
-    partial: list[Fit] = []
-    if not exact:
-        partial = sorted((f for f in fits if f.is_partial), key=lambda f: f.left)
     return {
         "compared": compared,
         "of": of,
@@ -195,9 +197,10 @@ def report(
         "evidence": evidence.text,
         "tried": tried,
         "not_tried": 0,
+        "overflow": [],
         "follows": False,
         "tried_on": [],
         "alone": [],
         "exact": [f.plain() for f in exact],
-        "partial": [f.plain() for f in partial[:PARTIAL_AT_MOST]],
+        "partial": [] if exact else [f.plain() for f in in_part(fits)],
     }

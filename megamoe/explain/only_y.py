@@ -12,7 +12,8 @@ import numpy.typing as npt
 from megamoe import oracle
 from megamoe.explain.channels import pattern
 from megamoe.explain.describe import bf16
-from megamoe.explain.match import Evidence, Names, is_among, not_finite
+from megamoe.explain.match import Evidence, Fit, Names, fit, is_among, report
+from megamoe.explain.overflow import of_y
 from megamoe.explain.variants import Variant, variants
 from megamoe.judge.elements import beyond, place_of, worst_of
 from megamoe.spec.contract import Contract
@@ -22,10 +23,6 @@ from megamoe.spec.problem import Problem
 
 Plain = dict[str, Any]
 Bools = npt.NDArray[np.bool_]
-PARTIAL: Final = 0.5
-"""A variant that leaves more than this part of the wrong values wrong is not named."""
-_PARTIAL_WAYS: Final = 3
-"""Partial variants that are named."""
 _ZERO: Final = "y is zero"
 
 
@@ -65,12 +62,13 @@ def explain_only_y(
         ways = [_way(v, accumulator, shown, wrong) for v in wanted]
     zero = not (shown[wrong | (y != 0)] & 0x7FFF).any()
     if wrong.any() and is_among(only, "y", _ZERO) and zero:
-        ways.insert(0, _said(_ZERO, int(wrong.sum()), 0, 0))
+        ways.insert(0, _fit(_ZERO, wrong, np.zeros_like(wrong)))
+    steps = [_step(ways, wrong, shown, low, high)] if wrong.any() else []
     return {**said, "actual": {
         "y": BF16.hex(shown[channel]), "allowed": [BF16.hex(low[channel]), BF16.hex(high[channel])],
         "outside": bool(wrong[channel]), "stages": [{**stage, "worst": worst}],
         "parts_at": {**stage, "worst": worst} if wrong.any() else None, "worst": worst,
-        "explanations": [_step(ways, wrong, shown, low)] if wrong.any() else [], "wrong_slots": [],
+        "explanations": steps, "wrong_slots": [],
     }}  # fmt: skip
 
 
@@ -88,41 +86,23 @@ def _worst(shown: U16, low: U16, high: U16, wrong: Bools, token: int) -> Plain:
     return {**asdict(found), "line": found.line()}
 
 
-def _way(variant: Variant, accumulator: str, shown: U16, wrong: Bools) -> Plain:
+def _way(variant: Variant, accumulator: str, shown: U16, wrong: Bools) -> Fit:
     """How far the variant explains the row."""
     try:
         still = beyond(BF16, shown, *_interval(variant, accumulator))
     except ValueError:  # the oracle has no such layer
-        return _said(variant.what, 0, int(wrong.sum()), 0)
-    return _said(
-        variant.what, int((wrong & ~still).sum()), int((wrong & still).sum()),
-        int((~wrong & still).sum()),
-    )  # fmt: skip
+        still = np.ones_like(wrong)
+    return _fit(variant.what, wrong, still)
 
 
-def _said(what: str, explains: int, left: int, contradicts: int) -> Plain:
-    return {
-        "stage": "y", "what": what, "where": "", "explains": explains, "unexplained": left,
-        "contradicts": contradicts,
-    }  # fmt: skip
+def _fit(what: str, wrong: Bools, still: Bools) -> Fit:
+    return fit(what, "y", wrong[None], still[None])
 
 
-def _step(ways: list[Plain], wrong: Bools, shown: U16, low: U16) -> Plain:
+def _step(ways: list[Fit], wrong: Bools, shown: U16, low: U16, high: U16) -> Plain:
     """In the form of the other steps: :func:`megamoe.explain.words.explanation` prints it."""
-    evidence = Evidence.of_elements("y", wrong)
-    differing = evidence.values
-    exact = [way for way in ways if not way["unexplained"] and not way["contradicts"]]
-    best = sorted(ways, key=lambda way: way["unexplained"] + way["contradicts"])
-    partial = [
-        way for way in best if way["unexplained"] + way["contradicts"] <= PARTIAL * differing
-    ]
-    return {
-        "step": "y", "differing": differing, "decisions": evidence.decisions,
-        "not_finite": not_finite(shown, low, wrong), "evidence": evidence.text,
-        "of": int(wrong.size), "compared": "values of y",
-        "tried": len(ways), "exact": exact, "partial": [] if exact else partial[:_PARTIAL_WAYS],
-        "follows": False, "not_tried": 0, "tried_on": [], "alone": [],
-    }  # fmt: skip
+    said = report(ways, Evidence.of_elements("y", wrong), int(wrong.size), "values of y", len(ways))
+    return {**said, "overflow": of_y(shown, low, high, wrong)}
 
 
 __all__ = ["explain_only_y"]

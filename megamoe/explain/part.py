@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain import element
+from megamoe.explain import element, overflow
 from megamoe.explain import life as lives
 from megamoe.explain.causes import OfCodes, Shown, decide, explain_codes, explain_staging, explain_y
 from megamoe.explain.channels import pattern
 from megamoe.explain.life import Life, live, same_codes
-from megamoe.explain.match import Names, not_finite
+from megamoe.explain.match import Names
 from megamoe.explain.points import Bools, outside
 from megamoe.explain.predict import Acts
 from megamoe.explain.sources import Source
@@ -45,7 +45,8 @@ def part(
         worst = element.of_staging(life, name, got, mask) if mask.any() else None
         stages.append(_said(name, "staging", mask, worst))
     if any(mask.any() for mask in wrong.values()):
-        explanations.append(explain_staging(life, source, shown, wrong, only))
+        of_x = explain_staging(life, source, shown, wrong, only)
+        explanations.append({**of_x, "overflow": _staged_overflow(life, shown, wrong)})
     given, follows = _given(life, source, shown)
     codes: OfCodes | None = None
     wrong_slots: list[int] = []
@@ -56,6 +57,7 @@ def part(
             routed = [slot.slot for slot in life.slots if slot.slot in shown.acts]
             wrong_slots = [routed[k] for k in np.flatnonzero(by_slot.any(axis=1))]
             codes = explain_codes(given, source, shown.acts, by_slot, only)
+            codes.said["overflow"] = overflow.of_codes(given, shown.acts, by_slot)
             explanations.append(codes.said)
     low, high, of_codes = _y_interval(given, shown)
     beyond = outside(shown.y, low, high)
@@ -65,7 +67,7 @@ def part(
     stages.append({**y, "channels": pattern(beyond, int(given.channels[0]))})
     if beyond.any():
         of_y = explain_y(given, source, shown, beyond, only)
-        explanations.append({**of_y, "not_finite": not_finite(shown.y, low, beyond)})
+        explanations.append({**of_y, "overflow": overflow.of_y(shown.y, low, high, beyond)})
     if codes is not None:
         decide(codes, explanations[-1] if beyond.any() else None, shown.y)
     return {
@@ -101,6 +103,12 @@ def _staged_outside(life: Life, shown: Shown) -> dict[str, Bools]:
     if shown.x_sf is not None:
         out["x_sf"] = shown.x_sf != life.x_sf
     return out
+
+
+def _staged_overflow(life: Life, shown: Shown, wrong: Mapping[str, Bools]) -> list[Plain]:
+    pairs: dict[str, Any] = {"x": (shown.x, life.x), "x_sf": (shown.x_sf, life.x_sf)}
+    return [overflow.overflow(name, pairs[name][0], pairs[name][1], pairs[name][1], mask)
+            for name, mask in wrong.items()]  # fmt: skip
 
 
 def _given(life: Life, source: Source, shown: Shown) -> tuple[Life, str]:

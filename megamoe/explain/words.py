@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from megamoe.explain import overflow
 from megamoe.printable import counted
 
 Plain = dict[str, Any]
@@ -40,6 +41,8 @@ def causes(said: Plain, label: str = "cause") -> list[str]:
 def explanation(step: Plain, label: str = "cause") -> list[str]:
     """The explanation of the wrong values of one step between two stages."""
     lines = _explanation(step, label)
+    if not step["exact"] and not step["follows"]:
+        lines += [f"  {line}" for line in overflow.lines(step["overflow"])]
     if step["not_tried"]:
         lines.append(
             f"  ({step['not_tried']} deviations of linear 1 were not tried on so large a layer: "
@@ -52,17 +55,10 @@ def _explanation(step: Plain, label: str) -> list[str]:
     differing, exact, partial = step["differing"], step["exact"], step["partial"]
     known = f"none of {step['tried']} known deviations explains"
     wrong = f"{counted(differing, 'wrong value')} of {step['of']} {step['compared']}"
-    most = 2 * step.get("not_finite", 0) > differing
-    if most and not exact and not step["follows"] and not step["alone"]:
-        return [
-            f"{label}: unknown; {known} the {wrong}",
-            f"  {step['not_finite']} of them are NaN or infinite where the right ones are finite: "
-            "may be an overflow or 0 * infinity (two scales multiplied with each other, a scale of "
-            "zero, a row that was never written)",
-        ]
     if partial:
-        lines = [f"{label}: unknown; {known} all {wrong}; in part:"]
-        return lines + [f"  {_way(way)}: {_how_much(way, differing)}" for way in partial]
+        more = "" if partial[0]["contradicts"] else "; in part:"
+        lines = [f"{label}: unknown; {known} all {wrong}{more}"]
+        return lines + [f"  {_in_part(way, differing)}" for way in partial]
     if step["alone"]:
         return _alone(step, label)
     if not exact:
@@ -162,11 +158,13 @@ def _way(way: Plain) -> str:
     return f"{way['stage']}: {way['what']}{where}"
 
 
-def _how_much(way: Plain, differing: int) -> str:
-    text = f"explains {way['explains']} of {differing}; {way['unexplained']} left unexplained"
-    if way["contradicts"]:
-        text += f", and {way['contradicts']} that are right would be wrong"
-    return text
+def _in_part(way: Plain, differing: int) -> str:
+    """A deviation that gives some of the wrong values; what refutes it, if right values do."""
+    text = f"{_way(way)}: explains {way['explains']} of {differing}"
+    if not way["contradicts"]:
+        return f"{text}; {way['unexplained']} left unexplained"
+    values = "value that is right" if way["contradicts"] == 1 else "values that are right"
+    return f"refuted: {text}, but would change {way['contradicts']} {values}"
 
 
 __all__ = ["causes", "explanation", "is_certain", "is_clear", "read_from"]

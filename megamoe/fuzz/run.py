@@ -74,6 +74,7 @@ def fuzz(
     if asked.only is not None:
         judges = workers = 1
     outcome = Outcome(Tally(console))
+    identity: Identity | None = None
     try:
         with stoppable():
             get_ready()
@@ -91,25 +92,29 @@ def fuzz(
                 with Judges(judges, desk) as bench, _shown(tally):
                     bench.run(_problems(asked, identity, tally), _nothing, partial(_done, tally))
                 if tally.reds:
-                    _leave(outcome, asked, Shared(pool.address), settings, again)
+                    left = _keep(outcome, asked, identity, again)
+                    outcome.left = shrink(left, Shared(pool.address), asked.reduce_seconds,
+                                          settings.timeout, tally.say)  # fmt: skip
     except Stopped as stopped:
         outcome.stopped, outcome.code = str(stopped), stopped.code
     except NoRoom as full:
         outcome.stopped, outcome.code = str(full), 2
+    if identity is not None and outcome.tally.reds and outcome.left is None:
+        _keep(outcome, asked, identity, again)  # it was stopped before the red had its file
     return outcome
 
 
-def _leave(
-    outcome: Outcome, asked: Asked, session: Shared, settings: Settings, again: Callable[[int], str]
-) -> None:
-    """Say which problem failed first, and leave a file of it: whole at once, then reduced."""
+def _keep(outcome: Outcome, asked: Asked, identity: Identity, again: Callable[[int], str]) -> Left:
+    """Say which problem failed first, and write it whole."""
     tally = outcome.tally
-    outcome.first = drawn, verdict = tally.reds[min(tally.reds)]
-    tally.say(f"\nproblem {drawn.number} of seed {asked.seed} ({drawn.profile}): {verdict.status}, "
-              f"{verdict.reason}\nalone: {again(drawn.number)}")  # fmt: skip
+    drawn, verdict = tally.reds[min(tally.reds)]
+    if outcome.first is None:
+        outcome.first = drawn, verdict
+        tally.say(f"\nproblem {drawn.number} of seed {asked.seed} ({drawn.profile}): "
+                  f"{verdict.status}, {verdict.reason}\nalone: {again(drawn.number)}")  # fmt: skip
     out = Path(asked.out or f"fuzz-{asked.seed}-{drawn.number}.safetensors")
-    outcome.left = store(drawn, verdict, out, asked.seed, session.identity)
-    outcome.left = shrink(outcome.left, session, asked.reduce_seconds, settings.timeout, tally.say)
+    outcome.left = store(drawn, verdict, out, asked.seed, identity)
+    return outcome.left
 
 
 def _problems(asked: Asked, identity: Identity, tally: Tally) -> Iterator[Drawn]:

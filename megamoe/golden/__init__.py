@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from megamoe.cases.kind import Made
     from megamoe.files import write_atomically
     from megamoe.golden import predicted, recorded
-    from megamoe.golden.candidates import bless, bless_durations, record, verify
+    from megamoe.golden.candidates import bless, bless_durations, record
     from megamoe.golden.changes import diff
     from megamoe.golden.computed import digest_of, make, regenerate, rows_of
     from megamoe.golden.places import GoldenError
     from megamoe.golden.store import Store, StoredGolden
+    from megamoe.golden.verification import verify
 
 __all__ = [
     "GoldenError",
@@ -49,7 +50,7 @@ _HOME = {
     "record": "golden.candidates",
     "regenerate": "golden.computed",
     "rows_of": "golden.computed",
-    "verify": "golden.candidates",
+    "verify": "golden.verification",
     "write_atomically": "files",
 }
 

@@ -1,4 +1,4 @@
-"""record -> diff -> bless: three separate acts, and verify, which trusts nothing.
+"""record -> diff -> bless: three separate acts.
 
 Only :func:`bless` writes in ``golden/``; :func:`record` writes in ``golden/candidates/``, which is
 not under version control.
@@ -6,19 +6,13 @@ not under version control.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
-from multiprocessing import get_context, parent_process
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
-
-import torch
+from typing import Any
 
 from megamoe import schema
 from megamoe.cases import Case
@@ -28,14 +22,10 @@ from megamoe.files import TENSORS_LIMIT, clear_leftovers, locked, read_bounded, 
 from megamoe.golden.changes import CANDIDATES, candidates, manifest_or_empty
 from megamoe.golden.computed import digest_of, generator, make, regenerate
 from megamoe.golden.documents import read_manifest
+from megamoe.golden.each import Done, each
 from megamoe.golden.places import GoldenError, inside, key_of, tensors_of
-from megamoe.golden.store import Store, entry_of, generator_id, manifest_bytes, pack
+from megamoe.golden.store import entry_of, generator_id, manifest_bytes, pack
 from megamoe.spec.contract import BASE, CONTRACTS
-
-Done = Callable[[Case, str], None]
-"""Called once a case: the case, and an error or ''."""
-_PR_SET_PDEATHSIG: Final = 1
-
 
 # --- record -----------------------------------------------------------------------------------
 
@@ -46,15 +36,14 @@ def record(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str
     Candidates of an earlier record stay, so that a set can be recorded in parts.
     """
     errors = []
-    for case, error in _each(_record_one, [(root, case) for case in cases], jobs):
+    for case, error in each(partial(_record_one, root), cases, jobs):
         done(case, error)
         if error:
             errors.append(error)
     return errors
 
 
-def _record_one(work: tuple[Path, Case]) -> str:
-    root, case = work
+def _record_one(root: Path, case: Case) -> str:
     keys = [key_of(case.id), *(key_of(case.id, name) for name in case.revisions[1:])]
     places = {key: [inside(root, path) for path in _files(root, key)] for key in keys}
     given = regenerate(case)
@@ -103,45 +92,6 @@ def every_golden(case: Case, given: Mapping[str, Any]) -> list[tuple[list[str], 
 def _same(made: Made, other: Made) -> bool:
     """Whether two goldens are equal, bit for bit."""
     return made.zero_freedom == other.zero_freedom and pack(made)[1] == pack(other)[1]
-
-
-def _each(
-    step: Callable[[tuple[Path, Case]], str], work: Sequence[tuple[Path, Case]], jobs: int
-) -> Iterator[tuple[Case, str]]:
-    """``step`` of every item, over ``jobs`` processes; the message of an exception becomes the
-    item's line."""
-    if jobs <= 1:
-        for item in work:
-            yield item[1], _guarded(step, item)
-        return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(jobs, context, begin, (threads,)) as pool:
-        futures = {pool.submit(_guarded, step, item): item[1] for item in work}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except Exception as error:  # a worker that was killed takes its case with it
-                yield futures[future], f"case {futures[future].id}: the worker died: {error}"
-
-
-def begin(threads: int) -> None:
-    """Set-up of a process of the pool: it ends with its parent, which may be killed."""
-    torch.set_num_threads(threads)
-    with suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    starter = parent_process()
-    if starter is None or not starter.is_alive():  # killed while this one imported torch
-        os._exit(1)
-
-
-def _guarded(step: Callable[[tuple[Path, Case]], str], item: tuple[Path, Case]) -> str:
-    try:
-        return step(item)
-    except GoldenError as error:
-        return str(error)
-    except Exception as error:
-        return f"case {item[1].id}: {type(error).__name__}: {error}"
 
 
 # --- bless ------------------------------------------------------------------------------------
@@ -280,48 +230,3 @@ def bless_durations(root: Path, reports: Iterable[Mapping[str, Any]]) -> int:
 _TIMED = schema.Object(
     {"cases": schema.Items(schema.Object({"id": str, "status": str, "seconds": schema.seconds}))}
 )
-
-
-# --- verify -----------------------------------------------------------------------------------
-
-
-def verify(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str]:
-    """Recompute every golden; returns one line for each that is not equal in every bit."""
-    Store(root, make)  # report an unreadable manifest once, not once a case
-    problems = []
-    for case, error in _each(_verify_one, [(root, case) for case in cases], jobs):
-        done(case, error)
-        if error:
-            problems.append(error)
-    return problems
-
-
-def _verify_one(work: tuple[Path, Case]) -> str:
-    root, case = work
-    home = CONTRACTS[case.revisions[0]]
-    Store(root, make, home).entry(case)  # before any work
-    given = regenerate(case)
-    digest = digest_of(given)
-    for revisions, made in every_golden(case, given):
-        content, table = pack(made)
-        fresh = entry_of(case, made, digest, content, table, revisions)
-        store = Store(root, make, CONTRACTS[revisions[0]])
-        entry = store.entry(case)
-        if "file" in entry:
-            store.load(case, digest)
-        _compare(case, table, entry, fresh)
-    return ""
-
-
-def _compare(
-    case: Case, table: Mapping[str, Any], entry: Mapping[str, Any], fresh: Mapping[str, Any]
-) -> None:
-    for name in sorted(set(table) | set(entry.get("tensors", {}))):
-        if table.get(name) != entry.get("tensors", {}).get(name):
-            raise GoldenError(
-                f"case {case.id}: {name} differs from what the oracle computes; see `megamoe "
-                f"golden record --case {case.id}` and `megamoe golden diff`"
-            )
-    for key in ("kind", "inputs", "zero_freedom", "rows", "file", "sha256", "also"):
-        if fresh.get(key) != entry.get(key):
-            raise GoldenError(f"case {case.id}: the manifest's {key} is not the case's; record it")

@@ -30,11 +30,19 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from megamoe.cases.checkpoint import ABOUT
 from megamoe.cases.stored import Stored, StoredError, to_bytes
 from megamoe.golden import write_atomically
-from megamoe.layer.eplb import eplb_map_to_physical_and_record
-from megamoe.layer.kernel_weights import checkpoint_layout
+from megamoe.layer.engine_module import (
+    activation_of,
+    checkpoint_weights,
+    class_of,
+    contract_of,
+    has_shared_expert,
+    is_own_share,
+    local_experts,
+    physical_ids,
+    refuse_what_no_problem_says,
+    rows_of,
+)
 from megamoe.layer.origin import checkpoint_experts
-from megamoe.spec.accumulators import SM100_MXF8F6F4, accumulator
-from megamoe.spec.contract import MEGAMOE_2026_06, MEGAMOE_2026_11, REVISIONS
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 
@@ -145,12 +153,12 @@ class capture:
     def _stored(self, call: Mapping[str, Any]) -> Stored:
         """Everything on the host, before the engine can overwrite it."""
         module, rows = self.module, slice(None) if self.tokens is None else self.tokens
-        _refuse_what_no_problem_says(module)
+        refuse_what_no_problem_says(module)
         start = int(getattr(module, "experts_start_idx", 0))
-        physical = _physical(module, call["topk_ids"]).long()[rows].cpu()
+        physical = physical_ids(module, call["topk_ids"]).long()[rows].cpu()
         hidden = call["hidden_states"].detach()[rows].cpu().clone()
         weight = call["topk_weights"].detach()[rows].float().cpu().clone()
-        count = _local_experts(module)
+        count = local_experts(module)
         local = physical - start
         ids = torch.where((local >= 0) & (local < count), local, -1)
         used = ids[ids >= 0].unique()
@@ -164,21 +172,21 @@ class capture:
             activation_clamp=self._clamp_of(call),
             fast_math=bool(call.get("fast_math", getattr(module, "fast_math", True))),
             max_num_tokens=int(getattr(module, "max_num_tokens", 0)) or len(hidden),
-            **_activation_of(module),
+            **activation_of(module),
         )  # fmt: skip
         about = {
             "captured_from": f"{type(module).__module__}.{type(module).__qualname__}",
             "prefix": str(getattr(module, "prefix", "")),
             "call": self.seen - 1,
             "tokens": self.tokens,
-            "accumulator": _class_of(module, self._accumulator),
-            "contract": _contract_of(module),
+            "accumulator": class_of(module, self._accumulator),
+            "contract": contract_of(module),
             "torch": torch.__version__,
             ABOUT: checkpoint_experts(module, used, start),
             # A module whose ranks combine returns more than this rank's share, and one with a
             # shared expert more than the routed sum.
-            "complete": not _shares(module, call)
-            and (_own_share(module) or bool(((ids >= 0) | (physical < 0)).all())),
+            "complete": not has_shared_expert(module, call)
+            and (is_own_share(module) or bool(((ids >= 0) | (physical < 0)).all())),
         }
         return Stored(problem, {}, about)
 
@@ -203,20 +211,8 @@ class capture:
         if callable(self._weights):
             return self._weights(used)
         if self._weights is not None:
-            return {name: self._weights[name][_on(used, self._weights[name])] for name in WEIGHTS}
+            return {name: rows_of(self._weights[name], used) for name in WEIGHTS}
         return checkpoint_weights(self.module, used)
-
-
-def _activation_of(module: nn.Module) -> dict[str, Any]:
-    """Fields of the problem that a module with the face of vLLM 0.33 says."""
-    act = getattr(module, "activation", None)
-    said = {n: getattr(act, n, None) for n in ("name", "alpha", "beta")}
-    if not isinstance(said["name"], str) or None in said.values():
-        return {}
-    return {
-        "activation": said["name"], "activation_alpha": float(said["alpha"] or 0.0),
-        "activation_beta": float(said["beta"] or 0.0),
-    }  # fmt: skip
 
 
 def run_script(
@@ -256,113 +252,4 @@ def run_script(
     return found[0].written
 
 
-def checkpoint_weights(module: nn.Module, used: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Rows ``used`` of ``module``'s weights in the checkpoint's layout, uint8.
-
-    From its parameters while they are there; afterwards from the kernel-side form, undone. A
-    backend that packs weights its own way must know the way back (``unpack_weights``).
-    """
-    found = [getattr(module, name, None) for name in WEIGHTS]
-    if any(t is None for t in found):
-        first = getattr(module, "_transformed_l1_weights", None)
-        second = getattr(module, "_transformed_l2_weights", None)
-        if first is not None and second is not None:
-            found = [*first, *second]
-        else:
-            found = _unpacked(module, list(getattr(module, "_weights", None) or [None]))
-    if len(found) != len(WEIGHTS) or any(not isinstance(t, torch.Tensor) for t in found):
-        raise StoredError(
-            f"{type(module).__name__}: its weights are neither parameters nor in the kernel's "
-            "layout; give them to capture as weights="
-        )
-    tensors = [t for t in found if isinstance(t, torch.Tensor)]
-    w13, w13_sf, w2, w2_sf = (t.data[_on(used, t)] for t in tensors)
-    if w13_sf.dtype == w2_sf.dtype == torch.int32 and w13.element_size() == w2.element_size() == 1:
-        w13, w13_sf, w2, w2_sf = checkpoint_layout(w13, w13_sf, w2, w2_sf)
-    made = dict(zip(WEIGHTS, (w13, w13_sf, w2, w2_sf), strict=True))
-    wrong = [name for name, t in made.items() if t.element_size() != 1 or t.ndim != 3]
-    if wrong:
-        raise StoredError(
-            f"{type(module).__name__}: {wrong[0]} has a form that is not known here; give the "
-            "checkpoint's tensors to capture as weights="
-        )
-    return {name: t.contiguous().view(torch.uint8) for name, t in made.items()}
-
-
-def _unpacked(module: nn.Module, found: list[Any]) -> list[Any]:
-    """The checkpoint's weights, from a backend's ``pack_weights`` by its ``unpack_weights``."""
-    backend: Any = getattr(module, "backend", None)
-    if not hasattr(backend, "pack_weights"):
-        return found
-    if not hasattr(backend, "unpack_weights"):
-        raise StoredError(
-            f"{type(module).__name__}: backend {backend.name} keeps weights in a form of its own "
-            "and has no unpack_weights; give the checkpoint's tensors to capture as weights=, or "
-            "capture a call with another backend"
-        )
-    return list(backend.unpack_weights(*found))
-
-
-def _physical(module: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """Physical experts of all ranks; the engine's load is read, not counted up."""
-    state = getattr(module, "eplb_state", None)
-    table = getattr(state, "logical_to_physical_map", None)
-    if state is None or table is None:
-        return ids
-    load = state.expert_load_view.clone()
-    return eplb_map_to_physical_and_record(ids, load, table, state.logical_replica_count, False)
-
-
-def _local_experts(module: nn.Module) -> int:
-    for name in ("num_local_experts", "num_experts"):
-        if hasattr(module, name):
-            return int(getattr(module, name))
-    raise StoredError(f"{type(module).__name__} does not say its num_local_experts")
-
-
-def _class_of(module: nn.Module, given: str | None) -> str:
-    own = getattr(getattr(module, "backend", None), "accumulator", None)
-    return accumulator(given or own or SM100_MXF8F6F4.name).name
-
-
-def _contract_of(module: nn.Module) -> str:
-    """The contract of ``y``: the single revision that a backend names, else that of the class."""
-    said: Any = getattr(getattr(module, "backend", None), "contracts", None) or ()
-    if len(said) == 1 and said[0] in REVISIONS:
-        return str(said[0])
-    newer = any(kind.__name__ == "DeepGemmMegaMoEExperts" for kind in type(module).__mro__)
-    return MEGAMOE_2026_11.revision if newer else MEGAMOE_2026_06.revision
-
-
-def _refuse_what_no_problem_says(module: nn.Module) -> None:
-    """:class:`StoredError` for an activation or weights that a problem cannot hold."""
-    activation = getattr(module, "activation", None)
-    said = [getattr(activation, n, v) for n, v in (("name", "swiglu"), ("alpha", 1), ("beta", 0))]
-    if said != ["swiglu", 1, 0]:
-        raise StoredError(
-            f"{type(module).__name__} computes {activation}; only plain swiglu can be recorded"
-        )
-    form = getattr(module, "weight_format", "mxfp4")
-    form = str(getattr(form, "value", form)).lower()  # vLLM's may be an enumeration
-    if form != "mxfp4":
-        raise StoredError(f"{type(module).__name__} has {form} weights; only mxfp4 can be recorded")
-
-
-def _shares(module: nn.Module, call: Mapping[str, Any]) -> bool:
-    """Whether ``y`` includes a shared expert, from the call or fused in the module."""
-    given = (call.get("shared_experts"), getattr(module, "shared_experts", None))
-    fused = any(name.startswith("shared_l1") for name, _ in module.named_parameters())
-    return fused or any(one is not None for one in given)
-
-
-def _own_share(module: nn.Module) -> bool:
-    from megamoe.layer.routed import RoutedExperts
-
-    return isinstance(module, RoutedExperts) and not module.collective
-
-
-def _on(used: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    return used.to(tensor.device)
-
-
-__all__ = ["capture", "checkpoint_weights", "run_script"]
+__all__ = ["capture", "run_script"]

@@ -8,63 +8,22 @@ A request names the file of its store, or none, where the environment is that of
 from __future__ import annotations
 
 import datetime
-import random
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 
-from megamoe.layer.expert_parallel import ExpertParallel, RankError
+from megamoe.layer.expert_parallel import RankError
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
-from megamoe.layer.moves import move_over_ranks
 from megamoe.layer.own_ranks import OwnRanks, spanning
+from megamoe.layer.rank_laws import LAWS, Call, refused
 from megamoe.layer.ranks import INTERFACE, engine
-from megamoe.layer.rebalance import initial_placement, logical_load, rebalance_experts
 from megamoe.spec.tensors import WEIGHTS
 
-LONGEST_DELAY: Final = 0.02
-"""Seconds that a rank may sleep before a stage, under law ``delays``."""
-SPOILED: Final = 0xFF
 START: Final = "the start of the process group"
 """Where a rank is before it has a group; in place of a stage."""
-ARGUMENTS: Final = ("hidden_states", "topk_weights", "topk_ids")
-
-Variants = Iterator[tuple[str, torch.Tensor]]
-"""Label and ``y`` (T, H) bfloat16 of this rank's tokens."""
-
-
-@dataclass
-class _Call:
-    """The module of this rank, and the arguments of the case's call."""
-
-    module: DeepseekV4MegaMoEExperts
-    given: Mapping[str, torch.Tensor]
-    plain: Mapping[str, Any]
-    load: torch.Tensor
-    """(1, P) int32: the load of all physical experts that this rank recorded."""
-
-    @property
-    def rank(self) -> int:
-        return int(self.plain["rank"])
-
-    @property
-    def spans(self) -> ExpertParallel | None:
-        """The project's own dispatch; None for a backend that spans the ranks itself."""
-        backend = self.module.backend
-        return backend if isinstance(backend, ExpertParallel) else None
-
-    def y(self, **changed: torch.Tensor) -> torch.Tensor:
-        """One call of the module."""
-        given = {**self.given, **changed}
-        out: torch.Tensor = self.module(
-            given["hidden_states"], given["topk_weights"], given["topk_ids"],
-            activation_clamp=self.plain["activation_clamp"], fast_math=self.plain["fast_math"],
-        )  # fmt: skip
-        return out
 
 
 def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -89,8 +48,7 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
     for label, variant in LAWS[plain["law"]](call):
         out[label] = variant.clone()
     if plain["law"] == "refused":
-        _ours(call)  # only our dispatch tells the other ranks; in any other they would wait
-        extra["refused"] = _refused(call)
+        extra["refused"] = refused(call)
         out["a call after the refused one"] = call.y().clone()
     if plain.get("gather"):
         return _gathered(group, out, extra)
@@ -126,7 +84,7 @@ def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
     return dist.group.WORLD
 
 
-def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group: Any) -> _Call:
+def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group: Any) -> Call:
     """The module with this rank's weights, and its replica map if the case has one."""
     local = given["w13_weight"].shape[0]
     physical, logical = local * plain["of"], plain["logical"]
@@ -150,7 +108,7 @@ def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group
     counting = _counting(module)
     if hasattr(counting, "stats"):
         counting.stats = stats
-    return _Call(module, given, plain, load)
+    return Call(module, given, plain, load)
 
 
 def _counting(module: DeepseekV4MegaMoEExperts) -> Any:
@@ -159,7 +117,7 @@ def _counting(module: DeepseekV4MegaMoEExperts) -> Any:
     return backend.backend if isinstance(backend, OwnRanks) else backend
 
 
-def _received(call: _Call) -> list[int] | None:
+def _received(call: Call) -> list[int] | None:
     stats = getattr(_counting(call.module), "stats", None)
     if stats is None:
         return None
@@ -179,153 +137,4 @@ def _gathered(group: Any, out: dict[str, torch.Tensor], extra: dict[str, Any]) -
     return outputs, {"labels": list(out), "ranks": {str(r): e for r, (_, e) in enumerate(parts)}}
 
 
-# --- laws ---------------------------------------------------------------------------------------
-
-
-def _layer(call: _Call) -> Variants:
-    yield from ()
-
-
-def _delays(call: _Call) -> Variants:
-    """The ranks reach every stage at other times; on a GPU another stream is busy too."""
-    spans = call.spans
-    kept = None if spans is None else spans.at
-    for turn in range(3):
-        wait = random.Random(f"{call.plain['seed']} {call.rank} {turn}")
-
-        def at(stage: str, wait: random.Random = wait) -> None:
-            time.sleep(wait.random() * LONGEST_DELAY)
-            if kept is not None:
-                kept(stage)
-
-        at("stage")
-        if spans is not None:
-            spans.at = at
-        with _busy(call.given["topk_ids"].device):
-            yield f"delays, turn {turn + 1}", call.y()
-    if spans is not None and kept is not None:
-        spans.at = kept
-
-
-class _busy:
-    """On a GPU: matrix products on a second stream, queued before the call."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __enter__(self) -> None:
-        if self.device.type == "cuda":
-            self.stream = torch.cuda.Stream(self.device)
-            with torch.cuda.stream(self.stream):
-                a = torch.ones(4096, 4096, dtype=torch.bfloat16, device=self.device)
-                for _ in range(100):
-                    a @ a
-
-    def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            self.stream.synchronize()
-
-
-def _repeats(call: _Call) -> Variants:
-    """Calls with other tokens, and old bytes in the buffer, between two calls of the case."""
-    buffer = call.module.get_symm_buffer()
-    ids = call.given["topk_ids"]
-    elsewhere = torch.where(ids >= 0, (ids + 1) % call.plain["logical"], ids)
-    empty = {name: call.given[name][:0] for name in ARGUMENTS}
-    others: Mapping[str, dict[str, torch.Tensor]] = {
-        "after a call with other experts": {"topk_ids": elsewhere},
-        "after a call without tokens": empty,
-    }
-    for label, before in others.items():
-        call.y(**before)
-        for part in vars(buffer).values() if hasattr(buffer, "__dict__") else ():
-            if isinstance(part, torch.Tensor):
-                part.view(torch.uint8).fill_(SPOILED)
-        yield label, call.y()
-
-
-def _static(call: _Call) -> Variants:
-    spans = _ours(call)
-    spans.static = True
-    yield "messages of fixed shapes", call.y()
-    spans.static = False
-    yield "messages of the rows that there are", call.y()
-
-
-def _rebalance(call: _Call) -> Variants:
-    """The load of the calls so far decides a new placement, and the weights move, twice.
-
-    A backend of a group has the load of its own tokens, so the ranks add theirs.
-    """
-    physical, logical = call.load.shape[1], int(call.plain["logical"])
-    placed = initial_placement(1, physical, logical)
-    for turn in ("first", "second"):
-        call.y()
-        total = call.load.clone() if dist.get_backend() == "nccl" else call.load.cpu()
-        dist.all_reduce(total)
-        load = logical_load(total, placed) * (1 if turn == "first" else -1)
-        new = rebalance_experts(load - load.min(), physical, 1, 1, int(call.plain["of"]))
-        old, to = placed.physical_to_logical[0], new.physical_to_logical[0]
-        move_over_ranks(call.module.get_expert_weights(), old, to, dist.group.WORLD)
-        device = call.load.device
-        maps = new.logical_to_physical.to(device), new.replica_count.to(device)
-        call.module.set_eplb_state(0, call.load, *maps)
-        placed = new
-        yield f"after the {turn} rebalance", call.y()
-
-
-def _graph(call: _Call) -> Variants:
-    """Replays of a captured call. NCCL can be captured; gloo, which waits on the host, cannot."""
-    spans = _ours(call)
-    if dist.get_backend() != "nccl":
-        raise NotImplementedError("a CUDA graph over ranks needs NCCL, one GPU a rank")
-    spans.static = True
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call.y(), call.y()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # NCCL's own thread may call CUDA meanwhile: only this thread's calls must be fit for a graph.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        y = call.y()
-    for turn in ("first", "second", "third"):
-        y.view(torch.uint8).fill_(SPOILED)
-        graph.replay()
-        torch.cuda.synchronize()
-        yield f"the {turn} replay of a CUDA graph", y.clone()
-    spans.static = False
-
-
-def _ours(call: _Call) -> ExpertParallel:
-    spans = call.spans
-    if spans is None:
-        raise NotImplementedError(
-            f"the backend spans the ranks itself; law {call.plain['law']} is of megamoe's dispatch"
-        )
-    return spans
-
-
-def _refused(call: _Call) -> list[str] | None:
-    """Type and text of the error of a call in which one rank brings a token too many."""
-    given = dict(call.given)
-    if call.rank == call.plain["refuses"] % call.plain["of"]:
-        rows = call.plain["max_num_tokens"] + 1
-        for name in ARGUMENTS:
-            tensor = given[name]
-            given[name] = torch.ones(
-                rows, tensor.shape[1], dtype=tensor.dtype, device=tensor.device
-            )
-    try:
-        call.y(**{name: given[name] for name in ARGUMENTS})
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-    return None
-
-
-LAWS: Final[Mapping[str, Callable[[_Call], Variants]]] = {
-    "layer": _layer, "delays": _delays, "repeats": _repeats, "static": _static,
-    "graph-replay": _graph, "rebalance": _rebalance, "refused": _layer,
-}  # fmt: skip
-
-__all__ = ["LAWS", "run"]
+__all__ = ["run"]

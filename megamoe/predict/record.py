@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +21,7 @@ from megamoe.golden import (
     regenerate,
     rows_of,
 )
-from megamoe.golden.candidates import begin
+from megamoe.golden.each import each
 from megamoe.judge import judge_forward
 from megamoe.predict.forward import Linears, Predicted, predict
 from megamoe.predict.model import MODELS, Model
@@ -65,7 +62,7 @@ def record(
     """
     step = partial(entry, root, model.name, envelope)
     kept, none, faults = {}, {}, []
-    for case, result in _each(step, chosen(cases), jobs):
+    for case, result in each(step, chosen(cases), jobs):
         said = result if isinstance(result, str) else ""
         done(case, said)
         if said:
@@ -106,7 +103,7 @@ def verify(
     """
     kept = predicted.read(root / predicted.FOLDER / f"{model.name}.json").data
     faults = []
-    for case, result in _each(partial(entry, root, model.name, envelope), chosen(cases), jobs):
+    for case, result in each(partial(entry, root, model.name, envelope), chosen(cases), jobs):
         said = result if isinstance(result, str) else _apart(case, kept, result)
         done(case, said)
         if said:
@@ -209,32 +206,6 @@ def _apart(case: Case, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if before is None:
         return f"case {case.id}: it has no predicted golden; `megamoe golden predict` makes it"
     return "" if before == dict(now) else f"case {case.id}: computed again it has other bits"
-
-
-def _each(step: Callable[[Case], Any], cases: Sequence[Case], jobs: int) -> Iterator[Any]:
-    """``(case, result or line)`` of every case, over ``jobs`` processes."""
-    guarded = partial(_guarded, step)
-    if jobs <= 1:
-        for case in cases:
-            yield case, guarded(case)
-        return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), begin, (threads,)) as pool:
-        futures = {pool.submit(guarded, case): case for case in cases}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except Exception as error:  # a worker that was killed takes its case with it
-                yield futures[future], f"case {futures[future].id}: the worker died: {error}"
-
-
-def _guarded(step: Callable[[Case], Any], case: Case) -> Any:
-    try:
-        return step(case)
-    except GoldenError as error:
-        return str(error)
-    except Exception as error:
-        return f"case {case.id}: {type(error).__name__}: {error}"
 
 
 __all__ = ["KERNELS", "chosen", "document", "entry", "generator", "record", "verify"]

@@ -16,8 +16,12 @@ _ASKED: list[int] = []
 """The signal that came, if one did."""
 
 
-class Stopped(Exception):
-    """Somebody ends the run. ``code`` is the exit status that says so."""
+class Stopped(BaseException):
+    """Somebody ends the run. ``code`` is the exit status that says so.
+
+    It is no ``Exception``: code that takes any failure of a judge or a backend for a verdict must
+    let it through.
+    """
 
     def __init__(self, why: str, code: int) -> None:
         super().__init__(why)

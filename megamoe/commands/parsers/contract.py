@@ -18,6 +18,8 @@ def add(commands: Any, command: Any) -> None:
     )
     d.add_argument("left", metavar="A", help="a revision, or a build such as `vllm 0.27.0`")
     d.add_argument("right", metavar="B")
+    d.add_argument("--verbose", "-v", action="store_true",
+                   help="name every case that only one of the two has")  # fmt: skip
     d = command(
         acts,
         "detect",
