@@ -12,8 +12,11 @@ from megamoe.judge.picture import picture
 from megamoe.judge.symptom import CRASH, IN_LAW, Symptom, symptom_of, symptoms
 from megamoe.judge.verdict import (
     BAD,
+    CALLS,
     JUDGED,
+    JUDGED_SIDES,
     STATUSES,
+    TWINS,
     WORDS,
     Finding,
     Verdict,
@@ -29,10 +32,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BAD",
+    "CALLS",
     "CRASH",
     "IN_LAW",
     "JUDGED",
+    "JUDGED_SIDES",
     "STATUSES",
+    "TWINS",
     "WORDS",
     "BadOutput",
     "Finding",
