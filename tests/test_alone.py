@@ -111,13 +111,16 @@ def test_a_red_that_is_red_alone_is_not_said_to_pass(root: Any) -> None:
 
 
 def test_a_case_that_passes_says_what_to_do_if_it_was_red_among_others(root: Any) -> None:
-    more = "megamoe reduce forward/t5 --after --backend "
+    more = f"megamoe reduce forward/t5 --after --backend {root}/k.py:Keeps --golden {root}`"
     ran = megamoe(root, "explain", "Keeps", "t5")
     assert ran.returncode == 0 and ran.stdout.startswith("PASS forward/t5: ")
     assert "if `check` called it red among others, something outlives a call" in ran.stdout
     assert more in ran.stdout
     ran = megamoe(root, "reduce", "Keeps", "t5")
-    assert ran.returncode == 2 and "nothing to reduce; if `check` called it red" in ran.stderr
+    assert (
+        ran.returncode == 2 and "nothing to reduce; forward/t5 may be mended: `megamo" in ran.stderr
+    )
+    assert f"--golden {root}` judges it; if `check` called it red among others" in ran.stderr
     assert more in ran.stderr
 
 

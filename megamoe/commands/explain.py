@@ -21,6 +21,7 @@ from megamoe.commands.shared import (
     any_case,
     backend_of,
     contract_of,
+    further_options,
     of_a_law,
     read_output,
     root_of,
@@ -225,7 +226,7 @@ def _is_wrong(a: argparse.Namespace, subject: Subject, judged: Judged, shown: li
             f"PASS {subject.name}: every stage is inside ({', '.join(shown)}); nothing to explain"
         )
         if case is not None and a.backend:
-            print(f"  {among_others(case.id, a.backend)}")
+            print(f"  {among_others(case.id, a.backend, further_options(a))}")
     elif any(finding.outside for finding in bad):
         wrong = ", ".join(finding.stage for finding in bad if finding.outside)
         print(f"{subject.name}: stage {a.stage} is inside; outside: {wrong}")

@@ -13,11 +13,11 @@ from typing import Any, Final
 from megamoe.cases import Case, load_cases, select
 from megamoe.cases.stored import load, used_experts
 from megamoe.commands.shared import (
-    among_others,
     any_case,
     backend_of,
     forward_case,
     of_a_law,
+    passes_now,
     picture_of,
     replay_command,
     root_of,
@@ -79,15 +79,9 @@ def run(a: argparse.Namespace) -> int:
             )
             raise
         except Passes as passes:
-            if case is None:
-                raise
-            law = case.kind == "property"
-            said = (
-                of_a_law(case, a.backend, "reduce")
-                if law
-                else f"{passes}; {among_others(case.id, a.backend)}"
-            )
-            raise Passes(said) from passes
+            if case is not None and case.kind == "property":
+                raise Passes(of_a_law(case, a.backend, "reduce")) from passes
+            raise Passes(f"{passes}; {_passes(a, case, settings)}") from passes
         about["backend"] = a.backend
         for name in ("causes", "causes_read_from"):  # of the file that is reduced now
             about.pop(name, None)
@@ -120,6 +114,16 @@ def run(a: argparse.Namespace) -> int:
           f"{seconds:.0f} s")  # fmt: skip
     print(f"reproduce: {again}")
     return 0
+
+
+def _passes(a: argparse.Namespace, case: Case | None, settings: Settings) -> str:
+    """What to do where there is nothing to reduce."""
+    if case is None:
+        judged = replay_command(a.subject, a.backend, a.device, a.contract)
+        return passes_now(a.subject, judged, "", a.backend)
+    options = settings.again()
+    judged = f"megamoe check --backend {shlex.quote(a.backend)} --case {case.id}{options}"
+    return passes_now(case.id, judged, case.id, a.backend, options)
 
 
 def _after(a: argparse.Namespace) -> int:

@@ -128,10 +128,23 @@ def replay_command(
     return f"megamoe replay {shlex.quote(file)}{options}"
 
 
-def among_others(name: str, backend: str) -> str:
-    """What to do with a case that passes alone and that ``check`` called red."""
-    command = f"megamoe reduce {name} --after --backend {shlex.quote(backend)}"
+def among_others(name: str, backend: str, options: str = "") -> str:
+    """What to do with a case that passes alone and that ``check`` called red. ``options``: further
+    ones of the command."""
+    command = f"megamoe reduce {name} --after --backend {shlex.quote(backend)}{options}"
     return f"if `check` called it red among others, {OUTLIVES}: `{command}` finds the case before"
+
+
+def further_options(a: argparse.Namespace) -> str:
+    """Options besides ``--backend`` that another command needs to ask the same."""
+    return Settings.read(lambda name: getattr(a, name, None)).again()
+
+
+def passes_now(subject: str, again: str, name: str, backend: str, options: str = "") -> str:
+    """What to do with a problem that may have been red before. ``again``: the command that judges
+    it. ``name``: of its case; empty for a file."""
+    said = f"{subject} may be mended: `{again}` judges it"
+    return f"{said}; {among_others(name, backend, options)}" if name else said
 
 
 def of_a_law(case: Case, backend: str | None, verb: str) -> str:
