@@ -11,7 +11,7 @@ from rich.console import Console
 from megamoe.cases import load_cases
 from megamoe.cases.pattern import in_order
 from megamoe.judge import Verdict
-from megamoe.suite import alone, reds
+from megamoe.suite import alone, next_command
 from tests.helpers import command
 from tests.helpers.golden import make_golden
 
@@ -169,7 +169,9 @@ def test_the_next_command_follows_the_most_frequent_symptom() -> None:
 
     def said(found: dict[str, str]) -> str:
         console = Console(file=io.StringIO(), width=150)
-        reds.show_next({"backend": "k.py:K", "options": "", "cases": cases}, console, (), found)
+        next_command.show_next(
+            {"backend": "k.py:K", "options": "", "cases": cases}, console, (), found
+        )
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 

@@ -34,7 +34,7 @@ from megamoe.reduce.before import Search
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
 from megamoe.suite import at_hand
-from megamoe.suite.reds import OUTLIVES
+from megamoe.suite.next_command import OUTLIVES
 from megamoe.suite.settings import Settings
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session

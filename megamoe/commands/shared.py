@@ -29,7 +29,7 @@ from megamoe.judge import Verdict, picture
 from megamoe.printable import counted
 from megamoe.spec.contract import NEWEST, Contract, contract
 from megamoe.suite import results
-from megamoe.suite.reds import FORWARDS, OUTLIVES
+from megamoe.suite.next_command import FORWARDS, OUTLIVES
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker

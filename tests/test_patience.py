@@ -1,0 +1,54 @@
+"""The limit of a case: as asked for until one hangs, then learned from the cases that passed."""
+
+from __future__ import annotations
+
+import pytest
+
+from megamoe.judge import Verdict
+from megamoe.suite.patience import ENOUGH, LEAST, TIMES, Patience
+
+HANGS = Verdict("forward/h", "forward", "error", "case forward/h: no result within 120 s, ...")
+RECORDED = {"forward/small": 0.1, "forward/long": 30.0}
+
+
+def passed(patience: Patience, seconds: float, count: int = ENOUGH) -> None:
+    for _ in range(count):
+        assert patience.add(Verdict("forward/small", "forward", "pass", seconds=seconds)) == ""
+
+
+def test_the_first_hang_shortens_the_limit_and_says_so_once() -> None:
+    patience = Patience(120.0, True, RECORDED)
+    passed(patience, 0.3)
+    assert patience.of("forward/small") is None, "nothing hangs"
+    said = patience.add(HANGS)
+    assert said.startswith("a case hangs; from now on one of a second has 10 s, not 120: ")
+    assert "--timeout" in said and "--maxfail 1" in said
+    assert patience.of("forward/small") == LEAST
+    assert patience.add(HANGS) == ""
+
+
+def test_a_long_case_and_a_slow_backend_keep_more_time() -> None:
+    """A right case that is slow must not become a hang."""
+    patience = Patience(120.0, True, RECORDED)
+    passed(patience, 0.3)
+    patience.add(HANGS)
+    assert patience.of("forward/long") is None, f"{TIMES} times 30 s is more than 120 s"
+    slow = Patience(120.0, True, RECORDED)
+    passed(slow, 6.0)  # ten times as slow as it may be by its recorded seconds
+    slow.add(HANGS)
+    assert slow.of("forward/small") == pytest.approx(TIMES * 6.0)
+    passed(slow, 12.0, 1)
+    assert slow.of("forward/small") == pytest.approx(TIMES * 12.0), "it goes on to learn"
+
+
+def test_nothing_is_learned_where_somebody_asked_or_too_few_passed() -> None:
+    asked = Patience(120.0, False, RECORDED)
+    passed(asked, 0.1)
+    assert asked.add(HANGS) == "" and asked.of("forward/small") is None
+    few = Patience(120.0, True, RECORDED)
+    passed(few, 0.1, ENOUGH - 1)
+    assert few.add(HANGS) == "" and few.of("forward/small") is None
+    raised = Verdict("forward/h", "forward", "error", "the backend raised X")
+    other = Patience(120.0, True, RECORDED)
+    passed(other, 0.1)
+    assert other.add(raised) == "" and other.of("forward/small") is None
