@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from megamoe.judge import Verdict
+from megamoe.backends.eager import EagerBackend
+from megamoe.cases import golden_root, load_cases
+from megamoe.golden import Store, make
+from megamoe.judge import LEARNED, Verdict
+from megamoe.spec.contract import NEWEST
 from megamoe.suite.patience import ENOUGH, LEAST, TIMES, Patience
+from megamoe.suite.runner import Runner
+from tests.helpers.local import Local
 
 HANGS = Verdict("forward/h", "forward", "error", "case forward/h: no result within 120 s, ...")
 RECORDED = {"forward/small": 0.1, "forward/long": 30.0}
@@ -52,3 +58,16 @@ def test_nothing_is_learned_where_somebody_asked_or_too_few_passed() -> None:
     other = Patience(120.0, True, RECORDED)
     passed(other, 0.1)
     assert other.add(raised) == "" and other.of("forward/small") is None
+
+
+@pytest.mark.parametrize("has_learned", [True, False])
+def test_a_hang_within_a_learned_limit_says_whose_limit_it_was(has_learned: bool) -> None:
+    class Hangs(Local):
+        def ask(self, request: object, seconds: float) -> dict[str, str]:
+            return {"broken": f"no result within {seconds:g} s"}
+
+    case = next(case for case in load_cases() if case.name == "token-block-edge-t1")
+    runner = Runner(Hangs(EagerBackend(NEWEST)), Store(golden_root(), make, NEWEST), None, 10.0)
+    runner.has_learned = has_learned
+    reason = runner.run(case).reason
+    assert "no result within 10 s" in reason and reason.endswith(LEARNED) is has_learned

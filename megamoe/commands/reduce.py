@@ -13,8 +13,8 @@ from typing import Any, Final
 from megamoe.cases import Case, load_cases, select
 from megamoe.cases.stored import load, used_experts
 from megamoe.commands.shared import (
-    any_case,
     backend_of,
+    case_without_ranks,
     forward_case,
     of_a_law,
     passes_now,
@@ -132,7 +132,7 @@ def _after(a: argparse.Namespace) -> int:
         raise ValueError("--out: --after writes no file; leave one of the two out")
     settings = Settings.read(lambda name: getattr(a, name, None))
     root = settings.root
-    case = any_case(root, a.subject)
+    case = case_without_ranks(root, a.subject, "reduce")
     with Work(f"looking for the case after which {case.id} fails") as work:
         search = Search(settings.launch(), root, case, settings.timeout, a.seconds, work.say)
         found = search.find(select(load_cases(root), None, "quick", None))

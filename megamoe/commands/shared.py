@@ -48,8 +48,7 @@ def forward_case(root: Path, name: str, verb: str) -> Case:
     found = any_case(root, name)
     if found.kind in FORWARDS:
         return found
-    raise CaseError(f"{found.id} is of kind {found.kind}, which {verb} does not take: "
-                    f"{INSTEAD[found.kind].format(id=found.id, verb=verb)}")  # fmt: skip
+    raise CaseError(_not_taken(found, verb))
 
 
 def any_case(root: Path, name: str) -> Case:
@@ -69,9 +68,24 @@ INSTEAD: Final[Mapping[str, str]] = {
     + "the wrong bytes by expert, row and channel, `megamoe show {id}` what breaks",
     "errors": _CHECK + "the error that was expected and the one that was raised",
     "ep": "`megamoe check --backend B --ep N --case {id}` shows the first wrong rank, token and "
-    "channel; a fault without ranks shows in forward/* too, which {verb} takes",
+    "channel, and with --ep 1 whether the fault is between ranks; a fault without ranks shows in "
+    "forward/* too, which {verb} takes",
 }
 """The command that shows the difference, by kind of a case that has no ``y`` to explain."""
+
+
+def case_without_ranks(root: Path, name: str, verb: str) -> Case:
+    """The case of this id or name; :class:`CaseError` for one that needs a group of ranks, which
+    ``verb`` does not start."""
+    found = any_case(root, name)
+    if found.kind == "ep":
+        raise CaseError(_not_taken(found, verb))
+    return found
+
+
+def _not_taken(case: Case, verb: str) -> str:
+    instead = INSTEAD[case.kind].format(id=case.id, verb=verb)
+    return f"{case.id} is of kind {case.kind}, which {verb} does not take: {instead}"
 
 
 def contract_of(a: argparse.Namespace) -> Contract:

@@ -57,10 +57,16 @@ def smallest(
     tokens = wrong or {}
 
     def key(case: Case) -> tuple[int, int, bool, int]:
+        tells, worth, least = _rank(case)
         vague = case.id in tokens and not has_pattern(tokens[case.id], case.params["tokens"])
-        return -telling(case), _worth(case.params), vague, size(case)
+        return tells, worth, vague, least
 
     return min(cases, key=key, default=None)
+
+
+def _rank(case: Case) -> tuple[int, int, int]:
+    """Sorts the cases that tell causes apart best before others, of these the smallest first."""
+    return -telling(case), _worth(case.params), size(case)
 
 
 def has_pattern(wrong: Collection[int], tokens: int) -> bool:
@@ -88,10 +94,10 @@ def _worth(p: Mapping[str, Any]) -> int:
     return 0 if p.get("weights_recipe", {}).get("kind") == "directed" else 1
 
 
-def larger(case: Case, cases: Iterable[Case]) -> Case | None:
-    """The smallest of ``cases`` with the subject and the features of ``case`` that is larger, has
-    no fewer tokens, and tells causes apart better or is more than twice as large. None where there
-    is none: a case of another subject need not be red by the same fault."""
+def larger(case: Case, cases: Iterable[Case]) -> list[Case]:
+    """Those of ``cases`` with the subject and the features of ``case`` that are larger, have no
+    fewer tokens, and tell causes apart better or are more than twice as large; the best first. A
+    case of another subject need not be red by the same fault."""
     asked, own = form(case.kind).features(case), telling(case)
     found = [
         other for other in cases
@@ -103,7 +109,7 @@ def larger(case: Case, cases: Iterable[Case]) -> Case | None:
              or (telling(other) >= own and size(other) > 2 * size(case)))
         and _has_subject_of(case, other)
     ]  # fmt: skip
-    return smallest(found)
+    return sorted(found, key=_rank)
 
 
 def _has_subject_of(case: Case, other: Case) -> bool:
