@@ -10,6 +10,7 @@ from rich.console import Console
 
 from megamoe.cases import load_cases
 from megamoe.cases.pattern import in_order
+from megamoe.commands.reduce import after_what
 from megamoe.judge import Verdict
 from megamoe.suite import alone, next_command
 from tests.helpers import command
@@ -94,6 +95,14 @@ def test_the_case_before_is_found_just_before_and_further_back(root: Any, kernel
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "\nforward/t5 is red after forward/t3; it passes alone: something outl" in ran.stdout
     assert " --case forward/t3,forward/t5 --in-order --golden " in ran.stdout
+
+
+def test_many_earlier_cases_are_counted_in_the_sentence() -> None:
+    """The command after it names all of them."""
+    some = load_cases()[:9]
+    assert after_what(some[:1], some[0]) == "itself, in its second run"
+    assert after_what(some[:2], some[5]) == f"{some[0].id}, {some[1].id}"
+    assert after_what(some[:8], some[8]).startswith("8 cases together, as where a count grows")
 
 
 def test_after_needs_a_case_that_passes_alone_and_one_that_breaks_it(root: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,8 @@ from megamoe.suite.settings import Settings
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session
 
+NAMED: Final = 6
+"""Earlier cases that a sentence names; the command names all."""
 _LITTLE: Final = 1 << 27
 """Multiplications of a linear for which the oracle answers in seconds."""
 
@@ -136,16 +139,23 @@ def _after(a: argparse.Namespace) -> int:
     with Work(f"looking for the case after which {case.id} fails") as work:
         search = Search(settings.launch(), root, case, settings.timeout, a.seconds, work.say)
         found = search.find(select(load_cases(root), None, "quick", None))
-    one = len(found.earlier) == 1
-    names = ", ".join(c.id for c in found.earlier)
-    itself = one and found.earlier[0].id == case.id
-    what = "itself, in its second run" if itself else names
-    print(f"\n{case.id} is red after {what}; it passes alone: {OUTLIVES}")
+    print(
+        f"\n{case.id} is red after {after_what(found.earlier, case)}; it passes alone: {OUTLIVES}"
+    )
     print(f"  {found.verdict.reason}")
     both = shlex.quote(",".join([*(c.id for c in found.earlier), case.id]))
     words = f"--backend {shlex.quote(a.backend)} --case {both} --in-order{settings.again()}"
     print(f"reproduce: megamoe check {words}")
     return 0
+
+
+def after_what(earlier: Sequence[Case], case: Case) -> str:
+    """The cases after which a case is red, for a sentence."""
+    if len(earlier) == 1 and earlier[0].id == case.id:
+        return "itself, in its second run"
+    if len(earlier) > NAMED:
+        return f"{len(earlier)} cases together, as where a count grows and is not reset"
+    return ", ".join(one.id for one in earlier)
 
 
 def tokens_needed(tokens: int, fewer: str) -> str:
