@@ -6,6 +6,7 @@ before show how slow the backend is, so the limit of the others may be a multipl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -63,7 +64,7 @@ class Patience:
         """The seconds of a case with these recorded ones: no case may be slower than both the
         slowest so far and the slowest so far in proportion."""
         expected = max(self._slowest, self._ratio * (recorded + _OVERHEAD))
-        return min(self.asked, max(LEAST, TIMES * expected))
+        return min(self.asked, math.ceil(max(LEAST, TIMES * expected)))
 
     def _seconds(self, case_id: str) -> float:
         return self._recorded.get(case_id, DEFAULT_SECONDS)
