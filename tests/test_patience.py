@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import pytest
+from rich.console import Console
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
 from megamoe.golden import Store, make
 from megamoe.judge import LEARNED, Verdict
 from megamoe.spec.contract import NEWEST
+from megamoe.suite.check import _Run
 from megamoe.suite.patience import ENOUGH, LEAST, TIMES, Patience
+from megamoe.suite.progress import Progress
 from megamoe.suite.runner import Runner
+from megamoe.suite.settings import Settings
 from tests.helpers.local import Local
 
 HANGS = Verdict("forward/h", "forward", "error", "case forward/h: no result within 120 s, ...")
@@ -58,6 +65,19 @@ def test_nothing_is_learned_where_somebody_asked_or_too_few_passed() -> None:
     other = Patience(120.0, True, RECORDED)
     passed(other, 0.1)
     assert other.add(raised) == "" and other.of("forward/small") is None
+
+
+def test_a_run_gives_the_learned_limit_to_its_next_case() -> None:
+    cases = [case for case in load_cases() if case.kind == "forward"][: ENOUGH + 2]
+    progress = Progress(len(cases), Console(file=io.StringIO()), Settings(), {})
+    run = _Run(cases, progress, None, patience=Patience(120.0, True, {}))
+    for case in cases[:ENOUGH]:
+        run.done(case, (Verdict(case.id, case.kind, "pass", seconds=0.1), []))
+    assert run.order(cases[-1]).timeout is None
+    run.done(cases[ENOUGH], (replace(HANGS, case_id=cases[ENOUGH].id), []))
+    assert run.order(cases[-1]).timeout == LEAST
+    assert isinstance(progress.console.file, io.StringIO)
+    assert "\na case hangs; from now on " in progress.console.file.getvalue()
 
 
 @pytest.mark.parametrize("has_learned", [True, False])
