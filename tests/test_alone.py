@@ -10,8 +10,9 @@ from rich.console import Console
 
 from megamoe.cases import load_cases
 from megamoe.cases.pattern import in_order
+from megamoe.commands.reduce import after_what
 from megamoe.judge import Verdict
-from megamoe.suite import alone, reds
+from megamoe.suite import alone, next_command
 from tests.helpers import command
 from tests.helpers.golden import make_golden
 
@@ -96,6 +97,14 @@ def test_the_case_before_is_found_just_before_and_further_back(root: Any, kernel
     assert " --case forward/t3,forward/t5 --in-order --golden " in ran.stdout
 
 
+def test_many_earlier_cases_are_counted_in_the_sentence() -> None:
+    """The command after it names all of them."""
+    some = load_cases()[:9]
+    assert after_what(some[:1], some[0]) == "itself, in its second run"
+    assert after_what(some[:2], some[5]) == f"{some[0].id}, {some[1].id}"
+    assert after_what(some[:8], some[8]).startswith("8 cases together, as where a count grows")
+
+
 def test_after_needs_a_case_that_passes_alone_and_one_that_breaks_it(root: Any) -> None:
     ran = megamoe(root, "reduce", "Wrong", "t5", "--after")
     assert ran.returncode == 2 and "forward/t5 is red alone too, so no earlier case" in ran.stderr
@@ -111,13 +120,14 @@ def test_a_red_that_is_red_alone_is_not_said_to_pass(root: Any) -> None:
 
 
 def test_a_case_that_passes_says_what_to_do_if_it_was_red_among_others(root: Any) -> None:
-    more = "megamoe reduce forward/t5 --after --backend "
+    more = f"megamoe reduce forward/t5 --after --backend {root}/k.py:Keeps --golden {root}`"
     ran = megamoe(root, "explain", "Keeps", "t5")
     assert ran.returncode == 0 and ran.stdout.startswith("PASS forward/t5: ")
     assert "if `check` called it red among others, something outlives a call" in ran.stdout
     assert more in ran.stdout
     ran = megamoe(root, "reduce", "Keeps", "t5")
-    assert ran.returncode == 2 and "nothing to reduce; if `check` called it red" in ran.stderr
+    assert ran.returncode == 2 and "nothing to reduce; forward/t5 may be mended: `" in ran.stderr
+    assert f"--golden {root}` judges it; if `check` called it red among others" in ran.stderr
     assert more in ran.stderr
 
 
@@ -168,7 +178,9 @@ def test_the_next_command_follows_the_most_frequent_symptom() -> None:
 
     def said(found: dict[str, str]) -> str:
         console = Console(file=io.StringIO(), width=150)
-        reds.show_next({"backend": "k.py:K", "options": "", "cases": cases}, console, (), found)
+        next_command.show_next(
+            {"backend": "k.py:K", "options": "", "cases": cases}, console, (), found
+        )
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 

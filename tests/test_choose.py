@@ -47,6 +47,9 @@ def test_what_a_pattern_means(pattern: str, ids: str) -> None:
     [
         ("eplb", r"nothing matches 'eplb'; to mean the 2 cases with eplb in .*'\*eplb\*'"),
         ("x", "nothing matches 'x'; `megamoe list`"),
+        ("xyz", r"`megamoe list '\*WORD\*'` those with a word in the id"),
+        ("eplb/none*", r"`megamoe list 'eplb/\*'` shows the 2 cases of this kind"),
+        ("*plb-zzz*", r"`megamoe list '\*plb\*'` shows them: 2 cases with plb in the id"),
         ("EPLB/*", r"nothing matches 'EPLB/\*'"),
         ("eplb/*,x", "nothing matches 'x'"),
         ("eplb/*,!x", "nothing matches 'x'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.cases import Case, load_cases
+from megamoe.commands import explain_larger
 from megamoe.console import Console
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.brief import brief
@@ -195,25 +197,61 @@ def test_a_case_of_several_tokens_and_slots_tells_more():
 def test_the_larger_case_asks_for_the_same_features():
     one, other = by_name("token-block-edge-t1")[0], by_name("situ-2-8-fast")[0]
     everything = load_cases()
-    found = larger(one, everything)
-    assert found is not None and telling(found) == 2 and found.params["clamp"] == 10
-    of_situ = larger(other, everything)
-    assert of_situ is None or of_situ.params["activation"] == "situ"
-    assert larger(one, [one]) is None
+    found = larger(one, everything)[0]
+    assert telling(found) == 2 and found.params["clamp"] == 10
+    assert all(case.params["activation"] == "situ" for case in larger(other, everything))
+    assert larger(one, [one]) == []
     many = by_name("skewed-routing-overflows-one-expert-t200")[0]
-    more = larger(many, everything)
-    assert more is None or more.params["tokens"] >= 200
+    assert all(case.params["tokens"] >= 200 for case in larger(many, everything))
+
+
+KERNEL = """
+from megamoe.backends import load_backend
+
+class Everywhere:
+    name = "everywhere"
+    accumulator = "fp32"
+
+    def forward(self, problem):
+        y = load_backend("eager").forward(problem)["y"]
+        y[3::4] = 0
+        return y
+
+class Here(Everywhere):
+    def forward(self, problem):
+        right = load_backend("eager").forward(problem)["y"]
+        return super().forward(problem) if problem.num_tokens == 15 else right
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        ("Everywhere", "a larger case is red too, and may tell more: `megamoe explain forward/"),
+        ("Here", "larger cases pass: forward/"),
+        (None, "try a larger case, if it is red too: forward/"),
+    ],
+)
+def test_a_larger_case_is_judged_before_it_is_named(warm, tmp_path, backend, says):
+    """A green case explains nothing."""
+    (tmp_path / "k.py").write_text(KERNEL)
+    named = backend and f"{tmp_path}/k.py:{backend}"
+    (case,) = by_name("token-block-edge-t15")
+    line = explain_larger.line(argparse.Namespace(backend=named), case)
+    assert line.startswith(says), line
+    if backend == "Everywhere":
+        assert line.endswith(f" --backend {named}`")
+    if backend == "Here":
+        assert line.count("forward/") == explain_larger.TRIED
 
 
 def test_the_larger_case_has_the_same_subject():
     """A fault of masked slots needs such slots, and one of chosen values these values."""
     everything = load_cases()
     masked, chosen = by_name("masked-slots-bell", "masked-slot-weight-not-finite")
-    found = larger(masked, everything)
-    assert found is not None and not {"mask", "mask_every"}.isdisjoint(
-        found.params["routing_recipe"]
-    )
-    assert larger(chosen, everything) is None
+    found = larger(masked, everything)[0]
+    assert not {"mask", "mask_every"}.isdisjoint(found.params["routing_recipe"])
+    assert larger(chosen, everything) == []
 
 
 def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():

@@ -7,6 +7,7 @@ stands one of ordinary size that must not: the fault is in a region of its own.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -285,6 +286,7 @@ def test_rows_with_the_inputs_of_another_must_have_its_bits() -> None:
     assert found.outside == 1 and found.worst is not None
     assert (found.worst.token, found.worst.channel) == (511, 255)
     assert found.text.startswith("y: 1 elements are not those of the token with the same inputs")
+    assert re.search(r": twin .*, this token .* apart", found.worst.line(found.sides))
 
 
 def test_codes_are_compared_where_a_slot_is_live_and_nowhere_else() -> None:

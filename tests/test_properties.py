@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +19,12 @@ from megamoe.cases import load_cases
 from megamoe.cases.forms import LAUNCHED, LAWS
 from megamoe.cases.laws import CALLS, calls_of
 from megamoe.cases.needs import lacking
+from megamoe.judge import Verdict, of_findings, picture
 from megamoe.kinds import laws
 from megamoe.kinds.property import launch_findings
 from megamoe.layer import engine_laws, launch_laws
 from megamoe.layer.symm_buffer import new_symm_buffer
+from megamoe.report import views
 from megamoe.spec.contract import BASE
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
@@ -127,6 +130,22 @@ def test_breaking_a_law_is_found_and_named(law: str) -> None:
     assert bad
     assert bad[0].text.startswith(f"{law}: ")
     assert bad[0].worst is not None
+
+
+def test_a_broken_law_is_shown_as_two_calls_in_the_terminal_and_in_a_report() -> None:
+    """Nobody knows which of the two is right, so neither is expected."""
+    forward = y_of(lambda p: honest(p) * (2.0 if p.num_tokens == 1 else 1.0))
+    bad = [f for f in laws.findings(forward, problem(), "batch-invariance") if f.bad][:1]
+    verdict = of_findings("property/a", "property", bad, ("law",))
+    kept = Verdict.from_dict(json.loads(json.dumps(verdict.to_dict())))
+    drawn = picture(kept, "b")
+    assert "elements have other bits than the first call" in drawn
+    finding = json.loads(json.dumps(verdict.to_dict()))["findings"][0]
+    view = views.stage(finding, [])
+    assert view["wrong"] == "with other bits"
+    for line in (drawn, view["worst"]):
+        assert re.search(r"token \d+ channel \d+: first call .*, this call .* ULP apart", line)
+        assert "expected" not in line
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from megamoe.cases import Case, golden_root, load_cases
-from megamoe.judge import Finding, Verdict, of_findings, symptom_of, symptoms
-from megamoe.suite import reds, results
+from megamoe.judge import LEARNED, Finding, Verdict, of_findings, symptom_of, symptoms
+from megamoe.suite import next_command, reds, results
 from megamoe.suite.check import _Run, judge
 from megamoe.suite.progress import Progress
 from megamoe.suite.settings import Settings
@@ -52,6 +52,14 @@ def shown(cases: list[dict[str, Any]], pictures: int = 20) -> str:
          "no result within N s; last seen in k.py, line N"),
         ("error", "case eplb/a: y has shape (4, 512), expected (3, 512); reshape it",
          "y has shape (N, N), expected (N, N); reshape it"),
+        ("error", f"no result within 9 s; last seen in k.py, line 3{LEARNED}",
+         "no result within N s; last seen in k.py, line N"),
+        ("fail", "padding-rows: 1 padding row of NaN changes 5 of 512 outputs",
+         "padding-rows: N padding rows of NaN changes N of N outputs"),
+        ("fail", "padding-rows: 7 padding rows of NaN changes 5 of 512 outputs",
+         "padding-rows: N padding rows of NaN changes N of N outputs"),
+        ("fail", "y: 3 of 9 rows have other bits, the first is 2; run it alone to see the elements",
+         "y: N of N outside"),
         ("error", "build 4fd2a91c0e3b of w13_weight at -1.5e-3", "build ID of w13_weight at N"),
         ("fail", "y: 64 of 9,216 outside; x_sf: 3 of 4 outside", "y: N of N outside"),
         ("fail", "batch-invariance: token 3 alone changes 5 of 512 outputs",
@@ -167,7 +175,14 @@ def law(name: str) -> dict[str, Any]:
         ([red("forward/a", reason="the backend ended its process (SIGSEGV)")],
          "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
         ([red("forward/a", reason="no result within 120 s")],
-         "next: mend this, then: megamoe check --backend k.py:K --case forward/a --device cuda"),
+         "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
+        ([red("forward/a", reason="no result within 120 s"),
+          red("forward/b", reason="no result within 10 s")],
+         "next: megamoe reduce forward/a --backend k.py:K --timeout 10 --device cuda"),
+        ([red("property/a", reason="no result within 9 s for all calls of the case")],
+         "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
+        ([red("property/a", reason="no result within 9 s; in law capacity: more rows")],
+         "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
         ([red("forward/a", reason="y has dtype float32, expected bfloat16"), law("property/a")],
          "next: mend this (y has dtype float32, expected bfloat16), then: megamoe check "
          "--backend k.py:K --case forward/a --device cuda"),
@@ -188,8 +203,7 @@ def law(name: str) -> dict[str, Any]:
          "megamoe check --backend k.py:K --case property/a --device cuda"),
         ([red("forward/a", reason="no result within 120 s, last seen in k.py, line 9"),
           law("property/a")],
-         "next: mend this (no result within 120 s, last seen in k.py, line 9), then: megamoe check "
-         "--backend k.py:K --case forward/a --device cuda"),
+         "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
         ([fail("staging/a", 1)],
          "next: megamoe explain staging/a --backend k.py:K --device cuda"),
         ([red("staging/a")],
@@ -201,7 +215,7 @@ def law(name: str) -> dict[str, Any]:
 def test_the_next_command_can_follow_the_red(cases: list[dict[str, Any]], line: str) -> None:
     console = Console(file=io.StringIO(), width=150)
     report = {"backend": "k.py:K", "options": " --device cuda", "cases": cases}
-    reds.show_next(report, console)
+    next_command.show_next(report, console)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == (f"{line}\n" if line else "")
 
@@ -216,7 +230,7 @@ def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
     def chosen(reported: list[dict[str, Any]]) -> str:
         console = Console(file=io.StringIO(), width=150)
         report = {"backend": "k.py:K", "options": "", "cases": reported}
-        reds.show_next(report, console, cases)
+        next_command.show_next(report, console, cases)
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue().split(" --")[0].strip()
 
@@ -228,6 +242,72 @@ def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
     assert chosen(reds_of_run[:2]) == "next: megamoe explain forward/directed-product-order"
     assert chosen(reds_of_run[2:4]) == "next: megamoe explain forward/token-block-edge-t9"
     assert chosen(reds_of_run[6:]) == "next: megamoe reduce forward/nvfp4-bell-data-drifts"
+
+
+def test_the_next_command_takes_wrong_tokens_that_show_a_pattern() -> None:
+    """At a tile edge one wrong token, or a stretch of them, fits causes by chance."""
+    every = {case.id: case for case in load_cases(golden_root())}
+
+    def chosen(**tokens: list[int]) -> str:
+        named = {f"forward/token-block-edge-{name}": rows for name, rows in tokens.items()}
+        found = [Finding("y", 512, len(rows), rows=dict.fromkeys(rows, 1)) for rows in
+                 named.values()]  # fmt: skip
+        cases = [of_findings(name, "forward", [one], ("bitwise",)).to_dict()
+                 for name, one in zip(named, found, strict=True)]  # fmt: skip
+        report = {"backend": "k.py:K", "cases": cases}
+        (line,) = next_command.lines_of(report, [every[name] for name in named], {})
+        return line.split("-edge-")[1].split()[0]
+
+    assert chosen(t15=[11], t31=[11, 18, 29]) == "t31"
+    assert chosen(t15=[12, 13, 14], t31=[11, 18, 29]) == "t31"
+    assert chosen(t15=[3, 11, 12], t31=[11, 18, 29]) == "t15"
+    assert chosen(t15=[*range(15)], t31=[11, 18, 29]) == "t15", "all are wrong: no place decides"
+    assert chosen(t15=[11], t31=[18]) == "t15"
+
+
+def test_a_red_over_ranks_is_tried_on_one_rank_and_then_without_ranks() -> None:
+    report = {"backend": "k.py:K", "cases": [fail("ep/a", 1), fail("ep/b", 1)]}
+
+    def said(options: str, *callables: str) -> list[str]:
+        return next_command.lines_of(
+            {**report, "options": options, "callables": callables}, (), {}
+        )  # fmt: skip
+
+    over = said(" --device cuda --ep 2", "forward")
+    assert over[-1] == "next: megamoe check --backend k.py:K --case ep/a --ep 1 --device cuda"
+    assert over[0].startswith("if this passes, the fault is between ranks")
+    assert said(" --ep 1", "forward")[-1] == "next: megamoe check --backend k.py:K --kind forward"
+    assert said(" --ep 1", "forward_group") == ["next: megamoe show ep/a"]
+    assert said(" --ep 16")[-1].endswith(" --ep 1")
+
+
+def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() -> None:
+    """A row count that is not reset: one fault, hundreds of reds, a dozen of symptoms."""
+    cases = [fail(f"forward/n{i}", 64 + i) for i in range(9)]
+    cases += [red(f"eplb/{x}", reason=f"lost {x}") for x in "abcdefg"]
+    report = {"backend": "k.py:K", "cases": cases}
+
+    def shown_with(alone: dict[str, str], pictures: int = 20) -> tuple[list[str], bool]:
+        console = Console(file=io.StringIO(), width=150)
+        folded = reds.show(report, console, pictures, (), alone)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().splitlines(), folded
+
+    lines, folded = shown_with({"forward/n1": "pass", "eplb/a": "fail"})
+    assert folded and len(lines) < 15
+    assert lines[0].startswith(
+        "16 reds, and 1 of 2 pass when they run again, each alone in a fresh"
+    )
+    assert lines[0].endswith(f": {next_command.OUTLIVES}")
+    assert "    9  y: N of N outside  [forward 9]" in lines
+    assert "       forward/n1 passes alone" in lines and "       eplb/a is red alone too" in lines
+    assert "    3  of 3 further symptoms" in lines
+    assert any("`--pictures all` shows all" in line for line in lines)
+    for alone in ({}, {"forward/n1": "fail"}, {"forward/n1": "fail", "eplb/a": "pass"}):
+        assert not shown_with(alone)[1], "most of them are red alone, for all that is known"
+    assert not shown_with({"forward/n1": "pass"}, reds.ALL_PICTURES)[1]
+    report["cases"] = cases[:3]
+    assert not shown_with({"forward/n1": "pass"})[1], "three reds fit a screen"
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -252,7 +332,7 @@ def test_a_fail_after_the_first_ones_says_that_its_map_is_left_out() -> None:
     cases = [case for case in load_cases(golden_root()) if case.kind == "forward"][:3]
     run, runner = run_of(cases), _Judged()
     for case in cases:
-        runner.brief = run.brief()
+        runner.brief = run.order(case).brief
         run.done(case, judge(runner, case))  # type: ignore[arg-type]
     report = {"cases": [v.to_dict() for v in run.all("")]}
     results.describe(report, cases, run.details)

@@ -15,7 +15,7 @@ from megamoe.cases import golden_root, load_cases
 from megamoe.cases.recipes import forward_problem
 from megamoe.commands.main import main
 from megamoe.spec.problem import Problem
-from megamoe.suite.judges import Desk, JudgeEnded, Judges
+from megamoe.suite.judges import Desk, JudgeEnded, Judges, Order
 from megamoe.worker import serve
 from megamoe.worker.client import Worker
 from megamoe.worker.files import write
@@ -97,22 +97,31 @@ def ends(runner, case):
 
 
 def who(runner, case):
-    """And whether its process looks for garbage, but not in what was imported."""
+    """And whether its process looks for garbage, but not in what was imported; and its limit."""
     collects = gc.isenabled() and gc.get_freeze_count() > 100_000
-    return runner.session.identity.name, runner.session.folder, collects
+    limit = runner.timeout, runner.has_learned
+    return runner.session.identity.name, runner.session.folder, collects, limit
 
 
 def test_judges_share_the_workers_and_one_that_ends_costs_its_case_alone(tmp_path):
     (tmp_path / "kernel.py").write_text(KERNEL)
     cases = [c for c in load_cases() if c.kind == "eplb"][:4]
     found = {}
+
+    def order(case):
+        return Order(timeout=3.0 if case is cases[0] else None)
+
     with Pool(Launch(f"{tmp_path}/kernel.py:Kernel"), 1) as pool:
         for step in (who, ends):
             desk = Desk(pool.address, golden_root(), 10.0, step, 1)
             with Judges(2, desk) as judges:
-                judges.run(cases, lambda case: None, lambda case, r: found.update({case.id: r}))
+                judges.run(
+                    cases, lambda case: None, lambda case, r: found.update({case.id: r}), order
+                )
             if step is who:
-                assert set(found.values()) == {("kernel", pool.address.folder, True)}
+                here = "kernel", pool.address.folder, True
+                assert found.pop(cases[0].id) == (*here, (3.0, True)), "learned from other cases"
+                assert set(found.values()) == {(*here, (10.0, False))}
     assert set(found) == {c.id for c in cases}
     assert all(isinstance(r, JudgeEnded) and "exit status 9" in str(r) for r in found.values())
 

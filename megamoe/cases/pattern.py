@@ -130,11 +130,29 @@ def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
         )
     inside = [c for c in cases if glob in c.id]
     meant = inside[0] if len(inside) == 1 else _nearest(cases, glob)
-    more = f"; did you mean {meant.id if '/' in glob else meant.name}?" if meant else ""
-    all_of_them = "`megamoe list` shows all"
     if len(inside) > 1:
-        all_of_them = _of_one_word(len(inside), glob, lacks)
-    return f"unknown case: nothing {lacks} {glob!r}{more}; {all_of_them}"
+        of_them = _of_one_word(len(inside), glob, lacks)
+    else:
+        of_them = "`megamoe list` shows all" if meant else _of_words(cases, glob)
+    more = f"; did you mean {meant.id if '/' in glob else meant.name}?" if meant else ""
+    return f"unknown case: nothing {lacks} {glob!r}{more}; {of_them}"
+
+
+def _of_words(cases: Sequence[N], glob: str) -> str:
+    """How to list the cases with the rarest word of ``glob`` that ids have, else those of its kind,
+    else all."""
+    kind, _, name = glob.rpartition("/")
+    words = re.findall(r"[^*?\[\]/ -]{3,}", name)
+    known = {word: n for word in words if (n := sum(word in c.id for c in cases))}
+    if known:
+        word = min(known, key=lambda word: known[word])
+        shows = "it" if known[word] == 1 else "them"
+        said = f"{counted(known[word], 'case')} with {word} in the id"
+        return f"`megamoe list '*{word}*'` shows {shows}: {said}"
+    of_kind = sum(c.id.startswith(f"{kind}/") for c in cases)
+    if kind and of_kind:
+        return f"`megamoe list '{kind}/*'` shows the {counted(of_kind, 'case')} of this kind"
+    return "`megamoe list` shows all, `megamoe list '*WORD*'` those with a word in the id"
 
 
 def _nearest_glob(cases: Sequence[N], glob: str) -> str:

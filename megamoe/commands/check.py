@@ -8,8 +8,8 @@ from contextlib import suppress
 
 from megamoe.commands.output import complain, write_reports
 from megamoe.console import Console
-from megamoe.suite import check, reds, results
-from megamoe.suite.settings import Settings
+from megamoe.suite import check, next_command, reds, results
+from megamoe.suite.settings import Settings, is_default
 from megamoe.suite.stops import Stopped, release
 
 
@@ -34,6 +34,7 @@ def run(a: argparse.Namespace) -> int:
             a.explain_predictions,
             a.verbose,
             a.in_order,
+            learns=is_default("timeout", a.timeout),
         )
         if not speaks:
             return _silent(made)
@@ -59,9 +60,11 @@ def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -
     """Write the reports and show the table; the exit status."""
     wrong = write_reports(a, outcome.report)
     with suppress(BrokenPipeError):
-        reds.show(outcome.report, console, a.pictures, outcome.cases)
+        folded = reds.show(outcome.report, console, a.pictures, outcome.cases, outcome.alone)
         results.print_summary(outcome.report, console)
-        reds.show_next(outcome.report, console, outcome.cases, outcome.alone)
+        next_command.show_next(
+            outcome.report, console, outcome.cases, outcome.alone, folded
+        )  # fmt: skip
     if outcome.stopped:
         complain(f"stopped: {outcome.stopped}")
     return outcome.code or results.exit_code(outcome.report["counts"]) or (2 if wrong else 0)

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from megamoe.cases import load_cases
-from megamoe.commands import explain_staging
+from megamoe.cases import Case
+from megamoe.commands import explain_larger, explain_staging
 from megamoe.commands.explain_subject import Subject
 from megamoe.commands.shared import (
     among_others,
     any_case,
     backend_of,
     contract_of,
+    further_options,
     of_a_law,
     read_output,
     root_of,
@@ -41,7 +42,7 @@ from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.stages import STAGES
 from megamoe.suite import at_hand
-from megamoe.suite.telling import larger, telling
+from megamoe.suite.telling import telling
 from megamoe.worker import exchange
 
 Rows = Mapping[str, np.ndarray[Any, Any]]
@@ -117,7 +118,9 @@ def run(a: argparse.Namespace) -> int:
     if not _json(a, said):
         console = Console(width=None if sys.stdout.isatty() else 150)
         brief({**said, "original": _original(subject.about, said)}, console)
-        hint = _larger(subject, said)
+        hint = ""
+        if subject.case is not None and _is_short(subject.case, said):
+            hint = explain_larger.line(a, subject.case)
         if hint:
             console.print(hint, markup=False, highlight=False, soft_wrap=True)
         if a.full:
@@ -186,18 +189,15 @@ def _original(about: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _larger(subject: Subject, said: Mapping[str, Any]) -> str:
-    """The case to try where this one tells no cause, or does not tell several apart."""
-    if subject.case is None or not said["actual"]:
-        return ""
+def _is_short(case: Case, said: Mapping[str, Any]) -> bool:
+    """Whether this case tells no cause, or does not tell several apart, and another may."""
+    if not said["actual"]:
+        return False
     steps, rules = said["actual"]["explanations"], said.get("batch", {"rules": []})["rules"]
     unclear = not all(map(is_clear, steps)) or len(rules) > 1
-    is_short = any(step["exact"] and not is_certain(step) for step in steps)
-    has_most = telling(subject.case) == 2 and len(rules) < 2
-    if not unclear or (has_most and not is_short):
-        return ""
-    other = larger(subject.case, load_cases(subject.root))
-    return f"try a larger case, if it is red too: {other.id}" if other else ""
+    is_doubtful = any(step["exact"] and not is_certain(step) for step in steps)
+    has_most = telling(case) == 2 and len(rules) < 2
+    return unclear and (is_doubtful or not has_most)
 
 
 def _more(has_output: bool, only_y: bool) -> str:
@@ -225,7 +225,7 @@ def _is_wrong(a: argparse.Namespace, subject: Subject, judged: Judged, shown: li
             f"PASS {subject.name}: every stage is inside ({', '.join(shown)}); nothing to explain"
         )
         if case is not None and a.backend:
-            print(f"  {among_others(case.id, a.backend)}")
+            print(f"  {among_others(case.id, a.backend, further_options(a))}")
     elif any(finding.outside for finding in bad):
         wrong = ", ".join(finding.stage for finding in bad if finding.outside)
         print(f"{subject.name}: stage {a.stage} is inside; outside: {wrong}")

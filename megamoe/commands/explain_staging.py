@@ -10,7 +10,13 @@ import numpy as np
 
 from megamoe.cases import Case
 from megamoe.cases.recipes import twins
-from megamoe.commands.shared import among_others, backend_of, contract_of, read_output
+from megamoe.commands.shared import (
+    among_others,
+    backend_of,
+    contract_of,
+    further_options,
+    read_output,
+)
 from megamoe.commands.work import Work
 from megamoe.explain.staged import NAMES, Batch, Shown, explain_staging, group
 from megamoe.explain.words import explanation
@@ -69,7 +75,7 @@ def run(a: argparse.Namespace, case: Case) -> tuple[Plain, list[str]]:
     said = {"case": case.id, **said}
     lines = _lines(said, a.full)
     if a.backend and lines[0].startswith("PASS"):
-        lines.append(f"  {among_others(case.id, a.backend)}")
+        lines.append(f"  {among_others(case.id, a.backend, further_options(a))}")
     return said, lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any, Final
 from megamoe.cases import Case, load_cases, select
 from megamoe.cases.stored import load, used_experts
 from megamoe.commands.shared import (
-    among_others,
-    any_case,
     backend_of,
+    case_without_ranks,
     forward_case,
     of_a_law,
+    passes_now,
     picture_of,
     replay_command,
     root_of,
@@ -34,11 +35,13 @@ from megamoe.reduce.before import Search
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
 from megamoe.suite import at_hand
-from megamoe.suite.reds import OUTLIVES
+from megamoe.suite.next_command import OUTLIVES
 from megamoe.suite.settings import Settings
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session
 
+NAMED: Final = 6
+"""Earlier cases that a sentence names; the command names all."""
 _LITTLE: Final = 1 << 27
 """Multiplications of a linear for which the oracle answers in seconds."""
 
@@ -79,15 +82,9 @@ def run(a: argparse.Namespace) -> int:
             )
             raise
         except Passes as passes:
-            if case is None:
-                raise
-            law = case.kind == "property"
-            said = (
-                of_a_law(case, a.backend, "reduce")
-                if law
-                else f"{passes}; {among_others(case.id, a.backend)}"
-            )
-            raise Passes(said) from passes
+            if case is not None and case.kind == "property":
+                raise Passes(of_a_law(case, a.backend, "reduce")) from passes
+            raise Passes(f"{passes}; {_passes(a, case, settings)}") from passes
         about["backend"] = a.backend
         for name in ("causes", "causes_read_from"):  # of the file that is reduced now
             about.pop(name, None)
@@ -122,26 +119,43 @@ def run(a: argparse.Namespace) -> int:
     return 0
 
 
+def _passes(a: argparse.Namespace, case: Case | None, settings: Settings) -> str:
+    """What to do where there is nothing to reduce."""
+    if case is None:
+        judged = replay_command(a.subject, a.backend, a.device, a.contract)
+        return passes_now(a.subject, judged, "", a.backend)
+    options = settings.again()
+    judged = f"megamoe check --backend {shlex.quote(a.backend)} --case {case.id}{options}"
+    return passes_now(case.id, judged, case.id, a.backend, options)
+
+
 def _after(a: argparse.Namespace) -> int:
     """Find the earlier cases after which the case fails, and show the command that shows it."""
     if a.out:
         raise ValueError("--out: --after writes no file; leave one of the two out")
     settings = Settings.read(lambda name: getattr(a, name, None))
     root = settings.root
-    case = any_case(root, a.subject)
+    case = case_without_ranks(root, a.subject, "reduce")
     with Work(f"looking for the case after which {case.id} fails") as work:
         search = Search(settings.launch(), root, case, settings.timeout, a.seconds, work.say)
         found = search.find(select(load_cases(root), None, "quick", None))
-    one = len(found.earlier) == 1
-    names = ", ".join(c.id for c in found.earlier)
-    itself = one and found.earlier[0].id == case.id
-    what = "itself, in its second run" if itself else names
-    print(f"\n{case.id} is red after {what}; it passes alone: {OUTLIVES}")
+    print(
+        f"\n{case.id} is red after {after_what(found.earlier, case)}; it passes alone: {OUTLIVES}"
+    )
     print(f"  {found.verdict.reason}")
     both = shlex.quote(",".join([*(c.id for c in found.earlier), case.id]))
     words = f"--backend {shlex.quote(a.backend)} --case {both} --in-order{settings.again()}"
     print(f"reproduce: megamoe check {words}")
     return 0
+
+
+def after_what(earlier: Sequence[Case], case: Case) -> str:
+    """The cases after which a case is red, for a sentence."""
+    if len(earlier) == 1 and earlier[0].id == case.id:
+        return "itself, in its second run"
+    if len(earlier) > NAMED:
+        return f"{len(earlier)} cases together, as where a count grows and is not reset"
+    return ", ".join(one.id for one in earlier)
 
 
 def tokens_needed(tokens: int, fewer: str) -> str:

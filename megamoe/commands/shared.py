@@ -29,7 +29,7 @@ from megamoe.judge import Verdict, picture
 from megamoe.printable import counted
 from megamoe.spec.contract import NEWEST, Contract, contract
 from megamoe.suite import results
-from megamoe.suite.reds import FORWARDS, OUTLIVES
+from megamoe.suite.next_command import FORWARDS, OUTLIVES
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker
@@ -48,8 +48,7 @@ def forward_case(root: Path, name: str, verb: str) -> Case:
     found = any_case(root, name)
     if found.kind in FORWARDS:
         return found
-    raise CaseError(f"{found.id} is of kind {found.kind}, which {verb} does not take: "
-                    f"{INSTEAD[found.kind].format(id=found.id, verb=verb)}")  # fmt: skip
+    raise CaseError(_not_taken(found, verb))
 
 
 def any_case(root: Path, name: str) -> Case:
@@ -69,9 +68,24 @@ INSTEAD: Final[Mapping[str, str]] = {
     + "the wrong bytes by expert, row and channel, `megamoe show {id}` what breaks",
     "errors": _CHECK + "the error that was expected and the one that was raised",
     "ep": "`megamoe check --backend B --ep N --case {id}` shows the first wrong rank, token and "
-    "channel; a fault without ranks shows in forward/* too, which {verb} takes",
+    "channel, and with --ep 1 whether the fault is between ranks; a fault without ranks shows in "
+    "forward/* too, which {verb} takes",
 }
 """The command that shows the difference, by kind of a case that has no ``y`` to explain."""
+
+
+def case_without_ranks(root: Path, name: str, verb: str) -> Case:
+    """The case of this id or name; :class:`CaseError` for one that needs a group of ranks, which
+    ``verb`` does not start."""
+    found = any_case(root, name)
+    if found.kind == "ep":
+        raise CaseError(_not_taken(found, verb))
+    return found
+
+
+def _not_taken(case: Case, verb: str) -> str:
+    instead = INSTEAD[case.kind].format(id=case.id, verb=verb)
+    return f"{case.id} is of kind {case.kind}, which {verb} does not take: {instead}"
 
 
 def contract_of(a: argparse.Namespace) -> Contract:
@@ -128,10 +142,23 @@ def replay_command(
     return f"megamoe replay {shlex.quote(file)}{options}"
 
 
-def among_others(name: str, backend: str) -> str:
-    """What to do with a case that passes alone and that ``check`` called red."""
-    command = f"megamoe reduce {name} --after --backend {shlex.quote(backend)}"
+def among_others(name: str, backend: str, options: str = "") -> str:
+    """What to do with a case that passes alone and that ``check`` called red. ``options``: further
+    ones of the command."""
+    command = f"megamoe reduce {name} --after --backend {shlex.quote(backend)}{options}"
     return f"if `check` called it red among others, {OUTLIVES}: `{command}` finds the case before"
+
+
+def further_options(a: argparse.Namespace) -> str:
+    """Options besides ``--backend`` that another command needs to ask the same."""
+    return Settings.read(lambda name: getattr(a, name, None)).again()
+
+
+def passes_now(subject: str, again: str, name: str, backend: str, options: str = "") -> str:
+    """What to do with a problem that may have been red before. ``again``: the command that judges
+    it. ``name``: of its case; empty for a file."""
+    said = f"{subject} may be mended: `{again}` judges it"
+    return f"{said}; {among_others(name, backend, options)}" if name else said
 
 
 def of_a_law(case: Case, backend: str | None, verb: str) -> str:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from megamoe.callable_room import make_callable
 from megamoe.judge.picture import picture
-from megamoe.judge.symptom import CRASH, IN_LAW, Symptom, symptom_of, symptoms
+from megamoe.judge.symptom import CRASH, HANG, IN_LAW, LEARNED, Symptom, symptom_of, symptoms
 from megamoe.judge.verdict import (
     BAD,
+    CALLS,
     JUDGED,
+    JUDGED_SIDES,
     STATUSES,
+    TWINS,
     WORDS,
     Finding,
     Verdict,
@@ -29,10 +32,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BAD",
+    "CALLS",
     "CRASH",
+    "HANG",
     "IN_LAW",
     "JUDGED",
+    "JUDGED_SIDES",
+    "LEARNED",
     "STATUSES",
+    "TWINS",
     "WORDS",
     "BadOutput",
     "Finding",

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Final
 
-from megamoe.judge.verdict import Finding, Verdict
+from megamoe.judge.verdict import JUDGED_SIDES, Finding, Verdict
 from megamoe.printable import counted
 from megamoe.spec.stages import STAGES
 
@@ -33,9 +33,12 @@ def picture(verdict: Verdict, backend: str, options: str = "", brief: bool = Fal
 def _finding(finding: Finding) -> list[str]:
     has_tokens = finding.stage in STAGES or getattr(finding.worst, "token", None) is not None
     of = ", counted over all tokens" if has_tokens else ""
-    out = [f"{finding.stage}: {finding.outside} of {finding.total} elements outside{of}"]
+    wrong = "outside"
+    if finding.sides != JUDGED_SIDES:  # there is no envelope to lie outside of
+        wrong = f"have other bits than the {finding.sides[0]}"
+    out = [f"{finding.stage}: {finding.outside} of {finding.total} elements {wrong}{of}"]
     if finding.worst:
-        out.append(f"  worst   {finding.worst.line()}")
+        out.append(f"  worst   {finding.worst.line(finding.sides)}")
     tallies = (("rows", finding.rows), ("experts", finding.experts), ("tiles", finding.tiles))
     out += [f"  {name:<7} {_tally(tally)}" for name, tally in tallies if tally]
     return out + _map(finding)

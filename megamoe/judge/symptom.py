@@ -22,16 +22,27 @@ IN_LAW: Final = "; in law "
 """Begins the end of an exception's reason that names the law whose variant raised it."""
 CRASH: Final = "the backend ended its process"
 """Begins the reason of a call whose process ended."""
+HANG: Final = "no result within"
+"""Begins the reason of a call that takes too long."""
+LEARNED: Final = "; the limit was learned from cases that passed, after a first hang"
+"""Ends the reason of a hang whose limit nobody asked for."""
+_COUNTED: Final = re.compile(
+    r"\bN ((?:[a-z]+ )?(?:row|token|slot|rank|expert|call|output|element|value|byte|channel|group"
+    r"|tile|block|replica|run|copy|kernel|thread|step|stage))\b"
+)
+"""A number of things in the singular: whether there was one is a number too."""
+_ROWS_OF: Final = re.compile(r"(\w+): N of N rows have other bits, the first is N")
+"""What a golden of digests says in place of elements."""
 _RIGHT: Final = re.compile(r"; right under [^;]*$")
 
 
 def symptom_of(case_id: str, status: str, reason: str) -> str:
     """The symptom of a red in one line: of an error the exception's type, function and text, of a
     fail the first bad stage or law. Numbers are N, other ids are ID, and the case is CASE, so that
-    cases of one sort have one symptom. The name of a contract stays; the law whose variant raised
-    goes."""
+    cases of one sort have one symptom; one thing and several are one symptom too. The name of a
+    contract stays; the law whose variant raised goes."""
     text = reason.removeprefix(f"case {case_id}: ")
-    text = text.replace(case_id, "CASE").partition(IN_LAW)[0]
+    text = text.replace(case_id, "CASE").partition(IN_LAW)[0].partition(LEARNED)[0]
     raised = _RAISED.fullmatch(text)
     if raised:
         said = f": {raised['text']}" if raised["text"] else ""
@@ -40,7 +51,8 @@ def symptom_of(case_id: str, status: str, reason: str) -> str:
         other = _RIGHT.search(text)
         text = text.partition("; ")[0] + (other[0] if other else "")
     text = _ID.sub("ID", text)
-    return _NUMBER.sub(lambda found: found["revision"] or "N", text)
+    text = _NUMBER.sub(lambda found: found["revision"] or "N", text)
+    return _ROWS_OF.sub(r"\1: N of N outside", _COUNTED.sub(r"N \1s", text))
 
 
 @dataclass

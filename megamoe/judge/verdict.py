@@ -18,6 +18,12 @@ POWER: Final = "2^"
 """The value of a scale byte begins so; of no other format."""
 _WHOLE: Final = re.compile(r"-?\d{1,20}")
 _BITS: Final = re.compile(r"0x[0-9a-f]{1,16}")
+JUDGED_SIDES: Final = ("expected", "got")
+"""Words for the two bits of an element that is compared with a golden."""
+CALLS: Final = ("first call", "this call")
+"""The same, where a law compares two calls of the backend: neither is known to be right."""
+TWINS: Final = ("twin", "this token")
+"""The same, where two tokens with the same inputs are compared."""
 NAN_BYTE: Final = "NaN"
 """The value of scale byte 255. The judge compares it as a byte, so it has a distance."""
 
@@ -42,21 +48,24 @@ class Worst:
     ulps: int | None
     """Units in the last place outside; 0 where only the sign of a zero is wrong; None: NaN."""
 
-    def line(self) -> str:
-        """One line for a terminal."""
+    def line(self, sides: tuple[str, str] = JUDGED_SIDES) -> str:
+        """One line for a terminal. ``sides``: those of the finding."""
         places = (("token", self.token), ("slot", self.slot), ("expert", self.expert),
                   ("channel", self.channel))  # fmt: skip
         where = " ".join(f"{name} {at}" for name, at in places if at is not None)
         low, high = self.expected_bits
         bits = low if low == high else f"{low}..{high}"
-        far = distance(self.ulps, self.expected, high, self.actual, self.actual_bits)
+        far = distance(self.ulps, self.expected, high, self.actual, self.actual_bits, sides)
         return (
-            f"{self.stage} at {where or list(self.index)}: expected {self.expected} ({bits}), "
-            f"got {self.actual} ({self.actual_bits}), {far}"
+            f"{self.stage} at {where or list(self.index)}: {sides[0]} {self.expected} ({bits}), "
+            f"{sides[1]} {self.actual} ({self.actual_bits}), {far}"
         )
 
 
-def distance(ulps: float | None, expected: str, high: str, actual: str, actual_bits: str) -> str:
+def distance(
+    ulps: float | None, expected: str, high: str, actual: str, actual_bits: str,
+    sides: tuple[str, str] = JUDGED_SIDES,
+) -> str:  # fmt: skip
     """How far an element lies outside, in words. The arguments are fields of :class:`Worst`;
     ``high`` is the second of ``expected_bits``.
 
@@ -71,7 +80,7 @@ def distance(ulps: float | None, expected: str, high: str, actual: str, actual_b
         far = int(actual) - int(expected)  # ulps end at a limit
         return f"too {'large' if far > 0 else 'small'} by {abs(far)}"
     if not actual.startswith(POWER):
-        return f"{ulps} ULP outside"
+        return f"{ulps} ULP {'outside' if sides == JUDGED_SIDES else 'apart'}"
     side = "large" if actual_bits > high else "small"  # two digits each
     return f"too {side} by a factor of {2 if ulps == 1 else f'2^{ulps}'}"
 
@@ -107,6 +116,8 @@ class Finding:
     rows are no tokens."""
     text: str = ""
     """A finding that is not about single elements (the statistic) in one line."""
+    sides: tuple[str, str] = JUDGED_SIDES
+    """Words for what is compared with what: :data:`CALLS` of a law, :data:`TWINS` of two tokens."""
 
     @property
     def bad(self) -> bool:
@@ -178,6 +189,7 @@ def _finding(data: Mapping[str, Any]) -> Finding:
     plain["grid"] = tuple(tuple(entry) for entry in plain["grid"])
     plain["shape"] = tuple(plain["shape"])
     plain["tokens"] = tuple(plain.get("tokens", ()))  # an older report has none
+    plain["sides"] = tuple(plain.get("sides", JUDGED_SIDES))  # an older report has none
     plain["worst"] = _worst(plain["worst"])
     return Finding(**plain)
 

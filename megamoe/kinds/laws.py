@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy.typing as npt
 import torch
 
-from megamoe.judge import IN_LAW, Finding, bitwise, place_of
+from megamoe.judge import CALLS, IN_LAW, Finding, bitwise, place_of
 from megamoe.printable import counted
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
@@ -67,7 +67,7 @@ def named(law: str, label: str, found: Finding) -> Finding:
     if not found.bad:
         return found
     text = f"{law}: {label} changes {found.outside} of {found.total} outputs"
-    return replace(found, text=text)
+    return replace(found, text=text, sides=CALLS)
 
 
 @contextmanager

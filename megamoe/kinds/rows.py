@@ -14,7 +14,7 @@ import numpy as np
 
 from megamoe.cases import Case
 from megamoe.cases.recipes import twins
-from megamoe.judge import Finding, bitwise, place_of
+from megamoe.judge import TWINS, Finding, bitwise, place_of
 from megamoe.judge.judgements import observable_codes
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
@@ -59,4 +59,4 @@ def _named(found: Finding, distinct: int) -> Finding:
         f"{found.stage}: {found.outside} elements are not those of the token with the same inputs, "
         f"one of the first {distinct}"
     )
-    return replace(found, text=text)
+    return replace(found, text=text, sides=TWINS)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Final
 
-from megamoe.judge import CRASH, Verdict, symptom_of
-
-_HANG: Final = "no result within"
-"""Begins the reason of a call that takes too long."""
+from megamoe.judge import CRASH, HANG, Verdict, symptom_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Failure:
     @property
     def is_hang(self) -> bool:
         """Whether no result came in time."""
-        return self.where == _HANG
+        return self.where == HANG
 
     @property
     def is_crash(self) -> bool:
@@ -48,7 +44,7 @@ class Failure:
             reason = verdict.reason.removeprefix(f"case {verdict.case_id}: ")
             raised = re.search(r"the backend raised (\w+)", reason)
             # Of a hang the line where it was seen may be another one each time.
-            text = _HANG if reason.startswith(_HANG) else ""
+            text = HANG if reason.startswith(HANG) else ""
             text = text or symptom_of(verdict.case_id, "error", reason).partition(" (")[0]
             return cls("error", raised[1] if raised else text, False, False, reason)
         return None

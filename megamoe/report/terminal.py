@@ -69,7 +69,8 @@ def _failure(failure: views.View, console: Console) -> None:
         _say(console, f"  breaks  {failure['breaks']}")
     for stage in failure["stages"]:
         share = f" ({stage['share']})" if stage["share"] else ""
-        _say(console, f"\n{stage['name']}: {stage['outside']} of {stage['total']} outside{share}")
+        count = f"{stage['outside']} of {stage['total']} {stage['wrong']}"
+        _say(console, f"\n{stage['name']}: {count}{share}")
         if stage["worst"]:
             _say(console, f"  worst   {stage['worst']}")
         for rank in stage["ranks"]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from megamoe.cases import KINDS
-from megamoe.judge import BAD, STATUSES, WORDS, distance, symptom_of
+from megamoe.judge import BAD, JUDGED_SIDES, STATUSES, WORDS, distance, symptom_of
 from megamoe.report import draw, read
 from megamoe.suite.results import exit_code, recorded_line, verdict_line
 
@@ -253,9 +253,10 @@ def stage(finding: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> V
         "name": name,
         "outside": outside,
         "total": total,
+        "wrong": "outside" if _sides(finding) == JUDGED_SIDES else "with other bits",
         "share": f"{100 * outside / total:.3g}%" if total else "",
         "text": read.text(finding, "text"),
-        "worst": worst_line(read.mapping(finding, "worst")),
+        "worst": worst_line(read.mapping(finding, "worst"), _sides(finding)),
         "detail": detail,
         "map": _map(finding, detail),
         "widths": _widths(detail),
@@ -267,7 +268,13 @@ def stage(finding: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> V
     }
 
 
-def worst_line(worst: Mapping[str, Any]) -> str:
+def _sides(finding: Mapping[str, Any]) -> tuple[str, str]:
+    """Words for what is compared with what."""
+    said = [str(word) for word in read.items(finding, "sides")]
+    return (said[0], said[1]) if len(said) == 2 else JUDGED_SIDES
+
+
+def worst_line(worst: Mapping[str, Any], sides: tuple[str, str] = JUDGED_SIDES) -> str:
     """The farthest element in one line, as the judge writes it; empty where there is none."""
     if not worst:
         return ""
@@ -277,8 +284,8 @@ def worst_line(worst: Mapping[str, Any]) -> str:
     pair = "..".join(dict.fromkeys(map(str, read.items(worst, "expected_bits"))))
     ulps = read.number(worst, "ulps")
     shown = [read.text(worst, name) for name in ("expected", "actual", "actual_bits")]
-    far = distance(ulps, shown[0], pair.rpartition("..")[2], *shown[1:])
-    return f"{where}: expected {shown[0]} ({pair}), got {shown[1]} ({shown[2]}), {far}"
+    far = distance(ulps, shown[0], pair.rpartition("..")[2], shown[1], shown[2], sides)
+    return f"{where}: {sides[0]} {shown[0]} ({pair}), {sides[1]} {shown[1]} ({shown[2]}), {far}"
 
 
 def _map(finding: Mapping[str, Any], detail: Mapping[str, Any] | None) -> View | None:

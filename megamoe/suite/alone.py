@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from megamoe.cases import Case
-from megamoe.judge import BAD, Symptom, Verdict, symptoms
+from megamoe.judge import BAD, HANG, Symptom, Verdict, symptoms
 from megamoe.suite.judges import Desk, Judges
-from megamoe.suite.reds import FORWARDS, chosen_of, own_fault
+from megamoe.suite.next_command import FORWARDS, chosen_of, own_fault
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import Launch, WorkerError
 
@@ -27,8 +27,6 @@ SECONDS: Final = 20.0
 """No further red starts after this time."""
 LONGEST: Final = 10.0
 """A red that took longer does not run again."""
-HANG: Final = "no result within"
-"""Words of a red that would take its whole time once more."""
 
 
 def again(

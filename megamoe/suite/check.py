@@ -17,7 +17,8 @@ from megamoe.golden.documents import manifest_of
 from megamoe.golden.places import recorded_file
 from megamoe.judge import BAD, Verdict
 from megamoe.suite import alone, results
-from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
+from megamoe.suite.judges import Desk, Judges, Order, get_ready, threads_of
+from megamoe.suite.patience import Patience
 from megamoe.suite.progress import Progress
 from megamoe.suite.reds import PICTURES
 from megamoe.suite.settings import Settings
@@ -53,11 +54,15 @@ class _Run:
     progress: Progress
     maxfail: int | None
     pictures: int = PICTURES
+    patience: Patience | None = None
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     def started(self, case: Case) -> None:
         self.progress.started(case.id)
+
+    def order(self, case: Case) -> Order:
+        return Order(self.brief(), None if self.patience is None else self.patience.of(case.id))
 
     def brief(self) -> bool:
         """Enough fails are kept in full; what a map of one more takes is not computed. An error
@@ -74,6 +79,8 @@ class _Run:
             verdict, self.details[case.id] = result
         self.verdicts[case.id] = verdict
         self.progress.judged(verdict)
+        if self.patience is not None and (line := self.patience.add(verdict)):
+            self.progress.say(line)
         left = len(self.cases) - len(self.verdicts)
         if self.maxfail is not None and left and self._reds() >= self.maxfail:
             raise Stopped(f"--maxfail {self.maxfail} is reached", 1)
@@ -89,7 +96,7 @@ class _Run:
 def check(
     settings: Settings, judges: int, workers: int, console: Console, pictures: int = PICTURES,
     maxfail: int | None = None, quiet: bool = False, explains: bool = False,
-    verbose: bool = False, in_order: bool = False,
+    verbose: bool = False, in_order: bool = False, learns: bool = False,
 ) -> Outcome:  # fmt: skip
     """Judge ``settings.backend``; raises what the command says in one line (``ValueError``).
 
@@ -97,7 +104,8 @@ def check(
     and the report's case is ``shortened``. ``maxfail``: stop after so many reds. ``quiet`` and
     ``verbose``: see :class:`Progress`. ``explains``: look for the single change of a model that
     explains an output inside the envelope and unlike its prediction. ``in_order``: one process
-    judges the cases in the order in which the pattern names them.
+    judges the cases in the order in which the pattern names them. ``learns``: after a first hang
+    the limit of a case follows from those that passed: :mod:`.patience`.
     """
     manifest_of(settings.root)  # a manifest that cannot be read is said before any work
     most = len(settings.cases())
@@ -108,7 +116,9 @@ def check(
     judges = 1 if ranks is not None or in_order else max(1, min(judges, most))
     workers = 1 if in_order else max(1, min(workers, most))
     outcome = Outcome({})
-    run = _Run([], Progress(most, console, settings, seconds, quiet, verbose), maxfail, pictures)
+    progress = Progress(most, console, settings, seconds, quiet, verbose)
+    patience = Patience(settings.timeout, learns, seconds)
+    run = _Run([], progress, maxfail, pictures, patience)
     run.progress.workers = judges
     identity: Identity | None = None
     try:
@@ -126,7 +136,7 @@ def check(
                             threads_of(judges))  # fmt: skip
                 if cases:
                     with Judges(judges, desk) as bench, run.progress:
-                        bench.run(cases, run.started, run.done, run.brief)
+                        bench.run(cases, run.started, run.done, run.order)
             if ranks is None:
                 # What was judged stands all the same where somebody stops this.
                 with suppress(Stopped), console.status("running reds again, each alone"):

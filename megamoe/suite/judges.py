@@ -27,6 +27,16 @@ Step = Callable[["Runner", Case], Any]
 """What a judge does with a case, a function of a module; its result can be pickled."""
 
 
+@dataclass(frozen=True)
+class Order:
+    """How a judge runs a case."""
+
+    brief: bool = False
+    """:attr:`Runner.brief`."""
+    timeout: float | None = None
+    """Seconds, learned from other cases; None: those of the desk."""
+
+
 class JudgeError(ValueError):
     """A judge cannot start; one line."""
 
@@ -74,12 +84,12 @@ class Judges:
 
     def run(
         self, cases: Iterable[Case], started: Callable[[Case], None],
-        done: Callable[[Case, Any], None], brief: Callable[[], bool] = lambda: False,
+        done: Callable[[Case, Any], None], order: Callable[[Case], Order] = lambda case: Order(),
     ) -> None:  # fmt: skip
         """Every case once, in this order; ``done`` gets the step's result or an exception.
 
         ``cases`` is asked for the next one when a judge is free, so it may end when it likes.
-        ``brief()`` says for the next case whether :attr:`Runner.brief` holds.
+        ``order(case)`` says how the next case is run.
         Raises :class:`NoRoom` where the folder of exchanged files is full.
         """
         waiting, is_over = iter(cases), False
@@ -94,7 +104,7 @@ class Judges:
                 pipe = idle.pop()
                 at_work[pipe] = case
                 with suppress(OSError):  # its end is seen below
-                    pipe.send((case, brief()))
+                    pipe.send((case, order(case)))
                 started(case)
             if is_over and not at_work:
                 return

@@ -84,10 +84,10 @@ class Progress:
         self.left = sum(map(self._seconds, (case.id for case in cases)))
         lacks = f"; {counted(len(self.lacking), 'case')} not provided" if self.lacking else ""
         if len(cases) == 1:
-            self._say(f"{identity.judged_under}, 1 case")
+            self.say(f"{identity.judged_under}, 1 case")
             return
-        self._say(self.settings.scope(cases))
-        self._say(f"{identity.judged_under}{lacks}")
+        self.say(self.settings.scope(cases))
+        self.say(f"{identity.judged_under}{lacks}")
 
     def started(self, case_id: str) -> None:
         """A worker has taken the case."""
@@ -121,14 +121,14 @@ class Progress:
             self._line(verdict, first)
         elif not self._has_further:
             self._has_further = True
-            self._say("further reds of listed symptoms: see the end (or use --verbose)")
+            self.say("further reds of listed symptoms: see the end (or use --verbose)")
         elif self._live is None and not self.quiet:
             self._now_and_then()
 
     def _line(self, verdict: Verdict, reason: str) -> None:
         word = WORDS.get(verdict.status, verdict.status)
         reason = reason.removeprefix(f"case {verdict.case_id}: ")
-        self._say(
+        self.say(
             f"[{self._place()}] {word} {verdict.case_id} {verdict.seconds:.1f} s"
             f"{f'  {reason}' if reason else ''}"
         )
@@ -137,7 +137,7 @@ class Progress:
         """I/N, the reds and the time left, where the last line is some time ago."""
         if time.monotonic() - self._said > LINE_SECONDS and self._done() < self.total:
             red = sum(self.counts[status] for status in BAD)
-            self._say(f"[{self._place()}] {counted(red, 'red')}, {self._remaining()}")
+            self.say(f"[{self._place()}] {counted(red, 'red')}, {self._remaining()}")
 
     def _seconds(self, case_id: str) -> float:
         return 0.0 if case_id in self.lacking else self.seconds.get(case_id, DEFAULT_SECONDS)
@@ -158,7 +158,8 @@ class Progress:
         left = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         return f"about {left} left"
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line as it is."""
         self._said = time.monotonic()
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -25,6 +25,8 @@ from megamoe.golden import (
     regenerate,
 )
 from megamoe.judge import (
+    HANG,
+    LEARNED,
     BadOutput,
     Finding,
     GoldenLacks,
@@ -68,6 +70,8 @@ class Runner:
         self.store = store
         self.kept = kept
         self.timeout = timeout
+        self.has_learned = False
+        """The time limit follows from other cases: nobody asked for it."""
         self.predictions: predicted.Predictions | None = None
         """The bits that a model gives of this backend's class."""
         self.explains = False
@@ -219,7 +223,8 @@ class Runner:
             found = [Finding("inputs", 1, text=wrote.why)]
             return of_findings(case.id, case.kind, found, ("inputs",))
         except NoOutput as nothing:
-            reason = nothing.why
+            late = self.has_learned and HANG in nothing.why
+            reason = f"{nothing.why}{LEARNED}" if late else nothing.why
         except (BadOutput, GoldenError, GoldenLacks, WorkerError) as error:
             reason = str(error)
         except MemoryError:

@@ -164,6 +164,11 @@ class Settings:
         return out + (f" --golden {self.golden}" if self.golden else "")
 
 
+def is_default(name: str, option: Any) -> bool:
+    """Whether nobody asked for this setting, neither by its option nor by the environment."""
+    return option is None and not os.environ.get(f"MEGAMOE_{name.upper()}")
+
+
 def _ranks(value: Any) -> int:
     try:
         ranks = int(value)

@@ -51,7 +51,9 @@ def sit(pipe: Any, desk: Desk) -> None:
     with suppress(EOFError, OSError):
         pipe.send(("ready", None))
         while True:
-            case, runner.brief = pipe.recv()
+            case, order = pipe.recv()
+            runner.brief = order.brief
+            runner.timeout, runner.has_learned = order.timeout or desk.timeout, bool(order.timeout)
             try:
                 pipe.send(("done", desk.step(runner, case)))
             except NoRoom as full:

@@ -1,0 +1,215 @@
+"""The command to go on with after a run with reds: the last line of ``megamoe check``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich.console import Console
+
+from megamoe.cases import Case
+from megamoe.cases.forms import LAWS
+from megamoe.judge import BAD, CRASH, HANG, IN_LAW, Symptom, symptoms
+from megamoe.spec.stages import STAGES
+from megamoe.suite.telling import size, smallest
+
+OWN_FAULTS: Final = (
+    "NameError", "UnboundLocalError", "AttributeError", "ImportError", "ModuleNotFoundError",
+    "SyntaxError", "IndentationError", "TypeError",
+)  # fmt: skip
+"""Exceptions that a smaller problem does not explain: the line that raised them does."""
+REDUCED: Final = ("the backend raised", CRASH, HANG)
+"""Words of an error that a smaller problem may explain."""
+ALL_CALLS: Final = "for all calls of the case"
+"""Words of a case whose calls are slow together: no single one of them hangs."""
+CALL: Final = "in _called"
+"""The end of a place in the worker's own line that calls the backend."""
+DEFAULT_TIMEOUT: Final = 120.0
+"""Seconds of ``--timeout`` where nobody asks for others."""
+FORWARDS: Final = ("forward", "property")
+"""Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
+OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache)"
+"""The conclusion from a red among other cases that is green alone."""
+
+
+def show_next(
+    report: Mapping[str, Any], console: Console, cases: Sequence[Case] = (),
+    alone: Mapping[str, str] | None = None, folded: bool = False,
+) -> None:  # fmt: skip
+    """Print the command to go on with, the last line of a run with a red: for the most frequent
+    symptom that a command can follow, on the red that tells causes apart best. ``cases``: those of
+    the run; a red that is not among them keeps its place in the report. ``alone``: the status of
+    some reds where they ran again, alone. If some pass, that is said before, unless a ``folded``
+    report has said it."""
+    if (names := passing(alone)) and not folded:
+        say(console, _passing_line(names))
+    for line in lines_of(report, cases, alone or {}):
+        say(console, line)
+
+
+def lines_of(
+    report: Mapping[str, Any], cases: Sequence[Case], alone: Mapping[str, str]
+) -> list[str]:
+    """The lines of :func:`show_next`; none where nothing is red."""
+    found, known = symptoms(reds_of(report)), {case.id: case for case in cases}
+    if not found:
+        return []
+    first = next(iter(alone), None)  # of the most frequent symptom
+    if first is not None and alone[first] == "pass":
+        words = f"{first} --after --backend {backend_of(report)}"
+        return [f"next: {command(report, 'reduce', words)}"]
+    for symptom in found:
+        for case in symptom.pictured:
+            place = own_fault(case)
+            if place:
+                return _mend(report, place, case)
+        chosen = chosen_of(symptom, known)
+        if chosen is not None:
+            verb = _verb(next(c for c in symptom.cases if c["id"] == chosen), known.get(chosen))
+            words = f"{chosen} --backend {backend_of(report)}{_hang_limit(symptom)}"
+            return [f"next: {command(report, verb, words)}"]
+        wrong = symptom.pictured[0]
+        if wrong["kind"] == "ep":
+            return _over_ranks(report, smallest_id(symptom.cases, known))
+        if wrong["status"] == "error" or wrong["kind"] == "property":  # its reason says all
+            what = "this" if len(found) == 1 else f"this ({_reason(wrong)})"
+            return _mend(report, what, wrong)
+    return [f"next: megamoe show {found[0].pictured[0]['id']}"]
+
+
+def chosen_of(symptom: Symptom, known: Mapping[str, Case]) -> str | None:
+    """The id of the red of a symptom that a command can follow: the one that tells causes apart
+    best, of problems to reduce the smallest. None where there is no such command."""
+    verbs = {case["id"]: _verb(case, known.get(case["id"])) for case in symptom.cases}
+    explained = [name for name, verb in verbs.items() if verb == "explain" and name in known]
+    wrong = {case["id"]: wrong_tokens(case) for case in symptom.cases}
+    best = smallest((known[name] for name in explained), wrong)
+    if best is not None:
+        return best.id
+    reduced = [case for case in symptom.cases if verbs[case["id"]] == "reduce"]
+    if reduced and not any(verb == "explain" for verb in verbs.values()):
+        return smallest_id(reduced, known)
+    return next((case["id"] for case in symptom.pictured if verbs[case["id"]]), None)
+
+
+def smallest_id(reds: Sequence[Mapping[str, Any]], known: Mapping[str, Case]) -> str:
+    """The id of the smallest of some reds; of the first where their sizes are not known."""
+    named = [str(red["id"]) for red in reds]
+    return min((n for n in named if n in known), key=lambda n: size(known[n]), default=named[0])
+
+
+def wrong_tokens(case: Mapping[str, Any]) -> set[int]:
+    """The tokens of a red with an element outside, of all stages."""
+    of_forward = (f for f in case["findings"] if _is_of_forward(f))
+    return {int(row) for finding in of_forward for row in finding["rows"]}
+
+
+def reds_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The cases of a report that are red."""
+    return [case for case in report["cases"] if case["status"] in BAD]
+
+
+def _over_ranks(report: Mapping[str, Any], name: str) -> list[str]:
+    """A case over ranks: one rank alone tells whether the fault is between ranks; if it is red
+    there too, the cases without ranks are the simpler ones."""
+    ranks = re.search(r" --ep (\d+)", report.get("options", ""))
+    options = re.sub(r" --ep \d+", "", report.get("options", ""))
+    words = f"megamoe check --backend {backend_of(report)}"
+    if ranks is None or int(ranks[1]) != 1:
+        return [
+            "if this passes, the fault is between ranks; if not, it is in the layer of each:",
+            f"next: {words} --case {name} --ep 1{options}",
+        ]
+    if "forward" in report.get("callables", ()):
+        return [
+            "one rank is enough for this, so the fault is in the layer:",
+            f"next: {words} --kind forward{options}",
+        ]
+    return [f"next: megamoe show {name}"]
+
+
+def _hang_limit(symptom: Symptom) -> str:
+    """The option that keeps ``reduce`` to the least limit that a hang of the run had; empty where
+    that is the default."""
+    found = [re.search(rf"{HANG} ([\d.]+) s", case["reason"]) for case in symptom.cases]
+    limits = [float(each[1]) for each in found if each is not None]
+    return f" --timeout {min(limits):g}" if limits and min(limits) < DEFAULT_TIMEOUT else ""
+
+
+def _reason(case: Mapping[str, Any]) -> str:
+    """The reason of a red, of a fail the first part."""
+    reason = str(case["reason"]).removeprefix(f"case {case['id']}: ")
+    return reason.partition("; ")[0] if case["status"] == "fail" else reason
+
+
+def _mend(report: Mapping[str, Any], what: str, case: Mapping[str, Any]) -> list[str]:
+    words = f"--backend {backend_of(report)} --case {case['id']}"
+    return [f"next: mend {what}, then: {command(report, 'check', words)}"]
+
+
+def _verb(case: Mapping[str, Any], known: Case | None) -> str:
+    """``explain`` for a wrong stage or a wrong staged tensor, ``reduce`` for an exception, a crash
+    or a hang in a forward; else nothing. A broken law and an exception in a variant of one are
+    neither: both verbs make one call of the problem itself, which is right. ``explain`` follows
+    MXFP4 alone; ``reduce`` takes every format."""
+    wrong = "explain"
+    if known is not None and known.params.get("weight_format", "mxfp4") != "mxfp4":
+        wrong = "reduce"
+    if case["kind"] == "staging":
+        return "explain" if case["status"] == "fail" else ""
+    if case["kind"] not in FORWARDS:
+        return ""
+    if case["status"] == "error":
+        reason = case["reason"]
+        of_forward = any(words in reason for words in REDUCED)
+        return "reduce" if of_forward and not _is_of_law(reason) else ""
+    return wrong if any(_is_of_forward(f) for f in case["findings"]) else ""
+
+
+def _is_of_law(reason: str) -> bool:
+    """Whether an error is of the further calls of a law."""
+    return IN_LAW in reason or ALL_CALLS in reason
+
+
+def _is_of_forward(finding: Mapping[str, Any]) -> bool:
+    """Whether a finding is of the forward against its golden, and not of a law."""
+    return finding["stage"] in STAGES and finding["text"].partition(":")[0] not in LAWS
+
+
+def own_fault(case: Mapping[str, Any]) -> str:
+    """What to mend where the backend's code is wrong whatever the problem is: ``FILE, line N, in
+    NAME``. If that line is the worker's call, the backend's arguments are wrong."""
+    reason = case["reason"].partition(IN_LAW)[0]
+    found = re.search(r"raised (\w+): .*\((.+, line \d+.*)\)$", reason, re.DOTALL)
+    if case["status"] != "error" or found is None or found[1] not in OWN_FAULTS:
+        return ""
+    return "the arguments of the backend's method" if found[2].endswith(CALL) else found[2]
+
+
+def passing(alone: Mapping[str, str] | None) -> list[str]:
+    """The reds that passed when they ran again, alone."""
+    return [name for name, status in (alone or {}).items() if status == "pass"]
+
+
+def _passing_line(names: Sequence[str]) -> str:
+    """What it means that these reds pass alone, in one line."""
+    if len(names) == 1:
+        return f"{names[0]} passes alone, in a fresh process: {OUTLIVES}"
+    return f"{', '.join(names)} pass, each alone in a fresh process: {OUTLIVES}"
+
+
+def backend_of(report: Mapping[str, Any]) -> str:
+    """The backend of a report, as a word of a command."""
+    return shlex.quote(report["backend"])
+
+
+def command(report: Mapping[str, Any], verb: str, words: str) -> str:
+    """A command with the options of the run."""
+    return f"megamoe {verb} {words}{report.get('options', '')}"
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
