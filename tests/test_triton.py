@@ -329,17 +329,15 @@ def compiled(kernel, arguments, constants, warps, instruction, tmp_path):
 def test_the_products_for_few_tokens_compile_for_hopper_without_spills(tile: Tile, wide, tmp_path):
     """And so many blocks fit on a multiprocessor as the choice of a tile reckons with."""
     from megamoe.backends.triton.kernels import few
-    from megamoe.backends.triton.kernels.layouts import WEIGHT_BOX
 
-    shared = {"N": tile.N, "WARPS": tile.WARPS, "STAGES": tile.STAGES, "WIDE": wide}
-    weights = f"tensordesc<i16[256, 32],{WEIGHT_BOX!r}>" if tile.STAGES else "*i32"
+    shared = {"N": tile.N, "WARPS": tile.WARPS, "WIDE": wide}
     kernels = [
         (few.linear1,
-         {"x": "*i32", "w13": weights, "s13": "*i32", "topk_weights": "*fp32", **ROUTING,
+         {"x": "*i32", "w13": "*i32", "s13": "*i32", "topk_weights": "*fp32", **ROUTING,
           **OUTPUTS, **SIZES, "top_k": "i32", "clamp": "fp32"},
          {"HAS_CLAMP": True, "FAST": not wide, **shared}),
         (few.linear2,
-         {"acts": "*i32", "w2": weights, "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
+         {"acts": "*i32", "w2": "*i32", "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
          shared),
     ]  # fmt: skip
     for kernel, arguments, constants in kernels:
@@ -355,20 +353,12 @@ def test_the_products_for_few_tokens_compile_for_hopper_without_spills(tile: Til
 def test_the_products_for_few_tokens_compile_for_newer_gpus(capability):
     """Where they have never run."""
     from megamoe.backends.triton.kernels import few
-    from megamoe.backends.triton.kernels.layouts import WEIGHT_BOX
 
     wide = FEW[-1]
     made = built(
         few.linear2,
-        {
-            "acts": "*i32",
-            "w2": f"tensordesc<i16[256, 32],{WEIGHT_BOX!r}>",
-            "s2": "*i32",
-            **ROUTING,
-            "slots": "*bf16",
-            **SIZES,
-        },
-        {"N": wide.N, "WARPS": wide.WARPS, "STAGES": wide.STAGES, "WIDE": False},
+        {"acts": "*i32", "w2": "*i32", "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
+        {"N": wide.N, "WARPS": wide.WARPS, "WIDE": False},
         wide.WARPS,
         capability,
     )

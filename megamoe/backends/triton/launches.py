@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 
 from megamoe.backends.triton.binaries import Kind, Launch
-from megamoe.backends.triton.packing import ROWS, STEPS_A_COPY, power_of_two
+from megamoe.backends.triton.packing import ROWS, power_of_two
 
 WIDEST_NARROW = 128
 """Largest weight scale byte of the narrow kernels: 2^126 times its value is still a bf16."""
@@ -42,8 +42,8 @@ RESIDENT = 4
 class Tile:
     """N token rows; WARPS that multiply together.
 
-    STAGES of copies, if there are any; of :mod:`.kernels.overlapped` also BOXES of 64 weight rows
-    that each of its two groups takes.
+    Of :mod:`.kernels.overlapped` also STAGES of copies, and BOXES of 64 weight rows that each of
+    its two groups takes.
     """
 
     N: int
@@ -60,9 +60,9 @@ class Tile:
 OVERLAPPED = Tile(128, 4, 3, 2), Tile(256, 4, 2, 1)
 """The tiles of :mod:`.kernels.overlapped`. The second decodes each weight for twice as many rows,
 but an expert's last rows fill less of it."""
-FEW = Tile(8, 4), Tile(8, 2), Tile(16, 2, 2)
+FEW = Tile(8, 4), Tile(8, 2), Tile(16, 2)
 """The tiles of :mod:`.kernels.few`. A warp of four reads all tokens for 16 weight rows, of two
-for 32. With stages, weights come through shared memory (:mod:`.kernels.weights`)."""
+for 32."""
 
 
 class Memory(NamedTuple):
@@ -127,11 +127,10 @@ class Call:
         from megamoe.backends.triton.kernels import dispatch as d
         from megamoe.backends.triton.kernels import few
 
-        weights = partial(boxes_of, rows=STEPS_A_COPY * ROWS) if tile.STAGES else WORDS
         tiles = most_tiles(self.rows, self.experts, tile)
         options = {
-            "N": tile.N, "WARPS": tile.WARPS, "STAGES": tile.STAGES, "WIDE": self.wide,
-            "num_warps": tile.WARPS, "launch_pdl": True,
+            "N": tile.N, "WARPS": tile.WARPS, "WIDE": self.wide, "num_warps": tile.WARPS,
+            "launch_pdl": True,
         }  # fmt: skip
         dispatch = step(
             d.dispatch, (self.tokens + 1, -(-self.hidden // BLOCK)),
@@ -144,7 +143,7 @@ class Call:
         )  # fmt: skip
         linear1 = step(
             few.linear1, (tiles * (2 * self.inter // ROWS),),
-            {"buffer.operand": WORDS, "w13": weights, "s13": WORDS, "buffer.topk_weights": None,
+            {"buffer.operand": WORDS, "w13": WORDS, "s13": WORDS, "buffer.topk_weights": None,
              "buffer.order": None, "buffer.tiles": None, "buffer.acts": None,
              "buffer.l2_acts": BYTES, "buffer.l2_acts_sf": None},
             self.hidden, self.inter, self.top_k, self.clamp_value(),
@@ -152,7 +151,7 @@ class Call:
         )  # fmt: skip
         linear2 = step(
             few.linear2, (tiles * (self.hidden // ROWS),),
-            {"buffer.acts": WORDS, "w2": weights, "s2": WORDS, "buffer.order": None,
+            {"buffer.acts": WORDS, "w2": WORDS, "s2": WORDS, "buffer.order": None,
              "buffer.tiles": None, "buffer.slots": None},
             self.hidden, self.inter, **options,
         )  # fmt: skip
@@ -167,13 +166,16 @@ class Call:
 
         from megamoe.backends.triton.kernels import dispatch as d
         from megamoe.backends.triton.kernels import overlapped as ov
-        from megamoe.backends.triton.kernels.layouts import TOKEN_BOX
+        from megamoe.backends.triton.kernels.layouts import TOKEN_BOX, WEIGHT_BOX
 
         def tokens_box(rows: torch.Tensor) -> Any:
             flat = rows.view(-1, rows.shape[-1])
             return TensorDescriptor.from_tensor(flat, [tile.N, 64], TOKEN_BOX)
 
-        weights = partial(boxes_of, rows=ROWS)
+        def weights_box(packed: torch.Tensor) -> Any:
+            flat = packed.view(torch.int16).view(-1, 32)
+            return TensorDescriptor.from_tensor(flat, [ROWS, 32], WEIGHT_BOX)
+
         options = {
             "N": tile.N, "BOXES": tile.BOXES, "STAGES": tile.STAGES, "WIDE": self.wide,
             "num_warps": tile.WARPS, "launch_pdl": True,
@@ -199,7 +201,7 @@ class Call:
         )  # fmt: skip
         linear1 = step(
             ov.linear1, (min(blocks, tiles * (2 * self.inter // tile.share)),),
-            {"buffer.slots": tokens_box, "w13": weights, "s13": WORDS,
+            {"buffer.slots": tokens_box, "w13": weights_box, "s13": WORDS,
              "buffer.topk_weights": None, "buffer.order": None, "buffer.tiles": None,
              "buffer.acts": None, "buffer.l2_acts": BYTES, "buffer.l2_acts_sf": None},
             self.hidden, self.inter, self.clamp_value(), tiles,
@@ -207,7 +209,7 @@ class Call:
         )  # fmt: skip
         linear2 = step(
             ov.linear2, (min(blocks, tiles * (self.hidden // tile.share)),),
-            {"buffer.acts": tokens_box, "w2": weights, "s2": WORDS, "buffer.order": None,
+            {"buffer.acts": tokens_box, "w2": weights_box, "s2": WORDS, "buffer.order": None,
              "buffer.tiles": None, "buffer.slots": None},
             self.hidden, self.inter, tiles, **options,
         )  # fmt: skip
@@ -255,16 +257,6 @@ class Planned:
 
     def __call__(self, memory: Memory, stream: int) -> None:
         self.launch(self.taken(memory), stream)
-
-
-def boxes_of(packed: torch.Tensor, rows: int) -> Any:
-    """A TMA descriptor of packed weights in boxes of ``rows`` adjacent rows of 64 bytes."""
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    from megamoe.backends.triton.kernels.layouts import WEIGHT_BOX
-
-    flat = packed.view(torch.int16).view(-1, 32)
-    return TensorDescriptor.from_tensor(flat, [rows, 32], WEIGHT_BOX)
 
 
 def forget_counts(memory: Memory, stream: int) -> None:

@@ -27,8 +27,6 @@ import torch
 
 ROWS = 64
 """Weight rows whose bytes of one step lie together; those of one ``wgmma``."""
-STEPS_A_COPY = 4
-"""Steps whose bytes one copy to the ring of :mod:`.kernels.weights` brings."""
 _INTERLEAVED = 8
 _SIGNS = -0x7FFF8000  # 0x80008000 as int32
 

@@ -1,9 +1,10 @@
-"""The two grouped products for few tokens.
+"""The two grouped products for few tokens: every warp by itself, weights straight to registers.
 
 With few tokens the weights are all there is to move, and a block that meets at a barrier for every
-step of the contraction cannot keep memory busy. Here a warp has 16 or 32 weight rows to itself and
-multiplies by ``mma.sync``; :mod:`.weights` brings its rows. ``mma.sync`` adds as ``wgmma`` does,
-bit for bit: one product does not differ from one of :mod:`.overlapped`.
+step of the contraction cannot keep memory busy. Here a warp has 16 or 32 weight rows to itself,
+loads them four steps of 128 ahead, and multiplies by ``mma.sync``; nothing goes through shared
+memory until the sums are complete. ``mma.sync`` adds as ``wgmma`` does, bit for bit: one product
+does not differ from one of :mod:`.overlapped`.
 
 The first weights of linear 2 are asked for as soon as there is room beside the blocks of linear 1.
 """
@@ -12,37 +13,110 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from megamoe.backends.triton.kernels.chain import next_may_start, started
+from megamoe.backends.triton.kernels.decode import decoded
 from megamoe.backends.triton.kernels.epilogue import activate, store_rows
-from megamoe.backends.triton.kernels.layouts import ROWS, act_layout, few_pairs_layout
-from megamoe.backends.triton.kernels.weights import (
-    product_by_registers,
-    product_by_ring,
-    ring_of,
-    rows_of,
+from megamoe.backends.triton.kernels.layouts import (
+    ROWS,
+    act_layout,
+    few_layout,
+    few_operand_layout,
+    few_pairs_layout,
+    few_token_layout,
+    few_words_layout,
+    packed_layout,
 )
 
 
 @gluon.jit
-def _asked(weight, scale, block, steps, WARPS: gl.constexpr, STAGES: gl.constexpr):
-    """The first weights of 64 rows, on their way; STAGES of a ring, or 0: to registers."""
-    if STAGES:
-        return ring_of(weight, scale, block, steps, WARPS, STAGES)
-    else:
-        return rows_of(weight, scale, block, steps, WARPS)
+def _fetch(w, s, k, last):
+    """Words of nibbles and of scale bytes of step ``k``, or of the last one again."""
+    at = gl.minimum(k, last)
+    # Read once, so the caches should keep the token rows instead.
+    packed = gl.load(w + at * (ROWS * 16), eviction_policy="evict_first")
+    return packed, gl.load(s + at * ROWS, eviction_policy="evict_first")
 
 
 @gluon.jit
-def _product(
-    asked, x, steps, N: gl.constexpr, WARPS: gl.constexpr, STAGES: gl.constexpr,
-    WIDE: gl.constexpr,
-):  # fmt: skip
-    """(64, N) fp32 of the rows that were asked for, times token rows."""
-    if STAGES:
-        return product_by_ring(asked[0], asked[1], x, steps, N, WARPS, STAGES, WIDE)
-    else:
-        return product_by_registers(asked[2], asked[0], asked[1], x, steps, N, WARPS, WIDE)
+def _tokens(x, k, last):
+    """Token rows of step ``k``, or of the last one again, in words."""
+    return gl.load(x + gl.minimum(k, last) * 64)
+
+
+@gluon.jit
+def _halves(words, layout: gl.constexpr):
+    """(rows, n) int32 to (rows, 2n) int16.
+
+    Not sooner than needed: halves that are carried round a loop take a register each.
+    """
+    low = (words & 0xFFFF).to(gl.int16)
+    high = (words >> 16).to(gl.int16)
+    halves = gl.join(low, high).reshape([words.shape[0], 2 * words.shape[1]])
+    return gl.convert_layout(halves, layout, assert_trivial=True)
+
+
+@gluon.jit
+def _step(acc, packed, words, x, N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.constexpr):
+    """``acc`` and the products of one step of 128, in ascending blocks of 16."""
+    layout: gl.constexpr = packed_layout(ROWS, WARPS)
+    words = gl.convert_layout(words, gl.SliceLayout(1, layout), assert_trivial=True)
+    nibbles = _halves(packed, layout)
+    a = decoded(nibbles, words, layout, few_operand_layout(WARPS, 0), WIDE)
+    halves = _halves(x, few_token_layout(N, WARPS)).to(gl.bfloat16, bitcast=True)
+    split = halves.reshape([N, 4, 4, 2, 2, 2])  # row, group, t, b, a, h
+    ordered = split.permute([0, 1, 3, 4, 2, 5]).reshape([N, 128]).permute([1, 0])
+    b = gl.convert_layout(ordered, few_operand_layout(WARPS, 1), assert_trivial=True)
+    return mma_v2(a, b, acc)
+
+
+@gluon.jit
+def _product(first, w, s, x, steps, N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.constexpr):
+    """(64, N) fp32 over ``steps`` steps; ``first``: :func:`_fetch` of steps 0 to 3."""
+    w0, s0, w1, s1, w2, s2, w3, s3 = first
+    last = steps - 1
+    whole = steps // 4 * 4
+    acc = gl.zeros([ROWS, N], gl.float32, few_layout(WARPS))
+    xa = _tokens(x, 0, last)
+    xb = _tokens(x, 1, last)
+    for k in range(0, whole, 4):
+        acc = _step(acc, w0, s0, xa, N, WARPS, WIDE)
+        w0, s0 = _fetch(w, s, k + 4, last)
+        xa = _tokens(x, k + 2, last)
+        acc = _step(acc, w1, s1, xb, N, WARPS, WIDE)
+        w1, s1 = _fetch(w, s, k + 5, last)
+        xb = _tokens(x, k + 3, last)
+        acc = _step(acc, w2, s2, xa, N, WARPS, WIDE)
+        w2, s2 = _fetch(w, s, k + 6, last)
+        xa = _tokens(x, k + 4, last)
+        acc = _step(acc, w3, s3, xb, N, WARPS, WIDE)
+        w3, s3 = _fetch(w, s, k + 7, last)
+        xb = _tokens(x, k + 5, last)
+    if steps - whole > 0:
+        acc = _step(acc, w0, s0, xa, N, WARPS, WIDE)
+    if steps - whole > 1:
+        acc = _step(acc, w1, s1, xb, N, WARPS, WIDE)
+    if steps - whole > 2:
+        acc = _step(acc, w2, s2, _tokens(x, last, last), N, WARPS, WIDE)
+    return acc
+
+
+@gluon.jit
+def _weights(weight, scale, block, steps, WARPS: gl.constexpr):
+    """Pointers to the weights and scales of 64 rows, and those of steps 0 to 3, asked for."""
+    layout: gl.constexpr = few_words_layout(ROWS, WARPS)
+    row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
+    word = gl.arange(0, 16, layout=gl.SliceLayout(0, layout))
+    start = block * steps * ROWS
+    w = weight + start * 16 + row[:, None] * 16 + word[None, :]
+    s = scale + start + row
+    last = steps - 1
+    w0, s0 = _fetch(w, s, 0, last)
+    w1, s1 = _fetch(w, s, 1, last)
+    w2, s2 = _fetch(w, s, 2, last)
+    w3, s3 = _fetch(w, s, 3, last)
+    return w, s, (w0, s0, w1, s1, w2, s2, w3, s3)
 
 
 @gluon.jit
@@ -56,7 +130,7 @@ def _token_rows(x, rows, steps, N: gl.constexpr, WARPS: gl.constexpr):
 def linear1(
     x, w13, s13, topk_weights, order, tiles, acts, codes, sf, hidden, inter, top_k, clamp,
     HAS_CLAMP: gl.constexpr, FAST: gl.constexpr, N: gl.constexpr, WARPS: gl.constexpr,
-    STAGES: gl.constexpr, WIDE: gl.constexpr,
+    WIDE: gl.constexpr,
 ):  # fmt: skip
     """Gate and up of 32 channels for one tile, SwiGLU, requantisation.
 
@@ -74,13 +148,13 @@ def linear1(
     if expert < 0:
         return
     steps = hidden // 128
-    asked = _asked(w13, s13, expert.to(gl.int64) * blocks + block, steps, WARPS, STAGES)
+    w, s, early = _weights(w13, s13, expert.to(gl.int64) * blocks + block, steps, WARPS)
     first = gl.load(tiles + tile * 3 + 1)
     end = gl.load(tiles + tile * 3 + 2)
     r = first + gl.arange(0, N, layout=gl.SliceLayout(1, few_pairs_layout(N, WARPS)))
     tokens = gl.load(order + gl.minimum(r, end - 1)) // top_k
     rows = _token_rows(x, tokens, steps, N, WARPS)
-    acc = _product(asked, rows, steps, N, WARPS, STAGES, WIDE)
+    acc = _product(early, w, s, rows, steps, N, WARPS, WIDE)
     both = acc.to(gl.bfloat16).reshape([ROWS // 16, 2, 8, N]).permute([0, 2, 3, 1])
     gate, up = gl.split(both)
     act_l: gl.constexpr = act_layout(N, BI, WARPS)
@@ -95,7 +169,7 @@ def linear1(
 @gluon.jit
 def linear2(
     acts, w2, s2, order, tiles, slots, hidden, inter,
-    N: gl.constexpr, WARPS: gl.constexpr, STAGES: gl.constexpr, WIDE: gl.constexpr,
+    N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
     """64 channels of the second product for one tile, rounded to bf16: ``slots`` (T*K, H).
 
@@ -109,7 +183,7 @@ def linear2(
         started(tile)  # the next kernel relies on every block's having waited
         return
     steps = inter // 128
-    asked = _asked(w2, s2, expert.to(gl.int64) * blocks + block, steps, WARPS, STAGES)
+    w, s, early = _weights(w2, s2, expert.to(gl.int64) * blocks + block, steps, WARPS)
     first = gl.load(tiles + tile * 3 + 1)
     end = gl.load(tiles + tile * 3 + 2)
     r = first + gl.arange(0, N, layout=gl.SliceLayout(1, few_pairs_layout(N, WARPS)))
@@ -117,6 +191,6 @@ def linear2(
     # Zero, but known only then: no row may be read before.
     pairs = pairs + (started(tile) - tile)
     rows = _token_rows(acts, pairs, steps, N, WARPS)
-    acc = _product(asked, rows, steps, N, WARPS, STAGES, WIDE)
+    acc = _product(early, w, s, rows, steps, N, WARPS, WIDE)
     next_may_start(tile)
     store_rows(acc, first, end, block * ROWS, order, slots, hidden, N, WARPS)
