@@ -241,6 +241,16 @@ def test_operands_that_are_no_bfloat16_are_judged_on_demand():
     assert not leaves(12)
 
 
+def test_a_backend_that_folds_scales_is_judged_where_all_operands_are_bfloat16():
+    backend = EagerBackend()
+    backend.folds_scales = True
+    assert not leaves(12)
+    assert judged(backend, draw(1, 12), wide=False).verdict.status == "pass"
+    number = next(n for n in range(100) if draw(1, n).profile == "greatest scales of w13"
+                  and not asks(draw(1, n)))  # fmt: skip
+    assert judged(backend, draw(1, number), wide=True) == Result(None)
+
+
 @pytest.mark.parametrize(("feature", "revision"), [("fp8-combine", "sgl"), ("nvfp4", "2026-11")])
 @pytest.mark.parametrize("backend", [EagerBackend, OnlyY])
 def test_no_tokens_are_judged_with_every_format(feature, revision, backend):

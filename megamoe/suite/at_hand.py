@@ -59,6 +59,11 @@ class GoldenNow:
             self._tensors = golden.to_tensors()
         return self._tensors
 
+    @property
+    def full(self) -> Mapping[str, Any]:
+        """All tensors by name: none is stored as digests."""
+        return self._made()
+
     def names(self) -> Sequence[str]:
         return [*self._made()]
 
