@@ -299,6 +299,10 @@ def problem(tokens=2, hidden=128, inter=128, experts=3, slots=2, seed=0):
             {"y": torch.zeros(2, 128).bfloat16(), "l2_acts": torch.zeros(2, 128)},
             "l2_acts has dtype float32, expected float8_e4m3fn or uint8",
         ),
+        (
+            {"y": torch.zeros(2, 128).bfloat16(), "x_sf": torch.zeros(2, 4, dtype=torch.uint8)},
+            r"x_sf is uint8 \(2, 4\), expected int32 \(2, 1\): four scale bytes are one word",
+        ),
     ],
 )
 def test_a_bad_output_says_what_is_wrong(output, message):

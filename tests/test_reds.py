@@ -208,6 +208,9 @@ def law(name: str) -> dict[str, Any]:
          "next: megamoe explain staging/a --backend k.py:K --device cuda"),
         ([red("staging/a")],
          "next: mend this, then: megamoe check --backend k.py:K --case staging/a --device cuda"),
+        ([of_findings("forward/a", "forward", [Finding("inputs", 1, text="the backend wrote into "
+                      "input topk_ids; 1 element, the first at [0]")], ("inputs",)).to_dict()],
+         "next: mend this, then: megamoe check --backend k.py:K --case forward/a --device cuda"),
         ([fail("property/a", 1)],
          "next: megamoe explain property/a --backend k.py:K --device cuda"),
     ],

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -308,7 +309,7 @@ def test_forward_judges_the_rows_of_the_case_only(root):
 )  # fmt: skip
 def test_a_written_input_is_a_fail_of_its_own(root, kind, name):
     """Whatever was returned: the judge says so before it looks at anything else."""
-    eager = load_backend("eager")
+    eager, wrote = load_backend("eager"), []
     places = {
         "topk_ids": 2, "logical_to_physical_map": 2, "w13_weight": 0, "topk_weights": 1,
     }  # fmt: skip
@@ -319,6 +320,7 @@ def test_a_written_input_is_a_fail_of_its_own(root, kind, name):
             given = given[0] if kind in ("forward", "property") else given
             tensor = getattr(given, name) if not isinstance(given, tuple) else given[places[name]]
             tensor.view(torch.uint8)[-1, -1] += 1
+            wrote.append(tensor)
             return out
 
         return call
@@ -327,7 +329,12 @@ def test_a_written_input_is_a_fail_of_its_own(root, kind, name):
     called = callables.get(kind, "forward")
     verdict = judge(root, kind, Wrapped(**{called: writing(getattr(eager, called))}))
     assert verdict.status == "fail"
-    assert verdict.reason == f"the backend wrote into input {name}"
+    said, _, changed = verdict.reason.partition("; ")
+    assert said == f"the backend wrote into input {name}"
+    last = [size - 1 for size in wrote[0].shape]  # the last byte of the last row
+    assert re.fullmatch(
+        rf"1 element, the first at {re.escape(str(last))}, from \S+ to \S+", changed
+    )
 
 
 def test_a_broken_law_is_named(root):

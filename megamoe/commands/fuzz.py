@@ -42,11 +42,11 @@ def run(a: argparse.Namespace) -> int:
 
 
 def _say(outcome: Outcome, a: argparse.Namespace, settings: Settings) -> None:
-    """The picture of the failure, where it lies, and the summary."""
+    """The summary, the picture of the failure, and where it lies."""
     left, tally = outcome.left, outcome.tally
+    tally.summary()
     if left is not None:
         again = replay_command(str(left.path), settings.backend, settings.device, a.contract)
         if left.verdict is not None:
             tally.say("\n" + picture_of(left.verdict, settings.backend, again) + "\n")
-        tally.say(f"{left.path}: {left.note or 'reduced'}\nreproduce: {again}\n")
-    tally.summary()
+        tally.say(f"{left.path}: {left.note or 'reduced'}\nreproduce: {again}")

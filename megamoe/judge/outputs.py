@@ -68,6 +68,8 @@ def checked(
                         "device where the backend creates a tensor")  # fmt: skip
     if not isinstance(value, torch.Tensor):
         raise BadOutput(f"{name} is {type(value).__name__}; expected a {wanted} tensor {shape}")
+    if packed := _packed(name, value, shape, dtypes):
+        raise BadOutput(packed)
     if value.dtype not in dtypes:
         got = str(value.dtype).removeprefix("torch.")
         raise BadOutput(f"{name} has dtype {got}, expected {wanted}; convert it in the backend")
@@ -77,3 +79,16 @@ def checked(
             "reshape in the backend"
         )
     return bits(value)
+
+
+def _packed(
+    name: str, value: torch.Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+) -> str:
+    """What to do where scale bytes are not packed yet, four to a word."""
+    if dtypes != (torch.int32,) or value.shape != (*shape[:-1], 4 * shape[-1]):
+        return ""
+    got = str(value.dtype).removeprefix("torch.")
+    return (
+        f"{name} is {got} {tuple(value.shape)}, expected int32 {shape}: four scale bytes are one "
+        f"word, the first in the low byte; return the bytes as uint8 with .view(torch.int32)"
+    )

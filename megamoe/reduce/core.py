@@ -175,8 +175,7 @@ def start(
     if failure is None:
         reason = f": {verdict.reason}" if verdict.reason else ""
         raise Passes(
-            f"backend {session.identity.name} does not fail this ({verdict.status}{reason}); "
-            "nothing to reduce"
+            f"the backend does not fail this ({verdict.status}{reason}); nothing to reduce"
         )
     return problem, failure, verdict
 

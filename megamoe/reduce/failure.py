@@ -37,6 +37,8 @@ class Failure:
         if verdict.status == "fail":
             first = verdict.findings[0]
             stage = first.stage if first.outside else f"{first.stage} statistic"
+            if first.stage == "inputs":
+                stage = first.text.partition(";")[0].removeprefix("the backend ")
             worst = first.worst
             zero = worst is not None and all(int(b, 16) == 0 for b in worst.expected_bits)
             return cls("fail", stage, worst is not None and worst.ulps is None, zero)
@@ -53,4 +55,5 @@ class Failure:
         if self.status == "error":
             return f"error: {self.reason or self.where}"
         more = " with NaN" if self.nan else " where zero is right" if self.zero else ""
-        return f"{self.status} at {self.where}{more}"
+        at = "" if self.where.startswith("wrote") else "at "
+        return f"{self.status} {at}{self.where}{more}"

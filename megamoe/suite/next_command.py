@@ -28,6 +28,8 @@ CALL: Final = "in _called"
 """The end of a place in the worker's own line that calls the backend."""
 DEFAULT_TIMEOUT: Final = 120.0
 """Seconds of ``--timeout`` where nobody asks for others."""
+INPUT: Final = "wrote into input"
+"""Words of a red whose outputs nobody looked at."""
 FORWARDS: Final = ("forward", "property")
 """Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
 OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache)"
@@ -73,7 +75,8 @@ def lines_of(
         wrong = symptom.pictured[0]
         if wrong["kind"] == "ep":
             return _over_ranks(report, smallest_id(symptom.cases, known))
-        if wrong["status"] == "error" or wrong["kind"] == "property":  # its reason says all
+        says_all = wrong["kind"] == "property" or INPUT in wrong["reason"]
+        if wrong["status"] == "error" or says_all:
             what = "this" if len(found) == 1 else f"this ({_reason(wrong)})"
             return _mend(report, what, wrong)
     return [f"next: megamoe show {found[0].pictured[0]['id']}"]

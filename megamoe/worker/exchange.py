@@ -214,9 +214,11 @@ class Caller:
     ) -> Returned:
         """The outcome of a reply; raises for one without outputs or with side effects."""
         if "broken" not in reply:
-            wrong = [name for sent in files for name in sent.changed() if name not in own]
+            wrong = [(sent, n) for sent in files for n in sent.changed() if n not in own]
             if wrong:
-                raise WroteInput(", ".join(wrong))
+                raise WroteInput(
+                    ", ".join(n for _, n in wrong), wrong[0][0].first_change(wrong[0][1])
+                )
         refuse(reply, self.session.folder)
         if reply["changed"]:
             raise LeftChanged("; ".join(reply["changed"]))

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megamoe.printable import counted
 from megamoe.worker.outcomes import NoRoom, Raised
 from megamoe.worker.tensors import ALIGN
 
@@ -49,6 +50,31 @@ class Sent:
         with opened(self.path) as file:
             data = read(file, offset, own.nbytes)
         return tensor_of(data, kind, shape)
+
+    def first_change(self, name: str) -> str:
+        """``2 elements, the first at [3, 5], from 0.5 to 9``.
+
+        Empty where rows that the judge did not send were written, or the file is cut short.
+        """
+        try:
+            own, now = self.own[name], self.tensor(name)
+        except Raised:
+            return ""
+        if name in self.used:
+            rows = torch.tensor(self.used[name])
+            own, now = own[rows], now[rows]
+        size = own.element_size()
+        parts = (t.contiguous().view(-1).view(torch.uint8).view(-1, size) for t in (own, now))
+        other = torch.ne(*parts).any(1).nonzero().flatten()
+        if not len(other):
+            return ""
+        at = [int(i) for i in np.unravel_index(int(other[0]), own.shape)]
+        was, is_now = (t[tuple(at)].item() for t in (own, now))
+        if name in self.used:
+            at[0] = self.used[name][at[0]]
+        return (
+            f"{counted(len(other), 'element')}, the first at {at}, from {was:.6g} to {is_now:.6g}"
+        )
 
     def _same(self, file: int, name: str) -> bool:
         own, offset = bytes_of(self.own[name]), self.places[name][2]

@@ -30,9 +30,18 @@ class Raised(NoOutput):
 
 
 class WroteInput(NoOutput):
-    """The backend wrote into inputs that are not its own; the message names them."""
+    """The backend wrote into inputs that are not its own; the message names them. ``element`` says
+    what changed in the first of them, or nothing."""
 
     sentence = "the backend wrote into input {}"
+
+    def __init__(self, names: str, element: str = "") -> None:
+        super().__init__(names)
+        self.element = element
+
+    @property
+    def why(self) -> str:
+        return super().why + (f"; {self.element}" if self.element else "")
 
 
 class LeftChanged(NoOutput):
