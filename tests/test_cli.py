@@ -186,6 +186,7 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["list", "*tnny*"], "nothing matches '*tnny*'; did you mean '*tiny*'? `megamoe list`"),
         (["list", "*qqqq*"], "nothing matches '*qqqq*'; `megamoe list` shows all"),
         (["explain", "p2"], "has the id or name 'p2'; did you mean the file p2.safetensors?"),
+        (["explain", "r.json", "--backend", "eager"], "`megamoe report r.json` shows its cases"),
         (["show", "no.safetensors"], "no.safetensors: no such file"),
         (["show", "p2.safetensors"], "p2.safetensors is no stored problem"),
         (["ab", "p2.safetensors", "this"], "`megamoe replay p2.safetensors --backend B` judges ea"),
@@ -246,6 +247,7 @@ def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monk
     (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  forward = print\n")
     (blessed / "empty.py").write_text("not Python")
     (blessed / "p2.safetensors").write_text("no safetensors")
+    (blessed / "r.json").write_text("{}")
     assert main(arguments) == 2
     said = capsys.readouterr()
     message = message.format(here=blessed)

@@ -212,6 +212,9 @@ def _case(a: argparse.Namespace, given: dict[str, object]) -> None:
             raise UsageError(_no_file(Path(str(case)), STORED))
         _stored(Path(str(case)))
         return
+    if str(case).endswith(".json") and Path(str(case)).is_file():
+        raise UsageError(f"{case} is no case; if it is a report of `check --json`, `megamoe report "
+                         f"{shlex.quote(str(case))}` shows its cases")  # fmt: skip
     entries = load_entries(root)
     if given["case_is"] == "pattern":
         matching(entries, str(case))

@@ -41,7 +41,7 @@ from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session
 
 NAMED: Final = 6
-"""Earlier cases that a sentence names; the command names all."""
+"""Earlier cases, or further causes, that a sentence names."""
 _LITTLE: Final = 1 << 27
 """Multiplications of a linear for which the oracle answers in seconds."""
 
@@ -107,10 +107,11 @@ def run(a: argparse.Namespace) -> int:
     if found.lines:
         print(f"\nread from {found.read_from} of {a.subject}:")
         print("\n".join(found.lines))
-        others = len(kept.names - found.names)
+        others = sorted(kept.names - found.names)
         if others:
-            fit = counted(others, "further cause fits", "further causes fit")
-            print(f"  ({fit} {out.name}, which has fewer values to tell them apart)")
+            fit = counted(len(others), "further cause fits", "further causes fit")
+            named = f": {'; '.join(others)}" if len(others) <= NAMED else ""
+            print(f"  ({fit} {out.name}, which has fewer values to tell them apart{named})")
     seconds = time.perf_counter() - started
     print(f"\n{out}: {size / 1024:.0f} KiB, {counted(tokens, 'token')}, "
           f"{counted(experts, 'expert')} used, after {counted(r.tries, 'try', 'tries')} in "
