@@ -184,7 +184,7 @@ def test_fuzz_that_is_stopped_keeps_the_red_and_ends_its_workers(tmp_path, mark)
     said, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err == "megamoe: error: stopped: SIGTERM\n"
     assert f"{out}: it is the whole problem: the run was stopped\nreproduce: megamoe replay" in said
-    assert said.rstrip().endswith("; 1 red") and "fuzz" in load(out).about
+    assert "; 1 red\n" in said and "fuzz" in load(out).about
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.py", "red.safetensors", "slow"]
 
 
