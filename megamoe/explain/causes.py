@@ -18,7 +18,7 @@ from megamoe.explain.deviations.shown import (
     zeros_of_staging,
 )
 from megamoe.explain.life import SHARED, Life
-from megamoe.explain.match import Evidence, Names, fit, is_among, report
+from megamoe.explain.match import Evidence, Names, fit, general, is_among, report
 from megamoe.explain.points import Bools, Points
 from megamoe.explain.predict import Acts, Predictor
 from megamoe.explain.sources import Source
@@ -154,6 +154,26 @@ def explain_codes(
     evidence = Evidence.of_groups("codes", contract)
     said = report(fits, evidence, contract.size, what, tried, only)
     return OfCodes(said, ways, run)
+
+
+def contradicted(life: Life, source: Source, shown: Shown, only: Names) -> Names:
+    """Those of the deviations ``only``, of staging and of codes, that would change what a token
+    that is right shows."""
+    found: set[tuple[str, str]] = set()
+    with np.errstate(all="ignore"):
+        for staged in deviations.of_staging(life, source):
+            if not is_among(only, staged.stage, staged.name):
+                continue
+            made = staged.staged()
+            pairs = zip((shown.x, shown.x_sf), made or (), strict=False)
+            if any(got is not None and (got != want).any() for got, want in pairs):
+                found.add((staged.stage, general(staged.name)))
+        if shown.acts:
+            run = Predictor(life, source, shown.acts)
+            for way in deviations.of_codes(life, source):
+                if is_among(only, way.stage, way.name) and run.outside_codes(way).any():
+                    found.add((way.stage, general(way.name)))
+    return frozenset(found)
 
 
 def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
