@@ -20,6 +20,8 @@ _TIES = "ties of codes are rounded "
 _SUBNORMAL_TIES = "ties of subnormal codes are rounded "
 _AWAY, _TOWARD = "ties are rounded away from zero", "ties are rounded toward zero"
 _TF32, _FLUSHED = "values go through TF32 before bfloat16", "subnormal values are flushed to zero"
+_PRODUCT = "the product of "
+_BY_EXPERT = "routing weights are read at the slot's place in the order by expert"
 _LEFT_OUT = "a slot is left out: codes and scale bytes are zero"
 _TO_EXPERT_0 = "slots without an expert go to expert 0"
 
@@ -129,6 +131,14 @@ NAMED = {
     "sum-of-128-in-bf16": "the sum of each 128 of K is rounded to bfloat16",
     "sum-of-32-in-fp16": "the sum of each 32 of K is rounded to fp16",
     "sum-kept-in-bf16-after-128": "sums are kept in bfloat16 after each 128 of K",
+    "product-clamped-alone": _PRODUCT + "silu and up is clamped, not gate and up",
+    "product-clamped-too": _PRODUCT + "silu and up is clamped, and gate and up too",
+    "weighted-product-clamped-alone": (
+        _PRODUCT + "silu, up and routing weight is clamped, not gate and up"
+    ),
+    "weighted-product-clamped-above-alone": (
+        _PRODUCT + "silu, up and routing weight is clamped from above only, not gate and up"
+    ),
     "sgl-floor-1e-4": "amax has a floor of 0.0001",
     "sgl-nan-not-clipped": "NaN is not clipped to 448",
     "sgl-infinity-254": "the exponent's upper bound is one too small",
@@ -171,6 +181,14 @@ NAMED = {
     ),
     "weights-read-with-stride-of-8": "routing weights are read with a stride of 8",
     "weights-read-transposed": "routing weights are transposed",
+    "weight-at-the-place-after-the-sort": _BY_EXPERT,
+    "weight-at-the-place-in-tiles-of-64": (
+        _BY_EXPERT + ", where each expert begins at a multiple of 64; "
+        "past the last slot they are that of the last"
+    ),
+    "weight-in-order-by-expert-read-by-slot": (
+        "routing weights are in the order by expert and are read by slot"
+    ),
     "expert-index-of-5-bits": "weights are those of expert e modulo 32",
     "expert-index-of-6-bits-for-w2": "weights are those of expert e modulo 64",
     "expert-index-of-8-bits-for-scales": "weight scales are those of expert e modulo 256",
@@ -344,6 +362,8 @@ QUICK = (
     "fp8-group-of-32",
     "shared-row-third",
     "step-product-clamped",
+    "product-clamped-alone",
+    "weight-at-the-place-in-tiles-of-64",
     "exp-of-the-gate-in-fp32",
     "sum-of-128-in-bf16",
     "scales-of-up-of-stage-0-are-two-blocks-old",

@@ -82,6 +82,30 @@ def test_a_deviation_that_fits_all_of_them_is_the_cause(right):
     assert second.endswith(" of token 1, and of 3 more wrong tokens that were tried")
 
 
+class TiesAway(EagerBackend):
+    """Rounds ties of x away from zero, and nothing else."""
+
+    name = "ties-away"
+
+    def _stage(self, problem):
+        x, x_sf = super()._stage(problem)
+        x[problem.hidden_states == 272] = 0x79  # 272 lies between 256 and 288; amax is 448
+        return x, x_sf
+
+
+def test_right_codes_of_other_tokens_tell_causes_apart(right):
+    """All inexact codes of token 1 are ties; in the other tokens a code is inexact and no tie."""
+    hidden = torch.zeros_like(right.hidden_states)
+    hidden[:, ::32], hidden[:, 1::32], hidden[1, 2::4] = 448, 1.03, 272
+    hidden[1, 1::32] = 0
+    said = said_of(replace(right, hidden_states=hidden), TiesAway())
+    step = said["actual"]["explanations"][0]
+    assert [way["what"] for way in step["exact"]][:1] == [
+        "ties of codes are rounded away from zero"
+    ]
+    assert "codes are rounded away from zero" not in [way["what"] for way in step["exact"]]
+
+
 def test_some_tokens_are_tried_from_the_first_to_the_last():
     assert spread(range(100), 50, 4) == [0, 32, 66, 99]
     assert spread([3, 5, 8], 5, 4) == [3, 8] and spread([5], 5, 4) == []

@@ -158,6 +158,16 @@ PLANTED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("tokens", [3, 1])
+def test_a_code_in_place_of_zeros_is_named(tokens):
+    """Of all tokens, and of token 0 alone: the others have right zeros, but may lack the fault."""
+    case, given, made = staged("zero-groups-among-others")
+    x = made["x"].view(torch.uint8)[:tokens]
+    x[(x & 0x7F) == 0] = 0x28
+    where = "" if tokens == 3 else ", at token 0 only"
+    assert names(said_of(case, given, made)) == [f"zeros become 0x28 (0.25){where}"]
+
+
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_fault_of_the_buffer_is_named(fault):
     plant, cause = PLANTED[fault]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from megamoe.explain.causes import Shown, contradicted
 from megamoe.explain.describe import describe
 from megamoe.explain.life import live
 from megamoe.explain.match import Names
@@ -64,6 +65,18 @@ def departure(
     return part(life, source, actual, channels.index(channel), only)
 
 
+def refuted(
+    source: Source, token: int, accumulator: str, actual: Mapping[str, Any], contract: Contract,
+    only: Names,
+) -> Names:  # fmt: skip
+    """Those of the deviations ``only`` that would change right codes or scale bytes of ``token``,
+    whose stages ``actual`` are all right."""
+    if isinstance(source, FromProblem) and source.problem.only_y:
+        return frozenset()
+    life = live(source, token, _channels(source, 0, False), accumulator, contract)
+    return contradicted(life, source, Shown.of(life, actual), only)
+
+
 def _channels(source: Source, channel: int, is_compared: bool) -> list[int]:
     """The channels of ``y`` that are computed with ``channel``."""
     channels = [channel]
@@ -83,4 +96,4 @@ def _worst(departs: Mapping[str, Any], stage: str | None) -> Any:
     return found.get(stage or first["stage"])
 
 
-__all__ = ["FromCase", "FromProblem", "Source", "departure", "explain"]
+__all__ = ["FromCase", "FromProblem", "Source", "departure", "explain", "refuted"]

@@ -10,8 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.explain import deviations
+from megamoe.explain.deviations.shown import (
+    LEAST,
+    OTHER_SLOTS,
+    other_slots,
+    zeros_of_codes,
+    zeros_of_staging,
+)
 from megamoe.explain.life import SHARED, Life
-from megamoe.explain.match import Evidence, Names, fit, is_among, report
+from megamoe.explain.match import Evidence, Names, fit, general, is_among, report
 from megamoe.explain.points import Bools, Points
 from megamoe.explain.predict import Acts, Predictor
 from megamoe.explain.sources import Source
@@ -59,7 +66,8 @@ def explain_staging(
     """Of ``x`` and ``x_sf``; ``wrong``: the elements outside of each that is shown."""
     contract = np.concatenate([*wrong.values()])[None]
     fits, tried = [], 0
-    for way in deviations.of_staging(life, source):
+    proposed = () if shown.x is None else zeros_of_staging(life, shown.x)
+    for way in (*deviations.of_staging(life, source), *proposed):
         if not is_among(only, way.stage, way.name):
             continue
         with np.errstate(all="ignore"):
@@ -126,7 +134,7 @@ def explain_codes(
     slots = [s.slot for s in run.routed()]
     sample = _sampled(life, contract)
     fits, ways, tried = [], {}, 0
-    for way in deviations.of_codes(life, source):
+    for way in (*deviations.of_codes(life, source), *zeros_of_codes(life, acts)):
         if not is_among(only, way.stage, way.name):
             continue
         tried += 1
@@ -134,10 +142,38 @@ def explain_codes(
             continue
         fits.append(fit(way.name, way.stage, contract, run.outside_codes(way), slots))
         ways[way.stage, way.name] = way
+    if OTHER_SLOTS in only if only is not None else not any(f.is_exact for f in fits):
+        tried += 1
+        # Chosen on another token, it needs no more evidence here.
+        found = other_slots(run, contract, LEAST if only is None else 1)
+        if found is not None:
+            mask = run.outside_codes(found)
+            fits.append(fit(found.name, found.stage, contract, mask, slots))
+            ways[found.stage, found.name] = found
     what = f"codes and scale bytes of token {life.at}"
     evidence = Evidence.of_groups("codes", contract)
     said = report(fits, evidence, contract.size, what, tried, only)
     return OfCodes(said, ways, run)
+
+
+def contradicted(life: Life, source: Source, shown: Shown, only: Names) -> Names:
+    """Those of the deviations ``only``, of staging and of codes, that would change what a token
+    that is right shows."""
+    found: set[tuple[str, str]] = set()
+    with np.errstate(all="ignore"):
+        for staged in deviations.of_staging(life, source):
+            if not is_among(only, staged.stage, staged.name):
+                continue
+            made = staged.staged()
+            pairs = zip((shown.x, shown.x_sf), made or (), strict=False)
+            if any(got is not None and (got != want).any() for got, want in pairs):
+                found.add((staged.stage, general(staged.name)))
+        if shown.acts:
+            run = Predictor(life, source, shown.acts)
+            for way in deviations.of_codes(life, source):
+                if is_among(only, way.stage, way.name) and run.outside_codes(way).any():
+                    found.add((way.stage, general(way.name)))
+    return frozenset(found)
 
 
 def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:

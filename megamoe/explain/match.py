@@ -33,6 +33,7 @@ _OWN: Final = (
     (re.compile(r"\bslot \d+ \([^)]*\)( takes the weights of expert \d+)?"), r"a slot\1"),
     (re.compile(r"\bslot \d+ is computed by expert \d+ and not by \d+"), "another expert"),
     (re.compile(r" takes the weights of expert \d+"), " takes other weights"),
+    (re.compile(r"\bthose of other slots: .*$"), "those of other slots"),
     (re.compile(r"\bthose of token \d+$"), "those of a token beside"),
 )
 """Parts of names that hold for one token only."""

@@ -8,15 +8,16 @@ of them are causes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
-from megamoe.explain import Source, departure
+from megamoe.explain import Source, departure, refuted
 from megamoe.explain.match import general
 from megamoe.explain.places import batch_of, wrong_tokens
 from megamoe.judge import Finding
-from megamoe.judge.elements import TILE
+from megamoe.judge.elements import GRID_LIMIT, TILE
 from megamoe.spec.contract import Contract
 from megamoe.spec.problem import Problem
 
@@ -51,7 +52,32 @@ def of_all_tokens(
     batch = said.get("batch", {"rules": []})
     if not (batch["rules"] and batch["is_lost"]):  # such a rule holds for all tokens already
         _keep(actual["explanations"], token, others)
+        _refute(actual, shown, token, source, findings, accumulator, contract)
     return said
+
+
+def _refute(
+    actual: Plain, shown: Mapping[str, Any], token: int, source: Source,
+    findings: Sequence[Finding], accumulator: str, contract: Contract,
+) -> None:  # fmt: skip
+    """Of several causes, keep those that leave right codes of right tokens as they are, where there
+    are any: one that rounds only ties, and not one that rounds all codes."""
+    steps = [s for s in actual["explanations"] if len(s["exact"]) > 1 and s["step"] != "y"]
+    only = frozenset((w["stage"], general(w["what"])) for s in steps for w in s["exact"])
+    wrong = {row for finding in findings for row, _, _ in finding.grid}
+    right = [at for at in range(source.tokens) if at not in wrong]
+    if not only or any(len(finding.grid) >= GRID_LIMIT for finding in findings):
+        return
+    against: frozenset[tuple[str, str]] = frozenset()
+    for at in spread(right, token, _most(source, token)):
+        rows = {name: stage[at] for name, stage in shown.items()}
+        against |= refuted(source, at, accumulator, rows, contract, only)
+    for step in steps:
+        kept = [w for w in step["exact"] if (w["stage"], general(w["what"])) not in against]
+        step["exact"] = kept or step["exact"]
+    for before, step in pairwise(actual["explanations"]):
+        if step["follows"]:
+            step["exact"] = before["exact"]
 
 
 def _others(

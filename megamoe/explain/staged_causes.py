@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from megamoe.explain import deviations
 from megamoe.explain.deviations import copies
+from megamoe.explain.deviations.shown import zeros
 from megamoe.explain.life import Life
 from megamoe.explain.match import Evidence, Fit, report
 from megamoe.explain.overflow import overflow
@@ -20,6 +21,7 @@ from megamoe.explain.staged_batch import VALUES, Batch, Shown, differs
 from megamoe.oracle.staging import quantize
 from megamoe.spec.accumulators import accumulator
 from megamoe.spec.contract import Contract
+from megamoe.spec.formats import bf16_decode
 from megamoe.spec.tensors import TENSORS
 
 Array = npt.NDArray[Any]
@@ -60,6 +62,9 @@ def of_values(
         "neither x nor x_sf is written": (no_x, no_sf),
         **dict(_one_by_one(batch, some, contract)),
     }
+    values = bf16_decode(batch.hidden[some])
+    for name, change in zeros(values, x[some], got["x"][some]):
+        ways[name] = change(values, x[some]), sf[some]
     fits += [_fit(name, wrong, masks(*made), 1, where) for name, made in ways.items()]
     what = "codes and scale bytes of x"
     if len(some) < batch.tokens:

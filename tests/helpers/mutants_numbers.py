@@ -208,6 +208,24 @@ NARROW = [
     Mutant("sum-kept-in-bf16-after-128", "forward/bell-h768-i128-drifts", [("eager", _BLOCK, _of_128("float()")), ("eager", _ADDED, "            acc = (acc + term).bfloat16().float()")]),
 ]  # fmt: skip
 
+_HELD = "_of_product(\n        {}, act{})"
+_OWN = "\n\ndef _of_product(v, act, low=-1):\n    b = torch.tensor(act.clamp).bfloat16().item() if act.clamp is not None else torch.inf\n    return v.clamp(b * low, b)\n\n\ndef _clamped("
+
+
+def _product_clamped(name: str, of: str, held: str, *, alone: bool) -> Mutant:
+    """The product is clamped at ``of``; ``alone``: gate and up are not."""
+    edits = [("eager_activation", of, held), ("eager_activation", "\n\ndef _clamped(", _OWN)]
+    edits += [("eager_activation", _CLAMPED, "")] if alone else []
+    return Mutant(name, "forward/clamp-10-bell-misapplied", edits)
+
+
+CLAMPS = [
+    _product_clamped("product-clamped-alone", _PRODUCT, "value = " + _HELD.format("gated * up", ""), alone=True),
+    _product_clamped("product-clamped-too", _PRODUCT, "value = " + _HELD.format("gated * up", ""), alone=False),
+    _product_clamped("weighted-product-clamped-alone", _WEIGHTED, "value = " + _HELD.format("value * routing", ""), alone=True),
+    _product_clamped("weighted-product-clamped-above-alone", _WEIGHTED, "value = " + _HELD.format("value * routing", ", -torch.inf"), alone=True),
+]  # fmt: skip
+
 ALLOWED = [
     _one("gate-flushed", "eager_activation", _CLAMPED, _CLAMPED + f"\n    gate = {flushed('gate')}", "forward/directed-subnormal-*"),
     _one("silu-flushed", "eager_activation", _PRODUCT, f"value = {flushed('gated')} * up", "forward/directed-subnormal-*"),
@@ -219,4 +237,4 @@ place of staging's division, a floor of staging anywhere between 448 * 2**-23 an
 subnormal hidden states, which staging's floor makes zeros.
 """
 
-NUMBERS = [*TIES, *TWICE, *TRUNCATED, *FLUSHED, *SPECIALS, *EXPONENTS, *NARROW]
+NUMBERS = [*TIES, *TWICE, *TRUNCATED, *FLUSHED, *SPECIALS, *EXPONENTS, *NARROW, *CLAMPS]

@@ -124,6 +124,18 @@ INDEX = [
     _one("staging-of-last-slot-lost", "staging", "topk_weights_out[:tokens].copy_(topk_weights)", "topk_weights_out[:tokens, : max(topk_ids.shape[1] - 1, 1)].copy_(topk_weights[:, : max(topk_ids.shape[1] - 1, 1)])", "staging/weights-not-copied-bit-for-bit"),
 ]  # fmt: skip
 
+_SORTED = "order = problem.topk_ids.flatten().argsort(stable=True)\n            place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))\n            "
+_PADDED = (
+    _SORTED
+    + "count = problem.topk_ids.flatten().bincount()\n            gap = (-count % 64).cumsum(0) - -count % 64\n            place = (place + gap[problem.topk_ids.flatten()]).clamp_max(len(order) - 1)\n            "
+)
+_AT = "routing = problem.topk_weights.flatten()[{}[token * problem.topk_ids.shape[1] + slot]].unsqueeze(-1)"
+GROUPED = [
+    _one("weight-at-the-place-after-the-sort", "eager", _WEIGHT, _SORTED + _AT.format("place"), "forward/bell-h256-i128-drifts"),
+    _one("weight-at-the-place-in-tiles-of-64", "eager", _WEIGHT, _PADDED + _AT.format("place"), "forward/token-block-edge-t31"),
+    _one("weight-in-order-by-expert-read-by-slot", "eager", _WEIGHT, _SORTED + _AT.format("order"), "forward/bell-h256-i128-drifts"),
+]  # fmt: skip
+
 _SF13 = "problem.w13_weight_scale[expert],"
 _DOWN = "down = linear(codes, sf, "
 STALE = [
@@ -221,4 +233,4 @@ REFUSALS = [
     _one("refused-in-the-words-of-the-other-check", "staging", 'raise ValueError(text("staging-shapes", contract))', 'raise ValueError(text("staging-hidden", contract))', "errors/staging-takes-ids-with-fewer-slots"),
 ]  # fmt: skip
 
-PLACES = [*COMBINE, *SIZES, *INDEX, *STALE, *MASKS, *EPLB, *LAYOUT, *REFUSALS]
+PLACES = [*COMBINE, *SIZES, *INDEX, *GROUPED, *STALE, *MASKS, *EPLB, *LAYOUT, *REFUSALS]

@@ -118,6 +118,27 @@ def _clamps(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
         "the clamp comes after silu",
         {"clamp": lambda g, u: (g, both(g, u)[1]), "silu": gated},
     )
+    yield from _of_products(bound)
+
+
+def _of_products(bound: np.float32) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The clamp on the product of silu and up, in place of the one on gate and up or besides."""
+
+    def held(values: F32, above_only: bool) -> F32:
+        return np.fmin(values if above_only else np.fmax(values, -bound), bound)
+
+    def before(above_only: bool) -> Callable[[F32, F32, F32], F32]:
+        return lambda s, u, w: held(s * u, above_only) * w
+
+    def after(above_only: bool) -> Callable[[F32, F32, F32], F32]:
+        return lambda s, u, w: held(s * u * w, above_only)
+
+    for above_only, how in ((False, "clamped"), (True, "clamped from above only")):
+        for product, factors in ((before, "silu and up"), (after, "silu, up and routing weight")):
+            name = f"the product of {factors} is {how}"
+            step = {"product": product(above_only)}
+            yield f"{name}, not gate and up", {**step, "clamp": lambda g, u: (g, u)}
+            yield f"{name}, and gate and up too", step
 
 
 # --- silu ---------------------------------------------------------------------------------------

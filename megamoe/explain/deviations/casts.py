@@ -128,8 +128,6 @@ def _fnuz(values: F32, exponent: I32) -> U8:
 
 
 CASTS: Final[Mapping[str, Cast]] = {
-    "codes are rounded toward zero": _rounded(np.floor),
-    "codes are rounded away from zero": _rounded(np.ceil),
     "ties of codes are rounded away from zero": _rounded(lambda q: np.floor(q + 0.5)),
     "ties of codes are rounded toward zero": _rounded(lambda q: np.ceil(q - 0.5)),
     "ties of codes are rounded up": _ties(lambda w, q: w > 0),
@@ -142,6 +140,8 @@ CASTS: Final[Mapping[str, Cast]] = {
         lambda w, q: _is_odd(q) & (np.abs(w) >= 2.0**-6)
     ),
     "ties of negative codes are rounded away from zero": _ties(lambda w, q: _is_odd(q) | (w < 0)),
+    "codes are rounded toward zero": _rounded(np.floor),
+    "codes are rounded away from zero": _rounded(np.ceil),
     "scaled values go through TF32 before the cast": _through(tf32),
     "scaled values go through fp16 before the cast": _through(in_half),
     "scaled values go through bfloat16 before the cast": _through(in_bf16),

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from megamoe.explain.deviations.by_expert import sorted_weights
 from megamoe.explain.life import Life, Slot
 from megamoe.explain.sources import Tokens
 from megamoe.oracle.staging import quantize
@@ -131,6 +132,7 @@ def other_weights(life: Life, source: Tokens) -> dict[str, dict[int, np.float32]
             found[f"routing weights are read with a stride of {stride}"] = {
                 k: source.token(token).weights[slot] for k, (token, slot) in read.items()
             }
+    found |= sorted_weights(source, at)
     order = [*live, *(k for k in range(slots) if k not in live)]
     if order != sorted(order):
         found["routing weights skip slots without an expert"] = {k: weights[order[k]] for k in live}

@@ -1,0 +1,166 @@
+"""Deviations whose number is read from the output: a code in place of zero, another slot's weight.
+
+No catalogue can list them, since each code and each slot of a batch would be one. So the output
+proposes them, and then they are tried as any other deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.explain.deviations.staging import StagedWay
+from megamoe.explain.life import Life, Slot, is_live
+from megamoe.explain.predict import Acts, Predictor
+from megamoe.explain.ways import Way, right
+from megamoe.spec.formats import E4M3_TABLE, F32, F64, GROUP, U8, bf16_decode
+
+Bools = npt.NDArray[np.bool_]
+Change = Callable[[F32, U8], U8]
+"""Of right codes, from the values and these codes."""
+
+# --- zeros --------------------------------------------------------------------------------------
+
+_SIGN: Final = np.uint8(0x80)
+
+
+def zeros_of_staging(life: Life, x: U8) -> Iterator[StagedWay]:
+    """One code ``x`` ``(H,)`` shows in place of zeros."""
+    values = bf16_decode(life.token.hidden)
+    for name, change in zeros(values, life.x, x):
+        yield StagedWay(name, partial(_staged, life, values, change))
+
+
+def _staged(life: Life, values: F32, change: Change) -> tuple[U8, U8]:
+    return change(values, life.x), life.x_sf
+
+
+def zeros_of_codes(life: Life, acts: Acts) -> Iterator[Way]:
+    """The same of the codes between the linears."""
+    slots = [slot for slot in life.slots if slot.slot in acts]
+    if not slots:
+        return
+    own = right(life)
+    values = np.concatenate([slot.value for slot in slots])
+    codes = np.concatenate([slot.codes for slot in slots])
+    shown = np.concatenate([acts[slot.slot][0] for slot in slots])
+    for name, change in zeros(values, codes, shown):
+        yield own.replaced(
+            name, "requantise", codes=lambda v, e, m, f=change: f(v, own.codes(v, e, m))
+        )
+
+
+def zeros(values: F32, codes: U8, shown: U8) -> Iterator[tuple[str, Change]]:
+    """By name, the change of right codes into codes with another one in place of zeros.
+
+    ``values`` before the cast, their right ``codes``, and the codes ``shown`` by the output: of one
+    shape. None where no code of a zero is wrong.
+    """
+    zero = values == 0
+    rounded = ((codes & 0x7F) == 0) & ~zero
+    wrong = codes != shown
+    at = (zero if (zero & wrong).any() else rounded) & wrong
+    if not at.any():
+        return
+    size = int(np.bincount(shown[at] & 0x7F).argmax())
+    if not size:
+        return
+    plus = shown[at & ~np.signbit(values) & ((shown & 0x7F) == size)]
+    code = size | (0x80 if (plus & _SIGN).mean() > 0x40 else 0) if len(plus) else size
+    text = f"become {code:#04x} ({E4M3_TABLE[code]:g})"
+    has_minus = bool(np.signbit(values[at]).any())
+    for who, many in (("zeros", False), ("values that round to zero, and zeros,", True)):
+        if (many and not rounded.any()) or not (many or zero.any()):
+            continue
+        yield f"{who} {text}", _encoder(code, many=many, signed=False)
+        if has_minus or many:
+            yield f"{who} {text} with their sign", _encoder(code, many=many, signed=True)
+
+
+def _encoder(code: int, *, many: bool, signed: bool) -> Change:
+    def change(values: F32, codes: U8) -> U8:
+        at = (codes & 0x7F) == 0 if many else values == 0
+        sign = np.where(np.signbit(values), _SIGN, 0) if signed else np.uint8(0)
+        return np.where(at, code ^ sign, codes).astype(np.uint8)
+
+    return change
+
+
+# --- the routing weight of another slot ---------------------------------------------------------
+
+_TOKENS_AT_MOST: Final = 1024
+_TRIED: Final = 16
+"""Routing weights nearest to the one that a slot's codes suggest."""
+_NEAR: Final = 0.05
+"""The relative distance from it: codes of 4 bits, some of them beside the right one."""
+LEAST: Final = 8
+"""Wrong values of a slot that its weight must explain, as for a match in some slots."""
+OTHER_SLOTS: Final = ("routing weight", "routing weights are those of other slots")
+
+
+def other_slots(run: Predictor, wrong: Bools, least: int = LEAST) -> Way | None:
+    """Each wrong slot with the routing weight of another slot of the batch.
+
+    ``wrong`` ``(S, I/32 + I)``: scale bytes and codes outside, by slot. None unless for each slot
+    with a wrong value exactly one weight of the batch gives all its values, exactly one slot has
+    this weight, and it explains ``least`` values.
+    """
+    life, source = run.life, run.source
+    if life.contract.routing_weight.value != "activation" or source.tokens > _TOKENS_AT_MOST:
+        return None
+    slots = [s for s, row in zip(run.routed(), wrong, strict=True) if row.any()]
+    counts = wrong.sum(axis=1)
+    if (counts[counts > 0] < least).any():
+        return None
+    tokens = [source.token(at) for at in range(source.tokens)]
+    weights = np.stack([np.where(is_live(t), t.weights, np.float32(0)) for t in tokens])
+    near = {s.slot: _near(s, *run.acts[s.slot], weights) for s in slots}
+    if not all(len(found) for found in near.values()):
+        return None
+    fits: dict[int, list[np.float32]] = {s.slot: [] for s in slots}
+    routed = [s.slot for s in run.routed()]
+    for k in range(max(len(found) for found in near.values())):
+        one = {slot: found[k] for slot, found in near.items() if k < len(found)}
+        beyond = np.any(run.outside_codes(_weighted(life, "", one)), axis=1)
+        for slot, weight in one.items():
+            if not beyond[routed.index(slot)]:
+                fits[slot].append(weight)
+    owners = {k: np.argwhere(weights == found[0]) for k, found in fits.items() if len(found) == 1}
+    if len(owners) < len(slots) or any(len(owner) > 1 for owner in owners.values()):
+        return None
+    said = ", ".join(
+        f"slot {k} of token {life.at} takes that of slot {slot} of token {at}"
+        for k, ((at, slot),) in owners.items()
+    )
+    chosen = {k: found[0] for k, found in fits.items()}
+    return _weighted(life, f"{OTHER_SLOTS[1]}: {said}", chosen)
+
+
+def _weighted(life: Life, name: str, weights: dict[int, np.float32]) -> Way:
+    return right(life).replaced(
+        name, OTHER_SLOTS[0], weight=lambda slot: weights.get(slot.slot, slot.weight)
+    )
+
+
+def _near(slot: Slot, codes: U8, sf: U8, weights: F32) -> F32:
+    """The routing weights near to the one that the shown codes of a slot suggest."""
+    size = codes & 0x7F
+    sure = (size >= 8) & (size < 0x7E) & (slot.value != 0) & np.isfinite(slot.value)
+    if not sure.any() or not np.isfinite(slot.weight) or not slot.weight:
+        return np.empty(0, np.float32)
+    exponent = np.repeat(sf.astype(np.int32) - 127, GROUP)[sure]
+    ratio: F64 = np.ldexp(E4M3_TABLE[codes[sure]].astype(np.float64), exponent) / slot.value[sure]
+    middle = np.median(ratio)
+    close = ratio[np.abs(ratio - middle) <= abs(middle) / 8]
+    guess = (close.mean() if len(close) else middle) * slot.weight
+    every = np.unique(weights[(weights != 0) & (weights != slot.weight) & np.isfinite(weights)])
+    distance = np.abs(every / guess - 1)
+    order = np.argsort(distance, kind="stable")[:_TRIED]
+    return np.asarray(every[order][distance[order] < _NEAR], np.float32)
+
+
+__all__ = ["LEAST", "OTHER_SLOTS", "other_slots", "zeros", "zeros_of_codes", "zeros_of_staging"]

@@ -1,0 +1,115 @@
+"""``megamoe explain`` reads a number from the output: a code for zero, another slot's weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from megamoe.backends.eager import EagerBackend
+from megamoe.backends.simulate import problem
+from megamoe.explain import FromProblem, departure, explain
+from megamoe.explain.deviations.shown import OTHER_SLOTS
+from megamoe.spec.contract import BASE
+from megamoe.suite.at_hand import run
+from tests.helpers.local import Local
+
+_CODE = np.uint8(0x28)
+_OF_OTHERS = "routing weights are those of other slots: "
+
+
+@pytest.fixture(scope="module")
+def right():
+    """Five tokens; zeros of both signs among the hidden states of token 1."""
+    made = problem(3, tokens=5, top_k=3, hidden=128, intermediate=128,
+                   weights_recipe={"w13_scale": [120, 2], "w2_scale": [120, 2]})  # fmt: skip
+    hidden = made.hidden_states.clone()
+    hidden[1, ::7], hidden[1, 14::28] = 0.0, -0.0
+    return replace(made, hidden_states=hidden)
+
+
+@pytest.fixture(scope="module")
+def stages(right):
+    return run(right, Local(EagerBackend(BASE)))
+
+
+def rows_of(p, weights, token=1):
+    """The stages of a token with other routing weights than ``p`` says."""
+    wrong = replace(p, topk_weights=torch.tensor(weights, dtype=torch.float32))
+    return {k: v[token] for k, v in run(wrong, Local(EagerBackend(BASE))).items()}
+
+
+def names(p, rows, token=1):
+    said = explain(FromProblem(p), token, 0, "fp32-ordered", rows, contract=BASE)["actual"]
+    return [way["what"] for step in said["explanations"] for way in step["exact"]]
+
+
+@pytest.fixture(scope="module")
+def moved(right):
+    """Weights where slots 0 and 2 of token 1 and slot 1 of token 2 have those of other slots."""
+    w = right.topk_weights.numpy().copy()
+    w[1, 0], w[1, 2], w[2, 1] = w[4, 2], w[3, 1], w[0, 0]
+    return w
+
+
+def test_a_slot_with_the_routing_weight_of_another_slot_is_named(right, moved):
+    assert names(right, rows_of(right, moved)) == [
+        _OF_OTHERS + "slot 0 of token 1 takes that of slot 2 of token 4, "
+        "slot 2 of token 1 takes that of slot 1 of token 3"
+    ]
+
+
+def test_it_is_one_cause_for_all_tokens(right, moved):
+    rows, only = rows_of(right, moved, 2), frozenset([OTHER_SLOTS])
+    said = departure(FromProblem(right), 2, 0, "fp32-ordered", rows, BASE, only)
+    (way,) = said["explanations"][0]["exact"]
+    assert way["what"] == f"{_OF_OTHERS}slot 1 of token 2 takes that of slot 0 of token 0"
+
+
+def test_a_weight_that_two_slots_have_names_neither(right, moved):
+    weights = right.topk_weights.clone()
+    weights[3, 0] = weights[4, 2]
+    given = replace(right, topk_weights=weights)
+    assert not names(given, rows_of(given, moved))
+
+
+def test_a_weight_that_no_slot_has_gets_no_name(right):
+    weights = right.topk_weights.numpy().copy()
+    weights[1, 0] *= 0.7
+    assert not names(right, rows_of(right, weights))
+
+
+def _zero(codes):
+    return (codes & 0x7F) == 0
+
+
+def test_a_code_in_place_of_zeros_is_named(right, stages):
+    rows = {k: v[1].copy() for k, v in stages.items()}
+    minus = rows["x"] == 0x80
+    rows["x"][_zero(rows["x"])] = _CODE
+    assert names(right, rows) == ["zeros become 0x28 (0.25)"]
+    rows["x"][minus] |= 0x80
+    assert names(right, rows) == ["zeros become 0x28 (0.25) with their sign"]
+
+
+def test_a_code_in_place_of_values_that_round_to_zero_is_named(right):
+    hidden = right.hidden_states.clone()
+    hidden[1, 5::32], hidden[1, 6] = 1e-7, 1e3
+    given = replace(right, hidden_states=hidden)
+    rows = {k: v[1].copy() for k, v in run(given, Local(EagerBackend(BASE))).items()}
+    x = rows["x"].copy()
+    rows["x"][_zero(x)] = _CODE
+    assert names(given, rows) == ["values that round to zero, and zeros, become 0x28 (0.25)"]
+    rows["x"][5::32] = x[5::32]
+    assert names(given, rows) == ["zeros become 0x28 (0.25)"]
+
+
+def test_a_code_in_place_of_zero_activations_is_named(right):
+    weights = right.topk_weights.clone()
+    weights[1, 2] = 0
+    given = replace(right, topk_weights=weights)
+    rows = {k: v[1].copy() for k, v in run(given, Local(EagerBackend(BASE))).items()}
+    rows["l2_acts"][_zero(rows["l2_acts"])] = _CODE
+    assert "zeros become 0x28 (0.25)" in names(given, rows)
