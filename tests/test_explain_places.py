@@ -16,7 +16,8 @@ from megamoe.commands import explain_larger
 from megamoe.console import Console
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.brief import brief
-from megamoe.explain.places import fitting, in_batch, phrase, rows_of_experts
+from megamoe.explain.places import fitting, in_batch
+from megamoe.explain.rules import phrase, rows_of_experts
 from megamoe.spec.contract import BASE
 from megamoe.suite.at_hand import run
 from megamoe.suite.telling import larger, smallest, telling
@@ -259,6 +260,6 @@ def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
     ids, wrong = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3, bool)
     first, second = ({"exact": [{"what": what}]} for what in ("relu stands for silu", "y is zero"))
     said = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong, {})
-    assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": []}
+    assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": [], "before": ""}
     said = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong, {})
     assert said["is_lost"] and "all tokens are dropped" in said["rules"]
