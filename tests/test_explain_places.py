@@ -225,10 +225,14 @@ class Here(Everywhere):
 """
 
 
+NOTHING = {"actual": None, "seconds": 0.5}
+"""What ``explain`` says where it finds no cause and no place."""
+
+
 @pytest.mark.parametrize(
     ("backend", "says"),
     [
-        ("Everywhere", "a larger case is red too, and may tell more: `megamoe explain forward/"),
+        ("Everywhere", "a larger case is red too, and tells more: `megamoe explain forward/"),
         ("Here", "larger cases pass: forward/"),
         (None, "try a larger case, if it is red too: forward/"),
     ],
@@ -238,7 +242,7 @@ def test_a_larger_case_is_judged_before_it_is_named(warm, tmp_path, backend, say
     (tmp_path / "k.py").write_text(KERNEL)
     named = backend and f"{tmp_path}/k.py:{backend}"
     (case,) = by_name("token-block-edge-t15")
-    line = explain_larger.line(argparse.Namespace(backend=named), case)
+    line = explain_larger.line(argparse.Namespace(backend=named), case, NOTHING)
     assert line.startswith(says), line
     if backend == "Everywhere":
         assert line.endswith(f" --backend {named}`")
@@ -260,6 +264,7 @@ def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
     ids, wrong = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3, bool)
     first, second = ({"exact": [{"what": what}]} for what in ("relu stands for silu", "y is zero"))
     said = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong, {})
-    assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": [], "before": ""}
+    assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": [], "before": "",
+                    "is_empty_tokens": False}  # fmt: skip
     said = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong, {})
     assert said["is_lost"] and "all tokens are dropped" in said["rules"]

@@ -123,7 +123,7 @@ def run(a: argparse.Namespace) -> int:
         brief({**said, "original": _original(subject.about, said)}, console)
         hint = ""
         if subject.case is not None and _is_short(subject.case, said):
-            hint = explain_larger.line(a, subject.case)
+            hint = explain_larger.line(a, subject.case, said)
         if hint:
             console.print(hint, markup=False, highlight=False, soft_wrap=True)
         if a.full:
@@ -197,6 +197,8 @@ def _is_short(case: Case, said: Mapping[str, Any]) -> bool:
     if not said["actual"]:
         return False
     steps, rules = said["actual"]["explanations"], said.get("batch", {"rules": []})["rules"]
+    if said.get("batch", {}).get("is_empty_tokens"):
+        return False  # no deviation gives a row that nobody wrote, in a larger case neither
     unclear = not all(map(is_clear, steps)) or len(rules) > 1
     is_doubtful = any(step["exact"] and not is_certain(step) for step in steps)
     has_most = telling(case) == 2 and len(rules) < 2

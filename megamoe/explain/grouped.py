@@ -7,12 +7,15 @@ tile. Where one of them counts otherwise, rows meet the weights of another exper
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import numpy as np
 
 from megamoe.explain.rules import TILES, Bools, Ids, Rule, rows_of_experts
 from megamoe.printable import counted
+
+_IN_TILES: Final = ", in tiles of "
 
 
 def grouped_rules(ids: Ids, experts: int) -> Iterator[Rule]:
@@ -34,12 +37,21 @@ def grouped_rules(ids: Ids, experts: int) -> Iterator[Rule]:
                     continue
                 seen.add(key)
                 many = counted(int(slots.sum()), "row")
-                if_so = f"if {text}" + (f", in tiles of {size} rows" if size > 1 else "")
+                if_so = f"if {text}" + (f"{_IN_TILES}{size} rows" if size > 1 else "")
                 yield Rule(
                     f"the {many} with another expert's weights {if_so}",
                     f"the {many} beyond the last expert are dropped {if_so}",
                     slots, experts=got,
                 )  # fmt: skip
+
+
+def one_of_each(found: Iterable[Rule]) -> list[Rule]:
+    """``found``, with one rule of those that differ in the tile only."""
+    out: dict[str, Rule] = {}
+    for rule in found:
+        key = rule.where if rule.experts is None else rule.where.partition(_IN_TILES)[0]
+        out.setdefault(key, rule)
+    return [*out.values()]
 
 
 def _counts(counts: Ids, masked: int, size: int) -> Iterator[tuple[str, Ids]]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from megamoe.explain.channels import FEWEST, MOST, in_words
-from megamoe.explain.grouped import before, grouped_rules
+from megamoe.explain.grouped import before, grouped_rules, one_of_each
 from megamoe.explain.rules import Bools, Ids, Rule, WrongSlots, phrase, rules
 from megamoe.explain.unwritten import zero_rows
 from megamoe.judge import Finding
@@ -131,14 +131,14 @@ def in_batch(
     if len(wrong) < 2:
         found = []  # a batch of one token says no more than the token
     elif is_lost:
-        found = [rule for rule in found if rule.loses()]
+        found = one_of_each(rule for rule in found if rule.loses())
     else:
         # One token agrees with some rule by chance, and all tokens agree with many.
         is_some = wrong.sum() > 1 and not wrong.all()
         found = [rule for rule in found if rule.is_rare or is_some]
         found = [rule for rule in found if rule.gives(wrong_slots)]
         named = {int(one[1]) for one in map(_OF_EXPERT.search, causes) if one}
-        found = [rule for rule in found if rule.takes(named, token)]
+        found = one_of_each(rule for rule in found if rule.takes(named, token))
     place = next((rule.slots for rule in found if rule.where.startswith("expert")), None)
     is_shifted = any(rule.experts is not None for rule in found)
     return {
@@ -146,5 +146,6 @@ def in_batch(
         "wrong": int(wrong.sum()),
         "is_lost": is_lost,
         "rules": [rule.lost if is_lost else rule.where for rule in found],
+        "is_empty_tokens": any(rule.is_rare for rule in found),
         "before": "" if place is None or is_shifted else before(ids, experts, place),
     }

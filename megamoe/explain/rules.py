@@ -99,7 +99,7 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
                 )
     low = int(ids[live & wrong[:, None]].min(initial=experts))
     for e in (int(e) for e in used if e > max(low, used[0])):
-        if used[-1] > e:
+        if (used >= e).sum() > 2:
             slots = live & (ids >= e)
             of = counted(int(slots.sum()), "row")
             yield Rule(

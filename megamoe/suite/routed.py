@@ -1,0 +1,72 @@
+"""What the routing of a case has: a fault that needs it shows in no case without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from megamoe.cases import Case
+from megamoe.cases.recipes import made_tokens, routing
+from megamoe.cases.stored import is_stored
+
+_TILES: Final = (8, 16, 32, 64, 128)
+"""Rows of a tile of an expert."""
+_SKEW: Final = 2
+"""The busiest expert has so many times the mean rows."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The rows of each expert, and the slots without one."""
+
+    rows: dict[int, int]
+    """By expert, of those with a row."""
+    masked: int
+    """Slots without an expert."""
+    slots: int
+    empty_tokens: int
+    """Tokens without a live slot."""
+
+    @staticmethod
+    def of(ids: npt.NDArray[np.int64], experts: int) -> Routed:
+        """Of expert ids ``(T, K)``."""
+        live = (ids >= 0) & (ids < experts)
+        numbers, counts = np.unique(ids[live], return_counts=True)
+        rows = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        empty = int((live.sum(axis=1) == 0).sum())
+        return Routed(rows, int((~live).sum()), ids.size, empty)
+
+    @property
+    def tile(self) -> int:
+        """Rows of the largest tile that is full at the end of an expert; 0 for none."""
+        full = [size for size in _TILES for many in self.rows.values() if many % size == 0]
+        return max(full, default=0)
+
+    @property
+    def is_skewed(self) -> bool:
+        """Whether one expert has at least twice the mean rows."""
+        counts = [*self.rows.values()]
+        return bool(counts) and max(counts) * len(counts) >= _SKEW * sum(counts)
+
+    def beyond(self, other: Routed) -> list[str]:
+        """What this routing has and ``other`` lacks, in words."""
+        found = {
+            "masked slots": self.masked and not other.masked,
+            "a token without a live slot": self.empty_tokens and not other.empty_tokens,
+            f"an expert whose last tile of {self.tile} rows is full": self.tile > other.tile,
+            "an expert with twice the mean rows": self.is_skewed and not other.is_skewed,
+        }
+        return [what for what, lacks in found.items() if lacks]
+
+
+def routed(case: Case) -> Routed | None:
+    """The routing of a case of one call; None where no recipe says it."""
+    p = case.params
+    if case.kind not in ("forward", "property") or is_stored(case):
+        return None
+    made, at = made_tokens(case.seed, p, np.arange(p["tokens"]))
+    ids, _ = routing(case.seed, made, p["experts"], p["top_k"], p.get("routing_recipe", {}))
+    return Routed.of(ids[at], p["experts"])
