@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megamoe.cases import Case, load_cases
-from megamoe.commands import explain_larger
+from megamoe.commands import explain_larger, show
 from megamoe.suite.routed import Routed
 from megamoe.suite.telling import larger, smallest, telling
 
@@ -124,6 +124,23 @@ def test_rows_of_experts_say_what_a_routing_has():
     assert Routed({0: 9, 1: 1, 2: 1}, 0, 11, 0).is_skewed and not skewed.is_skewed
 
 
+@pytest.mark.parametrize(
+    ("rows", "experts", "said"),
+    [
+        ({0: 3, 2: 5}, 3, "0: 3, 1: 0, 2: 5"),
+        ({9: 4, 3: 5}, 40, "3: 5, 9: 4; none of 38 other experts"),
+        ({e: 9 + e % 7 for e in range(20)}, 40,
+         "9 to 15 each of 20 of 40 experts; most of 6: 15, 13: 15, 5: 14"),
+        ({}, 40, "none of 40 experts has a row"),
+    ],
+)  # fmt: skip
+def test_rows_of_experts_fit_a_line(rows, experts, said):
+    total = sum(rows.values())
+    assert Routed(rows, 0, total, 0).lines(experts) == said
+    masked = Routed(rows, 2, total + 2, 1).lines(experts)
+    assert masked == f"{said}; 2 of {total + 2} slots are masked, 1 token without a live slot"
+
+
 def test_the_larger_case_has_the_same_subject():
     """A fault of masked slots needs such slots, and one of chosen values these values."""
     everything = load_cases()
@@ -131,3 +148,9 @@ def test_the_larger_case_has_the_same_subject():
     found = larger(masked, everything)[0]
     assert not {"mask", "mask_every"}.isdisjoint(found.params["routing_recipe"])
     assert larger(chosen, everything) == []
+
+
+def test_show_prints_the_rows_of_one_case(capsys):
+    asked = argparse.Namespace(case="token-block-edge-t15", json=False, golden=None)
+    assert show.run(asked) == 0
+    assert "\n  rows of experts    0: 5, 1: 6, 2: 8, 3: 6, 4: 5\n" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,11 +12,19 @@ import numpy.typing as npt
 from megamoe.cases import Case
 from megamoe.cases.recipes import made_tokens, routing
 from megamoe.cases.stored import is_stored
+from megamoe.printable import counted
 
 _TILES: Final = (8, 16, 32, 64, 128)
 """Rows of a tile of an expert."""
+LISTED: Final = 16
+"""Experts whose rows are all shown."""
+_BUSIEST: Final = 3
 _SKEW: Final = 2
 """The busiest expert has so many times the mean rows."""
+
+
+def _listed(rows: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{expert}: {many}" for expert, many in rows)
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,28 @@ class Routed:
         rows = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
         empty = int((live.sum(axis=1) == 0).sum())
         return Routed(rows, int((~live).sum()), ids.size, empty)
+
+    def lines(self, experts: int) -> str:
+        """The rows of ``experts`` experts in one line; of many the range, and
+        the busiest."""
+        ordered = sorted(self.rows.items(), key=lambda one: (-one[1], one[0]))
+        if experts <= LISTED:
+            said = _listed([(e, self.rows.get(e, 0)) for e in range(experts)])
+        elif not ordered:
+            said = f"none of {experts} experts has a row"
+        elif len(ordered) <= LISTED:
+            others = counted(experts - len(ordered), "other expert")
+            said = f"{_listed(sorted(ordered))}; none of {others}"
+        else:
+            said = (
+                f"{ordered[-1][1]} to {ordered[0][1]} each of {len(ordered)} of {experts} experts; "
+                f"most of {_listed(ordered[:_BUSIEST])}"
+            )
+        if self.masked:
+            said += f"; {self.masked} of {self.slots} slots are masked"
+        if self.empty_tokens:
+            said += f", {counted(self.empty_tokens, 'token')} without a live slot"
+        return said
 
     @property
     def tile(self) -> int:
