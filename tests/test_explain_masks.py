@@ -63,8 +63,10 @@ def test_masked_slots_that_count_for_expert_0_are_mentioned():
     said = of_one_token(wrong, what, ids, 3, {32: {0}})
     masks = "with another expert's weights if masked slots (16) count as rows of expert 0"
     assert any(masks in rule for rule in said["rules"]), said["rules"]
-    other = of_one_token(wrong, what.replace("of expert 0", "of expert 2"), ids, 3, {32: {0}})
-    assert not any("of expert 0," in rule for rule in other["rules"]), "the weights are of another"
+    other = of_one_token(wrong, what.replace("of expert 0", "of expert 7"), ids, 3, {32: {0}})
+    clamp = of_one_token(wrong, "the gate is clamped from below too", ids, 3, {32: {0}})
+    for said in (other, clamp):  # the weights are of another expert, or right
+        assert said["rules"] and not any("masked" in rule for rule in said["rules"])
 
 
 def test_a_full_tile_that_counts_twice_shifts_the_first_tile_of_later_experts():
@@ -78,13 +80,19 @@ def test_a_full_tile_that_counts_twice_shifts_the_first_tile_of_later_experts():
     ]
 
 
+def test_three_experts_and_more_are_named_by_the_first():
+    ids = rows((0, 5), (1, 3), (2, 9), (3, 4))
+    said = of_one_token(ids[:, 0] >= 1, ids=ids, experts=4)
+    assert "experts 1 and later, at all of their 16 rows" in said["rules"]
+    assert said["before"] == "", "5 rows are no full tile"
+
+
 def test_the_expert_before_is_named_where_its_rows_fill_tiles():
     ids = rows((0, 5), (1, 16), (2, 20), (3, 4))
     said = of_one_token(ids[:, 0] >= 2, ids=ids, experts=4)
-    assert "experts 2 and later, at all of their 24 rows" in said["rules"] or said["before"]
-    slots = ids >= 2
     note = "expert 2 comes after expert 1, which has 16 rows: full tiles of 8 or 16"
-    assert before(ids, 4, slots) == note
+    assert said["rules"][0] == "experts 2 and 3, at all of their 24 rows"
+    assert said["before"] == before(ids, 4, ids >= 2) == note
     assert before(ids, 4, ids == 1) == before(ids, 4, ids == 0) == ""
 
 

@@ -138,7 +138,11 @@ def in_batch(
         found = [rule for rule in found if rule.is_rare or is_some]
         found = [rule for rule in found if rule.gives(wrong_slots)]
         named = {int(one[1]) for one in map(_OF_EXPERT.search, causes) if one}
-        found = one_of_each(rule for rule in found if rule.takes(named, token))
+        is_other = bool(causes) and not any("weights" in what for what in causes)
+        found = one_of_each(
+            rule for rule in found
+            if rule.experts is None or (not is_other and rule.takes(named, token))
+        )  # fmt: skip
     place = next((rule.slots for rule in found if rule.where.startswith("expert")), None)
     is_shifted = any(rule.experts is not None for rule in found)
     return {

@@ -98,7 +98,7 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
                     both,
                 )
     low = int(ids[live & wrong[:, None]].min(initial=experts))
-    for e in (int(e) for e in used if e > max(low, used[0])):
+    for e in (int(e) for e in used[1:] if e >= low):
         if (used >= e).sum() > 2:
             slots = live & (ids >= e)
             of = counted(int(slots.sum()), "row")
