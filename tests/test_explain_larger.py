@@ -113,6 +113,18 @@ def test_a_larger_case_has_what_the_red_one_has():
     assert explain_larger.lacks(case, [best])[best.id] == []
 
 
+def test_cases_that_pass_are_said_to_lack_what_none_of_them_has():
+    (case,) = by_name("many-rows-masked-slots-and-an-empty-expert")
+    plain, masked = by_name("rows-of-a-large-batch-wrong-t1024", "masked-slot-computed-6")
+    lacking = explain_larger.lacks(case, [plain, masked])
+    said = explain_larger.without(lacking, [plain])
+    assert said.startswith("; it does not have what this case has: masked slots, ")
+    tile = "an expert whose last tile of 16 rows is full"
+    said = explain_larger.without(lacking, [plain, masked])
+    assert said == (f"; none of them has what this case has: a token without a live slot, {tile}")
+    assert explain_larger.without({case.id: []}, [case]) == ""
+
+
 def test_rows_of_experts_say_what_a_routing_has():
     ids = np.array([[0, 1], [0, -1], [0, 1], [-1, -1]])
     skewed = Routed.of(np.repeat(ids, 8, 0), 4)

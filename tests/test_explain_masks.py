@@ -10,6 +10,7 @@ import torch
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
+from megamoe.commands import main as cli
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.grouped import before
 from megamoe.explain.places import fitting, in_batch
@@ -128,3 +129,32 @@ def test_the_channels_of_such_values_are_no_pattern(dead):
         rows["y"][2::4] ^= 0x3F00
         actual = explain(FromProblem(dead), token, 0, "fp32", rows, contract=BASE)["actual"]
         assert actual["stages"][-1]["channels"] == said
+
+
+KERNEL = """
+from megamoe.backends import load_backend
+
+class Unwritten:
+    name = "unwritten"
+    accumulator = "fp32"
+    calls = 0
+
+    def forward(self, problem):
+        self.calls += 1
+        y = load_backend("eager").forward(problem)["y"]
+        y[(problem.topk_ids < 0).all(dim=1), :32] = self.calls
+        return y
+"""
+
+
+def test_explain_calls_a_kernel_twice_that_leaves_such_values(warm, tmp_path, capsys):
+    (tmp_path / "k.py").write_text(KERNEL)
+    case, backend = "token-without-a-live-slot-not-zero", f"{tmp_path}/k.py:Unwritten"
+    assert cli.main(["explain", case, "--backend", backend]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "where: the tokens without a live slot: 2 tokens\n"
+        "  exactly the 2 of 4 tokens that are outside\n"
+        "  a second call gives other values at 2 of 2 tokens without a live slot: "
+    ) in said
+    assert "of all tokens:" not in said and "larger case" not in said

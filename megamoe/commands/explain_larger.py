@@ -50,7 +50,7 @@ def line(a: argparse.Namespace, case: Case, said: Plain) -> str:
     if not found:
         return ""
     if not a.backend:
-        return f"try a larger case, if it is red too: {found[0].id}{_without(lacking, found[:1])}"
+        return f"try a larger case, if it is red too: {found[0].id}{without(lacking, found[:1])}"
     with Work("judging larger cases"):
         red, passed = _judged(settings, found[:TRIED], case, said)
     if red is not None:
@@ -59,7 +59,7 @@ def line(a: argparse.Namespace, case: Case, said: Plain) -> str:
     if not passed:
         return ""
     these = "a larger case passes" if len(passed) == 1 else "larger cases pass"
-    return f"{these}: {', '.join(one.id for one in passed)}{_without(lacking, passed)}"
+    return f"{these}: {', '.join(one.id for one in passed)}{without(lacking, passed)}"
 
 
 def lacks(case: Case, others: Sequence[Case]) -> dict[str, list[str]]:
@@ -69,7 +69,7 @@ def lacks(case: Case, others: Sequence[Case]) -> dict[str, list[str]]:
     return {name: own.beyond(its) if own and its else [] for name, its in pairs}
 
 
-def _without(lacking: Mapping[str, Sequence[str]], others: Sequence[Case]) -> str:
+def without(lacking: Mapping[str, Sequence[str]], others: Sequence[Case]) -> str:
     """What none of ``others`` has: they say nothing of a fault that needs it."""
     each = [lacking[other.id] for other in others]
     of_all = [what for what in each[0] if all(what in one for one in each)]
