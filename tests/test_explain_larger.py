@@ -9,6 +9,7 @@ import pytest
 
 from megamoe.cases import Case, load_cases
 from megamoe.commands import explain_larger, show
+from megamoe.commands.explain import _is_short
 from megamoe.suite.routed import Routed
 from megamoe.suite.telling import larger, smallest, telling
 
@@ -111,6 +112,14 @@ def test_a_larger_case_has_what_the_red_one_has():
     line = explain_larger.line(argparse.Namespace(backend=None), case, NOTHING)
     best = next(one for one in everything if one.id in line)
     assert explain_larger.lacks(case, [best])[best.id] == []
+
+
+def test_no_larger_case_is_tried_for_rows_that_nobody_may_have_written():
+    (case,) = by_name("many-rows-masked-slots-and-an-empty-expert")
+    step, batch = {"exact": [], "decisions": 9}, {"rules": ["a"], "is_empty_tokens": False}
+    said = {"actual": {"explanations": [step]}, "batch": batch}
+    assert _is_short(case, said)
+    assert not _is_short(case, {**said, "batch": {**batch, "is_empty_tokens": True}})
 
 
 def test_cases_that_pass_are_said_to_lack_what_none_of_them_has():

@@ -31,6 +31,7 @@ AFTER = np.isin(np.arange(6), [1])
         (DEAD, "the tokens without a live slot: 1 token"),
         (SOME | DEAD, "the tokens with a masked slot"),
         (SOME, "the tokens with a masked slot and a live one: 2 tokens"),
+        (~DEAD, "all tokens with a live slot"),
         (AFTER, "the slots after a masked slot of their token: 1 slot"),
     ],
 )
@@ -149,12 +150,12 @@ class Unwritten:
 
 def test_explain_calls_a_kernel_twice_that_leaves_such_values(warm, tmp_path, capsys):
     (tmp_path / "k.py").write_text(KERNEL)
-    case, backend = "token-without-a-live-slot-not-zero", f"{tmp_path}/k.py:Unwritten"
+    case, backend = "many-rows-masked-slots-and-an-empty-expert", f"{tmp_path}/k.py:Unwritten"
     assert cli.main(["explain", case, "--backend", backend]) == 0
     said = capsys.readouterr().out
     assert (
-        "where: the tokens without a live slot: 2 tokens\n"
-        "  exactly the 2 of 4 tokens that are outside\n"
-        "  a second call gives other values at 2 of 2 tokens without a live slot: "
+        "where: the tokens without a live slot: 40 tokens\n"
+        "  exactly the 40 of 200 tokens that are outside\n"
+        "  a second call gives other values at 40 of 40 tokens without a live slot: "
     ) in said
-    assert "of all tokens:" not in said and "larger case" not in said
+    assert "of all tokens:" not in said

@@ -219,6 +219,9 @@ def _of_tokens(live: Bools, wrong: Bools) -> Iterator[Rule]:
         yield Rule("all tokens", "all tokens are dropped", live)
         return
     at = int(np.argmax(wrong))
+    if at == 0 and not live.any(axis=1).all():
+        yield Rule("all tokens with a live slot", "all tokens are dropped", live)
+        return
     slots = live.copy()
     slots[:at] = False
     if at == tokens - 1:
