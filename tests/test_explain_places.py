@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +10,13 @@ import torch
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
-from megamoe.cases import Case, load_cases
-from megamoe.commands import explain_larger
 from megamoe.console import Console
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.brief import brief
-from megamoe.explain.places import fitting, in_batch, phrase, rows_of_experts
+from megamoe.explain.places import fitting, in_batch
+from megamoe.explain.rules import phrase, rows_of_experts
 from megamoe.spec.contract import BASE
 from megamoe.suite.at_hand import run
-from megamoe.suite.telling import larger, smallest, telling
 from tests.helpers.local import Local
 
 EXPERTS = 5
@@ -177,88 +174,12 @@ def test_the_rule_of_the_batch_stands_first(capsys):
     ]  # fmt: skip
 
 
-# --- the case to try ------------------------------------------------------------------------------
-
-
-def by_name(*names: str) -> list[Case]:
-    return [case for case in load_cases() if case.kind == "forward" and case.name in names]
-
-
-def test_a_case_of_several_tokens_and_slots_tells_more():
-    cases = by_name("bell-h256-i128-drifts", "token-block-edge-t1", "token-block-edge-t9")
-    assert {case.name: telling(case) for case in cases} == {
-        "bell-h256-i128-drifts": 2, "token-block-edge-t1": 0, "token-block-edge-t9": 1,
-    }  # fmt: skip
-    best = smallest(cases)
-    assert best is not None and best.name == "bell-h256-i128-drifts"
-    assert smallest([]) is None
-
-
-def test_the_larger_case_asks_for_the_same_features():
-    one, other = by_name("token-block-edge-t1")[0], by_name("situ-2-8-fast")[0]
-    everything = load_cases()
-    found = larger(one, everything)[0]
-    assert telling(found) == 2 and found.params["clamp"] == 10
-    assert all(case.params["activation"] == "situ" for case in larger(other, everything))
-    assert larger(one, [one]) == []
-    many = by_name("skewed-routing-overflows-one-expert-t200")[0]
-    assert all(case.params["tokens"] >= 200 for case in larger(many, everything))
-
-
-KERNEL = """
-from megamoe.backends import load_backend
-
-class Everywhere:
-    name = "everywhere"
-    accumulator = "fp32"
-
-    def forward(self, problem):
-        y = load_backend("eager").forward(problem)["y"]
-        y[3::4] = 0
-        return y
-
-class Here(Everywhere):
-    def forward(self, problem):
-        right = load_backend("eager").forward(problem)["y"]
-        return super().forward(problem) if problem.num_tokens == 15 else right
-"""
-
-
-@pytest.mark.parametrize(
-    ("backend", "says"),
-    [
-        ("Everywhere", "a larger case is red too, and may tell more: `megamoe explain forward/"),
-        ("Here", "larger cases pass: forward/"),
-        (None, "try a larger case, if it is red too: forward/"),
-    ],
-)
-def test_a_larger_case_is_judged_before_it_is_named(warm, tmp_path, backend, says):
-    """A green case explains nothing."""
-    (tmp_path / "k.py").write_text(KERNEL)
-    named = backend and f"{tmp_path}/k.py:{backend}"
-    (case,) = by_name("token-block-edge-t15")
-    line = explain_larger.line(argparse.Namespace(backend=named), case)
-    assert line.startswith(says), line
-    if backend == "Everywhere":
-        assert line.endswith(f" --backend {named}`")
-    if backend == "Here":
-        assert line.count("forward/") == explain_larger.TRIED
-
-
-def test_the_larger_case_has_the_same_subject():
-    """A fault of masked slots needs such slots, and one of chosen values these values."""
-    everything = load_cases()
-    masked, chosen = by_name("masked-slots-bell", "masked-slot-weight-not-finite")
-    found = larger(masked, everything)[0]
-    assert not {"mask", "mask_every"}.isdisjoint(found.params["routing_recipe"])
-    assert larger(chosen, everything) == []
-
-
 def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
     """Codes are wrong in some other way, and y is zero besides: no slot is lost."""
     ids, wrong = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3, bool)
     first, second = ({"exact": [{"what": what}]} for what in ("relu stands for silu", "y is zero"))
     said = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong, {})
-    assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": []}
+    assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": [], "before": "",
+                    "is_empty_tokens": False}  # fmt: skip
     said = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong, {})
     assert said["is_lost"] and "all tokens are dropped" in said["rules"]

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from megamoe.cases import Case
 from megamoe.commands import explain_larger, explain_staging
-from megamoe.commands.explain_subject import Subject
+from megamoe.commands.explain_subject import Subject, element_of
 from megamoe.commands.shared import (
     among_others,
     any_case,
@@ -32,10 +32,10 @@ from megamoe.explain import explain
 from megamoe.explain.brief import brief
 from megamoe.explain.others import of_all_tokens
 from megamoe.explain.show import show
+from megamoe.explain.unwritten import garbage, said_of_two
 from megamoe.explain.words import is_certain, is_clear
 from megamoe.golden import GoldenError, Store, make
-from megamoe.judge import Finding, forward_bits, judge_forward
-from megamoe.judge.elements import TILE
+from megamoe.judge import forward_bits, judge_forward
 from megamoe.judge.judgements import Judged
 from megamoe.spec.accumulators import FP32, FP32_ORDERED, classes_of
 from megamoe.spec.contract import Contract
@@ -89,7 +89,7 @@ def run(a: argparse.Namespace) -> int:
     if actual is not None and (token is None or channel is None):
         golden = subject.golden(class_name, contract)
         judged = judge_forward(actual, golden, class_name, subject.problem)
-        token, channel = _element(judged.findings, a.stage, token, channel)
+        token, channel = element_of(judged.findings, a.stage, token, channel)
         findings = judged.findings
         shown = [name for name in STAGES if name in actual]
         if not a.json and not _is_wrong(a, subject, judged, shown):
@@ -114,13 +114,16 @@ def run(a: argparse.Namespace) -> int:
                 said["actual"], actual, token, subject.source, subject.problem, findings,
                 class_name, contract,
             )  # fmt: skip
+            if subject.again is not None and "batch" in said:
+                again = said_of_two(subject.problem, actual["y"], subject.again)
+                said["batch"]["again"] = again
     said["seconds"] = round(time.perf_counter() - started, 3)
     if not _json(a, said):
         console = Console(width=None if sys.stdout.isatty() else 150)
         brief({**said, "original": _original(subject.about, said)}, console)
         hint = ""
         if subject.case is not None and _is_short(subject.case, said):
-            hint = explain_larger.line(a, subject.case)
+            hint = explain_larger.line(a, subject.case, said)
         if hint:
             console.print(hint, markup=False, highlight=False, soft_wrap=True)
         if a.full:
@@ -194,6 +197,8 @@ def _is_short(case: Case, said: Mapping[str, Any]) -> bool:
     if not said["actual"]:
         return False
     steps, rules = said["actual"]["explanations"], said.get("batch", {"rules": []})["rules"]
+    if said.get("batch", {}).get("is_empty_tokens"):
+        return False  # no deviation gives a row that nobody wrote, in a larger case neither
     unclear = not all(map(is_clear, steps)) or len(rules) > 1
     is_doubtful = any(step["exact"] and not is_certain(step) for step in steps)
     has_most = telling(case) == 2 and len(rules) < 2
@@ -242,6 +247,8 @@ def _actual(a: argparse.Namespace, subject: Subject) -> tuple[Rows | None, str, 
         with backend_of(a) as (worker, settings), Work(f"{a.backend} runs {subject.name}"):
             try:
                 got = at_hand.run(subject.problem, worker, settings.timeout)
+                if garbage(subject.problem, got["y"]).any():
+                    subject.again = at_hand.run(subject.problem, worker, settings.timeout)["y"]
                 return got, worker.identity.accumulator, worker.identity.contract
             except exchange.NoOutput as error:
                 raise ValueError(f"{subject.name}: {error.why}") from error
@@ -258,22 +265,6 @@ def _actual(a: argparse.Namespace, subject: Subject) -> tuple[Rows | None, str, 
     if not tensors:
         return None, "", asked
     return forward_bits(tensors, subject.problem), "", asked
-
-
-def _element(
-    findings: Sequence[Finding], stage: str | None, token: int | None, channel: int | None
-) -> tuple[int | None, int | None]:
-    """Token and channel of ``y`` to look at: of the worst element of ``stage``, or of the first
-    wrong stage, where they are not given. None where nothing is outside."""
-    wrong = [f for f in findings if f.worst is not None]
-    first = next((f.worst for f in wrong if f.stage == (stage or f.stage)), None)
-    if token is None and first is not None:
-        token = first.token
-    y = next((f for f in wrong if f.stage == "y"), None)
-    if channel is None and y is not None and y.worst is not None:
-        tiles = [tile for row, tile, _ in y.grid if row == token]  # its worst lies in one of them
-        channel = y.worst.channel if y.worst.token == token else tiles[0] * TILE if tiles else None
-    return token, channel
 
 
 def _golden(subject: Subject, said: Mapping[str, Any], contract: Contract) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from megamoe.cases import Case, kind_of
@@ -13,6 +14,8 @@ from megamoe.cases.stored import is_stored, load
 from megamoe.commands.shared import forward_case
 from megamoe.explain import FromCase, FromProblem, Source
 from megamoe.golden import Store, make, regenerate
+from megamoe.judge import Finding
+from megamoe.judge.elements import TILE
 from megamoe.spec.contract import Contract
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import GoldenNow
@@ -26,6 +29,8 @@ class Subject:
         self.case: Case | None = None
         self.observed: Mapping[str, torch.Tensor] = {}
         self.about: Mapping[str, Any] = {}
+        self.again: npt.NDArray[Any] | None = None
+        """``y`` (T, H) as bits, of a second call of the backend; None where nobody made one."""
         self._problem: Problem | None = None
         if Path(name).suffix == ".safetensors":
             stored = load(Path(name))
@@ -60,3 +65,19 @@ class Subject:
         if self.case is not None and self.case.rows is None:
             return Store(self.root, make, contract).load(self.case)
         return GoldenNow(self.problem, accumulator, contract)
+
+
+def element_of(
+    findings: Sequence[Finding], stage: str | None, token: int | None, channel: int | None
+) -> tuple[int | None, int | None]:
+    """Token and channel of ``y`` to look at: of the worst element of ``stage``, or of the first
+    wrong stage, where they are not given. None where nothing is outside."""
+    wrong = [f for f in findings if f.worst is not None]
+    first = next((f.worst for f in wrong if f.stage == (stage or f.stage)), None)
+    if token is None and first is not None:
+        token = first.token
+    y = next((f for f in wrong if f.stage == "y"), None)
+    if channel is None and y is not None and y.worst is not None:
+        tiles = [tile for row, tile, _ in y.grid if row == token]  # its worst lies in one of them
+        channel = y.worst.channel if y.worst.token == token else tiles[0] * TILE if tiles else None
+    return token, channel

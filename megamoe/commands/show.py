@@ -64,7 +64,10 @@ def run(a: argparse.Namespace) -> int:
         return _stored(a.case, a.json)
     root = Path(a.golden) if a.golden else golden_root()
     goldens = manifest_of(root)["cases"]
-    found = [described(case, goldens) for case in matching(load_cases(root), a.case)]
+    cases = matching(load_cases(root), a.case)
+    found = [described(case, goldens) for case in cases]
+    if len(cases) == 1:
+        found[0]["rows_of_experts"] = _rows_of_experts(cases[0])
     if a.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -124,6 +127,14 @@ def described(case: Case, manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _rows_of_experts(case: Case) -> str:
+    """Of one case only: the routing of all of them takes seconds."""
+    from megamoe.suite.routed import routed  # torch, which a case does not need
+
+    found = routed(case)
+    return found.lines(case.params["experts"]) if found else ""
+
+
 def judged(case: Case, goldens: Mapping[str, Any]) -> str:
     """How a backend's output is judged, in one line."""
     if case.kind in JUDGED:
@@ -162,6 +173,7 @@ def _text(one: Mapping[str, Any]) -> str:
         ("sizes", _sizes(one["sizes"])),
         *((f"  {name}", _value(value, name)) for name, value in recipe.items()),
         *((f"  {word}:", MEANINGS[word]) for word in _words(recipe) if word in MEANINGS),
+        ("rows of experts", one.get("rows_of_experts", "")),
         ("judged", one["judged"]),
         *((("the law's calls", one["calls"]),) if one["calls"] else ()),
         ("needs", ", ".join(one["needs"])),

@@ -50,9 +50,11 @@ def explain_only_y(
         return said
     shown = actual["y"]
     wrong = beyond(BF16, shown, low, high)
+    # Where zeros are right in every channel, the values are what was there before: no pattern.
+    channels = pattern(wrong) if ((low | high) & 0x7FFF).any() else ""
     stage = {
         "stage": "y", "where": "the one stage that is judged with these weights",
-        "outside": int(wrong.sum()), "of": int(wrong.size), "channels": pattern(wrong),
+        "outside": int(wrong.sum()), "of": int(wrong.size), "channels": channels,
         "first": int(np.argmax(wrong)) if wrong.any() else None, "worst": None,
     }  # fmt: skip
     worst = _worst(shown, low, high, wrong, token) if wrong.any() else None

@@ -64,7 +64,9 @@ def part(
     last = "linear 2 or combine" if shown.acts is not None else "any step: the output has no codes"
     worst = element.of_y(life, shown.y, low, high, beyond) if beyond.any() else None
     y = _said("y", last, beyond, worst)
-    stages.append({**y, "channels": pattern(beyond, int(given.channels[0]))})
+    # Where zeros are right in every channel, the values are what was there before: no pattern.
+    channels = pattern(beyond, int(given.channels[0])) if ((low | high) & 0x7FFF).any() else ""
+    stages.append({**y, "channels": channels})
     if beyond.any():
         of_y = explain_y(given, source, shown, beyond, only)
         explanations.append({**of_y, "overflow": overflow.of_y(shown.y, low, high, beyond)})

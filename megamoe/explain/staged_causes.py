@@ -15,7 +15,7 @@ from megamoe.explain.deviations.shown import zeros
 from megamoe.explain.life import Life
 from megamoe.explain.match import Evidence, Fit, report
 from megamoe.explain.overflow import overflow
-from megamoe.explain.places import phrase
+from megamoe.explain.rules import phrase
 from megamoe.explain.sources import Tokens
 from megamoe.explain.staged_batch import VALUES, Batch, Shown, differs
 from megamoe.oracle.staging import quantize

@@ -33,6 +33,7 @@ def causes(said: Plain, label: str = "cause") -> list[str]:
     elif batch["rules"]:
         lines += _alternatives("where", batch["rules"], _RULES)
         lines.append(f"  exactly the {_wrong(batch)} outside")
+    lines += [f"  {batch[note]}" for note in ("before", "again") if batch.get(note)]
     for step in said["actual"]["explanations"]:
         lines += explanation(step, seen)
     return lines

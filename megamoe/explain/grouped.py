@@ -1,0 +1,101 @@
+"""Rules of a grouped layout: rows sorted by expert, where the offsets of experts disagree.
+
+A grouped kernel puts the rows of each expert into one buffer, rounded up to tiles. Two parts of it
+need the offsets: the one that writes a row, and the one that takes the weights of an expert for a
+tile. Where one of them counts otherwise, rows meet the weights of another expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import numpy as np
+
+from megamoe.explain.rules import TILES, Bools, Ids, Rule, rows_of_experts
+from megamoe.printable import counted
+
+_IN_TILES: Final = ", in tiles of "
+
+
+def grouped_rules(ids: Ids, experts: int) -> Iterator[Rule]:
+    """Rules for ``(T, K)`` expert ids; layouts that give the same slots the same experts are one
+    rule, of the smallest tile."""
+    live = (ids >= 0) & (ids < experts)
+    if not live.any():
+        return
+    rows, counts = rows_of_experts(ids, live), np.bincount(ids[live], minlength=experts)
+    seen = set()
+    for size in (1, *TILES):
+        for text, other in _counts(counts, int((~live).sum()), size):
+            right, wrong = -(-counts // size) * size, other
+            for written, read in ((right, wrong), (wrong, right)):
+                got = _experts_of(ids, live, rows, written, read)
+                slots = live & (got != ids)
+                key = got.tobytes()
+                if not slots.any() or key in seen:
+                    continue
+                seen.add(key)
+                many = counted(int(slots.sum()), "row")
+                if_so = f"if {text}" + (f"{_IN_TILES}{size} rows" if size > 1 else "")
+                yield Rule(
+                    f"the {many} with another expert's weights {if_so}",
+                    f"the {many} beyond the last expert are dropped {if_so}",
+                    slots, experts=got,
+                )  # fmt: skip
+
+
+def one_of_each(found: Iterable[Rule]) -> list[Rule]:
+    """``found``, with one rule of those that differ in the tile only."""
+    out: dict[str, Rule] = {}
+    for rule in found:
+        key = rule.where if rule.experts is None else rule.where.partition(_IN_TILES)[0]
+        out.setdefault(key, rule)
+    return [*out.values()]
+
+
+def _counts(counts: Ids, masked: int, size: int) -> Iterator[tuple[str, Ids]]:
+    """What a kernel may count in place of ``counts`` ``(E,)``, and the rows that it gives each
+    expert."""
+    if masked:
+        more = counts + masked * (np.arange(len(counts)) == 0)
+        text = f"masked slots ({masked}) count as rows of expert 0"
+        yield text, -(-more // size) * size
+    full = np.flatnonzero((counts > 0) & (counts % size == 0))
+    if size > 1 and len(full):
+        first = int(full[0])
+        text = f"a full last tile counts twice (expert {first} has {counts[first]} rows)"
+        yield text, (counts // size + (counts > 0)) * size
+
+
+def _experts_of(ids: Ids, live: Bools, rows: Ids, written: Ids, read: Ids) -> Ids:
+    """``(T, K)``: whose weights each slot meets, if experts have ``written`` ``(E,)`` rows where
+    rows are written, and ``read`` where weights are taken; -1 beyond the last."""
+    starts = np.cumsum(written) - written
+    at = starts[np.where(live, ids, 0)] + rows
+    got = np.searchsorted(np.cumsum(read), at, side="right")
+    return np.where(live & (got < len(read)), got, -1)
+
+
+def before(ids: Ids, experts: int, slots: Bools) -> str:
+    """The rows of the expert before the first with wrong ``slots`` ``(T, K)``, where they are
+    whole tiles: tiles that are counted wrong there shift what follows. Else empty."""
+    live = (ids >= 0) & (ids < experts)
+    wrong, used = np.unique(ids[slots & live]), np.unique(ids[live])
+    earlier = used[used < wrong[0]] if len(wrong) else used[:0]
+    if not len(earlier):
+        return ""
+    expert = int(earlier[-1])
+    many = int((live & (ids == expert)).sum())
+    sizes = [size for size in TILES if many % size == 0]
+    if not sizes:
+        return ""
+    return (
+        f"expert {wrong[0]} comes after expert {expert}, which has {counted(many, 'row')}: "
+        f"full tiles of {_joined(sizes)}"
+    )
+
+
+def _joined(sizes: list[int]) -> str:
+    *first, last = map(str, sizes)
+    return f"{', '.join(first)} or {last}" if first else last

@@ -1,0 +1,177 @@
+"""The larger case that ``megamoe explain`` names: one that has what the red one has."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pytest
+
+from megamoe.cases import Case, load_cases
+from megamoe.commands import explain_larger, show
+from megamoe.commands.explain import _is_short
+from megamoe.suite.routed import Routed
+from megamoe.suite.telling import larger, smallest, telling
+
+
+def by_name(*names: str) -> list[Case]:
+    return [case for case in load_cases() if case.kind == "forward" and case.name in names]
+
+
+def test_a_case_of_several_tokens_and_slots_tells_more():
+    cases = by_name("bell-h256-i128-drifts", "token-block-edge-t1", "token-block-edge-t9")
+    assert {case.name: telling(case) for case in cases} == {
+        "bell-h256-i128-drifts": 2, "token-block-edge-t1": 0, "token-block-edge-t9": 1,
+    }  # fmt: skip
+    best = smallest(cases)
+    assert best is not None and best.name == "bell-h256-i128-drifts"
+    assert smallest([]) is None
+
+
+def test_the_larger_case_asks_for_the_same_features():
+    one, other = by_name("token-block-edge-t1")[0], by_name("situ-2-8-fast")[0]
+    everything = load_cases()
+    found = larger(one, everything)[0]
+    assert telling(found) == 2 and found.params["clamp"] == 10
+    assert all(case.params["activation"] == "situ" for case in larger(other, everything))
+    assert larger(one, [one]) == []
+    many = by_name("skewed-routing-overflows-one-expert-t200")[0]
+    assert all(case.params["tokens"] >= 200 for case in larger(many, everything))
+
+
+KERNEL = """
+from dataclasses import replace
+
+from megamoe.backends import load_backend
+
+class Everywhere:
+    name = "everywhere"
+    accumulator = "fp32"
+
+    def forward(self, problem):
+        ids = problem.topk_ids
+        lost = replace(problem, topk_ids=ids.masked_fill(ids == 2, -1))
+        return load_backend("eager").forward(lost)["y"]
+
+class Here(Everywhere):
+    def forward(self, problem):
+        right = load_backend("eager").forward(problem)["y"]
+        return super().forward(problem) if problem.num_tokens == 15 else right
+"""
+
+
+NOTHING = {"actual": None, "seconds": 0.5}
+"""What ``explain`` says where it finds no cause and no place."""
+CLEAR = {"exact": [{}], "decisions": 9}
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        ("Everywhere", "a larger case is red too, and tells more: `megamoe explain forward/"),
+        ("Here", "larger cases pass: forward/"),
+        (None, "try a larger case, if it is red too: forward/"),
+    ],
+)
+def test_a_larger_case_is_judged_before_it_is_named(warm, tmp_path, backend, says):
+    """A green case explains nothing."""
+    (tmp_path / "k.py").write_text(KERNEL)
+    named = backend and f"{tmp_path}/k.py:{backend}"
+    (case,) = by_name("token-block-edge-t15")
+    line = explain_larger.line(argparse.Namespace(backend=named), case, NOTHING)
+    assert line.startswith(says), line
+    if backend == "Everywhere":
+        assert line.endswith(f" --backend {named}`")
+    if backend == "Here":
+        assert line.count("forward/") == explain_larger.TRIED
+
+
+def test_a_red_that_tells_no_more_is_not_named(warm, tmp_path, monkeypatch):
+    (tmp_path / "k.py").write_text(KERNEL)
+    (case,) = by_name("token-block-edge-t15")
+    asked = argparse.Namespace(backend=f"{tmp_path}/k.py:Everywhere")
+    told = {**NOTHING, "batch": {"rules": ["expert 2"]}, "actual": {"explanations": [CLEAR]}}
+    assert explain_larger.worth(told) == 4 and explain_larger.worth(NOTHING) == 0
+    monkeypatch.setattr(explain_larger, "TRIED", 1)
+    monkeypatch.setattr(explain_larger, "_said", lambda subject, session: told)
+    assert explain_larger.line(asked, case, told) == ""
+    long = {**NOTHING, "seconds": 100}
+    assert explain_larger.line(asked, case, long) == "", "there is no time to explain it"
+
+
+def test_a_larger_case_has_what_the_red_one_has():
+    """A fault of masked slots, or of a full last tile, passes a case without these."""
+    everything = load_cases()
+    (case,) = by_name("many-rows-masked-slots-and-an-empty-expert")
+    plain, masked = by_name("rows-of-a-large-batch-wrong-t1024", "masked-slot-computed-6")
+    found = explain_larger.lacks(case, [plain, masked])
+    assert found[plain.id][:2] == ["masked slots", "a token without a live slot"]
+    assert found[masked.id] == [
+        "a token without a live slot", "an expert whose last tile of 16 rows is full",
+    ]  # fmt: skip
+    line = explain_larger.line(argparse.Namespace(backend=None), case, NOTHING)
+    best = next(one for one in everything if one.id in line)
+    assert explain_larger.lacks(case, [best])[best.id] == []
+
+
+def test_no_larger_case_is_tried_for_rows_that_nobody_may_have_written():
+    (case,) = by_name("many-rows-masked-slots-and-an-empty-expert")
+    step, batch = {"exact": [], "decisions": 9}, {"rules": ["a"], "is_empty_tokens": False}
+    said = {"actual": {"explanations": [step]}, "batch": batch}
+    assert _is_short(case, said)
+    assert not _is_short(case, {**said, "batch": {**batch, "is_empty_tokens": True}})
+
+
+def test_cases_that_pass_are_said_to_lack_what_none_of_them_has():
+    (case,) = by_name("many-rows-masked-slots-and-an-empty-expert")
+    plain, masked = by_name("rows-of-a-large-batch-wrong-t1024", "masked-slot-computed-6")
+    lacking = explain_larger.lacks(case, [plain, masked])
+    said = explain_larger.without(lacking, [plain])
+    assert said.startswith("; it does not have what this case has: masked slots, ")
+    tile = "an expert whose last tile of 16 rows is full"
+    said = explain_larger.without(lacking, [plain, masked])
+    assert said == (f"; none of them has what this case has: a token without a live slot, {tile}")
+    assert explain_larger.without({case.id: []}, [case]) == ""
+
+
+def test_rows_of_experts_say_what_a_routing_has():
+    ids = np.array([[0, 1], [0, -1], [0, 1], [-1, -1]])
+    skewed = Routed.of(np.repeat(ids, 8, 0), 4)
+    assert skewed == Routed({0: 24, 1: 16}, 24, 64, 8) and skewed.tile == 16
+    assert skewed.beyond(Routed.of(np.zeros((5, 1), np.int64), 4)) == [
+        "masked slots", "a token without a live slot",
+        "an expert whose last tile of 16 rows is full",
+    ]  # fmt: skip
+    assert Routed({0: 9, 1: 1, 2: 1}, 0, 11, 0).is_skewed and not skewed.is_skewed
+
+
+@pytest.mark.parametrize(
+    ("rows", "experts", "said"),
+    [
+        ({0: 3, 2: 5}, 3, "0: 3, 1: 0, 2: 5"),
+        ({9: 4, 3: 5}, 40, "3: 5, 9: 4; none of 38 other experts"),
+        ({e: 9 + e % 7 for e in range(20)}, 40,
+         "9 to 15 each of 20 of 40 experts; most of 6: 15, 13: 15, 5: 14"),
+        ({}, 40, "none of 40 experts has a row"),
+    ],
+)  # fmt: skip
+def test_rows_of_experts_fit_a_line(rows, experts, said):
+    total = sum(rows.values())
+    assert Routed(rows, 0, total, 0).lines(experts) == said
+    masked = Routed(rows, 2, total + 2, 1).lines(experts)
+    assert masked == f"{said}; 2 of {total + 2} slots are masked, 1 token without a live slot"
+
+
+def test_the_larger_case_has_the_same_subject():
+    """A fault of masked slots needs such slots, and one of chosen values these values."""
+    everything = load_cases()
+    masked, chosen = by_name("masked-slots-bell", "masked-slot-weight-not-finite")
+    found = larger(masked, everything)[0]
+    assert not {"mask", "mask_every"}.isdisjoint(found.params["routing_recipe"])
+    assert larger(chosen, everything) == []
+
+
+def test_show_prints_the_rows_of_one_case(capsys):
+    asked = argparse.Namespace(case="token-block-edge-t15", json=False, golden=None)
+    assert show.run(asked) == 0
+    assert "\n  rows of experts    0: 5, 1: 6, 2: 8, 3: 6, 4: 5\n" in capsys.readouterr().out
