@@ -81,6 +81,22 @@ def test_a_weight_that_no_slot_has_gets_no_name(right):
     assert not names(right, rows_of(right, weights))
 
 
+def test_a_batch_of_many_weights_has_one_near_to_any_number(right):
+    """One of 3000 weights may give the same codes as one that no slot has."""
+    many = replace(
+        right, hidden_states=right.hidden_states.repeat(200, 1),
+        topk_ids=right.topk_ids.repeat(200, 1),
+        topk_weights=torch.linspace(0.3, 1, 3000).view(3, 1000).T.contiguous(),
+    )  # fmt: skip
+    found = 0
+    for factor in (0.7, 0.71, 0.72, 0.73):
+        one = right.topk_weights.clone()
+        one[1] = many.topk_weights[1]
+        one[1, 2] *= factor
+        found += bool(names(many, rows_of(replace(right, topk_weights=one), one.tolist())))
+    assert not found
+
+
 def _zero(codes):
     return (codes & 0x7F) == 0
 

@@ -97,6 +97,8 @@ _TRIED: Final = 16
 """Routing weights nearest to the one that a slot's codes suggest."""
 _NEAR: Final = 0.05
 """The relative distance from it: codes of 4 bits, some of them beside the right one."""
+_CHANCE: Final = 1 / 16
+"""The largest expected number of matches by chance in a token that is tried first."""
 LEAST: Final = 8
 """Wrong values of a slot that its weight must explain, as for a match in some slots."""
 OTHER_SLOTS: Final = ("routing weight", "routing weights are those of other slots")
@@ -107,7 +109,8 @@ def other_slots(run: Predictor, wrong: Bools, least: int = LEAST) -> Way | None:
 
     ``wrong`` ``(S, I/32 + I)``: scale bytes and codes outside, by slot. None unless for each slot
     with a wrong value exactly one weight of the batch gives all its values, exactly one slot has
-    this weight, and it explains ``least`` values.
+    this weight, and it explains ``least`` values. With more than one of these, also none where the
+    batch has so many weights that a match by chance is likely.
     """
     life, source = run.life, run.source
     if life.contract.routing_weight.value != "activation" or source.tokens > _TOKENS_AT_MOST:
@@ -137,7 +140,28 @@ def other_slots(run: Predictor, wrong: Bools, least: int = LEAST) -> Way | None:
         for k, ((at, slot),) in owners.items()
     )
     chosen = {k: found[0] for k, found in fits.items()}
+    if least > 1 and _by_chance(run, chosen, weights) > _CHANCE:
+        return None
     return _weighted(life, f"{OTHER_SLOTS[1]}: {said}", chosen)
+
+
+def _by_chance(run: Predictor, chosen: dict[int, np.float32], weights: F32) -> float:
+    """The number of ways in which weights of the batch would give the codes by chance.
+
+    Of each slot: the share of weights about the chosen one that give its codes, times the number of
+    the batch's weights there. A batch of many tokens has some weight near to any number.
+    """
+    routed = [s.slot for s in run.routed()]
+    factors = np.linspace(1 - _NEAR / 5, 1 + _NEAR / 5, 2 * _TRIED + 1).astype(np.float32)
+    share = dict.fromkeys(chosen, 0.0)
+    for factor in factors:
+        moved = {slot: np.float32(weight * factor) for slot, weight in chosen.items()}
+        beyond = np.any(run.outside_codes(_weighted(run.life, "", moved)), axis=1)
+        for slot in chosen:
+            share[slot] += float(not beyond[routed.index(slot)]) / len(factors)
+    every = np.unique(weights[weights != 0])
+    near = {s: np.sum(np.abs(every / w - 1) < _NEAR) / 5 for s, w in chosen.items()}
+    return float(np.prod([share[slot] * near[slot] for slot in chosen]))
 
 
 def _weighted(life: Life, name: str, weights: dict[int, np.float32]) -> Way:
