@@ -183,7 +183,7 @@ NAMED = {
     "weights-read-transposed": "routing weights are transposed",
     "weight-at-the-place-after-the-sort": _BY_EXPERT,
     "weight-at-the-place-in-tiles-of-64": (
-        _BY_EXPERT + ", where each expert begins at a multiple of 64; "
+        _BY_EXPERT + ", where each expert begins at a multiple of 64 or 128; "
         "past the last slot they are that of the last"
     ),
     "weight-in-order-by-expert-read-by-slot": (

@@ -11,6 +11,7 @@ import torch
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.explain import FromProblem, departure, explain
+from megamoe.explain.deviations.by_expert import sorted_weights
 from megamoe.explain.deviations.shown import OTHER_SLOTS
 from megamoe.spec.contract import BASE
 from megamoe.suite.at_hand import run
@@ -95,6 +96,18 @@ def test_a_batch_of_many_weights_has_one_near_to_any_number(right):
         one[1, 2] *= factor
         found += bool(names(many, rows_of(replace(right, topk_weights=one), one.tolist())))
     assert not found
+
+
+def test_tiles_that_a_batch_does_not_tell_apart_are_one_name(right):
+    """Fifteen slots: the second expert's rows lie past the last slot for each size of a tile."""
+    found = dict(sorted_weights(FromProblem(right), 1))
+    held = [
+        name for name in found if name.endswith("; past the last slot they are that of the last")
+    ]
+    assert [name.partition("a multiple of ")[2].partition(";")[0] for name in held] == [
+        "16, 32, 64 or 128"
+    ]
+    assert all(set(weights) == {0, 1, 2} for weights in found.values())
 
 
 def _zero(codes):

@@ -16,8 +16,10 @@
 
 ``exponential`` has the exponential in silu, ``weights`` the places where the routing weight can be
 applied, ``combiner`` the combine in steps. ``casts`` has what both quantisations can do wrong,
-``rows`` which rows a wrong index reads, ``roundings`` what happens on the way to bfloat16,
-``fp8_rows`` the rows of an FP8 combine. Another revision of the contract is a deviation too.
+``rows`` which rows a wrong index reads, ``by_expert`` the routing weights that a sort by expert
+misplaces, ``shown`` the deviations whose number is read from the output, ``roundings`` what happens
+on the way to bfloat16, ``fp8_rows`` the rows of an FP8 combine. Another revision of the contract is
+a deviation too.
 
 To add one, name it in its module. A deviation replaces steps of :class:`megamoe.explain.ways.Way`.
 """

@@ -48,14 +48,23 @@ def _reads(experts: Ints, slots: Ints, count: int) -> Iterator[tuple[str, Ints]]
     """For each of ``slots``, flat numbers in ascending order, the flat number that is read."""
     order = np.argsort(experts, kind="stable")
     name = "routing weights are read at the slot's place in the order by expert"
-    for tile in (1, *_TILES):
+    yield name, _places(experts, order, 1)
+    held: dict[bytes, list[int]] = {}
+    wrapped: dict[bytes, list[int]] = {}
+    for tile in _TILES:
         place = _places(experts, order, tile)
-        said = name if tile == 1 else f"{name}, where each expert begins at a multiple of {tile}"
-        if place.max() < count:
-            yield said, place
-        else:
-            yield f"{said}; past the last slot they are that of the last", place.clip(0, count - 1)
-            yield f"{said}; past the last slot they start again", place % count
+        held.setdefault(place.clip(0, count - 1).tobytes(), []).append(tile)
+        if place.max() >= count:
+            wrapped.setdefault((place % count).tobytes(), []).append(tile)
+    ends = "past the last slot they"
+    for reads, past in ((held, f"{ends} are that of the last"), (wrapped, f"{ends} start again")):
+        for read, tiles in reads.items():  # small batches do not tell some tiles apart
+            *few, last = map(str, tiles)
+            said = f"{', '.join(few)} or {last}" if few else last
+            yield (
+                f"{name}, where each expert begins at a multiple of {said}; {past}",
+                np.frombuffer(read, np.int64),
+            )
     yield "routing weights are in the order by expert and are read by slot", slots[order]
 
 
