@@ -32,7 +32,7 @@ INPUT: Final = "wrote into input"
 """Words of a red whose outputs nobody looked at."""
 FORWARDS: Final = ("forward", "property")
 """Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
-OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache)"
+OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache, memory that nobody wrote)"
 """The conclusion from a red among other cases that is green alone."""
 
 
