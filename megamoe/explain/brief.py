@@ -7,7 +7,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from megamoe.explain.show import allowed, bits
-from megamoe.explain.words import causes, is_certain
+from megamoe.explain.words import causes, is_clear
 from megamoe.printable import counted
 
 Plain = dict[str, Any]
@@ -39,7 +39,7 @@ def _departure(said: Plain) -> list[str]:
     if at is None:
         return [f"{said['case']}: every stage of token {token} is inside (y at channels "
                 f"{_channels(said)})"]  # fmt: skip
-    is_named = all(step["exact"] and is_certain(step) for step in actual["explanations"][:1])
+    is_named = all(is_clear(step) for step in actual["explanations"][:1])
     lines = [f"{said['case']}: the first wrong stage is {at['stage']} ({at['where']})"]
     if said.get("right_under_class"):
         right = " or ".join(said["right_under_class"])
