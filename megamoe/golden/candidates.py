@@ -22,7 +22,7 @@ from megamoe.files import TENSORS_LIMIT, clear_leftovers, locked, read_bounded, 
 from megamoe.golden.changes import CANDIDATES, candidates, manifest_or_empty
 from megamoe.golden.computed import digest_of, generator, make, regenerate
 from megamoe.golden.documents import read_manifest
-from megamoe.golden.each import Done, each
+from megamoe.golden.each import Done, errors_of
 from megamoe.golden.places import GoldenError, inside, key_of, tensors_of
 from megamoe.golden.store import entry_of, generator_id, manifest_bytes, pack
 from megamoe.spec.contract import BASE, CONTRACTS
@@ -35,12 +35,7 @@ def record(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str
 
     Candidates of an earlier record stay, so that a set can be recorded in parts.
     """
-    errors = []
-    for case, error in each(partial(_record_one, root), cases, jobs):
-        done(case, error)
-        if error:
-            errors.append(error)
-    return errors
+    return errors_of(partial(_record_one, root), cases, jobs, done)
 
 
 def _record_one(root: Path, case: Case) -> str:

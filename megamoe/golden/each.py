@@ -43,6 +43,18 @@ def each(
                 yield futures[future], f"case {futures[future].id}: the worker died: {error}"
 
 
+def errors_of(
+    step: Callable[[Case], str], cases: Sequence[Case], jobs: int, done: Done
+) -> list[str]:
+    """The errors of a step, one line each; the step of a case gives an error or ``""``."""
+    errors = []
+    for case, error in each(step, cases, jobs):
+        done(case, error)
+        if error:
+            errors.append(error)
+    return errors
+
+
 def begin(threads: int) -> None:
     """Set-up of a process of the pool: it ends with its parent, which may be killed."""
     torch.set_num_threads(threads)

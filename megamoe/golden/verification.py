@@ -10,7 +10,7 @@ from typing import Any
 from megamoe.cases import Case
 from megamoe.golden.candidates import every_golden
 from megamoe.golden.computed import digest_of, make, regenerate
-from megamoe.golden.each import Done, each
+from megamoe.golden.each import Done, errors_of
 from megamoe.golden.places import GoldenError
 from megamoe.golden.store import Store, entry_of, pack
 from megamoe.spec.contract import CONTRACTS
@@ -19,12 +19,7 @@ from megamoe.spec.contract import CONTRACTS
 def verify(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str]:
     """Recompute every golden; returns one line for each that is not equal in every bit."""
     Store(root, make)  # report an unreadable manifest once, not once a case
-    problems = []
-    for case, error in each(partial(_verify_one, root), cases, jobs):
-        done(case, error)
-        if error:
-            problems.append(error)
-    return problems
+    return errors_of(partial(_verify_one, root), cases, jobs, done)
 
 
 def _verify_one(root: Path, case: Case) -> str:
