@@ -349,6 +349,29 @@ def test_a_right_code_another_sign_and_the_largest_codes_say_nothing(code, value
     assert value_of_code(code, 127, value) == ""
 
 
+def test_where_several_causes_fit_it_says_what_the_case_is_there_for(tmp_path, capsys):
+    """The case tells these sums from the right one, and not from each other."""
+    case, file = "forward/combine-order-by-expert-not-by-slot", tmp_path / "k.py"
+    file.write_text(BY_EXPERT)
+    assert cli.main(["explain", case, "--backend", f"{file}:ByExpert"]) == 0
+    out = capsys.readouterr().out
+    assert "which this data cannot tell apart" in out
+    assert "\n  combine: slots are added in the order of their experts\n" in out
+    assert "\nif this case fails: Rows are added in the order of experts, " in out
+
+
+BY_EXPERT = """
+from dataclasses import replace
+from megamoe.backends.eager import EagerBackend
+class ByExpert(EagerBackend):
+    def forward(self, p):
+        ids, weights = p.topk_ids, p.topk_weights
+        order = ids.where(ids >= 0, 1 << 40).argsort(dim=1, stable=True)
+        p = replace(p, topk_ids=ids.gather(1, order), topk_weights=weights.gather(1, order))
+        return super().forward(p)["y"]
+"""
+
+
 def test_where_only_codes_are_wrong_the_worst_code_is_shown(wrong_codes, capsys):
     assert cli.main(wrong_codes) == 0
     lines = capsys.readouterr().out.splitlines()
