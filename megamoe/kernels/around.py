@@ -22,7 +22,7 @@ SCALE_FLOOR: Final = 1e-30
 LIFT: Final = 6
 """The power of two of a folded group with the largest scale byte: 6 becomes 384, below 448."""
 SPREAD: Final = 14
-"""So far below the largest may a scale byte be: 0.5 becomes 2**-9, E4M3's smallest number."""
+"""A scale byte is at most this far below the largest: 0.5 becomes 2**-9, E4M3's smallest number."""
 
 
 @dataclass(frozen=True)
