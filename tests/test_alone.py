@@ -173,7 +173,7 @@ def test_one_red_of_a_symptom_runs_again_if_that_can_tell(
     assert [case.id for case in alone.worth(verdicts, load_cases(root))] == again
 
 
-def test_the_next_command_follows_the_most_frequent_symptom() -> None:
+def test_the_next_command_of_a_red_that_passes_alone_is_for_the_case_before() -> None:
     cases = [verdict("a", "fail").to_dict(), verdict("b", "error", "lost").to_dict()]
 
     def said(found: dict[str, str]) -> str:
@@ -186,7 +186,10 @@ def test_the_next_command_follows_the_most_frequent_symptom() -> None:
 
     second = said({"forward/a": "fail", "forward/b": "pass"})
     assert second.startswith("forward/b passes alone, in a fresh process: something outlives")
-    assert "\nnext: mend this" in second and "--after" not in second
+    assert "(lost): megamoe reduce forward/b --after --backend k.py:K\n" in second
+    assert "(y: N of N outside): megamoe show forward/a\n" in second, "that one is red alone too"
+    both = {"forward/a": "pass", "forward/b": "pass"}
+    assert said(both).count("next: ") == 1, "one thing outlives a call: look for it first"
     assert "next: megamoe reduce forward/a --after --backend k.py:K\n" in said(
         {"forward/a": "pass"}
     )

@@ -184,11 +184,23 @@ def law(name: str) -> dict[str, Any]:
         ([red("property/a", reason="no result within 9 s; in law capacity: more rows")],
          "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
         ([red("forward/a", reason="y has dtype float32, expected bfloat16"), law("property/a")],
-         "next: mend this (y has dtype float32, expected bfloat16), then: megamoe check "
-         "--backend k.py:K --case forward/a --device cuda"),
+         "next: for 1 of 2 reds (y has dtype float32, expected bfloat16): mend this, then: megamoe "
+         "check --backend k.py:K --case forward/a --device cuda\n"
+         "next: for 1 of 2 reds (batch-invariance: token N alone changes N of N outputs): mend "
+         "this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
         ([fail("eplb/a", 1), fail("eplb/b", 1)], "next: megamoe show eplb/a"),
-        ([fail("eplb/a", 1), fail("eplb/b", 1), red("forward/a"), fail("forward/b", 1)],
+        ([fail("eplb/a", 1), fail("forward/b", 1)],
          "next: megamoe explain forward/b --backend k.py:K --device cuda"),
+        ([red("forward/a"), red("forward/b"), fail("forward/c", 1)],
+         "next: for 1 of 3 reds (y: N of N outside): megamoe explain forward/c --backend k.py:K "
+         "--device cuda\n"
+         "next: for 2 of 3 reds (RuntimeError in f: no kernel for N tokens): megamoe reduce "
+         "forward/a --backend k.py:K --device cuda"),
+        ([fail("eplb/a", 1), red("forward/a", reason=RAISED.replace("tokens", "tokens of " * 20))],
+         "next: for 1 of 2 reds (RuntimeError in f: no kernel for N tokens of tokens of tokens of "
+         "tokens of tokens of tokens of ...): megamoe reduce forward/a --backend k.py:K "
+         "--device cuda\n"
+         "next: for 1 of 2 reds (y: N of N outside): megamoe show eplb/a"),
         ([law("property/a")],
          "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
         ([red("property/a", reason=f"{RAISED}; in law padding-rows: 7 padding rows of NaN")],
@@ -203,7 +215,10 @@ def law(name: str) -> dict[str, Any]:
          "megamoe check --backend k.py:K --case property/a --device cuda"),
         ([red("forward/a", reason="no result within 120 s, last seen in k.py, line 9"),
           law("property/a")],
-         "next: megamoe reduce forward/a --backend k.py:K --device cuda"),
+         "next: for 1 of 2 reds (no result within N s, last seen in k.py, line N): megamoe reduce "
+         "forward/a --backend k.py:K --device cuda\n"
+         "next: for 1 of 2 reds (batch-invariance: token N alone changes N of N outputs): mend "
+         "this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
         ([fail("staging/a", 1)],
          "next: megamoe explain staging/a --backend k.py:K --device cuda"),
         ([red("staging/a")],

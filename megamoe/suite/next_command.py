@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 
@@ -32,6 +33,8 @@ INPUT: Final = "wrote into input"
 """Words of a red whose outputs nobody looked at."""
 FORWARDS: Final = ("forward", "property")
 """Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
+LONGEST_SYMPTOM: Final = 100
+"""Characters of a symptom in a line with a command."""
 OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache, memory that nobody wrote)"
 """The conclusion from a red among other cases that is green alone."""
 
@@ -41,10 +44,11 @@ def show_next(
     alone: Mapping[str, str] | None = None, folded: bool = False,
 ) -> None:  # fmt: skip
     """Print the command to go on with, the last line of a run with a red: for the most frequent
-    symptom that a command can follow, on the red that tells causes apart best. ``cases``: those of
-    the run; a red that is not among them keeps its place in the report. ``alone``: the status of
-    some reds where they ran again, alone. If some pass, that is said before, unless a ``folded``
-    report has said it."""
+    symptom that a command can follow, on the red that tells causes apart best. Wrong outputs and
+    exceptions seldom have one cause, so each of the two has a line. ``cases``: those of the run; a
+    red that is not among them keeps its place in the report. ``alone``: the status of some reds
+    where they ran again, alone. If some pass, that is said before, unless a ``folded`` report has
+    said it."""
     if (names := passing(alone)) and not folded:
         say(console, _passing_line(names))
     for line in lines_of(report, cases, alone or {}):
@@ -54,32 +58,86 @@ def show_next(
 def lines_of(
     report: Mapping[str, Any], cases: Sequence[Case], alone: Mapping[str, str]
 ) -> list[str]:
-    """The lines of :func:`show_next`; none where nothing is red."""
-    found, known = symptoms(reds_of(report)), {case.id: case for case in cases}
-    if not found:
-        return []
-    first = next(iter(alone), None)  # of the most frequent symptom
-    if first is not None and alone[first] == "pass":
-        words = f"{first} --after --backend {backend_of(report)}"
-        return [f"next: {command(report, 'reduce', words)}"]
+    """The lines of :func:`show_next`; none where nothing is red. Where there are wrong outputs and
+    exceptions, each line names its symptom, and ``explain`` stands first."""
+    reds, known = reds_of(report), {case.id: case for case in cases}
+    found = symptoms(reds)
+    sorts = [(sort, _first_alone(sort, alone)) for sort in _sorts(found)]
+    if sorts and _passes(sorts[0][1]):  # what outlives a call may be the cause of all that is red
+        sorts = [s for s in sorts if s is sorts[0] or (s[1] and not _passes(s[1]))]
+    this = len(found) == 1 or len(sorts) > 1
+    offers = [
+        Offer(sort[0], _after(report, red[0])) if red and _passes(red)
+        else _offer(report, sort, known, this)
+        for sort, red in sorts
+    ]  # fmt: skip
+    if len(offers) < 2:
+        return [line for offer in offers for line in offer.lines]
+    offers.sort(key=lambda offer: (" explain " not in offer.lines[-1], " show " in offer.lines[-1]))
+    return [line for offer in offers for line in offer.named(len(reds))]
+
+
+class Offer(NamedTuple):
+    """What to do next about a symptom."""
+
+    symptom: Symptom
+    lines: list[str]
+    """The last begins with ``next: ``."""
+
+    def named(self, reds: int) -> list[str]:
+        """The lines, of which the last names the symptom; ``reds`` are those of the run."""
+        count, _, text = self.symptom.line(reds).partition(": ")
+        text = textwrap.shorten(text, LONGEST_SYMPTOM, placeholder=" ...")
+        command = self.lines[-1].removeprefix("next: ")
+        return [*self.lines[:-1], f"next: for {count} ({text}): {command}"]
+
+
+def _sorts(found: Sequence[Symptom]) -> list[list[Symptom]]:
+    """The symptoms of wrong outputs and those of exceptions, the most frequent first."""
+    sorts: dict[str, list[Symptom]] = {}
     for symptom in found:
+        sorts.setdefault(symptom.cases[0]["status"], []).append(symptom)
+    return list(sorts.values())
+
+
+def _first_alone(sort: Sequence[Symptom], alone: Mapping[str, str]) -> tuple[str, str] | None:
+    """The first red of a sort that ran again, alone, and its status there."""
+    names = {case["id"] for symptom in sort for case in symptom.cases}
+    return next(((name, status) for name, status in alone.items() if name in names), None)
+
+
+def _passes(red: tuple[str, str] | None) -> bool:
+    return red is not None and red[1] == "pass"
+
+
+def _after(report: Mapping[str, Any], name: str) -> list[str]:
+    words = f"{name} --after --backend {backend_of(report)}"
+    return [f"next: {command(report, 'reduce', words)}"]
+
+
+def _offer(
+    report: Mapping[str, Any], sort: Sequence[Symptom], known: Mapping[str, Case], this: bool
+) -> Offer:
+    """What to do next about the first symptom of a sort that a command can follow. ``this``: that
+    word says which symptom is meant; otherwise a line without a command names it."""
+    for symptom in sort:
         for case in symptom.pictured:
             place = own_fault(case)
             if place:
-                return _mend(report, place, case)
+                return Offer(symptom, _mend(report, place, case))
         chosen = chosen_of(symptom, known)
         if chosen is not None:
             verb = _verb(next(c for c in symptom.cases if c["id"] == chosen), known.get(chosen))
             words = f"{chosen} --backend {backend_of(report)}{_hang_limit(symptom)}"
-            return [f"next: {command(report, verb, words)}"]
+            return Offer(symptom, [f"next: {command(report, verb, words)}"])
         wrong = symptom.pictured[0]
         if wrong["kind"] == "ep":
-            return _over_ranks(report, smallest_id(symptom.cases, known))
+            return Offer(symptom, _over_ranks(report, smallest_id(symptom.cases, known)))
         says_all = wrong["kind"] == "property" or INPUT in wrong["reason"]
         if wrong["status"] == "error" or says_all:
-            what = "this" if len(found) == 1 else f"this ({_reason(wrong)})"
-            return _mend(report, what, wrong)
-    return [f"next: megamoe show {found[0].pictured[0]['id']}"]
+            what = "this" if this else f"this ({_reason(wrong)})"
+            return Offer(symptom, _mend(report, what, wrong))
+    return Offer(sort[0], [f"next: megamoe show {sort[0].pictured[0]['id']}"])
 
 
 def chosen_of(symptom: Symptom, known: Mapping[str, Case]) -> str | None:
