@@ -156,7 +156,7 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["check", "--backend", "eager", "--kind", "x"], "'x' is not known; known: staging"),
         (["check", "--backend", "eager", "--kind", "remap"], "did you mean eplb?; known: staging,"),
         (["check", "--backend", "eager", "--kind", "epbl"], "did you mean eplb?"),
-        (["replay"], "name FILE.safetensors, as in `megamoe replay reduced.safetensors --backend "),
+        (["replay"], "name FILE.safetensors, as in `megamoe replay reduced-CASE.safetensors --ba"),
         (["replay", "tiny"], "`megamoe check --backend B --case tiny` judges the case"),
         (["replay", "k.py:K"], "`megamoe replay FILE.safetensors --backend k.py:K`"),
         (

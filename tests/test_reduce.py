@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.cases.stored import Stored, load, to_bytes
 from megamoe.commands import main as cli
-from megamoe.commands.reduce import _free, causes_of, tokens_needed
+from megamoe.commands.reduce import causes_of, default_names, tokens_needed
 from megamoe.golden import rows_of
 from megamoe.judge import Verdict
 from megamoe.reduce import Failure, ReduceError, Reduction, reduce, steps
@@ -174,7 +175,7 @@ def test_minimal_ends_where_none_can_go():
     assert len(tried) < 60
 
 
-def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
+def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, monkeypatch, capsys):
     given, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
     given.write_bytes(to_bytes(Stored(problem(3, tokens=6, hidden=384))))
     spec = doubled_y(tmp_path)
@@ -196,6 +197,12 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, capsys):
     assert cli.main(["replay", str(out), "--backend", "eager"]) == 0
     assert load(out).about["failure"] == "fail at y"
     assert size(load(out).problem) == (1, 1, 1, 128, 128)
+    monkeypatch.chdir(tmp_path)  # without --out
+    Path("reduced-out.safetensors").write_text("of an earlier run")
+    assert cli.main(["reduce", out.name, "--backend", spec]) == 0
+    assert "\nunchanged: reduced-out.safetensors, from earlier runs\n" in capsys.readouterr().out
+    assert load(Path("reduced-out-2.safetensors")).about["reduced_from"] == "out.safetensors"
+    assert Path("reduced-out.safetensors").read_text() == "of an earlier run"
 
 
 def test_misuse_is_one_line(tmp_path, capsys):
@@ -331,11 +338,14 @@ def test_blocks_of_i_and_h_are_taken_from_every_tensor_that_has_them(many):
     assert torch.equal(r.problem.w2_weight, p.w2_weight[:, 128:256])
 
 
-def test_the_default_name_is_free(tmp_path, monkeypatch):
+def test_the_default_name_is_that_of_the_case_and_free(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("reduced.safetensors", "reduced-2.safetensors", "reduced-3.safetensors"):
-        assert str(_free()) == name
+    names = ["reduced-t9.safetensors", "reduced-t9-2.safetensors", "reduced-t9-3.safetensors"]
+    for n, name in enumerate(names):
+        assert [*map(str, default_names("t9"))] == names[: n + 1]
         (tmp_path / name).write_text("")
+    assert [*map(str, default_names("t7"))] == ["reduced-t7.safetensors"]
+    assert [*map(str, default_names("reduced-t7"))] == ["reduced-t7.safetensors"], "of reduce"
 
 
 def test_the_causes_are_those_of_all_values_of_the_worst_token(many):

@@ -52,13 +52,11 @@ def run(a: argparse.Namespace) -> int:
         raise ValueError("--seconds: give a number above 0")
     if a.after:
         return _after(a)
-    out = Path(a.out) if a.out else _free()
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise ValueError(f"--out {out}: name a file that ends in .safetensors")
-    if out.exists():
-        raise ValueError(f"--out {out}: the file exists already; name another, or remove it")
+    out, earlier = _named(a.out) if a.out else Path(), list[Path]()
     started = time.perf_counter()
     problem, case, about = _subject(a)
+    if not a.out:
+        *earlier, out = default_names(Path(a.subject).stem if case is None else case.name)
     again = replay_command(str(out), a.backend, a.device, a.contract)
     with backend_of(a) as (worker, settings), Work("running the whole problem") as work:
         golden, last = None, None  # the last reduction, for Ctrl-C
@@ -116,6 +114,8 @@ def run(a: argparse.Namespace) -> int:
     print(f"\n{out}: {size / 1024:.0f} KiB, {counted(tokens, 'token')}, "
           f"{counted(experts, 'expert')} used, after {counted(r.tries, 'try', 'tries')} in "
           f"{seconds:.0f} s")  # fmt: skip
+    if earlier:
+        print(f"unchanged: {', '.join(map(str, earlier))}, from earlier runs")
     print(f"reproduce: {again}")
     return 0
 
@@ -168,10 +168,27 @@ def tokens_needed(tokens: int, fewer: str) -> str:
     return f"it needs {tokens} tokens: {passes}"
 
 
-def _free() -> Path:
-    """The first default name that no file has."""
-    names = (f"reduced{f'-{n}' if n > 1 else ''}.safetensors" for n in count(1))
-    return next(path for path in map(Path, names) if not path.exists())
+def _named(given: str) -> Path:
+    """The file that ``--out`` names; ``ValueError`` where it cannot be a new one."""
+    out = Path(given)
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ValueError(f"--out {out}: name a file that ends in .safetensors")
+    if out.exists():
+        raise ValueError(f"--out {out}: the file exists already; name another, or remove it")
+    return out
+
+
+def default_names(subject: str) -> list[Path]:
+    """The default names of the file for a case, or for a file without its ending: those that exist
+    already, then the first that is free."""
+    stem = f"reduced-{subject.removeprefix('reduced-')}"
+    names = (Path(f"{stem}{f'-{n}' if n > 1 else ''}.safetensors") for n in count(1))
+    taken = list[Path]()
+    for name in names:
+        taken.append(name)
+        if not name.exists():
+            break
+    return taken
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def add(commands: Any, command: Any) -> None:
     add_backend(r, required=True)
     r.add_argument("--out", metavar="FILE.safetensors",
                    help="a new file; none is ever overwritten (default: the first free name of "
-                   "reduced.safetensors, reduced-2.safetensors, ...)")  # fmt: skip
+                   "reduced-CASE.safetensors, reduced-CASE-2.safetensors, ...)")  # fmt: skip
     r.add_argument("--after", action="store_true",
                    help="CASE passes alone and is red among others: find the earlier case after "
                    "which it fails")  # fmt: skip

@@ -12,7 +12,7 @@ def add(commands: Any, command: Any) -> None:
     """The parser of ``replay``."""
     r = command(commands, "replay", "judge a stored problem: a backend, or what was recorded",
                 "replay.run")  # fmt: skip
-    r.set_defaults(stored=("file",), example="reduced.safetensors --backend FILE.py:CLASS")
+    r.set_defaults(stored=("file",), example="reduced-CASE.safetensors --backend FILE.py:CLASS")
     r.add_argument("file", metavar="FILE.safetensors")
     add_backend(r, required=False)
     r.add_argument("--accumulator", choices=sorted(KNOWN), metavar="CLASS",
