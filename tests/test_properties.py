@@ -365,6 +365,30 @@ def test_an_exception_says_in_which_mode_it_was_raised() -> None:
     assert "(test_properties.py, line " in str(raised.value)
 
 
+def test_an_exception_names_every_mode_that_raised_or_changed_the_output() -> None:
+    class InDefaults(InModes):
+        def forward(self, p: Problem) -> torch.Tensor:
+            if torch.get_default_dtype() == torch.bfloat16:
+                return honest(p) * 2
+            return honest(p) + torch.zeros(1)[0].item()  # raises on meta
+
+    with pytest.raises(Raised) as raised:
+        launched(InDefaults(), "torch-defaults")
+    said = str(raised.value).partition("raised ")[2].partition(" (")[0]
+    assert said.startswith("RuntimeError: under a default device of meta: RuntimeError: ")
+    assert said.endswith("; under a default dtype of bfloat16: another output")
+
+    class Raises(InModes):
+        def forward(self, p: Problem) -> torch.Tensor:
+            if torch.get_default_dtype() != torch.float32:
+                raise ValueError("float32 only")
+            return honest(p)
+
+    types = "under a default dtype of float64, under a default dtype of bfloat16"
+    with pytest.raises(Raised, match=f"{types}: ValueError: float32 only "):
+        launched(Raises(), "torch-defaults")
+
+
 def test_an_exception_says_which_variant_of_a_law_raised_it() -> None:
     p = problem()
 

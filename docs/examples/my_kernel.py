@@ -48,7 +48,7 @@ class Mine:
     contracts = ("2026-11",)  # the revision of the numerics
 
     def forward(self, p):
-        """p.hidden_states (T, H) bfloat16; p.topk_ids (T, K), -1: none; p.topk_weights (T, K)."""
+        """p.hidden_states (T, H) bfloat16; p.topk_ids (T, K), -1: empty; p.topk_weights (T, K)."""
         tokens, top_k = p.topk_ids.shape
         x = fp8(*quantise(p.hidden_states.float(), staging_byte))  # (T, H) float64
         codes = p.topk_ids.new_zeros(tokens, top_k, p.intermediate_size, dtype=torch.uint8)

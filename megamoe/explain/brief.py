@@ -67,7 +67,7 @@ def _departure(said: Plain) -> list[str]:
     lines += [f"  all of {s['stage']} in {s['channels']}"
               for s in actual["stages"] if s.get("channels")]  # fmt: skip
     if said.get("breaks") and (not is_named or said.get("right_under_class")):
-        lines.append(f"if this case fails: {said['breaks']}")
+        lines.append(f"if it fails: {said['breaks']}")
     if said["accumulator_from"].startswith("assumed"):
         lines.append(f"accumulator class {said['accumulator']}: {said['accumulator_from']}")
     return lines

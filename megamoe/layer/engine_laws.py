@@ -8,8 +8,9 @@ promises dense ones to a backend and all others to the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -59,27 +60,68 @@ def _under(law: str) -> Callable[[Any, Problem], Variants]:
     """The variants of a law about torch's modes: one call in each, and one after all of them."""
 
     def variants(backend: Any, problem: Problem) -> Variants:
-        rows = list(range(problem.num_tokens))
+        def call(mode: AbstractContextManager[Any]) -> torch.Tensor:
+            with mode:
+                y = backend.forward(problem)
+            return y if isinstance(y, torch.Tensor) else y["y"]
+
         modes = _modes(problem.topk_ids.device)[law]
         after: AbstractContextManager[Any] = nullcontext()
-        for label, mode in {**modes, "no mode after these": after}.items():
-            with mode:
-                y = _told(label, lambda: backend.forward(problem))
-            yield label, _plain(y if isinstance(y, torch.Tensor) else y["y"]), rows
+        every = {**modes, "no mode after these": after}
+        return _called(backend, problem, {k: partial(call, mode) for k, mode in every.items()})
 
     return variants
 
 
-def _told(label: str, call: Callable[[], Any]) -> Any:
-    """``call()``; its exception gets the label, unless the backend declines. The traceback stays:
-    the place that is reported is the line that raised, not this one."""
+def _called(
+    backend: Any, problem: Problem, calls: Mapping[str, Callable[[], torch.Tensor]]
+) -> Variants:
+    """``y`` of each call. If calls raise, one exception names all of them and all that changed the
+    output: who mends one sees the others too. A backend that declines one declines the law."""
+    found, raised = dict[str, torch.Tensor](), dict[str, Exception]()
+    for label, call in calls.items():
+        try:
+            found[label] = _plain(call())
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            raised[label] = error
+    if raised:
+        raise _named(raised, _changed(backend, problem, found))
+    rows = list(range(problem.num_tokens))
+    yield from ((label, y, rows) for label, y in found.items())
+
+
+def _changed(backend: Any, problem: Problem, found: Mapping[str, torch.Tensor]) -> list[str]:
+    """The labels whose ``y`` has other bits than an ordinary call's; none where that one raises."""
     try:
-        return call()
-    except NotImplementedError:
-        raise
-    except Exception as error:
-        named = RuntimeError(f"under {label}: {type(error).__name__}: {error}")
-        raise named.with_traceback(error.__traceback__) from error
+        y = backend.forward(problem)
+    except Exception:
+        return []
+    base = _plain(y if isinstance(y, torch.Tensor) else y["y"])
+    return [label for label, y in found.items() if not _same_bits(y, base)]
+
+
+def _same_bits(y: torch.Tensor, base: torch.Tensor) -> bool:
+    """Whether the two are alike in everything; NaN has bits like any value."""
+    if (y.device, y.dtype, y.shape) != (base.device, base.dtype, base.shape):
+        return False
+    bits = (tensor.contiguous().view(torch.uint8) for tensor in (y, base))
+    return torch.equal(*bits)
+
+
+def _named(raised: Mapping[str, Exception], changed: Sequence[str]) -> RuntimeError:
+    """One exception for all, by text; its traceback is the first one's, so that the place that is
+    reported is the line that raised, not this one."""
+    labels: dict[str, list[str]] = {}
+    for label, error in raised.items():
+        labels.setdefault(f"{type(error).__name__}: {error}", []).append(f"under {label}")
+    said = [f"{', '.join(under)}: {text}" for text, under in labels.items()]
+    said += [f"under {', under '.join(changed)}: another output"] if changed else []
+    first = next(iter(raised.values()))
+    named = RuntimeError("; ".join(said)).with_traceback(first.__traceback__)
+    named.__cause__ = first
+    return named
 
 
 def _plain(y: torch.Tensor) -> torch.Tensor:
@@ -124,31 +166,28 @@ def _engine_tensors(backend: Any, problem: Problem) -> Variants:
     Routing weights have a narrower type only if that type holds all of them, so the law does not
     need the rounding of the conversion.
     """
-    p, rows = problem, list(range(problem.num_tokens))
-    layer = _layer(backend, p)
-
-    def y_of(label: str, *given: torch.Tensor) -> tuple[str, torch.Tensor, list[int]]:
-        def call() -> torch.Tensor:
-            made: torch.Tensor = layer(
-                *given, activation_clamp=p.activation_clamp, fast_math=p.fast_math
-            )
-            return made
-
-        return label, _plain(_told(label, call)), rows
-
+    p, layer = problem, _layer(backend, problem)
     usual = p.hidden_states, p.topk_weights, p.topk_ids
-    yield y_of("the module in place of the backend alone", *usual)
+    forms = {"the module in place of the backend alone": usual}
     for label, form in FORMS.items():
-        yield y_of(label, *(form(t) for t in usual))
-    yield y_of("ids of int32", usual[0], usual[1], usual[2].int())
+        forms[label] = form(usual[0]), form(usual[1]), form(usual[2])
+    forms["ids of int32"] = usual[0], usual[1], usual[2].int()
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         if torch.equal(usual[1].to(dtype).float(), usual[1]):
             label = f"weights of {str(dtype).removeprefix('torch.')}"
-            yield y_of(label, usual[0], usual[1].to(dtype), usual[2])
+            forms[label] = usual[0], usual[1].to(dtype), usual[2]
     # Some routers return them so: weights and ids side by side in one tensor.
     packed = torch.cat([usual[1].view(torch.int32), usual[2].int()], dim=1)
     weights, ids = packed[:, : p.top_k].view(torch.float32), packed[:, p.top_k :]
-    yield y_of("weights and ids in one tensor", usual[0], weights, ids)
+    forms["weights and ids in one tensor"] = usual[0], weights, ids
+
+    def call(given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        made: torch.Tensor = layer(
+            *given, activation_clamp=p.activation_clamp, fast_math=p.fast_math
+        )
+        return made
+
+    return _called(backend, p, {k: partial(call, given) for k, given in forms.items()})
 
 
 def _layer(backend: Any, problem: Problem) -> RoutedExperts:

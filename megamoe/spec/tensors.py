@@ -92,7 +92,7 @@ TENSORS: Final[Mapping[str, Tensor]] = {
         # --- prepare: staging
         Tensor("hidden_states", ("T", "H"), _BF16, BF16, "what the layer is given"),
         Tensor("topk_ids", ("T", "K"), _IDS, None,
-               "the expert of each slot, -1: none; logical for eplb_map, int64 in a problem"),
+               "the expert of each slot, -1: empty; logical for eplb_map, int64 in a problem"),
         Tensor("x_sf", ("T", "H/128"), _I32, UE8M0,
                "scale factors of x, four to a word", _ROW, GROUP, packed=True),
         Tensor("x", ("T", "H"), _CODES, E4M3, "staged hidden states, E4M3 codes", _ROW),
