@@ -20,9 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import megamoe
 from megamoe.backends import eager_fp8_block, eager_w4a8_token
+from megamoe.commands.kernels import here
 from megamoe.commands.main import main
 from megamoe.kernels import (
     around,
+    humming,
     registry,
     sgl_deep_gemm,
     triton_kernels_mxfp4,
@@ -412,6 +414,33 @@ def test_a_library_for_another_torch_is_refused_before_the_package_loads_it(tmp_
         NotImplementedError, match="undefined symbol: _ZN3c106absentEv; it was comp"
     ):
         sgl_deep_gemm.create()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(NotImplementedError("built for another torch"), "no: built for another torch"),
+     (OSError("no\nlibrary"), "no: it cannot be loaded: OSError: no library"), (None, "yes")],
+)  # fmt: skip
+def test_a_compiled_package_is_here_if_its_adapter_takes_it(error, said, monkeypatch):
+    def create(device):
+        if error:
+            raise error
+
+    monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(create=create))
+    one = registry.Kernel(**{
+        **vars(kernel("sgl-deep-gemm")), "needs": (), "arch": (9,), "module": "stand_in",
+    })  # fmt: skip
+    monkeypatch.setattr(registry, "gpu_major", lambda: 9)
+    assert here(one) == said
+    monkeypatch.setattr(registry, "gpu_major", lambda: None)
+    assert here(one).startswith("no: no NVIDIA GPU seen"), "and nothing is loaded"
+
+
+def test_humming_names_the_compiler_that_the_environment_names(monkeypatch):
+    monkeypatch.delenv("HUMMING_COMPILER", raising=False)
+    assert humming.Humming().fingerprint()["options"] == "indexed"
+    monkeypatch.setenv("HUMMING_COMPILER", "nvcc")
+    assert humming.Humming().fingerprint()["options"] == "indexed, HUMMING_COMPILER=nvcc"
 
 
 def test_a_library_that_lacks_something_else_is_left_to_its_package(tmp_path):

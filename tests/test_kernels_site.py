@@ -118,6 +118,10 @@ def test_the_command_says_what_the_run_took(read):
     )
     one = read(case="eplb/a", fingerprint={"sources": "0", "options": "MEGAMOE_TORCH_FAST_ACCUM=1"})
     assert one.command.startswith("MEGAMOE_TORCH_FAST_ACCUM=1 megamoe check --backend vllm-eplb")
+    one = read(environment={"HUMMING_COMPILER": "nvcc"})
+    assert one.command.startswith("HUMMING_COMPILER=nvcc megamoe check --backend vllm-eplb")
+    with pytest.raises(ValueError, match="environment"):
+        read(environment={"HUMMING_COMPILER": 1})
 
 
 # --- the site --------------------------------------------------------------------------------

@@ -42,12 +42,16 @@ def run(a: argparse.Namespace) -> int:
 
 def row(one: Kernel) -> tuple[str, ...]:
     """A kernel in the table."""
-    lacks = one.lacks()
-    here = "yes" if not lacks else "no: " + "; ".join(lacks)
     return (
         one.name, ", ".join(one.contracts), one.accumulator, ", ".join(one.kinds), one.versions,
-        here,
+        here(one),
     )  # fmt: skip
+
+
+def here(one: Kernel) -> str:
+    """Whether the kernel runs on this machine: ``yes``, or ``no`` with the reasons, in one line."""
+    refusals = one.refusals()
+    return "no: " + " ".join("; ".join(refusals).split()) if refusals else "yes"
 
 
 def _show(rows: Sequence[tuple[str, ...]]) -> None:
@@ -81,8 +85,7 @@ def _about(one: Kernel) -> None:
         print(f"  evidence      {said}")
     for need in one.needs:
         print(f"  needs         {need.found() or need.missing()}")
-    lacks = one.lacks()
-    print("  here          " + ("yes" if not lacks else "no: " + "; ".join(lacks)))
+    print(f"  here          {here(one)}")
     device = "cpu" if one.cpu else "cuda"
     print(f"  command       megamoe check --backend {one.name} --device {device} --json FILE.json")
 

@@ -7,6 +7,7 @@ The library compiles on the way: NVRTC's libraries must be on ``LD_LIBRARY_PATH`
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -19,6 +20,7 @@ from megamoe.kernels.registry import kernel
 from megamoe.spec.problem import Problem
 
 FACTS: Final = kernel("humming")
+COMPILER: Final = "HUMMING_COMPILER"
 
 
 class Humming:
@@ -51,8 +53,10 @@ class Humming:
         return around.forward(p, routes, first, second)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The package's version."""
-        return {"sources": FACTS.needs[0].found(), "options": "indexed", "binaries": {}}
+        """The package's version, and the compiler where the environment names one."""
+        compiler = os.environ.get(COMPILER, "")
+        options = f"indexed, {COMPILER}={compiler}" if compiler else "indexed"
+        return {"sources": FACTS.needs[0].found(), "options": options, "binaries": {}}
 
 
 def launch(

@@ -1,7 +1,9 @@
-"""What is known of each published kernel, and what it lacks on this machine. No torch in here."""
+"""What is known of each published kernel, and what it lacks on this machine. No torch in here, but
+where only the adapter of an installed package can say what lacks."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -85,6 +87,8 @@ class Kernel:
     """It runs on a CPU too: another code of the same package."""
     interpreter: bool = False
     """Triton's interpreter runs it without a GPU (TRITON_INTERPRET=1)."""
+    compiled: bool = False
+    """Its wheel holds a library for one torch: only who loads it knows that it runs beside this."""
 
     @property
     def unknown_contracts(self) -> list[str]:
@@ -108,6 +112,20 @@ class Kernel:
         elif major not in self.arch:
             out.append(f"the GPU has compute capability {major}.x; it needs {wanted}")
         return out
+
+    def refusals(self, capability: Callable[[], int | None] | None = None) -> list[str]:
+        """As :meth:`lacks`; where nothing lacks, a compiled package is loaded, and the line is the
+        one with which the adapter refuses it."""
+        out = self.lacks(capability)
+        if out or not self.compiled:
+            return out
+        try:
+            importlib.import_module(self.module).create("cuda")
+        except NotImplementedError as error:
+            return [str(error)]
+        except Exception as error:
+            return [f"it cannot be loaded: {type(error).__name__}: {error}"]
+        return []
 
 
 def kernels() -> dict[str, Kernel]:

@@ -6,6 +6,7 @@ not say which kernel, which versions, which machine and which command gave it.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +28,11 @@ FORM: Final = schema.Object(
         "backend": str, "contract": str, "device": str, "cases": schema.Items(CASE),
         "versions": schema.Each(str), "machine": dict, "options": str, "tier": str,
         "kind": schema.OrNull(str), "case": schema.OrNull(str),
-    }
+    },
+    {"environment": schema.Each(str)},
 )  # fmt: skip
-"""``options`` are those of the command line that decide a verdict."""
+"""``options`` are those of the command line that decide a verdict. ``environment``: variables that
+were set for the run and that its adapter did not put into the fingerprint; a person adds them."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,8 @@ def _told(data: Mapping[str, Any], package: str) -> bool:
 def _command(data: Mapping[str, Any]) -> str:
     """The command line of the run, from what the file says of its selection and options.
 
-    A wheel has no name here, since its place is another on each machine. An adapter that reads a
-    variable puts ``MEGAMOE_NAME=value`` into the options of its fingerprint.
+    A wheel has no name here, since its place is another on each machine. An adapter whose build
+    a variable decides puts ``NAME=value`` into the options of its fingerprint.
     """
     chosen = [("--kind", data["kind"]), ("--case", data["case"])]
     chosen += [("--tier", data["tier"])] if data["case"] is None else []
@@ -190,7 +193,8 @@ def _command(data: Mapping[str, Any]) -> str:
     wheels = [need.wheel for need in kernels()[data["backend"]].needs if need.wheel]
     before = [f"{name}=FILE.whl" for name in wheels if "(wheel)" in said]
     before += ["TRITON_INTERPRET=1"] if "interpreter" in said else []
-    before += [word for word in said.split() if word.startswith("MEGAMOE_") and "=" in word]
+    before += [word for word in said.split() if re.match(r"[A-Z][A-Z0-9_]*=", word)]
+    before += [f"{name}={value}" for name, value in data.get("environment", {}).items()]
     words = [*before, "megamoe", "check", "--backend", data["backend"]]
     words += [word for name, value in chosen if value for word in (name, value)]
     return _word(shlex.join(words) + data["options"])
