@@ -19,7 +19,7 @@ from megamoe.cases import load_cases
 from megamoe.cases.forms import LAUNCHED, LAWS
 from megamoe.cases.laws import CALLS, calls_of
 from megamoe.cases.needs import lacking
-from megamoe.judge import Verdict, of_findings, picture
+from megamoe.judge import BadOutput, Verdict, of_findings, picture
 from megamoe.kinds import laws
 from megamoe.kinds.property import launch_findings
 from megamoe.layer import engine_laws, launch_laws
@@ -399,6 +399,19 @@ def test_an_exception_says_which_variant_of_a_law_raised_it() -> None:
 
     with pytest.raises(Raised, match=r"in f\); in law padding-rows: 1 padding row of NaN$"):
         laws.findings(y_of, p, "padding-rows")
+
+
+def test_an_output_of_a_wrong_form_says_in_which_modes() -> None:
+    class NamesNoDevice(InModes):
+        def forward(self, p: Problem) -> torch.Tensor:
+            y = torch.empty(p.hidden_states.shape).bfloat16()
+            return y.copy_(honest(p) * (2 if torch.get_default_dtype() == torch.float64 else 1))
+
+    with pytest.raises(BadOutput, match="y lies on torch's meta device") as raised:
+        launched(NamesNoDevice(), "torch-defaults")
+    said = str(raised.value)
+    assert " (a default device of meta); torch-defaults: a default dtype of float64 ch" in said
+    assert said.endswith("; in law torch-defaults")
 
 
 class Queue:

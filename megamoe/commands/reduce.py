@@ -41,7 +41,7 @@ from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session
 
 NAMED: Final = 6
-"""Earlier cases, or further causes, that a sentence names."""
+"""Earlier cases, further causes or files of earlier runs that a sentence names."""
 _LITTLE: Final = 1 << 27
 """Multiplications of a linear for which the oracle answers in seconds."""
 
@@ -115,7 +115,8 @@ def run(a: argparse.Namespace) -> int:
           f"{counted(experts, 'expert')} used, after {counted(r.tries, 'try', 'tries')} in "
           f"{seconds:.0f} s")  # fmt: skip
     if earlier:
-        print(f"unchanged: {', '.join(map(str, earlier))}, from earlier runs")
+        more = f" and {len(earlier) - NAMED} more" if len(earlier) > NAMED else ""
+        print(f"unchanged: {', '.join(map(str, earlier[:NAMED]))}{more}, from earlier runs")
     print(f"reproduce: {again}")
     return 0
 

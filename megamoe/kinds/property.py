@@ -9,7 +9,16 @@ import numpy.typing as npt
 
 from megamoe.cases import Case
 from megamoe.cases.forms import LAUNCHED, PROPERTY
-from megamoe.judge import BadOutput, Finding, Verdict, bitwise, checked, forward_bits, place_of
+from megamoe.judge import (
+    IN_LAW,
+    BadOutput,
+    Finding,
+    Verdict,
+    bitwise,
+    checked,
+    forward_bits,
+    place_of,
+)
 from megamoe.kinds import forward, laws
 from megamoe.kinds.rows import repeated
 from megamoe.spec.forms import BF16
@@ -56,7 +65,8 @@ def judge(runner: Any, case: Case) -> Verdict:
 
 
 def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> list[Finding]:
-    """Variants that the worker ran, each against an ordinary ``forward``."""
+    """Variants that the worker ran, each against an ordinary ``forward``. ``BadOutput`` names every
+    variant whose ``y`` has a wrong form."""
     base = forward_bits(call.forward(problem).result, problem)["y"]
     ids = problem.topk_ids.numpy()
     with laws.in_law(law):
@@ -64,11 +74,19 @@ def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> li
     labels, orders = returned.extra.get("labels", []), returned.extra.get("orders", [])
     if not labels or len(labels) != len(returned.result):
         raise BadOutput(f"law {law} gave {len(returned.result)} outputs for {len(labels)} variants")
-    out = []
+    out, misshapen = [], dict[str, list[str]]()
     for label, order, y in zip(labels, orders, returned.result.values(), strict=True):
-        actual = checked("y", y, tuple(base.shape), TENSORS["y"].dtypes)
+        try:
+            actual = checked("y", y, tuple(base.shape), TENSORS["y"].dtypes)
+        except BadOutput as error:
+            misshapen.setdefault(str(error), []).append(label)
+            continue
         place = place_of("y", order, ids[order])
         out.append(laws.named(law, label, bitwise("y", BF16, actual, base[order], place)))
+    if misshapen:
+        said = [f"{text} ({', '.join(labels)})" for text, labels in misshapen.items()]
+        said += [found.text for found in out if found.bad]
+        raise BadOutput(f"{'; '.join(said)}{IN_LAW}{law}")
     return out
 
 
