@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -107,11 +107,8 @@ def run(a: argparse.Namespace) -> int:
     if found.lines:
         print(f"\nread from {found.read_from} of {a.subject}:")
         print("\n".join(found.lines))
-        others = sorted(kept.names - found.names)
-        if others:
-            fit = counted(len(others), "further cause fits", "further causes fit")
-            named = f": {'; '.join(others)}" if len(others) <= NAMED else ""
-            print(f"  ({fit} {out.name}, which has fewer values to tell them apart{named})")
+        if others := further_causes(kept.names - found.names, out.name):
+            print(f"  ({others})")
     seconds = time.perf_counter() - started
     print(f"\n{out}: {size / 1024:.0f} KiB, {counted(tokens, 'token')}, "
           f"{counted(experts, 'expert')} used, after {counted(r.tries, 'try', 'tries')} in "
@@ -166,6 +163,16 @@ def tokens_needed(tokens: int, fewer: str) -> str:
         return ""
     passes = "1 token passes" if tokens == 2 else f"{tokens - 1} tokens pass"
     return f"it needs {tokens} tokens: {passes}"
+
+
+def further_causes(names: Collection[str], file: str) -> str:
+    """The causes that fit the reduced file only, for a sentence; without names if they are more
+    than :data:`NAMED`, and empty where there are none."""
+    if not names:
+        return ""
+    fit = counted(len(names), "further cause fits", "further causes fit")
+    named = f": {'; '.join(sorted(names))}" if len(names) <= NAMED else ""
+    return f"{fit} {file}, which has fewer values to tell them apart{named}"
 
 
 def _free() -> Path:
