@@ -7,6 +7,7 @@ of them are causes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from megamoe.explain import Source, departure, refuted
+from megamoe.explain.deviations.shown import CHANCE
 from megamoe.explain.match import general
 from megamoe.explain.places import batch_of, wrong_tokens
 from megamoe.judge import Finding
@@ -26,6 +28,8 @@ _MOST: Final = 4
 """Other tokens that are tried."""
 _MOST_OF_LARGE: Final = 2
 """The same where a token takes about a second."""
+_MOST_OF_CHANCE: Final = 16
+"""The same for a match that one token may give by chance."""
 _LARGE: Final = 1 << 25
 """Weights of linear 1 of a token's slots from which a layer counts as large."""
 _SEVERAL_SLOTS: Final = "in some slots only"
@@ -85,13 +89,17 @@ def _others(
     findings: Sequence[Finding], accumulator: str, contract: Contract,
 ) -> dict[int, Plain]:  # fmt: skip
     """What the deviations that fit ``token`` say of the other tokens, by token."""
+    steps = actual["explanations"]
     only = frozenset(
         (way["stage"], general(way["what"]))
-        for step in actual["explanations"] for way in step["exact"]
+        for step in steps for way in (step["exact"] or _of_chance(step))
     )  # fmt: skip
     wrong = wrong_tokens(actual, findings, source.tokens)[0]
+    most = _most(source, token)
+    if most == _MOST and any(_of_chance(step) and not step["exact"] for step in steps):
+        most = _MOST_OF_CHANCE
     out = {}
-    for at in spread(np.flatnonzero(wrong).tolist(), token, _most(source, token)):
+    for at in spread(np.flatnonzero(wrong).tolist(), token, most):
         rows = {name: stage[at] for name, stage in shown.items()}
         channel = _channel(findings, at)
         one = departure(source, at, channel, accumulator, rows, contract, only)
@@ -131,6 +139,8 @@ def _keep(steps: list[Plain], token: int, others: Mapping[int, Plain]) -> None:
             at: other for at, one in others.items() for other in one["explanations"]
             if other["step"] == step["step"]
         }  # fmt: skip
+        if not step["exact"] and _is_proven(step, found):
+            step["exact"], step["partial"] = _of_chance(step), []
         if not step["exact"] or not found:
             continue
         step["tried_on"] = [*found]
@@ -143,6 +153,26 @@ def _keep(steps: list[Plain], token: int, others: Mapping[int, Plain]) -> None:
         if not fits:
             step["alone"] = sorted(step["exact"], key=lambda way: len(way["fails_on"]))
         step["exact"] = fits
+
+
+def _of_chance(step: Plain) -> list[Plain]:
+    """The match of a step that one token may give by chance, if there is one."""
+    return [step["may_be"]] if step["may_be"] else []
+
+
+def _is_proven(step: Plain, found: Mapping[int, Plain]) -> bool:
+    """Whether a match that one token may give by chance fits all tokens, and hardly by chance.
+
+    It then has the name of a token that leaves one slot only.
+    """
+    every = [one["may_be"] for one in (step, *found.values())]
+    if not found or not all(every):
+        return False
+    unique = [one["what"] for one in every if one["is_unique"]]
+    if not unique or math.prod(one["chance"] for one in every) > CHANCE:
+        return False
+    step["may_be"]["what"] = unique[0]
+    return True
 
 
 def _compare(way: Plain, token: int, found: Mapping[int, Plain]) -> None:
