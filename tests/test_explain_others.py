@@ -121,6 +121,14 @@ def test_weights_of_other_slots_are_named_where_several_tokens_prove_it(many):
     )
 
 
+def test_they_are_named_also_where_another_deviation_fits_one_token_by_chance(many):
+    weights = many.topk_weights[torch.arange(60) * TAKEN % 60]
+    weights[1] = many.topk_weights[2]
+    (step,) = said_of(many, Reweighted(weights))["actual"]["explanations"]
+    assert is_clear(step) and not step["alone"] and step["exact"][0]["holds_on"][0] == 1
+    assert step["exact"][0]["what"].startswith("routing weights are those of other slots: ")
+
+
 @pytest.mark.parametrize("factor", [1, 0.7])
 def test_they_are_not_named_where_other_tokens_do_not_show_it(many, factor):
     """The other tokens are right, or have weights that no slot has."""

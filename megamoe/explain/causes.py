@@ -143,7 +143,7 @@ def explain_codes(
         fits.append(fit(way.name, way.stage, contract, run.outside_codes(way), slots))
         ways[way.stage, way.name] = way
     may_be = None
-    if OTHER_SLOTS in only if only is not None else not any(f.is_exact for f in fits):
+    if only is None or OTHER_SLOTS in only:
         tried += 1
         # Chosen on another token, it needs no more evidence here.
         found = other_slots(run, contract, LEAST if only is None else 1)
@@ -151,7 +151,7 @@ def explain_codes(
             way = found.way
             one = fit(way.name, way.stage, contract, run.outside_codes(way), slots)
             may_be = {**one.plain(), "chance": found.chance, "is_unique": found.is_unique}
-            if found.is_certain or only is not None:
+            if only is not None or (found.is_certain and not any(f.is_exact for f in fits)):
                 fits.append(one)
                 ways[way.stage, way.name] = way
     what = f"codes and scale bytes of token {life.at}"

@@ -99,7 +99,7 @@ _TRIED: Final = 16
 _NEAR: Final = 0.05
 """The relative distance from it: codes of 4 bits, some of them beside the right one."""
 CHANCE: Final = 1 / 16
-"""The largest expected number of matches by chance."""
+"""The largest probability of a match by chance."""
 _HALVINGS: Final = 14
 """Of 5%: to 3 millionths, a tenth of what 2048 codes tell apart."""
 LEAST: Final = 8
@@ -113,7 +113,8 @@ class OfOthers:
 
     way: Way
     chance: float
-    """The probability at most that the batch has such weights by chance; 1: they prove nothing."""
+    """The probability that the batch has such weights by chance; 1, where several slots have one:
+    equal weights are no chance, and they prove nothing."""
     is_unique: bool
     """Whether one slot of the batch alone has the weight, for each of the wrong slots."""
 
@@ -154,7 +155,8 @@ def other_slots(run: Predictor, wrong: Bools, least: int = LEAST) -> OfOthers | 
         for k, owner in owners.items()
     )
     name = f"{OTHER_SLOTS[1]}: {said}" if is_unique else OTHER_SLOTS[1]
-    chance = _by_chance(run, chosen, weights) if is_unique else 1.0
+    is_shared = any(len(owners[slot]) > len(found) for slot, found in fits.items())
+    chance = 1.0 if is_shared else _by_chance(run, chosen, weights)
     return OfOthers(_weighted(life, name, chosen), chance, is_unique)
 
 
@@ -166,11 +168,12 @@ def _that_fit(run: Predictor, weights: dict[int, np.float32]) -> list[int]:
 
 
 def _by_chance(run: Predictor, chosen: dict[int, np.float32], weights: F32) -> float:
-    """The probability at most that weights of the batch would give the codes by chance.
+    """The probability that weights of the batch give the codes by chance.
 
     The weights that give the codes of a slot are an interval around the chosen one. Its width times
-    the density of the batch's weights there is the number that is expected in it. A batch of many
-    tokens has some weight near to any number.
+    the density of the batch's weights there is the number ``n`` that is expected in it; at least
+    one is in it with the probability ``1 - exp(-n)``. A batch of many tokens has some weight near
+    to any number.
     """
     width = dict.fromkeys(chosen, 0.0)
     for end in (-_NEAR, _NEAR):
@@ -185,7 +188,7 @@ def _by_chance(run: Predictor, chosen: dict[int, np.float32], weights: F32) -> f
             width[slot] += abs(beyond[slot])
     every = np.unique(weights[weights != 0])
     near = {s: np.sum(np.abs(every / w - 1) < _NEAR) / (2 * _NEAR) for s, w in chosen.items()}
-    return float(np.prod([min(1.0, width[slot] * near[slot]) for slot in chosen]))
+    return float(np.prod([-np.expm1(-width[slot] * near[slot]) for slot in chosen]))
 
 
 def _weighted(life: Life, name: str, weights: dict[int, np.float32]) -> Way:
