@@ -91,8 +91,8 @@ def run(a: argparse.Namespace) -> int:
         found, kept = Causes(), Causes()
         if r.original is not None and r.original.status == "fail":
             work.now("looking for the cause in the whole problem and in the reduced one")
-            whole = _whole(worker, problem, r.original, golden is not None, settings.timeout)
-            found = causes_of(worker, problem, whole[0], settings.timeout, whole[1])
+            has_golden = golden is not None
+            found = causes_of_whole(worker, problem, r.original, settings.timeout, has_golden)
             kept = causes_of(worker, r.problem, r.verdict, settings.timeout)
             about["causes"] = found.lines
             about["causes_read_from"] = found.read_from
@@ -105,8 +105,7 @@ def run(a: argparse.Namespace) -> int:
     if needed := tokens_needed(tokens, fewer):
         print(f"\n{needed}")
     if found.lines:
-        print(f"\nread from {found.read_from} of {a.subject}:")
-        print("\n".join(found.lines))
+        print(found.text(a.subject))
         if others := further_causes(kept.names - found.names, out.name):
             print(f"  ({others})")
     seconds = time.perf_counter() - started
@@ -190,6 +189,10 @@ class Causes:
     read_from: str = ""
     """The tokens that were looked at."""
 
+    def text(self, subject: str) -> str:
+        """The lines under a heading that names ``subject``; begins with an empty line."""
+        return "\n".join([f"\nread from {self.read_from} of {subject}:", *self.lines])
+
 
 def causes_of(
     session: Session, problem: Problem, verdict: Verdict, timeout: float, is_whole: bool = True
@@ -217,6 +220,15 @@ def causes_of(
     steps = said["actual"]["explanations"]
     names = {way["what"] for step in steps for way in step["exact"]}
     return Causes([f"  {line}" for line in causes(said)], names, read_from(said))
+
+
+def causes_of_whole(
+    session: Session, problem: Problem, verdict: Verdict, timeout: float, has_golden: bool = False
+) -> Causes:
+    """The causes of the ``verdict`` that a reduction began with; by all tokens that are wrong,
+    where that verdict is of all tokens or takes little to compute."""
+    whole, is_whole = _whole(session, problem, verdict, has_golden, timeout)
+    return causes_of(session, problem, whole, timeout, is_whole)
 
 
 def _whole(
