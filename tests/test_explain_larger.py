@@ -9,7 +9,7 @@ import pytest
 
 from megamoe.cases import Case, load_cases
 from megamoe.commands import explain_larger, show
-from megamoe.commands.explain import _is_short
+from megamoe.judge import Verdict
 from megamoe.suite.routed import Routed
 from megamoe.suite.telling import larger, smallest, telling
 
@@ -94,9 +94,48 @@ def test_a_red_that_tells_no_more_is_not_named(warm, tmp_path, monkeypatch):
     assert explain_larger.worth(told) == 4 and explain_larger.worth(NOTHING) == 0
     monkeypatch.setattr(explain_larger, "TRIED", 1)
     monkeypatch.setattr(explain_larger, "_said", lambda subject, session: told)
-    assert explain_larger.line(asked, case, told) == ""
+    none = "no larger case tells more: red too, "
+    assert explain_larger.line(asked, case, told).startswith(f"{none}and tells no more: forward/")
     long = {**NOTHING, "seconds": 100}
-    assert explain_larger.line(asked, case, long) == "", "there is no time to explain it"
+    line = explain_larger.line(asked, case, long)
+    assert line.startswith(f"{none}but there was no time to explain it: forward/")
+
+
+def several(rules=("expert 2", "expert 3"), causes=1):
+    """What ``explain`` says where that many causes fit."""
+    step = {"exact": [{}] * causes, "decisions": 9}
+    batch = {"rules": [*rules], "is_empty_tokens": False}
+    return {**NOTHING, "actual": {"explanations": [step]}, "batch": batch}
+
+
+@pytest.mark.parametrize("said", [several(), several([], 2)])
+def test_several_causes_that_fit_are_told_apart_or_it_is_said_why_not(warm, monkeypatch, said):
+    """By a larger case, also where the data of this one tell causes apart best."""
+    (case,) = by_name("bell-h256-i128-drifts")
+    assert telling(case) == 2 and explain_larger.is_short(case, said)
+    assert not explain_larger.is_short(case, several([]))
+    asked = argparse.Namespace(backend=None)
+    slow = {one.id: explain_larger.SECONDS for one in larger(case, load_cases())}
+    none = "no larger case tells them apart: "
+    monkeypatch.setattr(explain_larger.shards, "durations", lambda root: slow)
+    line = explain_larger.line(asked, case, said)
+    assert line == f"{none}each is known to take 10 s or more, so none was judged"
+    monkeypatch.setattr(explain_larger, "load_cases", lambda root: [case])
+    line = explain_larger.line(asked, case, said)
+    assert line == f"{none}none has the features and the chosen values of this one"
+
+
+def test_larger_cases_that_are_not_judged_are_said_with_the_reason(warm, tmp_path, monkeypatch):
+    (case,) = by_name("token-block-edge-t15")
+    asked = argparse.Namespace(backend="eager", contract=None)
+    monkeypatch.setattr(explain_larger, "TRIED", 1)
+    monkeypatch.setattr(explain_larger.Runner, "run", lambda self, one: Verdict(one.id, "", "skip"))
+    line = explain_larger.line(asked, case, several())
+    assert line.startswith("no larger case tells them apart: skipped: forward/")
+    gone = argparse.Namespace(backend=f"{tmp_path}/gone.py:Gone")
+    line = explain_larger.line(gone, case, several())
+    says = "no larger case tells them apart: the backend gave no output: forward/"
+    assert line.startswith(says)
 
 
 def test_a_larger_case_has_what_the_red_one_has():
@@ -118,8 +157,8 @@ def test_no_larger_case_is_tried_for_rows_that_nobody_may_have_written():
     (case,) = by_name("many-rows-masked-slots-and-an-empty-expert")
     step, batch = {"exact": [], "decisions": 9}, {"rules": ["a"], "is_empty_tokens": False}
     said = {"actual": {"explanations": [step]}, "batch": batch}
-    assert _is_short(case, said)
-    assert not _is_short(case, {**said, "batch": {**batch, "is_empty_tokens": True}})
+    assert explain_larger.is_short(case, said)
+    assert not explain_larger.is_short(case, {**said, "batch": {**batch, "is_empty_tokens": True}})
 
 
 def test_cases_that_pass_are_said_to_lack_what_none_of_them_has():

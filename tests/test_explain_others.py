@@ -11,6 +11,7 @@ import torch
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.explain import FromProblem, explain
+from megamoe.explain.deviations.shown import CHANCE
 from megamoe.explain.match import Evidence, general
 from megamoe.explain.others import of_all_tokens, spread
 from megamoe.explain.places import in_batch
@@ -80,6 +81,72 @@ def test_a_deviation_that_fits_all_of_them_is_the_cause(right):
     first, second = causes(said)
     assert first == f"cause: routing weight: {ROLLED}"
     assert second.endswith(" of token 1, and of 3 more wrong tokens that were tried")
+
+
+class Reweighted(EagerBackend):
+    """Takes the routing weights of a permutation of the batch, or others."""
+
+    name = "reweighted"
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, problem):
+        return super().forward(replace(problem, topk_weights=self.weights))
+
+
+TAKEN = 53
+"""The token whose weight token 1 takes."""
+
+
+@pytest.fixture(scope="module")
+def many():
+    """One slot a token, and weights so close that a token may fit one of them by chance."""
+    recipe = {"w13_scale": [120, 2], "w2_scale": [120, 2]}
+    p = problem(
+        3, tokens=60, top_k=1, experts=4, hidden=128, intermediate=128, weights_recipe=recipe
+    )
+    return replace(p, topk_weights=torch.linspace(0.3, 1, 60)[:, None])
+
+
+def test_weights_of_other_slots_are_named_where_several_tokens_prove_it(many):
+    said = said_of(many, Reweighted(many.topk_weights[torch.arange(60) * TAKEN % 60]))
+    (step,) = said["actual"]["explanations"]
+    assert step["may_be"]["chance"] > CHANCE, "token 1 alone proves nothing"
+    assert len(step["tried_on"]) == 16 and is_clear(step)
+    assert step["exact"][0]["what"] == (
+        "routing weights are those of other slots: "
+        f"slot 0 of token 1 takes that of slot 0 of token {TAKEN}"
+    )
+
+
+def test_they_are_named_also_where_another_deviation_fits_one_token_by_chance(many):
+    weights = many.topk_weights[torch.arange(60) * TAKEN % 60]
+    weights[1] = many.topk_weights[2]
+    (step,) = said_of(many, Reweighted(weights))["actual"]["explanations"]
+    assert is_clear(step) and not step["alone"] and step["exact"][0]["holds_on"][0] == 1
+    assert step["exact"][0]["what"].startswith("routing weights are those of other slots: ")
+
+
+@pytest.mark.parametrize("factor", [1, 0.7])
+def test_they_are_not_named_where_other_tokens_do_not_show_it(many, factor):
+    """The other tokens are right, or have weights that no slot has."""
+    weights = many.topk_weights * factor
+    weights[1] = many.topk_weights[TAKEN]
+    (step,) = said_of(many, Reweighted(weights))["actual"]["explanations"]
+    assert step["may_be"]["is_unique"] and not step["exact"]
+
+
+def test_they_are_not_named_where_the_other_token_fits_two_slots(many):
+    """Such a token proves nothing, and token 1 alone too little."""
+    given = many.topk_weights.clone()
+    given[20] = given[10]
+    weights = given.clone()
+    weights[1], weights[5] = given[TAKEN], given[10]
+    said = said_of(replace(many, topk_weights=given), Reweighted(weights))
+    (step,) = said["actual"]["explanations"]
+    assert step["may_be"]["chance"] > CHANCE and not step["exact"]
 
 
 class TiesAway(EagerBackend):

@@ -66,6 +66,30 @@ def test_the_lost_slots_name_the_rule(fault):
     assert len(found) <= 2, "few rules give the same slots"
 
 
+SIZES = [32, 24, 16, 21]
+"""Rows of four experts: two end with a full tile of 16."""
+TAILS = {
+    "the rows of each expert after its last full tile of 16 rows are dropped: 13 rows": [
+        (1, range(16, 24)), (3, range(16, 21)),
+    ],
+    "the last tile of 16 rows of each expert that ends with a full one is dropped: 32 rows": [
+        (0, range(16, 32)), (2, range(16)),
+    ],
+    "the last row of each expert that ends with a full tile of 16 rows is dropped: 2 rows": [
+        (0, [31]), (2, [15]),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", TAILS)
+def test_a_tile_at_the_end_of_an_expert_names_the_rule(fault):
+    ids = np.repeat(np.arange(4), SIZES)
+    rows = np.concatenate([np.arange(size) for size in SIZES])
+    wrong = np.any([(ids == e) & np.isin(rows, [*at]) for e, at in TAILS[fault]], axis=0)
+    found = fitting(ids[:, None], 4, wrong, wrong[:, None])
+    assert fault in [rule.lost for rule in found] and len(found) <= 2
+
+
 def test_slots_that_no_rule_gives_have_none():
     slots = FAULTS["expert 3 is dropped"].copy()
     slots[np.flatnonzero(slots.any(axis=1))[4]] = False

@@ -12,7 +12,7 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.explain import FromProblem, departure, explain
 from megamoe.explain.deviations.by_expert import sorted_weights
-from megamoe.explain.deviations.shown import OTHER_SLOTS
+from megamoe.explain.deviations.shown import OTHER_SLOTS, zeros
 from megamoe.spec.contract import BASE
 from megamoe.suite.at_hand import run
 from tests.helpers.local import Local
@@ -133,6 +133,14 @@ def test_a_code_in_place_of_values_that_round_to_zero_is_named(right):
     assert names(given, rows) == ["values that round to zero, and zeros, become 0x28 (0.25)"]
     rows["x"][5::32] = x[5::32]
     assert names(given, rows) == ["zeros become 0x28 (0.25)"]
+
+
+def test_without_a_zero_only_values_that_round_to_zero_are_named():
+    """Where no value is zero, nobody can say of zeros alone what they become."""
+    values, codes = np.float32([1e-7, 1]), np.uint8([0, 0x38])
+    shown = np.uint8([_CODE, 0x38])
+    found = [name.partition(" become")[0] for name, _ in zeros(values, codes, shown)]
+    assert set(found) == {"values that round to zero, and zeros,"}
 
 
 def test_a_code_in_place_of_zero_activations_is_named(right):

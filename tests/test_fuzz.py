@@ -454,9 +454,13 @@ def test_the_command_finds_says_how_to_repeat_and_leaves_a_file(tmp_path, capsys
     assert cli.main(arguments) == 1
     text = capsys.readouterr().out
     assert f"alone: {again}{first}" in text
-    last = text.splitlines()[-1]  # the summary, which is long, comes before the red
+    *_, last, after = text.splitlines()  # the summary, which is long, comes before the red
     assert last == f"reproduce: megamoe replay {out} --backend {bad}:Bad"
-    assert load(out).problem.num_tokens == 1
+    assert after == f"next: megamoe explain {out} --backend {bad}:Bad"
+    # The small file has too few values to tell a cause: it is read from the whole problem.
+    causes = load(out).about["causes"]
+    assert load(out).problem.num_tokens == 1 and causes[0].startswith("  cause: ")
+    assert f" of problem {first} of seed 1:\n" + "\n".join(causes) + "\n\n" in text
     assert cli.main(["fuzz", "--backend", "eager", "--problems", "4", "--jobs", "2"]) == 0
     # One of the four asks a feature that the newest contract has no rule for.
     assert "3 judged" in capsys.readouterr().out

@@ -65,7 +65,7 @@ def shown(cases: list[dict[str, Any]], pictures: int = 20) -> str:
         ("fail", "batch-invariance: token 3 alone changes 5 of 512 outputs",
          "batch-invariance: token N alone changes N of N outputs"),
         ("fail", "y: 64 of 512 outside; right under 2026-06 (requant_exponent_min 104)",
-         "y: N of N outside; right under 2026-06 (requant_exponent_min N)"),
+         "y: N of N outside; right under 2026-06 (requant_exponent_min 104)"),
     ],
 )  # fmt: skip
 def test_the_symptom_is_without_numbers_and_ids(status: str, reason: str, symptom: str) -> None:

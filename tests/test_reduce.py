@@ -13,7 +13,7 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
 from megamoe.cases.stored import Stored, load, to_bytes
 from megamoe.commands import main as cli
-from megamoe.commands.reduce import causes_of, default_names, tokens_needed
+from megamoe.commands.reduce import causes_of, default_names, further_causes, tokens_needed
 from megamoe.golden import rows_of
 from megamoe.judge import Verdict
 from megamoe.reduce import Failure, ReduceError, Reduction, reduce, steps
@@ -365,6 +365,15 @@ def test_a_failure_of_many_tokens_says_how_many_it_needs():
     assert not tokens_needed(5, "fail")
     one = reduce(Local(LosesASlot()), problem(3, tokens=2))
     assert one.problem.num_tokens == 1 and one.with_a_token_fewer() == ""
+
+
+def test_up_to_six_further_causes_are_named():
+    six = [f"cause {n}" for n in range(6)]
+    says = "further causes fit r.safetensors, which has fewer values to tell them apart"
+    assert further_causes({*six}, "r.safetensors") == f"6 {says}: {'; '.join(six)}"
+    assert further_causes({*six, "cause 6"}, "r.safetensors") == f"7 {says}"
+    assert further_causes(["a"], "r").startswith("1 further cause fits r, ")
+    assert further_causes([], "r") == ""
 
 
 def test_the_rule_of_the_batch_stands_before_what_one_token_shows():

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from megamoe.cases import Case
 from megamoe.commands import explain_larger, explain_staging
 from megamoe.commands.explain_subject import Subject, element_of
 from megamoe.commands.shared import (
@@ -33,7 +32,7 @@ from megamoe.explain.brief import brief
 from megamoe.explain.others import of_all_tokens
 from megamoe.explain.show import show
 from megamoe.explain.unwritten import garbage, said_of_two
-from megamoe.explain.words import is_certain, is_clear
+from megamoe.explain.words import is_clear
 from megamoe.golden import GoldenError, Store, make
 from megamoe.judge import forward_bits, judge_forward
 from megamoe.judge.judgements import Judged
@@ -42,7 +41,6 @@ from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
 from megamoe.spec.stages import STAGES
 from megamoe.suite import at_hand
-from megamoe.suite.telling import telling
 from megamoe.worker import exchange
 
 Rows = Mapping[str, np.ndarray[Any, Any]]
@@ -122,7 +120,7 @@ def run(a: argparse.Namespace) -> int:
         console = Console(width=None if sys.stdout.isatty() else 150)
         brief({**said, "original": _original(subject.about, said)}, console)
         hint = ""
-        if subject.case is not None and _is_short(subject.case, said):
+        if subject.case is not None and explain_larger.is_short(subject.case, said):
             hint = explain_larger.line(a, subject.case, said)
         if hint:
             console.print(hint, markup=False, highlight=False, soft_wrap=True)
@@ -190,19 +188,6 @@ def _original(about: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
         "causes": [str(line) for line in causes],
         "read_from": str(about.get("causes_read_from", "a token")),
     }
-
-
-def _is_short(case: Case, said: Mapping[str, Any]) -> bool:
-    """Whether this case tells no cause, or does not tell several apart, and another may."""
-    if not said["actual"]:
-        return False
-    steps, rules = said["actual"]["explanations"], said.get("batch", {"rules": []})["rules"]
-    if said.get("batch", {}).get("is_empty_tokens"):
-        return False  # no deviation gives a row that nobody wrote, in a larger case neither
-    unclear = not all(map(is_clear, steps)) or len(rules) > 1
-    is_doubtful = any(step["exact"] and not is_certain(step) for step in steps)
-    has_most = telling(case) == 2 and len(rules) < 2
-    return unclear and (is_doubtful or not has_most)
 
 
 def _more(has_output: bool, only_y: bool) -> str:

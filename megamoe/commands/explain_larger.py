@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,13 +17,13 @@ from megamoe.explain import explain
 from megamoe.explain.others import of_all_tokens
 from megamoe.explain.words import is_certain, is_clear
 from megamoe.golden import Store, make
-from megamoe.judge import BAD, judge_forward
+from megamoe.judge import BAD, WORDS, judge_forward
 from megamoe.spec.contract import contract
 from megamoe.suite import at_hand
 from megamoe.suite.routed import routed
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
-from megamoe.suite.telling import larger
+from megamoe.suite.telling import larger, telling
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session, WorkerError
@@ -34,32 +35,62 @@ ENOUGH: Final = 2
 TRIED: Final = 4
 """Larger cases that are judged."""
 SECONDS: Final = 10.0
-"""For all of them. None is begun after this time, and none that is known to take as long."""
+"""After this time none is begun; one that is known to take as long is none of them."""
+_GREEN: Final = "green"
+_NO_MORE: Final = "red too, and tells no more"
+_LONG: Final = "red too, but there was no time to explain it"
+
+
+def is_short(case: Case, said: Plain) -> bool:
+    """Whether this case tells no cause, or does not tell several apart, and another may."""
+    if not said["actual"]:
+        return False
+    if said.get("batch", {}).get("is_empty_tokens"):
+        return False  # no deviation gives a row that nobody wrote, in a larger case neither
+    steps = said["actual"]["explanations"]
+    is_unclear = fits_several(said) or not all(map(is_clear, steps))
+    is_doubtful = any(step["exact"] and not is_certain(step) for step in steps)
+    return is_unclear and (is_doubtful or fits_several(said) or telling(case) < 2)
+
+
+def fits_several(said: Plain) -> bool:
+    """Whether ``explain`` says of several deviations, or several rules, that each fits."""
+    steps = (said["actual"] or {"explanations": []})["explanations"]
+    rules = said.get("batch", {"rules": []})["rules"]
+    return len(rules) > 1 or any(len(step["exact"]) > 1 for step in steps)
 
 
 def line(a: argparse.Namespace, case: Case, said: Plain) -> str:
     """The larger case to explain in place of ``case``, which has just been judged red; what it
-    means if none is; empty where there is none, or where none tells more. Without a backend, which
-    would have to run, the one that may be red. ``said``: what ``explain`` says of ``case``."""
+    means if all pass; else why none tells more. Without a backend, which would have to run, the
+    one that may be red. ``said``: what ``explain`` says of ``case``."""
     settings = Settings.read(lambda name: getattr(a, name, None))
     seconds = shards.durations(settings.root)
-    found = larger(case, load_cases(settings.root))
-    found = [one for one in found if seconds.get(one.id, shards.DEFAULT_SECONDS) < SECONDS]
+    every = larger(case, load_cases(settings.root))
+    found = [one for one in every if seconds.get(one.id, shards.DEFAULT_SECONDS) < SECONDS]
     lacking = lacks(case, found)
     found.sort(key=lambda one: len(lacking[one.id]))
+    none = f"no larger case tells {'them apart' if fits_several(said) else 'more'}: "
+    if not every:
+        return f"{none}none has the features and the chosen values of this one"
     if not found:
-        return ""
+        return f"{none}each is known to take {SECONDS:.0f} s or more, so none was judged"
     if not a.backend:
         return f"try a larger case, if it is red too: {found[0].id}{without(lacking, found[:1])}"
-    with Work("judging larger cases"):
-        red, passed = _judged(settings, found[:TRIED], case, said)
+    with Work(f"judging larger cases; none begins after {SECONDS:.0f} s"):
+        red, seen = _judged(settings, found, case, said)
     if red is not None:
         command = f"megamoe explain {red.id} --backend {shlex.quote(a.backend)}{further_options(a)}"
         return f"a larger case is red too, and tells more: `{command}`"
-    if not passed:
-        return ""
+    if _GREEN not in seen or not {_NO_MORE, _LONG}.isdisjoint(seen):
+        return none + "; ".join(f"{what}: {_ids(these)}" for what, these in seen.items())
+    passed = seen[_GREEN]
     these = "a larger case passes" if len(passed) == 1 else "larger cases pass"
-    return f"{these}: {', '.join(one.id for one in passed)}{without(lacking, passed)}"
+    return f"{these}: {_ids(passed)}{without(lacking, passed)}"
+
+
+def _ids(cases: Sequence[Case]) -> str:
+    return ", ".join(one.id for one in cases)
 
 
 def lacks(case: Case, others: Sequence[Case]) -> dict[str, list[str]]:
@@ -91,36 +122,44 @@ def worth(said: Plain) -> int:
 
 def _judged(
     settings: Settings, cases: Sequence[Case], case: Case, said: Plain
-) -> tuple[Case | None, Sequence[Case]]:
-    """The red of ``cases`` that tells most, and more than ``case``; those that pass, where no
-    red is among them."""
-    red, most, passed = None, worth(said), list[Case]()
-    is_red, until = False, time.perf_counter() + SECONDS
+) -> tuple[Case | None, Mapping[str, Sequence[Case]]]:
+    """The red of ``cases`` that tells most, and more than ``case``; and what became of each that
+    was looked at, in words."""
+    red, most = None, worth(said)
+    seen, running = defaultdict[str, list[Case]](list), list[Case]()
+    until = time.perf_counter() + SECONDS
     try:
         with Worker(settings.launch()) as worker:
             rule = contract(worker.identity.contract)
             runner = Runner(worker, Store(settings.root, make, rule), None, SECONDS)
             runner.brief = True
-            for one in cases:
-                if time.perf_counter() > until or rule.revision not in one.revisions:
+            known = [one for one in cases if rule.revision in one.revisions]
+            if not known:
+                seen[f"not of contract {rule.revision}"] += cases[:TRIED]
+            for one in known[:TRIED]:
+                if time.perf_counter() > until:
+                    seen[f"not begun after {SECONDS:.0f} s"].append(one)
                     continue
-                verdict = runner.run(one)
-                if verdict.status == "pass":
-                    passed.append(one)
-                if verdict.status not in BAD:
+                running = [one]
+                status = runner.run(one).status
+                if status not in BAD:
+                    seen[_GREEN if status == "pass" else WORDS[status]].append(one)
                     continue
-                is_red = True
                 takes = said["seconds"] * weights_of(one) / weights_of(case)
                 if one.rows is not None or time.perf_counter() + takes > until:
-                    continue  # the oracle, or the deviations, would take too long
+                    # The oracle, or the deviations, would take too long.
+                    seen[_LONG].append(one)
+                    continue
                 tells = worth(_said(Subject(one.id, settings.root), worker))
                 if tells > most:
                     red, most = one, tells
+                else:
+                    seen[_NO_MORE].append(one)
                 if most >= ENOUGH:
                     break
     except (WorkerError, NoOutput):  # it ran a moment ago; what was found stands
-        pass
-    return red, [] if is_red else passed
+        seen["the backend gave no output"] += running or cases[:TRIED]
+    return red, seen
 
 
 def weights_of(case: Case) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megamoe.commands.output import complain
 from megamoe.commands.parsers.fuzz import WORKERS_OF_A_GPU
+from megamoe.commands.reduce import causes_of_whole
 from megamoe.commands.shared import picture_of, replay_command
 from megamoe.console import Console
 from megamoe.fuzz import Asked, Outcome, fuzz
@@ -28,7 +29,9 @@ def run(a: argparse.Namespace) -> int:
     console = Console()
     try:
         alone = f"{backend}{wide} --seed {a.seed} --only"
-        outcome = fuzz(settings, asked, a.jobs, workers, console, lambda n: f"{alone} {n}")
+        outcome = fuzz(
+            settings, asked, a.jobs, workers, console, lambda n: f"{alone} {n}", causes_of_whole
+        )
         with suppress(BrokenPipeError):
             _say(outcome, a, settings)
     finally:
@@ -42,11 +45,15 @@ def run(a: argparse.Namespace) -> int:
 
 
 def _say(outcome: Outcome, a: argparse.Namespace, settings: Settings) -> None:
-    """The summary, the picture of the failure, and where it lies."""
-    left, tally = outcome.left, outcome.tally
+    """The summary, the picture of the failure, its cause, where it lies, and what to do next."""
+    left, tally, first = outcome.left, outcome.tally, outcome.first
     tally.summary()
     if left is not None:
         again = replay_command(str(left.path), settings.backend, settings.device, a.contract)
         if left.verdict is not None:
             tally.say("\n" + picture_of(left.verdict, settings.backend, again) + "\n")
+        if left.causes and left.causes.lines:
+            tally.say(f"{left.causes.text(left.about['reduced_from']).lstrip()}\n")
         tally.say(f"{left.path}: {left.note or 'reduced'}\nreproduce: {again}")
+        if first is not None and first[1].status == "fail":
+            tally.say(f"next: {again.replace(' replay ', ' explain ', 1)}")

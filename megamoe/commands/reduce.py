@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -89,8 +89,8 @@ def run(a: argparse.Namespace) -> int:
         found, kept = Causes(), Causes()
         if r.original is not None and r.original.status == "fail":
             work.now("looking for the cause in the whole problem and in the reduced one")
-            whole = _whole(worker, problem, r.original, golden is not None, settings.timeout)
-            found = causes_of(worker, problem, whole[0], settings.timeout, whole[1])
+            has_golden = golden is not None
+            found = causes_of_whole(worker, problem, r.original, settings.timeout, has_golden)
             kept = causes_of(worker, r.problem, r.verdict, settings.timeout)
             about["causes"] = found.lines
             about["causes_read_from"] = found.read_from
@@ -103,13 +103,9 @@ def run(a: argparse.Namespace) -> int:
     if needed := tokens_needed(tokens, fewer):
         print(f"\n{needed}")
     if found.lines:
-        print(f"\nread from {found.read_from} of {a.subject}:")
-        print("\n".join(found.lines))
-        others = sorted(kept.names - found.names)
-        if others:
-            fit = counted(len(others), "further cause fits", "further causes fit")
-            named = f": {'; '.join(others)}" if len(others) <= NAMED else ""
-            print(f"  ({fit} {out.name}, which has fewer values to tell them apart{named})")
+        print(found.text(a.subject))
+        if others := further_causes(kept.names - found.names, out.name):
+            print(f"  ({others})")
     seconds = time.perf_counter() - started
     print(f"\n{out}: {size / 1024:.0f} KiB, {counted(tokens, 'token')}, "
           f"{counted(experts, 'expert')} used, after {counted(r.tries, 'try', 'tries')} in "
@@ -192,6 +188,16 @@ def default_names(subject: str) -> list[Path]:
     return taken
 
 
+def further_causes(names: Collection[str], file: str) -> str:
+    """The causes that fit the reduced file only, for a sentence; without names if they are more
+    than :data:`NAMED`, and empty where there are none."""
+    if not names:
+        return ""
+    fit = counted(len(names), "further cause fits", "further causes fit")
+    named = f": {'; '.join(sorted(names))}" if len(names) <= NAMED else ""
+    return f"{fit} {file}, which has fewer values to tell them apart{named}"
+
+
 @dataclass(frozen=True)
 class Causes:
     """What explains a red: lines for a person, and the names of the causes that fit exactly."""
@@ -200,6 +206,10 @@ class Causes:
     names: set[str] = field(default_factory=set)
     read_from: str = ""
     """The tokens that were looked at."""
+
+    def text(self, subject: str) -> str:
+        """The lines under a heading that names ``subject``; begins with an empty line."""
+        return "\n".join([f"\nread from {self.read_from} of {subject}:", *self.lines])
 
 
 def causes_of(
@@ -228,6 +238,15 @@ def causes_of(
     steps = said["actual"]["explanations"]
     names = {way["what"] for step in steps for way in step["exact"]}
     return Causes([f"  {line}" for line in causes(said)], names, read_from(said))
+
+
+def causes_of_whole(
+    session: Session, problem: Problem, verdict: Verdict, timeout: float, has_golden: bool = False
+) -> Causes:
+    """The causes of the ``verdict`` that a reduction began with; by all tokens that are wrong,
+    where that verdict is of all tokens or takes little to compute."""
+    whole, is_whole = _whole(session, problem, verdict, has_golden, timeout)
+    return causes_of(session, problem, whole, timeout, is_whole)
 
 
 def _whole(

@@ -142,18 +142,22 @@ def explain_codes(
             continue
         fits.append(fit(way.name, way.stage, contract, run.outside_codes(way), slots))
         ways[way.stage, way.name] = way
-    if OTHER_SLOTS in only if only is not None else not any(f.is_exact for f in fits):
+    may_be = None
+    if only is None or OTHER_SLOTS in only:
         tried += 1
         # Chosen on another token, it needs no more evidence here.
         found = other_slots(run, contract, LEAST if only is None else 1)
         if found is not None:
-            mask = run.outside_codes(found)
-            fits.append(fit(found.name, found.stage, contract, mask, slots))
-            ways[found.stage, found.name] = found
+            way = found.way
+            one = fit(way.name, way.stage, contract, run.outside_codes(way), slots)
+            may_be = {**one.plain(), "chance": found.chance, "is_unique": found.is_unique}
+            if only is not None or (found.is_certain and not any(f.is_exact for f in fits)):
+                fits.append(one)
+                ways[way.stage, way.name] = way
     what = f"codes and scale bytes of token {life.at}"
     evidence = Evidence.of_groups("codes", contract)
     said = report(fits, evidence, contract.size, what, tried, only)
-    return OfCodes(said, ways, run)
+    return OfCodes({**said, "may_be": may_be}, ways, run)
 
 
 def contradicted(life: Life, source: Source, shown: Shown, only: Names) -> Names:

@@ -180,7 +180,8 @@ def report(
 
     ``overflow`` is filled by :mod:`megamoe.explain.overflow`.
     ``follows``: the exact matches are those of the step before, which explain this one too.
-    ``tried_on`` and ``alone`` are of :mod:`megamoe.explain.others`. With
+    ``tried_on`` and ``alone`` are of :mod:`megamoe.explain.others`. ``may_be``: a match that one
+    token may give by chance; with its ``chance`` for this token, and whether it ``is_unique``. With
     ``only`` the deviations were chosen on another token, so few values are enough here.
     """
     differing = evidence.values
@@ -202,6 +203,7 @@ def report(
         "follows": False,
         "tried_on": [],
         "alone": [],
+        "may_be": None,
         "exact": [f.plain() for f in exact],
         "partial": [] if exact else [f.plain() for f in in_part(fits)],
     }

@@ -7,14 +7,17 @@ of them are causes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
 from megamoe.explain import Source, departure, refuted
-from megamoe.explain.match import general
+from megamoe.explain.deviations.shown import CHANCE
+from megamoe.explain.match import Names, general
 from megamoe.explain.places import batch_of, wrong_tokens
 from megamoe.judge import Finding
 from megamoe.judge.elements import GRID_LIMIT, TILE
@@ -26,6 +29,8 @@ _MOST: Final = 4
 """Other tokens that are tried."""
 _MOST_OF_LARGE: Final = 2
 """The same where a token takes about a second."""
+_MOST_OF_CHANCE: Final = 16
+"""The same for a match that one token may give by chance."""
 _LARGE: Final = 1 << 25
 """Weights of linear 1 of a token's slots from which a layer counts as large."""
 _SEVERAL_SLOTS: Final = "in some slots only"
@@ -44,14 +49,23 @@ def of_all_tokens(
     """
     if not actual["explanations"]:
         return {}
-    others = _others(actual, shown, token, source, findings, accumulator, contract)
+    steps = actual["explanations"]
+    fitting = _named(way for step in steps for way in step["exact"])
+    tried = partial(_others, actual, shown, token, source, findings, accumulator, contract)
+    others = tried(fitting, _most(source, token))
     slots = {}
     if actual["parts_at"]["stage"] in ("l2_acts", "l2_acts_sf"):
         slots = {at: set(one["wrong_slots"]) for at, one in {token: actual, **others}.items()}
     said = batch_of(actual, shown, token, problem, findings, slots)
     batch = said.get("batch", {"rules": []})
     if not (batch["rules"] and batch["is_lost"]):  # such a rule holds for all tokens already
-        _keep(actual["explanations"], token, others)
+        alone = [{**step} for step in steps]
+        _keep(steps, token, others)
+        for step, before in zip(steps, alone, strict=True):
+            if step["exact"] or not step["may_be"]:
+                continue
+            most = _MOST_OF_LARGE if _is_large(source, token) else _MOST_OF_CHANCE
+            _prove(step, before, token, tried(_named([step["may_be"]]), most))
         _refute(actual, shown, token, source, findings, accumulator, contract)
     return said
 
@@ -63,7 +77,7 @@ def _refute(
     """Of several causes, keep those that leave right codes of right tokens as they are, where there
     are any: one that rounds only ties, and not one that rounds all codes."""
     steps = [s for s in actual["explanations"] if len(s["exact"]) > 1 and s["step"] != "y"]
-    only = frozenset((w["stage"], general(w["what"])) for s in steps for w in s["exact"])
+    only = _named(way for step in steps for way in step["exact"])
     wrong = {row for finding in findings for row, _, _ in finding.grid}
     right = [at for at in range(source.tokens) if at not in wrong]
     if not only or any(len(finding.grid) >= GRID_LIMIT for finding in findings):
@@ -82,16 +96,12 @@ def _refute(
 
 def _others(
     actual: Plain, shown: Mapping[str, Any], token: int, source: Source,
-    findings: Sequence[Finding], accumulator: str, contract: Contract,
+    findings: Sequence[Finding], accumulator: str, contract: Contract, only: Names, most: int,
 ) -> dict[int, Plain]:  # fmt: skip
-    """What the deviations that fit ``token`` say of the other tokens, by token."""
-    only = frozenset(
-        (way["stage"], general(way["what"]))
-        for step in actual["explanations"] for way in step["exact"]
-    )  # fmt: skip
+    """What the deviations ``only`` say of at most ``most`` other tokens, by token."""
     wrong = wrong_tokens(actual, findings, source.tokens)[0]
     out = {}
-    for at in spread(np.flatnonzero(wrong).tolist(), token, _most(source, token)):
+    for at in spread(np.flatnonzero(wrong).tolist(), token, most):
         rows = {name: stage[at] for name, stage in shown.items()}
         channel = _channel(findings, at)
         one = departure(source, at, channel, accumulator, rows, contract, only)
@@ -100,10 +110,13 @@ def _others(
     return out
 
 
-def _most(source: Source, token: int) -> int:
+def _is_large(source: Source, token: int) -> bool:
     one = source.token(token)
-    size = len(one.ids) * source.hidden_size * one.intermediate
-    return _MOST_OF_LARGE if size > _LARGE else _MOST
+    return len(one.ids) * source.hidden_size * one.intermediate > _LARGE
+
+
+def _most(source: Source, token: int) -> int:
+    return _MOST_OF_LARGE if _is_large(source, token) else _MOST
 
 
 def spread(tokens: Sequence[int], token: int, most: int) -> list[int]:
@@ -143,6 +156,26 @@ def _keep(steps: list[Plain], token: int, others: Mapping[int, Plain]) -> None:
         if not fits:
             step["alone"] = sorted(step["exact"], key=lambda way: len(way["fails_on"]))
         step["exact"] = fits
+
+
+def _prove(step: Plain, before: Plain, token: int, others: Mapping[int, Plain]) -> None:
+    """Take the match that one token may give by chance, if it fits all tokens and these hardly by
+    chance. It then has the name of a token that leaves one slot only. ``before``: the step as
+    ``token`` alone shows it."""
+    found = [one for other in others.values() for one in other["explanations"]
+             if one["step"] == step["step"]]  # fmt: skip
+    every = [one["may_be"] for one in (step, *found)]
+    if not found or not all(every):
+        return
+    unique = [one["what"] for one in every if one["is_unique"]]
+    if not unique or math.prod(one["chance"] for one in every) > CHANCE:
+        return
+    step.update(before, exact=[{**step["may_be"], "what": unique[0]}], partial=[], alone=[])
+    _keep([step], token, others)
+
+
+def _named(ways: Iterable[Plain]) -> Names:
+    return frozenset((way["stage"], general(way["what"])) for way in ways)
 
 
 def _compare(way: Plain, token: int, found: Mapping[int, Plain]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from megamoe.explain.channels import FEWEST, MOST, in_words
 from megamoe.explain.grouped import before, grouped_rules, one_of_each
 from megamoe.explain.rules import Bools, Ids, Rule, WrongSlots, phrase, rules
+from megamoe.explain.tails import tail_rules
 from megamoe.explain.unwritten import zero_rows
 from megamoe.judge import Finding
 from megamoe.judge.elements import GRID_LIMIT, TILE
@@ -40,7 +41,9 @@ def fitting(
     With ``slots`` ``(T, K)`` they predict exactly these slots; with ``one``, a token and its wrong
     slots, these of that token.
     """
-    known_rules = (*rules(ids, experts, wrong), *grouped_rules(ids, experts))
+    known_rules = (
+        *rules(ids, experts, wrong), *tail_rules(ids, experts), *grouped_rules(ids, experts)
+    )  # fmt: skip
     found = [r for r in known_rules if (r.slots.any(axis=1) == wrong).all()]
     if slots is not None:
         found = [r for r in found if (r.slots == slots).all()]

@@ -8,7 +8,7 @@ are those of :func:`megamoe.cases.recipes.forward_problem`, which a test checks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -27,6 +27,9 @@ from megamoe.spec.problem import Problem
 
 _WORDS_AT_ONCE: Final = 1 << 15
 """Words of 8 bytes: a part of the stream that fits in a second-level cache."""
+
+_KEPT: Final = 1024
+"""Tokens of a case that are kept: many deviations read the weights of a whole batch."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,9 @@ class FromCase:
         self.tokens, self.hidden_size = p["tokens"], p["hidden"]
         self.intermediate = p["intermediate"]
         self.recipe = _recipe(self.hidden_size, p.get("weights_recipe", {}))
+        self.token = lru_cache(_KEPT)(self._token)
 
-    def token(self, at: int) -> Token:
+    def _token(self, at: int) -> Token:
         p, seed = self.case.params, self.case.seed
         one = np.array([at])
         if "distinct" in p:

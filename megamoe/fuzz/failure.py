@@ -28,6 +28,13 @@ class Left:
     """The verdict on the reduced file after it was read back; None if the problem is whole."""
     note: str = ""
     """The reason why the problem is whole."""
+    causes: Any = None
+    """As :data:`FindCauses` gives it."""
+
+
+FindCauses = Callable[[Session, Problem, Verdict, float], Any]
+"""Looks for the causes of a whole problem's verdict, before the problem is small: an object with
+``lines`` and ``read_from``. The last argument: the seconds for a call of the backend."""
 
 
 def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -> Left:
@@ -43,12 +50,22 @@ def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -
 
 
 def shrink(
-    left: Left, session: Session, seconds: float, timeout: float, log: Callable[[str], None]
-) -> Left:
-    """Reduce the problem within ``seconds``, and replace its file by the result."""
+    left: Left, session: Session, seconds: float, timeout: float, log: Callable[[str], None],
+    find: FindCauses | None = None,
+) -> Left:  # fmt: skip
+    """Reduce the problem within ``seconds``, and replace its file by the result, which has the
+    causes that ``find`` reads from the whole problem."""
+    about, causes = left.about, None
     try:
         r = reduce(session, left.problem, seconds, log=log, timeout=timeout)
-        verdict, _ = keep(r, left.path, left.about, timeout)
+        if find is not None and r.original is not None and r.original.status == "fail":
+            causes = find(session, left.problem, r.original, timeout)
+            name = "problem {number} of seed {seed}".format(**about["fuzz"])
+            about = {**about, "reduced_from": name, "causes": causes.lines,
+                     "causes_read_from": causes.read_from}  # fmt: skip
+        verdict, _ = keep(r, left.path, about, timeout)
     except ValueError as error:  # it does not hold still, or the worker is gone
         return replace(left, note=f"it is the whole problem: {error}")
-    return replace(left, problem=r.problem, verdict=verdict, note="")
+    return replace(
+        left, problem=r.problem, about=about, verdict=verdict, note="", causes=causes
+    )  # fmt: skip

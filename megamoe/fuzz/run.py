@@ -17,7 +17,7 @@ from rich.text import Text
 
 from megamoe.cases import Case, kind_of
 from megamoe.fuzz.draw import Drawn, draw
-from megamoe.fuzz.failure import Left, shrink, store
+from megamoe.fuzz.failure import FindCauses, Left, shrink, store
 from megamoe.fuzz.step import judge_drawn
 from megamoe.fuzz.tally import Tally
 from megamoe.judge import Verdict
@@ -65,11 +65,12 @@ class Outcome:
 
 def fuzz(
     settings: Settings, asked: Asked, judges: int, workers: int, console: Console,
-    again: Callable[[int], str] = str,
+    again: Callable[[int], str] = str, find: FindCauses | None = None,
 ) -> Outcome:  # fmt: skip
     """Judge drawn problems with ``settings.backend``; raises errors of one line for the command.
 
-    ``again(number)``: the command that judges that problem alone, for the message.
+    ``again(number)``: the command that judges that problem alone, for the message. ``find``: looks
+    for the causes of the red, before it is reduced.
     """
     if asked.only is not None:
         judges = workers = 1
@@ -94,7 +95,7 @@ def fuzz(
                 if tally.reds:
                     left = _keep(outcome, asked, identity, again)
                     outcome.left = shrink(left, Shared(pool.address), asked.reduce_seconds,
-                                          settings.timeout, tally.say)  # fmt: skip
+                                          settings.timeout, tally.say, find)  # fmt: skip
     except Stopped as stopped:
         outcome.stopped, outcome.code = str(stopped), stopped.code
     except NoRoom as full:

@@ -40,19 +40,21 @@ def symptom_of(case_id: str, status: str, reason: str) -> str:
     """The symptom of a red in one line: of an error the exception's type, function and text, of a
     fail the first bad stage or law. Numbers are N, other ids are ID, and the case is CASE, so that
     cases of one sort have one symptom; one thing and several are one symptom too. The name of a
-    contract stays; the law whose variant raised goes."""
+    contract stays, and so do the numbers of its clauses, where the output is right under these; the
+    law whose variant raised goes."""
     text = reason.removeprefix(f"case {case_id}: ")
     text = text.replace(case_id, "CASE").partition(IN_LAW)[0].partition(LEARNED)[0]
-    raised = _RAISED.fullmatch(text)
+    raised, right = _RAISED.fullmatch(text), None
     if raised:
         said = f": {raised['text']}" if raised["text"] else ""
         text = f"{raised['type']} in {raised['function']}{said}{raised['rest']}"
     elif status == "fail":
-        other = _RIGHT.search(text)
-        text = text.partition("; ")[0] + (other[0] if other else "")
+        right = _RIGHT.search(text)
+        text = text.partition("; ")[0]
     text = _ID.sub("ID", text)
     text = _NUMBER.sub(lambda found: found["revision"] or "N", text)
-    return _ROWS_OF.sub(r"\1: N of N outside", _COUNTED.sub(r"N \1s", text))
+    text = _ROWS_OF.sub(r"\1: N of N outside", _COUNTED.sub(r"N \1s", text))
+    return text + (right[0] if right else "")
 
 
 @dataclass

@@ -7,6 +7,7 @@ proposes them, and then they are tried as any other deviation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -97,71 +98,97 @@ _TRIED: Final = 16
 """Routing weights nearest to the one that a slot's codes suggest."""
 _NEAR: Final = 0.05
 """The relative distance from it: codes of 4 bits, some of them beside the right one."""
-_CHANCE: Final = 1 / 16
-"""The largest expected number of matches by chance in a token that is tried first."""
+CHANCE: Final = 1 / 16
+"""The largest probability of a match by chance."""
+_HALVINGS: Final = 14
+"""Of 5%: to 3 millionths, a tenth of what 2048 codes tell apart."""
 LEAST: Final = 8
 """Wrong values of a slot that its weight must explain, as for a match in some slots."""
 OTHER_SLOTS: Final = ("routing weight", "routing weights are those of other slots")
 
 
-def other_slots(run: Predictor, wrong: Bools, least: int = LEAST) -> Way | None:
+@dataclass(frozen=True)
+class OfOthers:
+    """Each wrong slot of a token with the routing weight of another slot of the batch."""
+
+    way: Way
+    chance: float
+    """The probability that the batch has such weights by chance; 1, where several slots have one:
+    equal weights are no chance, and they prove nothing."""
+    is_unique: bool
+    """Whether one slot of the batch alone has the weight, for each of the wrong slots."""
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether this token alone proves it."""
+        return self.is_unique and self.chance <= CHANCE
+
+
+def other_slots(run: Predictor, wrong: Bools, least: int = LEAST) -> OfOthers | None:
     """Each wrong slot with the routing weight of another slot of the batch.
 
     ``wrong`` ``(S, I/32 + I)``: scale bytes and codes outside, by slot. None unless for each slot
-    with a wrong value exactly one weight of the batch gives all its values, exactly one slot has
-    this weight, and it explains ``least`` values. With more than one of these, also none where the
-    batch has so many weights that a match by chance is likely.
+    with a wrong value a weight of the batch gives all its values, and explains ``least`` of them.
     """
     life, source = run.life, run.source
     if life.contract.routing_weight.value != "activation" or source.tokens > _TOKENS_AT_MOST:
         return None
     slots = [s for s, row in zip(run.routed(), wrong, strict=True) if row.any()]
     counts = wrong.sum(axis=1)
-    if (counts[counts > 0] < least).any():
+    if not slots or (counts[counts > 0] < least).any():
         return None
     tokens = [source.token(at) for at in range(source.tokens)]
     weights = np.stack([np.where(is_live(t), t.weights, np.float32(0)) for t in tokens])
     near = {s.slot: _near(s, *run.acts[s.slot], weights) for s in slots}
-    if not all(len(found) for found in near.values()):
-        return None
     fits: dict[int, list[np.float32]] = {s.slot: [] for s in slots}
-    routed = [s.slot for s in run.routed()]
     for k in range(max(len(found) for found in near.values())):
         one = {slot: found[k] for slot, found in near.items() if k < len(found)}
-        beyond = np.any(run.outside_codes(_weighted(life, "", one)), axis=1)
-        for slot, weight in one.items():
-            if not beyond[routed.index(slot)]:
-                fits[slot].append(weight)
-    owners = {k: np.argwhere(weights == found[0]) for k, found in fits.items() if len(found) == 1}
-    if len(owners) < len(slots) or any(len(owner) > 1 for owner in owners.values()):
+        for slot in _that_fit(run, one):
+            fits[slot].append(one[slot])
+    if not all(fits.values()):
         return None
-    said = ", ".join(
-        f"slot {k} of token {life.at} takes that of slot {slot} of token {at}"
-        for k, ((at, slot),) in owners.items()
-    )
+    owners = {k: np.argwhere(np.isin(weights, found)) for k, found in fits.items()}
     chosen = {k: found[0] for k, found in fits.items()}
-    if least > 1 and _by_chance(run, chosen, weights) > _CHANCE:
-        return None
-    return _weighted(life, f"{OTHER_SLOTS[1]}: {said}", chosen)
+    is_unique = all(len(owner) == 1 for owner in owners.values())
+    said = ", ".join(
+        f"slot {k} of token {life.at} takes that of slot {owner[0][1]} of token {owner[0][0]}"
+        for k, owner in owners.items()
+    )
+    name = f"{OTHER_SLOTS[1]}: {said}" if is_unique else OTHER_SLOTS[1]
+    is_shared = any(len(owners[slot]) > len(found) for slot, found in fits.items())
+    chance = 1.0 if is_shared else _by_chance(run, chosen, weights)
+    return OfOthers(_weighted(life, name, chosen), chance, is_unique)
+
+
+def _that_fit(run: Predictor, weights: dict[int, np.float32]) -> list[int]:
+    """The slots of which the weights give all codes and scale bytes."""
+    beyond = np.any(run.outside_codes(_weighted(run.life, "", weights)), axis=1)
+    routed = [s.slot for s in run.routed()]
+    return [slot for slot in weights if not beyond[routed.index(slot)]]
 
 
 def _by_chance(run: Predictor, chosen: dict[int, np.float32], weights: F32) -> float:
-    """The number of ways in which weights of the batch would give the codes by chance.
+    """The probability that weights of the batch give the codes by chance.
 
-    Of each slot: the share of weights about the chosen one that give its codes, times the number of
-    the batch's weights there. A batch of many tokens has some weight near to any number.
+    The weights that give the codes of a slot are an interval around the chosen one. Its width times
+    the density of the batch's weights there is the number ``n`` that is expected in it; at least
+    one is in it with the probability ``1 - exp(-n)``. A batch of many tokens has some weight near
+    to any number.
     """
-    routed = [s.slot for s in run.routed()]
-    factors = np.linspace(1 - _NEAR / 5, 1 + _NEAR / 5, 2 * _TRIED + 1).astype(np.float32)
-    share = dict.fromkeys(chosen, 0.0)
-    for factor in factors:
-        moved = {slot: np.float32(weight * factor) for slot, weight in chosen.items()}
-        beyond = np.any(run.outside_codes(_weighted(run.life, "", moved)), axis=1)
+    width = dict.fromkeys(chosen, 0.0)
+    for end in (-_NEAR, _NEAR):
+        inside, beyond = dict.fromkeys(chosen, 0.0), dict.fromkeys(chosen, end)
+        for _ in range(_HALVINGS):
+            middle = {slot: (inside[slot] + beyond[slot]) / 2 for slot in chosen}
+            moved = {s: np.float32(w * (1 + middle[s])) for s, w in chosen.items()}
+            fits = {*_that_fit(run, moved)}
+            for slot, at in middle.items():
+                (inside if slot in fits else beyond)[slot] = at
         for slot in chosen:
-            share[slot] += float(not beyond[routed.index(slot)]) / len(factors)
+            width[slot] += abs(beyond[slot])
     every = np.unique(weights[weights != 0])
-    near = {s: np.sum(np.abs(every / w - 1) < _NEAR) / 5 for s, w in chosen.items()}
-    return float(np.prod([share[slot] * near[slot] for slot in chosen]))
+    near = {s: np.sum(np.abs(every / w - 1) < _NEAR) / (2 * _NEAR) for s, w in chosen.items()}
+    return float(np.prod([-np.expm1(-width[slot] * near[slot]) for slot in chosen]))
 
 
 def _weighted(life: Life, name: str, weights: dict[int, np.float32]) -> Way:
@@ -187,4 +214,7 @@ def _near(slot: Slot, codes: U8, sf: U8, weights: F32) -> F32:
     return np.asarray(every[order][distance[order] < _NEAR], np.float32)
 
 
-__all__ = ["LEAST", "OTHER_SLOTS", "other_slots", "zeros", "zeros_of_codes", "zeros_of_staging"]
+__all__ = [
+    "CHANCE", "LEAST", "OTHER_SLOTS", "OfOthers", "other_slots", "zeros", "zeros_of_codes",
+    "zeros_of_staging",
+]  # fmt: skip
