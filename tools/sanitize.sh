@@ -19,7 +19,7 @@ forward/few-rows-h640-i1024-tail-of-steps-lost-t20,forward/few-rows-bell-h896-i8
 forward/precise-silu-bell-clamp-none,property/ep-size-broken-between-few-and-many-rows,\
 forward/many-rows-h1280-i1152-ring-reused-too-early-t100,\
 forward/many-rows-wide-weight-scales-precise-silu-no-clamp-t193,forward/rows-of-a-large-batch-wrong-t2048,\
-forward/masked-slots-bell,\
+forward/masked-slots-bell,forward/deepseek-v4-flash-two-tokens-precise-silu-drift,\
 property/stale-bytes-broken-with-*,staging/rows-lost-or-repeated-at-t33,eplb/redundant-16-experts-of-v4-256}
 
 stop() {

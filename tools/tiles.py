@@ -26,7 +26,7 @@ CLAMP = 10.0
 
 def name(tile: Tile) -> str:
     """As a column has it."""
-    return f"{tile.N} x {tile.share}" if tile.BOXES else f"{tile.N}, {tile.WARPS} warps"
+    return f"{tile.N} x {tile.share}" if tile.BOXES else f"{tile.N}, {tile.BLOCKS} blocks"
 
 
 def times(

@@ -23,7 +23,9 @@ from megamoe.backends.triton.launches import (
     CROWDED,
     FEW,
     MANY,
+    NEARLY,
     OVERLAPPED,
+    ROUNDS,
     SPARSE,
     TALLIES,
     Call,
@@ -203,7 +205,8 @@ class TritonBackend:
 
         return {
             "sources": kernel_sources(Path(__file__).parent / "kernels"),
-            "options": f"{FEW} {OVERLAPPED} SPARSE={SPARSE} CROWDED={CROWDED} MANY={MANY}",
+            "options": f"{FEW} {OVERLAPPED} NEARLY={NEARLY} ROUNDS={ROUNDS} SPARSE={SPARSE} "
+            f"CROWDED={CROWDED} MANY={MANY}",
             "binaries": digests(),
         }
 

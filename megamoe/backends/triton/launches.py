@@ -34,20 +34,27 @@ MANY = 480
 """With more rows per expert than this, on average, tiles of 256 rows are faster than of 128."""
 SPARSE = 6
 """At most this many rows per expert: use 8-token tiles."""
-RESIDENT = 4
-"""Blocks of the first of :data:`FEW` that a multiprocessor holds at a time, by their registers."""
+NEARLY = 7
+"""At most this many blocks per multiprocessor nearly all fit at once, where six do."""
+ROUNDS = 15
+"""At most this many blocks per multiprocessor: three rounds of five. With more, six at a time."""
+REGISTERS = 65536
+"""Of a multiprocessor, from SM90 on."""
 
 
 @dataclass(frozen=True)
 class Tile:
     """N token rows; WARPS that multiply together.
 
-    Of :mod:`.kernels.overlapped` also STAGES of copies, and BOXES of 64 weight rows that each of
-    its two groups takes.
+    Of :mod:`.kernels.few` also AHEAD, the steps whose weights are on the way, and BLOCKS, which a
+    multiprocessor holds at a time. Of :mod:`.kernels.overlapped` STAGES of copies, and BOXES of 64
+    weight rows that each of its two groups takes.
     """
 
     N: int
     WARPS: int
+    AHEAD: int = 0
+    BLOCKS: int = 0
     STAGES: int = 0
     BOXES: int = 0
 
@@ -56,13 +63,22 @@ class Tile:
         """Weight rows that a block takes at a time."""
         return 2 * self.BOXES * ROWS if self.BOXES else ROWS
 
+    @property
+    def registers(self) -> int:
+        """The most of a thread with which BLOCKS fit; the compiler counts in eights."""
+        return REGISTERS // (32 * self.WARPS * self.BLOCKS) // 8 * 8
 
-OVERLAPPED = Tile(128, 4, 3, 2), Tile(256, 4, 2, 1)
+
+OVERLAPPED = Tile(128, 4, STAGES=3, BOXES=2), Tile(256, 4, STAGES=2, BOXES=1)
 """The tiles of :mod:`.kernels.overlapped`. The second decodes each weight for twice as many rows,
 but an expert's last rows fill less of it."""
-FEW = Tile(8, 4), Tile(8, 2), Tile(16, 2)
-"""The tiles of :mod:`.kernels.few`. A warp of four reads all tokens for 16 weight rows, of two
-for 32."""
+FEW = (
+    Tile(8, 4, AHEAD=7, BLOCKS=3),
+    Tile(8, 4, AHEAD=3, BLOCKS=5),
+    Tile(8, 4, AHEAD=2, BLOCKS=6),
+    Tile(16, 4, AHEAD=3, BLOCKS=4),
+)
+"""The tiles of :mod:`.kernels.few`. Registers go to weights on the way, or to more blocks."""
 
 
 class Memory(NamedTuple):
@@ -129,8 +145,8 @@ class Call:
 
         tiles = most_tiles(self.rows, self.experts, tile)
         options = {
-            "N": tile.N, "WARPS": tile.WARPS, "WIDE": self.wide, "num_warps": tile.WARPS,
-            "launch_pdl": True,
+            "N": tile.N, "WARPS": tile.WARPS, "AHEAD": tile.AHEAD, "WIDE": self.wide,
+            "num_warps": tile.WARPS, "maxnreg": tile.registers, "launch_pdl": True,
         }  # fmt: skip
         dispatch = step(
             d.dispatch, (self.tokens + 1, -(-self.hidden // BLOCK)),
@@ -268,14 +284,17 @@ def forget_counts(memory: Memory, stream: int) -> None:
 def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
     """The tile of :mod:`.kernels.few` for ``rows`` (token, slot) pairs; no bit depends on it.
 
-    Where blocks of four warps do not all fit at once, those of two warps, of which more fit, leave
-    less of the GPU idle at the end.
+    What counts is how many blocks of linear 1 a multiprocessor gets. Those that all fit at once
+    should have as many weights on the way as they can. Of more, the last round should be full.
     """
-    four, two, wide = FEW
-    if rows > SPARSE * min(rows, experts):
+    deep, five, six, wide = FEW
+    used = min(rows, experts)
+    if rows > SPARSE * used:
         return wide
-    rounds = most_tiles(rows, experts, four) * (2 * inter // ROWS) / (RESIDENT * processors)
-    return two if rounds > 1 else four
+    blocks = used * (2 * inter // ROWS) / processors
+    if blocks <= deep.BLOCKS:
+        return deep
+    return five if blocks <= five.BLOCKS or NEARLY < blocks <= ROUNDS else six
 
 
 def overlapped_tile(rows: int, experts: int, hidden: int) -> Tile | None:

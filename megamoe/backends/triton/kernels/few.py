@@ -1,10 +1,10 @@
 """The two grouped products for few tokens: every warp by itself, weights straight to registers.
 
 With few tokens the weights are all there is to move, and a block that meets at a barrier for every
-step of the contraction cannot keep memory busy. Here a warp has 16 or 32 weight rows to itself,
-loads them four steps of 128 ahead, and multiplies by ``mma.sync``; nothing goes through shared
-memory until the sums are complete. ``mma.sync`` adds as ``wgmma`` does, bit for bit: one product
-does not differ from one of :mod:`.overlapped`.
+step of the contraction cannot keep memory busy. Here a warp has 16 weight rows to itself, loads
+them AHEAD steps of 128 before it needs them, and multiplies by ``mma.sync``; nothing goes through
+shared memory until the sums are complete. ``mma.sync`` adds as ``wgmma`` does, bit for bit: one
+product does not differ from one of :mod:`.overlapped`.
 
 The first weights of linear 2 are asked for as soon as there is room beside the blocks of linear 1.
 """
@@ -72,51 +72,57 @@ def _step(acc, packed, words, x, N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.
 
 
 @gluon.jit
-def _product(first, w, s, x, steps, N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.constexpr):
-    """(64, N) fp32 over ``steps`` steps; ``first``: :func:`_fetch` of steps 0 to 3."""
-    w0, s0, w1, s1, w2, s2, w3, s3 = first
+def _apart(k):
+    """``k``, once the loads before are issued.
+
+    ptxas would move the loads of several steps to the end of a loop, where they come late.
+    """
+    return gl.inline_asm_elementwise(
+        "bar.warp.sync 0xffffffff; mov.b32 $0, $1;", "=r,r", [k],
+        dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _product(asked, w, s, x, steps, N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.constexpr):
+    """(64, N) fp32 over ``steps`` steps; ``asked``: :func:`_fetch` of the first AHEAD of them."""
+    AHEAD: gl.constexpr = len(asked) // 2
     last = steps - 1
-    whole = steps // 4 * 4
+    whole = last // AHEAD * AHEAD
     acc = gl.zeros([ROWS, N], gl.float32, few_layout(WARPS))
     xa = _tokens(x, 0, last)
     xb = _tokens(x, 1, last)
-    for k in range(0, whole, 4):
-        acc = _step(acc, w0, s0, xa, N, WARPS, WIDE)
-        w0, s0 = _fetch(w, s, k + 4, last)
-        xa = _tokens(x, k + 2, last)
-        acc = _step(acc, w1, s1, xb, N, WARPS, WIDE)
-        w1, s1 = _fetch(w, s, k + 5, last)
-        xb = _tokens(x, k + 3, last)
-        acc = _step(acc, w2, s2, xa, N, WARPS, WIDE)
-        w2, s2 = _fetch(w, s, k + 6, last)
-        xa = _tokens(x, k + 4, last)
-        acc = _step(acc, w3, s3, xb, N, WARPS, WIDE)
-        w3, s3 = _fetch(w, s, k + 7, last)
-        xb = _tokens(x, k + 5, last)
-    if steps - whole > 0:
-        acc = _step(acc, w0, s0, xa, N, WARPS, WIDE)
-    if steps - whole > 1:
-        acc = _step(acc, w1, s1, xb, N, WARPS, WIDE)
-    if steps - whole > 2:
-        acc = _step(acc, w2, s2, _tokens(x, last, last), N, WARPS, WIDE)
+    for k in range(0, whole, AHEAD):
+        later = ()
+        for i in gl.static_range(AHEAD):
+            acc = _step(acc, asked[2 * i], asked[2 * i + 1], xa, N, WARPS, WIDE)
+            later = later + _fetch(w, s, k + (AHEAD + i), last)
+            xa = xb
+            xb = _tokens(x, k + (i + 2), last)
+            k = _apart(k)
+        asked = later
+    # From 1 to AHEAD steps are left, and all their weights are on the way.
+    for i in gl.static_range(AHEAD):
+        if steps - whole > i:
+            acc = _step(acc, asked[2 * i], asked[2 * i + 1], xa, N, WARPS, WIDE)
+            xa = xb
+            xb = _tokens(x, whole + (i + 2), last)
     return acc
 
 
 @gluon.jit
-def _weights(weight, scale, block, steps, WARPS: gl.constexpr):
-    """Pointers to the weights and scales of 64 rows, and those of steps 0 to 3, asked for."""
+def _weights(weight, scale, block, steps, WARPS: gl.constexpr, AHEAD: gl.constexpr):
+    """Pointers to the weights and scales of 64 rows, and those of the first AHEAD steps."""
     layout: gl.constexpr = few_words_layout(ROWS, WARPS)
     row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
     word = gl.arange(0, 16, layout=gl.SliceLayout(0, layout))
     start = block * steps * ROWS
     w = weight + start * 16 + row[:, None] * 16 + word[None, :]
     s = scale + start + row
-    last = steps - 1
-    w0, s0 = _fetch(w, s, 0, last)
-    w1, s1 = _fetch(w, s, 1, last)
-    w2, s2 = _fetch(w, s, 2, last)
-    w3, s3 = _fetch(w, s, 3, last)
-    return w, s, (w0, s0, w1, s1, w2, s2, w3, s3)
+    asked = ()
+    for i in gl.static_range(AHEAD):
+        asked = asked + _fetch(w, s, i, steps - 1)
+    return w, s, asked
 
 
 @gluon.jit
@@ -130,7 +136,7 @@ def _token_rows(x, rows, steps, N: gl.constexpr, WARPS: gl.constexpr):
 def linear1(
     x, w13, s13, topk_weights, order, tiles, acts, codes, sf, hidden, inter, top_k, clamp,
     HAS_CLAMP: gl.constexpr, FAST: gl.constexpr, N: gl.constexpr, WARPS: gl.constexpr,
-    WIDE: gl.constexpr,
+    AHEAD: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
     """Gate and up of 32 channels for one tile, SwiGLU, requantisation.
 
@@ -140,7 +146,7 @@ def linear1(
     """
     BI: gl.constexpr = ROWS // 2
     blocks = inter // BI
-    # Few of these blocks fill the GPU: those of linear 2 that fit beside them ask for weights.
+    # Where these blocks leave room, those of linear 2 start now, and ask for their weights.
     program = next_may_start(started(gl.program_id(0)))
     tile = program // blocks
     block = program % blocks
@@ -148,13 +154,13 @@ def linear1(
     if expert < 0:
         return
     steps = hidden // 128
-    w, s, early = _weights(w13, s13, expert.to(gl.int64) * blocks + block, steps, WARPS)
+    w, s, asked = _weights(w13, s13, expert.to(gl.int64) * blocks + block, steps, WARPS, AHEAD)
     first = gl.load(tiles + tile * 3 + 1)
     end = gl.load(tiles + tile * 3 + 2)
     r = first + gl.arange(0, N, layout=gl.SliceLayout(1, few_pairs_layout(N, WARPS)))
     tokens = gl.load(order + gl.minimum(r, end - 1)) // top_k
     rows = _token_rows(x, tokens, steps, N, WARPS)
-    acc = _product(early, w, s, rows, steps, N, WARPS, WIDE)
+    acc = _product(asked, w, s, rows, steps, N, WARPS, WIDE)
     both = acc.to(gl.bfloat16).reshape([ROWS // 16, 2, 8, N]).permute([0, 2, 3, 1])
     gate, up = gl.split(both)
     act_l: gl.constexpr = act_layout(N, BI, WARPS)
@@ -169,7 +175,7 @@ def linear1(
 @gluon.jit
 def linear2(
     acts, w2, s2, order, tiles, slots, hidden, inter,
-    N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.constexpr,
+    N: gl.constexpr, WARPS: gl.constexpr, AHEAD: gl.constexpr, WIDE: gl.constexpr,
 ):  # fmt: skip
     """64 channels of the second product for one tile, rounded to bf16: ``slots`` (T*K, H).
 
@@ -183,7 +189,7 @@ def linear2(
         started(tile)  # the next kernel relies on every block's having waited
         return
     steps = inter // 128
-    w, s, early = _weights(w2, s2, expert.to(gl.int64) * blocks + block, steps, WARPS)
+    w, s, asked = _weights(w2, s2, expert.to(gl.int64) * blocks + block, steps, WARPS, AHEAD)
     first = gl.load(tiles + tile * 3 + 1)
     end = gl.load(tiles + tile * 3 + 2)
     r = first + gl.arange(0, N, layout=gl.SliceLayout(1, few_pairs_layout(N, WARPS)))
@@ -191,6 +197,6 @@ def linear2(
     # Zero, but known only then: no row may be read before.
     pairs = pairs + (started(tile) - tile)
     rows = _token_rows(acts, pairs, steps, N, WARPS)
-    acc = _product(early, w, s, rows, steps, N, WARPS, WIDE)
+    acc = _product(asked, w, s, rows, steps, N, WARPS, WIDE)
     next_may_start(tile)
     store_rows(acc, first, end, block * ROWS, order, slots, hidden, N, WARPS)
