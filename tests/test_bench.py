@@ -60,10 +60,28 @@ def test_a_peer_that_is_missing_is_a_row_that_says_why():
 def test_a_line_of_progress_says_how_long_or_why_not():
     assert [row.line() for row in ROWS[:4]] == [
         "DeepSeek-V4-Flash T=1 triton, whole forward: 50.0 us, 2.00 x floor",
-        "DeepSeek-V4-Flash T=1 triton, stage linear1: 30.0 us",
+        "DeepSeek-V4-Flash T=1 triton, stage linear1: 30.0 us, 1.83 x floor",
         "DeepSeek-V4-Flash T=8 triton, whole forward: 160.0 us, 1.60 x floor (no graph)",
         "DeepSeek-V4-Flash T=1 absent, whole forward: failed, No module 'absent'",
     ]
+
+
+def test_a_stage_has_a_floor_of_its_own():
+    def of(stage: str, tokens: int, experts: int) -> float | None:
+        return Row("DeepSeek-V4-Flash", tokens, "triton", f"stage {stage}", 0.0, experts).own_floor
+
+    whole = floor(SHARES["flash"], 8192, 32)
+    assert of("linear1", 8192, 32) + of("linear2", 8192, 32) == pytest.approx(whole)
+    assert of("linear1", 8192, 32) == pytest.approx(2 * of("linear2", 8192, 32))
+    # 4096 values of 2 bytes to 4096 codes and 128 scale bytes; seven rows of 2 bytes.
+    assert of("staging", 8192, 32) == pytest.approx(8192 * 12416 / 3.07e6)
+    assert of("combine", 8192, 32) == pytest.approx(8192 * 4096 * 14 / 3.07e6)
+    assert of("dispatch", 8192, 32) is None  # another implementation may have none
+
+
+def test_a_stage_that_takes_less_than_a_launch_is_not_compared_with_its_floor():
+    staging = Row("DeepSeek-V4-Flash", 1, "triton", "stage staging", 25.0, 6, 5.0)
+    assert staging.ratio is None and staging.line().endswith("stage staging: 5.0 us")
 
 
 # --- files ------------------------------------------------------------------------------------

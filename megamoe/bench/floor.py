@@ -61,3 +61,19 @@ def floor(share: Share, tokens: int, experts: int) -> float:
     return 1e6 * max(
         weight_bytes(share, experts) / FLOOR_BANDWIDTH, operations(share, tokens) / FLOOR_FLOPS
     )
+
+
+def stage_floor(stage: str, share: Share, tokens: int, experts: int) -> float | None:
+    """The same for one stage alone; None for a stage that another implementation need not have.
+
+    A product has its part of the weights and operations. Staging reads bfloat16 and writes codes
+    and scale bytes; combine reads a row of bfloat16 for each slot and writes one.
+    """
+    h, k = share.hidden, share.top_k
+    parts = {"linear1": 2 / 3, "linear2": 1 / 3}
+    moved = {"staging": 2 * h + h + h // 32, "combine": 2 * h * k + 2 * h}
+    if stage in parts:
+        return parts[stage] * floor(share, tokens, experts)
+    if stage in moved:
+        return 1e6 * tokens * moved[stage] / FLOOR_BANDWIDTH
+    return None

@@ -21,6 +21,7 @@ from megamoe.bench.floor import (
     SHARES,
     Share,
     operations,
+    stage_floor,
     weight_bytes,
 )
 from megamoe.golden import write_atomically
@@ -30,6 +31,8 @@ from megamoe.worker.session import checked_fingerprint
 VERSIONS: Final = ("torch", "triton", "sgl-deep-gemm", "humming-kernels")
 """Distributions whose versions a file names, installed or not."""
 
+LAUNCH: Final = 4.0
+"""Microseconds of a launch that does nothing: a stage alone is not compared with a floor below."""
 _FLOOR: Final = {"bytes_per_second": FLOOR_BANDWIDTH, "operations_per_second": FLOOR_FLOPS}
 
 
@@ -37,8 +40,9 @@ _FLOOR: Final = {"bytes_per_second": FLOOR_BANDWIDTH, "operations_per_second": F
 class Row:
     """One measurement of one step, in microseconds.
 
-    ``experts`` is the number of the share's experts in use. ``events`` and ``graph`` are the
-    device's time for eager launches and for a replay; ``host`` is the host's time for the launch.
+    ``experts`` is the number of the share's experts in use. ``floor`` is that of the whole forward.
+    ``events`` and ``graph`` are the device's time for eager launches and for a replay; ``host`` is
+    the host's time for the launch.
     """
 
     share: str
@@ -62,12 +66,28 @@ class Row:
     def is_stage(self) -> bool:
         return self.scope.startswith("stage")
 
+    @property
+    def own_floor(self) -> float | None:
+        """``floor``, or that of the stage alone; None for a stage without one."""
+        if not self.is_stage:
+            return self.floor
+        stage = self.scope.removeprefix("stage ")
+        return stage_floor(stage, share_named(self.share), self.tokens, self.experts)
+
+    @property
+    def ratio(self) -> float | None:
+        """The best time in floors; None without one, and where a launch alone takes longer."""
+        least = self.own_floor
+        if self.best is None or least is None or least < LAUNCH:
+            return None
+        return self.best / least
+
     def line(self) -> str:
         """A line of progress: the step, and its time or the reason why there is none."""
         head = f"{self.share} T={self.tokens} {self.what}, {self.scope}: "
         if self.best is None:
             return f"{head}failed, {self.note}"
-        times = "" if self.is_stage else f", {self.best / self.floor:.2f} x floor"
+        times = "" if self.ratio is None else f", {self.ratio:.2f} x floor"
         return f"{head}{self.best:.1f} us{times}{f' ({self.note})' if self.note else ''}"
 
 
@@ -93,12 +113,11 @@ def table(rows: Sequence[Row]) -> Table:
         "note",
     )  # fmt: skip
     for r in rows:
-        whole = not r.is_stage
         made.add_row(
-            r.share, str(r.tokens), r.what, r.scope, f"{r.floor:.0f}" if whole else "",
+            r.share, str(r.tokens), r.what, r.scope, _number(r.own_floor),
             _number(r.host), _number(r.events), _number(r.graph),
-            f"{r.best / r.floor:.2f}" if r.best and whole else "",
-            f"{r.tflops:.0f}" if r.tflops and whole else "",
+            "" if r.ratio is None else f"{r.ratio:.2f}",
+            f"{r.tflops:.0f}" if r.tflops and not r.is_stage else "",
             r.note,
         )  # fmt: skip
     return made
