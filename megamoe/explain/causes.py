@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain import deviations
+from megamoe.explain import deviations, zeros
 from megamoe.explain.deviations.shown import (
     LEAST,
     OTHER_SLOTS,
@@ -157,6 +157,8 @@ def explain_codes(
     what = f"codes and scale bytes of token {life.at}"
     evidence = Evidence.of_groups("codes", contract)
     said = report(fits, evidence, contract.size, what, tried, only)
+    if only is None:
+        zeros.of_codes(said, fits, ways, run, contract)
     return OfCodes({**said, "may_be": may_be}, ways, run)
 
 
@@ -215,4 +217,6 @@ def explain_y(
     what = f"elements of y of token {life.at} at channels {at[0]} to {at[-1]}"
     evidence = Evidence.of_elements("y", contract)
     said = report(fits, evidence, contract.size, what, len(ways), only)
+    if only is None:
+        zeros.of_y(said, fits, {(w.stage, w.name): w for w in ways}, run, points)
     return {**said, "not_tried": len(every) - len(ways)}
