@@ -21,7 +21,7 @@ from megamoe.explain import FromProblem, explain
 from megamoe.explain.deviations.zeros import ACTIVATIONS, SUMS
 from megamoe.explain.others import of_all_tokens
 from megamoe.explain.places import ALL_LOST, LEFT_OUT, in_batch, one_slot
-from megamoe.explain.words import causes
+from megamoe.explain.words import apart, causes, is_clear, is_named
 from megamoe.oracle.swiglu import requant_exponent
 from megamoe.spec.contract import CONTRACTS, NEWEST
 from megamoe.suite.at_hand import judge, run
@@ -80,13 +80,23 @@ def test_a_slot_of_zeros_is_named_with_its_place(said):
 
 def test_ways_to_the_same_zeros_are_one_cause(said):
     """H is 128, and the experts beside have zeros for weights."""
-    head, *others = said["actual"]["explanations"][0]["exact"]
+    (step,) = said["actual"]["explanations"]
+    head, *others = step["exact"]
     assert {way["same_as"] for way in others} == {head["what"]} == {SUMS}
+    assert apart(step["exact"]) == [head] and is_named(step) and not is_clear(step)
     names = [way["what"] for way in others]
     assert {"the last 128 of K are lost", "weights are those of the expert before"} < {*names}
     few, every = causes(said)[2], causes(said, every=True)[2]
     assert few.endswith('; or in 4 more ways: `explain --json` has them, under "causes")')
     assert len(names) == 7 and every.endswith(f" (as would be if {'; if '.join(names)})")
+
+
+def test_right_tokens_refute_the_ways_and_not_the_zeros(right):
+    """Of one slot a token, the right tokens show that neither weights nor K are lost."""
+    one = replace(right, topk_ids=right.topk_ids[:, :1].contiguous(),
+                  topk_weights=right.topk_weights[:, :1].contiguous())  # fmt: skip
+    (step,) = said_of(one)["actual"]["explanations"]
+    assert [way["what"] for way in step["exact"]] == [SUMS]
 
 
 def test_without_a_floor_the_slot_looks_left_out(right):
@@ -103,14 +113,19 @@ def test_a_routing_weight_that_is_infinite_does_not_hide_zeros(right):
     assert step["exact"][0]["what"] == ACTIVATIONS
 
 
-def test_y_alone_that_is_zero_is_one_cause(right):
-    rows = {"y": np.zeros(128, np.uint16)}
+@pytest.mark.parametrize("shows", [("y",), ("l2_acts", "l2_acts_sf", "y")])
+def test_y_that_is_zero_is_one_cause(right, shows):
     one = replace(right, topk_ids=torch.tensor([[2, -1]] * 3))
-    said = explain(FromProblem(one), 0, 0, "fp32-ordered", rows, contract=NEWEST)["actual"]
-    head, *others = said["explanations"][0]["exact"]
+    got = run(one, Local(EagerBackend(NEWEST)))
+    rows = {name: got[name][0] for name in shows}
+    rows["y"] = np.zeros_like(rows["y"])
+    (step,) = explain(FromProblem(one), 0, 0, "fp32", rows, contract=NEWEST)["actual"][
+        "explanations"
+    ]
+    head, *others = step["exact"]
     same = {way["what"] for way in others if way.get("same_as") == head["what"]}
     assert head["what"] == ALL_LOST
-    assert {"slot 0 (expert 2) is lost", "the last 128 of K are lost"} < same
+    assert {"slot 0 (expert 2) is lost", "the last 128 of K are lost"} <= same
 
 
 def test_json_has_every_cause_at_its_top(right, said, tmp_path, capsys):

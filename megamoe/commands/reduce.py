@@ -26,7 +26,7 @@ from megamoe.commands.shared import (
 from megamoe.commands.work import Work
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.others import of_all_tokens
-from megamoe.explain.words import causes, read_from
+from megamoe.explain.words import apart, causes, read_from
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import Verdict
 from megamoe.printable import counted
@@ -241,7 +241,7 @@ def causes_of(
             identity.accumulator, rule,
         )  # fmt: skip
     steps = said["actual"]["explanations"]
-    names = {way["what"] for step in steps for way in step["exact"]}
+    names = {way["what"] for step in steps for way in apart(step["exact"])}
     few, every = ([f"  {line}" for line in causes(said, every=of)] for of in (False, True))
     return Causes(few, names, read_from(said), every)
 

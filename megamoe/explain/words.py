@@ -98,7 +98,7 @@ def is_clear(step: Plain) -> bool:
 
 def is_named(step: Plain) -> bool:
     """The same, where others may give the same zeros."""
-    return len(_apart_from(step["exact"])[0]) == 1 and is_certain(step)
+    return len(apart(step["exact"])) == 1 and is_certain(step)
 
 
 def is_certain(step: Plain) -> bool:
@@ -158,8 +158,10 @@ def alternatives(exact: list[Plain], every: bool = False) -> list[str]:
     """The deviations; those with the same codes, and those that give the same zeros, as one
     line."""
     groups: dict[Any, list[Plain]] = {}
-    apart, zeros = _apart_from(exact)
-    for k, way in enumerate(apart):
+    zeros: dict[str, list[Plain]] = {}
+    for way in exact:
+        zeros.setdefault(way.get("same_as", ""), []).append(way)
+    for k, way in enumerate(apart(exact)):
         groups.setdefault(way.get("alike", ("alone", k)), []).append(way)
     out = []
     for ways in groups.values():
@@ -178,16 +180,10 @@ def alternatives(exact: list[Plain], every: bool = False) -> list[str]:
     return out
 
 
-def _apart_from(exact: list[Plain]) -> tuple[list[Plain], dict[str, list[Plain]]]:
-    """The deviations without those that only give the same zeros as another one; and these, by its
-    name."""
+def apart(exact: list[Plain]) -> list[Plain]:
+    """The deviations without those that only give the same zeros as another one."""
     names = {way["what"] for way in exact}
-    apart: list[Plain] = []
-    same: dict[str, list[Plain]] = {}
-    for way in exact:
-        of = way.get("same_as", "")
-        (same.setdefault(of, []) if of in names else apart).append(way)
-    return apart, same
+    return [way for way in exact if way.get("same_as") not in names]
 
 
 def _as_would(head: Plain, ways: list[Plain], most: int | None) -> str:
@@ -216,5 +212,5 @@ def _in_part(way: Plain, differing: int) -> str:
     return f"refuted: {text}, but would change {way['contradicts']} {values}"
 
 
-__all__ = ["HAS_THEM", "alternatives", "causes", "explanation", "is_certain", "is_clear",
+__all__ = ["HAS_THEM", "alternatives", "apart", "causes", "explanation", "is_certain", "is_clear",
            "is_named", "read_from"]  # fmt: skip
