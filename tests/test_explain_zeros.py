@@ -23,7 +23,7 @@ from megamoe.explain.others import of_all_tokens
 from megamoe.explain.places import ALL_LOST, LEFT_OUT, in_batch, one_slot
 from megamoe.explain.words import apart, causes, is_clear, is_named
 from megamoe.oracle.swiglu import requant_exponent
-from megamoe.spec.contract import CONTRACTS, NEWEST
+from megamoe.spec.contract import BASE, CONTRACTS, NEWEST
 from megamoe.suite.at_hand import judge, run
 from tests.helpers.local import Local
 
@@ -111,6 +111,19 @@ def test_a_routing_weight_that_is_infinite_does_not_hide_zeros(right):
     weights[0, 0] = torch.inf
     (step,) = said_of(replace(right, topk_weights=weights))["actual"]["explanations"]
     assert step["exact"][0]["what"] == ACTIVATIONS
+
+
+def test_a_cause_of_all_slots_is_not_taken_for_zeros(right):
+    """NaN becomes zero, in the one slot that has NaN: the zeros of this slot are no cause."""
+    weights = right.topk_weights.clone()
+    weights[0, 0] = torch.nan
+    p = replace(right, topk_weights=weights)
+    rows = {name: stage[0] for name, stage in run(p, Local(EagerBackend(BASE))).items()}
+    rows["l2_acts"][0] = 0
+    said = explain(FromProblem(p), 0, 0, "fp32", rows, contract=BASE)["actual"]
+    exact = said["explanations"][0]["exact"]
+    assert "NaN becomes zero" in [way["what"] for way in exact]
+    assert not any(way["where"] for way in exact)
 
 
 @pytest.mark.parametrize("shows", [("y",), ("l2_acts", "l2_acts_sf", "y")])

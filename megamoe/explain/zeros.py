@@ -69,20 +69,21 @@ def _join(
     """Put the first of ``heads`` that is exact before the other causes; those that give the same
     zeros come next, with its name as ``same_as``.
 
-    A cause in some slots only is among them even where another one is of all slots: a slot that
-    takes the zeros of another expert is no better than a slot that is zero.
+    A cause in some slots only is among them even where the causes of all slots are ways to zeros:
+    a slot that takes the zeros of another expert is no better than a slot that is zero.
     """
     exact = [one for one in fits if one.is_exact]
     head = next((one for name in heads for one in exact if one.name == name), None)
     if head is None:
         return
-    others = [one for one in exact if one is not head]
-    same = [one for one in others if gives(head, ways[one.stage, one.name])]
-    others = [one for one in others if one not in same]
-    if not all(one.where for one in exact):
-        others = [one for one in others if not one.where]
+    same = [one for one in exact if one is not head and gives(head, ways[one.stage, one.name])]
+    others = [one for one in exact if one is not head and one not in same]
     if not head.where:
         same = [one for one in same if not one.where]
+    if not all(one.where for one in exact):
+        others = [one for one in others if not one.where]
+        if head.where and others:
+            return
     said["exact"] = [
         head.plain(), *({**one.plain(), "same_as": head.name} for one in same),
         *(one.plain() for one in others),
