@@ -164,7 +164,7 @@ def explain_codes(
 
 def contradicted(life: Life, source: Source, shown: Shown, only: Names) -> Names:
     """Those of the deviations ``only``, of staging and of codes, that would change what a token
-    that is right shows."""
+    that is right shows. Right values do not refute that others are zero: no rule makes zeros."""
     found: set[tuple[str, str]] = set()
     with np.errstate(all="ignore"):
         for staged in deviations.of_staging(life, source):
@@ -177,7 +177,9 @@ def contradicted(life: Life, source: Source, shown: Shown, only: Names) -> Names
         if shown.acts:
             run = Predictor(life, source, shown.acts)
             for way in deviations.of_codes(life, source):
-                if is_among(only, way.stage, way.name) and run.outside_codes(way).any():
+                if way.name in zeros.OF_CODES or not is_among(only, way.stage, way.name):
+                    continue
+                if run.outside_codes(way).any():
                     found.add((way.stage, general(way.name)))
     return frozenset(found)
 

@@ -76,9 +76,8 @@ def _refute(
     findings: Sequence[Finding], accumulator: str, contract: Contract,
 ) -> None:  # fmt: skip
     """Of several causes, keep those that leave right codes of right tokens as they are, where there
-    are any: one that rounds only ties, and not one that rounds all codes. Right tokens do
-    not refute that some slots are zero. Where this alone is left, causes in some slots stay, too:
-    right tokens may be right in other slots than these."""
+    are any: one that rounds only ties, and not one that rounds all codes. Where only zeros are
+    left, causes in some slots stay, too: right tokens may be right in other slots than these."""
     steps = [s for s in actual["explanations"] if len(s["exact"]) > 1 and s["step"] != "y"]
     only = _named(way for step in steps for way in step["exact"])
     wrong = {row for finding in findings for row, _, _ in finding.grid}
@@ -90,11 +89,9 @@ def _refute(
         rows = {name: stage[at] for name, stage in shown.items()}
         against |= refuted(source, at, accumulator, rows, contract, only)
     for step in steps:
-        zero = [w for w in step["exact"] if w["what"] in OF_CODES]
-        rest = [w for w in step["exact"] if w not in zero]
-        kept = [w for w in rest if (w["stage"], general(w["what"])) not in against]
-        if zero:
-            kept = zero + (kept or [w for w in rest if w["where"]])
+        kept = [w for w in step["exact"] if (w["stage"], general(w["what"])) not in against]
+        if kept and all(way["what"] in OF_CODES for way in kept):
+            kept = [way for way in step["exact"] if way in kept or way["where"]]
         step["exact"] = kept or step["exact"]
     for before, step in pairwise(actual["explanations"]):
         if step["follows"]:
