@@ -220,5 +220,5 @@ def explain_y(
     evidence = Evidence.of_elements("y", contract)
     said = report(fits, evidence, contract.size, what, len(ways), only)
     if only is None:
-        zeros.of_y(said, fits, {(w.stage, w.name): w for w in ways}, run, points)
+        zeros.of_y(said, fits, {(w.stage, w.name): w for w in ways}, run or points)
     return {**said, "not_tried": len(every) - len(ways)}

@@ -40,23 +40,21 @@ def of_codes(said: Plain, fits: Sequence[Fit], ways: Ways, run: Predictor, wrong
     _join(said, fits, ways, OF_CODES, gives)
 
 
-def of_y(
-    said: Plain, fits: Sequence[Fit], ways: Ways, run: Predictor | None, points: Points
-) -> None:
-    """The same for ``y``, from the codes shown to ``run``; without it from ``x`` on."""
-    slots = points.life.slots
+def of_y(said: Plain, fits: Sequence[Fit], ways: Ways, run: Predictor | Points) -> None:
+    """The same for ``y``: from the codes that ``run`` knows, or of points, from ``x`` on."""
+    slots = run.life.slots
     lost = {ALL_LOST: slots, **{lost_slot(slot): [slot] for slot in slots}}
 
     def gives(head: Fit, way: Way) -> bool:
         if way.name in lost:
             return len(lost[way.name]) == len(lost[head.name])
-        if run is not None:
+        if isinstance(run, Predictor):
             return way.steps <= _OF_SUMS and all(
                 run.gives_zero_row(way, slot) for slot in lost[head.name]
             )
         if not way.steps <= _OF_SUMS and way.name not in (LEFT_OUT, NO_CODES):
             return False
-        rows = points.rows(way, "exact", TOTALS["exact"])
+        rows = run.rows(way, "exact", TOTALS["exact"])
         return not any(rows[slot.slot].any() for slot in lost[head.name])
 
     _join(said, fits, ways, lost, gives)
