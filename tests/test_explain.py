@@ -291,6 +291,7 @@ def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert lines[0] == f"{CASE}: the first wrong stage is y (linear 2 or combine)"
+    assert lines.pop(1) == "where: token 2 only: 1 of 4 tokens outside"
     assert (
         lines[1].startswith("cause: unknown; none of ") and "the 3 wrong values of 128" in lines[1]
     )
@@ -418,7 +419,7 @@ def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
     shown = EagerBackend().forward(small)
     shown["y"][1, 3] *= 3
     about = {"accumulator": "fp32-ordered", "reduced_from": "forward/whole", "causes": ["  c: d"],
-             "causes_read_from": "token 3"}  # fmt: skip
+             "every_cause": ["  c: d", "  c: e"], "causes_read_from": "token 3"}  # fmt: skip
     path = tmp_path / "r.safetensors"
     path.write_bytes(to_bytes(Stored(small, {"y": shown["y"]}, about)))
     assert cli.main(["explain", str(path)]) == 0
@@ -426,6 +427,8 @@ def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
     assert "\nread from token 3 of forward/whole, which was reduced to this file:\n  c: d\n" in out
     assert "\nthis file alone has too few values to tell the cause" in out
     assert "if it fails" not in out, "a file is no case"
+    assert cli.main(["explain", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["original"]["causes"] == ["  c: d", "  c: e"]
 
 
 def test_a_statistic_alone_is_said_to_have_no_element():

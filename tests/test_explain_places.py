@@ -203,7 +203,8 @@ def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
     ids, wrong = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3, bool)
     first, second = ({"exact": [{"what": what}]} for what in ("relu stands for silu", "y is zero"))
     said = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong, {})
-    assert said == {"tokens": 3, "wrong": 3, "is_lost": False, "rules": [], "before": "",
+    assert said == {"tokens": 3, "wrong": 3, "which": "", "slots": 6, "wrong_slots": None,
+                    "is_lost": False, "rules": [], "before": "",
                     "is_empty_tokens": False}  # fmt: skip
     said = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong, {})
     assert said["is_lost"] and "all tokens are dropped" in said["rules"]

@@ -185,7 +185,9 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, monkeypatch, ca
     assert printed.rstrip().endswith(f"reproduce: {again}")
     read = printed.partition(f" of {given}:\n")[2].splitlines()
     assert read[0].startswith("  cause: ")
-    kept = load(out).about["causes"]
+    about = load(out).about
+    kept = about["causes"]
+    assert about["every_cause"][: len(kept)] == kept and about["causes_read_from"]
     assert "128 wrong values of 128 elements of y of token " in kept[-1]
     assert read[: len(kept)] == kept
     assert ", 1 token, 1 expert used, after " in printed

@@ -32,7 +32,7 @@ from megamoe.explain.brief import brief
 from megamoe.explain.others import of_all_tokens
 from megamoe.explain.show import show
 from megamoe.explain.unwritten import garbage, said_of_two
-from megamoe.explain.words import is_clear
+from megamoe.explain.words import causes, is_named
 from megamoe.golden import GoldenError, Store, make
 from megamoe.judge import forward_bits, judge_forward
 from megamoe.judge.judgements import Judged
@@ -116,9 +116,10 @@ def run(a: argparse.Namespace) -> int:
                 again = said_of_two(subject.problem, actual["y"], subject.again)
                 said["batch"]["again"] = again
     said["seconds"] = round(time.perf_counter() - started, 3)
-    if not _json(a, said):
+    said["original"] = _original(subject.about, said)
+    if not _json(a, {"causes": causes(said, every=True) if actual else [], **said}):
         console = Console(width=None if sys.stdout.isatty() else 150)
-        brief({**said, "original": _original(subject.about, said)}, console)
+        brief(said, console)
         hint = ""
         if subject.case is not None and explain_larger.is_short(subject.case, said):
             hint = explain_larger.line(a, subject.case, said)
@@ -180,12 +181,13 @@ def _original(about: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
     """The cause that `reduce` read from the whole problem, where the reduced one fits several."""
     actual, causes = said["actual"], about.get("causes")
     rules = said.get("batch", {"rules": []})["rules"]
-    is_plain = actual and all(is_clear(step) for step in actual["explanations"])
+    is_plain = actual and all(is_named(step) for step in actual["explanations"])
     if not isinstance(causes, list) or not causes or (is_plain and len(rules) < 2):
         return None
     return {
         "case": str(about.get("reduced_from")),
-        "causes": [str(line) for line in causes],
+        "causes": [str(line) for line in about.get("every_cause", causes)],
+        "shown": [str(line) for line in causes],
         "read_from": str(about.get("causes_read_from", "a token")),
     }
 

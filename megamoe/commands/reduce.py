@@ -26,7 +26,7 @@ from megamoe.commands.shared import (
 from megamoe.commands.work import Work
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.others import of_all_tokens
-from megamoe.explain.words import causes, read_from
+from megamoe.explain.words import apart, causes, read_from
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import Verdict
 from megamoe.printable import counted
@@ -84,7 +84,7 @@ def run(a: argparse.Namespace) -> int:
                 raise Passes(of_a_law(case, a.backend, "reduce")) from passes
             raise Passes(f"{passes}; {_passes(a, case, settings)}") from passes
         about["backend"] = a.backend
-        for name in ("causes", "causes_read_from"):  # of the file that is reduced now
+        for name in Causes().about():  # of the file that is reduced now
             about.pop(name, None)
         found, kept = Causes(), Causes()
         if r.original is not None and r.original.status == "fail":
@@ -92,8 +92,7 @@ def run(a: argparse.Namespace) -> int:
             has_golden = golden is not None
             found = causes_of_whole(worker, problem, r.original, settings.timeout, has_golden)
             kept = causes_of(worker, r.problem, r.verdict, settings.timeout)
-            about["causes"] = found.lines
-            about["causes_read_from"] = found.read_from
+            about |= found.about()
         fewer = r.with_a_token_fewer()
         work.now("reading the file back")
         verdict, size = keep(r, out, about, settings.timeout)
@@ -206,6 +205,12 @@ class Causes:
     names: set[str] = field(default_factory=set)
     read_from: str = ""
     """The tokens that were looked at."""
+    every: list[str] = field(default_factory=list)
+    """``lines`` with the causes that are left out for a person."""
+
+    def about(self) -> dict[str, Any]:
+        """What the reduced file says of them."""
+        return {"causes": self.lines, "causes_read_from": self.read_from, "every_cause": self.every}
 
     def text(self, subject: str) -> str:
         """The lines under a heading that names ``subject``; begins with an empty line."""
@@ -236,8 +241,9 @@ def causes_of(
             identity.accumulator, rule,
         )  # fmt: skip
     steps = said["actual"]["explanations"]
-    names = {way["what"] for step in steps for way in step["exact"]}
-    return Causes([f"  {line}" for line in causes(said)], names, read_from(said))
+    names = {way["what"] for step in steps for way in apart(step["exact"])}
+    few, every = ([f"  {line}" for line in causes(said, every=of)] for of in (False, True))
+    return Causes(few, names, read_from(said), every)
 
 
 def causes_of_whole(

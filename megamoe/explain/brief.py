@@ -7,7 +7,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from megamoe.explain.show import allowed, bits
-from megamoe.explain.words import causes, is_clear
+from megamoe.explain.words import HAS_THEM, alternatives, causes, is_named
 from megamoe.printable import counted
 
 Plain = dict[str, Any]
@@ -39,7 +39,7 @@ def _departure(said: Plain) -> list[str]:
     if at is None:
         return [f"{said['case']}: every stage of token {token} is inside (y at channels "
                 f"{_channels(said)})"]  # fmt: skip
-    is_named = all(is_clear(step) for step in actual["explanations"][:1])
+    is_told = all(is_named(step) for step in actual["explanations"][:1])
     lines = [f"{said['case']}: the first wrong stage is {at['stage']} ({at['where']})"]
     if said.get("right_under_class"):
         right = " or ".join(said["right_under_class"])
@@ -51,10 +51,10 @@ def _departure(said: Plain) -> list[str]:
     else:
         whole = f"{original['read_from']} of {original['case']}"
         lines.append(f"read from {whole}, which was reduced to this file:")
-        lines += [*original["causes"], *_alone(said)]
+        lines += [*original["shown"], *_alone(said)]
     if worst is not None:
         lines.append(worst["line"])
-        if worst.get("means") and not is_named:
+        if worst.get("means") and not is_told:
             lines.append(f"  {worst['means']}")
     wrong = [
         f"{s['stage']} {s['outside']} of {s['of']}"
@@ -66,7 +66,7 @@ def _departure(said: Plain) -> list[str]:
         lines.append(f"  of all tokens: {said['batch']['tiles']}")
     lines += [f"  all of {s['stage']} in {s['channels']}"
               for s in actual["stages"] if s.get("channels")]  # fmt: skip
-    if said.get("breaks") and (not is_named or said.get("right_under_class")):
+    if said.get("breaks") and (not is_told or said.get("right_under_class")):
         lines.append(f"if it fails: {said['breaks']}")
     if said["accumulator_from"].startswith("assumed"):
         lines.append(f"accumulator class {said['accumulator']}: {said['accumulator_from']}")
@@ -76,16 +76,16 @@ def _departure(said: Plain) -> list[str]:
 def _alone(said: Plain) -> list[str]:
     """Why the cause of a reduced file is that of the whole."""
     steps = said["actual"]["explanations"]
-    fit = [way for step in steps for way in step["exact"]]
+    fit = [way for step in steps for way in alternatives(step["exact"])]
     rules = said.get("batch", {"rules": []})["rules"]
     if not fit and not rules:
         return ["this file alone has too few values to tell the cause"]
     start = "this file alone has too few values to tell the cause: "
-    names = [f"{way['stage']}: {way['what']}" for way in fit] + rules
+    names = fit + rules
     if len(names) <= _NAMED:
         return [f"{start}what fits is", *(f"  {name}" for name in names)]
-    several = f"{counted(len(fit), 'deviation')} and {counted(len(rules), 'rule')}"
-    return [f"{start}{several} fit (--json has them)"]
+    several = [counted(len(of), noun) for of, noun in ((fit, "deviation"), (rules, "rule")) if of]
+    return [f"{start}{' and '.join(several)} fit ({HAS_THEM})"]
 
 
 def _channels(said: Plain) -> str:

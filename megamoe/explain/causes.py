@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain import deviations
+from megamoe.explain import deviations, zeros
 from megamoe.explain.deviations.shown import (
     LEAST,
     OTHER_SLOTS,
@@ -157,12 +157,14 @@ def explain_codes(
     what = f"codes and scale bytes of token {life.at}"
     evidence = Evidence.of_groups("codes", contract)
     said = report(fits, evidence, contract.size, what, tried, only)
+    if only is None:
+        zeros.of_codes(said, fits, ways, run, contract)
     return OfCodes({**said, "may_be": may_be}, ways, run)
 
 
 def contradicted(life: Life, source: Source, shown: Shown, only: Names) -> Names:
     """Those of the deviations ``only``, of staging and of codes, that would change what a token
-    that is right shows."""
+    that is right shows. Right values do not refute that others are zero: no rule makes zeros."""
     found: set[tuple[str, str]] = set()
     with np.errstate(all="ignore"):
         for staged in deviations.of_staging(life, source):
@@ -175,7 +177,9 @@ def contradicted(life: Life, source: Source, shown: Shown, only: Names) -> Names
         if shown.acts:
             run = Predictor(life, source, shown.acts)
             for way in deviations.of_codes(life, source):
-                if is_among(only, way.stage, way.name) and run.outside_codes(way).any():
+                if way.name in zeros.OF_CODES or not is_among(only, way.stage, way.name):
+                    continue
+                if run.outside_codes(way).any():
                     found.add((way.stage, general(way.name)))
     return frozenset(found)
 
@@ -215,4 +219,6 @@ def explain_y(
     what = f"elements of y of token {life.at} at channels {at[0]} to {at[-1]}"
     evidence = Evidence.of_elements("y", contract)
     said = report(fits, evidence, contract.size, what, len(ways), only)
+    if only is None:
+        zeros.of_y(said, fits, {(w.stage, w.name): w for w in ways}, run or points)
     return {**said, "not_tried": len(every) - len(ways)}

@@ -19,6 +19,7 @@ from megamoe.explain import Source, departure, refuted
 from megamoe.explain.deviations.shown import CHANCE
 from megamoe.explain.match import Names, general
 from megamoe.explain.places import batch_of, wrong_tokens
+from megamoe.explain.zeros import OF_CODES
 from megamoe.judge import Finding
 from megamoe.judge.elements import GRID_LIMIT, TILE
 from megamoe.spec.contract import Contract
@@ -75,7 +76,8 @@ def _refute(
     findings: Sequence[Finding], accumulator: str, contract: Contract,
 ) -> None:  # fmt: skip
     """Of several causes, keep those that leave right codes of right tokens as they are, where there
-    are any: one that rounds only ties, and not one that rounds all codes."""
+    are any: one that rounds only ties, and not one that rounds all codes. Where only zeros are
+    left, causes in some slots stay, too: right tokens may be right in other slots than these."""
     steps = [s for s in actual["explanations"] if len(s["exact"]) > 1 and s["step"] != "y"]
     only = _named(way for step in steps for way in step["exact"])
     wrong = {row for finding in findings for row, _, _ in finding.grid}
@@ -88,6 +90,8 @@ def _refute(
         against |= refuted(source, at, accumulator, rows, contract, only)
     for step in steps:
         kept = [w for w in step["exact"] if (w["stage"], general(w["what"])) not in against]
+        if kept and all(way["what"] in OF_CODES for way in kept):
+            kept = [way for way in step["exact"] if way in kept or way["where"]]
         step["exact"] = kept or step["exact"]
     for before, step in pairwise(actual["explanations"]):
         if step["follows"]:

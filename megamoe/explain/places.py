@@ -60,8 +60,22 @@ def _slot_of(known: set[int], wrong: Bools, slots: int) -> Rule:
     (k,) = known
     which = np.zeros((len(wrong), slots), np.bool_)
     which[wrong, k] = True
+    if wrong.sum() == 1:
+        return one_slot(which)
     where = f"slot {k} of {phrase(wrong)}"
     return Rule(where, f"{where} is dropped", which)
+
+
+def one_slot(slots: Bools) -> Rule:
+    """The rule of a single slot: the one that is true in ``slots`` ``(T, K)``."""
+    (at,) = np.flatnonzero(slots)
+    token, k = divmod(int(at), slots.shape[1])
+    place = f"token {token} slot {k}"
+    if at == 0:
+        place += ", the first (a padding row with index 0 writes there)"
+    elif at == slots.size - 1:
+        place += ", the last (an index that is held to the range writes there)"
+    return Rule(f"one slot of the batch: {place}", f"one slot is dropped: {place}", slots)
 
 
 def batch_of(
@@ -146,13 +160,34 @@ def in_batch(
             rule for rule in found
             if rule.experts is None or (not is_other and rule.takes(named, token))
         )  # fmt: skip
+    known = _wrong_slots(ids.shape, wrong, slots, wrong_slots)
+    if not found and known is not None and known.sum() == 1 and len(wrong) > 1:
+        found = [one_slot(known)]
     place = next((rule.slots for rule in found if rule.where.startswith("expert")), None)
     is_shifted = any(rule.experts is not None for rule in found)
     return {
         "tokens": len(wrong),
         "wrong": int(wrong.sum()),
+        "which": phrase(wrong),
+        "slots": int(live.sum()),
+        "wrong_slots": None if known is None else int(known.sum()),
         "is_lost": is_lost,
         "rules": [rule.lost if is_lost else rule.where for rule in found],
         "is_empty_tokens": any(rule.is_rare for rule in found),
         "before": "" if place is None or is_shifted else before(ids, experts, place),
     }
+
+
+def _wrong_slots(
+    shape: tuple[int, ...], wrong: Bools, lost: Bools | None, wrong_slots: WrongSlots
+) -> Bools | None:
+    """``(T, K)``: the slots that are wrong or ``lost``; None where they are not known of all
+    ``wrong`` tokens."""
+    if lost is not None:
+        return lost
+    if not set(np.flatnonzero(wrong).tolist()) <= set(wrong_slots):
+        return None
+    known = np.zeros(shape, np.bool_)
+    for token, slots in wrong_slots.items():
+        known[token, sorted(slots)] = True
+    return known

@@ -88,6 +88,13 @@ class Points:
         """``y`` of the way with one kind of sums."""
         if way.changes_combine_only and name in self._rows:
             return self._combined(way, self._rows[name])
+        rows = self.rows(way, name, total)
+        if way.changes_combine_only:
+            self._rows[name] = rows
+        return self._combined(way, rows)
+
+    def rows(self, way: Way, name: str, total: Total) -> dict[int, F32]:
+        """The slot rows of the way, ``(n,)`` each, with one kind of sums."""
         acts = self._acts(way, name, total)
         rows = {}
         for slot in [*self.life.slots, *(way.more() if way.more else [])]:
@@ -98,9 +105,7 @@ class Points:
             else:
                 blocks = signed_blocks(*way.reads2(operands).chosen())
             rows[slot.slot] = way.row((way.total or total)(blocks), way.weight(slot))
-        if way.changes_combine_only:
-            self._rows[name] = rows
-        return self._combined(way, rows)
+        return rows
 
     def _combined(self, way: Way, rows: dict[int, F32]) -> U16:
         if not rows and not self.life.is_special:

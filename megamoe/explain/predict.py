@@ -89,6 +89,17 @@ class Predictor:
         chosen = contract[:, :size][:, every].sum() + contract[:, size:][:, at].sum()
         return bool(gain > 0 and gain >= chosen / 4)
 
+    def gives_zeros(self, way: Way, slot: Slot) -> bool:
+        """Whether all activations of a slot are zero before requantisation."""
+        with np.errstate(all="ignore"):
+            sums, weight = self._sums13(way, slot)[None], np.full((1, 1), way.weight(slot))
+            return not any(values.any() for values in self._values(way, sums, weight))
+
+    def gives_zero_row(self, way: Way, slot: Slot) -> bool:
+        """Whether all sums of linear 2 of a slot are zero, from the codes shown."""
+        with np.errstate(all="ignore"):
+            return not any(end.any() for end in self._sums2(way, slot))
+
     def _shown(self, groups: Any, channels: Any) -> tuple[U8, U8]:
         acts = [self.acts[slot.slot] for slot in self.routed()]
         return (

@@ -12,36 +12,44 @@ _ALTERNATIVES: Final = 6
 """Deviations that are shown of those that explain the same values."""
 _RULES: Final = 4
 """Rules for the batch that are shown."""
+_WOULD: Final = 3
+"""Deviations that are shown of those that only give zeros."""
+HAS_THEM: Final = '`explain --json` has them, under "causes"'
+"""Where a person finds what a line leaves out."""
 _TOO_FEW: Final = 2
 """Decisions that several deviations give by chance."""
 _APART: Final = "which this data cannot tell apart"
 
 
-def causes(said: Plain, label: str = "cause") -> list[str]:
+def causes(said: Plain, label: str = "cause", *, every: bool = False) -> list[str]:
     """What is wrong in an output that :func:`megamoe.explain.explain` was given.
 
     A rule for the whole batch by which slots are lost is the cause; what one token shows of it
-    comes after it. ``label`` stands for ``cause`` where another cause is named already.
+    comes after it. ``label`` stands for ``cause`` where another cause is named already. ``every``:
+    also the causes and rules that are left out for a person.
     """
     batch = said.get("batch") or {"rules": []}
     lines, seen = [], label
     if batch["rules"] and batch["is_lost"]:
-        lines += _alternatives(label, batch["rules"], _RULES)
+        lines += _alternatives(label, batch["rules"], _RULES, every)
         each = "each explains" if len(batch["rules"]) > 1 else "explains"
         lines.append(f"  {each} exactly the {_wrong(batch)} outside")
         seen = f"seen at token {said['token']} as"
     elif batch["rules"]:
-        lines += _alternatives("where", batch["rules"], _RULES)
+        lines += _alternatives("where", batch["rules"], _RULES, every)
         lines.append(f"  exactly the {_wrong(batch)} outside")
+    elif batch.get("wrong", 0) < batch.get("tokens", 0):
+        no_rule = "; no known rule gives exactly these" if batch["wrong"] > 1 else ""
+        lines.append(f"where: {_counts(batch)} outside{no_rule}")
     lines += [f"  {batch[note]}" for note in ("before", "again") if batch.get(note)]
     for step in said["actual"]["explanations"]:
-        lines += explanation(step, seen)
+        lines += explanation(step, seen, every)
     return lines
 
 
-def explanation(step: Plain, label: str = "cause") -> list[str]:
+def explanation(step: Plain, label: str = "cause", every: bool = False) -> list[str]:
     """The explanation of the wrong values of one step between two stages."""
-    lines = _explanation(step, label)
+    lines = _explanation(step, label, every)
     if not step["exact"] and not step["follows"]:
         lines += [f"  {line}" for line in overflow.lines(step["overflow"])]
     if step["not_tried"]:
@@ -52,7 +60,7 @@ def explanation(step: Plain, label: str = "cause") -> list[str]:
     return lines
 
 
-def _explanation(step: Plain, label: str) -> list[str]:
+def _explanation(step: Plain, label: str, every: bool) -> list[str]:
     differing, exact, partial = step["differing"], step["exact"], step["partial"]
     known = f"none of {step['tried']} known deviations explains"
     wrong = f"{counted(differing, 'wrong value')} of {step['of']} {step['compared']}"
@@ -67,7 +75,7 @@ def _explanation(step: Plain, label: str) -> list[str]:
     all_of = f"all {wrong}" if differing > 1 else f"the {wrong}"
     if step["follows"]:
         return [f"  explains {all_of} too"]
-    ways = _joined(exact)
+    ways = alternatives(exact, every)
     others = len(step["tried_on"])
     more = f", and of {counted(others, 'more wrong token')} that " if others else ""
     more += ("was tried" if others == 1 else "were tried") if others else ""
@@ -76,16 +84,21 @@ def _explanation(step: Plain, label: str) -> list[str]:
         each = "each gives" if len(ways) > 1 else "gives"
         return [
             f"{label}: unknown; {step['evidence']} {is_wrong} wrong: too little to tell a cause",
-            *_alternatives("may be", ways, _ALTERNATIVES),
+            *_alternatives("may be", ways, _ALTERNATIVES, every),
             f"  {each} {all_of}{more}",
         ]
     each = "each explains" if len(ways) > 1 else "explains"
-    return [*_alternatives(label, ways, _ALTERNATIVES), f"  {each} {all_of}{more}"]
+    return [*_alternatives(label, ways, _ALTERNATIVES, every), f"  {each} {all_of}{more}"]
 
 
 def is_clear(step: Plain) -> bool:
     """Whether one deviation explains the step, by enough values."""
     return len(step["exact"]) == 1 and is_certain(step)
+
+
+def is_named(step: Plain) -> bool:
+    """The same, where others may give the same zeros."""
+    return len(apart(step["exact"])) == 1 and is_certain(step)
 
 
 def is_certain(step: Plain) -> bool:
@@ -118,14 +131,14 @@ def _tokens(tokens: list[int]) -> str:
     return f"tokens {', '.join(first)} and {last}" if first else f"token {last}"
 
 
-def _alternatives(label: str, ways: list[str], most: int) -> list[str]:
+def _alternatives(label: str, ways: list[str], most: int, every: bool) -> list[str]:
     """One line where one thing fits, else a line for each."""
     if len(ways) == 1:
         return [f"{label}: {ways[0]}"]
-    more = len(ways) - most
-    rest = [f"  and {more} more (--json has them)"] if more > 0 else []
-    return [f"{label}: one of these {len(ways)}, {_APART}:", *(f"  {way}" for way in ways[:most]),
-            *rest]  # fmt: skip
+    more = 0 if every else len(ways) - most
+    rest = [f"  and {more} more ({HAS_THEM})"] if more > 0 else []
+    shown = ways if every else ways[:most]
+    return [f"{label}: one of these {len(ways)}, {_APART}:", *(f"  {w}" for w in shown), *rest]
 
 
 def _wrong(batch: Plain) -> str:
@@ -133,15 +146,28 @@ def _wrong(batch: Plain) -> str:
     return f"{batch['wrong']} of {counted(batch['tokens'], 'token')} {that}"
 
 
-def _joined(exact: list[Plain]) -> list[str]:
-    """The deviations, those with the same codes as one line."""
+def _counts(batch: Plain) -> str:
+    """As "token 4 only: 1 of 31 tokens, 2 of 93 slots"."""
+    text = f"{batch['which']}: {batch['wrong']} of {counted(batch['tokens'], 'token')}"
+    if batch["wrong_slots"]:
+        text += f", {batch['wrong_slots']} of {counted(batch['slots'], 'slot')}"
+    return text
+
+
+def alternatives(exact: list[Plain], every: bool = False) -> list[str]:
+    """The deviations; those with the same codes, and those that give the same zeros, as one
+    line."""
     groups: dict[Any, list[Plain]] = {}
-    for k, way in enumerate(exact):
+    zeros: dict[str, list[Plain]] = {}
+    for way in exact:
+        zeros.setdefault(way.get("same_as", ""), []).append(way)
+    for k, way in enumerate(apart(exact)):
         groups.setdefault(way.get("alike", ("alone", k)), []).append(way)
     out = []
     for ways in groups.values():
         if len(ways) == 1:
-            out.append(_way(ways[0]))
+            others = zeros.get(ways[0]["what"], [])
+            out.append(_way(ways[0]) + _as_would(ways[0], others, None if every else _WOULD))
             continue
         names = [way["what"].split(" ") for way in ways]
         same = 0
@@ -152,6 +178,24 @@ def _joined(exact: list[Plain]) -> list[str]:
         whole = {**ways[0], "what": " ".join([*names[0][:same], "; or ".join(rests)])}
         out.append(f"{_way(whole)} (this data cannot tell these apart)")
     return out
+
+
+def apart(exact: list[Plain]) -> list[Plain]:
+    """The deviations without those that only give the same zeros as another one."""
+    names = {way["what"] for way in exact}
+    return [way for way in exact if way.get("same_as") not in names]
+
+
+def _as_would(head: Plain, ways: list[Plain], most: int | None) -> str:
+    """As " (as would be if the last 128 of K are lost)"."""
+    if not ways:
+        return ""
+    said = [way["what"] if way["stage"] == head["stage"] else f"{way['what']} ({way['stage']})"
+            for way in ways]  # fmt: skip
+    few = said[:most]
+    more = len(said) - len(few)
+    rest = f"; or in {counted(more, 'more way')}: {HAS_THEM}" if more > 0 else ""
+    return f" (as would be if {'; if '.join(few)}{rest})"
 
 
 def _way(way: Plain) -> str:
@@ -168,4 +212,5 @@ def _in_part(way: Plain, differing: int) -> str:
     return f"refuted: {text}, but would change {way['contradicts']} {values}"
 
 
-__all__ = ["causes", "explanation", "is_certain", "is_clear", "read_from"]
+__all__ = ["HAS_THEM", "alternatives", "apart", "causes", "explanation", "is_certain", "is_clear",
+           "is_named", "read_from"]  # fmt: skip

@@ -34,7 +34,7 @@ class Left:
 
 FindCauses = Callable[[Session, Problem, Verdict, float], Any]
 """Looks for the causes of a whole problem's verdict, before the problem is small: an object with
-``lines`` and ``read_from``. The last argument: the seconds for a call of the backend."""
+``lines``, ``text`` and ``about``. The last argument: the seconds for a call of the backend."""
 
 
 def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -> Left:
@@ -61,8 +61,7 @@ def shrink(
         if find is not None and r.original is not None and r.original.status == "fail":
             causes = find(session, left.problem, r.original, timeout)
             name = "problem {number} of seed {seed}".format(**about["fuzz"])
-            about = {**about, "reduced_from": name, "causes": causes.lines,
-                     "causes_read_from": causes.read_from}  # fmt: skip
+            about = {**about, "reduced_from": name, **causes.about()}
         verdict, _ = keep(r, left.path, about, timeout)
     except ValueError as error:  # it does not hold still, or the worker is gone
         return replace(left, note=f"it is the whole problem: {error}")

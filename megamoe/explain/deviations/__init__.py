@@ -11,6 +11,7 @@
 | ``sums`` | sums of 32 products | sums, and gate and up of them |
 | ``activation`` | gate and up | fp32 activations |
 | ``requantise`` | fp32 activations | ``l2_acts``, ``l2_acts_sf`` |
+| ``zeros`` | ``x`` | sums and activations of a row of zeros |
 | ``features`` | the same of alpha and beta, swiglustep and SiTU | fp32 activations |
 | ``combine``, ``orders`` | sums of linear 2 | ``y`` |
 
@@ -37,6 +38,7 @@ from megamoe.explain.deviations import (
     pipeline,
     requantise,
     sums,
+    zeros,
 )
 from megamoe.explain.deviations.staging import catalogue as of_staging
 from megamoe.explain.life import Life
@@ -48,6 +50,7 @@ from megamoe.spec.contract import REVISIONS
 def of_codes(life: Life, source: Source) -> Iterator[Way]:
     """The deviations from ``x`` to the codes of linear 2."""
     own = right(life)
+    yield from zeros.catalogue(life)
     yield from activation.catalogue(life, source)
     yield from requantise.catalogue(life)
     for name, total in sums.TOTALS_OFF.items():

@@ -180,10 +180,15 @@ def _of_slots(life: Life) -> Iterator[tuple[str, Combined]]:
 
     for slot in life.slots:
         k, name = slot.slot, f"slot {slot.slot} ({_expert(slot)})"
-        yield f"{name} is lost", partial(without, k)
+        yield lost_slot(slot), partial(without, k)
         yield f"{name} is added twice", partial(twice, k)
         if len(life.slots) > 2:
             yield f"only {name} is there", partial(alone, k)
+
+
+def lost_slot(slot: Slot) -> str:
+    """The name of the deviation by which a slot is not added."""
+    return f"slot {slot.slot} ({_expert(slot)}) is lost"
 
 
 def _expert(slot: Slot) -> str:

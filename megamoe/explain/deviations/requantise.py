@@ -16,6 +16,8 @@ from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
 from megamoe.spec.contract import Contract
 from megamoe.spec.formats import F32, GROUP, ue8m0_ceil
 
+NO_CODES: Final = "codes are zero"
+
 
 def catalogue(life: Life) -> Iterator[Way]:
     """Deviations of the amax, of the scale byte, and of the cast."""
@@ -199,7 +201,7 @@ def _casts(own: Way, c: Contract) -> Iterator[Named]:
             f"codes are scaled by the group {side}",
             {"codes": lambda v, e, m, n=shift: scaled_codes(v, np.roll(e, n, axis=-1), c)},
         )
-    yield "codes are zero", {"codes": lambda v, e, m: np.zeros(v.shape, np.uint8)}
+    yield NO_CODES, {"codes": lambda v, e, m: np.zeros(v.shape, np.uint8)}
     yield (
         LEFT_OUT,
         {
