@@ -259,6 +259,28 @@ def test_one_red_of_a_symptom_runs_again_if_that_can_tell(
     assert [case.id for case in alone.worth(verdicts, load_cases(root))] == again
 
 
+def test_the_smallest_red_of_a_symptom_runs_again_too_where_one_passes_alone(
+    root: Any, monkeypatch: Any
+) -> None:
+    """``reduce --after`` calls it many times, so the next command names it."""
+    cases = load_cases(root)
+    t3 = verdict("t3", "pass")
+    bell, plain = verdict("t5", "fail", seconds=1), verdict("t4", "fail", seconds=2)
+    for statuses, names in ((["pass", "pass"], ["t5", "t4"]), (["fail"], ["t5"])):
+        told = iter(statuses)
+        monkeypatch.setattr(alone, "_status", lambda *given, told=told: next(told))
+        ran = alone.again(Any, root, 9.0, [t3, plain, bell], cases)
+        assert ran == dict(zip([f"forward/{name}" for name in names], statuses, strict=True))
+    report = {"backend": "k.py:K", "cases": [bell.to_dict(), plain.to_dict()]}
+    both = {"forward/t5": "pass", "forward/t4": "pass"}
+    assert next_command.lines_of(report, cases, both) == [
+        "next: megamoe reduce forward/t4 --after --backend k.py:K"
+    ]
+    assert " reduce forward/t5 --after " in next_command.lines_of(
+        report, cases, {"forward/t5": "pass", "forward/t4": "fail"}
+    )[0]  # fmt: skip
+
+
 def test_the_next_command_of_a_red_that_passes_alone_is_for_the_case_before() -> None:
     cases = [verdict("a", "fail").to_dict(), verdict("b", "error", "lost").to_dict()]
 
