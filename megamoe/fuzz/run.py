@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from megamoe.cases import Case, kind_of
+from megamoe.cases.stored_names import free_names
 from megamoe.fuzz.draw import Drawn, draw
 from megamoe.fuzz.failure import FindCauses, Left, shrink, store
 from megamoe.fuzz.step import judge_drawn
@@ -46,7 +47,7 @@ class Asked:
     """Also problems whose scaled operands are no bfloat16 numbers."""
     reduce_seconds: float = 100.0
     out: str | None = None
-    """The file that is left; None: a name of seed and number."""
+    """The file that is left, a new one; None: the first free name of seed and number."""
 
 
 @dataclass
@@ -111,9 +112,15 @@ def _keep(outcome: Outcome, asked: Asked, identity: Identity, again: Callable[[i
     drawn, verdict = tally.reds[min(tally.reds)]
     if outcome.first is None:
         outcome.first = drawn, verdict
-        tally.say(f"\nproblem {drawn.number} of seed {asked.seed} ({drawn.profile}): "
-                  f"{verdict.status}, {verdict.reason}\nalone: {again(drawn.number)}")  # fmt: skip
-    out = Path(asked.out or f"fuzz-{asked.seed}-{drawn.number}.safetensors")
+        tally.say(f"{tally.line()}\n\nproblem {drawn.number} of seed {asked.seed} "
+                  f"({drawn.profile}): {verdict.status}, {verdict.reason}\n"
+                  f"alone: {again(drawn.number)}")  # fmt: skip
+        for number in sorted(tally.reds)[1:]:
+            tally.say(f"red too, judged at the same time: problem {number}, {again(number)}")
+    names = [Path(asked.out)] if asked.out else free_names(f"fuzz-{asked.seed}-{drawn.number}")
+    *earlier, out = names
+    if earlier:
+        tally.say(f"unchanged: {', '.join(map(str, earlier))}, from earlier runs")
     outcome.left = store(drawn, verdict, out, asked.seed, identity)
     return outcome.left
 
