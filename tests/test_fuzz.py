@@ -28,6 +28,7 @@ from megamoe.judge import Verdict
 from megamoe.oracle.folding import leaves_bf16
 from megamoe.spec.contract import NEWEST, REVISIONS, contract
 from megamoe.suite.at_hand import judge
+from megamoe.suite.next_command import OUTLIVES
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, release
 from tests.helpers.local import Local
@@ -452,6 +453,41 @@ def test_the_summary_counts_classes_judgements_and_what_was_passed_over():
         assert said in text
 
 
+def test_a_red_that_passes_in_a_fresh_process_stays_whole_and_says_so(tmp_path):
+    """An earlier problem has spoiled the process: a file of one problem cannot show that."""
+    session, (drawn, verdict) = Local(EagerBackend()), red(4)
+    whole = store(drawn, verdict, tmp_path / "red.safetensors", 1, session.identity)
+    written = whole.path.read_bytes()
+    left = shrink(whole, session, 9.0, 60.0, lambda line: None)
+    assert left.passes and left.note == (
+        f"it is the whole problem, which passes in a fresh process: {OUTLIVES}"
+    )
+    assert left.path.read_bytes() == written
+
+
+@pytest.mark.slow
+def test_a_red_after_other_problems_is_tried_alone_and_sent_to_check(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "k.py").write_text(STALE)
+    found = "megamoe fuzz --backend k.py:Stale"
+    assert cli.main([*found.split()[1:], "--jobs", "1", "--workers", "1", "--problems", "9"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    number = int(next(line for line in lines if line.startswith("alone: ")).split()[-1])
+    assert lines[-3].startswith(f"fuzz-0-{number}.safetensors: it is the whole problem, which pa")
+    assert lines[-2].endswith(f"{found} --seed 0 --problems {number + 1} --jobs 1 --workers 1")
+    assert lines[-1] == "next: megamoe check --backend k.py:Stale"
+    assert cli.main(["replay", f"fuzz-0-{number}.safetensors", "--backend", "k.py:Stale"]) == 0
+
+
+STALE = """
+from megamoe.backends.eager import EagerBackend
+class Stale(EagerBackend):
+    calls = 0
+    def forward(self, p):
+        out = super().forward(p)
+        self.calls += 1
+        return {**out, "y": out["y"] * 2 if self.calls > 1 else out["y"]}
+"""
 BAD = """
 from megamoe.backends.eager import EagerBackend
 class Bad(EagerBackend):

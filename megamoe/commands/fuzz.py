@@ -56,6 +56,14 @@ def _say(outcome: Outcome, a: argparse.Namespace, settings: Settings) -> None:
             tally.say("\n" + picture_of(left.verdict, settings.backend, again) + "\n")
         if left.causes and left.causes.lines:
             tally.say(f"{left.causes.text(left.about['reduced_from']).lstrip()}\n")
-        tally.say(f"{left.path}: {left.note or 'reduced'}\nreproduce: {again}")
+        tally.say(f"{left.path}: {left.note or 'reduced'}")
+        if left.passes and first is not None:  # the file would show nothing
+            words = f"--backend {shlex.quote(settings.backend)}{settings.again()}"
+            wide = " --wide" if a.wide else ""
+            count = f"--seed {a.seed} --problems {first[0].number + 1}{wide} --jobs 1 --workers 1"
+            tally.say(f"with those before it, in one process: megamoe fuzz {words} {count}")
+            tally.say(f"next: megamoe check {words}")
+            return
+        tally.say(f"reproduce: {again}")
         if first is not None and first[1].status == "fail":
             tally.say(f"next: {again.replace(' replay ', ' explain ', 1)}")

@@ -27,8 +27,9 @@ from megamoe.spec.dialects import Dialect
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, stoppable
+from megamoe.worker.client import Worker
 from megamoe.worker.exchange import NoRoom
-from megamoe.worker.pool import Pool, Shared
+from megamoe.worker.pool import Pool
 from megamoe.worker.session import Identity
 
 
@@ -93,10 +94,12 @@ def fuzz(
                 )  # fmt: skip
                 with Judges(judges, desk) as bench, _shown(tally):
                     bench.run(_problems(asked, identity, tally), _nothing, partial(_done, tally))
-                if tally.reds:
-                    left = _keep(outcome, asked, identity, again)
-                    outcome.left = shrink(left, Shared(pool.address), asked.reduce_seconds,
-                                          settings.timeout, tally.say, find)  # fmt: skip
+            if tally.reds:
+                left = _keep(outcome, asked, identity, again)
+                with Worker(launch) as fresh:  # where no earlier problem has left anything behind
+                    outcome.left = shrink(
+                        left, fresh, asked.reduce_seconds, settings.timeout, tally.say, find
+                    )
     except Stopped as stopped:
         outcome.stopped, outcome.code = str(stopped), stopped.code
     except NoRoom as full:
