@@ -120,6 +120,8 @@ def test_several_that_are_red_only_together_are_said_to_be(root: Any, capsys: An
     )
     together = "2 cases together and after none of them alone: forward/t3, forward/t4; it passes"
     assert f"\nforward/t5 is red after {together} alone: " in out
+    assert cli.main([*found, "--seconds", "0.001"]) == 2
+    assert "after 0 cases, in 2 processes; the time is over" in capsys.readouterr().err
     assert cli.main([*found, "--among", "t4"]) == 2
     assert "trying it after 1 case of --among" in capsys.readouterr().out
     assert cli.main([*found[:2], *found[3:], "--among", "t4"]) == 2

@@ -178,7 +178,6 @@ class Search:
 
     def _fails(self, some: Sequence[Case]) -> bool:
         """Whether the case fails after these, in a fresh process; then they are the best so far."""
-        self._in_time()
         _, verdict = self._tried(some)
         if verdict.status in BAD:
             self._best = After(list(some), verdict)
