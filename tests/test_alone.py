@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_several_that_are_red_only_together_are_said_to_be(root: Any, capsys: An
     assert cli.main([*found, "--seconds", "0.001"]) == 2
     assert "after 0 cases, in 2 processes; the time is over" in capsys.readouterr().err
     assert cli.main([*found, "--among", "t4"]) == 2
-    assert "trying it after 1 case of --among" in capsys.readouterr().out
+    assert "; without --among it is tried after others" in capsys.readouterr().err
     assert cli.main([*found[:2], *found[3:], "--among", "t4"]) == 2
     assert "--among: it is of --after" in capsys.readouterr().err
 
@@ -140,11 +141,12 @@ class Tries(before.Search):
             self._until = 0.0
             self._in_time()
         is_red = any(one.id == self.culprit for one in earlier)
-        return None, verdict("t5", "fail" if is_red else "pass")
+        has = SimpleNamespace(device="cpu", provides=lambda name: name == "forward")
+        return has, verdict("t5", "fail" if is_red else "pass")
 
 
 def test_a_search_without_time_says_that_fewer_cases_may_be_enough() -> None:
-    case, *some = load_cases()[:9]
+    case, *some = [one for one in load_cases() if one.kind == "forward"][:9]
 
     def found(most: int) -> before.After:
         search = Tries(Any, Any, case, 9.0, 9.0, lambda line: None)
@@ -155,6 +157,9 @@ def test_a_search_without_time_says_that_fewer_cases_may_be_enough() -> None:
     assert found(4).earlier == some[4:8] and not found(4).is_least  # alone, all, two halves
     with pytest.raises(ValueError, match="is over and not all was tried: `--seconds 27` goes fur"):
         found(1)
+    staged = next(one for one in load_cases() if one.kind == "staging")
+    with pytest.raises(ValueError, match=r"--among: staging/.* cannot run, for the backend has no"):
+        Tries(Any, Any, case, 9.0, 9.0, lambda line: None).find([], [staged])
     lines = reduce_after.lines_of(found(4), case, "k.py:K", 9.0, " --device cuda")
     assert lines[1] == "the time is over (9 s): fewer than these 4 may be enough"
     assert lines[2].startswith(f"{case.id} is red after 4 cases together; it passes alone: ")
@@ -259,6 +264,14 @@ def test_one_red_of_a_symptom_runs_again_if_that_can_tell(
     root: Any, verdicts: list[Verdict], again: list[str]
 ) -> None:
     assert [case.id for case in alone.worth(verdicts, load_cases(root))] == again
+
+
+def test_of_two_cases_the_one_that_passed_is_the_earlier_case() -> None:
+    """The run that `reduce --after` names must not send back to it."""
+    cases = [verdict("a", "pass").to_dict(), verdict("b", "fail").to_dict()]
+    (line,) = next_command.lines_of({"backend": "K", "cases": cases}, (), {"forward/b": "pass"})
+    again = "megamoe check --backend K --case forward/a,forward/b --in-order"
+    assert line == f"next: mend what forward/a leaves behind, then: {again}"
 
 
 def test_the_smallest_red_of_a_symptom_runs_again_too_where_one_passes_alone(

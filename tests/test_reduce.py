@@ -193,6 +193,8 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, monkeypatch, ca
     assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 2
     assert "the file exists already; name another" in capsys.readouterr().err
     assert out.read_bytes() == before
+    assert cli.main(["reduce", str(given), "--after", "--backend", spec]) == 2
+    assert f"--after: {given} holds one call and no case; name a" in capsys.readouterr().err
     assert cli.main(again.split()[1:]) == 1
     assert cli.main(["replay", str(out), "--backend", "eager"]) == 0
     assert load(out).about["failure"] == "fail at y"

@@ -90,10 +90,10 @@ class Search:
         except _Late:
             found = self._best and replace(self._best, is_least=len(self._best.earlier) == 1)
         if found is None:
-            raise ReduceError(self._nothing())
+            raise ReduceError(self._nothing(bool(among)))
         return found
 
-    def _nothing(self) -> str:
+    def _nothing(self, is_among: bool) -> str:
         """That no earlier case was found, and what to do."""
         after = counted(len(self._tried_ids), "case")
         tries = counted(self.tries, "process", "processes")
@@ -103,12 +103,19 @@ class Search:
                 f"{said}; the time is over and not all was tried: `--seconds "
                 f"{more_seconds(self.seconds):g}` goes further"
             )
+        if is_among:
+            return f"{said}; without --among it is tried after others"
         return f"{said}; `megamoe check` once more shows whether it is red there each time"
 
     def _after_any(
         self, cases: Sequence[Case], among: Sequence[Case], identity: Identity
     ) -> After | None:
         if among:
+            for one in among:
+                if why := lacking(one, identity):
+                    raise ReduceError(
+                        f"--among: {one.id} cannot run, for the backend has no {why}; leave it out"
+                    )
             self.log(f"trying it after {counted(len(among), 'case')} of --among")
             return self._after_all(list(among)) or self._after_each(list(among))
         seconds = shards.durations(self.root)

@@ -118,6 +118,13 @@ def _passes(red: tuple[str, str] | None) -> bool:
 
 
 def _after(report: Mapping[str, Any], name: str) -> list[str]:
+    """What to do with a red that passes alone. If one other case ran, which passed, that is the
+    earlier case: the run was the one that ``reduce --after`` names."""
+    others = [case for case in report["cases"] if case["id"] != name]
+    if len(others) == 1 and others[0]["status"] == "pass":
+        first = others[0]["id"]
+        again = f"--backend {backend_of(report)} --case {first},{name} --in-order"
+        return [f"next: mend what {first} leaves behind, then: {command(report, 'check', again)}"]
     words = f"{name} --after --backend {backend_of(report)}"
     return [f"next: {command(report, 'reduce', words)}"]
 
