@@ -184,6 +184,12 @@ def test_what_was_found_is_named_and_many_are_counted() -> None:
     assert what(some[1:8]) == (
         "7 cases together and after none of them alone, as where a count grows and is not reset"
     )
+    many = before.After(some * 9, red, is_least=False)
+    lines = reduce_after.lines_of(many, some[0], "k.py:K", 9.0, "")
+    assert lines[3] == "  y: 1 of 9 rows have other bits, the first is 1"
+    assert lines[4:] == [
+        f"next: megamoe reduce {some[0].id} --after --seconds 27 --backend k.py:K"
+    ], "no command of thousands of characters"
     lines = reduce_after.lines_of(before.After(some[:1], red), some[1], "k.py:K", 9.0, "")
     assert lines[2].endswith("the first is 1; run the reproduce line to see the elements")
 

@@ -18,6 +18,8 @@ from megamoe.suite.settings import Settings
 
 NAMED: Final = 6
 """Earlier cases that a sentence names."""
+SHOWN: Final = 60
+"""Earlier cases of a list that may be longer than needed, which a command names."""
 ALONE: Final = "run it alone"
 """What the judge and the worker advise about a red among others; this one passes alone."""
 
@@ -47,20 +49,20 @@ def lines_of(found: After, case: Case, backend: str, seconds: float, options: st
     time was over. ``options``: further ones of a command, which begin with a space."""
     names = ",".join(one.id for one in found.earlier)
     words = f"--backend {shlex.quote(backend)}"
+    said = f"{case.id} is red after {after_what(found, case)}; it passes alone: {OUTLIVES}"
     both = shlex.quote(f"{names},{case.id}")
-    reason = found.verdict.reason.replace(ALONE, "run the reproduce line")
-    said = [
-        "",
-        f"{case.id} is red after {after_what(found, case)}; it passes alone: {OUTLIVES}",
-        f"  {reason}",
-        f"reproduce: megamoe check {words} --case {both} --in-order{options}",
-    ]
-    if not found.is_least:
-        count = len(found.earlier)
-        said[1:1] = [f"the time is over ({seconds:g} s): fewer than these {count} may be enough"]
-        more = f"--among {shlex.quote(names)} --seconds {more_seconds(seconds):g}"
-        said += [f"next: megamoe reduce {case.id} --after {more} {words}{options}"]
-    return said
+    reproduce = f"reproduce: megamoe check {words} --case {both} --in-order{options}"
+    reason = f"  {found.verdict.reason.replace(ALONE, 'run the reproduce line')}"
+    if found.is_least:
+        return ["", said, reason, reproduce]
+    count = len(found.earlier)
+    late = f"the time is over ({seconds:g} s): fewer than these {count} may be enough"
+    further = f"next: megamoe reduce {case.id} --after"
+    more = f"--seconds {more_seconds(seconds):g} {words}{options}"
+    if count > SHOWN:
+        reason = f"  {found.verdict.reason.partition(f'; {ALONE}')[0]}"
+        return ["", late, said, reason, f"{further} {more}"]
+    return ["", late, said, reason, reproduce, f"{further} --among {shlex.quote(names)} {more}"]
 
 
 def after_what(found: After, case: Case) -> str:
