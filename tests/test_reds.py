@@ -328,7 +328,7 @@ def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() ->
     lines, folded = shown_with({"forward/n1": "pass", "eplb/a": "fail"})
     assert folded and len(lines) < 15
     assert lines[0] == (
-        "16 reds; of 2 reds that ran again, each alone in a fresh process, 1 passed: "
+        "16 reds; 1 of 2 that ran again, each alone in a fresh process, passed: "
         + next_command.OUTLIVES
     )
     assert lines[1].startswith("That can be the cause of most. They show 8 symptoms; ")
@@ -337,6 +337,10 @@ def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() ->
     assert "       eplb/a is red alone too: no earlier case is needed" in lines
     assert "    3  reds of 3 further symptoms" in lines
     assert any("`--pictures all` shows all" in line for line in lines)
+    both = {"forward/n1": "pass", "forward/n2": "pass"}
+    assert shown_with(both)[0][0].startswith("16 reds; all 2 that ran again, each alone in a fre")
+    one = shown_with({"forward/n1": "pass"})[0][0]
+    assert one.startswith("16 reds; the one that ran again, alone in a fresh process, passed: ")
     for alone in ({}, {"forward/n1": "fail"}, {"forward/n1": "fail", "eplb/a": "pass"}):
         assert not shown_with(alone)[1], "most of them are red alone, for all that is known"
     assert not shown_with({"forward/n1": "pass"}, reds.ALL_PICTURES)[1]

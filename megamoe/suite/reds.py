@@ -104,8 +104,7 @@ def _fold(
     """A line for each of the most frequent symptoms, and how to see more."""
     reds = sum(len(symptom.cases) for symptom in found)
     passed, shown = len(passing(alone)), counted(len(found), "symptom")
-    again = f"of {counted(len(alone), 'red')} that ran again, each alone in a fresh process"
-    say(console, f"{reds} reds; {again}, {passed} passed: {OUTLIVES}")
+    say(console, f"{reds} reds; {_ran_again(len(alone), passed)}: {OUTLIVES}")
     stay = [case for s in found for case in s.cases if alone.get(case["id"], "pass") != "pass"]
     how_many = "all" if all(_has_several_calls(case) for case in stay) else "most"
     say(console, f"That can be the cause of {how_many}. They show {shown}; N stands for a number.")
@@ -122,6 +121,16 @@ def _fold(
         say(console, f"{rest:>5}  reds of {len(found) - most} further symptoms")
     every = [case for symptom in found for case in symptom.cases]
     say(console, f"{left_out(report, every, 0, PICTURES)}\n")
+
+
+def _ran_again(count: int, passed: int) -> str:
+    """How many of the reds that ran again passed."""
+    if count == 1:
+        return "the one that ran again, alone in a fresh process, passed"
+    each = "that ran again, each alone in a fresh process"
+    return (
+        f"all {count} {each}, passed" if passed == count else f"{passed} of {count} {each}, passed"
+    )
 
 
 def _has_several_calls(case: Mapping[str, Any]) -> bool:
