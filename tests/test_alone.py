@@ -14,7 +14,7 @@ from rich.console import Console
 from megamoe.cases import Case, load_cases
 from megamoe.cases.pattern import in_order
 from megamoe.commands import main as cli
-from megamoe.commands import reduce_after
+from megamoe.commands import reduce_after, work
 from megamoe.judge import Place, Verdict, of_findings
 from megamoe.judge.judgements import of_rows
 from megamoe.reduce import before
@@ -112,10 +112,15 @@ def test_the_case_before_is_found_just_before_and_further_back(root: Any, kernel
     assert " --case forward/t3,forward/t5 --in-order --golden " in ran.stdout
 
 
-def test_several_that_are_red_only_together_are_said_to_be(root: Any, capsys: Any) -> None:
+def test_several_that_are_red_only_together_are_said_to_be(
+    root: Any, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(work, "EVERY", 0.0)  # a line before each earlier case
     found = ["reduce", "t5", "--after", "--backend", f"{root}/k.py:Counts", "--golden", str(root)]
     assert cli.main(found) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert " s: process 3, earlier case 1 of 2\n" in err
+    assert "; red after 2 together\n" in err
     assert (
         "forward/t5 passes alone; the search for an earlier case takes at most about 100 s" in out
     )
