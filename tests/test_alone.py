@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from megamoe.cases import load_cases
+from megamoe.cases import Case, load_cases
 from megamoe.cases.pattern import in_order
-from megamoe.commands.reduce import after_what
-from megamoe.judge import Verdict
+from megamoe.commands import main as cli
+from megamoe.commands import reduce_after, work
+from megamoe.judge import Place, Verdict, of_findings
+from megamoe.judge.judgements import of_rows
+from megamoe.reduce import before
 from megamoe.suite import alone, next_command
 from tests.helpers import command
 from tests.helpers.golden import make_golden
@@ -56,6 +62,15 @@ class Marks(Keeps):  # t3 spoils the process, t5 shows it and heals it for good
             self.before, y = -1, y * 2 if self.before == 1 else y
         return y
 
+class Counts(Keeps):  # t5 needs both others since its last run
+
+    def forward(self, problem):
+        self.before += problem.num_tokens
+        y = load_backend("eager").forward(problem)["y"]
+        if problem.num_tokens == 5:
+            y, self.before = y * 2 if self.before == 12 else y, 0
+        return y
+
 class Crashes(Keeps):
     def forward(self, problem):
         return os.abort() if problem.num_tokens == 4 else super().forward(problem)
@@ -97,12 +112,101 @@ def test_the_case_before_is_found_just_before_and_further_back(root: Any, kernel
     assert " --case forward/t3,forward/t5 --in-order --golden " in ran.stdout
 
 
-def test_many_earlier_cases_are_counted_in_the_sentence() -> None:
-    """The command after it names all of them."""
+def test_several_that_are_red_only_together_are_said_to_be(
+    root: Any, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(work, "EVERY", 0.0)  # a line before each earlier case
+    found = ["reduce", "t5", "--after", "--backend", f"{root}/k.py:Counts", "--golden", str(root)]
+    assert cli.main(found) == 0
+    out, err = capsys.readouterr()
+    assert " s: process 3, earlier case 1 of 2\n" in err
+    assert "; red after 2 together\n" in err
+    assert (
+        "forward/t5 passes alone; the search for an earlier case takes at most about 100 s" in out
+    )
+    together = "2 cases together and after none of them alone: forward/t3, forward/t4; it passes"
+    assert f"\nforward/t5 is red after {together} alone: " in out
+    assert cli.main([*found, "--seconds", "0.001"]) == 2
+    assert "after 0 cases, in 2 processes; the time is over" in capsys.readouterr().err
+    assert cli.main([*found, "--among", "t4"]) == 2
+    assert "; without --among it is tried after others" in capsys.readouterr().err
+    assert cli.main([*found[:2], *found[3:], "--among", "t4"]) == 2
+    assert "--among: it is of --after" in capsys.readouterr().err
+
+
+class Tries(before.Search):
+    """A search whose case is red after the case ``culprit``, and whose time is over after some
+    tries."""
+
+    culprit, most = "", 99
+
+    def _tried(self, earlier: Sequence[Case]) -> tuple[Any, Verdict]:
+        self.tries += 1
+        if self.tries > self.most:
+            self._until = 0.0
+            self._in_time()
+        is_red = any(one.id == self.culprit for one in earlier)
+        has = SimpleNamespace(device="cpu", provides=lambda name: name == "forward")
+        return has, verdict("t5", "fail" if is_red else "pass")
+
+
+def test_a_search_without_time_says_that_fewer_cases_may_be_enough() -> None:
+    case, *some = [one for one in load_cases() if one.kind == "forward"][:9]
+
+    def found(most: int) -> before.After:
+        search = Tries(Any, Any, case, 9.0, 9.0, lambda line: None)
+        search.culprit, search.most = some[5].id, most
+        return search.find([], some)
+
+    assert found(99).earlier == [some[5]] and found(99).is_least
+    assert found(4).earlier == some[4:8] and not found(4).is_least  # alone, all, two halves
+    with pytest.raises(ValueError, match="is over and not all was tried: `--seconds 27` goes fur"):
+        found(1)
+    staged = next(one for one in load_cases() if one.kind == "staging")
+    with pytest.raises(ValueError, match=r"--among: staging/.* cannot run, for the backend has no"):
+        Tries(Any, Any, case, 9.0, 9.0, lambda line: None).find([], [staged])
+    lines = reduce_after.lines_of(found(4), case, "k.py:K", 9.0, " --device cuda")
+    assert lines[1] == "the time is over (9 s): fewer than these 4 may be enough"
+    assert lines[2].startswith(f"{case.id} is red after 4 cases together; it passes alone: ")
+    names = ",".join(one.id for one in some[4:8])
+    assert lines[-1] == (
+        f"next: megamoe reduce {case.id} --after --among {names} --seconds 27 --backend k.py:K "
+        "--device cuda"
+    )
+    assert "next: " not in "".join(reduce_after.lines_of(found(99), case, "k.py:K", 9.0, ""))
+
+
+def test_what_was_found_is_named_and_many_are_counted() -> None:
+    """The command after it names all of them, and shows what ran with others."""
     some = load_cases()[:9]
-    assert after_what(some[:1], some[0]) == "itself, in its second run"
-    assert after_what(some[:2], some[5]) == f"{some[0].id}, {some[1].id}"
-    assert after_what(some[:8], some[8]).startswith("8 cases together, as where a count grows")
+    digests = of_rows("y", np.zeros((9, 4), np.uint16), [1], Place(("row",)))
+    red = of_findings("forward/a", "forward", [digests], ("bitwise",))
+
+    def what(earlier: list[Case]) -> str:
+        return reduce_after.after_what(before.After(earlier, red), some[0])
+
+    assert what(some[:1]) == "itself, in its second run" and what(some[1:2]) == some[1].id
+    assert what(some[1:8]) == (
+        "7 cases together and after none of them alone, as where a count grows and is not reset"
+    )
+    many = before.After(some * 9, red, is_least=False)
+    lines = reduce_after.lines_of(many, some[0], "k.py:K", 9.0, "")
+    assert lines[3] == "  y: 1 of 9 rows have other bits, the first is 1"
+    assert lines[4:] == [
+        f"next: megamoe reduce {some[0].id} --after --seconds 27 --backend k.py:K"
+    ], "no command of thousands of characters"
+    lines = reduce_after.lines_of(before.After(some[:1], red), some[1], "k.py:K", 9.0, "")
+    assert lines[2].endswith("the first is 1; run the reproduce line to see the elements")
+
+
+def test_the_first_to_be_tried_are_as_large_and_of_the_same_sizes() -> None:
+    every = {case.id: case for case in load_cases()}
+    case = every["forward/many-rows-masked-slots-and-an-empty-expert"]
+    others = [one for one in every.values() if one.kind in ("forward", "property")]
+    first = before.likely(case, others, {})
+    assert len(first) == before.LIKELY
+    assert every["property/padding-rows-broken-with-masked-and-skewed-slots"] in first
+    assert all(before._values(one) >= before._values(case) for one in first[:8])
 
 
 def test_after_needs_a_case_that_passes_alone_and_one_that_breaks_it(root: Any) -> None:
@@ -171,6 +275,36 @@ def test_one_red_of_a_symptom_runs_again_if_that_can_tell(
     root: Any, verdicts: list[Verdict], again: list[str]
 ) -> None:
     assert [case.id for case in alone.worth(verdicts, load_cases(root))] == again
+
+
+def test_of_two_cases_the_one_that_passed_is_the_earlier_case() -> None:
+    """The run that `reduce --after` names must not send back to it."""
+    cases = [verdict("a", "pass").to_dict(), verdict("b", "fail").to_dict()]
+    (line,) = next_command.lines_of({"backend": "K", "cases": cases}, (), {"forward/b": "pass"})
+    again = "megamoe check --backend K --case forward/a,forward/b --in-order"
+    assert line == f"next: mend what forward/a leaves behind, then: {again}"
+
+
+def test_the_smallest_red_of_a_symptom_runs_again_too_where_one_passes_alone(
+    root: Any, monkeypatch: Any
+) -> None:
+    """``reduce --after`` calls it many times, so the next command names it."""
+    cases = load_cases(root)
+    t3 = verdict("t3", "pass")
+    bell, plain = verdict("t5", "fail", seconds=1), verdict("t4", "fail", seconds=2)
+    for statuses, names in ((["pass", "pass"], ["t5", "t4"]), (["fail"], ["t5"])):
+        told = iter(statuses)
+        monkeypatch.setattr(alone, "_status", lambda *given, told=told: next(told))
+        ran = alone.again(Any, root, 9.0, [t3, plain, bell], cases)
+        assert ran == dict(zip([f"forward/{name}" for name in names], statuses, strict=True))
+    report = {"backend": "k.py:K", "cases": [bell.to_dict(), plain.to_dict()]}
+    both = {"forward/t5": "pass", "forward/t4": "pass"}
+    assert next_command.lines_of(report, cases, both) == [
+        "next: megamoe reduce forward/t4 --after --backend k.py:K"
+    ]
+    assert " reduce forward/t5 --after " in next_command.lines_of(
+        report, cases, {"forward/t5": "pass", "forward/t4": "fail"}
+    )[0]  # fmt: skip
 
 
 def test_the_next_command_of_a_red_that_passes_alone_is_for_the_case_before() -> None:

@@ -28,6 +28,7 @@ from megamoe.judge import Verdict
 from megamoe.oracle.folding import leaves_bf16
 from megamoe.spec.contract import NEWEST, REVISIONS, contract
 from megamoe.suite.at_hand import judge
+from megamoe.suite.next_command import OUTLIVES
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, release
 from tests.helpers.local import Local
@@ -365,7 +366,26 @@ def test_the_red_of_the_lowest_number_is_the_first(tmp_path):
     run._keep(outcome, asked, Local(EagerBackend()).identity, lambda n: f"again {n}")
     assert outcome.first == red(4)
     assert load(outcome.left.path).about["fuzz"]["number"] == 4
-    assert "alone: again 4" in outcome.tally.console.file.getvalue()
+    said = outcome.tally.console.file.getvalue().splitlines()
+    assert said[0].startswith("3 judged in ") and said[0].endswith("; 3 red")
+    assert said[3:] == [
+        "alone: again 4",
+        "red too, judged at the same time: problem 6, again 6",
+        "red too, judged at the same time: problem 9, again 9",
+    ]
+
+
+def test_a_file_of_an_earlier_run_stays_as_it_was(tmp_path, monkeypatch):
+    """The same seed and number with another backend, as a rule."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fuzz-1-4.safetensors").write_text("of an earlier run")
+    outcome = run.Outcome(tally())
+    outcome.tally.done(red(4)[0], Result(red(4)[1]))
+    left = run._keep(outcome, Asked(1, 1.0), Local(EagerBackend()).identity, str)
+    assert str(left.path) == "fuzz-1-4-2.safetensors" and left.path.exists()
+    assert (tmp_path / "fuzz-1-4.safetensors").read_text() == "of an earlier run"
+    said = outcome.tally.console.file.getvalue()
+    assert said.endswith("\nunchanged: fuzz-1-4.safetensors, from earlier runs\n")
 
 
 def test_a_run_that_is_stopped_keeps_the_red_that_a_judge_found_before(monkeypatch, tmp_path):
@@ -433,6 +453,41 @@ def test_the_summary_counts_classes_judgements_and_what_was_passed_over():
         assert said in text
 
 
+def test_a_red_that_passes_in_a_fresh_process_stays_whole_and_says_so(tmp_path):
+    """An earlier problem has spoiled the process: a file of one problem cannot show that."""
+    session, (drawn, verdict) = Local(EagerBackend()), red(4)
+    whole = store(drawn, verdict, tmp_path / "red.safetensors", 1, session.identity)
+    written = whole.path.read_bytes()
+    left = shrink(whole, session, 9.0, 60.0, lambda line: None)
+    assert left.passes and left.note == (
+        f"it is the whole problem, which passes in a fresh process: {OUTLIVES}"
+    )
+    assert left.path.read_bytes() == written
+
+
+@pytest.mark.slow
+def test_a_red_after_other_problems_is_tried_alone_and_sent_to_check(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "k.py").write_text(STALE)
+    found = "megamoe fuzz --backend k.py:Stale"
+    assert cli.main([*found.split()[1:], "--jobs", "1", "--workers", "1", "--problems", "9"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    number = int(next(line for line in lines if line.startswith("alone: ")).split()[-1])
+    assert lines[-3].startswith(f"fuzz-0-{number}.safetensors: it is the whole problem, which pa")
+    assert lines[-2].endswith(f"{found} --seed 0 --problems {number + 1} --jobs 1 --workers 1")
+    assert lines[-1] == "next: megamoe check --backend k.py:Stale"
+    assert cli.main(["replay", f"fuzz-0-{number}.safetensors", "--backend", "k.py:Stale"]) == 0
+
+
+STALE = """
+from megamoe.backends.eager import EagerBackend
+class Stale(EagerBackend):
+    calls = 0
+    def forward(self, p):
+        out = super().forward(p)
+        self.calls += 1
+        return {**out, "y": out["y"] * 2 if self.calls > 1 else out["y"]}
+"""
 BAD = """
 from megamoe.backends.eager import EagerBackend
 class Bad(EagerBackend):
@@ -454,7 +509,8 @@ def test_the_command_finds_says_how_to_repeat_and_leaves_a_file(tmp_path, capsys
     assert cli.main(arguments) == 1
     text = capsys.readouterr().out
     assert f"alone: {again}{first}" in text
-    *_, last, after = text.splitlines()  # the summary, which is long, comes before the red
+    *_, last, after = text.splitlines()
+    assert "problems that reached" not in text and "1 judged in " in text, "a red needs no table"
     assert last == f"reproduce: megamoe replay {out} --backend {bad}:Bad"
     assert after == f"next: megamoe explain {out} --backend {bad}:Bad"
     # The small file has too few values to tell a cause: it is read from the whole problem.
@@ -463,7 +519,12 @@ def test_the_command_finds_says_how_to_repeat_and_leaves_a_file(tmp_path, capsys
     assert f" of problem {first} of seed 1:\n" + "\n".join(causes) + "\n\n" in text
     assert cli.main(["fuzz", "--backend", "eager", "--problems", "4", "--jobs", "2"]) == 0
     # One of the four asks a feature that the newest contract has no rule for.
-    assert "3 judged" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "3 judged" in text and "problems that reached" in text
+    before = out.read_bytes()
+    assert cli.main(arguments) == 2
+    assert "the file exists already; name another" in capsys.readouterr().err
+    assert out.read_bytes() == before
 
 
 def test_misuse_is_one_line(tmp_path, capsys):

@@ -96,6 +96,20 @@ def test_a_case_with_a_map_stands_for_those_without() -> None:
     assert [case["id"] for case in symptoms(cases)[0].pictured] == ["forward/b"]
 
 
+def test_what_a_case_is_there_for_is_said_of_values_and_not_of_an_exception() -> None:
+    cases = [case for case in load_cases(golden_root()) if case.name == "token-block-edge-t9"]
+    (name,) = (case.id for case in cases)
+
+    def said(one: dict[str, Any]) -> str:
+        console = Console(file=io.StringIO(), width=150)
+        reds.show({"backend": "k.py:K", "cases": [one, red("eplb/a", "fail", "lost")]}, console,
+                  cases=cases)  # fmt: skip
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    assert "if it fails: " in said(fail(name, 1)) and "if it fails: " not in said(red(name))
+
+
 # --- at the end -----------------------------------------------------------------------------------
 
 
@@ -313,19 +327,30 @@ def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() ->
 
     lines, folded = shown_with({"forward/n1": "pass", "eplb/a": "fail"})
     assert folded and len(lines) < 15
-    assert lines[0].startswith(
-        "16 reds, and 1 of 2 pass when they run again, each alone in a fresh"
+    assert lines[0] == (
+        "16 reds; 1 of 2 that ran again, each alone in a fresh process, passed: "
+        + next_command.OUTLIVES
     )
-    assert lines[0].endswith(f": {next_command.OUTLIVES}")
+    assert lines[1].startswith("That can be the cause of most. They show 8 symptoms; ")
     assert "    9  y: N of N outside  [forward 9]" in lines
-    assert "       forward/n1 passes alone" in lines and "       eplb/a is red alone too" in lines
-    assert "    3  of 3 further symptoms" in lines
+    assert "       forward/n1 passes alone" in lines
+    assert "       eplb/a is red alone too: no earlier case is needed" in lines
+    assert "    3  reds of 3 further symptoms" in lines
     assert any("`--pictures all` shows all" in line for line in lines)
+    both = {"forward/n1": "pass", "forward/n2": "pass"}
+    assert shown_with(both)[0][0].startswith("16 reds; all 2 that ran again, each alone in a fre")
+    one = shown_with({"forward/n1": "pass"})[0][0]
+    assert one.startswith("16 reds; the one that ran again, alone in a fresh process, passed: ")
     for alone in ({}, {"forward/n1": "fail"}, {"forward/n1": "fail", "eplb/a": "pass"}):
         assert not shown_with(alone)[1], "most of them are red alone, for all that is known"
     assert not shown_with({"forward/n1": "pass"}, reds.ALL_PICTURES)[1]
     report["cases"] = cases[:3]
     assert not shown_with({"forward/n1": "pass"})[1], "three reds fit a screen"
+    report["cases"] = [*cases[:9], law("property/a")]
+    lines, _ = shown_with({"forward/n1": "pass", "property/a": "fail"})
+    assert lines[1].startswith("That can be the cause of all. They show 2 symptoms; ")
+    several = "is red alone too: its law makes several calls, and one call can spoil another"
+    assert f"       property/a {several}" in lines
 
 
 # --- what is kept ---------------------------------------------------------------------------------

@@ -195,6 +195,8 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, monkeypatch, ca
     assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 2
     assert "the file exists already; name another" in capsys.readouterr().err
     assert out.read_bytes() == before
+    assert cli.main(["reduce", str(given), "--after", "--backend", spec]) == 2
+    assert f"--after: {given} holds one call and no case; name a" in capsys.readouterr().err
     assert cli.main(again.split()[1:]) == 1
     assert cli.main(["replay", str(out), "--backend", "eager"]) == 0
     assert load(out).about["failure"] == "fail at y"
@@ -205,6 +207,26 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, monkeypatch, ca
     assert "\nunchanged: reduced-out.safetensors, from earlier runs\n" in capsys.readouterr().out
     assert load(Path("reduced-out-2.safetensors")).about["reduced_from"] == "out.safetensors"
     assert Path("reduced-out.safetensors").read_text() == "of an earlier run"
+
+
+def test_the_file_is_tried_in_a_fresh_process(tmp_path, capsys):
+    """The tries before it may have left something behind: `replay` would not show the failure."""
+    given, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
+    given.write_bytes(to_bytes(Stored(problem(3, tokens=2, top_k=1, hidden=128))))
+    (tmp_path / "k.py").write_text(
+        "from megamoe.backends.eager import EagerBackend\n"
+        "class Stale(EagerBackend):\n"
+        "    calls = 0\n"
+        "    def forward(self, p):\n"
+        "        self.calls += 1\n"
+        "        out = super().forward(p)\n"
+        "        is_right = (self.calls, p.num_tokens) == (1, 1)\n"
+        "        return out if is_right else {**out, 'y': out['y'] * 2}\n"
+    )
+    spec = f"{tmp_path}/k.py:Stale"
+    assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert f"{out} is written, but does not fail in the same way in a fresh process; " in said
 
 
 def test_misuse_is_one_line(tmp_path, capsys):

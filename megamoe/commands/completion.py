@@ -19,7 +19,7 @@ _FILE: Final = re.compile(r"FILE|DIR|PATH|REPORT|RESULT|SCRIPT|PYTHON|SUB|LEFT|R
 """A metavar of this form stands for a path."""
 _OFFERS: Final = {
     "backend": "backend", "left_backend": "backend", "right_backend": "backend", "case": "case",
-    "subject": "case", "contract": "contract", "revision": "contract",
+    "subject": "case", "among": "case", "contract": "contract", "revision": "contract",
 }  # fmt: skip
 """Name of an argument -> what may stand there. Nothing is offered for a number or a text."""
 _EPILOG: Final = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 from contextlib import suppress
-from pathlib import Path
 
+from megamoe.cases.stored_names import new_file
 from megamoe.commands.output import complain
 from megamoe.commands.parsers.fuzz import WORKERS_OF_A_GPU
 from megamoe.commands.reduce import causes_of_whole
@@ -20,8 +20,8 @@ from megamoe.suite.stops import release
 def run(a: argparse.Namespace) -> int:
     """Judge, and say what was found: 0 for nothing, 1 for a failure, 2 if nothing was judged."""
     settings = Settings.read(lambda name: getattr(a, name, None))
-    if a.out and (Path(a.out).suffix != ".safetensors" or Path(a.out).is_dir()):
-        raise ValueError(f"--out {a.out}: name a file that ends in .safetensors")
+    if a.out:
+        new_file(a.out)
     workers = a.workers or (a.jobs if settings.device == "cpu" else min(a.jobs, WORKERS_OF_A_GPU))
     asked = Asked(a.seed, a.seconds, a.problems, a.only, a.wide, a.reduce_seconds, a.out)
     backend = f"megamoe fuzz --backend {shlex.quote(settings.backend)}{settings.again()}"
@@ -45,15 +45,25 @@ def run(a: argparse.Namespace) -> int:
 
 
 def _say(outcome: Outcome, a: argparse.Namespace, settings: Settings) -> None:
-    """The summary, the picture of the failure, its cause, where it lies, and what to do next."""
+    """The summary of a run without a failure. Else the picture of the failure, its cause, where it
+    lies, and what to do next."""
     left, tally, first = outcome.left, outcome.tally, outcome.first
-    tally.summary()
+    if first is None:
+        tally.summary()
     if left is not None:
         again = replay_command(str(left.path), settings.backend, settings.device, a.contract)
         if left.verdict is not None:
             tally.say("\n" + picture_of(left.verdict, settings.backend, again) + "\n")
         if left.causes and left.causes.lines:
             tally.say(f"{left.causes.text(left.about['reduced_from']).lstrip()}\n")
-        tally.say(f"{left.path}: {left.note or 'reduced'}\nreproduce: {again}")
+        tally.say(f"{left.path}: {left.note or 'reduced'}")
+        if left.passes and first is not None:  # the file would show nothing
+            words = f"--backend {shlex.quote(settings.backend)}{settings.again()}"
+            wide = " --wide" if a.wide else ""
+            count = f"--seed {a.seed} --problems {first[0].number + 1}{wide} --jobs 1 --workers 1"
+            tally.say(f"with those before it, in one process: megamoe fuzz {words} {count}")
+            tally.say(f"next: megamoe check {words}")
+            return
+        tally.say(f"reproduce: {again}")
         if first is not None and first[1].status == "fail":
             tally.say(f"next: {again.replace(' replay ', ' explain ', 1)}")

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from megamoe.cases import Case, load_cases, select
+from megamoe.cases import Case
 from megamoe.cases.stored import load, used_experts
+from megamoe.cases.stored_names import free_names, new_file
+from megamoe.commands import reduce_after
 from megamoe.commands.shared import (
     backend_of,
-    case_without_ranks,
     forward_case,
     of_a_law,
     passes_now,
@@ -31,17 +31,15 @@ from megamoe.golden import Store, make, regenerate
 from megamoe.judge import Verdict
 from megamoe.printable import counted
 from megamoe.reduce import Failure, Passes, Reduction, keep, reduce, store
-from megamoe.reduce.before import Search
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
 from megamoe.suite import at_hand
-from megamoe.suite.next_command import OUTLIVES
 from megamoe.suite.settings import Settings
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session
 
 NAMED: Final = 6
-"""Earlier cases, further causes or files of earlier runs that a sentence names."""
+"""Further causes or files of earlier runs that a sentence names."""
 _LITTLE: Final = 1 << 27
 """Multiplications of a linear for which the oracle answers in seconds."""
 
@@ -51,8 +49,10 @@ def run(a: argparse.Namespace) -> int:
     if not 0 < a.seconds < float("inf"):
         raise ValueError("--seconds: give a number above 0")
     if a.after:
-        return _after(a)
-    out, earlier = _named(a.out) if a.out else Path(), list[Path]()
+        return reduce_after.run(a)
+    if a.among:
+        raise ValueError("--among: it is of --after; give both, or leave it out")
+    out, earlier = new_file(a.out) if a.out else Path(), list[Path]()
     started = time.perf_counter()
     problem, case, about = _subject(a)
     if not a.out:
@@ -126,35 +126,6 @@ def _passes(a: argparse.Namespace, case: Case | None, settings: Settings) -> str
     return passes_now(case.id, judged, case.id, a.backend, options)
 
 
-def _after(a: argparse.Namespace) -> int:
-    """Find the earlier cases after which the case fails, and show the command that shows it."""
-    if a.out:
-        raise ValueError("--out: --after writes no file; leave one of the two out")
-    settings = Settings.read(lambda name: getattr(a, name, None))
-    root = settings.root
-    case = case_without_ranks(root, a.subject, "reduce")
-    with Work(f"looking for the case after which {case.id} fails") as work:
-        search = Search(settings.launch(), root, case, settings.timeout, a.seconds, work.say)
-        found = search.find(select(load_cases(root), None, "quick", None))
-    print(
-        f"\n{case.id} is red after {after_what(found.earlier, case)}; it passes alone: {OUTLIVES}"
-    )
-    print(f"  {found.verdict.reason}")
-    both = shlex.quote(",".join([*(c.id for c in found.earlier), case.id]))
-    words = f"--backend {shlex.quote(a.backend)} --case {both} --in-order{settings.again()}"
-    print(f"reproduce: megamoe check {words}")
-    return 0
-
-
-def after_what(earlier: Sequence[Case], case: Case) -> str:
-    """The cases after which a case is red, for a sentence."""
-    if len(earlier) == 1 and earlier[0].id == case.id:
-        return "itself, in its second run"
-    if len(earlier) > NAMED:
-        return f"{len(earlier)} cases together, as where a count grows and is not reset"
-    return ", ".join(one.id for one in earlier)
-
-
 def tokens_needed(tokens: int, fewer: str) -> str:
     """What the number of tokens says of the fault; empty where it says nothing. ``fewer``: the
     status with one token fewer."""
@@ -164,27 +135,10 @@ def tokens_needed(tokens: int, fewer: str) -> str:
     return f"it needs {tokens} tokens: {passes}"
 
 
-def _named(given: str) -> Path:
-    """The file that ``--out`` names; ``ValueError`` where it cannot be a new one."""
-    out = Path(given)
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise ValueError(f"--out {out}: name a file that ends in .safetensors")
-    if out.exists():
-        raise ValueError(f"--out {out}: the file exists already; name another, or remove it")
-    return out
-
-
 def default_names(subject: str) -> list[Path]:
     """The default names of the file for a case, or for a file without its ending: those that exist
     already, then the first that is free."""
-    stem = f"reduced-{subject.removeprefix('reduced-')}"
-    names = (Path(f"{stem}{f'-{n}' if n > 1 else ''}.safetensors") for n in count(1))
-    taken = list[Path]()
-    for name in names:
-        taken.append(name)
-        if not name.exists():
-            break
-    return taken
+    return free_names(f"reduced-{subject.removeprefix('reduced-')}")
 
 
 def further_causes(names: Collection[str], file: str) -> str:

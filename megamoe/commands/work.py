@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from types import TracebackType
+from typing import Final
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from megamoe.console import Console
+
+EVERY: Final = 10.0
+"""Seconds between two lines of :meth:`Work.pulse` where nobody sees the line that is replaced."""
 
 
 class Work:
@@ -21,6 +27,7 @@ class Work:
             redirect_stdout=False, redirect_stderr=False,
         )  # fmt: skip
         self._task = self._bar.add_task(what, total=None)
+        self._begun = self._said = time.monotonic()
 
     def __enter__(self) -> Work:
         self._bar.start()
@@ -37,6 +44,14 @@ class Work:
     def now(self, what: str) -> None:
         """Replace the line."""
         self._bar.update(self._task, description=what)
+
+    def pulse(self, what: str) -> None:
+        """Replace the line; without a terminal, print it to stderr now and then, with the time."""
+        self.now(what)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._said >= EVERY:
+            self._said = now
+            print(f"  {now - self._begun:.0f} s: {what}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Print a result to stdout; the line gives way to it."""

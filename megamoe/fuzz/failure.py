@@ -12,8 +12,9 @@ from megamoe.cases.stored import Stored, to_bytes
 from megamoe.fuzz.draw import Drawn
 from megamoe.golden import write_atomically
 from megamoe.judge import Verdict
-from megamoe.reduce import keep, reduce
+from megamoe.reduce import Passes, keep, reduce
 from megamoe.spec.problem import Problem
+from megamoe.suite.next_command import OUTLIVES
 from megamoe.worker.session import Session
 
 
@@ -28,6 +29,8 @@ class Left:
     """The verdict on the reduced file after it was read back; None if the problem is whole."""
     note: str = ""
     """The reason why the problem is whole."""
+    passes: bool = False
+    """Whether the whole problem passes in a fresh process: an earlier one has spoiled it."""
     causes: Any = None
     """As :data:`FindCauses` gives it."""
 
@@ -45,16 +48,22 @@ def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -
         "backend": identity.name, "accumulator": identity.accumulator,
         "contract": identity.contract, "failure": verdict.reason[:500],
     }  # fmt: skip
-    write_atomically(out, to_bytes(Stored(problem, {}, about)))
-    return Left(problem, out, about, note="it is the whole problem: the run was stopped")
+    left = Left(problem, out, about, note="it is the whole problem: the run was stopped")
+    _write(left)
+    return left
+
+
+def _write(left: Left) -> None:
+    write_atomically(left.path, to_bytes(Stored(left.problem, {}, left.about)))
 
 
 def shrink(
     left: Left, session: Session, seconds: float, timeout: float, log: Callable[[str], None],
     find: FindCauses | None = None,
 ) -> Left:  # fmt: skip
-    """Reduce the problem within ``seconds``, and replace its file by the result, which has the
-    causes that ``find`` reads from the whole problem."""
+    """Reduce the problem within ``seconds`` in a ``session`` of a fresh process, and replace its
+    file by the result, which has the causes that ``find`` reads from the whole problem. Where it
+    passes there or does not hold still, the file has the whole problem."""
     about, causes = left.about, None
     try:
         r = reduce(session, left.problem, seconds, log=log, timeout=timeout)
@@ -63,7 +72,11 @@ def shrink(
             name = "problem {number} of seed {seed}".format(**about["fuzz"])
             about = {**about, "reduced_from": name, **causes.about()}
         verdict, _ = keep(r, left.path, about, timeout)
+    except Passes:
+        note = f"it is the whole problem, which passes in a fresh process: {OUTLIVES}"
+        return replace(left, note=note, passes=True)
     except ValueError as error:  # it does not hold still, or the worker is gone
+        _write(left)  # a smaller one may have been written
         return replace(left, note=f"it is the whole problem: {error}")
     return replace(
         left, problem=r.problem, about=about, verdict=verdict, note="", causes=causes

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from megamoe.cases import Case, kind_of
+from megamoe.cases.stored_names import free_names
 from megamoe.fuzz.draw import Drawn, draw
 from megamoe.fuzz.failure import FindCauses, Left, shrink, store
 from megamoe.fuzz.step import judge_drawn
@@ -26,8 +27,9 @@ from megamoe.spec.dialects import Dialect
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import Stopped, stoppable
+from megamoe.worker.client import Worker
 from megamoe.worker.exchange import NoRoom
-from megamoe.worker.pool import Pool, Shared
+from megamoe.worker.pool import Pool
 from megamoe.worker.session import Identity
 
 
@@ -46,7 +48,7 @@ class Asked:
     """Also problems whose scaled operands are no bfloat16 numbers."""
     reduce_seconds: float = 100.0
     out: str | None = None
-    """The file that is left; None: a name of seed and number."""
+    """The file that is left, a new one; None: the first free name of seed and number."""
 
 
 @dataclass
@@ -92,10 +94,12 @@ def fuzz(
                 )  # fmt: skip
                 with Judges(judges, desk) as bench, _shown(tally):
                     bench.run(_problems(asked, identity, tally), _nothing, partial(_done, tally))
-                if tally.reds:
-                    left = _keep(outcome, asked, identity, again)
-                    outcome.left = shrink(left, Shared(pool.address), asked.reduce_seconds,
-                                          settings.timeout, tally.say, find)  # fmt: skip
+            if tally.reds:
+                left = _keep(outcome, asked, identity, again)
+                with Worker(launch) as fresh:  # where no earlier problem has left anything behind
+                    outcome.left = shrink(
+                        left, fresh, asked.reduce_seconds, settings.timeout, tally.say, find
+                    )
     except Stopped as stopped:
         outcome.stopped, outcome.code = str(stopped), stopped.code
     except NoRoom as full:
@@ -111,9 +115,15 @@ def _keep(outcome: Outcome, asked: Asked, identity: Identity, again: Callable[[i
     drawn, verdict = tally.reds[min(tally.reds)]
     if outcome.first is None:
         outcome.first = drawn, verdict
-        tally.say(f"\nproblem {drawn.number} of seed {asked.seed} ({drawn.profile}): "
-                  f"{verdict.status}, {verdict.reason}\nalone: {again(drawn.number)}")  # fmt: skip
-    out = Path(asked.out or f"fuzz-{asked.seed}-{drawn.number}.safetensors")
+        tally.say(f"{tally.line()}\n\nproblem {drawn.number} of seed {asked.seed} "
+                  f"({drawn.profile}): {verdict.status}, {verdict.reason}\n"
+                  f"alone: {again(drawn.number)}")  # fmt: skip
+        for number in sorted(tally.reds)[1:]:
+            tally.say(f"red too, judged at the same time: problem {number}, {again(number)}")
+    names = [Path(asked.out)] if asked.out else free_names(f"fuzz-{asked.seed}-{drawn.number}")
+    *earlier, out = names
+    if earlier:
+        tally.say(f"unchanged: {', '.join(map(str, earlier))}, from earlier runs")
     outcome.left = store(drawn, verdict, out, asked.seed, identity)
     return outcome.left
 

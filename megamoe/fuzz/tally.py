@@ -77,7 +77,8 @@ class Tally:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def summary(self) -> None:
-        """The number of problems of each class, the judgements, and the skipped problems."""
+        """The number of problems of each class, the judgements, and the skipped problems: what a
+        run without a red has looked at."""
         table = Table("problems that reached", "class: their number", box=None)
         dimensions: dict[str, list[str]] = {}
         for i, rare in enumerate(RARE):

@@ -28,6 +28,7 @@ from megamoe.reduce.failure import Failure
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import judge
 from megamoe.suite.runner import TIMEOUT
+from megamoe.worker.client import Worker
 from megamoe.worker.session import Session
 
 _STEPS = (
@@ -109,11 +110,16 @@ def keep(
     ``about``: the origin. Raises a ``ValueError`` if the file fails in another way.
     """
     size = store(r, out, about)
-    # The file is the result, so the file itself is tried last.
+    # The file is the result, so the file itself is tried last, as `megamoe replay` tries it: where
+    # no earlier try has left anything behind.
+    if isinstance(r.session, Worker):
+        r.session.end()
     verdict, _ = judge(load(out).problem, r.session, out.stem, timeout=min(timeout, r.limit))
     if Failure.of(verdict) != r.failure:
         raise ValueError(
-            f"{out} is written, but does not fail when read back; keep it, and report this"
+            f"{out} is written, but does not fail in the same way in a fresh process; the backend "
+            "is not deterministic, or depends on what ran before: `megamoe check --backend B "
+            "--case 'property/*'` judges that"
         )
     return verdict, size
 

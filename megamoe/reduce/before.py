@@ -7,8 +7,8 @@ another try.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,10 @@ from megamoe.worker.session import Identity, Launch
 
 SHAPE: Final = ("hidden", "intermediate", "top_k")
 """Sizes by which a kernel chooses its buffers; the number of tokens and experts varies more."""
+LIKELY: Final = 24
+"""Earlier cases that are tried singly before all others."""
+Watch = Callable[[str], None]
+"""Takes the place of the search within a try, for a person who waits."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,16 @@ class After:
     """What makes a case red."""
 
     earlier: list[Case]
-    """The fewest earlier cases, in their order."""
+    """Earlier cases, in their order."""
     verdict: Verdict
     """Of the case after them."""
+    is_least: bool = True
+    """Whether none of several can go, and none alone is enough; False where the time was over
+    before that was tried."""
+
+
+class _Late(Exception):
+    """The time is over."""
 
 
 @dataclass
@@ -49,12 +60,18 @@ class Search:
     seconds: float
     """Seconds for all tries."""
     log: Log
+    watch: Watch = lambda text: None
     tries: int = 0
     _until: float = float("inf")
+    _best: After | None = None
+    """The fewest cases so far after which the case was red."""
+    _tried_ids: set[str] = field(default_factory=set)
+    """The earlier cases of all groups that were begun."""
 
-    def find(self, cases: Sequence[Case]) -> After:
-        """The fewest of ``cases`` after which the case fails. :class:`ReduceError` if it fails
-        alone too, or after none of them."""
+    def find(self, cases: Sequence[Case], among: Sequence[Case] = ()) -> After:
+        """The fewest of ``cases`` after which the case fails; of ``among`` alone, in this order,
+        where there are any. Where the time is over before they are the fewest, those that are
+        left. :class:`ReduceError` if the case fails alone too, or after none of them."""
         self._until = time.perf_counter() + self.seconds
         identity, alone = self._tried([])
         if alone.status in BAD:
@@ -64,79 +81,131 @@ class Search:
             )
         if alone.status != "pass":
             raise ReduceError(f"{self.case.id} is not judged: {alone.status}, {alone.reason}")
-        self.log(f"{self.case.id} passes alone")
-        count = 0
-        for what, group in groups(self.case, cases, identity, shards.durations(self.root)):
-            if self._is_late():
-                break
-            count += len(group)
-            self.log(f"trying it after {what}")
-            found = self._after_all(group) or self._after_each(group)
-            if found is not None:
-                return found
-        raise ReduceError(
-            f"{self.case.id} passes alone, and after {counted(count, 'case')}, in "
-            f"{counted(self.tries, 'process', 'processes')}; --seconds gives the search more time, "
-            "and `megamoe check` once more shows whether it is red there each time"
+        self.log(
+            f"{self.case.id} passes alone; the search for an earlier case takes at most about "
+            f"{self.seconds:g} s"
         )
+        try:
+            found = self._after_any(cases, among, identity)
+        except _Late:
+            found = self._best and replace(self._best, is_least=len(self._best.earlier) == 1)
+        if found is None:
+            raise ReduceError(self._nothing(bool(among)))
+        return found
+
+    def _nothing(self, is_among: bool) -> str:
+        """That no earlier case was found, and what to do."""
+        after = counted(len(self._tried_ids), "case")
+        tries = counted(self.tries, "process", "processes")
+        said = f"{self.case.id} passes alone, and after {after}, in {tries}"
+        if self._is_late():
+            return (
+                f"{said}; the time is over and not all was tried: `--seconds "
+                f"{more_seconds(self.seconds):g}` goes further"
+            )
+        if is_among:
+            return f"{said}; without --among it is tried after others"
+        return f"{said}; `megamoe check` once more shows whether it is red there each time"
+
+    def _after_any(
+        self, cases: Sequence[Case], among: Sequence[Case], identity: Identity
+    ) -> After | None:
+        if among:
+            for one in among:
+                if why := lacking(one, identity):
+                    raise ReduceError(
+                        f"--among: {one.id} cannot run, for the backend has no {why}; leave it out"
+                    )
+            self.log(f"trying it after {counted(len(among), 'case')} of --among")
+            return self._after_all(list(among)) or self._after_each(list(among))
+        seconds = shards.durations(self.root)
+        others = eligible(self.case, cases, identity, seconds)
+        self.log("trying it after itself")
+        found = self._after_all([self.case])
+        some = likely(self.case, others, seconds)
+        if found is None and some:
+            self.log(f"trying it after each of {counted(len(some), 'case')} as large or of its H, "
+                     "I and top-k")  # fmt: skip
+            found = self._after_each(some)
+        for what, group in groups(self.case, others):
+            if found is not None:
+                break
+            self.log(f"trying it after {what}")
+            rest = [one for one in group if one.id not in self._tried_ids]
+            found = self._after_all(group) or self._after_each(rest)
+        return found
 
     def _is_late(self) -> bool:
         return time.perf_counter() > self._until
 
+    def _in_time(self) -> None:
+        if self._is_late():
+            raise _Late
+
     def _after_all(self, group: list[Case]) -> After | None:
         """The fewest of the group after which it fails, if it fails after the whole group."""
-        _, verdict = self._tried(group)
-        if verdict.status not in BAD:
-            return None
-        return self._fewest(group) or After(group, verdict)
+        return self._fewest(group) if self._fails(group) else None
 
-    def _after_each(self, group: list[Case]) -> After | None:
+    def _after_each(self, group: Sequence[Case]) -> After | None:
         """The same where only the call just before counts: it is judged after each of the group,
-        in one process. What fails there must fail again after a part of these cases."""
-        at = self._first_red(group) if len(group) > 1 else None
-        if at is None:
-            return None
-        return self._fewest(group[at : at + 1]) or self._fewest(group[: at + 1])
+        in one process. What fails there must fail again after a part of these cases; if it does
+        not, a new process goes on with the rest."""
+        while group:
+            at = self._first_red(group)
+            if at is None:
+                return None
+            if self._fails(group[at : at + 1]):
+                return self._best
+            if at and self._fails(group[: at + 1]):
+                return self._fewest(group[: at + 1])
+            group = group[at + 1 :]
+        return None
 
-    def _first_red(self, group: list[Case]) -> int | None:
+    def _first_red(self, group: Sequence[Case]) -> int | None:
         """The place in the group after which the case is first red, in one process."""
         self.tries += 1
         with Worker(self.launch) as worker:
             runner = self._runner(worker)
             for at, one in enumerate(group):
-                if self._is_late():
-                    break
+                self._next(at, len(group))
+                self._tried_ids.add(one.id)
                 _call(runner, one)
                 if runner.run(self.case).status in BAD:
                     return at
         return None
 
     def _fewest(self, group: Sequence[Case]) -> After | None:
-        """A part of the group of which no single case can go; None if no part fails."""
-        found: After | None = None
+        """A part of the group, after which it fails, of which no single case can go."""
 
         def fails(part: list[int]) -> bool:
-            nonlocal found
-            some = [group[i] for i in part]
-            _, verdict = self._tried(some)
-            if verdict.status in BAD:
-                found = After(some, verdict)
-            return verdict.status in BAD
+            return self._fails([group[i] for i in part])
 
-        if len(group) > 1:
-            minimal(range(len(group)), fails, self._is_late)
-        else:
-            fails([0])
-        return found
+        minimal(range(len(group)), fails, late=lambda: False)  # a try says when the time is over
+        return self._best
+
+    def _fails(self, some: Sequence[Case]) -> bool:
+        """Whether the case fails after these, in a fresh process; then they are the best so far."""
+        _, verdict = self._tried(some)
+        if verdict.status in BAD:
+            self._best = After(list(some), verdict)
+        return verdict.status in BAD
 
     def _tried(self, earlier: Sequence[Case]) -> tuple[Identity, Verdict]:
         """The verdict of the case after ``earlier``, in a fresh process."""
         self.tries += 1
         with Worker(self.launch) as worker:
             runner = self._runner(worker)
-            for one in earlier:
+            for at, one in enumerate(earlier):
+                self._next(at, len(earlier))
+                self._tried_ids.add(one.id)
                 _call(runner, one)
             return worker.identity, runner.run(self.case)
+
+    def _next(self, at: int, count: int) -> None:
+        """Before each earlier case: stop where the time is over, and tell who waits."""
+        self._in_time()
+        best = "" if self._best is None else f"; red after {len(self._best.earlier)} together"
+        self.watch(f"process {self.tries}, earlier case {at + 1} of {count}{best}")
 
     def _runner(self, worker: Worker) -> Runner:
         store = Store(self.root, make, contract(worker.identity.contract))
@@ -145,19 +214,51 @@ class Search:
         return runner
 
 
-def groups(
-    case: Case, cases: Sequence[Case], identity: Identity, seconds: dict[str, float]
-) -> Iterator[tuple[str, list[Case]]]:
-    """Earlier cases to try together, in words and in the order of a run: those that share most
-    with ``case`` first, each once. All call the same method."""
+def more_seconds(seconds: float) -> float:
+    """Seconds for a search that goes further than one of ``seconds``."""
+    return 3 * seconds
+
+
+def eligible(
+    case: Case, cases: Sequence[Case], identity: Identity, seconds: Mapping[str, float]
+) -> list[Case]:
+    """The cases that may stand before ``case``, in the order of a run: small ones, other than
+    itself, that call the same method and that the backend provides."""
     needs = form_of(case.kind).needs
-    left = [
+    return [
         one for one in shards.small_first(cases, seconds)
         if form_of(one.kind).needs == needs and identity.contract in one.revisions
         and seconds.get(one.id, 0.0) <= shards.SMALL_SECONDS
         and one.id != case.id and not lacking(one, identity)
     ]  # fmt: skip
-    yield "itself", [case]
+
+
+def likely(case: Case, others: Sequence[Case], seconds: Mapping[str, float]) -> list[Case]:
+    """The first to try singly, at most :data:`LIKELY`. A buffer that is kept is as large as the
+    largest call so far, and is often chosen by H, I and top-k: so those with as many values that
+    share these sizes stand first."""
+    least = _values(case)
+
+    def key(one: Case) -> tuple[int, float]:
+        unlike = sum(one.params.get(name) != case.params.get(name) for name in SHAPE)
+        return unlike + 2 * (_values(one) < least), seconds.get(one.id, 0.0)
+
+    return sorted(others, key=key)[:LIKELY]
+
+
+def _values(case: Case) -> int:
+    """Values of all slots in the largest call of the case. Law ``padding-rows`` fills the buffer
+    with rows."""
+    p = case.params
+    tokens = p.get("capacity" if p.get("law") == "padding-rows" else "tokens", 1)
+    found: int = tokens * p.get("top_k", 1) * p.get("hidden", 1)
+    return found
+
+
+def groups(case: Case, others: Sequence[Case]) -> Iterator[tuple[str, list[Case]]]:
+    """Earlier cases to try together, in words and in the order of ``others``: those that share most
+    with ``case`` first, each once."""
+    left = list(others)
     for what, names in (("of all its sizes", SIZES), ("of its H, I and top-k", SHAPE), ("", ())):
         group = [one for one in left if _sizes(one, names) == _sizes(case, names)]
         left = [one for one in left if one not in group]

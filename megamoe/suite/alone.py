@@ -15,6 +15,7 @@ from megamoe.cases import Case
 from megamoe.judge import BAD, HANG, Symptom, Verdict, symptoms
 from megamoe.suite.judges import Desk, Judges
 from megamoe.suite.next_command import FORWARDS, chosen_of, own_fault
+from megamoe.suite.telling import size
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import Launch, WorkerError
 
@@ -32,18 +33,23 @@ LONGEST: Final = 10.0
 def again(
     launch: Launch, root: Path, timeout: float, verdicts: Sequence[Verdict], cases: Sequence[Case]
 ) -> dict[str, str]:
-    """The status of one red of each symptom, by its id, where it runs alone in a fresh process.
+    """The status of one red of each symptom, by its id, where it runs alone in a fresh process;
+    where it passes there, also of the smallest red of the symptom, since ``reduce --after`` takes
+    least time for that one.
 
     Empty where no red can depend on an earlier call: no case of its sort has passed.
     """
     started, out = time.perf_counter(), dict[str, str]()
-    for case in worth(verdicts, cases):
-        if time.perf_counter() - started > SECONDS:
-            break
+    left = worth(verdicts, cases)
+    while left and time.perf_counter() - started <= SECONDS:
+        case = left.pop(0)
         try:
             out[case.id] = _status(launch, root, timeout, case)
         except (WorkerError, OSError):  # the run itself has said what is to be said
             break
+        least = smallest_alike(case, verdicts, cases)
+        if out[case.id] == "pass" and least.id not in out:
+            left.insert(0, least)
     return out
 
 
@@ -54,10 +60,24 @@ def worth(verdicts: Sequence[Verdict], cases: Sequence[Case]) -> list[Case]:
     found = symptoms([v.to_dict() for v in verdicts if v.status in BAD])
     named = [_named(symptom, known) for symptom in found[:SYMPTOMS]]
     return [
-        known[red["id"]] for red in named
-        if red["id"] in known and _sort(red["kind"]) in passed and red["seconds"] <= LONGEST
-        and HANG not in red["reason"] and not own_fault(red)
-    ]  # fmt: skip
+        known[red["id"]]
+        for red in named
+        if red["id"] in known and _sort(red["kind"]) in passed and _can_tell(red)
+    ]
+
+
+def _can_tell(red: Mapping[str, Any]) -> bool:
+    """Whether another run of a red takes little, and may end in another way."""
+    return red["seconds"] <= LONGEST and HANG not in red["reason"] and not own_fault(red)
+
+
+def smallest_alike(case: Case, verdicts: Sequence[Verdict], cases: Sequence[Case]) -> Case:
+    """The smallest red with the symptom of the red ``case``: itself, if there is none smaller."""
+    known = {one.id: one for one in cases}
+    found = symptoms([v.to_dict() for v in verdicts if v.status in BAD])
+    (alike,) = (s.cases for s in found if any(red["id"] == case.id for red in s.cases))
+    some = [known[red["id"]] for red in alike if red["id"] in known and _can_tell(red)]
+    return min([case, *some], key=size)
 
 
 def _named(symptom: Symptom, known: Mapping[str, Case]) -> Mapping[str, Any]:

@@ -62,7 +62,7 @@ def lines_of(
     exceptions, each line names its symptom, and ``explain`` stands first."""
     reds, known = reds_of(report), {case.id: case for case in cases}
     found = symptoms(reds)
-    sorts = [(sort, _first_alone(sort, alone)) for sort in _sorts(found)]
+    sorts = [(sort, _first_alone(sort, alone, known)) for sort in _sorts(found)]
     if sorts and _passes(sorts[0][1]):  # what outlives a call may be the cause of all that is red
         sorts = [s for s in sorts if s is sorts[0] or (s[1] and not _passes(s[1]))]
     this = len(found) == 1 or len(sorts) > 1
@@ -100,10 +100,17 @@ def _sorts(found: Sequence[Symptom]) -> list[list[Symptom]]:
     return list(sorts.values())
 
 
-def _first_alone(sort: Sequence[Symptom], alone: Mapping[str, str]) -> tuple[str, str] | None:
-    """The first red of a sort that ran again, alone, and its status there."""
+def _first_alone(
+    sort: Sequence[Symptom], alone: Mapping[str, str], known: Mapping[str, Case]
+) -> tuple[str, str] | None:
+    """The first red of a sort that ran again, alone, and its status there. If it passes, the
+    smallest of those that pass: ``reduce --after`` calls it many times."""
     names = {case["id"] for symptom in sort for case in symptom.cases}
-    return next(((name, status) for name, status in alone.items() if name in names), None)
+    ran = [(name, status) for name, status in alone.items() if name in names]
+    if not ran or ran[0][1] != "pass":
+        return ran[0] if ran else None
+    passed = [{"id": name} for name, status in ran if status == "pass"]
+    return smallest_id(passed, known), "pass"
 
 
 def _passes(red: tuple[str, str] | None) -> bool:
@@ -111,6 +118,13 @@ def _passes(red: tuple[str, str] | None) -> bool:
 
 
 def _after(report: Mapping[str, Any], name: str) -> list[str]:
+    """What to do with a red that passes alone. If one other case ran, which passed, that is the
+    earlier case: the run was the one that ``reduce --after`` names."""
+    others = [case for case in report["cases"] if case["id"] != name]
+    if len(others) == 1 and others[0]["status"] == "pass":
+        first = others[0]["id"]
+        again = f"--backend {backend_of(report)} --case {first},{name} --in-order"
+        return [f"next: mend what {first} leaves behind, then: {command(report, 'check', again)}"]
     words = f"{name} --after --backend {backend_of(report)}"
     return [f"next: {command(report, 'reduce', words)}"]
 

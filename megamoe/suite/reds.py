@@ -72,7 +72,9 @@ def show(
             say(console, f"{symptom.line(len(reds))}  [{of}]")
         for case in here:
             say(console, f"\n{_indented(_picture(report, case, brief))}")
-            if case is here[0] and len(reds) > 1 and case["id"] in breaks:
+            # Why a case is there is said of its values; an exception has a line of its own.
+            explains = case is here[0] and case["status"] == "fail" and case["id"] in breaks
+            if explains and len(reds) > 1:
                 say(console, f"  if it fails: {breaks[case['id']]}")
         others = [case["id"] for case in symptom.cases if case not in here]
         if others:
@@ -101,24 +103,48 @@ def _fold(
 ) -> None:  # fmt: skip
     """A line for each of the most frequent symptoms, and how to see more."""
     reds = sum(len(symptom.cases) for symptom in found)
-    several, shown = f"{len(passing(alone))} of {len(alone)}", counted(len(found), "symptom")
-    ran = f"{several} pass when they run again, each alone in a fresh process"
-    say(console, f"{reds} reds, and {ran}: {OUTLIVES}")
-    say(console, f"That alone can make them all. They show {shown}; N stands for a number.")
+    passed, shown = len(passing(alone)), counted(len(found), "symptom")
+    say(console, f"{reds} reds; {_ran_again(len(alone), passed)}: {OUTLIVES}")
+    stay = [case for s in found for case in s.cases if alone.get(case["id"], "pass") != "pass"]
+    how_many = "all" if all(_has_several_calls(case) for case in stay) else "most"
+    say(console, f"That can be the cause of {how_many}. They show {shown}; N stands for a number.")
     most = len(found) if len(found) <= FOLDED + 1 else FOLDED  # a line for one is no gain
     for symptom in found[:most]:
         kinds = Counter(case["kind"] for case in symptom.cases)
         of = ", ".join(f"{kind} {n}" for kind, n in kinds.items())
         text = symptom.text if len(symptom.text) <= WIDTH else f"{symptom.text[:WIDTH]}..."
         say(console, f"{len(symptom.cases):>5}  {text}  [{of}]")
-        for name in (case["id"] for case in symptom.cases if case["id"] in alone):
-            how = "passes alone" if alone[name] == "pass" else "is red alone too"
-            say(console, f"       {name} {how}")
+        for case in (case for case in symptom.cases if case["id"] in alone):
+            say(console, f"       {case['id']} {_how_alone(case, alone[case['id']])}")
     if len(found) > most:
         rest = sum(len(symptom.cases) for symptom in found[most:])
-        say(console, f"{rest:>5}  of {len(found) - most} further symptoms")
+        say(console, f"{rest:>5}  reds of {len(found) - most} further symptoms")
     every = [case for symptom in found for case in symptom.cases]
     say(console, f"{left_out(report, every, 0, PICTURES)}\n")
+
+
+def _ran_again(count: int, passed: int) -> str:
+    """How many of the reds that ran again passed."""
+    if count == 1:
+        return "the one that ran again, alone in a fresh process, passed"
+    each = "that ran again, each alone in a fresh process"
+    return (
+        f"all {count} {each}, passed" if passed == count else f"{passed} of {count} {each}, passed"
+    )
+
+
+def _has_several_calls(case: Mapping[str, Any]) -> bool:
+    """Whether a case makes several calls in one process: then one can spoil another."""
+    return bool(case["kind"] == "property")
+
+
+def _how_alone(case: Mapping[str, Any], status: str) -> str:
+    """What a red did alone, after its name."""
+    if status == "pass":
+        return "passes alone"
+    if _has_several_calls(case):
+        return "is red alone too: its law makes several calls, and one call can spoil another"
+    return "is red alone too: no earlier case is needed"
 
 
 def _picture(report: Mapping[str, Any], case: Mapping[str, Any], brief: bool) -> str:

@@ -42,10 +42,10 @@ def telling(case: Case) -> int:
 
 
 def size(case: Case) -> int:
-    """Multiplications of a case, about."""
+    """Multiplications of a case, about; sizes that its kind lacks count as 1."""
     p = case.params
-    made: int = p["tokens"] * p["hidden"] * p.get("top_k", 1) * p.get("intermediate", 1)
-    return made
+    found: int = math.prod(p.get(name, 1) for name in ("tokens", "hidden", "top_k", "intermediate"))
+    return found
 
 
 def smallest(

@@ -34,4 +34,6 @@ def add(commands: Any, command: Any) -> None:
     f.add_argument("--reduce-seconds", type=seconds, default=100.0, metavar="S",
                    help="to reduce the first failure (default 100)")  # fmt: skip
     f.add_argument("--out", metavar="FILE.safetensors",
-                   help="of the failure (default fuzz-SEED-NUMBER.safetensors)")  # fmt: skip
+                   help="of the failure, a new file; none is ever overwritten (default: the first "
+                   "free name of fuzz-SEED-NUMBER.safetensors, fuzz-SEED-NUMBER-2.safetensors, "
+                   "...)")  # fmt: skip

@@ -23,4 +23,9 @@ def add(commands: Any, command: Any) -> None:
     r.add_argument("--after", action="store_true",
                    help="CASE passes alone and is red among others: find the earlier case after "
                    "which it fails")  # fmt: skip
-    r.add_argument("--seconds", type=float, default=100.0, help="to shrink (default 100)")
+    r.add_argument("--among", metavar="CASES",
+                   help="with --after: look among these earlier cases only, as in "
+                   "'forward/a,forward/b', in this order")  # fmt: skip
+    r.add_argument(
+        "--seconds", type=float, default=100.0, help="to shrink or to look (default 100)"
+    )
