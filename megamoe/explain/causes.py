@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain import deviations
+from megamoe.explain import deviations, some_slots
 from megamoe.explain.deviations.shown import (
     LEAST,
     OTHER_SLOTS,
@@ -193,9 +193,11 @@ def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
 
 
 def explain_y(
-    life: Life, source: Source, shown: Shown, contract: Bools, only: Names | None = None
-) -> Plain:
-    """Of ``y``; ``contract`` ``(n,)``: elements outside."""
+    life: Life, source: Source, shown: Shown, contract: Bools, only: Names | None = None,
+    slots: Sequence[int] = (),
+) -> Plain:  # fmt: skip
+    """Of ``y``; ``contract`` ``(n,)``: elements outside; ``slots``: those with wrong codes, which
+    linear 2 may have wrong too."""
     differing = int(contract.sum())
     points = Points(life, source)
     run = None if shown.acts is None else Predictor(life, source, shown.acts)
@@ -211,6 +213,8 @@ def explain_y(
     if shown.acts is None and len(life.slots) * life.x.size * life.token.intermediate > _LARGE:
         ways = [w for w in every if w.reads13 is None or isinstance(w.reads13, Scales)]
     fits = [fit(w.name, w.stage, contract[None], wrong(w)[None]) for w in ways]
+    if run is not None and not any(one.is_exact for one in fits):
+        fits += some_slots.fits(run, ways, shown.y, contract, slots)
     at = life.channels
     what = f"elements of y of token {life.at} at channels {at[0]} to {at[-1]}"
     evidence = Evidence.of_elements("y", contract)

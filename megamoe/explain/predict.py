@@ -182,6 +182,18 @@ class Predictor:
             least, most = self._ends(way, low, high)
         return outside(y, least, most)
 
+    def rows_of(self, way: Way) -> dict[int, tuple[F32, F32]]:
+        """Both ends ``(n,)`` of each slot row of a way, from the codes shown."""
+        with np.errstate(all="ignore"):
+            return {slot.slot: self._row_ends(way, slot) for slot in self.life.slots}
+
+    def outside_rows(self, way: Way, rows: Mapping[int, tuple[F32, F32]], y: U16) -> Bools:
+        """``(n,)``: elements of ``y`` that the combine of ``way`` does not give, from the rows of
+        :meth:`rows_of`, whichever way each is of."""
+        with np.errstate(all="ignore"):
+            low, high = ({k: ends[side] for k, ends in rows.items()} for side in (0, 1))
+            return outside(y, *self._ends(way, low, high))
+
     def _row_ends(self, way: Way, slot: Slot) -> tuple[F32, F32]:
         """Both ends of a slot row; one call for all ways that change only the combine."""
         kept = slot.slot, slot.expert
