@@ -23,7 +23,7 @@ from megamoe.suite import at_hand
 from megamoe.suite.routed import routed
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
-from megamoe.suite.telling import larger, telling
+from megamoe.suite.telling import larger, of_tiles, telling
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session, WorkerError
@@ -48,9 +48,19 @@ def is_short(case: Case, said: Plain) -> bool:
     if said.get("batch", {}).get("is_empty_tokens"):
         return False  # no deviation gives a row that nobody wrote, in a larger case neither
     steps = said["actual"]["explanations"]
-    is_unclear = fits_several(said) or not all(map(is_clear, steps))
+    if fits_several(said) or is_place_open(said):
+        return True
+    unclear = [step for step in steps if not is_clear(step)]
     is_doubtful = any(step["exact"] and not is_certain(step) for step in steps)
-    return is_unclear and (is_doubtful or fits_several(said) or telling(case) < 2)
+    return bool(unclear) and (is_doubtful or len(unclear) < len(steps) or telling(case) < 2)
+
+
+def is_place_open(said: Plain) -> bool:
+    """Whether several places fit, or a cause holds in some slots only and no place says which."""
+    steps = (said["actual"] or {"explanations": []})["explanations"]
+    rules = said.get("batch", {"rules": []})["rules"]
+    in_some = any(way.get("where") for step in steps for way in step["exact"])
+    return len(rules) > 1 or (in_some and not rules)
 
 
 def fits_several(said: Plain) -> bool:
@@ -66,7 +76,11 @@ def line(a: argparse.Namespace, case: Case, said: Plain) -> str:
     one that may be red. ``said``: what ``explain`` says of ``case``."""
     settings = Settings.read(lambda name: getattr(a, name, None))
     seconds = shards.durations(settings.root)
-    every = larger(case, load_cases(settings.root))
+    cases = load_cases(settings.root)
+    every = larger(case, cases)
+    if is_place_open(said):
+        first = of_tiles(case, cases)
+        every = [*first, *(one for one in every if one not in first)]
     found = [one for one in every if seconds.get(one.id, shards.DEFAULT_SECONDS) < SECONDS]
     lacking = lacks(case, found)
     found.sort(key=lambda one: len(lacking[one.id]))
@@ -155,7 +169,7 @@ def _judged(
                     red, most = one, tells
                 else:
                     seen[_NO_MORE].append(one)
-                if most >= ENOUGH:
+                if red is not None and most >= ENOUGH:
                     break
     except (WorkerError, NoOutput):  # it ran a moment ago; what was found stands
         seen["the backend gave no output"] += running or cases[:TRIED]

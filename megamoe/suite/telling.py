@@ -18,9 +18,13 @@ from typing import Any, Final
 
 from megamoe.cases import Case
 from megamoe.cases import form_of as form
+from megamoe.suite.routed import Routed, routed
 
 SEVERAL: Final = 3
 """Wrong tokens that are a pattern."""
+_TILE: Final = 16
+"""Rows of a small tile of an expert."""
+_PLAIN: Final = Routed({}, 0, 0, 0)
 _LARGE: Final = 1e30
 """A factor of routing weights that makes activations infinite."""
 _NOT_FINITE: Final = 0x7F80
@@ -98,18 +102,48 @@ def larger(case: Case, cases: Iterable[Case]) -> list[Case]:
     """Those of ``cases`` with the subject and the features of ``case`` that are larger, have no
     fewer tokens, and tell causes apart better or are more than twice as large; the best first. A
     case of another subject need not be red by the same fault."""
-    asked, own = form(case.kind).features(case), telling(case)
+    own = telling(case)
     found = [
         other for other in cases
-        if other.kind == case.kind and form(other.kind).features(other) == asked
-        and other.params.get("fast_math") == case.params.get("fast_math")
-        and _has_clamp(other) == _has_clamp(case)
-        and other.params["tokens"] >= case.params["tokens"] and size(other) >= size(case)
+        if _is_alike(case, other)
         and (telling(other) > own
              or (telling(other) >= own and size(other) > 2 * size(case)))
-        and _has_subject_of(case, other)
     ]  # fmt: skip
     return sorted(found, key=_rank)
+
+
+def of_tiles(case: Case, cases: Iterable[Case]) -> list[Case]:
+    """Those of ``cases`` with the subject and the features of ``case`` that tell in which rows of
+    an expert a fault is: each expert with rows has more than two tiles of :data:`_TILE`. Those
+    whose routing has most that a fault may need stand first. None where ``case`` is of this sort.
+    """
+    if _has_tiles(routed(case)):
+        return []
+    found = []
+    for other in cases:
+        if _is_alike(case, other) and telling(other) and other.rows is None:
+            its = routed(other)
+            if its is not None and _has_tiles(its):
+                found.append((-len(its.beyond(_PLAIN)), size(other), other))
+    return [other for *_, other in sorted(found, key=lambda one: one[:2])]
+
+
+def _has_tiles(own: Routed | None) -> bool:
+    """Whether each of several experts with rows has more than two tiles."""
+    return own is not None and len(own.rows) > 1 and min(own.rows.values()) > 2 * _TILE
+
+
+def _is_alike(case: Case, other: Case) -> bool:
+    """Whether ``other`` is a case of the subject and the features of ``case``, and not smaller."""
+    return (
+        other.kind == case.kind
+        and form(other.kind).features(other) == form(case.kind).features(case)
+        and other.params.get("fast_math") == case.params.get("fast_math")
+        and _has_clamp(other) == _has_clamp(case)
+        and other.params["tokens"] >= case.params["tokens"]
+        and size(other) >= size(case)
+        and _has_subject_of(case, other)
+    )
 
 
 def _has_subject_of(case: Case, other: Case) -> bool:
