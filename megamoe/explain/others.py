@@ -86,10 +86,22 @@ def _refute(
     for at in spread(right, token, _most(source, token)):
         rows = {name: stage[at] for name, stage in shown.items()}
         against |= refuted(source, at, accumulator, rows, contract, only)
+    leave_out(actual, against)
+
+
+def leave_out(actual: Plain, against: Names, case: str = "") -> None:
+    """Take the deviations ``against`` out of the causes of each step that has others too. If a
+    ``case`` refutes them, the step has them as ``refuted_by``."""
+    steps = actual["explanations"]
     for step in steps:
         kept = [w for w in step["exact"] if (w["stage"], general(w["what"])) not in against]
-        step["exact"] = kept or step["exact"]
-    for before, step in pairwise(actual["explanations"]):
+        if not kept or step["follows"]:
+            continue
+        gone = [way for way in step["exact"] if way not in kept]
+        if case and gone:
+            step["refuted_by"] = [*step.get("refuted_by", ()), {"case": case, "ways": gone}]
+        step["exact"] = kept
+    for before, step in pairwise(steps):
         if step["follows"]:
             step["exact"] = before["exact"]
 
@@ -190,4 +202,4 @@ def _compare(way: Plain, token: int, found: Mapping[int, Plain]) -> None:
         way["where"] = _SEVERAL_SLOTS
 
 
-__all__ = ["of_all_tokens", "spread"]
+__all__ = ["leave_out", "of_all_tokens", "spread"]

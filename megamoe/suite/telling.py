@@ -112,6 +112,18 @@ def larger(case: Case, cases: Iterable[Case]) -> list[Case]:
     return sorted(found, key=_rank)
 
 
+def plain(case: Case, cases: Iterable[Case]) -> list[Case]:
+    """Those of ``cases`` of the quick tier with plain data that tell causes apart best, and with
+    the features of ``case``; those with its clamp before others, then the smallest first."""
+    found = [
+        other for other in cases
+        if other.kind == "forward" and other.tier == "quick" and other.id != case.id
+        and telling(other) == 2 and _has_features_of(case, other)
+    ]  # fmt: skip
+    clamp = case.params.get("clamp")
+    return sorted(found, key=lambda other: (other.params.get("clamp") != clamp, size(other)))
+
+
 def of_tiles(case: Case, cases: Iterable[Case]) -> list[Case]:
     """Those of ``cases`` with the subject and the features of ``case`` that tell in which rows of
     an expert a fault is: each expert with rows has more than two tiles of :data:`_TILE`. Those
@@ -133,13 +145,19 @@ def _has_tiles(own: Routed | None) -> bool:
     return own is not None and len(own.rows) > 1 and min(own.rows.values()) > 2 * _TILE
 
 
+def _has_features_of(case: Case, other: Case) -> bool:
+    return (
+        form(other.kind).features(other) == form(case.kind).features(case)
+        and other.params.get("fast_math") == case.params.get("fast_math")
+        and _has_clamp(other) == _has_clamp(case)
+    )
+
+
 def _is_alike(case: Case, other: Case) -> bool:
     """Whether ``other`` is a case of the subject and the features of ``case``, and not smaller."""
     return (
         other.kind == case.kind
-        and form(other.kind).features(other) == form(case.kind).features(case)
-        and other.params.get("fast_math") == case.params.get("fast_math")
-        and _has_clamp(other) == _has_clamp(case)
+        and _has_features_of(case, other)
         and other.params["tokens"] >= case.params["tokens"]
         and size(other) >= size(case)
         and _has_subject_of(case, other)
