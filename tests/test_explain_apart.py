@@ -13,7 +13,7 @@ from megamoe.commands.explain_apart import tell_apart
 from megamoe.explain.words import explanation
 from megamoe.spec.contract import CONTRACTS
 from megamoe.suite.settings import Settings
-from megamoe.suite.telling import plain
+from megamoe.suite.similar import plain
 from tests.helpers.local import Local
 
 FIRST = "up is multiplied by the weight first"

@@ -11,7 +11,8 @@ from megamoe.cases import Case, load_cases
 from megamoe.commands import explain_larger, show
 from megamoe.judge import Verdict
 from megamoe.suite.routed import Routed
-from megamoe.suite.telling import larger, of_tiles, smallest, telling
+from megamoe.suite.similar import larger, of_tiles
+from megamoe.suite.telling import smallest, telling
 
 
 def by_name(*names: str) -> list[Case]:

@@ -18,7 +18,7 @@ from megamoe.explain.others import leave_out
 from megamoe.judge import judge_forward
 from megamoe.spec.contract import Contract
 from megamoe.suite import at_hand
-from megamoe.suite.telling import plain
+from megamoe.suite.similar import plain
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session, WorkerError
 

@@ -23,7 +23,8 @@ from megamoe.suite import at_hand
 from megamoe.suite.routed import routed
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
-from megamoe.suite.telling import larger, of_tiles, telling
+from megamoe.suite.similar import larger, of_tiles
+from megamoe.suite.telling import telling
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session, WorkerError
