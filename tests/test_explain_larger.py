@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from megamoe.backends.eager import EagerBackend
 from megamoe.cases import Case, load_cases
 from megamoe.commands import explain_larger, show
 from megamoe.judge import Verdict
 from megamoe.suite.routed import Routed
 from megamoe.suite.similar import larger, of_tiles
 from megamoe.suite.telling import smallest, telling
+from tests.helpers.local import Local
 
 
 def by_name(*names: str) -> list[Case]:
@@ -102,15 +105,20 @@ def test_a_red_that_tells_no_more_is_not_named(warm, tmp_path, monkeypatch):
     assert line.startswith(f"{none}but there was no time to explain it: forward/")
 
 
-def test_further_reds_are_explained_until_one_tells_more(warm, tmp_path, monkeypatch):
-    """Also where this case has a cause, and several places."""
-    (tmp_path / "k.py").write_text(KERNEL)
+class Expert2Lost(EagerBackend):
+    def forward(self, problem):
+        ids = problem.topk_ids
+        return super().forward(replace(problem, topk_ids=ids.masked_fill(ids == 2, -1)))
+
+
+def test_further_reds_are_explained_until_one_tells_more(monkeypatch):
+    """Also where this case has a cause, and several places; in the session that is there."""
     (case,) = by_name("bell-h256-i128-drifts")
-    asked = argparse.Namespace(backend=f"{tmp_path}/k.py:Everywhere")
+    asked = argparse.Namespace(backend="gone.py:Gone")
     tells = [several(), several(["expert 2"])]
     monkeypatch.setattr(explain_larger, "_said", lambda subject, session: tells.pop(0))
     second = of_tiles(case, load_cases())[1].id
-    line = explain_larger.line(asked, case, several())
+    line = explain_larger.line(asked, case, several(), Local(Expert2Lost()))
     assert line.startswith(f"a larger case is red too, and tells more: `megamoe explain {second} ")
 
 

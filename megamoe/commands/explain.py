@@ -132,7 +132,7 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
         brief({**said, "original": _original(subject.about, said)}, console)
         hint = ""
         if subject.case is not None and explain_larger.is_short(subject.case, said):
-            hint = explain_larger.line(a, subject.case, said)
+            hint = explain_larger.line(a, subject.case, said, subject.session)
         if hint:
             console.print(hint, markup=False, highlight=False, soft_wrap=True)
         if a.full:

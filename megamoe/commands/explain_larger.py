@@ -7,6 +7,7 @@ import shlex
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 from megamoe.cases import Case, load_cases, shards
@@ -71,10 +72,11 @@ def fits_several(said: Plain) -> bool:
     return len(rules) > 1 or any(len(step["exact"]) > 1 for step in steps)
 
 
-def line(a: argparse.Namespace, case: Case, said: Plain) -> str:
+def line(a: argparse.Namespace, case: Case, said: Plain, session: Session | None = None) -> str:
     """The larger case to explain in place of ``case``, which has just been judged red; what it
     means if all pass; else why none tells more. Without a backend, which would have to run, the
-    one that may be red. ``said``: what ``explain`` says of ``case``."""
+    one that may be red. ``said``: what ``explain`` says of ``case``; ``session``: where the backend
+    answers, by default a new worker."""
     settings = Settings.read(lambda name: getattr(a, name, None))
     seconds = shards.durations(settings.root)
     cases = load_cases(settings.root)
@@ -93,7 +95,7 @@ def line(a: argparse.Namespace, case: Case, said: Plain) -> str:
     if not a.backend:
         return f"try a larger case, if it is red too: {found[0].id}{without(lacking, found[:1])}"
     with Work(f"judging larger cases; none begins after {SECONDS:.0f} s"):
-        red, seen = _judged(settings, found, case, said)
+        red, seen = _judged(settings, found, case, said, session)
     if red is not None:
         command = f"megamoe explain {red.id} --backend {shlex.quote(a.backend)}{further_options(a)}"
         return f"a larger case is red too, and tells more: `{command}`"
@@ -136,7 +138,7 @@ def worth(said: Plain) -> int:
 
 
 def _judged(
-    settings: Settings, cases: Sequence[Case], case: Case, said: Plain
+    settings: Settings, cases: Sequence[Case], case: Case, said: Plain, session: Session | None
 ) -> tuple[Case | None, Mapping[str, Sequence[Case]]]:
     """The red of ``cases`` that tells most, and more than ``case``; and what became of each that
     was looked at, in words."""
@@ -144,7 +146,7 @@ def _judged(
     seen, running = defaultdict[str, list[Case]](list), list[Case]()
     until = time.perf_counter() + SECONDS
     try:
-        with Worker(settings.launch()) as worker:
+        with nullcontext(session) if session else Worker(settings.launch()) as worker:
             rule = contract(worker.identity.contract)
             runner = Runner(worker, Store(settings.root, make, rule), None, SECONDS)
             runner.brief = True
