@@ -107,6 +107,24 @@ def test_a_cause_in_some_slots_is_named_in_both_linears_with_the_slots(right):
     assert lines == [f"cause: linear {linear}: {what}" for linear in (1, 2)]
 
 
+class ExpertBeforeWithRows(EagerBackend):
+    """Expert 3 takes the weights of expert 1: expert 2 has no row, and a search passes over it."""
+
+    name = "expert-before-with-rows"
+
+    def forward(self, problem):
+        ids = problem.topk_ids
+        return super().forward(replace(problem, topk_ids=torch.where(ids == 3, 1, ids)))
+
+
+def test_the_expert_before_may_be_the_one_before_that_has_rows(right):
+    ids = torch.tensor([[0, 3, -1], [3, 0, -1], [0, 3, -1], [1, 0, -1]])
+    said = said_of(replace(right, topk_ids=ids), ExpertBeforeWithRows())
+    what = "weights and scales are those of the expert before, of those with rows"
+    lines = [line for line in causes(said) if line.startswith("cause: ")]
+    assert lines == [f"cause: linear {linear}: {what}" for linear in (1, 2)]
+
+
 class Reweighted(EagerBackend):
     """Takes the routing weights of a permutation of the batch, or others."""
 

@@ -33,6 +33,9 @@ _MOST_OF_CHANCE: Final = 16
 """The same for a match that one token may give by chance."""
 _LARGE: Final = 1 << 25
 """Weights of linear 1 of a token's slots from which a layer counts as large."""
+_CHOICE: Final = " takes the weights of expert "
+_INDEX: Final = "weights and scales are those of the expert "
+"""Parts of names, of one slot and of all slots."""
 _SEVERAL_SLOTS: Final = "in some slots only"
 
 
@@ -164,10 +167,18 @@ def _keep(steps: list[Plain], token: int, others: Mapping[int, Plain]) -> None:
         step["evidence"] = " and ".join(f"{one['evidence']} of token {at}" for at, one in pairs)
         for way in step["exact"]:
             _compare(way, token, found)
-        fits = [way for way in step["exact"] if not way["fails_on"]]
+        fits = _without_a_choice([way for way in step["exact"] if not way["fails_on"]])
         if not fits:
             step["alone"] = sorted(step["exact"], key=lambda way: len(way["fails_on"]))
         step["exact"] = fits
+
+
+def _without_a_choice(fits: list[Plain]) -> list[Plain]:
+    """Leave out that each slot takes some expert's weights, where one index gives the expert of
+    all slots."""
+    if any(not way["where"] and _INDEX in way["what"] for way in fits):
+        return [way for way in fits if _CHOICE not in way["what"]]
+    return fits
 
 
 def _prove(step: Plain, before: Plain, token: int, others: Mapping[int, Plain]) -> None:
