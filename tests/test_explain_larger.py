@@ -174,6 +174,16 @@ def test_a_case_of_several_tiles_an_expert_tells_where():
     assert found[0].id not in line, "one place, several causes"
 
 
+def test_plain_data_stand_for_chosen_values_that_no_larger_case_has():
+    (case,) = by_name("directed-product-order")
+    assert larger(case, load_cases()) == []
+    asked = argparse.Namespace(backend=None)
+    line = explain_larger.line(asked, case, several([], 2))
+    assert line == "try a larger case, if it is red too: forward/precise-silu-bell-clamp-none"
+    none = "no larger case tells more: none has the features and the chosen values of this one"
+    assert explain_larger.line(asked, case, NOTHING) == none
+
+
 def test_larger_cases_that_are_not_judged_are_said_with_the_reason(warm, tmp_path, monkeypatch):
     (case,) = by_name("token-block-edge-t15")
     asked = argparse.Namespace(backend="eager", contract=None)

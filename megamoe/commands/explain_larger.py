@@ -24,8 +24,8 @@ from megamoe.suite import at_hand
 from megamoe.suite.routed import routed
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
-from megamoe.suite.similar import larger, of_tiles
-from megamoe.suite.telling import telling
+from megamoe.suite.similar import larger, of_tiles, plain
+from megamoe.suite.telling import size, telling
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session, WorkerError
@@ -84,6 +84,8 @@ def line(a: argparse.Namespace, case: Case, said: Plain, session: Session | None
     if is_place_open(said):
         first = of_tiles(case, cases)
         every = [*first, *(one for one in every if one not in first)]
+    if not every and fits_several(said):  # chosen values: plain data may show the fault, too
+        every = [one for one in plain(case, cases) if size(one) > size(case)]
     found = [one for one in every if seconds.get(one.id, shards.DEFAULT_SECONDS) < SECONDS]
     lacking = lacks(case, found)
     found.sort(key=lambda one: len(lacking[one.id]))
