@@ -16,6 +16,8 @@ _PLACE: Final = "the routing weight is applied before silu to"
 FORMULAS: Final[Mapping[str, str]] = {
     f"{_PLACE} gate and up": "silu(bf16(gate sum * w)) * bf16(up sum * w)",
     f"{_PLACE} the gate": "silu(bf16(gate sum * w)) * up",
+    f"{_PLACE} gate and up as bfloat16": "silu(gate * w) * (up * w)",
+    f"{_PLACE} the gate as bfloat16": "silu(gate * w) * up",
     f"{_PLACE} up": "silu(gate) * bf16(up sum * w)",
     "up is multiplied by the weight first": "silu(gate) * (up * w)",
     "the routing weight is dropped": "silu(gate) * up",
