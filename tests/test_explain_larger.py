@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from megamoe.backends.eager import EagerBackend
 from megamoe.cases import Case, load_cases
 from megamoe.commands import explain_larger, show
 from megamoe.judge import Verdict
 from megamoe.suite.routed import Routed
-from megamoe.suite.telling import larger, smallest, telling
+from megamoe.suite.similar import larger, of_tiles
+from megamoe.suite.telling import smallest, telling
+from tests.helpers.local import Local
 
 
 def by_name(*names: str) -> list[Case]:
@@ -101,6 +105,23 @@ def test_a_red_that_tells_no_more_is_not_named(warm, tmp_path, monkeypatch):
     assert line.startswith(f"{none}but there was no time to explain it: forward/")
 
 
+class Expert2Lost(EagerBackend):
+    def forward(self, problem):
+        ids = problem.topk_ids
+        return super().forward(replace(problem, topk_ids=ids.masked_fill(ids == 2, -1)))
+
+
+def test_further_reds_are_explained_until_one_tells_more(monkeypatch):
+    """Also where this case has a cause, and several places; in the session that is there."""
+    (case,) = by_name("bell-h256-i128-drifts")
+    asked = argparse.Namespace(backend="gone.py:Gone")
+    tells = [several(), several(["expert 2"])]
+    monkeypatch.setattr(explain_larger, "_said", lambda subject, session: tells.pop(0))
+    second = of_tiles(case, load_cases())[1].id
+    line = explain_larger.line(asked, case, several(), Local(Expert2Lost()))
+    assert line.startswith(f"a larger case is red too, and tells more: `megamoe explain {second} ")
+
+
 def several(rules=("expert 2", "expert 3"), causes=1):
     """What ``explain`` says where that many causes fit."""
     step = {"exact": [{}] * causes, "decisions": 9}
@@ -115,7 +136,7 @@ def test_several_causes_that_fit_are_told_apart_or_it_is_said_why_not(warm, monk
     assert telling(case) == 2 and explain_larger.is_short(case, said)
     assert not explain_larger.is_short(case, several([]))
     asked = argparse.Namespace(backend=None)
-    slow = {one.id: explain_larger.SECONDS for one in larger(case, load_cases())}
+    slow = {one.id: explain_larger.SECONDS for one in load_cases()}
     none = "no larger case tells them apart: "
     monkeypatch.setattr(explain_larger.shards, "durations", lambda root: slow)
     line = explain_larger.line(asked, case, said)
@@ -123,6 +144,44 @@ def test_several_causes_that_fit_are_told_apart_or_it_is_said_why_not(warm, monk
     monkeypatch.setattr(explain_larger, "load_cases", lambda root: [case])
     line = explain_larger.line(asked, case, said)
     assert line == f"{none}none has the features and the chosen values of this one"
+
+
+def test_a_cause_in_some_slots_asks_for_a_case_that_says_in_which():
+    """So does a step without a cause beside one that has a cause."""
+    (case,) = by_name("bell-h256-i128-drifts")
+    some = {"exact": [{"where": "in some slots only"}], "decisions": 9}
+    unknown = {"exact": [], "decisions": 9}
+
+    def is_short(*steps, rules=()):
+        batch = {"rules": [*rules], "is_empty_tokens": False}
+        said = {"actual": {"explanations": [*steps]}, "batch": batch}
+        return explain_larger.is_short(case, said)
+
+    assert is_short(some) and not is_short(some, rules=["experts 1 and later"])
+    assert is_short(CLEAR, unknown) and not is_short(CLEAR)
+    assert not is_short(unknown), "these data tell causes apart best"
+
+
+def test_a_case_of_several_tiles_an_expert_tells_where():
+    everything = load_cases()
+    (case,) = by_name("bell-h256-i128-drifts")
+    found = of_tiles(case, everything)
+    assert found[0].name == "many-rows-masked-slots-and-an-empty-expert"
+    assert of_tiles(found[0], everything) == [], "it has such tiles itself"
+    line = explain_larger.line(argparse.Namespace(backend=None), case, several())
+    assert line == f"try a larger case, if it is red too: {found[0].id}"
+    line = explain_larger.line(argparse.Namespace(backend=None), case, several([], 2))
+    assert found[0].id not in line, "one place, several causes"
+
+
+def test_plain_data_stand_for_chosen_values_that_no_larger_case_has():
+    (case,) = by_name("directed-product-order")
+    assert larger(case, load_cases()) == []
+    asked = argparse.Namespace(backend=None)
+    line = explain_larger.line(asked, case, several([], 2))
+    assert line == "try a larger case, if it is red too: forward/precise-silu-bell-clamp-none"
+    none = "no larger case tells more: none has the features and the chosen values of this one"
+    assert explain_larger.line(asked, case, NOTHING) == none
 
 
 def test_larger_cases_that_are_not_judged_are_said_with_the_reason(warm, tmp_path, monkeypatch):

@@ -83,6 +83,48 @@ def test_a_deviation_that_fits_all_of_them_is_the_cause(right):
     assert second.endswith(" of token 1, and of 3 more wrong tokens that were tried")
 
 
+class ExpertBefore(EagerBackend):
+    """Both linears of each expert but the first take the weights of the expert before."""
+
+    name = "expert-before"
+
+    def forward(self, problem):
+        ids = problem.topk_ids
+        return super().forward(replace(problem, topk_ids=torch.where(ids > 0, ids - 1, ids)))
+
+
+def test_a_cause_in_some_slots_is_named_in_both_linears_with_the_slots(right):
+    """Each token has expert 0 and others, so all tokens are wrong, and the slots say where."""
+    ids = torch.tensor([[0, 1, 2], [2, 0, 3], [1, 3, 0], [3, 0, 1]])
+    said = said_of(replace(right, topk_ids=ids), ExpertBefore())
+    assert said["batch"]["wrong"] == 4
+    assert said["batch"]["rules"] == [
+        "experts 1 and later, at all of their 8 rows",
+        "the first tile of 8 or more rows of each expert but expert 0: 8 rows",
+    ]
+    what = "weights and scales are those of the expert before, in some slots only"
+    lines = [line for line in causes(said) if line.startswith("cause: ")]
+    assert lines == [f"cause: linear {linear}: {what}" for linear in (1, 2)]
+
+
+class ExpertBeforeWithRows(EagerBackend):
+    """Expert 3 takes the weights of expert 1: expert 2 has no row, and a search passes over it."""
+
+    name = "expert-before-with-rows"
+
+    def forward(self, problem):
+        ids = problem.topk_ids
+        return super().forward(replace(problem, topk_ids=torch.where(ids == 3, 1, ids)))
+
+
+def test_the_expert_before_may_be_the_one_before_that_has_rows(right):
+    ids = torch.tensor([[0, 3, -1], [3, 0, -1], [0, 3, -1], [1, 0, -1]])
+    said = said_of(replace(right, topk_ids=ids), ExpertBeforeWithRows())
+    what = "weights and scales are those of the expert before, of those with rows"
+    lines = [line for line in causes(said) if line.startswith("cause: ")]
+    assert lines == [f"cause: linear {linear}: {what}" for linear in (1, 2)]
+
+
 class Reweighted(EagerBackend):
     """Takes the routing weights of a permutation of the batch, or others."""
 

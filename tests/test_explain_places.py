@@ -90,6 +90,20 @@ def test_a_tile_at_the_end_of_an_expert_names_the_rule(fault):
     assert fault in [rule.lost for rule in found] and len(found) <= 2
 
 
+def test_the_first_tile_of_each_expert_but_the_first_names_the_rule():
+    """A search on the wrong side of an offset gives such a tile the expert before."""
+    ids = np.repeat([0, 2, 3], [20, 24, 17])[:, None]
+    rows = rows_of_experts(ids, ids >= 0)
+    wrong = (ids > 0) & (rows < 16)
+    (rule,) = fitting(ids, 4, wrong.any(axis=1), wrong)
+    assert rule.where == "the first tile of 16 rows of each expert but expert 0: 32 rows"
+    assert rule.experts is not None and not rule.loses()
+    assert set(rule.experts[wrong & (ids == 3)].tolist()) == {2}
+    few = np.array([[0], [1], [1]])
+    found = [rule.where for rule in fitting(few, 2, few[:, 0] == 1)]
+    assert "the first tile of 8 or more rows of each expert but expert 0: 2 rows" in found
+
+
 def test_slots_that_no_rule_gives_have_none():
     slots = FAULTS["expert 3 is dropped"].copy()
     slots[np.flatnonzero(slots.any(axis=1))[4]] = False

@@ -8,12 +8,13 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megamoe.commands import explain_larger, explain_staging
+from megamoe.commands import explain_apart, explain_larger, explain_staging
 from megamoe.commands.explain_subject import Subject, element_of
 from megamoe.commands.shared import (
     among_others,
@@ -48,6 +49,12 @@ Rows = Mapping[str, np.ndarray[Any, Any]]
 
 def run(a: argparse.Namespace) -> int:
     """Find the element, and print its life."""
+    with ExitStack() as stack:
+        return _run(a, stack)
+
+
+def _run(a: argparse.Namespace, stack: ExitStack) -> int:
+    """The same; ``stack`` ends the backend's process."""
     if a.actual and a.backend:
         raise ValueError("--actual and --backend both name an output; give one")
     if a.top < 1:
@@ -69,7 +76,7 @@ def run(a: argparse.Namespace) -> int:
     if a.full and subject.only_y:
         weights = subject.problem.weight_format.upper()
         raise ValueError(f"--full: with {weights} weights y alone is followed; leave it out")
-    actual, claimed, revision = _actual(a, subject)
+    actual, claimed, revision = _actual(a, subject, stack)
     contract = find_contract(revision)
     if subject.case is not None and revision not in subject.case.revisions:
         of = ", ".join(subject.case.revisions)
@@ -115,6 +122,10 @@ def run(a: argparse.Namespace) -> int:
             if subject.again is not None and "batch" in said:
                 again = said_of_two(subject.problem, actual["y"], subject.again)
                 said["batch"]["again"] = again
+            if subject.case is not None and subject.session is not None:
+                explain_apart.tell_apart(
+                    subject.case, said, subject.session, class_name, contract, subject.root
+                )
     said["seconds"] = round(time.perf_counter() - started, 3)
     said["original"] = _original(subject.about, said)
     if not _json(a, {"causes": causes(said, every=True) if actual else [], **said}):
@@ -122,7 +133,7 @@ def run(a: argparse.Namespace) -> int:
         brief(said, console)
         hint = ""
         if subject.case is not None and explain_larger.is_short(subject.case, said):
-            hint = explain_larger.line(a, subject.case, said)
+            hint = explain_larger.line(a, subject.case, said, subject.session)
         if hint:
             console.print(hint, markup=False, highlight=False, soft_wrap=True)
         if a.full:
@@ -227,11 +238,15 @@ def _is_wrong(a: argparse.Namespace, subject: Subject, judged: Judged, shown: li
     return False
 
 
-def _actual(a: argparse.Namespace, subject: Subject) -> tuple[Rows | None, str, str]:
+def _actual(
+    a: argparse.Namespace, subject: Subject, stack: ExitStack
+) -> tuple[Rows | None, str, str]:
     """The output, all tokens, as bits, None where nobody names one; the class and the contract."""
     asked = contract_of(a).revision
     if a.backend:
-        with backend_of(a) as (worker, settings), Work(f"{a.backend} runs {subject.name}"):
+        worker, settings = stack.enter_context(backend_of(a))
+        subject.session = worker
+        with Work(f"{a.backend} runs {subject.name}"):
             try:
                 got = at_hand.run(subject.problem, worker, settings.timeout)
                 if garbage(subject.problem, got["y"]).any():

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 from megamoe.cases import Case, load_cases, shards
@@ -23,7 +24,8 @@ from megamoe.suite import at_hand
 from megamoe.suite.routed import routed
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
-from megamoe.suite.telling import larger, telling
+from megamoe.suite.similar import larger, of_tiles, plain
+from megamoe.suite.telling import size, telling
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session, WorkerError
@@ -48,9 +50,19 @@ def is_short(case: Case, said: Plain) -> bool:
     if said.get("batch", {}).get("is_empty_tokens"):
         return False  # no deviation gives a row that nobody wrote, in a larger case neither
     steps = said["actual"]["explanations"]
-    is_unclear = fits_several(said) or not all(map(is_clear, steps))
+    if fits_several(said) or is_place_open(said):
+        return True
+    unclear = [step for step in steps if not is_clear(step)]
     is_doubtful = any(step["exact"] and not is_certain(step) for step in steps)
-    return is_unclear and (is_doubtful or fits_several(said) or telling(case) < 2)
+    return bool(unclear) and (is_doubtful or len(unclear) < len(steps) or telling(case) < 2)
+
+
+def is_place_open(said: Plain) -> bool:
+    """Whether several places fit, or a cause holds in some slots only and no place says which."""
+    steps = (said["actual"] or {"explanations": []})["explanations"]
+    rules = said.get("batch", {"rules": []})["rules"]
+    in_some = any(way.get("where") for step in steps for way in step["exact"])
+    return len(rules) > 1 or (in_some and not rules)
 
 
 def fits_several(said: Plain) -> bool:
@@ -60,13 +72,20 @@ def fits_several(said: Plain) -> bool:
     return len(rules) > 1 or any(len(step["exact"]) > 1 for step in steps)
 
 
-def line(a: argparse.Namespace, case: Case, said: Plain) -> str:
+def line(a: argparse.Namespace, case: Case, said: Plain, session: Session | None = None) -> str:
     """The larger case to explain in place of ``case``, which has just been judged red; what it
     means if all pass; else why none tells more. Without a backend, which would have to run, the
-    one that may be red. ``said``: what ``explain`` says of ``case``."""
+    one that may be red. ``said``: what ``explain`` says of ``case``; ``session``: where the backend
+    answers, by default a new worker."""
     settings = Settings.read(lambda name: getattr(a, name, None))
     seconds = shards.durations(settings.root)
-    every = larger(case, load_cases(settings.root))
+    cases = load_cases(settings.root)
+    every = larger(case, cases)
+    if is_place_open(said):
+        first = of_tiles(case, cases)
+        every = [*first, *(one for one in every if one not in first)]
+    if not every and fits_several(said):  # chosen values: plain data may show the fault, too
+        every = [one for one in plain(case, cases) if size(one) > size(case)]
     found = [one for one in every if seconds.get(one.id, shards.DEFAULT_SECONDS) < SECONDS]
     lacking = lacks(case, found)
     found.sort(key=lambda one: len(lacking[one.id]))
@@ -78,7 +97,7 @@ def line(a: argparse.Namespace, case: Case, said: Plain) -> str:
     if not a.backend:
         return f"try a larger case, if it is red too: {found[0].id}{without(lacking, found[:1])}"
     with Work(f"judging larger cases; none begins after {SECONDS:.0f} s"):
-        red, seen = _judged(settings, found, case, said)
+        red, seen = _judged(settings, found, case, said, session)
     if red is not None:
         command = f"megamoe explain {red.id} --backend {shlex.quote(a.backend)}{further_options(a)}"
         return f"a larger case is red too, and tells more: `{command}`"
@@ -121,7 +140,7 @@ def worth(said: Plain) -> int:
 
 
 def _judged(
-    settings: Settings, cases: Sequence[Case], case: Case, said: Plain
+    settings: Settings, cases: Sequence[Case], case: Case, said: Plain, session: Session | None
 ) -> tuple[Case | None, Mapping[str, Sequence[Case]]]:
     """The red of ``cases`` that tells most, and more than ``case``; and what became of each that
     was looked at, in words."""
@@ -129,7 +148,7 @@ def _judged(
     seen, running = defaultdict[str, list[Case]](list), list[Case]()
     until = time.perf_counter() + SECONDS
     try:
-        with Worker(settings.launch()) as worker:
+        with nullcontext(session) if session else Worker(settings.launch()) as worker:
             rule = contract(worker.identity.contract)
             runner = Runner(worker, Store(settings.root, make, rule), None, SECONDS)
             runner.brief = True
@@ -155,7 +174,7 @@ def _judged(
                     red, most = one, tells
                 else:
                     seen[_NO_MORE].append(one)
-                if most >= ENOUGH:
+                if red is not None and most >= ENOUGH:
                     break
     except (WorkerError, NoOutput):  # it ran a moment ago; what was found stands
         seen["the backend gave no output"] += running or cases[:TRIED]

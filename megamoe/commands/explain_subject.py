@@ -19,6 +19,7 @@ from megamoe.judge.elements import TILE
 from megamoe.spec.contract import Contract
 from megamoe.spec.problem import Problem
 from megamoe.suite.at_hand import GoldenNow
+from megamoe.worker.session import Session
 
 
 class Subject:
@@ -31,6 +32,8 @@ class Subject:
         self.about: Mapping[str, Any] = {}
         self.again: npt.NDArray[Any] | None = None
         """``y`` (T, H) as bits, of a second call of the backend; None where nobody made one."""
+        self.session: Session | None = None
+        """Where the backend answers, if one was named."""
         self._problem: Problem | None = None
         if Path(name).suffix == ".safetensors":
             stored = load(Path(name))

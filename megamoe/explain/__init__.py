@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megamoe.explain.causes import Shown, contradicted
+from megamoe.explain.causes import Shown, contradicted, contradicted_by_y
 from megamoe.explain.describe import describe
 from megamoe.explain.life import live
 from megamoe.explain.match import Names
@@ -67,14 +67,16 @@ def departure(
 
 def refuted(
     source: Source, token: int, accumulator: str, actual: Mapping[str, Any], contract: Contract,
-    only: Names,
+    only: Names, with_y: bool = False,
 ) -> Names:  # fmt: skip
     """Those of the deviations ``only`` that would change right codes or scale bytes of ``token``,
-    whose stages ``actual`` are all right."""
+    whose stages ``actual`` are all right; ``with_y``: or one of its first 128 values of ``y``."""
     if isinstance(source, FromProblem) and source.problem.only_y:
         return frozenset()
-    life = live(source, token, _channels(source, 0, False), accumulator, contract)
-    return contradicted(life, source, Shown.of(life, actual), only)
+    life = live(source, token, _channels(source, 0, with_y), accumulator, contract)
+    shown = Shown.of(life, actual)
+    against = contradicted(life, source, shown, only)
+    return against | contradicted_by_y(life, source, shown, only - against) if with_y else against
 
 
 def _channels(source: Source, channel: int, is_compared: bool) -> list[int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain import deviations, zeros
+from megamoe.explain import deviations, some_slots, zeros
 from megamoe.explain.deviations.shown import (
     LEAST,
     OTHER_SLOTS,
@@ -17,6 +17,7 @@ from megamoe.explain.deviations.shown import (
     zeros_of_codes,
     zeros_of_staging,
 )
+from megamoe.explain.formulas import add_formulas
 from megamoe.explain.life import SHARED, Life
 from megamoe.explain.match import Evidence, Names, fit, general, is_among, report
 from megamoe.explain.points import Bools, Points
@@ -159,6 +160,7 @@ def explain_codes(
     said = report(fits, evidence, contract.size, what, tried, only)
     if only is None:
         zeros.of_codes(said, fits, ways, run, contract)
+    add_formulas(said, life)
     return OfCodes({**said, "may_be": may_be}, ways, run)
 
 
@@ -184,6 +186,14 @@ def contradicted(life: Life, source: Source, shown: Shown, only: Names) -> Names
     return frozenset(found)
 
 
+def contradicted_by_y(life: Life, source: Source, shown: Shown, only: Names) -> Names:
+    """Those of the deviations ``only`` that would change the right ``y`` of a token."""
+    wrong, catalogue, _ = _of_y(life, source, shown, len(shown.y))
+    ways = [way for way in catalogue if is_among(only, way.stage, way.name)]
+    with np.errstate(all="ignore"):
+        return frozenset((way.stage, general(way.name)) for way in ways if wrong(way).any())
+
+
 def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
     """The groups with most and with fewest values outside; None where all are cheap."""
     groups = life.token.intermediate // GROUP
@@ -197,28 +207,39 @@ def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
 
 
 def explain_y(
-    life: Life, source: Source, shown: Shown, contract: Bools, only: Names | None = None
-) -> Plain:
-    """Of ``y``; ``contract`` ``(n,)``: elements outside."""
-    differing = int(contract.sum())
-    points = Points(life, source)
-    run = None if shown.acts is None else Predictor(life, source, shown.acts)
-
-    def wrong(way: Way) -> Bools:
-        if run is not None:
-            return run.outside_y(way, shown.y)
-        return points.outside(way, shown.y, differing // 2)
-
-    catalogue = deviations.of_all if shown.acts is None else deviations.of_y
-    every = [w for w in catalogue(life, source) if is_among(only, w.stage, w.name)]
+    life: Life, source: Source, shown: Shown, contract: Bools, only: Names | None = None,
+    slots: Sequence[int] = (),
+) -> Plain:  # fmt: skip
+    """Of ``y``; ``contract`` ``(n,)``: elements outside; ``slots``: those with wrong codes, which
+    linear 2 may have wrong too."""
+    wrong, catalogue, run = _of_y(life, source, shown, int(contract.sum()) // 2)
+    every = [w for w in catalogue if is_among(only, w.stage, w.name)]
     ways = every
     if shown.acts is None and len(life.slots) * life.x.size * life.token.intermediate > _LARGE:
         ways = [w for w in every if w.reads13 is None or isinstance(w.reads13, Scales)]
     fits = [fit(w.name, w.stage, contract[None], wrong(w)[None]) for w in ways]
+    if isinstance(run, Predictor) and not any(one.is_exact for one in fits):
+        fits += some_slots.fits(run, ways, shown.y, contract, slots)
     at = life.channels
     what = f"elements of y of token {life.at} at channels {at[0]} to {at[-1]}"
     evidence = Evidence.of_elements("y", contract)
     said = report(fits, evidence, contract.size, what, len(ways), only)
     if only is None:
-        zeros.of_y(said, fits, {(w.stage, w.name): w for w in ways}, run or points)
+        zeros.of_y(said, fits, {(w.stage, w.name): w for w in ways}, run)
+    add_formulas(said, life)
     return {**said, "not_tried": len(every) - len(ways)}
+
+
+def _of_y(
+    life: Life, source: Source, shown: Shown, enough: int
+) -> tuple[Callable[[Way], Bools], Iterator[Way], Predictor | Points]:
+    """The elements of ``y`` that a way does not give; the catalogue; and what predicts them: from
+    the codes shown, else from ``x``, where ``enough`` is as in :meth:`Points.outside`."""
+    if shown.acts is None:
+        points = Points(life, source)
+        return (
+            lambda way: points.outside(way, shown.y, enough), deviations.of_all(life, source),
+            points,
+        )  # fmt: skip
+    run = Predictor(life, source, shown.acts)
+    return lambda way: run.outside_y(way, shown.y), deviations.of_y(life, source), run

@@ -12,7 +12,7 @@ If it contradicts a value, the output refutes it: it comes last, with the number
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,13 +116,15 @@ def fit(name: str, stage: str, contract: Bools, way: Bools, slots: list[int] | N
     where, rows = "", np.ones(len(contract), np.bool_)
     if slots is not None and worse.any() and better.any():
         rows = better
-        names = [str(slots[k]) for k in np.flatnonzero(better)]
-        where = (
-            f"in slot {names[0]} only" if len(names) == 1 else f"in slots {', '.join(names)} only"
-        )
+        where = in_slots([slots[k] for k in np.flatnonzero(better)])
     explains = int((contract & ~way)[rows].sum())
     contradicts = int((~contract & way)[rows].sum())
     return Fit(name, stage, where, explains, differing, contradicts)
+
+
+def in_slots(slots: Sequence[int]) -> str:
+    """As "in slot 2 only", "in slots 0, 2 only"."""
+    return f"in slot{'s' if len(slots) > 1 else ''} {', '.join(map(str, slots))} only"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ _MOST_OF_CHANCE: Final = 16
 """The same for a match that one token may give by chance."""
 _LARGE: Final = 1 << 25
 """Weights of linear 1 of a token's slots from which a layer counts as large."""
+_CHOICE: Final = " takes the weights of expert "
+_INDEX: Final = "weights and scales are those of the expert "
+"""Parts of names, of one slot and of all slots."""
 _SEVERAL_SLOTS: Final = "in some slots only"
 
 
@@ -88,12 +91,24 @@ def _refute(
     for at in spread(right, token, _most(source, token)):
         rows = {name: stage[at] for name, stage in shown.items()}
         against |= refuted(source, at, accumulator, rows, contract, only)
+    leave_out(actual, against)
+
+
+def leave_out(actual: Plain, against: Names, case: str = "") -> None:
+    """Take the deviations ``against`` out of the causes of each step that has others too. If a
+    ``case`` refutes them, the step has them as ``refuted_by``."""
+    steps = actual["explanations"]
     for step in steps:
         kept = [w for w in step["exact"] if (w["stage"], general(w["what"])) not in against]
         if kept and all(way["what"] in OF_CODES for way in kept):
             kept = [way for way in step["exact"] if way in kept or way["where"]]
-        step["exact"] = kept or step["exact"]
-    for before, step in pairwise(actual["explanations"]):
+        if not kept or step["follows"]:
+            continue
+        gone = [way for way in step["exact"] if way not in kept]
+        if case and gone:
+            step["refuted_by"] = [*step.get("refuted_by", ()), {"case": case, "ways": gone}]
+        step["exact"] = kept
+    for before, step in pairwise(steps):
         if step["follows"]:
             step["exact"] = before["exact"]
 
@@ -156,10 +171,18 @@ def _keep(steps: list[Plain], token: int, others: Mapping[int, Plain]) -> None:
         step["evidence"] = " and ".join(f"{one['evidence']} of token {at}" for at, one in pairs)
         for way in step["exact"]:
             _compare(way, token, found)
-        fits = [way for way in step["exact"] if not way["fails_on"]]
+        fits = _without_a_choice([way for way in step["exact"] if not way["fails_on"]])
         if not fits:
             step["alone"] = sorted(step["exact"], key=lambda way: len(way["fails_on"]))
         step["exact"] = fits
+
+
+def _without_a_choice(fits: list[Plain]) -> list[Plain]:
+    """Leave out that each slot takes some expert's weights, where one index gives the expert of
+    all slots."""
+    if any(not way["where"] and _INDEX in way["what"] for way in fits):
+        return [way for way in fits if _CHOICE not in way["what"]]
+    return fits
 
 
 def _prove(step: Plain, before: Plain, token: int, others: Mapping[int, Plain]) -> None:
@@ -194,4 +217,4 @@ def _compare(way: Plain, token: int, found: Mapping[int, Plain]) -> None:
         way["where"] = _SEVERAL_SLOTS
 
 
-__all__ = ["of_all_tokens", "spread"]
+__all__ = ["leave_out", "of_all_tokens", "spread"]

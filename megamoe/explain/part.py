@@ -68,7 +68,7 @@ def part(
     channels = pattern(beyond, int(given.channels[0])) if ((low | high) & 0x7FFF).any() else ""
     stages.append({**y, "channels": channels})
     if beyond.any():
-        of_y = explain_y(given, source, shown, beyond, only)
+        of_y = explain_y(given, source, shown, beyond, only, wrong_slots)
         explanations.append({**of_y, "overflow": overflow.of_y(shown.y, low, high, beyond)})
     if codes is not None:
         decide(codes, explanations[-1] if beyond.any() else None, shown.y)

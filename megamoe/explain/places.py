@@ -15,6 +15,7 @@ import numpy as np
 
 from megamoe.explain.channels import FEWEST, MOST, in_words
 from megamoe.explain.grouped import before, grouped_rules, one_of_each
+from megamoe.explain.heads import head_rules
 from megamoe.explain.rules import Bools, Ids, Rule, WrongSlots, phrase, rules
 from megamoe.explain.tails import tail_rules
 from megamoe.explain.unwritten import zero_rows
@@ -26,6 +27,8 @@ LEFT_OUT: Final = "a slot is left out: codes and scale bytes are zero"
 ALL_LOST: Final = "y is zero"
 _STEPS: Final = (("x", "x_sf"), ("l2_acts", "l2_acts_sf"), ("y",))
 """The stages that one step computes."""
+_TELLING: Final = 8
+"""Live slots that tell rules apart where all tokens are wrong: each is right or wrong."""
 _LOST_SLOT: Final = re.compile(r"slot (\d+) \(.*\) is lost")
 """Names of deviations of one token by which slots are lost."""
 _OF_EXPERT: Final = re.compile(r"(?:takes the weights|scales are those) of expert (\d+)")
@@ -42,7 +45,8 @@ def fitting(
     slots, these of that token.
     """
     known_rules = (
-        *rules(ids, experts, wrong), *tail_rules(ids, experts), *grouped_rules(ids, experts)
+        *rules(ids, experts, wrong), *head_rules(ids, experts), *tail_rules(ids, experts),
+        *grouped_rules(ids, experts),
     )  # fmt: skip
     found = [r for r in known_rules if (r.slots.any(axis=1) == wrong).all()]
     if slots is not None:
@@ -54,6 +58,14 @@ def fitting(
             # No rule of experts or tokens: the slot itself, in the tokens that are wrong.
             found = [_slot_of(known, wrong, ids.shape[1])]
     return found
+
+
+def _tell(wrong_slots: WrongSlots, live: Bools) -> bool:
+    """Whether enough slots are known, some of them wrong and some right, that no rule agrees with
+    them by chance."""
+    wrong = sum(len(slots) for slots in wrong_slots.values())
+    every = int(live[[*wrong_slots]].sum())
+    return len(wrong_slots) > 1 and every >= _TELLING and 0 < wrong < every
 
 
 def _slot_of(known: set[int], wrong: Bools, slots: int) -> Rule:
@@ -150,8 +162,9 @@ def in_batch(
     elif is_lost:
         found = one_of_each(rule for rule in found if rule.loses())
     else:
-        # One token agrees with some rule by chance, and all tokens agree with many.
-        is_some = wrong.sum() > 1 and not wrong.all()
+        # One token agrees with some rule by chance, and all tokens agree with many, unless their
+        # slots tell rules apart.
+        is_some = (wrong.sum() > 1 and not wrong.all()) or _tell(wrong_slots, live)
         found = [rule for rule in found if rule.is_rare or is_some]
         found = [rule for rule in found if rule.gives(wrong_slots)]
         named = {int(one[1]) for one in map(_OF_EXPERT.search, causes) if one}

@@ -19,7 +19,7 @@ from megamoe.explain.blocks import signed_blocks
 from megamoe.explain.life import SHARED, Life, Slot, down_ends, linear1, same_codes
 from megamoe.explain.points import Bools, Points, outside
 from megamoe.explain.sources import Source
-from megamoe.explain.ways import I32, TOTALS, Operands, Rows, Way, bits_of, right
+from megamoe.explain.ways import I32, TOTALS, Operands, Reader, Rows, Way, bits_of, right
 from megamoe.oracle.gates import Bounds, form_of, gate_bounds, gate_table, up_bounds, up_table
 from megamoe.spec.formats import (
     E4M3_NAN,
@@ -46,7 +46,7 @@ class Predictor:
     acts: Acts
     """The output of the backend."""
     _second: dict[int, tuple[F64, F64]] = field(default_factory=dict)
-    _rows: dict[tuple[int, int], tuple[F32, F32]] = field(default_factory=dict)
+    _rows: dict[tuple[int, int, Reader | None], tuple[F32, F32]] = field(default_factory=dict)
     _own: npt.NDArray[np.int64] | None = None
     _kept: tuple[F32, F32, F32] | None = None
 
@@ -193,15 +193,29 @@ class Predictor:
             least, most = self._ends(way, low, high)
         return outside(y, least, most)
 
+    def rows_of(self, way: Way) -> dict[int, tuple[F32, F32]]:
+        """Both ends ``(n,)`` of each slot row of a way, from the codes shown."""
+        with np.errstate(all="ignore"):
+            return {slot.slot: self._row_ends(way, slot) for slot in self.life.slots}
+
+    def outside_rows(self, way: Way, rows: Mapping[int, tuple[F32, F32]], y: U16) -> Bools:
+        """``(n,)``: elements of ``y`` that the combine of ``way`` does not give, from the rows of
+        :meth:`rows_of`, whichever way each is of."""
+        with np.errstate(all="ignore"):
+            low, high = ({k: ends[side] for k, ends in rows.items()} for side in (0, 1))
+            return outside(y, *self._ends(way, low, high))
+
     def _row_ends(self, way: Way, slot: Slot) -> tuple[F32, F32]:
-        """Both ends of a slot row; one call for all ways that change only the combine."""
-        kept = slot.slot, slot.expert
-        if way.changes_combine_only and kept in self._rows:
+        """Both ends of a slot row; one call for all ways that change only the combine, and for
+        each way that changes only what linear 2 reads."""
+        kept = slot.slot, slot.expert, way.reads2
+        is_kept = way.changes_combine_only or way.steps == {"reads2"}
+        if is_kept and kept in self._rows:
             return self._rows[kept]
         weight = way.weight(slot)
         ends = [way.row(end, weight) for end in self._sums2(way, slot)]
         made = np.minimum(*ends), np.maximum(*ends)
-        if way.changes_combine_only:
+        if is_kept:
             self._rows[kept] = made
         return made
 

@@ -50,6 +50,8 @@ def causes(said: Plain, label: str = "cause", *, every: bool = False) -> list[st
 def explanation(step: Plain, label: str = "cause", every: bool = False) -> list[str]:
     """The explanation of the wrong values of one step between two stages."""
     lines = _explanation(step, label, every)
+    for one in step.get("refuted_by", ()):
+        lines += _refuted(one["case"], one["ways"])
     if not step["exact"] and not step["follows"]:
         lines += [f"  {line}" for line in overflow.lines(step["overflow"])]
     if step["not_tried"]:
@@ -89,6 +91,18 @@ def _explanation(step: Plain, label: str, every: bool) -> list[str]:
         ]
     each = "each explains" if len(ways) > 1 else "explains"
     return [*_alternatives(label, ways, _ALTERNATIVES, every), f"  {each} {all_of}{more}"]
+
+
+def _refuted(case: str, ways: list[Plain]) -> list[str]:
+    """Deviations that a case refutes which passes."""
+    them, more = "it" if len(ways) == 1 else "them", len(ways) - _ALTERNATIVES
+    rest = (
+        [f'    and {more} more (`explain --json` has them, under "refuted_by")'] if more > 0 else []
+    )
+    return [
+        f"  left out, since {case} passes, and would be red with {them}:",
+        *(f"    {_way(way)}" for way in ways[:_ALTERNATIVES]), *rest,
+    ]  # fmt: skip
 
 
 def is_clear(step: Plain) -> bool:
@@ -175,7 +189,8 @@ def alternatives(exact: list[Plain], every: bool = False) -> list[str]:
             same += 1
         same -= names[0][same - 1] in ("by", "is", "to")  # a word that each one keeps
         rests = [" ".join(name[same:]) for name in names]
-        whole = {**ways[0], "what": " ".join([*names[0][:same], "; or ".join(rests)])}
+        what = " ".join([*names[0][:same], "; or ".join(rests)])
+        whole = {**ways[0], "what": what, "formula": ""}
         out.append(f"{_way(whole)} (this data cannot tell these apart)")
     return out
 
@@ -200,7 +215,8 @@ def _as_would(head: Plain, ways: list[Plain], most: int | None) -> str:
 
 def _way(way: Plain) -> str:
     where = f", {way['where']}" if way["where"] else ""
-    return f"{way['stage']}: {way['what']}{where}"
+    formula = f": {way['formula']}" if way.get("formula") else ""
+    return f"{way['stage']}: {way['what']}{formula}{where}"
 
 
 def _in_part(way: Plain, differing: int) -> str:

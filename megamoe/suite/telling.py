@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from megamoe.cases import Case
-from megamoe.cases import form_of as form
 
 SEVERAL: Final = 3
 """Wrong tokens that are a pattern."""
@@ -57,14 +56,14 @@ def smallest(
     tokens = wrong or {}
 
     def key(case: Case) -> tuple[int, int, bool, int]:
-        tells, worth, least = _rank(case)
+        tells, worth, least = rank(case)
         vague = case.id in tokens and not has_pattern(tokens[case.id], case.params["tokens"])
         return tells, worth, vague, least
 
     return min(cases, key=key, default=None)
 
 
-def _rank(case: Case) -> tuple[int, int, int]:
+def rank(case: Case) -> tuple[int, int, int]:
     """Sorts the cases that tell causes apart best before others, of these the smallest first."""
     return -telling(case), _worth(case.params), size(case)
 
@@ -94,37 +93,8 @@ def _worth(p: Mapping[str, Any]) -> int:
     return 0 if p.get("weights_recipe", {}).get("kind") == "directed" else 1
 
 
-def larger(case: Case, cases: Iterable[Case]) -> list[Case]:
-    """Those of ``cases`` with the subject and the features of ``case`` that are larger, have no
-    fewer tokens, and tell causes apart better or are more than twice as large; the best first. A
-    case of another subject need not be red by the same fault."""
-    asked, own = form(case.kind).features(case), telling(case)
-    found = [
-        other for other in cases
-        if other.kind == case.kind and form(other.kind).features(other) == asked
-        and other.params.get("fast_math") == case.params.get("fast_math")
-        and _has_clamp(other) == _has_clamp(case)
-        and other.params["tokens"] >= case.params["tokens"] and size(other) >= size(case)
-        and (telling(other) > own
-             or (telling(other) >= own and size(other) > 2 * size(case)))
-        and _has_subject_of(case, other)
-    ]  # fmt: skip
-    return sorted(found, key=_rank)
-
-
-def _has_subject_of(case: Case, other: Case) -> bool:
-    """Whether ``other`` has all that is special in ``case``. Chosen values are those of one
-    subject only, whose cases have names that begin alike."""
-    values, slots = _special_values(case.params), _special_slots(case.params)
-    if not slots <= _special_slots(other.params):
-        return False
-    return not values or (
-        values <= _special_values(other.params)
-        and case.name.split("-")[:2] == other.name.split("-")[:2]
-    )
-
-
-def _special_values(p: Mapping[str, Any]) -> set[str]:
+def special_values(p: Mapping[str, Any]) -> set[str]:
+    """What the recipes of a case's values have besides plain data."""
     hidden, routing = p.get("hidden_recipe", {}), p.get("routing_recipe", {})
     kind = hidden.get("kind", "bell")
     return (
@@ -134,19 +104,15 @@ def _special_values(p: Mapping[str, Any]) -> set[str]:
     )
 
 
-def _special_slots(p: Mapping[str, Any]) -> set[str]:
+def special_slots(p: Mapping[str, Any]) -> set[str]:
     """Slots without an expert."""
     masked = {"mask", "mask_every"} & {*p.get("routing_recipe", {})}
     return {"masked"} if masked else set()
 
 
-def _has_clamp(case: Case) -> bool:
-    return case.params.get("clamp", "none") not in (None, "none")
-
-
 def _is_special(p: Mapping[str, Any]) -> bool:
     """Values that were put there, other sizes of values, or slots without an expert."""
-    return bool(_special_values(p) or _special_slots(p))
+    return bool(special_values(p) or special_slots(p))
 
 
 def _is_plain(p: Mapping[str, Any]) -> bool:

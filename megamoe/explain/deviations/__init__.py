@@ -6,6 +6,7 @@
 | ``copies`` | hidden states, ids, weights | the buffer of a staging case as a whole |
 | ``operands`` | what a linear reads: codes, scale bytes, nibbles, rows, experts | its sums |
 | ``indices`` | the same from a wrong place, and the ends of their range | its sums |
+| ``used_experts`` | the weights of the expert beside, of those with rows | its sums |
 | ``neighbours`` | the activations of another row of the expert | sums of linear 2 |
 | ``pipeline`` | scale bytes of an earlier block of K | its sums |
 | ``sums`` | sums of 32 products | sums, and gate and up of them |
@@ -38,6 +39,7 @@ from megamoe.explain.deviations import (
     pipeline,
     requantise,
     sums,
+    used_experts,
     zeros,
 )
 from megamoe.explain.deviations.staging import catalogue as of_staging
@@ -98,6 +100,7 @@ def _readers(life: Life, source: Source, linear: int) -> dict[str, Reader]:
         **(dict(neighbours.readers(life, source)) if linear == 2 else {}),
         **operands.readers(linear), **indices.expert_readers(life),
         **operands.expert_of_slot(life, source), **dict(pipeline.readers(life, linear)),
+        **dict(used_experts.readers(source)),
     }  # fmt: skip
 
 

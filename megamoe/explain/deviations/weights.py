@@ -16,9 +16,8 @@ import numpy as np
 from megamoe.explain.deviations import orders
 from megamoe.explain.deviations.combiner import Combiner
 from megamoe.explain.life import Life
-from megamoe.explain.ways import halves, in_bf16
+from megamoe.explain.ways import clamped, halves, in_bf16
 from megamoe.oracle.fused import fma
-from megamoe.spec.contract import Contract
 from megamoe.spec.formats import F32, F64
 
 Steps = dict[str, Any]
@@ -27,7 +26,7 @@ Steps = dict[str, Any]
 def elsewhere(life: Life) -> Iterator[tuple[str, Steps]]:
     """The weight at one other place, or at none."""
     yield "the routing weight is dropped", {"product": unweighted}
-    for place, steps in _before(life.contract):
+    for place, steps in _before(life):
         yield f"the routing weight is applied {place}", {"product": unweighted, **steps}
     for place, steps in _after(life):
         yield f"the routing weight is applied {place}", {"product": unweighted, **steps}
@@ -44,8 +43,10 @@ def unweighted(silu: F32, up: F32, weight: F32) -> F32:
     return silu * up
 
 
-def _before(contract: Contract) -> Iterator[tuple[str, Steps]]:
-    """Places before silu. One on gate and up stands for a weight on the layer's input."""
+def _before(life: Life) -> Iterator[tuple[str, Steps]]:
+    """Places before silu: the sums of linear 1, or gate and up, which are these as bfloat16 and
+    clamped. One on both sums stands for a weight on the layer's input."""
+    contract = life.contract
 
     def weighted(sums: F64, weight: F32) -> F64:
         return _times(sums, weight).astype(np.float64)
@@ -59,8 +60,19 @@ def _before(contract: Contract) -> Iterator[tuple[str, Steps]]:
     def up(sums: F64, weight: F32) -> Any:
         return halves(sums, contract)[0], halves(weighted(sums, weight), contract)[1]
 
-    for name, weighed in (("gate and up", both), ("the gate", gate), ("up", up)):
+    def rounded(of_gate: bool, of_up: bool, sums: F64, weight: F32) -> Any:
+        pair = clamped(*halves(sums, contract), life.token.act, contract)
+        chosen = zip(pair, (of_gate, of_up), strict=True)
+        return tuple(_times(values, weight) if of else values for values, of in chosen)
+
+    for name, weighed, of in (
+        ("gate and up", both, (True, True)), ("the gate", gate, (True, False)),
+        ("up", up, (False, True)),
+    ):  # fmt: skip
         yield f"before silu to {name}", {"weighed": weighed}
+        if of[0]:  # of up alone it is the product of another order
+            steps = {"weighed": partial(rounded, *of), "clamp": lambda g, u: (g, u)}
+            yield f"before silu to {name} as bfloat16", steps
 
 
 def _after(life: Life) -> Iterator[tuple[str, Steps]]:

@@ -1,0 +1,55 @@
+"""A deviation of linear 2 that only some slots of a token have.
+
+Codes show which slots are wrong; ``y`` is a sum over slots. So the choice of slots is tried, with
+the slots that have wrong codes first: a tile of a grouped kernel meets one expert in both linears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import Final
+
+import numpy as np
+
+from megamoe.explain.match import Fit, in_slots
+from megamoe.explain.points import Bools
+from megamoe.explain.predict import Predictor
+from megamoe.explain.ways import Way, right
+from megamoe.spec.formats import U16
+
+_ALL_CHOICES: Final = 6
+"""Slots up to which each choice is tried; of more, each one and all but each one."""
+
+
+def fits(
+    run: Predictor, ways: Iterable[Way], y: U16, contract: Bools, slots: Sequence[int]
+) -> list[Fit]:  # fmt: skip
+    """The exact fits to ``y`` ``(n,)`` of those ``ways`` that change what linear 2 reads, each in
+    some slots only. ``contract`` ``(n,)``: elements outside. ``slots``: those with wrong codes."""
+    own, found = right(run.life), []
+    rows = run.rows_of(own)
+    for way in ways:
+        if way.steps != {"reads2"}:
+            continue
+        other = run.rows_of(way)
+        moved = [k for k in rows if not np.array_equal(rows[k], other[k], equal_nan=True)]
+        for chosen in _choices(moved, [k for k in slots if k in moved]):
+            mixed = {**rows, **{k: other[k] for k in chosen}}
+            if not run.outside_rows(own, mixed, y).any():
+                many = int(contract.sum())
+                found.append(Fit(way.name, way.stage, in_slots(chosen), many, many, 0))
+                break
+    return found
+
+
+def _choices(moved: Sequence[int], first: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Some of the slots ``moved``, and not all: ``first`` before all others."""
+    if 0 < len(first) < len(moved):
+        yield tuple(first)
+    sizes = range(1, len(moved)) if len(moved) <= _ALL_CHOICES else (1, len(moved) - 1)
+    for size in sizes:
+        yield from combinations(moved, size)
+
+
+__all__ = ["fits"]
