@@ -151,6 +151,8 @@ SEEN_IN_PUBLIC = {
     "result changes with the token count": "property/batch-invariance-broken-at-a-block-edge-*",
     "amax within a unit of 448*2^k, staging": "staging/amax-at-448x2k-or-a-step-beside-43e1",
     "amax within a unit of 448*2^k, requantise": "forward/requant-amax-one-unit-above-448x2k",
+    "scale byte by a logarithm, requantise": "forward/requant-amax-*-at-40-exponents",
+    "scale byte by a logarithm, staging": "staging/amax-448x2k-at-142-exponents",
     "groups with tiny amax, staging": "staging/amax-floor-1e-4-*",
     "groups with tiny amax, requantise": "forward/tiny-activations-floored-*",
     "groups with zero amax": "staging/zero-group-divides-by-zero",

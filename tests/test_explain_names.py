@@ -482,6 +482,17 @@ def test_a_routing_weight_before_silu_is_named():
     assert names(said) == [f"{APPLIED}before silu to gate and up"]
 
 
+def test_a_logarithm_in_fp32_rounds_one_unit_above_a_power_of_two_down():
+    """At 2^-9 and not at 1/2: the exponent takes bits from the fraction of the logarithm."""
+    source = FromProblem(made("plain"))
+    life = live(source, 1, range(128), "fp32-ordered", NEWEST)
+    ways = {way.name: way for way in of_codes(life, source)}
+    way = ways["the exponent is the logarithm in fp32, rounded up"]
+    above = np.nextafter(np.float32(448), np.float32(np.inf)) * np.float32([2**-9, 2**-1])
+    assert list(way.exponent(above)) == [127 - 9, 127]
+    assert list(right(life).exponent(above)) == [127 - 8, 127]
+
+
 def test_another_rounding_of_a_scale_byte_keeps_the_floor():
     """A kernel that rounds wrongly and holds zeros to the floor is named on data with zeros."""
     source = FromProblem(made("plain"))

@@ -86,6 +86,14 @@ def _nearest(amax: F32) -> I32:
     return np.nan_to_num(exponent, nan=128, posinf=128, neginf=-127).astype(np.int32) + 127
 
 
+def _by_log2(amax: F32) -> I32:
+    """The logarithm of amax / 448, rounded to fp32 and then up."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = (amax / np.float32(448)).astype(np.float32)
+        exponent = np.ceil(np.log2(quotient.astype(np.float64)).astype(np.float32))
+    return np.nan_to_num(exponent, nan=128, posinf=128, neginf=-127).astype(np.int32) + 127
+
+
 def _down(amax: F32) -> I32:
     return (_scaled(amax).view(np.uint32) >> 23).astype(np.int32)
 
@@ -123,6 +131,7 @@ def _exponents(own: Way) -> Iterator[Named]:
 
     yield "the exponent is rounded down", rounded(_down)
     yield "the exponent is rounded to nearest", rounded(_nearest)
+    yield "the exponent is the logarithm in fp32, rounded up", rounded(_by_log2)
     yield "the exponent is one too large", {"exponent": lambda m: byte(m) + 1}
     yield "the exponent is one too small", {"exponent": lambda m: byte(m) - 1}
     yield (
