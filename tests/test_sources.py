@@ -69,6 +69,7 @@ def test_a_report_has_the_files_that_were_imported_at_the_start_and_in_a_call(pa
 
 def test_each_file_is_told_once(monkeypatch, package):
     sources = Sources(f"{package}/__init__.py:Kernel")
+    monkeypatch.setitem(sys.modules, "stand_in", object())  # has no __dict__
     imported(monkeypatch, package / "layer.py")
     assert sources.fresh() == {"layer.py": sha(package / "layer.py")}
     assert sources.fresh() == {}
