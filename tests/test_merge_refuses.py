@@ -30,7 +30,8 @@ def pair():
     """Two reports of one judgement, with every key that a report may have."""
     both = []
     for case in SELECTION:
-        report = whole([case.id], name="mine", callables=["forward"], worker=copy.deepcopy(WORKER))
+        report = whole([case.id], name="mine", callables=["forward"],
+                       worker=copy.deepcopy(WORKER), modules_sha256={"layer.py": "a"})  # fmt: skip
         for key in DECIDES:
             if key.startswith("versions."):
                 report["versions"].setdefault(key.removeprefix("versions."), "1.2.3")
@@ -55,7 +56,7 @@ def refused(reports, match):
 # --- what decides -----------------------------------------------------------------------------
 
 OTHER = {"batch_invariant": False, "fingerprint": {"sources": "other", "options": "o"},
-         "callables": ["eplb_map"],
+         "callables": ["eplb_map"], "modules_sha256": {"layer.py": "b"},
          "tier": "quick", "kind": "eplb", "versions.python": "3.12.0", "worker.python": "3.13.0",
          "worker.capability": [10, 0]}  # fmt: skip
 
@@ -93,7 +94,9 @@ def test_a_report_without_goldens_is_one_clear_line():
     refused([one, two], "^two.json lacks `goldens`; judge it again with this version$")
 
 
-@pytest.mark.parametrize("key", ["name", "callables", "worker", "versions.triton"])
+@pytest.mark.parametrize(
+    "key", ["name", "callables", "worker", "modules_sha256", "versions.triton"]
+)
 def test_what_earlier_versions_did_not_write_may_be_missing_in_all_and_not_in_some(key):
     one, two = pair()
     top, _, part = key.partition(".")

@@ -151,6 +151,7 @@ def check(
         raise Stopped(outcome.stopped, outcome.code)
     verdicts = run.all(outcome.stopped)
     outcome.report = _report(settings, identity, run.cases, verdicts, run.details)
+    outcome.report |= results.modules_of(settings.backend, pool.sources)
     outcome.cases = run.cases
     outcome.report["predicted"] = {"explained": explains}
     outcome.report["seconds"] = round(time.perf_counter() - started, 3)

@@ -30,7 +30,9 @@ DECIDES: Final[Mapping[str, str]] = {
     "batch_invariant": "whether the laws of batch invariance were judged",
     "accumulator": "how wide the interval is that an output must lie in",
     "fingerprint": "the kernel's sources and options, where the backend gives them",
-    "file_sha256": "the file that `--backend` names; files that it imports are not in it",
+    "file_sha256": "the file that `--backend` names",
+    "modules_sha256": "the Python files of its repository or folder that the kernel imported; "
+    "those that two reports both have are compared",
     "device": "where it ran",
     "recorded.machine_class": "GPU model and capability, or the processor: they decide bits",
     "recorded.file": "which recorded bits its own were compared with",
@@ -74,12 +76,14 @@ MAY_DIFFER: Final[Mapping[str, str]] = {
 }
 """Key of a report -> why reports that differ in it are one judgement all the same."""
 
-_NOT_ALWAYS: Final = ("file_sha256", "name", "callables", "batch_invariant", "worker",
-                      "versions.triton", "versions.deep_gemm", "versions.sgl-deep-gemm",
+_NOT_ALWAYS: Final = ("file_sha256", "modules_sha256", "name", "callables", "batch_invariant",
+                      "worker", "versions.triton", "versions.deep_gemm", "versions.sgl-deep-gemm",
                       "versions.vllm", "versions.sglang")  # fmt: skip
 """What all reports may lack: what earlier versions did not write, and what is not installed."""
 _PARTS: Final = {key.partition(".")[0] for key in (*DECIDES, *MAY_DIFFER) if "." in key}
 _TWO_NUMBERS: Final = ("versions.python", "worker.python")
+MODULES: Final = "modules_sha256"
+"""Its files are compared one by one: which of them a shard loads may depend on its cases."""
 NOT_RUN: Final = "not-run"
 """Status of a case that a run did not come to before it was stopped."""
 
@@ -92,7 +96,8 @@ _REPORT: Final = schema.Object(
     {
         "backend": str, "name": str, "callables": schema.Items(str), "accumulator": str,
         "batch_invariant": bool,
-        "fingerprint": schema.OrNull(schema.Each(str)), "file_sha256": str, "device": str,
+        "fingerprint": schema.OrNull(schema.Each(str)), "file_sha256": str,
+        "modules_sha256": schema.Each(str), "device": str,
         "contract": str, "contract_why": str,
         "recorded": schema.Object({}, {"machine_class": str, "file": schema.OrNull(str)}),
         "goldens": schema.Object({}, {"manifest_sha256": str}),
@@ -153,10 +158,12 @@ def merge(
         _complete(report, name)
     for report, name in zip(reports[1:], names[1:], strict=True):
         _alike(reports[0], report, names[0], name)
+    modules = _modules(reports, names)
     cases = _each_once(reports, selection)
     counts = Counter(c["status"] for c in cases)
     return {
         **{k: v for k, v in reports[0].items() if k not in ("cases", "counts", "shard", "shards")},
+        **modules,
         "seconds": sum(float(r["seconds"]) for r in reports),
         "counts": {status: counts[status] for status in STATUSES},
         "shards": [part for r in reports for part in r.get("shards", [r.get("shard")])],
@@ -198,13 +205,31 @@ def _ended(report: Report, name: str) -> None:
 def _alike(first: Report, other: Report, first_name: str, other_name: str) -> None:
     mine, theirs = dict(_leaves(first)), dict(_leaves(other))
     for key in sorted({*mine, *theirs} - set(MAY_DIFFER)):
-        if mine.get(key) == theirs.get(key):
+        if mine.get(key) == theirs.get(key) or (key == MODULES and key in mine and key in theirs):
             continue
         why = DECIDES.get(key, "it may decide a result")
         raise ShardError(
             f"reports differ in {schema.plain(key)}: {_value(mine, key)} in {first_name}, "
             f"{_value(theirs, key)} in {other_name} ({why}); run them alike"
         )
+
+
+def _modules(reports: Sequence[Report], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The modules of all reports, for each may have loaded others; a :class:`ShardError` that names
+    the first file with two contents."""
+    seen: dict[str, tuple[str, str]] = {}
+    for report, name in zip(reports, names, strict=True):
+        for path, digest in sorted(report.get(MODULES, {}).items()):
+            first, where = seen.setdefault(path, (digest, name))
+            if digest != first:
+                raise ShardError(
+                    f"reports differ in {MODULES}: {schema.shown(path, 200)[1:-1]} is "
+                    f"{schema.plain(first[:12])} in {where}, {schema.plain(digest[:12])} in {name} "
+                    "(a Python file that the kernel imported); run them alike"
+                )
+    if not any(MODULES in report for report in reports):
+        return {}
+    return {MODULES: {path: digest for path, (digest, _) in sorted(seen.items())}}
 
 
 def _leaves(report: Report) -> Iterator[tuple[str, Any]]:
@@ -223,6 +248,8 @@ def _value(leaves: Mapping[str, Any], key: str) -> str:
     if key not in leaves:
         return "nothing"
     value = leaves[key]
+    if key == MODULES:
+        return counted(len(value), "file")
     if isinstance(value, Mapping):  # a fingerprint
         pairs = sorted(value.items())
         return ", ".join(f"{schema.plain(k)} {schema.plain(v)}" for k, v in pairs) or "none"

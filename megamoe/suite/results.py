@@ -64,6 +64,12 @@ def _digest_of(backend: str) -> dict[str, str]:
     return {"file_sha256": digest} if digest else {}
 
 
+def modules_of(backend: str, sources: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """``modules_sha256`` of the Python files that the backend imported from its own repository or
+    folder; empty where the backend was named by no file."""
+    return {"modules_sha256": dict(sorted(sources.items()))} if known.is_file(backend) else {}
+
+
 def describe(report: Report, cases: Sequence[Case], details: Mapping[str, Any]) -> None:
     """Add to each case of ``report`` its sizes and, where it is bad, what it breaks and details.
 

@@ -71,6 +71,8 @@ class Worker:
         self._closed = False
         self.give_up: Callable[[], bool] = lambda: False
         """Whether the wait for an answer is over before its time, since another rank failed."""
+        self.sources: dict[str, str] = {}
+        """The Python files that its processes imported, by path, as ``sources.py`` tells them."""
         self._cwd = launch.cwd or str(Path.cwd())
         self._folders: list[Path] = []
         try:
@@ -114,6 +116,7 @@ class Worker:
             self._remade(folder)
             return reply
         state = reply.pop("state", None)
+        self._add_sources(reply.pop("sources", None))
         if fresh and isinstance(state, dict):  # variables that a first call adds are its set-up
             known = {k: v for k, v in state.items() if k.startswith("variable ")}
             self._state = {**known, **self._state}
@@ -268,7 +271,15 @@ class Worker:
         if otherwise:
             raise WorkerError(f"a new process of it says {otherwise}")
         self._state = found.state
+        self._add_sources(said["ready"].get("sources"))
         return found
+
+    def _add_sources(self, found: Any) -> None:
+        """Keep the digest of each file as the first process told it; a worker of an earlier megamoe
+        tells none."""
+        for path, digest in found.items() if isinstance(found, dict) else ():
+            if isinstance(digest, str):
+                self.sources.setdefault(path, digest)
 
     def _answer(self, request: Mapping[str, Any], seconds: float) -> Reply:
         started = time.monotonic()

@@ -76,6 +76,12 @@ class Pool:
         self.address = Address(name, key, replace(identity, state={}), first.folder)
         threading.Thread(target=self._accept, daemon=True).start()
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The Python files of the backend that its processes imported so far: path, relative to the
+        backend's file, to sha256."""
+        return {path: sha for worker in self._workers for path, sha in worker.sources.items()}
+
     def close(self) -> None:
         """End every worker; a judge that still waits gets no answer."""
         self._closed = True

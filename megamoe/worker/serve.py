@@ -1,9 +1,9 @@
 """The worker: loads one backend, calls it, hands back bytes. Needs Python 3.10 and torch only.
 
-It runs in somebody else's environment, with ``offer.py``, ``state.py`` and ``tensors.py`` beside it
-or, made by ``single.py``, in it. It judges nothing: the judge is another process.
-``docs/protocol.md`` has every message: a JSON object a line on standard input, an answer each on
-standard output. The output of a backend goes to standard error.
+It runs in somebody else's environment, with ``offer.py``, ``sources.py``, ``state.py`` and
+``tensors.py`` beside it or, made by ``single.py``, in it. It judges nothing: the judge is another
+process. ``docs/protocol.md`` has every message: a JSON object a line on standard input, an answer
+each on standard output. The output of a backend goes to standard error.
 """
 
 from __future__ import annotations
@@ -275,6 +275,7 @@ def serve() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # the output of a backend is no answer
     watch, about = (module_of(f"megamoe_worker_{n}", HERE / f"{n}.py") for n in ("state", "offer"))
+    modules_of = module_of("megamoe_worker_sources", HERE / "sources.py")
     state = watch.State((0, 1, 2, out, requests.fileno()))
 
     def say(reply: dict[str, Any]) -> None:
@@ -288,6 +289,7 @@ def serve() -> None:
     device, trace = hello["device"], Path(hello["trace"]).open("w")  # noqa: SIM115
     faulthandler.enable(file=trace, all_threads=False)  # a crash leaves its place
     try:
+        sources = modules_of.Sources(hello["backend"])  # before the backend can change the folder
         if hello["threads"]:
             torch.set_num_threads(hello["threads"])
         if device.startswith("cuda") and not torch.cuda.is_available():
@@ -299,7 +301,7 @@ def serve() -> None:
         served = Served(load(hello["backend"], device, modules, contract), device, modules)
         ready = {**identity(served.backend), "fingerprint": fingerprint(served.backend)}
         ready |= about.offer(hello["backend"], modules, hello.get("packages", ()))
-        ready["facts"] = facts(device)
+        ready |= {"facts": facts(device), "sources": sources.fresh()}
         say({"protocol": PROTOCOL, "ready": ready, "state": state.now()})
     except BaseException as error:
         say({"protocol": PROTOCOL, "error": one_line(error, place=True)})
@@ -309,6 +311,7 @@ def serve() -> None:
         trace.truncate(0)
         faulthandler.dump_traceback_later(request["seconds"], file=trace)
         reply = served.answer(request)
+        reply["sources"] = sources.fresh()
         faulthandler.cancel_dump_traceback_later()
         try:
             reply["state"] = state.now()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
-BESIDE: Final = ("offer", "state", "tensors")
+BESIDE: Final = ("offer", "sources", "state", "tensors")
 """Modules that ``serve.py`` loads from its own folder."""
 _MAIN: Final = '\nif __name__ == "__main__":\n'
 

@@ -101,6 +101,11 @@ class Team:
                        torchrun=self.ranks.torchrun)  # fmt: skip
 
     @property
+    def sources(self) -> dict[str, str]:
+        """The Python files that the processes of all ranks here imported."""
+        return {path: sha for worker in self._workers for path, sha in worker.sources.items()}
+
+    @property
     def like(self) -> Identity | None:
         return self._workers[0].like
 
