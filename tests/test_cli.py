@@ -137,6 +137,10 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             ["check", "--backend", "k:kernel"],
             "no Python file at {here}/k; did you mean k.py:Kernel?",
         ),
+        (
+            ["check", "--backend", "cases:K"],
+            "/cases is a folder without __init__.py, so no package; n",
+        ),
         (["check", "--backend", "k"], "unknown backend 'k'; did you mean k.py:Kernel?"),
         (["check", "--backend", "empt.py:K"], "did you mean empty.py?"),
         (["check", "--backend", "x"], "unknown backend 'x'; known: eager"),
