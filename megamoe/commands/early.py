@@ -148,6 +148,9 @@ def _meant(spec: str) -> str:
     file, _, name = spec.rpartition(":")
     file, name = (file, name) if file else (name, "")
     path = Path(file)
+    if not name and known.source_of(path.expanduser()).name == "__init__.py":
+        package = known.source_of(path.expanduser())
+        return f"; did you mean {file}:CLASS, of the package?" if package.is_file() else ""
     for whole in (Path(f"{file}.py"), Path(f"{file.replace('.', '/')}.py")):
         if whole.expanduser().is_file():
             classes = _classes(whole.expanduser())

@@ -40,7 +40,8 @@ def archived(home: Path, job: Job, report: Mapping[str, Any]) -> tuple[str, str]
     spec = job.test.backend
     name, _, attribute = spec.rpartition(":")
     path, sides = Path(name).expanduser(), sides_of(job, report)
-    by_tree = not path.is_absolute() and any(side.kind == "git" for side in sides)
+    leaves = path.is_absolute() or path.parts[:1] == ("..",)
+    by_tree = not leaves and any(side.kind == "git" for side in sides)
     is_in_trees = by_tree and all(_holds(side, path, job.test.options.path) for side in sides)
     if not name or is_in_trees or not source_of(path).is_file():
         return spec, ""
