@@ -11,7 +11,7 @@ import torch
 from megamoe import backends
 from megamoe.backends import BackendError, load_backend
 from megamoe.backends.eager import EagerBackend
-from megamoe.worker import known
+from megamoe.worker import known, offer
 
 FILE = '''
 """A kernel of somebody's."""
@@ -174,6 +174,29 @@ def test_a_file_that_is_not_there(tmp_path):
     path = tmp_path / "absent.py"
     assert refused(f"{path}:X") == (
         f"backend {path}:X: no Python file at {path}; check the path before the :"
+    )
+
+
+def test_a_package_is_its_folder_or_its_init(tmp_path):
+    """It may import relatively, and by its own name."""
+    package = tmp_path / "ragmoe"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .layer import Mine\n")
+    (package / "layer.py").write_text("from .formats import SIZE\nimport ragmoe.formats\n" + FILE)
+    (package / "formats.py").write_text("SIZE = 1\n")
+    for path in (package, package / "__init__.py"):
+        assert load_backend(f"{path}:Mine").name == "mine"
+        assert offer.default_of(f"{path}:Mine", {}) is None
+    assert refused(f"{package / 'layer.py'}:Mine") == (
+        f"backend {package / 'layer.py'}:Mine: layer.py has a relative import, which works in a "
+        f"package only; name the package, {package}:Mine, and import Mine in its __init__.py"
+    )
+
+
+def test_a_relative_import_outside_of_a_package(file):
+    file.write_text("from .formats import SIZE\n")
+    assert refused(f"{file}:X").endswith(
+        f"import by the whole name, or add {file.parent / '__init__.py'}"
     )
 
 

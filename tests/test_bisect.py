@@ -411,9 +411,12 @@ def replayed(archive, side, folder):
 
 
 @pytest.mark.slow
-def test_a_change_seen_in_the_codes_only_is_found_and_can_be_replayed(tmp_path, capsys):
+def test_a_change_seen_in_the_codes_only_is_found_and_can_be_replayed(
+    tmp_path, monkeypatch, capsys
+):
     home = tmp_path / "toy"
     commits = history.write(home, 5, {3: CODE}, code_every=1)
+    monkeypatch.chdir(home)  # a bad kernel.py lies here, and the replay must not run it
     code, report, _, _ = kernel_bisect(
         home, commits[0], "main", "--repeat", 1, "--archive", tmp_path / "a.tar.gz", capsys=capsys
     )
@@ -430,6 +433,59 @@ def test_a_change_seen_in_the_codes_only_is_found_and_can_be_replayed(tmp_path, 
     assert (code, "the GOOD bits" in said) == (0, True), said
     code, said = replayed(report["archive"], "bad", tmp_path / "two")
     assert (code, "the BAD bits; not as good: l2_acts" in said) == (1, True), said
+
+
+LAYER = """
+from megamoe.backends.eager import EagerBackend
+from {place} import NUMBER
+
+class Kernel(EagerBackend):
+    name = "toy"
+
+    def forward(self, problem):
+        out = super().forward(problem)
+        out["y"][0, 0] += NUMBER
+        return out
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["ragmoe/__init__.py", "kernel.py", "{away}/apart"])
+def test_a_replay_runs_the_tree_that_is_checked_out(spec, tmp_path, monkeypatch, capsys):
+    """A package in the trees, and a file and a package outside that import one from the trees. The
+    archive has all of what lies outside, so its place may be gone."""
+    package = {"ragmoe/__init__.py": "from .layer import Kernel\n",
+               "ragmoe/layer.py": LAYER.format(place=".number")}  # fmt: skip
+    home, away = tmp_path / "toy", tmp_path / "away"
+    trees = [(f"{n}", {**package, "ragmoe/number.py": f"NUMBER = {n}\n"}) for n in (0, 1)]
+    good, bad = history.commit_all(home, trees)
+    (away / "apart").mkdir(parents=True)
+    (away / "kernel.py").write_text("from ragmoe import Kernel\n")
+    (away / "apart" / "__init__.py").write_text("from .inner import Kernel\n")
+    (away / "apart" / "inner.py").write_text(LAYER.format(place="ragmoe.number"))
+    monkeypatch.chdir(away if spec == "kernel.py" else home)
+    code, report, _, err = bisect(
+        "--repo", home, "--good", good, "--bad", bad, "--repeat", 1,
+        "--backend", f"{spec.format(away=away)}:Kernel", "--case", CASE,
+        "--archive", tmp_path / "a.tar.gz", capsys=capsys,
+    )  # fmt: skip
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(away)
+    for side, status in (("good", 0), ("bad", 1)):
+        code, said = replayed(report["archive"], side, tmp_path / side)
+        assert (code, f"the {side.upper()} bits" in said) == (status, True), said
+
+
+def test_a_replay_without_a_tree_says_what_is_missing(tmp_path, capsys):
+    (tmp_path / "serve.py").write_text(Path(serve.__file__).read_text())
+    about = {"backend": "k.py:K", "copy": "", "device": "cpu", "modules": {}, "cases": []}
+    (tmp_path / "cases.json").write_text(json.dumps(about))
+    assert rejudge.main(tmp_path, []) == 2
+    assert capsys.readouterr().out == (
+        "cannot replay: no k.py in this folder; check out one of the two trees and name its folder "
+        "with --path, as README.md says\n"
+    )
 
 
 def test_a_replay_fills_blank_tensors_as_the_worker_does():

@@ -137,6 +137,11 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
             ["check", "--backend", "k:kernel"],
             "no Python file at {here}/k; did you mean k.py:Kernel?",
         ),
+        (
+            ["check", "--backend", "cases:K"],
+            "/cases is a folder without __init__.py, so no package; n",
+        ),
+        (["check", "--backend", "p"], "unknown backend 'p'; did you mean p:CLASS, of the package?"),
         (["check", "--backend", "k"], "unknown backend 'k'; did you mean k.py:Kernel?"),
         (["check", "--backend", "empt.py:K"], "did you mean empty.py?"),
         (["check", "--backend", "x"], "unknown backend 'x'; known: eager"),
@@ -246,6 +251,8 @@ def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monk
     monkeypatch.chdir(blessed)
     (blessed / "k.py").write_text("class Other: ...\nclass Kernel:\n  forward = print\n")
     (blessed / "empty.py").write_text("not Python")
+    (blessed / "p").mkdir()
+    (blessed / "p" / "__init__.py").touch()
     (blessed / "p2.safetensors").write_text("no safetensors")
     (blessed / "r.json").write_text("{}")
     assert main(arguments) == 2

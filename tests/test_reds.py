@@ -276,6 +276,20 @@ def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
     assert chosen(reds_of_run[6:]) == "next: megamoe reduce forward/nvfp4-bell-data-drifts"
 
 
+def test_a_problem_without_tokens_is_not_reduced() -> None:
+    """Where a case with tokens has the same symptom, that one is reduced."""
+    names = ["forward/expert-block-edge-t0", "forward/token-block-edge-t9"]
+    cases = [case for case in load_cases(golden_root()) if case.id in names]
+    report = {"backend": "k.py:K", "options": "", "cases": [red(name) for name in names]}
+    assert next_command.lines_of(report, cases, {}) == [
+        f"next: megamoe reduce {names[1]} --backend k.py:K"
+    ]
+    alone = {**report, "cases": report["cases"][:1]}
+    assert next_command.lines_of(alone, cases, {}) == [
+        f"next: mend this, then: megamoe check --backend k.py:K --case {names[0]}"
+    ]
+
+
 def test_the_next_command_takes_wrong_tokens_that_show_a_pattern() -> None:
     """At a tile edge one wrong token, or a stretch of them, fits causes by chance."""
     every = {case.id: case for case in load_cases(golden_root())}

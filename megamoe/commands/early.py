@@ -127,6 +127,10 @@ def _backend(spec: str, is_this_python: bool) -> None:
         raise UsageError(f"backend {spec}: a stored problem is no backend; {judges}")
     if known.is_file(spec):
         path = Path(known.file_of(spec)).expanduser().resolve()
+        if path.is_dir() and not known.source_of(path).is_file():
+            raise UsageError(f"backend {spec}: {path} is a folder without __init__.py, so no "
+                             "package; name a file in it, as FOLDER/FILE.py:CLASS")  # fmt: skip
+        path = known.source_of(path)
         if not path.is_file():
             raise UsageError(f"backend {spec}: no Python file at {path}"
                              f"{_meant(spec) or '; check the path before the :'}")  # fmt: skip
@@ -144,6 +148,9 @@ def _meant(spec: str) -> str:
     file, _, name = spec.rpartition(":")
     file, name = (file, name) if file else (name, "")
     path = Path(file)
+    if not name and known.source_of(path.expanduser()).name == "__init__.py":
+        package = known.source_of(path.expanduser())
+        return f"; did you mean {file}:CLASS, of the package?" if package.is_file() else ""
     for whole in (Path(f"{file}.py"), Path(f"{file.replace('.', '/')}.py")):
         if whole.expanduser().is_file():
             classes = _classes(whole.expanduser())

@@ -17,6 +17,7 @@ import torch
 
 from megamoe.cases import Case, kind_of
 from megamoe.compare import disk, rejudge, stages
+from megamoe.compare.backend_file import archived, sides_of
 from megamoe.compare.checkout import git
 from megamoe.compare.job import Job
 from megamoe.compare.probe import Prober
@@ -24,7 +25,7 @@ from megamoe.compare.processes import CannotStart, clean_environment
 from megamoe.compare.running import packed, size_of
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
-from megamoe.worker import serve
+from megamoe.worker import single
 from megamoe.worker.choice import AUTO
 from megamoe.worker.exchange import plain_of
 from megamoe.worker.files import Tensors
@@ -64,11 +65,11 @@ def _fill(
     home: Path, job: Job, prober: Prober, report: dict[str, Any], pair: tuple[str, str], log: str
 ) -> None:  # fmt: skip
     shutil.copyfile(rejudge.__file__, home / "replay.py")
-    shutil.copyfile(serve.__file__, home / "serve.py")
+    (home / "serve.py").write_text(single.source(), encoding="utf-8")
     kept, left_out = _cases(home, prober, report, pair)
-    backend = _backend(home, job)
-    about = {"backend": backend, "device": job.test.device, "cases": kept, "modules": MODULES,
-             "contract": _made_for(prober, pair)}  # fmt: skip
+    backend, copy = archived(home, job, report)
+    about = {"backend": backend, "copy": copy, "device": job.test.device, "cases": kept,
+             "modules": MODULES, "contract": _made_for(prober, pair)}  # fmt: skip
     (home / "cases.json").write_text(json.dumps(about, indent=1) + "\n")
     inside = {**report, "archive": None}
     (home / "bisect.json").write_text(json.dumps(inside, indent=1) + "\n")
@@ -165,18 +166,6 @@ class _Noted:
         }  # fmt: skip
 
 
-def _backend(home: Path, job: Job) -> str:
-    """The spec as the archive needs it: a file of ours comes along, one of the tree is there."""
-    spec = job.test.backend
-    name, _, attribute = spec.rpartition(":")
-    file = Path(name).expanduser()
-    if not name.endswith(".py") or not file.is_file():
-        return spec
-    (home / "backend").mkdir()  # no file of ours has its name there
-    shutil.copyfile(file, home / "backend" / file.name)
-    return f"backend/{file.name}:{attribute}"
-
-
 def _sources(home: Path, job: Job, report: dict[str, Any]) -> list[str]:
     """A bundle of two commits, the last good tree and the first bad one, and the bad patch."""
     repo = job.where.good.repo
@@ -248,9 +237,11 @@ def _readme(
         print(f"    python ../replay.py --path {o.path}", file=out)
         print("\n`first-bad.patch` is what lies between, as its author wrote it.", file=out)
     else:
-        for rev in pair:
-            print(f"    # in an environment with {rev}", file=out)
-            print("    python replay.py", file=out)
+        for side in sides_of(job, report):
+            tree = f" --path {Path('TREE') / o.path}" if side.kind == "git" else ""
+            where = "with TREE, a checkout of" if tree else "in an environment with"
+            print(f"    # {where} {side.text}", file=out)
+            print(f"    python replay.py{tree}", file=out)
         print(
             "\nA backend of one's own may import megamoe; then that must be installed too, or its\n"
             "checkout given with `--path`.",

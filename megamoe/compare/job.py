@@ -12,6 +12,7 @@ import torch
 import megamoe
 from megamoe.compare.question import Test
 from megamoe.compare.sides import Side
+from megamoe.worker.known import source_of
 
 PROTOCOL: Final = 2
 """Version of the requests to a side and of the stored bits: a state of another version is of no
@@ -46,7 +47,7 @@ def request_of(job: Job) -> dict[str, Any]:
     """Everything that decides a verdict: the state of another request is of no use."""
     t, w = job.test, job.where
     revs = [side.target for side in w.sides] or [w.good.target, w.bad.target]
-    spec = Path(t.backend.rpartition(":")[0] or "-")
+    spec = source_of(Path(t.backend.rpartition(":")[0] or "-").expanduser())
     source = spec.read_text(errors="replace") if spec.is_file() else ""
     return {
         "protocol": PROTOCOL, "megamoe": megamoe.__version__, "python": sys.version,

@@ -104,13 +104,16 @@ def main(folder: Path, argv: list[str] | None = None) -> int:
     a = parser.parse_args(argv)
     serve = _file(folder / "serve.py", "megamoe_serve")
     sys.path[:1] = [str(Path(p).resolve()) for p in a.path]
+    sys.dont_write_bytecode = True  # a tree keeps nothing for the next revision in it
     modules = about["modules"]
     try:
-        spec = _located(a.backend, [*a.path, folder])
+        copy = about["copy"] if a.backend == about["backend"] else ""
+        spec = _located(a.backend, a.path, folder, copy)
         backend = serve.load(spec, a.device, modules, a.contract)
         facts = serve.facts(a.device)
     except (Exception, SystemExit) as error:
-        print(f"cannot replay: {serve.one_line(error)}")
+        told = isinstance(error, (NoBits, serve.BackendError))
+        print(f"cannot replay: {error if told else serve.one_line(error)}")
         return 2
     print(json.dumps({"backend": str(getattr(backend, "name", "")), **facts}))
     seen = set()
@@ -131,13 +134,23 @@ def _file(path: Path, name: str) -> Any:
     return module
 
 
-def _located(spec: str, folders: list[Any]) -> str:
-    """A file's path counts from --path, then from the archive."""
+def _located(spec: str, paths: list[str], folder: Path, copy: str) -> str:
+    """The path of a file or a package counts from --path, then from here, and the archive's copy
+    stands last. Where the copy is meant, no tree is looked at."""
+    if spec == copy:
+        return str(folder / spec)
     file = spec.rpartition(":")[0]
-    for folder in folders:
-        if file.endswith(".py") and (Path(folder) / file).exists():
-            return str(Path(folder) / spec)
-    return spec
+    for home in (*paths, "."):
+        if file and (Path(home) / file).exists():
+            return str(Path(home) / spec)
+    if not file:
+        return spec
+    if not copy:
+        raise NoBits(
+            f"no {file} in {', '.join(paths) or 'this folder'}; check out one of the two trees "
+            "and name its folder with --path, as README.md says"
+        )
+    return str(folder / copy)
 
 
 def _run(

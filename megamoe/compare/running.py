@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 
 from megamoe.cases import KINDS, Case, kind_of
 from megamoe.compare import disk
+from megamoe.compare.backend_file import located
 from megamoe.compare.processes import CannotStart, clean_environment
 from megamoe.compare.rejudge import NoBits, digest, stages
 from megamoe.compare.sides import Ready
@@ -78,7 +78,7 @@ class Running:
         self.facts: dict[str, Any] = {}
         cwd = None if ready.cwd is None else str(ready.cwd)
         launch = Launch(
-            backend=_located(backend, ready), device=device, contract=contract,
+            backend=located(backend, ready.front), device=device, contract=contract,
             argv=ready.argv, front=ready.front, cwd=cwd, environment=clean_environment(),
         )  # fmt: skip
         try:
@@ -181,18 +181,6 @@ def judged_under(sides: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if len(said) == len(sides) and len({*said.values()}) == 1:
         return [*said.values()][:1]
     return [f"{name}: {text}" for name, text in said.items()]
-
-
-def _located(spec: str, ready: Ready) -> str:
-    """A backend's file with its whole path: in a revision's tree if it is there, else from here."""
-    name, _, attribute = spec.rpartition(":")
-    if not name.endswith(".py"):
-        return spec
-    for folder in (*ready.front, os.getcwd()):  # noqa: PTH109
-        path = Path(folder) / Path(name).expanduser()
-        if path.is_file():
-            return f"{path}:{attribute}"
-    return f"{Path(name).expanduser().absolute()}:{attribute}"
 
 
 # --- inputs -----------------------------------------------------------------------------------

@@ -227,8 +227,8 @@ def _mend(report: Mapping[str, Any], what: str, case: Mapping[str, Any]) -> list
 def _verb(case: Mapping[str, Any], known: Case | None) -> str:
     """``explain`` for a wrong stage or a wrong staged tensor, ``reduce`` for an exception, a crash
     or a hang in a forward; else nothing. A broken law and an exception in a variant of one are
-    neither: both verbs make one call of the problem itself, which is right. ``explain`` follows
-    MXFP4 alone; ``reduce`` takes every format."""
+    neither: both verbs make one call of the problem itself, which is right. A problem without
+    tokens is as small as it gets. ``explain`` follows MXFP4 alone; ``reduce`` takes all formats."""
     wrong = "explain"
     if known is not None and known.params.get("weight_format", "mxfp4") != "mxfp4":
         wrong = "reduce"
@@ -239,7 +239,8 @@ def _verb(case: Mapping[str, Any], known: Case | None) -> str:
     if case["status"] == "error":
         reason = case["reason"]
         of_forward = any(words in reason for words in REDUCED)
-        return "reduce" if of_forward and not _is_of_law(reason) else ""
+        is_least = known is not None and known.params.get("tokens") == 0
+        return "reduce" if of_forward and not is_least and not _is_of_law(reason) else ""
     return wrong if any(_is_of_forward(f) for f in case["findings"]) else ""
 
 

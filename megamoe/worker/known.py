@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Final
 
 from megamoe.suggest import hint
@@ -45,9 +46,16 @@ def is_file(spec: str) -> bool:
 
 
 def file_of(spec: str) -> str:
-    """The path in ``path/to/file.py:OBJECT``; ``:OBJECT`` may lack."""
+    """The path in ``path/to/file.py:OBJECT``, whose ``:OBJECT`` may lack, or in
+    ``path/to/package:OBJECT``."""
     path, _, name = spec.rpartition(":")
     return path if path and not name.endswith(".py") else spec
+
+
+def source_of(path: Path) -> Path:
+    """The file that Python runs for the path of a backend: of a package folder its
+    ``__init__.py``."""
+    return path / "__init__.py" if path.is_dir() else path
 
 
 def unknown(spec: str) -> str:

@@ -32,7 +32,8 @@ def _factory(spec: str, modules: Mapping[str, str]) -> Any:
     file, _, attribute = spec.rpartition(":")
     if not file:
         return importlib.import_module(modules["backends"]).factory_of(spec)
-    found = getattr(sys.modules[f"megamoe_backend_{Path(file).stem}"], attribute)
+    stem = Path(file).stem if file.endswith(".py") else "__init__"  # of a package's folder
+    found = getattr(sys.modules[f"megamoe_backend_{stem}"], attribute)
     if not isinstance(found, type) and hasattr(found, "name") and hasattr(found, "accumulator"):
         raise TypeError("a backend as it is, whatever a call of it would take")
     return found
@@ -70,6 +71,15 @@ def needs(name: str, needed: Iterable[str]) -> str:
         f"{name} is a function that takes {', '.join(needed)}; name a class, or a function that "
         "returns a backend and takes nothing but device and contract"
     )
+
+
+def is_in_package(file: Path, name: str) -> str:
+    """What to write in place of a file that imports from its own package."""
+    start = f"{file.name} has a relative import, which works in a package only; "
+    if not (file.expanduser().parent / "__init__.py").is_file():
+        return f"{start}import by the whole name, or add {file.parent / '__init__.py'}"
+    package = file.parent if file.parent.name else file.expanduser().resolve().parent
+    return f"{start}name the package, {package}:{name}, and import {name} in its __init__.py"
 
 
 def loaded(names: Iterable[str]) -> dict[str, str]:

@@ -44,7 +44,8 @@ class BackendError(ValueError):
 
 
 def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUTO) -> Any:
-    """The backend: ``path/to/file.py:OBJECT_OR_FACTORY``, or a name that megamoe knows.
+    """The backend: ``path/to/file.py:OBJECT_OR_FACTORY``, the same with the folder of a package, or
+    a name that megamoe knows.
 
     ``modules``: where megamoe's ``backends``, ``acts`` and ``problem`` are; some or all may lack.
     """
@@ -56,7 +57,14 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
         return named(modules, "backends").load_backend(spec, device, *asked)
     if not name or not attribute or attribute.endswith(".py"):
         raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
-    module = import_file(Path(name).expanduser().resolve())
+    file = Path(name).expanduser().resolve()
+    try:
+        module = import_file(file)
+    except ImportError as error:
+        if "no known parent package" not in str(error):
+            raise
+        about = module_of("megamoe_worker_offer", HERE / "offer.py")
+        raise BackendError(about.is_in_package(Path(name), attribute)) from error
     found = getattr(module, attribute, None)
     needed = _needed(found)
     if needed or not hasattr(module, attribute):
@@ -85,11 +93,14 @@ def named(modules: Mapping[str, str], part: str) -> Any:
 
 
 def import_file(file: Path) -> Any:
-    """The module in ``file``; its folder joins the import path last, as a script's would first."""
+    """The module in ``file``; its folder joins the import path last, as a script's would first.
+    The folder of a package means its ``__init__.py``; the folder around it joins the path."""
+    file = file / "__init__.py" if file.is_dir() else file
     if file.suffix != ".py" or not file.is_file():
         raise BackendError(f"no Python file at {file}; check the path before the :")
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
+    home = str(file.parent.parent if file.stem == "__init__" else file.parent)
+    if home not in sys.path:
+        sys.path.append(home)
     return module_of(f"megamoe_backend_{file.stem}", file)
 
 
