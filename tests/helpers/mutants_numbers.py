@@ -174,6 +174,7 @@ EXPONENTS = [
     _one("requant-bits-without-the-carry", "eager", ".long() + 0x1FFFFF) >> 23", ".long()) >> 23", "forward/capacity-5-not-a-multiple-of-384", "2026-11"),
     _one("requant-bits-carry-one-too-much", "eager", "+ 0x1FFFFF", "+ 0x200000", "forward/ties-of-activations-not-to-even", "2026-11"),
     _one("requant-bits-carry-one-too-little", "eager", "+ 0x1FFFFF", "+ 0x1FFFFE", "forward/requant-amax-one-unit-above-448x2k", "2026-11"),
+    _one("requant-byte-of-zeros-127", "eager", "return byte.clamp(contract.requant_exponent_min.value, 255)", "return torch.where(amax == 0, 127, byte.clamp(contract.requant_exponent_min.value, 255))", "forward/clamp-0-ignored-by-precise-silu", "2026-11"),
     _one("requant-byte-by-a-logarithm", "eager", "byte = ((amax.contiguous().view(torch.int32).long() + 0x1FFFFF) >> 23).int() - 8", "byte = ((amax / 448).log2().ceil().nan_to_num(0, 120, -127) + 127).int()", "forward/requant-amax-one-unit-above-448x2k-at-40-exponents", "2026-11"),
     _one("requant-infinity-255-at-september", "eager", ">> 23).int() - 8", ">> 23).int() - 8\n        byte = torch.where(amax.isinf(), 255, byte)", "forward/routing-weight-not-finite", "2026-11"),
     _one("staging-amax-in-fp16", "staging", _AMAX_S, _AMAX_S.replace("group_amax(groups, contract)", "group_amax(groups.half().float(), contract)"), "staging/amax-at-448x2k-or-a-step-beside-4a61"),

@@ -98,6 +98,7 @@ INDEX = [
     _one("last-group-takes-the-scale-before", "eager", "w_scale = _ue8m0_values(weight_sf).t()", "w_scale = _ue8m0_values(weight_sf[:, [*range(weight_sf.shape[1] - 1), -2]]).t()", "forward/scale-of-weights-one-group-off"),
     _one("last-row-of-weights-takes-the-scale-before", "eager", "w_scale = _ue8m0_values(weight_sf).t()", "w_scale = _ue8m0_values(weight_sf[[*range(weight_sf.shape[0] - 1), -2]]).t()", "forward/scale-of-weights-one-group-off"),
     _one("gate-and-up-scales-swapped", "eager", "problem.w13_weight_scale[expert],", "problem.w13_weight_scale[expert].roll(problem.intermediate_size, 0),", "forward/scale-of-weights-one-group-off"),
+    _one("scales-of-up-read-from-the-gate", "eager", "problem.w13_weight_scale[expert],", "problem.w13_weight_scale[expert][: problem.intermediate_size].repeat(2, 1),", "forward/scale-of-weights-one-group-off"),
     _one("third-block-of-128-read-twice", "eager", "large = x.abs()", "x = torch.cat([x[:, :256], x[:, 128:256], x[:, 384:]], 1) if depth >= 384 else x\n    large = x.abs()", "forward/shape-h384-i128-mistiled"),
     _one("last-channel-of-k-lost", "eager", "large = x.abs()", "x = x.clone()\n    x[:, -1] = 0\n    large = x.abs()", "forward/masked-slots-bell"),
     _one("last-column-of-y-not-written", "eager", _SLOT, "down[:, -1] = 0\n            " + _SLOT, "forward/masked-slots-bell"),

@@ -107,6 +107,9 @@ def _of_w13() -> dict[str, Reader]:
     out["scales of gate and of up are swapped"] = _sf(
         lambda sf: np.concatenate([*np.split(sf, 2)][::-1])
     )
+    for half, name in enumerate(("up rows have the scales of gate rows",
+                                 "gate rows have the scales of up rows")):  # fmt: skip
+        out[name] = _sf(lambda sf, h=half: np.concatenate([np.split(sf, 2)[h]] * 2))  # type: ignore[misc]
     return out
 
 

@@ -151,6 +151,10 @@ def _exponents(own: Way) -> Iterator[Named]:
         "a subnormal scale is flushed before its exponent is taken",
         {"exponent": lambda m: ue8m0_ceil(flushed(_scaled(m)))},
     )
+    yield (
+        "a group of zeros has the scale byte 127",
+        {"exponent": lambda m: np.where(m == 0, 127, byte(m)).astype(np.int32)},
+    )
     yield "the exponent is at most 254", {"exponent": lambda m: np.minimum(byte(m), 254)}
     yield (
         "an infinite amax gives the exponent 255",

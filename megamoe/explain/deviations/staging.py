@@ -54,6 +54,7 @@ def catalogue(life: Life, source: Tokens) -> Iterator[StagedWay]:
         half = hidden.astype(np.float16).astype(np.float32)
     yield StagedWay("hidden states go through fp16", partial(_quantized, half, _amax(half, c), c))
     yield StagedWay("the exponent is not clamped", partial(_unclamped, hidden, c))
+    yield StagedWay("a group of zeros has the scale byte 127", partial(_zero_groups, hidden, c))
     yield from _stored(life)
     yield from _zeros(life)
     for by, side in ((-1, "before"), (1, "after")):
@@ -108,6 +109,11 @@ def _clipped(hidden: F32, contract: Contract) -> F32:
     """Values for the cast: a contract that clips first makes 448 of NaN, as of infinity."""
     lost = contract.staging_clips.value & np.isnan(hidden)
     return np.where(lost, np.float32(np.inf), hidden)
+
+
+def _zero_groups(hidden: F32, contract: Contract) -> Staged:
+    byte = np.where(_amax(hidden, contract) == 0, 127, _byte(_floored(hidden, contract)))
+    return _coded(hidden, byte.astype(np.int32), contract)
 
 
 def _unclamped(hidden: F32, contract: Contract) -> Staged:
