@@ -477,10 +477,13 @@ def test_a_replay_runs_the_tree_that_is_checked_out(spec, tmp_path, monkeypatch,
         assert (code, f"the {side.upper()} bits" in said) == (status, True), said
 
 
-def test_a_replay_without_a_tree_says_what_is_missing(tmp_path, capsys):
+def test_a_replay_without_a_tree_says_what_is_missing(tmp_path, capsys, monkeypatch):
     (tmp_path / "serve.py").write_text(Path(serve.__file__).read_text())
     about = {"backend": "k.py:K", "copy": "", "device": "cpu", "modules": {}, "cases": []}
     (tmp_path / "cases.json").write_text(json.dumps(about))
+    # It is a process of its own, and sets these two for itself.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
     assert rejudge.main(tmp_path, []) == 2
     assert capsys.readouterr().out == (
         "cannot replay: no k.py in this folder; check out one of the two trees and name its folder "

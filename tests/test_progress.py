@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
@@ -188,6 +188,7 @@ def test_check_judges_in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
         address = SimpleNamespace(
             identity=Identity("b", "fp32", ("eplb_map",), facts={"processor": "x"})
         )
+        sources: ClassVar[dict[str, str]] = {}
 
         def __init__(self, *given: Any) -> None: ...
         def __enter__(self) -> Fake:
