@@ -35,11 +35,11 @@ MANY = 480
 SPARSE = 6
 """At most this many rows per expert: use 8-token tiles."""
 NEARLY = 7
-"""At most this many blocks per multiprocessor nearly all fit at once, where six do."""
+"""Up to this many blocks per multiprocessor: nearly all fit at once in the tile of six."""
 ROUNDS = 15
-"""At most this many blocks per multiprocessor: three rounds of five. With more, six at a time."""
+"""Up to this many blocks per multiprocessor: three rounds of the tile of five. With more: six."""
 REGISTERS = 65536
-"""Of a multiprocessor, from SM90 on."""
+"""Registers of a multiprocessor, on SM90 and newer."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Tile:
 
     @property
     def registers(self) -> int:
-        """The most of a thread with which BLOCKS fit; the compiler counts in eights."""
+        """The most registers per thread with which BLOCKS fit; a multiple of eight."""
         return REGISTERS // (32 * self.WARPS * self.BLOCKS) // 8 * 8
 
 
@@ -284,8 +284,8 @@ def forget_counts(memory: Memory, stream: int) -> None:
 def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
     """The tile of :mod:`.kernels.few` for ``rows`` (token, slot) pairs; no bit depends on it.
 
-    What counts is how many blocks of linear 1 a multiprocessor gets. Those that all fit at once
-    should have as many weights on the way as they can. Of more, the last round should be full.
+    What counts is how many blocks of linear 1 a multiprocessor gets. If they all fit at once, each
+    should have as many weights on the way as it can. If not, the last round should be nearly full.
     """
     deep, five, six, wide = FEW
     used = min(rows, experts)
