@@ -31,15 +31,15 @@ from megamoe.files import (
     write_atomically,
 )
 from megamoe.judge import STATUSES, WORDS
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.suite import merge as merging
 from megamoe.suite import provenance, results
 from megamoe.suite.provenance import Provenance
 
-NAMED: Final = 20
+MAX_NAMES: Final = 20
 """Red cases that the summary names; report.html has all."""
 
-ASKED: Final = ("backend", "device", "tier", "kind", "case", "shard")
+REQUEST_KEYS: Final = ("backend", "device", "tier", "kind", "case", "shard")
 """Stands in a result and in its provenance."""
 
 _PROVENANCE: Final = schema.Object(
@@ -73,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             (a.out / name).unlink(missing_ok=True)
         if not a.folders:
             raise _Misuse("name the folders that ci/shard.sh wrote")
-        loaded = [_load(folder) for folder in a.folders]
-        merged, made = merge(loaded)
+        parts = [_load(folder) for folder in a.folders]
+        merged, origin = merge(parts)
         contents = {
-            provenance.NAME: json.dumps(made, indent=1) + "\n",
-            "summary.md": summary(merged, made),
+            provenance.NAME: json.dumps(origin, indent=1) + "\n",
+            "summary.md": summary(merged, origin),
             "junit.xml": results.junit(merged).decode(),
             "result.json": json.dumps(merged, indent=1) + "\n",  # last: its presence says done
         }
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # MergeError, ShardError
         print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"merge: {len(loaded)} shards hold each of {counted(len(merged['cases']), 'case')} once")
+    print(f"merge: {len(parts)} shards hold each of {quantity(len(merged['cases']), 'case')} once")
     print(f"merge: {results.verdict_line(merged)}")
     return results.exit_code(merged["counts"])
 
@@ -111,26 +111,26 @@ def _load(folder: Path) -> Shard:
             raise _Misuse(f"{path} is missing: did that shard end? Run it again") from None
         except FileError as error:
             raise _Misuse(str(error)) from None
-    result, made = (_parsed(folder / name, content) for name, content in contents.items())
+    result, origin = (_parsed(folder / name, content) for name, content in contents.items())
     if not isinstance(result, dict) or not isinstance(result.get("cases"), list):
         raise _Misuse(f"{folder / 'result.json'} is no report of `megamoe check --json`")
-    if schema.fault(made, schema.Object({"format": schema.OneOf((1,))})):
+    if schema.fault(origin, schema.Object({"format": schema.OneOf((1,))})):
         raise _Misuse(f"{folder / provenance.NAME} is not of format 1; merge with the revision "
                       "that wrote it")  # fmt: skip
-    if said := schema.fault(made, _PROVENANCE):
-        raise _Misuse(f"{folder / provenance.NAME}: {said}; run that shard again")
+    if message := schema.fault(origin, _PROVENANCE):
+        raise _Misuse(f"{folder / provenance.NAME}: {message}; run that shard again")
     digests = {"result.json": hashlib.sha256(contents["result.json"]).hexdigest()}
     for name in provenance.FILES:
         path = folder / name
         try:
-            found = digests.get(name) or digest_bounded(path, REPORT_LIMIT)
+            digest = digests.get(name) or digest_bounded(path, REPORT_LIMIT)
         except FileNotFoundError:
             raise _Misuse(f"{path} is missing: did that shard end? Run it again") from None
         except FileError as error:
             raise _Misuse(str(error)) from None
-        if found != made["files"][name]:
+        if digest != origin["files"][name]:
             raise MergeError(f"{path} was changed after it was made; run that shard again")
-    return folder, result, made
+    return folder, result, origin
 
 
 def _parsed(path: Path, content: bytes) -> Any:
@@ -140,40 +140,40 @@ def _parsed(path: Path, content: bytes) -> Any:
         raise _Misuse(f"{path} is no JSON ({error}); run that shard again") from None
 
 
-def merge(loaded: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, Any], Provenance]:
+def merge(parts: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, Any], Provenance]:
     """One report and one provenance of all shards, or :class:`MergeError`, or ``ShardError``."""
-    _alike(loaded)
-    first = loaded[0][2]
+    _alike(parts)
+    first = parts[0][2]
     root = root or golden_root()
     here = provenance.digest(root, provenance.GOLDENS)
     if first["digests"]["goldens"] != here:
         raise MergeError(f"the shards judged by other goldens than this checkout has; merge at "
                          f"their revision, {schema.plain(first['revision'])}")  # fmt: skip
-    asked = first["kind"], first["tier"], first["case"], loaded[0][1].get("contract")
-    selection = select(load_cases(root), *asked)
-    _all_there(loaded, selection, shards.durations(root))
-    names = [str(folder / "result.json") for folder, _, _ in loaded]
-    merged = merging.merge([result for _, result, _ in loaded], selection, names)
-    made = {
+    request = first["kind"], first["tier"], first["case"], parts[0][1].get("contract")
+    selection = select(load_cases(root), *request)
+    _all_there(parts, selection, shards.durations(root))
+    names = [str(folder / "result.json") for folder, _, _ in parts]
+    merged = merging.merge([result for _, result, _ in parts], selection, names)
+    origin = {
         "format": 1,
         **{name: first[name] for name in provenance.SAME},
         "shards": [
-            {**{key: made[key] for key in ("shard", "machine", "files")},
+            {**{key: source[key] for key in ("shard", "machine", "files")},
              "cases": len(result["cases"]), "seconds": result["seconds"]}
-            for _, result, made in loaded
+            for _, result, source in parts
         ],
     }  # fmt: skip
-    return merged, made
+    return merged, origin
 
 
-def _alike(loaded: Sequence[Shard]) -> None:
+def _alike(parts: Sequence[Shard]) -> None:
     """All of one judgement: what differs is named with both values and both folders."""
-    folder, _, first = loaded[0]
-    for other, _, made in loaded[1:]:
+    folder, _, first = parts[0]
+    for other, _, origin in parts[1:]:
         for name in provenance.SAME:
-            if made.get(name) == first.get(name):
+            if origin.get(name) == first.get(name):
                 continue
-            mine, theirs, what = first.get(name), made.get(name), name
+            mine, theirs, what = first.get(name), origin.get(name), name
             if isinstance(mine, dict) and isinstance(theirs, dict):
                 key = min(k for k in mine | theirs if mine.get(k) != theirs.get(k))
                 mine, theirs, what = mine.get(key), theirs.get(key), f"{name}.{key}"
@@ -181,49 +181,51 @@ def _alike(loaded: Sequence[Shard]) -> None:
                 f"shards differ in {schema.plain(what)}: {schema.plain(mine)} in {folder}, "
                 f"{schema.plain(theirs)} in {other}; run them alike, from one commit"
             )
-    for folder, result, made in loaded:
-        for name in ASKED:
-            if name not in result or result[name] != made[name]:
+    for folder, result, origin in parts:
+        for name in REQUEST_KEYS:
+            if name not in result or result[name] != origin[name]:
                 raise MergeError(
-                    f"{folder}: {name} is {schema.shown(result.get(name))} in result.json, "
-                    f"{schema.shown(made[name])} in {provenance.NAME}; run that shard again"
+                    f"{folder}: {name} is {schema.preview(result.get(name))} in result.json, "
+                    f"{schema.preview(origin[name])} in {provenance.NAME}; run that shard again"
                 )
 
 
 def _all_there(
-    loaded: Sequence[Shard], selection: Sequence[Case], seconds: dict[str, float]
+    parts: Sequence[Shard], selection: Sequence[Case], seconds: dict[str, float]
 ) -> None:
     """Each of 1/N to N/N once, so that a lost host is named as such and not by its cases alone."""
     places: dict[tuple[int, int], Path] = {}
-    for folder, _, made in loaded:
-        shard = shards.parse(made["shard"])
+    for folder, _, origin in parts:
+        shard = shards.parse(origin["shard"])
         if shard in places:
-            raise MergeError(f"shard {made['shard']} came twice: {places[shard]} and {folder}")
+            raise MergeError(f"shard {origin['shard']} came twice: {places[shard]} and {folder}")
         places[shard] = folder
     counts = sorted({count for _, count in places})
     if len(counts) > 1:
         raise MergeError(f"shards of {counts[0]} and of {counts[1]}: two cuts make no whole")
     for index in range(1, counts[0] + 1):
         if (index, counts[0]) not in places:
-            lost = [case.id for case in shards.shard(selection, index, counts[0], seconds)]
-            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            ids = [case.id for case in shards.shard(selection, index, counts[0], seconds)]
+            more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
             raise MergeError(
-                f"shard {index}/{counts[0]} is missing, and with it {counted(len(lost), 'case')}: "
-                f"{', '.join(lost[:3])}{more}; run {_again(loaded[0][1])}ci/shard.sh "
+                f"shard {index}/{counts[0]} is missing, and with it {quantity(len(ids), 'case')}: "
+                f"{', '.join(ids[:3])}{more}; run {_again(parts[0][1])}ci/shard.sh "
                 f"{index} {counts[0]}"
             )
 
 
 def _again(result: dict[str, Any]) -> str:
     """The variables of ``ci/shard.sh`` that made ``result``, as words of a shell."""
-    named = (("BACKEND", "backend"), ("DEVICE", "device"), ("TIER", "tier"), ("CASE", "case"))
-    given = [(variable, result.get(key)) for variable, key in named]
-    return "".join(f"{variable}={shlex.quote(str(value))} " for variable, value in given if value)
+    pairs = (("BACKEND", "backend"), ("DEVICE", "device"), ("TIER", "tier"), ("CASE", "case"))
+    settings = [(variable, result.get(key)) for variable, key in pairs]
+    return "".join(
+        f"{variable}={shlex.quote(str(value))} " for variable, value in settings if value
+    )
 
 
-def summary(merged: dict[str, Any], made: Provenance) -> str:
+def summary(merged: dict[str, Any], origin: Provenance) -> str:
     """A page for people, in Markdown: verdict, counts, red cases, hosts, what made it."""
-    lines = [f"## {merged['backend']} on {made['device']}: {results.verdict_line(merged)}", ""]
+    lines = [f"## {merged['backend']} on {origin['device']}: {results.verdict_line(merged)}", ""]
     lines += [
         f"| kind | {' | '.join(WORDS.get(s, s) for s in STATUSES)} |",
         f"|---|{'---|' * len(STATUSES)}",
@@ -235,22 +237,26 @@ def summary(merged: dict[str, Any], made: Provenance) -> str:
     red = [c for c in merged["cases"] if c["status"] in ("fail", "error")]
     if red:
         lines += ["", "| red | why |", "|---|---|"]
-        for case in red[:NAMED]:
+        for case in red[:MAX_NAMES]:
             why = (case["reason"].splitlines() or [""])[0].replace("|", "\\|")
             lines.append(f"| `{case['id']}` | {why} |")
-        if len(red) > NAMED:
-            lines.append(f"| | and {len(red) - NAMED} more |")
+        if len(red) > MAX_NAMES:
+            lines.append(f"| | and {len(red) - MAX_NAMES} more |")
     reasons = Counter(c["reason"] for c in merged["cases"] if c["status"] == "not-provided")
     if reasons:
         lines += ["", *(f"- not provided x {n}: {why}" for why, n in reasons.most_common())]
     lines += ["", "| shard | cases | seconds | machine |", "|---|---|---|---|"]
-    for shard in made["shards"]:
+    for shard in origin["shards"]:
         machine = ", ".join(str(v) for k, v in shard["machine"].items() if k != "class" and v)
         lines.append(
             f"| {shard['shard']} | {shard['cases']} | {shard['seconds']:.0f} | {machine} |"
         )
-    lines += ["", f"Revision {made['revision']}; contract {merged['contract']}; "
-              + ", ".join(f"{k} {v}" for k, v in made["versions"].items() if v) + "."]  # fmt: skip
+    lines += [
+        "",
+        f"Revision {origin['revision']}; contract {merged['contract']}; "
+        + ", ".join(f"{k} {v}" for k, v in origin["versions"].items() if v)
+        + ".",
+    ]
     return "\n".join(lines) + "\n"
 
 

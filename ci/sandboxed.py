@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUB = ROOT / "ci/nixpkgs-stub"
 FACTS = json.loads((STUB / "facts.json").read_text())
 SYSTEM = f"{os.uname().machine}-linux"
-CHECKED = ("preCheck", "checkPhase", "postCheck", "pytestFlags", "disabledTests",
+CHECK_ATTRIBUTES = ("preCheck", "checkPhase", "postCheck", "pytestFlags", "disabledTests",
            "disabledTestPaths", "disabledTestMarks", "dontUsePytestXdist")  # fmt: skip
 
 
@@ -37,10 +37,10 @@ def nix(*arguments: str, flake: Path) -> Any:
     """The JSON that ``nix eval`` prints of an attribute of ``flake``, with the stub for nixpkgs."""
     attribute, *more = arguments
     command = ["sh", str(STUB / "nix.sh"), "eval", "--json", f"path:{flake}#{attribute}", *more]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"sandboxed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        sys.exit(f"sandboxed: {process.stderr.strip().splitlines()[-1]}")
+    return json.loads(process.stdout)
 
 
 def programs(inputs: list[str]) -> list[str]:
@@ -53,19 +53,19 @@ def programs(inputs: list[str]) -> list[str]:
 
 def source_without_git(target: Path) -> None:
     """The files that git knows, as a flake's source has them: no ``.git``, nothing ignored."""
-    listed = subprocess.run(
+    listing = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True, check=True,
     ).stdout.decode()  # fmt: skip
-    for name in filter(None, listed.split("\0")):
+    for name in filter(None, listing.split("\0")):
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
 
 
-def sandbox(build: Path, visible: list[Path], inputs: list[str], given: dict[str, str],
+def sandbox(build: Path, visible: list[Path], inputs: list[str], environment: dict[str, str],
             script: str) -> int:  # fmt: skip
-    """Run a script of bash in the sandbox, in ``build``, with ``given`` in its environment.
+    """Run a script of bash in the sandbox, in ``build``, with ``environment`` in its environment.
 
     /build/env/bin/python3 is an interpreter with the packages of this one, as python3.withPackages
     makes them, and without megamoe: an editable install would lead back to this checkout.
@@ -74,12 +74,12 @@ def sandbox(build: Path, visible: list[Path], inputs: list[str], given: dict[str
     venv.create(build / "env", symlinks=True)
     (site,) = (build / "env/lib").glob("python*/site-packages")
     (site / "packages.pth").write_text(f"{packages}\n")
-    given = given | {
+    environment = environment | {
         "NIX_BUILD_CORES": "2",
         "NIX_BUILD_TOP": "/build",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in given.items()]
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     (build / "script").write_text("\n".join(["set -e", *lines, script, ""]))
     command = ["sh", str(ROOT / "ci/sandbox.sh"), str(build), sys.base_prefix, packages]
     command += [*map(str, visible), "--", "bash", "/build/script"]
@@ -93,16 +93,18 @@ def check(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         build = Path(folder)
         source_without_git(build / "source")
-        pick = "; ".join(f"{name} = drv.arguments.{name} or null" for name in CHECKED)
+        pick = "; ".join(f"{name} = drv.arguments.{name} or null" for name in CHECK_ATTRIBUTES)
         apply = f"drv: {{ {pick}; inputs = map (i: i.pname) drv.arguments.nativeCheckInputs; }}"
-        found = nix(f"packages.{SYSTEM}.megamoe", "--apply", apply, flake=build / "source")
-        inputs = found.pop("inputs")
-        given = {name: as_environment(value) for name, value in found.items() if value is not None}
-        phase = given.pop("checkPhase", "")
+        attributes = nix(f"packages.{SYSTEM}.megamoe", "--apply", apply, flake=build / "source")
+        inputs = attributes.pop("inputs")
+        environment = {
+            name: as_environment(value) for name, value in attributes.items() if value is not None
+        }
+        phase = environment.pop("checkPhase", "")
         phase = re.sub(r"\S+-python3-env/bin/python3", "interpreter", phase)
         if phase:
-            given["checkPhase"] = re.sub(r"[^\s:=]+-python3-env/bin", "/build/env/bin", phase)
-        given["nativeCheckInputs"] = " ".join(inputs)
+            environment["checkPhase"] = re.sub(r"[^\s:=]+-python3-env/bin", "/build/env/bin", phase)
+        environment["nativeCheckInputs"] = " ".join(inputs)
         shutil.copy(STUB / "check-phase.sh", build)
         words = " ".join(map(shlex.quote, arguments))
         # What a check phase finds on PYTHONPATH: the package as it is installed, with its goldens.
@@ -111,7 +113,7 @@ def check(arguments: list[str]) -> int:
             cwd=build / "source", check=True, capture_output=True,
         )  # fmt: skip
         shutil.rmtree(build / "source/build", ignore_errors=True)
-        given["PYTHONPATH"] = "/build/installed"
+        environment["PYTHONPATH"] = "/build/installed"
         # Without an environment of its own a check phase has its packages there, too.
         bare = f"{sys.base_prefix}/bin/python3"
         path = f"/build/installed:{sysconfig.get_path('purelib')}"
@@ -120,7 +122,7 @@ python3() {{ PYTHONPATH={path} {bare} "$@" {words}; }}
 . /build/check-phase.sh
 cd source
 runCheckPhase"""
-        return sandbox(build, [], inputs, given, script)
+        return sandbox(build, [], inputs, environment, script)
 
 
 def as_environment(value: Any) -> str:
@@ -137,12 +139,12 @@ def shard(name: str, case: str) -> int:
         build.mkdir()
         source_without_git(flake)
         what = "drv: { inherit (drv) buildCommand BACKEND DEVICE ARCH; }"
-        found = nix(f"gpuChecks.{SYSTEM}.{name}.report", "--apply", what, flake=flake)
-        stored = re.search(r"cp -r (\S+) work", found["buildCommand"])
-        assert stored, "the script copies its source"
-        given = {"BACKEND": "eager", "DEVICE": "cpu", "CASE": case, "out": "/build/out"}
-        given |= {"MEGAMOE_PYTHON": "/build/env/bin/python3", "OMP_NUM_THREADS": "1"}
-        code = sandbox(build, [Path(stored[1])], [], given, found["buildCommand"])
+        attributes = nix(f"gpuChecks.{SYSTEM}.{name}.report", "--apply", what, flake=flake)
+        match = re.search(r"cp -r (\S+) work", attributes["buildCommand"])
+        assert match, "the script copies its source"
+        environment = {"BACKEND": "eager", "DEVICE": "cpu", "CASE": case, "out": "/build/out"}
+        environment |= {"MEGAMOE_PYTHON": "/build/env/bin/python3", "OMP_NUM_THREADS": "1"}
+        code = sandbox(build, [Path(match[1])], [], environment, attributes["buildCommand"])
         for path in sorted((build / "out").glob("*")):
             print(f"sandboxed: {path.name}: {path.stat().st_size} bytes")
         return code

@@ -91,11 +91,11 @@ def eplb_map(
     logical = torch.where(valid, ids, 0).long()
     replica = (row * 2654435769) % 2**32 % logical_replica_count[logical].clamp(min=1)
     physical = torch.where(valid, logical_to_physical_map[logical, replica], -1)
-    counted = (physical >= 0) & (physical < len(expert_load_view)) & record_enabled
+    mask = (physical >= 0) & (physical < len(expert_load_view)) & record_enabled
     if num_unpadded_tokens is not None:
-        counted &= row < num_unpadded_tokens
-    where = torch.where(counted, physical, 0).flatten()
-    expert_load_view.index_add_(0, where, counted.flatten().to(torch.int32))
+        mask &= row < num_unpadded_tokens
+    where = torch.where(mask, physical, 0).flatten()
+    expert_load_view.index_add_(0, where, mask.flatten().to(torch.int32))
     return physical.to(topk_ids.dtype)
 
 

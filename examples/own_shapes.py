@@ -28,7 +28,7 @@ def show(tokens: int) -> megamoe.Judgement:
     return judgement
 
 
-def refused() -> None:
+def refusals() -> None:
     """A type checker names each of these lines, so each needs its comment."""
     megamoe.judge(5, 6)  # type: ignore[arg-type]
     megamoe.problem(tokens="4", hidden=128, intermediate=128, experts=1, top_k=1)  # type: ignore[arg-type]

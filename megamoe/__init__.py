@@ -60,9 +60,9 @@ def __getattr__(name: str) -> Any:
     home = _HOME[name]
     if not home:
         return import_module(f"{__name__}.{name}")
-    found = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = found  # asked for once
-    return found
+    attribute = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = attribute  # asked for once
+    return attribute
 
 
 def __dir__() -> list[str]:

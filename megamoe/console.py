@@ -50,8 +50,8 @@ class Console(rich.console.Console):
     @property
     def file(self) -> IO[str]:
         """The stream below the filter, which would remove the colours of this console."""
-        found: IO[str] = unfiltered(super().file)
-        return found
+        stream: IO[str] = unfiltered(super().file)
+        return stream
 
     @file.setter
     def file(self, new: IO[str]) -> None:

@@ -89,9 +89,9 @@ def revision(root: Path = ROOT) -> str:
     MEGAMOE_REVISION says it where git cannot, as in a build from an unpacked source; else
     ``unknown``, and the digests alone decide.
     """
-    named = os.environ.get("MEGAMOE_REVISION", "").strip()
-    if named:
-        return named
+    setting = os.environ.get("MEGAMOE_REVISION", "").strip()
+    if setting:
+        return setting
     try:
         top, head = _git(root, "rev-parse", "--show-toplevel", "HEAD").split("\n")[:2]
         if Path(top).resolve() != root.resolve():

@@ -74,13 +74,13 @@ def open_bounded(path: Path, limit: int, *, follow: bool = True) -> Iterator[Bin
         yield file
 
 
-def _check(path: Path, found: os.stat_result, limit: int) -> None:
+def _check(path: Path, status: os.stat_result, limit: int) -> None:
     for is_kind, name in _KINDS:
-        if is_kind(found.st_mode):
+        if is_kind(status.st_mode):
             raise FileError(f"{path} is {name}, no regular file; name a file")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise FileError(f"{path} is no regular file; name a file")
-    if found.st_size > limit:
+    if status.st_size > limit:
         raise FileError(_too_large(path, limit))
 
 
@@ -156,17 +156,17 @@ def clear_leftovers(folder: Path, *, deep: bool = True) -> list[Path]:
     Looks in ``folder`` and, if ``deep``, below it, and follows no symbolic link. Files of a live
     process stay, but for those of this one: call it where this process is not writing there.
     """
-    gone = []
+    paths = []
     for at, _, names in os.walk(folder):
         for name in names:
             match = _TEMPORARY.fullmatch(name)
             if match and not _lives(int(match[1])):
                 path = Path(at) / name
                 path.unlink(missing_ok=True)
-                gone.append(path)
+                paths.append(path)
         if not deep:
             break
-    return gone
+    return paths
 
 
 def _lives(process: int) -> bool:

@@ -64,7 +64,7 @@ def unfiltered(stream: Any) -> Any:
     return stream.stream if isinstance(stream, _Filtered) else stream
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
+def quantity(count: int, noun: str, plural: str = "") -> str:
     """``1 case``, ``2 cases``; ``plural`` where it is not the noun and an s."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
@@ -72,4 +72,4 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def part(count: int, total: int, noun: str) -> str:
     """``2 of 3 cases``; ``the one case`` where one of one is meant, and no verb follows that
     differs between the two."""
-    return f"the one {noun}" if count == total == 1 else f"{count} of {counted(total, noun)}"
+    return f"the one {noun}" if count == total == 1 else f"{count} of {quantity(total, noun)}"

@@ -75,11 +75,11 @@ def fault(value: Any, form: Form, at: str = "it") -> str:
             if not isinstance(value, dict):
                 return _wrong(value, at, "must be an object")
             for key, below in value.items():
-                said = form.key(key)
-                found = f"{at} has the key {shown(key)}: {said}" if said else ""
-                found = found or fault(below, form.value, f"{at}[{shown(key)}]")
-                if found:
-                    return found
+                message = form.key(key)
+                text = f"{at} has the key {preview(key)}: {message}" if message else ""
+                text = text or fault(below, form.value, f"{at}[{preview(key)}]")
+                if text:
+                    return text
             return ""
         case Items():
             if not isinstance(value, list):
@@ -91,14 +91,14 @@ def fault(value: Any, form: Form, at: str = "it") -> str:
         case OneOf():
             # `in` alone would take true for 1.
             right = any(type(value) is type(v) and value == v for v in form.values)
-            known = ", ".join(map(str, form.values))
-            return "" if right else _wrong(value, at, f"must be one of {known}")
+            values = ", ".join(map(str, form.values))
+            return "" if right else _wrong(value, at, f"must be one of {values}")
         case type():
             right = isinstance(value, form) and (form is bool or not isinstance(value, bool))
             return "" if right else _wrong(value, at, f"must be {_WORDS[form]}")
         case _:
-            said = form(value)
-            return _wrong(value, at, said) if said else ""
+            message = form(value)
+            return _wrong(value, at, message) if message else ""
 
 
 def _object(value: Any, form: Object, at: str) -> str:
@@ -109,17 +109,17 @@ def _object(value: Any, form: Object, at: str) -> str:
             if key in form.keys:
                 return f"{at} has no {key}"
             continue
-        found = fault(value[key], below, f"{at}.{key}" if at != "it" else key)
-        if found:
-            return found
+        text = fault(value[key], below, f"{at}.{key}" if at != "it" else key)
+        if text:
+            return text
     return ""
 
 
 def _wrong(value: Any, at: str, must: str) -> str:
-    return f"{at} is {shown(value)}; it {must}"
+    return f"{at} is {preview(value)}; it {must}"
 
 
-def shown(value: Any, most: int = 60) -> str:
+def preview(value: Any, most: int = 60) -> str:
     """``value`` in one short line of ASCII, whatever it is."""
     # repr of a large integer is refused by Python, and of a deep list it recurses.
     if isinstance(value, dict | list):
@@ -134,4 +134,4 @@ def shown(value: Any, most: int = 60) -> str:
 
 def plain(value: Any) -> str:
     """As :func:`shown`; a string without its quotes."""
-    return shown(value)[1:-1] if isinstance(value, str) else shown(value)
+    return preview(value)[1:-1] if isinstance(value, str) else preview(value)

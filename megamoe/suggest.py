@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-NAMED = 6
+MAX_NAMES = 6
 """Names that contain a word, as far as they are listed."""
-MEANT = {
+SYNONYMS = {
     "gpu": "cuda", "remap": "eplb", "ls": "list", "cases": "list",
     **dict.fromkeys(("test", "run", "judge", "verify"), "check"),
     **dict.fromkeys(("float32", "f32", "float", "float64", "fp64", "double"), "fp32"),
@@ -16,26 +16,26 @@ MEANT = {
 """Words that mean a name which they are not like. A sum wider than fp32 is of the class fp32."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The name in ``known`` that is most like ``word``; empty if none is alike."""
-    known = list(known)
-    if MEANT.get(word) in known:
-        return MEANT[word]
-    of_lower = {name.lower(): name for name in reversed(known)}  # the first of two that are alike
+def nearest(word: str, names: Iterable[str]) -> str:
+    """The name in ``names`` that is most like ``word``; empty if none is alike."""
+    names = list(names)
+    if SYNONYMS.get(word) in names:
+        return SYNONYMS[word]
+    of_lower = {name.lower(): name for name in reversed(names)}  # the first of two that are alike
     return next((of_lower[n] for n in get_close_matches(word.lower(), of_lower, 1, 0.6)), "")
 
 
-def hint(word: str, known: Iterable[str]) -> str:
+def hint(word: str, names: Iterable[str]) -> str:
     """``; did you mean NAME?``, to put behind a message; empty if no name is alike.
 
-    Where several names contain the word, these are named: at most :data:`NAMED`.
+    Where several names contain the word, these are named: at most :data:`MAX_NAMES`.
     """
-    known = list(known)
-    name = nearest(word, known)
-    holders = [one for one in known if len(word) > 2 and word in one]
+    names = list(names)
+    name = nearest(word, names)
+    holders = [one for one in names if len(word) > 2 and word in one]
     if len(holders) > 1:
-        more = f" and {len(holders) - NAMED} more" if len(holders) > NAMED else ""
-        return f"; did you mean one of {', '.join(holders[:NAMED])}{more}?"
+        more = f" and {len(holders) - MAX_NAMES} more" if len(holders) > MAX_NAMES else ""
+        return f"; did you mean one of {', '.join(holders[:MAX_NAMES])}{more}?"
     name = holders[0] if holders else name
     return f"; did you mean {name}?" if name else ""
 

@@ -16,9 +16,9 @@ LONG: Final = (
 @pytest.fixture(scope="session")
 def template():
     """A process that has imported torch; it starts for the first test that asks."""
-    found = Template()
-    yield found
-    found.close()
+    process = Template()
+    yield process
+    process.close()
 
 
 @pytest.fixture(scope="module")

@@ -218,15 +218,15 @@ def test_the_goldens_judge_what_was_given_back_and_not_a_copy_of_its_bits(ab):
     case = "staging/scale-words-mispacked-h128"
     code, report, _ = ab("Plain", "Beyond", case=case)
     assert code == 1
-    (found,) = report["cases"]
-    assert (found["first_stage"], found["verdict_right"]) == ("beyond", "fail")
-    assert (found["stages"]["beyond"]["outside_left"], found["verdict_left"]) == (0, "pass")
-    assert found["stages"]["beyond"]["outside_right"] == 1
-    assert (found["class"], found["right_under"]["right"]) == ("outside", [])
+    (row,) = report["cases"]
+    assert (row["first_stage"], row["verdict_right"]) == ("beyond", "fail")
+    assert (row["stages"]["beyond"]["outside_left"], row["verdict_left"]) == (0, "pass")
+    assert row["stages"]["beyond"]["outside_right"] == 1
+    assert (row["class"], row["right_under"]["right"]) == ("outside", [])
     code, report, _ = ab("Plain", "RowMajor", case="layout/*-h128-i256")
-    (found, *_) = report["cases"]
-    stages = found["stages"]
-    assert (code, found["first_stage"], stages["w2_sf"]["moved"]) == (1, "w13", 0)
+    (row, *_) = report["cases"]
+    stages = row["stages"]
+    assert (code, row["first_stage"], stages["w2_sf"]["moved"]) == (1, "w13", 0)
     assert (stages["w13"]["outside_right"], stages["w2_sf"]["outside_right"]) == (1, 1)
 
 
@@ -375,10 +375,10 @@ def test_an_interpreter_without_megamoe_and_numpy_runs_a_backend_in_a_file(tmp_p
         "        assert (p.top_k, p.num_tokens) == (p.topk_ids.shape[1], len(p.hidden_states))\n"
         "        return torch.zeros(p.num_tokens, p.hidden_size, dtype=torch.bfloat16)\n"
     )
-    told = tmp_path / "ab.json"
+    path = tmp_path / "ab.json"
     code = main(["ab", "this", str(python), f"--backend={kernel}:Zeros", "--case", SMALL,
-                 "--json", str(told)])  # fmt: skip
-    report = json.loads(told.read_text())
+                 "--json", str(path)])  # fmt: skip
+    report = json.loads(path.read_text())
     assert code == 0, report
     assert "numpy" not in report["right"] and report["right"]["backend"] == "zeros"
     capsys.readouterr()
@@ -400,9 +400,9 @@ def test_a_requirement_is_installed_over_the_interpreters_own_packages(tmp_path,
         virtual_environment(["toynum==9"], sys.executable, cache)
     assert not [p for p in (cache / "envs").glob("toynum-9*") if p.is_dir()]
     make_wheel(tmp_path, "toyuser", "1", needs="toynum==1.4")
-    with pytest.raises(CannotStart) as raised:
+    with pytest.raises(CannotStart) as error:
         virtual_environment(["toyuser==1", "toynum==1.5"], sys.executable, cache)
-    assert str(raised.value) == (
+    assert str(error.value) == (
         "cannot install toyuser==1 toynum==1.5: requirements exclude each other: The user "
         "requested toynum==1.5; toyuser 1 depends on toynum==1.4"
     )
@@ -453,9 +453,9 @@ def test_a_flake_side_is_nix_develop_with_one_input_overridden(nix):
     ready = sides.ready(side, nix)
     with Running(ready, "eager", "cpu", 60.0) as side:
         assert side.greet().facts["backend"] == "eager"
-    asked = (nix / "asked").read_text()
+    commands = (nix / "asked").read_text()
     override = "--override-input deepgemm github:deepseek-ai/DeepGEMM/54e2261"
-    assert f"develop {nix}#default {override} --no-write-lock-file --command python" in asked
+    assert f"develop {nix}#default {override} --no-write-lock-file --command python" in commands
 
 
 def test_a_shell_that_cannot_be_built_cannot_be_started(nix):
@@ -465,14 +465,14 @@ def test_a_shell_that_cannot_be_built_cannot_be_started(nix):
 
 def test_a_command_runs_in_the_shell_of_a_flake(nix, tmp_path, capsys):
     """And an input that cannot be had is skipped, not blamed."""
-    told = tmp_path / "told.json"
+    path = tmp_path / "report.json"
     code = main([
         "bisect", "--over", *(f"flake:dg={n}" for n in ("1", "2", "broken", "4", "5")),
-        "--repo", str(nix), "--state", str(tmp_path / "state"), "--json", str(told),
+        "--repo", str(nix), "--state", str(tmp_path / "state"), "--json", str(path),
         "--repeat", "1",
         "--run", 'test "$GREETED" = yes || exit 125; tail -n 1 asked | grep -Eq "dg [12] "',
     ])  # fmt: skip
-    report = json.loads(told.read_text())
+    report = json.loads(path.read_text())
     verdicts = {s["rev"].removeprefix("flake:dg="): s["verdict"] for s in report["steps"]}
     assert verdicts == {"1": "good", "2": "good", "broken": "skip", "4": "bad", "5": "bad"}
     assert code == 1 and report["suspects"] == ["flake:dg=broken", "flake:dg=4"]
@@ -499,23 +499,25 @@ def test_moved_counts_every_bit_and_ulps_measure_values():
     left = np.array([[0x3F80, 0x0000, 0x7FC0, 0x3F80]], dtype=np.int16)
     right = left.copy()
     right[0, 1] = np.int16(-0x8000)  # -0
-    found = stages.stage_moved("y", left, right, None)
-    assert (found.moved, found.max_ulps) == (1, 0)
+    difference = stages.stage_change("y", left, right, None)
+    assert (difference.count, difference.max_ulps) == (1, 0)
     right[0, 2] = 0x7FC1  # another NaN
-    assert stages.stage_moved("y", left, right, None).moved == 2
+    assert stages.stage_change("y", left, right, None).count == 2
     right[0, 3] = 0x3F83
-    assert stages.stage_moved("y", left, right, None).max_ulps == 3
+    assert stages.stage_change("y", left, right, None).max_ulps == 3
     right[0, 3] = 0x7FC0
-    assert stages.stage_moved("y", left, right, None).max_ulps is None
+    assert stages.stage_change("y", left, right, None).max_ulps is None
 
 
 def test_packed_scales_are_counted_one_by_one():
     left = np.array([[0x7F7F7F7F]], dtype=np.int32)
-    found = stages.stage_moved("x_sf", left, left + 0x0201, None)
-    assert (found.elements, found.moved, found.max_ulps) == (4, 2, 2)
+    difference = stages.stage_change("x_sf", left, left + 0x0201, None)
+    assert (difference.elements, difference.count, difference.max_ulps) == (4, 2, 2)
 
 
 def test_a_stage_of_another_form_on_both_sides_is_compared_as_whole_numbers():
     left = np.array([[[1, 200]]], dtype=np.uint8)
-    found = stages.stage_moved("x_sf", left, left + np.uint8(3), np.zeros((2, 1), dtype=np.int64))
-    assert (found.elements, found.moved, found.max_ulps) == (2, 2, 3)
+    difference = stages.stage_change(
+        "x_sf", left, left + np.uint8(3), np.zeros((2, 1), dtype=np.int64)
+    )
+    assert (difference.elements, difference.count, difference.max_ulps) == (2, 2, 3)

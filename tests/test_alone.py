@@ -98,8 +98,8 @@ def test_a_red_that_passes_alone_is_said_to(root: Any) -> None:
     ran = megamoe(root, "check", "Keeps", "--case", "t3,t5,t4", "--in-order")
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "RED: 1 of 3 judged cases did not pass" in ran.stdout
-    said = "forward/t5 passes alone, in a fresh process: something outlives a call ("
-    assert f"\n{said}" in ran.stdout
+    line = "forward/t5 passes alone, in a fresh process: something outlives a call ("
+    assert f"\n{line}" in ran.stdout
     assert "\nnext: megamoe reduce forward/t5 --after --backend " in ran.stdout
 
 
@@ -116,8 +116,8 @@ def test_several_that_are_red_only_together_are_said_to_be(
     root: Any, capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(work, "EVERY", 0.0)  # a line before each earlier case
-    found = ["reduce", "t5", "--after", "--backend", f"{root}/k.py:Counts", "--golden", str(root)]
-    assert cli.main(found) == 0
+    argv = ["reduce", "t5", "--after", "--backend", f"{root}/k.py:Counts", "--golden", str(root)]
+    assert cli.main(argv) == 0
     out, err = capsys.readouterr()
     assert " s: process 3, earlier case 1 of 2\n" in err
     assert "; red after 2 together\n" in err
@@ -126,11 +126,11 @@ def test_several_that_are_red_only_together_are_said_to_be(
     )
     together = "2 cases together and after none of them alone: forward/t3, forward/t4; it passes"
     assert f"\nforward/t5 is red after {together} alone: " in out
-    assert cli.main([*found, "--seconds", "0.001"]) == 2
+    assert cli.main([*argv, "--seconds", "0.001"]) == 2
     assert "after 0 cases, in 2 processes; the time is over" in capsys.readouterr().err
-    assert cli.main([*found, "--among", "t4"]) == 2
+    assert cli.main([*argv, "--among", "t4"]) == 2
     assert "; without --among it is tried after others" in capsys.readouterr().err
-    assert cli.main([*found[:2], *found[3:], "--among", "t4"]) == 2
+    assert cli.main([*argv[:2], *argv[3:], "--among", "t4"]) == 2
     assert "--among: it is of --after" in capsys.readouterr().err
 
 
@@ -140,7 +140,7 @@ class Tries(before.Search):
 
     culprit, most = "", 99
 
-    def _tried(self, earlier: Sequence[Case]) -> tuple[Any, Verdict]:
+    def _try(self, earlier: Sequence[Case]) -> tuple[Any, Verdict]:
         self.tries += 1
         if self.tries > self.most:
             self._until = 0.0
@@ -153,19 +153,19 @@ class Tries(before.Search):
 def test_a_search_without_time_says_that_fewer_cases_may_be_enough() -> None:
     case, *some = [one for one in load_cases() if one.kind == "forward"][:9]
 
-    def found(most: int) -> before.After:
+    def find(most: int) -> before.After:
         search = Tries(Any, Any, case, 9.0, 9.0, lambda line: None)
         search.culprit, search.most = some[5].id, most
         return search.find([], some)
 
-    assert found(99).earlier == [some[5]] and found(99).is_least
-    assert found(4).earlier == some[4:8] and not found(4).is_least  # alone, all, two halves
+    assert find(99).earlier == [some[5]] and find(99).is_least
+    assert find(4).earlier == some[4:8] and not find(4).is_least  # alone, all, two halves
     with pytest.raises(ValueError, match="is over and not all was tried: `--seconds 27` goes fur"):
-        found(1)
+        find(1)
     staged = next(one for one in load_cases() if one.kind == "staging")
     with pytest.raises(ValueError, match=r"--among: staging/.* cannot run, for the backend has no"):
         Tries(Any, Any, case, 9.0, 9.0, lambda line: None).find([], [staged])
-    lines = reduce_after.lines_of(found(4), case, "k.py:K", 9.0, " --device cuda")
+    lines = reduce_after.lines_of(find(4), case, "k.py:K", 9.0, " --device cuda")
     assert lines[1] == "the time is over (9 s): fewer than these 4 may be enough"
     assert lines[2].startswith(f"{case.id} is red after 4 cases together; it passes alone: ")
     names = ",".join(one.id for one in some[4:8])
@@ -173,7 +173,7 @@ def test_a_search_without_time_says_that_fewer_cases_may_be_enough() -> None:
         f"next: megamoe reduce {case.id} --after --among {names} --seconds 27 --backend k.py:K "
         "--device cuda"
     )
-    assert "next: " not in "".join(reduce_after.lines_of(found(99), case, "k.py:K", 9.0, ""))
+    assert "next: " not in "".join(reduce_after.lines_of(find(99), case, "k.py:K", 9.0, ""))
 
 
 def test_what_was_found_is_named_and_many_are_counted() -> None:
@@ -293,8 +293,8 @@ def test_the_smallest_red_of_a_symptom_runs_again_too_where_one_passes_alone(
     t3 = verdict("t3", "pass")
     bell, plain = verdict("t5", "fail", seconds=1), verdict("t4", "fail", seconds=2)
     for statuses, names in ((["pass", "pass"], ["t5", "t4"]), (["fail"], ["t5"])):
-        told = iter(statuses)
-        monkeypatch.setattr(alone, "_status", lambda *given, told=told: next(told))
+        replies = iter(statuses)
+        monkeypatch.setattr(alone, "_status", lambda *arguments, replies=replies: next(replies))
         ran = alone.again(Any, root, 9.0, [t3, plain, bell], cases)
         assert ran == dict(zip([f"forward/{name}" for name in names], statuses, strict=True))
     report = {"backend": "k.py:K", "cases": [bell.to_dict(), plain.to_dict()]}
@@ -310,21 +310,21 @@ def test_the_smallest_red_of_a_symptom_runs_again_too_where_one_passes_alone(
 def test_the_next_command_of_a_red_that_passes_alone_is_for_the_case_before() -> None:
     cases = [verdict("a", "fail").to_dict(), verdict("b", "error", "lost").to_dict()]
 
-    def said(found: dict[str, str]) -> str:
+    def output_of(statuses: dict[str, str]) -> str:
         console = Console(file=io.StringIO(), width=150)
         next_command.show_next(
-            {"backend": "k.py:K", "options": "", "cases": cases}, console, (), found
+            {"backend": "k.py:K", "options": "", "cases": cases}, console, (), statuses
         )
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 
-    second = said({"forward/a": "fail", "forward/b": "pass"})
+    second = output_of({"forward/a": "fail", "forward/b": "pass"})
     assert second.startswith("forward/b passes alone, in a fresh process: something outlives")
     assert "(lost): megamoe reduce forward/b --after --backend k.py:K\n" in second
     assert "(y: N of N outside): megamoe show forward/a\n" in second, "that one is red alone too"
     both = {"forward/a": "pass", "forward/b": "pass"}
-    assert said(both).count("next: ") == 1, "one thing outlives a call: look for it first"
-    assert "next: megamoe reduce forward/a --after --backend k.py:K\n" in said(
+    assert output_of(both).count("next: ") == 1, "one thing outlives a call: look for it first"
+    assert "next: megamoe reduce forward/a --after --backend k.py:K\n" in output_of(
         {"forward/a": "pass"}
     )
 

@@ -48,9 +48,9 @@ def test_the_examples_of_the_page_run(monkeypatch, capsys):
     assert len(run) == 5
     for text in run:
         exec(compile(text, "docs/api.md", "exec"), names)
-    printed = capsys.readouterr().out
-    shown = re.search(r"```\n(FAIL .*?)```", PAGE, re.DOTALL)[1]
-    assert shown in printed
+    output = capsys.readouterr().out
+    failure = re.search(r"```\n(FAIL .*?)```", PAGE, re.DOTALL)[1]
+    assert failure in output
 
 
 def test_the_tests_of_the_page_run_and_can_fail(tmp_path):
@@ -61,10 +61,10 @@ def test_the_tests_of_the_page_run_and_can_fail(tmp_path):
     (tmp_path / "test_wrong.py").write_text(wrong)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert "4 failed, 5 passed" in done.stdout, done.stdout
-    assert "FAIL forward/own-t9-h256-i128-e8-k3-seed1: y: " in done.stdout
-    assert "again:  megamoe.problem(tokens=9, " in done.stdout
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert "4 failed, 5 passed" in process.stdout, process.stdout
+    assert "FAIL forward/own-t9-h256-i128-e8-k3-seed1: y: " in process.stdout
+    assert "again:  megamoe.problem(tokens=9, " in process.stdout
 
 
 # --- a problem of one's own -------------------------------------------------------------------
@@ -89,10 +89,10 @@ def test_the_call_that_is_shown_draws_the_same_problem():
     more = {"clamp": 2.5, "fast_math": False, "routing": {"kind": "same"}, "capacity": 512}
     problem = megamoe.problem(**SMALL, seed=9, **more)
     again = eval(problems.origin_of(problem).call)
-    assert again.given.keys() == problem.given.keys()
-    for name, value in problem.given.items():
+    assert again.arguments.keys() == problem.arguments.keys()
+    for name, value in problem.arguments.items():
         same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
-        assert same(again.given[name], value), name
+        assert same(again.arguments[name], value), name
     other = megamoe.problem(**SMALL, seed=10, **more)
     assert not torch.equal(other.hidden_states, problem.hidden_states)
 
@@ -122,17 +122,17 @@ def test_the_fixture_fails_a_kernel_that_is_wrong_or_writes_into_its_input():
     def wrong(problem):
         return forward(problem)["y"] * 2
 
-    for kernel, said in ((writes, "wrote into input topk_weights"), (wrong, "FAIL forward/own-")):
-        with pytest.raises(pytest.fail.Exception, match=said):
+    for kernel, text in ((writes, "wrote into input topk_weights"), (wrong, "FAIL forward/own-")):
+        with pytest.raises(pytest.fail.Exception, match=text):
             judge_forward(kernel, megamoe.problem(**SMALL), accumulator=CLASS)
     assert judge_forward(forward, megamoe.problem(**SMALL), accumulator=CLASS).ok
 
 
 def test_a_problem_that_somebody_built_is_judged_too():
-    drawn = megamoe.problem(**SMALL)
-    built = megamoe.Problem(**drawn.given)
-    assert verdict(built, forward(built)["y"]).ok
-    assert not verdict(built, forward(built)["y"] * 2).ok
+    source = megamoe.problem(**SMALL)
+    problem = megamoe.Problem(**source.arguments)
+    assert verdict(problem, forward(problem)["y"]).ok
+    assert not verdict(problem, forward(problem)["y"] * 2).ok
 
 
 def test_the_statistic_judges_only_data_that_it_was_calibrated_on():
@@ -143,13 +143,13 @@ def test_the_statistic_judges_only_data_that_it_was_calibrated_on():
 
 def test_an_output_that_cannot_be_judged_is_an_error_and_not_ok():
     problem = megamoe.problem(**SMALL)
-    for output, said in (
+    for output, message in (
         (forward(problem)["y"][:2], "y has shape (2, 128), expected (3, 128)"),
         (forward(problem)["y"].float(), "y has dtype float32, expected bfloat16"),
         (None, "forward returned NoneType"),
     ):
         judgement = verdict(problem, output)
-        assert judgement.verdict.status == "error" and said in str(judgement) and not judgement
+        assert judgement.verdict.status == "error" and message in str(judgement) and not judgement
 
 
 def test_a_feature_chooses_a_contract_that_knows_it():
@@ -180,11 +180,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("said", WRONG)
-def test_a_wrong_question_is_one_line(said):
-    with pytest.raises(ValueError, match=re.escape(said)) as raised:
-        megamoe.problem(**{**SMALL, **WRONG[said]})
-    assert "\n" not in str(raised.value)
+@pytest.mark.parametrize("message", WRONG)
+def test_a_wrong_question_is_one_line(message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        megamoe.problem(**{**SMALL, **WRONG[message]})
+    assert "\n" not in str(error.value)
 
 
 def test_a_misspelt_size_is_named_before_the_one_that_lacks():
@@ -245,9 +245,9 @@ def test_a_case_judges_by_its_stored_golden_and_its_own_inputs():
 
 
 def staged(case):
-    given = case.inputs
-    tokens, hidden = given["hidden_states"].shape
-    slots = given["topk_ids"].shape[1]
+    inputs = case.inputs
+    tokens, hidden = inputs["hidden_states"].shape
+    slots = inputs["topk_ids"].shape[1]
     out = {
         "x": torch.empty((tokens, hidden), dtype=torch.float8_e4m3fn),
         "x_sf": torch.empty((tokens, hidden // 128), dtype=torch.int32),
@@ -256,7 +256,7 @@ def staged(case):
     }
     backend = create_oracle("cpu", "2026-11")
     names = ("hidden_states", "topk_weights", "topk_ids")
-    backend.prepare(*(given[n] for n in names), *out.values())
+    backend.prepare(*(inputs[n] for n in names), *out.values())
     return out
 
 
@@ -320,8 +320,8 @@ def test_the_examples_are_type_checked_strictly():
     assert (ROOT / "megamoe/py.typed").is_file() and "examples" in mypy["files"]
     of = {module: table for table in mypy["overrides"] for module in table["module"]}
     for path in (ROOT / "examples").glob("*.py"):
-        said = {name for name, on in {**mypy, **of[path.stem]}.items() if on is True}
-        assert said >= STRICT, path
+        flags = {name for name, on in {**mypy, **of[path.stem]}.items() if on is True}
+        assert flags >= STRICT, path
     assert (ROOT / "examples/own_shapes.py").read_text().count("# type: ignore[arg-type]") == 2
 
 
@@ -332,22 +332,22 @@ def test_a_problem_and_a_judgement_have_a_short_repr():
     assert "shared_output" not in repr(p), "a field with its default is left out"
     assert len(repr(p)) < 500
     y = torch.zeros(p.num_tokens, p.hidden_size, dtype=torch.bfloat16)
-    said = repr(megamoe.judge(p, y, accumulator=CLASS))
-    assert said.startswith("<Judgement fail: y: ") and "\n" not in said and len(said) < 300
-    assert said.endswith(f"; accumulator {CLASS}, contract 2026-11>")
+    text = repr(megamoe.judge(p, y, accumulator=CLASS))
+    assert text.startswith("<Judgement fail: y: ") and "\n" not in text and len(text) < 300
+    assert text.endswith(f"; accumulator {CLASS}, contract 2026-11>")
     right = megamoe.judge(p, forward(p), accumulator=CLASS)
     assert repr(right) == f"<Judgement pass; accumulator {CLASS}, contract 2026-11>"
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"weights": {"kind": "carier"}}, "unknown weights recipe 'carier'; known: table, carrier"),
         ({"weight_format": "fp8-block", "weights": {"kind": "carrier"}}, "no recipe 'carrier'"),
     ],
 )
-def test_a_recipe_of_another_kind_is_no_default(more, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_recipe_of_another_kind_is_no_default(more, message):
+    with pytest.raises(ValueError, match=message):
         megamoe.problem(tokens=1, hidden=128, intermediate=128, experts=1, top_k=1, **more)
 
 

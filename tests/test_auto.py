@@ -16,10 +16,10 @@ import torch
 from megamoe.backends import BackendError, factory_of, load_backend
 from megamoe.commands.main import main
 from megamoe.spec import builds
-from megamoe.spec.builds import HEADERS, LOADED, Build
+from megamoe.spec.builds import HEADERS, KERNEL_MODULES, Build
 from megamoe.spec.contract import NEWEST
 from megamoe.worker import offer
-from megamoe.worker.choice import NoChoice, choose, untold
+from megamoe.worker.choice import NoChoice, choose, needs_restart
 from megamoe.worker.client import Worker
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import MODULES, Launch, WorkerError
@@ -27,18 +27,18 @@ from megamoe.worker.session import MODULES, Launch, WorkerError
 pytestmark = pytest.mark.usefixtures("warm")
 CASE = "forward/requantise-tiny-1e-24"
 """June and September have other bits here."""
-MADE_FOR = {"old 1": "2026-06", "mid 1": "2026-09", "odd 1": "sgl", "far 1": "2099-01"}
+REVISION_OF = {"old 1": "2026-06", "mid 1": "2026-09", "odd 1": "sgl", "far 1": "2099-01"}
 
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
     """Builds whose headers hold their own name."""
-    made = {}
-    for name, revision in MADE_FOR.items():
+    by_name = {}
+    for name, revision in REVISION_OF.items():
         digest = hashlib.sha256(name.encode()).hexdigest()[: builds.DIGITS]
         differs = {"precise_silu": "g*(1/d)"} if name == "mid 1" else {}
-        made[name] = Build(name, revision, differs, (), {h.path: digest for h in HEADERS})
-    monkeypatch.setattr(builds, "BUILDS", made)
+        by_name[name] = Build(name, revision, differs, (), {h.path: digest for h in HEADERS})
+    monkeypatch.setattr(builds, "BUILDS", by_name)
 
 
 def package(home: Path, name: str, text: str | None = None, below: str = "include") -> Path:
@@ -60,9 +60,9 @@ def package(home: Path, name: str, text: str | None = None, below: str = "includ
 
 
 def test_what_the_backend_names_wins_over_what_it_has_loaded(tmp_path):
-    loaded = {"deep_gemm": package(tmp_path, "deep_gemm", "mid 1")}
-    chosen = choose({"contracts": ["2026-06"], "packages": loaded})
-    assert (chosen.revision, chosen.why) == ("2026-06", "the backend says so")
+    packages = {"deep_gemm": package(tmp_path, "deep_gemm", "mid 1")}
+    choice = choose({"contracts": ["2026-06"], "packages": packages})
+    assert (choice.revision, choice.why) == ("2026-06", "the backend says so")
 
 
 @pytest.mark.parametrize(
@@ -82,32 +82,32 @@ def test_what_the_backend_names_wins_over_what_it_has_loaded(tmp_path):
     ],
 )  # fmt: skip
 def test_the_headers_of_what_it_has_loaded(tmp_path, name, text, revision, why):
-    chosen = choose({"contracts": None, "packages": {name: package(tmp_path, name, text)}})
-    assert (chosen.revision, chosen.why) == (revision, why)
+    choice = choose({"contracts": None, "packages": {name: package(tmp_path, name, text)}})
+    assert (choice.revision, choice.why) == (revision, why)
 
 
 def test_a_package_without_headers_and_one_that_is_not_seen_from_here(tmp_path):
     for folder in (package(tmp_path, "deep_gemm"), tmp_path / "gone"):
-        chosen = choose({"contracts": None, "packages": {"deep_gemm": folder}})
-        assert chosen.revision == NEWEST.revision
-        assert f"deep_gemm has no headers in {folder} that can be read from here" in chosen.why
+        choice = choose({"contracts": None, "packages": {"deep_gemm": folder}})
+        assert choice.revision == NEWEST.revision
+        assert f"deep_gemm has no headers in {folder} that can be read from here" in choice.why
 
 
 @pytest.mark.parametrize("packages", [None, {}, {"vllm": "/nowhere"}, ["deep_gemm"]])
 def test_the_newest_where_nothing_is_loaded(packages):
-    chosen = choose({"contracts": None, "packages": packages})
+    choice = choose({"contracts": None, "packages": packages})
     why = "the newest: the backend names none and has loaded no known kernel"
-    assert (chosen.revision, chosen.why) == (NEWEST.revision, why)
+    assert (choice.revision, choice.why) == (NEWEST.revision, why)
 
 
 def test_an_engine_that_has_not_loaded_its_kernel_yet(tmp_path):
     engine = package(tmp_path, "vllm")
     beside = package(tmp_path, "deep_gemm", "old 1")
-    loaded = {"vllm": engine}
-    assert choose({"packages": loaded}).why == "detected: vllm is old 1"
+    packages = {"vllm": engine}
+    assert choose({"packages": packages}).why == "detected: vllm is old 1"
     package(tmp_path, "vllm.third_party.deep_gemm", "mid 1")
-    assert choose({"packages": loaded}).revision == "2026-09"  # it prefers its own
-    assert choose({"packages": {**loaded, "deep_gemm": beside}}).revision == "2026-06"
+    assert choose({"packages": packages}).revision == "2026-09"  # it prefers its own
+    assert choose({"packages": {**packages, "deep_gemm": beside}}).revision == "2026-06"
     other = package(tmp_path, "sglang")
     assert choose({"packages": {"sglang": other}}).revision == "2026-06"
     package(tmp_path, "sgl_deep_gemm", "odd 1")
@@ -115,35 +115,35 @@ def test_an_engine_that_has_not_loaded_its_kernel_yet(tmp_path):
 
 
 def test_packages_that_differ_decide_nothing_and_those_that_agree_do(tmp_path):
-    loaded = {n: package(tmp_path, n, "old 1") for n in ("deep_gemm", "sgl_deep_gemm")}
+    packages = {n: package(tmp_path, n, "old 1") for n in ("deep_gemm", "sgl_deep_gemm")}
     why = "detected: deep_gemm is old 1, sgl_deep_gemm is old 1"
-    assert choose({"packages": loaded}).why == why
+    assert choose({"packages": packages}).why == why
     package(tmp_path, "sgl_deep_gemm", "odd 1")
-    chosen = choose({"packages": loaded})
-    assert chosen.revision == NEWEST.revision
-    assert chosen.why.endswith(
+    choice = choose({"packages": packages})
+    assert choice.revision == NEWEST.revision
+    assert choice.why.endswith(
         "its packages differ (deep_gemm is old 1; sgl_deep_gemm is odd 1), so name one with "
         "--contract"
     )
 
 
 def test_of_several_that_the_backend_names(tmp_path):
-    said = ["2026-09", "sgl", "2026-06"]
+    revisions = ["2026-09", "sgl", "2026-06"]
     newest = "the newest of those that the backend names: 2026-06, 2026-09, sgl"
-    chosen = choose({"contracts": said})
-    assert (chosen.revision, chosen.why) == ("2026-09", newest)
-    loaded = {"deep_gemm": package(tmp_path, "deep_gemm", "old 1")}
-    chosen = choose({"contracts": said, "packages": loaded})
-    assert (chosen.revision, chosen.why) == ("2026-06", "detected: deep_gemm is old 1")
-    chosen = choose({"contracts": ["2026-09", "2026-11"], "packages": loaded})
-    assert chosen.revision == "2026-11"
-    assert chosen.why.endswith(", of which its kernel follows none: deep_gemm is old 1")
+    choice = choose({"contracts": revisions})
+    assert (choice.revision, choice.why) == ("2026-09", newest)
+    packages = {"deep_gemm": package(tmp_path, "deep_gemm", "old 1")}
+    choice = choose({"contracts": revisions, "packages": packages})
+    assert (choice.revision, choice.why) == ("2026-06", "detected: deep_gemm is old 1")
+    choice = choose({"contracts": ["2026-09", "2026-11"], "packages": packages})
+    assert choice.revision == "2026-11"
+    assert choice.why.endswith(", of which its kernel follows none: deep_gemm is old 1")
 
 
 def test_what_is_asked_for_counts_and_must_be_computed(tmp_path):
-    loaded = {"deep_gemm": package(tmp_path, "deep_gemm", "old 1")}
-    chosen = choose({"contracts": None, "packages": loaded}, "sgl")
-    assert (chosen.revision, chosen.why) == ("sgl", "")
+    packages = {"deep_gemm": package(tmp_path, "deep_gemm", "old 1")}
+    choice = choose({"contracts": None, "packages": packages}, "sgl")
+    assert (choice.revision, choice.why) == ("sgl", "")
     with pytest.raises(NoChoice, match="computes contract 2026-06, not sgl; ask for one of these"):
         choose({"contracts": ["2026-06"]}, "sgl")
     with pytest.raises(NoChoice, match=r"`contracts` is \['1999'\]; name revisions of 2026-06"):
@@ -153,29 +153,29 @@ def test_what_is_asked_for_counts_and_must_be_computed(tmp_path):
 
 
 def test_who_must_be_told():
-    chosen = choose({"contracts": ["2026-06", "2026-09"]})
+    choice = choose({"contracts": ["2026-06", "2026-09"]})
     several = {"contracts": ["2026-06", "2026-09"]}
-    assert untold({**several, "default": "2026-06"}, "auto", chosen)
-    assert untold({**several, "default": "None"}, "auto", chosen)
-    assert not untold({**several, "default": "2026-09"}, "auto", chosen)
-    assert not untold({**several, "default": None}, "auto", chosen)  # it takes none
-    assert not untold({**several, "default": "2026-06"}, "2026-09", chosen)  # it was told
-    assert not untold({"contracts": ["2026-09"], "default": "2026-06"}, "auto", chosen)
-    assert not untold(several, "auto", chosen)  # an older worker's answer
+    assert needs_restart({**several, "default": "2026-06"}, "auto", choice)
+    assert needs_restart({**several, "default": "None"}, "auto", choice)
+    assert not needs_restart({**several, "default": "2026-09"}, "auto", choice)
+    assert not needs_restart({**several, "default": None}, "auto", choice)  # it takes none
+    assert not needs_restart({**several, "default": "2026-06"}, "2026-09", choice)  # it was told
+    assert not needs_restart({"contracts": ["2026-09"], "default": "2026-06"}, "auto", choice)
+    assert not needs_restart(several, "auto", choice)  # an older worker's answer
 
 
 # --- what a worker says -------------------------------------------------------------------------
 
 
 def test_only_what_is_loaded_is_named_and_a_stand_in_lies_nowhere(monkeypatch, tmp_path):
-    for name in LOADED:
+    for name in KERNEL_MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert offer.loaded(LOADED) == {}
+    assert offer.package_folders(KERNEL_MODULES) == {}
     real, bare, odd, empty = (ModuleType("x") for _ in range(4))
     real.__path__, odd.__path__, empty.__path__ = [str(tmp_path)], 7, []
-    for name, module in zip(LOADED, (real, bare, odd, empty), strict=False):
+    for name, module in zip(KERNEL_MODULES, (real, bare, odd, empty), strict=False):
         monkeypatch.setitem(sys.modules, name, module)
-    assert offer.loaded(LOADED) == {LOADED[0]: str(tmp_path)}
+    assert offer.package_folders(KERNEL_MODULES) == {KERNEL_MODULES[0]: str(tmp_path)}
 
 
 def test_the_default_of_a_factory():
@@ -212,9 +212,9 @@ class Says(Silent):
 class Several:
     accumulator, contracts = "fp32-ordered", ("2026-06", "2026-09")
     def __init__(self, contract="2026-06"):
-        self.name, self.made = f"for {contract}", create("cpu", contract)
+        self.name, self.inner = f"for {contract}", create("cpu", contract)
     def forward(self, problem):
-        return self.made.forward(problem)
+        return self.inner.forward(problem)
 
 class Ready(Several):
     def __init__(self, contract="2026-09"):
@@ -275,24 +275,24 @@ def loads(tmp_path):
 def test_a_wrapped_package_is_detected_and_not_imported_here(kernel, tmp_path):
     package(tmp_path, "deep_gemm", "mid 1")
     package(tmp_path, "vllm")
-    found = identity(kernel("Silent", "vllm", "deep_gemm"))
-    assert found.contract == "2026-09" and found.why.startswith("detected: deep_gemm is mid 1")
-    assert found.judged_under == f"contract 2026-09 ({found.why})"
+    reply = identity(kernel("Silent", "vllm", "deep_gemm"))
+    assert reply.contract == "2026-09" and reply.why.startswith("detected: deep_gemm is mid 1")
+    assert reply.contract_line == f"contract 2026-09 ({reply.why})"
     assert not {"vllm", "deep_gemm"} & set(sys.modules)
-    assert identity(kernel("Silent", "deep_gemm"), "sgl").judged_under == "contract sgl"
-    assert identity(kernel("Says", "deep_gemm")).judged_under == (
+    assert identity(kernel("Silent", "deep_gemm"), "sgl").contract_line == "contract sgl"
+    assert identity(kernel("Says", "deep_gemm")).contract_line == (
         "contract 2026-06 (the backend says so)"
     )
 
 
 def test_a_package_that_is_installed_and_not_loaded_says_nothing(kernel, tmp_path):
     package(tmp_path, "deep_gemm", "old 1")
-    found = identity(kernel("Silent"))
-    assert (found.contract, found.why[:10]) == (NEWEST.revision, "the newest")
+    reply = identity(kernel("Silent"))
+    assert (reply.contract, reply.why[:10]) == (NEWEST.revision, "the newest")
 
 
 @pytest.mark.parametrize(
-    ("name", "packages", "told", "count"),
+    ("name", "packages", "contract", "count"),
     [
         ("Several", (), "2026-09", 2),
         ("function", (), "2026-09", 2),
@@ -302,17 +302,17 @@ def test_a_package_that_is_installed_and_not_loaded_says_nothing(kernel, tmp_pat
         ("Open", (), NEWEST.revision, 2),
     ],
 )
-def test_a_factory_is_told_what_was_chosen(kernel, tmp_path, name, packages, told, count):
+def test_a_factory_is_told_what_was_chosen(kernel, tmp_path, name, packages, contract, count):
     package(tmp_path, "deep_gemm", "old 1")
-    found = identity(kernel(name, *packages))
-    assert (found.contract, found.name) == (told, f"for {told}")
-    assert found.why
+    reply = identity(kernel(name, *packages))
+    assert (reply.contract, reply.name) == (contract, f"for {contract}")
+    assert reply.why
     assert len(loads(tmp_path)) == count
 
 
 def test_an_object_is_taken_as_it_is(kernel):
-    found = identity(kernel("thing"))
-    assert (found.contract, found.name) == ("2026-09", "for 2026-06")
+    reply = identity(kernel("thing"))
+    assert (reply.contract, reply.name) == ("2026-09", "for 2026-06")
 
 
 @pytest.mark.parametrize(
@@ -359,9 +359,9 @@ def test_check_says_which_and_why_and_is_right_by_it(kernel, tmp_path, capsys):
     assert main(["check", "--backend", spec, *options]) == 0
     out = capsys.readouterr().out
     assert out.startswith("contract 2026-09 (detected: deep_gemm is mid 1, which differs from")
-    said = json.loads(report.read_text())
-    assert said["contract"] == "2026-09"
-    assert said["contract_why"].startswith("detected: deep_gemm is mid 1")
+    document = json.loads(report.read_text())
+    assert document["contract"] == "2026-09"
+    assert document["contract_why"].startswith("detected: deep_gemm is mid 1")
     assert main(["check", "--backend", spec, *options, "--contract", "2026-06"]) == 1
     assert capsys.readouterr().out.startswith("contract 2026-06, 1 case\n")
     assert json.loads(report.read_text())["contract_why"] == ""
@@ -376,17 +376,17 @@ def test_ab_says_it_of_each_side(kernel, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "left: contract 2026-09 (detected: deep_gemm is mid 1" in err
     assert "right: contract 2026-06 (the backend says so)" in err
-    said = json.loads(report.read_text())
-    assert [said[n]["contract"] for n in ("left", "right")] == ["2026-09", "2026-06"]
+    document = json.loads(report.read_text())
+    assert [document[n]["contract"] for n in ("left", "right")] == ["2026-09", "2026-06"]
     assert main([*command, "--right-backend", right, "--contract", "2026-06"]) == 0
     assert capsys.readouterr().err.strip() == "contract 2026-06"
 
 
 def test_explain_says_it_before_it_starts(kernel, capsys):
     assert main(["explain", CASE, "--backend", kernel("Several"), "--json", "-"]) == 0
-    told = capsys.readouterr()
-    assert told.err.startswith("contract 2026-09 (the newest of those that the backend names")
-    json.loads(told.out)
+    output = capsys.readouterr()
+    assert output.err.startswith("contract 2026-09 (the newest of those that the backend names")
+    json.loads(output.out)
 
 
 @pytest.mark.slow
@@ -405,7 +405,7 @@ def test_under_pytest_the_summary_says_it(kernel, tmp_path):
 def test_a_tensor_that_is_blank_is_filled():
     from megamoe.worker import tensors
 
-    made = tensors.filled({"a": ("bfloat16", [2, 3]), "b": ("uint8", [0])}, 0x5A, "cpu")
-    assert made["a"].shape == (2, 3) and made["a"].dtype == torch.bfloat16
-    assert set(made["a"].view(torch.uint8).flatten().tolist()) == {0x5A}
-    assert made["b"].numel() == 0
+    by_name = tensors.filled({"a": ("bfloat16", [2, 3]), "b": ("uint8", [0])}, 0x5A, "cpu")
+    assert by_name["a"].shape == (2, 3) and by_name["a"].dtype == torch.bfloat16
+    assert set(by_name["a"].view(torch.uint8).flatten().tolist()) == {0x5A}
+    assert by_name["b"].numel() == 0

@@ -127,7 +127,7 @@ def test_entry_points_come_from_installed_packages():
 # --- what is wrong, in one line ---------------------------------------------------------------
 
 
-def refused(spec) -> str:
+def refusal(spec) -> str:
     with pytest.raises(BackendError) as caught:
         load_backend(str(spec))
     message = str(caught.value)
@@ -157,7 +157,7 @@ ready = _Ready()
 
 
 def test_unknown_name():
-    assert refused("deep_germ") == (
+    assert refusal("deep_germ") == (
         "unknown backend 'deep_germ'; did you mean deep_gemm?; known: "
         f"{', '.join(backends.available())}, or path/to/file.py:OBJECT"
     )
@@ -165,14 +165,14 @@ def test_unknown_name():
 
 @pytest.mark.parametrize("tail", ["", ":"])
 def test_a_file_without_an_object(file, tail):
-    assert refused(f"{file}{tail}") == (
+    assert refusal(f"{file}{tail}") == (
         f"backend {file}{tail}: say which object, as in path/to/file.py:OBJECT_OR_FACTORY"
     )
 
 
 def test_a_file_that_is_not_there(tmp_path):
     path = tmp_path / "absent.py"
-    assert refused(f"{path}:X") == (
+    assert refusal(f"{path}:X") == (
         f"backend {path}:X: no Python file at {path}; check the path before the :"
     )
 
@@ -187,7 +187,7 @@ def test_a_package_is_its_folder_or_its_init(tmp_path):
     for path in (package, package / "__init__.py"):
         assert load_backend(f"{path}:Mine").name == "mine"
         assert offer.default_of(f"{path}:Mine", {}) is None
-    assert refused(f"{package / 'layer.py'}:Mine") == (
+    assert refusal(f"{package / 'layer.py'}:Mine") == (
         f"backend {package / 'layer.py'}:Mine: layer.py has a relative import, which works in a "
         f"package only; name the package, {package}:Mine, and import Mine in its __init__.py"
     )
@@ -195,13 +195,13 @@ def test_a_package_is_its_folder_or_its_init(tmp_path):
 
 def test_a_relative_import_outside_of_a_package(file):
     file.write_text("from .formats import SIZE\n")
-    assert refused(f"{file}:X").endswith(
+    assert refusal(f"{file}:X").endswith(
         f"import by the whole name, or add {file.parent / '__init__.py'}"
     )
 
 
 def test_an_object_that_is_not_there(file):
-    message = refused(f"{file}:Mien")
+    message = refusal(f"{file}:Mien")
     assert message.startswith(f"backend {file}:Mien: kernel.py has no 'Mien'; did you mean Mine?")
 
 
@@ -209,14 +209,14 @@ def test_what_could_be_a_backend_in_a_file(tmp_path):
     """Its own classes with a callable, its factories, its objects; no import of another's."""
     file = tmp_path / "many.py"
     file.write_text(MANY)
-    assert refused(f"{file}:X") == (
+    assert refusal(f"{file}:X") == (
         f"backend {file}:X: many.py has no 'X'; it has Eager, Own, factory, plain, ready"
     )
 
 
 def test_a_file_that_does_not_import(file):
     file.write_text("import no_such_module_anywhere\n")
-    assert refused(f"{file}:X") == (
+    assert refusal(f"{file}:X") == (
         f"backend {file}:X: loading it raised ModuleNotFoundError: "
         "No module named 'no_such_module_anywhere'"
     )
@@ -224,22 +224,22 @@ def test_a_file_that_does_not_import(file):
 
 def test_a_file_that_does_not_parse(file):
     file.write_text("def (:\n")
-    assert "loading it raised SyntaxError" in refused(f"{file}:X")
+    assert "loading it raised SyntaxError" in refusal(f"{file}:X")
 
 
 def test_a_file_that_exits(file):
     file.write_text("raise SystemExit('no GPU here')\n")
-    assert "loading it raised SystemExit: no GPU here" in refused(f"{file}:X")
+    assert "loading it raised SystemExit: no GPU here" in refusal(f"{file}:X")
 
 
 def test_a_factory_that_raises(file):
-    assert refused(f"{file}:fails") == (
+    assert refusal(f"{file}:fails") == (
         f"backend {file}:fails: loading it raised RuntimeError: no compiler"
     )
 
 
 def test_a_factory_that_needs_more(file):
-    message = refused(f"{file}:needs_more")
+    message = refusal(f"{file}:needs_more")
     assert "needs_more is a function that takes size; name a class, or a function that " in message
     assert message.endswith(
         "but device and contract; it has Mine, NoDevice, make, fails, OBJECT, Nameless, Unknown"
@@ -247,7 +247,7 @@ def test_a_factory_that_needs_more(file):
 
 
 def test_the_name_of_a_method_names_its_class(file):
-    assert "has no 'forward'; forward is a method of Mine: name the class; it has Mine" in refused(
+    assert "has no 'forward'; forward is a method of Mine: name the class; it has Mine" in refusal(
         f"{file}:forward"
     )
 
@@ -257,7 +257,7 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
         raise ImportError("libcuda.so is missing")
 
     entry_points_are(monkeypatch, load)
-    assert refused("theirs") == (
+    assert refusal("theirs") == (
         "backend theirs: loading it raised ImportError: libcuda.so is missing"
     )
 
@@ -281,7 +281,7 @@ def test_an_entry_point_that_does_not_load(monkeypatch):
     ],
 )
 def test_an_object_that_is_no_backend(file, attribute, says):
-    assert refused(f"{file}:{attribute}") == f"backend {file}:{attribute}: {says}"
+    assert refusal(f"{file}:{attribute}") == f"backend {file}:{attribute}: {says}"
 
 
 # --- GPUs -------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def test_triton_without_a_gpu(monkeypatch, device, available):
 
 
 @pytest.mark.parametrize(
-    ("capability", "triton", "chosen"),
+    ("capability", "triton", "expected"),
     [
         ((9, 0), True, "triton"),
         ((9, 0), False, "eager"),
@@ -334,10 +334,10 @@ def test_triton_without_a_gpu(monkeypatch, device, available):
         ((10, 0), True, "eager"),
     ],
 )
-def test_auto_takes_what_runs_on_the_gpu(monkeypatch, capability, triton, chosen):
+def test_auto_takes_what_runs_on_the_gpu(monkeypatch, capability, triton, expected):
     """A GPU too old, or one that nothing has run on, is no error: nothing was asked for by name."""
     gpu(monkeypatch, *capability, triton=triton)
-    assert load_backend("auto", "cuda").name == chosen
+    assert load_backend("auto", "cuda").name == expected
 
 
 def test_auto_on_a_machine_whose_gpu_is_not_asked_for(monkeypatch):

@@ -28,16 +28,16 @@ def no_buffers():
     clear_symm_buffers()
 
 
-def made(face, most=16, **changes):
+def make_experts(face, most=16, **changes):
     newer = {"activation": MegaMoEActivation(clamp=10.0)} if face == "newer" else {}
     return FACES[face](most, **SIZES | newer | changes)
 
 
 def ready(face, **changes):
     """A layer with an EPLB state; the load that it counts into."""
-    experts = made(face, **changes)
+    experts = make_experts(face, **changes)
     if face == "older":
-        experts.finalize_weights(written=True)
+        experts.finalize_weights(without_loader=True)
     load = torch.zeros(1, E, dtype=torch.int32)
     experts.set_eplb_state(
         0, load, torch.arange(E).view(1, E, 1), torch.ones(1, E, dtype=torch.int64)
@@ -45,7 +45,7 @@ def ready(face, **changes):
     return experts, load
 
 
-def given(**changes):
+def arguments(**changes):
     call = {
         "hidden_states": torch.ones(T, H, dtype=torch.bfloat16),
         "topk_weights": torch.ones(T, K),
@@ -54,7 +54,7 @@ def given(**changes):
     return call | changes
 
 
-def refused(experts, load, call) -> str:
+def refusal(experts, load, call) -> str:
     """What a call is told; the buffer, the load and what the call was given stay as they were."""
     tensors = [t for t in vars(experts.get_symm_buffer()).values() if isinstance(t, torch.Tensor)]
     for tensor in tensors:
@@ -132,10 +132,10 @@ TENSORS = {
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("what", TENSORS)
 def test_a_tensor_that_is_none_of_the_layers(face, what):
-    changes, said = TENSORS[what]
-    call = given(**changes) | ({"activation_clamp": 10.0} if face == "older" else {})
+    changes, message = TENSORS[what]
+    call = arguments(**changes) | ({"activation_clamp": 10.0} if face == "older" else {})
     experts, load = ready(face)
-    assert refused(experts, load, call).startswith(f"l.0: {said}")
+    assert refusal(experts, load, call).startswith(f"l.0: {message}")
 
 
 CLAMPS = [math.nan, -1.0, -1, [10.0], "10", True, torch.tensor(10.0), complex(1)]
@@ -144,9 +144,9 @@ CLAMPS = [math.nan, -1.0, -1, [10.0], "10", True, torch.tensor(10.0), complex(1)
 @pytest.mark.parametrize("clamp", CLAMPS, ids=str)
 def test_a_clamp_that_is_no_number_from_0_on(clamp):
     experts, load = ready("older")
-    said = refused(experts, load, given(activation_clamp=clamp))
-    assert said.startswith("l.0: activation_clamp is ")
-    assert said.endswith(", expected None or a number from 0 on")
+    message = refusal(experts, load, arguments(activation_clamp=clamp))
+    assert message.startswith("l.0: activation_clamp is ")
+    assert message.endswith(", expected None or a number from 0 on")
     with pytest.raises(ValueError, match=r"^MegaMoE activation clamp must be >= 0: MegaMoEAct"):
         MegaMoEActivation(clamp=clamp)
 
@@ -154,7 +154,7 @@ def test_a_clamp_that_is_no_number_from_0_on(clamp):
 @pytest.mark.parametrize("clamp", [None, 0, 10, 0.5, math.inf, np.float32(7)], ids=str)
 def test_a_clamp_that_is_a_number_is_taken(clamp):
     experts, _ = ready("older")
-    assert experts(**given(activation_clamp=clamp)).shape == (T, H)
+    assert experts(**arguments(activation_clamp=clamp)).shape == (T, H)
     assert MegaMoEActivation(clamp=clamp).clamp is clamp
 
 
@@ -162,13 +162,13 @@ def test_a_clamp_that_is_a_number_is_taken(clamp):
 def test_a_flag_that_is_no_bool(value):
     """Any string is true."""
     experts, load = ready("older")
-    said = refused(experts, load, given(activation_clamp=None, fast_math=value))
-    assert said.startswith("l.0: fast_math is ") and said.endswith(", expected True or False")
+    message = refusal(experts, load, arguments(activation_clamp=None, fast_math=value))
+    assert message.startswith("l.0: fast_math is ") and message.endswith(", expected True or False")
     with pytest.raises(ValueError, match=r"^MegaMoE: fast_math is .*, expected True or False$"):
-        made("newer", fast_math=value)
-    unfinished = made("older")
-    with pytest.raises(ValueError, match=r"^l.0: written is .*, expected True or False$"):
-        unfinished.finalize_weights(written=value)
+        make_experts("newer", fast_math=value)
+    unfinished = make_experts("older")
+    with pytest.raises(ValueError, match=r"^l.0: without_loader is .*, expected True or False$"):
+        unfinished.finalize_weights(without_loader=value)
     assert len(list(unfinished.parameters())) == 4
 
 
@@ -183,16 +183,16 @@ NUMBERS = {
 @pytest.mark.parametrize("face", FACES)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_size_that_is_no_number_to_build_from(face, name):
-    said = "max_num_tokens" if name == "most" else name
+    parameter = "max_num_tokens" if name == "most" else name
     for value in NUMBERS[name]:
         with pytest.raises(
-            ValueError, match=f"^l.0: {said} is .*, expected an integer from [01] on$"
+            ValueError, match=f"^l.0: {parameter} is .*, expected an integer from [01] on$"
         ):
-            made(face, **{name: value})
+            make_experts(face, **{name: value})
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"prefix": None}, "prefix is None, expected a string"),
         ({"num_logical_experts": 5}, "l.0: num_logical_experts is 5, more than the 4 physical"),
@@ -200,14 +200,14 @@ def test_a_size_that_is_no_number_to_build_from(face, name):
     ],
 )
 @pytest.mark.parametrize("face", FACES)
-def test_a_module_that_cannot_be(face, changes, said):
+def test_a_module_that_cannot_be(face, changes, message):
     with pytest.raises(ValueError) as caught:
-        made(face, **changes)
-    assert str(caught.value).startswith(said)
+        make_experts(face, **changes)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"activation": None}, "MegaMoE: activation is None, expected a MegaMoEActivation"),
         ({"activation": "swiglu"}, "MegaMoE: activation is 'swiglu' (str), expected a MegaMoEAct"),
@@ -215,10 +215,10 @@ def test_a_module_that_cannot_be(face, changes, said):
         ({"shared_experts": 3}, "MegaMoE: shared_experts is 3 (int), expected None or a module"),
     ],
 )
-def test_what_only_the_newer_face_is_told(changes, said):
+def test_what_only_the_newer_face_is_told(changes, message):
     with pytest.raises(ValueError) as caught:
-        made("newer", **changes)
-    assert str(caught.value).startswith(said)
+        make_experts("newer", **changes)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("scale", ["1", None, [1.0], True], ids=str)
@@ -230,8 +230,8 @@ def test_a_scale_of_an_activation_that_is_no_number(name, scale):
 
 def test_shared_experts_that_cannot_be_called():
     experts, load = ready("newer")
-    said = refused(experts, load, given(shared_experts=torch.ones(1)))
-    assert said.startswith("MegaMoE: shared_experts is a tensor of torch.float32 (1,), expected")
+    message = refusal(experts, load, arguments(shared_experts=torch.ones(1)))
+    assert message.startswith("MegaMoE: shared_experts is a tensor of torch.float32 (1,), expected")
 
 
 EPLB = {
@@ -272,11 +272,11 @@ def test_an_eplb_state_of_another_layer_is_not_taken(name):
         "logical_to_physical_map": torch.arange(E).view(1, E, 1),
         "logical_replica_count": torch.ones(1, E, dtype=torch.int64),
     }  # fmt: skip
-    experts = made("newer")
-    for value, said in EPLB[name]:
+    experts = make_experts("newer")
+    for value, message in EPLB[name]:
         with pytest.raises(ValueError) as caught:
             experts.set_eplb_state(**fitting | {name: value})
-        assert str(caught.value).startswith(f"l.0: {said}")
+        assert str(caught.value).startswith(f"l.0: {message}")
         assert not experts.eplb_state.active
     experts.set_eplb_state(**fitting)
     assert experts.eplb_state.active
@@ -284,7 +284,7 @@ def test_an_eplb_state_of_another_layer_is_not_taken(name):
 
 def test_no_tokens_are_no_excuse_for_a_wrong_value():
     experts, load = ready("older")
-    none = given(**{name: tensor[:0] for name, tensor in given().items()})
+    none = arguments(**{name: tensor[:0] for name, tensor in arguments().items()})
     assert experts(**none, activation_clamp=None).shape == (0, H)
-    said = refused(experts, load, none | {"activation_clamp": math.nan})
-    assert said.startswith("l.0: activation_clamp is nan")
+    message = refusal(experts, load, none | {"activation_clamp": math.nan})
+    assert message.startswith("l.0: activation_clamp is nan")

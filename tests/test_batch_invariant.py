@@ -44,7 +44,7 @@ def case_of(law: str) -> Case:
     return min(cases, key=lambda c: c.params["tokens"] * c.params["hidden"])
 
 
-def judged(backend: Any, case: Case) -> Any:
+def judge(backend: Any, case: Case) -> Any:
     runner = Runner(Local(backend), Store(golden_root(), make))
     return runner.run(case), runner.session.identity
 
@@ -53,21 +53,21 @@ def judged(backend: Any, case: Case) -> Any:
 def test_the_law_is_not_provided_and_the_verdict_names_it(law: str) -> None:
     case = case_of(law)
     tokens = case.params["tokens"]
-    verdict, _ = judged(SplitK(tokens), case)
+    verdict, _ = judge(SplitK(tokens), case)
     assert verdict.status == "fail" and verdict.reason.startswith(f"{law}: ")
-    verdict, _ = judged(SaysSo(tokens), case)
+    verdict, _ = judge(SaysSo(tokens), case)
     assert (verdict.status, verdict.reason) == ("not-provided", WHY.format(law))
 
 
 def test_the_golden_of_the_case_is_judged_all_the_same() -> None:
     case = case_of("batch-invariance")
-    verdict, _ = judged(SaysSo(case.params["tokens"], 1.5), case)
+    verdict, _ = judge(SaysSo(case.params["tokens"], 1.5), case)
     assert verdict.status == "fail" and "law" not in verdict.how
 
 
 def test_other_laws_are_owed() -> None:
     case = case_of("token-permutation")
-    verdict, _ = judged(SaysSo(case.params["tokens"]), case)
+    verdict, _ = judge(SaysSo(case.params["tokens"]), case)
     assert verdict.status == "pass" and "law" in verdict.how
     assert "token-permutation" not in COUNTS_TOKENS and "repeat" not in COUNTS_TOKENS
 
@@ -75,8 +75,8 @@ def test_other_laws_are_owed() -> None:
 def test_it_is_part_of_what_a_backend_says_of_itself() -> None:
     case = case_of("batch-invariance")
     (_, plain), (verdict, says) = (
-        judged(SplitK(1), case),
-        judged(SaysSo(case.params["tokens"]), case),
+        judge(SplitK(1), case),
+        judge(SaysSo(case.params["tokens"]), case),
     )
     assert (plain.batch_invariant, says.batch_invariant) == (True, False)
     assert plain.digest != says.digest

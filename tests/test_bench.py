@@ -118,16 +118,16 @@ class Standin:
 
 def test_the_file_holds_rows_and_what_made_them(tmp_path):
     save(ROWS, tmp_path / "b.json", provenance("megamoe bench --tokens 1", Standin()))
-    made = json.loads((tmp_path / "b.json").read_text())
-    valid("bench", made)
-    assert made["command"] == "megamoe bench --tokens 1"
-    assert made["versions"]["torch"][0].isdigit()
-    assert {"sgl-deep-gemm", "humming-kernels"} < set(made["versions"])
-    assert made["backend"] == {"name": "standin", "sources": "a digest", "options": "none"}
-    assert made["floor"]["bytes_per_second"] == bench.FLOOR_BANDWIDTH
-    assert made["date"].endswith("+00:00")
-    assert {"megamoe", "revision", "python"} < set(made)
-    assert [r["graph"] for r in made["rows"]] == [50.0, 30.0, None, None, 300.0]
+    document = json.loads((tmp_path / "b.json").read_text())
+    valid("bench", document)
+    assert document["command"] == "megamoe bench --tokens 1"
+    assert document["versions"]["torch"][0].isdigit()
+    assert {"sgl-deep-gemm", "humming-kernels"} < set(document["versions"])
+    assert document["backend"] == {"name": "standin", "sources": "a digest", "options": "none"}
+    assert document["floor"]["bytes_per_second"] == bench.FLOOR_BANDWIDTH
+    assert document["date"].endswith("+00:00")
+    assert {"megamoe", "revision", "python"} < set(document)
+    assert [r["graph"] for r in document["rows"]] == [50.0, 30.0, None, None, 300.0]
     assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
 
 
@@ -140,23 +140,23 @@ def test_rows_come_back_as_they_were(tmp_path):
 def test_a_row_s_floor_is_that_of_the_experts_it_touched(name):
     """The older file, of the H100, does not say how many; the floor does."""
     for row in load(MEASURED / f"{name}.json"):
-        share = bench.rows.share_named(row.share)
+        share = bench.rows.share_of(row.share)
         assert floor(share, row.tokens, row.experts) == pytest.approx(row.floor)
         assert row.experts <= min(share.experts, row.tokens * share.top_k)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("not JSON", "holds no rows"), ("{}", "holds no rows"), ("[]", "holds no rows"),
      ('{"rows": [{"share": "DeepSeek-V3", "experts": 1}]}', "holds no rows"),
      ('{"rows": [{"share": "nobody\'s"}]}', "nobody's"),
      ('{"rows": [], "floor": {"bytes_per_second": 1}}', "its floor is")],
 )  # fmt: skip
-def test_a_file_of_anything_else_is_refused_in_one_line(tmp_path, capsys, text, said):
+def test_a_file_of_anything_else_is_refused_in_one_line(tmp_path, capsys, text, message):
     (tmp_path / "b.json").write_text(text)
     assert main(["bench", "--from", str(tmp_path / "b.json")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
 
 
 def test_from_a_file_the_table_is_made_again_without_a_gpu(tmp_path, capsys):
@@ -308,14 +308,14 @@ def test_a_run_has_a_row_for_all_that_was_timed_and_for_what_could_not_be(tiny):
             ("works", "two products only"),
         )
     ]  # fmt: skip
-    whole, staging, _, failed, peer = rows[:5]
+    whole, staging, _, failure, peer = rows[:5]
     assert (whole.host, whole.events, whole.graph, whole.experts) == (3.0, 7.0, 5.0, 2)
     assert whole.best == 5.0
     assert math.isclose(whole.tflops, 2 * 6 * 256 * 128 / 5e6)
     assert peer.tflops == whole.tflops
     assert staging.tflops is None
-    assert (failed.best, failed.tflops) == (None, None)
-    assert failed.note == "RuntimeError: the first line"
+    assert (failure.best, failure.tflops) == (None, None)
+    assert failure.note == "RuntimeError: the first line"
 
 
 def test_the_peers_fail_into_rows_where_there_is_no_gpu(tiny):
@@ -351,21 +351,21 @@ def test_what_fails_of_the_backend_is_a_row_too_and_the_run_goes_on(tiny, broken
 def test_a_run_cut_off_leaves_the_rows_that_it_had(tiny, tmp_path, capsys):
     from megamoe.commands import bench as cli
 
-    def stopped(*_):
+    def stop(*_):
         raise KeyboardInterrupt
 
-    tiny.setitem(PEERS, "stops", ("whole forward", stopped))
+    tiny.setitem(PEERS, "stops", ("whole forward", stop))
     tiny.setattr("megamoe.commands.parsers.bench.SHARES", ("tiny",))
     tiny.setattr("megamoe.commands.parsers.bench.PEERS", ("stops",))
     tiny.setattr(cli, "_check_device", lambda device: None)
     tiny.setattr(cli, "load_backend", lambda *_: Standin())
     tiny.setattr(bench, "measure", lambda *a: measure(*a, "cpu"))
-    asked = ["bench", "--share", "tiny", "--tokens", "1", "--json", str(tmp_path / "b.json")]
-    assert main([*asked, "--peers", "stops"]) == 130
+    command = ["bench", "--share", "tiny", "--tokens", "1", "--json", str(tmp_path / "b.json")]
+    assert main([*command, "--peers", "stops"]) == 130
     assert [r.what for r in load(tmp_path / "b.json")] == ["standin"] * 3
     assert len(capsys.readouterr().err.splitlines()) == 4  # a row each, and that it was stopped
     tiny.setattr(cli, "load_backend", lambda *_: Standin("buffer"))
-    assert main([*asked, "--peers"]) == 1
+    assert main([*command, "--peers"]) == 1
     assert "failed, MemoryError" in capsys.readouterr().err
 
 

@@ -56,11 +56,11 @@ class Threads(ranks.World):
     def exchange(self, rows, counts):
         # A rank may send a row more than another, where bytes do not divide: equal parts here.
         assert counts[self.rank] == 0 and sum(counts) == len(rows)
-        self.sent.append(16 * len(rows))
+        self.byte_counts.append(16 * len(rows))
 
     @property
-    def sent(self):
-        return self.__dict__.setdefault("_sent", [])
+    def byte_counts(self):
+        return self.__dict__.setdefault("_byte_counts", [])
 
 
 def over(count, tokens, backend):
@@ -79,20 +79,20 @@ def over(count, tokens, backend):
 
 def test_a_row_has_every_stage_the_bytes_that_were_sent_and_the_link_of_as_many(monkeypatch):
     monkeypatch.setattr(expert_parallel, "all_to_all", thread_ranks.all_to_all)
-    found = over(2, [1, 40], EagerBackend)
-    (rows, world), (others, _) = found
+    results = over(2, [1, 40], EagerBackend)
+    (rows, world), (others, _) = results
     assert rows == others, "all ranks say the same: the slowest counts"
     model = replace(TINY, num_experts=8)
     for row, tokens in zip(rows, (1, 40), strict=True):
         assert (row.share, row.tokens, row.ranks, row.experts) == ("Tiny", tokens, 2, 4)
         assert list(row.stages) == [*ranks.STAGES] and min(row.stages.values()) > 0
         assert max(row.stages.values()) < 1e6 and row.forward > 0 and row.one_rank > 0
-        ids = [ranks._inputs(w, SHARES["tiny"], tokens, 8)[2] for _, w in found]
-        sent = scale.traffic(model, ids, 2)
-        assert row.bytes == {k: max(s[k] for s in sent) for k in ("dispatch", "return")}
+        ids = [ranks._inputs(w, SHARES["tiny"], tokens, 8)[2] for _, w in results]
+        traffic = scale.traffic(model, ids, 2)
+        assert row.bytes == {k: max(s[k] for s in traffic) for k in ("dispatch", "return")}
         assert row.floor == scale.estimate(model, tokens, 2, scale.MACHINES[0]).floor
     link = [row.bytes[k] // 16 * 16 for row in rows for k in ("dispatch", "return")]
-    assert world.sent == [n for n in link for _ in range(2 + world.warm)]
+    assert world.byte_counts == [n for n in link for _ in range(2 + world.warm)]
 
 
 def test_a_kernel_with_messages_of_its_own_has_a_row_without_stages():
@@ -111,12 +111,12 @@ def test_a_kernel_with_messages_of_its_own_has_a_row_without_stages():
 @pytest.mark.parametrize(("backend", "device_ids"), [("nccl", [1]), ("gloo", None)])
 def test_a_barrier_of_nccl_is_told_the_gpu_of_its_rank(backend, device_ids, monkeypatch):
     """torch would guess it, and warn that the guess can hang. gloo has no GPU to be told."""
-    asked = []
+    calls = []
     monkeypatch.setattr(dist, "get_backend", lambda group: backend)
-    monkeypatch.setattr(dist, "barrier", lambda *given, **named: asked.append((given, named)))
+    monkeypatch.setattr(dist, "barrier", lambda *args, **options: calls.append((args, options)))
     group = thread_ranks.Group(thread_ranks.World(2), 1)
     ranks.World(group, torch.device("cuda", 1)).meet()
-    assert asked == [((group,), {"device_ids": device_ids})]
+    assert calls == [((group,), {"device_ids": device_ids})]
 
 
 def test_the_table_over_two_gpus_is_that_of_its_raw_rows():
@@ -127,7 +127,7 @@ def test_the_table_over_two_gpus_is_that_of_its_raw_rows():
     for row, line in zip(raw["rows"], lines[: len(raw["rows"])], strict=True):
         times = [row["forward"], *row["stages"].values(), *row["link"].values(),
                  row["one_rank"], row["floor"]]  # fmt: skip
-        cells = [f"{t:.0f}" for t in times] + [ranks._shown(n / 1e6) for n in row["bytes"].values()]
+        cells = [f"{t:.0f}" for t in times] + [ranks._cell(n / 1e6) for n in row["bytes"].values()]
         share = row["share"].rpartition("-")[2].lower()
         assert line == f"| {share} | {row['tokens']} | {' | '.join(cells)} |"
 
@@ -141,17 +141,17 @@ def test_the_verb_writes_a_row_at_once_and_leaves_no_process_group(tmp_path, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("1 ranks, gloo, CPU; eager") and "not measured" in lines[1]
     assert [line.split(" | ")[:2] for line in lines[4:]] == [["| Tiny", "2"], ["| Tiny", "5"]]
-    made = json.loads(file.read_text())
-    valid("bench", made)
-    assert (made["ranks"], made["process_group"]) == (1, "gloo")
-    assert made["command"].startswith("megamoe bench --ep 1") and "torch" in made["versions"]
-    assert [row["bytes"] for row in made["rows"]] == [{"dispatch": 0, "return": 0}] * 2
+    report = json.loads(file.read_text())
+    valid("bench", report)
+    assert (report["ranks"], report["process_group"]) == (1, "gloo")
+    assert report["command"].startswith("megamoe bench --ep 1") and "torch" in report["versions"]
+    assert [row["bytes"] for row in report["rows"]] == [{"dispatch": 0, "return": 0}] * 2
     assert main(["bench", "--from", str(file)]) == 2
     assert "those of --ep" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--ep", "2", "--device", "cpu", "--plot", "x.svg"], "--plot does not go with --ep"),
         (["--ep", "2", "--device", "cpu", "--peers", "torch-grouped-mm"], "no peer runs over"),
@@ -159,12 +159,12 @@ def test_the_verb_writes_a_row_at_once_and_leaves_no_process_group(tmp_path, cap
         (["--device", "cpu"], "--device cpu goes with --ep"),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(options, said, capsys):
+def test_what_does_not_go_together_is_refused_in_one_line(options, message, capsys):
     try:
         assert main(["bench", *options]) == 2
     except SystemExit as end:
         assert end.code == 2
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_number_of_ranks_other_than_torchrun_s_is_refused(monkeypatch, capsys):
@@ -180,13 +180,13 @@ def test_several_ranks_are_started_by_torchrun_and_a_failed_one_is_named(monkeyp
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    asked = []
-    monkeypatch.setattr(torchrun, "run", asked.append)
+    calls = []
+    monkeypatch.setattr(torchrun, "run", calls.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert bench_ep._started(3, ["bench", "--ep", "3"]) == 0
-    assert (asked[0].nproc_per_node, asked[0].standalone) == ("3", True)
-    command = [asked[0].training_script, *asked[0].training_script_args]
-    assert command == ["megamoe", "bench", "--ep", "3"] and asked[0].module
+    assert bench_ep._launch(3, ["bench", "--ep", "3"]) == 0
+    assert (calls[0].nproc_per_node, calls[0].standalone) == ("3", True)
+    command = [calls[0].training_script, *calls[0].training_script_args]
+    assert command == ["megamoe", "bench", "--ep", "3"] and calls[0].module
 
     def fails(_):
         failure = SimpleNamespace(exitcode=1, timestamp=0, message="", local_rank=2)
@@ -194,5 +194,5 @@ def test_several_ranks_are_started_by_torchrun_and_a_failed_one_is_named(monkeyp
 
     monkeypatch.setattr(torchrun, "run", fails)
     monkeypatch.setattr(ChildFailedError, "format_msg", lambda self: "")
-    assert bench_ep._started(3, []) == 1
+    assert bench_ep._launch(3, []) == 1
     assert "rank 2 of 3 ended with exit status 1" in capsys.readouterr().err

@@ -46,11 +46,11 @@ def bisect(*options, capsys):
     out = Path(os.environ["MEGAMOE_CACHE"]).parent / "bisect.json"
     out.unlink(missing_ok=True)
     code = main(["bisect", "--json", str(out), *map(str, options)])
-    printed = capsys.readouterr()
+    output = capsys.readouterr()
     report = json.loads(out.read_text()) if out.exists() else None
     if report is not None:
         valid("bisect", report)
-    return code, report, printed.out, printed.err
+    return code, report, output.out, output.err
 
 
 def limit(candidates):
@@ -71,14 +71,14 @@ def test_a_list_is_halved_and_the_first_bad_one_found_wherever_it_is():
     for n in range(2, 40):
         revs = [str(i) for i in range(n)]
         for first in range(1, n):
-            asked = []
+            probes = []
 
-            def probe(rev, first=first, asked=asked):
-                asked.append(rev)
+            def probe(rev, first=first, probes=probes):
+                probes.append(rev)
                 return "bad" if int(rev) >= first else "good"
 
-            assert walk.over_list(revs, probe) == walk.Found(str(first))
-            assert len(asked) <= math.ceil(math.log2(n - 1))
+            assert walk.over_list(revs, probe) == walk.Outcome(str(first))
+            assert len(probes) <= math.ceil(math.log2(n - 1))
 
 
 def test_what_cannot_be_run_is_walked_around_or_named_among_the_suspects():
@@ -92,7 +92,7 @@ def test_what_cannot_be_run_is_walked_around_or_named_among_the_suspects():
     def blind(rev):
         return "flaky" if rev in "56" else "bad" if int(rev) >= 6 else "good"
 
-    assert walk.over_list(revs, blind) == walk.Found(None, ("5", "6", "7"))
+    assert walk.over_list(revs, blind) == walk.Outcome(None, ("5", "6", "7"))
 
 
 @pytest.fixture
@@ -277,8 +277,8 @@ def test_a_kill_loses_nothing_and_the_same_command_goes_on(numbers, tmp_path, ho
         time.sleep(0.02)
     first.send_signal(how)
     first.wait()
-    known = len(steps_of(folder))
-    assert known == 4
+    step_count = len(steps_of(folder))
+    assert step_count == 4
     if how == signal.SIGKILL:  # the command has outlived the kill, and keeps the state locked
         with pytest.raises(ValueError, match="in use by another bisect"), disk.lock(folder):
             pass
@@ -291,7 +291,7 @@ def test_a_kill_loses_nothing_and_the_same_command_goes_on(numbers, tmp_path, ho
             break
         time.sleep(0.2)
     assert second.returncode == 0, err
-    assert f"resumed: {known} steps known from" in err
+    assert f"resumed: {step_count} steps known from" in err
     assert f"first bad {commits[17][:12]} (value 17)" in out
     assert everything(home) == before
     assert len(count.read_text()) <= len(steps_of(folder)) + 1  # only the killed step ran twice
@@ -395,7 +395,7 @@ def kernel_bisect(home, good, bad, *options, capsys):
                   "--build", BUILD, "--case", CASE, *options, capsys=capsys)  # fmt: skip
 
 
-def replayed(archive, side, folder):
+def replay(archive, side, folder):
     """What a stranger sees who follows the archive's README."""
     with tarfile.open(archive) as inside:
         inside.extractall(folder, filter="data")
@@ -403,11 +403,11 @@ def replayed(archive, side, folder):
     assert "git clone two.bundle tree" in (home / "README.md").read_text()
     history.git(home, "clone", "--quiet", "two.bundle", "tree")
     history.git(home / "tree", "checkout", "--quiet", side)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "../replay.py", "--path", "."], cwd=home / "tree", text=True,
         capture_output=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
-    return done.returncode, done.stdout
+    return process.returncode, process.stdout
 
 
 @pytest.mark.slow
@@ -429,10 +429,10 @@ def test_a_change_seen_in_the_codes_only_is_found_and_can_be_replayed(
     worst = report["worst"]
     assert (worst["case"], worst["token"], worst["slot"], worst["channel"]) == (CASE, 0, 0, 0)
     assert worst["ulps"] == 1
-    code, said = replayed(report["archive"], "good", tmp_path / "one")
-    assert (code, "the GOOD bits" in said) == (0, True), said
-    code, said = replayed(report["archive"], "bad", tmp_path / "two")
-    assert (code, "the BAD bits; not as good: l2_acts" in said) == (1, True), said
+    code, output = replay(report["archive"], "good", tmp_path / "one")
+    assert (code, "the GOOD bits" in output) == (0, True), output
+    code, output = replay(report["archive"], "bad", tmp_path / "two")
+    assert (code, "the BAD bits; not as good: l2_acts" in output) == (1, True), output
 
 
 LAYER = """
@@ -473,8 +473,8 @@ def test_a_replay_runs_the_tree_that_is_checked_out(spec, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(away)
     for side, status in (("good", 0), ("bad", 1)):
-        code, said = replayed(report["archive"], side, tmp_path / side)
-        assert (code, f"the {side.upper()} bits" in said) == (status, True), said
+        code, output = replay(report["archive"], side, tmp_path / side)
+        assert (code, f"the {side.upper()} bits" in output) == (status, True), output
 
 
 def test_a_replay_without_a_tree_says_what_is_missing(tmp_path, capsys, monkeypatch):
@@ -552,20 +552,20 @@ def test_every_kind_is_kept_as_safetensors_and_replayed_without_megamoe(tmp_path
     cases = [case for case in load_cases(root) if case.id in names]
     sides = tuple(map(parse, pythons[:2]))
     test = question.Test(cases, root, f"{kernel}:Kernel", repeat=1)
-    asked = Job(Range(sides[0], sides[1], sides), test, tmp_path / "state")
-    report = run(asked, lambda *_: None, lambda _: None)
+    bisection = Job(Range(sides[0], sides[1], sides), test, tmp_path / "state")
+    report = run(bisection, lambda *_: None, lambda _: None)
     assert report["first_bad"] == pythons[1]
     first = {case["id"]: case["first_stage"] for case in report["cases"]}
     assert first == dict(zip(names, ("beyond", "load", "w13", "l2_acts", "l2_acts"), strict=True))
-    kept = (tmp_path / "state" / "outputs").glob(f"*/{names[0].replace('/', '--')}.safetensors")
-    assert [int(load_file(path)["beyond"].sum()) > 0 for path in kept].count(True) == 1
+    files = (tmp_path / "state" / "outputs").glob(f"*/{names[0].replace('/', '--')}.safetensors")
+    assert [int(load_file(path)["beyond"].sum()) > 0 for path in files].count(True) == 1
     with tarfile.open(report["archive"]) as inside:
         inside.extractall(tmp_path, filter="data")
-    for extra, said in enumerate(("the GOOD bits", "the BAD bits", "neither side's bits")):
-        done = subprocess.run(
+    for extra, message in enumerate(("the GOOD bits", "the BAD bits", "neither side's bits")):
+        process = subprocess.run(
             [pythons[extra], "replay.py"], cwd=tmp_path / "bisect", text=True, capture_output=True
         )
-        assert (done.returncode, done.stdout.count(said)) == (extra, len(names)), done
+        assert (process.returncode, process.stdout.count(message)) == (extra, len(names)), process
 
 
 @pytest.mark.slow

@@ -45,9 +45,9 @@ def test_every_simulated_kernel_stays_in_the_interval_of_its_class(octaves, cent
     args = operands(rng, octaves=octaves, centre=centre)
     ends = {name: interval(args, name) for name in CLASSES}
     for kernel in simulate.kernels():
-        got = kernel.linear(*args, rng)
+        actual = kernel.linear(*args, rng)
         low, high = ends[kernel.accumulator]
-        assert ((got >= low) & (got <= high)).all(), kernel.name
+        assert ((actual >= low) & (actual <= high)).all(), kernel.name
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -58,13 +58,13 @@ def test_an_interval_a_fifth_as_wide_would_be_wrong(name):
     args = codes & 0x7F, sf, packed & 0x77, weight_sf
     low, high = interval(args, name)
     centre = block_sums(Rows.of(*args[:2]), Columns.of(*args[2:])).total()[0]
-    used = 0.0
+    share = 0.0
     for kernel in simulate.kernels():
         if kernel.accumulator == name:
-            got = kernel.linear(*args, rng)
-            room = np.where(got > centre, high - centre, centre - low)
-            used = max(used, float((np.abs(got - centre) / np.where(room > 0, room, 1)).max()))
-    assert 0.2 < used <= 1
+            actual = kernel.linear(*args, rng)
+            room = np.where(actual > centre, high - centre, centre - low)
+            share = max(share, float((np.abs(actual - centre) / np.where(room > 0, room, 1)).max()))
+    assert 0.2 < share <= 1
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_a_kernel_of_a_wider_class_leaves_a_narrower_interval(kernel, too_narrow
     rng = np.random.default_rng(4)
     args = operands(rng, rows=4, columns=64, depth=1024, octaves=10)
     low, high = interval(args, too_narrow)
-    got = kernel.linear(*args, rng)
-    assert ((got < low) | (got > high)).any()
+    actual = kernel.linear(*args, rng)
+    assert ((actual < low) | (actual > high)).any()
 
 
 def test_classes_nest():
@@ -132,10 +132,10 @@ def test_a_running_sum_lost_in_alignment_moves_the_result_away_from_zero(kernel,
     sf = np.full((1, 4), 127, np.uint8)
     sf[0, :2] = scale, 135
     args = codes, sf, packed, np.full((1, 4), 127, np.uint8)
-    got = kernel.linear(*args, np.random.default_rng(0)).item()
-    assert abs(got) == 448 * 6 * 256
+    actual = kernel.linear(*args, np.random.default_rng(0)).item()
+    assert abs(actual) == 448 * 6 * 256
     low, high = interval(args, kernel.accumulator)
-    assert low.item() <= got <= high.item()
+    assert low.item() <= actual <= high.item()
 
 
 def test_sums_that_may_overflow_have_infinite_ends():

@@ -43,8 +43,8 @@ def draw(rng, rows=4, columns=64, run=32):
 
     def scales(count, middle):
         low, high = max(0, middle - octaves // 2), min(254, middle + octaves // 2)
-        made = rng.integers(low, high + 1, (count, groups)).astype(np.uint8)
-        return made.repeat(run // 32, axis=1)
+        exponents = rng.integers(low, high + 1, (count, groups)).astype(np.uint8)
+        return exponents.repeat(run // 32, axis=1)
 
     sf, weight_sf = scales(rows, first), scales(columns, second)
     if kind == 4:  # few bits, and rows whose operands are subnormal in bfloat16 in some groups
@@ -74,30 +74,30 @@ def ends(args, a):
     return (low, high), (np.minimum(narrow[0], exact), np.maximum(narrow[1], exact))
 
 
-def outside(got, low, high):
+def outside(actual, low, high):
     """NaN only where both ends are infinite."""
-    lost = np.isnan(got) & (low == -np.inf) & (high == np.inf)
-    return ~(((got >= low) & (got <= high)) | lost)
+    overflow = np.isnan(actual) & (low == -np.inf) & (high == np.inf)
+    return ~(((actual >= low) & (actual <= high)) | overflow)
 
 
-def judged(args, kernel, a, rng):
+def check(args, kernel, a, rng):
     """How many outputs were judged; none where the operands are outside the member's range."""
     try:
         with np.errstate(all="ignore"):
-            got = kernel.linear(*args, rng)
+            actual = kernel.linear(*args, rng)
     except simulate.NotAMemberError:  # not bfloat16 numbers
         return 0
     for low, high in ends(args, a):
-        wrong = np.argwhere(outside(got, low, high))
-        assert not len(wrong), (kernel.name, wrong[0], got[tuple(wrong[0])], len(wrong))
-    return got.size
+        wrong = np.argwhere(outside(actual, low, high))
+        assert not len(wrong), (kernel.name, wrong[0], actual[tuple(wrong[0])], len(wrong))
+    return actual.size
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), kernel=st.sampled_from(KERNELS))
 def test_no_member_leaves_its_class_anywhere_in_the_range(seed, kernel):
     rng = np.random.default_rng(seed)
-    judged(draw(rng, 2, 16), kernel, accumulator(kernel.accumulator), rng)
+    check(draw(rng, 2, 16), kernel, accumulator(kernel.accumulator), rng)
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_a_million_draws_find_no_counterexample(family):
     while count < 300_000:
         kernel = kernels[number % len(kernels)]
         number += 1
-        count += judged(draw(rng, 8, 512), kernel, accumulator(kernel.accumulator), rng)
+        count += check(draw(rng, 8, 512), kernel, accumulator(kernel.accumulator), rng)
 
 
 @settings(max_examples=25, deadline=None)
@@ -119,7 +119,7 @@ def test_runs_of_128_scaled_outside_the_unit_are_followed_too(seed):
     rng = np.random.default_rng(seed)
     for rounding in ("nearest", "mixed"):
         kernel = simulate.hopper_e4m3_outside(128, rounding, SM90_E4M3_K128.name)
-        judged(draw(rng, 2, 16, run=128), kernel, SM90_E4M3_K128, rng)
+        check(draw(rng, 2, 16, run=128), kernel, SM90_E4M3_K128, rng)
 
 
 def test_a_run_of_128_with_two_scale_factors_has_no_member():
@@ -155,10 +155,10 @@ def test_a_sum_that_saturates_lies_inside(name):
     exact = block_sums(Rows.of(*args[:2]), Columns.of(*args[2:])).total()[0].item()
     assert exact == 0.4375 * 2.0**128
     kernel = simulate.ordered("ascending", "zero", 32, fresh=True)
-    got = kernel.linear(*args, np.random.default_rng(0)).item()
-    assert got == 0.0625 * 2.0**128 - 2.0**104
+    actual = kernel.linear(*args, np.random.default_rng(0)).item()
+    assert actual == 0.0625 * 2.0**128 - 2.0**104
     low, high = ends(args, accumulator(name))[1]
-    assert low.item() <= got <= high.item()
+    assert low.item() <= actual <= high.item()
     assert low.item() > 0.06 * 2.0**128  # and not much below it
 
 
@@ -168,27 +168,27 @@ def test_a_bfloat16_subnormal_aligns_where_its_field_is(exponent, code):
     2^-26, twenty-five bits are kept, and the 31.5 units of 2^-56 that were there are cut off."""
     before = [(0, 0x67, 70, 2, 127), (1, 0x44, 70, 2, 127)]  # 60 and 3, times 2^-57
     args = products(*before, (32, code, 0, 2, 227))
-    got = simulate.hopper_bf16().linear(*args, np.random.default_rng(0)).item()
+    actual = simulate.hopper_bf16().linear(*args, np.random.default_rng(0)).item()
     blocks = block_sums(Rows.of(*args[:2]), Columns.of(*args[2:]))
     exact = blocks.total()[0].item()
-    assert (exact - got) * 2.0**56 == 31.5
+    assert (exact - actual) * 2.0**56 == 31.5
     for name in ("fp32-ordered", "fp32"):
         low, high = ends(args, accumulator(name))[1]
-        assert low.item() <= got <= high.item()
+        assert low.item() <= actual <= high.item()
         native = result_interval(replace(blocks, folded=blocks.field), accumulator(name))
         if name == "fp32-ordered" or exponent == -133:
-            assert got < native[0].item()  # by the field of code and scale alone it is outside
+            assert actual < native[0].item()  # by the field of code and scale alone it is outside
 
 
 def test_a_bfloat16_subnormal_makes_an_exact_sum_inexact():
     """The same with 31 units, which 24 bits can hold beside 2^-33: no class may call it exact."""
     args = products((0, 0x5F, 71, 2, 127), (1, 0x38, 71, 2, 127), (32, 0x08, 0, 2, 227))
-    got = simulate.hopper_bf16().linear(*args, np.random.default_rng(0)).item()
+    actual = simulate.hopper_bf16().linear(*args, np.random.default_rng(0)).item()
     exact = block_sums(Rows.of(*args[:2]), Columns.of(*args[2:])).total()[0].item()
-    assert (exact - got) * 2.0**56 == 31
+    assert (exact - actual) * 2.0**56 == 31
     for name in ("fp32-ordered", "fp32"):
         low, high = ends(args, accumulator(name))[1]
-        assert low.item() <= got <= high.item()
+        assert low.item() <= actual <= high.item()
 
 
 @settings(max_examples=300, deadline=None)
@@ -208,10 +208,10 @@ def test_no_small_sum_beside_a_bfloat16_subnormal_leaves_its_class(
         (1, before[1] | (0x80 if sign else 0), place, 2, 127),
         (32, code, 0, 2, weight),
     )
-    got = simulate.hopper_bf16().linear(*args, np.random.default_rng(0))
+    actual = simulate.hopper_bf16().linear(*args, np.random.default_rng(0))
     for name in ("fp32-ordered", "fp32"):
         low, high = ends(args, accumulator(name))[1]
-        assert not outside(got, low, high).any()
+        assert not outside(actual, low, high).any()
 
 
 def test_an_operand_that_bfloat16_cannot_hold_is_outside_the_member_s_range():

@@ -14,11 +14,11 @@ from megamoe.cases import load_cases
 from megamoe.commands import contract as verb
 from megamoe.commands.main import main
 from megamoe.spec import builds
-from megamoe.spec.builds import BUILDS, HEADERS, KERNEL, Build, detect, installed, named
+from megamoe.spec.builds import BUILDS, HEADERS, KERNEL, Build, build_of, detect, installed
 from megamoe.spec.contract import BASE, REVISIONS, Clause
 
 ROOT = Path(__file__).resolve().parents[1]
-REVISIONS_NAMED = {"2026-06", "2026-09", "2026-11", "sgl"}
+REVISION_NAMES = {"2026-06", "2026-09", "2026-11", "sgl"}
 PATHS = [header.path for header in HEADERS]
 
 
@@ -42,13 +42,13 @@ ASIDE = texts("old", layout="aside", scheduler="aside")
 def table(request, monkeypatch):
     """A table of our own, but for the tests that look at the real one."""
     if "real" not in request.fixturenames:
-        made = (
+        entries = (
             build("old 1", OLD),
             build("old 2", OLD),
             build("new 1", NEW, revision="2099-01", differs={"precise_silu": "g*(1/d)"}),
             build("side 1", ASIDE, differs={"precise_silu": "g*(1/d)"}, notes=("a note",)),
         )
-        monkeypatch.setattr(builds, "BUILDS", {b.name: b for b in made})
+        monkeypatch.setattr(builds, "BUILDS", {b.name: b for b in entries})
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_the_real_table(real):
     for b in BUILDS.values():
         assert list(b.hashes) == PATHS
         assert all(len(h) == 16 and int(h, 16) >= 0 for h in b.hashes.values()), b.name
-        assert b.revision in REVISIONS_NAMED
+        assert b.revision in REVISION_NAMES
     assert len({b.hashes[KERNEL] for b in BUILDS.values()}) == 17
     assert KERNEL == "impls/sm100_fp8_fp4_mega_moe.cuh"
     assert {h.path for h in HEADERS if not h.bits} == {
@@ -89,8 +89,8 @@ def test_a_difference_is_one(real):
     """Where the revision and the clause are written down, the build's value is another."""
     for b in BUILDS.values():
         for clause, value in b.differs.items():
-            known = getattr(REVISIONS.get(b.revision), clause, None)
-            assert known is None or known.value != value, (b.name, clause)
+            base = getattr(REVISIONS.get(b.revision), clause, None)
+            assert base is None or base.value != value, (b.name, clause)
 
 
 def test_a_name_in_two_sets_is_refused():
@@ -106,9 +106,9 @@ def test_the_table_is_in_a_wheel():
 
 @pytest.mark.parametrize("name", ["vllm 0.24.0", "vllm==0.24.0", "vllm-0.24.0", "vLLM 0.24.0"])
 def test_a_build_is_found_by_its_name(real, name):
-    assert named(name).name == "vllm 0.24.0"
-    assert named("sgl_deep_gemm-0.2.3.post2").name == "sgl-deep-gemm 0.2.3.post2"
-    assert named("vllm 0.2.4.0") is None and named("2026-06") is None
+    assert build_of(name).name == "vllm 0.24.0"
+    assert build_of("sgl_deep_gemm-0.2.3.post2").name == "sgl-deep-gemm 0.2.3.post2"
+    assert build_of("vllm 0.2.4.0") is None and build_of("2026-06") is None
 
 
 # --- detect -------------------------------------------------------------------------------------
@@ -117,50 +117,52 @@ def test_a_build_is_found_by_its_name(real, name):
 @pytest.mark.parametrize("nested", ["include/deep_gemm", "deep_gemm/include/deep_gemm",
                                     "third_party/deep_gemm/include/deep_gemm", "."])  # fmt: skip
 def test_all_six_headers_at_any_depth(tmp_path, nested):
-    found = detect(package(tmp_path, OLD, nested))
-    assert [b.name for b in found.builds] == ["old 1", "old 2"]
-    assert found.exact and found.same_bits and not found.differing
-    assert found.said == "old 1, old 2"
-    assert found.where == tmp_path / nested
+    detection = detect(package(tmp_path, OLD, nested))
+    assert [b.name for b in detection.builds] == ["old 1", "old 2"]
+    assert detection.exact and detection.same_bits and not detection.differing
+    assert detection.description == "old 1, old 2"
+    assert detection.where == tmp_path / nested
 
 
 def test_another_schedule_has_the_same_bits_and_says_so(tmp_path):
-    found = detect(package(tmp_path, OLD | {"scheduler/mega_moe.cuh": "mine"}))
-    assert [b.name for b in found.builds] == ["old 1", "old 2"]
-    assert found.same_bits and not found.exact
-    assert found.said.startswith("the bits of old 1, old 2; scheduler/mega_moe.cuh is another")
+    detection = detect(package(tmp_path, OLD | {"scheduler/mega_moe.cuh": "mine"}))
+    assert [b.name for b in detection.builds] == ["old 1", "old 2"]
+    assert detection.same_bits and not detection.exact
+    assert detection.description.startswith(
+        "the bits of old 1, old 2; scheduler/mega_moe.cuh is another"
+    )
 
 
 def test_a_header_that_decides_bits_outweighs_those_that_do_not(tmp_path):
     """Two of the schedule differ from `old`, one that decides bits from `side`."""
-    found = detect(package(tmp_path, texts("old", layout="x", scheduler="y")))
-    assert found.same_bits and len(found.differing) == 2
+    detection = detect(package(tmp_path, texts("old", layout="x", scheduler="y")))
+    assert detection.same_bits and len(detection.differing) == 2
     # At one header that decides bits, the other files choose between `old` and `side`.
-    found = detect(package(tmp_path, ASIDE | {"mma/sm100.cuh": "x"}))
-    assert [b.name for b in found.builds] == ["side 1"] and not found.same_bits
-    assert [h.path for h in found.differing] == ["mma/sm100.cuh"]
+    detection = detect(package(tmp_path, ASIDE | {"mma/sm100.cuh": "x"}))
+    assert [b.name for b in detection.builds] == ["side 1"] and not detection.same_bits
+    assert [h.path for h in detection.differing] == ["mma/sm100.cuh"]
 
 
 def test_the_nearest_build(tmp_path):
-    found = detect(package(tmp_path, NEW | {KERNEL: "mine"}))
-    assert not found.exact and not found.same_bits
-    assert found.said == (
+    detection = detect(package(tmp_path, NEW | {KERNEL: "mine"}))
+    assert not detection.exact and not detection.same_bits
+    assert detection.description == (
         f"none of the builds known here; the nearest is new 1, but {KERNEL} is another"
     )
 
 
 def test_a_missing_header_is_said_to_be_missing(tmp_path):
     files = {path: text for path, text in NEW.items() if path != "common/math.cuh"}
-    found = detect(package(tmp_path, files))
-    assert found.hashes["common/math.cuh"] == "" and not found.same_bits
-    assert found.said.endswith("the nearest is new 1, but common/math.cuh is missing")
+    detection = detect(package(tmp_path, files))
+    assert detection.hashes["common/math.cuh"] == "" and not detection.same_bits
+    assert detection.description.endswith("the nearest is new 1, but common/math.cuh is missing")
 
 
 def test_none_of_them(tmp_path):
-    found = detect(package(tmp_path, texts("mine")))
-    assert found.builds == () and found.differing == HEADERS
-    assert not found.exact and not found.same_bits
-    assert found.said.startswith("none of the builds known here: not one")
+    detection = detect(package(tmp_path, texts("mine")))
+    assert detection.builds == () and detection.differing == HEADERS
+    assert not detection.exact and not detection.same_bits
+    assert detection.description.startswith("none of the builds known here: not one")
 
 
 def test_two_copies_are_one_if_they_are_equal(tmp_path):
@@ -234,7 +236,7 @@ def test_a_stand_in_is_no_package(path, monkeypatch):
 def test_list(real, capsys):
     assert main(["contract", "list"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in REVISIONS_NAMED | set(REVISIONS))
+    assert all(name in out for name in REVISION_NAMES | set(REVISIONS))
     assert "vllm 0.27.0, 0.27.1" in out and "precise_silu = g*(1/d)" in out
 
 
@@ -295,7 +297,7 @@ def test_diff_of_the_same(capsys):
 
 def test_every_clause_says_what_a_golden_shows():
     clauses = {f.name for f in dataclasses.fields(BASE)} - {"revision"}
-    assert clauses <= set(verb.SHOWN)
+    assert clauses <= set(verb.EFFECTS)
 
 
 @pytest.mark.parametrize(
@@ -312,8 +314,8 @@ def test_every_clause_says_what_a_golden_shows():
 )
 def test_misuse_is_one_line(path, arguments, message, capsys):
     assert main(["contract", *arguments]) == 2
-    said = capsys.readouterr()
-    assert message in said.err and len(said.err.splitlines()) == 1 and not said.out
+    output = capsys.readouterr()
+    assert message in output.err and len(output.err.splitlines()) == 1 and not output.out
 
 
 def test_detect_a_folder(tmp_path, capsys):

@@ -172,6 +172,6 @@ def test_the_definition_covers_what_decides_the_golden(tmp_path):
         ('breaks = "the sum"', 'breaks = "other words"', True),
         ('tier = "quick"', 'tier = "full"', True),
     ):
-        changed = load_file(write(tmp_path, GOOD.replace(old, new)))
-        (after,) = (c for c in changed if c.name == "flat")
+        cases = load_file(write(tmp_path, GOOD.replace(old, new)))
+        (after,) = (c for c in cases if c.name == "flat")
         assert (after.definition() == before.definition()) is same

@@ -56,11 +56,11 @@ def test_there_are_enough_cases_of_every_kind() -> None:
 def test_every_model_stands_at_its_real_sizes(model: str, family: str) -> None:
     m = MODELS[model]
     real = (m.hidden_size, m.intermediate_size, m.local_experts(8), m.top_k)
-    found = [c for c in FORWARD if c.params["family"] == family and shape(c) == real]
-    assert found, f"{model}: no {family} case at {real}"
+    cases = [c for c in FORWARD if c.params["family"] == family and shape(c) == real]
+    assert cases, f"{model}: no {family} case at {real}"
     if family == "zero-freedom":
-        assert any(c.tier == "quick" for c in found)
-        assert any(recipe(c, "weights").get("w2") == "probe" for c in found)
+        assert any(c.tier == "quick" for c in cases)
+        assert any(recipe(c, "weights").get("w2") == "probe" for c in cases)
 
 
 @pytest.mark.parametrize("tokens", EDGES)
@@ -76,8 +76,8 @@ def test_token_counts_at_every_block_edge(tokens: int) -> None:
 @pytest.mark.parametrize("clamp", ["none", 10, 7, 0])
 @pytest.mark.parametrize("fast_math", [True, False])
 def test_clamps_with_either_silu(clamp: object, fast_math: bool) -> None:
-    found = [c for c in ZERO if c.params["clamp"] == clamp and c.params["fast_math"] is fast_math]
-    assert found
+    cases = [c for c in ZERO if c.params["clamp"] == clamp and c.params["fast_math"] is fast_math]
+    assert cases
 
 
 def test_experts_top_k_and_sizes_at_their_ends() -> None:
@@ -115,11 +115,11 @@ def test_long_contractions_for_few_and_for_many_rows() -> None:
 @pytest.mark.parametrize("tokens", [192, 193, 194])
 def test_many_rows_at_the_edges_of_a_tile(tokens: int, clamp: object, fast_math: bool) -> None:
     """64, 65, 128 and 129 rows of an expert, with either silu and either kind of scales."""
-    given = {"tokens": tokens, "clamp": clamp, "fast_math": fast_math}
-    found = [c for c in ZERO if crowded(c) and given.items() <= c.params.items()]
-    assert found and all(c.rows is None for c in found)
+    params = {"tokens": tokens, "clamp": clamp, "fast_math": fast_math}
+    cases = [c for c in ZERO if crowded(c) and params.items() <= c.params.items()]
+    assert cases and all(c.rows is None for c in cases)
     if (clamp == "none") is not fast_math:
-        largest = {max(recipe(c, "weights").get("w13_scale", [0])) for c in found}
+        largest = {max(recipe(c, "weights").get("w13_scale", [0])) for c in cases}
         assert any(byte > 128 for byte in largest)
 
 
@@ -132,8 +132,8 @@ def test_laws_are_tried_between_few_and_many_rows() -> None:
 
 def paths(law: str, problem: Problem) -> set[bool]:
     """Whether the problem and its variants have many rows an expert."""
-    tried = [problem, *(v.problem for v in laws.variants(problem, law))]
-    return {many(p.num_tokens * p.top_k, p.num_experts) for p in tried}
+    problems = [problem, *(v.problem for v in laws.variants(problem, law))]
+    return {many(p.num_tokens * p.top_k, p.num_experts) for p in problems}
 
 
 def test_every_law_and_every_wrong_call_has_a_case() -> None:
@@ -143,7 +143,7 @@ def test_every_law_and_every_wrong_call_has_a_case() -> None:
     assert {c.params["action"] for c in CASES if c.kind == "errors"} == set(ACTIONS)
 
 
-SEEN_IN_PUBLIC = {
+PUBLIC_FAILURES = {
     "capacity-dependent output": "forward/capacity-8192-changes-output",
     "32-bit offset at a large capacity": "forward/capacity-65536-changes-output",
     "scale stride wrong from the second pool block on": "forward/second-pool-block-scale-stride-*",
@@ -184,18 +184,18 @@ SEEN_IN_PUBLIC = {
 }
 
 
-@pytest.mark.parametrize("failure", SEEN_IN_PUBLIC)
+@pytest.mark.parametrize("failure", PUBLIC_FAILURES)
 def test_every_failure_seen_in_public_has_a_case(failure: str) -> None:
-    assert any(fnmatchcase(case, SEEN_IN_PUBLIC[failure]) for case in BY_ID)
+    assert any(fnmatchcase(case, PUBLIC_FAILURES[failure]) for case in BY_ID)
 
 
 def test_special_values_reach_staging() -> None:
     bits = set()
     for case in (c for c in CASES if c.kind == "staging"):
-        made = recipe(case, "hidden")
-        bits |= {made.get("bits"), *(p["bits"] for p in made.get("patch", ()))}
-    wanted = {0, 0x8000, 0x0001, 0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0x7F7F, 0x38D1, 0x38D2}
-    assert wanted <= bits
+        hidden = recipe(case, "hidden")
+        bits |= {hidden.get("bits"), *(p["bits"] for p in hidden.get("patch", ()))}
+    expected = {0, 0x8000, 0x0001, 0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0x7F7F, 0x38D1, 0x38D2}
+    assert expected <= bits
     for exact in (0x43E0, 0x40E0, 0x3A60, 0x4A60):  # 448 * 2^k
         assert {exact - 1, exact, exact + 1} <= bits
 
@@ -225,7 +225,7 @@ def test_forward_data_of_envelopes_is_of_ordinary_size() -> None:
 def test_combine_cases_depend_on_the_order(name: str) -> None:
     """Descending slots give other bits, so a kernel that adds them so is caught."""
     problem = recipes.forward_problem(BY_ID[f"forward/{name}"])
-    other = BASE.changed("other", "a test", combine_order="descending-slot")
+    other = BASE.variant("other", "a test", combine_order="descending-slot")
     ascending, descending = (
         oracle.forward(problem, ["exact"], contract=contract).y for contract in (BASE, other)
     )

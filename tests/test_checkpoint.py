@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import checkpoint as module
 from megamoe.cases.checkpoint import Checkpoint, differences
-from megamoe.cases.stored import Stored, StoredError, load, to_bytes
+from megamoe.cases.stored import StoredError, StoredProblem, load, to_bytes
 from megamoe.commands import main as cli
 from megamoe.layer.capture import capture
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
@@ -44,12 +44,12 @@ def record(folder, path, layer=1, change=lambda t: t.tensor, replicas=False):
     )  # fmt: skip
     for t in read_checkpoint(folder):
         if t.layer == layer:
-            given = change(t)
+            tensor = change(t)
             for local in experts._local_replicas(t.expert):
                 shard = experts._shard(getattr(experts, t.parameter), local, t.shard_id)
                 # As an engine's own loader does, with whatever conversion that is.
-                shard.copy_(given.view(torch.uint8) if given.dtype == t.tensor.dtype else given)
-    experts.finalize_weights(written=True)
+                shard.copy_(tensor.view(torch.uint8) if tensor.dtype == t.tensor.dtype else tensor)
+    experts.finalize_weights(without_loader=True)
     if replicas:
         load_view, counts = torch.zeros(1, 6, dtype=torch.int32), torch.tensor([[2, 2, 1, 1]])
         table = torch.tensor([[[0, 4], [1, 5], [2, -1], [3, -1]]])
@@ -78,7 +78,7 @@ def test_the_weights_of_a_right_engine_are_the_checkpoints(folder, tmp_path, cap
 def test_scales_that_were_converted_by_value_are_red(folder, tmp_path, capsys):
     """y is 0, and right for these weights: without the checkpoint nobody can know."""
     path, report = record(folder, tmp_path / "c.safetensors", change=by_value), tmp_path / "r.json"
-    assert not load(path).observed["y"].any()
+    assert not load(path).outputs["y"].any()
     assert cli.main(["replay", str(path)]) == 0
     capsys.readouterr()
     say = ["replay", str(path), "--checkpoint", str(folder), "--json", str(report)]
@@ -103,8 +103,8 @@ def test_scales_that_were_converted_by_value_are_red(folder, tmp_path, capsys):
 def test_one_byte_is_named_by_tensor_expert_row_and_place(folder, tmp_path, monkeypatch):
     """In whichever piece of the tensor it lies, and of whichever file."""
     path = record(folder, tmp_path / "c.safetensors")
-    stored = load(path)
-    assert differences(stored, folder) == []
+    call = load(path)
+    assert differences(call, folder) == []
     places = {
         "w1.weight": ("w13_weight", 5, 17), "w3.weight": ("w13_weight", I + 127, 0),
         "w1.scale": ("w13_weight_scale", 0, 7), "w3.scale": ("w13_weight_scale", I + 3, 1),
@@ -113,36 +113,38 @@ def test_one_byte_is_named_by_tensor_expert_row_and_place(folder, tmp_path, monk
     for at_once in (1 << 20, 300):
         monkeypatch.setattr(module, "AT_ONCE", at_once)
         for name, (parameter, row, byte) in places.items():
-            changed = getattr(stored.problem, parameter).clone()
-            changed[3, row, byte] ^= 0x10
-            other = Stored(replace(stored.problem, **{parameter: changed}), {}, stored.about)
-            (found,) = differences(other, folder)
-            assert found.name == f"layers.1.ffn.experts.3.{name}"
-            assert (found.local, found.parameter) == (3, parameter)
+            tensor = getattr(call.problem, parameter).clone()
+            tensor[3, row, byte] ^= 0x10
+            other = StoredProblem(replace(call.problem, **{parameter: tensor}), {}, call.about)
+            (difference,) = differences(other, folder)
+            assert difference.name == f"layers.1.ffn.experts.3.{name}"
+            assert (difference.local, difference.parameter) == (3, parameter)
             first = row - I if name.startswith("w3") else row
-            assert "1 of " in found.text and f"at row {first}, byte {byte}: 0x" in found.text
-            assert "values" not in found.text
+            assert (
+                "1 of " in difference.text and f"at row {first}, byte {byte}: 0x" in difference.text
+            )
+            assert "values" not in difference.text
 
 
 def test_an_expert_that_nobody_used_is_not_asked(folder, tmp_path):
-    stored = load(record(folder, tmp_path / "c.safetensors"))
-    changed = stored.problem.w2_weight.clone()
-    changed[2] ^= 1
-    other = Stored(replace(stored.problem, w2_weight=changed), {}, stored.about)
+    call = load(record(folder, tmp_path / "c.safetensors"))
+    weight = call.problem.w2_weight.clone()
+    weight[2] ^= 1
+    other = StoredProblem(replace(call.problem, w2_weight=weight), {}, call.about)
     assert differences(other, folder) == []
 
 
 def test_replicas_are_compared_with_the_expert_that_the_map_says(folder, tmp_path):
     path = record(folder, tmp_path / "c.safetensors", replicas=True)
-    stored = load(path)
-    pairs = stored.about["checkpoint"]["experts"]
+    call = load(path)
+    pairs = call.about["checkpoint"]["experts"]
     assert set(map(tuple, pairs)) <= {(0, 3), (1, 0), (2, 1)} and len(pairs) > 1
-    assert differences(stored, folder) == []
+    assert differences(call, folder) == []
     swapped = {
-        **stored.about,
+        **call.about,
         "checkpoint": {"layer": 1, "experts": [[pairs[0][0], 2], *pairs[1:]]},
     }
-    assert len(differences(Stored(stored.problem, {}, swapped), folder)) == 6
+    assert len(differences(StoredProblem(call.problem, {}, swapped), folder)) == 6
 
 
 def test_experts_that_the_engine_exchanged_are_red(folder, tmp_path):
@@ -157,10 +159,10 @@ def test_experts_that_the_engine_exchanged_are_red(folder, tmp_path):
 
 
 def test_a_layer_of_another_number_is_red(folder, tmp_path):
-    stored = load(record(folder, tmp_path / "c.safetensors", layer=0))
-    assert differences(stored, folder) == []
-    about = {**stored.about, "checkpoint": {**stored.about["checkpoint"], "layer": 1}}
-    assert len(differences(Stored(stored.problem, {}, about), folder)) == 18
+    call = load(record(folder, tmp_path / "c.safetensors", layer=0))
+    assert differences(call, folder) == []
+    about = {**call.about, "checkpoint": {**call.about["checkpoint"], "layer": 1}}
+    assert len(differences(StoredProblem(call.problem, {}, about), folder)) == 18
 
 
 def test_files_without_an_index_and_with_vllms_names_are_read(folder, tmp_path):
@@ -191,7 +193,7 @@ for t in read_checkpoint(Path({folder!r})):
     if t.layer == 0:
         shard = m._shard(getattr(m, t.parameter), t.expert, t.shard_id)
         shard.copy_(t.tensor if t.expert == {wrong} and t.is_scale else t.tensor.view(torch.uint8))
-m.finalize_weights(written=True)
+m.finalize_weights(without_loader=True)
 m(torch.ones(2, 256, dtype=torch.bfloat16), torch.ones(2, 1), torch.tensor([[0], [3]]),
   activation_clamp=None)
 """
@@ -206,13 +208,13 @@ def test_capture_compares_what_it_recorded(folder, tmp_path, pytestconfig, capsy
     script.write_text(SCRIPT.format(root=root, folder=str(folder), wrong=wrong))
     say = ["capture", "--out", str(out), "--checkpoint", str(folder), str(script)]
     assert cli.main(say) == status
-    said = capsys.readouterr().out
-    assert ("layers.0.ffn.experts.3.w1.scale (local expert 3" in said) == bool(status)
-    assert ("are those of" in said) != bool(status)
+    output = capsys.readouterr().out
+    assert ("layers.0.ffn.experts.3.w1.scale (local expert 3" in output) == bool(status)
+    assert ("are those of" in output) != bool(status)
 
 
 @pytest.fixture
-def stored(folder, tmp_path):
+def call(folder, tmp_path):
     return load(record(folder, tmp_path / "c.safetensors"))
 
 
@@ -232,9 +234,9 @@ def broken(folder, other, drop="", dtype=None, index=None):
     return other
 
 
-def test_what_cannot_be_compared_is_said_in_one_line(folder, tmp_path, stored, capsys):
+def test_what_cannot_be_compared_is_said_in_one_line(folder, tmp_path, call, capsys):
     name = "layers.1.ffn.experts.3.w3.scale"
-    said = {
+    messages = {
         tmp_path / "no": "no such folder",
         broken(folder, tmp_path / "a", name): f"lacks {name}",
         broken(
@@ -247,10 +249,10 @@ def test_what_cannot_be_compared_is_said_in_one_line(folder, tmp_path, stored, c
         ): "no file's",
     }
     (tmp_path / "empty").mkdir()
-    said[tmp_path / "empty"] = "holds no tensor with a name such as"
-    for other, words in said.items():
+    messages[tmp_path / "empty"] = "holds no tensor with a name such as"
+    for other, words in messages.items():
         with pytest.raises(StoredError) as caught:
-            differences(stored, other)
+            differences(call, other)
         assert words in str(caught.value) and "\n" not in str(caught.value)
     program = tmp_path / "program.py"
     program.write_text("")
@@ -259,7 +261,7 @@ def test_what_cannot_be_compared_is_said_in_one_line(folder, tmp_path, stored, c
 
 
 @pytest.mark.parametrize(
-    ("about", "said"),
+    ("about", "message"),
     [
         ({}, "does not say which experts of a checkpoint it holds"),
         ({"checkpoint": [1]}, "does not say which experts"),
@@ -270,10 +272,12 @@ def test_what_cannot_be_compared_is_said_in_one_line(folder, tmp_path, stored, c
          "prefix 'moe' names no layer, and "),
     ],
 )  # fmt: skip
-def test_a_file_that_does_not_say_where_its_weights_are_from(folder, tmp_path, stored, about, said):
+def test_a_file_that_does_not_say_where_its_weights_are_from(
+    folder, tmp_path, call, about, message
+):
     path = tmp_path / "again.safetensors"
-    path.write_bytes(to_bytes(Stored(stored.problem, {}, about)))
-    with pytest.raises(StoredError, match=said):
+    path.write_bytes(to_bytes(StoredProblem(call.problem, {}, about)))
+    with pytest.raises(StoredError, match=message):
         differences(load(path), folder)
 
 
@@ -281,9 +285,9 @@ def test_a_checkpoint_of_one_layer_needs_no_prefix(tmp_path):
     folder = tmp_path / "one"
     folder.mkdir()
     write_checkpoint(folder, experts=E, hidden=H, inter=I)
-    stored = load(record(folder, tmp_path / "c.safetensors", layer=0))
-    about = {"checkpoint": {"layer": None, "experts": stored.about["checkpoint"]["experts"]}}
-    assert differences(Stored(stored.problem, {}, about), folder) == []
+    call = load(record(folder, tmp_path / "c.safetensors", layer=0))
+    about = {"checkpoint": {"layer": None, "experts": call.about["checkpoint"]["experts"]}}
+    assert differences(StoredProblem(call.problem, {}, about), folder) == []
 
 
 def test_what_the_map_has_beyond_the_number_of_replicas_is_no_replica():
@@ -293,5 +297,5 @@ def test_what_the_map_has_beyond_the_number_of_replicas_is_no_replica():
         logical_replica_count=torch.tensor([1, 2]),
     )
     engine = SimpleNamespace(eplb_state=state, prefix="layers.12.mlp.experts")
-    found = checkpoint_experts(engine, torch.tensor([0, 1, 2]), 3)
-    assert found == {"layer": 12, "experts": [[1, 1]]}
+    origin = checkpoint_experts(engine, torch.tensor([0, 1, 2]), 3)
+    assert origin == {"layer": 12, "experts": [[1, 1]]}

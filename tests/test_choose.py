@@ -43,7 +43,7 @@ def test_what_a_pattern_means(pattern: str, ids: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"),
+    ("pattern", "message"),
     [
         ("eplb", r"nothing matches 'eplb'; to mean the 2 cases with eplb in .*'\*eplb\*'"),
         ("x", "nothing matches 'x'; `megamoe list`"),
@@ -59,20 +59,20 @@ def test_what_a_pattern_means(pattern: str, ids: str) -> None:
         ("eplb/*,!eplb/*", "takes away every case"),
     ],
 )
-def test_a_pattern_that_means_nothing_is_said(pattern: str, said: str) -> None:
-    with pytest.raises(CaseError, match=said):
+def test_a_pattern_that_means_nothing_is_said(pattern: str, message: str) -> None:
+    with pytest.raises(CaseError, match=message):
         matching(CASES, pattern)
 
 
-def listed(*arguments: str, capsys: Any) -> list[str]:
+def list_ids(*arguments: str, capsys: Any) -> list[str]:
     assert main(["list", *arguments]) == 0
     return [line.partition("\t")[0] for line in capsys.readouterr().out.splitlines()]
 
 
 def test_k_is_case_and_may_be_repeated(capsys: Any) -> None:
-    wanted = listed("--case", "layout/*,eplb/no-tokens", capsys=capsys)
-    assert "eplb/no-tokens" in wanted and len(wanted) > 5
-    assert listed("-k", "layout/*", "--case", "eplb/no-tokens", capsys=capsys) == wanted
+    expected = list_ids("--case", "layout/*,eplb/no-tokens", capsys=capsys)
+    assert "eplb/no-tokens" in expected and len(expected) > 5
+    assert list_ids("-k", "layout/*", "--case", "eplb/no-tokens", capsys=capsys) == expected
 
 
 @pytest.mark.parametrize("verb", ["check", "list", "coverage", "ab", "bisect"])
@@ -99,23 +99,23 @@ def config(keyword: str, case: str | None = None) -> Any:
 
 @pytest.mark.parametrize("keyword", ["eplb/*", "eplb/a,eplb/b", "!a", "eplb/?"])
 def test_a_pattern_after_k_of_pytest_chooses_cases(keyword: str) -> None:
-    given = config(keyword)
-    plugin.pytest_configure(given)
-    assert (given.option.keyword, given.option.megamoe_case) == ("", keyword)
+    pytest_config = config(keyword)
+    plugin.pytest_configure(pytest_config)
+    assert (pytest_config.option.keyword, pytest_config.option.megamoe_case) == ("", keyword)
     items = [SimpleNamespace(fixturenames=names, add_marker=lambda mark: None)
              for names in (("megamoe_case",), ("tmp_path",))]  # fmt: skip
-    gone: list[Any] = []
-    given.hook = SimpleNamespace(pytest_deselected=lambda items: gone.extend(items))
-    kept: Any = list(items)
-    plugin.pytest_collection_modifyitems(given, kept)
-    assert kept == items[:1] and gone == items[1:], "other tests do not run beside"
+    rest: list[Any] = []
+    pytest_config.hook = SimpleNamespace(pytest_deselected=lambda items: rest.extend(items))
+    selection: Any = list(items)
+    plugin.pytest_collection_modifyitems(pytest_config, selection)
+    assert selection == items[:1] and rest == items[1:], "other tests do not run beside"
 
 
 @pytest.mark.parametrize("keyword", ["", "eplb and not large", "test_case[eplb/a]"])
 def test_an_expression_of_pytest_stays_one(keyword: str) -> None:
-    given = config(keyword)
-    plugin.pytest_configure(given)
-    assert (given.option.keyword, given.option.megamoe_case) == (keyword, None)
+    pytest_config = config(keyword)
+    plugin.pytest_configure(pytest_config)
+    assert (pytest_config.option.keyword, pytest_config.option.megamoe_case) == (keyword, None)
 
 
 def test_two_patterns_under_pytest_are_one_too_many() -> None:
@@ -128,21 +128,21 @@ def test_two_patterns_under_pytest_are_one_too_many() -> None:
 
 def test_list_as_json(capsys: Any) -> None:
     assert main(["list", "--json", "-k", "eplb/no-tokens,layout/*"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    first = next(entry for entry in found if entry["id"] == "eplb/no-tokens")
+    entries = json.loads(capsys.readouterr().out)
+    first = next(entry for entry in entries if entry["id"] == "eplb/no-tokens")
     assert set(first) == {"id", "kind", "tier", "breaks", "file", "seed", "params"}
     assert (first["params"]["tokens"], first["file"]) == (0, "eplb-maps.toml")
-    assert {entry["kind"] for entry in found} == {"eplb", "layout"}
+    assert {entry["kind"] for entry in entries} == {"eplb", "layout"}
 
 
-def shown(pattern: str, capsys: Any) -> dict[str, Any]:
+def show(pattern: str, capsys: Any) -> dict[str, Any]:
     assert main(["show", pattern, "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)
     return dict(one)
 
 
 def test_show_says_all_of_a_case(capsys: Any) -> None:
-    one = shown("forward/tiny-activations-floored-2e-24", capsys)
+    one = show("forward/tiny-activations-floored-2e-24", capsys)
     assert one["sizes"]["hidden"] == 256 and one["params"]["weights_recipe"]["kind"] == "carrier"
     assert one["judged"].startswith("bitwise: zero freedom") and one["needs"] == ["forward"]
     assert one["contracts"] == ["2026-06", "2026-09", "2026-11", "sgl"]
@@ -158,23 +158,23 @@ def test_show_says_all_of_a_case(capsys: Any) -> None:
 
 def test_show_of_other_kinds(capsys: Any) -> None:
     assert main(["show", "--json", "errors/*,property/*,forward/nvfp4*,staging/*,layout/*"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    by_kind = {one["kind"]: one for one in found}
+    entries = json.loads(capsys.readouterr().out)
+    by_kind = {one["kind"]: one for one in entries}
     assert by_kind["errors"]["judged"].startswith("error:") and not by_kind["errors"]["goldens"]
     assert by_kind["property"]["judged"].startswith(f"law {by_kind['property']['params']['law']}")
-    assert any("nvfp4" in one["needs"] for one in found)
-    names = {re.split(r"[:, ]", one["judged"])[0] for one in found}
+    assert any("nvfp4" in one["needs"] for one in entries)
+    names = {re.split(r"[:, ]", one["judged"])[0] for one in entries}
     assert names <= {"bitwise", "staged", "law", "error", "end-to-end"}, "the names of a verdict"
-    assert any("else end-to-end and statistic: each value" in one["judged"] for one in found)
+    assert any("else end-to-end and statistic: each value" in one["judged"] for one in entries)
     assert main(["show", "no-such"]) == 2
     assert "nothing matches 'no-such'" in capsys.readouterr().err
 
 
 def test_show_promises_no_stage_of_a_format_that_shows_only_y(capsys: Any) -> None:
-    assert shown("forward/w4a16-bell-fast", capsys)["judged"].startswith(
+    assert show("forward/w4a16-bell-fast", capsys)["judged"].startswith(
         "end-to-end: each value of y"
     )
-    assert shown("forward/bell-h256-i128-drifts", capsys)["judged"].startswith("staged, if")
+    assert show("forward/bell-h256-i128-drifts", capsys)["judged"].startswith("staged, if")
 
 
 def test_show_says_what_the_words_of_a_recipe_mean(capsys: Any) -> None:
@@ -196,21 +196,21 @@ def test_each_word_that_show_explains_is_in_some_recipe() -> None:
 # --- doctor ---------------------------------------------------------------------------------------
 
 
-def told(monkeypatch: pytest.MonkeyPatch, capsys: Any, *more: str, **programs: str) -> Any:
+def diagnosis(monkeypatch: pytest.MonkeyPatch, capsys: Any, *more: str, **programs: str) -> Any:
     """`doctor --json` where the named programs print this, and all others are not there."""
-    named = {sys.executable: "python"}  # its file may be called python3
+    names = {sys.executable: "python"}  # its file may be called python3
     monkeypatch.setattr(
-        doctor, "_ran", lambda c: programs.get(named.get(c[0], Path(c[0]).name), "")
+        doctor, "_ran", lambda c: programs.get(names.get(c[0], Path(c[0]).name), "")
     )
     monkeypatch.setattr(doctor.shutil, "which", lambda n: f"/bin/{n}" if n in programs else None)
     monkeypatch.delenv("MEGAMOE_CHROMIUM", raising=False)
     code = main(["doctor", "--json", *more])
-    found = json.loads(capsys.readouterr().out)
-    return code, found["ok"], {line["name"]: line for line in found["lines"]}
+    report = json.loads(capsys.readouterr().out)
+    return code, report["ok"], {line["name"]: line for line in report["lines"]}
 
 
 def test_doctor_where_nothing_but_python_is(monkeypatch: Any, capsys: Any) -> None:
-    code, ok, lines = told(monkeypatch, capsys)
+    code, ok, lines = diagnosis(monkeypatch, capsys)
     assert (code, ok) == (0, True), "eager needs none of what is missing"
     for name in ("chromium", "nix", "torch-index", "gpu"):
         assert lines[name]["state"] == "missing", name
@@ -224,14 +224,14 @@ def test_doctor_where_all_is(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr("megamoe.spec.builds.detect", lambda folder: kernel)
     gpu = {"nvidia-smi": "NVIDIA H100, 570.1"}
     programs = {"chromium": "Chromium 1", "nix": "nix 2", "python": "torch (2.13.0+cpu)", **gpu}
-    code, _, lines = told(monkeypatch, capsys, **programs)
+    code, _, lines = diagnosis(monkeypatch, capsys, **programs)
     assert code == 0
     assert "2026-11" in lines["deep_gemm"]["said"] and lines["deep_gemm"]["state"] == "ok"
     assert lines["torch-index"]["state"] == "ok" and lines["chromium"]["said"].startswith(
         "Chromium 1"
     )
     kernel.same_bits = False
-    _, _, lines = told(monkeypatch, capsys, **gpu)
+    _, _, lines = diagnosis(monkeypatch, capsys, **gpu)
     assert lines["deep_gemm"]["state"] == "wrong"
     assert "NVIDIA H100, 570.1" in lines["gpu"]["said"]
 
@@ -240,7 +240,7 @@ def test_doctor_where_all_is(monkeypatch: Any, capsys: Any) -> None:
 def test_doctor_sees_a_nix_that_is_too_old(
     monkeypatch: Any, capsys: Any, version: str, state: str
 ) -> None:
-    _, _, lines = told(monkeypatch, capsys, nix=f"nix (Nix) {version}")
+    _, _, lines = diagnosis(monkeypatch, capsys, nix=f"nix (Nix) {version}")
     assert lines["nix"]["state"] == state
     assert ("2.18" in lines["nix"]["mend"]) == (state == "wrong")
     minimum = (golden_root().parent / "nix/minimum.nix").read_text()
@@ -250,7 +250,7 @@ def test_doctor_sees_a_nix_that_is_too_old(
 def test_doctor_without_goldens_is_no_success(
     monkeypatch: Any, capsys: Any, tmp_path: Path
 ) -> None:
-    code, ok, lines = told(monkeypatch, capsys, "--golden", str(tmp_path))
+    code, ok, lines = diagnosis(monkeypatch, capsys, "--golden", str(tmp_path))
     assert (code, ok, lines["goldens"]["state"]) == (1, False, "wrong")
     assert "--golden DIR" in lines["goldens"]["mend"]
 
@@ -260,10 +260,10 @@ def test_doctor_runs_where_torch_is_not() -> None:
         "import sys; sys.modules['torch'] = None\n"
         "from megamoe.commands.main import main; sys.exit(main(['doctor']))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True,
         env={**os.environ, "PATH": "/nowhere", "PIP_NO_INDEX": "1"},
     )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "cannot run here" in done.stdout and "wrong    torch" in done.stdout
-    assert "wrong    eager" in done.stdout and "ok       numpy" in done.stdout
+    assert process.returncode == 1, process.stderr
+    assert "cannot run here" in process.stdout and "wrong    torch" in process.stdout
+    assert "wrong    eager" in process.stdout and "ok       numpy" in process.stdout

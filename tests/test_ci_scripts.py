@@ -58,9 +58,9 @@ esac
 def shard(tmp_path):
     python = script(tmp_path / "python", PYTHON)
 
-    def run(*arguments, check="0", found="none", **settings):
+    def run(*arguments, check="0", gpu="none", **settings):
         base = {"PATH": os.environ["PATH"], "MEGAMOE_PYTHON": str(python), "CHECK": check}
-        base |= {"FOUND": found, "CALLS": str(tmp_path / "calls"), "OUT": str(tmp_path / "out")}
+        base |= {"FOUND": gpu, "CALLS": str(tmp_path / "calls"), "OUT": str(tmp_path / "out")}
         return subprocess.run(
             [ROOT / "ci/shard.sh", *arguments], cwd=tmp_path, env=base | settings,
             capture_output=True, text=True, timeout=60, check=False,
@@ -70,7 +70,7 @@ def shard(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings", "said"),
+    ("arguments", "settings", "message"),
     [
         ((), {}, "say which of how many, as in: ci/shard.sh 1 4"),
         (("1", "x"), {}, "'x' is not a number from 1 on"),
@@ -82,20 +82,20 @@ def shard(tmp_path):
         (("1", "2"), {"ARCH": "hopper"}, "ARCH=hopper is no architecture such as sm90"),
         (("1", "2"), {"ARCH": "sm90"}, "ARCH=sm90 is about a GPU: set DEVICE=cuda"),
         (("1", "2"), {"DEVICE": "cuda"}, "torch finds no CUDA device: does nvidia-smi"),
-        (("1", "2"), {"DEVICE": "cuda", "ARCH": "sm100", "found": "sm90"}, "the GPU here is sm90"),
+        (("1", "2"), {"DEVICE": "cuda", "ARCH": "sm100", "gpu": "sm90"}, "the GPU here is sm90"),
         (("1", "2"), {"OUT": "/dev/null/x"}, "OUT=/dev/null/x: cannot be made"),
         (("1", "2"), {"MEGAMOE_PYTHON": "/no/python"}, "MEGAMOE_PYTHON=/no/python does not run"),
     ],
 )
-def test_misuse_of_a_shard_is_one_line_and_exit_2(shard, arguments, settings, said):
+def test_misuse_of_a_shard_is_one_line_and_exit_2(shard, arguments, settings, message):
     ran = shard(*arguments, **settings)
     # mkdir has its own word before ours.
-    assert ran.returncode == 2 and said in ran.stderr.splitlines()[-1]
+    assert ran.returncode == 2 and message in ran.stderr.splitlines()[-1]
     assert len(ran.stderr.splitlines()) == 1 + ("OUT" in settings)
 
 
 def test_a_shard_passes_on_what_it_was_asked(shard, tmp_path):
-    ran = shard("2", "3", BACKEND="mine.py:B", DEVICE="cuda", ARCH="sm90", found="sm90",
+    ran = shard("2", "3", BACKEND="mine.py:B", DEVICE="cuda", ARCH="sm90", gpu="sm90",
                 TIER="quick", CASE="eplb/a *", JOBS="5")  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     call = (tmp_path / "calls").read_text()
@@ -189,20 +189,20 @@ def write(
     provenance say."""
     if ids is None:
         ids = [c.id for c in shards.shard(SELECTION, index, count, {})]
-    asked = {"backend": "eager", "device": "cpu", "tier": "full", "kind": None, "case": CASE}
-    asked |= {"shard": f"{index}/{count}"}
-    result = whole(ids, status, **asked, contract=NEWEST.revision) | (result or {})
+    request = {"backend": "eager", "device": "cpu", "tier": "full", "kind": None, "case": CASE}
+    request |= {"shard": f"{index}/{count}"}
+    result = whole(ids, status, **request, contract=NEWEST.revision) | (result or {})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "junit.xml").write_text("<testsuites/>")
-    made = {
-        "format": 1, **asked, "revision": "r",
+    document = {
+        "format": 1, **request, "revision": "r",
         "digests": {"code": "c", "goldens": GOLDENS, "toolchain": "t"},
         "versions": {"torch": "2.13.0"}, "machine": {"gpu": f"GPU {index}", "class": "x"},
         "files": {name: provenance.sha256(folder / name) for name in provenance.FILES},
     }  # fmt: skip
-    made |= more
-    (folder / provenance.NAME).write_text(json.dumps(made))
+    document |= more
+    (folder / provenance.NAME).write_text(json.dumps(document))
     return folder
 
 
@@ -223,8 +223,8 @@ def test_two_shards_make_a_whole(two, tmp_path):
     result = json.loads((out / "result.json").read_text())
     assert [c["id"] for c in result["cases"]] == [c.id for c in SELECTION]
     assert result["counts"]["pass"] == len(SELECTION) and result["counts"]["fail"] == 0
-    made = json.loads((out / "provenance.json").read_text())
-    assert made["revision"] == "r" and [s["shard"] for s in made["shards"]] == ["1/2", "2/2"]
+    record = json.loads((out / "provenance.json").read_text())
+    assert record["revision"] == "r" and [s["shard"] for s in record["shards"]] == ["1/2", "2/2"]
     assert f'tests="{len(SELECTION)}"' in (out / "junit.xml").read_text()
     page = (out / "summary.md").read_text()
     assert "eager on cpu: GREEN" in page and "| 2/2 | 1 | 1 | GPU 2 |" in page
@@ -235,8 +235,8 @@ def test_a_red_case_is_exit_1_and_stands_in_the_summary(two, tmp_path):
     write(two[1], 2, 2, status="fail")
     assert merged(tmp_path, two) == 1
     page = (tmp_path / "out/summary.md").read_text()
-    lost = shards.shard(SELECTION, 2, 2, {})[0].id
-    assert "RED: 1 of 2" in page and f"| `{lost}` | off \\| 1 |" in page
+    case_id = shards.shard(SELECTION, 2, 2, {})[0].id
+    assert "RED: 1 of 2" in page and f"| `{case_id}` | off \\| 1 |" in page
 
 
 def test_nothing_judged_anywhere_is_not_green(two, tmp_path):
@@ -288,7 +288,7 @@ def broken(name, two):
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "said"),
+    ("name", "code", "message"),
     [
         (
             "lost shard",
@@ -313,16 +313,16 @@ def broken(name, two):
         ("none", 2, "name the folders that ci/shard.sh wrote"),
     ],
 )
-def test_no_whole_is_one_line_and_no_result(two, tmp_path, capsys, name, code, said):
+def test_no_whole_is_one_line_and_no_result(two, tmp_path, capsys, name, code, message):
     assert merged(tmp_path, two) == 0
     capsys.readouterr()
     assert merged(tmp_path, broken(name, two)) == code
-    assert said in one_line(capsys.readouterr().err)
+    assert message in one_line(capsys.readouterr().err)
     assert list((tmp_path / "out").iterdir()) == [], "the earlier merge must not pass for this one"
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "message"),
     [
         ({"revision": "s"}, "shards differ in revision: r in"),
         ({"revision": "r-modified"}, "shards differ in revision: r in"),
@@ -337,14 +337,16 @@ def test_no_whole_is_one_line_and_no_result(two, tmp_path, capsys, name, code, s
         ({"versions": {"torch": "2.13.0", "nvcc": "13.0"}}, "versions.nvcc: None in"),
     ],
 )
-def test_shards_of_other_code_or_another_toolchain_do_not_mix(two, tmp_path, capsys, changed, said):
-    write(two[1], 2, 2, **changed)
+def test_shards_of_other_code_or_another_toolchain_do_not_mix(
+    two, tmp_path, capsys, changes, message
+):
+    write(two[1], 2, 2, **changes)
     assert merged(tmp_path, two) == 1
     line = one_line(capsys.readouterr().err)
-    assert said in line and line.endswith("run them alike, from one commit")
+    assert message in line and line.endswith("run them alike, from one commit")
 
 
-def said_of(folder, change) -> None:
+def edit_provenance(folder, change) -> None:
     """Edit what the provenance of ``folder`` says, by hand."""
     path = folder / provenance.NAME
     document = json.loads(path.read_text())
@@ -353,7 +355,7 @@ def said_of(folder, change) -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "said"),
+    ("result", "message"),
     [
         ({"backend": "triton"}, "2: backend is 'triton' in result.json, 'eager' in provenance"),
         ({"shard": "1/2"}, "2: shard is '1/2' in result.json, '2/2' in provenance.json"),
@@ -362,11 +364,11 @@ def said_of(folder, change) -> None:
         ({"counts": {"pass": 2}}, "2/result.json counts 2 x pass, and holds 1 such cases"),
     ],
 )
-def test_results_of_other_judgements_do_not_mix(two, tmp_path, capsys, result, said):
+def test_results_of_other_judgements_do_not_mix(two, tmp_path, capsys, result, message):
     write(two[1], 2, 2, result=result)
     assert merged(tmp_path, two) == 1
     line = one_line(capsys.readouterr().err)
-    assert said in line
+    assert message in line
 
 
 def test_a_run_that_was_stopped_and_an_unknown_status_are_no_result(two, tmp_path, capsys):
@@ -379,7 +381,7 @@ def test_a_run_that_was_stopped_and_an_unknown_status_are_no_result(two, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda p: p.update(files=["result.json"]), "files is a list of 1; it must be an object"),
         (lambda p: p["files"].pop("junit.xml"), "files has no junit.xml"),
@@ -388,11 +390,11 @@ def test_a_run_that_was_stopped_and_an_unknown_status_are_no_result(two, tmp_pat
         (lambda p: p.update(format=True), "is not of format 1"),
     ],
 )
-def test_a_provenance_of_another_form_is_one_line(two, tmp_path, capsys, change, said):
-    said_of(two[1], change)
+def test_a_provenance_of_another_form_is_one_line(two, tmp_path, capsys, change, message):
+    edit_provenance(two[1], change)
     assert merged(tmp_path, two) == 2
     line = one_line(capsys.readouterr().err)
-    assert "2/provenance.json" in line and said in line
+    assert "2/provenance.json" in line and message in line
 
 
 @pytest.mark.slow
@@ -426,17 +428,17 @@ def test_a_merge_never_takes_the_place_of_a_shard(two, tmp_path, capsys):
 
 
 def test_a_result_is_written_whole_and_last(two, tmp_path, monkeypatch):
-    real, written = merge.write_atomically, []
+    real, names = merge.write_atomically, []
 
     def write_one(path, content):
-        written.append(path.name)
+        names.append(path.name)
         if path.name == "result.json":
             raise OSError("disk full")
         real(path, content)
 
     monkeypatch.setattr(merge, "write_atomically", write_one)
     assert merged(tmp_path, two) == 2
-    assert written[-1] == "result.json" and not (tmp_path / "out/result.json").exists()
+    assert names[-1] == "result.json" and not (tmp_path / "out/result.json").exists()
 
 
 def test_the_page_does_not_call_a_digest_a_signature(two, tmp_path):
@@ -444,7 +446,7 @@ def test_the_page_does_not_call_a_digest_a_signature(two, tmp_path):
     path = two[1] / "result.json"
     path.write_text(path.read_text().replace("1.5", "9.5"))
     assert merged(tmp_path, two) == 1
-    said_of(two[1], lambda p: p["files"].update({"result.json": provenance.sha256(path)}))
+    edit_provenance(two[1], lambda p: p["files"].update({"result.json": provenance.sha256(path)}))
     assert merged(tmp_path, two) == 0
     page = " ".join((ROOT / "docs/ci.md").read_text().split())
     assert "Whoever can edit a result can write its new digest too. Nothing is signed" in page
@@ -458,9 +460,9 @@ def toolchain(tmp_path, *arguments, nix="", **settings):
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("sh", "dirname", "sed", "sort", "head"):
-        found = shutil.which(tool)
-        assert found is not None
-        (tools / tool).symlink_to(found)
+        path = shutil.which(tool)
+        assert path is not None
+        (tools / tool).symlink_to(path)
     if nix:
         script(tools / "nix", f'[ "$1" = --version ] && echo "nix (Nix) {nix}" || echo "nix: $*"\n')
     return subprocess.run(
@@ -470,7 +472,7 @@ def toolchain(tmp_path, *arguments, nix="", **settings):
 
 
 @pytest.mark.parametrize(
-    ("nix", "settings", "said"),
+    ("nix", "settings", "output"),
     [
         ("2.28.3", {}, f"develop {ROOT}#cpu --command sh -c echo ran\n"),
         ("2.18.0", {"DEVICE": "cuda"}, f"develop {ROOT}#default --command sh -c echo ran\n"),
@@ -479,10 +481,10 @@ def toolchain(tmp_path, *arguments, nix="", **settings):
         ("", {}, "toolchain: no Nix here; the locks in requirements/\nran\n"),
     ],
 )
-def test_which_toolchain_a_command_gets(tmp_path, nix, settings, said):
+def test_which_toolchain_a_command_gets(tmp_path, nix, settings, output):
     ran = toolchain(tmp_path, "sh", "-c", "echo ran", nix=nix, **settings)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.endswith(said)
+    assert ran.stdout.endswith(output)
 
 
 @pytest.mark.parametrize("nix", ["2.8.0", "2.17.9", "1.11.16"])

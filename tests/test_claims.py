@@ -22,16 +22,16 @@ def tool():
 
 
 @pytest.fixture(scope="module")
-def made(tool):
+def table(tool):
     return tool.table()
 
 
-def test_every_wrong_claim_is_red_and_no_right_one(made):
-    assert made[1] == []
+def test_every_wrong_claim_is_red_and_no_right_one(table):
+    assert table[1] == []
 
 
-def test_the_table_of_the_docs_is_the_one_that_the_tool_makes(made):
-    assert "\n".join(made[0]) in (ROOT / "docs/backends.md").read_text("utf-8")
+def test_the_table_of_the_docs_is_the_one_that_the_tool_makes(table):
+    assert "\n".join(table[0]) in (ROOT / "docs/backends.md").read_text("utf-8")
 
 
 def test_directed_cases_are_small(tool):

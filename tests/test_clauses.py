@@ -50,7 +50,7 @@ OTHER = {
     "combine_order": ("forward/combine-reversed-cancelling-pair", "descending-slot"),
 }  # fmt: skip
 """Clause -> the case that shows it, and another value."""
-SHOWN_BY = {
+WITNESSES = {
     ("sgl", "staging_amax_floor"): "staging/amax-floor-1e-4-2edb",
     ("sgl", "clamp_drops_nan"): "forward/infinite-hidden-value-with-clamp",
 }
@@ -77,15 +77,15 @@ def test_a_clause_that_is_changed_alone_is_seen(revision, clause):
     if (revision, clause) in UNSEEN or clause == FEATURES or clause == "precise_silu":
         return
     name, value = OTHER[clause]
-    case = CASES[SHOWN_BY.get((revision, clause), name)]
+    case = CASES[WITNESSES.get((revision, clause), name)]
     contract = REVISIONS[revision]
-    changed = value(contract.clauses[clause].value) if callable(value) else value
-    other = contract.changed("other", "a test", **{clause: changed})
-    given = regenerate(case)
+    other_value = value(contract.clauses[clause].value) if callable(value) else value
+    other = contract.variant("other", "a test", **{clause: other_value})
+    inputs = regenerate(case)
 
     # An explicit family: what a changed contract leaves of a proof is not the question here.
     classes = ["fp32-ordered"]
-    tables = [pack(make(case, given, classes, contract=c))[1] for c in (contract, other)]
+    tables = [pack(make(case, inputs, classes, contract=c))[1] for c in (contract, other)]
     assert tables[0] != tables[1]
     if (revision, clause) in WITHIN:
         return
@@ -119,10 +119,10 @@ def test_a_contract_without_a_feature_does_not_know_its_cases(revision):
     contract = REVISIONS[revision]
     asking = {case.id: FORWARD.features(case) for case in CASES.values() if case.kind == "forward"}
     for feature in contract.features.value:
-        ids = [name for name, asked in asking.items() if feature in asked]
-        known = [name for name in ids if revision in CASES[name].revisions]
-        assert known
-        less = contract.changed(
+        ids = [name for name, features in asking.items() if feature in features]
+        names = [name for name in ids if revision in CASES[name].revisions]
+        assert names
+        less = contract.variant(
             "other", "a test", features=tuple(f for f in contract.features.value if f != feature)
         )
         assert not any(FORWARD.knows(CASES[name], less) for name in ids)

@@ -108,13 +108,13 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
     text = (blessed / "cases/all.toml").read_text().replace('"small"', '"other"')
     (blessed / "cases/all.toml").write_text(text)
     assert main(["golden", "verify", "-j", "1"]) == 1
-    said = capsys.readouterr()
-    assert "1 of 3 goldens are what the oracle computes" in said.out
-    lines = said.err.splitlines()
+    output = capsys.readouterr()
+    assert "1 of 3 goldens are what the oracle computes" in output.out
+    lines = output.err.splitlines()
     assert len(lines) == 3 and all(line.startswith("megamoe: error: case ") for line in lines)
-    assert "forward/tiny.safetensors is damaged" in said.err
-    assert "case staging/other: not in the manifest" in said.err
-    assert "case staging/small: in the manifest, but in no case file" in said.err
+    assert "forward/tiny.safetensors is damaged" in output.err
+    assert "case staging/other: not in the manifest" in output.err
+    assert "case staging/small: in the manifest, but in no case file" in output.err
 
 
 @pytest.mark.parametrize(
@@ -256,10 +256,10 @@ def test_misuse_is_one_line_and_exit_2(blessed, arguments, message, capsys, monk
     (blessed / "p2.safetensors").write_text("no safetensors")
     (blessed / "r.json").write_text("{}")
     assert main(arguments) == 2
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     message = message.format(here=blessed)
-    assert said.err.startswith("megamoe: error: ") and message in said.err
-    assert said.err.count("\n") == 1 and said.out == ""
+    assert output.err.startswith("megamoe: error: ") and message in output.err
+    assert output.err.count("\n") == 1 and output.out == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
@@ -281,10 +281,10 @@ def test_no_cuda_device(blessed, capsys):
 )
 def test_check_with_a_manifest_that_does_not_match(blessed, change, message, capsys):
     path = blessed / "manifest.json"
-    changed = change(json.loads(path.read_text()))
+    manifest = change(json.loads(path.read_text()))
     path.unlink()
-    if changed:
-        path.write_text(json.dumps(changed))
+    if manifest:
+        path.write_text(json.dumps(manifest))
     assert main(["check", "--backend", "eager"]) == 2
     assert message in capsys.readouterr().err
 
@@ -307,12 +307,12 @@ def test_help_of_a_verb(capsys):
         (["help"], ["--help"]),
         (["help", "golden", "diff"], ["golden", "diff", "-h"]),
     ):
-        said = []
+        results = []
         for line in (words, same):
             with pytest.raises(SystemExit) as end:
                 main(line)
-            said.append((end.value.code, capsys.readouterr()))
-        assert said[0] == said[1] and said[0][0] == 0
+            results.append((end.value.code, capsys.readouterr()))
+        assert results[0] == results[1] and results[0][0] == 0
 
 
 @pytest.mark.parametrize(
@@ -323,10 +323,10 @@ def test_help_of_a_verb(capsys):
 def test_a_pattern_needs_no_option(root, words, capsys):
     assert main(["list", *words]) == 0
     out = capsys.readouterr().out
-    wanted = {"forward/tiny", "staging/small"} if "s*" in words else {"forward/tiny"}
+    expected = {"forward/tiny", "staging/small"} if "s*" in words else {"forward/tiny"}
     assert {
         name for name in ("staging/small", "forward/tiny", "errors/over") if name in out
-    } == wanted
+    } == expected
 
 
 def test_list_for_other_programs(root, capsys):
@@ -351,8 +351,8 @@ def test_oracle_writes_inputs_and_every_stage(root, capsys):
         assert file.get_tensor("oracle.y").dtype == torch.uint16
         assert file.get_tensor("oracle.y").shape == (2, 128)  # rows = [0, 2]
         assert json.loads(file.metadata()["case"])["id"] == "forward/tiny"
-    wanted = ("x", "x_sf", "topk_idx", "l2_acts", "l2_acts_sf", "y", "fp32.y_lo", "exact.y_hi")
-    assert {f"oracle.{name}" for name in wanted} <= names
+    expected = ("x", "x_sf", "topk_idx", "l2_acts", "l2_acts_sf", "y", "fp32.y_lo", "exact.y_hi")
+    assert {f"oracle.{name}" for name in expected} <= names
 
 
 def test_oracle_writes_staging_with_its_dtypes(root):
@@ -376,8 +376,8 @@ def test_merge(blessed, capsys):
     assert "each of 3 cases stands once in 2 reports" in capsys.readouterr().out
     assert json.loads(out.read_text())["counts"]["pass"] == 3 and junit.read_bytes()
     assert main(["merge", one]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("megamoe: error: 2 cases lost: errors/over, forward/tiny")
+    output = capsys.readouterr().err
+    assert output.startswith("megamoe: error: 2 cases lost: errors/over, forward/tiny")
     assert main(["merge", one, one, two]) == 2
     assert "1 case judged twice: staging/small" in capsys.readouterr().err
     red = report(blessed / "3.json", ["staging/small"], "fail")
@@ -416,8 +416,10 @@ def test_a_verb_imports_its_own_module_and_not_the_others(tmp_path):
         "verbs = {n for n in sys.modules if n.startswith('megamoe.commands.')}\n"
         "print(code, gc.isenabled(), 'torch' in sys.modules, *sorted(verbs))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1].split() == [
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.splitlines()[-1].split() == [
         "0", "True", "False",
         *(f"megamoe.commands.{n}" for n in ("early", "main", "parser", "parsers")),
         *(f"megamoe.commands.parsers.{n}" for n in ("names", "worker")), "megamoe.commands.worker",
@@ -442,25 +444,27 @@ def test_what_needs_no_tensor_imports_no_heavy_module():
         "import contextlib, io, json, sys\n"
         "from megamoe.commands.main import main\n"
         "for words in json.loads(sys.argv[1]):\n"
-        "    printed = io.StringIO()\n"
-        "    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):\n"
+        "    output = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):\n"
         "        with contextlib.suppress(SystemExit):\n"
         "            main(words)\n"
         "    heavy = {n.partition('.')[0] for n in sys.modules} & {*sys.argv[2:]}\n"
-        "    print(json.dumps([words, len(printed.getvalue()), sorted(heavy)]))\n"
+        "    print(json.dumps([words, len(output.getvalue()), sorted(heavy)]))\n"
     )
     command = [sys.executable, "-c", code, json.dumps(LIGHT), *HEAVY]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    said = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [words for words, _, _ in said] == LIGHT
-    assert [(words, heavy) for words, _, heavy in said if heavy] == []
-    assert all(printed for _, printed, _ in said)
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [json.loads(line) for line in process.stdout.splitlines()]
+    assert [words for words, _, _ in rows] == LIGHT
+    assert [(words, heavy) for words, _, heavy in rows if heavy] == []
+    assert all(size for _, size, _ in rows)
 
 
 def test_merge_imports_no_torch():
     code = "import sys, megamoe.commands.merge as m; print(m.__name__, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "megamoe.commands.merge False\n"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "megamoe.commands.merge False\n"
 
 
 def test_the_parsers_names_are_those_of_the_rooms():
@@ -474,7 +478,7 @@ def test_the_parsers_names_are_those_of_the_rooms():
 
 def test_every_verb_has_the_function_that_its_parser_names():
     waiting = [whole_parser()]
-    found = set()
+    functions = set()
     while waiting:
         parser = waiting.pop()
         waiting += verbs_of(parser).values()
@@ -484,8 +488,8 @@ def test_every_verb_has_the_function_that_its_parser_names():
             assert callable(
                 getattr(importlib.import_module(f"megamoe.commands.{module}"), function)
             )
-            found.add(run)
-    assert len(found) > len(VERBS)
+            functions.add(run)
+    assert len(functions) > len(VERBS)
 
 
 def test_a_name_of_several_kinds_needs_the_id(root, capsys):
@@ -510,11 +514,11 @@ def test_the_list_of_entries_is_the_list_of_cases():
 
 
 def test_the_help_says_of_a_verb_what_its_module_says():
-    said = {}
+    texts = {}
 
     class Parser:
         def add_parser(self, name, help=None, **more):
-            said.setdefault(name, help)
+            texts.setdefault(name, help)
             return Parser()
 
         def add_subparsers(self, **more):
@@ -527,23 +531,23 @@ def test_the_help_says_of_a_verb_what_its_module_says():
 
     def command(parent, name, text, run):
         if parent is commands:
-            said[name] = text
+            texts[name] = text
         return Parser()
 
     for module, _ in VERBS.values():
         importlib.import_module(f"megamoe.commands.parsers.{module}").add(commands, command)
-    assert {verb: text for verb, (_, text) in VERBS.items()}.items() <= said.items()
+    assert {verb: text for verb, (_, text) in VERBS.items()}.items() <= texts.items()
 
 
 def test_every_verb_is_in_the_help(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    printed = capsys.readouterr().out
+    output = capsys.readouterr().out
     for verb in VERBS:
-        assert re.search(rf"^ +{verb} +\w", printed, re.MULTILINE), verb
-        with pytest.raises(SystemExit) as ended:
+        assert re.search(rf"^ +{verb} +\w", output, re.MULTILINE), verb
+        with pytest.raises(SystemExit) as end:
             main([verb, "--help"])
-        assert ended.value.code == 0
+        assert end.value.code == 0
         assert f"usage: megamoe {verb} " in capsys.readouterr().out
 
 

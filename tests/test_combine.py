@@ -30,12 +30,12 @@ def combine(slots: int, contract=BASE, **more) -> Combine:
     return Combine(live, np.ones((1, slots), np.float32), contract, **more)
 
 
-@pytest.mark.parametrize(("contract", "want"), [(BASE, 0.0), (MEGAMOE_2026_11, 2.0**-30)])
-def test_a_shared_row_is_added_last_or_first(contract, want):
+@pytest.mark.parametrize(("contract", "expected"), [(BASE, 0.0), (MEGAMOE_2026_11, 2.0**-30)])
+def test_a_shared_row_is_added_last_or_first(contract, expected):
     """(-1 + 2^-30) + 1 loses the small row, (1 - 1) + 2^-30 does not."""
     rows = np.stack([bf16(-1.0), bf16(2.0**-30)], 1)
     y = combine(2, contract).point(rows, bf16(1.0))
-    assert bf16_decode(y).tolist() == [[want]]
+    assert bf16_decode(y).tolist() == [[expected]]
 
 
 def test_a_shared_row_comes_to_a_token_without_slots():
@@ -63,10 +63,10 @@ def test_rows_as_e4m3_have_a_scale_for_128_channels():
     rows = bf16_round(np.ldexp(rng.normal(size=(3, 256)), rng.integers(-20, 20, (3, 256))))
     low, high = fp8_rows(rows, rows)
     assert (low == high).all()
-    for row, got in zip(bf16_decode(rows), low, strict=True):
+    for row, actual in zip(bf16_decode(rows), low, strict=True):
         exact = [Fraction(float(v)) for v in row]
-        want = row_of_e4m3(exact[:128]) + row_of_e4m3(exact[128:])
-        assert [Fraction(float(v)) for v in got] == want
+        expected = row_of_e4m3(exact[:128]) + row_of_e4m3(exact[128:])
+        assert [Fraction(float(v)) for v in actual] == expected
 
 
 def test_rows_of_zero_infinity_and_nan():
@@ -96,8 +96,8 @@ def test_rows_that_are_known_as_intervals_enclose_every_row_between():
     low, high = fp8_rows(bits(centre - wide), bits(centre + wide))
     for _ in range(200):
         row = bits(centre + rng.integers(-wide, wide + 1))
-        got = fp8_rows(row, row)[0]
-        assert (low <= got).all() and (got <= high).all()
+        actual = fp8_rows(row, row)[0]
+        assert (low <= actual).all() and (actual <= high).all()
 
 
 def test_a_member_that_may_be_infinite_leaves_its_whole_group_open():

@@ -49,15 +49,15 @@ def nvcc(folder: Path, script: str) -> Path:
 
 
 def test_without_a_compiler_it_says_what_to_give(folder):
-    done = compile_tool("--include", folder, "--nvcc", folder / "no-nvcc")
-    assert done.returncode == 2
-    assert "install CUDA 12.9 or newer, or give --nvcc" in done.stderr
+    process = compile_tool("--include", folder, "--nvcc", folder / "no-nvcc")
+    assert process.returncode == 2
+    assert "install CUDA 12.9 or newer, or give --nvcc" in process.stderr
 
 
 def test_without_headers_it_says_what_to_give(tmp_path):
-    done = compile_tool("--include", tmp_path, "--nvcc", sys.executable)
-    assert done.returncode == 2
-    assert "no fused kernel under" in done.stderr
+    process = compile_tool("--include", tmp_path, "--nvcc", sys.executable)
+    assert process.returncode == 2
+    assert "no fused kernel under" in process.stderr
 
 
 def run(folder: Path, script: str, model: str, *more: str | Path):
@@ -68,9 +68,9 @@ def run(folder: Path, script: str, model: str, *more: str | Path):
 
 
 def test_what_the_compiler_refuses_is_a_row_and_a_red(folder):
-    done = run(folder, REFUSES, "deepseek-v3")
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "| deepseek-v3 | 64 | 32 | 10 | a.cuh(1): error: no |"
+    process = run(folder, REFUSES, "deepseek-v3")
+    assert process.returncode == 1
+    assert process.stdout.splitlines()[-1] == "| deepseek-v3 | 64 | 32 | 10 | a.cuh(1): error: no |"
 
 
 @pytest.mark.parametrize(("script", "status"), [(REFUSES, 0), (COMPILES, 1)])
@@ -80,29 +80,27 @@ def test_the_size_that_is_known_not_to_compile_is_no_red_until_it_does(folder, s
 
 
 def test_the_record_says_what_was_compiled_with_what(folder):
-    written = folder / "out.json"
-    assert (
-        run(folder, COMPILES, "deepseek-v3", "--json", written, "--headers", "mine").returncode == 0
-    )
-    found = json.loads(written.read_text())
-    assert found["nvcc"] == "release 13.5, V13.5.37"
-    assert found["headers"]["deep_gemm"] == "mine"
-    assert found["headers"]["cutlass"] == "4.2.1"
-    digest = found["headers"]["sha256"]
-    (kernel,) = found["kernels"]
+    path = folder / "out.json"
+    assert run(folder, COMPILES, "deepseek-v3", "--json", path, "--headers", "mine").returncode == 0
+    record = json.loads(path.read_text())
+    assert record["nvcc"] == "release 13.5, V13.5.37"
+    assert record["headers"]["deep_gemm"] == "mine"
+    assert record["headers"]["cutlass"] == "4.2.1"
+    digest = record["headers"]["sha256"]
+    (kernel,) = record["kernels"]
     assert (kernel["registers"], kernel["spilled"], kernel["shared"]) == (128, 0, 218980)
-    assert "-O3" in found["flags"]
+    assert "-O3" in record["flags"]
     (folder / "deep_gemm/impls/sm100_fp8_fp4_mega_moe.cuh").write_text("// another\n")
-    run(folder, COMPILES, "deepseek-v3", "--json", written)
-    assert json.loads(written.read_text())["headers"]["sha256"] != digest
+    run(folder, COMPILES, "deepseek-v3", "--json", path)
+    assert json.loads(path.read_text())["headers"]["sha256"] != digest
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_verb_passes_on_what_it_is_given(tmp_path):
-    done = subprocess.run(
+    process = subprocess.run(
         ["make", "-s", "compile-sm100", f"INCLUDE={tmp_path}", f"NVCC={sys.executable}",
          f"MEGAMOE_PYTHON={sys.executable}"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
-    assert done.returncode == 2
-    assert f"no fused kernel under {tmp_path}" in done.stderr
+    assert process.returncode == 2
+    assert f"no fused kernel under {tmp_path}" in process.stderr

@@ -23,21 +23,21 @@ def scripts():
 
     out = {}
     for shell in SHELLS:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.redirect_stdout(io.StringIO()) as output:
             assert main(["completion", shell]) == 0
-        out[shell] = printed.getvalue()
+        out[shell] = output.getvalue()
     return out
 
 
-def offered(script, tmp_path, *words):
+def offers(script, tmp_path, *words):
     """What bash offers for the last of ``words``."""
-    listed = " ".join(f"'{word}'" for word in words)
-    ask = f"{script}\nCOMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _megamoe\n"
+    array = " ".join(f"'{word}'" for word in words)
+    ask = f"{script}\nCOMP_WORDS=({array}); COMP_CWORD={len(words) - 1}; _megamoe\n"
     ask += 'printf "%s\\n" "${COMPREPLY[@]}"'
     command = ["bash", "--norc", "-c", ask]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stderr == ""
-    return set(done.stdout.removesuffix("\n").split("\n"))
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert process.stderr == ""
+    return set(process.stdout.removesuffix("\n").split("\n"))
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
@@ -48,7 +48,7 @@ def test_bash_offers_what_the_parser_takes(scripts, tmp_path):
     bash = scripts["bash"]
 
     def of(*words):
-        return offered(bash, tmp_path, "megamoe", *words)
+        return offers(bash, tmp_path, "megamoe", *words)
 
     assert of("") >= {*VERBS, "--version"}
     assert of("ch") == {"check"}
@@ -82,8 +82,8 @@ def test_bash_offers_what_the_parser_takes(scripts, tmp_path):
 def test_a_shell_takes_its_script(scripts, shell):
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed: its script is not tried")
-    done = subprocess.run([shell, "-n"], input=scripts[shell], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = subprocess.run([shell, "-n"], input=scripts[shell], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_fish_knows_each_verb_and_each_flag(scripts):

@@ -17,90 +17,92 @@ from megamoe import confirm
 from megamoe.cases import golden_root, load_cases
 from megamoe.commands.main import main
 from megamoe.confirm import ConfirmError, cases, gpu
-from megamoe.confirm.words import INSTRUCTIONS, Asked, answered, modelled, sampled, units_near
+from megamoe.confirm.words import INSTRUCTIONS, Request, modelled, sampled, units_near, words_entry
 from megamoe.golden import predicted
 from megamoe.predict import SM100, tables
 from megamoe.spec.contract import NEWEST
 from megamoe.suite.settings import Settings
 
 ROOT = golden_root()
-KEPT = predicted.read(ROOT / "predicted" / "sm100.json")
+PREDICTION = predicted.read(ROOT / "predicted" / "sm100.json")
 CASE = "forward/claims-25-bits"
 TABLES = {n: tables.table("nvidia-h200-sm90", n) for n in ("fast", "precise")}
 
 
-def answers(unit=None, silu=TABLES, shown=(), **other):
+def answers(unit=None, silu=TABLES, by_case=(), **other):
     """What a chip would say: the models' own arithmetic where nothing else is given."""
-    asked = {n: Asked(i, 3, 4, 2) for n, i in INSTRUCTIONS.items()}
+    requests = {n: Request(i, 3, 4, 2) for n, i in INSTRUCTIONS.items()}
     return {
         "gpu": "Fake B200", "machine_class": "fake-b200-sm100", "model": "sm100",
         "provenance": {"driver": "1", "date": "2026-11-28"}, "lacks": {"tcgen05 words": "none"},
         "instructions": {
-            n: answered(a, modelled(a, unit or a.instruction.unit)) for n, a in asked.items()
+            n: words_entry(a, modelled(a, unit or a.instruction.unit)) for n, a in requests.items()
         },
         "silu": {n: tables.pack(n, t) for n, t in silu.items()},
-        "cases": dict(shown), "contract": NEWEST.revision, "backend": "fake",
+        "cases": dict(by_case), "contract": NEWEST.revision, "backend": "fake",
     } | other  # fmt: skip
 
 
 def case(**change):
-    kept = next(u for u in KEPT.data["cases"][CASE]["under"] if NEWEST.revision in u["contracts"])
-    inputs = KEPT.data["cases"][CASE]["inputs"]
-    shown = {"inputs": inputs, "status": "pass", "stages": dict(kept["stages"])}
-    return shown | ({"y": kept["y"]} if "y" in kept else {}) | change
+    prediction = next(
+        u for u in PREDICTION.data["cases"][CASE]["under"] if NEWEST.revision in u["contracts"]
+    )
+    inputs = PREDICTION.data["cases"][CASE]["inputs"]
+    answer = {"inputs": inputs, "status": "pass", "stages": dict(prediction["stages"])}
+    return answer | ({"y": prediction["y"]} if "y" in prediction else {}) | change
 
 
-def states(given):
-    return {f.what: f for f in confirm.found(given, ROOT)}
+def states(reply):
+    return {f.what: f for f in confirm.statements(reply, ROOT)}
 
 
 def test_answers_with_the_models_arithmetic_confirm_them(tmp_path, capsys):
     path = tmp_path / "answers.json"
-    confirm.write_answers(path, answers(shown={CASE: case()}))
+    confirm.write_answers(path, answers(by_case={CASE: case()}))
     assert main(["confirm", "--from", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert said.count("confirmed") == 5 and "refuted" not in said
-    assert "wgmma-bf16: 2048 words are those of hopper-16bit" in said
-    assert "not asked  tcgen05 words: none" in said
+    output = capsys.readouterr().out
+    assert output.count("confirmed") == 5 and "refuted" not in output
+    assert "wgmma-bf16: 2048 words are those of hopper-16bit" in output
+    assert "not asked  tcgen05 words: none" in output
     assert path.stat().st_size < 60_000
 
 
 @pytest.mark.parametrize("name", INSTRUCTIONS)
 def test_another_unit_is_refuted_and_named(name):
     unit = INSTRUCTIONS[name].unit
-    for said, other in list(units_near(unit))[:6]:
-        found = states(answers(other))[name]
-        assert found.state == "refuted" and f"{said} leaves 0" in found.text
+    for change, other in list(units_near(unit))[:6]:
+        finding = states(answers(other))[name]
+        assert finding.state == "refuted" and f"{change} leaves 0" in finding.text
 
 
 def test_a_unit_that_no_change_explains_is_refuted_too():
     unit = replace(INSTRUCTIONS["wgmma-bf16"].unit, align_bits=19, result_bits=20)
-    found = states(answers(unit))["wgmma-bf16"]
-    assert found.state == "refuted" and "leaves 0" not in found.text
+    finding = states(answers(unit))["wgmma-bf16"]
+    assert finding.state == "refuted" and "leaves 0" not in finding.text
 
 
 def test_a_table_that_differs_is_refuted_and_one_beyond_the_errors_more_so():
     fast = TABLES["fast"].copy()
     fast[0x4000] = np.nextafter(fast[0x4000], np.float32(9))
-    found = states(answers(silu={"fast": fast}))["silu fast"]
-    assert found.state == "refuted" and "1 gates differ from nvidia-h200-sm90's" in found.text
+    finding = states(answers(silu={"fast": fast}))["silu fast"]
+    assert finding.state == "refuted" and "1 gates differ from nvidia-h200-sm90's" in finding.text
     fast[0x4000] = 1.5
-    found = states(answers(silu={"fast": fast}))["silu fast"]
-    assert found.state == "refuted" and "outside the documented errors" in found.text
+    finding = states(answers(silu={"fast": fast}))["silu fast"]
+    assert finding.state == "refuted" and "outside the documented errors" in finding.text
     table = {"reciprocal": tables.table("nvidia-h200-sm90", "precise")}
     assert states(answers(silu=table))["silu reciprocal"].state in ("new", "refuted")
 
 
 def test_a_case_with_other_bits_is_refuted_and_named():
     other = case()["stages"] | {"y": "0" * 32}
-    found = states(answers(shown={CASE: case(stages=other)}))["cases of model sm100"]
-    assert found.state == "refuted" and found.text.startswith("1 unlike") and CASE in found.text
-    found = states(answers(shown={CASE: case(stages=other, status="fail")}))
-    assert "outside its envelope" in found["cases of model sm100"].text
-    found = states(answers(shown={CASE: case(inputs="others")}))["cases of model sm100"]
-    assert (found.state, found.text) == ("not asked", "1 of other inputs")
-    found = states(answers(shown={CASE: case(stages={})}))["cases of model sm100"]
-    assert (found.state, found.text) == ("not asked", "1 without a y")
+    result = states(answers(by_case={CASE: case(stages=other)}))["cases of model sm100"]
+    assert result.state == "refuted" and result.text.startswith("1 unlike") and CASE in result.text
+    result = states(answers(by_case={CASE: case(stages=other, status="fail")}))
+    assert "outside its envelope" in result["cases of model sm100"].text
+    result = states(answers(by_case={CASE: case(inputs="others")}))["cases of model sm100"]
+    assert (result.state, result.text) == ("not asked", "1 of other inputs")
+    result = states(answers(by_case={CASE: case(stages={})}))["cases of model sm100"]
+    assert (result.state, result.text) == ("not asked", "1 without a y")
 
 
 def test_write_keeps_the_table_and_a_model_can_take_it(tmp_path, monkeypatch, capsys):
@@ -109,7 +111,7 @@ def test_write_keeps_the_table_and_a_model_can_take_it(tmp_path, monkeypatch, ca
     path = tmp_path / "answers.json"
     confirm.write_answers(path, answers(silu={"fast": fast}))
     monkeypatch.setattr(tables, "folder", lambda: tmp_path / "silu")
-    monkeypatch.setattr(tables, "kept", tables.kept.__wrapped__)
+    monkeypatch.setattr(tables, "load", tables.load.__wrapped__)
     monkeypatch.setattr(tables, "table", tables.table.__wrapped__)
     (tmp_path / "silu").mkdir()
     shutil.copy(ROOT.parent / "megamoe/predict/silu/nvidia-h200-sm90.json", tmp_path / "silu")
@@ -121,16 +123,16 @@ def test_write_keeps_the_table_and_a_model_can_take_it(tmp_path, monkeypatch, ca
 
 def test_write_keeps_recorded_bits_as_a_candidate(tmp_path, monkeypatch, capsys):
     root, path = tmp_path / "golden", tmp_path / "answers.json"
-    kept = json.loads((ROOT / "recorded/triton/nvidia-h200-sm90.json").read_text())
-    monkeypatch.setattr("megamoe.commands.confirm._kept", lambda answers: "")
-    monkeypatch.setattr("megamoe.confirm.found", lambda answers, root: [])
-    confirm.write_answers(path, answers(recorded=kept))
+    bits = json.loads((ROOT / "recorded/triton/nvidia-h200-sm90.json").read_text())
+    monkeypatch.setattr("megamoe.commands.confirm._save_tables", lambda answers: "")
+    monkeypatch.setattr("megamoe.confirm.statements", lambda answers, root: [])
+    confirm.write_answers(path, answers(recorded=bits))
     command = ["confirm", "--from", str(path), "--write", "--golden", str(root)]
     assert main(command) == 0
     candidate = root / "recorded-candidates/triton/nvidia-h200-sm90.json"
-    assert json.loads(candidate.read_text()) == kept
+    assert json.loads(candidate.read_text()) == bits
     assert "golden bless-bits" in capsys.readouterr().out
-    for wrong in ({"machine_class": "x"}, kept | {"cases": {"forward/x": {"inputs": 7}}}):
+    for wrong in ({"machine_class": "x"}, bits | {"cases": {"forward/x": {"inputs": 7}}}):
         candidate.unlink(missing_ok=True)
         confirm.write_answers(path, answers(recorded=wrong))
         assert main(command) == 2 and len(capsys.readouterr().err.splitlines()) == 1
@@ -138,12 +140,12 @@ def test_write_keeps_recorded_bits_as_a_candidate(tmp_path, monkeypatch, capsys)
 
 
 def test_recorded_bits_are_those_of_record_bits(monkeypatch):
-    def record(settings, out, jobs, done, said):
+    def record(settings, out, jobs, on_case, on_identity):
         (out / "x.json").write_text('{"backend": "fake"}')
         return out / "x.json", 1, 0
 
     monkeypatch.setattr("megamoe.suite.bits.record", record)
-    assert cases.recorded(Settings("model"), 1, lambda c, why: None) == {"backend": "fake"}
+    assert cases.record(Settings("model"), 1, lambda c, why: None) == {"backend": "fake"}
 
 
 @pytest.mark.parametrize(
@@ -184,15 +186,15 @@ def test_where_no_gpu_is_one_line_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_a_sample_is_the_first_words():
-    asked = Asked(INSTRUCTIONS["wgmma-e4m3"], 5, 6, 1)
-    words = np.concatenate(list(modelled(asked, asked.instruction.unit)))
-    assert np.array_equal(sampled(answered(asked, iter([words]))), words[:4])
+    request = Request(INSTRUCTIONS["wgmma-e4m3"], 5, 6, 1)
+    words = np.concatenate(list(modelled(request, request.instruction.unit)))
+    assert np.array_equal(sampled(words_entry(request, iter([words]))), words[:4])
 
 
 def test_operands_are_of_four_sorts():
     """Any bits, near each other, sparse, and with subnormals."""
     for instruction in INSTRUCTIONS.values():
-        a, _, c = next(Asked(instruction, 1, 8, 4).pieces())
+        a, _, c = next(Request(instruction, 1, 8, 4).pieces())
         values = instruction.decode(a)
         assert np.isnan(values[0]).any() and not np.isnan(values[1:4]).any()
         assert (values[2] == 0).mean() > 0.5 > (values[1] == 0).mean()
@@ -201,18 +203,20 @@ def test_operands_are_of_four_sorts():
 
 def test_the_cases_of_the_file_are_cases():
     assert CASE in {c.id for c in load_cases()}
-    assert SM100.name == KEPT.model
+    assert SM100.name == PREDICTION.model
 
 
 @pytest.mark.usefixtures("warm")
 def test_a_backend_s_cases_are_asked_and_confirmed():
     """By the model itself, on a CPU: a GPU's kernel takes the same way."""
     settings = Settings("model", "cpu", "forward", "full", CASE)
-    said = []
-    identity, shown = cases.ask(settings, SM100.accumulator, 1, lambda c, why: said.append(why))
-    assert list(shown) == [CASE] and said == [""]
-    given = answers(shown=shown, contract=identity.contract)
-    assert states(given)["cases of model sm100"].text == "1 equal"
+    reasons = []
+    identity, by_case = cases.ask(
+        settings, SM100.accumulator, 1, lambda c, why: reasons.append(why)
+    )
+    assert list(by_case) == [CASE] and reasons == [""]
+    reply = answers(by_case=by_case, contract=identity.contract)
+    assert states(reply)["cases of model sm100"].text == "1 equal"
     with pytest.raises(ConfirmError, match="name another with --model"):
         cases.ask(settings, "fp32-ordered", 1, lambda c, why: None)
 
@@ -220,11 +224,11 @@ def test_a_backend_s_cases_are_asked_and_confirmed():
 @pytest.mark.parametrize("name", sorted(INSTRUCTIONS))
 def test_the_words_of_an_h200_are_the_models(name):
     """The sample in the file; ``megamoe confirm --from`` compares all 20 million by a digest."""
-    given = confirm.read_answers(ROOT.parent / "docs/numerics/h200-words.json")
-    assert given["gpu"] == "NVIDIA H200"
-    answer = given["instructions"][name]
-    asked = Asked(INSTRUCTIONS[name], answer["seed"], answer["tiles"], answer["steps"])
+    reply = confirm.read_answers(ROOT.parent / "docs/numerics/h200-words.json")
+    assert reply["gpu"] == "NVIDIA H200"
+    answer = reply["instructions"][name]
+    request = Request(INSTRUCTIONS[name], answer["seed"], answer["tiles"], answer["steps"])
     words = sampled(answer)
-    assert asked.outputs >= 20_000_000 and words.size == 2048
-    (modelled_words,) = modelled(asked, asked.instruction.unit, len(words))
-    assert np.array_equal(answered(asked, iter([modelled_words]))["sample"], answer["sample"])
+    assert request.outputs >= 20_000_000 and words.size == 2048
+    (modelled_words,) = modelled(request, request.instruction.unit, len(words))
+    assert np.array_equal(words_entry(request, iter([modelled_words]))["sample"], answer["sample"])

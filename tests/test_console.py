@@ -61,32 +61,32 @@ def test_colours_stay_and_texts_change_none(monkeypatch: pytest.MonkeyPatch) -> 
         console.print("\x1b[31mred", style="green", markup=False, highlight=False)
         with Live(Text("live"), console=console, transient=True):
             print("\x1b[2Jbeside")
-    shown = out.getvalue()
-    assert "\x1b[1m" in shown and "\x1b[32m" in shown, "its own styles"
-    assert "\x1b[2J" not in shown and "\x1b[31m" not in shown
-    assert "a?[2Jb?c" in shown and "?[31mred" in shown
+    output = out.getvalue()
+    assert "\x1b[1m" in output and "\x1b[32m" in output, "its own styles"
+    assert "\x1b[2J" not in output and "\x1b[31m" not in output
+    assert "a?[2Jb?c" in output and "?[31mred" in output
 
 
 def test_no_module_makes_another_console() -> None:
-    made = [
+    names = [
         path.name
         for path in Path(main.__code__.co_filename).parents[1].rglob("*.py")
         if re.search(r"^from rich.console import .*\bConsole\b", text := path.read_text(), re.M)
         and re.search(r"(?<!\w)Console\(", text)
     ]
-    assert made == []
+    assert names == []
 
 
 def test_an_answer_of_a_worker_is_printable(monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link.__new__(Link)
     monkeypatch.setattr(link, "event", lambda until: {"said": '{"raised": "\\u001b[2J"}'})
-    assert link.said(1.0) == {"raised": "?[2J"}
+    assert link.next_answer(1.0) == {"raised": "?[2J"}
 
 
 def test_an_error_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--case", "\x1b[2Jx"]) == 2
-    said = capsys.readouterr().err
-    assert "\x1b" not in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "\x1b" not in output and output.count("\n") == 1
 
 
 # --- a pipe that nobody reads ---------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_work_shows_a_line_on_a_terminal_and_none_elsewhere(capsys) -> None:
             work.now("reducing: try 7")
             work.say("another")
         assert isinstance(console.file, io.StringIO)
-        shown = console.file.getvalue()
-        assert ("running the whole problem" in shown) == is_terminal
-        assert ("reducing: try 7" in shown) == is_terminal
+        output = console.file.getvalue()
+        assert ("running the whole problem" in output) == is_terminal
+        assert ("reducing: try 7" in output) == is_terminal
         assert capsys.readouterr().out == "a result\nanother\n", "results go to stdout"

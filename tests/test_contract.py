@@ -27,7 +27,7 @@ def test_a_contract_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         BASE.combine_order.value = "descending-slot"
     with pytest.raises(TypeError, match="no_such_clause"):
-        BASE.changed("other", "a test", no_such_clause=1)
+        BASE.variant("other", "a test", no_such_clause=1)
 
 
 def test_differences_are_by_value_and_not_by_evidence():

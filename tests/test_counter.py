@@ -13,11 +13,11 @@ KEYS = st.integers(0, 2**64 - 1)
 
 def test_known_words_of_splitmix64() -> None:
     """The published first outputs of splitmix64 seeded with 1234567."""
-    known = [
+    expected = [
         6457827717110365317, 3203168211198807973, 9817491932198370423,
         4593380528125082431, 16408922859458223821,
     ]  # fmt: skip
-    assert words(1234567, 5).tolist() == known
+    assert words(1234567, 5).tolist() == expected
 
 
 def test_known_words_of_ours() -> None:
@@ -46,8 +46,8 @@ KNOWN_BELOW = [4, 3, 2, 4, 5, 8, 3, 3]
 
 @given(KEYS, st.integers(0, 40), st.integers(0, 2**40))
 def test_vector_words_are_the_scalar_ones(stream: int, count: int, start: int) -> None:
-    wanted = [mix(stream + (start + 1 + i) * WEYL) for i in range(count)]
-    assert words(stream, count, start).tolist() == wanted
+    expected = [mix(stream + (start + 1 + i) * WEYL) for i in range(count)]
+    assert words(stream, count, start).tolist() == expected
 
 
 @given(KEYS, st.integers(1, 60), st.integers(0, 59))
@@ -65,16 +65,16 @@ def test_bytes_are_the_words_low_byte_first(stream: int, count: int) -> None:
 
 @given(KEYS, st.integers(1, 2**31))
 def test_below_stays_below_and_takes_the_high_bits(stream: int, bound: int) -> None:
-    drawn = below(stream, 16, bound)
-    assert drawn.min() >= 0 and drawn.max() < bound
-    assert drawn.tolist() == [(int(w) >> 32) * bound >> 32 for w in words(stream, 16)]
+    draws = below(stream, 16, bound)
+    assert draws.min() >= 0 and draws.max() < bound
+    assert draws.tolist() == [(int(w) >> 32) * bound >> 32 for w in words(stream, 16)]
 
 
 @given(st.lists(KEYS, min_size=1, max_size=4), st.integers(0, 3))
 def test_every_label_of_a_key_counts(labels: list[int], at: int) -> None:
-    changed = list(labels)
-    changed[at % len(labels)] ^= 1
-    assert key(*changed) != key(*labels)
+    variant = list(labels)
+    variant[at % len(labels)] ^= 1
+    assert key(*variant) != key(*labels)
     assert key(*labels, 0) != key(*labels)
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from megamoe import oracle
 from megamoe.cases import golden_root, load_cases, select
-from megamoe.cases.stored import Stored, to_bytes
+from megamoe.cases.stored import StoredProblem, to_bytes
 from megamoe.commands.main import main
 from megamoe.coverage import gates, groups, holes, kinds, places, rare, recorded
 from megamoe.coverage.calls import Call
-from megamoe.coverage.counting import count, entered, entered_by, shallow
-from megamoe.coverage.dimension import Dimension, Seen, brief
+from megamoe.coverage.counting import classes_of, classes_of_problem, count, shallow
+from megamoe.coverage.dimension import Dimension, Tally, brief
 from megamoe.coverage.dimensions import dimensions
 from megamoe.coverage.ranges import Bands, Ranges
 from megamoe.coverage.values import roundings
@@ -47,19 +47,19 @@ def test_the_record_is_of_these_cases():
 @pytest.mark.slow
 def test_the_holes_are_the_known_ones():
     """Counted anew from the witnesses: every class that is no known hole, and none that is one."""
-    record, seen = recorded.read(ROOT), Seen()
+    record, tally = recorded.read(ROOT), Tally()
     for name in record["witnesses"]:
-        seen.add(name, entered(CASES[name]))
+        tally.add(name, classes_of(CASES[name]))
     for name in record["shallow"]:
-        seen.add(name, shallow(CASES[name]))
-    known = holes.read(ROOT, dimensions(NEWEST))
-    compared = holes.compare(seen, dimensions(NEWEST), known)
-    assert (compared.new, compared.closed) == ([], [])
+        tally.add(name, shallow(CASES[name]))
+    known_holes = holes.read(ROOT, dimensions(NEWEST))
+    comparison = holes.compare(tally, dimensions(NEWEST), known_holes)
+    assert (comparison.new, comparison.closed) == ([], [])
 
 
 def test_every_class_of_the_record_is_one_of_today():
-    counted = recorded.counts(ROOT)
-    assert {n: list(c) for n, c in counted.items()} == {
+    counts = recorded.counts(ROOT)
+    assert {n: list(c) for n, c in counts.items()} == {
         d.name: list(d.goal) for d in dimensions(NEWEST)
     }
     zero = {(d, one) for d, one, _ in rare(ROOT)}
@@ -73,18 +73,18 @@ def test_a_case_enters_dimensions_that_are_there():
              "errors/over-capacity-by-far", "forward/token-block-edge-t9",
              "property/padding-rows-broken-by-rounding")  # fmt: skip
     for name in names:
-        assert set(entered(CASES[name])) <= set(DIMENSIONS), name
+        assert set(classes_of(CASES[name])) <= set(DIMENSIONS), name
 
 
 @pytest.mark.parametrize("contract", REVISIONS.values(), ids=list(REVISIONS))
 def test_goals_follow_the_contract(contract):
-    found = {d.name: d for d in dimensions(contract)}
-    assert len(found) == len(dimensions(contract))
-    assert all(d.goal and all(d.goal.values()) for d in found.values())
+    by_name = {d.name: d for d in dimensions(contract)}
+    assert len(by_name) == len(dimensions(contract))
+    assert all(d.goal and all(d.goal.values()) for d in by_name.values())
     lowest = contract.requant_exponent_min.value
-    assert min(found["act-bytes"].goal) == f"0x{lowest:02x}"
-    assert ("below the floor" in found["act-branches"].goal) == (lowest > 0)
-    assert ("nvfp4-w2-bytes" in found) == ("nvfp4" in contract.features.value)
+    assert min(by_name["act-bytes"].goal) == f"0x{lowest:02x}"
+    assert ("below the floor" in by_name["act-branches"].goal) == (lowest > 0)
+    assert ("nvfp4-w2-bytes" in by_name) == ("nvfp4" in contract.features.value)
 
 
 def test_bytes_of_staging_are_those_of_every_amax():
@@ -195,14 +195,14 @@ def test_nibbles_keep_their_place():
 
 
 def test_regions_of_the_gate():
-    found = gates.regions(
+    regions = gates.regions(
         bf16(0.0, -0.0, 1.5, -88.5, -89.0, 2.0**-17, 300.0, -np.inf, np.nan, 1e-39)
     )
-    assert found == {
+    assert regions == {
         "+0", "-0", "+2^0", "-2^6", "-2^6, exp infinite", "+below 2^-16", "+2^7 and above", "-inf",
         "NaN", "+subnormal",
     }  # fmt: skip
-    assert found <= set(gates.REGIONS)
+    assert regions <= set(gates.REGIONS)
 
 
 def test_sides_of_the_clamp():
@@ -228,7 +228,7 @@ def test_special_numbers():
 
 
 @pytest.mark.parametrize(
-    ("ids", "found"),
+    ("ids", "expected"),
     [
         ([[0, 1], [2, 3]], {"uniform", "the first expert", "the last expert", "ids ascending"}),
         ([[3, -1]], {"one expert takes all", "experts without rows", "the last expert", "skewed",
@@ -239,9 +239,9 @@ def test_special_numbers():
                               "a token without slots"}),
     ],
 )  # fmt: skip
-def test_patterns_of_routing(ids, found):
-    assert places.routing(np.array(ids), 4) - {"skewed"} == found - {"skewed"}
-    assert found <= set(places.ROUTES)
+def test_patterns_of_routing(ids, expected):
+    assert places.routing(np.array(ids), 4) - {"skewed"} == expected - {"skewed"}
+    assert expected <= set(places.ROUTES)
 
 
 def test_a_place_in_a_tile_counts_where_the_row_is_judged():
@@ -261,16 +261,18 @@ def test_a_place_in_a_tile_counts_where_the_row_is_judged():
 def test_offsets_end_where_the_last_judged_row_ends():
     call = Call.of_case(CASES["forward/token-block-edge-t9"])
     far = replace(call, hidden=4096, inter=2048, ids=np.full((1, 1), 255), rows=np.arange(1))
-    found = places.offsets(far)  # 256 * 4096 * 4096 / 2 = 2^31: exactly so far is not beyond
-    assert "w13_weight bytes beyond 2^24" in found and "w13_weight bytes beyond 2^31" not in found
+    offsets = places.offsets(far)  # 256 * 4096 * 4096 / 2 = 2^31: exactly so far is not beyond
+    assert (
+        "w13_weight bytes beyond 2^24" in offsets and "w13_weight bytes beyond 2^31" not in offsets
+    )
     farther = places.offsets(replace(far, ids=np.full((1, 1), 256)))
     assert "w13_weight bytes beyond 2^31" in farther
 
 
 def test_a_shallow_count_is_what_the_whole_count_says():
     for name in ("forward/token-block-edge-t9", "property/padding-rows-broken-by-rounding"):
-        found = entered(CASES[name])
-        assert shallow(CASES[name]) == {n: c for n, c in found.items() if n in places.SHALLOW}
+        classes = classes_of(CASES[name])
+        assert shallow(CASES[name]) == {n: c for n, c in classes.items() if n in places.SHALLOW}
 
 
 def test_codes_are_those_of_the_oracle():
@@ -278,27 +280,27 @@ def test_codes_are_those_of_the_oracle():
     call = Call.of_case(CASES["forward/token-block-edge-t9"])
     golden = oracle.forward(call.problem, (), contract=NEWEST)
     live = call.problem.topk_ids.numpy() >= 0
-    found = entered(CASES["forward/token-block-edge-t9"])
-    assert found["act-codes"] == {f"0x{c:02x}" for c in np.unique(golden.codes[live])}
-    assert found["act-bytes"] == {f"0x{c:02x}" for c in np.unique(golden.sf[live])}
+    classes = classes_of(CASES["forward/token-block-edge-t9"])
+    assert classes["act-codes"] == {f"0x{c:02x}" for c in np.unique(golden.codes[live])}
+    assert classes["act-bytes"] == {f"0x{c:02x}" for c in np.unique(golden.sf[live])}
     x, _ = quantize(bits(call.problem.hidden_states), NEWEST)
-    assert found["x-codes"] == {f"0x{c:02x}" for c in np.unique(x)}
+    assert classes["x-codes"] == {f"0x{c:02x}" for c in np.unique(x)}
 
 
 def test_a_call_that_is_too_large_is_sampled(monkeypatch):
     """What a sample enters, the whole enters; and the sample leaves the slot rows out."""
     case = CASES["forward/token-block-edge-t9"]
-    whole = entered(case)
+    whole = classes_of(case)
     monkeypatch.setattr("megamoe.coverage.values.BUDGET", 40_000)
-    sample = entered(case)
+    sample = classes_of(case)
     assert "row-rounding" in whole and "row-rounding" not in sample
     assert all(classes <= whole[name] for name, classes in sample.items())
     assert sample["act-codes"] < whole["act-codes"]
 
 
 def test_the_remap_sees_ids_that_wrap():
-    found = kinds.eplb(CASES["eplb/wide-ids-not-cast-to-int32-first"], NEWEST)
-    assert "wraps into the map" in found["eplb-ids"]
+    classes = kinds.eplb(CASES["eplb/wide-ids-not-cast-to-int32-first"], NEWEST)
+    assert "wraps into the map" in classes["eplb-ids"]
     assert kinds.eplb(CASES["eplb/one-expert-top-1"], NEWEST)["eplb-ids"] == {"local"}
 
 
@@ -309,16 +311,16 @@ SMALL = (Dimension("one", "a letter", {"a": "A.", "b": "B.", "c": "C."}),)
 
 def test_holes_are_compared_with_the_known_ones(tmp_path):
     (tmp_path / "holes.toml").write_text('[one]\n"a..b" = "Why."\n')
-    known = holes.read(tmp_path, SMALL)
-    seen = Seen()
-    seen.add("case", {"one": {"b"}})
-    compared = holes.compare(seen, SMALL, known)
-    assert (compared.new, compared.closed) == ([("one", "c")], [("one", "b")])
-    assert holes.text(known, SMALL).endswith('[one]\n"a..b" = "Why."\n')
+    known_holes = holes.read(tmp_path, SMALL)
+    tally = Tally()
+    tally.add("case", {"one": {"b"}})
+    comparison = holes.compare(tally, SMALL, known_holes)
+    assert (comparison.new, comparison.closed) == ([("one", "c")], [("one", "b")])
+    assert holes.text(known_holes, SMALL).endswith('[one]\n"a..b" = "Why."\n')
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[two]\n", "no dimension 'two'"),
         ('[one]\n"z" = "x"\n', "has no class 'z'"),
@@ -328,19 +330,19 @@ def test_holes_are_compared_with_the_known_ones(tmp_path):
         ("[one", "cannot be read as TOML"),
     ],
 )
-def test_a_wrong_file_of_holes_is_refused_in_one_line(tmp_path, content, said):
+def test_a_wrong_file_of_holes_is_refused_in_one_line(tmp_path, content, message):
     (tmp_path / "holes.toml").write_text(content)
-    with pytest.raises(holes.HolesError, match=said) as raised:
+    with pytest.raises(holes.HolesError, match=message) as error:
         holes.read(tmp_path, SMALL)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error.value)
 
 
 def test_witnesses_are_few_cheap_and_enough():
-    found = {"a": {"one": {"a", "b", "c"}}, "b": {"one": {"a"}}, "c": {"one": {"b", "c"}}}
+    by_case = {"a": {"one": {"a", "b", "c"}}, "b": {"one": {"a"}}, "c": {"one": {"b", "c"}}}
     cheap = {"a": 9.0, "b": 1.0, "c": 1.0}
-    assert recorded.witnesses(found, cheap, SMALL) == ["b", "c"]
-    assert recorded.witnesses(found, {**cheap, "a": 0.1}, SMALL) == ["a"]
-    assert recorded.witnesses(found, cheap, SMALL, before=["b"]) == ["c"]
+    assert recorded.witnesses(by_case, cheap, SMALL) == ["b", "c"]
+    assert recorded.witnesses(by_case, {**cheap, "a": 0.1}, SMALL) == ["a"]
+    assert recorded.witnesses(by_case, cheap, SMALL, before=["b"]) == ["c"]
     # The first choice becomes needless by the two that follow it.
     four = (Dimension("one", "a letter", dict.fromkeys("abcd", "F.")),)
     needless = {"p": {"one": {"b", "c"}}, "q": {"one": {"a", "b"}}, "r": {"one": {"c", "d"}}}
@@ -364,9 +366,9 @@ def test_the_table_and_both_files(tmp_path, capsys):
     out, html = tmp_path / "out.json", tmp_path / "out.html"
     assert main([*ONE, "--json", str(out), "--page", str(html)]) == 0
     assert "1 case enters" in capsys.readouterr().out
-    made = json.loads(out.read_text())
-    valid("coverage", made)
-    top_k = next(d for d in made["dimensions"] if d["name"] == "staging-top-k")
+    document = json.loads(out.read_text())
+    valid("coverage", document)
+    top_k = next(d for d in document["dimensions"] if d["name"] == "staging-top-k")
     three = next(c for c in top_k["classes"] if c["class"] == "3")
     assert (top_k["reached"], three["cases"], three["examples"]) == (
         1, 1, ["staging/top-3-stride"],
@@ -382,38 +384,38 @@ def test_one_dimension_shows_every_class(capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--dimension", "none"], "unknown dimension 'none'"),
         (["--record"], "--record counts all cases"),
         (["--traffic", "/nowhere"], "is no directory"),
     ],
 )
-def test_misuse_is_one_line(more, said, capsys):
+def test_misuse_is_one_line(more, message, capsys):
     assert main([*ONE, *more]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_traffic_that_no_case_enters(tmp_path, capsys):
     call = Call.of_case(CASES["forward/token-block-edge-t9"])
-    (tmp_path / "a.safetensors").write_bytes(to_bytes(Stored(call.problem)))
+    (tmp_path / "a.safetensors").write_bytes(to_bytes(StoredProblem(call.problem)))
     out = tmp_path / "out.json"
     more = ["--traffic", str(tmp_path), "--json", str(out), "--page", str(tmp_path / "p.html")]
     assert main([*ONE, *more]) == 0
-    said = capsys.readouterr().out.splitlines()[-1]
-    entered_ = entered_by(call.problem)
-    total = sum(len(classes) for classes in entered_.values())
-    assert said == f"1 captured calls enter {total} classes; {total} of these no case enters"
-    made = json.loads(out.read_text())
-    valid("coverage", made)
-    rows = {d["name"]: d for d in made["traffic"]["dimensions"]}
+    line = capsys.readouterr().out.splitlines()[-1]
+    by_dimension = classes_of_problem(call.problem)
+    total = sum(len(classes) for classes in by_dimension.values())
+    assert line == f"1 captured calls enter {total} classes; {total} of these no case enters"
+    document = json.loads(out.read_text())
+    valid("coverage", document)
+    rows = {d["name"]: d for d in document["traffic"]["dimensions"]}
     assert rows["tokens"]["missing"] == {"9": ["a.safetensors"]}
     assert "a.safetensors" in (tmp_path / "p.html").read_text()
 
 
 def test_traffic_that_the_cases_enter_is_not_listed(tmp_path, capsys):
     call = Call.of_case(CASES["forward/token-block-edge-t9"])
-    (tmp_path / "a.safetensors").write_bytes(to_bytes(Stored(call.problem)))
+    (tmp_path / "a.safetensors").write_bytes(to_bytes(StoredProblem(call.problem)))
     same = ["coverage", "--case", "forward/token-block-edge-t9", "-j", "1"]
     assert main([*same, "--traffic", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("; 0 of these no case enters")
@@ -421,15 +423,15 @@ def test_traffic_that_the_cases_enter_is_not_listed(tmp_path, capsys):
 
 def test_two_processes_count_the_same():
     cases = [CASES[n] for n in ("staging/top-3-stride", "errors/over-capacity-by-far")]
-    assert count(cases, jobs=1).entered == {c.id: entered(c) for c in cases}
+    assert count(cases, jobs=1).classes == {c.id: classes_of(c) for c in cases}
 
 
 def test_the_page_names_a_new_hole():
-    made = {"kind": "coverage", "cases": 1, "contract": "x", "dimensions": [
+    document = {"kind": "coverage", "cases": 1, "contract": "x", "dimensions": [
         {"name": "d", "unit": "u", "classes": [
             {"class": "a", "cases": 0, "fault": "<b>", "known": None},
             {"class": "c", "cases": 0, "fault": "F", "known": "Why."},
         ]},
     ]}  # fmt: skip
-    html = page("coverage", made).decode()
+    html = page("coverage", document).decode()
     assert "1 new hole<" in html and "&lt;b&gt;" in html and "Why." in html

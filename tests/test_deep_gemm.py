@@ -18,8 +18,8 @@ import torch.distributed as dist
 from megamoe.backends import deep_gemm
 from megamoe.backends.deep_gemm import (
     BUFFER,
+    ESSENTIALS,
     FORWARD,
-    MEANT,
     NEEDS_SM100,
     STATS,
     DeepGemmBackend,
@@ -74,11 +74,11 @@ def package(forward: str, buffer: str) -> tuple[Any, list[dict[str, Any]]]:
         topk_idx=torch.zeros(384, 2, dtype=torch.int64),
         topk_weights=torch.zeros(384, 2),
     )
-    made = SimpleNamespace(
+    module = SimpleNamespace(
         fp8_fp4_mega_moe=function("fp8_fp4_mega_moe", forward, calls),
         get_symm_buffer_for_mega_moe=function("get_buffer", buffer, calls, rows),
     )
-    return made, calls
+    return module, calls
 
 
 @pytest.fixture
@@ -101,27 +101,27 @@ def small_problem(sizes: int = 128) -> Any:
 @pytest.mark.parametrize("buffer", BUFFERS.values(), ids=BUFFERS)
 @pytest.mark.parametrize("forward", FORMS.values(), ids=FORMS)
 def test_every_published_form_is_called_with_the_same_meaning(on_sm100, forward, buffer):
-    made, calls = package(forward, buffer)
+    module, calls = package(forward, buffer)
     problem = small_problem()
-    backend = DeepGemmBackend(made)
-    counted = STATS in forward
-    backend.stats = torch.zeros(3, dtype=torch.int32) if counted else None
+    backend = DeepGemmBackend(module)
+    has_stats = STATS in forward
+    backend.stats = torch.zeros(3, dtype=torch.int32) if has_stats else None
     backend.forward(problem)
-    sized, called = calls
-    assert sized["group"].size() == 1
-    assert [sized[n] for n in BUFFER[1:]] == [3, problem.max_num_tokens, 2, 128, 128]
-    assert called["l1_weights"][0].dtype == torch.int8
-    assert called["l1_weights"][1].dtype == called["l2_weights"][1].dtype == torch.int32
-    assert called["activation_clamp"] == problem.activation_clamp
-    assert called["fast_math"] == problem.fast_math
-    assert called["recipe"] == (1, 1, 32)
-    if counted:
-        assert called[STATS] is backend.stats
+    sizes, call = calls
+    assert sizes["group"].size() == 1
+    assert [sizes[n] for n in BUFFER[1:]] == [3, problem.max_num_tokens, 2, 128, 128]
+    assert call["l1_weights"][0].dtype == torch.int8
+    assert call["l1_weights"][1].dtype == call["l2_weights"][1].dtype == torch.int32
+    assert call["activation_clamp"] == problem.activation_clamp
+    assert call["fast_math"] == problem.fast_math
+    assert call["recipe"] == (1, 1, 32)
+    if has_stats:
+        assert call[STATS] is backend.stats
 
 
-def refusing(made: Any, error: str, multiple: int = 512) -> Any:
-    """``made``, of which the buffer fails for every H or I that is no multiple of ``multiple``."""
-    make = made.get_symm_buffer_for_mega_moe
+def refusing(module: Any, error: str, multiple: int = 512) -> Any:
+    """``module``, whose buffer fails for every H or I that is no multiple of ``multiple``."""
+    make = module.get_symm_buffer_for_mega_moe
 
     @functools.wraps(make)
     def picky(*sizes: Any, **options: Any) -> Any:
@@ -131,30 +131,30 @@ def refusing(made: Any, error: str, multiple: int = 512) -> Any:
         rows.x, rows.x_sf = torch.ones(384, 512, dtype=torch.int8), torch.ones(384, 4).int()
         return rows
 
-    made.get_symm_buffer_for_mega_moe = picky
-    return made
+    module.get_symm_buffer_for_mega_moe = picky
+    return module
 
 
 ASSERTION = "Assertion error (mega_moe.cuh:331): num_bytes % 16 == 0"
 
 
 def test_a_layer_that_the_package_has_no_buffer_for_is_judged_in_larger_sizes(on_sm100):
-    made, calls = package(*_latest())
+    module, calls = package(*_latest())
     problem = small_problem()
-    y = DeepGemmBackend(refusing(made, ASSERTION)).forward(problem)
-    sized, called = calls
-    assert (sized["hidden"], sized["intermediate_hidden"]) == (512, 512)
-    assert called["l1_weights"][0].shape == (3, 1024, 256)
-    assert called["y"].shape == (4, 512) and y.shape == (4, 128) and y.is_contiguous()
-    assert (called["sym_buffer"].x[:4, 128:] == 0).all()
+    y = DeepGemmBackend(refusing(module, ASSERTION)).forward(problem)
+    sizes, call = calls
+    assert (sizes["hidden"], sizes["intermediate_hidden"]) == (512, 512)
+    assert call["l1_weights"][0].shape == (3, 1024, 256)
+    assert call["y"].shape == (4, 512) and y.shape == (4, 128) and y.is_contiguous()
+    assert (call["sym_buffer"].x[:4, 128:] == 0).all()
 
 
 def test_the_module_is_told_what_the_package_says_of_its_sizes(on_sm100):
     layer = experts(DeepGemmBackend(refusing(package(*_latest())[0], ASSERTION)), Ranks())
     with pytest.raises(UnsupportedSizes) as caught:
         layer.get_symm_buffer()
-    said = "hidden size 128 and intermediate size 128: " + ASSERTION
-    assert said in str(caught.value) and "multiples of 512" in str(caught.value)
+    message = "hidden size 128 and intermediate size 128: " + ASSERTION
+    assert message in str(caught.value) and "multiples of 512" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_another_failure_of_the_buffer_is_no_matter_of_sizes(on_sm100, error, mu
 
 def test_a_counter_that_the_version_cannot_fill_is_refused(on_sm100):
     """The oldest form has no argument for it: the load would silently stay as it is."""
-    made, calls = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
-    backend = DeepGemmBackend(made)
+    module, calls = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
+    backend = DeepGemmBackend(module)
     backend.stats = torch.zeros(3, dtype=torch.int32)
     with pytest.raises(ForeignSignature, match=f"has no {STATS}"):
         backend.forward(small_problem())
@@ -189,9 +189,9 @@ def test_a_counter_that_the_version_cannot_fill_is_refused(on_sm100):
 )
 def test_a_foreign_signature_is_refused_with_the_one_found(parameters, complaint):
     foreign = function("fp8_fp4_mega_moe", parameters, [])
-    named = dict.fromkeys(("recipe", *MEANT))
+    names = dict.fromkeys(("recipe", *ESSENTIALS))
     with pytest.raises(ForeignSignature, match=complaint) as refusal:
-        bind(foreign, FORWARD, named, MEANT)
+        bind(foreign, FORWARD, names, ESSENTIALS)
     assert f"fp8_fp4_mega_moe({parameters})" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -206,7 +206,7 @@ def test_a_foreign_signature_is_refused_with_the_one_found(parameters, complaint
 def test_a_signature_of_the_right_names_that_cannot_be_called_so_is_refused(parameters, complaint):
     foreign = function("fp8_fp4_mega_moe", parameters, [])
     with pytest.raises(ForeignSignature, match=complaint) as refusal:
-        bind(foreign, FORWARD, dict.fromkeys(MEANT), MEANT)
+        bind(foreign, FORWARD, dict.fromkeys(ESSENTIALS), ESSENTIALS)
     assert "\n" not in str(refusal.value)
 
 
@@ -219,7 +219,7 @@ def test_a_function_that_does_not_tell_its_signature_is_refused():
             raise AssertionError("called")
 
     with pytest.raises(ForeignSignature) as refusal:
-        bind(Compiled(), FORWARD, dict.fromkeys(MEANT), MEANT)
+        bind(Compiled(), FORWARD, dict.fromkeys(ESSENTIALS), ESSENTIALS)
     assert str(refusal.value) == (
         "fp8_fp4_mega_moe does not tell its signature, so no call can be checked"
     )
@@ -231,22 +231,22 @@ GPUS = {"h100": (9, 0), "b200": (10, 0), "b300": (10, 3), "thor": (11, 0), "rtx-
 @pytest.mark.parametrize("gpu", GPUS)
 def test_only_the_sm100_family_is_taken_and_its_own_device_is_asked(monkeypatch, gpu):
     """Newer is not enough: the kernel's instructions are in no other family."""
-    asked = []
+    devices = []
 
     def capability(device):
-        asked.append(device)
+        devices.append(device)
         return GPUS[gpu]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    made, _ = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
-    backend, third = DeepGemmBackend(made), torch.device("cuda", 3)
+    module, _ = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
+    backend, third = DeepGemmBackend(module), torch.device("cuda", 3)
     if gpu in ("b200", "b300"):
         backend.ready(third)
     else:
         with pytest.raises(NotImplementedError, match=f"^{NEEDS_SM100}$"):
             backend.ready(third)
-    assert asked == [third]
+    assert devices == [third]
 
 
 def test_tensors_on_the_cpu_are_refused_beside_an_sm100_too(monkeypatch):
@@ -265,11 +265,11 @@ def test_a_missing_package_is_named_with_the_remedy(on_sm100, monkeypatch):
 
 @pytest.mark.parametrize("name", ["get_symm_buffer_for_mega_moe", "fp8_fp4_mega_moe"])
 def test_a_package_without_mega_moe_is_refused(on_sm100, name):
-    made, _ = package(*_latest())
-    delattr(made, name)
-    made.__version__ = "2.1.1"
+    module, _ = package(*_latest())
+    delattr(module, name)
+    module.__version__ = "2.1.1"
     with pytest.raises(NotImplementedError, match=rf"^deep_gemm 2\.1\.1 has no {name}; install"):
-        DeepGemmBackend(made).forward(small_problem())
+        DeepGemmBackend(module).forward(small_problem())
 
 
 def test_the_suite_judges_its_layout_and_skips_what_needs_the_gpu(capsys):
@@ -306,31 +306,31 @@ def experts(backend: Any, group: Any = None, **changes: Any) -> DeepseekV4MegaMo
 def replicas(layer: DeepseekV4MegaMoEExperts) -> torch.Tensor:
     """Logical 0, 1, 2 are served by physical 3, 1, 5; the load of all six."""
     counts = torch.zeros(1, 6, dtype=torch.int32)
-    served = torch.tensor([[[3], [1], [5]]])
-    layer.set_eplb_state(0, counts, served, torch.ones(1, 3, dtype=torch.int64))
+    physical = torch.tensor([[[3], [1], [5]]])
+    layer.set_eplb_state(0, counts, physical, torch.ones(1, 3, dtype=torch.int64))
     return counts
 
 
 def test_a_group_is_given_the_ids_of_all_ranks(on_sm100):
     """The kernel looks for an expert on rank ``id // 3``: a local id would go to rank 0."""
-    made, calls = package(*_latest())
+    module, calls = package(*_latest())
     group = Ranks()
-    layer = experts(DeepGemmBackend(made), group)
-    layer.finalize_weights(written=True)
+    layer = experts(DeepGemmBackend(module), group)
+    layer.finalize_weights(without_loader=True)
     ids = torch.tensor([[0, 5], [4, -1], [3, 6]])
     layer(torch.ones(3, 128).bfloat16(), torch.ones(3, 2), ids, activation_clamp=10.0)
-    sized, called = calls
-    assert sized["group"] is group
-    assert sized["num_experts"] == 6
-    assert called["l1_weights"][0].shape[0] == 3
-    staged = called["sym_buffer"].topk_idx[:3]
+    sizes, call = calls
+    assert sizes["group"] is group
+    assert sizes["num_experts"] == 6
+    assert call["l1_weights"][0].shape[0] == 3
+    staged = call["sym_buffer"].topk_idx[:3]
     assert staged.tolist() == [[0, 5], [4, -1], [3, -1]]  # 6 is nobody's
 
 
 def test_replicas_on_other_ranks_are_reached(on_sm100):
-    made, calls = package(*_latest())
-    layer = experts(DeepGemmBackend(made), Ranks())
-    layer.finalize_weights(written=True)
+    module, calls = package(*_latest())
+    layer = experts(DeepGemmBackend(module), Ranks())
+    layer.finalize_weights(without_loader=True)
     counts = replicas(layer)
     ids = torch.tensor([[0, 1]])
     layer(torch.ones(1, 128).bfloat16(), torch.ones(1, 2), ids, activation_clamp=10.0)
@@ -339,9 +339,9 @@ def test_replicas_on_other_ranks_are_reached(on_sm100):
 
 
 def test_a_rank_without_tokens_makes_the_call_that_the_others_wait_for(on_sm100):
-    made, calls = package(*_latest())
-    layer = experts(DeepGemmBackend(made), Ranks())
-    layer.finalize_weights(written=True)
+    module, calls = package(*_latest())
+    layer = experts(DeepGemmBackend(module), Ranks())
+    layer.finalize_weights(without_loader=True)
     none = (torch.ones(0, 128).bfloat16(), torch.ones(0, 2), torch.ones(0, 2, dtype=torch.int64))
     y = layer(*none, activation_clamp=10.0)
     assert y.shape == calls[1]["y"].shape == (0, 128)
@@ -349,16 +349,16 @@ def test_a_rank_without_tokens_makes_the_call_that_the_others_wait_for(on_sm100)
 
 def test_a_captured_call_of_a_group_is_not_judged_by_this_rank_s_experts_alone(on_sm100, tmp_path):
     """Its ``y`` sums over all ranks; the experts of the others are not in the file."""
-    made, _ = package(*_latest())
-    layer = experts(DeepGemmBackend(made), Ranks())
-    layer.finalize_weights(written=True)
-    for ids, judged in (([[0, 5]], False), ([[3, 5]], True)):
-        with capture(layer, tmp_path / f"{judged}.safetensors") as c:
+    module, _ = package(*_latest())
+    layer = experts(DeepGemmBackend(module), Ranks())
+    layer.finalize_weights(without_loader=True)
+    for ids, is_judged in (([[0, 5]], False), ([[3, 5]], True)):
+        with capture(layer, tmp_path / f"{is_judged}.safetensors") as c:
             layer(
                 torch.ones(1, 128).bfloat16(), torch.ones(1, 2), torch.tensor(ids),
                 activation_clamp=10.0,
             )  # fmt: skip
-        assert ("y" in load(c.written[0]).observed) == judged
+        assert ("y" in load(c.files[0]).outputs) == is_judged
 
 
 def test_a_share_without_a_group_is_refused_when_the_layer_is_made():
@@ -373,7 +373,7 @@ def test_a_share_without_a_group_is_refused_when_the_layer_is_made():
 def test_a_share_without_a_group_is_refused_when_a_name_is_looked_up():
     layer = experts("deep_gemm")
     with pytest.raises(ValueError, match="only 3 of 6 experts are here"):
-        layer.finalize_weights(written=True)
+        layer.finalize_weights(without_loader=True)
 
 
 @pytest.mark.parametrize("changes", [{"experts_start_idx": 0}, {"num_local_experts": 2}])
@@ -385,10 +385,10 @@ def test_experts_that_are_not_where_the_kernel_looks_are_refused(changes):
 @pytest.mark.parametrize("later", [False, True], ids=["first call", "after a good call"])
 def test_what_does_not_fit_is_found_before_anything_is_written(on_sm100, later):
     """The counter may be set when the buffer is long made: load and buffer stay as they were."""
-    made, calls = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
-    backend = DeepGemmBackend(made)
+    module, calls = package(FORMS["DeepGEMM 7f2a703e"], BUFFERS["DeepGEMM 54e22612"])
+    backend = DeepGemmBackend(module)
     layer = experts(backend, Ranks())
-    layer.finalize_weights(written=True)
+    layer.finalize_weights(without_loader=True)
     counts = replicas(layer)
     inputs = (torch.ones(1, 128).bfloat16(), torch.ones(1, 2), torch.tensor([[0, 1]]))
     if later:
@@ -406,8 +406,8 @@ def test_what_does_not_fit_is_found_before_anything_is_written(on_sm100, later):
 
 
 def test_a_foreign_kernel_is_found_when_the_buffer_is_made(on_sm100):
-    made, calls = package(f"{HEAD}, activation_clamp, fast_math, expert_map", _latest()[1])
-    layer = experts(DeepGemmBackend(made), Ranks())
+    module, calls = package(f"{HEAD}, activation_clamp, fast_math, expert_map", _latest()[1])
+    layer = experts(DeepGemmBackend(module), Ranks())
     with pytest.raises(ForeignSignature, match="requires expert_map"):
         layer.get_symm_buffer()
     assert calls == []
@@ -415,8 +415,8 @@ def test_a_foreign_kernel_is_found_when_the_buffer_is_made(on_sm100):
 
 def test_layers_share_one_buffer_of_the_installed_package(on_sm100, monkeypatch):
     """Each layer looks the name up for itself; the buffer of a model is gigabytes."""
-    made, calls = package(*_latest())
-    monkeypatch.setitem(sys.modules, "deep_gemm", made)
+    module, calls = package(*_latest())
+    monkeypatch.setitem(sys.modules, "deep_gemm", module)
     group = Ranks()
     one, two = experts("deep_gemm", group), experts("deep_gemm", group)
     assert one.get_symm_buffer() is two.get_symm_buffer()
@@ -431,23 +431,25 @@ def _latest() -> tuple[str, str]:
 @pytest.mark.parametrize("version", ["0.1.5", "0.2.5"])
 def test_the_real_package_binds(version, tmp_path):
     """Its source is read, not imported: it needs a GPU to be imported."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:",
          "--python-version", "3.12", "-d", tmp_path, f"sgl-deep-gemm=={version}"],
         capture_output=True, text=True,
     )  # fmt: skip
     wheels = list(tmp_path.glob("*.whl"))
     if not wheels:
-        pytest.skip(f"sgl-deep-gemm {version} cannot be downloaded: {done.stderr.strip()[-100:]}")
+        pytest.skip(
+            f"sgl-deep-gemm {version} cannot be downloaded: {process.stderr.strip()[-100:]}"
+        )
     source = zipfile.ZipFile(wheels[0]).read("deep_gemm/mega/__init__.py").decode()
-    found = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
-    for name, leading, needed in (
-        ("fp8_fp4_mega_moe", FORWARD, MEANT),
+    functions = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+    for name, leading, required in (
+        ("fp8_fp4_mega_moe", FORWARD, ESSENTIALS),
         ("get_symm_buffer_for_mega_moe", BUFFER, ()),
     ):
-        real = function(name, _plain(found[name].args), [])
-        named = dict.fromkeys(("recipe", "activation", *MEANT))
-        assert set(needed) <= set(bind(real, leading, named, needed))
+        real = function(name, _plain(functions[name].args), [])
+        names = dict.fromkeys(("recipe", "activation", *ESSENTIALS))
+        assert set(required) <= set(bind(real, leading, names, required))
 
 
 def _plain(arguments: ast.arguments) -> str:

@@ -44,7 +44,7 @@ def module(face=DeepGemmMegaMoEExperts, **changes):
     return face(16, **sizes | newer | changes)
 
 
-def loaded(checkpoint, face=DeepGemmMegaMoEExperts, **changes):
+def experts_of(checkpoint, face=DeepGemmMegaMoEExperts, **changes):
     experts = module(face, **changes)
     for t in checkpoint:
         param = getattr(experts, t.parameter)
@@ -75,7 +75,7 @@ def test_an_activation_is_plain_swiglu_without_a_clamp_where_nothing_is_said():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [
         ({"name": "gelu", "alpha": math.nan}, "Unsupported MegaMoE activation 'gelu'."),
         (
@@ -95,18 +95,18 @@ def test_an_activation_is_plain_swiglu_without_a_clamp_where_nothing_is_said():
         ),
     ],
 )
-def test_an_activation_is_checked_in_vllm_s_order(given, said):
+def test_an_activation_is_checked_in_vllm_s_order(options, message):
     """Each of these is wrong in a later way too."""
     with pytest.raises(ValueError) as caught:
-        MegaMoEActivation(**given)
-    assert str(caught.value) == said
+        MegaMoEActivation(**options)
+    assert str(caught.value) == message
 
 
 # --- the constructor --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"activation": MegaMoEActivation("situ")},
@@ -115,10 +115,10 @@ def test_an_activation_is_checked_in_vllm_s_order(given, said):
         ({"weight_format": "nvfp4"}, "nvfp4 experts support [], not 'swiglu'."),
     ],
 )
-def test_what_no_backend_computes_is_refused_before_sizes_are_looked_at(changes, said):
+def test_what_no_backend_computes_is_refused_before_sizes_are_looked_at(changes, message):
     with pytest.raises(NotImplementedError) as caught:
         module(hidden_size=192, **changes)
-    assert str(caught.value) == f"DeepGEMM MegaMoE {said}"
+    assert str(caught.value) == f"DeepGEMM MegaMoE {message}"
 
 
 OTHERS = [
@@ -135,7 +135,7 @@ def test_an_activation_reaches_the_backend_with_its_scales(checkpoint, activatio
             return super().forward(problem)
 
     backend = Spy()
-    loaded(checkpoint, activation=activation, backend=backend)(*batch())
+    experts_of(checkpoint, activation=activation, backend=backend)(*batch())
     act = backend.problem.act
     assert (act.name, act.clamp) == (activation.name, activation.clamp)
     assert (act.alpha, act.beta) == (activation.alpha, activation.beta)
@@ -148,7 +148,7 @@ def test_a_feature_that_the_backend_has_not_is_refused_before_the_load_is_counte
     class Plain(EagerBackend):
         name, features = "plain", ()
 
-    experts = loaded(checkpoint, activation=activation, backend=Plain())
+    experts = experts_of(checkpoint, activation=activation, backend=Plain())
     load = torch.zeros(LOGICAL, dtype=torch.int32)
     one = torch.arange(LOGICAL)[:, None]
     experts.eplb_state.expert_load_view = load
@@ -186,15 +186,15 @@ def test_parameters_have_the_kernel_s_forms():
 
 def test_a_checkpoint_is_loaded_into_the_kernel_s_layout(checkpoint):
     """What the older face has before it is finalized, transformed."""
-    older = loaded(checkpoint, DeepseekV4MegaMoEExperts)
-    newer = loaded(checkpoint)
+    older = experts_of(checkpoint, DeepseekV4MegaMoEExperts)
+    newer = experts_of(checkpoint)
     for name, expected in zip(WEIGHTS, transform_weights(*older._weights), strict=True):
-        got = getattr(newer, name).data
-        assert torch.equal(got.view(expected.dtype), expected), name
+        actual = getattr(newer, name).data
+        assert torch.equal(actual.view(expected.dtype), expected), name
 
 
 @pytest.mark.parametrize(
-    ("name", "shard_id", "shape", "said"),
+    ("name", "shard_id", "shape", "message"),
     [
         ("w13_weight", "w4", (I, H // 2), "Unsupported expert shard id: w4"),
         (
@@ -208,13 +208,13 @@ def test_a_checkpoint_is_loaded_into_the_kernel_s_layout(checkpoint):
         ("w2_weight_scale", "w2", (H, 1), "Scale shape (256, 1) does not tile (256, 4)"),
     ],
 )  # fmt: skip
-def test_a_wrong_shard_is_refused_and_nothing_stored(name, shard_id, shape, said):
+def test_a_wrong_shard_is_refused_and_nothing_stored(name, shard_id, shape, message):
     experts = module()
     with pytest.raises(ValueError) as caught:
         experts.weight_loader(
             getattr(experts, name), torch.ones(shape, dtype=torch.int8), "n", shard_id, 2
         )
-    assert str(caught.value) == said
+    assert str(caught.value) == message
     assert not any(p.any() for p in experts.parameters())
 
 
@@ -222,9 +222,9 @@ def test_a_wrong_shard_is_refused_and_nothing_stored(name, shard_id, shape, said
 def test_an_unknown_shard_that_would_not_be_stored_here_is_passed_over(name, expert):
     """As vLLM 0.33 does: the older face refuses it first."""
     experts = module(num_local_experts=1)
-    given = getattr(experts, name), torch.ones(1, dtype=torch.int8), "n", "w4", expert
-    assert experts.weight_loader(*given, return_success=True) is False
-    assert experts.weight_loader(*given) is None
+    arguments = getattr(experts, name), torch.ones(1, dtype=torch.int8), "n", "w4", expert
+    assert experts.weight_loader(*arguments, return_success=True) is False
+    assert experts.weight_loader(*arguments) is None
 
 
 # --- the older face's bits --------------------------------------------------------------------
@@ -232,8 +232,8 @@ def test_an_unknown_shard_that_would_not_be_stored_here_is_passed_over(name, exp
 
 @pytest.mark.parametrize("clamp,fast", [(10.0, True), (None, False), (0.25, True)])
 def test_both_faces_give_the_same_bits(checkpoint, clamp, fast):
-    older = loaded(checkpoint, DeepseekV4MegaMoEExperts)
-    newer = loaded(checkpoint, activation=MegaMoEActivation(clamp=clamp), fast_math=fast)
+    older = experts_of(checkpoint, DeepseekV4MegaMoEExperts)
+    newer = experts_of(checkpoint, activation=MegaMoEActivation(clamp=clamp), fast_math=fast)
     arguments = batch()
     y = older(*arguments, activation_clamp=clamp, fast_math=fast)
     assert y.any()
@@ -245,8 +245,8 @@ def test_both_faces_give_the_same_bits_on_each_of_two_ranks(checkpoint):
     parts = []
     for start in (0, 2):
         here = {"num_local_experts": 2, "experts_start_idx": start}
-        older = loaded(checkpoint, DeepseekV4MegaMoEExperts, **here)
-        parts.append(loaded(checkpoint, **here)(*arguments))
+        older = experts_of(checkpoint, DeepseekV4MegaMoEExperts, **here)
+        parts.append(experts_of(checkpoint, **here)(*arguments))
         assert same(parts[-1], older(*arguments, activation_clamp=10.0))
     assert not same(*parts)
 
@@ -256,9 +256,9 @@ def test_both_faces_give_the_same_bits_with_redundant_experts(checkpoint):
     table = torch.tensor([[[0, 4], [1, 5], [2, -1], [3, -1]]])
     counts, arguments = torch.tensor([[2, 2, 1, 1]]), batch(16)
     for start in (0, 3):
-        made = []
+        results = []
         for face in (DeepseekV4MegaMoEExperts, DeepGemmMegaMoEExperts):
-            experts = loaded(
+            experts = experts_of(
                 checkpoint, face, num_experts=6, num_local_experts=3, experts_start_idx=start,
                 num_logical_experts=LOGICAL,
             )  # fmt: skip
@@ -266,9 +266,9 @@ def test_both_faces_give_the_same_bits_with_redundant_experts(checkpoint):
             experts.set_eplb_state(0, load, table, counts)
             older = face is DeepseekV4MegaMoEExperts
             y = experts(*arguments, **({"activation_clamp": 10.0} if older else {}))
-            made.append((y, load, experts.get_symm_buffer().topk_idx[:16].clone()))
+            results.append((y, load, experts.get_symm_buffer().topk_idx[:16].clone()))
             assert load.sum() == 16 * K
-        assert all(same(a, b) for a, b in zip(*made, strict=True))
+        assert all(same(a, b) for a, b in zip(*results, strict=True))
 
 
 # --- weights in use ---------------------------------------------------------------------------
@@ -280,19 +280,19 @@ class Fused:
     name, accumulator = "fused", "fp32"
 
     def run(self, y, weights, buffer, num_tokens, *, activation_clamp, fast_math):
-        self.seen = weights, activation_clamp, fast_math
+        self.call = weights, activation_clamp, fast_math
         y.fill_(num_tokens)
 
 
 def test_a_fused_backend_is_given_the_parameters_themselves(checkpoint):
-    experts = loaded(checkpoint, backend=Fused(), fast_math=False)
+    experts = experts_of(checkpoint, backend=Fused(), fast_math=False)
     assert (experts(*batch()) == 5).all()
-    weights, *rest = experts.backend.seen
+    weights, *rest = experts.backend.call
     assert rest == [10.0, False]
-    for name, given in zip(WEIGHTS, weights, strict=True):
+    for name, weight in zip(WEIGHTS, weights, strict=True):
         parameter = getattr(experts, name)
-        assert given.data_ptr() == parameter.data_ptr()
-        assert given.stride() == parameter.stride()
+        assert weight.data_ptr() == parameter.data_ptr()
+        assert weight.stride() == parameter.stride()
 
 
 def test_a_backend_that_packs_is_given_what_it_made_of_the_checkpoint_s_form(checkpoint):
@@ -301,24 +301,26 @@ def test_a_backend_that_packs_is_given_what_it_made_of_the_checkpoint_s_form(che
 
         def pack_weights(self, *weights):
             self.packed += 1
-            self.given = weights
+            self.checkpoint_weights = weights
             return tuple(t + 1 for t in weights)
 
-    experts = loaded(checkpoint, backend=Packs())
+    experts = experts_of(checkpoint, backend=Packs())
     experts(*batch())
     experts(*batch())
     backend = experts.backend
     assert backend.packed == 1
-    older = loaded(checkpoint, DeepseekV4MegaMoEExperts)
-    for given, seen, expected in zip(backend.given, backend.seen[0], older._weights, strict=True):
-        assert torch.equal(given, expected)
-        assert torch.equal(seen, expected + 1)
+    older = experts_of(checkpoint, DeepseekV4MegaMoEExperts)
+    for weight, packed_weight, expected in zip(
+        backend.checkpoint_weights, backend.call[0], older._weights, strict=True
+    ):
+        assert torch.equal(weight, expected)
+        assert torch.equal(packed_weight, expected + 1)
 
 
 @pytest.mark.parametrize("how", ["in place", "through a view", "behind torch's back", "loader"])
 def test_a_weight_that_is_written_later_is_in_use_at_the_next_call(checkpoint, how):
     """Expert 1 becomes expert 0."""
-    experts, arguments = loaded(checkpoint), batch()
+    experts, arguments = experts_of(checkpoint), batch()
     before = experts(*arguments)
     if how == "in place":
         for name in WEIGHTS:
@@ -344,7 +346,7 @@ def test_a_weight_that_is_written_later_is_in_use_at_the_next_call(checkpoint, h
 
 
 def test_more_tokens_than_the_buffer_was_sized_for_leave_everything_as_it_was(checkpoint):
-    experts = loaded(checkpoint)
+    experts = experts_of(checkpoint)
     load = torch.zeros(1, LOGICAL, dtype=torch.int32)
     identity = torch.arange(LOGICAL).view(1, -1, 1)
     experts.set_eplb_state(0, load, identity, torch.ones(1, LOGICAL, dtype=torch.int64))
@@ -370,11 +372,11 @@ def test_more_tokens_than_the_buffer_was_sized_for_leave_everything_as_it_was(ch
 def test_shared_experts_are_added_in_bfloat16(checkpoint, to):
     shared = torch.nn.Sequential(torch.nn.Linear(H, H, dtype=torch.bfloat16))
     hidden, weights, ids = batch()
-    routed = loaded(checkpoint)(hidden, weights, ids)
+    routed = experts_of(checkpoint)(hidden, weights, ids)
     if to == "the call":
-        y = loaded(checkpoint)(hidden, weights, ids, shared_experts=shared)
+        y = experts_of(checkpoint)(hidden, weights, ids, shared_experts=shared)
     else:
-        experts = loaded(checkpoint, shared_experts=shared)
+        experts = experts_of(checkpoint, shared_experts=shared)
         assert len(list(experts.parameters())) == 4  # the shared ones are the model's
         y = experts(hidden, weights, ids)
     assert same(y, routed + shared(hidden))

@@ -24,54 +24,54 @@ def bf16(*values: float) -> np.ndarray:
 
 def test_distances_are_signed_and_counted_by_their_bits() -> None:
     right = bf16(1, 1, 1, 1, 1)
-    moved = right + np.array([[0, 1, 3, -1, -9]], dtype=np.int16).astype(np.uint16)
-    made = detail.measure("y", BF16, moved, right, right, AXES)
-    assert (made["inside"], made["outside"]) == (1, 4)
-    assert made["above"] == {"1": 1, "2": 1}, "1 ULP; 2 and 3 together"
-    assert made["below"] == {"1": 1, "4": 1}, "1 ULP; 8 to 15 together"
-    assert made["widths"] == {"0": 5}
-    assert made["map"]["cells"] == [".1214"]
+    actual = right + np.array([[0, 1, 3, -1, -9]], dtype=np.int16).astype(np.uint16)
+    counts = detail.measure("y", BF16, actual, right, right, AXES)
+    assert (counts["inside"], counts["outside"]) == (1, 4)
+    assert counts["above"] == {"1": 1, "2": 1}, "1 ULP; 2 and 3 together"
+    assert counts["below"] == {"1": 1, "4": 1}, "1 ULP; 8 to 15 together"
+    assert counts["widths"] == {"0": 5}
+    assert counts["map"]["cells"] == [".1214"]
 
 
 def test_the_distance_is_from_the_nearest_end_of_the_envelope() -> None:
     low, high = bf16(1, 1, 1), bf16(1, 1, 1) + np.uint16(4)
-    made = detail.measure("y", BF16, low + np.array([[2, 4, 5]], np.uint16), low, high, AXES)
-    assert (made["inside"], made["above"], made["widths"]) == (2, {"1": 1}, {"3": 3})
+    counts = detail.measure("y", BF16, low + np.array([[2, 4, 5]], np.uint16), low, high, AXES)
+    assert (counts["inside"], counts["above"], counts["widths"]) == (2, {"1": 1}, {"3": 3})
 
 
 def test_nan_and_the_sign_of_zero_are_no_distances() -> None:
     right = bf16(1, 0, np.nan, np.nan)
     actual = bf16(np.nan, -0.0, np.nan, 1)
-    made = detail.measure("y", BF16, actual, right, right, AXES)
-    assert (made["nan"], made["zero"], made["inside"]) == (2, 1, 1)
-    assert made["map"]["cells"] == ["z0.z"]
+    counts = detail.measure("y", BF16, actual, right, right, AXES)
+    assert (counts["nan"], counts["zero"], counts["inside"]) == (2, 1, 1)
+    assert counts["map"]["cells"] == ["z0.z"]
 
 
 def test_what_is_not_live_is_not_counted() -> None:
     right, actual = np.zeros((2, 1, 4), np.uint8), np.ones((2, 1, 4), np.uint8)
     live = np.array([[[True]], [[False]]])
     axes = ("token", "slot", "channel")
-    made = detail.measure("l2_acts", E4M3, actual, right, right, axes, 1, live)
-    assert (made["outside"], made["inside"]) == (4, 0)
-    assert made["map"]["cells"] == ["1111", "...."]
+    counts = detail.measure("l2_acts", E4M3, actual, right, right, axes, 1, live)
+    assert (counts["outside"], counts["inside"]) == (4, 0)
+    assert counts["map"]["cells"] == ["1111", "...."]
 
 
 def test_a_large_tensor_has_a_small_map_of_worst_cells() -> None:
     right = np.full((100, 7168), 0x3F80, np.uint16)
     actual = right.copy()
     actual[99, 7167] += 5
-    made = detail.measure("y", BF16, actual, right, right, AXES, tokens=range(1000, 1100))
-    drawn = made["map"]
-    assert len(drawn["cells"]) <= detail.ROWS and len(drawn["cells"][0]) <= detail.COLUMNS
-    assert "".join(drawn["cells"]).strip(".") == "3" and drawn["cells"][-1].endswith("3")
-    assert (drawn["rows"], drawn["channels"], drawn["row_step"]) == (100, 7168, 3)
-    assert drawn["labels"][:2] == [1000, 1003]
+    counts = detail.measure("y", BF16, actual, right, right, AXES, tokens=range(1000, 1100))
+    cell_map = counts["map"]
+    assert len(cell_map["cells"]) <= detail.ROWS and len(cell_map["cells"][0]) <= detail.COLUMNS
+    assert "".join(cell_map["cells"]).strip(".") == "3" and cell_map["cells"][-1].endswith("3")
+    assert (cell_map["rows"], cell_map["channels"], cell_map["row_step"]) == (100, 7168, 3)
+    assert cell_map["labels"][:2] == [1000, 1003]
 
 
 def test_an_id_that_is_far_off_still_has_a_level() -> None:
     right, actual = np.zeros((1, 2), np.int64), np.array([[1 << 40, 0]])
-    made = detail.measure("ids", INT64, actual, right, right, ("token", "slot"))
-    assert made["map"]["cells"] == ["y"] and made["above"] == {"41": 1}
+    counts = detail.measure("ids", INT64, actual, right, right, ("token", "slot"))
+    assert counts["map"]["cells"] == ["y"] and counts["above"] == {"41": 1}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -86,29 +86,29 @@ def test_it_counts_what_the_judge_counts(seed: int) -> None:
     low, high = np.where(nan, 0x7FC0, low), np.where(nan, 0x7FC0, high)
     place = Place(AXES)
     for pair in ((low, high), (one, one)):
-        found = interval("y", BF16, actual, *pair, place)
-        made = detail.measure("y", BF16, actual, *pair, AXES)
-        assert made["outside"] == found.outside
-        sides = sum([*made["below"].values(), *made["above"].values()])
-        assert sides + made["nan"] + made["zero"] == found.outside
-        assert made["inside"] + made["outside"] == actual.size
-    assert made["outside"] == bitwise("y", BF16, actual, one, place).outside
+        finding = interval("y", BF16, actual, *pair, place)
+        counts = detail.measure("y", BF16, actual, *pair, AXES)
+        assert counts["outside"] == finding.outside
+        sides = sum([*counts["below"].values(), *counts["above"].values()])
+        assert sides + counts["nan"] + counts["zero"] == finding.outside
+        assert counts["inside"] + counts["outside"] == actual.size
+    assert counts["outside"] == bitwise("y", BF16, actual, one, place).outside
 
 
 def test_a_detail_that_counts_otherwise_is_not_kept() -> None:
     right, actual = bf16(1, 1), bf16(1, 2)
     finding = bitwise("y", BF16, actual, right, Place(AXES))
-    made = detail.measure("y", BF16, actual, right, right, AXES)
-    assert detail.agreeing([made], [finding]) == [made]
-    assert detail.agreeing([{**made, "outside": 7}], [finding]) == []
+    counts = detail.measure("y", BF16, actual, right, right, AXES)
+    assert detail.agreeing([counts], [finding]) == [counts]
+    assert detail.agreeing([{**counts, "outside": 7}], [finding]) == []
 
 
 def test_every_stage_that_fails_in_a_real_run_has_its_detail() -> None:
     bad = {c["id"]: c for c in results.run()["cases"] if c["status"] == "fail"}
     assert set(bad) == {results.POINT, results.STAGED, results.STAGING}
     for case in bad.values():
-        failed = {f["stage"]: f["outside"] for f in case["findings"] if f["outside"]}
-        assert {d["stage"]: d["outside"] for d in case["details"]} == failed
+        failures = {f["stage"]: f["outside"] for f in case["findings"] if f["outside"]}
+        assert {d["stage"]: d["outside"] for d in case["details"]} == failures
         assert len(json.dumps(case["details"])) < 16_000
     assert {d["stage"] for d in bad[results.STAGED]["details"]} == {"l2_acts", "y"}
     assert bad[results.STAGING]["details"][0]["map"]["row_step"] == 2
@@ -125,8 +125,8 @@ from tests.helpers.results import Faulty
 def test_it_comes_through_from_the_process_that_judged(tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(BACKEND)
     settings = Settings(f"{tmp_path / 'faulty.py'}:Faulty", case=results.POINT)
-    made = check.check(settings, 1, 1, Console(file=io.StringIO())).report
-    (case,) = made["cases"]
+    report = check.check(settings, 1, 1, Console(file=io.StringIO())).report
+    (case,) = report["cases"]
     assert [d["stage"] for d in case["details"]] == ["y"]
     assert case["sizes"]["tokens"] == 9 and case["breaks"].endswith(".")
-    assert len(made["goldens"]["manifest_sha256"]) == 64
+    assert len(report["goldens"]["manifest_sha256"]) == 64

@@ -114,13 +114,13 @@ SEES = {
 
 @pytest.fixture(scope="module")
 def golden():
-    made = {}
+    by_name = {}
 
     def of(name):
-        if name not in made:
+        if name not in by_name:
             problem = forward_problem(CASES[f"directed-{name}"])
-            made[name] = problem, oracle.forward(problem, contract=BASE)
-        return made[name]
+            by_name[name] = problem, oracle.forward(problem, contract=BASE)
+        return by_name[name]
 
     return of
 
@@ -139,30 +139,30 @@ def test_the_table_of_faults_names_the_cases():
 
 @pytest.mark.parametrize("name", SEES)
 def test_every_class_decides_the_case_and_a_right_kernel_is_green(golden, name):
-    problem, made = golden(name)
-    assert made.zero_freedom or not made.why[0].startswith("exact"), made.why
-    for envelope in made.envelopes.values():
-        assert envelope.is_point(made.y, made.codes, made.sf)
-    assert made.y.any()
-    assert not outside(problem, made)
+    problem, result = golden(name)
+    assert result.zero_freedom or not result.why[0].startswith("exact"), result.why
+    for envelope in result.envelopes.values():
+        assert envelope.is_point(result.y, result.codes, result.sf)
+    assert result.y.any()
+    assert not outside(problem, result)
 
 
 @pytest.mark.parametrize(("name", "fault"), [(n, x) for n, faults in SEES.items() for x in faults])
 def test_the_fault_is_red(golden, monkeypatch, name, fault):
-    place = next(where for known, where in FAULTS if known == fault)
-    problem, made = golden(name)
+    place = next(where for label, where in FAULTS if label == fault)
+    problem, result = golden(name)
     monkeypatch.setattr(simulate, place, FAULTS[fault, place])
-    assert outside(problem, made)
+    assert outside(problem, result)
 
 
 def test_every_contract_decides_the_cases_too():
     """None has an envelope that is wide, whichever floor and precise form it has."""
     for contract in REVISIONS.values():
         for case in CASES.values():
-            made = oracle.forward(forward_problem(case), contract=contract)
+            result = oracle.forward(forward_problem(case), contract=contract)
             assert all(
-                envelope.is_point(made.y, made.codes, made.sf)
-                for envelope in made.envelopes.values()
+                envelope.is_point(result.y, result.codes, result.sf)
+                for envelope in result.envelopes.values()
             ), case.name
 
 

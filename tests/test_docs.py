@@ -19,11 +19,11 @@ UP = {("judge", "golden"), ("layer", "backends")}
 
 @EVERY
 def test_every_path_is_there(page):
-    named = re.findall(
+    paths = re.findall(
         r"(?<![\w/.])((?:megamoe|tests|tools)/(?:[\w/-]*\w\.(?:py|toml|json|sh)|[\w/]*/(?!\w)))",
         page.read_text(),
     )
-    assert [path for path in named if not (ROOT / path).exists()] == []
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 @EVERY
@@ -41,17 +41,17 @@ def test_every_link_leads_to_a_file(page):
 
 def test_the_first_page_leads_to_every_other():
     """By links and paths, from the README on."""
-    found, left = set(), [ROOT / "README.md"]
-    while left:
-        page = left.pop()
-        found.add(page)
+    pages, queue = set(), [ROOT / "README.md"]
+    while queue:
+        page = queue.pop()
+        pages.add(page)
         text = page.read_text()
         near = [page.parent / link for link in re.findall(r"\]\(([^)#\s]+\.md)", text)]
         near += [ROOT / path for path in re.findall(r"docs/[\w/-]+\.md", text)]
         if "docs/decisions/" in text:
             near += (ROOT / "docs/decisions").glob("*.md")
-        left += [p.resolve() for p in near if p.is_file() and p.resolve() not in found]
-    assert sorted(set(PAGES) - found) == []
+        queue += [p.resolve() for p in near if p.is_file() and p.resolve() not in pages]
+    assert sorted(set(PAGES) - pages) == []
 
 
 # --- the rooms --------------------------------------------------------------------------------
@@ -62,8 +62,8 @@ def table():
     text = (ROOT / "docs/development.md").read_text().partition("## Where to add")[0]
     rows = re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", text, re.MULTILINE)
     return {
-        room: set(ROOMS) - {room} if said == "all rooms" else set(re.findall(r"`(\w+)`", said))
-        for room, said in rows
+        room: set(ROOMS) - {room} if cell == "all rooms" else set(re.findall(r"`(\w+)`", cell))
+        for room, cell in rows
     }
 
 

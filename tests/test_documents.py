@@ -11,9 +11,9 @@ from megamoe import schema
 from megamoe.cases import golden_root, load_cases
 from megamoe.environment import slug
 from megamoe.golden import GoldenError, Store, bless, diff, make, record, recorded
-from megamoe.golden.documents import read_recorded
+from megamoe.golden.documents import read_recording
 from megamoe.spec.contract import BASE, CONTRACTS
-from tests.helpers.golden import case_named, make_golden, quiet
+from tests.helpers.golden import case_by_name, make_golden, quiet
 from tests.helpers.mutated import many, mutated, result_or_one_line
 
 
@@ -46,7 +46,7 @@ def test_whatever_stands_in_the_manifest(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda m: m["cases"].update({"../x": m["cases"]["eplb/map"]}), r"KIND/NAME"),
         (lambda m: m["cases"].update({"eplb/map": 3}), r"cases\['eplb/map'\] is 3; it must be an"),
@@ -56,11 +56,11 @@ def test_whatever_stands_in_the_manifest(root, tmp_path):
         (lambda m: m.pop("generators"), "it has no generators"),
     ],
 )
-def test_the_line_says_where_and_what_must_be(root, tmp_path, change, said):
+def test_the_line_says_where_and_what_must_be(root, tmp_path, change, message):
     document = json.loads((root / "manifest.json").read_text())
     change(document)
     (tmp_path / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(GoldenError, match=rf"^manifest.json: .*{said}.*; restore golden/ from"):
+    with pytest.raises(GoldenError, match=rf"^manifest.json: .*{message}.*; restore golden/ from"):
         Store(tmp_path, make)
 
 
@@ -84,7 +84,7 @@ def test_the_goldens_of_this_repository_are_what_the_manifest_says():
 def test_whatever_stands_in_a_candidate(root, tmp_path):
     copy = shutil.copytree(root, tmp_path / "golden")
     cases = load_cases(copy)
-    record(copy, [case_named(copy, "tiny")], 1, quiet)
+    record(copy, [case_by_name(copy, "tiny")], 1, quiet)
     path = copy / "candidates/entries/forward/tiny.json"
     outside = tmp_path / "victim"
     outside.write_bytes(b"precious")
@@ -98,7 +98,7 @@ def test_whatever_stands_in_a_candidate(root, tmp_path):
         try:
             result_or_one_line(lambda: bless(trial, cases))
             # Whatever was blessed can be read.
-            result_or_one_line(lambda: Store(trial, make).load(case_named(trial, "tiny")))
+            result_or_one_line(lambda: Store(trial, make).load(case_by_name(trial, "tiny")))
         finally:
             shutil.rmtree(trial)
         assert outside.read_bytes() == b"precious"
@@ -108,7 +108,7 @@ def test_whatever_stands_in_a_candidate(root, tmp_path):
 
 # --- recorded bits ----------------------------------------------------------------------------
 
-RECORDED = {
+RECORD = {
     "schema": 1,
     "backend": "b",
     "accumulator": "fp32",
@@ -126,15 +126,15 @@ def test_whatever_stands_in_recorded_bits(root, tmp_path):
     path.parent.mkdir()
 
     def use():
-        kept = recorded.Recorded(path, read_recorded(path, slug))
-        build = RECORDED["fingerprint"]
+        bits = recorded.Recording(path, read_recording(path, slug))
+        build = RECORD["fingerprint"]
         for case_id in ("forward/tiny", "forward/none"):
-            assert kept.state(case_id, "0", build, BASE.revision) in (
+            assert bits.state(case_id, "0", build, BASE.revision) in (
                 "same", "none", "other contract", "other inputs", "other fingerprint"
             )  # fmt: skip
 
     @many
-    @given(mutated(RECORDED))
+    @given(mutated(RECORD))
     def holds(document):
         path.write_text(json.dumps(document))
         result_or_one_line(use)
@@ -146,23 +146,23 @@ def test_whatever_stands_in_recorded_bits(root, tmp_path):
 @pytest.mark.parametrize("y", ["AAA", "A A=", "AA==", "A" * 4000, 3, None, "\u00e9"])
 def test_a_kept_y_is_base64_of_elements(tmp_path, y):
     (tmp_path / "b").mkdir()
-    document = json.loads(json.dumps(RECORDED))
+    document = json.loads(json.dumps(RECORD))
     document["cases"]["forward/tiny"]["y"] = y
     (tmp_path / "b/m.json").write_text(json.dumps(document))
     with pytest.raises(GoldenError, match=r"recorded/b/m.json: cases\[.*\].y is .* must be base64"):
-        read_recorded(tmp_path / "b/m.json", slug)
+        read_recording(tmp_path / "b/m.json", slug)
 
 
 def test_the_recorded_bits_of_this_repository_have_the_form():
     paths = sorted((golden_root() / "recorded").glob("*/*.json"))
-    assert all(read_recorded(path, slug)["cases"] for path in paths)
+    assert all(read_recording(path, slug)["cases"] for path in paths)
 
 
 # --- forms ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("value", "form", "said"),
+    ("value", "form", "message"),
     [
         (True, int, "it is True; it must be an integer"),
         (1, schema.OneOf((1,)), ""),
@@ -181,11 +181,11 @@ def test_the_recorded_bits_of_this_repository_have_the_form():
         (12, schema.seconds, ""),
     ],
 )  # fmt: skip
-def test_what_a_form_says(value, form, said):
-    assert schema.fault(value, form) == said
+def test_what_a_form_says(value, form, message):
+    assert schema.fault(value, form) == message
 
 
 @given(st.text())
 def test_a_shown_text_is_one_short_line_of_ascii(text):
-    shown = schema.shown(text * 30)
-    assert len(shown) < 100 and shown.isascii() and shown.isprintable()
+    line = schema.preview(text * 30)
+    assert len(line) < 100 and line.isascii() and line.isprintable()

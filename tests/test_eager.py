@@ -152,11 +152,11 @@ def test_silu_of_every_bfloat16_gate(fast):
     gates = gates[np.abs(gates) < 80]
     ones = torch.ones(len(gates), 1)
     rows = torch.stack([torch.from_numpy(gates), ones[:, 0]], dim=1)
-    got = eager.activate(rows, ones, plain(None, fast), contract=BASE)[:, 0].numpy()
+    actual = eager.activate(rows, ones, plain(None, fast), contract=BASE)[:, 0].numpy()
     one = np.float32(1)
     denominator = one + np.exp(-gates.astype(np.float64)).astype(np.float32)
     expected = gates * (one / denominator) if fast else gates / denominator
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def plain(clamp, fast):
@@ -170,8 +170,8 @@ def swiglu_one(gate, up, weight=1.0, clamp=None, fast=True):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_swiglu_is_silu_of_gate_times_up_times_weight(fast):
-    got = swiglu_one(1.5, -3.0, 0.25, fast=fast)
-    assert got == pytest.approx(1.5 / (1 + math.exp(-1.5)) * -3.0 * 0.25, rel=1e-6)
+    actual = swiglu_one(1.5, -3.0, 0.25, fast=fast)
+    assert actual == pytest.approx(1.5 / (1 + math.exp(-1.5)) * -3.0 * 0.25, rel=1e-6)
 
 
 def test_swiglu_rounds_gate_and_up_to_bfloat16_first():
@@ -208,8 +208,8 @@ def test_swiglu_clamp_zero_keeps_the_sign_of_zero():
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_swiglu_of_a_large_negative_gate_is_minus_zero(fast):
-    got = swiglu_one(-1000.0, 1.0, fast=fast)
-    assert (got, math.copysign(1, got)) == (0.0, -1)
+    actual = swiglu_one(-1000.0, 1.0, fast=fast)
+    assert (actual, math.copysign(1, actual)) == (0.0, -1)
 
 
 def test_fast_reciprocal_flushes_a_subnormal():

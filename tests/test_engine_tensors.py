@@ -37,23 +37,23 @@ class Watched(EagerBackend):
 
     inside = False
 
-    def prepare(self, *given):
+    def prepare(self, *arguments):
         if not self.inside:  # forward stages once more by itself
-            self.staged = given
+            self.staged = arguments
         assert not torch.is_autocast_enabled("cpu")
-        super().prepare(*given)
+        super().prepare(*arguments)
 
-    def eplb_map(self, *given):
-        self.remapped = given
+    def eplb_map(self, *arguments):
+        self.remapped = arguments
         assert not torch.is_autocast_enabled("cpu")
-        return super().eplb_map(*given)
+        return super().eplb_map(*arguments)
 
     def forward(self, problem):
         self.problem, self.inside = problem, True
         assert not torch.is_autocast_enabled("cpu")
-        made = super().forward(problem)
+        output = super().forward(problem)
         self.inside = False
-        return made
+        return output
 
 
 def layer(face="older", top_k=K, replicas=False, **changes):
@@ -65,15 +65,17 @@ def layer(face="older", top_k=K, replicas=False, **changes):
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     sizes = ((2 * I, H // 2), (2 * I, H // 32), (H, I // 2), (H, I // 32))
-    made = [
+    weights = [
         torch.randint(low, high, (E, *size), dtype=torch.uint8, generator=generator)
         for size, (low, high) in zip(sizes, [(0, 256), (116, 122)] * 2, strict=True)
     ]
-    for name, tensor in zip(WEIGHTS, transform_weights(*made) if newer else made, strict=True):
+    for name, tensor in zip(
+        WEIGHTS, transform_weights(*weights) if newer else weights, strict=True
+    ):
         parameter = getattr(experts, name)
         parameter.data.copy_(tensor.view(parameter.dtype))
     if face == "older":
-        experts.finalize_weights(written=True)
+        experts.finalize_weights(without_loader=True)
     if replicas:
         load = torch.zeros(1, E, dtype=torch.int32)
         table, counts = torch.arange(E).view(1, E, 1), torch.ones(1, E, dtype=torch.int64)
@@ -178,10 +180,10 @@ def test_the_type_of_routing_weights_decides_nothing_beyond_their_values(dtype):
 def test_float64_weights_are_rounded_to_nearest_even_once():
     """By way of bfloat16 or float16, or cut off, they would be other numbers."""
     ulp = 2.0**-23
-    given = torch.tensor([[1 + ulp / 2, 1 + 1.5 * ulp]], dtype=torch.float64)
+    weights = torch.tensor([[1 + ulp / 2, 1 + 1.5 * ulp]], dtype=torch.float64)
     hidden, _, ids = batch(1)
     experts = layer()
-    run(experts, (hidden, given, ids))
+    run(experts, (hidden, weights, ids))
     assert experts.get_symm_buffer().topk_weights[0].tolist() == [1.0, 1 + 2 * ulp]
 
 
@@ -300,8 +302,8 @@ def test_a_gradient_is_refused_where_one_would_be_recorded(at):
         run(experts, arguments)
     assert not experts.eplb_state.expert_load_view.any()
     with torch.no_grad():
-        given = experts(*arguments, activation_clamp=10.0)
-    assert torch.equal(given.view(torch.int16), y) and not given.requires_grad
+        output = experts(*arguments, activation_clamp=10.0)
+    assert torch.equal(output.view(torch.int16), y) and not output.requires_grad
 
 
 def test_autocast_is_left_on_for_the_caller():

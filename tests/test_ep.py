@@ -84,22 +84,22 @@ def reported(report: Path) -> dict:
 def check(tmp_path: Path, backend: str, *options: str) -> tuple:
     """Exit status, report and output of ``megamoe check``; the ranks are forks."""
     report = tmp_path / "report.json"
-    done = megamoe("check", "--backend", backend, "--json", str(report), *options)
-    return done.returncode, reported(report), done.stdout + done.stderr
+    process = megamoe("check", "--backend", backend, "--json", str(report), *options)
+    return process.returncode, reported(report), process.stdout + process.stderr
 
 
 def test_eager_over_two_ranks_passes_every_quick_case(warm, tmp_path):
-    code, cases, said = check(tmp_path, "eager", "--ep", "2")
-    left = {k: c["reason"] for k, c in cases.items() if c["status"] != "pass"}
-    assert code == 0, said
-    assert list(left) == ["ep/graph-replay-over-ranks"] and "CUDA" in left[next(iter(left))]
+    code, cases, output = check(tmp_path, "eager", "--ep", "2")
+    rest = {k: c["reason"] for k, c in cases.items() if c["status"] != "pass"}
+    assert code == 0, output
+    assert list(rest) == ["ep/graph-replay-over-ranks"] and "CUDA" in rest[next(iter(rest))]
     assert len(cases) == sum(c.tier == "quick" for c in CASES.values())
 
 
 @pytest.mark.slow
 def test_eager_over_eight_ranks(warm, tmp_path):
-    code, cases, said = check(tmp_path, "eager", "--ep", "8")
-    assert code == 0, said
+    code, cases, output = check(tmp_path, "eager", "--ep", "8")
+    assert code == 0, output
     assert sum(c["status"] == "pass" for c in cases.values()) == len(cases) - 1
 
 
@@ -116,14 +116,14 @@ def test_one_bad_rank_is_a_red_that_names_it(
     """Two cases: after a death the next case has a new group."""
     monkeypatch.setattr(team, "PATIENCE", 2.0)
     pattern = "ep/masked-slots-sent,ep/tokens-lost-between-ranks-even"
-    started = time.monotonic()
-    code, cases, said = check(
+    start = time.monotonic()
+    code, cases, output = check(
         tmp_path, f"{kernels}:{backend}", "--ep", "2", "--case", pattern
     )  # fmt: skip
     assert code == 1
-    assert {c["status"] for c in cases.values()} == {status}, said
+    assert {c["status"] for c in cases.values()} == {status}, output
     assert says in cases["ep/tokens-lost-between-ranks-even"]["reason"]
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.slow
@@ -152,8 +152,8 @@ def test_ranks_that_do_not_find_one_another_say_so_and_the_next_case_has_a_new_g
     monkeypatch.setattr(team.Team, "_anew", lambda self: (groups.append(self._group), plain(self)))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "absent0")
     case = "ep/one-token,ep/few-experts-for-many-ranks"
-    code, cases, said = check(tmp_path, "eager", "--ep", "2", "--case", case)
-    assert code == 1 and groups == [0, 1], said
+    code, cases, output = check(tmp_path, "eager", "--ep", "2", "--case", case)
+    assert code == 1 and groups == [0, 1], output
     for one in cases.values():
         assert "no process group: rank 0 of 2 did not find the others: " in one["reason"]
         assert "absent0" in one["reason"] and one["status"] == "error"
@@ -213,7 +213,7 @@ def test_torchrun_starts_the_ranks(template, tmp_path, kernels):
             free.bind(("127.0.0.1", 0))
             ports.append(str(free.getsockname()[1]))
     pattern = "ep/masked-slots-sent,ep/one-token,ep/rebalance-moves-bits"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(tmp_path / "runs.py"), str(tmp_path / "report"), f"{kernels}:Dies",
          "--case", pattern],
@@ -222,19 +222,19 @@ def test_torchrun_starts_the_ranks(template, tmp_path, kernels):
              "SECOND_PORT": ports[0], "THIRD_PORT": ports[1], "TEMPLATE": template.address,
              "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    said = done.stdout + done.stderr
+    output = process.stdout + process.stderr
     green, red = (reported(tmp_path / f"report-{turn}.json") for turn in (0, 1))
-    assert {c["status"] for c in green.values()} == {"pass"}, said
-    assert {c["status"] for c in red.values()} == {"error"}, said
+    assert {c["status"] for c in green.values()} == {"pass"}, output
+    assert {c["status"] for c in red.values()} == {"error"}, output
     assert "a rank failed earlier" in red["ep/one-token"]["reason"]
-    assert "rank 1 of 2, in experts: the backend ended its process (SIGKILL" in said
-    assert said.count("judged case") == 2, "one summary a run"
-    assert done.returncode == 0 and said.count("turn 0: exit status 0") == 2
-    assert "rank 0, turn 1: exit status 1" in said
+    assert "rank 1 of 2, in experts: the backend ended its process (SIGKILL" in output
+    assert output.count("judged case") == 2, "one summary a run"
+    assert process.returncode == 0 and output.count("turn 0: exit status 0") == 2
+    assert "rank 0, turn 1: exit status 1" in output
     (row,) = json.loads((tmp_path / "report-bench.json").read_text())["rows"]
     assert (row["ranks"], row["tokens"], row["share"]) == (2, 3, "Tiny")
     assert row["bytes"]["dispatch"] % (128 + 4 + 8) == 0 < row["bytes"]["dispatch"]
-    assert said.count("| Tiny | 3 |") == 1, "rank 0 alone prints"
+    assert output.count("| Tiny | 3 |") == 1, "rank 0 alone prints"
 
 
 # --- a kernel with messages of its own ----------------------------------------------------------
@@ -260,10 +260,10 @@ OWN = (
 def test_a_kernel_that_sends_rows_itself_is_judged_over_ranks(warm, tmp_path):
     """The example of the page. A law of the project's own dispatch does not judge it."""
     kernel, case = f"{EXAMPLES / 'group_kernel.py'}:Gathers", f"{OWN},ep/overflow-*"
-    code, cases, said = check(tmp_path, kernel, "--ep", "2", "--case", case)
-    assert code == 0, said
-    left = {name: c["status"] for name, c in cases.items() if c["status"] != "pass"}
-    assert left == {"ep/overflow-on-one-rank-hangs-the-others": "skip"}
+    code, cases, output = check(tmp_path, kernel, "--ep", "2", "--case", case)
+    assert code == 0, output
+    rest = {name: c["status"] for name, c in cases.items() if c["status"] != "pass"}
+    assert rest == {"ep/overflow-on-one-rank-hangs-the-others": "skip"}
     assert len(cases) == 7
     assert "ExpertParallel" not in (EXAMPLES / "group_kernel.py").read_text()
 
@@ -272,8 +272,8 @@ def test_a_kernel_that_loses_the_tokens_of_a_rank_is_red_and_the_rank_is_named(w
     file = tmp_path / "wrong.py"
     file.write_text(f"import sys\nsys.path.append({str(EXAMPLES)!r})\n{LOSES_A_RANK}")
     case = "ep/masked-slots-sent,ep/tokens-lost-between-ranks-even"
-    code, cases, said = check(tmp_path, f"{file}:LosesARank", "--ep", "2", "--case", case)
-    assert code == 1 and {c["status"] for c in cases.values()} == {"fail"}, said
+    code, cases, output = check(tmp_path, f"{file}:LosesARank", "--ep", "2", "--case", case)
+    assert code == 1 and {c["status"] for c in cases.values()} == {"fail"}, output
     reason = cases["ep/tokens-lost-between-ranks-even"]["reason"]
     assert reason.endswith("(wrong on 1 of 2 ranks: rank 1, tokens 10 to 20)"), reason
 
@@ -321,5 +321,5 @@ def test_replicas_are_where_the_module_loads_them():
 
 def test_a_rank_under_torchrun_is_read_from_its_environment():
     assert Ranks.of_torchrun({"RANK": "1", "WORLD_SIZE": "2"}) is None
-    found = Ranks.of_torchrun({"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "8"})
-    assert found == Ranks(8, (3,), torchrun=True)
+    actual = Ranks.of_torchrun({"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "WORLD_SIZE": "8"})
+    assert actual == Ranks(8, (3,), torchrun=True)

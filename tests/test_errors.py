@@ -24,8 +24,8 @@ OVER = {"tokens": 385, "max_num_tokens": 384}
 
 def ask(action: str, args: dict[str, Any], message: str, backend: Any = None) -> str:
     eager = load_backend("eager", contract=BASE.revision)
-    refused = acts.ACTIONS[action](args, Local(backend or eager).served, BASE)
-    return complaint(action, refused, "ValueError", message)
+    reply = acts.ACTIONS[action](args, Local(backend or eager).service, BASE)
+    return complaint(action, reply, "ValueError", message)
 
 
 def test_the_contract_s_errors_leave_nothing_written() -> None:
@@ -37,8 +37,8 @@ def test_no_error_another_text_and_another_type_are_told_apart() -> None:
     fits = {"tokens": 3, "max_num_tokens": 384}
     assert "nothing was raised" in ask("over-capacity", fits, FULL)
     assert f"but got ValueError: {FULL}" in ask("over-capacity", OVER, "Too many.")
-    refused = acts.ACTIONS["over-capacity"](OVER, Local(load_backend("eager")).served, BASE)
-    other = complaint("over-capacity", refused, "KeyError", FULL)
+    reply = acts.ACTIONS["over-capacity"](OVER, Local(load_backend("eager")).service, BASE)
+    other = complaint("over-capacity", reply, "KeyError", FULL)
     assert "expected KeyError" in other
 
 
@@ -55,19 +55,19 @@ def test_a_foreign_staging_kernel_may_refuse_in_any_words() -> None:
     assert not has_words(HIDDEN, sgl)
     assert has_words(FULL, sgl) and has_words(HIDDEN, BASE)
 
-    def said(error: list[str] | None, written: list[str]) -> str:
-        return complaint("staging", {"error": error, "written": written}, "ValueError", None)
+    def describe(error: list[str] | None, names: list[str]) -> str:
+        return complaint("staging", {"error": error, "written": names}, "ValueError", None)
 
-    assert said(["RuntimeError", "tensor match failed"], []) == ""
-    assert said(None, []) == "staging: nothing was raised; expected any exception"
-    assert said(["RuntimeError", "x"], ["x_sf"]) == (
+    assert describe(["RuntimeError", "tensor match failed"], []) == ""
+    assert describe(None, []) == "staging: nothing was raised; expected any exception"
+    assert describe(["RuntimeError", "x"], ["x_sf"]) == (
         "staging: refused, but x_sf had been written by then"
     )
 
 
 def test_writing_before_refusing_is_found() -> None:
-    found = ask("staging-hidden-size", {"hidden": 96}, HIDDEN, WritesFirst())
-    assert found == "staging-hidden-size: refused, but x_fp8 had been written by then"
+    text = ask("staging-hidden-size", {"hidden": 96}, HIDDEN, WritesFirst())
+    assert text == "staging-hidden-size: refused, but x_fp8 had been written by then"
 
 
 def test_the_judge_knows_every_wrong_call_that_the_worker_can_make() -> None:
@@ -93,8 +93,8 @@ def test_an_older_text_under_the_newer_contract_is_a_fail():
     class Older:
         name, accumulator = "older", "fp32"
 
-        def prepare(self, *given):
-            load_backend("eager", contract="2026-06").prepare(*given)
+        def prepare(self, *arguments):
+            load_backend("eager", contract="2026-06").prepare(*arguments)
 
     session = Local(Older(), contract="2026-11")
     (case,) = (c for c in load_cases(golden_root()) if c.name == "staging-takes-hidden-64")
@@ -114,8 +114,8 @@ def test_an_older_text_under_the_newer_contract_is_a_fail():
 def test_one_older_text_has_two_newer_ones(parameter, newer):
     older = TEXTS["weight-shape"].older.format(name="a.b", shard=(4, 2), loaded=(4, 8))
     assert restated(older, BASE, shard_id="w2", parameter=parameter) == older
-    said = restated(older, contract("2026-11"), shard_id="w2", parameter=parameter)
-    assert said == newer
+    text = restated(older, contract("2026-11"), shard_id="w2", parameter=parameter)
+    assert text == newer
 
 
 def test_a_text_of_neither_face_stays_as_it_is():

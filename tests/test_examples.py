@@ -51,11 +51,11 @@ SOME = (
 
 def test_the_kernel_is_right(here):
     cases = ",".join(SOME)
-    done = megamoe("check", "-v", "--backend", "kernel.py:Kernel", "--case", cases, "-n", "1")
-    assert done.returncode == 0, done.stdout
-    passed = {line.split()[2].partition("/")[0] for line in done.stdout.splitlines()
+    process = megamoe("check", "-v", "--backend", "kernel.py:Kernel", "--case", cases, "-n", "1")
+    assert process.returncode == 0, process.stdout
+    kinds = {line.split()[2].partition("/")[0] for line in process.stdout.splitlines()
               if re.match(r"\[\d+/\d+\] pass ", line)}  # fmt: skip
-    assert passed == {"forward", "eplb", "staging", "errors"}
+    assert kinds == {"forward", "eplb", "staging", "errors"}
 
 
 def test_the_kernel_needs_torch_and_nothing_else():
@@ -65,11 +65,11 @@ def test_the_kernel_needs_torch_and_nothing_else():
         node for node in tree.body
         if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     ]  # fmt: skip
-    found = set()
+    modules = set()
     for node in ast.walk(tree):
-        found |= {a.name for a in node.names} if isinstance(node, ast.Import) else set()
-        found |= {node.module} if isinstance(node, ast.ImportFrom) else set()
-    assert found == {"__future__", "torch", "typing"}
+        modules |= {a.name for a in node.names} if isinstance(node, ast.Import) else set()
+        modules |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+    assert modules == {"__future__", "torch", "typing"}
 
 
 def test_the_outputs_of_the_page_are_real(here, monkeypatch):
@@ -99,29 +99,29 @@ def test_the_wrong_kernel_has_one_mistake_and_the_page_shows_the_mend():
 
 def test_init_writes_the_example_and_a_workflow(tmp_path, capsys):
     assert main(["init", str(tmp_path / "new")]) == 0
-    said = capsys.readouterr().out
-    assert "variable MEGAMOE" in said and f"    {init.source()}\n" in said
-    assert said.endswith(f"next: megamoe check --backend {tmp_path}/new/kernel.py:Kernel\n")
-    written = {p.relative_to(tmp_path / "new") for p in tmp_path.rglob("*") if p.is_file()}
-    assert {str(p) for p in written} == {"kernel.py", ".github/workflows/megamoe.yml"}
+    output = capsys.readouterr().out
+    assert "variable MEGAMOE" in output and f"    {init.source()}\n" in output
+    assert output.endswith(f"next: megamoe check --backend {tmp_path}/new/kernel.py:Kernel\n")
+    files = {p.relative_to(tmp_path / "new") for p in tmp_path.rglob("*") if p.is_file()}
+    assert {str(p) for p in files} == {"kernel.py", ".github/workflows/megamoe.yml"}
     kernel = (tmp_path / "new/kernel.py").read_bytes()
     assert kernel == (FOLDER / "kernel.py").read_bytes() == (TEMPLATES / "kernel.py").read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("origin", "said"),
+    ("origin", "expected"),
     [
         ("https://me:key@example.com/o/megamoe.git", "git+https://example.com/o/megamoe.git@{}"),
         ("/a/folder", "git+https://HOST/OWNER/megamoe@COMMIT"),
         ("", "git+https://HOST/OWNER/megamoe@COMMIT"),
     ],
 )
-def test_init_says_what_pip_installs_megamoe_from(tmp_path, origin, said):
+def test_init_says_what_pip_installs_megamoe_from(tmp_path, origin, expected):
     commits = history.commit_all(tmp_path / "clone", [("first", {"file": "text"})])
     if origin:
         command = ["git", "-C", str(tmp_path / "clone"), "remote", "add", "origin", origin]
         subprocess.run(command, check=True)
-    assert init.source(tmp_path / "clone") == said.format(commits[0])
+    assert init.source(tmp_path / "clone") == expected.format(commits[0])
     assert init.source(tmp_path) == "git+https://HOST/OWNER/megamoe@COMMIT"
 
 
@@ -151,5 +151,5 @@ def test_the_workflow_is_valid_and_has_the_pins_of_ours():
         pytest.skip("check-jsonschema is not installed: the workflow is not validated")
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema",
                "vendor.github-workflows", str(TEMPLATES / "workflow.yml")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout

@@ -102,15 +102,15 @@ def test_any_split_over_any_ranks_gives_the_bits_of_one(seed, tokens, ranks, cut
     """Ranks without tokens, tokens without live slots, experts that nobody names."""
     p = problem(seed, tokens, masked)
     ends = ends_of(tokens, cuts[: ranks - 1])
-    wanted = bits(EagerBackend().forward(p)["y"])
+    expected = bits(EagerBackend().forward(p)["y"])
     y, spans = over(p, ends, ranks)
-    assert bits(y) == wanted
-    assert bits(over(p, ends, ranks, static=True)[0]) == wanted
+    assert bits(y) == expected
+    assert bits(over(p, ends, ranks, static=True)[0]) == expected
     counts = torch.bincount(p.topk_ids[p.topk_ids >= 0], minlength=EXPERTS)
     assert torch.cat([span.stats for span in spans]).tolist() == counts.tolist()
     shape = SimpleNamespace(num_experts=EXPERTS, hidden_size=SIZE, top_k=TOP_K)
     ids = [p.topk_ids[ends[r] : ends[r + 1]] for r in range(ranks)]
-    assert [span.bytes_sent for span in spans] == scale.traffic(shape, ids, ranks)
+    assert [span.traffic for span in spans] == scale.traffic(shape, ids, ranks)
 
 
 def edited(old: str, new: str) -> type[ExpertParallel]:
@@ -139,13 +139,13 @@ FAULTS = {
 def test_a_planted_fault_moves_bits_or_stops(fault):
     """So the comparison with one rank can fail."""
     p = problem(5, 9)
-    wanted = bits(EagerBackend().forward(p)["y"])
-    of = edited(*FAULTS.get(fault, ("REFUSED: Final = -1", "REFUSED: Final = -2")))
+    expected = bits(EagerBackend().forward(p)["y"])
+    of = edited(*FAULTS.get(fault, ("REFUSAL: Final = -1", "REFUSAL: Final = -2")))
     try:
-        got = bits(over(p, [0, 2, 9], 2, of=of)[0])
+        actual = bits(over(p, [0, 2, 9], 2, of=of)[0])
     except Exception:
-        got = []
-    assert (got == wanted) == (fault == "none")
+        actual = []
+    assert (actual == expected) == (fault == "none")
 
 
 class Waits(TorchDispatchMode):
@@ -159,13 +159,13 @@ class Waits(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.log = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         index = [t for t in args[1] if t is not None] if name in ("index", "index_put_") else []
         if name in self.names or any(t.dtype in (torch.bool, torch.uint8) for t in index):
-            self.seen.append(name)
+            self.log.append(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -176,7 +176,7 @@ def test_a_forward_waits_for_the_device_twice(monkeypatch):
     plain = torch.Tensor.tolist
 
     def tolist(tensor):
-        local.seen.append(f"tolist in {local.stage}")
+        local.log.append(f"tolist in {local.stage}")
         return plain(tensor)
 
     class Rows(EagerBackend):
@@ -193,12 +193,12 @@ def test_a_forward_waits_for_the_device_twice(monkeypatch):
         span.at = lambda stage: setattr(local, "stage", stage)
         mine = rank_of(p, [0, 2, 9], group.rank(), 2)
         with Waits() as waits:
-            local.seen, local.stage = waits.seen, "stage"
+            local.log, local.stage = waits.log, "stage"
             span.forward(mine)
-        return waits.seen
+        return waits.log
 
-    for seen in thread_ranks.over_ranks(2, call):
-        assert seen == ["tolist in header", "tolist in return"]
+    for log in thread_ranks.over_ranks(2, call):
+        assert log == ["tolist in header", "tolist in return"]
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_a_forward_waits_for_the_device_twice(monkeypatch):
 def module(group, p: Problem, ranks: int, most: int, backend=None) -> DeepseekV4MegaMoEExperts:
     """The module with its own part of the weights."""
     local = EXPERTS // ranks
-    made = DeepseekV4MegaMoEExperts(
+    experts = DeepseekV4MegaMoEExperts(
         most, group=group, num_experts=EXPERTS, num_local_experts=local,
         experts_start_idx=local * group.rank(), top_k=TOP_K, hidden_size=SIZE,
         intermediate_size=SIZE, prefix="layers.3.experts",
@@ -215,9 +215,9 @@ def module(group, p: Problem, ranks: int, most: int, backend=None) -> DeepseekV4
     )  # fmt: skip
     for name in WEIGHTS:
         mine = getattr(p, name)[local * group.rank() : local * (group.rank() + 1)]
-        getattr(made, name).data = mine.clone()
-    made.finalize_weights(written=True)
-    return made
+        getattr(experts, name).data = mine.clone()
+    experts.finalize_weights(without_loader=True)
+    return experts
 
 
 def test_overflow_on_one_rank_is_an_error_on_all_and_the_next_call_is_right():
@@ -239,14 +239,14 @@ def test_overflow_on_one_rank_is_an_error_on_all_and_the_next_call_is_right():
             forward(slice(0, 4) if rank == 2 else slice(ends[rank], ends[rank + 1]))
         return error.value, forward(slice(ends[rank], ends[rank + 1]))
 
-    said = thread_ranks.over_ranks(ranks, call)
-    for rank, (error, _) in enumerate(said):
+    results = thread_ranks.over_ranks(ranks, call)
+    for rank, (error, _) in enumerate(results):
         if rank == 2:
             assert type(error) is ValueError and "3" in str(error) and "4" in str(error)
         else:
-            wanted = f"rank {rank} of 4: rank 2 failed in stage; its own error says why"
-            assert type(error) is RankError and str(error) == wanted
-    assert bits(torch.cat([y for _, y in said])) == bits(EagerBackend().forward(p)["y"])
+            message = f"rank {rank} of 4: rank 2 failed in stage; its own error says why"
+            assert type(error) is RankError and str(error) == message
+    assert bits(torch.cat([y for _, y in results])) == bits(EagerBackend().forward(p)["y"])
 
 
 class AnyId(EagerBackend):
@@ -254,25 +254,25 @@ class AnyId(EagerBackend):
 
     ignores_foreign_ids = True
 
-    def prepare(self, *given):
-        self.given = given[2].flatten().tolist()
-        super().prepare(*given)
+    def prepare(self, *arguments):
+        self.ids = arguments[2].flatten().tolist()
+        super().prepare(*arguments)
 
 
 def test_ids_of_no_expert_stay_as_they_are_if_the_backend_lets_them_and_have_no_effect():
     p = problem(7, 9)
     ids = torch.where(p.topk_ids < 0, torch.tensor([EXPERTS, -7, 1 << 40]), p.topk_ids)
-    wanted = bits(EagerBackend().forward(p)["y"])
+    expected = bits(EagerBackend().forward(p)["y"])
 
     def call(group):
         backend, rows = AnyId(), slice(4 * group.at, 4 + 5 * group.at)
         layer = module(group, p, 2, 9, backend)
-        given = p.hidden_states[rows], p.topk_weights[rows], ids[rows]
-        return layer(*given, activation_clamp=10.0), backend.given
+        arguments = p.hidden_states[rows], p.topk_weights[rows], ids[rows]
+        return layer(*arguments, activation_clamp=10.0), backend.ids
 
-    said = thread_ranks.over_ranks(2, call)
-    assert bits(torch.cat([y for y, _ in said])) == wanted
-    assert [i for _, given in said for i in given] == ids.flatten().tolist()
+    results = thread_ranks.over_ranks(2, call)
+    assert bits(torch.cat([y for y, _ in results])) == expected
+    assert [i for _, local_ids in results for i in local_ids] == ids.flatten().tolist()
 
 
 class FailsOnce(EagerBackend):
@@ -291,29 +291,31 @@ def test_an_owner_that_fails_is_named_by_all_others():
         backend = FailsOnce()
         backend.broken = group.rank() == 1
         span = ExpertParallel(backend, group)
-        seen = []
-        span.at = seen.append
+        stages = []
+        span.at = stages.append
         try:
             span.forward(rank_of(p, [0, 2, 4, 5, 6], group.rank(), 4))
         except Exception as error:
-            return error, seen
-        return None, seen
+            return error, stages
+        return None, stages
 
-    said = thread_ranks.over_ranks(4, call)
-    assert type(said[1][0]) is MemoryError
+    results = thread_ranks.over_ranks(4, call)
+    assert type(results[1][0]) is MemoryError
     for rank in (0, 2, 3):
-        assert str(said[rank][0]) == (
+        assert str(results[rank][0]) == (
             f"rank {rank} of 4: rank 1 failed in experts; its own error says why"
         )
-    assert all(seen == list(STAGES[1:5]) for _, seen in said), "nobody left before the return"
+    assert all(stages == list(STAGES[1:5]) for _, stages in results), (
+        "nobody left before the return"
+    )
 
 
 def test_a_group_that_breaks_names_rank_and_stage(monkeypatch):
     p = problem(4, 2)
 
-    def broken(sent, out, into, group):
+    def broken(rows, out, into, group):
         if out is None:
-            return thread_ranks.all_to_all(sent, out, into, group)
+            return thread_ranks.all_to_all(rows, out, into, group)
         raise RuntimeError("Connection closed by peer\n[127.0.0.1]:2")
 
     monkeypatch.setattr(expert_parallel, "all_to_all", broken)
@@ -346,7 +348,7 @@ def test_ranks_that_do_not_share_the_experts_evenly_are_refused():
 # --- the newer face -----------------------------------------------------------------------------
 
 
-def loaded(group, p: Problem, ranks: int, newer: bool, backend, activation=None):
+def load_experts(group, p: Problem, ranks: int, newer: bool, backend, activation=None):
     """Either face, with the checkpoint of ``p`` loaded tensor by tensor."""
     local = EXPERTS // ranks
     face, more = DeepseekV4MegaMoEExperts, {}
@@ -355,7 +357,7 @@ def loaded(group, p: Problem, ranks: int, newer: bool, backend, activation=None)
             DeepGemmMegaMoEExperts,
             {"activation": activation or MegaMoEActivation(clamp=10.0)},
         )
-    made = face(
+    experts = face(
         16, group=group, num_experts=EXPERTS, num_local_experts=local,
         experts_start_idx=local * group.rank(), top_k=TOP_K, hidden_size=SIZE,
         intermediate_size=SIZE, prefix="experts", backend=backend, **more,
@@ -366,10 +368,10 @@ def loaded(group, p: Problem, ranks: int, newer: bool, backend, activation=None)
             if name.startswith("w13"):
                 parts = {"w1": tensor[:SIZE], "w3": tensor[SIZE:]}
             for shard, part in parts.items():
-                made.weight_loader(getattr(made, name), part, name, shard, expert)
+                experts.weight_loader(getattr(experts, name), part, name, shard, expert)
     if not newer:
-        made.finalize_weights()
-    return made
+        experts.finalize_weights()
+    return experts
 
 
 def faces(p: Problem, ends: list[int], backend, rounds: int = 1, activation=None):
@@ -378,12 +380,12 @@ def faces(p: Problem, ends: list[int], backend, rounds: int = 1, activation=None
 
     def call(group):
         mine = slice(ends[group.at], ends[group.at + 1])
-        given = p.hidden_states[mine], p.topk_weights[mine], p.topk_ids[mine]
+        arguments = p.hidden_states[mine], p.topk_weights[mine], p.topk_ids[mine]
         out = []
         for newer in (False, True):
-            layer = loaded(group, p, ranks, newer, backend(), activation)
+            layer = load_experts(group, p, ranks, newer, backend(), activation)
             options = {} if newer else {"activation_clamp": 10.0}
-            out.append([layer(*given, **options).clone() for _ in range(rounds)][-1])
+            out.append([layer(*arguments, **options).clone() for _ in range(rounds)][-1])
         return out
 
     parts = thread_ranks.over_ranks(ranks, call)
@@ -414,7 +416,7 @@ def test_overflow_on_the_newer_face_is_an_error_on_all_ranks():
     p = problem(3, 40)
 
     def call(group):
-        layer = loaded(group, p, 2, True, EagerBackend())
+        layer = load_experts(group, p, 2, True, EagerBackend())
         rows = slice(0, 17) if group.at else slice(17, 20)
         with pytest.raises((ValueError, RankError)) as error:
             layer(p.hidden_states[rows], p.topk_weights[rows], p.topk_ids[rows])

@@ -50,15 +50,15 @@ def module(max_num_tokens=16, **changes) -> DeepseekV4MegaMoEExperts:
 
 def load(experts: DeepseekV4MegaMoEExperts, folder, layer=0) -> list[str]:
     """As an engine does: every expert tensor of the layer is offered; names of those stored."""
-    stored = []
+    names = []
     for t in read_checkpoint(folder):
         if t.layer != layer:
             continue
         param = getattr(experts, t.parameter)
         name = f"layers.{layer}.ffn.experts.{t.parameter}"
         if experts.weight_loader(param, t.tensor, name, t.shard_id, t.expert, return_success=True):
-            stored.append(t.name)
-    return stored
+            names.append(t.name)
+    return names
 
 
 def expert_bytes(data, expert, layer=0) -> list[torch.Tensor]:
@@ -94,7 +94,7 @@ def directly(data, hidden, weights, ids, experts=EVERY, clamp=10.0, fast=True):
     return EagerBackend().forward(problem)
 
 
-def loaded(checkpoint, **changes) -> DeepseekV4MegaMoEExperts:
+def loaded_module(checkpoint, **changes) -> DeepseekV4MegaMoEExperts:
     experts = module(**changes)
     load(experts, checkpoint[0])
     experts.finalize_weights()
@@ -140,8 +140,8 @@ def test_a_checkpoint_is_loaded_byte_for_byte(checkpoint, layer):
 def test_a_rank_takes_its_own_experts_only(checkpoint):
     folder, data = checkpoint
     experts = module(num_local_experts=2, experts_start_idx=1)
-    stored = load(experts, folder)
-    assert {name.split(".")[4] for name in stored} == {"1", "2"}
+    names = load(experts, folder)
+    assert {name.split(".")[4] for name in names} == {"1", "2"}
     for name, expected in zip(NAMES, stacked(data, [1, 2]), strict=True):
         assert torch.equal(getattr(experts, name), expected), name
 
@@ -223,7 +223,7 @@ def test_local_experts_must_be_among_the_physical_ones():
 
 
 def test_finalize_drops_the_parameters_and_a_second_call_is_idle(checkpoint):
-    experts = loaded(checkpoint)
+    experts = loaded_module(checkpoint)
     assert list(experts.named_parameters()) == []
     before = experts.get_expert_weights()
     experts.finalize_weights()
@@ -255,23 +255,23 @@ class Fused:
     name, accumulator = "fused", "fp32"
 
     def run(self, y, weights, buffer, num_tokens, *, activation_clamp, fast_math):
-        self.seen = (weights, buffer, num_tokens, activation_clamp, fast_math)
+        self.arguments = (weights, buffer, num_tokens, activation_clamp, fast_math)
         y.fill_(num_tokens)
 
 
 def test_a_fused_backend_gets_kernel_side_weights_and_the_staged_buffer(checkpoint):
     backend = Fused()
-    experts = loaded(checkpoint, backend=backend)
+    experts = loaded_module(checkpoint, backend=backend)
     hidden, weights, ids = batch()
     y = experts(hidden, weights, ids, activation_clamp=7.0, fast_math=False)
     assert (y == 5).all()
     assert (y.shape, y.dtype) == (hidden.shape, torch.bfloat16)
-    seen, buffer, *rest = backend.seen
+    kernel_weights, buffer, *rest = backend.arguments
     assert rest == [5, 7.0, False]
-    for got, expected in zip(
-        seen, transform_weights(*stacked(checkpoint[1], range(LOGICAL))), strict=True
+    for actual, expected in zip(
+        kernel_weights, transform_weights(*stacked(checkpoint[1], range(LOGICAL))), strict=True
     ):
-        assert torch.equal(got, expected)
+        assert torch.equal(actual, expected)
     reference = directly(checkpoint[1], hidden, weights, ids)
     assert torch.equal(buffer.x[:5].view(torch.uint8), reference["x"])
     assert torch.equal(buffer.x_sf[:5], reference["x_sf"])
@@ -282,7 +282,7 @@ def test_a_fused_backend_gets_kernel_side_weights_and_the_staged_buffer(checkpoi
 @pytest.mark.parametrize("backend", ["eager", Fused()], ids=["eager", "fused"])
 def test_expert_weights_are_contiguous_views_of_what_is_in_use(checkpoint, backend):
     """Copying every row of expert 1 over expert 0's makes it expert 1, for any layout."""
-    experts = loaded(checkpoint, backend=backend)
+    experts = loaded_module(checkpoint, backend=backend)
     views = experts.get_expert_weights()
     sizes = [2 * I * H // 2, 2 * I * H // 32, H * I // 2, H * I // 32]
     for view, size in zip(views, sizes, strict=True):
@@ -309,7 +309,7 @@ def test_layers_of_the_same_sizes_share_the_buffer():
 
 
 def test_forward_leaves_every_stage_in_the_buffer(checkpoint):
-    experts = loaded(checkpoint)
+    experts = loaded_module(checkpoint)
     hidden, weights, ids = batch()
     experts(hidden, weights, ids, activation_clamp=10.0)
     buffer, reference = experts.get_symm_buffer(), directly(checkpoint[1], hidden, weights, ids)
@@ -319,7 +319,7 @@ def test_forward_leaves_every_stage_in_the_buffer(checkpoint):
 
 
 def test_what_the_buffer_held_does_not_matter(checkpoint):
-    experts = loaded(checkpoint)
+    experts = loaded_module(checkpoint)
     arguments = batch(3)
     clean = experts(*arguments, activation_clamp=10.0)
     for tensor in vars(experts.get_symm_buffer()).values():
@@ -335,7 +335,7 @@ def test_what_the_buffer_held_does_not_matter(checkpoint):
 @pytest.mark.parametrize("clamp,fast", [(10.0, True), (None, False), (0.25, True)])
 def test_forward_is_the_layer(checkpoint, dtype, clamp, fast):
     hidden, weights, ids = batch(dtype=dtype)
-    y = loaded(checkpoint)(hidden, weights, ids, activation_clamp=clamp, fast_math=fast)
+    y = loaded_module(checkpoint)(hidden, weights, ids, activation_clamp=clamp, fast_math=fast)
     assert same(y, directly(checkpoint[1], hidden, weights, ids, clamp=clamp, fast=fast)["y"])
 
 
@@ -351,16 +351,16 @@ def test_a_backend_is_given_what_the_caller_gave(checkpoint):
 
     backend = Records()
     hidden, weights, ids = batch(dtype=torch.int32)
-    experts = loaded(checkpoint, backend=backend, max_num_tokens=9)
+    experts = loaded_module(checkpoint, backend=backend, max_num_tokens=9)
     experts(hidden, weights, ids, activation_clamp=7.0, fast_math=False)
-    given = backend.problem
-    assert (given.activation_clamp, given.fast_math, given.max_num_tokens) == (7.0, False, 9)
-    assert given.topk_ids.dtype == torch.int64
-    assert torch.equal(given.topk_ids, ids)
-    assert torch.equal(given.topk_weights, weights)
-    assert torch.equal(given.hidden_states, hidden)
+    problem = backend.problem
+    assert (problem.activation_clamp, problem.fast_math, problem.max_num_tokens) == (7.0, False, 9)
+    assert problem.topk_ids.dtype == torch.int64
+    assert torch.equal(problem.topk_ids, ids)
+    assert torch.equal(problem.topk_weights, weights)
+    assert torch.equal(problem.hidden_states, hidden)
     for name, expected in zip(NAMES, stacked(checkpoint[1], range(LOGICAL)), strict=True):
-        assert torch.equal(getattr(given, name), expected), name
+        assert torch.equal(getattr(problem, name), expected), name
 
 
 def test_a_backend_that_is_not_ready_is_heard_before_anything_is_written(checkpoint):
@@ -369,11 +369,11 @@ def test_a_backend_that_is_not_ready_is_heard_before_anything_is_written(checkpo
             raise ValueError(f"no kernel for {device.type}")
 
     experts, load_view = replicated(checkpoint, backend=Unready())
-    assert refused(experts, load_view, *batch()) == "no kernel for cpu"
+    assert refusal(experts, load_view, *batch()) == "no kernel for cpu"
 
 
 def test_forward_of_no_tokens(checkpoint):
-    y = loaded(checkpoint)(*batch(0), activation_clamp=10.0)
+    y = loaded_module(checkpoint)(*batch(0), activation_clamp=10.0)
     assert (y.shape, y.dtype) == ((0, H), torch.bfloat16)
 
 
@@ -385,13 +385,13 @@ def test_a_backend_may_return_y_alone(checkpoint):
             return problem.hidden_states * 2
 
     hidden, weights, ids = batch()
-    y = loaded(checkpoint, backend=OnlyY())(hidden, weights, ids, activation_clamp=10.0)
+    y = loaded_module(checkpoint, backend=OnlyY())(hidden, weights, ids, activation_clamp=10.0)
     assert torch.equal(y, hidden * 2)
 
 
 def test_ids_of_other_ranks_take_no_part(checkpoint):
     """Experts 1 and 2 are here: 0, 3, -1 and 2^31 - 1 are slots without effect."""
-    experts = loaded(checkpoint, num_local_experts=2, experts_start_idx=1)
+    experts = loaded_module(checkpoint, num_local_experts=2, experts_start_idx=1)
     hidden, weights, _ = batch(3)
     ids = torch.tensor([[1, 0], [3, 2], [-1, 2**31 - 1]])
     local = torch.tensor([[0, -1], [-1, 1], [-1, -1]])
@@ -406,8 +406,8 @@ class Ignoring(EagerBackend):
     ignores_foreign_ids = True
 
     def forward(self, problem):
-        self.given = problem.topk_ids
-        local = torch.where((self.given >= 0) & (self.given < 2), self.given, -1)
+        self.ids = problem.topk_ids
+        local = torch.where((self.ids >= 0) & (self.ids < 2), self.ids, -1)
         return super().forward(replace(problem, topk_ids=local))
 
 
@@ -415,14 +415,16 @@ class Ignoring(EagerBackend):
 @pytest.mark.parametrize("start", [0, 1])
 def test_a_backend_that_ignores_foreign_ids_is_given_them_as_they_are(checkpoint, start, dtype):
     backend, least = Ignoring(), torch.iinfo(dtype).min
-    experts = loaded(checkpoint, num_local_experts=2, experts_start_idx=start, backend=backend)
+    experts = loaded_module(
+        checkpoint, num_local_experts=2, experts_start_idx=start, backend=backend
+    )
     hidden, weights, _ = batch(3)
     ids = torch.tensor([[1, 3], [-1, 2], [2, least]])
     y = experts(hidden, weights, ids.to(dtype), activation_clamp=10.0)
     local = torch.where((ids >= start) & (ids < start + 2), ids - start, -1)
     here = range(start, start + 2)
     assert same(y, directly(checkpoint[1], hidden, weights, local, experts=here)["y"])
-    assert backend.given[0].tolist() == [1 - start, 3 - start]
+    assert backend.ids[0].tolist() == [1 - start, 3 - start]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
@@ -440,7 +442,7 @@ def test_a_transposed_input_gives_the_bits_of_its_dense_copy(checkpoint):
     hidden, weights, ids = batch()
     transposed = hidden.t().contiguous().t()
     assert not transposed.is_contiguous()
-    experts = loaded(checkpoint)
+    experts = loaded_module(checkpoint)
     y = experts(transposed, weights, ids, activation_clamp=10.0)
     assert y.is_contiguous()
     assert same(y, experts(hidden, weights, ids, activation_clamp=10.0))
@@ -456,50 +458,52 @@ def test_a_fused_backend_writes_dense_rows_whatever_the_input_s_strides(checkpoi
 
     backend = Dense()
     hidden, weights, ids = batch()
-    experts = loaded(checkpoint, backend=backend)
+    experts = loaded_module(checkpoint, backend=backend)
     y = experts(hidden.t().contiguous().t(), weights, ids, activation_clamp=10.0)
     assert (y == 5).all()
-    assert same(backend.seen[1].x[:5], directly(checkpoint[1], hidden, weights, ids)["x"])
+    assert same(backend.arguments[1].x[:5], directly(checkpoint[1], hidden, weights, ids)["x"])
 
 
 # --- staging and remap ------------------------------------------------------------------------
 
 
-def kernels(monkeypatch, found):
+def kernels(monkeypatch, has_kernels):
     """What Triton offers on this device: the names asked for, and calls of a form of each."""
-    asked, called = [], []
+    requests, calls = [], []
 
     def kernel(module, name, device):
-        asked.append((name, device.type))
+        requests.append((name, device.type))
 
         def instead(*arguments):
-            called.append(name)
+            calls.append(name)
             return getattr({"staging": staging, "eplb": eplb}[module], name)(*arguments)
 
-        return instead if found else None
+        return instead if has_kernels else None
 
     monkeypatch.setattr(ops, "kernel", kernel)
-    return asked, called
+    return requests, calls
 
 
 NAMES_OF_OPS = ["eplb_map_to_physical_and_record", "prepare_megamoe_inputs"]
 
 
-@pytest.mark.parametrize("found", [True, False], ids=["triton", "torch"])
-def test_the_module_stages_and_remaps_by_what_suits_the_device(checkpoint, monkeypatch, found):
-    asked, called = kernels(monkeypatch, found)
+@pytest.mark.parametrize("has_kernels", [True, False], ids=["triton", "torch"])
+def test_the_module_stages_and_remaps_by_what_suits_the_device(
+    checkpoint, monkeypatch, has_kernels
+):
+    requests, calls = kernels(monkeypatch, has_kernels)
     experts, load_view = replicated(checkpoint, backend=Fused())
     experts(*batch(), activation_clamp=10.0)
-    assert asked == [(name, "cpu") for name in NAMES_OF_OPS]
-    assert called == (NAMES_OF_OPS if found else [])
+    assert requests == [(name, "cpu") for name in NAMES_OF_OPS]
+    assert calls == (NAMES_OF_OPS if has_kernels else [])
     assert load_view.sum() == 5 * K
 
 
 def test_a_backend_s_own_staging_and_remap_go_first(checkpoint, monkeypatch):
-    asked, _ = kernels(monkeypatch, found=True)
+    requests, _ = kernels(monkeypatch, has_kernels=True)
     experts, load_view = replicated(checkpoint, backend="eager")
     experts(*batch(), activation_clamp=10.0)
-    assert asked == []
+    assert requests == []
     assert load_view.sum() == 5 * K
 
 
@@ -512,7 +516,7 @@ COUNT = torch.tensor([[9] * LOGICAL, [2, 2, 1, 1]])
 
 def replicated(checkpoint, record=None, **changes):
     """The layer on six physical experts, and the load of two layers; this one is the second."""
-    experts = loaded(
+    experts = loaded_module(
         checkpoint,
         **{
             "num_experts": PHYSICAL,
@@ -561,7 +565,7 @@ def test_a_rank_counts_the_whole_batch_and_computes_its_part(checkpoint):
 # --- errors leave everything as it was --------------------------------------------------------
 
 
-def refused(experts, load_view, *arguments) -> str:
+def refusal(experts, load_view, *arguments) -> str:
     """The message of ``forward``, after showing that buffer and load are untouched."""
     buffer = experts.get_symm_buffer()
     before = [t.clone() for t in vars(buffer).values() if isinstance(t, torch.Tensor)]
@@ -576,7 +580,7 @@ def refused(experts, load_view, *arguments) -> str:
 def test_more_tokens_than_the_buffer_was_sized_for(checkpoint):
     """Not those that the capacity, aligned up to 384, would hold."""
     experts, load_view = replicated(checkpoint)
-    assert refused(experts, load_view, *batch(17)) == (
+    assert refusal(experts, load_view, *batch(17)) == (
         "DeepSeek V4 MegaMoE got 17 tokens, but the symmetric buffer was sized for 16."
     )
     experts(*batch(16), activation_clamp=10.0)
@@ -585,7 +589,7 @@ def test_more_tokens_than_the_buffer_was_sized_for(checkpoint):
 def test_a_hidden_size_that_staging_cannot_take(checkpoint):
     experts, load_view = replicated(checkpoint)
     hidden, weights, ids = batch()
-    assert refused(experts, load_view, hidden[:, :200], weights, ids) == (
+    assert refusal(experts, load_view, hidden[:, :200], weights, ids) == (
         "DeepSeek V4 MegaMoE input staging requires hidden_size to be a multiple of 128."
     )
 
@@ -593,7 +597,7 @@ def test_a_hidden_size_that_staging_cannot_take(checkpoint):
 def test_weights_and_ids_of_different_shapes(checkpoint):
     experts, load_view = replicated(checkpoint)
     hidden, weights, ids = batch()
-    assert refused(experts, load_view, hidden, weights[:, :1], ids) == (
+    assert refusal(experts, load_view, hidden, weights[:, :1], ids) == (
         "DeepSeek V4 MegaMoE input staging requires topk_weights and topk_ids to have the same "
         "shape."
     )
@@ -603,16 +607,16 @@ def test_shapes_and_dtypes_of_another_layer(checkpoint):
     experts, load_view = replicated(checkpoint)
     hidden, weights, ids = batch()
     prefix = "layers.0.ffn.experts: "
-    assert refused(experts, load_view, hidden[:, :128], weights, ids) == (
+    assert refusal(experts, load_view, hidden[:, :128], weights, ids) == (
         f"{prefix}hidden_states has shape (5, 128), expected (5, 256)"
     )
-    assert refused(experts, load_view, hidden, weights[:, :1], ids[:, :1]) == (
+    assert refusal(experts, load_view, hidden, weights[:, :1], ids[:, :1]) == (
         f"{prefix}topk_ids has shape (5, 1), expected (5, 2)"
     )
-    assert refused(experts, load_view, hidden[:4], weights, ids) == (
+    assert refusal(experts, load_view, hidden[:4], weights, ids) == (
         f"{prefix}topk_ids has shape (5, 2), expected (4, 2)"
     )
-    assert refused(experts, load_view, hidden.float(), weights, ids) == (
+    assert refusal(experts, load_view, hidden.float(), weights, ids) == (
         f"{prefix}hidden_states are torch.float32, expected torch.bfloat16"
     )
 
@@ -623,7 +627,7 @@ def test_a_backend_that_cannot_run_the_layer(checkpoint):
         prepare = print
 
     experts, load_view = replicated(checkpoint, backend=StagingOnly())
-    assert refused(experts, load_view, *batch()) == (
+    assert refusal(experts, load_view, *batch()) == (
         "layers.0.ffn.experts: backend staging-only has neither run nor forward"
     )
 
@@ -645,7 +649,7 @@ GPUS = [
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("tokens", [5, 0])
 def test_the_module_moves_to_a_gpu_and_gives_the_same_bits(checkpoint, tokens, gpu):
-    here, there = loaded(checkpoint), loaded(checkpoint).to(gpu)
+    here, there = loaded_module(checkpoint), loaded_module(checkpoint).to(gpu)
     arguments = batch(tokens)
     y = there(*(t.to(gpu) for t in arguments), activation_clamp=10.0)
     assert y.device == torch.device(gpu)

@@ -25,7 +25,7 @@ from megamoe.backends.simulate import (
 )
 from megamoe.cases import load_cases
 from megamoe.cases.recipes import expert_weights, forward_problem
-from megamoe.cases.stored import Stored, to_bytes
+from megamoe.cases.stored import StoredProblem, to_bytes
 from megamoe.commands import main as cli
 from megamoe.commands.explain import _is_wrong
 from megamoe.explain import FromCase, FromProblem, explain
@@ -34,7 +34,7 @@ from megamoe.explain.element import value_of_code
 from megamoe.explain.instruction import modelled
 from megamoe.explain.life import live
 from megamoe.judge import Finding
-from megamoe.judge.judgements import Judged
+from megamoe.judge.judgements import Judgement
 from megamoe.oracle.linear import Columns, Rows, block_sums
 from megamoe.spec.accumulators import ACCUMULATORS
 from megamoe.spec.contract import BASE
@@ -67,27 +67,27 @@ def operands(seed, depth=512, outputs=40):
 
 def test_a_case_row_by_row_is_the_case_at_once():
     """Every weights recipe that some case has, at sizes that choose other defaults."""
-    seen = {}
+    by_recipe = {}
     for case in load_cases():
         if case.kind in ("forward", "property"):
-            seen.setdefault(json.dumps(case.params.get("weights_recipe", {})), case)
-    made = 0
-    for case in seen.values():
+            by_recipe.setdefault(json.dumps(case.params.get("weights_recipe", {})), case)
+    count = 0
+    for case in by_recipe.values():
         if not FromCase.can_make(case):
             continue  # read from its problem, which is small
         if case.params.get("weight_format") == "nvfp4":
             continue  # explain refuses it
-        made += 1
+        count += 1
         for hidden in (128, 768, 2176):
             params = {**case.params, "hidden": hidden, "intermediate": 128}
             source = FromCase(replace(case, params=params))
             recipe = case.params.get("weights_recipe", {})
             w13, w13_sf, w2, w2_sf = expert_weights(case.seed, 2, hidden, 128, recipe)
             some = np.array([0, 5, hidden - 1])
-            got = (*source.w13(2), *source.w2(2, some))
-            for have, want in zip(got, (w13, w13_sf, w2[some], w2_sf[some]), strict=True):
-                np.testing.assert_array_equal(have, want, err_msg=case.id)
-    assert made > 20
+            rows = (*source.w13(2), *source.w2(2, some))
+            for actual, expected in zip(rows, (w13, w13_sf, w2[some], w2_sf[some]), strict=True):
+                np.testing.assert_array_equal(actual, expected, err_msg=case.id)
+    assert count > 20
 
 
 def test_a_token_of_a_case_is_the_problems():
@@ -126,10 +126,10 @@ def test_a_life_is_the_oracles_forward(small, name):
 
 def test_of_w2_only_the_wanted_channel_is_asked_for(small):
     class Spy(FromProblem):
-        asked: tuple = ()
+        requests: tuple = ()
 
         def w2(self, expert, channels):
-            self.asked += (channels.tolist(),)
+            self.requests += (channels.tolist(),)
             return super().w2(expert, channels)
 
     source = Spy(small)
@@ -152,17 +152,17 @@ def test_of_w2_only_the_wanted_channel_is_asked_for(small):
 )
 def test_the_modelled_sum_is_mma_sims(kernel, seed):
     codes, sf, packed, weight_sf = operands(seed)
-    made = kernel()
-    want = made.linear(codes[None], sf[None], packed, weight_sf, None)[0]
-    got = modelled(ACCUMULATORS[made.accumulator], codes, sf, packed, weight_sf)
-    np.testing.assert_array_equal(got, want)
+    instruction = kernel()
+    expected = instruction.linear(codes[None], sf[None], packed, weight_sf, None)[0]
+    actual = modelled(ACCUMULATORS[instruction.accumulator], codes, sf, packed, weight_sf)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_where_there_is_no_instruction_the_model_is_eagers(small):
     codes, sf, packed, weight_sf = operands(1)
-    want = linear(*(torch.from_numpy(a) for a in (codes[None], sf[None], packed, weight_sf)))[0]
-    got = modelled(ACCUMULATORS["fp32-ordered"], codes, sf, packed, weight_sf)
-    np.testing.assert_array_equal(got, want.numpy())
+    expected = linear(*(torch.from_numpy(a) for a in (codes[None], sf[None], packed, weight_sf)))[0]
+    actual = modelled(ACCUMULATORS["fp32-ordered"], codes, sf, packed, weight_sf)
+    np.testing.assert_array_equal(actual, expected.numpy())
     assert modelled(ACCUMULATORS["exact"], codes, sf, packed, weight_sf) is None
 
 
@@ -170,8 +170,8 @@ def test_where_there_is_no_instruction_the_model_is_eagers(small):
 
 
 def test_each_number_follows_from_the_ones_before(small):
-    said = explain(FromProblem(small), 0, 7, "sm90-e4m3", contract=BASE)
-    for slot in said["slots"]:
+    report = explain(FromProblem(small), 0, 7, "sm90-e4m3", contract=BASE)
+    for slot in report["slots"]:
         top, two = slot["largest"], slot["linear2"]
         assert np.float32(np.float32(top["silu"]) * np.float32(top["up_clamped"]["value"])) * (
             np.float32(slot["routing_weight"])
@@ -183,8 +183,8 @@ def test_each_number_follows_from_the_ones_before(small):
         assert first["product"] == first["value"] * first["weight"] * scale
         assert first["i"] == top["i"] and first["code"] == top["code"]
         assert two["interval"][0] <= two["model"] <= two["interval"][1]
-    assert said["combine"][-1]["sum"] == pytest.approx(said["y"]["value"], rel=2**-8)
-    why = said["why"]
+    assert report["combine"][-1]["sum"] == pytest.approx(report["y"]["value"], rel=2**-8)
+    why = report["why"]
     assert why["ulps"] > 0  # Hopper's 13 bits leave room, and it is said whose
     widest = why["slots"][0]
     assert widest["from_codes"] > 0 and widest["largest_swings"][0]["cause"]
@@ -192,8 +192,8 @@ def test_each_number_follows_from_the_ones_before(small):
 
 def test_a_token_without_slots_and_one_that_is_not_there(small):
     none = replace(small, topk_ids=torch.full_like(small.topk_ids, -1))
-    said = explain(FromProblem(none), 0, 0, "exact", contract=BASE)
-    assert said["y"]["bits"] == "0x0000" and said["masked_slots"] == [0, 1, 2]
+    report = explain(FromProblem(none), 0, 0, "exact", contract=BASE)
+    assert report["y"]["bits"] == "0x0000" and report["masked_slots"] == [0, 1, 2]
     for token, channel in ((2, 0), (-1, 0), (0, 256)):
         with pytest.raises(ValueError, match="is not there"):
             explain(FromProblem(small), token, channel, "exact", contract=BASE)
@@ -219,23 +219,25 @@ def test_a_planted_fault_is_named_by_y_alone(small, tmp_path, name):
     """What the stages show is in ``test_explain_names.py``."""
     mutant = next(m for m in FORWARD if m.name == name)
     actual = {"y": run(small, Local(build(mutant, tmp_path)))["y"][1]}
-    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
-    (step,) = said["explanations"]
+    departure = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
+    (step,) = departure["explanations"]
     assert EXPECTED[name] in [way["what"] for way in step["exact"]]
-    assert said["parts_at"]["stage"] == "y"
+    assert departure["parts_at"]["stage"] == "y"
 
 
 def test_what_is_right_does_not_part(small):
     actual = {k: v[1] for k, v in run(small, Local(EagerBackend())).items()}
-    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
-    assert said["parts_at"] is None and not said["explanations"] and not said["outside"]
+    departure = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
+    assert (
+        departure["parts_at"] is None and not departure["explanations"] and not departure["outside"]
+    )
 
 
 def test_a_fault_that_is_in_no_catalogue_is_not_explained(small):
     actual = {"y": run(small, Local(EagerBackend()))["y"][1] ^ 0x155}
-    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
-    assert said["parts_at"]["stage"] == "y"
-    (step,) = said["explanations"]
+    departure = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
+    assert departure["parts_at"]["stage"] == "y"
+    (step,) = departure["explanations"]
     assert not step["exact"] and not step["partial"]
 
 
@@ -249,8 +251,10 @@ def test_the_command_says_it_and_the_store_agrees(capsys):
                  "Linear 2's largest", "Combine", "The interval"):  # fmt: skip
         assert text in out
     assert cli.main(["explain", CASE, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["accumulator"] == "fp32" and said["accumulator_from"].startswith("assumed, since")
+    report = json.loads(capsys.readouterr().out)
+    assert report["accumulator"] == "fp32" and report["accumulator_from"].startswith(
+        "assumed, since"
+    )
     assert cli.main(["explain", CASE, "--accumulator", "sm90-e4m3"]) == 0
     assert "accumulator class sm90-e4m3 (by --accumulator)\n" in capsys.readouterr().out
 
@@ -261,31 +265,31 @@ def test_clamps_that_gate_and_up_have_exchanged_are_named(tmp_path, capsys, monk
 
     monkeypatch.setattr("megamoe.backends.eager_activation._clamped", exchanged)
     case = next(c for c in load_cases() if c.id == "forward/clamp-0.5-bell-misapplied")
-    got = EagerBackend().forward(forward_problem(case))
-    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    output = EagerBackend().forward(forward_problem(case))
+    save_file({k: v.contiguous() for k, v in output.items()}, tmp_path / "got.safetensors")
     assert cli.main(["explain", case.id, "--actual", f"{tmp_path}/got.safetensors"]) == 0
     assert "cause: clamp: gate and up have each other's clamp\n" in capsys.readouterr().out
 
 
 def test_a_claim_that_is_too_narrow_is_said_before_any_cause(tmp_path, capsys):
     case = next(c for c in load_cases() if c.id == "forward/claims-ascending")
-    got = EagerBackend().forward(forward_problem(case))
-    got["y"].zero_()  # as a kernel gives it that adds the blocks of K downwards
-    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
-    asked = ["explain", case.id, "--actual", f"{tmp_path}/got.safetensors", "--accumulator"]
-    assert cli.main([*asked, "fp32-ordered"]) == 0
+    output = EagerBackend().forward(forward_problem(case))
+    output["y"].zero_()  # as a kernel gives it that adds the blocks of K downwards
+    save_file({k: v.contiguous() for k, v in output.items()}, tmp_path / "got.safetensors")
+    command = ["explain", case.id, "--actual", f"{tmp_path}/got.safetensors", "--accumulator"]
+    assert cli.main([*command, "fp32-ordered"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("the claim may be wrong: this output is right under fp32")
     assert any(line.startswith("if it fails: A kernel that splits K") for line in lines)
-    assert cli.main([*asked, "fp32"]) == 0
+    assert cli.main([*command, "fp32"]) == 0
     assert capsys.readouterr().out.startswith("PASS ")
 
 
 def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
     case = next(c for c in load_cases() if c.id == CASE)
-    got = EagerBackend().forward(forward_problem(case))
-    got["y"][2, 200:203] *= 2
-    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    output = EagerBackend().forward(forward_problem(case))
+    output["y"][2, 200:203] *= 2
+    save_file({k: v.contiguous() for k, v in output.items()}, tmp_path / "got.safetensors")
     again = ["explain", CASE, "--actual", f"{tmp_path}/got.safetensors"]
     assert cli.main([*again, "--accumulator", "fp32-ordered"]) == 0
     out = capsys.readouterr().out
@@ -303,15 +307,15 @@ def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
 
 def test_of_a_wrong_scale_byte_the_channel_that_sets_amax_is_followed(tmp_path, capsys):
     case = next(c for c in load_cases() if c.id == CASE)
-    got = EagerBackend().forward(forward_problem(case))
-    got["l2_acts_sf"][2, 3, 1] += 3
-    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    output = EagerBackend().forward(forward_problem(case))
+    output["l2_acts_sf"][2, 3, 1] += 3
+    save_file({k: v.contiguous() for k, v in output.items()}, tmp_path / "got.safetensors")
     assert cli.main(["explain", CASE, "--actual", f"{tmp_path}/got.safetensors", "--full"]) == 0
     out = capsys.readouterr().out
     assert "l2_acts_sf at token 2 slot 3 expert " in out and " channel 32: expected " in out
-    followed = re.search(r"intermediate channel (\d+) of slot 3 .*, which sets amax of the", out)
-    assert followed and followed[1] != "32"
-    assert f" of channels 32 to 63, set by {followed[1]};" in out
+    match = re.search(r"intermediate channel (\d+) of slot 3 .*, which sets amax of the", out)
+    assert match and match[1] != "32"
+    assert f" of channels 32 to 63, set by {match[1]};" in out
 
 
 @pytest.fixture
@@ -319,15 +323,15 @@ def wrong_codes(tmp_path):
     """Two wrong codes, and the y that follows from them: only codes are wrong, as of a clamp."""
     case = next(c for c in load_cases() if c.id == CASE)
     p = forward_problem(case)
-    got = EagerBackend().forward(p)
-    codes = got["l2_acts"].view(torch.uint8)
+    output = EagerBackend().forward(p)
+    codes = output["l2_acts"].view(torch.uint8)
     codes[2, 3, 40] ^= 0x01
     codes[1, 2, 77] ^= 0x80  # far outside: the sign
     low, _ = oracle.combine_interval(
-        p, codes.numpy(), got["l2_acts_sf"].numpy(), "fp32-ordered", BASE
+        p, codes.numpy(), output["l2_acts_sf"].numpy(), "fp32-ordered", BASE
     )
-    got["y"] = torch.from_numpy(low.view(np.int16)).view(torch.bfloat16)
-    save_file({k: v.contiguous() for k, v in got.items()}, tmp_path / "got.safetensors")
+    output["y"] = torch.from_numpy(low.view(np.int16)).view(torch.bfloat16)
+    save_file({k: v.contiguous() for k, v in output.items()}, tmp_path / "got.safetensors")
     return ["explain", CASE, "--actual", f"{tmp_path}/got.safetensors",
             "--accumulator", "fp32-ordered"]  # fmt: skip
 
@@ -409,19 +413,19 @@ def test_the_worst_element_of_each_stage_is_where_it_was_planted(small, stage):
     else:
         actual["l2_acts_sf"][2, 5] += 3
         says = f"l2_acts_sf at token 1 slot 2 expert {expert} channel 160: expected "
-    said = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
-    assert said["parts_at"]["stage"] == stage
-    assert said["worst"]["line"].startswith(says) and ", got " in said["worst"]["line"]
+    departure = explain(FromProblem(small), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
+    assert departure["parts_at"]["stage"] == stage
+    assert departure["worst"]["line"].startswith(says) and ", got " in departure["worst"]["line"]
 
 
 def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
     """One element fits many causes or none; the file remembers the cause that `reduce` read."""
-    shown = EagerBackend().forward(small)
-    shown["y"][1, 3] *= 3
+    output = EagerBackend().forward(small)
+    output["y"][1, 3] *= 3
     about = {"accumulator": "fp32-ordered", "reduced_from": "forward/whole", "causes": ["  c: d"],
              "every_cause": ["  c: d", "  c: e"], "causes_read_from": "token 3"}  # fmt: skip
     path = tmp_path / "r.safetensors"
-    path.write_bytes(to_bytes(Stored(small, {"y": shown["y"]}, about)))
+    path.write_bytes(to_bytes(StoredProblem(small, {"y": output["y"]}, about)))
     assert cli.main(["explain", str(path)]) == 0
     out = capsys.readouterr().out
     assert "\nread from token 3 of forward/whole, which was reduced to this file:\n  c: d\n" in out
@@ -433,24 +437,24 @@ def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
 
 def test_a_statistic_alone_is_said_to_have_no_element():
     """Every element is inside, and the bias of a row is not."""
-    judged = Judged([Finding("y", 4, text="statistic: row 2: bias 0.003")], ("statistic",))
+    judgement = Judgement([Finding("y", 4, text="statistic: row 2: bias 0.003")], ("statistic",))
     a = argparse.Namespace(stage=None, full=False)
     subject = argparse.Namespace(name="forward/a")
     with redirect_stdout(StringIO()) as out:
-        assert not _is_wrong(a, subject, judged, ["y"])
+        assert not _is_wrong(a, subject, judgement, ["y"])
     assert out.getvalue().startswith("FAIL forward/a: statistic: row 2: bias 0.003; no single")
 
 
 def test_the_command_takes_a_file_and_a_backend(tmp_path, small, capsys):
     path = Path(tmp_path / "p.safetensors")
-    path.write_bytes(to_bytes(Stored(small)))
+    path.write_bytes(to_bytes(StoredProblem(small)))
     assert cli.main(["explain", str(path), "--backend", "eager"]) == 0
-    said = "every stage is inside (x, x_sf, l2_acts, l2_acts_sf, y); nothing to explain"
-    assert capsys.readouterr().out == f"PASS {path}: {said}\n"
+    text = "every stage is inside (x, x_sf, l2_acts, l2_acts_sf, y); nothing to explain"
+    assert capsys.readouterr().out == f"PASS {path}: {text}\n"
     assert cli.main(["show", str(path)]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith(f"{path}\n  sizes              tokens {small.num_tokens}, hidden ")
-    assert f"\n  judge it           megamoe replay {path} --backend B\n" in shown
+    view = capsys.readouterr().out
+    assert view.startswith(f"{path}\n  sizes              tokens {small.num_tokens}, hidden ")
+    assert f"\n  judge it           megamoe replay {path} --backend B\n" in view
 
 
 @pytest.mark.parametrize(
@@ -485,6 +489,6 @@ def test_an_output_is_no_problem(tmp_path, capsys):
 
 def test_a_stored_problem_is_no_output(small, tmp_path, capsys):
     path = tmp_path / "p.safetensors"
-    path.write_bytes(to_bytes(Stored(small)))
+    path.write_bytes(to_bytes(StoredProblem(small)))
     assert cli.main(["explain", CASE, "--actual", str(path)]) == 2
     assert f"`megamoe explain {path} --backend B` explains" in capsys.readouterr().err

@@ -49,43 +49,45 @@ CODES = Shows("l2_acts", "l2_acts_sf", "y")
 
 
 @pytest.fixture(scope="module")
-def chosen():
+def directed_case():
     (case,) = (one for one in load_cases() if one.name == "directed-product-order")
     return case
 
 
-def left(case, backend, *names, where="", **more):
-    """The names that are left of those that fit the red ``case``, and its step."""
+def survivors(case, backend, *names, where="", **more):
+    """The survivors of the names that fit the red ``case``, and its step."""
     ways = [{"stage": "routing weight", "what": what, "where": where} for what in names]
     step = {"differing": 4, "of": 528, "compared": "codes of token 0", "tried": 300, "not_tried": 0,
             "decisions": 4, "follows": False, "exact": ways, "partial": [], "tried_on": [],
             "alone": [], "overflow": []}  # fmt: skip
-    said = copy.deepcopy({"actual": {"explanations": [step]}, **more})
+    report = copy.deepcopy({"actual": {"explanations": [step]}, **more})
     session = Local(backend)
     of_class, contract = session.identity.accumulator, CONTRACTS[session.identity.contract]
-    tell_apart(case, said, session, of_class, contract, Settings().root)
-    (step,) = said["actual"]["explanations"]
+    tell_apart(case, report, session, of_class, contract, Settings().root)
+    (step,) = report["actual"]["explanations"]
     return [way["what"] for way in step["exact"]], step
 
 
-def test_the_plain_case_has_the_features_of_the_red_one(chosen):
+def test_the_plain_case_has_the_features_of_the_red_one(directed_case):
     """Precise silu, and no clamp: a fault of this path alone would show there too."""
-    found = plain(chosen, load_cases())
-    assert found[0].id == PASSES
-    assert all(one.params["fast_math"] is False for one in found)
+    cases = plain(directed_case, load_cases())
+    assert cases[0].id == PASSES
+    assert all(one.params["fast_math"] is False for one in cases)
 
 
 @pytest.mark.parametrize(
     ("clamp", "name"), [(10, "bell-h256-i128-drifts"), (7, "clamp-7-bell-misapplied")]
 )
-def test_the_smallest_plain_case_of_the_same_clamp_is_taken(chosen, clamp, name):
-    fast = replace(chosen, params={**chosen.params, "clamp": clamp, "fast_math": True})
+def test_the_smallest_plain_case_of_the_same_clamp_is_taken(directed_case, clamp, name):
+    fast = replace(
+        directed_case, params={**directed_case.params, "clamp": clamp, "fast_math": True}
+    )
     assert plain(fast, load_cases())[0].name == name
 
 
 @pytest.mark.parametrize("backend", [CODES, Shows("y")], ids=["codes", "y only"])
-def test_a_cause_that_a_passing_case_would_show_is_left_out(chosen, backend):
-    names, step = left(chosen, backend, GATE, UP, FIRST)
+def test_a_cause_that_a_passing_case_would_show_is_left_out(directed_case, backend):
+    names, step = survivors(directed_case, backend, GATE, UP, FIRST)
     assert names == [FIRST]
     assert explanation(step) == [
         f"cause: routing weight: {FIRST}",
@@ -96,8 +98,8 @@ def test_a_cause_that_a_passing_case_would_show_is_left_out(chosen, backend):
     ]
 
 
-def test_no_cause_is_left_out_where_the_plain_case_is_red_too(chosen):
-    names, step = left(chosen, Wrong(*CODES.stages), GATE, FIRST)
+def test_no_cause_is_left_out_where_the_plain_case_is_red_too(directed_case):
+    names, step = survivors(directed_case, Wrong(*CODES.stages), GATE, FIRST)
     assert names == [GATE, FIRST] and "refuted_by" not in step
 
 
@@ -105,10 +107,10 @@ def test_no_cause_is_left_out_where_the_plain_case_is_red_too(chosen):
     "more",
     [{"where": "in slot 1 only"}, {"batch": {"rules": ["expert 5, at all of its 12 rows"]}}],
 )
-def test_a_fault_of_some_places_may_pass_a_plain_case(chosen, more):
-    assert left(chosen, CODES, GATE, FIRST, **more)[0] == [GATE, FIRST]
+def test_a_fault_of_some_places_may_pass_a_plain_case(directed_case, more):
+    assert survivors(directed_case, CODES, GATE, FIRST, **more)[0] == [GATE, FIRST]
 
 
-def test_if_all_would_show_none_is_left_out(chosen):
+def test_if_all_would_show_none_is_left_out(directed_case):
     """The fault then is none that a plain case has, such as one of a batch of one token."""
-    assert left(chosen, CODES, GATE, UP)[0] == [GATE, UP]
+    assert survivors(directed_case, CODES, GATE, UP)[0] == [GATE, UP]

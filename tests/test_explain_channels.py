@@ -11,7 +11,7 @@ N = np.arange(768)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "text"),
     [
         ((N >= 512) & (N < 768), "tile 2 of 256 channels"),
         ((N >= 384) & (N < 640), "tiles 3 and 4 of 128 channels"),
@@ -24,8 +24,8 @@ N = np.arange(768)
         (N % 7 == 0, ""),  # no width of a tile or a vector
     ],
 )
-def test_tiles_and_steps_are_told_from_chance(wrong, said):
-    assert pattern(wrong) == said
+def test_tiles_and_steps_are_told_from_chance(wrong, text):
+    assert pattern(wrong) == text
 
 
 def test_channels_count_from_the_first_that_was_compared():

@@ -13,7 +13,7 @@ import pytest
 
 from megamoe.explain import deviations, match
 from tests.helpers.mutants_places import EPLB, LAYOUT, REFUSALS, SIZES
-from tests.helpers.named import SMALL, cases, said_of
+from tests.helpers.named import SMALL, cases, explanation_of
 
 _UP_NAN = "NaN of up becomes "
 _TIES = "ties of codes are rounded "
@@ -22,10 +22,10 @@ _AWAY, _TOWARD = "ties are rounded away from zero", "ties are rounded toward zer
 _TF32, _FLUSHED = "values go through TF32 before bfloat16", "subnormal values are flushed to zero"
 _PRODUCT = "the product of "
 _BY_EXPERT = "routing weights are read at the slot's place in the order by expert"
-_LEFT_OUT = "a slot is left out: codes and scale bytes are zero"
+_ZERO_SLOT = "a slot is left out: codes and scale bytes are zero"
 _TO_EXPERT_0 = "slots without an expert go to expert 0"
 
-NAMED = {
+CAUSES = {
     "staged-tie-away-from-zero": _TIES + "away from zero",
     "staged-tie-toward-zero": _TIES + "toward zero",
     "staged-tie-up": _TIES + "up",
@@ -159,7 +159,7 @@ NAMED = {
     "combine-counts-slots-and-not-places": "only the first slots are added, as many as are live",
     "mask-of-the-neighbour-slot": "slot 2 (expert 1) is lost",
     "mask-of-the-neighbour-token": "slot 0 (expert 1) is lost",
-    "last-row-of-an-odd-expert-lost": _LEFT_OUT,
+    "last-row-of-an-odd-expert-lost": _ZERO_SLOT,
     "row-15-of-an-expert-reads-row-14": (
         "a slot reads codes of the row of the token before, its own scales"
     ),
@@ -313,7 +313,7 @@ _NO_STAGE = "it shows in no stage of a forward"
 _SHARED = "the activations of the shared expert are no stage, and explain takes them as right"
 _CHANNELS = "it needs channels of y beside the 128 of the tile"
 _NUMBER = "its number is no number of the contract or of a format"
-UNNAMED = {
+REASONS = {
     **{m.name: "one channel of one token is another number" for m in SIZES},
     **{m.name: _NO_STAGE for m in (*EPLB, *LAYOUT, *REFUSALS)},
     "last-column-of-y-not-written": "one channel of y is another number",
@@ -376,9 +376,9 @@ QUICK = (
 
 
 def test_every_small_fault_has_a_name_or_a_reason():
-    assert set(NAMED) | set(UNNAMED) == {m.name for m in SMALL}
-    assert not set(NAMED) & set(UNNAMED)
-    assert set(LOOKS_LIKE) < set(UNNAMED) and set(QUICK) < set(NAMED)
+    assert set(CAUSES) | set(REASONS) == {m.name for m in SMALL}
+    assert not set(CAUSES) & set(REASONS)
+    assert set(LOOKS_LIKE) < set(REASONS) and set(QUICK) < set(CAUSES)
 
 
 BY_NAME = {m.name: m for m in SMALL}
@@ -386,8 +386,8 @@ BY_NAME = {m.name: m for m in SMALL}
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_fault_of_each_stage_is_named(name, tmp_path):
-    said = said_of(BY_NAME[name], tmp_path)
-    assert NAMED[name] in said.exact and not said.partial
+    result = explanation_of(BY_NAME[name], tmp_path)
+    assert CAUSES[name] in result.exact and not result.partial
 
 
 def _mask(*rows):
@@ -407,8 +407,8 @@ def test_a_match_of_all_slots_is_offered_alone():
     everywhere = match.fit("rightly", "silu", _mask(0, 9), _mask(0, 0), [4, 6])
     somewhere = match.fit("wrongly", "silu", _mask(0, 9), _mask(20, 0), [4, 6])
     for fits, names in (([somewhere, everywhere], ["rightly"]), ([somewhere], ["wrongly"])):
-        said = match.report(fits, match.Evidence("codes", 9, 9, ""), 40, "codes", 2)
-        assert [way["what"] for way in said["exact"]] == names
+        report = match.report(fits, match.Evidence("codes", 9, 9, ""), 40, "codes", 2)
+        assert [way["what"] for way in report["exact"]] == names
 
 
 def _with_one_deviation(monkeypatch, name):
@@ -421,11 +421,11 @@ def _with_one_deviation(monkeypatch, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in NAMED if n not in QUICK])
+@pytest.mark.parametrize("name", [n for n in CAUSES if n not in QUICK])
 def test_a_small_fault_has_its_name(name, tmp_path, monkeypatch):
-    _with_one_deviation(monkeypatch, NAMED[name].partition(" (in slot")[0])
-    said = said_of(BY_NAME[name], tmp_path)
-    assert set(said.exact) == {NAMED[name]}  # twice where both linears show it
+    _with_one_deviation(monkeypatch, CAUSES[name].partition(" (in slot")[0])
+    result = explanation_of(BY_NAME[name], tmp_path)
+    assert set(result.exact) == {CAUSES[name]}  # twice where both linears show it
 
 
 @pytest.mark.slow
@@ -434,5 +434,5 @@ def test_a_small_fault_has_its_name(name, tmp_path, monkeypatch):
                                   "fp8-group-of-the-row", *LOOKS_LIKE])  # fmt: skip
 def test_a_fault_without_a_name_gets_no_other_one(name, tmp_path):
     """A match in part says that it is one; it is no name."""
-    said = said_of(BY_NAME[name], tmp_path)
-    assert said.exact == ((LOOKS_LIKE[name],) if name in LOOKS_LIKE else ())
+    result = explanation_of(BY_NAME[name], tmp_path)
+    assert result.exact == ((LOOKS_LIKE[name],) if name in LOOKS_LIKE else ())

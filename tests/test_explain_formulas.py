@@ -63,9 +63,9 @@ def test_a_formula_is_what_the_deviation_computes(life_and_source, ways, name):
 
 def test_the_formula_stands_beside_the_name(life_and_source):
     way = {"stage": "routing weight", "what": "up is multiplied by the weight first", "where": ""}
-    said = {"differing": 4, "of": 528, "compared": "codes of token 0", "tried": 3, "not_tried": 0,
+    step = {"differing": 4, "of": 528, "compared": "codes of token 0", "tried": 3, "not_tried": 0,
             "follows": False, "exact": [way], "partial": [], "decisions": 9, "tried_on": [],
             "alone": []}  # fmt: skip
-    add_formulas(said, life_and_source[0])
+    add_formulas(step, life_and_source[0])
     name = "routing weight: up is multiplied by the weight first"
-    assert explanation(said)[0] == f"cause: {name}: silu(gate) * (up * w)"
+    assert explanation(step)[0] == f"cause: {name}: silu(gate) * (up * w)"

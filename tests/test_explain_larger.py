@@ -35,8 +35,8 @@ def test_a_case_of_several_tokens_and_slots_tells_more():
 def test_the_larger_case_asks_for_the_same_features():
     one, other = by_name("token-block-edge-t1")[0], by_name("situ-2-8-fast")[0]
     everything = load_cases()
-    found = larger(one, everything)[0]
-    assert telling(found) == 2 and found.params["clamp"] == 10
+    best = larger(one, everything)[0]
+    assert telling(best) == 2 and best.params["clamp"] == 10
     assert all(case.params["activation"] == "situ" for case in larger(other, everything))
     assert larger(one, [one]) == []
     many = by_name("skewed-routing-overflows-one-expert-t200")[0]
@@ -80,28 +80,30 @@ CLEAR = {"exact": [{}], "decisions": 9}
 def test_a_larger_case_is_judged_before_it_is_named(warm, tmp_path, backend, says):
     """A green case explains nothing."""
     (tmp_path / "k.py").write_text(KERNEL)
-    named = backend and f"{tmp_path}/k.py:{backend}"
+    spec = backend and f"{tmp_path}/k.py:{backend}"
     (case,) = by_name("token-block-edge-t15")
-    line = explain_larger.line(argparse.Namespace(backend=named), case, NOTHING)
+    line = explain_larger.line(argparse.Namespace(backend=spec), case, NOTHING)
     assert line.startswith(says), line
     if backend == "Everywhere":
-        assert line.endswith(f" --backend {named}`")
+        assert line.endswith(f" --backend {spec}`")
     if backend == "Here":
-        assert line.count("forward/") == explain_larger.TRIED
+        assert line.count("forward/") == explain_larger.MAX_CASES
 
 
 def test_a_red_that_tells_no_more_is_not_named(warm, tmp_path, monkeypatch):
     (tmp_path / "k.py").write_text(KERNEL)
     (case,) = by_name("token-block-edge-t15")
-    asked = argparse.Namespace(backend=f"{tmp_path}/k.py:Everywhere")
-    told = {**NOTHING, "batch": {"rules": ["expert 2"]}, "actual": {"explanations": [CLEAR]}}
-    assert explain_larger.worth(told) == 4 and explain_larger.worth(NOTHING) == 0
-    monkeypatch.setattr(explain_larger, "TRIED", 1)
-    monkeypatch.setattr(explain_larger, "_said", lambda subject, session: told)
+    arguments = argparse.Namespace(backend=f"{tmp_path}/k.py:Everywhere")
+    report = {**NOTHING, "batch": {"rules": ["expert 2"]}, "actual": {"explanations": [CLEAR]}}
+    assert explain_larger.worth(report) == 4 and explain_larger.worth(NOTHING) == 0
+    monkeypatch.setattr(explain_larger, "MAX_CASES", 1)
+    monkeypatch.setattr(explain_larger, "_diagnosis", lambda subject, session: report)
     none = "no larger case tells more: red too, "
-    assert explain_larger.line(asked, case, told).startswith(f"{none}and tells no more: forward/")
+    assert explain_larger.line(arguments, case, report).startswith(
+        f"{none}and tells no more: forward/"
+    )
     long = {**NOTHING, "seconds": 100}
-    line = explain_larger.line(asked, case, long)
+    line = explain_larger.line(arguments, case, long)
     assert line.startswith(f"{none}but there was no time to explain it: forward/")
 
 
@@ -114,11 +116,11 @@ class Expert2Lost(EagerBackend):
 def test_further_reds_are_explained_until_one_tells_more(monkeypatch):
     """Also where this case has a cause, and several places; in the session that is there."""
     (case,) = by_name("bell-h256-i128-drifts")
-    asked = argparse.Namespace(backend="gone.py:Gone")
+    arguments = argparse.Namespace(backend="gone.py:Gone")
     tells = [several(), several(["expert 2"])]
-    monkeypatch.setattr(explain_larger, "_said", lambda subject, session: tells.pop(0))
+    monkeypatch.setattr(explain_larger, "_diagnosis", lambda subject, session: tells.pop(0))
     second = of_tiles(case, load_cases())[1].id
-    line = explain_larger.line(asked, case, several(), Local(Expert2Lost()))
+    line = explain_larger.line(arguments, case, several(), Local(Expert2Lost()))
     assert line.startswith(f"a larger case is red too, and tells more: `megamoe explain {second} ")
 
 
@@ -129,20 +131,20 @@ def several(rules=("expert 2", "expert 3"), causes=1):
     return {**NOTHING, "actual": {"explanations": [step]}, "batch": batch}
 
 
-@pytest.mark.parametrize("said", [several(), several([], 2)])
-def test_several_causes_that_fit_are_told_apart_or_it_is_said_why_not(warm, monkeypatch, said):
+@pytest.mark.parametrize("report", [several(), several([], 2)])
+def test_several_causes_that_fit_are_told_apart_or_it_is_said_why_not(warm, monkeypatch, report):
     """By a larger case, also where the data of this one tell causes apart best."""
     (case,) = by_name("bell-h256-i128-drifts")
-    assert telling(case) == 2 and explain_larger.is_short(case, said)
+    assert telling(case) == 2 and explain_larger.is_short(case, report)
     assert not explain_larger.is_short(case, several([]))
-    asked = argparse.Namespace(backend=None)
+    arguments = argparse.Namespace(backend=None)
     slow = {one.id: explain_larger.SECONDS for one in load_cases()}
     none = "no larger case tells them apart: "
     monkeypatch.setattr(explain_larger.shards, "durations", lambda root: slow)
-    line = explain_larger.line(asked, case, said)
+    line = explain_larger.line(arguments, case, report)
     assert line == f"{none}each is known to take 10 s or more, so none was judged"
     monkeypatch.setattr(explain_larger, "load_cases", lambda root: [case])
-    line = explain_larger.line(asked, case, said)
+    line = explain_larger.line(arguments, case, report)
     assert line == f"{none}none has the features and the chosen values of this one"
 
 
@@ -154,8 +156,8 @@ def test_a_cause_in_some_slots_asks_for_a_case_that_says_in_which():
 
     def is_short(*steps, rules=()):
         batch = {"rules": [*rules], "is_empty_tokens": False}
-        said = {"actual": {"explanations": [*steps]}, "batch": batch}
-        return explain_larger.is_short(case, said)
+        report = {"actual": {"explanations": [*steps]}, "batch": batch}
+        return explain_larger.is_short(case, report)
 
     assert is_short(some) and not is_short(some, rules=["experts 1 and later"])
     assert is_short(CLEAR, unknown) and not is_short(CLEAR)
@@ -165,34 +167,34 @@ def test_a_cause_in_some_slots_asks_for_a_case_that_says_in_which():
 def test_a_case_of_several_tiles_an_expert_tells_where():
     everything = load_cases()
     (case,) = by_name("bell-h256-i128-drifts")
-    found = of_tiles(case, everything)
-    assert found[0].name == "many-rows-masked-slots-and-an-empty-expert"
-    assert of_tiles(found[0], everything) == [], "it has such tiles itself"
+    tiled_cases = of_tiles(case, everything)
+    assert tiled_cases[0].name == "many-rows-masked-slots-and-an-empty-expert"
+    assert of_tiles(tiled_cases[0], everything) == [], "it has such tiles itself"
     line = explain_larger.line(argparse.Namespace(backend=None), case, several())
-    assert line == f"try a larger case, if it is red too: {found[0].id}"
+    assert line == f"try a larger case, if it is red too: {tiled_cases[0].id}"
     line = explain_larger.line(argparse.Namespace(backend=None), case, several([], 2))
-    assert found[0].id not in line, "one place, several causes"
+    assert tiled_cases[0].id not in line, "one place, several causes"
 
 
 def test_plain_data_stand_for_chosen_values_that_no_larger_case_has():
     (case,) = by_name("directed-product-order")
     assert larger(case, load_cases()) == []
-    asked = argparse.Namespace(backend=None)
-    line = explain_larger.line(asked, case, several([], 2))
+    arguments = argparse.Namespace(backend=None)
+    line = explain_larger.line(arguments, case, several([], 2))
     assert line == "try a larger case, if it is red too: forward/precise-silu-bell-clamp-none"
     none = "no larger case tells more: none has the features and the chosen values of this one"
-    assert explain_larger.line(asked, case, NOTHING) == none
+    assert explain_larger.line(arguments, case, NOTHING) == none
 
 
 def test_larger_cases_that_are_not_judged_are_said_with_the_reason(warm, tmp_path, monkeypatch):
     (case,) = by_name("token-block-edge-t15")
-    asked = argparse.Namespace(backend="eager", contract=None)
-    monkeypatch.setattr(explain_larger, "TRIED", 1)
+    arguments = argparse.Namespace(backend="eager", contract=None)
+    monkeypatch.setattr(explain_larger, "MAX_CASES", 1)
     monkeypatch.setattr(explain_larger.Runner, "run", lambda self, one: Verdict(one.id, "", "skip"))
-    line = explain_larger.line(asked, case, several())
+    line = explain_larger.line(arguments, case, several())
     assert line.startswith("no larger case tells them apart: skipped: forward/")
-    gone = argparse.Namespace(backend=f"{tmp_path}/gone.py:Gone")
-    line = explain_larger.line(gone, case, several())
+    no_backend = argparse.Namespace(backend=f"{tmp_path}/gone.py:Gone")
+    line = explain_larger.line(no_backend, case, several())
     says = "no larger case tells them apart: the backend gave no output: forward/"
     assert line.startswith(says)
 
@@ -202,9 +204,9 @@ def test_a_larger_case_has_what_the_red_one_has():
     everything = load_cases()
     (case,) = by_name("many-rows-masked-slots-and-an-empty-expert")
     plain, masked = by_name("rows-of-a-large-batch-wrong-t1024", "masked-slot-computed-6")
-    found = explain_larger.lacks(case, [plain, masked])
-    assert found[plain.id][:2] == ["masked slots", "a token without a live slot"]
-    assert found[masked.id] == [
+    lacks = explain_larger.lacks(case, [plain, masked])
+    assert lacks[plain.id][:2] == ["masked slots", "a token without a live slot"]
+    assert lacks[masked.id] == [
         "a token without a live slot", "an expert whose last tile of 16 rows is full",
     ]  # fmt: skip
     line = explain_larger.line(argparse.Namespace(backend=None), case, NOTHING)
@@ -215,20 +217,22 @@ def test_a_larger_case_has_what_the_red_one_has():
 def test_no_larger_case_is_tried_for_rows_that_nobody_may_have_written():
     (case,) = by_name("many-rows-masked-slots-and-an-empty-expert")
     step, batch = {"exact": [], "decisions": 9}, {"rules": ["a"], "is_empty_tokens": False}
-    said = {"actual": {"explanations": [step]}, "batch": batch}
-    assert explain_larger.is_short(case, said)
-    assert not explain_larger.is_short(case, {**said, "batch": {**batch, "is_empty_tokens": True}})
+    report = {"actual": {"explanations": [step]}, "batch": batch}
+    assert explain_larger.is_short(case, report)
+    assert not explain_larger.is_short(
+        case, {**report, "batch": {**batch, "is_empty_tokens": True}}
+    )
 
 
 def test_cases_that_pass_are_said_to_lack_what_none_of_them_has():
     (case,) = by_name("many-rows-masked-slots-and-an-empty-expert")
     plain, masked = by_name("rows-of-a-large-batch-wrong-t1024", "masked-slot-computed-6")
     lacking = explain_larger.lacks(case, [plain, masked])
-    said = explain_larger.without(lacking, [plain])
-    assert said.startswith("; it does not have what this case has: masked slots, ")
+    note = explain_larger.without(lacking, [plain])
+    assert note.startswith("; it does not have what this case has: masked slots, ")
     tile = "an expert whose last tile of 16 rows is full"
-    said = explain_larger.without(lacking, [plain, masked])
-    assert said == (f"; none of them has what this case has: a token without a live slot, {tile}")
+    note = explain_larger.without(lacking, [plain, masked])
+    assert note == (f"; none of them has what this case has: a token without a live slot, {tile}")
     assert explain_larger.without({case.id: []}, [case]) == ""
 
 
@@ -244,7 +248,7 @@ def test_rows_of_experts_say_what_a_routing_has():
 
 
 @pytest.mark.parametrize(
-    ("rows", "experts", "said"),
+    ("rows", "experts", "text"),
     [
         ({0: 3, 2: 5}, 3, "0: 3, 1: 0, 2: 5"),
         ({9: 4, 3: 5}, 40, "3: 5, 9: 4; none of 38 other experts"),
@@ -253,23 +257,23 @@ def test_rows_of_experts_say_what_a_routing_has():
         ({}, 40, "none of 40 experts has a row"),
     ],
 )  # fmt: skip
-def test_rows_of_experts_fit_a_line(rows, experts, said):
+def test_rows_of_experts_fit_a_line(rows, experts, text):
     total = sum(rows.values())
-    assert Routed(rows, 0, total, 0).lines(experts) == said
+    assert Routed(rows, 0, total, 0).lines(experts) == text
     masked = Routed(rows, 2, total + 2, 1).lines(experts)
-    assert masked == f"{said}; 2 of {total + 2} slots are masked, 1 token without a live slot"
+    assert masked == f"{text}; 2 of {total + 2} slots are masked, 1 token without a live slot"
 
 
 def test_the_larger_case_has_the_same_subject():
     """A fault of masked slots needs such slots, and one of chosen values these values."""
     everything = load_cases()
-    masked, chosen = by_name("masked-slots-bell", "masked-slot-weight-not-finite")
-    found = larger(masked, everything)[0]
-    assert not {"mask", "mask_every"}.isdisjoint(found.params["routing_recipe"])
-    assert larger(chosen, everything) == []
+    masked, not_finite = by_name("masked-slots-bell", "masked-slot-weight-not-finite")
+    best = larger(masked, everything)[0]
+    assert not {"mask", "mask_every"}.isdisjoint(best.params["routing_recipe"])
+    assert larger(not_finite, everything) == []
 
 
 def test_show_prints_the_rows_of_one_case(capsys):
-    asked = argparse.Namespace(case="token-block-edge-t15", json=False, golden=None)
-    assert show.run(asked) == 0
+    arguments = argparse.Namespace(case="token-block-edge-t15", json=False, golden=None)
+    assert show.run(arguments) == 0
     assert "\n  rows of experts    0: 5, 1: 6, 2: 8, 3: 6, 4: 5\n" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from megamoe.commands import main as cli
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.grouped import before
 from megamoe.explain.places import fitting, in_batch
-from megamoe.explain.unwritten import garbage, said_of_two
+from megamoe.explain.unwritten import garbage, repeat_note
 from megamoe.spec.contract import BASE
 from megamoe.suite.at_hand import run
 from tests.helpers.local import Local
@@ -42,8 +42,8 @@ def test_wrong_tokens_that_have_masked_slots_are_named_so(wrong, where):
 def of_one_token(wrong, what="", ids=IDS, experts=2, slots=None):
     exact = [{"what": what}] if what else []
     token = int(np.argmax(wrong))
-    said = {"explanations": [{"exact": exact}]}
-    return in_batch(said, {}, token, ids, experts, wrong, slots or {})
+    departure = {"explanations": [{"exact": exact}]}
+    return in_batch(departure, {}, token, ids, experts, wrong, slots or {})
 
 
 def test_one_wrong_token_is_enough_only_if_it_is_the_one_without_a_live_slot():
@@ -62,21 +62,21 @@ def test_masked_slots_that_count_for_expert_0_are_mentioned():
     ids = rows((-1, 16), (0, 16), (1, 16), (2, 16))  # expert 0 seems to have 32 rows
     wrong = np.arange(64) >= 32
     what = "slot 0 (expert 1) takes the weights of expert 0"
-    said = of_one_token(wrong, what, ids, 3, {32: {0}})
+    batch = of_one_token(wrong, what, ids, 3, {32: {0}})
     masks = "with another expert's weights if masked slots (16) count as rows of expert 0"
-    assert any(masks in rule for rule in said["rules"]), said["rules"]
+    assert any(masks in rule for rule in batch["rules"]), batch["rules"]
     other = of_one_token(wrong, what.replace("of expert 0", "of expert 7"), ids, 3, {32: {0}})
     clamp = of_one_token(wrong, "the gate is clamped from below too", ids, 3, {32: {0}})
-    for said in (other, clamp):  # the weights are of another expert, or right
-        assert said["rules"] and not any("masked" in rule for rule in said["rules"])
+    for batch in (other, clamp):  # the weights are of another expert, or right
+        assert batch["rules"] and not any("masked" in rule for rule in batch["rules"])
 
 
 def test_a_full_tile_that_counts_twice_shifts_the_first_tile_of_later_experts():
     ids = rows((0, 5), (1, 16), (2, 20), (3, 4))
     wrong = np.zeros(45, bool)
     wrong[21:37] = wrong[41:] = True
-    said = of_one_token(wrong, ids=ids, experts=4)
-    assert said["rules"] == [
+    batch = of_one_token(wrong, ids=ids, experts=4)
+    assert batch["rules"] == [
         "the 20 rows with another expert's weights if a full last tile counts twice "
         "(expert 1 has 16 rows), in tiles of 16 rows"
     ]
@@ -84,17 +84,17 @@ def test_a_full_tile_that_counts_twice_shifts_the_first_tile_of_later_experts():
 
 def test_three_experts_and_more_are_named_by_the_first():
     ids = rows((0, 5), (1, 3), (2, 9), (3, 4))
-    said = of_one_token(ids[:, 0] >= 1, ids=ids, experts=4)
-    assert "experts 1 and later, at all of their 16 rows" in said["rules"]
-    assert said["before"] == "", "5 rows are no full tile"
+    batch = of_one_token(ids[:, 0] >= 1, ids=ids, experts=4)
+    assert "experts 1 and later, at all of their 16 rows" in batch["rules"]
+    assert batch["before"] == "", "5 rows are no full tile"
 
 
 def test_the_expert_before_is_named_where_its_rows_fill_tiles():
     ids = rows((0, 5), (1, 16), (2, 20), (3, 4))
-    said = of_one_token(ids[:, 0] >= 2, ids=ids, experts=4)
+    batch = of_one_token(ids[:, 0] >= 2, ids=ids, experts=4)
     note = "expert 2 comes after expert 1, which has 16 rows: full tiles of 8 or 16"
-    assert said["rules"][0] == "experts 2 and 3, at all of their 24 rows"
-    assert said["before"] == before(ids, 4, ids >= 2) == note
+    assert batch["rules"][0] == "experts 2 and 3, at all of their 24 rows"
+    assert batch["before"] == before(ids, 4, ids >= 2) == note
     assert before(ids, 4, ids == 1) == before(ids, 4, ids == 0) == ""
 
 
@@ -113,23 +113,23 @@ def test_a_second_call_says_whether_the_values_stay(dead):
     y[3, 2::4] = 7
     again = y.copy()
     again[0] = 1  # a token with live slots says nothing of memory
-    assert garbage(dead, y).tolist() == DEAD.tolist() and said_of_two(dead, y, again) == ""
+    assert garbage(dead, y).tolist() == DEAD.tolist() and repeat_note(dead, y, again) == ""
     again[3, 2] = 9
-    assert said_of_two(dead, y, again) == (
+    assert repeat_note(dead, y, again) == (
         "a second call gives other values at 1 of 1 token without a live slot: it looks like "
         "memory that nobody wrote"
     )
-    added = replace(dead, shared_output=torch.zeros(6, 128).bfloat16())
-    assert not garbage(added, y).any()
+    with_shared_output = replace(dead, shared_output=torch.zeros(6, 128).bfloat16())
+    assert not garbage(with_shared_output, y).any()
 
 
 def test_the_channels_of_such_values_are_no_pattern(dead):
     right = run(dead, Local(EagerBackend()))["y"]
-    for token, said in ((3, ""), (0, "channels n with n modulo 4 = 2")):
+    for token, text in ((3, ""), (0, "channels n with n modulo 4 = 2")):
         rows = {"y": right[token].copy()}
         rows["y"][2::4] ^= 0x3F00
         actual = explain(FromProblem(dead), token, 0, "fp32", rows, contract=BASE)["actual"]
-        assert actual["stages"][-1]["channels"] == said
+        assert actual["stages"][-1]["channels"] == text
 
 
 KERNEL = """
@@ -152,10 +152,10 @@ def test_explain_calls_a_kernel_twice_that_leaves_such_values(warm, tmp_path, ca
     (tmp_path / "k.py").write_text(KERNEL)
     case, backend = "many-rows-masked-slots-and-an-empty-expert", f"{tmp_path}/k.py:Unwritten"
     assert cli.main(["explain", case, "--backend", backend]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
         "where: the tokens without a live slot: 40 tokens\n"
         "  exactly the 40 of 200 tokens that are outside\n"
         "  a second call gives other values at 40 of 40 tokens without a live slot: "
-    ) in said
-    assert "of all tokens:" not in said
+    ) in output
+    assert "of all tokens:" not in output

@@ -74,7 +74,7 @@ PROBLEMS = {
     },
 }  # fmt: skip
 
-NAMED = {
+CAUSES = {
     "gate-up-not-rounded-to-bf16": ("plain", "gate and up are not rounded to bfloat16"),
     "gate-up-truncated-to-bf16": ("plain", "gate and up are truncated to bfloat16"),
     "gate-up-swapped": ("plain", "gate and up are swapped"),
@@ -148,7 +148,7 @@ NAMED = {
 }  # fmt: skip
 """The problem that shows a mutant, and the name that ``explain`` must give."""
 
-UNNAMED = {
+REASONS = {
     "one-weight-group-off-by-a-ue8m0-step": "one scale byte of one row: no rule chose it",
     "one-percent-in-64-channels-of-one-row": "a factor on some channels: no rule chose them",
     "combine-adds-masked-slots": "what it adds is in no stage",
@@ -165,34 +165,38 @@ AT = {"one-row-of-a-tile-lost": 8, "rows-beyond-128-read-row-0": 129}
 
 
 @cache
-def made(name):
+def problem_of(name):
     base = {
         "tokens": 2, "top_k": 3, "intermediate": 256, "clamp": 2.0, "weights_recipe": SCALES,
     }  # fmt: skip
     return problem(3, **{**base, **PROBLEMS[name]})
 
 
-def explained(name, got, token=1, accumulator="fp32-ordered"):
-    actual = {k: v[token] for k, v in got.items()}
-    return explain(FromProblem(made(name)), token, 0, accumulator, actual, contract=BASE)["actual"]
+def departure_of(name, stages, token=1, accumulator="fp32-ordered"):
+    actual = {k: v[token] for k, v in stages.items()}
+    return explain(FromProblem(problem_of(name)), token, 0, accumulator, actual, contract=BASE)[
+        "actual"
+    ]
 
 
-def names(said, kind="exact"):
-    return [way["what"] for step in said["explanations"] for way in step[kind]]
+def names(departure, kind="exact"):
+    return [way["what"] for step in departure["explanations"] for way in step[kind]]
 
 
 def test_every_mutant_has_a_name_or_a_reason():
-    assert set(NAMED) | set(UNNAMED) == {m.name for m in MUTANTS}
-    assert not set(NAMED) & set(UNNAMED)
+    assert set(CAUSES) | set(REASONS) == {m.name for m in MUTANTS}
+    assert not set(CAUSES) & set(REASONS)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", CAUSES)
 def test_a_mutant_is_named_and_nothing_is_left(name, tmp_path):
     mutant = next(m for m in (*FORWARD, *STAGING) if m.name == name)
-    shown, wanted = NAMED[name]
-    said = explained(shown, run(made(shown), Local(build(mutant, tmp_path))), AT.get(name, 1))
-    assert wanted in names(said)
-    assert not names(said, "partial")
+    problem_name, cause = CAUSES[name]
+    departure = departure_of(
+        problem_name, run(problem_of(problem_name), Local(build(mutant, tmp_path))), AT.get(name, 1)
+    )
+    assert cause in names(departure)
+    assert not names(departure, "partial")
 
 
 # --- faults planted in what a correct backend is given ------------------------------------------
@@ -214,7 +218,7 @@ def _layout(rows, *tiles):
     return read_as_linear
 
 
-def _undone(rows, *tiles):
+def _inverse_layout(rows, *tiles):
     """Linear bytes that are read as tiles: the inverse permutation."""
 
     def read(scale):
@@ -225,19 +229,19 @@ def _undone(rows, *tiles):
     return read
 
 
-def _rows_left(scale):
+def _transformed_rows(scale):
     """What ``transform_sf`` does to the rows, and nobody undoes."""
     packed = transform_sf(scale).contiguous()
     return packed.view(torch.uint8).view(scale.shape)
 
 
 BOTH = ("w13_weight_scale", "w2_weight_scale")
-PLANTED = {
+FAULTS = {
     "weight scales are written 128x4 and read linear": (BOTH, _layout(128, 4, 32)),
     "weight scales are written 8x4 and read linear": (BOTH, _layout(8, 8)),
-    "weight scales are written linear and read 128x4": (BOTH, _undone(128, 4, 32)),
-    "weight scales are written linear and read 8x4": (BOTH, _undone(8, 8)),
-    "weight scales are left in the 4 x 32 order of rows": (BOTH, _rows_left),
+    "weight scales are written linear and read 128x4": (BOTH, _inverse_layout(128, 4, 32)),
+    "weight scales are written linear and read 8x4": (BOTH, _inverse_layout(8, 8)),
+    "weight scales are left in the 4 x 32 order of rows": (BOTH, _transformed_rows),
     "gate and up rows are in turn by 8 and are read as halves": (
         ("w13_weight", "w13_weight_scale"), interleave_gate_up,
     ),
@@ -251,22 +255,24 @@ PLANTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_of_the_weights_layout_is_named(name):
     """``eager`` is right and is given wrong weights; ``explain`` is given the right ones."""
-    fields, change = PLANTED[name]
-    given = made("plain")
+    fields, change = FAULTS[name]
+    original = problem_of("plain")
     if "signed" in name:  # every scale byte is from 128 on, so every weight changes its sign
-        given = problem(3, tokens=2, top_k=3, clamp=2.0, weights_recipe={"w13_scale": [129, 2]},
+        original = problem(3, tokens=2, top_k=3, clamp=2.0, weights_recipe={"w13_scale": [129, 2]},
                         hidden_recipe={"log2_scale": -9})  # fmt: skip
-    wrong = replace(given, **{f: change(getattr(given, f)).contiguous() for f in fields})
-    got = {k: v[1] for k, v in run(wrong, Local(EagerBackend(BASE))).items()}
-    said = explain(FromProblem(given), 1, 0, "fp32-ordered", got, contract=BASE)["actual"]
+    wrong = replace(original, **{f: change(getattr(original, f)).contiguous() for f in fields})
+    actual = {k: v[1] for k, v in run(wrong, Local(EagerBackend(BASE))).items()}
+    departure = explain(FromProblem(original), 1, 0, "fp32-ordered", actual, contract=BASE)[
+        "actual"
+    ]
     links = 2 if "w2_weight_scale" in fields else 1
-    assert len(said["explanations"]) == links
-    for step in said["explanations"]:
-        found = [way["what"] for way in step["exact"]]
-        assert name in found and len(found) <= 3
+    assert len(departure["explanations"]) == links
+    for step in departure["explanations"]:
+        exact = [way["what"] for way in step["exact"]]
+        assert name in exact and len(exact) <= 3
 
 
 def _exact_sums(*operands):
@@ -274,21 +280,21 @@ def _exact_sums(*operands):
     return blocks, exact, exact, exact
 
 
-def _acts(got):
-    return {k: (got.codes[1, k], got.sf[1, k]) for k in range(3)}
+def _acts(output):
+    return {k: (output.codes[1, k], output.sf[1, k]) for k in range(3)}
 
 
 def test_the_freedom_of_an_instruction_is_no_fault(monkeypatch):
     """A tensor core's sums are neither the exact ones nor fp32's; the fault is named still."""
-    given = made("plain")
-    wrong = replace(given, w13_weight_scale=_layout(128, 4, 32)(given.w13_weight_scale))
-    got = forward(wrong, hopper_e4m3(), 1)
-    actual = {"l2_acts": got.codes[1], "l2_acts_sf": got.sf[1], "y": got.y[1]}
-    said = explain(FromProblem(given), 1, 0, "sm90-e4m3", actual, contract=BASE)["actual"]
-    assert names(said) == ["weight scales are written 128x4 and read linear"]
-    life, source = _life(given, "sm90-e4m3")
-    predictor = Predictor(life, source, _acts(got))
-    way = next(w for w in of_codes(life, source) if w.name == names(said)[0])
+    original = problem_of("plain")
+    wrong = replace(original, w13_weight_scale=_layout(128, 4, 32)(original.w13_weight_scale))
+    output = forward(wrong, hopper_e4m3(), 1)
+    actual = {"l2_acts": output.codes[1], "l2_acts_sf": output.sf[1], "y": output.y[1]}
+    departure = explain(FromProblem(original), 1, 0, "sm90-e4m3", actual, contract=BASE)["actual"]
+    assert names(departure) == ["weight scales are written 128x4 and read linear"]
+    life, source = _life(original, "sm90-e4m3")
+    predictor = Predictor(life, source, _acts(output))
+    way = next(w for w in of_codes(life, source) if w.name == names(departure)[0])
     assert not predictor.outside_codes(way).any()
     monkeypatch.setattr(predict, "linear1", _exact_sums)
     assert predictor.outside_codes(way).any()  # by exact sums alone it would be no exact match
@@ -297,15 +303,15 @@ def test_the_freedom_of_an_instruction_is_no_fault(monkeypatch):
 def test_what_a_correct_kernel_shows_has_no_fault_by_any_class():
     """The contract's way, followed by the same code as a deviation, gives all that was shown."""
     for kernel in (hopper_e4m3(), blackwell_mxf8f6f4(), hopper_bf16()):
-        got = forward(made("plain"), kernel, 2)
-        life, source = _life(made("plain"), kernel.accumulator)
-        predictor = Predictor(life, source, _acts(got))
+        output = forward(problem_of("plain"), kernel, 2)
+        life, source = _life(problem_of("plain"), kernel.accumulator)
+        predictor = Predictor(life, source, _acts(output))
         assert not predictor.outside_codes(right(life)).any()
-        assert not predictor.outside_y(right(life), got.y[1, :128]).any()
+        assert not predictor.outside_y(right(life), output.y[1, :128]).any()
 
 
-def _life(made_, accumulator):
-    source = FromProblem(made_)
+def _life(p, accumulator):
+    source = FromProblem(p)
     return live(source, 1, range(128), accumulator, BASE), source
 
 
@@ -313,20 +319,22 @@ def _life(made_, accumulator):
 
 
 def right_rows(name="plain"):
-    return {k: v[1].copy() for k, v in run(made(name), Local(EagerBackend(BASE))).items()}
+    return {k: v[1].copy() for k, v in run(problem_of(name), Local(EagerBackend(BASE))).items()}
 
 
 def _mutated(name, folder, problem_="plain"):
     mutant = next(m for m in FORWARD if m.name == name)
-    return {k: v[1].copy() for k, v in run(made(problem_), Local(build(mutant, folder))).items()}
+    return {
+        k: v[1].copy() for k, v in run(problem_of(problem_), Local(build(mutant, folder))).items()
+    }
 
 
 def test_a_match_in_part_says_what_it_leaves(tmp_path):
     """Silu is missing, and a tenth of the codes are something else besides."""
-    got = _mutated("silu-is-relu", tmp_path)
-    got["l2_acts"][:, 5::10] ^= 0x40
-    said = explain_token(got)
-    step = said["explanations"][0]
+    rows = _mutated("silu-is-relu", tmp_path)
+    rows["l2_acts"][:, 5::10] ^= 0x40
+    departure = explain_token(rows)
+    step = departure["explanations"][0]
     best = step["partial"][0]
     assert best["what"] == "relu stands for silu" and not step["exact"]
     hit = sum(len(range(5, 256, 10)) for _ in range(3))
@@ -339,11 +347,11 @@ def test_a_match_in_part_says_what_it_leaves(tmp_path):
 
 def test_a_match_in_part_that_right_values_refute_says_so(tmp_path):
     """Relu stands for silu in all groups but the last two: there relu would change right values."""
-    got, right_ = _mutated("silu-is-relu", tmp_path), right_rows()
-    got["l2_acts"][:, 192:], got["l2_acts_sf"][:, 6:] = (
+    rows, right_ = _mutated("silu-is-relu", tmp_path), right_rows()
+    rows["l2_acts"][:, 192:], rows["l2_acts_sf"][:, 6:] = (
         right_["l2_acts"][:, 192:], right_["l2_acts_sf"][:, 6:]
     )  # fmt: skip
-    step = explain_token(got)["explanations"][0]
+    step = explain_token(rows)["explanations"][0]
     best = step["partial"][0]
     assert not step["exact"] and best["what"] == "relu stands for silu"
     assert best["explains"] == step["differing"] and best["contradicts"]
@@ -355,25 +363,25 @@ def test_a_match_in_part_that_right_values_refute_says_so(tmp_path):
 
 
 def test_what_right_values_refute_comes_after_what_they_do_not():
-    """``near`` leaves more wrong than ``refuted``, which would change one right value."""
-    near, refuted = Fit("a", "silu", "", 20, 30, 0), Fit("b", "silu", "", 30, 30, 1)
-    assert [f.name for f in in_part([refuted, near])] == ["a", "b"]
-    step = report([refuted, near], Evidence("codes", 30, 30, ""), 99, "codes", 2)
+    """``near`` leaves more wrong than ``complete``, which would change one right value."""
+    near, complete = Fit("a", "silu", "", 20, 30, 0), Fit("b", "silu", "", 30, 30, 1)
+    assert [f.name for f in in_part([complete, near])] == ["a", "b"]
+    step = report([complete, near], Evidence("codes", 30, 30, ""), 99, "codes", 2)
     assert [line.split(":")[0].strip() for line in explanation(step)[1:]] == ["silu", "refuted"]
 
 
 def test_two_faults_of_two_steps_are_both_named(tmp_path):
     two = [m for m in FORWARD if m.name in ("silu-is-relu", "combine-loses-last-slot")]
     both = Mutant("both", "", [edit for m in two for edit in m.edits])
-    shown = {k: v[1] for k, v in run(made("plain"), Local(build(both, tmp_path))).items()}
-    assert names(explain_token(shown)) == ["relu stands for silu", "slot 2 (expert 2) is lost"]
+    rows = {k: v[1] for k, v in run(problem_of("plain"), Local(build(both, tmp_path))).items()}
+    assert names(explain_token(rows)) == ["relu stands for silu", "slot 2 (expert 2) is lost"]
 
 
 def test_a_fault_of_one_slot_is_said_to_be_of_that_slot(tmp_path):
-    got, wrong = right_rows(), _mutated("silu-is-relu", tmp_path)
+    rows, wrong = right_rows(), _mutated("silu-is-relu", tmp_path)
     for stage in ("l2_acts", "l2_acts_sf"):
-        got[stage][1] = wrong[stage][1]
-    step = explain_token(got)["explanations"][0]
+        rows[stage][1] = wrong[stage][1]
+    step = explain_token(rows)["explanations"][0]
     assert [(w["what"], w["where"]) for w in step["exact"]] == [
         ("relu stands for silu", "in slot 1 only")
     ]
@@ -391,11 +399,11 @@ def test_deviations_that_give_the_same_are_all_named_as_alternatives(tmp_path):
 
 
 def test_codes_that_are_shown_wrong_and_used_right_are_one_fault():
-    got = right_rows()
-    got["l2_acts"][0, 3] ^= 0x55
-    said = explain_token(got)
-    assert [s["stage"] for s in said["stages"] if s["outside"]] == ["l2_acts"]
-    assert len(said["explanations"]) == 1 and not names(said)
+    rows = right_rows()
+    rows["l2_acts"][0, 3] ^= 0x55
+    departure = explain_token(rows)
+    assert [s["stage"] for s in departure["stages"] if s["outside"]] == ["l2_acts"]
+    assert len(departure["explanations"]) == 1 and not names(departure)
 
 
 @pytest.mark.parametrize("how", CORRUPTIONS, ids=lambda f: f.__name__)
@@ -403,12 +411,12 @@ def test_a_random_corruption_gets_no_name(how):
     """A few of those that ``tools/false_names.py`` draws by the hundred."""
     rng, right = np.random.default_rng(5), right_rows()
     for shows in ("stages", "y"):
-        said = explain_token(corrupted(rng, right, how, shows))
-        assert not names(said) and not names(said, "partial")
+        departure = explain_token(corrupted(rng, right, how, shows))
+        assert not names(departure) and not names(departure, "partial")
 
 
 def explain_token(actual):
-    return explain(FromProblem(made("plain")), 1, 0, "fp32-ordered", actual, contract=BASE)[
+    return explain(FromProblem(problem_of("plain")), 1, 0, "fp32-ordered", actual, contract=BASE)[
         "actual"
     ]
 
@@ -421,15 +429,15 @@ APPLIED = "the routing weight is applied "
 def _unweighted(y):
     """Codes without the weight, which is in ``y`` as ``y(rows, weights)`` says: ``rows`` are those
     of the slots, ``(3, T, H)`` float32."""
-    given = made("plain")
-    ones = replace(given, topk_weights=torch.ones_like(given.topk_weights))
-    got = run(ones, Local(EagerBackend(BASE)))
+    original = problem_of("plain")
+    ones = replace(original, topk_weights=torch.ones_like(original.topk_weights))
+    stages = run(ones, Local(EagerBackend(BASE)))
     rows = []
     for k in range(3):
-        ids = torch.where(torch.arange(3) == k, given.topk_ids, -1)
+        ids = torch.where(torch.arange(3) == k, original.topk_ids, -1)
         rows.append(EagerBackend(BASE).forward(replace(ones, topk_ids=ids))["y"].float())
-    shown = y(torch.stack(rows), given.topk_weights.T[:, :, None]).bfloat16()
-    return {**got, "y": shown.view(torch.int16).numpy().view(np.uint16)}
+    output = y(torch.stack(rows), original.topk_weights.T[:, :, None]).bfloat16()
+    return {**stages, "y": output.view(torch.int16).numpy().view(np.uint16)}
 
 
 LATE = {
@@ -443,24 +451,24 @@ LATE = {
 
 @pytest.mark.parametrize("place", LATE)
 def test_y_tells_where_a_late_routing_weight_is_applied(place):
-    said = explained("plain", _unweighted(LATE[place]))
-    of_codes, of_y = said["explanations"]
-    found = [way["what"] for way in of_codes["exact"]]
-    assert APPLIED + place in found and of_y["follows"] and of_y["exact"] == of_codes["exact"]
-    assert "the routing weight is dropped" not in found and len(found) <= 2
-    assert causes({"actual": said})[-1].endswith(" too")
+    departure = departure_of("plain", _unweighted(LATE[place]))
+    of_codes, of_y = departure["explanations"]
+    exact = [way["what"] for way in of_codes["exact"]]
+    assert APPLIED + place in exact and of_y["follows"] and of_y["exact"] == of_codes["exact"]
+    assert "the routing weight is dropped" not in exact and len(exact) <= 2
+    assert causes({"actual": departure})[-1].endswith(" too")
 
 
 def test_y_that_follows_from_the_codes_tells_that_the_weight_is_dropped():
-    said = explained("plain", _unweighted(lambda rows, w: rows.sum(0)))
-    assert names(said) == ["the routing weight is dropped"]
+    departure = departure_of("plain", _unweighted(lambda rows, w: rows.sum(0)))
+    assert names(departure) == ["the routing weight is dropped"]
 
 
 def test_places_that_y_does_not_tell_apart_are_one_line():
     """Besides the weight, ``y`` has another fault."""
-    got = _unweighted(lambda rows, w: rows.sum(0))
-    got["y"] = got["y"] ^ 0x155
-    lines = causes({"actual": explained("plain", got)})
+    stages = _unweighted(lambda rows, w: rows.sum(0))
+    stages["y"] = stages["y"] ^ 0x155
+    lines = causes({"actual": departure_of("plain", stages)})
     assert lines[0].startswith(
         "cause: routing weight: the routing weight is dropped; or is applied after linear 2 to its "
         "fp32 sums; or is applied "
@@ -471,20 +479,20 @@ def test_places_that_y_does_not_tell_apart_are_one_line():
 
 def test_a_routing_weight_before_silu_is_named():
     """A weight of a half on gate and up is a scale byte less."""
-    given = made("plain")
-    half = replace(given, topk_weights=torch.full_like(given.topk_weights, 0.5))
+    original = problem_of("plain")
+    half = replace(original, topk_weights=torch.full_like(original.topk_weights, 0.5))
     wrong = replace(
-        half, topk_weights=torch.ones_like(given.topk_weights),
-        w13_weight_scale=given.w13_weight_scale - 1,
+        half, topk_weights=torch.ones_like(original.topk_weights),
+        w13_weight_scale=original.w13_weight_scale - 1,
     )  # fmt: skip
-    got = {k: v[1] for k, v in run(wrong, Local(EagerBackend(BASE))).items()}
-    said = explain(FromProblem(half), 1, 0, "fp32-ordered", got, contract=BASE)["actual"]
-    assert names(said) == [f"{APPLIED}before silu to gate and up"]
+    actual = {k: v[1] for k, v in run(wrong, Local(EagerBackend(BASE))).items()}
+    departure = explain(FromProblem(half), 1, 0, "fp32-ordered", actual, contract=BASE)["actual"]
+    assert names(departure) == [f"{APPLIED}before silu to gate and up"]
 
 
 def test_a_logarithm_in_fp32_rounds_one_unit_above_a_power_of_two_down():
     """At 2^-9 and not at 1/2: the exponent takes bits from the fraction of the logarithm."""
-    source = FromProblem(made("plain"))
+    source = FromProblem(problem_of("plain"))
     life = live(source, 1, range(128), "fp32-ordered", NEWEST)
     ways = {way.name: way for way in of_codes(life, source)}
     way = ways["the exponent is the logarithm in fp32, rounded up"]
@@ -495,7 +503,7 @@ def test_a_logarithm_in_fp32_rounds_one_unit_above_a_power_of_two_down():
 
 def test_another_rounding_of_a_scale_byte_keeps_the_floor():
     """A kernel that rounds wrongly and holds zeros to the floor is named on data with zeros."""
-    source = FromProblem(made("plain"))
+    source = FromProblem(problem_of("plain"))
     life = live(source, 1, range(128), "fp32-ordered", NEWEST)
     ways = [way for way in of_codes(life, source) if " rounded " in way.name and way.exponent]
     floors = {way.name: int(way.exponent(np.zeros(1, np.float32))[0]) for way in ways}

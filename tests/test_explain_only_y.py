@@ -30,7 +30,7 @@ OF_FORMAT = {
 
 
 @cache
-def drawn(format_: str):
+def problem_of(format_: str):
     more = OF_FORMAT[format_][2]
     return megamoe.problem(
         tokens=5, intermediate=256, experts=4, top_k=2, seed=1, clamp=1.0, weight_format=format_,
@@ -38,18 +38,18 @@ def drawn(format_: str):
     )  # fmt: skip
 
 
-def said_of(format_, problem, contract):
-    """What is said of ``TOKEN`` where a backend computes another problem or contract."""
+def departure_of(format_, problem, contract):
+    """Where ``TOKEN`` departs if a backend computes another problem or contract."""
     revision, accumulator, _ = OF_FORMAT[format_]
     y = forward_bits(EagerBackend(contract).forward(problem), problem)["y"]
     return explain(
-        FromProblem(drawn(format_)), TOKEN, 0, accumulator, {"y": y[TOKEN]},
+        FromProblem(problem_of(format_)), TOKEN, 0, accumulator, {"y": y[TOKEN]},
         contract=CONTRACTS[revision],
     )["actual"]  # fmt: skip
 
 
 def fitting(format_, problem, contract):
-    (step,) = said_of(format_, problem, contract)["explanations"]
+    (step,) = departure_of(format_, problem, contract)["explanations"]
     return [way["what"] for way in step["exact"]]
 
 
@@ -66,13 +66,13 @@ def fitting(format_, problem, contract):
 def test_a_clause_of_another_contract_is_named_and_no_other(format_, clause, value):
     contract = CONTRACTS[OF_FORMAT[format_][0]]
     own = getattr(contract, clause).value
-    other = contract.changed("other", "a test", **{clause: value})
-    assert fitting(format_, drawn(format_), other) == [
+    other = contract.variant("other", "a test", **{clause: value})
+    assert fitting(format_, problem_of(format_), other) == [
         f"clause {clause} is {value} in place of {own}"
     ]
 
 
-def lost(p):
+def without_slot(p):
     ids = p.topk_ids.clone()
     ids[TOKEN, 1] = -1
     return replace(p, topk_ids=ids)
@@ -85,7 +85,7 @@ def short(p):
 
 
 FAULTS = {
-    "slot 1 (expert 0) is lost": ("fp8-block", lost),
+    "slot 1 (expert 0) is lost": ("fp8-block", without_slot),
     "every routing weight is 1": (
         "w4a16", lambda p: replace(p, topk_weights=torch.ones_like(p.topk_weights))),
     "nothing is clamped": ("w4a16", lambda p: replace(p, activation_clamp=None)),
@@ -100,49 +100,49 @@ FAULTS = {
 @pytest.mark.parametrize("what", FAULTS)
 def test_an_operand_at_a_wrong_place_is_named(what):
     format_, fault = FAULTS[what]
-    found = fitting(format_, fault(drawn(format_)), CONTRACTS[OF_FORMAT[format_][0]])
+    names = fitting(format_, fault(problem_of(format_)), CONTRACTS[OF_FORMAT[format_][0]])
     # Where K has two scale factors, the one before is the one after as well.
-    assert found[0] == what and len(found) <= 2
+    assert names[0] == what and len(names) <= 2
 
 
 def test_each_variant_has_a_name_of_its_own():
     for format_, (revision, _, _) in OF_FORMAT.items():
-        names = [v.what for v in variants(drawn(format_), TOKEN, CONTRACTS[revision])]
+        names = [v.what for v in variants(problem_of(format_), TOKEN, CONTRACTS[revision])]
         assert len(names) == len({*names}) > 40 and names[0] == ""
 
 
 def test_a_right_row_has_no_explanation_and_a_strange_one_no_name():
-    p, contract = drawn("w4a16"), CONTRACTS["w4a16"]
-    right = said_of("w4a16", p, contract)
+    p, contract = problem_of("w4a16"), CONTRACTS["w4a16"]
+    right = departure_of("w4a16", p, contract)
     assert right["explanations"] == [] and right["parts_at"] is None
     noise = replace(p, hidden_states=p.hidden_states.flip(1))
-    (step,) = said_of("w4a16", noise, contract)["explanations"]
+    (step,) = departure_of("w4a16", noise, contract)["explanations"]
     assert (step["exact"], step["partial"]) == ([], []) and step["tried"] > 40
 
 
 def test_a_zero_row_is_called_zero():
     revision, accumulator, _ = OF_FORMAT["w4a16"]
-    said = explain(
-        FromProblem(drawn("w4a16")),
+    report = explain(
+        FromProblem(problem_of("w4a16")),
         TOKEN,
         0,
         accumulator,
         {"y": np.zeros(128, np.uint16)},
         contract=CONTRACTS[revision],
     )
-    (step,) = said["actual"]["explanations"]
+    (step,) = report["actual"]["explanations"]
     assert [way["what"] for way in step["exact"]] == ["y is zero"]
 
 
 def test_nan_is_not_taken_for_a_lost_row_and_may_be_an_overflow():
     """Also where zero is right: of a token whose hidden values are all zero."""
     revision, accumulator, _ = OF_FORMAT["w4a16"]
-    problem = drawn("w4a16")
+    problem = problem_of("w4a16")
     problem.hidden_states[TOKEN] = 0
     nan = {"y": np.full(128, 0x7FFF, np.uint16)}
     source = FromProblem(problem)
-    said = explain(source, TOKEN, 0, accumulator, nan, contract=CONTRACTS[revision])
-    (step,) = said["actual"]["explanations"]
+    report = explain(source, TOKEN, 0, accumulator, nan, contract=CONTRACTS[revision])
+    (step,) = report["actual"]["explanations"]
     assert step["overflow"][0]["not_finite"] == step["differing"] == 128
     assert "y is zero" not in [way["what"] for way in step["exact"]]
     if not step["exact"]:
@@ -179,11 +179,11 @@ def test_the_command_names_the_rule_of_the_batch_first(tmp_path, capsys):
 
 
 def test_without_an_output_the_command_shows_the_value_and_has_no_more(capsys):
-    asked = ["explain", CASE, "--contract", "sgl-sm90", "--accumulator", "fp32-ordered"]
-    assert main([*asked, "--json", "-"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["actual"] is None and said["golden"] == "the store has the same bits"
-    assert main([*asked, "--full"]) == 2
+    command = ["explain", CASE, "--contract", "sgl-sm90", "--accumulator", "fp32-ordered"]
+    assert main([*command, "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["actual"] is None and report["golden"] == "the store has the same bits"
+    assert main([*command, "--full"]) == 2
     assert "--full: with FP8-BLOCK weights y alone is followed" in capsys.readouterr().err
-    assert main([*asked, "--token", "99"]) == 2
+    assert main([*command, "--token", "99"]) == 2
     assert "token 99 is not there; the case has 17, from 0 on" in capsys.readouterr().err

@@ -48,37 +48,37 @@ class Weighted(EagerBackend):
         return super().forward(replace(problem, topk_weights=w))
 
 
-def said_of(p, backend):
-    """What is said of token 1 and of the batch."""
+def report_of(p, backend):
+    """The report of token 1 and of the batch."""
     session = Local(backend)
     findings = judge(p, session)[0].findings
-    got = run(p, session)
+    stages = run(p, session)
     source, contract = FromProblem(p), CONTRACTS[session.identity.contract]
-    rows = {name: stage[TOKEN] for name, stage in got.items()}
+    rows = {name: stage[TOKEN] for name, stage in stages.items()}
     of_class = session.identity.accumulator
-    said = explain(source, TOKEN, 0, of_class, rows, contract=contract)
-    actual = said["actual"]
-    return said | of_all_tokens(actual, got, TOKEN, source, p, findings, of_class, contract)
+    report = explain(source, TOKEN, 0, of_class, rows, contract=contract)
+    actual = report["actual"]
+    return report | of_all_tokens(actual, stages, TOKEN, source, p, findings, of_class, contract)
 
 
 def test_a_deviation_that_fits_one_token_by_chance_is_no_cause(right):
-    said = said_of(right, Weighted([False, True, True, False]))
-    (step,) = said["actual"]["explanations"]
+    report = report_of(right, Weighted([False, True, True, False]))
+    (step,) = report["actual"]["explanations"]
     assert not step["exact"] and step["tried_on"] == [0, 2, 3]
     (way,) = step["alone"]
     assert (way["what"], way["holds_on"], way["fails_on"]) == (ROLLED, [1, 2], [0, 3])
-    first, second = causes(said)
+    first, second = causes(report)
     assert first.startswith("cause: unknown; none of ")
     assert first.endswith(" explains all 4 wrong tokens that were tried")
     assert second == f"  routing weight: {ROLLED}: fits tokens 1 and 2, but not tokens 0 and 3"
-    assert read_from(said) == "tokens 0, 1, 2 and 3"
+    assert read_from(report) == "tokens 0, 1, 2 and 3"
 
 
 def test_a_deviation_that_fits_all_of_them_is_the_cause(right):
-    said = said_of(right, Weighted([True] * 4))
-    (step,) = said["actual"]["explanations"]
+    report = report_of(right, Weighted([True] * 4))
+    (step,) = report["actual"]["explanations"]
     assert is_clear(step) and step["exact"][0]["holds_on"] == [1, 0, 2, 3]
-    first, second = causes(said)
+    first, second = causes(report)
     assert first == f"cause: routing weight: {ROLLED}"
     assert second.endswith(" of token 1, and of 3 more wrong tokens that were tried")
 
@@ -96,14 +96,14 @@ class ExpertBefore(EagerBackend):
 def test_a_cause_in_some_slots_is_named_in_both_linears_with_the_slots(right):
     """Each token has expert 0 and others, so all tokens are wrong, and the slots say where."""
     ids = torch.tensor([[0, 1, 2], [2, 0, 3], [1, 3, 0], [3, 0, 1]])
-    said = said_of(replace(right, topk_ids=ids), ExpertBefore())
-    assert said["batch"]["wrong"] == 4
-    assert said["batch"]["rules"] == [
+    report = report_of(replace(right, topk_ids=ids), ExpertBefore())
+    assert report["batch"]["wrong"] == 4
+    assert report["batch"]["rules"] == [
         "experts 1 and later, at all of their 8 rows",
         "the first tile of 8 or more rows of each expert but expert 0: 8 rows",
     ]
     what = "weights and scales are those of the expert before, in some slots only"
-    lines = [line for line in causes(said) if line.startswith("cause: ")]
+    lines = [line for line in causes(report) if line.startswith("cause: ")]
     assert lines == [f"cause: linear {linear}: {what}" for linear in (1, 2)]
 
 
@@ -119,9 +119,9 @@ class ExpertBeforeWithRows(EagerBackend):
 
 def test_the_expert_before_may_be_the_one_before_that_has_rows(right):
     ids = torch.tensor([[0, 3, -1], [3, 0, -1], [0, 3, -1], [1, 0, -1]])
-    said = said_of(replace(right, topk_ids=ids), ExpertBeforeWithRows())
+    report = report_of(replace(right, topk_ids=ids), ExpertBeforeWithRows())
     what = "weights and scales are those of the expert before, of those with rows"
-    lines = [line for line in causes(said) if line.startswith("cause: ")]
+    lines = [line for line in causes(report) if line.startswith("cause: ")]
     assert lines == [f"cause: linear {linear}: {what}" for linear in (1, 2)]
 
 
@@ -138,7 +138,7 @@ class Reweighted(EagerBackend):
         return super().forward(replace(problem, topk_weights=self.weights))
 
 
-TAKEN = 53
+DONOR = 53
 """The token whose weight token 1 takes."""
 
 
@@ -153,20 +153,20 @@ def many():
 
 
 def test_weights_of_other_slots_are_named_where_several_tokens_prove_it(many):
-    said = said_of(many, Reweighted(many.topk_weights[torch.arange(60) * TAKEN % 60]))
-    (step,) = said["actual"]["explanations"]
+    report = report_of(many, Reweighted(many.topk_weights[torch.arange(60) * DONOR % 60]))
+    (step,) = report["actual"]["explanations"]
     assert step["may_be"]["chance"] > CHANCE, "token 1 alone proves nothing"
     assert len(step["tried_on"]) == 16 and is_clear(step)
     assert step["exact"][0]["what"] == (
         "routing weights are those of other slots: "
-        f"slot 0 of token 1 takes that of slot 0 of token {TAKEN}"
+        f"slot 0 of token 1 takes that of slot 0 of token {DONOR}"
     )
 
 
 def test_they_are_named_also_where_another_deviation_fits_one_token_by_chance(many):
-    weights = many.topk_weights[torch.arange(60) * TAKEN % 60]
+    weights = many.topk_weights[torch.arange(60) * DONOR % 60]
     weights[1] = many.topk_weights[2]
-    (step,) = said_of(many, Reweighted(weights))["actual"]["explanations"]
+    (step,) = report_of(many, Reweighted(weights))["actual"]["explanations"]
     assert is_clear(step) and not step["alone"] and step["exact"][0]["holds_on"][0] == 1
     assert step["exact"][0]["what"].startswith("routing weights are those of other slots: ")
 
@@ -175,19 +175,19 @@ def test_they_are_named_also_where_another_deviation_fits_one_token_by_chance(ma
 def test_they_are_not_named_where_other_tokens_do_not_show_it(many, factor):
     """The other tokens are right, or have weights that no slot has."""
     weights = many.topk_weights * factor
-    weights[1] = many.topk_weights[TAKEN]
-    (step,) = said_of(many, Reweighted(weights))["actual"]["explanations"]
+    weights[1] = many.topk_weights[DONOR]
+    (step,) = report_of(many, Reweighted(weights))["actual"]["explanations"]
     assert step["may_be"]["is_unique"] and not step["exact"]
 
 
 def test_they_are_not_named_where_the_other_token_fits_two_slots(many):
     """Such a token proves nothing, and token 1 alone too little."""
-    given = many.topk_weights.clone()
-    given[20] = given[10]
-    weights = given.clone()
-    weights[1], weights[5] = given[TAKEN], given[10]
-    said = said_of(replace(many, topk_weights=given), Reweighted(weights))
-    (step,) = said["actual"]["explanations"]
+    original = many.topk_weights.clone()
+    original[20] = original[10]
+    weights = original.clone()
+    weights[1], weights[5] = original[DONOR], original[10]
+    report = report_of(replace(many, topk_weights=original), Reweighted(weights))
+    (step,) = report["actual"]["explanations"]
     assert step["may_be"]["chance"] > CHANCE and not step["exact"]
 
 
@@ -207,8 +207,8 @@ def test_right_codes_of_other_tokens_tell_causes_apart(right):
     hidden = torch.zeros_like(right.hidden_states)
     hidden[:, ::32], hidden[:, 1::32], hidden[1, 2::4] = 448, 1.03, 272
     hidden[1, 1::32] = 0
-    said = said_of(replace(right, hidden_states=hidden), TiesAway())
-    step = said["actual"]["explanations"][0]
+    report = report_of(replace(right, hidden_states=hidden), TiesAway())
+    step = report["actual"]["explanations"][0]
     assert [way["what"] for way in step["exact"]][:1] == [
         "ties of codes are rounded away from zero"
     ]
@@ -250,9 +250,9 @@ def groups(*wrong):
      (groups((1, slice(2, 7))), 5, "one group of one slot")],
 )  # fmt: skip
 def test_a_scale_byte_and_its_codes_are_one_decision(wrong, decisions, text):
-    found = Evidence.of_groups("codes", wrong)
-    assert (found.decisions, found.text) == (decisions, text)
-    assert found.values == wrong.sum()
+    evidence = Evidence.of_groups("codes", wrong)
+    assert (evidence.decisions, evidence.text) == (decisions, text)
+    assert evidence.values == wrong.sum()
 
 
 def test_one_wrong_group_tells_no_cause():
@@ -282,5 +282,5 @@ WRONG = np.array([True, True, False])
 def test_a_rule_gives_the_wrong_slots_too(slots, is_named):
     """Expert 1 is at slot 1 of token 0 and at slot 0 of token 1."""
     actual = {"explanations": [{"exact": []}]}
-    found = in_batch(actual, {}, 0, IDS, 3, WRONG, slots)["rules"]
-    assert ("expert 1, at all of its 2 rows" in found) == is_named
+    rules = in_batch(actual, {}, 0, IDS, 3, WRONG, slots)["rules"]
+    assert ("expert 1, at all of its 2 rows" in rules) == is_named

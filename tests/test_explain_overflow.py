@@ -9,32 +9,32 @@ from megamoe.explain.words import explanation
 from tests.test_explain_names import explain_token, right_rows
 
 
-def _nan_codes(got):
-    got["l2_acts"][:] = NAN
+def _nan_codes(rows):
+    rows["l2_acts"][:] = NAN
 
 
-def _codes_at_448(got):
-    got["l2_acts"][:] = np.where(got["l2_acts"] & 0x80, 0xFE, 0x7E)
+def _codes_at_448(rows):
+    rows["l2_acts"][:] = np.where(rows["l2_acts"] & 0x80, 0xFE, 0x7E)
 
 
-def _no_scale(got):
-    got["l2_acts_sf"][::2] = 0xFF
+def _no_scale(rows):
+    rows["l2_acts_sf"][::2] = 0xFF
 
 
-def _largest_scale(got):
-    got["l2_acts_sf"][::2] = 0xFE
+def _largest_scale(rows):
+    rows["l2_acts_sf"][::2] = 0xFE
 
 
-def _nan_x(got):
-    got["x"][:] = NAN
+def _nan_x(rows):
+    rows["x"][:] = NAN
 
 
-def _x_at_448(got):
-    got["x"][::2] = 0x7E
+def _x_at_448(rows):
+    rows["x"][::2] = 0x7E
 
 
-def _y_at_the_largest(got):
-    got["y"][::2] = 0x7F7F
+def _y_at_the_largest(rows):
+    rows["y"][::2] = 0x7F7F
 
 
 NAN, OR_ZERO = 0x7F, "finite ones are right: may be an overflow or 0 * infinity ("
@@ -54,16 +54,16 @@ OVERFLOWS = {
 
 @pytest.mark.parametrize("plant", OVERFLOWS, ids=lambda f: f.__name__[1:])
 def test_an_overflow_is_said_of_each_stage(plant):
-    got = right_rows()
-    plant(got)
-    said = [line for step in explain_token(got)["explanations"] for line in explanation(step)]
-    (line,) = [line for line in said if "may be an overflow" in line]
+    rows = right_rows()
+    plant(rows)
+    lines = [line for step in explain_token(rows)["explanations"] for line in explanation(step)]
+    (line,) = [line for line in lines if "may be an overflow" in line]
     assert all(part in line for part in OVERFLOWS[plant])
 
 
 def test_few_values_at_the_end_of_a_format_are_no_overflow():
-    got = right_rows()
-    got["l2_acts"][:, ::2] ^= 0x11
-    got["l2_acts"][:, 2] = NAN
-    (step, *_) = explain_token(got)["explanations"]
+    rows = right_rows()
+    rows["l2_acts"][:, ::2] ^= 0x11
+    rows["l2_acts"][:, 2] = NAN
+    (step, *_) = explain_token(rows)["explanations"]
     assert step["overflow"][1]["not_finite"] and "overflow" not in "".join(explanation(step))

@@ -61,9 +61,9 @@ def test_rows_of_an_expert_are_counted_over_the_batch():
 def test_the_lost_slots_name_the_rule(fault):
     slots = FAULTS[fault]
     assert slots.any() and (slots & LIVE).sum() == slots.sum()
-    found = [rule.lost for rule in fitting(IDS, EXPERTS, slots.any(axis=1), slots)]
-    assert any(one.startswith(fault.partition(" and later")[0]) for one in found), found
-    assert len(found) <= 2, "few rules give the same slots"
+    texts = [rule.loss for rule in fitting(IDS, EXPERTS, slots.any(axis=1), slots)]
+    assert any(one.startswith(fault.partition(" and later")[0]) for one in texts), texts
+    assert len(texts) <= 2, "few rules give the same slots"
 
 
 SIZES = [32, 24, 16, 21]
@@ -86,8 +86,8 @@ def test_a_tile_at_the_end_of_an_expert_names_the_rule(fault):
     ids = np.repeat(np.arange(4), SIZES)
     rows = np.concatenate([np.arange(size) for size in SIZES])
     wrong = np.any([(ids == e) & np.isin(rows, [*at]) for e, at in TAILS[fault]], axis=0)
-    found = fitting(ids[:, None], 4, wrong, wrong[:, None])
-    assert fault in [rule.lost for rule in found] and len(found) <= 2
+    rules = fitting(ids[:, None], 4, wrong, wrong[:, None])
+    assert fault in [rule.loss for rule in rules] and len(rules) <= 2
 
 
 def test_the_first_tile_of_each_expert_but_the_first_names_the_rule():
@@ -100,8 +100,8 @@ def test_the_first_tile_of_each_expert_but_the_first_names_the_rule():
     assert rule.experts is not None and not rule.loses()
     assert set(rule.experts[wrong & (ids == 3)].tolist()) == {2}
     few = np.array([[0], [1], [1]])
-    found = [rule.where for rule in fitting(few, 2, few[:, 0] == 1)]
-    assert "the first tile of 8 or more rows of each expert but expert 0: 2 rows" in found
+    places = [rule.where for rule in fitting(few, 2, few[:, 0] == 1)]
+    assert "the first tile of 8 or more rows of each expert but expert 0: 2 rows" in places
 
 
 def test_slots_that_no_rule_gives_have_none():
@@ -114,13 +114,13 @@ def test_slots_that_no_rule_gives_have_none():
 def test_a_cut_is_the_roundest_row_that_gives_the_tokens():
     ids = np.zeros((70, 1), np.int64)
     wrong = np.arange(70) >= 64
-    found = [rule.lost for rule in fitting(ids, 1, wrong, wrong[:, None])]
-    assert found[0] == (
+    texts = [rule.loss for rule in fitting(ids, 1, wrong, wrong[:, None])]
+    assert texts[0] == (
         "rows 64 and later of each expert are dropped: 6 rows beyond a capacity or a tile"
     )
     ids = np.array([[0, -1, -1], [0, -1, -1], [0, -1, -1], [0, 0, 0]])  # the last: rows 3 to 5
-    found = [rule.where for rule in fitting(ids, 1, np.arange(4) == 3)]
-    assert "each expert, at rows 4 (or another of 3 to 5) and later: 2 rows" in found
+    texts = [rule.where for rule in fitting(ids, 1, np.arange(4) == 3)]
+    assert "each expert, at rows 4 (or another of 3 to 5) and later: 2 rows" in texts
 
 
 @pytest.mark.parametrize(
@@ -146,17 +146,19 @@ def many():
 CODES = ("l2_acts", "l2_acts_sf", "y")
 
 
-def said_of(p, lost, shows):
-    """What is said of a kernel that leaves out ``lost`` slots, of the last wrong token."""
-    ids = torch.where(torch.from_numpy(lost), -1, p.topk_ids)
-    got = run(replace(p, topk_ids=ids), Local(EagerBackend()))
-    got["l2_acts"][lost], got["l2_acts_sf"][lost] = 0, 0
-    got = {name: got[name] for name in shows}
-    wrong = lost.any(axis=1)
-    token = int(np.flatnonzero(lost.sum(axis=1) == 1)[-1])
-    rows = {name: stage[token] for name, stage in got.items()}
-    said = explain(FromProblem(p), token, 0, "fp32-ordered", rows, contract=BASE)
-    return said, in_batch(said["actual"], got, token, p.topk_ids.numpy(), p.num_experts, wrong, {})
+def report_of(p, loss, shows):
+    """The last wrong token of a kernel that leaves out the slots ``loss``, and the batch."""
+    ids = torch.where(torch.from_numpy(loss), -1, p.topk_ids)
+    stages = run(replace(p, topk_ids=ids), Local(EagerBackend()))
+    stages["l2_acts"][loss], stages["l2_acts_sf"][loss] = 0, 0
+    stages = {name: stages[name] for name in shows}
+    wrong = loss.any(axis=1)
+    token = int(np.flatnonzero(loss.sum(axis=1) == 1)[-1])
+    rows = {name: stage[token] for name, stage in stages.items()}
+    report = explain(FromProblem(p), token, 0, "fp32-ordered", rows, contract=BASE)
+    return report, in_batch(
+        report["actual"], stages, token, p.topk_ids.numpy(), p.num_experts, wrong, {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,9 +168,9 @@ def said_of(p, lost, shows):
 def test_a_kernel_that_loses_rows_is_told_which(many, fault, shows):
     ids = many.topk_ids.numpy()
     rows = rows_of_experts(ids, ids >= 0)
-    lost = {"expert": ids == 2, "cut": rows >= 8}[fault]
-    _, batch = said_of(many, lost, shows)
-    assert batch["is_lost"] and batch["wrong"] == lost.any(axis=1).sum()
+    loss = {"expert": ids == 2, "cut": rows >= 8}[fault]
+    _, batch = report_of(many, loss, shows)
+    assert batch["is_lost"] and batch["wrong"] == loss.any(axis=1).sum()
     assert batch["rules"][0].startswith({
         "expert": f"expert 2 is dropped: none of its rows is computed ({(ids == 2).sum()} rows)",
         "cut": "rows 8 and later of each expert are dropped",
@@ -179,12 +181,14 @@ def test_experts_that_take_each_others_rows_are_named(many):
     ids = many.topk_ids
     token = next(t for t in range(24) if (ids[t] == 1).any() and not (ids[t] == 2).any())
     swapped = torch.where(ids == 1, 2, torch.where(ids == 2, 1, ids))
-    got = run(replace(many, topk_ids=swapped), Local(EagerBackend()))
-    rows = {name: stage[token] for name, stage in got.items()}
-    said = explain(FromProblem(many), token, 0, "fp32-ordered", rows, contract=BASE)["actual"]
+    stages = run(replace(many, topk_ids=swapped), Local(EagerBackend()))
+    rows = {name: stage[token] for name, stage in stages.items()}
+    departure = explain(FromProblem(many), token, 0, "fp32-ordered", rows, contract=BASE)["actual"]
     slot = int((ids[token] == 1).nonzero()[0])
     name = f"slot {slot} (expert 1) takes the weights of expert 2"
-    assert [[way["what"] for way in step["exact"]] for step in said["explanations"]] == [[name]] * 2
+    assert [[way["what"] for way in step["exact"]] for step in departure["explanations"]] == [
+        [name]
+    ] * 2
 
 
 def test_the_rule_of_the_batch_stands_first(capsys):
@@ -195,16 +199,22 @@ def test_the_rule_of_the_batch_stands_first(capsys):
     stages = [{"stage": "y", "outside": 1, "of": 128}]
     actual = {"parts_at": {"stage": "y", "where": "w"}, "explanations": [step], "worst": None,
               "stages": stages}  # fmt: skip
-    said = {"case": "forward/a", "actual": actual, "token": 0, "channel": 0, "accumulator_from": ""}
+    report = {
+        "case": "forward/a",
+        "actual": actual,
+        "token": 0,
+        "channel": 0,
+        "accumulator_from": "",
+    }
     batch = {"tokens": 9, "wrong": 3, "is_lost": False, "rules": ["expert 5, at all of its 3 rows"]}
-    brief({**said, "batch": batch}, Console(width=150))
+    brief({**report, "batch": batch}, Console(width=150))
     assert capsys.readouterr().out.splitlines()[1:5] == [
         "where: expert 5, at all of its 3 rows",
         "  exactly the 3 of 9 tokens that are outside",
         "cause: requantise: zero",
         "  explains the 1 wrong value of 2 codes of token 0",
     ]
-    brief({**said, "batch": {**batch, "is_lost": True, "rules": ["a", "b"]}}, Console(width=150))
+    brief({**report, "batch": {**batch, "is_lost": True, "rules": ["a", "b"]}}, Console(width=150))
     assert capsys.readouterr().out.splitlines()[1:6] == [
         "cause: one of these 2, which this data cannot tell apart:", "  a", "  b",
         "  each explains exactly the 3 of 9 tokens that are outside",
@@ -216,9 +226,9 @@ def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
     """Codes are wrong in some other way, and y is zero besides: no slot is lost."""
     ids, wrong = np.array([[0, 1], [1, 2], [2, 0]]), np.ones(3, bool)
     first, second = ({"exact": [{"what": what}]} for what in ("relu stands for silu", "y is zero"))
-    said = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong, {})
-    assert said == {"tokens": 3, "wrong": 3, "which": "", "slots": 6, "wrong_slots": None,
+    batch = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong, {})
+    assert batch == {"tokens": 3, "wrong": 3, "which": "", "slots": 6, "wrong_slots": None,
                     "is_lost": False, "rules": [], "before": "",
                     "is_empty_tokens": False}  # fmt: skip
-    said = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong, {})
-    assert said["is_lost"] and "all tokens are dropped" in said["rules"]
+    batch = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong, {})
+    assert batch["is_lost"] and "all tokens are dropped" in batch["rules"]

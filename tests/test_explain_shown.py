@@ -24,11 +24,11 @@ _OF_OTHERS = "routing weights are those of other slots: "
 @pytest.fixture(scope="module")
 def right():
     """Five tokens; zeros of both signs among the hidden states of token 1."""
-    made = problem(3, tokens=5, top_k=3, hidden=128, intermediate=128,
+    p = problem(3, tokens=5, top_k=3, hidden=128, intermediate=128,
                    weights_recipe={"w13_scale": [120, 2], "w2_scale": [120, 2]})  # fmt: skip
-    hidden = made.hidden_states.clone()
+    hidden = p.hidden_states.clone()
     hidden[1, ::7], hidden[1, 14::28] = 0.0, -0.0
-    return replace(made, hidden_states=hidden)
+    return replace(p, hidden_states=hidden)
 
 
 @pytest.fixture(scope="module")
@@ -43,37 +43,37 @@ def rows_of(p, weights, token=1):
 
 
 def names(p, rows, token=1):
-    said = explain(FromProblem(p), token, 0, "fp32-ordered", rows, contract=BASE)["actual"]
-    return [way["what"] for step in said["explanations"] for way in step["exact"]]
+    answer = explain(FromProblem(p), token, 0, "fp32-ordered", rows, contract=BASE)["actual"]
+    return [way["what"] for step in answer["explanations"] for way in step["exact"]]
 
 
 @pytest.fixture(scope="module")
-def moved(right):
+def moved_weights(right):
     """Weights where slots 0 and 2 of token 1 and slot 1 of token 2 have those of other slots."""
     w = right.topk_weights.numpy().copy()
     w[1, 0], w[1, 2], w[2, 1] = w[4, 2], w[3, 1], w[0, 0]
     return w
 
 
-def test_a_slot_with_the_routing_weight_of_another_slot_is_named(right, moved):
-    assert names(right, rows_of(right, moved)) == [
+def test_a_slot_with_the_routing_weight_of_another_slot_is_named(right, moved_weights):
+    assert names(right, rows_of(right, moved_weights)) == [
         _OF_OTHERS + "slot 0 of token 1 takes that of slot 2 of token 4, "
         "slot 2 of token 1 takes that of slot 1 of token 3"
     ]
 
 
-def test_it_is_one_cause_for_all_tokens(right, moved):
-    rows, only = rows_of(right, moved, 2), frozenset([OTHER_SLOTS])
-    said = departure(FromProblem(right), 2, 0, "fp32-ordered", rows, BASE, only)
-    (way,) = said["explanations"][0]["exact"]
+def test_it_is_one_cause_for_all_tokens(right, moved_weights):
+    rows, only = rows_of(right, moved_weights, 2), frozenset([OTHER_SLOTS])
+    answer = departure(FromProblem(right), 2, 0, "fp32-ordered", rows, BASE, only)
+    (way,) = answer["explanations"][0]["exact"]
     assert way["what"] == f"{_OF_OTHERS}slot 1 of token 2 takes that of slot 0 of token 0"
 
 
-def test_a_weight_that_two_slots_have_names_neither(right, moved):
+def test_a_weight_that_two_slots_have_names_neither(right, moved_weights):
     weights = right.topk_weights.clone()
     weights[3, 0] = weights[4, 2]
-    given = replace(right, topk_weights=weights)
-    assert not names(given, rows_of(given, moved))
+    p = replace(right, topk_weights=weights)
+    assert not names(p, rows_of(p, moved_weights))
 
 
 def test_a_weight_that_no_slot_has_gets_no_name(right):
@@ -89,25 +89,25 @@ def test_a_batch_of_many_weights_has_one_near_to_any_number(right):
         topk_ids=right.topk_ids.repeat(200, 1),
         topk_weights=torch.linspace(0.3, 1, 3000).view(3, 1000).T.contiguous(),
     )  # fmt: skip
-    found = 0
+    count = 0
     for factor in (0.7, 0.71, 0.72, 0.73):
         one = right.topk_weights.clone()
         one[1] = many.topk_weights[1]
         one[1, 2] *= factor
-        found += bool(names(many, rows_of(replace(right, topk_weights=one), one.tolist())))
-    assert not found
+        count += bool(names(many, rows_of(replace(right, topk_weights=one), one.tolist())))
+    assert not count
 
 
 def test_tiles_that_a_batch_does_not_tell_apart_are_one_name(right):
     """Fifteen slots: the second expert's rows lie past the last slot for each size of a tile."""
-    found = dict(sorted_weights(FromProblem(right), 1))
-    held = [
-        name for name in found if name.endswith("; past the last slot they are that of the last")
+    by_name = dict(sorted_weights(FromProblem(right), 1))
+    matches = [
+        name for name in by_name if name.endswith("; past the last slot they are that of the last")
     ]
-    assert [name.partition("a multiple of ")[2].partition(";")[0] for name in held] == [
+    assert [name.partition("a multiple of ")[2].partition(";")[0] for name in matches] == [
         "16, 32, 64 or 128"
     ]
-    assert all(set(weights) == {0, 1, 2} for weights in found.values())
+    assert all(set(weights) == {0, 1, 2} for weights in by_name.values())
 
 
 def _zero(codes):
@@ -126,27 +126,27 @@ def test_a_code_in_place_of_zeros_is_named(right, stages):
 def test_a_code_in_place_of_values_that_round_to_zero_is_named(right):
     hidden = right.hidden_states.clone()
     hidden[1, 5::32], hidden[1, 6] = 1e-7, 1e3
-    given = replace(right, hidden_states=hidden)
-    rows = {k: v[1].copy() for k, v in run(given, Local(EagerBackend(BASE))).items()}
+    p = replace(right, hidden_states=hidden)
+    rows = {k: v[1].copy() for k, v in run(p, Local(EagerBackend(BASE))).items()}
     x = rows["x"].copy()
     rows["x"][_zero(x)] = _CODE
-    assert names(given, rows) == ["values that round to zero, and zeros, become 0x28 (0.25)"]
+    assert names(p, rows) == ["values that round to zero, and zeros, become 0x28 (0.25)"]
     rows["x"][5::32] = x[5::32]
-    assert names(given, rows) == ["zeros become 0x28 (0.25)"]
+    assert names(p, rows) == ["zeros become 0x28 (0.25)"]
 
 
 def test_without_a_zero_only_values_that_round_to_zero_are_named():
     """Where no value is zero, nobody can say of zeros alone what they become."""
     values, codes = np.float32([1e-7, 1]), np.uint8([0, 0x38])
-    shown = np.uint8([_CODE, 0x38])
-    found = [name.partition(" become")[0] for name, _ in zeros(values, codes, shown)]
-    assert set(found) == {"values that round to zero, and zeros,"}
+    actual = np.uint8([_CODE, 0x38])
+    subjects = [name.partition(" become")[0] for name, _ in zeros(values, codes, actual)]
+    assert set(subjects) == {"values that round to zero, and zeros,"}
 
 
 def test_a_code_in_place_of_zero_activations_is_named(right):
     weights = right.topk_weights.clone()
     weights[1, 2] = 0
-    given = replace(right, topk_weights=weights)
-    rows = {k: v[1].copy() for k, v in run(given, Local(EagerBackend(BASE))).items()}
+    p = replace(right, topk_weights=weights)
+    rows = {k: v[1].copy() for k, v in run(p, Local(EagerBackend(BASE))).items()}
     rows["l2_acts"][_zero(rows["l2_acts"])] = _CODE
-    assert "zeros become 0x28 (0.25)" in names(given, rows)
+    assert "zeros become 0x28 (0.25)" in names(p, rows)

@@ -35,33 +35,33 @@ def case_of(name):
 def staged(name, prepare=EAGER.prepare):
     """The inputs of a case, and the buffer after ``prepare``."""
     case = case_of(name)
-    given = regenerate(case)
-    made = blanks(case, given)
-    for tensor in made.values():
+    inputs = regenerate(case)
+    buffer = blanks(case, inputs)
+    for tensor in buffer.values():
         tensor.view(torch.uint8).fill_(POISON)
-    after = [given[one] for one in ("is_padding",) if one in given]
-    prepare(given["hidden_states"], given["topk_weights"], given["topk_ids"], *made.values(),
+    after = [inputs[one] for one in ("is_padding",) if one in inputs]
+    prepare(inputs["hidden_states"], inputs["topk_weights"], inputs["topk_ids"], *buffer.values(),
             *after)  # fmt: skip
-    return case, given, made
+    return case, inputs, buffer
 
 
-def said_of(case, given, made, revision="2026-06"):
+def report_of(case, inputs, buffer, revision="2026-06"):
     contract = REVISIONS[revision]
-    right = _right(case, given, contract)
-    return explain_staging(_batch(case, given), right, _of_tensors(made, given), contract)
+    right = _right(case, inputs, contract)
+    return explain_staging(_batch(case, inputs), right, _of_tensors(buffer, inputs), contract)
 
 
-def names(said):
+def names(report):
     return [
         f"{way['what']}{', ' * bool(way['where'])}{way['where']}"
-        for cause in said["explanations"] for way in cause["exact"]
+        for cause in report["explanations"] for way in cause["exact"]
     ]  # fmt: skip
 
 
 def test_scales_that_are_no_number_may_be_an_overflow():
-    case, given, made = staged(WORDS)
-    made["x_sf"][:, :1] = -1
-    (cause,) = said_of(case, given, made)["explanations"]
+    case, inputs, buffer = staged(WORDS)
+    buffer["x_sf"][:, :1] = -1
+    (cause,) = report_of(case, inputs, buffer)["explanations"]
     assert not cause["exact"]
     assert (
         f"{cause['differing']} of the 12 wrong scale bytes of x_sf are NaN where"
@@ -70,9 +70,9 @@ def test_scales_that_are_no_number_may_be_an_overflow():
 
 
 def test_what_is_right_has_no_cause():
-    said = said_of(*staged(WORDS))
-    assert not said["explanations"] and not said["beyond"] and said["group"] is None
-    assert [s["outside"] for s in said["stages"]] == [0, 0, 0, 0]
+    report = report_of(*staged(WORDS))
+    assert not report["explanations"] and not report["beyond"] and report["group"] is None
+    assert [s["outside"] for s in report["stages"]] == [0, 0, 0, 0]
 
 
 OF_MUTANTS = {
@@ -89,47 +89,47 @@ OF_MUTANTS = {
 @pytest.mark.parametrize("mutant", OF_MUTANTS)
 def test_a_fault_of_the_code_is_named(mutant, tmp_path):
     name, cause = OF_MUTANTS[mutant]
-    made = build(next(m for m in STAGING if m.name == mutant), tmp_path)
-    said = said_of(*staged(name, made.prepare))
-    assert cause in names(said)
+    backend = build(next(m for m in STAGING if m.name == mutant), tmp_path)
+    report = report_of(*staged(name, backend.prepare))
+    assert cause in names(report)
 
 
 def _words(change):
     """A change of the scale bytes (T, H/32) of the batch."""
 
-    def plant(made, tokens):
-        sf = made["x_sf"]
+    def plant(buffer, tokens):
+        sf = buffer["x_sf"]
         bytes_ = sf[:tokens].contiguous().view(torch.uint8).numpy()
         sf[:tokens] = torch.from_numpy(np.ascontiguousarray(change(bytes_))).view(torch.int32)
 
     return plant
 
 
-def _columns(made, tokens):
-    sf = made["x_sf"]
+def _columns(buffer, tokens):
+    sf = buffer["x_sf"]
     sf[:tokens] = sf[:tokens].T.contiguous().view(tokens, -1)
 
 
-def _columns_of_the_buffer(made, tokens):
-    sf = made["x_sf"]
+def _columns_of_the_buffer(buffer, tokens):
+    sf = buffer["x_sf"]
     sf.copy_(sf.T.contiguous().view(sf.shape))
 
 
 def _ids(change):
-    def plant(made, tokens):
-        made["topk_idx"][:tokens] = change(made["topk_idx"][:tokens])
+    def plant(buffer, tokens):
+        buffer["topk_idx"][:tokens] = change(buffer["topk_idx"][:tokens])
 
     return plant
 
 
 def _weights(change):
-    def plant(made, tokens):
-        made["topk_weights"][:tokens] = change(made["topk_weights"][:tokens])
+    def plant(buffer, tokens):
+        buffer["topk_weights"][:tokens] = change(buffer["topk_weights"][:tokens])
 
     return plant
 
 
-PLANTED = {
+FAULTS = {
     "bytes of a word reversed": (
         _words(lambda b: b.reshape(len(b), -1, 4)[..., ::-1].reshape(b.shape)), REVERSED
     ),
@@ -161,19 +161,19 @@ PLANTED = {
 @pytest.mark.parametrize("tokens", [3, 1])
 def test_a_code_in_place_of_zeros_is_named(tokens):
     """Of all tokens, and of token 0 alone: the others have right zeros, but may lack the fault."""
-    case, given, made = staged("zero-groups-among-others")
-    x = made["x"].view(torch.uint8)[:tokens]
+    case, inputs, buffer = staged("zero-groups-among-others")
+    x = buffer["x"].view(torch.uint8)[:tokens]
     x[(x & 0x7F) == 0] = 0x28
     where = "" if tokens == 3 else ", at token 0 only"
-    assert names(said_of(case, given, made)) == [f"zeros become 0x28 (0.25){where}"]
+    assert names(report_of(case, inputs, buffer)) == [f"zeros become 0x28 (0.25){where}"]
 
 
-@pytest.mark.parametrize("fault", PLANTED)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_the_buffer_is_named(fault):
-    plant, cause = PLANTED[fault]
-    case, given, made = staged(WORDS)
-    plant(made, len(given["topk_ids"]))
-    assert cause in names(said_of(case, given, made))
+    plant, cause = FAULTS[fault]
+    case, inputs, buffer = staged(WORDS)
+    plant(buffer, len(inputs["topk_ids"]))
+    assert cause in names(report_of(case, inputs, buffer))
 
 
 @pytest.mark.parametrize(
@@ -183,37 +183,37 @@ def test_a_fault_of_the_buffer_is_named(fault):
      (lambda ids: ids * 0 + 0x5A5A5A5A5A5A5A5A, "topk_idx is not written")],
 )  # fmt: skip
 def test_a_fault_of_masked_ids_is_named(change, cause):
-    case, given, made = staged("masked-ids-sign-lost-int32")
-    _ids(change)(made, 5)
-    assert cause in names(said_of(case, given, made))
+    case, inputs, buffer = staged("masked-ids-sign-lost-int32")
+    _ids(change)(buffer, 5)
+    assert cause in names(report_of(case, inputs, buffer))
 
 
 def test_rows_beyond_the_batch_are_said_with_their_content():
-    case, given, made = staged(WORDS)
-    made["x"][5:9].view(torch.uint8).zero_()
-    made["topk_idx"][3:] = -1
-    said = said_of(case, given, made)
-    assert said["beyond"] == [
+    case, inputs, buffer = staged(WORDS)
+    buffer["x"][5:9].view(torch.uint8).zero_()
+    buffer["topk_idx"][3:] = -1
+    report = report_of(case, inputs, buffer)
+    assert report["beyond"] == [
         "x: rows beyond the 3 tokens are written: 1024 bytes in rows 5 to 8 of 384, with zeros",
         "topk_idx: rows beyond the 3 tokens are written: 6096 bytes in rows 3 to 383 of 384, with "
         "-1 in every element",
     ]
-    assert not said["explanations"], "the rows of the batch are right"
+    assert not report["explanations"], "the rows of the batch are right"
 
 
 def test_a_random_byte_has_no_name():
-    case, given, made = staged(WORDS)
-    made["x_sf"].view(torch.uint8)[1, 5] ^= 0x15
-    (cause,) = said_of(case, given, made)["explanations"]
+    case, inputs, buffer = staged(WORDS)
+    buffer["x_sf"].view(torch.uint8)[1, 5] ^= 0x15
+    (cause,) = report_of(case, inputs, buffer)["explanations"]
     assert not cause["exact"] and not cause["partial"] and cause["differing"] == 1
 
 
 def test_a_cause_of_many_tokens_says_how_many_were_compared():
-    case, given, made = staged("rows-lost-or-repeated-at-t33")
-    codes = made["x"].view(torch.uint8)
+    case, inputs, buffer = staged("rows-lost-or-repeated-at-t33")
+    codes = buffer["x"].view(torch.uint8)
     codes[20:33] = codes[19:32].clone()
-    _words(lambda b: np.concatenate([b[:20], b[19:-1]]))(made, 33)
-    (cause,) = said_of(case, given, made)["explanations"]
+    _words(lambda b: np.concatenate([b[:20], b[19:-1]]))(buffer, 33)
+    (cause,) = report_of(case, inputs, buffer)["explanations"]
     assert [way["what"] for way in cause["exact"]] == ["x is the row of the token before"]
     assert cause["exact"][0]["where"] == "at tokens 20 and later"
     assert cause["compared"].endswith("(of 16 tokens of 33)")
@@ -223,12 +223,12 @@ def test_padding_rows_that_keep_their_ids_are_named():
     name = next(c.name for c in load_cases() if c.kind == "staging" and "unpadded" in c.params
                 and 0 < c.params["unpadded"] < c.params["tokens"])  # fmt: skip
     revision = case_of(name).revisions[0]
-    case, given, made = staged(name)
-    given_ids = given["topk_ids"]
-    made["topk_idx"][: len(given_ids)] = given_ids.to(torch.int64)
-    made["topk_weights"][: len(given_ids)] = given["topk_weights"]
+    case, inputs, buffer = staged(name)
+    ids = inputs["topk_ids"]
+    buffer["topk_idx"][: len(ids)] = ids.to(torch.int64)
+    buffer["topk_weights"][: len(ids)] = inputs["topk_weights"]
     assert "padding rows of topk_idx are those of tokens" in names(
-        said_of(case, given, made, revision)
+        report_of(case, inputs, buffer, revision)
     )
 
 
@@ -237,10 +237,10 @@ def test_padding_rows_that_keep_their_ids_are_named():
 
 @pytest.fixture
 def reversed_words(tmp_path):
-    _, given, made = staged(WORDS)
-    PLANTED["bytes of a word reversed"][0](made, len(given["topk_ids"]))
+    _, inputs, buffer = staged(WORDS)
+    FAULTS["bytes of a word reversed"][0](buffer, len(inputs["topk_ids"]))
     path = tmp_path / "got.safetensors"
-    save_file({name: tensor[:3].contiguous() for name, tensor in made.items()}, path)
+    save_file({name: tensor[:3].contiguous() for name, tensor in buffer.items()}, path)
     return ["explain", f"staging/{WORDS}", "--actual", str(path), "--contract", "2026-06"]
 
 

@@ -15,12 +15,12 @@ import torch
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
-from megamoe.cases.stored import Stored, to_bytes
+from megamoe.cases.stored import StoredProblem, to_bytes
 from megamoe.commands import main as cli
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.deviations.zeros import ACTIVATIONS, SUMS
 from megamoe.explain.others import of_all_tokens
-from megamoe.explain.places import ALL_LOST, LEFT_OUT, in_batch, one_slot
+from megamoe.explain.places import ZERO_SLOT, ZERO_Y, in_batch, one_slot
 from megamoe.explain.words import apart, causes, is_clear, is_named
 from megamoe.oracle.swiglu import requant_exponent
 from megamoe.spec.contract import BASE, CONTRACTS, NEWEST
@@ -51,24 +51,24 @@ class Unmasked(EagerBackend):
         return out
 
 
-def said_of(p, contract=NEWEST):
-    """What is said of token 0 and of the batch."""
+def report_of(p, contract=NEWEST):
+    """The report of token 0 and of the batch."""
     session = Local(Unmasked(contract))
-    got, findings = run(p, session), judge(p, session)[0].findings
+    stages, findings = run(p, session), judge(p, session)[0].findings
     source, of_class = FromProblem(p), session.identity.accumulator
-    rows = {name: stage[0] for name, stage in got.items()}
-    said = explain(source, 0, 0, of_class, rows, contract=contract)
-    actual = said["actual"]
-    return said | of_all_tokens(actual, got, 0, source, p, findings, of_class, contract)
+    rows = {name: stage[0] for name, stage in stages.items()}
+    report = explain(source, 0, 0, of_class, rows, contract=contract)
+    actual = report["actual"]
+    return report | of_all_tokens(actual, stages, 0, source, p, findings, of_class, contract)
 
 
 @pytest.fixture(scope="module")
-def said(right):
-    return said_of(right)
+def report(right):
+    return report_of(right)
 
 
-def test_a_slot_of_zeros_is_named_with_its_place(said):
-    where, exactly, cause, explains = causes(said)
+def test_a_slot_of_zeros_is_named_with_its_place(report):
+    where, exactly, cause, explains = causes(report)
     assert where == (
         "where: one slot of the batch: token 0 slot 0, the first "
         "(a padding row with index 0 writes there)"
@@ -78,15 +78,15 @@ def test_a_slot_of_zeros_is_named_with_its_place(said):
     assert explains.startswith("  explains all 132 wrong values of ")
 
 
-def test_ways_to_the_same_zeros_are_one_cause(said):
+def test_ways_to_the_same_zeros_are_one_cause(report):
     """H is 128, and the experts beside have zeros for weights."""
-    (step,) = said["actual"]["explanations"]
+    (step,) = report["actual"]["explanations"]
     head, *others = step["exact"]
     assert {way["same_as"] for way in others} == {head["what"]} == {SUMS}
     assert apart(step["exact"]) == [head] and is_named(step) and not is_clear(step)
     names = [way["what"] for way in others]
     assert {"the last 128 of K are lost", "weights are those of the expert before"} < {*names}
-    few, every = causes(said)[2], causes(said, every=True)[2]
+    few, every = causes(report)[2], causes(report, every=True)[2]
     assert few.endswith('; or in 4 more ways: `explain --json` has them, under "causes")')
     assert len(names) == 7 and every.endswith(f" (as would be if {'; if '.join(names)})")
 
@@ -95,21 +95,21 @@ def test_right_tokens_refute_the_ways_and_not_the_zeros(right):
     """Of one slot a token, the right tokens show that neither weights nor K are lost."""
     one = replace(right, topk_ids=right.topk_ids[:, :1].contiguous(),
                   topk_weights=right.topk_weights[:, :1].contiguous())  # fmt: skip
-    (step,) = said_of(one)["actual"]["explanations"]
+    (step,) = report_of(one)["actual"]["explanations"]
     assert [way["what"] for way in step["exact"]] == [SUMS]
 
 
 def test_without_a_floor_the_slot_looks_left_out(right):
-    said = said_of(right, CONTRACTS["sgl"])
-    head, *others = said["actual"]["explanations"][0]["exact"]
-    assert head["what"] == LEFT_OUT and {way["same_as"] for way in others} == {LEFT_OUT}
-    assert causes(said)[0].startswith("cause: one slot is dropped: token 0 slot 0, the first (")
+    report = report_of(right, CONTRACTS["sgl"])
+    head, *others = report["actual"]["explanations"][0]["exact"]
+    assert head["what"] == ZERO_SLOT and {way["same_as"] for way in others} == {ZERO_SLOT}
+    assert causes(report)[0].startswith("cause: one slot is dropped: token 0 slot 0, the first (")
 
 
 def test_a_routing_weight_that_is_infinite_does_not_hide_zeros(right):
     weights = right.topk_weights.clone()
     weights[0, 0] = torch.inf
-    (step,) = said_of(replace(right, topk_weights=weights))["actual"]["explanations"]
+    (step,) = report_of(replace(right, topk_weights=weights))["actual"]["explanations"]
     assert step["exact"][0]["what"] == ACTIVATIONS
 
 
@@ -120,8 +120,8 @@ def test_a_cause_of_all_slots_is_not_taken_for_zeros(right):
     p = replace(right, topk_weights=weights)
     rows = {name: stage[0] for name, stage in run(p, Local(EagerBackend(BASE))).items()}
     rows["l2_acts"][0] = 0
-    said = explain(FromProblem(p), 0, 0, "fp32", rows, contract=BASE)["actual"]
-    exact = said["explanations"][0]["exact"]
+    departure = explain(FromProblem(p), 0, 0, "fp32", rows, contract=BASE)["actual"]
+    exact = departure["explanations"][0]["exact"]
     assert "NaN becomes zero" in [way["what"] for way in exact]
     assert not any(way["where"] for way in exact)
 
@@ -129,25 +129,25 @@ def test_a_cause_of_all_slots_is_not_taken_for_zeros(right):
 @pytest.mark.parametrize("shows", [("y",), ("l2_acts", "l2_acts_sf", "y")])
 def test_y_that_is_zero_is_one_cause(right, shows):
     one = replace(right, topk_ids=torch.tensor([[2, -1]] * 3))
-    got = run(one, Local(EagerBackend(NEWEST)))
-    rows = {name: got[name][0] for name in shows}
+    stages = run(one, Local(EagerBackend(NEWEST)))
+    rows = {name: stages[name][0] for name in shows}
     rows["y"] = np.zeros_like(rows["y"])
     (step,) = explain(FromProblem(one), 0, 0, "fp32", rows, contract=NEWEST)["actual"][
         "explanations"
     ]
     head, *others = step["exact"]
     same = {way["what"] for way in others if way.get("same_as") == head["what"]}
-    assert head["what"] == ALL_LOST
+    assert head["what"] == ZERO_Y
     assert {"slot 0 (expert 2) is lost", "the last 128 of K are lost"} <= same
 
 
-def test_json_has_every_cause_at_its_top(right, said, tmp_path, capsys):
-    got = Unmasked(NEWEST).forward(right)
+def test_json_has_every_cause_at_its_top(right, report, tmp_path, capsys):
+    output = Unmasked(NEWEST).forward(right)
     path = tmp_path / "p.safetensors"
-    path.write_bytes(to_bytes(Stored(right, got, {"contract": "2026-11"})))
+    path.write_bytes(to_bytes(StoredProblem(right, output, {"contract": "2026-11"})))
     assert cli.main(["explain", str(path), "--contract", "2026-11", "--json", "-"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert next(iter(shown)) == "causes" and shown["causes"] == causes(said, every=True)
+    document = json.loads(capsys.readouterr().out)
+    assert next(iter(document)) == "causes" and document["causes"] == causes(report, every=True)
 
 
 # --- places ---------------------------------------------------------------------------------------
@@ -157,9 +157,9 @@ IDS = np.array([[0, 1], [1, 2], [2, -1]])
 
 def place(*slots):
     """What is said of the wrong ``slots``, pairs of token and slot, that no rule gives."""
-    known = {t: {k for at, k in slots if at == t} for t, _ in slots}
-    wrong = np.isin(np.arange(3), [*known])
-    batch = in_batch({"explanations": [{"exact": []}]}, {}, slots[0][0], IDS, 3, wrong, known)
+    by_token = {t: {k for at, k in slots if at == t} for t, _ in slots}
+    wrong = np.isin(np.arange(3), [*by_token])
+    batch = in_batch({"explanations": [{"exact": []}]}, {}, slots[0][0], IDS, 3, wrong, by_token)
     lines = causes({"batch": batch, "actual": {"explanations": []}})
     return lines[0].removeprefix("where: ")
 

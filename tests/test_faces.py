@@ -19,9 +19,11 @@ API = ["Judgement", "LoadedCase", "Problem", "cases", "judge", "load_case", "pro
 
 def run(code: str) -> str:
     """Output of ``code`` in a fresh process."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
 def test_importing_megamoe_imports_no_torch_and_shows_the_names():
@@ -33,8 +35,8 @@ def test_importing_megamoe_imports_no_torch_and_shows_the_names():
 
 @pytest.mark.parametrize("name", FROM_VLLM)
 def test_each_name_is_what_its_module_has(name):
-    found = getattr(megamoe, name)
-    assert found is getattr(sys.modules[found.__module__], name)
+    member = getattr(megamoe, name)
+    assert member is getattr(sys.modules[member.__module__], name)
     assert name in megamoe.__all__
 
 

@@ -20,7 +20,7 @@ from tests.helpers.local import Local
 CASES = {case.name: case for case in load_cases() if case.kind == "forward"}
 
 
-class Changed(EagerBackend):
+class Variant(EagerBackend):
     """``eager`` under vLLM 0.33's contract; it shows ``y`` and no codes."""
 
     def __init__(self) -> None:
@@ -33,27 +33,27 @@ class Changed(EagerBackend):
         return {"y": super().forward(self.change(problem))["y"]}
 
 
-class ScalesOneGroupLate(Changed):
+class ScalesOneGroupLate(Variant):
     def change(self, problem):
         return replace(problem, shared_w13_weight_scale=problem.shared_w13_weight_scale.roll(1, -1))
 
 
-class ScalesOneRowLate(Changed):
+class ScalesOneRowLate(Variant):
     def change(self, problem):
         return replace(problem, shared_w2_weight_scale=problem.shared_w2_weight_scale.roll(1, 0))
 
 
-class SharedExpertNotClamped(Changed):
+class SharedExpertNotClamped(Variant):
     def _shared(self, problem, x, sf):
         return super()._shared(replace(problem, activation_clamp=None), x, sf)
 
 
-class GateClampedBeforeSilu(Changed):
+class GateClampedBeforeSilu(Variant):
     def change(self, problem):
         return replace(problem, activation="swiglu")
 
 
-class SituScalesSwapped(Changed):
+class SituScalesSwapped(Variant):
     def change(self, problem):
         alpha, beta = problem.activation_alpha, problem.activation_beta
         return replace(problem, activation_alpha=beta, activation_beta=alpha)
@@ -74,7 +74,7 @@ def verdict(backend, name: str):
 
 @pytest.mark.parametrize(("wrong", "name"), WRONG)
 def test_a_wrong_kernel_is_red_in_the_case_made_for_it(wrong, name):
-    assert verdict(Changed(), name).status == "pass"
+    assert verdict(Variant(), name).status == "pass"
     assert verdict(wrong(), name).status == "fail"
 
 
@@ -83,9 +83,9 @@ def test_an_output_that_is_added_in_fp32_is_red(monkeypatch):
         rows = torch.where(live[:, :, None], slots.float(), 0.0)
         return (rows.sum(1) + output.float()).to(torch.bfloat16)
 
-    assert verdict(Changed(), "shared-output-added-in-fp32").status == "pass"
+    assert verdict(Variant(), "shared-output-added-in-fp32").status == "pass"
     monkeypatch.setattr(eager, "combine", combined)
-    assert verdict(Changed(), "shared-output-added-in-fp32").status == "fail"
+    assert verdict(Variant(), "shared-output-added-in-fp32").status == "fail"
 
 
 @pytest.mark.parametrize("case", [c for c in CASES.values() if FORWARD.features(c)])

@@ -37,7 +37,7 @@ def test_a_file_up_to_the_limit_is_read_and_no_larger_one(tmp_path):
 def test_a_file_that_grows_while_it_is_read_is_refused_all_the_same(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"12345")
-    monkeypatch.setattr(files, "_check", lambda *asked: None)
+    monkeypatch.setattr(files, "_check", lambda *arguments: None)
     with pytest.raises(FileError, match="more than 4 bytes"):
         read_bounded(path, 4)
 
@@ -47,12 +47,12 @@ def _fifo(path):
 
 
 def _socket(path):
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
 
 
 @pytest.mark.parametrize(
-    ("put", "said"),
+    ("create", "message"),
     [
         (_fifo, "is a fifo, no regular file"),
         (_socket, "is a socket, no regular file"),
@@ -61,9 +61,9 @@ def _socket(path):
     ],
 )
 @pytest.mark.timeout(20)
-def test_what_is_no_file_is_one_line_and_no_wait(tmp_path, put, said):
-    put(tmp_path / "a")
-    with pytest.raises(FileError, match=said):
+def test_what_is_no_file_is_one_line_and_no_wait(tmp_path, create, message):
+    create(tmp_path / "a")
+    with pytest.raises(FileError, match=message):
         read_bounded(tmp_path / "a", 10)
 
 
@@ -72,8 +72,8 @@ def test_a_fifo_that_takes_the_files_place_after_it_was_asked_is_no_wait(tmp_pat
     path, real = tmp_path / "a", files._check
     path.write_bytes(b"1")
 
-    def swap(asked, found, limit):
-        real(asked, found, limit)
+    def swap(name, status, limit):
+        real(name, status, limit)
         if path.is_file():
             path.unlink()
             os.mkfifo(path)
@@ -124,48 +124,48 @@ files.write_atomically(Path(sys.argv[1]) / "deep" / "a", b"half")
 
 def test_what_a_killed_write_left_is_cleared(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=60)
-    (left,) = (tmp_path / "deep").iterdir()
-    assert clear_leftovers(tmp_path, deep=False) == [] and left.exists()
-    assert clear_leftovers(tmp_path) == [left] and not left.exists()
+    (leftover,) = (tmp_path / "deep").iterdir()
+    assert clear_leftovers(tmp_path, deep=False) == [] and leftover.exists()
+    assert clear_leftovers(tmp_path) == [leftover] and not leftover.exists()
 
 
 def test_only_our_own_leftovers_of_dead_processes_are_cleared(tmp_path):
     live = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    kept = (
+    names = (
         f".megamoe-{live.pid}-abc.tmp",
         ".abc.tmp",
         "megamoe-1-a.tmp",
         f".megamoe-{10**30}-a.tmp",
     )
-    for name in kept:
+    for name in names:
         (tmp_path / name).write_bytes(b"")
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
     (outside / ".megamoe-999999999-a.tmp").write_bytes(b"")
     (tmp_path / "link").symlink_to(outside)
     assert clear_leftovers(tmp_path) == []
-    assert {p.name for p in tmp_path.iterdir()} == {*kept, "link"}
+    assert {p.name for p in tmp_path.iterdir()} == {*names, "link"}
     assert (outside / ".megamoe-999999999-a.tmp").exists()
     live.communicate(b"\n")
-    assert [p.name for p in clear_leftovers(tmp_path)] == [kept[0]]
+    assert [p.name for p in clear_leftovers(tmp_path)] == [names[0]]
 
 
 # --- the lock ---------------------------------------------------------------------------------
 
 
-def _hold(folder, held):
+def _hold(folder, signal):
     with locked(folder):
-        held.set()
+        signal.set()
         time.sleep(60)
 
 
 def test_a_lock_excludes_and_whoever_is_killed_lets_go(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
     context = multiprocessing.get_context("spawn")
-    held = context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, held))
+    signal = context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, signal))
     other.start()
-    assert held.wait(60)
+    assert signal.wait(60)
     with pytest.raises(FileError, match="is held by another golden record, bless or import; wait"):
         locked(tmp_path).__enter__()
     other.kill()

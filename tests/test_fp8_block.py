@@ -16,7 +16,7 @@ from megamoe.backends import eager_fp8_block, simulate
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
 from megamoe.cases.block_weights import block_weights
-from megamoe.commands.contract import SHOWN
+from megamoe.commands.contract import EFFECTS
 from megamoe.commands.main import main
 from megamoe.golden import Store, make, regenerate
 from megamoe.golden.store import pack
@@ -51,7 +51,7 @@ PROBLEMS = {
 }  # fmt: skip
 
 
-def made(seed: int = 3, **params) -> Problem:
+def problem_of(seed: int = 3, **params) -> Problem:
     base = {**SMALL, "clamp": "none", "weight_format": "fp8-block", "fast_math": False}
     return simulate.problem(seed, **{**base, **params})
 
@@ -71,31 +71,31 @@ def inside(y, envelope) -> np.ndarray:
     ids=lambda v: getattr(v, "revision", v),
 )
 def test_the_oracle_and_eager_compute_what_was_read(name, contract):
-    problem, old = made(**PROBLEMS[name]), contract is OLD
+    problem, old = problem_of(**PROBLEMS[name]), contract is OLD
     golden = oracle.forward(problem, contract=contract)
     assert values(golden.y) == plain.forward(problem, old)
-    shown = EagerBackend(contract).forward(problem)
-    assert list(shown) == ["y"]
-    assert values(bits(shown["y"])) == plain.forward(problem, old, "fma")
-    assert inside(bits(shown["y"]), golden.envelopes["fp32-ordered"]).all()
+    output = EagerBackend(contract).forward(problem)
+    assert list(output) == ["y"]
+    assert values(bits(output["y"])) == plain.forward(problem, old, "fma")
+    assert inside(bits(output["y"]), golden.envelopes["fp32-ordered"]).all()
 
 
 def test_a_product_and_a_sum_are_allowed_in_place_of_an_fma(monkeypatch):
-    problem = made(seed=5, tokens=4)
-    given = [t.contiguous() for t in eager_fp8_block.stage(problem.hidden_states, NOW)]
+    problem = problem_of(seed=5, tokens=4)
+    operands = [t.contiguous() for t in eager_fp8_block.stage(problem.hidden_states, NOW)]
     weights = problem.w13_weight[0], problem.w13_weight_scale[0]
-    fused = eager_fp8_block.linear(*given, *weights)
+    fused = eager_fp8_block.linear(*operands, *weights)
     monkeypatch.setattr(eager_fp8_block, "fma", lambda a, b, c: a * b + c)
-    apart = eager_fp8_block.linear(*given, *weights)
+    apart = eager_fp8_block.linear(*operands, *weights)
     assert (fused != apart).any()
-    codes = Codes.known(given[0].numpy(), given[1].numpy())
+    codes = Codes.point(operands[0].numpy(), operands[1].numpy())
     arrays = (t.numpy() for t in weights)
     low, high = linear(codes, *arrays, [FP32_ORDERED])["fp32-ordered"]
     both = torch.stack([fused, apart]).numpy()
     assert (low <= both).all() and (both <= high).all()
 
 
-def hopper(align_bits, added):
+def hopper(align_bits, add):
     """A linear of ``eager`` whose runs are chains of Hopper's FP8 instruction."""
     unit = replace(HOPPER_8BIT, align_bits=align_bits, result_bits=align_bits)
 
@@ -115,18 +115,18 @@ def hopper(align_bits, added):
                 field = np.where(top > -30, top, unit.floor)
                 total = aligned(unit, terms, field, total, np.zeros_like(total), axis=2)
             own = weight_scale[:, at * run // BLOCK].repeat_interleave(BLOCK)
-            acc = added(scale[:, at, None] * own, torch.from_numpy(total).float(), acc)
+            acc = add(scale[:, at, None] * own, torch.from_numpy(total).float(), acc)
         return acc
 
     return linear
 
 
 def test_hopper_s_instruction_lies_in_its_class_and_a_shorter_one_does_not(monkeypatch):
-    problem, contract = made(seed=8, tokens=4), NOW
+    problem, contract = problem_of(seed=8, tokens=4), NOW
     golden = oracle.forward(problem, contract=contract)
     envelope = golden.envelopes["sm90-e4m3-k128"]
-    for added in (eager_fp8_block.fma, lambda a, b, c: a * b + c):
-        monkeypatch.setattr(eager_fp8_block, "linear", hopper(13, added))
+    for add in (eager_fp8_block.fma, lambda a, b, c: a * b + c):
+        monkeypatch.setattr(eager_fp8_block, "linear", hopper(13, add))
         y = bits(EagerBackend(contract).forward(problem)["y"])
         assert inside(y, envelope).all()
         assert not inside(y, golden.envelopes["fp32-ordered"]).all()
@@ -162,13 +162,13 @@ def test_codes_and_scales_of_an_interval_hold_those_of_each_value(contract):
     between = rule.between(low, high)
     for _ in range(40):
         value = np.clip(low + (high - low) * rng.random(low.shape).astype(np.float32), low, high)
-        codes, scale = rule.known(value)
+        codes, scale = rule.point(value)
         assert (
             (e4m3_key(between.low) <= e4m3_key(codes)) & (e4m3_key(codes) <= e4m3_key(between.high))
         ).all()
         assert ((between.scale_low <= scale) & (scale <= between.scale_high)).all()
-    known, point = rule.known(acts), rule.between(acts, acts)
-    assert (e4m3_key(point.low) == e4m3_key(known[0])).all() and (point.scale_low == known[1]).all()
+    exact, point = rule.point(acts), rule.between(acts, acts)
+    assert (e4m3_key(point.low) == e4m3_key(exact[0])).all() and (point.scale_low == exact[1]).all()
 
 
 @cache
@@ -214,9 +214,9 @@ def test_a_clause_that_is_changed_alone_is_seen(contract, clause):
     name, value = OTHER[clause]
     value = getattr(OLD if contract is NOW else NOW, clause).value if value is None else value
     case = CASES[f"forward/fp8-block-{name}"]
-    other = contract.changed("other", "a test", **{clause: value})
-    given = regenerate(case)
-    tables = [pack(make(case, given, ["exact"], contract=c))[1] for c in (contract, other)]
+    other = contract.variant("other", "a test", **{clause: value})
+    inputs = regenerate(case)
+    tables = [pack(make(case, inputs, ["exact"], contract=c))[1] for c in (contract, other)]
     assert tables[0] != tables[1]
     store = store_of(contract)
     for mine, right in ((other, False), (contract, True)):
@@ -229,7 +229,7 @@ def test_each_clause_has_another_value_or_a_reason():
     for contract in BOTH.values():
         assert {*OTHER, *UNSEEN} == {*contract.clauses}
         assert all(clause.evidence for clause in contract.clauses.values())
-        assert {*contract.clauses} <= {*SHOWN}
+        assert {*contract.clauses} <= {*EFFECTS}
 
 
 # --- selection and refusals -----------------------------------------------------------------------
@@ -247,24 +247,24 @@ def test_a_dialect_knows_the_cases_of_its_format_and_no_others():
 
 
 def test_a_golden_has_an_envelope_of_each_class_of_its_format():
-    golden = oracle.forward(made(tokens=2), contract=NOW)
+    golden = oracle.forward(problem_of(tokens=2), contract=NOW)
     assert list(golden.envelopes) == list(OF_FORMAT["fp8-block"]) and golden.only_y
     with pytest.raises(ValueError, match="class fp32 is none of fp8-block; known: exact, fp32-o"):
-        oracle.forward(made(), ["fp32"], contract=NOW)
+        oracle.forward(problem_of(), ["fp32"], contract=NOW)
     with pytest.raises(ValueError, match="class sm90-e4m3-k128 is none of mxfp4"):
         oracle.forward(simulate.problem(1, **SMALL), ["sm90-e4m3-k128"], contract=BASE)
 
 
 def test_what_the_format_does_not_allow_is_said():
     with pytest.raises(ValueError, match="contract 2026-06 has no rule for fp8-block"):
-        oracle.forward(made(), contract=BASE)
+        oracle.forward(problem_of(), contract=BASE)
     for text, change in (
         ("w13_weight of expert . has a NaN code", {"w13_weight": 0x7F}),
         ("w2_weight_scale of expert . has a value below 0", {"w2_weight_scale": -1.0}),
         ("w13_weight_scale of expert . has a value below 0", {"w13_weight_scale": np.nan}),
         ("a sum leaves fp32", {"w13_weight_scale": 3e38}),
     ):
-        problem = made()
+        problem = problem_of()
         for name, value in change.items():
             getattr(problem, name)[:, 0, 0] = value
         with pytest.raises(ValueError, match=text):
@@ -272,7 +272,7 @@ def test_what_the_format_does_not_allow_is_said():
     y = torch.zeros(1, 256, dtype=torch.bfloat16)
     codes = torch.zeros(1, 256, dtype=torch.uint8)
     with pytest.raises(BadOutput, match="returned x of an FP8-BLOCK problem"):
-        forward_bits({"y": y, "x": codes}, made())
+        forward_bits({"y": y, "x": codes}, problem_of())
     with pytest.raises(ValueError, match="unknown table of FP8 weights 'bel'"):
         block_weights(1, 0, 128, 128, {"w13": "bel"})
 
@@ -300,8 +300,8 @@ def test_a_case_that_no_kernel_takes_is_refused(kind, change, text):
 
 def test_verbs_say_what_a_dialect_has_and_what_it_has_not(capsys):
     assert main(["contract", "show", "sgl-sm90"]) == 0
-    shown = capsys.readouterr().out
-    assert "requant_group" in shown and "replica_hash" not in shown
+    output = capsys.readouterr().out
+    assert "requant_group" in output and "replica_hash" not in output
     assert main(["coverage", "--contract", "sgl-sm90"]) == 2
     assert "which sgl-sm90 does not have; take one of 2026-06" in capsys.readouterr().err
     case = "forward/fp8-block-staged-ties-to-even"
@@ -319,8 +319,8 @@ def test_a_backend_of_the_older_kernel_is_told_from_a_broken_one():
 
 
 def test_eager_refuses_another_format():
-    problem = replace(made(), combine_dtype="fp8")
+    problem = replace(problem_of(), combine_dtype="fp8")
     with pytest.raises(ValueError, match="goes without fp8-combine"):
         EagerBackend(NOW).forward(problem)
     with pytest.raises(ValueError, match="no rule for fp8-block; take one of sgl-sm90-"):
-        EagerBackend(BASE).forward(made())
+        EagerBackend(BASE).forward(problem_of())

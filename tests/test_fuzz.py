@@ -17,11 +17,11 @@ from megamoe.cases import kind_of
 from megamoe.cases.recipes import forward_problem
 from megamoe.cases.stored import load
 from megamoe.commands import main as cli
-from megamoe.fuzz import Asked, draw, run
+from megamoe.fuzz import Options, draw, run
 from megamoe.fuzz.die import Die
 from megamoe.fuzz.failure import shrink, store
-from megamoe.fuzz.rare import RARE, reached
-from megamoe.fuzz.step import GoldenOfOne, Result, judge_drawn
+from megamoe.fuzz.rare import RARE, classes_of
+from megamoe.fuzz.step import GoldenOfOne, Result, judge_problem
 from megamoe.fuzz.tally import Tally
 from megamoe.golden import digest_of
 from megamoe.judge import Verdict
@@ -30,7 +30,7 @@ from megamoe.spec.contract import NEWEST, REVISIONS, contract
 from megamoe.suite.at_hand import judge
 from megamoe.suite.next_command import OUTLIVES
 from megamoe.suite.settings import Settings
-from megamoe.suite.stops import Stopped, release
+from megamoe.suite.stops import Stop, release
 from tests.helpers.local import Local
 
 DIGESTS = {
@@ -49,17 +49,17 @@ DIGESTS = {
 
 
 def golden_of(number, revision=NEWEST.revision):
-    drawn = draw(1, number)
+    case = draw(1, number)
     accumulator = EagerBackend.accumulator
-    return GoldenOfOne(forward_problem(drawn), accumulator, REVISIONS[revision], drawn.calibrated)
+    return GoldenOfOne(forward_problem(case), accumulator, REVISIONS[revision], case.calibrated)
 
 
-def judged(backend, drawn, wide=True):
-    return judge_drawn(wide, SimpleNamespace(session=Local(backend), timeout=60.0), drawn)
+def result_of(backend, case, wide=True):
+    return judge_problem(wide, SimpleNamespace(session=Local(backend), timeout=60.0), case)
 
 
-def asks(drawn):
-    return kind_of("forward").features(drawn)
+def asks(case):
+    return kind_of("forward").features(case)
 
 
 def tally():
@@ -73,7 +73,7 @@ def test_a_die_is_a_function_of_seed_number_and_word():
     die = Die(3, 5)
     assert [die.below(word, 1000) for word in ("a", "b", "a")] == [857, 511, 857]
     assert len({die.key("a"), die.key("b"), Die(4, 5).key("a"), Die(3, 6).key("a")}) == 4
-    counts = np.bincount([Die(0, n).weighed("w", [(1, 0), (3, 1)]) for n in range(400)])
+    counts = np.bincount([Die(0, n).by_weight("w", [(1, 0), (3, 1)]) for n in range(400)])
     assert 60 < counts[0] < 140
     assert {Die(0, n).within("x", -2, 1) for n in range(60)} == {-2, -1, 0, 1}
 
@@ -81,17 +81,17 @@ def test_a_die_is_a_function_of_seed_number_and_word():
 @pytest.mark.parametrize(("number", "digest"), DIGESTS.items())
 def test_a_number_is_the_same_problem_everywhere(number, digest):
     """Who moves these moves what a seed means: the command of an old failure repeats another."""
-    assert digest_of(forward_problem(draw(1, number)).given)[:16] == digest
+    assert digest_of(forward_problem(draw(1, number)).arguments)[:16] == digest
 
 
 def test_every_drawn_problem_can_be_made():
     """Recipes refuse what they do not know."""
     for number in range(1000, 1080):
-        drawn = draw(7, number)
-        assert (drawn.number, drawn.id) == (number, f"forward/fuzz-7-{number}")
-        problem = forward_problem(drawn)
+        case = draw(7, number)
+        assert (case.number, case.id) == (number, f"forward/fuzz-7-{number}")
+        problem = forward_problem(case)
         assert problem.act.fault() == ""
-        assert problem.topk_ids.shape == (drawn.params["tokens"], drawn.params["top_k"])
+        assert problem.topk_ids.shape == (case.params["tokens"], case.params["top_k"])
 
 
 def test_only_data_of_the_calibrated_kinds_count_as_calibrated():
@@ -108,7 +108,7 @@ def test_only_data_of_the_calibrated_kinds_count_as_calibrated():
 
 # --- what they reach --------------------------------------------------------------------------
 
-REACHED = {
+CLASSES = {
     (916, "2026-11"): [
         "scale byte of w13: 0",
         "scale byte of w13: 1",
@@ -186,15 +186,15 @@ REACHED = {
 """Number of seed 1 and contract -> classes of :data:`RARE`; together all of them."""
 
 
-@pytest.mark.parametrize(("at", "classes"), REACHED.items())
+@pytest.mark.parametrize(("at", "classes"), CLASSES.items())
 def test_a_problem_reaches_its_classes(at, classes):
     names = [f"{rare.dimension}: {rare.name}" for rare in RARE]
-    assert set(classes) <= {names[i] for i in reached(golden_of(*at).seen)}
+    assert set(classes) <= {names[i] for i in classes_of(golden_of(*at).instance)}
 
 
 def test_every_class_is_reached_above():
-    named = [name for classes in REACHED.values() for name in classes]
-    assert sorted(named) == sorted(f"{rare.dimension}: {rare.name}" for rare in RARE)
+    names = [name for classes in CLASSES.values() for name in classes]
+    assert sorted(names) == sorted(f"{rare.dimension}: {rare.name}" for rare in RARE)
 
 
 # --- judging ----------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_every_class_is_reached_above():
 def test_a_class_of_one_point_is_judged_bit_by_bit_and_another_by_its_envelope():
     point, free = (next(n for n in range(60) if golden_of(n).zero_freedom is p and
                         not asks(draw(1, n))) for p in (True, False))  # fmt: skip
-    results = [judged(EagerBackend(), draw(1, number)) for number in (point, free)]
+    results = [result_of(EagerBackend(), draw(1, number)) for number in (point, free)]
     assert [(r.verdict.status, r.is_point, r.verdict.how) for r in results] == [
         ("pass", True, ("bitwise",)), ("pass", False, ("bitwise", "staged")),
     ]  # fmt: skip
@@ -221,24 +221,24 @@ def test_the_statistic_is_asked_where_it_is_calibrated_and_nowhere_else():
             if draw(1, n).calibrated is calibrated and draw(1, n).params["tokens"]
             and not asks(draw(1, n)) and not golden_of(n).zero_freedom
         )  # fmt: skip
-        verdict = judged(OnlyY(), draw(1, number)).verdict
+        verdict = result_of(OnlyY(), draw(1, number)).verdict
         assert (verdict.status, "statistic" in verdict.how) == ("pass", calibrated)
 
 
 def leaves(number):
-    seen = golden_of(number).seen
-    return leaves_bf16(seen.problem, seen.golden.codes, seen.golden.sf)
+    facts = golden_of(number).instance
+    return leaves_bf16(facts.problem, facts.golden.codes, facts.golden.sf)
 
 
 def test_operands_that_are_no_bfloat16_are_judged_on_demand():
     number = next(n for n in range(100) if draw(1, n).profile == "greatest scales of w13"
                   and not asks(draw(1, n)))  # fmt: skip
     assert leaves(number)
-    assert judged(EagerBackend(), draw(1, number), wide=False) == Result(None)
-    assert judged(EagerBackend(), draw(1, number)).verdict.status == "pass"
+    assert result_of(EagerBackend(), draw(1, number), wide=False) == Result(None)
+    assert result_of(EagerBackend(), draw(1, number)).verdict.status == "pass"
     backend = EagerBackend()
     backend.accumulator = "sm100-mxf8f6f4"  # whose operands reach the unit as they are
-    assert judged(backend, draw(1, number), wide=False).verdict is not None
+    assert result_of(backend, draw(1, number), wide=False).verdict is not None
     assert not leaves(12)
 
 
@@ -246,10 +246,10 @@ def test_a_backend_that_folds_scales_is_judged_where_all_operands_are_bfloat16()
     backend = EagerBackend()
     backend.folds_scales = True
     assert not leaves(12)
-    assert judged(backend, draw(1, 12), wide=False).verdict.status == "pass"
+    assert result_of(backend, draw(1, 12), wide=False).verdict.status == "pass"
     number = next(n for n in range(100) if draw(1, n).profile == "greatest scales of w13"
                   and not asks(draw(1, n)))  # fmt: skip
-    assert judged(backend, draw(1, number), wide=True) == Result(None)
+    assert result_of(backend, draw(1, number), wide=True) == Result(None)
 
 
 @pytest.mark.parametrize(("feature", "revision"), [("fp8-combine", "sgl"), ("nvfp4", "2026-11")])
@@ -264,11 +264,11 @@ def test_no_tokens_are_judged_with_every_format(feature, revision, backend):
 
 
 def test_what_megamoe_itself_raises_is_an_error_and_no_silence(monkeypatch):
-    def broken(seen):
+    def broken(facts):
         raise KeyError("gone")
 
-    monkeypatch.setattr("megamoe.fuzz.step.reached", broken)
-    verdict = judged(EagerBackend(), draw(1, 12)).verdict
+    monkeypatch.setattr("megamoe.fuzz.step.classes_of", broken)
+    verdict = result_of(EagerBackend(), draw(1, 12)).verdict
     assert verdict.status == "error" and "megamoe itself raised KeyError: 'gone'" in verdict.reason
 
 
@@ -318,57 +318,57 @@ class Row129(EagerBackend):
         return out
 
 
-FOUND = {HalfAway: (6, "ties"), MaskedWeight: (12, "two octaves"), Row129: (51, "points")}
+FIRST_NUMBERS = {HalfAway: (6, "ties"), MaskedWeight: (12, "two octaves"), Row129: (51, "points")}
 
 
 @pytest.mark.slow
 def test_three_faults_are_found_among_60_problems_and_reduced(tmp_path):
     """Each by the first number that shows it."""
-    left, found = {*FOUND}, {}
+    rest, numbers = {*FIRST_NUMBERS}, {}
     for number in range(60):
-        drawn = draw(1, number)
-        if "combine_dtype" in drawn.params:
+        case = draw(1, number)
+        if "combine_dtype" in case.params:
             continue  # no feature of the newest contract
-        for kind in sorted(left, key=lambda k: k.name):
-            verdict = judged(kind(), drawn).verdict
+        for kind in sorted(rest, key=lambda k: k.name):
+            verdict = result_of(kind(), case).verdict
             if verdict.status != "pass":
-                found[kind] = number, drawn.profile
-                left.discard(kind)
-    assert found == FOUND
-    for kind, (number, _) in FOUND.items():
-        session, drawn = Local(kind()), draw(1, number)
+                numbers[kind] = number, case.profile
+                rest.discard(kind)
+    assert numbers == FIRST_NUMBERS
+    for kind, (number, _) in FIRST_NUMBERS.items():
+        session, case = Local(kind()), draw(1, number)
         out = tmp_path / f"{kind.name}.safetensors"
-        verdict = Verdict(drawn.id, "forward", "fail", "as found")
+        verdict = Verdict(case.id, "forward", "fail", "as found")
         seconds = 4.0 if kind is Row129 else 60.0  # of 129 rows nothing can go, and a try is slow
-        whole = store(drawn, verdict, out, 1, session.identity)
+        whole = store(case, verdict, out, 1, session.identity)
         small = shrink(whole, session, seconds, 60.0, lambda line: None)
         assert small.note == "" and small.verdict.status == "fail"
-        held = load(out)
-        assert held.about["fuzz"] == {"seed": 1, "number": number, "profile": drawn.profile}
-        assert held.problem.num_tokens == (129 if kind is Row129 else 1)
-        assert judge(held.problem, Local(EagerBackend()))[0].status == "pass"
+        record = load(out)
+        assert record.about["fuzz"] == {"seed": 1, "number": number, "profile": case.profile}
+        assert record.problem.num_tokens == (129 if kind is Row129 else 1)
+        assert judge(record.problem, Local(EagerBackend()))[0].status == "pass"
 
 
 # --- runs -------------------------------------------------------------------------------------
 
 
 def red(number):
-    drawn = draw(1, number)
-    return drawn, Verdict(drawn.id, "forward", "fail", f"number {number}")
+    case = draw(1, number)
+    return case, Verdict(case.id, "forward", "fail", f"number {number}")
 
 
 def test_the_red_of_the_lowest_number_is_the_first(tmp_path):
     """Whichever judge was the quickest."""
     outcome = run.Outcome(tally())
     for number in (9, 4, 6):
-        outcome.tally.done(red(number)[0], Result(red(number)[1]))
-    asked = Asked(1, 1.0, out=str(tmp_path / "red.safetensors"))
-    run._keep(outcome, asked, Local(EagerBackend()).identity, lambda n: f"again {n}")
+        outcome.tally.add(red(number)[0], Result(red(number)[1]))
+    request = Options(1, 1.0, out=str(tmp_path / "red.safetensors"))
+    run._keep(outcome, request, Local(EagerBackend()).identity, lambda n: f"again {n}")
     assert outcome.first == red(4)
-    assert load(outcome.left.path).about["fuzz"]["number"] == 4
-    said = outcome.tally.console.file.getvalue().splitlines()
-    assert said[0].startswith("3 judged in ") and said[0].endswith("; 3 red")
-    assert said[3:] == [
+    assert load(outcome.remains.path).about["fuzz"]["number"] == 4
+    lines = outcome.tally.console.file.getvalue().splitlines()
+    assert lines[0].startswith("3 judged in ") and lines[0].endswith("; 3 red")
+    assert lines[3:] == [
         "alone: again 4",
         "red too, judged at the same time: problem 6, again 6",
         "red too, judged at the same time: problem 9, again 9",
@@ -380,47 +380,47 @@ def test_a_file_of_an_earlier_run_stays_as_it_was(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fuzz-1-4.safetensors").write_text("of an earlier run")
     outcome = run.Outcome(tally())
-    outcome.tally.done(red(4)[0], Result(red(4)[1]))
-    left = run._keep(outcome, Asked(1, 1.0), Local(EagerBackend()).identity, str)
-    assert str(left.path) == "fuzz-1-4-2.safetensors" and left.path.exists()
+    outcome.tally.add(red(4)[0], Result(red(4)[1]))
+    file = run._keep(outcome, Options(1, 1.0), Local(EagerBackend()).identity, str)
+    assert str(file.path) == "fuzz-1-4-2.safetensors" and file.path.exists()
     assert (tmp_path / "fuzz-1-4.safetensors").read_text() == "of an earlier run"
-    said = outcome.tally.console.file.getvalue()
-    assert said.endswith("\nunchanged: fuzz-1-4.safetensors, from earlier runs\n")
+    text = outcome.tally.console.file.getvalue()
+    assert text.endswith("\nunchanged: fuzz-1-4.safetensors, from earlier runs\n")
 
 
 def test_a_run_that_is_stopped_keeps_the_red_that_a_judge_found_before(monkeypatch, tmp_path):
     """Another judge was still at work: nothing had been written."""
 
     class Bench:
-        def run(self, problems, started, done):
-            done(red(4)[0], Result(red(4)[1]))
-            raise Stopped("SIGTERM", 143)
+        def run(self, problems, on_start, on_result):
+            on_result(red(4)[0], Result(red(4)[1]))
+            raise Stop("SIGTERM", 143)
 
     pool = SimpleNamespace(address=SimpleNamespace(identity=Local(EagerBackend()).identity))
-    monkeypatch.setattr(run, "Pool", lambda *given: nullcontext(pool))
-    monkeypatch.setattr(run, "Judges", lambda *given: nullcontext(Bench()))
+    monkeypatch.setattr(run, "Pool", lambda *arguments: nullcontext(pool))
+    monkeypatch.setattr(run, "Judges", lambda *arguments: nullcontext(Bench()))
     monkeypatch.setattr(run, "get_ready", lambda: None)
-    asked = Asked(1, 9.0, out=str(tmp_path / "red.safetensors"))
+    request = Options(1, 9.0, out=str(tmp_path / "red.safetensors"))
     try:
-        outcome = run.fuzz(Settings(), asked, 2, 2, tally().console)
+        outcome = run.fuzz(Settings(), request, 2, 2, tally().console)
     finally:
         release()
-    assert (outcome.stopped, outcome.first) == ("SIGTERM", red(4))
-    assert load(outcome.left.path).about["fuzz"]["number"] == 4
+    assert (outcome.stop_reason, outcome.first) == ("SIGTERM", red(4))
+    assert load(outcome.remains.path).about["fuzz"]["number"] == 4
 
 
 def test_no_problem_begins_after_a_red_nor_after_the_seconds():
     identity = Local(EagerBackend()).identity
-    counts, now = tally(), run._problems(Asked(1, 60.0), identity, tally())
+    counts, now = tally(), run._problems(Options(1, 60.0), identity, tally())
     numbers = [next(now).number for _ in range(3)]
     assert numbers == sorted(numbers)
-    problems = run._problems(Asked(1, 60.0), identity, counts)
+    problems = run._problems(Options(1, 60.0), identity, counts)
     assert next(problems).number == numbers[0]
     counts.reds[0] = red(0)
     assert next(problems, None) is None
-    assert [*run._problems(Asked(1, 1e-9, None), identity, tally())] == []
-    assert [d.number for d in run._problems(Asked(1, 1e-9, only=33), identity, tally())] == [33]
-    assert [d.number for d in run._problems(Asked(1, 60.0, 3), identity, tally())] == [
+    assert [*run._problems(Options(1, 1e-9, None), identity, tally())] == []
+    assert [d.number for d in run._problems(Options(1, 1e-9, only=33), identity, tally())] == [33]
+    assert [d.number for d in run._problems(Options(1, 60.0, 3), identity, tally())] == [
         n for n in range(3) if "combine_dtype" not in draw(1, n).params
     ]  # fmt: skip
 
@@ -430,51 +430,51 @@ def test_a_feature_that_is_lacking_is_passed_over_and_counted():
         features = ()
 
     counts = tally()
-    some = [*run._problems(Asked(1, 60.0, 120), Local(Plain()).identity, counts)]
+    some = [*run._problems(Options(1, 60.0, 120), Local(Plain()).identity, counts)]
     assert all(asks(d) == () for d in some)
-    assert len(some) + sum(counts.passed_over.values()) == 120
-    assert any("does not compute" in why for why in counts.passed_over)
-    assert any("no rule for feature fp8-combine" in why for why in counts.passed_over)
+    assert len(some) + sum(counts.skips.values()) == 120
+    assert any("does not compute" in why for why in counts.skips)
+    assert any("no rule for feature fp8-combine" in why for why in counts.skips)
 
 
 def test_the_summary_counts_classes_judgements_and_what_was_passed_over():
     counts = tally()
     ok = Verdict("forward/x", "forward", "pass", how=("bitwise", "staged"))
     where = next(i for i, r in enumerate(RARE) if r[:2] == ("top-k", "7"))
-    counts.done(draw(1, 0), Result(ok, True, (where,)))
-    counts.done(draw(1, 1), Result(ok, False, (where,)))
-    counts.done(draw(1, 2), Result(None))
-    counts.done(draw(1, 3), Result(Verdict("forward/y", "forward", "skip", "not this one")))
+    counts.add(draw(1, 0), Result(ok, True, (where,)))
+    counts.add(draw(1, 1), Result(ok, False, (where,)))
+    counts.add(draw(1, 2), Result(None))
+    counts.add(draw(1, 3), Result(Verdict("forward/y", "forward", "skip", "not this one")))
     counts.summary()
     text = counts.console.file.getvalue()
-    for said in ("7: 2 ", "1 problems of zero freedom, 1 with an envelope", "bitwise 2, staged 2",
+    for part in ("7: 2 ", "1 problems of zero freedom, 1 with an envelope", "bitwise 2, staged 2",
                  "passed over, 1: not this one", "passed over, 1: an operand",
                  "2 judged in", "50% zero freedom; 0 red"):  # fmt: skip
-        assert said in text
+        assert part in text
 
 
 def test_a_red_that_passes_in_a_fresh_process_stays_whole_and_says_so(tmp_path):
     """An earlier problem has spoiled the process: a file of one problem cannot show that."""
-    session, (drawn, verdict) = Local(EagerBackend()), red(4)
-    whole = store(drawn, verdict, tmp_path / "red.safetensors", 1, session.identity)
-    written = whole.path.read_bytes()
-    left = shrink(whole, session, 9.0, 60.0, lambda line: None)
-    assert left.passes and left.note == (
+    session, (case, verdict) = Local(EagerBackend()), red(4)
+    whole = store(case, verdict, tmp_path / "red.safetensors", 1, session.identity)
+    content = whole.path.read_bytes()
+    result = shrink(whole, session, 9.0, 60.0, lambda line: None)
+    assert result.passes and result.note == (
         f"it is the whole problem, which passes in a fresh process: {OUTLIVES}"
     )
-    assert left.path.read_bytes() == written
+    assert result.path.read_bytes() == content
 
 
 @pytest.mark.slow
 def test_a_red_after_other_problems_is_tried_alone_and_sent_to_check(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "k.py").write_text(STALE)
-    found = "megamoe fuzz --backend k.py:Stale"
-    assert cli.main([*found.split()[1:], "--jobs", "1", "--workers", "1", "--problems", "9"]) == 1
+    command = "megamoe fuzz --backend k.py:Stale"
+    assert cli.main([*command.split()[1:], "--jobs", "1", "--workers", "1", "--problems", "9"]) == 1
     lines = capsys.readouterr().out.splitlines()
     number = int(next(line for line in lines if line.startswith("alone: ")).split()[-1])
     assert lines[-3].startswith(f"fuzz-0-{number}.safetensors: it is the whole problem, which pa")
-    assert lines[-2].endswith(f"{found} --seed 0 --problems {number + 1} --jobs 1 --workers 1")
+    assert lines[-2].endswith(f"{command} --seed 0 --problems {number + 1} --jobs 1 --workers 1")
     assert lines[-1] == "next: megamoe check --backend k.py:Stale"
     assert cli.main(["replay", f"fuzz-0-{number}.safetensors", "--backend", "k.py:Stale"]) == 0
 
@@ -536,8 +536,8 @@ def test_misuse_is_one_line(tmp_path, capsys):
         (["--out", f"{tmp_path}/gone/a.safetensors"], "there is no folder"),
     ):
         assert cli.main(["fuzz", "--backend", "eager", *more]) == 2
-        said = capsys.readouterr().err
-        assert says in said and said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert says in message and message.count("\n") == 1
 
 
 def test_no_problem_of_a_dialect_is_drawn(capsys):

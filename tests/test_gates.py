@@ -30,11 +30,11 @@ def test_tanh_is_rounded_once():
     arguments = np.random.default_rng(0).normal(0, 3, 1000).astype(np.float32)
     arguments = np.concatenate([arguments, np.float32(2.0) ** np.arange(-40, 6, dtype=np.float32)])
     context = Context(prec=120)
-    for argument, got in zip(arguments, tanh_rounded(arguments.astype(np.float64)), strict=True):
+    for argument, actual in zip(arguments, tanh_rounded(arguments.astype(np.float64)), strict=True):
         power = context.exp(2 * Decimal(float(argument)))
         exact = context.divide(context.subtract(power, 1), context.add(power, 1))
-        near = [np.nextafter(got, np.float32(s)) for s in (-np.inf, np.inf)]
-        distance = abs(Decimal(float(got)) - exact)
+        near = [np.nextafter(actual, np.float32(s)) for s in (-np.inf, np.inf)]
+        distance = abs(Decimal(float(actual)) - exact)
         assert all(distance <= abs(Decimal(float(other)) - exact) for other in near)
 
 
@@ -62,9 +62,9 @@ def test_silu_with_alpha_of_an_erring_kernel_is_within_the_bounds(alpha, fast):
             exp = (np.exp(-argument) * (1 + sign * ulps * 2.0**-23)).astype(np.float32)
             denominator = np.float32(1) + exp
             reciprocal = (1 / denominator.astype(np.float64) * (1 - sign * 2.0**-24)).astype("f4")
-            got = gate * reciprocal if fast else gate / denominator
-            got = got.astype(np.float32)
-            assert (bounds.low[FINITE] <= got).all() and (got <= bounds.high[FINITE]).all()
+            actual = gate * reciprocal if fast else gate / denominator
+            actual = actual.astype(np.float32)
+            assert (bounds.low[FINITE] <= actual).all() and (actual <= bounds.high[FINITE]).all()
 
 
 def test_swiglustep_bounds_the_gated_value_and_nothing_becomes_nan():
@@ -118,24 +118,24 @@ def erring(form: str, alpha: float, beta: float, fast: bool, sign: int, values: 
 @pytest.mark.parametrize("scales", [(4.0, 25.0), (2.0, 8.0), (1.0, 0.5)])
 @pytest.mark.parametrize("form", SITU)
 def test_situ_of_an_erring_kernel_is_within_the_bounds(form, scales, fast):
-    found = gates.form_of(act("situ", None, *scales, fast), SITU[form])
-    bounds = gates.gate_bounds(found), gates.up_bounds(found)
+    situ = gates.form_of(act("situ", None, *scales, fast), SITU[form])
+    bounds = gates.gate_bounds(situ), gates.up_bounds(situ)
     with np.errstate(all="ignore"):
         for sign in (-1, 0, 1):
-            made = erring(form, *scales, fast, sign, VALUES[FINITE].astype(np.float64))
-            for got, bound in zip(made, bounds, strict=True):
-                assert (bound.low[FINITE] <= got).all() and (got <= bound.high[FINITE]).all()
+            values = erring(form, *scales, fast, sign, VALUES[FINITE].astype(np.float64))
+            for actual, bound in zip(values, bounds, strict=True):
+                assert (bound.low[FINITE] <= actual).all() and (actual <= bound.high[FINITE]).all()
 
 
 @pytest.mark.parametrize("form", SITU)
 def test_the_point_of_situ_is_within_its_bounds_and_what_the_formula_says(form):
-    found = gates.form_of(act("situ", None, 4.0, 25.0, False), SITU[form])
+    situ = gates.form_of(act("situ", None, 4.0, 25.0, False), SITU[form])
     wide = VALUES[FINITE].astype(np.float64)
     with np.errstate(all="ignore"):
         want = 4 * np.tanh(wide / 4) / (1 + np.exp(-wide)), 25 * np.tanh(wide / 25)
-    tables = gates.gate_table(found), gates.up_table(found)
+    tables = gates.gate_table(situ), gates.up_table(situ)
     for table, formula, bound in zip(
-        tables, want, (gates.gate_bounds(found), gates.up_bounds(found)), strict=True
+        tables, want, (gates.gate_bounds(situ), gates.up_bounds(situ)), strict=True
     ):
         assert np.allclose(table[FINITE], formula, rtol=1e-5, atol=1e-5)
         assert ((bound.low <= table) & (table <= bound.high))[FINITE].all()

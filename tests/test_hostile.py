@@ -84,7 +84,7 @@ message = "DeepSeek V4 MegaMoE got 385 tokens, but the symmetric buffer was size
 )  # fmt: skip
 STATIONS = 3
 """Workers at a time."""
-SAID = ("state", "identity", "megamoe")
+NO_EXIT_FAMILIES = ("state", "identity", "megamoe")
 """Families of acts that leave the end of the process to the judge."""
 OURS = str(Path(hostile.__file__).parents[2])
 
@@ -101,18 +101,18 @@ def launch(spec: str, mark: str, seconds: float = 120.0, **variables: str) -> La
 
 
 @pytest.fixture(scope="module")
-def seen(request, root, tmp_path_factory, template):
+def outcomes(request, root, tmp_path_factory, template):
     """Every act that this session asks for, done; by name."""
-    asked = {
+    acts = {
         item.callspec.params["act"]
         for item in request.session.items
         if item.path == request.path and "act" in getattr(item, "callspec", Nothing).params
     }
     waiting: dict[bool, queue.SimpleQueue[Act]] = {n: queue.SimpleQueue() for n in (False, True)}
     # What costs a process comes first, so that no station is left with many of them.
-    for act in sorted(asked, key=lambda act: (not act.fresh, act.timeout, not act.costly)):
-        waiting[act.costly and act.family in SAID].put(act)
-    mark, before, found = uuid.uuid4().hex, folders(), {}
+    for act in sorted(acts, key=lambda act: (not act.fresh, act.timeout, not act.costly)):
+        waiting[act.costly and act.family in NO_EXIT_FAMILIES].put(act)
+    mark, before, by_name = uuid.uuid4().hex, folders(), {}
     cases = {case.id: case for case in load_cases(root)}
 
     def station(number: int) -> None:
@@ -127,7 +127,7 @@ def seen(request, root, tmp_path_factory, template):
                     act = waiting[warm].get_nowait()
                 except queue.Empty:
                     return
-                found[act.name] = one(worker, control, act)
+                by_name[act.name] = one(worker, control, act)
 
     def one(worker: Worker, control: Path, act: Act) -> tuple[Verdict, Verdict]:
         store = Store(root, make)
@@ -141,10 +141,10 @@ def seen(request, root, tmp_path_factory, template):
         return verdict, innocent
 
     with warmed(template, "WARM"), ThreadPoolExecutor(STATIONS) as pool:
-        for done in [pool.submit(station, number) for number in range(STATIONS)]:
-            done.result()
-    found["left"] = (alive(f"MARK={mark}"), abandoned(before))
-    return found
+        for future in [pool.submit(station, number) for number in range(STATIONS)]:
+            future.result()
+    by_name["left"] = (alive(f"MARK={mark}"), abandoned(before))
+    return by_name
 
 
 class Nothing:
@@ -159,8 +159,8 @@ def cheap_and_costly(acts):
 
 
 @pytest.mark.parametrize("act", cheap_and_costly(ACTS.values()))
-def test_each_act_gets_its_verdict_and_no_other_case_does(seen, act):
-    verdict, innocent = seen[act.name]
+def test_each_act_gets_its_verdict_and_no_other_case_does(outcomes, act):
+    verdict, innocent = outcomes[act.name]
     status, reason = verdict.status, verdict.reason
     assert status == act.status, reason
     assert act.reason in reason
@@ -169,8 +169,8 @@ def test_each_act_gets_its_verdict_and_no_other_case_does(seen, act):
     assert (innocent.status, innocent.reason) == ("pass", "")
 
 
-def test_no_process_and_no_folder_outlives_the_workers(seen):
-    assert seen["left"] == ([], set())
+def test_no_process_and_no_folder_outlives_the_workers(outcomes):
+    assert outcomes["left"] == ([], set())
 
 
 def test_the_page_counts_them():
@@ -183,27 +183,27 @@ def test_the_page_counts_them():
 START = "import os, sys, time, threading, signal, atexit\n"
 CLASS = "class Backend:\n    name = 'b'\n    accumulator = 'fp32'\n    def forward(self, p): pass\n"
 FULL = START + CLASS
-ENDED = "backend {spec}: the backend ended its process (exit status "
-RAISED = "backend {spec}: loading it raised "
+EXIT = "backend {spec}: the backend ended its process (exit status "
+EXCEPTION = "backend {spec}: loading it raised "
 SLOW = "backend {spec}: not loaded within 4 s, last seen in "
 LOADS = {
-    "exits with 0 at import": (START + "os._exit(0)", ENDED + "0) while it was loaded"),
-    "exits with 1 in its constructor": (FULL + "    def __init__(self): os._exit(1)", ENDED + "1)"),
+    "exits with 0 at import": (START + "os._exit(0)", EXIT + "0) while it was loaded"),
+    "exits with 1 in its constructor": (FULL + "    def __init__(self): os._exit(1)", EXIT + "1)"),
     "exits when asked for its name": (
-        START + "class Backend:\n    def __getattr__(self, n): os._exit(255)", ENDED + "255)"),
+        START + "class Backend:\n    def __getattr__(self, n): os._exit(255)", EXIT + "255)"),
     "exits in a thread": (
-        START + "threading.Timer(0.1, os._exit, (9,)).start(); time.sleep(60)", ENDED + "9)"),
+        START + "threading.Timer(0.1, os._exit, (9,)).start(); time.sleep(60)", EXIT + "9)"),
     "is killed at import": (
         START + "os.kill(os.getpid(), 9)",
         "backend {spec}: the backend ended its process (SIGKILL, out of memory?)"),
-    "sys.exit at import": (START + "sys.exit(0)", RAISED + "SystemExit: 0 (b.py, line 2"),
+    "sys.exit at import": (START + "sys.exit(0)", EXCEPTION + "SystemExit: 0 (b.py, line 2"),
     "sys.exit in its constructor": (
-        FULL + "    def __init__(self): sys.exit(0)", RAISED + "SystemExit: 0"),
+        FULL + "    def __init__(self): sys.exit(0)", EXCEPTION + "SystemExit: 0"),
     "KeyboardInterrupt at import": (
-        START + "raise KeyboardInterrupt", RAISED + "KeyboardInterrupt (b.py, line 2"),
+        START + "raise KeyboardInterrupt", EXCEPTION + "KeyboardInterrupt (b.py, line 2"),
     "looks whether garbage is collected": (
-        START + "import gc\nraise ValueError(gc.isenabled())", RAISED + "ValueError: True ("),
-    "syntax error": ("class Backend(:", RAISED + "SyntaxError: "),
+        START + "import gc\nraise ValueError(gc.isenabled())", EXCEPTION + "ValueError: True ("),
+    "syntax error": ("class Backend(:", EXCEPTION + "SyntaxError: "),
     "hangs at import": (START + "while True: pass", SLOW),
     "hangs in C": (START + "sum(range(10**13))", SLOW),
     "hangs in its constructor": (FULL + "    def __init__(self): time.sleep(1e6)", SLOW),
@@ -212,7 +212,7 @@ LOADS = {
         START + "class Backend:\n    @property\n    def name(self): time.sleep(1e6)", SLOW),
     "hangs at its end": (
         START + "atexit.register(time.sleep, 1e6)\nraise ValueError('no')",
-        RAISED + "ValueError: no (b.py, line 3"),
+        EXCEPTION + "ValueError: no (b.py, line 3"),
     "no such object": (START, "backend {spec}: b.py has no 'Backend'; it has nothing that "),
     "no accumulator": (
         "class Backend:\n    name = 'b'\n    def forward(self, p): pass",
@@ -230,13 +230,13 @@ LOADS = {
     "a fingerprint of another form": (
         FULL + "    def fingerprint(self): return {'sources': 1}",
         "backend {spec}: fingerprint() must return sources and options as strings"),
-    "closes its descriptors": (START + "os.closerange(3, 4096)\n" + CLASS, ENDED),
+    "closes its descriptors": (START + "os.closerange(3, 4096)\n" + CLASS, EXIT),
     "a line of the protocol at import": (
         START + """os.write(1, b'@megamoe {"protocol": 1, "ready": {}}\\n')\nsys.exit(3)""",
-        RAISED + "SystemExit: 3"),
+        EXCEPTION + "SystemExit: 3"),
     "leaves a child and raises": (
         START + "import subprocess\nsubprocess.Popen(['sleep', '600'])\nraise ValueError('no')",
-        RAISED + "ValueError: no"),
+        EXCEPTION + "ValueError: no"),
 }  # fmt: skip
 
 
@@ -256,9 +256,9 @@ def __getattr__(name):
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory, request):
+def replies(tmp_path_factory, request):
     """Each of them, loaded: what was said, and what was left; two at a time."""
-    asked = {
+    names = {
         item.callspec.params["what"]
         for item in request.session.items
         if item.path == request.path and "what" in getattr(item, "callspec", Nothing).params
@@ -279,17 +279,17 @@ def loaded(tmp_path_factory, request):
                 return spec, str(error)
 
     with ThreadPoolExecutor(STATIONS) as pool:
-        said = dict(zip(sorted(asked), pool.map(one, sorted(asked)), strict=True))
-    return {**said, "left": (alive(f"MARK={mark}"), abandoned(before))}
+        by_name = dict(zip(sorted(names), pool.map(one, sorted(names)), strict=True))
+    return {**by_name, "left": (alive(f"MARK={mark}"), abandoned(before))}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", LOADS)
-def test_what_cannot_be_loaded_is_said_in_one_line(loaded, what):
-    spec, said = loaded[what]
-    assert said.startswith(LOADS[what][1].format(spec=spec)) and "\n" not in said, said
+def test_what_cannot_be_loaded_is_said_in_one_line(replies, what):
+    spec, reply = replies[what]
+    assert reply.startswith(LOADS[what][1].format(spec=spec)) and "\n" not in reply, reply
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_what_cannot_be_loaded(loaded):
-    assert loaded["left"] == ([], set())
+def test_nothing_is_left_of_what_cannot_be_loaded(replies):
+    assert replies["left"] == ([], set())

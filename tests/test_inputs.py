@@ -19,10 +19,10 @@ from megamoe.spec.formats import bf16_decode, e2m1_decode, e2m1_unpack
 SEEDS = st.integers(0, 2**64 - 1)
 
 
-def forward(**changed: Any) -> Case:
+def forward(**changes: Any) -> Case:
     params = {
         "hidden": 128, "intermediate": 128, "experts": 6, "top_k": 2, "tokens": 9, "clamp": 10.0,
-        "fast_math": True, "capacity": 384, **changed,
+        "fast_math": True, "capacity": 384, **changes,
     }  # fmt: skip
     return Case("forward/x", "forward", "quick", "X.", 7, params, Path("x.toml"))
 
@@ -57,10 +57,10 @@ def test_known_digests() -> None:
         "probe": sha(*recipes.expert_weights(7, 2, 128, 256, {"w2": "probe"})),
         "routing": sha(ids, weights),
         "case": digest(forward())[:16],
-    } == KNOWN
+    } == DIGESTS
 
 
-KNOWN = {
+DIGESTS = {
     "bell": "510a00fe4f1a76d8",
     "grid": "edb989a3d0033a01",
     "table": "755fe68c216c9025",
@@ -74,12 +74,12 @@ KNOWN = {
 def test_the_digest_sees_every_input() -> None:
     base = digest(forward())
     assert base == digest(forward())
-    for changed in (
+    for change in (
         {"clamp": 7.0}, {"fast_math": False}, {"capacity": 768}, {"tokens": 8},
         {"routing_recipe": {"octaves": 1}}, {"weights_recipe": {"w2": "grid"}},
         {"hidden_recipe": {"patch": [{"token": 0, "bits": 0}]}},
     ):  # fmt: skip
-        assert digest(forward(**changed)) != base, changed
+        assert digest(forward(**change)) != base, change
 
 
 def test_the_digest_leaves_out_experts_that_nobody_visits() -> None:
@@ -94,8 +94,8 @@ def test_the_digest_leaves_out_experts_that_nobody_visits() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(SEEDS, st.sets(st.integers(0, 30), min_size=1), st.sampled_from(["bell", "grid"]))
-def test_a_row_does_not_depend_on_the_others(seed: int, chosen: set[int], kind: str) -> None:
-    at = np.array(sorted(chosen))
+def test_a_row_does_not_depend_on_the_others(seed: int, tokens: set[int], kind: str) -> None:
+    at = np.array(sorted(tokens))
     recipe = {"kind": kind}
     whole = recipes.hidden_states(seed, np.arange(31), 128, recipe)
     assert (recipes.hidden_states(seed, at, 128, recipe) == whole[at]).all()
@@ -109,8 +109,8 @@ def test_rows_of_a_problem_are_the_rows_of_the_whole() -> None:
     whole, part = recipes.forward_problem(forward()), recipes.forward_problem(forward(), [2, 7])
     assert torch.equal(part.hidden_states, whole.hidden_states[[2, 7]])
     assert torch.equal(part.topk_ids, whole.topk_ids[[2, 7]])
-    used = part.topk_ids.unique()
-    assert torch.equal(part.w2_weight[used], whole.w2_weight[used])
+    experts = part.topk_ids.unique()
+    assert torch.equal(part.w2_weight[experts], whole.w2_weight[experts])
 
 
 def test_an_expert_does_not_depend_on_how_many_there_are() -> None:
@@ -135,8 +135,8 @@ def test_bell_has_outliers_and_the_scale_asked_for() -> None:
         bf16_decode(rows(8, 1024, kind="bell", spread=0, log2_scale=-20)) * 2**20 == plain
     ).all()
     large = bf16_decode(rows(8, 1024, kind="bell", spread=0, outlier_every=64))
-    changed = large != plain
-    assert 0.005 < changed.mean() < 0.03 and (large[changed] == 32 * plain[changed]).all()
+    outliers = large != plain
+    assert 0.005 < outliers.mean() < 0.03 and (large[outliers] == 32 * plain[outliers]).all()
 
 
 def test_grid_has_few_bits_and_its_carriers() -> None:
@@ -149,8 +149,8 @@ def test_grid_has_few_bits_and_its_carriers() -> None:
 def test_a_patch_lies_over_one_token() -> None:
     patch = [{"token": 1, "channel": 30, "count": 4, "bits": 0x7FC0}]
     plain, patched = rows(3), rows(3, patch=patch)
-    changed = np.argwhere(plain != patched)
-    assert changed.tolist() == [[1, 30], [1, 31], [1, 32], [1, 33]]
+    places = np.argwhere(plain != patched)
+    assert places.tolist() == [[1, 30], [1, 31], [1, 32], [1, 33]]
     assert set(patched[1, 30:34]) == {0x7FC0}
 
 

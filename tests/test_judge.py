@@ -86,11 +86,11 @@ def test_e4m3_and_f32_know_their_nans():
     ],
 )
 def test_interval(actual, low, high, ulps):
-    found = interval("y", BF16, u16(actual), u16(low), u16(high), FLAT)
+    finding = interval("y", BF16, u16(actual), u16(low), u16(high), FLAT)
     if ulps == ():
-        assert not found.bad
+        assert not finding.bad
     else:
-        assert found.outside == 1 and found.worst.ulps == ulps
+        assert finding.outside == 1 and finding.worst.ulps == ulps
 
 
 @pytest.mark.parametrize(("low", "high"), [(NAN, ONE), (ONE, NAN), (ONE, ZERO)])
@@ -130,12 +130,16 @@ def test_worst_element_tallies_and_map_find_a_single_bad_row_of_one_tile():
     actual[1, 256:384] = ONE + 1
     actual[1, 300] = ONE + 9
     place = Place(("token", "channel"), 1, [10, 20, 30], ids)
-    found = bitwise("y", BF16, actual, expected, place)
-    assert (found.outside, found.total) == (128, 1536)
-    assert found.rows == {20: 128} and found.tiles == {2: 128} and found.experts == {4: 128, 7: 128}
-    assert found.grid == ((1, 2, 128),) and found.shape == (3, 4)
-    assert found.tokens == (10, 20, 30)
-    assert found.worst.line() == (
+    finding = bitwise("y", BF16, actual, expected, place)
+    assert (finding.outside, finding.total) == (128, 1536)
+    assert (
+        finding.rows == {20: 128}
+        and finding.tiles == {2: 128}
+        and finding.experts == {4: 128, 7: 128}
+    )
+    assert finding.grid == ((1, 2, 128),) and finding.shape == (3, 4)
+    assert finding.tokens == (10, 20, 30)
+    assert finding.worst.line() == (
         "y at token 20 channel 300: expected 1 (0x3f80), got 1.07031 (0x3f89), 9 ULP outside"
     )
 
@@ -145,33 +149,33 @@ def test_slots_resolve_to_experts_and_scales_to_channels():
     sf = np.full((1, 2, 8), 120, np.uint8)
     wrong = sf.copy()
     wrong[0, 1, 5] = 121
-    found = bitwise("sf", UE8M0, wrong, sf, Place(("token", "slot", "channel"), 32, None, ids))
-    worst = found.worst
+    finding = bitwise("sf", UE8M0, wrong, sf, Place(("token", "slot", "channel"), 32, None, ids))
+    worst = finding.worst
     assert (worst.token, worst.slot, worst.expert, worst.channel) == (0, 1, 2, 160)
-    assert found.tiles == {1: 1} and found.experts == {2: 1} and found.shape == (1, 2)
+    assert finding.tiles == {1: 1} and finding.experts == {2: 1} and finding.shape == (1, 2)
 
 
 def test_only_live_elements_count():
     live = np.array([[True, False]])
-    found = bitwise("y", BF16, u16(ONE, ONE), u16(ONE, ZERO), FLAT, live)
-    assert not found.bad and found.total == 1
+    finding = bitwise("y", BF16, u16(ONE, ONE), u16(ONE, ZERO), FLAT, live)
+    assert not finding.bad and finding.total == 1
 
 
 def test_nan_is_the_worst():
-    found = bitwise("y", BF16, u16(ONE + 500, NAN), u16(ONE, ONE), FLAT)
-    assert found.worst.channel == 1 and found.worst.ulps is None
-    assert "got nan (0x7fc0), NaN on one side" in found.worst.line()
+    finding = bitwise("y", BF16, u16(ONE + 500, NAN), u16(ONE, ONE), FLAT)
+    assert finding.worst.channel == 1 and finding.worst.ulps is None
+    assert "got nan (0x7fc0), NaN on one side" in finding.worst.line()
 
 
 def test_the_grid_is_capped(monkeypatch):
     monkeypatch.setattr(elements, "GRID_LIMIT", 3)
-    found = bitwise("y", BF16, np.ones((9, 1), np.uint16), np.zeros((9, 1), np.uint16), FLAT)
-    assert found.outside == 9 and len(found.grid) == 3
+    finding = bitwise("y", BF16, np.ones((9, 1), np.uint16), np.zeros((9, 1), np.uint16), FLAT)
+    assert finding.outside == 9 and len(finding.grid) == 3
 
 
 def test_a_verdict_survives_json():
-    found = bitwise("y", BF16, u16(ONE, NAN), u16(ZERO, ONE), FLAT)
-    verdict = of_findings("forward/a", "forward", [found], ("bitwise",))
+    finding = bitwise("y", BF16, u16(ONE, NAN), u16(ZERO, ONE), FLAT)
+    verdict = of_findings("forward/a", "forward", [finding], ("bitwise",))
     again = Verdict.from_dict(json.loads(json.dumps(verdict.to_dict())))
     assert again == verdict and again.status == "fail"
     assert again.reason == "y: 2 of 2 outside"
@@ -182,8 +186,8 @@ def test_a_verdict_survives_json():
 def test_the_picture_shows_place_size_and_command():
     actual = np.zeros((50, 1024), np.uint16)
     actual[13, 128:192] = 1
-    found = bitwise("y", BF16, actual, np.zeros_like(actual), FLAT)
-    text = picture(of_findings("forward/a", "forward", [found], ("bitwise",)), "my file.py:K")
+    finding = bitwise("y", BF16, actual, np.zeros_like(actual), FLAT)
+    text = picture(of_findings("forward/a", "forward", [finding], ("bitwise",)), "my file.py:K")
     assert "FAIL forward/a: y: 64 of 51200 outside" in text
     assert "map     50 rows x 8 tiles of 128 channels; @ is 64 elements\n" in text
     assert text.partition("is 64 elements\n")[2].splitlines()[:3] == [
@@ -207,8 +211,8 @@ def test_the_map_names_tokens_as_the_other_lines_do(tokens, lines):
     actual = np.zeros((4, 256), np.uint16)
     actual[3, 128:] = 1
     place = Place(("token", "channel"), 1, tokens)
-    found = bitwise("y", BF16, actual, np.zeros_like(actual), place)
-    verdict = of_findings("forward/a", "forward", [found], ("bitwise",))
+    finding = bitwise("y", BF16, actual, np.zeros_like(actual), place)
+    verdict = of_findings("forward/a", "forward", [finding], ("bitwise",))
     text = picture(Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))), "k.py:K")
     assert text.partition("is 128 elements\n")[2].splitlines()[:4] == lines
     assert f"at token {tokens[3]} channel" in text and f"rows    {tokens[3]}: 128" in text
@@ -218,47 +222,47 @@ def test_rows_alike_are_named_by_their_tokens():
     actual = np.zeros((30, 128), np.uint16)
     actual[29] = 1
     place = Place(("token", "channel"), 1, range(100, 160, 2))
-    found = bitwise("y", BF16, actual, np.zeros_like(actual), place)
-    text = picture(of_findings("forward/a", "forward", [found], ("bitwise",)), "k.py:K")
+    finding = bitwise("y", BF16, actual, np.zeros_like(actual), place)
+    text = picture(of_findings("forward/a", "forward", [finding], ("bitwise",)), "k.py:K")
     assert "\n      100 .  29 rows alike: 100 to 156\n      158 @\n" in text
 
 
 @pytest.mark.parametrize(
-    ("got", "says"),
+    ("actual", "says"),
     [(7, "too large by 2"), (-1, "too small by 6"), (-(2**63), f"too small by {2**63 + 5}"),
      (2**63 - 1, f"too large by {2**63 - 6}")],
 )  # fmt: skip
-def test_whole_numbers_have_a_difference_of_the_right_sign(got, says):
+def test_whole_numbers_have_a_difference_of_the_right_sign(actual, says):
     """The difference of two ids may not fit in an int64."""
     right = np.array([[5]])
-    found = bitwise("ids", INT64, np.array([[got]]), right, Place(("token", "slot")))
-    assert f", {says}" in found.worst.line() and found.outside == 1
-    detail = measure("ids", INT64, np.array([[got]]), right, right, ("token", "slot"))
-    assert bool(detail["above"]) == (got > 5) and bool(detail["below"]) == (got < 5)
+    finding = bitwise("ids", INT64, np.array([[actual]]), right, Place(("token", "slot")))
+    assert f", {says}" in finding.worst.line() and finding.outside == 1
+    detail = measure("ids", INT64, np.array([[actual]]), right, right, ("token", "slot"))
+    assert bool(detail["above"]) == (actual > 5) and bool(detail["below"]) == (actual < 5)
 
 
 def test_rows_of_many_looks_are_joined():
     actual = np.zeros((50, 128), np.uint16)
     actual[::2] = 1
-    found = bitwise("y", BF16, actual, np.zeros_like(actual), FLAT)
-    text = picture(of_findings("forward/a", "forward", [found], ("bitwise",)), "k.py:K")
+    finding = bitwise("y", BF16, actual, np.zeros_like(actual), FLAT)
+    text = picture(of_findings("forward/a", "forward", [finding], ("bitwise",)), "k.py:K")
     assert "map     50 rows x 1 tile of 128 channels, one character for 3 x 1; @ is 256" in text
     assert "\n        0 @\n        3 *\n" in text
 
 
 @pytest.mark.parametrize(
-    ("got", "says"),
+    ("actual", "says"),
     [
         (0, "expected 2^-2 (0x7d), got 2^-127 (0x00), too small by a factor of 2^125"),
         (126, "expected 2^-2 (0x7d), got 2^-1 (0x7e), too large by a factor of 2"),
         (255, "expected 2^-2 (0x7d), got NaN (0xff), NaN on one side"),
     ],
 )
-def test_a_scale_byte_is_wrong_by_a_factor_and_says_in_which_direction(got, says):
+def test_a_scale_byte_is_wrong_by_a_factor_and_says_in_which_direction(actual, says):
     byte = np.array([[125]], np.uint8)
-    found = bitwise("l2_acts_sf", UE8M0, np.full_like(byte, got), byte, FLAT)
-    assert found.worst.line() == f"l2_acts_sf at token 0 channel 0: {says}"
-    assert worst_line(json.loads(json.dumps(asdict(found.worst)))) == f"token 0 channel 0: {says}"
+    finding = bitwise("l2_acts_sf", UE8M0, np.full_like(byte, actual), byte, FLAT)
+    assert finding.worst.line() == f"l2_acts_sf at token 0 channel 0: {says}"
+    assert worst_line(json.loads(json.dumps(asdict(finding.worst)))) == f"token 0 channel 0: {says}"
 
 
 # --- what a backend returns -------------------------------------------------------------------
@@ -320,7 +324,7 @@ def test_bits_of_every_dtype():
 # --- forward ----------------------------------------------------------------------------------
 
 
-class Stored:
+class OracleGolden:
     """A golden straight from the oracle."""
 
     def __init__(self, golden, zero_freedom=None):
@@ -343,107 +347,110 @@ class Stored:
 
 
 @pytest.fixture(scope="module")
-def judged():
+def problem_and_golden():
     p = problem()
     golden = oracle.forward(p, contract=BASE)
     assert not golden.zero_freedom
     return p, golden
 
 
-def shown(golden):
+def outputs_of(golden):
     return {"y": golden.y.copy(), "l2_acts": golden.codes.copy(), "l2_acts_sf": golden.sf.copy()}
 
 
-def test_the_reference_point_is_inside_for_every_class(judged):
-    p, golden = judged
+def test_the_reference_point_is_inside_for_every_class(problem_and_golden):
+    p, golden = problem_and_golden
     for name in golden.envelopes:
-        staged = judgements.judge_forward(shown(golden), Stored(golden), name, p)
-        only_y = judgements.judge_forward({"y": golden.y}, Stored(golden), name, p)
+        staged = judgements.judge_forward(outputs_of(golden), OracleGolden(golden), name, p)
+        only_y = judgements.judge_forward({"y": golden.y}, OracleGolden(golden), name, p)
         assert staged.how == ("staged",) and not any(f.bad for f in staged.findings)
         assert only_y.how[0] == "end-to-end" and not any(f.bad for f in only_y.findings)
 
 
-def test_staged_judgement_names_the_stage(judged):
-    p, golden = judged
-    code, exponent, y = shown(golden), shown(golden), shown(golden)
+def test_staged_judgement_names_the_stage(problem_and_golden):
+    p, golden = problem_and_golden
+    code, exponent, y = outputs_of(golden), outputs_of(golden), outputs_of(golden)
     code["l2_acts"][1, 0, 5] ^= 0x48
     exponent["l2_acts_sf"][0, 1, 2] += 3
     y["y"][1, 7] ^= 0x100
     for actual, stage in ((code, "l2_acts"), (exponent, "l2_acts_sf"), (y, "y")):
-        found = judgements.judge_forward(actual, Stored(golden), "fp32", p).findings
-        assert stage in [f.stage for f in found if f.bad]
-    assert [f.worst.channel for f in found if f.bad] == [7]
+        findings = judgements.judge_forward(actual, OracleGolden(golden), "fp32", p).findings
+        assert stage in [f.stage for f in findings if f.bad]
+    assert [f.worst.channel for f in findings if f.bad] == [7]
 
 
-def test_y_follows_from_the_codes_that_were_shown(judged):
+def test_y_follows_from_the_codes_that_were_shown(problem_and_golden):
     """The reference y does not fit codes of another correct kernel: only they decide."""
-    p, golden = judged
-    actual = shown(golden)
+    p, golden = problem_and_golden
+    actual = outputs_of(golden)
     actual["l2_acts"][0] = 0
-    found = {
-        f.stage: f for f in judgements.judge_forward(actual, Stored(golden), "fp32", p).findings
+    by_stage = {
+        f.stage: f
+        for f in judgements.judge_forward(actual, OracleGolden(golden), "fp32", p).findings
     }
-    assert found["l2_acts"].bad and found["y"].rows.keys() == {0}
+    assert by_stage["l2_acts"].bad and by_stage["y"].rows.keys() == {0}
 
 
-def test_masked_slots_are_not_read(judged):
-    p, _ = judged
+def test_masked_slots_are_not_read(problem_and_golden):
+    p, _ = problem_and_golden
     ids = p.topk_ids.clone()
     ids[0, 1] = -1
     masked = Problem(**{**vars(p), "topk_ids": ids})
     golden = oracle.forward(masked, contract=BASE)
     for zero_freedom in (False, True):
-        actual = shown(golden)
+        actual = outputs_of(golden)
         actual["l2_acts"][0, 1] = 0x7F
         actual["l2_acts_sf"][0, 1] = 99
-        stored = Stored(golden, zero_freedom)
-        found = judgements.judge_forward(actual, stored, "fp32", masked).findings
-        assert not any(f.bad for f in found)
+        reference = OracleGolden(golden, zero_freedom)
+        findings = judgements.judge_forward(actual, reference, "fp32", masked).findings
+        assert not any(f.bad for f in findings)
 
 
-def test_zero_freedom_is_bitwise_in_everything_shown(judged):
-    p, golden = judged
+def test_zero_freedom_is_bitwise_in_everything_shown(problem_and_golden):
+    p, golden = problem_and_golden
     for name in ("y", "l2_acts", "l2_acts_sf"):
-        actual = shown(golden)
+        actual = outputs_of(golden)
         actual[name].flat[-1] ^= 1
-        result = judgements.judge_forward(actual, Stored(golden, True), "fp32", p)
+        result = judgements.judge_forward(actual, OracleGolden(golden, True), "fp32", p)
         assert [f.stage for f in result.findings if f.bad] == [name]
         assert result.how == ("bitwise",)
 
 
-def test_staged_inputs_are_held_to_the_oracle(judged):
-    p, golden = judged
+def test_staged_inputs_are_held_to_the_oracle(problem_and_golden):
+    p, golden = problem_and_golden
     stage = oracle.staging(
         bits(p.hidden_states), p.topk_weights.numpy(), p.topk_ids.numpy(), contract=BASE
     )
     good = {"y": golden.y, "x": stage["x"], "x_sf": stage["x_sf"]}
-    result = judgements.judge_forward(good, Stored(golden), "fp32", p)
+    result = judgements.judge_forward(good, OracleGolden(golden), "fp32", p)
     assert not any(f.bad for f in result.findings) and "bitwise" in result.how
     bad = {**good, "x_sf": good["x_sf"] + (1 << 16)}
-    found = [f for f in judgements.judge_forward(bad, Stored(golden), "fp32", p).findings if f.bad]
-    assert [f.stage for f in found] == ["x_sf"] and found[0].worst.channel == 64
+    findings = [
+        f for f in judgements.judge_forward(bad, OracleGolden(golden), "fp32", p).findings if f.bad
+    ]
+    assert [f.stage for f in findings] == ["x_sf"] and findings[0].worst.channel == 64
 
 
-def test_an_envelope_that_is_not_there(judged):
-    p, golden = judged
+def test_an_envelope_that_is_not_there(problem_and_golden):
+    p, golden = problem_and_golden
     only_exact = oracle.forward(p, ["exact"], contract=BASE)
     with pytest.raises(judgements.GoldenLacks, match="no envelope for accumulator class 'fp32'"):
-        judgements.judge_forward({"y": golden.y}, Stored(only_exact), "fp32", p)
+        judgements.judge_forward({"y": golden.y}, OracleGolden(only_exact), "fp32", p)
 
 
-def test_the_statistic_stands_beside_the_interval(judged, monkeypatch):
-    p, golden = judged
-    given = []
+def test_the_statistic_stands_beside_the_interval(problem_and_golden, monkeypatch):
+    p, golden = problem_and_golden
+    call = []
 
     def check(*arguments, tokens):
-        given.extend([*arguments, tokens])
+        call.extend([*arguments, tokens])
         return ["row 1: bias 3, allowed 2", "row 0: bias 3, allowed 2"]
 
     monkeypatch.setattr(judgements, "_statistic", lambda: check)
     rows = range(8, 8 + p.num_tokens)
-    result = judgements.judge_forward({"y": golden.y}, Stored(golden), "fp32", p, rows)
+    result = judgements.judge_forward({"y": golden.y}, OracleGolden(golden), "fp32", p, rows)
     assert result.how == ("end-to-end", "statistic")
-    assert given[0] is given[1] is golden.y and given[3:] == [128, "fp32", rows]
+    assert call[0] is call[1] is golden.y and call[3:] == [128, "fp32", rows]
     verdict = of_findings("a", "forward", result.findings, result.how)
     assert verdict.status == "fail"
     assert verdict.reason == "statistic: row 1: bias 3, allowed 2, and 1 more"

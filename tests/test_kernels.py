@@ -39,7 +39,7 @@ from megamoe.layer import launch_laws
 from megamoe.spec import accumulators
 from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.problem import Problem
-from megamoe.worker.known import BUILT_IN, KERNELS
+from megamoe.worker.known import BUILTINS, KERNELS
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {a.name for a in vars(accumulators).values() if isinstance(a, accumulators.Accumulator)}
@@ -51,7 +51,7 @@ CLASSES = {a.name for a in vars(accumulators).values() if isinstance(a, accumula
 @pytest.mark.parametrize("name", kernels())
 def test_each_kernel_is_a_backend_and_claims_what_there_is(name):
     one = kernel(name)
-    assert {**BUILT_IN, **KERNELS}[name] == one.module
+    assert {**BUILTINS, **KERNELS}[name] == one.module
     assert callable(importlib.import_module(one.module).create)
     assert one.unknown_contracts == []
     assert one.accumulator in CLASSES
@@ -65,9 +65,11 @@ def test_each_adapter_is_in_the_registry():
 def test_the_table_imports_no_torch():
     code = "import sys; from megamoe.commands.main import main; main(['kernels']); "
     code += "main(['kernels', 'humming']); sys.exit('torch' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 0, ran.stderr
-    assert all(f"\n{name}\t" in ran.stdout for name in kernels())
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 0, process.stderr
+    assert all(f"\n{name}\t" in process.stdout for name in kernels())
 
 
 def test_an_unknown_kernel_is_one_line(capsys):
@@ -76,52 +78,54 @@ def test_an_unknown_kernel_is_one_line(capsys):
 
 
 @pytest.mark.parametrize(
-    ("major", "said"),
+    ("major", "reasons"),
     [(9, []), (None, ["no NVIDIA GPU seen; it needs compute capability 9.x"]),
      (10, ["the GPU has compute capability 10.x; it needs 9.x"])],
 )  # fmt: skip
-def test_the_gpu_is_one_of_the_needs(major, said):
+def test_the_gpu_is_one_of_the_needs(major, reasons):
     one = SimpleNamespace(**vars(kernel("humming")))
-    made = registry.Kernel(**{**vars(one), "needs": (), "contracts": ("2026-11",)})
-    assert made.lacks(lambda: major) == said
+    variant = registry.Kernel(**{**vars(one), "needs": (), "contracts": ("2026-11",)})
+    assert variant.lacks(lambda: major) == reasons
 
 
 def test_a_package_that_is_missing_says_how_to_get_it(monkeypatch):
     need = Need("no-such-kernel", "no-such-kernel==1.2")
-    assert (need.found(), need.missing()) == (
+    assert (need.installation(), need.missing()) == (
         "", "no package no-such-kernel: pip install no-such-kernel==1.2"
     )  # fmt: skip
-    assert Need("no-such", "x", other=("numpy",)).found().startswith("numpy ")
-    built = Need("no-such", "build it from source")
-    assert built.missing() == "no package no-such: build it from source"
+    assert Need("no-such", "x", other=("numpy",)).installation().startswith("numpy ")
+    from_source = Need("no-such", "build it from source")
+    assert from_source.missing() == "no package no-such: build it from source"
 
 
 def test_a_wheel_stands_in_for_an_installation(monkeypatch, tmp_path):
     need = Need("vllm", "vllm", wheel="MEGAMOE_VLLM_WHEEL")
     file = tmp_path / "vllm-0.24.0-cp38-abi3-linux.whl"
     monkeypatch.setenv("MEGAMOE_VLLM_WHEEL", str(file))
-    assert need.found() == ""
+    assert need.installation() == ""
     assert need.missing() == f"MEGAMOE_VLLM_WHEEL={file}: no such file; name the wheel of vllm"
     file.write_bytes(b"no zip")
-    assert need.found() == "vllm 0.24.0 (wheel)"
+    assert need.installation() == "vllm 0.24.0 (wheel)"
     with pytest.raises(NotImplementedError, match=r"MEGAMOE_VLLM_WHEEL=.*not a zip file"):
         Source.of(need)
 
 
 def test_a_contract_that_this_megamoe_lacks_is_a_reason():
-    made = registry.Kernel(**{**vars(kernel("humming")), "needs": (), "contracts": ("none-such",)})
-    assert made.lacks(lambda: 9) == ["contract none-such is not in this megamoe"]
+    variant = registry.Kernel(
+        **{**vars(kernel("humming")), "needs": (), "contracts": ("none-such",)}
+    )
+    assert variant.lacks(lambda: 9) == ["contract none-such is not in this megamoe"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_the_script_says_why_a_kernel_is_not_judged_and_that_none_was(tmp_path):
-    ran = subprocess.run(
+    process = subprocess.run(
         [ROOT / "tools/judge_kernels.sh", "humming"], capture_output=True, text=True, timeout=60,
         env={**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable},
     )  # fmt: skip
-    said, last = ran.stdout.splitlines()
-    assert said.startswith("humming: not judged: no package humming-kernels: pip install")
-    assert (last, ran.returncode) == ("no kernel was judged", 2)
+    line, last = process.stdout.splitlines()
+    assert line.startswith("humming: not judged: no package humming-kernels: pip install")
+    assert (last, process.returncode) == ("no kernel was judged", 2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -168,14 +172,14 @@ def eplb_map_to_physical_and_record(topk_ids, expert_load_view, logical_to_physi
 def wheel(monkeypatch, tmp_path):
     """``wheel({name: text})``: vLLM's wheel with these files, and no GPU check."""
 
-    def made(files):
+    def write(files):
         file = tmp_path / "vllm-9.9.0-py3-none-any.whl"
         with zipfile.ZipFile(file, "w") as archive:
             for name, text in files.items():
                 archive.writestr(name, text)
         monkeypatch.setenv("MEGAMOE_VLLM_WHEEL", str(file))
 
-    return made
+    return write
 
 
 @pytest.mark.parametrize(
@@ -210,14 +214,14 @@ def test_vllms_remap_is_called_from_its_wheel(wheel, more, use, contracts):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [({"vllm/a.py": ""}, "vllm 9.9.0 .wheel. has no vllm/"),
      ({f"vllm/{one}/prepare_megamoe.py": "" for one in "ab"}, "has several of"),
      ({"vllm/a/prepare_megamoe.py": "def prepare_megamoe_inputs(x): pass"}, "does not begin with")],
 )  # fmt: skip
-def test_another_vllm_is_refused_with_one_line(wheel, files, said):
+def test_another_vllm_is_refused_with_one_line(wheel, files, message):
     wheel(files)
-    with pytest.raises(NotImplementedError, match=said):
+    with pytest.raises(NotImplementedError, match=message):
         vllm_staging.VllmStaging()
 
 
@@ -245,7 +249,7 @@ def test_a_real_package_comes_back_after_the_stand_ins(tmp_path, monkeypatch):
 
 def block_problem(**more):
     e, h, i = 2, 512, 256
-    given = {
+    fields = {
         "weight_format": "fp8-block", "num_tokens": 1, "num_experts": e, "activation_clamp": 7.0,
         "fast_math": False, "hidden_states": torch.ones(1, h, dtype=torch.bfloat16),
         "topk_ids": torch.tensor([[1, -1]]), "topk_weights": torch.full((1, 2), 1.5),
@@ -255,7 +259,7 @@ def block_problem(**more):
         "buffer_sizes": SimpleNamespace(num_experts=e, max_num_tokens=1, top_k=2, hidden_size=h,
                                         intermediate_size=i),
     }  # fmt: skip
-    return SimpleNamespace(**{**given, **more})
+    return SimpleNamespace(**{**fields, **more})
 
 
 class FakeSgl:
@@ -264,7 +268,7 @@ class FakeSgl:
     __version__ = "0.1.5"
 
     def __init__(self):
-        self.said = {}
+        self.calls = {}
 
     def transform_weights_for_mega_moe_sm90(self, l1_weights, l2_weights):
         return l1_weights, l2_weights
@@ -272,7 +276,7 @@ class FakeSgl:
     def get_symm_buffer_for_mega_moe(
         self, group, num_experts, num_max_tokens_per_rank, num_topk, hidden, intermediate_hidden,
     ):  # fmt: skip
-        self.said["sizes"] = (
+        self.calls["sizes"] = (
             num_experts, num_max_tokens_per_rank, num_topk, hidden, intermediate_hidden
         )  # fmt: skip
         tokens, topk = num_max_tokens_per_rank, num_topk
@@ -287,7 +291,7 @@ class FakeSgl:
         self, x, topk_idx, topk_weights, buf_x, buf_x_sf, buf_topk_idx, buf_topk_weights,
         num_tokens, group_size=128, routed_scaling_factor=1.0,
     ):  # fmt: skip
-        self.said["dispatch"] = (topk_idx.dtype, num_tokens, group_size)
+        self.calls["dispatch"] = (topk_idx.dtype, num_tokens, group_size)
         buf_x[:num_tokens] = x.to(buf_x.dtype)
         buf_topk_weights[:num_tokens] = topk_weights
 
@@ -296,7 +300,7 @@ class FakeSgl:
         recipe=(128, 128, 128), activation="swiglu", activation_clamp=None, fast_math=True,
     ):  # fmt: skip
         stats = cumulative_local_expert_recv_stats
-        self.said["call"] = (stats.dtype, len(stats), recipe, activation_clamp, fast_math)
+        self.calls["call"] = (stats.dtype, len(stats), recipe, activation_clamp, fast_math)
         y.copy_(sym_buffer.x[: len(y)].bfloat16() * sym_buffer.topk_weights[: len(y), :1])
 
 
@@ -306,7 +310,7 @@ def test_sgl_deep_gemm_is_called_as_its_source_demands(monkeypatch):
     backend = sgl_deep_gemm.SglDeepGemm("cpu", package)
     y = backend.forward(block_problem())
     assert y.unique().tolist() == [1.5] and y.dtype == torch.bfloat16
-    assert package.said == {
+    assert package.calls == {
         "sizes": (2, 1, 2, 512, 256), "dispatch": (torch.int32, 1, 128),
         "call": (torch.int32, 2, (128, 128, 128), 7.0, False),
     }  # fmt: skip
@@ -316,13 +320,13 @@ def test_sgl_deep_gemm_is_called_as_its_source_demands(monkeypatch):
 def test_sgl_deep_gemm_has_the_run_face_that_laws_of_launch_need(monkeypatch):
     monkeypatch.setattr(sgl_deep_gemm, "one_rank", lambda device: "one")
     backend = sgl_deep_gemm.SglDeepGemm("cpu", FakeSgl())
-    seen = list(launch_laws.variants(backend, block_problem(), "stale-bytes"))
-    assert len(seen) == 3
-    assert all(y.unique().tolist() == [1.5] for _, y, _ in seen)
+    runs = list(launch_laws.variants(backend, block_problem(), "stale-bytes"))
+    assert len(runs) == 3
+    assert all(y.unique().tolist() == [1.5] for _, y, _ in runs)
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "said"),
+    ("change", "kind", "message"),
     [({"weight_format": "mxfp4"}, NotImplementedError, "no conversion between the two is exact"),
      ({"w2_weight_scale": torch.ones(2, 1, 2)}, ValueError, r"give float32 \(2, 4, 2\)"),
      ({"w13_weight_scale": torch.ones(2, 2, 1).double()}, ValueError, "float32"),
@@ -331,8 +335,8 @@ def test_sgl_deep_gemm_has_the_run_face_that_laws_of_launch_need(monkeypatch):
      ({"w2_weight": torch.zeros(2, 256, 256, dtype=torch.uint8)}, NotImplementedError,
       "H in multiples of 512 and")],
 )  # fmt: skip
-def test_other_weights_are_refused(change, kind, said):
-    with pytest.raises(kind, match=said):
+def test_other_weights_are_refused(change, kind, message):
+    with pytest.raises(kind, match=message):
         sgl_deep_gemm.block_weights(block_problem(**change))
 
 
@@ -406,9 +410,9 @@ def test_a_library_for_another_torch_is_refused_before_the_package_loads_it(tmp_
             ctypes.CDLL(str(tmp_path / "_C.so"), os.RTLD_LAZY)
         return FakeSgl()
 
-    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(sgl_deep_gemm, "require", lambda facts: None)
-    monkeypatch.setattr(sgl_deep_gemm.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(sgl_deep_gemm.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(sgl_deep_gemm.importlib, "import_module", load)
     with pytest.raises(
         NotImplementedError, match="undefined symbol: _ZN3c106absentEv; it was comp"
@@ -417,11 +421,11 @@ def test_a_library_for_another_torch_is_refused_before_the_package_loads_it(tmp_
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "answer"),
     [(NotImplementedError("built for another torch"), "no: built for another torch"),
      (OSError("no\nlibrary"), "no: it cannot be loaded: OSError: no library"), (None, "yes")],
 )  # fmt: skip
-def test_a_compiled_package_is_here_if_its_adapter_takes_it(error, said, monkeypatch):
+def test_a_compiled_package_is_here_if_its_adapter_takes_it(error, answer, monkeypatch):
     def create(device):
         if error:
             raise error
@@ -431,7 +435,7 @@ def test_a_compiled_package_is_here_if_its_adapter_takes_it(error, said, monkeyp
         **vars(kernel("sgl-deep-gemm")), "needs": (), "arch": (9,), "module": "stand_in",
     })  # fmt: skip
     monkeypatch.setattr(registry, "gpu_major", lambda: 9)
-    assert here(one) == said
+    assert here(one) == answer
     monkeypatch.setattr(registry, "gpu_major", lambda: None)
     assert here(one).startswith("no: no NVIDIA GPU seen"), "and nothing is loaded"
 
@@ -459,19 +463,19 @@ def test_an_import_that_fails_is_one_line_with_its_cause(monkeypatch):
         sgl_deep_gemm.create()
 
 
-@pytest.mark.parametrize(("columns", "said"), [(64, 4), (128, 4), (129, 8), (4096, 8)])
-def test_a_narrow_matrix_gets_a_layout_that_its_block_can_have(columns, said):
-    assert triton_kernels_mxfp4.warps(columns) == said
-    block = 128 if said == 4 else 256  # compute_block_n of opt_flags_nvidia.py
-    assert block % (2 * said * 2 * 8) == 0
+@pytest.mark.parametrize(("columns", "count"), [(64, 4), (128, 4), (129, 8), (4096, 8)])
+def test_a_narrow_matrix_gets_a_layout_that_its_block_can_have(columns, count):
+    assert triton_kernels_mxfp4.warps(columns) == count
+    block = 128 if count == 4 else 256  # compute_block_n of opt_flags_nvidia.py
+    assert block % (2 * count * 2 * 8) == 0
 
 
 @pytest.mark.parametrize("words", [1, 3, 4, 5])
 def test_sglangs_rows_of_scales_begin_at_16_bytes(words):
-    said = {}
+    call = {}
 
     def dispatch(x, ids, weights, buf_x, buf_sf, idx, w, quant_group_size):
-        said.update(ids=ids.dtype, codes=buf_x.dtype, group=quant_group_size)
+        call.update(ids=ids.dtype, codes=buf_x.dtype, group=quant_group_size)
         assert buf_sf.shape == (2, words) and buf_sf.stride(1) == 1
         assert buf_sf.stride(0) * 4 % 16 == 0
         buf_sf.copy_(torch.arange(2 * words).view(2, words))
@@ -481,7 +485,7 @@ def test_sglangs_rows_of_scales_begin_at_16_bytes(words):
         hidden, None, torch.zeros(1, 1, dtype=torch.int64),
         torch.zeros(2, 128 * words, dtype=torch.uint8), sf, None, None,
     )  # fmt: skip
-    assert said == {"ids": torch.int32, "codes": torch.float8_e4m3fn, "group": 32}
+    assert call == {"ids": torch.int32, "codes": torch.float8_e4m3fn, "group": 32}
     assert sf.tolist() == [list(range(words)), [9] * words]  # no row beyond the token
 
 
@@ -522,12 +526,12 @@ def test_humming_and_torch_get_one_scale_a_row():
 
 def test_routes_leave_out_foreign_ids_and_sort_by_expert():
     ids = torch.tensor([[2, -1], [0, 2], [3, 9]])
-    made = around.Routes.of(ids, 4)
-    assert made.expert.tolist() == [0, 2, 2, 3]
-    assert list(zip(made.token.tolist(), made.slot.tolist(), strict=True)) == [
+    routes = around.Routes.of(ids, 4)
+    assert routes.expert.tolist() == [0, 2, 2, 3]
+    assert list(zip(routes.token.tolist(), routes.slot.tolist(), strict=True)) == [
         (1, 0), (0, 0), (1, 1), (2, 0),
     ]  # fmt: skip
-    assert made.ends.tolist() == [1, 1, 3, 4] and made.ends.dtype == torch.int32
+    assert routes.ends.tolist() == [1, 1, 3, 4] and routes.ends.dtype == torch.int32
 
 
 def test_mxfp4_becomes_bfloat16_exactly_or_not_at_all():
@@ -537,17 +541,17 @@ def test_mxfp4_becomes_bfloat16_exactly_or_not_at_all():
     )
     packed = packed.view(1, 1, 16).to(torch.uint8)
     for byte in (2, 127, 251):
-        made = around.decoded(packed, torch.tensor([[[byte]]], dtype=torch.uint8)).double()
+        weights = around.decoded(packed, torch.tensor([[[byte]]], dtype=torch.uint8)).double()
         table = [*values, *(-v for v in values)]
-        wanted = [table[n] * 2.0 ** (byte - 127) for lo in range(16) for n in (lo, 15 - lo)]
-        assert made.flatten().tolist() == wanted
+        expected = [table[n] * 2.0 ** (byte - 127) for lo in range(16) for n in (lo, 15 - lo)]
+        assert weights.flatten().tolist() == expected
     for byte in (0, 1, 252, 255):
         with pytest.raises(NotImplementedError, match="from 2 to 251"):
             around.decoded(packed, torch.tensor([[[byte]]], dtype=torch.uint8))
     zeros = torch.zeros_like(packed)
     for byte, is_nan in ((0, False), (254, False), (255, True)):  # weights of an unused expert
-        made = around.decoded(zeros, torch.tensor([[[byte]]], dtype=torch.uint8))
-        assert made.isnan().all() if is_nan else made.eq(0).all()
+        weights = around.decoded(zeros, torch.tensor([[[byte]]], dtype=torch.uint8))
+        assert weights.isnan().all() if is_nan else weights.eq(0).all()
 
 
 def test_mxfp4_becomes_e4m3_exactly_or_not_at_all():
@@ -572,8 +576,8 @@ def test_mxfp4_becomes_e4m3_exactly_or_not_at_all():
 
 
 def integers(seed, *shape):
-    made = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, shape, generator=made, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
 def small_problem(ids, clamp=None):
@@ -600,9 +604,9 @@ def test_torchs_grouped_product_gives_each_slot_its_experts_row(clamp):
     one = around.decoded(p.w13_weight, p.w13_weight_scale).double()
     two = around.decoded(p.w2_weight, p.w2_weight_scale).double()
     y = TorchGroupedMm().forward(p)
-    for token, chosen in enumerate(p.topk_ids.tolist()):
-        wanted = torch.zeros(128, dtype=torch.float32)
-        for slot, expert in enumerate(chosen):
+    for token, experts in enumerate(p.topk_ids.tolist()):
+        expected = torch.zeros(128, dtype=torch.float32)
+        for slot, expert in enumerate(experts):
             if 0 <= expert < 3:
                 gate_up = (one[expert] @ p.hidden_states[token].double()).bfloat16().float()
                 gate, up = gate_up[:128], gate_up[128:]
@@ -610,8 +614,8 @@ def test_torchs_grouped_product_gives_each_slot_its_experts_row(clamp):
                     gate, up = gate.clamp(max=clamp), up.clamp(-clamp, clamp)
                 acts = (gate / (1 + (-gate).exp()) * up).bfloat16()
                 row = (two[expert] @ acts.double()).float().bfloat16().float()
-                wanted = wanted + row * p.topk_weights[token, slot]
-        assert torch.equal(y[token], wanted.bfloat16()), token
+                expected = expected + row * p.topk_weights[token, slot]
+        assert torch.equal(y[token], expected.bfloat16()), token
     assert y[1].abs().sum() > 0
 
 

@@ -29,23 +29,23 @@ def result(**more):
         {"id": f"eplb/{name}", "kind": "eplb", "status": status, "reason": NASTY}
         for name, status in (("a", "pass"), ("b", "fail"), ("c", "skip"))
     ]
-    made = {
+    document = {
         "backend": "vllm-eplb", "contract": "2026-06", "device": "cuda",
         "options": " --device cuda", "tier": "full", "kind": "eplb", "case": None, "cases": cases,
         "versions": {"megamoe": "0.1.0", "vllm": "0.24.0"},
         "machine": {"processor": "x86_64", "gpu": NASTY, "driver": "580"},
         "fingerprint": {"sources": "00", "options": "vllm 0.24.0"},
     }  # fmt: skip
-    return {**copy.deepcopy(made), **more}
+    return {**copy.deepcopy(document), **more}
 
 
 @pytest.fixture
 def read(tmp_path):
-    def made(name="one.json", **more):
+    def write_and_read(name="one.json", **more):
         (tmp_path / name).write_text(json.dumps(result(**more)))
         return results.read(tmp_path / name)
 
-    return made
+    return write_and_read
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def test_the_table_of_the_docs_is_that_of_the_results():
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [({"machine": {}}, "the provenance lacks machine; it is refused"),
      ({"machine": {"gpu": ""}}, "lacks machine"),
      ({"versions": {"vllm": "0.24.0"}}, "lacks versions of megamoe"),
@@ -74,19 +74,21 @@ def test_the_table_of_the_docs_is_that_of_the_results():
      ({"cases": [{"id": "a", "kind": "eplb", "status": "ok"}]}, "status"),
      ({"backend": "eager"}, "'eager' is no kernel")],
 )  # fmt: skip
-def test_a_result_without_provenance_is_refused_with_one_line(read, tmp_path, capsys, more, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_a_result_without_provenance_is_refused_with_one_line(
+    read, tmp_path, capsys, more, message
+):
+    with pytest.raises(ValueError, match=re.escape(message)):
         read(**more)
     assert main(["kernels", "--results", str(tmp_path / "one.json")]) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
 
 
 def test_a_key_that_lacks_is_named(tmp_path):
     for key in ("versions", "machine", "options", "cases"):
-        made = result()
-        del made[key]
-        (tmp_path / "one.json").write_text(json.dumps(made))
+        document = result()
+        del document[key]
+        (tmp_path / "one.json").write_text(json.dumps(document))
         with pytest.raises(ValueError, match=f"{key}"):
             results.read(tmp_path / "one.json")
 
@@ -161,21 +163,21 @@ def test_a_badge_shows_the_counts_of_its_contract_alone(read):
 def test_the_verb_writes_the_site(tmp_path, capsys):
     assert main(["kernels", "--report", str(tmp_path / "out")]) == 2
     assert "--report needs --results" in capsys.readouterr().err
-    given = ["kernels", "--results", *map(str, FILES), "--report"]
-    assert main([*given, str(tmp_path / "out")]) == 0
+    command = ["kernels", "--results", *map(str, FILES), "--report"]
+    assert main([*command, str(tmp_path / "out")]) == 0
     assert (tmp_path / "out/index.html").read_text().startswith("<!doctype html>")
     (tmp_path / "file").touch()
-    assert main([*given, str(tmp_path / "file")]) == 2
+    assert main([*command, str(tmp_path / "file")]) == 2
     assert "is a file; name a folder" in capsys.readouterr().err
 
 
 def test_the_site_in_a_browser(read, tmp_path):
     path = chromium.find()
     if path is None:
-        said = "no Chromium on the path, and MEGAMOE_CHROMIUM does not name one"
+        message = "no Chromium on the path, and MEGAMOE_CHROMIUM does not name one"
         if os.environ.get("MEGAMOE_REQUIRE_CHROMIUM") == "1":
-            pytest.fail(f"{said}, although MEGAMOE_REQUIRE_CHROMIUM=1")
-        pytest.skip(said)
+            pytest.fail(f"{message}, although MEGAMOE_REQUIRE_CHROMIUM=1")
+        pytest.skip(message)
     from tests.test_report_browser import CONTRAST
 
     files = write([read()], tmp_path / "out")

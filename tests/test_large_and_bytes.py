@@ -51,13 +51,13 @@ class Faulty:
         if self.before is not None:
             problem = self.before(problem)
         out = self.right.forward(problem)
-        shown = {name: out[name] for name in ("y", "l2_acts", "l2_acts_sf")}
-        return shown if self.after is None else self.after(shown)
+        stages = {name: out[name] for name in ("y", "l2_acts", "l2_acts_sf")}
+        return stages if self.after is None else self.after(stages)
 
-    def prepare(self, *given: torch.Tensor) -> None:
-        self.right.prepare(*given)
+    def prepare(self, *tensors: torch.Tensor) -> None:
+        self.right.prepare(*tensors)
         if self.faulty_prepare is not None:
-            self.faulty_prepare(*given)
+            self.faulty_prepare(*tensors)
 
 
 def status(backend: Any, case_id: str) -> str:
@@ -116,9 +116,11 @@ def byte_of(name: str, wrong: int) -> Callable[[Problem], Problem]:
 
     def fault(p: Problem) -> Problem:
         sf = getattr(p, name)
-        used = p.topk_ids[p.topk_ids >= 0].unique()
+        experts = p.topk_ids[p.topk_ids >= 0].unique()
         sf = sf.clone()
-        sf[used] = torch.where(sf[used] == wrong, wrong - 1, sf[used].int()).to(torch.uint8)
+        sf[experts] = torch.where(sf[experts] == wrong, wrong - 1, sf[experts].int()).to(
+            torch.uint8
+        )
         return replace(p, **{name: sf})
 
     return fault
@@ -179,11 +181,11 @@ def test_a_code_of_linear_1_that_is_read_as_its_neighbour_is_red(
     table[code] = table[code - 1]
     linear, calls = eager.linear, itertools.count()
 
-    def faulty(*given: Any) -> torch.Tensor:
+    def faulty(*operands: Any) -> torch.Tensor:
         with monkeypatch.context() as patch:
             if next(calls) % 2 == 0:  # linear 1; what comes after it is right
                 patch.setattr(eager, "_e4m3_table", lambda device: table)
-            return linear(*given)
+            return linear(*operands)
 
     monkeypatch.setattr(eager, "linear", faulty)
     case = "forward/e4m3-codes-of-hidden-states-wrong-below-the-floor"
@@ -194,7 +196,7 @@ def test_another_floor_of_staging_is_seen_without_the_staging() -> None:
     class Floor(Faulty):
         def __init__(self) -> None:
             super().__init__()
-            other = BASE.changed(
+            other = BASE.variant(
                 "other", "a test", staging_amax_floor=1e-10, staging_exponent_min=0
             )
             self.right.contract = other
@@ -207,14 +209,14 @@ def test_another_floor_of_staging_is_seen_without_the_staging() -> None:
 # --- staging, and the remap ---------------------------------------------------------------------
 
 
-def rows_from_4096_not_staged(*given: torch.Tensor) -> None:
-    given[3][4096 : len(given[0])] = 0
+def rows_from_4096_not_staged(*tensors: torch.Tensor) -> None:
+    tensors[3][4096 : len(tensors[0])] = 0
 
 
 def test_rows_that_are_not_staged_are_red_from_their_number_on() -> None:
     faulty = Faulty(prepare=rows_from_4096_not_staged)
-    found = {n: status(faulty, f"staging/rows-of-a-large-batch-lost-t{n}") for n in (4096, 8192)}
-    assert found == {4096: "pass", 8192: "fail"}
+    statuses = {n: status(faulty, f"staging/rows-of-a-large-batch-lost-t{n}") for n in (4096, 8192)}
+    assert statuses == {4096: "pass", 8192: "fail"}
 
 
 def test_a_remap_by_a_row_in_10_bits_is_red_from_its_number_on() -> None:
@@ -225,19 +227,19 @@ def test_a_remap_by_a_row_in_10_bits_is_red_from_its_number_on() -> None:
         return torch.cat([right(part, *rest) for part in ids.split(1024)])
 
     faulty.eplb_map = in_10_bits  # type: ignore[assignment]
-    found = {n: status(faulty, f"eplb/rows-of-a-large-batch-lost-t{n}") for n in (1024, 2048)}
-    assert found == {1024: "pass", 2048: "fail"}
+    statuses = {n: status(faulty, f"eplb/rows-of-a-large-batch-lost-t{n}") for n in (1024, 2048)}
+    assert statuses == {1024: "pass", 2048: "fail"}
 
 
 # --- many calls, other weights ------------------------------------------------------------------
 
 
 def test_weights_that_are_kept_by_their_shape_are_red() -> None:
-    kept: dict[tuple[int, ...], torch.Tensor] = {}
+    by_shape: dict[tuple[int, ...], torch.Tensor] = {}
 
     def cache(p: Problem) -> Problem:
         shape = tuple(p.w2_weight.shape)
-        return replace(p, w2_weight=kept.setdefault(shape, p.w2_weight.clone()))
+        return replace(p, w2_weight=by_shape.setdefault(shape, p.w2_weight.clone()))
 
     case = "property/other-weights-of-the-same-shape-read-the-first"
     assert status(Faulty(), case) == "pass"
@@ -282,11 +284,11 @@ def test_rows_with_the_inputs_of_another_must_have_its_bits() -> None:
     y = source[:, None].repeat(256, 1).astype(np.uint16)
     assert not any(f.bad for f in repeated(case, {"y": y}, problem))
     y[511, 255] += 1
-    (found,) = repeated(case, {"y": y}, problem)
-    assert found.outside == 1 and found.worst is not None
-    assert (found.worst.token, found.worst.channel) == (511, 255)
-    assert found.text.startswith("y: 1 elements are not those of the token with the same inputs")
-    assert re.search(r": twin .*, this token .* apart", found.worst.line(found.sides))
+    (finding,) = repeated(case, {"y": y}, problem)
+    assert finding.outside == 1 and finding.worst is not None
+    assert (finding.worst.token, finding.worst.channel) == (511, 255)
+    assert finding.text.startswith("y: 1 elements are not those of the token with the same inputs")
+    assert re.search(r": twin .*, this token .* apart", finding.worst.line(finding.sides))
 
 
 def test_codes_are_compared_where_a_slot_is_live_and_nowhere_else() -> None:
@@ -295,12 +297,12 @@ def test_codes_are_compared_where_a_slot_is_live_and_nowhere_else() -> None:
     source = recipes.twins(case.seed, 16, np.arange(problem.num_tokens))
     ids = problem.topk_ids.numpy()[:, 0]
     codes = source[:, None, None].repeat(128, 2).astype(np.uint8)
-    shown = {"l2_acts": codes, "l2_acts_sf": codes[:, :, :4].copy()}
+    stages = {"l2_acts": codes, "l2_acts_sf": codes[:, :, :4].copy()}
     dead, live = (int(np.flatnonzero((ids >= 0) == is_live)[-1]) for is_live in (False, True))
     codes[dead] += 1
-    assert not any(f.bad for f in repeated(case, shown, problem))
+    assert not any(f.bad for f in repeated(case, stages, problem))
     codes[live, 0, 5] += 1
-    bad = [f for f in repeated(case, shown, problem) if f.bad]
+    bad = [f for f in repeated(case, stages, problem) if f.bad]
     assert [f.stage for f in bad] == ["l2_acts"] and bad[0].worst is not None
     assert (bad[0].worst.token, bad[0].worst.channel) == (live, 5)
 
@@ -384,8 +386,8 @@ def test_a_backend_that_folds_scales_is_asked_only_what_it_can_compute():
         backend = Faulty()
         assert status(backend, case_id) == "pass"
         backend.folds_scales = True
-        wanted = "not-provided" if case_id in NO_BFLOAT16 else "pass"
-        assert status(backend, case_id) == wanted
+        expected = "not-provided" if case_id in NO_BFLOAT16 else "pass"
+        assert status(backend, case_id) == expected
 
 
 @pytest.mark.parametrize(

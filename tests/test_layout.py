@@ -128,9 +128,9 @@ def test_transform_refuses_such_sizes_too():
 def test_the_way_back_gives_the_checkpoint_s_bytes(hidden, inter):
     shapes = ((2 * inter, hidden // 2), (2 * inter, hidden // 32), (hidden, inter // 2),
               (hidden, inter // 32))  # fmt: skip
-    given = [torch.randint(0, 256, (E, *s), dtype=torch.uint8) for s in shapes]
-    back = checkpoint_layout(*transform_weights(*given))
-    assert all(torch.equal(a, b) for a, b in zip(back, given, strict=True))
+    weights = [torch.randint(0, 256, (E, *s), dtype=torch.uint8) for s in shapes]
+    back = checkpoint_layout(*transform_weights(*weights))
+    assert all(torch.equal(a, b) for a, b in zip(back, weights, strict=True))
 
 
 def test_kernel_rows_say_where_each_row_of_a_shard_goes():

@@ -57,35 +57,35 @@ def test_sums_that_leave_fp32_are_never_zero_freedom_and_every_kernel_is_inside(
 ):
     problem = alternating(positive, negative, clamp=clamp)
     with np.errstate(all="ignore"):
-        made = oracle.forward(problem, contract=BASE)
-    assert not made.zero_freedom
-    envelope = made.envelopes["fp32"]
-    seen = set()
+        golden = oracle.forward(problem, contract=BASE)
+    assert not golden.zero_freedom
+    envelope = golden.envelopes["fp32"]
+    outputs = set()
     for seed, kernel in enumerate(KERNELS):
         with np.errstate(all="ignore"):
-            got = simulate.forward(problem, kernel, seed)
-        seen.add(got.y.tobytes())
+            output = simulate.forward(problem, kernel, seed)
+        outputs.add(output.y.tobytes())
         ends = (envelope.y_lo, envelope.y_hi)
-        found = elements.interval("y", BF16, got.y, *ends, elements.place_of("y"))
-        assert not found.bad, (kernel.name, found.worst)
-        low, high = envelope.code_interval(got.sf)
-        key = e4m3_key(got.codes)
-        nan = np.repeat(got.sf, 32, axis=-1) == 255
+        finding = elements.interval("y", BF16, output.y, *ends, elements.place_of("y"))
+        assert not finding.bad, (kernel.name, finding.worst)
+        low, high = envelope.code_interval(output.sf)
+        key = e4m3_key(output.codes)
+        nan = np.repeat(output.sf, 32, axis=-1) == 255
         assert (nan | ((low <= key) & (key <= high))).all(), kernel.name
     if positive == negative and clamp is None:
-        assert len(seen) > 1  # it is no theory
+        assert len(outputs) > 1  # it is no theory
 
 
 def test_an_infinite_gate_times_an_up_of_zero_may_be_nan():
     """P = 1.25 * 2^128, N = 0.5 * 2^128 or so, up 0: 0 where the sum is finite, NaN where not."""
     problem = alternating(1.25 * 2.0**119.4, 0.5 * 2.0**119.4, up=0)
-    made = oracle.forward(problem, contract=BASE)
-    assert not made.zero_freedom
-    assert any("may leave fp32" in line for line in made.why)
-    envelope = made.envelopes["fp32"]
+    golden = oracle.forward(problem, contract=BASE)
+    assert not golden.zero_freedom
+    assert any("may leave fp32" in line for line in golden.why)
+    envelope = golden.envelopes["fp32"]
     assert (envelope.key_lo == 0).all()
     assert (envelope.key_hi == 127).all()  # NaN
-    assert not made.y.any()
+    assert not golden.y.any()
     assert (envelope.y_lo == 0xFF80).all()
     assert (envelope.y_hi == 0x7F80).all()
 
@@ -109,14 +109,14 @@ def test_every_product_of_two_hulls_is_in_their_product(a, b):
         return inner[(inner >= low) & (inner <= high)]
 
     none = np.zeros(1, bool)
-    found = Hull(*ends(a), none).times(Hull(*ends(b), none))
+    hull = Hull(*ends(a), none).times(Hull(*ends(b), none))
     with np.errstate(all="ignore"):
         products = np.multiply.outer(members(a), members(b)).ravel()
     numbers = products[~np.isnan(products)]
-    assert ((numbers >= found.low) & (numbers <= found.high)).all()
+    assert ((numbers >= hull.low) & (numbers <= hull.high)).all()
     if np.isnan(products).any():
-        assert found.nan.all()
-    if np.isnan(found.low).all():
+        assert hull.nan.all()
+    if np.isnan(hull.low).all():
         assert not numbers.size
 
 
@@ -136,15 +136,15 @@ def test_a_nan_member_is_left_out_of_amax_or_it_is_not():
 
 def test_a_point_that_is_not_the_reference_is_none():
     problem = simulate.problem(3)
-    made = oracle.forward(problem, contract=BASE)
-    envelope = made.envelopes["exact"]
+    golden = oracle.forward(problem, contract=BASE)
+    envelope = golden.envelopes["exact"]
     point = replace(
-        envelope, y_lo=made.y, y_hi=made.y, sf_lo=made.sf, sf_hi=made.sf,
-        key_lo=e4m3_key(made.codes), key_hi=e4m3_key(made.codes),
+        envelope, y_lo=golden.y, y_hi=golden.y, sf_lo=golden.sf, sf_hi=golden.sf,
+        key_lo=e4m3_key(golden.codes), key_hi=e4m3_key(golden.codes),
         open_groups=np.zeros(0, np.uint32),
     )  # fmt: skip
-    assert point.is_point(made.y, made.codes, made.sf)
-    other = bf16_round(np.full(made.y.shape, 3.0))
-    assert not point.is_point(other, made.codes, made.sf)
-    assert not point.is_point(made.y, made.codes ^ np.uint8(1), made.sf)
-    assert not point.is_point(made.y, made.codes, made.sf + np.uint8(1))
+    assert point.is_point(golden.y, golden.codes, golden.sf)
+    other = bf16_round(np.full(golden.y.shape, 3.0))
+    assert not point.is_point(other, golden.codes, golden.sf)
+    assert not point.is_point(golden.y, golden.codes ^ np.uint8(1), golden.sf)
+    assert not point.is_point(golden.y, golden.codes, golden.sf + np.uint8(1))

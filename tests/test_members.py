@@ -16,7 +16,7 @@ from megamoe.cases.recipes import forward_problem
 from megamoe.golden import make
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import GROUP
-from tools.members import OF_Y, Golden, Part, judged, of_sample
+from tools.members import OF_Y, Golden, Part, of_member, of_sample
 
 SURE = replace(simulate.blockwise("nearest"), silu="none")
 """A kernel without chance."""
@@ -43,21 +43,21 @@ def golden(name):
 def of_kernel(kernel, name="bell-h256-i128-drifts", sample=PRODUCTS):
     problem = forward_problem(case(name))
     part = Part(case(name).id, Counter(), frozenset(), ())
-    return judged(case(name), problem, golden(name), kernel, sample, part)
+    return of_member(case(name), problem, golden(name), kernel, sample, part)
 
 
 def test_a_sample_with_the_kernels_own_codes_is_a_part_of_its_forward():
     """Whatever is sampled: the groups of linear 1, and y from all codes."""
     whole = simulate.forward(masked(), SURE, 0)
-    seen = set()
+    samples = set()
     for seed in range(8):
         some = sampled(masked(), SURE, seed, whole.codes, whole.sf, PRODUCTS)
         np.testing.assert_array_equal(some.codes, whole.codes[some.tokens])
         np.testing.assert_array_equal(some.sf, whole.sf[some.tokens])
         np.testing.assert_array_equal(some.y, whole.y[some.tokens][:, some.channels])
-        seen.add((tuple(some.tokens), tuple(some.channels), some.groups.tobytes()))
+        samples.add((tuple(some.tokens), tuple(some.channels), some.groups.tobytes()))
         assert 1 not in some.tokens  # no slot of it has an expert
-    assert len(seen) == 8
+    assert len(samples) == 8
 
 
 def test_the_groups_alone_are_the_kernels_and_the_rest_is_the_references():

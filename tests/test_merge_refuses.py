@@ -39,7 +39,7 @@ def pair():
     return both
 
 
-def put(report, key, value):
+def set_key(report, key, value):
     top, _, part = key.partition(".")
     if part:
         report[top][part] = value
@@ -47,10 +47,10 @@ def put(report, key, value):
         report[top] = value
 
 
-def refused(reports, match):
-    with pytest.raises(ShardError, match=match) as raised:
+def expect_refusal(reports, match):
+    with pytest.raises(ShardError, match=match) as error:
         merge(reports, SELECTION, NAMES)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(error.value)
 
 
 # --- what decides -----------------------------------------------------------------------------
@@ -65,8 +65,8 @@ OTHER = {"batch_invariant": False, "fingerprint": {"sources": "other", "options"
 def test_reports_that_differ_in_what_decides_are_not_merged(key):
     one, two = pair()
     merge([one, two], SELECTION)
-    put(two, key, OTHER.get(key, "other"))
-    refused(
+    set_key(two, key, OTHER.get(key, "other"))
+    expect_refusal(
         [one, two], rf"reports differ in {key}: .+ in one.json, .+ in two.json \(.+\); run them"
     )
 
@@ -74,7 +74,7 @@ def test_reports_that_differ_in_what_decides_are_not_merged(key):
 def test_the_line_has_both_values_and_the_reason():
     one, two = pair()
     two["fingerprint"] = None
-    refused([one, two], "fingerprint: options o, sources s in one.json, None in two.json "
+    expect_refusal([one, two], "fingerprint: options o, sources s in one.json, None in two.json "
                         r"\(the kernel's sources and options")  # fmt: skip
 
 
@@ -85,13 +85,13 @@ def test_a_report_that_lacks_what_decides_is_not_taken_for_one_that_agrees(key):
     top, _, part = key.partition(".")
     for report in reports:  # in all of them, so that they do not differ
         report[top].pop(part) if part else report.pop(top)
-    refused(reports, f"one.json lacks `{key}`; judge it again with this version")
+    expect_refusal(reports, f"one.json lacks `{key}`; judge it again with this version")
 
 
 def test_a_report_without_goldens_is_one_clear_line():
     one, two = pair()
     del two["goldens"]
-    refused([one, two], "^two.json lacks `goldens`; judge it again with this version$")
+    expect_refusal([one, two], "^two.json lacks `goldens`; judge it again with this version$")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_what_earlier_versions_did_not_write_may_be_missing_in_all_and_not_in_so
     one, two = pair()
     top, _, part = key.partition(".")
     one[top].pop(part) if part else one.pop(top)
-    refused([one, two], rf"reports differ in {key}.*: nothing in one.json, .+ in two.json")
+    expect_refusal([one, two], rf"reports differ in {key}.*: nothing in one.json, .+ in two.json")
     two[top].pop(part) if part else two.pop(top)
     assert merge([one, two], SELECTION)["counts"]["pass"] == 2
 
@@ -109,9 +109,11 @@ def test_what_earlier_versions_did_not_write_may_be_missing_in_all_and_not_in_so
 @pytest.mark.parametrize("key", ["rounding", "worker.driver_mode", "versions.cutlass"])
 def test_a_key_that_no_table_names_decides_until_somebody_says_why_not(key):
     one, two = pair()
-    put(one, key, "a")
-    put(two, key, "b")
-    refused([one, two], rf"reports differ in {key}: a in one.json, b in two.json \(it may decide")
+    set_key(one, key, "a")
+    set_key(two, key, "b")
+    expect_refusal(
+        [one, two], rf"reports differ in {key}: a in one.json, b in two.json \(it may decide"
+    )
 
 
 # --- what may differ --------------------------------------------------------------------------
@@ -122,7 +124,7 @@ def test_reports_may_differ_in_what_decides_nothing(key):
     one, two = pair()
     values = {"seconds": (1, 2), "machine": ({"cores": 2}, {"cores": 64}), "shards": (["a"], ["b"])}
     for report, value in zip((one, two), values.get(key, ("1/2", "2/2")), strict=True):
-        put(report, key, value)
+        set_key(report, key, value)
     assert merge([one, two], SELECTION)["counts"]["pass"] == 2
 
 
@@ -152,25 +154,27 @@ def test_the_page_has_the_tables(table):
 def test_an_unknown_status_is_refused_and_not_dropped():
     one, two = pair()
     two["cases"][0]["status"], two["counts"] = "passed", {"passed": 1}
-    refused([one, two], r"two.json: case eplb/c1 has status 'passed', known: pass, fail")
+    expect_refusal([one, two], r"two.json: case eplb/c1 has status 'passed', known: pass, fail")
 
 
 def test_a_run_that_was_stopped_is_named_with_the_shard_to_run_again():
     one, two = pair()
     two["shard"], two["counts"] = "2/2", {"not-run": 1}
     two["cases"][0] |= {"status": "not-run", "reason": "stopped"}
-    said = "two.json: its run was stopped before 1 case, eplb/c1 among them; run shard 2/2 again"
-    refused([one, two], said)
+    message = "two.json: its run was stopped before 1 case, eplb/c1 among them; run shard 2/2 again"
+    expect_refusal([one, two], message)
     one, two = pair()
     two["stopped"] = "interrupted"
-    refused([one, two], "two.json: its run was stopped; run it again")
+    expect_refusal([one, two], "two.json: its run was stopped; run it again")
 
 
 @pytest.mark.parametrize("counts", [{"pass": 2}, {"fail": 1}, {}, {"pass": 1, "passed": 1}])
 def test_counts_are_counted_again(counts):
     one, two = pair()
     two["counts"] = counts
-    refused([one, two], r"two.json counts \d x .*, and holds \d such cases; it was edited or cut")
+    expect_refusal(
+        [one, two], r"two.json counts \d x .*, and holds \d such cases; it was edited or cut"
+    )
 
 
 def test_every_status_is_counted_in_the_merge():
@@ -181,7 +185,7 @@ def test_every_status_is_counted_in_the_merge():
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ({"kind": "eplb", "status": "pass", "seconds": 1}, r"cases\[0\] has no id"),
         ({"id": "eplb/c1", "status": "pass", "seconds": 1}, r"cases\[0\] has no kind"),
@@ -195,10 +199,10 @@ def test_every_status_is_counted_in_the_merge():
         ("eplb/c1", r"cases\[0\] is 'eplb/c1'; it must be an object"),
     ],
 )
-def test_an_entry_of_another_form_is_one_clear_line(entry, said):
+def test_an_entry_of_another_form_is_one_clear_line(entry, message):
     one, two = pair()
     two["cases"] = [entry]
-    refused([one, two], f"^two.json: .*{said}")
+    expect_refusal([one, two], f"^two.json: .*{message}")
 
 
 def test_whatever_stands_in_a_report(tmp_path):
@@ -240,8 +244,10 @@ def test_whatever_stands_in_durations(tmp_path):
 @pytest.mark.parametrize("seconds", ["1", None, True, float("nan"), -1, float("inf"), 10**400])
 def test_a_duration_is_a_number_of_seconds(tmp_path, seconds):
     (tmp_path / "durations.json").write_text(json.dumps({"eplb/a": seconds}))
-    said = r"durations.json: it\['eplb/a'\] is .*; it must be a number.*; restore it or delete it"
-    with pytest.raises(ShardError, match=said):
+    message = (
+        r"durations.json: it\['eplb/a'\] is .*; it must be a number.*; restore it or delete it"
+    )
+    with pytest.raises(ShardError, match=message):
         durations(tmp_path)
 
 

@@ -35,18 +35,18 @@ AFFORDABLE = 3_200_000
 
 def _cost(case: Case) -> int:
     p = case.params
-    touched = min(p.get("experts", 1), p.get("tokens", 1) * p.get("top_k", 1))
-    return int(3 * p.get("hidden", 1) * p.get("intermediate", 1) * max(touched, 1))
+    experts = min(p.get("experts", 1), p.get("tokens", 1) * p.get("top_k", 1))
+    return int(3 * p.get("hidden", 1) * p.get("intermediate", 1) * max(experts, 1))
 
 
 @functools.cache
 def small_cases(glob: str, revision: str = BASE.revision) -> tuple[Case, ...]:
     """Cases under the glob, one of each file in turn, so that every topic is met early."""
-    known = [c for c in CASES.values() if revision in c.revisions]
-    chosen = [c for c in known if fnmatchcase(c.id, glob) and _cost(c) <= AFFORDABLE]
+    cases = [c for c in CASES.values() if revision in c.revisions]
+    selection = [c for c in cases if fnmatchcase(c.id, glob) and _cost(c) <= AFFORDABLE]
     turns: dict[str, int] = {}
     order = []
-    for case in chosen:
+    for case in selection:
         turns[case.source.name] = turns.get(case.source.name, -1) + 1
         order.append((turns[case.source.name], case.source.name, case))
     return tuple(case for _, _, case in sorted(order, key=lambda o: o[:2]))
@@ -59,28 +59,28 @@ def store_of(revision: str) -> Store:
 
 
 @functools.cache
-def kept(case_id: str, revision: str) -> tuple[Any, dict[str, Any]]:
+def golden_and_inputs(case_id: str, revision: str) -> tuple[Any, dict[str, Any]]:
     """What a runner loads and regenerates: once for all mutants, since no judge writes into it."""
     case = CASES[case_id]
-    given = regenerate(case)
-    return store_of(revision).load(case, digest_of(given)), given
+    inputs = regenerate(case)
+    return store_of(revision).load(case, digest_of(inputs)), inputs
 
 
-class Kept(Runner):
-    """A runner of one mutant that takes goldens and inputs from :func:`kept`."""
+class CachedRunner(Runner):
+    """A runner of one mutant that takes goldens and inputs from :func:`golden_and_inputs`."""
 
     def __init__(self, mutant: Mutant, folder: Path) -> None:
         super().__init__(Local(build(mutant, folder)), store_of(mutant.contract))
 
     def golden(self, case: Case) -> tuple[Any, dict[str, Any]]:
-        return kept(case.id, self.store.contract.revision)
+        return golden_and_inputs(case.id, self.store.contract.revision)
 
 
 @pytest.mark.parametrize("mutant", ALL, ids=lambda m: m.name)
 def test_a_planted_fault_turns_the_suite_red(
     mutant: Mutant, tmp_path: Path, record_property: pytest.FixtureRequest
 ) -> None:
-    runner = Kept(mutant, tmp_path)
+    runner = CachedRunner(mutant, tmp_path)
     for case in small_cases(mutant.cases, mutant.contract):
         verdict = runner.run(case)
         if verdict.status in BAD:
@@ -101,14 +101,14 @@ def test_a_small_fault_names_the_case_that_shows_it() -> None:
 def test_what_the_contract_allows_is_green(mutant: Mutant, tmp_path: Path) -> None:
     """The two survivors. One that a case catches belongs into the lists of faults."""
     cases = small_cases(mutant.cases)
-    runner = Kept(mutant, tmp_path)
+    runner = CachedRunner(mutant, tmp_path)
     assert cases and {runner.run(case).status for case in cases} == {"pass"}
 
 
 def test_the_source_without_a_fault_is_green(tmp_path: Path) -> None:
     """A copy without an edit passes the first cases of each kind: red means the fault."""
     for revision in CONTRACTS:
-        runner = Kept(Mutant(f"none-{revision}", "*", [], revision), tmp_path)
+        runner = CachedRunner(Mutant(f"none-{revision}", "*", [], revision), tmp_path)
         for glob in {m.cases for m in ALL if m.contract == revision}:
             for case in small_cases(glob, revision)[:5]:
                 assert runner.run(case).status == "pass", case.id
@@ -116,6 +116,6 @@ def test_the_source_without_a_fault_is_green(tmp_path: Path) -> None:
 
 def test_there_are_enough_and_no_two_alike() -> None:
     assert len(MUTANTS) >= 40 and len(SMALL) >= 60 and len(ALLOWED) <= 2
-    known = [*ALL, *ALLOWED]
-    edits = {repr((m.edits, m.contract, m.cases)) for m in known}
-    assert len({m.name for m in known}) == len(edits) == len(known)
+    mutants = [*ALL, *ALLOWED]
+    edits = {repr((m.edits, m.contract, m.cases)) for m in mutants}
+    assert len({m.name for m in mutants}) == len(edits) == len(mutants)

@@ -103,8 +103,8 @@ def test_no_committed_file_names_a_registry() -> None:
     files = [path for name in folders for path in (ROOT / name).rglob("*") if path.is_file()]
     files += [path for path in ROOT.iterdir() if path.is_file()]
     plain = [path for path in files if path.suffix not in (".pyc", ".svg", ".safetensors")]
-    named = {path for path in plain if pattern.search(path.read_text(errors="replace"))}
-    assert len(plain) > 100 and named == set()
+    matches = {path for path in plain if pattern.search(path.read_text(errors="replace"))}
+    assert len(plain) > 100 and matches == set()
 
 
 # --- outputs -------------------------------------------------------------------------------------
@@ -112,15 +112,15 @@ def test_no_committed_file_names_a_registry() -> None:
 
 @needs_nix
 def test_show_lists_the_outputs(flake: Flake) -> None:
-    shown = json.loads(ok(flake.nix("flake", "show", "--json", ".")).stdout)
-    shown = shown.get("inventory", shown)
+    outputs = json.loads(ok(flake.nix("flake", "show", "--json", ".")).stdout)
+    outputs = outputs.get("inventory", outputs)
     for system in ("x86_64-linux", "aarch64-linux"):
-        assert set(shown["packages"][system]) == {"default", "megamoe", "deep-gemm"}
-        assert set(shown["devShells"][system]) == {"default", "cpu"}
-        assert set(shown["checks"][system]) == {"megamoe", "lint", "quick"}
-        assert "check" in shown["apps"][system] and system in shown["formatter"]
-    assert {"overlays", "nixosModules", "gpuChecks"} <= set(shown)
-    assert set(shown["nixosModules"]) == {"gpu-runner"}
+        assert set(outputs["packages"][system]) == {"default", "megamoe", "deep-gemm"}
+        assert set(outputs["devShells"][system]) == {"default", "cpu"}
+        assert set(outputs["checks"][system]) == {"megamoe", "lint", "quick"}
+        assert "check" in outputs["apps"][system] and system in outputs["formatter"]
+    assert {"overlays", "nixosModules", "gpuChecks"} <= set(outputs)
+    assert set(outputs["nixosModules"]) == {"gpu-runner"}
 
 
 @needs_nix
@@ -139,8 +139,8 @@ def test_fmt_runs_the_formatter(flake: Flake) -> None:
 
 @needs_nix
 def test_the_app_is_megamoe_check(flake: Flake) -> None:
-    done = ok(flake.nix("run", ".#check", "--", "--backend", "mine.py:Kernel"))
-    assert "-m megamoe check --backend mine.py:Kernel" in done.stdout
+    process = ok(flake.nix("run", ".#check", "--", "--backend", "mine.py:Kernel"))
+    assert "-m megamoe check --backend mine.py:Kernel" in process.stdout
 
 
 # --- DeepGEMM ------------------------------------------------------------------------------------
@@ -150,9 +150,9 @@ def test_the_app_is_megamoe_check(flake: Flake) -> None:
 def test_deep_gemm_is_built_from_the_pinned_source_without_a_network(flake: Flake) -> None:
     what = '{ DG_FORCE_BUILD, DG_USE_LOCAL_VERSION, CUDA_HOME, version, ... }@all: {'\
            ' inherit DG_FORCE_BUILD DG_USE_LOCAL_VERSION CUDA_HOME version; }'  # fmt: skip
-    made = flake.value(f"packages.{SYSTEM}.deep-gemm", "--apply", what)
-    home = made.pop("CUDA_HOME")
-    assert made == {"DG_FORCE_BUILD": "1", "DG_USE_LOCAL_VERSION": "0", "version": "2.6.1"}
+    environment = flake.value(f"packages.{SYSTEM}.deep-gemm", "--apply", what)
+    home = environment.pop("CUDA_HOME")
+    assert environment == {"DG_FORCE_BUILD": "1", "DG_USE_LOCAL_VERSION": "0", "version": "2.6.1"}
     assert home.endswith(f"megamoe-cuda-home-{TABLE['least']['cuda']}")
 
     source = flake.build(f"packages.{SYSTEM}.deep-gemm.src")
@@ -171,8 +171,8 @@ def test_a_deep_gemm_with_a_libstdcxx_of_its_own_is_no_package(flake: Flake, tmp
     run = ["bash", "-euc", script]
     for linked, status in (([], 0), (["-static-libstdc++"], 1)):
         subprocess.run([*build, *linked], check=True)
-        done = subprocess.run(run, env={**os.environ, "out": str(tmp_path)}, capture_output=True)
-        assert done.returncode == status, done.stderr
+        process = subprocess.run(run, env={**os.environ, "out": str(tmp_path)}, capture_output=True)
+        assert process.returncode == status, process.stderr
 
 
 @needs_nix
@@ -204,8 +204,8 @@ def test_bisecting_by_input_needs_no_other_edit(flake: Flake, tmp_path: Path) ->
 @needs_nix
 def test_a_source_that_is_not_deep_gemm_is_named(flake: Flake) -> None:
     (flake.root / "ci/nixpkgs-stub/sources/deepgemm/deep_gemm/__init__.py").write_text("")
-    done = flake.nix("eval", f".#packages.{SYSTEM}.deep-gemm.version")
-    assert done.returncode != 0 and "names no __version__" in done.stderr
+    process = flake.nix("eval", f".#packages.{SYSTEM}.deep-gemm.version")
+    assert process.returncode != 0 and "names no __version__" in process.stderr
 
 
 # --- least versions, licences --------------------------------------------------------------------
@@ -232,9 +232,9 @@ def test_what_is_too_old_is_named_with_its_version(
         table = json.loads(facts.read_text())
         table["versions"][what]["value"] = old
         facts.write_text(json.dumps(table))
-    done = flake.nix("develop", ".", "-c", "true")
-    (line,) = (line for line in done.stderr.splitlines() if "error: megamoe: " in line)
-    assert done.returncode != 0 and message in line
+    process = flake.nix("develop", ".", "-c", "true")
+    (line,) = (line for line in process.stderr.splitlines() if "error: megamoe: " in line)
+    assert process.returncode != 0 and message in line
     cpu = flake.nix("develop", ".#cpu", "-c", "true")
     assert (cpu.returncode == 0) == (what == "cuda"), "the CPU shell needs no CUDA"
 
@@ -259,11 +259,11 @@ def test_nothing_unfree_but_cuda(flake: Flake) -> None:
 @needs_nix
 @pytest.mark.parametrize("shell", ["default", "cpu"])
 def test_a_shell_brings_its_python(flake: Flake, shell: str) -> None:
-    said = "echo $MEGAMOE_PYTHON; command -v uv; echo ${CUDA_HOME:-none}"
-    done = ok(flake.nix("develop", f".#{shell}", "-c", "bash", "-c", said)).stdout.splitlines()
-    assert done[0].startswith(str(flake.store)) and done[0].endswith("-python3-env/bin/python3")
-    assert done[1].startswith(str(flake.store))
-    assert ("cuda-home" in done[2]) == (shell == "default")
+    script = "echo $MEGAMOE_PYTHON; command -v uv; echo ${CUDA_HOME:-none}"
+    lines = ok(flake.nix("develop", f".#{shell}", "-c", "bash", "-c", script)).stdout.splitlines()
+    assert lines[0].startswith(str(flake.store)) and lines[0].endswith("-python3-env/bin/python3")
+    assert lines[1].startswith(str(flake.store))
+    assert ("cuda-home" in lines[2]) == (shell == "default")
 
 
 @needs_nix
@@ -291,8 +291,8 @@ def test_a_shells_python_has_all_that_pyproject_names(flake: Flake) -> None:
 def test_make_runs_tests_in_the_shell(flake: Flake) -> None:
     tests = "ARGS=tests/test_layout.py tests/test_formats.py"
     verb = ("make", "--no-print-directory", "-C", str(ROOT), "test-fast", "JOBS=1", tests)
-    done = flake.nix("develop", ".", "-c", *verb, MEGAMOE_STUB_PYTHON=sys.executable)
-    assert re.search(r"\b\d+ passed", ok(done).stdout) and "setup:" not in done.stdout
+    process = flake.nix("develop", ".", "-c", *verb, MEGAMOE_STUB_PYTHON=sys.executable)
+    assert re.search(r"\b\d+ passed", ok(process).stdout) and "setup:" not in process.stdout
 
 
 @needs_nix

@@ -27,8 +27,8 @@ FEATURES = ("--option", "system-features", "cuda cuda-sm90")
 def test_each_row_says_where_it_was_read() -> None:
     rows = [*FACTS["packages"].values(), *FACTS["options"].values(), *FACTS["arguments"].values()]
     rows += [*FACTS["versions"].values(), FACTS["stdenv"], FACTS["unfree-driver"]]
-    said = [row["evidence"] for row in rows] + list(FACTS["attributes"].values())
-    assert len(said) > 80 and all(said)
+    evidence = [row["evidence"] for row in rows] + list(FACTS["attributes"].values())
+    assert len(evidence) > 80 and all(evidence)
     assert set(FACTS["sources"]) >= {"S", "N", "L", "corepkgs"}
 
 
@@ -50,8 +50,8 @@ def test_a_name_without_a_row_does_not_evaluate(
     flake: Flake, file: str, old: str, new: str, message: str
 ) -> None:
     flake.edit(file, old, new)
-    done = flake.nix("flake", "check", "--no-build", ".")
-    assert done.returncode != 0 and message in done.stderr
+    process = flake.nix("flake", "check", "--no-build", ".")
+    assert process.returncode != 0 and message in process.stderr
 
 
 @pytest.mark.parametrize("table", ["packages", "options", "arguments"])
@@ -129,8 +129,8 @@ DEFECTS = [
 def test_a_defect_that_is_put_back_is_red(flake: Flake, defect: Defect) -> None:
     for edit in defect.edits:
         flake.edit(*edit)
-    done = flake.nix("build", "--no-link", "-L", f".#{defect.attribute}", *FEATURES)
-    assert done.returncode != 0 and defect.says in done.stderr
+    process = flake.nix("build", "--no-link", "-L", f".#{defect.attribute}", *FEATURES)
+    assert process.returncode != 0 and defect.says in process.stderr
 
 
 @needs_nix
@@ -141,8 +141,8 @@ def test_the_app_brings_its_compiler(flake: Flake) -> None:
     def run() -> str:
         app = flake.value(f"apps.{SYSTEM}.check.program")
         flake.nix("run", ".#check", "--", "--help")  # so that it is built
-        done = flake.run("/bin/bash", app, *words, PATH="/nowhere", HOME=str(flake.store))
-        return done.stdout + done.stderr
+        process = flake.run("/bin/bash", app, *words, PATH="/nowhere", HOME=str(flake.store))
+        return process.stdout + process.stderr
 
     assert "Failed to find C compiler" not in run()
     flake.edit(*without_compiler("nix/check-app.nix"))
@@ -152,8 +152,8 @@ def test_the_app_brings_its_compiler(flake: Flake) -> None:
 @needs_nix
 def test_one_worker_a_core_on_one_gpu_is_seen(flake: Flake) -> None:
     flake.edit("nix/gpu-checks.nix", "JOBS=${toString workers}", "JOBS=$NIX_BUILD_CORES")
-    made = flake.build(SHARD, *FEATURES, "--cores", "7")
-    assert "workers=7" in (made / "result.json").read_text()
+    report = flake.build(SHARD, *FEATURES, "--cores", "7")
+    assert "workers=7" in (report / "result.json").read_text()
 
 
 @needs_nix
@@ -165,9 +165,9 @@ def test_the_headers_of_cuda_13_are_there(flake: Flake) -> None:
 
     def home() -> bool:
         name = flake.value(f"packages.{SYSTEM}.deep-gemm.postPatch")
-        found = re.search(r"/\S*-megamoe-cuda-home-13\.0", name)[0]
+        path = re.search(r"/\S*-megamoe-cuda-home-13\.0", name)[0]
         flake.build(SHARD, *FEATURES)
-        return (flake.store / "store" / found.split("/")[-1] / "include/crt/host_config.h").exists()
+        return (flake.store / "store" / path.split("/")[-1] / "include/crt/host_config.h").exists()
 
     assert home()
     flake.edit("nix/cuda-home.nix", 'cudaMajorMinorVersion "13"', 'cudaMajorMinorVersion "99"')
@@ -178,8 +178,8 @@ def test_the_headers_of_cuda_13_are_there(flake: Flake) -> None:
 def test_a_lint_that_is_not_the_locked_one_warns_and_does_not_gate(flake: Flake) -> None:
     flake.edit("ci/nixpkgs-stub/python.sh", "lint=0", "lint=1")
     lint = ("build", "--no-link", "-L", f".#checks.{SYSTEM}.lint")
-    said = ok(flake.nix(*lint)).stderr
-    assert "warning: ruff check . ended with 1, but ruff 0.15.20 is not the locked" in said
+    log = ok(flake.nix(*lint)).stderr
+    assert "warning: ruff check . ended with 1, but ruff 0.15.20 is not the locked" in log
     locked = re.search(r"^ruff==(\S+)", (ROOT / "requirements/test.txt").read_text(), re.M)[1]
     flake.edit("ci/nixpkgs-stub/python.sh", "ruff 0.15.20", f"ruff {locked}")
     assert flake.nix(*lint).returncode != 0, "the locked one decides"
@@ -191,7 +191,7 @@ RUNNER_DEFECTS = {
          'builtins.elem "nvidia" config.services.xserver.videoDrivers'),
         [NVSWITCH],
         "failed",
-        lambda failed: failed != [],
+        lambda failures: failures != [],
     ),
     "system-features twice": (
         ('[ "cuda-${cfg.architecture}" ]', '[ "kvm" "cuda" "cuda-${cfg.architecture}" ]'),
@@ -244,9 +244,9 @@ def test_a_documented_builder_can_build_torch_too() -> None:
 def test_the_document_lists_every_defect() -> None:
     """With the test that is red, which is there."""
     text = (ROOT / "docs/toolchain.md").read_text()
-    named = re.findall(r"^\| .* \| `(test_\w+)`", text, re.M)
+    names = re.findall(r"^\| .* \| `(test_\w+)`", text, re.M)
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_nix*.py"))
-    assert len(named) >= 12 and all(f"def {name}(" in tests for name in named)
+    assert len(names) >= 12 and all(f"def {name}(" in tests for name in names)
 
 
 @pytest.mark.skipif(not NIXPKGS, reason="MEGAMOE_NIXPKGS names no real lib")

@@ -28,14 +28,14 @@ def test_gpu_checks_cover_each_shard_of_each_architecture(flake: Flake) -> None:
       settings = [ (check.BACKEND or null) (check.ARCH or null) (check.DEVICE or null) ];
     })"""
     for system in ("x86_64-linux", "aarch64-linux"):
-        found = flake.value(f"gpuChecks.{system}", "--apply", what)
-        wanted = {}
+        checks = flake.value(f"gpuChecks.{system}", "--apply", what)
+        expected = {}
         for arch, features in FEATURES.items():
             shard = {"features": features, "settings": [BACKENDS[arch], arch, "cuda"]}
             names = [f"{arch}-{index}-of-{SHARDS}" for index in range(1, SHARDS + 1)]
-            wanted |= dict.fromkeys(names, shard)
-            wanted[f"{arch}-import"] = {"features": features, "settings": [None] * 3}
-        assert found == wanted
+            expected |= dict.fromkeys(names, shard)
+            expected[f"{arch}-import"] = {"features": features, "settings": [None] * 3}
+        assert checks == expected
 
 
 @needs_nix
@@ -44,33 +44,39 @@ def test_a_gpu_check_is_refused_without_the_feature_and_built_with_it(
     flake: Flake, arch: str, other: str
 ) -> None:
     name = f"gpuChecks.{SYSTEM}.{arch}-2-of-{SHARDS}"
-    for offered in ("kvm", "cuda", f"cuda cuda-{other}"):
-        done = flake.nix("build", "--no-link", f".#{name}", "--option", "system-features", offered)
-        wanted = rf"features:? \{{cuda, cuda-{arch}\}}"  # newer versions of Nix have the colon
-        assert done.returncode != 0 and re.search(wanted, done.stderr)
-    offered = ("--option", "system-features", f"cuda cuda-{arch}", "--cores", "7")
-    made = flake.build(name, *offered)
-    assert {path.name for path in made.iterdir()} == {"result.json", "junit.xml", "provenance.json"}
-    said = (made / "result.json").read_text()
-    assert f"BACKEND={BACKENDS[arch]} DEVICE=cuda workers=2" in said, "however many cores there are"
+    for features in ("kvm", "cuda", f"cuda cuda-{other}"):
+        process = flake.nix(
+            "build", "--no-link", f".#{name}", "--option", "system-features", features
+        )
+        pattern = rf"features:? \{{cuda, cuda-{arch}\}}"  # newer versions of Nix have the colon
+        assert process.returncode != 0 and re.search(pattern, process.stderr)
+    options = ("--option", "system-features", f"cuda cuda-{arch}", "--cores", "7")
+    folder = flake.build(name, *options)
+    assert {path.name for path in folder.iterdir()} == {
+        "result.json",
+        "junit.xml",
+        "provenance.json",
+    }
+    text = (folder / "result.json").read_text()
+    assert f"BACKEND={BACKENDS[arch]} DEVICE=cuda workers=2" in text, "however many cores there are"
 
 
 @needs_nix
 def test_a_red_shard_is_red_and_its_report_can_still_be_had(flake: Flake) -> None:
     flake.edit("ci/nixpkgs-stub/python.sh", "verdict=0", "verdict=1")
-    offered = ("--option", "system-features", "cuda cuda-sm90")
+    options = ("--option", "system-features", "cuda cuda-sm90")
     name = f"gpuChecks.{SYSTEM}.sm90-1-of-{SHARDS}"
-    assert flake.nix("build", "--no-link", f".#{name}", *offered).returncode != 0
-    assert (flake.build(f"{name}.report", *offered) / "junit.xml").is_file()
+    assert flake.nix("build", "--no-link", f".#{name}", *options).returncode != 0
+    assert (flake.build(f"{name}.report", *options) / "junit.xml").is_file()
 
 
 @needs_nix
 def test_a_shard_that_judged_nothing_is_no_report(flake: Flake) -> None:
     flake.edit("ci/nixpkgs-stub/python.sh", '>"$2"', "")
-    offered = ("--option", "system-features", "cuda cuda-sm90")
+    options = ("--option", "system-features", "cuda cuda-sm90")
     name = f"gpuChecks.{SYSTEM}.sm90-1-of-{SHARDS}.report"
-    done = flake.nix("build", "--no-link", "-L", f".#{name}", *offered)
-    assert done.returncode != 0 and "left no result.json" in done.stderr
+    process = flake.nix("build", "--no-link", "-L", f".#{name}", *options)
+    assert process.returncode != 0 and "left no result.json" in process.stderr
 
 
 @needs_nix
@@ -117,8 +123,8 @@ def test_a_builder_offers_its_features_and_gives_the_sandbox_the_driver(
     assert "https://cache.flox.dev" in settings["substituters"]
     programs = machine(flake, driver, what="config.programs.nix-required-mounts")
     assert programs == {"enable": True, "presets": {"nvidia-gpu": {"enable": True}}}
-    served = machine(flake, driver, KEYS, what="config.nix.sshServe")
-    assert served == {"enable": True, "write": True, "protocol": "ssh-ng", "keys": ["key"]}
+    ssh = machine(flake, driver, KEYS, what="config.nix.sshServe")
+    assert ssh == {"enable": True, "write": True, "protocol": "ssh-ng", "keys": ["key"]}
     assert machine(flake, driver, what="config.services.github-runners") == {}
     assert machine(flake, driver, what="config.nix.sshServe.enable") is False
 
@@ -128,14 +134,14 @@ def test_a_runner_is_fresh_for_each_job_and_refuses_forks(flake: Flake) -> None:
     what = """
       let r = config.services.github-runners.megamoe; in
       builtins.removeAttrs r [ "extraPackages" ] // { tools = map (p: p.pname) r.extraPackages; }"""
-    found = machine(flake, X11, RUNNER, what=what)
-    assert found["ephemeral"] is True and found["extraLabels"] == ["gpu", "sm100"]
-    hook = found["extraEnvironment"]["ACTIONS_RUNNER_HOOK_JOB_STARTED"]
+    runner = machine(flake, X11, RUNNER, what=what)
+    assert runner["ephemeral"] is True and runner["extraLabels"] == ["gpu", "sm100"]
+    hook = runner["extraEnvironment"]["ACTIONS_RUNNER_HOOK_JOB_STARTED"]
     assert hook.endswith("-megamoe-refuse-forks.sh"), "the runner wants a name that ends so"
-    assert found["tools"] == ["git", "gnumake"]
-    service = found["serviceOverrides"]
+    assert runner["tools"] == ["git", "gnumake"]
+    service = runner["serviceOverrides"]
     assert service["PrivateDevices"] is False
-    assert [found["workDir"]] == [f"/var/cache/{name}" for name in service["CacheDirectory"]]
+    assert [runner["workDir"]] == [f"/var/cache/{name}" for name in service["CacheDirectory"]]
 
 
 @needs_nix
@@ -152,12 +158,12 @@ def test_a_runner_is_fresh_for_each_job_and_refuses_forks(flake: Flake) -> None:
     ],
 )
 def test_a_machine_that_cannot_be_is_refused(flake: Flake, texts: list[str], message: str) -> None:
-    done = flake.machine("[ failed config.nix.settings ]", MACHINE, *texts)
-    said = done.stdout if done.returncode == 0 else done.stderr
-    assert message in said
+    process = flake.machine("[ failed config.nix.settings ]", MACHINE, *texts)
+    output = process.stdout if process.returncode == 0 else process.stderr
+    assert message in output
 
 
-def documented() -> dict[str, str]:
+def configurations() -> dict[str, str]:
     """The configurations of docs/toolchain.md, by what their first line says they are for."""
     blocks = re.findall(r"((?:^ {7}.*\n|^\n)+)", (ROOT / "docs/toolchain.md").read_text(), re.M)
     return {
@@ -167,14 +173,14 @@ def documented() -> dict[str, str]:
     }
 
 
-BUILDERS = documented()
+BUILDERS = configurations()
 
 
 @needs_nix
 @pytest.mark.parametrize("kind", sorted(BUILDERS))
 def test_the_documented_machine_evaluates(flake: Flake, kind: str) -> None:
-    done = ok(flake.machine("failed", BUILDERS[kind]))
-    assert json.loads(done.stdout) == []
+    process = ok(flake.machine("failed", BUILDERS[kind]))
+    assert json.loads(process.stdout) == []
     features = ok(flake.machine("config.nix.settings.system-features", BUILDERS[kind])).stdout
     assert "cuda-sm90" in features
 
@@ -191,23 +197,23 @@ def test_both_drivers_are_documented() -> None:
 def test_each_documented_line_is_needed(flake: Flake, kind: str, line: str) -> None:
     text = re.sub(rf"^[^\n]*{re.escape(line)}.*?;\n", "", BUILDERS[kind], flags=re.M | re.S)
     assert line not in text
-    done = flake.machine("failed", text)
-    assert done.returncode != 0 or json.loads(done.stdout) != []
+    process = flake.machine("failed", text)
+    assert process.returncode != 0 or json.loads(process.stdout) != []
 
 
 FORK = {"pull_request": {"head": {"repo": {"full_name": "stranger/megamoe"}}}}
 OWN = {"pull_request": {"head": {"repo": {"full_name": "own/megamoe"}}}}
-GONE = {"pull_request": {"head": {"repo": None}}}
+NO_REPOSITORY = {"pull_request": {"head": {"repo": None}}}
 
 
 @pytest.mark.parametrize(
-    ("event", "payload", "repository", "refused"),
+    ("event", "payload", "repository", "reason"),
     [
         ("push", {}, "own/megamoe", ""),
         ("schedule", {}, "own/megamoe", ""),
         ("pull_request", OWN, "own/megamoe", ""),
         ("pull_request", FORK, "own/megamoe", "the pull request comes from stranger/megamoe"),
-        ("pull_request", GONE, "own/megamoe", "names no repository"),
+        ("pull_request", NO_REPOSITORY, "own/megamoe", "names no repository"),
         ("pull_request", [], "own/megamoe", "names no repository"),
         ("pull_request_target", OWN, "own/megamoe", "can be caused by strangers"),
         ("issue_comment", {}, "own/megamoe", "can be caused by strangers"),
@@ -216,7 +222,7 @@ GONE = {"pull_request": {"head": {"repo": None}}}
     ],
 )
 def test_the_runners_hook(
-    tmp_path: Path, event: str, payload: object, repository: str, refused: str
+    tmp_path: Path, event: str, payload: object, repository: str, reason: str
 ) -> None:
     (tmp_path / "event.json").write_text(json.dumps(payload))
     job = {
@@ -224,11 +230,11 @@ def test_the_runners_hook(
         "GITHUB_EVENT_PATH": str(tmp_path / "event.json"),
         "GITHUB_REPOSITORY": repository,
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, ROOT / "nix/refuse_forks.py", "own/megamoe"],
         env=os.environ | job,
         capture_output=True,
         text=True,
     )
-    assert (done.returncode != 0) == bool(refused) and refused in done.stderr
-    assert len(done.stderr.splitlines()) == bool(refused)
+    assert (process.returncode != 0) == bool(reason) and reason in process.stderr
+    assert len(process.stderr.splitlines()) == bool(reason)

@@ -41,7 +41,7 @@ class Host:
     caches: str = "https://cache.flox.dev/"
     settings: dict[str, str] = field(default_factory=dict)
 
-    def put(self, name: str, text: str = "") -> None:
+    def write(self, name: str, text: str = "") -> None:
         (self.root / name).parent.mkdir(parents=True, exist_ok=True)
         (self.root / name).write_text(text)
 
@@ -51,24 +51,24 @@ class Host:
         config += f"system-features = {self.system}\\nsubstituters = {self.caches}\\n"
         fake = {"FAKE_VERSION": "2.18.1", "FAKE_CONFIG": config, "FAKE_OLD_WORDS": ""}
         path = {"PATH": f"{self.root}/bin:{os.environ['PATH']}", "HOST_ROOT": str(self.root)}
-        done = subprocess.run(
+        result = subprocess.run(
             ["sh", str(ROOT / "nix/doctor.sh"), *arguments],
             env=fake | path | self.settings,
             capture_output=True,
             text=True,
         )
-        (line,) = (done.stdout + done.stderr).splitlines()
-        assert (done.returncode == 0) == ("nothing found" in line), line
-        assert done.returncode == 0 or "; mend: " in line
+        (line,) = (result.stdout + result.stderr).splitlines()
+        assert (result.returncode == 0) == ("nothing found" in line), line
+        assert result.returncode == 0 or "; mend: " in line
         return line
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
-    made = Host(tmp_path)
-    made.put("bin/nix", FAKE_NIX)
+    fake_host = Host(tmp_path)
+    fake_host.write("bin/nix", FAKE_NIX)
     (tmp_path / "bin/nix").chmod(0o755)
-    return made
+    return fake_host
 
 
 def test_a_host_that_is_well(host: Host) -> None:
@@ -102,18 +102,18 @@ def test_a_lock_out_of_step(host: Host) -> None:
 
 
 def test_no_driver(host: Host) -> None:
-    host.put("dev/nvidiactl")
+    host.write("dev/nvidiactl")
     assert "no NVIDIA driver library" in host.doctor()
-    host.put("run/opengl-driver/lib/libcuda.so.1")
+    host.write("run/opengl-driver/lib/libcuda.so.1")
     assert "nothing found" in host.doctor()
 
 
 def test_no_builder_with_the_feature(host: Host) -> None:
     assert "no builder offers the feature cuda-sm90" in host.doctor("sm90")
-    host.put("etc/nix/machines", "ssh-ng://nix-ssh@a x86_64-linux - 1 1 cuda,cuda-sm100\n")
+    host.write("etc/nix/machines", "ssh-ng://nix-ssh@a x86_64-linux - 1 1 cuda,cuda-sm100\n")
     line = host.doctor("sm90")
     assert "cuda,cuda-sm90' | sudo tee -a /etc/nix/machines" in line
-    host.put("etc/nix/machines", "ssh-ng://nix-ssh@a x86_64-linux - 1 1 cuda,cuda-sm90\n")
+    host.write("etc/nix/machines", "ssh-ng://nix-ssh@a x86_64-linux - 1 1 cuda,cuda-sm90\n")
     assert "nothing found" in host.doctor("sm90")
     host.builders = "ssh://b x86_64-linux - 1 1 kvm ; ssh://c x86_64-linux - 1 1 cuda,cuda-sm100"
     assert "nothing found" in host.doctor("sm100")
@@ -121,8 +121,8 @@ def test_no_builder_with_the_feature(host: Host) -> None:
 
 
 def test_a_gpu_host_that_does_not_offer_it(host: Host) -> None:
-    host.put("dev/nvidiactl")
-    host.put("usr/lib64/libcuda.so.1")
+    host.write("dev/nvidiactl")
+    host.write("usr/lib64/libcuda.so.1")
     assert "extra-system-features = cuda cuda-sm90" in host.doctor("sm90")
     host.system = "kvm cuda cuda-sm90"
     assert "nothing found" in host.doctor("sm90")
@@ -164,10 +164,10 @@ def test_no_nix_at_all(host: Host) -> None:
     (host.root / "bin/nix").unlink()
     host.settings["PATH"] = str(host.root / "bin")
     sh = str(shutil.which("sh"))
-    done = subprocess.run(
+    result = subprocess.run(
         [sh, str(ROOT / "nix/doctor.sh")], env=host.settings, capture_output=True, text=True
     )
-    assert done.returncode == 1 and "Nix is not installed; mend: " in done.stderr
+    assert result.returncode == 1 and "Nix is not installed; mend: " in result.stderr
 
 
 # --- the driver on a host that is not NixOS ------------------------------------------------------
@@ -179,7 +179,7 @@ def test_only_the_drivers_own_libraries_are_found(tmp_path: Path) -> None:
     driver.mkdir()
     for name in ("libcuda.so.1", "libnvidia-ml.so.1", "libc.so.6"):
         (driver / name).touch()
-    said = f". {ROOT}/nix/driver.sh; echo $LD_LIBRARY_PATH; echo $TRITON_LIBCUDA_PATH"
+    script = f". {ROOT}/nix/driver.sh; echo $LD_LIBRARY_PATH; echo $TRITON_LIBCUDA_PATH"
     env = {
         "PATH": os.environ["PATH"],
         "HOME": "/none",
@@ -187,11 +187,11 @@ def test_only_the_drivers_own_libraries_are_found(tmp_path: Path) -> None:
         "MEGAMOE_DRIVER": str(driver),
         "MEGAMOE_NIXOS_DRIVER": str(tmp_path / "none"),
     }
-    done = subprocess.run(["bash", "-ec", said], env=env, capture_output=True, text=True)
+    result = subprocess.run(["bash", "-ec", script], env=env, capture_output=True, text=True)
     folder = tmp_path / "cache/megamoe/driver"
-    assert ok(done).stdout.splitlines() == [str(folder), str(folder)]
+    assert ok(result).stdout.splitlines() == [str(folder), str(folder)]
     assert {path.name for path in folder.iterdir()} == {"libcuda.so.1", "libnvidia-ml.so.1"}
 
     env["MEGAMOE_NIXOS_DRIVER"] = str(driver)
-    done = subprocess.run(["bash", "-ec", said], env=env, capture_output=True, text=True)
-    assert ok(done).stdout.split() == [], "NixOS needs nothing of this"
+    result = subprocess.run(["bash", "-ec", script], env=env, capture_output=True, text=True)
+    assert ok(result).stdout.split() == [], "NixOS needs nothing of this"

@@ -28,36 +28,36 @@ needs_namespaces = pytest.mark.skipif(
 
 
 def sandbox(build: Path, *command: str, tools: str = "sh ls id cat", **more: str):
-    given = ["sh", str(ROOT / "ci/sandbox.sh"), str(build), *command]
+    argv = ["sh", str(ROOT / "ci/sandbox.sh"), str(build), *command]
     return subprocess.run(
-        given, env=os.environ | {"TOOLS": tools} | more, capture_output=True, text=True
+        argv, env=os.environ | {"TOOLS": tools} | more, capture_output=True, text=True
     )
 
 
 @needs_nix
 @needs_namespaces
 def test_the_sandbox_is_as_poor_as_nixs(tmp_path: Path) -> None:
-    (tmp_path / "shown").mkdir()
+    (tmp_path / "mount").mkdir()
     (tmp_path / "build").mkdir()
     words = """id -u; ls /; ls /usr; ls /tools; ls "$HOME" 2>&1
         echo x >/build/written
-        echo x >"$SHOWN/written" || echo read-only
+        echo x >"$MOUNT/written" || echo read-only
         ls "$HIDDEN" 2>&1
         cat /proc/net/dev"""
     script = tmp_path / "build/script"
     script.write_text(words)
     hidden = str(Path(__file__).parent)
-    shown = str(tmp_path / "shown")
-    done = sandbox(tmp_path / "build", shown, "--", "sh", "/build/script", SHOWN=shown,
-                   HIDDEN=hidden)  # fmt: skip
-    lines = done.stdout.splitlines()
-    assert lines[0] == "1000", done.stderr
+    mount = str(tmp_path / "mount")
+    result = sandbox(tmp_path / "build", mount, "--", "sh", "/build/script", MOUNT=mount,
+                     HIDDEN=hidden)  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert lines[0] == "1000", result.stderr
     assert "nix" not in lines and "root" not in lines and "bin" in lines
     assert not (set(lines) & {"sbin", "local", "share"}), "of /usr there are libraries"
     assert {"cat", "id", "ls", "sh"} <= set(lines) and "git" not in lines
     assert "read-only" in lines and (tmp_path / "build/written").exists()
-    assert done.stdout.count("No such file or directory") == 2, "neither a home nor this checkout"
-    networks = re.findall(r"^ *(\w+):", done.stdout, re.M)
+    assert result.stdout.count("No such file or directory") == 2, "neither a home nor this checkout"
+    networks = re.findall(r"^ *(\w+):", result.stdout, re.M)
     assert set(networks) <= {"lo", "tunl0", "sit0", "ip6tnl0", "ls"}, networks
 
 
@@ -79,11 +79,11 @@ def test_the_hosts_programs_stay_as_they_are(tmp_path: Path) -> None:
     program.chmod(0o755)
     before = program.read_bytes()
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    done = sandbox(
+    result = sandbox(
         tmp_path / "build", "--", "sh", "-c", "program; : >/tools/program; program",
         tools="sh program program", PATH=path,
     )  # fmt: skip
-    assert "it runs" in done.stdout, done.stderr
+    assert "it runs" in result.stdout, result.stderr
     assert program.read_bytes() == before
 
 
@@ -102,23 +102,23 @@ def test_the_suite_runs_as_nix_would_run_it() -> None:
 
     They ask git, start Python without PYTHONPATH, run scripts of ci/, and make a home's cache.
     """
-    done = sandboxed(
+    result = sandboxed(
         "check", "-n0", "-rs",
         "tests/test_ab.py::test_what_is_no_side_is_one_line",
         "tests/test_ab.py::test_identical_is_exit_0_and_the_headline_counts_what_was_compared",
         "tests/test_bisect.py::test_misuse_is_one_line",
         "tests/test_ci_scripts.py::test_the_revision_is_the_commit_and_says_when_the_tree_is_another",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\b6 passed in", done.stdout) and "skipped" not in done.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"\b6 passed in", result.stdout) and "skipped" not in result.stdout
 
 
 @needs_nix
 @needs_namespaces
 def test_the_script_of_a_gpu_check_judges_eager_on_the_cpu() -> None:
-    done = sandboxed("shard", "sm90-1-of-4", "eplb/identity-map-*")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "GREEN: the one judged case passed" in done.stdout
-    sizes = dict(re.findall(r"^sandboxed: (\S+): (\d+) bytes$", done.stdout, re.M))
+    result = sandboxed("shard", "sm90-1-of-4", "eplb/identity-map-*")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "GREEN: the one judged case passed" in result.stdout
+    sizes = dict(re.findall(r"^sandboxed: (\S+): (\d+) bytes$", result.stdout, re.M))
     assert set(sizes) == {"result.json", "junit.xml", "provenance.json"}
     assert all(int(size) > 200 for size in sizes.values())

@@ -39,7 +39,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 FINITE = np.flatnonzero(np.isfinite(E4M3_TABLE)).astype(np.uint8)
 
 
-def drawn(rng, depth, spread, columns=8):
+def random_operands(rng, depth, spread, columns=8):
     """Operands with scale factors over ``spread`` octaves a side."""
     codes = rng.choice(FINITE, (2, depth))
     packed = rng.integers(0, 256, (columns, depth // 2), dtype=np.uint8)
@@ -68,10 +68,10 @@ def test_2_1_products_are_short():
 @settings(max_examples=50, deadline=None)
 @given(seed=SEEDS, depth=st.sampled_from([32, 64, 256]), spread=st.sampled_from([1, 8, 17, 40]))
 def test_2_2_and_2_3_what_is_called_exact_is_the_rational_sum(seed, depth, spread):
-    args = drawn(np.random.default_rng(seed), depth, spread)
+    args = random_operands(np.random.default_rng(seed), depth, spread)
     blocks = blocks_of(args)
-    total, known = blocks.total()[0], blocks.exact_in_float64()
-    for row, column in np.argwhere(known):
+    total, exact = blocks.total()[0], blocks.exact_in_float64()
+    for row, column in np.argwhere(exact):
         sums = [exact_dot(args[0][row], args[1][row], args[2][column], args[3][column])]
         assert Fraction(float(total[row, column])) == sums[0]
     group = args[0][0, :32], args[1][0, :1], args[2][0, :16], args[3][0, :1]
@@ -85,7 +85,7 @@ def test_2_2_and_2_3_what_is_called_exact_is_the_rational_sum(seed, depth, sprea
 def test_3_1_where_a_class_is_called_exact_its_members_give_the_sum(seed, depth, kernel):
     """Few significant bits, so that the condition often holds, and often just fails."""
     rng = np.random.default_rng(seed)
-    codes, sf, packed, weight_sf = drawn(rng, depth, int(rng.choice([1, 3, 8])), 64)
+    codes, sf, packed, weight_sf = random_operands(rng, depth, int(rng.choice([1, 3, 8])), 64)
     mask = np.uint8(rng.choice([0xF8, 0xB8, 0xFC]))
     codes = codes & mask
     codes[rng.random(codes.shape) < rng.choice([0.0, 0.5, 0.9])] = 0
@@ -96,17 +96,17 @@ def test_3_1_where_a_class_is_called_exact_its_members_give_the_sum(seed, depth,
     with np.errstate(over="ignore"):
         exact = low == high if a.block is None else bounds._always_exact(blocks, a)
     try:
-        got = kernel.linear(*args, rng)
+        actual = kernel.linear(*args, rng)
     except simulate.NotAMemberError:
         return
-    assert np.array_equal(got[exact], blocks.total()[0][exact])
+    assert np.array_equal(actual[exact], blocks.total()[0][exact])
 
 
 @pytest.mark.parametrize("name", ACCUMULATORS)
 def test_3_6_the_exact_sum_is_in_every_interval(name):
     rng = np.random.default_rng(36)
     for spread in (1, 12, 40):
-        codes, sf, packed, weight_sf = drawn(rng, 256, spread, 64)
+        codes, sf, packed, weight_sf = random_operands(rng, 256, spread, 64)
         out = linear(Rows.of(codes, sf), packed, weight_sf, [ACCUMULATORS[name]])
         assert (out[name][0] <= out["reference"]).all()
         assert (out["reference"] <= out[name][1]).all()
@@ -126,7 +126,7 @@ def bf16_of(key):
     return np.where(key < 0, 0x8000 | -key, key).astype(np.uint16)
 
 
-def interval_drawn(rng, shape):
+def random_interval(rng, shape):
     """Keys of the ends of intervals of bfloat16 numbers: a point, a few places, or half of all."""
     key = bf16_key(rng.integers(0, 1 << 16, shape, dtype=np.uint16)).astype(np.int64)
     usual = rng.random(shape) < 0.7  # |value| between 2^-8 and 2^7
@@ -153,7 +153,7 @@ def test_4_2_to_5_2_every_activation_exponent_and_code_of_an_erring_kernel_is_in
     rng = np.random.default_rng([42, fast_math, 0 if clamp is None else int(10 * clamp)])
     act = Activation("swiglu", clamp, 1.0, 0.0, fast_math)
     for number in range(140):
-        ends = [interval_drawn(rng, (8, 128)) for _ in range(2)]
+        ends = [random_interval(rng, (8, 128)) for _ in range(2)]
         weight = rng.choice([0.0, 1.0, 2.0**-126, 3e38], (8, 1), p=[0.1, 0.7, 0.1, 0.1])
         weight = (weight * rng.uniform(0.25, 1, (8, 1))).astype(np.float32)
         gate, up = ([bf16_of(key) for key in pair] for pair in ends)
@@ -163,10 +163,10 @@ def test_4_2_to_5_2_every_activation_exponent_and_code_of_an_erring_kernel_is_in
         with np.errstate(all="ignore"):
             gate_up = np.concatenate(member, axis=1).astype(np.float64)
             values = simulate.swiglu(gate_up, weight, clamp, fast_math, where, rng)
-        lost = np.isnan(values)
+        is_nan = np.isnan(values)
         may = np.isnan(acts.low) if acts.nan is None else np.isnan(acts.low) | acts.nan
-        assert (may | ~lost).all()
-        assert (lost | ((acts.low <= values) & (values <= acts.high))).all()
+        assert (may | ~is_nan).all()
+        assert (is_nan | ((acts.low <= values) & (values <= acts.high))).all()
         with np.errstate(all="ignore"):
             amax = swiglu.group_amax(values, BASE)
             sf = swiglu.requant_exponent(amax, BASE)
@@ -207,15 +207,15 @@ def test_5_2_codes_are_monotone():
 def combined(rng, rows, channels):
     """How many outputs were judged; the rows are members of intervals over the whole range."""
     shape = (rows, 4, channels)
-    low, high = interval_drawn(rng, shape)
+    low, high = random_interval(rng, shape)
     whole = Combine(rng.random((rows, 4)) < 0.8, np.ones((rows, 4), np.float32), BASE)
     ends = [bf16_key(end) for end in whole.ends(bf16_of(low), bf16_of(high))]
     y = whole.point(bf16_round(picked(rng, low, high)))
-    lost = np.isnan(bf16_decode(y))
+    is_nan = np.isnan(bf16_decode(y))
     open_ = (ends[0] == bf16_key(np.uint16(0xFF80))) & (ends[1] == bf16_key(np.uint16(0x7F80)))
     both_nan = ends[0] == bf16_key(y)
-    assert (~lost | open_ | both_nan).all()
-    assert (lost | ((ends[0] <= bf16_key(y)) & (bf16_key(y) <= ends[1]))).all()
+    assert (~is_nan | open_ | both_nan).all()
+    assert (is_nan | ((ends[0] <= bf16_key(y)) & (bf16_key(y) <= ends[1]))).all()
     return y.size
 
 
@@ -250,15 +250,15 @@ def block_sums_inside(rng):
         sf = swiglu.requant_exponent(amax, BASE)
         codes = e4m3_cast(values / np.repeat(ue8m0_decode(sf), 32, axis=1))
         assert np.isfinite(e4m3_decode(codes)).all()
-        chosen = blocks_of((codes, sf, packed, (columns.exponent + 127).astype(np.uint8)))
-        assert (blocks.low <= chosen.low).all()
-        assert (chosen.high <= blocks.high).all()
-        assert (chosen.positive <= blocks.positive).all()
-        assert (chosen.negative <= blocks.negative).all()
-        assert (blocks.lowbit <= chosen.lowbit).all()
-        assert (chosen.field <= blocks.field).all()
-        assert (chosen.folded <= blocks.folded).all()
-        count += chosen.low.size
+        member = blocks_of((codes, sf, packed, (columns.exponent + 127).astype(np.uint8)))
+        assert (blocks.low <= member.low).all()
+        assert (member.high <= blocks.high).all()
+        assert (member.positive <= blocks.positive).all()
+        assert (member.negative <= blocks.negative).all()
+        assert (blocks.lowbit <= member.lowbit).all()
+        assert (member.field <= blocks.field).all()
+        assert (member.folded <= blocks.folded).all()
+        count += member.low.size
     return count
 
 

@@ -49,7 +49,7 @@ PROBLEMS = {
 }
 
 
-def made(seed: int = 3, **params) -> Problem:
+def make_problem(seed: int = 3, **params) -> Problem:
     base = {
         "intermediate": 256, "experts": 2, "top_k": 2, "tokens": 1, "clamp": "none",
         "weight_format": "nvfp4", "l2_activation_scale": 0.003,
@@ -63,27 +63,27 @@ def values(y) -> list[list[Fraction]]:
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_oracle_and_eager_compute_what_was_read(name):
-    problem = made(**PROBLEMS[name])
+    problem = make_problem(**PROBLEMS[name])
     golden = oracle.forward(problem, contract=NEWEST)
     right = plain_nvfp4.forward(problem)
     assert values(golden.y) == right
-    shown = create().forward(problem)
-    assert list(shown) == ["y"]
-    key = bf16_key(bits(shown["y"]))
+    output = create().forward(problem)
+    assert list(output) == ["y"]
+    key = bf16_key(bits(output["y"]))
     for envelope in (golden.envelopes[n] for n in ("fp32", "fp32-ordered")):
         assert (bf16_key(envelope.y_lo) <= key).all() and (key <= bf16_key(envelope.y_hi)).all()
     if name != "all-scale-bytes":
-        assert golden.zero_freedom and values(bits(shown["y"])) == right
+        assert golden.zero_freedom and values(bits(output["y"])) == right
 
 
 def test_the_weight_comes_in_the_combine():
-    problem = made(routing_recipe={"weights": [[0.3, 0.9]]})
+    problem = make_problem(routing_recipe={"weights": [[0.3, 0.9]]})
     y = oracle.forward(problem, contract=NEWEST).y
     assert values(y) == plain_nvfp4.forward(problem) != plain_nvfp4.forward(problem, True)
 
 
 def test_a_bell_that_leaves_freedom_is_held_by_the_envelope_of_fp32():
-    golden = oracle.forward(made(tokens=4, **WIDE), contract=NEWEST)
+    golden = oracle.forward(make_problem(tokens=4, **WIDE), contract=NEWEST)
     assert not golden.zero_freedom and golden.only_y
     ends = {name: (e.y_lo.tobytes(), e.y_hi.tobytes()) for name, e in golden.envelopes.items()}
     assert ends["exact"] == (golden.y.tobytes(),) * 2
@@ -113,7 +113,7 @@ def summed(order, rounding, rng):
 
 @pytest.mark.parametrize("change", [WIDE, {**WIDE, "clamp": 1.0, "fast_math": False}])
 def test_sums_in_any_order_stay_inside(monkeypatch, change):
-    problem = made(seed=17, tokens=6, experts=4, **change)
+    problem = make_problem(seed=17, tokens=6, experts=4, **change)
     envelope = oracle.forward(problem, ["fp32"], contract=NEWEST).envelopes["fp32"]
     rng, other = np.random.default_rng(5), 0
     kinds = [(o, r) for o in simulate.ORDERS for r in ("nearest", "zero", "up", "mixed")]
@@ -131,8 +131,8 @@ def test_e2m1_to_nearest_even_for_every_bfloat16():
     with np.errstate(invalid="ignore"):
         value = bf16_decode(np.arange(65536, dtype=np.uint16))
     value = value[np.isfinite(value) & (np.abs(value) < 64) & (np.abs(value) > 2.0**-12)]
-    wanted = [plain_nvfp4.nearest(Fraction(float(v))) for v in value]
-    assert list(map(Fraction, e2m1_nearest(value).tolist())) == wanted
+    expected = [plain_nvfp4.nearest(Fraction(float(v))) for v in value]
+    assert list(map(Fraction, e2m1_nearest(value).tolist())) == expected
     assert e2m1_nearest(np.float32([np.inf, -np.inf, 9])).tolist() == [6, -6, 6]
     assert set(np.abs(e2m1_nearest(value))) == set(np.abs(E2M1_TABLE))
 
@@ -165,10 +165,10 @@ def test_what_requantisation_makes_of_nan_and_infinity():
 def test_nan_and_infinity_do_not_reach_y(clamp):
     """An infinite value makes a row's gates NaN: bounds with a clamp, codes of 6 without one."""
     recipe = {"patch": [{"token": 0, "bits": 0x7F80}, {"token": 1, "bits": 0x7FC0}]}
-    problem = made(tokens=2, clamp=clamp, hidden_recipe=recipe)
+    problem = make_problem(tokens=2, clamp=clamp, hidden_recipe=recipe)
     golden = oracle.forward(problem, contract=NEWEST)
-    shown = bits(create().forward(problem)["y"])
-    assert (golden.y == shown).all() and golden.zero_freedom
+    y = bits(create().forward(problem)["y"])
+    assert (golden.y == y).all() and golden.zero_freedom
     assert np.isfinite(bf16_decode(golden.y)).all() and golden.y[0].any()
 
 
@@ -241,7 +241,7 @@ MUTANTS = [
     ("factor_2[expert] *", "factor_2[0] *"),
     ("torch.minimum(_amax(groups), divisor * _MOST)", "_amax(groups.clamp_min(0))"),
     ("groups * (1.0 / (sf * scale))", "(groups / 1.001) / (sf * scale)"),
-    ("return held.to(torch.float8_e4m3fn).float()", "return held.log2().ceil().exp2()"),
+    ("return in_range.to(torch.float8_e4m3fn).float()", "return in_range.log2().ceil().exp2()"),
     ("_LEAST, _MOST = 2.0**-9, 448.0", "_LEAST, _MOST = 2.0**-6, 448.0"),
     ("_LEAST, _MOST = 2.0**-9, 448.0", "_LEAST, _MOST = 2.0**-9, 240.0"),
     ("torch.where(below % 2 == 0, below, above)", "above"),
@@ -292,7 +292,7 @@ def test_a_case_that_is_none_is_one_line(change, text):
 
 
 def test_scales_and_factors_that_are_none_are_refused():
-    problem = made()
+    problem = make_problem()
     with pytest.raises(ValueError, match="byte above 0x7E"):
         scale = problem.w2_weight_scale + 0x80
         oracle.forward(replace(problem, w2_weight_scale=scale), contract=NEWEST)
@@ -301,14 +301,14 @@ def test_scales_and_factors_that_are_none_are_refused():
         with pytest.raises(ValueError, match="above 0, finite"):
             oracle.forward(wrong, contract=NEWEST)
     wrong = replace(
-        made(hidden_recipe={"log2_scale": 120}), w13_weight_scale_2=torch.full((2,), 1e30)
+        make_problem(hidden_recipe={"log2_scale": 120}), w13_weight_scale_2=torch.full((2,), 1e30)
     )
     with pytest.raises(ValueError, match="leaves fp32"):
         oracle.forward(wrong, contract=NEWEST)
 
 
 def test_another_stage_than_y_is_one_line():
-    problem = made()
+    problem = make_problem()
     y = torch.zeros(1, 256, dtype=torch.bfloat16)
     assert [*forward_bits({"y": y}, problem)] == ["y"]
     with pytest.raises(BadOutput, match="returned l2_acts of an NVFP4 problem"):
@@ -319,13 +319,13 @@ def test_another_stage_than_y_is_one_line():
 
 
 def test_its_tensors_have_the_shapes_that_are_documented():
-    problem = made()
+    problem = make_problem()
     for name, tensor in problem.expert_factors.items():
         assert tuple(tensor.shape) == TENSORS[name].sizes(problem.letters)
         assert tensor.dtype == TENSORS[name].dtypes[0]
     assert problem.w13_weight_scale.shape == (2, 512, 16)
     assert problem.w2_weight_scale.shape == (2, 256, 16)
-    assert Problem(**problem.given).given.keys() == problem.given.keys()
+    assert Problem(**problem.arguments).arguments.keys() == problem.arguments.keys()
     assert problem.features == ("nvfp4",)
     assert [n for n, c in REVISIONS.items() if "nvfp4" in c.features.value] == ["2026-11"]
 

@@ -14,7 +14,7 @@ PAIRS = [("staging", "prepare_megamoe_inputs"), ("eplb", "eplb_map_to_physical_a
 
 
 @pytest.fixture(autouse=True)
-def asked_anew():
+def fresh_imports():
     ops._imported.cache_clear()
     yield
     ops._imported.cache_clear()
@@ -30,9 +30,9 @@ def test_an_nvidia_gpu_takes_triton_s(monkeypatch, module, name, capability):
     """Whatever the backend: also where the ``triton`` backend's products do not run."""
     pytest.importorskip("triton")
     gpu(monkeypatch, *capability)
-    found = ops.kernel(module, name, CUDA)
-    assert found.__module__ == f"megamoe.backends.triton.{module}"
-    assert found.__name__ == name
+    function = ops.kernel(module, name, CUDA)
+    assert function.__module__ == f"megamoe.backends.triton.{module}"
+    assert function.__name__ == name
 
 
 @pytest.mark.parametrize(("module", "name"), PAIRS)
@@ -118,16 +118,16 @@ def test_staging_refuses_other_keywords_as_python_does():
 
 def test_where_padding_is_told_torch_s_code_is_taken(monkeypatch):
     """Triton's kernels know no padding."""
-    called = []
+    names = []
 
     def instead(module, name, device):
-        called.append(name)
+        names.append(name)
         return getattr({"staging": staging, "eplb": eplb}[module], name)
 
     monkeypatch.setattr(ops, "kernel", instead)
     staged()
     remapped()
-    assert called == [name for _, name in PAIRS]
+    assert names == [name for _, name in PAIRS]
     staged(is_padding=torch.zeros(3, dtype=torch.bool))
     remapped(num_unpadded_tokens=3)
-    assert len(called) == 2
+    assert len(names) == 2

@@ -126,10 +126,10 @@ def test_every_simulated_kernel_returns_the_bits_of_a_zero_freedom_case():
     )
     golden = oracle.forward(problem, [], contract=BASE)
     for kernel in simulate.kernels()[::5] + simulate.kernels()[-4:]:
-        got = simulate.forward(problem, kernel, 1)
-        assert np.array_equal(bf16_key(got.y), bf16_key(golden.y)), kernel.name
-        assert np.array_equal(e4m3_key(got.codes), e4m3_key(golden.codes)), kernel.name
-        assert np.array_equal(got.sf, golden.sf), kernel.name
+        result = simulate.forward(problem, kernel, 1)
+        assert np.array_equal(bf16_key(result.y), bf16_key(golden.y)), kernel.name
+        assert np.array_equal(e4m3_key(result.codes), e4m3_key(golden.codes)), kernel.name
+        assert np.array_equal(result.sf, golden.sf), kernel.name
 
 
 def test_zero_freedom_is_refused_when_a_class_was_not_examined():
@@ -184,11 +184,11 @@ print(digest.hexdigest())
 
 def test_the_result_does_not_depend_on_the_number_of_threads():
     """Nor, by the same exactness, on the BLAS: each count splits its products differently."""
-    seen = set()
+    outputs = set()
     for threads in ("1", "3"):
         env = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True
         )
-        seen.add(done.stdout)
-    assert len(seen) == 1
+        outputs.add(result.stdout)
+    assert len(outputs) == 1

@@ -17,8 +17,8 @@ SIZES = st.integers(1, 5).map(lambda n: 128 * n)
 
 
 def same_rows(wide: torch.Tensor, narrow: torch.Tensor) -> bool:
-    kept = wide[..., : narrow.shape[-1]].contiguous()
-    return torch.equal(kept.view(torch.uint8), narrow.view(torch.uint8))
+    columns = wide[..., : narrow.shape[-1]].contiguous()
+    return torch.equal(columns.view(torch.uint8), narrow.view(torch.uint8))
 
 
 @settings(max_examples=12, deadline=None)

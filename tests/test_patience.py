@@ -21,50 +21,50 @@ from megamoe.suite.settings import Settings
 from tests.helpers.local import Local
 
 HANGS = Verdict("forward/h", "forward", "error", "case forward/h: no result within 120 s, ...")
-RECORDED = {"forward/small": 0.1, "forward/long": 30.0}
+DURATIONS = {"forward/small": 0.1, "forward/long": 30.0}
 
 
-def passed(patience: Patience, seconds: float, count: int = ENOUGH) -> None:
+def add_passes(patience: Patience, seconds: float, count: int = ENOUGH) -> None:
     for _ in range(count):
         assert patience.add(Verdict("forward/small", "forward", "pass", seconds=seconds)) == ""
 
 
 def test_the_first_hang_shortens_the_limit_and_says_so_once() -> None:
-    patience = Patience(120.0, True, RECORDED)
-    passed(patience, 0.3)
+    patience = Patience(120.0, True, DURATIONS)
+    add_passes(patience, 0.3)
     assert patience.of("forward/small") is None, "nothing hangs"
-    said = patience.add(HANGS)
-    assert said.startswith("a case hangs; from now on one of a second has 10 s, not 120: ")
-    assert "--timeout" in said and "--maxfail 1" in said
+    message = patience.add(HANGS)
+    assert message.startswith("a case hangs; from now on one of a second has 10 s, not 120: ")
+    assert "--timeout" in message and "--maxfail 1" in message
     assert patience.of("forward/small") == LEAST
     assert patience.add(HANGS) == ""
 
 
 def test_a_long_case_and_a_slow_backend_keep_more_time() -> None:
     """A right case that is slow must not become a hang."""
-    patience = Patience(120.0, True, RECORDED)
-    passed(patience, 0.3)
+    patience = Patience(120.0, True, DURATIONS)
+    add_passes(patience, 0.3)
     patience.add(HANGS)
     assert patience.of("forward/long") is None, f"{TIMES} times 30 s is more than 120 s"
-    slow = Patience(120.0, True, RECORDED)
-    passed(slow, 6.0)  # ten times as slow as it may be by its recorded seconds
+    slow = Patience(120.0, True, DURATIONS)
+    add_passes(slow, 6.0)  # ten times as slow as it may be by its recorded seconds
     slow.add(HANGS)
     assert slow.of("forward/small") == TIMES * 6.0
-    passed(slow, 12.03, 1)
+    add_passes(slow, 12.03, 1)
     assert slow.of("forward/small") == 61, "it goes on to learn, in whole seconds"
 
 
 def test_nothing_is_learned_where_somebody_asked_or_too_few_passed() -> None:
-    asked = Patience(120.0, False, RECORDED)
-    passed(asked, 0.1)
-    assert asked.add(HANGS) == "" and asked.of("forward/small") is None
-    few = Patience(120.0, True, RECORDED)
-    passed(few, 0.1, ENOUGH - 1)
+    user_limit = Patience(120.0, False, DURATIONS)
+    add_passes(user_limit, 0.1)
+    assert user_limit.add(HANGS) == "" and user_limit.of("forward/small") is None
+    few = Patience(120.0, True, DURATIONS)
+    add_passes(few, 0.1, ENOUGH - 1)
     assert few.add(HANGS) == "" and few.of("forward/small") is None
-    raised = Verdict("forward/h", "forward", "error", "the backend raised X")
-    other = Patience(120.0, True, RECORDED)
-    passed(other, 0.1)
-    assert other.add(raised) == "" and other.of("forward/small") is None
+    error = Verdict("forward/h", "forward", "error", "the backend raised X")
+    other = Patience(120.0, True, DURATIONS)
+    add_passes(other, 0.1)
+    assert other.add(error) == "" and other.of("forward/small") is None
 
 
 def test_a_run_gives_the_learned_limit_to_its_next_case() -> None:
@@ -72,9 +72,9 @@ def test_a_run_gives_the_learned_limit_to_its_next_case() -> None:
     progress = Progress(len(cases), Console(file=io.StringIO()), Settings(), {})
     run = _Run(cases, progress, None, patience=Patience(120.0, True, {}))
     for case in cases[:ENOUGH]:
-        run.done(case, (Verdict(case.id, case.kind, "pass", seconds=0.1), []))
+        run.on_result(case, (Verdict(case.id, case.kind, "pass", seconds=0.1), []))
     assert run.order(cases[-1]).timeout is None
-    run.done(cases[ENOUGH], (replace(HANGS, case_id=cases[ENOUGH].id), []))
+    run.on_result(cases[ENOUGH], (replace(HANGS, case_id=cases[ENOUGH].id), []))
     assert run.order(cases[-1]).timeout == LEAST
     assert isinstance(progress.console.file, io.StringIO)
     assert "\na case hangs; from now on " in progress.console.file.getvalue()

@@ -28,9 +28,9 @@ PROBLEMS = [
 
 WIDE = {"hidden_recipe": {"kind": "bell", "log2_scale": 2}}
 SHARED = {"shared_recipe": {"size": 128}}
-ASKED = [
-    pytest.param({"clamp": "none", "fast_math": True, **asked}, id=name)
-    for name, asked in {
+FEATURE_PROBLEMS = [
+    pytest.param({"clamp": "none", "fast_math": True, **params}, id=name)
+    for name, params in {
         "shared-expert": {**SHARED, "top_k": 2},
         "shared-expert-alone": {**SHARED, "top_k": 2, "routing_recipe": {"mask": [[0, 0], [0, 1]]}},
         "shared-expert-against-slot-0": {
@@ -63,34 +63,34 @@ ASKED = [
 ]  # fmt: skip
 
 
-def made(params: dict) -> Problem:
+def make_problem(params: dict) -> Problem:
     sizes = {"hidden": 128, "intermediate": 128, "experts": 3, "top_k": 1, "tokens": 1}
     return simulate.problem(11, **{**sizes, **params})
 
 
-def known() -> list:
+def problems_and_contracts() -> list:
     """Each problem under the contracts that have a rule for it, once for each rule.
 
     What every call meets, staging and the requantise byte, is tried with the problems that ask
     nothing besides.
     """
     out = []
-    for param in [*PROBLEMS, *ASKED]:
-        asked, seen = set(made(*param.values).features), []
+    for param in [*PROBLEMS, *FEATURE_PROBLEMS]:
+        features, rules = set(make_problem(*param.values).features), []
         for name, contract in REVISIONS.items():
-            clauses = ("shared_expert",) if "shared-expert" in asked else ()
-            clauses += ("situ_tanh",) if "situ" in asked else ()
-            clauses += () if asked else ("requant_scale", "staging_amax_floor", "precise_silu")
+            clauses = ("shared_expert",) if "shared-expert" in features else ()
+            clauses += ("situ_tanh",) if "situ" in features else ()
+            clauses += () if features else ("requant_scale", "staging_amax_floor", "precise_silu")
             rule = [contract.clauses[clause].value for clause in clauses]
-            if asked <= set(contract.features.value) and rule not in seen:
-                seen.append(rule)
+            if features <= set(contract.features.value) and rule not in rules:
+                rules.append(rule)
                 out.append(pytest.param(*param.values, name, id=f"{param.id}-{name}"))
     return out
 
 
-@pytest.mark.parametrize(("params", "revision"), known())
+@pytest.mark.parametrize(("params", "revision"), problems_and_contracts())
 def test_the_oracle_computes_what_the_contract_says(params, revision):
-    problem = made(params)
+    problem = make_problem(params)
     golden = oracle.forward(problem, [], contract=REVISIONS[revision])
     y, codes, sf = plain.forward(problem, revision)
     for token, row in enumerate(y):

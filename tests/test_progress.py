@@ -16,7 +16,7 @@ from megamoe.commands import shared
 from megamoe.judge import Verdict
 from megamoe.suite import check
 from megamoe.suite.pace import Pace
-from megamoe.suite.progress import LISTED, Progress
+from megamoe.suite.progress import LINE_LIMIT, Progress
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
 
@@ -32,9 +32,9 @@ from megamoe.worker.session import Identity
 def test_lines_of_a_run_that_nobody_watches(verbose: bool, lines: list[str]) -> None:
     console = Console(file=io.StringIO(), width=150)
     progress = Progress(3, console, Settings(), {}, verbose=verbose)
-    judged = [("p", "pass", ""), ("s", "skip", "why"), ("a", "error", "case eplb/a: lost")]
-    for name, status, reason in judged:
-        progress.judged(Verdict(f"eplb/{name}", "eplb", status, reason))
+    verdicts = [("p", "pass", ""), ("s", "skip", "why"), ("a", "error", "case eplb/a: lost")]
+    for name, status, reason in verdicts:
+        progress.on_verdict(Verdict(f"eplb/{name}", "eplb", status, reason))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == lines
 
@@ -44,8 +44,8 @@ def test_what_a_backend_lacks_takes_no_number_of_a_line() -> None:
     CUDA, ranks, or a call that is to be refused."""
     every = load_cases()
 
-    def first(**wanted: str) -> Case:
-        return next(c for c in every if wanted.items() <= {"kind": c.kind, **c.params}.items())
+    def first(**criteria: str) -> Case:
+        return next(c for c in every if criteria.items() <= {"kind": c.kind, **c.params}.items())
 
     asks = next(c for c in every if "shared-expert" in form_of(c.kind).features(c))
     law = next(c for c in every if (c.kind, c.params.get("law")) == ("property", "busy-stream"))
@@ -59,10 +59,10 @@ def test_what_a_backend_lacks_takes_no_number_of_a_line() -> None:
         "transform_weights", "team of ranks; use --ep N", "CUDA device", "feature shared-expert",
         "prepare",
     ]  # fmt: skip
-    progress.judged(Verdict(eplb.id, "eplb", "pass"))
+    progress.on_verdict(Verdict(eplb.id, "eplb", "pass"))
     for case in lacks:
-        progress.judged(Verdict(case.id, case.kind, "not-provided", "lacks it"))
-    progress.judged(Verdict(forward.id, "forward", "pass"))
+        progress.on_verdict(Verdict(case.id, case.kind, "not-provided", "lacks it"))
+    progress.on_verdict(Verdict(forward.id, "forward", "pass"))
     assert isinstance(console.file, io.StringIO)
     scope, contract, *lines = console.file.getvalue().splitlines()
     assert scope == "7 cases of the quick tier" and contract.endswith("; 5 cases not provided")
@@ -79,10 +79,10 @@ def test_a_run_that_nobody_watches_says_now_and_then_how_far_it_is(
         now[0] = 0.0
         console = Console(file=io.StringIO(), width=150)
         progress = Progress(9, console, Settings(), {}, quiet)
-        progress.left = 9.0
+        progress.backlog = 9.0
         for i, second in enumerate((29, 31, 59, 62)):
             now[0] = second
-            progress.judged(Verdict(f"eplb/{i}", "eplb", "pass", seconds=15.0))
+            progress.on_verdict(Verdict(f"eplb/{i}", "eplb", "pass", seconds=15.0))
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue().splitlines()
 
@@ -96,36 +96,36 @@ def test_a_run_that_nobody_watches_says_now_and_then_how_far_it_is(
 @pytest.mark.parametrize(
     "seconds",
     [
-        pytest.param(lambda recorded: recorded, id="as recorded"),
-        pytest.param(lambda recorded: recorded + 0.4, id="each call starts anew"),
-        pytest.param(lambda recorded: recorded * 5, id="slow"),
-        pytest.param(lambda recorded: recorded * 0.2 + 0.03, id="fast"),
+        pytest.param(lambda duration: duration, id="as recorded"),
+        pytest.param(lambda duration: duration + 0.4, id="each call starts anew"),
+        pytest.param(lambda duration: duration * 5, id="slow"),
+        pytest.param(lambda duration: duration * 0.2 + 0.03, id="fast"),
     ],
 )
 def test_the_time_left_is_that_of_this_backend(seconds: Callable[[float], float]) -> None:
     """By the recorded durations of all cases, in the order of a run, on two workers."""
-    recorded = durations(golden_root())
-    order = [recorded[case.id] for case in small_first(load_cases(), recorded)
-             if case.id in recorded]  # fmt: skip
+    by_id = durations(golden_root())
+    order = [by_id[case.id] for case in small_first(load_cases(), by_id)
+             if case.id in by_id]  # fmt: skip
     free, runs = [0.0, 0.0], []
-    for known in order:
+    for duration in order:
         start = min(free)
-        free[free.index(start)] = start + seconds(known)
-        runs.append((start, start + seconds(known), known))
+        free[free.index(start)] = start + seconds(duration)
+        runs.append((start, start + seconds(duration), duration))
     for share in (0.25, 0.5, 0.75):
         now, pace = share * max(free), Pace()
-        for _, end, known in runs:
+        for _, end, duration in runs:
             if end <= now:
-                pace.add(known, seconds(known))
-        waiting = [known for start, _, known in runs if start > now]
-        running = [(known, now - start) for start, end, known in runs if start <= now < end]
-        left = pace.left(len(waiting), sum(waiting), running, 2)
-        assert left == pytest.approx(max(free) - now, rel=0.25)
+                pace.add(duration, seconds(duration))
+        waiting = [duration for start, _, duration in runs if start > now]
+        running = [(duration, now - start) for start, end, duration in runs if start <= now < end]
+        estimate = pace.eta(len(waiting), sum(waiting), running, 2)
+        assert estimate == pytest.approx(max(free) - now, rel=0.25)
 
 
 def test_the_time_left_is_at_least_that_of_the_longest_case() -> None:
-    assert Pace().left(4, 2.0, [(9.0, 1.0)], 5) == pytest.approx(8.0)
-    assert Pace().left(1, 2.0, [], 8) == pytest.approx(2.0), "one case has one worker"
+    assert Pace().eta(4, 2.0, [(9.0, 1.0)], 5) == pytest.approx(8.0)
+    assert Pace().eta(1, 2.0, [], 8) == pytest.approx(2.0), "one case has one worker"
 
 
 def test_a_bar_that_no_terminal_shows_is_a_line_now_and_then(
@@ -133,9 +133,9 @@ def test_a_bar_that_no_terminal_shows_is_a_line_now_and_then(
 ) -> None:
     monkeypatch.setattr(shared, "LINE_SECONDS", -1.0)
     console = Console(file=io.StringIO(), width=150)
-    with shared.progress("coverage", 2, console) as done:
+    with shared.progress("coverage", 2, console) as on_result:
         for case in load_cases()[:2]:
-            done(case, "")
+            on_result(case, "")
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert lines == ["coverage: 1 of 2 cases", "coverage: 2 of 2 cases"]
@@ -145,22 +145,22 @@ def on_the_way(verdicts: list[Verdict], **options: Any) -> list[str]:
     console = Console(file=io.StringIO(), width=150)
     with Progress(len(verdicts), console, Settings(), {}, **options) as progress:
         for verdict in verdicts:
-            progress.judged(verdict)
+            progress.on_verdict(verdict)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
 
 def test_on_the_way_each_symptom_has_one_line() -> None:
-    lost = [Verdict(f"eplb/{i}", "eplb", "error", f"lost {i}") for i in range(5)]
-    lines = on_the_way([*lost, Verdict("eplb/x", "eplb", "error", "hangs")])
+    errors = [Verdict(f"eplb/{i}", "eplb", "error", f"lost {i}") for i in range(5)]
+    lines = on_the_way([*errors, Verdict("eplb/x", "eplb", "error", "hangs")])
     assert [line.split(" ", 1)[0] for line in lines] == ["[1/6]", "further", "[6/6]"]
     assert lines[1].startswith("further reds of listed symptoms: see the end")
-    assert len(on_the_way(lost, verbose=True)) == 5
+    assert len(on_the_way(errors, verbose=True)) == 5
 
 
 def test_on_the_way_there_are_few_lines_even_of_many_symptoms() -> None:
     lines = on_the_way([Verdict(f"eplb/{x}", "eplb", "error", x * 9) for x in "ghijklmnopqrstu"])
-    assert len(lines) == LISTED + 1
+    assert len(lines) == LINE_LIMIT + 1
 
 
 def test_one_red_alone_has_its_picture_only() -> None:
@@ -190,12 +190,12 @@ def test_check_judges_in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         sources: ClassVar[dict[str, str]] = {}
 
-        def __init__(self, *given: Any) -> None: ...
+        def __init__(self, *arguments: Any) -> None: ...
         def __enter__(self) -> Fake:
             return self
 
-        def __exit__(self, *given: object) -> None: ...
-        def run(self, cases: list[Case], *given: Any) -> None:
+        def __exit__(self, *exc_info: object) -> None: ...
+        def run(self, cases: list[Case], *arguments: Any) -> None:
             order.extend(cases)
 
     for name in ("Pool", "Judges"):
@@ -210,9 +210,9 @@ def test_the_first_line_says_which_tier_and_why() -> None:
     every = load_cases()
     quick, full = ([c for c in every if c.tier == tier] for tier in ("quick", "full"))
     cases = [*quick[:2], *full[:7]]
-    said = "9 cases of the full tier"
-    assert Settings(case="x").scope(cases) == f"{said} (a pattern was given; --tier quick: 2)"
-    assert Settings(failed="r").scope(cases) == f"{said} (--failed was given; --tier quick: 2)"
-    assert Settings(case="x", tier="full").scope(cases) == said
+    scope = "9 cases of the full tier"
+    assert Settings(case="x").scope(cases) == f"{scope} (a pattern was given; --tier quick: 2)"
+    assert Settings(failed="r").scope(cases) == f"{scope} (--failed was given; --tier quick: 2)"
+    assert Settings(case="x", tier="full").scope(cases) == scope
     assert Settings(case="x").scope(quick[:2]) == "2 cases"
     assert Settings(shard="1/2").scope(cases) == "9 cases of the quick tier, shard 1/2"

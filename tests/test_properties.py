@@ -28,7 +28,7 @@ from megamoe.report import views
 from megamoe.spec.contract import BASE
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
-from megamoe.worker.exchange import Caller, Raised
+from megamoe.worker.exchange import BackendFailure, Caller
 from megamoe.worker.session import Identity
 from tests.helpers.local import Local
 
@@ -53,12 +53,12 @@ def problem(tokens: int = 6) -> Problem:
 
 def repeated(tokens: int) -> Problem:
     """The six rows of :func:`problem` in turn."""
-    given, rows = problem(6), torch.arange(tokens) % 6
+    base, rows = problem(6), torch.arange(tokens) % 6
     return replace(
-        given,
-        hidden_states=given.hidden_states[rows],
-        topk_ids=given.topk_ids[rows],
-        topk_weights=given.topk_weights[rows],
+        base,
+        hidden_states=base.hidden_states[rows],
+        topk_ids=base.topk_ids[rows],
+        topk_weights=base.topk_weights[rows],
     )
 
 
@@ -77,22 +77,22 @@ def counting() -> Callable[[Problem], torch.Tensor]:
 
 def keeping() -> Callable[[Problem], torch.Tensor]:
     """Keeps the first weights that it sees, whatever layer calls next."""
-    kept: list[torch.Tensor] = []
+    weights: list[torch.Tensor] = []
 
     def forward(p: Problem) -> torch.Tensor:
-        kept.append(p.w13_weight)
-        return honest(replace(p, w13_weight=kept[0]))
+        weights.append(p.w13_weight)
+        return honest(replace(p, w13_weight=weights[0]))
 
     return forward
 
 
 def leaking() -> Callable[[Problem], torch.Tensor]:
     """Adds a row that the call before left in its buffer."""
-    left = [torch.zeros(128)]
+    buffer = [torch.zeros(128)]
 
     def forward(p: Problem) -> torch.Tensor:
-        out = honest(p).float() + left[0].clamp(-1, 1)
-        left[0] = torch.where(p.hidden_states[0].abs().float() > 1e20, 1.0, 0.0)
+        out = honest(p).float() + buffer[0].clamp(-1, 1)
+        buffer[0] = torch.where(p.hidden_states[0].abs().float() > 1e20, 1.0, 0.0)
         return out.bfloat16()
 
     return forward
@@ -137,13 +137,13 @@ def test_a_broken_law_is_shown_as_two_calls_in_the_terminal_and_in_a_report() ->
     forward = y_of(lambda p: honest(p) * (2.0 if p.num_tokens == 1 else 1.0))
     bad = [f for f in laws.findings(forward, problem(), "batch-invariance") if f.bad][:1]
     verdict = of_findings("property/a", "property", bad, ("law",))
-    kept = Verdict.from_dict(json.loads(json.dumps(verdict.to_dict())))
-    drawn = picture(kept, "b")
-    assert "elements have other bits than the first call" in drawn
+    copy = Verdict.from_dict(json.loads(json.dumps(verdict.to_dict())))
+    text = picture(copy, "b")
+    assert "elements have other bits than the first call" in text
     finding = json.loads(json.dumps(verdict.to_dict()))["findings"][0]
     view = views.stage(finding, [])
     assert view["wrong"] == "with other bits"
-    for line in (drawn, view["worst"]):
+    for line in (text, view["worst"]):
         assert re.search(r"token \d+ channel \d+: first call .*, this call .* ULP apart", line)
         assert "expected" not in line
 
@@ -159,9 +159,9 @@ def test_a_broken_law_is_shown_as_two_calls_in_the_terminal_and_in_a_report() ->
 def test_a_path_for_few_or_for_many_rows_is_entered(
     law: str, tokens: int, other_path: Callable[[Problem], bool]
 ) -> None:
-    given = repeated(tokens)
+    batch = repeated(tokens)
     forward = y_of(lambda p: honest(p) * (2.0 if other_path(p) else 1.0))
-    assert [f for f in laws.findings(forward, given, law) if f.bad]
+    assert [f for f in laws.findings(forward, batch, law) if f.bad]
 
 
 @pytest.mark.parametrize("law", laws.LAWS)
@@ -198,8 +198,8 @@ class Launched:
     def forward(self, p: Problem) -> torch.Tensor:
         return honest(p)
 
-    def transform_weights(self, *loaded: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return loaded
+    def transform_weights(self, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return weights
 
     def new_symm_buffer(self, group, device, sizes):
         buffer = new_symm_buffer(group, device, sizes)
@@ -235,8 +235,8 @@ class Launched:
 def launched(backend: object, law: str = "stale-bytes", device: str = "cpu") -> list[str]:
     runner = SimpleNamespace(session=Local(backend, device))
     with Caller(runner.session, 100.0) as call:
-        found = launch_findings(runner, call, problem(), law)
-    return [f.text for f in found if f.bad]
+        findings = launch_findings(runner, call, problem(), law)
+    return [f.text for f in findings if f.bad]
 
 
 def test_every_law_of_a_case_file_is_known_to_one_module() -> None:
@@ -249,7 +249,7 @@ def test_a_clean_launch_keeps_the_law() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "said"),
+    ("trouble", "message"),
     [
         ("another sum", "stale-bytes: the run face instead of forward changes "),
         ("adds to y", "stale-bytes: the run face instead of forward changes 768 of 768 outputs"),
@@ -258,9 +258,9 @@ def test_a_clean_launch_keeps_the_law() -> None:
         ("adds to old counts", "stale-bytes: 0xFF in the whole buffer before a second call "),
     ],
 )
-def test_a_launch_that_reads_old_bytes_is_found(trouble: str, said: str) -> None:
+def test_a_launch_that_reads_old_bytes_is_found(trouble: str, message: str) -> None:
     bad = launched(Launched(trouble))
-    assert bad and bad[0].startswith(said)
+    assert bad and bad[0].startswith(message)
 
 
 def test_what_a_law_needs_is_said_where_it_is_missing() -> None:
@@ -314,7 +314,7 @@ def test_a_layer_that_looks_at_nothing_around_it_keeps_the_law(law: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("backend", "law", "said"),
+    ("backend", "law", "message"),
     [
         (InModes("a product"), "autocast", "autocast: autocast to bfloat16 changes "),
         (InModes("a constant"), "torch-defaults", "torch-defaults: a default dtype of bfloat16 ch"),
@@ -324,16 +324,16 @@ def test_a_layer_that_looks_at_nothing_around_it_keeps_the_law(law: str) -> None
     ],
 )
 def test_what_surrounds_a_call_and_decides_a_bit_is_found(
-    backend: InModes, law: str, said: str
+    backend: InModes, law: str, message: str
 ) -> None:
     bad = launched(backend, law)
-    assert bad and bad[0].startswith(said)
+    assert bad and bad[0].startswith(message)
 
 
 def labels_in(function: Callable[..., object]) -> list[str]:
     """The labels of a law that needs CUDA, as its source has them."""
-    found = re.findall(r'(?:yield f?|\()"([^"]+ [^"]+)",', inspect.getsource(function))
-    return [label.format(turn=turn) for label in found for turn in ("first", "second")]
+    labels = re.findall(r'(?:yield f?|\()"([^"]+ [^"]+)",', inspect.getsource(function))
+    return [label.format(turn=turn) for label in labels for turn in ("first", "second")]
 
 
 def labels_of(law: str) -> list[str]:
@@ -358,11 +358,13 @@ def test_the_words_for_a_laws_calls_are_the_labels_of_its_code(law: str) -> None
 
 
 def test_an_exception_says_in_which_mode_it_was_raised() -> None:
-    with pytest.raises(Raised, match="RuntimeError: under a default device of meta: ") as raised:
+    with pytest.raises(
+        BackendFailure, match="RuntimeError: under a default device of meta: "
+    ) as error:
         launched(InModes("memory"), "torch-defaults")
     # The line of the backend: neither the one that gave the label, nor torch's own.
-    assert str(raised.value).endswith(" in forward); in law torch-defaults")
-    assert "(test_properties.py, line " in str(raised.value)
+    assert str(error.value).endswith(" in forward); in law torch-defaults")
+    assert "(test_properties.py, line " in str(error.value)
 
 
 def test_an_exception_names_every_mode_that_raised_or_changed_the_output() -> None:
@@ -372,11 +374,11 @@ def test_an_exception_names_every_mode_that_raised_or_changed_the_output() -> No
                 return honest(p) * 2
             return honest(p) + torch.zeros(1)[0].item()  # raises on meta
 
-    with pytest.raises(Raised) as raised:
+    with pytest.raises(BackendFailure) as error:
         launched(InDefaults(), "torch-defaults")
-    said = str(raised.value).partition("raised ")[2].partition(" (")[0]
-    assert said.startswith("RuntimeError: under a default device of meta: RuntimeError: ")
-    assert said.endswith("; under a default dtype of bfloat16: another output")
+    message = str(error.value).partition("raised ")[2].partition(" (")[0]
+    assert message.startswith("RuntimeError: under a default device of meta: RuntimeError: ")
+    assert message.endswith("; under a default dtype of bfloat16: another output")
 
     class Raises(InModes):
         def forward(self, p: Problem) -> torch.Tensor:
@@ -385,19 +387,19 @@ def test_an_exception_names_every_mode_that_raised_or_changed_the_output() -> No
             return honest(p)
 
     types = "under a default dtype of float64, under a default dtype of bfloat16"
-    with pytest.raises(Raised, match=f"{types}: ValueError: float32 only "):
+    with pytest.raises(BackendFailure, match=f"{types}: ValueError: float32 only "):
         launched(Raises(), "torch-defaults")
 
 
 def test_an_exception_says_which_variant_of_a_law_raised_it() -> None:
     p = problem()
 
-    def y_of(given: Problem) -> Any:
-        if given.num_tokens > p.num_tokens:
-            raise Raised("the backend raised ValueError: too many (k.py, line 3, in f)")
-        return np.zeros((given.num_tokens, given.hidden_size), np.uint16)
+    def y_of(variant: Problem) -> Any:
+        if variant.num_tokens > p.num_tokens:
+            raise BackendFailure("the backend raised ValueError: too many (k.py, line 3, in f)")
+        return np.zeros((variant.num_tokens, variant.hidden_size), np.uint16)
 
-    with pytest.raises(Raised, match=r"in f\); in law padding-rows: 1 padding row of NaN$"):
+    with pytest.raises(BackendFailure, match=r"in f\); in law padding-rows: 1 padding row of NaN$"):
         laws.findings(y_of, p, "padding-rows")
 
 
@@ -407,11 +409,11 @@ def test_an_output_of_a_wrong_form_says_in_which_modes() -> None:
             y = torch.empty(p.hidden_states.shape).bfloat16()
             return y.copy_(honest(p) * (2 if torch.get_default_dtype() == torch.float64 else 1))
 
-    with pytest.raises(BadOutput, match="y lies on torch's meta device") as raised:
+    with pytest.raises(BadOutput, match="y lies on torch's meta device") as error:
         launched(NamesNoDevice(), "torch-defaults")
-    said = str(raised.value)
-    assert " (a default device of meta); torch-defaults: a default dtype of float64 ch" in said
-    assert said.endswith("; in law torch-defaults")
+    message = str(error.value)
+    assert " (a default device of meta); torch-defaults: a default dtype of float64 ch" in message
+    assert message.endswith("; in law torch-defaults")
 
 
 class Queue:

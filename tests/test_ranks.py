@@ -39,12 +39,12 @@ def test_one_rank_of_several_waits_for_no_other():
 
 def test_the_group_of_an_engine_that_began_anew_is_not_the_old_one():
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
-    made = []
+    groups = []
     for _ in range(2):
         dist.init_process_group("fake", store=fake.FakeStore(), rank=0, world_size=2)
-        made.append(one_rank(CPU))
+        groups.append(one_rank(CPU))
         dist.destroy_process_group()
-    assert made[0] is not made[1]
+    assert groups[0] is not groups[1]
 
 
 def test_a_torch_without_process_groups_is_named(monkeypatch):

@@ -35,11 +35,11 @@ def test_the_published_worked_example():
     time. As it is, they were equal in all 795 inputs without equal loads, and in 4698 of all: the
     sort of that torch puts equal loads in another order.
     """
-    found = placed(
+    placement = placed(
         [[90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
          [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]], 16, 4, 2, 8,
     )  # fmt: skip
-    assert found.physical_to_logical.tolist() == [
+    assert placement.physical_to_logical.tolist() == [
         [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
         [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1],
     ]
@@ -47,18 +47,18 @@ def test_the_published_worked_example():
 
 def test_by_hand_two_replicas_of_an_expert_may_share_a_rank():
     """Shares 4, 4, 4, 2 in the order 0, 1, 0 again, 2; the third goes to rank 0, as of a tie."""
-    found = placed([[8, 4, 2]], 4, 1, 1, 2)
-    assert found.physical_to_logical.tolist() == [[0, 0, 1, 2]]
-    assert found.logical_to_physical.tolist() == [[[0, 1], [2, -1], [3, -1]]]
-    assert found.replica_count.tolist() == [[2, 1, 1]]
+    placement = placed([[8, 4, 2]], 4, 1, 1, 2)
+    assert placement.physical_to_logical.tolist() == [[0, 0, 1, 2]]
+    assert placement.logical_to_physical.tolist() == [[[0, 1], [2, -1], [3, -1]]]
+    assert placement.replica_count.tolist() == [[2, 1, 1]]
 
 
 def test_replicas_are_listed_by_age_and_not_by_place():
     """The newest replica of expert 1 comes to lie before its first one."""
-    found = placed([[5, 20, 6, 7]], 6, 1, 1, 2)
+    placement = placed([[5, 20, 6, 7]], 6, 1, 1, 2)
     # Shares: 5, 20/3, 6, 7, 20/3, 20/3. By weight: 3, 1, 1', 1'', 2, 0.
-    assert found.physical_to_logical.tolist() == [[3, 1, 0, 1, 1, 2]]
-    assert found.logical_to_physical[0, 1].tolist() == [3, 4, 1]
+    assert placement.physical_to_logical.tolist() == [[3, 1, 0, 1, 1, 2]]
+    assert placement.logical_to_physical[0, 1].tolist() == [3, 4, 1]
 
 
 def test_with_one_place_a_rank_nothing_is_sorted():
@@ -69,14 +69,14 @@ def test_with_one_place_a_rank_nothing_is_sorted():
 def test_groups_that_the_nodes_do_not_divide_count_as_one(groups):
     """As does the number of nodes: here it does not even divide the ranks."""
     weight = [[9, 1, 8, 2, 7, 3, 6, 4, 5, 0]]
-    found = placed(weight, 12, groups, 4, 6).physical_to_logical
-    assert torch.equal(found, placed(weight, 12, 1, 1, 6).physical_to_logical)
+    places = placed(weight, 12, groups, 4, 6).physical_to_logical
+    assert torch.equal(places, placed(weight, 12, 1, 1, 6).physical_to_logical)
 
 
 def test_ties_go_to_the_lowest_index_in_large_sets_too():
     """A sort that is not stable keeps equal loads in order only while they are few."""
-    found = placed([[1] * 256], 256, 1, 1, 2)
-    assert found.physical_to_logical[0].tolist() == [*range(0, 256, 2), *range(1, 256, 2)]
+    placement = placed([[1] * 256], 256, 1, 1, 2)
+    assert placement.physical_to_logical[0].tolist() == [*range(0, 256, 2), *range(1, 256, 2)]
 
 
 @st.composite
@@ -105,9 +105,9 @@ def problems(draw):
 def test_what_holds_for_every_placement(problem):
     weight, places, groups, nodes, ranks = problem
     layers, logical = weight.shape
-    found = rebalance_experts(*problem)
+    placement = rebalance_experts(*problem)
     place, table, count = (
-        found.physical_to_logical, found.logical_to_physical, found.replica_count,
+        placement.physical_to_logical, placement.logical_to_physical, placement.replica_count,
     )  # fmt: skip
     assert place.shape == (layers, places)
     assert table.shape == (layers, logical, int(count.max()))
@@ -149,10 +149,10 @@ def test_what_holds_for_every_placement(problem):
 def test_the_loads_may_be_of_any_real_type_and_stay_as_they_are(dtype):
     weight = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]], dtype=dtype)
     before = weight.clone()
-    found = rebalance_experts(weight, 12, 2, 2, 4)
+    placement = rebalance_experts(weight, 12, 2, 2, 4)
     assert torch.equal(weight, before)
     assert torch.equal(
-        found.physical_to_logical, placed(weight.tolist(), 12, 2, 2, 4).physical_to_logical
+        placement.physical_to_logical, placed(weight.tolist(), 12, 2, 2, 4).physical_to_logical
     )
 
 
@@ -164,13 +164,15 @@ def test_what_an_engine_sets_as_default_has_no_effect():
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            found = rebalance_experts(weight, 6, 1, 1, 2)
-            total = logical_load(load, found)
+            placement = rebalance_experts(weight, 6, 1, 1, 2)
+            total = logical_load(load, placement)
             first = initial_placement(1, 6, 6)
-            move_expert_weights([rows], first.physical_to_logical[0], found.physical_to_logical[0])
+            move_expert_weights(
+                [rows], first.physical_to_logical[0], placement.physical_to_logical[0]
+            )
     finally:
         torch.set_default_dtype(torch.float32)
-    assert found.physical_to_logical.tolist() == [[0, 2, 3, 1, 4, 5]]
+    assert placement.physical_to_logical.tolist() == [[0, 2, 3, 1, 4, 5]]
     assert total.tolist() == [[0, 3, 1, 2, 4, 5]]
     assert rows.flatten().tolist() == [0, 2, 3, 1, 4, 5]
 
@@ -202,15 +204,15 @@ def test_a_placement_that_cannot_be_is_refused_in_one_line(arguments, message):
 
 def test_the_first_placement_is_where_the_loader_puts_the_checkpoint():
     experts = layer(6, 4)
-    (found,) = initial_placement(1, 6, 4).physical_to_logical.tolist()
+    (placement,) = initial_placement(1, 6, 4).physical_to_logical.tolist()
     places = [experts._local_replicas(expert) for expert in range(4)]
-    assert found == [next(e for e in range(4) if p in places[e]) for p in range(6)]
+    assert placement == [next(e for e in range(4) if p in places[e]) for p in range(6)]
 
 
 def test_a_placement_of_given_places_lists_replicas_by_place():
-    found = placement_of(torch.tensor([[1, 0, 1, 1]], dtype=torch.int32), 2)
-    assert found.logical_to_physical.tolist() == [[[1, -1, -1], [0, 2, 3]]]
-    assert found.replica_count.tolist() == [[1, 3]]
+    placement = placement_of(torch.tensor([[1, 0, 1, 1]], dtype=torch.int32), 2)
+    assert placement.logical_to_physical.tolist() == [[[1, -1, -1], [0, 2, 3]]]
+    assert placement.replica_count.tolist() == [[1, 3]]
 
 
 @pytest.mark.parametrize(
@@ -232,17 +234,17 @@ def test_a_placement_with_fewer_places_than_experts_is_refused():
 
 def test_the_load_of_places_becomes_that_of_experts():
     """Recorded through the maps of the placement itself, it is the plain count of the ids."""
-    found = placed([[9, 1, 5, 2], [1, 1, 1, 8]], 8, 1, 1, 4)
+    placement = placed([[9, 1, 5, 2], [1, 1, 1, 8]], 8, 1, 1, 4)
     load = torch.zeros(2, 8, dtype=torch.int32)
     ids = torch.randint(4, (60, 3), generator=torch.Generator().manual_seed(0))
     for row in range(2):
         eplb_map_to_physical_and_record(
-            ids, load[row], found.logical_to_physical[row], found.replica_count[row], True
+            ids, load[row], placement.logical_to_physical[row], placement.replica_count[row], True
         )
     counts = ids.flatten().bincount(minlength=4).tolist()
-    assert logical_load(load, found).tolist() == [counts, counts]
+    assert logical_load(load, placement).tolist() == [counts, counts]
     with pytest.raises(ValueError, match=r"expected \(2, 8\)"):
-        logical_load(load[0], found)
+        logical_load(load[0], placement)
 
 
 # --- moves ------------------------------------------------------------------------------------
@@ -272,14 +274,14 @@ def test_the_moves_give_the_new_placement_and_each_place_moves_once(data):
     ranks, local, experts = (data.draw(st.integers(1, 4)) for _ in range(3))
     places = st.lists(st.integers(0, experts - 1), min_size=ranks * local, max_size=ranks * local)
     new = data.draw(places)
-    old = data.draw(places.filter(lambda found: set(new) <= set(found)))
+    old = data.draw(places.filter(lambda candidate: set(new) <= set(candidate)))
     after = list(old)
-    found = moves(torch.tensor(old), torch.tensor(new), ranks)
-    for move in found:
+    plan = moves(torch.tensor(old), torch.tensor(new), ranks)
+    for move in plan:
         assert (move.rank, move.source_rank) == (move.place // local, move.source_place // local)
         after[move.place] = old[move.source_place]
     assert after == new
-    assert [m.place for m in found] == [p for p in range(len(old)) if old[p] != new[p]]
+    assert [m.place for m in plan] == [p for p in range(len(old)) if old[p] != new[p]]
 
 
 @pytest.mark.parametrize(
@@ -312,14 +314,14 @@ def test_weights_in_the_kernel_s_layout_move_too():
     """As if the kernel's weights had been built from experts in the new order."""
     generator = torch.Generator().manual_seed(2)
     shapes = (256, 64), (256, 4), (128, 64), (128, 4)
-    loaded = [
+    checkpoint = [
         torch.randint(256, (4, *shape), dtype=torch.uint8, generator=generator) for shape in shapes
     ]
     old, new = torch.tensor([0, 1, 2, 3]), torch.tensor([3, 1, 1, 0])
-    wanted = transform_weights(*(t[new] for t in loaded))
-    weights = transform_weights(*loaded)
+    expected = transform_weights(*(t[new] for t in checkpoint))
+    weights = transform_weights(*checkpoint)
     move_expert_weights([per_expert(t) for t in weights], old, new)
-    assert all(map(torch.equal, weights, wanted))
+    assert all(map(torch.equal, weights, expected))
 
 
 def test_a_tensor_of_other_rows_is_refused_before_anything_moves():
@@ -347,7 +349,7 @@ def layer(physical, logical):
         size = (logical, *parameter.shape[1:])
         rows = torch.randint(low, high, size, dtype=torch.uint8, generator=generator)
         parameter.data.copy_(rows[torch.arange(physical) % logical])
-    experts.finalize_weights(written=True)
+    experts.finalize_weights(without_loader=True)
     return experts
 
 
@@ -366,15 +368,15 @@ def test_the_output_stays_the_same_bit_for_bit_over_a_rebalance():
         return experts(hidden, weights, ids, activation_clamp=10.0).view(torch.int16), load
 
     old = initial_placement(1, 6, 4)
-    wanted, load = run(old)
+    expected, load = run(old)
     assert logical_load(load, old).tolist() == [[6, 6, 30, 6]]
     for counts in (logical_load(load, old), torch.tensor([[1, 50, 1, 1]])):
         new = rebalance_experts(counts, 6, 1, 1, 2)
         before, after = old.physical_to_logical[0], new.physical_to_logical[0]
         assert len(moves(before, after, 2)) > 2
-        assert not torch.equal(run(new)[0], wanted)
+        assert not torch.equal(run(new)[0], expected)
         move_expert_weights(experts.get_expert_weights(), before, after)
-        found, load = run(new)
-        assert torch.equal(found, wanted)
+        actual, load = run(new)
+        assert torch.equal(actual, expected)
         assert logical_load(load, new).tolist() == [[6, 6, 30, 6]]
         old = new

@@ -106,10 +106,10 @@ def step(y, by):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("golden"), CASES)
+    return make_root(tmp_path_factory.mktemp("golden"), CASES)
 
 
-def made(folder, text):
+def make_root(folder, text):
     """A folder of goldens, and the kernel beside it."""
     (folder / "cases").mkdir()
     (folder / "cases/all.toml").write_text(text)
@@ -137,7 +137,7 @@ def checking(root, *more, **environment):
 
 
 @pytest.fixture(scope="module")
-def kept(root):
+def recorded_file(root):
     """The recorded file, blessed."""
     ran = recording(root)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -151,15 +151,15 @@ def kept(root):
 # --- the file ---------------------------------------------------------------------------------
 
 
-def test_the_file_says_whose_the_bits_are_and_where_from(root, kept):
-    data = json.loads(kept.read_text())
-    assert kept.relative_to(root).parts[:2] == ("recorded", "test-kernel")
-    assert kept.stem == data["machine_class"] == machine_class(serve.facts("cpu"))
+def test_the_file_says_whose_the_bits_are_and_where_from(root, recorded_file):
+    data = json.loads(recorded_file.read_text())
+    assert recorded_file.relative_to(root).parts[:2] == ("recorded", "test-kernel")
+    assert recorded_file.stem == data["machine_class"] == machine_class(serve.facts("cpu"))
     assert "nothing that another kernel must return" in data["what"]
     assert data["backend"] == "Test Kernel" and data["contract"] == NEWEST.revision
     assert data["fingerprint"] == {"sources": "s", "options": "o", "binaries": {"linear": "b"}}
-    wanted = {"megamoe", "python", "numpy", "torch", "triton", "system"}
-    assert wanted <= set(data["provenance"])
+    names = {"megamoe", "python", "numpy", "torch", "triton", "system"}
+    assert names <= set(data["provenance"])
     manifest = json.loads((root / "manifest.json").read_text())["cases"]
     assert sorted(data["cases"]) == [
         "forward/masked", "forward/t0", "forward/t20", "forward/t3"
@@ -171,9 +171,9 @@ def test_the_file_says_whose_the_bits_are_and_where_from(root, kept):
     assert not list((root / "recorded-candidates").glob("*/*.json"))  # blessed ones are gone
 
 
-def test_slots_that_take_no_part_are_no_part_of_the_bits(kept):
+def test_slots_that_take_no_part_are_no_part_of_the_bits(recorded_file):
     """The kernel leaves random codes in them, and could still be recorded."""
-    assert "forward/masked" in json.loads(kept.read_text())["cases"]
+    assert "forward/masked" in json.loads(recorded_file.read_text())["cases"]
 
 
 def test_the_digest_holds_dtype_shape_and_one_nan():
@@ -187,7 +187,7 @@ def test_the_digest_holds_dtype_shape_and_one_nan():
 
 
 @pytest.mark.parametrize(
-    ("trouble", "said"),
+    ("trouble", "message"),
     [
         ("calls", "the runs do not agree: case forward/t3: y moved in one worker"),
         ("wrong", "nothing recorded: case forward/t3: y: "),
@@ -199,9 +199,9 @@ def test_the_digest_holds_dtype_shape_and_one_nan():
         ("crash", "the backend ended its process (exit status 3)"),
     ],
 )
-def test_what_does_not_repeat_or_is_wrong_is_not_recorded(root, tmp_path, trouble, said):
+def test_what_does_not_repeat_or_is_wrong_is_not_recorded(root, tmp_path, trouble, message):
     ran = recording(root, "--out", str(tmp_path), TROUBLE=trouble)
-    assert ran.returncode == 2 and said in ran.stderr, ran.stdout + ran.stderr
+    assert ran.returncode == 2 and message in ran.stderr, ran.stdout + ran.stderr
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -219,7 +219,7 @@ def test_what_the_backend_declines_is_said(root, tmp_path):
 
 
 def test_a_feature_of_no_backend_or_contract_is_declined_and_the_rest_is_recorded(tmp_path):
-    asked = (
+    text = (
         CASES[: CASES.index("[[case]]")]
         + """
 [[case]]
@@ -237,15 +237,15 @@ tokens = 1
 activation_beta = 1.0
 """
     )
-    root = made(tmp_path, asked)
+    root = make_root(tmp_path, text)
     ran = recording(root, "--contract", "2026-06")
     assert "1 case, 2 declined by the backend" in ran.stdout, ran.stderr
     ran = megamoe(root, "golden", "bless-bits")
     assert ran.returncode == 0, ran.stderr
     (path,) = (root / "recorded").rglob("*.json")
-    declined = json.loads(path.read_text())["declined"]
-    assert declined["forward/shared"] == "the backend has no feature shared-expert"
-    assert declined["forward/oai"] == "contract 2026-06 does not know what it asks"
+    reasons = json.loads(path.read_text())["declined"]
+    assert reasons["forward/shared"] == "the backend has no feature shared-expert"
+    assert reasons["forward/oai"] == "contract 2026-06 does not know what it asks"
 
 
 def test_a_backend_without_a_fingerprint_cannot_be_recorded(root, capsys):
@@ -255,28 +255,28 @@ def test_a_backend_without_a_fingerprint_cannot_be_recorded(root, capsys):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "fingerprint",
     [None, {}, {"sources": 1, "options": "", "binaries": {}}, {"sources": "", "options": ""}],
 )
-def test_a_fingerprint_of_another_form_is_refused(given):
-    backend = type("B", (), {"name": "b", "fingerprint": lambda self: given})()
-    said = serve.fingerprint(backend)
-    if given is None:  # as of a backend that has none
-        assert checked_fingerprint(said) is None
+def test_a_fingerprint_of_another_form_is_refused(fingerprint):
+    backend = type("B", (), {"name": "b", "fingerprint": lambda self: fingerprint})()
+    reply = serve.fingerprint(backend)
+    if fingerprint is None:  # as of a backend that has none
+        assert checked_fingerprint(reply) is None
         return
     with pytest.raises(WorkerError, match=r"fingerprint\(\) must return sources"):
-        checked_fingerprint(said)
+        checked_fingerprint(reply)
 
 
 # --- blessing ---------------------------------------------------------------------------------
 
 
-def candidate(root, folder, **changed):
+def candidate(root, folder, **changes):
     data = json.loads(next((root / "recorded").glob("*/*.json")).read_text())
-    return recorded.write(folder, {**data, **changed})
+    return recorded.write(folder, {**data, **changes})
 
 
-def test_bless_refuses_where_ci_is_set(root, kept, tmp_path, monkeypatch):
+def test_bless_refuses_where_ci_is_set(root, recorded_file, tmp_path, monkeypatch):
     path = candidate(root, tmp_path)
     monkeypatch.setenv("CI", "1")
     with pytest.raises(GoldenError, match="bless-bits refuses to run where CI is set"):
@@ -284,26 +284,28 @@ def test_bless_refuses_where_ci_is_set(root, kept, tmp_path, monkeypatch):
     assert path.is_file()
 
 
-def test_bless_refuses_what_is_partial_or_of_something_else(root, kept, tmp_path, monkeypatch):
+def test_bless_refuses_what_is_partial_or_of_something_else(
+    root, recorded_file, tmp_path, monkeypatch
+):
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(GoldenError, match="no candidates in"):
         recorded.bless(root, tmp_path)
-    before = kept.read_bytes()
+    before = recorded_file.read_bytes()
     cases = json.loads(before)["cases"]
     some = {k: v for k, v in cases.items() if k != "forward/t3"}
     foreign = {**cases, "forward/gone": cases["forward/t3"]}
     other = {**cases, "forward/t3": {**cases["forward/t3"], "inputs": "0"}}
-    for changed, said in (
+    for changes, message in (
         ({"cases": some}, "lacks forward/t3; record it again"),
         ({"cases": foreign}, "holds a case that the manifest does not: forward/gone"),
         ({"cases": other}, "forward/t3 was given other inputs than its golden"),
         ({"contract": "1999-01"}, "is of contract 1999-01, known are 2026-06"),
         ({"schema": 7}, "has schema 7, this megamoe reads 1"),
     ):
-        candidate(root, tmp_path, **changed)
-        with pytest.raises(GoldenError, match=said):
+        candidate(root, tmp_path, **changes)
+        with pytest.raises(GoldenError, match=message):
             recorded.bless(root, tmp_path)
-    assert kept.read_bytes() == before
+    assert recorded_file.read_bytes() == before
 
 
 # --- which build is the same ------------------------------------------------------------------
@@ -331,69 +333,69 @@ def test_a_build_is_its_sources_options_and_binaries(now, same):
 # --- check ------------------------------------------------------------------------------------
 
 
-def test_check_compares_with_recorded_bits_and_says_so(root, kept, tmp_path):
-    made, junit = tmp_path / "r.json", tmp_path / "r.xml"
-    ran = checking(root, "--json", str(made), "--junit", str(junit))
+def test_check_compares_with_recorded_bits_and_says_so(root, recorded_file, tmp_path):
+    report, junit = tmp_path / "r.json", tmp_path / "r.xml"
+    ran = checking(root, "--json", str(report), "--junit", str(junit))
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"recorded bits ({kept.relative_to(root)}): matched 4" in ran.stdout
-    data = json.loads(made.read_text())
-    assert data["recorded"]["file"] == str(kept.relative_to(root))
+    assert f"recorded bits ({recorded_file.relative_to(root)}): matched 4" in ran.stdout
+    data = json.loads(report.read_text())
+    assert data["recorded"]["file"] == str(recorded_file.relative_to(root))
     forward = [c for c in data["cases"] if c["kind"] == "forward"]
     assert {c["recorded"] for c in forward} == {"matched"}
     assert all(c["how"][0] == "bitwise" and c["how"][-1] == "recorded" for c in forward)
     assert [c["recorded"] for c in data["cases"] if c["kind"] == "property"] == [""]
     item = ElementTree.parse(junit).getroot().find("*/testcase[@name='forward/t3']/properties")
-    held = {p.get("name"): p.get("value") for p in item}
-    assert held == {"judged": "bitwise, staged, recorded", "recorded": "matched"}
+    properties = {p.get("name"): p.get("value") for p in item}
+    assert properties == {"judged": "bitwise, staged, recorded", "recorded": "matched"}
 
 
-def test_a_moved_bit_is_a_fail_of_its_own(root, kept, tmp_path):
-    made = tmp_path / "r.json"
-    ran = checking(root, "--json", str(made), TROUBLE="moved")
+def test_a_moved_bit_is_a_fail_of_its_own(root, recorded_file, tmp_path):
+    report = tmp_path / "r.json"
+    ran = checking(root, "--json", str(report), TROUBLE="moved")
     assert ran.returncode == 1
-    cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
+    cases = {c["id"]: c for c in json.loads(report.read_text())["cases"]}
     small, large = cases["forward/t3"], cases["forward/t20"]
     machine = machine_class(serve.facts("cpu"))
-    said = f"recorded bits: y moved, on {machine} and with the same fingerprint"
+    message = f"recorded bits: y moved, on {machine} and with the same fingerprint"
     assert small["status"] == "fail" and small["recorded"] == "moved"
-    assert f"{said}: 1 of 384 elements" in small["reason"]
+    assert f"{message}: 1 of 384 elements" in small["reason"]
     assert small["worst"]["stage"] == "y" and small["worst"]["ulps"] == 1
-    assert large["recorded"] == "moved" and large["reason"].endswith(said)  # y not kept whole
+    assert large["recorded"] == "moved" and large["reason"].endswith(message)  # y not kept whole
     assert cases["forward/masked"]["recorded"] == "matched"
 
 
-@pytest.mark.parametrize("changed", [{"SOURCES": "new"}, {"BINARY": "new"}])
-def test_another_build_is_judged_by_its_golden_alone(root, kept, tmp_path, changed):
-    made = tmp_path / "r.json"
-    ran = checking(root, "--json", str(made), **changed)
+@pytest.mark.parametrize("changes", [{"SOURCES": "new"}, {"BINARY": "new"}])
+def test_another_build_is_judged_by_its_golden_alone(root, recorded_file, tmp_path, changes):
+    report = tmp_path / "r.json"
+    ran = checking(root, "--json", str(report), **changes)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "other fingerprint 4; all were judged by the goldens" in ran.stdout
-    forward = [c for c in json.loads(made.read_text())["cases"] if c["kind"] == "forward"]
+    forward = [c for c in json.loads(report.read_text())["cases"] if c["kind"] == "forward"]
     assert all(c["recorded"] == "other fingerprint" for c in forward)
     assert not any("recorded" in c["how"] for c in forward)
 
 
-def test_a_backend_of_which_nothing_was_recorded(root, kept):
+def test_a_backend_of_which_nothing_was_recorded(root, recorded_file):
     ran = megamoe(root, "check", "--backend", "eager", "--case", "forward/t3", "-n", "1")
     assert ran.returncode == 0
     assert "GREEN" in ran.stdout and "recorded bits" not in ran.stdout
 
 
-def test_other_inputs_and_another_contract_are_not_compared(root, kept):
-    data = json.loads(kept.read_text())
-    held = recorded.Recorded(kept, data)
+def test_other_inputs_and_another_contract_are_not_compared(root, recorded_file):
+    data = json.loads(recorded_file.read_text())
+    recorded_bits = recorded.Recording(recorded_file, data)
     build, inputs = data["fingerprint"], data["cases"]["forward/t3"]["inputs"]
-    assert held.state("forward/t3", inputs, build, NEWEST.revision) == "same"
-    assert held.state("forward/t3", "other", build, NEWEST.revision) == "other inputs"
-    assert held.state("forward/new", inputs, build, NEWEST.revision) == "none"
-    old = recorded.Recorded(kept, {**data, "contract": "1999-01"})
+    assert recorded_bits.state("forward/t3", inputs, build, NEWEST.revision) == "same"
+    assert recorded_bits.state("forward/t3", "other", build, NEWEST.revision) == "other inputs"
+    assert recorded_bits.state("forward/new", inputs, build, NEWEST.revision) == "none"
+    old = recorded.Recording(recorded_file, {**data, "contract": "1999-01"})
     assert old.state("forward/t3", inputs, build, NEWEST.revision) == "other contract"
 
 
-def repeated(root, kept, stages, changed):
-    """Case t3 judged by a backend of the same build that shows ``stages``, ``changed`` recorded."""
-    data = json.loads(kept.read_text())
-    data["cases"]["forward/t3"]["stages"] |= changed
+def repeated(root, recorded_file, stages, digests):
+    """Case t3 judged by a backend of the same build that shows ``stages``, ``digests`` recorded."""
+    data = json.loads(recorded_file.read_text())
+    data["cases"]["forward/t3"]["stages"] |= digests
     eager = load_backend("eager")
 
     class Kernel:
@@ -406,34 +408,34 @@ def repeated(root, kept, stages, changed):
             return {name: eager.forward(problem)[name] for name in stages}
 
     (case,) = (c for c in load_cases(root) if c.id == "forward/t3")
-    held = recorded.Recorded(kept, data)
-    return Runner(Local(Kernel()), Store(root, make), held).run(case)
+    recorded_bits = recorded.Recording(recorded_file, data)
+    return Runner(Local(Kernel()), Store(root, make), recorded_bits).run(case)
 
 
-def test_what_its_golden_allows_still_fails_if_it_moved(root, kept):
+def test_what_its_golden_allows_still_fails_if_it_moved(root, recorded_file):
     stages = ("x", "x_sf", "l2_acts", "l2_acts_sf", "y")
-    assert repeated(root, kept, stages, {}).status == "pass"
-    verdict = repeated(root, kept, stages, {"l2_acts": "0"})
+    assert repeated(root, recorded_file, stages, {}).status == "pass"
+    verdict = repeated(root, recorded_file, stages, {"l2_acts": "0"})
     assert verdict.status == "fail" and verdict.recorded == "moved"
     assert verdict.reason.startswith("recorded bits: l2_acts moved, on ")
     assert [f.stage for f in verdict.findings] == ["l2_acts"]
 
 
-def test_a_stage_that_is_no_longer_shown_has_moved(root, kept):
-    verdict = repeated(root, kept, ("y",), {})
+def test_a_stage_that_is_no_longer_shown_has_moved(root, recorded_file):
+    verdict = repeated(root, recorded_file, ("y",), {})
     assert verdict.status == "fail" and "l2_acts is no longer shown" in verdict.reason
 
 
-def test_a_damaged_file_is_said_before_anything_runs(root, kept, tmp_path, capsys):
-    whole = kept.read_bytes()
+def test_a_damaged_file_is_said_before_anything_runs(root, recorded_file, tmp_path, capsys):
+    whole = recorded_file.read_bytes()
     try:
-        kept.write_bytes(whole[:100])
+        recorded_file.write_bytes(whole[:100])
         backend = f"{root}/kernel.py:Kernel"
         assert main(["check", "--backend", backend, "--golden", str(root)]) == 2
-        said = capsys.readouterr().err
-        assert f"recorded/test-kernel/{kept.name} cannot be read as JSON" in said
+        message = capsys.readouterr().err
+        assert f"recorded/test-kernel/{recorded_file.name} cannot be read as JSON" in message
     finally:
-        kept.write_bytes(whole)
+        recorded_file.write_bytes(whole)
 
 
 @pytest.mark.cuda
@@ -441,5 +443,5 @@ def test_a_damaged_file_is_said_before_anything_runs(root, kept, tmp_path, capsy
 def test_the_machine_class_of_a_gpu_is_its_model_and_capability():
     major, minor = torch.cuda.get_device_capability()
     assert machine_class(serve.facts("cuda")).endswith(f"-sm{major}{minor}")
-    held = provenance(serve.facts("cuda"))
-    assert held["gpu"] == torch.cuda.get_device_name() and held["driver"]
+    origin = provenance(serve.facts("cuda"))
+    assert origin["gpu"] == torch.cuda.get_device_name() and origin["driver"]

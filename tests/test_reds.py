@@ -16,20 +16,20 @@ from megamoe.suite.progress import Progress
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
 
-RAISED = "the backend raised RuntimeError: no kernel for 33 tokens (k.py, line 7, in f)"
+REASON = "the backend raised RuntimeError: no kernel for 33 tokens (k.py, line 7, in f)"
 
 
-def red(name: str, status: str = "error", reason: str = RAISED, **more: Any) -> dict[str, Any]:
+def red(name: str, status: str = "error", reason: str = REASON, **more: Any) -> dict[str, Any]:
     kind = name.partition("/")[0]
     return {**Verdict(name, kind, status, f"case {name}: {reason}").to_dict(), **more}
 
 
 def fail(name: str, outside: int, **more: Any) -> dict[str, Any]:
-    found = Finding("y", 512, outside, rows={0: outside})
-    return {**of_findings(name, name.partition("/")[0], [found], ("bitwise",)).to_dict(), **more}
+    finding = Finding("y", 512, outside, rows={0: outside})
+    return {**of_findings(name, name.partition("/")[0], [finding], ("bitwise",)).to_dict(), **more}
 
 
-def shown(cases: list[dict[str, Any]], pictures: int = 20) -> str:
+def view(cases: list[dict[str, Any]], pictures: int = 20) -> str:
     console = Console(file=io.StringIO(), width=150)
     reds.show({"backend": "k.py:K", "options": " --device cuda", "cases": cases}, console, pictures)
     assert isinstance(console.file, io.StringIO)
@@ -42,11 +42,11 @@ def shown(cases: list[dict[str, Any]], pictures: int = 20) -> str:
 @pytest.mark.parametrize(
     ("status", "reason", "symptom"),
     [
-        ("error", f"case eplb/a: {RAISED}", "RuntimeError in f: no kernel for N tokens"),
+        ("error", f"case eplb/a: {REASON}", "RuntimeError in f: no kernel for N tokens"),
         ("error", "case eplb/a: the backend raised KeyError (k.py, line 9, in f)", "KeyError in f"),
         ("error", "case eplb/a: the backend raised X: at 0x7f3c of eplb/a (k.py, line 9, in f)",
          "X in f: at N of CASE"),
-        ("error", f"case eplb/a: {RAISED}; in law padding-rows: 7 rows",
+        ("error", f"case eplb/a: {REASON}; in law padding-rows: 7 rows",
          "RuntimeError in f: no kernel for N tokens"),
         ("error", "case eplb/a: no result within 120 s; last seen in k.py, line 3",
          "no result within N s; last seen in k.py, line N"),
@@ -73,16 +73,16 @@ def test_the_symptom_is_without_numbers_and_ids(status: str, reason: str, sympto
 
 
 def test_one_symptom_for_one_text_and_the_largest_first() -> None:
-    cases = [fail("forward/a", 64), red("eplb/a"), red("eplb/b", reason=RAISED.replace("33", "4")),
+    cases = [fail("forward/a", 64), red("eplb/a"), red("eplb/b", reason=REASON.replace("33", "4")),
              fail("property/a", 3), fail("forward/b", 5),
-             red("eplb/c", reason=RAISED.replace("Runtime", "Value"))]  # fmt: skip
-    found = symptoms(cases)
-    assert [symptom.line(6) for symptom in found] == [
+             red("eplb/c", reason=REASON.replace("Runtime", "Value"))]  # fmt: skip
+    groups = symptoms(cases)
+    assert [symptom.line(6) for symptom in groups] == [
         "3 of 6 reds: y: N of N outside",
         "2 of 6 reds: RuntimeError in f: no kernel for N tokens",
         "1 of 6 reds: ValueError in f: no kernel for N tokens",
     ]
-    assert [case["id"] for case in found[0].pictured] == ["forward/a"], "the law holds"
+    assert [case["id"] for case in groups[0].pictured] == ["forward/a"], "the law holds"
     both = symptoms([fail("staging/a", 1), fail("property/a", 1)])
     assert [case["id"] for case in both[0].pictured] == ["staging/a", "property/a"]
 
@@ -100,24 +100,24 @@ def test_what_a_case_is_there_for_is_said_of_values_and_not_of_an_exception() ->
     cases = [case for case in load_cases(golden_root()) if case.name == "token-block-edge-t9"]
     (name,) = (case.id for case in cases)
 
-    def said(one: dict[str, Any]) -> str:
+    def describe(one: dict[str, Any]) -> str:
         console = Console(file=io.StringIO(), width=150)
         reds.show({"backend": "k.py:K", "cases": [one, red("eplb/a", "fail", "lost")]}, console,
                   cases=cases)  # fmt: skip
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 
-    assert "if it fails: " in said(fail(name, 1)) and "if it fails: " not in said(red(name))
+    assert "if it fails: " in describe(fail(name, 1)) and "if it fails: " not in describe(red(name))
 
 
 # --- at the end -----------------------------------------------------------------------------------
 
 
 def test_one_picture_for_each_symptom_and_kind() -> None:
-    cases = [red(f"eplb/n{i}", reason=RAISED) for i in range(9)]
-    text = shown([*cases, fail("forward/a", 64), fail("forward/b", 7), fail("property/a", 3)])
+    cases = [red(f"eplb/n{i}", reason=REASON) for i in range(9)]
+    text = view([*cases, fail("forward/a", 64), fail("forward/b", 7), fail("property/a", 3)])
     assert text.startswith("12 reds show 2 symptoms; one fault can show several. N stands for a")
-    assert shown(cases).startswith("9 reds show one symptom. N stands for a number.\n")
+    assert view(cases).startswith("9 reds show one symptom. N stands for a number.\n")
     assert "9 of 12 reds: RuntimeError in f: no kernel for N tokens  [eplb 9]" in text
     assert "3 of 12 reds: y: N of N outside  [forward 2, property 1]" in text
     assert (
@@ -130,46 +130,46 @@ def test_one_picture_for_each_symptom_and_kind() -> None:
 
 
 def test_of_several_reds_a_picture_shows_the_first_wrong_stage() -> None:
-    found = [Finding("l2_acts", 512, 64), Finding("y", 512, 9)]
-    one = of_findings("forward/a", "forward", found, ("bitwise",)).to_dict()
+    findings = [Finding("l2_acts", 512, 64), Finding("y", 512, 9)]
+    one = of_findings("forward/a", "forward", findings, ("bitwise",)).to_dict()
     cases = [one, red("eplb/a")]
-    text = shown(cases)
+    text = view(cases)
     assert "l2_acts: 64 of 512 elements outside" in text and "y: 9 of 512 elements" not in text
     assert "left out: all but the first wrong stage in each picture\n" in text
-    assert "y: 9 of 512 elements" in shown([one]) and "left out" not in shown([one])
-    assert "y: 9 of 512 elements" in shown(cases, reds.ALL_PICTURES)
+    assert "y: 9 of 512 elements" in view([one]) and "left out" not in view([one])
+    assert "y: 9 of 512 elements" in view(cases, reds.ALL_PICTURES)
 
 
 def test_all_pictures_leave_nothing_out() -> None:
-    text = shown([red(f"eplb/n{i}", reason=RAISED) for i in range(9)], reds.ALL_PICTURES)
+    text = view([red(f"eplb/n{i}", reason=REASON) for i in range(9)], reds.ALL_PICTURES)
     assert text.count("alone:") == 9 and "left out" not in text and "also" not in text
 
 
 def test_pictures_are_limited_and_no_symptom_is_lost() -> None:
     cases = [red(f"eplb/{x}", reason=f"lost {x}") for x in "abc"]
-    text = shown(cases, pictures=2)
+    text = view(cases, pictures=2)
     assert text.count("alone:") == 2 and "1 of 3 reds: lost c" in text and "\n  eplb/c\n" in text
     assert "left out: the pictures of 1 of 3 reds\n  `--pictures all` shows all" in text
-    assert "--pictures" not in shown(cases, pictures=0), "merge has no such option"
+    assert "--pictures" not in view(cases, pictures=0), "merge has no such option"
 
 
 def test_nothing_is_said_where_nothing_was_left_out() -> None:
-    assert "left out" not in shown([red("eplb/a")])
-    assert shown([{"id": "eplb/a", "kind": "eplb", "status": "pass", "reason": ""}]) == ""
+    assert "left out" not in view([red("eplb/a")])
+    assert view([{"id": "eplb/a", "kind": "eplb", "status": "pass", "reason": ""}]) == ""
 
 
 def test_one_red_is_its_picture_alone() -> None:
-    assert shown([red("eplb/a")]).startswith("\n  ERROR eplb/a: the backend raised")
+    assert view([red("eplb/a")]).startswith("\n  ERROR eplb/a: the backend raised")
 
 
 def test_a_map_that_was_not_computed_is_said_in_the_same_line() -> None:
-    text = shown([fail("forward/a", 64), fail("forward/b", 64, shortened=True)], pictures=1)
+    text = view([fail("forward/a", 64), fail("forward/b", 64, shortened=True)], pictures=1)
     assert "left out: the pictures of 1 of 2 reds, the maps of 1 red in a report\n" in text
 
 
 def law(name: str) -> dict[str, Any]:
-    found = Finding("y", 512, 5, text="batch-invariance: token 3 alone changes 5 of 512 outputs")
-    return of_findings(name, "property", [found], ("law",)).to_dict()
+    finding = Finding("y", 512, 5, text="batch-invariance: token 3 alone changes 5 of 512 outputs")
+    return of_findings(name, "property", [finding], ("law",)).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def law(name: str) -> dict[str, Any]:
         ([red("forward/a", reason="the backend raised NameError: x (k.py, line 3, in forward)")],
          "next: mend k.py, line 3, in forward, then: megamoe check --backend k.py:K "
          "--case forward/a --device cuda"),
-        ([red("forward/a", reason="the backend raised TypeError: x (s.py, line 9, in _called)")],
+        ([red("forward/a", reason="the backend raised TypeError: x (s.py, line 9, in _invoke)")],
          "next: mend the arguments of the backend's method, then: megamoe check --backend k.py:K "
          "--case forward/a --device cuda"),
         ([red("forward/a", reason="the backend raised RuntimeError: x (k.py, line 3, in f)")],
@@ -210,14 +210,14 @@ def law(name: str) -> dict[str, Any]:
          "--device cuda\n"
          "next: for 2 of 3 reds (RuntimeError in f: no kernel for N tokens): megamoe reduce "
          "forward/a --backend k.py:K --device cuda"),
-        ([fail("eplb/a", 1), red("forward/a", reason=RAISED.replace("tokens", "tokens of " * 20))],
+        ([fail("eplb/a", 1), red("forward/a", reason=REASON.replace("tokens", "tokens of " * 20))],
          "next: for 1 of 2 reds (RuntimeError in f: no kernel for N tokens of tokens of tokens of "
          "tokens of tokens of tokens of ...): megamoe reduce forward/a --backend k.py:K "
          "--device cuda\n"
          "next: for 1 of 2 reds (y: N of N outside): megamoe show eplb/a"),
         ([law("property/a")],
          "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
-        ([red("property/a", reason=f"{RAISED}; in law padding-rows: 7 padding rows of NaN")],
+        ([red("property/a", reason=f"{REASON}; in law padding-rows: 7 padding rows of NaN")],
          "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
         ([red("property/a")], "next: megamoe reduce property/a --backend k.py:K --device cuda"),
         ([red("property/a", reason="the backend raised NameError: x (k.py, line 3, in f); in law "
@@ -253,13 +253,13 @@ def test_the_next_command_can_follow_the_red(cases: list[dict[str, Any]], line: 
 
 
 def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
-    named = ["requantise-amax-infinite", "directed-product-order",
+    names = ["requantise-amax-infinite", "directed-product-order",
              "token-block-edge-t1", "token-block-edge-t9", "clamp-10-bell-misapplied",
              "bell-h256-i128-drifts", "nvfp4-bell-data-drifts"]  # fmt: skip
-    cases = [case for case in load_cases(golden_root()) if case.name in named]
-    reds_of_run = [fail(f"forward/{name}", 1) for name in named]
+    cases = [case for case in load_cases(golden_root()) if case.name in names]
+    reds_of_run = [fail(f"forward/{name}", 1) for name in names]
 
-    def chosen(reported: list[dict[str, Any]]) -> str:
+    def choice(reported: list[dict[str, Any]]) -> str:
         console = Console(file=io.StringIO(), width=150)
         report = {"backend": "k.py:K", "options": "", "cases": reported}
         next_command.show_next(report, console, cases)
@@ -270,10 +270,10 @@ def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
     reds.show({"backend": "k.py:K", "options": "", "cases": reds_of_run}, console, cases=cases)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().count("  if it fails: ") == 1, "of one symptom, once"
-    assert chosen(reds_of_run) == "next: megamoe explain forward/bell-h256-i128-drifts"
-    assert chosen(reds_of_run[:2]) == "next: megamoe explain forward/directed-product-order"
-    assert chosen(reds_of_run[2:4]) == "next: megamoe explain forward/token-block-edge-t9"
-    assert chosen(reds_of_run[6:]) == "next: megamoe reduce forward/nvfp4-bell-data-drifts"
+    assert choice(reds_of_run) == "next: megamoe explain forward/bell-h256-i128-drifts"
+    assert choice(reds_of_run[:2]) == "next: megamoe explain forward/directed-product-order"
+    assert choice(reds_of_run[2:4]) == "next: megamoe explain forward/token-block-edge-t9"
+    assert choice(reds_of_run[6:]) == "next: megamoe reduce forward/nvfp4-bell-data-drifts"
 
 
 def test_a_problem_without_tokens_is_not_reduced() -> None:
@@ -294,37 +294,40 @@ def test_the_next_command_takes_wrong_tokens_that_show_a_pattern() -> None:
     """At a tile edge one wrong token, or a stretch of them, fits causes by chance."""
     every = {case.id: case for case in load_cases(golden_root())}
 
-    def chosen(**tokens: list[int]) -> str:
-        named = {f"forward/token-block-edge-{name}": rows for name, rows in tokens.items()}
-        found = [Finding("y", 512, len(rows), rows=dict.fromkeys(rows, 1)) for rows in
-                 named.values()]  # fmt: skip
+    def choice(**tokens: list[int]) -> str:
+        by_id = {f"forward/token-block-edge-{name}": rows for name, rows in tokens.items()}
+        findings = [Finding("y", 512, len(rows), rows=dict.fromkeys(rows, 1)) for rows in
+                    by_id.values()]  # fmt: skip
         cases = [of_findings(name, "forward", [one], ("bitwise",)).to_dict()
-                 for name, one in zip(named, found, strict=True)]  # fmt: skip
+                 for name, one in zip(by_id, findings, strict=True)]  # fmt: skip
         report = {"backend": "k.py:K", "cases": cases}
-        (line,) = next_command.lines_of(report, [every[name] for name in named], {})
+        (line,) = next_command.lines_of(report, [every[name] for name in by_id], {})
         return line.split("-edge-")[1].split()[0]
 
-    assert chosen(t15=[11], t31=[11, 18, 29]) == "t31"
-    assert chosen(t15=[12, 13, 14], t31=[11, 18, 29]) == "t31"
-    assert chosen(t15=[3, 11, 12], t31=[11, 18, 29]) == "t15"
-    assert chosen(t15=[*range(15)], t31=[11, 18, 29]) == "t15", "all are wrong: no place decides"
-    assert chosen(t15=[11], t31=[18]) == "t15"
+    assert choice(t15=[11], t31=[11, 18, 29]) == "t31"
+    assert choice(t15=[12, 13, 14], t31=[11, 18, 29]) == "t31"
+    assert choice(t15=[3, 11, 12], t31=[11, 18, 29]) == "t15"
+    assert choice(t15=[*range(15)], t31=[11, 18, 29]) == "t15", "all are wrong: no place decides"
+    assert choice(t15=[11], t31=[18]) == "t15"
 
 
 def test_a_red_over_ranks_is_tried_on_one_rank_and_then_without_ranks() -> None:
     report = {"backend": "k.py:K", "cases": [fail("ep/a", 1), fail("ep/b", 1)]}
 
-    def said(options: str, *callables: str) -> list[str]:
+    def next_lines(options: str, *callables: str) -> list[str]:
         return next_command.lines_of(
             {**report, "options": options, "callables": callables}, (), {}
         )  # fmt: skip
 
-    over = said(" --device cuda --ep 2", "forward")
+    over = next_lines(" --device cuda --ep 2", "forward")
     assert over[-1] == "next: megamoe check --backend k.py:K --case ep/a --ep 1 --device cuda"
     assert over[0].startswith("if this passes, the fault is between ranks")
-    assert said(" --ep 1", "forward")[-1] == "next: megamoe check --backend k.py:K --kind forward"
-    assert said(" --ep 1", "forward_group") == ["next: megamoe show ep/a"]
-    assert said(" --ep 16")[-1].endswith(" --ep 1")
+    assert (
+        next_lines(" --ep 1", "forward")[-1]
+        == "next: megamoe check --backend k.py:K --kind forward"
+    )
+    assert next_lines(" --ep 1", "forward_group") == ["next: megamoe show ep/a"]
+    assert next_lines(" --ep 16")[-1].endswith(" --ep 1")
 
 
 def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() -> None:
@@ -333,13 +336,13 @@ def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() ->
     cases += [red(f"eplb/{x}", reason=f"lost {x}") for x in "abcdefg"]
     report = {"backend": "k.py:K", "cases": cases}
 
-    def shown_with(alone: dict[str, str], pictures: int = 20) -> tuple[list[str], bool]:
+    def show_with(alone: dict[str, str], pictures: int = 20) -> tuple[list[str], bool]:
         console = Console(file=io.StringIO(), width=150)
         folded = reds.show(report, console, pictures, (), alone)
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue().splitlines(), folded
 
-    lines, folded = shown_with({"forward/n1": "pass", "eplb/a": "fail"})
+    lines, folded = show_with({"forward/n1": "pass", "eplb/a": "fail"})
     assert folded and len(lines) < 15
     assert lines[0] == (
         "16 reds; 1 of 2 that ran again, each alone in a fresh process, passed: "
@@ -352,16 +355,16 @@ def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() ->
     assert "    3  reds of 3 further symptoms" in lines
     assert any("`--pictures all` shows all" in line for line in lines)
     both = {"forward/n1": "pass", "forward/n2": "pass"}
-    assert shown_with(both)[0][0].startswith("16 reds; all 2 that ran again, each alone in a fre")
-    one = shown_with({"forward/n1": "pass"})[0][0]
+    assert show_with(both)[0][0].startswith("16 reds; all 2 that ran again, each alone in a fre")
+    one = show_with({"forward/n1": "pass"})[0][0]
     assert one.startswith("16 reds; the one that ran again, alone in a fresh process, passed: ")
     for alone in ({}, {"forward/n1": "fail"}, {"forward/n1": "fail", "eplb/a": "pass"}):
-        assert not shown_with(alone)[1], "most of them are red alone, for all that is known"
-    assert not shown_with({"forward/n1": "pass"}, reds.ALL_PICTURES)[1]
+        assert not show_with(alone)[1], "most of them are red alone, for all that is known"
+    assert not show_with({"forward/n1": "pass"}, reds.ALL_PICTURES)[1]
     report["cases"] = cases[:3]
-    assert not shown_with({"forward/n1": "pass"})[1], "three reds fit a screen"
+    assert not show_with({"forward/n1": "pass"})[1], "three reds fit a screen"
     report["cases"] = [*cases[:9], law("property/a")]
-    lines, _ = shown_with({"forward/n1": "pass", "property/a": "fail"})
+    lines, _ = show_with({"forward/n1": "pass", "property/a": "fail"})
     assert lines[1].startswith("That can be the cause of all. They show 2 symptoms; ")
     several = "is red alone too: its law makes several calls, and one call can spoil another"
     assert f"       property/a {several}" in lines
@@ -370,7 +373,7 @@ def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() ->
 # --- what is kept ---------------------------------------------------------------------------------
 
 
-class _Judged:
+class _FailingRunner:
     """A runner whose cases fail."""
 
     brief = False
@@ -387,10 +390,10 @@ def run_of(cases: list[Case], **options: Any) -> _Run:
 
 def test_a_fail_after_the_first_ones_says_that_its_map_is_left_out() -> None:
     cases = [case for case in load_cases(golden_root()) if case.kind == "forward"][:3]
-    run, runner = run_of(cases), _Judged()
+    run, runner = run_of(cases), _FailingRunner()
     for case in cases:
         runner.brief = run.order(case).brief
-        run.done(case, judge(runner, case))  # type: ignore[arg-type]
+        run.on_result(case, judge(runner, case))  # type: ignore[arg-type]
     report = {"cases": [v.to_dict() for v in run.all("")]}
     results.describe(report, cases, run.details)
     assert [c.get("shortened", False) for c in report["cases"]] == [False, False, True]
@@ -401,7 +404,7 @@ def test_an_error_takes_no_map_from_a_later_fail() -> None:
     cases = [case for case in load_cases(golden_root()) if case.kind == "forward"][:3]
     run = run_of(cases)
     for case in cases[:2]:
-        run.done(case, ValueError("lost"))
+        run.on_result(case, ValueError("lost"))
     assert run.brief() is False
 
 
@@ -427,8 +430,8 @@ def test_the_end_says_why_cases_were_not_judged() -> None:
     assert "\n3 not provided; the backend lacks:\n  eplb_map (2)\n  run (1)\n" in text
     assert "\n1 skipped: the backend raised NotImplementedError: no\n" in text
     assert "not-provided" not in text and " skip " not in text
-    stopped = summary([Verdict("eplb/p", "eplb", "not-run", "not run: SIGINT")])
-    assert "1 not run: SIGINT\n" in stopped
+    partial_text = summary([Verdict("eplb/p", "eplb", "not-run", "not run: SIGINT")])
+    assert "1 not run: SIGINT\n" in partial_text
     assert text.endswith(
         "GREEN: the one judged case passed; 4 of 5 not judged (3 not provided, 1 skipped)\n"
     )

@@ -11,9 +11,9 @@ import torch
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
-from megamoe.cases.stored import Stored, load, to_bytes
+from megamoe.cases.stored import StoredProblem, load, to_bytes
 from megamoe.commands import main as cli
-from megamoe.commands.reduce import causes_of, default_names, further_causes, tokens_needed
+from megamoe.commands.reduce import causes_of, default_names, further_causes, token_need
 from megamoe.golden import rows_of
 from megamoe.judge import Verdict
 from megamoe.reduce import Failure, ReduceError, Reduction, reduce, steps
@@ -161,10 +161,10 @@ def test_a_right_backend_and_a_flaky_one_are_refused(many):
 
 
 def test_minimal_ends_where_none_can_go():
-    tried = []
+    attempts = []
 
     def fails(part):
-        tried.append(part)
+        attempts.append(part)
         if {3, 11} <= set(part):
             fails.best = part
             return True
@@ -172,31 +172,31 @@ def test_minimal_ends_where_none_can_go():
 
     minimal(range(16), fails, lambda: False)
     assert fails.best == [3, 11]
-    assert len(tried) < 60
+    assert len(attempts) < 60
 
 
 def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, monkeypatch, capsys):
-    given, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
-    given.write_bytes(to_bytes(Stored(problem(3, tokens=6, hidden=384))))
+    source, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
+    source.write_bytes(to_bytes(StoredProblem(problem(3, tokens=6, hidden=384))))
     spec = doubled_y(tmp_path)
-    assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 0
+    assert cli.main(["reduce", str(source), "--backend", spec, "--out", str(out)]) == 0
     again = f"megamoe replay {out} --backend {spec}"
-    printed = capsys.readouterr().out
-    assert printed.rstrip().endswith(f"reproduce: {again}")
-    read = printed.partition(f" of {given}:\n")[2].splitlines()
+    output = capsys.readouterr().out
+    assert output.rstrip().endswith(f"reproduce: {again}")
+    read = output.partition(f" of {source}:\n")[2].splitlines()
     assert read[0].startswith("  cause: ")
     about = load(out).about
-    kept = about["causes"]
-    assert about["every_cause"][: len(kept)] == kept and about["causes_read_from"]
-    assert "128 wrong values of 128 elements of y of token " in kept[-1]
-    assert read[: len(kept)] == kept
-    assert ", 1 token, 1 expert used, after " in printed
+    causes = about["causes"]
+    assert about["every_cause"][: len(causes)] == causes and about["causes_read_from"]
+    assert "128 wrong values of 128 elements of y of token " in causes[-1]
+    assert read[: len(causes)] == causes
+    assert ", 1 token, 1 expert used, after " in output
     before = out.read_bytes()
-    assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 2
+    assert cli.main(["reduce", str(source), "--backend", spec, "--out", str(out)]) == 2
     assert "the file exists already; name another" in capsys.readouterr().err
     assert out.read_bytes() == before
-    assert cli.main(["reduce", str(given), "--after", "--backend", spec]) == 2
-    assert f"--after: {given} holds one call and no case; name a" in capsys.readouterr().err
+    assert cli.main(["reduce", str(source), "--after", "--backend", spec]) == 2
+    assert f"--after: {source} holds one call and no case; name a" in capsys.readouterr().err
     assert cli.main(again.split()[1:]) == 1
     assert cli.main(["replay", str(out), "--backend", "eager"]) == 0
     assert load(out).about["failure"] == "fail at y"
@@ -211,8 +211,8 @@ def test_the_command_writes_the_file_and_how_to_see_it(tmp_path, monkeypatch, ca
 
 def test_the_file_is_tried_in_a_fresh_process(tmp_path, capsys):
     """The tries before it may have left something behind: `replay` would not show the failure."""
-    given, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
-    given.write_bytes(to_bytes(Stored(problem(3, tokens=2, top_k=1, hidden=128))))
+    source, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
+    source.write_bytes(to_bytes(StoredProblem(problem(3, tokens=2, top_k=1, hidden=128))))
     (tmp_path / "k.py").write_text(
         "from megamoe.backends.eager import EagerBackend\n"
         "class Stale(EagerBackend):\n"
@@ -224,9 +224,9 @@ def test_the_file_is_tried_in_a_fresh_process(tmp_path, capsys):
         "        return out if is_right else {**out, 'y': out['y'] * 2}\n"
     )
     spec = f"{tmp_path}/k.py:Stale"
-    assert cli.main(["reduce", str(given), "--backend", spec, "--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert f"{out} is written, but does not fail in the same way in a fresh process; " in said
+    assert cli.main(["reduce", str(source), "--backend", spec, "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert f"{out} is written, but does not fail in the same way in a fresh process; " in message
 
 
 def test_misuse_is_one_line(tmp_path, capsys):
@@ -252,10 +252,12 @@ def test_misuse_is_one_line(tmp_path, capsys):
 def test_a_property_whose_forward_is_right_has_a_law_to_look_at(capsys):
     case = "property/masked-slots-broken-by-rounding"
     assert cli.main(["reduce", case, "--backend", "eager"]) == 2
-    said = capsys.readouterr().err
-    assert f"the forward of {case} is right" in said
-    assert "law masked-slots compares it with further calls (NaN weights in masked slots; a" in said
-    assert f"`megamoe check --backend eager --case {case}`" in said
+    message = capsys.readouterr().err
+    assert f"the forward of {case} is right" in message
+    assert (
+        "law masked-slots compares it with further calls (NaN weights in masked slots; a" in message
+    )
+    assert f"`megamoe check --backend eager --case {case}`" in message
     assert cli.main(["explain", case, "--backend", "eager"]) == 2
     out, err = capsys.readouterr()
     assert "PASS" not in out and "nothing to explain; law masked-slots compares it with" in err
@@ -263,11 +265,11 @@ def test_a_property_whose_forward_is_right_has_a_law_to_look_at(capsys):
 
 @pytest.mark.parametrize("reason", ["the backend ended its process", "no result within"])
 def test_the_values_of_a_crash_or_a_hang_are_tried_as_zeros_once(many, reason):
-    tried = []
+    attempts = []
     failure = Failure("error", reason, False, False)
-    steps.values(SimpleNamespace(problem=many, failure=failure, take=tried.append))
+    steps.values(SimpleNamespace(problem=many, failure=failure, take=attempts.append))
     assert [int(p.hidden_states.any()) + int(p.w2_weight.any()) + int(p.w13_weight.any())
-            for p in tried] == [3, 3, 2, 2, 2]  # fmt: skip
+            for p in attempts] == [3, 3, 2, 2, 2]  # fmt: skip
 
 
 class Hangs(Local):
@@ -281,46 +283,48 @@ class Hangs(Local):
         reply = super().ask(request, seconds)
         self.seconds.append(seconds)
         path = next(path for path in request["inputs"] if "topk_ids" in request["inputs"][path])
-        if 2 not in self.served.files[path]["topk_ids"]:
+        if 2 not in self.service.files[path]["topk_ids"]:
             return reply
-        seen = f"k.py, line {len(self.seconds)} in f"  # each time in another line
-        why = f"no result within {seconds:g} s, its process was ended, last seen in {seen}"
+        place = f"k.py, line {len(self.seconds)} in f"  # each time in another line
+        why = f"no result within {seconds:g} s, its process was ended, last seen in {place}"
         return {"broken": f"{why}; give it more with --timeout"}
 
 
 def test_a_hang_is_reduced_with_little_time_for_each_try():
-    session, said = Hangs(), []
+    session, messages = Hangs(), []
     p = problem(3, tokens=5, top_k=2, experts=4, hidden=256, intermediate=128)
-    r = reduce(session, p, seconds=100.0, log=said.append, timeout=120.0)
+    r = reduce(session, p, seconds=100.0, log=messages.append, timeout=120.0)
     assert r.failure.is_hang and size(r.problem) == (1, 1, 3, 128, 128), "expert 2 stays"
     first, *tries = session.seconds
     assert first == 25.0, "a quarter of --seconds: the file takes as much again"
     assert tries and max(tries) < 10.0 and min(tries) >= 2.0
     why = "no result within 25 s, its process was ended, last seen in k.py, line 1 in f; give it"
-    assert said[0].startswith(f"fails: error: {why}")
-    assert said[1].startswith("to keep to --seconds 100: the whole problem and the file have 25 s ")
+    assert messages[0].startswith(f"fails: error: {why}")
+    assert messages[1].startswith(
+        "to keep to --seconds 100: the whole problem and the file have 25 s "
+    )
 
 
 @pytest.mark.parametrize("name", ["l2_acts", "l2_acts_sf"])
 def test_an_error_is_followed_by_all_its_words_but_numbers(name):
-    said = [f"case a/b: {name} has shape ({n}, 2), expected (3, 2)" for n in (4, 5)]
-    first, other = (Failure.of(Verdict("a/b", "forward", "error", why)) for why in said)
+    reasons = [f"case a/b: {name} has shape ({n}, 2), expected (3, 2)" for n in (4, 5)]
+    first, other = (Failure.of(Verdict("a/b", "forward", "error", why)) for why in reasons)
     assert first == other and first.where == f"{name} has shape"
     assert str(first) == f"error: {name} has shape (4, 2), expected (3, 2)"
 
 
 def test_ctrl_c_leaves_the_smallest_problem_so_far(tmp_path, monkeypatch, capsys):
-    given, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
-    given.write_bytes(to_bytes(Stored(problem(3, tokens=6, hidden=384))))
+    source, out = tmp_path / "given.safetensors", tmp_path / "out.safetensors"
+    source.write_bytes(to_bytes(StoredProblem(problem(3, tokens=6, hidden=384))))
 
-    def stopped(r):
+    def interrupt(r):
         raise KeyboardInterrupt
 
-    arguments = ["reduce", str(given), "--backend", doubled_y(tmp_path), "--out", str(out)]
-    monkeypatch.setattr(steps, "tokens", stopped)
+    arguments = ["reduce", str(source), "--backend", doubled_y(tmp_path), "--out", str(out)]
+    monkeypatch.setattr(steps, "tokens", interrupt)
     assert cli.main(arguments) == 130 and not out.exists()
     monkeypatch.undo()
-    monkeypatch.setattr(steps, "values", stopped)
+    monkeypatch.setattr(steps, "values", interrupt)
     assert cli.main(arguments) == 130
     assert f"stopped: {out}, " in capsys.readouterr().out
     assert size(load(out).problem)[0] == 1
@@ -375,18 +379,18 @@ def test_the_default_name_is_that_of_the_case_and_free(tmp_path, monkeypatch):
 def test_the_causes_are_those_of_all_values_of_the_worst_token(many):
     p = rows_of(many, [5])
     verdict = judge(p, Local(LosesASlot()))[0]
-    found = causes_of(Local(LosesASlot()), p, verdict, 60.0)
-    assert found.names == {f"slot 5 (expert {int(p.topk_ids[0, 5])}) is lost"}
-    assert found.lines[0].startswith("  cause: combine: slot 5 (expert ")
-    assert found.lines[1].startswith("    explains all ") and len(found.lines) == 2
+    causes = causes_of(Local(LosesASlot()), p, verdict, 60.0)
+    assert causes.names == {f"slot 5 (expert {int(p.topk_ids[0, 5])}) is lost"}
+    assert causes.lines[0].startswith("  cause: combine: slot 5 (expert ")
+    assert causes.lines[1].startswith("    explains all ") and len(causes.lines) == 2
     assert causes_of(Local(LosesASlot()), p, replace(verdict, worst=None), 60.0).lines == []
 
 
 def test_a_failure_of_many_tokens_says_how_many_it_needs():
     r = reduce(Local(LosesRows()), problem(3, tokens=9, experts=1, top_k=1))
     assert r.problem.num_tokens == 5 and r.with_a_token_fewer() == "pass"
-    assert tokens_needed(5, "pass") == "it needs 5 tokens: 4 tokens pass"
-    assert not tokens_needed(5, "fail")
+    assert token_need(5, "pass") == "it needs 5 tokens: 4 tokens pass"
+    assert not token_need(5, "fail")
     one = reduce(Local(LosesASlot()), problem(3, tokens=2))
     assert one.problem.num_tokens == 1 and one.with_a_token_fewer() == ""
 

@@ -48,17 +48,17 @@ def test_both_models_of_the_instruction_lie_inside(seed, depth, low, octaves, ni
     args = operands(seed, depth, 12, low, octaves, nibbles, zeros)
     lowest, highest = ends(args)
     for kernel in KERNELS:
-        got = kernel.linear(*args, np.random.default_rng(0))
-        assert ((got >= lowest) & (got <= highest)).all(), kernel.name
+        actual = kernel.linear(*args, np.random.default_rng(0))
+        assert ((actual >= lowest) & (actual <= highest)).all(), kernel.name
 
 
 def test_one_run_of_128_is_one_of_the_two_results_bit_for_bit():
     """Nothing is promoted yet but onto zero, so nothing is open but the format of the weight."""
     args = operands(1, depth=128, columns=200)
-    made = [kernel.linear(*args, np.random.default_rng(0)) for kernel in KERNELS]
+    results = [kernel.linear(*args, np.random.default_rng(0)) for kernel in KERNELS]
     lowest, highest = ends(args)
-    assert np.array_equal(lowest, np.minimum(*made))
-    assert np.array_equal(highest, np.maximum(*made))
+    assert np.array_equal(lowest, np.minimum(*results))
+    assert np.array_equal(highest, np.maximum(*results))
     assert (lowest < highest).any()  # the format of 0.5 does show
 
 
@@ -155,8 +155,8 @@ def test_a_step_is_that_of_the_bit_model(seed):
     running = narrowed(np.ldexp(rng.uniform(-1, 1, (2, 24)), rng.integers(-90, 40, (2, 24))), 13)
     running[rng.random((2, 24)) < 0.3] = 0
     products = (values * weights).astype(np.float32)
-    got = module._step(HOPPER_8BIT, products, fields.max(axis=1).astype(np.int8), scale, running)
+    actual = module._step(HOPPER_8BIT, products, fields.max(axis=1).astype(np.int8), scale, running)
     scaled = np.ldexp(products.astype(float), scale[:, None].astype(int))
-    wanted = fused(HOPPER_8BIT, np.moveaxis(scaled, 1, -1),
-                   np.moveaxis(fields + scale[:, None].astype(int), 1, -1), running)  # fmt: skip
-    assert np.array_equal(got + 0.0, wanted)
+    expected = fused(HOPPER_8BIT, np.moveaxis(scaled, 1, -1),
+                     np.moveaxis(fields + scale[:, None].astype(int), 1, -1), running)  # fmt: skip
+    assert np.array_equal(actual + 0.0, expected)

@@ -30,13 +30,13 @@ def letters(number: int) -> str:
     return "".join(chr(97 + int(digit)) for digit in str(number))
 
 
-def written(folder: Path, data: Any) -> Path:
+def write(folder: Path, data: Any) -> Path:
     path = folder / "result.json"
     path.write_text(data if isinstance(data, str) else json.dumps(data))
     return path
 
 
-def printed(kind: str, result: Any) -> str:
+def render(kind: str, result: Any) -> str:
     console = Console(file=io.StringIO(), width=150)
     terminal.show(kind, result, console)
     assert isinstance(console.file, io.StringIO)
@@ -48,7 +48,7 @@ def printed(kind: str, result: Any) -> str:
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_the_kind_of_result_is_told_from_its_keys(kind: str, tmp_path: Path) -> None:
-    assert read(written(tmp_path, RESULTS[kind]()))[0] == kind
+    assert read(write(tmp_path, RESULTS[kind]()))[0] == kind
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_the_kind_of_result_is_told_from_its_keys(kind: str, tmp_path: Path) -> 
 def test_what_is_no_result_is_refused_in_one_line(
     content: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["report", str(written(tmp_path, content))]) == 2
-    said = capsys.readouterr().err
-    assert what in said and said.count("\n") == 1
+    assert main(["report", str(write(tmp_path, content))]) == 2
+    message = capsys.readouterr().err
+    assert what in message and message.count("\n") == 1
 
 
 def test_misuse_of_the_output_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path, results.ab())
+    path = write(tmp_path, results.ab())
     for out, what in ((tmp_path, "is a directory"), (path, "is the result itself")):
         assert main(["report", str(path), "-o", str(out)]) == 2
         assert what in capsys.readouterr().err
@@ -84,10 +84,10 @@ def test_misuse_of_the_output_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_control_characters_do_not_reach_a_reader(tmp_path: Path) -> None:
     """They would let a backend's message write over the terminal, or turn a line round."""
     data = results.ab() | {"headline": "a\x1b[2Jb\ud800c\u202ed", "key\x00": "x" * 5000}
-    clean = read(written(tmp_path, data))[1]
+    clean = read(write(tmp_path, data))[1]
     assert clean["headline"] == "a?[2Jb?c?d"
     assert len(clean["key?"]) < 2100 and "3000 more characters" in clean["key?"]
-    assert "\x1b" not in printed("ab", clean)
+    assert "\x1b" not in render("ab", clean)
 
 
 # --- a run ------------------------------------------------------------------------------------
@@ -125,14 +125,14 @@ def test_failures_of_one_kind_and_symptom_are_folded() -> None:
     assert folds == [("eplb/b", ["eplb/a"], False), ("eplb/c", [], False), ("layo/a", [], False)]
     anchors = {c["id"]: c["anchor"] for c in view["cases"]}
     assert anchors == {"eplb/a": "f1", "eplb/b": "f1", "eplb/c": "f2", "layo/a": "f3"}
-    assert "also eplb/a: lost N rows" in printed("run", {"counts": {}, "cases": cases})
+    assert "also eplb/a: lost N rows" in render("run", {"counts": {}, "cases": cases})
 
 
 def test_a_failure_without_its_map_says_so() -> None:
     case = {"id": "eplb/a", "kind": "eplb", "status": "fail", "reason": "x", "shortened": True}
     result = {"counts": {}, "cases": [case]}
     assert b"kept the maps of its first fails only" in page("run", result)
-    assert "kept the maps of its first fails only (--pictures N)" in printed("run", result)
+    assert "kept the maps of its first fails only (--pictures N)" in render("run", result)
 
 
 def test_a_backend_that_is_not_batch_invariant_is_named() -> None:
@@ -176,8 +176,8 @@ def test_the_grid_counts_every_case_once() -> None:
     kinds = view["grid"]["kinds"]
     assert kinds == ["staging", "eplb", "forward", "errors", "layout"]
     chips = [chip for row in view["grid"]["rows"] for cell in row["cells"] for chip in cell]
-    said = sorted((c["state"], c["label"], c["text"]) for c in chips)
-    assert said == [
+    texts = sorted((c["state"], c["label"], c["text"]) for c in chips)
+    assert texts == [
         ("bad", "", "✗ 1/1"), ("bad", "", "✗ 1/1"), ("bad", "I 128", "✗ 2/2"),
         ("none", "I 128", "– 1"), ("pass", "", "✓ 1"),
     ]  # fmt: skip
@@ -248,14 +248,14 @@ def test_ab_leads_with_what_moved() -> None:
 
 def test_the_walk_is_ordered_as_the_search_implies() -> None:
     steps = results.bisect()["steps"]
-    places, said = draw.order(steps)
-    assert not said
-    judged = [(s["rev"][:2], p) for s, p in zip(steps, places, strict=True)
+    places, has_positions = draw.order(steps)
+    assert not has_positions
+    points = [(s["rev"][:2], p) for s, p in zip(steps, places, strict=True)
               if s["verdict"] in ("good", "bad")]  # fmt: skip
-    assert sorted(judged) == sorted(judged, key=lambda j: j[1])
-    given = [step | {"position": int(step["rev"][:2])} for step in steps]
-    places, said = draw.order(given)
-    assert said and places[:3] == [0, 1, 31 / 63]
+    assert sorted(points) == sorted(points, key=lambda j: j[1])
+    placed_steps = [step | {"position": int(step["rev"][:2])} for step in steps]
+    places, has_positions = draw.order(placed_steps)
+    assert has_positions and places[:3] == [0, 1, 31 / 63]
 
 
 def test_a_bisection_that_found_nothing_says_so() -> None:
@@ -293,7 +293,7 @@ def test_whatever_is_missing_there_is_a_report(kind: str) -> None:
         whole(less)
         if count % 7 == 0:
             assert page(kind, less).endswith(b"</html>")
-            printed(kind, less)
+            render(kind, less)
     assert count > 50
 
 
@@ -313,7 +313,7 @@ def test_the_file_names_no_other(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_the_terminal_says_the_same(kind: str) -> None:
-    out = printed(kind, RESULTS[kind]())
+    out = render(kind, RESULTS[kind]())
     whole = {"run": views.view, "ab": compared.ab, "bisect": compared.bisect}[kind]
     assert out.startswith(whole(RESULTS[kind]())["verdict"])
     for words in {
@@ -344,7 +344,7 @@ def four_hundred() -> dict[str, Any]:
 
 
 def test_four_hundred_failures_stay_below_two_mebibytes(tmp_path: Path) -> None:
-    path, out = written(tmp_path, four_hundred()), tmp_path / "report.html"
+    path, out = write(tmp_path, four_hundred()), tmp_path / "report.html"
     assert main(["report", str(path), "-o", str(out)]) == 0
     text = out.read_text()
     assert out.stat().st_size < 2 << 20
@@ -368,7 +368,7 @@ def test_a_thousand_long_lines_stay_below_two_mebibytes() -> None:
 
 def test_a_map_without_details_is_labelled_by_tokens() -> None:
     finding = {"shape": [4, 2], "grid": [[3, 1, 5]], "tokens": [0, 8, 63, 64]}
-    drawn = views._map(finding, None)
-    assert drawn is not None and (drawn["first"], drawn["last"]) == ("0", "64")
+    token_map = views._map(finding, None)
+    assert token_map is not None and (token_map["first"], token_map["last"]) == ("0", "64")
     usual = views._map({**finding, "tokens": []}, None)
     assert usual is not None and (usual["first"], usual["last"]) == ("0", "3")

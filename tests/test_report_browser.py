@@ -67,12 +67,12 @@ CONTRAST = """(() => {
 def browser() -> Iterator[chromium.Chromium]:
     path = chromium.find()
     if path is None:
-        said = "no Chromium on the path, and MEGAMOE_CHROMIUM does not name one"
+        reason = "no Chromium on the path, and MEGAMOE_CHROMIUM does not name one"
         if os.environ.get("MEGAMOE_REQUIRE_CHROMIUM") == "1":
-            pytest.fail(f"{said}, although MEGAMOE_REQUIRE_CHROMIUM=1")
-        pytest.skip(said)
-    with chromium.Chromium(path) as made:
-        yield made
+            pytest.fail(f"{reason}, although MEGAMOE_REQUIRE_CHROMIUM=1")
+        pytest.skip(reason)
+    with chromium.Chromium(path) as chrome:
+        yield chrome
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def opened(browser: chromium.Chromium, tmp_path: Path) -> Any:
 def test_everything_is_there_and_can_be_seen(kind: str, opened: Any) -> None:
     browser = opened(kind)
     for selector in EVERYTHING[kind]:
-        found = browser.js(f"document.querySelectorAll({selector!r}).length")
-        assert found, f"{selector} is missing"
+        count = browser.js(f"document.querySelectorAll({selector!r}).length")
+        assert count, f"{selector} is missing"
         assert browser.js(HIDDEN % selector) == 0, f"{selector} cannot be seen"
 
 
@@ -131,8 +131,8 @@ def test_every_map_is_a_picture_of_its_cells(opened: Any) -> None:
 
 
 def test_links_lead_somewhere(opened: Any) -> None:
-    lost = "[...document.links].filter(a => !document.querySelector(a.getAttribute('href')))"
-    assert opened("run").js(f"{lost}.length") == 0
+    dead_links = "[...document.links].filter(a => !document.querySelector(a.getAttribute('href')))"
+    assert opened("run").js(f"{dead_links}.length") == 0
     assert opened("run").js("document.links.length") > 5
     twice = "(i => i.length - new Set(i).size)([...document.querySelectorAll('[id]')].map(e=>e.id))"
     assert opened("run").js(twice) == 0
@@ -167,8 +167,8 @@ def test_the_keyboard_reaches_everything(opened: Any) -> None:
     assert browser.js("filter.value") == "jek", "letters in the field are no commands"
     assert browser.js("found.textContent") == "0 of 6"
     browser.js("filter.value = 'fail'; filter.dispatchEvent(new Event('input'))")
-    shown = "[...document.querySelectorAll('#cases tbody tr')].filter(r => r.checkVisibility())"
-    assert browser.js(f"{shown}.length") == 3 and browser.js("found.textContent") == "3 of 6"
+    rows = "[...document.querySelectorAll('#cases tbody tr')].filter(r => r.checkVisibility())"
+    assert browser.js(f"{rows}.length") == 3 and browser.js("found.textContent") == "3 of 6"
     browser.press("Escape")
     assert browser.js(f"{here}.id") != "filter"
     assert browser.complaints() == []
@@ -203,10 +203,10 @@ def test_every_text_can_be_read_in_both_schemes(kind: str, scheme: str, opened: 
 def test_on_paper_nothing_is_folded_and_nothing_is_for_clicking(opened: Any) -> None:
     browser = opened("run")
     browser.press("e")
-    seen = "document.querySelector('#f1 .map img').checkVisibility()"
-    assert not browser.js(seen)
+    visibility = "document.querySelector('#f1 .map img').checkVisibility()"
+    assert not browser.js(visibility)
     browser.media("print", "dark")
-    assert browser.js(seen), "a closed fold is open on paper, without a script too"
+    assert browser.js(visibility), "a closed fold is open on paper, without a script too"
     for clicked in (".copy", ".filter", ".keys", "nav"):
         assert not browser.js(f"document.querySelector('{clicked}').checkVisibility()"), clicked
     assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -214,21 +214,21 @@ def test_on_paper_nothing_is_folded_and_nothing_is_for_clicking(opened: Any) -> 
     browser.media()
     paper = browser.pdf()
     assert paper.startswith(b"%PDF") and len(paper) > 20_000
-    assert not browser.js(seen), "and folded again afterwards"
+    assert not browser.js(visibility), "and folded again afterwards"
 
 
 def many(count: int, apart: bool) -> list[Any]:
     """Cases of a run, and ``count`` more fails: of three symptoms, or ``apart``: of one each."""
-    made = results.run()
-    bad = [case for case in made["cases"] if case["status"] == "fail"]
+    report = results.run()
+    bad = [case for case in report["cases"] if case["status"] == "fail"]
     for i in range(count):
         case = copy.deepcopy(bad[i % len(bad)])
         case["id"] = f"{case['kind']}/a-case-with-a-name-of-usual-length-{i}-h7168-i3072"
         if apart:
             name = "".join(chr(97 + int(digit)) for digit in str(i))
             case["reason"] = f"stage {name} has a reason of some length; {case['reason']}"
-        made["cases"].append(case)
-    return list(made["cases"])
+        report["cases"].append(case)
+    return list(report["cases"])
 
 
 def test_failures_of_one_symptom_are_one_with_a_count(opened: Any) -> None:
@@ -239,8 +239,8 @@ def test_failures_of_one_symptom_are_one_with_a_count(opened: Any) -> None:
     assert browser.js("document.querySelector('#failures h2').textContent") == (
         "Failures 104 of 4 symptoms"
     )
-    lost = "[...document.links].filter(a => !document.querySelector(a.getAttribute('href')))"
-    assert browser.js(f"{lost}.length") == 0
+    dead_links = "[...document.links].filter(a => !document.querySelector(a.getAttribute('href')))"
+    assert browser.js(f"{dead_links}.length") == 0
     assert browser.js("document.querySelectorAll('#cases tr.fail a').length") == 103
 
 
@@ -249,11 +249,11 @@ def test_a_hundred_failures_are_less_than_ten_pages_of_paper(apart: bool, opened
     browser = opened("run", cases=many(100, apart))
     assert 1 < browser.pdf().count(b"/Type /Page\n") < 10
     browser.media("print")
-    drawn = "[...document.querySelectorAll('.map img')].filter(e => e.checkVisibility()).length"
-    assert browser.js(drawn) >= 4, "some have pictures on paper"
-    said = "[...document.querySelectorAll('.hint.paper')].map(e => e.textContent).join(' ')"
-    assert ("the first 4 have pictures, the others a line" in browser.js(said)) is apart
-    assert "106 cases is not printed" in browser.js(said)
+    pictures = "[...document.querySelectorAll('.map img')].filter(e => e.checkVisibility()).length"
+    assert browser.js(pictures) >= 4, "some have pictures on paper"
+    hints = "[...document.querySelectorAll('.hint.paper')].map(e => e.textContent).join(' ')"
+    assert ("the first 4 have pictures, the others a line" in browser.js(hints)) is apart
+    assert "106 cases is not printed" in browser.js(hints)
 
 
 def test_at_390_pixels_nothing_is_cut_and_the_legend_can_be_read(opened: Any) -> None:
@@ -293,7 +293,7 @@ def test_it_reads_without_its_script(opened: Any) -> None:
         browser._until(lambda: browser.events[-1]["method"] == "Page.frameStoppedLoading")
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
         assert browser.js(HIDDEN % "#verdict h1, #f1 .map img, #cases tr.pass") == 0
-        offered = "[...document.querySelectorAll('.copy, .filter, .keys')]"
-        assert browser.js(f"{offered}.filter(e => e.checkVisibility()).length") == 0
+        controls = "[...document.querySelectorAll('.copy, .filter, .keys')]"
+        assert browser.js(f"{controls}.filter(e => e.checkVisibility()).length") == 0
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)

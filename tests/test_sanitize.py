@@ -71,16 +71,16 @@ def test_clean_logs_of_both_tools_are_green(sanitize, tmp_path, write):
 
 
 @pytest.mark.parametrize(
-    ("write", "check", "said"),
+    ("write", "check", "message"),
     [
         (DIRTY, 0, "memcheck found errors; see out/sanitize/memcheck"),
         (CLEAN, 1, ""),  # a case is red
         (":", 0, "memcheck wrote no summary in out/sanitize/memcheck: nothing was checked"),
     ],
 )
-def test_an_error_a_red_case_and_silence_are_not_green(sanitize, write, check, said):
+def test_an_error_a_red_case_and_silence_are_not_green(sanitize, write, check, message):
     ran = sanitize(write, check=check)
-    assert ran.returncode == 1 and said in ran.stderr
+    assert ran.returncode == 1 and message in ran.stderr
 
 
 def test_what_is_missing_is_said_in_one_line(sanitize):
@@ -130,11 +130,11 @@ HEAD, CALL = line_of("def linear1("), line_of("gl.warp_specialize(")
 
 
 @pytest.fixture
-def judged(tmp_path, capsys):
+def judge(tmp_path, capsys):
     def run(*reports, summary=None):
         log = tmp_path / "1.txt"
-        shown = len(reports) if summary is None else summary
-        end = f"========= RACECHECK SUMMARY: {shown} hazards displayed ({shown} errors, 0 warnings)"
+        count = len(reports) if summary is None else summary
+        end = f"========= RACECHECK SUMMARY: {count} hazards displayed ({count} errors, 0 warnings)"
         log.write_text("".join(reports) + end + "\n")
         return hazards.main([str(log)]), capsys.readouterr()
 
@@ -145,17 +145,17 @@ def at(first, second):
     return REPORT.format(first=first, second=second)
 
 
-def test_only_what_racecheck_blames_on_triton_s_hand_over_is_set_aside(judged):
-    code, told = judged(at(HEAD, CALL), at(HEAD, HEAD))
-    assert code == 0 and "2 reports" in told.out
+def test_only_what_racecheck_blames_on_triton_s_hand_over_is_set_aside(judge):
+    code, output = judge(at(HEAD, CALL), at(HEAD, HEAD))
+    assert code == 0 and "2 reports" in output.out
     ours = line_of("a0 = decoded(")
-    code, told = judged(at(HEAD, CALL), at(HEAD, ours))
+    code, output = judge(at(HEAD, CALL), at(HEAD, ours))
     assert code == 1
-    assert "1 reports" in told.out and "1 others" in told.out
-    assert f"overlapped.py:{ours}" in told.err and f"overlapped.py:{CALL}" not in told.err
+    assert "1 reports" in output.out and "1 others" in output.out
+    assert f"overlapped.py:{ours}" in output.err and f"overlapped.py:{CALL}" not in output.err
 
 
-def test_races_on_sums_that_an_mbarrier_orders_and_torch_s_own_are_set_aside(judged):
+def test_races_on_sums_that_an_mbarrier_orders_and_torch_s_own_are_set_aside(judge):
     load = line_of("word = pieces.index(", "handover.py")
     store = line_of("sums.index(box).slice(", "handover.py")
     sums = at(load, store).replace("overlapped.py", "handover.py")
@@ -163,11 +163,11 @@ def test_races_on_sums_that_an_mbarrier_orders_and_torch_s_own_are_set_aside(jud
         "========= Error: Race reported between Read access at void at::native::reduce_kernel"
         "<(int)512, (int)1>(T3)+0xe4f0\n=========\n"
     )
-    code, told = judged(sums, torch, summary=2)
-    assert code == 0 and "1 reports" in told.out and "1 in torch's own" in told.out
+    code, output = judge(sums, torch, summary=2)
+    assert code == 0 and "1 reports" in output.out and "1 in torch's own" in output.out
     elsewhere = at(load, line_of("def hand_over(", "handover.py"))
-    code, told = judged(elsewhere.replace("overlapped.py", "handover.py"))
-    assert code == 1 and "1 others" in told.out
+    code, output = judge(elsewhere.replace("overlapped.py", "handover.py"))
+    assert code == 1 and "1 others" in output.out
 
 
 @pytest.mark.parametrize(
@@ -179,14 +179,14 @@ def test_races_on_sums_that_an_mbarrier_orders_and_torch_s_own_are_set_aside(jud
         "========= Warning: Race reported nowhere\n",
     ],
 )
-def test_any_other_report_is_left(judged, report):
-    code, told = judged(at(HEAD, CALL), report)
-    assert code == 1 and "1 reports" in told.out and "1 others" in told.out
+def test_any_other_report_is_left(judge, report):
+    code, output = judge(at(HEAD, CALL), report)
+    assert code == 1 and "1 reports" in output.out and "1 others" in output.out
 
 
-def test_a_report_that_is_not_understood_is_missed_in_the_sum(judged):
-    code, told = judged(at(HEAD, CALL), summary=2)
-    assert code == 1 and "tells of 2 reports, the log has 1" in told.err
+def test_a_report_that_is_not_understood_is_missed_in_the_sum(judge):
+    code, output = judge(at(HEAD, CALL), summary=2)
+    assert code == 1 and "tells of 2 reports, the log has 1" in output.err
 
 
 def test_an_error_that_racecheck_only_counts_is_red(sanitize):

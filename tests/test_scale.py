@@ -60,9 +60,9 @@ def test_physical_ids_are_counted_exactly(dtype):
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(-2, 11, (t, 2), generator=generator, dtype=dtype) for t in (9, 0, 4, 17)]
     owners = [[i // 2 if 0 <= i < 8 else None for i in own.flatten().tolist()] for own in ids]
-    found = traffic(TINY, ids, 4)
-    assert found == plainly(owners)
-    assert found[1]["dispatch"] == 0 < found[1]["return"]
+    ranks = traffic(TINY, ids, 4)
+    assert ranks == plainly(owners)
+    assert ranks[1]["dispatch"] == 0 < ranks[1]["return"]
 
 
 def test_logical_ids_are_counted_where_the_placement_sends_them():
@@ -97,10 +97,10 @@ def test_the_expected_bytes_are_the_mean_over_all_ids(ranks):
 def test_ranks_that_do_not_divide_the_experts_get_replicas():
     """Four ranks, three experts: expert 0 has a replica, and each of the two gets half of it."""
     model = Model("tiny", 128, 256, 3, 1, 1.0, None, "made up")
-    found = traffic(model, 12, 4)
+    ranks = traffic(model, 12, 4)
     # A rank gets 2 rows from each rank, or 4 where it holds the only replica.
-    assert [s["return"] for s in found] == pytest.approx([BACK * 6, BACK * 12, BACK * 12, BACK * 6])
-    assert [s["dispatch"] for s in found] == pytest.approx([THERE * n for n in (10, 8, 8, 10)])
+    assert [s["return"] for s in ranks] == pytest.approx([BACK * 6, BACK * 12, BACK * 12, BACK * 6])
+    assert [s["dispatch"] for s in ranks] == pytest.approx([THERE * n for n in (10, 8, 8, 10)])
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ FAST = Machine("fast", 1e30, 1e30, 1e30, 1e6, "an operation in a microsecond, an
 def test_links_by_hand():
     """16 ranks, 16 experts, 5 tokens of 2 slots: 10/16 of a row to each rank, 7 near and 8 far."""
     model = Model("tiny", 128, 256, 16, 2, 1.0, None, "made up")
-    found = estimate(model, 5, 16, UNIT)
+    times = estimate(model, 5, 16, UNIT)
     both = THERE + BACK
-    assert found.nvlink == pytest.approx(7 * 10 / 16 * both)
-    assert found.network == pytest.approx(8 * 10 / 16 * both)
-    assert found.dispatch == pytest.approx(15 * 10 / 16 * THERE)
-    assert found.back == pytest.approx(15 * 10 / 16 * BACK)
+    assert times.nvlink == pytest.approx(7 * 10 / 16 * both)
+    assert times.network == pytest.approx(8 * 10 / 16 * both)
+    assert times.dispatch == pytest.approx(15 * 10 / 16 * THERE)
+    assert times.back == pytest.approx(15 * 10 / 16 * BACK)
     assert estimate(model, 5, 8, UNIT).network == 0
 
 
@@ -198,20 +198,20 @@ def test_the_page_has_what_the_model_gives():
     assert len(details) == 2 * 2 * len(EP_SIZES)
     for row in details:
         model = MODELS[row[1]]
-        shown = table(machines[row[0]], [estimate(model, *map(int, row[2:4]), machines[row[0]])])
-        cells = [next(iter(column.cells)) for column in shown.columns]
+        view = table(machines[row[0]], [estimate(model, *map(int, row[2:4]), machines[row[0]])])
+        cells = [next(iter(column.cells)) for column in view.columns]
         assert row == [row[0], *cells[:4], *cells[4:9], cells[10]]
     limits = [row for row in rows if len(row) == 7]
     assert len(limits) == 4
     heads = next(line for line in text.splitlines() if line.startswith("| GPU | model | T = "))
     tokens = [int(t) for t in re.findall(r"(\d+) \|", heads)]
     assert all(a < b for a, b in pairwise(tokens))
-    for name, model, *found in limits:
+    for name, model, *bounds in limits:
         estimates = [
             [estimate(MODELS[model.lower()], t, r, machines[name]) for r in EP_SIZES]
             for t in tokens
         ]
-        assert found == [str(link_bound_from(p) or "none") for p in estimates]
+        assert bounds == [str(link_bound_from(p) or "none") for p in estimates]
 
 
 def test_the_verb_prints_a_table_for_each_machine_without_a_gpu(capsys):

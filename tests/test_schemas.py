@@ -50,7 +50,7 @@ def wrong(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda run, case: run.pop("contract"), "'contract' is a required property"),
         (lambda run, case: run["counts"].pop("skip"), "'skip' is a required property"),
@@ -61,17 +61,17 @@ def wrong(change):
         (lambda run, case: case["findings"][0].update(rows={"a": 1}), "'a' does not match"),
     ],
 )
-def test_a_wrong_run_is_not(change, said):
-    assert any(said in one for one in wrong(change))
+def test_a_wrong_run_is_not(change, message):
+    assert any(message in one for one in wrong(change))
 
 
 def test_they_list_the_values_that_there_are():
-    known = schemas()
-    verdict = known["verdict"]
+    by_name = schemas()
+    verdict = by_name["verdict"]
     assert verdict["$defs"]["status"]["enum"] == list(judge.STATUSES)
     assert verdict["properties"]["kind"]["enum"] == list(KINDS)
-    assert known["run"]["properties"]["tier"]["enum"] == list(TIERS)
-    of_case = known["ab"]["properties"]["cases"]["items"]["properties"]
+    assert by_name["run"]["properties"]["tier"]["enum"] == list(TIERS)
+    of_case = by_name["ab"]["properties"]["cases"]["items"]["properties"]
     assert of_case["class"]["enum"] == list(CLASSES)
     fields = set(judge.Verdict.__dataclass_fields__) - {"case_id"} | {"id"}
     assert set(verdict["properties"]) == fields

@@ -32,17 +32,17 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 def entries(lock: str) -> dict[str, tuple[Requirement, list[str]]]:
     """Package -> (requirement, digests), of the lines that hold on Linux, as here."""
     linux = {"sys_platform": "linux", "platform_machine": "x86_64"}
-    found: dict[str, tuple[Requirement, list[str]]] = {}
+    packages: dict[str, tuple[Requirement, list[str]]] = {}
     for block in re.findall(r"^[^#\s].*(?:\n[ \t]+.*)*", LOCKS[lock], flags=re.MULTILINE):
         head, *rest = (line.rstrip("\\ ") for line in block.splitlines())
         requirement = Requirement(head)
         if requirement.marker is None or requirement.marker.evaluate(linux):
-            assert canonicalize_name(requirement.name) not in found, f"{lock} names it twice"
-            found[canonicalize_name(requirement.name)] = (
+            assert canonicalize_name(requirement.name) not in packages, f"{lock} names it twice"
+            packages[canonicalize_name(requirement.name)] = (
                 requirement,
                 [line.strip() for line in rest],
             )
-    return found
+    return packages
 
 
 # --- locks ---------------------------------------------------------------------------------------
@@ -75,11 +75,11 @@ def test_files_installed_together_share_no_package(torch: str) -> None:
 @pytest.mark.parametrize("torch", ["torch-cpu.txt", "torch-cuda.txt"])
 @pytest.mark.parametrize("need", NEEDS)
 def test_each_dependency_is_locked_within_its_range(need: str, torch: str) -> None:
-    wanted = Requirement(need)
+    dependency = Requirement(need)
     locked = entries(torch) | entries("base.txt") | entries("test.txt")
-    requirement, _ = locked[canonicalize_name(wanted.name)]
+    requirement, _ = locked[canonicalize_name(dependency.name)]
     (pin,) = requirement.specifier
-    assert wanted.specifier.contains(pin.version)
+    assert dependency.specifier.contains(pin.version)
 
 
 def test_the_two_torch_locks_differ_only_by_the_gpu() -> None:
@@ -98,7 +98,7 @@ def test_cpu_torch_is_locked_for_each_supported_python() -> None:
         entries("torch-cpu.txt")["torch"][1]
     )
     pythons = {re.search(r"-(cp\d+)-manylinux_2_28_x86_64", wheel) for wheel in wheels}
-    assert {"cp311", "cp312", "cp313", "cp314"} == {found[1] for found in pythons if found}
+    assert {"cp311", "cp312", "cp313", "cp314"} == {match[1] for match in pythons if match}
 
 
 # --- the Makefile --------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def make(*arguments: str, inside: Mapping[str, str] = MappingProxyType({})) -> s
     """
     clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     clean = {k: v for k, v in clean.items() if k not in ("ARGS", "MEGAMOE_PYTHON", "PYTHON")}
-    done = subprocess.run(
+    result = subprocess.run(
         ["make", "--no-print-directory", *arguments],
         cwd=ROOT,
         env=clean | inside,
@@ -119,17 +119,17 @@ def make(*arguments: str, inside: Mapping[str, str] = MappingProxyType({})) -> s
         text=True,
         check=True,
     )
-    return done.stdout
+    return result.stdout
 
 
 @needs_make
 def test_help_is_the_default_and_lists_every_verb() -> None:
     text = (ROOT / "Makefile").read_text().replace("\\\n", "")
     (verbs_of_make,) = re.findall(r"^VERBS := (.*)$", text, flags=re.MULTILINE)
-    listed = re.findall(r"^  ([a-z0-9-]+) {2,}\S", make(), flags=re.MULTILINE)
-    assert listed == verbs_of_make.split()
+    names = re.findall(r"^  ([a-z0-9-]+) {2,}\S", make(), flags=re.MULTILINE)
+    assert names == verbs_of_make.split()
     verbs = {"setup", "check", "check-full", "test", "test-fast", "lint", "golden-verify", "clean"}
-    assert verbs <= set(listed)
+    assert verbs <= set(names)
 
 
 @needs_make
@@ -146,21 +146,21 @@ def test_check_passes_its_variables_on() -> None:
 
 @needs_make
 @pytest.mark.parametrize(
-    ("verb", "wanted"),
+    ("verb", "command"),
     [
         ("check", "check --backend 'eager' --case 'eplb/*,!*-t1'"),  # of any tier, as --case
         ("check-full", "full --case 'eplb/*,!*-t1'"),
         ("golden-verify", "golden verify --case 'eplb/*,!*-t1'"),
     ],
 )
-def test_case_chooses_cases(verb: str, wanted: str) -> None:
-    assert wanted in make("-n", verb, "CASE=eplb/*,!*-t1")
+def test_case_chooses_cases(verb: str, command: str) -> None:
+    assert command in make("-n", verb, "CASE=eplb/*,!*-t1")
     assert "--case" not in make("-n", verb)
 
 
 @needs_make
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["check", "CASES=x"], "no verb reads CASES; did you mean CASE?; known variables: PYTHON "),
         (["check", "case=x"], "no verb reads case; did you mean CASE?; known"),
@@ -172,11 +172,11 @@ def test_case_chooses_cases(verb: str, wanted: str) -> None:
         (["CASE=x"], "golden-verify; help reads none"),
     ],
 )  # fmt: skip
-def test_a_variable_that_nothing_reads_is_an_error(arguments: list[str], said: str) -> None:
-    with pytest.raises(subprocess.CalledProcessError) as failed:
+def test_a_variable_that_nothing_reads_is_an_error(arguments: list[str], message: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as error:
         make("-n", *arguments)
-    assert failed.value.returncode == 2 and said in failed.value.stderr
-    assert failed.value.stdout == "", "nothing runs"
+    assert error.value.returncode == 2 and message in error.value.stderr
+    assert error.value.stdout == "", "nothing runs"
 
 
 @needs_make
@@ -257,9 +257,9 @@ def copy(tmp_path: Path) -> Copy:
     shutil.copy(ROOT / "pyproject.toml", project)
     tools.mkdir()
     for tool in ("sh", "dirname", "cat", "cksum", "ls", "grep", "mkdir", "cp"):
-        found = shutil.which(tool)
-        assert found is not None
-        (tools / tool).symlink_to(found)
+        path = shutil.which(tool)
+        assert path is not None
+        (tools / tool).symlink_to(path)
     return Copy(project, tools)
 
 
@@ -270,17 +270,17 @@ def one_line(stream: str) -> str:
 
 
 def test_without_any_python_one_line_says_what_to_install(copy: Copy) -> None:
-    done = copy.run()
-    assert done.returncode != 0
-    assert "needs one of Python 3.11 3.12 3.13 3.14" in one_line(done.stderr)
-    assert "no python3" in done.stderr
+    result = copy.run()
+    assert result.returncode != 0
+    assert "needs one of Python 3.11 3.12 3.13 3.14" in one_line(result.stderr)
+    assert "no python3" in result.stderr
 
 
 def test_an_old_python_is_named_with_its_version(copy: Copy) -> None:
     copy.add_python("python3")
-    done = copy.run(FAKE_VERSION="3.9.18")
-    assert done.returncode != 0
-    assert "(python3 is 3.9.18)" in one_line(done.stderr)
+    result = copy.run(FAKE_VERSION="3.9.18")
+    assert result.returncode != 0
+    assert "(python3 is 3.9.18)" in one_line(result.stderr)
     assert not (copy.root / ".venv").exists()
 
 
@@ -288,24 +288,24 @@ def test_a_newer_python_beside_an_old_one_is_taken(copy: Copy) -> None:
     copy.add_python("python3.13")
     (copy.bin / "python3").write_text("#!/bin/sh\necho 3.9.18\n")
     (copy.bin / "python3").chmod(0o755)
-    done = copy.run(FAKE_VERSION="3.13.1")
-    assert done.returncode == 0, done.stderr
-    assert "using python3.13 (3.13.1): python3 is 3.9.18" in done.stdout
+    result = copy.run(FAKE_VERSION="3.13.1")
+    assert result.returncode == 0, result.stderr
+    assert "using python3.13 (3.13.1): python3 is 3.9.18" in result.stdout
 
 
 def test_a_missing_venv_module_names_the_package_to_install(copy: Copy) -> None:
     copy.add_python("python3")
-    done = copy.run(FAKE_NO_VENV="1")
-    assert done.returncode != 0
-    assert "apt-get install python3.12-venv" in one_line(done.stderr)
+    result = copy.run(FAKE_NO_VENV="1")
+    assert result.returncode != 0
+    assert "apt-get install python3.12-venv" in one_line(result.stderr)
     assert not (copy.root / ".venv").exists()
 
 
 def test_torch_is_cpu_or_cuda(copy: Copy) -> None:
     copy.add_python("python3")
-    done = copy.run(TORCH="rocm")
-    assert done.returncode != 0
-    assert "TORCH=rocm is neither cpu nor cuda" in one_line(done.stderr)
+    result = copy.run(TORCH="rocm")
+    assert result.returncode != 0
+    assert "TORCH=rocm is neither cpu nor cuda" in one_line(result.stderr)
 
 
 def test_a_first_run_installs_hashed_wheels_only_and_a_second_nothing(copy: Copy) -> None:
@@ -348,18 +348,18 @@ def test_another_pyproject_only_renews_the_editable_install(copy: Copy) -> None:
 
 def test_without_a_cpu_build_the_default_comes_and_a_line_says_why(copy: Copy) -> None:
     copy.add_python("python3")
-    done = copy.run(FAKE_PIP_ERROR="ERROR: No matching distribution found for torch==2.13.0+cpu")
-    assert done.returncode == 0, done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if "no CPU build" in line)
+    result = copy.run(FAKE_PIP_ERROR="ERROR: No matching distribution found for torch==2.13.0+cpu")
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if "no CPU build" in line)
     assert "the default build comes instead" in line and "extra-index-url" in line
     assert len(copy.calls("torch-cuda.txt")) == 1
 
 
 def test_any_other_failure_of_pip_is_shown_and_ends_the_set_up(copy: Copy) -> None:
     copy.add_python("python3")
-    done = copy.run(FAKE_PIP_ERROR="ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
-    assert done.returncode != 0
-    assert "DO NOT MATCH THE HASHES" in done.stderr
+    result = copy.run(FAKE_PIP_ERROR="ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
+    assert result.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in result.stderr
     assert copy.calls("torch-cuda.txt") == []
     assert copy.run().returncode == 0, "an interrupted set-up must be taken up again"
 
@@ -367,17 +367,17 @@ def test_any_other_failure_of_pip_is_shown_and_ends_the_set_up(copy: Copy) -> No
 def test_a_venv_that_something_else_made_is_never_cleared(copy: Copy) -> None:
     copy.add_python("python3")
     (copy.root / ".venv").mkdir()
-    done = copy.run()
-    assert done.returncode != 0
-    assert "this set-up did not make it" in one_line(done.stderr)
+    result = copy.run()
+    assert result.returncode != 0
+    assert "this set-up did not make it" in one_line(result.stderr)
     assert copy.calls("-m venv") == []
 
 
 def test_a_host_interpreter_is_told_what_it_lacks(copy: Copy) -> None:
     copy.add_python("python3")
-    done = copy.run("--host", "python3", FAKE_MISSING="torch rich")
-    assert done.returncode != 0
-    assert "MEGAMOE_PYTHON=python3 lacks: torch rich." in one_line(done.stderr)
+    result = copy.run("--host", "python3", FAKE_MISSING="torch rich")
+    assert result.returncode != 0
+    assert "MEGAMOE_PYTHON=python3 lacks: torch rich." in one_line(result.stderr)
     assert copy.run("--host", "python3").returncode == 0
     assert not (copy.root / ".venv").exists()
 
@@ -410,11 +410,11 @@ def test_ci_ends_with_the_closing_line_of_pytest(
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
+    result = subprocess.run(
         [ROOT / ".ci/run"], env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1] == last
-    assert (done.returncode == 0) == (status == 0 and "passed" in last)
+    assert result.stdout.splitlines()[-1] == last
+    assert (result.returncode == 0) == (status == 0 and "passed" in last)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
@@ -431,13 +431,13 @@ def test_ci_installs_what_no_test_may_be_skipped_for(tmp_path: Path, there: bool
         (tmp_path / name).chmod(0o755)
     for tool in ("bash", "sh", "dirname", "mktemp", "tee", "grep", "tail", "rm"):
         (tmp_path / tool).symlink_to(str(shutil.which(tool)))
-    done = subprocess.run(
+    result = subprocess.run(
         [str(tmp_path / "bash"), ROOT / ".ci/run"],
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    assert "nix 1 chromium 1" in done.stdout.splitlines()
+    assert "nix 1 chromium 1" in result.stdout.splitlines()
     log = tmp_path / "installed"
     assert log.exists() != there
     installs = [line.split()[-2:] for line in log.read_text().splitlines()] if not there else []
@@ -460,11 +460,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (source / "golden/candidates/entries").mkdir(parents=True, exist_ok=True)
     (source / "golden/candidates/entries/x.json").write_text("{}")
     build = "import setuptools.build_meta as b; print(b.build_wheel('out'))"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True
     )
-    with zipfile.ZipFile(source / "out" / done.stdout.splitlines()[-1]) as made:
-        return made.namelist()
+    with zipfile.ZipFile(source / "out" / result.stdout.splitlines()[-1]) as archive:
+        return archive.namelist()
 
 
 @pytest.mark.slow
@@ -476,13 +476,13 @@ def test_a_wheel_holds_every_module_and_its_data(wheel: list[str]) -> None:
 @pytest.mark.slow
 def test_a_wheel_holds_the_goldens_and_no_candidate(wheel: list[str]) -> None:
     """``megamoe.cases.load.golden_root`` looks there first."""
-    kept = ("cases", "tensors", "recorded", "manifest.json", "durations.json", "coverage.json",
-            "holes.toml")  # fmt: skip
+    names = ("cases", "tensors", "recorded", "manifest.json", "durations.json", "coverage.json",
+             "holes.toml")  # fmt: skip
     golden = ROOT / "golden"
     files = {
         f"megamoe/golden_data/{path.relative_to(golden)}"
         for path in golden.rglob("*")
-        if path.is_file() and path.relative_to(golden).parts[0] in kept
+        if path.is_file() and path.relative_to(golden).parts[0] in names
     }
     assert "megamoe/golden_data/manifest.json" in files
     assert {name for name in wheel if name.startswith("megamoe/golden_data/")} == files

@@ -88,10 +88,10 @@ def test_merge_names_what_is_wrong(first, second, message):
 
 def test_merge_names_the_shard_that_lacks_with_its_command_and_one_that_came_twice():
     one, two = whole(["eplb/c00"], shard="1/3"), whole(["eplb/c01"], shard="2/3")
-    with pytest.raises(ShardError) as lost:
+    with pytest.raises(ShardError) as error:
         merge([one, two], cases(3))
     command = "megamoe check --backend b --tier full --shard 3/3 --json FILE"
-    assert str(lost.value) == (f"1 case lost: eplb/c02; no report of shard 3/3; run `{command}`")
+    assert str(error.value) == (f"1 case lost: eplb/c02; no report of shard 3/3; run `{command}`")
     with pytest.raises(ShardError, match=r"; shard 2/3 came twice; no report of shard 3/3; run"):
         merge([one, two, two], cases(3))
 

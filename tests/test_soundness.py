@@ -51,8 +51,10 @@ def test_a_kernel_that_rounds_codes_down_is_outside(tool):
     problem = tool.make("bell", 6, hidden=256, intermediate=128, tokens=4)
     golden = oracle.forward(problem, ["fp32-ordered"], contract=BASE)
     kernel = simulate.hopper_bf16()
-    got = simulate.forward(problem, kernel, 1)
-    wrong = replace(got, codes=np.where(got.codes & 0x7F, got.codes - 1, 0).astype(np.uint8))
+    result = simulate.forward(problem, kernel, 1)
+    wrong = replace(
+        result, codes=np.where(result.codes & 0x7F, result.codes - 1, 0).astype(np.uint8)
+    )
     tally = tool.judge(problem, kernel, wrong, golden)
     assert tally["mmasim/hopper-bf16", "codes", "outside"] > 0
     assert tally["mmasim/hopper-bf16", "staged", "outside"] > 0
@@ -87,8 +89,8 @@ def test_the_blackwell_kernel_is_mmasim_s_instruction():
     b = torch.from_numpy(e2m1_unpack(packed) << 2).T
     scale = [torch.from_numpy(s).view(torch.float8_e8m0fnu) for s in (sf, weight_sf)]
     expected = op(a, b, torch.zeros(2, 8), scale[0], scale[1].T)
-    got = simulate.blackwell_mxf8f6f4().linear(codes, sf, packed, weight_sf, rng)
-    assert np.array_equal(got, expected.double().numpy())
+    actual = simulate.blackwell_mxf8f6f4().linear(codes, sf, packed, weight_sf, rng)
+    assert np.array_equal(actual, expected.double().numpy())
 
 
 def test_the_hopper_kernels_are_mmasim_s_instructions():
@@ -100,12 +102,12 @@ def test_the_hopper_kernels_are_mmasim_s_instructions():
     fp8 = ptx.WGMMA("Hopper", "m64n8k32.f32.e4m3.e4m3")
     a, b = (torch.from_numpy(v).to(torch.float8_e4m3fn) for v in values)
     expected = fp8(a, b.T, torch.zeros(2, 8)).double().numpy()
-    got = simulate.hopper_e4m3("e4m3").linear(codes, one[0], packed, one[1], rng)
-    assert np.array_equal(got, expected)
+    actual = simulate.hopper_e4m3("e4m3").linear(codes, one[0], packed, one[1], rng)
+    assert np.array_equal(actual, expected)
     bf16 = ptx.WGMMA("Hopper", "m64n8k16.f32.bf16.bf16")
     a, b = (torch.from_numpy(v).bfloat16() for v in values)
     c = torch.zeros(2, 8)
     for k in (slice(0, 16), slice(16, 32)):
         c = bf16(a[:, k], b[:, k].T, c)
-    got = simulate.hopper_bf16().linear(codes, one[0], packed, one[1], rng)
-    assert np.array_equal(got, c.double().numpy())
+    actual = simulate.hopper_bf16().linear(codes, one[0], packed, one[1], rng)
+    assert np.array_equal(actual, c.double().numpy())

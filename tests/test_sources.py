@@ -113,8 +113,8 @@ def test_a_backend_of_a_name_has_none(monkeypatch):
 
 def shards(*modules):
     return [
-        whole([case.id], **({} if found is None else {"modules_sha256": found}))
-        for case, found in zip(SELECTION, modules, strict=False)
+        whole([case.id], **({} if digests is None else {"modules_sha256": digests}))
+        for case, digests in zip(SELECTION, modules, strict=False)
     ]
 
 
@@ -125,9 +125,9 @@ def merged(*modules):
 
 
 def test_two_shards_of_one_package_whose_imported_file_differs_do_not_merge():
-    with pytest.raises(ShardError) as refused:
+    with pytest.raises(ShardError) as error:
         merged({"layer.py": "a", "same.py": "c"}, {"layer.py": "b", "same.py": "c"})
-    assert str(refused.value) == (
+    assert str(error.value) == (
         "reports differ in modules_sha256: layer.py is a in 1.json, b in 2.json "
         "(a Python file that the kernel imported); run them alike"
     )

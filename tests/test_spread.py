@@ -55,12 +55,12 @@ def test_block_sums_enclose_every_kernel_s(width):
 def test_known_activations_give_the_block_sums_of_their_codes():
     _, acts, packed, weight_sf = case(8, 0.0)
     sf = acts.exponents()[0]
-    known = block_sums(
+    expected = block_sums(
         Rows.of(scaled_codes(acts.low, sf, contract=BASE), sf), Columns.of(packed, weight_sf)
     )
     blocks = spread_block_sums(spread(acts), Columns.of(packed, weight_sf))
     for name in ("low", "high", "positive", "negative", "lowbit", "field"):
-        assert np.array_equal(getattr(blocks, name), getattr(known, name)), name
+        assert np.array_equal(getattr(blocks, name), getattr(expected, name)), name
 
 
 def test_an_open_exponent_is_a_hull_and_never_a_mixture():

@@ -144,31 +144,31 @@ def outputs(hidden_size=128, top_k=2):
     )
 
 
-def refused(hidden, weights, ids) -> str:
+def refusal(hidden, weights, ids) -> str:
     """The message in the newest words, after showing that nothing was written.
 
     And that the older face's differ in the prefix alone.
     """
-    out, said = outputs(), []
+    out, messages = outputs(), []
     for contract in (NEWEST, BASE):
         with pytest.raises(ValueError) as caught:
             prepare_megamoe_inputs(hidden, weights, ids, *out, contract=contract)
         assert all((tensor == 9).all() for tensor in out)
-        said.append(str(caught.value))
-    assert said[1] == f"DeepSeek V4 {said[0]}"
-    return said[0]
+        messages.append(str(caught.value))
+    assert messages[1] == f"DeepSeek V4 {messages[0]}"
+    return messages[0]
 
 
 def test_hidden_size_must_be_a_multiple_of_128():
     hidden = torch.ones(2, 96, dtype=torch.bfloat16)
-    assert refused(hidden, torch.ones(2, 2), torch.zeros(2, 2).long()) == (
+    assert refusal(hidden, torch.ones(2, 2), torch.zeros(2, 2).long()) == (
         "MegaMoE input staging requires hidden_size to be a multiple of 128."
     )
 
 
 def test_weights_and_ids_must_have_the_same_shape():
     hidden = torch.ones(2, 128, dtype=torch.bfloat16)
-    assert refused(hidden, torch.ones(2, 2), torch.zeros(2, 3).long()) == (
+    assert refusal(hidden, torch.ones(2, 2), torch.zeros(2, 3).long()) == (
         "MegaMoE input staging requires topk_weights and topk_ids to have the same shape."
     )
 
@@ -189,13 +189,13 @@ def test_an_output_of_another_type_or_size_is_named_before_any_write(kernel, pla
     if kernel == "triton":
         pytest.importorskip("triton", reason="Triton is not installed: Linux builds only")
         from megamoe.backends.triton.staging import prepare_megamoe_inputs as prepare
-    given = [*outputs()[:place], out, *outputs()[place + 1 :]]
+    tensors = [*outputs()[:place], out, *outputs()[place + 1 :]]
     hidden, ids = torch.ones(2, 128, dtype=torch.bfloat16), torch.zeros(2, 2).long()
-    before = [t.clone() for t in given]
+    before = [t.clone() for t in tensors]
     with pytest.raises(ValueError) as caught:
-        prepare(hidden, torch.ones(2, 2), ids, *given)
+        prepare(hidden, torch.ones(2, 2), ids, *tensors)
     assert str(caught.value).startswith(f"{complaint}; 2 tokens need at least (2, ")
-    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
 
 
 def test_no_tokens_returns_at_once():

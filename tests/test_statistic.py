@@ -56,9 +56,9 @@ def scaled(y, row, channels, factor):
     ids=lambda k: k.name,
 )
 def test_a_correct_kernel_on_a_shape_held_out_of_calibration_is_silent(layer, kernel):
-    got = simulate.forward(simulate.head(layer[0], 2), kernel, 5)
+    result = simulate.forward(simulate.head(layer[0], 2), kernel, 5)
     short = simulate.head(layer[0], 2), layer[1][:2]
-    assert not findings(short, got.y, kernel.accumulator)
+    assert not findings(short, result.y, kernel.accumulator)
 
 
 def test_the_oracle_itself_is_silent_even_for_class_exact(layer):
@@ -72,8 +72,8 @@ def test_the_oracle_itself_is_silent_even_for_class_exact(layer):
 @pytest.mark.parametrize("start", [0, 448, 960])
 def test_one_percent_in_one_stretch_of_64_channels_of_one_row(layer, factor, start):
     y = scaled(layer[1], 3, slice(start, start + 64), factor)
-    found = findings(layer, y)
-    assert ("tile", (3, start // 128), "bias") in {(f.unit, f.index, f.statistic) for f in found}
+    outliers = findings(layer, y)
+    assert ("tile", (3, start // 128), "bias") in {(f.unit, f.index, f.statistic) for f in outliers}
 
 
 def test_a_lost_slot_shows_in_row_and_tile(layer):
@@ -81,18 +81,18 @@ def test_a_lost_slot_shows_in_row_and_tile(layer):
     ids = problem.topk_ids.clone()
     ids[2, 1] = -1
     y = oracle.forward(replace(problem, topk_ids=ids), [], contract=BASE).y
-    found = findings(layer, y)
-    assert {f.index[0] for f in found if f.unit in ("row", "tile")} == {2}
-    assert {"row", "tile"} <= {f.unit for f in found}
-    assert [f for f in found if f.unit == "expert"]
+    outliers = findings(layer, y)
+    assert {f.index[0] for f in outliers if f.unit in ("row", "tile")} == {2}
+    assert {"row", "tile"} <= {f.unit for f in outliers}
+    assert [f for f in outliers if f.unit == "expert"]
 
 
 def test_a_finding_is_one_line_and_the_worst_comes_first(layer):
     y = scaled(scaled(layer[1], 1, slice(0, 128), 1.02), 5, slice(128, 256), 2.0)
-    found = findings(layer, y)
-    assert found[0].index[0] == 5
-    assert str(found[0]).startswith(found[0].unit)
-    assert "\n" not in str(found[0])
+    outliers = findings(layer, y)
+    assert outliers[0].index[0] == 5
+    assert str(outliers[0]).startswith(outliers[0].unit)
+    assert "\n" not in str(outliers[0])
 
 
 def test_a_finding_names_the_token_and_not_its_place(layer):
@@ -101,11 +101,11 @@ def test_a_finding_names_the_token_and_not_its_place(layer):
     y, ids = scaled(reference, 3, slice(0, 1024), 1.02), problem.topk_ids.numpy()
     tokens = [0, 8, 63, 64, 65, 66, 67, 68]
     places = check(y, reference, ids, INTER, "fp32")
-    found = check(y, reference, ids, INTER, "fp32", tokens=tokens)
-    assert {f.index[0] for f in found if f.unit != "expert"} == {64}
+    outliers = check(y, reference, ids, INTER, "fp32", tokens=tokens)
+    assert {f.index[0] for f in outliers if f.unit != "expert"} == {64}
     assert {f.index[0] for f in places if f.unit != "expert"} == {3}
-    assert [f.index[1:] for f in found] == [f.index[1:] for f in places]
-    experts = [[f.index for f in some if f.unit == "expert"] for some in (found, places)]
+    assert [f.index[1:] for f in outliers] == [f.index[1:] for f in places]
+    experts = [[f.index for f in some if f.unit == "expert"] for some in (outliers, places)]
     assert experts[0] == experts[1]
 
 
@@ -124,8 +124,8 @@ def test_any_value_in_a_row_that_should_be_zero_is_a_finding(layer):
     zero[6] = 0
     y = zero.copy()
     y[6, 1000] = 1
-    found = check(y, zero, ids, INTER, "fp32")
-    assert ("tile", (6, 7)) in {(f.unit, f.index) for f in found}
+    outliers = check(y, zero, ids, INTER, "fp32")
+    assert ("tile", (6, 7)) in {(f.unit, f.index) for f in outliers}
 
 
 # --- what it cannot see, and what sees it -----------------------------------------------------
@@ -150,11 +150,11 @@ def test_one_weight_group_off_by_a_ue8m0_step_is_caught_by_the_staged_judgement(
     wrong[expert, INTER + channel, :] += 0
     group = int(np.argmax(wrong[expert, INTER + channel].numpy()))
     wrong[expert, INTER + channel, group] += 1
-    got = simulate.forward(
+    result = simulate.forward(
         replace(problem, w13_weight_scale=wrong), simulate.blockwise("nearest"), 1
     )
-    low, high = golden.envelopes["fp32-ordered"].code_interval(got.sf)
-    key = e4m3_key(got.codes)
+    low, high = golden.envelopes["fp32-ordered"].code_interval(result.sf)
+    key = e4m3_key(result.codes)
     assert ((key < low) | (key > high))[0, 0, channel]
 
 
@@ -171,8 +171,8 @@ def test_one_weight_group_off_by_a_ue8m0_step_is_caught_by_a_zero_freedom_case(w
     for at in places[:: len(places) // 8]:
         wrong = scale.clone()
         wrong[(expert, *(int(i) for i in at))] += step
-        got = oracle.forward(replace(problem, **{which: wrong}), [], contract=BASE)
-        caught += bool((got.y != golden.y).any() or (got.codes != golden.codes).any())
+        result = oracle.forward(replace(problem, **{which: wrong}), [], contract=BASE)
+        caught += bool((result.y != golden.y).any() or (result.codes != golden.codes).any())
     assert caught >= least
 
 
@@ -265,16 +265,20 @@ def test_many_rows_of_one_expert_are_judged_in_every_class(layer):
 
 
 def test_the_stored_calibration_says_how_it_was_made():
-    stored = statistic.calibration()
-    assert set(stored["provenance"]) == set(stored["groups"]) == set(statistic.GROUPS.values())
-    for provenance in stored["provenance"].values():
+    calibration = statistic.calibration()
+    assert (
+        set(calibration["provenance"])
+        == set(calibration["groups"])
+        == set(statistic.GROUPS.values())
+    )
+    for provenance in calibration["provenance"].values():
         assert provenance["command"].startswith("tools/calibrate.py --rows")
         assert {"numpy", "torch", "mmasim"} <= set(provenance["versions"])
-    for strata in stored["groups"].values():
+    for strata in calibration["groups"].values():
         for fits in strata.values():
             for unit in fits.values():
                 for by_data in unit.values():
-                    assert {f["data"] for f in by_data} <= set(stored["data"])
+                    assert {f["data"] for f in by_data} <= set(calibration["data"])
                     assert all(f["sample"] > 0 for f in by_data)
 
 

@@ -59,8 +59,8 @@ NUDGE, WRONG = {"y": 1}, {"y": 300}
 
 
 def kernel(revision, edit=None, declared=(), default="2026-11"):
-    said = f"self.contracts = {tuple(declared)}" if declared else "pass"
-    return KERNEL.format(revision=revision, edit=edit or {}, declared=said, default=default)
+    statement = f"self.contracts = {tuple(declared)}" if declared else "pass"
+    return KERNEL.format(revision=revision, edit=edit or {}, declared=statement, default=default)
 
 
 @pytest.fixture(autouse=True)
@@ -129,16 +129,16 @@ def test_ab_of_another_contract(ab):
         assert "2026-06" in case["right_under"]["left"]
         assert case["right_under"]["right"] == ["2026-09", "2026-11"]
         assert all(stage["outside_right"] == 0 for stage in case["stages"].values())
-    said = "(other contract: right under 2026-06, sgl before, under 2026-09, 2026-11 now)"
-    assert said in out and "2 of 2 cases moved (2 other contract), first at l2_acts_sf" in out
+    message = "(other contract: right under 2026-06, sgl before, under 2026-09, 2026-11 now)"
+    assert message in out and "2 of 2 cases moved (2 other contract), first at l2_acts_sf" in out
 
 
 @pytest.mark.parametrize(
-    ("asked", "verdicts"), [("2026-06", ("pass", "fail")), ("2026-09", ("fail", "pass"))]
+    ("revision", "verdicts"), [("2026-06", ("pass", "fail")), ("2026-09", ("fail", "pass"))]
 )
-def test_ab_of_another_contract_that_nobody_declares(ab, asked, verdicts):
+def test_ab_of_another_contract_that_nobody_declares(ab, revision, verdicts):
     """One side is outside what is asked for; the step is no fault all the same."""
-    (case,), _, _ = ab(kernel("2026-06"), kernel("2026-09"), CASE, "--contract", asked)
+    (case,), _, _ = ab(kernel("2026-06"), kernel("2026-09"), CASE, "--contract", revision)
     assert case["class"] == classes.CONTRACT
     assert (case["verdict_left"], case["verdict_right"]) == verdicts
     outside = [case["stages"]["l2_acts_sf"][f"outside_{side}"] for side in ("left", "right")]
@@ -154,21 +154,21 @@ def test_ab_of_a_fault(ab):
     assert "(2 outside)" in out
 
 
-@pytest.mark.parametrize("asked", ["2026-06", "2026-11"])
-def test_ab_asks_each_golden_once_of_each_side(ab, monkeypatch, asked):
+@pytest.mark.parametrize("revision", ["2026-06", "2026-11"])
+def test_ab_asks_each_golden_once_of_each_side(ab, monkeypatch, revision):
     """A fail too: its own contract's verdict is not made again to name the others."""
-    asked_of = []
+    goldens = []
 
     def count(actual, golden, *rest):
-        asked_of.append(golden)
+        goldens.append(golden)
         return judge_forward(actual, golden, *rest)
 
     for module in (judged, forward):
         monkeypatch.setattr(module, "judge_forward", count)
-    (case,), _, _ = ab(kernel("2026-06"), kernel("2026-09"), CASE, "--contract", asked)
+    (case,), _, _ = ab(kernel("2026-06"), kernel("2026-09"), CASE, "--contract", revision)
     assert case["class"] == classes.CONTRACT
     stores = {Store(golden_root(), make, c).key(of(CASE)) for c in REVISIONS.values()}
-    assert (len(stores), len(asked_of)) == (2, 4)
+    assert (len(stores), len(goldens)) == (2, 4)
 
 
 def test_ab_of_two_environments_that_differ_in_a_package(tmp_path, capsys):
@@ -213,16 +213,16 @@ def bisect(tmp_path, capsys):
 
 def test_bisect_finds_the_step_to_another_contract_and_says_so(bisect):
     june, september = kernel("2026-06"), kernel("2026-09")
-    code, report, steps, told = bisect(june, june, september, september, case=CASES)
+    code, report, steps, output = bisect(june, june, september, september, case=CASES)
     assert (code, report["subject"], report["class"]) == (0, "kernel 2", classes.CONTRACT)
     assert steps["kernel 2"]["class"] == classes.CONTRACT
-    said = "other contract: right under 2026-06, sgl before, under 2026-09, 2026-11 now"
-    assert steps["kernel 2"]["classes"] == dict.fromkeys(CASES.split(","), said)
-    assert f"({said}); and 1 more case" in steps["kernel 2"]["reason"]
+    message = "other contract: right under 2026-06, sgl before, under 2026-09, 2026-11 now"
+    assert steps["kernel 2"]["classes"] == dict.fromkeys(CASES.split(","), message)
+    assert f"({message}); and 1 more case" in steps["kernel 2"]["reason"]
     assert steps["kernel 3"]["reason"].endswith("than the good end's in 2 cases (other contract)")
     assert steps["kernel 1"]["class"] == classes.SAME
     assert "; other contract; first at " in report["headline"]
-    assert report["headline"] in told.out
+    assert report["headline"] in output.out
 
 
 def test_bisect_names_the_worst_of_a_step(bisect):
@@ -254,11 +254,11 @@ def test_bisect_by_verdict_says_under_what_a_fail_is_right(bisect):
 def test_an_archive_replays_under_the_contract_that_was_chosen(bisect, tmp_path):
     """The factory's default is June; of what it names September is the newest, on both sides."""
     both = {"declared": ["2026-06", "2026-09"], "default": "2026-06"}
-    _, report, _, told = bisect(kernel(None, **both), kernel(None, WRONG, **both))
+    _, report, _, output = bisect(kernel(None, **both), kernel(None, WRONG, **both))
     assert report["class"] == classes.OUTSIDE
-    assert "contract 2026-09 (the newest of those that the backend names" in told.err
-    with tarfile.open(tmp_path / "found.tar.gz") as found:
-        found.extractall(tmp_path, filter="data")
+    assert "contract 2026-09 (the newest of those that the backend names" in output.err
+    with tarfile.open(tmp_path / "found.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for number, whose in ((0, "GOOD"), (1, "BAD")):
         edit = {} if not number else WRONG
@@ -271,12 +271,12 @@ def test_an_archive_replays_under_the_contract_that_was_chosen(bisect, tmp_path)
 def test_bytes_beyond_the_batch_are_right_under_no_contract():
     """As a bisect asks, which has the bits only."""
     case = of("staging/scale-words-mispacked-h128")
-    given = regenerate(case)
-    bits = make(case, given, (), contract=REVISIONS["2026-06"]).tensors
+    inputs = regenerate(case)
+    bits = make(case, inputs, (), contract=REVISIONS["2026-06"]).tensors
     judge = judged.Judge(golden_root())
     for beyond, right in ((0, True), (3, False)):
-        shown = {**bits, "beyond": np.array([0, beyond])}
-        assert ("2026-06" in judge.right_under(case, given, shown, "fp32")) is right
+        outputs = {**bits, "beyond": np.array([0, beyond])}
+        assert ("2026-06" in judge.right_under(case, inputs, outputs, "fp32")) is right
 
 
 # --- the words alone ----------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_bytes_beyond_the_batch_are_right_under_no_contract():
 )
 def test_the_class_of_a_step(before, after, name):
     assert classes.of_step(before, after) == name
-    assert classes.said(name, before, after).startswith(name)
+    assert classes.describe(name, before, after).startswith(name)
 
 
 def test_the_worst_of_several():

@@ -75,10 +75,10 @@ def megamoe(*arguments, cwd=None, **more):
 
 
 def check(goldens, backend, folder, *more):
-    made, junit = folder / "r.json", folder / "r.xml"
+    report, junit = folder / "r.json", folder / "r.xml"
     return (
         "check", "-v", "--golden", goldens, "--backend", backend, "-n", "1", "--workers", "1",
-        "--json", made, "--junit", junit, *more,
+        "--json", report, "--junit", junit, *more,
     )  # fmt: skip
 
 
@@ -102,16 +102,16 @@ def test_a_signal_stops_the_run_and_keeps_what_was_judged(
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    left = "10" if "errors/over" not in out else "9"
-    assert " passed in " in out and f"; the run was stopped, {left} not run" in out
-    assert f"\n{left} not run: {number.name}\n" in out
+    rest = "10" if "errors/over" not in out else "9"
+    assert " passed in " in out and f"; the run was stopped, {rest} not run" in out
+    assert f"\n{rest} not run: {number.name}\n" in out
     assert f"megamoe: error: stopped: {number.name}" in err and "Traceback" not in err
     data = json.loads((tmp_path / "r.json").read_text())
     status = {c["id"]: c["status"] for c in data["cases"]}
     assert status["eplb/e"] == "pass" and status["forward/f"] == "not-run"
     assert len(status) == 11 and data["stopped"] == number.name
     suites = ElementTree.parse(tmp_path / "r.xml").getroot()
-    assert sum(int(s.get("skipped")) for s in suites) == int(left)
+    assert sum(int(s.get("skipped")) for s in suites) == int(rest)
     assert not list(tmp_path.glob(".megamoe-*"))
 
 
@@ -181,10 +181,12 @@ def test_fuzz_that_is_stopped_keeps_the_red_and_ends_its_workers(tmp_path, mark)
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    said, err = process.communicate(timeout=60)
+    output, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err == "megamoe: error: stopped: SIGTERM\n"
-    assert f"{out}: it is the whole problem: the run was stopped\nreproduce: megamoe replay" in said
-    assert "; 1 red\n" in said and "fuzz" in load(out).about
+    assert (
+        f"{out}: it is the whole problem: the run was stopped\nreproduce: megamoe replay" in output
+    )
+    assert "; 1 red\n" in output and "fuzz" in load(out).about
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.py", "red.safetensors", "slow"]
 
 
@@ -205,38 +207,38 @@ def test_a_report_that_cannot_be_written_is_named_and_the_table_is_shown(
     root, tmp_path, mark  # noqa: F811
 ):  # fmt: skip
     (tmp_path / "folder").mkdir()
-    made = tmp_path / "folder/r.json"
+    report = tmp_path / "folder/r.json"
     junit = tmp_path / "whole.xml"
     process = megamoe(
         "check", "--golden", root, "--backend", "eager", "-n", "1", "--kind", "eplb",
-        "--json", made, "--junit", junit, **mark,
+        "--json", report, "--junit", junit, **mark,
     )  # fmt: skip
     assert "1 case" in process.stdout.readline()  # the folder is looked at before that
-    made.parent.rmdir()
-    made.parent.write_text("no folder any more")
+    report.parent.rmdir()
+    report.parent.write_text("no folder any more")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "GREEN: the one judged case passed" in out
-    assert err.startswith(f"megamoe: error: {made} cannot be written: ")
+    assert err.startswith(f"megamoe: error: {report} cannot be written: ")
     assert "Traceback" not in err and ElementTree.parse(junit) is not None
 
 
 def test_a_full_disk_leaves_the_earlier_report_and_no_half_of_a_new_one(tmp_path, monkeypatch):
-    made = tmp_path / "r.json"
-    made.write_text("earlier")
+    report = tmp_path / "r.json"
+    report.write_text("earlier")
 
     def full(handle):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    said = results.write(str(made), b"new")
-    assert said == f"{made} cannot be written: No space left on device"
-    assert made.read_text() == "earlier" and list(tmp_path.iterdir()) == [made]
+    message = results.write(str(report), b"new")
+    assert message == f"{report} cannot be written: No space left on device"
+    assert report.read_text() == "earlier" and list(tmp_path.iterdir()) == [report]
 
 
 def test_a_device_is_no_place_for_a_report():
-    said = results.write("/dev/full/r.json", b"{}")
-    assert said.startswith("/dev/full/r.json cannot be written: ")
+    message = results.write("/dev/full/r.json", b"{}")
+    assert message.startswith("/dev/full/r.json cannot be written: ")
 
 
 def test_no_room_for_inputs_names_the_folder(tmp_path, monkeypatch):
@@ -255,8 +257,8 @@ def test_no_room_stops_the_run_and_keeps_what_was_judged(
 ):  # fmt: skip
     """The disk of exchanged files is full at the second case."""
 
-    def bench(self, cases, started, done, brief):
-        done(cases[0], (Verdict(cases[0].id, cases[0].kind, "pass"), []))
+    def bench(self, cases, on_start, on_result, brief):
+        on_result(cases[0], (Verdict(cases[0].id, cases[0].kind, "pass"), []))
         raise exchange.NoRoom("no room in /x")
 
     monkeypatch.setattr(Judges, "run", bench)
@@ -267,7 +269,7 @@ def test_no_room_stops_the_run_and_keeps_what_was_judged(
         outcome = suite_check.check(settings, 1, 1, console)
     finally:
         release()
-    assert (outcome.stopped, outcome.code) == ("no room in /x", 2)
+    assert (outcome.stop_reason, outcome.code) == ("no room in /x", 2)
     assert outcome.report["counts"]["not-run"] == 10
 
 
@@ -346,11 +348,11 @@ def test_a_fork_server_whose_starter_is_gone_before_it_looks_ends_and_leaves_no_
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "s"))
         argv = [sys.executable, "-c", "import megamoe.suite.mortal; import time; time.sleep(60)"]
-        given = (listener.fileno(), read)
+        descriptors = (listener.fileno(), read)
         for writer_is_there in (True, False):
             if not writer_is_there:
                 os.close(write)
-            server = subprocess.Popen(argv, pass_fds=given)
+            server = subprocess.Popen(argv, pass_fds=descriptors)
             if writer_is_there:
                 with pytest.raises(subprocess.TimeoutExpired):
                     server.wait(1)

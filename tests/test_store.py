@@ -11,7 +11,7 @@ from megamoe.cases import golden_root, load_cases
 from megamoe.files import write_atomically
 from megamoe.golden import (
     GoldenError,
-    Made,
+    OracleGolden,
     Store,
     bless,
     bless_durations,
@@ -72,7 +72,7 @@ message = "x"
 """
 
 
-def put_cases(root: Path, text: str = CASES) -> None:
+def write_cases(root: Path, text: str = CASES) -> None:
     (root / "cases").mkdir(parents=True, exist_ok=True)
     (root / "cases/all.toml").write_text(text)
 
@@ -84,7 +84,7 @@ def quiet(case, error):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
-    put_cases(tmp_path)
+    write_cases(tmp_path)
     return tmp_path
 
 
@@ -113,9 +113,11 @@ def test_record_diff_bless_verify(root):
     assert verify(root, cases, 1, quiet) == []
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest["schema"] == 1 and manifest["contract"] == "2026-06"
-    (made_by,) = manifest["generators"].values()
-    assert {"megamoe", "numpy", "torch", "sources"} <= set(made_by)
-    assert "oracle/reference.py" in made_by["sources"] and "cases/recipes.py" in made_by["sources"]
+    (generator,) = manifest["generators"].values()
+    assert {"megamoe", "numpy", "torch", "sources"} <= set(generator)
+    assert (
+        "oracle/reference.py" in generator["sources"] and "cases/recipes.py" in generator["sources"]
+    )
     entry = manifest["cases"]["forward/tiny"]
     assert entry["inputs"] == digest_of(regenerate(case_of(root, "tiny")))
     assert entry["tensors"]["y"]["shape"] == [2, 128]
@@ -144,19 +146,19 @@ def test_what_is_stored_is_what_the_oracle_says(blessed):
     shelf = Store(blessed, make)
     for name in ("small", "map", "tiny", "bytes"):
         case = case_of(blessed, name)
-        golden, made = shelf.load(case, digest_of(regenerate(case))), make(case)
-        assert set(golden.names()) == set(made.tensors)
-        for tensor, value in made.tensors.items():
+        golden, reference = shelf.load(case, digest_of(regenerate(case))), make(case)
+        assert set(golden.names()) == set(reference.tensors)
+        for tensor, value in reference.tensors.items():
             assert np.array_equal(golden.get(tensor), value)
 
 
 def test_diff_counts_elements_and_ulps(blessed, monkeypatch):
-    changed = make(case_of(blessed, "tiny"))
-    changed.tensors["y"] = changed.tensors["y"].copy()
-    changed.tensors["y"][1, 3] += 5
-    del changed.tensors["exact.y_lo"]
-    changed.tensors["extra"] = np.zeros(3, np.uint8)
-    monkeypatch.setattr("megamoe.golden.candidates.make", lambda case, given, contract: changed)
+    other = make(case_of(blessed, "tiny"))
+    other.tensors["y"] = other.tensors["y"].copy()
+    other.tensors["y"][1, 3] += 5
+    del other.tensors["exact.y_lo"]
+    other.tensors["extra"] = np.zeros(3, np.uint8)
+    monkeypatch.setattr("megamoe.golden.candidates.make", lambda case, inputs, contract: other)
     record(blessed, [case_of(blessed, "tiny")], 1, quiet)
     cases = [c for c in load_cases(blessed) if c.name != "map"]
     assert {(c.case_id, c.tensor, c.what, c.elements, c.ulps) for c in diff(blessed, cases)} == {
@@ -181,7 +183,7 @@ def test_bless_drops_goldens_of_cases_that_are_gone(blessed):
 # --- bless refuses ----------------------------------------------------------------------------
 
 
-def refused(root, match):
+def refuses(root, match):
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     with pytest.raises(GoldenError, match=match):
         bless(root, load_cases(root))
@@ -191,7 +193,7 @@ def refused(root, match):
 def test_bless_refuses_in_ci(root, monkeypatch):
     record(root, load_cases(root), 1, quiet)
     monkeypatch.setenv("CI", "true")
-    refused(root, "bless refuses to run where CI is set")
+    refuses(root, "bless refuses to run where CI is set")
     with pytest.raises(GoldenError, match="refuses to run where CI is set"):
         bless_durations(root, [])
     monkeypatch.setenv("CI", "")
@@ -200,31 +202,31 @@ def test_bless_refuses_in_ci(root, monkeypatch):
 
 def test_bless_refuses_a_candidate_whose_case_has_changed(root):
     record(root, load_cases(root), 1, quiet)
-    put_cases(root, CASES.replace("tokens = 3", "tokens = 4"))
-    refused(root, r"candidate eplb/map: all.toml has changed since it was recorded")
+    write_cases(root, CASES.replace("tokens = 3", "tokens = 4"))
+    refuses(root, r"candidate eplb/map: all.toml has changed since it was recorded")
 
 
 def test_bless_refuses_a_candidate_of_no_case(root):
     record(root, load_cases(root), 1, quiet)
-    put_cases(root, CASES.replace('name = "map"', 'name = "mop"'))
-    refused(root, "candidate eplb/map: no case file has this case; delete it")
+    write_cases(root, CASES.replace('name = "map"', 'name = "mop"'))
+    refuses(root, "candidate eplb/map: no case file has this case; delete it")
 
 
 def test_bless_refuses_a_damaged_candidate(root):
     record(root, load_cases(root), 1, quiet)
     path = root / "candidates/tensors/eplb/map.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    refused(root, "candidate eplb/map: its file is missing or damaged")
+    refuses(root, "candidate eplb/map: its file is missing or damaged")
 
 
 def test_bless_refuses_what_another_oracle_recorded(root, monkeypatch):
     record(root, load_cases(root), 1, quiet)
     monkeypatch.setattr("megamoe.golden.candidates.generator_id", lambda: "another")
-    refused(root, "the oracle, the inputs or a library have changed since it was recorded")
+    refuses(root, "the oracle, the inputs or a library have changed since it was recorded")
 
 
 def test_no_candidates(root):
-    refused(root, "no candidates; make them with `megamoe golden record`")
+    refuses(root, "no candidates; make them with `megamoe golden record`")
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -271,7 +273,7 @@ def test_a_file_that_is_no_safetensors(blessed):
 
 
 def test_a_case_the_manifest_does_not_know_or_knows_otherwise(blessed):
-    put_cases(blessed, CASES.replace("tokens = 3", "tokens = 4").replace("small", "smaller"))
+    write_cases(blessed, CASES.replace("tokens = 3", "tokens = 4").replace("small", "smaller"))
     shelf = Store(blessed, make)
     with pytest.raises(GoldenError, match="case staging/smaller: not in the manifest; record"):
         shelf.load(case_of(blessed, "smaller"))
@@ -308,7 +310,7 @@ def test_verify_sees_a_wrong_golden_that_vouches_for_itself(blessed, monkeypatch
     wrong = make(case_of(blessed, "tiny"))
     wrong.tensors["y"] = wrong.tensors["y"] ^ 1
     with monkeypatch.context() as patch:
-        patch.setattr("megamoe.golden.candidates.make", lambda case, given, contract: wrong)
+        patch.setattr("megamoe.golden.candidates.make", lambda case, inputs, contract: wrong)
         record(blessed, [case_of(blessed, "tiny")], 1, quiet)
     bless(blessed, load_cases(blessed))
     (error,) = verify(blessed, load_cases(blessed), 1, quiet)
@@ -316,7 +318,7 @@ def test_verify_sees_a_wrong_golden_that_vouches_for_itself(blessed, monkeypatch
 
 
 def test_a_false_claim_of_zero_freedom_is_not_recorded(root):
-    put_cases(root, CASES.replace('"envelope"', '"zero-freedom"'))
+    write_cases(root, CASES.replace('"envelope"', '"zero-freedom"'))
     (error,) = record(root, [case_of(root, "tiny")], 1, quiet)
     assert error.startswith("case forward/tiny is declared zero-freedom, but ")
 
@@ -329,19 +331,19 @@ def test_a_large_tensor_is_stored_as_digests_and_comes_from_the_oracle(blessed, 
     cases = [case_of(blessed, "tiny")]
     record(blessed, cases, 1, quiet)
     bless(blessed, load_cases(blessed))
-    stored = load_file(blessed / "tensors/forward/tiny.safetensors")
-    assert stored["digest:y"].shape == (2,) and stored["digest:l2_acts"].shape == (2, 2)
-    assert "y" not in stored
-    asked = []
+    tensors = load_file(blessed / "tensors/forward/tiny.safetensors")
+    assert tensors["digest:y"].shape == (2,) and tensors["digest:l2_acts"].shape == (2, 2)
+    assert "y" not in tensors
+    requests = []
     golden = Store(
         blessed,
-        lambda case, classes, contract: asked.append(classes) or make(case, classes=classes),
+        lambda case, classes, contract: requests.append(classes) or make(case, classes=classes),
     ).load(cases[0])
     y = make(cases[0]).tensors["y"]
-    assert golden.matches("y", y) and not golden.matches("y", y ^ 1) and not asked
+    assert golden.matches("y", y) and not golden.matches("y", y ^ 1) and not requests
     assert np.array_equal(golden.get("y"), y) and golden.get("l2_acts").shape == (2, 2, 128)
-    assert len(asked) == 1
-    other = Made({**make(cases[0]).tensors, "y": y ^ 1})
+    assert len(requests) == 1
+    other = OracleGolden({**make(cases[0]).tensors, "y": y ^ 1})
     with pytest.raises(GoldenError, match="forward/tiny: the oracle's y is not the stored"):
         Store(blessed, lambda case, classes, contract: other).load(cases[0]).get("y")
     assert verify(blessed, cases, 1, quiet) == []
@@ -371,14 +373,14 @@ def test_the_store_is_within_its_budget():
     root = golden_root()
     if not root.is_dir():
         pytest.skip(f"no goldens at {root}")
-    kept = [p for p in root.rglob("*") if p.is_file() and "candidates" not in p.parts]
-    size = sum(p.stat().st_size for p in kept)
+    files = [p for p in root.rglob("*") if p.is_file() and "candidates" not in p.parts]
+    size = sum(p.stat().st_size for p in files)
     assert size <= 40 * 2**20, f"golden/ has {size / 2**20:.1f} MiB; at most 40 are allowed"
 
 
 def test_candidates_are_all_that_record_writes(root):
     before = {p for p in root.rglob("*") if p.is_file()}
     record(root, load_cases(root), 1, quiet)
-    written = {p for p in root.rglob("*") if p.is_file()} - before
-    assert written and all(p.is_relative_to(root / "candidates") for p in written)
+    new_files = {p for p in root.rglob("*") if p.is_file()} - before
+    assert new_files and all(p.is_relative_to(root / "candidates") for p in new_files)
     assert changes.candidates(root).keys() == {c.id for c in load_cases(root)}

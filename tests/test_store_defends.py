@@ -14,7 +14,7 @@ from megamoe.golden import GoldenError, Store, bless, diff, make, record, record
 from megamoe.golden import candidates as acts
 from megamoe.golden.computed import generator
 from megamoe.golden.places import NAME, id_fault, inside, tensors_of
-from tests.helpers.golden import case_named, content_of, make_golden, quiet
+from tests.helpers.golden import case_by_name, content_of, make_golden, quiet
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,12 @@ def edit(path, change):
     path.write_text(json.dumps(data))
 
 
-def refused(root, match, act=None):
+def refuses(root, match, act=None):
     """``act`` (bless) raises one line that matches, and no byte has changed, beside golden/ too."""
     before = content_of(root.parent)
-    with pytest.raises(GoldenError, match=match) as raised:
+    with pytest.raises(GoldenError, match=match) as error:
         (act or (lambda: bless(root, load_cases(root))))()
-    assert content_of(root.parent) == before and "\n" not in str(raised.value)
+    assert content_of(root.parent) == before and "\n" not in str(error.value)
 
 
 # --- paths ------------------------------------------------------------------------------------
@@ -50,27 +50,27 @@ def refused(root, match, act=None):
 @pytest.mark.parametrize("file", ["../victim", "/etc/passwd", "manifest.json", "", 3, None])
 def test_a_path_in_the_manifest_is_not_followed(root, file):
     """The case is gone, so bless would delete its file."""
-    record(root, [case_named(root, "map")], 1, quiet)
+    record(root, [case_by_name(root, "map")], 1, quiet)
     edit(root / "manifest.json", lambda m: m["cases"]["staging/small"].update(file=file))
     text = (root / "cases/all.toml").read_text().replace('name = "small"', 'name = "other"')
     (root / "cases/all.toml").write_text(text)
-    refused(root, r"manifest.json: .*staging/small.*; restore golden/ from version control")
+    refuses(root, r"manifest.json: .*staging/small.*; restore golden/ from version control")
 
 
 def test_a_path_in_a_candidate_is_not_followed(root):
-    record(root, [case_named(root, "map")], 1, quiet)
+    record(root, [case_by_name(root, "map")], 1, quiet)
     entry = root / "candidates/entries/eplb/map.json"
     edit(entry, lambda d: d["entry"].update(file="../../victim"))
     shutil.copy(root / "candidates/tensors/eplb/map.safetensors", root.parent / "victim")
-    refused(root, r"candidate eplb/map: map.json: its file is '../../victim', and can only be "
+    refuses(root, r"candidate eplb/map: map.json: its file is '../../victim', and can only be "
                   r"tensors/eplb/map.safetensors; delete it, and record")  # fmt: skip
 
 
 def test_a_candidate_with_another_cases_name_is_not_taken_for_it(root):
-    record(root, [case_named(root, "map")], 1, quiet)
+    record(root, [case_by_name(root, "map")], 1, quiet)
     folder = root / "candidates/entries/eplb"
     shutil.copy(folder / "map.json", folder / "..json")
-    refused(root, "a case's id is KIND/NAME")
+    refuses(root, "a case's id is KIND/NAME")
 
 
 @pytest.mark.parametrize(
@@ -87,23 +87,23 @@ def test_every_case_file_has_names_that_the_store_takes():
 
 @pytest.mark.parametrize("link", ["tensors", "tensors/eplb", "candidates", "candidates/entries"])
 def test_no_write_and_no_deletion_goes_through_a_link_out_of_golden(root, link):
-    record(root, [case_named(root, "map")], 1, quiet)
+    record(root, [case_by_name(root, "map")], 1, quiet)
     outside = root.parent / "outside"
     shutil.move(root / link, outside)
     (root / link).symlink_to(outside)
-    refused(root, "lies outside .*: a symbolic link leads there; put a folder in the link's place")
+    refuses(root, "lies outside .*: a symbolic link leads there; put a folder in the link's place")
 
 
 def test_record_writes_through_no_link(root):
     (root.parent / "outside").mkdir()
     (root / "candidates").symlink_to(root.parent / "outside")
-    (error,) = record(root, [case_named(root, "map")], 1, quiet)
+    (error,) = record(root, [case_by_name(root, "map")], 1, quiet)
     assert "a symbolic link leads there" in error
     assert not any((root.parent / "outside").iterdir())
 
 
 def test_a_link_that_is_a_golden_itself_is_replaced_and_not_written_through(root):
-    record(root, [case_named(root, "map")], 1, quiet)
+    record(root, [case_by_name(root, "map")], 1, quiet)
     path = root / "tensors/eplb/map.safetensors"
     path.unlink()
     path.symlink_to(root.parent / "victim")
@@ -128,7 +128,7 @@ def test_recorded_bits_lie_where_their_backend_and_machine_say(root, machine):
     path = root / "recorded-candidates/b/m.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(data))
-    refused(root, "by its backend and machine_class it is",
+    refuses(root, "by its backend and machine_class it is",
             lambda: recorded.bless(root, root / "recorded-candidates"))  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def test_recorded_bits_lie_where_their_backend_and_machine_say(root, machine):
 
 @pytest.mark.timeout(60)
 def test_a_fifo_in_a_goldens_place_is_one_line(root):
-    case = case_named(root, "map")
+    case = case_by_name(root, "map")
     path = root / tensors_of(case.id)
     path.unlink()
     os.mkfifo(path)
@@ -152,14 +152,14 @@ def test_a_fifo_in_a_goldens_place_is_one_line(root):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["entries/eplb/map.json", "tensors/eplb/map.safetensors"])
 def test_a_fifo_in_a_candidates_place_is_one_line(root, name):
-    record(root, [case_named(root, "map")], 1, quiet)
+    record(root, [case_by_name(root, "map")], 1, quiet)
     (root / "candidates" / name).unlink()
     os.mkfifo(root / "candidates" / name)
-    refused(root, r"candidate eplb/map: .* is a fifo, no regular file.*record")
+    refuses(root, r"candidate eplb/map: .* is a fifo, no regular file.*record")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda t: t["ids"].update(shape=[1]), "has 'ids' of another dtype or shape"),
         (lambda t: t["ids"].update(dtype="uint8"), "has 'ids' of another dtype or shape"),
@@ -167,10 +167,10 @@ def test_a_fifo_in_a_candidates_place_is_one_line(root, name):
         (lambda t: t.update(more=t["ids"]), "lacks 'more'"),
     ],
 )
-def test_tensors_that_are_not_those_of_the_manifest(root, change, said):
+def test_tensors_that_are_not_those_of_the_manifest(root, change, message):
     edit(root / "manifest.json", lambda m: change(m["cases"]["eplb/map"]["tensors"]))
-    with pytest.raises(GoldenError, match=f"case eplb/map: .*{said}, by the manifest; restore"):
-        Store(root, make).load(case_named(root, "map"))
+    with pytest.raises(GoldenError, match=f"case eplb/map: .*{message}, by the manifest; restore"):
+        Store(root, make).load(case_by_name(root, "map"))
 
 
 # --- acts at the same time, and acts that were killed -----------------------------------------
@@ -178,12 +178,12 @@ def test_tensors_that_are_not_those_of_the_manifest(root, change, said):
 
 def test_what_is_recorded_while_bless_runs_is_kept(root, monkeypatch):
     """The same case again, and another: both wait, and neither is removed with what was taken."""
-    record(root, [case_named(root, "map")], 1, quiet)
+    record(root, [case_by_name(root, "map")], 1, quiet)
     real, recording = acts.write_atomically, []
 
     def meanwhile(path, content):
         if path.name == "manifest.json":
-            cases = [case_named(root, "map"), case_named(root, "small")]
+            cases = [case_by_name(root, "map"), case_by_name(root, "small")]
             thread = threading.Thread(target=record, args=(root, cases, 1, quiet))
             thread.start()
             thread.join(1)
@@ -241,14 +241,14 @@ def test_bless_bits_removes_candidates_only_if_it_is_told_to(root):
 
 
 def test_the_next_bless_clears_what_a_killed_one_left(root):
-    record(root, [case_named(root, "map")], 1, quiet)
-    left = [root / folder / ".megamoe-999999999-a.tmp"
-            for folder in (".", "tensors/eplb", "candidates/entries/eplb")]  # fmt: skip
-    kept = [root.parent / ".megamoe-999999999-a.tmp", root / "tensors/.a.tmp"]
-    for path in [*left, *kept]:
+    record(root, [case_by_name(root, "map")], 1, quiet)
+    leftovers = [root / folder / ".megamoe-999999999-a.tmp"
+                 for folder in (".", "tensors/eplb", "candidates/entries/eplb")]  # fmt: skip
+    survivors = [root.parent / ".megamoe-999999999-a.tmp", root / "tensors/.a.tmp"]
+    for path in [*leftovers, *survivors]:
         path.write_bytes(b"half")
     bless(root, load_cases(root))
-    assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
+    assert not any(path.exists() for path in leftovers) and all(path.exists() for path in survivors)
     assert not (root / "candidates").exists()
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from megamoe.backends.eager import EagerBackend
 from megamoe.backends.simulate import problem
-from megamoe.cases.stored import Stored, StoredError, case_of, inputs_of, load, to_bytes
+from megamoe.cases.stored import StoredError, StoredProblem, case_of, inputs_of, load, to_bytes
 from megamoe.commands import main as cli
 from megamoe.judge import Verdict
 from megamoe.layer.capture import capture
@@ -61,7 +61,7 @@ def small():
 @pytest.fixture
 def file(tmp_path, small):
     path = tmp_path / "small.safetensors"
-    path.write_bytes(to_bytes(Stored(small, {}, {"from": "a test"})))
+    path.write_bytes(to_bytes(StoredProblem(small, {}, {"from": "a test"})))
     return path
 
 
@@ -69,12 +69,12 @@ def file(tmp_path, small):
 
 
 def test_a_problem_comes_back_as_it_was(file, small):
-    stored = load(file)
+    record = load(file)
     for name, value in vars(small).items():
-        got = getattr(stored.problem, name)
-        same = torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value
+        actual = getattr(record.problem, name)
+        same = torch.equal(actual, value) if isinstance(value, torch.Tensor) else actual == value
         assert same, name
-    assert stored.about == {"from": "a test"}
+    assert record.about == {"from": "a test"}
 
 
 FEATURES = {
@@ -85,12 +85,14 @@ FEATURES = {
 
 def test_a_problem_with_features_comes_back_whole_in_a_format_of_its_own(tmp_path):
     whole, path = problem(4, shared_output_recipe={}, **FEATURES), tmp_path / "p.safetensors"
-    path.write_bytes(to_bytes(Stored(whole)))
+    path.write_bytes(to_bytes(StoredProblem(whole)))
     back = load(path).problem
-    assert set(back.given) == set(whole.given) and back.features == whole.features
-    for name, value in whole.given.items():
-        got = getattr(back, name)
-        assert torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value, name
+    assert set(back.arguments) == set(whole.arguments) and back.features == whole.features
+    for name, value in whole.arguments.items():
+        actual = getattr(back, name)
+        assert torch.equal(actual, value) if isinstance(value, torch.Tensor) else actual == value, (
+            name
+        )
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["megamoe"])["format"] == 2
 
@@ -99,16 +101,16 @@ def test_a_problem_with_features_is_judged_from_its_file(tmp_path):
     for number, more in enumerate((FEATURES, {"shared_output_recipe": {}})):
         whole = problem(4, **more)
         path = tmp_path / f"{number}.safetensors"
-        path.write_bytes(to_bytes(Stored(whole)))
-        known = next(c for c in REVISIONS.values() if set(whole.features) <= {*c.features.value})
-        verdict, _ = judge(load(path).problem, Local(EagerBackend(known)))
+        path.write_bytes(to_bytes(StoredProblem(whole)))
+        contract = next(c for c in REVISIONS.values() if set(whole.features) <= {*c.features.value})
+        verdict, _ = judge(load(path).problem, Local(EagerBackend(contract)))
         assert verdict.status == "pass", verdict.reason
 
 
 def test_only_experts_that_are_used_are_in_the_file(tmp_path, small):
     small.topk_ids[:] = 3
     path = tmp_path / "one.safetensors"
-    path.write_bytes(to_bytes(Stored(small)))
+    path.write_bytes(to_bytes(StoredProblem(small)))
     assert load_file(path)["input.w2_weight"].shape[0] == 1
     assert load(path).problem.num_experts == 6
 
@@ -167,7 +169,7 @@ def test_whatever_stands_in_the_metadata(file):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("num_experts", 10**15, "num_experts is 1000000000000000; it must be an integer from 1 to"),
         ("num_experts", True, "num_experts is True; it must be an integer"),
@@ -179,9 +181,9 @@ def test_whatever_stands_in_the_metadata(file):
         ("format", True, "has format True, this megamoe reads 1"),
     ],
 )
-def test_metadata_of_a_wrong_type_is_named(file, key, value, said):
+def test_metadata_of_a_wrong_type_is_named(file, key, value, message):
     with_meta(file, json.dumps({**meta_of(file), key: value}))
-    with pytest.raises(StoredError, match=f"small.safetensors: .*{said}"):
+    with pytest.raises(StoredError, match=f"small.safetensors: .*{message}"):
         load(file)
 
 
@@ -259,11 +261,11 @@ def test_replay_without_output_or_backend_says_what_to_do(file, capsys):
 def module_of(p, backend=None, **sizes):
     """The engine's module, loaded with the problem's weights."""
     clear_symm_buffers()
-    given = {
+    settings = {
         "num_experts": p.num_experts, "num_local_experts": p.num_experts, "experts_start_idx": 0,
     }  # fmt: skip
     module = DeepseekV4MegaMoEExperts(
-        16, **given | sizes, top_k=p.top_k, hidden_size=p.hidden_size,
+        16, **settings | sizes, top_k=p.top_k, hidden_size=p.hidden_size,
         intermediate_size=p.intermediate_size, prefix="layers.3", backend=backend or EagerBackend(),
     )  # fmt: skip
     for name in WEIGHTS:
@@ -280,45 +282,45 @@ def call(module, p):
 
 def test_a_captured_call_is_the_problem_and_its_output_is_judged(tmp_path, small, capsys):
     module, path = module_of(small), tmp_path / "call.safetensors"
-    module.finalize_weights(written=True)
+    module.finalize_weights(without_loader=True)
     with capture(module, path) as c:
         y = call(module, small)
         call(module, small)  # one call was asked for
-    assert c.written == [path]
-    stored = load(path)
-    assert torch.equal(stored.observed["y"], y)
-    assert torch.equal(stored.problem.w13_weight, small.w13_weight)
-    assert stored.problem.activation_clamp == 10.0 and stored.about["prefix"] == "layers.3"
+    assert c.files == [path]
+    record = load(path)
+    assert torch.equal(record.outputs["y"], y)
+    assert torch.equal(record.problem.w13_weight, small.w13_weight)
+    assert record.problem.activation_clamp == 10.0 and record.about["prefix"] == "layers.3"
     assert cli.main(["replay", str(path)]) == 0
     assert "PASS" in capsys.readouterr().out
     wrong = {"y": y * 1.5}
-    assert judge_output(stored.problem, wrong, "fp32-ordered", contract=BASE).status == "fail"
+    assert judge_output(record.problem, wrong, "fp32-ordered", contract=BASE).status == "fail"
 
 
 @pytest.mark.parametrize("form", ["tensors", "function"])
 def test_weights_that_are_given_stand_for_those_of_the_module(form, tmp_path, small):
     module, path = module_of(small), tmp_path / "call.safetensors"
-    given = {name: getattr(small, name) ^ 1 for name in WEIGHTS}
-    rows_of = lambda used: {name: given[name][used] for name in WEIGHTS}  # noqa: E731
-    weights = given if form == "tensors" else rows_of
-    module.finalize_weights(written=True)
+    replacements = {name: getattr(small, name) ^ 1 for name in WEIGHTS}
+    rows_of = lambda experts: {name: replacements[name][experts] for name in WEIGHTS}  # noqa: E731
+    weights = replacements if form == "tensors" else rows_of
+    module.finalize_weights(without_loader=True)
     with capture(module, path, weights=weights):
         call(module, small)
-    used = small.topk_ids.unique()
-    assert torch.equal(load(path).problem.w2_weight[used], given["w2_weight"][used])
+    experts = small.topk_ids.unique()
+    assert torch.equal(load(path).problem.w2_weight[experts], replacements["w2_weight"][experts])
 
 
 def test_kernel_side_weights_are_undone(small):
     w13, w13_sf, w2, w2_sf = transform_weights(*(getattr(small, name) for name in WEIGHTS))
-    used = torch.tensor([1, 4])
+    experts = torch.tensor([1, 4])
     engine = SimpleNamespace(
         _transformed_l1_weights=(w13.view(torch.int8), w13_sf),
         _transformed_l2_weights=(w2.view(torch.int8), w2_sf),
         w13_weight=None,
     )
-    got = checkpoint_weights(engine, used)
+    actual = checkpoint_weights(engine, experts)
     for name in WEIGHTS:
-        assert torch.equal(got[name], getattr(small, name)[used]), name
+        assert torch.equal(actual[name], getattr(small, name)[experts]), name
 
 
 def test_a_backends_own_form_is_undone_by_itself_or_refused(small):
@@ -333,9 +335,9 @@ def test_a_backends_own_form_is_undone_by_itself_or_refused(small):
     with pytest.raises(StoredError, match="backend mine keeps weights in a form of its own"):
         checkpoint_weights(engine, torch.tensor([1]))
     backend.unpack_weights = other_order
-    got = checkpoint_weights(engine, torch.tensor([1, 4]))
+    actual = checkpoint_weights(engine, torch.tensor([1, 4]))
     for name, whole in zip(WEIGHTS, weights, strict=True):
-        assert torch.equal(got[name], whole[[1, 4]]), name
+        assert torch.equal(actual[name], whole[[1, 4]]), name
 
 
 def test_what_triton_packed_is_unpacked(small):
@@ -344,19 +346,19 @@ def test_what_triton_packed_is_unpacked(small):
     )
     backend = triton.TritonBackend(torch.device("cpu"))  # packs anywhere
     module = module_of(small, backend=backend)
-    module.finalize_weights(written=True)
+    module.finalize_weights(without_loader=True)
     assert module.w13_weight is None
     assert not torch.equal(module._weights[0], small.w13_weight)
-    got = checkpoint_weights(module, torch.tensor([1, 4]))
+    actual = checkpoint_weights(module, torch.tensor([1, 4]))
     for name in WEIGHTS:
-        assert torch.equal(got[name], getattr(small, name)[[1, 4]]), name
+        assert torch.equal(actual[name], getattr(small, name)[[1, 4]]), name
 
 
 def test_ids_are_local_and_the_load_is_not_counted(tmp_path, small):
     # Experts 2 and 3 of 6 are here; logical l is served by physical 5 - l.
     small.topk_ids[:] = torch.tensor([[0, 1], [2, 3], [3, 5], [-1, 2]])
     module = module_of(small, num_local_experts=2, experts_start_idx=2)
-    module.finalize_weights(written=True)
+    module.finalize_weights(without_loader=True)
     load_view = torch.zeros(1, 6, dtype=torch.int32)
     table = (5 - torch.arange(6)).view(1, 6, 1)
     module.set_eplb_state(0, load_view, table, torch.ones(1, 6, dtype=torch.int64))
@@ -374,23 +376,23 @@ def test_a_call_that_raises_is_kept(tmp_path, small):
             raise RuntimeError("illegal memory access")
 
     module = module_of(small, Broken())
-    module.finalize_weights(written=True)
+    module.finalize_weights(without_loader=True)
     with pytest.raises(RuntimeError), capture(module, tmp_path / "c.safetensors"):
         call(module, small)
-    stored = load(tmp_path / "c.safetensors")
-    assert not stored.observed and torch.equal(stored.problem.topk_ids, small.topk_ids)
+    record = load(tmp_path / "c.safetensors")
+    assert not record.outputs and torch.equal(record.problem.topk_ids, small.topk_ids)
 
 
 def test_rows_and_calls_can_be_chosen(tmp_path, small):
     module = module_of(small)
-    module.finalize_weights(written=True)
+    module.finalize_weights(without_loader=True)
     with capture(module, tmp_path / "c.safetensors", skip=1, calls=2, tokens=[2]) as c:
         for _ in range(4):
             call(module, small)
-    assert [p.name for p in c.written] == ["c.safetensors", "c-1.safetensors"]
-    stored = load(c.written[1])
-    assert torch.equal(stored.problem.hidden_states, small.hidden_states[2:3])
-    assert stored.observed["y"].shape == (1, 256) and stored.about["call"] == 2
+    assert [p.name for p in c.files] == ["c.safetensors", "c-1.safetensors"]
+    record = load(c.files[1])
+    assert torch.equal(record.problem.hidden_states, small.hidden_states[2:3])
+    assert record.outputs["y"].shape == (1, 256) and record.about["call"] == 2
 
 
 def test_no_call_is_an_error_and_so_is_another_module(tmp_path, small):
@@ -409,18 +411,18 @@ def test_no_call_is_an_error_and_so_is_another_module(tmp_path, small):
 def newer_module_of(p, **more):
     """As vLLM 0.33 has it: weights in the kernel's layout, the clamp in the constructor."""
     clear_symm_buffers()
-    given = {
+    settings = {
         "num_experts": p.num_experts, "num_local_experts": p.num_experts, "experts_start_idx": 0,
         "activation": MegaMoEActivation(clamp=7.0), "fast_math": False, "backend": EagerBackend(),
     }  # fmt: skip
     module = DeepGemmMegaMoEExperts(
         16, top_k=p.top_k, hidden_size=p.hidden_size, intermediate_size=p.intermediate_size,
-        **given | more,
+        **settings | more,
     )  # fmt: skip
     weights = transform_weights(*(getattr(p, name) for name in WEIGHTS))
-    for name, made in zip(WEIGHTS, weights, strict=True):
+    for name, tensor in zip(WEIGHTS, weights, strict=True):
         parameter = getattr(module, name)
-        parameter.data.copy_(made.view(parameter.dtype))
+        parameter.data.copy_(tensor.view(parameter.dtype))
     return module
 
 
@@ -433,12 +435,12 @@ def test_the_newer_face_is_recorded_with_its_clamp_and_its_silu(tmp_path, small,
     module = newer_module_of(small)
     with capture(module, path):
         y = module(*arguments(small))
-    stored = load(path)
-    assert torch.equal(stored.observed["y"], y)
-    assert (stored.problem.activation_clamp, stored.problem.fast_math) == (7.0, False)
+    record = load(path)
+    assert torch.equal(record.outputs["y"], y)
+    assert (record.problem.activation_clamp, record.problem.fast_math) == (7.0, False)
     for name in WEIGHTS:
-        assert torch.equal(getattr(stored.problem, name), getattr(small, name)), name
-    assert stored.about["contract"] == "2026-11"
+        assert torch.equal(getattr(record.problem, name), getattr(small, name)), name
+    assert record.about["contract"] == "2026-11"
     assert cli.main(["replay", str(path)]) == 0
     assert "PASS" in capsys.readouterr().out
 
@@ -450,7 +452,7 @@ def test_a_y_with_shared_experts_in_it_is_left_out(tmp_path, small, to):
     module = newer_module_of(small, **({"shared_experts": shared} if constructor else {}))
     with capture(module, path):
         module(*arguments(small), **({} if constructor else {"shared_experts": shared}))
-    assert not load(path).observed
+    assert not load(path).outputs
 
 
 @pytest.mark.parametrize(
@@ -501,26 +503,26 @@ def test_the_contract_of_what_was_recorded(tmp_path, small, name, backend, contr
 
 
 def test_replay_judges_what_was_recorded_under_its_contract(tmp_path, small, monkeypatch, capsys):
-    def recorded(about):
+    def write_file(about):
         path = tmp_path / "c.safetensors"
-        path.write_bytes(to_bytes(Stored(small, {"y": small.hidden_states}, about)))
+        path.write_bytes(to_bytes(StoredProblem(small, {"y": small.hidden_states}, about)))
         return str(path)
 
-    judged = []
+    revisions = []
 
     def judge_output(problem, output, accumulator, contract, name, others):
-        judged.append(contract.revision)
+        revisions.append(contract.revision)
         return Verdict(name, "forward", "pass")
 
     monkeypatch.setattr("megamoe.commands.replay.judge_output", judge_output)
-    known = {"accumulator": "fp32"}
-    assert cli.main(["replay", recorded(known)]) == 0
-    assert cli.main(["replay", recorded({**known, "contract": "2026-06"})]) == 0
+    base = {"accumulator": "fp32"}
+    assert cli.main(["replay", write_file(base)]) == 0
+    assert cli.main(["replay", write_file({**base, "contract": "2026-06"})]) == 0
     assert (
-        cli.main(["replay", recorded({**known, "contract": "sgl"}), "--contract", "2026-09"]) == 0
+        cli.main(["replay", write_file({**base, "contract": "sgl"}), "--contract", "2026-09"]) == 0
     )
-    assert judged == [NEWEST.revision, "2026-06", "2026-09"]
-    assert cli.main(["replay", recorded({**known, "contract": ["2026-06"]})]) == 2
+    assert revisions == [NEWEST.revision, "2026-06", "2026-09"]
+    assert cli.main(["replay", write_file({**base, "contract": ["2026-06"]})]) == 2
     assert "unknown contract" in capsys.readouterr().err
 
 
@@ -531,7 +533,7 @@ from megamoe.backends.eager import EagerBackend
 tokens = int(sys.argv[1])
 m = DeepseekV4MegaMoEExperts(16, num_experts=2, num_local_experts=2, experts_start_idx=0, top_k=1,
     hidden_size=128, intermediate_size=128, prefix="", backend=EagerBackend())
-m.finalize_weights(written=True)
+m.finalize_weights(without_loader=True)
 m(torch.ones(tokens, 128, dtype=torch.bfloat16), torch.ones(tokens, 1),
   torch.zeros(tokens, 1, dtype=torch.int64), activation_clamp=None)
 """
@@ -582,6 +584,6 @@ def test_import_refuses_and_leaves_nothing(file, tmp_path, capsys):
 
 
 def test_the_judge_of_a_file_is_the_judge_of_check(small):
-    verdict, shown = judge(small, Local(EagerBackend()))
+    verdict, output = judge(small, Local(EagerBackend()))
     assert verdict.status == "pass" and set(verdict.how) == {"bitwise", "staged"}
-    assert shown is not None and "l2_acts" in shown
+    assert output is not None and "l2_acts" in output

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import megamoe
 from megamoe.backends.eager import EagerBackend
-from megamoe.cases.stored import Stored, StoredError, load, to_bytes
+from megamoe.cases.stored import StoredError, StoredProblem, load, to_bytes
 from megamoe.golden.imported import import_file
 from megamoe.reduce import keep, reduce
 from megamoe.spec.contract import CONTRACTS
@@ -27,10 +27,10 @@ OF_FORMAT = {
 """A contract that has the format, the multiple of H and I, and further fields."""
 
 
-def drawn(format_: str, **more) -> Problem:
+def make_problem(format_: str, **more) -> Problem:
     sizes = {"tokens": 5, "hidden": 512, "intermediate": 512, "experts": 4, "top_k": 2}
-    given = {**sizes, "seed": 1, "weight_format": format_, **OF_FORMAT[format_][2], **more}
-    return megamoe.problem(**given)
+    params = {**sizes, "seed": 1, "weight_format": format_, **OF_FORMAT[format_][2], **more}
+    return megamoe.problem(**params)
 
 
 class Doubles(EagerBackend):
@@ -47,18 +47,18 @@ class Doubles(EagerBackend):
 
 @pytest.mark.parametrize("format_", OF_FORMAT)
 def test_a_file_gives_back_every_bit(format_, tmp_path):
-    problem = drawn(format_)
+    problem = make_problem(format_)
     path = tmp_path / "p.safetensors"
-    path.write_bytes(to_bytes(Stored(problem, {}, {"from": "here"})))
+    path.write_bytes(to_bytes(StoredProblem(problem, {}, {"from": "here"})))
     back = load(path).problem
-    assert back.given.keys() == problem.given.keys()
-    for name, value in problem.given.items():
+    assert back.arguments.keys() == problem.arguments.keys()
+    for name, value in problem.arguments.items():
         same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
         assert same(getattr(back, name), value), name
 
 
 @pytest.mark.parametrize(
-    ("format_", "name", "change", "said"),
+    ("format_", "name", "change", "message"),
     [
         ("fp8-block", "w13_weight_scale", lambda t: t.double(), r"torch.float32 \(4, 8, 4\)"),
         ("fp8-block", "w2_weight", lambda t: t[..., 256:], r"torch.uint8 \(4, 512, 512\)"),
@@ -66,15 +66,15 @@ def test_a_file_gives_back_every_bit(format_, tmp_path):
         ("nvfp4", "w13_weight_scale_2", lambda t: t.half(), r"expected torch.float32 \(4,\)"),
     ],
 )  # fmt: skip
-def test_a_tensor_that_is_not_of_the_format_is_one_line(format_, name, change, said, tmp_path):
+def test_a_tensor_that_is_not_of_the_format_is_one_line(format_, name, change, message, tmp_path):
     path = tmp_path / "p.safetensors"
-    path.write_bytes(to_bytes(Stored(drawn(format_))))
+    path.write_bytes(to_bytes(StoredProblem(make_problem(format_))))
     tensors, meta = load_file(path), metadata(path)
     tensor = tensors.pop(f"input.{name}")
     if change is not None:
         tensors[f"input.{name}"] = change(tensor).contiguous()
     save_file(tensors, path, meta)
-    with pytest.raises(StoredError, match=said):
+    with pytest.raises(StoredError, match=message):
         load(path)
 
 
@@ -89,7 +89,7 @@ def metadata(path):
 def test_a_red_becomes_one_token_one_expert_and_the_fewest_blocks(format_, tmp_path):
     revision, multiple, _ = OF_FORMAT[format_]
     session = Local(Doubles(CONTRACTS[revision]))
-    r = reduce(session, drawn(format_))
+    r = reduce(session, make_problem(format_))
     p = r.problem
     assert (p.num_tokens, p.num_experts, p.top_k) == (1, 1, 1)
     assert (p.hidden_size, p.intermediate_size) == (multiple, multiple)
@@ -100,15 +100,17 @@ def test_a_red_becomes_one_token_one_expert_and_the_fewest_blocks(format_, tmp_p
 
 
 def test_experts_without_a_slot_cost_nothing_in_the_file():
-    problem = drawn("nvfp4")
+    problem = make_problem("nvfp4")
     one = replace(problem, topk_ids=torch.full_like(problem.topk_ids, 3))
-    assert len(to_bytes(Stored(one))) < len(to_bytes(Stored(problem))) / 2
+    assert len(to_bytes(StoredProblem(one))) < len(to_bytes(StoredProblem(problem))) / 2
 
 
 @pytest.mark.parametrize("format_", OF_FORMAT)
 def test_an_imported_file_is_a_case_of_its_format(format_, tmp_path):
     file = tmp_path / "mine.safetensors"
-    file.write_bytes(to_bytes(Stored(drawn(format_, tokens=2, hidden=256, intermediate=256))))
+    file.write_bytes(
+        to_bytes(StoredProblem(make_problem(format_, tokens=2, hidden=256, intermediate=256)))
+    )
     case = import_file(tmp_path / "golden", file)
     assert case.params["weight_format"] == format_
     assert OF_FORMAT[format_][0] in case.revisions and "2026-06" not in case.revisions

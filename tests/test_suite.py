@@ -23,7 +23,7 @@ from megamoe.suite import check, progress, results
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings, SettingsError
 from megamoe.worker.client import Worker
-from megamoe.worker.session import Identity, Launch, last_seen
+from megamoe.worker.session import Identity, Launch, last_frame
 from tests.helpers import command
 from tests.helpers.golden import make_golden
 from tests.helpers.local import Local
@@ -141,10 +141,10 @@ class Wrapped:
     name = "wrapped"
     accumulator = "fp32"
 
-    def __init__(self, **changed):
+    def __init__(self, **callables):
         eager = load_backend("eager")
         for name in ("forward", "prepare", "eplb_map", "transform_weights"):
-            function = changed.get(name, getattr(eager, name))
+            function = callables.get(name, getattr(eager, name))
             if function is not None:
                 setattr(self, name, function)
         self.eager = eager
@@ -223,7 +223,7 @@ def test_sglangs_staging_masks_the_slots_beyond_the_batch(root):
 
     eager = load_backend("eager", contract="sgl")
     (case,) = (c for c in load_cases(root) if c.kind == "staging")
-    for prepare, said in (
+    for prepare, reason in (
         (eager.prepare, ""),
         (staged(5, 0), "topk_idx: 1 of 382 rows beyond the 2 tokens are not -1"),
         (staged(6, -0.0), "topk_weights: 1 of 382 rows beyond the 2 tokens are not 0"),
@@ -233,7 +233,7 @@ def test_sglangs_staging_masks_the_slots_beyond_the_batch(root):
         backend.contracts = ("sgl",)
         session = Local(backend, contract="sgl")
         verdict = Runner(session, Store(root, make, contract("sgl"))).run(case)
-        assert verdict.reason == said
+        assert verdict.reason == reason
 
     verdict = judge(root, "staging", Wrapped(prepare=lambda *a: None))
     assert verdict.status == "fail" and "x_sf" in verdict.reason
@@ -315,10 +315,12 @@ def test_a_written_input_is_a_fail_of_its_own(root, kind, name):
     }  # fmt: skip
 
     def writing(function):
-        def call(*given):
-            out = function(*given)
-            given = given[0] if kind in ("forward", "property") else given
-            tensor = getattr(given, name) if not isinstance(given, tuple) else given[places[name]]
+        def call(*inputs):
+            out = function(*inputs)
+            inputs = inputs[0] if kind in ("forward", "property") else inputs
+            tensor = (
+                getattr(inputs, name) if not isinstance(inputs, tuple) else inputs[places[name]]
+            )
             tensor.view(-1).view(torch.uint8)[-1] += 1
             wrote.append(tensor)
             return out
@@ -326,15 +328,13 @@ def test_a_written_input_is_a_fail_of_its_own(root, kind, name):
         return call
 
     callables = {"staging": "prepare", "eplb": "eplb_map", "layout": "transform_weights"}
-    called = callables.get(kind, "forward")
-    verdict = judge(root, kind, Wrapped(**{called: writing(getattr(eager, called))}))
+    target = callables.get(kind, "forward")
+    verdict = judge(root, kind, Wrapped(**{target: writing(getattr(eager, target))}))
     assert verdict.status == "fail"
-    said, _, changed = verdict.reason.partition("; ")
-    assert said == f"the backend wrote into input {name}"
+    message, _, change = verdict.reason.partition("; ")
+    assert message == f"the backend wrote into input {name}"
     last = [size - 1 for size in wrote[0].shape]  # the last byte of the last row
-    assert re.fullmatch(
-        rf"1 element, the first at {re.escape(str(last))}, from \S+ to \S+", changed
-    )
+    assert re.fullmatch(rf"1 element, the first at {re.escape(str(last))}, from \S+ to \S+", change)
 
 
 def test_a_broken_law_is_named(root):
@@ -428,8 +428,8 @@ def test_a_brief_red_names_rows_and_asks_the_oracle_nothing(digests):
     runner = Runner(Local(Wrapped(forward=forward)), Store(digests, unasked))
     runner.brief = True
     verdict = runner.run(case)
-    said = "y: 1 of 2 rows have other bits, the first is 2; run it alone to see the elements"
-    assert (verdict.status, verdict.reason) == ("fail", said)
+    reason = "y: 1 of 2 rows have other bits, the first is 2; run it alone to see the elements"
+    assert (verdict.status, verdict.reason) == ("fail", reason)
     assert not runner.details and verdict.worst is None
     runner = Runner(Local(Wrapped(forward=forward)), Store(digests, make))
     full = runner.run(case)
@@ -447,11 +447,11 @@ def megamoe(root, *arguments):
 
 
 def test_check_judges_every_case_and_writes_reports(root, tmp_path):
-    made, junit = tmp_path / "r.json", tmp_path / "r.xml"
-    ran = megamoe(root, "--backend", "eager", "--json", str(made), "--junit", str(junit))
+    report, junit = tmp_path / "r.json", tmp_path / "r.xml"
+    ran = megamoe(root, "--backend", "eager", "--json", str(report), "--junit", str(junit))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "GREEN: all 6 judged cases passed in" in ran.stdout
-    data = json.loads(made.read_text())
+    data = json.loads(report.read_text())
     assert data["backend"] == "eager" and data["counts"]["pass"] == 6
     assert data["tier"] == "quick" and data["contract"] == NEWEST.revision and data["shard"] is None
     assert {"processor", "cores"} <= set(data["machine"]) and "torch" in data["versions"]
@@ -477,18 +477,18 @@ class Backend:
 def test_maxfail_stops_and_failed_takes_up_the_reds_alone(tmp_path):
     root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(WRONG)
-    backend, made = f"{root / 'bad.py'}:Backend", root / "r.json"
+    backend, report = f"{root / 'bad.py'}:Backend", root / "r.json"
     common = ("--backend", backend, "--tier", "full", "-n", "1")
-    ran = megamoe(root, *common, "--maxfail", "2", "--json", str(made))
-    counts = json.loads(made.read_text())["counts"]
+    ran = megamoe(root, *common, "--maxfail", "2", "--json", str(report))
+    counts = json.loads(report.read_text())["counts"]
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert (counts["fail"], counts["pass"] + counts["not-run"]) == (2, 3)
     assert "stopped: --maxfail 2 is reached" in ran.stderr
     assert "RED: 2 of " in ran.stdout and "the run was stopped" in ran.stdout
-    again = megamoe(root, "--backend", backend, "--failed", str(made), "--pictures", "1")
+    again = megamoe(root, "--backend", backend, "--failed", str(report), "--pictures", "1")
     assert again.returncode == 1 and "RED: 2 of 2 judged cases" in again.stdout
     assert again.stdout.count("alone:  megamoe check") == 1
-    none = megamoe(root, "--backend", backend, "--failed", str(made), "--kind", "eplb")
+    none = megamoe(root, "--backend", backend, "--failed", str(report), "--kind", "eplb")
     assert none.returncode == 2 and "none of the selected cases failed there" in none.stderr
 
 
@@ -496,20 +496,20 @@ def test_maxfail_stops_and_failed_takes_up_the_reds_alone(tmp_path):
 def test_one_bad_case_does_not_end_the_run(tmp_path):
     root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(TROUBLED)
-    made = root / "r.json"
+    report = root / "r.json"
     backend = f"{root / 'bad.py'}:Backend"
-    arguments = ("--tier", "full", "--timeout", "3", "-n", "1", "--json", str(made))
+    arguments = ("--tier", "full", "--timeout", "3", "-n", "1", "--json", str(report))
     ran = megamoe(root, "--backend", backend, *arguments)
     assert ran.returncode == 1, ran.stdout + ran.stderr
-    cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
+    cases = {c["id"]: c for c in json.loads(report.read_text())["cases"]}
     hung = f'no result within 3 s, its process was ended, last seen in File "{root}/bad.py", line '
-    said = (
+    reasons = (
         hung,
         hung,
         "the backend ended its process (exit status 3)",
         "the backend raised RuntimeError: boom (bad.py, line ",
     )
-    for tokens, words in enumerate(said, start=1):
+    for tokens, words in enumerate(reasons, start=1):
         case = cases[f"forward/t{tokens}"]
         assert case["status"] == "error"
         assert case["reason"].startswith(f"case {case['id']}: {words}")
@@ -557,16 +557,16 @@ def test_a_spoiled_process_is_replaced_and_the_rest_stays_green(tmp_path):
     """One worker takes every case, so without a new process all after the first would be red."""
     root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(SPOILING)
-    made = root / "r.json"
-    arguments = ("--tier", "full", "-n", "1", "--json", str(made))
+    report = root / "r.json"
+    arguments = ("--tier", "full", "-n", "1", "--json", str(report))
     ran = megamoe(root, "--backend", f"{root / 'bad.py'}:Backend", *arguments)
     assert ran.returncode == 1, ran.stdout + ran.stderr
-    cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
+    cases = {c["id"]: c for c in json.loads(report.read_text())["cases"]}
     status = [cases[f"forward/t{tokens}"]["status"] for tokens in range(1, 6)]
     assert status == ["error", "error", "error", "pass", "pass"], ran.stdout
-    raised, right, died = (cases[f"forward/t{tokens}"]["reason"] for tokens in (1, 2, 3))
-    assert raised.startswith("case forward/t1: the backend raised RuntimeError: CUDA error")
-    assert raised.endswith(SPOILED)
+    error, right, died = (cases[f"forward/t{tokens}"]["reason"] for tokens in (1, 2, 3))
+    assert error.startswith("case forward/t1: the backend raised RuntimeError: CUDA error")
+    assert error.endswith(SPOILED)
     assert right == f"case forward/t2: {SPOILED}"
     assert died.startswith("case forward/t3: the backend ended its process")
     assert "RED: 3 of 5 judged cases did not pass" in ran.stdout
@@ -592,10 +592,10 @@ class Backend:
 def test_a_real_sticky_cuda_error_takes_one_case_only(tmp_path):
     root = make_golden(tmp_path, TROUBLE)
     (root / "bad.py").write_text(STICKY)
-    made = root / "r.json"
-    arguments = ("--tier", "full", "-n", "1", "--device", "cuda", "--json", str(made))
+    report = root / "r.json"
+    arguments = ("--tier", "full", "-n", "1", "--device", "cuda", "--json", str(report))
     ran = megamoe(root, "--backend", f"{root / 'bad.py'}:Backend", *arguments)
-    cases = {c["id"]: c for c in json.loads(made.read_text())["cases"]}
+    cases = {c["id"]: c for c in json.loads(report.read_text())["cases"]}
     assert "after it the process is of no use" in cases.pop("forward/t1")["reason"]
     assert {c["status"] for c in cases.values()} == {"pass"}, ran.stdout + ran.stderr
 
@@ -636,20 +636,22 @@ def test_a_hang_under_ones_own_pytest_is_ended(tmp_path):
         [sys.executable, "-m", "pytest", "--pyargs", "megamoe.suite", "-v"],
         capture_output=True, text=True, timeout=240, env=environment, cwd=root, check=False,
     )  # fmt: skip
-    said = f'no result within 3 s, its process was ended, last seen in File "{root}/bad.py", line '
-    assert ran.stdout.count(said) >= 2, ran.stdout + ran.stderr
+    message = (
+        f'no result within 3 s, its process was ended, last seen in File "{root}/bad.py", line '
+    )
+    assert ran.stdout.count(message) >= 2, ran.stdout + ran.stderr
     assert "4 failed, 1 passed" in ran.stdout
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("-p", "megamoe.suite.plugin", "--megamoe-backend", "gone.py:B"), "no Python file at"),
         (("-p", "megamoe.suite.plugin", "-n1", "--megamoe-backend", "gone.py:B"), "no Python file"),
         (("-p", "megamoe.suite.plugin", "-n1", "--megamoe-workers", "0"), "--megamoe-workers 0: "),
     ],
 )
-def test_under_pytest_what_cannot_run_at_all_is_one_line(root, options, said):
+def test_under_pytest_what_cannot_run_at_all_is_one_line(root, options, message):
     environment = {**os.environ, "MEGAMOE_GOLDEN": str(root), "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": str(Path(check.__file__).parents[2])}  # fmt: skip
     ran = subprocess.run(
@@ -658,7 +660,7 @@ def test_under_pytest_what_cannot_run_at_all_is_one_line(root, options, said):
     )  # fmt: skip
     text = ran.stdout + ran.stderr
     assert ran.returncode == pytest.ExitCode.USAGE_ERROR, text
-    assert said in text and "INTERNALERROR" not in text and "Traceback" not in text
+    assert message in text and "INTERNALERROR" not in text and "Traceback" not in text
 
 
 def test_under_pytest_a_case_that_the_contract_does_not_know_is_skipped(tmp_path):
@@ -778,8 +780,8 @@ def test_junit_says_why():
         Verdict("eplb/c", "eplb", "error", "bad \x00 byte & <tag>"),
         Verdict("staging/d", "staging", "not-provided", "the backend has no prepare"),
     ]
-    made = results.build(Settings(), Identity("mine", "fp32", ("eplb_map",)), verdicts)
-    root = ElementTree.fromstring(results.junit(made))
+    report = results.build(Settings(), Identity("mine", "fp32", ("eplb_map",)), verdicts)
+    root = ElementTree.fromstring(results.junit(report))
     eplb, staging = (
         root.find("*[@name='megamoe.eplb']"),
         root.find("*[@name='megamoe.staging']"),
@@ -794,17 +796,17 @@ def test_junit_says_why():
 def test_progress_lines_and_live():
     plain = Console(width=200, record=True, force_terminal=False, file=io.StringIO())
     with progress.Progress(2, plain, Settings(), {}, verbose=True) as p:
-        p.judged(Verdict("eplb/a", "eplb", "skip", "the backend declined: no"))
-        p.judged(Verdict("eplb/b", "eplb", "fail", "ids: 1 of 2 outside"))
+        p.on_verdict(Verdict("eplb/a", "eplb", "skip", "the backend declined: no"))
+        p.on_verdict(Verdict("eplb/b", "eplb", "fail", "ids: 1 of 2 outside"))
     text = plain.export_text()
     assert "[1/2] skipped eplb/a 0.0 s  the backend declined: no" in text
     assert "[2/2] fail eplb/b 0.0 s  ids: 1 of 2 outside" in text
     live = Console(width=200, force_terminal=True, record=True, file=io.StringIO())
     with progress.Progress(2, live, Settings(), {"eplb/a": 50.0, "eplb/b": 20.0}) as p:
-        p.left = 70.0
+        p.backlog = 70.0
         p.workers = 2
-        p.started("eplb/b")
-        p.judged(Verdict("eplb/a", "eplb", "pass", seconds=25.0))  # half of its recorded time
+        p.on_start("eplb/b")
+        p.on_verdict(Verdict("eplb/a", "eplb", "pass", seconds=25.0))  # half of its recorded time
         live.print(p._render())
     text = live.export_text()
     assert "1/2" in text and "pass 1" in text and "about 10 s left" in text and "eplb/b" in text
@@ -813,15 +815,15 @@ def test_progress_lines_and_live():
 def test_settings_from_options_environment_and_defaults(monkeypatch):
     monkeypatch.setenv("MEGAMOE_TIMEOUT", "7")
     monkeypatch.setenv("MEGAMOE_KIND", "eplb")
-    given = {"kind": "staging"}
-    found = Settings.read(given.get)
-    assert (found.kind, found.timeout, found.backend) == ("staging", 7.0, "eager")
+    options = {"kind": "staging"}
+    settings = Settings.read(options.get)
+    assert (settings.kind, settings.timeout, settings.backend) == ("staging", 7.0, "eager")
     assert Settings().chosen_tier == "quick" and Settings(case="x").chosen_tier == "full"
     assert Settings(case="x", tier="quick").chosen_tier == "quick"
     monkeypatch.setenv("MEGAMOE_TIER", "")
     monkeypatch.setenv("MEGAMOE_SHRAD", "1/2")
     with pytest.raises(SettingsError, match="the environment has MEGAMOE_SHRAD, which nothing"):
-        Settings.read(given.get)
+        Settings.read(options.get)
     assert Settings(device="cuda", golden="g").again() == " --device cuda --golden g"
 
 
@@ -830,8 +832,8 @@ def test_the_last_frame_of_the_main_thread():
         'Timeout (0:00:04)!\nThread 0x1 (most recent call first):\n  File "gateway.py", line 5\n\n'
         'Thread 0x2 (most recent call first):\n  File "k.py", line 7 in forward\n  File "m.py"\n'
     )
-    assert last_seen(stack) == 'File "k.py", line 7 in forward'
-    assert last_seen(stack, "m.py") == 'File "k.py", line 7 in forward', "a file and no more"
+    assert last_frame(stack) == 'File "k.py", line 7 in forward'
+    assert last_frame(stack, "m.py") == 'File "k.py", line 7 in forward', "a file and no more"
     deep = stack.replace('File "m.py"', 'File "m.py", line 9 in inner')
-    assert last_seen(deep, "m.py") == 'File "m.py", line 9 in inner'
-    assert last_seen("Timeout!") == "code that leaves no trace"
+    assert last_frame(deep, "m.py") == 'File "m.py", line 9 in inner'
+    assert last_frame("Timeout!") == "code that leaves no trace"

@@ -47,8 +47,8 @@ def test_silu_table_is_the_contract_s_sequence_in_decimal(start):
     """exp by 50 digits, each operation then rounded once: every 97th gate between -80 and 80."""
     context = Context(prec=50)
     table = gates.silu_table("g/d")
-    chosen = BITS[FINITE & (np.abs(GATES) < 80) & (np.abs(GATES) > 2.0**-20)][start::97]
-    for bits in chosen:
+    sample = BITS[FINITE & (np.abs(GATES) < 80) & (np.abs(GATES) > 2.0**-20)][start::97]
+    for bits in sample:
         gate = Decimal(float(bf16_decode(np.array([bits]))[0]))
         e = fl32(context.exp(-gate))
         d = fl32(1 + Decimal(e))
@@ -67,8 +67,8 @@ def test_silu_at_the_ends():
 @pytest.mark.parametrize("where", ["low", "high", "none", "mixed"])
 def test_every_gate_of_an_erring_kernel_is_within_the_bounds(fast_math, where):
     low, high = gates.silu_bounds("fast" if fast_math else "g/d")
-    got = simulate.silu(GATES, fast_math, where, np.random.default_rng(1))
-    assert ((low <= got) & (got <= high))[FINITE].all()
+    actual = simulate.silu(GATES, fast_math, where, np.random.default_rng(1))
+    assert ((low <= actual) & (actual <= high))[FINITE].all()
 
 
 @pytest.mark.parametrize("fast_math", [True, False])
@@ -79,8 +79,8 @@ def test_the_bounds_are_not_idly_wide(fast_math):
     ends = [simulate.silu(GATES, fast_math, w, rng).astype(np.float64) for w in ("low", "high")]
     usual = FINITE & (np.abs(GATES) < 30) & (np.abs(GATES) > 0.1)
     usual &= np.where(FINITE, high, 0) > np.where(FINITE, low, 0)
-    used = np.abs(ends[0][usual] - ends[1][usual]) / (high[usual] - low[usual])
-    assert np.median(used) > 0.2
+    share = np.abs(ends[0][usual] - ends[1][usual]) / (high[usual] - low[usual])
+    assert np.median(share) > 0.2
 
 
 @pytest.mark.parametrize("fast_math", [True, False])
@@ -100,9 +100,9 @@ def test_range_over_gates_encloses_every_gate_between(fast_math):
     centre = np.searchsorted(bf16_key(order), bf16_key(bf16(-1.278))[0])
     for start in [*rng.integers(0, len(order) - 400, 100), *range(centre - 300, centre, 20)]:
         part = order[start : start + int(rng.integers(1, 400))]
-        got_low, got_high, _ = bounds.over(part[:1], part[-1:])
-        assert got_low == low[part].min()
-        assert got_high == high[part].max()
+        lowest, highest, _ = bounds.over(part[:1], part[-1:])
+        assert lowest == low[part].min()
+        assert highest == high[part].max()
 
 
 def test_clamp_bounds_the_gate_above_only_and_the_up_on_both_sides():

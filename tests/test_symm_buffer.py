@@ -74,8 +74,8 @@ def test_a_group_s_buffer_is_never_found_by_a_later_group():
     def own_buffer(*arguments):
         return object()
 
-    seen = [sb.get_symm_buffer(object(), CPU, SIZES, factory=own_buffer) for _ in range(20)]
-    assert len({id(b) for b in seen}) == 20
+    buffers = [sb.get_symm_buffer(object(), CPU, SIZES, factory=own_buffer) for _ in range(20)]
+    assert len({id(b) for b in buffers}) == 20
 
 
 def test_a_backend_s_own_factory_is_kept_apart():

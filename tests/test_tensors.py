@@ -43,10 +43,10 @@ def test_shapes_in_numbers():
 
 
 def test_operations_name_rows_of_the_table():
-    taken = [name for o in OPERATIONS.values() for name in (*o.takes, *o.may_take)]
-    shown = [name for o in OPERATIONS.values() for name in o.returns]
-    assert set(taken) | set(shown) == set(TENSORS)
-    assert all(TENSORS[name].places for name in shown)
+    inputs = [name for o in OPERATIONS.values() for name in (*o.takes, *o.may_take)]
+    outputs = [name for o in OPERATIONS.values() for name in o.returns]
+    assert set(inputs) | set(outputs) == set(TENSORS)
+    assert all(TENSORS[name].places for name in outputs)
     assert {kind_of(name).needs for name in KINDS} - {None} == set(OPERATIONS)
 
 
@@ -67,10 +67,10 @@ def test_the_module_under_test_has_the_shapes_and_dtypes_of_the_table():
         tensor = getattr(buffer, name)
         assert tuple(tensor.shape) == TENSORS[name].sizes(rows)
         assert tensor.dtype in TENSORS[name].dtypes
-    given = (getattr(p, name) for name in OPERATIONS["prepare"].takes)
-    prepare_megamoe_inputs(*given, *(getattr(buffer, n) for n in OPERATIONS["prepare"].returns))
-    made = transform_weights(*(getattr(p, name) for name in WEIGHTS))
-    for name, tensor in zip(OPERATIONS["transform_weights"].returns, made, strict=True):
+    inputs = (getattr(p, name) for name in OPERATIONS["prepare"].takes)
+    prepare_megamoe_inputs(*inputs, *(getattr(buffer, n) for n in OPERATIONS["prepare"].returns))
+    weights = transform_weights(*(getattr(p, name) for name in WEIGHTS))
+    for name, tensor in zip(OPERATIONS["transform_weights"].returns, weights, strict=True):
         assert tuple(tensor.shape) == TENSORS[name].sizes(p.letters)
         assert tensor.dtype in TENSORS[name].dtypes
 
@@ -92,8 +92,8 @@ def test_the_parts_of_a_kind_are_what_its_operation_gives_back(name):
 
 
 def test_order_of_computation():
-    wanted = "ids load x_sf x topk_idx topk_weights beyond l2_acts_sf l2_acts w13 w13_sf w2 w2_sf y"
-    assert wanted.split() == stages.ORDER
+    names = "ids load x_sf x topk_idx topk_weights beyond l2_acts_sf l2_acts w13 w13_sf w2 w2_sf y"
+    assert names.split() == stages.ORDER
 
 
 def test_words_are_unpacked_for_the_comparison():

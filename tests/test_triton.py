@@ -62,12 +62,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def interpreted(code: str) -> str:
     """What a fresh interpreter prints that runs ``code`` with Triton's interpreter."""
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
 
 
 ROWS = "staging/rows-lost-or-repeated-at-t"
@@ -84,42 +84,53 @@ MOST_ROWS = 400
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "least"), [("staging", 75), ("eplb", 30)])
 def test_the_kernel_gives_the_contract_s_bits_in_every_case(kind: str, least: int, tmp_path):
-    left_out = {f"{ROWS}{tokens}" for tokens in sum(TWINS.values(), ())}
+    omissions = {f"{ROWS}{tokens}" for tokens in sum(TWINS.values(), ())}
     every = Settings(kind=kind, tier="full").cases("2026-06")
     # The interpreter runs one program after the other. A check on a GPU has more rows.
     few = [case.id for case in every if case.params["tokens"] <= MOST_ROWS]
-    chosen = [name for name in few if name not in left_out]
-    assert kind != "staging" or {f"{ROWS}{twin}" for twin in (*TWINS, 385)} <= {*chosen}
+    selection = [name for name in few if name not in omissions]
+    assert kind != "staging" or {f"{ROWS}{twin}" for twin in (*TWINS, 385)} <= {*selection}
     report = tmp_path / "report.json"
-    options = ["--kind", kind, "--tier", "full", "--json", str(report), "--case", ",".join(chosen)]
+    options = [
+        "--kind",
+        kind,
+        "--tier",
+        "full",
+        "--json",
+        str(report),
+        "--case",
+        ",".join(selection),
+    ]
     interpreted(
         "import sys; from megamoe.commands.main import main; sys.exit(main("
         f"['check', '--backend', 'tests/helpers/interpreted.py:Interpreted', *{options}]))"
     )
     cases = json.loads(report.read_text())["cases"]
-    assert len(cases) == len(chosen) >= least
+    assert len(cases) == len(selection) >= least
     assert {c["status"] for c in cases} == {"pass"}
 
 
 def test_token_counts_that_the_interpreter_is_spared_are_launched_as_their_twin(monkeypatch):
-    def asked(tokens: int):
+    def launch_of(tokens: int):
         """The launch, without its tensors and its number of tokens."""
         rows = -(-tokens // 384) * 384
-        given = (torch.zeros(tokens, 128, dtype=torch.bfloat16), torch.zeros(tokens, 2),
-                 torch.zeros(tokens, 2, dtype=torch.int64))  # fmt: skip
+        inputs = (torch.zeros(tokens, 128, dtype=torch.bfloat16), torch.zeros(tokens, 2),
+                  torch.zeros(tokens, 2, dtype=torch.int64))  # fmt: skip
         outputs = (torch.zeros(rows, 128, dtype=torch.float8_e4m3fn),
                    torch.zeros(rows, 1, dtype=torch.int32),
                    torch.zeros(rows, 2, dtype=torch.int64), torch.zeros(rows, 2))  # fmt: skip
-        seen = []
-        monkeypatch.setattr(staging, "launch", lambda *words, **named: seen.append((*words, named)))
-        prepare_megamoe_inputs(*given, *outputs)
-        ((kernel, (programs, *grid), *words, named),) = seen
+        launches = []
+        monkeypatch.setattr(
+            staging, "launch", lambda *words, **options: launches.append((*words, options))
+        )
+        prepare_megamoe_inputs(*inputs, *outputs)
+        ((kernel, (programs, *grid), *words, options),) = launches
         assert programs == tokens
-        return kernel, grid, [w for w in words if not isinstance(w, torch.Tensor)], named
+        return kernel, grid, [w for w in words if not isinstance(w, torch.Tensor)], options
 
     for twin, others in TWINS.items():
         for other in others:
-            assert asked(other) == asked(twin), other
+            assert launch_of(other) == launch_of(twin), other
 
 
 @pytest.mark.slow
@@ -249,10 +260,10 @@ def test_the_packed_bits_are_what_the_kernels_take_apart_and_lie_as_they_read():
     plain = weight.view(np.uint32).reshape(2, 128, 2, 4, 4)  # expert, row, step, group, t
     # Rows 16 i to 16 i + 7 of a block are gate, the next eight the up rows of those channels.
     r = np.arange(128)
-    taken = (r // 16) * 8 + r % 8 + (r // 8 % 2) * 64
-    words = plain[:, taken].reshape(2, 2, 64, 2, 4, 4).transpose(0, 1, 3, 2, 5, 4).reshape(-1)
-    told = scale.view(np.uint32)[:, taken].reshape(2, 2, 64, 2).transpose(0, 1, 3, 2)
-    assert np.array_equal(scales.numpy().view(np.uint32).reshape(told.shape), told)
+    order = (r // 16) * 8 + r % 8 + (r // 8 % 2) * 64
+    words = plain[:, order].reshape(2, 2, 64, 2, 4, 4).transpose(0, 1, 3, 2, 5, 4).reshape(-1)
+    scale_words = scale.view(np.uint32)[:, order].reshape(2, 2, 64, 2).transpose(0, 1, 3, 2)
+    assert np.array_equal(scales.numpy().view(np.uint32).reshape(scale_words.shape), scale_words)
     w = w.reshape(-1)
     mask = np.uint32(0x81C081C0)
     pairs = [
@@ -263,10 +274,10 @@ def test_the_packed_bits_are_what_the_kernels_take_apart_and_lie_as_they_read():
     ]
     for i, pair in enumerate(pairs):
         for half, nibble in ((pair & 0xFFFF, i), (pair >> 16, i + 4)):
-            want = E2M1_TABLE[(words >> np.uint32(4 * nibble)) & 0xF]
-            got = bf16_decode(half.astype(np.uint16)).astype(np.float64) * 2.0**126
-            assert np.array_equal(got, want)
-            assert np.array_equal(np.signbit(got), np.signbit(want))
+            expected = E2M1_TABLE[(words >> np.uint32(4 * nibble)) & 0xF]
+            actual = bf16_decode(half.astype(np.uint16)).astype(np.float64) * 2.0**126
+            assert np.array_equal(actual, expected)
+            assert np.array_equal(np.signbit(actual), np.signbit(expected))
 
 
 SIZES = {"hidden": "i32", "inter": "i32"}
@@ -274,7 +285,7 @@ ROUTING = {"order": "*i32", "tiles": "*i32"}
 OUTPUTS = {"acts": "*bf16", "codes": "*u8", "sf": "*u8"}
 
 
-def built(kernel, arguments, constants, capability=90, **options):
+def build(kernel, arguments, constants, capability=90, **options):
     """A kernel, compiled."""
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
@@ -297,8 +308,8 @@ EVENT = re.compile(
 
 def met_before_they_arrive(ptx: str) -> bool:
     """Whether warps meet after their last access of shared memory, before one arrives for all."""
-    found = [match.lastindex for match in EVENT.finditer(ptx)]
-    return all(found[i - 1] == 1 for i, event in enumerate(found) if event == 3)
+    events = [match.lastindex for match in EVENT.finditer(ptx)]
+    return all(events[i - 1] == 1 for i, event in enumerate(events) if event == 3)
 
 
 def test_an_arrival_after_an_access_without_a_meeting_is_seen():
@@ -309,20 +320,20 @@ def test_an_arrival_after_an_access_without_a_meeting_is_seen():
 
 def compiled(kernel, arguments, constants, instruction, tmp_path, **options):
     """What ptxas says of a kernel for Hopper."""
-    made = built(kernel, arguments, constants, **options)
-    assert made.metadata.shared <= 227 * 1024
-    assert met_before_they_arrive(made.asm["ptx"])
-    assert instruction in made.asm["ptx"]
+    binary = build(kernel, arguments, constants, **options)
+    assert binary.metadata.shared <= 227 * 1024
+    assert met_before_they_arrive(binary.asm["ptx"])
+    assert instruction in binary.asm["ptx"]
     ptx = tmp_path / "kernel.ptx"
-    ptx.write_text(made.asm["ptx"])
+    ptx.write_text(binary.asm["ptx"])
     ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-    told = subprocess.run(
+    result = subprocess.run(
         [ptxas, "-v", "-arch=sm_90a", ptx, "-o", tmp_path / "kernel.cubin"],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    assert "registers" in told.stderr
-    return told.stderr
+    assert result.returncode == 0, result.stderr
+    assert "registers" in result.stderr
+    return result.stderr
 
 
 @pytest.mark.slow
@@ -346,11 +357,11 @@ def test_the_products_for_few_tokens_compile_for_hopper_in_their_registers(
          shared),
     ]  # fmt: skip
     for kernel, arguments, constants in kernels:
-        told = compiled(kernel, arguments, constants, "mma.sync", tmp_path, **options)
+        output = compiled(kernel, arguments, constants, "mma.sync", tmp_path, **options)
         # One register of 16 rows goes to memory: fewer blocks, or other orders, are slower.
         allowed = (0, 4) if tile is FEW[-1] else (0,)
-        assert int(re.search(r"(\d+) bytes spill stores", told).group(1)) in allowed
-        registers = int(re.search(r"Used (\d+) registers", told).group(1))
+        assert int(re.search(r"(\d+) bytes spill stores", output).group(1)) in allowed
+        registers = int(re.search(r"Used (\d+) registers", output).group(1))
         assert REGISTERS // (registers * 32 * tile.WARPS) >= tile.BLOCKS
 
 
@@ -361,7 +372,7 @@ def test_the_products_for_few_tokens_compile_for_newer_gpus(capability):
     from megamoe.backends.triton.kernels import few
 
     wide = FEW[-1]
-    made = built(
+    binary = build(
         few.linear2,
         {"acts": "*i32", "w2": "*i32", "s2": "*i32", **ROUTING, "slots": "*bf16", **SIZES},
         {"N": wide.N, "WARPS": wide.WARPS, "AHEAD": wide.AHEAD, "WIDE": False},
@@ -369,7 +380,7 @@ def test_the_products_for_few_tokens_compile_for_newer_gpus(capability):
         num_warps=wide.WARPS,
         maxnreg=wide.registers,
     )
-    assert "mma.sync" in made.asm["ptx"] and made.asm["cubin"]
+    assert "mma.sync" in binary.asm["ptx"] and binary.asm["cubin"]
 
 
 ADDING = """
@@ -426,11 +437,11 @@ def test_the_overlapped_products_compile_for_hopper_without_spills(tile: Tile, w
         constants = {
             **constants, "N": tile.N, "BOXES": tile.BOXES, "STAGES": tile.STAGES, "WIDE": wide,
         }  # fmt: skip
-        told = compiled(
+        output = compiled(
             kernel, arguments, constants, "wgmma.mma_async", tmp_path, num_warps=tile.WARPS
         )
-        assert "serialized" not in told
-        assert " 0 bytes spill stores" in told
+        assert "serialized" not in output
+        assert " 0 bytes spill stores" in output
 
 
 def test_the_tile_follows_the_rows_an_expert_and_the_blocks_a_multiprocessor_gets():
@@ -508,10 +519,10 @@ def test_no_bit_depends_on_the_tile():
         codes = buffer.l2_acts[:tokens].view(torch.uint8)
         return [y.view(torch.int16), codes, buffer.l2_acts_sf[:tokens]]
 
-    wanted = bits(FEW[-1])
+    expected = bits(FEW[-1])
     for tile in (*FEW[:-1], *OVERLAPPED):
-        for name, got, right in zip(("y", "codes", "scales"), bits(tile), wanted, strict=True):
-            assert torch.equal(got, right), (tile, name)
+        for name, actual, right in zip(("y", "codes", "scales"), bits(tile), expected, strict=True):
+            assert torch.equal(actual, right), (tile, name)
 
 
 def on_cpu(experts=2, tokens=3, hidden=256, inter=128, top_k=2):
@@ -584,10 +595,10 @@ def test_a_wide_scale_is_seen_also_when_it_is_written_later_or_in_inference_mode
     scale[0, 0] = 129
     assert is_wide(scale)
     with torch.inference_mode():
-        made_there = torch.full((2, 4), 128, dtype=torch.uint8)
-        assert not is_wide(made_there)
-        made_there[0, 0] = 129
-        assert is_wide(made_there)
+        inference_scale = torch.full((2, 4), 128, dtype=torch.uint8)
+        assert not is_wide(inference_scale)
+        inference_scale[0, 0] = 129
+        assert is_wide(inference_scale)
 
 
 def test_a_weight_that_bf16_cannot_hold_is_refused_and_nan_is_not():
@@ -620,36 +631,36 @@ def test_a_run_launches_its_stages_in_order_and_on_the_current_stream(monkeypatc
     monkeypatch.setattr("megamoe.backends.triton.launches.properties", lambda device: gpu)
     stream = SimpleNamespace(get_current_stream=lambda index: 77)
     monkeypatch.setattr("triton.runtime.driver", SimpleNamespace(active=stream))
-    seen = []
+    launches = []
 
     def note(launch, tensors, stream):
-        seen.append((launch._kernel.fn.__name__, stream))
+        launches.append((launch._kernel.fn.__name__, stream))
 
     monkeypatch.setattr(Launch, "__call__", note)
     monkeypatch.setattr(Launch, "compile", lambda launch, tensors, wait: True)
     backend, y, weights, buffer = on_cpu(tokens=tokens)
     call = {"activation_clamp": None, "fast_math": True}
     backend.run(y, weights, buffer, tokens, **call)
-    assert seen == [(name, 77) for name in kernels]
-    ran = seen.copy()
-    seen.clear()
+    assert launches == [(name, 77) for name in kernels]
+    ran = launches.copy()
+    launches.clear()
     for _, launch_stage in backend.stages(y, weights, buffer, tokens, **call):
         launch_stage()
-    assert seen == ran
+    assert launches == ran
 
 
 def test_what_another_process_compiles_comes_last_and_is_waited_for():
-    asked = []
+    calls = []
 
     def kernel(name, busy):
         def compiled(wait):
-            asked.append((name, wait))
+            calls.append((name, wait))
             return wait or not busy
 
         return compiled
 
     compile_all([kernel("a", busy=True), kernel("b", busy=False), kernel("c", busy=True)])
-    assert asked == [
+    assert calls == [
         ("a", False), ("b", False), ("c", False), ("a", False), ("c", False), ("a", True),
         ("c", False), ("c", True),
     ]  # fmt: skip
@@ -708,13 +719,13 @@ def test_without_a_gpu_the_refusal_is_one_line():
 
 def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
     """Triton launches on the current device, where a tensor of another may well be readable."""
-    seen = []
+    events = []
 
     @contextmanager
     def current(device):
-        seen.append(str(device))
+        events.append(str(device))
         yield
-        seen.append("left")
+        events.append("left")
 
     monkeypatch.setattr(torch.cuda, "device", current)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -725,11 +736,11 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
     class Kernel(dict):
         __hash__ = object.__hash__
 
-    kernel = Kernel({(3,): lambda *arguments: seen.append(arguments[1])})
+    kernel = Kernel({(3,): lambda *arguments: events.append(arguments[1])})
     launch(kernel, (3,), there, 7)
-    assert seen == ["cuda:1", 7, "left"]
+    assert events == ["cuda:1", 7, "left"]
     launch(kernel, (3,), here, 8)  # where Triton launches anyway
-    assert seen[3:] == [8]
+    assert events[3:] == [8]
 
 
 class Compiled:
@@ -786,20 +797,20 @@ def test_what_was_compiled_is_launched_without_asking_triton_again():
     kernel, x = Compiled(), torch.zeros(64)
     for n, block in ((17, 8), (17, 8), (18, 8), (17, 4), (17, 8), (1, 8), (1.0, 8), (1, 8)):
         launch(kernel, (n,), x, n, num_warps=4, BLOCK=block)
-    asked, known = {"num_warps": 4, "BLOCK": 8}, {"stream": None}
+    options, stream = {"num_warps": 4, "BLOCK": 8}, {"stream": None}
     assert kernel.calls == [
-        ((17,), (17,), asked),
-        ((17, 1, 1), (17, 8, False), known),
-        ((18,), (18,), asked),
-        ((17,), (17,), {**asked, "BLOCK": 4}),
-        ((17, 1, 1), (17, 8, False), known),
-        ((1,), (1,), asked),
-        ((1.0,), (1.0,), asked),  # no integer
-        ((1, 1, 1), (1, 8, False), known),
+        ((17,), (17,), options),
+        ((17, 1, 1), (17, 8, False), stream),
+        ((18,), (18,), options),
+        ((17,), (17,), {**options, "BLOCK": 4}),
+        ((17, 1, 1), (17, 8, False), stream),
+        ((1,), (1,), options),
+        ((1.0,), (1.0,), options),  # no integer
+        ((1, 1, 1), (1, 8, False), stream),
     ]
     for tensor in (x.int(), x.to("meta")):  # another dtype, another device
         launch(kernel, (17,), tensor, 17, num_warps=4, BLOCK=8)
-        assert kernel.calls.pop() == ((17,), (17,), asked)
+        assert kernel.calls.pop() == ((17,), (17,), options)
     other = Compiled()
     launch(other, (17,), x, 17, num_warps=4, BLOCK=8)
     assert other.calls == kernel.calls[:1]
@@ -811,8 +822,8 @@ def test_an_address_that_is_no_multiple_of_16_is_a_question_each_time():
     once = Launch(kernel, (1,), (None,), 5, BLOCK=8)
     for tensor in (x[1:], x, x[2:], x[4:]):
         once([tensor])
-    asked = ((1,), (5,), {"BLOCK": 8})
-    assert kernel.calls == [asked] * 3 + [((1, 1, 1), (5, 8, False), {"stream": None})]
+    request = ((1,), (5,), {"BLOCK": 8})
+    assert kernel.calls == [request] * 3 + [((1, 1, 1), (5, 8, False), {"stream": None})]
 
 
 @dataclass
@@ -822,22 +833,22 @@ class Box:
     base: torch.Tensor
     size: int = 16
 
-    made = 0
+    count = 0
 
     def __post_init__(self):
-        Box.made += 1
+        Box.count += 1
 
 
 def test_a_launch_describes_each_tensor_anew_and_holds_none(monkeypatch):
-    monkeypatch.setattr(Box, "made", 0)
-    given = []
+    monkeypatch.setattr(Box, "count", 0)
+    boxes = []
 
     class Kernel(Compiled):
         def __getitem__(self, grid):
             run = super().__getitem__(grid)
 
             def noting(box, *arguments, **options):
-                given.append(box)
+                boxes.append(box)
                 return run(box, *arguments, **options)
 
             return noting
@@ -846,12 +857,12 @@ def test_a_launch_describes_each_tensor_anew_and_holds_none(monkeypatch):
     first, second = torch.zeros(16), torch.zeros(16)
     once([first])
     once([second])
-    assert [box.base is t for box, t in zip(given, (first, second), strict=True)] == [True, True]
-    assert [box.size for box in given] == [16, 16] and Box.made == 1
-    gone = [weakref.ref(first), weakref.ref(second)]
-    given.clear()
+    assert [box.base is t for box, t in zip(boxes, (first, second), strict=True)] == [True, True]
+    assert [box.size for box in boxes] == [16, 16] and Box.count == 1
+    refs = [weakref.ref(first), weakref.ref(second)]
+    boxes.clear()
     del first, second
-    assert [ref() for ref in gone] == [None, None]
+    assert [ref() for ref in refs] == [None, None]
 
 
 def test_a_tensor_is_to_triton_its_dtype_and_whether_its_address_is_a_multiple_of_16():
@@ -864,22 +875,22 @@ def test_a_tensor_is_to_triton_its_dtype_and_whether_its_address_is_a_multiple_o
 
     hopper = make_backend(GPUTarget("cuda", 90, 32))
 
-    def told(argument):
+    def specialize(argument):
         return native_specialize_impl(hopper, argument, False, True, True)
 
     kinds = set()
     for dtype in (torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float32):
         tensor = torch.zeros(256, dtype=dtype)
         aligned = [tensor, tensor[::2], tensor.view(16, 16).t(), tensor[16:], tensor[:0]]
-        assert len({told(t) for t in aligned}) == 1
-        assert told(tensor[1:]) != told(tensor)
-        kinds |= {told(tensor), told(tensor[1:])}
+        assert len({specialize(t) for t in aligned}) == 1
+        assert specialize(tensor[1:]) != specialize(tensor)
+        kinds |= {specialize(tensor), specialize(tensor[1:])}
     assert len(kinds) == 10
     for box, block, dtype in (
         (TOKEN_BOX, [128, 128], torch.bfloat16), (WEIGHT_BOX, [64, 32], torch.int16),
     ):  # fmt: skip
         rows = [torch.zeros(n, 256, dtype=dtype) for n in (128, 384)]
-        assert len({told(TensorDescriptor.from_tensor(r, block, box)) for r in rows}) == 1
+        assert len({specialize(TensorDescriptor.from_tensor(r, block, box)) for r in rows}) == 1
 
 
 def test_the_launches_of_a_forward_are_made_once_and_by_all_that_decides_them(monkeypatch):
@@ -892,5 +903,5 @@ def test_the_launches_of_a_forward_are_made_once_and_by_all_that_decides_them(mo
         "clamp": None, "fast_math": False, "wide": True, "device": torch.device("meta"),
     }  # fmt: skip
     assert set(others) == {f.name for f in fields(Call)}
-    made = {id(stages_of(replace(call, **{name: value}))) for name, value in others.items()}
-    assert len(made | {id(stages_of(call))}) == len(others) + 1
+    ids = {id(stages_of(replace(call, **{name: value}))) for name, value in others.items()}
+    assert len(ids | {id(stages_of(call))}) == len(others) + 1

@@ -21,8 +21,8 @@ def session(page):
     out = []
     for block in re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, *shown = part.splitlines()
-            out.append((command, shown))
+            command, *lines = part.splitlines()
+            out.append((command, lines))
     return out
 
 
@@ -31,24 +31,24 @@ def plain(line):
     return re.sub(r"\d+(\.\d+)? s\b", "TIME s", line).rstrip()
 
 
-def missing(shown, printed):
+def missing(expected, output):
     """The first line shown that was not printed in its place; None if each was.
 
     ``...`` stands for any lines. Without it a line must follow the one before at once.
     """
     at, anywhere = 0, False
-    for line in map(plain, shown):
+    for line in map(plain, expected):
         if line == "...":
             anywhere = True
             continue
         try:
-            place = printed.index(line, at)
+            place = output.index(line, at)
         except ValueError:
             return line
         if place > at and not anywhere:
             return line
         at, anywhere = place + 1, False
-    return None if anywhere or at == len(printed) else printed[at]
+    return None if anywhere or at == len(output) else output[at]
 
 
 def run(command, capsys):
@@ -68,11 +68,11 @@ def test_the_tour_shows_what_its_commands_print(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     steps = session((ROOT / "docs/tutorial.md").read_text())
     assert len(steps) == 10
-    for command, shown in steps:
+    for command, expected in steps:
         before = (tmp_path / "my_kernel.py").read_bytes() if "sed" in command else b""
-        status, printed = run(command, capsys)
-        assert missing(shown, printed) is None, (command, printed)
-        colours = [word for line in shown if (word := line.partition(":")[0]) in STATUS]
+        status, output = run(command, capsys)
+        assert missing(expected, output) is None, (command, output)
+        colours = [word for line in expected if (word := line.partition(":")[0]) in STATUS]
         colour = colours[-1] if colours else ""
         assert status == STATUS.get(colour, status), command
         if "sed" in command:
@@ -81,7 +81,7 @@ def test_the_tour_shows_what_its_commands_print(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("shown", "printed", "wrong"),
+    ("expected", "output", "wrong"),
     [
         (["a", "b"], ["a", "b"], None),
         (["took 3.5 s"], ["took TIME s"], None),
@@ -93,8 +93,8 @@ def test_the_tour_shows_what_its_commands_print(tmp_path, monkeypatch, capsys):
         (["...", "c"], ["a", "b"], "c"),
     ],
 )
-def test_a_line_that_is_not_printed_is_seen(shown, printed, wrong):
-    assert missing(shown, printed) == wrong
+def test_a_line_that_is_not_printed_is_seen(expected, output, wrong):
+    assert missing(expected, output) == wrong
 
 
 def test_the_readme_shows_the_kernel():
@@ -112,6 +112,6 @@ def test_the_red_of_the_readme_is_real(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"```\n\$ megamoe (.*?)\n(.*?)```", page, re.DOTALL):
         main(shlex.split(block[0]))
-        printed = [plain(line) for line in capsys.readouterr().out.splitlines()]
+        output = [plain(line) for line in capsys.readouterr().out.splitlines()]
         for line in filter(None, block[1].splitlines()):
-            assert plain(line) in printed
+            assert plain(line) in output

@@ -49,12 +49,12 @@ def chained(kernel, unit, folded, args):
     rows, columns = Rows.of(*args[:2]), Columns.of(*args[2:])
     try:
         with np.errstate(all="ignore"):
-            wanted = kernel.linear(*args, np.random.default_rng(0))
+            expected = kernel.linear(*args, np.random.default_rng(0))
     except simulate.NotAMemberError:
         with pytest.raises(ValueError, match="not a bfloat16 number"):
             chain(unit, rows, columns, folded=folded)
         return None
-    return chain(unit, rows, columns, folded=folded), wanted
+    return chain(unit, rows, columns, folded=folded), expected
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -79,10 +79,10 @@ def test_a_chain_is_mmasim_s_in_many_outputs(name):
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_path_with_cut_bits_is_taken_and_the_other_too(name, monkeypatch):
     """Otherwise the comparisons above say nothing about one of them."""
-    taken = []
+    sizes = []
 
     def counting(unit, products, fields, running):
-        taken.append(len(products))
+        sizes.append(len(products))
         return fused(unit, products, fields, running)
 
     monkeypatch.setattr(units, "fused", counting)
@@ -93,7 +93,7 @@ def test_the_path_with_cut_bits_is_taken_and_the_other_too(name, monkeypatch):
     columns = Columns.of(problem.w13_weight[0].numpy(), problem.w13_weight_scale[0].numpy())
     outputs = chain(unit, rows, columns, folded=folded).size
     steps = outputs * rows.exponent.shape[1] * (32 // unit.step)
-    assert 0 < sum(taken) < steps
+    assert 0 < sum(sizes) < steps
 
 
 def test_the_order_of_a_group_decides_which_sixteen_meet():
@@ -153,28 +153,30 @@ def test_a_step_is_mmasim_s_word_for_word(name, seed):
     c = np.where(rng.random(64) < 0.3, 0, np.ldexp(rng.uniform(-1, 1, 64), rng.integers(-30, 30)))
     with np.errstate(all="ignore"):
         c = units.narrowed(c, unit.result_bits)
-        wanted = model.dpa(a, b, torch.from_numpy(c).float()).numpy().view(np.uint32)
-        got = dense(unit, a.double().numpy(), b.double().numpy(), c, smallest)
-    assert np.array_equal(words(got), wanted)
+        expected = model.dpa(a, b, torch.from_numpy(c).float()).numpy().view(np.uint32)
+        actual = dense(unit, a.double().numpy(), b.double().numpy(), c, smallest)
+    assert np.array_equal(words(actual), expected)
 
 
 def test_an_infinity_beside_finite_products_beyond_fp32_is_an_infinity():
     a = np.array([[-(2.0**100), np.inf], [2.0**100, -np.inf], [np.inf, -np.inf], [0.0, np.inf]])
     b = np.array([[2.0**90, 2.0**117], [2.0**90, 2.0**117], [2.0**117, 2.0**117], [1.0, 0.0]])
-    got = dense(HOPPER_16BIT, a, b, np.zeros(4), -126)
-    assert words(got).tolist() == [0x7F800000, 0xFF800000, units.NAN_WORD, units.NAN_WORD]
+    actual = dense(HOPPER_16BIT, a, b, np.zeros(4), -126)
+    assert words(actual).tolist() == [0x7F800000, 0xFF800000, units.NAN_WORD, units.NAN_WORD]
 
 
 def test_a_zero_is_plus_zero_and_nan_is_one_word():
     minus = np.array([[-1.0, 1.0], [np.nan, 1.0], [np.inf, -np.inf], [-(2.0**-20), 0.0]])
-    got = dense(BLACKWELL_16BIT, minus, np.ones_like(minus), np.array([-0.0, 0, 0, 2.0**20]), -126)
-    assert words(got).tolist() == [0, units.NAN_WORD, units.NAN_WORD, 0x49800000]
+    actual = dense(
+        BLACKWELL_16BIT, minus, np.ones_like(minus), np.array([-0.0, 0, 0, 2.0**20]), -126
+    )
+    assert words(actual).tolist() == [0, units.NAN_WORD, units.NAN_WORD, 0x49800000]
 
 
 # --- words of real chips ----------------------------------------------------------------------
 
 SILICON = Path(os.environ.get("MEGAMOE_SILICON", Path(__file__).parents[2] / "shared" / "silicon"))
-RECORDED = {
+RECORDINGS = {
     "b200-bf16": (BLACKWELL_16BIT, -126, True),
     "b200-fp16": (BLACKWELL_16BIT, -14, True),
     "h100-bf16": (HOPPER_16BIT, -126, True),
@@ -185,27 +187,27 @@ RECORDED = {
 """File: unit, field of the operands' subnormals, whether the running sum ``c`` took part."""
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", RECORDINGS)
 def test_the_words_of_a_real_chip(name):
     path = SILICON / f"{name}.npz"
     if not path.is_file():
         pytest.skip(f"no public recording {name}.npz; set MEGAMOE_SILICON to their folder")
     data = np.load(path)
-    unit, smallest, added = RECORDED[name]
+    unit, smallest, has_addend = RECORDINGS[name]
     a, b = (data[key].view(np.float32).astype(np.float64) for key in "ab")
-    c = data["c"].view(np.float32).astype(np.float64) if added else np.zeros(len(a))
+    c = data["c"].view(np.float32).astype(np.float64) if has_addend else np.zeros(len(a))
     assert np.array_equal(words(dense(unit, a, b, c, smallest)), data["d"])
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", RECORDINGS)
 @pytest.mark.parametrize("other", [-1, 1])
 def test_another_number_of_bits_is_refuted_by_the_words(name, other):
     path = SILICON / f"{name}.npz"
     if not path.is_file():
         pytest.skip(f"no public recording {name}.npz; set MEGAMOE_SILICON to their folder")
     data = np.load(path)
-    unit, smallest, added = RECORDED[name]
+    unit, smallest, has_addend = RECORDINGS[name]
     unit = units.Unit("other", unit.step, unit.align_bits + other, unit.result_bits, "none")
     a, b = (data[key].view(np.float32).astype(np.float64) for key in "ab")
-    c = data["c"].view(np.float32).astype(np.float64) if added else np.zeros(len(a))
+    c = data["c"].view(np.float32).astype(np.float64) if has_addend else np.zeros(len(a))
     assert (words(dense(unit, a, b, c, smallest)) != data["d"]).sum() > 100

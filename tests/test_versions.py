@@ -63,7 +63,7 @@ BASE_VERSION = next(iter(versions.locked_versions(ROOT)["numpy"]))
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "said"),
+    ("name", "old", "new", "message"),
     [
         ("tools/setup_env.sh", "3.11 3.12", "3.12", "tools/setup_env.sh, supported: 3.12"),
         ("pyproject.toml", ">=3.11", ">=3.10", "requires-python: >=3.10, but toolchain.toml"),
@@ -92,10 +92,10 @@ BASE_VERSION = next(iter(versions.locked_versions(ROOT)["numpy"]))
         ("nix/revisions.nix", DEEPGEMM["rev"], f"sha256-{'A' * 43}=", "neither in toolchain.toml"),
     ],
 )  # fmt: skip
-def test_a_version_changed_in_one_place_is_named(tree, name, old, new, said):
+def test_a_version_changed_in_one_place_is_named(tree, name, old, new, message):
     change(tree, name, old, new)
-    found = versions.problems(tree)
-    assert any(said in line for line in found), found
+    problems = versions.problems(tree)
+    assert any(message in line for line in problems), problems
 
 
 @pytest.mark.parametrize("name", TABLE["inputs"])

@@ -16,7 +16,7 @@ from megamoe import oracle
 from megamoe.backends import eager_combine, eager_w4a16, simulate
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
-from megamoe.commands.contract import SHOWN
+from megamoe.commands.contract import EFFECTS
 from megamoe.golden import Store, make, regenerate
 from megamoe.golden.store import pack
 from megamoe.judge import BAD
@@ -45,7 +45,7 @@ PROBLEMS = {
 }
 
 
-def made(seed: int = 3, **params):
+def make_problem(seed: int = 3, **params):
     base = {**SMALL, "clamp": "none", "weight_format": "w4a16", "fast_math": False}
     return simulate.problem(seed, **{**base, **params})
 
@@ -61,15 +61,15 @@ def inside(y, envelope) -> np.ndarray:
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_oracle_and_eager_compute_what_was_read(name):
-    problem = made(**PROBLEMS[name])
+    problem = make_problem(**PROBLEMS[name])
     golden = oracle.forward(problem, contract=NOW)
     assert values(golden.y) == plain.forward(problem)
-    shown = EagerBackend(NOW).forward(problem)
-    assert list(shown) == ["y"]
-    assert values(bits(shown["y"])) == plain.forward(problem, "blocks")
+    output = EagerBackend(NOW).forward(problem)
+    assert list(output) == ["y"]
+    assert values(bits(output["y"])) == plain.forward(problem, "blocks")
     for envelope in golden.envelopes.values():
         assert inside(golden.y, envelope).all()
-    assert inside(bits(shown["y"]), golden.envelopes["fp32-ordered"]).all()
+    assert inside(bits(output["y"]), golden.envelopes["fp32-ordered"]).all()
 
 
 def operands(seed: int, rows: int = 6, outputs: int = 40, columns: int = 96, octaves: int = 24):
@@ -87,33 +87,35 @@ def operands(seed: int, rows: int = 6, outputs: int = 40, columns: int = 96, oct
 @pytest.mark.parametrize("octaves", [2, 24, 60])
 def test_exact_sums_are_those_of_fractions(octaves):
     _, x, weights, terms = operands(5, 3, 20, octaves=octaves)
-    sums = linear(Rows.known(x), weights, [], exact=True)[EXACT]
+    sums = linear(Rows.point(x), weights, [], exact=True)[EXACT]
     for at in np.ndindex(sums.shape):
         total = sum(map(Fraction, terms[at].tolist()), Fraction(0))
         nearest = bf16_round(np.array([float(total)]))  # no double here lies at a midpoint
         assert bf16_round(sums[at][None])[0] == nearest[0]
-        held = Fraction(float(sums[at])) == total
-        assert held or abs(Fraction(float(sums[at])) - total) < Fraction(abs(float(total))) / 2**52
+        is_exact = Fraction(float(sums[at])) == total
+        assert (
+            is_exact or abs(Fraction(float(sums[at])) - total) < Fraction(abs(float(total))) / 2**52
+        )
 
 
 @pytest.mark.parametrize("octaves", [2, 24])
 def test_a_sum_in_any_order_and_direction_lies_in_its_interval(octaves):
     rng, x, weights, terms = operands(7, octaves=octaves)
-    ends = linear(Rows.known(x), weights, [FP32, FP32_ORDERED])
+    ends = linear(Rows.point(x), weights, [FP32, FP32_ORDERED])
     wide = terms.transpose(2, 0, 1)
     blocks = wide.reshape(-1, 32, *wide.shape[1:])
-    found = 0
+    count = 0
     for order in simulate.ORDERS:
         for rounding in ("nearest", "zero", "away", "up", "down"):
             total = simulate.add_up(wide, order, rounding, rng)
             low, high = ends["fp32"]
             assert ((low <= total) & (total <= high)).all(), (order, rounding)
-            found += (total != linear(Rows.known(x), weights, [], exact=True)[EXACT]).sum()
+            count += (total != linear(Rows.point(x), weights, [], exact=True)[EXACT]).sum()
             parts = [simulate.add_up(block, order, rounding, rng) for block in blocks]
             ordered = simulate.add_up(np.stack(parts), "ascending", rounding, rng)
             low, high = ends["fp32-ordered"]
             assert ((low <= ordered) & (ordered <= high)).all(), (order, rounding)
-    assert found > 1000  # the orders differ from the exact sum at all
+    assert count > 1000  # the orders differ from the exact sum at all
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_hoppers_instruction_for_bfloat16_lies_in_each_interval(log2_scale):
         terms = x[:, None, part] * numbers[None, :, part]
         field = np.maximum(fields[0][:, None, part] + fields[1][None, :, part], HOPPER_16BIT.floor)
         total = fused(HOPPER_16BIT, terms, field, total)
-    ends = linear(Rows.known(x), weights, [FP32, FP32_ORDERED], exact=True)
+    ends = linear(Rows.point(x), weights, [FP32, FP32_ORDERED], exact=True)
     assert (total != ends[EXACT]).any()
     for name in ("fp32", "fp32-ordered"):
         assert ((ends[name][0] <= total) & (total <= ends[name][1])).all()
@@ -145,7 +147,7 @@ def test_an_interval_of_rows_holds_the_sums_of_each_row_in_it():
     ends = linear(Rows(low, high), weights, [FP32, FP32_ORDERED])
     for part in (0.0, 0.3, 1.0):
         inner = bf16_decode(bf16_round(low + (high - low) * part)).astype(np.float64)
-        narrow = linear(Rows.known(inner), weights, [FP32, FP32_ORDERED])
+        narrow = linear(Rows.point(inner), weights, [FP32, FP32_ORDERED])
         for name, (least, most) in narrow.items():
             assert ((ends[name][0] <= least) & (most <= ends[name][1])).all()
 
@@ -153,20 +155,20 @@ def test_an_interval_of_rows_holds_the_sums_of_each_row_in_it():
 def test_infinities_and_nan_end_in_what_ieee_says():
     _, x, weights, _ = operands(11, rows=3)
     x[0, 5], x[1, 7], x[2, 0] = np.inf, np.nan, -np.inf
-    ends = linear(Rows.known(x), weights, [FP32], exact=True)
+    ends = linear(Rows.point(x), weights, [FP32], exact=True)
     numbers = weights.values.reshape(96, -1)
     with np.errstate(invalid="ignore"):
-        wanted = (x[:, :, None] * numbers[None]).sum(axis=1)
-    assert not np.isfinite(wanted).any() and np.isinf(wanted).any()
-    for found in (ends[EXACT], *ends["fp32"]):
-        np.testing.assert_array_equal(found, wanted)
+        expected = (x[:, :, None] * numbers[None]).sum(axis=1)
+    assert not np.isfinite(expected).any() and np.isinf(expected).any()
+    for end in (ends[EXACT], *ends["fp32"]):
+        np.testing.assert_array_equal(end, expected)
     high = np.where(np.arange(96) == 3, np.inf, 1.0)[None]
     low, top = linear(Rows(np.ones((1, 96)), high), weights, [FP32])["fp32"]
     assert (low == -np.inf).all() and (top == np.inf).all()
 
 
 def test_where_a_sum_may_leave_fp32_on_its_way_nothing_is_known():
-    problem = made(top_k=1, tokens=3)
+    problem = make_problem(top_k=1, tokens=3)
     problem.hidden_states[:2] = 0.0
     problem.hidden_states[0, :4] = torch.tensor([1.0, 1.0, -1.0, -1.0]) * 2.0**127
     problem.hidden_states[1, :3] = torch.tensor([1.0, -1.0, -1.0]) * 2.0**127
@@ -190,22 +192,22 @@ def test_a_product_and_a_sum_are_allowed_in_place_of_an_fma():
     row, weight, total = (rng.normal(0, 1, (2000, 1)).astype(np.float32) for _ in range(3))
     row = bf16_decode(bf16_round(row))
     combine = Combine(np.ones((2000, 1), bool), weight, NOW)
-    given = (row.astype(np.float64),) * 2
-    low, high = (combine.added(0, total, given, end, False) for end in (0, 1))
+    interval = (row.astype(np.float64),) * 2
+    low, high = (combine.accumulate(0, total, interval, end, False) for end in (0, 1))
     fused, apart = fma(row, weight, total), total + row * weight
     assert (fused != apart).sum() > 100
     assert (np.minimum(fused, apart) == low).all() and (np.maximum(fused, apart) == high).all()
-    assert (combine.added(0, total, given) == fused).all()  # the reference point
+    assert (combine.accumulate(0, total, interval) == fused).all()  # the reference point
 
 
 def test_a_kernel_of_exact_sums_may_err_in_silu_and_combine_either_way(monkeypatch):
-    problem = made(seed=5, tokens=48, top_k=2, fast_math=True)
+    problem = make_problem(seed=5, tokens=48, top_k=2, fast_math=True)
     envelopes = oracle.forward(problem, contract=NOW).envelopes
     own, low = envelopes["exact"], [bf16_key(envelopes[n].y_lo) for n in ("exact", "fp32")]
     assert (low[1] <= low[0]).all() and (bf16_key(own.y_lo) != bf16_key(own.y_hi)).any()
     monkeypatch.setattr(eager_w4a16, "linear", lambda x, w: (x.double() @ w.T).float())
-    for added in (eager_combine.fma, lambda a, b, c: a * b + c):
-        monkeypatch.setattr(eager_combine, "fma", added)
+    for multiply_add in (eager_combine.fma, lambda a, b, c: a * b + c):
+        monkeypatch.setattr(eager_combine, "fma", multiply_add)
         for erring in (1 - 2.0**-23, 1 + 2.0**-23):  # of exp: two of its ulps are allowed
             exp = torch.Tensor.exp
             with monkeypatch.context() as patch:
@@ -215,7 +217,7 @@ def test_a_kernel_of_exact_sums_may_err_in_silu_and_combine_either_way(monkeypat
 
 
 def test_sums_in_bfloat16_are_outside(monkeypatch):
-    problem = made(seed=8, tokens=4)
+    problem = make_problem(seed=8, tokens=4)
     golden = oracle.forward(problem, contract=NOW)
     own = eager_w4a16.linear
 
@@ -267,9 +269,9 @@ UNSEEN = {
 def test_a_clause_that_is_changed_alone_is_seen(clause):
     name, value = OTHER[clause]
     case = CASES[f"forward/w4a16-{name}"]
-    other = NOW.changed("other", "a test", **{clause: value})
-    given = regenerate(case)
-    tables = [pack(make(case, given, ["exact"], contract=c))[1] for c in (NOW, other)]
+    other = NOW.variant("other", "a test", **{clause: value})
+    inputs = regenerate(case)
+    tables = [pack(make(case, inputs, ["exact"], contract=c))[1] for c in (NOW, other)]
     assert tables[0] != tables[1]
     for mine, right in ((other, False), (NOW, True)):
         backend = EagerBackend(mine)
@@ -281,8 +283,8 @@ def test_a_clause_that_is_changed_alone_is_seen(clause):
     "change", [{"routing_weight": "accumulator", "gate_up": "fp32"}, {"silu_type": "bf16"}]
 )
 def test_oracle_and_eager_agree_under_the_other_values_too(change):
-    other = NOW.changed("other", "a test", **change)
-    problem = made(seed=6, tokens=6, top_k=2)
+    other = NOW.variant("other", "a test", **change)
+    problem = make_problem(seed=6, tokens=6, top_k=2)
     problem.topk_weights[0, 0] *= -1
     golden = oracle.forward(problem, contract=other)
     y = bits(EagerBackend(other).forward(problem)["y"])
@@ -291,7 +293,7 @@ def test_oracle_and_eager_agree_under_the_other_values_too(change):
 
 
 def test_each_clause_has_another_value_or_a_reason():
-    assert {*OTHER, *UNSEEN} == {*NOW.clauses} <= {*SHOWN}
+    assert {*OTHER, *UNSEEN} == {*NOW.clauses} <= {*EFFECTS}
     assert all(clause.evidence for clause in NOW.clauses.values())
 
 
@@ -300,24 +302,24 @@ def test_each_clause_has_another_value_or_a_reason():
 
 def test_the_dialect_knows_its_cases_and_its_classes():
     assert len(CASES) >= 14 and all([*c.revisions] == ["w4a16"] for c in CASES.values())
-    golden = oracle.forward(made(), contract=NOW)
+    golden = oracle.forward(make_problem(), contract=NOW)
     assert list(golden.envelopes) == list(OF_FORMAT["w4a16"]) and golden.only_y
     with pytest.raises(ValueError, match="class sm100-mxf8f6f4 is none of w4a16"):
-        oracle.forward(made(), ["sm100-mxf8f6f4"], contract=NOW)
+        oracle.forward(make_problem(), ["sm100-mxf8f6f4"], contract=NOW)
 
 
 def test_what_the_format_does_not_allow_is_said():
     for contract in (BASE, DIALECTS["sgl-sm90"]):
         with pytest.raises(ValueError, match=f"{contract.revision} has no rule for w4a16"):
-            oracle.forward(made(), contract=contract)
+            oracle.forward(make_problem(), contract=contract)
         with pytest.raises(ValueError, match="no rule for w4a16; take one of w4a16"):
-            EagerBackend(contract).forward(made())
+            EagerBackend(contract).forward(make_problem())
     for byte in (1, 252, 255):
-        problem = made()
+        problem = make_problem()
         problem.w2_weight_scale[:, 0, 0] = byte
         with pytest.raises(ValueError, match=f"w2_weight_scale of expert . has byte {byte}; give"):
             oracle.forward(problem, contract=NOW)
-    problem = made()  # a group of zeros may have any byte but 255
+    problem = make_problem()  # a group of zeros may have any byte but 255
     problem.w2_weight[:, 0, :16], problem.w2_weight_scale[:, 0, 0] = 0x80, 1
     assert oracle.forward(problem, contract=NOW).y.any()
     problem.hidden_states[:], problem.w13_weight_scale[:] = 3e38, 140
@@ -325,4 +327,4 @@ def test_what_the_format_does_not_allow_is_said():
         oracle.forward(problem, contract=NOW)
     for of in (EagerBackend(NOW).forward, lambda p: oracle.forward(p, contract=NOW)):
         with pytest.raises(ValueError, match="w4a16 goes without fp8-combine"):
-            of(replace(made(), combine_dtype="fp8"))
+            of(replace(make_problem(), combine_dtype="fp8"))

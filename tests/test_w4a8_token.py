@@ -15,7 +15,7 @@ from megamoe import oracle
 from megamoe.backends import eager_w4a8_token, simulate
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
-from megamoe.commands.contract import SHOWN
+from megamoe.commands.contract import EFFECTS
 from megamoe.golden import Store, make, regenerate
 from megamoe.golden.store import pack
 from megamoe.judge import BAD
@@ -46,14 +46,14 @@ PROBLEMS = {
 }  # fmt: skip
 
 
-def made(seed: int = 3, **params):
+def make_problem(seed: int = 3, **params):
     base = {**SMALL, "clamp": "none", "weight_format": "w4a8-token", "fast_math": False}
     return simulate.problem(seed, **{**base, **params})
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_oracle_and_eager_compute_what_was_read(name):
-    problem = made(**PROBLEMS[name])
+    problem = make_problem(**PROBLEMS[name])
     golden = oracle.forward(problem, contract=NOW)
     assert values(golden.y) == plain.forward(problem)
     y = bits(EagerBackend(NOW).forward(problem)["y"])
@@ -70,7 +70,7 @@ def layer(contract=NOW) -> Layer:
 @pytest.mark.parametrize("codes", ["reciprocal", "quotient"])
 def test_codes_and_scales_of_an_interval_hold_those_of_each_value(codes):
     rng = np.random.default_rng(1)
-    own = layer(NOW.changed("other", "a test", token_codes=codes))
+    own = layer(NOW.variant("other", "a test", token_codes=codes))
     middle = np.ldexp(rng.normal(0, 1, (6, 256)), rng.integers(-12, 4, (6, 1)))
     middle[5] *= 2.0**-110  # below the floor
     width = np.abs(middle) * rng.choice([0, 2.0**-8, 0.2], middle.shape)
@@ -80,9 +80,9 @@ def test_codes_and_scales_of_an_interval_hold_those_of_each_value(codes):
     assert (scale[0] < scale[1])[:5].any() and (rows.low < rows.high)[:5].any()
     for _ in range(30):
         value = bf16_decode(bf16_round(low + (high - low) * rng.random(low.shape))).astype(float)
-        known, (one, other) = own.quantised(value, value)
-        assert (known.low == known.high).all() and (one == other).all()
-        assert ((rows.low <= known.low) & (known.high <= rows.high)).all()
+        point, (one, other) = own.quantised(value, value)
+        assert (point.low == point.high).all() and (one == other).all()
+        assert ((rows.low <= point.low) & (point.high <= rows.high)).all()
         assert ((scale[0] <= one) & (one <= scale[1])).all()
 
 
@@ -111,13 +111,13 @@ def test_hoppers_fp8_instruction_lies_in_its_class_however_k_is_split(splits):
         rng.integers(0, 256, (64, 256), dtype=np.uint8), rng.integers(118, 130, (64, 16), np.uint8)
     )
     numbers = weights.values.reshape(512, -1).T
-    found = linear(Rows.known(x, E4M3), weights, [SM90_E4M3_ANY], exact=True)
-    low, high = found["sm90-e4m3-any"]
+    ends = linear(Rows.point(x, E4M3), weights, [SM90_E4M3_ANY], exact=True)
+    low, high = ends["sm90-e4m3-any"]
     total = chain(x, numbers, splits, rng)
-    assert (total != found[EXACT]).mean() > 0.5
+    assert (total != ends[EXACT]).mean() > 0.5
     assert ((low <= total) & (total <= high)).all()
     few = np.where(np.arange(512) % 128 == 5, x, 0.0)  # four products, which 13 bits may not hold
-    low, high = linear(Rows.known(few, E4M3), weights, [SM90_E4M3_ANY])["sm90-e4m3-any"]
+    low, high = linear(Rows.point(few, E4M3), weights, [SM90_E4M3_ANY])["sm90-e4m3-any"]
     total = chain(few, numbers, splits, rng)
     assert ((low <= total) & (total <= high)).all()
 
@@ -125,10 +125,10 @@ def test_hoppers_fp8_instruction_lies_in_its_class_however_k_is_split(splits):
 def test_a_sum_that_is_too_long_for_the_bound_says_nothing():
     x = np.where(np.arange(8192) % 8, 0.0, 1.0)[None]
     packed = np.full((32, 4096), 0x22, np.uint8)
-    for scale, known in ((127, True), (np.arange(256) % 20 + 117, False)):  # 13 bits hold 1024
+    for scale, fits in ((127, True), (np.arange(256) % 20 + 117, False)):  # 13 bits hold 1024
         of = Weights(packed, np.broadcast_to(np.asarray(scale, np.uint8), (32, 256)))
-        low, high = linear(Rows.known(x, E4M3), of, [SM90_E4M3_ANY])["sm90-e4m3-any"]
-        assert ((low == high) == known).all() and (np.isinf(high) == (not known)).all()
+        low, high = linear(Rows.point(x, E4M3), of, [SM90_E4M3_ANY])["sm90-e4m3-any"]
+        assert ((low == high) == fits).all() and (np.isinf(high) == (not fits)).all()
 
 
 def test_a_number_that_is_none_makes_its_whole_row_nan():
@@ -140,7 +140,7 @@ def test_a_number_that_is_none_makes_its_whole_row_nan():
     high = x.copy()
     high[2, 7] = np.inf
     rows, _ = layer().quantised(x, high)
-    assert rows.lost.tolist() == [False, False, True, False]
+    assert rows.unbounded.tolist() == [False, False, True, False]
     weights = Weights(np.full((32, 32), 0x20, np.uint8), np.full((32, 2), 127, np.uint8))
     low, top = layer().linear(x, high, weights, [SM90_E4M3_ANY])["sm90-e4m3-any"]
     assert np.isnan(low[:2]).all() and (low[2] == -np.inf).all() and (top[2] == np.inf).all()
@@ -150,7 +150,7 @@ def test_a_number_that_is_none_makes_its_whole_row_nan():
 
 
 def test_the_adapters_quantise_as_the_contract_says():
-    rows = made(tokens=4).hidden_states
+    rows = make_problem(tokens=4).hidden_states
     rows[2], rows[3] = 0.0, rows[3] * 2.0**-110
     codes, scale = around.per_row(rows)
     own = eager_w4a8_token.quantise(rows, NOW)
@@ -214,9 +214,9 @@ UNSEEN = {
 def test_a_clause_that_is_changed_alone_is_seen(clause):
     name, value = OTHER[clause]
     case = CASES[f"forward/w4a8-token-{name}"]
-    other = NOW.changed("other", "a test", **{clause: value})
-    given = regenerate(case)
-    tables = [pack(make(case, given, ["exact"], contract=c))[1] for c in (NOW, other)]
+    other = NOW.variant("other", "a test", **{clause: value})
+    inputs = regenerate(case)
+    tables = [pack(make(case, inputs, ["exact"], contract=c))[1] for c in (NOW, other)]
     assert tables[0] != tables[1]
     for mine, right in ((other, False), (NOW, True)):
         backend = EagerBackend(mine)
@@ -225,7 +225,7 @@ def test_a_clause_that_is_changed_alone_is_seen(clause):
 
 
 def test_each_clause_has_another_value_or_a_reason():
-    assert {*OTHER, *UNSEEN} == {*NOW.clauses} <= {*SHOWN}
+    assert {*OTHER, *UNSEEN} == {*NOW.clauses} <= {*EFFECTS}
     assert all(clause.evidence for clause in NOW.clauses.values())
 
 
@@ -234,7 +234,7 @@ def test_each_clause_has_another_value_or_a_reason():
 
 def test_the_dialect_knows_its_cases_and_its_classes():
     assert len(CASES) >= 14 and all([*c.revisions] == ["w4a8-token"] for c in CASES.values())
-    golden = oracle.forward(made(), contract=NOW)
+    golden = oracle.forward(make_problem(), contract=NOW)
     assert list(golden.envelopes) == list(OF_FORMAT["w4a8-token"]) and golden.only_y
     key = [bf16_key(e) for e in (golden.envelopes["sm90-e4m3-any"].y_lo, golden.y)]
     assert (key[0] < key[1]).any()  # 13 bits leave ordinary data open
@@ -242,10 +242,10 @@ def test_the_dialect_knows_its_cases_and_its_classes():
 
 def test_what_the_format_does_not_allow_is_said():
     with pytest.raises(ValueError, match="w4a16 has no rule for w4a8-token"):
-        oracle.forward(made(), contract=DIALECTS["w4a16"])
+        oracle.forward(make_problem(), contract=DIALECTS["w4a16"])
     with pytest.raises(ValueError, match="no rule for w4a8-token; take one of w4a8-token"):
-        EagerBackend(DIALECTS["w4a16"]).forward(made())
-    problem = made()
+        EagerBackend(DIALECTS["w4a16"]).forward(make_problem())
+    problem = make_problem()
     problem.w2_weight_scale[:, 0, 0] = 90
     with pytest.raises(
         ValueError, match=r"w2_weight_scale of expert . has bytes 90 and 1.*11 apart"
@@ -254,4 +254,4 @@ def test_what_the_format_does_not_allow_is_said():
     problem.w2_weight[:, 0, :16] = 0x08  # of zeros alone the scale does not matter
     assert oracle.forward(problem, contract=NOW).y.any()
     with pytest.raises(ValueError, match="w4a8-token goes without fp8-combine"):
-        oracle.forward(replace(made(), combine_dtype="fp8"), contract=NOW)
+        oracle.forward(replace(make_problem(), combine_dtype="fp8"), contract=NOW)

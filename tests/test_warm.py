@@ -32,7 +32,7 @@ def says(warm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("act", "message"),
     [
         ("os._exit(7)", "(exit status 7) while"),
         ("os._exit(0)", "(exit status 0) while"),
@@ -41,8 +41,8 @@ def says(warm, tmp_path):
         ("os.write(2, b'no room\\n'); os._exit(3)", "(exit status 3; last words: no room) while"),
     ],
 )
-def test_it_ends_as_it_would(says, act, said):
-    assert said in says(f"import os\n{act}\n")
+def test_it_ends_as_it_would(says, act, message):
+    assert message in says(f"import os\n{act}\n")
 
 
 def test_it_has_the_environment_the_folder_and_the_import_path_that_were_asked_for(says, tmp_path):
@@ -55,8 +55,8 @@ raise ValueError([neighbour.HERE, os.environ["MARK"], os.getcwd() == os.environ[
                   sys.stdin.read()])
 """
     environment = {"MARK": "m", "WHERE": str(tmp_path), "PYTHONPATH": str(tmp_path / "path")}
-    said = says(text, environment=environment, cwd=str(tmp_path))
-    assert "ValueError: ['a neighbour', 'm', True, True, False, '']" in said
+    message = says(text, environment=environment, cwd=str(tmp_path))
+    assert "ValueError: ['a neighbour', 'm', True, True, False, '']" in message
 
 
 def test_it_is_judged_and_counted(says, warm):

@@ -40,36 +40,36 @@ def test_one_file_in_a_folder_of_its_own_answers_by_the_protocol(tmp_path, capsy
     (tmp_path / "kernel.py").write_text(KERNEL)
     worker = tmp_path / "worker.py"
     assert main(["worker", "--out", str(worker)]) == 0
-    given = {
+    inputs = {
         "ids": torch.tensor([[1, 2]]), "load": torch.zeros(3, dtype=torch.int32),
         "table": torch.zeros(3, 1), "counts": torch.ones(3), "record": torch.tensor(True),
     }  # fmt: skip
-    sent = write(tmp_path, given, {})
+    file = write(tmp_path, inputs, {})
     hello = {
         "backend": f"{tmp_path}/kernel.py:Kernel", "device": "cpu", "threads": 1, "front": [],
         "back": [], "seconds": 60, "trace": str(tmp_path / "trace"),
     }  # fmt: skip
     act = {"id": "a0", "call": "refuse", "inputs": {}, "seconds": 60}
     request = {
-        "id": "a1", "call": "eplb_map", "inputs": {str(sent.path): sent.places}, "used": {},
-        "arguments": list(given), "out": str(tmp_path / "out"), "limit": 1 << 20, "seconds": 60,
+        "id": "a1", "call": "eplb_map", "inputs": {str(file.path): file.places}, "used": {},
+        "arguments": list(inputs), "out": str(tmp_path / "out"), "limit": 1 << 20, "seconds": 60,
     }  # fmt: skip
     ran = subprocess.run(
         [sys.executable, "-I", str(worker)], text=True, capture_output=True, timeout=120,
         input="".join(f"{json.dumps(line)}\n" for line in (hello, act, request)), cwd=tmp_path,
         check=False,
     )  # fmt: skip
-    said = [x for x in ran.stdout.splitlines() if x.startswith("@megamoe ")]
-    ready, refused, reply = (json.loads(line.removeprefix("@megamoe ")) for line in said)
+    lines = [x for x in ran.stdout.splitlines() if x.startswith("@megamoe ")]
+    ready, refusal, reply = (json.loads(line.removeprefix("@megamoe ")) for line in lines)
     assert ready["protocol"] == 1 and ready["ready"]["callables"] == ["eplb_map"], ran.stderr
-    assert "the judge names no module for acts" in refused["missing"]
+    assert "the judge names no module for acts" in refusal["missing"]
     assert reply["id"] == "a1" and reply["form"] == "tensor" and reply["lost"] == ""
     assert reply["shown"] == {"0": ["int64", [1, 2], [2, 1]]}
     kind, shape, offset = reply["places"]["out.0"]
     data = (tmp_path / "out").read_bytes()[offset : offset + 16]
     assert (kind, shape) == ("int64", [1, 2])
     assert torch.frombuffer(bytearray(data), dtype=torch.int64).tolist() == [2, 4]
-    assert sent.changed() == ["load"] and sent.tensor("load").tolist() == [1, 1, 1]
+    assert file.changes() == ["load"] and file.tensor("load").tolist() == [1, 1, 1]
     assert "some words" in ran.stderr and "some words" not in ran.stdout
 
 
@@ -106,7 +106,7 @@ def who(runner, case):
 def test_judges_share_the_workers_and_one_that_ends_costs_its_case_alone(tmp_path):
     (tmp_path / "kernel.py").write_text(KERNEL)
     cases = [c for c in load_cases() if c.kind == "eplb"][:4]
-    found = {}
+    results = {}
 
     def order(case):
         return Order(timeout=3.0 if case is cases[0] else None)
@@ -116,14 +116,14 @@ def test_judges_share_the_workers_and_one_that_ends_costs_its_case_alone(tmp_pat
             desk = Desk(pool.address, golden_root(), 10.0, step, 1)
             with Judges(2, desk) as judges:
                 judges.run(
-                    cases, lambda case: None, lambda case, r: found.update({case.id: r}), order
+                    cases, lambda case: None, lambda case, r: results.update({case.id: r}), order
                 )
             if step is who:
                 here = "kernel", pool.address.folder, True
-                assert found.pop(cases[0].id) == (*here, (3.0, True)), "learned from other cases"
-                assert set(found.values()) == {(*here, (10.0, False))}
-    assert set(found) == {c.id for c in cases}
-    assert all(isinstance(r, JudgeEnded) and "exit status 9" in str(r) for r in found.values())
+                assert results.pop(cases[0].id) == (*here, (3.0, True)), "learned from other cases"
+                assert set(results.values()) == {(*here, (10.0, False))}
+    assert set(results) == {c.id for c in cases}
+    assert all(isinstance(r, JudgeEnded) and "exit status 9" in str(r) for r in results.values())
 
 
 def test_a_pool_of_a_backend_that_is_none_is_one_line(tmp_path):
@@ -147,14 +147,14 @@ class Kernel:
 """
 
 
-@pytest.mark.parametrize(("seconds", "ended"), [("", False), ("20", True)])
-def test_a_worker_is_killed_unless_a_tool_waits_for_its_end(tmp_path, monkeypatch, seconds, ended):
+@pytest.mark.parametrize(("seconds", "waits"), [("", False), ("20", True)])
+def test_a_worker_is_killed_unless_a_tool_waits_for_its_end(tmp_path, monkeypatch, seconds, waits):
     """As ``make sanitize`` does: compute-sanitizer sums up when a process ends."""
     (tmp_path / "kernel.py").write_text(LAST_WORDS)
     monkeypatch.setenv("MEGAMOE_LINGER", seconds)
     with Worker(Launch(f"{tmp_path}/kernel.py:Kernel")) as worker:
         assert worker.identity.name == "kernel"
-    assert (tmp_path / "ended").exists() == ended
+    assert (tmp_path / "ended").exists() == waits
 
 
 MISSED = """

@@ -65,8 +65,8 @@ def validate(schema: str, *files: Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_the_files_are_what_their_schema_allows(tmp_path, schema, files, old, new):
-    done = validate(schema, *files)
-    assert done.returncode == 0, done.stdout
+    result = validate(schema, *files)
+    assert result.returncode == 0, result.stdout
     wrong = tmp_path / "wrong.yml"
     text = next(text for text in map(Path.read_text, files) if old in text)
     wrong.write_text(text.replace(old, new))
@@ -75,9 +75,9 @@ def test_the_files_are_what_their_schema_allows(tmp_path, schema, files, old, ne
 
 def test_an_issue_asks_for_the_machine_and_for_the_reduced_file():
     for form in FORMS:
-        asked = {entry["id"]: entry for entry in YAML.YAML(typ="safe").load(form)["body"]}
-        assert asked["doctor"]["validations"]["required"]
-        assert "`megamoe reduce CASE --backend B`" in asked["reduced"]["attributes"]["description"]
+        fields = {entry["id"]: entry for entry in YAML.YAML(typ="safe").load(form)["body"]}
+        assert fields["doctor"]["validations"]["required"]
+        assert "`megamoe reduce CASE --backend B`" in fields["reduced"]["attributes"]["description"]
 
 
 def test_a_call_gives_declared_inputs_and_all_that_are_required():
@@ -86,8 +86,8 @@ def test_a_call_gives_declared_inputs_and_all_that_are_required():
     for job in CALLERS:
         assert job["uses"] == "./.github/workflows/shards.yml"
         assert required <= set(job["with"]) <= set(declared)
-    used = set(re.findall(r"inputs\.(\w+)", (FOLDER / "shards.yml").read_text()))
-    assert used == set(declared)
+    names = set(re.findall(r"inputs\.(\w+)", (FOLDER / "shards.yml").read_text()))
+    assert names == set(declared)
 
 
 def test_foreign_actions_are_pinned_to_a_commit():
@@ -158,14 +158,14 @@ def test_a_change_of_a_pin_runs_the_gpu_shards():
 def test_every_file_that_holds_a_pin_is_watched():
     """Found by looking: whatever names the pinned DeepGEMM in full, documents and tests aside."""
     inputs = tomllib.loads((ROOT / "toolchain.toml").read_text())["inputs"]
-    held = [row[key] for row in inputs.values() for key in ("rev", "narHash")]
+    pins = [row[key] for row in inputs.values() for key in ("rev", "narHash")]
     # Those that hold one without its digits: torch, and how DeepGEMM is built.
     holders = {"flake.lock", "flake.nix", "requirements/torch-cuda.txt", "nix/deep-gemm.nix"}
     for name in ("*", "nix/**/*", "ci/**/*", "tools/*", ".github/**/*"):
         for path in ROOT.glob(name):
             if path.is_file() and path.suffix in (".toml", ".nix", ".lock", ".json", ".yml", ".sh"):
                 text = path.read_text()
-                if any(pin in text for pin in held):
+                if any(pin in text for pin in pins):
                     holders.add(str(path.relative_to(ROOT)))
     assert "toolchain.toml" in holders
     assert {path for path in holders if not matches(path, PINS)} == set()
@@ -174,11 +174,11 @@ def test_every_file_that_holds_a_pin_is_watched():
 # --- each shell step runs ------------------------------------------------------------------------
 
 
-def expand(value: object, known: dict[str, str]) -> str:
+def expand(value: object, context: dict[str, str]) -> str:
     """Fill in ``${{ name }}``; anything that is not just a known name is an error of the test."""
 
     def one(match: re.Match[str]) -> str:
-        return known[match[1]]
+        return context[match[1]]
 
     return re.sub(r"\$\{\{ *([\w.-]+) *\}\}", one, str(value))
 
@@ -217,24 +217,24 @@ class Runner:
             capture_output=True, text=True, timeout=250, check=False,
         )  # fmt: skip
 
-    def step(self, job, name: str, known: dict[str, str], **more: str):
+    def step(self, job, name: str, context: dict[str, str], **more: str):
         (step,) = (s for s in job["steps"] if s.get("name") == name)
         env = {**job.get("env", {}), **step.get("env", {})}
-        env = {key: expand(value, known) for key, value in env.items()}
+        env = {key: expand(value, context) for key, value in env.items()}
         return self.run(step["run"], **{**env, **more})
 
 
-def known_of(job, shard: int) -> dict[str, str]:
+def context_of(job, shard: int) -> dict[str, str]:
     """What the expressions of shards.yml stand for when ``job`` calls it."""
     entries = SHARDS["on"]["workflow_call"]["inputs"]
     inputs = {name: entry.get("default", "") for name, entry in entries.items()} | job["with"]
     count = len(json.loads(inputs["shards"]))
-    found = {f"inputs.{name}": str(value) for name, value in inputs.items()}
+    context = {f"inputs.{name}": str(value) for name, value in inputs.items()}
     # Of a nightly run: nobody chose a tier or a case.
-    found["inputs.tier"] = found["inputs.tier"].replace("${{ inputs.tier || 'full' }}", "full")
-    found["inputs.case"] = found["inputs.case"].replace("${{ inputs.case || '' }}", "")
-    return found | {"matrix.shard": str(shard), "strategy.job-total": str(count),
-                    "vars.PIP_EXTRA_INDEX_URL": ""}  # fmt: skip
+    context["inputs.tier"] = context["inputs.tier"].replace("${{ inputs.tier || 'full' }}", "full")
+    context["inputs.case"] = context["inputs.case"].replace("${{ inputs.case || '' }}", "")
+    return context | {"matrix.shard": str(shard), "strategy.job-total": str(count),
+                      "vars.PIP_EXTRA_INDEX_URL": ""}  # fmt: skip
 
 
 def test_these_are_all_the_shell_steps():
@@ -254,12 +254,12 @@ def test_these_are_all_the_shell_steps():
 def test_the_shard_step_of_each_caller(tmp_path, caller):
     runner = Runner(tmp_path, stand_in=True)
     for shard in (1, 2):
-        done = runner.step(SHARDS["jobs"]["shard"], "Judge this shard", known_of(caller, shard))
-        assert done.returncode == 0, done.stderr
-    given = caller["with"]
-    asked = f"{given['backend']} {given['device']} {given.get('arch', '')} full"
+        result = runner.step(SHARDS["jobs"]["shard"], "Judge this shard", context_of(caller, shard))
+        assert result.returncode == 0, result.stderr
+    settings = caller["with"]
+    arguments = f"{settings['backend']} {settings['device']} {settings.get('arch', '')} full"
     lines = runner.calls.read_text().splitlines()
-    assert [line.rstrip() for line in lines] == [f"shard.sh {i} 2 {asked}" for i in (1, 2)]
+    assert [line.rstrip() for line in lines] == [f"shard.sh {i} 2 {arguments}" for i in (1, 2)]
     assert (runner.root / "out/shard/result.json").is_file(), "what the next step uploads"
 
 
@@ -271,24 +271,24 @@ def test_the_workflow_judges_merges_and_shows(tmp_path):
     caller = FLOWS["test"]["jobs"]["cpu"]
     runner = Runner(tmp_path, stand_in=False)
     for shard in (1, 2):
-        known = known_of(caller, shard) | {"inputs.case": "eplb/identity-map-*"}
-        done = runner.step(SHARDS["jobs"]["shard"], "Judge this shard", known, JOBS="1")
-        assert done.returncode == 0, done.stderr
+        context = context_of(caller, shard) | {"inputs.case": "eplb/identity-map-*"}
+        result = runner.step(SHARDS["jobs"]["shard"], "Judge this shard", context, JOBS="1")
+        assert result.returncode == 0, result.stderr
         (runner.root / "out/shards").mkdir(exist_ok=True)
         (runner.root / "out/shard").rename(runner.root / f"out/shards/cpu-shard-{shard}")
     merge = SHARDS["jobs"]["merge"]
-    done = runner.step(merge, "Merge the shards", known)
-    assert done.returncode == 0, done.stderr
+    result = runner.step(merge, "Merge the shards", context)
+    assert result.returncode == 0, result.stderr
     artifacts = {path.name for path in (runner.root / "out/merged").iterdir()}
     assert artifacts == {"result.json", "junit.xml", "provenance.json", "summary.md", "report.html"}
-    assert runner.step(merge, "Show the summary", known).returncode == 0
+    assert runner.step(merge, "Show the summary", context).returncode == 0
     assert "eager on cpu: GREEN: all 2 judged cases passed" in runner.summary.read_text()
 
     shutil.rmtree(runner.root / "out/shards/cpu-shard-2")
-    done = runner.step(merge, "Merge the shards", known)
-    assert done.returncode == 1
-    assert "shard 2/2 is missing, and with it 1 case: eplb/identity-map-" in done.stderr
-    assert runner.step(merge, "Show the summary", known).returncode == 0, "nothing to show"
+    result = runner.step(merge, "Merge the shards", context)
+    assert result.returncode == 1
+    assert "shard 2/2 is missing, and with it 1 case: eplb/identity-map-" in result.stderr
+    assert runner.step(merge, "Show the summary", context).returncode == 0, "nothing to show"
 
 
 @needs_bash
@@ -301,9 +301,9 @@ def test_the_step_of_all_tests(tmp_path):
     python.write_text(f'#!/bin/sh\ncase "$*" in {note} esac\n')
     python.chmod(0o755)
     job = FLOWS["test"]["jobs"]["test"]
-    known = {"vars.PIP_EXTRA_INDEX_URL": ""}
-    done = runner.step(job, "All tests", known, MEGAMOE_PYTHON=str(python), ARGS="-k one")
-    assert done.returncode == 0, done.stdout + done.stderr
+    context = {"vars.PIP_EXTRA_INDEX_URL": ""}
+    result = runner.step(job, "All tests", context, MEGAMOE_PYTHON=str(python), ARGS="-k one")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert runner.calls.read_text().splitlines() == [
         "-m ruff check .",
         "-m ruff format --check .",
@@ -323,26 +323,26 @@ def test_the_steps_that_need_nix(tmp_path):
         (tmp_path / "bin" / name).chmod(0o755)
     jobs = FLOWS["test"]["jobs"]
     folder = tmp_path / "kept"
-    done = runner.step(jobs["flake"], "Evaluate the flake", {}, OUT=str(folder))
-    assert done.returncode == 0, done.stderr
+    result = runner.step(jobs["flake"], "Evaluate the flake", {}, OUT=str(folder))
+    assert result.returncode == 0, result.stderr
     shell = ".#devShells.x86_64-linux.default"
-    for name, asked in (
+    for name, arguments in (
         ("check.txt", "flake check --no-build --all-systems ."),
         ("shell.txt", f"build --dry-run --no-link --accept-flake-config {shell}"),
     ):
         lines = (folder / name).read_text().splitlines()
-        assert lines == ["said", f"exit status 0: nix {asked}"]
+        assert lines == ["said", f"exit status 0: nix {arguments}"]
     (tmp_path / "bin/nix").write_text("#!/bin/sh\nexit 1\n")
-    done = runner.step(jobs["flake"], "Evaluate the flake", {}, OUT=str(folder))
-    assert done.returncode == 1
+    result = runner.step(jobs["flake"], "Evaluate the flake", {}, OUT=str(folder))
+    assert result.returncode == 1
 
     python = runner.root / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text(f"#!/bin/sh\n{note}\n")
     python.chmod(0o755)
-    known = {"vars.PIP_EXTRA_INDEX_URL": ""}
-    done = runner.step(jobs["sandbox"], "Check phase in a sandbox", known)
-    assert done.returncode == 0, done.stderr
+    context = {"vars.PIP_EXTRA_INDEX_URL": ""}
+    result = runner.step(jobs["sandbox"], "Check phase in a sandbox", context)
+    assert result.returncode == 0, result.stderr
     calls = runner.calls.read_text().splitlines()
     assert [call for call in calls if call.startswith("python ")] == [
         "python ci/sandboxed.py check -q",
@@ -365,14 +365,14 @@ def test_the_commands_of_buildkite(tmp_path):
         for job in range(step.get("parallelism", 1)):
             settings = {"BUILDKITE_PARALLEL_JOB": str(job)} | step["env"]
             settings["BUILDKITE_PARALLEL_JOB_COUNT"] = str(step.get("parallelism", 1))
-            done = runner.run("\n".join(commands).replace("$$", "$"), **settings)
-            assert done.returncode == 0, done.stderr
-            kept = step["artifact_paths"][0].removesuffix("/**/*").removesuffix("/*")
-            assert list((runner.root / kept).rglob("result.json")), "what the agent uploads"
+            result = runner.run("\n".join(commands).replace("$$", "$"), **settings)
+            assert result.returncode == 0, result.stderr
+            artifacts = step["artifact_paths"][0].removesuffix("/**/*").removesuffix("/*")
+            assert list((runner.root / artifacts).rglob("result.json")), "what the agent uploads"
     calls = [line.rstrip() for line in runner.calls.read_text().splitlines()]
     assert [call for call in calls if call.startswith("shard.sh")] == [
-        f"shard.sh {i} 2 {asked}"
-        for asked in ("eager cpu  full", "triton cuda sm90 full", "deep_gemm cuda sm100 full")
+        f"shard.sh {i} 2 {arguments}"
+        for arguments in ("eager cpu  full", "triton cuda sm90 full", "deep_gemm cuda sm100 full")
         for i in (1, 2)
     ]
     for name in ("cpu", "sm90", "sm100"):

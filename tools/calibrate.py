@@ -89,10 +89,10 @@ def fit(values: list[F64]) -> dict[str, Any]:
             u = float(squares[count])
             beta = float((squares[:count] - u).mean()) * (1 + 3.1 / np.sqrt(count))
             tail.append([u, beta, count / len(squares)])
-    seen = int((squares > 0).sum())
-    if seen and not tail:  # too few for a start above zero: all of them
-        beta = float(squares[:seen].mean()) * (1 + 3.1 / np.sqrt(seen))
-        tail.append([0.0, beta, seen / len(squares)])
+    nonzero = int((squares > 0).sum())
+    if nonzero and not tail:  # too few for a start above zero: all of them
+        beta = float(squares[:nonzero].mean()) * (1 + 3.1 / np.sqrt(nonzero))
+        tail.append([0.0, beta, nonzero / len(squares)])
     return {"largest": float(np.sqrt(squares[0])), "sample": len(squares), "tail": tail}
 
 
@@ -100,7 +100,7 @@ def sample(group: str, inter: int, top_k: int, data: str, rows: int, seed: int) 
     """Fits by unit and statistic of one group, number of terms and kind of data."""
     rng = np.random.default_rng([seed, inter, top_k])
     rows = max(8, rows // SHARES[group])
-    found: dict[str, dict[str, list[F64]]] = {}
+    samples: dict[str, dict[str, list[F64]]] = {}
     options = DATA[data]
     problem = simulate.problem(
         seed, hidden=HIDDEN, intermediate=inter, top_k=top_k, experts=top_k, tokens=rows, **options
@@ -109,8 +109,8 @@ def sample(group: str, inter: int, top_k: int, data: str, rows: int, seed: int) 
     for kernel, fraction in kernels(group, inter * top_k):
         count = max(1, rows // fraction)
         part = simulate.head(problem, count)
-        got = simulate.forward(part, kernel, seed)
-        tiles = Energies.of(got.y, reference[:count])
+        output = simulate.forward(part, kernel, seed)
+        tiles = Energies.of(output.y, reference[:count])
         row = tiles.rows()
         measured = {"tile": tiles, "row": row}
         for n in ROWS_OF_EXPERT[1:]:
@@ -123,24 +123,24 @@ def sample(group: str, inter: int, top_k: int, data: str, rows: int, seed: int) 
                 )
         for unit, energies in measured.items():
             for name, values in energies.statistics().items():
-                found.setdefault(unit, {}).setdefault(name, []).append(values)
-    return {u: {name: fit(v) for name, v in by.items()} for u, by in found.items()}
+                samples.setdefault(unit, {}).setdefault(name, []).append(values)
+    return {u: {name: fit(v) for name, v in by.items()} for u, by in samples.items()}
 
 
 def part(group: str, terms: int, data: str, rows: int, seed: int) -> dict[str, Any]:
     """Fits of one group, number of terms and kind of data."""
     torch.set_num_threads(1)
-    started = time.time()
+    start = time.time()
     fits = sample(group, *STRATA[terms], data, min(rows, rows * 1024 // terms), seed)
     largest = {unit: by["size"]["largest"] for unit, by in fits.items()}
-    took = f"{time.time() - started:.0f} s"
+    took = f"{time.time() - start:.0f} s"
     print(f"{group} {terms} {data}: {took} {largest}", file=sys.stderr, flush=True)
     return fits
 
 
-def calibrate(rows: int, seed: int, jobs: int, wanted: list[str]) -> dict[str, Any]:
-    """Fits of the groups ``wanted``, by group, number of terms, unit and statistic."""
-    work = [(g, n, d) for n in reversed(STRATA) for g in wanted for d in DATA if kernels(g, n)]
+def calibrate(rows: int, seed: int, jobs: int, names: list[str]) -> dict[str, Any]:
+    """Fits of the groups ``names``, by group, number of terms, unit and statistic."""
+    work = [(g, n, d) for n in reversed(STRATA) for g in names for d in DATA if kernels(g, n)]
     groups: dict[str, Any] = {}
     with ProcessPoolExecutor(jobs) as pool:
         futures = [(g, n, d, pool.submit(part, g, n, d, rows, seed)) for g, n, d in work]
@@ -162,8 +162,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    wanted = args.group or list(SHARES)
-    groups = calibrate(args.rows, args.seed, args.jobs, wanted)
+    names = args.group or list(SHARES)
+    groups = calibrate(args.rows, args.seed, args.jobs, names)
     options = "".join(f" --group {name}" for name in args.group or [])
     provenance = {
         group: {
@@ -174,10 +174,10 @@ def main() -> int:
             },
             "kernels": [kernel.name for kernel, _ in kernels(group)],
         }
-        for group in wanted
+        for group in names
     }  # fmt: skip
     before = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
-    stored = {
+    document = {
         "provenance": before.get("provenance", {}) | provenance,
         "data": DATA,
         "hidden": HIDDEN,
@@ -185,7 +185,7 @@ def main() -> int:
         "pooled": len(kernels("fp32")),
         "groups": before.get("groups", {}) | groups,
     }
-    args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -101,38 +101,40 @@ def _unit(bits: int, step: int, outside: bool) -> simulate.Linear:
 def subjects() -> Iterator[Subject]:
     """Every row of the table."""
 
-    def made(text: str, accumulator: str, linear: simulate.Linear) -> Subject:
+    def by_sum(text: str, accumulator: str, linear: simulate.Linear) -> Subject:
         return Subject(text, Kernel(text, accumulator, linear))
 
-    def named(text: str, kernel: Kernel) -> Subject:
+    def by_kernel(text: str, kernel: Kernel) -> Subject:
         return Subject(text, kernel)
 
-    yield made("the exact sum, to bfloat16", "exact", _linear(lambda t, _: t.sum(axis=0)))
+    yield by_sum("the exact sum, to bfloat16", "exact", _linear(lambda t, _: t.sum(axis=0)))
     # Where the interval of fp32-ordered is no point, it spans a unit on both sides of the sum.
-    once = made("float64, then fp32", "fp32", _linear(lambda t, _: _nearest(t.sum(axis=0))))
+    once = by_sum("float64, then fp32", "fp32", _linear(lambda t, _: _nearest(t.sum(axis=0))))
     yield replace(once, inside=("fp32-ordered",))
-    yield made("one by one, descending", "fp32", _linear(lambda t, _: _chain(t[::-1])))
+    yield by_sum("one by one, descending", "fp32", _linear(lambda t, _: _chain(t[::-1])))
     for parts in (2, 4):
-        yield made(f"split-K by {parts}", "fp32", _split(parts, False))
-    yield made("four strided lanes", "fp32", _split(4, True))
-    yield named("a random tree", simulate.plain("tree", "nearest"))
-    yield made("one by one, ascending, to nearest", "fp32-ordered", _linear(lambda t, _: _chain(t)))
-    yield named(
+        yield by_sum(f"split-K by {parts}", "fp32", _split(parts, False))
+    yield by_sum("four strided lanes", "fp32", _split(4, True))
+    yield by_kernel("a random tree", simulate.plain("tree", "nearest"))
+    yield by_sum(
+        "one by one, ascending, to nearest", "fp32-ordered", _linear(lambda t, _: _chain(t))
+    )
+    yield by_kernel(
         "one by one, ascending, truncated", simulate.ordered("ascending", "zero", 32, fresh=False)
     )
-    yield named("exact blocks of 32, added to nearest", simulate.blockwise("nearest"))
-    yield named("exact blocks of 32, added truncated", simulate.blockwise("zero"))
-    yield named("Hopper bf16: blocks of 16, 25 bits", simulate.hopper_bf16())
-    yield made("Blackwell in blocks of 16", "fp32-ordered", _unit(25, 16, outside=False))
-    yield made("Blackwell with 24 bits", "fp32-ordered", _unit(24, 32, outside=False))
-    yield made(
+    yield by_kernel("exact blocks of 32, added to nearest", simulate.blockwise("nearest"))
+    yield by_kernel("exact blocks of 32, added truncated", simulate.blockwise("zero"))
+    yield by_kernel("Hopper bf16: blocks of 16, 25 bits", simulate.hopper_bf16())
+    yield by_sum("Blackwell in blocks of 16", "fp32-ordered", _unit(25, 16, outside=False))
+    yield by_sum("Blackwell with 24 bits", "fp32-ordered", _unit(24, 32, outside=False))
+    yield by_sum(
         "Blackwell, each block from zero, added in fp32",
         "fp32-ordered",
         _unit(25, 32, outside=True),
     )
-    yield named("Blackwell mxf8f6f4", simulate.blackwell_mxf8f6f4())
-    yield named("Hopper FP8, scales in the unit", simulate.hopper_e4m3())
-    yield named(
+    yield by_kernel("Blackwell mxf8f6f4", simulate.blackwell_mxf8f6f4())
+    yield by_kernel("Hopper FP8, scales in the unit", simulate.hopper_e4m3())
+    yield by_kernel(
         "Hopper FP8, each 32 from zero, added in fp32",
         simulate.hopper_e4m3_outside(GROUP, "nearest", "sm90-e4m3-k32"),
     )
@@ -143,10 +145,10 @@ def cases() -> list[Case]:
     return [c for c in load_cases(ROOT) if c.id.startswith("forward/claims-")]
 
 
-def reds(subject: Subject, tried: list[Case]) -> dict[str, list[str]]:
+def reds(subject: Subject, trials: list[Case]) -> dict[str, list[str]]:
     """The cases in which the y of ``subject`` lies outside, by claim."""
     out: dict[str, list[str]] = {name: [] for name in ACCUMULATORS}
-    for case in tried:
+    for case in trials:
         problem = forward_problem(case)
         y = bf16_key(simulate.forward(problem, subject.kernel, 0).y)
         for name, envelope in _golden(case).envelopes.items():
@@ -167,18 +169,18 @@ def _golden(case: Case) -> oracle.ForwardGolden:
 
 def table() -> tuple[list[str], list[str]]:
     """Markdown lines, and the faults in them."""
-    tried = cases()
+    trials = cases()
     lines = ["| simulated kernel | " + " | ".join(f"`{name}`" for name in ACCUMULATORS) + " |"]
     lines.append("|---" * (len(ACCUMULATORS) + 1) + "|")
     wrong = []
     for subject in subjects():
         right = (*WIDER[subject.kernel.accumulator], *subject.inside)
         cells = []
-        for name, red in reds(subject, tried).items():
+        for name, red in reds(subject, trials).items():
             if (name in right) == bool(red):
                 wrong.append(f"{subject.text} claims {name}: red in {', '.join(red) or 'no case'}")
-            kept = "inside" if name in subject.inside else "may"
-            cells.append(kept if name in right else f"red: {len(red)}")
+            word = "inside" if name in subject.inside else "may"
+            cells.append(word if name in right else f"red: {len(red)}")
         lines.append(f"| {subject.text} | {' | '.join(cells)} |")
     return lines, wrong
 

@@ -33,7 +33,7 @@ RANKS, SMS = 8, 148
 
 
 @dataclass
-class Made:
+class KernelReport:
     """The compiler's report on one kernel."""
 
     model: str
@@ -68,10 +68,10 @@ def blocks(expected: float) -> tuple[int, int, int, int]:
         (64.5, (96, 16, 128, 2)),
         (96.5, (128, 32, 128, 2)),
     )
-    return next((found for most, found in table if expected <= most), (192, 32, 128, 2))
+    return next((sizes for most, sizes in table if expected <= most), (192, 32, 128, 2))
 
 
-def source(model: str, tokens: int) -> tuple[str, Made, int]:
+def source(model: str, tokens: int) -> tuple[str, KernelReport, int]:
     """The translation unit, its record and the dynamic shared memory of the launch."""
     shape = MODELS[model]
     hidden, inter = shape.hidden_size, shape.intermediate_size
@@ -102,30 +102,30 @@ def source(model: str, tokens: int) -> tuple[str, Made, int]:
         "  auto kernel = reinterpret_cast<void*>(&sm100_fp8_fp4_mega_moe_impl<"
         f"{', '.join(map(str, values))}>);\n}}\n"
     )
-    return text, Made(model, tokens, block_m, stages), fixed + stages * stage
+    return text, KernelReport(model, tokens, block_m, stages), fixed + stages * stage
 
 
-def compiled(nvcc: str, include: Path, model: str, tokens: int) -> Made:
+def compiled(nvcc: str, include: Path, model: str, tokens: int) -> KernelReport:
     """Compile one kernel; a failure is in ``error``, one line."""
-    text, made, shared = source(model, tokens)
+    text, report, shared = source(model, tokens)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         Path(folder, "kernel.cu").write_text(text)
         began = time.monotonic()
-        done = subprocess.run(
+        process = subprocess.run(
             [nvcc, "kernel.cu", "-cubin", "-o", cubin.name, f"-I{include.resolve()}", *FLAGS],
             capture_output=True, text=True, cwd=folder,
         )  # fmt: skip
-        made.seconds = round(time.monotonic() - began, 1)
-        if done.returncode or not cubin.is_file():
-            errors = [li for li in done.stderr.splitlines() if "error" in li]
-            first = (errors or done.stderr.splitlines() or ["no message"])[0]
-            made.error = first.replace(f"{include.resolve()}/", "")[:200]
-            return made
-    made.registers = max(map(int, re.findall(r"Used (\d+) registers", done.stderr)), default=0)
-    made.spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", done.stderr)))
-    made.shared = shared
-    return made
+        report.seconds = round(time.monotonic() - began, 1)
+        if process.returncode or not cubin.is_file():
+            errors = [li for li in process.stderr.splitlines() if "error" in li]
+            first = (errors or process.stderr.splitlines() or ["no message"])[0]
+            report.error = first.replace(f"{include.resolve()}/", "")[:200]
+            return report
+    report.registers = max(map(int, re.findall(r"Used (\d+) registers", process.stderr)), default=0)
+    report.spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", process.stderr)))
+    report.shared = shared
+    return report
 
 
 def headers(include: Path, name: str) -> dict[str, str]:
@@ -141,7 +141,7 @@ def headers(include: Path, name: str) -> dict[str, str]:
     return {"deep_gemm": name, "sha256": digest.hexdigest(), "cutlass": cutlass}
 
 
-def known_not_to(row: dict[str, Any]) -> bool:
+def is_known_failure(row: dict[str, Any]) -> bool:
     """The kernel describes scale factors as I / 32 bytes and asserts a multiple of 16."""
     return bool(MODELS[row["model"]].intermediate_size // 32 % 16)
 
@@ -155,39 +155,41 @@ def main() -> int:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--headers", default="not named", help="whose headers, for the record")
-    given = parser.parse_args()
-    found = shutil.which(given.nvcc)
-    if not found:
+    args = parser.parse_args()
+    path = shutil.which(args.nvcc)
+    if not path:
         print("compile_sm100: no nvcc; install CUDA 12.9 or newer, or give --nvcc", file=sys.stderr)
         return 2
-    if not (given.include / "deep_gemm/impls/sm100_fp8_fp4_mega_moe.cuh").is_file():
+    if not (args.include / "deep_gemm/impls/sm100_fp8_fp4_mega_moe.cuh").is_file():
         print(
-            f"compile_sm100: no fused kernel under {given.include}; give the include folder of a "
+            f"compile_sm100: no fused kernel under {args.include}; give the include folder of a "
             "DeepGEMM package with Mega MoE",
             file=sys.stderr,
         )
         return 2
-    nvcc, rows = str(Path(found).absolute()), []
+    nvcc, rows = str(Path(path).absolute()), []
     print("| model | T | BLOCK_M | stages | registers | spilled bytes | shared bytes | seconds |")
     print("|---|---|---|---|---|---|---|---|")
-    for model in given.model:
-        for tokens in given.tokens:
-            made = compiled(nvcc, given.include, model, tokens)
-            rows.append(asdict(made))
-            numbers = (made.registers, made.spilled, made.shared, made.seconds)
-            said = made.error or " | ".join(map(str, numbers))
-            print(f"| {model} | {tokens} | {made.block_m} | {made.stages} | {said} |", flush=True)
-    if given.json:
+    for model in args.model:
+        for tokens in args.tokens:
+            report = compiled(nvcc, args.include, model, tokens)
+            rows.append(asdict(report))
+            numbers = (report.registers, report.spilled, report.shared, report.seconds)
+            cells = report.error or " | ".join(map(str, numbers))
+            print(
+                f"| {model} | {tokens} | {report.block_m} | {report.stages} | {cells} |", flush=True
+            )
+    if args.json:
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
         release = re.search(r"release .*", version)
         record = {
             "nvcc": release.group() if release else version,
             "flags": FLAGS,
-            "headers": headers(given.include, given.headers),
+            "headers": headers(args.include, args.headers),
             "kernels": rows,
         }
-        given.json.write_text(json.dumps(record, indent=1) + "\n")
-    return int(any(bool(row["error"]) != known_not_to(row) for row in rows))
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    return int(any(bool(row["error"]) != is_known_failure(row) for row in rows))
 
 
 if __name__ == "__main__":

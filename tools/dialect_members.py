@@ -81,12 +81,12 @@ class Member:
             gated = simulate.silu(gate, p.fast_math, self.silu, rng)
             with np.errstate(invalid="ignore", under="ignore"):
                 acts = (gated * up) * p.topk_weights[token, slot, None].numpy()
-            made = eager.requantise(torch.from_numpy(acts), contract)
-            slots[token, slot] = self.linear(*made, *w2, rng).to(torch.bfloat16)
+            operand = eager.requantise(torch.from_numpy(acts), contract)
+            slots[token, slot] = self.linear(*operand, *w2, rng).to(torch.bfloat16)
         return combine(slots, live, p.topk_weights, contract)
 
 
-def added(order: str, rounding: str) -> Run:
+def adder(order: str, rounding: str) -> Run:
     """Plain fp32 additions of the products."""
     return lambda x, w, rng: simulate.add_up(x[:, :, None] * w[:, None, :], order, rounding, rng)
 
@@ -139,8 +139,8 @@ class Bf16Member:
         total = torch.zeros(len(slots), p.hidden_size)
         for k in range(slots.shape[1]):
             row, weight = slots[:, k].float(), weights[:, k, None]
-            added = fma(row, weight, total) if self.fused else total + row * weight
-            total = torch.where(live[:, k, None], added, total)
+            update = fma(row, weight, total) if self.fused else total + row * weight
+            total = torch.where(live[:, k, None], update, total)
         return total.to(torch.bfloat16)
 
 
@@ -158,7 +158,7 @@ def by_blocks(order: str, rounding: str) -> Run:
     """Each block of 32 values of K on its own, then their sums in ascending order."""
 
     def run(x: F64, w: F64, rng: np.random.Generator) -> F64:
-        way = added(order, rounding)
+        way = adder(order, rounding)
         blocks = [
             way(x[at : at + GROUP], w[at : at + GROUP], rng) for at in range(0, len(x), GROUP)
         ]
@@ -186,7 +186,7 @@ def hopper_bf16(x: F64, w: F64, rng: np.random.Generator) -> F64:
 def bf16_members() -> list[Bf16Member]:
     """All of ``w4a16``."""
     pairs = list(product(("ascending", "random", "tree"), ("nearest", "zero", "up")))
-    kinds = [("fp32", added(o, r)) for o, r in [*pairs, ("by-sign", "up"), ("splits", "nearest")]]
+    kinds = [("fp32", adder(o, r)) for o, r in [*pairs, ("by-sign", "up"), ("splits", "nearest")]]
     kinds += [("fp32-ordered", by_blocks(o, r)) for o, r in [*pairs, ("by-sign", "down")]]
     kinds += [("fp32-ordered", hopper_bf16), ("fp32", hopper_bf16)]
     errs = (True, False), ("low", "high", "mixed")
@@ -195,8 +195,8 @@ def bf16_members() -> list[Bf16Member]:
 
 def members() -> list[Member]:
     """All of ``fp8-block``."""
-    ways = [added(o, r) for o, r in product(("ascending", "random", "tree"), ("nearest", "zero"))]
-    ways.append(added("by-sign", "up"))
+    ways = [adder(o, r) for o, r in product(("ascending", "random", "tree"), ("nearest", "zero"))]
+    ways.append(adder("by-sign", "up"))
     kinds = [*(("fp32-ordered", way) for way in ways), ("sm90-e4m3-k128", hopper)]
     errs = (True, False), ("low", "high", "mixed")
     return [Member(name, way, *err) for (name, way), err in product(kinds, product(*errs))]
@@ -224,18 +224,18 @@ def main(argv: list[str] | None = None) -> int:
         own = case.params.get("weight_format") == args.format
         if not own or not fnmatchcase(case.name, args.case):
             continue
-        given = regenerate(case)
-        problem = Problem(**given)
+        inputs = regenerate(case)
+        problem = Problem(**inputs)
         if products_of(problem) > args.products:
             print(f"left out, too large: {case.id}")
             continue
         for revision, (at, member) in product(case.revisions, enumerate(every)):
             contract = DIALECTS[revision]
-            golden = Store(golden_root(), make, contract).load(case, digest_of(given))
+            golden = Store(golden_root(), make, contract).load(case, digest_of(inputs))
             seed = zlib.crc32(f"{case.id} {revision} {at}".encode())
             y = bits(member.forward(problem, contract, seed))
-            found = judge_forward({"y": y}, golden, member.accumulator, problem)
-            outside = sum(finding.outside for finding in found.findings)
+            judgement = judge_forward({"y": y}, golden, member.accumulator, problem)
+            outside = sum(finding.outside for finding in judgement.findings)
             if outside:
                 print(f"outside: {case.id} under {revision}, member {at}: {outside}")
             row = count[member.accumulator]

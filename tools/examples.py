@@ -34,10 +34,10 @@ def renewed(text: str, run: Run) -> str:
 
     def output(match: re.Match[str]) -> str:
         arguments = shlex.split(match[1])
-        done = run(*arguments)
-        lines = [line.rstrip() for line in done.stdout.splitlines()]
+        process = run(*arguments)
+        lines = [line.rstrip() for line in process.stdout.splitlines()]
         if not lines:
-            raise ValueError(f"megamoe {match[1]} printed nothing: {done.stderr.strip()}")
+            raise ValueError(f"megamoe {match[1]} printed nothing: {process.stderr.strip()}")
         return "\n".join([f"$ megamoe {match[1]}", *lines, ""])
 
     return _BLOCK.sub(output, text)

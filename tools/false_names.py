@@ -62,8 +62,8 @@ def flip_same(rng: Any, stage: Any) -> None:
 def noise(rng: Any, stage: Any) -> None:
     """One step up or down in a random part of the elements."""
     flat = stage.reshape(-1)
-    chosen = rng.random(flat.size) < rng.choice([0.02, 0.2, 0.9])
-    flat[chosen] += rng.choice([-1, 1], int(chosen.sum())).astype(flat.dtype)
+    mask = rng.random(flat.size) < rng.choice([0.02, 0.2, 0.9])
+    flat[mask] += rng.choice([-1, 1], int(mask.sum())).astype(flat.dtype)
 
 
 def shuffled(rng: Any, stage: Any) -> None:
@@ -110,8 +110,8 @@ def problems(seed: int) -> list[tuple[Problem, Stages]]:
     """Small layers, and ``eager``'s stages of them."""
     out = []
     for number, shape in enumerate(SHAPES):
-        made = problem(seed + number, weights_recipe=SCALES, **shape)
-        out.append((made, forward_bits(EagerBackend().forward(made), made)))
+        layer = problem(seed + number, weights_recipe=SCALES, **shape)
+        out.append((layer, forward_bits(EagerBackend().forward(layer), layer)))
     return out
 
 
@@ -121,27 +121,27 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
-    rng, drawn = np.random.default_rng(a.seed), problems(a.seed)
+    rng, layers = np.random.default_rng(a.seed), problems(a.seed)
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    started = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(a.count):
-        made, shown = drawn[rng.integers(len(drawn))]
-        token = int(rng.integers(made.hidden_states.shape[0]))
+        layer, stages = layers[rng.integers(len(layers))]
+        token = int(rng.integers(layer.hidden_states.shape[0]))
         how = CORRUPTIONS[rng.integers(len(CORRUPTIONS))]
-        right = {name: stage[token] for name, stage in shown.items()}
+        right = {name: stage[token] for name, stage in stages.items()}
         actual = corrupted(rng, right, how, rng.choice(["stages", "stages", "y"]))
-        said = explain(FromProblem(made), token, 0, "fp32-ordered", actual, contract=NEWEST)[
+        diagnosis = explain(FromProblem(layer), token, 0, "fp32-ordered", actual, contract=NEWEST)[
             "actual"
         ]
         count = counts[how.__name__]
-        if said["parts_at"] is None:
+        if diagnosis["parts_at"] is None:
             count["accepted"] += 1
             continue
         count["outside"] += 1
         for kind in ("exact", "partial"):
-            named = [w for step in said["explanations"] for w in step[kind]]
-            count[kind] += bool(named)
-            for way in named[:2]:
+            ways = [w for step in diagnosis["explanations"] for w in step[kind]]
+            count[kind] += bool(ways)
+            for way in ways[:2]:
                 print(f"  {how.__name__}: {kind}: {way['stage']}: {way['what']} {way['where']} "
                       f"{way['explains']} {way['unexplained']}", flush=True)  # fmt: skip
     total: collections.Counter[str] = sum(counts.values(), collections.Counter())
@@ -149,7 +149,7 @@ def main() -> None:
     for name, count in [*sorted(counts.items()), ("all", total)]:
         print(f"{name:<14}{count['outside']:>9}{count['exact']:>9}{count['partial']:>9}"
               f"{count['accepted']:>10}")  # fmt: skip
-    print(f"{time.perf_counter() - started:.0f} s")
+    print(f"{time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -37,34 +37,34 @@ _SUMMARY = re.compile(r"SUMMARY: (\d+) (?:hazards? displayed|errors?\b)")
 
 def reports(log: str) -> Iterator[list[str]]:
     """The lines of each error or warning: of a race, the one access and those it races with."""
-    found: list[str] = []
+    report: list[str] = []
     for line in log.splitlines():
         if re.match(r"=+ (Error|Warning)\b", line):
-            if found:
-                yield found
-            found = [line]
-        elif found and _ACCESS.search(line):
-            found.append(line)
-    if found:
-        yield found
+            if report:
+                yield report
+            report = [line]
+        elif report and _ACCESS.search(line):
+            report.append(line)
+    if report:
+        yield report
 
 
 def uncounted(log: str) -> list[str]:
     """A complaint where the summaries tell of more or fewer than :func:`reports` finds."""
-    found, told = len(list(reports(log))), sum(map(int, _SUMMARY.findall(log)))
-    if found == told:
+    count, total = len(list(reports(log))), sum(map(int, _SUMMARY.findall(log)))
+    if count == total:
         return []
-    return [f"racecheck's summary tells of {told} reports, the log has {found}"]
+    return [f"racecheck's summary tells of {total} reports, the log has {count}"]
 
 
-def handed_over(report: list[str], kernels: Path = KERNELS) -> bool:
+def is_handover(report: list[str], kernels: Path = KERNELS) -> bool:
     """Whether it is a race all on what is handed over: Triton's words, or sums by an mbarrier."""
     if _RACE not in report[0]:
         return False
-    found = [_ACCESS.search(line) for line in report]
-    if None in found:
+    matches = [_ACCESS.search(line) for line in report]
+    if None in matches:
         return False
-    accesses = [access for access in found if access]
+    accesses = [access for access in matches if access]
     words = [_statement(access, kernels) for access in accesses]
     hand_over = [
         text.startswith((f"def {access[1]}(", "gl.warp_specialize("))
@@ -92,17 +92,17 @@ def torch_s(report: list[str]) -> bool:
 def main(paths: list[str]) -> int:
     """Print the remaining reports and the number set aside; returns 1 if any remain."""
     logs = [Path(path).read_text() for path in paths]
-    found = [report for log in logs for report in reports(log)]
-    left = [report for report in found if not (handed_over(report) or torch_s(report))]
-    left += [complaint for log in logs if (complaint := uncounted(log))]
-    for report in left:
+    records = [report for log in logs for report in reports(log)]
+    rest = [report for report in records if not (is_handover(report) or torch_s(report))]
+    rest += [complaint for log in logs if (complaint := uncounted(log))]
+    for report in rest:
         print("\n".join(report), file=sys.stderr)
-    aside, theirs = sum(map(handed_over, found)), sum(map(torch_s, found))
+    aside, theirs = sum(map(is_handover, records)), sum(map(torch_s, records))
     print(
         f"racecheck: {aside} reports on what is handed to warp groups and {theirs} in torch's own "
-        f"kernels set aside (tools/hazards.py says why), {len(left)} others"
+        f"kernels set aside (tools/hazards.py says why), {len(rest)} others"
     )
-    return int(bool(left))
+    return int(bool(rest))
 
 
 if __name__ == "__main__":

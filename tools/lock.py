@@ -42,10 +42,10 @@ def normalise(name: str) -> str:
 
 def requirement_name(requirement: str) -> str:
     """The canonical name at the head of a requirement such as `numpy>=2.0,<3`."""
-    found = re.match(r"[A-Za-z0-9._-]+", requirement)
-    if found is None:
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    if match is None:
         raise SystemExit(f"lock: not a requirement: {requirement!r}")
-    return normalise(found.group())
+    return normalise(match.group())
 
 
 def resolve(requirements: list[str], pins: list[str]) -> Blocks:
@@ -59,14 +59,14 @@ def resolve(requirements: list[str], pins: list[str]) -> Blocks:
         command += ["--fork-strategy", "fewest", "--no-header", "--no-annotate"]
         command += ["--no-emit-index-url", "--no-emit-find-links"]
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command, input="\n".join(requirements), capture_output=True, text=True, check=True
             )
         except FileNotFoundError:
             raise SystemExit("lock: `uv` is not on the path: install it and run again") from None
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"lock: uv could not resolve:\n{error.stderr}") from None
-    blocks = re.findall(r"^\S.*(?:\n[ \t]+.*)*", done.stdout, flags=re.MULTILINE)
+    blocks = re.findall(r"^\S.*(?:\n[ \t]+.*)*", process.stdout, flags=re.MULTILINE)
     return {requirement_name(block): block for block in blocks}
 
 

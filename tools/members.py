@@ -127,14 +127,14 @@ class Golden:
     @classmethod
     def of(cls, case: Case) -> Golden:
         """By the oracle, checked by what the store holds."""
-        stored = Store(golden_root(), make, BASE).load(case)
-        made = make(case, contract=BASE).tensors
-        for name in stored.names():
-            known = stored.full.get(name)
-            same = known is not None and known.tobytes() == made[name].tobytes()  # NaN is one too
-            if not (same or (known is None and stored.matches(name, made[name]))):
+        golden = Store(golden_root(), make, BASE).load(case)
+        tensors = make(case, contract=BASE).tensors
+        for name in golden.names():
+            full = golden.full.get(name)
+            same = full is not None and full.tobytes() == tensors[name].tobytes()  # NaN is one too
+            if not (same or (full is None and golden.matches(name, tensors[name]))):
                 raise GoldenError(f"case {case.id}: the oracle's {name} is not the stored golden's")
-        return cls(made, stored.zero_freedom)
+        return cls(tensors, golden.zero_freedom)
 
     def part(self, rows: Array, channels: Array) -> Golden:
         """The golden of some rows, ascending, with some channels of y."""
@@ -148,10 +148,10 @@ class Golden:
                 reference = self.tensors["l2_acts_sf" if what != "code_at" else "l2_acts"]
                 size = reference[0].size
                 row = np.searchsorted(rows, tensor // size)
-                kept = rows[np.minimum(row, len(rows) - 1)] == tensor // size
-                out[name] = (row * size + tensor % size)[kept].astype(tensor.dtype)
+                mask = rows[np.minimum(row, len(rows) - 1)] == tensor // size
+                out[name] = (row * size + tensor % size)[mask].astype(tensor.dtype)
                 for other in place:
-                    out[f"{prefix}.{other}"] = self.tensors[f"{prefix}.{other}"][kept]
+                    out[f"{prefix}.{other}"] = self.tensors[f"{prefix}.{other}"][mask]
         return Golden(out, self.zero_freedom)
 
     def names(self) -> list[str]:
@@ -176,11 +176,11 @@ def of_sample(problem: Problem, sample: Sample) -> Problem:
 
 
 def outside(
-    shown: Stages, golden: Golden, name: str, problem: Problem, tokens: list[int] | None
+    stages: Stages, golden: Golden, name: str, problem: Problem, tokens: list[int] | None
 ) -> list[str]:
     """What the judge finds outside in the stages, and in y alone; ``tokens`` name the rows."""
     wrong = []
-    for actual in (shown, {"y": shown["y"]}):
+    for actual in (stages, {"y": stages["y"]}):
         result = judge_forward(actual, golden, name, problem, tokens)
         wrong += [
             f"{f.outside} of {f.total} of {f.stage}, {f.worst.line() if f.worst else f.text}"
@@ -190,13 +190,13 @@ def outside(
     return wrong
 
 
-def judged(
+def of_member(
     case: Case, problem: Problem, golden: Golden, kernel: Kernel, sample: int, part: Part
 ) -> Part:
     """One kernel on one case: all of it, or a sample of about ``sample`` products if not 0."""
     name = kernel.accumulator
     seed = zlib.crc32(f"{case.id} {kernel.name}".encode())
-    shown: Stages
+    stages: Stages
     rows = None if case.rows is None else list(case.rows)
     try:
         with np.errstate(all="ignore"):
@@ -207,22 +207,22 @@ def judged(
                 codes = len(some.groups) * GROUP
                 problem = of_sample(problem, some)
                 golden = golden.part(some.tokens, some.channels)
-                shown = {"y": some.y, "l2_acts": some.codes, "l2_acts_sf": some.sf}
+                stages = {"y": some.y, "l2_acts": some.codes, "l2_acts_sf": some.sf}
             else:
                 whole = simulate.forward(problem, kernel, seed)
                 codes = whole.codes.size
-                shown = {"y": whole.y, "l2_acts": whole.codes, "l2_acts_sf": whole.sf}
+                stages = {"y": whole.y, "l2_acts": whole.codes, "l2_acts_sf": whole.sf}
     except simulate.NotAMemberError:
         part.tally[name, "no member"] += 1
         return part
-    wrong = outside(shown, golden, name, problem, rows)
+    wrong = outside(stages, golden, name, problem, rows)
     part.tally[name, "sampled" if sample else "whole"] += 1
     of = " of samples" if sample else ""
-    part.tally[name, f"outputs{of}"] += shown["y"].size
+    part.tally[name, f"outputs{of}"] += stages["y"].size
     part.tally[name, f"codes{of}"] += codes
     part.tally[name, "outside"] += bool(wrong)
-    said = tuple(f"{case.id}: {kernel.name} ({name}): {line}" for line in wrong)
-    return Part(part.case, part.tally, part.kernels | {(name, kernel.name)}, part.wrong + said)
+    lines = tuple(f"{case.id}: {kernel.name} ({name}): {line}" for line in wrong)
+    return Part(part.case, part.tally, part.kernels | {(name, kernel.name)}, part.wrong + lines)
 
 
 def of_case(case: Case, products: int, sample: int) -> Part:
@@ -233,7 +233,7 @@ def of_case(case: Case, products: int, sample: int) -> Part:
     size = sample if products_of(problem) > products else 0
     part = Part(case.id, Counter(), frozenset(), ())
     for kernel in members():
-        part = judged(case, problem, golden, kernel, size, part)
+        part = of_member(case, problem, golden, kernel, size, part)
     return part
 
 
@@ -264,7 +264,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=300_000)
     parser.add_argument("--parts", type=Path, help="keeps finished cases; a later run goes on")
     args = parser.parse_args()
-    started = time.time()
+    start = time.time()
     cases = [
         case
         for case in load_cases()
@@ -286,15 +286,15 @@ def main() -> int:
         parts = [part for part in map(Part.of_line, lines) if part.case in names]
     elif args.parts:
         args.parts.write_text(limits + "\n")
-    finished = {part.case for part in parts}
+    ids = {part.case for part in parts}
     with ProcessPoolExecutor(args.jobs) as pool:
         work = [
             pool.submit(of_case, case, args.products, args.sample)
             for case in cases
-            if case.id not in finished
+            if case.id not in ids
         ]
-        for done in as_completed(work):
-            parts.append(done.result())
+        for future in as_completed(work):
+            parts.append(future.result())
             if args.parts:
                 with args.parts.open("a") as file:
                     file.write(parts[-1].line() + "\n")
@@ -302,7 +302,7 @@ def main() -> int:
                 print(line, file=sys.stderr)
             print(f"\r{len(parts)} of {len(cases)} cases", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    print(f"tools/members.py {limits} --jobs {args.jobs}: {time.time() - started:.0f} s\n")
+    print(f"tools/members.py {limits} --jobs {args.jobs}: {time.time() - start:.0f} s\n")
     print(table(parts))
     return 1 if any(part.wrong for part in parts) else 0
 

@@ -37,10 +37,10 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = json.loads(args.file.read_text("utf-8"))
-    kept, rules = data["cases"], contract(data["contract"])
-    started, count = time.process_time(), Counter[str]()
+    by_id, rules = data["cases"], contract(data["contract"])
+    start, count = time.process_time(), Counter[str]()
     for case in load_cases():
-        if case.id not in kept or not fnmatchcase(case.id, args.case):
+        if case.id not in by_id or not fnmatchcase(case.id, args.case):
             continue
         p = case.params
         if 3 * p["hidden"] * p["intermediate"] * p["tokens"] * p["top_k"] > args.most:
@@ -49,17 +49,17 @@ def main() -> int:
         problem = forward_problem(case)
         try:
             with np.errstate(all="ignore"):
-                shown = predict(problem, HOPPER_TRITON, rules).stages
+                stages = predict(problem, HOPPER_TRITON, rules).stages
         except ValueError as fault:
             count["not predicted"] += 1
             print(f"{case.id}: {fault}", flush=True)
             continue
-        digests = recorded.digests(shown, problem.topk_ids.numpy())
-        other = [name for name, one in digests.items() if kept[case.id]["stages"][name] != one]
+        digests = recorded.digests(stages, problem.topk_ids.numpy())
+        other = [name for name, one in digests.items() if by_id[case.id]["stages"][name] != one]
         count["y differs" if "y" in other else "codes alone differ" if other else "equal"] += 1
         if other:
             print(f"{case.id}: {', '.join(other)} differ", flush=True)
-    took = time.process_time() - started
+    took = time.process_time() - start
     print(f"{took:.0f} s: " + ", ".join(f"{n} {what}" for what, n in count.items()))
     return 1 if count["y differs"] else 0
 

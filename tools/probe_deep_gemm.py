@@ -76,14 +76,14 @@ def main() -> int:
         flags = ["-shared", "-Xcompiler", "-fPIC", "-cudart=none"]
         subprocess.run(["nvcc", *flags, "-o", shim, source, "-ldl"], check=True)
         environment = {**os.environ, "LD_PRELOAD": shim}
-        started = [
+        processes = [
             subprocess.Popen(
                 [sys.executable, __file__],
                 env={**environment, "PROBE": f"{rank} {ranks} {work}"},
             )
             for rank in range(ranks)
         ]
-        return max(abs(own), *(abs(process.wait()) for process in started))
+        return max(abs(own), *(abs(process.wait()) for process in processes))
 
 
 def tell(who: str, step: str, good: bool, text: object = "") -> bool:
@@ -137,7 +137,7 @@ def one(rank: int, ranks: int, work: Path) -> int:
         w.copy_(torch.randint(100, 130, w.shape, generator=generator, dtype=torch.uint8))
     layer.to(device)
     w13, s13, w2, s2 = (w.to(device) for w in weights)
-    layer.finalize_weights(written=True)
+    layer.finalize_weights(without_loader=True)
     backend.stats = torch.zeros(EXPERTS, dtype=torch.int32, device=device)
 
     package = backend.package()
@@ -174,8 +174,8 @@ def one(rank: int, ranks: int, work: Path) -> int:
     except Exception as raised:  # any exception of its C++ code is a result here
         error = " ".join(str(raised).split())
     good &= say("staged as the contract says", staged(rows, hidden, routing, ids))
-    reached = "CUDA_ERROR_INVALID_VALUE" in error
-    good &= say("ended at a tensor map", reached, error or "nothing was raised")
+    is_invalid_value = "CUDA_ERROR_INVALID_VALUE" in error
+    good &= say("ended at a tensor map", is_invalid_value, error or "nothing was raised")
     if dist.is_initialized():
         dist.destroy_process_group()
     return int(not good)
@@ -209,16 +209,16 @@ def gemm_errors(package: Any, device: torch.device) -> dict[str, float]:
     return errors
 
 
-def staged(rows: dict[str, Any], *given: torch.Tensor) -> bool:
+def staged(rows: dict[str, Any], *inputs: torch.Tensor) -> bool:
     """Whether the first rows are the bits of the torch staging on a CPU."""
     from megamoe.layer.staging import prepare_megamoe_inputs
 
-    hidden, routing, ids = given
-    wanted = {n: torch.empty_like(t[:TOKENS], device="cpu") for n, t in rows.items()}
-    prepare_megamoe_inputs(hidden, routing, ids, *wanted.values())
+    hidden, routing, ids = inputs
+    expected = {n: torch.empty_like(t[:TOKENS], device="cpu") for n, t in rows.items()}
+    prepare_megamoe_inputs(hidden, routing, ids, *expected.values())
     return all(
         torch.equal(rows[n][:TOKENS].cpu().view(torch.uint8), t.view(torch.uint8))
-        for n, t in wanted.items()
+        for n, t in expected.items()
     )
 
 

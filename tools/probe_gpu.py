@@ -49,10 +49,10 @@ def main() -> int:
 
     kernel = cupy.RawKernel(SOURCE, "probe", options=("--std=c++17",), backend="nvcc")
     gates = bf16_decode(np.arange(65536, dtype=np.uint16))
-    given = cupy.asarray(gates)
+    device_gates = cupy.asarray(gates)
     code = cupy.zeros(65536, cupy.uint8)
     out = [cupy.full(65536, 777.0, cupy.float32) for _ in range(4)]
-    kernel((256,), (256,), (given, code, *out, np.int32(65536)))
+    kernel((256,), (256,), (device_gates, code, *out, np.int32(65536)))
     fast, precise, low, high = (cupy.asnumpy(a) for a in out)
     finite = np.isfinite(gates)
     facts = {

@@ -62,9 +62,9 @@ def by_triton(gates: np.ndarray) -> dict[str, np.ndarray]:
     """Tables of this project's epilogue."""
     import torch
 
-    given = torch.from_numpy(gates).cuda()
-    fast, precise = torch.empty_like(given), torch.empty_like(given)
-    _kernel[(gates.size // 128,)](given, fast, precise, num_warps=4)
+    device_gates = torch.from_numpy(gates).cuda()
+    fast, precise = torch.empty_like(device_gates), torch.empty_like(device_gates)
+    _kernel[(gates.size // 128,)](device_gates, fast, precise, num_warps=4)
     return {"triton_fast": fast.cpu().numpy(), "triton_precise": precise.cpu().numpy()}
 
 
@@ -87,15 +87,15 @@ def main() -> int:
     }  # fmt: skip
     arrays: dict[str, Any] = {"provenance": json.dumps(provenance), **tables}
     np.savez_compressed(args.file, **arrays)
-    known = np.isfinite(gates)
+    finite = np.isfinite(gates)
     reference = silu_table("g/d")
     print(provenance)
     for name, table in tables.items():
-        other = (table.view(np.uint32) != reference.view(np.uint32)) & known
-        print(f"{name}: {int(other.sum())} of {int(known.sum())} words are not the reference's")
+        other = (table.view(np.uint32) != reference.view(np.uint32)) & finite
+        print(f"{name}: {int(other.sum())} of {int(finite.sum())} words are not the reference's")
     for mode in ("fast", "precise"):
         other = tables[mode].view(np.uint32) != tables[f"triton_{mode}"].view(np.uint32)
-        print(f"{mode}: {int((other & known).sum())} words differ between CUDA C++ and Triton")
+        print(f"{mode}: {int((other & finite).sum())} words differ between CUDA C++ and Triton")
     return 0
 
 

@@ -29,7 +29,7 @@ from megamoe.cases import golden_root, load_cases, select
 from megamoe.cases.kind import lacks_cuda
 from megamoe.golden import regenerate
 from megamoe.judge.outputs import forward_bits
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.spec.contract import REVISIONS
 from megamoe.spec.problem import Problem
 
@@ -44,21 +44,21 @@ def digests(backend_spec: str, device: str, ids: Sequence[str]) -> Digests:
     """The outputs of the backend for each case, as digests."""
     backend = load_backend(backend_spec, device)
     cases = {case.id: case for case in load_cases()}
-    found: Digests = {}
+    by_case: Digests = {}
     for case_id in ids:
         problem = Problem(**regenerate(cases[case_id]))
         try:
-            given = problem if device == "cpu" else problem.to(device)
-            made = forward_bits(backend.forward(given), problem)
+            inputs = problem if device == "cpu" else problem.to(device)
+            outputs = forward_bits(backend.forward(inputs), problem)
         except Exception as error:
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            found[case_id] = {"error": text}
+            by_case[case_id] = {"error": text}
             continue
-        found[case_id] = {
+        by_case[case_id] = {
             name: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-            for name, array in made.items()
+            for name, array in outputs.items()
         }
-    return found
+    return by_case
 
 
 def in_process(backend: str, device: str, ids: Sequence[str], threads: int) -> Digests:
@@ -70,7 +70,7 @@ def in_process(backend: str, device: str, ids: Sequence[str], threads: int) -> D
     path = [str(Path(megamoe.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     work = {"backend": backend, "device": device, "ids": list(ids), "threads": threads}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__, "--worker"],
         input=json.dumps(work),
         env=environment,
@@ -78,8 +78,8 @@ def in_process(backend: str, device: str, ids: Sequence[str], threads: int) -> D
         text=True,
         check=True,
     )
-    found: Digests = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: Digests = json.loads(process.stdout.splitlines()[-1])
+    return result
 
 
 def compare(first: Mapping[str, dict[str, str]], second: Mapping[str, dict[str, str]]) -> list[str]:
@@ -87,7 +87,7 @@ def compare(first: Mapping[str, dict[str, str]], second: Mapping[str, dict[str, 
     lines = []
     for case_id in sorted({*first, *second}):
         one, other = first.get(case_id, {}), second.get(case_id, {})
-        errors = [found["error"] for found in (one, other) if "error" in found]
+        errors = [row["error"] for row in (one, other) if "error" in row]
         if errors:
             lines.append(f"{case_id}: did not run: {errors[0]}")
             continue
@@ -120,9 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.worker:
         return worker()
     try:
-        chosen = select(load_cases(), "forward", args.tier, args.case)
-        chosen = [case for case in chosen if {*REVISIONS} & {*case.revisions}]  # no dialects
-        cases = [case for case in chosen if not lacks_cuda(case, args.device)]
+        selection = select(load_cases(), "forward", args.tier, args.case)
+        selection = [case for case in selection if {*REVISIONS} & {*case.revisions}]  # no dialects
+        cases = [case for case in selection if not lacks_cuda(case, args.device)]
         if not hasattr(load_backend(args.backend, args.device), "forward"):
             raise ValueError(f"{args.backend} has no forward; there is nothing to repeat")
         if not cases:
@@ -133,16 +133,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     ids = [case.id for case in cases]
     first, second = (in_process(args.backend, args.device, ids, n) for n in args.threads)
     differ = compare(first, second)
-    tensors = Counter(name for found in first.values() for name in found if name != "error")
+    tensors = Counter(name for row in first.values() for name in row if name != "error")
     equal = Counter(
-        name for case_id, found in first.items() for name, digest in found.items()
+        name for case_id, row in first.items() for name, digest in row.items()
         if name != "error" and second.get(case_id, {}).get(name) == digest
     )  # fmt: skip
     print("| tensor | cases | same bits |\n|---|---|---|")
     for name, count in sorted(tensors.items()):
         print(f"| {name} | {count} | {equal[name]} |")
     print(
-        f"\n{args.backend}, {counted(len(ids), 'case')}, "
+        f"\n{args.backend}, {quantity(len(ids), 'case')}, "
         f"{args.threads[0]} and {args.threads[1]} threads: "
         + ("the same bits" if not differ else f"{len(differ)} differences")
     )

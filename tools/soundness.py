@@ -92,7 +92,9 @@ def _cancel(problem: Problem, seed: int) -> None:
         weight[few] ^= 0x21
 
 
-def judge(problem: Problem, kernel: Kernel, got: Simulated, golden: oracle.ForwardGolden) -> Tally:
+def judge(
+    problem: Problem, kernel: Kernel, output: Simulated, golden: oracle.ForwardGolden
+) -> Tally:
     """Judged and outside, of one simulated forward."""
     envelope = golden.envelopes[kernel.accumulator]
     family = family_of(kernel)
@@ -103,13 +105,13 @@ def judge(problem: Problem, kernel: Kernel, got: Simulated, golden: oracle.Forwa
         out[family, judgement, "outside"] += int(outside.sum())
 
     live = (problem.topk_ids.numpy() >= 0)[..., None]
-    low, high = envelope.code_interval(got.sf)
-    key = e4m3_key(got.codes)
-    bad_sf = (got.sf < envelope.sf_lo) | (got.sf > envelope.sf_hi)
+    low, high = envelope.code_interval(output.sf)
+    key = e4m3_key(output.codes)
+    bad_sf = (output.sf < envelope.sf_lo) | (output.sf > envelope.sf_hi)
     record("codes", ((key < low) | (key > high) | bad_sf.repeat(32, axis=-1)) & live)
-    staged = oracle.combine_interval(problem, got.codes, got.sf, kernel.accumulator, BASE)
+    staged = oracle.combine_interval(problem, output.codes, output.sf, kernel.accumulator, BASE)
     for judgement, ends in (("staged", staged), ("y", (envelope.y_lo, envelope.y_hi))):
-        y, y_lo, y_hi = (bf16_key(bits) for bits in (got.y, *ends))
+        y, y_lo, y_hi = (bf16_key(bits) for bits in (output.y, *ends))
         record(judgement, (y < y_lo) | (y > y_hi))
     return out
 
@@ -122,11 +124,11 @@ def judge_linear(problem: Problem, kernel: Kernel, seed: int, rows: int, outputs
     expert = int(problem.topk_ids.max())
     packed = problem.w13_weight[expert, :outputs].numpy()
     sf = problem.w13_weight_scale[expert, :outputs].numpy()
-    got = kernel.linear(x, x_sf, packed, sf, rng)
+    sums = kernel.linear(x, x_sf, packed, sf, rng)
     low, high = linear(Rows.of(x, x_sf), packed, sf, [accumulator(kernel.accumulator)])[
         kernel.accumulator
     ]
-    outside = ~((got >= low) & (got <= high))
+    outside = ~((sums >= low) & (sums <= high))
     family = family_of(kernel)
     tally: Tally = Counter()
     tally[family, "linear", "judged"] = outside.size
@@ -164,11 +166,11 @@ def rounds(seed: int, small: bool) -> Iterator[tuple[str, Problem, list[Kernel],
             name = list(DATA)[(seed + i) % len(DATA)]
             depth = (4096, 7168, 2048)[(seed + i) % 3]
             problem = make(name, seed * 1000 + i, hidden=depth, intermediate=512, tokens=8)
-            chosen = [sums[int(k)] for k in rng.choice(len(sums), 3, replace=False)]
+            picks = [sums[int(k)] for k in rng.choice(len(sums), 3, replace=False)]
             yield (
                 f"{name}, K {depth}",
                 problem,
-                [*chosen, models[(seed + i) % len(models)]],
+                [*picks, models[(seed + i) % len(models)]],
                 "linear",
             )
         for name in DATA:
@@ -177,9 +179,9 @@ def rounds(seed: int, small: bool) -> Iterator[tuple[str, Problem, list[Kernel],
                 shape["tokens"] = 4
             problem = make(name, seed * 1000 + i, **shape)
             few = [sums[int(k)] for k in rng.choice(len(sums), 1 if small else 3, replace=False)]
-            tried = [*few, *models, *(fast[:2] if small else fast)]
-            chosen = [replace(k, silu=str(rng.choice(modes))) for k in tried]
-            yield name, problem, chosen, "forward"
+            trials = [*few, *models, *(fast[:2] if small else fast)]
+            picks = [replace(k, silu=str(rng.choice(modes))) for k in trials]
+            yield name, problem, picks, "forward"
 
 
 def run(
@@ -189,15 +191,15 @@ def run(
     tally: Tally = Counter()
     wrong: list[str] = []
     families = {family_of(k) for k in simulate.kernels() if k.name.startswith("mmasim")}
-    started = time.time()
-    for name, problem, chosen, what in rounds(seed, small):
+    start = time.time()
+    for name, problem, kernels, what in rounds(seed, small):
         whole = what == "forward"
         golden = oracle.forward(problem, ENVELOPES, contract=BASE) if whole else None
-        for number, kernel in enumerate(chosen):
+        for number, kernel in enumerate(kernels):
             try:
                 if golden is not None:
-                    got = simulate.forward(problem, kernel, seed + number)
-                    part = judge(problem, kernel, got, golden)
+                    output = simulate.forward(problem, kernel, seed + number)
+                    part = judge(problem, kernel, output, golden)
                 else:
                     part = judge_linear(problem, kernel, seed + number, 8, 1024)
             except simulate.NotAMemberError:  # on these operands
@@ -210,7 +212,7 @@ def run(
                 print(wrong[-1], file=sys.stderr, flush=True)
         total = sum(n for key, n in tally.items() if key[2] == "judged")
         if out is not None:
-            out.write(f"{time.time() - started:7.0f} s  {total:>10} judged  after {name}\n")
+            out.write(f"{time.time() - start:7.0f} s  {total:>10} judged  after {name}\n")
             if name == list(DATA)[-1]:
                 out.write(table(tally) + "\n")
             out.flush()
@@ -250,7 +252,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    started = time.time()
+    start = time.time()
     tally: Tally = Counter()
     wrong: list[str] = []
     share = -(-args.outputs // args.jobs), -(-args.models // args.jobs)
@@ -259,10 +261,10 @@ def main() -> int:
         for part, lines in pool.map(partial(_share, *share), seeds):
             tally += part
             wrong += lines
-            print(f"{time.time() - started:.0f} s: a share came to its end", file=sys.stderr)
+            print(f"{time.time() - start:.0f} s: a share came to its end", file=sys.stderr)
     options = f"--outputs {args.outputs} --models {args.models} --seed {args.seed}"
     print(f"tools/soundness.py {options} --jobs {args.jobs}")
-    print(f"{time.time() - started:.0f} s in {args.jobs} processes\n")
+    print(f"{time.time() - start:.0f} s in {args.jobs} processes\n")
     print(table(tally))
     for line in wrong:
         print(line)

@@ -58,38 +58,38 @@ class Run:
 def alive(mark: str, seconds: float = PATIENCE) -> list[str]:
     """Processes with the variable ``mark`` (NAME=VALUE), after some patience."""
     until = time.monotonic() + seconds
-    while (found := _processes(mark.encode())) and time.monotonic() < until:
+    while (processes := _processes(mark.encode())) and time.monotonic() < until:
         time.sleep(0.02)
-    return found
+    return processes
 
 
 def abandoned(before: Set[str], seconds: float = PATIENCE) -> set[str]:
     """Folders of megamoe's that no process uses, after some patience, without those ``before``."""
     until = time.monotonic() + seconds
-    found = folders() - before
-    while found and time.monotonic() < until:
+    leftovers = folders() - before
+    while leftovers and time.monotonic() < until:
         time.sleep(0.05)
-        found &= folders()
-    return found
+        leftovers &= folders()
+    return leftovers
 
 
 def folders() -> set[str]:
     """Folders of megamoe's that no process uses now."""
     places = {Path("/dev/shm"), Path(tempfile.gettempdir())}
-    found = {str(path) for place in places for path in place.glob("megamoe-*")}
-    return {path for path in found if not _processes(f"TMPDIR={path}/tmp".encode())}
+    paths = {str(path) for place in places for path in place.glob("megamoe-*")}
+    return {path for path in paths if not _processes(f"TMPDIR={path}/tmp".encode())}
 
 
 def _processes(variable: bytes) -> list[str]:
-    found = []
+    lines = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if variable in (entry / "environ").read_bytes().split(b"\0"):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                found.append(f"{entry.name}: {command}")
+                lines.append(f"{entry.name}: {command}")
         except OSError:  # it has ended, or is another user's
             continue
-    return found
+    return lines
 
 
 def run(
@@ -99,14 +99,14 @@ def run(
     """One ``megamoe check``, stopped ``after`` seconds, or once it has printed ``wait_for``."""
     folder = Path(tempfile.mkdtemp(dir=folder))
     mark, before = uuid.uuid4().hex, folders()
-    made = {name: folder / f"{mark}.{name}" for name in ("json", "xml")}
+    files = {name: folder / f"{mark}.{name}" for name in ("json", "xml")}
     argv = [sys.executable, "-m", "megamoe", "check", *arguments,
-            "--json", str(made["json"]), "--junit", str(made["xml"])]  # fmt: skip
+            "--json", str(files["json"]), "--junit", str(files["xml"])]  # fmt: skip
     # A folder of its own, so that files of another program are not blamed on this run; with a short
     # path, since it holds sockets.
     own = Path(tempfile.mkdtemp(prefix="run-"))
     environment = {**os.environ, MARK: mark, "PYTHONUNBUFFERED": "1", "TMPDIR": str(own)}
-    started = time.monotonic()
+    start = time.monotonic()
     with (folder / f"{mark}.out").open("w+") as out:
         process = subprocess.Popen(
             argv, stdout=out, stderr=out, env=environment, preexec_fn=_heed_signals
@@ -115,7 +115,7 @@ def run(
         while process.poll() is None:
             text = (folder / f"{mark}.out").read_text(errors="replace")
             if number is not None and (
-                wait_for in text if wait_for else time.monotonic() - started >= after
+                wait_for in text if wait_for else time.monotonic() - start >= after
             ):
                 process.send_signal(number)
                 break
@@ -126,17 +126,17 @@ def run(
             process.kill()
             code = process.wait()
             text = "it did not end within 60 s"
-    done = Run(number, round(time.monotonic() - started, 2), code, "")
+    result = Run(number, round(time.monotonic() - start, 2), code, "")
     if text.startswith("it did not end"):
-        done.wrong.append(text)
-    done.output = (folder / f"{mark}.out").read_text(errors="replace")
-    done.wrong += [f"process left: {line}" for line in alive(f"{MARK}={mark}")]
-    done.wrong += [f"folder left: {path}" for path in abandoned(before)]
-    done.wrong += [f"left in its TMPDIR: {path.name}" for path in own.iterdir()]
-    done.wrong += _look(done, made["json"], made["xml"])
+        result.wrong.append(text)
+    result.output = (folder / f"{mark}.out").read_text(errors="replace")
+    result.wrong += [f"process left: {line}" for line in alive(f"{MARK}={mark}")]
+    result.wrong += [f"folder left: {path}" for path in abandoned(before)]
+    result.wrong += [f"left in its TMPDIR: {path.name}" for path in own.iterdir()]
+    result.wrong += _look(result, files["json"], files["xml"])
     for path in (folder, own):
         shutil.rmtree(path)
-    return done
+    return result
 
 
 def _heed_signals() -> None:
@@ -146,32 +146,32 @@ def _heed_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _look(done: Run, made: Path, junit: Path) -> list[str]:
+def _look(result: Run, report: Path, junit: Path) -> list[str]:
     """The faults of the exit status and of the reports."""
     wrong = []
-    for path in made.parent.glob(".megamoe-*"):
+    for path in report.parent.glob(".megamoe-*"):
         wrong.append(f"half a file left: {path.name}")
     try:
-        if made.exists():
-            cases = json.loads(made.read_text())["cases"]
-            done.statuses = Counter(case["status"] for case in cases)
+        if report.exists():
+            cases = json.loads(report.read_text())["cases"]
+            result.statuses = Counter(case["status"] for case in cases)
         if junit.exists():
             ElementTree.parse(junit)
     except (ValueError, ElementTree.ParseError) as error:
         wrong.append(f"a report is not whole: {error}")
-    if done.number is None:
+    if result.number is None:
         return wrong
-    stopped = {128 + done.number, -done.number}
-    if done.code not in {0, *stopped}:
-        wrong.append(f"exit status {done.code} after {done.number.name}")
-    judged = sum(line.startswith("[") for line in done.output.splitlines())
-    if done.code > 0 and judged and not (made.exists() and junit.exists()):
-        wrong.append(f"{judged} cases were judged, but a report is missing")
-    if done.code > 0 and "stopped" not in done.output:
+    codes = {128 + result.number, -result.number}
+    if result.code not in {0, *codes}:
+        wrong.append(f"exit status {result.code} after {result.number.name}")
+    count = sum(line.startswith("[") for line in result.output.splitlines())
+    if result.code > 0 and count and not (report.exists() and junit.exists()):
+        wrong.append(f"{count} cases were judged, but a report is missing")
+    if result.code > 0 and "stopped" not in result.output:
         wrong.append("it does not say that it was stopped")
-    if "Traceback" in done.output and done.code not in (-signal.SIGINT,):
-        at = done.output.index("Traceback")
-        wrong.append(f"a traceback was printed: {done.output[at - 200 : at + 1500]!r}")
+    if "Traceback" in result.output and result.code not in (-signal.SIGINT,):
+        at = result.output.index("Traceback")
+        wrong.append(f"a traceback was printed: {result.output[at - 200 : at + 1500]!r}")
     return wrong
 
 
@@ -199,19 +199,19 @@ def main() -> int:
         longest = 1.05 * whole.after * max(1, a.jobs / 2)  # together they are slower
         plan = [(SIGNALS[i % len(SIGNALS)], moments.uniform(0.0, longest)) for i in range(a.count)]
         with ThreadPoolExecutor(a.jobs) as pool:
-            stopped = pool.map(lambda pair: run(arguments, folder, *pair), plan)
-            for (number, _), done in zip(plan, stopped, strict=True):
-                report = "none" if done.statuses is None else "whole"
-                report += ", some not run" if done.statuses and done.statuses["not-run"] else ""
-                rows[number.name, done.outcome, report] += 1
-                for text in done.wrong:
-                    wrong.append(f"{number.name} after {done.after:.2f} s: {text}")
+            results = pool.map(lambda pair: run(arguments, folder, *pair), plan)
+            for (number, _), result in zip(plan, results, strict=True):
+                report = "none" if result.statuses is None else "whole"
+                report += ", some not run" if result.statuses and result.statuses["not-run"] else ""
+                rows[number.name, result.outcome, report] += 1
+                for text in result.wrong:
+                    wrong.append(f"{number.name} after {result.after:.2f} s: {text}")
                     print(wrong[-1], flush=True)
                 if sum(rows.values()) % 20 == 0:
                     print(f"{sum(rows.values())} of {a.count}", flush=True)
     print(f"{'signal':<9} {'how it ended':<19} {'report':<21} runs")
-    for (sent, outcome, report), count in sorted(rows.items()):
-        print(f"{sent:<9} {outcome:<19} {report:<21} {count:>4}")
+    for (signal_name, outcome, report), count in sorted(rows.items()):
+        print(f"{signal_name:<9} {outcome:<19} {report:<21} {count:>4}")
     print(f"{sum(rows.values())} runs stopped; {len(wrong)} things were wrong")
     return 1 if wrong else 0
 

@@ -80,14 +80,14 @@ def main() -> None:
         generator = torch.Generator(device=device).manual_seed(1)
         weights = backend.pack_weights(*random_weights(share, generator))
         for tokens in a.tokens:
-            took, taken = times(backend, share, tokens, weights, a.repeats)
+            took, pick = times(backend, share, tokens, weights, a.repeats)
             best = min(took, key=lambda tile: took[tile])
             cells = [
                 "" if tile not in took else f"{took[tile]:.0f}{'*' * (tile == best)}"
                 for tile in tiles
             ]
             each = tokens * share.top_k / share.experts
-            print(f"| {share.name} | {tokens} | {each:.4g} | {' | '.join(cells)} | {name(taken)} |",
+            print(f"| {share.name} | {tokens} | {each:.4g} | {' | '.join(cells)} | {name(pick)} |",
                   flush=True)  # fmt: skip
             torch.cuda.empty_cache()
 

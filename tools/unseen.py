@@ -54,9 +54,9 @@ def lines(model: Model, seed: int) -> list[str]:
 
     def one_expert(fault: float) -> U16:
         """The first slot's row is wrong by a factor."""
-        changed = slots.copy()
-        changed[:, 0] = bf16_round(rows[:, 0] * (1 + fault))
-        return Combine(ids >= 0, weights, BASE).point(changed)
+        variant = slots.copy()
+        variant[:, 0] = bf16_round(rows[:, 0] * (1 + fault))
+        return Combine(ids >= 0, weights, BASE).point(variant)
 
     out = []
     for name in CLASSES:
@@ -66,14 +66,14 @@ def lines(model: Model, seed: int) -> list[str]:
         for ends, alone in (((envelope.y_lo, envelope.y_hi), True), (staged, False)):
             low, high = (bf16_key(end) for end in ends)
 
-            def inside(made: U16, low: np.ndarray = low, high: np.ndarray = high) -> np.ndarray:
-                return np.asarray((bf16_key(made) >= low) & (bf16_key(made) <= high))
+            def inside(words: U16, low: np.ndarray = low, high: np.ndarray = high) -> np.ndarray:
+                return np.asarray((bf16_key(words) >= low) & (bf16_key(words) <= high))
 
-            def whole(made: U16, alone: bool = alone, name: str = name) -> np.ndarray:
+            def whole(words: U16, alone: bool = alone, name: str = name) -> np.ndarray:
                 statistic = not alone or not check(
-                    made, golden.y, ids, problem.intermediate_size, name
+                    words, golden.y, ids, problem.intermediate_size, name
                 )
-                return np.array(bool(inside(made).all()) and statistic)
+                return np.array(bool(inside(words).all()) and statistic)
 
             output = largest(lambda d: inside(bf16_round(y * (1 + d))))
             row = largest(lambda d: whole(bf16_round(y * (1 + d))))
@@ -93,11 +93,11 @@ def main() -> int:
     torch.set_num_threads(1)
     print(HEADER)
     print("|---" * (HEADER.count("|") - 1) + "|")
-    started = time.time()
+    start = time.time()
     for name in args.model or MODELS:
         for line in lines(MODELS[name], args.seed):
             print(line, flush=True)
-        print(f"{name}: {time.time() - started:.0f} s", file=sys.stderr)
+        print(f"{name}: {time.time() - start:.0f} s", file=sys.stderr)
     return 0
 
 

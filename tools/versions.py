@@ -32,10 +32,10 @@ def read(root: Path = ROOT) -> Table:
 def problems(root: Path = ROOT) -> list[str]:
     """Every disagreement under ``root``, a line each: the file, its value, and the right value."""
     table = read(root)
-    found = []
+    lines = []
     for check in (python, locks, project, hosts, flake, nix, docs, sources, workflows):
-        found += list(check(root, table))
-    return found
+        lines += list(check(root, table))
+    return lines
 
 
 def python(root: Path, table: Table) -> Iterator[str]:
@@ -50,16 +50,16 @@ def python(root: Path, table: Table) -> Iterator[str]:
     yield from _differ("pyproject.toml, ruff's target", ruff, f"py{locked[0].replace('.', '')}")
     yield from _differ("pyproject.toml, mypy's version", mypy, locked[0])
     wheels = re.findall(r"-cp3(\d+)-\S*x86_64", _text(root, "requirements/torch-cpu.sha256"))
-    got = " ".join(f"3.{minor}" for minor in sorted(map(int, wheels)))
-    yield from _differ("requirements/torch-cpu.sha256, Pythons", got, " ".join(locked))
+    pythons = " ".join(f"3.{minor}" for minor in sorted(map(int, wheels)))
+    yield from _differ("requirements/torch-cpu.sha256, Pythons", pythons, " ".join(locked))
 
 
 def locks(root: Path, table: Table) -> Iterator[str]:
     """The torch of the locks, and no package at two versions."""
     torch = table["locked"]["torch"]
-    for name, wanted in (("torch-cpu.txt", f"{torch}+cpu"), ("torch-cuda.txt", torch)):
+    for name, pin in (("torch-cpu.txt", f"{torch}+cpu"), ("torch-cuda.txt", torch)):
         first = re.search(r"^torch==(\S+)", _text(root, f"requirements/{name}"), re.MULTILINE)
-        yield from _differ(f"requirements/{name}, torch", first and first[1], wanted)
+        yield from _differ(f"requirements/{name}, torch", first and first[1], pin)
     for package, versions in sorted(locked_versions(root).items()):
         plain = {version.removesuffix("+cpu") for version in versions}
         if len(plain) > 1:
@@ -122,16 +122,16 @@ def nix(root: Path, table: Table) -> Iterator[str]:
     files = [root / "flake.nix", *sorted((root / "nix").rglob("*.nix"))]
     texts = {path.relative_to(root): path.read_text() for path in files if path.is_file()}
     digests = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", _all_locks(root)))
-    known = {row["narHash"] for row in table["inputs"].values()} | set(table["deepgemm"].values())
+    pins = {row["narHash"] for row in table["inputs"].values()} | set(table["deepgemm"].values())
     versions = {*table["least"].values(), *set().union(*locked_versions(root).values())}
     for name, text in texts.items():
         for revision in sorted(set(REVISION.findall(text)) - revisions(table)):
             yield f"{name}: revision {revision} is not in toolchain.toml"
-        hashes = {h: base64.b64decode(h[7:]).hex() for h in set(SRI.findall(text)) - known}
+        hashes = {h: base64.b64decode(h[7:]).hex() for h in set(SRI.findall(text)) - pins}
         hashes |= {h: h for h in re.findall(r"\b[0-9a-f]{64}\b", text)}
-        for written, digest in sorted(hashes.items()):
+        for word, digest in sorted(hashes.items()):
             if digest not in digests:
-                yield f"{name}: {written} is neither in toolchain.toml nor in requirements/"
+                yield f"{name}: {word} is neither in toolchain.toml nor in requirements/"
         for version in sorted(set(re.findall(r'"(\d+(?:\.\d+)+)"', text)) - versions):
             yield f"{name}: version {version} is neither in toolchain.toml nor in requirements/"
     if texts:
@@ -155,17 +155,17 @@ def docs(root: Path, table: Table) -> Iterator[str]:
     pythons = table["python"]["locked"]
     words = "|".join(sorted(map(re.escape, [*allowed, "python"]), key=len, reverse=True))
     # Not behind a letter, a dot or a dash: `sgl-deep-gemm 0.1.5` is no package of ours.
-    said = re.compile(rf"(?<![\w.-])({words})`? v?(\d+\.\d+(?:\.\d+)*)", re.IGNORECASE)
+    pattern = re.compile(rf"(?<![\w.-])({words})`? v?(\d+\.\d+(?:\.\d+)*)", re.IGNORECASE)
     for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
         text, file = path.read_text(), path.relative_to(root)
-        for package, version in said.findall(text):
+        for package, version in pattern.findall(text):
             right = allowed.get(package.lower(), set())
             if package.lower() == "python":
                 right = {*pythons, *(h["python"] for h in table["hosts"] if "python" in h)}
             if not any(_prefix(version, full) for full in right):
                 there = ", ".join(sorted(right)) or "none"
                 yield f"{file}: {package} {version}, but the locks and toolchain.toml have {there}"
-        yield from _known(table, file, text)
+        yield from _unknown_revisions(table, file, text)
         for first, last in re.findall(r"Python (3\.\d+) to (3\.\d+)", text):
             yield from _differ(f"{file}, Pythons", (first, last), (pythons[0], pythons[-1]))
 
@@ -174,7 +174,7 @@ def sources(root: Path, table: Table) -> Iterator[str]:
     """A DeepGEMM revision that a source cites is one of the table's."""
     for folder in ("megamoe", "tools"):
         for path in sorted((root / folder).rglob("*.py")):
-            yield from _known(table, path.relative_to(root), path.read_text())
+            yield from _unknown_revisions(table, path.relative_to(root), path.read_text())
 
 
 def workflows(root: Path, table: Table) -> Iterator[str]:
@@ -183,9 +183,9 @@ def workflows(root: Path, table: Table) -> Iterator[str]:
         for version in re.findall(r"python-version: *[\"']?([\d.]+)", path.read_text()):
             where = f"{path.relative_to(root)}, python-version"
             yield from _differ(where, version, table["python"]["ci"])
-    wanted = table["python"]["ci"]
-    if wanted not in table["python"]["locked"]:
-        yield f"toolchain.toml: python.ci is {wanted}, which no lock holds wheels for"
+    ci = table["python"]["ci"]
+    if ci not in table["python"]["locked"]:
+        yield f"toolchain.toml: python.ci is {ci}, which no lock holds wheels for"
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -198,13 +198,13 @@ def revisions(table: Table) -> set[str]:
 
 def locked_versions(root: Path) -> dict[str, set[str]]:
     """Package -> the versions that requirements/ locks it at."""
-    found: dict[str, set[str]] = {}
+    versions: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", _all_locks(root), re.M):
-        found.setdefault(_canonical(name), set()).add(version)
-    return found
+        versions.setdefault(_canonical(name), set()).add(version)
+    return versions
 
 
-def _known(table: Table, name: Path, text: str) -> Iterator[str]:
+def _unknown_revisions(table: Table, name: Path, text: str) -> Iterator[str]:
     cited = set(re.findall(r"DeepGEMM `?([0-9a-f]{7,40})\b", text)) | set(REVISION.findall(text))
     for revision in sorted(cited):
         if not any(_prefix_of(revision, full) for full in revisions(table)):
@@ -220,14 +220,14 @@ def _prefix(version: str, full: str) -> bool:
     return f"{full}.".startswith(f"{version}.")
 
 
-def _absent(file: str, text: str, wanted: str, what: str) -> Iterator[str]:
-    if wanted not in text:
-        yield f"{file}: {what} is not {wanted}, as toolchain.toml says"
+def _absent(file: str, text: str, pin: str, what: str) -> Iterator[str]:
+    if pin not in text:
+        yield f"{file}: {what} is not {pin}, as toolchain.toml says"
 
 
-def _differ(where: str, found: object, wanted: object) -> Iterator[str]:
-    if found != wanted:
-        yield f"{where}: {found}, but toolchain.toml says {wanted}"
+def _differ(where: str, actual: object, expected: object) -> Iterator[str]:
+    if actual != expected:
+        yield f"{where}: {actual}, but toolchain.toml says {expected}"
 
 
 def _need(requirement: str) -> tuple[str, list[tuple[str, str]]]:
@@ -270,12 +270,12 @@ def _toml(root: Path, name: str) -> Table:
 
 def main() -> int:
     """Print every disagreement; exit 1 if there is one."""
-    found = problems()
-    for line in found:
+    lines = problems()
+    for line in lines:
         print(f"versions: {line}", file=sys.stderr)
-    if not found:
+    if not lines:
         print("versions: all files say what toolchain.toml says")
-    return 1 if found else 0
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

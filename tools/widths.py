@@ -108,11 +108,11 @@ def main() -> int:
     print(f"Group scales over {args.octaves} octaves in each operand, seed {args.seed}.\n")
     print(HEADER)
     print("|---" * (HEADER.count("|") - 1) + "|")
-    started = time.time()
+    start = time.time()
     for name in args.model or MODELS:
         for line in lines(MODELS[name], args.octaves, args.seed):
             print(line, flush=True)
-        print(f"{name}: {time.time() - started:.0f} s", file=sys.stderr)
+        print(f"{name}: {time.time() - start:.0f} s", file=sys.stderr)
     return 0
 
 

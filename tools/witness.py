@@ -34,9 +34,9 @@ def steps(name: str, rng: np.random.Generator) -> tuple[int, int]:
     a, b = CHECKS.operands(rng, dtype, BATCH), CHECKS.operands(rng, dtype, BATCH)
     c = np.ldexp(rng.uniform(-1, 1, BATCH), rng.integers(-30, 30))
     c = units.narrowed(np.where(rng.random(BATCH) < 0.3, 0, c), unit.result_bits)
-    wanted = model.dpa(a, b, torch.from_numpy(c).float()).numpy().view(np.uint32)
-    got = units.dense(unit, a.double().numpy(), b.double().numpy(), c, smallest)
-    return BATCH, int((units.words(got) != wanted).sum())
+    expected = model.dpa(a, b, torch.from_numpy(c).float()).numpy().view(np.uint32)
+    actual = units.dense(unit, a.double().numpy(), b.double().numpy(), c, smallest)
+    return BATCH, int((units.words(actual) != expected).sum())
 
 
 def chains(name: str, rng: np.random.Generator) -> tuple[int, int]:
@@ -56,14 +56,14 @@ def main() -> int:
     print("| model | outputs | differ | processor time |\n|---|---|---|---|")
     for name in (*CHECKS.DENSE, *CHECKS.KERNELS):
         rng, outputs, wrong = np.random.default_rng(args.seed), 0, 0
-        started = time.process_time()
+        start = time.process_time()
         draw_one = steps if name in CHECKS.DENSE else chains
         with np.errstate(all="ignore"):
             while outputs < args.outputs:
                 more, unlike = draw_one(name, rng)
                 outputs, wrong = outputs + more, wrong + unlike
         what = "step of " if name in CHECKS.DENSE else "chain of "
-        spent = time.process_time() - started
+        spent = time.process_time() - start
         print(f"| {what}{name} | {outputs} | {wrong} | {spent:.0f} s |", flush=True)
         differ += wrong
     return int(differ > 0)

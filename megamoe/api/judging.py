@@ -13,9 +13,9 @@ from megamoe.api.problems import LoadedCase, contract_for, origin_of
 from megamoe.cases import Case, CaseError, kind_of
 from megamoe.cases.recipes import forward_problem
 from megamoe.golden import Store, digest_of, make, regenerate
-from megamoe.judge import Finding, Verdict, checked, forward_bits, of_findings, picture
+from megamoe.judge import Finding, Verdict, forward_bits, of_findings, picture, tensor_bits
 from megamoe.kinds import forward
-from megamoe.kinds.forward import Shown
+from megamoe.kinds.forward import ForwardOutput
 from megamoe.spec.accumulators import classes_of
 from megamoe.spec.contract import CONTRACTS, Contract
 from megamoe.spec.forms import bits
@@ -23,7 +23,7 @@ from megamoe.spec.problem import Output, Problem
 from megamoe.spec.tensors import OPERATIONS, TENSORS
 from megamoe.suite.at_hand import GoldenNow, judge_output
 from megamoe.suite.runner import Runner
-from megamoe.worker.exchange import Returned
+from megamoe.worker.exchange import CallResult
 from megamoe.worker.session import Identity
 
 
@@ -56,8 +56,8 @@ class Judgement:
     def __repr__(self) -> str:
         """One line: the status, the reason, and what was judged under; `str` has the picture."""
         reason = f": {self.verdict.reason}" if self.verdict.reason else ""
-        claimed = f"accumulator {self.accumulator}, " if self.accumulator else ""
-        return f"<Judgement {self.verdict.status}{reason}; {claimed}contract {self.contract}>"
+        claim = f"accumulator {self.accumulator}, " if self.accumulator else ""
+        return f"<Judgement {self.verdict.status}{reason}; {claim}contract {self.contract}>"
 
     def __str__(self) -> str:
         under = f"accumulator {self.accumulator}, " if self.accumulator else ""
@@ -100,11 +100,11 @@ def judge(
 
 
 def _class(accumulator: str | None, weight_format: str) -> str:
-    known = classes_of(weight_format)
-    if accumulator not in known:
+    classes = classes_of(weight_format)
+    if accumulator not in classes:
         raise ValueError(
             f"accumulator is {accumulator!r}; name the class that the kernel claims, one of "
-            f"{', '.join(known)} for {weight_format} weights"
+            f"{', '.join(classes)} for {weight_format} weights"
         )
     return str(accumulator)
 
@@ -115,26 +115,26 @@ def _class(accumulator: str | None, weight_format: str) -> str:
 def _of_problem(
     problem: Problem, output: Any, accumulator: str | None, revision: str | None
 ) -> Judgement:
-    claimed, asked = _class(accumulator, problem.weight_format), set(problem.features)
-    known = tuple(n for n, c in CONTRACTS.items() if c.takes(asked))
-    if not known:
+    claim, features = _class(accumulator, problem.weight_format), set(problem.features)
+    revisions = tuple(n for n, c in CONTRACTS.items() if c.takes(features))
+    if not revisions:
         raise ValueError(f"no contract knows {', '.join(problem.features)} together")
-    asks = f"asks {', '.join(problem.features)}" if asked else "has MXFP4 weights and no feature"
-    contract = contract_for(revision, known, f"a problem that {asks}")
+    asks = f"asks {', '.join(problem.features)}" if features else "has MXFP4 weights and no feature"
+    contract = contract_for(revision, revisions, f"a problem that {asks}")
     origin = origin_of(problem)
     name, again = "problem", "the same problem; megamoe did not draw it"
     own = problem.to("cpu")
-    golden = GoldenNow(own, claimed, contract)
+    golden = GoldenNow(own, claim, contract)
     if origin is not None:
         name, again = origin.case.name, origin.call
         fresh = forward_problem(origin.case)  # what the kernel did to its copy counts for nothing
-        golden = GoldenNow(fresh, claimed, contract)
+        golden = GoldenNow(fresh, claim, contract)
         golden.is_calibrated = origin.is_calibrated
-        if changed := changed_input(own.given, fresh.given):
-            return _wrote(f"forward/{name}", "forward", changed, claimed, contract, again)
+        if input_name := changed_input(own.arguments, fresh.arguments):
+            return _wrote(f"forward/{name}", "forward", input_name, claim, contract, again)
         own = fresh
-    verdict = judge_output(own, output, claimed, contract, name, golden, others=True)
-    return Judgement(verdict, claimed, contract.revision, again)
+    verdict = judge_output(own, output, claim, contract, name, golden, others=True)
+    return Judgement(verdict, claim, contract.revision, again)
 
 
 # --- a case -----------------------------------------------------------------------------------
@@ -161,52 +161,52 @@ class _Runner(Runner):
 
 
 def _of_case(
-    loaded: LoadedCase, output: Any, accumulator: str | None, revision: str | None
+    subject: LoadedCase, output: Any, accumulator: str | None, revision: str | None
 ) -> Judgement:
-    case, kind = loaded.case, kind_of(loaded.kind)
+    case, kind = subject.case, kind_of(subject.kind)
     if kind.ask is None:
         raise CaseError(
             f"case {case.id} judges wrong calls, which one output cannot show; run `megamoe check "
             f"--backend B --case {case.id}`"
         )
-    claimed = (
+    claim = (
         _class(accumulator, case.params.get("weight_format", "mxfp4")) if kind.is_forward else ""
     )
-    contract = contract_for(revision, loaded.contracts, f"case {case.id}")
+    contract = contract_for(revision, subject.contracts, f"case {case.id}")
     again = f"megamoe.load_case({case.id!r})"
-    given = regenerate(case)
-    if changed := changed_input(loaded.inputs, given):
-        return _wrote(case.id, case.kind, changed, claimed, contract, again)
-    session: Any = _Anybody(claimed, contract)
-    runner = _Runner(session, Store(loaded.root, make, contract))
+    inputs = regenerate(case)
+    if input_name := changed_input(subject.inputs, inputs):
+        return _wrote(case.id, case.kind, input_name, claim, contract, again)
+    session: Any = _Anybody(claim, contract)
+    runner = _Runner(session, Store(subject.root, make, contract))
 
     def step() -> Verdict:
-        golden = runner.store.load(case, digest_of(given))
+        golden = runner.store.load(case, digest_of(inputs))
         if kind.is_forward:
-            problem = Problem(**given)
-            shown = Shown(golden, problem, "", forward_bits(output, problem))
+            problem = Problem(**inputs)
+            view = ForwardOutput(golden, problem, "", forward_bits(output, problem))
 
             def of(one: Any) -> Verdict:
-                return forward.judge_shown(runner, case, replace(shown, golden=one))
+                return forward.judge_output(runner, case, replace(view, golden=one))
 
             return runner.under_others(case, of(golden), of)
-        assert kind.judge_returned is not None
-        judged, returned = kind.judge_returned, _returned(case, given, output)
+        assert kind.judge_outcome is not None
+        verdict_of, tensors = kind.judge_outcome, _returns(case, inputs, output)
 
         def by(one: Any) -> Verdict:
-            return judged(runner, case, one, given, returned)
+            return verdict_of(runner, case, one, inputs, tensors)
 
         return runner.under_others(case, by(golden), by)
 
     verdict = runner.judge_step(case, step)
-    return Judgement(verdict, claimed, contract.revision, again)
+    return Judgement(verdict, claim, contract.revision, again)
 
 
 _STAGES = {"staging": "prepare", "eplb": "eplb_map", "layout": "transform_weights"}
 """Kind of case to the operation whose results it judges."""
 
 
-def _returned(case: Case, given: Mapping[str, Any], output: Any) -> Returned:
+def _returns(case: Case, inputs: Mapping[str, Any], output: Any) -> CallResult:
     """The tensors as a worker would have brought them."""
     names = OPERATIONS[_STAGES[case.kind]].returns
     if isinstance(output, tuple) and len(output) == len(names):
@@ -218,27 +218,27 @@ def _returned(case: Case, given: Mapping[str, Any], output: Any) -> Returned:
         )
     brought = {n: t.detach().cpu() if isinstance(t, torch.Tensor) else t for n, t in output.items()}
     if case.kind == "layout":
-        return Returned(tuple(brought[n] for n in names))
+        return CallResult(tuple(brought[n] for n in names))
     if case.kind == "eplb":
-        shape, load = tuple(given["expert_load_view"].shape), brought["load"]
-        checked("load", load, shape, TENSORS["load"].dtypes)
-        return Returned(brought["ids"], inputs={"expert_load_view": load})
-    tokens, top_k = given["topk_ids"].shape
+        shape, load = tuple(inputs["expert_load_view"].shape), brought["load"]
+        tensor_bits("load", load, shape, TENSORS["load"].dtypes)
+        return CallResult(brought["ids"], inputs={"expert_load_view": load})
+    tokens, top_k = inputs["topk_ids"].shape
     sizes = {"T": tokens, "K": top_k, "H": case.params["hidden"]}
     for name in names:
-        checked(name, brought[name], TENSORS[name].sizes(sizes), TENSORS[name].dtypes)
-    return Returned(None, blank=brought)
+        tensor_bits(name, brought[name], TENSORS[name].sizes(sizes), TENSORS[name].dtypes)
+    return CallResult(None, blank=brought)
 
 
 # --- inputs that were changed -----------------------------------------------------------------
 
-_MAY_BE_WRITTEN = ("expert_load_view",)
+_INOUT = ("expert_load_view",)
 
 
 def changed_input(now: Mapping[str, Any], fresh: Mapping[str, Any]) -> str:
     """The first input whose bits are not those that were given; empty for none."""
     for name, was in fresh.items():
-        if name in _MAY_BE_WRITTEN or not isinstance(was, torch.Tensor):
+        if name in _INOUT or not isinstance(was, torch.Tensor):
             continue
         if not np.array_equal(bits(now[name]), bits(was)):
             return name
@@ -246,8 +246,8 @@ def changed_input(now: Mapping[str, Any], fresh: Mapping[str, Any]) -> str:
 
 
 def _wrote(
-    case_id: str, kind: str, name: str, claimed: str, contract: Contract, again: str
+    case_id: str, kind: str, name: str, claim: str, contract: Contract, again: str
 ) -> Judgement:
     text = f"input {name} is not what was given: the kernel, or somebody else, wrote into it"
     verdict = of_findings(case_id, kind, [Finding("inputs", 1, text=text)], ("inputs",))
-    return Judgement(verdict, claimed, contract.revision, again)
+    return Judgement(verdict, claim, contract.revision, again)

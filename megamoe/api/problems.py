@@ -22,9 +22,9 @@ from megamoe.suggest import hint
 
 P = ParamSpec("P")
 _NAME: Final = "own"
-_OF_STORED: Final = ("family", "rows", "distinct", "cuda_only")
+_STORED_KEYS: Final = ("family", "rows", "distinct", "cuda_only")
 """Keys of stored cases only."""
-_WEIGHTS_CHANGED: Final = ("weights", "octaves", "scaling", "log2_scale", "log2_step")
+_UNCALIBRATED_KEYS: Final = ("weights", "octaves", "scaling", "log2_scale", "log2_step")
 """Keys of a routing recipe that make routing weights unlike those of the calibration."""
 
 
@@ -87,8 +87,8 @@ class LoadedCase:
         ``get(name)`` gives one of ``names()`` as a NumPy array of bits. Raises ``GoldenError``
         where the case has no tensors (kind errors), or no golden under that revision.
         """
-        chosen = contract_for(revision, self.contracts, f"case {self.id}")
-        return Store(self.root, make, chosen).load(self.case)
+        rule = contract_for(revision, self.contracts, f"case {self.id}")
+        return Store(self.root, make, rule).load(self.case)
 
 
 def cases(
@@ -117,14 +117,16 @@ def _root(golden: Path | str | None) -> Path:
     return golden_root() if golden is None else Path(golden)
 
 
-def contract_for(asked: str | None, known: tuple[str, ...], what: str) -> Contract:
-    """The revision ``asked``; for None the newest of those that know ``what``."""
-    if asked is None:
-        return NEWEST if NEWEST.revision in known else CONTRACTS[known[-1]]
-    chosen = contract(asked)
-    if asked not in known:
-        raise ValueError(f"contract {asked} does not know {what}; these do: {', '.join(known)}")
-    return chosen
+def contract_for(revision: str | None, revisions: tuple[str, ...], what: str) -> Contract:
+    """The contract ``revision``; for None the newest of those that know ``what``."""
+    if revision is None:
+        return NEWEST if NEWEST.revision in revisions else CONTRACTS[revisions[-1]]
+    rule = contract(revision)
+    if revision not in revisions:
+        raise ValueError(
+            f"contract {revision} does not know {what}; these do: {', '.join(revisions)}"
+        )
+    return rule
 
 
 # --- a problem of one's own -------------------------------------------------------------------
@@ -150,19 +152,19 @@ def _refusing(draw: Callable[P, Problem]) -> Callable[P, Problem]:
     required = [name for name, parameter in own.items() if parameter.default is parameter.empty]
 
     @wraps(draw)
-    def drawn(*arguments: P.args, **given: P.kwargs) -> Problem:
-        for name in given:
+    def wrapper(*arguments: P.args, **keywords: P.kwargs) -> Problem:
+        for name in keywords:
             if name not in own and name not in FORWARD.keys:
-                known = sorted({*own, *FORWARD.keys} - {*_OF_STORED})
+                names = sorted({*own, *FORWARD.keys} - {*_STORED_KEYS})
                 raise CaseError(
-                    f"problem: unknown key {name!r}{hint(name, known)}; known: {', '.join(known)}"
+                    f"problem: unknown key {name!r}{hint(name, names)}; known: {', '.join(names)}"
                 )
-        lacking = [name for name in required if name not in given]
+        lacking = [name for name in required if name not in keywords]
         if lacking and not arguments:
             raise CaseError(f"problem: key {lacking[0]!r} is missing; give {', '.join(required)}")
-        return draw(*arguments, **given)
+        return draw(*arguments, **keywords)
 
-    return drawn
+    return wrapper
 
 
 @_refusing
@@ -195,29 +197,29 @@ def problem(
         raise CaseError(f"problem: seed is {seed!r}; it must be an integer from 0 to 2**64 - 1")
     name = f"{_NAME}-t{tokens}-h{hidden}-i{intermediate}-e{experts}-k{top_k}-seed{seed}"
     case = case_of_params("forward", name, seed, params, "problem")
-    if of_stored := sorted({*more} & {*_OF_STORED}):
-        raise CaseError(f"problem: {of_stored[0]} is a key of stored cases only; leave it out")
+    if extra := sorted({*more} & {*_STORED_KEYS}):
+        raise CaseError(f"problem: {extra[0]} is a key of stored cases only; leave it out")
     try:
-        drawn = forward_problem(case)
+        sample = forward_problem(case)
     except (IndexError, KeyError, TypeError) as error:
         raise CaseError(f"problem: a recipe does not fit the sizes: {error}") from error
     sizes = f"tokens={tokens}, hidden={hidden}, intermediate={intermediate}, experts={experts}"
     call = f"megamoe.problem({sizes}, top_k={top_k}, seed={seed}"
-    given = {
+    options = {
         "clamp": clamp, "fast_math": fast_math, "hidden_states": hidden_states,
         "weights": weights, "routing": routing, **more,
     }  # fmt: skip
     usual = {"clamp": None, "fast_math": True}
     more_text = "".join(
-        f", {n}={v!r}" for n, v in given.items() if v is not None and v != usual.get(n, "")
+        f", {n}={v!r}" for n, v in options.items() if v is not None and v != usual.get(n, "")
     )
-    plain = not (hidden_states or weights or drawn.features)
-    plain = plain and not {*(routing or {})} & {*_WEIGHTS_CHANGED}
-    _ORIGINS[id(drawn)] = Origin(case, f"{call}{more_text})", plain)
-    weakref.finalize(drawn, _ORIGINS.pop, id(drawn), None)
-    return drawn
+    plain = not (hidden_states or weights or sample.features)
+    plain = plain and not {*(routing or {})} & {*_UNCALIBRATED_KEYS}
+    _ORIGINS[id(sample)] = Origin(case, f"{call}{more_text})", plain)
+    weakref.finalize(sample, _ORIGINS.pop, id(sample), None)
+    return sample
 
 
-def origin_of(drawn: Problem) -> Origin | None:
+def origin_of(sample: Problem) -> Origin | None:
     """How this very object was drawn; None for a problem that somebody else built."""
-    return _ORIGINS.get(id(drawn))
+    return _ORIGINS.get(id(sample))

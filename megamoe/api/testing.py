@@ -31,11 +31,11 @@ def judge_forward(
     The other arguments are those of :func:`megamoe.judge`, and so are the errors.
     """
     __tracebackhide__ = True
-    asked = what.problem if isinstance(what, LoadedCase) else what
-    given = _copy(asked).to(device)
-    output = forward(given)
-    if changed := changed_input(given.to("cpu").given, asked.given):
-        pytest.fail(f"the kernel wrote into input {changed}", pytrace=False)
+    original = what.problem if isinstance(what, LoadedCase) else what
+    clone = _copy(original).to(device)
+    output = forward(clone)
+    if input_name := changed_input(clone.to("cpu").arguments, original.arguments):
+        pytest.fail(f"the kernel wrote into input {input_name}", pytrace=False)
     judgement = judge(what, output, accumulator=accumulator, contract=contract)
     if not judgement.ok:
         pytest.fail(str(judgement), pytrace=False)
@@ -65,8 +65,8 @@ def forward_test(
     @pytest.mark.parametrize("megamoe_shape", items)
     def test(megamoe_shape: dict[str, Any]) -> None:
         __tracebackhide__ = True
-        drawn = problem(**megamoe_shape)
-        judge_forward(forward, drawn, accumulator=accumulator, contract=contract, device=device)
+        sample = problem(**megamoe_shape)
+        judge_forward(forward, sample, accumulator=accumulator, contract=contract, device=device)
 
     test.__doc__ = "The kernel's output is right for a problem of this shape."
     return test
@@ -75,7 +75,7 @@ def forward_test(
 def _copy(problem: Problem) -> Problem:
     copied: dict[str, Any] = {
         name: value.clone() if isinstance(value, torch.Tensor) else value
-        for name, value in problem.given.items()
+        for name, value in problem.arguments.items()
     }
     return Problem(**copied)
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 import torch
 
 from megamoe.worker import serve
-from megamoe.worker.known import BUILT_IN, KERNELS, available, entry_point, unknown
+from megamoe.worker.known import BUILTINS, KERNELS, available, entry_point, unknown
 from megamoe.worker.serve import BackendError
-from megamoe.worker.session import JUDGED, complaint
+from megamoe.worker.session import METHODS, complaint
 
-CALLABLES: Final = JUDGED
+CALLABLES: Final = METHODS
 
 
 class UnknownBackend(BackendError):
@@ -36,17 +36,17 @@ def load_backend(spec: str, device: str | torch.device = "cpu", contract: str = 
     if spec == "auto":
         spec = _automatic(torch.device(device))
     if ":" in spec or spec.endswith(".py"):
-        found = _attempt(spec, lambda: serve.load(spec, str(device), {}, contract))
+        backend = _attempt(spec, lambda: serve.load(spec, str(device), {}, contract))
     else:
-        found = _attempt(
+        backend = _attempt(
             spec, lambda: serve.create(factory_of(spec), torch.device(device), contract)
         )
-    return checked(found, spec)
+    return check_backend(backend, spec)
 
 
 def factory_of(name: str) -> Any:
     """The factory of the backend with that name, or the backend itself if it is an object."""
-    module = BUILT_IN.get(name) or KERNELS.get(name)
+    module = BUILTINS.get(name) or KERNELS.get(name)
     if module is not None:
         return importlib.import_module(module).create
     entry = entry_point(name)
@@ -66,14 +66,14 @@ def _automatic(device: torch.device) -> str:
     return "triton" if fast else "eager"
 
 
-def checked(
+def check_backend(
     backend: Any, spec: str = "given object", callables: tuple[str, ...] = CALLABLES
 ) -> Any:
     """``backend`` itself if it has a name, a known accumulator class and one of ``callables``."""
-    said = serve.identity(backend)
-    offered = [name for name in callables if name in said["callables"]]
+    identity = serve.identity(backend)
+    methods = [name for name in callables if name in identity["callables"]]
     name, accumulator = (getattr(backend, n, None) for n in ("name", "accumulator"))
-    wrong = complaint(name, accumulator, offered, said["type"], callables)
+    wrong = complaint(name, accumulator, methods, identity["type"], callables)
     if wrong:
         raise BackendError(f"backend {spec}: {wrong}")
     return backend
@@ -91,4 +91,4 @@ def _attempt(spec: str, step: Callable[[], Any]) -> Any:
         raise BackendError(f"backend {spec}: loading it raised {serve.one_line(error)}") from error
 
 
-__all__ = ["BUILT_IN", "CALLABLES", "BackendError", "available", "checked", "load_backend"]
+__all__ = ["BUILTINS", "CALLABLES", "BackendError", "available", "check_backend", "load_backend"]

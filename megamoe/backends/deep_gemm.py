@@ -56,10 +56,10 @@ BUFFER: Final = (
     "hidden",
     "intermediate_hidden",
 )
-MEANT: Final = ("activation_clamp", "fast_math")
+ESSENTIALS: Final = ("activation_clamp", "fast_math")
 """Arguments of a forward without which the call would mean something else."""
 STATS: Final = "cumulative_local_expert_recv_stats"
-NAMED: Final = (STATS, "recipe", "activation", *MEANT)
+KEYWORDS: Final = (STATS, "recipe", "activation", *ESSENTIALS)
 """Arguments of a forward that are passed by name, if the version has them."""
 KERNEL: Final = "fp8_fp4_mega_moe"
 
@@ -67,13 +67,13 @@ KERNEL: Final = "fp8_fp4_mega_moe"
 def bind(
     function: Callable[..., Any],
     leading: tuple[str, ...],
-    named: Mapping[str, Any],
-    needed: tuple[str, ...] = (),
+    keywords: Mapping[str, Any],
+    required: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Those of ``named`` that ``function`` takes, to be passed after the ``leading`` positions.
+    """Those of ``keywords`` that ``function`` takes, to be passed after the ``leading`` positions.
 
     Raises :class:`ForeignSignature`, one line with the signature found, if the leading parameters
-    have other names or another order, one of ``needed`` is missing, the function requires an
+    have other names or another order, one of ``required`` is missing, the function requires an
     argument that is in neither, or Python cannot tell its signature.
     """
     name = getattr(function, "__name__", "the function")
@@ -84,21 +84,25 @@ def bind(
             f"{name} does not tell its signature, so no call can be checked"
         ) from None
     parameters = signature.parameters
-    shown = f"{name}({', '.join(parameters)})"
+    declaration = f"{name}({', '.join(parameters)})"
     if tuple(parameters)[: len(leading)] != leading:
-        raise ForeignSignature(f"{shown} does not begin with {', '.join(leading)}")
+        raise ForeignSignature(f"{declaration} does not begin with {', '.join(leading)}")
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    for missing in (n for n in needed if n not in parameters):
-        raise ForeignSignature(f"{shown} has no {missing}; this version cannot follow the contract")
+    for missing in (n for n in required if n not in parameters):
+        raise ForeignSignature(
+            f"{declaration} has no {missing}; this version cannot follow the contract"
+        )
     for parameter in list(parameters.values())[len(leading) :]:
-        unknown = parameter.name not in named and parameter.kind not in variadic
+        unknown = parameter.name not in keywords and parameter.kind not in variadic
         if unknown and parameter.default is inspect.Parameter.empty:
-            raise ForeignSignature(f"{shown} requires {parameter.name}, which is not known here")
-    options = {n: value for n, value in named.items() if n in parameters}
+            raise ForeignSignature(
+                f"{declaration} requires {parameter.name}, which is not known here"
+            )
+    options = {n: value for n, value in keywords.items() if n in parameters}
     try:
         signature.bind(*leading, **options)
     except TypeError as error:  # positional or by name, the other way round
-        raise ForeignSignature(f"{shown} cannot be called by name: {error}") from None
+        raise ForeignSignature(f"{declaration} cannot be called by name: {error}") from None
     return options
 
 
@@ -111,8 +115,8 @@ def new_symm_buffer(group: Any, device: torch.device, sizes: Sizes, *, package: 
     """
     hidden, inter = sizes.hidden_size, sizes.intermediate_size
     check_sizes(hidden, inter)
-    package = loaded(device, package)
-    bind(_function(package, KERNEL), FORWARD, dict.fromkeys(NAMED), MEANT)
+    package = load_package(device, package)
+    bind(_function(package, KERNEL), FORWARD, dict.fromkeys(KEYWORDS), ESSENTIALS)
     make = _function(package, "get_symm_buffer_for_mega_moe")
     options = bind(make, BUFFER, {"activation": "swiglu"})
     ranks = one_rank(device) if group is None else group
@@ -157,36 +161,36 @@ class DeepGemmBackend:
     def contracts(self) -> tuple[str, ...] | None:
         """The revision that the installed kernel follows, by its headers; None: not known."""
         try:
-            found = builds.detect(builds.installed()["deep_gemm"])
+            detection = builds.detect(builds.installed()["deep_gemm"])
         except (KeyError, ValueError):
             return None
-        return (found.builds[0].revision,) if found.same_bits else None
+        return (detection.builds[0].revision,) if detection.same_bits else None
 
-    def prepare(self, *given: Any) -> None:
+    def prepare(self, *tensors: Any) -> None:
         """The module's staging, as the contract of the kernel has it."""
         contract = REVISIONS[self.contracts[0]] if self.contracts else NEWEST
         if contract is MEGAMOE_SGL:
-            staging.prepare_megamoe_inputs(*given, contract=contract)
+            staging.prepare_megamoe_inputs(*tensors, contract=contract)
             return
-        hidden_states, topk_weights, topk_ids = given[:3]
+        hidden_states, topk_weights, topk_ids = tensors[:3]
         if len(hidden_states):
             check_staging_inputs(hidden_states, topk_weights, topk_ids, contract)
-        prepare_megamoe_inputs(*given)
+        prepare_megamoe_inputs(*tensors)
 
     def package(self, device: torch.device | None = None) -> Any:
         """The package; ``NotImplementedError`` where it is missing or cannot run on ``device``."""
-        return loaded(device or self.device, self._package)
+        return load_package(device or self.device, self._package)
 
     def ready(self, device: torch.device) -> None:
         """Raise the error that would stop a call on ``device``; nothing is written."""
         self._kernel(device)
 
     def _kernel(self, device: torch.device) -> tuple[Callable[..., Any], frozenset[str]]:
-        """The kernel and which of ``NAMED`` it takes; a counter that is set must be among them."""
+        """The kernel and which of ``KEYWORDS`` it takes; a counter that is set must be one."""
         kernel, counts = _function(self.package(device), KERNEL), self.stats is not None
         if self._fit is None or self._fit[:2] != (kernel, counts):
-            needed = (*MEANT, STATS) if counts else MEANT
-            takes = frozenset(bind(kernel, FORWARD, dict.fromkeys(NAMED), needed))
+            required = (*ESSENTIALS, STATS) if counts else ESSENTIALS
+            takes = frozenset(bind(kernel, FORWARD, dict.fromkeys(KEYWORDS), required))
             self._fit = (kernel, counts, takes)
         return kernel, self._fit[2]
 
@@ -260,7 +264,7 @@ def create(device: str | torch.device = "cuda") -> DeepGemmBackend:
     return DeepGemmBackend(device=device)
 
 
-def loaded(device: torch.device, package: Any = None) -> Any:
+def load_package(device: torch.device, package: Any = None) -> Any:
     """``package``, or else the one installed; ``NotImplementedError`` where it cannot run."""
     if _capability(device) != 10:
         raise NotImplementedError(NEEDS_SM100)
@@ -288,13 +292,13 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _function(package: Any, name: str) -> Callable[..., Any]:
-    found = getattr(package, name, None)
-    if not callable(found):
+    attribute = getattr(package, name, None)
+    if not callable(attribute):
         raise NotImplementedError(
             f"deep_gemm {_version(package)} has no {name}; install a version with Mega MoE"
         )
-    made: Callable[..., Any] = found
-    return made
+    function: Callable[..., Any] = attribute
+    return function
 
 
 def _version(package: Any) -> str:

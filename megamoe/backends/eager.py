@@ -67,13 +67,13 @@ class EagerBackend:
 
     transform_weights = staticmethod(transform_weights)
 
-    def prepare(self, *given: torch.Tensor) -> None:
+    def prepare(self, *tensors: torch.Tensor) -> None:
         """:func:`megamoe.layer.staging.prepare_megamoe_inputs` under this contract."""
-        prepare_megamoe_inputs(*given, contract=self.contract)
+        prepare_megamoe_inputs(*tensors, contract=self.contract)
 
-    def eplb_map(self, *given: Any) -> torch.Tensor:
+    def eplb_map(self, *arguments: Any) -> torch.Tensor:
         """:func:`megamoe.layer.eplb.eplb_map_to_physical_and_record` under this contract."""
-        return eplb_map_to_physical_and_record(*given, contract=self.contract)
+        return eplb_map_to_physical_and_record(*arguments, contract=self.contract)
 
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
         """The whole layer; returns every stage of ``tensors.STAGES``, FP8 codes as uint8.

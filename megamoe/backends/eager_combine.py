@@ -55,13 +55,13 @@ def _combine(
         if not takes_part.is_cuda and not takes_part.any():  # on a GPU to ask is to wait
             continue
         if dtype == "fp8":
-            added = fma(*_fp8(row, contract), acc)
+            total = fma(*_fp8(row, contract), acc)
         elif weighted:
             assert weight is not None
-            added = fma(row.float(), weight, acc)
+            total = fma(row.float(), weight, acc)
         else:
-            added = acc + row  # as fp32: torch widens the bf16 row, which is exact
-        acc = torch.where(takes_part, added, acc)
+            total = acc + row  # as fp32: torch widens the bf16 row, which is exact
+        acc = torch.where(takes_part, total, acc)
     y = acc.to(torch.bfloat16)
     return y if output is None else y + output
 

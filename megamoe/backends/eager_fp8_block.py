@@ -38,8 +38,8 @@ def forward_fp8_block(problem: Problem, contract: Contract) -> torch.Tensor:
         )  # fmt: skip
         routing = problem.topk_weights[token, slot].unsqueeze(-1)
         acts = activate(gate_up, routing, problem.act, contract)
-        made = requantise(acts, contract)
-        down = linear(*made, problem.w2_weight[expert], problem.w2_weight_scale[expert])
+        operand = requantise(acts, contract)
+        down = linear(*operand, problem.w2_weight[expert], problem.w2_weight_scale[expert])
         slots[token, slot] = down.to(torch.bfloat16)
     return combine(slots, live, problem.topk_weights, contract)
 

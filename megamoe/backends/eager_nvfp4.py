@@ -53,8 +53,8 @@ def forward_nvfp4(problem: Problem, contract: Contract) -> torch.Tensor:
         gate_up *= x_scale[token] * factor_13[expert]
         # The weight, which this contract applies in the combine, is not read here.
         acts = activate(gate_up, x_scale[token], problem.act, contract)
-        made = requantise(acts, layer_scale)
-        down = linear(*made, problem.w2_weight[expert], problem.w2_weight_scale[expert])
+        operand = requantise(acts, layer_scale)
+        down = linear(*operand, problem.w2_weight[expert], problem.w2_weight_scale[expert])
         slots[token, slot] = (down * (factor_2[expert] * layer_scale)).to(torch.bfloat16)
     return combine(slots, live, problem.topk_weights, contract)
 
@@ -116,8 +116,8 @@ def _amax(values: torch.Tensor) -> torch.Tensor:
 
 
 def _e4m3(quotient: torch.Tensor) -> torch.Tensor:
-    held = quotient.clamp(_LEAST, _MOST)
-    return held.to(torch.float8_e4m3fn).float()
+    in_range = quotient.clamp(_LEAST, _MOST)
+    return in_range.to(torch.float8_e4m3fn).float()
 
 
 def _fp32(value: float, like: torch.Tensor) -> torch.Tensor:

@@ -33,9 +33,9 @@ class ModelBackend:
         self.contracts = (contract.revision,)
 
     def forward(self, problem: Problem) -> dict[str, torch.Tensor]:
-        found = predict(problem.to("cpu"), SM100, self.contract)
+        prediction = predict(problem.to("cpu"), SM100, self.contract)
         out = {}
-        for name, array in found.stages.items():
+        for name, array in prediction.stages.items():
             if name == "y":
                 tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
             else:

@@ -109,7 +109,7 @@ class OracleBackend:
     ) -> tuple[torch.Tensor, ...]:
         """Kernel-side layout; the scale factors get MN-major strides, as the kernel reads them."""
         arrays = (t.cpu().numpy() for t in (w13, w13_scale, w2, w2_scale))
-        made = {k: torch.from_numpy(v).to(self.device) for k, v in oracle.layout(*arrays).items()}
+        layout = {k: torch.from_numpy(v).to(self.device) for k, v in oracle.layout(*arrays).items()}
         for name in ("w13_sf", "w2_sf"):
-            made[name] = made[name].transpose(1, 2).contiguous().transpose(1, 2)
-        return made["w13"], made["w13_sf"], made["w2"], made["w2_sf"]
+            layout[name] = layout[name].transpose(1, 2).contiguous().transpose(1, 2)
+        return layout["w13"], layout["w13_sf"], layout["w2"], layout["w2_sf"]

@@ -24,14 +24,14 @@ def padded(problem: Problem, multiple: int) -> Problem:
     if not (more_h or more_i):
         return problem
 
-    def grown(
+    def grow(
         weight: torch.Tensor, per_byte: int, more_rows: int, more: int, zero: int = 0
     ) -> torch.Tensor:
         return pad(weight, (0, more // per_byte, 0, more_rows), value=zero)
 
     def both(weight: torch.Tensor, per_byte: int, zero: int = 0) -> torch.Tensor:
         halves = weight.unflatten(1, (2, inter))  # gate and up
-        return grown(halves, per_byte, more_i, more_h, zero).flatten(1, 2)
+        return grow(halves, per_byte, more_i, more_h, zero).flatten(1, 2)
 
     one = UE8M0_BIAS  # the byte of a scale of 1
     return replace(
@@ -39,6 +39,6 @@ def padded(problem: Problem, multiple: int) -> Problem:
         hidden_states=pad(problem.hidden_states, (0, more_h)),
         w13_weight=both(problem.w13_weight, 2),
         w13_weight_scale=both(problem.w13_weight_scale, GROUP, one),
-        w2_weight=grown(problem.w2_weight, 2, more_h, more_i),
-        w2_weight_scale=grown(problem.w2_weight_scale, GROUP, more_h, more_i, one),
+        w2_weight=grow(problem.w2_weight, 2, more_h, more_i),
+        w2_weight_scale=grow(problem.w2_weight_scale, GROUP, more_h, more_i, one),
     )

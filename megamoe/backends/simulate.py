@@ -86,11 +86,11 @@ def silu(gate: F32, fast_math: bool, where: str, rng: Rng) -> F32:
 
 def _erring(value: F64, ulps: F64) -> F32:
     """``value`` off by ``ulps`` of its own fp32 spacing, rounded to fp32."""
-    known = np.isfinite(value) & (value != 0)
-    _, exponent = np.frexp(np.where(known, value, 1.0))
+    regular = np.isfinite(value) & (value != 0)
+    _, exponent = np.frexp(np.where(regular, value, 1.0))
     unit = np.ldexp(1.0, np.maximum(exponent - 24, -149))
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.where(known, value + ulps * unit, value).astype(np.float32)
+        return np.where(regular, value + ulps * unit, value).astype(np.float32)
 
 
 PRODUCTS = 1 << 24

@@ -71,8 +71,10 @@ def sampled(
     live = np.argwhere(ids[tokens] >= 0)
     channels = _some(rng, np.arange(problem.hidden_size), half // (len(live) * inter))
     of_slots = inter // GROUP
-    chosen = _some(rng, np.arange(len(live) * of_slots), half // (2 * GROUP * problem.hidden_size))
-    groups = np.column_stack([live[chosen // of_slots], chosen % of_slots])
+    selection = _some(
+        rng, np.arange(len(live) * of_slots), half // (2 * GROUP * problem.hidden_size)
+    )
+    groups = np.column_stack([live[selection // of_slots], selection % of_slots])
     codes, sf = codes[tokens].copy(), sf[tokens].copy()
     _first(problem, kernel, tokens, groups, codes, sf, rng)
     y = _second(problem, kernel, tokens, channels, codes, sf, rng)
@@ -95,15 +97,15 @@ def _first(
     operands = []
     for (row, slot), at in zip(slots, of_slot, strict=True):
         gate = (at[:, None] * GROUP + np.arange(GROUP)).ravel()
-        wanted, expert = np.concatenate([gate, gate + inter]), ids[row, slot]
+        channels, expert = np.concatenate([gate, gate + inter]), ids[row, slot]
         weights = problem.w13_weight[expert].numpy(), problem.w13_weight_scale[expert].numpy()
-        operands.append((x[row, None], x_sf[row, None], *(w[wanted] for w in weights)))
+        operands.append((x[row, None], x_sf[row, None], *(w[channels] for w in weights)))
     for (row, slot), at, sums in zip(slots, of_slot, linears(kernel, operands, rng), strict=True):
         weight = problem.topk_weights.numpy()[tokens[row], slot].reshape(1, 1)
         clamp, fast = problem.activation_clamp, problem.fast_math
-        made = requantise(swiglu(sums, weight, clamp, fast, kernel.silu, rng))
-        codes[row, slot].reshape(-1, GROUP)[at] = made[0].reshape(-1, GROUP)
-        sf[row, slot, at] = made[1][0]
+        result = requantise(swiglu(sums, weight, clamp, fast, kernel.silu, rng))
+        codes[row, slot].reshape(-1, GROUP)[at] = result[0].reshape(-1, GROUP)
+        sf[row, slot, at] = result[1][0]
 
 
 def _second(

@@ -69,14 +69,14 @@ def to_fp32(value: F64, rounding: str, rng: Rng) -> F64:
         steps = value[small] * 2.0**149
         floor = {"up": np.ceil, "down": np.floor, "zero": np.trunc}.get(rounding, np.rint)
         out[small] = floor(steps) * 2.0**-149
-    return _held(value, out, rounding, rng)
+    return _overflow(value, out, rounding, rng)
 
 
 LARGEST = 2.0**128 - 2.0**104
 """fp32's largest number."""
 
 
-def _held(value: F64, out: F64, rounding: str, rng: Rng) -> F64:
+def _overflow(value: F64, out: F64, rounding: str, rng: Rng) -> F64:
     """``out`` limited to fp32's range: a sum that leaves it saturates or becomes infinite."""
     over = ~(np.abs(value) <= LARGEST)
     if not over.any():
@@ -107,8 +107,8 @@ def add_up(terms: F64, order: str, rounding: str, rng: Rng) -> F64:
         terms = terms[rng.permutation(count)]
         while len(terms) > 1:
             half = len(terms) // 2
-            joined = to_fp32(terms[:half] + terms[half : 2 * half], rounding, rng)
-            terms = np.concatenate([joined, terms[2 * half :]])
+            sums = to_fp32(terms[:half] + terms[half : 2 * half], rounding, rng)
+            terms = np.concatenate([sums, terms[2 * half :]])
         return terms[0]
     if order == "splits":  # as split-K or vector lanes: strided partial sums, added at the end
         lanes = int(rng.choice([2, 4, 8, 16]))
@@ -181,12 +181,12 @@ class NotAMemberError(ValueError):
     """The operands are outside the range in which the kernel is a member of its class."""
 
 
-def held_as(scaled: F64, dtype: torch.dtype) -> torch.Tensor:
+def exact_cast(scaled: F64, dtype: torch.dtype) -> torch.Tensor:
     """Scaled operands in a format that must hold them."""
-    held = torch.from_numpy(scaled).to(dtype)
-    if not np.array_equal(held.double().numpy(), scaled, equal_nan=True):
+    operand = torch.from_numpy(scaled).to(dtype)
+    if not np.array_equal(operand.double().numpy(), scaled, equal_nan=True):
         raise NotAMemberError(f"an operand, scaled, is no {dtype} number")
-    return held
+    return operand
 
 
 def blas() -> Kernel:
@@ -197,7 +197,7 @@ def blas() -> Kernel:
 
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
         order = torch.from_numpy(rng.permutation(codes.shape[1]))
-        x, w = (held_as(v, torch.float32) for v in scaled(codes, sf, packed, weight_sf))
+        x, w = (exact_cast(v, torch.float32) for v in scaled(codes, sf, packed, weight_sf))
         return (x[:, order] @ w[:, order].T).double().numpy()
 
     return Kernel("blas/permuted", "fp32", linear)

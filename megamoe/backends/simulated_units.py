@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megamoe.backends.simulated_sums import Kernel, Linear, Rng, held_as, scaled, to_fp32
+from megamoe.backends.simulated_sums import Kernel, Linear, Rng, exact_cast, scaled, to_fp32
 from megamoe.spec.formats import E2M1_TABLE, F64, GROUP, U8, e2m1_unpack, ue8m0_decode
 
 
@@ -27,7 +27,7 @@ def hopper_bf16() -> Kernel:
     def linear(codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
         del rng
         x, w = scaled(codes, sf, packed, weight_sf)
-        a, b = (held_as(operand, torch.bfloat16) for operand in (x, w))
+        a, b = (exact_cast(operand, torch.bfloat16) for operand in (x, w))
         c = torch.zeros(len(x), len(w))
         for start in range(0, codes.shape[1], 16):
             k = slice(start, start + 16)

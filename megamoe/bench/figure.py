@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.bench.floor import FLOOR_BANDWIDTH, FLOOR_FLOPS, operations, weight_bytes
-from megamoe.bench.rows import Row, share_named
+from megamoe.bench.rows import Row, share_of
 from megamoe.golden import write_atomically
 
 STYLES: Final = (
@@ -35,10 +35,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     mine = [r for r in rows if not r.is_stage and r.best]
     if not mine:
         raise ValueError("nothing to plot: no row has a time")
-    drawn = io.BytesIO()
+    svg = io.BytesIO()
     with rc_context({"font.size": 9, "svg.hashsalt": "megamoe"}):
-        draw(mine).savefig(drawn, format="svg", metadata={"Date": None})
-    write_atomically(path, drawn.getvalue())
+        draw(mine).savefig(svg, format="svg", metadata={"Date": None})
+    write_atomically(path, svg.getvalue())
 
 
 def draw(rows: Sequence[Row]) -> Any:
@@ -84,7 +84,7 @@ def _time(axes: Any, rows: Sequence[Row], styles: dict[str, Any]) -> None:
 
 def _roofline(axes: Any, rows: Sequence[Row], styles: dict[str, Any]) -> None:
     """Peers stand above the same place as ours: the work is the same, whatever bytes they read."""
-    share = share_named(rows[0].share)
+    share = share_of(rows[0].share)
 
     def intensity(row: Row) -> float:
         return operations(share, row.tokens) / weight_bytes(share, row.experts)

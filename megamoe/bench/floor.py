@@ -71,9 +71,9 @@ def stage_floor(stage: str, share: Share, tokens: int, experts: int) -> float | 
     """
     h, k = share.hidden, share.top_k
     parts = {"linear1": 2 / 3, "linear2": 1 / 3}
-    moved = {"staging": 2 * h + h + h // 32, "combine": 2 * h * k + 2 * h}
+    row_bytes = {"staging": 2 * h + h + h // 32, "combine": 2 * h * k + 2 * h}
     if stage in parts:
         return parts[stage] * floor(share, tokens, experts)
-    if stage in moved:
-        return 1e6 * tokens * moved[stage] / FLOOR_BANDWIDTH
+    if stage in row_bytes:
+        return 1e6 * tokens * row_bytes[stage] / FLOOR_BANDWIDTH
     return None

@@ -45,10 +45,10 @@ def _one(
         _forget()
         scope, make = PEERS[peer]
         try:
-            made = timer.row(peer, scope, make(share, hidden, ids, weights))
+            row = timer.row(peer, scope, make(share, hidden, ids, weights))
         except Exception as error:
-            made = timer.failed(peer, scope, error)
-        yield made
+            row = timer.failure(peer, scope, error)
+        yield row
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class _Timer:
             graph, note = timing.graph(step, self.repeats), ""
         except Exception as error:
             graph, note = None, f"no CUDA graph: {_line(error)}"
-        made = self._row(what, scope, events=events, graph=graph, note=note, host=host)
-        return replace(made, tflops=rate(made))
+        row = self._row(what, scope, events=events, graph=graph, note=note, host=host)
+        return replace(row, tflops=rate(row))
 
-    def failed(self, what: str, scope: str, error: BaseException) -> Row:
+    def failure(self, what: str, scope: str, error: BaseException) -> Row:
         return self._row(what, scope, note=_line(error))
 
     def _row(self, what: str, scope: str, **rest: Any) -> Row:
@@ -82,7 +82,7 @@ def _own(timer: _Timer, backend: Any, *inputs: Any) -> Iterator[Row]:
         for scope, step in _own_steps(backend, timer.share, *inputs):
             yield timer.row(backend.name, scope, step)
     except Exception as error:
-        yield timer.failed(backend.name, scope, error)
+        yield timer.failure(backend.name, scope, error)
 
 
 def _own_steps(

@@ -68,12 +68,12 @@ class RankRow:
 
     def line(self) -> str:
         """The row of a table with :data:`COLUMNS`."""
-        link, sent = self.link, {k: n / 1e6 for k, n in self.bytes.items()}
+        link, size = self.link, {k: n / 1e6 for k, n in self.bytes.items()}
         cells = [
             self.forward, *(self.stages.get(s) for s in STAGES), link.get("dispatch"),
-            link.get("return"), self.one_rank, self.floor, sent.get("dispatch"), sent.get("return"),
+            link.get("return"), self.one_rank, self.floor, size.get("dispatch"), size.get("return"),
         ]  # fmt: skip
-        return "| " + " | ".join([self.share, str(self.tokens), *map(_shown, cells)]) + " |"
+        return "| " + " | ".join([self.share, str(self.tokens), *map(_cell, cells)]) + " |"
 
 
 def head() -> str:
@@ -81,7 +81,7 @@ def head() -> str:
     return f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
-def _shown(value: float | None) -> str:
+def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
@@ -163,11 +163,11 @@ def _row(world: World, backend: Any, share: Share, tokens: int, repeats: int) ->
 
 def _over(world: World, backend: Any, share: Share, tokens: int, repeats: int) -> dict[str, Any]:
     """The forward over the group, and its parts if the layer sends rows by our dispatch."""
-    given = _inputs(world, share, tokens, share.experts * world.size)
+    tensors = _inputs(world, share, tokens, share.experts * world.size)
     layer = _module(world, backend, share, tokens, world.group)
 
     def forward() -> None:
-        layer(*given, activation_clamp=CLAMP)
+        layer(*tensors, activation_clamp=CLAMP)
 
     out: dict[str, Any] = {"forward": _slowest(world, _timed(world, forward, repeats))}
     if isinstance(layer.backend, ExpertParallel):
@@ -177,9 +177,9 @@ def _over(world: World, backend: Any, share: Share, tokens: int, repeats: int) -
 
 def _alone(world: World, backend: Any, share: Share, tokens: int, repeats: int) -> float:
     """The forward without a group, with the share's experts only."""
-    given = _inputs(world, share, tokens, share.experts)
+    tensors = _inputs(world, share, tokens, share.experts)
     layer = _module(world, backend, share, tokens, None)
-    return _slowest(world, _timed(world, lambda: layer(*given, activation_clamp=CLAMP), repeats))
+    return _slowest(world, _timed(world, lambda: layer(*tensors, activation_clamp=CLAMP), repeats))
 
 
 def _parts(world: World, spans: ExpertParallel, forward: Step, repeats: int) -> dict[str, Any]:
@@ -198,10 +198,10 @@ def _parts(world: World, spans: ExpertParallel, forward: Step, repeats: int) -> 
     for (name, begin), (_, end) in pairwise(marks):
         if name != "end":  # the time between two repeats
             stages.setdefault(name, []).append(world.between(begin, end))
-    before = dict(spans.bytes_sent)
+    before = dict(spans.traffic)
     forward()
-    sent = [spans.bytes_sent[name] - before[name] for name in ("dispatch", "return")]
-    most = [int(n) for n in world.most(sent)]
+    traffic = [spans.traffic[name] - before[name] for name in ("dispatch", "return")]
+    most = [int(n) for n in world.most(traffic)]
     return {
         "stages": {name: _slowest(world, took[world.warm :]) for name, took in stages.items()},
         "bytes": dict(zip(("dispatch", "return"), most, strict=True)),
@@ -212,11 +212,11 @@ def _parts(world: World, spans: ExpertParallel, forward: Step, repeats: int) -> 
     }
 
 
-def _link(world: World, sent: int, repeats: int) -> float:
-    """Microseconds of one exchange of ``sent`` bytes of each rank; 0 where there is no other."""
+def _link(world: World, payload: int, repeats: int) -> float:
+    """Microseconds of one exchange of ``payload`` bytes of each rank; 0 where there is no other."""
     if world.size == 1:
         return 0.0
-    counts = [max(1, sent // (world.size - 1) // 16)] * world.size
+    counts = [max(1, payload // (world.size - 1) // 16)] * world.size
     counts[world.rank] = 0
     data = torch.zeros(sum(counts), 16, dtype=torch.uint8, device=world.device)
     return _slowest(world, _timed(world, lambda: world.exchange(data, counts), repeats))
@@ -270,15 +270,15 @@ def _module(
     ranks, rank = 1, 0
     if group is not None:
         ranks, rank, backend = world.size, world.rank, spanning(backend, group)
-    made = DeepseekV4MegaMoEExperts(
+    module = DeepseekV4MegaMoEExperts(
         tokens, group=group, num_experts=share.experts * ranks, num_local_experts=share.experts,
         experts_start_idx=share.experts * rank, top_k=share.top_k, hidden_size=share.hidden,
         intermediate_size=share.intermediate, prefix="experts", backend=backend,
     )  # fmt: skip
-    for name, parameter in list(made.named_parameters()):
+    for name, parameter in list(module.named_parameters()):
         low, high = (118, 124) if name.endswith("_scale") else (0, 256)
         parameter.data = torch.randint(
             low, high, parameter.shape, dtype=torch.uint8, device=world.device
         )
-    made.finalize_weights(written=True)
-    return made
+    module.finalize_weights(without_loader=True)
+    return module

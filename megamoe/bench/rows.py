@@ -72,7 +72,7 @@ class Row:
         if not self.is_stage:
             return self.floor
         stage = self.scope.removeprefix("stage ")
-        return stage_floor(stage, share_named(self.share), self.tokens, self.experts)
+        return stage_floor(stage, share_of(self.share), self.tokens, self.experts)
 
     @property
     def ratio(self) -> float | None:
@@ -91,7 +91,7 @@ class Row:
         return f"{head}{self.best:.1f} us{times}{f' ({self.note})' if self.note else ''}"
 
 
-def share_named(name: str) -> Share:
+def share_of(name: str) -> Share:
     """The share that rows call ``name``."""
     for share in SHARES.values():
         if share.name == name:
@@ -103,24 +103,24 @@ def rate(row: Row) -> float | None:
     """TFLOP/s at the row's best time; None without one, and for a stage, which does only a part."""
     if row.is_stage or row.best is None:
         return None
-    return operations(share_named(row.share), row.tokens) / row.best / 1e6
+    return operations(share_of(row.share), row.tokens) / row.best / 1e6
 
 
 def table(rows: Sequence[Row]) -> Table:
     """Rows for a terminal; times in microseconds."""
-    made = Table(
+    view = Table(
         "share", "T", "what", "timed", "floor", "host", "events", "graph", "x floor", "TFLOP/s",
         "note",
     )  # fmt: skip
     for r in rows:
-        made.add_row(
+        view.add_row(
             r.share, str(r.tokens), r.what, r.scope, _number(r.own_floor),
             _number(r.host), _number(r.events), _number(r.graph),
             "" if r.ratio is None else f"{r.ratio:.2f}",
             f"{r.tflops:.0f}" if r.tflops and not r.is_stage else "",
             r.note,
         )  # fmt: skip
-    return made
+    return view
 
 
 def _number(value: float | None) -> str:
@@ -130,7 +130,7 @@ def _number(value: float | None) -> str:
 def provenance(command: str, backend: Any = None) -> dict[str, Any]:
     """Date, machine, versions, command and floor of a run, and the identity of ``backend``."""
 
-    def found(package: str) -> str:
+    def version_of(package: str) -> str:
         try:
             return version(package)
         except PackageNotFoundError:
@@ -139,28 +139,28 @@ def provenance(command: str, backend: Any = None) -> dict[str, Any]:
     machine = environment.provenance(serve.facts("cuda" if torch.cuda.is_available() else "cpu"))
     for name in ("torch", "triton", "numpy"):  # among `versions`, or of no account
         machine.pop(name, None)
-    made: dict[str, Any] = {
+    record: dict[str, Any] = {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **machine,
         "revision": environment.revision(),
-        "versions": {name: found(name) for name in VERSIONS},
+        "versions": {name: version_of(name) for name in VERSIONS},
         "floor": _FLOOR,
         "timing": f"median; {timing.FLUSH_BYTES >> 20} MiB written before every repeat, "
         f"at least {timing.AHEAD} times before a replay",
     }
     if backend is not None:
-        made["backend"] = {"name": backend.name}
+        record["backend"] = {"name": backend.name}
         if (identity := checked_fingerprint(serve.fingerprint(backend))) is not None:
-            made["backend"] |= {name: identity[name] for name in ("sources", "options")}
-    return made
+            record["backend"] |= {name: identity[name] for name in ("sources", "options")}
+    return record
 
 
-def save(rows: Sequence[Any], path: Path, made_by: dict[str, Any]) -> None:
+def save(rows: Sequence[Any], path: Path, origin: dict[str, Any]) -> None:
     """Rows, of :class:`Row` or of :class:`.ranks.RankRow`, and their :func:`provenance` as JSON; an
     existing file is replaced whole."""
-    made = {**made_by, "rows": [asdict(r) for r in rows]}
-    write_atomically(path, (json.dumps(made, indent=1) + "\n").encode())
+    document = {**origin, "rows": [asdict(r) for r in rows]}
+    write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def load(path: Path) -> list[Row]:
@@ -177,14 +177,14 @@ def load(path: Path) -> list[Row]:
     return rows
 
 
-def _row(found: dict[str, Any]) -> Row:
-    known = {f.name for f in fields(Row)}
-    given = {name: value for name, value in found.items() if name in known}
-    if "experts" in found:
-        return Row(**given)
+def _row(entry: dict[str, Any]) -> Row:
+    names = {f.name for f in fields(Row)}
+    arguments = {name: value for name, value in entry.items() if name in names}
+    if "experts" in entry:
+        return Row(**arguments)
     # An older file. Where the floor is of bytes it tells the experts; where it is of operations,
     # all were touched: that takes more than a hundred rows an expert.
-    share = share_named(found["share"])
-    told = found["floor"] * 1e-6 * FLOOR_BANDWIDTH / weight_bytes(share, 1)
-    row = Row(**given, experts=min(share.experts, round(told)))
+    share = share_of(entry["share"])
+    experts = entry["floor"] * 1e-6 * FLOOR_BANDWIDTH / weight_bytes(share, 1)
+    row = Row(**arguments, experts=min(share.experts, round(experts)))
     return replace(row, tflops=rate(row))  # its own was the graph's, and of stages too

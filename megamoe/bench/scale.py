@@ -123,7 +123,7 @@ def traffic(
     if isinstance(tokens, int):
         rows = expected_rows(model, tokens, ranks)
     else:
-        rows = counted_rows(model, tokens, ranks, placement)
+        rows = count_rows(model, tokens, ranks, placement)
     there, back = row_bytes(model.hidden_size)
     others = rows * ~np.eye(ranks, dtype=bool)
     return [
@@ -132,7 +132,7 @@ def traffic(
     ]
 
 
-def counted_rows(
+def count_rows(
     model: Model, ids: Sequence[torch.Tensor], ranks: int, placement: Placement | None = None
 ) -> Rows:
     """The rows of ``ids``, one (T, K) tensor a rank, as (R, R) int64."""
@@ -187,18 +187,18 @@ def estimate(model: Model, tokens: int, ranks: int, machine: Machine) -> Estimat
     rows = expected_rows(model, tokens, ranks)
     share = Share(model.name, model.hidden_size, model.intermediate_size, 1, model.top_k)
     # A token has a place among its top-k with top-k times the chance of a slot.
-    touched = (1 - (1 - model.top_k * chances) ** (tokens * ranks)).sum(1)
+    active_experts = (1 - (1 - model.top_k * chances) ** (tokens * ranks)).sum(1)
     compute = max(
-        weight_bytes(share, 1) * float(touched.max()) / machine.bandwidth,
+        weight_bytes(share, 1) * float(active_experts.max()) / machine.bandwidth,
         operations(share, 1) / model.top_k * float(rows.sum(0).max()) / machine.flops,
     )
     node = np.arange(ranks) // NODE
     near = (node[:, None] == node) & ~np.eye(ranks, dtype=bool)
     far = node[:, None] != node
-    sent = traffic(model, tokens, ranks)
+    volumes = traffic(model, tokens, ranks)
     return Estimate(
         model.name, tokens, ranks, chances.shape[1],
-        max(s["dispatch"] for s in sent), max(s["return"] for s in sent),
+        max(s["dispatch"] for s in volumes), max(s["return"] for s in volumes),
         1e6 * compute,
         1e6 * link_bytes(rows * near, model.hidden_size) / machine.nvlink,
         1e6 * link_bytes(rows * far, model.hidden_size) / machine.network,

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megamoe import schema
-from megamoe.cases.stored import Stored, StoredError, used_experts
+from megamoe.cases.stored import StoredError, StoredProblem, used_experts
 from megamoe.files import FileError, parse_json, read_bounded
 
 INDEX: Final = "model.safetensors.index.json"
@@ -63,9 +63,9 @@ class Checkpoint:
         self.folder = folder
         self.places: dict[Part, tuple[str, Path]] = {}
         for name, path in _names(folder):
-            found = _NAME.fullmatch(name)
-            if found:
-                layer, expert, shard_id, kind = found.groups()
+            match = _NAME.fullmatch(name)
+            if match:
+                layer, expert, shard_id, kind = match.groups()
                 self.places[int(layer), int(expert), shard_id, kind != "weight"] = name, path
         if not self.places:
             raise StoredError(
@@ -94,47 +94,47 @@ class Checkpoint:
             with safe_open(path, "pt") as file:
                 whole = file.get_slice(name)
                 form, elements = tuple(whole.get_shape()), whole.get_dtype()
-                known = _ELEMENTS[part[3]]
-                if form != shape or elements not in known:
+                types = _ELEMENTS[part[3]]
+                if form != shape or elements not in types:
                     raise StoredError(
-                        f"{path}: {name} is {elements} {form}, the call has {' or '.join(known)} "
+                        f"{path}: {name} is {elements} {form}, the call has {' or '.join(types)} "
                         f"{shape} there"
                     )
                 step = max(1, AT_ONCE // shape[1])
                 for first in range(0, shape[0], step):
                     yield first, whole[first : first + step].view(torch.uint8)
         except (OSError, SafetensorError) as error:
-            said = " ".join(str(error).split())
-            raise StoredError(f"{path}: {name} cannot be read: {said}") from error
+            message = " ".join(str(error).split())
+            raise StoredError(f"{path}: {name} cannot be read: {message}") from error
 
 
-def differences(stored: Stored, folder: Path) -> list[Difference]:
+def differences(call: StoredProblem, folder: Path) -> list[Difference]:
     """The tensors of the experts that the call used, as far as the checkpoint has other bytes.
 
     :class:`StoredError` where the call does not say which experts it had, or the checkpoint lacks
     one of them.
     """
     checkpoint = Checkpoint(folder)
-    layer, experts = _origin(stored.about, checkpoint)
-    unknown = set(used_experts(stored.problem).tolist()) - set(experts)
+    layer, experts = _origin(call.about, checkpoint)
+    unknown = set(used_experts(call.problem).tolist()) - set(experts)
     if unknown:
         raise StoredError(
             "the file does not say which expert of a checkpoint the local expert "
             f"{min(unknown)} was; record it again"
         )
-    found = []
+    out = []
     for local, expert in sorted(experts.items()):
-        for parameter, shard_id, ours in _shards(stored, local):
+        for parameter, shard_id, ours in _shards(call, local):
             part = layer, expert, shard_id, parameter.endswith("_scale")
             text = _difference(checkpoint, part, ours)
             if text:
-                found.append(Difference(checkpoint.places[part][0], local, parameter, text))
-    return found
+                out.append(Difference(checkpoint.places[part][0], local, parameter, text))
+    return out
 
 
-def _shards(stored: Stored, local: int) -> Iterator[tuple[str, str, torch.Tensor]]:
+def _shards(call: StoredProblem, local: int) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Parameter, shard and the call's bytes of it, in the order of an expert's stages."""
-    p = stored.problem
+    p = call.problem
     inter = p.intermediate_size
     for shard_id, rows in (("w1", slice(0, inter)), ("w3", slice(inter, None))):
         for name in ("w13_weight", "w13_weight_scale"):
@@ -169,24 +169,24 @@ def _difference(checkpoint: Checkpoint, part: Part, ours: torch.Tensor) -> str:
 
 def _origin(about: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[int, dict[int, int]]:
     """The layer, and the checkpoint's expert of each local one."""
-    said = about.get(ABOUT)
-    pairs = said.get("experts") if isinstance(said, Mapping) else None
+    origin = about.get(ABOUT)
+    pairs = origin.get("experts") if isinstance(origin, Mapping) else None
     whole = isinstance(pairs, list) and all(
         isinstance(p, list) and len(p) == 2 and not any(schema.natural(n) for n in p) for p in pairs
     )
-    if not isinstance(said, Mapping) or not isinstance(pairs, list) or not whole:
+    if not isinstance(origin, Mapping) or not isinstance(pairs, list) or not whole:
         raise StoredError(
             "the file does not say which experts of a checkpoint it holds; record it again with "
             "this version's capture"
         )
-    layer, layers = said.get("layer"), checkpoint.layers
+    layer, layers = origin.get("layer"), checkpoint.layers
     if layer is None and len(layers) == 1:
         layer = layers[0]
     if layer is None:
         raise StoredError(
-            f"the recorded module's prefix {schema.shown(about.get('prefix', ''))} names no layer, "
-            f"and {checkpoint.folder} has {len(layers)}; make the module with a prefix such as "
-            "model.layers.3.ffn.experts"
+            f"the recorded module's prefix {schema.preview(about.get('prefix', ''))} names no "
+            f"layer, and {checkpoint.folder} has {len(layers)}; make the module with a prefix "
+            "such as model.layers.3.ffn.experts"
         )
     return int(layer), dict(pairs)
 
@@ -205,7 +205,7 @@ def _names(folder: Path) -> Iterator[tuple[str, Path]]:
             raise StoredError(f"{index}: has no weight_map; it is no index of safetensors files")
         for name, file in table.items():
             if not isinstance(file, str) or Path(file).name != file:
-                raise StoredError(f"{index}: {name} lies in {schema.shown(file)}, no file's name")
+                raise StoredError(f"{index}: {name} lies in {schema.preview(file)}, no file's name")
             yield name, folder / file
         return
     for path in sorted(folder.glob("*.safetensors")):
@@ -213,7 +213,7 @@ def _names(folder: Path) -> Iterator[tuple[str, Path]]:
             with safe_open(path, "pt") as file:
                 names = list(file.keys())
         except (OSError, SafetensorError) as error:
-            said = " ".join(str(error).split())
-            raise StoredError(f"{path}: cannot be read as safetensors: {said}") from error
+            message = " ".join(str(error).split())
+            raise StoredError(f"{path}: cannot be read as safetensors: {message}") from error
         for name in names:
             yield name, path

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from megamoe.judge import Verdict
-    from megamoe.worker.exchange import Caller, Returned
+    from megamoe.worker.exchange import Caller, CallResult
 
 KINDS: Final = ("staging", "eplb", "forward", "errors", "layout", "property", "ep")
 """Names of the modules, in the order in which lists and reports have them."""
@@ -77,7 +77,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Made:
+class OracleGolden:
     """The oracle's result for one case."""
 
     tensors: dict[str, npt.NDArray[Any]]
@@ -101,9 +101,11 @@ def _complete(where: str, params: Params) -> None:
     """Nothing to add."""
 
 
-def oracle_tensors(case: Case, given: Inputs, made: Made, contract: Contract) -> dict[str, Any]:
+def oracle_tensors(
+    case: Case, inputs: Inputs, golden: OracleGolden, contract: Contract
+) -> dict[str, Any]:
     """The golden as ``oracle.*``."""
-    return {f"oracle.{name}": tensor for name, tensor in made.tensors.items()}
+    return {f"oracle.{name}": tensor for name, tensor in golden.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -134,22 +136,22 @@ class Kind(Form):
 
     inputs: Callable[[Case], dict[str, Any]]
     """The regenerated inputs by name, scalars included."""
-    golden: Callable[[Case, Inputs, Sequence[str] | None, Contract], Made]
+    golden: Callable[[Case, Inputs, Sequence[str] | None, Contract], OracleGolden]
     """``golden(case, inputs, classes, contract)``: the oracle's result for them."""
     judge: Callable[[Any, Case], Verdict] | None = None
-    """``judge(runner, case)``; None: one call, by ``ask`` and ``judge_returned``. The runner puts
+    """``judge(runner, case)``; None: one call, by ``ask`` and ``judge_outcome``. The runner puts
     their exceptions into words."""
-    ask: Callable[[Caller, Case, Inputs], Returned] | None = None
+    ask: Callable[[Caller, Case, Inputs], CallResult] | None = None
     """One call that returns tensors; None if the case has no such call."""
-    judge_returned: Callable[..., Verdict] | None = None
-    """``judge_returned(runner, case, golden, inputs, returned)``: the golden's verdict of that
+    judge_outcome: Callable[..., Verdict] | None = None
+    """``judge_outcome(runner, case, golden, inputs, outcome)``: the golden's verdict of that
     call. A property's law takes more calls than one, so it is no part of it."""
-    lacks: Callable[[Any, Case, Any, Inputs], str] = lambda identity, case, golden, given: ""
+    lacks: Callable[[Any, Case, Any, Inputs], str] = lambda identity, case, golden, inputs: ""
     """``lacks(identity, case, golden, inputs)``: what this backend does not have and these inputs
     ask; empty where it can be asked."""
     parts: Parts = Parts()  # it is frozen
     """The outputs of one call, for ``ab`` and ``bisect``."""
-    dump: Callable[[Case, Inputs, Made, Contract], dict[str, Any]] | None = oracle_tensors
+    dump: Callable[[Case, Inputs, OracleGolden, Contract], dict[str, Any]] | None = oracle_tensors
     """``dump(case, inputs, made, contract)``: the tensors for other tools besides the inputs, by
     full names; a tensor with the name of an input replaces it. None: there are no tensors."""
 
@@ -207,5 +209,5 @@ def complete_unpadded(where: str, params: Params) -> None:
 
 def knows_padding(case: Case, contract: Contract) -> bool:
     """A case with padding rows belongs to the contracts that know padding rows."""
-    known = contract.knows(case.kind)
-    return known and (contract.padding_known.value or "unpadded" not in case.params)
+    has_rules = contract.knows(case.kind)
+    return has_rules and (contract.padding_known.value or "unpadded" not in case.params)

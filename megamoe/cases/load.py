@@ -42,9 +42,9 @@ def golden_root() -> Path:
 
     An installed package brings its own; a folder beside it may belong to somebody else.
     """
-    given = os.environ.get("MEGAMOE_GOLDEN")
-    if given:
-        return Path(given)
+    path = os.environ.get("MEGAMOE_GOLDEN")
+    if path:
+        return Path(path)
     package = Path(__file__).resolve().parents[1]
     inside = package / "golden_data"
     return inside if inside.is_dir() else package.parent / "golden"
@@ -165,8 +165,8 @@ def _expand(path: Path, table: dict[str, Any]) -> list[dict[str, Any]]:
         raise CaseError(f"{path.name}: case {name}: matrix holds non-empty lists only")
     axes = [[_together(path, name, key, v) for v in values] for key, values in matrix.items()]
     out = []
-    for chosen in itertools.product(*axes):
-        pairs = list(itertools.chain(*chosen))
+    for combination in itertools.product(*axes):
+        pairs = list(itertools.chain(*combination))
         entry = table
         for key, value in pairs:
             if key == "label":  # for the name alone
@@ -200,9 +200,9 @@ def _together(path: Path, name: str, key: str, value: Any) -> list[tuple[str, An
 def _case(path: Path, table: dict[str, Any]) -> Case:
     """One validated case."""
     head, seed = _head(path, table)
-    params = {k: v for k, v in table.items() if k not in _COMMON}
-    made = _params(f"{path.name}: case {head.name}", form_of(head.kind), params)
-    return Case(head.id, head.kind, head.tier, head.breaks, seed, made, path)
+    entries = {k: v for k, v in table.items() if k not in _COMMON}
+    params = _params(f"{path.name}: case {head.name}", form_of(head.kind), entries)
+    return Case(head.id, head.kind, head.tier, head.breaks, seed, params, path)
 
 
 def _head(path: Path, table: Mapping[str, Any]) -> tuple[Entry, int]:
@@ -225,28 +225,28 @@ def _head(path: Path, table: Mapping[str, Any]) -> tuple[Entry, int]:
     return Entry(f"{kind}/{name}", kind, tier, breaks, path), seed
 
 
-def _params(where: str, kind: Form, given: dict[str, Any]) -> dict[str, Any]:
+def _params(where: str, kind: Form, entries: dict[str, Any]) -> dict[str, Any]:
     """Checked parameters with the defaults of the kind."""
     params: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in entries.items():
         if key in _RECIPES and isinstance(value, dict):
             key = _RECIPES[key]  # a table called `hidden` is the recipe, a number the size
         params[key] = value
-    known = kind.keys
+    types = kind.keys
     for key, value in params.items():
-        if key not in known:
+        if key not in types:
             raise CaseError(
-                f"{where}: unknown key {key!r}{hint(key, known)}; known: {', '.join(sorted(known))}"
+                f"{where}: unknown key {key!r}{hint(key, types)}; known: {', '.join(sorted(types))}"
             )
-        wanted = known[key]
-        wrong_bool = isinstance(value, bool) and wanted is not bool
-        if wrong_bool or not isinstance(value, wanted):
-            names = [t.__name__ for t in (wanted if isinstance(wanted, tuple) else (wanted,))]
+        expected = types[key]
+        wrong_bool = isinstance(value, bool) and expected is not bool
+        if wrong_bool or not isinstance(value, expected):
+            names = [t.__name__ for t in (expected if isinstance(expected, tuple) else (expected,))]
             raise CaseError(f"{where}: {key} is {value!r}; it must be {' or '.join(names)}")
         choices = kind.choices.get(key)
         if choices and value not in choices:
             raise CaseError(f"{where}: {key} is {value!r}; known: {', '.join(choices)}")
-    if "model" in known:
+    if "model" in types:
         params = _with_model(where, kind, params)
     missing = [key for key in kind.required if key not in params]
     if missing:

@@ -15,11 +15,11 @@ from fnmatch import fnmatchcase
 from typing import Final, Protocol, TypeVar
 
 from megamoe.cases.kind import CaseError
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.suggest import nearest
 
 
-class Named(Protocol):
+class CaseLike(Protocol):
     """What a pattern looks at: a case, or a line of its file."""
 
     @property
@@ -29,7 +29,7 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", bound=CaseLike)
 
 HELP: Final = (
     "cases whose id or name matches: globs with commas between them, !GLOB takes away, as "
@@ -37,9 +37,9 @@ HELP: Final = (
 )
 MARKS: Final = "*?,!"
 """Characters of a pattern that an expression of pytest's own ``-k`` cannot have."""
-STORED: Final = ".safetensors"
+PROBLEM_SUFFIX: Final = ".safetensors"
 """The end of the name of a stored problem's file."""
-NAMED: Final = 6
+MOST_NAMES: Final = 6
 """Cases of a pattern that a refusal names."""
 
 
@@ -50,24 +50,24 @@ def matching(cases: Iterable[N], pattern: str) -> list[N]:
     leaves none.
     """
     cases = list(cases)
-    chosen: set[str] = set()
-    taken: set[str] = set()
+    selection: set[str] = set()
+    exclusions: set[str] = set()
     words = [word.strip() for word in pattern.split(",")]
     for word in words:
         glob = word.removeprefix("!")
         if not glob:
             raise CaseError(f"pattern {pattern!r} has an empty word; write globs with a comma "
                             "between two")  # fmt: skip
-        found = {c.id for c in cases if fnmatchcase(c.id, glob) or fnmatchcase(c.name, glob)}
-        if not found:
+        matches = {c.id for c in cases if fnmatchcase(c.id, glob) or fnmatchcase(c.name, glob)}
+        if not matches:
             raise CaseError(_unknown(cases, glob))
-        (taken if word.startswith("!") else chosen).update(found)
+        (exclusions if word.startswith("!") else selection).update(matches)
     if all(word.startswith("!") for word in words):
-        chosen = {c.id for c in cases}
-    left = [c for c in cases if c.id in chosen - taken]
-    if not left:
+        selection = {c.id for c in cases}
+    rest = [c for c in cases if c.id in selection - exclusions]
+    if not rest:
         raise CaseError(f"pattern {pattern!r} takes away every case that it chooses")
-    return left
+    return rest
 
 
 def in_order(cases: Iterable[N], pattern: str | None) -> list[N]:
@@ -88,20 +88,22 @@ def one_of(cases: Iterable[N], name: str) -> N:
     have.
     """
     cases = list(cases)
-    found = [c for c in cases if c.id == name] or [c for c in cases if c.name == name]
-    if not found and any(mark in name for mark in MARKS):
+    matches = [c for c in cases if c.id == name] or [c for c in cases if c.name == name]
+    if not matches and any(mark in name for mark in MARKS):
         raise CaseError(_several(name, [c.id for c in matching(cases, name)]))
-    if not found:
+    if not matches:
         raise CaseError(_unknown(cases, name, "has the id or name"))
-    if len(found) > 1:
-        ids = ", ".join(c.id for c in found)
-        raise CaseError(f"case {name!r} is the name of {len(found)}: {ids}; give one of these ids")
-    return found[0]
+    if len(matches) > 1:
+        ids = ", ".join(c.id for c in matches)
+        raise CaseError(
+            f"case {name!r} is the name of {len(matches)}: {ids}; give one of these ids"
+        )
+    return matches[0]
 
 
 def _several(pattern: str, ids: list[str]) -> str:
-    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
-    matched = f"{counted(len(ids), 'case')}: {', '.join(ids[:NAMED])}{more}"
+    more = f" and {len(ids) - MOST_NAMES} more" if len(ids) > MOST_NAMES else ""
+    matched = f"{quantity(len(ids), 'case')}: {', '.join(ids[:MOST_NAMES])}{more}"
     return (
         f"one case is needed here, and the pattern {pattern!r} matches {matched}; name one of "
         f"them: the last line of `megamoe check --backend B --case {shlex.quote(pattern)}` names "
@@ -117,24 +119,24 @@ def _of_one_word(count: int, glob: str, lacks: str) -> str:
 
 
 def _unknown(cases: Sequence[N], glob: str, lacks: str = "matches") -> str:
-    if glob.endswith(STORED):
+    if glob.endswith(PROBLEM_SUFFIX):
         return (
             f"unknown case: {glob!r} is the name of a stored problem's file, and no case; "
             f"`megamoe replay {shlex.quote(glob)} --backend B` judges it"
         )
-    meant_glob = _nearest_glob(cases, glob)
-    if meant_glob:
+    near_glob = _nearest_glob(cases, glob)
+    if near_glob:
         return (
-            f"unknown case: nothing {lacks} {glob!r}; did you mean '{meant_glob}'? "
+            f"unknown case: nothing {lacks} {glob!r}; did you mean '{near_glob}'? "
             "`megamoe list` shows all"
         )
     inside = [c for c in cases if glob in c.id]
-    meant = inside[0] if len(inside) == 1 else _nearest(cases, glob)
+    near_case = inside[0] if len(inside) == 1 else _nearest(cases, glob)
     if len(inside) > 1:
         of_them = _of_one_word(len(inside), glob, lacks)
     else:
-        of_them = "`megamoe list` shows all" if meant else _of_words(cases, glob)
-    more = f"; did you mean {meant.id if '/' in glob else meant.name}?" if meant else ""
+        of_them = "`megamoe list` shows all" if near_case else _of_words(cases, glob)
+    more = f"; did you mean {near_case.id if '/' in glob else near_case.name}?" if near_case else ""
     return f"unknown case: nothing {lacks} {glob!r}{more}; {of_them}"
 
 
@@ -143,15 +145,15 @@ def _of_words(cases: Sequence[N], glob: str) -> str:
     else all."""
     kind, _, name = glob.rpartition("/")
     words = re.findall(r"[^*?\[\]/ -]{3,}", name)
-    known = {word: n for word in words if (n := sum(word in c.id for c in cases))}
-    if known:
-        word = min(known, key=lambda word: known[word])
-        shows = "it" if known[word] == 1 else "them"
-        said = f"{counted(known[word], 'case')} with {word} in the id"
-        return f"`megamoe list '*{word}*'` shows {shows}: {said}"
+    counts = {word: n for word in words if (n := sum(word in c.id for c in cases))}
+    if counts:
+        word = min(counts, key=lambda word: counts[word])
+        shows = "it" if counts[word] == 1 else "them"
+        text = f"{quantity(counts[word], 'case')} with {word} in the id"
+        return f"`megamoe list '*{word}*'` shows {shows}: {text}"
     of_kind = sum(c.id.startswith(f"{kind}/") for c in cases)
     if kind and of_kind:
-        return f"`megamoe list '{kind}/*'` shows the {counted(of_kind, 'case')} of this kind"
+        return f"`megamoe list '{kind}/*'` shows the {quantity(of_kind, 'case')} of this kind"
     return "`megamoe list` shows all, `megamoe list '*WORD*'` those with a word in the id"
 
 
@@ -162,13 +164,13 @@ def _nearest_glob(cases: Sequence[N], glob: str) -> str:
         return ""
     words = {word for c in cases for word in re.split("[/-]", c.id)}
 
-    def known(found: re.Match[str]) -> str:
-        word = found[0]
+    def replacement(match: re.Match[str]) -> str:
+        word = match[0]
         return word if any(word in one for one in words) else nearest(word, sorted(words)) or word
 
-    meant = re.sub(r"[^*?\[\]/-]+", known, glob)
-    matches = any(fnmatchcase(c.id, meant) or fnmatchcase(c.name, meant) for c in cases)
-    return meant if matches else ""
+    near_glob = re.sub(r"[^*?\[\]/-]+", replacement, glob)
+    matches = any(fnmatchcase(c.id, near_glob) or fnmatchcase(c.name, near_glob) for c in cases)
+    return near_glob if matches else ""
 
 
 def _nearest(cases: Sequence[N], glob: str) -> N | None:

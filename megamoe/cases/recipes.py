@@ -44,19 +44,19 @@ def twins(seed: int, distinct: int, tokens: npt.NDArray[np.int64]) -> npt.NDArra
     """
     if not tokens.size:
         return tokens
-    chosen = below(key(seed, TWIN), int(tokens.max()) + 1, distinct)[tokens]
-    return np.where(tokens < distinct, tokens, chosen)
+    draws = below(key(seed, TWIN), int(tokens.max()) + 1, distinct)[tokens]
+    return np.where(tokens < distinct, tokens, draws)
 
 
-def made_tokens(
+def own_tokens(
     seed: int, params: Mapping[str, Any], tokens: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], Any]:
     """The tokens with inputs of their own, and the index that spreads their rows over
     ``tokens``."""
     if "distinct" not in params:
         return tokens, slice(None)
-    made, at = np.unique(twins(seed, params["distinct"], tokens), return_inverse=True)
-    return made, at
+    own, at = np.unique(twins(seed, params["distinct"], tokens), return_inverse=True)
+    return own, at
 
 
 # --- hidden states ----------------------------------------------------------------------------
@@ -194,8 +194,8 @@ def routing(
         elif kind == "explicit":
             ids[row] = o["ids"][token % len(o["ids"])]
         else:
-            known = "random, same, duplicate, rotate, skewed, explicit"
-            raise ValueError(f"unknown routing recipe {kind!r}; known: {known}")
+            kinds = "random, same, duplicate, rotate, skewed, explicit"
+            raise ValueError(f"unknown routing recipe {kind!r}; known: {kinds}")
         stream = key(seed, ROUTE_WEIGHT, token)
         fraction = below(stream, top_k, 3 << 22) + (1 << 22)
         weight = np.ldexp(fraction.astype(np.float32), -24) * np.float32(o["scaling"])
@@ -216,9 +216,9 @@ def routing(
         for at, masked in o["mask"]:
             if at == token:
                 ids[row, masked] = -1
-        for at, changed, value in o["replace"]:
+        for at, column, value in o["replace"]:
             if at == token:
-                ids[row, changed] = value
+                ids[row, column] = value
     return ids, weights
 
 
@@ -254,22 +254,22 @@ def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:
     p = case.params
     hidden, inter, experts = p["hidden"], p["intermediate"], p["experts"]
     tokens = np.arange(p["tokens"]) if rows is None else np.asarray(rows, dtype=np.int64)
-    made_at, at_token = made_tokens(case.seed, p, tokens)
-    ids, weights = routing(case.seed, made_at, experts, p["top_k"], p.get("routing_recipe", {}))
-    touched = np.unique(ids[ids >= 0])
+    own, at_token = own_tokens(case.seed, p, tokens)
+    ids, weights = routing(case.seed, own, experts, p["top_k"], p.get("routing_recipe", {}))
+    used_experts = np.unique(ids[ids >= 0])
     format_ = p.get("weight_format", "mxfp4")
     is_nvfp4 = format_ == "nvfp4"
     w13, w13_sf, w2, w2_sf = _blank(format_, experts, hidden, inter)
     factors = np.zeros((2, experts), np.float32)
     recipe = p.get("weights_recipe", {})
-    made: list[npt.NDArray[Any]]
-    for expert in touched[touched < experts].tolist():
+    tensors: list[npt.NDArray[Any]]
+    for expert in used_experts[used_experts < experts].tolist():
         at = case.seed, expert, hidden, inter, recipe
         if is_nvfp4:
-            *made, factors[:, expert] = nvfp4_weights(*at)
+            *tensors, factors[:, expert] = nvfp4_weights(*at)
         else:
-            made = list(block_weights(*at) if format_ == "fp8-block" else expert_weights(*at))
-        w13[expert], w13_sf[expert], w2[expert], w2_sf[expert] = made
+            tensors = list(block_weights(*at) if format_ == "fp8-block" else expert_weights(*at))
+        w13[expert], w13_sf[expert], w2[expert], w2_sf[expert] = tensors
     clamp = p["clamp"]
     more: dict[str, Any] = {n: p[n] for n in EXTRAS if n in p}
     if is_nvfp4:
@@ -282,11 +282,11 @@ def forward_problem(case: Case, rows: list[int] | None = None) -> Problem:
         more |= dict(zip(SHARED_WEIGHTS, map(torch.from_numpy, shared), strict=True))
     if "shared_output_recipe" in p:
         stream = key(case.seed, SHARED_OUTPUT)
-        made_apart = hidden_states(stream, made_at, hidden, p["shared_output_recipe"])
-        more["shared_output"] = bf16_tensor(made_apart[at_token])
+        output_rows = hidden_states(stream, own, hidden, p["shared_output_recipe"])
+        more["shared_output"] = bf16_tensor(output_rows[at_token])
     return Problem(
         hidden_states=bf16_tensor(
-            hidden_states(case.seed, made_at, hidden, p.get("hidden_recipe", {}))[at_token]
+            hidden_states(case.seed, own, hidden, p.get("hidden_recipe", {}))[at_token]
         ),
         topk_ids=torch.from_numpy(ids[at_token]),
         topk_weights=torch.from_numpy(weights[at_token]),

@@ -29,7 +29,9 @@ def parse(text: str) -> tuple[int, int]:
     """``"I/N"`` to (I, N), 1 <= I <= N."""
     match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise ShardError(f"shard {schema.shown(text)}: write I/N with 1 <= I <= N, for example 2/4")
+        raise ShardError(
+            f"shard {schema.preview(text)}: write I/N with 1 <= I <= N, for example 2/4"
+        )
     return int(match[1]), int(match[2])
 
 
@@ -42,8 +44,8 @@ def durations(root: Path) -> dict[str, float]:
         return {}
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: cannot be read: {error}; restore it or delete it") from error
-    if said := schema.fault(data, schema.Each(schema.seconds)):
-        raise ShardError(f"{path}: {said}; restore it or delete it")
+    if fault := schema.fault(data, schema.Each(schema.seconds)):
+        raise ShardError(f"{path}: {fault}; restore it or delete it")
     return {case: float(seconds) for case, seconds in data.items()}
 
 

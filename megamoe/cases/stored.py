@@ -53,11 +53,11 @@ class StoredError(ValueError):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredProblem:
     """The content of a file."""
 
     problem: Problem
-    observed: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    outputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Stages that the recorded call itself returned, by the names of ``tensors.STAGES``."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """The origin of the problem, as plain data."""
@@ -101,9 +101,9 @@ def used_experts(problem: Problem) -> torch.Tensor:
     return ids[(ids >= 0) & (ids < problem.num_experts)].unique()
 
 
-def to_bytes(stored: Stored) -> bytes:
+def to_bytes(call: StoredProblem) -> bytes:
     """The file's content. Tensors may be on any device."""
-    p = stored.problem
+    p = call.problem
     experts = used_experts(p)
     tensors = {
         "input.hidden_states": p.hidden_states,
@@ -111,61 +111,61 @@ def to_bytes(stored: Stored) -> bytes:
         "input.topk_weights": p.topk_weights,
         "input.experts": experts,
         **{f"input.{name}": getattr(p, name)[experts] for name in (*WEIGHTS, *p.expert_factors)},
-        **{f"input.{name}": p.given[name] for name in OPTIONAL if name in p.given},
-        **{f"observed.{name}": tensor for name, tensor in stored.observed.items()},
+        **{f"input.{name}": p.arguments[name] for name in OPTIONAL if name in p.arguments},
+        **{f"observed.{name}": tensor for name, tensor in call.outputs.items()},
     }
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    said = {
+    meta = {
         "format": FORMATS[1] if p.features else FORMATS[0],
         "contract": BASE.revision,
         "activation_clamp": p.activation_clamp,
         "fast_math": p.fast_math,
         "max_num_tokens": p.max_num_tokens,
         "num_experts": p.num_experts,
-        **{name: p.given[name] for name in (*EXTRAS, *OF_FORMAT) if name in p.given},
-        "about": dict(stored.about),
+        **{name: p.arguments[name] for name in (*EXTRAS, *OF_FORMAT) if name in p.arguments},
+        "about": dict(call.about),
     }
-    return save(plain, {"megamoe": json.dumps(said, sort_keys=True)})
+    return save(plain, {"megamoe": json.dumps(meta, sort_keys=True)})
 
 
-def load(path: Path) -> Stored:
+def load(path: Path) -> StoredProblem:
     """The problem of ``path``; experts without weights there are zeros, as in any problem.
 
     :class:`StoredError` for a file that is missing, damaged or of another kind, shape or dtype.
     """
-    said, tensors = _read(path)
-    if said is None and "y" in tensors:
+    text, tensors = _read(path)
+    if text is None and "y" in tensors:
         raise StoredError(
             f"{path}: holds an output and no problem; `megamoe explain CASE --actual {path}` "
             "explains it"
         )
-    if said is None:
+    if text is None:
         raise StoredError(
             f"{path}: holds no stored problem; make one with `megamoe capture` or `megamoe reduce`"
         )
-    meta = _meta(path, said)
+    meta = _meta(path, text)
     _check(path, tensors, meta)
     inputs = {n.removeprefix("input."): t for n, t in tensors.items() if n.startswith("input.")}
     experts = inputs.pop("experts")
     for name in (n for n in (*WEIGHTS, *NVFP4_FACTORS) if n in inputs):
         # Zero pages until they are written: experts that no slot names cost nothing.
         try:
-            given = inputs[name]
-            whole = torch.zeros(meta["num_experts"], *given.shape[1:], dtype=given.dtype)
+            part = inputs[name]
+            whole = torch.zeros(meta["num_experts"], *part.shape[1:], dtype=part.dtype)
         except RuntimeError:  # torch's word for no memory
             raise StoredError(
                 f"{path}: there is no memory for the {name} of {meta['num_experts']} experts"
             ) from None
         whole[experts] = inputs[name]
         inputs[name] = whole
-    observed = {
+    outputs = {
         n.removeprefix("observed."): t for n, t in tensors.items() if n.startswith("observed.")
     }
     fields: dict[str, Any] = {**inputs, **{n: meta[n] for n in SCALARS if n in meta}}
     problem = Problem(**fields)
     if fault := problem.act.fault():
         raise StoredError(f"{path}: {fault}; record it again")
-    return Stored(problem, observed, meta.get("about", {}))
+    return StoredProblem(problem, outputs, meta.get("about", {}))
 
 
 def _read(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
@@ -174,31 +174,31 @@ def _read(path: Path) -> tuple[str | None, dict[str, torch.Tensor]]:
     try:
         # Keep it open, so that safetensors, which takes a name, gets no fifo and no giant.
         with open_bounded(path, STORED_LIMIT), safe_open(path, "pt") as file:
-            said = (file.metadata() or {}).get("megamoe")
-            return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text = (file.metadata() or {}).get("megamoe")
+            return text, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise StoredError(f"{path}: no such file") from None
     except (OSError, ValueError, SafetensorError) as error:
-        said = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         raise StoredError(
-            f"{path}: is no stored problem, since it cannot be read as safetensors: {said}; "
+            f"{path}: is no stored problem, since it cannot be read as safetensors: {text}; "
             "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
         ) from error
 
 
-def _meta(path: Path, said: str) -> dict[str, Any]:
+def _meta(path: Path, text: str) -> dict[str, Any]:
     """The scalars and ``about``, each of its type."""
     again = "write it again with megamoe.layer.capture or `megamoe reduce`"
     try:
-        meta = parse_json(said.encode("utf-8", "surrogatepass"))
+        meta = parse_json(text.encode("utf-8", "surrogatepass"))
     except ValueError as error:
         raise StoredError(f"{path}: its metadata is no JSON ({error}); {again}") from error
     if not isinstance(meta, dict):
         raise StoredError(f"{path}: its metadata is no object; {again}")
-    found = meta.get("format")
-    if isinstance(found, bool) or found not in FORMATS:
+    version = meta.get("format")
+    if isinstance(version, bool) or version not in FORMATS:
         raise StoredError(
-            f"{path}: has format {schema.shown(found)}, this megamoe reads {FORMATS[0]} and "
+            f"{path}: has format {schema.preview(version)}, this megamoe reads {FORMATS[0]} and "
             f"{FORMATS[1]}; use the version that wrote it"
         )
     if wrong := schema.fault(meta, _META):
@@ -218,21 +218,21 @@ def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, A
     missing = [name for name in names if f"input.{name}" not in tensors]
     if missing:
         raise StoredError(f"{path}: lacks input.{missing[0]}; record it again")
-    given = {name: tensors[f"input.{name}"] for name in names}
+    inputs = {name: tensors[f"input.{name}"] for name in names}
     for name in names:
         want = 1 if name == "experts" else len(TENSORS[name].shape)
-        if given[name].ndim != want:
-            raise StoredError(f"{path}: input.{name} has {given[name].ndim} axes, expected {want}")
-    tokens, hidden = given["hidden_states"].shape
-    count, rows, _ = given["w13_weight"].shape
-    inter, top_k = rows // 2, given["topk_ids"].shape[1]
-    shared = given["shared_w2_weight"].shape[1] if has_shared else 0
+        if inputs[name].ndim != want:
+            raise StoredError(f"{path}: input.{name} has {inputs[name].ndim} axes, expected {want}")
+    tokens, hidden = inputs["hidden_states"].shape
+    count, rows, _ = inputs["w13_weight"].shape
+    inter, top_k = rows // 2, inputs["topk_ids"].shape[1]
+    shared = inputs["shared_w2_weight"].shape[1] if has_shared else 0
     sizes = {"T": tokens, "K": top_k, "H": hidden, "I": inter, "E": count, "S": shared}
     of_weights = layout.shapes(hidden, inter)
-    for name, tensor in given.items():
-        known = TENSORS.get(name)  # `experts` is of the file alone
-        shape = (count,) if known is None else known.sizes(sizes)
-        dtype = torch.int64 if known is None else known.dtypes[0]
+    for name, tensor in inputs.items():
+        spec = TENSORS.get(name)  # `experts` is of the file alone
+        shape = (count,) if spec is None else spec.sizes(sizes)
+        dtype = torch.int64 if spec is None else spec.dtypes[0]
         if name in of_weights:
             shape, dtype = (count, *of_weights[name]), layout.dtype(name)
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
@@ -247,20 +247,20 @@ def _check(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, A
         )
     if layout.factors and "l2_activation_scale" not in meta:
         raise StoredError(f"{path}: lacks l2_activation_scale; record it again")
-    ids, experts, total = given["topk_ids"], given["experts"], meta["num_experts"]
+    ids, experts, total = inputs["topk_ids"], inputs["experts"], meta["num_experts"]
     if ids.numel() and not (int(ids.min()) >= -1 and int(ids.max()) < total):
         raise StoredError(f"{path}: an id is outside -1 to {total - 1}, the local experts")
     if meta["max_num_tokens"] < tokens:
         raise StoredError(
             f"{path}: max_num_tokens is {meta['max_num_tokens']}, below its {tokens} tokens"
         )
-    used = ids[ids >= 0].unique()
+    live = ids[ids >= 0].unique()
     inside = experts.numel() == 0 or (int(experts.min()) >= 0 and int(experts.max()) < total)
-    if not inside or not torch.isin(used, experts).all():
+    if not inside or not torch.isin(live, experts).all():
         raise StoredError(f"{path}: a slot names an expert whose weights are not in the file")
     more = [n for n in tensors if n.startswith("input.") and n[6:] not in names]
     if more:
-        raise StoredError(f"{path}: {schema.shown(more[0])} is no input; record it again")
+        raise StoredError(f"{path}: {schema.preview(more[0])} is no input; record it again")
     unknown = [n for n in tensors if n.startswith("observed.") and n[9:] not in STAGES]
     if unknown:
         raise StoredError(f"{path}: {unknown[0]} is no stage; known: {', '.join(STAGES)}")
@@ -278,7 +278,7 @@ def case_of(problem: Problem, name: str, breaks: str = "", recipe: Any = None) -
         "clamp": "none" if problem.activation_clamp is None else problem.activation_clamp,
         "fast_math": problem.fast_math,
         "capacity": problem.max_num_tokens,
-        **{n: problem.given[n] for n in (*EXTRAS, *OF_FORMAT) if n in problem.given},
+        **{n: problem.arguments[n] for n in (*EXTRAS, *OF_FORMAT) if n in problem.arguments},
         **({"shared_recipe": {}} if problem.shared_weights else {}),
         **({"shared_output_recipe": {}} if problem.shared_output is not None else {}),
         "hidden_recipe": recipe or {"kind": KIND},
@@ -300,21 +300,21 @@ def inputs_of(case: Case) -> dict[str, Any]:
     if not (isinstance(file, str) and isinstance(digest, str) and _FILE.fullmatch(file)):
         raise StoredError(
             f"case {case.id}: its inputs must be the name of a file in golden/{INPUTS} and its "
-            f"sha256, not {schema.shown(file)} and {schema.shown(digest)}; import it again"
+            f"sha256, not {schema.preview(file)} and {schema.preview(digest)}; import it again"
         )
     path = case.source.parent.parent / INPUTS / file
     try:
-        found = digest_bounded(path, STORED_LIMIT)
+        actual = digest_bounded(path, STORED_LIMIT)
     except OSError as error:
         raise StoredError(f"case {case.id}: {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise StoredError(f"case {case.id}: {error}") from error
-    if found != digest:
+    if actual != digest:
         raise StoredError(
             f"case {case.id}: {path} is not the file that was imported (sha256 does not match); "
             "restore it, or import it again"
         )
-    return load(path).problem.given
+    return load(path).problem.arguments
 
 
 def capacity_for(tokens: int) -> int:

@@ -6,9 +6,9 @@ from itertools import count
 from pathlib import Path
 
 
-def new_file(given: str) -> Path:
+def new_file(name: str) -> Path:
     """The file that ``--out`` names; ``ValueError`` where it cannot be a new one."""
-    out = Path(given)
+    out = Path(name)
     if out.suffix != ".safetensors" or out.is_dir():
         raise ValueError(f"--out {out}: name a file that ends in .safetensors")
     if out.exists():
@@ -19,9 +19,9 @@ def new_file(given: str) -> Path:
 def free_names(stem: str) -> list[Path]:
     """The names ``STEM.safetensors``, ``STEM-2.safetensors``, ...: those that exist already, then
     the first that is free."""
-    taken = list[Path]()
+    names = list[Path]()
     for n in count(1):
-        taken.append(Path(f"{stem}{f'-{n}' if n > 1 else ''}.safetensors"))
-        if not taken[-1].exists():
+        names.append(Path(f"{stem}{f'-{n}' if n > 1 else ''}.safetensors"))
+        if not names[-1].exists():
             break
-    return taken
+    return names

@@ -18,6 +18,6 @@ def options(recipe: Recipe, what: str, **defaults: Any) -> dict[str, Any]:
     """``recipe`` over ``defaults``; one line naming an unknown key."""
     unknown = sorted(set(recipe) - set(defaults) - {"kind"})
     if unknown:
-        known = ", ".join(sorted(defaults))
-        raise ValueError(f"{what} recipe {recipe.get('kind')!r}: unknown {unknown}; known: {known}")
+        keys = ", ".join(sorted(defaults))
+        raise ValueError(f"{what} recipe {recipe.get('kind')!r}: unknown {unknown}; known: {keys}")
     return {**defaults, **recipe}

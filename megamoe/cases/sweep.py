@@ -38,10 +38,10 @@ def base(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scaled(
-    made: tuple[U8, U8, U8, U8], expert: int, recipe: Mapping[str, Any]
+    weights: tuple[U8, U8, U8, U8], expert: int, recipe: Mapping[str, Any]
 ) -> tuple[U8, U8, U8, U8]:
-    """``made`` with the scale bytes of ``expert``; ``ValueError`` beyond 0 to 255."""
-    w13, w13_sf, w2, w2_sf = made
+    """``weights`` with the scale bytes of ``expert``; ``ValueError`` beyond 0 to 255."""
+    w13, w13_sf, w2, w2_sf = weights
     half = len(w13_sf) // 2
     for name, part in zip(_BYTES, (w13_sf[:half], w13_sf[half:], w2_sf), strict=True):
         first, step = recipe[name]

@@ -130,8 +130,8 @@ _AT_ONCE = 1 << 15
 
 def _nibbles(stream: int, rows: int, columns: int, name: str) -> U8:
     if name not in LUTS:
-        known = ", ".join(LUTS)
-        raise ValueError(f"unknown weight table {name!r}; known: {known}, probe, signed-probe")
+        names = ", ".join(LUTS)
+        raise ValueError(f"unknown weight table {name!r}; known: {names}, probe, signed-probe")
     if name == "uniform":
         return random_bytes(stream, rows * columns // 2).reshape(rows, columns // 2)
     table, out = LUTS[name].tobytes(), np.empty(rows * columns // 2, np.uint8)

@@ -8,12 +8,17 @@ from typing import Any
 
 from rich.table import Table
 
-from megamoe.commands.shared import compared_cases, note_repository, side_options, write_compared
+from megamoe.commands.shared import (
+    comparison_cases,
+    note_repository,
+    side_options,
+    write_comparison,
+)
 from megamoe.compare import ab, disk, stages
-from megamoe.compare.running import COMPARABLE, judged_under
+from megamoe.compare.running import COMPARABLE, contract_lines
 from megamoe.compare.sides import parse
 from megamoe.console import Console
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.worker.choice import AUTO
 
 
@@ -21,7 +26,7 @@ def run(a: argparse.Namespace) -> int:
     """Run both sides, and say what moved."""
     repo = Path(a.repo).resolve() if a.repo else None
     sides = (parse(a.left, repo), parse(a.right, repo))
-    root, cases = compared_cases(a)
+    root, cases = comparison_cases(a)
     backends = (a.left_backend or a.backend, a.right_backend or a.backend)
     q = ab.Question(
         sides, backends, cases, root, a.device, a.timeout, side_options(a), a.contract or AUTO
@@ -29,13 +34,13 @@ def run(a: argparse.Namespace) -> int:
     console, notes = Console(), Console(stderr=True)
     note_repository([side.repo for side in sides if side.kind == "git"], notes)
     total = len([c for c in cases if c.kind in COMPARABLE])
-    counted = 0
+    count = 0
     with console.status("starting both sides", spinner="line") as status:
 
-        def done(result: dict[str, Any]) -> None:
-            nonlocal counted
-            counted += 1
-            status.update(f"{counted} of {total}: {result['id']}")
+        def on_result(result: dict[str, Any]) -> None:
+            nonlocal count
+            count += 1
+            status.update(f"{count} of {total}: {result['id']}")
             if result["status"] in ("moved", "error"):
                 console.print(
                     f"{result['status']:<6} {result['id']}  {result.get('reason', '')}",
@@ -43,23 +48,23 @@ def run(a: argparse.Namespace) -> int:
                 )  # fmt: skip
 
         try:
-            made = ab.run(q, done)
+            report = ab.run(q, on_result)
         except OSError as error:
-            raise disk.said(error) from error
-    for line in judged_under({name: made[name] for name in ab.NAMES}):
+            raise disk.cause_of(error) from error
+    for line in contract_lines({name: report[name] for name in ab.NAMES}):
         notes.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
-    _show(made, console)
+    _show(report, console)
     if a.json:
-        write_compared(a.json, made)
-    return ab.exit_code(made)
+        write_comparison(a.json, report)
+    return ab.exit_code(report)
 
 
-def _show(made: dict[str, Any], console: Console) -> None:
+def _show(report: dict[str, Any], console: Console) -> None:
     table = Table("stage", title="what moved", title_justify="left")
     for name in ("cases", "elements", "most ULPs", "outside left", "outside right"):
         table.add_column(name, justify="right")
     rows: dict[str, list[dict[str, Any]]] = {}
-    for case in made["cases"]:
+    for case in report["cases"]:
         for name, stage in case["stages"].items():
             if stage["moved"]:
                 rows.setdefault(name, []).append(stage)
@@ -74,9 +79,9 @@ def _show(made: dict[str, Any], console: Console) -> None:
         )  # fmt: skip
     if rows:
         console.print(table)
-    skipped = len(made["not_compared"])
+    skipped = len(report["not_compared"])
     if skipped:
         console.print(
-            f"{counted(skipped, 'case')} not compared: neither backend has what they need"
+            f"{quantity(skipped, 'case')} not compared: neither backend has what they need"
         )
-    console.print(made["headline"], markup=False, highlight=False, soft_wrap=True)
+    console.print(report["headline"], markup=False, highlight=False, soft_wrap=True)

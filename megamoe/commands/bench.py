@@ -24,7 +24,7 @@ def run(a: argparse.Namespace) -> int:
     """Time, or read what was timed; a table, and a plot where one is asked for."""
     if a.scale:
         return _scale(a)
-    if bench_ep.asked(a):
+    if bench_ep.is_over_ranks(a):
         return bench_ep.run(a)
     if a.device == "cpu":
         raise UsageError("--device cpu goes with --ep; without ranks bench times a GPU")
@@ -46,8 +46,8 @@ def run(a: argparse.Namespace) -> int:
     Console(width=None if sys.stdout.isatty() else 150).print(bench.table(rows))
     if a.plot:
         bench.plot(rows, Path(a.plot))
-    failed = [row for row in rows if row.best is None and row.what not in PEERS]
-    return 1 if failed and not a.source else 0
+    failures = [row for row in rows if row.best is None and row.what not in PEERS]
+    return 1 if failures and not a.source else 0
 
 
 def _scale(a: argparse.Namespace) -> int:
@@ -73,13 +73,13 @@ def _timed(a: argparse.Namespace) -> list[bench.Row]:
     backend = load_backend(a.backend, "cuda")
     if not provided(backend, "run"):
         raise UsageError(f"backend {a.backend} has no `run`; bench times what has one")
-    made_by = bench.provenance(shlex.join(["megamoe", *sys.argv[1:]]), backend)
+    provenance = bench.provenance(shlex.join(["megamoe", *sys.argv[1:]]), backend)
     rows: list[bench.Row] = []
     for row in bench.measure(backend, a.share, a.tokens, a.peers, a.repeats):
         rows.append(row)
         print(row.line(), file=sys.stderr, flush=True)
         if a.json:
-            bench.save(rows, Path(a.json), made_by)
+            bench.save(rows, Path(a.json), provenance)
     return rows
 
 

@@ -25,7 +25,7 @@ from megamoe.worker.team import Ranks
 NOT_HERE: Final = {"plot": "--plot", "source": "--from"}
 
 
-def asked(a: argparse.Namespace) -> bool:
+def is_over_ranks(a: argparse.Namespace) -> bool:
     """Whether the command is over ranks: by --ep, or since torchrun started this process."""
     return a.ep is not None or Ranks.of_torchrun(os.environ) is not None
 
@@ -34,8 +34,8 @@ def run(a: argparse.Namespace) -> int:
     """Start the ranks, or be one of them."""
     _check(a)
     a.backend = a.backend or ("eager" if a.device == "cpu" else "triton")
-    found = Ranks.of_torchrun(os.environ)
-    count = a.ep if found is None else found.of
+    team = Ranks.of_torchrun(os.environ)
+    count = a.ep if team is None else team.of
     if a.ep not in (None, count):
         raise UsageError(
             f"--ep {a.ep}: torchrun started {count} ranks; leave --ep out, or start {a.ep}"
@@ -45,10 +45,10 @@ def run(a: argparse.Namespace) -> int:
             for tokens in a.tokens:
                 print(f"{SHARES[share].name} T={tokens} a rank, {count} ranks: {a.backend}")
         return 0
-    if found is None and count > 1:
-        return _started(count, sys.argv[1:])
+    if team is None and count > 1:
+        return _launch(count, sys.argv[1:])
     device = _device(a.device)
-    if found is None:
+    if team is None:
         one_rank(device)
     else:
         _join(engine(str(device)))
@@ -89,7 +89,7 @@ def _join(backend: str) -> None:
         raise ValueError(f"the ranks did not find one another: {words}; {INTERFACE}") from error
 
 
-def _started(count: int, arguments: Sequence[str]) -> int:
+def _launch(count: int, arguments: Sequence[str]) -> int:
     """``count`` processes of this command by torchrun; its exit status."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -117,16 +117,16 @@ def _measured(a: argparse.Namespace, world: ranks.World) -> None:
     """The table and the file of rank 0; each row is said and saved as soon as there is one."""
     backend = load_backend(a.backend, world.device)
     speaks, rows = world.rank == 0, list[ranks.RankRow]()
-    made_by = bench.provenance(shlex.join(["megamoe", *sys.argv[1:]]), backend)
+    provenance = bench.provenance(shlex.join(["megamoe", *sys.argv[1:]]), backend)
     speeds = ranks.machine(world.device)
-    made_by |= {
+    provenance |= {
         "timing": "median over the repeats of the slowest rank's time",
         "ranks": world.size, "process_group": dist.get_backend(world.group),
         "rank_floor": {"machine": speeds.name, "source": speeds.source},
     }  # fmt: skip
     if speaks:
         what = torch.cuda.get_device_name(world.device) if a.device == "cuda" else "CPU"
-        print(f"{world.size} ranks, {made_by['process_group']}, {what}; {a.backend}, medians of "
+        print(f"{world.size} ranks, {provenance['process_group']}, {what}; {a.backend}, medians of "
               f"{a.repeats} in microseconds")  # fmt: skip
         print(f"floor: arithmetic of published speeds, {speeds.name}; not measured")
         print(ranks.head(), flush=True)
@@ -135,4 +135,4 @@ def _measured(a: argparse.Namespace, world: ranks.World) -> None:
         if speaks:
             print(row.line(), flush=True)
             if a.json:
-                bench.save(rows, Path(a.json), made_by)
+                bench.save(rows, Path(a.json), provenance)

@@ -10,7 +10,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from megamoe.commands.shared import compared_cases, note_repository, side_options, write_compared
+from megamoe.commands.shared import (
+    comparison_cases,
+    note_repository,
+    side_options,
+    write_comparison,
+)
 from megamoe.compare import bisect
 from megamoe.compare.job import Job, Range
 from megamoe.compare.question import Test
@@ -27,7 +32,7 @@ def run(a: argparse.Namespace) -> int:
     """Search, and say which is the first bad one."""
     if a.judge and a.script:
         raise ValueError("--judge and --run are two answers to what is bad; give one")
-    root, cases = compared_cases(a)
+    root, cases = comparison_cases(a)
     cases = [case for case in cases if case.kind in COMPARABLE]
     if a.script:
         cases = []
@@ -44,20 +49,20 @@ def run(a: argparse.Namespace) -> int:
     try:
         with console.status("checking the ends, the bad one first", spinner="line") as status:
 
-            def said(step: dict[str, Any], known: bool) -> None:
-                console.print(_line(step, known), highlight=False, soft_wrap=True)
+            def on_step(step: dict[str, Any], is_known: bool) -> None:
+                console.print(_line(step, is_known), highlight=False, soft_wrap=True)
                 status.update("walking")
 
             def note(text: str) -> None:
                 notes.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
-            made = bisect.run(job, said, note)
+            report = bisect.run(job, on_step, note)
     finally:
         signal.signal(signal.SIGTERM, before)
-    _show(made, console)
+    _show(report, console)
     if a.json:
-        write_compared(a.json, made)
-    return 0 if made["first_bad"] else 1
+        write_comparison(a.json, report)
+    return 0 if report["first_bad"] else 1
 
 
 def _stop(*_: object) -> None:
@@ -80,43 +85,43 @@ def _range(a: argparse.Namespace) -> Range:
 def _spread(text: str) -> list[str]:
     """``name==1,2`` and ``flake:input=url,url`` as one word each."""
     for mark in ("==", "="):
-        head, found, tail = text.partition(mark)
-        if found and (mark == "==" or text.startswith("flake:")):
+        head, separator, tail = text.partition(mark)
+        if separator and (mark == "==" or text.startswith("flake:")):
             return [f"{head}{mark}{part}" for part in tail.split(",") if part]
     return [text]
 
 
-def _line(step: dict[str, Any], known: bool) -> Text:
+def _line(step: dict[str, Any], is_known: bool) -> Text:
     rev = step["rev"][:12] if len(step["rev"]) == 40 else step["rev"]
     out = Text()
     out.append(f"{step['verdict'] if step['verdict'] != 'seen' else step['role'] + ' end':<8} ",
                style=_COLOURS.get(step["verdict"], ""))  # fmt: skip
     out.append(f"{rev}  {step['subject']}".rstrip())
-    out.append(f"  {'known' if known else str(step['seconds']) + ' s'}", style="dim")
+    out.append(f"  {'known' if is_known else str(step['seconds']) + ' s'}", style="dim")
     return out.append(f"  {step['reason']}") if step["reason"] else out
 
 
-def _show(made: dict[str, Any], console: Console) -> None:
-    if made["cases"]:
+def _show(report: dict[str, Any], console: Console) -> None:
+    if report["cases"]:
         table = Table("case", "first stage", title="what the first bad one moved",
                       title_justify="left")  # fmt: skip
         table.add_column("elements", justify="right")
         table.add_column("most ULPs", justify="right")
-        for case in made["cases"][:10]:
+        for case in report["cases"][:10]:
             stage = case["stages"][case["first_stage"]]
             far = "NaN" if stage["max_ulps"] is None else str(stage["max_ulps"])
             table.add_row(case["id"], case["first_stage"], f"{stage['moved']} of "
                           f"{stage['elements']}", far)  # fmt: skip
         console.print(table)
-        if len(made["cases"]) > 10:
-            console.print(f"and {len(made['cases']) - 10} more cases (--json has them)")
+        if len(report["cases"]) > 10:
+            console.print(f"and {len(report['cases']) - 10} more cases (--json has them)")
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-    worst = made["worst"]
+    worst = report["worst"]
     if worst:
         line = Worst(**{k: v for k, v in worst.items() if k != "case"}).line()
-        for judged, compared in (("expected", "good"), ("got", "bad"), ("ULP outside", "ULP")):
-            line = line.replace(judged, compared)
+        for word, ours in (("expected", "good"), ("got", "bad"), ("ULP outside", "ULP")):
+            line = line.replace(word, ours)
         console.print(f"worst    {worst['case']}: {line}", **plain)
-    if made["archive"]:
-        console.print(f"archive  {made['archive']}", **plain)
-    console.print(made["headline"], **plain)
+    if report["archive"]:
+        console.print(f"archive  {report['archive']}", **plain)
+    console.print(report["headline"], **plain)

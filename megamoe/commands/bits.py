@@ -9,7 +9,7 @@ from typing import Final
 from megamoe import golden
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.suite import bits
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
@@ -29,13 +29,15 @@ def run_record(a: argparse.Namespace) -> int:
         golden.write_atomically(out / ".gitignore", b"*\n")
     console = Console(stderr=True)
 
-    def said(identity: Identity) -> None:
-        console.print(identity.judged_under, markup=False, highlight=False, soft_wrap=True)
+    def on_identity(identity: Identity) -> None:
+        console.print(identity.contract_line, markup=False, highlight=False, soft_wrap=True)
 
-    with progress("recording bits", None, console) as done:
-        path, cases, declined = bits.record(settings, out, a.j, done, said)
-    rest = f", {declined} declined by the backend" if declined else ""
-    print(f"{path}: {counted(cases, 'case')}{rest}; three runs in two processes agree in every bit")
+    with progress("recording bits", None, console) as on_result:
+        path, cases, refusals = bits.record(settings, out, a.j, on_result, on_identity)
+    rest = f", {refusals} declined by the backend" if refusals else ""
+    print(
+        f"{path}: {quantity(cases, 'case')}{rest}; three runs in two processes agree in every bit"
+    )
     return 0
 
 
@@ -43,6 +45,6 @@ def run_bless(a: argparse.Namespace) -> int:
     """Make the candidates the recorded goldens."""
     root = root_of(a)
     source = Path(a.source) if a.source else root / CANDIDATES
-    written = golden.recorded.bless(root, source, take=not a.source)
-    print(f"{', '.join(map(str, written))}: blessed; commit {root / 'recorded'}")
+    paths = golden.recorded.bless(root, source, take=not a.source)
+    print(f"{', '.join(map(str, paths))}: blessed; commit {root / 'recorded'}")
     return 0

@@ -10,7 +10,7 @@ from megamoe.commands.output import complain, write_reports
 from megamoe.console import Console
 from megamoe.suite import check, next_command, reds, results
 from megamoe.suite.settings import Settings, is_default
-from megamoe.suite.stops import Stopped, release
+from megamoe.suite.stops import Stop, release
 
 
 def run(a: argparse.Namespace) -> int:
@@ -23,7 +23,7 @@ def run(a: argparse.Namespace) -> int:
     if not speaks:
         a.json = a.junit = None
     try:
-        made = check.check(
+        outcome = check.check(
             settings,
             a.n,
             workers,
@@ -37,9 +37,9 @@ def run(a: argparse.Namespace) -> int:
             learns=is_default("timeout", a.timeout),
         )
         if not speaks:
-            return _silent(made)
-        return _finished(a, made, console)
-    except Stopped as stopped:  # before the backend was loaded
+            return _silent(outcome)
+        return _finish(a, outcome, console)
+    except Stop as stopped:  # before the backend was loaded
         print(f"megamoe: stopped ({stopped}); nothing was judged", file=sys.stderr)
         return stopped.code
     finally:
@@ -56,7 +56,7 @@ def _silent(outcome: check.Outcome) -> int:
     return outcome.code
 
 
-def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> int:
+def _finish(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> int:
     """Write the reports and show the table; the exit status."""
     wrong = write_reports(a, outcome.report)
     with suppress(BrokenPipeError):
@@ -65,6 +65,6 @@ def _finished(a: argparse.Namespace, outcome: check.Outcome, console: Console) -
         next_command.show_next(
             outcome.report, console, outcome.cases, outcome.alone, folded
         )  # fmt: skip
-    if outcome.stopped:
-        complain(f"stopped: {outcome.stopped}")
+    if outcome.stop_reason:
+        complain(f"stopped: {outcome.stop_reason}")
     return outcome.code or results.exit_code(outcome.report["counts"]) or (2 if wrong else 0)

@@ -195,10 +195,10 @@ def _fish(words: list[Words], ids: Sequence[str]) -> str:
     }
     lines = ["complete -c megamoe -f", f"set -g __megamoe_cases {' '.join(map(shlex.quote, ids))}"]
     for w in words:
-        seen = [f"__fish_seen_subcommand_from {name}" for name in w.verb]
+        conditions = [f"__fish_seen_subcommand_from {name}" for name in w.verb]
         if w.acts:
-            seen.append(f"not __fish_seen_subcommand_from {' '.join(w.acts)}")
-        when = f" -n {shlex.quote('; and '.join(seen))}" if seen else ""
+            conditions.append(f"not __fish_seen_subcommand_from {' '.join(w.acts)}")
+        when = f" -n {shlex.quote('; and '.join(conditions))}" if conditions else ""
         for name, text in w.acts.items():
             lines.append(f"complete -c megamoe{when} -a {name} -d {shlex.quote(text)}")
         for o in w.options:

@@ -14,12 +14,12 @@ from megamoe.commands import UsageError, bits
 from megamoe.commands.shared import progress, root_of
 from megamoe.confirm import ConfirmError, cases
 from megamoe.confirm.gpu import Chip, Device
-from megamoe.confirm.words import COLUMNS, INSTRUCTIONS, ROWS, Asked, answered
+from megamoe.confirm.words import COLUMNS, INSTRUCTIONS, ROWS, Request, words_entry
 from megamoe.console import Console
 from megamoe.environment import slug, versions
-from megamoe.golden.documents import read_recorded
+from megamoe.golden.documents import read_recording
 from megamoe.predict import model, tables
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.suite.settings import Settings
 from megamoe.worker.choice import AUTO
 
@@ -46,9 +46,9 @@ def _ask(a: argparse.Namespace) -> int:
         data["silu"] = {name: tables.pack(name, t) for name, t in device.silu().items()}
         for name, instruction in INSTRUCTIONS.items():
             tiles = -(-a.outputs // (ROWS * COLUMNS))
-            asked = Asked(instruction, SEED, tiles, STEPS)
+            request = Request(instruction, SEED, tiles, STEPS)
             try:
-                data["instructions"][name] = answered(asked, device.words(asked))
+                data["instructions"][name] = words_entry(request, device.words(request))
             except ConfirmError as error:
                 data["lacks"][name] = str(error)
         toolchain = device.toolchain
@@ -65,19 +65,19 @@ def _ask(a: argparse.Namespace) -> int:
         settings = Settings(
             a.backend, "cuda", "forward", "full", a.case, a.contract or AUTO, golden=a.golden
         )
-        with progress("asking", None, Console(stderr=True)) as done:
-            identity, shown = cases.ask(settings, model(a.model).accumulator, a.j, done)
-        data |= {"cases": shown, "contract": identity.contract, "backend": identity.name}
+        with progress("asking", None, Console(stderr=True)) as on_result:
+            identity, answers = cases.ask(settings, model(a.model).accumulator, a.j, on_result)
+        data |= {"cases": answers, "contract": identity.contract, "backend": identity.name}
         try:
-            with progress("recording", None, Console(stderr=True)) as done:
-                data["recorded"] = cases.recorded(settings, a.j, done)
+            with progress("recording", None, Console(stderr=True)) as on_result:
+                data["recorded"] = cases.record(settings, a.j, on_result)
         except golden.GoldenError as error:
             data["lacks"]["recorded bits"] = str(error)
     else:
         data["lacks"]["cases"] = "no --backend was given"
     confirm.write_answers(Path(a.out), data)
     print(f"{a.out}: {len(data['instructions'])} instructions, {len(data['silu'])} silu tables, "
-          f"{counted(len(data['cases']), 'case')} of {chip.name}")  # fmt: skip
+          f"{quantity(len(data['cases']), 'case')} of {chip.name}")  # fmt: skip
     return 0
 
 
@@ -85,33 +85,33 @@ def _read(a: argparse.Namespace) -> int:
     answers = confirm.read_answers(Path(a.source))
     print(f"{answers['gpu']}, {answers['provenance'].get('date', 'no date')}, model "
           f"{answers['model']}")  # fmt: skip
-    said = confirm.found(answers, root_of(a))
-    for each in said:
+    findings = confirm.statements(answers, root_of(a))
+    for each in findings:
         print(each.line())
     if a.write:
-        print(_kept(answers))
+        print(_save_tables(answers))
         if "recorded" in answers:
             print(_candidate(answers["recorded"], root_of(a)))
-    return 1 if any(each.state == "refuted" for each in said) else 0
+    return 1 if any(each.state == "refuted" for each in findings) else 0
 
 
-def _candidate(recorded: dict[str, Any], root: Path) -> str:
+def _candidate(document: dict[str, Any], root: Path) -> str:
     """Write its recorded bits where ``golden bless-bits`` takes them; what was written."""
     out = root / bits.CANDIDATES
     golden.write_atomically(out / ".gitignore", b"*\n")
     try:
-        path = golden.recorded.write(out, recorded)
+        path = golden.recorded.write(out, document)
     except KeyError as lacking:
         raise ConfirmError(f"the recorded bits have no {lacking}; confirm again") from None
     try:
-        read_recorded(path, slug)
+        read_recording(path, slug)
     except golden.GoldenError:
         path.unlink()  # a candidate that nothing can read helps nobody
         raise
     return f"wrote {path}; make it a recorded golden with `megamoe golden bless-bits`"
 
 
-def _kept(answers: dict[str, Any]) -> str:
+def _save_tables(answers: dict[str, Any]) -> str:
     """Write its silu tables beside the others; what was written, in a line."""
     if not answers["silu"]:
         raise ConfirmError("the file has no silu tables; there is nothing to write")

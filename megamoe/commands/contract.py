@@ -15,14 +15,14 @@ from megamoe.commands.shared import root_of
 from megamoe.console import Console
 from megamoe.golden import GoldenError, Store, make
 from megamoe.kernels.registry import kernels
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.spec import builds
 from megamoe.spec.contract import CONTRACTS, Clause, Contract
 from megamoe.suggest import hint
 
 _FEW: Final = 3
 """Cases of one side alone that are named without ``--verbose``."""
-SHOWN: Final = {
+EFFECTS: Final = {
     "features": "nothing: a contract without a feature does not know its cases",
     "situ_tanh": "l2_acts and y of SiTU, where the gate is small",
     "shared_expert": "y where its fp32 sum rounds otherwise with the row at another place",
@@ -62,18 +62,18 @@ SHOWN: Final = {
 def run_list(a: argparse.Namespace) -> int:
     """A table of the revisions, and of the builds that follow each, or kernels that claim it."""
     table = Table("revision", "clauses", "builds that follow it", "where they differ")
-    followed = [build.revision for build in builds.BUILDS.values()]
-    for revision in dict.fromkeys([*CONTRACTS, *followed]):
-        known = f"{len(_clauses(CONTRACTS[revision]))}" if revision in CONTRACTS else "not yet"
+    revisions = [build.revision for build in builds.BUILDS.values()]
+    for revision in dict.fromkeys([*CONTRACTS, *revisions]):
+        count = f"{len(_clauses(CONTRACTS[revision]))}" if revision in CONTRACTS else "not yet"
         rows: dict[str, list[str]] = {}
         for build in builds.BUILDS.values():
             if build.revision == revision:
                 rows.setdefault(_differences(build), []).append(build.name)
-        claimed = [f"{k.name} (adapter)" for k in kernels().values() if revision in k.contracts]
-        if claimed and not rows:
-            rows[""] = claimed
+        adapters = [f"{k.name} (adapter)" for k in kernels().values() if revision in k.contracts]
+        if adapters and not rows:
+            rows[""] = adapters
         for at, (differences, names) in enumerate((rows or {"": ["none"]}).items()):
-            first = (revision, known) if at == 0 else ("", "")
+            first = (revision, count) if at == 0 else ("", "")
             table.add_row(*first, escape(_together(names)), escape(differences))
         table.add_section()
     _console().print(table)
@@ -87,7 +87,7 @@ def run_show(a: argparse.Namespace) -> int:
     for name, clause in clauses.items():
         table.add_row(name, escape(_value(clause.value)), escape(clause.evidence))
     _console().print(table)
-    build = builds.named(a.revision)
+    build = builds.build_of(a.revision)
     if build is not None:
         _print_build(build)
     return 0
@@ -102,7 +102,7 @@ def run_diff(a: argparse.Namespace) -> int:
             _value(side[name].value) if name in side else "not a clause" for side in (left, right)
         )
         if ours != theirs:
-            table.add_row(name, escape(ours), escape(theirs), SHOWN.get(name, "not described"))
+            table.add_row(name, escape(ours), escape(theirs), EFFECTS.get(name, "not described"))
     if not table.row_count:
         print(f"{a.left} and {a.right} have the same clauses, with the same values")
     else:
@@ -123,17 +123,17 @@ def _print_cases(root: Path, left: Contract, right: Contract, is_whole: bool) ->
     ]
     both = [c for c in cases if {left.revision, right.revision} <= set(c.revisions)]
     # A case of kind errors has no golden: what is right stands in the case.
-    moved = [c.id for c in both if len({_key(store, c) for store in stores}) > 1]
-    print(f"{counted(len(moved), 'case')} of {len(both)} with another golden")
-    for case_id in moved:
+    changes = [c.id for c in both if len({_key(store, c) for store in stores}) > 1]
+    print(f"{quantity(len(changes), 'case')} of {len(both)} with another golden")
+    for case_id in changes:
         print(f"  {case_id}")
     for ids, contract in zip(only, (left, right), strict=True):
-        title = f"{counted(len(ids), 'case')} only under {contract.revision}"
+        title = f"{quantity(len(ids), 'case')} only under {contract.revision}"
         if ids and is_whole:
             print(title, *(f"  {case_id}" for case_id in ids), sep="\n")
         elif ids:
-            left_out = len(ids) - _FEW
-            more = f" and {left_out} more; --verbose names all" if left_out > 0 else ""
+            rest = len(ids) - _FEW
+            more = f" and {rest} more; --verbose names all" if rest > 0 else ""
             print(f"{title}: {', '.join(ids[:_FEW])}{more}")
 
 
@@ -146,18 +146,18 @@ def _key(store: Store, case: Case) -> str:
 
 def run_detect(a: argparse.Namespace) -> int:
     """Exit status 1 where a kernel is not one whose bits are known."""
-    found = _folders(a.what)
+    folders = _folders(a.what)
     unknown = False
-    for name, folder in found.items():
+    for name, folder in folders.items():
         try:
             detected = builds.detect(folder)
         except ValueError as error:
-            if len(found) == 1:
+            if len(folders) == 1:
                 raise
             print(f"{name}: {error}")
             continue
         unknown |= not detected.same_bits
-        print(f"{name}: {detected.said}")
+        print(f"{name}: {detected.description}")
         print(f"  headers: {detected.where}")
         for header in detected.differing if detected.builds else ():
             decides = "decides bits" if header.bits else "no bit depends on it"
@@ -173,20 +173,20 @@ def run_detect(a: argparse.Namespace) -> int:
 def _folders(what: str | None) -> dict[str, Path]:
     if what is not None and Path(what).is_dir():
         return {what: Path(what)}
-    found = builds.installed()
+    folders = builds.installed()
     packages = ", ".join(builds.PACKAGES)
     if what is None:
-        if not found:
+        if not folders:
             raise ValueError(f"none of {packages} is installed here; name a folder with headers")
-        return found
+        return folders
     name = what.replace("-", "_")
-    if name not in found:
-        here = ", ".join(found) or f"none of {packages}"
+    if name not in folders:
+        here = ", ".join(folders) or f"none of {packages}"
         raise ValueError(
             f"{what} is neither a folder nor a package with the kernel that is installed here "
             f"(here: {here}); name a folder"
         )
-    return {what: found[name]}
+    return {what: folders[name]}
 
 
 def _names() -> list[str]:
@@ -199,19 +199,19 @@ def _clauses(contract: Contract) -> dict[str, Clause[Any]]:
 
 def _of(name: str) -> dict[str, Clause[Any]]:
     """The clauses of a revision, or of a build: its revision's, with its differences."""
-    build = builds.named(name)
+    build = builds.build_of(name)
     revision = name if build is None else build.revision
     if revision not in CONTRACTS:
-        known = ", ".join(CONTRACTS)
+        revisions = ", ".join(CONTRACTS)
         followers = [b.name for b in builds.BUILDS.values() if b.revision == revision]
         if followers:
             raise ValueError(
                 f"revision {revision}, which {followers[-1]} follows, has no clauses written down "
-                f"yet; those that have: {known}"
+                f"yet; those that have: {revisions}"
             )
         raise ValueError(
             f"unknown revision or build {name!r}{hint(name, _names())}; "
-            f"revisions: {known}; `megamoe contract list` shows all"
+            f"revisions: {revisions}; `megamoe contract list` shows all"
         )
     clauses = _clauses(CONTRACTS[revision])
     if build is not None:

@@ -31,7 +31,7 @@ SECONDS: Final = 20.0
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PROGRAMS: Final = ("chromium", "nix", "torch-index")
 """Lines that wait for another program, and for nothing of this process."""
-NEEDED: Final = ("python", "torch", "numpy", "safetensors", "goldens", "eager")
+ESSENTIALS: Final = ("python", "torch", "numpy", "safetensors", "goldens", "eager")
 """Lines without which `check --backend eager` cannot run; all others are for more than that."""
 
 
@@ -56,7 +56,7 @@ def run(a: argparse.Namespace) -> int:
         if not a.json:
             mend = f"\n{'':<8} {'':<12} -> {line.mend}" if line.mend else ""
             print(f"{line.state:<8} {line.name:<12} {line.said}{mend}", flush=True)
-    well = all(line.state == "ok" for line in lines if line.name in NEEDED)
+    well = all(line.state == "ok" for line in lines if line.name in ESSENTIALS)
     if a.json:
         print(json.dumps({"ok": well, "lines": [asdict(line) for line in lines]}, indent=1))
         return 0 if well else 1
@@ -76,17 +76,17 @@ def examined(golden: str | None = None) -> Iterator[Line]:
         "deep_gemm": _deep_gemm, "chromium": _chromium, "nix": _nix, "torch-index": _index,
     }  # fmt: skip
     with ThreadPoolExecutor() as pool:  # other programs answer while torch is imported
-        started = {name: pool.submit(_line, name, checks[name]) for name in PROGRAMS}
+        futures = {name: pool.submit(_line, name, checks[name]) for name in PROGRAMS}
         for name, check in checks.items():
-            yield started[name].result() if name in started else _line(name, check)
+            yield futures[name].result() if name in futures else _line(name, check)
 
 
 def _line(name: str, check: Callable[[], Line]) -> Line:
     try:
         return check()
     except Exception as error:  # a broken package must not hide the lines after it
-        said = printable(f"{type(error).__name__}: {error}".splitlines()[0][:300])
-        return Line(name, "wrong", said, f"mend or install {name} again")
+        message = printable(f"{type(error).__name__}: {error}".splitlines()[0][:300])
+        return Line(name, "wrong", message, f"mend or install {name} again")
 
 
 def _megamoe() -> Line:
@@ -94,19 +94,19 @@ def _megamoe() -> Line:
 
 
 def _python() -> Line:
-    said = f"{platform.python_version()} ({sys.executable})"
+    version = f"{platform.python_version()} ({sys.executable})"
     if sys.version_info[:2] < OLDEST:
-        return Line("python", "wrong", said, "use Python 3.11 or newer: make setup PYTHON=...")
-    return Line("python", "ok", said)
+        return Line("python", "wrong", version, "use Python 3.11 or newer: make setup PYTHON=...")
+    return Line("python", "ok", version)
 
 
 def _package(name: str, mend: str) -> Line:
     try:
-        said = metadata.version(name)
+        version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return Line(name, "missing", "not installed", mend)
     __import__(name)  # a version alone does not say that it loads
-    return Line(name, "ok", said)
+    return Line(name, "ok", version)
 
 
 def _goldens(golden: str | None) -> Line:
@@ -116,8 +116,8 @@ def _goldens(golden: str | None) -> Line:
     root = Path(golden) if golden else golden_root()
     mend = "restore golden/, or name it with --golden DIR or MEGAMOE_GOLDEN"
     try:
-        known = len(manifest_of(root)["cases"])
-        return Line("goldens", "ok", f"{len(load_cases(root))} cases, {known} goldens in {root}")
+        count = len(manifest_of(root)["cases"])
+        return Line("goldens", "ok", f"{len(load_cases(root))} cases, {count} goldens in {root}")
     except (ValueError, OSError) as error:
         return Line("goldens", "wrong", " ".join(str(error).split()), mend)
 
@@ -133,54 +133,54 @@ def _gpu() -> Line:
     names = _ran(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
     import torch
 
-    built = torch.version.cuda
+    cuda = torch.version.cuda
     if not names:
         return Line("gpu", "missing", "no NVIDIA GPU, or no driver; `--device cpu` needs none")
-    said = f"{'; '.join(names.splitlines())} (name, driver)"
+    gpus = f"{'; '.join(names.splitlines())} (name, driver)"
     if not torch.cuda.is_available():
-        why = "is a CPU build" if built is None else f"of CUDA {built} finds none"
+        why = "is a CPU build" if cuda is None else f"of CUDA {cuda} finds none"
         return Line(
-            "gpu", "wrong", f"{said}; torch {why}", "make setup TORCH=cuda, or a new driver"
+            "gpu", "wrong", f"{gpus}; torch {why}", "make setup TORCH=cuda, or a new driver"
         )
     major, minor = torch.cuda.get_device_capability()
-    return Line("gpu", "ok", f"{said}; capability {major}.{minor}, torch of CUDA {built}")
+    return Line("gpu", "ok", f"{gpus}; capability {major}.{minor}, torch of CUDA {cuda}")
 
 
 def _deep_gemm() -> Line:
     from megamoe.spec import builds
 
-    found = builds.installed()
-    if not found:
+    folders = builds.installed()
+    if not folders:
         mend = "only `--backend deep_gemm` needs it: docs/deep_gemm.md"
         return Line("deep_gemm", "missing", "none installed", mend)
-    said, unknown = [], False
-    for name, folder in found.items():
+    lines, unknown = [], False
+    for name, folder in folders.items():
         try:
             detected = builds.detect(folder)
             unknown |= not detected.same_bits
-            said.append(f"{name}: {detected.said}")
+            lines.append(f"{name}: {detected.description}")
         except ValueError as error:
             unknown = True
-            said.append(f"{name}: {error}")
+            lines.append(f"{name}: {error}")
     mend = "`megamoe contract detect` says which headers differ" if unknown else ""
-    return Line("deep_gemm", "wrong" if unknown else "ok", "; ".join(said), mend)
+    return Line("deep_gemm", "wrong" if unknown else "ok", "; ".join(lines), mend)
 
 
 def _chromium() -> Line:
-    given = os.environ.get("MEGAMOE_CHROMIUM")
-    path = given or next(filter(None, map(shutil.which, BROWSERS)), None)
+    setting = os.environ.get("MEGAMOE_CHROMIUM")
+    path = setting or next(filter(None, map(shutil.which, BROWSERS)), None)
     mend = "only tests of the report need it: install chromium, or set MEGAMOE_CHROMIUM"
     return _program("chromium", path, mend)
 
 
 def _nix() -> Line:
     mend = "only the pinned toolchain needs it: docs/toolchain.md"
-    found = _program("nix", shutil.which("nix"), mend)
-    version = re.search(r"(\d+)\.(\d+)", found.said)
-    if found.state == "ok" and version and tuple(map(int, version.groups())) < OLDEST_NIX:
+    line = _program("nix", shutil.which("nix"), mend)
+    version = re.search(r"(\d+)\.(\d+)", line.said)
+    if line.state == "ok" and version and tuple(map(int, version.groups())) < OLDEST_NIX:
         oldest = ".".join(map(str, OLDEST_NIX))
-        return replace(found, state="wrong", mend=f"the flake needs Nix {oldest} or newer; {mend}")
-    return found
+        return replace(line, state="wrong", mend=f"the flake needs Nix {oldest} or newer; {mend}")
+    return line
 
 
 def _program(name: str, path: str | None, mend: str) -> Line:
@@ -194,16 +194,16 @@ def _program(name: str, path: str | None, mend: str) -> Line:
 
 def _index() -> Line:
     """Only the answer is shown, since the addresses of pip's indexes may be private."""
-    listed = _ran([sys.executable, "-m", "pip", "index", "versions", "torch",
+    output = _ran([sys.executable, "-m", "pip", "index", "versions", "torch",
                    "--disable-pip-version-check", "--no-input"])  # fmt: skip
-    if "+cpu" in listed:
+    if "+cpu" in output:
         return Line("torch-index", "ok", "an index of pip has CPU builds of torch")
     mend = (
         "`make setup` then takes the default build of torch (about 4 GB); to avoid that: "
         "pip config set global.extra-index-url INDEX, where INDEX is that of torch's CPU builds"
     )
     why = (
-        "pip's indexes list no CPU build of torch" if listed else "pip reaches no index with torch"
+        "pip's indexes list no CPU build of torch" if output else "pip reaches no index with torch"
     )
     return Line("torch-index", "missing", why, mend)
 
@@ -211,9 +211,9 @@ def _index() -> Line:
 def _ran(command: Sequence[str]) -> str:
     """What a program prints, without control characters; empty where it fails."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return printable(done.stdout.strip(), lines=True)
+    return printable(process.stdout.strip(), lines=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from megamoe.cases import load_entries, shards
-from megamoe.cases.pattern import STORED as PROBLEM
+from megamoe.cases.pattern import PROBLEM_SUFFIX as PROBLEM
 from megamoe.cases.pattern import matching, one_of
 from megamoe.commands import UsageError
 from megamoe.commands.parsers.names import DIMENSIONS
@@ -25,17 +25,24 @@ from megamoe.spec.contract import contract
 from megamoe.suggest import hint, nearest
 from megamoe.worker import known
 from megamoe.worker.choice import AUTO
-from megamoe.worker.session import JUDGED
+from megamoe.worker.session import METHODS
 
-STORED: Final = "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
+PROBLEM_WRITERS: Final = (
+    "`megamoe reduce`, `megamoe fuzz` and `megamoe capture` write stored problems"
+)
 _KERNEL: Final = re.compile(r"\.py(:\w*)?$")
 """How the file of a backend ends, with its class or without."""
-WRITTEN: Final = ("json", "junit", "out", "page", "plot", "archive")
+OUTPUTS: Final = ("json", "junit", "out", "page", "plot", "archive")
 """Arguments that name a file to write. A verb's default ``folders`` says which name a folder."""
 READ: Final = ("file", "result", "reports", "failed", "actual")
 """Arguments that name a file to read. A verb's default ``reads`` names further ones of its own."""
-_CHECKED: Final = "`megamoe check --json FILE` writes one"
-WRITERS: Final = {"file": STORED, "result": _CHECKED, "reports": _CHECKED, "failed": _CHECKED}
+_REPORT_WRITER: Final = "`megamoe check --json FILE` writes one"
+WRITERS: Final = {
+    "file": PROBLEM_WRITERS,
+    "result": _REPORT_WRITER,
+    "reports": _REPORT_WRITER,
+    "failed": _REPORT_WRITER,
+}
 """What writes the file that an argument names."""
 REPORTS: Final = ("result", "reports", "failed")
 """Arguments that name a report."""
@@ -44,20 +51,20 @@ _JUDGES: Final = "`megamoe replay {} --backend B` judges a backend on it"
 
 def check(a: argparse.Namespace) -> None:
     """``ValueError`` of one line for a name, a file or a pattern that nothing has."""
-    given = {name: value for name, value in vars(a).items() if value is not None}
-    for name in WRITTEN:
-        value = given.get(name)
-        if isinstance(value, str) and value != "-" and name not in given.get("folders", ()):
-            _written(Path(value), name)
-    for name in given.get("stored", ()):
-        _no_problem(a, str(given[name]))
-    if _KERNEL.search(str(given.get("actual", ""))):
+    options = {name: value for name, value in vars(a).items() if value is not None}
+    for name in OUTPUTS:
+        value = options.get(name)
+        if isinstance(value, str) and value != "-" and name not in options.get("folders", ()):
+            _check_output(Path(value), name)
+    for name in options.get("stored", ()):
+        _no_problem(a, str(options[name]))
+    if _KERNEL.search(str(options.get("actual", ""))):
         raise UsageError(
             f"--actual takes a file with an output; a kernel stands after --backend: "
-            f"`megamoe explain {a.subject} --backend {given['actual']}`"
+            f"`megamoe explain {a.subject} --backend {options['actual']}`"
         )
-    for name in (*READ, *given.get("reads", ())):
-        for path in _listed(given.get(name)):
+    for name in (*READ, *options.get("reads", ())):
+        for path in _list(options.get(name)):
             if name in REPORTS and path.endswith(PROBLEM):
                 raise UsageError(
                     f"{path} is the name of a stored problem, and a report is needed here; "
@@ -65,27 +72,27 @@ def check(a: argparse.Namespace) -> None:
                 )
             if not Path(path).exists():
                 raise UsageError(_no_file(Path(path), WRITERS.get(name, "")))
-    python = given.get("interpreter")
+    python = options.get("interpreter")
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"--python {python}: no program; name a Python interpreter")
-    if given.get("contract", AUTO) != AUTO:
-        contract(given["contract"])
-    if "shard" in given:
-        shards.parse(given["shard"])
-    if given.get("backend_is") == "here" and "backend" in given:
-        _backend(given["backend"], python is None)
-    if given.get("dimension", DIMENSIONS[0]) not in DIMENSIONS:
-        raise UsageError(unknown_dimension(given["dimension"], DIMENSIONS))
-    for name in given.get("stored", ()):
-        _stored(Path(given[name]))
-    if "case_is" in given:
-        _case(a, given)
+    if options.get("contract", AUTO) != AUTO:
+        contract(options["contract"])
+    if "shard" in options:
+        shards.parse(options["shard"])
+    if options.get("backend_is") == "here" and "backend" in options:
+        _backend(options["backend"], python is None)
+    if options.get("dimension", DIMENSIONS[0]) not in DIMENSIONS:
+        raise UsageError(unknown_dimension(options["dimension"], DIMENSIONS))
+    for name in options.get("stored", ()):
+        _check_problem(Path(options[name]))
+    if "case_is" in options:
+        _case(a, options)
 
 
-def unknown_dimension(name: str, known: Sequence[str]) -> str:
+def unknown_dimension(name: str, names: Sequence[str]) -> str:
     """The message for a name that no dimension of ``coverage`` has."""
-    said = f"; known: {', '.join(known)}"
-    return f"unknown dimension {name!r}{hint(name, known) or said}"
+    listing = f"; known: {', '.join(names)}"
+    return f"unknown dimension {name!r}{hint(name, names) or listing}"
 
 
 def _no_file(path: Path, writer: str) -> str:
@@ -93,8 +100,8 @@ def _no_file(path: Path, writer: str) -> str:
     such a file."""
     if not path.parent.is_dir():
         return f"{path}: no such file, and no folder {path.parent}"
-    meant = _beside(path)
-    return f"{path}: no such file{meant or (f'; {writer}' if writer else '')}"
+    suggestion = _beside(path)
+    return f"{path}: no such file{suggestion or (f'; {writer}' if writer else '')}"
 
 
 def _beside(path: Path) -> str:
@@ -106,7 +113,7 @@ def _beside(path: Path) -> str:
     return f"; did you mean {path.with_name(name + ending)}?" if name else ""
 
 
-def _written(path: Path, name: str) -> None:
+def _check_output(path: Path, name: str) -> None:
     """A file whose folder is not there: no verb creates folders on the way to a file."""
     if path.is_dir() and name != "out":  # of these, each verb says which ending it wants
         raise UsageError(f"{path} is a directory; name a file")
@@ -116,7 +123,7 @@ def _written(path: Path, name: str) -> None:
         raise UsageError(f"{path}: you may not write in the folder {path.parent}")
 
 
-def _listed(value: object) -> list[str]:
+def _list(value: object) -> list[str]:
     return [str(one) for one in value] if isinstance(value, list) else [str(value)] * bool(value)
 
 
@@ -133,17 +140,19 @@ def _backend(spec: str, is_this_python: bool) -> None:
         path = known.source_of(path)
         if not path.is_file():
             raise UsageError(f"backend {spec}: no Python file at {path}"
-                             f"{_meant(spec) or '; check the path before the :'}")  # fmt: skip
+                             f"{_suggestion(spec) or '; check the path before the :'}")  # fmt: skip
         if spec.endswith((".py", ":")):
             file = spec.removesuffix(":")
-            named = [f"{file}:{name}" for name in _classes(path)] or [f"{file}:CLASS"]
-            raise UsageError(f"backend {spec}: say which object, as {' or '.join(named)}")
+            specs = [f"{file}:{name}" for name in _classes(path)] or [f"{file}:CLASS"]
+            raise UsageError(f"backend {spec}: say which object, as {' or '.join(specs)}")
     elif is_this_python and spec != "auto" and spec not in known.available():
-        meant = _meant(spec)
-        raise UsageError(f"unknown backend {spec!r}{meant}" if meant else known.unknown(spec))
+        suggestion = _suggestion(spec)
+        raise UsageError(
+            f"unknown backend {spec!r}{suggestion}" if suggestion else known.unknown(spec)
+        )
 
 
-def _meant(spec: str) -> str:
+def _suggestion(spec: str) -> str:
     """``; did you mean FILE.py:CLASS?`` for a file without its ending, or with one letter wrong."""
     file, _, name = spec.rpartition(":")
     file, name = (file, name) if file else (name, "")
@@ -169,8 +178,8 @@ def _no_problem(a: argparse.Namespace, name: str) -> None:
             f"`megamoe replay FILE.safetensors --backend {shlex.quote(name)}`"
         )
     root = Path(a.golden) if getattr(a, "golden", None) else None
-    found = {one.id for one in load_entries(root) if name in (one.id, one.name)}
-    if found:
+    ids = {one.id for one in load_entries(root) if name in (one.id, one.name)}
+    if ids:
         raise UsageError(
             f"{name} is a case, and replay takes the file of a stored problem; "
             f"`megamoe check --backend {getattr(a, 'backend', None) or 'B'} --case {name}` judges "
@@ -178,14 +187,16 @@ def _no_problem(a: argparse.Namespace, name: str) -> None:
         )
 
 
-def _stored(path: Path) -> None:
+def _check_problem(path: Path) -> None:
     """A file that cannot be safetensors: this format begins with the length of a JSON object."""
     if not path.is_file():  # a fifo, say, which must not be read twice
         return
     with path.open("rb") as file:
         begin = file.read(9)
     if begin[8:] != b"{":
-        raise UsageError(f"{path} is no stored problem, since it is no safetensors file; {STORED}")
+        raise UsageError(
+            f"{path} is no stored problem, since it is no safetensors file; {PROBLEM_WRITERS}"
+        )
 
 
 def _classes(path: Path) -> list[str]:
@@ -195,35 +206,35 @@ def _classes(path: Path) -> list[str]:
     except (OSError, SyntaxError, ValueError):
         return []
     classes = [one for one in body if isinstance(one, ast.ClassDef)]
-    offered = {c.name: {name for part in c.body for name in _named(part)} for c in classes}
-    return [name for name, methods in offered.items() if methods & {*JUDGED}]
+    members = {c.name: {name for part in c.body for name in _names(part)} for c in classes}
+    return [name for name, methods in members.items() if methods & {*METHODS}]
 
 
-def _named(part: ast.stmt) -> list[str]:
+def _names(part: ast.stmt) -> list[str]:
     """The names that a statement of a class gives: of a method, or left of a ``=``."""
     if isinstance(part, ast.Assign):
         return [target.id for target in part.targets if isinstance(target, ast.Name)]
     return [getattr(part, "name", "")]
 
 
-def _case(a: argparse.Namespace, given: dict[str, object]) -> None:
+def _case(a: argparse.Namespace, options: dict[str, object]) -> None:
     root = Path(a.golden) if a.golden else None
-    case = given.get("subject" if given["case_is"] == "subject" else "case")
+    case = options.get("subject" if options["case_is"] == "subject" else "case")
     if case is None:
-        if "needs_case" in given:
+        if "needs_case" in options:
             raise UsageError("name a case: its id, its name or a pattern; `megamoe list` shows all")
         return
-    takes_file = given["case_is"] == "subject" or "takes_file" in given
+    takes_file = options["case_is"] == "subject" or "takes_file" in options
     if takes_file and str(case).endswith(PROBLEM):
         if not Path(str(case)).exists():
-            raise UsageError(_no_file(Path(str(case)), STORED))
-        _stored(Path(str(case)))
+            raise UsageError(_no_file(Path(str(case)), PROBLEM_WRITERS))
+        _check_problem(Path(str(case)))
         return
     if str(case).endswith(".json") and Path(str(case)).is_file():
         raise UsageError(f"{case} is no case; if it is a report of `check --json`, `megamoe report "
                          f"{shlex.quote(str(case))}` shows its cases")  # fmt: skip
     entries = load_entries(root)
-    if given["case_is"] == "pattern":
+    if options["case_is"] == "pattern":
         matching(entries, str(case))
         return
     file = Path(f"{case}{PROBLEM}")

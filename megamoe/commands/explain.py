@@ -32,11 +32,11 @@ from megamoe.explain import explain
 from megamoe.explain.brief import brief
 from megamoe.explain.others import of_all_tokens
 from megamoe.explain.show import show
-from megamoe.explain.unwritten import garbage, said_of_two
+from megamoe.explain.unwritten import garbage, repeat_note
 from megamoe.explain.words import causes, is_named
 from megamoe.golden import GoldenError, Store, make
 from megamoe.judge import forward_bits, judge_forward
-from megamoe.judge.judgements import Judged
+from megamoe.judge.judgements import Judgement
 from megamoe.spec.accumulators import FP32, FP32_ORDERED, classes_of
 from megamoe.spec.contract import Contract
 from megamoe.spec.contract import contract as find_contract
@@ -62,8 +62,8 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
     if Path(a.subject).suffix != ".safetensors":
         case = any_case(root_of(a), a.subject)
         if case.kind == "staging":
-            said, lines = explain_staging.run(a, case)
-            if not _json(a, said):
+            diagnosis, lines = explain_staging.run(a, case)
+            if not _json(a, diagnosis):
                 print("\n".join(lines))
             return 0
     subject = Subject(a.subject, root_of(a))
@@ -76,7 +76,7 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
     if a.full and subject.only_y:
         weights = subject.problem.weight_format.upper()
         raise ValueError(f"--full: with {weights} weights y alone is followed; leave it out")
-    actual, claimed, revision = _actual(a, subject, stack)
+    actual, claim, revision = _actual(a, subject, stack)
     contract = find_contract(revision)
     if subject.case is not None and revision not in subject.case.revisions:
         of = ", ".join(subject.case.revisions)
@@ -84,7 +84,7 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
             f"contract {revision} does not know {subject.name}, which is of {of}; ask for one with "
             "--contract"
         )
-    class_name, why = _class_of(a, claimed, subject)
+    class_name, why = _class_of(a, claim, subject)
     if a.stage and a.stage not in (actual or ()):
         raise ValueError(f"--stage {a.stage}: " + (
             "there is no output to look at; name one with --backend or --actual" if actual is None
@@ -93,52 +93,52 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
     token, channel, findings = a.token, a.channel, None
     if actual is not None and (token is None or channel is None):
         golden = subject.golden(class_name, contract)
-        judged = judge_forward(actual, golden, class_name, subject.problem)
-        token, channel = element_of(judged.findings, a.stage, token, channel)
-        findings = judged.findings
-        shown = [name for name in STAGES if name in actual]
-        if not a.json and not _is_wrong(a, subject, judged, shown):
+        judgement = judge_forward(actual, golden, class_name, subject.problem)
+        token, channel = element_of(judgement.findings, a.stage, token, channel)
+        findings = judgement.findings
+        stages = [name for name in STAGES if name in actual]
+        if not a.json and not _is_wrong(a, subject, judgement, stages):
             return 0
     token, channel = token or 0, channel or 0
     rows = None
     if actual is not None and 0 <= token < subject.source.tokens:
         rows = {name: tensor[token] for name, tensor in actual.items()}
-    started = time.perf_counter()
+    start = time.perf_counter()
     with Work("trying known mistakes" if rows else "computing the element"):
-        said = explain(
+        diagnosis = explain(
             subject.source, token, channel, class_name, rows, a.top, contract=contract,
             stage=a.stage,
         )  # fmt: skip
         breaks = subject.case.breaks if subject.case is not None else ""
-        wider = _wider(subject, actual, class_name, contract)
-        said = {"case": subject.name, "breaks": breaks, "right_under_class": wider, **said,
-                "golden": _golden(subject, said, contract),
+        wide = _wider(subject, actual, class_name, contract)
+        diagnosis = {"case": subject.name, "breaks": breaks, "right_under_class": wide, **diagnosis,
+                "golden": _golden(subject, diagnosis, contract),
                 "accumulator_from": why}  # fmt: skip
         if actual is not None and findings is not None:
-            said |= of_all_tokens(
-                said["actual"], actual, token, subject.source, subject.problem, findings,
+            diagnosis |= of_all_tokens(
+                diagnosis["actual"], actual, token, subject.source, subject.problem, findings,
                 class_name, contract,
             )  # fmt: skip
-            if subject.again is not None and "batch" in said:
-                again = said_of_two(subject.problem, actual["y"], subject.again)
-                said["batch"]["again"] = again
+            if subject.again is not None and "batch" in diagnosis:
+                again = repeat_note(subject.problem, actual["y"], subject.again)
+                diagnosis["batch"]["again"] = again
             if subject.case is not None and subject.session is not None:
                 explain_apart.tell_apart(
-                    subject.case, said, subject.session, class_name, contract, subject.root
+                    subject.case, diagnosis, subject.session, class_name, contract, subject.root
                 )
-    said["seconds"] = round(time.perf_counter() - started, 3)
-    said["original"] = _original(subject.about, said)
-    if not _json(a, {"causes": causes(said, every=True) if actual else [], **said}):
+    diagnosis["seconds"] = round(time.perf_counter() - start, 3)
+    diagnosis["original"] = _original(subject.about, diagnosis)
+    if not _json(a, {"causes": causes(diagnosis, every=True) if actual else [], **diagnosis}):
         console = Console(width=None if sys.stdout.isatty() else 150)
-        brief(said, console)
+        brief(diagnosis, console)
         hint = ""
-        if subject.case is not None and explain_larger.is_short(subject.case, said):
-            hint = explain_larger.line(a, subject.case, said, subject.session)
+        if subject.case is not None and explain_larger.is_short(subject.case, diagnosis):
+            hint = explain_larger.line(a, subject.case, diagnosis, subject.session)
         if hint:
             console.print(hint, markup=False, highlight=False, soft_wrap=True)
         if a.full:
-            show(said, console)
-            console.print(f"\ncomputed in {said['seconds']:.2f} s", highlight=False)
+            show(diagnosis, console)
+            console.print(f"\ncomputed in {diagnosis['seconds']:.2f} s", highlight=False)
         else:
             more = _more(actual is not None, subject.only_y)
             console.print(f"more: {more}", highlight=False, soft_wrap=True)
@@ -146,7 +146,7 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
 
 
 def _wider(
-    subject: Subject, actual: Mapping[str, Any] | None, claimed: str, contract: Contract
+    subject: Subject, actual: Mapping[str, Any] | None, claim: str, contract: Contract
 ) -> list[str]:
     """The classes under which a case that was made to show a wrong claim is right."""
     case = subject.case
@@ -154,18 +154,18 @@ def _wider(
         return []
     out = []
     for name in classes_of("mxfp4"):
-        if name != claimed:
-            judged = judge_forward(actual, subject.golden(name, contract), name, subject.problem)
-            out += [] if any(finding.bad for finding in judged.findings) else [name]
+        if name != claim:
+            judgement = judge_forward(actual, subject.golden(name, contract), name, subject.problem)
+            out += [] if any(finding.bad for finding in judgement.findings) else [name]
     return out
 
 
-def _class_of(a: argparse.Namespace, claimed: str, subject: Subject) -> tuple[str, str]:
+def _class_of(a: argparse.Namespace, claim: str, subject: Subject) -> tuple[str, str]:
     """The accumulator class, and whose word it is."""
     if a.accumulator:
         return a.accumulator, "by --accumulator"
-    if claimed:
-        return claimed, "the backend's"
+    if claim:
+        return claim, "the backend's"
     if "accumulator" in subject.about:
         return str(subject.about["accumulator"]), "as the file says"
     format_ = subject.problem.weight_format if subject.only_y else "mxfp4"
@@ -176,11 +176,11 @@ def _class_of(a: argparse.Namespace, claimed: str, subject: Subject) -> tuple[st
     )
 
 
-def _json(a: argparse.Namespace, said: Mapping[str, Any]) -> bool:
+def _json(a: argparse.Namespace, diagnosis: Mapping[str, Any]) -> bool:
     """Write what is said for machines; False where nobody asked for it."""
     if not a.json:
         return False
-    text = json.dumps(_finite(said), indent=1) + "\n"
+    text = json.dumps(_finite(diagnosis), indent=1) + "\n"
     if a.json == "-":
         sys.stdout.write(text)
     else:
@@ -188,10 +188,10 @@ def _json(a: argparse.Namespace, said: Mapping[str, Any]) -> bool:
     return True
 
 
-def _original(about: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any] | None:
+def _original(about: Mapping[str, Any], diagnosis: Mapping[str, Any]) -> dict[str, Any] | None:
     """The cause that `reduce` read from the whole problem, where the reduced one fits several."""
-    actual, causes = said["actual"], about.get("causes")
-    rules = said.get("batch", {"rules": []})["rules"]
+    actual, causes = diagnosis["actual"], about.get("causes")
+    rules = diagnosis.get("batch", {"rules": []})["rules"]
     is_plain = actual and all(is_named(step) for step in actual["explanations"])
     if not isinstance(causes, list) or not causes or (is_plain and len(rules) < 2):
         return None
@@ -210,22 +210,24 @@ def _more(has_output: bool, only_y: bool) -> str:
     return other if only_y else f"--full shows every number behind this element; {other}"
 
 
-def _is_wrong(a: argparse.Namespace, subject: Subject, judged: Judged, shown: list[str]) -> bool:
+def _is_wrong(
+    a: argparse.Namespace, subject: Subject, judgement: Judgement, stages: list[str]
+) -> bool:
     """Whether an element is there to explain; if not, says so in one line."""
-    bad = [finding for finding in judged.findings if finding.bad]
-    asked = [
+    bad = [finding for finding in judgement.findings if finding.bad]
+    targets = [
         finding
         for finding in bad
         if finding.outside and finding.stage == (a.stage or finding.stage)
     ]
-    if asked or a.full:
+    if targets or a.full:
         return True
     if not bad:
         case = subject.case
         if case is not None and case.kind == "property":  # what is red is the law, not this call
             raise ValueError(of_a_law(case, a.backend, "explain"))
         print(
-            f"PASS {subject.name}: every stage is inside ({', '.join(shown)}); nothing to explain"
+            f"PASS {subject.name}: every stage is inside ({', '.join(stages)}); nothing to explain"
         )
         if case is not None and a.backend:
             print(f"  {among_others(case.id, a.backend, further_options(a))}")
@@ -242,50 +244,50 @@ def _actual(
     a: argparse.Namespace, subject: Subject, stack: ExitStack
 ) -> tuple[Rows | None, str, str]:
     """The output, all tokens, as bits, None where nobody names one; the class and the contract."""
-    asked = contract_of(a).revision
+    revision = contract_of(a).revision
     if a.backend:
         worker, settings = stack.enter_context(backend_of(a))
         subject.session = worker
         with Work(f"{a.backend} runs {subject.name}"):
             try:
-                got = at_hand.run(subject.problem, worker, settings.timeout)
-                if garbage(subject.problem, got["y"]).any():
+                bits = at_hand.run(subject.problem, worker, settings.timeout)
+                if garbage(subject.problem, bits["y"]).any():
                     subject.again = at_hand.run(subject.problem, worker, settings.timeout)["y"]
-                return got, worker.identity.accumulator, worker.identity.contract
+                return bits, worker.identity.accumulator, worker.identity.contract
             except exchange.NoOutput as error:
                 raise ValueError(f"{subject.name}: {error.why}") from error
-    tensors = dict(subject.observed)
+    tensors = dict(subject.output)
     if a.actual:
-        loaded = read_output(a.actual)
-        named = {n.removeprefix("observed."): t for n, t in loaded.items()}
-        tensors = {n: t for n, t in named.items() if n in STAGES}
+        output = read_output(a.actual)
+        stages = {n.removeprefix("observed."): t for n, t in output.items()}
+        tensors = {n: t for n, t in stages.items() if n in STAGES}
         if "y" not in tensors:
             raise ValueError(
-                f"{a.actual}: has no tensor y; it has {', '.join(sorted(loaded))}; write y "
+                f"{a.actual}: has no tensor y; it has {', '.join(sorted(output))}; write y "
                 "(T, H) bfloat16, and any stages, with safetensors.torch.save_file"
             )
     if not tensors:
-        return None, "", asked
-    return forward_bits(tensors, subject.problem), "", asked
+        return None, "", revision
+    return forward_bits(tensors, subject.problem), "", revision
 
 
-def _golden(subject: Subject, said: Mapping[str, Any], contract: Contract) -> str:
+def _golden(subject: Subject, diagnosis: Mapping[str, Any], contract: Contract) -> str:
     """Whether the store says the same of this element."""
     case = subject.case
     if case is None:
         return ""
     try:
-        stored = Store(subject.root, make, contract).load(case)
+        golden = Store(subject.root, make, contract).load(case)
     except GoldenError as error:
         return str(error)
     rows = list(range(case.params["tokens"])) if case.rows is None else case.rows
-    if "y" not in stored.full or said["token"] not in rows:
+    if "y" not in golden.full or diagnosis["token"] not in rows:
         return "the store holds digests of this token, or nothing"
-    bits = int(stored.full["y"][rows.index(said["token"]), said["channel"]])
-    if f"0x{bits:04x}" != said["y"]["bits"]:
+    bits = int(golden.full["y"][rows.index(diagnosis["token"]), diagnosis["channel"]])
+    if f"0x{bits:04x}" != diagnosis["y"]["bits"]:
         raise GoldenError(
             f"case {case.id}: the store has 0x{bits:04x} for this element, explain computes "
-            f"{said['y']['bits']}; run `megamoe golden verify --case {case.id}`"
+            f"{diagnosis['y']['bits']}; run `megamoe golden verify --case {case.id}`"
         )
     return "the store has the same bits"
 

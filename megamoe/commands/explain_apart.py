@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from megamoe.cases import Case, load_cases
 from megamoe.commands.explain_subject import Subject
-from megamoe.explain import refuted
+from megamoe.explain import refutations
 from megamoe.explain.match import Names, general
 from megamoe.explain.others import leave_out
 from megamoe.judge import judge_forward
@@ -23,34 +23,34 @@ from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session, WorkerError
 
 Plain = dict[str, Any]
-TRIED: Final = 2
+MAX_CASES: Final = 2
 """Plain cases that are judged."""
 SECONDS: Final = 2.0
 """The most that one of them may take the backend."""
 
 
 def tell_apart(
-    case: Case, said: Plain, session: Session, accumulator: str, contract: Contract, root: Path
+    case: Case, diagnosis: Plain, session: Session, accumulator: str, contract: Contract, root: Path
 ) -> None:
-    """Take those causes out of ``said``, what ``explain`` says of ``case``, that a passing plain
+    """Take those causes out of the ``diagnosis`` of ``case`` that a passing plain
     case refutes, where that leaves any; each step keeps them as ``refuted_by``.
 
     A fault that holds at some places only may pass a case that lacks these, so it is left as it
     is.
     """
-    if said.get("batch", {}).get("rules") or not open_causes(said):
+    if diagnosis.get("batch", {}).get("rules") or not open_causes(diagnosis):
         return
-    known = [one for one in load_cases(root) if contract.revision in one.revisions]
-    for one in plain(case, known)[:TRIED]:
-        only = open_causes(said)
+    cases = [one for one in load_cases(root) if contract.revision in one.revisions]
+    for one in plain(case, cases)[:MAX_CASES]:
+        only = open_causes(diagnosis)
         if only:
-            against = _refuted(Subject(one.id, root), session, accumulator, contract, only)
-            leave_out(said["actual"], against, one.id)
+            against = _refutations(Subject(one.id, root), session, accumulator, contract, only)
+            leave_out(diagnosis["actual"], against, one.id)
 
 
-def open_causes(said: Plain) -> Names:
+def open_causes(diagnosis: Plain) -> Names:
     """The deviations of which several fit a step, without those of single slots."""
-    steps = (said["actual"] or {"explanations": []})["explanations"]
+    steps = (diagnosis["actual"] or {"explanations": []})["explanations"]
     ways: Iterable[Plain] = (
         way for step in steps if len(step["exact"]) > 1 for way in step["exact"]
         if not way["where"] and general(way["what"]) == way["what"]
@@ -58,23 +58,25 @@ def open_causes(said: Plain) -> Names:
     return frozenset((way["stage"], way["what"]) for way in ways)
 
 
-def _refuted(
+def _refutations(
     subject: Subject, session: Session, accumulator: str, contract: Contract, only: Names
 ) -> Names:
     """Those of ``only`` that would make a case red which the backend passes."""
     if subject.only_y:
         return frozenset()
     try:
-        got = at_hand.run(subject.problem, session, SECONDS)
+        actual = at_hand.run(subject.problem, session, SECONDS)
     except (NoOutput, WorkerError):  # this case says nothing
         return frozenset()
     golden = subject.golden(accumulator, contract)
-    if any(one.bad for one in judge_forward(got, golden, accumulator, subject.problem).findings):
+    if any(one.bad for one in judge_forward(actual, golden, accumulator, subject.problem).findings):
         return frozenset()
     against: Names = frozenset()
     for token in range(subject.source.tokens):
-        rows = {name: stage[token] for name, stage in got.items()}
-        against |= refuted(subject.source, token, accumulator, rows, contract, only - against, True)
+        rows = {name: stage[token] for name, stage in actual.items()}
+        against |= refutations(
+            subject.source, token, accumulator, rows, contract, only - against, True
+        )
         if against == only:
             break
     return against

@@ -34,7 +34,7 @@ Plain = Mapping[str, Any]
 ENOUGH: Final = 2
 """The :func:`worth` of one cause alone, or of one place alone: no further red is explained."""
 
-TRIED: Final = 4
+MAX_CASES: Final = 4
 """Larger cases that are judged."""
 SECONDS: Final = 10.0
 """After this time none is begun; one that is known to take as long is none of them."""
@@ -43,69 +43,71 @@ _NO_MORE: Final = "red too, and tells no more"
 _LONG: Final = "red too, but there was no time to explain it"
 
 
-def is_short(case: Case, said: Plain) -> bool:
+def is_short(case: Case, diagnosis: Plain) -> bool:
     """Whether this case tells no cause, or does not tell several apart, and another may."""
-    if not said["actual"]:
+    if not diagnosis["actual"]:
         return False
-    if said.get("batch", {}).get("is_empty_tokens"):
+    if diagnosis.get("batch", {}).get("is_empty_tokens"):
         return False  # no deviation gives a row that nobody wrote, in a larger case neither
-    steps = said["actual"]["explanations"]
-    if fits_several(said) or is_place_open(said):
+    steps = diagnosis["actual"]["explanations"]
+    if fits_several(diagnosis) or is_place_open(diagnosis):
         return True
     unclear = [step for step in steps if not is_clear(step)]
     is_doubtful = any(step["exact"] and not is_certain(step) for step in steps)
     return bool(unclear) and (is_doubtful or len(unclear) < len(steps) or telling(case) < 2)
 
 
-def is_place_open(said: Plain) -> bool:
+def is_place_open(diagnosis: Plain) -> bool:
     """Whether several places fit, or a cause holds in some slots only and no place says which."""
-    steps = (said["actual"] or {"explanations": []})["explanations"]
-    rules = said.get("batch", {"rules": []})["rules"]
+    steps = (diagnosis["actual"] or {"explanations": []})["explanations"]
+    rules = diagnosis.get("batch", {"rules": []})["rules"]
     in_some = any(way.get("where") for step in steps for way in step["exact"])
     return len(rules) > 1 or (in_some and not rules)
 
 
-def fits_several(said: Plain) -> bool:
+def fits_several(diagnosis: Plain) -> bool:
     """Whether ``explain`` says of several deviations, or several rules, that each fits."""
-    steps = (said["actual"] or {"explanations": []})["explanations"]
-    rules = said.get("batch", {"rules": []})["rules"]
+    steps = (diagnosis["actual"] or {"explanations": []})["explanations"]
+    rules = diagnosis.get("batch", {"rules": []})["rules"]
     return len(rules) > 1 or any(len(step["exact"]) > 1 for step in steps)
 
 
-def line(a: argparse.Namespace, case: Case, said: Plain, session: Session | None = None) -> str:
+def line(
+    a: argparse.Namespace, case: Case, diagnosis: Plain, session: Session | None = None
+) -> str:
     """The larger case to explain in place of ``case``, which has just been judged red; what it
     means if all pass; else why none tells more. Without a backend, which would have to run, the
-    one that may be red. ``said``: what ``explain`` says of ``case``; ``session``: where the backend
+    one that may be red. ``diagnosis``: that of ``case``; ``session``: where the backend
     answers, by default a new worker."""
     settings = Settings.read(lambda name: getattr(a, name, None))
     seconds = shards.durations(settings.root)
     cases = load_cases(settings.root)
     every = larger(case, cases)
-    if is_place_open(said):
+    if is_place_open(diagnosis):
         first = of_tiles(case, cases)
         every = [*first, *(one for one in every if one not in first)]
-    if not every and fits_several(said):  # chosen values: plain data may show the fault, too
+    if not every and fits_several(diagnosis):  # chosen values: plain data may show the fault, too
         every = [one for one in plain(case, cases) if size(one) > size(case)]
-    found = [one for one in every if seconds.get(one.id, shards.DEFAULT_SECONDS) < SECONDS]
-    lacking = lacks(case, found)
-    found.sort(key=lambda one: len(lacking[one.id]))
-    none = f"no larger case tells {'them apart' if fits_several(said) else 'more'}: "
+    others = [one for one in every if seconds.get(one.id, shards.DEFAULT_SECONDS) < SECONDS]
+    lacking = lacks(case, others)
+    others.sort(key=lambda one: len(lacking[one.id]))
+    none = f"no larger case tells {'them apart' if fits_several(diagnosis) else 'more'}: "
     if not every:
         return f"{none}none has the features and the chosen values of this one"
-    if not found:
+    if not others:
         return f"{none}each is known to take {SECONDS:.0f} s or more, so none was judged"
     if not a.backend:
-        return f"try a larger case, if it is red too: {found[0].id}{without(lacking, found[:1])}"
+        return f"try a larger case, if it is red too: {others[0].id}{without(lacking, others[:1])}"
     with Work(f"judging larger cases; none begins after {SECONDS:.0f} s"):
-        red, seen = _judged(settings, found, case, said, session)
+        red, outcomes = _judge(settings, others, case, diagnosis, session)
     if red is not None:
         command = f"megamoe explain {red.id} --backend {shlex.quote(a.backend)}{further_options(a)}"
         return f"a larger case is red too, and tells more: `{command}`"
-    if _GREEN not in seen or not {_NO_MORE, _LONG}.isdisjoint(seen):
-        return none + "; ".join(f"{what}: {_ids(these)}" for what, these in seen.items())
-    passed = seen[_GREEN]
-    these = "a larger case passes" if len(passed) == 1 else "larger cases pass"
-    return f"{these}: {_ids(passed)}{without(lacking, passed)}"
+    if _GREEN not in outcomes or not {_NO_MORE, _LONG}.isdisjoint(outcomes):
+        return none + "; ".join(f"{what}: {_ids(these)}" for what, these in outcomes.items())
+    passes = outcomes[_GREEN]
+    these = "a larger case passes" if len(passes) == 1 else "larger cases pass"
+    return f"{these}: {_ids(passes)}{without(lacking, passes)}"
 
 
 def _ids(cases: Sequence[Case]) -> str:
@@ -129,56 +131,56 @@ def without(lacking: Mapping[str, Sequence[str]], others: Sequence[Case]) -> str
     return f"; {has} what this case has: {', '.join(of_all)}"
 
 
-def worth(said: Plain) -> int:
+def worth(diagnosis: Plain) -> int:
     """How much ``explain`` says of a red: 1 for a certain cause and 1 if it is the only one, the
     same for a place; 0 for nothing."""
-    steps = (said["actual"] or {"explanations": []})["explanations"]
-    rules = said.get("batch", {"rules": []})["rules"]
-    is_told = bool(steps) and bool(steps[0]["exact"]) and is_certain(steps[0])
+    steps = (diagnosis["actual"] or {"explanations": []})["explanations"]
+    rules = diagnosis.get("batch", {"rules": []})["rules"]
+    has_cause = bool(steps) and bool(steps[0]["exact"]) and is_certain(steps[0])
     is_one = bool(steps) and all(map(is_clear, steps))
-    return is_told + is_one + bool(rules) + (len(rules) == 1)
+    return has_cause + is_one + bool(rules) + (len(rules) == 1)
 
 
-def _judged(
-    settings: Settings, cases: Sequence[Case], case: Case, said: Plain, session: Session | None
+def _judge(
+    settings: Settings, cases: Sequence[Case], case: Case, diagnosis: Plain, session: Session | None
 ) -> tuple[Case | None, Mapping[str, Sequence[Case]]]:
     """The red of ``cases`` that tells most, and more than ``case``; and what became of each that
     was looked at, in words."""
-    red, most = None, worth(said)
-    seen, running = defaultdict[str, list[Case]](list), list[Case]()
+    red, most = None, worth(diagnosis)
+    outcomes, running = defaultdict[str, list[Case]](list), list[Case]()
     until = time.perf_counter() + SECONDS
     try:
         with nullcontext(session) if session else Worker(settings.launch()) as worker:
             rule = contract(worker.identity.contract)
             runner = Runner(worker, Store(settings.root, make, rule), None, SECONDS)
             runner.brief = True
-            known = [one for one in cases if rule.revision in one.revisions]
-            if not known:
-                seen[f"not of contract {rule.revision}"] += cases[:TRIED]
-            for one in known[:TRIED]:
+            candidates = [one for one in cases if rule.revision in one.revisions]
+            if not candidates:
+                outcomes[f"not of contract {rule.revision}"] += cases[:MAX_CASES]
+            for one in candidates[:MAX_CASES]:
                 if time.perf_counter() > until:
-                    seen[f"not begun after {SECONDS:.0f} s"].append(one)
+                    outcomes[f"not begun after {SECONDS:.0f} s"].append(one)
                     continue
                 running = [one]
                 status = runner.run(one).status
                 if status not in BAD:
-                    seen[_GREEN if status == "pass" else WORDS[status]].append(one)
+                    outcomes[_GREEN if status == "pass" else WORDS[status]].append(one)
                     continue
-                takes = said["seconds"] * weights_of(one) / weights_of(case)
+                takes = diagnosis["seconds"] * weights_of(one) / weights_of(case)
                 if one.rows is not None or time.perf_counter() + takes > until:
                     # The oracle, or the deviations, would take too long.
-                    seen[_LONG].append(one)
+                    outcomes[_LONG].append(one)
                     continue
-                tells = worth(_said(Subject(one.id, settings.root), worker))
+                tells = worth(_diagnosis(Subject(one.id, settings.root), worker))
                 if tells > most:
                     red, most = one, tells
                 else:
-                    seen[_NO_MORE].append(one)
+                    outcomes[_NO_MORE].append(one)
                 if red is not None and most >= ENOUGH:
                     break
     except (WorkerError, NoOutput):  # it ran a moment ago; what was found stands
-        seen["the backend gave no output"] += running or cases[:TRIED]
-    return red, seen
+        outcomes["the backend gave no output"] += running or cases[:MAX_CASES]
+    return red, outcomes
 
 
 def weights_of(case: Case) -> int:
@@ -188,18 +190,25 @@ def weights_of(case: Case) -> int:
     return count
 
 
-def _said(subject: Subject, session: Session) -> Plain:
+def _diagnosis(subject: Subject, session: Session) -> Plain:
     """What ``explain`` says of the output that the backend gives now."""
     rule, of_class = contract(session.identity.contract), session.identity.accumulator
-    got = at_hand.run(subject.problem, session, SECONDS)
+    actual = at_hand.run(subject.problem, session, SECONDS)
     findings = judge_forward(
-        got, subject.golden(of_class, rule), of_class, subject.problem
+        actual, subject.golden(of_class, rule), of_class, subject.problem
     ).findings
     token, channel = element_of(findings, None, None, None)
     if token is None:
         return {"actual": None}
-    rows = {name: stage[token] for name, stage in got.items()}
-    said = explain(subject.source, token, channel or 0, of_class, rows, contract=rule)
-    return said | of_all_tokens(
-        said["actual"], got, token, subject.source, subject.problem, findings, of_class, rule
+    rows = {name: stage[token] for name, stage in actual.items()}
+    diagnosis = explain(subject.source, token, channel or 0, of_class, rows, contract=rule)
+    return diagnosis | of_all_tokens(
+        diagnosis["actual"],
+        actual,
+        token,
+        subject.source,
+        subject.problem,
+        findings,
+        of_class,
+        rule,
     )

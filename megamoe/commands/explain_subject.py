@@ -28,7 +28,7 @@ class Subject:
     def __init__(self, name: str, root: Path) -> None:
         self.root = root
         self.case: Case | None = None
-        self.observed: Mapping[str, torch.Tensor] = {}
+        self.output: Mapping[str, torch.Tensor] = {}
         self.about: Mapping[str, Any] = {}
         self.again: npt.NDArray[Any] | None = None
         """``y`` (T, H) as bits, of a second call of the backend; None where nobody made one."""
@@ -36,12 +36,12 @@ class Subject:
         """Where the backend answers, if one was named."""
         self._problem: Problem | None = None
         if Path(name).suffix == ".safetensors":
-            stored = load(Path(name))
-            self._problem, self.observed, self.about = (
-                stored.problem, stored.observed, stored.about,
+            record = load(Path(name))
+            self._problem, self.output, self.about = (
+                record.problem, record.outputs, record.about,
             )  # fmt: skip
             self.name = name
-            self.source: Source = FromProblem(stored.problem)
+            self.source: Source = FromProblem(record.problem)
             return
         self.case = forward_case(root, name, "explain")
         self.name = self.case.id

@@ -12,7 +12,7 @@ from megamoe.commands.parsers.fuzz import WORKERS_OF_A_GPU
 from megamoe.commands.reduce import causes_of_whole
 from megamoe.commands.shared import picture_of, replay_command
 from megamoe.console import Console
-from megamoe.fuzz import Asked, Outcome, fuzz
+from megamoe.fuzz import Options, Outcome, fuzz
 from megamoe.suite.settings import Settings
 from megamoe.suite.stops import release
 
@@ -23,22 +23,22 @@ def run(a: argparse.Namespace) -> int:
     if a.out:
         new_file(a.out)
     workers = a.workers or (a.jobs if settings.device == "cpu" else min(a.jobs, WORKERS_OF_A_GPU))
-    asked = Asked(a.seed, a.seconds, a.problems, a.only, a.wide, a.reduce_seconds, a.out)
+    request = Options(a.seed, a.seconds, a.problems, a.only, a.wide, a.reduce_seconds, a.out)
     backend = f"megamoe fuzz --backend {shlex.quote(settings.backend)}{settings.again()}"
     wide = " --wide" if a.wide else ""
     console = Console()
     try:
         alone = f"{backend}{wide} --seed {a.seed} --only"
         outcome = fuzz(
-            settings, asked, a.jobs, workers, console, lambda n: f"{alone} {n}", causes_of_whole
+            settings, request, a.jobs, workers, console, lambda n: f"{alone} {n}", causes_of_whole
         )
         with suppress(BrokenPipeError):
             _say(outcome, a, settings)
     finally:
         release()
-    if outcome.stopped:
-        complain(f"stopped: {outcome.stopped}")
-    if outcome.first is None and not outcome.stopped and not outcome.tally.judged:
+    if outcome.stop_reason:
+        complain(f"stopped: {outcome.stop_reason}")
+    if outcome.first is None and not outcome.stop_reason and not outcome.tally.problems:
         complain("nothing was judged; the reasons stand above")
         return 2
     return 1 if outcome.first else outcome.code
@@ -47,17 +47,17 @@ def run(a: argparse.Namespace) -> int:
 def _say(outcome: Outcome, a: argparse.Namespace, settings: Settings) -> None:
     """The summary of a run without a failure. Else the picture of the failure, its cause, where it
     lies, and what to do next."""
-    left, tally, first = outcome.left, outcome.tally, outcome.first
+    artifact, tally, first = outcome.remains, outcome.tally, outcome.first
     if first is None:
         tally.summary()
-    if left is not None:
-        again = replay_command(str(left.path), settings.backend, settings.device, a.contract)
-        if left.verdict is not None:
-            tally.say("\n" + picture_of(left.verdict, settings.backend, again) + "\n")
-        if left.causes and left.causes.lines:
-            tally.say(f"{left.causes.text(left.about['reduced_from']).lstrip()}\n")
-        tally.say(f"{left.path}: {left.note or 'reduced'}")
-        if left.passes and first is not None:  # the file would show nothing
+    if artifact is not None:
+        again = replay_command(str(artifact.path), settings.backend, settings.device, a.contract)
+        if artifact.verdict is not None:
+            tally.say("\n" + picture_of(artifact.verdict, settings.backend, again) + "\n")
+        if artifact.causes and artifact.causes.lines:
+            tally.say(f"{artifact.causes.text(artifact.about['reduced_from']).lstrip()}\n")
+        tally.say(f"{artifact.path}: {artifact.note or 'reduced'}")
+        if artifact.passes and first is not None:  # the file would show nothing
             words = f"--backend {shlex.quote(settings.backend)}{settings.again()}"
             wide = " --wide" if a.wide else ""
             count = f"--seed {a.seed} --problems {first[0].number + 1}{wide} --jobs 1 --workers 1"

@@ -18,34 +18,34 @@ from megamoe.commands import UsageError
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.golden.imported import import_file
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.suite import merge
 
 
 def run_record(a: argparse.Namespace) -> int:
     """Compute candidates; the exit status."""
     root, cases = _selected(a)
-    with progress("recording", len(cases), Console(stderr=True)) as done:
-        errors = golden.record(root, cases, a.j, done)
-    print(f"{counted(len(cases) - len(errors), 'candidate')} in {root / 'candidates'}")
-    return _said(errors)
+    with progress("recording", len(cases), Console(stderr=True)) as on_result:
+        errors = golden.record(root, cases, a.j, on_result)
+    print(f"{quantity(len(cases) - len(errors), 'candidate')} in {root / 'candidates'}")
+    return _report(errors)
 
 
 def run_verify(a: argparse.Namespace) -> int:
     """Compute the goldens again; exit status 1 where one differs."""
     root, cases = _selected(a)
-    with progress("verifying", len(cases), Console(stderr=True)) as done:
-        problems = golden.verify(root, cases, a.j, done)
+    with progress("verifying", len(cases), Console(stderr=True)) as on_result:
+        problems = golden.verify(root, cases, a.j, on_result)
     extra = []
     if a.case is None:
-        known = {case.id for case in cases}
+        ids = {case.id for case in cases}
         extra = [
             f"case {key}: in the manifest, but in no case file; restore the case, or bless"
             for key in sorted(golden.Store(root, golden.make).cases)
-            if key.partition("@")[0] not in known
+            if key.partition("@")[0] not in ids
         ]
     print(f"{len(cases) - len(problems)} of {len(cases)} goldens are what the oracle computes")
-    return _said(problems + extra)
+    return _report(problems + extra)
 
 
 def run_diff(a: argparse.Namespace) -> int:
@@ -63,7 +63,7 @@ def run_diff(a: argparse.Namespace) -> int:
     if changes:
         Console().print(table)
     print(
-        f"{counted(len(changes), 'change')}; `megamoe golden bless` makes them"
+        f"{quantity(len(changes), 'change')}; `megamoe golden bless` makes them"
         if changes
         else "no changes"
     )
@@ -75,10 +75,10 @@ def run_bless(a: argparse.Namespace) -> int:
     root = root_of(a)
     if a.durations:
         count = golden.bless_durations(root, [merge.read_report(path) for path in a.durations])
-        print(f"{counted(count, 'duration')} taken")
+        print(f"{quantity(count, 'duration')} taken")
         return 0
     blessed = golden.bless(root, load_cases(root))
-    print(f"{counted(len(blessed), 'golden')} blessed; commit {root}")
+    print(f"{quantity(len(blessed), 'golden')} blessed; commit {root}")
     return 0
 
 
@@ -103,7 +103,7 @@ def _selected(a: argparse.Namespace) -> tuple[Path, list[Case]]:
     return root, cases
 
 
-def _said(errors: list[str]) -> int:
+def _report(errors: list[str]) -> int:
     for error in sorted(errors):
         print(f"megamoe: error: {error}", file=sys.stderr)
     return 1 if errors else 0

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from megamoe.compare.checkout import git
 from megamoe.compare.sides import HOME
 
-WRITTEN: Final = {"kernel.py": "kernel.py", "workflow.yml": ".github/workflows/megamoe.yml"}
+TARGETS: Final = {"kernel.py": "kernel.py", "workflow.yml": ".github/workflows/megamoe.yml"}
 """File of ``templates/`` -> where it goes, under DIR."""
 FORM: Final = "git+https://HOST/OWNER/megamoe@COMMIT"
 
@@ -22,7 +22,7 @@ def run(a: argparse.Namespace) -> int:
     folder = Path(a.dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
-    targets = {name: folder / place for name, place in WRITTEN.items()}
+    targets = {name: folder / place for name, place in TARGETS.items()}
     for path in targets.values():
         if path.exists() or path.is_symlink():
             raise ValueError(f"{path} is there already; nothing was written. Move it, or name "

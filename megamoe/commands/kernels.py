@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from megamoe.commands import UsageError
 from megamoe.kernels.registry import Kernel, kernel, kernels
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
 if TYPE_CHECKING:
-    from megamoe.kernels.results import Judged
+    from megamoe.kernels.results import Result
 
 
 def run(a: argparse.Namespace) -> int:
@@ -23,11 +23,11 @@ def run(a: argparse.Namespace) -> int:
             raise UsageError("name a kernel or --results, not both")
         from megamoe.kernels import results  # torch, for what is judged alone
 
-        found = results.read_all([Path(path) for path in a.results])
+        judgements = results.read_all([Path(path) for path in a.results])
         if a.report is not None:
-            return _site(found, Path(a.report))
-        print(results.markdown(found), end="") if a.markdown else _show(
-            [results.COLUMNS, *results.table(found)]
+            return _site(judgements, Path(a.report))
+        print(results.markdown(judgements), end="") if a.markdown else _show(
+            [results.COLUMNS, *results.table(judgements)]
         )
         return 0
     if a.report is not None:
@@ -81,18 +81,18 @@ def _about(one: Kernel) -> None:
     print(f"  kinds         {', '.join(one.kinds)}")
     print(f"  theirs        {one.theirs}")
     print(f"  ours          {one.ours}")
-    for said in one.evidence:
-        print(f"  evidence      {said}")
+    for line in one.evidence:
+        print(f"  evidence      {line}")
     for need in one.needs:
-        print(f"  needs         {need.found() or need.missing()}")
+        print(f"  needs         {need.installation() or need.missing()}")
     print(f"  here          {here(one)}")
     device = "cpu" if one.cpu else "cuda"
     print(f"  command       megamoe check --backend {one.name} --device {device} --json FILE.json")
 
 
-def _site(found: Sequence[Judged], folder: Path) -> int:
+def _site(judgements: Sequence[Result], folder: Path) -> int:
     from megamoe.report.site import write  # templates, for the site alone
 
-    written = write(found, folder)
-    print(f"{folder / 'index.html'}: {counted(len(written), 'file')}; open it in a browser")
+    files = write(judgements, folder)
+    print(f"{folder / 'index.html'}: {quantity(len(files), 'file')}; open it in a browser")
     return 0

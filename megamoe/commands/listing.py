@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megamoe.cases import load_cases, load_entries, select
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
 if TYPE_CHECKING:
     from megamoe.cases import Case
@@ -36,7 +36,7 @@ def run(a: argparse.Namespace) -> int:
     for one in entries:
         table.add_row(one.id, one.tier, one.breaks)
     console.print(table)
-    console.print(counted(len(entries), "case"))
+    console.print(quantity(len(entries), "case"))
     return 0
 
 

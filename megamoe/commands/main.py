@@ -62,8 +62,8 @@ class _Help(argparse.HelpFormatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
-        given = _asked(sys.argv[1:] if argv is None else argv)
-        arguments = _parser(given).parse_args(given)
+        words = _words(sys.argv[1:] if argv is None else argv)
+        arguments = _parser(words).parse_args(words)
         with guarded():
             early.check(arguments)
             code: int = _function(arguments.run)(arguments)
@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _last_word("stopped", 130)
 
 
-def _asked(given: Sequence[str]) -> Sequence[str]:
+def _words(words: Sequence[str]) -> Sequence[str]:
     """The command line; ``help VERB`` is ``VERB --help``."""
-    return [*given[1:], "--help"] if given and given[0] == "help" else given
+    return [*words[1:], "--help"] if words and words[0] == "help" else words
 
 
 def _last_word(text: str, code: int) -> int:
@@ -112,23 +112,23 @@ def whole_parser() -> argparse.ArgumentParser:
     return _parser((), whole=True)
 
 
-def _parser(given: Sequence[str], whole: bool = False) -> argparse.ArgumentParser:
+def _parser(words: Sequence[str], whole: bool = False) -> argparse.ArgumentParser:
     about = str(megamoe.__doc__).partition("\n")[0]
     parser = Parser(prog="megamoe", description=about, formatter_class=_Help)
     parser.add_argument("--version", action="version", version=f"megamoe {megamoe.__version__}")
     commands = parser.add_subparsers(required=True, metavar="VERB")
 
     def command(parent: Any, name: str, text: str, run: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text)
-        made.set_defaults(run=run)
-        made.add_argument("--golden", metavar="DIR", help="the directory golden/")
-        return made
+        child: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text)
+        child.set_defaults(run=run)
+        child.add_argument("--golden", metavar="DIR", help="the directory golden/")
+        return child
 
     if whole:
         for verb in VERBS:
             _parsers(verb).add(commands, command)
-    elif given and given[0] in VERBS:
-        _parsers(given[0]).add(commands, command)
+    elif words and words[0] in VERBS:
+        _parsers(words[0]).add(commands, command)
     else:  # --help, --version or a mistake: names and texts are enough
         for verb, (_, text) in VERBS.items():
             commands.add_parser(verb, help=text)
@@ -152,5 +152,5 @@ def _function(run: str) -> Callable[[argparse.Namespace], int]:
     finally:
         if collects:
             gc.enable()
-    found: Callable[[argparse.Namespace], int] = getattr(module, function)
-    return found
+    entry: Callable[[argparse.Namespace], int] = getattr(module, function)
+    return entry

@@ -7,7 +7,7 @@ import argparse
 from megamoe.cases import load_cases, select
 from megamoe.commands.output import write_reports
 from megamoe.console import Console
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.suite import merge, reds, results
 from megamoe.suite.settings import Settings
 
@@ -26,6 +26,6 @@ def run(a: argparse.Namespace) -> int:
     console = Console()
     reds.show(merged, console, pictures=0)
     results.print_summary(merged, console)
-    once = f"each of {counted(len(selection), 'case')} stands once in"
-    print(f"{once} {counted(len(reports), 'report')}")
+    once = f"each of {quantity(len(selection), 'case')} stands once in"
+    print(f"{once} {quantity(len(reports), 'report')}")
     return results.exit_code(merged["counts"]) or (2 if wrong else 0)

@@ -42,7 +42,7 @@ def seconds(text: str) -> float:
     return value
 
 
-class _Joined(argparse.Action):
+class _JoinAction(argparse.Action):
     """A pattern that may be repeated; its values become one, with commas between them."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
@@ -57,9 +57,9 @@ def add_case(parser: argparse.ArgumentParser, more: str = "", bare: bool = False
     parser.set_defaults(case_is="pattern")
     if bare:
         parser.set_defaults(bare="case")
-        parser.add_argument("case", nargs="*", metavar="PATTERN", action=_Joined, default=None,
+        parser.add_argument("case", nargs="*", metavar="PATTERN", action=_JoinAction, default=None,
                             help="which cases, as --case takes")  # fmt: skip
-    parser.add_argument("--case", "-k", metavar="PATTERN", action=_Joined,
+    parser.add_argument("--case", "-k", metavar="PATTERN", action=_JoinAction,
                         help=HELP.replace("%", "%%") + (f"; {more}" if more else ""))  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def add_contract(parser: argparse.ArgumentParser) -> None:
                         "names or its kernel's headers show, else the newest)")  # fmt: skip
 
 
-def add_compared(c: argparse.ArgumentParser) -> None:
+def add_comparison(c: argparse.ArgumentParser) -> None:
     """What ``ab`` and ``bisect`` compare, and how a side is built."""
     c.add_argument("--backend", default="eager", metavar="SPEC",
                    help="a name, or path/to/file.py:OBJECT, looked for in a revision's tree "

@@ -11,13 +11,13 @@ from typing import Any
 from megamoe.suite import results
 
 
-def write_reports(a: argparse.Namespace, made: dict[str, Any]) -> bool:
+def write_reports(a: argparse.Namespace, report: dict[str, Any]) -> bool:
     """Write what ``--json`` and ``--junit`` ask for; whether a file could not be written."""
     wrong = []
     if a.json:
-        wrong.append(results.write(a.json, (json.dumps(made, indent=1) + "\n").encode()))
+        wrong.append(results.write(a.json, (json.dumps(report, indent=1) + "\n").encode()))
     if a.junit:
-        wrong.append(results.write(a.junit, results.junit(made)))
+        wrong.append(results.write(a.junit, results.junit(report)))
     for text in filter(None, wrong):
         complain(text)
     return any(wrong)

@@ -35,24 +35,24 @@ class Parser(argparse.ArgumentParser):
             both = missing.replace(", ", " and ")
             raise UsageError(f"name {both}, as in `{self.prog} {example}`")
         if missing != message:
-            needed = next((a for a in self._actions if missing in a.option_strings), None)
-            message = f"{missing} is missing{f': {needed.help}' if needed and needed.help else ''}"
+            action = next((a for a in self._actions if missing in a.option_strings), None)
+            message = f"{missing} is missing{f': {action.help}' if action and action.help else ''}"
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse has it; a word too many is named with the verb that does not take it."""
-        found, rest = self.parse_known_args(args, namespace)
+        arguments, rest = self.parse_known_args(args, namespace)
         if rest:
             parser = _last_parser(self, args or ())
             cases = "--case" in parser._option_string_actions
-            meant = "; cases stand after --case" if cases else ""
-            parser.error(f"unexpected {rest[0]!r}{meant}")
-        return found
+            advice = "; cases stand after --case" if cases else ""
+            parser.error(f"unexpected {rest[0]!r}{advice}")
+        return arguments
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         unknown, plain = _read(self, args or ())
         if unknown:
-            self.error(f"unknown option {unknown}{self._meant(unknown)}")
+            self.error(f"unknown option {unknown}{self._suggestion(unknown)}")
         verbs = verbs_of(self)
         if verbs and not args:
             self.error(f"name a verb: {', '.join(verbs)}")
@@ -61,10 +61,10 @@ class Parser(argparse.ArgumentParser):
             if self.get_default("sides"):
                 raise UsageError(_no_side(self, list(filter(_BACKEND.search, plain))))
             self.error(_misplaced(self, backend))
-        found, rest = super().parse_known_args(args, namespace)
-        return found, self._taken(found, rest)
+        arguments, rest = super().parse_known_args(args, namespace)
+        return arguments, self._rest(arguments, rest)
 
-    def _meant(self, unknown: str) -> str:
+    def _suggestion(self, unknown: str) -> str:
         if unknown in ("--case", "-k") and any(a.metavar == "CASE" for a in self._actions):
             return f"; the case stands without an option: `{self.prog} CASE`"
         return hint(unknown, self._option_string_actions)
@@ -74,14 +74,14 @@ class Parser(argparse.ArgumentParser):
         plain = (a for a in self._actions if not a.option_strings)
         return any("." in str(a.metavar) or a.nargs == argparse.REMAINDER for a in plain)
 
-    def _taken(self, found: argparse.Namespace, rest: list[str]) -> list[str]:
+    def _rest(self, arguments: argparse.Namespace, rest: list[str]) -> list[str]:
         """What is left of words that nobody took: a parser with ``bare`` takes them as patterns.
         The argparse of Python 3.11 takes no optional word that stands after an option."""
-        bare = getattr(found, "bare", None)
+        bare = getattr(arguments, "bare", None)
         if bare is None or any(word.startswith("-") for word in rest):
             return rest
-        words = filter(None, [getattr(found, bare), *rest])
-        setattr(found, bare, ",".join(words) or None)
+        words = filter(None, [getattr(arguments, bare), *rest])
+        setattr(arguments, bare, ",".join(words) or None)
         return []
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -90,12 +90,12 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             near = hint(str(value), map(str, action.choices or ()))
             if isinstance(action, argparse._SubParsersAction):
-                known = ", ".join(action.choices)
+                names = ", ".join(action.choices)
                 raise UsageError(
-                    f"unknown verb {value!r}{near or f'; known: {known}'}; see `{self.prog} --help`"
+                    f"unknown verb {value!r}{near or f'; known: {names}'}; see `{self.prog} --help`"
                 ) from None
-            known = ", ".join(map(str, action.choices or ()))
-            error.message = f"{value!r} is not known{near}; known: {known}"
+            names = ", ".join(map(str, action.choices or ()))
+            error.message = f"{value!r} is not known{near}; known: {names}"
             raise
 
 
@@ -146,8 +146,8 @@ def _read(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str, l
     """
     ends = bool(verbs_of(parser)) or any(a.nargs == argparse.REMAINDER for a in parser._actions)
     flags = parser._option_string_actions
-    left, plain, of_option = iter(words), [], False
-    for word in left:
+    rest, plain, of_option = iter(words), [], False
+    for word in rest:
         if word == "--":
             break
         if not _OPTION.match(word) or " " in word:
@@ -162,6 +162,6 @@ def _read(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[str, l
         if action is None:
             return name, plain
         if action.nargs is None and word in flags:
-            next(left, None)  # its value
+            next(rest, None)  # its value
         of_option = action.nargs in ("+", "*")  # all words up to the next option are its values
     return "", plain

@@ -14,42 +14,42 @@ from megamoe.golden import predicted
 from megamoe.predict import SM100
 from megamoe.predict import record as predictions
 
-SHOWN = 20
+MAX_CHANGES = 20
 """Changes that are named."""
 
 
 def run_predict(a: argparse.Namespace) -> int:
     """Compute predictions as candidates."""
     root = root_of(a)
-    cases = predictions.chosen(select(load_cases(root), "forward", glob=a.case))
-    with progress("predicting", len(cases), Console(stderr=True)) as done:
-        path, faults = predictions.record(root, cases, SM100, a.j, done, a.envelope)
+    cases = predictions.selection(select(load_cases(root), "forward", glob=a.case))
+    with progress("predicting", len(cases), Console(stderr=True)) as on_result:
+        path, faults = predictions.record(root, cases, SM100, a.j, on_result, a.envelope)
     for line in faults:
         print(line, file=sys.stderr)
     if path is None:
         return 1
-    changed = golden.predicted.changes(root, SM100.name)
-    for line in changed[:SHOWN]:
+    changes = golden.predicted.changes(root, SM100.name)
+    for line in changes[:MAX_CHANGES]:
         print(line)
-    kinds = Counter(line.partition(": ")[2] for line in changed)
-    said = ", ".join(f"{count} {what}" for what, count in kinds.items()) or "no changes"
-    print(f"{path}: {said}{_inside(a)}")
+    kinds = Counter(line.partition(": ")[2] for line in changes)
+    summary = ", ".join(f"{count} {what}" for what, count in kinds.items()) or "no changes"
+    print(f"{path}: {summary}{_inside(a)}")
     return 0
 
 
 def run_bless(a: argparse.Namespace) -> int:
     """Make the candidates the predicted goldens."""
-    written = predicted.bless(root_of(a))
-    print(f"{', '.join(map(str, written))}: blessed; commit {root_of(a) / predicted.FOLDER}")
+    paths = predicted.bless(root_of(a))
+    print(f"{', '.join(map(str, paths))}: blessed; commit {root_of(a) / predicted.FOLDER}")
     return 0
 
 
 def run_verify(a: argparse.Namespace) -> int:
     """Compute the predicted goldens again; exit status 1 where one differs."""
     root = root_of(a)
-    cases = predictions.chosen(select(load_cases(root), "forward", glob=a.case))
-    with progress("predicting", len(cases), Console(stderr=True)) as done:
-        faults = predictions.verify(root, cases, SM100, a.j, done, a.envelope)
+    cases = predictions.selection(select(load_cases(root), "forward", glob=a.case))
+    with progress("predicting", len(cases), Console(stderr=True)) as on_result:
+        faults = predictions.verify(root, cases, SM100, a.j, on_result, a.envelope)
     print(f"{len(cases) - len(faults)} of {len(cases)} predictions have the same bits{_inside(a)}")
     for line in faults:
         print(line, file=sys.stderr)

@@ -29,7 +29,7 @@ from megamoe.explain.others import of_all_tokens
 from megamoe.explain.words import apart, causes, read_from
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import Verdict
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.reduce import Failure, Passes, Reduction, keep, reduce, store
 from megamoe.spec.contract import contract
 from megamoe.spec.problem import Problem
@@ -38,7 +38,7 @@ from megamoe.suite.settings import Settings
 from megamoe.worker.exchange import NoOutput
 from megamoe.worker.session import Session
 
-NAMED: Final = 6
+MAX_NAMES: Final = 6
 """Further causes or files of earlier runs that a sentence names."""
 _LITTLE: Final = 1 << 27
 """Multiplications of a linear for which the oracle answers in seconds."""
@@ -53,7 +53,7 @@ def run(a: argparse.Namespace) -> int:
     if a.among:
         raise ValueError("--among: it is of --after; give both, or leave it out")
     out, earlier = new_file(a.out) if a.out else Path(), list[Path]()
-    started = time.perf_counter()
+    start = time.perf_counter()
     problem, case, about = _subject(a)
     if not a.out:
         *earlier, out = default_names(Path(a.subject).stem if case is None else case.name)
@@ -86,32 +86,34 @@ def run(a: argparse.Namespace) -> int:
         about["backend"] = a.backend
         for name in Causes().about():  # of the file that is reduced now
             about.pop(name, None)
-        found, kept = Causes(), Causes()
+        causes_before, causes_after = Causes(), Causes()
         if r.original is not None and r.original.status == "fail":
             work.now("looking for the cause in the whole problem and in the reduced one")
             has_golden = golden is not None
-            found = causes_of_whole(worker, problem, r.original, settings.timeout, has_golden)
-            kept = causes_of(worker, r.problem, r.verdict, settings.timeout)
-            about |= found.about()
+            causes_before = causes_of_whole(
+                worker, problem, r.original, settings.timeout, has_golden
+            )
+            causes_after = causes_of(worker, r.problem, r.verdict, settings.timeout)
+            about |= causes_before.about()
         fewer = r.with_a_token_fewer()
         work.now("reading the file back")
         verdict, size = keep(r, out, about, settings.timeout)
     print()
     print(picture_of(verdict, a.backend, again))
     tokens, experts = r.problem.num_tokens, len(used_experts(r.problem))
-    if needed := tokens_needed(tokens, fewer):
-        print(f"\n{needed}")
-    if found.lines:
-        print(found.text(a.subject))
-        if others := further_causes(kept.names - found.names, out.name):
+    if note := token_need(tokens, fewer):
+        print(f"\n{note}")
+    if causes_before.lines:
+        print(causes_before.text(a.subject))
+        if others := further_causes(causes_after.names - causes_before.names, out.name):
             print(f"  ({others})")
-    seconds = time.perf_counter() - started
-    print(f"\n{out}: {size / 1024:.0f} KiB, {counted(tokens, 'token')}, "
-          f"{counted(experts, 'expert')} used, after {counted(r.tries, 'try', 'tries')} in "
+    seconds = time.perf_counter() - start
+    print(f"\n{out}: {size / 1024:.0f} KiB, {quantity(tokens, 'token')}, "
+          f"{quantity(experts, 'expert')} used, after {quantity(r.tries, 'try', 'tries')} in "
           f"{seconds:.0f} s")  # fmt: skip
     if earlier:
-        more = f" and {len(earlier) - NAMED} more" if len(earlier) > NAMED else ""
-        print(f"unchanged: {', '.join(map(str, earlier[:NAMED]))}{more}, from earlier runs")
+        more = f" and {len(earlier) - MAX_NAMES} more" if len(earlier) > MAX_NAMES else ""
+        print(f"unchanged: {', '.join(map(str, earlier[:MAX_NAMES]))}{more}, from earlier runs")
     print(f"reproduce: {again}")
     return 0
 
@@ -119,14 +121,14 @@ def run(a: argparse.Namespace) -> int:
 def _passes(a: argparse.Namespace, case: Case | None, settings: Settings) -> str:
     """What to do where there is nothing to reduce."""
     if case is None:
-        judged = replay_command(a.subject, a.backend, a.device, a.contract)
-        return passes_now(a.subject, judged, "", a.backend)
+        command = replay_command(a.subject, a.backend, a.device, a.contract)
+        return passes_now(a.subject, command, "", a.backend)
     options = settings.again()
-    judged = f"megamoe check --backend {shlex.quote(a.backend)} --case {case.id}{options}"
-    return passes_now(case.id, judged, case.id, a.backend, options)
+    command = f"megamoe check --backend {shlex.quote(a.backend)} --case {case.id}{options}"
+    return passes_now(case.id, command, case.id, a.backend, options)
 
 
-def tokens_needed(tokens: int, fewer: str) -> str:
+def token_need(tokens: int, fewer: str) -> str:
     """What the number of tokens says of the fault; empty where it says nothing. ``fewer``: the
     status with one token fewer."""
     if fewer != "pass":
@@ -146,9 +148,9 @@ def further_causes(names: Collection[str], file: str) -> str:
     than :data:`NAMED`, and empty where there are none."""
     if not names:
         return ""
-    fit = counted(len(names), "further cause fits", "further causes fit")
-    named = f": {'; '.join(sorted(names))}" if len(names) <= NAMED else ""
-    return f"{fit} {file}, which has fewer values to tell them apart{named}"
+    fit = quantity(len(names), "further cause fits", "further causes fit")
+    listing = f": {'; '.join(sorted(names))}" if len(names) <= MAX_NAMES else ""
+    return f"{fit} {file}, which has fewer values to tell them apart{listing}"
 
 
 @dataclass(frozen=True)
@@ -188,16 +190,16 @@ def causes_of(
     channel = worst.channel or 0 if worst.stage == "y" else 0
     identity = session.identity
     source, rule = FromProblem(problem), contract(identity.contract)
-    said = explain(source, worst.token, channel, identity.accumulator, rows, contract=rule)
+    diagnosis = explain(source, worst.token, channel, identity.accumulator, rows, contract=rule)
     if is_whole:
-        said |= of_all_tokens(
-            said["actual"], actual, worst.token, source, problem, verdict.findings,
+        diagnosis |= of_all_tokens(
+            diagnosis["actual"], actual, worst.token, source, problem, verdict.findings,
             identity.accumulator, rule,
         )  # fmt: skip
-    steps = said["actual"]["explanations"]
+    steps = diagnosis["actual"]["explanations"]
     names = {way["what"] for step in steps for way in apart(step["exact"])}
-    few, every = ([f"  {line}" for line in causes(said, every=of)] for of in (False, True))
-    return Causes(few, names, read_from(said), every)
+    few, every = ([f"  {line}" for line in causes(diagnosis, every=of)] for of in (False, True))
+    return Causes(few, names, read_from(diagnosis), every)
 
 
 def causes_of_whole(
@@ -226,7 +228,7 @@ def _whole(
 def _subject(a: argparse.Namespace) -> tuple[Problem, Case | None, dict[str, Any]]:
     """The problem, its case where it is of one, and its origin."""
     if Path(a.subject).suffix == ".safetensors":
-        stored = load(Path(a.subject))
-        return stored.problem, None, {**stored.about, "reduced_from": Path(a.subject).name}
+        record = load(Path(a.subject))
+        return record.problem, None, {**record.about, "reduced_from": Path(a.subject).name}
     case = forward_case(root_of(a), a.subject, "reduce")
     return Problem(**regenerate(case)), case, {"reduced_from": case.id}

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megamoe.cases.stored import Stored, load
+from megamoe.cases.stored import StoredProblem, load
 from megamoe.commands.shared import (
     backend_of,
     contract_of,
@@ -16,7 +16,7 @@ from megamoe.commands.shared import (
 )
 from megamoe.golden import write_atomically
 from megamoe.judge import Verdict
-from megamoe.spec.accumulators import KNOWN
+from megamoe.spec.accumulators import CLASSES
 from megamoe.spec.contract import contract
 from megamoe.suite.at_hand import judge, judge_output
 from megamoe.worker.choice import AUTO
@@ -25,19 +25,19 @@ from megamoe.worker.choice import AUTO
 def run(a: argparse.Namespace) -> int:
     """Judge it, and show the picture of a red."""
     path = Path(a.file)
-    stored = load(path)
+    record = load(path)
     name = path.stem
     if a.checkpoint is not None:
-        wrong = weights_differ(path, stored, Path(a.checkpoint), a.verbose)
+        wrong = weights_differ(path, record, Path(a.checkpoint), a.verbose)
         if wrong is not None:
             _write(a, wrong)
             return 1
     if a.backend:
         with backend_of(a) as (worker, settings):
-            verdict, _ = judge(stored.problem, worker, name, timeout=settings.timeout, others=True)
+            verdict, _ = judge(record.problem, worker, name, timeout=settings.timeout, others=True)
         by = a.backend
     else:
-        verdict, by = _observed(stored, path, a), "what was recorded"
+        verdict, by = _judge_record(record, path, a), "what was recorded"
     again = replay_command(a.file, a.backend, a.device, a.contract)
     if verdict.status == "pass":
         print(f"PASS {path}: {by}, judged {', '.join(verdict.how)}, {verdict.seconds:.1f} s")
@@ -54,17 +54,19 @@ def _write(a: argparse.Namespace, verdict: Verdict) -> None:
         write_atomically(Path(a.json), (json.dumps(verdict.to_dict(), indent=1) + "\n").encode())
 
 
-def _observed(stored: Stored, path: Path, a: argparse.Namespace) -> Verdict:
-    if "y" not in stored.observed:
+def _judge_record(record: StoredProblem, path: Path, a: argparse.Namespace) -> Verdict:
+    if "y" not in record.outputs:
         raise ValueError(
             f"{path}: holds no output that was recorded; `megamoe replay "
             f"{path} --backend B` judges a backend's"
         )
-    chosen = a.accumulator or stored.about.get("accumulator")
-    if chosen is None:
+    accumulator = a.accumulator or record.about.get("accumulator")
+    if accumulator is None:
         raise ValueError(f"{path}: does not say the accumulator class of its output; give "
-                         f"--accumulator, one of {', '.join(sorted(KNOWN))}")  # fmt: skip
+                         f"--accumulator, one of {', '.join(sorted(CLASSES))}")  # fmt: skip
     revision = contract_of(a)
-    if a.contract in (None, AUTO) and "contract" in stored.about:
-        revision = contract(str(stored.about["contract"]))
-    return judge_output(stored.problem, stored.observed, chosen, revision, path.stem, others=True)
+    if a.contract in (None, AUTO) and "contract" in record.about:
+        revision = contract(str(record.about["contract"]))
+    return judge_output(
+        record.problem, record.outputs, accumulator, revision, path.stem, others=True
+    )

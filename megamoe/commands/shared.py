@@ -21,12 +21,12 @@ from megamoe.cases import Case, CaseError, load_cases, select
 from megamoe.cases.checkpoint import differences
 from megamoe.cases.laws import calls_of
 from megamoe.cases.pattern import one_of
-from megamoe.cases.stored import Stored, used_experts
+from megamoe.cases.stored import StoredProblem, used_experts
 from megamoe.compare import ab, disk
 from megamoe.compare.sides import Options
 from megamoe.console import Console
 from megamoe.judge import Verdict, picture
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.spec.contract import NEWEST, Contract, contract
 from megamoe.suite import results
 from megamoe.suite.next_command import FORWARDS, OUTLIVES
@@ -45,10 +45,10 @@ def root_of(a: argparse.Namespace) -> Path:
 def forward_case(root: Path, name: str, verb: str) -> Case:
     """The forward or property case of this id or name. :class:`CaseError` for any other, with the
     command that goes on with it; ``verb`` is the one that asks."""
-    found = any_case(root, name)
-    if found.kind in FORWARDS:
-        return found
-    raise CaseError(_not_taken(found, verb))
+    case = any_case(root, name)
+    if case.kind in FORWARDS:
+        return case
+    raise CaseError(_refusal(case, verb))
 
 
 def any_case(root: Path, name: str) -> Case:
@@ -77,13 +77,13 @@ INSTEAD: Final[Mapping[str, str]] = {
 def case_without_ranks(root: Path, name: str, verb: str) -> Case:
     """The case of this id or name; :class:`CaseError` for one that needs a group of ranks, which
     ``verb`` does not start."""
-    found = any_case(root, name)
-    if found.kind == "ep":
-        raise CaseError(_not_taken(found, verb))
-    return found
+    case = any_case(root, name)
+    if case.kind == "ep":
+        raise CaseError(_refusal(case, verb))
+    return case
 
 
-def _not_taken(case: Case, verb: str) -> str:
+def _refusal(case: Case, verb: str) -> str:
     instead = INSTEAD[case.kind].format(id=case.id, verb=verb)
     return f"{case.id} is of kind {case.kind}, which {verb} does not take: {instead}"
 
@@ -96,7 +96,7 @@ def contract_of(a: argparse.Namespace) -> Contract:
 # --- a problem at hand ------------------------------------------------------------------------
 
 
-WHY_NEEDED: Final = {
+REASONS: Final = {
     "forward": ", and a stored problem is a forward",
     "prepare": ": the callable that a staging case judges",
 }
@@ -108,8 +108,8 @@ def backend_of(a: argparse.Namespace, needs: str = "forward") -> Iterator[tuple[
     settings = Settings.read(lambda name: getattr(a, name, None))
     with Worker(settings.launch()) as worker:
         if not worker.identity.provides(needs):
-            raise ValueError(f"backend {a.backend} has no {needs}{WHY_NEEDED[needs]}")
-        print(worker.identity.judged_under, file=sys.stderr)
+            raise ValueError(f"backend {a.backend} has no {needs}{REASONS[needs]}")
+        print(worker.identity.contract_line, file=sys.stderr)
         yield worker, settings
 
 
@@ -117,18 +117,18 @@ def read_output(file: str) -> dict[str, torch.Tensor]:
     """The tensors of ``--actual``. ``ValueError`` for a file that cannot be read, and for a stored
     problem without an output."""
     try:
-        loaded: dict[str, torch.Tensor] = load_file(file)
+        tensors: dict[str, torch.Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{file}: cannot be read as safetensors: {error}; write the output with "
             "safetensors.torch.save_file"
         ) from error
-    if any(name.startswith("input.") for name in loaded) and "observed.y" not in loaded:
+    if any(name.startswith("input.") for name in tensors) and "observed.y" not in tensors:
         raise ValueError(
             f"{file} is a stored problem without an output; `megamoe explain {file} --backend B` "
             "explains the output of a backend for it"
         )
-    return loaded
+    return tensors
 
 
 def replay_command(
@@ -157,8 +157,8 @@ def further_options(a: argparse.Namespace) -> str:
 def passes_now(subject: str, again: str, name: str, backend: str, options: str = "") -> str:
     """What to do with a problem that may have been red before. ``again``: the command that judges
     it. ``name``: of its case; empty for a file."""
-    said = f"{subject} may be mended: `{again}` judges it"
-    return f"{said}; {among_others(name, backend, options)}" if name else said
+    advice = f"{subject} may be mended: `{again}` judges it"
+    return f"{advice}; {among_others(name, backend, options)}" if name else advice
 
 
 def of_a_law(case: Case, backend: str | None, verb: str) -> str:
@@ -179,12 +179,12 @@ def picture_of(verdict: Verdict, backend: str, again: str) -> str:
 
 LINE_SECONDS: Final = 10.0
 """Between two lines of progress where no terminal shows a bar."""
-SHOWN_TENSORS: Final = 8
+MAX_TENSORS: Final = 8
 """Of those whose bytes are not the checkpoint's, without ``--verbose``."""
 
 
 def weights_differ(
-    path: Path, stored: Stored, folder: Path, is_whole: bool = False
+    path: Path, record: StoredProblem, folder: Path, is_whole: bool = False
 ) -> Verdict | None:
     """Compare a recorded call's weights with a checkpoint's, and print the first tensors that
     differ, or all of them.
@@ -192,19 +192,19 @@ def weights_differ(
     None where every byte is the same; else the verdict of the file. ``ValueError`` where the two
     cannot be compared.
     """
-    found = differences(stored, folder)
-    if not found:
-        count = len(used_experts(stored.problem))
-        print(f"{path}: the weights of its {counted(count, 'expert')} are those of {folder}")
+    diff = differences(record, folder)
+    if not diff:
+        count = len(used_experts(record.problem))
+        print(f"{path}: the weights of its {quantity(count, 'expert')} are those of {folder}")
         return None
-    print(f"FAIL {path}: other bytes than in {folder}: {counted(len(found), 'tensor')}")
-    shown = found if is_whole else found[:SHOWN_TENSORS]
-    for one in shown:
+    print(f"FAIL {path}: other bytes than in {folder}: {quantity(len(diff), 'tensor')}")
+    view = diff if is_whole else diff[:MAX_TENSORS]
+    for one in view:
         print(f"  {one.line()}")
-    if len(found) > len(shown):
-        print(f"  and {len(found) - len(shown)} more; --verbose names all")
+    if len(diff) > len(view):
+        print(f"  and {len(diff) - len(view)} more; --verbose names all")
     reason = (
-        f"{counted(len(found), 'tensor')} with other bytes than the checkpoint's; {found[0].line()}"
+        f"{quantity(len(diff), 'tensor')} with other bytes than the checkpoint's; {diff[0].line()}"
     )
     return Verdict(path.stem, "forward", "fail", reason, how=("checkpoint",))
 
@@ -212,7 +212,7 @@ def weights_differ(
 # --- two sides --------------------------------------------------------------------------------
 
 
-def compared_cases(a: argparse.Namespace) -> tuple[Path, list[Case]]:
+def comparison_cases(a: argparse.Namespace) -> tuple[Path, list[Case]]:
     """The directory golden/, and the cases that ``ab`` or ``bisect`` is asked for."""
     settings = Settings(case=a.case, tier=a.tier, golden=a.golden)
     root = settings.root
@@ -232,13 +232,13 @@ def note_repository(repositories: Sequence[Path | None], notes: Console) -> None
             notes.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def write_compared(path: str, made: dict[str, Any]) -> None:
+def write_comparison(path: str, report: dict[str, Any]) -> None:
     """Write the result of ``ab`` or ``bisect``; a full disk is said in one line."""
-    content = (json.dumps(made, indent=1) + "\n").encode()
+    content = (json.dumps(report, indent=1) + "\n").encode()
     try:
         results.write(path, content)
     except OSError as error:
-        raise disk.said(error) from error
+        raise disk.cause_of(error) from error
 
 
 # --- what is said -----------------------------------------------------------------------------
@@ -252,15 +252,15 @@ def progress(
     called after each."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        count, said = 0, time.monotonic()
+        count, last = 0, time.monotonic()
 
-        def done(case: Case, error: str) -> None:
-            nonlocal count, said
+        def on_result(case: Case, error: str) -> None:
+            nonlocal count, last
             count += 1
             bar.update(task, advance=1, description=f"{what} {case.id}")
-            if not console.is_terminal and time.monotonic() - said > LINE_SECONDS:
-                said = time.monotonic()
+            if not console.is_terminal and time.monotonic() - last > LINE_SECONDS:
+                last = time.monotonic()
                 of = "" if total is None else f" of {total}"
                 console.print(f"{what}: {count}{of} cases", highlight=False, soft_wrap=True)
 
-        yield done
+        yield on_result

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from megamoe.cases import SIZES, Case, form_of, golden_root, load_cases
 from megamoe.cases.laws import calls_of
-from megamoe.cases.pattern import STORED, matching
+from megamoe.cases.pattern import PROBLEM_SUFFIX, matching
 from megamoe.commands.listing import entry
 from megamoe.golden.documents import manifest_of
 
-JUDGED: Final[Mapping[str, str]] = {
+METHODS: Final[Mapping[str, str]] = {
     "staging": "bitwise: x, x_sf, ids and weights; rows beyond the batch stay untouched",
     "eplb": "bitwise: ids and load",
     "layout": "bitwise: all four tensors",
@@ -60,27 +60,27 @@ the byte of expert 0 and the step to the next expert."""
 
 def run(a: argparse.Namespace) -> int:
     """Print each case that the pattern means, or a stored problem."""
-    if a.case.endswith(STORED):
-        return _stored(a.case, a.json)
+    if a.case.endswith(PROBLEM_SUFFIX):
+        return _show_problem(a.case, a.json)
     root = Path(a.golden) if a.golden else golden_root()
     goldens = manifest_of(root)["cases"]
     cases = matching(load_cases(root), a.case)
-    found = [described(case, goldens) for case in cases]
+    entries = [description(case, goldens) for case in cases]
     if len(cases) == 1:
-        found[0]["rows_of_experts"] = _rows_of_experts(cases[0])
+        entries[0]["rows_of_experts"] = _rows_of_experts(cases[0])
     if a.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(entries, indent=1))
         return 0
-    print("\n\n".join(_text(one) for one in found))
+    print("\n\n".join(_text(one) for one in entries))
     return 0
 
 
-def _stored(file: str, as_json: bool) -> int:
+def _show_problem(file: str, as_json: bool) -> int:
     """Print the sizes and the origin of a stored problem."""
     from megamoe.cases import stored  # torch, which a case does not need
 
-    found = stored.load(Path(file))
-    p, about = found.problem, found.about
+    record = stored.load(Path(file))
+    p, about = record.problem, record.about
     one: dict[str, Any] = {
         "id": file,
         "sizes": {
@@ -88,7 +88,7 @@ def _stored(file: str, as_json: bool) -> int:
             "experts": p.num_experts, "top_k": p.top_k,
         },
         "features": list(p.features),
-        "recorded": list(found.observed),
+        "recorded": list(record.outputs),
         "about": {k: v for k, v in about.items() if isinstance(v, str)},
     }  # fmt: skip
     if as_json:
@@ -101,7 +101,7 @@ def _stored(file: str, as_json: bool) -> int:
         *((k.replace("_", " "), v) for k, v in one["about"].items()),
         ("judge it", f"megamoe replay {shlex.quote(file)} --backend B"),
     ]
-    print("\n".join([file, *(f"  {name:<18} {said}" for name, said in lines if said)]))
+    print("\n".join([file, *(f"  {name:<18} {text}" for name, text in lines if text)]))
     return 0
 
 
@@ -109,13 +109,13 @@ def _sizes(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{name.replace('_', '-')} {count}" for name, count in sizes.items())
 
 
-def described(case: Case, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def description(case: Case, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """All that is known of a case without running it; JSON-able. ``manifest``: all goldens."""
     goldens = {key: manifest[key] for key in manifest if key.partition("@")[0] == case.id}
     return {
         **entry(case),
         "sizes": {name: case.params[name] for name in SIZES if name in case.params},
-        "judged": judged(case, goldens),
+        "judged": judgement(case, goldens),
         "calls": calls(case),
         "needs": needs(case),
         "contracts": case.revisions,
@@ -131,14 +131,14 @@ def _rows_of_experts(case: Case) -> str:
     """Of one case only: the routing of all of them takes seconds."""
     from megamoe.suite.routed import routed  # torch, which a case does not need
 
-    found = routed(case)
-    return found.lines(case.params["experts"]) if found else ""
+    routing = routed(case)
+    return routing.lines(case.params["experts"]) if routing else ""
 
 
-def judged(case: Case, goldens: Mapping[str, Any]) -> str:
+def judgement(case: Case, goldens: Mapping[str, Any]) -> str:
     """How a backend's output is judged, in one line."""
-    if case.kind in JUDGED:
-        return JUDGED[case.kind]
+    if case.kind in METHODS:
+        return METHODS[case.kind]
     points = [bool(golden.get("zero_freedom")) for golden in goldens.values()]
     interval = INTERVAL_OF_Y if "weight_format" in case.params else INTERVAL
     how = "no golden yet" if not points else POINT if all(points) else interval
@@ -162,8 +162,8 @@ def needs(case: Case) -> list[str]:
 
 
 def _revisions(case: Case, key: str, golden: Mapping[str, Any]) -> list[str]:
-    named = key.partition("@")[2] or case.revisions[0]
-    return [named, *golden.get("also", [])]
+    revision = key.partition("@")[2] or case.revisions[0]
+    return [revision, *golden.get("also", [])]
 
 
 def _text(one: Mapping[str, Any]) -> str:
@@ -182,7 +182,7 @@ def _text(one: Mapping[str, Any]) -> str:
         ("from", f"{one['file']}, tier {one['tier']}, seed {one['seed']}"),
         ("alone", f"megamoe check --backend B --case {one['id']}"),
     ]
-    return "\n".join([one["id"], *(f"  {name:<18} {said}" for name, said in lines if said)])
+    return "\n".join([one["id"], *(f"  {name:<18} {text}" for name, text in lines if text)])
 
 
 def _value(value: Any, name: str = "") -> str:
@@ -203,11 +203,11 @@ def _value(value: Any, name: str = "") -> str:
 
 def _words(recipe: Mapping[str, Any]) -> list[str]:
     """Keys and kinds of a recipe, each once, in their order."""
-    found: dict[str, None] = {}
+    words: dict[str, None] = {}
     for name, value in recipe.items():
-        found[name] = None
+        words[name] = None
         if isinstance(value, Mapping):
-            found.update(dict.fromkeys(_words(value)))
+            words.update(dict.fromkeys(_words(value)))
         elif isinstance(value, str):
-            found[value] = None
-    return list(found)
+            words[value] = None
+    return list(words)

@@ -27,7 +27,7 @@ class Work:
             redirect_stdout=False, redirect_stderr=False,
         )  # fmt: skip
         self._task = self._bar.add_task(what, total=None)
-        self._begun = self._said = time.monotonic()
+        self._start = self._last = time.monotonic()
 
     def __enter__(self) -> Work:
         self._bar.start()
@@ -49,9 +49,9 @@ class Work:
         """Replace the line; without a terminal, print it to stderr now and then, with the time."""
         self.now(what)
         now = time.monotonic()
-        if not self.console.is_terminal and now - self._said >= EVERY:
-            self._said = now
-            print(f"  {now - self._begun:.0f} s: {what}", file=sys.stderr, flush=True)
+        if not self.console.is_terminal and now - self._last >= EVERY:
+            self._last = now
+            print(f"  {now - self._start:.0f} s: {what}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Print a result to stdout; the line gives way to it."""

@@ -17,13 +17,13 @@ from megamoe.compare.judged import Judge
 from megamoe.compare.processes import CannotStart
 from megamoe.compare.running import COMPARABLE, Answer, NoAnswer, NotOffered, Running, ids_of
 from megamoe.compare.sides import Options, Side, ready
-from megamoe.compare.stages import Moved
+from megamoe.compare.stages import Change
 from megamoe.golden import GoldenError, regenerate
 from megamoe.judge import BadOutput
-from megamoe.printable import counted, part
+from megamoe.printable import part, quantity
 from megamoe.worker.choice import AUTO
 
-Done = Callable[[dict[str, Any]], None]
+OnResult = Callable[[dict[str, Any]], None]
 NAMES: Final = ("left", "right")
 UNTRACKED: Final = 3
 """Untracked files, or folders of them, that a note names."""
@@ -43,8 +43,8 @@ class Question:
     contract: str = AUTO
 
 
-def run(q: Question, done: Done) -> dict[str, Any]:
-    """Compare case by case; ``done`` is called with each case's result. Returns the report.
+def run(q: Question, on_result: OnResult) -> dict[str, Any]:
+    """Compare case by case; ``on_result`` is called with each case's result. Returns the report.
 
     Raises :class:`CannotStart` if a side cannot be created or started at all.
     """
@@ -56,18 +56,18 @@ def run(q: Question, done: Done) -> dict[str, Any]:
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megamoe-ab-")))
         # Both are started before either is waited for: importing torch is most of the time.
-        sides = [stack.enter_context(_started(q, i, work, stack)) for i in (0, 1)]
+        sides = [stack.enter_context(_start(q, i, work, stack)) for i in (0, 1)]
         for i, side in enumerate(sides):
-            _named(q, i, side.greet)
+            _on_side(q, i, side.greet)
         for case in cases:
             result = _one(case, sides, judge)
-            done(result)
+            on_result(result)
             results.append(result)
         facts = [side.facts for side in sides]
     return _report(q, results, facts)
 
 
-def _started(q: Question, i: int, work: Path, stack: ExitStack) -> Running:
+def _start(q: Question, i: int, work: Path, stack: ExitStack) -> Running:
     side = q.sides[i]
 
     def make() -> Running:
@@ -75,13 +75,13 @@ def _started(q: Question, i: int, work: Path, stack: ExitStack) -> Running:
         if side.kind == "git":
             assert side.repo is not None
             tree = stack.enter_context(worktree(side.repo, side.target, work / NAMES[i]))
-        made = ready(side, disk.cache_root(), tree, q.options)
-        return Running(made, q.backends[i], q.device, q.timeout, q.contract)
+        runtime = ready(side, disk.cache_root(), tree, q.options)
+        return Running(runtime, q.backends[i], q.device, q.timeout, q.contract)
 
-    return _named(q, i, make)
+    return _on_side(q, i, make)
 
 
-def _named(q: Question, i: int, step: Callable[[], Running]) -> Running:
+def _on_side(q: Question, i: int, step: Callable[[], Running]) -> Running:
     """``step()``; an error says which side it is of."""
     try:
         return step()
@@ -91,36 +91,36 @@ def _named(q: Question, i: int, step: Callable[[], Running]) -> Running:
 
 def _one(case: Case, sides: Sequence[Running], judge: Judge) -> dict[str, Any]:
     """One case on both sides."""
-    given = regenerate(case)
+    inputs = regenerate(case)
     result: dict[str, Any] = {"id": case.id, "status": "error", "stages": {}, "first_stage": None}
-    told = [_asked(side, case, given) for side in sides]
-    lacks = [one for one in told if isinstance(one, NotOffered)]
+    replies = [_reply(side, case, inputs) for side in sides]
+    lacks = [one for one in replies if isinstance(one, NotOffered)]
     if len(lacks) == len(sides):
         reason = f"neither side has it: {lacks[0].what}"
         return {**result, "status": "not-provided", "reason": reason}
     answers = []
-    for name, one in zip(NAMES, told, strict=True):
+    for name, one in zip(NAMES, replies, strict=True):
         if isinstance(one, NoAnswer):
             return {**result, "reason": f"{name}: {one}"}
         answers.append(one)
-    shown = [stages.in_order(answer.bits) for answer in answers]
-    found = stages.compare(shown[0], shown[1], ids_of(case, given))
-    if not found:
+    outputs = [stages.in_order(answer.bits) for answer in answers]
+    by_stage = stages.compare(outputs[0], outputs[1], ids_of(case, inputs))
+    if not by_stage:
         return {**result, "reason": "the two sides show no stage in common"}
-    moved = [name for name, stage in found.items() if stage.moved]
-    result["status"] = "moved" if moved else "identical"
-    result["stages"] = {name: _stage(stage) for name, stage in found.items()}
+    changes = [name for name, stage in by_stage.items() if stage.count]
+    result["status"] = "moved" if changes else "identical"
+    result["stages"] = {name: _stage(stage) for name, stage in by_stage.items()}
     result["class"] = classes.SAME
-    result["one_sided"] = sorted(set(shown[0]) ^ set(shown[1]))
-    if moved:
-        result["first_stage"] = moved[0]
-        result["worst"] = stages.worst_dict(moved[0], found[moved[0]].finding)
-        result["reason"] = stage_text(moved[0], found[moved[0]])
-        right = _judge(case, given, answers, sides, judge, result)
+    result["one_sided"] = sorted(set(outputs[0]) ^ set(outputs[1]))
+    if changes:
+        result["first_stage"] = changes[0]
+        result["worst"] = stages.worst_dict(changes[0], by_stage[changes[0]].finding)
+        result["reason"] = stage_text(changes[0], by_stage[changes[0]])
+        right = _judge(case, inputs, answers, sides, judge, result)
         result["class"] = classes.of_step(*right)
         result["right_under"] = dict(zip(NAMES, right, strict=True))
-        result["reason"] += f" ({classes.said(result['class'], *right)})"
-        again = [_asked(side, case, given) for side in sides]
+        result["reason"] += f" ({classes.describe(result['class'], *right)})"
+        again = [_reply(side, case, inputs) for side in sides]
         result["unsteady"] = [
             name for name, one, now in zip(NAMES, answers, again, strict=True)
             if isinstance(now, NoAnswer) or now.digests != one.digests
@@ -128,31 +128,31 @@ def _one(case: Case, sides: Sequence[Running], judge: Judge) -> dict[str, Any]:
     return result
 
 
-def _asked(side: Running, case: Case, given: Mapping[str, Any]) -> Answer | NoAnswer:
+def _reply(side: Running, case: Case, inputs: Mapping[str, Any]) -> Answer | NoAnswer:
     try:
-        return side.ask(case, given)
+        return side.ask(case, inputs)
     except NoAnswer as why:
         return why
 
 
-def _stage(stage: Moved) -> dict[str, Any]:
-    out = {"elements": stage.elements, "moved": stage.moved, "max_ulps": stage.max_ulps,
+def _stage(stage: Change) -> dict[str, Any]:
+    out = {"elements": stage.elements, "moved": stage.count, "max_ulps": stage.max_ulps,
            "outside_left": None, "outside_right": None}  # fmt: skip
     return {**out, "text": stage.text} if stage.text else out
 
 
-def stage_text(name: str, stage: Moved) -> str:
+def stage_text(name: str, stage: Change) -> str:
     """``l2_acts: 12 of 4096 elements, at most 1 ULP``."""
     if stage.text:
         return f"{name}: {stage.text}"
     far = {None: "NaN on one side", 0: "signs of zero or payloads of NaN only"}.get(
         stage.max_ulps, f"at most {stage.max_ulps} ULP"
     )
-    return f"{name}: {stage.moved} of {stage.elements} elements, {far}"
+    return f"{name}: {stage.count} of {stage.elements} elements, {far}"
 
 
 def _judge(
-    case: Case, given: Mapping[str, Any], answers: Sequence[Answer], sides: Sequence[Running],
+    case: Case, inputs: Mapping[str, Any], answers: Sequence[Answer], sides: Sequence[Running],
     judge: Judge, result: dict[str, Any],
 ) -> list[list[str]]:  # fmt: skip
     """Judge both sides by the goldens, for every stage of the comparison.
@@ -163,7 +163,7 @@ def _judge(
     for name, answer, side in zip(NAMES, answers, sides, strict=True):
         own = {}
         try:
-            verdict, outside = judge.verdict(case, given, answer, side)
+            verdict, outside = judge.verdict(case, inputs, answer, side)
         except (GoldenError, BadOutput, KeyError) as error:
             result[f"verdict_{name}"] = f"cannot be judged: {error}"
         else:
@@ -172,7 +172,7 @@ def _judge(
             for stage, entry in result["stages"].items():
                 entry[f"outside_{name}"] = outside.get(stage, 0)
         accumulator = side.identity.accumulator
-        right.append(judge.right_under(case, given, answer.bits, accumulator, own))
+        right.append(judge.right_under(case, inputs, answer.bits, accumulator, own))
     return right
 
 
@@ -182,15 +182,15 @@ def _judge(
 def _report(
     q: Question, results: list[dict[str, Any]], facts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    compared = [r for r in results if r["status"] != "not-provided"]
-    first = next((r["first_stage"] for r in _by_stage(compared)), None)
+    cases = [r for r in results if r["status"] != "not-provided"]
+    first = next((r["first_stage"] for r in _by_stage(cases)), None)
     sides = [
         {"text": side.text, "kind": side.kind, **fact, "asked": backend}
         for side, backend, fact in zip(q.sides, q.backends, facts, strict=True)
     ]
     report = {
         "schema": 1, "kind": "ab", "left": sides[0], "right": sides[1], "headline": "",
-        "first_stage": first, "cases": compared,
+        "first_stage": first, "cases": cases,
         "not_compared": [r["id"] for r in results if r["status"] == "not-provided"],
     }  # fmt: skip
     report["headline"] = headline(report)
@@ -198,8 +198,8 @@ def _report(
 
 
 def _by_stage(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    moved = [r for r in results if r["status"] == "moved"]
-    return sorted(moved, key=lambda r: stages.place(r["first_stage"]))
+    changes = [r for r in results if r["status"] == "moved"]
+    return sorted(changes, key=lambda r: stages.place(r["first_stage"]))
 
 
 def exit_code(report: dict[str, Any]) -> int:
@@ -217,27 +217,27 @@ def headline(report: dict[str, Any]) -> str:
         left, right = (_name(report[name], "asked") for name in NAMES)
     cases = report["cases"]
     versus = f"A/B {left} -> {right}"
-    moved = _by_stage(cases)
-    failed = sum(case["status"] == "error" for case in cases)
-    rest = f"; {failed} could not be compared" if failed else ""
+    changes = _by_stage(cases)
+    failures = sum(case["status"] == "error" for case in cases)
+    rest = f"; {failures} could not be compared" if failures else ""
     same = [case for case in cases if case["status"] == "identical"]
-    if moved:
-        worst = moved[0]
+    if changes:
+        worst = changes[0]
         stage = worst["stages"][worst["first_stage"]]
         far = "NaN" if stage["max_ulps"] is None else f"{stage['max_ulps']} ULP"
         outs = [stage[f"outside_{n}"] for n in NAMES]
-        judged = "" if None in outs else f", outside the envelope: left {outs[0]}, right {outs[1]}"
-        counts = Counter(case["class"] for case in moved)
+        verdict = "" if None in outs else f", outside the envelope: left {outs[0]}, right {outs[1]}"
+        counts = Counter(case["class"] for case in changes)
         kinds = ", ".join(f"{counts[name]} {name}" for name in classes.CLASSES if counts[name])
-        shaky = sorted({n for case in moved for n in case["unsteady"]})
+        shaky = sorted({n for case in changes for n in case["unsteady"]})
         doubt = f"; {' and '.join(shaky)} does not repeat its own bits" if shaky else ""
         return (
-            f"{versus}: {part(len(moved), len(cases), 'case')} moved ({kinds}), first at "
+            f"{versus}: {part(len(changes), len(cases), 'case')} moved ({kinds}), first at "
             f"{worst['first_stage']} (as {worst['id']}: {stage['moved']} of {stage['elements']} "
-            f"elements, at most {far}{judged}){doubt}{rest}"
+            f"elements, at most {far}{verdict}){doubt}{rest}"
         )
     if not same:
-        return f"{versus}: could not be compared ({counted(failed, 'case')} failed to run)"
+        return f"{versus}: could not be compared ({quantity(failures, 'case')} failed to run)"
     elements = sum(s["elements"] for case in same for s in case["stages"].values())
     names = sorted({n for case in same for n in case["stages"]}, key=stages.place)
     return (
@@ -249,8 +249,8 @@ def headline(report: dict[str, Any]) -> str:
 def _name(side: dict[str, Any], backend: str = "backend") -> str:
     text = str(side["text"])
     commit = str(side.get("commit", ""))[:10]
-    named = f"{text} ({commit})" if commit and commit not in text else text
-    return f"{named}, {side.get(backend, side['backend'])}"
+    name = f"{text} ({commit})" if commit and commit not in text else text
+    return f"{name}, {side.get(backend, side['backend'])}"
 
 
 def describe(repo: Path | None) -> str:
@@ -260,9 +260,9 @@ def describe(repo: Path | None) -> str:
     has = ["uncommitted changes"] if len(untracked) < len(lines) else []
     if untracked:
         more = ", ..." if len(untracked) > UNTRACKED else ""
-        named = ", ".join(untracked[:UNTRACKED]) + more
-        has.append(f"untracked files ({named})")
+        names = ", ".join(untracked[:UNTRACKED]) + more
+        has.append(f"untracked files ({names})")
     if not has:
         return ""
-    said = " and ".join(has)
-    return f"{repo} has {said}; a revision is compared without them (`this` has them)"
+    contents = " and ".join(has)
+    return f"{repo} has {contents}; a revision is compared without them (`this` has them)"

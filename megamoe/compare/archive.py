@@ -51,7 +51,7 @@ def write(
                 out.add(home, "bisect", filter=_plain)
             part.replace(target)
     except OSError as error:
-        raise disk.said(error) from error
+        raise disk.cause_of(error) from error
     return target
 
 
@@ -66,58 +66,58 @@ def _fill(
 ) -> None:  # fmt: skip
     shutil.copyfile(rejudge.__file__, home / "replay.py")
     (home / "serve.py").write_text(single.source(), encoding="utf-8")
-    kept, left_out = _cases(home, prober, report, pair)
+    entries, rest = _cases(home, prober, report, pair)
     backend, copy = archived(home, job, report)
-    about = {"backend": backend, "copy": copy, "device": job.test.device, "cases": kept,
-             "modules": MODULES, "contract": _made_for(prober, pair)}  # fmt: skip
+    about = {"backend": backend, "copy": copy, "device": job.test.device, "cases": entries,
+             "modules": MODULES, "contract": _contract_of(prober, pair)}  # fmt: skip
     (home / "cases.json").write_text(json.dumps(about, indent=1) + "\n")
     inside = {**report, "archive": None}
     (home / "bisect.json").write_text(json.dumps(inside, indent=1) + "\n")
     if log:
         (home / "git-bisect.log").write_text(log + "\n")
-    notes = [f"Left out, being too large or too many: {', '.join(left_out)}."] if left_out else []
+    notes = [f"Left out, being too large or too many: {', '.join(rest)}."] if rest else []
     sources = job.where.good.kind == "git" and not job.where.sides
     if sources:
         notes += _sources(home, job, report)
     (home / "README.md").write_text(_readme(job, report, notes, sources, prober, pair))
 
 
-def _made_for(prober: Prober, pair: tuple[str, str]) -> str:
+def _contract_of(prober: Prober, pair: tuple[str, str]) -> str:
     """The contract for which both sides' backends were created; auto: each by its own default."""
     steps = [prober.state.find(rev) or {} for rev in pair]
-    asked = {step.get("facts", {}).get("made_for", AUTO) for step in steps}
-    return asked.pop() if len(asked) == 1 else AUTO
+    contracts = {step.get("facts", {}).get("made_for", AUTO) for step in steps}
+    return contracts.pop() if len(contracts) == 1 else AUTO
 
 
 def _cases(
     home: Path, prober: Prober, report: dict[str, Any], pair: tuple[str, str]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The cases that moved, the smallest first, as many as fit."""
-    moved = {entry["id"] for entry in report["cases"]}
-    cases = [case for case in prober.test.cases if case.id in moved]
+    ids = {entry["id"] for entry in report["cases"]}
+    cases = [case for case in prober.test.cases if case.id in ids]
     size = {case.id: size_of(prober.inputs.of(case)) for case in cases}
-    kept: list[dict[str, Any]] = []
-    left_out: list[str] = []
+    entries: list[dict[str, Any]] = []
+    rest: list[str] = []
     total = 0
     for case in sorted(cases, key=lambda c: (size[c.id], c.id)):
         total += size[case.id]
-        if len(kept) >= MOST_CASES or (kept and total > MOST_BYTES):
-            left_out.append(case.id)
+        if len(entries) >= MOST_CASES or (entries and total > MOST_BYTES):
+            rest.append(case.id)
             continue
         name = f"{case.id.replace('/', '--')}.pt"
-        given = prober.inputs.of(case)
-        _save(home / "inputs" / name, packed(given))
+        inputs = prober.inputs.of(case)
+        _save(home / "inputs" / name, packed(inputs))
         parts = asdict(kind_of(case.kind).parts)
         entry = {"id": case.id, "parts": parts, "inputs": f"inputs/{name}"}
-        entry |= _call(case, given)
+        entry |= _call(case, inputs)
         for side, rev in zip(("good", "bad"), pair, strict=True):
             step = prober.state.find(rev)
             assert step is not None
             entry[side] = step["digests"][case.id]
-            bits = stages.read_bits(prober.kept(rev, case.id))
+            bits = stages.read_bits(prober.bits_path(rev, case.id))
             _save(home / side / name, {n: torch.from_numpy(array) for n, array in bits.items()})
-        kept.append(entry)
-    return kept, left_out
+        entries.append(entry)
+    return entries, rest
 
 
 def _save(path: Path, tensors: Tensors) -> None:
@@ -129,16 +129,16 @@ def _save(path: Path, tensors: Tensors) -> None:
         raise OSError(f"{path}: {error}") from error
 
 
-def _call(case: Case, given: Mapping[str, Any]) -> dict[str, Any]:
+def _call(case: Case, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The one call of a case, as JSON: for ``replay.py``, which knows nothing of kinds."""
     ask = kind_of(case.kind).ask
     assert ask is not None
-    noted: Any = _Noted()
-    ask(noted, case, given)
-    return {"call": "", "arguments": [], "blank": {}, "own": [], **noted.entry}
+    recorder: Any = _Recorder()
+    ask(recorder, case, inputs)
+    return {"call": "", "arguments": [], "blank": {}, "own": [], **recorder.entry}
 
 
-class _Noted:
+class _Recorder:
     """In place of a :class:`megamoe.worker.exchange.Caller`: notes the call, makes none."""
 
     device = "cuda"  # a note takes no time, so no case is left out of it
@@ -198,14 +198,14 @@ def _git(bare: Path, *arguments: str) -> str:
            for role in ("AUTHOR", "COMMITTER")
            for what, value in (("NAME", "megamoe"), ("EMAIL", "megamoe@localhost"),
                                ("DATE", "2000-01-01T00:00:00Z"))}  # fmt: skip
-    done = subprocess.run(
+    process = subprocess.run(
         ["git", f"--git-dir={bare}", *arguments], env={**clean_environment(), **who},
         capture_output=True, text=True,
     )  # fmt: skip
-    if done.returncode:
-        disk.blame(done.stderr)
-        raise CannotStart(f"git {arguments[0]}: {done.stderr.strip()}")
-    return done.stdout.strip()
+    if process.returncode:
+        disk.blame(process.stderr)
+        raise CannotStart(f"git {arguments[0]}: {process.stderr.strip()}")
+    return process.stdout.strip()
 
 
 def _readme(

@@ -53,8 +53,8 @@ def archived(home: Path, job: Job, report: Mapping[str, Any]) -> tuple[str, str]
 def sides_of(job: Job, report: Mapping[str, Any]) -> tuple[Side, Side]:
     """The last good side and the first bad one."""
     texts, where = (report["last_good"], report["first_bad"]), job.where
-    listed = {side.text: side for side in where.sides}
-    good, bad = (listed[t] if listed else with_target(where.good, t) for t in texts)
+    by_text = {side.text: side for side in where.sides}
+    good, bad = (by_text[t] if by_text else with_target(where.good, t) for t in texts)
     return good, bad
 
 

@@ -12,15 +12,15 @@ from megamoe.compare import ab, archive, disk, stages, walk
 from megamoe.compare.checkout import git, worktree
 from megamoe.compare.job import Job, request_of
 from megamoe.compare.probe import Prober, different
-from megamoe.compare.running import judged_under
+from megamoe.compare.running import contract_lines
 from megamoe.compare.sides import Side, with_target
 from megamoe.compare.state import State, key
-from megamoe.printable import counted, printable
+from megamoe.printable import printable, quantity
 
-Said = Callable[[dict[str, Any], bool], None]
+OnStep = Callable[[dict[str, Any], bool], None]
 
 
-def run(job: Job, said: Said, note: Callable[[str], None]) -> dict[str, Any]:
+def run(job: Job, on_step: OnStep, note: Callable[[str], None]) -> dict[str, Any]:
     """Bisect; returns the report. The checkout is never moved: git walks a worktree of its own.
 
     Raises ``ValueError`` if the ends do not allow a bisect, and
@@ -32,24 +32,24 @@ def run(job: Job, said: Said, note: Callable[[str], None]) -> dict[str, Any]:
         try:
             stack.enter_context(disk.lock(folder))
         except OSError as error:
-            raise disk.said(error) from error
+            raise disk.cause_of(error) from error
         state = State.open(folder, request, job.fresh)
         if state.resumed:
-            note(f"resumed: {counted(state.resumed, 'step')} known from {folder}")
-        prober = Prober(job.test, state, said)
+            note(f"resumed: {quantity(state.resumed, 'step')} known from {folder}")
+        prober = Prober(job.test, state, on_step)
         over = _over_git if job.where.good.kind == "git" and not job.where.sides else _over_list
-        found, total, log = over(job, prober, stack, folder)
+        outcome, total, log = over(job, prober, stack, folder)
         ends = {f"{s['role']} end": s.get("facts", {}) for s in state.steps if "role" in s}
-        for line in judged_under(ends):
+        for line in contract_lines(ends):
             note(line)
-        for failed in list(prober.failed.values())[:3]:
-            note(f"left out, since an end cannot run it: {failed}")
-        return _report(job, prober, found, total, log, folder)
+        for failure in list(prober.failures.values())[:3]:
+            note(f"left out, since an end cannot run it: {failure}")
+        return _report(job, prober, outcome, total, log, folder)
 
 
 def _over_list(
     job: Job, prober: Prober, stack: ExitStack, folder: Path
-) -> tuple[walk.Found, int, str]:
+) -> tuple[walk.Outcome, int, str]:
     sides = {side.text: side for side in job.where.sides}
     if len(sides) != len(job.where.sides):
         raise ValueError("the list names something twice; each may stand once")
@@ -76,7 +76,7 @@ def _over_list(
 
 def _over_git(
     job: Job, prober: Prober, stack: ExitStack, folder: Path
-) -> tuple[walk.Found, int, str]:
+) -> tuple[walk.Outcome, int, str]:
     w = job.where
     home, good, bad = w.good.repo, w.good.target, w.bad.target
     assert home is not None
@@ -100,19 +100,19 @@ def _over_git(
             "widen --only, or leave it away"
         )
     if len(among) == 1:
-        return walk.Found(among[0]), total, ""
+        return walk.Outcome(among[0]), total, ""
     walk.tidy(tree)
-    found, log = walk.over_git(
+    outcome, log = walk.over_git(
         tree, good, bad, w.only, lambda commit: str(prober.step(*at(commit))["verdict"]), folder
     )
-    return found, total, log
+    return outcome, total, log
 
 
 def _ends(
     prober: Prober, bad: Callable[[], dict[str, Any]], good: Callable[[], dict[str, Any]],
-    listed: Sequence[str] = (),
+    texts: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Check both ends, the bad one first, before anything else is built. ``listed``: the list that
+    """Check both ends, the bad one first, before anything else is built. ``texts``: the list that
     they are the ends of."""
     steps = {}
     before = {step["rev"] for step in prober.state.steps}
@@ -120,7 +120,7 @@ def _ends(
         step = look()
         if step["verdict"] in ("skip", "flaky"):
             what = "cannot be run" if step["verdict"] == "skip" else "is flaky"
-            rest = listed[:-1] if name == "bad" else listed[1:]
+            rest = texts[:-1] if name == "bad" else texts[1:]
             without = f"; without it: --over {shlex.join(rest)}" if len(rest) > 1 else ""
             raise ValueError(f"the {name} end {_short(step)} {what}: {step['reason']}{without}")
         if step["verdict"] not in ("seen", name):
@@ -131,23 +131,23 @@ def _ends(
             )
         step["role"] = name
         steps[name] = step
-        prober.said(step, step["rev"] in before)
+        prober.on_step(step, step["rev"] in before)
     state = prober.state
     if prober.test.how == "bits":
-        moved = different(steps["good"]["digests"], steps["bad"]["digests"])
-        if not moved:
+        changes = different(steps["good"]["digests"], steps["bad"]["digests"])
+        if not changes:
             raise ValueError(
                 "both ends return the same bits in "
-                f"{counted(len(steps['good']['digests']), 'case')}; there is nothing to bisect: "
+                f"{quantity(len(steps['good']['digests']), 'case')}; there is nothing to bisect: "
                 "take a case that is red now (`megamoe check --backend "
                 f"{shlex.quote(prober.test.backend)}` names some), cases that show small changes "
                 "(--case 'forward/directed-*'), or other ends"
             )
-        state.narrowed = sorted(moved)
+        state.narrowed = sorted(changes)
         steps["good"]["verdict"], steps["bad"]["verdict"] = "good", "bad"
-        prober.classify(steps["good"], steps["bad"], sorted(moved))
+        prober.classify(steps["good"], steps["bad"], sorted(changes))
         steps["bad"]["reason"] = (
-            f"other bits than the good end's in {counted(len(moved), 'case')} "
+            f"other bits than the good end's in {quantity(len(changes), 'case')} "
             f"({steps['bad']['class']})"
         )
     elif prober.test.how == "judge":
@@ -159,7 +159,7 @@ def _ends(
 
 
 def _report(
-    job: Job, prober: Prober, found: walk.Found, total: int, log: str, folder: Path
+    job: Job, prober: Prober, outcome: walk.Outcome, total: int, log: str, folder: Path
 ) -> dict[str, Any]:
     state = prober.state
     hidden = ("digests", "facts", "role")
@@ -172,25 +172,25 @@ def _report(
             {k: v for k, v in s.items() if k not in hidden} | {"position": place.get(s["rev"])}
             for s in state.steps
         ],
-        "first_bad": found.first_bad, "subject": "", "suspects": list(found.suspects),
+        "first_bad": outcome.first_bad, "subject": "", "suspects": list(outcome.suspects),
         "last_good": None, "cases": [], "first_stage": None, "worst": None, "archive": None,
     }  # fmt: skip
-    last_good = _last_good(job, state, found)
+    last_good = _last_good(job, state, outcome)
     report["last_good"] = last_good
     report["class"] = None
-    bad = found.first_bad and state.find(found.first_bad)
-    if found.first_bad and job.where.good.kind == "git" and not job.where.sides:
+    bad = outcome.first_bad and state.find(outcome.first_bad)
+    if outcome.first_bad and job.where.good.kind == "git" and not job.where.sides:
         assert job.where.good.repo is not None
-        report["subject"] = _subject(job.where.good.repo, found.first_bad)
+        report["subject"] = _subject(job.where.good.repo, outcome.first_bad)
     if bad and job.test.how != "command":
-        left = _with_bits(prober, last_good)
-        moved = prober.moved_between(left, bad["rev"], sorted(bad["digests"]))
-        _what_moved(report, moved)
+        base = _with_bits(prober, last_good)
+        changes = prober.changes_between(base, bad["rev"], sorted(bad["digests"]))
+        _add_changes(report, changes)
         report["class"] = bad.get("class")
         report["headline"] = headline(report)
         target = job.archive or folder / "bisect.tar.gz"
-        made = archive.write(target, job, prober, report, (left, bad["rev"]), log)
-        report["archive"] = str(made)
+        path = archive.write(target, job, prober, report, (base, bad["rev"]), log)
+        report["archive"] = str(path)
     report["headline"] = headline(report)
     return report
 
@@ -216,10 +216,10 @@ def _line(job: Job) -> list[str]:
     return [w.good.target, *reversed(walk.commits(w.good.repo, w.good.target, w.bad.target))]
 
 
-def _last_good(job: Job, state: State, found: walk.Found) -> str:
+def _last_good(job: Job, state: State, outcome: walk.Outcome) -> str:
     """The good step nearest before the first bad one, or before all the suspects."""
     goods = [step["rev"] for step in state.steps if step["verdict"] == "good"]
-    end = found.first_bad or found.suspects[-1]
+    end = outcome.first_bad or outcome.suspects[-1]
     if job.where.sides:
         return str(max(goods, key=_line(job).index))
     home = job.where.good.repo
@@ -228,15 +228,15 @@ def _last_good(job: Job, state: State, found: walk.Found) -> str:
     return str(min(before, key=lambda g: len(walk.commits(home, g, end))))
 
 
-def _what_moved(report: dict[str, Any], moved: dict[str, dict[str, stages.Moved]]) -> None:
+def _add_changes(report: dict[str, Any], changes: dict[str, dict[str, stages.Change]]) -> None:
     """Cases, the first stage over all of them, and the element farthest off in it."""
     cases: list[dict[str, Any]] = []
-    for name, found in moved.items():
-        names = [stage for stage, m in found.items() if m.moved]
+    for name, by_stage in changes.items():
+        names = [stage for stage, m in by_stage.items() if m.count]
         if names:
             entry = {
-                stage: {"elements": m.elements, "moved": m.moved, "max_ulps": m.max_ulps}
-                for stage, m in found.items()
+                stage: {"elements": m.elements, "moved": m.count, "max_ulps": m.max_ulps}
+                for stage, m in by_stage.items()
             }
             cases.append({"id": name, "first_stage": names[0], "stages": entry})
     cases.sort(key=lambda c: (stages.place(c["first_stage"]), c["id"]))
@@ -245,9 +245,9 @@ def _what_moved(report: dict[str, Any], moved: dict[str, dict[str, stages.Moved]
         return
     stage = report["first_stage"] = cases[0]["first_stage"]
     worst = [
-        (c["id"], moved[c["id"]][stage]) for c in cases if moved[c["id"]].get(stage) is not None
+        (c["id"], changes[c["id"]][stage]) for c in cases if changes[c["id"]].get(stage) is not None
     ]
-    far = max(worst, key=lambda w: (w[1].moved > 0, w[1].max_ulps is None, w[1].max_ulps or 0))
+    far = max(worst, key=lambda w: (w[1].count > 0, w[1].max_ulps is None, w[1].max_ulps or 0))
     plain = stages.worst_dict(stage, far[1].finding)
     report["worst"] = plain and {"case": far[0], **plain}
     report["first_text"] = f"{far[0]} {ab.stage_text(stage, far[1])}"
@@ -255,7 +255,7 @@ def _what_moved(report: dict[str, Any], moved: dict[str, dict[str, stages.Moved]
 
 def headline(report: dict[str, Any]) -> str:
     """A line with the first bad step, the bits that moved, and the certainty."""
-    walked = f"{counted(report['builds'], 'build')} for {counted(report['range'], 'candidate')}"
+    walked = f"{quantity(report['builds'], 'build')} for {quantity(report['range'], 'candidate')}"
     if report["first_bad"] is None:
         names = ", ".join(_name(r) for r in report["suspects"][:6])
         more = len(report["suspects"]) - 6

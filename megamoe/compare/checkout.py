@@ -23,17 +23,17 @@ def git(home: Path, *arguments: str, check: bool = True) -> str:
     command = ["git", "-C", str(home), "-c", "core.hooksPath=/dev/null",
                "-c", "advice.detachedHead=false", *arguments]  # fmt: skip
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=clean_environment(), capture_output=True, text=True, errors="replace"
         )
     except FileNotFoundError:
         raise CannotStart("git is not installed; a revision cannot be looked up") from None
-    if done.returncode and check:
-        said = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        disk.blame(done.stderr)
-        last = said[-1] if said else "no message"
+    if process.returncode and check:
+        lines = [line for line in process.stderr.strip().splitlines() if line.strip()]
+        disk.blame(process.stderr)
+        last = lines[-1] if lines else "no message"
         raise CannotStart(f"git {arguments[0]} in {home}: {last}")
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def worst(classes: Iterable[str]) -> str:
     return max(classes, key=CLASSES.index, default=SAME)
 
 
-def said(name: str, before: Sequence[str], after: Sequence[str]) -> str:
+def describe(name: str, before: Sequence[str], after: Sequence[str]) -> str:
     """``other contract: right under 2026-06 before, under 2026-09 now``."""
     if name != CONTRACT:
         return name

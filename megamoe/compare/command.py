@@ -17,15 +17,15 @@ SKIP: Final = 125
 """Exit status of a command that cannot tell, as in ``git bisect run``."""
 
 
-def by_command(test: Test, made: Ready, folder: Path) -> dict[str, Any]:
+def by_command(test: Test, runtime: Ready, folder: Path) -> dict[str, Any]:
     """``verdict`` and ``reason`` of a step, by the exit status of ``test.command``; its log lies in
     ``folder``. :class:`Unclear` if the command hangs or a signal ends it."""
     codes: list[int] = []
-    wanted = test.repeat
-    while len(codes) < wanted:
-        codes.append(_exit_of(test, made, folder))
+    target = test.repeat
+    while len(codes) < target:
+        codes.append(_exit_of(test, runtime, folder))
         if len(set(map(_of_code, codes))) > 1:
-            wanted = test.repeat + EXTRA_RUNS
+            target = test.repeat + EXTRA_RUNS
     verdicts = Counter(_of_code(code) for code in codes)
     if len(verdicts) > 1:
         return {"verdict": "flaky", "reason": f"exit status {', '.join(map(str, codes))}"}
@@ -33,17 +33,17 @@ def by_command(test: Test, made: Ready, folder: Path) -> dict[str, Any]:
     return {"verdict": verdict, "reason": "" if verdict == "good" else f"exit {codes[0]}"}
 
 
-def _exit_of(test: Test, made: Ready, folder: Path) -> int:
+def _exit_of(test: Test, runtime: Ready, folder: Path) -> int:
     log = folder / "logs" / "command.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = clean_environment()
-    environment["PYTHONPATH"] = os.pathsep.join(made.front)
-    environment["MEGAMOE_PYTHON"] = made.argv[-1]
+    environment["PYTHONPATH"] = os.pathsep.join(runtime.front)
+    environment["MEGAMOE_PYTHON"] = runtime.argv[-1]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*made.argv[:-1], "sh", "-c", test.command],
-            cwd=made.cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.held(),
+            [*runtime.argv[:-1], "sh", "-c", test.command],
+            cwd=runtime.cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.open_locks(),
         )  # fmt: skip
         code = wait_and_end(process, test.timeout)
     if code is None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 LEAST: Final = 32 << 20
 """Bytes that must be free before a step: with less, a failure may come from the disk."""
 
-_HELD: list[int] = []
+_LOCKS: list[int] = []
 
 
 class DiskFull(OSError):
@@ -23,9 +23,9 @@ class DiskFull(OSError):
 
 def cache_root() -> Path:
     """$MEGAMOE_CACHE, or megamoe/ under the user's cache directory."""
-    given = os.environ.get("MEGAMOE_CACHE")
-    if given:
-        return Path(given).absolute()
+    folder = os.environ.get("MEGAMOE_CACHE")
+    if folder:
+        return Path(folder).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache").absolute() / "megamoe"
 
@@ -47,8 +47,8 @@ def full(what: str) -> DiskFull:
 
 def blame(text: str, log: Path | None = None) -> None:
     """Raises :class:`DiskFull` where a failing program says that this is why."""
-    said = text + (log.read_text(errors="replace")[-4000:] if log else "")
-    if "No space left on device" in said or "Disk quota exceeded" in said:
+    output = text + (log.read_text(errors="replace")[-4000:] if log else "")
+    if "No space left on device" in output or "Disk quota exceeded" in output:
         raise full("No space left on device")
 
 
@@ -65,21 +65,21 @@ def lock(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by another bisect, or by a build that a killed one left "
                 "running; wait for it, end it, or name another --state"
             ) from None
-        _HELD.append(handle)
+        _LOCKS.append(handle)
         try:
             yield
         finally:
-            _HELD.remove(handle)
+            _LOCKS.remove(handle)
     finally:
         os.close(handle)
 
 
-def held() -> tuple[int, ...]:
+def open_locks() -> tuple[int, ...]:
     """Open locks, for programs that must keep them while they run."""
-    return tuple(_HELD)
+    return tuple(_LOCKS)
 
 
-def said(error: OSError) -> Any:
+def cause_of(error: OSError) -> Any:
     """``error`` itself, or :class:`DiskFull` if that is its cause."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, DiskFull):
         return full(str(error.filename or error.strerror))

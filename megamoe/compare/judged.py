@@ -30,7 +30,7 @@ class Judge:
         self._stores = {name: Store(root, make, c) for name, c in CONTRACTS.items()}
 
     def verdict(
-        self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
+        self, case: Case, inputs: Mapping[str, Any], answer: Answer, side: Running
     ) -> tuple[Verdict, dict[str, int]]:
         """The golden's verdict, and how many elements of each stage are outside.
 
@@ -40,12 +40,12 @@ class Judge:
         :class:`megamoe.judge.BadOutput` if the output breaks the contract.
         """
         store = self._stores[side.identity.contract]
-        golden = store.load(case, digest_of(given))
-        judged = kind_of(case.kind).judge_returned
-        assert judged is not None
+        golden = store.load(case, digest_of(inputs))
+        judge = kind_of(case.kind).judge_outcome
+        assert judge is not None
         try:
             runner = Runner(side.worker, store)
-            verdict = judged(runner, case, golden, given, answer.returned)
+            verdict = judge(runner, case, golden, inputs, answer.reply)
         except (GoldenError, BadOutput, MemoryError):
             raise
         except GoldenLacks as error:
@@ -63,19 +63,19 @@ class Judge:
         return verdict, outside
 
     def explained(
-        self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
+        self, case: Case, inputs: Mapping[str, Any], answer: Answer, side: Running
     ) -> Verdict:
         """See :meth:`verdict`; a fail also names the other contracts under which the output is
         right."""
-        verdict, _ = self.verdict(case, given, answer, side)
+        verdict, _ = self.verdict(case, inputs, answer, side)
         if verdict.status != "fail":
             return verdict
         mine, accumulator = side.identity.contract, side.identity.accumulator
-        right = self.right_under(case, given, answer.bits, accumulator, {mine: verdict})
+        right = self.right_under(case, inputs, answer.bits, accumulator, {mine: verdict})
         return right_by_others(case, verdict, CONTRACTS[mine], right)
 
     def right_under(
-        self, case: Case, given: Mapping[str, Any], bits: Mapping[str, Array], accumulator: str,
+        self, case: Case, inputs: Mapping[str, Any], bits: Mapping[str, Array], accumulator: str,
         verdicts: Mapping[str, Verdict] | None = None,
     ) -> list[str]:  # fmt: skip
         """Revisions, the oldest first; none where the bits are wrong or cannot be judged.
@@ -85,11 +85,11 @@ class Judge:
         """
         verdicts = verdicts or {}
         keys = {name: self._key(case, name) for name in case.revisions}
-        known = {keys[name]: v.status == "pass" for name, v in verdicts.items() if name in keys}
+        by_key = {keys[name]: v.status == "pass" for name, v in verdicts.items() if name in keys}
         for name, key in keys.items():
-            if key not in known:
-                known[key] = self._is_right(case, given, bits, self._stores[name], accumulator)
-        return [name for name, key in keys.items() if known[key]]
+            if key not in by_key:
+                by_key[key] = self._is_right(case, inputs, bits, self._stores[name], accumulator)
+        return [name for name, key in keys.items() if by_key[key]]
 
     def _key(self, case: Case, revision: str) -> str:
         """The key of its golden; a name of its own if there is none."""
@@ -99,20 +99,20 @@ class Judge:
             return f"no golden under {revision}"
 
     def _is_right(
-        self, case: Case, given: Mapping[str, Any], bits: Mapping[str, Array], store: Store,
+        self, case: Case, inputs: Mapping[str, Any], bits: Mapping[str, Array], store: Store,
         accumulator: str,
     ) -> bool:  # fmt: skip
         plain = {name: _unsigned(name, array) for name, array in bits.items()}
         if plain.pop(BEYOND.name, np.zeros(1)).any():
             return False
         try:
-            golden: Any = store.load(case, digest_of(given))
+            golden: Any = store.load(case, digest_of(inputs))
             golden.brief = True
             if kind_of(case.kind).is_forward:
-                narrowed = rows_of(Problem(**given), case.rows)
+                narrowed = rows_of(Problem(**inputs), case.rows)
                 mine = {n: a if case.rows is None else a[case.rows] for n, a in plain.items()}
-                judged = judge_forward(mine, golden, accumulator, narrowed, case.rows)
-                return not any(found.bad for found in judged.findings)
+                verdict = judge_forward(mine, golden, accumulator, narrowed, case.rows)
+                return not any(finding.bad for finding in verdict.findings)
             names = [name for name in golden.names() if name in plain]
             return bool(names) and all(
                 golden.matches(name, plain[name])

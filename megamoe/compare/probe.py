@@ -47,17 +47,17 @@ class _Judging:
 
     def __init__(self, root: Path) -> None:
         self.judge = Judge(root)
-        self._known: dict[str, list[tuple[dict[str, str], Verdict]]] = {}
+        self._verdicts: dict[str, list[tuple[dict[str, str], Verdict]]] = {}
 
     def complaint(
-        self, case: Case, given: Mapping[str, Any], answer: Answer, side: Running
+        self, case: Case, inputs: Mapping[str, Any], answer: Answer, side: Running
     ) -> list[str]:
         """A line if the case fails. Raises the errors of :meth:`.Judge.verdict`."""
-        known = self._known.setdefault(case.id, [])
-        verdict = next((v for digests, v in known if digests == answer.digests), None)
+        verdicts = self._verdicts.setdefault(case.id, [])
+        verdict = next((v for digests, v in verdicts if digests == answer.digests), None)
         if verdict is None:
-            verdict = self.judge.explained(case, given, answer, side)
-            known.append((answer.digests, verdict))
+            verdict = self.judge.explained(case, inputs, answer, side)
+            verdicts.append((answer.digests, verdict))
         return [f"{case.id}: {verdict.reason}"] if verdict.status == "fail" else []
 
 
@@ -67,9 +67,9 @@ class Prober:
 
     test: Test
     state: State
-    said: Callable[[dict[str, Any], bool], None]
+    on_step: Callable[[dict[str, Any], bool], None]
     """Called with each step, and whether it was known already."""
-    failed: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
     """Cases that an end could not run, and why: the bisect goes on without them."""
     inputs: Inputs = field(default_factory=Inputs)
 
@@ -78,68 +78,68 @@ class Prober:
 
     def step(self, rev: str, subject: str, side: Side, tree: Path | None) -> dict[str, Any]:
         """Good, bad, skip or flaky; once the ends are known. Known steps cost nothing."""
-        known = self.state.find(rev)
-        if known is not None and known["verdict"] != "seen":
-            self.said(known, True)
-            return known
-        made, built = self._made(rev, subject, side, tree)
-        if made["verdict"] == "seen" and self.test.how == "bits":
-            self._against_good(made)
-        self.state.add(made, built)
-        self._forget(made)
-        self.said(made, False)
-        return made
+        earlier = self.state.find(rev)
+        if earlier is not None and earlier["verdict"] != "seen":
+            self.on_step(earlier, True)
+            return earlier
+        step, is_build = self._make_step(rev, subject, side, tree)
+        if step["verdict"] == "seen" and self.test.how == "bits":
+            self._against_good(step)
+        self.state.add(step, is_build)
+        self._forget(step)
+        self.on_step(step, False)
+        return step
 
     def end(self, rev: str, subject: str, side: Side, tree: Path | None) -> dict[str, Any]:
         """An end; by bits it is only seen, since nothing is there to compare with yet."""
-        known = self.state.find(rev)
-        if known is None:
-            known, built = self._made(rev, subject, side, tree)
-            if known["verdict"] in ("skip", "flaky"):
-                return known  # not kept: the next try may mend it
-            self.state.add(known, built)
-        return known
+        step = self.state.find(rev)
+        if step is None:
+            step, is_build = self._make_step(rev, subject, side, tree)
+            if step["verdict"] in ("skip", "flaky"):
+                return step  # not kept: the next try may mend it
+            self.state.add(step, is_build)
+        return step
 
-    def _made(
+    def _make_step(
         self, rev: str, subject: str, side: Side, tree: Path | None
     ) -> tuple[dict[str, Any], bool]:
         disk.require_room(self.state.folder)
-        started = time.monotonic()
+        start = time.monotonic()
         step: dict[str, Any] = {"rev": rev, "subject": subject, "verdict": "skip", "reason": ""}
         try:
-            made = ready(side, disk.cache_root(), tree, self.test.options)
+            runtime = ready(side, disk.cache_root(), tree, self.test.options)
             step |= (
-                by_command(self.test, made, self.state.folder)
+                by_command(self.test, runtime, self.state.folder)
                 if self.test.how == "command"
-                else self._cases(rev, made)
+                else self._cases(rev, runtime)
             )
         except (CannotStart, Unclear) as error:
             step["reason"] = str(error)
         except OSError as error:
-            raise disk.said(error) from error
-        step["seconds"] = round(time.monotonic() - started, 2)
+            raise disk.cause_of(error) from error
+        step["seconds"] = round(time.monotonic() - start, 2)
         return step, True
 
     # --- by bits and by verdict ---------------------------------------------------------------
 
-    def chosen(self) -> list[Case]:
+    def selection(self) -> list[Case]:
         """The cases of the step: all cases at the ends, then those that tell the ends apart."""
         few = self.state.narrowed
         return [c for c in self.test.cases if few is None or c.id in few]
 
-    def kept(self, rev: str, case_id: str) -> Path:
+    def bits_path(self, rev: str, case_id: str) -> Path:
         """The folder with the bits of a step, as safetensors."""
         return self.state.outputs(rev) / f"{case_id.replace('/', '--')}.safetensors"
 
-    def _cases(self, rev: str, made: Ready) -> dict[str, Any]:
+    def _cases(self, rev: str, runtime: Ready) -> dict[str, Any]:
         runs: list[_Run] = []
-        wanted = self.test.repeat
+        target = self.test.repeat
         judging = _Judging(self.test.root) if self.test.how == "judge" else None
         # The next process imports torch while this one computes.
-        sides = [self._side(made) for _ in range(wanted)]
+        sides = [self._side(runtime) for _ in range(target)]
         try:
-            while len(runs) < wanted:
-                with sides.pop(0) if sides else self._side(made) as side:
+            while len(runs) < target:
+                with sides.pop(0) if sides else self._side(runtime) as side:
                     if runs:
                         side.worker.like = runs[0].identity
                     runs.append(self._run(side, "" if runs else rev, judging))
@@ -148,7 +148,7 @@ class Prober:
                 else:
                     differs = any(run.digests != runs[0].digests for run in runs)
                 if differs:
-                    wanted = self.test.repeat + EXTRA_RUNS
+                    target = self.test.repeat + EXTRA_RUNS
         finally:
             for side in sides:
                 side.close()
@@ -160,9 +160,9 @@ class Prober:
             return {"verdict": "seen", **same}
         return {"verdict": "flaky", "reason": _how_flaky(runs), "facts": runs[-1].facts}
 
-    def _side(self, made: Ready) -> Running:
+    def _side(self, runtime: Ready) -> Running:
         t = self.test
-        return Running(made, t.backend, t.device, t.timeout, t.contract)
+        return Running(runtime, t.backend, t.device, t.timeout, t.contract)
 
     def _run(self, side: Running, rev: str, judging: _Judging | None) -> _Run:
         """Every case in one process; the bits are kept where ``rev`` is named.
@@ -171,25 +171,25 @@ class Prober:
         """
         run = _Run(side.identity, side.facts)
         bad = []
-        for case in self.chosen():
-            given = self.inputs.of(case)
+        for case in self.selection():
+            inputs = self.inputs.of(case)
             try:
-                answer = side.ask(case, given)
+                answer = side.ask(case, inputs)
                 if judging:
-                    bad += judging.complaint(case, given, answer, side)
+                    bad += judging.complaint(case, inputs, answer, side)
             except NotOffered:
                 continue
             except (NoAnswer, BadOutput) as why:
-                failed = f"{case.id}: {why}"
+                failure = f"{case.id}: {why}"
                 if self.state.narrowed is not None:
-                    raise Unclear(failed) from None
-                self.failed[case.id] = failed  # at an end: do without the case, if others run
+                    raise Unclear(failure) from None
+                self.failures[case.id] = failure  # at an end: do without the case, if others run
                 continue
             run.digests[case.id] = answer.digests
             if rev:
-                stages.write_bits(self.kept(rev, case.id), answer.bits)
+                stages.write_bits(self.bits_path(rev, case.id), answer.bits)
         if not run.digests:
-            first = next(iter(self.failed.values()), "")
+            first = next(iter(self.failures.values()), "")
             raise Unclear(first or "the backend has nothing that the cases ask for")
         if judging:
             more = f"; and {len(bad) - 1} more cases" if len(bad) > 1 else ""
@@ -199,49 +199,51 @@ class Prober:
     def _against_good(self, step: dict[str, Any]) -> None:
         """Compare a seen step with the good end."""
         good = next(s for s in self.state.steps if s.get("role") == "good")
-        moved = different(good["digests"], step["digests"])
+        changes = different(good["digests"], step["digests"])
         missing = [case for case in self.state.narrowed or [] if case not in step["digests"]]
         if missing:
             step |= {"verdict": "skip", "reason": f"the backend does not offer {missing[0]}"}
             return
-        step["verdict"] = "bad" if moved else "good"
-        self.classify(good, step, list(moved))
-        if moved:
-            case, names = next(iter(moved.items()))
-            found = self.moved_between(good["rev"], step["rev"], [case])[case]
-            more = f"; and {len(moved) - 1} more cases" if len(moved) > 1 else ""
-            said = step["classes"].get(case, step["class"])
-            text = ab.stage_text(names[0], found[names[0]])
-            step["reason"] = f"{case}: {text} ({said}){more}"
+        step["verdict"] = "bad" if changes else "good"
+        self.classify(good, step, list(changes))
+        if changes:
+            case, names = next(iter(changes.items()))
+            by_stage = self.changes_between(good["rev"], step["rev"], [case])[case]
+            more = f"; and {len(changes) - 1} more cases" if len(changes) > 1 else ""
+            label = step["classes"].get(case, step["class"])
+            text = ab.stage_text(names[0], by_stage[names[0]])
+            step["reason"] = f"{case}: {text} ({label}){more}"
 
-    def classify(self, good: Mapping[str, Any], step: dict[str, Any], moved: Sequence[str]) -> None:
+    def classify(
+        self, good: Mapping[str, Any], step: dict[str, Any], changes: Sequence[str]
+    ) -> None:
         """Classify the moved bits of a step: within the class, another contract, outside.
 
         Only the :data:`CLASSIFIED` first cases count: each has to be judged by every contract.
         """
-        known = {case.id: case for case in self.test.cases}
-        step["class"], step["classes"], found = classes.SAME, {}, []
-        for name in moved[:CLASSIFIED]:
-            given, right = self.inputs.of(known[name]), []
+        by_id = {case.id: case for case in self.test.cases}
+        step["class"], step["classes"], kinds = classes.SAME, {}, []
+        for name in changes[:CLASSIFIED]:
+            inputs, right = self.inputs.of(by_id[name]), []
             for one in (good, step):
-                path = self.kept(one["rev"], name)
+                path = self.bits_path(one["rev"], name)
                 bits = stages.read_bits(path) if path.exists() else {}
                 accumulator = one["facts"]["accumulator"]
-                right.append(self.judge.right_under(known[name], given, bits, accumulator))
-            found.append(classes.of_step(*right))
-            step["classes"][name] = classes.said(found[-1], *right)
-        step["class"] = classes.worst(found)
+                right.append(self.judge.right_under(by_id[name], inputs, bits, accumulator))
+            kinds.append(classes.of_step(*right))
+            step["classes"][name] = classes.describe(kinds[-1], *right)
+        step["class"] = classes.worst(kinds)
 
-    def moved_between(
+    def changes_between(
         self, left: str, right: str, cases: Sequence[str]
-    ) -> dict[str, dict[str, stages.Moved]]:
+    ) -> dict[str, dict[str, stages.Change]]:
         """The bits that moved between the stored outputs of two steps, case by case."""
-        known = {case.id: case for case in self.test.cases}
+        by_id = {case.id: case for case in self.test.cases}
         out = {}
         for name in cases:
-            a, b = (self.kept(rev, name) for rev in (left, right))
+            a, b = (self.bits_path(rev, name) for rev in (left, right))
             if a.exists() and b.exists():
-                ids = ids_of(known[name], self.inputs.of(known[name]))
+                ids = ids_of(by_id[name], self.inputs.of(by_id[name]))
                 out[name] = stages.compare(stages.read_bits(a), stages.read_bits(b), ids)
         return out
 
@@ -258,17 +260,17 @@ class Prober:
 
 def different(good: Digests, other: Digests) -> dict[str, list[str]]:
     """Case to stages whose bits differ, of the cases that both have."""
-    found = {k: stages.signature(good[k], other[k]) for k in good if k in other}
-    return {case: names for case, names in found.items() if names}
+    by_case = {k: stages.signature(good[k], other[k]) for k in good if k in other}
+    return {case: names for case, names in by_case.items() if names}
 
 
 def _how_flaky(runs: Sequence[_Run]) -> str:
     counts = Counter(run.verdict for run in runs)
     if len(counts) > 1:
         return f"{len(runs)} runs do not agree: {', '.join(f'{n} {v}' for v, n in counts.items())}"
-    found = [run.digests for run in runs]
-    kinds = len({repr(sorted((c, sorted(d.items())) for c, d in one.items())) for one in found})
-    moved = next((m for one in found[1:] if (m := different(found[0], one))), {})
-    case, names = next(iter(moved.items()), ("the cases that run", [""]))
+    digests = [run.digests for run in runs]
+    kinds = len({repr(sorted((c, sorted(d.items())) for c, d in one.items())) for one in digests})
+    changes = next((m for one in digests[1:] if (m := different(digests[0], one))), {})
+    case, names = next(iter(changes.items()), ("the cases that run", [""]))
     where = f"{case}: {' '.join(names[:1])}"
     return f"{len(runs)} runs gave {kinds} different results, first at {where}"

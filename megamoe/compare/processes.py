@@ -39,7 +39,7 @@ def _run_group(
     # The process inherits the lock of the state: a process that survives a kill still holds it.
     process = subprocess.Popen(
         argv, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.held(),
+        stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=disk.open_locks(),
     )  # fmt: skip
     return wait_and_end(process, limit)
 
@@ -73,8 +73,8 @@ def clean_environment() -> dict[str, str]:
     files."""
     leads = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "PYTHONPATH", "PYTHONHOME",
              "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")  # fmt: skip
-    kept = {name: value for name, value in os.environ.items() if name not in leads}
-    return {**kept, "PYTHONDONTWRITEBYTECODE": "1"}
+    rest = {name: value for name, value in os.environ.items() if name not in leads}
+    return {**rest, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def last_line(log: Path) -> str:

@@ -35,29 +35,29 @@ class NoBits(ValueError):
 
 
 def stages(
-    parts: Mapping[str, Any], given: Mapping[str, Any], result: Any, written: Mapping[str, Any]
+    parts: Mapping[str, Any], inputs: Mapping[str, Any], result: Any, buffers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """``{stage: integers}`` on the host, from the output of one call.
 
-    ``parts``: the fields of its kind's ``Parts``. ``given``: the inputs. ``written``: the tensors
+    ``parts``: the fields of its kind's ``Parts``. ``inputs``: by name. ``buffers``: the tensors
     that the call may write into, as it left them.
     """
     names, rows = parts["result"], parts["rows"]
     if len(names) == 1:
-        made = dict(result) if hasattr(result, "items") else {names[0]: result}
+        tensors = dict(result) if hasattr(result, "items") else {names[0]: result}
     elif names and (not isinstance(result, tuple | list) or len(result) != len(names)):
         raise NoBits(f"returned no tuple of {', '.join(names)}")
     else:
-        made = dict(zip(names, result if names else (), strict=True))
-    tokens = len(given[rows]) if rows else None
-    into = {stage: written[name] for stage, name in parts["written"].items()}
-    made |= {stage: tensor[:tokens] for stage, tensor in into.items()}
+        tensors = dict(zip(names, result if names else (), strict=True))
+    tokens = len(inputs[rows]) if rows else None
+    into = {stage: buffers[name] for stage, name in parts["written"].items()}
+    tensors |= {stage: tensor[:tokens] for stage, tensor in into.items()}
     if rows:
         rest = [t[tokens:].contiguous().view(torch.uint8) for t in into.values()]
-        made["beyond"] = torch.tensor([int((t != POISON).sum()) for t in rest])
-    out = {str(name): integers(str(name), value) for name, value in made.items()}
+        tensors["beyond"] = torch.tensor([int((t != POISON).sum()) for t in rest])
+    out = {str(name): integers(str(name), value) for name, value in tensors.items()}
     for name in SLOTS:  # slots with id -1 are not read
-        codes, live = out.get(name), given.get("topk_ids", torch.empty(0)) >= 0
+        codes, live = out.get(name), inputs.get("topk_ids", torch.empty(0)) >= 0
         if codes is not None and codes.shape[:-1] == live.shape:
             out[name] = torch.where(live.unsqueeze(-1), codes, torch.zeros_like(codes))
     return out
@@ -82,11 +82,11 @@ def digest(tensor: Any) -> str:
     """sha256 of dtype, shape and bytes."""
     plain = tensor.contiguous()
     dtype = str(plain.dtype).removeprefix("torch.")
-    found = hashlib.sha256(f"{dtype}{list(plain.shape)}".encode())
+    hasher = hashlib.sha256(f"{dtype}{list(plain.shape)}".encode())
     size = plain.numel() * plain.element_size()
     if size:  # without numpy, which need not be here
-        found.update((ctypes.c_char * size).from_address(plain.data_ptr()))
-    return found.hexdigest()
+        hasher.update((ctypes.c_char * size).from_address(plain.data_ptr()))
+    return hasher.hexdigest()
 
 
 # --- the archive --------------------------------------------------------------------------------
@@ -112,16 +112,16 @@ def main(folder: Path, argv: list[str] | None = None) -> int:
         backend = serve.load(spec, a.device, modules, a.contract)
         facts = serve.facts(a.device)
     except (Exception, SystemExit) as error:
-        told = isinstance(error, (NoBits, serve.BackendError))
-        print(f"cannot replay: {error if told else serve.one_line(error)}")
+        is_clear = isinstance(error, (NoBits, serve.BackendError))
+        print(f"cannot replay: {error if is_clear else serve.one_line(error)}")
         return 2
     print(json.dumps({"backend": str(getattr(backend, "name", "")), **facts}))
-    seen = set()
+    sides = set()
     for case in about["cases"]:
-        side, text = _said(case, _run(serve, backend, case, folder, a.device, modules))
+        side, text = _verdict(case, _run(serve, backend, case, folder, a.device, modules))
         print(f"{case['id']}: {text}")
-        seen.add(side)
-    return {frozenset({"good"}): 0, frozenset({"bad"}): 1}.get(frozenset(seen), 2)
+        sides.add(side)
+    return {frozenset({"good"}): 0, frozenset({"bad"}): 1}.get(frozenset(sides), 2)
 
 
 def _file(path: Path, name: str) -> Any:
@@ -161,41 +161,41 @@ def _run(
     if not callable(getattr(backend, case["call"], None)):
         return f"the backend has no {case['call']}"
     try:
-        given = torch.load(folder / case["inputs"], weights_only=True, map_location="cpu")
-        result, written = _called(serve, backend, case, given, device, modules)
-        made = stages(case["parts"], given, result, written)
+        inputs = torch.load(folder / case["inputs"], weights_only=True, map_location="cpu")
+        result, buffers = _call(serve, backend, case, inputs, device, modules)
+        bits = stages(case["parts"], inputs, result, buffers)
     except (Exception, SystemExit) as error:
         return f"{serve.one_line(error)} ({serve.where(error)})"
-    return {name: digest(tensor) for name, tensor in made.items()}
+    return {name: digest(tensor) for name, tensor in bits.items()}
 
 
-def _called(
-    serve: Any, backend: Any, case: dict[str, Any], given: dict[str, Any], device: str,
+def _call(
+    serve: Any, backend: Any, case: dict[str, Any], inputs: dict[str, Any], device: str,
     modules: Mapping[str, str],
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
-    moved = {name: tensor.to(device, copy=True) for name, tensor in given.items()}
+    on_device = {name: tensor.to(device, copy=True) for name, tensor in inputs.items()}
     blank = {}
     for name, (kind, shape) in case["blank"].items():
         dtype = getattr(torch, kind)
         flat = torch.full((math.prod(shape) * dtype.itemsize,), POISON, dtype=torch.uint8)
         blank[name] = flat.to(device).view(dtype).view(shape)
     if case["call"] == "forward":
-        experts = moved.pop("experts")
+        experts = on_device.pop("experts")
         for name in case["weights"]:  # experts that no id names hold zeros
-            few = moved[name]
+            few = on_device[name]
             shape = (case["num_experts"], *few.shape[1:])
-            moved[name] = torch.zeros(shape, dtype=few.dtype, device=device)
-            moved[name][experts] = few
-        result = backend.forward(serve.problem_of({**moved, **case["plain"]}, modules))
+            on_device[name] = torch.zeros(shape, dtype=few.dtype, device=device)
+            on_device[name][experts] = few
+        result = backend.forward(serve.problem_of({**on_device, **case["plain"]}, modules))
     else:
-        arguments, after = ([moved[n] for n in case.get(k, [])] for k in ("arguments", "after"))
+        arguments, after = ([on_device[n] for n in case.get(k, [])] for k in ("arguments", "after"))
         result = getattr(backend, case["call"])(*arguments, *blank.values(), *after)
     if device != "cpu":
         torch.cuda.synchronize()
-    return result, {**blank, **{name: moved[name] for name in case["own"]}}
+    return result, {**blank, **{name: on_device[name] for name in case["own"]}}
 
 
-def _said(case: dict[str, Any], digests: Any) -> tuple[str, str]:
+def _verdict(case: dict[str, Any], digests: Any) -> tuple[str, str]:
     """``good``, ``bad`` or ``none``, and one line for a person."""
     if isinstance(digests, str):
         return "none", f"no bits: {digests}"
@@ -208,8 +208,8 @@ def _said(case: dict[str, Any], digests: Any) -> tuple[str, str]:
         text = f"the {sides[0].upper()} bits"
     else:
         text = "neither side's bits" if not sides else "both sides' bits"
-    moved = [n for n, d in digests.items() if case["good"].get(n, d) != d]
-    text += f"; not as good: {', '.join(moved)}" if moved else ""
+    changes = [n for n, d in digests.items() if case["good"].get(n, d) != d]
+    text += f"; not as good: {', '.join(changes)}" if changes else ""
     return sides[0] if len(sides) == 1 else "none", text
 
 

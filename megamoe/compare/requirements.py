@@ -29,21 +29,21 @@ def virtual_environment(words: Sequence[str], python: str, cache: Path) -> Path:
     first. An unfinished environment of a killed run is created again.
     """
     try:
-        told = subprocess.run(
+        process = subprocess.run(
             [python, "-c", _SITE], capture_output=True, text=True, env=clean_environment()
         )
     except OSError as error:
         raise CannotStart(f"{python} cannot be started: {error.strerror}") from error
-    if told.returncode:
-        raise CannotStart(f"{python} cannot be started: {told.stderr.strip().splitlines()[-1:]}")
-    below = told.stdout.strip()
+    if process.returncode:
+        raise CannotStart(f"{python} cannot be started: {process.stderr.strip().splitlines()[-1:]}")
+    below = process.stdout.strip()
     key = hashlib.sha256(f"{words}|{python}|{below}".encode()).hexdigest()[:12]
     name = re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower())[:60].strip("-")
     home = cache / "envs" / f"{name}-{key}"
     home.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{home}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        made = home / "bin" / "python"
+        interpreter = home / "bin" / "python"
         if not (home / "complete").exists():
             shutil.rmtree(home, ignore_errors=True)
             try:
@@ -52,7 +52,7 @@ def virtual_environment(words: Sequence[str], python: str, cache: Path) -> Path:
                 shutil.rmtree(home, ignore_errors=True)
                 raise
             (home / "complete").touch()
-    return made
+    return interpreter
 
 
 def _make_environment(home: Path, words: Sequence[str], python: str, below: str) -> None:
@@ -66,21 +66,23 @@ def _make_environment(home: Path, words: Sequence[str], python: str, below: str)
 
 
 def _pip(command: Sequence[str], words: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
-    if done.returncode:
-        said = f"{done.stdout}\n{done.stderr}"
-        disk.blame(said)
-        errors = [x.strip() for x in said.splitlines() if x.strip().lower().startswith("error")]
-        last = errors or [x.strip() for x in said.splitlines() if x.strip()][-1:]
-        known = re.search(r"from versions: ([^)]*)", said)
-        newest = known[1].split(", ")[-8:] if known else []
+    process = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+    if process.returncode:
+        output = f"{process.stdout}\n{process.stderr}"
+        disk.blame(output)
+        errors = [x.strip() for x in output.splitlines() if x.strip().lower().startswith("error")]
+        last = errors or [x.strip() for x in output.splitlines() if x.strip()][-1:]
+        match = re.search(r"from versions: ([^)]*)", output)
+        newest = match[1].split(", ")[-8:] if match else []
         few = f"; published for this Python: {', '.join(newest)}" if newest else ""
-        text = _conflict(said) or (last[-1].removeprefix("ERROR: ") if last else "it said nothing")
+        text = _conflict(output) or (
+            last[-1].removeprefix("ERROR: ") if last else "it said nothing"
+        )
         raise CannotStart(f"cannot install {' '.join(words)}: {text}{few}")
 
 
-def _conflict(said: str) -> str:
+def _conflict(output: str) -> str:
     """Who demands what, in pip's words, where requirements exclude each other; "" otherwise."""
-    _, _, after = said.partition("The conflict is caused by:")
+    _, _, after = output.partition("The conflict is caused by:")
     demands = [x.strip() for x in after.strip().partition("\n\n")[0].splitlines()]
     return f"requirements exclude each other: {'; '.join(demands)}" if after else ""

@@ -23,23 +23,23 @@ from megamoe.spec.tensors import WEIGHTS
 from megamoe.worker.choice import AUTO
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import (
+    BackendFailure,
     Caller,
-    Declined,
+    CallResult,
     LeftChanged,
     Missing,
     NoRoom,
-    Raised,
-    Returned,
+    Refusal,
     WroteInput,
 )
-from megamoe.worker.session import Identity, Launch, WorkerError, judged
+from megamoe.worker.session import Identity, Launch, WorkerError, contract_text
 
 Array = npt.NDArray[Any]
-Given = Mapping[str, Any]
+InputMap = Mapping[str, Any]
 
 COMPARABLE: Final = tuple(name for name in KINDS if kind_of(name).ask is not None)
 """Kinds of case that give tensors; an errors case gives none."""
-KEPT: Final = 1 << 30
+LIMIT: Final = 1 << 30
 """Bytes of regenerated inputs that are kept for the next step."""
 _FACTS: Final = ("python", "torch", "device", "numpy", "gpu")
 
@@ -62,7 +62,7 @@ class Answer:
 
     bits: dict[str, Array]
     digests: dict[str, str]
-    returned: Returned
+    reply: CallResult
     """The same as the suite's judge takes it."""
 
 
@@ -99,7 +99,7 @@ class Running:
     def greet(self) -> Running:
         """Wait until the backend is loaded. Raises :class:`CannotStart`, with the reason."""
         try:
-            found = self.worker.identity
+            identity = self.worker.identity
         except WorkerError as error:
             text = str(error)
             disk.blame(text)
@@ -111,26 +111,26 @@ class Running:
                 why = why.replace("while it was loaded", f"while {what} was loaded")
                 text = f"{self.ready.argv[0]} did not start: {why}"
             raise CannotStart(text) from None
-        self._identity = found
-        known = {name: found.facts[name] for name in _FACTS if name in found.facts}
+        self._identity = identity
+        facts = {name: identity.facts[name] for name in _FACTS if name in identity.facts}
         self.facts = {
-            "backend": found.name, "accumulator": found.accumulator,
-            "contract": found.contract, "contract_why": found.why,
-            "made_for": self.worker.launch.contract, **known, **self.ready.facts,
+            "backend": identity.name, "accumulator": identity.accumulator,
+            "contract": identity.contract, "contract_why": identity.why,
+            "made_for": self.worker.launch.contract, **facts, **self.ready.facts,
         }  # fmt: skip
         return self
 
-    def ask(self, case: Case, given: Given) -> Answer:
+    def ask(self, case: Case, inputs: InputMap) -> Answer:
         """The bits of one case.
 
         Raises :class:`NoAnswer` for all that goes wrong with the backend, a crash and a hang
         included, and :class:`megamoe.compare.disk.DiskFull`.
         """
         try:
-            returned, tensors = self._asked(case, given)
+            reply, tensors = self._exchange(case, inputs)
         except Missing as missing:
             raise NotOffered("missing", str(missing)) from None
-        except Declined as why:
+        except Refusal as why:
             raise NotOffered("declined", str(why)) from None
         except WroteInput as names:
             raise NoAnswer(f"wrote into input {names}") from None
@@ -138,27 +138,27 @@ class Running:
             raise NoAnswer(f"left another {what}") from None
         except NoRoom as error:
             raise disk.full(str(error).partition(";")[0]) from error
-        except (Raised, NoBits) as error:
+        except (BackendFailure, NoBits) as error:
             disk.blame(str(error))
             text = str(error).removeprefix("the backend ").removesuffix("; run it alone")
             raise NoAnswer(text) from None
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise disk.said(error) from error
+                raise disk.cause_of(error) from error
             raise NoAnswer(f"took a file of its inputs or outputs away ({error})") from error
         bits = {name: tensor.numpy() for name, tensor in tensors.items()}
-        return Answer(bits, {n: digest(t) for n, t in tensors.items()}, returned)
+        return Answer(bits, {n: digest(t) for n, t in tensors.items()}, reply)
 
-    def _asked(self, case: Case, given: Given) -> tuple[Returned, dict[str, torch.Tensor]]:
+    def _exchange(self, case: Case, inputs: InputMap) -> tuple[CallResult, dict[str, torch.Tensor]]:
         ask = kind_of(case.kind).ask
         assert ask is not None
         with Caller(self.worker, self.seconds) as call:
-            returned = ask(call, case, given)
-        if call.lost:
-            raise Raised(f"left a process that is of no use ({call.lost})")
-        written = {**returned.blank, **returned.inputs}
+            reply = ask(call, case, inputs)
+        if call.loss:
+            raise BackendFailure(f"left a process that is of no use ({call.loss})")
+        buffers = {**reply.blank, **reply.inputs}
         parts = asdict(kind_of(case.kind).parts)
-        return returned, stages(parts, given, returned.result, written)
+        return reply, stages(parts, inputs, reply.result, buffers)
 
     def close(self) -> None:
         """End the process, and the processes that it started."""
@@ -171,68 +171,70 @@ class Running:
         self.close()
 
 
-def judged_under(sides: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def contract_lines(sides: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line on the contract of each side, by its facts; one line where they share it."""
-    said = {
-        name: judged(facts["contract"], facts["contract_why"])
+    by_name = {
+        name: contract_text(facts["contract"], facts["contract_why"])
         for name, facts in sides.items()
         if "contract" in facts
     }
-    if len(said) == len(sides) and len({*said.values()}) == 1:
-        return [*said.values()][:1]
-    return [f"{name}: {text}" for name, text in said.items()]
+    if len(by_name) == len(sides) and len({*by_name.values()}) == 1:
+        return [*by_name.values()][:1]
+    return [f"{name}: {text}" for name, text in by_name.items()]
 
 
 # --- inputs -----------------------------------------------------------------------------------
 
 
 class Inputs:
-    """Inputs of cases, computed again if they are not among the latest :data:`KEPT` bytes."""
+    """Inputs of cases, computed again if they are not among the latest :data:`LIMIT` bytes."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Given, int]] = {}
+        self._cache: dict[str, tuple[InputMap, int]] = {}
 
-    def of(self, case: Case) -> Given:
+    def of(self, case: Case) -> InputMap:
         """The inputs of ``case`` by name."""
-        known = self._known.pop(case.id, None)
-        if known is None:
-            given = regenerate(case)
-            known = given, size_of(given)
-        self._known[case.id] = known
-        while sum(size for _, size in self._known.values()) > KEPT and len(self._known) > 1:
-            del self._known[next(iter(self._known))]
-        return known[0]
+        entry = self._cache.pop(case.id, None)
+        if entry is None:
+            inputs = regenerate(case)
+            entry = inputs, size_of(inputs)
+        self._cache[case.id] = entry
+        while sum(size for _, size in self._cache.values()) > LIMIT and len(self._cache) > 1:
+            del self._cache[next(iter(self._cache))]
+        return entry[0]
 
 
-def size_of(given: Given) -> int:
+def size_of(inputs: InputMap) -> int:
     """Bytes of :func:`packed`, without a copy."""
-    used = used_experts(given)
-    tensors = {name: t for name, t in given.items() if isinstance(t, torch.Tensor)}
+    experts = used_experts(inputs)
+    tensors = {name: t for name, t in inputs.items() if isinstance(t, torch.Tensor)}
     return sum(
-        t.nbytes // max(1, len(t)) * len(used) if used is not None and name in WEIGHTS else t.nbytes
+        t.nbytes // max(1, len(t)) * len(experts)
+        if experts is not None and name in WEIGHTS
+        else t.nbytes
         for name, t in tensors.items()
     )
 
 
-def used_experts(given: Given) -> torch.Tensor | None:
+def used_experts(inputs: InputMap) -> torch.Tensor | None:
     """Experts that an id names; None where there are no weights, or all may be used."""
-    if "topk_ids" not in given or "w13_weight" not in given:
+    if "topk_ids" not in inputs or "w13_weight" not in inputs:
         return None
-    ids = given["topk_ids"]
-    return ids[(ids >= 0) & (ids < len(given["w13_weight"]))].unique()
+    ids = inputs["topk_ids"]
+    return ids[(ids >= 0) & (ids < len(inputs["w13_weight"]))].unique()
 
 
-def packed(given: Given) -> dict[str, torch.Tensor]:
+def packed(inputs: InputMap) -> dict[str, torch.Tensor]:
     """The tensors; of the weights only the experts that an id names, and which they are."""
-    tensors = {name: t for name, t in given.items() if isinstance(t, torch.Tensor)}
-    used = used_experts(given)
-    if used is not None:
-        tensors |= {name: tensors[name][used] for name in WEIGHTS}
-        tensors["experts"] = used
+    tensors = {name: t for name, t in inputs.items() if isinstance(t, torch.Tensor)}
+    experts = used_experts(inputs)
+    if experts is not None:
+        tensors |= {name: tensors[name][experts] for name in WEIGHTS}
+        tensors["experts"] = experts
     return tensors
 
 
-def ids_of(case: Case, given: Given) -> Array | None:
+def ids_of(case: Case, inputs: InputMap) -> Array | None:
     """Expert ids of a case's tokens, to name the expert of a slot."""
-    ids = given.get("topk_ids")
+    ids = inputs.get("topk_ids")
     return None if ids is None or case.kind == "eplb" else ids.numpy()

@@ -76,9 +76,9 @@ def parse(text: str, repo: Path | None = None) -> Side:
             raise CannotStart(f"{text}: write flake:INPUT=URL, as flake:deepgemm=github:OWNER/NAME")
         return Side("flake", text, target, (repo or HOME).resolve())
     if not text.startswith("git:"):
-        found = _on_disk(text)
-        if found:
-            return found
+        side = _on_disk(text)
+        if side:
+            return side
         if text.endswith(".safetensors"):
             raise CannotStart(
                 f"{text} is a stored problem, and ab compares two sides on cases; `megamoe replay "
@@ -113,8 +113,8 @@ def _on_disk(text: str) -> Side | None:
         if not os.access(path, os.X_OK):
             raise CannotStart(f"{text}: not executable; name a Python interpreter")
         return Side("python", text, str(path.absolute()))
-    found = shutil.which(text) if re.fullmatch(r"python[\d.]*", text) else None
-    return Side("python", text, found) if found else None
+    interpreter = shutil.which(text) if re.fullmatch(r"python[\d.]*", text) else None
+    return Side("python", text, interpreter) if interpreter else None
 
 
 def ready(
@@ -131,13 +131,13 @@ def ready(
         return Ready((side.target,))
     if side.kind == "requirement":
         words = [*side.target.split(), *o.extra]
-        made = virtual_environment(words, o.python or sys.executable, cache)
-        return Ready((str(made),), facts={"requirements": words})
+        python = virtual_environment(words, o.python or sys.executable, cache)
+        return Ready((str(python),), facts={"requirements": words})
     if side.kind == "flake":
         assert side.repo is not None
         return _flake(side.target, side.repo, o, cache)
     assert tree is not None and side.repo is not None
-    return _built(side, tree, o, cache)
+    return _git_side(side, tree, o, cache)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Options:
     build_timeout: float = 3600.0
 
 
-def _built(side: Side, tree: Path, o: Options, cache: Path) -> Ready:
+def _git_side(side: Side, tree: Path, o: Options, cache: Path) -> Ready:
     if o.build:
         log = cache / "logs" / f"build-{side.target[:12]}.log"
         environment = {**clean_environment(), "MEGAMOE_PYTHON": o.python or sys.executable}

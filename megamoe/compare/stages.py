@@ -24,19 +24,19 @@ BEYOND: Final = Tensor(
     "beyond", ("N",), (torch.int64,), INT64,
     "bytes written beyond the batch's rows, a count for each tensor that staging writes", ("row",),
 )  # fmt: skip
-_RETURNED: Final = {name for o in OPERATIONS.values() for name in o.returns}
-STAGES: Final = {n: t for n, t in TENSORS.items() if n in _RETURNED} | {BEYOND.name: BEYOND}
+_RESULTS: Final = {name for o in OPERATIONS.values() for name in o.returns}
+STAGES: Final = {n: t for n, t in TENSORS.items() if n in _RESULTS} | {BEYOND.name: BEYOND}
 ORDER: Final = [name for name in STAGES if name != BEYOND.name]
 """Stages in the order in which they are computed: the first that moved is where to look."""
 ORDER.insert(ORDER.index("topk_weights") + 1, BEYOND.name)
 
 
 @dataclass(frozen=True)
-class Moved:
+class Change:
     """One stage on two sides."""
 
     elements: int
-    moved: int = 0
+    count: int = 0
     """Elements whose bits differ, payloads of NaN and signs of zero included."""
     max_ulps: int | None = 0
     """The largest distance; None: NaN on one side only."""
@@ -74,38 +74,38 @@ def place(name: str) -> int:
 
 def compare(
     left: Mapping[str, Array], right: Mapping[str, Array], ids: Array | None
-) -> dict[str, Moved]:
+) -> dict[str, Change]:
     """Every stage that both sides show. A stage shown by one side only says nothing of it."""
     shared = [name for name in left if name in right]
-    return {name: stage_moved(name, left[name], right[name], ids) for name in shared}
+    return {name: stage_change(name, left[name], right[name], ids) for name in shared}
 
 
-def stage_moved(name: str, left: Array, right: Array, ids: Array | None) -> Moved:
+def stage_change(name: str, left: Array, right: Array, ids: Array | None) -> Change:
     """``right`` against ``left``, bit for bit."""
     if left.shape != right.shape or left.dtype.itemsize != right.dtype.itemsize:
         text = f"{left.dtype} {left.shape} became {right.dtype} {right.shape}"
-        return Moved(max(left.size, right.size), max(left.size, right.size, 1), None, text=text)
-    known, size = STAGES.get(name), left.dtype.itemsize
+        return Change(max(left.size, right.size), max(left.size, right.size, 1), None, text=text)
+    stage, size = STAGES.get(name), left.dtype.itemsize
     a: Array = left.astype(np.int64)
     b: Array = right.astype(np.int64)
-    form = None if known is None else known.form
-    if known is None or form is None or size != (4 if known.packed else form.width // 8):
+    form = None if stage is None else stage.form
+    if stage is None or form is None or size != (4 if stage.packed else form.width // 8):
         form = INT64 if size == 8 else INT32  # not as a stage is: whole numbers
-    elif known.packed:
-        a, b = known.elements(left), known.elements(right)
+    elif stage.packed:
+        a, b = stage.elements(left), stage.elements(right)
     elif form.signed_zero or form in (UE8M0, BYTE):
         a, b = unsigned(left), unsigned(right)
     count = int((a != b).sum())
     if not count:
-        return Moved(int(a.size))
-    axes, per = (("row",), 1) if known is None else (known.places, known.channels)
+        return Change(int(a.size))
+    axes, per = (("row",), 1) if stage is None else (stage.places, stage.channels)
     if len(axes) != a.ndim:
         axes = ("row",) * a.ndim
-    named = sum(axis in ("token", "slot") for axis in axes)
-    theirs = ids if ids is not None and a.shape[:named] == ids.shape[:named] else None
+    depth = sum(axis in ("token", "slot") for axis in axes)
+    theirs = ids if ids is not None and a.shape[:depth] == ids.shape[:depth] else None
     finding = bitwise(name, form, b, a, Place(axes, per, None, theirs))
     far = finding.worst.ulps if finding.worst else 0  # 0: only payloads of NaN differ
-    return Moved(int(a.size), count, far, finding)
+    return Change(int(a.size), count, far, finding)
 
 
 def unsigned(x: Array) -> Array:

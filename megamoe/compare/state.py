@@ -46,7 +46,7 @@ class State:
             return cls(folder, request)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            kept = cls(folder, request, data["steps"], data["narrowed"], data["builds"])
+            state = cls(folder, request, data["steps"], data["narrowed"], data["builds"])
             same = data["schema"] == SCHEMA and data["request"] == json.loads(json.dumps(request))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error}); start over with --fresh") from error
@@ -54,17 +54,17 @@ class State:
             raise ValueError(
                 f"{path} is of another question; name another --state, or start over with --fresh"
             )
-        kept.resumed = len(kept.steps)
-        return kept
+        state.resumed = len(state.steps)
+        return state
 
     def find(self, rev: str) -> dict[str, Any] | None:
         """The step of a revision, where it is known."""
         return next((step for step in self.steps if step["rev"] == rev), None)
 
-    def add(self, step: dict[str, Any], built: bool) -> None:
+    def add(self, step: dict[str, Any], is_build: bool) -> None:
         """Keep a step."""
         self.steps.append(step)
-        self.builds += built
+        self.builds += is_build
         self.save()
 
     def save(self) -> None:
@@ -76,7 +76,7 @@ class State:
         try:
             write_atomically(self.folder / "state.json", json.dumps(data, indent=1).encode())
         except OSError as error:
-            raise disk.said(error) from error
+            raise disk.cause_of(error) from error
 
     def outputs(self, rev: str) -> Path:
         """The folder with the bits of a step."""

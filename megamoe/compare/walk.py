@@ -27,14 +27,14 @@ Probe = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Found:
+class Outcome:
     """The end of a walk: the first bad one, or those it is among."""
 
     first_bad: str | None
     suspects: tuple[str, ...] = ()
 
 
-def over_list(revs: Sequence[str], probe: Probe) -> Found:
+def over_list(revs: Sequence[str], probe: Probe) -> Outcome:
     """Search between ``revs[0]``, good, and ``revs[-1]``, bad: at most log2(n) probes and the
     skips."""
     low, high, skipped = 0, len(revs) - 1, set[int]()
@@ -51,8 +51,8 @@ def over_list(revs: Sequence[str], probe: Probe) -> Found:
         else:
             skipped.add(at)
     if high - low == 1:
-        return Found(revs[high])
-    return Found(None, tuple(revs[low + 1 : high + 1]))
+        return Outcome(revs[high])
+    return Outcome(None, tuple(revs[low + 1 : high + 1]))
 
 
 def commits(home: Path, good: str, bad: str, only: Sequence[str] = ()) -> list[str]:
@@ -75,7 +75,7 @@ def require_order(home: Path, good: str, bad: str) -> None:
 
 def over_git(
     tree: Path, good: str, bad: str, only: Sequence[str], probe: Probe, folder: Path
-) -> tuple[Found, str]:
+) -> tuple[Outcome, str]:
     """Let ``git bisect run`` walk the worktree ``tree``; returns the result, and git's own log."""
     script, log = folder / "step.sh", folder / "logs" / "git-bisect.log"
     script.write_text(_STEP)
@@ -96,8 +96,8 @@ def over_git(
         for end in (ask_in, answer_out):
             os.close(end)
         try:
-            with os.fdopen(ask_out, "r") as asked:
-                for line in asked:
+            with os.fdopen(ask_out, "r") as requests:
+                for line in requests:
                     verdict = probe(line.strip())
                     tidy(tree)  # a build must not stand in the way of the next checkout
                     os.write(answer_in, f"{CODES[verdict]}\n".encode())
@@ -105,12 +105,12 @@ def over_git(
             end_group(walk)
     finally:
         os.close(answer_in)
-    said = git(tree, "bisect", "log", check=False)
-    found = _found(said)
-    if found is None:
+    git_log = git(tree, "bisect", "log", check=False)
+    outcome = _outcome(git_log)
+    if outcome is None:
         last = [x for x in log.read_text(errors="replace").splitlines() if x.strip()][-1:]
         raise CannotStart(f"git bisect stopped: {''.join(last)}; see {log}")
-    return found, said
+    return outcome, git_log
 
 
 def tidy(tree: Path) -> None:
@@ -119,9 +119,9 @@ def tidy(tree: Path) -> None:
     git(tree, "clean", "-xffdq")
 
 
-def _found(log: str) -> Found | None:
+def _outcome(log: str) -> Outcome | None:
     first = re.findall(r"^# first bad commit: \[([0-9a-f]+)\]", log, re.M)
     if first:
-        return Found(first[-1])
+        return Outcome(first[-1])
     among = re.findall(r"^# possible first bad commit: \[([0-9a-f]+)\]", log, re.M)
-    return Found(None, tuple(among)) if among else None
+    return Outcome(None, tuple(among)) if among else None

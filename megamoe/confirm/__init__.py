@@ -6,6 +6,6 @@ tables that follow.
 """
 
 from megamoe.confirm.document import ConfirmError, read_answers, write_answers
-from megamoe.confirm.findings import Found, found
+from megamoe.confirm.findings import Statement, statements
 
-__all__ = ["ConfirmError", "Found", "found", "read_answers", "write_answers"]
+__all__ = ["ConfirmError", "Statement", "read_answers", "statements", "write_answers"]

@@ -19,11 +19,11 @@ from megamoe.suite.settings import Settings
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import Identity
 
-Done = Callable[[Case, str], None]
+OnCase = Callable[[Case, str], None]
 """Called once a case: the case, and what is wrong or ''."""
 
 
-def ask(settings: Settings, accumulator: str, jobs: int, done: Done) -> tuple[Identity, Any]:
+def ask(settings: Settings, accumulator: str, jobs: int, on_case: OnCase) -> tuple[Identity, Any]:
     """Who answered, and for each forward case ``inputs``, ``status``, ``stages`` and ``y``.
 
     A case that the backend declines is left out. :class:`ConfirmError` where the backend is of
@@ -46,34 +46,39 @@ def ask(settings: Settings, accumulator: str, jobs: int, done: Done) -> tuple[Id
                 result = {"reason": f"case {case.id}: {result}"}
             if "stages" in result:
                 out[case.id] = {n: v for n, v in result.items() if n != "reason"}
-            done(case, result["reason"])
+            on_case(case, result["reason"])
 
         with Judges(jobs, desk) as judges:
             judges.run(cases, lambda case: None, took)
     return identity, out
 
 
-def recorded(settings: Settings, jobs: int, done: Done) -> dict[str, Any]:
+def record(settings: Settings, jobs: int, on_case: OnCase) -> dict[str, Any]:
     """The content of a recorded golden of the backend: three runs in two processes that agree.
 
     :class:`megamoe.golden.GoldenError` where they do not, or where a case does not pass.
     """
     with tempfile.TemporaryDirectory(prefix="megamoe-confirm-") as folder:
-        path, _, _ = bits.record(settings, Path(folder), jobs, done, lambda identity: None)
+        path, _, _ = bits.record(settings, Path(folder), jobs, on_case, lambda identity: None)
         return dict(json.loads(path.read_text("utf-8")))
 
 
 def answer(runner: Runner, case: Case) -> dict[str, Any]:
     """A judge's step: the verdict's status, and the digests of what was shown."""
     runner.brief = True
-    verdict, shown = runner.run_and_show(case)
-    if shown is None:
+    verdict, view = runner.run_and_show(case)
+    if view is None:
         return {"reason": verdict.reason}
-    ids = shown.problem.topk_ids.numpy()
+    ids = view.problem.topk_ids.numpy()
     ids = ids if case.rows is None else ids[case.rows]
-    kept = predicted.under([], rows(case, shown.actual), ids, ())
-    out = {"inputs": shown.inputs, "status": verdict.status, "reason": "", "stages": kept["stages"]}
-    return out | ({"y": kept["y"]} if "y" in kept else {})
+    prediction = predicted.under([], rows(case, view.actual), ids, ())
+    out = {
+        "inputs": view.inputs,
+        "status": verdict.status,
+        "reason": "",
+        "stages": prediction["stages"],
+    }
+    return out | ({"y": prediction["y"]} if "y" in prediction else {})
 
 
-__all__ = ["ask", "recorded"]
+__all__ = ["ask", "record"]

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from megamoe import schema
 from megamoe.files import RECORDED_LIMIT, read_json, write_atomically
-from megamoe.golden.documents import kept_y
+from megamoe.golden.documents import y_fault
 from megamoe.golden.places import id_fault
 from megamoe.predict.tables import TABLES, unpack
 from megamoe.spec.contract import REVISIONS
@@ -28,7 +28,7 @@ _WORDS: Final = schema.Object(
 )
 _TABLE: Final = schema.Object({"count": schema.natural, "words": str})
 _CASE: Final = schema.Object({"inputs": str, "status": str, "stages": schema.Each(str)},
-                             {"y": kept_y})  # fmt: skip
+                             {"y": y_fault})  # fmt: skip
 _FILE: Final = schema.Object(
     {
         "schema": schema.natural, "what": str, "gpu": str, "machine_class": str, "model": str,
@@ -47,8 +47,8 @@ class ConfirmError(ValueError):
 def write_answers(path: Path, data: Mapping[str, Any]) -> None:
     """Write a file of answers, whole or not at all."""
     full = {"schema": SCHEMA, "what": WHAT, **data}
-    if said := schema.fault(full, _FILE):
-        raise ConfirmError(f"the answers are not complete: {said}")
+    if fault := schema.fault(full, _FILE):
+        raise ConfirmError(f"the answers are not complete: {fault}")
     write_atomically(path, (json.dumps(full, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -59,8 +59,8 @@ def read_answers(path: Path) -> dict[str, Any]:
         data = read_json(path, RECORDED_LIMIT)
     except (OSError, ValueError) as error:
         raise ConfirmError(f"{path} cannot be read as JSON ({error}); {again}") from error
-    if said := schema.fault(data, _FILE):
-        raise ConfirmError(f"{path}: {said}; {again}")
+    if fault := schema.fault(data, _FILE):
+        raise ConfirmError(f"{path}: {fault}; {again}")
     if data["schema"] != SCHEMA:
         raise ConfirmError(f"{path} has schema {data['schema']}, this megamoe reads {SCHEMA}")
     for name, packed in data["silu"].items():

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.confirm.document import ConfirmError
-from megamoe.confirm.words import COLUMNS, ROWS, U32, Asked
+from megamoe.confirm.words import COLUMNS, ROWS, U32, Request
 from megamoe.spec.formats import F32, bf16_decode
 
 SOURCE: Final = Path(__file__).with_name("units.cu")
@@ -35,11 +35,11 @@ class Chip:
     @classmethod
     def at_hand(cls) -> Chip:
         """:class:`ConfirmError` where there is none."""
-        asked = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version",
+        command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version",
                  "--format=csv,noheader", "--id=0"]  # fmt: skip
         try:
-            said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
-            name, capability, driver = (part.strip() for part in said.stdout.strip().split(","))
+            result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+            name, capability, driver = (part.strip() for part in result.stdout.strip().split(","))
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise ConfirmError(
                 f"no NVIDIA GPU here (nvidia-smi: {type(error).__name__}); run confirm where the "
@@ -60,9 +60,9 @@ class Device:
         library = Path(self._folder.name) / "units.so"
         command = [nvcc, *FLAGS, f"-arch=sm_{chip.capability.replace('.', '')}a", "-shared",
                    "-Xcompiler", "-fPIC", "-o", str(library), str(SOURCE)]  # fmt: skip
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        if built.returncode:
-            lines = built.stderr.strip().splitlines() or ["no message"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            lines = result.stderr.strip().splitlines() or ["no message"]
             raise ConfirmError(f"nvcc cannot compile {SOURCE.name}: {lines[0]}")
         self._library = ctypes.CDLL(str(library))
 
@@ -79,17 +79,19 @@ class Device:
         self._call("silu", gates, *out.values())
         return out
 
-    def words(self, asked: Asked) -> Iterator[U32]:
+    def words(self, request: Request) -> Iterator[U32]:
         """Words ``(n, 64, 8)``, a piece after the other."""
-        for a, b, c in asked.pieces():
+        for a, b, c in request.pieces():
             out = np.empty((len(a), ROWS, COLUMNS), np.float32)
-            given = [np.ascontiguousarray(each) for each in (a, b, c)]
-            self._call("wgmma", asked.instruction.kind, *given, out, len(a), a.shape[2])
+            operands = [np.ascontiguousarray(each) for each in (a, b, c)]
+            self._call("wgmma", request.instruction.kind, *operands, out, len(a), a.shape[2])
             yield out.view(np.uint32)
 
-    def _call(self, name: str, *given: Any) -> None:
-        passed = [_pointer(g) if isinstance(g, np.ndarray) else ctypes.c_int(g) for g in given]
-        code = getattr(self._library, name)(*passed)
+    def _call(self, name: str, *arguments: Any) -> None:
+        c_arguments = [
+            _pointer(g) if isinstance(g, np.ndarray) else ctypes.c_int(g) for g in arguments
+        ]
+        code = getattr(self._library, name)(*c_arguments)
         if code == _NOT_HERE:
             raise ConfirmError(f"this chip has no instruction {name}")
         if code:
@@ -101,8 +103,8 @@ def _pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
 
 
 def _last_line(command: list[str]) -> str:
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return said.splitlines()[-1] if said else "unknown"
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return output.splitlines()[-1] if output else "unknown"
 
 
 __all__ = ["Chip", "Device"]

@@ -62,7 +62,7 @@ INSTRUCTIONS: Final = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A request for ``tiles`` tiles of ``steps`` steps, with operands from a seed."""
 
     instruction: Instruction
@@ -80,9 +80,9 @@ class Asked:
         for start in range(0, self.tiles, PIECE):
             rng = np.random.default_rng([self.seed, self.instruction.kind, start])
             count = min(PIECE, self.tiles - start)
-            yield self._drawn(rng, count)
+            yield self._draw(rng, count)
 
-    def _drawn(self, rng: np.random.Generator, count: int) -> tuple[Raw, Raw, Any]:
+    def _draw(self, rng: np.random.Generator, count: int) -> tuple[Raw, Raw, Any]:
         """Sorts of operands in turn: any bits, near each other, sparse, subnormal."""
         a, b = (self._operands(rng, count, rows) for rows in (ROWS, COLUMNS))
         c = np.ldexp(
@@ -110,14 +110,14 @@ class Asked:
         return bits.astype(dtype).view(np.uint8).reshape(count, rows, -1)
 
 
-def modelled(asked: Asked, unit: Unit, tiles: int | None = None) -> Iterator[U32]:
+def modelled(request: Request, unit: Unit, tiles: int | None = None) -> Iterator[U32]:
     """Words ``(n, 64, 8)`` by ``unit``, a piece after the other; of the first ``tiles`` only."""
-    instruction, left = asked.instruction, asked.tiles if tiles is None else tiles
-    for a, b, c in asked.pieces():
-        if left <= 0:
+    instruction, rest = request.instruction, request.tiles if tiles is None else tiles
+    for a, b, c in request.pieces():
+        if rest <= 0:
             return
-        n = min(left, len(a))
-        left -= n
+        n = min(rest, len(a))
+        rest -= n
         x, w = instruction.decode(a[:n]), instruction.decode(b[:n])
         with np.errstate(all="ignore"):
             sums = dense(unit, x[:, :, None], w[:, None], c[:n].astype(np.float64),
@@ -125,7 +125,7 @@ def modelled(asked: Asked, unit: Unit, tiles: int | None = None) -> Iterator[U32
         yield words(sums)
 
 
-def answered(asked: Asked, pieces: Iterator[U32]) -> dict[str, Any]:
+def words_entry(request: Request, pieces: Iterator[U32]) -> dict[str, Any]:
     """The part of a file that holds the words of a chip, which come piece by piece."""
     digest, sample = hashlib.sha256(), b""
     for piece in pieces:
@@ -133,7 +133,7 @@ def answered(asked: Asked, pieces: Iterator[U32]) -> dict[str, Any]:
         if not sample:
             sample = _one_nan(piece[:SAMPLE]).astype("<u4").tobytes()
     packed = base64.b64encode(zlib.compress(sample, 9)).decode()
-    return {"seed": asked.seed, "tiles": asked.tiles, "steps": asked.steps,
+    return {"seed": request.seed, "tiles": request.tiles, "steps": request.steps,
             "sha256": digest.hexdigest(), "sample": packed}  # fmt: skip
 
 
@@ -158,4 +158,12 @@ def units_near(unit: Unit) -> Iterator[tuple[str, Unit]]:
     yield "a zero takes part at no exponent", replace(unit, floor=-1000)
 
 
-__all__ = ["INSTRUCTIONS", "Asked", "Instruction", "answered", "modelled", "sampled", "units_near"]
+__all__ = [
+    "INSTRUCTIONS",
+    "Instruction",
+    "Request",
+    "modelled",
+    "sampled",
+    "units_near",
+    "words_entry",
+]

@@ -68,8 +68,8 @@ class Call:
     @classmethod
     def of(cls, problem: Problem, rows: list[int] | None = None) -> Call:
         """A problem whose tensors are at hand; ``rows``: those that are judged, all by default."""
-        judged = np.arange(problem.num_tokens) if rows is None else np.asarray(rows, np.int64)
-        narrow = problem if rows is None else problem.at_rows(torch.from_numpy(judged))
+        tokens = np.arange(problem.num_tokens) if rows is None else np.asarray(rows, np.int64)
+        narrow = problem if rows is None else problem.at_rows(torch.from_numpy(tokens))
         shared = tuple(t.numpy() for t in problem.shared_weights)
         routed = [getattr(problem, name) for name in WEIGHTS]
 
@@ -84,7 +84,7 @@ class Call:
             problem.max_num_tokens,
             problem.topk_ids.numpy().astype(np.int64),
             problem.topk_weights.float().numpy(),
-            judged,
+            tokens,
             bits(narrow.hidden_states.contiguous()),
             problem.act,
             problem.combine_dtype,
@@ -107,18 +107,18 @@ class Call:
         ids, weights = routing(case.seed, tokens, p["experts"], p["top_k"], recipe)
         rows = tokens if case.rows is None else np.asarray(case.rows, np.int64)
         size = p["hidden"], p["intermediate"]
-        asked = kind_of(case.kind).features(case)
-        touched = len(np.unique(ids[ids >= 0]))
-        needs = 2 * len(tokens) * size[0] + 2 * touched * size[0] * size[1]
-        whole = needs <= WHOLE or {"nvfp4", "shared-expert", "shared-output"} & {*asked}
+        features = kind_of(case.kind).features(case)
+        expert_count = len(np.unique(ids[ids >= 0]))
+        needs = 2 * len(tokens) * size[0] + 2 * expert_count * size[0] * size[1]
+        whole = needs <= WHOLE or {"nvfp4", "shared-expert", "shared-output"} & {*features}
         if whole and not shallow:
             return cls.of(forward_problem(case), case.rows)
 
         def expert(at: int) -> Weights:
             return expert_weights(case.seed, at, *size, p.get("weights_recipe", {}))
 
-        known = np.zeros(0, np.int64) if shallow else rows
-        states = hidden_states(case.seed, known, size[0], p.get("hidden_recipe", {}))
+        state_rows = np.zeros(0, np.int64) if shallow else rows
+        states = hidden_states(case.seed, state_rows, size[0], p.get("hidden_recipe", {}))
         return cls(
             *size,
             p["experts"],
@@ -129,18 +129,18 @@ class Call:
             states,
             act_of(p),
             p.get(EXTRAS[3], "bf16"),
-            asked,
+            features,
             expert,
             {},
         )
 
 
-def forms_of(given: Inputs) -> dict[str, tuple[str, bool]]:
+def forms_of(inputs: Inputs) -> dict[str, tuple[str, bool]]:
     """dtype and contiguity of the activations among the inputs."""
     return {
-        name: (str(given[name].dtype).removeprefix("torch."), bool(given[name].is_contiguous()))
+        name: (str(inputs[name].dtype).removeprefix("torch."), bool(inputs[name].is_contiguous()))
         for name in ACTIVATIONS
-        if isinstance(given.get(name), torch.Tensor)
+        if isinstance(inputs.get(name), torch.Tensor)
     }
 
 

@@ -15,74 +15,72 @@ import torch
 from megamoe.cases import Case
 from megamoe.coverage import kinds
 from megamoe.coverage.calls import Call
-from megamoe.coverage.dimension import Seen
+from megamoe.coverage.dimension import Tally
 from megamoe.coverage.places import SHALLOW, calls, places
 from megamoe.coverage.values import values
 from megamoe.spec.contract import NEWEST, REVISIONS, Contract
 from megamoe.spec.problem import Problem
 
-Done = Callable[[Case], None]
-Entered = dict[str, set[str]]
-Timed = tuple[str, Entered, float]
+OnCase = Callable[[Case], None]
+Classes = dict[str, set[str]]
+Timed = tuple[str, Classes, float]
 PIECE: Final = 8
 """Cases that a process takes at a time."""
 
 
-def entered(case: Case, contract: Contract = NEWEST) -> Entered:
+def classes_of(case: Case, contract: Contract = NEWEST) -> Classes:
     """Dimension -> classes that one case enters. Raises the errors of its recipe."""
     other = {"staging": kinds.staging, "eplb": kinds.eplb, "layout": kinds.layout,
              "errors": kinds.errors}.get(case.kind)  # fmt: skip
     if other is not None:
         return other(case, contract)
     call = Call.of_case(case)
-    made = {**values(call, contract), **places(call, case.params)}
-    return made | calls(
-        call.problem, case.params.get("law"), is_full=len(call.ids) == call.capacity
-    )
+    out = {**values(call, contract), **places(call, case.params)}
+    return out | calls(call.problem, case.params.get("law"), is_full=len(call.ids) == call.capacity)
 
 
-def shallow(case: Case) -> Entered:
+def shallow(case: Case) -> Classes:
     """The classes of :data:`~megamoe.coverage.places.SHALLOW` that one forward or property case
     enters."""
-    found = places(Call.of_case(case, shallow=True), case.params)
-    return {name: found[name] for name in SHALLOW if name in found}
+    classes = places(Call.of_case(case, shallow=True), case.params)
+    return {name: classes[name] for name in SHALLOW if name in classes}
 
 
-def entered_by(problem: Problem, contract: Contract = NEWEST) -> Entered:
+def classes_of_problem(problem: Problem, contract: Contract = NEWEST) -> Classes:
     """The same of a problem at hand, all its rows judged."""
     call = Call.of(problem)
     return {**values(call, contract), **places(call, {}), **calls(problem, None)}
 
 
 @dataclass
-class Counted:
+class CaseClasses:
     """The classes of each case, in the order of the cases."""
 
-    entered: dict[str, Entered]
+    classes: dict[str, Classes]
     """Classes by case id."""
     seconds: dict[str, float]
     """Seconds of the counting of a case."""
 
     @property
-    def seen(self) -> Seen:
+    def tally(self) -> Tally:
         """All of it together."""
-        out = Seen()
-        for name, found in self.entered.items():
-            out.add(name, found)
+        out = Tally()
+        for name, classes in self.classes.items():
+            out.add(name, classes)
         return out
 
 
 def count(
-    cases: Sequence[Case], contract: Contract = NEWEST, jobs: int = 1, done: Done | None = None
-) -> Counted:
-    """The classes that the cases enter; ``done`` is called after each case."""
+    cases: Sequence[Case], contract: Contract = NEWEST, jobs: int = 1, on_case: OnCase | None = None
+) -> CaseClasses:
+    """The classes that the cases enter; ``on_case`` is called after each case."""
     by_id = {case.id: case for case in cases}
-    found = {}
+    results = {}
     for one in _each(cases, contract, jobs):
-        found[one[0]] = one[1:]
-        if done is not None:
-            done(by_id[one[0]])
-    return Counted({n: found[n][0] for n in by_id}, {n: found[n][1] for n in by_id})
+        results[one[0]] = one[1:]
+        if on_case is not None:
+            on_case(by_id[one[0]])
+    return CaseClasses({n: results[n][0] for n in by_id}, {n: results[n][1] for n in by_id})
 
 
 def _each(cases: Sequence[Case], contract: Contract, jobs: int) -> Iterator[Timed]:
@@ -107,8 +105,8 @@ def _piece(cases: Sequence[Case], revision: str) -> list[Timed]:
 
 def _timed(case: Case, contract: Contract) -> Timed:
     start = process_time()
-    found = entered(case, contract)
-    return case.id, found, round(process_time() - start, 3)
+    classes = classes_of(case, contract)
+    return case.id, classes, round(process_time() - start, 3)
 
 
 def _cost(case: Case) -> int:

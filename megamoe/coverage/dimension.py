@@ -29,7 +29,7 @@ def each(classes: Iterable[object], fault: str) -> dict[str, str]:
 
 
 @dataclass
-class Seen:
+class Tally:
     """Classes that some cases enter."""
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
@@ -37,9 +37,9 @@ class Seen:
     examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """Dimension and class -> up to :data:`EXAMPLES` of these cases."""
 
-    def add(self, case: str, entered: Mapping[str, Iterable[str]]) -> None:
-        """Count one case, ``entered`` being dimension -> classes."""
-        for dimension, classes in entered.items():
+    def add(self, case: str, by_dimension: Mapping[str, Iterable[str]]) -> None:
+        """Count one case, ``by_dimension`` being dimension -> classes."""
+        for dimension, classes in by_dimension.items():
             counter = self.counts.setdefault(dimension, Counter())
             for one in set(classes):
                 counter[one] += 1
@@ -53,15 +53,15 @@ class Seen:
 
     def holes(self, dimension: Dimension) -> list[str]:
         """Classes of the goal that no case enters, in the order of the goal."""
-        found = self.of(dimension)
-        return [one for one in dimension.goal if not found[one]]
+        counts = self.of(dimension)
+        return [one for one in dimension.goal if not counts[one]]
 
 
 def runs(classes: Iterable[str], order: Iterable[str]) -> Iterator[tuple[str, str]]:
     """First and last of each run of neighbours in ``order``."""
-    wanted, run = set(classes), list[str]()
+    members, run = set(classes), list[str]()
     for one in order:
-        if one in wanted:
+        if one in members:
             run.append(one)
         elif run:
             yield run[0], run[-1]

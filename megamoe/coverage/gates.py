@@ -71,8 +71,8 @@ def _region(bits: int, value: float) -> str:
 def regions(gate: U16) -> set[str]:
     """Regions of clamped bfloat16 gates."""
     names = list(REGIONS)
-    held = np.flatnonzero(np.bincount(gate.reshape(-1), minlength=65536))
-    return {names[i] for i in np.unique(_region_of_bits()[held])}
+    codes = np.flatnonzero(np.bincount(gate.reshape(-1), minlength=65536))
+    return {names[i] for i in np.unique(_region_of_bits()[codes])}
 
 
 # --- the clamp --------------------------------------------------------------------------------
@@ -102,8 +102,8 @@ def clamp_sides(gate: U16, up: U16, act: Activation) -> set[str]:
     """Sides of the clamp that bfloat16 gates and ups, as linear 1 gave them, lie on."""
     if act.clamp is None:
         return {"no clamp"}
-    given = np.array([act.clamp], np.float32)
-    bound = bf16_decode(bf16_round(given))[0]
+    clamp = np.array([act.clamp], np.float32)
+    bound = bf16_decode(bf16_round(clamp))[0]
     out = {"clamp 0"} if bound == 0 else set()
     out |= {"clamp that bfloat16 does not hold"} if float(bound) != act.clamp else set()
     g, u = bf16_decode(gate), bf16_decode(up)
@@ -129,8 +129,8 @@ SPECIALS: Final = ("+inf", "-inf", "NaN", "-0", "+0", "+subnormal", "-subnormal"
 
 def special_bf16(bits: U16) -> list[str]:
     """Specials among bfloat16 bits."""
-    held = np.flatnonzero(np.bincount(bits.reshape(-1), minlength=65536)).astype(np.uint32)
-    return special_f32((held << 16).view(np.float32))
+    codes = np.flatnonzero(np.bincount(bits.reshape(-1), minlength=65536)).astype(np.uint32)
+    return special_f32((codes << 16).view(np.float32))
 
 
 def special_f32(values: F32) -> list[str]:

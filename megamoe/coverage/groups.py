@@ -97,7 +97,7 @@ def requant_branches(acts: F32, contract: Contract) -> set[str]:
     """Branches of the groups of ``(R, I)`` fp32 activations."""
     amax = group_amax(acts, contract)
     least = contract.requant_exponent_min.value
-    free = contract.changed("", "", requant_exponent_min=0)
+    free = contract.variant("", "", requant_exponent_min=0)
     low = (requant_exponent(amax, free) < least) & (amax > 0)
     return _branches(acts, amax, low, step=1)
 
@@ -160,12 +160,12 @@ def roundings(values: F32, sf: U8, codes: U8) -> set[str]:
     code = np.where(nan, 0, codes & 0x7F).astype(np.int64)
     code = np.minimum(code, 0x7E)
     table = E4M3_TABLE[:0x7F]
-    given = table[code]
+    actual = table[code]
     other = np.where(
-        size > given, table[np.minimum(code + 1, 0x7E)], table[np.maximum(code - 1, 0)]
+        size > actual, table[np.minimum(code + 1, 0x7E)], table[np.maximum(code - 1, 0)]
     )
-    tie = (size != given) & (2 * size == given + other)
-    how = np.where(size == given, 0, np.where(size > given, 1, 2)) + 2 * tie
+    tie = (size != actual) & (2 * size == actual + other)
+    how = np.where(size == actual, 0, np.where(size > actual, 1, 2)) + 2 * tie
     region = np.where(code > 7, 0, np.where(code > 0, 1, 2))
     index = 5 * region + how
     index = np.where(size > 448, 15, index)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from megamoe.coverage.dimension import Dimension, Seen, runs
+from megamoe.coverage.dimension import Dimension, Tally, runs
 
 FILE: Final = "holes.toml"
 """The file, relative to golden/."""
@@ -34,7 +34,7 @@ class HolesError(ValueError):
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """The holes of today against those that are known."""
 
     new: list[tuple[str, str]]
@@ -52,16 +52,16 @@ def read(root: Path, dimensions: Sequence[Dimension]) -> Reasons:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise HolesError(f"{path.name}: cannot be read as TOML: {error}") from error
-    known = {d.name: d for d in dimensions}
+    by_name = {d.name: d for d in dimensions}
     out: Reasons = {}
     for name, table in data.items():
-        if name not in known or not isinstance(table, dict):
+        if name not in by_name or not isinstance(table, dict):
             raise HolesError(f"{path.name}: no dimension {name!r}; `megamoe coverage` shows all")
         for key, reason in table.items():
             if not isinstance(reason, str) or not reason.strip():
                 raise HolesError(f"{path.name}: {name} {key!r} has no reason; say in one sentence "
                                  "why no case enters it")  # fmt: skip
-            for one in _expanded(path, known[name], key):
+            for one in _expanded(path, by_name[name], key):
                 if (name, one) in out:
                     raise HolesError(f"{path.name}: {name} {one!r} is listed twice; drop one")
                 out[name, one] = reason
@@ -83,22 +83,22 @@ def _expanded(path: Path, dimension: Dimension, key: str) -> list[str]:
     return order[low : high + 1]
 
 
-def compare(seen: Seen, dimensions: Iterable[Dimension], known: Reasons) -> Compared:
+def compare(tally: Tally, dimensions: Iterable[Dimension], reasons: Reasons) -> Comparison:
     """The holes that the file lacks, and the entries that it should no longer have."""
-    today = {(d.name, one) for d in dimensions for one in seen.holes(d)}
+    today = {(d.name, one) for d in dimensions for one in tally.holes(d)}
     order = [(d.name, one) for d in dimensions for one in d.goal]
-    return Compared(
-        [hole for hole in order if hole in today and hole not in known],
-        [hole for hole in order if hole in known and hole not in today],
+    return Comparison(
+        [hole for hole in order if hole in today and hole not in reasons],
+        [hole for hole in order if hole in reasons and hole not in today],
     )
 
 
-def text(known: Mapping[tuple[str, str], str], dimensions: Iterable[Dimension]) -> str:
+def text(reasons: Mapping[tuple[str, str], str], dimensions: Iterable[Dimension]) -> str:
     """The file's content: neighbours of one reason in one line."""
     out = [HEAD]
     for d in dimensions:
         lines = []
-        mine = {one: reason for (name, one), reason in known.items() if name == d.name}
+        mine = {one: reason for (name, one), reason in reasons.items() if name == d.name}
         for reason in dict.fromkeys(mine.values()):
             same = [one for one in mine if mine[one] == reason]
             for first, last in runs(same, d.goal):

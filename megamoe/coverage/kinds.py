@@ -18,7 +18,7 @@ from megamoe.spec.formats import bf16_decode
 from megamoe.spec.forms import bits
 from megamoe.spec.tensors import WEIGHTS
 
-Entered = dict[str, set[str]]
+Classes = dict[str, set[str]]
 ELEMENTS: Final = 1 << 20
 """Hidden states of one case that are counted; rows beyond are left out, evenly."""
 EXPERTS: Final = Ranges((0, 1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 384, 896))
@@ -40,16 +40,16 @@ IDS: Final = {
 }
 
 
-def staging(case: Case, contract: Contract) -> Entered:
+def staging(case: Case, contract: Contract) -> Classes:
     """Numbers and sizes of one ``prepare``."""
     p = case.params
-    out: Entered = defaultdict(set)
+    out: Classes = defaultdict(set)
     whole = p["tokens"] * p["hidden"] <= ELEMENTS
     if whole:
-        given = kind_of("staging").inputs(case)
-        hidden, ids = bits(given["hidden_states"].contiguous()), given["topk_ids"].numpy()
-        weights = given["topk_weights"].float().numpy()
-        out["staging-inputs"] = form_classes(forms_of(given), p)
+        inputs = kind_of("staging").inputs(case)
+        hidden, ids = bits(inputs["hidden_states"].contiguous()), inputs["topk_ids"].numpy()
+        weights = inputs["topk_weights"].float().numpy()
+        out["staging-inputs"] = form_classes(forms_of(inputs), p)
     else:
         tokens = np.arange(p["tokens"])
         few = tokens[:: -(-len(tokens) * p["hidden"] // ELEMENTS)]
@@ -77,51 +77,51 @@ def staging(case: Case, contract: Contract) -> Entered:
     return out
 
 
-def eplb(case: Case, contract: Contract) -> Entered:
+def eplb(case: Case, contract: Contract) -> Classes:
     """Maps, ids and sizes of one ``eplb_map``."""
     p = case.params
-    given = kind_of("eplb").inputs(case)
-    ids = given["topk_ids"].numpy().astype(np.int64)
-    table = given["logical_to_physical_map"].numpy()
-    counts = given["logical_replica_count"].numpy()
+    inputs = kind_of("eplb").inputs(case)
+    ids = inputs["topk_ids"].numpy().astype(np.int64)
+    table = inputs["logical_to_physical_map"].numpy()
+    counts = inputs["logical_replica_count"].numpy()
     narrow = ids.astype(np.int32).astype(np.int64)
     inside = (narrow >= 0) & (narrow < len(counts))
-    named = np.unique(narrow[inside])
-    out: Entered = {
+    experts = np.unique(narrow[inside])
+    out: Classes = {
         "eplb-tokens": {FEWER.of(p["tokens"])},
         "eplb-top-k": {str(p["top_k"])},
         "eplb-logical": {EXPERTS.of(p["logical"])},
         "eplb-physical": {EXPERTS.of(p["physical"])},
-        "eplb-replicas": {REPLICAS.of(int(counts[at])) for at in named},
+        "eplb-replicas": {REPLICAS.of(int(counts[at])) for at in experts},
         "eplb-padding": {_padding(p)},
         "eplb-record": {"on" if p["record"] else "off"},
-        "eplb-inputs": form_classes(forms_of(given), p),
+        "eplb-inputs": form_classes(forms_of(inputs), p),
     }
-    found = {
+    conditions = {
         "local": (inside & (ids == narrow)).any(), "-1": (ids == -1).any(),
         "below -1": (ids < -1).any(), "beyond the map": (narrow >= len(counts)).any(),
         "wraps into the map": (inside & (ids != narrow)).any(),
-        "mapped beyond the load": (table[named] >= p["physical"]).any(),
+        "mapped beyond the load": (table[experts] >= p["physical"]).any(),
     }  # fmt: skip
-    out["eplb-ids"] = {name for name, is_so in found.items() if is_so}
+    out["eplb-ids"] = {name for name, is_so in conditions.items() if is_so}
     return out
 
 
-def layout(case: Case, contract: Contract) -> Entered:
+def layout(case: Case, contract: Contract) -> Classes:
     """Sizes and bytes of one ``transform_weights``."""
     p = case.params
-    out: Entered = {
+    out: Classes = {
         "layout-hidden": {str(p["hidden"])}, "layout-intermediate": {str(p["intermediate"])},
         "layout-experts": {str(len(p["touched"]) if p.get("touched") else p["experts"])},
     }  # fmt: skip
     if p["hidden"] * p["intermediate"] <= ELEMENTS:
-        given = kind_of("layout").inputs(case)
-        scales: list[Any] = [given[name].numpy() for name in WEIGHTS[1::2]]
+        inputs = kind_of("layout").inputs(case)
+        scales: list[Any] = [inputs[name].numpy() for name in WEIGHTS[1::2]]
         out["layout-bytes"] = {name for sf in scales for name in groups.hexes(groups.present(sf))}
     return out
 
 
-def errors(case: Case, contract: Contract) -> Entered:
+def errors(case: Case, contract: Contract) -> Classes:
     """The wrong call."""
     return {"errors": {case.params["action"]}}
 

@@ -17,7 +17,7 @@ from megamoe.spec.models import MODELS
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
 
-Entered = dict[str, set[str]]
+Classes = dict[str, set[str]]
 POWERS: Final = (16, 24, 31, 32)
 """Exponents of the offsets in the goal: 2 to these."""
 
@@ -30,10 +30,10 @@ SHALLOW: Final = (
 """Dimensions that need neither hidden states nor weights."""
 
 
-def places(call: Call, params: Mapping[str, Any]) -> Entered:
+def places(call: Call, params: Mapping[str, Any]) -> Classes:
     """Dimension -> classes of where the work of one call lies."""
     tokens, top_k = call.ids.shape
-    out: Entered = defaultdict(set)
+    out: Classes = defaultdict(set)
     out["tokens"] = {TOKENS.of(tokens)}
     out["hidden"], out["intermediate"] = {str(call.hidden)}, {str(call.inter)}
     out["experts"], out["top-k"] = {str(call.experts)}, {str(top_k)}
@@ -59,8 +59,8 @@ def _rows(call: Call) -> tuple[set[str], set[str]]:
 
     An expert's rows are taken in the order of tokens, then slots.
     """
-    judged = np.zeros(len(call.ids), np.bool_)
-    judged[call.rows] = True
+    mask = np.zeros(len(call.ids), np.bool_)
+    mask[call.rows] = True
     counts, tiles = set[str](), set[str]()
     if not call.ids.size:
         return counts, tiles
@@ -73,7 +73,7 @@ def _rows(call: Call) -> tuple[set[str], set[str]]:
         if name < 0:
             continue
         counts.add(ROWS.of(len(part)))
-        at = np.flatnonzero(judged[part // call.ids.shape[1]])
+        at = np.flatnonzero(mask[part // call.ids.shape[1]])
         for tile in TILES:
             tiles |= {f"{tile}: {place}" for place in _in_tile(at, len(part), tile)}
     return counts, tiles
@@ -91,14 +91,14 @@ TILE_PLACES: Final = {
 def _in_tile(at: npt.NDArray[Any], count: int, tile: int) -> list[str]:
     """Places of rows ``at`` of an expert with ``count`` rows."""
     last, part = (at == count - 1).any(), count % tile
-    found = {
+    conditions = {
         "first row": (at % tile == 0).any(),
         "last row": (at % tile == tile - 1).any(),
         "last row of a part": last and part != 0,
         "alone in a part": last and part == 1,
         "second tile or later": (at >= tile).any(),
     }
-    return [name for name, is_there in found.items() if is_there]
+    return [name for name, is_there in conditions.items() if is_there]
 
 
 def offsets(call: Call) -> set[str]:
@@ -145,7 +145,7 @@ CAPACITIES: Final = {
 
 
 def _capacity(tokens: int, capacity: int) -> set[str]:
-    found = {
+    conditions = {
         "no tokens": tokens == 0,
         "exactly full": tokens == capacity,
         "one row free": tokens == capacity - 1,
@@ -154,7 +154,7 @@ def _capacity(tokens: int, capacity: int) -> set[str]:
         "at least 8 times the tokens": 0 < 8 * tokens <= capacity,
         "at least 1000 free rows": capacity - tokens >= 1000,
     }
-    return {name for name, is_so in found.items() if is_so}
+    return {name for name, is_so in conditions.items() if is_so}
 
 
 ROUTES: Final = {
@@ -186,7 +186,7 @@ def routing(ids: npt.NDArray[Any], experts: int) -> set[str]:
     order = np.sort(np.where(live, ids, -1 - np.arange(ids.shape[1])), axis=1)
     several = live.sum(axis=1) > 1
     steps = [np.diff(row[on]) for row, on in zip(ids[several], live[several], strict=True)]
-    found = {
+    conditions = {
         "one expert takes all": live.any() and experts > 1 and (counts > 0).sum() == 1,
         "uniform": experts > 1 and counts.min() > 0 and counts.max() - counts.min() <= 1,
         "skewed": (counts > 0).sum() > 1 and counts.max() >= 4 * counts.mean(),
@@ -202,13 +202,13 @@ def routing(ids: npt.NDArray[Any], experts: int) -> set[str]:
         "ids ascending": any((s > 0).all() for s in steps),
         "ids not ascending": any((s < 0).any() for s in steps),
     }  # fmt: skip
-    return {name for name, is_so in found.items() if is_so}
+    return {name for name, is_so in conditions.items() if is_so}
 
 
 # --- calls on one buffer ----------------------------------------------------------------------
 
 
-def calls(problem: Problem | None, law: str | None, is_full: bool = False) -> Entered:
+def calls(problem: Problem | None, law: str | None, is_full: bool = False) -> Classes:
     """The number of a case's calls, and the changes between them.
 
     ``problem`` may hold the judged rows alone; ``is_full``: all rows fill the buffer exactly.

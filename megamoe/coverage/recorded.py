@@ -22,7 +22,7 @@ FILE: Final = "coverage.json"
 AGAIN: Final = "run `megamoe coverage --record`"
 
 Counts = dict[str, dict[str, int]]
-Entered = Mapping[str, Mapping[str, set[str]]]
+ClassesByCase = Mapping[str, Mapping[str, set[str]]]
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -52,29 +52,29 @@ def digest(cases: Iterable[Case]) -> str:
 
 
 def content(
-    contract: str, cases: Sequence[Case], entered: Entered, costs: Mapping[str, float],
+    contract: str, cases: Sequence[Case], by_case: ClassesByCase, costs: Mapping[str, float],
     dimensions: Sequence[Dimension], shallow: Sequence[str], numbers: Counts,
 ) -> bytes:  # fmt: skip
-    """The file: ``entered`` is case id -> dimension -> classes, ``costs`` are their seconds,
+    """The file: ``by_case`` is case id -> dimension -> classes, ``costs`` are their seconds,
     ``shallow`` names dimensions that a shallow count gives."""
     deep = [d for d in dimensions if d.name not in shallow]
-    chosen = witnesses(entered, costs, deep)
-    forward = {c: e for c, e in entered.items() if c.partition("/")[0] in ("forward", "property")}
-    made = {
+    selection = witnesses(by_case, costs, deep)
+    forward = {c: e for c, e in by_case.items() if c.partition("/")[0] in ("forward", "property")}
+    document = {
         "contract": contract,
         "cases": digest(cases),
-        "witnesses": chosen,
+        "witnesses": selection,
         "shallow": witnesses(
             forward, dict.fromkeys(forward, 1.0), [d for d in dimensions if d.name in shallow],
-            chosen,
+            selection,
         ),
         "counts": numbers,
     }  # fmt: skip
-    return (json.dumps(made, indent=1) + "\n").encode()
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def witnesses(
-    entered: Entered, costs: Mapping[str, float], dimensions: Sequence[Dimension],
+    by_case: ClassesByCase, costs: Mapping[str, float], dimensions: Sequence[Dimension],
     before: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
     """Few and cheap cases that with ``before`` enter every class of a goal that any case enters.
@@ -84,19 +84,19 @@ def witnesses(
     """
     goals = {d.name: set(d.goal) for d in dimensions}
     own = {
-        case: {(name, one) for name, classes in found.items()
+        case: {(name, one) for name, classes in classes_of.items()
                for one in set(classes) & goals.get(name, set())}
-        for case, found in entered.items()
+        for case, classes_of in by_case.items()
     }  # fmt: skip
-    done = set[tuple[str, str]]().union(*(own.get(case, set()) for case in before))
-    left = set[tuple[str, str]]().union(*own.values()) - done
-    chosen: list[str] = []
-    while left:
-        best = max(own, key=lambda case: (len(own[case] & left) / costs[case], case))
-        chosen.append(best)
-        left -= own[best]
-    for case in sorted(chosen, key=lambda case: -costs[case]):
-        rest = done.union(*(own[other] for other in chosen if other != case))
+    base = set[tuple[str, str]]().union(*(own.get(case, set()) for case in before))
+    missing = set[tuple[str, str]]().union(*own.values()) - base
+    selection: list[str] = []
+    while missing:
+        best = max(own, key=lambda case: (len(own[case] & missing) / costs[case], case))
+        selection.append(best)
+        missing -= own[best]
+    for case in sorted(selection, key=lambda case: -costs[case]):
+        rest = base.union(*(own[other] for other in selection if other != case))
         if own[case] <= rest:
-            chosen.remove(case)
-    return sorted(chosen)
+            selection.remove(case)
+    return sorted(selection)

@@ -98,12 +98,12 @@ def calls(contract: Contract) -> Iterable[Dimension]:
         "what a call asks besides",
         each(("none", *contract.features.value), "Feature {} is wrong."),
     )
-    known = [a for a in ACTIVATIONS if a == "swiglu" or a in contract.features.value]
+    activations = [a for a in ACTIVATIONS if a == "swiglu" or a in contract.features.value]
     yield Dimension(
         "activations",
         "activation and mode",
         each(
-            (f"{a} {m}" for a in known for m in ("fast", "precise")),
+            (f"{a} {m}" for a in activations for m in ("fast", "precise")),
             "{} takes the other mode's instructions.",
         ),
     )

@@ -32,10 +32,10 @@ EXPERTS: Final = 2
 SLOTS: Final = 12
 """Rows of one expert then."""
 
-Entered = dict[str, set[str]]
+Classes = dict[str, set[str]]
 
 
-def values(call: Call, contract: Contract) -> Entered:
+def values(call: Call, contract: Contract) -> Classes:
     """Dimension -> classes of the numbers of one call."""
     return _Count(call, contract).all()
 
@@ -45,30 +45,30 @@ class _Count:
 
     def __init__(self, call: Call, contract: Contract) -> None:
         self.call, self.contract = call, contract
-        self.entered: Entered = defaultdict(set)
+        self.classes: Classes = defaultdict(set)
 
-    def all(self) -> Entered:
+    def all(self) -> Classes:
         """Every stage in the order of computation."""
         call, contract = self.call, self.contract
         self._weights_of_slots()
         self._special("hidden", gates.special_bf16(call.states))
         if "nvfp4" in call.features:
             self._nvfp4()
-            return self.entered
+            return self.classes
         x, x_sf = quantize(call.states, contract)
-        used = call.live[call.rows].any(axis=1)
-        self.add("x-codes", groups.hexes(groups.present(x[used])))
-        self.add("x-bytes", groups.hexes(groups.present(x_sf[used])))
-        self.add("x-branches", groups.staging_branches(call.states[used], contract))
+        live = call.live[call.rows].any(axis=1)
+        self.add("x-codes", groups.hexes(groups.present(x[live])))
+        self.add("x-bytes", groups.hexes(groups.present(x_sf[live])))
+        self.add("x-branches", groups.staging_branches(call.states[live], contract))
         self.add(
-            "x-rounding", groups.roundings(bf16_decode(call.states[used]), x_sf[used], x[used])
+            "x-rounding", groups.roundings(bf16_decode(call.states[live]), x_sf[live], x[live])
         )
         self._experts(x, x_sf)
-        return self.entered
+        return self.classes
 
     def add(self, dimension: str, classes: Any) -> None:
         """Some classes of a dimension."""
-        self.entered[dimension].update(classes)
+        self.classes[dimension].update(classes)
 
     def _special(self, stage: str, names: list[str]) -> None:
         self.add("specials", (f"{stage} {name}" for name in names))
@@ -96,8 +96,8 @@ class _Count:
         count = int((ids >= 0).sum())
         whole = 3 * count * call.hidden * call.inter <= BUDGET
         if not whole:  # spread over the experts: the first and the last
-            chosen = np.linspace(0, len(names) - 1, min(EXPERTS, len(names))).astype(int)
-            names = names[np.unique(chosen)]
+            choice = np.linspace(0, len(names) - 1, min(EXPERTS, len(names))).astype(int)
+            names = names[np.unique(choice)]
         rows_out = np.zeros((*ids.shape, call.hidden), np.uint16)
         for expert in names.tolist():
             weights = call.expert(expert)
@@ -124,8 +124,8 @@ class _Count:
         """Channels of I that a large call is counted by: whole groups, spread evenly."""
         share = BUDGET // (2 * experts * rows * self.call.hidden * GROUP)
         every = self.call.inter // GROUP
-        chosen = np.linspace(0, every - 1, min(every, max(1, share))).astype(int)
-        return (GROUP * np.unique(chosen)[:, None] + np.arange(GROUP)).ravel()
+        choice = np.linspace(0, every - 1, min(every, max(1, share))).astype(int)
+        return (GROUP * np.unique(choice)[:, None] + np.arange(GROUP)).ravel()
 
     def _first(
         self, x: U8, x_sf: U8, weight: F32, weights: Weights, channels: Any
@@ -196,30 +196,30 @@ class _Count:
             for name, packed, sf in (("w13", w13, w13_sf), ("w2", w2, w2_sf)):
                 self.add(f"nvfp4-{name}-nibbles", groups.nibbles(packed))
                 self.add(f"nvfp4-{name}-bytes", groups.hexes(groups.present(sf)))
-        made = oracle.forward(problem, (), contract=self.contract)
-        self._special("y", gates.special_bf16(made.y))
+        golden = oracle.forward(problem, (), contract=self.contract)
+        self._special("y", gates.special_bf16(golden.y))
 
 
 def roundings(sums: F64) -> set[str]:
     """The roundings of exact sums to bfloat16, as classes."""
-    given = bf16_decode(bf16_round(sums)).astype(np.float64)
+    nearest = bf16_decode(bf16_round(sums)).astype(np.float64)
     with np.errstate(invalid="ignore"):
-        size, held = np.abs(sums), np.abs(given)
-        other = np.where(size > held, _next(held, 1), _next(held, -1))
-        tie = 2 * size == held + other
+        size, near = np.abs(sums), np.abs(nearest)
+        other = np.where(size > near, _next(near, 1), _next(near, -1))
+        tie = 2 * size == near + other
         parts = {
-            "exact": (size == held) & np.isfinite(size),
-            "down": (size > held) & ~tie & (held > 0),
-            "up": (size < held) & ~tie & np.isfinite(held),
-            "tie down": tie & (size > held), "tie up": tie & (size < held),
-            "to infinity": np.isfinite(size) & np.isinf(held), "to zero": (held == 0) & (size > 0),
-            "subnormal": (held > 0) & (held < 2.0**-126), "NaN": np.isnan(sums),
+            "exact": (size == near) & np.isfinite(size),
+            "down": (size > near) & ~tie & (near > 0),
+            "up": (size < near) & ~tie & np.isfinite(near),
+            "tie down": tie & (size > near), "tie up": tie & (size < near),
+            "to infinity": np.isfinite(size) & np.isinf(near), "to zero": (near == 0) & (size > 0),
+            "subnormal": (near > 0) & (near < 2.0**-126), "NaN": np.isnan(sums),
         }  # fmt: skip
     return {name for name, mask in parts.items() if mask.any()}
 
 
-def _next(held: F64, step: int) -> F64:
+def _next(magnitude: F64, step: int) -> F64:
     """The bfloat16 number beside a magnitude, towards zero or away from it."""
-    bits = held.astype(np.float32).view(np.uint32) >> 16
-    moved = np.clip(bits.astype(np.int64) + step, 0, 0x7F80).astype(np.uint16)
-    return bf16_decode(moved).astype(np.float64)
+    bits = magnitude.astype(np.float32).view(np.uint32) >> 16
+    neighbour = np.clip(bits.astype(np.int64) + step, 0, 0x7F80).astype(np.uint16)
+    return bf16_decode(neighbour).astype(np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megamoe.explain.causes import Shown, contradicted, contradicted_by_y
+from megamoe.explain.causes import TokenOutput, contradicted, contradicted_by_y
 from megamoe.explain.describe import describe
 from megamoe.explain.life import live
 from megamoe.explain.match import Names
@@ -45,9 +45,9 @@ def explain(
     at = channels.index(channel)
     departs = None if actual is None else part(life, source, actual, at)
     worst = None if departs is None else _worst(departs, stage)
-    said = describe(life, at, top, worst if worst and worst["slot"] is not None else None)
-    said["actual"] = None if departs is None else {**departs, "worst": worst}
-    return said
+    description = describe(life, at, top, worst if worst and worst["slot"] is not None else None)
+    description["actual"] = None if departs is None else {**departs, "worst": worst}
+    return description
 
 
 def departure(
@@ -57,15 +57,17 @@ def departure(
     """``actual`` of :func:`explain` alone, by the deviations ``only``: they were chosen on another
     token, so few values are enough."""
     if isinstance(source, FromProblem) and source.problem.only_y:
-        said = explain_only_y(source.problem, token, channel, accumulator, actual, contract, only)
-        found: dict[str, Any] = said["actual"]
-        return found
+        description = explain_only_y(
+            source.problem, token, channel, accumulator, actual, contract, only
+        )
+        outcome: dict[str, Any] = description["actual"]
+        return outcome
     channels = _channels(source, channel, True)
     life = live(source, token, channels, accumulator, contract)
     return part(life, source, actual, channels.index(channel), only)
 
 
-def refuted(
+def refutations(
     source: Source, token: int, accumulator: str, actual: Mapping[str, Any], contract: Contract,
     only: Names, with_y: bool = False,
 ) -> Names:  # fmt: skip
@@ -74,9 +76,9 @@ def refuted(
     if isinstance(source, FromProblem) and source.problem.only_y:
         return frozenset()
     life = live(source, token, _channels(source, 0, with_y), accumulator, contract)
-    shown = Shown.of(life, actual)
-    against = contradicted(life, source, shown, only)
-    return against | contradicted_by_y(life, source, shown, only - against) if with_y else against
+    output = TokenOutput.of(life, actual)
+    against = contradicted(life, source, output, only)
+    return against | contradicted_by_y(life, source, output, only - against) if with_y else against
 
 
 def _channels(source: Source, channel: int, is_compared: bool) -> list[int]:
@@ -94,8 +96,8 @@ def _channels(source: Source, channel: int, is_compared: bool) -> list[int]:
 def _worst(departs: Mapping[str, Any], stage: str | None) -> Any:
     """The worst element of ``stage`` or of the first wrong stage; None where it is inside."""
     first = departs["parts_at"] or {"stage": stage, "worst": None}
-    found = {one["stage"]: one["worst"] for one in departs["stages"]}
-    return found.get(stage or first["stage"])
+    by_stage = {one["stage"]: one["worst"] for one in departs["stages"]}
+    return by_stage.get(stage or first["stage"])
 
 
-__all__ = ["FromCase", "FromProblem", "Source", "departure", "explain", "refuted"]
+__all__ = ["FromCase", "FromProblem", "Source", "departure", "explain", "refutations"]

@@ -8,88 +8,90 @@ from rich.console import Console
 
 from megamoe.explain.show import allowed, bits
 from megamoe.explain.words import HAS_THEM, alternatives, causes, is_named
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
 Plain = dict[str, Any]
-_NAMED: Final = 3
+_MOST: Final = 3
 """Deviations and rules that are named, where no more fit."""
 
 
-def brief(said: Plain, console: Console) -> None:
+def brief(description: Plain, console: Console) -> None:
     """Print the few lines of :func:`megamoe.explain.explain` that name a cause, or the value."""
-    lines = _value(said) if said.get("actual") is None else _departure(said)
+    lines = _value(description) if description.get("actual") is None else _departure(description)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _value(said: Plain) -> list[str]:
-    y = said["y"]
-    golden = [f"golden: {said['golden']}"] if said.get("golden") else []
+def _value(life: Plain) -> list[str]:
+    y = life["y"]
+    golden = [f"golden: {life['golden']}"] if life.get("golden") else []
     return [
-        f"{said['case']}: y at token {said['token']} channel {said['channel']}, "
-        f"accumulator class {said['accumulator']} ({said['accumulator_from']})",
+        f"{life['case']}: y at token {life['token']} channel {life['channel']}, "
+        f"accumulator class {life['accumulator']} ({life['accumulator_from']})",
         f"y = {bits(y)}, {allowed(y)}",
         *golden,
     ]
 
 
-def _departure(said: Plain) -> list[str]:
-    actual, token = said["actual"], said["token"]
+def _departure(description: Plain) -> list[str]:
+    actual, token = description["actual"], description["token"]
     at, worst = actual["parts_at"], actual["worst"]
     if at is None:
-        return [f"{said['case']}: every stage of token {token} is inside (y at channels "
-                f"{_channels(said)})"]  # fmt: skip
+        return [f"{description['case']}: every stage of token {token} is inside (y at channels "
+                f"{_channels(description)})"]  # fmt: skip
     is_told = all(is_named(step) for step in actual["explanations"][:1])
-    lines = [f"{said['case']}: the first wrong stage is {at['stage']} ({at['where']})"]
-    if said.get("right_under_class"):
-        right = " or ".join(said["right_under_class"])
+    lines = [f"{description['case']}: the first wrong stage is {at['stage']} ({at['where']})"]
+    if description.get("right_under_class"):
+        right = " or ".join(description["right_under_class"])
         lines.append(f"the claim may be wrong: this output is right under {right}; "
-                     f"{said['accumulator']} is claimed")  # fmt: skip
-    original = said.get("original")
+                     f"{description['accumulator']} is claimed")  # fmt: skip
+    original = description.get("original")
     if original is None:
-        lines += causes(said)
+        lines += causes(description)
     else:
         whole = f"{original['read_from']} of {original['case']}"
         lines.append(f"read from {whole}, which was reduced to this file:")
-        lines += [*original["shown"], *_alone(said)]
+        lines += [*original["shown"], *_alone(description)]
     if worst is not None:
         lines.append(worst["line"])
         if worst.get("means") and not is_told:
             lines.append(f"  {worst['means']}")
     wrong = [
         f"{s['stage']} {s['outside']} of {s['of']}"
-        + (f" at channels {_channels(said)}" if s["stage"] == "y" else "")
+        + (f" at channels {_channels(description)}" if s["stage"] == "y" else "")
         for s in actual["stages"] if s["outside"]
     ]  # fmt: skip
     lines.append(f"outside at token {token}: {', '.join(wrong)}")
-    if said.get("batch", {}).get("tiles"):
-        lines.append(f"  of all tokens: {said['batch']['tiles']}")
+    if description.get("batch", {}).get("tiles"):
+        lines.append(f"  of all tokens: {description['batch']['tiles']}")
     lines += [f"  all of {s['stage']} in {s['channels']}"
               for s in actual["stages"] if s.get("channels")]  # fmt: skip
-    if said.get("breaks") and (not is_told or said.get("right_under_class")):
-        lines.append(f"if it fails: {said['breaks']}")
-    if said["accumulator_from"].startswith("assumed"):
-        lines.append(f"accumulator class {said['accumulator']}: {said['accumulator_from']}")
+    if description.get("breaks") and (not is_told or description.get("right_under_class")):
+        lines.append(f"if it fails: {description['breaks']}")
+    if description["accumulator_from"].startswith("assumed"):
+        lines.append(
+            f"accumulator class {description['accumulator']}: {description['accumulator_from']}"
+        )
     return lines
 
 
-def _alone(said: Plain) -> list[str]:
+def _alone(description: Plain) -> list[str]:
     """Why the cause of a reduced file is that of the whole."""
-    steps = said["actual"]["explanations"]
+    steps = description["actual"]["explanations"]
     fit = [way for step in steps for way in alternatives(step["exact"])]
-    rules = said.get("batch", {"rules": []})["rules"]
+    rules = description.get("batch", {"rules": []})["rules"]
     if not fit and not rules:
         return ["this file alone has too few values to tell the cause"]
     start = "this file alone has too few values to tell the cause: "
     names = fit + rules
-    if len(names) <= _NAMED:
+    if len(names) <= _MOST:
         return [f"{start}what fits is", *(f"  {name}" for name in names)]
-    several = [counted(len(of), noun) for of, noun in ((fit, "deviation"), (rules, "rule")) if of]
+    several = [quantity(len(of), noun) for of, noun in ((fit, "deviation"), (rules, "rule")) if of]
     return [f"{start}{' and '.join(several)} fit ({HAS_THEM})"]
 
 
-def _channels(said: Plain) -> str:
+def _channels(description: Plain) -> str:
     """The channels whose ``y`` is compared: those of the tile, as ``0 to 127``."""
-    y = next(s for s in said["actual"]["stages"] if s["stage"] == "y")
-    first = said["channel"] // y["of"] * y["of"]
+    y = next(s for s in description["actual"]["stages"] if s["stage"] == "y")
+    first = description["channel"] // y["of"] * y["of"]
     return f"{first} to {first + y['of'] - 1}"

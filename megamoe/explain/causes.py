@@ -40,7 +40,7 @@ or weights, where only ``y`` is there: on V4-Pro that is 6 times 44 million."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class TokenOutput:
     """One token's stages, decoded; None where a backend does not show one."""
 
     x: U8 | None
@@ -50,7 +50,7 @@ class Shown:
     """(n,) at the life's channels."""
 
     @classmethod
-    def of(cls, life: Life, actual: Mapping[str, Array]) -> Shown:
+    def of(cls, life: Life, actual: Mapping[str, Array]) -> TokenOutput:
         acts: Acts | None = None
         if "l2_acts" in actual and "l2_acts_sf" in actual:
             codes = observable_codes(actual["l2_acts"], actual["l2_acts_sf"])
@@ -61,26 +61,26 @@ class Shown:
 
 
 def explain_staging(
-    life: Life, source: Source, shown: Shown, wrong: Mapping[str, Bools],
+    life: Life, source: Source, output: TokenOutput, wrong: Mapping[str, Bools],
     only: Names | None = None,
 ) -> Plain:  # fmt: skip
     """Of ``x`` and ``x_sf``; ``wrong``: the elements outside of each that is shown."""
     contract = np.concatenate([*wrong.values()])[None]
-    fits, tried = [], 0
-    proposed = () if shown.x is None else zeros_of_staging(life, shown.x)
+    fits, attempts = [], 0
+    proposed = () if output.x is None else zeros_of_staging(life, output.x)
     for way in (*deviations.of_staging(life, source), *proposed):
         if not is_among(only, way.stage, way.name):
             continue
         with np.errstate(all="ignore"):
-            made = way.staged()
-        if made is None:
+            pair = way.staged()
+        if pair is None:
             continue
-        tried += 1
+        attempts += 1
         masks = []
-        if shown.x is not None:
-            masks.append(shown.x != made[0])
-        if shown.x_sf is not None:
-            masks.append(shown.x_sf != made[1])
+        if output.x is not None:
+            masks.append(output.x != pair[0])
+        if output.x_sf is not None:
+            masks.append(output.x_sf != pair[1])
         fits.append(fit(way.name, way.stage, contract, np.concatenate(masks)[None]))
     what = "codes and scale bytes of x" if len(wrong) == 2 else f"values of {next(iter(wrong))}"
     what += f" of token {life.at}"
@@ -88,14 +88,14 @@ def explain_staging(
         evidence = Evidence.of_groups("staging", np.concatenate([wrong["x_sf"], wrong["x"]])[None])
     else:
         evidence = Evidence.of_elements("staging", contract[0])
-    return report(fits, evidence, contract.size, what, tried, only)
+    return report(fits, evidence, contract.size, what, attempts, only)
 
 
 @dataclass(frozen=True)
 class OfCodes:
     """The explanation of wrong codes, and the ways that were tried, by stage and name."""
 
-    said: Plain
+    explanation: Plain
     ways: Mapping[tuple[str, str], Way]
     run: Predictor
 
@@ -115,10 +115,10 @@ def decide(codes: OfCodes, of_y: Plain | None, y: U16) -> None:
         # y is computed with the deviation in all slots.
         return not one["where"] and not codes.run.outside_y(way, y).any()
 
-    exact = codes.said["exact"]
+    exact = codes.explanation["exact"]
     both = [one for one in exact if gives_y(one)]
     if both:
-        exact = codes.said["exact"] = both
+        exact = codes.explanation["exact"] = both
         if of_y is not None:
             of_y.update(exact=both, partial=[], follows=True)
     numbers: dict[Any, int] = {}
@@ -134,61 +134,61 @@ def explain_codes(
     run = Predictor(life, source, acts)
     slots = [s.slot for s in run.routed()]
     sample = _sampled(life, contract)
-    fits, ways, tried = [], {}, 0
+    fits, ways, attempts = [], {}, 0
     for way in (*deviations.of_codes(life, source), *zeros_of_codes(life, acts)):
         if not is_among(only, way.stage, way.name):
             continue
-        tried += 1
+        attempts += 1
         if way.reads13 is not None and not run.improves(way, contract, sample):
             continue
         fits.append(fit(way.name, way.stage, contract, run.outside_codes(way), slots))
         ways[way.stage, way.name] = way
     may_be = None
     if only is None or OTHER_SLOTS in only:
-        tried += 1
+        attempts += 1
         # Chosen on another token, it needs no more evidence here.
-        found = other_slots(run, contract, LEAST if only is None else 1)
-        if found is not None:
-            way = found.way
+        others = other_slots(run, contract, LEAST if only is None else 1)
+        if others is not None:
+            way = others.way
             one = fit(way.name, way.stage, contract, run.outside_codes(way), slots)
-            may_be = {**one.plain(), "chance": found.chance, "is_unique": found.is_unique}
-            if only is not None or (found.is_certain and not any(f.is_exact for f in fits)):
+            may_be = {**one.plain(), "chance": others.chance, "is_unique": others.is_unique}
+            if only is not None or (others.is_certain and not any(f.is_exact for f in fits)):
                 fits.append(one)
                 ways[way.stage, way.name] = way
     what = f"codes and scale bytes of token {life.at}"
     evidence = Evidence.of_groups("codes", contract)
-    said = report(fits, evidence, contract.size, what, tried, only)
+    explanation = report(fits, evidence, contract.size, what, attempts, only)
     if only is None:
-        zeros.of_codes(said, fits, ways, run, contract)
-    add_formulas(said, life)
-    return OfCodes({**said, "may_be": may_be}, ways, run)
+        zeros.of_codes(explanation, fits, ways, run, contract)
+    add_formulas(explanation, life)
+    return OfCodes({**explanation, "may_be": may_be}, ways, run)
 
 
-def contradicted(life: Life, source: Source, shown: Shown, only: Names) -> Names:
+def contradicted(life: Life, source: Source, output: TokenOutput, only: Names) -> Names:
     """Those of the deviations ``only``, of staging and of codes, that would change what a token
     that is right shows. Right values do not refute that others are zero: no rule makes zeros."""
-    found: set[tuple[str, str]] = set()
+    names: set[tuple[str, str]] = set()
     with np.errstate(all="ignore"):
         for staged in deviations.of_staging(life, source):
             if not is_among(only, staged.stage, staged.name):
                 continue
-            made = staged.staged()
-            pairs = zip((shown.x, shown.x_sf), made or (), strict=False)
-            if any(got is not None and (got != want).any() for got, want in pairs):
-                found.add((staged.stage, general(staged.name)))
-        if shown.acts:
-            run = Predictor(life, source, shown.acts)
+            pair = staged.staged()
+            pairs = zip((output.x, output.x_sf), pair or (), strict=False)
+            if any(actual is not None and (actual != expected).any() for actual, expected in pairs):
+                names.add((staged.stage, general(staged.name)))
+        if output.acts:
+            run = Predictor(life, source, output.acts)
             for way in deviations.of_codes(life, source):
                 if way.name in zeros.OF_CODES or not is_among(only, way.stage, way.name):
                     continue
                 if run.outside_codes(way).any():
-                    found.add((way.stage, general(way.name)))
-    return frozenset(found)
+                    names.add((way.stage, general(way.name)))
+    return frozenset(names)
 
 
-def contradicted_by_y(life: Life, source: Source, shown: Shown, only: Names) -> Names:
+def contradicted_by_y(life: Life, source: Source, output: TokenOutput, only: Names) -> Names:
     """Those of the deviations ``only`` that would change the right ``y`` of a token."""
-    wrong, catalogue, _ = _of_y(life, source, shown, len(shown.y))
+    wrong, catalogue, _ = _of_y(life, source, output, len(output.y))
     ways = [way for way in catalogue if is_among(only, way.stage, way.name)]
     with np.errstate(all="ignore"):
         return frozenset((way.stage, general(way.name)) for way in ways if wrong(way).any())
@@ -207,39 +207,39 @@ def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
 
 
 def explain_y(
-    life: Life, source: Source, shown: Shown, contract: Bools, only: Names | None = None,
+    life: Life, source: Source, output: TokenOutput, contract: Bools, only: Names | None = None,
     slots: Sequence[int] = (),
 ) -> Plain:  # fmt: skip
     """Of ``y``; ``contract`` ``(n,)``: elements outside; ``slots``: those with wrong codes, which
     linear 2 may have wrong too."""
-    wrong, catalogue, run = _of_y(life, source, shown, int(contract.sum()) // 2)
+    wrong, catalogue, run = _of_y(life, source, output, int(contract.sum()) // 2)
     every = [w for w in catalogue if is_among(only, w.stage, w.name)]
     ways = every
-    if shown.acts is None and len(life.slots) * life.x.size * life.token.intermediate > _LARGE:
+    if output.acts is None and len(life.slots) * life.x.size * life.token.intermediate > _LARGE:
         ways = [w for w in every if w.reads13 is None or isinstance(w.reads13, Scales)]
     fits = [fit(w.name, w.stage, contract[None], wrong(w)[None]) for w in ways]
     if isinstance(run, Predictor) and not any(one.is_exact for one in fits):
-        fits += some_slots.fits(run, ways, shown.y, contract, slots)
+        fits += some_slots.fits(run, ways, output.y, contract, slots)
     at = life.channels
     what = f"elements of y of token {life.at} at channels {at[0]} to {at[-1]}"
     evidence = Evidence.of_elements("y", contract)
-    said = report(fits, evidence, contract.size, what, len(ways), only)
+    explanation = report(fits, evidence, contract.size, what, len(ways), only)
     if only is None:
-        zeros.of_y(said, fits, {(w.stage, w.name): w for w in ways}, run)
-    add_formulas(said, life)
-    return {**said, "not_tried": len(every) - len(ways)}
+        zeros.of_y(explanation, fits, {(w.stage, w.name): w for w in ways}, run)
+    add_formulas(explanation, life)
+    return {**explanation, "not_tried": len(every) - len(ways)}
 
 
 def _of_y(
-    life: Life, source: Source, shown: Shown, enough: int
+    life: Life, source: Source, output: TokenOutput, enough: int
 ) -> tuple[Callable[[Way], Bools], Iterator[Way], Predictor | Points]:
     """The elements of ``y`` that a way does not give; the catalogue; and what predicts them: from
     the codes shown, else from ``x``, where ``enough`` is as in :meth:`Points.outside`."""
-    if shown.acts is None:
+    if output.acts is None:
         points = Points(life, source)
         return (
-            lambda way: points.outside(way, shown.y, enough), deviations.of_all(life, source),
+            lambda way: points.outside(way, output.y, enough), deviations.of_all(life, source),
             points,
         )  # fmt: skip
-    run = Predictor(life, source, shown.acts)
-    return lambda way: run.outside_y(way, shown.y), deviations.of_y(life, source), run
+    run = Predictor(life, source, output.acts)
+    return lambda way: run.outside_y(way, output.y), deviations.of_y(life, source), run

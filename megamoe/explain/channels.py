@@ -27,24 +27,24 @@ def pattern(wrong: Array, first: int = 0) -> str:
     if len(at) < FEWEST or len(at) > len(wrong) // 2:
         return ""
     at += first
-    found: list[tuple[float, str]] = []
+    candidates: list[tuple[float, str]] = []
     for size in _TILES:
         tiles = np.unique(at // size)
         if len(tiles) <= MOST:
-            found.append((len(tiles) * size, in_words(tiles.tolist(), size)))
+            candidates.append((len(tiles) * size, in_words(tiles.tolist(), size)))
     for step in _STEPS:
         rests = np.unique(at % step)
-        text = f"channels n with n modulo {step} = {_joined(rests.tolist(), 'or')}"
-        found.append((len(rests) * len(wrong) / step, text))
-    named, text = min(found, key=lambda one: one[0])  # the first of several as narrow
-    return text if named <= min(len(wrong) // 2, 2 * len(at)) else ""
+        text = f"channels n with n modulo {step} = {_join(rests.tolist(), 'or')}"
+        candidates.append((len(rests) * len(wrong) / step, text))
+    width, text = min(candidates, key=lambda one: one[0])  # the first of several as narrow
+    return text if width <= min(len(wrong) // 2, 2 * len(at)) else ""
 
 
 def in_words(tiles: list[int], size: int) -> str:
     """As "tiles 4 and 5 of 128 channels"."""
-    return f"{'tiles' if len(tiles) > 1 else 'tile'} {_joined(tiles)} of {size} channels"
+    return f"{'tiles' if len(tiles) > 1 else 'tile'} {_join(tiles)} of {size} channels"
 
 
-def _joined(numbers: list[int], last: str = "and") -> str:
+def _join(numbers: list[int], last: str = "and") -> str:
     *head, tail = map(str, numbers)
     return f"{', '.join(head)} {last} {tail}" if head else tail

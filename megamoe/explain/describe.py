@@ -46,14 +46,14 @@ def describe(life: Life, at: int, top: int = TOP, wrong: Plain | None = None) ->
         "added_after": None if token.output is None else bf16(token.output[life.channels[at]]),
         "masked_slots": [k for k in range(len(token.ids)) if k not in rows],
         "slots": slots,
-        "followed": _followed(life, slots, top, wrong),
+        "followed": _focus(life, slots, top, wrong),
         "combine": _combine(life, at),
         "y": bf16(life.y[at], life.y_low[at], life.y_high[at]),
         "why": _why(life, at, top),
     }
 
 
-def _followed(life: Life, slots: list[Plain], top: int, wrong: Plain | None) -> Plain | None:
+def _focus(life: Life, slots: list[Plain], top: int, wrong: Plain | None) -> Plain | None:
     """One activation, as ``largest`` of a slot, with the slot's numbers; None without slots."""
     if not slots:
         return None
@@ -195,7 +195,7 @@ def _combine(life: Life, at: int) -> list[Plain]:
             slot = slots if which is None else which
             if slot in rows:
                 read = combine.read(rows[slot], rows[slot])
-                total = combine.added(which, total, read)
+                total = combine.accumulate(which, total, read)
                 out.append({"slot": slot, "row": float(read[0][0, at]), "sum": float(total[0, at])})
     return out
 

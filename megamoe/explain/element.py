@@ -20,10 +20,10 @@ Array = npt.NDArray[Any]
 Acts = Mapping[int, tuple[U8, U8]]
 
 
-def of_staging(life: Life, stage: str, got: U8, mask: Array) -> dict[str, Any]:
-    """Of ``x`` ``(H,)`` or ``x_sf`` ``(H/32,)``; ``mask`` is true where ``got`` is wrong."""
+def of_staging(life: Life, stage: str, actual: U8, mask: Array) -> dict[str, Any]:
+    """Of ``x`` ``(H,)`` or ``x_sf`` ``(H/32,)``; ``mask`` is true where ``actual`` is wrong."""
     form, right = (E4M3, life.x) if stage == "x" else (UE8M0, life.x_sf)
-    return _plain(_worst(stage, form, (got, right, right, mask), place_of(stage, [life.at])))
+    return _plain(_worst(stage, form, (actual, right, right, mask), place_of(stage, [life.at])))
 
 
 def of_acts(life: Life, stage: str, acts: Acts, mask: Array) -> dict[str, Any]:
@@ -31,15 +31,15 @@ def of_acts(life: Life, stage: str, acts: Acts, mask: Array) -> dict[str, Any]:
     slots = [slot for slot in life.slots if slot.slot in acts and slot.expert != SHARED]
     codes, sf = (np.stack([acts[s.slot][k] for s in slots]) for k in (0, 1))
     if stage == "l2_acts_sf":
-        form, got = UE8M0, sf
+        form, actual = UE8M0, sf
         low = np.stack([s.exponent_low for s in slots])
         high = np.stack([s.exponent_high for s in slots])
     else:
-        form, got = E4M3, codes
+        form, actual = E4M3, codes
         keys = [code_interval(slot, own) for slot, own in zip(slots, sf, strict=True)]
         low, high = (from_key(form, np.stack([pair[k] for pair in keys])) for k in (0, 1))
     place = place_of(stage, [life.at], np.array([[slot.expert for slot in slots]]))
-    worst = _worst(stage, form, (got, low, high, mask), place)
+    worst = _worst(stage, form, (actual, low, high, mask), place)
     row, channel = worst.slot or 0, worst.channel or 0
     means = ""
     if stage == "l2_acts":
@@ -67,9 +67,9 @@ def value_of_code(code: int, byte: int, value: float) -> str:
     )
 
 
-def of_y(life: Life, got: U16, low: U16, high: U16, mask: Array) -> dict[str, Any]:
+def of_y(life: Life, actual: U16, low: U16, high: U16, mask: Array) -> dict[str, Any]:
     """Of ``y`` ``(n,)`` at the life's channels."""
-    worst = _worst("y", BF16, (got, low, high, mask), place_of("y", [life.at]))
+    worst = _worst("y", BF16, (actual, low, high, mask), place_of("y", [life.at]))
     return _plain(replace(worst, channel=int(life.channels[worst.channel or 0])))
 
 
@@ -77,8 +77,8 @@ def _worst(
     stage: str, form: Form, of_token: tuple[Array, Array, Array, Array], place: Place
 ) -> Worst:
     """``of_token``: the output, both ends and the mask, without the axis of tokens."""
-    got, low, high, mask = of_token
-    return worst_of(stage, form, got[None], low[None], high[None], mask[None], place)
+    actual, low, high, mask = of_token
+    return worst_of(stage, form, actual[None], low[None], high[None], mask[None], place)
 
 
 def _plain(worst: Worst) -> dict[str, Any]:

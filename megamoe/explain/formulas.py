@@ -32,11 +32,11 @@ FORMULAS: Final[Mapping[str, str]] = {
 """By the name of the deviation."""
 
 
-def add_formulas(said: dict[str, Any], life: Life) -> None:
+def add_formulas(explanation: dict[str, Any], life: Life) -> None:
     """Give each deviation of a report its ``formula``; of plain SwiGLU alone, with the weight in
     the activation."""
     act = life.token.act
     is_plain = act.name == "swiglu" and act.alpha == 1 and act.beta == 0
     if is_plain and life.contract.routing_weight.value == "activation":
-        for way in (*said["exact"], *said["partial"]):
+        for way in (*explanation["exact"], *explanation["partial"]):
             way["formula"] = FORMULAS.get(way["what"], "")

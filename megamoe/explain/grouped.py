@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from megamoe.explain.rules import TILES, Bools, Ids, Rule, rows_of_experts
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
 _IN_TILES: Final = ", in tiles of "
 
@@ -25,30 +25,30 @@ def grouped_rules(ids: Ids, experts: int) -> Iterator[Rule]:
     if not live.any():
         return
     rows, counts = rows_of_experts(ids, live), np.bincount(ids[live], minlength=experts)
-    seen = set()
+    keys = set()
     for size in (1, *TILES):
         for text, other in _counts(counts, int((~live).sum()), size):
             right, wrong = -(-counts // size) * size, other
-            for written, read in ((right, wrong), (wrong, right)):
-                got = _experts_of(ids, live, rows, written, read)
-                slots = live & (got != ids)
-                key = got.tobytes()
-                if not slots.any() or key in seen:
+            for source, target in ((right, wrong), (wrong, right)):
+                actual = _experts_of(ids, live, rows, source, target)
+                slots = live & (actual != ids)
+                key = actual.tobytes()
+                if not slots.any() or key in keys:
                     continue
-                seen.add(key)
-                many = counted(int(slots.sum()), "row")
+                keys.add(key)
+                many = quantity(int(slots.sum()), "row")
                 if_so = f"if {text}" + (f"{_IN_TILES}{size} rows" if size > 1 else "")
                 yield Rule(
                     f"the {many} with another expert's weights {if_so}",
                     f"the {many} beyond the last expert are dropped {if_so}",
-                    slots, experts=got,
+                    slots, experts=actual,
                 )  # fmt: skip
 
 
-def one_of_each(found: Iterable[Rule]) -> list[Rule]:
-    """``found``, with one rule of those that differ in the tile only."""
+def one_of_each(candidates: Iterable[Rule]) -> list[Rule]:
+    """``candidates``, with one rule of those that differ in the tile only."""
     out: dict[str, Rule] = {}
-    for rule in found:
+    for rule in candidates:
         key = rule.where if rule.experts is None else rule.where.partition(_IN_TILES)[0]
         out.setdefault(key, rule)
     return [*out.values()]
@@ -68,21 +68,21 @@ def _counts(counts: Ids, masked: int, size: int) -> Iterator[tuple[str, Ids]]:
         yield text, (counts // size + (counts > 0)) * size
 
 
-def _experts_of(ids: Ids, live: Bools, rows: Ids, written: Ids, read: Ids) -> Ids:
-    """``(T, K)``: whose weights each slot meets, if experts have ``written`` ``(E,)`` rows where
-    rows are written, and ``read`` where weights are taken; -1 beyond the last."""
-    starts = np.cumsum(written) - written
+def _experts_of(ids: Ids, live: Bools, rows: Ids, source: Ids, target: Ids) -> Ids:
+    """``(T, K)``: whose weights each slot meets, if experts have ``source`` ``(E,)`` rows where
+    rows are written, and ``target`` where weights are taken; -1 beyond the last."""
+    starts = np.cumsum(source) - source
     at = starts[np.where(live, ids, 0)] + rows
-    got = np.searchsorted(np.cumsum(read), at, side="right")
-    return np.where(live & (got < len(read)), got, -1)
+    index = np.searchsorted(np.cumsum(target), at, side="right")
+    return np.where(live & (index < len(target)), index, -1)
 
 
 def before(ids: Ids, experts: int, slots: Bools) -> str:
     """The rows of the expert before the first with wrong ``slots`` ``(T, K)``, where they are
     whole tiles: tiles that are counted wrong there shift what follows. Else empty."""
     live = (ids >= 0) & (ids < experts)
-    wrong, used = np.unique(ids[slots & live]), np.unique(ids[live])
-    earlier = used[used < wrong[0]] if len(wrong) else used[:0]
+    wrong, used_experts = np.unique(ids[slots & live]), np.unique(ids[live])
+    earlier = used_experts[used_experts < wrong[0]] if len(wrong) else used_experts[:0]
     if not len(earlier):
         return ""
     expert = int(earlier[-1])
@@ -91,11 +91,11 @@ def before(ids: Ids, experts: int, slots: Bools) -> str:
     if not sizes:
         return ""
     return (
-        f"expert {wrong[0]} comes after expert {expert}, which has {counted(many, 'row')}: "
-        f"full tiles of {_joined(sizes)}"
+        f"expert {wrong[0]} comes after expert {expert}, which has {quantity(many, 'row')}: "
+        f"full tiles of {_join(sizes)}"
     )
 
 
-def _joined(sizes: list[int]) -> str:
+def _join(sizes: list[int]) -> str:
     *first, last = map(str, sizes)
     return f"{', '.join(first)} or {last}" if first else last

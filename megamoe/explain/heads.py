@@ -11,27 +11,34 @@ from collections.abc import Iterator
 import numpy as np
 
 from megamoe.explain.rules import TILES, Ids, Rule, rows_of_experts
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
 
 def head_rules(ids: Ids, experts: int) -> Iterator[Rule]:
     """Rules for ``(T, K)`` expert ids; tiles that give the same slots are one rule, of the
     smallest."""
     live = (ids >= 0) & (ids < experts)
-    used = np.unique(ids[live])
-    if len(used) < 2:
+    owners = np.unique(ids[live])
+    if len(owners) < 2:
         return
     rows = rows_of_experts(ids, live)
     before = np.full(experts, -1, np.int64)
-    before[used[1:]] = used[:-1]
-    got = before[np.where(live, ids, used[0])]  # (T, K): the expert before, of those with rows
-    moved = live & (got >= 0)
-    seen = set()
+    before[owners[1:]] = owners[:-1]
+    previous = before[
+        np.where(live, ids, owners[0])
+    ]  # (T, K): the expert before, of those with rows
+    candidates = live & (previous >= 0)
+    keys = set()
     for size in TILES:
-        slots = moved & (rows < size)
-        if slots.tobytes() in seen:
+        slots = candidates & (rows < size)
+        if slots.tobytes() in keys:
             continue
-        seen.add(slots.tobytes())
-        of, least = counted(int(slots.sum()), "row"), "" if (moved & ~slots).any() else " or more"
-        where = f"the first tile of {size}{least} rows of each expert but expert {used[0]}"
-        yield Rule(f"{where}: {of}", f"{where} is dropped: {of}", slots, np.where(slots, got, ids))
+        keys.add(slots.tobytes())
+        of, least = (
+            quantity(int(slots.sum()), "row"),
+            "" if (candidates & ~slots).any() else " or more",
+        )
+        where = f"the first tile of {size}{least} rows of each expert but expert {owners[0]}"
+        yield Rule(
+            f"{where}: {of}", f"{where} is dropped: {of}", slots, np.where(slots, previous, ids)
+        )

@@ -123,8 +123,8 @@ class Life:
     def is_known_to(self, contract: Contract) -> bool:
         """``contract`` has a rule for all that the call asks."""
         token, shared = self.token, any(slot.expert == SHARED for slot in self.slots)
-        asked = features_of(token.act, token.dtype, shared, token.output is not None)
-        return contract.takes(asked)
+        features = features_of(token.act, token.dtype, shared, token.output is not None)
+        return contract.takes(features)
 
     def ends(self, low: dict[int, U16], high: dict[int, U16]) -> tuple[U16, U16]:
         """Lowest and highest ``y`` of rows that are known as intervals."""
@@ -169,11 +169,11 @@ def live(
     codes ``(H,)`` and scale bytes ``(H/32,)`` that take the place of the right ones.
     """
     _check(source, at, channels)
-    chosen = accumulator(class_name)
+    acc = accumulator(class_name)
     token = source.token(at)
-    wanted = np.array(channels, np.int64)
+    indices = np.array(channels, np.int64)
     if staged is None:
-        x, x_sf = (made[0] for made in quantize(token.hidden[None], contract))
+        x, x_sf = (rows[0] for rows in quantize(token.hidden[None], contract))
     else:
         x, x_sf = staged
     slots = np.flatnonzero(is_live(token)).tolist()
@@ -183,13 +183,13 @@ def live(
     gate_table(form), gate_bounds(form)  # computed once, not by every thread
 
     def one(slot: int) -> Slot:
-        return _slot(source, token, slot, x, x_sf, wanted, chosen, contract)
+        return _slot(source, token, slot, x, x_sf, indices, acc, contract)
 
-    made = side_by_side(one, slots)
-    rows = [{s.slot: getattr(s.down, end) for s in made} for end in ("row", "row_low", "row_high")]
-    y, _ = combine_rows(token, wanted, rows[0], rows[0], contract)
-    low, high = combine_rows(token, wanted, rows[1], rows[2], contract)
-    return Life(at, token, wanted, chosen, x, x_sf, made, y, low, high, contract)
+    parts = side_by_side(one, slots)
+    rows = [{s.slot: getattr(s.down, end) for s in parts} for end in ("row", "row_low", "row_high")]
+    y, _ = combine_rows(token, indices, rows[0], rows[0], contract)
+    low, high = combine_rows(token, indices, rows[1], rows[2], contract)
+    return Life(at, token, indices, acc, x, x_sf, parts, y, low, high, contract)
 
 
 def live_slot(source: Source, life: Life, slot: int, expert: int) -> Slot:
@@ -222,7 +222,7 @@ def _check(source: Source, at: int, channels: Sequence[int]) -> None:
 
 def _slot(
     source: Source, token: Token, slot: int, x: U8, x_sf: U8, channels: npt.NDArray[np.int64],
-    chosen: Accumulator, contract: Contract,
+    acc: Accumulator, contract: Contract,
 ) -> Slot:  # fmt: skip
     shared = source.shared_w13() if slot == len(token.ids) else None
     if shared is not None:
@@ -231,7 +231,7 @@ def _slot(
     else:
         expert, weight = int(token.ids[slot]), token.weights[slot : slot + 1, None]
         packed, sf13 = source.w13(expert)
-    blocks, exact, low, high = linear1(x, x_sf, packed, sf13, chosen)
+    blocks, exact, low, high = linear1(x, x_sf, packed, sf13, acc)
     gate, up = swiglu.clamp_gate_up(*bf16_halves(exact, contract), token.act, contract)
     value = swiglu.activation(gate, up, weight, token.act, contract)
     exponent = swiglu.requant_exponent(group_amax(value, contract), contract)
@@ -242,7 +242,7 @@ def _slot(
     first, last = acts.exponents()
     key_low, key_high = acts.code_keys(first)
     second = source.w2(expert, channels) if shared is None else source.shared_w2(channels)
-    down = _down(second, codes, exponent, chosen, SpreadRows.unless_decided(acts))
+    down = _down(second, codes, exponent, acc, SpreadRows.unless_decided(acts))
     return Slot(
         slot, expert, weight[0, 0], packed, sf13, blocks, exact[0], low[0],
         high[0], gate[0], up[0], value[0], exponent[0], codes[0], acts, first[0], last[0],
@@ -250,7 +250,7 @@ def _slot(
     )  # fmt: skip
 
 
-def linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F64, F64, F64, F64]:
+def linear1(x: U8, x_sf: U8, packed: U8, sf: U8, acc: Accumulator) -> tuple[F64, F64, F64, F64]:
     """Block sums ``(G, 2I)``; the exact sums and their interval, ``(1, 2I)`` each."""
     outputs, groups = sf.shape
     sums, whole = np.empty((groups, outputs)), np.empty((3, 1, outputs))
@@ -261,24 +261,24 @@ def linear1(x: U8, x_sf: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F
             blocks = row_blocks(x, x_sf, packed[part], sf[part])
             exact = exact_total(blocks)
             columns = Columns.of(packed[part], sf[part])
-            ends = class_interval(chosen, blocks, exact, row, columns, None)
+            ends = class_interval(acc, blocks, exact, row, columns, None)
             sums[:, part] = blocks.low[:, 0]
             whole[:, :, part] = exact, *ends
     return sums, *whole
 
 
 def _down(
-    weights: tuple[U8, U8], codes: U8, exponent: U8, chosen: Accumulator,
+    weights: tuple[U8, U8], codes: U8, exponent: U8, acc: Accumulator,
     spread: SpreadRows | None,
 ) -> Down:  # fmt: skip
     packed, sf = weights
     columns, rows = Columns.of(packed, sf), Rows.of(codes, exponent)
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes, exponent, packed, sf)
-        fixed = class_interval(chosen, blocks, exact, rows, columns, None)
+        fixed = class_interval(acc, blocks, exact, rows, columns, None)
         whole = fixed
         if spread is not None:
-            whole = class_interval(chosen, blocks, exact, rows, columns, {chosen.name: spread})
+            whole = class_interval(acc, blocks, exact, rows, columns, {acc.name: spread})
     ends = (exact, *whole)
     return Down(packed, sf, exact[0], whole[0][0], whole[1][0], fixed[0][0], fixed[1][0],
                 *(bf16_round(end[0]) for end in ends))  # fmt: skip
@@ -291,12 +291,12 @@ def down_blocks(codes: U8, exponent: U8, packed: U8, sf: U8) -> tuple[Blocks, F6
     return blocks, exact_total(blocks)
 
 
-def down_ends(codes: U8, exponent: U8, packed: U8, sf: U8, chosen: Accumulator) -> tuple[F64, F64]:
+def down_ends(codes: U8, exponent: U8, packed: U8, sf: U8, acc: Accumulator) -> tuple[F64, F64]:
     """The envelope of the sums of linear 2, ``(n,)``, from ``(I,)`` known codes."""
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes[None], exponent[None], packed, sf)
         rows, columns = Rows.of(codes[None], exponent[None]), Columns.of(packed, sf)
-        low, high = class_interval(chosen, blocks, exact, rows, columns, None)
+        low, high = class_interval(acc, blocks, exact, rows, columns, None)
     return low[0], high[0]
 
 

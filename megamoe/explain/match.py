@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.spec.formats import GROUP
 
 Bools = npt.NDArray[np.bool_]
@@ -69,7 +69,7 @@ class Fit:
         return self.differing - self.explains
 
     @property
-    def left(self) -> int:
+    def misses(self) -> int:
         """Values that are wrong by this deviation."""
         return self.unexplained + self.contradicts
 
@@ -79,13 +79,13 @@ class Fit:
 
         A choice of slots is one more freedom, so it needs as much evidence as a match in part.
         """
-        return not self.left and self.explains >= (_MARGIN if self.where else 1)
+        return not self.misses and self.explains >= (_MARGIN if self.where else 1)
 
     @property
     def is_partial(self) -> bool:
         """Whether it halves the wrong values at least, and leaves some."""
-        halves = 0 < self.left <= self.differing / 2
-        return halves and self.explains - self.left >= _MARGIN
+        halves = 0 < self.misses <= self.differing / 2
+        return halves and self.explains - self.misses >= _MARGIN
 
     @property
     def is_refuted(self) -> bool:
@@ -148,34 +148,34 @@ class Evidence:
         groups = wrong.shape[1] // (GROUP + 1)
         codes = wrong[:, groups:].reshape(len(wrong), groups, GROUP)
         decisions = np.where(wrong[:, :groups], 1, codes.sum(axis=2))
-        touched = decisions > 0
-        text = counted_in_words(int(touched.sum()), "group")
+        hits = decisions > 0
+        text = count_in_words(int(hits.sum()), "group")
         if step == "codes":
-            text += f" of {counted_in_words(int(touched.any(axis=1).sum()), 'slot')}"
+            text += f" of {count_in_words(int(hits.any(axis=1).sum()), 'slot')}"
         return cls(step, int(wrong.sum()), int(decisions.sum()), text)
 
     @classmethod
     def of_elements(cls, step: str, wrong: Bools) -> Evidence:
         """Each of ``(n,)`` values is a decision."""
         count = int(wrong.sum())
-        return cls(step, count, count, counted_in_words(count, "element"))
+        return cls(step, count, count, count_in_words(count, "element"))
 
 
-def counted_in_words(count: int, noun: str) -> str:
+def count_in_words(count: int, noun: str) -> str:
     """As "one group", "two groups", "3 groups"."""
-    number, _, rest = counted(count, noun).partition(" ")
+    number, _, rest = quantity(count, noun).partition(" ")
     word = {"1": "one", "2": "two"}.get(number, number)
     return f"{word} {rest}"
 
 
 def in_part(fits: Iterable[Fit]) -> list[Fit]:
     """The matches in part that are offered, the best first, those that are refuted last."""
-    partial = sorted((f for f in fits if f.is_partial), key=lambda f: (f.is_refuted, f.left))
+    partial = sorted((f for f in fits if f.is_partial), key=lambda f: (f.is_refuted, f.misses))
     return partial[:PARTIAL_AT_MOST]
 
 
 def report(
-    fits: list[Fit], evidence: Evidence, of: int, compared: str, tried: int,
+    fits: list[Fit], evidence: Evidence, of: int, subject: str, attempts: int,
     only: Names | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The result for one step between two stages: exact matches, or the best in part.
@@ -191,15 +191,15 @@ def report(
         exact = [f for f in fits if f.is_exact]
         exact = [f for f in exact if not f.where] or exact
     else:
-        exact = [f for f in fits if f.explains and not f.left]
+        exact = [f for f in fits if f.explains and not f.misses]
     return {
-        "compared": compared,
+        "compared": subject,
         "of": of,
         "differing": differing,
         "step": evidence.step,
         "decisions": evidence.decisions,
         "evidence": evidence.text,
-        "tried": tried,
+        "tried": attempts,
         "not_tried": 0,
         "overflow": [],
         "follows": False,

@@ -37,19 +37,19 @@ def explain_only_y(
             f"no element at token {token} channel {channel}: there are {problem.num_tokens} tokens "
             f"and {problem.hidden_size} channels"
         )
-    tried = variants(problem, token, contract)
-    right = next(tried)
+    candidates = variants(problem, token, contract)
+    right = next(candidates)
     y = oracle.forward(right.problem, [accumulator], contract=contract).y[0]
     low, high = _interval(right, accumulator)
-    said: Plain = {
+    description: Plain = {
         "token": token, "channel": channel, "accumulator": accumulator,
         "contract": contract.revision, "y": bf16(y[channel], low[channel], high[channel]),
         "actual": None,
     }  # fmt: skip
     if actual is None:
-        return said
-    shown = actual["y"]
-    wrong = beyond(BF16, shown, low, high)
+        return description
+    row = actual["y"]
+    wrong = beyond(BF16, row, low, high)
     # Where zeros are right in every channel, the values are what was there before: no pattern.
     channels = pattern(wrong) if ((low | high) & 0x7FFF).any() else ""
     stage = {
@@ -57,17 +57,17 @@ def explain_only_y(
         "outside": int(wrong.sum()), "of": int(wrong.size), "channels": channels,
         "first": int(np.argmax(wrong)) if wrong.any() else None, "worst": None,
     }  # fmt: skip
-    worst = _worst(shown, low, high, wrong, token) if wrong.any() else None
+    worst = _worst(row, low, high, wrong, token) if wrong.any() else None
     ways = []
     if wrong.any():
-        wanted = (v for v in tried if is_among(only, "y", v.what))
-        ways = [_way(v, accumulator, shown, wrong) for v in wanted]
-    zero = not (shown[wrong | (y != 0)] & 0x7FFF).any()
+        selection = (v for v in candidates if is_among(only, "y", v.what))
+        ways = [_way(v, accumulator, row, wrong) for v in selection]
+    zero = not (row[wrong | (y != 0)] & 0x7FFF).any()
     if wrong.any() and is_among(only, "y", _ZERO) and zero:
         ways.insert(0, _fit(_ZERO, wrong, np.zeros_like(wrong)))
-    steps = [_step(ways, wrong, shown, low, high)] if wrong.any() else []
-    return {**said, "actual": {
-        "y": BF16.hex(shown[channel]), "allowed": [BF16.hex(low[channel]), BF16.hex(high[channel])],
+    steps = [_step(ways, wrong, row, low, high)] if wrong.any() else []
+    return {**description, "actual": {
+        "y": BF16.hex(row[channel]), "allowed": [BF16.hex(low[channel]), BF16.hex(high[channel])],
         "outside": bool(wrong[channel]), "stages": [{**stage, "worst": worst}],
         "parts_at": {**stage, "worst": worst} if wrong.any() else None, "worst": worst,
         "explanations": steps, "wrong_slots": [],
@@ -81,17 +81,17 @@ def _interval(variant: Variant, accumulator: str) -> tuple[U16, U16]:
     return envelope.y_lo[0], envelope.y_hi[0]
 
 
-def _worst(shown: U16, low: U16, high: U16, wrong: Bools, token: int) -> Plain:
-    found = worst_of(
-        "y", BF16, shown[None], low[None], high[None], wrong[None], place_of("y", [token])
+def _worst(row: U16, low: U16, high: U16, wrong: Bools, token: int) -> Plain:
+    worst = worst_of(
+        "y", BF16, row[None], low[None], high[None], wrong[None], place_of("y", [token])
     )
-    return {**asdict(found), "line": found.line()}
+    return {**asdict(worst), "line": worst.line()}
 
 
-def _way(variant: Variant, accumulator: str, shown: U16, wrong: Bools) -> Fit:
+def _way(variant: Variant, accumulator: str, row: U16, wrong: Bools) -> Fit:
     """How far the variant explains the row."""
     try:
-        still = beyond(BF16, shown, *_interval(variant, accumulator))
+        still = beyond(BF16, row, *_interval(variant, accumulator))
     except ValueError:  # the oracle has no such layer
         still = np.ones_like(wrong)
     return _fit(variant.what, wrong, still)
@@ -101,10 +101,10 @@ def _fit(what: str, wrong: Bools, still: Bools) -> Fit:
     return fit(what, "y", wrong[None], still[None])
 
 
-def _step(ways: list[Fit], wrong: Bools, shown: U16, low: U16, high: U16) -> Plain:
+def _step(ways: list[Fit], wrong: Bools, row: U16, low: U16, high: U16) -> Plain:
     """In the form of the other steps: :func:`megamoe.explain.words.explanation` prints it."""
-    said = report(ways, Evidence.of_elements("y", wrong), int(wrong.size), "values of y", len(ways))
-    return {**said, "overflow": of_y(shown, low, high, wrong)}
+    step = report(ways, Evidence.of_elements("y", wrong), int(wrong.size), "values of y", len(ways))
+    return {**step, "overflow": of_y(row, low, high, wrong)}
 
 
 __all__ = ["explain_only_y"]

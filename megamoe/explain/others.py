@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from megamoe.explain import Source, departure, refuted
+from megamoe.explain import Source, departure, refutations
 from megamoe.explain.deviations.shown import CHANCE
 from megamoe.explain.match import Names, general
 from megamoe.explain.places import batch_of, wrong_tokens
@@ -41,27 +41,27 @@ _SEVERAL_SLOTS: Final = "in some slots only"
 
 
 def of_all_tokens(
-    actual: Plain, shown: Mapping[str, Any], token: int, source: Source, problem: Problem,
+    actual: Plain, stages: Mapping[str, Any], token: int, source: Source, problem: Problem,
     findings: Sequence[Finding], accumulator: str, contract: Contract,
 ) -> Plain:  # fmt: skip
     """``{"batch": ...}``: the rules for the tokens that are wrong; empty as in ``batch_of``.
 
     ``actual`` is what :func:`megamoe.explain.explain` says of the output of ``token``. Its causes
-    are changed in place: those that do not fit the other tokens become ``alone``. ``shown``: the
+    are changed in place: those that do not fit the other tokens become ``alone``. ``stages``: the
     stages of all tokens as bits; ``findings``: of all tokens; ``source``: the operands of
     ``problem``.
     """
     if not actual["explanations"]:
         return {}
     steps = actual["explanations"]
-    fitting = _named(way for step in steps for way in step["exact"])
-    tried = partial(_others, actual, shown, token, source, findings, accumulator, contract)
-    others = tried(fitting, _most(source, token))
+    fitting = _names(way for step in steps for way in step["exact"])
+    on_others = partial(_others, actual, stages, token, source, findings, accumulator, contract)
+    others = on_others(fitting, _most(source, token))
     slots = {}
     if actual["parts_at"]["stage"] in ("l2_acts", "l2_acts_sf"):
         slots = {at: set(one["wrong_slots"]) for at, one in {token: actual, **others}.items()}
-    said = batch_of(actual, shown, token, problem, findings, slots)
-    batch = said.get("batch", {"rules": []})
+    result = batch_of(actual, stages, token, problem, findings, slots)
+    batch = result.get("batch", {"rules": []})
     if not (batch["rules"] and batch["is_lost"]):  # such a rule holds for all tokens already
         alone = [{**step} for step in steps]
         _keep(steps, token, others)
@@ -69,28 +69,28 @@ def of_all_tokens(
             if step["exact"] or not step["may_be"]:
                 continue
             most = _MOST_OF_LARGE if _is_large(source, token) else _MOST_OF_CHANCE
-            _prove(step, before, token, tried(_named([step["may_be"]]), most))
-        _refute(actual, shown, token, source, findings, accumulator, contract)
-    return said
+            _prove(step, before, token, on_others(_names([step["may_be"]]), most))
+        _refute(actual, stages, token, source, findings, accumulator, contract)
+    return result
 
 
 def _refute(
-    actual: Plain, shown: Mapping[str, Any], token: int, source: Source,
+    actual: Plain, stages: Mapping[str, Any], token: int, source: Source,
     findings: Sequence[Finding], accumulator: str, contract: Contract,
 ) -> None:  # fmt: skip
     """Of several causes, keep those that leave right codes of right tokens as they are, where there
     are any: one that rounds only ties, and not one that rounds all codes. Where only zeros are
     left, causes in some slots stay, too: right tokens may be right in other slots than these."""
     steps = [s for s in actual["explanations"] if len(s["exact"]) > 1 and s["step"] != "y"]
-    only = _named(way for step in steps for way in step["exact"])
+    only = _names(way for step in steps for way in step["exact"])
     wrong = {row for finding in findings for row, _, _ in finding.grid}
     right = [at for at in range(source.tokens) if at not in wrong]
     if not only or any(len(finding.grid) >= GRID_LIMIT for finding in findings):
         return
     against: frozenset[tuple[str, str]] = frozenset()
     for at in spread(right, token, _most(source, token)):
-        rows = {name: stage[at] for name, stage in shown.items()}
-        against |= refuted(source, at, accumulator, rows, contract, only)
+        rows = {name: stage[at] for name, stage in stages.items()}
+        against |= refutations(source, at, accumulator, rows, contract, only)
     leave_out(actual, against)
 
 
@@ -99,29 +99,29 @@ def leave_out(actual: Plain, against: Names, case: str = "") -> None:
     ``case`` refutes them, the step has them as ``refuted_by``."""
     steps = actual["explanations"]
     for step in steps:
-        kept = [w for w in step["exact"] if (w["stage"], general(w["what"])) not in against]
-        if kept and all(way["what"] in OF_CODES for way in kept):
-            kept = [way for way in step["exact"] if way in kept or way["where"]]
-        if not kept or step["follows"]:
+        survivors = [w for w in step["exact"] if (w["stage"], general(w["what"])) not in against]
+        if survivors and all(way["what"] in OF_CODES for way in survivors):
+            survivors = [way for way in step["exact"] if way in survivors or way["where"]]
+        if not survivors or step["follows"]:
             continue
-        gone = [way for way in step["exact"] if way not in kept]
-        if case and gone:
-            step["refuted_by"] = [*step.get("refuted_by", ()), {"case": case, "ways": gone}]
-        step["exact"] = kept
+        rejects = [way for way in step["exact"] if way not in survivors]
+        if case and rejects:
+            step["refuted_by"] = [*step.get("refuted_by", ()), {"case": case, "ways": rejects}]
+        step["exact"] = survivors
     for before, step in pairwise(steps):
         if step["follows"]:
             step["exact"] = before["exact"]
 
 
 def _others(
-    actual: Plain, shown: Mapping[str, Any], token: int, source: Source,
+    actual: Plain, stages: Mapping[str, Any], token: int, source: Source,
     findings: Sequence[Finding], accumulator: str, contract: Contract, only: Names, most: int,
 ) -> dict[int, Plain]:  # fmt: skip
     """What the deviations ``only`` say of at most ``most`` other tokens, by token."""
     wrong = wrong_tokens(actual, findings, source.tokens)[0]
     out = {}
     for at in spread(np.flatnonzero(wrong).tolist(), token, most):
-        rows = {name: stage[at] for name, stage in shown.items()}
+        rows = {name: stage[at] for name, stage in stages.items()}
         channel = _channel(findings, at)
         one = departure(source, at, channel, accumulator, rows, contract, only)
         if one["explanations"]:
@@ -159,18 +159,18 @@ def _keep(steps: list[Plain], token: int, others: Mapping[int, Plain]) -> None:
         if step["follows"]:
             step["exact"] = steps[k - 1]["exact"]
             continue
-        found = {
+        peers = {
             at: other for at, one in others.items() for other in one["explanations"]
             if other["step"] == step["step"]
         }  # fmt: skip
-        if not step["exact"] or not found:
+        if not step["exact"] or not peers:
             continue
-        step["tried_on"] = [*found]
-        step["decisions"] += sum(other["decisions"] for other in found.values())
-        pairs = [(token, step), *found.items()]
+        step["tried_on"] = [*peers]
+        step["decisions"] += sum(other["decisions"] for other in peers.values())
+        pairs = [(token, step), *peers.items()]
         step["evidence"] = " and ".join(f"{one['evidence']} of token {at}" for at, one in pairs)
         for way in step["exact"]:
-            _compare(way, token, found)
+            _compare(way, token, peers)
         fits = _without_a_choice([way for way in step["exact"] if not way["fails_on"]])
         if not fits:
             step["alone"] = sorted(step["exact"], key=lambda way: len(way["fails_on"]))
@@ -189,10 +189,10 @@ def _prove(step: Plain, before: Plain, token: int, others: Mapping[int, Plain]) 
     """Take the match that one token may give by chance, if it fits all tokens and these hardly by
     chance. It then has the name of a token that leaves one slot only. ``before``: the step as
     ``token`` alone shows it."""
-    found = [one for other in others.values() for one in other["explanations"]
+    peers = [one for other in others.values() for one in other["explanations"]
              if one["step"] == step["step"]]  # fmt: skip
-    every = [one["may_be"] for one in (step, *found)]
-    if not found or not all(every):
+    every = [one["may_be"] for one in (step, *peers)]
+    if not peers or not all(every):
         return
     unique = [one["what"] for one in every if one["is_unique"]]
     if not unique or math.prod(one["chance"] for one in every) > CHANCE:
@@ -201,15 +201,15 @@ def _prove(step: Plain, before: Plain, token: int, others: Mapping[int, Plain]) 
     _keep([step], token, others)
 
 
-def _named(ways: Iterable[Plain]) -> Names:
+def _names(ways: Iterable[Plain]) -> Names:
     return frozenset((way["stage"], general(way["what"])) for way in ways)
 
 
-def _compare(way: Plain, token: int, found: Mapping[int, Plain]) -> None:
+def _compare(way: Plain, token: int, peers: Mapping[int, Plain]) -> None:
     """Note the tokens that a deviation fits and those that it does not fit."""
     name, wheres = (way["stage"], general(way["what"])), {way["where"]}
     way["holds_on"], way["fails_on"] = [token], []
-    for at, other in found.items():
+    for at, other in peers.items():
         same = [w for w in other["exact"] if (w["stage"], general(w["what"])) == name]
         way["holds_on" if same else "fails_on"].append(at)
         wheres |= {w["where"] for w in same[:1]}

@@ -36,16 +36,19 @@ def _form(stage: str) -> Form:
     return form
 
 
-def overflow(stage: str, got: Array, low: Array, high: Array, wrong: Bools) -> Plain:
+def overflow(stage: str, actual: Array, low: Array, high: Array, wrong: Bools) -> Plain:
     """The counts for one stage: of ``wrong``, of those that are not finite, and of those that have
     the largest finite value, where the contract allows smaller finite values only.
 
-    ``got``, ``low``, ``high``: bits of one shape, in the format of the stage; scale bytes one by
-    one. ``wrong``: true where ``got`` is outside.
+    ``actual``, ``low``, ``high``: bits of one shape, in the format of the stage; scale bytes one by
+    one. ``wrong``: true where ``actual`` is outside.
     """
     form = _form(stage)
     top = _LARGEST[form]
-    size, most = np.abs(form.key(got)), np.maximum(*(np.abs(form.key(end)) for end in (low, high)))
+    size, most = (
+        np.abs(form.key(actual)),
+        np.maximum(*(np.abs(form.key(end)) for end in (low, high))),
+    )
     return {
         "stage": stage,
         "wrong": int(wrong.sum()),
@@ -96,9 +99,9 @@ def lines(counts: list[Plain]) -> list[str]:
     return out
 
 
-def of_y(got: U16, low: U16, high: U16, wrong: Bools) -> list[Plain]:
+def of_y(actual: U16, low: U16, high: U16, wrong: Bools) -> list[Plain]:
     """The counts of ``y``."""
-    return [overflow("y", got, low, high, wrong)]
+    return [overflow("y", actual, low, high, wrong)]
 
 
 __all__ = ["lines", "of_codes", "of_y", "overflow"]

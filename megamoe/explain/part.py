@@ -14,7 +14,14 @@ import numpy.typing as npt
 
 from megamoe.explain import element, overflow
 from megamoe.explain import life as lives
-from megamoe.explain.causes import OfCodes, Shown, decide, explain_codes, explain_staging, explain_y
+from megamoe.explain.causes import (
+    OfCodes,
+    TokenOutput,
+    decide,
+    explain_codes,
+    explain_staging,
+    explain_y,
+)
 from megamoe.explain.channels import pattern
 from megamoe.explain.life import Life, live, same_codes
 from megamoe.explain.match import Names
@@ -37,43 +44,43 @@ def part(
     explanation of each wrong step; ``wrong_slots`` are those with a wrong code or scale byte.
     ``only``: the deviations to try, by default all.
     """
-    shown = Shown.of(life, actual)
+    output = TokenOutput.of(life, actual)
     stages, explanations = [], []
-    wrong = _staged_outside(life, shown)
+    wrong = _staged_outside(life, output)
     for name, mask in wrong.items():
-        got: Any = shown.x if name == "x" else shown.x_sf
-        worst = element.of_staging(life, name, got, mask) if mask.any() else None
-        stages.append(_said(name, "staging", mask, worst))
+        row: Any = output.x if name == "x" else output.x_sf
+        worst = element.of_staging(life, name, row, mask) if mask.any() else None
+        stages.append(_stage(name, "staging", mask, worst))
     if any(mask.any() for mask in wrong.values()):
-        of_x = explain_staging(life, source, shown, wrong, only)
-        explanations.append({**of_x, "overflow": _staged_overflow(life, shown, wrong)})
-    given, follows = _given(life, source, shown)
+        of_x = explain_staging(life, source, output, wrong, only)
+        explanations.append({**of_x, "overflow": _staged_overflow(life, output, wrong)})
+    base, follows = _base(life, source, output)
     codes: OfCodes | None = None
     wrong_slots: list[int] = []
-    if shown.acts is not None:
-        by_slot = _acts_outside(given, shown.acts)
-        stages += _acts_stages(given, shown.acts, by_slot, follows)
+    if output.acts is not None:
+        by_slot = _acts_outside(base, output.acts)
+        stages += _acts_stages(base, output.acts, by_slot, follows)
         if by_slot.any():
-            routed = [slot.slot for slot in life.slots if slot.slot in shown.acts]
+            routed = [slot.slot for slot in life.slots if slot.slot in output.acts]
             wrong_slots = [routed[k] for k in np.flatnonzero(by_slot.any(axis=1))]
-            codes = explain_codes(given, source, shown.acts, by_slot, only)
-            codes.said["overflow"] = overflow.of_codes(given, shown.acts, by_slot)
-            explanations.append(codes.said)
-    low, high, of_codes = _y_interval(given, shown)
-    beyond = outside(shown.y, low, high)
-    last = "linear 2 or combine" if shown.acts is not None else "any step: the output has no codes"
-    worst = element.of_y(life, shown.y, low, high, beyond) if beyond.any() else None
-    y = _said("y", last, beyond, worst)
+            codes = explain_codes(base, source, output.acts, by_slot, only)
+            codes.explanation["overflow"] = overflow.of_codes(base, output.acts, by_slot)
+            explanations.append(codes.explanation)
+    low, high, of_codes = _y_interval(base, output)
+    beyond = outside(output.y, low, high)
+    last = "linear 2 or combine" if output.acts is not None else "any step: the output has no codes"
+    worst = element.of_y(life, output.y, low, high, beyond) if beyond.any() else None
+    y = _stage("y", last, beyond, worst)
     # Where zeros are right in every channel, the values are what was there before: no pattern.
-    channels = pattern(beyond, int(given.channels[0])) if ((low | high) & 0x7FFF).any() else ""
+    channels = pattern(beyond, int(base.channels[0])) if ((low | high) & 0x7FFF).any() else ""
     stages.append({**y, "channels": channels})
     if beyond.any():
-        of_y = explain_y(given, source, shown, beyond, only, wrong_slots)
-        explanations.append({**of_y, "overflow": overflow.of_y(shown.y, low, high, beyond)})
+        of_y = explain_y(base, source, output, beyond, only, wrong_slots)
+        explanations.append({**of_y, "overflow": overflow.of_y(output.y, low, high, beyond)})
     if codes is not None:
-        decide(codes, explanations[-1] if beyond.any() else None, shown.y)
+        decide(codes, explanations[-1] if beyond.any() else None, output.y)
     return {
-        "y": BF16.hex(shown.y[at]),
+        "y": BF16.hex(output.y[at]),
         "allowed": [BF16.hex(low[at]), BF16.hex(high[at])],
         "given_the_codes_shown": of_codes,
         "outside": bool(beyond[at]),
@@ -84,7 +91,7 @@ def part(
     }
 
 
-def _said(stage: str, where: str, beyond: Bools, worst: Plain | None) -> Plain:
+def _stage(stage: str, where: str, beyond: Bools, worst: Plain | None) -> Plain:
     return {
         "stage": stage,
         "where": where,
@@ -98,41 +105,41 @@ def _said(stage: str, where: str, beyond: Bools, worst: Plain | None) -> Plain:
 # --- the stages outside -------------------------------------------------------------------------
 
 
-def _staged_outside(life: Life, shown: Shown) -> dict[str, Bools]:
+def _staged_outside(life: Life, output: TokenOutput) -> dict[str, Bools]:
     out = {}
-    if shown.x is not None:
-        out["x"] = shown.x != life.x
-    if shown.x_sf is not None:
-        out["x_sf"] = shown.x_sf != life.x_sf
+    if output.x is not None:
+        out["x"] = output.x != life.x
+    if output.x_sf is not None:
+        out["x_sf"] = output.x_sf != life.x_sf
     return out
 
 
-def _staged_overflow(life: Life, shown: Shown, wrong: Mapping[str, Bools]) -> list[Plain]:
-    pairs: dict[str, Any] = {"x": (shown.x, life.x), "x_sf": (shown.x_sf, life.x_sf)}
+def _staged_overflow(life: Life, output: TokenOutput, wrong: Mapping[str, Bools]) -> list[Plain]:
+    pairs: dict[str, Any] = {"x": (output.x, life.x), "x_sf": (output.x_sf, life.x_sf)}
     return [overflow.overflow(name, pairs[name][0], pairs[name][1], pairs[name][1], mask)
             for name, mask in wrong.items()]  # fmt: skip
 
 
-def _given(life: Life, source: Source, shown: Shown) -> tuple[Life, str]:
+def _base(life: Life, source: Source, output: TokenOutput) -> tuple[Life, str]:
     """The life from the ``x`` of the output, unless the later stages follow from the right
     ``x``."""
-    if shown.x is None and shown.x_sf is None:
+    if output.x is None and output.x_sf is None:
         return life, ""
-    x = life.x if shown.x is None else shown.x
-    sf = life.x_sf if shown.x_sf is None else shown.x_sf
+    x = life.x if output.x is None else output.x
+    sf = life.x_sf if output.x_sf is None else output.x_sf
     if np.array_equal(x, life.x) and np.array_equal(sf, life.x_sf):
         return life, ""
     channels = life.channels.tolist()
     other = live(source, life.at, channels, life.accumulator.name, life.contract, (x, sf))
-    if _is_inside(life, shown):
+    if _is_inside(life, output):
         return life, ", given the right x"
     return other, ", given x as it was shown"
 
 
-def _is_inside(life: Life, shown: Shown) -> bool:
-    if shown.acts is not None:
-        return not _acts_outside(life, shown.acts).any()
-    return not outside(shown.y, life.y_low, life.y_high).any()
+def _is_inside(life: Life, output: TokenOutput) -> bool:
+    if output.acts is not None:
+        return not _acts_outside(life, output.acts).any()
+    return not outside(output.y, life.y_low, life.y_high).any()
 
 
 def _acts_outside(life: Life, acts: Acts) -> Bools:
@@ -155,29 +162,29 @@ def _acts_stages(life: Life, acts: Acts, by_slot: Bools, follows: str) -> list[P
     out = []
     for name, mask in (("l2_acts_sf", by_slot[:, :groups]), ("l2_acts", by_slot[:, groups:])):
         worst = element.of_acts(life, name, acts, mask) if mask.any() else None
-        said = _said(name, where, mask.ravel(), worst)
+        stage = _stage(name, where, mask.ravel(), worst)
         if name == "l2_acts":
-            said["channels"] = pattern(np.any(mask, axis=0))
-        out.append(said)
+            stage["channels"] = pattern(np.any(mask, axis=0))
+        out.append(stage)
     return out
 
 
-def _y_interval(life: Life, shown: Shown) -> tuple[U16, U16, bool]:
+def _y_interval(life: Life, output: TokenOutput) -> tuple[U16, U16, bool]:
     """The envelope of ``y``: from the output's own codes, unless it follows from the right
     codes."""
-    if shown.acts is None:
+    if output.acts is None:
         return life.y_low, life.y_high, False
     low, high = {}, {}
     for slot in life.slots:
-        if slot.slot not in shown.acts:  # a shared expert's codes are no stage
+        if slot.slot not in output.acts:  # a shared expert's codes are no stage
             low[slot.slot], high[slot.slot] = slot.down.row_low, slot.down.row_high
             continue
-        operands = *shown.acts[slot.slot], slot.down.packed, slot.down.sf
+        operands = *output.acts[slot.slot], slot.down.packed, slot.down.sf
         ends = lives.down_ends(*operands, life.accumulator)
         low[slot.slot], high[slot.slot] = (bf16_round(end) for end in ends)
     least, most = life.ends(low, high)
-    from_shown = outside(shown.y, least, most).any()
-    if from_shown and not outside(shown.y, life.y_low, life.y_high).any():
+    differs = outside(output.y, least, most).any()
+    if differs and not outside(output.y, life.y_low, life.y_high).any():
         return life.y_low, life.y_high, False
     return least, most, True
 

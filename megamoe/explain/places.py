@@ -23,8 +23,8 @@ from megamoe.judge import Finding
 from megamoe.judge.elements import GRID_LIMIT, TILE
 from megamoe.spec.problem import Problem
 
-LEFT_OUT: Final = "a slot is left out: codes and scale bytes are zero"
-ALL_LOST: Final = "y is zero"
+ZERO_SLOT: Final = "a slot is left out: codes and scale bytes are zero"
+ZERO_Y: Final = "y is zero"
 _STEPS: Final = (("x", "x_sf"), ("l2_acts", "l2_acts_sf"), ("y",))
 """The stages that one step computes."""
 _TELLING: Final = 8
@@ -48,16 +48,16 @@ def fitting(
         *rules(ids, experts, wrong), *head_rules(ids, experts), *tail_rules(ids, experts),
         *grouped_rules(ids, experts),
     )  # fmt: skip
-    found = [r for r in known_rules if (r.slots.any(axis=1) == wrong).all()]
+    matches = [r for r in known_rules if (r.slots.any(axis=1) == wrong).all()]
     if slots is not None:
-        found = [r for r in found if (r.slots == slots).all()]
+        matches = [r for r in matches if (r.slots == slots).all()]
     if one is not None:
-        token, known = one
-        found = [r for r in found if set(np.flatnonzero(r.slots[token]).tolist()) == known]
-        if not found and len(known) == 1 and not wrong.all():
+        token, own = one
+        matches = [r for r in matches if set(np.flatnonzero(r.slots[token]).tolist()) == own]
+        if not matches and len(own) == 1 and not wrong.all():
             # No rule of experts or tokens: the slot itself, in the tokens that are wrong.
-            found = [_slot_of(known, wrong, ids.shape[1])]
-    return found
+            matches = [_slot_of(own, wrong, ids.shape[1])]
+    return matches
 
 
 def _tell(wrong_slots: WrongSlots, live: Bools) -> bool:
@@ -68,8 +68,8 @@ def _tell(wrong_slots: WrongSlots, live: Bools) -> bool:
     return len(wrong_slots) > 1 and every >= _TELLING and 0 < wrong < every
 
 
-def _slot_of(known: set[int], wrong: Bools, slots: int) -> Rule:
-    (k,) = known
+def _slot_of(own: set[int], wrong: Bools, slots: int) -> Rule:
+    (k,) = own
     which = np.zeros((len(wrong), slots), np.bool_)
     which[wrong, k] = True
     if wrong.sum() == 1:
@@ -91,7 +91,7 @@ def one_slot(slots: Bools) -> Rule:
 
 
 def batch_of(
-    actual: Mapping[str, Any], shown: Mapping[str, Any], token: int, problem: Problem,
+    actual: Mapping[str, Any], stages: Mapping[str, Any], token: int, problem: Problem,
     findings: Sequence[Finding], wrong_slots: WrongSlots,
 ) -> dict[str, Any]:  # fmt: skip
     """``{"batch": ...}`` of :func:`in_batch`; empty where nothing is wrong, or not all wrong tokens
@@ -102,7 +102,7 @@ def batch_of(
     if not is_whole:
         return {}
     ids, experts = problem.topk_ids.numpy(), problem.num_experts
-    batch = in_batch(actual, shown, token, ids, experts, wrong, wrong_slots)
+    batch = in_batch(actual, stages, token, ids, experts, wrong, wrong_slots)
     # Where zeros are right, the values are what was there before: no pattern.
     tiles = "" if zero_rows(problem)[wrong].all() else _tiles_of(actual, findings)
     return {"batch": {**batch, "tiles": tiles}}
@@ -134,73 +134,73 @@ def wrong_tokens(
 
 
 def in_batch(
-    actual: Mapping[str, Any], shown: Mapping[str, Any], token: int, ids: Ids, experts: int,
+    actual: Mapping[str, Any], stages: Mapping[str, Any], token: int, ids: Ids, experts: int,
     wrong: Bools, wrong_slots: WrongSlots,
 ) -> dict[str, Any]:  # fmt: skip
     """The rules that fit the whole batch, with the cause that one token has; JSON-able.
 
-    ``actual``: what :func:`megamoe.explain.part.part` says of ``token``. ``shown``: the stages of
+    ``actual``: what :func:`megamoe.explain.part.part` says of ``token``. ``stages``: the stages of
     all tokens as bits. ``wrong`` ``(T,)``: tokens that are outside in the first wrong step.
     ``wrong_slots``: the slots with wrong codes, of tokens where they are known.
     """
     causes = [way["what"] for way in actual["explanations"][0]["exact"]]  # of the first wrong step
-    lost = [int(one[1]) for one in map(_LOST_SLOT.fullmatch, causes) if one]
+    lost_slots = [int(one[1]) for one in map(_LOST_SLOT.fullmatch, causes) if one]
     live = (ids >= 0) & (ids < experts)
     slots, one, is_lost = None, None, True
-    if ALL_LOST in causes:
+    if ZERO_Y in causes:
         one = token, set(np.flatnonzero(live[token]).tolist())
-    elif lost:
-        one = token, {lost[0]}
-    elif LEFT_OUT in causes:
-        zero = ~(shown["l2_acts"].any(axis=-1) | shown["l2_acts_sf"].any(axis=-1))
+    elif lost_slots:
+        one = token, {lost_slots[0]}
+    elif ZERO_SLOT in causes:
+        zero = ~(stages["l2_acts"].any(axis=-1) | stages["l2_acts_sf"].any(axis=-1))
         slots = zero & live & wrong[:, None]
     else:
         is_lost = False
-    found = fitting(ids, experts, wrong, slots, one)
+    matches = fitting(ids, experts, wrong, slots, one)
     if len(wrong) < 2:
-        found = []  # a batch of one token says no more than the token
+        matches = []  # a batch of one token says no more than the token
     elif is_lost:
-        found = one_of_each(rule for rule in found if rule.loses())
+        matches = one_of_each(rule for rule in matches if rule.loses())
     else:
         # One token agrees with some rule by chance, and all tokens agree with many, unless their
         # slots tell rules apart.
         is_some = (wrong.sum() > 1 and not wrong.all()) or _tell(wrong_slots, live)
-        found = [rule for rule in found if rule.is_rare or is_some]
-        found = [rule for rule in found if rule.gives(wrong_slots)]
-        named = {int(one[1]) for one in map(_OF_EXPERT.search, causes) if one}
+        matches = [rule for rule in matches if rule.is_rare or is_some]
+        matches = [rule for rule in matches if rule.gives(wrong_slots)]
+        mentions = {int(one[1]) for one in map(_OF_EXPERT.search, causes) if one}
         is_other = bool(causes) and not any("weights" in what for what in causes)
-        found = one_of_each(
-            rule for rule in found
-            if rule.experts is None or (not is_other and rule.takes(named, token))
+        matches = one_of_each(
+            rule for rule in matches
+            if rule.experts is None or (not is_other and rule.takes(mentions, token))
         )  # fmt: skip
-    known = _wrong_slots(ids.shape, wrong, slots, wrong_slots)
-    if not found and known is not None and known.sum() == 1 and len(wrong) > 1:
-        found = [one_slot(known)]
-    place = next((rule.slots for rule in found if rule.where.startswith("expert")), None)
-    is_shifted = any(rule.experts is not None for rule in found)
+    mask = _wrong_slots(ids.shape, wrong, slots, wrong_slots)
+    if not matches and mask is not None and mask.sum() == 1 and len(wrong) > 1:
+        matches = [one_slot(mask)]
+    place = next((rule.slots for rule in matches if rule.where.startswith("expert")), None)
+    is_shifted = any(rule.experts is not None for rule in matches)
     return {
         "tokens": len(wrong),
         "wrong": int(wrong.sum()),
         "which": phrase(wrong),
         "slots": int(live.sum()),
-        "wrong_slots": None if known is None else int(known.sum()),
+        "wrong_slots": None if mask is None else int(mask.sum()),
         "is_lost": is_lost,
-        "rules": [rule.lost if is_lost else rule.where for rule in found],
-        "is_empty_tokens": any(rule.is_rare for rule in found),
+        "rules": [rule.loss if is_lost else rule.where for rule in matches],
+        "is_empty_tokens": any(rule.is_rare for rule in matches),
         "before": "" if place is None or is_shifted else before(ids, experts, place),
     }
 
 
 def _wrong_slots(
-    shape: tuple[int, ...], wrong: Bools, lost: Bools | None, wrong_slots: WrongSlots
+    shape: tuple[int, ...], wrong: Bools, lost_slots: Bools | None, wrong_slots: WrongSlots
 ) -> Bools | None:
-    """``(T, K)``: the slots that are wrong or ``lost``; None where they are not known of all
+    """``(T, K)``: the slots that are wrong or ``lost_slots``; None where they are not known of all
     ``wrong`` tokens."""
-    if lost is not None:
-        return lost
+    if lost_slots is not None:
+        return lost_slots
     if not set(np.flatnonzero(wrong).tolist()) <= set(wrong_slots):
         return None
-    known = np.zeros(shape, np.bool_)
+    mask = np.zeros(shape, np.bool_)
     for token, slots in wrong_slots.items():
-        known[token, sorted(slots)] = True
-    return known
+        mask[token, sorted(slots)] = True
+    return mask

@@ -103,7 +103,7 @@ class Points:
             if way.reads2 is None:
                 blocks = self._blocks2(slot, codes, sf)
             else:
-                blocks = signed_blocks(*way.reads2(operands).chosen())
+                blocks = signed_blocks(*way.reads2(operands).select())
             rows[slot.slot] = way.row((way.total or total)(blocks), way.weight(slot))
         return rows
 
@@ -129,9 +129,9 @@ class Points:
     def _acts(self, way: Way, name: str, total: Total) -> dict[int, tuple[U8, U8]]:
         """Codes and scale bytes, cached for the ways that share the earlier steps."""
         is_shared = way.steps <= {"reads13", "reads2"} or not way.moves_codes
-        kept = (name, way.reads13)
-        if is_shared and kept in self._first:
-            return self._first[kept]
+        key = (name, way.reads13)
+        if is_shared and key in self._first:
+            return self._first[key]
         out: dict[int, tuple[U8, U8]] = {}
         slots = [*self.life.slots, *(way.more() if way.more else [])]
         for size in {len(slot.codes) for slot in slots}:  # a shared expert may have another one
@@ -141,13 +141,13 @@ class Points:
             gate, up = way.gate_up(sums, weights)
             value = way.values(way.product(way.silu(gate), way.up(up), weights))
             amax = way.amax(value)
-            used = np.clip(way.exponent(amax), 0, 255)
-            codes = way.codes(value, used, amax)
+            exponent = np.clip(way.exponent(amax), 0, 255)
+            codes = way.codes(value, exponent, amax)
             codes = np.where(codes == 0x80, 0, codes).astype(np.uint8)
             for k, slot in enumerate(alike):
-                out[slot.slot] = codes[k], used[k].astype(np.uint8)
+                out[slot.slot] = codes[k], exponent[k].astype(np.uint8)
         if is_shared and not way.more:
-            self._first[kept] = out
+            self._first[key] = out
         return out
 
     def sums13(self, way: Way, slot: Slot, total: Total, rows: Any = None) -> F64:
@@ -165,14 +165,14 @@ class Points:
         x, x_sf = self.life.x, self.life.x_sf
         operands = way.reads13(Operands.of(self.life, self.source, slot, 1, x, x_sf))
         scales_alone = operands.packed is slot.packed and operands.codes is x and not operands.late
-        codes, sf, packed, weight_sf = operands.chosen(rows)
+        codes, sf, packed, weight_sf = operands.select(rows)
         own_sf = slot.sf13[every]
         if scales_alone and not (own_sf == UE8M0_NAN).any() and not (x_sf == UE8M0_NAN).any():
             # The blocks are the contract's, times powers of two.
             shift = weight_sf.astype(np.int32) - own_sf + (sf.astype(np.int32) - x_sf)
-            lost = (weight_sf == UE8M0_NAN) | (sf == UE8M0_NAN)
+            is_nan = (weight_sf == UE8M0_NAN) | (sf == UE8M0_NAN)
             factor = _POWERS[shift + _REACH]
-            factor[lost] = np.nan
+            factor[is_nan] = np.nan
             return total(slot.blocks[:, every] * factor.T)
         return total(signed_blocks(codes, sf, packed, weight_sf))
 

@@ -48,7 +48,7 @@ class Predictor:
     _second: dict[int, tuple[F64, F64]] = field(default_factory=dict)
     _rows: dict[tuple[int, int, Reader | None], tuple[F32, F32]] = field(default_factory=dict)
     _own: npt.NDArray[np.int64] | None = None
-    _kept: tuple[F32, F32, F32] | None = None
+    _cache: tuple[F32, F32, F32] | None = None
 
     # --- from x to the codes
 
@@ -57,7 +57,7 @@ class Predictor:
 
         ``S`` are the routed slots.
         """
-        sf, codes = self._shown(slice(None), slice(None))
+        sf, codes = self._sample(slice(None), slice(None))
         with np.errstate(all="ignore"):
             sums = np.stack([self._sums13(way, slot) for slot in self.routed()])
             return self._differ(way, sums, sf, codes)
@@ -74,7 +74,7 @@ class Predictor:
             at = (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
             rows = np.concatenate([at, at + self.life.token.intermediate])
         every = slice(None) if groups is None else groups
-        sf, codes = self._shown(every, at)
+        sf, codes = self._sample(every, at)
 
         def count(one: Way) -> npt.NDArray[np.int64]:
             sums = [self._points.sums13(one, s, TOTALS["exact"], rows) for s in self.routed()]
@@ -86,8 +86,8 @@ class Predictor:
                 self._own = count(right(self.life))
             gain = np.maximum(self._own - count(way), 0).sum()
         size = self.life.token.intermediate // GROUP
-        chosen = contract[:, :size][:, every].sum() + contract[:, size:][:, at].sum()
-        return bool(gain > 0 and gain >= chosen / 4)
+        differences = contract[:, :size][:, every].sum() + contract[:, size:][:, at].sum()
+        return bool(gain > 0 and gain >= differences / 4)
 
     def gives_zeros(self, way: Way, slot: Slot) -> bool:
         """Whether all activations of a slot are zero before requantisation."""
@@ -100,7 +100,7 @@ class Predictor:
         with np.errstate(all="ignore"):
             return not any(end.any() for end in self._sums2(way, slot))
 
-    def _shown(self, groups: Any, channels: Any) -> tuple[U8, U8]:
+    def _sample(self, groups: Any, channels: Any) -> tuple[U8, U8]:
         acts = [self.acts[slot.slot] for slot in self.routed()]
         return (
             np.stack([sf[groups] for _, sf in acts]),
@@ -132,9 +132,9 @@ class Predictor:
         read = way.reads13(
             Operands.of(self.life, self.source, slot, 1, self.life.x, self.life.x_sf)
         )
-        return np.concatenate(linear1(*read.chosen(), self.life.accumulator)[1:])
+        return np.concatenate(linear1(*read.select(), self.life.accumulator)[1:])
 
-    def _codes(self, way: Way, sums: F64, weights: F32, shown: I32) -> Any:
+    def _codes(self, way: Way, sums: F64, weights: F32, exponents: I32) -> Any:
         """Lowest and highest scale byte ``(S, G)``, lowest and highest key ``(S, n)``."""
         value, low, high = self._kept_values(way, sums, weights[:, None])
         crosses = (low <= 0) & (high >= 0)
@@ -143,9 +143,9 @@ class Predictor:
         amax = way.amax(np.stack([value, np.where(crosses, 0, small), large]))
         bytes_ = np.clip(way.exponent(amax), 0, 255)
         least, most = bytes_.min(axis=0), bytes_.max(axis=0)
-        used = np.clip(shown, least, most)
-        made = way.codes(np.stack([value, low, high]), used, amax[0])
-        keys = same_codes(np.where(_per_value(used) == UE8M0_NAN, E4M3_NAN, made))
+        exponent = np.clip(exponents, least, most)
+        codes = way.codes(np.stack([value, low, high]), exponent, amax[0])
+        keys = same_codes(np.where(_per_value(exponent) == UE8M0_NAN, E4M3_NAN, codes))
         return least, most, keys.min(axis=0), keys.max(axis=0)
 
     def _kept_values(self, way: Way, sums: F64, weights: F32) -> tuple[F32, F32, F32]:
@@ -156,9 +156,9 @@ class Predictor:
             or sums.shape[2] != self._width
         ):
             return self._values(way, sums, weights)
-        if self._kept is None:
-            self._kept = self._values(way, sums, weights)
-        return self._kept
+        if self._cache is None:
+            self._cache = self._values(way, sums, weights)
+        return self._cache
 
     @property
     def _width(self) -> int:
@@ -176,8 +176,8 @@ class Predictor:
         value = way.values(way.product(gated[0], upped[0], weights))
         corners = [way.values(way.product(g, u, weights)) for g in gated[1:] for u in upped[1:]]
         low, high = (pick.reduce([value, *corners]) for pick in (np.fmin, np.fmax))
-        lost = np.isnan(value)
-        return value, np.where(lost, value, low), np.where(lost, value, high)
+        is_nan = np.isnan(value)
+        return value, np.where(is_nan, value, low), np.where(is_nan, value, high)
 
     # --- from the codes to y
 
@@ -208,16 +208,16 @@ class Predictor:
     def _row_ends(self, way: Way, slot: Slot) -> tuple[F32, F32]:
         """Both ends of a slot row; one call for all ways that change only the combine, and for
         each way that changes only what linear 2 reads."""
-        kept = slot.slot, slot.expert, way.reads2
+        key = slot.slot, slot.expert, way.reads2
         is_kept = way.changes_combine_only or way.steps == {"reads2"}
-        if is_kept and kept in self._rows:
-            return self._rows[kept]
+        if is_kept and key in self._rows:
+            return self._rows[key]
         weight = way.weight(slot)
         ends = [way.row(end, weight) for end in self._sums2(way, slot)]
-        made = np.minimum(*ends), np.maximum(*ends)
+        bounds = np.minimum(*ends), np.maximum(*ends)
         if is_kept:
-            self._rows[kept] = made
-        return made
+            self._rows[key] = bounds
+        return bounds
 
     def _sums2(self, way: Way, slot: Slot) -> tuple[F64, F64]:
         """Both ends of linear 2, ``(n,)`` each."""
@@ -233,7 +233,7 @@ class Predictor:
                 self._second[slot.slot] = down_ends(*operands, self.life.accumulator)
             return self._second[slot.slot]
         read = way.reads2(Operands.of(self.life, self.source, slot, 2, codes, sf))
-        return down_ends(*read.chosen(), self.life.accumulator)
+        return down_ends(*read.select(), self.life.accumulator)
 
     def _ends(self, way: Way, low: Rows, high: Rows) -> tuple[U16, U16]:
         own = "combine" not in way.steps and way.more is None
@@ -252,15 +252,15 @@ def _freed(values: F32, at: F32, table: F32, bounds: Bounds) -> list[F32]:
     """
     if bounds.low is bounds.high:  # none
         return [values[:, k] for k in range(3)]
-    found = bits_of(at)
-    bits = bf16_round(at) if found is None else found
+    exact = bits_of(at)
+    bits = bf16_round(at) if exact is None else exact
     point = table[bits].astype(np.float64)
     out = [values[:, 0]]
     for end in (bounds.low, bounds.high):
         factor = end[bits] / point
         factor = np.where(np.isfinite(factor), factor, 1.0)
-        moved = (values * factor).astype(np.float32)
-        out += [moved[:, 1], moved[:, 2]]
+        scaled = (values * factor).astype(np.float32)
+        out += [scaled[:, 1], scaled[:, 2]]
     return out
 
 

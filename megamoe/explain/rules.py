@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
 Bools = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ class Rule:
 
     where: str
     """"expert 5, all of its rows": completes "wrong are exactly the tokens of"."""
-    lost: str
+    loss: str
     """The same where the slots are left out: "expert 5 is dropped"."""
     slots: Bools
     """(T, K); of tokens without an expert all slots, where the rule speaks of these."""
@@ -50,11 +50,11 @@ class Rule:
         """Whether it can be that the slots are left out."""
         return self.experts is None or bool((self.experts[self.slots] < 0).all())
 
-    def takes(self, named: Collection[int], token: int) -> bool:
-        """Whether a slot of ``token`` can meet one of the experts ``named``, if there are any."""
-        if self.experts is None or not named:
+    def takes(self, experts: Collection[int], token: int) -> bool:
+        """Whether a slot of ``token`` can meet one of ``experts``, if there are any."""
+        if self.experts is None or not experts:
             return True
-        return not set(self.experts[token][self.slots[token]].tolist()).isdisjoint(named)
+        return not set(self.experts[token][self.slots[token]].tolist()).isdisjoint(experts)
 
 
 def rows_of_experts(ids: Ids, live: Bools) -> Ids:
@@ -76,32 +76,32 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
         return
     yield from _of_masks(live)
     rows, first = rows_of_experts(ids, live), int(np.argmax(wrong))
-    used = np.unique(ids[live])
+    used_experts = np.unique(ids[live])
     mine = [int(e) for e in np.unique(ids[first][live[first]])]
     for e in mine:
         own = live & (ids == e)
-        of = counted(int(own.sum()), "row")
+        of = quantity(int(own.sum()), "row")
         yield Rule(
             f"expert {e}, at all of its {of}",
             f"expert {e} is dropped: none of its rows is computed ({of})",
             own,
         )
     for e in mine:
-        for other in used.tolist():
+        for other in used_experts.tolist():
             if other != e:
                 both = live & ((ids == e) | (ids == other))
                 pair = f"experts {min(e, other)} and {max(e, other)}"
-                of = counted(int(both.sum()), "row")
+                of = quantity(int(both.sum()), "row")
                 yield Rule(
                     f"{pair}, at all of their {of}",
                     f"{pair} are dropped: none of their rows is computed ({of})",
                     both,
                 )
     low = int(ids[live & wrong[:, None]].min(initial=experts))
-    for e in (int(e) for e in used[1:] if e >= low):
-        if (used >= e).sum() > 2:
+    for e in (int(e) for e in used_experts[1:] if e >= low):
+        if (used_experts >= e).sum() > 2:
             slots = live & (ids >= e)
-            of = counted(int(slots.sum()), "row")
+            of = quantity(int(slots.sum()), "row")
             yield Rule(
                 f"experts {e} and later, at all of their {of}",
                 f"experts {e} and later are dropped: none of their rows is computed ({of})",
@@ -111,7 +111,7 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
     yield from _cuts(whole, wrong, "each expert")
     yield from _tiles(whole, first, "each expert")
     for e in mine:
-        if used.size > 1:
+        if used_experts.size > 1:
             own = np.where(ids == e, whole, -1)
             yield from _cuts(own, wrong, f"expert {e}")
             yield from _tiles(own, first, f"expert {e}")
@@ -120,7 +120,7 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
     for size in (n for n in TILES if 8 < n <= (rows.max() + 1) // 2):
         slots = live & (rows % size == size - 1)
         where = f"the last row of each tile of {size} rows of each expert"
-        of = counted(int(slots.sum()), "row")
+        of = quantity(int(slots.sum()), "row")
         yield Rule(f"{where}: {of}", f"{where} is dropped: {of}", slots)
     last = live & (rows == _last(ids, live, rows))
     yield Rule("the last row of an expert", "the last row of each expert is dropped", last)
@@ -161,7 +161,7 @@ def _cuts(rows: Ids, wrong: Bools, of: str) -> Iterator[Rule]:
     cut = max(range(low, high + 1), key=lambda row: row & -row)
     other = f" (or another of {low} to {high})" if low < high else ""
     slots = rows >= cut
-    many = counted(int(slots.sum()), "row")
+    many = quantity(int(slots.sum()), "row")
     yield Rule(
         f"{of}, at rows {cut}{other} and later: {many}",
         f"rows {cut}{other} and later of {of} are dropped: {many} beyond a capacity or a tile",
@@ -178,7 +178,7 @@ def _tiles(rows: Ids, first: int, of: str) -> Iterator[Rule]:
             if rows.max() < (number + 1) * size:
                 continue
             tile = f"rows {number * size} to {(number + 1) * size - 1}"
-            many = counted(int(slots.sum()), "row")
+            many = quantity(int(slots.sum()), "row")
             yield Rule(
                 f"{of}, at {tile}: {many}", f"{tile} of {of} are dropped: {many} of a tile", slots
             )
@@ -191,17 +191,17 @@ def _of_masks(live: Bools) -> Iterator[Rule]:
     count = live.sum(axis=1)
     dead, some = count == 0, count < live.shape[1]
     if dead.any():
-        where = f"the tokens without a live slot: {counted(int(dead.sum()), 'token')}"
+        where = f"the tokens without a live slot: {quantity(int(dead.sum()), 'token')}"
         yield Rule(where, where, np.repeat(dead[:, None], live.shape[1], 1), is_rare=True)
     of = live & some[:, None]
     if dead.any():
         where = "the tokens with a masked slot"
         yield Rule(where, f"{where} are dropped", of | dead[:, None])
     also = " and a live one" if dead.any() else ""
-    where = f"the tokens with a masked slot{also}: {counted(int(of.any(axis=1).sum()), 'token')}"
+    where = f"the tokens with a masked slot{also}: {quantity(int(of.any(axis=1).sum()), 'token')}"
     yield Rule(where, f"all slots of {where} are dropped", of)
     after = live & (np.cumsum(~live, axis=1) > 0)
-    many = counted(int(after.sum()), "slot")
+    many = quantity(int(after.sum()), "slot")
     where = "the slots after a masked slot of their token"
     yield Rule(f"{where}: {many}", f"{where} are dropped: {many}", after)
 

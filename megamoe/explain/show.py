@@ -12,29 +12,29 @@ from megamoe.spec.forms import BF16
 Plain = dict[str, Any]
 
 
-def show(said: Plain, console: Console) -> None:
+def show(description: Plain, console: Console) -> None:
     """Print every number of :func:`megamoe.explain.explain`, stage by stage."""
-    y = said["y"]
-    if said["masked_slots"]:
-        console.print(f"slots without part: {said['masked_slots']}", highlight=False)
-    if not said["slots"]:
+    y = description["y"]
+    if description["masked_slots"]:
+        console.print(f"slots without part: {description['masked_slots']}", highlight=False)
+    if not description["slots"]:
         console.print("no slot takes part: y is zero", highlight=False)
         return
-    _linear1(said, console)
-    _slots(said, console)
-    _linear2(said, console)
-    _combine(said, console)
-    _why(said["why"], y, console)
-    if said.get("actual"):
-        _actual(said["actual"], console)
+    _linear1(description, console)
+    _slots(description, console)
+    _linear2(description, console)
+    _combine(description, console)
+    _why(description["why"], y, console)
+    if description.get("actual"):
+        _actual(description["actual"], console)
 
 
 def _heading(text: str, console: Console) -> None:
     console.print(f"\n[bold]{text}[/bold]", highlight=False)
 
 
-def _linear1(said: Plain, console: Console) -> None:
-    slot = said["followed"]
+def _linear1(description: Plain, console: Console) -> None:
+    slot = description["followed"]
     top = slot["activation"]
     what = "the wrong value" if slot["is_wrong"] else "the largest contribution"
     if slot["of_byte"]:
@@ -64,10 +64,10 @@ def _linear1(said: Plain, console: Console) -> None:
             (f"{name} bf16", f"{bits(s['bf16'])}, {allowed(s['bf16'])}"),
         ]
     group = top["group"]
-    clamp = "none" if said["clamp"] is None else _num(said["clamp"])
-    form = "fast" if said["fast_math"] else "precise"
-    scales = (said["alpha"], said["beta"])
-    gated = "silu" if said["activation"] == "swiglu" else said["activation"]
+    clamp = "none" if description["clamp"] is None else _num(description["clamp"])
+    form = "fast" if description["fast_math"] else "precise"
+    scales = (description["alpha"], description["beta"])
+    gated = "silu" if description["activation"] == "swiglu" else description["activation"]
     if scales != (1.0, 0.0):
         gated += f" of {scales[0]:g} and {scales[1]:g}"
     low, high = group["exponent_allowed"]
@@ -96,13 +96,13 @@ def _accumulated(s: Plain) -> str:
     return f"exact {_num(s['exact'])}{model}, allowed {_ends(s['interval'])}"
 
 
-def _slots(said: Plain, console: Console) -> None:
+def _slots(description: Plain, console: Console) -> None:
     _heading("Every slot: its largest contribution, then linear 2", console)
     table = _table("slot", "expert", "weight", "i", "gate", "up", "a", "amax by", "exponent",
                    "code", "open codes", "linear 2 exact", "modelled", "row bf16",
                    "ULPs open")  # fmt: skip
-    ulps = {part["slot"]: part["row_ulps"] for part in said["why"]["slots"]}
-    for s in said["slots"]:
+    ulps = {part["slot"]: part["row_ulps"] for part in description["why"]["slots"]}
+    for s in description["slots"]:
         top, two = s["largest"], s["linear2"]
         table.add_row(
             str(s["slot"]), _expert(s).removeprefix("expert "), _num(s["routing_weight"]),
@@ -116,10 +116,10 @@ def _slots(said: Plain, console: Console) -> None:
     console.print(table)
 
 
-def _linear2(said: Plain, console: Console) -> None:
+def _linear2(description: Plain, console: Console) -> None:
     _heading("Linear 2's largest contributions", console)
     table = _table("slot", "i", "code", "scale", "weight", "w scale", "product", "share of |sum|")
-    for s in said["slots"]:
+    for s in description["slots"]:
         for c in s["linear2"]["contributions"]:
             table.add_row(
                 str(s["slot"]), str(c["i"]), f"{_num(c['value'])} {c['code']}", _scale(c["sf"]),
@@ -129,16 +129,20 @@ def _linear2(said: Plain, console: Console) -> None:
     console.print(table)
 
 
-def _combine(said: Plain, console: Console) -> None:
-    rows = "" if said["combine_dtype"] == "bf16" else f", rows as {said['combine_dtype']}"
+def _combine(description: Plain, console: Console) -> None:
+    rows = (
+        ""
+        if description["combine_dtype"] == "bf16"
+        else f", rows as {description['combine_dtype']}"
+    )
     _heading(f"Combine, in fp32 from zero{rows}", console)
     table = _table("slot", "row", "running sum")
-    for step in said["combine"]:
+    for step in description["combine"]:
         table.add_row(str(step["slot"]), _num(step["row"]), _num(step["sum"]))
     console.print(table)
-    more = said["added_after"]
-    added = "" if more is None else f", plus {bits(more)} in bfloat16"
-    console.print(f"y = bfloat16 of it{added}: {bits(said['y'])}", highlight=False)
+    more = description["added_after"]
+    addend = "" if more is None else f", plus {bits(more)} in bfloat16"
+    console.print(f"y = bfloat16 of it{addend}: {bits(description['y'])}", highlight=False)
 
 
 def _why(why: Plain, y: Plain, console: Console) -> None:
@@ -167,12 +171,12 @@ def _why(why: Plain, y: Plain, console: Console) -> None:
 
 def _actual(actual: Plain, console: Console) -> None:
     low, high = actual["allowed"]
-    given = ", given the codes that were shown" if actual["given_the_codes_shown"] else ""
+    condition = ", given the codes that were shown" if actual["given_the_codes_shown"] else ""
     verdict = "[red]outside[/red]" if actual["outside"] else "[green]inside[/green]"
     within = f"{low} to {high}"
     if BF16.text(int(low, 16)) == "nan":
         within = "NaN, and any NaN is right"
-    _heading(f"The output: y is {actual['y']}, {verdict}: {within}{given}", console)
+    _heading(f"The output: y is {actual['y']}, {verdict}: {within}{condition}", console)
     table = _table("stage", "outside", "of", "worst")
     for s in actual["stages"]:
         worst = "" if s["worst"] is None else s["worst"]["line"].partition(" at ")[2]
@@ -201,14 +205,14 @@ def _ends(ends: list[float]) -> str:
     return _num(ends[0]) if ends[0] == ends[1] else f"{ends[0]:.9g} to {ends[1]:.9g}"
 
 
-def bits(said: Plain) -> str:
+def bits(number: Plain) -> str:
     """A value and its bits."""
-    return f"{_num(said['value'])} ({said['bits']})"
+    return f"{_num(number['value'])} ({number['bits']})"
 
 
-def allowed(said: Plain) -> str:
+def allowed(number: Plain) -> str:
     """The bits that the class allows."""
-    low, high = said["allowed"]
+    low, high = number["allowed"]
     return "one value allowed" if low == high else f"allowed {low} to {high}"
 
 

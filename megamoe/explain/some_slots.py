@@ -27,29 +27,31 @@ def fits(
 ) -> list[Fit]:  # fmt: skip
     """The exact fits to ``y`` ``(n,)`` of those ``ways`` that change what linear 2 reads, each in
     some slots only. ``contract`` ``(n,)``: elements outside. ``slots``: those with wrong codes."""
-    own, found = right(run.life), []
+    own, exact = right(run.life), []
     rows = run.rows_of(own)
     for way in ways:
         if way.steps != {"reads2"}:
             continue
         other = run.rows_of(way)
-        moved = [k for k in rows if not np.array_equal(rows[k], other[k], equal_nan=True)]
-        for chosen in _choices(moved, [k for k in slots if k in moved]):
-            mixed = {**rows, **{k: other[k] for k in chosen}}
+        candidates = [k for k in rows if not np.array_equal(rows[k], other[k], equal_nan=True)]
+        for choice in _choices(candidates, [k for k in slots if k in candidates]):
+            mixed = {**rows, **{k: other[k] for k in choice}}
             if not run.outside_rows(own, mixed, y).any():
                 many = int(contract.sum())
-                found.append(Fit(way.name, way.stage, in_slots(chosen), many, many, 0))
+                exact.append(Fit(way.name, way.stage, in_slots(choice), many, many, 0))
                 break
-    return found
+    return exact
 
 
-def _choices(moved: Sequence[int], first: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Some of the slots ``moved``, and not all: ``first`` before all others."""
-    if 0 < len(first) < len(moved):
+def _choices(candidates: Sequence[int], first: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Some of the slots ``candidates``, and not all: ``first`` before all others."""
+    if 0 < len(first) < len(candidates):
         yield tuple(first)
-    sizes = range(1, len(moved)) if len(moved) <= _ALL_CHOICES else (1, len(moved) - 1)
+    sizes = (
+        range(1, len(candidates)) if len(candidates) <= _ALL_CHOICES else (1, len(candidates) - 1)
+    )
     for size in sizes:
-        yield from combinations(moved, size)
+        yield from combinations(candidates, size)
 
 
 __all__ = ["fits"]

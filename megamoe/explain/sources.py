@@ -28,7 +28,7 @@ from megamoe.spec.problem import Problem
 _WORDS_AT_ONCE: Final = 1 << 15
 """Words of 8 bytes: a part of the stream that fits in a second-level cache."""
 
-_KEPT: Final = 1024
+_CACHE_SIZE: Final = 1024
 """Tokens of a case that are kept: many deviations read the weights of a whole batch."""
 
 
@@ -102,8 +102,8 @@ class FromProblem:
         return p.w2_weight[expert].numpy()[channels], p.w2_weight_scale[expert].numpy()[channels]
 
     def shared_w13(self) -> tuple[U8, U8] | None:
-        found = self.problem.shared_weights
-        return (found[0].numpy(), found[1].numpy()) if found else None
+        weights = self.problem.shared_weights
+        return (weights[0].numpy(), weights[1].numpy()) if weights else None
 
     def shared_w2(self, channels: npt.NDArray[np.int64]) -> tuple[U8, U8]:
         _, _, w2, w2_sf = self.problem.shared_weights
@@ -127,7 +127,7 @@ class FromCase:
         self.tokens, self.hidden_size = p["tokens"], p["hidden"]
         self.intermediate = p["intermediate"]
         self.recipe = _recipe(self.hidden_size, p.get("weights_recipe", {}))
-        self.token = lru_cache(_KEPT)(self._token)
+        self.token = lru_cache(_CACHE_SIZE)(self._token)
 
     def _token(self, at: int) -> Token:
         p, seed = self.case.params, self.case.seed

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.explain.deviations import copies
-from megamoe.explain.staged_batch import NAMES, VALUES, Batch, Shown
+from megamoe.explain.staged_batch import NAMES, VALUES, Batch, StagedOutput
 from megamoe.explain.staged_causes import of_copies, of_values
 from megamoe.judge import Finding, bitwise, place_of
 from megamoe.spec.contract import Contract
@@ -22,23 +22,23 @@ Plain = dict[str, Any]
 
 
 def explain_staging(
-    batch: Batch, right: Mapping[str, Array], shown: Shown, contract: Contract
+    batch: Batch, right: Mapping[str, Array], output: StagedOutput, contract: Contract
 ) -> Plain:
     """What is wrong of the staged tensors, as plain data: the findings of each, the causes, and
     the group of the worst value of ``x`` or ``x_sf``. ``right``: bits by name of ``NAMES``."""
-    findings = [_finding(name, shown.tensors[name], right[name], batch) for name in NAMES]
+    findings = [_finding(name, output.tensors[name], right[name], batch) for name in NAMES]
     wrong = {f.stage: f for f in findings if f.outside}
     causes: list[Plain] = []
     if any(name in wrong for name in VALUES):
-        causes.append(of_values(batch, shown, right, contract))
+        causes.append(of_values(batch, output, right, contract))
     masked = batch.ids < 0
     if "topk_idx" in wrong:
         ways = copies.ids(batch.ids, batch.experts)
-        causes.append(of_copies("topk_idx", ways, batch, shown, right))
+        causes.append(of_copies("topk_idx", ways, batch, output, right))
     if "topk_weights" in wrong:
-        ways = ((name, made.astype(np.float32).view(np.uint32))
-                for name, made in copies.weights(batch.weights, masked))  # fmt: skip
-        causes.append(of_copies("topk_weights", ways, batch, shown, right))
+        ways = ((name, array.astype(np.float32).view(np.uint32))
+                for name, array in copies.weights(batch.weights, masked))  # fmt: skip
+        causes.append(of_copies("topk_weights", ways, batch, output, right))
     first = next((wrong[name] for name in (*VALUES, *NAMES) if name in wrong), None)
     worst = None if first is None else first.worst
     return {
@@ -49,10 +49,10 @@ def explain_staging(
              "worst": None if f.worst is None else f.worst.line()} for f in findings
         ],
         "explanations": causes,
-        "beyond": [line for name in NAMES for line in _beyond(name, batch, shown)],
+        "beyond": [line for name in NAMES for line in _beyond(name, batch, output)],
         "worst": None if worst is None else worst.line(),
         "group": (
-            group(batch, right, worst.token, worst.channel, shown)
+            group(batch, right, worst.token, worst.channel, output)
             if worst is not None and worst.stage in VALUES and worst.token is not None
             and worst.channel is not None else None
         ),
@@ -60,7 +60,7 @@ def explain_staging(
 
 
 def group(
-    batch: Batch, right: Mapping[str, Array], token: int, channel: int, shown: Shown | None
+    batch: Batch, right: Mapping[str, Array], token: int, channel: int, output: StagedOutput | None
 ) -> Plain:
     """The values of a channel's group: hidden states, amax, scale byte and codes, right and
     shown."""
@@ -78,12 +78,12 @@ def group(
         "amax": float(finite[at]), "set_by": first + at,
         "amax_over_448": float(np.float32(finite[at]) / np.float32(448)),
         "byte": byte(right["x_sf"]),
-        "shown_byte": None if shown is None else byte(shown.tensors["x_sf"]),
+        "shown_byte": None if output is None else byte(output.tensors["x_sf"]),
         "hidden": [f"0x{b:04x}" for b in batch.hidden[token, part]],
         "hidden_values": [float(v) for v in hidden],
         "codes": [E4M3.hex(c) for c in right["x"][token, part]],
         "shown_codes": (
-            None if shown is None else [E4M3.hex(c) for c in shown.tensors["x"][token, part]]
+            None if output is None else [E4M3.hex(c) for c in output.tensors["x"][token, part]]
         ),
     }  # fmt: skip
 
@@ -91,23 +91,23 @@ def group(
 # --- the comparison -----------------------------------------------------------------------------
 
 
-def _finding(name: str, got: Array, right: Array, batch: Batch) -> Finding:
+def _finding(name: str, actual: Array, right: Array, batch: Batch) -> Finding:
     tensor, ids = TENSORS[name], batch.ids
-    pair = tensor.elements(got), tensor.elements(right)
-    return bitwise(name, tensor.form_of(got), *pair, place_of(name, ids=ids))
+    pair = tensor.elements(actual), tensor.elements(right)
+    return bitwise(name, tensor.form_of(actual), *pair, place_of(name, ids=ids))
 
 
-def _beyond(name: str, batch: Batch, shown: Shown) -> Iterator[str]:
+def _beyond(name: str, batch: Batch, output: StagedOutput) -> Iterator[str]:
     """What stands in rows of the buffer after the batch, if anything was written there."""
-    rest = shown.beyond.get(name)
+    rest = output.beyond.get(name)
     if rest is None or not rest.size:
         return
     bytes_ = np.ascontiguousarray(rest).view(np.uint8).reshape(len(rest), -1)
-    written = bytes_ != shown.blank
-    if not written.any():
+    changes = bytes_ != output.blank
+    if not changes.any():
         return
-    rows = np.flatnonzero(written.any(axis=1))
-    whole = np.ascontiguousarray(shown.tensors[name]).view(np.uint8)
+    rows = np.flatnonzero(changes.any(axis=1))
+    whole = np.ascontiguousarray(output.tensors[name]).view(np.uint8)
     whole = whole.reshape(batch.tokens, -1)
     content = bytes_[rows]
     what = "other bytes"
@@ -119,9 +119,9 @@ def _beyond(name: str, batch: Batch, shown: Shown) -> Iterator[str]:
         what = "the row of the last token"
     first, last = batch.tokens + int(rows[0]), batch.tokens + int(rows[-1])
     yield (
-        f"{name}: rows beyond the {batch.tokens} tokens are written: {int(written.sum())} bytes in "
+        f"{name}: rows beyond the {batch.tokens} tokens are written: {int(changes.sum())} bytes in "
         f"rows {first} to {last} of {batch.tokens + len(rest)}, with {what}"
     )
 
 
-__all__ = ["NAMES", "Batch", "Shown", "explain_staging", "group"]
+__all__ = ["NAMES", "Batch", "StagedOutput", "explain_staging", "group"]

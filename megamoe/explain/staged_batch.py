@@ -50,7 +50,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Shown:
+class StagedOutput:
     """What a backend staged."""
 
     tensors: Mapping[str, Array]
@@ -61,12 +61,12 @@ class Shown:
     """The byte that stood everywhere before the call."""
 
 
-def differs(name: str, got: Array, want: Array) -> Bools:
+def differs(name: str, actual: Array, expected: Array) -> Bools:
     """``(T, n)``: elements of other bits; NaN equals NaN."""
     tensor = TENSORS[name]
-    form = tensor.form_of(got)
-    got, want = tensor.elements(got), tensor.elements(want)
-    return (got != want) & ~(form.is_nan(got) & form.is_nan(want))
+    form = tensor.form_of(actual)
+    actual, expected = tensor.elements(actual), tensor.elements(expected)
+    return (actual != expected) & ~(form.is_nan(actual) & form.is_nan(expected))
 
 
-__all__ = ["NAMES", "VALUES", "Batch", "Shown", "differs"]
+__all__ = ["NAMES", "VALUES", "Batch", "StagedOutput", "differs"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from megamoe.explain.rules import TILES, Ids, Rule, rows_of_experts
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
 
 def tail_rules(ids: Ids, experts: int) -> Iterator[Rule]:
@@ -22,10 +22,10 @@ def tail_rules(ids: Ids, experts: int) -> Iterator[Rule]:
         return
     rows, counts = rows_of_experts(ids, live), np.bincount(ids[live], minlength=experts)
     many = counts[np.where(live, ids, 0)]  # (T, K): the rows of each slot's expert
-    seen = {live.tobytes()}
+    keys = {live.tobytes()}
     for size in TILES:
         full = live & (many % size == 0)
-        found = (
+        kinds = (
             (f"the rows of each expert after its last full tile of {size} rows", "are",
              live & (rows >= many // size * size)),
             (f"the last tile of {size} rows of each expert that ends with a full one", "is",
@@ -33,8 +33,8 @@ def tail_rules(ids: Ids, experts: int) -> Iterator[Rule]:
             (f"the last row of each expert that ends with a full tile of {size} rows", "is",
              full & (rows == many - 1)),
         )  # fmt: skip
-        for where, verb, slots in found:
-            if slots.any() and slots.tobytes() not in seen:
-                seen.add(slots.tobytes())
-                of = counted(int(slots.sum()), "row")
+        for where, verb, slots in kinds:
+            if slots.any() and slots.tobytes() not in keys:
+                keys.add(slots.tobytes())
+                of = quantity(int(slots.sum()), "row")
                 yield Rule(f"{where}: {of}", f"{where} {verb} dropped: {of}", slots)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.explain.rules import Bools
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.spec.problem import Problem
 
 
@@ -24,18 +24,18 @@ def zero_rows(problem: Problem) -> Bools:
 
 def garbage(problem: Problem, y: npt.NDArray[Any]) -> Bools:
     """``(T,)``: those of :func:`zero_rows` that are not zero in ``y`` (T, H) bfloat16 bits."""
-    found: Bools = zero_rows(problem) & ((y & 0x7FFF) != 0).any(axis=1)
-    return found
+    rows: Bools = zero_rows(problem) & ((y & 0x7FFF) != 0).any(axis=1)
+    return rows
 
 
-def said_of_two(problem: Problem, y: npt.NDArray[Any], again: npt.NDArray[Any]) -> str:
+def repeat_note(problem: Problem, y: npt.NDArray[Any], again: npt.NDArray[Any]) -> str:
     """What a second call with the same inputs shows of these rows; empty where it shows nothing.
     ``y`` and ``again``: (T, H) bfloat16 bits."""
     wrong = garbage(problem, y)
-    moved = int((wrong & (y != again).any(axis=1)).sum())
-    if not moved:
+    changes = int((wrong & (y != again).any(axis=1)).sum())
+    if not changes:
         return ""
     return (
-        f"a second call gives other values at {moved} of {counted(int(wrong.sum()), 'token')} "
+        f"a second call gives other values at {changes} of {quantity(int(wrong.sum()), 'token')} "
         "without a live slot: it looks like memory that nobody wrote"
     )

@@ -64,55 +64,58 @@ def variants(problem: Problem, token: int, contract: Contract) -> Iterator[Varia
     for name, clause in contract.clauses.items():
         for value in values.get(name, ()):
             if value != clause.value:
-                other = contract.changed("variant", "a variant", **{name: value})
+                other = contract.variant("variant", "a variant", **{name: value})
                 what = f"clause {name} is {value} in place of {clause.value}"
                 yield Variant(what, one, other)
     operands = (
         _of_slots(problem, token), _of_scalars(one), _of_weights(one), _of_tokens(problem, token),
     )  # fmt: skip
-    for what, changed in chain.from_iterable(operands):
-        yield Variant(what, changed, contract)
+    for what, layer in chain.from_iterable(operands):
+        yield Variant(what, layer, contract)
 
 
-Changed = Iterator[tuple[str, Problem]]
+Problems = Iterator[tuple[str, Problem]]
 
 
 def _alone(p: Problem) -> Problem:
     """The problem with the weights of its own experts alone."""
     ids = p.topk_ids
     live = (ids >= 0) & (ids < p.num_experts)
-    used = ids[live].unique()
-    if not len(used):
+    used_experts = ids[live].unique()
+    if not len(used_experts):
         return p
-    place = torch.searchsorted(used, ids.clamp(0, p.num_experts - 1))
-    return p.at_experts(used, torch.where(live, place, -1))
+    place = torch.searchsorted(used_experts, ids.clamp(0, p.num_experts - 1))
+    return p.at_experts(used_experts, torch.where(live, place, -1))
 
 
-def _of_slots(problem: Problem, token: int) -> Changed:
+def _of_slots(problem: Problem, token: int) -> Problems:
     """A slot that is lost, or that another expert computes."""
     row = problem.at_rows(torch.tensor([token]))
     ids = row.topk_ids
-    used = problem.topk_ids[(problem.topk_ids >= 0) & (problem.topk_ids < problem.num_experts)]
+    live_ids = problem.topk_ids[(problem.topk_ids >= 0) & (problem.topk_ids < problem.num_experts)]
     for k in range(problem.top_k):
         own = int(ids[0, k])
         if not 0 <= own < problem.num_experts:
             continue
-        yield f"slot {k} (expert {own}) is lost", _alone(replace(row, topk_ids=_put(ids, k, -1)))
+        yield (
+            f"slot {k} (expert {own}) is lost",
+            _alone(replace(row, topk_ids=_with_id(ids, k, -1))),
+        )
     for k in range(problem.top_k):
         own = int(ids[0, k])
-        for other in used.unique().tolist()[:MOST_EXPERTS]:
+        for other in live_ids.unique().tolist()[:MOST_EXPERTS]:
             if own != other and 0 <= own < problem.num_experts:
                 what = f"slot {k} is computed by expert {other} and not by {own}"
-                yield what, _alone(replace(row, topk_ids=_put(ids, k, other)))
+                yield what, _alone(replace(row, topk_ids=_with_id(ids, k, other)))
 
 
-def _put(ids: torch.Tensor, k: int, value: int) -> torch.Tensor:
+def _with_id(ids: torch.Tensor, k: int, value: int) -> torch.Tensor:
     out = ids.clone()
     out[0, k] = value
     return out
 
 
-def _of_scalars(one: Problem) -> Changed:
+def _of_scalars(one: Problem) -> Problems:
     """Routing weights, and the scalars of the call."""
     w = one.topk_weights
     yield "every routing weight is 1", replace(one, topk_weights=torch.ones_like(w))
@@ -129,7 +132,7 @@ def _of_scalars(one: Problem) -> Changed:
             yield f"{name} is that of the expert beside", _with(one, name, factor.roll(1))
 
 
-def _of_weights(one: Problem) -> Changed:
+def _of_weights(one: Problem) -> Problems:
     """Weights and scale factors that are read at a wrong place."""
     layout = layout_of(one.weight_format)
     for matrix in ("w13", "w2"):
@@ -151,10 +154,10 @@ def _of_weights(one: Problem) -> Changed:
                 f"the two codes of a byte of {matrix} are exchanged",
                 _with(one, f"{matrix}_weight", swapped),
             )
-        yield from _lost(one, matrix, codes, layout)
+        yield from _without_end(one, matrix, codes, layout)
 
 
-def _lost(one: Problem, matrix: str, codes: torch.Tensor, layout: Layout) -> Changed:
+def _without_end(one: Problem, matrix: str, codes: torch.Tensor, layout: Layout) -> Problems:
     """The end of K is left out of a product."""
     linear = {"w13": "linear 1", "w2": "linear 2"}[matrix]
     whole = codes.shape[2] * layout.per_byte
@@ -165,16 +168,16 @@ def _lost(one: Problem, matrix: str, codes: torch.Tensor, layout: Layout) -> Cha
             yield f"{linear} leaves out the last {size} of K", _with(one, f"{matrix}_weight", short)
 
 
-def _of_tokens(problem: Problem, token: int) -> Changed:
+def _of_tokens(problem: Problem, token: int) -> Problems:
     """Inputs of the tokens beside."""
     for other in (token - 1, token + 1):
         if 0 <= other < problem.num_tokens:
             both = problem.at_rows(torch.tensor([token, other]))
             for name in ("hidden_states", "topk_weights", "topk_ids"):
                 tensor: torch.Tensor = getattr(both, name)
-                changed = replace(both, **dict[str, Any]({name: tensor.flip(0).contiguous()}))
+                swap = replace(both, **dict[str, Any]({name: tensor.flip(0).contiguous()}))
                 what = f"{_NOUNS[name]} are those of token {other}"
-                yield what, _alone(changed.at_rows(torch.tensor([0])))
+                yield what, _alone(swap.at_rows(torch.tensor([0])))
 
 
 _NOUNS: Final = {

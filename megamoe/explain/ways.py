@@ -85,7 +85,7 @@ class Operands:
             return cls(codes, sf, slot.packed, slot.sf13, where)
         return cls(codes, sf, slot.down.packed, slot.down.sf, where)
 
-    def chosen(self, rows: Any = None) -> tuple[U8, U8, U8, U8]:
+    def select(self, rows: Any = None) -> tuple[U8, U8, U8, U8]:
         """Codes, scale bytes, and weights with scale bytes of some rows, or of all."""
         packed, weight_sf = self.packed, self.weight_sf
         if rows is not None:
@@ -135,7 +135,7 @@ class Way:
     contract: Contract
     name: str = "as the contract says"
     stage: str = ""
-    weighed: Callable[[F64, F32], tuple[F32, F32]] | None = None
+    weigh: Callable[[F64, F32], tuple[F32, F32]] | None = None
     """Stands for ``halves`` where the routing weight is applied before silu."""
     reads13: Reader | None = None
     reads2: Reader | None = None
@@ -148,7 +148,7 @@ class Way:
     steps: frozenset[str] = field(default_factory=frozenset)
     """Names of the steps that are not the contract's."""
 
-    def replaced(self, name: str, stage: str, **steps: Any) -> Way:
+    def variant(self, name: str, stage: str, **steps: Any) -> Way:
         """A deviation from this way."""
         return replace(self, name=name, stage=stage, steps=frozenset(steps), **steps)
 
@@ -159,10 +159,10 @@ class Way:
 
     def gate_up(self, sums: F64, weights: F32) -> tuple[F32, F32]:
         """Gate and up of ``(S, ..., 2I)`` sums of slots with ``(S, 1)`` weights, clamped."""
-        if self.weighed is None:
+        if self.weigh is None:
             return self.clamp(*self.halves(sums))
         of_slot = weights.reshape(-1, *[1] * (sums.ndim - 1))
-        return self.clamp(*self.weighed(sums, of_slot))
+        return self.clamp(*self.weigh(sums, of_slot))
 
     @cached_property
     def moves_codes(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from megamoe.explain import overflow
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
 Plain = dict[str, Any]
 _ALTERNATIVES: Final = 6
@@ -21,20 +21,20 @@ _TOO_FEW: Final = 2
 _APART: Final = "which this data cannot tell apart"
 
 
-def causes(said: Plain, label: str = "cause", *, every: bool = False) -> list[str]:
+def causes(description: Plain, label: str = "cause", *, every: bool = False) -> list[str]:
     """What is wrong in an output that :func:`megamoe.explain.explain` was given.
 
     A rule for the whole batch by which slots are lost is the cause; what one token shows of it
     comes after it. ``label`` stands for ``cause`` where another cause is named already. ``every``:
     also the causes and rules that are left out for a person.
     """
-    batch = said.get("batch") or {"rules": []}
-    lines, seen = [], label
+    batch = description.get("batch") or {"rules": []}
+    lines, step_label = [], label
     if batch["rules"] and batch["is_lost"]:
         lines += _alternatives(label, batch["rules"], _RULES, every)
         each = "each explains" if len(batch["rules"]) > 1 else "explains"
         lines.append(f"  {each} exactly the {_wrong(batch)} outside")
-        seen = f"seen at token {said['token']} as"
+        step_label = f"seen at token {description['token']} as"
     elif batch["rules"]:
         lines += _alternatives("where", batch["rules"], _RULES, every)
         lines.append(f"  exactly the {_wrong(batch)} outside")
@@ -42,8 +42,8 @@ def causes(said: Plain, label: str = "cause", *, every: bool = False) -> list[st
         no_rule = "; no known rule gives exactly these" if batch["wrong"] > 1 else ""
         lines.append(f"where: {_counts(batch)} outside{no_rule}")
     lines += [f"  {batch[note]}" for note in ("before", "again") if batch.get(note)]
-    for step in said["actual"]["explanations"]:
-        lines += explanation(step, seen, every)
+    for step in description["actual"]["explanations"]:
+        lines += explanation(step, step_label, every)
     return lines
 
 
@@ -51,7 +51,7 @@ def explanation(step: Plain, label: str = "cause", every: bool = False) -> list[
     """The explanation of the wrong values of one step between two stages."""
     lines = _explanation(step, label, every)
     for one in step.get("refuted_by", ()):
-        lines += _refuted(one["case"], one["ways"])
+        lines += _refutation(one["case"], one["ways"])
     if not step["exact"] and not step["follows"]:
         lines += [f"  {line}" for line in overflow.lines(step["overflow"])]
     if step["not_tried"]:
@@ -64,22 +64,22 @@ def explanation(step: Plain, label: str = "cause", every: bool = False) -> list[
 
 def _explanation(step: Plain, label: str, every: bool) -> list[str]:
     differing, exact, partial = step["differing"], step["exact"], step["partial"]
-    known = f"none of {step['tried']} known deviations explains"
-    wrong = f"{counted(differing, 'wrong value')} of {step['of']} {step['compared']}"
+    verdict = f"none of {step['tried']} known deviations explains"
+    wrong = f"{quantity(differing, 'wrong value')} of {step['of']} {step['compared']}"
     if partial:
         more = "" if partial[0]["contradicts"] else "; in part:"
-        lines = [f"{label}: unknown; {known} all {wrong}{more}"]
+        lines = [f"{label}: unknown; {verdict} all {wrong}{more}"]
         return lines + [f"  {_in_part(way, differing)}" for way in partial]
     if step["alone"]:
         return _alone(step, label)
     if not exact:
-        return [] if step["follows"] else [f"{label}: unknown; {known} the {wrong}"]
+        return [] if step["follows"] else [f"{label}: unknown; {verdict} the {wrong}"]
     all_of = f"all {wrong}" if differing > 1 else f"the {wrong}"
     if step["follows"]:
         return [f"  explains {all_of} too"]
     ways = alternatives(exact, every)
     others = len(step["tried_on"])
-    more = f", and of {counted(others, 'more wrong token')} that " if others else ""
+    more = f", and of {quantity(others, 'more wrong token')} that " if others else ""
     more += ("was tried" if others == 1 else "were tried") if others else ""
     if not is_certain(step):
         is_wrong = "is" if step["decisions"] == 1 else "are"
@@ -93,7 +93,7 @@ def _explanation(step: Plain, label: str, every: bool) -> list[str]:
     return [*_alternatives(label, ways, _ALTERNATIVES, every), f"  {each} {all_of}{more}"]
 
 
-def _refuted(case: str, ways: list[Plain]) -> list[str]:
+def _refutation(case: str, ways: list[Plain]) -> list[str]:
     """Deviations that a case refutes which passes."""
     them, more = "it" if len(ways) == 1 else "them", len(ways) - _ALTERNATIVES
     rest = (
@@ -123,20 +123,20 @@ def is_certain(step: Plain) -> bool:
 def _alone(step: Plain, label: str) -> list[str]:
     """Deviations that fit one token by chance: other wrong tokens say that they are no cause."""
     lines = [f"{label}: unknown; none of {step['tried']} known deviations explains all "
-             f"{counted(1 + len(step['tried_on']), 'wrong token')} that were tried"]  # fmt: skip
+             f"{quantity(1 + len(step['tried_on']), 'wrong token')} that were tried"]  # fmt: skip
     for way in step["alone"][:_ALTERNATIVES]:
         fits, fails = (_tokens(way[which]) for which in ("holds_on", "fails_on"))
         lines.append(f"  {_way(way)}: fits {fits}, but not {fails}")
     return lines
 
 
-def read_from(said: Plain) -> str:
+def read_from(description: Plain) -> str:
     """The tokens of which :func:`causes` speaks: "all 9 tokens", "tokens 3 and 5"."""
-    batch = said.get("batch") or {"rules": []}
+    batch = description.get("batch") or {"rules": []}
     if batch["rules"]:
         return f"all {batch['tokens']} tokens"
-    tried = [at for step in said["actual"]["explanations"] for at in step["tried_on"]]
-    return _tokens(list({said["token"], *tried}))
+    others = [at for step in description["actual"]["explanations"] for at in step["tried_on"]]
+    return _tokens(list({description["token"], *others}))
 
 
 def _tokens(tokens: list[int]) -> str:
@@ -151,20 +151,20 @@ def _alternatives(label: str, ways: list[str], most: int, every: bool) -> list[s
         return [f"{label}: {ways[0]}"]
     more = 0 if every else len(ways) - most
     rest = [f"  and {more} more ({HAS_THEM})"] if more > 0 else []
-    shown = ways if every else ways[:most]
-    return [f"{label}: one of these {len(ways)}, {_APART}:", *(f"  {w}" for w in shown), *rest]
+    rows = ways if every else ways[:most]
+    return [f"{label}: one of these {len(ways)}, {_APART}:", *(f"  {w}" for w in rows), *rest]
 
 
 def _wrong(batch: Plain) -> str:
     that = "that is" if batch["wrong"] == 1 else "that are"
-    return f"{batch['wrong']} of {counted(batch['tokens'], 'token')} {that}"
+    return f"{batch['wrong']} of {quantity(batch['tokens'], 'token')} {that}"
 
 
 def _counts(batch: Plain) -> str:
     """As "token 4 only: 1 of 31 tokens, 2 of 93 slots"."""
-    text = f"{batch['which']}: {batch['wrong']} of {counted(batch['tokens'], 'token')}"
+    text = f"{batch['which']}: {batch['wrong']} of {quantity(batch['tokens'], 'token')}"
     if batch["wrong_slots"]:
-        text += f", {batch['wrong_slots']} of {counted(batch['slots'], 'slot')}"
+        text += f", {batch['wrong_slots']} of {quantity(batch['slots'], 'slot')}"
     return text
 
 
@@ -205,11 +205,11 @@ def _as_would(head: Plain, ways: list[Plain], most: int | None) -> str:
     """As " (as would be if the last 128 of K are lost)"."""
     if not ways:
         return ""
-    said = [way["what"] if way["stage"] == head["stage"] else f"{way['what']} ({way['stage']})"
+    phrases = [way["what"] if way["stage"] == head["stage"] else f"{way['what']} ({way['stage']})"
             for way in ways]  # fmt: skip
-    few = said[:most]
-    more = len(said) - len(few)
-    rest = f"; or in {counted(more, 'more way')}: {HAS_THEM}" if more > 0 else ""
+    few = phrases[:most]
+    more = len(phrases) - len(few)
+    rest = f"; or in {quantity(more, 'more way')}: {HAS_THEM}" if more > 0 else ""
     return f" (as would be if {'; if '.join(few)}{rest})"
 
 

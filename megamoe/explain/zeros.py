@@ -14,22 +14,22 @@ from megamoe.explain.deviations.combine import lost_slot
 from megamoe.explain.deviations.requantise import NO_CODES
 from megamoe.explain.deviations.zeros import ACTIVATIONS, SUMS
 from megamoe.explain.match import Fit
-from megamoe.explain.places import ALL_LOST, LEFT_OUT
+from megamoe.explain.places import ZERO_SLOT, ZERO_Y
 from megamoe.explain.points import Bools, Points
 from megamoe.explain.predict import Predictor
 from megamoe.explain.ways import TOTALS, Way
 
 Plain = dict[str, Any]
 Ways = Mapping[tuple[str, str], Way]
-OF_CODES: Final = (SUMS, ACTIVATIONS, LEFT_OUT)
+OF_CODES: Final = (SUMS, ACTIVATIONS, ZERO_SLOT)
 """Deviations of codes that say no more than that the values are zero."""
 _OF_SUMS: Final = frozenset({"reads13", "reads2", "total"})
 """The steps of deviations of sums."""
 
 
-def of_codes(said: Plain, fits: Sequence[Fit], ways: Ways, run: Predictor, wrong: Bools) -> None:
-    """Join the causes of wrong codes in ``said``, what :func:`megamoe.explain.match.report` says of
-    ``fits``. ``wrong`` ``(S, n)``: the values outside, by routed slot."""
+def of_codes(report: Plain, fits: Sequence[Fit], ways: Ways, run: Predictor, wrong: Bools) -> None:
+    """Join the causes of wrong codes in ``report``, what :func:`megamoe.explain.match.report` says
+    of ``fits``. ``wrong`` ``(S, n)``: the values outside, by routed slot."""
     slots = [slot for slot, row in zip(run.routed(), wrong, strict=True) if row.any()]
 
     def gives(_: Fit, way: Way) -> bool:
@@ -37,31 +37,31 @@ def of_codes(said: Plain, fits: Sequence[Fit], ways: Ways, run: Predictor, wrong
             return True
         return way.steps <= _OF_SUMS and all(run.gives_zeros(way, slot) for slot in slots)
 
-    _join(said, fits, ways, OF_CODES, gives)
+    _join(report, fits, ways, OF_CODES, gives)
 
 
-def of_y(said: Plain, fits: Sequence[Fit], ways: Ways, run: Predictor | Points) -> None:
+def of_y(report: Plain, fits: Sequence[Fit], ways: Ways, run: Predictor | Points) -> None:
     """The same for ``y``: from the codes that ``run`` knows, or of points, from ``x`` on."""
     slots = run.life.slots
-    lost = {ALL_LOST: slots, **{lost_slot(slot): [slot] for slot in slots}}
+    by_name = {ZERO_Y: slots, **{lost_slot(slot): [slot] for slot in slots}}
 
     def gives(head: Fit, way: Way) -> bool:
-        if way.name in lost:
-            return len(lost[way.name]) == len(lost[head.name])
+        if way.name in by_name:
+            return len(by_name[way.name]) == len(by_name[head.name])
         if isinstance(run, Predictor):
             return way.steps <= _OF_SUMS and all(
-                run.gives_zero_row(way, slot) for slot in lost[head.name]
+                run.gives_zero_row(way, slot) for slot in by_name[head.name]
             )
-        if not way.steps <= _OF_SUMS and way.name not in (LEFT_OUT, NO_CODES):
+        if not way.steps <= _OF_SUMS and way.name not in (ZERO_SLOT, NO_CODES):
             return False
         rows = run.rows(way, "exact", TOTALS["exact"])
-        return not any(rows[slot.slot].any() for slot in lost[head.name])
+        return not any(rows[slot.slot].any() for slot in by_name[head.name])
 
-    _join(said, fits, ways, lost, gives)
+    _join(report, fits, ways, by_name, gives)
 
 
 def _join(
-    said: Plain, fits: Sequence[Fit], ways: Ways, heads: Iterable[str],
+    report: Plain, fits: Sequence[Fit], ways: Ways, heads: Iterable[str],
     gives: Callable[[Fit, Way], bool],
 ) -> None:  # fmt: skip
     """Put the first of ``heads`` that is exact before the other causes; those that give the same
@@ -82,7 +82,7 @@ def _join(
         others = [one for one in others if not one.where]
         if head.where and others:
             return
-    said["exact"] = [
+    report["exact"] = [
         head.plain(), *({**one.plain(), "same_as": head.name} for one in same),
         *(one.plain() for one in others),
     ]  # fmt: skip

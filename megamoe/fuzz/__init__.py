@@ -5,7 +5,7 @@ names the classes that seldom occur and finds them in a problem; ``step`` judges
 and judges until something fails or the time is over; ``failure`` leaves one file.
 """
 
-from megamoe.fuzz.draw import Drawn, draw
-from megamoe.fuzz.run import Asked, Outcome, fuzz
+from megamoe.fuzz.draw import FuzzCase, draw
+from megamoe.fuzz.run import Options, Outcome, fuzz
 
-__all__ = ["Asked", "Drawn", "Outcome", "draw", "fuzz"]
+__all__ = ["FuzzCase", "Options", "Outcome", "draw", "fuzz"]

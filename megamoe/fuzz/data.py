@@ -54,9 +54,9 @@ def _points(die: Die, params: Params) -> Params:
 def _levels(die: Die, params: Params) -> Params:
     levels = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.5, -1.0, -2.0, -6.0)
     start, count = die.below("levels", len(levels)), die.within("number of levels", 1, 4)
-    chosen = [levels[(start + 5 * i) % len(levels)] for i in range(count)]
+    gate_levels = [levels[(start + 5 * i) % len(levels)] for i in range(count)]
     weights = {
-        "kind": "carrier", "gate_levels": chosen, "up_levels": chosen[::-1],
+        "kind": "carrier", "gate_levels": gate_levels, "up_levels": gate_levels[::-1],
         "lower": die.of("lower", (0, 0, 1, 4, 12)),
     }  # fmt: skip
     return {"hidden_recipe": {"kind": "grid"}, "weights_recipe": weights}
@@ -73,7 +73,7 @@ def _ties(die: Die, params: Params) -> Params:
     may err, so the fast form leaves a tie open: it is one problem in four.
     """
     acts, sums = [], []
-    least = die.weighed("least", [(3, 0), (1, -6), (1, -10)])
+    least = die.by_weight("least", [(3, 0), (1, -6), (1, -10)])
     for token in range(params["tokens"]):
         for group in range(params["intermediate"] // GROUP):
             first = group * GROUP
@@ -114,21 +114,21 @@ def _subnormal(die: Die, params: Params) -> Params:
 def _shifted(die: Die, params: Params) -> Params:
     """Hidden states of another magnitude, and w13 the other way."""
     shift = die.of("shift", (-110, -60, -24, -20, -15, -13, -12, -11, 24, 60, 90, 110))
-    made = _weights(min(252, max(0, W13 - max(shift, -22))), W2, die)
-    return {**made, "hidden_recipe": {"log2_scale": shift, "spread": die.of("spread", (0, 2, 8))}}
+    recipe = _weights(min(252, max(0, W13 - max(shift, -22))), W2, die)
+    return {**recipe, "hidden_recipe": {"log2_scale": shift, "spread": die.of("spread", (0, 2, 8))}}
 
 
 def _least_w13(die: Die, params: Params) -> Params:
     """Scale bytes 0 and 1 of w13 under the largest hidden states."""
-    made = _weights(die.within("w13", 0, 2), die.within("w2", W2, W2 + 8), die)
-    return {**made, "hidden_recipe": {"log2_scale": die.within("shift", 108, 118)}}
+    recipe = _weights(die.within("w13", 0, 2), die.within("w2", W2, W2 + 8), die)
+    return {**recipe, "hidden_recipe": {"log2_scale": die.within("shift", 108, 118)}}
 
 
 def _most_w13(die: Die, params: Params) -> Params:
     """Scale bytes up to 254 of w13 over staged values near the least."""
     low = die.of("w13", (251, 252, 253))
-    made = _weights(low, die.of("w2", (4, 60, W2)), die)
-    return {**made, "hidden_recipe": {"log2_scale": die.within("shift", -32, -26), "spread": 0}}
+    recipe = _weights(low, die.of("w2", (4, 60, W2)), die)
+    return {**recipe, "hidden_recipe": {"log2_scale": die.within("shift", -32, -26), "spread": 0}}
 
 
 def _ends_w2(die: Die, params: Params) -> Params:

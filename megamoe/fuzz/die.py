@@ -42,12 +42,12 @@ class Die:
         """One of ``options``, with equal probability."""
         return options[self.below(word, len(options))]
 
-    def weighed(self, word: str, options: Sequence[tuple[int, T]]) -> T:
+    def by_weight(self, word: str, options: Sequence[tuple[int, T]]) -> T:
         """One of ``options``, pairs ``(weight, value)``, with a probability in proportion to its
         weight."""
-        left = self.below(word, sum(weight for weight, _ in options))
+        rest = self.below(word, sum(weight for weight, _ in options))
         for weight, value in options:
-            left -= weight
-            if left < 0:
+            rest -= weight
+            if rest < 0:
                 return value
         raise AssertionError("a throw is below the sum of the weights")

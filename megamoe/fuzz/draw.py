@@ -33,11 +33,11 @@ _BITS: Final = (0x7FC0, 0x7F80, 0xFF80, 0x8000, 0x0000, 0x0001, 0x807F, 0x0080, 
 """bfloat16: NaN, the infinities, zeros, subnormals, the least normal, the largest that is staged as
 a bfloat16 number, 448 and the next, the staging floor, 1, and 32768."""
 _WEIGHTS: Final = (0.0, -0.0, -0.625, 2.0**-130, -(2.0**-149), 2.0**100, 3.0e38)
-_LOST: Final = (float("inf"), float("-inf"), float("nan"))
+_NOT_FINITE: Final = (float("inf"), float("-inf"), float("nan"))
 
 
 @dataclass(frozen=True)
-class Drawn(Case):
+class FuzzCase(Case):
     """A forward case that was drawn."""
 
     number: int = 0
@@ -47,13 +47,13 @@ class Drawn(Case):
     """Its data are of a kind that the statistic was calibrated on."""
 
 
-def draw(seed: int, number: int) -> Drawn:
+def draw(seed: int, number: int) -> FuzzCase:
     """Problem ``number`` (from 0 on) of ``seed``."""
     die = Die(seed, number)
     params = _sizes(die)
     possible = [(p.weight, p) for p in PROFILES if params["tokens"] <= p.most_tokens]
-    profile = die.weighed("profile", possible)
-    params["clamp"] = die.weighed(
+    profile = die.by_weight("profile", possible)
+    params["clamp"] = die.by_weight(
         "clamp", [(8, "none"), (8, 10.0), (3, 7.0), (1, 0.0), (1, 2.0**-6), (1, 0.5), (1, 64.0)]
     )
     params["fast_math"] = not die.one_in("precise", 3)
@@ -66,14 +66,14 @@ def draw(seed: int, number: int) -> Drawn:
     name = f"forward/fuzz-{seed}-{number}"
     kind_of("forward").complete(name, params)
     data = params.get("weight_format") or profile.name
-    return Drawn(
+    return FuzzCase(
         name, "forward", "full", "", die.key("inputs"), params, Path(), number, data,
         profile.calibrated and plain,
     )  # fmt: skip
 
 
 def _sizes(die: Die) -> Params:
-    tokens, top_k = die.weighed("tokens", _TOKENS), die.weighed("top_k", _TOP_K)
+    tokens, top_k = die.by_weight("tokens", _TOKENS), die.by_weight("top_k", _TOP_K)
     if tokens >= _MANY:
         top_k = min(top_k, 2)
     elif tokens * top_k > _MOST_SLOTS:
@@ -82,7 +82,7 @@ def _sizes(die: Die) -> Params:
         else:
             top_k = max(1, _MOST_SLOTS // tokens)
     sizes = [(12, (128, 128)), (2, (256, 128)), (2, (128, 256)), (1, (384, 256)), (1, (512, 128))]
-    hidden, intermediate = die.weighed("sizes", sizes[:1] if tokens >= _MANY else sizes)
+    hidden, intermediate = die.by_weight("sizes", sizes[:1] if tokens >= _MANY else sizes)
     more = die.of("experts", (0, 0, 1, 3, 30))
     return {
         "hidden": hidden, "intermediate": intermediate, "tokens": tokens, "top_k": top_k,
@@ -94,7 +94,7 @@ def _features(die: Die, params: Params, profile: Profile) -> bool:
     """Add the options of the call; returns whether it has none."""
     if profile.pure:
         return True
-    gated = die.weighed("activation", [(50, ""), (2, "oai"), (3, "alpha-beta"), (2, "step"),
+    gated = die.by_weight("activation", [(50, ""), (2, "oai"), (3, "alpha-beta"), (2, "step"),
                                        (3, "situ")])  # fmt: skip
     if gated == "oai":
         params |= {"activation_alpha": 1.702, "activation_beta": 1.0, "clamp": 7.0}
@@ -152,7 +152,7 @@ def _patch(die: Die, params: Params, profile: Profile) -> None:
 def _routing(die: Die, params: Params, profile: Profile) -> bool:
     """Put in the routing; whether its weights are ordinary."""
     tokens, top_k = params["tokens"], params["top_k"]
-    kind = "same" if tokens >= _MANY else die.weighed(
+    kind = "same" if tokens >= _MANY else die.by_weight(
         "routing", [(8, "random"), (3, "same"), (2, "duplicate"), (2, "rotate"), (2, "skewed")]
     )  # fmt: skip
     recipe: dict[str, Any] = {"kind": kind}
@@ -164,7 +164,7 @@ def _routing(die: Die, params: Params, profile: Profile) -> bool:
     if profile.pure:  # powers of two keep exact values exact
         recipe["weights"] = [[2.0 ** die.within(f"weight {i}", -3, 3) for i in range(top_k)]]
         return True
-    special = die.weighed("weights", [(14, ""), (2, "octaves"), (2, "scaling"), (3, "masked"),
+    special = die.by_weight("weights", [(14, ""), (2, "octaves"), (2, "scaling"), (3, "masked"),
                                       (3, "live")])  # fmt: skip
     if special == "octaves":
         recipe["octaves"] = die.of("octaves", (4, 20, 120))
@@ -176,10 +176,10 @@ def _routing(die: Die, params: Params, profile: Profile) -> bool:
             [die.within(f"weight {r} {k}", 1, 255) / 256 for k in range(top_k)]
             for r in range(min(3, max(1, tokens)))
         ]
-        changed = die.below("row", len(rows))
-        values = _LOST if special == "masked" else (*_WEIGHTS, *_LOST)
-        rows[changed][slot] = die.of("value", values)
+        row = die.below("row", len(rows))
+        values = _NOT_FINITE if special == "masked" else (*_WEIGHTS, *_NOT_FINITE)
+        rows[row][slot] = die.of("value", values)
         recipe["weights"] = rows
         if special == "masked":
-            recipe["mask"] = [[t, slot] for t in range(changed, tokens, len(rows))]
+            recipe["mask"] = [[t, slot] for t in range(row, tokens, len(rows))]
     return not special

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megamoe.cases.recipes import forward_problem
-from megamoe.cases.stored import Stored, to_bytes
-from megamoe.fuzz.draw import Drawn
+from megamoe.cases.stored import StoredProblem, to_bytes
+from megamoe.fuzz.draw import FuzzCase
 from megamoe.golden import write_atomically
 from megamoe.judge import Verdict
 from megamoe.reduce import Passes, keep, reduce
@@ -19,7 +19,7 @@ from megamoe.worker.session import Session
 
 
 @dataclass(frozen=True)
-class Left:
+class Remains:
     """The remains of a failure: its problem, and its file."""
 
     problem: Problem
@@ -40,44 +40,44 @@ FindCauses = Callable[[Session, Problem, Verdict, float], Any]
 ``lines``, ``text`` and ``about``. The last argument: the seconds for a call of the backend."""
 
 
-def store(drawn: Drawn, verdict: Verdict, out: Path, seed: int, identity: Any) -> Left:
+def store(case: FuzzCase, verdict: Verdict, out: Path, seed: int, identity: Any) -> Remains:
     """Write the whole problem to ``out``."""
-    problem = forward_problem(drawn)
+    problem = forward_problem(case)
     about = {
-        "fuzz": {"seed": seed, "number": drawn.number, "profile": drawn.profile},
+        "fuzz": {"seed": seed, "number": case.number, "profile": case.profile},
         "backend": identity.name, "accumulator": identity.accumulator,
         "contract": identity.contract, "failure": verdict.reason[:500],
     }  # fmt: skip
-    left = Left(problem, out, about, note="it is the whole problem: the run was stopped")
-    _write(left)
-    return left
+    remains = Remains(problem, out, about, note="it is the whole problem: the run was stopped")
+    _write(remains)
+    return remains
 
 
-def _write(left: Left) -> None:
-    write_atomically(left.path, to_bytes(Stored(left.problem, {}, left.about)))
+def _write(remains: Remains) -> None:
+    write_atomically(remains.path, to_bytes(StoredProblem(remains.problem, {}, remains.about)))
 
 
 def shrink(
-    left: Left, session: Session, seconds: float, timeout: float, log: Callable[[str], None],
+    remains: Remains, session: Session, seconds: float, timeout: float, log: Callable[[str], None],
     find: FindCauses | None = None,
-) -> Left:  # fmt: skip
+) -> Remains:  # fmt: skip
     """Reduce the problem within ``seconds`` in a ``session`` of a fresh process, and replace its
     file by the result, which has the causes that ``find`` reads from the whole problem. Where it
     passes there or does not hold still, the file has the whole problem."""
-    about, causes = left.about, None
+    about, causes = remains.about, None
     try:
-        r = reduce(session, left.problem, seconds, log=log, timeout=timeout)
+        r = reduce(session, remains.problem, seconds, log=log, timeout=timeout)
         if find is not None and r.original is not None and r.original.status == "fail":
-            causes = find(session, left.problem, r.original, timeout)
+            causes = find(session, remains.problem, r.original, timeout)
             name = "problem {number} of seed {seed}".format(**about["fuzz"])
             about = {**about, "reduced_from": name, **causes.about()}
-        verdict, _ = keep(r, left.path, about, timeout)
+        verdict, _ = keep(r, remains.path, about, timeout)
     except Passes:
         note = f"it is the whole problem, which passes in a fresh process: {OUTLIVES}"
-        return replace(left, note=note, passes=True)
+        return replace(remains, note=note, passes=True)
     except ValueError as error:  # it does not hold still, or the worker is gone
-        _write(left)  # a smaller one may have been written
-        return replace(left, note=f"it is the whole problem: {error}")
+        _write(remains)  # a smaller one may have been written
+        return replace(remains, note=f"it is the whole problem: {error}")
     return replace(
-        left, problem=r.problem, about=about, verdict=verdict, note="", causes=causes
+        remains, problem=r.problem, about=about, verdict=verdict, note="", causes=causes
     )  # fmt: skip

@@ -28,17 +28,17 @@ _STAGING_FLOOR: Final = 1e-4
 
 
 @dataclass
-class Seen:
+class Instance:
     """A problem, with the oracle's stages for it."""
 
     problem: Problem
     golden: ForwardGolden
     sums: Array
     """(T, K, 2I) float64: linear 1, exact; empty for NVFP4."""
-    _used: Array = field(init=False)
+    _experts: Array = field(init=False)
 
     def __post_init__(self) -> None:
-        self._used = used_experts(self.problem).numpy()
+        self._experts = used_experts(self.problem).numpy()
 
     @cached_property
     def ids(self) -> Array:
@@ -98,14 +98,14 @@ class Seen:
             gate, up = np.split(self.sums[self.live], 2, axis=-1)
             gate, up = np.minimum(gate, clamp), np.clip(up, -clamp, clamp)
             denominator = (1 + np.exp(-gate)).astype(np.float32)  # 1 from a gate of 18 on
-            found: Array = gate / denominator * up * self.weights[self.live][:, None]
-        return found
+            products: Array = gate / denominator * up * self.weights[self.live][:, None]
+        return products
 
     def has_scale(self, name: str, low: int, high: int) -> bool:
         """Whether a used expert has a scale byte from ``low`` to ``high``."""
         if self.problem.only_y:
             return False
-        scales = getattr(self.problem, name).numpy()[self._used]
+        scales = getattr(self.problem, name).numpy()[self._experts]
         return bool(((scales >= low) & (scales <= high)).any())
 
     def ties(self) -> bool:
@@ -124,18 +124,18 @@ class Rare(NamedTuple):
 
     dimension: str
     name: str
-    reached: Callable[[Seen], bool]
+    condition: Callable[[Instance], bool]
 
 
-def _scale(name: str, low: int, high: int) -> Callable[[Seen], bool]:
+def _scale(name: str, low: int, high: int) -> Callable[[Instance], bool]:
     return lambda s: s.has_scale(name, low, high)
 
 
-def _rows(count: int) -> Callable[[Seen], bool]:
+def _rows(count: int) -> Callable[[Instance], bool]:
     return lambda s: bool((s.rows == count).any())
 
 
-def _feature(name: str) -> Callable[[Seen], bool]:
+def _feature(name: str) -> Callable[[Instance], bool]:
     return lambda s: name in s.problem.features
 
 
@@ -143,12 +143,12 @@ def _subnormal(values: Array, least: float) -> bool:
     return bool(((values != 0) & (np.abs(values) < least)).any())
 
 
-def _clamp(low: float, high: float) -> Callable[[Seen], bool]:
-    def found(s: Seen) -> bool:
+def _clamp(low: float, high: float) -> Callable[[Instance], bool]:
+    def is_within(s: Instance) -> bool:
         clamp = s.problem.activation_clamp
         return clamp is not None and low <= clamp <= high
 
-    return found
+    return is_within
 
 
 RARE: Final[tuple[Rare, ...]] = (
@@ -165,7 +165,7 @@ RARE: Final[tuple[Rare, ...]] = (
     Rare("hidden states", "a group of zeros", lambda s: bool((s.amax == 0).any())),
     Rare("activations", "subnormal", lambda s: _subnormal(s.acts, 2.0**-126)),
     Rare("activations", "not finite", lambda s: not np.isfinite(s.acts).all()),
-    Rare("requantised codes", "a tie", Seen.ties),
+    Rare("requantised codes", "a tie", Instance.ties),
     Rare("requantised codes", "subnormal", lambda s: bool(((s.codes > 0) & (s.codes < 8)).any())),
     Rare("requantised codes", "448", lambda s: bool((s.codes == 0x7E).any())),
     Rare("requantised codes", "NaN", lambda s: bool((s.codes == 0x7F).any())),
@@ -199,6 +199,6 @@ RARE: Final[tuple[Rare, ...]] = (
 """Each class, by dimension."""
 
 
-def reached(seen: Seen) -> tuple[int, ...]:
+def classes_of(instance: Instance) -> tuple[int, ...]:
     """Indices into :data:`RARE` of the classes that a problem is of."""
-    return tuple(i for i, rare in enumerate(RARE) if rare.reached(seen))
+    return tuple(i for i, rare in enumerate(RARE) if rare.condition(instance))

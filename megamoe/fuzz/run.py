@@ -17,16 +17,16 @@ from rich.text import Text
 
 from megamoe.cases import Case, kind_of
 from megamoe.cases.stored_names import free_names
-from megamoe.fuzz.draw import Drawn, draw
-from megamoe.fuzz.failure import FindCauses, Left, shrink, store
-from megamoe.fuzz.step import judge_drawn
+from megamoe.fuzz.draw import FuzzCase, draw
+from megamoe.fuzz.failure import FindCauses, Remains, shrink, store
+from megamoe.fuzz.step import judge_problem
 from megamoe.fuzz.tally import Tally
 from megamoe.judge import Verdict
 from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.dialects import Dialect
 from megamoe.suite.judges import Desk, Judges, get_ready, threads_of
 from megamoe.suite.settings import Settings
-from megamoe.suite.stops import Stopped, stoppable
+from megamoe.suite.stops import Stop, stoppable
 from megamoe.worker.client import Worker
 from megamoe.worker.exchange import NoRoom
 from megamoe.worker.pool import Pool
@@ -34,7 +34,7 @@ from megamoe.worker.session import Identity
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     """The options of a run."""
 
     seed: int
@@ -56,17 +56,17 @@ class Outcome:
     """The end of a run."""
 
     tally: Tally
-    first: tuple[Drawn, Verdict] | None = None
+    first: tuple[FuzzCase, Verdict] | None = None
     """The red of the lowest number."""
-    left: Left | None = None
+    remains: Remains | None = None
     """The file of that red, or the reason why there is none."""
-    stopped: str = ""
+    stop_reason: str = ""
     code: int = 0
     """Exit status of a run that was stopped."""
 
 
 def fuzz(
-    settings: Settings, asked: Asked, judges: int, workers: int, console: Console,
+    settings: Settings, options: Options, judges: int, workers: int, console: Console,
     again: Callable[[int], str] = str, find: FindCauses | None = None,
 ) -> Outcome:  # fmt: skip
     """Judge drawn problems with ``settings.backend``; raises errors of one line for the command.
@@ -74,7 +74,7 @@ def fuzz(
     ``again(number)``: the command that judges that problem alone, for the message. ``find``: looks
     for the causes of the red, before it is reduced.
     """
-    if asked.only is not None:
+    if options.only is not None:
         judges = workers = 1
     outcome = Outcome(Tally(console))
     identity: Identity | None = None
@@ -87,68 +87,72 @@ def fuzz(
                 if not identity.provides("forward"):
                     raise ValueError(f"backend {settings.backend} has no forward, which fuzz calls")
                 tally = outcome.tally = Tally(console)
-                tally.say(f"seed {asked.seed}, {identity.judged_under}")
-                step: Any = partial(judge_drawn, asked.wide)
+                tally.say(f"seed {options.seed}, {identity.contract_line}")
+                step: Any = partial(judge_problem, options.wide)
                 desk = Desk(
                     pool.address, settings.root, settings.timeout, step, threads_of(judges)
                 )  # fmt: skip
-                with Judges(judges, desk) as bench, _shown(tally):
-                    bench.run(_problems(asked, identity, tally), _nothing, partial(_done, tally))
-            if tally.reds:
-                left = _keep(outcome, asked, identity, again)
-                with Worker(launch) as fresh:  # where no earlier problem has left anything behind
-                    outcome.left = shrink(
-                        left, fresh, asked.reduce_seconds, settings.timeout, tally.say, find
+                with Judges(judges, desk) as bench, _display(tally):
+                    bench.run(
+                        _problems(options, identity, tally), _nothing, partial(_on_result, tally)
                     )
-    except Stopped as stopped:
-        outcome.stopped, outcome.code = str(stopped), stopped.code
+            if tally.reds:
+                remains = _keep(outcome, options, identity, again)
+                with Worker(launch) as fresh:  # where no earlier problem has left anything behind
+                    outcome.remains = shrink(
+                        remains, fresh, options.reduce_seconds, settings.timeout, tally.say, find
+                    )
+    except Stop as stop:
+        outcome.stop_reason, outcome.code = str(stop), stop.code
     except NoRoom as full:
-        outcome.stopped, outcome.code = str(full), 2
-    if identity is not None and outcome.tally.reds and outcome.left is None:
-        _keep(outcome, asked, identity, again)  # it was stopped before the red had its file
+        outcome.stop_reason, outcome.code = str(full), 2
+    if identity is not None and outcome.tally.reds and outcome.remains is None:
+        _keep(outcome, options, identity, again)  # it was stopped before the red had its file
     return outcome
 
 
-def _keep(outcome: Outcome, asked: Asked, identity: Identity, again: Callable[[int], str]) -> Left:
+def _keep(
+    outcome: Outcome, options: Options, identity: Identity, again: Callable[[int], str]
+) -> Remains:
     """Say which problem failed first, and write it whole."""
     tally = outcome.tally
-    drawn, verdict = tally.reds[min(tally.reds)]
+    case, verdict = tally.reds[min(tally.reds)]
     if outcome.first is None:
-        outcome.first = drawn, verdict
-        tally.say(f"{tally.line()}\n\nproblem {drawn.number} of seed {asked.seed} "
-                  f"({drawn.profile}): {verdict.status}, {verdict.reason}\n"
-                  f"alone: {again(drawn.number)}")  # fmt: skip
+        outcome.first = case, verdict
+        tally.say(f"{tally.line()}\n\nproblem {case.number} of seed {options.seed} "
+                  f"({case.profile}): {verdict.status}, {verdict.reason}\n"
+                  f"alone: {again(case.number)}")  # fmt: skip
         for number in sorted(tally.reds)[1:]:
             tally.say(f"red too, judged at the same time: problem {number}, {again(number)}")
-    names = [Path(asked.out)] if asked.out else free_names(f"fuzz-{asked.seed}-{drawn.number}")
+    names = [Path(options.out)] if options.out else free_names(f"fuzz-{options.seed}-{case.number}")
     *earlier, out = names
     if earlier:
         tally.say(f"unchanged: {', '.join(map(str, earlier))}, from earlier runs")
-    outcome.left = store(drawn, verdict, out, asked.seed, identity)
-    return outcome.left
+    outcome.remains = store(case, verdict, out, options.seed, identity)
+    return outcome.remains
 
 
-def _problems(asked: Asked, identity: Identity, tally: Tally) -> Iterator[Drawn]:
+def _problems(options: Options, identity: Identity, tally: Tally) -> Iterator[FuzzCase]:
     """The problems for the backend, in the order of their numbers, until no further one should
     begin."""
     _refuse_dialects(identity)
-    until = time.monotonic() + asked.seconds
-    numbers = itertools.count() if asked.problems is None else range(asked.problems)
-    for number in numbers if asked.only is None else [asked.only]:
-        if asked.only is None and (time.monotonic() > until or tally.reds):
+    until = time.monotonic() + options.seconds
+    numbers = itertools.count() if options.problems is None else range(options.problems)
+    for number in numbers if options.only is None else [options.only]:
+        if options.only is None and (time.monotonic() > until or tally.reds):
             return
-        drawn = draw(asked.seed, number)
-        lacks = _lacking(drawn, identity)
+        case = draw(options.seed, number)
+        lacks = _lacking(case, identity)
         if lacks:
-            tally.passed_over[lacks] += 1
+            tally.skips[lacks] += 1
         else:
-            yield drawn
+            yield case
 
 
-def _lacking(drawn: Drawn, identity: Identity) -> str:
+def _lacking(case: FuzzCase, identity: Identity) -> str:
     """The feature that the backend or the contract lacks; empty if there is none."""
     contract = CONTRACTS[identity.contract]
-    for feature in kind_of("forward").features(drawn):
+    for feature in kind_of("forward").features(case):
         if feature not in contract.features.value:
             return f"contract {contract.revision} has no rule for feature {feature}"
         if not identity.provides(feature):
@@ -171,18 +175,18 @@ def _nothing(case: Case) -> None:
     """A judge has taken the problem."""
 
 
-def _done(tally: Tally, case: Case, result: Any) -> None:
-    assert isinstance(case, Drawn)
+def _on_result(tally: Tally, case: Case, result: Any) -> None:
+    assert isinstance(case, FuzzCase)
     if isinstance(result, Exception):
         verdict = Verdict(case.id, case.kind, "error", f"{result}")
-        tally.judged += 1
+        tally.problems += 1
         tally.reds[case.number] = case, verdict
     else:
-        tally.done(case, result)
+        tally.add(case, result)
     tally.progress()
 
 
-def _shown(tally: Tally) -> AbstractContextManager[Any]:
+def _display(tally: Tally) -> AbstractContextManager[Any]:
     if not tally.console.is_terminal:
         return nullcontext()
     return Live(

@@ -10,8 +10,8 @@ from typing import Any
 from megamoe import oracle
 from megamoe.cases import Case
 from megamoe.cases.recipes import forward_problem
-from megamoe.fuzz.draw import Drawn
-from megamoe.fuzz.rare import Seen, reached
+from megamoe.fuzz.draw import FuzzCase
+from megamoe.fuzz.rare import Instance, classes_of
 from megamoe.judge import Verdict
 from megamoe.oracle.folding import leaves_bf16
 from megamoe.spec.contract import CONTRACTS, Contract
@@ -37,11 +37,11 @@ class GoldenOfOne(GoldenNow):
         super().__init__(problem, accumulator, contract)
         self.is_calibrated = is_calibrated
         trace: dict[str, Any] = {}
-        found = oracle.forward(problem, [accumulator], contract=contract, trace=trace)
-        self._tensors = found.to_tensors()
-        envelope = found.envelopes[accumulator]
-        self.zero_freedom = envelope.is_point(found.y, found.codes, found.sf)
-        self.seen = Seen(problem, found, trace.get("gate_up", found.y[:0]))
+        answer = oracle.forward(problem, [accumulator], contract=contract, trace=trace)
+        self._tensors = answer.to_tensors()
+        envelope = answer.envelopes[accumulator]
+        self.zero_freedom = envelope.is_point(answer.y, answer.codes, answer.sf)
+        self.instance = Instance(problem, answer, trace.get("gate_up", answer.y[:0]))
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Result:
     verdict: Verdict | None
     """The verdict; None: not judged, since its operands are no bfloat16 numbers."""
     is_point: bool = False
-    reached: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
 
 
-def judge_drawn(wide: bool, runner: Runner, case: Case) -> Result:
+def judge_problem(wide: bool, runner: Runner, case: Case) -> Result:
     """A judge's step. ``wide``: also where scaled operands are no bfloat16 numbers."""
-    assert isinstance(case, Drawn)
+    assert isinstance(case, FuzzCase)
     identity = runner.session.identity
     try:
         problem = forward_problem(case)
@@ -65,9 +65,11 @@ def judge_drawn(wide: bool, runner: Runner, case: Case) -> Result:
         )
         may_fold = identity.accumulator in FOLDING and not wide
         may_fold |= identity.provides(FOLDS_SCALES)
-        if may_fold and leaves_bf16(problem, golden.seen.golden.codes, golden.seen.golden.sf):
+        if may_fold and leaves_bf16(
+            problem, golden.instance.golden.codes, golden.instance.golden.sf
+        ):
             return Result(None)
-        classes = reached(golden.seen)
+        classes = classes_of(golden.instance)
     except Exception as error:  # of ours: the problem, the oracle; the run must not lose it
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text = f"megamoe itself raised {type(error).__name__}: {error} ({frame.name})"

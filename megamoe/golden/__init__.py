@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megamoe.cases.kind import Made
+    from megamoe.cases.kind import OracleGolden
     from megamoe.files import write_atomically
     from megamoe.golden import predicted, recorded
     from megamoe.golden.candidates import bless, bless_durations, record
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GoldenError",
-    "Made",
+    "OracleGolden",
     "Store",
     "StoredGolden",
     "bless",
@@ -39,7 +39,7 @@ __all__ = [
 
 _HOME = {
     "GoldenError": "golden.places",
-    "Made": "cases.kind",
+    "OracleGolden": "cases.kind",
     "Store": "golden.store",
     "StoredGolden": "golden.store",
     "bless": "golden.candidates",
@@ -60,6 +60,6 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"megamoe.{_HOME[name]}"), name)
-    globals()[name] = found  # asked for once
-    return found
+    attribute = getattr(import_module(f"megamoe.{_HOME[name]}"), name)
+    globals()[name] = attribute  # asked for once
+    return attribute

@@ -16,13 +16,13 @@ from typing import Any
 
 from megamoe import schema
 from megamoe.cases import Case
-from megamoe.cases.kind import Made
+from megamoe.cases.kind import OracleGolden
 from megamoe.cases.shards import durations
 from megamoe.files import TENSORS_LIMIT, clear_leftovers, locked, read_bounded, write_atomically
 from megamoe.golden.changes import CANDIDATES, candidates, manifest_or_empty
 from megamoe.golden.computed import digest_of, generator, make, regenerate
 from megamoe.golden.documents import read_manifest
-from megamoe.golden.each import Done, errors_of
+from megamoe.golden.each import OnResult, errors_of
 from megamoe.golden.places import GoldenError, inside, key_of, tensors_of
 from megamoe.golden.store import entry_of, generator_id, manifest_bytes, pack
 from megamoe.spec.contract import BASE, CONTRACTS
@@ -30,20 +30,20 @@ from megamoe.spec.contract import BASE, CONTRACTS
 # --- record -----------------------------------------------------------------------------------
 
 
-def record(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str]:
+def record(root: Path, cases: Sequence[Case], jobs: int, on_result: OnResult) -> list[str]:
     """Write a candidate for each case into ``root/candidates``; returns the errors, one line each.
 
     Candidates of an earlier record stay, so that a set can be recorded in parts.
     """
-    return errors_of(partial(_record_one, root), cases, jobs, done)
+    return errors_of(partial(_record_one, root), cases, jobs, on_result)
 
 
 def _record_one(root: Path, case: Case) -> str:
     keys = [key_of(case.id), *(key_of(case.id, name) for name in case.revisions[1:])]
     places = {key: [inside(root, path) for path in _files(root, key)] for key in keys}
-    given = regenerate(case)
-    digest = digest_of(given)
-    goldens = every_golden(case, given)
+    inputs = regenerate(case)
+    digest = digest_of(inputs)
+    goldens = every_golden(case, inputs)
     # All files or none: a bless that comes now takes this candidate whole, or leaves it whole.
     with locked(root):
         ignore = inside(root, root / CANDIDATES / ".gitignore")
@@ -52,21 +52,21 @@ def _record_one(root: Path, case: Case) -> str:
         for key in keys:
             for path in places[key]:
                 path.unlink(missing_ok=True)
-        for revisions, made in goldens:
-            content, table = pack(made)
-            entry = entry_of(case, made, digest, content, table, revisions)
-            described = {"entry": entry, "generator": generator(), "contract": revisions[0]}
+        for revisions, golden in goldens:
+            content, table = pack(golden)
+            entry = entry_of(case, golden, digest, content, table, revisions)
+            description = {"entry": entry, "generator": generator(), "contract": revisions[0]}
             home = revisions[0] == case.revisions[0]
             path, tensors = places[key_of(case.id, "" if home else revisions[0])]
-            if made.tensors:
+            if golden.tensors:
                 write_atomically(tensors, content)
-            write_atomically(path, json.dumps(described, indent=1, sort_keys=True).encode())
+            write_atomically(path, json.dumps(description, indent=1, sort_keys=True).encode())
     return ""
 
 
-def every_golden(case: Case, given: Mapping[str, Any]) -> list[tuple[list[str], Made]]:
+def every_golden(case: Case, inputs: Mapping[str, Any]) -> list[tuple[list[str], OracleGolden]]:
     """The different goldens of a case, each with the revisions that it is of, the oldest first."""
-    out: list[tuple[list[str], Made]] = []
+    out: list[tuple[list[str], OracleGolden]] = []
     by_clauses: dict[Any, list[str]] = {}
     for name in case.revisions:
         contract = CONTRACTS[name]
@@ -74,19 +74,19 @@ def every_golden(case: Case, given: Mapping[str, Any]) -> list[tuple[list[str], 
         if clauses in by_clauses:  # nothing to compute again
             by_clauses[clauses].append(name)
             continue
-        made = make(case, given, contract=contract)
-        equal = next((names for names, other in out if _same(made, other)), None)
+        golden = make(case, inputs, contract=contract)
+        equal = next((names for names, other in out if _same(golden, other)), None)
         if equal is None:
-            out.append(([], made))
+            out.append(([], golden))
             equal = out[-1][0]
         equal.append(name)
         by_clauses[clauses] = equal
     return out
 
 
-def _same(made: Made, other: Made) -> bool:
+def _same(golden: OracleGolden, other: OracleGolden) -> bool:
     """Whether two goldens are equal, bit for bit."""
-    return made.zero_freedom == other.zero_freedom and pack(made)[1] == pack(other)[1]
+    return golden.zero_freedom == other.zero_freedom and pack(golden)[1] == pack(other)[1]
 
 
 # --- bless ------------------------------------------------------------------------------------
@@ -110,40 +110,42 @@ def bless(root: Path, cases: Sequence[Case]) -> list[str]:
 
 
 def _bless(root: Path, by_id: Mapping[str, Case]) -> list[str]:
-    found, manifest = candidates(root), manifest_or_empty(root)
+    descriptions, manifest = candidates(root), manifest_or_empty(root)
     contents = {
-        key: _checked(root, key, described["entry"], by_id.get(key.partition("@")[0]))
-        for key, described in found.items()
+        key: _content(root, key, description["entry"], by_id.get(key.partition("@")[0]))
+        for key, description in descriptions.items()
     }
-    again = {key.partition("@")[0] for key in found}  # their goldens go, of every revision
+    again = {key.partition("@")[0] for key in descriptions}  # their goldens go, of every revision
     ids = {key: key.partition("@")[0] for key in manifest["cases"]}
     entries = {
         k: v for k, v in manifest["cases"].items() if ids[k] in by_id and ids[k] not in again
     }
-    entries |= {key: described["entry"] for key, described in found.items()}
+    entries |= {key: description["entry"] for key, description in descriptions.items()}
     removed = [k for k, v in manifest["cases"].items() if k not in entries and "file" in v]
     # Compute every place before the first is touched.
-    places = {case_id: inside(root, root / tensors_of(case_id)) for case_id in [*found, *removed]}
-    taken = [inside(root, path) for case_id in found for path in _files(root, case_id)]
+    places = {
+        case_id: inside(root, root / tensors_of(case_id)) for case_id in [*descriptions, *removed]
+    }
+    sources = [inside(root, path) for case_id in descriptions for path in _files(root, case_id)]
     _clear(root)
     for case_id, content in contents.items():
         if content:
             write_atomically(places[case_id], content)
     manifest["contract"] = BASE.revision
-    used = {entry["generator"] for entry in entries.values()}
+    generator_ids = {entry["generator"] for entry in entries.values()}
     generators = {**manifest["generators"], generator_id(): generator()}
-    manifest["generators"] = {k: v for k, v in generators.items() if k in used}
+    manifest["generators"] = {k: v for k, v in generators.items() if k in generator_ids}
     manifest["cases"] = entries
     write_atomically(root / "manifest.json", manifest_bytes(manifest))
     for case_id in removed:
         places[case_id].unlink(missing_ok=True)
-    for path in taken:
+    for path in sources:
         path.unlink(missing_ok=True)
     _remove_empty(root / CANDIDATES)
     return list(again)
 
 
-def _checked(root: Path, case_id: str, entry: Mapping[str, Any], case: Case | None) -> bytes:
+def _content(root: Path, case_id: str, entry: Mapping[str, Any], case: Case | None) -> bytes:
     """The content of a candidate's file, b"" where it has none; :class:`GoldenError` if unfit."""
     again = f"`megamoe golden record --case {case_id}`"
     if case is None:
@@ -205,21 +207,21 @@ def bless_durations(root: Path, reports: Iterable[Mapping[str, Any]]) -> int:
     """
     if os.environ.get("CI"):
         raise GoldenError("bless refuses to run where CI is set; unset CI if you are a person")
-    taken: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for at, report in enumerate(reports, 1):
-        if said := schema.fault(report, _TIMED):
-            raise GoldenError(f"report {at}: {said}; write it again with `megamoe check --json`")
-        taken |= {
+        if fault := schema.fault(report, _TIMED):
+            raise GoldenError(f"report {at}: {fault}; write it again with `megamoe check --json`")
+        seconds |= {
             case["id"]: round(float(case["seconds"]), 2)
             for case in report["cases"]
             if case["status"] in ("pass", "fail")
         }
     with locked(root):
-        known = read_manifest(root / "manifest.json")["cases"]
-        merged = {k: v for k, v in {**durations(root), **taken}.items() if k in known}
+        cases = read_manifest(root / "manifest.json")["cases"]
+        merged = {k: v for k, v in {**durations(root), **seconds}.items() if k in cases}
         content = json.dumps(merged, indent=0, sort_keys=True) + "\n"
         write_atomically(root / "durations.json", content.encode())
-    return len(taken)
+    return len(seconds)
 
 
 _TIMED = schema.Object(

@@ -41,24 +41,26 @@ def candidates(root: Path) -> dict[str, Any]:
     """Case id -> description of its candidate. :class:`GoldenError` if there is none."""
     folder = root / CANDIDATES / "entries"
     ids = {path: path.relative_to(folder).as_posix()[:-5] for path in folder.rglob("*.json")}
-    found = {case_id: read_candidate(path, case_id) for path, case_id in sorted(ids.items())}
-    if not found:
+    descriptions = {case_id: read_candidate(path, case_id) for path, case_id in sorted(ids.items())}
+    if not descriptions:
         raise GoldenError("no candidates; make them with `megamoe golden record`")
-    return found
+    return descriptions
 
 
 def diff(root: Path, cases: Iterable[Case]) -> list[Change]:
     """Every change that :func:`bless` would make: candidates, and cases that are gone."""
     manifest = manifest_or_empty(root)
-    known = {case.id for case in cases}
+    case_ids = {case.id for case in cases}
     changes = []
-    found = candidates(root)
-    for key, described in found.items():
-        changes += _case_changes(root, key, described["entry"], manifest["cases"].get(key))
-    again = {key.partition("@")[0] for key in found}
+    descriptions = candidates(root)
+    for key, description in descriptions.items():
+        changes += _case_changes(root, key, description["entry"], manifest["cases"].get(key))
+    again = {key.partition("@")[0] for key in descriptions}
     ids = {key: key.partition("@")[0] for key in sorted(manifest["cases"])}
-    gone = [k for k, i in ids.items() if i not in known or (i in again and k not in found)]
-    return changes + [Change(case_id, "", "removed") for case_id in gone]
+    removals = [
+        k for k, i in ids.items() if i not in case_ids or (i in again and k not in descriptions)
+    ]
+    return changes + [Change(case_id, "", "removed") for case_id in removals]
 
 
 def _case_changes(root: Path, case_id: str, new: Mapping[str, Any], old: Any) -> list[Change]:
@@ -67,10 +69,10 @@ def _case_changes(root: Path, case_id: str, new: Mapping[str, Any], old: Any) ->
     new_table, old_table = new.get("tensors", {}), old.get("tensors", {})
     out = [Change(case_id, name, "removed") for name in sorted(set(old_table) - set(new_table))]
     before, after = _tensors(root, case_id), _tensors(root / CANDIDATES, case_id)
-    for name, described in new_table.items():
+    for name, entry in new_table.items():
         if name not in old_table:
             out.append(Change(case_id, name, "new"))
-        elif described != old_table[name]:
+        elif entry != old_table[name]:
             elements, ulps = _distance(name, before, after)
             out.append(Change(case_id, name, "changed", elements, ulps))
     if not out and new != old:
@@ -110,9 +112,9 @@ def _distance(
 
 def _form(name: str, dtype: Any) -> Form | None:
     """The form of a stored tensor, by its name and type."""
-    known = TENSORS.get(name.rpartition(".")[2])
-    if known is not None and known.form in (E4M3, F32):  # which no type says
-        return known.form
+    spec = TENSORS.get(name.rpartition(".")[2])
+    if spec is not None and spec.form in (E4M3, F32):  # which no type says
+        return spec.form
     forms = {"uint16": BF16, "uint8": BYTE, "int32": INT32, "int64": INT64}
     return forms.get(str(dtype))
 

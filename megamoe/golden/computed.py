@@ -15,7 +15,7 @@ import torch
 
 import megamoe
 from megamoe.cases import Case, kind_of
-from megamoe.cases.kind import Made
+from megamoe.cases.kind import OracleGolden
 from megamoe.cases.stored import inputs_of, is_stored
 from megamoe.golden.places import GoldenError
 from megamoe.spec.contract import CONTRACTS, Contract
@@ -38,24 +38,24 @@ def regenerate(case: Case) -> dict[str, Any]:
     return inputs_of(case) if is_stored(case) else kind_of(case.kind).inputs(case)
 
 
-def digest_of(given: Mapping[str, Any]) -> str:
+def digest_of(inputs: Mapping[str, Any]) -> str:
     """sha256 over names, dtypes, shapes and bytes of regenerated inputs, in the order of names.
 
     The weights are those of experts that an id names: the others are zero pages, never read.
     """
     digest = hashlib.sha256()
-    used = None
-    if "topk_ids" in given and "w13_weight" in given:
-        ids = given["topk_ids"].numpy()
-        used = np.unique(ids[(ids >= 0) & (ids < given["w13_weight"].shape[0])])
-    for name in sorted(given):
-        value = given[name]
+    experts = None
+    if "topk_ids" in inputs and "w13_weight" in inputs:
+        ids = inputs["topk_ids"].numpy()
+        experts = np.unique(ids[(ids >= 0) & (ids < inputs["w13_weight"].shape[0])])
+    for name in sorted(inputs):
+        value = inputs[name]
         if not isinstance(value, torch.Tensor):
             digest.update(f"{name}={value!r};".encode())
             continue
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
         array = bits(value)
-        parts = array[used] if used is not None and name.startswith("w") else (array,)
+        parts = array[experts] if experts is not None and name.startswith("w") else (array,)
         for part in parts:
             digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
@@ -70,19 +70,19 @@ def rows_of(problem: Problem, rows: Sequence[int] | None) -> Problem:
 
 
 def make(
-    case: Case, given: Mapping[str, Any] | None = None, classes: Sequence[str] | None = None,
+    case: Case, inputs: Mapping[str, Any] | None = None, classes: Sequence[str] | None = None,
     contract: Contract | None = None,
-) -> Made:  # fmt: skip
+) -> OracleGolden:  # fmt: skip
     """Tensors of the golden of ``case`` (rows ``case.rows`` only), by name.
 
-    ``given`` are the inputs where they are at hand. ``classes``: the accumulator classes whose
+    ``inputs`` are the inputs where they are at hand. ``classes``: the accumulator classes whose
     envelopes are wanted of a forward; with fewer than all of them there is no proof of zero
     freedom. ``contract``: by default the case's first. Raises :class:`GoldenError` where a case
     that is declared zero-freedom leaves freedom.
     """
     contract = contract or CONTRACTS[case.revisions[0]]
-    given = regenerate(case) if given is None else given
-    return kind_of(case.kind).golden(case, given, classes, contract)
+    inputs = regenerate(case) if inputs is None else inputs
+    return kind_of(case.kind).golden(case, inputs, classes, contract)
 
 
 @cache

@@ -50,13 +50,13 @@ _MANIFEST: Final = schema.Object(
 _CANDIDATE: Final = schema.Object({"entry": _ENTRY, "generator": _GENERATOR, "contract": str})
 
 
-def kept_y(value: Any) -> str:
+def y_fault(value: Any) -> str:
     """A recorded ``y``: base64 of 16-bit elements."""
     try:
-        kept = base64.b64decode(value, validate=True)
+        content = base64.b64decode(value, validate=True)
     except (TypeError, ValueError, binascii.Error):
         return "must be base64"
-    right = len(kept) <= Y_LIMIT and len(kept) % 2 == 0
+    right = len(content) <= Y_LIMIT and len(content) % 2 == 0
     return "" if right else f"must be base64 of 16-bit elements, at most {Y_LIMIT} bytes"
 
 
@@ -64,7 +64,7 @@ def _stage(name: str) -> str:
     return "" if name in STAGES else f"known stages: {', '.join(STAGES)}"
 
 
-_RECORDED: Final = schema.Object(
+_RECORDING: Final = schema.Object(
     {
         "backend": str,
         "machine_class": str,
@@ -74,7 +74,7 @@ _RECORDED: Final = schema.Object(
         ),
         "cases": schema.Each(
             schema.Object(
-                {"inputs": str, "stages": schema.Each(str, key=_stage)}, {"y": kept_y}
+                {"inputs": str, "stages": schema.Each(str, key=_stage)}, {"y": y_fault}
             ),
             key=id_fault,
         ),
@@ -96,11 +96,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     _of_schema(path.name, manifest)
     if not isinstance(manifest.get("cases"), dict) or "contract" not in manifest:
         raise GoldenError(f"{path.name} has no cases or no contract; {RESTORE}")
-    if said := schema.fault(manifest, _MANIFEST):
-        raise GoldenError(f"{path.name}: {said}; {RESTORE}")
+    if fault := schema.fault(manifest, _MANIFEST):
+        raise GoldenError(f"{path.name}: {fault}; {RESTORE}")
     for case_id, entry in manifest["cases"].items():
-        if said := _entry_fault(case_id, entry):
-            raise GoldenError(f"{path.name}: case {case_id}: {said}; {RESTORE}")
+        if fault := _entry_fault(case_id, entry):
+            raise GoldenError(f"{path.name}: case {case_id}: {fault}; {RESTORE}")
     return dict(manifest)
 
 
@@ -125,27 +125,27 @@ def read_candidate(path: Path, case_id: str) -> dict[str, Any]:
     """A candidate's description, as ``golden record`` wrote it, or :class:`GoldenError`."""
     where = f"candidate {schema.plain(case_id)}: {path.name}"
     again = "delete it, and record the case again with `megamoe golden record`"
-    if said := key_fault(case_id):
-        raise GoldenError(f"{where}: {said}; {again}")
+    if fault := key_fault(case_id):
+        raise GoldenError(f"{where}: {fault}; {again}")
     try:
-        described = read_json(path, CANDIDATE_LIMIT, follow=False)
+        description = read_json(path, CANDIDATE_LIMIT, follow=False)
     except (OSError, ValueError) as error:
         raise GoldenError(f"{where} cannot be read as JSON ({error}); {again}") from error
-    said = schema.fault(described, _CANDIDATE) or _entry_fault(case_id, described["entry"])
-    if said:
-        raise GoldenError(f"{where}: {said}; {again}")
-    return dict(described)
+    fault = schema.fault(description, _CANDIDATE) or _entry_fault(case_id, description["entry"])
+    if fault:
+        raise GoldenError(f"{where}: {fault}; {again}")
+    return dict(description)
 
 
-def read_recorded(path: Path, slug_of: Any) -> dict[str, Any]:
+def read_recording(path: Path, slug_of: Any) -> dict[str, Any]:
     """Recorded bits, whose backend and machine must be those that the path says."""
     name = f"recorded/{path.parent.name}/{path.name}"
-    data = read_bits(path, name, _RECORDED)
-    told = f"{slug_of(data['backend'])}/{data['machine_class']}.json"
-    if told != f"{path.parent.name}/{path.name}":
+    data = read_bits(path, name, _RECORDING)
+    place = f"{slug_of(data['backend'])}/{data['machine_class']}.json"
+    if place != f"{path.parent.name}/{path.name}":
         raise GoldenError(
-            f"{name}: by its backend and machine_class it is {schema.shown(told)}; {RESTORE}, or "
-            "give it that name"
+            f"{name}: by its backend and machine_class it is {schema.preview(place)}; {RESTORE}, "
+            "or give it that name"
         )
     return data
 
@@ -162,16 +162,16 @@ def read_bits(path: Path, name: str, form: schema.Form) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise GoldenError(f"{name} cannot be read as JSON ({error}); {RESTORE}") from error
     _of_schema(name, data)
-    if said := schema.fault(data, form):
-        raise GoldenError(f"{name}: {said}; {RESTORE}")
+    if fault := schema.fault(data, form):
+        raise GoldenError(f"{name}: {fault}; {RESTORE}")
     return dict(data)
 
 
 def _of_schema(name: str, data: Any) -> None:
-    found = data.get("schema") if isinstance(data, dict) else None
-    if isinstance(found, bool) or found != SCHEMA:
+    version = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(version, bool) or version != SCHEMA:
         raise GoldenError(
-            f"{name} has schema {schema.shown(found)}, this megamoe reads {SCHEMA}; use the "
+            f"{name} has schema {schema.preview(version)}, this megamoe reads {SCHEMA}; use the "
             "version that wrote it"
         )
 
@@ -180,10 +180,10 @@ def _entry_fault(case_id: str, entry: Mapping[str, Any]) -> str:
     """The part of a well-formed entry that does not fit its case; '' if all fits."""
     if not case_id.startswith(f"{entry['kind']}/"):
         return f"its kind is {entry['kind']}"
-    given = [key for key in ("file", "sha256", "tensors") if key in entry]
-    if given and len(given) < 3:
-        return f"it has {given[0]}, but not all of file, sha256 and tensors"
+    keys = [key for key in ("file", "sha256", "tensors") if key in entry]
+    if keys and len(keys) < 3:
+        return f"it has {keys[0]}, but not all of file, sha256 and tensors"
     file = tensors_of(case_id)
-    if given and entry["file"] != file:
-        return f"its file is {schema.shown(entry['file'])}, and can only be {file}"
+    if keys and entry["file"] != file:
+        return f"its file is {schema.preview(entry['file'])}, and can only be {file}"
     return ""

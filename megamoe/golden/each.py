@@ -17,7 +17,7 @@ import torch
 from megamoe.cases import Case
 from megamoe.golden.places import GoldenError
 
-Done = Callable[[Case, str], None]
+OnResult = Callable[[Case, str], None]
 """Called once a case: the case, and an error or ''."""
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -44,12 +44,12 @@ def each(
 
 
 def errors_of(
-    step: Callable[[Case], str], cases: Sequence[Case], jobs: int, done: Done
+    step: Callable[[Case], str], cases: Sequence[Case], jobs: int, on_result: OnResult
 ) -> list[str]:
     """The errors of a step, one line each; the step of a case gives an error or ``""``."""
     errors = []
     for case, error in each(step, cases, jobs):
-        done(case, error)
+        on_result(case, error)
         if error:
             errors.append(error)
     return errors

@@ -30,35 +30,35 @@ def import_file(root: Path, path: Path, name: str | None = None, breaks: str | N
     Raises :class:`GoldenError` or :class:`StoredError`, and leaves nothing behind, if the file is
     no stored problem, the name is taken or the oracle cannot answer. Blessing is another act.
     """
-    stored = load(path)
+    call = load(path)
     name = path.stem.lower() if name is None else name
     if not NAME.fullmatch(name):
         raise GoldenError(f"name {name!r}: use a-z, 0-9 and . _ + -; give one with --name")
-    if not stored.problem.num_tokens:
+    if not call.problem.num_tokens:
         raise GoldenError(f"{path}: has no tokens; there is nothing to hold a kernel to")
     cases_file = inside(root, root / "cases" / f"{name}.toml")
     inputs_file = inside(root, root / INPUTS / f"{name}.safetensors")
-    known = [c.id for c in load_cases(root)] if (root / "cases").is_dir() else []
-    if f"forward/{name}" in known or cases_file.exists() or inputs_file.exists():
+    ids = [c.id for c in load_cases(root)] if (root / "cases").is_dir() else []
+    if f"forward/{name}" in ids or cases_file.exists() or inputs_file.exists():
         raise GoldenError(f"case forward/{name} is already in {root}; give another --name")
     content = read_bounded(path, STORED_LIMIT)
     recipe = {
         "kind": KIND, "file": inputs_file.name, "sha256": hashlib.sha256(content).hexdigest()
     }  # fmt: skip
     breaks = breaks or f"The layer is wrong on inputs recorded as {path.name}."
-    toml = _toml(case_of(stored.problem, name, breaks, recipe))
-    written = []
+    toml = _toml(case_of(call.problem, name, breaks, recipe))
+    files = []
     try:
         with locked(root):
             for file, data in ((inputs_file, content), (cases_file, toml.encode())):
-                written.append(file)
+                files.append(file)
                 write_atomically(file, data)
         case = next(c for c in load_cases(root) if c.id == f"forward/{name}")
         errors = record(root, [case], 1, _quiet)
         if errors:
             raise GoldenError(errors[0])
     except BaseException:
-        for file in written:
+        for file in files:
             file.unlink(missing_ok=True)
         raise
     return case

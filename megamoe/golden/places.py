@@ -46,8 +46,8 @@ def id_fault(case_id: str) -> str:
 
 def tensors_of(key: str) -> str:
     """The file of a golden's tensors, relative to golden/ (or golden/candidates/)."""
-    if said := key_fault(key):
-        raise GoldenError(f"case {key!a}: {said}")
+    if fault := key_fault(key):
+        raise GoldenError(f"case {key!a}: {fault}")
     return f"tensors/{key}.safetensors"
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from megamoe import schema
 from megamoe.cases import load_cases
 from megamoe.files import clear_leftovers, locked, write_atomically
-from megamoe.golden.documents import RESTORE, SCHEMA, forward_inputs, kept_y, read_bits
+from megamoe.golden.documents import RESTORE, SCHEMA, forward_inputs, read_bits, y_fault
 from megamoe.golden.places import GoldenError, id_fault, inside
 from megamoe.golden.recorded import digests
 from megamoe.golden.store import canonical
@@ -47,7 +47,7 @@ _UNDER: Final = schema.Object(
         "contracts": schema.Items(schema.OneOf(tuple(REVISIONS))),
         "stages": schema.Each(str),
     },
-    {"y": kept_y, "assumed": schema.Items(str)},
+    {"y": y_fault, "assumed": schema.Items(str)},
 )  # fmt: skip
 _CASE: Final = schema.Object({"inputs": str, "under": schema.Items(_UNDER)})
 _FILE: Final = schema.Object(
@@ -93,11 +93,11 @@ class Predictions:
         return None
 
     def compare(
-        self, case_id: str, revision: str, inputs: str, shown: Mapping[str, Array], ids: Array
+        self, case_id: str, revision: str, inputs: str, actual: Mapping[str, Array], ids: Array
     ) -> tuple[str, Unlike | None]:
         """``equal``, ``other inputs``, ``none``, or ``unlike`` and what differs.
 
-        ``shown`` and ``ids`` ``(T, K)`` are of the rows that the case judges; ``inputs`` is the
+        ``actual`` and ``ids`` ``(T, K)`` are of the rows that the case judges; ``inputs`` is the
         digest of what the case gave.
         """
         under = self.of(case_id, revision)
@@ -105,43 +105,43 @@ class Predictions:
             return "none", None
         if self.data["cases"][case_id]["inputs"] != inputs:
             return "other inputs", None
-        now = stages_of(shown, ids)
+        now = stages_of(actual, ids)
         apart = tuple(n for n in COMPUTED if n in now and n in under["stages"]
                       and now[n] != under["stages"][n])  # fmt: skip
         if not apart:
             return "equal", None
-        y = canonical("y", shown["y"])
+        y = canonical("y", actual["y"])
         count = None
         if "y" not in apart:
             count = 0
         elif "y" in under:
-            kept = np.frombuffer(base64.b64decode(under["y"]), y.dtype)
-            count = int((kept != y.ravel()).sum()) if kept.size == y.size else None
+            expected = np.frombuffer(base64.b64decode(under["y"]), y.dtype)
+            count = int((expected != y.ravel()).sum()) if expected.size == y.size else None
         return "unlike", Unlike(apart, count, y.size)
 
 
-def observable(shown: Mapping[str, Array]) -> dict[str, Array]:
+def observable(stages: Mapping[str, Array]) -> dict[str, Array]:
     """The computed stages as far as an output can show them."""
-    out = {name: shown[name] for name in COMPUTED if name in shown}
+    out = {name: stages[name] for name in COMPUTED if name in stages}
     if "l2_acts" in out:
         out["l2_acts"] = observable_codes(out["l2_acts"], out.get("l2_acts_sf"))
     return out
 
 
-def stages_of(shown: Mapping[str, Array], ids: Array) -> dict[str, str]:
+def stages_of(stages: Mapping[str, Array], ids: Array) -> dict[str, str]:
     """Digests of the computed stages; one for every NaN, and for both zeros of a code."""
-    return {n: d[:DIGITS] for n, d in digests(observable(shown), ids).items()}
+    return {n: d[:DIGITS] for n, d in digests(observable(stages), ids).items()}
 
 
 def under(
-    contracts: list[str], shown: Mapping[str, Array], ids: Array, assumed: tuple[str, ...]
+    contracts: list[str], stages: Mapping[str, Array], ids: Array, assumptions: tuple[str, ...]
 ) -> dict[str, Any]:
     """The prediction of one case, for the contracts that give the same bits."""
-    out: dict[str, Any] = {"contracts": contracts, "stages": stages_of(shown, ids)}
-    y = np.ascontiguousarray(canonical("y", shown["y"]))
+    out: dict[str, Any] = {"contracts": contracts, "stages": stages_of(stages, ids)}
+    y = np.ascontiguousarray(canonical("y", stages["y"]))
     if y.nbytes <= Y_LIMIT:
         out["y"] = base64.b64encode(y.tobytes()).decode()
-    return out | ({"assumed": list(assumed)} if assumed else {})
+    return out | ({"assumed": list(assumptions)} if assumptions else {})
 
 
 # --- the files --------------------------------------------------------------------------------
@@ -159,9 +159,9 @@ def read(path: Path) -> Predictions:
 def find(root: Path, accumulator: str) -> Predictions | None:
     """The predictions for backends of a class; None for none."""
     for path in sorted((root / FOLDER).glob("*.json")):
-        found = read(path)
-        if found.data["accumulator"] == accumulator:
-            return found
+        predictions = read(path)
+        if predictions.data["accumulator"] == accumulator:
+            return predictions
     return None
 
 
@@ -218,32 +218,32 @@ def bless(root: Path) -> list[Path]:
             raise GoldenError(
                 f"no candidates in {root / CANDIDATES}; make them with `megamoe golden predict`"
             )
-        found = [read(path) for path in paths]
-        known = {c.id for c in load_cases(root) if {*REVISIONS} & {*c.revisions}}
-        wanted = {k: v for k, v in forward_inputs(root).items() if k in known}
-        for each in found:
-            _complete(each, wanted)
+        candidates = [read(path) for path in paths]
+        case_ids = {c.id for c in load_cases(root) if {*REVISIONS} & {*c.revisions}}
+        inputs = {k: v for k, v in forward_inputs(root).items() if k in case_ids}
+        for each in candidates:
+            _complete(each, inputs)
             inside(root, root / FOLDER / each.path.name)
             inside(root, each.path)
         clear_leftovers(root / FOLDER)
-        for each in found:
+        for each in candidates:
             write(root / FOLDER / each.path.name, each.data)
             each.path.unlink()
-    return [root / FOLDER / each.path.name for each in found]
+    return [root / FOLDER / each.path.name for each in candidates]
 
 
-def _complete(found: Predictions, wanted: Mapping[str, str]) -> None:
-    cases, again = found.data["cases"], "predict again with `megamoe golden predict`"
-    held = {*cases, *found.data["none"]}
+def _complete(candidate: Predictions, inputs: Mapping[str, str]) -> None:
+    cases, again = candidate.data["cases"], "predict again with `megamoe golden predict`"
+    own = {*cases, *candidate.data["none"]}
     for what, ids in (
-        ("lacks", set(wanted) - held), ("has a case that the manifest has not:", held - set(wanted))
+        ("lacks", set(inputs) - own), ("has a case that the manifest has not:", own - set(inputs))
     ):  # fmt: skip
         if ids:
-            raise GoldenError(f"candidate {found.path.name} {what} {min(ids)}; {again}")
+            raise GoldenError(f"candidate {candidate.path.name} {what} {min(ids)}; {again}")
     for case_id, of_case in cases.items():
-        if of_case["inputs"] != wanted[case_id]:
+        if of_case["inputs"] != inputs[case_id]:
             raise GoldenError(
-                f"candidate {found.path.name}: {case_id} was given other inputs than its "
+                f"candidate {candidate.path.name}: {case_id} was given other inputs than its "
                 f"golden's; {again}"
             )
 

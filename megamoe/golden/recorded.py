@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from megamoe.environment import machine_class, provenance, slug
 from megamoe.files import clear_leftovers, locked, write_atomically
-from megamoe.golden.documents import SCHEMA, Y_LIMIT, forward_inputs, read_recorded
+from megamoe.golden.documents import SCHEMA, Y_LIMIT, forward_inputs, read_recording
 from megamoe.golden.places import GoldenError, inside, recorded_file
 from megamoe.golden.store import canonical
 from megamoe.judge.elements import bitwise, place_of
@@ -46,16 +46,16 @@ WHAT: Final = (
 # --- who and where ----------------------------------------------------------------------------
 
 
-def same_build(recorded: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:
+def same_build(recording: Mapping[str, Any], now: Mapping[str, Any] | None) -> bool:
     """Whether the running build is the recorded build.
 
     Sources and options must be equal, and so must each binary that both name: a process has
     compiled only the binaries that its cases needed so far. If it compiled any, at least one must
     be a recorded one. If it compiled none (no token, no launch), sources and options decide.
     """
-    if now is None or any(recorded[n] != now[n] for n in ("sources", "options")):
+    if now is None or any(recording[n] != now[n] for n in ("sources", "options")):
         return False
-    before, after = recorded["binaries"], now["binaries"]
+    before, after = recording["binaries"], now["binaries"]
     both = set(before) & set(after)
     return (bool(both) or not before or not after) and all(before[n] == after[n] for n in both)
 
@@ -63,59 +63,61 @@ def same_build(recorded: Mapping[str, Any], now: Mapping[str, Any] | None) -> bo
 # --- bits -------------------------------------------------------------------------------------
 
 
-def _plain(name: str, shown: Mapping[str, Array], ids: Array) -> Array:
+def _plain(name: str, stages: Mapping[str, Array], ids: Array) -> Array:
     """One stage with one payload for every NaN, and zeros in slots that take no part."""
-    array = canonical(name, shown[name])
+    array = canonical(name, stages[name])
     if not TENSORS[name].reads_masked:
         array = np.where(ids[:, :, None] >= 0, array, 0).astype(array.dtype)
     return np.ascontiguousarray(array)
 
 
-def digests(shown: Mapping[str, Array], ids: Array) -> dict[str, str]:
+def digests(stages: Mapping[str, Array], ids: Array) -> dict[str, str]:
     """sha256 of each stage that is shown: dtype, shape and bytes, all tokens of the case."""
     out = {}
     for name in STAGES:
-        if name in shown:
-            array = _plain(name, shown, ids)
+        if name in stages:
+            array = _plain(name, stages, ids)
             head = f"{array.dtype}{list(array.shape)}".encode()
             out[name] = hashlib.sha256(head + array.tobytes()).hexdigest()
     return out
 
 
-def entry(shown: Mapping[str, Array], ids: Array, inputs: str) -> dict[str, Any]:
+def entry(stages: Mapping[str, Array], ids: Array, inputs: str) -> dict[str, Any]:
     """The record of one case; ``inputs`` is the digest of its inputs."""
-    out: dict[str, Any] = {"inputs": inputs, "stages": digests(shown, ids)}
-    y = _plain("y", shown, ids)
+    out: dict[str, Any] = {"inputs": inputs, "stages": digests(stages, ids)}
+    y = _plain("y", stages, ids)
     if y.nbytes <= Y_LIMIT:
         out["y"] = base64.b64encode(y.tobytes()).decode()
     return out
 
 
-def moved(
-    recorded: Mapping[str, Any], shown: Mapping[str, Array], ids: Array, machine: str
+def differences(
+    recording: Mapping[str, Any], actual: Mapping[str, Array], ids: Array, machine: str
 ) -> list[Finding]:
     """A finding for each stage whose bits are not the recorded ones, the earliest first."""
-    now = digests(shown, ids)
+    now = digests(actual, ids)
     out = []
-    for name, digest in recorded["stages"].items():
+    for name, digest in recording["stages"].items():
         if now.get(name) == digest:
             continue
-        size = int(shown[name].size) if name in shown else 0
-        what = "moved" if name in shown else "is no longer shown"
+        size = int(actual[name].size) if name in actual else 0
+        what = "moved" if name in actual else "is no longer shown"
         text = f"recorded bits: {name} {what}, on {machine} and with the same fingerprint"
-        found = Finding(name, size, text=text)
-        if name == "y" and "y" in recorded and name in shown:
-            y = _plain("y", shown, ids)
-            kept = np.frombuffer(base64.b64decode(recorded["y"]), dtype=y.dtype)
-            if kept.size == y.size:
-                found = bitwise("y", BF16, y, kept.reshape(y.shape), place_of("y", ids=ids))
-                found = replace(found, text=f"{text}: {found.outside} of {found.total} elements")
-        out.append(found)
+        finding = Finding(name, size, text=text)
+        if name == "y" and "y" in recording and name in actual:
+            y = _plain("y", actual, ids)
+            expected = np.frombuffer(base64.b64decode(recording["y"]), dtype=y.dtype)
+            if expected.size == y.size:
+                finding = bitwise("y", BF16, y, expected.reshape(y.shape), place_of("y", ids=ids))
+                finding = replace(
+                    finding, text=f"{text}: {finding.outside} of {finding.total} elements"
+                )
+        out.append(finding)
     return sorted(out, key=lambda f: STAGES.index(f.stage))
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Recording:
     """One file of ``golden/recorded``."""
 
     path: Path
@@ -141,11 +143,11 @@ class Recorded:
         return "same" if same_build(self.data["fingerprint"], now) else "other fingerprint"
 
 
-def find(root: Path, name: str, facts: Mapping[str, Any]) -> Recorded | None:
+def find(root: Path, name: str, facts: Mapping[str, Any]) -> Recording | None:
     """The recorded bits of backend ``name`` on a worker's machine class; None if there are none."""
     path = recorded_file(root, name, facts)
     try:
-        return Recorded(path, read_recorded(path, slug))
+        return Recording(path, read_recording(path, slug))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -170,9 +172,9 @@ def _write(out: Path, data: Mapping[str, Any]) -> Path:
 
 def build(
     name: str, accumulator: str, revision: str, facts: Mapping[str, Any],
-    build_of: Mapping[str, Any], cases: Mapping[str, Any], declined: Mapping[str, str],
+    build_of: Mapping[str, Any], cases: Mapping[str, Any], refusals: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of a file; ``declined`` are cases that the backend does not do, with its word."""
+    """The content of a file; ``refusals`` are cases that the backend does not do, with its word."""
     return {
         "schema": SCHEMA,
         "what": WHAT,
@@ -183,7 +185,7 @@ def build(
         "fingerprint": dict(build_of),
         "provenance": provenance(facts),
         "cases": dict(cases),
-        "declined": dict(declined),
+        "declined": dict(refusals),
     }
 
 
@@ -208,55 +210,55 @@ def bless(root: Path, source: Path, *, take: bool = False) -> list[Path]:
         paths: Sequence[Path] = sorted(source.glob("*/*.json"))
         if not paths:
             raise GoldenError(none)
-        wanted = forward_inputs(root)
-        found = {path: read_recorded(path, slug) for path in paths}
-        for path, data in found.items():
-            _check(path, data, wanted)
+        inputs = forward_inputs(root)
+        recordings = {path: read_recording(path, slug) for path in paths}
+        for path, data in recordings.items():
+            _check(path, data, inputs)
             # Compute every place before the first is touched.
             inside(root, root / "recorded" / path.parent.name / path.name)
             inside(source, path)
         clear_leftovers(root / "recorded")
         if own:
             clear_leftovers(source)
-        written = [_write(root / "recorded", data) for data in found.values()]
+        targets = [_write(root / "recorded", data) for data in recordings.values()]
         for path in paths if take else ():
             path.unlink()
             if not any(path.parent.iterdir()):
                 path.parent.rmdir()
-    return written
+    return targets
 
 
-def _check(path: Path, data: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
+def _check(path: Path, data: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
     name = f"candidate {path.parent.name}/{path.name}"
     again = "record it again with `megamoe golden record-bits`"
     if data["contract"] not in CONTRACTS:
         raise GoldenError(
             f"{name} is of contract {data['contract']}, known are {', '.join(CONTRACTS)}; {again}"
         )
-    held = set(data["cases"]) | set(data.get("declined", {}))
+    case_ids = set(data["cases"]) | set(data.get("declined", {}))
     for what, ids in (
-        ("lacks", sorted(set(wanted) - held)),
-        ("holds a case that the manifest does not:", sorted(held - set(wanted))),
+        ("lacks", sorted(set(inputs) - case_ids)),
+        ("holds a case that the manifest does not:", sorted(case_ids - set(inputs))),
     ):
         if ids:
             more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
             raise GoldenError(f"{name} {what} {ids[0]}{more}; {again}, without --case")
     for case_id, of_case in data["cases"].items():
-        if of_case["inputs"] != wanted[case_id]:
+        if of_case["inputs"] != inputs[case_id]:
             raise GoldenError(
                 f"{name}: {case_id} was given other inputs than its golden's; {again}"
             )
 
 
 __all__ = [
-    "Recorded",
+    "Recording",
     "bless",
     "build",
+    "differences",
     "digests",
     "entry",
     "find",
     "machine_class",
-    "moved",
     "provenance",
     "same_build",
     "write",

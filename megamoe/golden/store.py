@@ -21,7 +21,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from megamoe.cases import Case, kind_of
-from megamoe.cases.kind import Made
+from megamoe.cases.kind import OracleGolden
 from megamoe.files import TENSORS_LIMIT, read_bounded
 from megamoe.golden.computed import generator
 from megamoe.golden.documents import RESTORE, SCHEMA, manifest_of
@@ -39,8 +39,8 @@ DIGEST: Final = "digest:"
 
 def canonical(name: str, tensor: Array) -> Array:
     """``tensor`` with one payload for every NaN, so that equal digests mean equal by the judge."""
-    known = TENSORS.get(name.rpartition(".")[2])
-    return tensor if known is None else known.form_of(tensor).one_nan(tensor)
+    spec = TENSORS.get(name.rpartition(".")[2])
+    return tensor if spec is None else spec.form_of(tensor).one_nan(tensor)
 
 
 def _digest_axes(name: str) -> int:
@@ -59,25 +59,30 @@ def row_digests(name: str, tensor: Array) -> npt.NDArray[np.uint64]:
     return np.array(digests, dtype=np.uint64).reshape(lead)
 
 
-def pack(made: Made) -> tuple[bytes, dict[str, Any]]:
+def pack(golden: OracleGolden) -> tuple[bytes, dict[str, Any]]:
     """File content and the manifest's table of its tensors."""
-    stored: dict[str, Array] = {}
+    tensors: dict[str, Array] = {}
     table: dict[str, Any] = {}
-    for name, tensor in sorted(made.tensors.items()):
+    for name, tensor in sorted(golden.tensors.items()):
         full = tensor.nbytes <= FULL_LIMIT or not tensor.ndim
         key = name if full else DIGEST + name
-        stored[key] = np.ascontiguousarray(tensor) if full else row_digests(name, tensor)
+        tensors[key] = np.ascontiguousarray(tensor) if full else row_digests(name, tensor)
         table[name] = {
             "dtype": str(tensor.dtype),
             "shape": list(tensor.shape),
             "stored": "full" if full else "digests",
             "sha256": hashlib.sha256(np.ascontiguousarray(tensor).tobytes()).hexdigest(),
         }
-    return save_tensors(stored), table
+    return save_tensors(tensors), table
 
 
 def entry_of(
-    case: Case, made: Made, input_digest: str, content: bytes, table: Any, revisions: Sequence[str]
+    case: Case,
+    golden: OracleGolden,
+    input_digest: str,
+    content: bytes,
+    table: Any,
+    revisions: Sequence[str],
 ) -> dict[str, Any]:
     """The manifest's entry of one golden; cases without tensors have no file.
 
@@ -91,11 +96,11 @@ def entry_of(
         "generator": generator_id(),
     }
     if kind_of(case.kind).is_forward:
-        entry["zero_freedom"] = made.zero_freedom
+        entry["zero_freedom"] = golden.zero_freedom
         entry["rows"] = case.rows
     if also:
         entry["also"] = also
-    if made.tensors:
+    if golden.tensors:
         entry["file"] = tensors_of(key_of(case.id, "" if first == case.revisions[0] else first))
         entry["sha256"] = hashlib.sha256(content).hexdigest()
         entry["tensors"] = table
@@ -116,9 +121,9 @@ class StoredGolden:
     zero_freedom: bool
     full: Mapping[str, Array]
     digests: Mapping[str, npt.NDArray[np.uint64]]
-    live: Callable[..., Made]
+    live: Callable[..., OracleGolden]
     contract: Contract
-    _made: dict[str, Made] = field(default_factory=dict, repr=False)
+    _by_class: dict[str, OracleGolden] = field(default_factory=dict, repr=False)
     """Tensors by accumulator class; an empty name holds the tensors that belong to no class."""
     brief: bool = False
     """Whether to name no element if that would take the oracle."""
@@ -130,15 +135,15 @@ class StoredGolden:
 
     def matches(self, name: str, actual: Array, nan: Array | None = None) -> bool:
         """Whether ``actual`` has the stored digests; False if the tensor is stored in full."""
-        stored = self.digests.get(name)
-        return stored is not None and bool((row_digests(name, actual) == stored).all())
+        expected = self.digests.get(name)
+        return expected is not None and bool((row_digests(name, actual) == expected).all())
 
     def other_rows(self, name: str, actual: Array) -> list[int] | None:
         """The rows with a different digest, for a brief judgement; None if elements are at hand."""
-        stored = self.digests.get(name)
-        if not self.brief or stored is None:
+        expected = self.digests.get(name)
+        if not self.brief or expected is None:
             return None
-        other = row_digests(name, actual) != stored
+        other = row_digests(name, actual) != expected
         return [int(r) for r in np.nonzero(other.reshape(len(other), -1).any(axis=1))[0]]
 
     def get(self, name: str) -> Array:
@@ -146,14 +151,14 @@ class StoredGolden:
         if name in self.full:
             return self.full[name]
         of_class = name.rpartition(".")[0]
-        if of_class not in self._made:
+        if of_class not in self._by_class:
             # A tensor of one class does not need the envelopes of all: they are most of the work.
-            self._made[of_class] = self.live(
+            self._by_class[of_class] = self.live(
                 self.case,
                 classes=[of_class] if of_class else [],
                 contract=self.contract,
             )
-        tensor = self._made[of_class].tensors.get(name)
+        tensor = self._by_class[of_class].tensors.get(name)
         if tensor is None or not self.matches(name, tensor):
             raise GoldenError(
                 f"case {self.case.id}: the oracle's {name} is not the stored golden's; run "
@@ -165,7 +170,9 @@ class StoredGolden:
 class Store:
     """``golden/`` as it lies on the disk."""
 
-    def __init__(self, root: Path, live: Callable[..., Made], contract: Contract = NEWEST) -> None:
+    def __init__(
+        self, root: Path, live: Callable[..., OracleGolden], contract: Contract = NEWEST
+    ) -> None:
         self.root = root
         self.live = live
         self.contract = contract
@@ -196,8 +203,10 @@ class Store:
             raise GoldenError(
                 f"case {case.id}: {entry['file']} is no safetensors file ({error}); {RESTORE}"
             ) from error
-        if said := _unlike(tensors, entry["tensors"]):
-            raise GoldenError(f"case {case.id}: {entry['file']} {said}, by the manifest; {RESTORE}")
+        if fault := _unlike(tensors, entry["tensors"]):
+            raise GoldenError(
+                f"case {case.id}: {entry['file']} {fault}, by the manifest; {RESTORE}"
+            )
         full = {n: t for n, t in tensors.items() if not n.startswith(DIGEST)}
         digests = {n.removeprefix(DIGEST): t for n, t in tensors.items() if n.startswith(DIGEST)}
         return StoredGolden(
@@ -271,11 +280,11 @@ def read_tensors(content: bytes) -> dict[str, Array]:
 
 def _unlike(tensors: Mapping[str, Array], table: Mapping[str, Any]) -> str:
     """The part of ``tensors`` that differs from the manifest's table; '' if nothing does."""
-    stored = {(n if t["stored"] == "full" else DIGEST + n): (n, t) for n, t in table.items()}
-    if odd := sorted(set(stored) ^ set(tensors)):
-        return f"{'lacks' if odd[0] in stored else 'holds a tensor too many:'} {odd[0]!a}"
-    for key, (name, described) in stored.items():
-        dtype, shape = described["dtype"], tuple(described["shape"])
+    expected = {(n if t["stored"] == "full" else DIGEST + n): (n, t) for n, t in table.items()}
+    if odd := sorted(set(expected) ^ set(tensors)):
+        return f"{'lacks' if odd[0] in expected else 'holds a tensor too many:'} {odd[0]!a}"
+    for key, (name, entry) in expected.items():
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
         if key != name:
             dtype, shape = "uint64", shape[: _digest_axes(name)]
         if (str(tensors[key].dtype), tensors[key].shape) != (dtype, shape):

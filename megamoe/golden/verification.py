@@ -10,26 +10,26 @@ from typing import Any
 from megamoe.cases import Case
 from megamoe.golden.candidates import every_golden
 from megamoe.golden.computed import digest_of, make, regenerate
-from megamoe.golden.each import Done, errors_of
+from megamoe.golden.each import OnResult, errors_of
 from megamoe.golden.places import GoldenError
 from megamoe.golden.store import Store, entry_of, pack
 from megamoe.spec.contract import CONTRACTS
 
 
-def verify(root: Path, cases: Sequence[Case], jobs: int, done: Done) -> list[str]:
+def verify(root: Path, cases: Sequence[Case], jobs: int, on_result: OnResult) -> list[str]:
     """Recompute every golden; returns one line for each that is not equal in every bit."""
     Store(root, make)  # report an unreadable manifest once, not once a case
-    return errors_of(partial(_verify_one, root), cases, jobs, done)
+    return errors_of(partial(_verify_one, root), cases, jobs, on_result)
 
 
 def _verify_one(root: Path, case: Case) -> str:
     home = CONTRACTS[case.revisions[0]]
     Store(root, make, home).entry(case)  # before any work
-    given = regenerate(case)
-    digest = digest_of(given)
-    for revisions, made in every_golden(case, given):
-        content, table = pack(made)
-        fresh = entry_of(case, made, digest, content, table, revisions)
+    inputs = regenerate(case)
+    digest = digest_of(inputs)
+    for revisions, golden in every_golden(case, inputs):
+        content, table = pack(golden)
+        fresh = entry_of(case, golden, digest, content, table, revisions)
         store = Store(root, make, CONTRACTS[revisions[0]])
         entry = store.entry(case)
         if "file" in entry:

@@ -13,10 +13,10 @@ from megamoe.judge.symptom import CRASH, HANG, IN_LAW, LEARNED, Symptom, symptom
 from megamoe.judge.verdict import (
     BAD,
     CALLS,
-    JUDGED,
     JUDGED_SIDES,
     STATUSES,
     TWINS,
+    VERDICTS,
     WORDS,
     Finding,
     Verdict,
@@ -28,7 +28,7 @@ from megamoe.judge.verdict import (
 if TYPE_CHECKING:
     from megamoe.judge.elements import Place, bitwise, interval, place_of
     from megamoe.judge.judgements import GoldenLacks, judge_forward
-    from megamoe.judge.outputs import BadOutput, checked, forward_bits
+    from megamoe.judge.outputs import BadOutput, forward_bits, tensor_bits
 
 __all__ = [
     "BAD",
@@ -36,11 +36,11 @@ __all__ = [
     "CRASH",
     "HANG",
     "IN_LAW",
-    "JUDGED",
     "JUDGED_SIDES",
     "LEARNED",
     "STATUSES",
     "TWINS",
+    "VERDICTS",
     "WORDS",
     "BadOutput",
     "Finding",
@@ -50,7 +50,6 @@ __all__ = [
     "Verdict",
     "Worst",
     "bitwise",
-    "checked",
     "distance",
     "forward_bits",
     "interval",
@@ -60,6 +59,7 @@ __all__ = [
     "place_of",
     "symptom_of",
     "symptoms",
+    "tensor_bits",
 ]
 
 _HOME = {
@@ -67,7 +67,7 @@ _HOME = {
     "GoldenLacks": "judgements",
     "Place": "elements",
     "bitwise": "elements",
-    "checked": "outputs",
+    "tensor_bits": "outputs",
     "forward_bits": "outputs",
     "interval": "elements",
     "judge_forward": "judgements",
@@ -78,9 +78,9 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = found  # asked for once
-    return found
+    attribute = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = attribute  # asked for once
+    return attribute
 
 
 make_callable(__name__)  # megamoe.judge(...), see docs/api.md

@@ -72,16 +72,16 @@ def forward(
     """Details of the bad ``findings`` of a forward; the arguments are those it was judged with."""
     out = []
     for stage in dict.fromkeys(f.stage for f in findings if f.outside):
-        found = _forward_stage(stage, actual, golden, accumulator, problem, tokens)
-        if found is not None:
-            out.append(found)
+        detail = _forward_stage(stage, actual, golden, accumulator, problem, tokens)
+        if detail is not None:
+            out.append(detail)
     return agreeing(out, findings)
 
 
 def agreeing(details: Sequence[Detail], findings: Sequence[Finding]) -> list[Detail]:
     """The details whose count of elements outside equals that of a finding of their stage."""
-    counted = {(f.stage, f.outside) for f in findings}
-    return [d for d in details if (d["stage"], d["outside"]) in counted]
+    pairs = {(f.stage, f.outside) for f in findings}
+    return [d for d in details if (d["stage"], d["outside"]) in pairs]
 
 
 # --- parts ------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def _forward_stage(
         return None
     tensor = TENSORS[stage]
     live = None if tensor.reads_masked else problem.topk_ids.numpy()[:, :, None] >= 0
-    shown: Any = (
+    output: Any = (
         actual[stage] if live is None else np.where(live, actual[stage], 0).astype(np.uint8)
     )
     if stage in STAGED:
@@ -105,11 +105,11 @@ def _forward_stage(
             bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
             golden.contract,
         )  # fmt: skip
-        shown, low = tensor.elements(shown), tensor.elements(staged[stage])
+        output, low = tensor.elements(output), tensor.elements(staged[stage])
         high = low
     elif golden.zero_freedom:
         if stage == "l2_acts":
-            shown = observable_codes(shown, actual.get("l2_acts_sf"))
+            output = observable_codes(output, actual.get("l2_acts_sf"))
         low = high = golden.get(stage)
     elif "l2_acts" in actual and "l2_acts_sf" in actual:
         return _staged(stage, actual, golden, accumulator, problem, tokens)
@@ -117,18 +117,18 @@ def _forward_stage(
         low, high = golden.get(f"{accumulator}.y_lo"), golden.get(f"{accumulator}.y_hi")
     else:
         return None
-    return _measured(stage, shown, low, high, live, tokens)
+    return _measured(stage, output, low, high, live, tokens)
 
 
 def _staged(
     stage: str, actual: Mapping[str, Bits], golden: StoredGolden, accumulator: str,
     problem: Problem, tokens: Sequence[int] | None,
 ) -> Detail:  # fmt: skip
-    wanted = [n for n in golden.names() if "." not in n or n.rpartition(".")[0] == accumulator]
-    stored = oracle.ForwardGolden.from_tensors(
-        {name: golden.get(name) for name in wanted}, golden.contract
+    names = [n for n in golden.names() if "." not in n or n.rpartition(".")[0] == accumulator]
+    oracle_golden = oracle.ForwardGolden.from_tensors(
+        {name: golden.get(name) for name in names}, golden.contract
     )
-    envelope = stored.envelopes[accumulator]
+    envelope = oracle_golden.envelopes[accumulator]
     live = problem.topk_ids.numpy()[:, :, None] >= 0
     sf = np.where(live, actual["l2_acts_sf"], 0).astype(np.uint8)
     codes = np.where(live, actual["l2_acts"], 0).astype(np.uint8)
@@ -156,11 +156,11 @@ def _detail(
     place: tuple[Sequence[str], int, Sequence[int] | None], live: Any,
 ) -> Detail:  # fmt: skip
     key, low, high = near(key), near(low), near(high)
-    asked = np.ones(key.shape, np.bool_) if live is None else np.broadcast_to(live, key.shape)
-    number = asked & ~nan & ~both_nan
+    mask = np.ones(key.shape, np.bool_) if live is None else np.broadcast_to(live, key.shape)
+    number = mask & ~nan & ~both_nan
     below = np.where(number, np.maximum(low - key, 0), 0)
     above = np.where(number, np.maximum(key - high, 0), 0)
-    zero, nan = zero & asked, nan & asked
+    zero, nan = zero & mask, nan & mask
     outside = (below > 0) | (above > 0) | zero | nan
     # An id may be 2**62 off; a map has no use for more than 34 bits.
     level = np.where(outside, np.minimum(_length(below + above), NAN_LEVEL - 1), -1)
@@ -169,7 +169,7 @@ def _detail(
     return {
         "stage": stage,
         "outside": int(outside.sum()),
-        "inside": int((asked & ~outside).sum()),
+        "inside": int((mask & ~outside).sum()),
         "below": _counts(below[below > 0]),
         "above": _counts(above[above > 0]),
         "zero": int(zero.sum()),
@@ -186,8 +186,8 @@ def _length(ulps: Keys) -> Keys:
 
 
 def _counts(ulps: Keys) -> dict[str, int]:
-    found, counts = np.unique(_length(ulps), return_counts=True)
-    return {str(int(f)): int(c) for f, c in zip(found, counts, strict=True)}
+    lengths, counts = np.unique(_length(ulps), return_counts=True)
+    return {str(int(f)): int(c) for f, c in zip(lengths, counts, strict=True)}
 
 
 def _map(

@@ -145,8 +145,8 @@ def _finding(
     worst_at = int(np.argmax(ulps))
     first = tuple(int(axis[worst_at]) for axis in at)
     rows, tiles, shape = _coordinates(at, place, actual.shape)
-    named = _named(place, rows)
-    lines, tokens = _by_token(place, rows, named)
+    case_rows = _case_rows(place, rows)
+    lines, tokens = _by_token(place, rows, case_rows)
     cells, cell_counts = np.unique(np.stack([lines, tiles]), axis=1, return_counts=True)
     order = np.argsort(-cell_counts, kind="stable")[:GRID_LIMIT]
     grid = tuple((int(cells[0, i]), int(cells[1, i]), int(cell_counts[i])) for i in sorted(order))
@@ -155,7 +155,7 @@ def _finding(
         total,
         count,
         _worst(stage, form, first, actual, low, high, int(ulps[worst_at]), place),
-        _tally(named),
+        _tally(case_rows),
         _experts(at, place),
         _tally(tiles),
         grid,
@@ -180,15 +180,15 @@ def _worst(
     stage: str, form: Form, index: tuple[int, ...], actual: Bits, low: Bits, high: Bits,
     ulps: int, place: Place,
 ) -> Worst:  # fmt: skip
-    named = dict(zip(place.axes, index, strict=True))
-    row = named.get("token")
-    slot = named.get("slot")
-    expert = named.get("expert")
+    by_axis = dict(zip(place.axes, index, strict=True))
+    row = by_axis.get("token")
+    slot = by_axis.get("slot")
+    expert = by_axis.get("expert")
     if expert is None and place.ids is not None and row is not None and slot is not None:
         expert = int(place.ids[row, slot])
     token = None if row is None else place.token(row)
-    channel = named.get("channel")
-    lo, hi, got = low[index], high[index], actual[index]
+    channel = by_axis.get("channel")
+    lo, hi, bits = low[index], high[index], actual[index]
     same = form.hex(lo) == form.hex(hi)
     return Worst(
         stage,
@@ -199,8 +199,8 @@ def _worst(
         None if channel is None else channel * place.per_channel,
         form.text(lo) if same else f"{form.text(lo)} to {form.text(hi)}",
         (form.hex(lo), form.hex(hi)),
-        form.text(got),
-        form.hex(got),
+        form.text(bits),
+        form.hex(bits),
         None if ulps == _FAR else ulps,
     )
 
@@ -222,14 +222,14 @@ def _coordinates(
     return rows, tiles, (size[0], -(-shape[axis] * place.per_channel // TILE))
 
 
-def _named(place: Place, rows: Ids) -> Ids:
+def _case_rows(place: Place, rows: Ids) -> Ids:
     """The case's row behind each position of axis 0."""
     if "token" not in place.axes or place.tokens is None:
         return rows
     return np.asarray(place.tokens, np.int64)[rows]
 
 
-def _by_token(place: Place, rows: Ids, named: Ids) -> tuple[Ids, tuple[int, ...]]:
+def _by_token(place: Place, rows: Ids, case_rows: Ids) -> tuple[Ids, tuple[int, ...]]:
     """The map's line of each of the ``rows``, and the token of each line as in
     :class:`Finding`: the lines of tokens stand in the order of tokens."""
     if "token" not in place.axes or place.tokens is None:
@@ -238,14 +238,14 @@ def _by_token(place: Place, rows: Ids, named: Ids) -> tuple[Ids, tuple[int, ...]
     if len(tokens) < len(place.tokens):  # a token twice: its rows are two lines
         return rows, tuple(place.tokens)
     usual = np.array_equal(tokens, np.arange(len(tokens)))
-    return np.searchsorted(tokens, named), () if usual else tuple(tokens.tolist())
+    return np.searchsorted(tokens, case_rows), () if usual else tuple(tokens.tolist())
 
 
 def _tally(values: Ids) -> dict[int, int]:
     """Value -> how often, the most frequent first."""
-    found, counts = np.unique(values, return_counts=True)
+    distinct, counts = np.unique(values, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:TALLY_LIMIT]
-    return {int(found[i]): int(counts[i]) for i in order}
+    return {int(distinct[i]): int(counts[i]) for i in order}
 
 
 def _experts(at: tuple[Any, ...], place: Place) -> dict[int, int]:

@@ -63,7 +63,7 @@ class GoldenLacks(ValueError):
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgement:
     """The findings of all tensors, and the names of the judgements."""
 
     findings: list[Finding]
@@ -73,7 +73,7 @@ class Judged:
 def judge_forward(
     actual: Mapping[str, Array], golden: Golden, accumulator: str, problem: Problem,
     tokens: Sequence[int] | None = None,
-) -> Judged:  # fmt: skip
+) -> Judgement:  # fmt: skip
     """Judge ``{stage: bits}`` of the rows ``tokens`` against their golden.
 
     ``problem`` holds the same rows on the CPU. ``accumulator`` is the backend's class. Raises
@@ -100,13 +100,13 @@ def judge_forward(
         statistic = None if unlike else _statistic()
         if statistic is not None:
             size = problem.intermediate_size
-            found = statistic(actual["y"], golden.get("y"), ids, size, accumulator, tokens=tokens)
-            if found:
-                more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-                text = f"statistic: {found[0]}{more}"
+            alarms = statistic(actual["y"], golden.get("y"), ids, size, accumulator, tokens=tokens)
+            if alarms:
+                more = f", and {len(alarms) - 1} more" if len(alarms) > 1 else ""
+                text = f"statistic: {alarms[0]}{more}"
                 findings.append(Finding("y", actual["y"].size, text=text))
             how.append("statistic")
-    return Judged(findings, tuple(dict.fromkeys(how)))
+    return Judgement(findings, tuple(dict.fromkeys(how)))
 
 
 def nan_everywhere(actual: Array, expected: Callable[[], Array]) -> bool:
@@ -143,9 +143,9 @@ def _staging(
     out = []
     for name in STAGED:
         if name in actual:
-            tensor, (shown, right) = TENSORS[name], (actual[name], stage[name])
-            pair = tensor.elements(shown), tensor.elements(right)
-            out.append(elements.bitwise(name, tensor.form_of(shown), *pair, place.of(name)))
+            tensor, (output, right) = TENSORS[name], (actual[name], stage[name])
+            pair = tensor.elements(output), tensor.elements(right)
+            out.append(elements.bitwise(name, tensor.form_of(output), *pair, place.of(name)))
     return out
 
 
@@ -157,17 +157,17 @@ def _point(actual: Mapping[str, Array], golden: Golden, place: _Places) -> list[
             continue
         mask, where = place.mask(name), place.of(name)
         form = TENSORS[name].form_of(actual[name])
-        shown = actual[name] if mask is None else np.where(mask, actual[name], 0)
+        output = actual[name] if mask is None else np.where(mask, actual[name], 0)
         if name == "l2_acts":
-            shown = observable_codes(shown, actual.get("l2_acts_sf"))
-        if golden.matches(name, shown, form.is_nan(shown)):
-            out.append(Finding(name, shown.size))
+            output = observable_codes(output, actual.get("l2_acts_sf"))
+        if golden.matches(name, output, form.is_nan(output)):
+            out.append(Finding(name, output.size))
             continue
-        rows = golden.other_rows(name, shown)
+        rows = golden.other_rows(name, output)
         if rows is None:
-            out.append(elements.bitwise(name, form, shown, golden.get(name), where, mask))
+            out.append(elements.bitwise(name, form, output, golden.get(name), where, mask))
         else:
-            out.append(of_rows(name, shown, rows, where))
+            out.append(of_rows(name, output, rows, where))
     return out
 
 
@@ -176,17 +176,17 @@ def observable_codes(codes: Array, sf: Array | None) -> Array:
 
     +0 stands for both zeros, and NaN for every code of a group whose UE8M0 byte ``sf`` is 255.
     """
-    shown = np.where(codes == 0x80, 0, codes).astype(np.uint8)
+    out = np.where(codes == 0x80, 0, codes).astype(np.uint8)
     if sf is not None:
-        shown[np.repeat(sf == 0xFF, GROUP, axis=-1)] = E4M3_NAN
-    return shown
+        out[np.repeat(sf == 0xFF, GROUP, axis=-1)] = E4M3_NAN
+    return out
 
 
-def of_rows(name: str, shown: Array, rows: Sequence[int], place: Place) -> Finding:
+def of_rows(name: str, output: Array, rows: Sequence[int], place: Place) -> Finding:
     """The finding without the oracle: the rows whose digests differ."""
     tokens = [place.token(row) if "token" in place.axes else row for row in rows]
-    text = f"{name}: {len(rows)} of {len(shown)} rows have other bits, the first is {tokens[0]}"
-    return Finding(name, shown.size, text=f"{text}; run it alone to see the elements")
+    text = f"{name}: {len(rows)} of {len(output)} rows have other bits, the first is {tokens[0]}"
+    return Finding(name, output.size, text=f"{text}; run it alone to see the elements")
 
 
 def _staged(
@@ -217,11 +217,11 @@ def _end_to_end(
 
 
 def _require_class(golden: Golden, accumulator: str, problem: Problem) -> None:
-    known = classes_of(problem.weight_format)
-    if accumulator not in known:
+    classes = classes_of(problem.weight_format)
+    if accumulator not in classes:
         raise GoldenLacks(
             f"accumulator class {accumulator!r} is none of {problem.weight_format} weights; claim "
-            f"one of {', '.join(known)}"
+            f"one of {', '.join(classes)}"
         )
     if f"{accumulator}.y_lo" not in golden.names():
         raise GoldenLacks(
@@ -233,9 +233,9 @@ def _require_class(golden: Golden, accumulator: str, problem: Problem) -> None:
 def _golden_of_class(golden: Golden, accumulator: str, problem: Problem) -> oracle.ForwardGolden:
     """The oracle's own object, with one class only."""
     _require_class(golden, accumulator, problem)
-    wanted = [n for n in golden.names() if "." not in n or n.rpartition(".")[0] == accumulator]
+    names = [n for n in golden.names() if "." not in n or n.rpartition(".")[0] == accumulator]
     return oracle.ForwardGolden.from_tensors(
-        {name: golden.get(name) for name in wanted}, golden.contract
+        {name: golden.get(name) for name in names}, golden.contract
     )
 
 

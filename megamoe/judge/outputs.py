@@ -38,41 +38,41 @@ def forward_bits(output: Any, problem: Problem) -> dict[str, Array]:
             f"forward returned an unknown tensor {unknown[0]!r}; known: {', '.join(STAGES)}"
         )
     if problem.only_y and len(output) > 1:
-        shown = min(str(name) for name in output if name != "y")
+        stage = min(str(name) for name in output if name != "y")
         raise BadOutput(
-            f"forward returned {shown} of an {problem.weight_format.upper()} problem, whose stages "
+            f"forward returned {stage} of an {problem.weight_format.upper()} problem, whose stages "
             "have other formats than "
             "the table's; return y alone"
         )
     sizes = problem.letters
     out = {
-        name: checked(name, value, TENSORS[name].sizes(sizes), TENSORS[name].dtypes)
+        name: tensor_bits(name, value, TENSORS[name].sizes(sizes), TENSORS[name].dtypes)
         for name, value in output.items()
     }
-    for shown, hidden in (("l2_acts", "l2_acts_sf"), ("l2_acts_sf", "l2_acts")):
-        if shown in out and hidden not in out:
+    for stage, hidden in (("l2_acts", "l2_acts_sf"), ("l2_acts_sf", "l2_acts")):
+        if stage in out and hidden not in out:
             raise BadOutput(
-                f"forward returned {shown} without {hidden}; return both or neither, for one says "
+                f"forward returned {stage} without {hidden}; return both or neither, for one says "
                 "nothing without the other"
             )
     return out
 
 
-def checked(
+def tensor_bits(
     name: str, value: Any, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
 ) -> Array:
     """``value``'s bits, if it is a tensor of ``shape`` and one of ``dtypes``."""
-    wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+    expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
     if type(value).__name__ == "meta tensor":
         raise BadOutput(f"{name} lies on torch's meta device and has no numbers; name the inputs' "
                         "device where the backend creates a tensor")  # fmt: skip
     if not isinstance(value, torch.Tensor):
-        raise BadOutput(f"{name} is {type(value).__name__}; expected a {wanted} tensor {shape}")
+        raise BadOutput(f"{name} is {type(value).__name__}; expected a {expected} tensor {shape}")
     if packed := _packed(name, value, shape, dtypes):
         raise BadOutput(packed)
     if value.dtype not in dtypes:
-        got = str(value.dtype).removeprefix("torch.")
-        raise BadOutput(f"{name} has dtype {got}, expected {wanted}; convert it in the backend")
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise BadOutput(f"{name} has dtype {dtype}, expected {expected}; convert it in the backend")
     if tuple(value.shape) != shape:
         raise BadOutput(
             f"{name} has shape {tuple(value.shape)}, expected {shape}; drop padding rows and "
@@ -87,8 +87,8 @@ def _packed(
     """What to do where scale bytes are not packed yet, four to a word."""
     if dtypes != (torch.int32,) or value.shape != (*shape[:-1], 4 * shape[-1]):
         return ""
-    got = str(value.dtype).removeprefix("torch.")
+    dtype = str(value.dtype).removeprefix("torch.")
     return (
-        f"{name} is {got} {tuple(value.shape)}, expected int32 {shape}: four scale bytes are one "
+        f"{name} is {dtype} {tuple(value.shape)}, expected int32 {shape}: four scale bytes are one "
         f"word, the first in the low byte; return the bytes as uint8 with .view(torch.int32)"
     )

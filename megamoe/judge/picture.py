@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from megamoe.judge.verdict import JUDGED_SIDES, Finding, Verdict
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.spec.stages import STAGES
 
 SHADES: Final = ".:+*#@"
@@ -45,9 +45,9 @@ def _finding(finding: Finding) -> list[str]:
 
 
 def _tally(tally: Mapping[int, int], most: int = 8) -> str:
-    shown = [f"{key}: {count}" for key, count in list(tally.items())[:most]]
+    parts = [f"{key}: {count}" for key, count in list(tally.items())[:most]]
     more = f", and {len(tally) - most} more" if len(tally) > most else ""
-    return ", ".join(shown) + more
+    return ", ".join(parts) + more
 
 
 def _map(finding: Finding) -> list[str]:
@@ -61,10 +61,10 @@ def _map(finding: Finding) -> list[str]:
     if len(lines) > MAX_LINES:
         down = -(-rows // MAX_LINES)
         lines, most = _lines(finding, down, across)
-    head = f"  map     {counted(rows, 'row')} x {counted(tiles, 'tile')} of 128 channels"
+    head = f"  map     {quantity(rows, 'row')} x {quantity(tiles, 'tile')} of 128 channels"
     if down > 1 or across > 1:
         head += f", one character for {down} x {across}"
-    out = [f"{head}; {SHADES[-1]} is {counted(most, 'element')}"]
+    out = [f"{head}; {SHADES[-1]} is {quantity(most, 'element')}"]
     names = finding.tokens or range(rows)  # as in the other lines: tokens, not places in the tensor
     for first, after, shades in lines:
         many = after - first

@@ -115,19 +115,19 @@ def threshold(group: str, terms: int, unit: str, statistic: str, alarms: float) 
     From the calibrated number of terms at or below ``terms``; infinite if there is none.
     ``unit`` is tile, row or expert-N (N rows, of :func:`expert_unit`).
     """
-    stored = calibration()
-    known = _stratum(group, terms)
-    if known is None:
+    table = calibration()
+    stratum = _stratum(group, terms)
+    if stratum is None:
         return float("inf")
-    fits = known[unit][statistic]
-    return max(tail_level(fit, alarms / stored["pooled"]) for fit in fits) * stored["safety"]
+    fits = stratum[unit][statistic]
+    return max(tail_level(fit, alarms / table["pooled"]) for fit in fits) * table["safety"]
 
 
 def _stratum(group: str, terms: int) -> dict[str, Any] | None:
     """The calibration of the largest number of terms at or below ``terms``."""
     strata = calibration()["groups"][group]
-    known = [int(n) for n in strata if int(n) <= terms]
-    return dict(strata[str(max(known))]) if known else None
+    sizes = [int(n) for n in strata if int(n) <= terms]
+    return dict(strata[str(max(sizes))]) if sizes else None
 
 
 def expert_unit(group: str | None, terms: int, rows: int) -> str:
@@ -136,9 +136,9 @@ def expert_unit(group: str | None, terms: int, rows: int) -> str:
     Fewer rows than its own can only widen the limit, since deviations average out over more rows.
     It is the limit of a single row if the stratum has no more.
     """
-    known = (_stratum(group, terms) if group else None) or {}
+    stratum = (_stratum(group, terms) if group else None) or {}
     for calibrated in ROWS_OF_EXPERT:
-        if calibrated <= rows and f"expert-{calibrated}" in known:
+        if calibrated <= rows and f"expert-{calibrated}" in stratum:
             return f"expert-{calibrated}"
     return "row"
 

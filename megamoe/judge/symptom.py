@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
-_RAISED: Final = re.compile(
+_EXCEPTION: Final = re.compile(
     r"the backend raised (?P<type>[\w.]+)(?:: (?P<text>.*))? "
     r"\([^()]*, line \d+, in (?P<function>[^()\s]+)\)(?P<rest>.*)", re.S,
 )  # fmt: skip
@@ -26,7 +26,7 @@ HANG: Final = "no result within"
 """Begins the reason of a call that takes too long."""
 LEARNED: Final = "; the limit was learned from cases that passed, after a first hang"
 """Ends the reason of a hang whose limit nobody asked for."""
-_COUNTED: Final = re.compile(
+_SINGULAR: Final = re.compile(
     r"\bN ((?:[a-z]+ )?(?:row|token|slot|rank|expert|call|output|element|value|byte|channel|group"
     r"|tile|block|replica|run|copy|kernel|thread|step|stage))\b"
 )
@@ -44,16 +44,16 @@ def symptom_of(case_id: str, status: str, reason: str) -> str:
     law whose variant raised goes."""
     text = reason.removeprefix(f"case {case_id}: ")
     text = text.replace(case_id, "CASE").partition(IN_LAW)[0].partition(LEARNED)[0]
-    raised, right = _RAISED.fullmatch(text), None
-    if raised:
-        said = f": {raised['text']}" if raised["text"] else ""
-        text = f"{raised['type']} in {raised['function']}{said}{raised['rest']}"
+    exception, right = _EXCEPTION.fullmatch(text), None
+    if exception:
+        detail = f": {exception['text']}" if exception["text"] else ""
+        text = f"{exception['type']} in {exception['function']}{detail}{exception['rest']}"
     elif status == "fail":
         right = _RIGHT.search(text)
         text = text.partition("; ")[0]
     text = _ID.sub("ID", text)
-    text = _NUMBER.sub(lambda found: found["revision"] or "N", text)
-    text = _ROWS_OF.sub(r"\1: N of N outside", _COUNTED.sub(r"N \1s", text))
+    text = _NUMBER.sub(lambda match: match["revision"] or "N", text)
+    text = _ROWS_OF.sub(r"\1: N of N outside", _SINGULAR.sub(r"N \1s", text))
     return text + (right[0] if right else "")
 
 
@@ -78,15 +78,15 @@ class Symptom:
 
     def line(self, reds: int) -> str:
         """``64 of 70 reds: RuntimeError in prepare: ...``; ``reds`` are those of the run."""
-        return f"{len(self.cases)} of {counted(reds, 'red')}: {self.text}"
+        return f"{len(self.cases)} of {quantity(reds, 'red')}: {self.text}"
 
 
 def symptoms(reds: Sequence[Mapping[str, Any]]) -> list[Symptom]:
     """Reds of a report, each with ``id``, ``kind``, ``status`` and ``reason``, by symptom: the most
     frequent first, else in the order of ``reds``."""
-    found: dict[tuple[str, str], Symptom] = {}
+    groups: dict[tuple[str, str], Symptom] = {}
     for case in reds:
-        said = [str(case.get(name, "")) for name in ("id", "status", "reason")]
-        text = symptom_of(*said)
-        found.setdefault((said[1], text), Symptom(text)).cases.append(case)
-    return sorted(found.values(), key=lambda symptom: -len(symptom.cases))
+        fields = [str(case.get(name, "")) for name in ("id", "status", "reason")]
+        text = symptom_of(*fields)
+        groups.setdefault((fields[1], text), Symptom(text)).cases.append(case)
+    return sorted(groups.values(), key=lambda symptom: -len(symptom.cases))

@@ -13,7 +13,7 @@ WORDS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """What people read for a status whose key in JSON has another form."""
 BAD: Final = ("fail", "error")
-JUDGED: Final = ("pass", *BAD)
+VERDICTS: Final = ("pass", *BAD)
 POWER: Final = "2^"
 """The value of a scale byte begins so; of no other format."""
 _WHOLE: Final = re.compile(r"-?\d{1,20}")

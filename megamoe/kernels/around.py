@@ -85,10 +85,10 @@ def decoded(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     scale byte with which a value is no normal bfloat16: below 2, above 251. A group of zeros may
     have any byte; it gives NaN with 255, which is NaN in UE8M0.
     """
-    used = scale[_some(packed)]
-    if len(used) and (int(used.min()) < 2 or int(used.max()) > 251):
+    byte = scale[_some(packed)]
+    if len(byte) and (int(byte.min()) < 2 or int(byte.max()) > 251):
         raise NotImplementedError(
-            f"scale bytes from {int(used.min())} to {int(used.max())}: bfloat16 holds the weights "
+            f"scale bytes from {int(byte.min())} to {int(byte.max())}: bfloat16 holds the weights "
             "exactly for bytes from 2 to 251"
         )
     factor = (scale.int() << 23).view(torch.float32).repeat_interleave(GROUP, dim=-1)

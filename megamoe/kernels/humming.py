@@ -41,10 +41,10 @@ class Humming:
         def product(weight: torch.Tensor, scale: torch.Tensor) -> around.Product:
             def step(rows: torch.Tensor) -> torch.Tensor:
                 codes, of_row = around.per_row(rows)
-                made: torch.Tensor = launch(
+                output: torch.Tensor = launch(
                     weight, scale, codes, of_row, routes.expert.unsqueeze(-1), 1, True
                 )()
-                return made
+                return output
 
             return step
 
@@ -56,7 +56,7 @@ class Humming:
         """The package's version, and the compiler where the environment names one."""
         compiler = os.environ.get(COMPILER, "")
         options = f"indexed, {COMPILER}={compiler}" if compiler else "indexed"
-        return {"sources": FACTS.needs[0].found(), "options": options, "binaries": {}}
+        return {"sources": FACTS.needs[0].installation(), "options": options, "binaries": {}}
 
 
 def launch(

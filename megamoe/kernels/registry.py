@@ -35,11 +35,11 @@ class Need:
     other: tuple[str, ...] = ()
     """Distributions that hold the same module."""
 
-    def found(self) -> str:
+    def installation(self) -> str:
         """``"vllm 0.24.0"`` where it is installed or its wheel is there; else the empty string."""
-        named = wheel_of(self.wheel)
-        if named is not None:
-            return f"{self.package} {wheel_version(named)} (wheel)" if named.is_file() else ""
+        wheel = wheel_of(self.wheel)
+        if wheel is not None:
+            return f"{self.package} {wheel_version(wheel)} (wheel)" if wheel.is_file() else ""
         for name in (self.package, *self.other):
             try:
                 return f"{name} {metadata.version(name)}"
@@ -49,9 +49,9 @@ class Need:
 
     def missing(self) -> str:
         """One line: what is missing and how to mend it."""
-        named = wheel_of(self.wheel)
-        if named is not None:
-            return f"{self.wheel}={named}: no such file; name the wheel of {self.package}"
+        wheel = wheel_of(self.wheel)
+        if wheel is not None:
+            return f"{self.wheel}={wheel}: no such file; name the wheel of {self.package}"
         how = f"pip install {self.install}" if " " not in self.install else self.install
         also = f", or {self.wheel}=FILE.whl" if self.wheel else ""
         return f"no package {self.package}: {how}{also}"
@@ -93,24 +93,24 @@ class Kernel:
     @property
     def unknown_contracts(self) -> list[str]:
         """Those of :attr:`contracts` that this version of megamoe does not have."""
-        return [name for name in self.contracts if not _known(name)]
+        return [name for name in self.contracts if not _is_contract(name)]
 
     def lacks(self, capability: Callable[[], int | None] | None = None) -> list[str]:
         """One line for each thing that it needs and that is not here; empty: it can run.
 
         ``capability`` gives the major compute capability of the first GPU, None without one.
         """
-        out = [need.missing() for need in self.needs if not need.found()]
+        out = [need.missing() for need in self.needs if not need.installation()]
         if self.unknown_contracts and len(self.unknown_contracts) == len(self.contracts):
             out.append(f"contract {', '.join(self.unknown_contracts)} is not in this megamoe")
         if self.cpu or (self.interpreter and os.environ.get("TRITON_INTERPRET") == "1"):
             return out
         major = (capability or gpu_major)()
-        wanted = " or ".join(f"{one}.x" for one in self.arch)
+        targets = " or ".join(f"{one}.x" for one in self.arch)
         if major is None:
-            out.append(f"no NVIDIA GPU seen; it needs compute capability {wanted}")
+            out.append(f"no NVIDIA GPU seen; it needs compute capability {targets}")
         elif major not in self.arch:
-            out.append(f"the GPU has compute capability {major}.x; it needs {wanted}")
+            out.append(f"the GPU has compute capability {major}.x; it needs {targets}")
         return out
 
     def refusals(self, capability: Callable[[], int | None] | None = None) -> list[str]:
@@ -135,24 +135,26 @@ def kernels() -> dict[str, Kernel]:
 
 def kernel(name: str) -> Kernel:
     """The kernel of that name; ``ValueError`` of one line for another name."""
-    known = kernels()
-    if name not in known:
-        raise ValueError(f"unknown kernel {name!r}{hint(name, known)}; known: {', '.join(known)}")
-    return known[name]
+    by_name = kernels()
+    if name not in by_name:
+        raise ValueError(
+            f"unknown kernel {name!r}{hint(name, by_name)}; known: {', '.join(by_name)}"
+        )
+    return by_name[name]
 
 
 @cache
 def _read(file: Path) -> dict[str, Kernel]:
     entries = tomllib.loads(file.read_text("utf-8"))["kernel"]
-    made = [_kernel(entry) for entry in entries]
-    return {one.name: one for one in made}
+    all_kernels = [_kernel(entry) for entry in entries]
+    return {one.name: one for one in all_kernels}
 
 
 def _kernel(entry: Mapping[str, Any]) -> Kernel:
-    given = _tuples(entry)
-    given["needs"] = tuple(Need(**_tuples(need)) for need in entry["needs"])
-    given.setdefault("module", f"megamoe.kernels.{entry['name'].replace('-', '_')}")
-    return Kernel(**given)
+    arguments = _tuples(entry)
+    arguments["needs"] = tuple(Need(**_tuples(need)) for need in entry["needs"])
+    arguments.setdefault("module", f"megamoe.kernels.{entry['name'].replace('-', '_')}")
+    return Kernel(**arguments)
 
 
 def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def _tuples(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
 
 
-def _known(name: str) -> bool:
+def _is_contract(name: str) -> bool:
     try:
         find_contract(name)
     except ValueError:
@@ -170,8 +172,8 @@ def _known(name: str) -> bool:
 
 def wheel_of(variable: str) -> Path | None:
     """The wheel file that the environment variable names, there or not; None where it is unset."""
-    given = os.environ.get(variable, "") if variable else ""
-    return Path(given).expanduser() if given else None
+    path = os.environ.get(variable, "") if variable else ""
+    return Path(path).expanduser() if path else None
 
 
 def wheel_version(file: Path) -> str:
@@ -186,9 +188,9 @@ def gpu_major() -> int | None:
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    asked = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    command = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        ran = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return int(ran.stdout.split(".")[0])
     except (OSError, ValueError, subprocess.SubprocessError):
         return None

@@ -36,7 +36,7 @@ were set for the run and that its adapter did not put into the fingerprint; a pe
 
 
 @dataclass(frozen=True)
-class Judged:
+class Result:
     """One result file of one kernel."""
 
     file: str
@@ -54,18 +54,18 @@ class Judged:
     @property
     def counts(self) -> dict[str, int]:
         """Status to number of cases, in the order of the statuses."""
-        found = Counter(case["status"] for case in self.cases)
-        return {status: found.get(status, 0) for status in STATUSES}
+        counter = Counter(case["status"] for case in self.cases)
+        return {status: counter.get(status, 0) for status in STATUSES}
 
     @property
     def kinds(self) -> list[str]:
         """The kinds of its cases, sorted."""
         return sorted({case["kind"] for case in self.cases})
 
-    def of_kind(self, kind: str) -> Judged:
+    def of_kind(self, kind: str) -> Result:
         """The same with the cases of one kind alone."""
         few = tuple(case for case in self.cases if case["kind"] == kind)
-        return Judged(
+        return Result(
             self.file, self.kernel, self.contract, self.device, self.command, self.machine,
             self.versions, few,
         )  # fmt: skip
@@ -84,7 +84,7 @@ def summary(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {status}" for status, n in counts.items() if n) or "no case"
 
 
-def read(path: Path) -> Judged:
+def read(path: Path) -> Result:
     """The result in ``path``; ``ValueError`` of one line where it lacks something."""
     try:
         data = read_json(path, REPORT_LIMIT)
@@ -96,43 +96,43 @@ def read(path: Path) -> Judged:
             f"{path}: {wrong}; a result needs versions, machine and options beside its cases, as "
             "`megamoe check --json` writes them"
         )
-    known = kernels()
+    by_name = kernels()
     name = data["backend"]
-    if name not in known:
+    if name not in by_name:
         raise ValueError(f"{path}: {_word(name)!r} is no kernel of `megamoe kernels`")
     machine = _machine(data["machine"])
     lacking = [] if machine else ["machine"]
     lacking += [] if data["contract"].strip() else ["contract"]
     lacking += [] if data["versions"].get("megamoe") else ["versions of megamoe"]
-    if not any(_told(data, need.package) for need in known[name].needs):
-        lacking.append(f"the version of {known[name].needs[0].package}")
+    if not any(_has_version(data, need.package) for need in by_name[name].needs):
+        lacking.append(f"the version of {by_name[name].needs[0].package}")
     if lacking:
         raise ValueError(f"{path}: the provenance lacks {', '.join(lacking)}; it is refused")
     versions = dict(data["versions"])
     if isinstance(data.get("fingerprint"), dict):
         versions["judged"] = str(data["fingerprint"].get("options", ""))
-    return Judged(
-        path.name, known[name], _word(data["contract"]), _word(data["device"]),
+    return Result(
+        path.name, by_name[name], _word(data["contract"]), _word(data["device"]),
         _command(data), machine,
         tuple((_word(n), _word(v)) for n, v in sorted(versions.items()) if v),
         tuple(_case(case) for case in sorted(data["cases"], key=lambda c: str(c["id"]))),
     )  # fmt: skip
 
 
-def read_all(paths: Sequence[Path]) -> list[Judged]:
+def read_all(paths: Sequence[Path]) -> list[Result]:
     """All of them, by kernel in the order of the registry, then by name of file.
 
     ``ValueError`` where two files have one name: the site could not tell them apart.
     """
-    found = [read(path) for path in paths]
-    twice = [name for name, n in Counter(one.file for one in found).items() if n > 1]
+    results = [read(path) for path in paths]
+    twice = [name for name, n in Counter(one.file for one in results).items() if n > 1]
     if twice:
         raise ValueError(f"two results are named {twice[0]}; give each a name of its own")
     order = list(kernels())
-    return sorted(found, key=lambda one: (order.index(one.kernel.name), one.file))
+    return sorted(results, key=lambda one: (order.index(one.kernel.name), one.file))
 
 
-def table(found: Iterable[Judged]) -> list[tuple[str, ...]]:
+def table(results: Iterable[Result]) -> list[tuple[str, ...]]:
     """Rows of kernel, contract, kind, verdict, counts, versions, machine and file.
 
     A kind that the kernel does not provide at all has no row.
@@ -142,7 +142,7 @@ def table(found: Iterable[Judged]) -> list[tuple[str, ...]]:
             one.kernel.name, one.contract, kind, verdict(part.counts), summary(part.counts),
             judged_version(one), one.machine, one.file,
         )
-        for one in found for kind in one.kinds for part in (one.of_kind(kind),)
+        for one in results for kind in one.kinds for part in (one.of_kind(kind),)
         if {name for name, n in part.counts.items() if n} != {"not-provided"}
     ]  # fmt: skip
 
@@ -152,32 +152,32 @@ COLUMNS: Final = (
 )  # fmt: skip
 
 
-def markdown(found: Sequence[Judged]) -> str:
+def markdown(results: Sequence[Result]) -> str:
     """The table as Markdown, and below it the command of each file."""
-    if not found:
+    if not results:
         return "No result file yet: no published kernel has been judged.\n"
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *table(found)]
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *table(results)]
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    commands = [f"    {one.command}    # {one.file}" for one in found]
+    commands = [f"    {one.command}    # {one.file}" for one in results]
     return "\n".join([*lines, "", *commands]) + "\n"
 
 
-def judged_version(one: Judged) -> str:
+def judged_version(one: Result) -> str:
     """The package that was judged, with its version, and the options of its build."""
     versions = dict(one.versions)
-    said = versions.get("judged", "")
+    build = versions.get("judged", "")
     names = [name for need in one.kernel.needs for name in (need.package, *need.other)]
-    if any(name in said for name in names):
-        return said
-    told = [f"{name} {versions[name]}" for name in names if name in versions][:1]
-    return ", ".join([*told, *([said] if said else [])])
+    if any(name in build for name in names):
+        return build
+    packages = [f"{name} {versions[name]}" for name in names if name in versions][:1]
+    return ", ".join([*packages, *([build] if build else [])])
 
 
-def _told(data: Mapping[str, Any], package: str) -> bool:
+def _has_version(data: Mapping[str, Any], package: str) -> bool:
     """Whether the versions or the backend's fingerprint name the package."""
     build = data.get("fingerprint")
-    said = f"{build.get('sources')} {build.get('options')}" if isinstance(build, dict) else ""
-    return package in data["versions"] or f"{package} " in f"{said} "
+    text = f"{build.get('sources')} {build.get('options')}" if isinstance(build, dict) else ""
+    return package in data["versions"] or f"{package} " in f"{text} "
 
 
 def _command(data: Mapping[str, Any]) -> str:
@@ -186,17 +186,17 @@ def _command(data: Mapping[str, Any]) -> str:
     A wheel has no name here, since its place is another on each machine. An adapter whose build
     a variable decides puts ``NAME=value`` into the options of its fingerprint.
     """
-    chosen = [("--kind", data["kind"]), ("--case", data["case"])]
-    chosen += [("--tier", data["tier"])] if data["case"] is None else []
+    selection = [("--kind", data["kind"]), ("--case", data["case"])]
+    selection += [("--tier", data["tier"])] if data["case"] is None else []
     build = data.get("fingerprint")
-    said = str(build.get("options")) if isinstance(build, dict) else ""
+    options = str(build.get("options")) if isinstance(build, dict) else ""
     wheels = [need.wheel for need in kernels()[data["backend"]].needs if need.wheel]
-    before = [f"{name}=FILE.whl" for name in wheels if "(wheel)" in said]
-    before += ["TRITON_INTERPRET=1"] if "interpreter" in said else []
-    before += [word for word in said.split() if re.match(r"[A-Z][A-Z0-9_]*=", word)]
+    before = [f"{name}=FILE.whl" for name in wheels if "(wheel)" in options]
+    before += ["TRITON_INTERPRET=1"] if "interpreter" in options else []
+    before += [word for word in options.split() if re.match(r"[A-Z][A-Z0-9_]*=", word)]
     before += [f"{name}={value}" for name, value in data.get("environment", {}).items()]
     words = [*before, "megamoe", "check", "--backend", data["backend"]]
-    words += [word for name, value in chosen if value for word in (name, value)]
+    words += [word for name, value in selection if value for word in (name, value)]
     return _word(shlex.join(words) + data["options"])
 
 
@@ -209,13 +209,13 @@ def _machine(data: Mapping[str, Any]) -> str:
 
 
 def _case(case: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: _word(case[name]) for name in ("id", "kind", "status")}
+    texts = {name: _word(case[name]) for name in ("id", "kind", "status")}
     reason = case.get("reason")
-    return kept | {"reason": printable(str(reason or ""))[:2000]}
+    return texts | {"reason": printable(str(reason or ""))[:2000]}
 
 
 def _word(value: Any) -> str:
     return printable(str(value))[:_WORD]
 
 
-__all__ = ["COLUMNS", "Judged", "markdown", "read", "read_all", "summary", "table", "verdict"]
+__all__ = ["COLUMNS", "Result", "markdown", "read", "read_all", "summary", "table", "verdict"]

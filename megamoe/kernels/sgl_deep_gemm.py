@@ -37,7 +37,7 @@ HIDDEN: Final = 512
 INTERMEDIATE: Final = 256
 """H and I are multiples of these: a row of fp32 scales, one per 128 hidden states and one per 64
 activations, must have a multiple of 16 bytes. The package asserts it (``layout/mega_moe.cuh``)."""
-NEEDED: Final = (
+FUNCTIONS: Final = (
     "fp8_mega_moe", "get_symm_buffer_for_mega_moe", "transform_weights_for_mega_moe_sm90",
 )  # fmt: skip
 PRE_DISPATCH: Final = "mega_moe_pre_dispatch_sm90"
@@ -90,13 +90,13 @@ class SglDeepGemm:
 
     def new_symm_buffer(self, group: Any, device: torch.device, sizes: Sizes) -> Buffer:
         """The package's buffer for one rank."""
-        made = self.package.get_symm_buffer_for_mega_moe(
+        buffer = self.package.get_symm_buffer_for_mega_moe(
             one_rank(device) if group is None else group, sizes.num_experts,
             max(sizes.max_num_tokens, 1), sizes.top_k, sizes.hidden_size, sizes.intermediate_size,
         )  # fmt: skip
         # Without the counter the compiled function gets None, which 0.1.5 does not take.
         stats = torch.zeros(sizes.num_experts, dtype=torch.int32, device=device)
-        return Buffer(made, stats, made.x, made.x_sf, made.topk_idx, made.topk_weights)
+        return Buffer(buffer, stats, buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)
 
     def pack_weights(self, *weights: torch.Tensor) -> tuple[Weight, Weight]:
         """The four tensors of a problem in the package's form."""
@@ -149,8 +149,8 @@ class SglDeepGemm:
 
     def fingerprint(self) -> dict[str, Any]:
         """The package's version; its compiled code is part of it."""
-        said = str(getattr(self.package, "__version__", "of unknown version"))
-        return {"sources": said, "options": f"recipe {RECIPE}", "binaries": {}}
+        version = str(getattr(self.package, "__version__", "of unknown version"))
+        return {"sources": version, "options": f"recipe {RECIPE}", "binaries": {}}
 
 
 @dataclass
@@ -219,19 +219,19 @@ def staged(hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def contract_of(version: str) -> Dialect:
     """The contract of a version of the package; the newest where it says none."""
-    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
-    is_old = found is not None and tuple(map(int, found.groups())) < CONTINUOUS
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    is_old = match is not None and tuple(map(int, match.groups())) < CONTINUOUS
     return SGL_SM90_0_1_4 if is_old else SGL_SM90
 
 
 def _package() -> Any:
     """The package ``deep_gemm``, of sgl-deep-gemm; ``NotImplementedError`` where it cannot run."""
     require(FACTS)
-    found = importlib.util.find_spec("deep_gemm")
+    spec = importlib.util.find_spec("deep_gemm")
     try:
         importlib.import_module("tvm_ffi")  # loads a library that the package's own one needs
-        if found is not None and found.origin is not None:
-            linked(Path(found.origin).with_name("_C.so"))
+        if spec is not None and spec.origin is not None:
+            linked(Path(spec.origin).with_name("_C.so"))
         package = importlib.import_module("deep_gemm")
     except OSError as error:  # torch names the library, and the reason only as its cause
         raise NotImplementedError(_unlinked(str(error.__cause__ or error))) from error
@@ -261,15 +261,15 @@ def _unlinked(why: str) -> str:
 
 def suitable(package: Any) -> Any:
     """``package`` itself if it has every function; ``NotImplementedError`` of one line if not."""
-    lacking = [name for name in NEEDED if not callable(getattr(package, name, None))]
-    said = getattr(package, "__version__", "of unknown version")
+    lacking = [name for name in FUNCTIONS if not callable(getattr(package, name, None))]
+    version = getattr(package, "__version__", "of unknown version")
     if lacking:
         raise NotImplementedError(
-            f"deep_gemm {said} has no {', '.join(lacking)}; install sgl-deep-gemm==0.1.5"
+            f"deep_gemm {version} has no {', '.join(lacking)}; install sgl-deep-gemm==0.1.5"
         )
     if STATS not in inspect.signature(package.fp8_mega_moe).parameters:
         raise NotImplementedError(
-            f"fp8_mega_moe of deep_gemm {said} takes no {STATS}; install sgl-deep-gemm==0.1.5"
+            f"fp8_mega_moe of deep_gemm {version} takes no {STATS}; install sgl-deep-gemm==0.1.5"
         )
     return package
 

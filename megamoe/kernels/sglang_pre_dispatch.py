@@ -85,14 +85,14 @@ def _load(source: Source) -> Any:
             "get_cuda_version": _cuda_version,
         },
     }
-    kept: dict[str, ModuleType] = {}
-    with standing_in(stands, ("sglang",), real, kept):
+    modules: dict[str, ModuleType] = {}
+    with standing_in(stands, ("sglang",), real, modules):
         function = importlib.import_module("sglang.kernels.ops.moe.dsv4").mega_moe_pre_dispatch
 
-    def call(*given: Any, **named: Any) -> None:
+    def call(*args: Any, **kwargs: Any) -> None:
         # The compiler is started by the first call, and imports more of SGLang by then.
-        with standing_in(stands, ("sglang",), real, kept):
-            function(*given, **named)
+        with standing_in(stands, ("sglang",), real, modules):
+            function(*args, **kwargs)
 
     return call
 

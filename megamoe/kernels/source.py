@@ -39,7 +39,7 @@ class Source:
     wheel: Path | None
     root: Path | None
     """The folder of an installation; None for a wheel."""
-    _kept: list[Any] = field(default_factory=list)
+    _folders: list[Any] = field(default_factory=list)
 
     @classmethod
     def of(cls, need: Need) -> Source:
@@ -49,7 +49,7 @@ class Source:
         zip file.
         """
         wheel = wheel_of(need.wheel)
-        if not need.found():
+        if not need.installation():
             raise NotImplementedError(need.missing())
         if wheel is not None:
             try:
@@ -68,27 +68,27 @@ class Source:
 
     def only(self, pattern: str) -> str:
         """The one file that matches; ``NotImplementedError`` where there is none or several."""
-        found = [name for name in self.names if fnmatchcase(name, pattern)]
-        if len(found) != 1:
-            several = f"several of {pattern}: {', '.join(found)}" if found else f"no {pattern}"
+        matches = [name for name in self.names if fnmatchcase(name, pattern)]
+        if len(matches) != 1:
+            several = f"several of {pattern}: {', '.join(matches)}" if matches else f"no {pattern}"
             raise NotImplementedError(f"{self} has {several}; the adapter knows other versions")
-        return found[0]
+        return matches[0]
 
     def folder(self, *patterns: str) -> Path:
         """A folder that holds all files which match one of ``patterns``, at their places."""
         if self.root is not None:
             return self.root
         assert self.wheel is not None
-        wanted = [n for n in self.names if any(fnmatchcase(n, one) for one in patterns)]
+        members = [n for n in self.names if any(fnmatchcase(n, one) for one in patterns)]
         with zipfile.ZipFile(self.wheel) as archive:
-            archive.extractall(self._unpacked, wanted)
+            archive.extractall(self._unpacked, members)
         return self._unpacked
 
     @cached_property
     def _unpacked(self) -> Path:
-        kept = tempfile.TemporaryDirectory(prefix="megamoe-wheel-", ignore_cleanup_errors=True)
-        self._kept.append(kept)  # removed with the last reference, or at the end
-        return Path(kept.name)
+        folder = tempfile.TemporaryDirectory(prefix="megamoe-wheel-", ignore_cleanup_errors=True)
+        self._folders.append(folder)  # removed with the last reference, or at the end
+        return Path(folder.name)
 
     def fingerprint(self, name: str) -> dict[str, Any]:
         """A backend's fingerprint: sha256 of the one file that is executed, and the version."""
@@ -123,25 +123,25 @@ def standing_in(
     stands: Mapping[str, Mapping[str, Any]],
     bare: Sequence[str],
     real: Callable[[str], Path | None] = lambda name: None,
-    kept: dict[str, ModuleType] | None = None,
+    modules: dict[str, ModuleType] | None = None,
 ) -> Iterator[None]:
     """Imports of the packages in ``bare`` give stand-ins; ``real`` may name a file for a module.
 
-    ``kept`` holds the modules from one use to the next, so that each is executed once.
+    ``modules`` holds the modules from one use to the next, so that each is executed once.
     """
     finder = _Finder(stands, tuple(bare), real)
-    kept = {} if kept is None else kept
+    modules = {} if modules is None else modules
     before = {name: one for name, one in sys.modules.items() if finder.has(name)}
     for name in before:
         del sys.modules[name]
-    sys.modules.update(kept)
+    sys.modules.update(modules)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
         for name in [one for one in sys.modules if finder.has(one)]:
-            kept[name] = sys.modules.pop(name)
+            modules[name] = sys.modules.pop(name)
         sys.modules.update(before)
 
 
@@ -153,9 +153,9 @@ class _Stand(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        made = type(name, (), {})
-        setattr(self, name, made)
-        return made
+        stand = type(name, (), {})
+        setattr(self, name, stand)
+        return stand
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -180,10 +180,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        made = _Stand(spec.name)
+        module = _Stand(spec.name)
         for attribute, value in self.stands.get(spec.name, {}).items():
-            setattr(made, attribute, value)
-        return made
+            setattr(module, attribute, value)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         """A stand-in has nothing to execute."""

@@ -44,12 +44,12 @@ class VllmEplb:
     ) -> torch.Tensor:  # fmt: skip
         """Physical ids of ``topk_ids`` (T, K); adds to ``expert_load_view`` in place."""
         more = dict(zip((PADDED,), unpadded, strict=False))
-        made: torch.Tensor = self._map(
+        physical: torch.Tensor = self._map(
             topk_ids=topk_ids, expert_load_view=expert_load_view,
             logical_to_physical_map=logical_to_physical_map,
             logical_replica_count=logical_replica_count, record_enabled=record_enabled, **more,
         )  # fmt: skip
-        return made
+        return physical
 
     def fingerprint(self) -> dict[str, Any]:
         """The digest of vLLM's file, its version, and whether Triton's interpreter runs it."""

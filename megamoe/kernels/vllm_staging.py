@@ -56,16 +56,16 @@ class VllmStaging:
             )
         self.contracts = contracts_of(PADDED in parameters)
 
-    def prepare(self, *given: torch.Tensor) -> None:
+    def prepare(self, *tensors: torch.Tensor) -> None:
         """Staging, in place: ``(hidden_states, topk_weights, topk_ids, x_fp8, x_sf, topk_idx_out,
         topk_weights_out)`` and, from 2026-09 on, the mask of padding rows.
 
         ``x_fp8`` may come as bytes; the kernel stores E4M3 values, so it gets a view of that type.
         """
-        codes = given[3]
+        codes = tensors[3]
         if codes.dtype in (torch.uint8, torch.int8):
             codes = codes.view(torch.float8_e4m3fn)
-        self.module.prepare_megamoe_inputs(*given[:3], codes, *given[4:])
+        self.module.prepare_megamoe_inputs(*tensors[:3], codes, *tensors[4:])
 
     def fingerprint(self) -> dict[str, Any]:
         """The digest of vLLM's file, and its version."""

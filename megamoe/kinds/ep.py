@@ -21,13 +21,13 @@ from megamoe.cases import Case
 from megamoe.cases.counter import below, key
 from megamoe.cases.forms import EP
 from megamoe.cases.streams import MAP
-from megamoe.judge import BadOutput, Finding, Verdict, bitwise, checked, forward_bits, place_of
+from megamoe.judge import BadOutput, Finding, Verdict, bitwise, forward_bits, place_of, tensor_bits
 from megamoe.kinds import forward, laws
 from megamoe.spec.contract import contract as contract_of
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS, WEIGHTS
-from megamoe.worker.exchange import Caller, Returned
+from megamoe.worker.exchange import Caller, CallResult
 
 # --- the placement ------------------------------------------------------------------------------
 
@@ -88,8 +88,8 @@ def places(case: Case, problem: Problem, ranks: int, revision: str) -> list[Plac
         rows = slice(int(ends[rank]), int(ends[rank + 1]))
         load = np.zeros(physical, np.int32)
         mapped, load = oracle.eplb(ids[rows], load, table, count, True, contract_of(revision), None)
-        held = [p % case.params["experts"] for p in range(local * rank, local * (rank + 1))]
-        out.append(Place(rows, held, mapped, load))
+        experts = [p % case.params["experts"] for p in range(local * rank, local * (rank + 1))]
+        out.append(Place(rows, experts, mapped, load))
     return out
 
 
@@ -103,129 +103,133 @@ def judge(runner: Any, case: Case) -> Verdict:
     golden, problem = runner.problem(case)
     every = places(case, problem, ranks, identity.contract)
     with runner.caller() as call:
-        shown = _shown(_asked(case, call, problem, every), identity.here)
+        by_rank = _by_rank(_call_ranks(case, call, problem, every), identity.here)
         alone = None
         steady = identity.batch_invariant and identity.provides("forward")
         if case.params["family"] == "envelope" and steady:
             alone = forward_bits(call.forward(problem).result, problem)["y"]
-    outputs = [_whole(problem, every, shown, at) for at in range(len(shown.labels))]
+    outputs = [_whole(problem, every, by_rank, at) for at in range(len(by_rank.labels))]
     y = outputs[0]
-    found: list[Finding] = []
+    findings: list[Finding] = []
     at = place_of("y", range(problem.num_tokens), problem.topk_ids.numpy())
-    others = list(zip(shown.labels[1:], outputs[1:], strict=True))
+    others = list(zip(by_rank.labels[1:], outputs[1:], strict=True))
     if alone is not None:
         others.append(("one rank in place of the group", alone))
     for label, other in others:
-        found.append(laws.named(case.params["law"], label, bitwise("y", BF16, other, y, at)))
-    found += _counted(every, shown)
+        findings.append(laws.relabel(case.params["law"], label, bitwise("y", BF16, other, y, at)))
+    findings += _judge_counts(every, by_rank)
     if case.params["law"] == "refused":
-        found += _refusals(case, problem, ranks, shown)
+        findings += _refusals(case, problem, ranks, by_rank)
     actual = forward.rows(case, {"y": y})
-    verdict: Verdict = forward.judged(runner, case, golden, problem, actual, found, ("ranks",))
+    verdict: Verdict = forward.verdict_of(
+        runner, case, golden, problem, actual, findings, ("ranks",)
+    )
     return _with_ranks(verdict, every)
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _RankOutputs:
     labels: list[str]
     y: Mapping[int, list[torch.Tensor]]
     """Rank -> one output for each label."""
     extra: Mapping[int, Mapping[str, Any]]
 
 
-def _asked(case: Case, call: Caller, problem: Problem, every: Sequence[Place]) -> list[Returned]:
+def _call_ranks(
+    case: Case, call: Caller, problem: Problem, every: Sequence[Place]
+) -> list[CallResult]:
     """The call on every rank that is here."""
     identity, p = call.session.identity, case.params
     table, count = replicas(case)
     beside = {"map": torch.from_numpy(table), "count": torch.from_numpy(count.astype(np.int64))}
     # Of an expert in use every place, for a rebalance copies any of them.
-    named = set(problem.topk_ids.unique().tolist())
-    asked = []
+    live = set(problem.topk_ids.unique().tolist())
+    requests = []
     for rank in identity.here:
         place, local = every[rank], p["physical"] // len(every)
-        first, held = place.experts[0], torch.tensor(place.experts)
+        first, experts = place.experts[0], torch.tensor(place.experts)
         whole = place.experts == list(range(first, first + local))
-        rows: Any = slice(first, first + local) if whole else held  # a slice copies nothing
+        rows: Any = slice(first, first + local) if whole else experts  # a slice copies nothing
         weights = {name: getattr(problem, name)[rows] for name in WEIGHTS}
         mine = replace(
             problem, hidden_states=problem.hidden_states[place.rows],
             topk_ids=problem.topk_ids[place.rows], topk_weights=problem.topk_weights[place.rows],
             **weights,
         )  # fmt: skip
-        asked.append((mine, {
+        requests.append((mine, {
             "rank": rank, "of": len(every), "law": p["law"], "logical": p["experts"],
             "seed": case.seed, "refuses": p["busy_rank"], "gather": identity.torchrun,
-            "used": [expert in named for expert in place.experts],
+            "used": [expert in live for expert in place.experts],
         }))  # fmt: skip
-    return call.each_rank("ep", asked, beside)
+    return call.each_rank("ep", requests, beside)
 
 
-def _shown(returned: Sequence[Returned], here: Sequence[int]) -> _Shown:
+def _by_rank(outcomes: Sequence[CallResult], here: Sequence[int]) -> _RankOutputs:
     """What came back, by rank; :class:`BadOutput` where a rank's part is missing."""
     y: dict[int, list[torch.Tensor]] = {}
     extra: dict[int, Mapping[str, Any]] = {}
-    labels: list[str] = returned[0].extra.get("labels", [])
-    for each in returned:
+    labels: list[str] = outcomes[0].extra.get("labels", [])
+    for each in outcomes:
         if each.extra.get("labels") != labels or not labels:
             raise BadOutput(f"the ranks {list(here)} made other calls than one another")
         for name, tensor in dict(each.result).items():
             rank, _, _ = name.partition(".")
             y.setdefault(int(rank), []).append(tensor)
         extra |= {int(rank): more for rank, more in each.extra["ranks"].items()}
-    return _Shown(labels, y, extra)
+    return _RankOutputs(labels, y, extra)
 
 
 def _whole(
-    problem: Problem, every: Sequence[Place], shown: _Shown, at: int
+    problem: Problem, every: Sequence[Place], by_rank: _RankOutputs, at: int
 ) -> npt.NDArray[np.uint16]:
     """One output of all ranks, (T, H) bits in the order of the problem's tokens."""
     parts = []
     for rank, place in enumerate(every):
-        if len(shown.y.get(rank, [])) != len(shown.labels):
-            raise BadOutput(f"rank {rank} gave {len(shown.y.get(rank, []))} outputs")
+        if len(by_rank.y.get(rank, [])) != len(by_rank.labels):
+            raise BadOutput(f"rank {rank} gave {len(by_rank.y.get(rank, []))} outputs")
         shape = (place.rows.stop - place.rows.start, problem.hidden_size)
-        parts.append(checked("y", shown.y[rank][at], shape, TENSORS["y"].dtypes))
+        parts.append(tensor_bits("y", by_rank.y[rank][at], shape, TENSORS["y"].dtypes))
     return np.concatenate(parts)
 
 
-def _counted(every: Sequence[Place], shown: _Shown) -> list[Finding]:
+def _judge_counts(every: Sequence[Place], by_rank: _RankOutputs) -> list[Finding]:
     """Rows received by each expert and the load recorded by each rank, of the first call."""
     ids = np.concatenate([place.physical.ravel() for place in every])
     total = np.bincount(ids[ids >= 0], minlength=len(every[0].load))
     out = []
     for rank, place in enumerate(every):
         local = len(place.experts)
-        wanted = total[local * rank : local * (rank + 1)].tolist()
-        got = shown.extra[rank].get("received")
-        if got is not None:
-            out.append(_equal(f"rank {rank}: rows received", got, wanted))
-        out.append(_equal(f"rank {rank}: load", shown.extra[rank]["load"], place.load.tolist()))
+        expected = total[local * rank : local * (rank + 1)].tolist()
+        actual = by_rank.extra[rank].get("received")
+        if actual is not None:
+            out.append(_equal(f"rank {rank}: rows received", actual, expected))
+        out.append(_equal(f"rank {rank}: load", by_rank.extra[rank]["load"], place.load.tolist()))
     return out
 
 
-def _equal(what: str, got: Sequence[int], wanted: Sequence[int]) -> Finding:
-    wrong = [i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b]
+def _equal(what: str, actual: Sequence[int], expected: Sequence[int]) -> Finding:
+    wrong = [i for i, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b]
     text = "" if not wrong else (
-        f"{what}: expert {wrong[0]} has {got[wrong[0]]}, expected {wanted[wrong[0]]}"
+        f"{what}: expert {wrong[0]} has {actual[wrong[0]]}, expected {expected[wrong[0]]}"
     )  # fmt: skip
-    return Finding("load", len(wanted), outside=len(wrong), text=text)
+    return Finding("load", len(expected), outside=len(wrong), text=text)
 
 
-def _refusals(case: Case, problem: Problem, ranks: int, shown: _Shown) -> list[Finding]:
+def _refusals(case: Case, problem: Problem, ranks: int, by_rank: _RankOutputs) -> list[Finding]:
     """The rank over its capacity raises the contract's error, every other one a RankError."""
     out = []
     refuses, most = case.params["busy_rank"] % ranks, problem.max_num_tokens
     for rank in range(ranks):
-        error = shown.extra[rank].get("refused")
+        error = by_rank.extra[rank].get("refused")
         kind, text = error or ("nothing", "")
         if rank == refuses:
             right = kind == "ValueError" and str(most + 1) in text and str(most) in text
-            wanted = f"a ValueError for {most + 1} tokens of {most}"
+            expected = f"a ValueError for {most + 1} tokens of {most}"
         else:
             right = kind == "RankError" and f"rank {refuses} " in text
-            wanted = f"a RankError that names rank {refuses}"
-        said = "" if right else f"rank {rank} raised {kind} {text}; expected {wanted}"
-        out.append(Finding("refused", 1, outside=not right, text=said))
+            expected = f"a RankError that names rank {refuses}"
+        complaint = "" if right else f"rank {rank} raised {kind} {text}; expected {expected}"
+        out.append(Finding("refused", 1, outside=not right, text=complaint))
     return out
 
 
@@ -242,6 +246,6 @@ def _with_ranks(verdict: Verdict, every: Sequence[Place]) -> Verdict:
     return replace(verdict, reason=f"{verdict.reason} ({of})")
 
 
-KIND: Final = replace(forward.KIND, **vars(EP), judge=judge, ask=None, judge_returned=None)
+KIND: Final = replace(forward.KIND, **vars(EP), judge=judge, ask=None, judge_outcome=None)
 
 __all__ = ["KIND", "places", "replicas", "tokens_of"]

@@ -15,11 +15,11 @@ from megamoe.cases.forms import EPLB
 from megamoe.cases.kind import Parts
 from megamoe.cases.recipes import routing
 from megamoe.cases.streams import IDS, MAP, options
-from megamoe.golden import Made, StoredGolden
-from megamoe.judge import Verdict, checked, of_findings
+from megamoe.golden import OracleGolden, StoredGolden
+from megamoe.judge import Verdict, of_findings, tensor_bits
 from megamoe.spec.contract import Contract
 from megamoe.spec.forms import bits
-from megamoe.worker.exchange import Caller, Returned
+from megamoe.worker.exchange import Caller, CallResult
 
 
 def inputs(case: Case) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def inputs(case: Case) -> dict[str, Any]:
     ids, _ = routing(case.seed, tokens, logical, p["top_k"], p.get("ids_recipe", {}))
     dtype = torch.int32 if p["ids_dtype"] == "int32" else torch.int64
     load = below(key(case.seed, IDS), physical, 1000).astype(np.int32)
-    made = {
+    arguments = {
         "topk_ids": torch.from_numpy(ids).to(dtype),
         "expert_load_view": torch.from_numpy(load),
         "logical_to_physical_map": torch.from_numpy(table.astype(np.int64)),
@@ -61,38 +61,38 @@ def inputs(case: Case) -> dict[str, Any]:
         "record_enabled": torch.tensor(bool(p["record"])),
     }
     if "unpadded" in p:
-        made["num_unpadded_tokens"] = torch.tensor(p["unpadded"], dtype=torch.int32)
-    return made
+        arguments["num_unpadded_tokens"] = torch.tensor(p["unpadded"], dtype=torch.int32)
+    return arguments
 
 
 def golden(
-    case: Case, given: Mapping[str, Any], classes: Sequence[str] | None, contract: Contract
-) -> Made:
+    case: Case, inputs: Mapping[str, Any], classes: Sequence[str] | None, contract: Contract
+) -> OracleGolden:
     """``ids`` and ``load``."""
     ids, load = oracle.eplb(
-        given["topk_ids"].numpy(),
-        given["expert_load_view"].numpy(),
-        given["logical_to_physical_map"].numpy(),
-        given["logical_replica_count"].numpy(),
-        bool(given["record_enabled"]),
+        inputs["topk_ids"].numpy(),
+        inputs["expert_load_view"].numpy(),
+        inputs["logical_to_physical_map"].numpy(),
+        inputs["logical_replica_count"].numpy(),
+        bool(inputs["record_enabled"]),
         contract,
-        int(given["num_unpadded_tokens"]) if "num_unpadded_tokens" in given else None,
+        int(inputs["num_unpadded_tokens"]) if "num_unpadded_tokens" in inputs else None,
     )
-    return Made({"ids": ids, "load": load})
+    return OracleGolden({"ids": ids, "load": load})
 
 
-def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
+def ask(call: Caller, case: Case, inputs: Mapping[str, Any]) -> CallResult:
     """The one call of the case."""
-    return call.call("eplb_map", given, own=("expert_load_view",))
+    return call.call("eplb_map", inputs, own=("expert_load_view",))
 
 
-def judge_returned(
-    runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
+def judge_outcome(
+    runner: Any, case: Case, golden: StoredGolden, inputs: Mapping[str, Any], outcome: CallResult
 ) -> Verdict:
     """Every id and every count; the load is the one input that the call may write into."""
-    wanted = given["topk_ids"]
-    actual = checked("ids", returned.result, tuple(wanted.shape), (wanted.dtype,))
-    load = bits(returned.inputs["expert_load_view"])
+    ids = inputs["topk_ids"]
+    actual = tensor_bits("ids", outcome.result, tuple(ids.shape), (ids.dtype,))
+    load = bits(outcome.inputs["expert_load_view"])
     findings = [runner.bitwise(n, t, golden.get(n)) for n, t in (("ids", actual), ("load", load))]
     return of_findings(case.id, case.kind, findings, ("bitwise",))
 
@@ -102,6 +102,6 @@ KIND: Final = Kind(
     inputs=inputs,
     golden=golden,
     ask=ask,
-    judge_returned=judge_returned,
+    judge_outcome=judge_outcome,
     parts=Parts(("ids",), {"load": "expert_load_view"}),
 )

@@ -15,24 +15,24 @@ from megamoe.cases.kind import (
     oracle_tensors,
 )
 from megamoe.cases.recipes import forward_problem
-from megamoe.golden import GoldenError, Made, StoredGolden, predicted, recorded, rows_of
+from megamoe.golden import GoldenError, OracleGolden, StoredGolden, predicted, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
 from megamoe.kinds.rows import repeated
 from megamoe.oracle.folding import leaves_bf16
 from megamoe.predict import model
+from megamoe.predict.explain import describe as changes_line
 from megamoe.predict.explain import explain
-from megamoe.predict.explain import said as changes_line
 from megamoe.spec.contract import CONTRACTS, Contract
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
-from megamoe.worker.exchange import Caller, Missing, Returned
+from megamoe.worker.exchange import Caller, CallResult, Missing
 from megamoe.worker.session import FOLDS_SCALES, Identity
 
 
 @dataclass(frozen=True)
-class Shown:
+class ForwardOutput:
     """The output of a forward for one case, with all its tokens."""
 
     golden: StoredGolden
@@ -46,99 +46,99 @@ class Shown:
 
 def inputs(case: Case) -> dict[str, Any]:
     """The fields of the problem."""
-    return forward_problem(case).given
+    return forward_problem(case).arguments
 
 
 def golden(
-    case: Case, given: Mapping[str, Any], classes: Sequence[str] | None, contract: Contract
-) -> Made:
+    case: Case, inputs: Mapping[str, Any], classes: Sequence[str] | None, contract: Contract
+) -> OracleGolden:
     """:meth:`megamoe.oracle.ForwardGolden.to_tensors` of the rows that the case judges."""
-    problem = rows_of(Problem(**given), case.rows)
+    problem = rows_of(Problem(**inputs), case.rows)
     point = case.params["family"] == "zero-freedom"
     # A point must be one whichever silu a kernel takes, so its proof allows the wider error.
-    found = oracle.forward(problem, classes, contract=contract, any_silu=point)
-    if point and classes is None and not found.zero_freedom:
+    result = oracle.forward(problem, classes, contract=contract, any_silu=point)
+    if point and classes is None and not result.zero_freedom:
         raise GoldenError(
-            f"case {case.id} is declared zero-freedom, but {found.why[0]} (contract "
+            f"case {case.id} is declared zero-freedom, but {result.why[0]} (contract "
             f"{contract.revision}); change its recipes or its family"
         )
-    return Made(dict(found.to_tensors()), found.zero_freedom)
+    return OracleGolden(dict(result.to_tensors()), result.zero_freedom)
 
 
-def lacks(identity: Identity, case: Case, golden: StoredGolden, given: Mapping[str, Any]) -> str:
+def lacks(identity: Identity, case: Case, golden: StoredGolden, inputs: Mapping[str, Any]) -> str:
     """Some inputs have operands that a backend which folds scale factors cannot represent.
 
     A golden that stores digests has no codes to look at. Such a case has ordinary data.
     """
     if not identity.provides(FOLDS_SCALES):
         return ""
-    problem = rows_of(Problem(**given), case.rows)
+    problem = rows_of(Problem(**inputs), case.rows)
     codes = golden.full.get("l2_acts"), golden.full.get("l2_acts_sf")
     return "bfloat16 number for a scaled operand" if leaves_bf16(problem, *codes) else ""
 
 
-def shown(runner: Any, case: Case) -> Shown:
+def run(runner: Any, case: Case) -> ForwardOutput:
     """Run a forward case once."""
-    golden, given = runner.golden(case)
-    if lacking := lacks(runner.session.identity, case, golden, given):
+    golden, inputs = runner.golden(case)
+    if lacking := lacks(runner.session.identity, case, golden, inputs):
         raise Missing(lacking)
     with runner.caller() as call:
-        returned = ask(call, case, given)
-    return _shown(runner, case, golden, given, returned)
+        outcome = ask(call, case, inputs)
+    return _output(runner, case, golden, inputs, outcome)
 
 
-def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
+def ask(call: Caller, case: Case, inputs: Mapping[str, Any]) -> CallResult:
     """The one call of the case. Raises :class:`Missing` if the case needs a GPU and there is
     none."""
     if lacks_cuda(case, call.device):
         raise Missing(ONLY_CUDA)
-    return call.forward(Problem(**given))
+    return call.forward(Problem(**inputs))
 
 
-def judge_returned(
-    runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
+def judge_outcome(
+    runner: Any, case: Case, golden: StoredGolden, inputs: Mapping[str, Any], outcome: CallResult
 ) -> Verdict:
     """Judge by the golden in any case, and by the recorded bits if they belong to the running
     build."""
-    return judge_shown(runner, case, _shown(runner, case, golden, given, returned))
+    return judge_output(runner, case, _output(runner, case, golden, inputs, outcome))
 
 
-def _shown(
-    runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
-) -> Shown:
-    problem = Problem(**given)
+def _output(
+    runner: Any, case: Case, golden: StoredGolden, inputs: Mapping[str, Any], outcome: CallResult
+) -> ForwardOutput:
+    problem = Problem(**inputs)
     # The golden would not have been loaded for inputs of another digest.
-    inputs = runner.store.entry(case)["inputs"]
-    actual = forward_bits(returned.result, problem)
-    return Shown(golden, problem, inputs, actual, returned.fingerprint)
+    digest = runner.store.entry(case)["inputs"]
+    actual = forward_bits(outcome.result, problem)
+    return ForwardOutput(golden, problem, digest, actual, outcome.fingerprint)
 
 
-def judge_shown(runner: Any, case: Case, what: Shown) -> Verdict:
+def judge_output(runner: Any, case: Case, what: ForwardOutput) -> Verdict:
     """The verdict on the output."""
-    state, moved, how = _recorded(runner, case, what)
-    moved = [*moved, *repeated(case, what.actual, what.problem)]
+    state, after, how = _compare_recording(runner, case, what)
+    after = [*after, *repeated(case, what.actual, what.problem)]
     actual = rows(case, what.actual)
-    verdict = judged(runner, case, what.golden, what.problem, actual, [], (), moved, how)
+    verdict = verdict_of(runner, case, what.golden, what.problem, actual, [], (), after, how)
     verdict = replace(verdict, recorded=state)
-    return verdict if runner.predictions is None else _predicted(runner, case, what, verdict, moved)
+    return verdict if runner.predictions is None else _predicted(runner, case, what, verdict, after)
 
 
 def _predicted(
-    runner: Any, case: Case, what: Shown, verdict: Verdict, moved: Sequence[Finding]
+    runner: Any, case: Case, what: ForwardOutput, verdict: Verdict, after: Sequence[Finding]
 ) -> Verdict:
-    """``verdict`` with what the shown bits are to the model's; its status stays."""
-    kept: predicted.Predictions = runner.predictions
+    """``verdict`` with what the bits of the output are to the model's; its status stays."""
+    predictions: predicted.Predictions = runner.predictions
     narrowed, actual = rows_of(what.problem, case.rows), rows(case, what.actual)
     ids, revision = narrowed.topk_ids.numpy(), runner.session.identity.contract
-    state, unlike = kept.compare(case.id, revision, what.inputs, actual, ids)
+    state, unlike = predictions.compare(case.id, revision, what.inputs, actual, ids)
     if unlike is None:
         return replace(verdict, predicted=state)
-    outside = any(finding not in moved for finding in verdict.findings)
-    said = unlike.line()
+    outside = any(finding not in after for finding in verdict.findings)
+    text = unlike.line()
     if runner.explains and not runner.brief:
-        changes = explain(narrowed, actual, model(kept.model), CONTRACTS[revision])
-        said = f"{said}; {changes_line(changes)}"
-    return replace(verdict, predicted="outside" if outside else "inside", unlike=said)
+        changes = explain(narrowed, actual, model(predictions.model), CONTRACTS[revision])
+        text = f"{text}; {changes_line(changes)}"
+    return replace(verdict, predicted="outside" if outside else "inside", unlike=text)
 
 
 def rows(case: Case, actual: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def rows(case: Case, actual: Mapping[str, Any]) -> dict[str, Any]:
     return {name: array[case.rows] for name, array in actual.items()}
 
 
-def judged(
+def verdict_of(
     runner: Any, case: Case, golden: StoredGolden, problem: Problem, actual: dict[str, Any],
     before: Sequence[Finding], how: tuple[str, ...], after: Sequence[Finding] = (),
     also: tuple[str, ...] = (),
@@ -157,8 +157,8 @@ def judged(
     accumulator = runner.session.identity.accumulator
     narrowed = rows_of(problem, case.rows)
     result = judge_forward(actual, golden, accumulator, narrowed, case.rows)
-    found = [*before, *result.findings, *after]
-    verdict = of_findings(case.id, case.kind, found, (*how, *result.how, *also))
+    findings = [*before, *result.findings, *after]
+    verdict = of_findings(case.id, case.kind, findings, (*how, *result.how, *also))
     if verdict.status != "fail":
         return verdict
     runner.add_details(actual, golden, accumulator, narrowed, case.rows, result.findings)
@@ -172,22 +172,28 @@ def judged(
     return verdict
 
 
-def _recorded(runner: Any, case: Case, what: Shown) -> tuple[str, list[Finding], tuple[str, ...]]:
-    kept = runner.kept
-    if kept is None:
+def _compare_recording(
+    runner: Any, case: Case, what: ForwardOutput
+) -> tuple[str, list[Finding], tuple[str, ...]]:
+    recording = runner.record
+    if recording is None:
         return "none", [], ()
     revision = runner.session.identity.contract
-    state = kept.state(case.id, what.inputs, what.fingerprint, revision)
+    state = recording.state(case.id, what.inputs, what.fingerprint, revision)
     if state != "same":
         return state, [], ()
     ids = what.problem.topk_ids.numpy()
-    found = recorded.moved(kept.data["cases"][case.id], what.actual, ids, kept.machine)
-    return "moved" if found else "matched", found, ("recorded",)
+    findings = recorded.differences(
+        recording.data["cases"][case.id], what.actual, ids, recording.machine
+    )
+    return "moved" if findings else "matched", findings, ("recorded",)
 
 
-def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -> dict[str, Any]:
+def dump(
+    case: Case, inputs: Mapping[str, Any], golden: OracleGolden, contract: Contract
+) -> dict[str, Any]:
     """Every stage of the oracle; of the weights only the experts that an id names."""
-    problem = rows_of(Problem(**given), case.rows)
+    problem = rows_of(Problem(**inputs), case.rows)
     experts = problem.topk_ids[problem.topk_ids >= 0].unique()
     stage = {} if problem.only_y else oracle.staging(
         bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
@@ -197,9 +203,9 @@ def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -
     oracle.forward(problem, (), contract=contract, trace=between)
     return {
         "input.experts": experts,
-        **{f"input.{n}": given[n][experts] for n in (*WEIGHTS, *problem.expert_factors)},
+        **{f"input.{n}": inputs[n][experts] for n in (*WEIGHTS, *problem.expert_factors)},
         **{f"oracle.{name}": tensor for name, tensor in (stage | between).items()},
-        **oracle_tensors(case, given, made, contract),
+        **oracle_tensors(case, inputs, golden, contract),
     }
 
 
@@ -209,6 +215,6 @@ KIND: Final = Kind(
     golden=golden,
     ask=ask,
     lacks=lacks,
-    judge_returned=judge_returned,
+    judge_outcome=judge_outcome,
     dump=dump,
 )

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 
 from megamoe.judge import CALLS, IN_LAW, Finding, bitwise, place_of
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
-from megamoe.worker.outcomes import Raised
+from megamoe.worker.outcomes import BackendFailure
 
 Forward = Callable[[Problem], npt.NDArray[Any]]
 """A backend's ``y`` of a problem: (T, H) bits of bfloat16, uint16, in memory of their own."""
@@ -57,17 +57,17 @@ def findings(y_of: Forward, problem: Problem, law: str) -> list[Finding]:
                 y_of(variant.before)
             actual = y_of(variant.problem)
         place = place_of("y", variant.of, ids[variant.of])
-        found = bitwise("y", BF16, actual[variant.rows], base[variant.of], place)
-        out.append(named(law, variant.label, found))
+        finding = bitwise("y", BF16, actual[variant.rows], base[variant.of], place)
+        out.append(relabel(law, variant.label, finding))
     return out
 
 
-def named(law: str, label: str, found: Finding) -> Finding:
+def relabel(law: str, label: str, finding: Finding) -> Finding:
     """A bad finding, with the law and the variant for words."""
-    if not found.bad:
-        return found
-    text = f"{law}: {label} changes {found.outside} of {found.total} outputs"
-    return replace(found, text=text, sides=CALLS)
+    if not finding.bad:
+        return finding
+    text = f"{law}: {label} changes {finding.outside} of {finding.total} outputs"
+    return replace(finding, text=text, sides=CALLS)
 
 
 @contextmanager
@@ -76,9 +76,9 @@ def in_law(law: str, label: str = "") -> Iterator[None]:
     did not."""
     try:
         yield
-    except Raised as raised:
+    except BackendFailure as raised:
         variant = f": {label}" if label else ""
-        raise Raised(f"{raised}{IN_LAW}{law}{variant}") from raised
+        raise BackendFailure(f"{raised}{IN_LAW}{law}{variant}") from raised
 
 
 def variants(problem: Problem, law: str) -> Iterator[Variant]:
@@ -122,8 +122,8 @@ def _other_weights(problem: Problem) -> Iterator[Variant]:
     count = problem.num_experts
     rows, ids = _all(problem), problem.topk_ids
     order = torch.arange(count, device=ids.device).flip(0)
-    moved = torch.where(ids >= 0, count - 1 - ids, ids)
-    other = problem.at_experts(order, moved)
+    new_ids = torch.where(ids >= 0, count - 1 - ids, ids)
+    other = problem.at_experts(order, new_ids)
     for turn in ("second", "fourth"):
         yield Variant(f"other weights of the same shape, in the {turn} call", other, rows, rows)
         yield Variant("the first weights again", problem, rows, rows)
@@ -140,7 +140,7 @@ def _batch_invariance(problem: Problem) -> Iterator[Variant]:
             yield Variant(label, _take(problem, piece), list(range(len(piece))), piece)
     half = rows[: (len(rows) + 1) // 2]
     yield Variant("the first half of the batch", _take(problem, half), half, half)
-    label = f"the batch appended to itself ({counted(2 * len(rows), 'token')})"
+    label = f"the batch appended to itself ({quantity(2 * len(rows), 'token')})"
     yield Variant(label, _take(problem, rows + rows), [r + len(rows) for r in rows], rows)
 
 
@@ -156,14 +156,14 @@ def _replica_choice(problem: Problem) -> Iterator[Variant]:
     ids = problem.topk_ids
     row = torch.arange(problem.num_tokens, device=ids.device).unsqueeze(-1)
     turn = row + torch.arange(problem.top_k, device=ids.device)
-    for label, replicas, chosen in (
+    for label, replicas, choice in (
         ("the second replica for every slot", 2, torch.ones_like(ids)),
         ("alternating replicas", 2, turn % 2),
         (f"{MANY_REPLICAS} replicas in turn", MANY_REPLICAS, turn % MANY_REPLICAS),
     ):
         order = torch.arange(count, device=ids.device).repeat(replicas)
-        moved = torch.where(ids >= 0, ids + chosen * count, ids)
-        yield Variant(label, problem.at_experts(order, moved), _all(problem), _all(problem))
+        new_ids = torch.where(ids >= 0, ids + choice * count, ids)
+        yield Variant(label, problem.at_experts(order, new_ids), _all(problem), _all(problem))
 
 
 def _ep_size(problem: Problem) -> Iterator[Variant]:
@@ -172,16 +172,16 @@ def _ep_size(problem: Problem) -> Iterator[Variant]:
     device = problem.topk_ids.device
     ids = problem.topk_ids
     turned = torch.arange(count, device=device).roll(1)
-    moved = torch.where(ids >= 0, (ids + 1) % count, ids)
+    new_ids = torch.where(ids >= 0, (ids + 1) % count, ids)
     yield Variant(
-        "numbering the experts from another one", problem.at_experts(turned, moved),
+        "numbering the experts from another one", problem.at_experts(turned, new_ids),
         _all(problem), _all(problem),
     )  # fmt: skip
-    used = ids[ids >= 0].unique()
-    if 0 < len(used) < count:
-        dense = torch.where(ids >= 0, torch.searchsorted(used, ids.clamp_min(0)), ids)
+    experts = ids[ids >= 0].unique()
+    if 0 < len(experts) < count:
+        dense = torch.where(ids >= 0, torch.searchsorted(experts, ids.clamp_min(0)), ids)
         yield Variant(
-            "only the experts that are used", problem.at_experts(used, dense.contiguous()),
+            "only the experts that are used", problem.at_experts(experts, dense.contiguous()),
             _all(problem), _all(problem),
         )  # fmt: skip
 
@@ -222,7 +222,7 @@ def _padding_rows(problem: Problem) -> Iterator[Variant]:
             topk_weights=padded(problem.topk_weights, float("nan")),
             max_num_tokens=max(problem.max_num_tokens, problem.num_tokens + count),
         )
-        yield Variant(f"{counted(count, 'padding row')} of NaN", variant, rows, rows)
+        yield Variant(f"{quantity(count, 'padding row')} of NaN", variant, rows, rows)
 
 
 def _masked_slots(problem: Problem) -> Iterator[Variant]:
@@ -251,4 +251,4 @@ LAWS: dict[str, Callable[[Problem], Iterator[Variant]]] = {
     "masked-slots": _masked_slots,
 }
 
-__all__ = ["LAWS", "Forward", "Variant", "findings", "in_law", "named", "variants"]
+__all__ = ["LAWS", "Forward", "Variant", "findings", "in_law", "relabel", "variants"]

@@ -15,9 +15,9 @@ from megamoe.judge import (
     Finding,
     Verdict,
     bitwise,
-    checked,
     forward_bits,
     place_of,
+    tensor_bits,
 )
 from megamoe.kinds import forward, laws
 from megamoe.kinds.rows import repeated
@@ -45,20 +45,20 @@ def judge(runner: Any, case: Case) -> Verdict:
             return forward_bits(call.forward(p).result, p)["y"]
 
         if excused:
-            found = []
+            findings = []
         elif law in LAUNCHED:
-            found = launch_findings(runner, call, problem, law)
+            findings = launch_findings(runner, call, problem, law)
         else:
-            found = laws.findings(y_of, problem, law)
-        shown = forward_bits(call.forward(problem).result, problem)
-    found += repeated(case, shown, problem)
-    actual = forward.rows(case, shown)
+            findings = laws.findings(y_of, problem, law)
+        output = forward_bits(call.forward(problem).result, problem)
+    findings += repeated(case, output, problem)
+    actual = forward.rows(case, output)
 
-    def judged(by: Any) -> Verdict:
+    def verdict_of(by: Any) -> Verdict:
         how = () if excused else ("law",)
-        return forward.judged(runner, case, by, problem, actual, found, how)
+        return forward.verdict_of(runner, case, by, problem, actual, findings, how)
 
-    verdict = runner.under_others(case, judged(golden), judged)
+    verdict = runner.under_others(case, verdict_of(golden), verdict_of)
     if excused and verdict.status == "pass":
         raise Missing(f"promise of law {law}: it says batch_invariant = False")
     return verdict
@@ -70,23 +70,23 @@ def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> li
     base = forward_bits(call.forward(problem).result, problem)["y"]
     ids = problem.topk_ids.numpy()
     with laws.in_law(law):
-        returned = call.act("launch", problem, law=law)
-    labels, orders = returned.extra.get("labels", []), returned.extra.get("orders", [])
-    if not labels or len(labels) != len(returned.result):
-        raise BadOutput(f"law {law} gave {len(returned.result)} outputs for {len(labels)} variants")
+        outcome = call.act("launch", problem, law=law)
+    labels, orders = outcome.extra.get("labels", []), outcome.extra.get("orders", [])
+    if not labels or len(labels) != len(outcome.result):
+        raise BadOutput(f"law {law} gave {len(outcome.result)} outputs for {len(labels)} variants")
     out, misshapen = [], dict[str, list[str]]()
-    for label, order, y in zip(labels, orders, returned.result.values(), strict=True):
+    for label, order, y in zip(labels, orders, outcome.result.values(), strict=True):
         try:
-            actual = checked("y", y, tuple(base.shape), TENSORS["y"].dtypes)
+            actual = tensor_bits("y", y, tuple(base.shape), TENSORS["y"].dtypes)
         except BadOutput as error:
             misshapen.setdefault(str(error), []).append(label)
             continue
         place = place_of("y", order, ids[order])
-        out.append(laws.named(law, label, bitwise("y", BF16, actual, base[order], place)))
+        out.append(laws.relabel(law, label, bitwise("y", BF16, actual, base[order], place)))
     if misshapen:
-        said = [f"{text} ({', '.join(labels)})" for text, labels in misshapen.items()]
-        said += [found.text for found in out if found.bad]
-        raise BadOutput(f"{'; '.join(said)}{IN_LAW}{law}")
+        texts = [f"{text} ({', '.join(labels)})" for text, labels in misshapen.items()]
+        texts += [finding.text for finding in out if finding.bad]
+        raise BadOutput(f"{'; '.join(texts)}{IN_LAW}{law}")
     return out
 
 

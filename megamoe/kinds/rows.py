@@ -33,7 +33,7 @@ def repeated(case: Case, actual: Mapping[str, Any], problem: Problem) -> list[Fi
     source = twins(case.seed, distinct, others)
     ids = problem.topk_ids.numpy()[distinct:]
     live = (ids >= 0).any(axis=1)
-    found = []
+    findings = []
     for name, stage in actual.items():
         tensor = TENSORS[name]
         # If only live slots have codes, most tokens of some batches have none.
@@ -48,15 +48,15 @@ def repeated(case: Case, actual: Mapping[str, Any], problem: Problem) -> list[Fi
         place = place_of(name, at.tolist(), own)
         mask = None if tensor.reads_masked else (own >= 0)[:, :, None]
         one = bitwise(name, tensor.form_of(stage), pair[0], pair[1], place, mask)
-        found.append(_named(one, distinct))
-    return found
+        findings.append(_relabel(one, distinct))
+    return findings
 
 
-def _named(found: Finding, distinct: int) -> Finding:
-    if not found.bad:
-        return found
+def _relabel(finding: Finding, distinct: int) -> Finding:
+    if not finding.bad:
+        return finding
     text = (
-        f"{found.stage}: {found.outside} elements are not those of the token with the same inputs, "
-        f"one of the first {distinct}"
+        f"{finding.stage}: {finding.outside} elements are not those of the token with the same "
+        f"inputs, one of the first {distinct}"
     )
-    return replace(found, text=text, sides=TWINS)
+    return replace(finding, text=text, sides=TWINS)

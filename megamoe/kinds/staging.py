@@ -15,14 +15,14 @@ from megamoe.cases.kind import (
     Parts,
     oracle_tensors,
 )
-from megamoe.cases.recipes import bf16_tensor, hidden_states, made_tokens, routing, twins
-from megamoe.golden import Made, StoredGolden
+from megamoe.cases.recipes import bf16_tensor, hidden_states, own_tokens, routing, twins
+from megamoe.golden import OracleGolden, StoredGolden
 from megamoe.judge import Finding, Verdict, of_findings
 from megamoe.spec.contract import Contract
 from megamoe.spec.forms import bits
 from megamoe.spec.rest import FILLS, MASKED_REST
 from megamoe.spec.tensors import OPERATIONS, TENSORS
-from megamoe.worker.exchange import Caller, Returned
+from megamoe.worker.exchange import Caller, CallResult
 from megamoe.worker.serve import POISON
 
 PREPARE: Final = OPERATIONS["prepare"]
@@ -36,56 +36,54 @@ def inputs(case: Case) -> dict[str, Any]:
     """
     p = case.params
     tokens = np.arange(p["tokens"])
-    made_at, at = made_tokens(case.seed, p, tokens)
-    ids, weights = routing(
-        case.seed, made_at, p["experts"], p["top_k"], p.get("routing_recipe", {})
-    )
+    own, at = own_tokens(case.seed, p, tokens)
+    ids, weights = routing(case.seed, own, p["experts"], p["top_k"], p.get("routing_recipe", {}))
     dtype = {"int32": np.int32, "int64": np.int64}[p["ids_dtype"]]
-    rows = hidden_states(case.seed, made_at, p["hidden"], p.get("hidden_recipe", {}))
-    made = {
+    rows = hidden_states(case.seed, own, p["hidden"], p.get("hidden_recipe", {}))
+    tensors = {
         "hidden_states": bf16_tensor(rows[at]),
         "topk_weights": torch.from_numpy(weights[at]),
         "topk_ids": torch.from_numpy(ids[at].astype(dtype)),
     }
     if "unpadded" in p:
-        made["is_padding"] = torch.from_numpy(tokens >= p["unpadded"])
-    return made
+        tensors["is_padding"] = torch.from_numpy(tokens >= p["unpadded"])
+    return tensors
 
 
 def golden(
-    case: Case, given: Mapping[str, Any], classes: Sequence[str] | None, contract: Contract
-) -> Made:
+    case: Case, inputs: Mapping[str, Any], classes: Sequence[str] | None, contract: Contract
+) -> OracleGolden:
     """``x``, ``x_sf``, ``topk_idx`` and ``topk_weights``, which are kept as bits.
 
     For a case with ``distinct``, the rows of the first tokens: staging knows no other row.
     """
     own = slice(case.params.get("distinct"))
-    made = oracle.staging(
-        bits(given["hidden_states"][own]), given["topk_weights"][own].numpy(),
-        given["topk_ids"][own].numpy(), contract,
-        given["is_padding"].numpy() if "is_padding" in given else None,
+    tensors = oracle.staging(
+        bits(inputs["hidden_states"][own]), inputs["topk_weights"][own].numpy(),
+        inputs["topk_ids"][own].numpy(), contract,
+        inputs["is_padding"].numpy() if "is_padding" in inputs else None,
     )  # fmt: skip
-    return Made({**made, "topk_weights": made["topk_weights"].view(np.uint32)})
+    return OracleGolden({**tensors, "topk_weights": tensors["topk_weights"].view(np.uint32)})
 
 
-def ask(call: Caller, case: Case, given: Mapping[str, Any]) -> Returned:
+def ask(call: Caller, case: Case, inputs: Mapping[str, Any]) -> CallResult:
     """The one call of the case."""
-    after = {name: given[name] for name in ("is_padding",) if name in given}
-    takes = {name: given[name] for name in PREPARE.takes}
-    return call.call("prepare", takes, blanks(case, given), after=after)
+    after = {name: inputs[name] for name in ("is_padding",) if name in inputs}
+    takes = {name: inputs[name] for name in PREPARE.takes}
+    return call.call("prepare", takes, blanks(case, inputs), after=after)
 
 
-def judge_returned(
-    runner: Any, case: Case, golden: StoredGolden, given: Mapping[str, Any], returned: Returned
+def judge_outcome(
+    runner: Any, case: Case, golden: StoredGolden, inputs: Mapping[str, Any], outcome: CallResult
 ) -> Verdict:
     """Every bit of the batch's rows; beyond them what the contract has, no byte or masked slots."""
-    tokens, ids = len(given["topk_ids"]), given["topk_ids"].numpy()
+    tokens, ids = len(inputs["topk_ids"]), inputs["topk_ids"].numpy()
     masked = runner.session.identity.contract in MASKED_REST
     findings = []
     source = np.arange(tokens)
     if "distinct" in case.params:
         source = twins(case.seed, case.params["distinct"], source)
-    for name, tensor in returned.blank.items():
+    for name, tensor in outcome.blank.items():
         right = golden.get(name)[source]
         findings.append(runner.bitwise(name, bits(tensor[:tokens]), right, ids))
         masks = masked and name in FILLS
@@ -93,21 +91,21 @@ def judge_returned(
     return of_findings(case.id, case.kind, findings, ("bitwise",))
 
 
-def blanks(case: Case, given: Any) -> dict[str, torch.Tensor]:
+def blanks(case: Case, inputs: Any) -> dict[str, torch.Tensor]:
     """The buffer's tensors: at least one row more than the batch has."""
-    tokens, top_k = given["topk_ids"].shape
+    tokens, top_k = inputs["topk_ids"].shape
     rows = max(case.params["capacity"], tokens + 1)
     sizes = {"T": rows, "K": top_k, "H": case.params["hidden"]}
-    made = [TENSORS[name] for name in PREPARE.returns]
-    return {t.name: torch.empty(t.sizes(sizes), dtype=t.dtypes[0]) for t in made}
+    specs = [TENSORS[name] for name in PREPARE.returns]
+    return {t.name: torch.empty(t.sizes(sizes), dtype=t.dtypes[0]) for t in specs}
 
 
 def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
     """Judge that rows beyond the batch are unchanged."""
     rest = bits(tensor[tokens:].contiguous().view(torch.uint8))
-    changed = int((rest != POISON).sum())
-    text = f"{name}: {changed} bytes of rows beyond the {tokens} tokens were written"
-    return Finding(name, rest.size, text=text if changed else "")
+    count = int((rest != POISON).sum())
+    text = f"{name}: {count} bytes of rows beyond the {tokens} tokens were written"
+    return Finding(name, rest.size, text=text if count else "")
 
 
 def _masked(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
@@ -122,10 +120,12 @@ def _bytes_of(name: str, rest: torch.Tensor) -> torch.Tensor:
     return torch.full_like(rest, FILLS[name]).contiguous().view(torch.uint8)
 
 
-def dump(case: Case, given: Mapping[str, Any], made: Made, contract: Contract) -> dict[str, Any]:
+def dump(
+    case: Case, inputs: Mapping[str, Any], golden: OracleGolden, contract: Contract
+) -> dict[str, Any]:
     """The golden, weights as numbers."""
-    weights = made.tensors["topk_weights"].view(np.float32)
-    return {**oracle_tensors(case, given, made, contract), "oracle.topk_weights": weights}
+    weights = golden.tensors["topk_weights"].view(np.float32)
+    return {**oracle_tensors(case, inputs, golden, contract), "oracle.topk_weights": weights}
 
 
 KIND: Final = Kind(
@@ -133,7 +133,7 @@ KIND: Final = Kind(
     inputs=inputs,
     golden=golden,
     ask=ask,
-    judge_returned=judge_returned,
+    judge_outcome=judge_outcome,
     parts=Parts((), {name: name for name in PREPARE.returns}, "topk_ids"),
     dump=dump,
 )

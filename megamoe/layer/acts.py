@@ -24,19 +24,19 @@ from megamoe.spec.texts import NEWER_FACE
 Args = Mapping[str, Any]
 
 
-def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
+def run(host: Any, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     """The result and further keys of the reply to ``request``; raises the backend's exceptions."""
     plain = dict(request["plain"])
     if request["call"] == "refuse":
         revision = contract(plain["contract"])
-        return None, {"refused": ACTIONS[plain["action"]](plain["args"], served, revision)}
+        return None, {"refused": ACTIONS[plain["action"]](plain["args"], host, revision)}
     if request["call"] == "ep":
-        return rank_acts.run(served, request, given)
+        return rank_acts.run(host, request, inputs)
     law = plain.pop("law")
-    problem = Problem(**given, **plain)
-    made = list(launch_laws.variants(served.backend, problem, law))
-    outputs = {str(i): y for i, (_, y, _) in enumerate(made)}
-    return outputs, {"labels": [m[0] for m in made], "orders": [m[2] for m in made]}
+    problem = Problem(**inputs, **plain)
+    variants = list(launch_laws.variants(host.backend, problem, law))
+    outputs = {str(i): y for i, (_, y, _) in enumerate(variants)}
+    return outputs, {"labels": [m[0] for m in variants], "orders": [m[2] for m in variants]}
 
 
 # --- wrong calls --------------------------------------------------------------------------------
@@ -48,10 +48,10 @@ def _attempt(call: Callable[[], Any], watched: Mapping[str, torch.Tensor]) -> di
     error: list[str] | None = None
     try:
         call()
-    except Exception as raised:
-        error = [type(raised).__name__, str(raised)]
-    written = [n for n, tensor in watched.items() if not torch.equal(_bytes(tensor), before[n])]
-    return {"error": error, "written": written}
+    except Exception as exception:
+        error = [type(exception).__name__, str(exception)]
+    writes = [n for n, tensor in watched.items() if not torch.equal(_bytes(tensor), before[n])]
+    return {"error": error, "written": writes}
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -73,13 +73,13 @@ def _module(
     return DeepseekV4MegaMoEExperts(tokens, **sizes)
 
 
-def _over_capacity(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
+def _over_capacity(args: Args, host: Any, revision: Contract) -> dict[str, Any]:
     """``tokens`` into a buffer for ``max_num_tokens``; the load counts with EPLB on."""
     tokens, capacity = args["tokens"], args["max_num_tokens"]
-    module = _module(served.backend, revision, tokens=capacity)
+    module = _module(host.backend, revision, tokens=capacity)
     options: dict[str, Any] = {}
     if isinstance(module, DeepseekV4MegaMoEExperts):
-        module.finalize_weights(written=True)  # zeros will do for a call that is refused
+        module.finalize_weights(without_loader=True)  # zeros will do for a call that is refused
         options["activation_clamp"] = 10.0
     load = torch.full((1, 4), 7, dtype=torch.int32)
     module.set_eplb_state(
@@ -89,7 +89,7 @@ def _over_capacity(args: Args, served: Any, revision: Contract) -> dict[str, Any
     watched = {"the load": load}
     for name in OPERATIONS["prepare"].returns:
         tensor = getattr(buffer, name)
-        tensor.view(torch.uint8).fill_(served.poison)
+        tensor.view(torch.uint8).fill_(host.poison)
         watched[f"buffer.{name}"] = tensor
     hidden = torch.ones(tokens, 128, dtype=torch.bfloat16)
     weights = torch.ones(tokens, 2)
@@ -97,16 +97,16 @@ def _over_capacity(args: Args, served: Any, revision: Contract) -> dict[str, Any
     return _attempt(lambda: module(hidden, weights, ids, **options), watched)
 
 
-def _stage(served: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
+def _stage(host: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
     """Three tokens of ``hidden`` channels, weights (3, 2), ids of another shape if so asked.
 
     They are on the backend's device: a kernel must not refuse them for being on another.
     """
-    with torch.device(served.device):
-        return _staged(served, hidden, ids_shape)
+    with torch.device(host.device):
+        return _staged(host, hidden, ids_shape)
 
 
-def _staged(served: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
+def _staged(host: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
     out = {
         "x_fp8": torch.zeros(8, hidden, dtype=torch.uint8).view(torch.float8_e4m3fn),
         "x_sf": torch.zeros(8, -(-hidden // 128), dtype=torch.int32),
@@ -114,46 +114,46 @@ def _staged(served: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, A
         "topk_weights_out": torch.zeros(8, 2),
     }
     for tensor in out.values():
-        tensor.view(torch.uint8).fill_(served.poison)
+        tensor.view(torch.uint8).fill_(host.poison)
     rows = torch.ones(3, hidden, dtype=torch.bfloat16)
     ids = torch.zeros(*ids_shape, dtype=torch.int32)
-    return _attempt(lambda: served.backend.prepare(rows, torch.ones(3, 2), ids, *out.values()), out)
+    return _attempt(lambda: host.backend.prepare(rows, torch.ones(3, 2), ids, *out.values()), out)
 
 
-def _staging_hidden(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
-    return _stage(served, args["hidden"], (3, 2))
+def _staging_hidden(args: Args, host: Any, revision: Contract) -> dict[str, Any]:
+    return _stage(host, args["hidden"], (3, 2))
 
 
-def _staging_shapes(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
+def _staging_shapes(args: Args, host: Any, revision: Contract) -> dict[str, Any]:
     rows, slots = args["ids_shape"]
-    return _stage(served, 128, (rows, slots))
+    return _stage(host, 128, (rows, slots))
 
 
-def _sizes(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
+def _sizes(args: Args, host: Any, revision: Contract) -> dict[str, Any]:
     """The newer face refuses sizes in its constructor, the older one when its weights are
     loaded."""
 
-    def made() -> RoutedExperts:
+    def make() -> RoutedExperts:
         return _module(
-            served.backend, revision, hidden=args["hidden"], inter=args["intermediate"]
+            host.backend, revision, hidden=args["hidden"], inter=args["intermediate"]
         )  # fmt: skip
 
     if revision.revision in NEWER_FACE:
-        return _attempt(made, {})
-    module = made()
+        return _attempt(make, {})
+    module = make()
     assert isinstance(module, DeepseekV4MegaMoEExperts)
     return _attempt(module.finalize_weights, dict(module.named_parameters()))
 
 
-def _load(args: Args, served: Any, revision: Contract) -> dict[str, Any]:
+def _load(args: Args, host: Any, revision: Contract) -> dict[str, Any]:
     """``shard_id`` of expert 0 with a tensor of ``shape`` into ``parameter``."""
-    module: Any = _module(served.backend, revision)
+    module: Any = _module(host.backend, revision)
     name = args.get("parameter", "w13_weight")
-    loaded = torch.ones(*args["shape"], dtype=torch.uint8)
+    weight = torch.ones(*args["shape"], dtype=torch.uint8)
     weight_name = f"layers.0.ffn.experts.0.{args['shard_id']}.weight"
 
     def call() -> None:
-        module.weight_loader(getattr(module, name), loaded, weight_name, args["shard_id"], 0)
+        module.weight_loader(getattr(module, name), weight, weight_name, args["shard_id"], 0)
 
     return _attempt(call, dict(module.named_parameters()))
 
@@ -166,5 +166,5 @@ ACTIONS: Final[Mapping[str, Callable[[Args, Any, Contract], dict[str, Any]]]] = 
     "load-weight": _load,
 }
 """Action name, as in the case files -> the wrong call. Its arguments are the case's ``args``, the
-:class:`megamoe.worker.serve.Served`, which has the backend and the byte to fill with, and the
+:class:`megamoe.worker.serve.Service`, which has the backend and the byte to fill with, and the
 contract of the face."""

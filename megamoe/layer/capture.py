@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from megamoe.cases.checkpoint import ABOUT
-from megamoe.cases.stored import Stored, StoredError, to_bytes
+from megamoe.cases.stored import StoredError, StoredProblem, to_bytes
 from megamoe.golden import write_atomically
 from megamoe.layer.engine_module import (
     activation_of,
@@ -79,9 +79,9 @@ class capture:
         self.calls, self.skip, self.tokens = calls, skip, tokens
         self._accumulator = accumulator
         self._clamp, self._weights = activation_clamp, weights
-        self.written: list[Path] = []
-        self.seen = 0
-        self._pending: Stored | None = None
+        self.files: list[Path] = []
+        self.call_count = 0
+        self._pending: StoredProblem | None = None
         self._handles: list[Any] = []
         self._signature = inspect.signature(module.forward)
         missing = {"hidden_states", "topk_weights", "topk_ids"} - set(self._signature.parameters)
@@ -103,9 +103,9 @@ class capture:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self.close()
-        if kind is None and not self.written:
+        if kind is None and not self.files:
             raise StoredError(
-                f"{type(self.module).__name__}: no call was recorded, {self.seen} were seen; "
+                f"{type(self.module).__name__}: no call was recorded, {self.call_count} were seen; "
                 "graphs replay without hooks, so run the engine in eager mode"
             )
 
@@ -122,12 +122,12 @@ class capture:
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return
-        self.seen += 1
-        if self.seen <= self.skip or len(self.written) >= self.calls:
+        self.call_count += 1
+        if self.call_count <= self.skip or len(self.files) >= self.calls:
             return
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        self._pending = self._stored(bound.arguments)
+        self._pending = self._record(bound.arguments)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._pending is None:
@@ -135,22 +135,22 @@ class capture:
         pending, rows = self._pending, self.tokens
         y = output["y"] if isinstance(output, Mapping) else output
         if isinstance(y, torch.Tensor) and pending.about["complete"]:
-            kept = (y if rows is None else y[rows]).detach().cpu()
-            pending = Stored(pending.problem, {"y": kept}, pending.about)
+            part = (y if rows is None else y[rows]).detach().cpu()
+            pending = StoredProblem(pending.problem, {"y": part}, pending.about)
         self._write(pending)
 
-    def _write(self, stored: Stored) -> None:
-        number = len(self.written)
+    def _write(self, record: StoredProblem) -> None:
+        number = len(self.files)
         path = self.path
         if number:
             path = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        write_atomically(path, to_bytes(stored))
-        self.written.append(path)
+        write_atomically(path, to_bytes(record))
+        self.files.append(path)
         self._pending = None
 
     # --- a call as a problem ------------------------------------------------------------------
 
-    def _stored(self, call: Mapping[str, Any]) -> Stored:
+    def _record(self, call: Mapping[str, Any]) -> StoredProblem:
         """Everything on the host, before the engine can overwrite it."""
         module, rows = self.module, slice(None) if self.tokens is None else self.tokens
         refuse_what_no_problem_says(module)
@@ -161,12 +161,12 @@ class capture:
         count = local_experts(module)
         local = physical - start
         ids = torch.where((local >= 0) & (local < count), local, -1)
-        used = ids[ids >= 0].unique()
-        given = self._weights_of(used)
+        experts = ids[ids >= 0].unique()
+        tensors = self._weights_of(experts)
         whole: dict[str, Any] = {}
         for name in WEIGHTS:
-            whole[name] = torch.zeros(count, *given[name].shape[1:], dtype=torch.uint8)
-            whole[name][used] = given[name].detach().view(torch.uint8).cpu()
+            whole[name] = torch.zeros(count, *tensors[name].shape[1:], dtype=torch.uint8)
+            whole[name][experts] = tensors[name].detach().view(torch.uint8).cpu()
         problem = Problem(
             hidden, ids, weight, **whole,
             activation_clamp=self._clamp_of(call),
@@ -177,18 +177,18 @@ class capture:
         about = {
             "captured_from": f"{type(module).__module__}.{type(module).__qualname__}",
             "prefix": str(getattr(module, "prefix", "")),
-            "call": self.seen - 1,
+            "call": self.call_count - 1,
             "tokens": self.tokens,
             "accumulator": class_of(module, self._accumulator),
             "contract": contract_of(module),
             "torch": torch.__version__,
-            ABOUT: checkpoint_experts(module, used, start),
+            ABOUT: checkpoint_experts(module, experts, start),
             # A module whose ranks combine returns more than this rank's share, and one with a
             # shared expert more than the routed sum.
             "complete": not has_shared_expert(module, call)
             and (is_own_share(module) or bool(((ids >= 0) | (physical < 0)).all())),
         }
-        return Stored(problem, {}, about)
+        return StoredProblem(problem, {}, about)
 
     def _clamp_of(self, call: Mapping[str, Any]) -> float | None:
         value = self._clamp
@@ -206,13 +206,13 @@ class capture:
             )
         return None if value is None else float(value)
 
-    def _weights_of(self, used: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Rows ``used`` of the four checkpoint tensors."""
+    def _weights_of(self, experts: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Rows ``experts`` of the four checkpoint tensors."""
         if callable(self._weights):
-            return self._weights(used)
+            return self._weights(experts)
         if self._weights is not None:
-            return {name: rows_of(self._weights[name], used) for name in WEIGHTS}
-        return checkpoint_weights(self.module, used)
+            return {name: rows_of(self._weights[name], experts) for name in WEIGHTS}
+        return checkpoint_weights(self.module, experts)
 
 
 def run_script(
@@ -225,11 +225,11 @@ def run_script(
     """
     if not script.is_file():
         raise StoredError(f"{script}: no such script")
-    found: list[capture] = []
+    captures: list[capture] = []
 
     def registered(module: nn.Module, name: str, parameter: Any) -> None:
-        if name == WEIGHTS[0] and not found:
-            found.append(capture(module, path, calls=calls, skip=skip).__enter__())
+        if name == WEIGHTS[0] and not captures:
+            captures.append(capture(module, path, calls=calls, skip=skip).__enter__())
 
     hook = register_module_parameter_registration_hook(registered)
     before = sys.argv, list(sys.path)
@@ -242,14 +242,14 @@ def run_script(
     finally:
         sys.argv, sys.path[:] = before[0], before[1]
         hook.remove()
-        for one in found:
+        for one in captures:
             one.close()
-    if not found:
+    if not captures:
         raise StoredError(f"{script}: made no module with a parameter {WEIGHTS[0]}")
-    if not found[0].written:
-        raise StoredError(f"{script}: its experts module was called {found[0].seen} times, and no "
-                          "call was recorded")  # fmt: skip
-    return found[0].written
+    if not captures[0].files:
+        raise StoredError(f"{script}: its experts module was called {captures[0].call_count} "
+                          "times, and no call was recorded")  # fmt: skip
+    return captures[0].files
 
 
 __all__ = ["capture", "run_script"]

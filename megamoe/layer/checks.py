@@ -21,19 +21,19 @@ ROUTING: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INT32: Final = torch.iinfo(torch.int32)
 
 
-def shown(value: Any) -> str:
+def describe(value: Any) -> str:
     """``value`` and its type, in a few words."""
     if value is None:
         return "None"
     if isinstance(value, torch.Tensor):
         return f"a tensor of {value.dtype} {tuple(value.shape)}"
-    return f"{schema.shown(value)} ({type(value).__name__})"
+    return f"{schema.preview(value)} ({type(value).__name__})"
 
 
 def check_text(name: str, value: Any) -> None:
     """``ValueError`` unless ``value`` is a string."""
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {shown(value)}, expected a string")
+        raise ValueError(f"{name} is {describe(value)}, expected a string")
 
 
 def check_module(prefix: Any, start: Any, logical: Any, **counts: Any) -> None:
@@ -64,13 +64,15 @@ def check_module(prefix: Any, start: Any, logical: Any, **counts: Any) -> None:
 def check_count(prefix: str, name: str, value: Any, least: int = 1) -> None:
     """``ValueError`` unless ``value`` is an integer from ``least`` on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{prefix}: {name} is {shown(value)}, expected an integer from {least} on")
+        raise ValueError(
+            f"{prefix}: {name} is {describe(value)}, expected an integer from {least} on"
+        )
 
 
 def check_flag(prefix: str, name: str, value: Any) -> None:
     """``ValueError`` unless ``value`` is True or False: any string would count as True."""
     if not isinstance(value, bool):
-        raise ValueError(f"{prefix}: {name} is {shown(value)}, expected True or False")
+        raise ValueError(f"{prefix}: {name} is {describe(value)}, expected True or False")
 
 
 def is_number(value: Any) -> bool:
@@ -82,7 +84,7 @@ def check_clamp(prefix: str, value: Any) -> None:
     """``ValueError`` unless ``value`` is None or a number from 0 on; NaN is not."""
     if value is not None and not (is_number(value) and value >= 0):
         raise ValueError(
-            f"{prefix}: activation_clamp is {shown(value)}, expected None or a number from 0 on"
+            f"{prefix}: activation_clamp is {describe(value)}, expected None or a number from 0 on"
         )
 
 
@@ -99,7 +101,7 @@ def check_tensors(prefix: str, device: torch.device, hidden: Any, weights: Any, 
     }  # fmt: skip
     for name, (tensor, dtypes) in kinds.items():
         if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{prefix}: {name} is {shown(tensor)}, expected a tensor")
+            raise ValueError(f"{prefix}: {name} is {describe(tensor)}, expected a tensor")
         if tensor.ndim != 2:
             raise ValueError(
                 f"{prefix}: {name} has shape {tuple(tensor.shape)}, expected two dimensions"
@@ -138,15 +140,15 @@ def check_wide_ids(prefix: str, ids: torch.Tensor) -> None:
 
 
 def check_apart(
-    prefix: str, read: Mapping[str, torch.Tensor], written: Iterable[tuple[int, int]]
+    prefix: str, read: Mapping[str, torch.Tensor], writes: Iterable[tuple[int, int]]
 ) -> None:
     """``ValueError`` where a tensor that a call reads lies in memory that it writes.
 
-    ``written`` are pairs of :func:`extent`. Two tensors that are only read may share memory.
+    ``writes`` are pairs of :func:`extent`. Two tensors that are only read may share memory.
     """
     for name, tensor in read.items():
         first, last = extent(tensor)
-        if any(first < end and start < last for start, end in written):
+        if any(first < end and start < last for start, end in writes):
             raise ValueError(
                 f"{prefix}: {name} lie in memory that the call writes (the symmetric buffer, or "
                 "the expert load); give a copy"
@@ -179,12 +181,12 @@ def check_eplb(
     }
     for name, (tensor, ndim, experts, dtypes) in shapes.items():
         if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{prefix}: {name} is {shown(tensor)}, expected a tensor")
+            raise ValueError(f"{prefix}: {name} is {describe(tensor)}, expected a tensor")
         fits = tensor.ndim == ndim and tensor.shape[1] == experts and tensor.dtype in dtypes
         if not fits:
             more = ", replicas" if ndim == 3 else ""
             raise ValueError(
-                f"{prefix}: {name} is {shown(tensor)}, expected (layers, {experts}{more}) "
+                f"{prefix}: {name} is {describe(tensor)}, expected (layers, {experts}{more}) "
                 f"{' or '.join(map(str, dtypes))}"
             )
         if layer >= tensor.shape[0]:
@@ -203,9 +205,9 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
     for size in reversed(tensor.shape):
         strides.append(step)
         step *= max(size, 1)
-    wanted = tuple(reversed(strides))
-    if tensor.stride() == wanted:
+    target = tuple(reversed(strides))
+    if tensor.stride() == target:
         return tensor
     if tensor.is_contiguous():
-        return tensor.as_strided(tensor.shape, wanted)
+        return tensor.as_strided(tensor.shape, target)
     return tensor.contiguous()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from megamoe.layer.activation import MegaMoEActivation
-from megamoe.layer.checks import check_flag, shown
+from megamoe.layer.checks import check_flag, describe
 from megamoe.layer.kernel_weights import (
     check_sizes,
     checkpoint_layout,
@@ -142,8 +142,8 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         shard = (rows, depth // GROUP if param is scale else depth // 2)
         if tuple(loaded_weight.shape) != shard:
             key = "scale-shape" if param is scale else "weight-shape"
-            given = {"loaded": tuple(loaded_weight.shape), "shard": shard, "shard_id": shard_id}
-            raise ValueError(text(key, self.face, **given))
+            sizes = {"loaded": tuple(loaded_weight.shape), "shard": shard, "shard_id": shard_id}
+            raise ValueError(text(key, self.face, **sizes))
         half = None if second else int(shard_id == "w3")
         there = kernel_rows(rows, half, param is scale).to(param.device)
         data = as_bytes(loaded_weight, weight_name, param is scale).to(param.device)
@@ -151,7 +151,7 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         data = pack_sf(data) if param is scale else data.view(param.dtype)
         for local in replicas:
             param.data[local, there] = data
-            self._loaded.add(local, shard_id, param is scale, doubtful)
+            self._inventory.add(local, shard_id, param is scale, doubtful)
         self._packed, self._complete = None, False
         return True if return_success else None
 
@@ -160,9 +160,9 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
 
         A module whose loader was never asked has its parameters from elsewhere.
         """
-        if self._loaded.begun and not self._complete:
+        if self._inventory.has_any and not self._complete:
             mend = "load them with weight_loader before the first call"
-            self._loaded.check(mend, self._weight_of)
+            self._inventory.check(mend, self._weight_of)
             self._complete = True
 
     def _weight_of(self, local: int, shard_id: str) -> torch.Tensor:
@@ -182,19 +182,19 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
     def _weights_in_use(self) -> tuple[torch.Tensor, ...]:
         self._check_complete()
         weights = tuple(getattr(self, name).detach() for name in WEIGHTS)
-        given = tuple(t.view(torch.uint8) if t.dtype == torch.int8 else t for t in weights)
+        parameters = tuple(t.view(torch.uint8) if t.dtype == torch.int8 else t for t in weights)
         backend = self.backend
         own = getattr(backend, "transform_weights", transform_weights) is not transform_weights
         if provided(backend, "run") and not own and not provided(backend, "pack_weights"):
-            return given
+            return parameters
         state = None if self._lent else _state(weights)
         if self._packed is None or state is None or self._packed[0] != state:
-            one, two, three, four = given
+            one, two, three, four = parameters
             with lasting():
-                made: tuple[torch.Tensor, ...] = checkpoint_layout(one, two, three, four)
+                layout: tuple[torch.Tensor, ...] = checkpoint_layout(one, two, three, four)
                 if provided(backend, "run"):
-                    made = packed_weights(backend, *made)
-            self._packed = state, made
+                    layout = packed_weights(backend, *layout)
+            self._packed = state, layout
         return self._packed[1]
 
     def _device(self) -> torch.device:
@@ -232,12 +232,12 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
                 f"{self.prefix} fuses the shared expert into MegaMoE; pass shared_experts=None."
             )
         a = self.activation
-        asked: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if (a.name, a.alpha, a.beta) != ("swiglu", 1.0, 0.0):
-            asked = {
+            options = {
                 "activation": a.name, "activation_alpha": a.alpha, "activation_beta": a.beta,
             }  # fmt: skip
-        y = self._layer(hidden_states, topk_weights, topk_ids, a.clamp, self.fast_math, **asked)
+        y = self._layer(hidden_states, topk_weights, topk_ids, a.clamp, self.fast_math, **options)
         shared = shared_experts if own is None else own
         if shared is None or not len(y):
             return y
@@ -252,7 +252,7 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
 def _check_shared(shared_experts: Any) -> None:
     if shared_experts is not None and not callable(shared_experts):
         raise ValueError(
-            f"MegaMoE: shared_experts is {shown(shared_experts)}, expected None or a module"
+            f"MegaMoE: shared_experts is {describe(shared_experts)}, expected None or a module"
         )
 
 
@@ -260,10 +260,10 @@ def _check_supported(activation: MegaMoEActivation, weight_format: str) -> None:
     # The engine's own class will do, so it is known by its fields.
     if not all(hasattr(activation, name) for name in ("name", "clamp", "alpha", "beta")):
         raise ValueError(
-            f"MegaMoE: activation is {shown(activation)}, expected a MegaMoEActivation"
+            f"MegaMoE: activation is {describe(activation)}, expected a MegaMoEActivation"
         )
     if not isinstance(weight_format, str):
-        raise ValueError(f"MegaMoE: weight_format is {shown(weight_format)}, expected 'mxfp4'")
+        raise ValueError(f"MegaMoE: weight_format is {describe(weight_format)}, expected 'mxfp4'")
     names = SUPPORTED.get(weight_format, ())
     bent = activation.name == "situ" and activation.beta == 0
     if activation.name in names and not bent:

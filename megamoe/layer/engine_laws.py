@@ -68,38 +68,38 @@ def _under(law: str) -> Callable[[Any, Problem], Variants]:
         modes = _modes(problem.topk_ids.device)[law]
         after: AbstractContextManager[Any] = nullcontext()
         every = {**modes, "no mode after these": after}
-        return _called(backend, problem, {k: partial(call, mode) for k, mode in every.items()})
+        return _outputs(backend, problem, {k: partial(call, mode) for k, mode in every.items()})
 
     return variants
 
 
-def _called(
+def _outputs(
     backend: Any, problem: Problem, calls: Mapping[str, Callable[[], torch.Tensor]]
 ) -> Variants:
     """``y`` of each call. If calls raise, one exception names all of them and all that changed the
     output: who mends one sees the others too. A backend that declines one declines the law."""
-    found, raised = dict[str, torch.Tensor](), dict[str, Exception]()
+    outputs, errors = dict[str, torch.Tensor](), dict[str, Exception]()
     for label, call in calls.items():
         try:
-            found[label] = _plain(call())
+            outputs[label] = _plain(call())
         except NotImplementedError:
             raise
         except Exception as error:
-            raised[label] = error
-    if raised:
-        raise _named(raised, _changed(backend, problem, found))
+            errors[label] = error
+    if errors:
+        raise _summary(errors, _differences(backend, problem, outputs))
     rows = list(range(problem.num_tokens))
-    yield from ((label, y, rows) for label, y in found.items())
+    yield from ((label, y, rows) for label, y in outputs.items())
 
 
-def _changed(backend: Any, problem: Problem, found: Mapping[str, torch.Tensor]) -> list[str]:
+def _differences(backend: Any, problem: Problem, outputs: Mapping[str, torch.Tensor]) -> list[str]:
     """The labels whose ``y`` has other bits than an ordinary call's; none where that one raises."""
     try:
         y = backend.forward(problem)
     except Exception:
         return []
     base = _plain(y if isinstance(y, torch.Tensor) else y["y"])
-    return [label for label, y in found.items() if not _same_bits(y, base)]
+    return [label for label, y in outputs.items() if not _same_bits(y, base)]
 
 
 def _same_bits(y: torch.Tensor, base: torch.Tensor) -> bool:
@@ -110,18 +110,18 @@ def _same_bits(y: torch.Tensor, base: torch.Tensor) -> bool:
     return torch.equal(*bits)
 
 
-def _named(raised: Mapping[str, Exception], changed: Sequence[str]) -> RuntimeError:
+def _summary(errors: Mapping[str, Exception], differences: Sequence[str]) -> RuntimeError:
     """One exception for all, by text; its traceback is the first one's, so that the place that is
     reported is the line that raised, not this one."""
     labels: dict[str, list[str]] = {}
-    for label, error in raised.items():
+    for label, error in errors.items():
         labels.setdefault(f"{type(error).__name__}: {error}", []).append(f"under {label}")
-    said = [f"{', '.join(under)}: {text}" for text, under in labels.items()]
-    said += [f"under {', under '.join(changed)}: another output"] if changed else []
-    first = next(iter(raised.values()))
-    named = RuntimeError("; ".join(said)).with_traceback(first.__traceback__)
-    named.__cause__ = first
-    return named
+    lines = [f"{', '.join(under)}: {text}" for text, under in labels.items()]
+    lines += [f"under {', under '.join(differences)}: another output"] if differences else []
+    first = next(iter(errors.values()))
+    summary = RuntimeError("; ".join(lines)).with_traceback(first.__traceback__)
+    summary.__cause__ = first
+    return summary
 
 
 def _plain(y: torch.Tensor) -> torch.Tensor:
@@ -181,13 +181,13 @@ def _engine_tensors(backend: Any, problem: Problem) -> Variants:
     weights, ids = packed[:, : p.top_k].view(torch.float32), packed[:, p.top_k :]
     forms["weights and ids in one tensor"] = usual[0], weights, ids
 
-    def call(given: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        made: torch.Tensor = layer(
-            *given, activation_clamp=p.activation_clamp, fast_math=p.fast_math
+    def call(tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        y: torch.Tensor = layer(
+            *tensors, activation_clamp=p.activation_clamp, fast_math=p.fast_math
         )
-        return made
+        return y
 
-    return _called(backend, p, {k: partial(call, given) for k, given in forms.items()})
+    return _outputs(backend, p, {k: partial(call, tensors) for k, tensors in forms.items()})
 
 
 def _layer(backend: Any, problem: Problem) -> RoutedExperts:
@@ -201,7 +201,7 @@ def _layer(backend: Any, problem: Problem) -> RoutedExperts:
     for name in WEIGHTS:
         parameter = getattr(layer, name)
         parameter.data.copy_(getattr(p, name))
-    layer.finalize_weights(written=True)
+    layer.finalize_weights(without_loader=True)
     return layer
 
 

@@ -21,60 +21,60 @@ from megamoe.spec.tensors import WEIGHTS
 def activation_of(module: nn.Module) -> dict[str, Any]:
     """Fields of the problem that a module with the face of vLLM 0.33 says."""
     act = getattr(module, "activation", None)
-    said = {n: getattr(act, n, None) for n in ("name", "alpha", "beta")}
-    if not isinstance(said["name"], str) or None in said.values():
+    parameters = {n: getattr(act, n, None) for n in ("name", "alpha", "beta")}
+    if not isinstance(parameters["name"], str) or None in parameters.values():
         return {}
     return {
-        "activation": said["name"], "activation_alpha": float(said["alpha"] or 0.0),
-        "activation_beta": float(said["beta"] or 0.0),
+        "activation": parameters["name"], "activation_alpha": float(parameters["alpha"] or 0.0),
+        "activation_beta": float(parameters["beta"] or 0.0),
     }  # fmt: skip
 
 
-def checkpoint_weights(module: nn.Module, used: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Rows ``used`` of ``module``'s weights in the checkpoint's layout, uint8.
+def checkpoint_weights(module: nn.Module, experts: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Rows ``experts`` of ``module``'s weights in the checkpoint's layout, uint8.
 
     From its parameters while they are there; afterwards from the kernel-side form, undone. A
     backend that packs weights its own way must know the way back (``unpack_weights``).
     """
-    found = [getattr(module, name, None) for name in WEIGHTS]
-    if any(t is None for t in found):
+    candidates = [getattr(module, name, None) for name in WEIGHTS]
+    if any(t is None for t in candidates):
         first = getattr(module, "_transformed_l1_weights", None)
         second = getattr(module, "_transformed_l2_weights", None)
         if first is not None and second is not None:
-            found = [*first, *second]
+            candidates = [*first, *second]
         else:
-            found = _unpacked(module, list(getattr(module, "_weights", None) or [None]))
-    if len(found) != len(WEIGHTS) or any(not isinstance(t, torch.Tensor) for t in found):
+            candidates = _unpacked(module, list(getattr(module, "_weights", None) or [None]))
+    if len(candidates) != len(WEIGHTS) or any(not isinstance(t, torch.Tensor) for t in candidates):
         raise StoredError(
             f"{type(module).__name__}: its weights are neither parameters nor in the kernel's "
             "layout; give them to capture as weights="
         )
-    tensors = [t for t in found if isinstance(t, torch.Tensor)]
-    w13, w13_sf, w2, w2_sf = (rows_of(t.data, used) for t in tensors)
+    tensors = [t for t in candidates if isinstance(t, torch.Tensor)]
+    w13, w13_sf, w2, w2_sf = (rows_of(t.data, experts) for t in tensors)
     if w13_sf.dtype == w2_sf.dtype == torch.int32 and w13.element_size() == w2.element_size() == 1:
         w13, w13_sf, w2, w2_sf = checkpoint_layout(w13, w13_sf, w2, w2_sf)
-    made = dict(zip(WEIGHTS, (w13, w13_sf, w2, w2_sf), strict=True))
-    wrong = [name for name, t in made.items() if t.element_size() != 1 or t.ndim != 3]
+    by_name = dict(zip(WEIGHTS, (w13, w13_sf, w2, w2_sf), strict=True))
+    wrong = [name for name, t in by_name.items() if t.element_size() != 1 or t.ndim != 3]
     if wrong:
         raise StoredError(
             f"{type(module).__name__}: {wrong[0]} has a form that is not known here; give the "
             "checkpoint's tensors to capture as weights="
         )
-    return {name: t.contiguous().view(torch.uint8) for name, t in made.items()}
+    return {name: t.contiguous().view(torch.uint8) for name, t in by_name.items()}
 
 
-def _unpacked(module: nn.Module, found: list[Any]) -> list[Any]:
+def _unpacked(module: nn.Module, tensors: list[Any]) -> list[Any]:
     """The checkpoint's weights, from a backend's ``pack_weights`` by its ``unpack_weights``."""
     backend: Any = getattr(module, "backend", None)
     if not hasattr(backend, "pack_weights"):
-        return found
+        return tensors
     if not hasattr(backend, "unpack_weights"):
         raise StoredError(
             f"{type(module).__name__}: backend {backend.name} keeps weights in a form of its own "
             "and has no unpack_weights; give the checkpoint's tensors to capture as weights=, or "
             "capture a call with another backend"
         )
-    return list(backend.unpack_weights(*found))
+    return list(backend.unpack_weights(*tensors))
 
 
 def physical_ids(module: nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -95,17 +95,17 @@ def local_experts(module: nn.Module) -> int:
     raise StoredError(f"{type(module).__name__} does not say its num_local_experts")
 
 
-def class_of(module: nn.Module, given: str | None) -> str:
-    """The accumulator class: ``given``, else the backend's, else that of DeepGEMM on SM100."""
+def class_of(module: nn.Module, override: str | None) -> str:
+    """The accumulator class: ``override``, else the backend's, else that of DeepGEMM on SM100."""
     own = getattr(getattr(module, "backend", None), "accumulator", None)
-    return accumulator(given or own or SM100_MXF8F6F4.name).name
+    return accumulator(override or own or SM100_MXF8F6F4.name).name
 
 
 def contract_of(module: nn.Module) -> str:
     """The contract of ``y``: the single revision that a backend names, else that of the class."""
-    said: Any = getattr(getattr(module, "backend", None), "contracts", None) or ()
-    if len(said) == 1 and said[0] in REVISIONS:
-        return str(said[0])
+    revisions: Any = getattr(getattr(module, "backend", None), "contracts", None) or ()
+    if len(revisions) == 1 and revisions[0] in REVISIONS:
+        return str(revisions[0])
     newer = any(kind.__name__ == "DeepGemmMegaMoEExperts" for kind in type(module).__mro__)
     return MEGAMOE_2026_11.revision if newer else MEGAMOE_2026_06.revision
 
@@ -113,8 +113,10 @@ def contract_of(module: nn.Module) -> str:
 def refuse_what_no_problem_says(module: nn.Module) -> None:
     """:class:`StoredError` for an activation or weights that a problem cannot hold."""
     activation = getattr(module, "activation", None)
-    said = [getattr(activation, n, v) for n, v in (("name", "swiglu"), ("alpha", 1), ("beta", 0))]
-    if said != ["swiglu", 1, 0]:
+    parameters = [
+        getattr(activation, n, v) for n, v in (("name", "swiglu"), ("alpha", 1), ("beta", 0))
+    ]
+    if parameters != ["swiglu", 1, 0]:
         raise StoredError(
             f"{type(module).__name__} computes {activation}; only plain swiglu can be recorded"
         )
@@ -126,9 +128,9 @@ def refuse_what_no_problem_says(module: nn.Module) -> None:
 
 def has_shared_expert(module: nn.Module, call: Mapping[str, Any]) -> bool:
     """Whether ``y`` includes a shared expert, from the call or fused in the module."""
-    given = (call.get("shared_experts"), getattr(module, "shared_experts", None))
+    candidates = (call.get("shared_experts"), getattr(module, "shared_experts", None))
     fused = any(name.startswith("shared_l1") for name, _ in module.named_parameters())
-    return fused or any(one is not None for one in given)
+    return fused or any(one is not None for one in candidates)
 
 
 def is_own_share(module: nn.Module) -> bool:
@@ -138,9 +140,9 @@ def is_own_share(module: nn.Module) -> bool:
     return isinstance(module, RoutedExperts) and not module.collective
 
 
-def rows_of(tensor: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-    """Rows ``used`` of ``tensor``, on its device."""
-    return tensor[used.to(tensor.device)]
+def rows_of(tensor: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    """Rows ``experts`` of ``tensor``, on its device."""
+    return tensor[experts.to(tensor.device)]
 
 
 __all__ = [

@@ -66,15 +66,15 @@ def eplb_map_to_physical_and_record(
     replica = place % logical_replica_count[logical].long().clamp_min(1)
     physical = torch.where(valid, logical_to_physical_map[logical, replica].long(), -1)
 
-    counted = (physical >= 0) & (physical < expert_load_view.shape[0])
-    counted &= torch.as_tensor(record_enabled, device=device).bool()
+    in_load = (physical >= 0) & (physical < expert_load_view.shape[0])
+    in_load &= torch.as_tensor(record_enabled, device=device).bool()
     if num_unpadded_tokens is not None and contract.padding_known.value:
-        counted &= row < num_unpadded_tokens
+        in_load &= row < num_unpadded_tokens
     # Ids that do not count add 0 to expert 0: no data-dependent shape, so nothing waits.
     expert_load_view.index_add_(
         0,
-        torch.where(counted, physical, 0).flatten(),
-        counted.flatten().to(expert_load_view.dtype),
+        torch.where(in_load, physical, 0).flatten(),
+        in_load.flatten().to(expert_load_view.dtype),
     )
     return physical.to(topk_ids.dtype)
 

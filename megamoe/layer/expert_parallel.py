@@ -34,7 +34,7 @@ from megamoe.spec.features import Activation
 from megamoe.spec.problem import Problem, Sizes, provided
 
 STAGES: Final = ("stage", "header", "dispatch", "experts", "return", "combine")
-REFUSED: Final = -1
+REFUSAL: Final = -1
 """In place of a count in the header: the call of this rank was refused."""
 ROUTE_BYTES: Final = 8
 """Bytes of a dispatched row besides its codes and scale factors: int32 expert, fp32 weight."""
@@ -110,7 +110,7 @@ class ExpertParallel:
         self.features = tuple(name for name in act_only if name in has)
         self.stats: torch.Tensor | None = None
         """(E,) int32, rows received by each local expert so far; counted where it is set."""
-        self.bytes_sent = {"dispatch": 0, "return": 0}
+        self.traffic = {"dispatch": 0, "return": 0}
         """Payload bytes of all calls that went to other ranks."""
         self.at: Callable[[str], None] = lambda stage: None
         """Called at the start of each stage but the first, for progress and tests."""
@@ -153,7 +153,7 @@ class ExpertParallel:
         """
         if not self.static:
             self.at("header")
-            self._exchange_counts(torch.full((self.group.size(),), REFUSED, device=device))
+            self._exchange_counts(torch.full((self.group.size(),), REFUSAL, device=device))
 
     # --- a call -----------------------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class ExpertParallel:
         self.at("dispatch")
         sending = order[: sum(leaving)]
         token = sending // ids.shape[1]
-        sent = torch.cat(
+        payload = torch.cat(
             [
                 x[token], staged.x_sf[token].view(torch.uint8),
                 (ids.flatten()[sending] % local).int()[:, None].view(torch.uint8),
@@ -188,7 +188,7 @@ class ExpertParallel:
             ],
             dim=1,
         )  # fmt: skip
-        came = self._exchange("dispatch", sent, leaving, arriving)
+        came = self._exchange("dispatch", payload, leaving, arriving)
         self.at("experts")
         failure: Exception | None = None
         hidden = x.shape[1]
@@ -198,17 +198,17 @@ class ExpertParallel:
             failure = error
             rows = came.new_zeros(len(came), hidden, dtype=torch.bfloat16)
         self.at("return")
-        said = came.new_full((1, 2 * hidden), failure is not None)
+        status = came.new_full((1, 2 * hidden), failure is not None)
         parts = rows.view(torch.uint8).split(arriving)
-        answer = torch.cat([t for part in parts for t in (part, said)])
+        answer = torch.cat([t for part in parts for t in (part, status)])
         back = self._exchange("return", answer, arriving, leaving, beside=1)
         if failure is not None:
             raise failure
         of_owners = back.split([n for count in leaving for n in (count, 1)])
         words: list[int] = torch.cat(of_owners[1::2])[:, 0].tolist()
         if any(words):
-            failed = next(rank for rank, word in enumerate(words) if word)
-            raise RankError(self._failed(failed, "experts"))
+            culprit = next(rank for rank, word in enumerate(words) if word)
+            raise RankError(self._failure(culprit, "experts"))
         slots = torch.zeros(ids.numel(), hidden, dtype=torch.bfloat16, device=x.device)
         slots[sending] = torch.cat(of_owners[::2]).view(torch.bfloat16)
         return slots.view(*ids.shape, hidden)
@@ -233,15 +233,15 @@ class ExpertParallel:
         """Slot rows (T, K, H), by messages whose shapes are those of a full buffer."""
         x, ids, most = staged.x, staged.ids, staged.most
         (tokens, top_k), hidden, ranks = ids.shape, x.shape[1], self.group.size()
-        kept = torch.where(live, ids, -1)
+        live_ids = torch.where(live, ids, -1)
         mine = torch.cat(
-            [x, staged.x_sf.view(torch.uint8), kept.int().view(torch.uint8),
+            [x, staged.x_sf.view(torch.uint8), live_ids.int().view(torch.uint8),
              staged.routing.contiguous().view(torch.uint8)], dim=1,
         )  # fmt: skip
         self.at("dispatch")
-        sent = mine.new_full((most, mine.shape[1]), 0xFF)  # ids of -1
-        sent[:tokens] = mine
-        came = self._exchange("dispatch", sent.repeat(ranks, 1), [most] * ranks, [most] * ranks)
+        payload = mine.new_full((most, mine.shape[1]), 0xFF)  # ids of -1
+        payload[:tokens] = mine
+        came = self._exchange("dispatch", payload.repeat(ranks, 1), [most] * ranks, [most] * ranks)
         self.at("experts")
         codes, sf, their_ids, their_routing = came.split(
             (hidden, hidden // 32, 4 * top_k, 4 * top_k), dim=1
@@ -261,7 +261,7 @@ class ExpertParallel:
         each = [most * top_k] * ranks
         back = self._exchange("return", rows.contiguous().view(torch.uint8), each, each)
         by_rank = back.view(torch.bfloat16).view(ranks, most, top_k, hidden)[:, :tokens]
-        owner = (kept.clamp_min(0) // local)[None, :, :, None].expand(1, -1, -1, hidden)
+        owner = (live_ids.clamp_min(0) // local)[None, :, :, None].expand(1, -1, -1, hidden)
         return by_rank.gather(0, owner).squeeze(0)
 
     # --- the experts of this rank -----------------------------------------------------------------
@@ -272,8 +272,8 @@ class ExpertParallel:
 
     @property
     def _contract(self) -> Contract:
-        named = getattr(self.backend, "contracts", None)
-        return REVISIONS[named[0]] if named else NEWEST
+        contracts = getattr(self.backend, "contracts", None)
+        return REVISIONS[contracts[0]] if contracts else NEWEST
 
     def _computed_by(self, weights: tuple[torch.Tensor, ...], act: Activation) -> Compute:
         if not self._runs:
@@ -321,28 +321,28 @@ class ExpertParallel:
 
         :class:`RankError` if another rank refused.
         """
-        with self._named("header"):
+        with self._stage_errors("header"):
             came = all_to_all(counts, None, None, self.group)
             leaving, arriving = torch.stack([counts, came]).tolist()  # one wait for both
-        refused = [rank for rank, count in enumerate(arriving) if count == REFUSED]
-        if refused and leaving[0] != REFUSED:
-            raise RankError(self._failed(refused[0], "stage"))
+        refusers = [rank for rank, count in enumerate(arriving) if count == REFUSAL]
+        if refusers and leaving[0] != REFUSAL:
+            raise RankError(self._failure(refusers[0], "stage"))
         return leaving, arriving
 
     def _exchange(
-        self, stage: str, sent: torch.Tensor, out: list[int], into: list[int], beside: int = 0
+        self, stage: str, rows: torch.Tensor, out: list[int], into: list[int], beside: int = 0
     ) -> torch.Tensor:
         """Rows of bytes to all ranks, ``out[r]`` to rank r, and ``into[r]`` rows from it.
 
         ``beside`` more rows go each way, which are no payload.
         """
-        self.bytes_sent[stage] += (sum(out) - out[self.group.rank()]) * sent.shape[1]
-        with self._named(stage):
+        self.traffic[stage] += (sum(out) - out[self.group.rank()]) * rows.shape[1]
+        with self._stage_errors(stage):
             more = [n + beside for n in out], [n + beside for n in into]
-            return all_to_all(sent, *more, self.group)
+            return all_to_all(rows, *more, self.group)
 
     @contextmanager
-    def _named(self, stage: str) -> Iterator[None]:
+    def _stage_errors(self, stage: str) -> Iterator[None]:
         """A failure of the group as an error that names rank and stage."""
         try:
             yield
@@ -355,7 +355,7 @@ class ExpertParallel:
     def _self(self) -> str:
         return f"rank {self.group.rank()} of {self.group.size()}"
 
-    def _failed(self, rank: int, stage: str) -> str:
+    def _failure(self, rank: int, stage: str) -> str:
         return f"{self._self()}: rank {rank} failed in {stage}; its own error says why"
 
 

@@ -118,7 +118,7 @@ class DeepseekV4MegaMoEExperts(RoutedExperts):
             data = as_bytes(loaded_weight, weight_name, scale)
             shard.copy_(data)
             doubtful = scale and looks_converted(data, loaded_weight.dtype)
-            self._loaded.add(local, shard_id, scale, doubtful)
+            self._inventory.add(local, shard_id, scale, doubtful)
         return bool(replicas) if return_success else None
 
     def _shard(self, param: nn.Parameter, local: int, shard_id: str) -> torch.Tensor:
@@ -129,30 +129,30 @@ class DeepseekV4MegaMoEExperts(RoutedExperts):
         first = self.intermediate_size if shard_id == "w3" else 0
         return whole.narrow(0, first, self.intermediate_size)
 
-    def finalize_weights(self, *, written: bool = False) -> None:
+    def finalize_weights(self, *, without_loader: bool = False) -> None:
         """Make the kernel-side weights and drop the loader's parameters; a second call is idle.
 
         ``ValueError``, after which the parameters stay, where H or I is not a multiple of 128,
         and where a tensor of the checkpoint was never given to :meth:`weight_loader`: the first
-        one that lacks is named. ``written``: the parameters were written without the loader, with
+        one that lacks is named. ``without_loader``: something else wrote the parameters, with
         random numbers for instance, and nobody keeps account. References to the parameters that
         somebody kept are empty afterwards: a write through one fails.
         """
         if self._weights is not None:
             return
-        check_flag(self.prefix, "written", written)
+        check_flag(self.prefix, "without_loader", without_loader)
         check_sizes(self.hidden_size, self.intermediate_size)
-        if not written:
-            mend = "load them with weight_loader, or say finalize_weights(written=True)"
-            self._loaded.check(mend, self._weight_of)
+        if not without_loader:
+            mend = "load them with weight_loader, or say finalize_weights(without_loader=True)"
+            self._inventory.check(mend, self._weight_of)
         backend = self.backend
         parameters = [getattr(self, name) for name in WEIGHTS]
-        loaded = tuple(p.data for p in parameters)
+        tensors = tuple(p.data for p in parameters)
         with lasting():
             if provided(backend, "run"):
-                self._weights = packed_weights(backend, *loaded)
+                self._weights = packed_weights(backend, *tensors)
             else:
-                self._weights = loaded  # a Problem has the checkpoint's layout
+                self._weights = tensors  # a Problem has the checkpoint's layout
             for name, parameter in zip(WEIGHTS, parameters, strict=True):
                 parameter.data = parameter.data.new_empty(0)
                 setattr(self, name, None)

@@ -80,8 +80,8 @@ def checkpoint_layout(
     w13: torch.Tensor, w13_sf: torch.Tensor, w2: torch.Tensor, w2_sf: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The inverse of :func:`transform_weights`; all four uint8 and dense."""
-    made = gate_then_up(w13), gate_then_up(plain_sf(w13_sf)), w2, plain_sf(w2_sf)
-    one, two, three, four = (t.contiguous().view(torch.uint8) for t in made)
+    tensors = gate_then_up(w13), gate_then_up(plain_sf(w13_sf)), w2, plain_sf(w2_sf)
+    one, two, three, four = (t.contiguous().view(torch.uint8) for t in tensors)
     return one, two, three, four
 
 

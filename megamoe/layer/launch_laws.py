@@ -176,23 +176,25 @@ def _busy_stream(backend: Any, problem: Problem) -> Variants:
     rows = list(range(problem.num_tokens))
     inputs = (problem.hidden_states, problem.topk_ids, problem.topk_weights)
     here, side = streams(problem.topk_ids.device)
-    held: list[Any] = []  # nothing goes back to the allocator while a stream may still use it
+    references: list[Any] = []  # nothing goes back to the allocator while a stream may still use it
 
     def beside(busy: Stream, ours: Stream, order: list[int]) -> Any:
         # No expert and nothing to weigh: another y, and no harm to a kernel that takes it.
-        given = [torch.full_like(t, -1 if t is problem.topk_ids else 0) for t in inputs]
+        buffers = [torch.full_like(t, -1 if t is problem.topk_ids else 0) for t in inputs]
         source = [t[order] for t in inputs]
         # The weights stay those of the first call: by now a backend has inspected them, so it need
         # not wait for the device.
-        late = replace(problem, hidden_states=given[0], topk_ids=given[1], topk_weights=given[2])
+        late = replace(
+            problem, hidden_states=buffers[0], topk_ids=buffers[1], topk_weights=buffers[2]
+        )
         ours.after(here)
         busy.after(here)
         busy.products(BUSY_PRODUCTS)
         ours.products(DELAY_PRODUCTS)
-        for to, tensor in zip(given, source, strict=True):
+        for to, tensor in zip(buffers, source, strict=True):
             ours.write(to, tensor)
         output = ours.run(lambda: backend.forward(late))
-        held.append((given, source, output))
+        references.append((buffers, source, output))
         return ours.read(output if isinstance(output, torch.Tensor) else output["y"])
 
     for label, busy, ours, order in (

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from megamoe.layer.checks import check_count, check_text, shown
+from megamoe.layer.checks import check_count, check_text, describe
 
 SHARDS: Final = ("w1", "w3", "w2")
 """Shards in the order of the parameters: gate (w1) and up (w3) in w13, down (w2) in w2."""
@@ -26,7 +26,7 @@ _VALUES: Final = (0, 1, 2, 4, 8, 16, 32, 64)
 which no weight of a trained model has throughout."""
 
 
-class Loaded:
+class Inventory:
     """The checkpoint tensors that the parameters of one module hold."""
 
     def __init__(self, prefix: str, experts: int, start: int, logical: int) -> None:
@@ -62,7 +62,7 @@ class Loaded:
                     yield local, shard_id, scale
 
     @property
-    def begun(self) -> bool:
+    def has_any(self) -> bool:
         """Whether any tensor was loaded."""
         return bool(self.parts)
 
@@ -117,7 +117,7 @@ def check_mine(prefix: str, param: Any, mine: Iterable[Any], weight_name: str) -
         )
 
 
-def check_load(prefix: str, experts: int, loaded: Any, weight_name: Any, expert_id: Any) -> None:
+def check_load(prefix: str, experts: int, tensor: Any, weight_name: Any, expert_id: Any) -> None:
     """``ValueError`` for arguments of a loader that are nothing it could load."""
     check_text(f"{prefix}: weight_name", weight_name)
     check_count(f"{prefix}: {weight_name}", "expert_id", expert_id, 0)
@@ -126,8 +126,8 @@ def check_load(prefix: str, experts: int, loaded: Any, weight_name: Any, expert_
             f"{prefix}: {weight_name}: expert_id is {expert_id}, and the checkpoint has {experts} "
             "experts"
         )
-    if not isinstance(loaded, torch.Tensor):
-        raise ValueError(f"{prefix}: {weight_name} is {shown(loaded)}, expected a tensor")
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"{prefix}: {weight_name} is {describe(tensor)}, expected a tensor")
 
 
 def as_bytes(tensor: torch.Tensor, weight_name: str, scale: bool) -> torch.Tensor:
@@ -142,16 +142,16 @@ def as_bytes(tensor: torch.Tensor, weight_name: str, scale: bool) -> torch.Tenso
             "FP4 with UE8M0 scales?"
         )
     what = "a scale" if scale else "a weight"
-    known = _EXPONENTS if scale else _CODES
-    if tensor.dtype not in known:
+    dtypes = _EXPONENTS if scale else _CODES
+    if tensor.dtype not in dtypes:
         raise ValueError(
             f"{weight_name}: {tensor.dtype} elements for {what}, expected "
-            f"{' or '.join(map(str, known[:2]))}"
+            f"{' or '.join(map(str, dtypes[:2]))}"
         )
     last = weight_name.rpartition(".")[2]
-    named = "scale" in last if last.endswith(("weight", "scale", "scale_inv")) else scale
-    if named != scale:
-        other = "a scale" if named else "a weight"
+    names_scale = "scale" in last if last.endswith(("weight", "scale", "scale_inv")) else scale
+    if names_scale != scale:
+        other = "a scale" if names_scale else "a weight"
         raise ValueError(
             f"{weight_name}: the name of {other} for {what}; give the parameter that it belongs in"
         )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megamoe.layer.checks import IDS, check_count, shown
+from megamoe.layer.checks import IDS, check_count, describe
 from megamoe.layer.messages import all_to_all
 
 
@@ -45,7 +45,7 @@ def moves(old: torch.Tensor, new: torch.Tensor, num_ranks: int) -> list[Move]:
     holders: dict[int, list[int]] = {}
     for place, expert in enumerate(before):
         holders.setdefault(expert, []).append(place)
-    given = dict.fromkeys(range(len(before)), 0)
+    uses = dict.fromkeys(range(len(before)), 0)
     out = []
     for place, expert in enumerate(after):
         if before[place] == expert:
@@ -57,9 +57,9 @@ def moves(old: torch.Tensor, new: torch.Tensor, num_ranks: int) -> list[Move]:
             )
         rank = place // local
         near = [s for s in holders[expert] if s // local == rank]
-        source = near[0] if near else min(holders[expert], key=lambda s: given[s])
+        source = near[0] if near else min(holders[expert], key=lambda s: uses[s])
         if not near:
-            given[source] += 1
+            uses[source] += 1
         out.append(Move(rank, place, source // local, source))
     return out
 
@@ -79,7 +79,7 @@ def move_expert_weights(
     for index, tensor in enumerate(weights):
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or len(tensor) != len(old):
             raise ValueError(
-                f"move_expert_weights: weights[{index}] is {shown(tensor)}, expected a row for "
+                f"move_expert_weights: weights[{index}] is {describe(tensor)}, expected a row for "
                 f"each of the {len(old)} places"
             )
     if not planned:
@@ -122,11 +122,11 @@ def move_over_ranks(
             rows[into.to(rows.device)] = came
 
 
-def _places(name: str, argument: str, given: Any) -> list[int]:
-    if not isinstance(given, torch.Tensor) or given.ndim != 1 or given.dtype not in IDS:
+def _places(name: str, argument: str, tensor: Any) -> list[int]:
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim != 1 or tensor.dtype not in IDS:
         raise ValueError(
-            f"{name}: {argument} is {shown(given)}, expected (P,) of "
+            f"{name}: {argument} is {describe(tensor)}, expected (P,) of "
             f"{' or '.join(map(str, IDS))}: the places of one layer"
         )
-    places: list[int] = given.tolist()
+    places: list[int] = tensor.tolist()
     return places

@@ -43,14 +43,14 @@ def prepare_megamoe_inputs(
     topk_weights_out: torch.Tensor,
     is_padding: torch.Tensor | None = None,
 ) -> None: ...
-def prepare_megamoe_inputs(*given: Any, **named: Any) -> None:
+def prepare_megamoe_inputs(*args: Any, **kwargs: Any) -> None:
     """``staging.prepare_megamoe_inputs`` in the form that suits the device; the same bits.
 
     The fourth argument is ``x_fp8`` by name, or ``x`` as from vLLM 0.33 on.
     """
-    if "x" in named and "x_fp8" not in named:
-        named["x_fp8"] = named.pop("x")
-    _prepare(*given, **named)
+    if "x" in kwargs and "x_fp8" not in kwargs:
+        kwargs["x_fp8"] = kwargs.pop("x")
+    _prepare(*args, **kwargs)
 
 
 def _prepare(
@@ -63,14 +63,14 @@ def _prepare(
     topk_weights_out: torch.Tensor,
     is_padding: torch.Tensor | None = None,
 ) -> None:
-    given = (
+    arguments = (
         hidden_states, topk_weights, topk_ids, x_fp8, x_sf, topk_idx_out, topk_weights_out
     )  # fmt: skip
     if is_padding is not None:  # Triton's kernel knows no padding
-        staging.prepare_megamoe_inputs(*given, is_padding)
+        staging.prepare_megamoe_inputs(*arguments, is_padding)
         return
-    found = kernel("staging", "prepare_megamoe_inputs", hidden_states.device)
-    (found or staging.prepare_megamoe_inputs)(*given)
+    variant = kernel("staging", "prepare_megamoe_inputs", hidden_states.device)
+    (variant or staging.prepare_megamoe_inputs)(*arguments)
 
 
 def eplb_map_to_physical_and_record(
@@ -82,13 +82,13 @@ def eplb_map_to_physical_and_record(
     num_unpadded_tokens: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """``eplb.eplb_map_to_physical_and_record`` in the form that suits the device; the same bits."""
-    given = (
+    arguments = (
         topk_ids, expert_load_view, logical_to_physical_map, logical_replica_count, record_enabled
     )  # fmt: skip
     if num_unpadded_tokens is not None:  # Triton's kernel knows no padding
-        return eplb.eplb_map_to_physical_and_record(*given, num_unpadded_tokens)
-    found = kernel("eplb", "eplb_map_to_physical_and_record", topk_ids.device)
-    ids: torch.Tensor = (found or eplb.eplb_map_to_physical_and_record)(*given)
+        return eplb.eplb_map_to_physical_and_record(*arguments, num_unpadded_tokens)
+    variant = kernel("eplb", "eplb_map_to_physical_and_record", topk_ids.device)
+    ids: torch.Tensor = (variant or eplb.eplb_map_to_physical_and_record)(*arguments)
     return ids
 
 
@@ -103,8 +103,8 @@ def kernel(module: str, name: str, device: torch.device) -> Callable[..., Any] |
 @cache
 def _imported(module: str, name: str) -> Callable[..., Any] | None:
     try:
-        found = importlib.import_module(f"megamoe.backends.triton.{module}")
+        namespace = importlib.import_module(f"megamoe.backends.triton.{module}")
     except ImportError:  # no Triton, or one that does not load
         return None
-    made: Callable[..., Any] = getattr(found, name)
-    return made
+    function: Callable[..., Any] = getattr(namespace, name)
+    return function

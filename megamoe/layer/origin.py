@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 
-def checkpoint_experts(module: nn.Module, used: torch.Tensor, start: int) -> dict[str, Any]:
+def checkpoint_experts(module: nn.Module, experts: torch.Tensor, start: int) -> dict[str, Any]:
     """``layer``, None where the prefix has no number, and ``experts`` as [local, checkpoint's].
 
-    ``used``: local experts, int64; ``start``: the first one's physical id. The engine's map says
+    ``experts``: local experts, int64; ``start``: the first one's physical id. The engine's map says
     which logical expert a physical one is, since EPLB moves experts; without it physical ``p`` is
     ``p % num_logical_experts``, as it was loaded. An expert that the map does not have is left
     out.
@@ -21,7 +21,7 @@ def checkpoint_experts(module: nn.Module, used: torch.Tensor, start: int) -> dic
     table = getattr(state, "logical_to_physical_map", None)
     logical = getattr(module, "num_logical_experts", None) or getattr(module, "num_experts", None)
     pairs = []
-    for local in used.tolist():
+    for local in experts.tolist():
         physical = start + local
         if table is not None and state is not None:
             expert = _logical(table, state.logical_replica_count, physical)
@@ -29,8 +29,8 @@ def checkpoint_experts(module: nn.Module, used: torch.Tensor, start: int) -> dic
             expert = physical % int(logical) if logical else physical
         if expert is not None:
             pairs.append([local, expert])
-    found = re.search(r"(?:^|\.)layers\.(\d+)(?:\.|$)", str(getattr(module, "prefix", "")))
-    return {"layer": int(found[1]) if found else None, "experts": pairs}
+    match = re.search(r"(?:^|\.)layers\.(\d+)(?:\.|$)", str(getattr(module, "prefix", "")))
+    return {"layer": int(match[1]) if match else None, "experts": pairs}
 
 
 def _logical(table: torch.Tensor, counts: torch.Tensor, physical: int) -> int | None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megamoe.layer.expert_parallel import RankError
 from megamoe.layer.experts import DeepseekV4MegaMoEExperts
 from megamoe.layer.own_ranks import OwnRanks, spanning
-from megamoe.layer.rank_laws import LAWS, Call, refused
+from megamoe.layer.rank_laws import LAWS, Call, refusal
 from megamoe.layer.ranks import INTERFACE, engine
 from megamoe.spec.tensors import WEIGHTS
 
@@ -26,16 +26,16 @@ START: Final = "the start of the process group"
 """Where a rank is before it has a group; in place of a stage."""
 
 
-def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any]:
+def run(host: Any, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Any, Any]:
     """The outputs of every variant by number, and what the judge compares beside them."""
     plain = request["plain"]
     stage = Path(plain["stage"]) if plain.get("stage") else None
     if stage is not None and not dist.is_initialized():
         _write(stage, START)
-    group = _group(served, plain, request["seconds"])
+    group = _group(host, plain, request["seconds"])
     if stage is not None:
         stage.unlink(missing_ok=True)
-    call = _made(served, plain, given, group)
+    call = _make_call(host, plain, inputs, group)
     spans = call.spans
     if spans is not None and stage is not None:
         spans.at = lambda name: _write(stage, name)
@@ -44,11 +44,11 @@ def run(served: Any, request: Mapping[str, Any], given: Mapping[str, Any]) -> tu
     out: dict[str, torch.Tensor] = {"one call": y}
     extra: dict[str, Any] = {"received": received, "load": call.load[0].tolist()}
     if spans is not None:
-        extra["bytes"] = dict(spans.bytes_sent)
+        extra["bytes"] = dict(spans.traffic)
     for label, variant in LAWS[plain["law"]](call):
         out[label] = variant.clone()
     if plain["law"] == "refused":
-        extra["refused"] = refused(call)
+        extra["refused"] = refusal(call)
         out["a call after the refused one"] = call.y().clone()
     if plain.get("gather"):
         return _gathered(group, out, extra)
@@ -61,7 +61,7 @@ def _write(path: Path, name: str) -> None:
     path.write_text(name)
 
 
-def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
+def _group(host: Any, plain: Mapping[str, Any], seconds: float) -> Any:
     """The default group of this process, which the first request makes.
 
     ``RankError`` where the ranks do not find one another in time.
@@ -73,7 +73,7 @@ def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
             "world_size": plain["of"],
         }  # fmt: skip
         try:
-            dist.init_process_group(engine(served.device), timeout=limit, **where)
+            dist.init_process_group(engine(host.device), timeout=limit, **where)
         except (RuntimeError, ValueError) as error:
             words = " ".join(str(error).split())[:200]
             who = f"rank {plain['rank']} of {plain['of']}"
@@ -84,31 +84,31 @@ def _group(served: Any, plain: Mapping[str, Any], seconds: float) -> Any:
     return dist.group.WORLD
 
 
-def _made(served: Any, plain: Mapping[str, Any], given: Mapping[str, Any], group: Any) -> Call:
+def _make_call(host: Any, plain: Mapping[str, Any], inputs: Mapping[str, Any], group: Any) -> Call:
     """The module with this rank's weights, and its replica map if the case has one."""
-    local = given["w13_weight"].shape[0]
+    local = inputs["w13_weight"].shape[0]
     physical, logical = local * plain["of"], plain["logical"]
-    backend = spanning(served.backend, group)  # over one rank too
+    backend = spanning(host.backend, group)  # over one rank too
     module = DeepseekV4MegaMoEExperts(
         plain["max_num_tokens"], group=group, num_experts=physical, num_local_experts=local,
-        experts_start_idx=local * plain["rank"], top_k=given["topk_ids"].shape[1],
-        hidden_size=given["hidden_states"].shape[1],
-        intermediate_size=given["w2_weight"].shape[2] * 2,
+        experts_start_idx=local * plain["rank"], top_k=inputs["topk_ids"].shape[1],
+        hidden_size=inputs["hidden_states"].shape[1],
+        intermediate_size=inputs["w2_weight"].shape[2] * 2,
         prefix="experts", num_logical_experts=logical, backend=backend,
     )  # fmt: skip
     for name in WEIGHTS:
         # A law that moves weights writes into them, and the request's tensors are the judge's.
-        own = given[name].clone() if plain["law"] == "rebalance" else given[name]
+        own = inputs[name].clone() if plain["law"] == "rebalance" else inputs[name]
         getattr(module, name).data = own
-    module.finalize_weights(written=True)
-    device = given["topk_ids"].device
+    module.finalize_weights(without_loader=True)
+    device = inputs["topk_ids"].device
     load = torch.zeros(1, physical, dtype=torch.int32, device=device)
-    module.set_eplb_state(0, load, given["map"][None], given["count"][None])
+    module.set_eplb_state(0, load, inputs["map"][None], inputs["count"][None])
     stats = torch.zeros(local, dtype=torch.int32, device=device)
     counting = _counting(module)
     if hasattr(counting, "stats"):
         counting.stats = stats
-    return Call(module, given, plain, load)
+    return Call(module, inputs, plain, load)
 
 
 def _counting(module: DeepseekV4MegaMoEExperts) -> Any:

@@ -33,7 +33,7 @@ class Call:
     """The module of this rank, and the arguments of the case's call."""
 
     module: DeepseekV4MegaMoEExperts
-    given: Mapping[str, torch.Tensor]
+    inputs: Mapping[str, torch.Tensor]
     plain: Mapping[str, Any]
     load: torch.Tensor
     """(1, P) int32: the load of all physical experts that this rank recorded."""
@@ -48,11 +48,11 @@ class Call:
         backend = self.module.backend
         return backend if isinstance(backend, ExpertParallel) else None
 
-    def y(self, **changed: torch.Tensor) -> torch.Tensor:
+    def y(self, **overrides: torch.Tensor) -> torch.Tensor:
         """One call of the module."""
-        given = {**self.given, **changed}
+        inputs = {**self.inputs, **overrides}
         out: torch.Tensor = self.module(
-            given["hidden_states"], given["topk_weights"], given["topk_ids"],
+            inputs["hidden_states"], inputs["topk_weights"], inputs["topk_ids"],
             activation_clamp=self.plain["activation_clamp"], fast_math=self.plain["fast_math"],
         )  # fmt: skip
         return out
@@ -65,22 +65,22 @@ def _layer(call: Call) -> Variants:
 def _delays(call: Call) -> Variants:
     """The ranks reach every stage at other times; on a GPU another stream is busy too."""
     spans = call.spans
-    kept = None if spans is None else spans.at
+    previous = None if spans is None else spans.at
     for turn in range(3):
         wait = random.Random(f"{call.plain['seed']} {call.rank} {turn}")
 
         def at(stage: str, wait: random.Random = wait) -> None:
             time.sleep(wait.random() * LONGEST_DELAY)
-            if kept is not None:
-                kept(stage)
+            if previous is not None:
+                previous(stage)
 
         at("stage")
         if spans is not None:
             spans.at = at
-        with _busy(call.given["topk_ids"].device):
+        with _busy(call.inputs["topk_ids"].device):
             yield f"delays, turn {turn + 1}", call.y()
-    if spans is not None and kept is not None:
-        spans.at = kept
+    if spans is not None and previous is not None:
+        spans.at = previous
 
 
 class _busy:
@@ -105,9 +105,9 @@ class _busy:
 def _repeats(call: Call) -> Variants:
     """Calls with other tokens, and old bytes in the buffer, between two calls of the case."""
     buffer = call.module.get_symm_buffer()
-    ids = call.given["topk_ids"]
+    ids = call.inputs["topk_ids"]
     elsewhere = torch.where(ids >= 0, (ids + 1) % call.plain["logical"], ids)
-    empty = {name: call.given[name][:0] for name in ARGUMENTS}
+    empty = {name: call.inputs[name][:0] for name in ARGUMENTS}
     others: Mapping[str, dict[str, torch.Tensor]] = {
         "after a call with other experts": {"topk_ids": elsewhere},
         "after a call without tokens": empty,
@@ -182,19 +182,19 @@ def _ours(call: Call) -> ExpertParallel:
     return spans
 
 
-def refused(call: Call) -> list[str] | None:
+def refusal(call: Call) -> list[str] | None:
     """Type and text of the error of a call in which one rank brings a token too many."""
     _ours(call)  # only our dispatch tells the other ranks; in any other they would wait
-    given = dict(call.given)
+    inputs = dict(call.inputs)
     if call.rank == call.plain["refuses"] % call.plain["of"]:
         rows = call.plain["max_num_tokens"] + 1
         for name in ARGUMENTS:
-            tensor = given[name]
-            given[name] = torch.ones(
+            tensor = inputs[name]
+            inputs[name] = torch.ones(
                 rows, tensor.shape[1], dtype=tensor.dtype, device=tensor.device
             )
     try:
-        call.y(**{name: given[name] for name in ARGUMENTS})
+        call.y(**{name: inputs[name] for name in ARGUMENTS})
     except Exception as error:
         return [type(error).__name__, str(error)]
     return None
@@ -205,4 +205,4 @@ LAWS: Final[Mapping[str, Callable[[Call], Variants]]] = {
     "graph-replay": _graph, "rebalance": _rebalance, "refused": _layer,
 }  # fmt: skip
 
-__all__ = ["LAWS", "Call", "refused"]
+__all__ = ["LAWS", "Call", "refusal"]

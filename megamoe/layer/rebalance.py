@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from megamoe.layer.checks import IDS, check_count, shown
+from megamoe.layer.checks import IDS, check_count, describe
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NAME = "rebalance_experts"
@@ -115,23 +115,23 @@ def placement_of(physical_to_logical: torch.Tensor, num_logical_experts: int) ->
     """
     name = "placement_of"
     check_count(name, "num_logical_experts", num_logical_experts)
-    given = physical_to_logical
-    is_map = isinstance(given, torch.Tensor) and given.ndim == 2 and given.dtype in IDS
-    if not is_map or 0 in given.shape:
+    table = physical_to_logical
+    is_map = isinstance(table, torch.Tensor) and table.ndim == 2 and table.dtype in IDS
+    if not is_map or 0 in table.shape:
         raise ValueError(
-            f"{name}: physical_to_logical is {shown(given)}, expected (layers, P) "
+            f"{name}: physical_to_logical is {describe(table)}, expected (layers, P) "
             f"{' or '.join(map(str, IDS))}"
         )
-    places = given.long().cpu()
+    places = table.long().cpu()
     if ((places < 0) | (places >= num_logical_experts)).any():
         raise ValueError(f"{name}: a place holds no expert of [0, {num_logical_experts})")
     same = places.unsqueeze(2) == places.unsqueeze(1)
     replica = same.tril(-1).sum(2)
-    found = _placement(places, replica, num_logical_experts)
-    if (found.replica_count == 0).any():
-        layer, expert = (found.replica_count == 0).nonzero()[0].tolist()
+    placement = _placement(places, replica, num_logical_experts)
+    if (placement.replica_count == 0).any():
+        layer, expert = (placement.replica_count == 0).nonzero()[0].tolist()
         raise ValueError(f"{name}: no place of layer {layer} holds logical expert {expert}")
-    return found
+    return placement
 
 
 @_on_the_host
@@ -157,7 +157,7 @@ def logical_load(load: torch.Tensor, placement: Placement) -> torch.Tensor:
     places = placement.physical_to_logical
     if not isinstance(load, torch.Tensor) or load.shape != places.shape or load.dtype not in IDS:
         raise ValueError(
-            f"logical_load: load is {shown(load)}, expected {tuple(places.shape)} of "
+            f"logical_load: load is {describe(load)}, expected {tuple(places.shape)} of "
             f"{' or '.join(map(str, IDS))}"
         )
     total = torch.zeros(placement.replica_count.shape, dtype=torch.int64)
@@ -177,13 +177,13 @@ def _packed(load: torch.Tensor, packs: int) -> torch.Tensor:
     row = torch.arange(rows)
     item_at = torch.empty(rows, packs, places, dtype=torch.int64)
     total = torch.zeros(rows, packs, dtype=torch.float32)
-    taken = torch.zeros(rows, packs, dtype=torch.int64)
+    sizes = torch.zeros(rows, packs, dtype=torch.int64)
     for item in load.sort(dim=1, descending=True, stable=True).indices.unbind(1):
         # argmin gives the first of equal packs.
-        pack = torch.where(taken < places, total, torch.inf).argmin(1)
-        item_at[row, pack, taken[row, pack]] = item
+        pack = torch.where(sizes < places, total, torch.inf).argmin(1)
+        item_at[row, pack, sizes[row, pack]] = item
         total[row, pack] += load[row, item]
-        taken[row, pack] += 1
+        sizes[row, pack] += 1
     return item_at.flatten(1)
 
 
@@ -224,7 +224,9 @@ def _check_sizes(weight: Any, replicas: Any, groups: Any, nodes: Any, gpus: Any)
     for name, value in counts.items():
         check_count(_NAME, name, value)
     if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"{_NAME}: weight is {shown(weight)}, expected (layers, logical experts)")
+        raise ValueError(
+            f"{_NAME}: weight is {describe(weight)}, expected (layers, logical experts)"
+        )
     if replicas < weight.shape[1]:
         raise ValueError(
             f"{_NAME}: num_replicas is {replicas}, fewer than the {weight.shape[1]} logical "

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from megamoe.backends import CALLABLES, checked, load_backend
+from megamoe.backends import CALLABLES, check_backend, load_backend
 from megamoe.layer.checks import (
     check_apart,
     check_clamp,
@@ -26,7 +26,7 @@ from megamoe.layer.checks import (
     extent,
 )
 from megamoe.layer.eplb import EplbLayerState, served_ids
-from megamoe.layer.loading import Loaded
+from megamoe.layer.loading import Inventory
 from megamoe.layer.modes import without_autocast
 from megamoe.layer.ops import eplb_map_to_physical_and_record, prepare_megamoe_inputs
 from megamoe.layer.own_ranks import spanning
@@ -100,11 +100,11 @@ class RoutedExperts(nn.Module):
         self.intermediate_size = intermediate_size
         self.prefix = prefix
         self.eplb_state = EplbLayerState()
-        self._loaded = Loaded(
+        self._inventory = Inventory(
             prefix, num_local_experts, experts_start_idx, self.num_logical_experts
         )
         self._buffer_memory: tuple[Any, list[tuple[int, int]]] = None, []
-        self._backend_given = backend
+        self._backend_argument = backend
         self._backend: Any = None
         if not isinstance(backend, str):
             self._check_ranks(backend)
@@ -123,7 +123,7 @@ class RoutedExperts(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         for name in WEIGHTS:
             if getattr(self, name) is not None and prefix + name in state_dict:
-                self._loaded.add_all(name.startswith("w13"), name.endswith("_scale"))
+                self._inventory.add_all(name.startswith("w13"), name.endswith("_scale"))
 
     def _weights_in_use(self) -> tuple[torch.Tensor, ...]:
         """The four tensors in the form of the backend; ``ValueError`` if there are none yet."""
@@ -138,13 +138,13 @@ class RoutedExperts(nn.Module):
     def backend(self) -> Any:
         """The backend object; a name is looked up when it is first needed."""
         if self._backend is None:
-            given = self._backend_given
-            if isinstance(given, str):
-                found = load_backend(given, self._device())
+            argument = self._backend_argument
+            if isinstance(argument, str):
+                backend = load_backend(argument, self._device())
             else:
-                found = checked(given, callables=("run", *CALLABLES))
-            self._check_ranks(found)
-            self._backend = spanning(found, self.group) if self._has_ranks else found
+                backend = check_backend(argument, callables=("run", *CALLABLES))
+            self._check_ranks(backend)
+            self._backend = spanning(backend, self.group) if self._has_ranks else backend
         return self._backend
 
     @property
@@ -204,19 +204,19 @@ class RoutedExperts(nn.Module):
         topk_ids: torch.Tensor,
         activation_clamp: float | None,
         fast_math: bool,
-        **asked: Any,
+        **options: Any,
     ) -> torch.Tensor:
         """This rank's share of the routed experts: (T, H) bfloat16 in and out.
 
-        ``asked`` are further fields of the problem: such a call goes to the backend's ``forward``,
-        and ``NotImplementedError`` names a feature that its ``features`` do not list. Every error
-        of the arguments is raised before the buffer or the load is written. docs/contract.md, "The
-        engine's tensors", describes the tensors and the surroundings of the call: a backend is
-        given dense ones, and no autocast.
+        ``options`` are further fields of the problem: such a call goes to the backend's
+        ``forward``, and ``NotImplementedError`` names a feature that its ``features`` do not list.
+        Every error of the arguments is raised before the buffer or the load is written.
+        docs/contract.md, "The engine's tensors", describes the tensors and the surroundings of the
+        call: a backend is given dense ones, and no autocast.
         """
         try:
             call = self._prepared(
-                hidden_states, topk_weights, topk_ids, activation_clamp, fast_math, asked
+                hidden_states, topk_weights, topk_ids, activation_clamp, fast_math, options
             )
         except Exception:
             # The other ranks wait for this one. If this is its first call, the backend was not
@@ -231,7 +231,7 @@ class RoutedExperts(nn.Module):
         if call is None:
             return torch.empty_like(hidden_states, dtype=torch.bfloat16)
         with without_autocast(hidden_states.device):
-            return self._computed(call, hidden_states, activation_clamp, fast_math, asked)
+            return self._computed(call, hidden_states, activation_clamp, fast_math, options)
 
     def _prepared(
         self,
@@ -240,7 +240,7 @@ class RoutedExperts(nn.Module):
         topk_ids: torch.Tensor,
         activation_clamp: float | None,
         fast_math: bool,
-        asked: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> tuple[Any, tuple[torch.Tensor, ...], tuple[str, ...]] | None:
         """The staged buffer, the weights and the features; None of a call that has no work."""
         check_clamp(self.prefix, activation_clamp)
@@ -256,7 +256,7 @@ class RoutedExperts(nn.Module):
         backend = self.backend
         if provided(backend, "ready"):
             backend.ready(hidden_states.device)
-        features = self._asked(activation_clamp, fast_math, asked)
+        features = self._features_of(activation_clamp, fast_math, options)
         buffer = self.get_symm_buffer()
         self._check_memory(buffer, hidden_states, topk_weights, topk_ids)
         with without_autocast(hidden_states.device):
@@ -279,7 +279,7 @@ class RoutedExperts(nn.Module):
         hidden_states: torch.Tensor,
         activation_clamp: float | None,
         fast_math: bool,
-        asked: Mapping[str, Any],
+        options: Mapping[str, Any],
     ) -> torch.Tensor:
         """``y`` of a call that is staged."""
         buffer, weights, features = call
@@ -308,20 +308,20 @@ class RoutedExperts(nn.Module):
                 activation_clamp=activation_clamp,
                 fast_math=fast_math,
                 max_num_tokens=self.max_num_tokens,
-                **asked,
+                **options,
             )
         )
-        return self._taken(out, buffer, tokens)
+        return self._store_stages(out, buffer, tokens)
 
-    def _asked(
-        self, clamp: float | None, fast_math: bool, asked: Mapping[str, Any]
+    def _features_of(
+        self, clamp: float | None, fast_math: bool, options: Mapping[str, Any]
     ) -> tuple[str, ...]:
         """The features of a call; ``NotImplementedError`` for one that the backend has not."""
-        if not asked:  # of every ordinary call
+        if not options:  # of every ordinary call
             return ()
         act = Activation(
-            asked.get("activation", "swiglu"), clamp, asked.get("activation_alpha", 1.0),
-            asked.get("activation_beta", 0.0), fast_math,
+            options.get("activation", "swiglu"), clamp, options.get("activation_alpha", 1.0),
+            options.get("activation_beta", 0.0), fast_math,
         )  # fmt: skip
         features = features_of(act, "bf16", shared_expert=False, shared_output=False)
         for name in features:
@@ -357,9 +357,9 @@ class RoutedExperts(nn.Module):
             parts = vars(buffer).values() if hasattr(buffer, "__dict__") else ()
             extents = [extent(part) for part in parts if isinstance(part, torch.Tensor)]
             self._buffer_memory = buffer, extents
-        written, load = self._buffer_memory[1], self.eplb_state.expert_load_view
+        writes, load = self._buffer_memory[1], self.eplb_state.expert_load_view
         read = {"hidden_states": hidden, "topk_weights": weights, "topk_ids": ids}
-        check_apart(self.prefix, read, written if load is None else [*written, extent(load)])
+        check_apart(self.prefix, read, writes if load is None else [*writes, extent(load)])
 
     def _physical_ids(self, topk_ids: torch.Tensor) -> torch.Tensor:
         state = self.eplb_state
@@ -390,7 +390,7 @@ class RoutedExperts(nn.Module):
         as_they_are = getattr(self.backend, "ignores_foreign_ids", False)
         return served_ids(physical, first, count, foreign_may_stay=as_they_are)
 
-    def _taken(self, out: Any, buffer: Any, tokens: int) -> torch.Tensor:
+    def _store_stages(self, out: Any, buffer: Any, tokens: int) -> torch.Tensor:
         """``y``, after the stages that a kernel would have left in the buffer are put there."""
         if not isinstance(out, Mapping):
             only_y: torch.Tensor = out

@@ -42,13 +42,13 @@ def check_staging_outputs(tokens: int, hidden: int, top_k: int, *outputs: torch.
 
     One of another type would take converted numbers where bits are meant.
     """
-    wanted = (
+    forms = (
         (hidden, (torch.float8_e4m3fn, torch.uint8, torch.int8)),
         (hidden // SIZE_MULTIPLE, (torch.int32,)),
         (top_k, (torch.int64,)),
         (top_k, (torch.float32,)),
     )
-    for name, out, (width, dtypes) in zip(OUTPUTS, outputs, wanted, strict=True):
+    for name, out, (width, dtypes) in zip(OUTPUTS, outputs, forms, strict=True):
         if out.shape[0] < tokens or out.shape[1] != width or out.dtype not in dtypes:
             raise ValueError(
                 f"{name} is {tuple(out.shape)} {out.dtype}; {tokens} tokens need at least "

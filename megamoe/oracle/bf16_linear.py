@@ -45,12 +45,12 @@ class Rows:
     """:data:`BF16` or :data:`E4M3`."""
 
     @classmethod
-    def known(cls, values: F64, format_: tuple[int, int] = BF16) -> Rows:
+    def point(cls, values: F64, format_: tuple[int, int] = BF16) -> Rows:
         """Rows without freedom."""
         return cls(values, values, format_)
 
     @property
-    def lost(self) -> Bools:
+    def unbounded(self) -> Bools:
         """``(R,)``: an unknown number may be infinite or NaN, and so may each output."""
         same = (self.low == self.high) | np.isnan(self.low)
         number = np.isfinite(self.low) & np.isfinite(self.high)
@@ -59,7 +59,7 @@ class Rows:
     @property
     def special(self) -> Bools:
         """``(R,)``: a number is certainly infinite or NaN, and so is each output."""
-        return np.asarray((~np.isfinite(self.low)).any(axis=1) & ~self.lost)
+        return np.asarray((~np.isfinite(self.low)).any(axis=1) & ~self.unbounded)
 
     def finite(self) -> Rows:
         """The same with zeros for what is no number."""
@@ -125,7 +125,7 @@ def linear(
     out: dict[str, Any] = {a.name: (np.empty(shape), np.empty(shape)) for a in classes}
     if exact:
         out[EXACT] = np.empty(shape)
-    lost, special, finite = rows.lost[:, None], rows.special, rows.finite()
+    unbounded, special, finite = rows.unbounded[:, None], rows.special, rows.finite()
     for part, own in weights.parts(len(rows.low)):
         certain = _ieee(rows.low, own, special)
         sums = _sums(finite, own)
@@ -137,8 +137,8 @@ def linear(
         blocks = _blocks(finite, own, *sums)
         for a in classes:
             low, high = result_interval(blocks, a)
-            out[a.name][0][:, part] = np.where(lost, -np.inf, low)
-            out[a.name][1][:, part] = np.where(lost, np.inf, high)
+            out[a.name][0][:, part] = np.where(unbounded, -np.inf, low)
+            out[a.name][1][:, part] = np.where(unbounded, np.inf, high)
             for end in out[a.name]:
                 end[special, part] = certain
     return out
@@ -162,8 +162,8 @@ def _exact(rows: Rows, weights: Weights, sums: F64, magnitude: F64) -> F64:
     row, column = _grouped(_row_lowbit(rows)).min(axis=-1), weights.lowbits.min(axis=1)
     lowbit = row[:, :, None].astype(np.float64) + column[:, None, :]
     with np.errstate(over="ignore"):  # a block without terms has an infinitely coarse lattice
-        held = magnitude < np.exp2(lowbit + 53)
-    for at, n in np.argwhere(~held.all(axis=0)):
+        is_exact = magnitude < np.exp2(lowbit + 53)
+    for at, n in np.argwhere(~is_exact.all(axis=0)):
         out[at, n] = sum_to_odd(values[at] * weights.values[:, :, n].ravel())
     return out
 
@@ -220,13 +220,13 @@ def _row_lowbit(rows: Rows) -> I16:
     return np.where(low == high, _lowbit(low, fraction), free).astype(np.int16)
 
 
-def _ieee(values: F64, weights: Weights, chosen: Bools) -> F64:
+def _ieee(values: F64, weights: Weights, mask: Bools) -> F64:
     """``(n, N)`` sums of the chosen rows, each with an infinity or NaN: zero times it is NaN."""
-    if not chosen.any():
+    if not mask.any():
         return np.zeros((0, len(weights.packed)))
     numbers = weights.values.reshape(-1, len(weights.packed))
     with np.errstate(invalid="ignore"):
-        return np.stack([(row[:, None] * numbers).sum(axis=0) for row in values[chosen]])
+        return np.stack([(row[:, None] * numbers).sum(axis=0) for row in values[mask]])
 
 
 __all__ = ["BF16", "E4M3", "EXACT", "Ends", "Rows", "Weights", "linear"]

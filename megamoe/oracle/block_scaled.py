@@ -38,7 +38,7 @@ class Codes:
     """(R, C/run), not below 0."""
 
     @classmethod
-    def known(cls, codes: U8, scale: F32) -> Codes:
+    def point(cls, codes: U8, scale: F32) -> Codes:
         """Rows without freedom."""
         return cls(codes, codes, scale, scale)
 
@@ -75,11 +75,11 @@ def linear(rows: Codes, weights: U8, scales: F32, classes: list[Accumulator]) ->
             for a in classes:
                 ends = run_ends(*codes, weights[part, first:last], a)
                 low, high = out[a.name]
-                low[:, part], high[:, part] = added(low[:, part], high[:, part], factor, ends)
+                low[:, part], high[:, part] = accumulate(low[:, part], high[:, part], factor, ends)
     return out
 
 
-def added(low: F32, high: F32, factor: list[F32], ends: tuple[F64, F64]) -> Ends:
+def accumulate(low: F32, high: F32, factor: list[F32], ends: tuple[F64, F64]) -> Ends:
     """``sum + factor * run`` in both forms, from the ends of all three.
 
     Each form is monotone in the sum and in the run, and in the factor by the sign of the run.
@@ -191,8 +191,8 @@ def total_to_odd(parts: F64) -> F64:
     with np.errstate(over="ignore", invalid="ignore"):
         for part in parts:
             total, error = _two_sum(total, part)
-            rest, lost = _two_sum(rest, error)
-            doubtful |= lost != 0
+            rest, loss = _two_sum(rest, error)
+            doubtful |= loss != 0
         total, rest = _two_sum(total, rest)
     doubtful &= np.isfinite(total)
     inexact = (rest != 0) & np.isfinite(total)

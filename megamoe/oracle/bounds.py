@@ -152,8 +152,8 @@ def _any_order(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) ->
     terms = blocks.low.shape[0] * 32
     partial = _largest_partial(blocks)
     lowbit = blocks.lowbit.min(axis=0)
-    grown = partial * (1 + terms * 2.0 ** (1 - bits))
-    unit = np.exp2(_aligned_exponent(blocks.folded.max(axis=0), grown) - bits)
+    bound = partial * (1 + terms * 2.0 ** (1 - bits))
+    unit = np.exp2(_aligned_exponent(blocks.folded.max(axis=0), bound) - bits)
     exact = (partial <= np.exp2(lowbit + bits + 1)) & (unit <= np.exp2(lowbit))
     loss = np.zeros_like(partial)
     for j in range(blocks.low.shape[0]):
@@ -177,8 +177,8 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
         partial = np.maximum(top, bottom)
         lattice = np.minimum(lattice, blocks.lowbit[j])
         low, high = low + blocks.low[j], high + blocks.high[j]
-        grown = partial * (1 + 64 * 2.0**-23)
-        aligned_to = _aligned_exponent(blocks.folded[j], grown)
+        bound = partial * (1 + 64 * 2.0**-23)
+        aligned_to = _aligned_exponent(blocks.folded[j], bound)
         unit = np.exp2(aligned_to - accumulator.align_bits)
         clean &= (partial <= np.exp2(lattice + 24)) & (unit <= np.exp2(lattice))
         # The bound of any order, with the running sum as one more term of unknown last bit.

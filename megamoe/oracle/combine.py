@@ -57,8 +57,8 @@ class Combine:
         may be NaN, and where one end of the sum is NaN, infinities of both signs may meet and need
         not.
         """
-        known = low is high and (shared is None or shared[0] is shared[1])
-        totals = [np.zeros((low.shape[0], low.shape[2]), np.float32) for _ in range(2 - known)]
+        is_point = low is high and (shared is None or shared[0] is shared[1])
+        totals = [np.zeros((low.shape[0], low.shape[2]), np.float32) for _ in range(2 - is_point)]
         may, must = (np.zeros(totals[0].shape, np.bool_) for _ in range(2))
         with np.errstate(invalid="ignore", over="ignore"):
             for slot in self.order(low.shape[1], shared is not None):
@@ -67,18 +67,20 @@ class Combine:
                     rows = self.read(*shared)
                 else:
                     rows = self.read(low[:, slot], high[:, slot])
-                if not known:
+                if not is_point:
                     live = np.True_ if slot is None else self.live[:, slot, None]
                     may |= live & (rows[0] == -np.inf) & (rows[1] == np.inf)
                     must |= live & np.isnan(rows[0]) & np.isnan(rows[1])
-                totals = [self.added(slot, t, rows, end, known) for end, t in enumerate(totals)]
-        finished = [self._finished(total) for total in totals]
-        if known:
-            return finished[0], finished[0]
-        first, last = finished
+                totals = [
+                    self.accumulate(slot, t, rows, end, is_point) for end, t in enumerate(totals)
+                ]
+        results = [self._finish(total) for total in totals]
+        if is_point:
+            return results[0], results[0]
+        first, last = results
         one_end = np.isnan(bf16_decode(first)) != np.isnan(bf16_decode(last))
-        lost = (may & ~must) | one_end
-        return np.where(lost, _MINUS_INF, first), np.where(lost, _PLUS_INF, last)
+        maybe_nan = (may & ~must) | one_end
+        return np.where(maybe_nan, _MINUS_INF, first), np.where(maybe_nan, _PLUS_INF, last)
 
     def order(self, slots: int, shared: bool) -> list[int | None]:
         """The slots as they are added; None is the shared expert's."""
@@ -89,27 +91,27 @@ class Combine:
             out.insert(0 if self.contract.shared_expert.value == "first" else slots, None)
         return out
 
-    def added(
+    def accumulate(
         self, slot: int | None, total: F32, rows: tuple[F64, F64], end: int = 0,
-        known: bool = True,
+        is_point: bool = True,
     ) -> F32:  # fmt: skip
         """``total`` after one slot, whose rows :meth:`read` gave; ``end`` 1 takes the high one.
 
-        If not ``known``, the result is an end over all forms that the contract allows.
+        If not ``is_point``, the result is an end over all forms that the contract allows.
         """
         if slot is None:
             return rounded_sum(rows[end], total.astype(np.float64))
         if self.contract.routing_weight.value in ("combine", "row"):
             weight = self.weights[:, slot, None]
             row = np.where(weight < 0, rows[1 - end], rows[end]).astype(np.float32)  # falling there
-            added = fma(row, weight, total)
-            if self.contract.routing_weight.value == "row" and not known:
-                added = (np.fmin, np.fmax)[end](added, total + row * weight)
+            new_total = fma(row, weight, total)
+            if self.contract.routing_weight.value == "row" and not is_point:
+                new_total = (np.fmin, np.fmax)[end](new_total, total + row * weight)
         elif self.dtype == "fp8":
-            added = rounded_sum(rows[end], total.astype(np.float64))
+            new_total = rounded_sum(rows[end], total.astype(np.float64))
         else:
-            added = total + rows[end].astype(np.float32)
-        return np.where(self.live[:, slot, None], added, total)
+            new_total = total + rows[end].astype(np.float32)
+        return np.where(self.live[:, slot, None], new_total, total)
 
     def read(self, low: U16, high: U16) -> tuple[F64, F64]:
         """The values that the combine reads from rows in the call's format."""
@@ -117,7 +119,7 @@ class Combine:
             return fp8_rows(low, high)
         return bf16_decode(low).astype(np.float64), bf16_decode(high).astype(np.float64)
 
-    def _finished(self, total: F32) -> U16:
+    def _finish(self, total: F32) -> U16:
         rounded = bf16_round(total)
         if self.output is None:
             return rounded
@@ -143,8 +145,8 @@ def fp8_rows(low: U16, high: U16) -> tuple[F64, F64]:
     bytes_ = [_byte(amax) for amax in (near, np.fmax(*size))]
     # An infinite member that need not be there: NaN, infinity and numbers are all possible.
     free = (low != high).reshape(first.shape).any(axis=-1, keepdims=True)
-    lost = free & (bytes_[1] == 255)
-    top = np.where(lost, bytes_[0], bytes_[1])
+    unbounded = free & (bytes_[1] == 255)
+    top = np.where(unbounded, bytes_[0], bytes_[1])
     out = _dequantised(first, bytes_[0]), _dequantised(last, bytes_[0])
     for step in range(1, int((top - bytes_[0]).max(initial=0)) + 1):
         byte = np.minimum(bytes_[0] + step, top)
@@ -152,7 +154,7 @@ def fp8_rows(low: U16, high: U16) -> tuple[F64, F64]:
             np.minimum(out[0], _dequantised(first, byte)),
             np.maximum(out[1], _dequantised(last, byte)),
         )
-    least, most = np.where(lost, -np.inf, out[0]), np.where(lost, np.inf, out[1])
+    least, most = np.where(unbounded, -np.inf, out[0]), np.where(unbounded, np.inf, out[1])
     return least.reshape(shape), most.reshape(shape)
 
 

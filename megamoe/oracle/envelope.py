@@ -57,8 +57,8 @@ class Envelope:
         """
         low, high = self.key_lo.copy(), self.key_hi.copy()
         if self.open_groups.size:
-            chosen = np.clip(sf, self.sf_lo, self.sf_hi).reshape(-1, 1)[self.open_groups]
-            keys = Activations(self.open_low, self.open_high, self.contract).code_keys(chosen)
+            exponents = np.clip(sf, self.sf_lo, self.sf_hi).reshape(-1, 1)[self.open_groups]
+            keys = Activations(self.open_low, self.open_high, self.contract).code_keys(exponents)
             low.reshape(-1, GROUP)[self.open_groups] = keys[0]
             high.reshape(-1, GROUP)[self.open_groups] = keys[1]
         nan = (sf == 255).reshape(-1)  # NaN whatever the codes beside it are

@@ -27,9 +27,9 @@ def eplb(
     num_logical = logical_to_physical_map.shape[0]
     out = np.full(topk_ids.shape, -1, dtype=topk_ids.dtype)
     new_load = load.copy()
-    told = contract.padding_known.value and num_unpadded_tokens is not None
-    counted = num_unpadded_tokens if told else topk_ids.shape[0]
-    assert counted is not None
+    has_padding = contract.padding_known.value and num_unpadded_tokens is not None
+    rows = num_unpadded_tokens if has_padding else topk_ids.shape[0]
+    assert rows is not None
     # The cast to int32 comes first: an id beyond 2**31 wraps and may become valid.
     logical_ids = topk_ids.astype(np.int64).astype(np.int32)
     for token, slot in np.ndindex(*topk_ids.shape):
@@ -42,6 +42,6 @@ def eplb(
         replica = place % max(int(logical_replica_count[logical]), 1)
         physical = int(logical_to_physical_map[logical, replica])
         out[token, slot] = physical
-        if record and token < counted and 0 <= physical < len(new_load):
+        if record and token < rows and 0 <= physical < len(new_load):
             new_load[physical] += 1
     return out, new_load

@@ -37,9 +37,9 @@ def leaves_bf16(problem: Problem, codes: Bytes | None = None, sf: Bytes | None =
     if ((magnitude >= _STAGED_ABOVE) & (magnitude <= 0x7F80)).any():
         return True
     ids = problem.topk_ids
-    used = ids[(ids >= 0) & (ids < problem.num_experts)].unique().numpy()
+    experts = ids[(ids >= 0) & (ids < problem.num_experts)].unique().numpy()
     for scale in (problem.w13_weight_scale, problem.w2_weight_scale):
-        byte = scale.numpy()[used]
+        byte = scale.numpy()[experts]
         if ((byte > _WEIGHT_LIMIT) & (byte < 255)).any():
             return True
     if codes is None or sf is None:

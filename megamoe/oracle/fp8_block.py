@@ -16,7 +16,7 @@ from megamoe.oracle.block_scaled import Codes, Ends, exact, linear
 from megamoe.oracle.combine import Combine
 from megamoe.oracle.gates import Hull
 from megamoe.oracle.groups import RECIP_448
-from megamoe.oracle.nvfp4 import Made
+from megamoe.oracle.nvfp4 import Output
 from megamoe.oracle.silu import silu, silu_hull
 from megamoe.spec.accumulators import Accumulator
 from megamoe.spec.dialects import Dialect, dialect_of
@@ -84,7 +84,7 @@ class Requantise:
         codes = e4m3_cast(wide, self.contract.cast_saturates.value).reshape(acts.shape)
         return np.where(codes == 0x80, 0, codes).astype(np.uint8)  # the sign of a zero is free
 
-    def known(self, acts: F32) -> tuple[U8, F32]:
+    def point(self, acts: F32) -> tuple[U8, F32]:
         """Codes and scales of known activations."""
         scale, factor = self.scales(np.abs(acts))
         return self.codes(acts, factor), scale
@@ -172,7 +172,7 @@ class Layer:
         acts = self.weighted(
             _point(silu(gate, self.contract.precise_silu.value)), _point(up), weight
         ).low
-        codes, scale = self.rule.known(acts)
+        codes, scale = self.rule.point(acts)
         return sums, exact(codes, scale, expert.w2, expert.w2_scale)
 
     def ends(self, sums: Ends, weight: F32, expert: Expert, a: Accumulator) -> Ends:
@@ -185,13 +185,13 @@ class Layer:
 
     def weighted(self, gated: Hull, up: Hull, weight: F32) -> Hull:
         """``(gated * up) * weight``, each product rounded once."""
-        found = gated.times(up)
+        product = gated.times(up)
         if self.contract.routing_weight.value == "activation":
-            found = found.times(_point(weight))
+            product = product.times(_point(weight))
         if self.contract.bf16_before_requant.value:
-            ends = [bf16_decode(bf16_round(end)) for end in found[:2]]
-            found = Hull(ends[0], ends[1], found.nan)
-        return found
+            ends = [bf16_decode(bf16_round(end)) for end in product[:2]]
+            product = Hull(ends[0], ends[1], product.nan)
+        return product
 
 
 def _point(value: F32) -> Hull:
@@ -216,7 +216,7 @@ def _fp32(sums: F64) -> F32:
 def forward(
     problem: Problem, classes: list[Accumulator], contract: Any, any_silu: bool,
     trace: dict[str, npt.NDArray[Any]] | None,
-) -> Made:  # fmt: skip
+) -> Output:  # fmt: skip
     """Point and envelopes; ``ValueError`` for a call that the contract does not know."""
     contract = dialect_of(problem, contract)
     layer = Layer(problem.act, contract, any_silu)
@@ -239,18 +239,18 @@ def forward(
             point[here] = bf16_round(row)
             if trace is not None:
                 sums[here] = first
-            given = Codes.known(codes, scale)
-            found = linear(given, expert.w13, expert.w13_scale, wide)
+            operand = Codes.point(codes, scale)
+            gate_up = linear(operand, expert.w13, expert.w13_scale, wide)
             for a in wide:
-                for end, kept in zip(layer.ends(found[a.name], weight, expert, a), rows[a.name],
+                for end, target in zip(layer.ends(gate_up[a.name], weight, expert, a), rows[a.name],
                                      strict=True):  # fmt: skip
-                    kept[here] = bf16_round(end)
+                    target[here] = bf16_round(end)
     if trace is not None:
         trace |= {"gate_up": sums, "slot_rows": point, "x": x, "x_sf": x_scale}
     combine = Combine(ids >= 0, weights, contract)
     y = combine.point(point)
-    made = {a.name: (y, y) for a in classes if a.align_bits is None}
-    return Made(y, made | {name: _with(*combine.ends(*ends), y) for name, ends in rows.items()})
+    points = {a.name: (y, y) for a in classes if a.align_bits is None}
+    return Output(y, points | {name: _with(*combine.ends(*ends), y) for name, ends in rows.items()})
 
 
 def _with(low: U16, high: U16, y: U16) -> tuple[U16, U16]:

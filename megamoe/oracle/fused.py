@@ -19,8 +19,8 @@ def rounded_sum(a: F64, b: F64) -> F32:
     """
     total = a + b
     back = total - a
-    lost = (a - (total - back)) + (b - back)  # the exact error of the sum
+    error = (a - (total - back)) + (b - back)  # the exact error of the sum
     bits = total.view(np.int64)
-    away = (lost != 0) & np.isfinite(total) & ((lost > 0) != (total > 0))
-    odd = (bits - away) | ((lost != 0) & np.isfinite(total))
+    away = (error != 0) & np.isfinite(total) & ((error > 0) != (total > 0))
+    odd = (bits - away) | ((error != 0) & np.isfinite(total))
     return odd.view(np.float64).astype(np.float32)

@@ -153,10 +153,10 @@ def silu_bounds(division: str, alpha: float = 1.0) -> tuple[F32, F32]:
         high = np.where(tiny, np.maximum(high, zero), high)
         # exp(90) overflows fp32 under any of the errors: g / inf is 0. Not flushing anywhere
         # would leave the true value, which is smaller than 1e-37.
-        gone = argument <= -90.0
+        overflow = argument <= -90.0
         tail = gates / (1.0 + exp) * (1 + F64_SLACK)
-        low = np.where(gone, np.minimum(tail, zero), low)
-        high = np.where(gone, np.maximum(tail, zero), high)
+        low = np.where(overflow, np.minimum(tail, zero), low)
+        high = np.where(overflow, np.maximum(tail, zero), high)
         low32, high32 = low.astype(np.float32), high.astype(np.float32)
     infinite = np.isinf(gates)  # no freedom: the IEEE rules for infinity and 0
     low32[infinite] = high32[infinite] = silu_table(division, alpha)[infinite]
@@ -185,8 +185,8 @@ class Hull(NamedTuple):
                 with np.errstate(over="ignore", invalid="ignore", under="ignore"):
                     corner = a * b
                 numbers = ((a == 0) & (b != y)) | ((b == 0) & (a != x))
-                lost = np.isnan(corner) & ~np.isnan(a) & ~np.isnan(b)
-                corners.append(np.where(lost & numbers, np.float32(0), corner))
+                invalid = np.isnan(corner) & ~np.isnan(a) & ~np.isnan(b)
+                corners.append(np.where(invalid & numbers, np.float32(0), corner))
         with np.errstate(invalid="ignore"):
             for one, two in ((self, other), (other, self)):
                 zero = (one.low <= 0) & (one.high >= 0)
@@ -215,11 +215,11 @@ class Bounds:
         bits = np.arange(65536, dtype=np.uint16)
         number = bits[~np.isnan(bf16_values())]
         at = _position(number)
-        lost = np.isnan(low) | np.isnan(high)
+        nan = np.isnan(low) | np.isnan(high)
         levels = []
         for table, pick, start in (
             (low, np.fmin, np.float32(np.inf)), (high, np.fmax, np.float32(-np.inf)),
-            (lost, np.logical_or, False),
+            (nan, np.logical_or, False),
         ):  # fmt: skip
             row = np.full(at.max() + 1, start)
             pick.at(row, at, table[number])  # both zeros have one place
@@ -245,12 +245,12 @@ class Bounds:
         maybe = self.nan[level, start] | self.nan[level, second]
         none = low > high
         low, high = (np.where(none, np.float32(np.nan), end) for end in (low, high))
-        lost = (bf16_decode(first) == -np.inf) & (bf16_decode(last) == np.inf)
-        if lost.any():  # of a NaN argument the table may say a number
+        unbounded = (bf16_decode(first) == -np.inf) & (bf16_decode(last) == np.inf)
+        if unbounded.any():  # of a NaN argument the table may say a number
             of_nan = self.low[0x7FC0], self.high[0x7FC0]
-            maybe |= lost & bool(np.isnan(of_nan[0]))
-            low = np.where(lost, np.fmin(low, of_nan[0]), low)
-            high = np.where(lost, np.fmax(high, of_nan[1]), high)
+            maybe |= unbounded & bool(np.isnan(of_nan[0]))
+            low = np.where(unbounded, np.fmin(low, of_nan[0]), low)
+            high = np.where(unbounded, np.fmax(high, of_nan[1]), high)
         nan = np.isnan(bf16_decode(first)) | np.isnan(bf16_decode(last))
         if nan.any():
             low, high = np.where(nan, self.low[first], low), np.where(nan, self.high[first], high)

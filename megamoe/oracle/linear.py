@@ -147,14 +147,14 @@ class Rows:
             _per_group(_E4M3_FIELD, codes, np.maximum),
         )
 
-    def only(self, chosen: npt.NDArray[np.bool_]) -> Rows:
+    def only(self, mask: npt.NDArray[np.bool_]) -> Rows:
         """Some of the rows, by a mask ``(R,)``."""
         return Rows(
-            self.codes[chosen],
-            self.values[:, chosen],
-            self.exponent[chosen],
-            self.lowbit[chosen],
-            self.field[chosen],
+            self.codes[mask],
+            self.values[:, mask],
+            self.exponent[mask],
+            self.lowbit[mask],
+            self.field[mask],
         )
 
 
@@ -241,11 +241,11 @@ class Blocks:
     terms: F64 | None = None
     """``(G, 1, N)`` the weights of each block that are not zero; None: 32, which is no less."""
 
-    def only(self, chosen: npt.NDArray[np.bool_]) -> Blocks:
+    def only(self, mask: npt.NDArray[np.bool_]) -> Blocks:
         """Some of the rows, by a mask ``(R,)``."""
         arrays = (part.name for part in fields(self) if part.name != "terms")
-        kept: dict[str, Any] = {name: getattr(self, name)[:, chosen] for name in arrays}
-        return replace(self, **kept)
+        rows: dict[str, Any] = {name: getattr(self, name)[:, mask] for name in arrays}
+        return replace(self, **rows)
 
     def most_terms(self, block: int) -> F64 | float:
         """A bound of the terms of one block that are not zero; a zero is added exactly."""

@@ -31,7 +31,7 @@ Weights = tuple[U8, U8, U8, U8]
 
 
 @dataclass(frozen=True)
-class Made:
+class ExpertResult:
     """The results of one expert for some rows ``R``."""
 
     sums: F64
@@ -57,7 +57,9 @@ class Layer:
     any_silu: bool = False
     traced: bool = False
 
-    def mlp(self, x: U8, x_sf: U8, weight: npt.NDArray[np.float32], weights: Weights) -> Made:
+    def mlp(
+        self, x: U8, x_sf: U8, weight: npt.NDArray[np.float32], weights: Weights
+    ) -> ExpertResult:
         """Both linears of one expert and the step between them, for staged rows ``(R, H)``."""
         act, contract = self.act, self.contract
         w13, w13_sf, w2, w2_sf = weights
@@ -82,10 +84,12 @@ class Layer:
         }
         sums = gate_up["reference"] if self.traced else np.empty(0)
         leaves = {
-            a.name: any(_leaves_fp32(made["reference"], made[a.name]) for made in (gate_up, out))
+            a.name: any(
+                _leaves_fp32(product["reference"], product[a.name]) for product in (gate_up, out)
+            )
             for a in self.classes
         }
-        return Made(sums, codes, sf, bf16_round(out["reference"]), acts, ends, leaves)
+        return ExpertResult(sums, codes, sf, bf16_round(out["reference"]), acts, ends, leaves)
 
 
 def _leaves_fp32(exact: F64, ends: Interval) -> bool:
@@ -135,8 +139,8 @@ def class_interval(
     blocks = spread_block_sums(uncertain, columns)
     low, high = _ends(a, blocks, exact_interval(blocks), rows, columns, uncertain)
     # NaN among the activations is NaN in every output: both ends infinite say that it may be.
-    lost = uncertain.may_be_nan()[:, None] & ~np.isnan(low)
-    return np.where(lost, -np.inf, low), np.where(lost, np.inf, high)
+    maybe_nan = uncertain.may_be_nan()[:, None] & ~np.isnan(low)
+    return np.where(maybe_nan, -np.inf, low), np.where(maybe_nan, np.inf, high)
 
 
 def _ends(
@@ -151,10 +155,10 @@ def _ends(
         low, high = within_fp32(blocks, *replay(rows, columns, a), a)
     else:
         low, high = result_interval(blocks, a)
-        known = uncertain.decided()
-        if known.any():
-            ends = within_fp32(blocks.only(known), *replay(rows.only(known), columns, a), a)
-            low[known], high[known] = ends
+        points = uncertain.decided()
+        if points.any():
+            ends = within_fp32(blocks.only(points), *replay(rows.only(points), columns, a), a)
+            low[points], high[points] = ends
     # A class that truncates need not reach the exact sum; the reference point belongs to every
     # envelope all the same, so that an envelope of one point can only be the reference.
     return np.minimum(low, inside[0]), np.maximum(high, inside[1])

@@ -56,7 +56,7 @@ class Operand:
     """(R, C/32): each possible number of the block is a multiple of 2**lowbit."""
 
     @classmethod
-    def known(cls, values: F64) -> Operand:
+    def point(cls, values: F64) -> Operand:
         """Rows without freedom."""
         return cls(values, values, _lowbit(values))
 
@@ -194,7 +194,7 @@ class Layer:
         gate, up = swiglu.clamp_gate_up(*halves, self.act, self.contract)
         acts = swiglu.activation(gate, up, _ONE, self.act, self.contract)
         codes = self.rule.values_of(acts, self.rule.bytes_of(np.abs(acts)))
-        row, _ = linear(Operand.known(codes), expert.w2, False)
+        row, _ = linear(Operand.point(codes), expert.w2, False)
         return sums, bf16_round(scaled(row, expert.l2_alpha))
 
     def ends(self, x: Operand, x_scale: F32, expert: Expert, any_form: bool) -> tuple[U16, U16]:
@@ -217,7 +217,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Made:
+class Output:
     """``(T, H)`` bfloat16 bits: the point, and the ends of each class."""
 
     y: U16
@@ -227,13 +227,13 @@ class Made:
 def forward(
     problem: Problem, classes: list[Accumulator], contract: Contract, any_silu: bool,
     trace: dict[str, npt.NDArray[Any]] | None,
-) -> Made:  # fmt: skip
+) -> Output:  # fmt: skip
     """Point and envelopes; ``ValueError`` for a problem of another format."""
     fault = nvfp4_fault(problem.features, problem.hidden_size, problem.intermediate_size,
                         problem.l2_activation_scale)  # fmt: skip
     if fault:
         raise ValueError(fault)
-    own = contract.changed(
+    own = contract.variant(
         contract.revision, "vLLM 0.33, sm100_nvfp4_mega_moe.cuh: the combine's fma",
         routing_weight="combine", bf16_before_requant=False,
     )  # fmt: skip
@@ -249,12 +249,12 @@ def forward(
         places = np.argwhere(ids == at)
         for start in range(0, len(places), ROWS):
             token, slot = places[start : start + ROWS].T
-            given = Operand.known(x[token]), x_scale[token], expert
-            made, rows[0][token, slot] = layer.point(*given)
+            operands = Operand.point(x[token]), x_scale[token], expert
+            gate_up, rows[0][token, slot] = layer.point(*operands)
             if trace is not None:
-                sums[token, slot] = made
+                sums[token, slot] = gate_up
             if freedom:
-                rows[1][token, slot], rows[2][token, slot] = layer.ends(*given, any_silu)
+                rows[1][token, slot], rows[2][token, slot] = layer.ends(*operands, any_silu)
     if trace is not None:
         trace |= {
             "gate_up": sums, "slot_rows": rows[0], "x": numbers, "x_sf": sf, "x_scale": x_scale
@@ -262,4 +262,4 @@ def forward(
     combine = Combine(ids >= 0, weights, own)
     y = combine.point(rows[0])
     wide = combine.ends(rows[1], rows[2]) if freedom else (y, y)
-    return Made(y, {a.name: (y, y) if a.align_bits is None else wide for a in classes})
+    return Output(y, {a.name: (y, y) if a.align_bits is None else wide for a in classes})

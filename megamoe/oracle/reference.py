@@ -93,12 +93,12 @@ def forward(
     it also gets ``x``, ``x_sf`` and ``x_scale``, the staged rows as :func:`nvfp4.staged` has them.
     ``ValueError`` for an unknown class.
     """
-    known = classes_of(problem.weight_format)
-    names = list(known if classes is None else classes)
+    all_classes = classes_of(problem.weight_format)
+    names = list(all_classes if classes is None else classes)
     for name in names:
-        if accumulator(name).name not in known:
+        if accumulator(name).name not in all_classes:
             raise ValueError(
-                f"class {name} is none of {problem.weight_format}; known: {', '.join(known)}"
+                f"class {name} is none of {problem.weight_format}; known: {', '.join(all_classes)}"
             )
     if problem.only_y:
         return _only_y(problem, names, contract, any_silu, trace)
@@ -123,13 +123,13 @@ def forward(
     for expert in np.unique(ids[live]):
         for at in _pieces(*np.nonzero(ids == expert)):
             weight = view.topk_weights[at][:, None]
-            made = layer.mlp(x[at[0]], x_sf[at[0]], weight, view.expert(expert))
-            codes[at], sf[at], rows_out[at] = made.codes, made.sf, made.row
+            result = layer.mlp(x[at[0]], x_sf[at[0]], weight, view.expert(expert))
+            codes[at], sf[at], rows_out[at] = result.codes, result.sf, result.row
             if trace is not None:
-                sums[at] = made.sums
+                sums[at] = result.sums
             for name, part in parts.items():
-                part.take(at, made.acts[name], *made.ends[name])
-                leaves |= {name} if made.leaves_fp32[name] else set()
+                part.take(at, result.acts[name], *result.ends[name])
+                leaves |= {name} if result.leaves_fp32[name] else set()
 
     shared: dict[str, tuple[U16, U16]] | None = None
     if view.shared is not None:
@@ -144,21 +144,23 @@ def forward(
         name: part.envelope(combine, None if shared is None else shared[name])
         for name, part in parts.items()
     }
-    found = ForwardGolden(y, codes, sf, envelopes)
-    return replace(found, why=_why(found, leaves, known))
+    golden = ForwardGolden(y, codes, sf, envelopes)
+    return replace(golden, why=_why(golden, leaves, all_classes))
 
 
-def _why(found: ForwardGolden, leaves: Collection[str], known: Collection[str]) -> tuple[str, ...]:
+def _why(
+    golden: ForwardGolden, leaves: Collection[str], all_classes: Collection[str]
+) -> tuple[str, ...]:
     """The places that leave freedom, a line each; ``leaves``: classes in which a sum may leave
     fp32."""
     why = [
         f"{name}: a sum may leave fp32 although the exact one does not" for name in sorted(leaves)
     ]
     why += [
-        envelope.freedom(name) for name, envelope in found.envelopes.items()
-        if not envelope.is_point(found.y, found.codes, found.sf)
+        envelope.freedom(name) for name, envelope in golden.envelopes.items()
+        if not envelope.is_point(golden.y, golden.codes, golden.sf)
     ]  # fmt: skip
-    if set(found.envelopes) != set(known):
+    if set(golden.envelopes) != set(all_classes):
         why.append("not every accumulator class was examined")
     return tuple(why)
 
@@ -167,7 +169,7 @@ def _only_y(
     problem: Problem, names: list[str], contract: Contract, any_silu: bool, trace: Tensors | None
 ) -> ForwardGolden:
     """The golden of a problem whose stages are not judged: y, and its envelope under each class."""
-    made = _OF_FORMAT[problem.weight_format](
+    output = _OF_FORMAT[problem.weight_format](
         problem, [accumulator(n) for n in names], contract, any_silu, trace
     )
     none = np.zeros((*problem.topk_ids.shape, 0), np.uint8)
@@ -175,10 +177,10 @@ def _only_y(
     acts = np.zeros((0, GROUP), np.float32)
     envelopes = {
         name: Envelope(*ends, none, none, key, key, at, acts, acts, contract)
-        for name, ends in made.ends.items()
+        for name, ends in output.ends.items()
     }
-    found = ForwardGolden(made.y, none, none, envelopes, only_y=True)
-    return replace(found, why=_why(found, (), classes_of(problem.weight_format)))
+    golden = ForwardGolden(output.y, none, none, envelopes, only_y=True)
+    return replace(golden, why=_why(golden, (), classes_of(problem.weight_format)))
 
 
 _OF_FORMAT: Final = {
@@ -196,18 +198,20 @@ def combine_interval(
     ``(T, H)`` bfloat16 bits for the class. The codes of a shared expert are no stage; its rows are
     intervals of the class, computed from the inputs.
     """
-    chosen = accumulator(class_name)
+    accumulator_class = accumulator(class_name)
     view = _Arrays.of(problem)
     ids = view.topk_ids
     shape = (*ids.shape, view.w2.shape[1])
     low, high = np.zeros(shape, np.uint16), np.zeros(shape, np.uint16)
     for expert in np.unique(ids[ids >= 0]):
         for at in _pieces(*np.nonzero(ids == expert)):
-            out = linear(Rows.of(codes[at], sf[at]), view.w2[expert], view.w2_sf[expert], [chosen])
-            low[at], high[at] = (bf16_round(end) for end in out[chosen.name])
+            out = linear(
+                Rows.of(codes[at], sf[at]), view.w2[expert], view.w2_sf[expert], [accumulator_class]
+            )
+            low[at], high[at] = (bf16_round(end) for end in out[accumulator_class.name])
     shared = None
     if view.shared is not None:
-        layer = Layer(problem.act, [chosen], contract)
+        layer = Layer(problem.act, [accumulator_class], contract)
         staged = quantize(view.hidden, contract)
         shared = _shared(layer, *staged, view.shared, shape[-1], set())[class_name]
     return view.combine(problem, contract).ends(low, high, shared)
@@ -234,10 +238,10 @@ def _shared(
     one = np.ones((1, 1), np.float32)
     for start in range(0, len(x), MAX_ROWS):
         part = slice(start, start + MAX_ROWS)
-        made = layer.mlp(x[part], x_sf[part], one, weights)
-        out[""][:, part] = made.row
-        leaves |= {name for name, left in made.leaves_fp32.items() if left}
-        for name, ends in made.ends.items():
+        result = layer.mlp(x[part], x_sf[part], one, weights)
+        out[""][:, part] = result.row
+        leaves |= {name for name, may_leave in result.leaves_fp32.items() if may_leave}
+        for name, ends in result.ends.items():
             out[name][:, part] = ends
     return {name: (low, high) for name, (low, high) in out.items()}
 

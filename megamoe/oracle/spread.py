@@ -60,17 +60,17 @@ class SpreadRows:
 
     def may_be_nan(self) -> npt.NDArray[np.bool_]:
         """``(R,)``: an activation, or a scale factor of byte 255, may be NaN: so any output may."""
-        lost = (self.last + 127 == 255).any(axis=1)
+        overflow = (self.last + 127 == 255).any(axis=1)
         nan = self.activations.nan
-        return np.asarray(lost if nan is None else lost | nan.any(axis=1))
+        return np.asarray(overflow if nan is None else overflow | nan.any(axis=1))
 
     def decided(self) -> npt.NDArray[np.bool_]:
         """``(R,)``: rows of one possible set of codes and exponents."""
         one_code = (self.low == self.high).all(axis=(0, 2))
         one_exponent = (self.first == self.last).all(axis=1)
         nan = self.activations.nan
-        known = one_code & one_exponent
-        return np.asarray(known if nan is None else known & ~nan.any(axis=1))
+        points = one_code & one_exponent
+        return np.asarray(points if nan is None else points & ~nan.any(axis=1))
 
 
 def spread_block_sums(rows: SpreadRows, columns: Columns) -> Blocks:

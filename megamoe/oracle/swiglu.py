@@ -116,8 +116,8 @@ class Activations:
             for end in (smallest, largest)
         )
         if self.nan is not None and not self.contract.amax_drops_nan.value:
-            taken = group_amax(np.where(self.nan, np.float32(np.nan), largest), self.contract)
-            byte = requant_exponent(taken, self.contract)
+            amax = group_amax(np.where(self.nan, np.float32(np.nan), largest), self.contract)
+            byte = requant_exponent(amax, self.contract)
             first, last = np.minimum(first, byte), np.maximum(last, byte)
         return first, last
 
@@ -165,13 +165,13 @@ def activation_interval(
     form = form.fast() if any_form else form
     gated = gate_bounds(form).over(ends[0][0], ends[1][0])
     ups = up_bounds(form).over(ends[0][1], ends[1][1])
-    found = gated.times(ups)
+    product = gated.times(ups)
     if contract.routing_weight.value == "activation":
-        found = found.times(Hull(weight, weight, np.isnan(weight)))
-    low, high = found.low, found.high
+        product = product.times(Hull(weight, weight, np.isnan(weight)))
+    low, high = product.low, product.high
     if contract.bf16_before_requant.value:
         low, high = (bf16_decode(bf16_round(end)) for end in (low, high))
-    nan = found.nan & ~np.isnan(low)
+    nan = product.nan & ~np.isnan(low)
     return Activations(
         low.astype(np.float32), high.astype(np.float32), contract, nan if nan.any() else None
     )

@@ -100,8 +100,8 @@ def aligned(
         own = np.where(running == 0, unit.floor, np.maximum(_exponent(running), SMALLEST))
         last = np.maximum(np.maximum(largest, own), unit.floor) - unit.align_bits
         shift = np.expand_dims(np.exp2(scale - last), axis)
-        kept = np.trunc(products * shift).sum(axis=axis)
-        total = np.ldexp(kept + np.trunc(np.ldexp(running, -last)), last)
+        aligned_sum = np.trunc(products * shift).sum(axis=axis)
+        total = np.ldexp(aligned_sum + np.trunc(np.ldexp(running, -last)), last)
     return narrowed(total, unit.result_bits)
 
 
@@ -247,8 +247,8 @@ def _fields(sides: tuple[tuple[F64, I32], tuple[F64, I32]], folded: bool, is_e4m
 
 
 def _require_bfloat16(field: F64, lowbit: F64) -> None:
-    held = (field < NO_TERM // 2) | np.isnan(field) | ((field < 128) & (lowbit >= -133))
-    if not held.all():
+    is_bfloat16 = (field < NO_TERM // 2) | np.isnan(field) | ((field < 128) & (lowbit >= -133))
+    if not is_bfloat16.all():
         raise ValueError("an operand with its scale factor is not a bfloat16 number")
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from megamoe.oracle.bf16_linear import EXACT, Ends, Rows, Weights, linear
 from megamoe.oracle.combine import Combine
 from megamoe.oracle.gates import Hull
-from megamoe.oracle.nvfp4 import Made
+from megamoe.oracle.nvfp4 import Output
 from megamoe.oracle.silu import silu, silu_hull
 from megamoe.spec.accumulators import Accumulator
 from megamoe.spec.dialects import Dialect, dialect_of
@@ -55,8 +55,8 @@ class Expert:
 
 def _fault(packed: U8, scale: U8) -> int | None:
     """A byte outside of :data:`BYTES` whose group has a weight that is not zero, or byte 255."""
-    used = (packed & 0x77).reshape(*scale.shape, GROUP // 2).any(axis=-1)
-    bad = scale[(used & ((scale < BYTES[0]) | (scale > BYTES[1]))) | (scale == 0xFF)]
+    nonzero = (packed & 0x77).reshape(*scale.shape, GROUP // 2).any(axis=-1)
+    bad = scale[(nonzero & ((scale < BYTES[0]) | (scale > BYTES[1]))) | (scale == 0xFF)]
     return int(bad[0]) if bad.size else None
 
 
@@ -73,8 +73,8 @@ class Layer:
         exact: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
         """A linear of rows of bfloat16 numbers, as :func:`megamoe.oracle.bf16_linear.linear`."""
-        found = linear(Rows(low, high), weights, classes, exact)
-        return {n: within(v) if n == EXACT else outward(*v) for n, v in found.items()}
+        sums = linear(Rows(low, high), weights, classes, exact)
+        return {n: within(v) if n == EXACT else outward(*v) for n, v in sums.items()}
 
     def halves(self, sums: F64) -> tuple[F32, F32]:
         """Clamped gate and up ``(R, I)`` of linear 1's sums; the bound is an fp32 number."""
@@ -95,8 +95,8 @@ class Layer:
         gate, up = self.halves(sums)
         gated = silu(gate, self.contract.precise_silu.value)
         acts = self.product(Hull(gated, gated, np.isnan(gated)), Hull(up, up, np.isnan(up)))
-        given = acts.low.astype(np.float64)
-        row = self.linear(given, given, expert.w2, [], exact=True)[EXACT]
+        operand = acts.low.astype(np.float64)
+        row = self.linear(operand, operand, expert.w2, [], exact=True)[EXACT]
         return self.rounded(row, weight)
 
     def ends(self, sums: Ends, weight: F32, expert: Expert, a: Accumulator) -> tuple[U16, U16]:
@@ -167,7 +167,7 @@ def forward(
     problem: Problem, classes: list[Accumulator], contract: Any, any_silu: bool,
     trace: dict[str, npt.NDArray[Any]] | None, of: type[Layer] = Layer,
     expert_of: Callable[[Problem, int], Expert] = Expert.of,
-) -> Made:  # fmt: skip
+) -> Output:  # fmt: skip
     """Point and envelopes; ``ValueError`` for a call that the contract does not know."""
     contract = dialect_of(problem, contract)
     layer = of(problem.act, contract, any_silu)
@@ -184,20 +184,20 @@ def forward(
         places = np.argwhere(ids == at)
         for start in range(0, len(places), ROWS):
             here = tuple(places[start : start + ROWS].T)
-            weight, given = weights[here][:, None], x[here[0]]
-            found = layer.linear(given, given, expert.w13, classes, exact=True)
-            point[here] = layer.point(found[EXACT], weight, expert)
+            weight, operand = weights[here][:, None], x[here[0]]
+            gate_up = layer.linear(operand, operand, expert.w13, classes, exact=True)
+            point[here] = layer.point(gate_up[EXACT], weight, expert)
             if trace is not None:
-                sums[here] = found[EXACT]
+                sums[here] = gate_up[EXACT]
             for a in classes:
-                for end, kept in zip(layer.ends(found[a.name], weight, expert, a), rows[a.name],
+                for end, target in zip(layer.ends(gate_up[a.name], weight, expert, a), rows[a.name],
                                      strict=True):  # fmt: skip
-                    kept[here] = end
+                    target[here] = end
     if trace is not None:
         trace |= {"gate_up": sums, "slot_rows": point}
     combine = Combine(ids >= 0, weights, contract)
     ends = {name: combine.ends(*both) for name, both in rows.items()}
-    return Made(combine.point(point), ends)
+    return Output(combine.point(point), ends)
 
 
 __all__ = ["Expert", "Layer", "forward", "outward", "within"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from megamoe.oracle import w4a16
 from megamoe.oracle.bf16_linear import E4M3, EXACT, Rows, Weights, linear
-from megamoe.oracle.nvfp4 import Made
+from megamoe.oracle.nvfp4 import Output
 from megamoe.spec.accumulators import Accumulator
 from megamoe.spec.formats import F32, F64, GROUP, e4m3_cast, e4m3_decode
 from megamoe.spec.problem import Problem
@@ -35,9 +35,9 @@ class Layer(w4a16.Layer):
     ) -> dict[str, Any]:  # fmt: skip
         """A linear of rows of bfloat16 numbers, quantised first, and its product with the scale."""
         rows, scale = self.quantised(low, high)
-        found = linear(rows, weights, classes, exact)
+        products = linear(rows, weights, classes, exact)
         out: dict[str, Any] = {}
-        for name, sums in found.items():
+        for name, sums in products.items():
             if name == EXACT:
                 out[name] = _times(w4a16.within(sums), scale[0])
             else:
@@ -90,8 +90,8 @@ def expert_of(problem: Problem, at: int) -> w4a16.Expert:
     """One expert. ``ValueError`` for scale bytes on which kernels differ."""
     for name in ("w13_weight", "w2_weight"):
         packed, scale = getattr(problem, name)[at].numpy(), getattr(problem, f"{name}_scale")[at]
-        used = (packed & 0x77).reshape(*scale.shape, GROUP // 2).any(axis=-1)
-        low = scale.numpy()[used & (scale.numpy().astype(int) < int(scale.max()) - OCTAVES)]
+        nonzero = (packed & 0x77).reshape(*scale.shape, GROUP // 2).any(axis=-1)
+        low = scale.numpy()[nonzero & (scale.numpy().astype(int) < int(scale.max()) - OCTAVES)]
         if low.size:
             raise ValueError(
                 f"w4a8-token: {name}_scale of expert {at} has bytes {low[0]} and "
@@ -104,7 +104,7 @@ def expert_of(problem: Problem, at: int) -> w4a16.Expert:
 def forward(
     problem: Problem, classes: list[Accumulator], contract: Any, any_silu: bool,
     trace: dict[str, npt.NDArray[Any]] | None,
-) -> Made:  # fmt: skip
+) -> Output:  # fmt: skip
     """As :func:`megamoe.oracle.w4a16.forward`."""
     return w4a16.forward(problem, classes, contract, any_silu, trace, Layer, expert_of)
 

@@ -24,7 +24,7 @@ ROWS: Final = 4
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """What was shown against one model: elements that differ, by stage."""
 
     name: str
@@ -37,44 +37,44 @@ class Tried:
 
     def line(self) -> str:
         """In a few words."""
-        said = ", ".join(f"{n} {count}" for n, count in self.apart.items() if count)
-        return f"{self.name}: {said or 'nothing'} differs"
+        counts = ", ".join(f"{n} {count}" for n, count in self.apart.items() if count)
+        return f"{self.name}: {counts or 'nothing'} differs"
 
 
 def explain(
-    problem: Problem, shown: Mapping[str, Array], model: Model, contract: Contract
-) -> list[Tried]:
+    problem: Problem, actual: Mapping[str, Array], model: Model, contract: Contract
+) -> list[Trial]:
     """The model itself, then every single change of it, the nearest first.
 
-    ``shown`` are the stages of all rows of ``problem``, of which the first :data:`ROWS` that
+    ``actual`` are the stages of all rows of ``problem``, of which the first :data:`ROWS` that
     differ are tried. A change that leaves nothing explains them. Changes for which the model has no
     word are left out.
     """
     ids = problem.topk_ids.numpy()
     own = predict(problem, model, contract).stages
-    whole = Tried(model.name, differences(shown, own, ids))
-    rows = _rows(shown, own, ids)[:ROWS]
+    whole = Trial(model.name, differences(actual, own, ids))
+    rows = _rows(actual, own, ids)[:ROWS]
     if not len(rows):
         return [whole]
     narrowed = problem.at_rows(torch.from_numpy(rows))
-    some = {name: shown[name][rows] for name in COMPUTED if name in shown}
-    tried = []
+    some = {name: actual[name][rows] for name in COMPUTED if name in actual}
+    trials = []
     for name, other in variants(model):
         try:
             stages = predict(narrowed, other, contract).stages
         except ValueError:
             continue
-        tried.append(Tried(name, differences(some, stages, ids[rows])))
-    return [whole, *sorted(tried, key=lambda t: t.count)]
+        trials.append(Trial(name, differences(some, stages, ids[rows])))
+    return [whole, *sorted(trials, key=lambda t: t.count)]
 
 
-def differences(shown: Mapping[str, Array], wanted: Mapping[str, Array], ids: Array) -> Any:
+def differences(actual: Mapping[str, Array], expected: Mapping[str, Array], ids: Array) -> Any:
     """Elements that differ in each stage that is shown, in the order of computation."""
-    return {name: int(apart.sum()) for name, apart in _apart(shown, wanted, ids).items()}
+    return {name: int(apart.sum()) for name, apart in _apart(actual, expected, ids).items()}
 
 
-def _apart(shown: Mapping[str, Array], wanted: Mapping[str, Array], ids: Array) -> Any:
-    one, other = observable(shown), observable(wanted)
+def _apart(actual: Mapping[str, Array], expected: Mapping[str, Array], ids: Array) -> Any:
+    one, other = observable(actual), observable(expected)
     out = {}
     for name in COMPUTED:
         if name in one and name in other:
@@ -83,14 +83,14 @@ def _apart(shown: Mapping[str, Array], wanted: Mapping[str, Array], ids: Array) 
     return out
 
 
-def _rows(shown: Mapping[str, Array], wanted: Mapping[str, Array], ids: Array) -> Array:
-    found = [a.reshape(len(ids), -1).any(axis=1) for a in _apart(shown, wanted, ids).values()]
-    return np.flatnonzero(np.logical_or.reduce(found))
+def _rows(actual: Mapping[str, Array], expected: Mapping[str, Array], ids: Array) -> Array:
+    masks = [a.reshape(len(ids), -1).any(axis=1) for a in _apart(actual, expected, ids).values()]
+    return np.flatnonzero(np.logical_or.reduce(masks))
 
 
-def said(tried: list[Tried]) -> str:
+def describe(trials: list[Trial]) -> str:
     """One line: the changes that explain what was shown, or the nearest."""
-    whole, *others = tried
+    whole, *others = trials
     fit = [t.name for t in others if not t.count]
     if fit:
         return f"{whole.line()}; {' or '.join(fit)} would explain it"
@@ -99,4 +99,4 @@ def said(tried: list[Tried]) -> str:
     return f"{whole.line()}; no single change explains it, the nearest is {others[0].line()}"
 
 
-__all__ = ["Tried", "differences", "explain", "said"]
+__all__ = ["Trial", "describe", "differences", "explain"]

@@ -34,15 +34,15 @@ class Linears:
     """Results of linears that were computed already: contracts share most of them."""
 
     model: Model
-    _kept: dict[bytes, U16] = field(default_factory=dict)
+    _results: dict[bytes, U16] = field(default_factory=dict)
 
     def rounded(self, name: object, codes: U8, sf: U8, weights: U8, weight_sf: U8) -> U16:
         """``(R, N)`` bfloat16 bits; ``name`` tells the weights of one problem apart."""
         head = f"{name}{codes.shape}".encode()
         key = hashlib.sha256(head + codes.tobytes() + sf.tobytes()).digest()
-        if key not in self._kept:
-            self._kept[key] = bf16_round(self.model.linear(codes, sf, weights, weight_sf))
-        return self._kept[key]
+        if key not in self._results:
+            self._results[key] = bf16_round(self.model.linear(codes, sf, weights, weight_sf))
+        return self._results[key]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Predicted:
     stages: dict[str, npt.NDArray[Any]]
     """``y`` (T, H) uint16 bits; but for NVFP4 also ``x`` (T, H) uint8, ``x_sf`` (T, H/128) int32,
     ``l2_acts`` (T, K, I) and ``l2_acts_sf`` (T, K, I/32) uint8, zeros in slots with id -1."""
-    assumed: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
     """The assumptions that replace a table which nobody has recorded."""
 
 
@@ -66,8 +66,8 @@ def predict(
     unit without it.
     """
     if problem.is_nvfp4:
-        y, assumed = forward_nvfp4(problem, model, contract)
-        return Predicted({"y": y}, assumed)
+        y, assumptions = forward_nvfp4(problem, model, contract)
+        return Predicted({"y": y}, assumptions)
     layer = _Layer(problem, model, contract, linears or Linears(model))
     ids, routing = problem.topk_ids.numpy(), problem.topk_weights.numpy()
     x, x_sf = quantize(bits(problem.hidden_states), contract)
@@ -98,7 +98,7 @@ def predict(
         "x": x, "x_sf": pack_sf(x_sf), "l2_acts": codes, "l2_acts_sf": sf,
         "y": combine.point(rows, shared),
     }  # fmt: skip
-    return Predicted(stages, layer.assumed)
+    return Predicted(stages, layer.assumptions)
 
 
 def _of_expert(problem: Problem, expert: int) -> Weights:
@@ -116,9 +116,9 @@ class _Layer:
     ) -> None:
         self.act, self.contract, self.linears = problem.act, contract, linears
         form = form_of(self.act, contract)
-        self.gate, said = tables.of_gate(model.silu, model.fast, model.precise, form)
+        self.gate, assumption = tables.of_gate(model.silu, model.fast, model.precise, form)
         self.up: F32 = up_table(form)
-        self.assumed = (said,) if said else ()
+        self.assumptions = (assumption,) if assumption else ()
 
     def mlp(
         self, name: object, x: U8, x_sf: U8, weight: F32, weights: Weights

@@ -39,8 +39,8 @@ class Model:
     fast: str
     precise: str
     """The names of the tables for fast and for precise silu."""
-    known: str
-    assumed: str
+    evidence: str
+    assumptions: str
     """The evidence for the model, and the assumptions that no machine has confirmed."""
     order: tuple[int, ...] = ASCENDING
     """The order in which the steps take the 32 values of a group."""
@@ -77,8 +77,8 @@ class Model:
         return total.astype(np.float64)
 
     def _chain(self, codes: U8, sf: U8, weights: U8, weight_sf: U8) -> F64:
-        given = (np.ascontiguousarray(a) for a in (codes, sf, weights, weight_sf))
-        codes, sf, weights, weight_sf = given
+        operands = (np.ascontiguousarray(a) for a in (codes, sf, weights, weight_sf))
+        codes, sf, weights, weight_sf = operands
         rows, columns = Rows.of(codes, sf), Columns.of(weights, weight_sf)
         return chain(self.unit, rows, columns, folded=self.folded, order=self.order)
 

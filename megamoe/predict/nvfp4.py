@@ -35,8 +35,8 @@ def step(sums: F64, fields: I32, running: F64) -> F64:
     """``(..., 4)`` exact scaled group sums and their fields, added to ``running`` ``(...)``."""
     own = np.where(running == 0, FLOOR, np.maximum(_exponent(running), SMALLEST))
     last = np.maximum(fields.max(axis=-1), own) - ALIGN_BITS
-    kept = np.trunc(np.ldexp(sums, -last[..., None])).sum(axis=-1)
-    total = np.ldexp(kept + np.trunc(np.ldexp(running, -last)), last)
+    group_sum = np.trunc(np.ldexp(sums, -last[..., None])).sum(axis=-1)
+    total = np.ldexp(group_sum + np.trunc(np.ldexp(running, -last)), last)
     return narrowed(total, 23)
 
 
@@ -52,8 +52,8 @@ def chain(values: F64, sf: U8, weights: F64, weight_sf: U8) -> F64:
     running = np.zeros(sums.shape[1:])
     for start in range(0, len(sums), STEP):
         part = slice(start, start + STEP)
-        given = np.moveaxis(sums[part], 0, -1), np.moveaxis(fields[part], 0, -1)
-        running = step(*given, running)
+        operands = np.moveaxis(sums[part], 0, -1), np.moveaxis(fields[part], 0, -1)
+        running = step(*operands, running)
     return running
 
 
@@ -63,13 +63,13 @@ def forward_nvfp4(
     """``(T, H)`` bits of y, and what was assumed; ``ValueError`` for a unit without NVFP4."""
     if not model.unit.name.startswith("blackwell"):
         raise ValueError(f"model {model.name} has no NVFP4: only Blackwell's unit takes it")
-    own = contract.changed(
+    own = contract.variant(
         contract.revision, "vLLM 0.33, sm100_nvfp4_mega_moe.cuh: the combine's fma",
         routing_weight="combine", bf16_before_requant=False,
     )  # fmt: skip
     act, rule = problem.act, Requantise(np.float32(problem.l2_activation_scale))
     form = form_of(act, own)
-    gate_values, said = tables.of_gate(model.silu, model.fast, model.precise, form)
+    gate_values, assumption = tables.of_gate(model.silu, model.fast, model.precise, form)
     ids = problem.topk_ids.numpy()
     x, x_sf, x_scale = staged(bits(problem.hidden_states))
     rows = np.zeros((*ids.shape, problem.hidden_size), np.uint16)
@@ -86,7 +86,7 @@ def forward_nvfp4(
         row = chain(codes, sf, w2, problem.w2_weight_scale[at].numpy())
         rows[token, slot] = bf16_round(nvfp4.scaled(row, expert.l2_alpha))
     y = Combine(ids >= 0, problem.topk_weights.numpy(), own).point(rows)
-    return y, (said,) if said else ()
+    return y, (assumption,) if assumption else ()
 
 
 def _codes(packed: U8) -> F64:

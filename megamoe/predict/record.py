@@ -29,7 +29,7 @@ from megamoe.spec.builds import BUILDS
 from megamoe.spec.contract import REVISIONS
 from megamoe.spec.problem import Problem
 
-Done = Callable[[Case, str], None]
+OnResult = Callable[[Case, str], None]
 """Called once a case: the case, and what is wrong or ''."""
 KERNELS: Final = tuple(name for name in REVISIONS if name in {b.revision for b in BUILDS.values()})
 """Contract revisions that a known build of the SM100 kernel follows."""
@@ -40,19 +40,19 @@ SOURCES: Final = (
 """The files that decide a predicted bit. The inputs have a digest of their own."""
 
 
-def chosen(cases: Sequence[Case]) -> list[Case]:
+def selection(cases: Sequence[Case]) -> list[Case]:
     """The forward cases among them that a kernel of the model knows, the longest first."""
 
     def work(case: Case) -> int:
         p = case.params
         return int(p["hidden"] * p["intermediate"] * p["tokens"] * p["top_k"])
 
-    known = (c for c in cases if c.kind == "forward" and set(KERNELS) & set(c.revisions))
-    return sorted(known, key=work, reverse=True)
+    forwards = (c for c in cases if c.kind == "forward" and set(KERNELS) & set(c.revisions))
+    return sorted(forwards, key=work, reverse=True)
 
 
 def record(
-    root: Path, cases: Sequence[Case], model: Model, jobs: int, done: Done, envelope: bool
+    root: Path, cases: Sequence[Case], model: Model, jobs: int, on_result: OnResult, envelope: bool
 ) -> tuple[Path | None, list[str]]:
     """Write a candidate of ``cases``.
 
@@ -61,24 +61,24 @@ def record(
     Returns the candidate's path and no line, or None and a line for each fault.
     """
     step = partial(entry, root, model.name, envelope)
-    kept, none, faults = {}, {}, []
-    for case, result in each(step, chosen(cases), jobs):
-        said = result if isinstance(result, str) else ""
-        done(case, said)
-        if said:
-            faults.append(said)
+    predictions, none, faults = {}, {}, []
+    for case, result in each(step, selection(cases), jobs):
+        fault = result if isinstance(result, str) else ""
+        on_result(case, fault)
+        if fault:
+            faults.append(fault)
         elif "none" in result:
             none[case.id] = result["none"]
         else:
-            kept[case.id] = result
+            predictions[case.id] = result
     if faults:
         return None, sorted(faults)
     path = root / predicted.CANDIDATES / f"{model.name}.json"
     path.parent.mkdir(exist_ok=True)
     (path.parent / ".gitignore").write_text("*\n", "utf-8")
     before = _before(path, model)
-    cases_now = {k: v for k, v in before["cases"].items() if k not in none} | kept
-    none_now = {k: v for k, v in before["none"].items() if k not in kept} | none
+    cases_now = {k: v for k, v in before["cases"].items() if k not in none} | predictions
+    none_now = {k: v for k, v in before["none"].items() if k not in predictions} | none
     predicted.write(path, document(model, cases_now, none_now))
     return path, []
 
@@ -95,19 +95,19 @@ def _before(path: Path, model: Model) -> Mapping[str, Any]:
 
 
 def verify(
-    root: Path, cases: Sequence[Case], model: Model, jobs: int, done: Done, envelope: bool
+    root: Path, cases: Sequence[Case], model: Model, jobs: int, on_result: OnResult, envelope: bool
 ) -> list[str]:
     """Compute the predictions again; a line for each case that is not as it is kept.
 
     With ``envelope`` each is judged by its derived golden too.
     """
-    kept = predicted.read(root / predicted.FOLDER / f"{model.name}.json").data
+    predictions = predicted.read(root / predicted.FOLDER / f"{model.name}.json").data
     faults = []
-    for case, result in each(partial(entry, root, model.name, envelope), chosen(cases), jobs):
-        said = result if isinstance(result, str) else _apart(case, kept, result)
-        done(case, said)
-        if said:
-            faults.append(said)
+    for case, result in each(partial(entry, root, model.name, envelope), selection(cases), jobs):
+        fault = result if isinstance(result, str) else _apart(case, predictions, result)
+        on_result(case, fault)
+        if fault:
+            faults.append(fault)
     return sorted(faults)
 
 
@@ -118,7 +118,7 @@ def document(model: Model, cases: Mapping[str, Any], none: Mapping[str, str]) ->
         "unit": f"{unit.name}: steps of {unit.step}, {unit.align_bits} bits aligned, "
                 f"{unit.result_bits} kept; {unit.evidence}",
         "silu": f"megamoe/predict/silu/{model.silu}.json, tables {model.fast} and {model.precise}",
-        "known": model.known, "assumed": model.assumed,
+        "known": model.evidence, "assumed": model.assumptions,
     }  # fmt: skip
     return {
         "schema": predicted.SCHEMA, "what": predicted.WHAT, "model": model.name,
@@ -147,30 +147,30 @@ def entry(root: Path, name: str, envelope: bool, case: Case) -> dict[str, Any]:
     With ``envelope`` :class:`GoldenError` where one lies outside what its class allows.
     """
     model = MODELS[name]
-    given = regenerate(case)
-    inputs = digest_of(given)
-    problem = rows_of(Problem(**given), case.rows)
+    inputs = regenerate(case)
+    digest = digest_of(inputs)
+    problem = rows_of(Problem(**inputs), case.rows)
     ids, linears = problem.topk_ids.numpy(), Linears(model)
     under: list[dict[str, Any]] = []
-    judged: set[tuple[str, str]] = set()
+    checks: set[tuple[str, str]] = set()
     for revision in KERNELS:
         if revision not in case.revisions:
             continue
         try:
-            found = predict(problem, model, REVISIONS[revision], linears)
+            prediction = predict(problem, model, REVISIONS[revision], linears)
         except ValueError as fault:
             return {"none": str(fault)}
-        now = predicted.under([revision], found.stages, ids, found.assumed)
+        now = predicted.under([revision], prediction.stages, ids, prediction.assumptions)
         key = _store(root, revision).key(case) if envelope else ""
-        if envelope and (key, str(now["stages"])) not in judged:
-            _inside(root, case, revision, inputs, problem, found, model.accumulator)
-            judged.add((key, str(now["stages"])))
+        if envelope and (key, str(now["stages"])) not in checks:
+            _inside(root, case, revision, digest, problem, prediction, model.accumulator)
+            checks.add((key, str(now["stages"])))
         same = [u for u in under if {**u, "contracts": []} == {**now, "contracts": []}]
         if same:
             same[0]["contracts"].append(revision)
         else:
             under.append(now)
-    return {"inputs": inputs, "under": under}
+    return {"inputs": digest, "under": under}
 
 
 def _inside(
@@ -179,12 +179,12 @@ def _inside(
     revision: str,
     inputs: str,
     problem: Problem,
-    found: Predicted,
+    prediction: Predicted,
     accumulator: str,
 ) -> None:
     golden = _store(root, revision).load(case, inputs)
-    judged = judge_forward(found.stages, golden, accumulator, problem, case.rows)
-    bad = [f.text or f"{f.stage}: {f.outside} of {f.total} outside" for f in judged.findings
+    judgement = judge_forward(prediction.stages, golden, accumulator, problem, case.rows)
+    bad = [f.text or f"{f.stage}: {f.outside} of {f.total} outside" for f in judgement.findings
            if f.bad]  # fmt: skip
     if bad:
         raise GoldenError(
@@ -198,14 +198,14 @@ def _store(root: Path, revision: str) -> Store:
     return Store(root, make, REVISIONS[revision])
 
 
-def _apart(case: Case, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    before = kept["cases"].get(case.id)
+def _apart(case: Case, predictions: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    before = predictions["cases"].get(case.id)
     if "none" in now:
-        said = kept["none"].get(case.id)
-        return "" if said == now["none"] else f"case {case.id}: no prediction: {now['none']}"
+        reason = predictions["none"].get(case.id)
+        return "" if reason == now["none"] else f"case {case.id}: no prediction: {now['none']}"
     if before is None:
         return f"case {case.id}: it has no predicted golden; `megamoe golden predict` makes it"
     return "" if before == dict(now) else f"case {case.id}: computed again it has other bits"
 
 
-__all__ = ["KERNELS", "chosen", "document", "entry", "generator", "record", "verify"]
+__all__ = ["KERNELS", "document", "entry", "generator", "record", "selection", "verify"]

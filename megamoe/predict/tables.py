@@ -51,8 +51,8 @@ def pack(name: str, table: F32) -> dict[str, Any]:
     reference = silu_table(TABLES[name])
     other = table.view(np.uint32) != reference.view(np.uint32)
     at = np.flatnonzero(other & ~(np.isnan(table) & np.isnan(reference)))
-    added = (table.view(np.uint32) - reference.view(np.uint32))[at]
-    content = np.diff(at, prepend=0).astype("<u2").tobytes() + added.astype("<u4").tobytes()
+    offsets = (table.view(np.uint32) - reference.view(np.uint32))[at]
+    content = np.diff(at, prepend=0).astype("<u2").tobytes() + offsets.astype("<u4").tobytes()
     return {"count": len(at), "words": base64.b64encode(zlib.compress(content, 9)).decode()}
 
 
@@ -65,13 +65,13 @@ def unpack(name: str, packed: Mapping[str, Any]) -> F32:
         packed_words = base64.b64decode(packed["words"], validate=True)
         content = zlib.decompressobj().decompress(packed_words, 6 * ENTRIES + 1)
         at = np.cumsum(np.frombuffer(content, "<u2", count), dtype=np.int64)
-        added = np.frombuffer(content, "<u4", count, 2 * count)
+        offsets = np.frombuffer(content, "<u4", count, 2 * count)
     except (ValueError, zlib.error) as error:
         raise TableError(f"silu table {name} is damaged ({error}); record it again") from error
     if len(content) != 6 * count or (np.diff(at, append=ENTRIES) <= 0).any():
         raise TableError(f"silu table {name} is damaged (its count is wrong); record it again")
     table = silu_table(TABLES[name]).copy()
-    table.view(np.uint32)[at] += added
+    table.view(np.uint32)[at] += offsets
     table.setflags(write=False)
     return table
 
@@ -88,8 +88,8 @@ def read(content: str, where: str) -> dict[str, Any]:
         data = json.loads(content)
     except ValueError as error:
         raise TableError(f"{where} is no JSON ({error}); restore it, or record it again") from error
-    if said := schema.fault(data, _RECORDING):
-        raise TableError(f"{where}: {said}; restore it, or record it again")
+    if fault := schema.fault(data, _RECORDING):
+        raise TableError(f"{where}: {fault}; restore it, or record it again")
     if data["schema"] != SCHEMA:
         raise TableError(f"{where} has schema {data['schema']}, this megamoe reads {SCHEMA}")
     for name, packed in data["tables"].items():
@@ -118,7 +118,7 @@ def of_class(machine: str, otherwise: str) -> str:
 
 
 @cache
-def kept(name: str) -> dict[str, Any]:
+def load(name: str) -> dict[str, Any]:
     """The recording of that name."""
     path = folder() / f"{name}.json"
     if not path.is_file():
@@ -129,7 +129,7 @@ def kept(name: str) -> dict[str, Any]:
 @cache
 def table(name: str, which: str) -> F32:
     """``(65536,)`` float32 by bf16 bits of the gate."""
-    tables = kept(name)["tables"]
+    tables = load(name)["tables"]
     if which not in tables:
         raise TableError(f"the silu tables of {name} are {', '.join(tables)}; there is no {which}")
     return unpack(which, tables[which])
@@ -146,15 +146,15 @@ def of_gate(name: str, fast: str, precise: str, form: Form) -> tuple[F32, str]:
         which = "reciprocal"
     if not name or form.name != "swiglu" or form.alpha != 1:
         scaled = form.name == "swiglu" and form.alpha != 1
-        said = f"silu of {form.alpha:g} * gate" if scaled else form.name
-        return gate_table(form), f"correctly rounded {said}" if name else ""
-    if which not in kept(name)["tables"]:
+        label = f"silu of {form.alpha:g} * gate" if scaled else form.name
+        return gate_table(form), f"correctly rounded {label}" if name else ""
+    if which not in load(name)["tables"]:
         return gate_table(form), f"correctly rounded silu for {form.division}"
-    found = table(name, which)
-    return (found if form.most is None else np.fmin(found, np.float32(form.most))), ""
+    values = table(name, which)
+    return (values if form.most is None else np.fmin(values, np.float32(form.most))), ""
 
 
 __all__ = [
-    "TABLES", "TableError", "kept", "of_gate", "pack", "read", "recording", "recordings", "table",
+    "TABLES", "TableError", "load", "of_gate", "pack", "read", "recording", "recordings", "table",
     "unpack",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megamoe.cases.stored import Stored, load, to_bytes
+from megamoe.cases.stored import StoredProblem, load, to_bytes
 from megamoe.golden import StoredGolden, write_atomically
 from megamoe.judge import Verdict
 from megamoe.reduce import steps
@@ -49,7 +49,7 @@ def reduce(
 
     ``log`` takes a line for each step; ``watch`` gets the reduction before each try.
     """
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     timeout = min(timeout, limit_of(seconds))
     problem, failure, verdict = start(session, problem, golden, timeout)
     log(f"fails: {failure}")
@@ -61,7 +61,7 @@ def reduce(
     if failure.is_hang:
         r.after_hangs(seconds)
         # The last try may begin just before, and the file is tried after it.
-        r.deadline = begun + seconds - r.timeout - timeout
+        r.deadline = start_time + seconds - r.timeout - timeout
     # Repeat the failure through the path of every try, and refuse one that does not repeat. A try
     # with a token fewer is a repeat; so the whole is tried again only if no token can go.
     steps.tokens(r)
@@ -96,8 +96,8 @@ def limit_of(seconds: float) -> float:
 def store(r: Reduction, out: Path, about: Mapping[str, Any]) -> int:
     """Write the reduced problem to ``out``, untried; its bytes. ``about``: the origin."""
     failure = str(Failure.of(r.verdict) or r.failure)
-    said = {**about, "accumulator": r.accumulator, "failure": failure}
-    content = to_bytes(Stored(r.problem, {}, said))
+    metadata = {**about, "accumulator": r.accumulator, "failure": failure}
+    content = to_bytes(StoredProblem(r.problem, {}, metadata))
     write_atomically(out, content)
     return len(content)
 

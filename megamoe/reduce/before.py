@@ -16,7 +16,7 @@ from megamoe.cases import SIZES, Case, form_of, kind_of, shards
 from megamoe.cases.needs import lacking
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import BAD, Verdict
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.reduce.core import Log, ReduceError, minimal
 from megamoe.spec.contract import contract
 from megamoe.suite.runner import Runner
@@ -65,7 +65,7 @@ class Search:
     _until: float = float("inf")
     _best: After | None = None
     """The fewest cases so far after which the case was red."""
-    _tried_ids: set[str] = field(default_factory=set)
+    _earlier_ids: set[str] = field(default_factory=set)
     """The earlier cases of all groups that were begun."""
 
     def find(self, cases: Sequence[Case], among: Sequence[Case] = ()) -> After:
@@ -73,7 +73,7 @@ class Search:
         where there are any. Where the time is over before they are the fewest, those that are
         left. :class:`ReduceError` if the case fails alone too, or after none of them."""
         self._until = time.perf_counter() + self.seconds
-        identity, alone = self._tried([])
+        identity, alone = self._try([])
         if alone.status in BAD:
             raise ReduceError(
                 f"{self.case.id} is red alone too, so no earlier case is needed ({alone.reason}); "
@@ -86,26 +86,26 @@ class Search:
             f"{self.seconds:g} s"
         )
         try:
-            found = self._after_any(cases, among, identity)
+            result = self._after_any(cases, among, identity)
         except _Late:
-            found = self._best and replace(self._best, is_least=len(self._best.earlier) == 1)
-        if found is None:
+            result = self._best and replace(self._best, is_least=len(self._best.earlier) == 1)
+        if result is None:
             raise ReduceError(self._nothing(bool(among)))
-        return found
+        return result
 
     def _nothing(self, is_among: bool) -> str:
         """That no earlier case was found, and what to do."""
-        after = counted(len(self._tried_ids), "case")
-        tries = counted(self.tries, "process", "processes")
-        said = f"{self.case.id} passes alone, and after {after}, in {tries}"
+        after = quantity(len(self._earlier_ids), "case")
+        tries = quantity(self.tries, "process", "processes")
+        text = f"{self.case.id} passes alone, and after {after}, in {tries}"
         if self._is_late():
             return (
-                f"{said}; the time is over and not all was tried: `--seconds "
+                f"{text}; the time is over and not all was tried: `--seconds "
                 f"{more_seconds(self.seconds):g}` goes further"
             )
         if is_among:
-            return f"{said}; without --among it is tried after others"
-        return f"{said}; `megamoe check` once more shows whether it is red there each time"
+            return f"{text}; without --among it is tried after others"
+        return f"{text}; `megamoe check` once more shows whether it is red there each time"
 
     def _after_any(
         self, cases: Sequence[Case], among: Sequence[Case], identity: Identity
@@ -116,24 +116,24 @@ class Search:
                     raise ReduceError(
                         f"--among: {one.id} cannot run, for the backend has no {why}; leave it out"
                     )
-            self.log(f"trying it after {counted(len(among), 'case')} of --among")
+            self.log(f"trying it after {quantity(len(among), 'case')} of --among")
             return self._after_all(list(among)) or self._after_each(list(among))
         seconds = shards.durations(self.root)
         others = eligible(self.case, cases, identity, seconds)
         self.log("trying it after itself")
-        found = self._after_all([self.case])
+        result = self._after_all([self.case])
         some = likely(self.case, others, seconds)
-        if found is None and some:
-            self.log(f"trying it after each of {counted(len(some), 'case')} as large or of its H, "
+        if result is None and some:
+            self.log(f"trying it after each of {quantity(len(some), 'case')} as large or of its H, "
                      "I and top-k")  # fmt: skip
-            found = self._after_each(some)
+            result = self._after_each(some)
         for what, group in groups(self.case, others):
-            if found is not None:
+            if result is not None:
                 break
             self.log(f"trying it after {what}")
-            rest = [one for one in group if one.id not in self._tried_ids]
-            found = self._after_all(group) or self._after_each(rest)
-        return found
+            rest = [one for one in group if one.id not in self._earlier_ids]
+            result = self._after_all(group) or self._after_each(rest)
+        return result
 
     def _is_late(self) -> bool:
         return time.perf_counter() > self._until
@@ -168,7 +168,7 @@ class Search:
             runner = self._runner(worker)
             for at, one in enumerate(group):
                 self._next(at, len(group))
-                self._tried_ids.add(one.id)
+                self._earlier_ids.add(one.id)
                 _call(runner, one)
                 if runner.run(self.case).status in BAD:
                     return at
@@ -185,19 +185,19 @@ class Search:
 
     def _fails(self, some: Sequence[Case]) -> bool:
         """Whether the case fails after these, in a fresh process; then they are the best so far."""
-        _, verdict = self._tried(some)
+        _, verdict = self._try(some)
         if verdict.status in BAD:
             self._best = After(list(some), verdict)
         return verdict.status in BAD
 
-    def _tried(self, earlier: Sequence[Case]) -> tuple[Identity, Verdict]:
+    def _try(self, earlier: Sequence[Case]) -> tuple[Identity, Verdict]:
         """The verdict of the case after ``earlier``, in a fresh process."""
         self.tries += 1
         with Worker(self.launch) as worker:
             runner = self._runner(worker)
             for at, one in enumerate(earlier):
                 self._next(at, len(earlier))
-                self._tried_ids.add(one.id)
+                self._earlier_ids.add(one.id)
                 _call(runner, one)
             return worker.identity, runner.run(self.case)
 
@@ -251,19 +251,19 @@ def _values(case: Case) -> int:
     with rows."""
     p = case.params
     tokens = p.get("capacity" if p.get("law") == "padding-rows" else "tokens", 1)
-    found: int = tokens * p.get("top_k", 1) * p.get("hidden", 1)
-    return found
+    count: int = tokens * p.get("top_k", 1) * p.get("hidden", 1)
+    return count
 
 
 def groups(case: Case, others: Sequence[Case]) -> Iterator[tuple[str, list[Case]]]:
     """Earlier cases to try together, in words and in the order of ``others``: those that share most
     with ``case`` first, each once."""
-    left = list(others)
+    rest = list(others)
     for what, names in (("of all its sizes", SIZES), ("of its H, I and top-k", SHAPE), ("", ())):
-        group = [one for one in left if _sizes(one, names) == _sizes(case, names)]
-        left = [one for one in left if one not in group]
+        group = [one for one in rest if _sizes(one, names) == _sizes(case, names)]
+        rest = [one for one in rest if one not in group]
         if group:
-            yield f"{counted(len(group), 'case')} {what or 'of other sizes'}", group
+            yield f"{quantity(len(group), 'case')} {what or 'of other sizes'}", group
 
 
 def _sizes(case: Case, names: Sequence[str]) -> list[int | None]:

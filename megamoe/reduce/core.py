@@ -14,13 +14,13 @@ from megamoe.backends.eager import EagerBackend
 from megamoe.cases.stored import capacity_for
 from megamoe.golden import StoredGolden, rows_of
 from megamoe.judge import Verdict, forward_bits
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.reduce.failure import Failure
 from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
-from megamoe.suite.at_hand import GoldenNow, judge, judge_output, refused, run
+from megamoe.suite.at_hand import GoldenNow, judge, judge_error, judge_output, run
 from megamoe.suite.runner import TIMEOUT
 from megamoe.worker.session import Session
 
@@ -66,7 +66,7 @@ class Reduction:
     def is_late(self) -> bool:
         return time.perf_counter() > self.deadline
 
-    def _tried(self) -> None:
+    def _count_try(self) -> None:
         self.tries += 1
         self.watch(self)
 
@@ -77,7 +77,7 @@ class Reduction:
         """
         if self.is_late() and not always:
             return False
-        self._tried()
+        self._count_try()
         verdict = self._verdict(candidate)
         if Failure.of(verdict) != self.failure:
             return False
@@ -88,21 +88,21 @@ class Reduction:
         """The verdict of the backend. Of a hang only whether it hangs: no oracle is asked."""
         if not self.failure.is_hang:
             return judge(candidate, self.session, "reduced", timeout=self.timeout)[0]
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         try:
             run(candidate, self.session, self.timeout)
         except Exception as error:
-            return refused(candidate, self.session, error, "reduced")
-        took = time.perf_counter() - started
+            return judge_error(candidate, self.session, error, "reduced")
+        took = time.perf_counter() - start_time
         self.timeout = min(self.limit, max(self.timeout, RIGHT_CALLS * took))
         return Verdict("forward/reduced", "forward", "pass")
 
     def after_hangs(self, seconds: float) -> None:
         """Give the calls of a try less time: a multiple of what a right call takes, for which
         ``eager`` is the first measure."""
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         EagerBackend(CONTRACTS[self.session.identity.contract]).forward(self.problem)
-        right = time.perf_counter() - started
+        right = time.perf_counter() - start_time
         self.timeout = min(self.limit, max(LEAST_SECONDS, RIGHT_CALLS * right))
         self.log(
             f"to keep to --seconds {seconds:g}: the whole problem and the file have "
@@ -125,15 +125,15 @@ class Reduction:
 
     def row_fails(self, candidate: Problem, row: int, golden: GoldenNow) -> bool:
         """Whether this row of ``candidate`` fails in the same way, regardless of the other rows."""
-        self._tried()
+        self._count_try()
         try:
             actual = run(candidate, self.session, self.timeout)
         except Exception:
             return False
-        shown = _tensors(actual, [row])
+        output = _tensors(actual, [row])
         part, identity = rows_of(candidate, [row]), self.session.identity
         contract = CONTRACTS[identity.contract]
-        verdict = judge_output(part, shown, identity.accumulator, contract, golden=golden)
+        verdict = judge_output(part, output, identity.accumulator, contract, golden=golden)
         return Failure.of(verdict) == self.failure
 
     def with_a_token_fewer(self) -> str:
@@ -151,9 +151,9 @@ class Reduction:
     def say(self, what: str) -> None:
         p = self.problem
         self.log(
-            f"{what:<8} {counted(p.num_tokens, 'token')}, {counted(p.num_experts, 'expert')}, "
+            f"{what:<8} {quantity(p.num_tokens, 'token')}, {quantity(p.num_experts, 'expert')}, "
             f"top-{p.top_k}, H {p.hidden_size}, I {p.intermediate_size} "
-            f"({counted(self.tries, 'try', 'tries')})"
+            f"({quantity(self.tries, 'try', 'tries')})"
         )
 
 
@@ -186,13 +186,13 @@ def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
     try:
         actual = run(problem, session, timeout)
     except Exception as error:  # the runner says it in its own words
-        return refused(problem, session, error, "case")
+        return judge_error(problem, session, error, "case")
     contract = CONTRACTS[session.identity.contract]
     scout = forward_bits(EagerBackend(contract).forward(problem), problem)
     far = np.abs(BF16.key(actual["y"]) - BF16.key(scout["y"])).max(axis=1)
-    for name, shown in actual.items():
+    for name, bits in actual.items():
         if not TENSORS[name].reads_masked:
-            differ = shown != scout[name]
+            differ = bits != scout[name]
             far = far + (differ & (problem.topk_ids.numpy() >= 0)[:, :, None]).sum(axis=(1, 2))
     order = np.argsort(-far, kind="stable").tolist()
     verdict, at = None, 0
@@ -201,9 +201,9 @@ def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
         at += size
         if not rows:
             break
-        shown = _tensors(actual, rows)
+        output = _tensors(actual, rows)
         verdict = judge_output(
-            rows_of(problem, rows), shown, session.identity.accumulator, contract
+            rows_of(problem, rows), output, session.identity.accumulator, contract
         )
         if Failure.of(verdict):
             return _with_tokens(verdict, rows)
@@ -213,9 +213,9 @@ def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
 
 def _tensors(actual: Mapping[str, Any], rows: Sequence[int]) -> dict[str, torch.Tensor]:
     """Some rows of the bits that a forward showed, as the tensors they were."""
-    shown = {name: torch.from_numpy(bits[list(rows)]) for name, bits in actual.items()}
-    shown["y"] = shown["y"].view(torch.int16).view(torch.bfloat16)
-    return shown
+    tensors = {name: torch.from_numpy(bits[list(rows)]) for name, bits in actual.items()}
+    tensors["y"] = tensors["y"].view(torch.int16).view(torch.bfloat16)
+    return tensors
 
 
 def _with_tokens(verdict: Verdict, rows: Sequence[int]) -> Verdict:
@@ -243,8 +243,8 @@ def minimal(
     while len(items) > 1 and not late():
         size = -(-len(items) // parts)
         chunks = [items[i : i + size] for i in range(0, len(items), size)]
-        tried = [*(chunks if len(chunks) > 1 else ())]
-        smaller = next((c for c in tried if fails(c)), None)
+        attempts = [*(chunks if len(chunks) > 1 else ())]
+        smaller = next((c for c in attempts if fails(c)), None)
         if smaller is not None:
             items, parts = smaller, 2
             continue

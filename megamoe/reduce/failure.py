@@ -44,11 +44,11 @@ class Failure:
             return cls("fail", stage, worst is not None and worst.ulps is None, zero)
         if verdict.status == "error":
             reason = verdict.reason.removeprefix(f"case {verdict.case_id}: ")
-            raised = re.search(r"the backend raised (\w+)", reason)
+            match = re.search(r"the backend raised (\w+)", reason)
             # Of a hang the line where it was seen may be another one each time.
             text = HANG if reason.startswith(HANG) else ""
             text = text or symptom_of(verdict.case_id, "error", reason).partition(" (")[0]
-            return cls("error", raised[1] if raised else text, False, False, reason)
+            return cls("error", match[1] if match else text, False, False, reason)
         return None
 
     def __str__(self) -> str:

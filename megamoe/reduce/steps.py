@@ -35,18 +35,18 @@ def tokens(r: Reduction) -> None:
     if r.take(some(before, [mine])):
         return
     golden = r.golden_of(rows_of(before, [mine]))
-    found = everybody
+    survivors = everybody
 
     def fails(others: list[int]) -> bool:
-        nonlocal found
+        nonlocal survivors
         rows = sorted({mine, *others})
         if r.row_fails(some(before, rows), rows.index(mine), golden):
-            found = rows
+            survivors = rows
             return True
         return False
 
     minimal([row for row in everybody if row != mine], fails, r.is_late, _company(before, mine))
-    if len(found) < len(everybody) and not r.take(some(before, found)):
+    if len(survivors) < len(everybody) and not r.take(some(before, survivors)):
         r.keep(everybody, some)  # the others fail in another way, earlier: judge all of them
 
 
@@ -92,15 +92,15 @@ def _with_slots(p: Problem, slots: list[int]) -> Problem:
 def experts(r: Reduction) -> None:
     """Only the experts that are used, then fewer: one's slots go to another."""
     r.take(_renumbered(r.problem))
-    used = used_experts(r.problem).tolist()
-    for gone in used[1:]:
-        for kept in used:
+    live = used_experts(r.problem).tolist()
+    for source in live[1:]:
+        for target in live:
             ids = r.problem.topk_ids
-            if kept != gone and (ids == kept).any() and (ids == gone).any():
-                merged = replace(r.problem, topk_ids=torch.where(ids == gone, kept, ids))
+            if target != source and (ids == target).any() and (ids == source).any():
+                merged = replace(r.problem, topk_ids=torch.where(ids == source, target, ids))
                 if r.take(_renumbered(merged)) or r.take(merged):
                     return experts(r)
-    highest = max(used, default=0) + 1
+    highest = max(live, default=0) + 1
     if highest < r.problem.num_experts:
         r.take(r.problem.at_experts(torch.arange(highest), r.problem.topk_ids))
     return None
@@ -108,13 +108,13 @@ def experts(r: Reduction) -> None:
 
 def _renumbered(p: Problem) -> Problem:
     """Experts 0 .. n-1 are those that are used."""
-    used = used_experts(p)
-    if not len(used):
+    live = used_experts(p)
+    if not len(live):
         return p
     place = torch.full((p.num_experts,), -1)
-    place[used] = torch.arange(len(used))
+    place[live] = torch.arange(len(live))
     ids = torch.where(p.topk_ids >= 0, place[p.topk_ids.clamp_min(0)], -1)
-    return p.at_experts(used, ids)
+    return p.at_experts(live, ids)
 
 
 def intermediate(r: Reduction) -> None:
@@ -210,11 +210,11 @@ def _zeroed(name: str, axis: int, size: int) -> Callable[[Problem, list[int]], P
 
     def some(p: Problem, parts: list[int]) -> Problem:
         tensor: torch.Tensor = getattr(p, name)
-        kept = torch.zeros_like(tensor)
+        result = torch.zeros_like(tensor)
         for part in parts:
             at = (slice(None),) * axis + (slice(part * size, (part + 1) * size),)
-            kept[at] = tensor[at]
-        return replace(p, **dict[str, Any]({name: kept}))
+            result[at] = tensor[at]
+        return replace(p, **dict[str, Any]({name: result}))
 
     return some
 

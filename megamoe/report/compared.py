@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from megamoe.printable import counted, part
+from megamoe.printable import part, quantity
 from megamoe.report import draw, read
 
 View = dict[str, Any]
@@ -20,20 +20,20 @@ def ab(result: Mapping[str, Any]) -> View:
     counts = Counter(read.text(c, "status", "error") for c in cases)
     other = len(cases) - counts["identical"] - counts["moved"]
     colour = "red" if counts["moved"] else "grey" if other or not cases else "green"
-    said = f"{part(counts['identical'], len(cases), 'case')} identical bit for bit"
-    said += f", {counts['moved']} moved" if counts["moved"] else ""
-    said += f", {other} could not be compared" if other else ""
+    summary = f"{part(counts['identical'], len(cases), 'case')} identical bit for bit"
+    summary += f", {counts['moved']} moved" if counts["moved"] else ""
+    summary += f", {other} could not be compared" if other else ""
     return {
-        "verdict": read.text(result, "headline") or said,
-        "summary": said,
+        "verdict": read.text(result, "headline") or summary,
+        "summary": summary,
         "colour": colour,
         "sides": [(n, _lines(result.get(n))) for n in ("left", "right")],
-        "cases": sorted(map(_compared, cases), key=lambda c: c["status"] == "identical"),
+        "cases": sorted(map(_case_view, cases), key=lambda c: c["status"] == "identical"),
         "rest": _rest(result, ("kind", "left", "right", "headline", "cases")),
     }
 
 
-def _compared(case: Mapping[str, Any]) -> View:
+def _case_view(case: Mapping[str, Any]) -> View:
     stages = read.mapping(case, "stages")
     status = read.text(case, "status", "error")
     return {
@@ -59,11 +59,11 @@ def _compared(case: Mapping[str, Any]) -> View:
 
 def _more(case: Mapping[str, Any]) -> list[str]:
     """What else is known of a case that moved."""
-    meant = read.text(case, "class")
+    kind = read.text(case, "class")
     verdicts = [(n, read.text(case, f"verdict_{n}")) for n in ("left", "right")]
     out = [f"judged by its golden: {', '.join(f'{n} {v}' for n, v in verdicts if v)}"]
     out = out if any(v for _, v in verdicts) else []
-    out = [meant, *out] if meant else out
+    out = [kind, *out] if kind else out
     unsteady = read.sentence(case.get("unsteady"))
     if unsteady:
         out.append(f"does not return its own bits again: {unsteady}")
@@ -74,10 +74,10 @@ def _more(case: Mapping[str, Any]) -> list[str]:
 def bisect(result: Mapping[str, Any]) -> View:
     """A search: its picture, its steps and what it ended with."""
     steps = read.objects(result, "steps")
-    found, good = (_commit(result.get(name)) for name in ("first_bad", "last_good"))
-    found = " ".join(filter(None, [found, read.text(result, "subject")])) if found else found
-    if found:
-        verdict = f"First bad: {found}" + (f"; last good: {good}" if good else "")
+    bad, good = (_commit(result.get(name)) for name in ("first_bad", "last_good"))
+    bad = " ".join(filter(None, [bad, read.text(result, "subject")])) if bad else bad
+    if bad:
+        verdict = f"First bad: {bad}" + (f"; last good: {good}" if good else "")
     else:
         verdict = "No first bad one was found"
     tabled = [c for c in read.objects(result, "cases") if read.mapping(c, "stages")]
@@ -89,12 +89,12 @@ def bisect(result: Mapping[str, Any]) -> View:
     counts = Counter(read.text(s, "verdict", "unknown") for s in steps)
     return {
         "verdict": read.text(result, "headline") or verdict,
-        "summary": f"{counted(len(steps), 'step')}: "
+        "summary": f"{quantity(len(steps), 'step')}: "
         + ", ".join(f"{n} {v}" for v, n in counts.most_common()),
-        "colour": "red" if found else "grey",
-        "found": [("first bad", found), ("last good", good)],
+        "colour": "red" if bad else "grey",
+        "found": [("first bad", bad), ("last good", good)],
         "facts": [(n, _lines(value)) for n, value in facts.items() if read.sentence(value)],
-        "moved": [_compared({"status": "moved", **c}) for c in tabled],
+        "moved": [_case_view({"status": "moved", **c}) for c in tabled],
         "walk": draw.walk(steps),
         "placed": draw.order(steps)[1],
         "steps": [
@@ -129,7 +129,7 @@ def _lines(value: Any) -> list[tuple[str, str]]:
     return [("", read.sentence(value))]
 
 
-def _rest(result: Mapping[str, Any], shown: tuple[str, ...]) -> list[tuple[str, str]]:
+def _rest(result: Mapping[str, Any], keys: tuple[str, ...]) -> list[tuple[str, str]]:
     """What else stands in the result: nothing is kept from the reader."""
-    rest = [(k, read.sentence(v)) for k, v in result.items() if k not in shown]
+    rest = [(k, read.sentence(v)) for k, v in result.items() if k not in keys]
     return [(k, v[: read.LONGEST]) for k, v in rest if v]

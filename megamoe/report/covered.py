@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.report import read
 
 View = dict[str, Any]
@@ -17,16 +17,16 @@ RUN: Final = 3
 def view(result: Mapping[str, Any]) -> View:
     """The head, a row and the classes of each dimension, and what captured calls enter besides."""
     every = [_dimension(d) for d in read.objects(result, "dimensions")]
-    new, known = (sum(d[key] for d in every) for key in ("new", "known"))
-    goal, reached = (sum(d[key] for d in every) for key in ("goal", "reached"))
-    said = f"{reached} of {goal} classes are entered, {known} are known holes"
-    chosen = ", ".join(f"{k} {v}" for k, v in read.mapping(result, "selection").items())
-    cases = counted(read.count(result, "cases"), "case")
+    new, known_holes = (sum(d[key] for d in every) for key in ("new", "known"))
+    goal, hits = (sum(d[key] for d in every) for key in ("goal", "reached"))
+    summary = f"{hits} of {goal} classes are entered, {known_holes} are known holes"
+    selection = ", ".join(f"{k} {v}" for k, v in read.mapping(result, "selection").items())
+    cases = quantity(read.count(result, "cases"), "case")
     return {
-        "verdict": counted(new, "new hole") if new else "No new hole",
+        "verdict": quantity(new, "new hole") if new else "No new hole",
         "colour": "red" if new else "green",
-        "summary": f"{cases}{' of ' + chosen if chosen else ''} under "
-        f"contract {read.text(result, 'contract', '?')}: {said}",
+        "summary": f"{cases}{' of ' + selection if selection else ''} under "
+        f"contract {read.text(result, 'contract', '?')}: {summary}",
         "dimensions": every,
         "traffic": _traffic(read.mapping(result, "traffic")),
     }
@@ -44,20 +44,20 @@ def _dimension(d: Mapping[str, Any]) -> View:
         "known": states.count("known"),
         "new": states.count("bad"),
         "classes": _chips(classes),
-        "holes": _joined(classes),
+        "holes": _join(classes),
     }
 
 
 def _class(c: Mapping[str, Any]) -> View:
-    name, cases, known = read.text(c, "class", "?"), read.count(c, "cases"), read.text(c, "known")
+    name, cases, reason = read.text(c, "class", "?"), read.count(c, "cases"), read.text(c, "known")
     examples = ", ".join(str(e) for e in read.items(c, "examples"))
     fault = read.text(c, "fault")
     return {
         "name": name,
-        "state": "pass" if cases else "known" if known else "bad",
-        "title": f"{counted(cases, 'case')}: {examples}" if cases else fault,
+        "state": "pass" if cases else "known" if reason else "bad",
+        "title": f"{quantity(cases, 'case')}: {examples}" if cases else fault,
         "fault": fault,
-        "known": known,
+        "known": reason,
     }
 
 
@@ -73,7 +73,7 @@ def _chips(classes: list[View]) -> list[View]:
     return out
 
 
-def _joined(classes: list[View]) -> list[View]:
+def _join(classes: list[View]) -> list[View]:
     """Neighbouring holes of one reason in a line, with the fault of the first."""
     out = []
     for run in _runs(classes, lambda c: (c["state"], c["known"])):
@@ -103,7 +103,7 @@ def _traffic(data: Mapping[str, Any]) -> View:
         for d in read.objects(data, "dimensions")
         for one, files in read.mapping(d, "missing").items()
     ]
-    entered = sum(read.count(d, "entered") for d in read.objects(data, "dimensions"))
+    hits = sum(read.count(d, "entered") for d in read.objects(data, "dimensions"))
     calls = read.count(data, "calls")
-    said = f"{calls} captured calls enter {entered} classes; {len(rows)} of these no case enters"
-    return {"summary": said, "rows": rows}
+    summary = f"{calls} captured calls enter {hits} classes; {len(rows)} of these no case enters"
+    return {"summary": summary, "rows": rows}

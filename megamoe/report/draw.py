@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.report import read
 
 HUE: Final = (214, 48, 44)
@@ -109,8 +109,8 @@ def bars(detail: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     out = []
     for side in ("below", "above"):
         sums = [0] * len(STEPS)
-        for length, found in read.tally(detail, side):
-            sums[step_of(int(length) if length.isdecimal() else 1)] += found
+        for length, count in read.tally(detail, side):
+            sums[step_of(int(length) if length.isdecimal() else 1)] += count
         part = [("out", label, n) for (label, _), n in zip(STEPS, sums, strict=True)]
         while part and not part[-1][2]:
             part.pop()
@@ -125,27 +125,27 @@ def bars(detail: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 def histogram(detail: Mapping[str, Any]) -> Markup:
     """Elements by distance from the envelope, in ULPs; heights are logarithmic."""
-    shown = bars(detail)
-    top = max(1, *(n.bit_length() for _, _, n in shown))
+    bins = bars(detail)
+    top = max(1, *(n.bit_length() for _, _, n in bins))
     wide, high = 46, 64
     out = []
-    for i, (kind, label, n) in enumerate(shown):
+    for i, (kind, label, n) in enumerate(bins):
         tall = max(2, round(high * n.bit_length() / top)) if n else 0
         x, y = i * wide, 14 + high - tall
         if n:
             out.append(f'<path class="{kind}" d="M{x + 5} {y}h{wide - 10}v{tall}h-{wide - 10}z"/>')
             out.append(f'<text x="{x + wide // 2}" y="{y - 3}">{short(n)}</text>')
         out.append(f'<text class="k" x="{x + wide // 2}" y="{high + 26}">{label}</text>')
-    middle = next(i for i, bar in enumerate(shown) if bar[0] == "in")
-    said = ", ".join(f"{label} {n}" for _, label, n in shown if n)
-    width, base = max(len(shown), middle + 3) * wide, high + 40
+    middle = next(i for i, bar in enumerate(bins) if bar[0] == "in")
+    text = ", ".join(f"{label} {n}" for _, label, n in bins if n)
+    width, base = max(len(bins), middle + 3) * wide, high + 40
     ends = f'<text class="k s" x="2" y="{base}">ULP below</text>' if middle else ""
-    if len(shown) > middle + 1 and shown[middle + 1][0] == "out":
+    if len(bins) > middle + 1 and bins[middle + 1][0] == "out":
         ends += f'<text class="k s" x="{(middle + 1) * wide + 5}" y="{base}">ULP above</text>'
     return Markup(
-        f'<svg class="hist{" wide" if len(shown) > 8 else ""}" viewBox="0 0 {width} {base + 4}"'
+        f'<svg class="hist{" wide" if len(bins) > 8 else ""}" viewBox="0 0 {width} {base + 4}"'
         f' width="{width}" height="{base + 4}"'
-        f' role="img" aria-label="Elements by ULPs from the envelope: {said}">'
+        f' role="img" aria-label="Elements by ULPs from the envelope: {text}">'
         f'<path class="axis" d="M0 {14 + high}.5h{width}"/>{"".join(out)}{ends}</svg>'
     )  # fmt: skip
 
@@ -175,11 +175,11 @@ def order(steps: Sequence[Mapping[str, Any]]) -> tuple[list[float], bool]:
     each step lies between the nearest good and the nearest bad of the steps before it.
     """
     for key in ("position", "index"):
-        given = [read.number(step, key) for step in steps]
-        known = [g for g in given if g is not None]
-        if steps and len(known) == len(steps):
-            low, span = min(known), max(known) - min(known)
-            return [(g - low) / span if span else 0.5 for g in known], True
+        places = [read.number(step, key) for step in steps]
+        numbers = [g for g in places if g is not None]
+        if steps and len(numbers) == len(steps):
+            low, span = min(numbers), max(numbers) - min(numbers)
+            return [(g - low) / span if span else 0.5 for g in numbers], True
     line: list[int] = []
     good, bad = -1, 0  # places in the line of the nearest ones
     for i, step in enumerate(steps):
@@ -217,15 +217,15 @@ def walk(steps: Sequence[Mapping[str, Any]]) -> Markup:
         verdict = read.text(step, "verdict", "unknown")
         mark = _MARKS.get(verdict, _MARKS["skip"]).format(x=x, y=y)
         rev, subject = read.text(step, "rev")[:12], read.text(step, "subject")
-        said = f"{i + 1}. {verdict} {rev} {subject if len(subject) < 45 else subject[:44] + '…'}"
+        caption = f"{i + 1}. {verdict} {rev} {subject if len(subject) < 45 else subject[:44] + '…'}"
         kind = verdict if verdict in _MARKS else "skip"
         out.append(f'<g class="{kind}">{mark}</g>')
-        out.append(f'<text x="{left + wide + 24}" y="{y + 4}">{escape(said)}</text>')
+        out.append(f'<text x="{left + wide + 24}" y="{y + 4}">{escape(caption)}</text>')
     height, width = 30 + len(steps) * line, left + wide + 470
     ends = f'<text class="k" x="{left - 8}" y="12">older</text>'
     ends += f'<text class="k e" x="{left + wide + 8}" y="12">newer</text>'
     return Markup(
         f'<svg class="walk" viewBox="0 0 {width} {height}" role="img"'
-        f' aria-label="The search, {counted(len(steps), "step")}; the table below says the same">'
+        f' aria-label="The search, {quantity(len(steps), "step")}; the table below says the same">'
         f"{ends}{''.join(out)}</svg>"
     )

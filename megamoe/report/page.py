@@ -36,15 +36,13 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 def page(kind: str, result: read.Result) -> bytes:
     """The whole file of a result of this kind, UTF-8, at most :data:`LIMIT` bytes."""
     env = environment()
-    shown = {
+    view = {
         "run": views.view, "ab": compared.ab, "bisect": compared.bisect, "coverage": covered.view,
     }[kind](result)  # fmt: skip
     parts = {
         "run": _run_parts, "ab": _ab_parts, "bisect": _bisect_parts, "coverage": _coverage_parts,
-    }[kind](env, shown)  # fmt: skip
-    html = env.get_template(f"{kind}.html").render(
-        **shown, **parts, **frame(), legend=draw.legend()
-    )
+    }[kind](env, view)  # fmt: skip
+    html = env.get_template(f"{kind}.html").render(**view, **parts, **frame(), legend=draw.legend())
     return html.encode("utf-8")
 
 
@@ -76,18 +74,18 @@ def _run_parts(env: jinja2.Environment, view: views.View) -> dict[str, Any]:
     """Failures in full while there is room, then a line each, then a count; and the case table."""
     macros: Any = env.get_template("parts.html").module
     failures = view["failures"]
-    drawn = [(f, i < OPEN, i >= PAPER) for i, f in enumerate(failures)]
-    full, left = fit(drawn, lambda one: macros.failure(*one), _FAILURES)
-    brief, lost = fit(failures[len(failures) - left :], macros.brief, _TABLE)
-    kept = {f["anchor"] for f in failures[: len(failures) - lost]}
-    lost_cases = sum(1 + len(f["same"]) for f in failures[len(failures) - lost :])
-    table, unlisted = fit(view["cases"], lambda c: macros.row(c, kept), _TABLE)
+    items = [(f, i < OPEN, i >= PAPER) for i, f in enumerate(failures)]
+    full, rest = fit(items, lambda one: macros.failure(*one), _FAILURES)
+    brief, excess = fit(failures[len(failures) - rest :], macros.brief, _TABLE)
+    anchors = {f["anchor"] for f in failures[: len(failures) - excess]}
+    lost_cases = sum(1 + len(f["same"]) for f in failures[len(failures) - excess :])
+    table, unlisted = fit(view["cases"], lambda c: macros.row(c, anchors), _TABLE)
     kinds = view["grid"]["kinds"]
     shapes = view["grid"]["rows"]
-    rows, hidden = fit(shapes, lambda r: macros.shape(r, kept, kinds), _TABLE // 2)
+    rows, hidden = fit(shapes, lambda r: macros.shape(r, anchors, kinds), _TABLE // 2)
     return {
         "full": full, "brief": brief, "lost": lost_cases, "paper": PAPER,
-        "brief_count": left - lost, "table": table, "unlisted": unlisted,
+        "brief_count": rest - excess, "table": table, "unlisted": unlisted,
         "shapes": rows, "hidden_shapes": hidden,
     }  # fmt: skip
 
@@ -102,9 +100,9 @@ def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any
     macros: Any = env.get_template("parts.html").module
     steps = list(enumerate(view["steps"], 1))
     table, unlisted = fit(steps, lambda s: macros.step(*s), _FAILURES // 4)
-    moved, moved_left = fit(view["moved"], macros.compared, _FAILURES // 2)
+    rows, rest = fit(view["moved"], macros.compared, _FAILURES // 2)
     return {
-        "table": table, "unlisted": unlisted, "moved_table": moved, "moved_left": moved_left,
+        "table": table, "unlisted": unlisted, "moved_table": rows, "moved_left": rest,
     }  # fmt: skip
 
 
@@ -117,11 +115,11 @@ def _coverage_parts(env: jinja2.Environment, view: covered.View) -> dict[str, An
 
 def fit(items: Sequence[_T], draw_one: Callable[[_T], Markup], budget: int) -> tuple[Markup, int]:
     """As many items, from the first on, as ``budget`` bytes hold; and how many are left over."""
-    kept: list[Markup] = []
+    pieces: list[Markup] = []
     for item in items:
         piece = draw_one(item)
         budget -= len(piece.encode("utf-8"))
         if budget < 0:
             break
-        kept.append(piece)
-    return Markup("").join(kept), len(items) - len(kept)
+        pieces.append(piece)
+    return Markup("").join(pieces), len(items) - len(pieces)

@@ -32,16 +32,16 @@ def read(path: Path) -> tuple[str, Result]:
     except (OSError, ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{path}: cannot be read as JSON: {why}") from error
-    known = "a result of `megamoe check`, `merge`, `ab` or `bisect` (--json)"
+    expected = "a result of `megamoe check`, `merge`, `ab` or `bisect` (--json)"
     if not isinstance(data, dict):
-        raise ValueError(f"{path} is no JSON object; name {known}")
+        raise ValueError(f"{path} is no JSON object; name {expected}")
     if data.get("kind") == "ab" and "cases" in data:
         return "ab", data
     if data.get("kind") == "bisect" and "steps" in data:
         return "bisect", data
     if isinstance(data.get("cases"), list) and isinstance(data.get("counts"), dict):
         return "run", data
-    raise ValueError(f"{path} is not {known}")
+    raise ValueError(f"{path} is not {expected}")
 
 
 def _clean(value: Any) -> Any:
@@ -99,8 +99,8 @@ def objects(data: Any, key: str) -> list[dict[str, Any]]:
 
 def tally(data: Any, key: str) -> list[tuple[str, int]]:
     """``{name: count}``, the largest first."""
-    found = mapping(data, key)
-    pairs = [(str(name), count(found, name)) for name in found]
+    counts = mapping(data, key)
+    pairs = [(str(name), count(counts, name)) for name in counts]
     return sorted((p for p in pairs if p[1]), key=lambda p: -p[1])
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from megamoe.files import write_atomically
 from megamoe.kernels import results
 from megamoe.kernels.registry import Kernel, kernels
-from megamoe.kernels.results import Judged
+from megamoe.kernels.results import Result
 from megamoe.report.page import environment, frame
 from megamoe.report.views import SIGN
 
@@ -25,48 +25,48 @@ _GLYPH: Final = 6.6
 """Pixels of one letter of a badge, at 11 pixels in height."""
 
 
-def write(found: Sequence[Judged], folder: Path) -> list[Path]:
+def write(judgements: Sequence[Result], folder: Path) -> list[Path]:
     """Write the site of these results into ``folder``; returns the files, the index first.
 
     ``ValueError`` where ``folder`` is a file. Other files in the folder stay as they are.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
-    pages = site(found)
+    pages = site(judgements)
     for name, content in pages.items():
         write_atomically(folder / name, content)
     return [folder / name for name in pages]
 
 
-def site(found: Sequence[Judged]) -> dict[str, bytes]:
+def site(judgements: Sequence[Result]) -> dict[str, bytes]:
     """File name to content: ``index.html`` first, then kernels, cases and badges."""
     env, common = environment(), frame()
 
-    def page(template: str, colour: str, **shown: Any) -> bytes:
-        html = env.get_template(template).render(**common, colour=colour, **shown)
+    def page(template: str, colour: str, **context: Any) -> bytes:
+        html = env.get_template(template).render(**common, colour=colour, **context)
         return html.encode("utf-8")
 
-    rows = [_row(one, kind) for one in found for kind in one.kinds]
-    judged = {one.kernel.name for one in found}
+    rows = [_row(one, kind) for one in judgements for kind in one.kinds]
+    names = {one.kernel.name for one in judgements}
     colours = [row["verdict"] for row in rows]
     colour = "red" if "red" in colours else "green" if "green" in colours else "grey"
-    said = f"{len(judged)} of {len(kernels())} published kernels judged"
+    verdict = f"{len(names)} of {len(kernels())} published kernels judged"
     out = {
-        "index.html": page("site_index.html", colour, verdict=said, rows=rows,
-                           missing=[k for k in kernels() if k not in judged])
+        "index.html": page("site_index.html", colour, verdict=verdict, rows=rows,
+                           missing=[k for k in kernels() if k not in names])
     }  # fmt: skip
     for one in kernels().values():
-        own = [result for result in found if result.kernel.name == one.name]
+        own = [result for result in judgements if result.kernel.name == one.name]
         if own:
             out[f"kernel-{one.name}.html"] = page("site_kernel.html", **_kernel(one, own))
             for contract in sorted({result.contract for result in own}):
                 out[badge_file(one.name, contract)] = badge(one.name, contract, own)
-    for case in sorted({case["id"] for one in found for case in one.cases}):
-        out[case_file(case)] = page("site_case.html", **_case(case, found))
+    for case in sorted({case["id"] for one in judgements for case in one.cases}):
+        out[case_file(case)] = page("site_case.html", **_case(case, judgements))
     return out
 
 
-def badge(kernel: str, contract: str, own: Sequence[Judged]) -> bytes:
+def badge(kernel: str, contract: str, own: Sequence[Result]) -> bytes:
     """An SVG: the kernel, the contract, and the counts over all results of the two."""
     counts = _sum([one for one in own if one.contract == contract])
     left, right = f"{kernel} · {contract}", results.summary(counts)
@@ -96,7 +96,7 @@ def _name(text: str) -> str:
     return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _row(one: Judged, kind: str) -> dict[str, Any]:
+def _row(one: Result, kind: str) -> dict[str, Any]:
     part = one.of_kind(kind)
     return {
         "kernel": one.kernel.name, "contract": one.contract, "kind": kind,
@@ -105,7 +105,7 @@ def _row(one: Judged, kind: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _kernel(one: Kernel, own: Sequence[Judged]) -> dict[str, Any]:
+def _kernel(one: Kernel, own: Sequence[Result]) -> dict[str, Any]:
     counts = _sum(own)
     return {
         "verdict": f"{one.name}: {results.summary(counts)}", "colour": results.verdict(counts),
@@ -114,7 +114,7 @@ def _kernel(one: Kernel, own: Sequence[Judged]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _facts(one: Judged) -> dict[str, Any]:
+def _facts(one: Result) -> dict[str, Any]:
     return {
         "file": one.file, "contract": one.contract, "command": one.command,
         "machine": one.machine, "device": one.device, "versions": one.versions,
@@ -122,19 +122,19 @@ def _facts(one: Judged) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cases(one: Judged) -> list[dict[str, str]]:
+def _cases(one: Result) -> list[dict[str, str]]:
     """Those that did not pass first; each with a sign, so that colour is never alone."""
     order = sorted(one.cases, key=lambda case: (case["status"] == "pass", case["id"]))
     return [{**case, "sign": _sign(case["status"]), "page": case_file(case["id"])}
             for case in order]  # fmt: skip
 
 
-def _case(case: str, found: Sequence[Judged]) -> dict[str, Any]:
+def _case(case: str, judgements: Sequence[Result]) -> dict[str, Any]:
     rows = [
         {**entry, **_facts(one), "kernel": one.kernel.name, "sign": _sign(entry["status"])}
-        for one in found for entry in one.cases if entry["id"] == case
+        for one in judgements for entry in one.cases if entry["id"] == case
     ]  # fmt: skip
-    counts = dict.fromkeys(found[0].counts, 0)
+    counts = dict.fromkeys(judgements[0].counts, 0)
     for row in rows:
         counts[row["status"]] += 1
     return {
@@ -143,7 +143,7 @@ def _case(case: str, found: Sequence[Judged]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sum(own: Sequence[Judged]) -> dict[str, int]:
+def _sum(own: Sequence[Result]) -> dict[str, int]:
     return {status: sum(one.counts[status] for one in own) for status in own[0].counts}
 
 

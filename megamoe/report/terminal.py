@@ -14,7 +14,7 @@ from megamoe.report import compared, draw, read, views
 
 MOST: Final = 20
 """Failures that are shown in full, each for all of its symptom; the rest get a line each."""
-NAMED: Final = 8
+CASES_AT_MOST: Final = 8
 """Further cases of one symptom that are named."""
 SHADES: Final = ".1248▒▓±N"
 """A map's characters: the first ULPs of :data:`draw.STEPS`' bins, then shades, sign and NaN."""
@@ -74,9 +74,9 @@ def _failure(failure: views.View, console: Console) -> None:
         if stage["worst"]:
             _say(console, f"  worst   {stage['worst']}")
         for rank in stage["ranks"]:
-            shown = ", ".join(f"{name}: {n}" for name, n in rank["shown"])
+            counts = ", ".join(f"{name}: {n}" for name, n in rank["shown"])
             more = f", and {rank['left']} more" if rank["left"] else ""
-            _say(console, f"  {rank['name']:<7} {shown}{more}")
+            _say(console, f"  {rank['name']:<7} {counts}{more}")
         if stage["detail"]:
             _histogram(stage["detail"], console)
             if stage["widths"]:
@@ -86,10 +86,10 @@ def _failure(failure: views.View, console: Console) -> None:
             for line in stage["map"]["cells"]:
                 _say(console, "          " + "".join(SHADES[c] for c in line))
     if failure["same"]:
-        named = ", ".join(failure["same"][:NAMED])
-        left = len(failure["same"]) - NAMED
-        more = f" and {left} more" if left > 0 else ""
-        _say(console, f"\nalso {named}{more}: {failure['symptom']}")
+        names = ", ".join(failure["same"][:CASES_AT_MOST])
+        rest = len(failure["same"]) - CASES_AT_MOST
+        more = f" and {rest} more" if rest > 0 else ""
+        _say(console, f"\nalso {names}{more}: {failure['symptom']}")
     if failure["shortened"]:
         _say(console, "\nthe run kept the maps of its first fails only (--pictures N)")
     if failure["how"]:
@@ -99,10 +99,10 @@ def _failure(failure: views.View, console: Console) -> None:
 
 def _histogram(detail: Mapping[str, Any], console: Console) -> None:
     """A line a bin; lengths are logarithmic, as the page's heights."""
-    shown = draw.bars(detail)
-    middle = next(i for i, bar in enumerate(shown) if bar[0] == "in")
-    top = max(1, *(n.bit_length() for _, _, n in shown))
-    for i, (kind, label, n) in enumerate(shown):
+    bins = draw.bars(detail)
+    middle = next(i for i, bar in enumerate(bins) if bar[0] == "in")
+    top = max(1, *(n.bit_length() for _, _, n in bins))
+    for i, (kind, label, n) in enumerate(bins):
         side = ("below" if i < middle else "above") if kind == "out" else ""
         bar = "█" * round(BAR * n.bit_length() / top)
         _say(console, f"  {f'{label} ULP {side}' if side else label:<18} {bar} {n}")
@@ -114,14 +114,14 @@ def _ab(result: Mapping[str, Any], console: Console) -> None:
     if view["summary"] != view["verdict"]:
         _say(console, view["summary"])
     for name, pairs in view["sides"]:
-        said = ", ".join(f"{k} {v}".strip() for k, v in pairs)
-        _say(console, f"{name:<6} {said}")
-    _moved(view["cases"], console)
+        text = ", ".join(f"{k} {v}".strip() for k, v in pairs)
+        _say(console, f"{name:<6} {text}")
+    _stage_table(view["cases"], console)
     same = sum(c["status"] == "identical" for c in view["cases"])
     _say(console, f"identical: {part(same, len(view['cases']), 'case')}")
 
 
-def _moved(cases: list[views.View], console: Console) -> None:
+def _stage_table(cases: list[views.View], console: Console) -> None:
     """A line for each stage of each case that is not identical."""
     table = Table("case", "stage")
     for name in ("moved", "of", "most ULPs", "outside left", "outside right"):
@@ -155,11 +155,11 @@ def _bisect(result: Mapping[str, Any], console: Console) -> None:
         at = round(place * 48)
         track = "·" * at + marks.get(step["verdict"], "?") + "·" * (48 - at)
         why = f" ({step['reason']})" if step["reason"] else ""
-        said = f"{step['verdict']:<5} {step['rev'][:12]} {step['subject']}{why}"
-        _say(console, f"{track} {i + 1:>3} {said}")
-    _moved(view["moved"], console)
+        text = f"{step['verdict']:<5} {step['rev'][:12]} {step['subject']}{why}"
+        _say(console, f"{track} {i + 1:>3} {text}")
+    _stage_table(view["moved"], console)
     for name, value in view["found"]:
         _say(console, f"{name}: {value or 'not found'}")
     for name, pairs in view["facts"]:
-        said = ", ".join(f"{k} {v}".strip() for k, v in pairs)
-        _say(console, f"{name}: {said}")
+        text = ", ".join(f"{k} {v}".strip() for k, v in pairs)
+        _say(console, f"{name}: {text}")

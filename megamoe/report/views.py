@@ -24,20 +24,20 @@ def view(result: Mapping[str, Any]) -> View:
     """The whole report of a run; failures in the order of the result, fails before errors, those
     of one symptom as one."""
     cases = [c for c in read.objects(result, "cases") if read.text(c, "id")]
-    found = mapping_of_counts(result, cases)
+    totals = mapping_of_counts(result, cases)
     bad = sorted(filter(is_bad, cases), key=lambda c: c.get("status") != "fail")
     folds = folded(bad)
     anchors = {
         read.text(c, "id"): f"f{i + 1}" for i, fold in enumerate(folds) for c in fold
     }  # fmt: skip
-    code = exit_code(found["counts"])
+    code = exit_code(totals["counts"])
     return {
-        "verdict": verdict_line(found),
+        "verdict": verdict_line(totals),
         "colour": ("green", "red", "grey")[code],
-        "counts": [(s, WORDS.get(s, s), found["counts"].get(s, 0)) for s in STATUSES],
-        "warnings": warnings(result, cases, found["counts"]),
+        "counts": [(s, WORDS.get(s, s), totals["counts"].get(s, 0)) for s in STATUSES],
+        "warnings": warnings(result, cases, totals["counts"]),
         "facts": facts(result),
-        "recorded": recorded_line(found),
+        "recorded": recorded_line(totals),
         "grid": grid(cases, anchors),
         "failing": len(bad),
         "failures": [
@@ -72,11 +72,11 @@ def symptom(case: Mapping[str, Any]) -> str:
 def folded(bad: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Failures of one kind, status and symptom together, in the order of the first of each; a case
     whose map was kept stands first."""
-    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    folds: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for case in bad:
         key = (read.text(case, "kind"), read.text(case, "status"), symptom(case))
-        found.setdefault(key, []).append(case)
-    return [sorted(fold, key=lambda c: c.get("shortened") is True) for fold in found.values()]
+        folds.setdefault(key, []).append(case)
+    return [sorted(fold, key=lambda c: c.get("shortened") is True) for fold in folds.values()]
 
 
 def is_bad(case: Mapping[str, Any]) -> bool:
@@ -88,8 +88,8 @@ def mapping_of_counts(result: Mapping[str, Any], cases: Sequence[View]) -> View:
     """What the suite's own lines need, whatever the result lacks."""
     counts = {s: read.count(read.mapping(result, "counts"), s) for s in STATUSES}
     if cases:  # the cases are the evidence, the counts a convenience
-        listed = Counter(c["status"] if c.get("status") in STATUSES else "error" for c in cases)
-        counts = {s: listed.get(s, 0) for s in STATUSES}
+        statuses = Counter(c["status"] if c.get("status") in STATUSES else "error" for c in cases)
+        counts = {s: statuses.get(s, 0) for s in STATUSES}
     out: View = {"counts": counts, "recorded": read.mapping(result, "recorded")}
     out["cases"] = [{"recorded": read.text(c, "recorded")} for c in cases]
     seconds = read.number(result, "seconds")
@@ -101,10 +101,10 @@ def warnings(
 ) -> list[str]:
     """What keeps the verdict from being the last word."""
     out = []
-    said = {s: read.count(read.mapping(result, "counts"), s) for s in STATUSES}
-    if said != counts:
+    own_counts = {s: read.count(read.mapping(result, "counts"), s) for s in STATUSES}
+    if own_counts != counts:
         out.append(
-            f"The result's counts say {sum(said.values())} cases, its list has {len(cases)}: "
+            f"The result's counts say {sum(own_counts.values())} cases, its list has {len(cases)}: "
             "the verdict is of the list."
         )
     if read.text(result, "shard"):
@@ -121,7 +121,7 @@ def warnings(
 def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Groups of (name, value): what was judged, what ran it, and what it was held to."""
     machine, build = read.mapping(result, "machine"), read.mapping(result, "fingerprint")
-    chosen = [(k, read.text(result, k)) for k in ("tier", "kind", "case", "shard")]
+    selection = [(k, read.text(result, k)) for k in ("tier", "kind", "case", "shard")]
     shards = ", ".join(map(str, read.items(result, "shards")))
     backend = [(k, read.text(result, k)) for k in ("backend", "accumulator", "device")]
     if result.get("batch_invariant") is False:
@@ -130,7 +130,7 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     if not build:
         build_of = [("fingerprint", "the backend has none, so this run cannot be tied to a build")]
     capability = ".".join(map(str, read.items(machine, "capability")))
-    kept = read.mapping(result, "recorded")
+    record = read.mapping(result, "recorded")
     groups = [
         ("Backend", [*backend, *build_of]),
         (
@@ -140,7 +140,7 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
                   for k in read.mapping(result, "versions")),
                 *((k, read.text(machine, k)) for k in machine if k != "capability"),
                 ("capability", capability),
-                ("machine class", read.text(kept, "machine_class")),
+                ("machine class", read.text(record, "machine_class")),
             ],
         ),
         (
@@ -150,8 +150,8 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("chosen, because", read.text(result, "contract_why")),
                 ("goldens (manifest sha256)",
                  read.text(read.mapping(result, "goldens"), "manifest_sha256")),
-                ("recorded bits", read.text(kept, "file")),
-                *chosen,
+                ("recorded bits", read.text(record, "file")),
+                *selection,
                 ("shards", shards),
             ],
         ),
@@ -198,13 +198,13 @@ def _chip(inter: int, cases: Sequence[View], anchors: Mapping[str, str]) -> View
     counts = Counter(read.text(c, "status") for c in cases)
     bad = sum(map(is_bad, cases))
     state = "bad" if bad else "pass" if counts["pass"] else "none"
-    said = ", ".join(f"{n} {s}" for s, n in counts.most_common())
+    title = ", ".join(f"{n} {s}" for s, n in counts.most_common())
     sign = "✓" if counts["pass"] else "–"
     return {
         "label": f"I {inter}" if inter else "",
         "state": state,
         "text": f"✗ {bad}/{len(cases)}" if bad else f"{sign} {len(cases)}",
-        "title": said,
+        "title": title,
         "anchor": next((anchors[c["id"]] for c in cases if c.get("id") in anchors), None),
     }
 
@@ -226,8 +226,8 @@ def failure(result: Mapping[str, Any], case: Mapping[str, Any], anchor: str) -> 
         "command": command(result, name),
         "shortened": case.get("shortened") is True,
         "stages": [
-            stage(found, details) for found in read.objects(case, "findings")
-            if read.count(found, "outside")
+            stage(finding, details) for finding in read.objects(case, "findings")
+            if read.count(finding, "outside")
         ],
     }  # fmt: skip
 
@@ -270,8 +270,8 @@ def stage(finding: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> V
 
 def _sides(finding: Mapping[str, Any]) -> tuple[str, str]:
     """Words for what is compared with what."""
-    said = [str(word) for word in read.items(finding, "sides")]
-    return (said[0], said[1]) if len(said) == 2 else JUDGED_SIDES
+    names = [str(word) for word in read.items(finding, "sides")]
+    return (names[0], names[1]) if len(names) == 2 else JUDGED_SIDES
 
 
 def worst_line(worst: Mapping[str, Any], sides: tuple[str, str] = JUDGED_SIDES) -> str:
@@ -283,20 +283,20 @@ def worst_line(worst: Mapping[str, Any], sides: tuple[str, str] = JUDGED_SIDES) 
     where = where or read.sentence(read.items(worst, "index"))
     pair = "..".join(dict.fromkeys(map(str, read.items(worst, "expected_bits"))))
     ulps = read.number(worst, "ulps")
-    shown = [read.text(worst, name) for name in ("expected", "actual", "actual_bits")]
-    far = distance(ulps, shown[0], pair.rpartition("..")[2], shown[1], shown[2], sides)
-    return f"{where}: {sides[0]} {shown[0]} ({pair}), {sides[1]} {shown[1]} ({shown[2]}), {far}"
+    texts = [read.text(worst, name) for name in ("expected", "actual", "actual_bits")]
+    far = distance(ulps, texts[0], pair.rpartition("..")[2], texts[1], texts[2], sides)
+    return f"{where}: {sides[0]} {texts[0]} ({pair}), {sides[1]} {texts[1]} ({texts[2]}), {far}"
 
 
 def _map(finding: Mapping[str, Any], detail: Mapping[str, Any] | None) -> View | None:
     """Palette entries and the words around them; None where the tensor is one cell."""
-    drawn = read.mapping(detail, "map")
-    if drawn:
-        cells = draw.level_rows(read.items(drawn, "cells"))
-        axis, rows = read.text(drawn, "axis", "row"), read.count(drawn, "rows")
-        channels = read.count(drawn, "channels")
-        steps = read.count(drawn, "row_step"), read.count(drawn, "channel_step")
-        labels = [str(v) for v in read.items(drawn, "labels")]
+    picture = read.mapping(detail, "map")
+    if picture:
+        cells = draw.level_rows(read.items(picture, "cells"))
+        axis, rows = read.text(picture, "axis", "row"), read.count(picture, "rows")
+        channels = read.count(picture, "channels")
+        steps = read.count(picture, "row_step"), read.count(picture, "channel_step")
+        labels = [str(v) for v in read.items(picture, "labels")]
         measure = "its worst distance in ULPs"
     else:
         shape = [v for v in read.items(finding, "shape") if type(v) is int]
@@ -307,15 +307,15 @@ def _map(finding: Mapping[str, Any], detail: Mapping[str, Any] | None) -> View |
         steps = -(-rows // max(1, len(cells))), 128
         labels = [str(v) for v in read.items(finding, "tokens")[:: steps[0]]]
         measure = "how many elements are outside"
-    if not cells or not cells[0] or len(cells) * len(cells[0]) < (2 if drawn else 4):
+    if not cells or not cells[0] or len(cells) * len(cells[0]) < (2 if picture else 4):
         return None
-    said = f"{rows} {axis}{'s' * (rows != 1)} down"
-    said += f", {channels} channels across" if channels > 1 else ""
+    size = f"{rows} {axis}{'s' * (rows != 1)} down"
+    size += f", {channels} channels across" if channels > 1 else ""
     one = f"{steps[0]} × {steps[1]}" if channels > 1 else f"{steps[0]}"
     first, last = (labels[0], labels[-1]) if labels else ("0", str(max(0, rows - 1)))
     return {
         "cells": cells, "first": first, "last": last, "channels": channels,
-        "caption": f"{said}; a cell is {one}, shaded by {measure}",
+        "caption": f"{size}; a cell is {one}, shaded by {measure}",
     }  # fmt: skip
 
 
@@ -336,8 +336,8 @@ def _widths(detail: Mapping[str, Any] | None) -> str:
 
 def reasons(cases: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, str]]:
     """(count, status, reason) of what was not judged, the most frequent first."""
-    found = Counter(
+    counts = Counter(
         (read.text(c, "status"), read.text(c, "reason"))
         for c in cases if c.get("status") in ("skip", "not-provided")
     )  # fmt: skip
-    return [(n, WORDS[status], reason) for (status, reason), n in found.most_common()]
+    return [(n, WORDS[status], reason) for (status, reason), n in counts.most_common()]

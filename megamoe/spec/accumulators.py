@@ -103,7 +103,7 @@ OF_FORMAT: Final = {
 }
 """The classes of each other format. With fp8-block the runs of K, and how a run's sum is scaled,
 are the contract's; a class says how a run is summed (``docs/numerics.md``, section 13)."""
-KNOWN: Final = {**ACCUMULATORS, **{k: a for of in OF_FORMAT.values() for k, a in of.items()}}
+CLASSES: Final = {**ACCUMULATORS, **{k: a for of in OF_FORMAT.values() for k, a in of.items()}}
 """All classes that a backend may claim."""
 
 
@@ -115,7 +115,7 @@ def classes_of(weight_format: str) -> dict[str, Accumulator]:
 def accumulator(name: str) -> Accumulator:
     """The class called ``name``; ``ValueError`` naming the known ones otherwise."""
     try:
-        return KNOWN[name]
+        return CLASSES[name]
     except KeyError:
-        known = ", ".join(KNOWN)
-        raise ValueError(f"unknown accumulator class {name!r}; known: {known}") from None
+        names = ", ".join(CLASSES)
+        raise ValueError(f"unknown accumulator class {name!r}; known: {names}") from None

@@ -27,14 +27,14 @@ DIGITS: Final = 16
 PACKAGES: Final = ("deep_gemm", "sgl_deep_gemm", "vllm")
 """Distributions for which :func:`installed` looks; tokenspeed-deepgemm installs as deep_gemm."""
 
-_LOADED: Final = ("deep_gemm", "sgl_deep_gemm", "vllm.third_party.deep_gemm")
+_HOLDERS: Final = ("deep_gemm", "sgl_deep_gemm", "vllm.third_party.deep_gemm")
 """Modules that hold the kernel."""
 _ENGINES: Final = {
     "vllm": ("third_party/deep_gemm", "../deep_gemm"),
     "sglang": ("../sgl_deep_gemm", "../deep_gemm"),
 }
 """Engines, which load the kernel when they first need it: where theirs lies, the first that is."""
-LOADED: Final = (*_LOADED, *_ENGINES)
+KERNEL_MODULES: Final = (*_HOLDERS, *_ENGINES)
 """Modules that say which kernel a process has loaded, or will; see :func:`kernels`."""
 
 
@@ -109,7 +109,7 @@ class Detected:
         return bool(self.builds) and not any(header.bits for header in self.differing)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """A description of one line, for a person."""
         if not self.builds:
             return "none of the builds known here: not one of the six headers is theirs"
@@ -147,19 +147,19 @@ def detect(folder: Path) -> Detected:
             f"{folder} has several sets of MegaMoE headers that differ; name one of "
             f"{', '.join(str(place) for place in (first, *others))}"
         )
-    return _compared(first, hashes[first])
+    return _nearest(first, hashes[first])
 
 
 def _hashes(place: Path) -> Mapping[str, str]:
-    found = {}
+    hashes = {}
     for header in HEADERS:
         path = place / header.path
         data = path.read_bytes() if path.is_file() else None
-        found[header.path] = "" if data is None else hashlib.sha256(data).hexdigest()[:DIGITS]
-    return MappingProxyType(found)
+        hashes[header.path] = "" if data is None else hashlib.sha256(data).hexdigest()[:DIGITS]
+    return MappingProxyType(hashes)
 
 
-def _compared(where: Path, hashes: Mapping[str, str]) -> Detected:
+def _nearest(where: Path, hashes: Mapping[str, str]) -> Detected:
     """The build with the fewest headers that differ; those that decide bits count first."""
 
     def differing(build: Build) -> tuple[Header, ...]:
@@ -180,32 +180,32 @@ def _compared(where: Path, hashes: Mapping[str, str]) -> Detected:
 
 def installed() -> dict[str, Path]:
     """Package -> its folder, for the installed packages; nothing is imported."""
-    found = {}
+    folders = {}
     for name in PACKAGES:
         for place in _places(name):
             if name == "vllm":  # which carries a DeepGEMM of its own
                 place = place / "third_party" / "deep_gemm"
             if place.is_dir():
-                found[name] = place
+                folders[name] = place
                 break
-    return found
+    return folders
 
 
-def kernels(loaded: Mapping[str, Path]) -> dict[str, Path]:
-    """The kernels in use among the modules of :data:`LOADED`, by module, with their folders.
+def kernels(modules: Mapping[str, Path]) -> dict[str, Path]:
+    """The kernels in use among the :data:`KERNEL_MODULES`, by module, with their folders.
 
     An engine counts only if no module that holds the kernel is loaded yet.
     """
-    found = {name: folder for name, folder in loaded.items() if name in _LOADED}
-    if found:
-        return found
+    folders = {name: folder for name, folder in modules.items() if name in _HOLDERS}
+    if folders:
+        return folders
     for engine, places in _ENGINES.items():
-        if engine not in loaded:
+        if engine not in modules:
             continue
-        there = [loaded[engine] / place for place in places if (loaded[engine] / place).is_dir()]
+        there = [modules[engine] / place for place in places if (modules[engine] / place).is_dir()]
         if there:
-            found[engine] = there[0].resolve()
-    return found
+            folders[engine] = there[0].resolve()
+    return folders
 
 
 def _places(package: str) -> list[Path]:
@@ -215,7 +215,7 @@ def _places(package: str) -> list[Path]:
     return [] if spec is None else [Path(p) for p in spec.submodule_search_locations or ()]
 
 
-def named(name: str) -> Build | None:
+def build_of(name: str) -> Build | None:
     """The build of that name, with any of ``vllm 0.24.0``, ``vllm-0.24.0``, ``vllm==0.24.0``."""
     return {_plain(build.name): build for build in BUILDS.values()}.get(_plain(name))
 

@@ -99,26 +99,26 @@ class Contract:
         """Name to clause, in the order of computation."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "revision"}
 
-    def takes(self, asked: Collection[str]) -> bool:
+    def takes(self, features: Collection[str]) -> bool:
         """Whether there is a rule for a call that asks for these features."""
-        return set(asked) <= set(self.features.value)
+        return set(features) <= set(self.features.value)
 
-    def knows(self, kind: str, asked: Collection[str] = ()) -> bool:
+    def knows(self, kind: str, features: Collection[str] = ()) -> bool:
         """Whether there is a rule for a case of ``kind`` that asks for these features."""
-        return self.takes(asked)
+        return self.takes(features)
 
-    def changed(self, revision: str, evidence: str, **values: Any) -> Self:
+    def variant(self, revision: str, evidence: str, **values: Any) -> Self:
         """A contract with other ``values`` of some clauses; ``TypeError`` for an unknown clause."""
         clauses = {name: Clause(value, evidence) for name, value in values.items()}
         return replace(self, revision=revision, **clauses)
 
     def carried(self, where: str) -> Self:
         """The same; the evidence of every clause says that ``where`` has it too."""
-        kept: dict[str, Any] = {
+        clauses: dict[str, Any] = {
             name: Clause(clause.value, f"{clause.evidence}; the same in {where}")
             for name, clause in self.clauses.items()
         }
-        return replace(self, **kept)
+        return replace(self, **clauses)
 
     def differences(self, other: Contract) -> list[str]:
         """Names of the clauses that both have, and whose values differ."""

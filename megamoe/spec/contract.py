@@ -60,21 +60,21 @@ _EPLB = (
 )
 MEGAMOE_2026_09: Final = (
     MEGAMOE_2026_06.carried("DeepGEMM 2.8.0 (PR #432), in vLLM 0.30 to 0.32")
-    .changed(
+    .variant(
         "2026-09",
         f"{_CACHED}: max((bits(amax) + 0x7FFFFF - 0x600000) >> 23, 113) - 8",
         requant_scale="bits",
         requant_exponent_min=105,
     )
-    .changed("2026-09", _EPLB, padding_known=True)
-    .changed(
+    .variant("2026-09", _EPLB, padding_known=True)
+    .variant(
         "2026-09", "vLLM 0.30 on: activation_alpha and activation_beta, which swiglu-oai is a "
         "value of",
         features=(
             "swiglu-oai", "swiglu-alpha-beta", "situ", "shared-expert", "shared-output",
         ),
     )
-    .changed(
+    .variant(
         "2026-09", "vLLM 0.32 and 0.33, sm100_fp8_fp4_mega_moe_situ.cuh (0.30 and 0.31: not seen)",
         situ_tanh="sigmoid",
     )
@@ -83,7 +83,7 @@ MEGAMOE_2026_09: Final = (
 _FIRST = "vLLM 0.33, sm100_fp8_fp4_mega_moe.cuh"
 MEGAMOE_2026_11: Final = (
     MEGAMOE_2026_09.carried("the kernel of vLLM 0.33, and DeepGEMM 2.8.2")
-    .changed(
+    .variant(
         "2026-11", f"{_FIRST}: kClampAfterSilu. DeepGEMM 2.8.2 has neither it nor alpha and beta. "
         "vLLM 0.33, sm100_nvfp4_mega_moe.cuh: nvfp4",
         features=(
@@ -91,7 +91,7 @@ MEGAMOE_2026_11: Final = (
             "shared-output", "nvfp4",
         ),
     )
-    .changed(
+    .variant(
         "2026-11", f"{_FIRST}, and DeepGEMM 2.8.2: slot K is taken before the mask's lowest bit",
         shared_expert="first",
     )
@@ -101,20 +101,20 @@ _SGL = "sgl-deep-gemm 0.2.3.post2, sm100_fp8_fp4_mega_moe.cuh"
 _SGL_STAGING = "SGLang, deepseek_v4/mega_moe_pre_dispatch.cuh and fp8_utils.cuh"
 MEGAMOE_SGL: Final = (
     MEGAMOE_2026_06.carried(_SGL)
-    .changed("sgl", f"{_SGL}: 1.0f / d, then a product; from 0.1.6 on", precise_silu="g*(1/d)")
-    .changed("sgl", f"{_SGL_STAGING}: fmaxf(amax, 1e-10f)", staging_amax_floor=1e-10)
-    .changed(
+    .variant("sgl", f"{_SGL}: 1.0f / d, then a product; from 0.1.6 on", precise_silu="g*(1/d)")
+    .variant("sgl", f"{_SGL_STAGING}: fmaxf(amax, 1e-10f)", staging_amax_floor=1e-10)
+    .variant(
         "sgl", f"{_SGL_STAGING}: no clamp of the byte", staging_exponent_min=0,
         staging_exponent_max=255,
     )
-    .changed(
+    .variant(
         "sgl", f"{_SGL_STAGING}: fmaxf(fminf(v, 448), -448) before the cast", staging_clips=True
     )
-    .changed(
+    .variant(
         "sgl", f"{_SGL}: kSwiGLUAlpha, where up gets 1 and nothing else; kUseFp8Combine",
         features=("swiglu-oai", "situ", "shared-expert", "shared-output", "fp8-combine"),
     )
-    .changed("sgl", f"{_SGL}, and 0.2.5; before, tanhf as vLLM 0.29", situ_tanh="quotient")
+    .variant("sgl", f"{_SGL}, and 0.2.5; before, tanhf as vLLM 0.29", situ_tanh="quotient")
 )  # fmt: skip
 
 REVISIONS: Final = {
@@ -136,9 +136,9 @@ _QUANTISE: Final = ("cast_saturates", "amax_drops_nan")
 _OF_FEATURES: Final = {"situ_tanh": "situ", "shared_expert": "shared-expert"}
 
 
-def decides(clause: str, kind: str, asked: Collection[str] = ()) -> bool:
-    """Whether a clause can decide a bit of a case of ``kind`` with the features ``asked``."""
-    if clause == "features" or _OF_FEATURES.get(clause, "") not in ("", *asked):
+def decides(clause: str, kind: str, features: Collection[str] = ()) -> bool:
+    """Whether a clause can decide a bit of a case of ``kind`` with these ``features``."""
+    if clause == "features" or _OF_FEATURES.get(clause, "") not in ("", *features):
         return False
     if kind == "eplb":
         return clause in (*_REMAP, "padding_known")

@@ -59,13 +59,13 @@ class Dialect(Contract):
         every = super().clauses
         return {name: every[name] for name in _ORDER if every[name] is not _NONE}
 
-    def takes(self, asked: Collection[str]) -> bool:
+    def takes(self, features: Collection[str]) -> bool:
         """A call of the dialect's format, with no more features than it has."""
-        return self.weights.value in asked and super().takes(asked)
+        return self.weights.value in features and super().takes(features)
 
-    def knows(self, kind: str, asked: Collection[str] = ()) -> bool:
+    def knows(self, kind: str, features: Collection[str] = ()) -> bool:
         """Forward cases and laws of the layer."""
-        return kind in ("forward", "property") and self.takes(asked)
+        return kind in ("forward", "property") and self.takes(features)
 
 
 _ORDER: Final = (
@@ -115,11 +115,11 @@ SGL_SM90: Final = Dialect(
 _OLD = "sgl-deep-gemm 0.1.4, sm90_fp8_mega_moe.cuh"
 SGL_SM90_0_1_4: Final = (
     SGL_SM90.carried(f"{_OLD}, which has no staging of its own: that of 0.1.5 is meant")
-    .changed(
+    .variant(
         "sgl-sm90-0.1.4", f"{_OLD}: fast_log2_ceil(amax * fl(1/448)), then powers of two",
         requant_scale="product",
     )
-    .changed("sgl-sm90-0.1.4", f"{_OLD}: no floor", requant_amax_floor=0.0)
+    .variant("sgl-sm90-0.1.4", f"{_OLD}: no floor", requant_amax_floor=0.0)
 )  # fmt: skip
 
 # --- MXFP4 weights beside bfloat16: FlashInfer's kernels for Hopper ------------------------------
@@ -205,9 +205,9 @@ def dialect_of(problem: Problem, contract: Contract) -> Dialect:
     if fault:
         raise ValueError(fault)
     if not isinstance(contract, Dialect) or not contract.takes(problem.features):
-        known = ", ".join(name for name, d in DIALECTS.items() if d.takes(problem.features))
+        names = ", ".join(name for name, d in DIALECTS.items() if d.takes(problem.features))
         raise ValueError(
             f"contract {contract.revision} has no rule for {problem.weight_format}; take one of "
-            f"{known}"
+            f"{names}"
         )
     return contract

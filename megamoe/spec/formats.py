@@ -242,8 +242,8 @@ def bf16_round(values: F64 | F32) -> U16:
             # Move back toward zero where the cast moved away from it, then mark the loss.
             away = np.abs(single.astype(np.float64)) > np.abs(wide)
             bits = single.view(np.uint32) - away.astype(np.uint32)
-            lost = bits.view(np.float32).astype(np.float64) != wide
-        bits = bits | (lost & ~np.isnan(wide)).astype(np.uint32)
+            inexact = bits.view(np.float32).astype(np.float64) != wide
+        bits = bits | (inexact & ~np.isnan(wide)).astype(np.uint32)
     else:
         bits = np.ascontiguousarray(wide, dtype=np.float32).view(np.uint32)
     rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

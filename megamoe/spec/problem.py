@@ -98,16 +98,16 @@ class Problem:
     def __repr__(self) -> str:
         """The fields in one line, without those that have their default: shape and dtype of a
         tensor, no element."""
-        said = (
+        parts = (
             f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
             if isinstance(value, torch.Tensor) else f"{name}={value!r}"
-            for name, value in self.given.items()
+            for name, value in self.arguments.items()
         )  # fmt: skip
-        return f"Problem({', '.join(said)})"
+        return f"Problem({', '.join(parts)})"
 
     @property
-    def given(self) -> dict[str, Any]:
-        """The fields by name, without those that have their default: ``Problem(**p.given) == p``.
+    def arguments(self) -> dict[str, Any]:
+        """The fields by name, but for those at their default: ``Problem(**p.arguments) == p``.
 
         So a new field with a default does not change a digest of them.
         """
@@ -120,14 +120,16 @@ class Problem:
     def at_rows(self, at: torch.Tensor) -> Problem:
         """The problem of some tokens, ``at`` int64: each one's output depends on it alone."""
         rows = {name: getattr(self, name) for name in (*_BY_TOKEN, "shared_output")}
-        taken: dict[str, Any] = {n: t[at] for n, t in rows.items() if t is not None}
-        return replace(self, **taken)
+        selection: dict[str, Any] = {n: t[at] for n, t in rows.items() if t is not None}
+        return replace(self, **selection)
 
     def at_experts(self, at: torch.Tensor, topk_ids: torch.Tensor) -> Problem:
         """The problem with the weights of some experts, ``at`` int64, under new ids (T, K)."""
-        given = {name: getattr(self, name) for name in WEIGHTS} | self.expert_factors
-        taken: dict[str, Any] = {name: tensor[at].contiguous() for name, tensor in given.items()}
-        return replace(self, topk_ids=topk_ids, **taken)
+        by_expert = {name: getattr(self, name) for name in WEIGHTS} | self.expert_factors
+        selection: dict[str, Any] = {
+            name: tensor[at].contiguous() for name, tensor in by_expert.items()
+        }
+        return replace(self, topk_ids=topk_ids, **selection)
 
     @property
     def act(self) -> Activation:
@@ -163,20 +165,20 @@ class Problem:
     @property
     def expert_factors(self) -> dict[str, torch.Tensor]:
         """Fields (E,) besides the four weights: the factors of NVFP4; none of MXFP4."""
-        found = {
+        factors = {
             "w13_weight_scale_2": self.w13_weight_scale_2,
             "w2_weight_scale_2": self.w2_weight_scale_2,
         }
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        return {name: tensor for name, tensor in factors.items() if tensor is not None}
 
     @property
     def shared_weights(self) -> tuple[torch.Tensor, ...]:
         """w13, its scales, w2 and its scales of the shared expert; empty if there is none."""
-        found = (
+        weights = (
             self.shared_w13_weight, self.shared_w13_weight_scale, self.shared_w2_weight,
             self.shared_w2_weight_scale,
         )  # fmt: skip
-        return tuple(tensor for tensor in found if tensor is not None)
+        return tuple(tensor for tensor in weights if tensor is not None)
 
     @property
     def num_tokens(self) -> int:
@@ -217,12 +219,12 @@ class Problem:
 
     def to(self, device: str | torch.device) -> Problem:
         """The same problem with every tensor on ``device``."""
-        moved: dict[str, Any] = {
+        tensors: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **tensors)
 
 
 _BY_TOKEN: Final = ("hidden_states", "topk_ids", "topk_weights")

@@ -50,9 +50,9 @@ class Tensor:
         """The shape in numbers: ``{"T": 5, "H": 256}`` makes (5, 2) of ("T", "H/128")."""
         out = []
         for axis in self.shape:
-            found = _AXIS.fullmatch(axis)
-            assert found is not None, f"{self.name} has an axis {axis}"
-            out.append(int(found[1] or 1) * letters[found[2]] // int(found[3] or 1))
+            match = _AXIS.fullmatch(axis)
+            assert match is not None, f"{self.name} has an axis {axis}"
+            out.append(int(match[1] or 1) * letters[match[2]] // int(match[3] or 1))
         return tuple(out)
 
     def elements(self, bits: npt.NDArray[Any]) -> Bits:

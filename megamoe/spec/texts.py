@@ -59,8 +59,8 @@ TEXTS: Final = {
 def text(key: str, contract: Contract, **values: Any) -> str:
     """The text ``key`` of :data:`TEXTS` in the words of the contract's face."""
     words = TEXTS[key]
-    chosen = words.newer if contract.revision in NEWER_FACE else words.older
-    return chosen.format(**values)
+    wording = words.newer if contract.revision in NEWER_FACE else words.older
+    return wording.format(**values)
 
 
 WORDLESS: Final = ("sgl",)
@@ -83,9 +83,9 @@ def restated(message: str, contract: Contract, *, shard_id: str = "", parameter:
     """
     other = "weight-shape" if parameter.endswith("_scale") else "scale-shape"
     for key, words in TEXTS.items():
-        found = re.fullmatch(_pattern(words.older), message)
-        if found and key != other:
-            return text(key, contract, **{"shard_id": shard_id, **found.groupdict()})
+        match = re.fullmatch(_pattern(words.older), message)
+        if match and key != other:
+            return text(key, contract, **{"shard_id": shard_id, **match.groupdict()})
     return message
 
 

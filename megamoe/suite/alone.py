@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from megamoe.cases import Case
 from megamoe.judge import BAD, HANG, Symptom, Verdict, symptoms
 from megamoe.suite.judges import Desk, Judges
-from megamoe.suite.next_command import FORWARDS, chosen_of, own_fault
+from megamoe.suite.next_command import FORWARDS, choice_of, own_fault
 from megamoe.suite.telling import size
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import Launch, WorkerError
@@ -39,30 +39,30 @@ def again(
 
     Empty where no red can depend on an earlier call: no case of its sort has passed.
     """
-    started, out = time.perf_counter(), dict[str, str]()
-    left = worth(verdicts, cases)
-    while left and time.perf_counter() - started <= SECONDS:
-        case = left.pop(0)
+    start, out = time.perf_counter(), dict[str, str]()
+    queue = worth(verdicts, cases)
+    while queue and time.perf_counter() - start <= SECONDS:
+        case = queue.pop(0)
         try:
             out[case.id] = _status(launch, root, timeout, case)
         except (WorkerError, OSError):  # the run itself has said what is to be said
             break
         least = smallest_alike(case, verdicts, cases)
         if out[case.id] == "pass" and least.id not in out:
-            left.insert(0, least)
+            queue.insert(0, least)
     return out
 
 
 def worth(verdicts: Sequence[Verdict], cases: Sequence[Case]) -> list[Case]:
     """The reds that are to run again: those that the next command would name."""
-    known = {case.id: case for case in cases}
-    passed = {_sort(v.kind) for v in verdicts if v.status == "pass"}
-    found = symptoms([v.to_dict() for v in verdicts if v.status in BAD])
-    named = [_named(symptom, known) for symptom in found[:SYMPTOMS]]
+    by_id = {case.id: case for case in cases}
+    sorts = {_sort(v.kind) for v in verdicts if v.status == "pass"}
+    groups = symptoms([v.to_dict() for v in verdicts if v.status in BAD])
+    reds = [_red_of(symptom, by_id) for symptom in groups[:SYMPTOMS]]
     return [
-        known[red["id"]]
-        for red in named
-        if red["id"] in known and _sort(red["kind"]) in passed and _can_tell(red)
+        by_id[red["id"]]
+        for red in reds
+        if red["id"] in by_id and _sort(red["kind"]) in sorts and _can_tell(red)
     ]
 
 
@@ -73,18 +73,18 @@ def _can_tell(red: Mapping[str, Any]) -> bool:
 
 def smallest_alike(case: Case, verdicts: Sequence[Verdict], cases: Sequence[Case]) -> Case:
     """The smallest red with the symptom of the red ``case``: itself, if there is none smaller."""
-    known = {one.id: one for one in cases}
-    found = symptoms([v.to_dict() for v in verdicts if v.status in BAD])
-    (alike,) = (s.cases for s in found if any(red["id"] == case.id for red in s.cases))
-    some = [known[red["id"]] for red in alike if red["id"] in known and _can_tell(red)]
+    by_id = {one.id: one for one in cases}
+    groups = symptoms([v.to_dict() for v in verdicts if v.status in BAD])
+    (alike,) = (s.cases for s in groups if any(red["id"] == case.id for red in s.cases))
+    some = [by_id[red["id"]] for red in alike if red["id"] in by_id and _can_tell(red)]
     return min([case, *some], key=size)
 
 
-def _named(symptom: Symptom, known: Mapping[str, Case]) -> Mapping[str, Any]:
+def _red_of(symptom: Symptom, by_id: Mapping[str, Case]) -> Mapping[str, Any]:
     """The red of a symptom that the next command names; else the fastest."""
-    chosen = chosen_of(symptom, known)
+    choice = choice_of(symptom, by_id)
     fastest = min(symptom.cases, key=lambda red: red["seconds"])
-    return next((red for red in symptom.cases if red["id"] == chosen), fastest)
+    return next((red for red in symptom.cases if red["id"] == choice), fastest)
 
 
 def _sort(kind: str) -> str:
@@ -93,16 +93,16 @@ def _sort(kind: str) -> str:
 
 
 def _status(launch: Launch, root: Path, timeout: float, case: Case) -> str:
-    found: list[Any] = []
+    results: list[Any] = []
     with (
         Pool(launch, 1) as pool,
-        Judges(1, Desk(pool.address, root, timeout, _judged, 1)) as bench,
+        Judges(1, Desk(pool.address, root, timeout, _judge_status, 1)) as bench,
     ):
-        bench.run([case], lambda case: None, lambda case, result: found.append(result))
-    return "error" if isinstance(found[0], Exception) else str(found[0])
+        bench.run([case], lambda case: None, lambda case, result: results.append(result))
+    return "error" if isinstance(results[0], Exception) else str(results[0])
 
 
-def _judged(runner: Runner, case: Case) -> str:
+def _judge_status(runner: Runner, case: Case) -> str:
     """A judge's step: the status alone."""
     runner.brief = True
     return runner.run(case).status

@@ -18,7 +18,7 @@ from megamoe.cases.stored import case_of
 from megamoe.golden import StoredGolden
 from megamoe.judge import Verdict, forward_bits
 from megamoe.kinds import forward
-from megamoe.kinds.forward import Shown
+from megamoe.kinds.forward import ForwardOutput
 from megamoe.spec.contract import CONTRACTS, Contract, decides
 from megamoe.spec.problem import Problem
 from megamoe.suite.runner import TIMEOUT, Runner
@@ -53,7 +53,7 @@ class GoldenNow:
         identity = session.identity
         return cls(problem, identity.accumulator, CONTRACTS[identity.contract])
 
-    def _made(self) -> dict[str, Any]:
+    def _make(self) -> dict[str, Any]:
         if self._tensors is None:
             golden = oracle.forward(self.problem, [self.accumulator], contract=self.contract)
             self._tensors = golden.to_tensors()
@@ -62,13 +62,13 @@ class GoldenNow:
     @property
     def full(self) -> Mapping[str, Any]:
         """All tensors by name: none is stored as digests."""
-        return self._made()
+        return self._make()
 
     def names(self) -> Sequence[str]:
-        return [*self._made()]
+        return [*self._make()]
 
     def get(self, name: str) -> Any:
-        return self._made()[name]
+        return self._make()[name]
 
     def matches(self, name: str, actual: Any, nan: Any = None) -> bool:
         return False
@@ -92,27 +92,27 @@ class _Runner(Runner):
         self.answer: Any = golden or GoldenNow.of(problem, session)
 
     def golden(self, case: Case) -> Any:
-        return self.answer, self._problem.given
+        return self.answer, self._problem.arguments
 
     def other_goldens(self, case: Case) -> Iterator[tuple[list[str], Any]]:
         accumulator = self.session.identity.accumulator
         groups: dict[Any, list[str]] = {}
-        asked = set(self._problem.features)
+        features = set(self._problem.features)
         for name, contract in CONTRACTS.items():
-            if not contract.takes(asked):
+            if not contract.takes(features):
                 continue
-            known = tuple(
-                c.value for n, c in contract.clauses.items() if decides(n, "forward", asked)
+            key = tuple(
+                c.value for n, c in contract.clauses.items() if decides(n, "forward", features)
             )
-            groups.setdefault(known, []).append(name)
+            groups.setdefault(key, []).append(name)
         for names in groups.values():
             if self.store.contract.revision not in names:
                 yield names, GoldenNow(self._problem, accumulator, CONTRACTS[names[0]])
 
-    def with_others(self, case: Case, verdict: Verdict, shown: Shown) -> Verdict:
+    def with_others(self, case: Case, verdict: Verdict, view: ForwardOutput) -> Verdict:
         """The verdict, and under which other contracts what was shown is right."""
         return self.under_others(
-            case, verdict, lambda g: forward.judge_shown(self, case, replace(shown, golden=g))
+            case, verdict, lambda g: forward.judge_output(self, case, replace(view, golden=g))
         )
 
 
@@ -126,10 +126,10 @@ def judge(
     which other contracts it is right.
     """
     runner, case = _Runner(session, problem, golden, timeout), case_of(problem, name)
-    verdict, shown = runner.run_and_show(case)
-    if others and shown is not None:
-        verdict = runner.with_others(case, verdict, shown)
-    return verdict, None if shown is None else shown.actual
+    verdict, view = runner.run_and_show(case)
+    if others and view is not None:
+        verdict = runner.with_others(case, verdict, view)
+    return verdict, None if view is None else view.actual
 
 
 class _Nobody:
@@ -152,24 +152,26 @@ def judge_output(
 ) -> Verdict:
     """The verdict on tensors that some engine returned for ``problem``."""
     runner = _Runner(_Nobody(accumulator, contract), problem, golden, TIMEOUT)  # type: ignore[arg-type]
-    case, kept = case_of(problem, name), []
+    case, views = case_of(problem, name), []
 
-    def shown() -> Shown:
-        kept.append(Shown(runner.answer, problem, "", forward_bits(output, problem)))
-        return kept[0]
+    def show() -> ForwardOutput:
+        views.append(ForwardOutput(runner.answer, problem, "", forward_bits(output, problem)))
+        return views[0]
 
-    verdict = runner.judge_shown(case, shown)
-    return runner.with_others(case, verdict, kept[0]) if others and kept else verdict
+    verdict = runner.judge_view(case, show)
+    return runner.with_others(case, verdict, views[0]) if others and views else verdict
 
 
-def refused(problem: Problem, session: Session, error: Exception, name: str = "replay") -> Verdict:
+def judge_error(
+    problem: Problem, session: Session, error: Exception, name: str = "replay"
+) -> Verdict:
     """The verdict on a call that gave ``error`` in place of an output."""
     runner = _Runner(session, problem, None, TIMEOUT)
 
-    def show() -> Shown:
+    def show() -> ForwardOutput:
         raise error
 
-    return runner.judge_shown(case_of(problem, name), show)
+    return runner.judge_view(case_of(problem, name), show)
 
 
 def run(problem: Problem, session: Session, timeout: float = TIMEOUT) -> dict[str, Any]:

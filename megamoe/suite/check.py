@@ -22,7 +22,7 @@ from megamoe.suite.patience import Patience
 from megamoe.suite.progress import Progress
 from megamoe.suite.reds import PICTURES
 from megamoe.suite.settings import Settings
-from megamoe.suite.stops import Stopped, stoppable
+from megamoe.suite.stops import Stop, stoppable
 from megamoe.worker.outcomes import NoRoom
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import Identity
@@ -38,7 +38,7 @@ class Outcome:
     report: results.Report
     cases: Sequence[Case] = ()
     """The cases that were chosen."""
-    stopped: str = ""
+    stop_reason: str = ""
     """Why it ended before its last case; empty if it did not."""
     code: int = 0
     """Exit status of a run that was stopped; 0 for one that was not."""
@@ -58,8 +58,8 @@ class _Run:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
-    def started(self, case: Case) -> None:
-        self.progress.started(case.id)
+    def on_start(self, case: Case) -> None:
+        self.progress.on_start(case.id)
 
     def order(self, case: Case) -> Order:
         return Order(self.brief(), None if self.patience is None else self.patience.of(case.id))
@@ -72,18 +72,18 @@ class _Run:
     def _reds(self, *statuses: str) -> int:
         return sum(v.status in (statuses or BAD) for v in self.verdicts.values())
 
-    def done(self, case: Case, result: Any) -> None:
+    def on_result(self, case: Case, result: Any) -> None:
         if isinstance(result, Exception):
             verdict = Verdict(case.id, case.kind, "error", f"case {case.id}: {result}")
         else:
             verdict, self.details[case.id] = result
         self.verdicts[case.id] = verdict
-        self.progress.judged(verdict)
+        self.progress.on_verdict(verdict)
         if self.patience is not None and (line := self.patience.add(verdict)):
             self.progress.say(line)
-        left = len(self.cases) - len(self.verdicts)
-        if self.maxfail is not None and left and self._reds() >= self.maxfail:
-            raise Stopped(f"--maxfail {self.maxfail} is reached", 1)
+        rest = len(self.cases) - len(self.verdicts)
+        if self.maxfail is not None and rest and self._reds() >= self.maxfail:
+            raise Stop(f"--maxfail {self.maxfail} is reached", 1)
 
     def all(self, why: str) -> list[Verdict]:
         """A verdict for every case."""
@@ -110,7 +110,7 @@ def check(
     manifest_of(settings.root)  # a manifest that cannot be read is said before any work
     most = len(settings.cases())
     seconds = shards.durations(settings.root)
-    started = time.perf_counter()
+    start = time.perf_counter()
     ranks = settings.ranks()
     # Every rank's judge must ask for the same case at the same time, and a team has one call.
     judges = 1 if ranks is not None or in_order else max(1, min(judges, most))
@@ -136,27 +136,27 @@ def check(
                             threads_of(judges))  # fmt: skip
                 if cases:
                     with Judges(judges, desk) as bench, run.progress:
-                        bench.run(cases, run.started, run.done, run.order)
+                        bench.run(cases, run.on_start, run.on_result, run.order)
             if ranks is None:
                 # What was judged stands all the same where somebody stops this.
-                with suppress(Stopped), console.status("running reds again, each alone"):
+                with suppress(Stop), console.status("running reds again, each alone"):
                     outcome.alone = alone.again(
                         launch, settings.root, settings.timeout, [*run.verdicts.values()], cases
                     )
-    except Stopped as stopped:
-        outcome.stopped, outcome.code = str(stopped), stopped.code
+    except Stop as stop:
+        outcome.stop_reason, outcome.code = str(stop), stop.code
     except NoRoom as full:
-        outcome.stopped, outcome.code = str(full), 2
+        outcome.stop_reason, outcome.code = str(full), 2
     if identity is None:
-        raise Stopped(outcome.stopped, outcome.code)
-    verdicts = run.all(outcome.stopped)
+        raise Stop(outcome.stop_reason, outcome.code)
+    verdicts = run.all(outcome.stop_reason)
     outcome.report = _report(settings, identity, run.cases, verdicts, run.details)
     outcome.report |= results.modules_of(settings.backend, pool.sources)
     outcome.cases = run.cases
     outcome.report["predicted"] = {"explained": explains}
-    outcome.report["seconds"] = round(time.perf_counter() - started, 3)
-    if outcome.stopped:
-        outcome.report["stopped"] = outcome.stopped
+    outcome.report["seconds"] = round(time.perf_counter() - start, 3)
+    if outcome.stop_reason:
+        outcome.report["stopped"] = outcome.stop_reason
     return outcome
 
 
@@ -179,8 +179,8 @@ def _report(
     settings: Settings, identity: Identity, cases: list[Case], verdicts: list[Verdict],
     details: dict[str, Any],
 ) -> results.Report:  # fmt: skip
-    kept = recorded_file(settings.root, identity.name, identity.facts)
-    file = str(kept.relative_to(settings.root)) if kept.exists() else None
+    path = recorded_file(settings.root, identity.name, identity.facts)
+    file = str(path.relative_to(settings.root)) if path.exists() else None
     out = results.build(settings, identity, verdicts)
     results.describe(out, cases, details)
     out["options"] = settings.again()

@@ -27,20 +27,20 @@ def write_case(case: Case, path: Path, contract: Contract) -> list[str]:
     kind = kind_of(case.kind)
     if kind.dump is None:
         raise GoldenError(f"case {case.id} is a wrong call: it has no tensors to write")
-    given = regenerate(case)
+    inputs = regenerate(case)
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {
         "id": case.id,
-        "inputs": digest_of(given),
+        "inputs": digest_of(inputs),
         "contract": contract.revision,
     }
-    for name, value in given.items():
+    for name, value in inputs.items():
         if isinstance(value, torch.Tensor):
             tensors[f"input.{name}"] = value
         else:
             plain[name] = value
-    shown = kind.dump(case, given, make(case, given, contract=contract), contract)
-    tensors |= {name: _tensor(value) for name, value in shown.items()}
+    stages = kind.dump(case, inputs, make(case, inputs, contract=contract), contract)
+    tensors |= {name: _tensor(value) for name, value in stages.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"case": json.dumps(plain), "params": json.dumps(dict(case.params))}

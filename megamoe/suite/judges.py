@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from megamoe.cases import Case
-from megamoe.suite.stops import raise_if_stopped
+from megamoe.suite.stops import check_stop
 from megamoe.worker.outcomes import NoRoom
 from megamoe.worker.pool import Address
 
@@ -83,10 +83,10 @@ class Judges:
             raise
 
     def run(
-        self, cases: Iterable[Case], started: Callable[[Case], None],
-        done: Callable[[Case, Any], None], order: Callable[[Case], Order] = lambda case: Order(),
+        self, cases: Iterable[Case], on_start: Callable[[Case], None],
+        on_result: Callable[[Case, Any], None], order: Callable[[Case], Order] = lambda _: Order(),
     ) -> None:  # fmt: skip
-        """Every case once, in this order; ``done`` gets the step's result or an exception.
+        """Every case once, in this order; ``on_result`` gets the step's result or an exception.
 
         ``cases`` is asked for the next one when a judge is free, so it may end when it likes.
         ``order(case)`` says how the next case is run.
@@ -105,10 +105,10 @@ class Judges:
                 at_work[pipe] = case
                 with suppress(OSError):  # its end is seen below
                     pipe.send((case, order(case)))
-                started(case)
+                on_start(case)
             if is_over and not at_work:
                 return
-            raise_if_stopped()
+            check_stop()
             for each in connection.wait([p for p in self._all if p not in idle], 0.5):
                 pipe = cast(Any, each)
                 try:
@@ -122,7 +122,7 @@ class Judges:
                 elif what == "full":
                     raise NoRoom(value)
                 elif pipe in at_work:
-                    done(at_work.pop(pipe), value)
+                    on_result(at_work.pop(pipe), value)
                     if what == "done":
                         idle.append(pipe)
                 elif not at_work and not idle:
@@ -132,10 +132,10 @@ class Judges:
 
     def close(self) -> None:
         """End every judge now."""
-        begun = [process for process in self._all.values() if process.pid is not None]
-        for process in begun:
+        processes = [process for process in self._all.values() if process.pid is not None]
+        for process in processes:
             process.kill()
-        for process in begun:
+        for process in processes:
             process.join()
         for pipe in self._all:
             pipe.close()

@@ -18,7 +18,7 @@ from megamoe.cases import KINDS, TIERS, Case
 from megamoe.cases.shards import ShardError
 from megamoe.files import REPORT_LIMIT, read_json
 from megamoe.judge.verdict import STATUSES
-from megamoe.printable import all_printable, counted, printable
+from megamoe.printable import all_printable, printable, quantity
 
 Report = Mapping[str, Any]
 """What ``megamoe check --json`` writes."""
@@ -126,15 +126,15 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 def _check(report: Report, name: str) -> None:
     """Types, statuses and ids of what is there; :class:`ShardError` in one line."""
-    if said := schema.fault(report, _REPORT):
-        raise ShardError(f"{name}: {said}; write it again with `megamoe check --json`")
+    if fault := schema.fault(report, _REPORT):
+        raise ShardError(f"{name}: {fault}; write it again with `megamoe check --json`")
     for case in report["cases"]:
         case_id = schema.plain(case["id"])
         if not case["id"].startswith(f"{case['kind']}/"):
             raise ShardError(f"{name}: case {case_id} has kind {case['kind']}; judge it again")
         if case["status"] not in (*STATUSES, NOT_RUN):
             raise ShardError(
-                f"{name}: case {case_id} has status {schema.shown(case['status'])}, known: "
+                f"{name}: case {case_id} has status {schema.preview(case['status'])}, known: "
                 f"{', '.join(STATUSES)}; merge with the version that wrote it"
             )
         if case["status"] != "pass" and "reason" not in case:
@@ -154,7 +154,7 @@ def merge(
     names = names or [f"report {at}" for at in range(1, len(reports) + 1)]
     for report, name in zip(reports, names, strict=True):
         _check(report, name)
-        _ended(report, name)
+        _check_end(report, name)
         _complete(report, name)
     for report, name in zip(reports[1:], names[1:], strict=True):
         _alike(reports[0], report, names[0], name)
@@ -180,26 +180,26 @@ def _complete(report: Report, name: str) -> None:
         if top not in report or (part and part not in report[top]):
             lacking = key if top in report else top
             raise ShardError(f"{name} lacks `{lacking}`; judge it again with this version")
-    counted = Counter(case["status"] for case in report["cases"])
-    for status in sorted({*counted, *report["counts"]}):
-        said = report["counts"].get(status, 0)
-        if said != counted[status]:
+    counts = Counter(case["status"] for case in report["cases"])
+    for status in sorted({*counts, *report["counts"]}):
+        count = report["counts"].get(status, 0)
+        if count != counts[status]:
             raise ShardError(
-                f"{name} counts {said} x {schema.plain(status)}, and holds "
-                f"{counted[status]} such cases; it was edited or cut: judge it again"
+                f"{name} counts {count} x {schema.plain(status)}, and holds "
+                f"{counts[status]} such cases; it was edited or cut: judge it again"
             )
 
 
-def _ended(report: Report, name: str) -> None:
-    left = [case["id"] for case in report["cases"] if case["status"] == NOT_RUN]
-    if not left and not report.get("stopped"):
+def _check_end(report: Report, name: str) -> None:
+    rest = [case["id"] for case in report["cases"] if case["status"] == NOT_RUN]
+    if not rest and not report.get("stopped"):
         return
     shard = report.get("shard")
     again = f"run shard {schema.plain(shard)} again" if shard else "run it again"
-    lost = (
-        f" before {counted(len(left), 'case')}, {schema.plain(left[0])} among them" if left else ""
+    loss = (
+        f" before {quantity(len(rest), 'case')}, {schema.plain(rest[0])} among them" if rest else ""
     )
-    raise ShardError(f"{name}: its run was stopped{lost}; {again}")
+    raise ShardError(f"{name}: its run was stopped{loss}; {again}")
 
 
 def _alike(first: Report, other: Report, first_name: str, other_name: str) -> None:
@@ -217,19 +217,19 @@ def _alike(first: Report, other: Report, first_name: str, other_name: str) -> No
 def _modules(reports: Sequence[Report], names: Sequence[str]) -> dict[str, dict[str, str]]:
     """The modules of all reports, for each may have loaded others; a :class:`ShardError` that names
     the first file with two contents."""
-    seen: dict[str, tuple[str, str]] = {}
+    by_path: dict[str, tuple[str, str]] = {}
     for report, name in zip(reports, names, strict=True):
         for path, digest in sorted(report.get(MODULES, {}).items()):
-            first, where = seen.setdefault(path, (digest, name))
+            first, where = by_path.setdefault(path, (digest, name))
             if digest != first:
                 raise ShardError(
-                    f"reports differ in {MODULES}: {schema.shown(path, 200)[1:-1]} is "
+                    f"reports differ in {MODULES}: {schema.preview(path, 200)[1:-1]} is "
                     f"{schema.plain(first[:12])} in {where}, {schema.plain(digest[:12])} in {name} "
                     "(a Python file that the kernel imported); run them alike"
                 )
     if not any(MODULES in report for report in reports):
         return {}
-    return {MODULES: {path: digest for path, (digest, _) in sorted(seen.items())}}
+    return {MODULES: {path: digest for path, (digest, _) in sorted(by_path.items())}}
 
 
 def _leaves(report: Report) -> Iterator[tuple[str, Any]]:
@@ -249,7 +249,7 @@ def _value(leaves: Mapping[str, Any], key: str) -> str:
         return "nothing"
     value = leaves[key]
     if key == MODULES:
-        return counted(len(value), "file")
+        return quantity(len(value), "file")
     if isinstance(value, Mapping):  # a fingerprint
         pairs = sorted(value.items())
         return ", ".join(f"{schema.plain(k)} {schema.plain(v)}" for k, v in pairs) or "none"
@@ -260,18 +260,18 @@ def _value(leaves: Mapping[str, Any], key: str) -> str:
 
 def _each_once(reports: Sequence[Report], selection: Sequence[Case]) -> list[Mapping[str, Any]]:
     """The cases of all reports in the order of the selection."""
-    seen = Counter(c["id"] for r in reports for c in r["cases"])
-    wanted = {c.id for c in selection}
+    counts = Counter(c["id"] for r in reports for c in r["cases"])
+    target = {c.id for c in selection}
     for what, ids in (
-        ("lost", sorted(wanted - set(seen))),
-        ("judged twice", sorted(i for i, n in seen.items() if n > 1)),
-        ("not in this selection", sorted(set(seen) - wanted)),
+        ("lost", sorted(target - set(counts))),
+        ("judged twice", sorted(i for i, n in counts.items() if n > 1)),
+        ("not in this selection", sorted(set(counts) - target)),
     ):
         if ids:
             more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-            named = ", ".join(map(schema.plain, ids[:3]))
+            examples = ", ".join(map(schema.plain, ids[:3]))
             mend = _shards(reports) or "run the shards again from one commit"
-            raise ShardError(f"{counted(len(ids), 'case')} {what}: {named}{more}; {mend}")
+            raise ShardError(f"{quantity(len(ids), 'case')} {what}: {examples}{more}; {mend}")
     order = {c.id: at for at, c in enumerate(selection)}
     return sorted((c for r in reports for c in r["cases"]), key=lambda c: order[c["id"]])
 
@@ -279,13 +279,13 @@ def _each_once(reports: Sequence[Report], selection: Sequence[Case]) -> list[Map
 def _shards(reports: Sequence[Report]) -> str:
     """The shards that came twice, and the first that has no report, with its command; empty where
     the reports name no shards of one division."""
-    found = Counter(str(report.get("shard")) for report in reports)
-    pairs = [shard.partition("/") for shard in found]
+    counts = Counter(str(report.get("shard")) for report in reports)
+    pairs = [shard.partition("/") for shard in counts]
     if len({of for _, _, of in pairs}) != 1 or not all(f"{a}{b}".isdigit() for a, _, b in pairs):
         return ""
     whole = pairs[0][2]
-    twice = [f"shard {schema.plain(shard)} came twice" for shard, n in found.items() if n > 1]
-    missing = [k for k in range(1, min(int(whole), 999) + 1) if f"{k}/{whole}" not in found]
+    twice = [f"shard {schema.plain(shard)} came twice" for shard, n in counts.items() if n > 1]
+    missing = [k for k in range(1, min(int(whole), 999) + 1) if f"{k}/{whole}" not in counts]
     if not missing:
         return "; ".join(twice)
     first = reports[0]

@@ -31,8 +31,8 @@ def end(number: int, frame: FrameType | None) -> None:
     # A parent that is alive removes its folder itself, and fails if somebody else did it before.
     if os.getpid() == SERVER and (os.getppid() != PARENT or orphaned()):
         for descriptor in DESCRIPTORS:
-            with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as found:
-                name = found.getsockname()
+            with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as listener:
+                name = listener.getsockname()
                 folder = Path(name if isinstance(name, str) else "").parent
                 if folder.name.startswith("pymp-"):
                     shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,7 @@ REDUCED: Final = ("the backend raised", CRASH, HANG)
 """Words of an error that a smaller problem may explain."""
 ALL_CALLS: Final = "for all calls of the case"
 """Words of a case whose calls are slow together: no single one of them hangs."""
-CALL: Final = "in _called"
+CALL: Final = "in _invoke"
 """The end of a place in the worker's own line that calls the backend."""
 DEFAULT_TIMEOUT: Final = 120.0
 """Seconds of ``--timeout`` where nobody asks for others."""
@@ -60,21 +60,21 @@ def lines_of(
 ) -> list[str]:
     """The lines of :func:`show_next`; none where nothing is red. Where there are wrong outputs and
     exceptions, each line names its symptom, and ``explain`` stands first."""
-    reds, known = reds_of(report), {case.id: case for case in cases}
-    found = symptoms(reds)
-    sorts = [(sort, _first_alone(sort, alone, known)) for sort in _sorts(found)]
+    reds, by_id = reds_of(report), {case.id: case for case in cases}
+    groups = symptoms(reds)
+    sorts = [(sort, _first_alone(sort, alone, by_id)) for sort in _sorts(groups)]
     if sorts and _passes(sorts[0][1]):  # what outlives a call may be the cause of all that is red
         sorts = [s for s in sorts if s is sorts[0] or (s[1] and not _passes(s[1]))]
-    this = len(found) == 1 or len(sorts) > 1
+    this = len(groups) == 1 or len(sorts) > 1
     offers = [
         Offer(sort[0], _after(report, red[0])) if red and _passes(red)
-        else _offer(report, sort, known, this)
+        else _offer(report, sort, by_id, this)
         for sort, red in sorts
     ]  # fmt: skip
     if len(offers) < 2:
         return [line for offer in offers for line in offer.lines]
     offers.sort(key=lambda offer: (" explain " not in offer.lines[-1], " show " in offer.lines[-1]))
-    return [line for offer in offers for line in offer.named(len(reds))]
+    return [line for offer in offers for line in offer.full_lines(len(reds))]
 
 
 class Offer(NamedTuple):
@@ -84,7 +84,7 @@ class Offer(NamedTuple):
     lines: list[str]
     """The last begins with ``next: ``."""
 
-    def named(self, reds: int) -> list[str]:
+    def full_lines(self, reds: int) -> list[str]:
         """The lines, of which the last names the symptom; ``reds`` are those of the run."""
         count, _, text = self.symptom.line(reds).partition(": ")
         text = textwrap.shorten(text, LONGEST_SYMPTOM, placeholder=" ...")
@@ -92,16 +92,16 @@ class Offer(NamedTuple):
         return [*self.lines[:-1], f"next: for {count} ({text}): {command}"]
 
 
-def _sorts(found: Sequence[Symptom]) -> list[list[Symptom]]:
+def _sorts(groups: Sequence[Symptom]) -> list[list[Symptom]]:
     """The symptoms of wrong outputs and those of exceptions, the most frequent first."""
     sorts: dict[str, list[Symptom]] = {}
-    for symptom in found:
+    for symptom in groups:
         sorts.setdefault(symptom.cases[0]["status"], []).append(symptom)
     return list(sorts.values())
 
 
 def _first_alone(
-    sort: Sequence[Symptom], alone: Mapping[str, str], known: Mapping[str, Case]
+    sort: Sequence[Symptom], alone: Mapping[str, str], by_id: Mapping[str, Case]
 ) -> tuple[str, str] | None:
     """The first red of a sort that ran again, alone, and its status there. If it passes, the
     smallest of those that pass: ``reduce --after`` calls it many times."""
@@ -109,8 +109,8 @@ def _first_alone(
     ran = [(name, status) for name, status in alone.items() if name in names]
     if not ran or ran[0][1] != "pass":
         return ran[0] if ran else None
-    passed = [{"id": name} for name, status in ran if status == "pass"]
-    return smallest_id(passed, known), "pass"
+    passes = [{"id": name} for name, status in ran if status == "pass"]
+    return smallest_id(passes, by_id), "pass"
 
 
 def _passes(red: tuple[str, str] | None) -> bool:
@@ -130,7 +130,7 @@ def _after(report: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _offer(
-    report: Mapping[str, Any], sort: Sequence[Symptom], known: Mapping[str, Case], this: bool
+    report: Mapping[str, Any], sort: Sequence[Symptom], by_id: Mapping[str, Case], this: bool
 ) -> Offer:
     """What to do next about the first symptom of a sort that a command can follow. ``this``: that
     word says which symptom is meant; otherwise a line without a command names it."""
@@ -139,14 +139,14 @@ def _offer(
             place = own_fault(case)
             if place:
                 return Offer(symptom, _mend(report, place, case))
-        chosen = chosen_of(symptom, known)
-        if chosen is not None:
-            verb = _verb(next(c for c in symptom.cases if c["id"] == chosen), known.get(chosen))
-            words = f"{chosen} --backend {backend_of(report)}{_hang_limit(symptom)}"
+        choice = choice_of(symptom, by_id)
+        if choice is not None:
+            verb = _verb(next(c for c in symptom.cases if c["id"] == choice), by_id.get(choice))
+            words = f"{choice} --backend {backend_of(report)}{_hang_limit(symptom)}"
             return Offer(symptom, [f"next: {command(report, verb, words)}"])
         wrong = symptom.pictured[0]
         if wrong["kind"] == "ep":
-            return Offer(symptom, _over_ranks(report, smallest_id(symptom.cases, known)))
+            return Offer(symptom, _over_ranks(report, smallest_id(symptom.cases, by_id)))
         says_all = wrong["kind"] == "property" or INPUT in wrong["reason"]
         if wrong["status"] == "error" or says_all:
             what = "this" if this else f"this ({_reason(wrong)})"
@@ -154,25 +154,25 @@ def _offer(
     return Offer(sort[0], [f"next: megamoe show {sort[0].pictured[0]['id']}"])
 
 
-def chosen_of(symptom: Symptom, known: Mapping[str, Case]) -> str | None:
+def choice_of(symptom: Symptom, by_id: Mapping[str, Case]) -> str | None:
     """The id of the red of a symptom that a command can follow: the one that tells causes apart
     best, of problems to reduce the smallest. None where there is no such command."""
-    verbs = {case["id"]: _verb(case, known.get(case["id"])) for case in symptom.cases}
-    explained = [name for name, verb in verbs.items() if verb == "explain" and name in known]
+    verbs = {case["id"]: _verb(case, by_id.get(case["id"])) for case in symptom.cases}
+    explained = [name for name, verb in verbs.items() if verb == "explain" and name in by_id]
     wrong = {case["id"]: wrong_tokens(case) for case in symptom.cases}
-    best = smallest((known[name] for name in explained), wrong)
+    best = smallest((by_id[name] for name in explained), wrong)
     if best is not None:
         return best.id
     reduced = [case for case in symptom.cases if verbs[case["id"]] == "reduce"]
     if reduced and not any(verb == "explain" for verb in verbs.values()):
-        return smallest_id(reduced, known)
+        return smallest_id(reduced, by_id)
     return next((case["id"] for case in symptom.pictured if verbs[case["id"]]), None)
 
 
-def smallest_id(reds: Sequence[Mapping[str, Any]], known: Mapping[str, Case]) -> str:
+def smallest_id(reds: Sequence[Mapping[str, Any]], by_id: Mapping[str, Case]) -> str:
     """The id of the smallest of some reds; of the first where their sizes are not known."""
-    named = [str(red["id"]) for red in reds]
-    return min((n for n in named if n in known), key=lambda n: size(known[n]), default=named[0])
+    ids = [str(red["id"]) for red in reds]
+    return min((n for n in ids if n in by_id), key=lambda n: size(by_id[n]), default=ids[0])
 
 
 def wrong_tokens(case: Mapping[str, Any]) -> set[int]:
@@ -208,8 +208,8 @@ def _over_ranks(report: Mapping[str, Any], name: str) -> list[str]:
 def _hang_limit(symptom: Symptom) -> str:
     """The option that keeps ``reduce`` to the least limit that a hang of the run had; empty where
     that is the default."""
-    found = [re.search(rf"{HANG} ([\d.]+) s", case["reason"]) for case in symptom.cases]
-    limits = [float(each[1]) for each in found if each is not None]
+    matches = [re.search(rf"{HANG} ([\d.]+) s", case["reason"]) for case in symptom.cases]
+    limits = [float(each[1]) for each in matches if each is not None]
     return f" --timeout {min(limits):g}" if limits and min(limits) < DEFAULT_TIMEOUT else ""
 
 
@@ -224,13 +224,13 @@ def _mend(report: Mapping[str, Any], what: str, case: Mapping[str, Any]) -> list
     return [f"next: mend {what}, then: {command(report, 'check', words)}"]
 
 
-def _verb(case: Mapping[str, Any], known: Case | None) -> str:
+def _verb(case: Mapping[str, Any], definition: Case | None) -> str:
     """``explain`` for a wrong stage or a wrong staged tensor, ``reduce`` for an exception, a crash
     or a hang in a forward; else nothing. A broken law and an exception in a variant of one are
     neither: both verbs make one call of the problem itself, which is right. A problem without
     tokens is as small as it gets. ``explain`` follows MXFP4 alone; ``reduce`` takes all formats."""
     wrong = "explain"
-    if known is not None and known.params.get("weight_format", "mxfp4") != "mxfp4":
+    if definition is not None and definition.params.get("weight_format", "mxfp4") != "mxfp4":
         wrong = "reduce"
     if case["kind"] == "staging":
         return "explain" if case["status"] == "fail" else ""
@@ -239,7 +239,7 @@ def _verb(case: Mapping[str, Any], known: Case | None) -> str:
     if case["status"] == "error":
         reason = case["reason"]
         of_forward = any(words in reason for words in REDUCED)
-        is_least = known is not None and known.params.get("tokens") == 0
+        is_least = definition is not None and definition.params.get("tokens") == 0
         return "reduce" if of_forward and not is_least and not _is_of_law(reason) else ""
     return wrong if any(_is_of_forward(f) for f in case["findings"]) else ""
 
@@ -258,10 +258,10 @@ def own_fault(case: Mapping[str, Any]) -> str:
     """What to mend where the backend's code is wrong whatever the problem is: ``FILE, line N, in
     NAME``. If that line is the worker's call, the backend's arguments are wrong."""
     reason = case["reason"].partition(IN_LAW)[0]
-    found = re.search(r"raised (\w+): .*\((.+, line \d+.*)\)$", reason, re.DOTALL)
-    if case["status"] != "error" or found is None or found[1] not in OWN_FAULTS:
+    match = re.search(r"raised (\w+): .*\((.+, line \d+.*)\)$", reason, re.DOTALL)
+    if case["status"] != "error" or match is None or match[1] not in OWN_FAULTS:
         return ""
-    return "the arguments of the backend's method" if found[2].endswith(CALL) else found[2]
+    return "the arguments of the backend's method" if match[2].endswith(CALL) else match[2]
 
 
 def passing(alone: Mapping[str, str] | None) -> list[str]:

@@ -25,18 +25,18 @@ cores."""
 
 
 class Patience:
-    """The limit of each case of a run. ``asked``: seconds, of ``--timeout`` or by default;
-    ``learns``: nobody asked for them. ``recorded``: seconds of each case on another machine."""
+    """The limit of each case of a run. ``timeout``: seconds, of ``--timeout`` or by default;
+    ``learns``: nobody asked for them. ``durations``: seconds of each case on another machine."""
 
-    def __init__(self, asked: float, learns: bool, recorded: Mapping[str, float]) -> None:
-        self.asked, self.learns, self._recorded = asked, learns, recorded
-        self._passed, self._slowest, self._ratio = 0, 0.0, 1.0
+    def __init__(self, timeout: float, learns: bool, durations: Mapping[str, float]) -> None:
+        self.timeout, self.learns, self._durations = timeout, learns, durations
+        self._passes, self._slowest, self._ratio = 0, 0.0, 1.0
         self.has_hang = False
 
     def add(self, verdict: Verdict) -> str:
         """Take note of a case; a line to print where the limits change."""
         if verdict.status == "pass":
-            self._passed += 1
+            self._passes += 1
             self._slowest = max(self._slowest, verdict.seconds)
             expected = self._seconds(verdict.case_id) + _OVERHEAD
             self._ratio = max(self._ratio, verdict.seconds / expected)
@@ -47,24 +47,24 @@ class Patience:
             return ""
         return (
             f"a case hangs; from now on one of a second has {self._limit(1.0):.0f} s, not "
-            f"{self.asked:g}: {TIMES:g} times what the {self._passed} that passed took "
+            f"{self.timeout:g}: {TIMES:g} times what the {self._passes} that passed took "
             "(--timeout S: S for each case; --maxfail 1: stop at a red)"
         )
 
     def of(self, case_id: str) -> float | None:
         """The seconds of a case; None: those that were asked for."""
         limit = self._limit(self._seconds(case_id))
-        return limit if self._is_short and limit < self.asked else None
+        return limit if self._is_short and limit < self.timeout else None
 
     @property
     def _is_short(self) -> bool:
-        return self.learns and self.has_hang and self._passed >= ENOUGH
+        return self.learns and self.has_hang and self._passes >= ENOUGH
 
-    def _limit(self, recorded: float) -> float:
+    def _limit(self, duration: float) -> float:
         """The seconds of a case with these recorded ones: no case may be slower than both the
         slowest so far and the slowest so far in proportion."""
-        expected = max(self._slowest, self._ratio * (recorded + _OVERHEAD))
-        return min(self.asked, math.ceil(max(LEAST, TIMES * expected)))
+        expected = max(self._slowest, self._ratio * (duration + _OVERHEAD))
+        return min(self.timeout, math.ceil(max(LEAST, TIMES * expected)))
 
     def _seconds(self, case_id: str) -> float:
-        return self._recorded.get(case_id, DEFAULT_SECONDS)
+        return self._durations.get(case_id, DEFAULT_SECONDS)

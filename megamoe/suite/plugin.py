@@ -68,8 +68,8 @@ def settings(config: pytest.Config) -> Settings:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One item a case, the longest first."""
     if "megamoe_case" in metafunc.fixturenames:
-        chosen = settings(metafunc.config)
-        cases = chosen.cases(None if chosen.contract == AUTO else chosen.contract)
+        options = settings(metafunc.config)
+        cases = options.cases(None if options.contract == AUTO else options.contract)
         metafunc.parametrize("megamoe_case", cases, ids=[c.id for c in cases])
 
 
@@ -89,19 +89,19 @@ def pytest_configure_node(node: Any) -> None:
     """In the controlling process of pytest-xdist, for each of its workers."""
     config = node.config
     if POOL not in config.stash:
-        chosen = settings(config)
+        options = settings(config)
         judges = len(config.getoption("tx", None) or [1])
-        default = judges if chosen.device == "cpu" else 1
-        asked = config.getoption("megamoe_workers", None) or str(default)
-        if not asked.isdecimal() or not int(asked):
-            raise pytest.UsageError(f"--megamoe-workers {asked}: give a number from 1 on")
-        workers = int(asked)
+        default = judges if options.device == "cpu" else 1
+        count = config.getoption("megamoe_workers", None) or str(default)
+        if not count.isdecimal() or not int(count):
+            raise pytest.UsageError(f"--megamoe-workers {count}: give a number from 1 on")
+        workers = int(count)
         try:
-            config.stash[POOL] = Pool(chosen.launch(threads_of(max(judges, workers))), workers)
+            config.stash[POOL] = Pool(options.launch(threads_of(max(judges, workers))), workers)
         except ValueError as error:  # a backend that cannot be loaded, in one line
             raise pytest.UsageError(str(error)) from error
     address = config.stash[POOL].address
-    config.stash[UNDER] = address.identity.judged_under
+    config.stash[UNDER] = address.identity.contract_line
     node.workerinput[ADDRESS] = address.packed()
 
 
@@ -121,19 +121,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def megamoe_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """The backend's session and the goldens, opened once a process."""
     config = request.config
-    chosen = settings(config)
-    given: dict[str, Any] = getattr(config, "workerinput", {})
-    threads = threads_of(int(given["workercount"])) if given else 0
-    if ADDRESS in given:
-        session: Worker | Shared = Shared(Address.unpacked(given[ADDRESS]))
+    options = settings(config)
+    worker_input: dict[str, Any] = getattr(config, "workerinput", {})
+    threads = threads_of(int(worker_input["workercount"])) if worker_input else 0
+    if ADDRESS in worker_input:
+        session: Worker | Shared = Shared(Address.unpacked(worker_input[ADDRESS]))
     else:
-        session = Worker(chosen.launch(threads))
+        session = Worker(options.launch(threads))
     try:
         try:
             identity = session.identity
         except WorkerError as error:  # not once a case: nothing can be judged
             pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
-        config.stash[UNDER] = identity.judged_under
+        config.stash[UNDER] = identity.contract_line
         # Torch takes seconds; the controlling process of pytest-xdist, and one whose backend cannot
         # be loaded, do without.
         import torch
@@ -143,9 +143,9 @@ def megamoe_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
 
         if threads:
             torch.set_num_threads(threads)
-        kept = recorded.find(chosen.root, identity.name, identity.facts)
-        store = Store(chosen.root, make, contract(identity.contract))
-        yield Runner(session, store, kept, chosen.timeout)
+        record = recorded.find(options.root, identity.name, identity.facts)
+        store = Store(options.root, make, contract(identity.contract))
+        yield Runner(session, store, record, options.timeout)
     finally:
         session.close()
 

@@ -18,12 +18,12 @@ from megamoe.cases import Case
 from megamoe.cases.needs import lacking
 from megamoe.cases.shards import DEFAULT_SECONDS
 from megamoe.judge import BAD, STATUSES, WORDS, Verdict, symptom_of
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.suite.pace import Pace
 from megamoe.suite.settings import Settings
 from megamoe.worker.session import Identity
 
-LISTED: Final = 10
+LINE_LIMIT: Final = 10
 """Reds that get a line while the run lasts, each of another symptom or kind."""
 LINE_SECONDS: Final = 30.0
 """Between two lines of progress where no terminal shows a bar."""
@@ -49,13 +49,13 @@ class Progress:
         self.seconds = seconds
         self.counts: Counter[str] = Counter()
         self.running: dict[str, float] = {}
-        self.left = 0.0
+        self.backlog = 0.0
         """Recorded seconds of the cases that are not yet judged, one after the other."""
         self.pace = Pace()
         self.workers = 1
         self.quiet, self.verbose = quiet, verbose
-        self._said = time.monotonic()
-        self._listed: set[tuple[str, str, str]] = set()
+        self._line_time = time.monotonic()
+        self._symptoms: set[tuple[str, str, str]] = set()
         self._has_further = False
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
@@ -81,25 +81,25 @@ class Progress:
         """What will be judged, and under which contract."""
         self.lacking = {case.id for case in cases if lacking(case, identity)}
         self.total = len(cases) - len(self.lacking)
-        self.left = sum(map(self._seconds, (case.id for case in cases)))
-        lacks = f"; {counted(len(self.lacking), 'case')} not provided" if self.lacking else ""
+        self.backlog = sum(map(self._seconds, (case.id for case in cases)))
+        lacks = f"; {quantity(len(self.lacking), 'case')} not provided" if self.lacking else ""
         if len(cases) == 1:
-            self.say(f"{identity.judged_under}, 1 case")
+            self.say(f"{identity.contract_line}, 1 case")
             return
         self.say(self.settings.scope(cases))
-        self.say(f"{identity.judged_under}{lacks}")
+        self.say(f"{identity.contract_line}{lacks}")
 
-    def started(self, case_id: str) -> None:
+    def on_start(self, case_id: str) -> None:
         """A worker has taken the case."""
         self.running[case_id] = time.monotonic()
 
-    def judged(self, verdict: Verdict) -> None:
+    def on_verdict(self, verdict: Verdict) -> None:
         """A case has its verdict. The first red of each symptom gets a line at once; the pictures
         come at the end. What a backend does not provide is counted at the end."""
         self.running.pop(verdict.case_id, None)
         if verdict.case_id in self.lacking:
             return
-        self.left -= self._seconds(verdict.case_id)
+        self.backlog -= self._seconds(verdict.case_id)
         self.pace.add(self._seconds(verdict.case_id), verdict.seconds)
         self.counts[verdict.status] += 1
         if self.verbose:
@@ -115,8 +115,8 @@ class Progress:
             return
         text = symptom_of(verdict.case_id, verdict.status, verdict.reason)
         symptom = verdict.kind, verdict.status, text
-        if symptom not in self._listed and len(self._listed) < LISTED:
-            self._listed.add(symptom)
+        if symptom not in self._symptoms and len(self._symptoms) < LINE_LIMIT:
+            self._symptoms.add(symptom)
             first = verdict.reason.partition("; ")[0] if verdict.findings else verdict.reason
             self._line(verdict, first)
         elif not self._has_further:
@@ -135,43 +135,43 @@ class Progress:
 
     def _now_and_then(self) -> None:
         """I/N, the reds and the time left, where the last line is some time ago."""
-        if time.monotonic() - self._said > LINE_SECONDS and self._done() < self.total:
+        if time.monotonic() - self._line_time > LINE_SECONDS and self._count() < self.total:
             red = sum(self.counts[status] for status in BAD)
-            self.say(f"[{self._place()}] {counted(red, 'red')}, {self._remaining()}")
+            self.say(f"[{self._place()}] {quantity(red, 'red')}, {self._remaining()}")
 
     def _seconds(self, case_id: str) -> float:
         return 0.0 if case_id in self.lacking else self.seconds.get(case_id, DEFAULT_SECONDS)
 
-    def _done(self) -> int:
+    def _count(self) -> int:
         return sum(self.counts.values())
 
     def _place(self) -> str:
-        return f"{self._done()}/{self.total}"
+        return f"{self._count()}/{self.total}"
 
     def _remaining(self) -> str:
         """``about 4 min left``: see :mod:`.pace`."""
         now = time.monotonic()
         running = [(self._seconds(name), now - since) for name, since in [*self.running.items()]]
-        waiting = max(0, self.total - self._done() - len(running))
-        recorded = max(0.0, self.left - sum(known for known, _ in running))
-        seconds = max(1.0, self.pace.left(waiting, recorded, running, self.workers))
-        left = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-        return f"about {left} left"
+        waiting = max(0, self.total - self._count() - len(running))
+        baseline = max(0.0, self.backlog - sum(duration for duration, _ in running))
+        seconds = max(1.0, self.pace.eta(waiting, baseline, running, self.workers))
+        text = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        return f"about {text} left"
 
     def say(self, text: str) -> None:
         """A line as it is."""
-        self._said = time.monotonic()
+        self._line_time = time.monotonic()
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
-        done = self._done()
+        count = self._count()
         line = Table.grid(padding=(0, 1))
         parts = [f"{WORDS.get(s, s)} {self.counts[s]}" for s in STATUSES if self.counts[s]]
         line.add_row(
-            ProgressBar(max(1, self.total), done, width=20),
+            ProgressBar(max(1, self.total), count, width=20),
             Text(self._place()),
             Text("  ".join(parts)),
-            Text(self._remaining() if done < self.total else ""),
+            Text(self._remaining() if count < self.total else ""),
         )
         now = time.monotonic()
         lines = [

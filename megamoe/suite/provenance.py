@@ -42,8 +42,8 @@ Provenance = dict[str, Any]
 def write(folder: Path, root: Path = ROOT) -> Provenance:
     """Read ``folder``/result.json, write ``folder``/provenance.json and return what it says."""
     report = json.loads((folder / "result.json").read_text())
-    made = provenance(report["worker"])
-    hosts = {name: made.pop(name) for name in ("system", "gpu", "driver") if name in made}
+    facts = provenance(report["worker"])
+    hosts = {name: facts.pop(name) for name in ("system", "gpu", "driver") if name in facts}
     out: Provenance = {
         "format": 1,
         "shard": report["shard"],
@@ -55,7 +55,7 @@ def write(folder: Path, root: Path = ROOT) -> Provenance:
             "toolchain": digest(root, TOOLCHAIN),
             **_of_backend(report["backend"]),
         },
-        "versions": {**made, **_compiler(report["device"])},
+        "versions": {**facts, **_compiler(report["device"])},
         "machine": {**hosts, "class": report["recorded"]["machine_class"]},
         "files": {name: sha256(folder / name) for name in FILES},
     }
@@ -65,11 +65,11 @@ def write(folder: Path, root: Path = ROOT) -> Provenance:
 
 def digest(root: Path, patterns: Iterable[str]) -> str:
     """Of names and bytes of every file under ``root`` that a pattern matches."""
-    found = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
+    paths = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
     return _sha256(
         b"".join(
             f"{path.relative_to(root).as_posix()}\0{sha256(path)}\n".encode()
-            for path in sorted(found)
+            for path in sorted(paths)
             if "__pycache__" not in path.parts
         )
     )
@@ -105,13 +105,13 @@ def _compiler(device: str) -> dict[str, str]:
         return {}
     home = os.environ.get("CUDA_HOME")
     try:
-        said = subprocess.run(
+        output = subprocess.run(
             [f"{home}/bin/nvcc" if home else "nvcc", "--version"],
             capture_output=True, text=True, timeout=60, check=True,
         ).stdout  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return {}
-    match = re.search(r"V(\d[\d.]*)", said)
+    match = re.search(r"V(\d[\d.]*)", output)
     return {"nvcc": match[1]} if match else {}
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from megamoe.cases import Case
 from megamoe.judge import Symptom, Verdict, picture, symptoms
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.suite.next_command import (
     OUTLIVES,
     backend_of,
@@ -24,7 +24,7 @@ PICTURES: Final = 20
 """Pictures that a run shows, and fails whose details it keeps for a report."""
 ALL_PICTURES: Final = 10**9
 """``--pictures all``: a picture of every red, with every wrong stage."""
-NAMED: Final = 3
+NAME_LIMIT: Final = 3
 """Cases of a symptom that are named without a picture."""
 FOLDED: Final = 5
 """Symptoms that get a line where most reds pass alone."""
@@ -49,23 +49,23 @@ def show(
     reds = reds_of(report)
     if not reds:
         return False
-    found = symptoms(reds)
-    if len(reds) > NAMED and pictures < ALL_PICTURES and _most_pass(found, alone or {}):
-        _fold(report, console, found, alone or {})
+    groups = symptoms(reds)
+    if len(reds) > NAME_LIMIT and pictures < ALL_PICTURES and _most_pass(groups, alone or {}):
+        _fold(report, console, groups, alone or {})
         return True
     if len(reds) > 1:
         several = (
-            f"{len(found)} symptoms; one fault can show several"
-            if len(found) > 1
+            f"{len(groups)} symptoms; one fault can show several"
+            if len(groups) > 1
             else "one symptom"
         )
         say(console, f"{len(reds)} reds show {several}. N stands for a number.\n")
-    drawn: list[Mapping[str, Any]] = []
-    left, every = pictures, pictures >= ALL_PICTURES
+    drawings: list[Mapping[str, Any]] = []
+    budget, every = pictures, pictures >= ALL_PICTURES
     brief = len(reds) > 1 and not every
-    for symptom in found:
-        here = symptom.cases if every else symptom.pictured[: max(0, left)]
-        left, drawn = left - len(here), [*drawn, *here]
+    for symptom in groups:
+        here = symptom.cases if every else symptom.pictured[: max(0, budget)]
+        budget, drawings = budget - len(here), [*drawings, *here]
         if len(reds) > 1 or not here:
             kinds = Counter(case["kind"] for case in symptom.cases)
             of = ", ".join(f"{kind} {n}" for kind, n in kinds.items())
@@ -78,58 +78,58 @@ def show(
                 say(console, f"  if it fails: {breaks[case['id']]}")
         others = [case["id"] for case in symptom.cases if case not in here]
         if others:
-            more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+            more = f" and {len(others) - NAME_LIMIT} more" if len(others) > NAME_LIMIT else ""
             before = "\n  also " if here else "  "
-            say(console, f"{before}{', '.join(others[:NAMED])}{more}")
+            say(console, f"{before}{', '.join(others[:NAME_LIMIT])}{more}")
         say(console, "")
-    stages = any(sum(f["outside"] > 0 for f in case["findings"]) > 1 for case in drawn)
-    line = left_out(report, reds, len(drawn), pictures, brief and stages)
+    stages = any(sum(f["outside"] > 0 for f in case["findings"]) > 1 for case in drawings)
+    line = omissions(report, reds, len(drawings), pictures, brief and stages)
     if line:
         say(console, f"{line}\n")
     return False
 
 
-def _most_pass(found: Sequence[Symptom], alone: Mapping[str, str]) -> bool:
+def _most_pass(groups: Sequence[Symptom], alone: Mapping[str, str]) -> bool:
     """Whether the symptoms of the reds that pass alone have more than half of all reds."""
     names = passing(alone)
-    of_them = [s for s in found if any(case["id"] in names for case in s.cases)]
-    reds = sum(len(symptom.cases) for symptom in found)
+    of_them = [s for s in groups if any(case["id"] in names for case in s.cases)]
+    reds = sum(len(symptom.cases) for symptom in groups)
     return sum(len(symptom.cases) for symptom in of_them) > reds / 2
 
 
 def _fold(
-    report: Mapping[str, Any], console: Console, found: Sequence[Symptom],
+    report: Mapping[str, Any], console: Console, groups: Sequence[Symptom],
     alone: Mapping[str, str],
 ) -> None:  # fmt: skip
     """A line for each of the most frequent symptoms, and how to see more."""
-    reds = sum(len(symptom.cases) for symptom in found)
-    passed, shown = len(passing(alone)), counted(len(found), "symptom")
-    say(console, f"{reds} reds; {_ran_again(len(alone), passed)}: {OUTLIVES}")
-    stay = [case for s in found for case in s.cases if alone.get(case["id"], "pass") != "pass"]
+    reds = sum(len(symptom.cases) for symptom in groups)
+    passes, total = len(passing(alone)), quantity(len(groups), "symptom")
+    say(console, f"{reds} reds; {_ran_again(len(alone), passes)}: {OUTLIVES}")
+    stay = [case for s in groups for case in s.cases if alone.get(case["id"], "pass") != "pass"]
     how_many = "all" if all(_has_several_calls(case) for case in stay) else "most"
-    say(console, f"That can be the cause of {how_many}. They show {shown}; N stands for a number.")
-    most = len(found) if len(found) <= FOLDED + 1 else FOLDED  # a line for one is no gain
-    for symptom in found[:most]:
+    say(console, f"That can be the cause of {how_many}. They show {total}; N stands for a number.")
+    most = len(groups) if len(groups) <= FOLDED + 1 else FOLDED  # a line for one is no gain
+    for symptom in groups[:most]:
         kinds = Counter(case["kind"] for case in symptom.cases)
         of = ", ".join(f"{kind} {n}" for kind, n in kinds.items())
         text = symptom.text if len(symptom.text) <= WIDTH else f"{symptom.text[:WIDTH]}..."
         say(console, f"{len(symptom.cases):>5}  {text}  [{of}]")
         for case in (case for case in symptom.cases if case["id"] in alone):
             say(console, f"       {case['id']} {_how_alone(case, alone[case['id']])}")
-    if len(found) > most:
-        rest = sum(len(symptom.cases) for symptom in found[most:])
-        say(console, f"{rest:>5}  reds of {len(found) - most} further symptoms")
-    every = [case for symptom in found for case in symptom.cases]
-    say(console, f"{left_out(report, every, 0, PICTURES)}\n")
+    if len(groups) > most:
+        rest = sum(len(symptom.cases) for symptom in groups[most:])
+        say(console, f"{rest:>5}  reds of {len(groups) - most} further symptoms")
+    every = [case for symptom in groups for case in symptom.cases]
+    say(console, f"{omissions(report, every, 0, PICTURES)}\n")
 
 
-def _ran_again(count: int, passed: int) -> str:
+def _ran_again(count: int, passes: int) -> str:
     """How many of the reds that ran again passed."""
     if count == 1:
         return "the one that ran again, alone in a fresh process, passed"
     each = "that ran again, each alone in a fresh process"
     return (
-        f"all {count} {each}, passed" if passed == count else f"{passed} of {count} {each}, passed"
+        f"all {count} {each}, passed" if passes == count else f"{passes} of {count} {each}, passed"
     )
 
 
@@ -156,21 +156,21 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
 
 
-def left_out(
-    report: Mapping[str, Any], reds: Sequence[Mapping[str, Any]], shown: int, pictures: int,
+def omissions(
+    report: Mapping[str, Any], reds: Sequence[Mapping[str, Any]], drawings: int, pictures: int,
     brief: bool = False,
 ) -> str:  # fmt: skip
     """What is not shown of the reds, and the options that show it; empty where all is shown."""
     unmapped = sum(bool(case.get("shortened")) for case in reds)
-    said = []
-    if shown < len(reds):
-        said.append(f"the pictures of {len(reds) - shown} of {counted(len(reds), 'red')}")
+    parts = []
+    if drawings < len(reds):
+        parts.append(f"the pictures of {len(reds) - drawings} of {quantity(len(reds), 'red')}")
     if brief:
-        said.append("all but the first wrong stage in each picture")
+        parts.append("all but the first wrong stage in each picture")
     if unmapped:
-        said.append(f"the maps of {counted(unmapped, 'red')} in a report")
-    if not said:
+        parts.append(f"the maps of {quantity(unmapped, 'red')} in a report")
+    if not parts:
         return ""
     alone = command(report, "check", f"--backend {backend_of(report)} --case ID")
     whole = "`--pictures all` shows all, " if pictures else ""
-    return f"left out: {', '.join(said)}\n  {whole}`{alone}` shows one case"
+    return f"left out: {', '.join(parts)}\n  {whole}`{alone}` shows one case"

@@ -15,8 +15,8 @@ from rich.table import Table
 from megamoe.cases import KINDS, SIZES, Case
 from megamoe.environment import machine, versions
 from megamoe.files import MIB, digest_bounded, write_atomically
-from megamoe.judge import BAD, JUDGED, STATUSES, WORDS, Verdict
-from megamoe.printable import counted
+from megamoe.judge import BAD, STATUSES, VERDICTS, WORDS, Verdict
+from megamoe.printable import quantity
 from megamoe.suite.settings import Settings
 from megamoe.worker import known
 from megamoe.worker.session import Identity
@@ -75,17 +75,17 @@ def describe(report: Report, cases: Sequence[Case], details: Mapping[str, Any]) 
 
     ``details`` of None were left out: the case is ``shortened``.
     """
-    known = {case.id: case for case in cases}
+    by_id = {case.id: case for case in cases}
     for entry in report["cases"]:
-        case = known.get(entry["id"])
+        case = by_id.get(entry["id"])
         if case is None:
             continue
         entry["sizes"] = {name: case.params[name] for name in SIZES if name in case.params}
         if entry["status"] in BAD:
             entry["breaks"] = case.breaks
-            kept = details.get(case.id, [])
-            entry["details"] = kept or []
-            if kept is None:
+            case_details = details.get(case.id, [])
+            entry["details"] = case_details or []
+            if case_details is None:
                 entry["shortened"] = True
 
 
@@ -125,22 +125,22 @@ def junit(report: Mapping[str, Any]) -> bytes:
                 suite, "testcase", classname=f"megamoe.{kind}", name=case["id"],
                 time=f"{case['seconds']:.3f}",
             )  # fmt: skip
-            judged = {
+            fields = {
                 "judged": ", ".join(case.get("how", ())),
                 "recorded": case.get("recorded"),
                 "predicted": case.get("predicted"),
                 "unlike": case.get("unlike"),
             }
-            held = {name: value for name, value in judged.items() if value}
-            if held:
+            non_empty = {name: value for name, value in fields.items() if value}
+            if non_empty:
                 properties = ElementTree.SubElement(item, "properties")
-                for name, value in held.items():
+                for name, value in non_empty.items():
                     ElementTree.SubElement(properties, "property", name=name, value=str(value))
             tag = {"fail": "failure", "error": "error"}.get(case["status"], "skipped")
             if case["status"] != "pass":
                 reason = _NOT_XML.sub("?", case["reason"])
-                said = reason if tag != "skipped" else f"{case['status']}: {reason}"
-                ElementTree.SubElement(item, tag, message=said)
+                message = reason if tag != "skipped" else f"{case['status']}: {reason}"
+                ElementTree.SubElement(item, tag, message=message)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
@@ -170,20 +170,20 @@ def _table(report: Mapping[str, Any]) -> Table:
     table = Table()
     table.add_column("kind")
     total = report["counts"]
-    shown = [s for s in STATUSES if s in ("pass", "fail") or total.get(s)]
-    for status in shown:
+    columns = [s for s in STATUSES if s in ("pass", "fail") or total.get(s)]
+    for status in columns:
         table.add_column(WORDS.get(status, status), justify="right")
     for kind in KINDS:
         counts = Counter(c["status"] for c in report["cases"] if c["kind"] == kind)
         if counts:
-            table.add_row(kind, *(str(counts[s] or "") for s in shown))
+            table.add_row(kind, *(str(counts[s] or "") for s in columns))
     if len(table.rows) > 1:
         table.add_section()
-        table.add_row("all", *(str(total.get(s, 0)) for s in shown))
+        table.add_row("all", *(str(total.get(s, 0)) for s in columns))
     return table
 
 
-_SAID: Final = "NotImplementedError: "
+_PREFIX: Final = "NotImplementedError: "
 """How a backend's own reason may begin; the line before it says so already."""
 REASONS: Final = 12
 """Reasons that are named of one status."""
@@ -207,19 +207,19 @@ def unjudged_lines(report: Mapping[str, Any]) -> list[str]:
         if not all(reason.startswith(begin) for reason in reasons):
             begin = once = ""
         most = len(reasons) if len(reasons) <= REASONS + 1 else REASONS  # a line for one is no gain
-        named = [
-            reason.removeprefix(begin).removeprefix(_SAID)
+        lines = [
+            reason.removeprefix(begin).removeprefix(_PREFIX)
             + (f" ({count})" if len(reasons) > 1 else "")
             for reason, count in reasons.most_common(most)
         ]
         if len(reasons) > most:
-            named.append(f"{len(reasons) - most} other reasons (--json FILE has them)")
-        if len(named) > 1:
+            lines.append(f"{len(reasons) - most} other reasons (--json FILE has them)")
+        if len(lines) > 1:
             more = f"; {once.rstrip(' :')}" if once else ""
             out.append(f"{reasons.total()} {word}{more}:")
-            out += [f"  {line}" for line in named]
+            out += [f"  {line}" for line in lines]
         else:
-            out.append(f"{reasons.total()} {word}: {once}{named[0]}")
+            out.append(f"{reasons.total()} {word}: {once}{lines[0]}")
     return out
 
 
@@ -233,7 +233,7 @@ def invariance_line(report: Mapping[str, Any]) -> str:
     )
     return (
         "not batch-invariant, by the backend's own word: in "
-        f"{counted(excused, 'case')} the law was not judged, the golden was"
+        f"{quantity(excused, 'case')} the law was not judged, the golden was"
     )
 
 
@@ -243,12 +243,12 @@ def recorded_line(report: Mapping[str, Any]) -> str:
     counts = Counter(c["recorded"] for c in report["cases"] if c.get("recorded"))
     if not counts:
         return ""
-    kept = report.get("recorded", {})
-    if set(counts) == {"none"} and not kept.get("file"):
+    record = report.get("recorded", {})
+    if set(counts) == {"none"} and not record.get("file"):
         return ""
-    said = ", ".join(f"{state} {count}" for state, count in counts.most_common())
+    text = ", ".join(f"{state} {count}" for state, count in counts.most_common())
     rest = "" if set(counts) <= {"matched", "moved"} else "; all were judged by the goldens"
-    return f"recorded bits ({kept.get('file')}): {said}{rest}"
+    return f"recorded bits ({record.get('file')}): {text}{rest}"
 
 
 def predicted_lines(report: Mapping[str, Any]) -> list[str]:
@@ -261,8 +261,8 @@ def predicted_lines(report: Mapping[str, Any]) -> list[str]:
         return []
     names = {"equal": "equal", "inside": "inside the envelope but not the prediction",
              "outside": "outside the envelope", "none": "without a prediction"}  # fmt: skip
-    said = ", ".join(f"{count} {names.get(name, name)}" for name, count in counts.most_common())
-    out = [f"predicted bits (a model's, of no machine): {said}"]
+    text = ", ".join(f"{count} {names.get(name, name)}" for name, count in counts.most_common())
+    out = [f"predicted bits (a model's, of no machine): {text}"]
     if (report.get("predicted") or {}).get("explained"):
         out += [f"  {c['id']}: {c['unlike']}" for c in report["cases"] if c.get("unlike")]
     elif counts["inside"]:
@@ -273,24 +273,24 @@ def predicted_lines(report: Mapping[str, Any]) -> list[str]:
 def verdict_line(report: Mapping[str, Any]) -> str:
     """One line that says what a person may conclude."""
     counts = report["counts"]
-    judged = sum(counts.get(s, 0) for s in JUDGED)
+    total = sum(counts.get(s, 0) for s in VERDICTS)
     unjudged = {WORDS[s]: counts[s] for s in ("not-provided", "skip") if counts.get(s)}
-    rest, left = sum(unjudged.values()), counts.get("not-run", 0)
+    rest, not_run = sum(unjudged.values()), counts.get("not-run", 0)
     took = f" in {report['seconds']:.0f} s" if "seconds" in report else ""
     several = len(unjudged) > 1
     why = ", ".join(f"{count} {word}" if several else word for word, count in unjudged.items())
-    more = f"{took}; {rest} of {judged + rest + left} not judged ({why})" if rest else took
-    stopped = f"; the run was stopped, {left} not run" if left else ""
-    more += stopped
+    more = f"{took}; {rest} of {total + rest + not_run} not judged ({why})" if rest else took
+    stop = f"; the run was stopped, {not_run} not run" if not_run else ""
+    more += stop
     code = exit_code(counts)
-    passed = "the one judged case" if judged == 1 else f"all {judged} judged cases"
+    subject = "the one judged case" if total == 1 else f"all {total} judged cases"
     if code == 2:
-        if judged:
-            return f"STOPPED: {passed} passed{more}"
+        if total:
+            return f"STOPPED: {subject} passed{more}"
         why = f" ({why})" if why else ""
-        return f"NOTHING JUDGED: 0 of {counted(rest + left, 'case')}{why}{stopped}{took}"
+        return f"NOTHING JUDGED: 0 of {quantity(rest + not_run, 'case')}{why}{stop}{took}"
     if code:
         bad = counts.get("fail", 0) + counts.get("error", 0)
-        some = "the one judged case" if judged == 1 else f"{bad} of {judged} judged cases"
+        some = "the one judged case" if total == 1 else f"{bad} of {total} judged cases"
         return f"RED: {some} did not pass{more}"
-    return f"GREEN: {passed} passed{more}"
+    return f"GREEN: {subject} passed{more}"

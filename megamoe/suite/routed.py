@@ -10,20 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.cases import Case
-from megamoe.cases.recipes import made_tokens, routing
+from megamoe.cases.recipes import own_tokens, routing
 from megamoe.cases.stored import is_stored
-from megamoe.printable import counted
+from megamoe.printable import quantity
 
 _TILES: Final = (8, 16, 32, 64, 128)
 """Rows of a tile of an expert."""
-LISTED: Final = 16
+LIST_LIMIT: Final = 16
 """Experts whose rows are all shown."""
 _BUSIEST: Final = 3
 _SKEW: Final = 2
 """The busiest expert has so many times the mean rows."""
 
 
-def _listed(rows: Iterable[tuple[int, int]]) -> str:
+def _list(rows: Iterable[tuple[int, int]]) -> str:
     return ", ".join(f"{expert}: {many}" for expert, many in rows)
 
 
@@ -52,23 +52,23 @@ class Routed:
         """The rows of ``experts`` experts in one line; of many the range, and
         the busiest."""
         ordered = sorted(self.rows.items(), key=lambda one: (-one[1], one[0]))
-        if experts <= LISTED:
-            said = _listed([(e, self.rows.get(e, 0)) for e in range(experts)])
+        if experts <= LIST_LIMIT:
+            text = _list([(e, self.rows.get(e, 0)) for e in range(experts)])
         elif not ordered:
-            said = f"none of {experts} experts has a row"
-        elif len(ordered) <= LISTED:
-            others = counted(experts - len(ordered), "other expert")
-            said = f"{_listed(sorted(ordered))}; none of {others}"
+            text = f"none of {experts} experts has a row"
+        elif len(ordered) <= LIST_LIMIT:
+            others = quantity(experts - len(ordered), "other expert")
+            text = f"{_list(sorted(ordered))}; none of {others}"
         else:
-            said = (
+            text = (
                 f"{ordered[-1][1]} to {ordered[0][1]} each of {len(ordered)} of {experts} experts; "
-                f"most of {_listed(ordered[:_BUSIEST])}"
+                f"most of {_list(ordered[:_BUSIEST])}"
             )
         if self.masked:
-            said += f"; {self.masked} of {self.slots} slots are masked"
+            text += f"; {self.masked} of {self.slots} slots are masked"
         if self.empty_tokens:
-            said += f", {counted(self.empty_tokens, 'token')} without a live slot"
-        return said
+            text += f", {quantity(self.empty_tokens, 'token')} without a live slot"
+        return text
 
     @property
     def tile(self) -> int:
@@ -84,13 +84,13 @@ class Routed:
 
     def beyond(self, other: Routed) -> list[str]:
         """What this routing has and ``other`` lacks, in words."""
-        found = {
+        features = {
             "masked slots": self.masked and not other.masked,
             "a token without a live slot": self.empty_tokens and not other.empty_tokens,
             f"an expert whose last tile of {self.tile} rows is full": self.tile > other.tile,
             "an expert with twice the mean rows": self.is_skewed and not other.is_skewed,
         }
-        return [what for what, lacks in found.items() if lacks]
+        return [what for what, lacks in features.items() if lacks]
 
 
 def routed(case: Case) -> Routed | None:
@@ -98,6 +98,6 @@ def routed(case: Case) -> Routed | None:
     p = case.params
     if case.kind not in ("forward", "property") or is_stored(case):
         return None
-    made, at = made_tokens(case.seed, p, np.arange(p["tokens"]))
-    ids, _ = routing(case.seed, made, p["experts"], p["top_k"], p.get("routing_recipe", {}))
+    tokens, at = own_tokens(case.seed, p, np.arange(p["tokens"]))
+    ids, _ = routing(case.seed, tokens, p["experts"], p["top_k"], p.get("routing_recipe", {}))
     return Routed.of(ids[at], p["experts"])

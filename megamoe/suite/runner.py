@@ -37,16 +37,16 @@ from megamoe.judge import (
     place_of,
 )
 from megamoe.kinds import forward
-from megamoe.kinds.forward import Shown
+from megamoe.kinds.forward import ForwardOutput
 from megamoe.spec.contract import CONTRACTS, Contract, decides
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
 from megamoe.worker.exchange import (
     Caller,
-    Declined,
     Missing,
     NoOutput,
     NoRoom,
+    Refusal,
     WroteInput,
 )
 from megamoe.worker.session import Session, WorkerError
@@ -58,17 +58,17 @@ TIMEOUT = 120.0
 class Runner:
     """A backend where it runs, and the goldens it is held to.
 
-    ``kept``: what was recorded of this backend on this class of machine. ``details`` are, after a
+    ``record``: what was recorded of this backend on this class of machine. ``details`` are, after a
     case, what a report draws of its failure.
     """
 
     def __init__(
-        self, session: Session, store: Store, kept: recorded.Recorded | None = None,
+        self, session: Session, store: Store, record: recorded.Recording | None = None,
         timeout: float = TIMEOUT,
     ) -> None:  # fmt: skip
         self.session = session
         self.store = store
-        self.kept = kept
+        self.record = record
         self.timeout = timeout
         self.has_learned = False
         """The time limit follows from other cases: nobody asked for it."""
@@ -96,15 +96,15 @@ class Runner:
     def judge_call(self, case: Case) -> Verdict:
         """The verdict of the one call of a case, for a kind that has no more than that."""
         kind = kind_of(case.kind)
-        assert kind.ask is not None and kind.judge_returned is not None
-        judged = kind.judge_returned
-        golden, given = self.golden(case)
-        if lacking := kind.lacks(self.session.identity, case, golden, given):
+        assert kind.ask is not None and kind.judge_outcome is not None
+        judge = kind.judge_outcome
+        golden, inputs = self.golden(case)
+        if lacking := kind.lacks(self.session.identity, case, golden, inputs):
             raise Missing(lacking)
         with self.caller() as call:
-            returned = kind.ask(call, case, given)
-        verdict = judged(self, case, golden, given, returned)
-        return self.under_others(case, verdict, lambda g: judged(self, case, g, given, returned))
+            output = kind.ask(call, case, inputs)
+        verdict = judge(self, case, golden, inputs, output)
+        return self.under_others(case, verdict, lambda g: judge(self, case, g, inputs, output))
 
     def under_others(
         self, case: Case, verdict: Verdict, judge: Callable[[Any], Verdict]
@@ -116,8 +116,8 @@ class Runner:
         if verdict.status != "fail":
             return verdict
         right: list[str] = []
-        kept = self.details, self.brief, self.kept, self.predictions
-        self.brief, self.kept, self.predictions = True, None, None
+        state = self.details, self.brief, self.record, self.predictions
+        self.brief, self.record, self.predictions = True, None, None
         try:
             for names, golden in self.other_goldens(case):
                 if judge(golden).status == "pass":
@@ -125,7 +125,7 @@ class Runner:
         except (GoldenError, GoldenLacks, BadOutput):
             pass  # nothing is known of another contract; what was found stands
         finally:
-            self.details, self.brief, self.kept, self.predictions = kept
+            self.details, self.brief, self.record, self.predictions = state
         return right_by_others(case, verdict, self.store.contract, right)
 
     def other_goldens(self, case: Case) -> Iterator[tuple[list[str], Any]]:
@@ -139,39 +139,39 @@ class Runner:
             golden.brief = True
             yield names, golden
 
-    def run_and_show(self, case: Case) -> tuple[Verdict, Shown | None]:
+    def run_and_show(self, case: Case) -> tuple[Verdict, ForwardOutput | None]:
         """The verdict of a forward case, and what was judged; None where nothing was shown."""
-        kept: list[Shown] = []
+        views: list[ForwardOutput] = []
 
-        def show() -> Shown:
-            kept.append(forward.shown(self, case))
-            return kept[0]
+        def show() -> ForwardOutput:
+            views.append(forward.run(self, case))
+            return views[0]
 
-        return self.judge_shown(case, show), kept[0] if kept else None
+        return self.judge_view(case, show), views[0] if views else None
 
-    def judge_shown(self, case: Case, show: Callable[[], Shown]) -> Verdict:
+    def judge_view(self, case: Case, show: Callable[[], ForwardOutput]) -> Verdict:
         """The verdict of what ``show()`` gives; what that raises is a verdict too."""
-        return self._timed(case, lambda: forward.judge_shown(self, case, show()))
+        return self._timed(case, lambda: forward.judge_output(self, case, show()))
 
     # --- for the kinds --------------------------------------------------------------------------
 
     def caller(self) -> Caller:
         """Calls of one case, within its time."""
-        self._call = Caller(self.session, self.timeout, fingerprint=self.kept is not None)
+        self._call = Caller(self.session, self.timeout, fingerprint=self.record is not None)
         return self._call
 
     def golden(self, case: Case) -> tuple[StoredGolden, dict[str, Any]]:
         """The golden and the regenerated inputs, whose bits are the ones it was made for."""
         self.store.entry(case)  # before any work: an unknown case is cheap to say
-        given = regenerate(case)
-        golden = self.store.load(case, digest_of(given))
+        inputs = regenerate(case)
+        golden = self.store.load(case, digest_of(inputs))
         golden.brief = self.brief
-        return golden, given
+        return golden, inputs
 
     def problem(self, case: Case) -> tuple[StoredGolden, Problem]:
         """As :meth:`golden`, the inputs as a problem on the CPU."""
-        golden, given = self.golden(case)
-        return golden, Problem(**given)
+        golden, inputs = self.golden(case)
+        return golden, Problem(**inputs)
 
     def bitwise(self, stage: str, actual: Any, expected: Any, ids: Any = None) -> Finding:
         """A finding on the bits of a tensor of ``TENSORS``; its detail is kept where it is bad.
@@ -180,31 +180,33 @@ class Runner:
         """
         form, at = TENSORS[stage].form_of(actual), place_of(stage, ids=ids)
         actual, expected = (TENSORS[stage].elements(bits) for bits in (actual, expected))
-        found = bitwise(stage, form, actual, expected, at)
-        if found.outside and not self.brief:
-            drawn = detail.measure(stage, form, actual, expected, expected, at.axes, at.per_channel)
-            self.details += detail.agreeing([drawn], [found])
-        return found
+        finding = bitwise(stage, form, actual, expected, at)
+        if finding.outside and not self.brief:
+            measurement = detail.measure(
+                stage, form, actual, expected, expected, at.axes, at.per_channel
+            )
+            self.details += detail.agreeing([measurement], [finding])
+        return finding
 
-    def add_details(self, *judged: Any) -> None:
+    def add_details(self, *arguments: Any) -> None:
         """Details of a forward; the arguments are those of :func:`megamoe.judge.detail.forward`."""
         if not self.brief:
-            self.details = detail.forward(*judged)
+            self.details = detail.forward(*arguments)
 
     # --- parts ----------------------------------------------------------------------------------
 
     def _timed(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
-        started = time.perf_counter()
+        start = time.perf_counter()
         self.details, self._call = [], None
-        verdict = self._judged(case, step)
-        lost = self._lost()
-        if lost:
-            verdict = _lost(verdict, lost)
-        seconds = round(time.perf_counter() - started, 3)
+        verdict = self._judge(case, step)
+        loss = self._loss()
+        if loss:
+            verdict = _with_loss(verdict, loss)
+        seconds = round(time.perf_counter() - start, 3)
         return replace(verdict, seconds=seconds, by=self._by())
 
-    def _lost(self) -> str:
-        return self._call.lost if self._call is not None else ""
+    def _loss(self) -> str:
+        return self._call.loss if self._call is not None else ""
 
     def _by(self) -> str:
         try:
@@ -212,16 +214,16 @@ class Runner:
         except WorkerError:
             return ""
 
-    def _judged(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
+    def _judge(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         try:
             return step()
         except Missing as missing:
             return Verdict(case.id, case.kind, "not-provided", missing.why)
-        except Declined as declined:
+        except Refusal as declined:
             return Verdict(case.id, case.kind, "skip", declined.why)
         except WroteInput as wrote:
-            found = [Finding("inputs", 1, text=wrote.why)]
-            return of_findings(case.id, case.kind, found, ("inputs",))
+            findings = [Finding("inputs", 1, text=wrote.why)]
+            return of_findings(case.id, case.kind, findings, ("inputs",))
         except NoOutput as nothing:
             late = self.has_learned and HANG in nothing.why
             reason = f"{nothing.why}{LEARNED}" if late else nothing.why
@@ -242,14 +244,14 @@ def right_by_others(case: Case, verdict: Verdict, mine: Contract, right: Sequenc
     if not right:
         return verdict
     other = CONTRACTS[right[0]]
-    asked = kind_of(case.kind).features(case)
-    clauses = [n for n in mine.differences(other) if decides(n, case.kind, asked)]
-    said = ", ".join(f"{name} {other.clauses[name].value}" for name in clauses)
-    reason = f"{verdict.reason}; right under {', '.join(right)} ({said})"
+    features = kind_of(case.kind).features(case)
+    clauses = [n for n in mine.differences(other) if decides(n, case.kind, features)]
+    values = ", ".join(f"{name} {other.clauses[name].value}" for name in clauses)
+    reason = f"{verdict.reason}; right under {', '.join(right)} ({values})"
     return replace(verdict, reason=reason, right_under=tuple(right))
 
 
-def _lost(verdict: Verdict, why: str) -> Verdict:
+def _with_loss(verdict: Verdict, why: str) -> Verdict:
     """The verdict where the case left a process that can answer nothing more."""
     text = f"after it the process is of no use ({why})"
     if verdict.status in ("fail", "error"):

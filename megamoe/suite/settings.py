@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from megamoe.cases import Case, golden_root, load_cases, select, shards
 from megamoe.judge import BAD
-from megamoe.printable import counted
+from megamoe.printable import quantity
 from megamoe.spec.contract import contract
 from megamoe.suite.merge import read_report
 from megamoe.worker.choice import AUTO
@@ -66,23 +66,23 @@ class Settings:
         Raises :class:`SettingsError` for a variable MEGAMOE_... that nothing reads: a misspelt one
         would change the run without a word.
         """
-        known = {f"MEGAMOE_{name.upper()}" for name in (*cls.__dataclass_fields__, *OTHERS)}
-        unknown = sorted(n for n in os.environ if n.startswith("MEGAMOE_") and n not in known)
+        names = {f"MEGAMOE_{name.upper()}" for name in (*cls.__dataclass_fields__, *OTHERS)}
+        unknown = sorted(n for n in os.environ if n.startswith("MEGAMOE_") and n not in names)
         if unknown:
             raise SettingsError(
                 f"the environment has {unknown[0]}, which nothing reads; unset it (known: "
-                f"{', '.join(sorted(known))})"
+                f"{', '.join(sorted(names))})"
             )
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
             value = option(name)
             if value is None:
                 value = os.environ.get(f"MEGAMOE_{name.upper()}") or None
             if value is not None:
-                found[name] = _seconds(name, value) if name.endswith("timeout") else value
-        if "ep" in found:
-            found["ep"] = _ranks(found["ep"])
-        return cls(**found)
+                values[name] = _seconds(name, value) if name.endswith("timeout") else value
+        if "ep" in values:
+            values["ep"] = _ranks(values["ep"])
+        return cls(**values)
 
     @property
     def root(self) -> Path:
@@ -90,12 +90,12 @@ class Settings:
 
     def ranks(self) -> Ranks | None:
         """The ranks to judge over: ``--ep``, else those of ``torchrun``, else None."""
-        found = Ranks.on_this_machine(self.ep) if self.ep else Ranks.of_torchrun(os.environ)
-        if found is None or not self.device.startswith("cuda"):
-            return found
+        ranks = Ranks.on_this_machine(self.ep) if self.ep else Ranks.of_torchrun(os.environ)
+        if ranks is None or not self.device.startswith("cuda"):
+            return ranks
         import torch  # only this asks for it
 
-        return replace(found, gpus=torch.cuda.device_count())
+        return replace(ranks, gpus=torch.cuda.device_count())
 
     @property
     def chosen_tier(self) -> str:
@@ -107,22 +107,22 @@ class Settings:
         ``revision``: without those that this contract does not know.
         """
         kind = self.kind or ("ep" if self.ranks() else None)
-        asked = kind, self.chosen_tier, self.case
+        criteria = kind, self.chosen_tier, self.case
         every = load_cases(self.root)
-        chosen = select(every, *asked, revision)
-        known = [] if chosen or revision is None else select(every, *asked)
-        if known:
-            of = ", ".join(known[0].revisions)
+        cases = select(every, *criteria, revision)
+        others = [] if cases or revision is None else select(every, *criteria)
+        if others:
+            of = ", ".join(others[0].revisions)
             raise SettingsError(
-                f"contract {revision} does not know {known[0].id}, which is of {of}; ask for one "
+                f"contract {revision} does not know {others[0].id}, which is of {of}; ask for one "
                 "with --contract"
             )
         if self.failed:
             red = {c["id"] for c in read_report(self.failed)["cases"] if c["status"] in BAD}
-            chosen = [case for case in chosen if case.id in red]
-            if not chosen:
+            cases = [case for case in cases if case.id in red]
+            if not cases:
                 raise SettingsError(f"{self.failed}: none of the selected cases failed there")
-        return chosen
+        return cases
 
     def scope(self, cases: Sequence[Case]) -> str:
         """How many cases there are, of which tier, and why of that one."""
@@ -133,15 +133,15 @@ class Settings:
             tier += f" ({why}; --tier quick: {quick})"
             tier = tier if quick < len(cases) else ""
         shard = f", shard {self.shard}" if self.shard else ""
-        return f"{counted(len(cases), 'case')}{tier}{shard}"
+        return f"{quantity(len(cases), 'case')}{tier}{shard}"
 
     def cases(self, revision: str | None = None) -> list[Case]:
         """The cases of this run, the longest first; the same list in every process."""
         seconds = shards.durations(self.root)
-        chosen = self.selection(revision)
+        cases = self.selection(revision)
         if self.shard:
-            chosen = shards.shard(chosen, *shards.parse(self.shard), seconds)
-        return shards.longest_first(chosen, seconds)
+            cases = shards.shard(cases, *shards.parse(self.shard), seconds)
+        return shards.longest_first(cases, seconds)
 
     def launch(self, threads: int = 0) -> Launch:
         """How its worker is started. ``threads``: of torch there; 0: as torch decides."""

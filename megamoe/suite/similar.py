@@ -23,25 +23,25 @@ def larger(case: Case, cases: Iterable[Case]) -> list[Case]:
     fewer tokens, and tell causes apart better or are more than twice as large; the best first. A
     case of another subject need not be red by the same fault."""
     own = telling(case)
-    found = [
+    candidates = [
         other for other in cases
         if _is_alike(case, other)
         and (telling(other) > own
              or (telling(other) >= own and size(other) > 2 * size(case)))
     ]  # fmt: skip
-    return sorted(found, key=rank)
+    return sorted(candidates, key=rank)
 
 
 def plain(case: Case, cases: Iterable[Case]) -> list[Case]:
     """Those of ``cases`` of the quick tier with plain data that tell causes apart best, and with
     the features of ``case``; those with its clamp before others, then the smallest first."""
-    found = [
+    candidates = [
         other for other in cases
         if other.kind == "forward" and other.tier == "quick" and other.id != case.id
         and telling(other) == 2 and _has_features_of(case, other)
     ]  # fmt: skip
     clamp = case.params.get("clamp")
-    return sorted(found, key=lambda other: (other.params.get("clamp") != clamp, size(other)))
+    return sorted(candidates, key=lambda other: (other.params.get("clamp") != clamp, size(other)))
 
 
 def of_tiles(case: Case, cases: Iterable[Case]) -> list[Case]:
@@ -51,13 +51,13 @@ def of_tiles(case: Case, cases: Iterable[Case]) -> list[Case]:
     """
     if _has_tiles(routed(case)):
         return []
-    found = []
+    ranking = []
     for other in cases:
         if _is_alike(case, other) and telling(other) and other.rows is None:
             its = routed(other)
             if its is not None and _has_tiles(its):
-                found.append((-len(its.beyond(_PLAIN)), size(other), other))
-    return [other for *_, other in sorted(found, key=lambda one: one[:2])]
+                ranking.append((-len(its.beyond(_PLAIN)), size(other), other))
+    return [other for *_, other in sorted(ranking, key=lambda one: one[:2])]
 
 
 def _has_tiles(own: Routed | None) -> bool:

@@ -35,10 +35,10 @@ def sit(pipe: Any, desk: Desk) -> None:
     try:
         session = Shared(desk.address)
         identity = session.identity
-        kept = recorded.find(desk.root, identity.name, identity.facts)
+        record = recorded.find(desk.root, identity.name, identity.facts)
         predictions = predicted.find(desk.root, identity.accumulator)
         runner = Runner(
-            session, Store(desk.root, make, contract(identity.contract)), kept, desk.timeout
+            session, Store(desk.root, make, contract(identity.contract)), record, desk.timeout
         )
         runner.predictions = predictions
     except EOFError:  # the run has ended

@@ -43,8 +43,10 @@ def telling(case: Case) -> int:
 def size(case: Case) -> int:
     """Multiplications of a case, about; sizes that its kind lacks count as 1."""
     p = case.params
-    found: int = math.prod(p.get(name, 1) for name in ("tokens", "hidden", "top_k", "intermediate"))
-    return found
+    product: int = math.prod(
+        p.get(name, 1) for name in ("tokens", "hidden", "top_k", "intermediate")
+    )
+    return product
 
 
 def smallest(
@@ -83,11 +85,11 @@ def _worth(p: Mapping[str, Any]) -> int:
     the same infinity, NaN or bound; 1: others."""
     hidden, routing = p.get("hidden_recipe", {}), p.get("routing_recipe", {})
     weights = [v for row in routing.get("weights", ()) for v in row]
-    chosen = [place.get("bits", 0) for place in hidden.get("patch", ())]
+    patches = [place.get("bits", 0) for place in hidden.get("patch", ())]
     if (
         routing.get("scaling", 0) > _LARGE
         or not all(math.isfinite(float(v)) for v in weights)
-        or any(bits & _NOT_FINITE == _NOT_FINITE for bits in chosen)
+        or any(bits & _NOT_FINITE == _NOT_FINITE for bits in patches)
     ):
         return 2
     return 0 if p.get("weights_recipe", {}).get("kind") == "directed" else 1
@@ -120,8 +122,8 @@ def _is_plain(p: Mapping[str, Any]) -> bool:
     hidden, weights = p.get("hidden_recipe", {}), p.get("weights_recipe", {})
     bell = {"kind": ("table", "bell"), "w13": ("bell",), "w2": ("bell",)}
     shapes = all(
-        recipe.get(name, known[0]) in known for recipe in (hidden, weights)
-        for name, known in bell.items()
+        recipe.get(name, kinds[0]) in kinds for recipe in (hidden, weights)
+        for name, kinds in bell.items()
     )  # fmt: skip
     more = {*hidden, *weights} - {*bell, "w13_scale", "w2_scale", "spread"}
     return shapes and not more and not {*p.get("routing_recipe", {})} - {"kind"}

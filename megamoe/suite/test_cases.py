@@ -21,7 +21,7 @@ def test_case(megamoe_case: Case, megamoe_runner: Runner, megamoe_settings: Sett
         pytest.skip(f"contract {revision} does not know what this case asks for")
     verdict = megamoe_runner.run(megamoe_case)
     if verdict.status in BAD:
-        chosen = megamoe_settings
-        pytest.fail(picture(verdict, chosen.backend, chosen.again()), pytrace=False)
+        settings = megamoe_settings
+        pytest.fail(picture(verdict, settings.backend, settings.again()), pytrace=False)
     if verdict.status != "pass":
         pytest.skip(f"{verdict.status}: {verdict.reason}")

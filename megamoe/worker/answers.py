@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from megamoe.worker.files import opened, read, tensor_of
-from megamoe.worker.outcomes import Declined, Missing, NoRoom, Raised
+from megamoe.worker.outcomes import BackendFailure, Missing, NoRoom, Refusal
 from megamoe.worker.session import Session
 
 TORCH_LACKS: Final = ("not implemented for '", "Could not run 'aten::")
@@ -33,63 +33,63 @@ def refuse(reply: Mapping[str, Any], folder: Path) -> None:
         raise Missing(reply["missing"])
     if "declined" in reply:
         if any(text in reply["declined"] for text in TORCH_LACKS):
-            raise Raised(f"the backend raised {reply['declined']}")
-        raise Declined(reply["declined"])
+            raise BackendFailure(f"the backend raised {reply['declined']}")
+        raise Refusal(reply["declined"])
     if "broken" in reply:
-        raise Raised(reply["broken"])
+        raise BackendFailure(reply["broken"])
     if "unwritten" in reply:
         why = reply["unwritten"]
         if folder.is_dir() and shutil.disk_usage(folder).free < LIMIT:
             raise NoRoom(f"the worker cannot write its outputs ({why}); make room")
-        raise Raised(f"its outputs cannot be written ({why})")
+        raise BackendFailure(f"its outputs cannot be written ({why})")
     if "raised" in reply:
-        raise Raised(f"the backend raised {_shorter(reply['raised'])}")
+        raise BackendFailure(f"the backend raised {_shorter(reply['raised'])}")
 
 
 def refuse_rank(replies: Sequence[Mapping[str, Any]], session: Session, folder: Path) -> None:
     """Raise the error of the rank that failed first: the others failed because of it."""
-    failed = [(rank, r) for rank, r in zip(session.identity.here, replies, strict=True)
+    failures = [(rank, r) for rank, r in zip(session.identity.here, replies, strict=True)
               if "places" not in r]  # fmt: skip
-    if not failed:
+    if not failures:
         return
 
     def is_echo(reply: Mapping[str, Any]) -> bool:
         return bool(reply.get("waited")) or str(reply.get("raised", "")).startswith("RankError")
 
-    rank, reply = min(failed, key=lambda pair: is_echo(pair[1]))
+    rank, reply = min(failures, key=lambda pair: is_echo(pair[1]))
     stage = f", in {reply['stage']}" if reply.get("stage") else ""
     who = f"rank {rank} of {session.identity.ranks}{stage}: "
     for key in ("raised", "broken", "unwritten"):
         if key in reply:
-            raise Raised(f"{who}{_shorter(str(reply[key]))}")
+            raise BackendFailure(f"{who}{_shorter(str(reply[key]))}")
     refuse(reply, folder)
 
 
-def _shorter(raised: str) -> str:
+def _shorter(message: str) -> str:
     """torch's line of an exhausted GPU goes on with every process there: two sentences do."""
-    if not raised.startswith("OutOfMemoryError"):
-        return raised
-    text, _, place = raised.rpartition(" (")
+    if not message.startswith("OutOfMemoryError"):
+        return message
+    text, _, place = message.rpartition(" (")
     return f"{'. '.join(text.split('. ')[:2])}; use fewer --workers ({place}"
 
 
-def returned(reply: Mapping[str, Any], out: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+def result_of(reply: Mapping[str, Any], out: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """The result, and the blank tensors."""
-    kept = {}
+    tensors = {}
     with opened(out) as file:
         for name, (kind, shape, offset) in reply["places"].items():
             size = math.prod(shape) * getattr(torch, kind).itemsize
-            kept[name] = tensor_of(read(file, offset, size), kind, shape)
+            tensors[name] = tensor_of(read(file, offset, size), kind, shape)
     parts: dict[str, Any] = {}
-    for name, shown in reply["shown"].items():
-        if len(shown) == 1:
-            parts[name] = Opaque(shown[0])
-        elif f"out.{name}" in kept:
-            parts[name] = _strided(kept[f"out.{name}"], shown[2])
+    for name, layout in reply["shown"].items():
+        if len(layout) == 1:
+            parts[name] = Opaque(layout[0])
+        elif f"out.{name}" in tensors:
+            parts[name] = _strided(tensors[f"out.{name}"], layout[2])
         else:  # too large to be right: its dtype and shape are judged
-            dtype = getattr(torch, shown[0])
-            parts[name] = torch.empty_strided(shown[1], shown[2], dtype=dtype, device="meta")
-    blank = {n.removeprefix("blank."): t for n, t in kept.items() if n.startswith("blank.")}
+            dtype = getattr(torch, layout[0])
+            parts[name] = torch.empty_strided(layout[1], layout[2], dtype=dtype, device="meta")
+    blank = {n.removeprefix("blank."): t for n, t in tensors.items() if n.startswith("blank.")}
     form = reply["form"]
     if form == "tensor":
         return parts["0"], blank
@@ -121,4 +121,4 @@ def _dense(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     return turned.permute(back)
 
 
-__all__ = ["LIMIT", "Opaque", "refuse", "refuse_rank", "returned"]
+__all__ = ["LIMIT", "Opaque", "refuse", "refuse_rank", "result_of"]

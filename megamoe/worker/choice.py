@@ -34,44 +34,50 @@ class Choice:
     """The reason for the choice; empty if the user asked for the contract."""
 
 
-def choose(ready: Mapping[str, Any], asked: str = AUTO) -> Choice:
+def choose(ready: Mapping[str, Any], request: str = AUTO) -> Choice:
     """The choice from a worker's first answer: its ``contracts``, and its ``packages`` if it has
     any.
 
     Raises :class:`NoChoice` if the backend does not compute the contract that the user asks for.
     """
-    if asked != AUTO:
-        contract(asked)  # ValueError for one that is not known
-    said = ready.get("contracts")
-    named = None if said is None else _known(said)
-    if asked != AUTO:
-        if named is not None and asked not in named:
+    if request != AUTO:
+        contract(request)  # ValueError for one that is not known
+    contracts = ready.get("contracts")
+    names = None if contracts is None else _revisions(contracts)
+    if request != AUTO:
+        if names is not None and request not in names:
             raise NoChoice(
-                f"it computes contract {', '.join(named)}, not {asked}; ask for one of these with "
-                "--contract"
+                f"it computes contract {', '.join(names)}, not {request}; ask for one of these "
+                "with --contract"
             )
-        return Choice(asked)
-    if named is not None and len(named) == 1:
-        return Choice(named[0], "the backend says so")
-    return _of_several(named, _Loaded.of(ready.get("packages")))
+        return Choice(request)
+    if names is not None and len(names) == 1:
+        return Choice(names[0], "the backend says so")
+    return _of_several(names, _Kernels.of(ready.get("packages")))
 
 
-def untold(ready: Mapping[str, Any], asked: str, choice: Choice) -> bool:
+def needs_restart(ready: Mapping[str, Any], request: str, choice: Choice) -> bool:
     """Whether the backend must be created again, for the chosen contract.
 
     That is so if its factory takes ``contract``, got none, and has another default. A backend that
     names a single contract needs no second start.
     """
-    default, said = ready.get("default"), ready.get("contracts")
-    return asked == AUTO and said != [choice.revision] and default not in (None, choice.revision)
+    default, contracts = ready.get("default"), ready.get("contracts")
+    return (
+        request == AUTO
+        and contracts != [choice.revision]
+        and default not in (None, choice.revision)
+    )
 
 
-def _known(said: Any) -> list[str]:
+def _revisions(contracts: Any) -> list[str]:
     """The backend's ``contracts`` in the order of the revisions."""
-    known = [name for name in CONTRACTS if name in said] if isinstance(said, list) else []
-    if not known:
-        raise NoChoice(f"`contracts` is {str(said)[:80]}; name revisions of {', '.join(CONTRACTS)}")
-    return known
+    names = [name for name in CONTRACTS if name in contracts] if isinstance(contracts, list) else []
+    if not names:
+        raise NoChoice(
+            f"`contracts` is {str(contracts)[:80]}; name revisions of {', '.join(CONTRACTS)}"
+        )
+    return names
 
 
 def _age(name: str) -> tuple[bool, bool, int]:
@@ -79,30 +85,30 @@ def _age(name: str) -> tuple[bool, bool, int]:
     return name not in DIALECTS, name != "sgl", list(CONTRACTS).index(name)
 
 
-def _of_several(named: list[str] | None, loaded: _Loaded) -> Choice:
+def _of_several(names: list[str] | None, kernels: _Kernels) -> Choice:
     """Among those that the backend names; None: among all."""
-    fitting = {r: text for r, text in loaded.revisions.items() if named is None or r in named}
+    fitting = {r: text for r, text in kernels.revisions.items() if names is None or r in names}
     if len(fitting) == 1:
         ((revision, text),) = fitting.items()
         return Choice(revision, f"detected: {text}")
-    if named is None:
+    if names is None:
         newest, why = NEWEST.revision, "the newest: the backend names none"
     else:
-        newest = max(named, key=_age)
-        why = f"the newest of those that the backend names: {', '.join(named)}"
+        newest = max(names, key=_age)
+        why = f"the newest of those that the backend names: {', '.join(names)}"
     if fitting:
         why += f"; its packages differ ({'; '.join(fitting.values())}), so name one with --contract"
-    elif loaded.revisions:
-        why += f", of which its kernel follows none: {'; '.join(loaded.revisions.values())}"
-    elif loaded.unknown:
-        why += f", and of what it has loaded nothing is known: {'; '.join(loaded.unknown)}"
-    elif named is None:
+    elif kernels.revisions:
+        why += f", of which its kernel follows none: {'; '.join(kernels.revisions.values())}"
+    elif kernels.unknown:
+        why += f", and of what it has loaded nothing is known: {'; '.join(kernels.unknown)}"
+    elif names is None:
         why += " and has loaded no known kernel"
     return Choice(newest, why)
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _Kernels:
     """The kernels that a worker has loaded."""
 
     revisions: Mapping[str, str]
@@ -111,21 +117,23 @@ class _Loaded:
     """A line for each package with unknown headers."""
 
     @classmethod
-    def of(cls, packages: Any) -> _Loaded:
+    def of(cls, packages: Any) -> _Kernels:
         """``packages``: module -> its folder, as the worker says."""
         revisions: dict[str, str] = {}
         unknown: list[str] = []
-        said = packages if isinstance(packages, Mapping) else {}
-        for name, folder in builds.kernels({str(k): Path(str(v)) for k, v in said.items()}).items():
+        folders = packages if isinstance(packages, Mapping) else {}
+        for name, folder in builds.kernels(
+            {str(k): Path(str(v)) for k, v in folders.items()}
+        ).items():
             try:
-                found = builds.detect(folder)
+                detection = builds.detect(folder)
             except (OSError, ValueError):
                 unknown.append(f"{name} has no headers in {folder} that can be read from here")
                 continue
-            if not found.same_bits:
-                unknown.append(f"{name} is {found.said}")
+            if not detection.same_bits:
+                unknown.append(f"{name} is {detection.description}")
                 continue
-            build = found.builds[0]
+            build = detection.builds[0]
             if build.revision not in CONTRACTS:
                 unknown.append(f"{name} is {build.name} of {build.revision}, not written down yet")
                 continue

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import megamoe
-from megamoe.spec.builds import LOADED
+from megamoe.spec.builds import KERNEL_MODULES
 from megamoe.worker import known
-from megamoe.worker.choice import Choice, NoChoice, choose, untold
-from megamoe.worker.link import Ended, Link
+from megamoe.worker.choice import Choice, NoChoice, choose, needs_restart
+from megamoe.worker.link import Link, ProcessEnd
 from megamoe.worker.session import (
     MODULES,
     Identity,
     Launch,
     Reply,
     WorkerError,
-    changed,
+    changes,
     checked_fingerprint,
     identity_of,
-    last_seen,
+    last_frame,
 )
 
 HERE: Final = Path(__file__).resolve().parent
@@ -59,10 +59,10 @@ class Worker:
         self.launch = launch
         self._state: Mapping[str, Any] = {}
         self.like = like
-        self._told: Choice | None = None
+        self._restart: Choice | None = None
         """The contract for which the backend was created again, if the judge chose it."""
         self._identity: Identity | None = None
-        self._called: set[str] = set()
+        self._calls: set[str] = set()
         """The callables of which this process has had a call."""
         self._cases: set[str] = set()
         """The cases of which this process has had a call."""
@@ -101,15 +101,15 @@ class Worker:
             identity = self.identity
         except WorkerError as error:
             return {"broken": str(error)}
-        started = time.monotonic()
+        start = time.monotonic()
         # A number that no earlier call can know, so that none answers for a later one.
         number = secrets.token_hex(8)
-        asked = {**request, "id": number, "seconds": seconds}
-        self._cases.add(asked.pop("case", ""))  # the judge's own: the worker need not know it
-        reply = self._answer(asked, seconds)
-        took = time.monotonic() - started
-        fresh = request["call"] not in self._called
-        self._called.add(request["call"])
+        message = {**request, "id": number, "seconds": seconds}
+        self._cases.add(message.pop("case", ""))  # the judge's own: the worker need not know it
+        reply = self._answer(message, seconds)
+        took = time.monotonic() - start
+        fresh = request["call"] not in self._calls
+        self._calls.add(request["call"])
         folder = Path(request["out"]).parent
         if "broken" in reply:
             self.end()
@@ -118,13 +118,13 @@ class Worker:
         state = reply.pop("state", None)
         self._add_sources(reply.pop("sources", None))
         if fresh and isinstance(state, dict):  # variables that a first call adds are its set-up
-            known = {k: v for k, v in state.items() if k.startswith("variable ")}
-            self._state = {**known, **self._state}
-        reply["changed"] = changed(self._state, state)
+            variables = {k: v for k, v in state.items() if k.startswith("variable ")}
+            self._state = {**variables, **self._state}
+        reply["changed"] = changes(self._state, state)
         try:
-            said = {**reply.pop("identity", {})}
-            said["fingerprint"] = checked_fingerprint(reply.get("fingerprint"))
-            otherwise = identity.differs(said)
+            answer = {**reply.pop("identity", {})}
+            answer["fingerprint"] = checked_fingerprint(reply.get("fingerprint"))
+            otherwise = identity.differs(answer)
             if otherwise:
                 reply["otherwise"] = f"the backend now says {otherwise}"
         except WorkerError as error:
@@ -179,7 +179,7 @@ class Worker:
     def _start(self) -> None:
         """A new process in place of the last, whose temporary files are removed."""
         if self._closed:
-            raise Ended("the run had ended")
+            raise ProcessEnd("the run had ended")
         if self._link.is_gone():
             self._orphans()
             self._open()
@@ -193,32 +193,32 @@ class Worker:
             "contract": launch.contract,
             "front": list(launch.front), "back": [str(self.folder / "path")],
             "seconds": launch.seconds, "trace": str(self.folder / "trace"),
-            "modules": MODULES, "packages": LOADED,
+            "modules": MODULES, "packages": KERNEL_MODULES,
         }  # fmt: skip
         self._link.tell({"start": {"argv": argv, "cwd": self._cwd, "env": environment}})
         self._link.tell({"say": json.dumps(hello)})
-        self._started, self._began = True, time.monotonic()
-        self._called, self._cases = set(), set()
+        self._has_process, self._began = True, time.monotonic()
+        self._calls, self._cases = set(), set()
 
     def _greeted(self) -> Identity:
         """Wait until the backend is loaded."""
         spec, seconds = self.launch.backend, self.launch.seconds
         late = f"backend {spec}: not loaded within {seconds:g} s, last seen in "
         try:
-            if not self._started:
+            if not self._has_process:
                 self._start()
-            said = self._link.said(seconds + GRACE)
-            if self._must_be_told(said):
+            answer = self._link.next_answer(seconds + GRACE)
+            if self._needs_restart(answer):
                 self.end()
                 self._start()
-                said = self._link.said(seconds + GRACE)
-            return self._identified(said)
-        except Ended as ended:
-            text = f"backend {spec}: {ended} while it was loaded"
+                answer = self._link.next_answer(seconds + GRACE)
+            return self._identified(answer)
+        except ProcessEnd as end:
+            text = f"backend {spec}: {end} while it was loaded"
             if self._is_late(self._began, seconds):
-                text = late + self._seen()
+                text = late + self._last_frame()
         except TimeoutError:
-            text = late + self._seen()
+            text = late + self._last_frame()
         except (WorkerError, NoChoice) as error:
             text = str(error)
             if not text.startswith((f"backend {spec}:", "unknown backend")):
@@ -226,68 +226,68 @@ class Worker:
         self.end()
         raise WorkerError(text)
 
-    def _must_be_told(self, said: Reply) -> bool:
+    def _needs_restart(self, answer: Reply) -> bool:
         """Whether the backend was created for another contract than the chosen one; then it starts
         again."""
-        asked, ready = self.launch.contract, said.get("ready")
-        if ready is None or said.get("protocol") != PROTOCOL:
+        request, ready = self.launch.contract, answer.get("ready")
+        if ready is None or answer.get("protocol") != PROTOCOL:
             return False
         try:
-            chosen = self._chosen(ready)
+            choice = self._choose(ready)
         except NoChoice:
             return False  # there is more to say of such a backend
-        if not untold(ready, asked, chosen):
+        if not needs_restart(ready, request, choice):
             return False
-        self._told, self.launch = chosen, replace(self.launch, contract=chosen.revision)
+        self._restart, self.launch = choice, replace(self.launch, contract=choice.revision)
         return True
 
-    def _chosen(self, ready: Mapping[str, Any]) -> Choice:
+    def _choose(self, ready: Mapping[str, Any]) -> Choice:
         """The contract to judge under: that of the run, if it has begun."""
         if self.like is not None:
             return Choice(self.like.contract, self.like.why)
-        chosen = choose(ready, self.launch.contract)
-        return self._told or chosen
+        choice = choose(ready, self.launch.contract)
+        return self._restart or choice
 
-    def _identified(self, said: Reply) -> Identity:
-        if said.get("protocol") != PROTOCOL:
+    def _identified(self, answer: Reply) -> Identity:
+        if answer.get("protocol") != PROTOCOL:
             raise WorkerError(
-                f"its worker speaks protocol {said.get('protocol')}, this megamoe {PROTOCOL}; use "
-                "the serve.py of this megamoe"
+                f"its worker speaks protocol {answer.get('protocol')}, this megamoe {PROTOCOL}; "
+                "use the serve.py of this megamoe"
             )
-        if "error" in said:
-            text = str(said["error"])
+        if "error" in answer:
+            text = str(answer["error"])
             own = text.startswith("BackendError: ")
             text = text.removeprefix("BackendError: ") if own else f"loading it raised {text}"
-            if self._told is not None:
+            if self._restart is not None:
                 text += (
-                    f"; it was asked for contract {self._told.revision} ({self._told.why}); let "
-                    "it name its `contracts`"
+                    f"; it was asked for contract {self._restart.revision} ({self._restart.why}); "
+                    "let it name its `contracts`"
                 )
             raise WorkerError(text)
-        found = identity_of(said["ready"], said["state"], self._chosen(said["ready"]))
+        identity = identity_of(answer["ready"], answer["state"], self._choose(answer["ready"]))
         if self.like is None:
-            self.like = found
-        otherwise = self.like.differs({**said["ready"], "fingerprint": found.fingerprint})
+            self.like = identity
+        otherwise = self.like.differs({**answer["ready"], "fingerprint": identity.fingerprint})
         if otherwise:
             raise WorkerError(f"a new process of it says {otherwise}")
-        self._state = found.state
-        self._add_sources(said["ready"].get("sources"))
-        return found
+        self._state = identity.state
+        self._add_sources(answer["ready"].get("sources"))
+        return identity
 
-    def _add_sources(self, found: Any) -> None:
+    def _add_sources(self, digests: Any) -> None:
         """Keep the digest of each file as the first process told it; a worker of an earlier megamoe
         tells none."""
-        for path, digest in found.items() if isinstance(found, dict) else ():
+        for path, digest in digests.items() if isinstance(digests, dict) else ():
             if isinstance(digest, str):
                 self.sources.setdefault(path, digest)
 
     def _answer(self, request: Mapping[str, Any], seconds: float) -> Reply:
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             self._link.tell({"say": json.dumps(request)})
-            until = started + seconds + GRACE
+            until = start + seconds + GRACE
             while True:
-                reply = self._said(until)
+                reply = self._next_answer(until)
                 if reply.get("id") == request["id"]:
                     return reply
         except _GivenUp:
@@ -295,37 +295,37 @@ class Worker:
                 "broken": "its process was ended, since another rank had failed",
                 "waited": True,
             }
-        except Ended as ended:
-            if not self._is_late(started, seconds):
-                return {"broken": self._crashed(ended)}
+        except ProcessEnd as end:
+            if not self._is_late(start, seconds):
+                return {"broken": self._crashed(end)}
         except TimeoutError:
             pass
         text = f"no result within {seconds:g} s, its process was ended, last seen in "
-        return {"broken": f"{text}{self._seen()}; give it more with --timeout"}
+        return {"broken": f"{text}{self._last_frame()}; give it more with --timeout"}
 
-    def _crashed(self, ended: Ended) -> str:
+    def _crashed(self, end: ProcessEnd) -> str:
         """How the process ended, where, and what to do if another case had run in it before."""
-        place = self._seen() if "Fatal Python error" in self._trace() else ""
+        place = self._last_frame() if "Fatal Python error" in self._trace() else ""
         alone = "; run it alone" if len(self._cases) > 1 else ""
-        return f"{ended}{f', last seen in {place}' if place else ''}{alone}"
+        return f"{end}{f', last seen in {place}' if place else ''}{alone}"
 
     @staticmethod
-    def _is_late(started: float, seconds: float) -> bool:
+    def _is_late(start: float, seconds: float) -> bool:
         """Whether a process that ended just now had used up its time.
 
         Its own watchdog, which writes its stack at that moment without stopping the thread that
         it reads, can crash it.
         """
-        return time.monotonic() - started >= seconds
+        return time.monotonic() - start >= seconds
 
-    def _said(self, until: float) -> Reply:
+    def _next_answer(self, until: float) -> Reply:
         """The next answer; looks now and then whether the wait is to end."""
         while True:
-            left = until - time.monotonic()
+            rest = until - time.monotonic()
             try:
-                return self._link.said(min(left, LOOK))
+                return self._link.next_answer(min(rest, LOOK))
             except TimeoutError:
-                if left <= LOOK:
+                if rest <= LOOK:
                     raise
             if self.give_up():
                 raise _GivenUp
@@ -333,8 +333,8 @@ class Worker:
     def _remade(self, folder: Path) -> bool:
         """Make the folder of exchanged files again, which may be another worker's, if the backend
         removed it; says whether anything is missing."""
-        needed = (folder, self.folder / "tmp", self.folder / "path/megamoe")
-        if all(path.is_dir() for path in needed):
+        folders = (folder, self.folder / "tmp", self.folder / "path/megamoe")
+        if all(path.is_dir() for path in folders):
             return False
         if not self._closed:
             folder.mkdir(0o700, exist_ok=True)
@@ -343,18 +343,18 @@ class Worker:
     def _bury(self) -> None:
         """A process that has ended since its last answer is no fault of the next call."""
         if self._identity is not None and not self._link.is_alive():
-            self._identity, self._started = None, False
+            self._identity, self._has_process = None, False
 
     def end(self) -> None:
         """End the process now. The next request gets another."""
-        self._identity, self._started = None, False
+        self._identity, self._has_process = None, False
         self._link.stop()
 
-    def _seen(self) -> str:
+    def _last_frame(self) -> str:
         spec = self.launch.backend
         file = known.file_of(spec) if known.is_file(spec) else ""
         own = str((Path(self._cwd) / Path(file).expanduser()).resolve()) if file else ""
-        return last_seen(self._trace(), own)
+        return last_frame(self._trace(), own)
 
     def _trace(self) -> str:
         """The stack that the process left behind; empty if there is none."""

@@ -18,22 +18,22 @@ import torch
 
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import ACTIVATIONS, SHARED_WEIGHTS, WEIGHTS
-from megamoe.worker.answers import LIMIT, Opaque, refuse, refuse_rank, returned
-from megamoe.worker.files import Sent, Tensors, kind_of, new_path, write
+from megamoe.worker.answers import LIMIT, Opaque, refuse, refuse_rank, result_of
+from megamoe.worker.files import TensorFile, Tensors, kind_of, new_path, write
 from megamoe.worker.outcomes import (
-    Declined,
+    BackendFailure,
     LeftChanged,
     Missing,
     NoOutput,
     NoRoom,
-    Raised,
+    Refusal,
     WroteInput,
 )
 from megamoe.worker.session import Session
 
 
 @dataclass(frozen=True)
-class Returned:
+class CallResult:
     """The outcome of a call."""
 
     result: Any
@@ -54,14 +54,14 @@ class Caller:
         self.session = session
         self.fingerprint = fingerprint
         """The backend's is wanted after each forward: it may have compiled something."""
-        self.left = self.limit = seconds
-        self.lost = ""
+        self.budget = self.limit = seconds
+        self.loss = ""
         """The reason why the process of the last answer is of no use; another process gives the
         next answer."""
         self._case = secrets.token_hex(8)
         """Tells the calls of this case from those of others."""
-        self._weights: Sent | None = None
-        self._known: tuple[tuple[torch.Tensor, ...], list[int]] = (), []
+        self._weights: TensorFile | None = None
+        self._cache: tuple[tuple[torch.Tensor, ...], list[int]] = (), []
 
     def __enter__(self) -> Caller:
         return self
@@ -74,21 +74,21 @@ class Caller:
         """The device of the backend: ``cpu`` or ``cuda``, with an optional number."""
         return self.session.identity.device
 
-    def forward(self, problem: Problem) -> Returned:
+    def forward(self, problem: Problem) -> CallResult:
         """``forward(problem)``. ``problem`` is on the CPU."""
         request = {"call": "forward", "plain": plain_of(problem), "fingerprint": self.fingerprint}
         return self._with_problem(problem, request)
 
-    def act(self, name: str, problem: Problem | None = None, **plain: Any) -> Returned:
+    def act(self, name: str, problem: Problem | None = None, **plain: Any) -> CallResult:
         """An act of :mod:`megamoe.layer.acts` with the backend, in the worker."""
         if problem is None:
-            return self._asked({"call": name, "plain": plain}, [], ())
+            return self._exchange({"call": name, "plain": plain}, [], ())
         return self._with_problem(problem, {"call": name, "plain": plain_of(problem) | plain})
 
     def call(
         self, name: str, inputs: Tensors, blank: Tensors | None = None, own: Sequence[str] = (),
         after: Tensors | None = None,
-    ) -> Returned:  # fmt: skip
+    ) -> CallResult:  # fmt: skip
         """``backend.name(*inputs, *blank, *after)``; it may write into ``own`` and ``blank``.
 
         ``blank`` says dtypes and shapes; the worker's own tensors hold other bytes.
@@ -97,17 +97,17 @@ class Caller:
         after = after or {}
         arguments = [*inputs, *blanks, *after]
         request = {"call": name, "arguments": arguments, "blank": blanks}
-        with self._file({**inputs, **after}) as sent:
-            return self._asked(request, [sent], own)
+        with self._file({**inputs, **after}) as file:
+            return self._exchange(request, [file], own)
 
-    def _with_problem(self, problem: Problem, request: dict[str, Any]) -> Returned:
+    def _with_problem(self, problem: Problem, request: dict[str, Any]) -> CallResult:
         rows = {name: getattr(problem, name) for name in ACTIVATIONS}
         if problem.shared_output is not None:
             rows["shared_output"] = problem.shared_output
-        with self._file(rows) as sent:
-            return self._asked(request, [sent, self._weights_of(problem)], ())
+        with self._file(rows) as file:
+            return self._exchange(request, [file, self._weights_of(problem)], ())
 
-    def _weights_of(self, problem: Problem) -> Sent:
+    def _weights_of(self, problem: Problem) -> TensorFile:
         lacking = [n for n in problem.features if not self.session.identity.provides(n)]
         if lacking:
             raise Missing(f"feature {lacking[0]}")
@@ -115,17 +115,17 @@ class Caller:
         weights |= dict(zip(SHARED_WEIGHTS, problem.shared_weights, strict=False))
         weights |= problem.expert_factors
         ids = problem.topk_ids
-        served = (ids >= 0) & (ids < problem.num_experts)
-        used = ids[served].unique().tolist()
-        known, their = self._known
-        same = their == used and len(known) == len(weights)
-        same = same and all(map(operator.is_, known, weights.values()))
+        live = (ids >= 0) & (ids < problem.num_experts)
+        experts = ids[live].unique().tolist()
+        cache, their = self._cache
+        same = their == experts and len(cache) == len(weights)
+        same = same and all(map(operator.is_, cache, weights.values()))
         if self._weights is None or not same:
             self._forget()
-            rows = used if len(used) < problem.num_experts else None
+            rows = experts if len(experts) < problem.num_experts else None
             partly = {} if rows is None else dict.fromkeys(WEIGHTS, rows)
             self._weights = write(self.session.folder, weights, partly)
-            self._known = (*weights.values(),), used
+            self._cache = (*weights.values(),), experts
         return self._weights
 
     def _forget(self) -> None:
@@ -134,36 +134,38 @@ class Caller:
             self._weights = None
 
     @contextmanager
-    def _file(self, tensors: Tensors) -> Iterator[Sent]:
-        sent = write(self.session.folder, tensors, {})
+    def _file(self, tensors: Tensors) -> Iterator[TensorFile]:
+        file = write(self.session.folder, tensors, {})
         try:
-            yield sent
+            yield file
         finally:
-            sent.path.unlink(missing_ok=True)
+            file.path.unlink(missing_ok=True)
 
     def each_rank(
         self, call: str, ranks: Sequence[tuple[Problem, Mapping[str, Any]]], beside: Tensors
-    ) -> list[Returned]:
+    ) -> list[CallResult]:
         """One call of megamoe's on every rank that is here, at the same time.
 
         ``ranks``: for each the problem with its own tokens and the weights of its own experts, and
         plain data. ``beside`` are further tensors for all. Raises the error of the rank that failed
         first, which names it.
         """
-        sent: list[list[Sent]] = []
+        groups: list[list[TensorFile]] = []
         requests, outs = [], []
         try:
             for problem, plain in ranks:
                 rows = {name: getattr(problem, name) for name in ACTIVATIONS}
                 weights = {name: getattr(problem, name) for name in WEIGHTS}
-                used = [e for e in range(problem.num_experts) if plain["used"][e]]
-                partly = {} if len(used) == problem.num_experts else dict.fromkeys(WEIGHTS, used)
-                sent.append([])
-                sent[-1].append(write(self.session.folder, {**rows, **beside}, {}))
-                sent[-1].append(write(self.session.folder, weights, partly))
+                experts = [e for e in range(problem.num_experts) if plain["used"][e]]
+                partly = (
+                    {} if len(experts) == problem.num_experts else dict.fromkeys(WEIGHTS, experts)
+                )
+                groups.append([])
+                groups[-1].append(write(self.session.folder, {**rows, **beside}, {}))
+                groups[-1].append(write(self.session.folder, weights, partly))
                 out = new_path(self.session.folder)
                 request = {"call": call, "plain": plain_of(problem) | dict(plain)}
-                requests.append(self._request(request, sent[-1], out))
+                requests.append(self._request(request, groups[-1], out))
                 outs.append(out)
             reply = self._replied({"call": call, "ranks": requests, "out": str(outs[0])})
             if "ranks" not in reply:
@@ -172,15 +174,15 @@ class Caller:
             refuse_rank(replies, self.session, self.session.folder)
             return [
                 self._settled(each, files, (), out)
-                for each, files, out in zip(replies, sent, outs, strict=True)
+                for each, files, out in zip(replies, groups, outs, strict=True)
             ]
         finally:
-            for path in (*(s.path for files in sent for s in files), *outs):
+            for path in (*(s.path for files in groups for s in files), *outs):
                 path.unlink(missing_ok=True)
 
-    def _asked(
-        self, request: dict[str, Any], files: Sequence[Sent], own: Sequence[str]
-    ) -> Returned:
+    def _exchange(
+        self, request: dict[str, Any], files: Sequence[TensorFile], own: Sequence[str]
+    ) -> CallResult:
         out = new_path(self.session.folder)
         try:
             reply = self._replied(self._request(request, files, out))
@@ -189,32 +191,34 @@ class Caller:
             with suppress(OSError):
                 out.unlink()
 
-    def _request(self, request: dict[str, Any], files: Sequence[Sent], out: Path) -> dict[str, Any]:
+    def _request(
+        self, request: dict[str, Any], files: Sequence[TensorFile], out: Path
+    ) -> dict[str, Any]:
         """The message of a call with the tensors of ``files``."""
-        given = sum(t.nbytes for sent in files for t in sent.own.values())
+        size = sum(t.nbytes for file in files for t in file.own.values())
         return request | {
             "case": self._case,
-            "inputs": {str(sent.path): sent.places for sent in files}, "out": str(out),
-            "used": {name: rows for sent in files for name, rows in sent.used.items()},
-            "limit": max(LIMIT, given),
+            "inputs": {str(file.path): file.places for file in files}, "out": str(out),
+            "used": {name: rows for file in files for name, rows in file.subsets.items()},
+            "limit": max(LIMIT, size),
         }  # fmt: skip
 
     def _replied(self, request: dict[str, Any]) -> Mapping[str, Any]:
         """The reply within the time that the case has left."""
-        if self.left <= 0:
+        if self.budget <= 0:
             text = f"no result within {self.limit:g} s for all calls of the case"
-            raise Raised(f"{text}; give it more with --timeout")
-        reply = self.session.ask(request, self.left)
-        self.left -= reply.get("took", 0.0)
-        self.lost = reply.get("lost") or self.lost
+            raise BackendFailure(f"{text}; give it more with --timeout")
+        reply = self.session.ask(request, self.budget)
+        self.budget -= reply.get("took", 0.0)
+        self.loss = reply.get("lost") or self.loss
         return reply
 
     def _settled(
-        self, reply: Mapping[str, Any], files: Sequence[Sent], own: Sequence[str], out: Path
-    ) -> Returned:
+        self, reply: Mapping[str, Any], files: Sequence[TensorFile], own: Sequence[str], out: Path
+    ) -> CallResult:
         """The outcome of a reply; raises for one without outputs or with side effects."""
         if "broken" not in reply:
-            wrong = [(sent, n) for sent in files for n in sent.changed() if n not in own]
+            wrong = [(file, n) for file in files for n in file.changes() if n not in own]
             if wrong:
                 raise WroteInput(
                     ", ".join(n for _, n in wrong), wrong[0][0].first_change(wrong[0][1])
@@ -223,12 +227,12 @@ class Caller:
         if reply["changed"]:
             raise LeftChanged("; ".join(reply["changed"]))
         if "otherwise" in reply:
-            raise Raised(reply["otherwise"])
-        result, blank = returned(reply, out)
-        inputs = {n: sent.tensor(n) for sent in files for n in own if n in sent.own}
-        known = {"form", "shown", "places", "lost", "fingerprint", "changed", "id", "took"}
-        extra = {k: v for k, v in reply.items() if k not in known}
-        return Returned(result, blank, inputs, reply.get("fingerprint"), extra)
+            raise BackendFailure(reply["otherwise"])
+        result, blank = result_of(reply, out)
+        inputs = {n: file.tensor(n) for file in files for n in own if n in file.own}
+        fields = {"form", "shown", "places", "lost", "fingerprint", "changed", "id", "took"}
+        extra = {k: v for k, v in reply.items() if k not in fields}
+        return CallResult(result, blank, inputs, reply.get("fingerprint"), extra)
 
 
 def plain_of(problem: Problem) -> dict[str, Any]:
@@ -237,6 +241,6 @@ def plain_of(problem: Problem) -> dict[str, Any]:
 
 
 __all__ = [
-    "Caller", "Declined", "LeftChanged", "Missing", "NoOutput", "NoRoom", "Opaque", "Raised",
-    "Returned", "WroteInput",
+    "BackendFailure", "CallResult", "Caller", "LeftChanged", "Missing", "NoOutput", "NoRoom",
+    "Opaque", "Refusal", "WroteInput",
 ]  # fmt: skip

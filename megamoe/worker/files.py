@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megamoe.printable import counted
-from megamoe.worker.outcomes import NoRoom, Raised
+from megamoe.printable import quantity
+from megamoe.worker.outcomes import BackendFailure, NoRoom
 from megamoe.worker.tensors import ALIGN
 
 Array = npt.NDArray[Any]
@@ -29,16 +29,16 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Sent:
+class TensorFile:
     """A file of tensors that a worker was given, and the judge's own copy."""
 
     path: Path
     places: Mapping[str, tuple[str, list[int], int]]
     own: Tensors
-    used: Mapping[str, list[int]]
+    subsets: Mapping[str, list[int]]
     """For a tensor with only some rows in the file: these rows. All others are zeros."""
 
-    def changed(self) -> list[str]:
+    def changes(self) -> list[str]:
         """Names of tensors whose bytes in the file are no longer the judge's."""
         with opened(self.path) as file:
             return [name for name in self.own if not self._same(file, name)]
@@ -58,10 +58,10 @@ class Sent:
         """
         try:
             own, now = self.own[name], self.tensor(name)
-        except Raised:
+        except BackendFailure:
             return ""
-        if name in self.used:
-            rows = torch.tensor(self.used[name])
+        if name in self.subsets:
+            rows = torch.tensor(self.subsets[name])
             own, now = own[rows], now[rows]
         size = own.element_size()
         parts = (t.contiguous().view(-1).view(torch.uint8).view(-1, size) for t in (own, now))
@@ -70,15 +70,15 @@ class Sent:
             return ""
         at = [int(i) for i in np.unravel_index(int(other[0]), own.shape)]
         was, is_now = (t[tuple(at)].item() for t in (own, now))
-        if name in self.used:
-            at[0] = self.used[name][at[0]]
+        if name in self.subsets:
+            at[0] = self.subsets[name][at[0]]
         return (
-            f"{counted(len(other), 'element')}, the first at {at}, from {was:.6g} to {is_now:.6g}"
+            f"{quantity(len(other), 'element')}, the first at {at}, from {was:.6g} to {is_now:.6g}"
         )
 
     def _same(self, file: int, name: str) -> bool:
         own, offset = bytes_of(self.own[name]), self.places[name][2]
-        rows = self.used.get(name)
+        rows = self.subsets.get(name)
         if rows is None:
             return _equal(file, offset, own)
         count = self.places[name][1][0]
@@ -86,7 +86,7 @@ class Sent:
         if not all(_equal(file, offset + r * size, own[r * size : (r + 1) * size]) for r in rows):
             return False
         # Nobody ever wrote the other rows, so read only the extents that the file system holds.
-        at, end, kept = offset, offset + own.size, set(rows)
+        at, end, present = offset, offset + own.size, set(rows)
         while at < end:
             try:
                 first = max(at, os.lseek(file, at, os.SEEK_DATA))
@@ -94,7 +94,7 @@ class Sent:
                 return True
             hole = min(os.lseek(file, first, os.SEEK_HOLE), end)
             for row in range((first - offset) // size, -(-(hole - offset) // size)):
-                if row in kept or row >= count:
+                if row in present or row >= count:
                     continue
                 start = max(first, offset + row * size)
                 stop = min(hole, offset + (row + 1) * size)
@@ -104,7 +104,7 @@ class Sent:
         return True
 
 
-def write(folder: Path, tensors: Tensors, used: Mapping[str, list[int]]) -> Sent:
+def write(folder: Path, tensors: Tensors, subsets: Mapping[str, list[int]]) -> TensorFile:
     """A new file of host tensors. Raises :class:`NoRoom` where they do not fit."""
     path, places, at = new_path(folder), {}, ALIGN
     own = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -119,7 +119,7 @@ def write(folder: Path, tensors: Tensors, used: Mapping[str, list[int]]) -> Sent
             for name, tensor in own.items():
                 data, offset = bytes_of(tensor), places[name][2]
                 size = data.size // max(1, tensor.shape[0] if tensor.ndim else 1)
-                rows = used.get(name)
+                rows = subsets.get(name)
                 parts = [(0, data)] if rows is None else [
                     (r * size, data[r * size : (r + 1) * size]) for r in rows]  # fmt: skip
                 for start, part in parts:
@@ -132,7 +132,7 @@ def write(folder: Path, tensors: Tensors, used: Mapping[str, list[int]]) -> Sent
             raise NoRoom(f"no room in {folder} for {at >> 20} MiB of inputs; make room, or name "
                          "another directory in TMPDIR") from error  # fmt: skip
         raise
-    return Sent(path, places, own, used)
+    return TensorFile(path, places, own, subsets)
 
 
 def bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
@@ -163,30 +163,30 @@ def _write(handle: int, data: Array, at: int) -> None:
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
     """A file that the worker had, for reading; whatever else lies there now, nothing waits."""
-    gone = Raised("the backend removed a file of its inputs or outputs")
+    removal = BackendFailure("the backend removed a file of its inputs or outputs")
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise gone from error
+        raise removal from error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise gone
+            raise removal
         yield handle
     finally:
         os.close(handle)
 
 
 def read(handle: int, at: int, size: int) -> npt.NDArray[np.uint8]:
-    """``size`` bytes of a file that the worker had. :class:`Raised` where it is shorter now."""
+    """``size`` bytes of a file of the worker. :class:`BackendFailure` where it is shorter now."""
     if at < 0 or at + size > os.fstat(handle).st_size:
-        raise Raised("the backend cut off a file of its inputs or outputs")
+        raise BackendFailure("the backend cut off a file of its inputs or outputs")
     data = np.zeros(size, np.uint8)
-    view, done = data.data, 0
-    while done < size:
-        count = os.preadv(handle, [view[done : done + (1 << 30)]], at + done)
+    view, offset = data.data, 0
+    while offset < size:
+        count = os.preadv(handle, [view[offset : offset + (1 << 30)]], at + offset)
         if not count:
-            raise Raised("the backend cut off a file of its inputs or outputs")
-        done += count
+            raise BackendFailure("the backend cut off a file of its inputs or outputs")
+        offset += count
     return data
 
 

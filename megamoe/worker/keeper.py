@@ -52,7 +52,7 @@ class Keeper:
         self.lines: dict[int, bytes] = {0: b""}
         """The unfinished line of each descriptor: the bytes after the last newline."""
         self.selector = selectors.DefaultSelector()
-        self.selector.register(0, selectors.EVENT_READ, self._asked)
+        self.selector.register(0, selectors.EVENT_READ, self._on_order)
 
     def run(self) -> None:
         """Serve until standard input ends."""
@@ -82,7 +82,7 @@ class Keeper:
                 return
             time.sleep(0.02)
 
-    def _asked(self, descriptor: int) -> None:
+    def _on_order(self, descriptor: int) -> None:
         for line in self._lines(descriptor):
             order = json.loads(line)
             if "say" in order and self.worker is not None and self.worker.stdin is not None:
@@ -112,10 +112,10 @@ class Keeper:
             return
         assert self.worker.stdout is not None and self.worker.stderr is not None
         self.lines[self.worker.stdout.fileno()] = b""
-        self.selector.register(self.worker.stdout.fileno(), selectors.EVENT_READ, self._answered)
-        self.selector.register(self.worker.stderr.fileno(), selectors.EVENT_READ, self._printed)
+        self.selector.register(self.worker.stdout.fileno(), selectors.EVENT_READ, self._on_answer)
+        self.selector.register(self.worker.stderr.fileno(), selectors.EVENT_READ, self._on_output)
 
-    def _answered(self, descriptor: int) -> None:
+    def _on_answer(self, descriptor: int) -> None:
         try:
             lines = self._lines(descriptor)
         except EOFError:  # closed: the judge waits until the process ends or the time is over
@@ -127,7 +127,7 @@ class Keeper:
             else:
                 self.tail = (self.tail + line + b"\n")[-TAIL:]
 
-    def _printed(self, descriptor: int) -> None:
+    def _on_output(self, descriptor: int) -> None:
         data = os.read(descriptor, 1 << 16)
         if not data:
             self.selector.unregister(descriptor)
@@ -147,8 +147,8 @@ class Keeper:
             return
         code = self.worker.returncode
         for pipe, act in (
-            (self.worker.stdout, self._answered),
-            (self.worker.stderr, self._printed),
+            (self.worker.stdout, self._on_answer),
+            (self.worker.stderr, self._on_output),
         ):
             if pipe is not None:  # its last output before that
                 os.set_blocking(pipe.fileno(), False)
@@ -218,12 +218,12 @@ def _descendants(root: int) -> list[int]:
         status, parent = rest.split()[:2]
         if status not in "ZX":
             parents.setdefault(int(parent), []).append(int(name.split(" ", 1)[0]))
-    found, todo = [], [root]
+    processes, todo = [], [root]
     while todo:
         children = parents.get(todo.pop(), [])
-        found += children
+        processes += children
         todo += children
-    return found
+    return processes
 
 
 def _as_ever() -> None:

@@ -10,7 +10,7 @@ from megamoe.suggest import hint
 
 ENTRY_POINT_GROUP: Final = "megamoe.backends"
 
-BUILT_IN: Final = {
+BUILTINS: Final = {
     "eager": "megamoe.backends.eager",
     "oracle": "megamoe.backends.oracle",
     "model": "megamoe.backends.model",
@@ -27,12 +27,12 @@ KERNELS: Final = {
         "torch-grouped-mm", "torch-scaled-grouped-mm", "triton-kernels-mxfp4",
     )
 }  # fmt: skip
-"""Adapters of published kernels, as :data:`BUILT_IN`; ``megamoe kernels`` says what each needs."""
+"""Adapters of published kernels, as :data:`BUILTINS`; ``megamoe kernels`` says what each needs."""
 
 
 def available() -> list[str]:
     """The names: built in first, then published kernels, then entry points."""
-    return [*BUILT_IN, *KERNELS, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
+    return [*BUILTINS, *KERNELS, *sorted(e.name for e in entry_points(group=ENTRY_POINT_GROUP))]
 
 
 def entry_point(name: str) -> EntryPoint | None:

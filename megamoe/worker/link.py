@@ -24,10 +24,10 @@ ROOM: Final = 4 << 30
 """Bytes that must be free in shared memory; with less, files are exchanged on the disk."""
 PROMPT: Final = 20.0
 """Seconds in which a keeper obeys an order."""
-GONE: Final = "the backend ended its keeper, a process of megamoe"
+KEEPER_END: Final = "the backend ended its keeper, a process of megamoe"
 
 
-class Ended(Exception):
+class ProcessEnd(Exception):
     """The worker's process, or its keeper's, has ended; the message says how."""
 
 
@@ -46,7 +46,7 @@ class Link:
         )  # fmt: skip
         try:
             self.folder = Path(self.event(time.monotonic() + 60)["folder"])
-        except (Ended, TimeoutError):
+        except (ProcessEnd, TimeoutError):
             raise WorkerError("its keeper made no folder for its files; is there room?") from None
 
     def is_gone(self) -> bool:
@@ -54,21 +54,21 @@ class Link:
         return self._keeper.poll() is not None
 
     def tell(self, order: Mapping[str, Any]) -> None:
-        """Send one order. Raises :class:`Ended` where nobody is there."""
+        """Send one order. Raises :class:`ProcessEnd` where nobody is there."""
         assert self._keeper.stdin is not None
         try:
             self._keeper.stdin.write(json.dumps(order).encode() + b"\n")
             self._keeper.stdin.flush()
         except OSError:
-            raise Ended(GONE) from None
+            raise ProcessEnd(KEEPER_END) from None
 
-    def said(self, seconds: float) -> Reply:
-        """The worker's next answer. Raises :class:`Ended` or ``TimeoutError``."""
+    def next_answer(self, seconds: float) -> Reply:
+        """The worker's next answer. Raises :class:`ProcessEnd` or ``TimeoutError``."""
         until = time.monotonic() + seconds
         while True:
             event = self.event(until)
             if "ended" in event:
-                raise Ended(_how(event["ended"]))
+                raise ProcessEnd(_how(event["ended"]))
             if "said" in event:
                 with suppress(ValueError):
                     reply = json.loads(event["said"])
@@ -78,7 +78,7 @@ class Link:
 
     def is_alive(self) -> bool:
         """Whether the worker's process is alive."""
-        with suppress(Ended, TimeoutError):
+        with suppress(ProcessEnd, TimeoutError):
             self.tell({"poll": True})
             until = time.monotonic() + PROMPT
             while True:
@@ -89,25 +89,25 @@ class Link:
 
     def stop(self) -> None:
         """End the worker's process and all that came from it."""
-        with suppress(Ended, TimeoutError):
+        with suppress(ProcessEnd, TimeoutError):
             self.tell({"stop": True})
             until = time.monotonic() + PROMPT
             while "stopped" not in self.event(until):
                 pass
 
     def event(self, until: float) -> dict[str, Any]:
-        """The keeper's next word. Raises :class:`Ended` or ``TimeoutError``."""
+        """The keeper's next word. Raises :class:`ProcessEnd` or ``TimeoutError``."""
         assert self._keeper.stdout is not None
         with selectors.DefaultSelector() as ready:
             ready.register(self._keeper.stdout, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
-                left = until - time.monotonic()
-                if left <= 0 or not ready.select(left):
+                rest = until - time.monotonic()
+                if rest <= 0 or not ready.select(rest):
                     raise TimeoutError
                 data = os.read(self._keeper.stdout.fileno(), 1 << 16)
                 if not data:
                     self._keeper.wait()
-                    raise Ended(GONE)
+                    raise ProcessEnd(KEEPER_END)
                 self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         event: dict[str, Any] = json.loads(line)
@@ -127,9 +127,9 @@ class Link:
         return self._keeper.returncode == 0
 
 
-def _how(ended: Mapping[str, Any]) -> str:
+def _how(event: Mapping[str, Any]) -> str:
     """``the backend ended its process (exit status 3; last words: ...)``."""
-    code, last = ended["code"], ended["last"]
+    code, last = event["code"], event["last"]
     if code is None:
         return f"its interpreter cannot be started ({last})"
     how = f"exit status {code}"

@@ -15,16 +15,16 @@ from typing import Any
 
 def offer(spec: str, modules: Mapping[str, str], packages: Iterable[str]) -> dict[str, Any]:
     """``default`` and ``packages`` of a backend that was loaded from ``spec``."""
-    return {"default": default_of(spec, modules), "packages": loaded(packages)}
+    return {"default": default_of(spec, modules), "packages": package_folders(packages)}
 
 
 def default_of(spec: str, modules: Mapping[str, str]) -> str | None:
     """The default of the factory's parameter ``contract``; None: it has no such parameter."""
     try:
-        found = inspect.signature(_factory(spec, modules)).parameters.get("contract")
+        parameter = inspect.signature(_factory(spec, modules)).parameters.get("contract")
     except (AttributeError, KeyError, ImportError, TypeError, ValueError):
         return None  # an object, an older megamoe, a built-in callable that tells nothing
-    return None if found is None else str(found.default)[:80]
+    return None if parameter is None else str(parameter.default)[:80]
 
 
 def _factory(spec: str, modules: Mapping[str, str]) -> Any:
@@ -33,22 +33,30 @@ def _factory(spec: str, modules: Mapping[str, str]) -> Any:
     if not file:
         return importlib.import_module(modules["backends"]).factory_of(spec)
     stem = Path(file).stem if file.endswith(".py") else "__init__"  # of a package's folder
-    found = getattr(sys.modules[f"megamoe_backend_{stem}"], attribute)
-    if not isinstance(found, type) and hasattr(found, "name") and hasattr(found, "accumulator"):
+    factory = getattr(sys.modules[f"megamoe_backend_{stem}"], attribute)
+    if (
+        not isinstance(factory, type)
+        and hasattr(factory, "name")
+        and hasattr(factory, "accumulator")
+    ):
         raise TypeError("a backend as it is, whatever a call of it would take")
-    return found
+    return factory
 
 
 def lacks(module: Any, name: str, callables: Iterable[str]) -> str:
     """The end of "FILE has no NAME": the name that was meant, and what could be a backend."""
-    found = [n for n, value in vars(module).items() if _may_be_backend(n, value, module, callables)]
-    of_lower = {one.lower(): one for one in found}
+    candidates = [
+        n for n, value in vars(module).items() if _may_be_backend(n, value, module, callables)
+    ]
+    of_lower = {one.lower(): one for one in candidates}
     near = difflib.get_close_matches(name.lower(), of_lower, 1)
-    meant = f"; did you mean {of_lower[near[0]]}?" if near else ""
-    owner = next((n for n in found if callable(getattr(getattr(module, n), name, None))), "")
-    meant = f"; {name} is a method of {owner}: name the class" if owner else meant
-    listed = ", ".join(found) or f"nothing that could be one: a class with {', '.join(callables)}"
-    return f"{meant}; it has {listed}"
+    suggestion = f"; did you mean {of_lower[near[0]]}?" if near else ""
+    owner = next((n for n in candidates if callable(getattr(getattr(module, n), name, None))), "")
+    suggestion = f"; {name} is a method of {owner}: name the class" if owner else suggestion
+    names = (
+        ", ".join(candidates) or f"nothing that could be one: a class with {', '.join(callables)}"
+    )
+    return f"{suggestion}; it has {names}"
 
 
 def _may_be_backend(name: str, value: Any, module: Any, callables: Iterable[str]) -> bool:
@@ -59,16 +67,16 @@ def _may_be_backend(name: str, value: Any, module: Any, callables: Iterable[str]
     is_own = getattr(value, "__module__", None) == module.__name__
     if inspect.isfunction(value):
         takes = inspect.signature(value).parameters.values()
-        needed = {p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)}
-        return is_own and needed <= {"device", "contract"}
+        required = {p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)}
+        return is_own and required <= {"device", "contract"}
     says = hasattr(value, "accumulator") or (is_own and isinstance(value, type))
     return says and any(callable(getattr(value, one, None)) for one in callables)
 
 
-def needs(name: str, needed: Iterable[str]) -> str:
+def needs(name: str, arguments: Iterable[str]) -> str:
     """Why a function that needs arguments cannot create a backend."""
     return (
-        f"{name} is a function that takes {', '.join(needed)}; name a class, or a function that "
+        f"{name} is a function that takes {', '.join(arguments)}; name a class, or a function that "
         "returns a backend and takes nothing but device and contract"
     )
 
@@ -82,7 +90,7 @@ def is_in_package(file: Path, name: str) -> str:
     return f"{start}name the package, {package}:{name}, and import {name} in its __init__.py"
 
 
-def loaded(names: Iterable[str]) -> dict[str, str]:
+def package_folders(names: Iterable[str]) -> dict[str, str]:
     """The folders of those packages among these names that this process has imported."""
     out = {}
     for name in names:

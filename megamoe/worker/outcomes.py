@@ -19,13 +19,13 @@ class Missing(NoOutput):
     sentence = "the backend has no {}"
 
 
-class Declined(NoOutput):
+class Refusal(NoOutput):
     """The backend raised ``NotImplementedError``: it cannot do this here, and says why."""
 
     sentence = "the backend declined: {}"
 
 
-class Raised(NoOutput):
+class BackendFailure(NoOutput):
     """The backend raised, or its process gave no answer; one line."""
 
 

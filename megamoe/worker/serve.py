@@ -51,10 +51,10 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
     """
     name, _, attribute = spec.rpartition(":")
     if ":" not in spec and not spec.endswith(".py"):
-        asked = () if contract == AUTO else (contract,)  # an older megamoe knows of none
+        arguments = () if contract == AUTO else (contract,)  # an older megamoe knows of none
         if "backends" not in modules:
             raise BackendError("megamoe must be installed; or give path/to/file.py:OBJECT")
-        return named(modules, "backends").load_backend(spec, device, *asked)
+        return megamoe_module(modules, "backends").load_backend(spec, device, *arguments)
     if not name or not attribute or attribute.endswith(".py"):
         raise BackendError("say which object, as in path/to/file.py:OBJECT_OR_FACTORY")
     file = Path(name).expanduser().resolve()
@@ -65,27 +65,27 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
             raise
         about = module_of("megamoe_worker_offer", HERE / "offer.py")
         raise BackendError(about.is_in_package(Path(name), attribute)) from error
-    found = getattr(module, attribute, None)
-    needed = _needed(found)
-    if needed or not hasattr(module, attribute):
+    target = getattr(module, attribute, None)
+    required = _required(target)
+    if required or not hasattr(module, attribute):
         about = module_of("megamoe_worker_offer", HERE / "offer.py")
-        said = about.lacks(module, attribute, CALLABLES)
-        if not needed:
-            raise BackendError(f"{Path(name).name} has no {attribute!r}{said}")
-        raise BackendError(about.needs(attribute, needed) + said)
-    return create(found, torch.device(device), contract)
+        hint = about.lacks(module, attribute, CALLABLES)
+        if not required:
+            raise BackendError(f"{Path(name).name} has no {attribute!r}{hint}")
+        raise BackendError(about.needs(attribute, required) + hint)
+    return create(target, torch.device(device), contract)
 
 
-def _needed(found: Any) -> list[str]:
+def _required(function: Any) -> list[str]:
     """The arguments that a function needs, and that no factory of a backend gets."""
-    if not inspect.isfunction(found):
+    if not inspect.isfunction(function):
         return []
-    takes = inspect.signature(found).parameters.values()
-    needed = [p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)]
-    return [one for one in needed if one not in ("device", "contract")]
+    takes = inspect.signature(function).parameters.values()
+    required = [p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)]
+    return [one for one in required if one not in ("device", "contract")]
 
 
-def named(modules: Mapping[str, str], part: str) -> Any:
+def megamoe_module(modules: Mapping[str, str], part: str) -> Any:
     """The module of megamoe that the judge names for ``part``; an ``ImportError`` without one."""
     if part not in modules:
         raise ImportError(f"the judge names no module for {part}")
@@ -120,32 +120,32 @@ def module_of(name: str, file: Path) -> Any:
     return module
 
 
-def create(found: Any, device: Any, contract: str = AUTO) -> Any:
+def create(target: Any, device: Any, contract: str = AUTO) -> Any:
     """The object itself, or the result of a call with optional ``device`` and ``contract``."""
-    is_object = hasattr(found, "name") and hasattr(found, "accumulator")
-    if not isinstance(found, type) and (is_object or not callable(found)):
-        return found
+    is_object = hasattr(target, "name") and hasattr(target, "accumulator")
+    if not isinstance(target, type) and (is_object or not callable(target)):
+        return target
     try:
-        takes = dict(inspect.signature(found).parameters)
+        takes = dict(inspect.signature(target).parameters)
     except (TypeError, ValueError):  # some built-in callables tell nothing
         takes = {}
-    given = {"device": device} if contract == AUTO else {"device": device, "contract": contract}
-    wanted = takes.get("contract")
-    if contract == AUTO and wanted is not None and wanted.default is inspect.Parameter.empty:
+    arguments = {"device": device} if contract == AUTO else {"device": device, "contract": contract}
+    parameter = takes.get("contract")
+    if contract == AUTO and parameter is not None and parameter.default is inspect.Parameter.empty:
         raise BackendError("it needs a `contract`; give that a default, or say --contract REV")
-    return found(**{name: value for name, value in given.items() if name in takes})
+    return target(**{name: value for name, value in arguments.items() if name in takes})
 
 
 def identity(backend: Any) -> dict[str, Any]:
     """The backend's description of itself, which it must repeat after every call."""
-    said = {name: getattr(backend, name, None) for name in ("name", "accumulator")}
+    strings = {name: getattr(backend, name, None) for name in ("name", "accumulator")}
     one = getattr(backend, "contract", None)
     computes = getattr(backend, "contracts", one if isinstance(one, str) else None)
     computes = computes if isinstance(computes, (list, tuple, type(None))) else [computes]
     features = getattr(backend, "features", ())
     features = features if isinstance(features, (list, tuple)) else [features]
     return {
-        **{n: v if isinstance(v, str) or v is None else [repr(v)[:80]] for n, v in said.items()},
+        **{n: v if isinstance(v, str) or v is None else [repr(v)[:80]] for n, v in strings.items()},
         "callables": [
             *(name for name in CALLABLES if callable(getattr(backend, name, None))),
             *(str(name)[:80] for name in features[:16]),
@@ -178,7 +178,7 @@ def facts(device: str) -> dict[str, Any]:
     return out
 
 
-class Served:
+class Service:
     """A backend in this process, and the inputs of its last call."""
 
     poison = POISON
@@ -194,64 +194,64 @@ class Served:
         """The result of the call or the reason why there is none, and the backend's present
         identity."""
         try:
-            reply = self._called(request)
+            reply = self._invoke(request)
         except BaseException as error:  # sys.exit and KeyboardInterrupt are a backend's too
             reply = {"raised": one_line(error, place=True)}
-        reply["lost"] = self._lost()
+        reply["lost"] = self._loss()
         if not reply["lost"] and self.device != "cpu":  # on a CPU the files are its own memory
             try:
                 for path, tensors in self.files.items():
                     self.tensors.write_back(path, request["inputs"][path], request["used"], tensors)
             except BaseException as error:
                 reply["lost"] = f"its inputs cannot be read back: {one_line(error)}"
-        said = {"identity": identity(self.backend), "fingerprint": fingerprint(self.backend)}
-        return {**reply, **said}
+        description = {"identity": identity(self.backend), "fingerprint": fingerprint(self.backend)}
+        return {**reply, **description}
 
-    def _called(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _invoke(self, request: dict[str, Any]) -> dict[str, Any]:
         call, extra = request["call"], {}
         self.files = {k: v for k, v in self.files.items() if k in request["inputs"]}
         if call in CALLABLES and not callable(getattr(self.backend, call, None)):
             return {"missing": call}
         try:
-            acts: Any = None if call in CALLABLES else named(self.modules, "acts")
+            acts: Any = None if call in CALLABLES else megamoe_module(self.modules, "acts")
         except ImportError as error:
             return {"missing": f"{call}: megamoe cannot be imported there ({error})"}
-        given = self._inputs(request)
+        inputs = self._inputs(request)
         try:
             if call == "forward":
-                problem = problem_of({**given, **request["plain"]}, self.modules)
+                problem = problem_of({**inputs, **request["plain"]}, self.modules)
                 result = self.backend.forward(problem)
             elif call in CALLABLES:
-                result = getattr(self.backend, call)(*(given[n] for n in request["arguments"]))
+                result = getattr(self.backend, call)(*(inputs[n] for n in request["arguments"]))
             else:  # a law of a launch or a wrong call: megamoe's own code
-                result, extra = acts.run(self, request, given)
+                result, extra = acts.run(self, request, inputs)
             if self.device != "cpu":
                 torch.cuda.synchronize()
         except NotImplementedError as error:
             return {"declined": one_line(error)}
         form, parts = self.tensors.parts_of(result)
-        shown = {name: self.tensors.shown_of(part) for name, part in parts.items()}
-        kept = {
+        layouts = {name: self.tensors.layout_of(part) for name, part in parts.items()}
+        outputs = {
             f"out.{name}": part for name, part in parts.items()
-            if len(shown[name]) == 3 and part.numel() * part.element_size() <= request["limit"]
-        } | {name: given[name] for name in request.get("blank", ())}  # fmt: skip
+            if len(layouts[name]) == 3 and part.numel() * part.element_size() <= request["limit"]
+        } | {name: inputs[name] for name in request.get("blank", ())}  # fmt: skip
         try:
-            places = self.tensors.write_tensors(request["out"], kept)
+            places = self.tensors.write_tensors(request["out"], outputs)
         except OSError as error:
             return {"unwritten": one_line(error)}
-        return {**extra, "form": form, "shown": shown, "places": places}
+        return {**extra, "form": form, "shown": layouts, "places": places}
 
     def _inputs(self, request: dict[str, Any]) -> dict[str, Any]:
         """All tensors of the request, on the device, by name."""
-        moved = self.tensors.moved_tensors
+        read = self.tensors.device_tensors
         self.files = {
-            path: self.files.get(path) or moved(path, places, request["used"], self.device)
+            path: self.files.get(path) or read(path, places, request["used"], self.device)
             for path, places in request["inputs"].items()
         }
-        given = {name: t for file in self.files.values() for name, t in file.items()}
-        return given | self.tensors.filled(request.get("blank", {}), POISON, self.device)
+        tensors = {name: t for file in self.files.values() for name, t in file.items()}
+        return tensors | self.tensors.filled(request.get("blank", {}), POISON, self.device)
 
-    def _lost(self) -> str:
+    def _loss(self) -> str:
         """The reason why this process is of no further use; empty if it is. A CUDA error comes back
         at every call."""
         try:
@@ -268,7 +268,7 @@ class Served:
 def problem_of(fields: dict[str, Any], modules: Mapping[str, str]) -> Any:
     """The problem, as megamoe's own class or, where that is not installed, with the same fields."""
     try:
-        return named(modules, "problem").Problem(**fields)
+        return megamoe_module(modules, "problem").Problem(**fields)
     except ImportError:
         tokens, hidden = fields["hidden_states"].shape
         experts, rows = fields["w13_weight"].shape[:2]
@@ -309,8 +309,8 @@ def serve() -> None:
             torch.cuda.set_device(device)
         faulthandler.dump_traceback_later(hello["seconds"], file=trace)
         modules, contract = hello.get("modules", {}), hello.get("contract", AUTO)
-        served = Served(load(hello["backend"], device, modules, contract), device, modules)
-        ready = {**identity(served.backend), "fingerprint": fingerprint(served.backend)}
+        service = Service(load(hello["backend"], device, modules, contract), device, modules)
+        ready = {**identity(service.backend), "fingerprint": fingerprint(service.backend)}
         ready |= about.offer(hello["backend"], modules, hello.get("packages", ()))
         ready |= {"facts": facts(device), "sources": sources.fresh()}
         say({"protocol": PROTOCOL, "ready": ready, "state": state.now()})
@@ -321,7 +321,7 @@ def serve() -> None:
         request = json.loads(line)
         trace.truncate(0)
         faulthandler.dump_traceback_later(request["seconds"], file=trace)
-        reply = served.answer(request)
+        reply = service.answer(request)
         reply["sources"] = sources.fresh()
         faulthandler.cancel_dump_traceback_later()
         try:
@@ -335,8 +335,8 @@ def one_line(error: BaseException, place: bool = False) -> str:
     """Type and first line of the message; with ``place`` also the innermost frame."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
-    told = isinstance(error, SyntaxError) and error.filename  # its text has file and line
-    if not place or told or isinstance(error, BackendError):
+    has_place = isinstance(error, SyntaxError) and error.filename  # its text has file and line
+    if not place or has_place or isinstance(error, BackendError):
         return text
     return f"{text} ({where(error)})"
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from megamoe.printable import printable
-from megamoe.spec.accumulators import KNOWN
+from megamoe.spec.accumulators import CLASSES
 from megamoe.spec.contract import NEWEST
 from megamoe.suggest import hint
 from megamoe.worker.choice import AUTO, Choice, choose
 
 START_SECONDS: Final = 300.0
 """Seconds for the import of torch and the creation of the backend."""
-JUDGED: Final = ("forward", "prepare", "eplb_map", "transform_weights", "forward_group")
+METHODS: Final = ("forward", "prepare", "eplb_map", "transform_weights", "forward_group")
 """A backend offers at least one of these."""
 
 MODULES: Final = {
@@ -93,9 +93,9 @@ class Identity:
         return str(self.facts.get("device", "cpu"))
 
     @property
-    def judged_under(self) -> str:
+    def contract_line(self) -> str:
         """``contract 2026-09 (the backend says so)``."""
-        return judged(self.contract, self.why)
+        return contract_text(self.contract, self.why)
 
     def provides(self, name: str) -> bool:
         """Whether the backend offers the callable ``name``."""
@@ -105,26 +105,26 @@ class Identity:
     def digest(self) -> str:
         """A short digest of everything in the identity that decides a verdict; each verdict holds
         it."""
-        known = self.fingerprint or {}
-        said = [self.name, self.accumulator, *self.callables, self.contract,
-                known.get("sources"), known.get("options")]  # fmt: skip
-        said += [] if self.batch_invariant else ["not batch-invariant"]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+        build = self.fingerprint or {}
+        parts = [self.name, self.accumulator, *self.callables, self.contract,
+                build.get("sources"), build.get("options")]  # fmt: skip
+        parts += [] if self.batch_invariant else ["not batch-invariant"]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
-    def differs(self, said: Mapping[str, Any]) -> str:
+    def differs(self, answer: Mapping[str, Any]) -> str:
         """The difference of a later answer; empty if there is none."""
         for name in ("name", "accumulator"):
-            if said.get(name) != getattr(self, name):
-                return f"{name} {said.get(name)!r}, but said {getattr(self, name)!r} at the start"
-        if said.get("callables") != list(self.callables):
-            return f"that it offers {said.get('callables')}, at the start {list(self.callables)}"
+            if answer.get(name) != getattr(self, name):
+                return f"{name} {answer.get(name)!r}, but said {getattr(self, name)!r} at the start"
+        if answer.get("callables") != list(self.callables):
+            return f"that it offers {answer.get('callables')}, at the start {list(self.callables)}"
         computes = None if self.contracts is None else list(self.contracts)
-        if said.get("contracts") != computes:
-            return f"that it computes contracts {said.get('contracts')}, at the start {computes}"
-        steady = said.get("batch_invariant", True)
+        if answer.get("contracts") != computes:
+            return f"that it computes contracts {answer.get('contracts')}, at the start {computes}"
+        steady = answer.get("batch_invariant", True)
         if steady is not self.batch_invariant:
             return f"batch_invariant {steady}, but said {self.batch_invariant} at the start"
-        now = said.get("fingerprint")
+        now = answer.get("fingerprint")
         if self.fingerprint is not None and now is not None:
             for name in ("sources", "options"):
                 if now.get(name) != self.fingerprint[name]:
@@ -132,7 +132,7 @@ class Identity:
         return ""
 
 
-def judged(revision: str, why: str) -> str:
+def contract_text(revision: str, why: str) -> str:
     """``contract 2026-09 (the backend says so)``; without a reason if the user asked for it."""
     return f"contract {revision} ({why})" if why else f"contract {revision}"
 
@@ -153,69 +153,75 @@ class Session(Protocol):
 
 
 def complaint(
-    name: Any, accumulator: Any, offered: Any, kind: str, wanted: Sequence[str] = JUDGED
+    name: Any, accumulator: Any, callables: Any, kind: str, choices: Sequence[str] = METHODS
 ) -> str:
     """The reason why an object of type ``kind`` is no backend, in one line; empty if it is one."""
     if not isinstance(name, str) or not name:
         return f"{kind} has no `name`; give it a non-empty string"
-    if not isinstance(accumulator, str) or accumulator not in KNOWN:
-        meant = hint(accumulator, KNOWN) if isinstance(accumulator, str) else ""
-        return f"`accumulator` is {accumulator!r}{meant}; set it to one of {', '.join(KNOWN)}"
-    if not offered:
-        return f"nothing to judge; give it one of {', '.join(wanted)}"
+    if not isinstance(accumulator, str) or accumulator not in CLASSES:
+        suggestion = hint(accumulator, CLASSES) if isinstance(accumulator, str) else ""
+        return (
+            f"`accumulator` is {accumulator!r}{suggestion}; set it to one of {', '.join(CLASSES)}"
+        )
+    if not callables:
+        return f"nothing to judge; give it one of {', '.join(choices)}"
     return ""
 
 
 def identity_of(
-    ready: Mapping[str, Any], state: Mapping[str, Any], asked: str | Choice = AUTO
+    ready: Mapping[str, Any], state: Mapping[str, Any], request: str | Choice = AUTO
 ) -> Identity:
     """The identity from a worker's first answer.
 
-    ``asked`` is the contract of the request, or an earlier choice. Raises :class:`WorkerError` if
+    ``request`` is the contract of the request, or an earlier choice. Raises :class:`WorkerError` if
     the answer is that of no backend, and :class:`.choice.NoChoice` if the backend computes no
     contract that can be judged.
     """
-    offered = [name for name in ready["callables"] if name in JUDGED]
-    wrong = complaint(ready["name"], ready["accumulator"], offered, ready["type"])
+    callables = [name for name in ready["callables"] if name in METHODS]
+    wrong = complaint(ready["name"], ready["accumulator"], callables, ready["type"])
     if wrong:
         raise WorkerError(wrong)
-    chosen = asked if isinstance(asked, Choice) else choose(ready, asked)
+    choice = request if isinstance(request, Choice) else choose(ready, request)
     contracts = ready.get("contracts")
     return Identity(
-        ready["name"], ready["accumulator"], tuple(ready["callables"]), chosen.revision,
-        None if contracts is None else tuple(contracts), chosen.why,
+        ready["name"], ready["accumulator"], tuple(ready["callables"]), choice.revision,
+        None if contracts is None else tuple(contracts), choice.why,
         checked_fingerprint(ready["fingerprint"]), ready["facts"], state,
         ready.get("batch_invariant", True) is not False,
     )  # fmt: skip
 
 
-def checked_fingerprint(found: Any) -> dict[str, Any] | None:
+def checked_fingerprint(fingerprint: Any) -> dict[str, Any] | None:
     """A backend's ``fingerprint()``, if it has the form; None where the backend has none.
 
     ``{"sources": str, "options": str, "binaries": {specialisation: sha256}}``, the binaries being
     those compiled so far. :class:`WorkerError` for another form.
     """
-    if found is None:
+    if fingerprint is None:
         return None
-    if isinstance(found, Mapping) and "raised" in found:
-        raise WorkerError(f"fingerprint() raised {found['raised']}")
-    binaries = found.get("binaries") if isinstance(found, Mapping) else None
+    if isinstance(fingerprint, Mapping) and "raised" in fingerprint:
+        raise WorkerError(f"fingerprint() raised {fingerprint['raised']}")
+    binaries = fingerprint.get("binaries") if isinstance(fingerprint, Mapping) else None
     right = (
-        isinstance(found, Mapping)
-        and isinstance(found.get("sources"), str)
-        and isinstance(found.get("options"), str)
+        isinstance(fingerprint, Mapping)
+        and isinstance(fingerprint.get("sources"), str)
+        and isinstance(fingerprint.get("options"), str)
         and isinstance(binaries, Mapping)
         and all(isinstance(v, str) for pair in binaries.items() for v in pair)
     )
     if not right or not isinstance(binaries, Mapping):
         raise WorkerError(
             "fingerprint() must return sources and options as strings and binaries as a mapping "
-            f"of strings; it returned {str(found)[:120]}"
+            f"of strings; it returned {str(fingerprint)[:120]}"
         )
-    return {"sources": found["sources"], "options": found["options"], "binaries": dict(binaries)}
+    return {
+        "sources": fingerprint["sources"],
+        "options": fingerprint["options"],
+        "binaries": dict(binaries),
+    }
 
 
-def changed(before: Mapping[str, Any], now: Any) -> list[str]:
+def changes(before: Mapping[str, Any], now: Any) -> list[str]:
     """The names of the parts of the state that a call changed."""
     if not isinstance(now, Mapping):
         return [f"state of the process ({now})"]
@@ -223,12 +229,12 @@ def changed(before: Mapping[str, Any], now: Any) -> list[str]:
     for name in sorted({*before, *now}):
         if before.get(name) == now.get(name):
             continue
-        shown = not name.startswith("variable ")
-        out.append(f"{name} ({before.get(name)}, now {now.get(name)})" if shown else name)
+        has_values = not name.startswith("variable ")
+        out.append(f"{name} ({before.get(name)}, now {now.get(name)})" if has_values else name)
     return out
 
 
-def last_seen(stack: str, own: str = "") -> str:
+def last_frame(stack: str, own: str = "") -> str:
     """The innermost frame in the file ``own``, else the innermost of all: of the main thread, which
     a watchdog's stack lists last, or of the thread that crashed."""
     lines = stack.splitlines()

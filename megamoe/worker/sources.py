@@ -28,8 +28,10 @@ class Sources:
         self.file = Path(name).expanduser().resolve() if name else None
         self.top = self.file and top_of(self.file)
         self.count = 0
-        self.folders = functools.cache(self._held)  # torch has a thousand modules in few folders
-        self.seen: set[str] = set()
+        self.folders = functools.cache(
+            self._own_folder
+        )  # torch has a thousand modules in few folders
+        self.paths: set[str] = set()
         """The names of the files that were looked at, as their modules give them."""
         inside = (Path(p).resolve() for p in (sys.prefix, sys.base_prefix, sys.exec_prefix))
         self.pythons = [p for p in inside if self.top in p.parents]
@@ -54,16 +56,16 @@ class Sources:
     def _fresh(self, name: str, module: Any) -> Path | None:
         """The file of a module if it is the backend's and was not looked at before."""
         file = module.__dict__.get("__file__")
-        if not isinstance(file, str) or file in self.seen or not file.endswith(".py"):
+        if not isinstance(file, str) or file in self.paths or not file.endswith(".py"):
             return None
-        self.seen.add(file)
+        self.paths.add(file)
         if name.partition(".")[0] in OWN or name.startswith("megamoe_worker_"):
             return None
         folder = self.folders(os.path.dirname(file))  # noqa: PTH120
         path = folder and folder / os.path.basename(file)  # noqa: PTH119
         return None if path == self.file else path  # the judge hashes the file that it is named by
 
-    def _held(self, folder: str) -> Path | None:
+    def _own_folder(self, folder: str) -> Path | None:
         """The folder without links, if what lies in it is the backend's."""
         path = Path(os.path.realpath(folder))
         if self.top is None or self.top not in (path, *path.parents):

@@ -21,7 +21,7 @@ class State:
     def __init__(self, files: Sequence[int]) -> None:
         """``files``: descriptors that must not change."""
         self.files = files
-        self.used = {(torch, n): getattr(torch, n) for n in ("empty", "zeros", "full")} | {
+        self.functions = {(torch, n): getattr(torch, n) for n in ("empty", "zeros", "full")} | {
             (torch.Tensor, n): getattr(torch.Tensor, n)
             for n in ("detach", "contiguous", "cpu", "view", "copy_")
         }  # fmt: skip
@@ -39,7 +39,7 @@ class State:
             "autocast of torch": [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")],
             "precision of float32 products": torch.get_float32_matmul_precision(),
             "function of torch": [
-                n for (owner, n), f in self.used.items() if getattr(owner, n) is not f
+                n for (owner, n), f in self.functions.items() if getattr(owner, n) is not f
             ],
             "locale": locale.setlocale(locale.LC_ALL),
             "rounding mode": str([one + bit, -one - bit, (one + 2 * bit) + bit]),

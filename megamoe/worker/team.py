@@ -22,9 +22,9 @@ from megamoe.worker.session import Identity, Launch, Reply, WorkerError
 
 PATIENCE: Final = 10.0
 """Seconds that the other ranks get once one has failed; then their processes are ended."""
-LOST: Final = "RankError: "
+RANK_ERROR: Final = "RankError: "
 """Start of the error of a rank whose group broke, or where another rank failed."""
-NO_GROUP: Final = f"{LOST}no process group"
+NO_GROUP: Final = f"{RANK_ERROR}no process group"
 """Start of the error of a rank that did not find the others at its first call."""
 OUTCOMES: Final = ("broken", "raised", "missing", "declined", "unwritten")
 """Keys of a reply that is no answer."""
@@ -120,7 +120,7 @@ class Team:
             return self._workers[0].ask(request, seconds)
         if self._over:
             return {"ranks": [{"broken": self._over} for _ in self._workers], "took": 0.0}
-        started = time.monotonic()
+        start = time.monotonic()
         replies = self._all(request["ranks"], seconds)
         dead = any(
             "broken" in reply or reply.get("lost")
@@ -128,10 +128,10 @@ class Team:
             for reply in replies
         )  # fmt: skip
         # Under torchrun the broken process may be another host's: what is seen here is an echo.
-        echo = any(str(reply.get("raised", "")).startswith(LOST) for reply in replies)
+        echo = any(str(reply.get("raised", "")).startswith(RANK_ERROR) for reply in replies)
         if dead or (echo and self.ranks.torchrun):
             self._anew()
-        return {"ranks": replies, "took": time.monotonic() - started}
+        return {"ranks": replies, "took": time.monotonic() - start}
 
     def retire(self) -> None:
         """Start no process and make no folder from here on."""
@@ -146,21 +146,21 @@ class Team:
 
     def _all(self, requests: list[dict[str, Any]], seconds: float) -> list[Reply]:
         """The replies of all ranks; a rank that waits for a failed one is ended."""
-        failed_at: list[float] = []
+        failure_times: list[float] = []
         lock = threading.Lock()
 
-        def ended() -> bool:
-            return bool(failed_at) and time.monotonic() > failed_at[0] + PATIENCE
+        def is_over() -> bool:
+            return bool(failure_times) and time.monotonic() > failure_times[0] + PATIENCE
 
         def ask(at: int) -> Reply:
             stage = self.folder / f"stage-{self.ranks.here[at]}"
             plain = {**requests[at]["plain"], "store": self._store(), "stage": str(stage)}
             worker = self._workers[at]
-            worker.give_up = ended
+            worker.give_up = is_over
             reply = worker.ask({**requests[at], "plain": plain}, seconds)
             if any(key in reply for key in OUTCOMES):
                 with lock:
-                    failed_at.append(time.monotonic())
+                    failure_times.append(time.monotonic())
             if "broken" in reply:
                 reply["stage"] = _read(stage)
             return reply

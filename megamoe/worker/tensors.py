@@ -29,16 +29,16 @@ def read_tensors(path: str, places: Mapping[str, Place]) -> dict[str, Any]:
     return out
 
 
-def moved_tensors(
-    path: str, places: Mapping[str, Place], used: Mapping[str, list[int]], device: str
+def device_tensors(
+    path: str, places: Mapping[str, Place], subsets: Mapping[str, list[int]], device: str
 ) -> dict[str, Any]:
-    """The tensors of one file on the device. For a tensor in ``used``, all other rows are zeros."""
+    """The tensors of one file on the device. For one in ``subsets``, all other rows are zeros."""
     tensors = read_tensors(path, places)
     if device == "cpu":
         return tensors
     for name, host in tensors.items():
         tensors[name] = torch.zeros(host.shape, dtype=host.dtype, device=device)
-        for row in used.get(name, (...,)):
+        for row in subsets.get(name, (...,)):
             tensors[name][row].copy_(host[row])
     return tensors
 
@@ -57,14 +57,14 @@ def filled(blanks: Mapping[str, tuple[str, list[int]]], byte: int, device: str) 
 def write_back(
     path: str,
     places: Mapping[str, Place],
-    used: Mapping[str, list[int]],
+    subsets: Mapping[str, list[int]],
     tensors: Mapping[str, Any],
 ) -> None:
     """Write a file's tensors, as the call left them, into the file, where the judge reads them."""
     for name, host in read_tensors(path, places).items():
         now = tensors[name]
-        rows: Any = used.get(name, (...,))
-        if name in used:  # of the others, those that are zeros no more
+        rows: Any = subsets.get(name, (...,))
+        if name in subsets:  # of the others, those that are zeros no more
             rows = {*rows, *now.flatten(1).amax(1).nonzero().flatten().tolist()}
         for row in rows:
             host[row].copy_(now[row])
@@ -84,7 +84,7 @@ def write_tensors(path: str, tensors: Mapping[str, Any]) -> dict[str, Place]:
     return places
 
 
-def shown_of(part: Any) -> list[Any]:
+def layout_of(part: Any) -> list[Any]:
     """Dtype, shape and strides of a tensor that has bytes; the type of anything else."""
     if not isinstance(part, torch.Tensor):
         return [type(part).__name__]

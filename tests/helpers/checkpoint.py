@@ -48,7 +48,7 @@ def write_checkpoint(
     folder: Path, *, experts: int, hidden: int, inter: int, layers: int = 1, shards: int = 3
 ) -> dict[str, torch.Tensor]:
     """Write it; gives name to bytes (uint8). Tensors are dealt out to the shards in turn."""
-    written: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for layer in range(layers):
         for expert in range(experts):
             for shard_id, rows, depth in (
@@ -58,19 +58,19 @@ def write_checkpoint(
             ):
                 stem = f"layers.{layer}.ffn.experts.{expert}.{shard_id}"
                 for kind, columns in (("weight", depth // 2), ("scale", depth // 32)):
-                    written[f"{stem}.{kind}"] = expert_bytes(
+                    tensors[f"{stem}.{kind}"] = expert_bytes(
                         layer, expert, shard_id, kind, (rows, columns)
                     )
     files: list[dict[str, torch.Tensor]] = [{} for _ in range(shards)]
     index: dict[str, str] = {}
-    for i, (name, data) in enumerate(written.items()):
+    for i, (name, data) in enumerate(tensors.items()):
         dtype = torch.float8_e8m0fnu if name.endswith(".scale") else torch.int8
         files[i % shards][name] = data.view(dtype)
         index[name] = f"model-{i % shards + 1:05d}-of-{shards:05d}.safetensors"
     for i, content in enumerate(files):
         save_file(content, folder / f"model-{i + 1:05d}-of-{shards:05d}.safetensors")
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1))
-    return written
+    return tensors
 
 
 def read_checkpoint(folder: Path) -> Iterator[ExpertTensor]:

@@ -24,8 +24,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 def find() -> str | None:
     """The browser's path: $MEGAMOE_CHROMIUM, or the first of :data:`NAMES` on the path."""
-    given = os.environ.get("MEGAMOE_CHROMIUM")
-    return given or next(filter(None, map(shutil.which, NAMES)), None)
+    path = os.environ.get("MEGAMOE_CHROMIUM")
+    return path or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Chromium:
@@ -153,8 +153,8 @@ class Chromium:
     def requests(self) -> list[str]:
         """Addresses that were asked for, besides pictures that stand in the page itself."""
         self.js("1")
-        asked = (e for e in self.events if e["method"] == "Network.requestWillBeSent")
-        urls = [e["params"]["request"]["url"] for e in asked]
+        events = (e for e in self.events if e["method"] == "Network.requestWillBeSent")
+        urls = [e["params"]["request"]["url"] for e in events]
         return [url for url in urls if not url.startswith("data:")]
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -173,12 +173,15 @@ class Chromium:
         return result
 
     def _until(
-        self, done: Callable[[], bool], number: int = 0, answer: list[dict[str, Any]] | None = None
+        self,
+        is_met: Callable[[], bool],
+        number: int = 0,
+        answer: list[dict[str, Any]] | None = None,
     ) -> None:
         deadline = time.monotonic() + self.seconds
-        while not done():
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._in], [], [], left)[0]:
+        while not is_met():
+            rest = deadline - time.monotonic()
+            if rest <= 0 or not select.select([self._in], [], [], rest)[0]:
                 raise TimeoutError(f"the browser said nothing for {self.seconds:g} s")
             data = os.read(self._in, 1 << 20)
             if not data:

@@ -68,8 +68,8 @@ class Flake:
 
     def build(self, attribute: str, *arguments: str, **more: str) -> Path:
         """Build it; the path in the store."""
-        done = ok(self.nix("build", "--no-link", "--json", f".#{attribute}", *arguments, **more))
-        return Path(json.loads(done.stdout)[0]["outputs"]["out"])
+        process = ok(self.nix("build", "--no-link", "--json", f".#{attribute}", *arguments, **more))
+        return Path(json.loads(process.stdout)[0]["outputs"]["out"])
 
     def expression(self, text: str):
         """The value of a Nix expression, in which `stub` is the stub."""
@@ -98,9 +98,9 @@ class Flake:
             with machine; {what}""")
 
 
-def ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+def ok(process: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def make_golden(root: Path, cases_text: str = CASES) -> Path:
     return root
 
 
-def case_named(root: Path, name: str) -> Case:
+def case_by_name(root: Path, name: str) -> Case:
     """The case of that name."""
     return next(case for case in load_cases(root) if case.name == name)
 

@@ -67,14 +67,14 @@ def write(home: Path, count: int, planted: Mapping[int, str], code_every: int = 
     broken or noisy, which the next commit takes out. One commit in ``code_every``, and each that
     plants or repairs something, touches the kernel; the others its notes.
     """
-    states, kept, notes = [], [], ""
+    states, faults, notes = [], [], ""
     for i in range(count):
         passing = {i: planted[i]} if planted.get(i) in (BROKEN, NOISE) else {}
         if i in planted and not passing:
-            kept.append(planted[i])
+            faults.append(planted[i])
         repairs = planted.get(i - 1) in (BROKEN, NOISE)
         if i % code_every == 0 or i in planted or repairs:
-            lines = [*kept, *passing.values()] or ["pass"]
+            lines = [*faults, *passing.values()] or ["pass"]
             text = KERNEL.format(edits="\n        ".join(lines), number=i)
             states.append((f"kernel: revision {i}", {"kernel.py": text}))
         else:

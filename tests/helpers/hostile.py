@@ -35,7 +35,7 @@ METHODS = {
     "staging": "prepare", "eplb": "eplb_map", "layout": "transform_weights",
     "forward": "forward", "property": "forward", "errors": "prepare",
 }  # fmt: skip
-SEEN = SimpleNamespace(
+STATE = SimpleNamespace(
     calls=0, alive=0, buffer=None, name="hostile", accumulator="fp32", sources="a" * 64
 )
 """What the backend keeps between calls."""
@@ -68,31 +68,31 @@ ACTS: dict[str, Act] = {}
 def act(family: str, status: str, reason: str = "", case: str = "forward/f", **more: Any) -> Any:
     """Put a function into the table under its own name."""
 
-    def put(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = f"{family}-{function.__name__}".replace("_", "-")
         assert name not in ACTS
         ACTS[name] = Act(name, family, case, status, reason, function, **more)
         return function
 
-    return put
+    return register
 
 
 class Backend:
     """Eager, but for the act that was asked for."""
 
     def __init__(self) -> None:
-        self.asked = Path(os.environ["HOSTILE_ACT"])
+        self.request = Path(os.environ["HOSTILE_ACT"])
 
     @property
     def name(self) -> str:
-        return SEEN.name() if callable(SEEN.name) else SEEN.name
+        return STATE.name() if callable(STATE.name) else STATE.name
 
     @property
     def accumulator(self) -> str:
-        return SEEN.accumulator
+        return STATE.accumulator
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"sources": SEEN.sources, "options": "", "binaries": {}}
+        return {"sources": STATE.sources, "options": "", "binaries": {}}
 
     def forward(self, problem: Any) -> Any:
         return self._do("forward", problem)
@@ -108,10 +108,10 @@ class Backend:
 
     def _do(self, method: str, *arguments: Any) -> Any:
         right = getattr(EAGER, method)
-        found = ACTS.get(self.asked.read_text())
-        if found is None or METHODS[found.case.partition("/")[0]] != method:
+        entry = ACTS.get(self.request.read_text())
+        if entry is None or METHODS[entry.case.partition("/")[0]] != method:
             return right(*arguments)
-        return found.run(right, *arguments)
+        return entry.run(right, *arguments)
 
 
 def y_of(right: Any, problem: Any) -> torch.Tensor:
@@ -121,52 +121,52 @@ def y_of(right: Any, problem: Any) -> torch.Tensor:
 
 # --- death ----------------------------------------------------------------------------------------
 
-ENDED = "the backend ended its process ("
+PROCESS_END = "the backend ended its process ("
 death = {"family": "death", "status": "error", "costly": True}
 
 
-@act(**death, reason=f"{ENDED}exit status 0)")
+@act(**death, reason=f"{PROCESS_END}exit status 0)")
 def exit_0(right, problem):
     os._exit(0)
 
 
-@act(**death, reason=f"{ENDED}exit status 1)")
+@act(**death, reason=f"{PROCESS_END}exit status 1)")
 def exit_1(right, problem):
     os._exit(1)
 
 
-@act(**death, reason=f"{ENDED}exit status 255)", case="staging/s")
+@act(**death, reason=f"{PROCESS_END}exit status 255)", case="staging/s")
 def exit_255(right, *arguments):
     os._exit(255)
 
 
-@act(**death, reason=f"{ENDED}SIGKILL, out of memory?)", case="eplb/e")
+@act(**death, reason=f"{PROCESS_END}SIGKILL, out of memory?)", case="eplb/e")
 def kills_itself(right, *arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@act(**death, reason=f"{ENDED}SIGABRT", case="layout/l")
+@act(**death, reason=f"{PROCESS_END}SIGABRT", case="layout/l")
 def aborts(right, *arguments):
     os.abort()
 
 
-@act(**death, reason=f"{ENDED}SIGKILL")
+@act(**death, reason=f"{PROCESS_END}SIGKILL")
 def kills_its_process_group(right, problem):
     os.killpg(0, signal.SIGKILL)
 
 
-@act(**death, reason=f"{ENDED}SIGTERM)")
+@act(**death, reason=f"{PROCESS_END}SIGTERM)")
 def terminates_its_session(right, problem):
     os.kill(0, signal.SIGTERM)
     time.sleep(60)
 
 
-@act(**death, reason=f"{ENDED}SIGSEGV")
+@act(**death, reason=f"{PROCESS_END}SIGSEGV")
 def reads_a_null_pointer(right, problem):
     ctypes.string_at(0)
 
 
-@act(**death, reason=f"{ENDED}SIGSEGV")
+@act(**death, reason=f"{PROCESS_END}SIGSEGV")
 def overflows_the_c_stack(right, problem):
     sys.setrecursionlimit(10**9)
     nest: list[Any] = []
@@ -175,7 +175,7 @@ def overflows_the_c_stack(right, problem):
     repr(nest)
 
 
-@act(**death, reason=f"{ENDED}exit status 3)")
+@act(**death, reason=f"{PROCESS_END}exit status 3)")
 def exits_in_a_thread(right, problem):
     threading.Timer(0.1, os._exit, (3,)).start()
     time.sleep(60)
@@ -187,10 +187,10 @@ def exits_after_its_answer(right, problem):
     return right(problem)
 
 
-@act(**death, reason=f"{ENDED}exit status 4)", case="property/repeat")
+@act(**death, reason=f"{PROCESS_END}exit status 4)", case="property/repeat")
 def exits_at_the_second_call(right, problem):
-    SEEN.alive += 1
-    return os._exit(4) if SEEN.alive == 2 else right(problem)
+    STATE.alive += 1
+    return os._exit(4) if STATE.alive == 2 else right(problem)
 
 
 @act(**death, reason="the backend ended its keeper")
@@ -200,13 +200,13 @@ def kills_its_keeper(right, problem):
     time.sleep(60)
 
 
-@act(**death, reason=f"{ENDED}exit status 5)")
+@act(**death, reason=f"{PROCESS_END}exit status 5)")
 def exits_when_asked_for_its_name(right, problem):
-    SEEN.name = lambda: os._exit(5)
+    STATE.name = lambda: os._exit(5)
     return right(problem)
 
 
-@act(**death, reason=f"{ENDED}exit status 6; last words: ?[31mI had to? go)")
+@act(**death, reason=f"{PROCESS_END}exit status 6; last words: ?[31mI had to? go)")
 def leaves_last_words(right, problem):
     os.write(2, b"\x1b[31mI had to\x07 go\n\n")
     os._exit(6)
@@ -311,7 +311,7 @@ def waits_for_a_child_that_waits(right, problem):
 
 @act(**hang, reason=HANGS)
 def hangs_when_asked_for_its_name(right, problem):
-    SEEN.name = forever
+    STATE.name = forever
     return right(problem)
 
 
@@ -335,7 +335,7 @@ descriptor = {"family": "descriptors", "status": "error", "costly": True}
 
 def pipes(flag: int) -> list[int]:
     """Descriptors from 3 on that are a pipe's end: of reading (0) or of writing (1)."""
-    found = []
+    descriptors = []
     for path in Path("/proc/self/fd").iterdir():
         number = int(path.name)
         with suppress(OSError):
@@ -343,11 +343,11 @@ def pipes(flag: int) -> list[int]:
             mode = int(text.split("flags:")[1].split()[0], 8) & 3
             link = str(path.readlink())
             if number > 2 and link.startswith("pipe:") and mode == flag:
-                found.append(number)
-    return found
+                descriptors.append(number)
+    return descriptors
 
 
-@act(**descriptor, reason=ENDED)
+@act(**descriptor, reason=PROCESS_END)
 def closes_all_but_the_standard_files(right, problem):
     os.closerange(3, 4096)
     return right(problem)
@@ -360,7 +360,7 @@ def closes_the_channel_of_requests(right, problem):
     return right(problem)
 
 
-@act(**descriptor, reason=ENDED)
+@act(**descriptor, reason=PROCESS_END)
 def closes_the_channel_of_answers(right, problem):
     for number in pipes(1):
         os.close(number)
@@ -393,7 +393,7 @@ def turns_standard_output_away(right, *arguments):
 
 @act("descriptors", "pass")
 def opens_files_and_forgets_them(right, problem):
-    SEEN.files = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+    STATE.files = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
     return right(problem)
 
 
@@ -579,7 +579,7 @@ def folder() -> Path:
     return Path(os.environ["TMPDIR"]).parent
 
 
-def sent() -> list[Path]:
+def input_files() -> list[Path]:
     """Files of inputs."""
     return [path for path in folder().iterdir() if path.is_file() and path.name != "trace"]
 
@@ -601,7 +601,7 @@ def writes_beside_the_inputs(right, problem):
 @act("files", "error", "the backend removed a file of its inputs or outputs")
 def deletes_its_inputs(right, problem):
     result = right(problem)
-    for path in sent():
+    for path in input_files():
         path.unlink()
     return result
 
@@ -609,7 +609,7 @@ def deletes_its_inputs(right, problem):
 @act("files", "error", "the backend cut off a file of its inputs or outputs", case="layout/l")
 def cuts_its_inputs_off(right, *arguments):
     result = tuple(t.clone() for t in right(*arguments))
-    for path in sent():
+    for path in input_files():
         os.truncate(path, 1)
     return result
 
@@ -617,7 +617,7 @@ def cuts_its_inputs_off(right, *arguments):
 @act("files", "error", "the backend removed a file of its inputs or outputs")
 def puts_a_fifo_in_place_of_its_inputs(right, problem):
     result = right(problem)
-    for path in sent():
+    for path in input_files():
         path.unlink()
         os.mkfifo(path)
     return result
@@ -757,18 +757,18 @@ def scales_without_codes(right, problem):
 
 def one_buffer(y: torch.Tensor) -> torch.Tensor:
     """``y`` in the memory of the call before."""
-    if SEEN.buffer is None or SEEN.buffer.shape[1] != y.shape[1] or len(SEEN.buffer) < len(y):
-        SEEN.buffer = torch.zeros(max(64, len(y)), y.shape[1], dtype=y.dtype)
-    view = SEEN.buffer[: len(y)]
+    if STATE.buffer is None or STATE.buffer.shape[1] != y.shape[1] or len(STATE.buffer) < len(y):
+        STATE.buffer = torch.zeros(max(64, len(y)), y.shape[1], dtype=y.dtype)
+    view = STATE.buffer[: len(y)]
     view.copy_(y)
     return view
 
 
 def another_order(right, problem):
     """Each call differs in a last bit, and each returns the same memory."""
-    SEEN.calls += 1
+    STATE.calls += 1
     y = y_of(right, problem)
-    y.view(torch.int16)[0, 0] += SEEN.calls % 3
+    y.view(torch.int16)[0, 0] += STATE.calls % 3
     return one_buffer(y)
 
 
@@ -896,19 +896,19 @@ identity = {"family": "identity", "status": "error", "costly": True}
 
 @act(**identity, reason=f"{SAYS}name 'another', but said 'hostile' at the start")
 def takes_another_name(right, problem):
-    SEEN.name = "another"
+    STATE.name = "another"
     return right(problem)
 
 
 @act(**identity, reason=f"{SAYS}accumulator 'sm90-fp8-promoted'", case="staging/s")
 def takes_another_accumulator_class(right, *arguments):
-    SEEN.accumulator = "sm90-fp8-promoted"
+    STATE.accumulator = "sm90-fp8-promoted"
     return right(*arguments)
 
 
 @act(**identity, reason=f"{SAYS}name ['12'], but said")
 def takes_a_number_for_a_name(right, problem):
-    SEEN.name = 12
+    STATE.name = 12
     return right(problem)
 
 
@@ -926,7 +926,7 @@ def gains_a_callable(right, problem):
 
 @act(**identity, reason=f"{SAYS}another fingerprint: its sources changed while it ran")
 def has_other_sources(right, problem):
-    SEEN.sources = "b" * 64
+    STATE.sources = "b" * 64
     return right(problem)
 
 
@@ -938,7 +938,7 @@ def has_a_fingerprint_that_raises(right, problem):
 
 @act(**identity, reason="the backend's fingerprint() must return sources and options as strings")
 def has_a_fingerprint_of_another_form(right, problem):
-    SEEN.sources = 12
+    STATE.sources = 12
     return right(problem)
 
 
@@ -954,12 +954,12 @@ def tampered(right, problem, module: str, name: str, value: Any) -> torch.Tensor
 @act("megamoe", "fail", "outside")
 def replaces_the_judge(right, problem):
     from megamoe.judge import Finding
-    from megamoe.judge.judgements import Judged
+    from megamoe.judge.judgements import Judgement
 
-    judged = Judged([Finding("y", 1)], ("staged",))
-    tampered(right, problem, "megamoe.judge", "judge_forward", lambda *_: judged)
+    judgement = Judgement([Finding("y", 1)], ("staged",))
+    tampered(right, problem, "megamoe.judge", "judge_forward", lambda *_: judgement)
     module = "megamoe.kinds.forward"
-    return tampered(right, problem, module, "judge_forward", lambda *_: judged)
+    return tampered(right, problem, module, "judge_forward", lambda *_: judgement)
 
 
 @act("megamoe", "fail", "outside")
@@ -982,7 +982,7 @@ def replaces_the_problem(right, problem):
 def replaces_the_comparison_of_inputs(right, *arguments):
     import megamoe.worker.files
 
-    megamoe.worker.files.Sent.changed = lambda _: []
+    megamoe.worker.files.TensorFile.changes = lambda _: []
     result = tuple(t.clone() for t in right(*arguments))
     flip(arguments[0])
     return result
@@ -1011,25 +1011,25 @@ def returns_one_buffer_again(right, problem):
 @act("right", "pass")
 def returns_a_mapping_of_its_own(right, problem):
     class Out(Mapping):
-        def __init__(self, kept):
-            self.kept = kept
+        def __init__(self, tensors):
+            self.tensors = tensors
 
         def __getitem__(self, name):
-            return self.kept[name]
+            return self.tensors[name]
 
         def __iter__(self):
-            return iter(self.kept)
+            return iter(self.tensors)
 
         def __len__(self):
-            return len(self.kept)
+            return len(self.tensors)
 
     return Out(right(problem))
 
 
 @act("right", "pass", case="eplb/e")
 def works_in_a_thread(right, *arguments):
-    SEEN.pool = ThreadPoolExecutor(2)  # its threads stay
-    return SEEN.pool.submit(right, *arguments).result()
+    STATE.pool = ThreadPoolExecutor(2)  # its threads stay
+    return STATE.pool.submit(right, *arguments).result()
 
 
 @act("right", "pass")
@@ -1109,10 +1109,10 @@ def returns_a_parameter(right, problem):
 
 @act("right", "pass")
 def returns_a_subclass_of_tensor(right, problem):
-    class Named(torch.Tensor):
+    class TensorSubclass(torch.Tensor):
         pass
 
-    return y_of(right, problem).as_subclass(Named)
+    return y_of(right, problem).as_subclass(TensorSubclass)
 
 
 @act("right", "pass")
@@ -1128,16 +1128,16 @@ def returns_inference_tensors(right, problem):
 
 @act("right", "pass")
 def writes_an_input_and_puts_it_back(right, problem):
-    kept = problem.topk_weights.clone()
+    original = problem.topk_weights.clone()
     problem.topk_weights.mul_(2)
-    result = right(replace(problem, topk_weights=kept))
-    problem.topk_weights.copy_(kept)
+    result = right(replace(problem, topk_weights=original))
+    problem.topk_weights.copy_(original)
     return result
 
 
 @act("right", "pass")
 def is_given_its_inputs_again(right, problem):
-    SEEN.problem = problem  # keeps the memory of a file that the judge removes
+    STATE.problem = problem  # keeps the memory of a file that the judge removes
     return right(problem)
 
 

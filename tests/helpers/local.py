@@ -21,10 +21,10 @@ class Local:
         folder = tempfile.TemporaryDirectory(prefix="megamoe-local-")
         weakref.finalize(self, folder.cleanup)
         self.folder = Path(folder.name)
-        self.served = serve.Served(backend, device, MODULES)
-        said = {**serve.identity(backend), "fingerprint": serve.fingerprint(backend)}
-        self.identity = identity_of({**said, "facts": serve.facts(device)}, {}, contract)
+        self.service = serve.Service(backend, device, MODULES)
+        greeting = {**serve.identity(backend), "fingerprint": serve.fingerprint(backend)}
+        self.identity = identity_of({**greeting, "facts": serve.facts(device)}, {}, contract)
 
     def ask(self, request, seconds):
-        reply = self.served.answer(json.loads(json.dumps(dict(request))))
+        reply = self.service.answer(json.loads(json.dumps(dict(request))))
         return {**json.loads(json.dumps(reply)), "changed": []}

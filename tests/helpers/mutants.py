@@ -90,13 +90,13 @@ def _imported(module: str) -> str:
 
 def _copied(edited: set[str]) -> set[str]:
     """``eager``, the edited modules, and those that import one of them: to copy all is slow."""
-    found = set(edited)
+    names = set(edited)
     while more := {
         name for name, text in _sources().items()
-        if name not in found and any(_imported(one) in text for one in found)
+        if name not in names and any(_imported(one) in text for one in names)
     }:  # fmt: skip
-        found |= more
-    return found | {"eager"}
+        names |= more
+    return names | {"eager"}
 
 
 _one = Mutant.of
@@ -114,7 +114,7 @@ _BYTE = "byte = ue8m0_ceil(amax * RECIP_448.to(amax.device))"
 _CODES = (
     "codes = e4m3_codes(scale_down(groups, exponent), contract).flatten(-2)\n    return codes, "
 )
-_ADD = "acc = torch.where(takes_part, added, acc)"
+_ADD = "acc = torch.where(takes_part, total, acc)"
 _SLOTS = "slots[token, slot] = down.to(torch.bfloat16)"
 _LOOP = "for row, weight, takes_part in rows:"
 
@@ -147,7 +147,7 @@ FORWARD = [
     _one("requant-amax-over-64", "eager", _AMAX, "requant_exponent(group_amax(groups, contract).unflatten(-1, (-1, 2)).amax(-1).repeat_interleave(2, -1), contract)", _FORWARD),
     _one("requant-toward-zero", "eager", _CODES, "codes = e4m3_codes(scale_down(groups, exponent) * (1 - 2**-5), contract).flatten(-2)\n    return codes, ", _FORWARD),
     _one("combine-reversed", "eager_combine", _LOOP, "for row, weight, takes_part in rows[::-1]:", _FORWARD),
-    _one("combine-in-bf16", "eager_combine", _ADD, "acc = torch.where(takes_part, added.bfloat16().float(), acc)", _FORWARD),
+    _one("combine-in-bf16", "eager_combine", _ADD, "acc = torch.where(takes_part, total.bfloat16().float(), acc)", _FORWARD),
     _one("combine-in-float64", "eager_combine", "dtype=torch.float32, device=slots.device", "dtype=torch.float64, device=slots.device", _FORWARD),
     _one("combine-in-pairs", "eager_combine", "    y = acc.to(torch.bfloat16)", "    rows = torch.where(live[:, :, None], slots.float(), 0.0)\n    acc = rows[:, 0::2].sum(1) + rows[:, 1::2].sum(1)\n    y = acc.to(torch.bfloat16)", _FORWARD),
     _one("combine-adds-masked-slots", "eager", "live = (problem.topk_ids >= 0) & (problem.topk_ids < problem.num_experts)", "live = (problem.topk_ids >= -1)\n        slots[problem.topk_ids < 0] = 1.0", _FORWARD),
@@ -205,9 +205,9 @@ EPLB = [
     _one("eplb-no-cast-to-int32", "eplb", "topk_ids.to(torch.int32).long()", "topk_ids.long()", _EPLB),
     _one("eplb-invalid-goes-to-0", "eplb", "logical_to_physical_map[logical, replica].long(), -1)", "logical_to_physical_map[logical, replica].long(), 0)", _EPLB),
     _one("eplb-num-logical-is-valid", "eplb", "valid = (logical >= 0) & (logical < logical_to_physical_map.shape[0])", "logical = torch.where(logical == logical_to_physical_map.shape[0], 0, logical)\n    valid = (logical >= 0) & (logical < logical_to_physical_map.shape[0])", _EPLB),
-    _one("eplb-records-always", "eplb", "    counted &= torch.as_tensor(record_enabled, device=device).bool()\n", "", _EPLB),
-    _one("eplb-counts-each-expert-once", "eplb", "    expert_load_view.index_add_(", "    counted &= torch.zeros_like(counted).index_fill_(0, torch.tensor([0]), True)\n    expert_load_view.index_add_(", _EPLB),
-    _one("eplb-beyond-load-counted-last", "eplb", "counted = (physical >= 0) & (physical < expert_load_view.shape[0])", "physical = physical.clamp_max(expert_load_view.shape[0] - 1)\n    counted = physical >= 0", _EPLB),
+    _one("eplb-records-always", "eplb", "    in_load &= torch.as_tensor(record_enabled, device=device).bool()\n", "", _EPLB),
+    _one("eplb-counts-each-expert-once", "eplb", "    expert_load_view.index_add_(", "    in_load &= torch.zeros_like(in_load).index_fill_(0, torch.tensor([0]), True)\n    expert_load_view.index_add_(", _EPLB),
+    _one("eplb-beyond-load-counted-last", "eplb", "in_load = (physical >= 0) & (physical < expert_load_view.shape[0])", "physical = physical.clamp_max(expert_load_view.shape[0] - 1)\n    in_load = physical >= 0", _EPLB),
 ]  # fmt: skip
 
 _LAYOUT = "layout/*"

@@ -154,7 +154,7 @@ W4A16 = [
     _w4a16("masked-weight-times-zero", _COMBINE, "return combine(slots, live | True, weights, contract)", "masked-slots-and-zero-rows"),
     _w4a16("expert-of-the-id-before", "w13 = decoded(problem.w13_weight[expert], ", "w13 = decoded(problem.w13_weight[expert - 1], ", "scale-of-another-group-h640-i384"),
     Mutant("w4a16-combine-backwards", _W + "slots-of-one-expert-cancel", [("eager_combine", "    order = list(range(slots.shape[1]))\n", "    order = list(range(slots.shape[1]))[::-1]\n")], "w4a16"),
-    Mutant("w4a16-combine-in-bf16", _W + "routing-weight-before-the-row-is-rounded", [("eager_combine", "        acc = torch.where(takes_part, added, acc)\n", "        acc = torch.where(takes_part, added, acc).bfloat16().float()\n")], "w4a16"),
+    Mutant("w4a16-combine-in-bf16", _W + "routing-weight-before-the-row-is-rounded", [("eager_combine", "        acc = torch.where(takes_part, total, acc)\n", "        acc = torch.where(takes_part, total, acc).bfloat16().float()\n")], "w4a16"),
 ]  # fmt: skip
 
 # --- MXFP4 and E4M3 rows with one scale each -------------------------------------------------------
@@ -206,7 +206,7 @@ W4A8_TOKEN = [
 
 # Each is within the class, or right in one call: only a law of the layer shows it.
 _BLOCKS = "for at in range(0, x.shape[1], GROUP):"
-_KEPT = "globals().setdefault('KEPT', {}).setdefault((problem.w13_weight.shape, expert), problem.w13_weight[expert])"
+_FIRST_WEIGHTS = "globals().setdefault('FIRST_WEIGHTS', {}).setdefault((problem.w13_weight.shape, expert), problem.w13_weight[expert])"
 MXFP4_LAWS = [
     Mutant(
         "w4a16-order-of-k-by-the-number-of-rows",
@@ -223,13 +223,13 @@ MXFP4_LAWS = [
     Mutant(
         "w4a16-weights-kept-by-their-shape",
         "property/w4a16-other-weights-broken",
-        [("eager_w4a16", "decoded(problem.w13_weight[expert]", f"decoded({_KEPT}")],
+        [("eager_w4a16", "decoded(problem.w13_weight[expert]", f"decoded({_FIRST_WEIGHTS}")],
         "w4a16",
     ),
     Mutant(
         "w4a8-token-weights-kept-by-their-shape",
         "property/w4a8-token-other-weights-broken",
-        [("eager_w4a16", "decoded(problem.w13_weight[expert]", f"decoded({_KEPT}")],
+        [("eager_w4a16", "decoded(problem.w13_weight[expert]", f"decoded({_FIRST_WEIGHTS}")],
         "w4a8-token",
     ),
 ]

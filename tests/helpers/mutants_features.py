@@ -115,10 +115,10 @@ _F = "forward/fp8-combine-*"
 _GROUPS = "groups = row.float().unflatten(-1, (-1, FP8_COMBINE_GROUP))"
 _BYTE = "byte = ue8m0_ceil(group_amax(groups, contract) * RECIP_448.to(row.device)).unsqueeze(-1)"
 _CODES = "codes = e4m3_codes((groups.double() * factor).float(), contract)"
-_ADD = "added = fma(*_fp8(row, contract), acc)"
+_ADD = "total = fma(*_fp8(row, contract), acc)"
 _FACTOR = "factor = torch.where(byte == 255, -torch.inf, torch.exp2(127.0 - byte.double()))"
 FP8 = [
-    _one("fp8-rows-left-in-bf16", "eager_combine", _ADD, "added = acc + row.float()", "forward/fp8-combine-wide-scales", _SGL),
+    _one("fp8-rows-left-in-bf16", "eager_combine", _ADD, "total = acc + row.float()", "forward/fp8-combine-wide-scales", _SGL),
     _one("fp8-group-of-32", "eager_combine", _GROUPS, _GROUPS.replace("FP8_COMBINE_GROUP", "32"), "forward/fp8-combine-scale-of-another-group", _SGL),
     _one("fp8-group-of-64", "eager_combine", _GROUPS, _GROUPS.replace("FP8_COMBINE_GROUP", "64"), "forward/fp8-combine-scale-of-another-group", _SGL),
     _one("fp8-group-of-the-row", "eager_combine", _GROUPS, _GROUPS.replace("FP8_COMBINE_GROUP", "row.shape[-1]"), "forward/fp8-combine-scale-of-another-group", _SGL),
@@ -130,9 +130,9 @@ FP8 = [
     _one("fp8-codes-truncated", "eager_combine", _CODES, "codes = e4m3_codes(((groups.double() * factor).float().view(torch.int32) & ~0xFFFFF).view(torch.float32), contract)", "forward/fp8-combine-wide-scales", _SGL),
     _one("fp8-tie-away-from-zero", "eager_combine", _CODES, "v = groups.double() * factor\n    tie = (v.float().view(torch.int32) & 0xFFFFF) == 0x80000\n    codes = e4m3_codes(torch.where(tie, v * (1 + 2.0**-20), v), contract)", "forward/fp8-combine-wide-scales", _SGL),
     _one("fp8-subnormal-codes-flushed", "eager_combine", _CODES, _CODES + "\n    codes = torch.where((codes & 0x7F) < 8, codes & 0x80, codes)", "forward/fp8-combine-wide-scales", _SGL),
-    _one("fp8-shared-row-left-in-bf16", "eager_combine", _ADD, "added = acc + row.float() if row is shared else fma(*_fp8(row, contract), acc)", "forward/fp8-combine-shared-expert", _SGL),
-    _one("fp8-masked-row-takes-part", "eager_combine", "acc = torch.where(takes_part, added, acc)", "acc = torch.where(takes_part | (dtype == 'fp8'), added, acc) if not takes_part.all() else added + 1", "forward/fp8-combine-wide-scales", _SGL),
-    _one("fp8-weighted-once-more", "eager_combine", _ADD, "value, scale = _fp8(row, contract)\n            added = fma(value * weight, scale, acc)", "forward/fp8-combine-wide-scales", _SGL),
+    _one("fp8-shared-row-left-in-bf16", "eager_combine", _ADD, "total = acc + row.float() if row is shared else fma(*_fp8(row, contract), acc)", "forward/fp8-combine-shared-expert", _SGL),
+    _one("fp8-masked-row-takes-part", "eager_combine", "acc = torch.where(takes_part, total, acc)", "acc = torch.where(takes_part | (dtype == 'fp8'), total, acc) if not takes_part.all() else total + 1", "forward/fp8-combine-wide-scales", _SGL),
+    _one("fp8-weighted-once-more", "eager_combine", _ADD, "value, scale = _fp8(row, contract)\n            total = fma(value * weight, scale, acc)", "forward/fp8-combine-wide-scales", _SGL),
     _one("fp8-row-doubled-by-bias-126", "eager_combine", "torch.exp2(byte.double() - 127.0)", "torch.exp2(byte.double() - 126.0)", "forward/fp8-combine-wide-scales", _SGL),
     _one("fp8-scale-0-of-a-zero-row-is-nan", "eager_combine", _BYTE, _BYTE + "\n    byte = torch.where(byte == 0, 255, byte)", "forward/fp8-combine-zero-rows", _SGL),
 ]  # fmt: skip
@@ -147,11 +147,11 @@ _R_SF = "sf = _e4m3(torch.minimum(_amax(groups), divisor * _MOST) / divisor)"
 _R_NUMBERS = "numbers = e2m1(groups * (1.0 / (sf * scale))).nan_to_num(nan=_NAN_BECOMES)"
 _SCALED = "gate_up *= x_scale[token] * factor_13[expert]"
 _DOWN = "slots[token, slot] = (down * (factor_2[expert] * layer_scale)).to(torch.bfloat16)"
-_E4M3 = "return held.to(torch.float8_e4m3fn).float()"
-_HELD = "held = quotient.clamp(_LEAST, _MOST)"
+_E4M3 = "return in_range.to(torch.float8_e4m3fn).float()"
+_CLAMP = "in_range = quotient.clamp(_LEAST, _MOST)"
 _CODE = "code = torch.where(below % 2 == 0, below, above)  # the two differ in a tie only"
 _NIBBLES = "nibbles = torch.stack([packed & 15, packed >> 4], dim=-1)"
-_FMA = "added = fma(row.float(), weight, acc)"
+_FMA = "total = fma(row.float(), weight, acc)"
 NVFP4 = [
     _one("nvfp4-factor-of-w13-lost", "eager_nvfp4", _SCALED, "gate_up *= x_scale[token]", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-factor-of-w2-lost", "eager_nvfp4", _DOWN, _DOWN.replace("(factor_2[expert] * layer_scale)", "layer_scale"), "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
@@ -168,12 +168,12 @@ NVFP4 = [
     _one("nvfp4-tie-to-odd", "eager_nvfp4", _CODE, "code = torch.where(below % 2 == 1, below, above)", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-codes-truncated", "eager_nvfp4", _CODE, "code = torch.bucketize(size, numbers, right=True) - 1", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-three-quarters-read-as-a-half", "eager_nvfp4", "between = (numbers[1:] + numbers[:-1]) / 2", "between = (numbers[1:] + numbers[:-1]) / 2\n    between[1] = 0.8", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
-    _one("nvfp4-scale-truncated", "eager_nvfp4", _E4M3, "return (held.view(torch.int32) & ~0xFFFFF).view(torch.float32)", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
-    _one("nvfp4-scale-rounded-up", "eager_nvfp4", _E4M3, "near = held.to(torch.float8_e4m3fn)\n    return torch.where(near.float() < held, (near.view(torch.uint8) + 1).view(torch.float8_e4m3fn).float(), near.float())", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
-    _one("nvfp4-scale-tie-away-from-zero", "eager_nvfp4", _HELD, "held = quotient.clamp(_LEAST, _MOST)\n    held = torch.where((held.view(torch.int32) & 0xFFFFF) == 0x80000, held * (1 + 2.0**-20), held)", "forward/nvfp4-bell-data-drifts", _NEW),
-    _one("nvfp4-scale-not-rounded", "eager_nvfp4", _E4M3, "return held", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
-    _one("nvfp4-scale-below-the-least-is-zero", "eager_nvfp4", _HELD, "held = quotient.clamp(0.0, _MOST)", "forward/nvfp4-nan-counts-in-a-scale", _NEW),
-    _one("nvfp4-scale-at-least-2e-6", "eager_nvfp4", _HELD, "held = quotient.clamp(2.0**-6, _MOST)", "forward/nvfp4-nan-counts-in-a-scale", _NEW),
+    _one("nvfp4-scale-truncated", "eager_nvfp4", _E4M3, "return (in_range.view(torch.int32) & ~0xFFFFF).view(torch.float32)", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
+    _one("nvfp4-scale-rounded-up", "eager_nvfp4", _E4M3, "near = in_range.to(torch.float8_e4m3fn)\n    return torch.where(near.float() < in_range, (near.view(torch.uint8) + 1).view(torch.float8_e4m3fn).float(), near.float())", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
+    _one("nvfp4-scale-tie-away-from-zero", "eager_nvfp4", _CLAMP, "in_range = quotient.clamp(_LEAST, _MOST)\n    in_range = torch.where((in_range.view(torch.int32) & 0xFFFFF) == 0x80000, in_range * (1 + 2.0**-20), in_range)", "forward/nvfp4-bell-data-drifts", _NEW),
+    _one("nvfp4-scale-not-rounded", "eager_nvfp4", _E4M3, "return in_range", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
+    _one("nvfp4-scale-below-the-least-is-zero", "eager_nvfp4", _CLAMP, "in_range = quotient.clamp(0.0, _MOST)", "forward/nvfp4-nan-counts-in-a-scale", _NEW),
+    _one("nvfp4-scale-at-least-2e-6", "eager_nvfp4", _CLAMP, "in_range = quotient.clamp(2.0**-6, _MOST)", "forward/nvfp4-nan-counts-in-a-scale", _NEW),
     _one("nvfp4-scale-capped-at-240", "eager_nvfp4", "_LEAST, _MOST = 2.0**-9, 448.0", "_LEAST, _MOST = 2.0**-9, 240.0", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-amax-over-32", "eager_nvfp4", _SF, "sf = _e4m3(_amax(groups.unflatten(1, (-1, 2)).flatten(2)).repeat_interleave(2, 1) * _fp32(1 / 6, value))", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-requantised-amax-over-32", "eager_nvfp4", _R_SF, "sf = _e4m3(torch.minimum(_amax(groups.unflatten(1, (-1, 2)).flatten(2)).repeat_interleave(2, 1), divisor * _MOST) / divisor)", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
@@ -186,10 +186,10 @@ NVFP4 = [
     _one("nvfp4-weight-scale-of-the-group-before", "eager_nvfp4", "scales = weight_sf.contiguous()", "scales = weight_sf.roll(1, 1).contiguous()", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-weight-scales-lose-subnormals", "eager_nvfp4", "scales = weight_sf.contiguous().view(torch.float8_e4m3fn).double()", "scales = weight_sf.contiguous().view(torch.float8_e4m3fn).double()\n    scales = torch.where(scales < 2.0**-6, 0.0, scales)", "forward/nvfp4-bell-data-drifts", _NEW),
     _one("nvfp4-weights-lose-minus-signs", "eager_nvfp4", "return torch.cat([numbers, -numbers])", "return torch.cat([numbers, numbers])", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
-    _one("nvfp4-product-rounded-before-the-sum", "eager_combine", _FMA, "added = row.float() * weight + acc", "forward/nvfp4-product-rounded-before-the-sum", _NEW),
-    _one("nvfp4-product-rounded-to-bf16-before-the-sum", "eager_combine", _FMA, "added = (row.float() * weight).bfloat16().float() + acc", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
+    _one("nvfp4-product-rounded-before-the-sum", "eager_combine", _FMA, "total = row.float() * weight + acc", "forward/nvfp4-product-rounded-before-the-sum", _NEW),
+    _one("nvfp4-product-rounded-to-bf16-before-the-sum", "eager_combine", _FMA, "total = (row.float() * weight).bfloat16().float() + acc", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
     _one("nvfp4-weight-in-the-activation-too", "eager_nvfp4", "acts = activate(gate_up, x_scale[token], problem.act, contract)", "acts = activate(gate_up, x_scale[token], problem.act, contract) * problem.topk_weights[token, slot, None]", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),
-    _one("nvfp4-masked-weight-times-0", "eager_combine", "            added = fma(row.float(), weight, acc)\n", "            takes_part, added = takes_part | True, fma(row.float(), weight * takes_part, acc)\n", "forward/nvfp4-masked-slot-weight-not-finite", _NEW),
+    _one("nvfp4-masked-weight-times-0", "eager_combine", "            total = fma(row.float(), weight, acc)\n", "            takes_part, total = takes_part | True, fma(row.float(), weight * takes_part, acc)\n", "forward/nvfp4-masked-slot-weight-not-finite", _NEW),
     _one("nvfp4-y-flushed", "eager_combine", "    y = acc.to(torch.bfloat16)", f"    y = {flushed('acc')}.to(torch.bfloat16)", "forward/nvfp4-subnormal-rows-flushed", _NEW),
     _one("nvfp4-row-flushed", "eager_nvfp4", "    return combine(slots, live,", f"    slots = {flushed('slots.float()')}.to(torch.bfloat16)\n    return combine(slots, live,", "forward/nvfp4-subnormal-rows-flushed", _NEW),
     _one("nvfp4-y-through-tf32", "eager_combine", "    y = acc.to(torch.bfloat16)", f"    y = {tf32('acc')}.to(torch.bfloat16)", "forward/nvfp4-scale-or-factor-lost-precise", _NEW),

@@ -149,8 +149,8 @@ SPECIALS = [
     _one("nan-up-passes-the-clamp", "eager_activation", "up = torch.where((up < -bound) | (up.isnan() & nan), -bound, up)", "up = torch.where(up < -bound, -bound, up)", "forward/nan-token-with-clamp-becomes-bounds"),
     _one("nan-weight-read-as-zero", "eager_activation", _WEIGHTED, "value = value * routing.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)  #", "forward/routing-weight-not-finite"),
     _one("infinite-weight-held-to-the-largest", "eager_activation", _WEIGHTED, "value = value * routing.clamp(-3.4e38, 3.4e38)", "forward/routing-weight-not-finite"),
-    _one("nan-row-left-out-of-combine", "eager_combine", "added = acc + row  #", "added = acc + row.float().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)  #", "forward/routing-weight-not-finite"),
-    _one("infinite-row-held-to-the-largest", "eager_combine", "added = acc + row  #", "added = acc + row.float().clamp(-3.3895314e38, 3.3895314e38)  #", "forward/row-rounded-to-infinity-bf16"),
+    _one("nan-row-left-out-of-combine", "eager_combine", "total = acc + row  #", "total = acc + row.float().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)  #", "forward/routing-weight-not-finite"),
+    _one("infinite-row-held-to-the-largest", "eager_combine", "total = acc + row  #", "total = acc + row.float().clamp(-3.3895314e38, 3.3895314e38)  #", "forward/row-rounded-to-infinity-bf16"),
     _one("y-held-to-the-largest", "eager_combine", _Y, "y = acc.clamp(-3.3895314e38, 3.3895314e38).to(torch.bfloat16)", "forward/row-rounded-to-infinity-bf16"),
     _one("scale-255-read-as-2e128", "eager", _SCALE_VALUES, "return value", "forward/routing-weight-not-finite"),
     _one("scale-254-read-as-nan", "eager", _SCALE_VALUES, "return torch.where(codes >= 0xFE, torch.nan, value)", "forward/weight-scale-bytes-at-their-ends"),
@@ -190,7 +190,7 @@ EXPONENTS = [
 ]  # fmt: skip
 
 _ARGUMENT = "argument = gate if act.alpha == 1 else gate * _fp32(act.alpha, gate)"
-_ADDED = "            acc += term"
+_ADDITION = "            acc += term"
 _BELL = "forward/bell-h256-i128-drifts"
 
 
@@ -207,25 +207,25 @@ NARROW = [
     _one("exp-in-fp16", "eager_activation", "return argument.double().exp().float()", "return ((argument * 1.4426950408889634).half().double().exp2()).half().float()", "forward/bell-h768-i128-drifts"),
     _one("sum-of-128-in-bf16", "eager", _BLOCK, _of_128("bfloat16().float()"), _BELL),
     _one("sum-of-32-in-fp16", "eager", _BLOCK, _BLOCK.replace(".float():", ".half().float():"), _BELL),
-    Mutant("sum-kept-in-bf16-after-128", "forward/bell-h768-i128-drifts", [("eager", _BLOCK, _of_128("float()")), ("eager", _ADDED, "            acc = (acc + term).bfloat16().float()")]),
+    Mutant("sum-kept-in-bf16-after-128", "forward/bell-h768-i128-drifts", [("eager", _BLOCK, _of_128("float()")), ("eager", _ADDITION, "            acc = (acc + term).bfloat16().float()")]),
 ]  # fmt: skip
 
-_HELD = "_of_product(\n        {}, act{})"
+_CLAMP_OF_PRODUCT = "_of_product(\n        {}, act{})"
 _OWN = "\n\ndef _of_product(v, act, low=-1):\n    b = torch.tensor(act.clamp).bfloat16().item() if act.clamp is not None else torch.inf\n    return v.clamp(b * low, b)\n\n\ndef _clamped("
 
 
-def _product_clamped(name: str, of: str, held: str, *, alone: bool) -> Mutant:
+def _product_clamped(name: str, of: str, clamp: str, *, alone: bool) -> Mutant:
     """The product is clamped at ``of``; ``alone``: gate and up are not."""
-    edits = [("eager_activation", of, held), ("eager_activation", "\n\ndef _clamped(", _OWN)]
+    edits = [("eager_activation", of, clamp), ("eager_activation", "\n\ndef _clamped(", _OWN)]
     edits += [("eager_activation", _CLAMPED, "")] if alone else []
     return Mutant(name, "forward/clamp-10-bell-misapplied", edits)
 
 
 CLAMPS = [
-    _product_clamped("product-clamped-alone", _PRODUCT, "value = " + _HELD.format("gated * up", ""), alone=True),
-    _product_clamped("product-clamped-too", _PRODUCT, "value = " + _HELD.format("gated * up", ""), alone=False),
-    _product_clamped("weighted-product-clamped-alone", _WEIGHTED, "value = " + _HELD.format("value * routing", ""), alone=True),
-    _product_clamped("weighted-product-clamped-above-alone", _WEIGHTED, "value = " + _HELD.format("value * routing", ", -torch.inf"), alone=True),
+    _product_clamped("product-clamped-alone", _PRODUCT, "value = " + _CLAMP_OF_PRODUCT.format("gated * up", ""), alone=True),
+    _product_clamped("product-clamped-too", _PRODUCT, "value = " + _CLAMP_OF_PRODUCT.format("gated * up", ""), alone=False),
+    _product_clamped("weighted-product-clamped-alone", _WEIGHTED, "value = " + _CLAMP_OF_PRODUCT.format("value * routing", ""), alone=True),
+    _product_clamped("weighted-product-clamped-above-alone", _WEIGHTED, "value = " + _CLAMP_OF_PRODUCT.format("value * routing", ", -torch.inf"), alone=True),
 ]  # fmt: skip
 
 ALLOWED = [

@@ -148,7 +148,7 @@ STALE = [
 
 MASKS = [
     Mutant("masked-slot-computed-with-weight-0", "forward/masked-slot-weight-not-finite", [("eager", "ids = problem.topk_ids\n    for", "ids = problem.topk_ids.clamp_min(0)\n    for"), ("eager", _WEIGHT, "routing = (problem.topk_weights * (problem.topk_ids >= 0))[token, slot].unsqueeze(-1)"), ("eager", _LIVE, "live = problem.topk_ids >= -1")]),
-    Mutant("masked-slot-computed-and-multiplied-by-0", "forward/masked-slot-weight-not-finite", [("eager", "ids = problem.topk_ids\n    for", "ids = problem.topk_ids.clamp_min(0)\n    for"), ("eager_combine", "acc + row  #", "acc + row.float() * takes_part  #"), ("eager_combine", "acc = torch.where(takes_part, added, acc)", "acc = added")]),
+    Mutant("masked-slot-computed-and-multiplied-by-0", "forward/masked-slot-weight-not-finite", [("eager", "ids = problem.topk_ids\n    for", "ids = problem.topk_ids.clamp_min(0)\n    for"), ("eager_combine", "acc + row  #", "acc + row.float() * takes_part  #"), ("eager_combine", "acc = torch.where(takes_part, total, acc)", "acc = total")]),
     _one("token-with-a-masked-slot-is-zero", "eager", _LIVE, _LIVE + "\n        live &= live.all(1, keepdim=True)", "forward/masked-slot-weight-not-finite"),
     _one("first-slot-masked-loses-the-token", "eager", _LIVE, _LIVE + "\n        live &= live[:, :1]", "forward/masked-slot-weight-not-finite"),
     _one("last-slot-masked-loses-the-token", "eager", _LIVE, _LIVE + "\n        live &= live[:, -1:]", "forward/masked-slot-weight-not-finite"),
@@ -159,7 +159,7 @@ _ROW = "row = torch.arange(topk_ids.shape[0], device=device).unsqueeze(-1)"
 _PLACE = "place = (row * contract.replica_hash.value) & 0xFFFFFFFF"
 _REPLICA = "replica = place % logical_replica_count[logical].long().clamp_min(1)"
 _PHYSICAL = "physical = torch.where(valid, logical_to_physical_map[logical, replica].long(), -1)"
-_COUNTED = "counted = (physical >= 0) & (physical < expert_load_view.shape[0])"
+_COUNT_MASK = "in_load = (physical >= 0) & (physical < expert_load_view.shape[0])"
 _ADD = "    expert_load_view.index_add_("
 _VALID = "valid = (logical >= 0) & (logical < logical_to_physical_map.shape[0])"
 EPLB = [
@@ -177,19 +177,19 @@ EPLB = [
     _one("eplb-negative-id-counts-from-the-end", "eplb", _VALID, "logical = torch.where(logical < 0, logical + logical_to_physical_map.shape[0], logical)\n    " + _VALID, "eplb/ids-out-of-range-int64"),
     _one("eplb-ids-of-8-bits", "eplb", _PHYSICAL, _PHYSICAL + "\n    physical = torch.where(valid, physical & 0xFF, -1)", "eplb/kimi-896-experts-top-16"),
     _one("eplb-wide-id-by-saturation", "eplb", "topk_ids.to(torch.int32).long()", "topk_ids.long().clamp(-(2**31), 2**31 - 1)", "eplb/wide-ids-not-cast-to-int32-first"),
-    _one("eplb-load-of-the-logical-expert", "eplb", "torch.where(counted, physical, 0).flatten()", "torch.where(counted, logical, 0).flatten()", "eplb/uneven-replicas-r5-int32"),
+    _one("eplb-load-of-the-logical-expert", "eplb", "torch.where(in_load, physical, 0).flatten()", "torch.where(in_load, logical, 0).flatten()", "eplb/uneven-replicas-r5-int32"),
     _one("eplb-load-written-not-added", "eplb", _ADD, "    expert_load_view.zero_()\n" + _ADD, "eplb/uneven-replicas-r5-int32"),
-    _one("eplb-load-of-the-first-slot-alone", "eplb", _ADD, "    counted = counted & (torch.arange(topk_ids.shape[1], device=device) == 0)\n" + _ADD, "eplb/uneven-replicas-r5-int32"),
-    _one("eplb-load-of-the-last-row-lost", "eplb", _ADD, "    counted = counted & (row < topk_ids.shape[0] - 1)\n" + _ADD, "eplb/uneven-replicas-r5-int32"),
-    _one("eplb-unmapped-counted-as-expert-0", "eplb", _ADD, "    physical, counted = torch.where(counted, physical, 0), torch.ones_like(counted)\n" + _ADD, "eplb/ids-out-of-range-int64"),
-    _one("eplb-no-record-gives-minus-one", "eplb", "    counted &= torch.as_tensor(record_enabled, device=device).bool()\n", "    counted &= torch.as_tensor(record_enabled, device=device).bool()\n    physical = torch.where(torch.as_tensor(record_enabled, device=device).bool(), physical, -1)\n", "eplb/record-off-still-counts-int32"),
+    _one("eplb-load-of-the-first-slot-alone", "eplb", _ADD, "    in_load = in_load & (torch.arange(topk_ids.shape[1], device=device) == 0)\n" + _ADD, "eplb/uneven-replicas-r5-int32"),
+    _one("eplb-load-of-the-last-row-lost", "eplb", _ADD, "    in_load = in_load & (row < topk_ids.shape[0] - 1)\n" + _ADD, "eplb/uneven-replicas-r5-int32"),
+    _one("eplb-unmapped-counted-as-expert-0", "eplb", _ADD, "    physical, in_load = torch.where(in_load, physical, 0), torch.ones_like(in_load)\n" + _ADD, "eplb/ids-out-of-range-int64"),
+    _one("eplb-no-record-gives-minus-one", "eplb", "    in_load &= torch.as_tensor(record_enabled, device=device).bool()\n", "    in_load &= torch.as_tensor(record_enabled, device=device).bool()\n    physical = torch.where(torch.as_tensor(record_enabled, device=device).bool(), physical, -1)\n", "eplb/record-off-still-counts-int32"),
     _one("eplb-ids-always-int64", "eplb", "return physical.to(topk_ids.dtype)", "return physical", "eplb/identity-map-int32"),
     _one("eplb-entry-beyond-the-load-becomes-minus-one", "eplb", "    return physical.to(topk_ids.dtype)", "    physical = torch.where(physical < expert_load_view.shape[0], physical, -1)\n    return physical.to(topk_ids.dtype)", "eplb/map-points-beyond-the-load"),
-    _one("eplb-padding-counted", "eplb", "counted &= row < num_unpadded_tokens", "pass", "eplb/padding-rows-counted-0-of-5", "2026-11"),
-    _one("eplb-padding-one-row-early", "eplb", "counted &= row < num_unpadded_tokens", "counted &= row < num_unpadded_tokens - 1", "eplb/padding-rows-counted-1-of-2", "2026-11"),
-    _one("eplb-padding-one-row-late", "eplb", "counted &= row < num_unpadded_tokens", "counted &= row <= num_unpadded_tokens", "eplb/padding-rows-counted-0-of-5", "2026-11"),
-    _one("eplb-padding-by-slots", "eplb", "counted &= row < num_unpadded_tokens", "counted &= torch.arange(topk_ids.numel(), device=device).view(topk_ids.shape) < num_unpadded_tokens", "eplb/padding-rows-counted-1-of-2", "2026-11"),
-    _one("eplb-padding-mapped-to-minus-one", "eplb", "counted &= row < num_unpadded_tokens", "counted &= row < num_unpadded_tokens\n        physical = torch.where(row < num_unpadded_tokens, physical, -1)", "eplb/padding-rows-counted-0-of-5", "2026-11"),
+    _one("eplb-padding-counted", "eplb", "in_load &= row < num_unpadded_tokens", "pass", "eplb/padding-rows-counted-0-of-5", "2026-11"),
+    _one("eplb-padding-one-row-early", "eplb", "in_load &= row < num_unpadded_tokens", "in_load &= row < num_unpadded_tokens - 1", "eplb/padding-rows-counted-1-of-2", "2026-11"),
+    _one("eplb-padding-one-row-late", "eplb", "in_load &= row < num_unpadded_tokens", "in_load &= row <= num_unpadded_tokens", "eplb/padding-rows-counted-0-of-5", "2026-11"),
+    _one("eplb-padding-by-slots", "eplb", "in_load &= row < num_unpadded_tokens", "in_load &= torch.arange(topk_ids.numel(), device=device).view(topk_ids.shape) < num_unpadded_tokens", "eplb/padding-rows-counted-1-of-2", "2026-11"),
+    _one("eplb-padding-mapped-to-minus-one", "eplb", "in_load &= row < num_unpadded_tokens", "in_load &= row < num_unpadded_tokens\n        physical = torch.where(row < num_unpadded_tokens, physical, -1)", "eplb/padding-rows-counted-0-of-5", "2026-11"),
     _one("staging-padding-keeps-its-ids", "staging", "topk_ids = torch.where(is_padding.unsqueeze(-1), -1, topk_ids)", "pass", "staging/padding-rows-keep-their-experts-0-of-3", "2026-11"),
     _one("staging-padding-keeps-its-weights", "staging", "topk_weights = torch.where(is_padding.unsqueeze(-1), 0.0, topk_weights)", "pass", "staging/padding-rows-keep-their-experts-0-of-3", "2026-11"),
     _one("staging-padding-loses-its-codes", "staging", "topk_weights = torch.where(is_padding.unsqueeze(-1), 0.0, topk_weights)", "topk_weights = torch.where(is_padding.unsqueeze(-1), 0.0, topk_weights)\n        codes = torch.where(is_padding.unsqueeze(-1), 0, codes)", "staging/padding-rows-keep-their-experts-0-of-3", "2026-11"),

@@ -21,7 +21,7 @@ JSON = _ODD | st.recursive(
     ),
     max_leaves=6,
 )
-_GONE: Any = object()
+_DELETION: Any = object()
 
 many = settings(
     max_examples=250,
@@ -45,14 +45,14 @@ def _paths(document: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 def mutated(draw: Any, document: Any) -> Any:
     """``document`` with a random value replaced, a key renamed, or a key left out."""
     path = draw(st.sampled_from(list(_paths(document))))
-    value = draw(JSON | st.just(_GONE))
+    value = draw(JSON | st.just(_DELETION))
     if not path:
-        return copy.deepcopy(document) if value is _GONE else value
+        return copy.deepcopy(document) if value is _DELETION else value
     out = copy.deepcopy(document)
     holder = out
     for part in path[:-1]:
         holder = holder[part]
-    if value is not _GONE:
+    if value is not _DELETION:
         holder[path[-1]] = value
     elif isinstance(holder, dict) and draw(st.booleans()):
         holder[draw(st.text(max_size=8))] = holder.pop(path[-1])

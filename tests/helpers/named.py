@@ -44,7 +44,7 @@ Stages = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Said:
+class Explanation:
     """What ``explain`` says of one fault."""
 
     token: int
@@ -68,59 +68,59 @@ def is_followed(mutant: Mutant) -> bool:
 
 
 @cache
-def shown_by(case_id: str) -> Problem:
+def problem_of(case_id: str) -> Problem:
     """The forward of a case. That of a staging case is a small layer with its hidden states."""
     case = cases()[case_id]
     if case.kind == "forward":
         return forward_problem(case)
     hidden = regenerate(case)["hidden_states"]
     tokens, width = hidden.shape
-    made = small_problem(case.seed, tokens=tokens, hidden=width, capacity=tokens, experts=2)
-    return replace(made, hidden_states=hidden)
+    problem = small_problem(case.seed, tokens=tokens, hidden=width, capacity=tokens, experts=2)
+    return replace(problem, hidden_states=hidden)
 
 
 @cache
 def right(case_id: str, revision: str) -> Stages:
     """The stages of the unchanged ``eager``."""
-    return run(shown_by(case_id), Local(EagerBackend(REVISIONS[revision])))
+    return run(problem_of(case_id), Local(EagerBackend(REVISIONS[revision])))
 
 
-def place(got: Stages, want: Stages) -> tuple[int, int] | None:
+def place(actual: Stages, expected: Stages) -> tuple[int, int] | None:
     """The token that differs most in the first stage that differs, and a channel of its ``y``."""
     for stage in STAGES:
-        if stage not in got:
+        if stage not in actual:
             continue
-        differ = (got[stage] != want[stage]).reshape(len(got[stage]), -1).sum(axis=1)
+        differ = (actual[stage] != expected[stage]).reshape(len(actual[stage]), -1).sum(axis=1)
         if differ.any():
             token = int(differ.argmax())
-            return token, int((got["y"][token] != want["y"][token]).argmax())
+            return token, int((actual["y"][token] != expected["y"][token]).argmax())
     return None
 
 
-def said_of(mutant: Mutant, folder: Path) -> Said | None:
+def explanation_of(mutant: Mutant, folder: Path) -> Explanation | None:
     """What ``explain`` says of the fault; None where it moves no stage."""
-    problem = shown_by(mutant.cases)
-    got = run(problem, Local(build(mutant, folder)))
-    at = place(got, right(mutant.cases, mutant.contract))
+    problem = problem_of(mutant.cases)
+    stages = run(problem, Local(build(mutant, folder)))
+    at = place(stages, right(mutant.cases, mutant.contract))
     if at is None:
         return None
-    rows = {stage: tensor[at[0]] for stage, tensor in got.items()}
+    rows = {stage: tensor[at[0]] for stage, tensor in stages.items()}
     contract = REVISIONS[mutant.contract]
-    said = explain(FromProblem(problem), *at, CLASS, rows, contract=contract)["actual"]
-    outside = tuple(s["stage"] for s in said["stages"] if s["outside"])
+    report = explain(FromProblem(problem), *at, CLASS, rows, contract=contract)["actual"]
+    outside = tuple(s["stage"] for s in report["stages"] if s["outside"])
     exact, partial = (
-        tuple(name for step in said["explanations"] for name in _names(step, kind))
+        tuple(name for step in report["explanations"] for name in _names(step, kind))
         for kind in ("exact", "partial")
     )
-    return Said(at[0], outside, exact, partial)
+    return Explanation(at[0], outside, exact, partial)
 
 
 def _names(step: dict[str, Any], kind: str) -> Iterator[str]:
     for way in step[kind]:
-        left = way["unexplained"] + way["contradicts"]
+        remainder = way["unexplained"] + way["contradicts"]
         where = f" ({way['where']})" if way["where"] else ""
         yield f"{way['what']}{where}" + (
-            "" if kind == "exact" else f": explains {way['explains']}, leaves {left}"
+            "" if kind == "exact" else f": explains {way['explains']}, leaves {remainder}"
         )
 
 
@@ -130,17 +130,17 @@ def main() -> None:
     for mutant in SMALL:
         if not fnmatchcase(mutant.name, glob) or not is_followed(mutant):
             continue
-        started = time.perf_counter()
+        start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            said = said_of(mutant, Path(folder))
-        spent = time.perf_counter() - started
+            answer = explanation_of(mutant, Path(folder))
+        spent = time.perf_counter() - start
         print(f"{mutant.name} [{mutant.cases} {mutant.contract}, {spent:.1f} s]", flush=True)
-        if said is None:
+        if answer is None:
             print("    moves no stage")
             continue
-        print(f"    token {said.token}: {', '.join(said.outside) or 'nothing is outside'}")
+        print(f"    token {answer.token}: {', '.join(answer.outside) or 'nothing is outside'}")
         for kind in ("exact", "partial"):
-            for name in np.unique(getattr(said, kind)):
+            for name in np.unique(getattr(answer, kind)):
                 print(f"    {kind}: {name}", flush=True)
 
 

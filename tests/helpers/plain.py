@@ -228,9 +228,9 @@ def forward(p, revision: str):
         for slot, (e, weight) in enumerate(zip(ids, weights, strict=True)):
             if e >= 0:
                 own = w13[e], s13[e], w2[e], s2[e]
-                made = mlp(x, x_sf, own, fraction(weight), p, rule)
-                codes[token, slot], sf[token, slot] = made[:2]
-                rows.append(made[2])
+                result = mlp(x, x_sf, own, fraction(weight), p, rule)
+                codes[token, slot], sf[token, slot] = result[:2]
+                rows.append(result[2])
         if shared is not None:
             row = mlp(x, x_sf, shared, Fraction(1), p, rule)[2]
             rows.insert(0 if rule["shared"] == "first" else len(rows), row)

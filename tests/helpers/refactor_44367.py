@@ -65,7 +65,7 @@ class WithPrivateMethod(DeepseekV4MegaMoEExperts):
         prepare_megamoe_inputs(
             hidden_states, topk_weights, topk_ids, *(tensor[:tokens] for tensor in staged)
         )
-        self.finalize_weights(written=True)  # again, for weights that were never loaded
+        self.finalize_weights(without_loader=True)  # again, for weights that were never loaded
         self.backend.run(
             y, self._weights, buffer, tokens, activation_clamp=activation_clamp, fast_math=fast_math
         )
@@ -83,7 +83,7 @@ class Inlined(DeepseekV4MegaMoEExperts):
         prepare_megamoe_inputs(
             hidden_states, topk_weights, topk_ids, *(tensor[:tokens] for tensor in staged)
         )
-        self.finalize_weights(written=True)
+        self.finalize_weights(without_loader=True)
         y = torch.empty_like(hidden_states, dtype=torch.bfloat16)
         self.backend.run(
             y, self._weights, buffer, tokens, activation_clamp=activation_clamp, fast_math=fast_math

@@ -54,8 +54,8 @@ class Faulty:
 
 @functools.cache
 def _run() -> str:
-    wanted = (POINT, STAGED, STAGING)
-    cases = [c for c in load_cases() if c.id in wanted]
+    ids = (POINT, STAGED, STAGING)
+    cases = [c for c in load_cases() if c.id in ids]
     cases += [next(c for c in load_cases() if c.kind == kind) for kind in ("eplb", "layout")]
     cases += [next(c for c in load_cases() if c.kind == "errors")]
     runner = Runner(Local(Faulty()), Store(golden_root(), make))
@@ -63,16 +63,16 @@ def _run() -> str:
     for case in cases:
         verdicts.append(runner.run(case))
         details[case.id] = list(runner.details)
-    made = results.build(Settings("path/to/faulty.py:Faulty"), runner.session.identity, verdicts)
-    made["seconds"] = 3.2
-    results.describe(made, cases, details)
-    return json.dumps({**made, "options": " --golden 'my golden'", "fingerprint": None})
+    report = results.build(Settings("path/to/faulty.py:Faulty"), runner.session.identity, verdicts)
+    report["seconds"] = 3.2
+    results.describe(report, cases, details)
+    return json.dumps({**report, "options": " --golden 'my golden'", "fingerprint": None})
 
 
 def run() -> dict[str, Any]:
     """As ``megamoe check --json`` writes it: 3 fails, an error, a pass and one not provided."""
-    made: dict[str, Any] = json.loads(_run())
-    return made
+    report: dict[str, Any] = json.loads(_run())
+    return report
 
 
 def ab() -> dict[str, Any]:

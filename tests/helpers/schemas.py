@@ -23,15 +23,15 @@ def schemas() -> dict[str, Any]:
 def _validators() -> dict[str, Any]:
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     referencing = pytest.importorskip("referencing")
-    found = schemas()
-    named = [
+    by_name = schemas()
+    entries = [
         (f"{name}.schema.json", referencing.Resource.from_contents(schema))
-        for name, schema in found.items()
+        for name, schema in by_name.items()
     ]
-    registry = referencing.Registry().with_resources(named)
+    registry = referencing.Registry().with_resources(entries)
     return {
         name: jsonschema.Draft202012Validator(schema, registry=registry)
-        for name, schema in found.items()
+        for name, schema in by_name.items()
     }
 
 
@@ -50,7 +50,7 @@ def _lines(error: Any) -> list[str]:
 def valid(name: str, report: Any) -> None:
     """Fail the test where it is not. Without jsonschema only this check is left out."""
     try:
-        found = faults(name, report)
+        errors = faults(name, report)
     except pytest.skip.Exception:
         return
-    assert found == []
+    assert errors == []

@@ -44,13 +44,13 @@ class Group:
 
 
 def all_to_all(
-    sent: torch.Tensor, out: list[int] | None, into: list[int] | None, group: Any
+    rows: torch.Tensor, out: list[int] | None, into: list[int] | None, group: Any
 ) -> torch.Tensor:
     """As the real one; a rank that never comes is a ``RuntimeError`` on the others."""
     world, sizes = group.world, [1] * group.size() if out is None else out
-    assert len(sent) == sum(sizes), "the counts do not fit the rows"
+    assert len(rows) == sum(sizes), "the counts do not fit the rows"
     try:
-        world.parts[group.at] = list(sent.split(sizes))
+        world.parts[group.at] = list(rows.split(sizes))
         world.barrier.wait(PATIENCE)
         came = torch.cat([world.parts[r][group.at] for r in range(world.ranks)])
         world.barrier.wait(PATIENCE)

@@ -58,9 +58,9 @@ class Template:
     @classmethod
     def at(cls, address: str) -> Template:
         """The template of another process, for a program that a test starts."""
-        found = cls.__new__(cls)
-        found.address, found.forks = address, 0
-        return found
+        instance = cls.__new__(cls)
+        instance.address, instance.forks = address, 0
+        return instance
 
     def start(self, order: dict[str, Any], serve: str) -> dict[str, Any]:
         """The order to a keeper, with a relay in place of a new interpreter."""
@@ -107,11 +107,11 @@ def warmed(template: Template, mark: str = "") -> Iterator[Template]:
 
 def relay(address: str, serve: str) -> None:
     """Hand over what this process was given, wait for the fork's end, and end alike."""
-    asked = json.dumps({"serve": serve, "cwd": str(Path.cwd()), "env": dict(os.environ)}).encode()
+    request = json.dumps({"serve": serve, "cwd": str(Path.cwd()), "env": dict(os.environ)}).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
         line.connect(address)
         rights = array.array("i", [0, 1, 2])
-        line.sendmsg([asked], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        line.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         for descriptor in (0, 1, 2):
             os.close(descriptor)
         status = int(line.recv(64) or b"99")
@@ -161,41 +161,41 @@ def template(address: str) -> None:
 
 def _forked(line: socket.socket) -> int:
     """The process of a fork for the relay at the other end; 0 where that has ended already."""
-    asked, rights, _, _ = line.recvmsg(WORDS, socket.CMSG_SPACE(12))
-    given = array.array("i", rights[0][2][:12]) if rights else []
-    if len(given) != 3:
+    request, rights, _, _ = line.recvmsg(WORDS, socket.CMSG_SPACE(12))
+    descriptors = array.array("i", rights[0][2][:12]) if rights else []
+    if len(descriptors) != 3:
         line.close()
         return 0
     pid = os.fork()
     if not pid:
         try:
-            _work(json.loads(asked), given)
+            _work(json.loads(request), descriptors)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(1)
-    for descriptor in given:
+    for descriptor in descriptors:
         os.close(descriptor)
     return pid
 
 
-def _work(asked: dict[str, Any], given: Sequence[int]) -> None:
+def _work(request: dict[str, Any], descriptors: Sequence[int]) -> None:
     """In the fork: what a new interpreter would have been given, and then its program."""
     os.setsid()
     _die_with_the_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for number, descriptor in enumerate(given):
+    for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.closerange(3, 4096)
-    os.chdir(asked["cwd"])
+    os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(asked["env"])
+    os.environ.update(request["env"])
     tempfile.tempdir = None
     path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    sys.path[:1] = [str(Path(asked["serve"]).parent), *path]
+    sys.path[:1] = [str(Path(request["serve"]).parent), *path]
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
-    sys.argv = [asked["serve"]]
-    runpy.run_path(asked["serve"], run_name="__main__")
+    sys.argv = [request["serve"]]
+    runpy.run_path(request["serve"], run_name="__main__")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

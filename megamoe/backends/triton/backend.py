@@ -60,8 +60,8 @@ class TritonBuffer(SymmBuffer):
     places: torch.Tensor = None  # type: ignore[assignment]
     """(capacity * K,) int32: the inverse of ``order``; -1 for slots without an expert here."""
     counts: torch.Tensor = None  # type: ignore[assignment]
-    """(2, TALLIES, experts, next power of two) int32: rows by expert; half is ``taken``."""
-    taken: torch.Tensor = None  # type: ignore[assignment]
+    """(2, TALLIES, experts, next power of two) int32: rows by expert; half is ``cursors``."""
+    cursors: torch.Tensor = None  # type: ignore[assignment]
     """(TALLIES, experts, next power of two) int32: rows that have been given a place."""
     tiles: torch.Tensor = None  # type: ignore[assignment]
     """(most tiles, 3) int32."""
@@ -94,7 +94,7 @@ def new_symm_buffer(group: Any, device: torch.device, sizes: Sizes) -> TritonBuf
         order=empty(rows * top_k, dtype=torch.int32),
         places=empty(rows * top_k, dtype=torch.int32),
         counts=counts,
-        taken=counts[1],
+        cursors=counts[1],
         tiles=empty(experts + rows * top_k // 8 + 1, 3, dtype=torch.int32),
     )
 
@@ -178,10 +178,10 @@ class TritonBackend:
         ``weights``: from :meth:`pack_weights`. Raises ``ValueError`` before any
         write for sizes, a layout or a device that the kernels cannot take.
         """
-        memory, found = _stages(
+        memory, stages = _stages(
             y, weights, buffer, num_tokens, activation_clamp=activation_clamp, fast_math=fast_math
         )
-        launch(memory, found)
+        launch(memory, stages)
 
     def stages(
         self,
@@ -194,10 +194,10 @@ class TritonBackend:
         fast_math: bool,
     ) -> list[tuple[str, Callable[[], None]]]:
         """Name and launch of each stage of :meth:`run`, in order; the same errors."""
-        memory, found = _stages(
+        memory, stages = _stages(
             y, weights, buffer, num_tokens, activation_clamp=activation_clamp, fast_math=fast_math
         )
-        return [(stage[0], partial(launch, memory, [stage])) for stage in found]
+        return [(stage[0], partial(launch, memory, [stage])) for stage in stages]
 
     def fingerprint(self) -> dict[str, Any]:
         """What ran so far: hashes of the kernels' sources and of each compiled binary; options."""
@@ -273,8 +273,8 @@ def launch(memory: Memory, stages: Sequence[Stage]) -> None:
     device = memory.y.device
     with on(device):
         fresh = [s for _, steps in stages for s in steps
-                 if isinstance(s, Planned) and not s.launch.asked]  # fmt: skip
-        compile_all([partial(s.launch.compile, s.taken(memory)) for s in fresh])
+                 if isinstance(s, Planned) and not s.launch.is_compiled]  # fmt: skip
+        compile_all([partial(s.launch.compile, s.arguments(memory)) for s in fresh])
         stream = driver.active.get_current_stream(device.index)
         for _, steps in stages:
             for step in steps:
@@ -288,14 +288,14 @@ def _check(memory: Memory, num_tokens: int) -> None:
     check_sizes(hidden, inter)
     check_capacity(num_tokens, buffer.max_num_tokens)
     device = buffer.x.device
-    wanted = (
+    requirements = (
         ("y", memory.y, (num_tokens, hidden), torch.bfloat16),
         ("w13_weight", memory.w13, (experts, 2 * inter, hidden // 2), torch.uint8),
         ("w13_weight_scale", memory.s13, (experts, 2 * inter, hidden // 32), torch.uint8),
         ("w2_weight", w2, (experts, hidden, inter // 2), torch.uint8),
         ("w2_weight_scale", memory.s2, (experts, hidden, inter // 32), torch.uint8),
     )
-    for name, tensor, shape, dtype in wanted:
+    for name, tensor, shape, dtype in requirements:
         if tensor.shape != shape or tensor.dtype != dtype:
             raise ValueError(
                 f"{name} is {tuple(tensor.shape)} {tensor.dtype}; it must be {shape} {dtype}"

@@ -35,9 +35,9 @@ class Launch:
     ) -> None:  # fmt: skip
         self._kernel, self._grid, self._kinds = kernel, grid, kinds
         self._numbers, self._options = numbers, options
-        self.asked = False
+        self.is_compiled = False
         """Triton has been asked for the code, so it is compiled."""
-        self._found: Any = None
+        self._binary: Any = None
         self._rest: tuple[Any, ...] = ()
         self._boxes: tuple[tuple[int, Any], ...] = ()
 
@@ -46,15 +46,15 @@ class Launch:
         addresses = 0
         for tensor in tensors:
             addresses |= tensor.data_ptr()
-        if self._found is None or addresses % 16:
+        if self._binary is None or addresses % 16:
             self._ask(tensors, keep=addresses % 16 == 0)
             return
         if self._boxes:
-            given: list[Any] = list(tensors)
+            arguments: list[Any] = list(tensors)
             for place, box in self._boxes:
-                given[place] = _box_of(box, given[place])
-            tensors = given
-        self._found(*tensors, *self._rest, stream=stream)
+                arguments[place] = _box_of(box, arguments[place])
+            tensors = arguments
+        self._binary(*tensors, *self._rest, stream=stream)
 
     def compile(self, tensors: Sequence[torch.Tensor], wait: bool) -> bool:
         """Have the kernel compiled, and not launched, by one process at a time.
@@ -62,40 +62,40 @@ class Launch:
         False where another process is at it and ``wait`` is off. What one has compiled the others
         find in Triton's cache on the disk.
         """
-        if self.asked or not hasattr(self._kernel, "warmup"):
+        if self.is_compiled or not hasattr(self._kernel, "warmup"):
             return True
         with _turn(self._turn_name(), wait) as mine:
             if mine:
-                given = [_seen_as(*pair) for pair in zip(self._kinds, tensors, strict=True)]
-                self._kernel.warmup(*given, *self._numbers, grid=self._grid, **self._options)
-                self.asked = True
+                arguments = [_view_as(*pair) for pair in zip(self._kinds, tensors, strict=True)]
+                self._kernel.warmup(*arguments, *self._numbers, grid=self._grid, **self._options)
+                self.is_compiled = True
             return mine
 
     def _turn_name(self) -> str:
         """What decides the code, as far as it is known before; of numbers Triton sees 1 and 16."""
         numbers = [n if not isinstance(n, int) or n == 1 else n % 16 == 0 for n in self._numbers]
-        said = repr((self._kernel.fn.__name__, numbers, sorted(self._options.items(), key=str)))
-        return hashlib.sha256(said.encode()).hexdigest()
+        key = repr((self._kernel.fn.__name__, numbers, sorted(self._options.items(), key=str)))
+        return hashlib.sha256(key.encode()).hexdigest()
 
     def _ask(self, tensors: Sequence[torch.Tensor], keep: bool) -> None:
         """Launch as Triton does, which compiles what it has not; its interpreter never does."""
-        given = [_seen_as(*pair) for pair in zip(self._kinds, tensors, strict=True)]
-        made = self._kernel[self._grid](*given, *self._numbers, **self._options)
-        self.asked = True
-        if made is None:
+        arguments = [_view_as(*pair) for pair in zip(self._kinds, tensors, strict=True)]
+        binary = self._kernel[self._grid](*arguments, *self._numbers, **self._options)
+        self.is_compiled = True
+        if binary is None:
             return
-        _RAN[self._kernel.fn.__name__, made.hash] = made
+        _RAN[self._kernel.fn.__name__, binary.hash] = binary
         if keep:
             defaults = {n: p.default for n, p in self._kernel.signature.parameters.items()}
-            named = {**defaults, **self._options}
-            left = self._kernel.arg_names[len(given) + len(self._numbers) :]
-            self._rest = (*self._numbers, *(named[name] for name in left))
+            by_name = {**defaults, **self._options}
+            rest = self._kernel.arg_names[len(arguments) + len(self._numbers) :]
+            self._rest = (*self._numbers, *(by_name[name] for name in rest))
             self._boxes = tuple(
-                (place, _box_of(given[place], None))  # memory is not a launch's to hold
+                (place, _box_of(arguments[place], None))  # memory is not a launch's to hold
                 for place, kind in enumerate(self._kinds)
                 if callable(kind)
             )
-            self._found = made[(*self._grid, 1, 1)[:3]]
+            self._binary = binary[(*self._grid, 1, 1)[:3]]
 
 
 @contextmanager
@@ -120,13 +120,13 @@ def compile_all(waiting: Sequence[Callable[[bool], bool]]) -> None:
     So several workers that need the same kernels at first compile different ones.
     """
     while waiting:
-        left = [compiled for compiled in waiting if not compiled(False)]
-        if len(left) == len(waiting):
-            left.pop(0)(True)
-        waiting = left
+        rest = [compiled for compiled in waiting if not compiled(False)]
+        if len(rest) == len(waiting):
+            rest.pop(0)(True)
+        waiting = rest
 
 
-def _seen_as(kind: Kind, tensor: torch.Tensor) -> Any:
+def _view_as(kind: Kind, tensor: torch.Tensor) -> Any:
     if kind is None:
         return tensor
     return kind(tensor) if callable(kind) else tensor.view(kind)
@@ -134,9 +134,9 @@ def _seen_as(kind: Kind, tensor: torch.Tensor) -> Any:
 
 def _box_of(box: Any, base: torch.Tensor | None) -> Any:
     """``box``, which was checked when it was made, of another tensor."""
-    made = object.__new__(type(box))
-    made.__dict__.update(box.__dict__, base=base)
-    return made
+    copy = object.__new__(type(box))
+    copy.__dict__.update(box.__dict__, base=base)
+    return copy
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
@@ -148,11 +148,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     device, dtypes = tensors[0].device, tuple(t.dtype for t in tensors)
     numbers = arguments[len(tensors) :]
     with on(device):
-        _known(kernel, grid, device, dtypes, tuple(options.items()), *numbers)(tensors)
+        _launch(kernel, grid, device, dtypes, tuple(options.items()), *numbers)(tensors)
 
 
 @lru_cache(maxsize=1024, typed=True)  # 1 and 1.0 are compiled apart
-def _known(
+def _launch(
     kernel: Any, grid: tuple[int, ...], device: torch.device, dtypes: tuple[torch.dtype, ...],
     options: tuple[tuple[str, Any], ...], *numbers: Any,
 ) -> Launch:  # fmt: skip
@@ -169,7 +169,7 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 def digests() -> dict[str, str]:
     """Kernel and specialisation to the digest of its code, for all that this process ran."""
     ran = sorted(_RAN.items(), key=lambda item: item[0])
-    return {f"{name} {key}": code_digest(made.asm["cubin"]) for (name, key), made in ran}
+    return {f"{name} {key}": code_digest(binary.asm["cubin"]) for (name, key), binary in ran}
 
 
 @lru_cache(maxsize=1024)  # asked for after every call, of all that ran so far
@@ -194,10 +194,10 @@ def code_digest(cubin: bytes) -> str:
     for header in headers:
         at = struct.unpack_from("<I", cubin, header)[0]
         sections[table[at : table.index(b"\0", at)].decode()] = header
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(n for n in sections if n.startswith(_CODE)):
-        made.update(name.encode() + b"\0" + content(sections[name]))
-    return made.hexdigest()
+        digest.update(name.encode() + b"\0" + content(sections[name]))
+    return digest.hexdigest()
 
 
 __all__ = ["Kind", "Launch", "code_digest", "compile_all", "digests", "launch", "on"]

@@ -205,7 +205,7 @@ class Call:
         )  # fmt: skip
         rank = step(
             d.rank, (chunks,),
-            {"buffer.topk_idx": None, "buffer.counts": None, "buffer.taken": None,
+            {"buffer.topk_idx": None, "buffer.counts": None, "buffer.cursors": None,
              "buffer.order": None, "buffer.places": None, "buffer.tiles": None},
             self.rows, self.experts, tiles, ROWS=tile.N, EXPERTS=power_of_two(self.experts),
             CHUNK=CHUNK, TALLIES=TALLIES, EARLY=True, launch_pdl=True,
@@ -269,10 +269,10 @@ class Planned:
     """A step that is a launch."""
 
     launch: Launch
-    taken: Callable[[Memory], tuple[torch.Tensor, ...]]
+    arguments: Callable[[Memory], tuple[torch.Tensor, ...]]
 
     def __call__(self, memory: Memory, stream: int) -> None:
-        self.launch(self.taken(memory), stream)
+        self.launch(self.arguments(memory), stream)
 
 
 def forget_counts(memory: Memory, stream: int) -> None:
@@ -288,10 +288,10 @@ def few_tile(rows: int, experts: int, inter: int, processors: int) -> Tile:
     should have as many weights on the way as it can. If not, the last round should be nearly full.
     """
     deep, five, six, wide = FEW
-    used = min(rows, experts)
-    if rows > SPARSE * used:
+    expert_count = min(rows, experts)
+    if rows > SPARSE * expert_count:
         return wide
-    blocks = used * (2 * inter // ROWS) / processors
+    blocks = expert_count * (2 * inter // ROWS) / processors
     if blocks <= deep.BLOCKS:
         return deep
     return five if blocks <= five.BLOCKS or NEARLY < blocks <= ROUNDS else six
@@ -323,23 +323,23 @@ def is_wide(scale: torch.Tensor) -> bool:
     every call but those that are captured. ``NotImplementedError`` for a byte that is too large for
     every kernel here.
     """
-    seen: tuple[int, bool] | None = getattr(scale, "_megamoe_wide", None)
+    entry: tuple[int, bool] | None = getattr(scale, "_megamoe_wide", None)
     if scale.is_inference():
         captured = scale.is_cuda and torch.cuda.is_current_stream_capturing()
-        version, known = 0, captured
+        version, is_current = 0, captured
     else:
         version = scale._version
-        known = seen is not None and seen[0] == version
-    if seen is None or not known:
+        is_current = entry is not None and entry[0] == version
+    if entry is None or not is_current:
         largest = int(scale.max()) if scale.numel() else 0
         if largest > WIDEST and bool(((scale > WIDEST) & (scale < 255)).any()):
             raise NotImplementedError(
                 f"a weight scale byte is above {WIDEST} and not 255: backend triton multiplies in "
                 "bfloat16, which has no such weights; judge this layer with another backend"
             )
-        seen = (version, largest > WIDEST_NARROW)
-        scale._megamoe_wide = seen  # type: ignore[attr-defined]
-    return seen[1]
+        entry = (version, largest > WIDEST_NARROW)
+        scale._megamoe_wide = entry  # type: ignore[attr-defined]
+    return entry[1]
 
 
 @cache

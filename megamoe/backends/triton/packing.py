@@ -70,12 +70,14 @@ def unpack(
     return _by_expert(weight, words), _by_expert(scale, scales)
 
 
-def _by_expert(given: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    made = torch.empty_like(given, memory_format=torch.contiguous_format)
-    for source, target in zip(given, made, strict=True):
-        changed = change(source.contiguous().view(torch.int32))
-        target.copy_(changed.contiguous().view(torch.uint8).view_as(target))
-    return made
+def _by_expert(
+    tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    out = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    for source, target in zip(tensor, out, strict=True):
+        block = change(source.contiguous().view(torch.int32))
+        target.copy_(block.contiguous().view(torch.uint8).view_as(target))
+    return out
 
 
 def _tiled(words: torch.Tensor, gate_and_up: bool) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megamoe.commands.options import add_compared
+from megamoe.commands.options import add_comparison
 
 
 def add(commands: Any, command: Any) -> None:
@@ -16,4 +16,4 @@ def add(commands: Any, command: Any) -> None:
     c.add_argument("right", metavar="RIGHT")
     c.add_argument("--left-backend", metavar="SPEC", help="default: --backend")
     c.add_argument("--right-backend", metavar="SPEC", help="default: --backend")
-    add_compared(c)
+    add_comparison(c)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megamoe.commands.options import add_compared, at_least_one
+from megamoe.commands.options import add_comparison, at_least_one
 
 
 def add(commands: Any, command: Any) -> None:
@@ -34,4 +34,4 @@ def add(commands: Any, command: Any) -> None:
                    "kill (default: a folder in the cache)")  # fmt: skip
     c.add_argument("--fresh", action="store_true", help="forget what an earlier run found out")
     c.add_argument("--archive", metavar="FILE.tar.gz", help="default: in the state")
-    add_compared(c)
+    add_comparison(c)

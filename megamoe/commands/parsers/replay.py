@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megamoe.commands.options import add_backend, add_checkpoint
-from megamoe.spec.accumulators import KNOWN
+from megamoe.spec.accumulators import CLASSES
 
 
 def add(commands: Any, command: Any) -> None:
@@ -15,7 +15,7 @@ def add(commands: Any, command: Any) -> None:
     r.set_defaults(stored=("file",), example="reduced-CASE.safetensors --backend FILE.py:CLASS")
     r.add_argument("file", metavar="FILE.safetensors")
     add_backend(r, required=False)
-    r.add_argument("--accumulator", choices=sorted(KNOWN), metavar="CLASS",
+    r.add_argument("--accumulator", choices=sorted(CLASSES), metavar="CLASS",
                    help="of what was recorded; default: as the file says")  # fmt: skip
     add_checkpoint(r)
     r.add_argument("--json", metavar="FILE")

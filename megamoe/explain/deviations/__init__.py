@@ -56,11 +56,11 @@ def of_codes(life: Life, source: Source) -> Iterator[Way]:
     yield from activation.catalogue(life, source)
     yield from requantise.catalogue(life)
     for name, total in sums.TOTALS_OFF.items():
-        yield own.replaced(name, "linear 1", total=total)
+        yield own.variant(name, "linear 1", total=total)
     yield from _contracts(life)
     readers = {**_readers(life, source, 1), **operands.token_readers(life, source)}
     for name, reader in readers.items():
-        yield own.replaced(name, "linear 1", reads13=reader)
+        yield own.variant(name, "linear 1", reads13=reader)
 
 
 def of_y(life: Life, source: Source) -> Iterator[Way]:
@@ -68,10 +68,10 @@ def of_y(life: Life, source: Source) -> Iterator[Way]:
     own = right(life)
     yield from combine.catalogue(life, source)
     for name, total in sums.TOTALS_OFF.items():
-        yield own.replaced(name, "linear 2", total=total)
+        yield own.variant(name, "linear 2", total=total)
     yield from _contracts(life)
     for name, reader in _readers(life, source, 2).items():
-        yield own.replaced(name, "linear 2", reads2=reader)
+        yield own.variant(name, "linear 2", reads2=reader)
 
 
 def of_all(life: Life, source: Source) -> Iterator[Way]:
@@ -81,18 +81,18 @@ def of_all(life: Life, source: Source) -> Iterator[Way]:
     yield from requantise.catalogue(life)
     yield from combine.catalogue(life, source)
     for name, total in sums.TOTALS_OFF.items():
-        yield own.replaced(name, "linear 1 and 2", total=total)
+        yield own.variant(name, "linear 1 and 2", total=total)
     yield from _contracts(life)
     second = _readers(life, source, 2)
     for name, reader in second.items():
-        yield own.replaced(name, "linear 2", reads2=reader)
+        yield own.variant(name, "linear 2", reads2=reader)
     for name, reader in {
         **_readers(life, source, 1),
         **operands.token_readers(life, source),
     }.items():
-        yield own.replaced(name, "linear 1", reads13=reader)
+        yield own.variant(name, "linear 1", reads13=reader)
         if name in second:
-            yield own.replaced(name, "linear 1 and 2", reads13=reader, reads2=second[name])
+            yield own.variant(name, "linear 1 and 2", reads13=reader, reads2=second[name])
 
 
 def _readers(life: Life, source: Source, linear: int) -> dict[str, Reader]:
@@ -112,7 +112,7 @@ def _contracts(life: Life) -> Iterator[Way]:
                      "silu": way.silu, "up": way.up, "product": way.product, "amax": way.amax,
                      "values": way.values, "codes": way.codes, "halves": way.halves}  # fmt: skip
             name = f"all is as contract {other.revision} says"
-            yield right(life).replaced(name, "contract", contract=other, **steps)
+            yield right(life).variant(name, "contract", contract=other, **steps)
 
 
 __all__ = ["of_all", "of_codes", "of_staging", "of_y"]

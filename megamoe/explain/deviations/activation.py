@@ -26,21 +26,21 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
     """Deviations from the sums of linear 1 to the fp32 activations."""
     own = right(life)
     for name, change in GATE_UP.items():
-        yield own.replaced(name, "gate and up", halves=change)
+        yield own.variant(name, "gate and up", halves=change)
     for name, steps in _clamps(life):
-        yield own.replaced(name, "clamp", **steps)
+        yield own.variant(name, "clamp", **steps)
     for name, function in _silus(life).items():
-        yield own.replaced(name, "silu", silu=function)
+        yield own.variant(name, "silu", silu=function)
     for name, steps in exponential.catalogue(life):
-        yield own.replaced(name, "silu", **steps)
-    yield own.replaced("silu is taken of up, not of the gate", "silu", halves=_swapped_silu(life))
-    yield own.replaced("subnormal up is flushed to zero", "clamp", clamp=_flushed_up(life))
+        yield own.variant(name, "silu", **steps)
+    yield own.variant("silu is taken of up, not of the gate", "silu", halves=_swapped_silu(life))
+    yield own.variant("subnormal up is flushed to zero", "clamp", clamp=_flushed_up(life))
     for name, steps in of_features(life):
-        yield own.replaced(name, life.token.act.name, **steps)
+        yield own.variant(name, life.token.act.name, **steps)
     for name, steps in (*weights.elsewhere(life), *_products()):
-        yield own.replaced(name, "routing weight", **steps)
+        yield own.variant(name, "routing weight", **steps)
     for name, others in other_weights(life, source).items():
-        yield own.replaced(
+        yield own.variant(
             name, "routing weight", weight=lambda slot, w=others: w.get(slot.slot, slot.weight)
         )
 
@@ -66,7 +66,7 @@ def _clamps(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
 
     step = act.name == "swiglustep"  # the gate is not clamped then, but silu is
     drops = c.clamp_drops_nan.value
-    other_nan = c.changed(c.revision, "a deviation", clamp_drops_nan=not drops)
+    other_nan = c.variant(c.revision, "a deviation", clamp_drops_nan=not drops)
     exact = np.float32(act.clamp)
     ways: dict[str, Callable[[F32, F32], Pair]] = {
         "the clamp is missing": lambda g, u: (g, u),
@@ -124,14 +124,14 @@ def _clamps(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
 def _of_products(bound: np.float32) -> Iterator[tuple[str, dict[str, Any]]]:
     """The clamp on the product of silu and up, in place of the one on gate and up or besides."""
 
-    def held(values: F32, above_only: bool) -> F32:
+    def clip(values: F32, above_only: bool) -> F32:
         return np.fmin(values if above_only else np.fmax(values, -bound), bound)
 
     def before(above_only: bool) -> Callable[[F32, F32, F32], F32]:
-        return lambda s, u, w: held(s * u, above_only) * w
+        return lambda s, u, w: clip(s * u, above_only) * w
 
     def after(above_only: bool) -> Callable[[F32, F32, F32], F32]:
-        return lambda s, u, w: held(s * u * w, above_only)
+        return lambda s, u, w: clip(s * u * w, above_only)
 
     for above_only, how in ((False, "clamped"), (True, "clamped from above only")):
         for product, factors in ((before, "silu and up"), (after, "silu, up and routing weight")):
@@ -161,7 +161,7 @@ def _gelu_tanh(gate: F32) -> F32:
 
 def _silus(life: Life) -> dict[str, Callable[[F32], F32]]:
     form = form_of(life.token.act, life.contract)
-    found: dict[str, Callable[[F32], F32]] = {
+    silus: dict[str, Callable[[F32], F32]] = {
         "silu is missing": lambda g: g,
         "relu stands for silu": lambda g: np.maximum(g, np.float32(0)),
         "gelu stands for silu": _gelu,
@@ -176,8 +176,8 @@ def _silus(life: Life) -> dict[str, Callable[[F32], F32]]:
         "relu squared stands for silu": lambda g: np.square(np.maximum(g, np.float32(0))),
     }
     if life.token.act != Activation("swiglu", life.token.act.clamp, 1.0, 0.0, True):
-        found["plain silu stands for the activation"] = lambda g: silu(g)
-    return found
+        silus["plain silu stands for the activation"] = lambda g: silu(g)
+    return silus
 
 
 def _swapped_silu(life: Life) -> Callable[[F64], Pair]:

@@ -36,10 +36,10 @@ def sorted_weights(source: Tokens, at: int) -> Iterator[tuple[str, dict[int, np.
     if not len(slots):
         return
     first = at * ids.shape[1]
-    known: list[npt.NDArray[np.float32]] = [flat[slots]]
+    distinct: list[npt.NDArray[np.float32]] = [flat[slots]]
     for name, read in _reads(ids.ravel()[slots], slots, len(flat)):
-        if not any(np.array_equal(flat[read], other, equal_nan=True) for other in known):
-            known.append(flat[read])
+        if not any(np.array_equal(flat[read], other, equal_nan=True) for other in distinct):
+            distinct.append(flat[read])
             own = zip((slots - first).tolist(), flat[read], strict=True)
             yield name, {k: weight for k, weight in own if 0 <= k < ids.shape[1]}
 
@@ -49,20 +49,20 @@ def _reads(experts: Ints, slots: Ints, count: int) -> Iterator[tuple[str, Ints]]
     order = np.argsort(experts, kind="stable")
     name = "routing weights are read at the slot's place in the order by expert"
     yield name, _places(experts, order, 1)
-    held: dict[bytes, list[int]] = {}
+    clamps: dict[bytes, list[int]] = {}
     wrapped: dict[bytes, list[int]] = {}
     for tile in _TILES:
         place = _places(experts, order, tile)
-        held.setdefault(place.clip(0, count - 1).tobytes(), []).append(tile)
+        clamps.setdefault(place.clip(0, count - 1).tobytes(), []).append(tile)
         if place.max() >= count:
             wrapped.setdefault((place % count).tobytes(), []).append(tile)
     ends = "past the last slot they"
-    for reads, past in ((held, f"{ends} are that of the last"), (wrapped, f"{ends} start again")):
+    for reads, past in ((clamps, f"{ends} are that of the last"), (wrapped, f"{ends} start again")):
         for read, tiles in reads.items():  # small batches do not tell some tiles apart
             *few, last = map(str, tiles)
-            said = f"{', '.join(few)} or {last}" if few else last
+            multiples = f"{', '.join(few)} or {last}" if few else last
             yield (
-                f"{name}, where each expert begins at a multiple of {said}; {past}",
+                f"{name}, where each expert begins at a multiple of {multiples}; {past}",
                 np.frombuffer(read, np.int64),
             )
     yield "routing weights are in the order by expert and are read by slot", slots[order]

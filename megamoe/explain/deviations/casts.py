@@ -191,9 +191,9 @@ def _half_group(first: int) -> Callable[[F32, Amax], F32]:
     """Only one half of a group counts, as where a reduction loses a lane."""
 
     def of(values: F32, amax: Amax) -> F32:
-        kept = values.reshape(*values.shape[:-1], -1, GROUP).copy()
-        kept[..., GROUP // 2 - first : GROUP - first] = 0
-        return amax(kept.reshape(values.shape))
+        groups = values.reshape(*values.shape[:-1], -1, GROUP).copy()
+        groups[..., GROUP // 2 - first : GROUP - first] = 0
+        return amax(groups.reshape(values.shape))
 
     return of
 
@@ -206,9 +206,9 @@ def _strided(values: F32, amax: Amax) -> F32:
 
 def _without_member(at: int) -> Callable[[F32, Amax], F32]:
     def of(values: F32, amax: Amax) -> F32:
-        kept = values.reshape(*values.shape[:-1], -1, GROUP).copy()
-        kept[..., at] = 0
-        return amax(kept.reshape(values.shape))
+        groups = values.reshape(*values.shape[:-1], -1, GROUP).copy()
+        groups[..., at] = 0
+        return amax(groups.reshape(values.shape))
 
     return of
 

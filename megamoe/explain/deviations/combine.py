@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 
 from megamoe.explain.deviations import fp8_rows, orders, weights
-from megamoe.explain.deviations.combiner import Combiner, as_it_is, finished_of, output_of
+from megamoe.explain.deviations.combiner import Combiner, as_it_is, output_of, y_of_sum
 from megamoe.explain.deviations.roundings import BF16_ROUNDINGS, truncated
 from megamoe.explain.life import Life, Slot, live_slot
-from megamoe.explain.places import ALL_LOST
+from megamoe.explain.places import ZERO_Y
 from megamoe.explain.sources import Source
 from megamoe.explain.ways import Rows, Way, combined, in_bf16, right
 from megamoe.spec.formats import F32, F64, U16, bf16_decode, bf16_round
@@ -35,24 +35,24 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
     for name, rounding in BF16_ROUNDINGS.items():
         rows[f"slot rows: {name}"] = lambda s, w, r=rounding: in_bf16(r(s.astype(np.float32)))  # type: ignore[misc]
     for name, row in rows.items():
-        yield own.replaced(name, "linear 2", row=row)
+        yield own.variant(name, "linear 2", row=row)
     for name, steps in weights.again(life):
-        yield own.replaced(name, "routing weight", **steps)
+        yield own.variant(name, "routing weight", **steps)
     for name, combine in _combines(life):
-        yield own.replaced(name, "combine", combine=combine)
+        yield own.variant(name, "combine", combine=combine)
     missing = [k for k, e in enumerate(life.token.ids) if not 0 <= e < life.token.experts]
     if missing:
         for expert in (0, life.token.experts - 1):
-            yield own.replaced(
+            yield own.variant(
                 f"slots without an expert go to expert {expert}",
                 "combine",
                 more=lambda e=expert: [live_slot(source, life, slot, e) for slot in missing],
             )
-        yield own.replaced(
+        yield own.variant(
             "a slot without an expert adds its routing weight times 0", "combine",
             combine=partial(_with_masked_weights, life, missing),
         )  # fmt: skip
-    yield own.replaced("y of a token without a slot is -0", "combine", empty=_MINUS_ZERO)
+    yield own.variant("y of a token without a slot is -0", "combine", empty=_MINUS_ZERO)
 
 
 def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
@@ -79,25 +79,27 @@ def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
     yield (
         "y is truncated to bfloat16",
         partial(
-            replace(own, finished=partial(finished_of, life, lambda t: bf16_round(truncated(t)))),
-            orders.added,
+            replace(own, finish=partial(y_of_sum, life, lambda t: bf16_round(truncated(t)))),
+            orders.plain_sum,
         ),
     )
     for name, rounding in BF16_ROUNDINGS.items():
         yield (
             f"y: {name}",
             partial(
-                replace(own, finished=partial(finished_of, life, _before(rounding))), orders.added
+                replace(own, finish=partial(y_of_sum, life, _before(rounding))), orders.plain_sum
             ),
         )
-    yield ALL_LOST, lambda r: np.zeros(len(life.channels), np.uint16)
+    yield ZERO_Y, lambda r: np.zeros(len(life.channels), np.uint16)
     yield (
         "infinity is held to the largest bfloat16 in slot rows",
-        partial(replace(own, read=lambda r: np.clip(own.read(r), -LARGEST, LARGEST)), orders.added),
+        partial(
+            replace(own, read=lambda r: np.clip(own.read(r), -LARGEST, LARGEST)), orders.plain_sum
+        ),
     )
     yield (
         "infinity is held to the largest bfloat16 in y",
-        partial(replace(own, finished=partial(finished_of, life, _before(_held))), orders.added),
+        partial(replace(own, finish=partial(y_of_sum, life, _before(_clip))), orders.plain_sum),
     )
     yield (
         "NaN of a slot row is left out",
@@ -106,14 +108,14 @@ def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
                 own,
                 read=lambda r: np.nan_to_num(own.read(r), nan=0.0, posinf=np.inf, neginf=-np.inf),
             ),
-            orders.added,
+            orders.plain_sum,
         ),
     )
     for name, combine in _of_output(life, own):
         yield name, combine
     if life.token.dtype == "fp8":
         for name, reading in fp8_rows.READS.items():
-            yield name, partial(replace(own, read=reading), orders.added)
+            yield name, partial(replace(own, read=reading), orders.plain_sum)
     yield from _of_slots(life)
 
 
@@ -121,7 +123,7 @@ def _before(rounding: Callable[[F32], F32]) -> Callable[[F32], U16]:
     return lambda total: bf16_round(rounding(total))
 
 
-def _held(total: F32) -> F32:
+def _clip(total: F32) -> F32:
     return np.clip(total, -LARGEST, LARGEST)
 
 
@@ -138,7 +140,7 @@ def _of_output(life: Life, own: Combiner) -> Iterator[tuple[str, Combined]]:
             partial(_apart, own, shared),
         )
         if life.token.dtype == "fp8":
-            yield "the shared expert's row is left in bfloat16", partial(_left, own, shared)
+            yield "the shared expert's row is left in bfloat16", partial(_one_in_bf16, own, shared)
     if life.token.output is None:
         return
     output = output_of(life)
@@ -154,20 +156,20 @@ def _of_output(life: Life, own: Combiner) -> Iterator[tuple[str, Combined]]:
             BF16_ROUNDINGS["ties are rounded away from zero"](in_bf16(t) + output)
         ),
     }
-    for name, finished in ways.items():
-        yield name, partial(replace(own, finished=finished), orders.added)
+    for name, finish in ways.items():
+        yield name, partial(replace(own, finish=finish), orders.plain_sum)
 
 
-def _by_expert(life: Life, rows: orders.Taken) -> F32:
+def _by_expert(life: Life, rows: orders.Terms) -> F32:
     ids = {slot.slot: slot.expert for slot in life.slots}
     return orders.in_order(rows, sorted(rows, key=lambda k: (ids.get(k, 0), k)))
 
 
 def _of_slots(life: Life) -> Iterator[tuple[str, Combined]]:
     def only(rows: Rows, slots: set[int]) -> U16:
-        kept = {k: r for k, r in rows.items() if k in slots}
+        few = {k: r for k, r in rows.items() if k in slots}
         own = Combiner.of(life)
-        return combined(kept, life, life.contract) if kept else own(orders.added, {})
+        return combined(few, life, life.contract) if few else own(orders.plain_sum, {})
 
     def without(slot: int, rows: Rows) -> U16:
         return only(rows, set(rows) - {slot})
@@ -197,18 +199,18 @@ def _expert(slot: Slot) -> str:
 
 def _with_masked_weights(life: Life, missing: list[int], rows: Rows) -> U16:
     y = combined(rows, life, life.contract) if rows else np.zeros(len(life.channels), np.uint16)
-    lost = not np.isfinite(life.token.weights[missing]).all()
-    return np.full_like(y, 0x7FC0) if lost else y
+    has_nonfinite = not np.isfinite(life.token.weights[missing]).all()
+    return np.full_like(y, 0x7FC0) if has_nonfinite else y
 
 
 def _apart(own: Combiner, slot: int, rows: Rows) -> U16:
     """A row that is added to ``y`` in bfloat16."""
-    y = own(orders.added, {k: row for k, row in rows.items() if k != slot})
+    y = own(orders.plain_sum, {k: row for k, row in rows.items() if k != slot})
     return bf16_round(bf16_decode(y) + rows[slot]) if slot in rows else y
 
 
-def _left(own: Combiner, slot: int, rows: Rows) -> U16:
+def _one_in_bf16(own: Combiner, slot: int, rows: Rows) -> U16:
     """All rows but one are read as FP8."""
     read = {k: own.read(row).astype(np.float32) for k, row in rows.items() if k != slot}
     plain = replace(own, read=as_it_is)
-    return plain(orders.added, read | {slot: rows[slot]} if slot in rows else read)
+    return plain(orders.plain_sum, read | {slot: rows[slot]} if slot in rows else read)

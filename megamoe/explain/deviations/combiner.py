@@ -21,25 +21,23 @@ class Combiner:
 
     life: Life
     read: Read
-    finished: Callable[[F32], U16]
+    finish: Callable[[F32], U16]
 
-    def __call__(self, sums: Callable[[orders.Taken], F32], rows: Rows) -> U16:
+    def __call__(self, sums: Callable[[orders.Terms], F32], rows: Rows) -> U16:
         """``sums`` takes the rows by slot, in the contract's order, and adds them."""
         slots = len(self.life.token.ids)
         order = combine_of(self.life.token, self.life.channels, self.life.contract).order(
             slots, slots in rows
         )
         every = [slots if k is None else k for k in order]
-        taken = {k: self.read(rows[k]).astype(np.float32) for k in every if k in rows}
-        return self.finished(
-            sums(taken) if taken else np.zeros(len(self.life.channels), np.float32)
-        )
+        terms = {k: self.read(rows[k]).astype(np.float32) for k in every if k in rows}
+        return self.finish(sums(terms) if terms else np.zeros(len(self.life.channels), np.float32))
 
     @classmethod
     def of(cls, life: Life) -> Combiner:
         """The contract's steps; a product of an E4M3 value and its scale is exact in fp32."""
         reads = fp8_rows.read() if life.token.dtype == "fp8" else as_it_is
-        return cls(life, reads, partial(finished_of, life, bf16_round))
+        return cls(life, reads, partial(y_of_sum, life, bf16_round))
 
 
 def as_it_is(row: F32) -> F64:
@@ -47,7 +45,7 @@ def as_it_is(row: F32) -> F64:
     return row.astype(np.float64)
 
 
-def finished_of(life: Life, rounded: Callable[[F32], U16], total: F32) -> U16:
+def y_of_sum(life: Life, rounded: Callable[[F32], U16], total: F32) -> U16:
     """``y`` of the sum: rounded, then with the output that the call adds."""
     y = rounded(total)
     return y if life.token.output is None else bf16_round(bf16_decode(y) + output_of(life))

@@ -13,11 +13,11 @@ from megamoe.explain.ways import in_bf16
 from megamoe.spec.formats import F32
 
 Array = npt.NDArray[Any]
-Named = Iterator[tuple[str, Array]]
+Copies = Iterator[tuple[str, Array]]
 _LARGEST: Final = float(np.finfo(np.float32).max)
 
 
-def words(right: Array, rows: int, blank: Array) -> Named:
+def words(right: Array, rows: int, blank: Array) -> Copies:
     """``(T, W)`` int32 words of scale bytes. ``rows``: those of the buffer; ``blank``: a word that
     nobody wrote."""
     tokens, width = right.shape
@@ -44,9 +44,9 @@ def words(right: Array, rows: int, blank: Array) -> Named:
     yield "scale words are in rows of another stride: those of columns", flat
 
 
-def ids(given: Array, experts: int) -> Named:
+def ids(values: Array, experts: int) -> Copies:
     """``(T, K)`` int64 of ``given`` ids, which are int32 or int64."""
-    wide = given.astype(np.int64)
+    wide = values.astype(np.int64)
     yield "ids are zero", np.zeros_like(wide)
     yield "ids below 0 become 0", np.maximum(wide, 0)
     yield "-1 loses its sign: it is 4294967295", wide & 0xFFFFFFFF
@@ -66,44 +66,44 @@ def ids(given: Array, experts: int) -> Named:
         "int64 ids are read as int32: each second one is the upper half",
         halves[:, : wide.shape[1]].astype(np.int64),
     )
-    pairs = np.ascontiguousarray(given.astype(np.int32)).ravel()
+    pairs = np.ascontiguousarray(values.astype(np.int32)).ravel()
     if pairs.size:
         pairs = np.concatenate([pairs, pairs])  # beyond the tensor the memory is somebody else's
         yield "two int32 ids are read as one int64", pairs.view(np.int64).reshape(wide.shape)
-    yield from _moved("ids", wide)
+    yield from _from_elsewhere("ids", wide)
 
 
-def weights(given: F32, masked: Array) -> Named:
+def weights(values: F32, masked: Array) -> Copies:
     """``(T, K)`` float32 of ``given`` routing weights; ``masked`` ``(T, K)`` bool: id below 0."""
     zero = np.float32(0)
-    yield "routing weights are zero", np.zeros_like(given)
-    yield "routing weights are rounded to bfloat16", in_bf16(given)
-    yield "routing weights are truncated to bfloat16", truncated(given)
-    yield "routing weights are rounded to fp16", given.astype(np.float16).astype(np.float32)
-    yield "subnormal routing weights are flushed to zero", flushed(given)
-    yield "routing weights lose their sign", np.abs(given)
-    yield "NaN among routing weights becomes zero", np.where(np.isnan(given), zero, given)
+    yield "routing weights are zero", np.zeros_like(values)
+    yield "routing weights are rounded to bfloat16", in_bf16(values)
+    yield "routing weights are truncated to bfloat16", truncated(values)
+    yield "routing weights are rounded to fp16", values.astype(np.float16).astype(np.float32)
+    yield "subnormal routing weights are flushed to zero", flushed(values)
+    yield "routing weights lose their sign", np.abs(values)
+    yield "NaN among routing weights becomes zero", np.where(np.isnan(values), zero, values)
     yield (
         "infinite routing weights are held to the largest number",
-        np.clip(given, np.float32(-_LARGEST), np.float32(_LARGEST)),
+        np.clip(values, np.float32(-_LARGEST), np.float32(_LARGEST)),
     )
     yield (
         "NaN becomes zero, and infinity the largest number",
-        np.nan_to_num(given, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST),
+        np.nan_to_num(values, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST),
     )
-    yield "routing weights of slots without an expert become zero", np.where(masked, zero, given)
-    total = given.sum(axis=1, keepdims=True)
-    yield "routing weights are normalised to a sum of 1", (given / total).astype(np.float32)
-    total = np.where(masked, zero, given).sum(axis=1, keepdims=True)
+    yield "routing weights of slots without an expert become zero", np.where(masked, zero, values)
+    total = values.sum(axis=1, keepdims=True)
+    yield "routing weights are normalised to a sum of 1", (values / total).astype(np.float32)
+    total = np.where(masked, zero, values).sum(axis=1, keepdims=True)
     yield (
         "routing weights are normalised to a sum of 1 over slots with an expert",
-        (given / total).astype(np.float32),
+        (values / total).astype(np.float32),
     )
-    yield "routing weights are in descending order", -np.sort(-given, axis=1)
-    yield from _moved("routing weights", given)
+    yield "routing weights are in descending order", -np.sort(-values, axis=1)
+    yield from _from_elsewhere("routing weights", values)
 
 
-def _moved(what: str, right: Array) -> Named:
+def _from_elsewhere(what: str, right: Array) -> Copies:
     """Elements from another place of the tensor."""
     tokens, slots = right.shape
     yield f"{what} are those of the slot before", np.roll(right, 1, axis=1)

@@ -14,11 +14,11 @@ from megamoe.oracle.gates import Form, form_of, gate_table, up_table
 from megamoe.spec.features import Activation
 from megamoe.spec.formats import F32, F64, bf16_round
 
-Named = tuple[str, dict[str, Any]]
+Deviation = tuple[str, dict[str, Any]]
 Function = Callable[[F32], F32]
 
 
-def catalogue(life: Life) -> Iterator[Named]:
+def catalogue(life: Life) -> Iterator[Deviation]:
     """The steps that deviate, by name; nothing for plain SwiGLU."""
     act, form = life.token.act, form_of(life.token.act, life.contract)
     if act.name == "situ":
@@ -43,7 +43,7 @@ def _times_sigmoid(gate: F32, argument: F64) -> F32:
     return (gate.astype(np.float64) * _sigmoid(argument)).astype(np.float32)
 
 
-def _alpha(act: Activation, form: Form) -> Iterator[Named]:
+def _alpha(act: Activation, form: Form) -> Iterator[Deviation]:
     alpha = np.float32(act.alpha)
 
     def by(argument: Callable[[F32], Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _alpha(act: Activation, form: Form) -> Iterator[Named]:
         yield "beta stands for alpha", by(lambda g: g * np.float32(act.beta))
 
 
-def _beta(life: Life, form: Form) -> Iterator[Named]:
+def _beta(life: Life, form: Form) -> Iterator[Deviation]:
     act, contract = life.token.act, life.contract
     beta = np.float32(act.beta)
 
@@ -87,7 +87,7 @@ def _same(values: F32) -> F32:
 # --- swiglustep ---------------------------------------------------------------------------------
 
 
-def _step(life: Life, form: Form) -> Iterator[Named]:
+def _step(life: Life, form: Form) -> Iterator[Deviation]:
     assert life.token.act.clamp is not None
     bound, exact = bound_of(life.token.act), np.float32(life.token.act.clamp)
     free = replace(form, most=None)
@@ -110,7 +110,7 @@ def _step(life: Life, form: Form) -> Iterator[Named]:
 # --- SiTU ---------------------------------------------------------------------------------------
 
 
-def _situ(form: Form) -> Iterator[Named]:
+def _situ(form: Form) -> Iterator[Deviation]:
     alpha, beta = form.alpha, form.beta
 
     def gate(function: Callable[[F64], F64]) -> Function:

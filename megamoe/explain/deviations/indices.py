@@ -28,12 +28,12 @@ def readers(linear: int) -> dict[str, Reader]:
 
 def expert_readers(life: Life) -> dict[str, Reader]:
     """Experts by a wrong index, where some slot of the life has another expert by it."""
-    used = [slot.expert for slot in life.slots if slot.expert != SHARED]
-    found: dict[str, Callable[[int], int]] = {"expert 0": lambda e: 0}
-    found |= {f"expert e modulo {1 << n}": lambda e, n=n: e % (1 << n) for n in _BITS}  # type: ignore[misc]
+    experts = [slot.expert for slot in life.slots if slot.expert != SHARED]
+    indices: dict[str, Callable[[int], int]] = {"expert 0": lambda e: 0}
+    indices |= {f"expert e modulo {1 << n}": lambda e, n=n: e % (1 << n) for n in _BITS}  # type: ignore[misc]
     out: dict[str, Reader] = {}
-    for name, index in found.items():
-        if all(index(expert) == expert for expert in used):
+    for name, index in indices.items():
+        if all(index(expert) == expert for expert in experts):
             continue
         out[f"weights are those of {name}"] = _expert(index, True, False)
         out[f"weight scales are those of {name}"] = Scales(_expert(index, False, True))
@@ -110,23 +110,23 @@ def _vanishing(o: Operands) -> Operands:
     """Both scales are 2**(byte - 127) of a signed byte: below every fp32 from 128 on."""
     codes = np.where(np.repeat(o.sf >= 128, GROUP), 0, o.codes).astype(np.uint8)
 
-    def gone(packed: U8, sf: U8) -> tuple[U8, U8]:
+    def flush(packed: U8, sf: U8) -> tuple[U8, U8]:
         each = packed.shape[1] // sf.shape[1]
         return np.where(np.repeat(sf >= 128, each, axis=1), 0, packed).astype(np.uint8), sf
 
-    return replace(o, codes=codes, late=(*o.late, gone))
+    return replace(o, codes=codes, late=(*o.late, flush))
 
 
 def _underflow(o: Operands) -> Operands:
     """The product of two scales, in fp32, is zero below 2**-149."""
     own = o.sf.astype(np.int32)
 
-    def gone(packed: U8, sf: U8) -> tuple[U8, U8]:
+    def flush(packed: U8, sf: U8) -> tuple[U8, U8]:
         each = packed.shape[1] // sf.shape[1]
-        lost = sf.astype(np.int32) + own - 254 < -149
-        return np.where(np.repeat(lost, each, axis=1), 0, packed).astype(np.uint8), sf
+        is_zero = sf.astype(np.int32) + own - 254 < -149
+        return np.where(np.repeat(is_zero, each, axis=1), 0, packed).astype(np.uint8), sf
 
-    return replace(o, late=(*o.late, gone))
+    return replace(o, late=(*o.late, flush))
 
 
 def _as_nan(sf: U8) -> U8:

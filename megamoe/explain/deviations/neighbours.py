@@ -45,15 +45,15 @@ def readers(life: Life, source: Source) -> Iterator[tuple[str, Reader]]:
                 continue
             row = cache(partial(_acts, life, source, *place[slot.expert, own + by]))
             for words, (codes, scales) in _PARTS.items():
-                said = words.format(of=f"the row {side} within its expert")
-                name = f"slot {slot.slot} (expert {slot.expert}) reads {said}"
+                row_text = words.format(of=f"the row {side} within its expert")
+                name = f"slot {slot.slot} (expert {slot.expert}) reads {row_text}"
                 yield name, partial(_read, slot.slot, row, codes, scales)
 
 
 def _acts(life: Life, source: Source, token: int, slot: int) -> tuple[U8, U8]:
     other = live(source, token, life.channels.tolist(), life.accumulator.name, life.contract)
-    made = next(one for one in other.slots if one.slot == slot)
-    return made.codes, made.exponent
+    neighbour = next(one for one in other.slots if one.slot == slot)
+    return neighbour.codes, neighbour.exponent
 
 
 def _read(slot: int, row: Row, codes: bool, scales: bool, o: Operands) -> Operands:

@@ -51,13 +51,13 @@ LAYOUTS: Final[Mapping[str, Callable[[I64, I64, int], I64]]] = {
 """The place, in bytes, of the scale byte of a row and a group."""
 
 
-def mistaken(sf: U8, written: str, read: str) -> U8:
+def mistaken(sf: U8, source: str, target: str) -> U8:
     """``(N, G)`` scale bytes that were written in one layout and are read in another."""
     groups = sf.shape[1]
     at = np.indices(sf.shape).astype(np.int64)
     memory = np.empty(sf.size, np.uint8)
-    memory[LAYOUTS[written](at[0], at[1], groups)] = sf
-    return memory[LAYOUTS[read](at[0], at[1], groups)]
+    memory[LAYOUTS[source](at[0], at[1], groups)] = sf
+    return memory[LAYOUTS[target](at[0], at[1], groups)]
 
 
 def _rows_in_tiles(sf: U8, back: bool) -> U8:
@@ -79,11 +79,11 @@ def _sf(change: Callable[[U8], U8]) -> Reader:
 
 def _layouts() -> dict[str, Reader]:
     out: dict[str, Reader] = {}
-    for written in LAYOUTS:
-        for read in LAYOUTS:
-            if written != read:
-                name = f"weight scales are written {written} and read {read}"
-                out[name] = _sf(lambda sf, w=written, r=read: mistaken(sf, w, r))  # type: ignore[misc]
+    for source in LAYOUTS:
+        for target in LAYOUTS:
+            if source != target:
+                name = f"weight scales are written {source} and read {target}"
+                out[name] = _sf(lambda sf, w=source, r=target: mistaken(sf, w, r))  # type: ignore[misc]
     out["weight scales are left in the 4 x 32 order of rows"] = _sf(
         lambda sf: _rows_in_tiles(sf, False)
     )
@@ -142,8 +142,8 @@ def _x_sf(change: Callable[[U8], U8]) -> Reader:
 
 def shifted(sf: U8, by: int) -> U8:
     """Scale bytes ``by`` octaves larger; NaN stays NaN."""
-    moved = np.clip(sf.astype(np.int32) + by, 0, UE8M0_NAN - 1)
-    return np.where(sf == UE8M0_NAN, UE8M0_NAN, moved).astype(np.uint8)
+    larger = np.clip(sf.astype(np.int32) + by, 0, UE8M0_NAN - 1)
+    return np.where(sf == UE8M0_NAN, UE8M0_NAN, larger).astype(np.uint8)
 
 
 def _negated(packed: U8, sf: U8) -> tuple[U8, U8]:

@@ -15,10 +15,10 @@ from megamoe.explain.deviations.roundings import bits_of_fp32
 from megamoe.explain.ways import in_bf16
 from megamoe.spec.formats import F32
 
-Taken = Mapping[int, F32]
+Terms = Mapping[int, F32]
 
 
-def in_order(rows: Taken, order: list[int]) -> F32:
+def in_order(rows: Terms, order: list[int]) -> F32:
     """The fp32 sum of some rows, from zero."""
     total = np.zeros_like(next(iter(rows.values())))
     for slot in order:
@@ -26,24 +26,24 @@ def in_order(rows: Taken, order: list[int]) -> F32:
     return total
 
 
-def added(rows: Taken) -> F32:
+def plain_sum(rows: Terms) -> F32:
     """As the contract adds them."""
     return in_order(rows, list(rows))
 
 
-def first(count: int, rows: Taken) -> F32:
+def first(count: int, rows: Terms) -> F32:
     """The slots below ``count`` alone."""
     return in_order(rows, [k for k in rows if k < count])
 
 
-def at_place(slot: int, place: int, rows: Taken) -> F32:
+def at_place(slot: int, place: int, rows: Terms) -> F32:
     """One slot at another place."""
     order = [k for k in rows if k != slot]
     order.insert(place, slot)
     return in_order(rows, order)
 
 
-def in_groups(many: int, rows: Taken) -> F32:
+def in_groups(many: int, rows: Terms) -> F32:
     """Each ``many`` slots on their own first."""
     total = np.zeros_like(next(iter(rows.values())))
     for start in range(0, max(rows) + 1, many):
@@ -51,13 +51,13 @@ def in_groups(many: int, rows: Taken) -> F32:
     return total
 
 
-def _pairs(rows: Taken) -> F32:
+def _pairs(rows: Terms) -> F32:
     """Even slots and odd slots apart, then both sums."""
     even, odd = (in_order(rows, [k for k in rows if k % 2 == part]) for part in (0, 1))
     return even + odd
 
 
-def _tree(rows: Taken) -> F32:
+def _tree(rows: Terms) -> F32:
     """Neighbours first, then neighbours of sums."""
     level = list(rows.values())
     while len(level) > 1:
@@ -65,22 +65,22 @@ def _tree(rows: Taken) -> F32:
     return level[0]
 
 
-def _compensated(rows: Taken) -> F32:
+def _compensated(rows: Terms) -> F32:
     """Kahan's sum."""
-    total = lost = np.zeros_like(next(iter(rows.values())))
+    total = compensation = np.zeros_like(next(iter(rows.values())))
     for row in rows.values():
-        term = row - lost
+        term = row - compensation
         larger = total + term
-        total, lost = larger, (larger - total) - term
+        total, compensation = larger, (larger - total) - term
     return total
 
 
-def _in_float64(rows: Taken) -> F32:
+def _in_float64(rows: Terms) -> F32:
     total: F32 = np.sum([row.astype(np.float64) for row in rows.values()], axis=0)
     return total
 
 
-def _running(rounded: Callable[[F32], F32], rows: Taken) -> F32:
+def _running(rounded: Callable[[F32], F32], rows: Terms) -> F32:
     total = np.zeros_like(next(iter(rows.values())))
     for row in rows.values():
         total = rounded(total + row)
@@ -95,12 +95,12 @@ def _eleven_bits(values: F32) -> F32:
     return (bits_of_fp32(values) & np.uint32(0xFFFFF000)).view(np.float32)
 
 
-def _from_ninth(rows: Taken) -> F32:
+def _from_ninth(rows: Terms) -> F32:
     order = [k for k in rows if k < 8]
     return in_order(rows, [*order, *(k for k in list(rows)[::-1] if k >= 8)])
 
 
-SUMS: Final[Mapping[str, Callable[[Taken], F32]]] = {
+SUMS: Final[Mapping[str, Callable[[Terms], F32]]] = {
     "slots are added in descending order": lambda r: in_order(r, list(r)[::-1]),
     "slots are added in pairs": _pairs,
     "slots are added as a tree": _tree,
@@ -112,5 +112,5 @@ SUMS: Final[Mapping[str, Callable[[Taken], F32]]] = {
     "the last slot is added first": lambda r: in_order(r, [list(r)[-1], *list(r)[:-1]]),
     "the rounding of each addition is compensated": _compensated,
     "the sum of slots keeps 11 bits": partial(_running, _eleven_bits),
-    "y is the mean of the slots": lambda r: added(r) / np.float32(len(r)),
+    "y is the mean of the slots": lambda r: plain_sum(r) / np.float32(len(r)),
 }

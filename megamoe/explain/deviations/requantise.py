@@ -10,7 +10,7 @@ import numpy as np
 from megamoe.explain.deviations.casts import CASTS, GROUPS, continuous_codes, in_half, regrouped
 from megamoe.explain.deviations.roundings import bits_of_fp32, flushed, tf32, truncated
 from megamoe.explain.life import Life
-from megamoe.explain.places import LEFT_OUT
+from megamoe.explain.places import ZERO_SLOT
 from megamoe.explain.ways import I32, Way, in_bf16, right
 from megamoe.oracle.groups import RECIP_448, group_amax, scaled_codes
 from megamoe.spec.contract import Contract
@@ -23,17 +23,17 @@ def catalogue(life: Life) -> Iterator[Way]:
     """Deviations of the amax, of the scale byte, and of the cast."""
     own, c = right(life), life.contract
     for name, steps in (*_before(), *_amaxes(c), *_exponents(own), *_casts(own, c)):
-        yield own.replaced(name, "requantise", **steps)
+        yield own.variant(name, "requantise", **steps)
 
 
-Named = tuple[str, dict[str, Any]]
+Deviation = tuple[str, dict[str, Any]]
 
 
-def _before() -> Iterator[Named]:
+def _before() -> Iterator[Deviation]:
     def without_nan(values: F32) -> F32:
         groups = values.reshape(*values.shape[:-1], -1, GROUP)
-        lost = np.isnan(groups).any(axis=-1, keepdims=True)
-        return np.where(lost, np.float32(0), groups).reshape(values.shape)
+        has_nan = np.isnan(groups).any(axis=-1, keepdims=True)
+        return np.where(has_nan, np.float32(0), groups).reshape(values.shape)
 
     yield "NaN makes its group zero", {"values": without_nan}
     yield "subnormal activations are flushed to zero", {"values": flushed}
@@ -43,7 +43,7 @@ def _before() -> Iterator[Named]:
     yield "activations are rounded to TF32 before requantisation", {"values": tf32}
 
 
-def _amaxes(c: Contract) -> Iterator[Named]:
+def _amaxes(c: Contract) -> Iterator[Deviation]:
     def right_amax(values: F32) -> F32:
         return group_amax(values, c)
 
@@ -52,7 +52,7 @@ def _amaxes(c: Contract) -> Iterator[Named]:
         return np.fmax.reduce(grouped, axis=-1, initial=np.float32(0))
 
     drops = c.amax_drops_nan.value
-    other = c.changed(c.revision, "a deviation", amax_drops_nan=not drops)
+    other = c.variant(c.revision, "a deviation", amax_drops_nan=not drops)
     yield "amax is taken without magnitudes", {"amax": signed}
     yield (
         "infinity is left out of amax",
@@ -116,7 +116,7 @@ def _at_limit(amax: F32, beyond: int) -> I32:
     return ((_bits(amax) & 0x7FFFFF) == _AT_448 + beyond).astype(np.int32)
 
 
-def _exponents(own: Way) -> Iterator[Named]:
+def _exponents(own: Way) -> Iterator[Deviation]:
     def byte(amax: F32) -> I32:
         return own.exponent(amax)
 
@@ -197,7 +197,7 @@ def _floored(own: Way, amax: F32, floor: int) -> I32:
     return np.maximum(ue8m0_ceil(_scaled(amax)), floor)
 
 
-def _casts(own: Way, c: Contract) -> Iterator[Named]:
+def _casts(own: Way, c: Contract) -> Iterator[Deviation]:
     for name, cast in CASTS.items():
         yield name, {"codes": lambda v, e, m, f=cast: f(v, e)}
     yield (
@@ -216,7 +216,7 @@ def _casts(own: Way, c: Contract) -> Iterator[Named]:
         )
     yield NO_CODES, {"codes": lambda v, e, m: np.zeros(v.shape, np.uint8)}
     yield (
-        LEFT_OUT,
+        ZERO_SLOT,
         {
             "codes": lambda v, e, m: np.zeros(v.shape, np.uint8),
             "exponent": lambda m: np.zeros(m.shape, np.int32),

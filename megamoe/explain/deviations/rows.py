@@ -18,7 +18,7 @@ from megamoe.spec.formats import U8
 def other_tokens(life: Life, source: Tokens) -> Iterator[tuple[str, int]]:
     """Rows that an index of the token alone can hit by mistake, without those out of range."""
     at, slots, tokens = life.at, len(life.token.ids), source.tokens
-    found = {
+    candidates = {
         "the row of the token before": at - 1,
         "the row of the token after": at + 1,
         "the row of token 0": 0,
@@ -28,7 +28,7 @@ def other_tokens(life: Life, source: Tokens) -> Iterator[tuple[str, int]]:
         "the row of the same place in the first 256 tokens": at % 256,
         "the row of the same place from the end": tokens - 1 - at,
     }
-    yield from _once(found, at, tokens)
+    yield from _once(candidates, at, tokens)
 
 
 _TOKENS_AT_MOST: Final = 1024
@@ -47,14 +47,14 @@ class ExpertRows:
     @classmethod
     def of(cls, source: Tokens) -> ExpertRows:
         """None of a batch that is too long to be read."""
-        made = cls({}, {})
+        index = cls({}, {})
         for token in range(source.tokens if source.tokens <= _TOKENS_AT_MOST else 0):
             for slot, expert in enumerate(source.token(token).ids.tolist()):
                 if expert >= 0:
-                    rows = made.tokens.setdefault(expert, [])
-                    made.at[token, slot] = len(rows)
+                    rows = index.tokens.setdefault(expert, [])
+                    index.at[token, slot] = len(rows)
                     rows.append(token)
-        return made
+        return index
 
     def others(self, token: int, slot: Slot) -> dict[str, int]:
         """The tokens of rows that an index within experts can hit by mistake."""
@@ -62,14 +62,14 @@ class ExpertRows:
         if row is None:
             return {}
         own = self.tokens[slot.expert]
-        found = {"the first row of its expert": own[0]}
+        candidates = {"the first row of its expert": own[0]}
         for by, side in ((-1, "before"), (1, "after")):
             if 0 <= row + by < len(own):
-                found[f"the row {side} within its expert"] = own[row + by]
+                candidates[f"the row {side} within its expert"] = own[row + by]
             other = self.tokens.get(slot.expert + by, [])
             if row < len(other):
-                found[f"the row of the same place in the expert {side}"] = other[row]
-        return found
+                candidates[f"the row of the same place in the expert {side}"] = other[row]
+        return candidates
 
 
 def other_tokens_of(life: Life, slot: Slot, source: Tokens, experts: ExpertRows) -> dict[str, int]:
@@ -96,8 +96,8 @@ def staged_row(life: Life, source: Tokens, token: int) -> tuple[U8, U8]:
     return codes[0], sf[0]
 
 
-def _once(found: dict[str, int], at: int, tokens: int) -> Iterator[tuple[str, int]]:
-    for name, token in found.items():
+def _once(candidates: dict[str, int], at: int, tokens: int) -> Iterator[tuple[str, int]]:
+    for name, token in candidates.items():
         if token != at and 0 <= token < tokens:
             yield name, token
 
@@ -107,7 +107,7 @@ def other_weights(life: Life, source: Tokens) -> dict[str, dict[int, np.float32]
     at, weights, tokens = life.at, life.token.weights, source.tokens
     slots = len(weights)
     live = [slot.slot for slot in life.slots if slot.slot < slots]
-    found = {
+    candidates = {
         "the routing weight is that of slot 0": dict.fromkeys(live, weights[0]),
         "the routing weight is that of the slot before": {k: weights[k - 1] for k in live},
         "the routing weight is that of the slot after": {k: weights[(k + 1) % slots] for k in live},
@@ -117,45 +117,49 @@ def other_weights(life: Life, source: Tokens) -> dict[str, dict[int, np.float32]
     for name, token in (("before", at - 1), ("after", at + 1)):
         if 0 <= token < tokens:
             other = source.token(token).weights
-            found[f"the routing weight is that of the token {name}"] = {k: other[k] for k in live}
+            candidates[f"the routing weight is that of the token {name}"] = {
+                k: other[k] for k in live
+            }
     places = {k: divmod(k * tokens + at, slots) for k in live}
-    found["the routing weight is read from the transposed index"] = {
+    candidates["the routing weight is read from the transposed index"] = {
         k: source.token(token).weights[slot] for k, (token, slot) in places.items()
     }
-    found["routing weights are transposed"] = {
+    candidates["routing weights are transposed"] = {
         k: source.token(flat % tokens).weights[flat // tokens]
         for k, flat in ((k, at * slots + k) for k in live)
     }
     for stride in (8, 16):
         if slots < stride:
             read = {k: divmod((at * stride + k) % (tokens * slots), slots) for k in live}
-            found[f"routing weights are read with a stride of {stride}"] = {
+            candidates[f"routing weights are read with a stride of {stride}"] = {
                 k: source.token(token).weights[slot] for k, (token, slot) in read.items()
             }
-    found |= sorted_weights(source, at)
+    candidates |= sorted_weights(source, at)
     order = [*live, *(k for k in range(slots) if k not in live)]
     if order != sorted(order):
-        found["routing weights skip slots without an expert"] = {k: weights[order[k]] for k in live}
-    found["NaN among routing weights is read as zero"] = {
+        candidates["routing weights skip slots without an expert"] = {
+            k: weights[order[k]] for k in live
+        }
+    candidates["NaN among routing weights is read as zero"] = {
         k: np.float32(0) if np.isnan(weights[k]) else weights[k] for k in live
     }
     most = np.finfo(np.float32).max
-    found["infinite routing weights are held to the largest number"] = {
+    candidates["infinite routing weights are held to the largest number"] = {
         k: np.clip(weights[k], -most, most) for k in live
     }
     with np.errstate(over="ignore", invalid="ignore"):
-        found["routing weights are truncated to bfloat16"] = {
+        candidates["routing weights are truncated to bfloat16"] = {
             k: _truncated(weights[k]) for k in live
         }
-        found["subnormal routing weights are flushed to zero"] = {
+        candidates["subnormal routing weights are flushed to zero"] = {
             k: np.float32(0) if abs(weights[k]) < 2.0**-126 else weights[k] for k in live
         }
     total = np.float32(sum(weights[k] for k in live))
     if total and np.isfinite(total):
-        found["routing weights are normalised to a sum of 1"] = {
+        candidates["routing weights are normalised to a sum of 1"] = {
             k: np.float32(weights[k] / total) for k in live
         }
-    return found
+    return candidates
 
 
 def _truncated(weight: np.float32) -> np.float32:

@@ -48,29 +48,29 @@ def zeros_of_codes(life: Life, acts: Acts) -> Iterator[Way]:
     own = right(life)
     values = np.concatenate([slot.value for slot in slots])
     codes = np.concatenate([slot.codes for slot in slots])
-    shown = np.concatenate([acts[slot.slot][0] for slot in slots])
-    for name, change in zeros(values, codes, shown):
-        yield own.replaced(
+    actual = np.concatenate([acts[slot.slot][0] for slot in slots])
+    for name, change in zeros(values, codes, actual):
+        yield own.variant(
             name, "requantise", codes=lambda v, e, m, f=change: f(v, own.codes(v, e, m))
         )
 
 
-def zeros(values: F32, codes: U8, shown: U8) -> Iterator[tuple[str, Change]]:
+def zeros(values: F32, codes: U8, actual: U8) -> Iterator[tuple[str, Change]]:
     """By name, the change of right codes into codes with another one in place of zeros.
 
-    ``values`` before the cast, their right ``codes``, and the codes ``shown`` by the output: of one
+    ``values`` before the cast, their right ``codes``, and the ``actual`` ones of the output: of one
     shape. None where no code of a zero is wrong.
     """
     zero = values == 0
     rounded = ((codes & 0x7F) == 0) & ~zero
-    wrong = codes != shown
+    wrong = codes != actual
     at = (zero if (zero & wrong).any() else rounded) & wrong
     if not at.any():
         return
-    size = int(np.bincount(shown[at] & 0x7F).argmax())
+    size = int(np.bincount(actual[at] & 0x7F).argmax())
     if not size:
         return
-    plus = shown[at & ~np.signbit(values) & ((shown & 0x7F) == size)]
+    plus = actual[at & ~np.signbit(values) & ((actual & 0x7F) == size)]
     code = size | (0x80 if (plus & _SIGN).mean() > 0x40 else 0) if len(plus) else size
     text = f"become {code:#04x} ({E4M3_TABLE[code]:g})"
     has_minus = bool(np.signbit(values[at]).any())
@@ -94,7 +94,7 @@ def _encoder(code: int, *, many: bool, signed: bool) -> Change:
 # --- the routing weight of another slot ---------------------------------------------------------
 
 _TOKENS_AT_MOST: Final = 1024
-_TRIED: Final = 16
+_NEAREST: Final = 16
 """Routing weights nearest to the one that a slot's codes suggest."""
 _NEAR: Final = 0.05
 """The relative distance from it: codes of 4 bits, some of them beside the right one."""
@@ -141,23 +141,23 @@ def other_slots(run: Predictor, wrong: Bools, least: int = LEAST) -> OfOthers | 
     weights = np.stack([np.where(is_live(t), t.weights, np.float32(0)) for t in tokens])
     near = {s.slot: _near(s, *run.acts[s.slot], weights) for s in slots}
     fits: dict[int, list[np.float32]] = {s.slot: [] for s in slots}
-    for k in range(max(len(found) for found in near.values())):
-        one = {slot: found[k] for slot, found in near.items() if k < len(found)}
+    for k in range(max(len(candidates) for candidates in near.values())):
+        one = {slot: candidates[k] for slot, candidates in near.items() if k < len(candidates)}
         for slot in _that_fit(run, one):
             fits[slot].append(one[slot])
     if not all(fits.values()):
         return None
-    owners = {k: np.argwhere(np.isin(weights, found)) for k, found in fits.items()}
-    chosen = {k: found[0] for k, found in fits.items()}
+    owners = {k: np.argwhere(np.isin(weights, candidates)) for k, candidates in fits.items()}
+    choice = {k: candidates[0] for k, candidates in fits.items()}
     is_unique = all(len(owner) == 1 for owner in owners.values())
-    said = ", ".join(
+    moves = ", ".join(
         f"slot {k} of token {life.at} takes that of slot {owner[0][1]} of token {owner[0][0]}"
         for k, owner in owners.items()
     )
-    name = f"{OTHER_SLOTS[1]}: {said}" if is_unique else OTHER_SLOTS[1]
-    is_shared = any(len(owners[slot]) > len(found) for slot, found in fits.items())
-    chance = 1.0 if is_shared else _by_chance(run, chosen, weights)
-    return OfOthers(_weighted(life, name, chosen), chance, is_unique)
+    name = f"{OTHER_SLOTS[1]}: {moves}" if is_unique else OTHER_SLOTS[1]
+    is_shared = any(len(owners[slot]) > len(candidates) for slot, candidates in fits.items())
+    chance = 1.0 if is_shared else _by_chance(run, choice, weights)
+    return OfOthers(_weighted(life, name, choice), chance, is_unique)
 
 
 def _that_fit(run: Predictor, weights: dict[int, np.float32]) -> list[int]:
@@ -167,7 +167,7 @@ def _that_fit(run: Predictor, weights: dict[int, np.float32]) -> list[int]:
     return [slot for slot in weights if not beyond[routed.index(slot)]]
 
 
-def _by_chance(run: Predictor, chosen: dict[int, np.float32], weights: F32) -> float:
+def _by_chance(run: Predictor, choice: dict[int, np.float32], weights: F32) -> float:
     """The probability that weights of the batch give the codes by chance.
 
     The weights that give the codes of a slot are an interval around the chosen one. Its width times
@@ -175,24 +175,24 @@ def _by_chance(run: Predictor, chosen: dict[int, np.float32], weights: F32) -> f
     one is in it with the probability ``1 - exp(-n)``. A batch of many tokens has some weight near
     to any number.
     """
-    width = dict.fromkeys(chosen, 0.0)
+    width = dict.fromkeys(choice, 0.0)
     for end in (-_NEAR, _NEAR):
-        inside, beyond = dict.fromkeys(chosen, 0.0), dict.fromkeys(chosen, end)
+        inside, beyond = dict.fromkeys(choice, 0.0), dict.fromkeys(choice, end)
         for _ in range(_HALVINGS):
-            middle = {slot: (inside[slot] + beyond[slot]) / 2 for slot in chosen}
-            moved = {s: np.float32(w * (1 + middle[s])) for s, w in chosen.items()}
-            fits = {*_that_fit(run, moved)}
+            middle = {slot: (inside[slot] + beyond[slot]) / 2 for slot in choice}
+            trial = {s: np.float32(w * (1 + middle[s])) for s, w in choice.items()}
+            fits = {*_that_fit(run, trial)}
             for slot, at in middle.items():
                 (inside if slot in fits else beyond)[slot] = at
-        for slot in chosen:
+        for slot in choice:
             width[slot] += abs(beyond[slot])
     every = np.unique(weights[weights != 0])
-    near = {s: np.sum(np.abs(every / w - 1) < _NEAR) / (2 * _NEAR) for s, w in chosen.items()}
-    return float(np.prod([-np.expm1(-width[slot] * near[slot]) for slot in chosen]))
+    near = {s: np.sum(np.abs(every / w - 1) < _NEAR) / (2 * _NEAR) for s, w in choice.items()}
+    return float(np.prod([-np.expm1(-width[slot] * near[slot]) for slot in choice]))
 
 
 def _weighted(life: Life, name: str, weights: dict[int, np.float32]) -> Way:
-    return right(life).replaced(
+    return right(life).variant(
         name, OTHER_SLOTS[0], weight=lambda slot: weights.get(slot.slot, slot.weight)
     )
 
@@ -210,7 +210,7 @@ def _near(slot: Slot, codes: U8, sf: U8, weights: F32) -> F32:
     guess = (close.mean() if len(close) else middle) * slot.weight
     every = np.unique(weights[(weights != 0) & (weights != slot.weight) & np.isfinite(weights)])
     distance = np.abs(every / guess - 1)
-    order = np.argsort(distance, kind="stable")[:_TRIED]
+    order = np.argsort(distance, kind="stable")[:_NEAREST]
     return np.asarray(every[order][distance[order] < _NEAR], np.float32)
 
 

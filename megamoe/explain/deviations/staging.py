@@ -48,14 +48,14 @@ def catalogue(life: Life, source: Tokens) -> Iterator[StagedWay]:
     yield StagedWay(
         "the scale is amax / 448 itself, not a power of two", partial(_continuous, hidden, life)
     )
-    for name, changed in _clauses(c):
-        yield StagedWay(name, partial(_row, life, changed))
+    for name, variant in _clauses(c):
+        yield StagedWay(name, partial(_row, life, variant))
     with np.errstate(over="ignore", invalid="ignore"):
         half = hidden.astype(np.float16).astype(np.float32)
     yield StagedWay("hidden states go through fp16", partial(_quantized, half, _amax(half, c), c))
     yield StagedWay("the exponent is not clamped", partial(_unclamped, hidden, c))
     yield StagedWay("a group of zeros has the scale byte 127", partial(_zero_groups, hidden, c))
-    yield from _stored(life)
+    yield from _of_storage(life)
     yield from _zeros(life)
     for by, side in ((-1, "before"), (1, "after")):
         token = (life.at + by) % source.tokens
@@ -107,8 +107,8 @@ def _coded(hidden: F32, exponent: I32, contract: Contract) -> Staged:
 
 def _clipped(hidden: F32, contract: Contract) -> F32:
     """Values for the cast: a contract that clips first makes 448 of NaN, as of infinity."""
-    lost = contract.staging_clips.value & np.isnan(hidden)
-    return np.where(lost, np.float32(np.inf), hidden)
+    is_nan = contract.staging_clips.value & np.isnan(hidden)
+    return np.where(is_nan, np.float32(np.inf), hidden)
 
 
 def _zero_groups(hidden: F32, contract: Contract) -> Staged:
@@ -205,7 +205,7 @@ def _clauses(c: Contract) -> Iterator[tuple[str, Contract]]:
     """One clause of the contract has another value."""
 
     def but(**values: object) -> Contract:
-        return c.changed(c.revision, "a deviation", **values)
+        return c.variant(c.revision, "a deviation", **values)
 
     for floor in (0.0, 1e-30, 1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4):
         if floor != c.staging_amax_floor.value:
@@ -232,7 +232,7 @@ def _clauses(c: Contract) -> Iterator[tuple[str, Contract]]:
         yield "values are clipped before the cast, NaN too", but(staging_clips=True)
 
 
-def _stored(life: Life) -> Iterator[StagedWay]:
+def _of_storage(life: Life) -> Iterator[StagedWay]:
     """Right codes or right scale bytes, the other one not as it should be stored."""
     x, sf = life.x, life.x_sf
     words = sf.reshape(-1, 4)
@@ -245,8 +245,8 @@ def _stored(life: Life) -> Iterator[StagedWay]:
         ("scale bytes are those of the group before", np.roll(sf, 1)),
         ("scale bytes are those of the group after", np.roll(sf, -1)),
     )
-    for name, stored in others:
-        yield StagedWay(name, partial(_both, x, stored))
+    for name, bytes_ in others:
+        yield StagedWay(name, partial(_both, x, bytes_))
     yield StagedWay("x is not written: zeros", lambda: (np.zeros_like(x), sf))
     yield StagedWay("neither is written: zeros", lambda: (np.zeros_like(x), np.zeros_like(sf)))
     swapped = x.reshape(-1, 2)[:, ::-1].ravel()

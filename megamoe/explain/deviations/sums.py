@@ -66,7 +66,7 @@ def _in_turn(run: int) -> Callable[[F64], Pair]:
     return read
 
 
-def _left_in_turn(run: int) -> Callable[[F64], Pair]:
+def _halves_of_turns(run: int) -> Callable[[F64], Pair]:
     """Rows of gate and up in turn by ``run``, cut in halves."""
 
     def read(sums: F64) -> Pair:
@@ -83,9 +83,9 @@ GATE_UP: Final[Mapping[str, Callable[[F64], Pair]]] = {
     "gate and up are read interleaved": _in_turn(1),
     "gate and up are read interleaved by 8": _in_turn(8),
     "gate and up are read interleaved by 16": _in_turn(16),
-    "gate and up rows are in turn and are read as halves": _left_in_turn(1),
-    "gate and up rows are in turn by 8 and are read as halves": _left_in_turn(8),
-    "gate and up rows are in turn by 16 and are read as halves": _left_in_turn(16),
+    "gate and up rows are in turn and are read as halves": _halves_of_turns(1),
+    "gate and up rows are in turn by 8 and are read as halves": _halves_of_turns(8),
+    "gate and up rows are in turn by 16 and are read as halves": _halves_of_turns(16),
     "gate and up are not rounded to bfloat16": _unrounded,
     "gate and up are truncated to bfloat16": _truncated,
     "gate and up are rounded to fp16": _in_half,

@@ -19,8 +19,8 @@ from megamoe.explain.ways import Operands, Reader
 def readers(source: Source) -> Iterator[tuple[str, Reader]]:
     """By name; none where the expert beside each one has rows, since that is the same then. The
     first has none before it, and the last none after it: these keep their own."""
-    used = sorted(ExpertRows.of(source).tokens)
-    pairs = [*pairwise(used)]
+    experts = sorted(ExpertRows.of(source).tokens)
+    pairs = [*pairwise(experts)]
     if all(second == first + 1 for first, second in pairs):
         return
     name = "weights and scales are those of the expert"

@@ -62,16 +62,16 @@ def _before(life: Life) -> Iterator[tuple[str, Steps]]:
 
     def rounded(of_gate: bool, of_up: bool, sums: F64, weight: F32) -> Any:
         pair = clamped(*halves(sums, contract), life.token.act, contract)
-        chosen = zip(pair, (of_gate, of_up), strict=True)
-        return tuple(_times(values, weight) if of else values for values, of in chosen)
+        pairs = zip(pair, (of_gate, of_up), strict=True)
+        return tuple(_times(values, weight) if of else values for values, of in pairs)
 
-    for name, weighed, of in (
+    for name, weigh, of in (
         ("gate and up", both, (True, True)), ("the gate", gate, (True, False)),
         ("up", up, (False, True)),
     ):  # fmt: skip
-        yield f"before silu to {name}", {"weighed": weighed}
+        yield f"before silu to {name}", {"weigh": weigh}
         if of[0]:  # of up alone it is the product of another order
-            steps = {"weighed": partial(rounded, *of), "clamp": lambda g, u: (g, u)}
+            steps = {"weigh": partial(rounded, *of), "clamp": lambda g, u: (g, u)}
             yield f"before silu to {name} as bfloat16", steps
 
 
@@ -83,20 +83,20 @@ def _after(life: Life) -> Iterator[tuple[str, Steps]]:
     own = Combiner.of(life)
     weights = np.append(life.token.weights, np.float32(1))  # the last is the shared expert's
 
-    def rounded_twice(rows: orders.Taken) -> F32:
-        return orders.added({k: in_bf16(_times(row, weights[k])) for k, row in rows.items()})
+    def rounded_twice(rows: orders.Terms) -> F32:
+        return orders.plain_sum({k: in_bf16(_times(row, weights[k])) for k, row in rows.items()})
 
-    def in_fp32(rows: orders.Taken) -> F32:
-        return orders.added({k: _times(row, weights[k]) for k, row in rows.items()})
+    def in_fp32(rows: orders.Terms) -> F32:
+        return orders.plain_sum({k: _times(row, weights[k]) for k, row in rows.items()})
 
-    def fused(rows: orders.Taken) -> F32:
+    def fused(rows: orders.Terms) -> F32:
         total = np.zeros_like(next(iter(rows.values())))
         for k, row in rows.items():
             total = fma(row, np.full(1, weights[k], np.float32), total)
         return total
 
-    def of_slot_0(rows: orders.Taken) -> F32:
-        return _times(orders.added(rows), weights[0])
+    def of_slot_0(rows: orders.Terms) -> F32:
+        return _times(orders.plain_sum(rows), weights[0])
 
     for name, sums in (
         ("at combine to the slot rows, by fp32 products", in_fp32),

@@ -1,7 +1,7 @@
 """Sums or activations that are zero: what a row of zeros gives, as a padding row is.
 
 Their scale bytes are those of the contract's floor. Where it has none, these are the codes and
-bytes of a slot that is left out (:data:`megamoe.explain.places.LEFT_OUT`).
+bytes of a slot that is left out (:data:`megamoe.explain.places.ZERO_SLOT`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ def catalogue(life: Life) -> Iterator[Way]:
     NaN makes that something else."""
     own = right(life)
     if own.exponent(np.zeros(1, np.float32))[0]:
-        yield own.replaced(SUMS, "linear 1", total=lambda blocks: np.zeros(blocks.shape[1:]))
+        yield own.variant(SUMS, "linear 1", total=lambda blocks: np.zeros(blocks.shape[1:]))
         if not np.isfinite([slot.weight for slot in life.slots]).all():
-            yield own.replaced(ACTIVATIONS, "requantise", values=np.zeros_like)
+            yield own.variant(ACTIVATIONS, "requantise", values=np.zeros_like)

@@ -2,8 +2,8 @@
 
 A kernel launched with ``launch_pdl`` (programmatic dependent launch) starts when every block of the
 kernel before has ended or called :func:`next_may_start`, and must not read what that kernel writes
-before its own :func:`started` has returned. Then everything before it is there to be read too,
-provided that each kernel of the chain waits in every block.
+before its own :func:`wait_for_previous` has returned. Then everything before it is there to be
+read too, provided that each kernel of the chain waits in every block.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from triton.experimental.gluon import language as gl
 
 
 @gluon.jit
-def started(number):
+def wait_for_previous(number):
     """``number``, once all that the kernels before have written is there to be read.
 
     Whatever is read of the kernel before must hang on what this returns.
@@ -28,7 +28,7 @@ def started(number):
 
 @gluon.jit
 def next_may_start(number):
-    """Let the next kernel's blocks start, up to their :func:`started`; returns ``number``.
+    """Let the next kernel's blocks start, up to :func:`wait_for_previous`; returns ``number``.
 
     Late in a kernel that fills the GPU: blocks that start early settle wherever there is room, and
     not evenly.
@@ -40,8 +40,8 @@ def next_may_start(number):
 
 
 @triton.jit
-def started_tl(number):
-    """:func:`started` for kernels in Triton's own language."""
+def wait_for_previous_tl(number):
+    """:func:`wait_for_previous` for kernels in Triton's own language."""
     return tl.inline_asm_elementwise(
         "griddepcontrol.wait; mov.b32 $0, $1;", "=r,r", [number],
         dtype=tl.int32, is_pure=False, pack=1,

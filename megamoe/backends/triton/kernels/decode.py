@@ -79,11 +79,11 @@ def decoded(packed, words, layout: gl.constexpr, operand: gl.constexpr, WIDE: gl
             pack=2,
         )
     else:
-        chosen = 0x4040 + group * 0x0101
+        selector = 0x4040 + group * 0x0101
         o0, o1, o2, o3 = gl.inline_asm_elementwise(
             _NARROW_ASM,
             "=&r,=&r,=&r,=&r,r,r,r,r,r",
-            [packed, words[:, None], chosen[None, :]],
+            [packed, words[:, None], selector[None, :]],
             dtype=(gl.bfloat16, gl.bfloat16, gl.bfloat16, gl.bfloat16),
             is_pure=True,
             pack=2,

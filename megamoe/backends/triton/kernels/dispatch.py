@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from megamoe.backends.triton.kernels.chain import next_may_start_tl, started_tl
+from megamoe.backends.triton.kernels.chain import next_may_start_tl, wait_for_previous_tl
 from megamoe.backends.triton.kernels.staging import power_of_two
 
 
@@ -34,7 +34,7 @@ def dispatch(
     """
     program = tl.program_id(0)
     if EARLY:
-        program = next_may_start_tl(started_tl(program))
+        program = next_may_start_tl(wait_for_previous_tl(program))
     if program == 0:
         if tl.program_id(1) == 0:
             _sort(ids, order, counts, tiles, tokens * top_k, experts, max_tiles,
@@ -104,13 +104,13 @@ def _tiles(tiles, count, ends, max_tiles, ROWS: tl.constexpr):
     for start in range(0, max_tiles, 32):
         tile = start + tl.arange(0, 32)
         live = tile < last
-        expert = tl.where(live, _passed(tile_ends, tile), 0)
+        expert = tl.where(live, _ends_before(tile_ends, tile), 0)
         number = tile - tl.gather(tile_ends - each, expert, 0)
         _store_tiles(tiles, tile, live, expert, number, count, ends, max_tiles, ROWS)
 
 
 @triton.jit
-def _passed(ends, tile):
+def _ends_before(ends, tile):
     """How many of ``ends`` each of ``tile`` has reached."""
     return tl.sum((ends[None, :] <= tile[:, None]).to(tl.int32), axis=1)
 
@@ -144,17 +144,17 @@ def count(
 
 @triton.jit
 def rank(
-    ids, counts, taken, order, places, tiles, total, experts, max_tiles,
+    ids, counts, cursors, order, places, tiles, total, experts, max_tiles,
     ROWS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr, TALLIES: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """Second: ``order`` as in :func:`dispatch`, its inverse ``places`` (T*K,), and ``tiles``.
 
-    ``taken`` (TALLIES, EXPERTS) int32 must be zero before. EARLY: see :mod:`.chain`.
+    ``cursors`` (TALLIES, EXPERTS) int32 must be zero before. EARLY: see :mod:`.chain`.
     """
     program = tl.program_id(0)
     if EARLY:
-        program = next_may_start_tl(started_tl(program))
+        program = next_may_start_tl(wait_for_previous_tl(program))
     tally = tl.arange(0, TALLIES)[:, None]
     tallies = tl.load(counts + tally * EXPERTS + tl.arange(0, EXPERTS)[None, :])
     number = tl.sum(tallies, 0)
@@ -166,7 +166,7 @@ def rank(
     live = (expert >= 0) & (expert < experts)
     expert = tl.where(live, expert, 0).to(tl.int32)
     first = tl.gather(ends - number + before, expert, 0)
-    to = first + tl.atomic_add(taken + mine * EXPERTS + expert, 1, mask=live, sem="relaxed")
+    to = first + tl.atomic_add(cursors + mine * EXPERTS + expert, 1, mask=live, sem="relaxed")
     tl.store(order + to, at, mask=live)
     tl.store(places + at, tl.where(live, to, -1), mask=at < total)
     _tiles_by_size(tiles, number, ends, program, max_tiles, ROWS)
@@ -189,9 +189,11 @@ def _tiles_by_size(tiles, count, ends, program, max_tiles, ROWS: tl.constexpr):
     last = larges + tl.sum(small, 0)
     for start in range(program * 32, max_tiles, tl.num_programs(0) * 32):
         tile = start + tl.arange(0, 32)
-        of_rest = tl.where(tile < larges, _passed(large_ends, tile), _passed(small_ends, tile))
+        of_rest = tl.where(
+            tile < larges, _ends_before(large_ends, tile), _ends_before(small_ends, tile)
+        )
         live = tile < last
-        expert = tl.where(tile < wholes, _passed(whole_ends, tile), of_rest)
+        expert = tl.where(tile < wholes, _ends_before(whole_ends, tile), of_rest)
         expert = tl.where(live, expert, 0)
         number = tl.where(
             tile < wholes, tile - tl.gather(whole_ends - whole, expert, 0),
@@ -211,7 +213,7 @@ def spread(
     """
     token = tl.program_id(0)
     if EARLY:
-        token = next_may_start_tl(started_tl(token))
+        token = next_may_start_tl(wait_for_previous_tl(token))
     token = token.to(tl.int64)
     to = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     value = _operand(x, x_sf, token, to, hidden, True)
@@ -232,7 +234,7 @@ def combine(
     """
     token = tl.program_id(0)
     if EARLY:
-        token = started_tl(token)
+        token = wait_for_previous_tl(token)
     token = token.to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)

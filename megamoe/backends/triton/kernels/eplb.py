@@ -22,10 +22,10 @@ def _remap(
     count = tl.maximum(tl.load(counts + logical, mask=valid, other=1).to(tl.int64), 1)
     replica = hashed % count
     # A count beyond the table's width is wrong; it must not reach the neighbour's replicas.
-    known = valid & (replica < table_stride)
-    physical = tl.load(table + logical * table_stride + replica, mask=known, other=-1)
+    in_table = valid & (replica < table_stride)
+    physical = tl.load(table + logical * table_stride + replica, mask=in_table, other=-1)
     physical = physical.to(tl.int64)
     tl.store(out + at, physical.to(out.dtype.element_ty), mask=inside)
-    counted = inside & (physical >= 0) & (physical < physical_experts)
-    counted = counted & (tl.load(record) != 0)
-    tl.atomic_add(load + tl.where(counted, physical, 0), 1, mask=counted, sem="relaxed")
+    in_load = inside & (physical >= 0) & (physical < physical_experts)
+    in_load = in_load & (tl.load(record) != 0)
+    tl.atomic_add(load + tl.where(in_load, physical, 0), 1, mask=in_load, sem="relaxed")

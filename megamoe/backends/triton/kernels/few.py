@@ -15,7 +15,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from megamoe.backends.triton.kernels.chain import next_may_start, started
+from megamoe.backends.triton.kernels.chain import next_may_start, wait_for_previous
 from megamoe.backends.triton.kernels.decode import decoded
 from megamoe.backends.triton.kernels.epilogue import activate, store_rows
 from megamoe.backends.triton.kernels.layouts import (
@@ -84,9 +84,9 @@ def _apart(k):
 
 
 @gluon.jit
-def _product(asked, w, s, x, steps, N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.constexpr):
-    """(64, N) fp32 over ``steps`` steps; ``asked``: :func:`_fetch` of the first AHEAD of them."""
-    AHEAD: gl.constexpr = len(asked) // 2
+def _product(prefetch, w, s, x, steps, N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.constexpr):
+    """(64, N) fp32 over ``steps`` steps; ``prefetch``: :func:`_fetch` of the first AHEAD."""
+    AHEAD: gl.constexpr = len(prefetch) // 2
     last = steps - 1
     whole = last // AHEAD * AHEAD
     acc = gl.zeros([ROWS, N], gl.float32, few_layout(WARPS))
@@ -95,16 +95,16 @@ def _product(asked, w, s, x, steps, N: gl.constexpr, WARPS: gl.constexpr, WIDE: 
     for k in range(0, whole, AHEAD):
         later = ()
         for i in gl.static_range(AHEAD):
-            acc = _step(acc, asked[2 * i], asked[2 * i + 1], xa, N, WARPS, WIDE)
+            acc = _step(acc, prefetch[2 * i], prefetch[2 * i + 1], xa, N, WARPS, WIDE)
             later = later + _fetch(w, s, k + (AHEAD + i), last)
             xa = xb
             xb = _tokens(x, k + (i + 2), last)
             k = _apart(k)
-        asked = later
+        prefetch = later
     # From 1 to AHEAD steps are left, and all their weights are on the way.
     for i in gl.static_range(AHEAD):
         if steps - whole > i:
-            acc = _step(acc, asked[2 * i], asked[2 * i + 1], xa, N, WARPS, WIDE)
+            acc = _step(acc, prefetch[2 * i], prefetch[2 * i + 1], xa, N, WARPS, WIDE)
             xa = xb
             xb = _tokens(x, whole + (i + 2), last)
     return acc
@@ -119,10 +119,10 @@ def _weights(weight, scale, block, steps, WARPS: gl.constexpr, AHEAD: gl.constex
     start = block * steps * ROWS
     w = weight + start * 16 + row[:, None] * 16 + word[None, :]
     s = scale + start + row
-    asked = ()
+    prefetch = ()
     for i in gl.static_range(AHEAD):
-        asked = asked + _fetch(w, s, i, steps - 1)
-    return w, s, asked
+        prefetch = prefetch + _fetch(w, s, i, steps - 1)
+    return w, s, prefetch
 
 
 @gluon.jit
@@ -147,20 +147,20 @@ def linear1(
     BI: gl.constexpr = ROWS // 2
     blocks = inter // BI
     # Where these blocks leave room, those of linear 2 start now, and ask for their weights.
-    program = next_may_start(started(gl.program_id(0)))
+    program = next_may_start(wait_for_previous(gl.program_id(0)))
     tile = program // blocks
     block = program % blocks
     expert = gl.load(tiles + tile * 3)
     if expert < 0:
         return
     steps = hidden // 128
-    w, s, asked = _weights(w13, s13, expert.to(gl.int64) * blocks + block, steps, WARPS, AHEAD)
+    w, s, prefetch = _weights(w13, s13, expert.to(gl.int64) * blocks + block, steps, WARPS, AHEAD)
     first = gl.load(tiles + tile * 3 + 1)
     end = gl.load(tiles + tile * 3 + 2)
     r = first + gl.arange(0, N, layout=gl.SliceLayout(1, few_pairs_layout(N, WARPS)))
     tokens = gl.load(order + gl.minimum(r, end - 1)) // top_k
     rows = _token_rows(x, tokens, steps, N, WARPS)
-    acc = _product(asked, w, s, rows, steps, N, WARPS, WIDE)
+    acc = _product(prefetch, w, s, rows, steps, N, WARPS, WIDE)
     both = acc.to(gl.bfloat16).reshape([ROWS // 16, 2, 8, N]).permute([0, 2, 3, 1])
     gate, up = gl.split(both)
     act_l: gl.constexpr = act_layout(N, BI, WARPS)
@@ -186,17 +186,17 @@ def linear2(
     block = gl.program_id(0) % blocks
     expert = gl.load(tiles + tile * 3)
     if expert < 0:
-        started(tile)  # the next kernel relies on every block's having waited
+        wait_for_previous(tile)  # the next kernel relies on every block's having waited
         return
     steps = inter // 128
-    w, s, asked = _weights(w2, s2, expert.to(gl.int64) * blocks + block, steps, WARPS, AHEAD)
+    w, s, prefetch = _weights(w2, s2, expert.to(gl.int64) * blocks + block, steps, WARPS, AHEAD)
     first = gl.load(tiles + tile * 3 + 1)
     end = gl.load(tiles + tile * 3 + 2)
     r = first + gl.arange(0, N, layout=gl.SliceLayout(1, few_pairs_layout(N, WARPS)))
     pairs = gl.load(order + gl.minimum(r, end - 1))
     # Zero, but known only then: no row may be read before.
-    pairs = pairs + (started(tile) - tile)
+    pairs = pairs + (wait_for_previous(tile) - tile)
     rows = _token_rows(acts, pairs, steps, N, WARPS)
-    acc = _product(asked, w, s, rows, steps, N, WARPS, WIDE)
+    acc = _product(prefetch, w, s, rows, steps, N, WARPS, WIDE)
     next_may_start(tile)
     store_rows(acc, first, end, block * ROWS, order, slots, hidden, N, WARPS)

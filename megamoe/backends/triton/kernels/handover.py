@@ -2,7 +2,7 @@
 
 A group leaves the (64, N) sums of each of its boxes of weight rows in shared memory, rounded to
 bfloat16, and multiplies on. For each box there are two barriers: ``ready``, when the sums are there
-to be read, and ``taken``, when there is room for those of the next share.
+to be read, and ``free``, when there is room for those of the next share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHANNELS: gl.constexpr = gl.constexpr(
 
 @gluon.jit
 def room_for_sums(GATED: gl.constexpr, N: gl.constexpr, BOXES: gl.constexpr):
-    """Shared memory of a share's sums, and its barriers ``ready`` and ``taken``.
+    """Shared memory of a share's sums, and its barriers ``ready`` and ``free``.
 
     GATED: weight rows are gate and up rows, 8 and 8 in turn.
     """
@@ -39,17 +39,17 @@ def room_for_sums(GATED: gl.constexpr, N: gl.constexpr, BOXES: gl.constexpr):
     else:
         sums = gl.allocate_shared_memory(gl.bfloat16, [2 * BOXES, N, ROWS], CHANNELS)
     ready = gl.allocate_shared_memory(gl.int64, [2 * BOXES, 1], mbarrier.MBarrierLayout())
-    taken = gl.allocate_shared_memory(gl.int64, [2 * BOXES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [2 * BOXES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2 * BOXES):
         mbarrier.init(ready.index(i), count=1)
-        mbarrier.init(taken.index(i), count=1)
-    return sums, ready, taken
+        mbarrier.init(free.index(i), count=1)
+    return sums, ready, free
 
 
 @gluon.jit
-def hand_over(acc, handed, box: gl.constexpr, shares, N: gl.constexpr, GATED: gl.constexpr):
+def hand_over(acc, handover, box: gl.constexpr, shares, N: gl.constexpr, GATED: gl.constexpr):
     """``acc`` (64, N) fp32 of ``box``, rounded to bfloat16, after ``shares`` shares before it."""
-    sums, ready, taken = handed
+    sums, ready, free = handover
     if GATED:
         gate, up = gl.split(acc.reshape([ROWS // 16, 2, 8, N]).permute([0, 2, 3, 1]))
         rounded = gl.inline_asm_elementwise(
@@ -58,7 +58,7 @@ def hand_over(acc, handed, box: gl.constexpr, shares, N: gl.constexpr, GATED: gl
         ).reshape([ROWS // 2, N])  # fmt: skip
     else:
         rounded = acc.to(gl.bfloat16)
-    mbarrier.wait(taken.index(box), (shares & 1) ^ 1)
+    mbarrier.wait(free.index(box), (shares & 1) ^ 1)
     sums.index(box).slice(0, N).store(rounded.permute([1, 0]))
     barrier()  # every warp of the group has stored its part
     mbarrier.arrive(ready.index(box))
@@ -66,11 +66,11 @@ def hand_over(acc, handed, box: gl.constexpr, shares, N: gl.constexpr, GATED: gl
 
 @gluon.jit
 def write_activations(
-    handed, box, shares, first, end, channel0, place,
+    handover, box, shares, first, end, channel0, place,
     N: gl.constexpr, BOXES: gl.constexpr, HAS_CLAMP: gl.constexpr, FAST: gl.constexpr,
 ):  # fmt: skip
     """SwiGLU and requantisation of the 32 channels of ``box``, which begin at ``channel0``."""
-    sums, ready, taken = handed
+    sums, ready, free = handover
     order, topk_weights, acts, codes, sf, inter, clamp = place
     ROWS_NOW: gl.constexpr = PIECE if FAST else PIECE // 2
     layout: gl.constexpr = act_layout(ROWS_NOW, ROWS // 2, WRITERS)
@@ -84,15 +84,15 @@ def write_activations(
             gate, up, first + i * ROWS_NOW, end, channel0, order, topk_weights, acts, codes, sf,
             inter, clamp, HAS_CLAMP, FAST, True,
         )  # fmt: skip
-    mbarrier.arrive(taken.index(box))
+    mbarrier.arrive(free.index(box))
 
 
 @gluon.jit
 def write_rows(
-    handed, box, shares, first, end, channel0, place, N: gl.constexpr, BOXES: gl.constexpr
+    handover, box, shares, first, end, channel0, place, N: gl.constexpr, BOXES: gl.constexpr
 ):
     """The 64 channels of ``box``, which begin at ``channel0``, to the rows of their slots."""
-    sums, ready, taken = handed
+    sums, ready, free = handover
     order, slots, hidden = place
     layout: gl.constexpr = store_layout(ROWS, WRITERS)
     pieces = sums._reinterpret(gl.bfloat16, [2 * BOXES * N // PIECE, PIECE, ROWS], CHANNELS)
@@ -104,4 +104,4 @@ def write_rows(
         at = pair.to(gl.int64)[:, None] * hidden + column[None, :]
         value = pieces.index(box * (N // PIECE) + i).load(layout)
         gl.store(slots + at, value, mask=(row < end)[:, None])
-    mbarrier.arrive(taken.index(box))
+    mbarrier.arrive(free.index(box))

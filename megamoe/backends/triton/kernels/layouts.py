@@ -120,11 +120,11 @@ def boxed_layout(rows: int, acts: gl.BlockedLayout) -> gl.DistributedLinearLayou
 
     Each thread has the elements that it has of :func:`act_layout`: nothing changes threads.
     """
-    held = acts.size_per_thread[1].bit_length() - 1  # bits of the channel within a thread
+    bits = acts.size_per_thread[1].bit_length() - 1  # bits of the channel within a thread
     to = [[0, 8], [0, 16], [0, 1], [0, 2], [0, 4]]  # where the bits a, b, h and t (two) go
-    lanes = to[held:] + [[2**i, 0] for i in range(rows.bit_length() - 1)]
+    lanes = to[bits:] + [[2**i, 0] for i in range(rows.bit_length() - 1)]
     return gl.DistributedLinearLayout(
-        reg_bases=sorted(to[:held]),
+        reg_bases=sorted(to[:bits]),
         lane_bases=lanes[:5],
         warp_bases=lanes[5:],
         block_bases=[],

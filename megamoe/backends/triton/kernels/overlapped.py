@@ -30,7 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from megamoe.backends.triton.kernels.chain import started
+from megamoe.backends.triton.kernels.chain import wait_for_previous
 from megamoe.backends.triton.kernels.decode import decoded
 from megamoe.backends.triton.kernels.handover import (
     WRITERS,
@@ -75,13 +75,13 @@ def _share(work, number, BOXES: gl.constexpr):
 def _produce(shared, work, x, weight, N: gl.constexpr, BOXES: gl.constexpr, STAGES: gl.constexpr):
     """Copy each step's token rows and weight rows as soon as a stage is free."""
     xs, ws, full, empty, _turn, steps = shared
-    done = gl.to_tensor(0)
+    offset = gl.to_tensor(0)
     for number in range(work[3], work[2], gl.num_programs(0)):
         expert, first, _end, box = _share(work, number, BOXES)
         if expert >= 0:
             for k in range(steps):
-                slot = (done + k) % STAGES
-                free = (((done + k) // STAGES) & 1) ^ 1
+                slot = (offset + k) % STAGES
+                free = (((offset + k) // STAGES) & 1) ^ 1
                 low = full.index(2 * slot)
                 mbarrier.wait(empty.index(2 * slot), free)
                 mbarrier.expect(low, N * 128 + 2 * BOXES * ROWS * 64)
@@ -96,7 +96,7 @@ def _produce(shared, work, x, weight, N: gl.constexpr, BOXES: gl.constexpr, STAG
                 tma.async_copy_global_to_shared(
                     x, [first, k * 128 + 64], high, xs.index(2 * slot + 1)
                 )
-            done += steps
+            offset += steps
 
 
 @gluon.jit
@@ -111,13 +111,13 @@ def _halves(a, operand: gl.constexpr):
 
 @gluon.jit
 def _product(
-    shared, scale, box, done,
+    shared, scale, box, offset,
     GROUP: gl.constexpr, N: gl.constexpr, BOXES: gl.constexpr, STAGES: gl.constexpr,
     WIDE: gl.constexpr,
 ):  # fmt: skip
     """(64, N) fp32 of each of a group's boxes: its weight rows times token rows, K ascending.
 
-    Always two; of one box they are the same. ``done``: steps that this block has behind it.
+    Always two; of one box they are the same. ``offset``: steps that this block has behind it.
     """
     xs, ws, full, empty, turn, steps = shared
     mma: gl.constexpr = mma_layout(WARPS, N)
@@ -132,8 +132,8 @@ def _product(
         words1 = gl.load(s1)
         acc1 = gl.zeros([ROWS, N], gl.float32, mma)
     for k in range(steps):
-        slot = (done + k) % STAGES
-        there = ((done + k) // STAGES) & 1
+        slot = (offset + k) % STAGES
+        there = ((offset + k) // STAGES) & 1
         mbarrier.wait(full.index(2 * slot), there)
         part = slot * (2 * BOXES) + GROUP * BOXES
         ahead = gl.minimum(k + 1, steps - 1) * ROWS
@@ -147,7 +147,7 @@ def _product(
         x_low = xs.index(2 * slot).slice(0, N).permute((1, 0))
         x_high = xs.index(2 * slot + 1).slice(0, N).permute((1, 0))
         mbarrier.wait(full.index(2 * slot + 1), there)
-        mbarrier.wait(turn.index(GROUP), ((done + k) & 1) ^ (1 - GROUP))
+        mbarrier.wait(turn.index(GROUP), ((offset + k) & 1) ^ (1 - GROUP))
         t0 = warpgroup_mma(low0, x_low, acc0, is_async=True)
         if BOXES == 2:
             t1 = warpgroup_mma(low1, x_low, acc1, is_async=True)
@@ -193,45 +193,45 @@ def _shared(x, weight, steps, N: gl.constexpr, BOXES: gl.constexpr, STAGES: gl.c
 
 @gluon.jit
 def _rows(
-    shared, handed, scale, box, done, shares,
+    shared, handover, scale, box, offset, shares,
     GROUP: gl.constexpr, N: gl.constexpr, BOXES: gl.constexpr, STAGES: gl.constexpr,
     WIDE: gl.constexpr, GATED: gl.constexpr,
 ):  # fmt: skip
-    acc0, acc1 = _product(shared, scale, box, done, GROUP, N, BOXES, STAGES, WIDE)
-    hand_over(acc0, handed, GROUP * BOXES, shares, N, GATED)
+    acc0, acc1 = _product(shared, scale, box, offset, GROUP, N, BOXES, STAGES, WIDE)
+    hand_over(acc0, handover, GROUP * BOXES, shares, N, GATED)
     if BOXES == 2:
-        hand_over(acc1, handed, GROUP * BOXES + 1, shares, N, GATED)
+        hand_over(acc1, handover, GROUP * BOXES + 1, shares, N, GATED)
 
 
 @gluon.jit
 def _multiply(
-    shared, handed, work, scale,
+    shared, handover, work, scale,
     GROUP: gl.constexpr, N: gl.constexpr, BOXES: gl.constexpr, STAGES: gl.constexpr,
     WIDE: gl.constexpr, GATED: gl.constexpr,
 ):  # fmt: skip
     """The role of a group: the products of its boxes of every share."""
-    done = gl.to_tensor(0)
+    offset = gl.to_tensor(0)
     shares = gl.to_tensor(0)
     for number in range(work[3], work[2], gl.num_programs(0)):
         expert, first, end, box = _share(work, number, BOXES)
         if expert >= 0:
             rows = end - first
             if rows > N // 2:
-                _rows(shared, handed, scale, box, done, shares,
+                _rows(shared, handover, scale, box, offset, shares,
                       GROUP, N, BOXES, STAGES, WIDE, GATED)  # fmt: skip
             elif rows > N // 4:  # an expert's last rows: half a tile, or a quarter
-                _rows(shared, handed, scale, box, done, shares,
+                _rows(shared, handover, scale, box, offset, shares,
                       GROUP, N // 2, BOXES, STAGES, WIDE, GATED)  # fmt: skip
             else:
-                _rows(shared, handed, scale, box, done, shares,
+                _rows(shared, handover, scale, box, offset, shares,
                       GROUP, N // 4, BOXES, STAGES, WIDE, GATED)  # fmt: skip
-            done += shared[5]
+            offset += shared[5]
             shares += 1
 
 
 @gluon.jit
 def _write_activations(
-    handed, work, place,
+    handover, work, place,
     N: gl.constexpr, BOXES: gl.constexpr, HAS_CLAMP: gl.constexpr, FAST: gl.constexpr,
 ):  # fmt: skip
     """The role of the writers in linear 1."""
@@ -241,13 +241,13 @@ def _write_activations(
         channel0 = number % work[1] * (BOXES * ROWS)
         if expert >= 0:
             for box in range(2 * BOXES):
-                write_activations(handed, box, shares, first, end, channel0 + box * (ROWS // 2),
+                write_activations(handover, box, shares, first, end, channel0 + box * (ROWS // 2),
                                   place, N, BOXES, HAS_CLAMP, FAST)  # fmt: skip
             shares += 1
 
 
 @gluon.jit
-def _write_rows(handed, work, place, N: gl.constexpr, BOXES: gl.constexpr):
+def _write_rows(handover, work, place, N: gl.constexpr, BOXES: gl.constexpr):
     """The role of the writers in linear 2."""
     shares = gl.to_tensor(0)
     for number in range(work[3], work[2], gl.num_programs(0)):
@@ -255,7 +255,9 @@ def _write_rows(handed, work, place, N: gl.constexpr, BOXES: gl.constexpr):
         channel0 = number % work[1] * (2 * BOXES * ROWS)
         if expert >= 0:
             for box in range(2 * BOXES):
-                write_rows(handed, box, shares, first, end, channel0 + box * ROWS, place, N, BOXES)
+                write_rows(
+                    handover, box, shares, first, end, channel0 + box * ROWS, place, N, BOXES
+                )
             shares += 1
 
 
@@ -270,8 +272,8 @@ def linear1(
     ``x`` and ``w13`` are TMA descriptors of (rows, H) bf16 and of (boxes * steps * 64, 32) int16.
     """
     shares = inter // (BOXES * ROWS)
-    work = (tiles, shares, tile_count * shares, started(gl.program_id(0)))
-    handed = room_for_sums(True, N, BOXES)
+    work = (tiles, shares, tile_count * shares, wait_for_previous(gl.program_id(0)))
+    handover = room_for_sums(True, N, BOXES)
     shared = _shared(x, w13, hidden // 128, N, BOXES, STAGES)
     place = (order, topk_weights, acts, codes, sf, inter, clamp)
     ZERO: gl.constexpr = gl.constexpr(0)
@@ -279,9 +281,9 @@ def linear1(
     GATED: gl.constexpr = gl.constexpr(True)
     gl.warp_specialize(
         [
-            (_multiply, (shared, handed, work, s13, ZERO, N, BOXES, STAGES, WIDE, GATED)),
-            (_multiply, (shared, handed, work, s13, ONE, N, BOXES, STAGES, WIDE, GATED)),
-            (_write_activations, (handed, work, place, N, BOXES, HAS_CLAMP, FAST)),
+            (_multiply, (shared, handover, work, s13, ZERO, N, BOXES, STAGES, WIDE, GATED)),
+            (_multiply, (shared, handover, work, s13, ONE, N, BOXES, STAGES, WIDE, GATED)),
+            (_write_activations, (handover, work, place, N, BOXES, HAS_CLAMP, FAST)),
             (_produce, (shared, work, x, w13, N, BOXES, STAGES)),
         ],
         [WARPS, WRITERS, 1],
@@ -299,8 +301,8 @@ def linear2(
     ``acts`` and ``w2`` are TMA descriptors of (rows, I) bf16 and of (boxes * steps * 64, 32) int16.
     """
     shares = hidden // (2 * BOXES * ROWS)
-    work = (tiles, shares, tile_count * shares, started(gl.program_id(0)))
-    handed = room_for_sums(False, N, BOXES)
+    work = (tiles, shares, tile_count * shares, wait_for_previous(gl.program_id(0)))
+    handover = room_for_sums(False, N, BOXES)
     shared = _shared(acts, w2, inter // 128, N, BOXES, STAGES)
     place = (order, slots, hidden)
     ZERO: gl.constexpr = gl.constexpr(0)
@@ -308,9 +310,9 @@ def linear2(
     GATED: gl.constexpr = gl.constexpr(False)
     gl.warp_specialize(
         [
-            (_multiply, (shared, handed, work, s2, ZERO, N, BOXES, STAGES, WIDE, GATED)),
-            (_multiply, (shared, handed, work, s2, ONE, N, BOXES, STAGES, WIDE, GATED)),
-            (_write_rows, (handed, work, place, N, BOXES)),
+            (_multiply, (shared, handover, work, s2, ZERO, N, BOXES, STAGES, WIDE, GATED)),
+            (_multiply, (shared, handover, work, s2, ONE, N, BOXES, STAGES, WIDE, GATED)),
+            (_write_rows, (handover, work, place, N, BOXES)),
             (_produce, (shared, work, acts, w2, N, BOXES, STAGES)),
         ],
         [WARPS, WRITERS, 1],
