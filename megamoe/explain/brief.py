@@ -8,6 +8,7 @@ from rich.console import Console
 
 from megamoe.explain.show import allowed, bits
 from megamoe.explain.words import HAS_THEM, alternatives, causes, is_named
+from megamoe.judge import TO_CATCH
 from megamoe.printable import counted
 
 Plain = dict[str, Any]
@@ -67,7 +68,7 @@ def _departure(said: Plain) -> list[str]:
     lines += [f"  all of {s['stage']} in {s['channels']}"
               for s in actual["stages"] if s.get("channels")]  # fmt: skip
     if said.get("breaks") and (not is_told or said.get("right_under_class")):
-        lines.append(f"if it fails: {said['breaks']}")
+        lines.append(f"{TO_CATCH}: {said['breaks']}")
     if said["accumulator_from"].startswith("assumed"):
         lines.append(f"accumulator class {said['accumulator']}: {said['accumulator_from']}")
     return lines
