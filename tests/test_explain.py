@@ -280,7 +280,9 @@ def test_a_claim_that_is_too_narrow_is_said_before_any_cause(tmp_path, capsys):
     assert cli.main([*command, "fp32-ordered"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("the claim may be wrong: this output is right under fp32")
-    assert any(line.startswith("if it fails: A kernel that splits K") for line in lines)
+    assert any(
+        line.startswith("this case was made to catch: A kernel that splits K") for line in lines
+    )
     assert cli.main([*command, "fp32"]) == 0
     assert capsys.readouterr().out.startswith("PASS ")
 
@@ -301,7 +303,7 @@ def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
     )
     assert lines[2].startswith("y at token 2 channel 20") and ", got " in lines[2]
     assert lines[3] == "outside at token 2: y 3 of 128 at channels 128 to 255"
-    assert lines[4].startswith("if it fails: ")
+    assert lines[4].startswith("this case was made to catch: ")
     assert lines[5].startswith("more: --full shows") and len(lines) == 6
 
 
@@ -362,7 +364,7 @@ def test_where_several_causes_fit_it_says_what_the_case_is_there_for(tmp_path, c
     out = capsys.readouterr().out
     assert "which this data cannot tell apart" in out
     assert "\n  combine: slots are added in the order of their experts\n" in out
-    assert "\nif it fails: Rows are added in the order of experts, " in out
+    assert "\nthis case was made to catch: Rows are added in the order of experts, " in out
 
 
 BY_EXPERT = """
@@ -385,7 +387,9 @@ def test_where_only_codes_are_wrong_the_worst_code_is_shown(wrong_codes, capsys)
     (worst,) = [line for line in lines if "expected" in line]
     assert worst.startswith("l2_acts at token 1 slot 2 expert ") and " channel 77: " in worst
     assert "outside at token 1: l2_acts 1 of 512" in lines
-    assert any(line.startswith("if it fails: ") for line in lines), "no cause is certain"
+    assert any(line.startswith("this case was made to catch: ") for line in lines), (
+        "no cause is certain"
+    )
     assert cli.main([*wrong_codes, "--token", "2", "--full"]) == 0
     out = capsys.readouterr().out
     assert "l2_acts at token 2 slot 3 expert " in out and " channel 40: expected " in out
@@ -430,7 +434,7 @@ def test_a_reduced_file_names_the_cause_of_the_whole(tmp_path, small, capsys):
     out = capsys.readouterr().out
     assert "\nread from token 3 of forward/whole, which was reduced to this file:\n  c: d\n" in out
     assert "\nthis file alone has too few values to tell the cause" in out
-    assert "if it fails" not in out, "a file is no case"
+    assert "this case was made to catch" not in out, "a file is no case"
     assert cli.main(["explain", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["original"]["causes"] == ["  c: d", "  c: e"]
 

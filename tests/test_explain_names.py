@@ -248,6 +248,11 @@ FAULTS = {
     "scales of gate and up rows are in turn by 8, their weights not": (
         BOTH[:1], interleave_gate_up,
     ),
+    "weight scales are read 8 rows late": (BOTH, lambda sf: sf.roll(8, 1)),
+    "weight scales are read 16 rows late, but for the first 16": (
+        BOTH, lambda sf: torch.cat([sf[:, :16], sf[:, :-16]], 1),
+    ),
+    "weight scales are read 32 rows early": (BOTH, lambda sf: sf.roll(-32, 1)),
     "weight scales are an octave too large": (BOTH, lambda sf: sf + 1),
     "weight scale bytes are signed: from 128 on the scale is negative": (
         ("w13_weight",), lambda w: w ^ 0x88,

@@ -82,9 +82,9 @@ def test_one_symptom_for_one_text_and_the_largest_first() -> None:
         "2 of 6 reds: RuntimeError in f: no kernel for N tokens",
         "1 of 6 reds: ValueError in f: no kernel for N tokens",
     ]
-    assert [case["id"] for case in groups[0].pictured] == ["forward/a"], "the law holds"
+    assert [case["id"] for case in groups[0].examples] == ["forward/a"], "the law holds"
     both = symptoms([fail("staging/a", 1), fail("property/a", 1)])
-    assert [case["id"] for case in both[0].pictured] == ["staging/a", "property/a"]
+    assert [case["id"] for case in both[0].examples] == ["staging/a", "property/a"]
 
 
 def test_a_fail_and_an_error_of_one_text_are_two_symptoms() -> None:
@@ -93,7 +93,7 @@ def test_a_fail_and_an_error_of_one_text_are_two_symptoms() -> None:
 
 def test_a_case_with_a_map_stands_for_those_without() -> None:
     cases = [fail("forward/a", 64, shortened=True), fail("forward/b", 64)]
-    assert [case["id"] for case in symptoms(cases)[0].pictured] == ["forward/b"]
+    assert [case["id"] for case in symptoms(cases)[0].examples] == ["forward/b"]
 
 
 def test_what_a_case_is_there_for_is_said_of_values_and_not_of_an_exception() -> None:
@@ -107,7 +107,9 @@ def test_what_a_case_is_there_for_is_said_of_values_and_not_of_an_exception() ->
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 
-    assert "if it fails: " in describe(fail(name, 1)) and "if it fails: " not in describe(red(name))
+    assert "this case was made to catch: " in describe(
+        fail(name, 1)
+    ) and "this case was made to catch: " not in describe(red(name))
 
 
 # --- at the end -----------------------------------------------------------------------------------
@@ -269,11 +271,42 @@ def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
     console = Console(file=io.StringIO(), width=150)
     reds.show({"backend": "k.py:K", "options": "", "cases": reds_of_run}, console, cases=cases)
     assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().count("  if it fails: ") == 1, "of one symptom, once"
+    assert console.file.getvalue().count("  this case was made to catch: ") == 1, (
+        "of one symptom, once"
+    )
     assert choice(reds_of_run) == "next: megamoe explain forward/bell-h256-i128-drifts"
     assert choice(reds_of_run[:2]) == "next: megamoe explain forward/directed-product-order"
     assert choice(reds_of_run[2:4]) == "next: megamoe explain forward/token-block-edge-t9"
     assert choice(reds_of_run[6:]) == "next: megamoe reduce forward/nvfp4-bell-data-drifts"
+
+
+def test_a_green_of_few_cases_names_all_quick_cases() -> None:
+    passed = {"id": "forward/a", "kind": "forward", "status": "pass", "reason": ""}
+    report = {"backend": "k.py:K", "options": " --device cuda", "case": "forward/a"}
+    line = "next: all quick cases: megamoe check --backend k.py:K --device cuda"
+    assert next_command.lines_of({**report, "cases": [passed]}, (), {}) == [line]
+    many = [passed] * (next_command.FEW + 1)
+    assert next_command.lines_of({**report, "cases": many}, (), {}) == []
+    assert next_command.lines_of({**report, "case": None, "cases": [passed]}, (), {}) == []
+    skipped = {**passed, "status": "skip"}
+    assert next_command.lines_of({**report, "cases": [skipped]}, (), {}) == [], "nothing is green"
+
+
+def test_the_picture_is_of_the_case_that_the_next_command_names() -> None:
+    names = ["token-block-edge-t1", "bell-h256-i128-drifts"]
+    cases = [case for case in load_cases(golden_root()) if case.name in names]
+
+    def pictured(shortened: bool) -> bool:
+        reds_of_run = [fail(f"forward/{name}", 1) for name in names]
+        reds_of_run[1]["shortened"] = shortened
+        console = Console(file=io.StringIO(), width=150)
+        report = {"backend": "k.py:K", "options": "", "cases": reds_of_run}
+        reds.show(report, console, cases=cases)
+        assert isinstance(console.file, io.StringIO)
+        return "FAIL forward/bell-h256-i128-drifts" in console.file.getvalue()
+
+    assert pictured(False)
+    assert not pictured(True), "a case without a map has a poor picture"
 
 
 def test_a_problem_without_tokens_is_not_reduced() -> None:

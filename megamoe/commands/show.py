@@ -169,7 +169,7 @@ def _revisions(case: Case, key: str, golden: Mapping[str, Any]) -> list[str]:
 def _text(one: Mapping[str, Any]) -> str:
     recipe = {k: v for k, v in one["params"].items() if k not in one["sizes"]}
     lines = [
-        ("if it fails", one["breaks"]),
+        ("made to catch", one["breaks"]),
         ("sizes", _sizes(one["sizes"])),
         *((f"  {name}", _value(value, name)) for name, value in recipe.items()),
         *((f"  {word}:", MEANINGS[word]) for word in _words(recipe) if word in MEANINGS),

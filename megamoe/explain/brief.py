@@ -8,6 +8,7 @@ from rich.console import Console
 
 from megamoe.explain.show import allowed, bits
 from megamoe.explain.words import HAS_THEM, alternatives, causes, is_named
+from megamoe.judge import TO_CATCH
 from megamoe.printable import quantity
 
 Plain = dict[str, Any]
@@ -67,7 +68,7 @@ def _departure(description: Plain) -> list[str]:
     lines += [f"  all of {s['stage']} in {s['channels']}"
               for s in actual["stages"] if s.get("channels")]  # fmt: skip
     if description.get("breaks") and (not is_told or description.get("right_under_class")):
-        lines.append(f"if it fails: {description['breaks']}")
+        lines.append(f"{TO_CATCH}: {description['breaks']}")
     if description["accumulator_from"].startswith("assumed"):
         lines.append(
             f"accumulator class {description['accumulator']}: {description['accumulator_from']}"

@@ -52,9 +52,10 @@ class Where:
 
     def scales_of(self, row: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]) -> U8:
         """The scale bytes of other rows of the weights: ``row`` gives the index that is read for
-        each index."""
+        each index, modulo the rows."""
         if self.linear == 1:
-            return self.slot.sf13[row(np.arange(len(self.slot.sf13)))]
+            rows = len(self.slot.sf13)
+            return self.slot.sf13[row(np.arange(rows)) % rows]
         channels = row(self.life.channels) % self.source.hidden_size
         if self.slot.expert == SHARED:
             return self.source.shared_w2(channels)[1]

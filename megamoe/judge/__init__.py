@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from megamoe.callable_room import make_callable
 from megamoe.judge.picture import picture
-from megamoe.judge.symptom import CRASH, HANG, IN_LAW, LEARNED, Symptom, symptom_of, symptoms
+from megamoe.judge.symptom import (
+    CRASH,
+    HANG,
+    IN_LAW,
+    LEARNED,
+    TO_CATCH,
+    Symptom,
+    symptom_of,
+    symptoms,
+)
 from megamoe.judge.verdict import (
     BAD,
     CALLS,
@@ -39,6 +48,7 @@ __all__ = [
     "JUDGED_SIDES",
     "LEARNED",
     "STATUSES",
+    "TO_CATCH",
     "TWINS",
     "VERDICTS",
     "WORDS",

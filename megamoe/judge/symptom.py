@@ -18,6 +18,8 @@ _NUMBER: Final = re.compile(
     r"\b(?P<revision>\d{4}-\d{2})\b"
     r"|(?<![\w.])[-+]?(?:0x[0-9a-fA-F]+|(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w])"
 )
+TO_CATCH: Final = "this case was made to catch"
+"""Begins the line with the sentence of a case: a red can have other causes."""
 IN_LAW: Final = "; in law "
 """Begins the end of an exception's reason that names the law whose variant raised it."""
 CRASH: Final = "the backend ended its process"
@@ -65,8 +67,17 @@ class Symptom:
     """As :func:`symptom_of` gives it."""
     cases: list[Mapping[str, Any]] = field(default_factory=list)
 
+    def examples_with(self, first: str | None) -> list[Mapping[str, Any]]:
+        """:attr:`examples`, but with the case of the id ``first`` for those of its kind, if it is
+        one of these cases and not ``shortened``."""
+        case = next((c for c in self.cases if c["id"] == first and not c.get("shortened")), None)
+        if case is None:
+            return self.examples
+        stands_for = ("forward", "property") if case["kind"] == "property" else (case["kind"],)
+        return [case, *(c for c in self.examples if c["kind"] not in stands_for)]
+
     @property
-    def pictured(self) -> list[Mapping[str, Any]]:
+    def examples(self) -> list[Mapping[str, Any]]:
         """The first case of each kind, one that is not ``shortened`` before others: its picture
         stands for them. A property that fails as forwards do is one of them: its law holds."""
         first: dict[Any, Mapping[str, Any]] = {}

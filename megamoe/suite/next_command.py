@@ -35,6 +35,8 @@ FORWARDS: Final = ("forward", "property")
 """Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
 LONGEST_SYMPTOM: Final = 100
 """Characters of a symptom in a line with a command."""
+FEW: Final = 10
+"""Cases of a pattern whose green says little: all quick cases are the next command."""
 OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache, memory that nobody wrote)"
 """The conclusion from a red among other cases that is green alone."""
 
@@ -43,8 +45,8 @@ def show_next(
     report: Mapping[str, Any], console: Console, cases: Sequence[Case] = (),
     alone: Mapping[str, str] | None = None, folded: bool = False,
 ) -> None:  # fmt: skip
-    """Print the command to go on with, the last line of a run with a red: for the most frequent
-    symptom that a command can follow, on the red that tells causes apart best. Wrong outputs and
+    """Print the command to go on with, the last line of a run with a red, or of a green one of few
+    cases: for the most frequent symptom that a command can follow, on the red that tells causes apart best. Wrong outputs and
     exceptions seldom have one cause, so each of the two has a line. ``cases``: those of the run; a
     red that is not among them keeps its place in the report. ``alone``: the status of some reds
     where they ran again, alone. If some pass, that is said before, unless a ``folded`` report has
@@ -58,9 +60,11 @@ def show_next(
 def lines_of(
     report: Mapping[str, Any], cases: Sequence[Case], alone: Mapping[str, str]
 ) -> list[str]:
-    """The lines of :func:`show_next`; none where nothing is red. Where there are wrong outputs and
-    exceptions, each line names its symptom, and ``explain`` stands first."""
+    """The lines of :func:`show_next`; none where many cases are green. Where there are wrong
+    outputs and exceptions, each line names its symptom, and ``explain`` stands first."""
     reds, by_id = reds_of(report), {case.id: case for case in cases}
+    if not reds:
+        return _wider(report)
     groups = symptoms(reds)
     sorts = [(sort, _first_alone(sort, alone, by_id)) for sort in _sorts(groups)]
     if sorts and _passes(sorts[0][1]):  # what outlives a call may be the cause of all that is red
@@ -75,6 +79,15 @@ def lines_of(
         return [line for offer in offers for line in offer.lines]
     offers.sort(key=lambda offer: (" explain " not in offer.lines[-1], " show " in offer.lines[-1]))
     return [line for offer in offers for line in offer.full_lines(len(reds))]
+
+
+def _wider(report: Mapping[str, Any]) -> list[str]:
+    """After a green of few cases that a pattern names: all quick cases."""
+    passed = sum(case["status"] == "pass" for case in report["cases"])
+    if not report.get("case") or not 0 < passed <= FEW:
+        return []
+    words = f"--backend {backend_of(report)}"
+    return [f"next: all quick cases: {command(report, 'check', words)}"]
 
 
 class Offer(NamedTuple):
@@ -135,7 +148,7 @@ def _offer(
     """What to do next about the first symptom of a sort that a command can follow. ``this``: that
     word says which symptom is meant; otherwise a line without a command names it."""
     for symptom in sort:
-        for case in symptom.pictured:
+        for case in symptom.examples:
             place = own_fault(case)
             if place:
                 return Offer(symptom, _mend(report, place, case))
@@ -144,14 +157,14 @@ def _offer(
             verb = _verb(next(c for c in symptom.cases if c["id"] == choice), by_id.get(choice))
             words = f"{choice} --backend {backend_of(report)}{_hang_limit(symptom)}"
             return Offer(symptom, [f"next: {command(report, verb, words)}"])
-        wrong = symptom.pictured[0]
+        wrong = symptom.examples[0]
         if wrong["kind"] == "ep":
             return Offer(symptom, _over_ranks(report, smallest_id(symptom.cases, by_id)))
         says_all = wrong["kind"] == "property" or INPUT in wrong["reason"]
         if wrong["status"] == "error" or says_all:
             what = "this" if this else f"this ({_reason(wrong)})"
             return Offer(symptom, _mend(report, what, wrong))
-    return Offer(sort[0], [f"next: megamoe show {sort[0].pictured[0]['id']}"])
+    return Offer(sort[0], [f"next: megamoe show {sort[0].examples[0]['id']}"])
 
 
 def choice_of(symptom: Symptom, by_id: Mapping[str, Case]) -> str | None:
@@ -166,7 +179,7 @@ def choice_of(symptom: Symptom, by_id: Mapping[str, Case]) -> str | None:
     reduced = [case for case in symptom.cases if verbs[case["id"]] == "reduce"]
     if reduced and not any(verb == "explain" for verb in verbs.values()):
         return smallest_id(reduced, by_id)
-    return next((case["id"] for case in symptom.pictured if verbs[case["id"]]), None)
+    return next((case["id"] for case in symptom.examples if verbs[case["id"]]), None)
 
 
 def smallest_id(reds: Sequence[Mapping[str, Any]], by_id: Mapping[str, Case]) -> str:

@@ -9,11 +9,12 @@ from typing import Any, Final
 from rich.console import Console
 
 from megamoe.cases import Case
-from megamoe.judge import Symptom, Verdict, picture, symptoms
+from megamoe.judge import TO_CATCH, Symptom, Verdict, picture, symptoms
 from megamoe.printable import quantity
 from megamoe.suite.next_command import (
     OUTLIVES,
     backend_of,
+    choice_of,
     command,
     passing,
     reds_of,
@@ -45,7 +46,7 @@ def show(
     ``alone``: the status of some reds where they ran again, alone. Where most reds pass so, that
     comes first, and symptoms are lines without pictures, since they may all follow from it.
     Returns whether this was so."""
-    breaks = {case.id: case.breaks for case in cases}
+    by_id = {case.id: case for case in cases}
     reds = reds_of(report)
     if not reds:
         return False
@@ -64,7 +65,9 @@ def show(
     budget, every = pictures, pictures >= ALL_PICTURES
     brief = len(reds) > 1 and not every
     for symptom in groups:
-        here = symptom.cases if every else symptom.pictured[: max(0, budget)]
+        # The picture is that of the case that the next command names, so that both can be compared.
+        few = symptom.cases if every else symptom.examples_with(choice_of(symptom, by_id))
+        here = few if every else few[: max(0, budget)]
         budget, drawings = budget - len(here), [*drawings, *here]
         if len(reds) > 1 or not here:
             kinds = Counter(case["kind"] for case in symptom.cases)
@@ -73,9 +76,9 @@ def show(
         for case in here:
             say(console, f"\n{_indented(_picture(report, case, brief))}")
             # Why a case is there is said of its values; an exception has a line of its own.
-            explains = case is here[0] and case["status"] == "fail" and case["id"] in breaks
+            explains = case is here[0] and case["status"] == "fail" and case["id"] in by_id
             if explains and len(reds) > 1:
-                say(console, f"  if it fails: {breaks[case['id']]}")
+                say(console, f"  {TO_CATCH}: {by_id[case['id']].breaks}")
         others = [case["id"] for case in symptom.cases if case not in here]
         if others:
             more = f" and {len(others) - NAME_LIMIT} more" if len(others) > NAME_LIMIT else ""

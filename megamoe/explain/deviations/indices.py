@@ -10,15 +10,19 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from megamoe.explain.life import SHARED, Life
 from megamoe.explain.ways import Operands, Reader, Scales
 from megamoe.spec.formats import E4M3_NAN, GROUP, U8, UE8M0_NAN
 
+I64 = npt.NDArray[np.int64]
 _BITS: Final = (5, 6, 7, 8)
 """Bits of an expert index that is too short."""
 _ROWS: Final = (128, 256, 512, 1024)
 """Rows of whole tiles, beyond which an index starts again."""
+_TILES: Final = (8, 16, 32, 64, 128)
+"""Rows by which a tile's scales are read late or early."""
 
 
 def readers(linear: int) -> dict[str, Reader]:
@@ -74,8 +78,19 @@ def _last_group(sf: U8) -> U8:
     return np.concatenate([sf[:, :-1], sf[:, -2:-1] if sf.shape[1] > 1 else sf[:, -1:]], axis=1)
 
 
-def _rows_modulo(rows: int) -> Reader:
-    return Scales(lambda o: replace(o, weight_sf=o.where.scales_of(lambda n: n % rows)))
+def _rows(row: Callable[[I64], I64]) -> Reader:
+    """``row`` gives the index that is read for each index, modulo the rows."""
+    return Scales(lambda o: replace(o, weight_sf=o.where.scales_of(row)))
+
+
+def _tile_away(rows: int) -> dict[str, Reader]:
+    """The scales of the tile of ``rows`` rows before or after."""
+    name = f"weight scales are read {rows} rows"
+    return {
+        f"{name} late": _rows(lambda n: n - rows),
+        f"{name} late, but for the first {rows}": _rows(lambda n: np.where(n < rows, n, n - rows)),
+        f"{name} early": _rows(lambda n: n + rows),
+    }
 
 
 def _last_row(sf: U8) -> U8:
@@ -149,7 +164,11 @@ def _nan_as_480(o: Operands) -> Operands:
 _COMMON: Final[dict[str, Reader]] = {
     "activation scales are those of group g modulo 4": _sf(lambda sf: _modulo(sf, 4)),
     "weight scales are those of group g modulo 16": _weight_sf(lambda sf: _modulo(sf, 16)),
-    **{f"weight scales are those of row n modulo {rows}": _rows_modulo(rows) for rows in _ROWS},
+    **{
+        f"weight scales are those of row n modulo {rows}": _rows(lambda n, r=rows: n % r)
+        for rows in _ROWS
+    },  # type: ignore[misc]
+    **{name: reader for rows in _TILES for name, reader in _tile_away(rows).items()},
     "the four activation scales of a word are its first": _sf(
         lambda sf: np.repeat(sf[::4], 4)[: len(sf)]
     ),
