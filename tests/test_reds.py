@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from megamoe.cases import Case, golden_root, load_cases
-from megamoe.judge import LEARNED, Finding, Verdict, of_findings, symptom_of, symptoms
+from megamoe.judge import LEARNED, TO_CATCH, Finding, Verdict, of_findings, symptom_of, symptoms
 from megamoe.suite import next_command, reds, results
 from megamoe.suite.check import _Run, judge
 from megamoe.suite.progress import Progress
@@ -107,9 +107,7 @@ def test_what_a_case_is_there_for_is_said_of_values_and_not_of_an_exception() ->
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 
-    assert "this case was made to catch: " in describe(
-        fail(name, 1)
-    ) and "this case was made to catch: " not in describe(red(name))
+    assert f"{TO_CATCH}: " in describe(fail(name, 1)) and TO_CATCH not in describe(red(name))
 
 
 # --- at the end -----------------------------------------------------------------------------------
@@ -271,9 +269,7 @@ def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
     console = Console(file=io.StringIO(), width=150)
     reds.show({"backend": "k.py:K", "options": "", "cases": reds_of_run}, console, cases=cases)
     assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().count("  this case was made to catch: ") == 1, (
-        "of one symptom, once"
-    )
+    assert console.file.getvalue().count(f"  {TO_CATCH}: ") == 1, "of one symptom, once"
     assert choice(reds_of_run) == "next: megamoe explain forward/bell-h256-i128-drifts"
     assert choice(reds_of_run[:2]) == "next: megamoe explain forward/directed-product-order"
     assert choice(reds_of_run[2:4]) == "next: megamoe explain forward/token-block-edge-t9"

@@ -46,11 +46,11 @@ def show_next(
     alone: Mapping[str, str] | None = None, folded: bool = False,
 ) -> None:  # fmt: skip
     """Print the command to go on with, the last line of a run with a red, or of a green one of few
-    cases: for the most frequent symptom that a command can follow, on the red that tells causes apart best. Wrong outputs and
-    exceptions seldom have one cause, so each of the two has a line. ``cases``: those of the run; a
-    red that is not among them keeps its place in the report. ``alone``: the status of some reds
-    where they ran again, alone. If some pass, that is said before, unless a ``folded`` report has
-    said it."""
+    cases: for the most frequent symptom that a command can follow, on the red that tells causes
+    apart best. Wrong outputs and exceptions seldom have one cause, so each of the two has a line.
+    ``cases``: those of the run; a red that is not among them keeps its place in the report.
+    ``alone``: the status of some reds where they ran again, alone. If some pass, that is said
+    before, unless a ``folded`` report has said it."""
     if (names := passing(alone)) and not folded:
         say(console, _passing_line(names))
     for line in lines_of(report, cases, alone or {}):

@@ -83,6 +83,10 @@ def _rows(row: Callable[[I64], I64]) -> Reader:
     return Scales(lambda o: replace(o, weight_sf=o.where.scales_of(row)))
 
 
+def _rows_modulo(rows: int) -> Reader:
+    return _rows(lambda n: n % rows)
+
+
 def _tile_away(rows: int) -> dict[str, Reader]:
     """The scales of the tile of ``rows`` rows before or after."""
     name = f"weight scales are read {rows} rows"
@@ -164,10 +168,7 @@ def _nan_as_480(o: Operands) -> Operands:
 _COMMON: Final[dict[str, Reader]] = {
     "activation scales are those of group g modulo 4": _sf(lambda sf: _modulo(sf, 4)),
     "weight scales are those of group g modulo 16": _weight_sf(lambda sf: _modulo(sf, 16)),
-    **{
-        f"weight scales are those of row n modulo {rows}": _rows(lambda n, r=rows: n % r)
-        for rows in _ROWS
-    },  # type: ignore[misc]
+    **{f"weight scales are those of row n modulo {rows}": _rows_modulo(rows) for rows in _ROWS},
     **{name: reader for rows in _TILES for name, reader in _tile_away(rows).items()},
     "the four activation scales of a word are its first": _sf(
         lambda sf: np.repeat(sf[::4], 4)[: len(sf)]
