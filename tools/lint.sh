@@ -1,5 +1,5 @@
 #!/bin/sh
-# ruff, mypy and tools/versions.py, by the interpreter that is named. Each runs, so that one red does
+# ruff, mypy, tools/versions.py and tools/names.py, by the interpreter that is named. Each runs, so that one red does
 # not hide the next.
 #
 #   sh tools/lint.sh .venv/bin/python
@@ -30,4 +30,5 @@ judge ruff check .
 judge ruff format --check .
 judge mypy
 "$python" tools/versions.py || red=1
+"$python" tools/names.py || red=1
 exit $red

@@ -22,10 +22,10 @@ class Gathers(Mine):
         dist.all_gather(counts, torch.tensor([mine], device=device), group=group)
         tokens = [int(count) for count in counts]  # T of each rank; 0 is one of the values
         first = sum(tokens[: group.rank()])
-        given = self.gathered(p, tokens, group)
-        local = given.topk_ids - group.rank() * p.num_experts
+        whole = self.gathered(p, tokens, group)
+        local = whole.topk_ids - group.rank() * p.num_experts
         local = torch.where((local >= 0) & (local < p.num_experts), local, -1)
-        slots = self.slot_rows(replace(given, topk_ids=local))  # (sum of T, K, H) float32
+        slots = self.slot_rows(replace(whole, topk_ids=local))  # (sum of T, K, H) float32
         dist.all_reduce(slots, group=group)  # one rank has the row, and all others have zeros
         y = torch.zeros(mine, p.hidden_size, dtype=torch.float32, device=device)
         for k in range(top_k):  # the combine adds the slots in ascending order
@@ -39,10 +39,10 @@ class Gathers(Mine):
             own = getattr(p, name)
             rows = own.new_zeros(max(tokens), own.shape[1])  # every rank sends as many rows
             rows[: len(own)] = own
-            came = [torch.empty_like(rows).view(torch.uint8) for _ in tokens]
-            dist.all_gather(came, rows.view(torch.uint8), group=group)
-            kept = [part[:n] for part, n in zip(came, tokens, strict=True)]
-            parts[name] = torch.cat(kept).view(own.dtype)
+            received = [torch.empty_like(rows).view(torch.uint8) for _ in tokens]
+            dist.all_gather(received, rows.view(torch.uint8), group=group)
+            rows_of_ranks = [part[:n] for part, n in zip(received, tokens, strict=True)]
+            parts[name] = torch.cat(rows_of_ranks).view(own.dtype)
         return replace(p, max_num_tokens=sum(tokens), **parts)
 
     def slot_rows(self, p):
