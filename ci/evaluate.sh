@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 out=${OUT:-out/flake}
 mkdir -p "$out"
 red=0
-asked() { # FILE ARGUMENTS...
+record() { # FILE ARGUMENTS...
     file=$out/$1
     shift
     status=0
@@ -20,6 +20,6 @@ asked() { # FILE ARGUMENTS...
     tail -n 20 "$file"
     [ "$status" -eq 0 ] || red=1
 }
-asked check.txt flake check --no-build --all-systems .
-asked shell.txt build --dry-run --no-link --accept-flake-config .#devShells.x86_64-linux.default
+record check.txt flake check --no-build --all-systems .
+record shell.txt build --dry-run --no-link --accept-flake-config .#devShells.x86_64-linux.default
 exit $red

@@ -48,12 +48,12 @@ esac
 . "$root/ci/python.sh"
 
 if [ "$device" = cuda ]; then
-    found=$("$python" -c 'import torch
+    architecture=$("$python" -c 'import torch
 print("sm%d%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() else "none")') ||
         stop "torch does not load (see above)"
-    [ "$found" != none ] || stop "DEVICE=cuda, but torch finds no CUDA device: does nvidia-smi list" \
+    [ "$architecture" != none ] || stop "DEVICE=cuda, but torch finds no CUDA device: does nvidia-smi list" \
         "one here, and does torch find the driver's libcuda (docs/ci.md)?"
-    [ "${ARCH:-$found}" = "$found" ] || stop "ARCH=$ARCH, but the GPU here is $found: this runner" \
+    [ "${ARCH:-$architecture}" = "$architecture" ] || stop "ARCH=$ARCH, but the GPU here is $architecture: this runner" \
         "has the wrong label, or CUDA_VISIBLE_DEVICES chooses another GPU"
 fi
 

@@ -12,15 +12,15 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 host=${HOST_ROOT:-}
 arch=${1:-}
 
-found() {
+refuse() {
     printf 'doctor: %s; mend: %s\n' "$1" "$2" >&2
     exit 1
 }
 # nix, where its own settings do not stand in the way.
-asked() { nix --extra-experimental-features 'nix-command flakes' "$@"; }
+run_nix() { nix --extra-experimental-features 'nix-command flakes' "$@"; }
 # The words of setting $1; newer versions of Nix renamed the command.
 setting() {
-    { asked config show 2>/dev/null || asked show-config 2>/dev/null; } | sed -n "s/^$1 = //p"
+    { run_nix config show 2>/dev/null || run_nix show-config 2>/dev/null; } | sed -n "s/^$1 = //p"
 }
 has() { case " $1 " in *" $2 "*) return 0 ;; *) return 1 ;; esac }
 driver() {
@@ -50,37 +50,37 @@ compile)
     dry=yes
     arch=
     ;;
-*) found "$arch is no architecture such as sm90 or sm100" "sh nix/doctor.sh sm90" ;;
+*) refuse "$arch is no architecture such as sm90 or sm100" "sh nix/doctor.sh sm90" ;;
 esac
 
 command -v nix >/dev/null ||
-    found "Nix is not installed" "apt-get install nix-bin, or any other way that docs/toolchain.md names"
+    refuse "Nix is not installed" "apt-get install nix-bin, or any other way that docs/toolchain.md names"
 least=$(sed -n 's/^nix = "\([0-9.]*\)".*/\1/p' "$root/toolchain.toml")
 version=$(nix --version | sed 's/.* //; s/[^0-9.].*//')
 [ "$(printf '%s\n%s\n' "$least" "$version" | sort -V | head -n 1)" = "$least" ] ||
-    found "Nix $version is older than $least" "nix upgrade-nix"
+    refuse "Nix $version is older than $least" "nix upgrade-nix"
 
-# As the user's settings are: here `asked` would answer for itself.
+# As the user's settings are: here `run_nix` would answer for itself.
 features=$(nix --extra-experimental-features nix-command config show 2>/dev/null ||
     nix --extra-experimental-features nix-command show-config 2>/dev/null || true)
 features=$(printf '%s\n' "$features" | sed -n 's/^experimental-features = //p')
-has "$features" flakes || found "flakes are off" \
+has "$features" flakes || refuse "flakes are off" \
     "mkdir -p ~/.config/nix && echo 'experimental-features = nix-command flakes' >>~/.config/nix/nix.conf"
 
-asked flake lock --no-update-lock-file "$root" >/dev/null 2>&1 ||
-    found "flake.lock is out of step with flake.nix" "nix flake lock && git add flake.lock"
+run_nix flake lock --no-update-lock-file "$root" >/dev/null 2>&1 ||
+    refuse "flake.lock is out of step with flake.nix" "nix flake lock && git add flake.lock"
 
 if [ -e "$host/dev/nvidiactl" ] || has "$(setting system-features)" "cuda-${arch:-none}"; then
-    driver || found "there is no NVIDIA driver library (libcuda.so.1) here" \
+    driver || refuse "there is no NVIDIA driver library (libcuda.so.1) here" \
         "apt-get install libcuda1, or export MEGAMOE_DRIVER=/folder/of/libcuda.so.1"
 fi
 
 if [ -n "$arch" ] && ! has "$(setting system-features)" "cuda-$arch" && ! builder "cuda-$arch"; then
     if [ -e "$host/dev/nvidiactl" ]; then
-        found "this machine has a GPU but does not offer the feature cuda-$arch" \
+        refuse "this machine has a GPU but does not offer the feature cuda-$arch" \
             "echo 'extra-system-features = cuda cuda-$arch' | sudo tee -a /etc/nix/nix.conf"
     fi
-    found "no builder offers the feature cuda-$arch" \
+    refuse "no builder offers the feature cuda-$arch" \
         "echo 'ssh-ng://nix-ssh@HOST $(uname -m)-linux - 1 1 big-parallel,cuda,cuda-$arch' | sudo tee -a /etc/nix/machines"
 fi
 
@@ -88,23 +88,23 @@ fi
 # daemon trusts this user and he said yes.
 caches=$(sed -n 's/^  "\(https:[^"]*\)" = .*/\1/p' "$root/nix/caches.nix")
 keys=$(sed -n 's/^  "https:[^"]*" = "\([^"]*\)";/\1/p' "$root/nix/caches.nix")
-known=
+has_cache=
 for cache in $caches; do
-    ! has "$(setting substituters)" "$cache" && ! has "$(setting substituters)" "$cache/" || known=yes
+    ! has "$(setting substituters)" "$cache" && ! has "$(setting substituters)" "$cache/" || has_cache=yes
 done
-[ -n "$known" ] ||
-    found "no binary cache with torch for CUDA is set up, so it would be compiled, for hours (the shell .#cpu needs none)" \
+[ -n "$has_cache" ] ||
+    refuse "no binary cache with torch for CUDA is set up, so it would be compiled, for hours (the shell .#cpu needs none)" \
         "printf '%s\\n' 'extra-substituters = $(echo $caches)' 'extra-trusted-public-keys = $(echo $keys)' | sudo tee -a /etc/nix/nix.conf"
 
 if [ -n "${dry:-}" ]; then
     shell="$root#devShells.$(uname -m)-linux.default"
-    plan=$(asked build --dry-run --no-link "$shell" 2>&1) ||
-        found "the CUDA shell does not evaluate: $(printf '%s\n' "$plan" | tail -n 1)" \
+    plan=$(run_nix build --dry-run --no-link "$shell" 2>&1) ||
+        refuse "the CUDA shell does not evaluate: $(printf '%s\n' "$plan" | tail -n 1)" \
             "nix build --dry-run '$shell', which says more"
     # What is to be built is listed as .drv; what is to be fetched is not.
     heavy=$(printf '%s\n' "$plan" | sed -n 's#.*/[a-z0-9]*-\(python3[.0-9]*-\(torch\|triton\)-[0-9.]*\)\.drv$#\1#p' | sort -u)
     [ -z "$heavy" ] ||
-        found "$(echo $heavy) would be compiled, for hours: no cache that is set up has it" \
+        refuse "$(echo $heavy) would be compiled, for hours: no cache that is set up has it" \
             "take a nixpkgs that a CUDA CI has built (docs/toolchain.md, The binary caches)"
 fi
 

@@ -3,11 +3,11 @@
 # They look in /run/opengl-driver/lib, which NixOS fills. Elsewhere the driver's few libraries are
 # linked into a folder of their own, so that nothing else of the host's is found with them.
 megamoe_driver() {
-    local found link_to cache library
+    local library_file link_to cache library
     [ ! -e "${MEGAMOE_NIXOS_DRIVER:-/run/opengl-driver/lib}/libcuda.so.1" ] || return 0
-    found=$(PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null |
+    library_file=$(PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null |
         sed -nE 's/^\s*libcuda\.so\.1 \(libc6,(x86-64|AArch64)[^)]*\) => //p' | head -n 1)
-    for link_to in "${MEGAMOE_DRIVER:-}" "${found%/*}" /usr/lib/wsl/lib; do
+    for link_to in "${MEGAMOE_DRIVER:-}" "${library_file%/*}" /usr/lib/wsl/lib; do
         [ -n "$link_to" ] && [ -e "$link_to/libcuda.so.1" ] && break
         link_to=
     done

@@ -1,4 +1,4 @@
-# What is too old is refused during evaluation, in one line that names the version found.
+# What is too old is refused during evaluation, in one line that names the version that it has.
 {
   lib,
   nixpkgs,
@@ -15,12 +15,12 @@ let
   torch = project.floorOf "torch";
 
   refuse =
-    what: found: floor: mend:
-    lib.throwIf (lib.versionOlder found floor)
-      "megamoe: ${what} ${found} is too old, ${floor} or newer is needed: ${mend}";
+    what: version: floor: mend:
+    lib.throwIf (lib.versionOlder version floor)
+      "megamoe: ${what} ${version} is too old, ${floor} or newer is needed: ${mend}";
   newer = "take a newer nixpkgs: nix flake update nixpkgs";
 
-  checked =
+  check =
     pkgs:
     refuse "Nix" builtins.nixVersion nix "nix upgrade-nix" (
       refuse "Python" pkgs.python3.pythonVersion project.pythonFloor newer (
@@ -29,7 +29,7 @@ let
     );
 in
 {
-  cpu = checked;
+  cpu = check;
   cuda =
-    pkgs: refuse "CUDA" pkgs.cudaPackages.cudaMajorMinorVersion least.cuda newer (checked pkgs);
+    pkgs: refuse "CUDA" pkgs.cudaPackages.cudaMajorMinorVersion least.cuda newer (check pkgs);
 }

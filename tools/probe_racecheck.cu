@@ -68,13 +68,13 @@ __global__ void hand_over(int *wrong, Mode mode) {
     }
 }
 
-int main(int count, char **given) {
-    const char *name = count > 1 ? given[1] : "each";
+int main(int count, char **words) {
+    const char *name = count > 1 ? words[1] : "each";
     Mode mode = !strcmp(name, "one") ? ONE : !strcmp(name, "none") ? NONE : EACH;
-    int *wrong, found = 0;
+    int *wrong, result = 0;
     if (cudaMalloc(&wrong, sizeof(int)) || cudaMemset(wrong, 0, sizeof(int))) return 2;
     hand_over<<<1, 128>>>(wrong, mode);
-    if (cudaMemcpy(&found, wrong, sizeof(int), cudaMemcpyDeviceToHost)) return 2;
-    printf("%s: %s\n", name, found ? "wrong" : "right");
+    if (cudaMemcpy(&result, wrong, sizeof(int), cudaMemcpyDeviceToHost)) return 2;
+    printf("%s: %s\n", name, result ? "wrong" : "right");
     return 0;
 }

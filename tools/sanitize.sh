@@ -30,9 +30,9 @@ stop() {
 [ $# -gt 0 ] || stop "say which Python, as in: tools/sanitize.sh python3"
 sanitizer=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || true)}
 if [ -z "$sanitizer" ]; then
-    for found in "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" \
+    for path in "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" \
         /usr/local/cuda/bin/compute-sanitizer; do
-        [ -x "$found" ] && sanitizer=$found && break
+        [ -x "$path" ] && sanitizer=$path && break
     done
 fi
 [ -n "$sanitizer" ] || stop "no compute-sanitizer; it comes with the CUDA toolkit: put it on PATH, \
@@ -53,11 +53,11 @@ for tool in $tools; do
         --log-file "$out/$tool/%p.txt" env "$@" -m megamoe check --backend "$backend" \
         --device cuda --tier full --case "$cases" -n 1 --timeout 1500 || red=1
     # Judges start no kernel, and a process in which nothing was watched proves nothing.
-    seen=$(grep -L 'before first instrumented API call' "$out/$tool"/*.txt 2>/dev/null |
+    processes=$(grep -L 'before first instrumented API call' "$out/$tool"/*.txt 2>/dev/null |
         xargs -r cat 2>/dev/null | grep -c 'SUMMARY')
     bad=$(cat "$out/$tool"/*.txt 2>/dev/null | grep 'SUMMARY' |
         grep -vcE 'SUMMARY: 0 (errors|hazards)')
-    if [ "$seen" -eq 0 ]; then
+    if [ "$processes" -eq 0 ]; then
         echo "sanitize: $tool wrote no summary in $out/$tool: nothing was checked" >&2
         red=1
     elif [ "$tool" = racecheck ]; then
@@ -66,7 +66,7 @@ for tool in $tools; do
         echo "sanitize: $tool found errors; see $out/$tool" >&2
         red=1
     else
-        echo "sanitize: $tool: $seen processes, no error"
+        echo "sanitize: $tool: $processes processes, no error"
     fi
 done
 exit $red

@@ -48,18 +48,18 @@ print(" ".join(package for package, module in needs.items() if find_spec(module)
 
 # Set $python and $version: PYTHON if it is supported, else the first that is.
 find_python() {
-    wanted=${PYTHON:-python3}
-    wanted_version=$(version_of "$wanted")
-    for python in "$wanted" python3.13 python3.12 python3.11 python3.14; do
+    first=${PYTHON:-python3}
+    first_version=$(version_of "$first")
+    for python in "$first" python3.13 python3.12 python3.11 python3.14; do
         version=$(version_of "$python")
         if is_supported "$version"; then
-            [ "$python" = "$wanted" ] ||
-                say "using $python ($version): $wanted is ${wanted_version:-not to be found}"
+            [ "$python" = "$first" ] ||
+                say "using $python ($version): $first is ${first_version:-not to be found}"
             return
         fi
     done
-    if [ -n "$wanted_version" ]; then found="$wanted is $wanted_version"; else found="no $wanted"; fi
-    die "megamoe needs one of Python $supported and found none ($found):" \
+    if [ -n "$first_version" ]; then problem="$first is $first_version"; else problem="no $first"; fi
+    die "megamoe needs one of Python $supported and found none ($problem):" \
         "install one, or name it: make setup PYTHON=/path/to/python3.12"
 }
 

@@ -25,7 +25,7 @@ let
     ;
 
   # The attributes of a call, all of which must stand in the table.
-  known =
+  checkArguments =
     function: attributes:
     let
       foreign = builtins.attrNames (
@@ -89,15 +89,15 @@ let
     scope: file: more:
     let
       f = import file;
-      wanted = builtins.functionArgs f;
+      parameters = builtins.functionArgs f;
       missing = builtins.filter (
-        name: !wanted.${name} && !(scope ? ${name}) && !(more ? ${name})
-      ) (builtins.attrNames wanted);
+        name: !parameters.${name} && !(scope ? ${name}) && !(more ? ${name})
+      ) (builtins.attrNames parameters);
     in
     lib.throwIf (
       missing != [ ]
     ) "${baseNameOf file} asks for ${lib.concatStringsSep ", " missing}, which facts.json does not have" (
-      f (builtins.intersectAttrs wanted scope // more)
+      f (builtins.intersectAttrs parameters scope // more)
     );
 
   script =
@@ -139,7 +139,7 @@ let
       symlinkJoin =
         arguments:
         mkDerivation (
-          known "symlinkJoin" arguments
+          checkArguments "symlinkJoin" arguments
           // {
             buildCommand = ''
               mkdir -p $out
@@ -154,7 +154,7 @@ let
       mkShell =
         arguments:
         mkDerivation (
-          removeAttrs (known "mkShell" arguments) [ "packages" ]
+          removeAttrs (checkArguments "mkShell" arguments) [ "packages" ]
           // {
             nativeBuildInputs = arguments.packages;
           }
@@ -184,7 +184,7 @@ let
         inherit
           callPackageWith
           final
-          known
+          checkArguments
           lib
           mkDerivation
           packageOf

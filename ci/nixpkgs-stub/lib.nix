@@ -67,9 +67,9 @@ rec {
   findFirst =
     predicate: default: list:
     let
-      found = filter predicate list;
+      matches = filter predicate list;
     in
-    if found == [ ] then default else elemAt found 0;
+    if matches == [ ] then default else elemAt matches 0;
   inherit (builtins) foldl';
   setAttrByPath = path: value: if path == [ ] then value else { ${builtins.head path} = setAttrByPath (builtins.tail path) value; };
   optional = condition: value: if condition then [ value ] else [ ];

@@ -110,9 +110,9 @@ let
     path: value:
     if typed "if" value then
       let
-        found = definitionsAt path value.content;
+        definitions = definitionsAt path value.content;
       in
-      if found != [ ] && value.condition then found else [ ]
+      if definitions != [ ] && value.condition then definitions else [ ]
     else if typed "merge" value then
       concatMap (definitionsAt path) value.contents
     else if path == [ ] then
@@ -157,36 +157,36 @@ let
 
   # Of { path; option; } an attribute set, in which no value is looked at.
   treeOf =
-    make: prefix: declared:
-    if length declared == 1 && (head declared).path == prefix then
-      make (head declared)
+    make: prefix: declarations:
+    if length declarations == 1 && (head declarations).path == prefix then
+      make (head declarations)
     else
       listToAttrs (
         map (name: {
           inherit name;
           value = treeOf make (prefix ++ [ name ]) (
-            filter ({ path, ... }: builtins.elemAt path (length prefix) == name) declared
+            filter ({ path, ... }: builtins.elemAt path (length prefix) == name) declarations
           );
-        }) (map ({ path, ... }: builtins.elemAt path (length prefix)) declared)
+        }) (map ({ path, ... }: builtins.elemAt path (length prefix)) declarations)
       );
 
   evaluate =
     where: arguments: modules:
     let
-      called = map (
+      contents = map (
         module:
         let
-          given = if isFunction module then module (arguments // { inherit config; }) else module;
+          content = if isFunction module then module (arguments // { inherit config; }) else module;
         in
-        if given ? options || given ? config then given else { config = given; }
+        if content ? options || content ? config then content else { config = content; }
       ) modules;
-      declared = concatMap (module: optionsOf [ ] (module.options or { })) called;
-      definitions = map (module: module.config or { }) called;
+      declarations = concatMap (module: optionsOf [ ] (module.options or { })) contents;
+      definitions = map (module: module.config or { }) contents;
       make =
         { path, option }:
         valueOf "${where}.${concatStringsSep "." path}" option (concatMap (definitionsAt path) definitions);
-      config = treeOf make [ ] declared;
-      foreign = concatMap (unknown (map ({ path, ... }: path) declared) [ ]) definitions;
+      config = treeOf make [ ] declarations;
+      foreign = concatMap (unknown (map ({ path, ... }: path) declarations) [ ]) definitions;
     in
     {
       config =

@@ -11,16 +11,16 @@
     if (!event.target.matches(".copy")) return;
     const button = event.target;
     const code = button.parentElement.querySelector("code");
-    const said = (word) => {
+    const label = (word) => {
       button.textContent = word;
       setTimeout(() => { button.textContent = "copy"; }, 1500);
     };
     const select = () => {
       getSelection().selectAllChildren(code);
-      said("selected");
+      label("selected");
     };
     if (!navigator.clipboard) return select();
-    navigator.clipboard.writeText(code.textContent).then(() => said("copied"), select);
+    navigator.clipboard.writeText(code.textContent).then(() => label("copied"), select);
   });
 
   // A link to a folded failure unfolds it.
@@ -42,13 +42,13 @@
     show(".filter");
     const rows = all(".cases tbody tr");
     filter.addEventListener("input", () => {
-      const wanted = filter.value.trim().toLowerCase();
-      let found = 0;
+      const pattern = filter.value.trim().toLowerCase();
+      let matches = 0;
       for (const row of rows) {
-        row.hidden = !row.textContent.toLowerCase().includes(wanted);
-        found += row.hidden ? 0 : 1;
+        row.hidden = !row.textContent.toLowerCase().includes(pattern);
+        matches += row.hidden ? 0 : 1;
       }
-      document.getElementById("found").textContent = wanted ? `${found} of ${rows.length}` : "";
+      document.getElementById("found").textContent = pattern ? `${matches} of ${rows.length}` : "";
     });
     show(".keys");
   }
