@@ -2,7 +2,7 @@
 {
   callPackageWith,
   final,
-  known,
+  checkArguments,
   lib,
   mkDerivation,
   packageOf,
@@ -17,7 +17,7 @@ let
   build =
     stdenv: arguments:
     let
-      a = known "buildPythonPackage" arguments;
+      a = checkArguments "buildPythonPackage" arguments;
     in
     stdenv.mkDerivation (
       a
@@ -43,7 +43,7 @@ let
       callPackage = callPackageWith (final // self);
       fetchPypi =
         arguments:
-        known "fetchPypi" arguments // { outPath = "/fetched-from-PyPI/${arguments.sha256}"; };
+        checkArguments "fetchPypi" arguments // { outPath = "/fetched-from-PyPI/${arguments.sha256}"; };
       buildPythonPackage = {
         __functor = _: build final.stdenv;
         override = { stdenv }: build stdenv;
