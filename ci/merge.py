@@ -74,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not a.folders:
             raise _Misuse("name the folders that ci/shard.sh wrote")
         parts = [_load(folder) for folder in a.folders]
-        merged, origin = merge(parts)
+        report, origin = merge(parts)
         contents = {
             provenance.NAME: json.dumps(origin, indent=1) + "\n",
-            "summary.md": summary(merged, origin),
-            "junit.xml": results.junit(merged).decode(),
-            "result.json": json.dumps(merged, indent=1) + "\n",  # last: its presence says done
+            "summary.md": summary(report, origin),
+            "junit.xml": results.junit(report).decode(),
+            "result.json": json.dumps(report, indent=1) + "\n",  # last: its presence says done
         }
         for name, content in contents.items():
             write_atomically(a.out / name, content.encode(errors="backslashreplace"))
@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # MergeError, ShardError
         print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"merge: {len(parts)} shards hold each of {quantity(len(merged['cases']), 'case')} once")
-    print(f"merge: {results.verdict_line(merged)}")
-    return results.exit_code(merged["counts"])
+    print(f"merge: {len(parts)} shards hold each of {quantity(len(report['cases']), 'case')} once")
+    print(f"merge: {results.verdict_line(report)}")
+    return results.exit_code(report["counts"])
 
 
 class _Misuse(ValueError):
@@ -111,7 +111,7 @@ def _load(folder: Path) -> Shard:
             raise _Misuse(f"{path} is missing: did that shard end? Run it again") from None
         except FileError as error:
             raise _Misuse(str(error)) from None
-    result, origin = (_parsed(folder / name, content) for name, content in contents.items())
+    result, origin = (_parse(folder / name, content) for name, content in contents.items())
     if not isinstance(result, dict) or not isinstance(result.get("cases"), list):
         raise _Misuse(f"{folder / 'result.json'} is no report of `megamoe check --json`")
     if schema.fault(origin, schema.Object({"format": schema.OneOf((1,))})):
@@ -133,7 +133,7 @@ def _load(folder: Path) -> Shard:
     return folder, result, origin
 
 
-def _parsed(path: Path, content: bytes) -> Any:
+def _parse(path: Path, content: bytes) -> Any:
     try:
         return parse_json(content)
     except ValueError as error:
@@ -153,7 +153,7 @@ def merge(parts: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, A
     selection = select(load_cases(root), *request)
     _all_there(parts, selection, shards.durations(root))
     names = [str(folder / "result.json") for folder, _, _ in parts]
-    merged = merging.merge([result for _, result, _ in parts], selection, names)
+    report = merging.merge([result for _, result, _ in parts], selection, names)
     origin = {
         "format": 1,
         **{name: first[name] for name in provenance.SAME},
@@ -163,7 +163,7 @@ def merge(parts: Sequence[Shard], root: Path | None = None) -> tuple[dict[str, A
             for _, result, source in parts
         ],
     }  # fmt: skip
-    return merged, origin
+    return report, origin
 
 
 def _alike(parts: Sequence[Shard]) -> None:
@@ -223,18 +223,18 @@ def _again(result: dict[str, Any]) -> str:
     )
 
 
-def summary(merged: dict[str, Any], origin: Provenance) -> str:
+def summary(report: dict[str, Any], origin: Provenance) -> str:
     """A page for people, in Markdown: verdict, counts, red cases, hosts, what made it."""
-    lines = [f"## {merged['backend']} on {origin['device']}: {results.verdict_line(merged)}", ""]
+    lines = [f"## {report['backend']} on {origin['device']}: {results.verdict_line(report)}", ""]
     lines += [
         f"| kind | {' | '.join(WORDS.get(s, s) for s in STATUSES)} |",
         f"|---|{'---|' * len(STATUSES)}",
     ]
     for kind in KINDS:
-        counts = Counter(c["status"] for c in merged["cases"] if c["kind"] == kind)
+        counts = Counter(c["status"] for c in report["cases"] if c["kind"] == kind)
         if counts:
             lines.append(f"| {kind} | {' | '.join(str(counts[s] or '') for s in STATUSES)} |")
-    red = [c for c in merged["cases"] if c["status"] in ("fail", "error")]
+    red = [c for c in report["cases"] if c["status"] in ("fail", "error")]
     if red:
         lines += ["", "| red | why |", "|---|---|"]
         for case in red[:MAX_NAMES]:
@@ -242,7 +242,7 @@ def summary(merged: dict[str, Any], origin: Provenance) -> str:
             lines.append(f"| `{case['id']}` | {why} |")
         if len(red) > MAX_NAMES:
             lines.append(f"| | and {len(red) - MAX_NAMES} more |")
-    reasons = Counter(c["reason"] for c in merged["cases"] if c["status"] == "not-provided")
+    reasons = Counter(c["reason"] for c in report["cases"] if c["status"] == "not-provided")
     if reasons:
         lines += ["", *(f"- not provided x {n}: {why}" for why, n in reasons.most_common())]
     lines += ["", "| shard | cases | seconds | machine |", "|---|---|---|---|"]
@@ -253,7 +253,7 @@ def summary(merged: dict[str, Any], origin: Provenance) -> str:
         )
     lines += [
         "",
-        f"Revision {origin['revision']}; contract {merged['contract']}; "
+        f"Revision {origin['revision']}; contract {report['contract']}; "
         + ", ".join(f"{k} {v}" for k, v in origin["versions"].items() if v)
         + ".",
     ]

@@ -127,8 +127,8 @@ def linear(values: Tensor, weight: Tensor, byte: Tensor) -> Tensor:
     out = []
     for at in range(0, len(weight), 128):  # a few rows at a time: float64 takes 16 times the bytes
         some = weight[at : at + 128]
-        unpacked = pair.index_select(0, some.flatten().int()).view(len(some), -1)
-        out.append(values @ scaled(unpacked, byte[at : at + 128]).T)
+        numbers = pair.index_select(0, some.flatten().int()).view(len(some), -1)
+        out.append(values @ scaled(numbers, byte[at : at + 128]).T)
     return torch.cat(out, dim=1).bfloat16()
 
 

@@ -1,6 +1,6 @@
 """What ``megamoe`` prints with: a terminal obeys no text from outside, and a pipe may close.
 
-Each ``print`` of a verb goes through :func:`megamoe.printable.guarded`. :class:`Console` draws
+Each ``print`` of a verb goes through :func:`megamoe.printable.guard`. :class:`Console` draws
 colours and bars. It writes past that filter and filters the texts that it is given.
 """
 

@@ -77,10 +77,10 @@ def provenance(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return (ran.stdout.splitlines() or [""])[0].strip() or None
+    return (process.stdout.splitlines() or [""])[0].strip() or None
 
 
 def revision(root: Path = ROOT) -> str:

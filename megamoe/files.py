@@ -182,7 +182,7 @@ def _lives(process: int) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Hold ``folder`` (made if it is missing) against every other process that asks so.
 
     The lock is on the folder itself: no file is left, and whoever is killed lets go.

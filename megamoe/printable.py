@@ -34,7 +34,7 @@ def all_printable(value: Any) -> Any:
     return value
 
 
-class _Filtered:
+class _Filter:
     """A stream whose text is printable; all else is the stream's own."""
 
     def __init__(self, stream: IO[str]) -> None:
@@ -48,7 +48,7 @@ class _Filtered:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def guard() -> Iterator[None]:
     """In it, what is printed moves no cursor and changes no colour."""
     with redirect_stdout(_filtered(sys.stdout)), redirect_stderr(_filtered(sys.stderr)):
         yield
@@ -56,12 +56,12 @@ def guarded() -> Iterator[None]:
 
 def _filtered(stream: Any) -> Any:
     """None, for a descriptor that is closed, stays None: ``print`` knows it."""
-    return stream if stream is None or isinstance(stream, _Filtered) else _Filtered(stream)
+    return stream if stream is None or isinstance(stream, _Filter) else _Filter(stream)
 
 
 def unfiltered(stream: Any) -> Any:
-    """The stream below the filter of :func:`guarded`."""
-    return stream.stream if isinstance(stream, _Filtered) else stream
+    """The stream below the filter of :func:`guard`."""
+    return stream.stream if isinstance(stream, _Filter) else stream
 
 
 def quantity(count: int, noun: str, plural: str = "") -> str:

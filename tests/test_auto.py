@@ -405,7 +405,7 @@ def test_under_pytest_the_summary_says_it(kernel, tmp_path):
 def test_a_tensor_that_is_blank_is_filled():
     from megamoe.worker import tensors
 
-    by_name = tensors.filled({"a": ("bfloat16", [2, 3]), "b": ("uint8", [0])}, 0x5A, "cpu")
+    by_name = tensors.fill_blanks({"a": ("bfloat16", [2, 3]), "b": ("uint8", [0])}, 0x5A, "cpu")
     assert by_name["a"].shape == (2, 3) and by_name["a"].dtype == torch.bfloat16
     assert set(by_name["a"].view(torch.uint8).flatten().tolist()) == {0x5A}
     assert by_name["b"].numel() == 0

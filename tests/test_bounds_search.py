@@ -175,7 +175,7 @@ def test_a_bfloat16_subnormal_aligns_where_its_field_is(exponent, code):
     for name in ("fp32-ordered", "fp32"):
         low, high = ends(args, accumulator(name))[1]
         assert low.item() <= actual <= high.item()
-        native = result_interval(replace(blocks, folded=blocks.field), accumulator(name))
+        native = result_interval(replace(blocks, bf16_field=blocks.field), accumulator(name))
         if name == "fp32-ordered" or exponent == -133:
             assert actual < native[0].item()  # by the field of code and scale alone it is outside
 

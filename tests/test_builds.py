@@ -14,7 +14,7 @@ from megamoe.cases import load_cases
 from megamoe.commands import contract as verb
 from megamoe.commands.main import main
 from megamoe.spec import builds
-from megamoe.spec.builds import BUILDS, HEADERS, KERNEL, Build, build_of, detect, installed
+from megamoe.spec.builds import BUILDS, HEADERS, KERNEL, Build, build_of, detect, installed_packages
 from megamoe.spec.contract import BASE, REVISIONS, Clause
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,14 +204,14 @@ def importable(root: Path, name: str) -> Path:
 
 
 def test_nothing_is_installed(path):
-    assert installed() == {}
+    assert installed_packages() == {}
 
 
 def test_packages_are_found_and_not_imported(path):
     package(importable(path, "deep_gemm"), OLD)
     importable(path, "sgl_deep_gemm")
     third = package(importable(path, "vllm"), NEW, "third_party/deep_gemm/include/deep_gemm")
-    assert installed() == {
+    assert installed_packages() == {
         "deep_gemm": path / "deep_gemm",
         "sgl_deep_gemm": path / "sgl_deep_gemm",
         "vllm": third / "third_party/deep_gemm",
@@ -221,13 +221,13 @@ def test_packages_are_found_and_not_imported(path):
 
 def test_a_vllm_without_its_own_deep_gemm_is_left_out(path):
     importable(path, "vllm")
-    assert installed() == {}
+    assert installed_packages() == {}
 
 
 def test_a_stand_in_is_no_package(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "deep_gemm", ModuleType("deep_gemm"))
     assert sys.modules["deep_gemm"].__spec__ is None
-    assert installed() == {}
+    assert installed_packages() == {}
 
 
 # --- megamoe contract ---------------------------------------------------------------------------

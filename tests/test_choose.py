@@ -200,7 +200,7 @@ def diagnosis(monkeypatch: pytest.MonkeyPatch, capsys: Any, *more: str, **progra
     """`doctor --json` where the named programs print this, and all others are not there."""
     names = {sys.executable: "python"}  # its file may be called python3
     monkeypatch.setattr(
-        doctor, "_ran", lambda c: programs.get(names.get(c[0], Path(c[0]).name), "")
+        doctor, "_output", lambda c: programs.get(names.get(c[0], Path(c[0]).name), "")
     )
     monkeypatch.setattr(doctor.shutil, "which", lambda n: f"/bin/{n}" if n in programs else None)
     monkeypatch.delenv("MEGAMOE_CHROMIUM", raising=False)
@@ -219,8 +219,10 @@ def test_doctor_where_nothing_but_python_is(monkeypatch: Any, capsys: Any) -> No
 
 
 def test_doctor_where_all_is(monkeypatch: Any, capsys: Any) -> None:
-    kernel = SimpleNamespace(same_bits=True, said="deep_gemm is vllm 0.33.0, contract 2026-11")
-    monkeypatch.setattr("megamoe.spec.builds.installed", lambda: {"deep_gemm": Path("/x")})
+    kernel = SimpleNamespace(
+        same_bits=True, description="deep_gemm is vllm 0.33.0, contract 2026-11"
+    )
+    monkeypatch.setattr("megamoe.spec.builds.installed_packages", lambda: {"deep_gemm": Path("/x")})
     monkeypatch.setattr("megamoe.spec.builds.detect", lambda folder: kernel)
     gpu = {"nvidia-smi": "NVIDIA H100, 570.1"}
     programs = {"chromium": "Chromium 1", "nix": "nix 2", "python": "torch (2.13.0+cpu)", **gpu}

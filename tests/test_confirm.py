@@ -17,7 +17,14 @@ from megamoe import confirm
 from megamoe.cases import golden_root, load_cases
 from megamoe.commands.main import main
 from megamoe.confirm import ConfirmError, cases, gpu
-from megamoe.confirm.words import INSTRUCTIONS, Request, modelled, sampled, units_near, words_entry
+from megamoe.confirm.words import (
+    INSTRUCTIONS,
+    Request,
+    sample_of,
+    units_near,
+    words_entry,
+    words_of,
+)
 from megamoe.golden import predicted
 from megamoe.predict import SM100, tables
 from megamoe.spec.contract import NEWEST
@@ -36,7 +43,7 @@ def answers(unit=None, silu=TABLES, by_case=(), **other):
         "gpu": "Fake B200", "machine_class": "fake-b200-sm100", "model": "sm100",
         "provenance": {"driver": "1", "date": "2026-11-28"}, "lacks": {"tcgen05 words": "none"},
         "instructions": {
-            n: words_entry(a, modelled(a, unit or a.instruction.unit)) for n, a in requests.items()
+            n: words_entry(a, words_of(a, unit or a.instruction.unit)) for n, a in requests.items()
         },
         "silu": {n: tables.pack(n, t) for n, t in silu.items()},
         "cases": dict(by_case), "contract": NEWEST.revision, "backend": "fake",
@@ -187,8 +194,8 @@ def test_where_no_gpu_is_one_line_says_so(tmp_path, monkeypatch, capsys):
 
 def test_a_sample_is_the_first_words():
     request = Request(INSTRUCTIONS["wgmma-e4m3"], 5, 6, 1)
-    words = np.concatenate(list(modelled(request, request.instruction.unit)))
-    assert np.array_equal(sampled(words_entry(request, iter([words]))), words[:4])
+    words = np.concatenate(list(words_of(request, request.instruction.unit)))
+    assert np.array_equal(sample_of(words_entry(request, iter([words]))), words[:4])
 
 
 def test_operands_are_of_four_sorts():
@@ -228,7 +235,7 @@ def test_the_words_of_an_h200_are_the_models(name):
     assert reply["gpu"] == "NVIDIA H200"
     answer = reply["instructions"][name]
     request = Request(INSTRUCTIONS[name], answer["seed"], answer["tiles"], answer["steps"])
-    words = sampled(answer)
+    words = sample_of(answer)
     assert request.outputs >= 20_000_000 and words.size == 2048
-    (modelled_words,) = modelled(request, request.instruction.unit, len(words))
+    (modelled_words,) = words_of(request, request.instruction.unit, len(words))
     assert np.array_equal(words_entry(request, iter([modelled_words]))["sample"], answer["sample"])

@@ -18,7 +18,7 @@ from megamoe.commands.main import CLOSED_PIPE, main
 from megamoe.commands.work import Work
 from megamoe.compare import ab, bisect
 from megamoe.console import Console
-from megamoe.printable import all_printable, guarded, printable
+from megamoe.printable import all_printable, guard, printable
 from megamoe.worker.link import Link
 
 EVIL = "a\x1b[2Jb\x9bc\rd\u202ee\ud800f\u2028g\u200eh\x7f"
@@ -41,7 +41,7 @@ def test_control_characters_are_replaced_one_for_one() -> None:
 
 
 def test_what_is_printed_in_the_guard_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    with guarded():
+    with guard():
         print(EVIL)
         print(EVIL, file=sys.stderr)
     assert capsys.readouterr() == (f"{PLAIN}\n", f"{PLAIN}\n")
@@ -52,7 +52,7 @@ def test_colours_stay_and_texts_change_none(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
-    with guarded():
+    with guard():
         console = Console(width=60)
         assert console.is_terminal
         table = Table("head", title="\x1b[31mtitle")

@@ -31,7 +31,7 @@ from megamoe.commands.explain import _is_wrong
 from megamoe.explain import FromCase, FromProblem, explain
 from megamoe.explain.blocks import row_blocks
 from megamoe.explain.element import value_of_code
-from megamoe.explain.instruction import modelled
+from megamoe.explain.instruction import model_sums
 from megamoe.explain.life import live
 from megamoe.judge import Finding
 from megamoe.judge.judgements import Judgement
@@ -154,16 +154,16 @@ def test_the_modelled_sum_is_mma_sims(kernel, seed):
     codes, sf, packed, weight_sf = operands(seed)
     instruction = kernel()
     expected = instruction.linear(codes[None], sf[None], packed, weight_sf, None)[0]
-    actual = modelled(ACCUMULATORS[instruction.accumulator], codes, sf, packed, weight_sf)
+    actual = model_sums(ACCUMULATORS[instruction.accumulator], codes, sf, packed, weight_sf)
     np.testing.assert_array_equal(actual, expected)
 
 
 def test_where_there_is_no_instruction_the_model_is_eagers(small):
     codes, sf, packed, weight_sf = operands(1)
     expected = linear(*(torch.from_numpy(a) for a in (codes[None], sf[None], packed, weight_sf)))[0]
-    actual = modelled(ACCUMULATORS["fp32-ordered"], codes, sf, packed, weight_sf)
+    actual = model_sums(ACCUMULATORS["fp32-ordered"], codes, sf, packed, weight_sf)
     np.testing.assert_array_equal(actual, expected.numpy())
-    assert modelled(ACCUMULATORS["exact"], codes, sf, packed, weight_sf) is None
+    assert model_sums(ACCUMULATORS["exact"], codes, sf, packed, weight_sf) is None
 
 
 # --- what is said -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from megamoe.files import (
     FileError,
     clear_leftovers,
     digest_bounded,
-    locked,
+    folder_lock,
     parse_json,
     read_bounded,
     write_atomically,
@@ -154,7 +154,7 @@ def test_only_our_own_leftovers_of_dead_processes_are_cleared(tmp_path):
 
 
 def _hold(folder, signal):
-    with locked(folder):
+    with folder_lock(folder):
         signal.set()
         time.sleep(60)
 
@@ -167,10 +167,10 @@ def test_a_lock_excludes_and_whoever_is_killed_lets_go(tmp_path, monkeypatch):
     other.start()
     assert signal.wait(60)
     with pytest.raises(FileError, match="is held by another golden record, bless or import; wait"):
-        locked(tmp_path).__enter__()
+        folder_lock(tmp_path).__enter__()
     other.kill()
     other.join()
-    with locked(tmp_path):
+    with folder_lock(tmp_path):
         assert list(tmp_path.iterdir()) == []  # the lock itself is no file
 
 
@@ -185,5 +185,5 @@ def test_a_folder_that_was_removed_meanwhile_is_locked_anew(tmp_path, monkeypatc
         real(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(folder):
+    with folder_lock(folder):
         assert folder.is_dir() and len(calls) == 2

@@ -26,7 +26,7 @@ from tests.helpers import hostile
 from tests.helpers.golden import make_golden
 from tests.helpers.hostile import ACTS, Act
 from tests.helpers.warm import warmed
-from tools.stops import abandoned, alive, folders
+from tools.stops import abandoned_folders, alive, folders
 
 SIZES = """
 hidden = 128
@@ -143,7 +143,7 @@ def outcomes(request, root, tmp_path_factory, template):
     with warmed(template, "WARM"), ThreadPoolExecutor(STATIONS) as pool:
         for future in [pool.submit(station, number) for number in range(STATIONS)]:
             future.result()
-    by_name["left"] = (alive(f"MARK={mark}"), abandoned(before))
+    by_name["left"] = (alive(f"MARK={mark}"), abandoned_folders(before))
     return by_name
 
 
@@ -280,7 +280,7 @@ def replies(tmp_path_factory, request):
 
     with ThreadPoolExecutor(STATIONS) as pool:
         by_name = dict(zip(sorted(names), pool.map(one, sorted(names)), strict=True))
-    return {**by_name, "left": (alive(f"MARK={mark}"), abandoned(before))}
+    return {**by_name, "left": (alive(f"MARK={mark}"), abandoned_folders(before))}
 
 
 @pytest.mark.slow

@@ -449,8 +449,8 @@ def test_humming_names_the_compiler_that_the_environment_names(monkeypatch):
 
 def test_a_library_that_lacks_something_else_is_left_to_its_package(tmp_path):
     library_that_lacks("absent", tmp_path / "_C.so")
-    sgl_deep_gemm.linked(tmp_path / "_C.so")
-    sgl_deep_gemm.linked(tmp_path / "none.so")
+    sgl_deep_gemm.check_links(tmp_path / "_C.so")
+    sgl_deep_gemm.check_links(tmp_path / "none.so")
 
 
 def test_an_import_that_fails_is_one_line_with_its_cause(monkeypatch):

@@ -23,7 +23,7 @@ from megamoe.cases.load import load_file
 from megamoe.cases.sweep import base
 from megamoe.golden import Store, make
 from megamoe.kinds import laws
-from megamoe.kinds.rows import repeated
+from megamoe.kinds.rows import twin_findings
 from megamoe.oracle.folding import leaves_bf16
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import E4M3_TABLE, e2m1_unpack
@@ -282,9 +282,9 @@ def test_rows_with_the_inputs_of_another_must_have_its_bits() -> None:
         tensor = getattr(problem, name)
         assert torch.equal(tensor, tensor[source])
     y = source[:, None].repeat(256, 1).astype(np.uint16)
-    assert not any(f.bad for f in repeated(case, {"y": y}, problem))
+    assert not any(f.bad for f in twin_findings(case, {"y": y}, problem))
     y[511, 255] += 1
-    (finding,) = repeated(case, {"y": y}, problem)
+    (finding,) = twin_findings(case, {"y": y}, problem)
     assert finding.outside == 1 and finding.worst is not None
     assert (finding.worst.token, finding.worst.channel) == (511, 255)
     assert finding.text.startswith("y: 1 elements are not those of the token with the same inputs")
@@ -300,9 +300,9 @@ def test_codes_are_compared_where_a_slot_is_live_and_nowhere_else() -> None:
     stages = {"l2_acts": codes, "l2_acts_sf": codes[:, :, :4].copy()}
     dead, live = (int(np.flatnonzero((ids >= 0) == is_live)[-1]) for is_live in (False, True))
     codes[dead] += 1
-    assert not any(f.bad for f in repeated(case, stages, problem))
+    assert not any(f.bad for f in twin_findings(case, stages, problem))
     codes[live, 0, 5] += 1
-    bad = [f for f in repeated(case, stages, problem) if f.bad]
+    bad = [f for f in twin_findings(case, stages, problem) if f.bad]
     assert [f.stage for f in bad] == ["l2_acts"] and bad[0].worst is not None
     assert (bad[0].worst.token, bad[0].worst.channel) == (live, 5)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megamoe.backends import simulate
-from megamoe.backends.simulated_sample import linears, sampled
+from megamoe.backends.simulated_sample import linears, sample_of
 from megamoe.cases import load_cases
 from megamoe.cases.recipes import forward_problem
 from megamoe.golden import make
@@ -51,7 +51,7 @@ def test_a_sample_with_the_kernels_own_codes_is_a_part_of_its_forward():
     whole = simulate.forward(masked(), SURE, 0)
     samples = set()
     for seed in range(8):
-        some = sampled(masked(), SURE, seed, whole.codes, whole.sf, PRODUCTS)
+        some = sample_of(masked(), SURE, seed, whole.codes, whole.sf, PRODUCTS)
         np.testing.assert_array_equal(some.codes, whole.codes[some.tokens])
         np.testing.assert_array_equal(some.sf, whole.sf[some.tokens])
         np.testing.assert_array_equal(some.y, whole.y[some.tokens][:, some.channels])
@@ -66,7 +66,7 @@ def test_the_groups_alone_are_the_kernels_and_the_rest_is_the_references():
     codes = np.full((*shape, 256), 1, np.uint8)
     sf = np.full((*shape, 256 // GROUP), 3, np.uint8)
     whole = simulate.forward(masked(), SURE, 0)
-    some = sampled(masked(), SURE, 1, codes, sf, PRODUCTS)
+    some = sample_of(masked(), SURE, 1, codes, sf, PRODUCTS)
     computed = np.zeros(some.sf.shape, np.bool_)
     computed[tuple(some.groups.T)] = True
     np.testing.assert_array_equal(some.sf == 3, ~computed)
@@ -81,7 +81,7 @@ def test_a_sample_costs_what_it_may_cost():
     hidden, inter = masked().hidden_size, masked().intermediate_size
     codes, sf = np.zeros((6, 3, inter), np.uint8), np.zeros((6, 3, inter // GROUP), np.uint8)
     for products in (0, PRODUCTS, 10**9):
-        some = sampled(masked(), SURE, 5, codes, sf, products)
+        some = sample_of(masked(), SURE, 5, codes, sf, products)
         live = int((masked().topk_ids[some.tokens] >= 0).sum())
         first, second = len(some.groups) * 2 * GROUP * hidden, live * len(some.channels) * inter
         least = 2 * GROUP * hidden, live * inter
@@ -104,7 +104,7 @@ def test_nothing_to_sample_is_an_error():
     ids = masked().topk_ids * 0 - 1
     nothing = replace(masked(), topk_ids=ids)
     with pytest.raises(ValueError, match="no slot"):
-        sampled(nothing, SURE, 0, np.zeros(0, np.uint8), np.zeros(0, np.uint8), PRODUCTS)
+        sample_of(nothing, SURE, 0, np.zeros(0, np.uint8), np.zeros(0, np.uint8), PRODUCTS)
 
 
 @pytest.mark.parametrize("name", ["bell-h256-i128-drifts", "masked-slots-bell"])
@@ -154,7 +154,7 @@ def test_a_kernel_that_is_no_member_is_outside(kernel, stage):
 
 def test_the_problem_of_a_sample_has_its_channels():
     whole = simulate.forward(masked(), SURE, 0)
-    some = sampled(masked(), SURE, 0, whole.codes, whole.sf, PRODUCTS)
+    some = sample_of(masked(), SURE, 0, whole.codes, whole.sf, PRODUCTS)
     cut = of_sample(masked(), some)
     assert cut.w2_weight.shape[1] == len(some.channels) == cut.w2_weight_scale.shape[1]
     assert cut.num_tokens == len(some.tokens)

@@ -257,7 +257,7 @@ def block_sums_inside(rng):
         assert (member.negative <= blocks.negative).all()
         assert (blocks.lowbit <= member.lowbit).all()
         assert (member.field <= blocks.field).all()
-        assert (member.folded <= blocks.folded).all()
+        assert (member.bf16_field <= blocks.bf16_field).all()
         count += member.low.size
     return count
 

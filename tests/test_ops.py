@@ -15,9 +15,9 @@ PAIRS = [("staging", "prepare_megamoe_inputs"), ("eplb", "eplb_map_to_physical_a
 
 @pytest.fixture(autouse=True)
 def fresh_imports():
-    ops._imported.cache_clear()
+    ops._import.cache_clear()
     yield
-    ops._imported.cache_clear()
+    ops._import.cache_clear()
 
 
 def gpu(monkeypatch, *capability):

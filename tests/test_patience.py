@@ -11,7 +11,7 @@ from rich.console import Console
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import golden_root, load_cases
 from megamoe.golden import Store, make
-from megamoe.judge import LEARNED, Verdict
+from megamoe.judge import LEARNED_LIMIT, Verdict
 from megamoe.spec.contract import NEWEST
 from megamoe.suite.check import _Run
 from megamoe.suite.patience import ENOUGH, LEAST, TIMES, Patience
@@ -90,4 +90,4 @@ def test_a_hang_within_a_learned_limit_says_whose_limit_it_was(has_learned: bool
     runner = Runner(Hangs(EagerBackend(NEWEST)), Store(golden_root(), make, NEWEST), None, 10.0)
     runner.has_learned = has_learned
     reason = runner.run(case).reason
-    assert "no result within 10 s" in reason and reason.endswith(LEARNED) is has_learned
+    assert "no result within 10 s" in reason and reason.endswith(LEARNED_LIMIT) is has_learned

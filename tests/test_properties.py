@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from megamoe.cases import load_cases
-from megamoe.cases.forms import LAUNCHED, LAWS
+from megamoe.cases.forms import LAUNCH_LAWS, LAWS
 from megamoe.cases.laws import CALLS, calls_of
 from megamoe.cases.needs import lacking
 from megamoe.judge import BadOutput, Verdict, of_findings, picture
@@ -240,7 +240,9 @@ def launched(backend: object, law: str = "stale-bytes", device: str = "cpu") -> 
 
 
 def test_every_law_of_a_case_file_is_known_to_one_module() -> None:
-    assert set(LAWS) == set(laws.LAWS) | set(LAUNCHED) and set(LAUNCHED) == set(launch_laws.LAWS)
+    assert set(LAWS) == set(laws.LAWS) | set(LAUNCH_LAWS) and set(LAUNCH_LAWS) == set(
+        launch_laws.LAWS
+    )
     assert not set(laws.LAWS) & set(launch_laws.LAWS)
 
 
@@ -340,9 +342,9 @@ def labels_of(law: str) -> list[str]:
     """The labels of the law's own code, of a problem that has every variant."""
     if law in laws.LAWS:
         return [variant.label for variant in laws.variants(repeated(33), law)]
-    if LAUNCHED[law][1]:
+    if LAUNCH_LAWS[law][1]:
         return labels_in(launch_laws.LAWS[law])
-    backend = Launched() if LAUNCHED[law][0] else InModes()
+    backend = Launched() if LAUNCH_LAWS[law][0] else InModes()
     return [label for label, _, _ in launch_laws.variants(backend, problem(), law)]
 
 

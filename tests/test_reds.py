@@ -9,7 +9,15 @@ import pytest
 from rich.console import Console
 
 from megamoe.cases import Case, golden_root, load_cases
-from megamoe.judge import LEARNED, TO_CATCH, Finding, Verdict, of_findings, symptom_of, symptoms
+from megamoe.judge import (
+    LEARNED_LIMIT,
+    TO_CATCH,
+    Finding,
+    Verdict,
+    of_findings,
+    symptom_of,
+    symptoms,
+)
 from megamoe.suite import next_command, reds, results
 from megamoe.suite.check import _Run, judge
 from megamoe.suite.progress import Progress
@@ -52,7 +60,7 @@ def view(cases: list[dict[str, Any]], pictures: int = 20) -> str:
          "no result within N s; last seen in k.py, line N"),
         ("error", "case eplb/a: y has shape (4, 512), expected (3, 512); reshape it",
          "y has shape (N, N), expected (N, N); reshape it"),
-        ("error", f"no result within 9 s; last seen in k.py, line 3{LEARNED}",
+        ("error", f"no result within 9 s; last seen in k.py, line 3{LEARNED_LIMIT}",
          "no result within N s; last seen in k.py, line N"),
         ("fail", "padding-rows: 1 padding row of NaN changes 5 of 512 outputs",
          "padding-rows: N padding rows of NaN changes N of N outputs"),

@@ -61,7 +61,7 @@ def mark(request):
     value = f"{request.node.name}-{os.getpid()}"
     yield {stops.MARK: value}
     assert stops.alive(f"{stops.MARK}={value}") == []
-    assert stops.abandoned(before) == set()
+    assert stops.abandoned_folders(before) == set()
 
 
 def megamoe(*arguments, cwd=None, **more):

@@ -37,7 +37,7 @@ from megamoe.backends.triton.binaries import (  # noqa: E402
     launch,
 )
 from megamoe.backends.triton.launches import (  # noqa: E402
-    CROWDED,
+    CROWD,
     FEW,
     MANY,
     NEARLY,
@@ -468,7 +468,7 @@ def test_a_tile_of_eight_rows_at_the_edges_of_its_rule(blocks, position):
 
 def test_large_tiles_follow_the_rows_an_expert_and_whole_shares_of_channels():
     narrow, broad = OVERLAPPED
-    crowded, many = 32 * CROWDED, 32 * MANY
+    crowded, many = 32 * CROWD, 32 * MANY
     assert overlapped_tile(crowded, 32, 4096) is None
     assert overlapped_tile(crowded + 1, 32, 4096) == overlapped_tile(many, 32, 4096) == narrow
     assert overlapped_tile(many + 1, 32, 4096) == broad

@@ -15,7 +15,7 @@ from megamoe.cases import golden_root, load_cases
 from megamoe.cases.recipes import forward_problem
 from megamoe.commands.main import main
 from megamoe.spec.problem import Problem
-from megamoe.suite.judges import Desk, JudgeEnded, Judges, Order
+from megamoe.suite.judges import Desk, JudgeEnd, Judges, Order
 from megamoe.worker import serve
 from megamoe.worker.client import Worker
 from megamoe.worker.files import write
@@ -123,7 +123,7 @@ def test_judges_share_the_workers_and_one_that_ends_costs_its_case_alone(tmp_pat
                 assert results.pop(cases[0].id) == (*here, (3.0, True)), "learned from other cases"
                 assert set(results.values()) == {(*here, (10.0, False))}
     assert set(results) == {c.id for c in cases}
-    assert all(isinstance(r, JudgeEnded) and "exit status 9" in str(r) for r in results.values())
+    assert all(isinstance(r, JudgeEnd) and "exit status 9" in str(r) for r in results.values())
 
 
 def test_a_pool_of_a_backend_that_is_none_is_one_line(tmp_path):

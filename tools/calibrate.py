@@ -112,16 +112,16 @@ def sample(group: str, inter: int, top_k: int, data: str, rows: int, seed: int) 
         output = simulate.forward(part, kernel, seed)
         tiles = Energies.of(output.y, reference[:count])
         row = tiles.rows()
-        measured = {"tile": tiles, "row": row}
+        by_unit = {"tile": tiles, "row": row}
         for n in ROWS_OF_EXPERT[1:]:
             if count >= n:
                 groups = np.stack([rng.choice(count, n, replace=False) for _ in range(count)])
-                measured[f"expert-{n}"] = Energies(
+                by_unit[f"expert-{n}"] = Energies(
                     row.square[groups].sum(1),
                     row.along[groups].sum(1),
                     row.reference[groups].sum(1),
                 )
-        for unit, energies in measured.items():
+        for unit, energies in by_unit.items():
             for name, values in energies.statistics().items():
                 samples.setdefault(unit, {}).setdefault(name, []).append(values)
     return {u: {name: fit(v) for name, v in by.items()} for u, by in samples.items()}

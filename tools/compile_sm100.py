@@ -84,11 +84,11 @@ def source(model: str, tokens: int) -> tuple[str, KernelReport, int]:
         pull //= 2
     sf_m = align(block_m, 128)
     warps = groups * 4
-    fixed = align(experts * 4, 1024) + align(pull * 4, 1024)
-    fixed += align(max(groups * store_m * 64 * 2, groups * store_m * 128 * 2), 1024)
-    fixed += (4 + 4 + warps * 2) * 8 + store_m * warps * 4 + 4
+    base = align(experts * 4, 1024) + align(pull * 4, 1024)
+    base += align(max(groups * store_m * 64 * 2, groups * store_m * 128 * 2), 1024)
+    base += (4 + 4 + warps * 2) * 8 + store_m * warps * 4 + 4
     stage = block_m // 2 * block_k + 128 * block_k + (sf_m + 128) * (block_k // 32) + 16
-    stages = (SMEM_CAPACITY - fixed) // stage
+    stages = (SMEM_CAPACITY - base) // stage
     ring = align(RANKS * capacity * min(top_k, local) + local * 191, 384)
     values = [
         capacity, hidden, inter, experts, top_k, local, block_m, 128, block_k, store_m, sf_m, 128,
@@ -102,10 +102,10 @@ def source(model: str, tokens: int) -> tuple[str, KernelReport, int]:
         "  auto kernel = reinterpret_cast<void*>(&sm100_fp8_fp4_mega_moe_impl<"
         f"{', '.join(map(str, values))}>);\n}}\n"
     )
-    return text, KernelReport(model, tokens, block_m, stages), fixed + stages * stage
+    return text, KernelReport(model, tokens, block_m, stages), base + stages * stage
 
 
-def compiled(nvcc: str, include: Path, model: str, tokens: int) -> KernelReport:
+def compile_kernel(nvcc: str, include: Path, model: str, tokens: int) -> KernelReport:
     """Compile one kernel; a failure is in ``error``, one line."""
     text, report, shared = source(model, tokens)
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +172,7 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|")
     for model in args.model:
         for tokens in args.tokens:
-            report = compiled(nvcc, args.include, model, tokens)
+            report = compile_kernel(nvcc, args.include, model, tokens)
             rows.append(asdict(report))
             numbers = (report.registers, report.spilled, report.shared, report.seconds)
             cells = report.error or " | ".join(map(str, numbers))

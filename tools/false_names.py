@@ -66,13 +66,13 @@ def noise(rng: Any, stage: Any) -> None:
     flat[mask] += rng.choice([-1, 1], int(mask.sum())).astype(flat.dtype)
 
 
-def shuffled(rng: Any, stage: Any) -> None:
+def shuffle(rng: Any, stage: Any) -> None:
     """Channels in another order."""
     part = stage.reshape(-1, stage.shape[-1])
     part[:] = part[:, rng.permutation(part.shape[1])]
 
 
-def swapped(rng: Any, stage: Any) -> None:
+def swap(rng: Any, stage: Any) -> None:
     """Two slots, or two halves of a row, change places."""
     if stage.ndim == 2 and len(stage) > 1:
         one, two = rng.choice(len(stage), 2, replace=False)
@@ -92,7 +92,7 @@ def random_bits(rng: Any, stage: Any) -> None:
 
 
 CORRUPTIONS: tuple[Callable[[Any, Any], None], ...] = (
-    flip_one, flip_many, flip_same, noise, shuffled, swapped, random_bits,
+    flip_one, flip_many, flip_same, noise, shuffle, swap, random_bits,
 )  # fmt: skip
 
 

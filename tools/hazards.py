@@ -49,7 +49,7 @@ def reports(log: str) -> Iterator[list[str]]:
         yield report
 
 
-def uncounted(log: str) -> list[str]:
+def count_mismatch(log: str) -> list[str]:
     """A complaint where the summaries tell of more or fewer than :func:`reports` finds."""
     count, total = len(list(reports(log))), sum(map(int, _SUMMARY.findall(log)))
     if count == total:
@@ -94,7 +94,7 @@ def main(paths: list[str]) -> int:
     logs = [Path(path).read_text() for path in paths]
     records = [report for log in logs for report in reports(log)]
     rest = [report for report in records if not (is_handover(report) or torch_s(report))]
-    rest += [complaint for log in logs if (complaint := uncounted(log))]
+    rest += [complaint for log in logs if (complaint := count_mismatch(log))]
     for report in rest:
         print("\n".join(report), file=sys.stderr)
     aside, theirs = sum(map(is_handover, records)), sum(map(torch_s, records))

@@ -43,7 +43,7 @@ import torch
 
 from megamoe.backends import simulate
 from megamoe.backends.simulate import Kernel
-from megamoe.backends.simulated_sample import Sample, sampled
+from megamoe.backends.simulated_sample import Sample, sample_of
 from megamoe.cases import Case, load_cases
 from megamoe.cases.forms import features
 from megamoe.cases.load import golden_root
@@ -202,7 +202,7 @@ def of_member(
         with np.errstate(all="ignore"):
             if sample:
                 reference = golden.get("l2_acts"), golden.get("l2_acts_sf")
-                some = sampled(problem, kernel, seed, *reference, sample)
+                some = sample_of(problem, kernel, seed, *reference, sample)
                 rows = [rows[at] if rows else int(at) for at in some.tokens]
                 codes = len(some.groups) * GROUP
                 problem = of_sample(problem, some)

@@ -173,7 +173,7 @@ def one(rank: int, ranks: int, work: Path) -> int:
         layer(*(t.to(device) for t in (hidden, routing, ids)), activation_clamp=10.0)
     except Exception as raised:  # any exception of its C++ code is a result here
         error = " ".join(str(raised).split())
-    good &= say("staged as the contract says", staged(rows, hidden, routing, ids))
+    good &= say("staged as the contract says", is_staged(rows, hidden, routing, ids))
     is_invalid_value = "CUDA_ERROR_INVALID_VALUE" in error
     good &= say("ended at a tensor map", is_invalid_value, error or "nothing was raised")
     if dist.is_initialized():
@@ -209,7 +209,7 @@ def gemm_errors(package: Any, device: torch.device) -> dict[str, float]:
     return errors
 
 
-def staged(rows: dict[str, Any], *inputs: torch.Tensor) -> bool:
+def is_staged(rows: dict[str, Any], *inputs: torch.Tensor) -> bool:
     """Whether the first rows are the bits of the torch staging on a CPU."""
     from megamoe.layer.staging import prepare_megamoe_inputs
 

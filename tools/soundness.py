@@ -31,7 +31,7 @@ import torch
 
 from megamoe import oracle
 from megamoe.backends import simulate
-from megamoe.backends.simulate import Kernel, Simulated
+from megamoe.backends.simulate import Kernel, Simulation
 from megamoe.oracle.linear import Rows
 from megamoe.oracle.mlp import linear
 from megamoe.spec.accumulators import ACCUMULATORS, accumulator
@@ -93,7 +93,7 @@ def _cancel(problem: Problem, seed: int) -> None:
 
 
 def judge(
-    problem: Problem, kernel: Kernel, output: Simulated, golden: oracle.ForwardGolden
+    problem: Problem, kernel: Kernel, output: Simulation, golden: oracle.ForwardGolden
 ) -> Tally:
     """Judged and outside, of one simulated forward."""
     envelope = golden.envelopes[kernel.accumulator]
@@ -109,8 +109,8 @@ def judge(
     key = e4m3_key(output.codes)
     bad_sf = (output.sf < envelope.sf_lo) | (output.sf > envelope.sf_hi)
     record("codes", ((key < low) | (key > high) | bad_sf.repeat(32, axis=-1)) & live)
-    staged = oracle.combine_interval(problem, output.codes, output.sf, kernel.accumulator, BASE)
-    for judgement, ends in (("staged", staged), ("y", (envelope.y_lo, envelope.y_hi))):
+    interval = oracle.combine_interval(problem, output.codes, output.sf, kernel.accumulator, BASE)
+    for judgement, ends in (("staged", interval), ("y", (envelope.y_lo, envelope.y_hi))):
         y, y_lo, y_hi = (bf16_key(bits) for bits in (output.y, *ends))
         record(judgement, (y < y_lo) | (y > y_hi))
     return out

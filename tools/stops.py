@@ -63,7 +63,7 @@ def alive(mark: str, seconds: float = PATIENCE) -> list[str]:
     return processes
 
 
-def abandoned(before: Set[str], seconds: float = PATIENCE) -> set[str]:
+def abandoned_folders(before: Set[str], seconds: float = PATIENCE) -> set[str]:
     """Folders of megamoe's that no process uses, after some patience, without those ``before``."""
     until = time.monotonic() + seconds
     leftovers = folders() - before
@@ -131,7 +131,7 @@ def run(
         result.wrong.append(text)
     result.output = (folder / f"{mark}.out").read_text(errors="replace")
     result.wrong += [f"process left: {line}" for line in alive(f"{MARK}={mark}")]
-    result.wrong += [f"folder left: {path}" for path in abandoned(before)]
+    result.wrong += [f"folder left: {path}" for path in abandoned_folders(before)]
     result.wrong += [f"left in its TMPDIR: {path.name}" for path in own.iterdir()]
     result.wrong += _look(result, files["json"], files["xml"])
     for path in (folder, own):

@@ -1,4 +1,4 @@
-"""Times of the triton backend's products by tile: why ``CROWDED`` and ``MANY`` are what they are.
+"""Times of the triton backend's products by tile: why ``CROWD`` and ``MANY`` are what they are.
 
     PYTHONPATH=. python3 tools/tiles.py [--share flash pro] [--tokens T ...] [--repeats N]
 
@@ -42,8 +42,8 @@ def times(
     routing = torch.rand(tokens, share.top_k, generator=generator, device=device)
     sizes = Sizes(share.experts, tokens, share.top_k, share.hidden, share.intermediate)
     buffer = new_symm_buffer(None, device, sizes)
-    staged = [t[:tokens] for t in (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)]
-    backend.prepare(hidden, routing, ids, *staged)
+    views = [t[:tokens] for t in (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)]
+    backend.prepare(hidden, routing, ids, *views)
     w13, s13, w2, s2 = weights
     memory = Memory(buffer, w13, s13, w2, s2, torch.empty_like(hidden))
     call = Call(

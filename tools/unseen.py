@@ -62,8 +62,8 @@ def lines(model: Model, seed: int) -> list[str]:
     for name in CLASSES:
         envelope = golden.envelopes[name]
         cells = []
-        staged = oracle.combine_interval(problem, golden.codes, golden.sf, name, BASE)
-        for ends, alone in (((envelope.y_lo, envelope.y_hi), True), (staged, False)):
+        interval = oracle.combine_interval(problem, golden.codes, golden.sf, name, BASE)
+        for ends, alone in (((envelope.y_lo, envelope.y_hi), True), (interval, False)):
             low, high = (bf16_key(end) for end in ends)
 
             def inside(words: U16, low: np.ndarray = low, high: np.ndarray = high) -> np.ndarray:

@@ -40,18 +40,24 @@ def problems(root: Path = ROOT) -> list[str]:
 
 def python(root: Path, table: Table) -> Iterator[str]:
     """The supported Pythons: set-up script, project, linters, the digests of CPU torch."""
-    locked = table["python"]["locked"]
+    supported_versions = table["python"]["locked"]
     script = re.search(r"^supported='([^']*)'", _text(root, "tools/setup_env.sh"), re.MULTILINE)
     config = _toml(root, "pyproject.toml")
-    yield from _differ("tools/setup_env.sh, supported", script and script[1], " ".join(locked))
+    yield from _differ(
+        "tools/setup_env.sh, supported", script and script[1], " ".join(supported_versions)
+    )
     bound = config["project"]["requires-python"]
-    yield from _differ("pyproject.toml, requires-python", bound, f">={locked[0]}")
+    yield from _differ("pyproject.toml, requires-python", bound, f">={supported_versions[0]}")
     ruff, mypy = config["tool"]["ruff"]["target-version"], config["tool"]["mypy"]["python_version"]
-    yield from _differ("pyproject.toml, ruff's target", ruff, f"py{locked[0].replace('.', '')}")
-    yield from _differ("pyproject.toml, mypy's version", mypy, locked[0])
+    yield from _differ(
+        "pyproject.toml, ruff's target", ruff, f"py{supported_versions[0].replace('.', '')}"
+    )
+    yield from _differ("pyproject.toml, mypy's version", mypy, supported_versions[0])
     wheels = re.findall(r"-cp3(\d+)-\S*x86_64", _text(root, "requirements/torch-cpu.sha256"))
     pythons = " ".join(f"3.{minor}" for minor in sorted(map(int, wheels)))
-    yield from _differ("requirements/torch-cpu.sha256, Pythons", pythons, " ".join(locked))
+    yield from _differ(
+        "requirements/torch-cpu.sha256, Pythons", pythons, " ".join(supported_versions)
+    )
 
 
 def locks(root: Path, table: Table) -> Iterator[str]:
@@ -69,11 +75,11 @@ def locks(root: Path, table: Table) -> Iterator[str]:
 def project(root: Path, table: Table) -> Iterator[str]:
     """Check that the locks hold the packages of pyproject.toml."""
     config = _toml(root, "pyproject.toml")["project"]
-    locked = locked_versions(root)
+    pins = locked_versions(root)
     extras = [need for extra in config["optional-dependencies"].values() for need in extra]
     for need in [*config["dependencies"], *extras]:
         name, bounds = _need(need)
-        versions = locked.get(name)
+        versions = pins.get(name)
         if not versions:
             yield f"pyproject.toml: {name} is in no lock of requirements/; make lock"
             continue
@@ -110,10 +116,10 @@ def flake(root: Path, table: Table) -> Iterator[str]:
         yield f"flake.lock: inputs of inputs: {', '.join(more)}; the table has none"
     for name in sorted(set(names) & set(rows)):
         node, row = nodes[str(names[name])], rows[name]
-        locked = node["locked"]
+        pin = node["locked"]
         for field in ("rev", "narHash", "lastModified"):
-            yield from _differ(f"flake.lock, {name}, {field}", locked.get(field), row[field])
-        source = f"{locked.get('owner')}/{locked.get('repo')}"
+            yield from _differ(f"flake.lock, {name}, {field}", pin.get(field), row[field])
+        source = f"{pin.get('owner')}/{pin.get('repo')}"
         yield from _differ(f"flake.lock, {name}, source", source.lower(), row["source"].lower())
 
 
@@ -145,21 +151,21 @@ def nix(root: Path, table: Table) -> Iterator[str]:
 
 def docs(root: Path, table: Table) -> Iterator[str]:
     """Versions named in README.md and docs/ are those of the locks or of a named host."""
-    allowed = {name: {v.removesuffix("+cpu") for v in versions}
+    by_package = {name: {v.removesuffix("+cpu") for v in versions}
                for name, versions in locked_versions(root).items()}  # fmt: skip
     for name in ("nvcc", *table["least"]):
-        allowed.setdefault(name, set()).update(table["least"].get(name, "").split())
+        by_package.setdefault(name, set()).update(table["least"].get(name, "").split())
     for host in table["hosts"]:
-        for name in set(host) & set(allowed):
-            allowed[name] |= set(host[name] if isinstance(host[name], list) else [host[name]])
+        for name in set(host) & set(by_package):
+            by_package[name] |= set(host[name] if isinstance(host[name], list) else [host[name]])
     pythons = table["python"]["locked"]
-    words = "|".join(sorted(map(re.escape, [*allowed, "python"]), key=len, reverse=True))
+    words = "|".join(sorted(map(re.escape, [*by_package, "python"]), key=len, reverse=True))
     # Not behind a letter, a dot or a dash: `sgl-deep-gemm 0.1.5` is no package of ours.
     pattern = re.compile(rf"(?<![\w.-])({words})`? v?(\d+\.\d+(?:\.\d+)*)", re.IGNORECASE)
     for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
         text, file = path.read_text(), path.relative_to(root)
         for package, version in pattern.findall(text):
-            right = allowed.get(package.lower(), set())
+            right = by_package.get(package.lower(), set())
             if package.lower() == "python":
                 right = {*pythons, *(h["python"] for h in table["hosts"] if "python" in h)}
             if not any(_prefix(version, full) for full in right):
@@ -205,8 +211,10 @@ def locked_versions(root: Path) -> dict[str, set[str]]:
 
 
 def _unknown_revisions(table: Table, name: Path, text: str) -> Iterator[str]:
-    cited = set(re.findall(r"DeepGEMM `?([0-9a-f]{7,40})\b", text)) | set(REVISION.findall(text))
-    for revision in sorted(cited):
+    citations = set(re.findall(r"DeepGEMM `?([0-9a-f]{7,40})\b", text)) | set(
+        REVISION.findall(text)
+    )
+    for revision in sorted(citations):
         if not any(_prefix_of(revision, full) for full in revisions(table)):
             yield f"{name}: revision {revision} is not in toolchain.toml"
 

@@ -83,7 +83,7 @@ def lines(model: Model, octaves: int, seed: int) -> list[str]:
         slot = one_slot.envelopes[name]
         slots, y = ulps(slot.y_lo, slot.y_hi), ulps(envelope.y_lo, envelope.y_hi)
         staged_ends = oracle.combine_interval(problem, golden.codes, golden.sf, name, BASE)
-        staged = ulps(*staged_ends)
+        staged_ulps = ulps(*staged_ends)
         width = bf16_decode(envelope.y_hi) - bf16_decode(envelope.y_lo)
         out.append(
             f"| {model.name} | {name} | {(gates > 0).mean():.2%} "
@@ -91,8 +91,8 @@ def lines(model: Model, octaves: int, seed: int) -> list[str]:
             f"| {np.median(slots):.0f}, {np.percentile(slots, 90):.0f} "
             f"| {np.median(y):.0f}, {np.percentile(y, 90):.0f} "
             f"| {np.median(width) / spread:.2%} "
-            f"| {np.median(staged):.0f}, {np.percentile(staged, 90):.0f}, "
-            f"{(staged == 0).mean():.1%} |"
+            f"| {np.median(staged_ulps):.0f}, {np.percentile(staged_ulps, 90):.0f}, "
+            f"{(staged_ulps == 0).mean():.1%} |"
         )
     return out
 

@@ -157,7 +157,7 @@ class _Runner(Runner):
 
     def judge_step(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         """The verdict of ``step``; what it raises is a verdict too."""
-        return self._timed(case, step)
+        return self._timed_verdict(case, step)
 
 
 def _of_case(

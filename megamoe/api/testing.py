@@ -73,11 +73,11 @@ def forward_test(
 
 
 def _copy(problem: Problem) -> Problem:
-    copied: dict[str, Any] = {
+    clones: dict[str, Any] = {
         name: value.clone() if isinstance(value, torch.Tensor) else value
         for name, value in problem.arguments.items()
     }
-    return Problem(**copied)
+    return Problem(**clones)
 
 
 def _id(shape: Mapping[str, Any], seed: int) -> str:

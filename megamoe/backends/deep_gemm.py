@@ -161,7 +161,7 @@ class DeepGemmBackend:
     def contracts(self) -> tuple[str, ...] | None:
         """The revision that the installed kernel follows, by its headers; None: not known."""
         try:
-            detection = builds.detect(builds.installed()["deep_gemm"])
+            detection = builds.detect(builds.installed_packages()["deep_gemm"])
         except (KeyError, ValueError):
             return None
         return (detection.builds[0].revision,) if detection.same_bits else None

@@ -46,14 +46,14 @@ class OracleBackend:
         golden = oracle.forward(local, ["exact"], contract=self.contract)
         if golden.only_y:
             return {"y": _bf16(golden.y).to(self.device)}
-        staged = oracle.staging(
+        tensors = oracle.staging(
             _bits(local.hidden_states), local.topk_weights.numpy(), local.topk_ids.numpy(),
             self.contract,
         )  # fmt: skip
         out = {
             "y": _bf16(golden.y),
-            "x": torch.from_numpy(staged["x"]),
-            "x_sf": torch.from_numpy(staged["x_sf"]),
+            "x": torch.from_numpy(tensors["x"]),
+            "x_sf": torch.from_numpy(tensors["x_sf"]),
             "l2_acts": torch.from_numpy(golden.codes),
             "l2_acts_sf": torch.from_numpy(golden.sf),
         }
@@ -69,15 +69,15 @@ class OracleBackend:
         topk_idx_out: torch.Tensor,
         topk_weights_out: torch.Tensor,
     ) -> None:
-        staged = oracle.staging(
+        tensors = oracle.staging(
             _bits(hidden_states), topk_weights.cpu().numpy(), topk_ids.cpu().numpy(),
             self.contract,
         )  # fmt: skip
         tokens = hidden_states.shape[0]
-        x_fp8.view(torch.uint8)[:tokens].copy_(torch.from_numpy(staged["x"]))
-        x_sf[:tokens].copy_(torch.from_numpy(staged["x_sf"]))
-        topk_idx_out[:tokens].copy_(torch.from_numpy(staged["topk_idx"]))
-        topk_weights_out[:tokens].copy_(torch.from_numpy(staged["topk_weights"]))
+        x_fp8.view(torch.uint8)[:tokens].copy_(torch.from_numpy(tensors["x"]))
+        x_sf[:tokens].copy_(torch.from_numpy(tensors["x_sf"]))
+        topk_idx_out[:tokens].copy_(torch.from_numpy(tensors["topk_idx"]))
+        topk_weights_out[:tokens].copy_(torch.from_numpy(tensors["topk_weights"]))
 
     def eplb_map(
         self,

@@ -101,7 +101,7 @@ PRODUCTS = 1 << 24
 
 
 @dataclass(frozen=True)
-class Simulated:
+class Simulation:
     """Everything a simulated kernel computed; shapes as in ``megamoe.spec.tensors``."""
 
     y: U16
@@ -113,19 +113,19 @@ class Simulated:
 
 def stage(hidden: U16) -> tuple[U8, U8]:
     """Staging: every operation is a single IEEE rounding, so there is nothing to simulate."""
-    grouped = bf16_decode(hidden).reshape(len(hidden), -1, GROUP)
-    amax = np.fmax.reduce(np.abs(grouped), axis=-1, initial=np.float32(1e-4))  # leaves NaN out
+    groups = bf16_decode(hidden).reshape(len(hidden), -1, GROUP)
+    amax = np.fmax.reduce(np.abs(groups), axis=-1, initial=np.float32(1e-4))  # leaves NaN out
     exponent = np.clip(ue8m0_ceil(amax / np.float32(448)), 1, 254)
-    codes = e4m3_cast(np.ldexp(grouped.astype(np.float64), 127 - exponent[..., None]))
+    codes = e4m3_cast(np.ldexp(groups.astype(np.float64), 127 - exponent[..., None]))
     return codes.reshape(hidden.shape), exponent.astype(np.uint8)
 
 
 def requantise(values: F32) -> tuple[U8, U8]:
     """``(R, I)`` activations to codes and UE8M0 bytes."""
-    grouped = values.reshape(len(values), -1, GROUP)
-    amax = np.fmax.reduce(np.abs(grouped), axis=-1, initial=np.float32(0))  # leaves NaN out
+    groups = values.reshape(len(values), -1, GROUP)
+    amax = np.fmax.reduce(np.abs(groups), axis=-1, initial=np.float32(0))  # leaves NaN out
     exponent = ue8m0_ceil(amax * (np.float32(1) / np.float32(448)))
-    codes = e4m3_cast(np.ldexp(grouped.astype(np.float64), 127 - exponent[..., None]))
+    codes = e4m3_cast(np.ldexp(groups.astype(np.float64), 127 - exponent[..., None]))
     return codes.reshape(values.shape), exponent.astype(np.uint8)
 
 
@@ -170,7 +170,7 @@ def head(problem: Problem, tokens: int) -> Problem:
     )
 
 
-def forward(problem: Problem, kernel: Kernel, seed: int) -> Simulated:
+def forward(problem: Problem, kernel: Kernel, seed: int) -> Simulation:
     """The layer as ``kernel`` would compute it."""
     rng = np.random.default_rng(seed)
     ids = problem.topk_ids.numpy()
@@ -192,7 +192,7 @@ def forward(problem: Problem, kernel: Kernel, seed: int) -> Simulated:
         )
         codes[at], sf[at] = requantise(values)
         slots[at] = bf16_round(_linear(kernel, codes[at], sf[at], w2, w2_sf, rng))
-    return Simulated(combine(slots, ids >= 0), codes, sf, slots)
+    return Simulation(combine(slots, ids >= 0), codes, sf, slots)
 
 
 def _linear(kernel: Kernel, codes: U8, sf: U8, packed: U8, weight_sf: U8, rng: Rng) -> F64:
@@ -224,7 +224,7 @@ def kernels() -> list[Kernel]:
 
 
 __all__ = [
-    "ORDERS", "ROUNDINGS", "Kernel", "Linear", "NotAMemberError", "Rng", "Simulated", "add_up",
+    "ORDERS", "ROUNDINGS", "Kernel", "Linear", "NotAMemberError", "Rng", "Simulation", "add_up",
     "blackwell_mxf8f6f4", "blas", "block_scaled", "blockwise", "combine", "forward", "head",
     "hopper_bf16", "hopper_e4m3", "hopper_e4m3_outside", "kernels", "ordered", "plain", "problem",
     "products", "requantise", "scaled", "silu", "stage", "swiglu", "to_fp32",

@@ -51,7 +51,7 @@ class Sample:
     """(t, n) bfloat16 bits."""
 
 
-def sampled(
+def sample_of(
     problem: Problem, kernel: Kernel, seed: int, codes: U8, sf: U8, products: int
 ) -> Sample:
     """The sample of ``seed`` that takes about ``products`` products, one half in each linear.

@@ -95,11 +95,11 @@ def _own_steps(
     sizes = Sizes(share.experts, tokens, share.top_k, share.hidden, share.intermediate)
     buffer = backend.new_symm_buffer(None, hidden.device, sizes)
     y = torch.empty_like(hidden)
-    staged = [t[:tokens] for t in (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)]
+    views = [t[:tokens] for t in (buffer.x, buffer.x_sf, buffer.topk_idx, buffer.topk_weights)]
     options: dict[str, Any] = {"activation_clamp": 10.0, "fast_math": True}
 
     def prepare() -> None:
-        backend.prepare(hidden, weights, ids, *staged)
+        backend.prepare(hidden, weights, ids, *views)
 
     def whole() -> None:
         prepare()

@@ -169,7 +169,7 @@ def _over(world: World, backend: Any, share: Share, tokens: int, repeats: int) -
     def forward() -> None:
         layer(*tensors, activation_clamp=CLAMP)
 
-    out: dict[str, Any] = {"forward": _slowest(world, _timed(world, forward, repeats))}
+    out: dict[str, Any] = {"forward": _slowest(world, _times(world, forward, repeats))}
     if isinstance(layer.backend, ExpertParallel):
         out |= _parts(world, layer.backend, forward, repeats)
     return out
@@ -179,20 +179,20 @@ def _alone(world: World, backend: Any, share: Share, tokens: int, repeats: int) 
     """The forward without a group, with the share's experts only."""
     tensors = _inputs(world, share, tokens, share.experts)
     layer = _module(world, backend, share, tokens, None)
-    return _slowest(world, _timed(world, lambda: layer(*tensors, activation_clamp=CLAMP), repeats))
+    return _slowest(world, _times(world, lambda: layer(*tensors, activation_clamp=CLAMP), repeats))
 
 
 def _parts(world: World, spans: ExpertParallel, forward: Step, repeats: int) -> dict[str, Any]:
     """The stages, the bytes and the link of a layer that sends rows by our dispatch."""
     marks: list[tuple[str, Any]] = []
 
-    def marked() -> None:
+    def step() -> None:
         marks.append(("stage", world.mark()))
         forward()
         marks.append(("end", world.mark()))
 
     spans.at = lambda stage: marks.append((stage, world.mark()))
-    _timed(world, marked, repeats)
+    _times(world, step, repeats)
     spans.at = lambda stage: None
     stages: dict[str, list[float]] = {}
     for (name, begin), (_, end) in pairwise(marks):
@@ -219,10 +219,10 @@ def _link(world: World, payload: int, repeats: int) -> float:
     counts = [max(1, payload // (world.size - 1) // 16)] * world.size
     counts[world.rank] = 0
     data = torch.zeros(sum(counts), 16, dtype=torch.uint8, device=world.device)
-    return _slowest(world, _timed(world, lambda: world.exchange(data, counts), repeats))
+    return _slowest(world, _times(world, lambda: world.exchange(data, counts), repeats))
 
 
-def _timed(world: World, step: Step, repeats: int) -> list[float]:
+def _times(world: World, step: Step, repeats: int) -> list[float]:
     """Microseconds of each repeat; all ranks begin together."""
     gpu = world.device.type == "cuda"
     flush = torch.empty(timing.FLUSH_BYTES if gpu else 0, dtype=torch.uint8, device=world.device)

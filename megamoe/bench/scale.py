@@ -127,8 +127,8 @@ def traffic(
     there, back = row_bytes(model.hidden_size)
     others = rows * ~np.eye(ranks, dtype=bool)
     return [
-        {"dispatch": out * there, "return": owned * back}
-        for out, owned in zip(others.sum(1).tolist(), others.sum(0).tolist(), strict=True)
+        {"dispatch": out * there, "return": arrivals * back}
+        for out, arrivals in zip(others.sum(1).tolist(), others.sum(0).tolist(), strict=True)
     ]
 
 

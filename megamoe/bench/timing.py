@@ -74,7 +74,7 @@ def graph(step: Callable[[], object], repeats: int) -> float:
     with torch.cuda.stream(side):
         step()
     torch.cuda.current_stream().wait_stream(side)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
+    cuda_graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(cuda_graph):
         step()
-    return events(captured.replay, repeats, ahead=True)
+    return events(cuda_graph.replay, repeats, ahead=True)

@@ -39,10 +39,10 @@ def words(stream: int, count: int, start: int = 0) -> U64:
     """``(count,)`` words ``start, start + 1, ...`` of the stream with this key."""
     out = np.empty(count, np.uint64)
     weyl = np.arange(1, min(count, _AT_ONCE) + 1, dtype=np.uint64) * np.uint64(_WEYL)
-    shifted = np.empty_like(weyl)
+    shifts = np.empty_like(weyl)
     for first in range(0, count, _AT_ONCE):
         value = out[first : first + _AT_ONCE]
-        other = shifted[: len(value)]
+        other = shifts[: len(value)]
         offset = np.uint64((stream + (start + first) * _WEYL) & _MASK)
         np.add(weyl[: len(value)], offset, out=value)
         value ^= np.right_shift(value, np.uint64(30), out=other)

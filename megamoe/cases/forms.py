@@ -184,7 +184,7 @@ FORWARD: Final = Form(
     knows=knows,
 )  # fmt: skip
 
-LAUNCHED: Final = {
+LAUNCH_LAWS: Final = {
     "stale-bytes": (True, False), "graph-replay": (True, True), "busy-stream": (False, True),
     "autocast": (False, False), "grad-mode": (False, False), "torch-defaults": (False, False),
     "engine-tensors": (False, False),
@@ -193,7 +193,7 @@ LAUNCHED: Final = {
 LAWS: Final = (
     "batch-invariance", "token-permutation", "replica-choice", "ep-size", "capacity",
     "stale-buffer", "padding-rows", "masked-slots", "repeat", "many-calls",
-    "other-weights", *LAUNCHED,
+    "other-weights", *LAUNCH_LAWS,
 )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
     if not isinstance(tables, list) or not isinstance(defaults, dict):
         raise CaseError(f"{path.name}: write cases as [[case]] and defaults as [defaults]")
     for table in tables:
-        yield from _expand(path, _merged(defaults, table))
+        yield from _expand(path, _merge(defaults, table))
 
 
 def case_of_params(
@@ -147,13 +147,13 @@ def select(
     return [c for c in cases if tier == "full" or c.tier == "quick"]
 
 
-def _merged(defaults: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(defaults: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
     """``table`` over ``defaults``; tables are merged key by key."""
     out = dict(defaults)
     for key, value in table.items():
         below = out.get(key)
         both = isinstance(value, dict) and isinstance(below, dict)
-        out[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+        out[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
     return out
 
 
@@ -172,10 +172,10 @@ def _expand(path: Path, table: dict[str, Any]) -> list[dict[str, Any]]:
             if key == "label":  # for the name alone
                 continue
             # A dotted key reaches into a table: "routing.kind" = ["same", "skewed"].
-            nested = value
+            branch = value
             for part in reversed(key.split(".")):
-                nested = {part: nested}
-            entry = _merged(entry, nested)
+                branch = {part: branch}
+            entry = _merge(entry, branch)
         labels = {key.replace(".", "_"): v for key, v in pairs}
         try:
             entry = {**entry, "name": name.format_map(labels)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from megamoe.cases.forms import LAUNCHED
+from megamoe.cases.forms import LAUNCH_LAWS
 from megamoe.cases.kind import ONLY_CUDA, Case, form_of, lacks_cuda
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def lacking(case: Case, identity: Identity) -> str:
         if not identity.provides(feature):
             return f"feature {feature}"
     law = case.params.get("law", "")
-    needs_run, needs_cuda = LAUNCHED.get(law, (False, False))
+    needs_run, needs_cuda = LAUNCH_LAWS.get(law, (False, False))
     if case.kind == "property" and needs_run and not identity.provides("run"):
         return "run"
     return LAW_ON_CUDA.format(law=law) if needs_cuda and not on_cuda else ""

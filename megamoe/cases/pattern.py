@@ -103,9 +103,9 @@ def one_of(cases: Iterable[N], name: str) -> N:
 
 def _several(pattern: str, ids: list[str]) -> str:
     more = f" and {len(ids) - MOST_NAMES} more" if len(ids) > MOST_NAMES else ""
-    matched = f"{quantity(len(ids), 'case')}: {', '.join(ids[:MOST_NAMES])}{more}"
+    names = f"{quantity(len(ids), 'case')}: {', '.join(ids[:MOST_NAMES])}{more}"
     return (
-        f"one case is needed here, and the pattern {pattern!r} matches {matched}; name one of "
+        f"one case is needed here, and the pattern {pattern!r} matches {names}; name one of "
         f"them: the last line of `megamoe check --backend B --case {shlex.quote(pattern)}` names "
         "the red to take"
     )

@@ -38,14 +38,14 @@ from megamoe.spec.formats import (
 
 # --- weights ----------------------------------------------------------------------------------
 
-_SIGNED = {0.0: 0, 0.5: 1, 1.0: 2, 1.5: 3, 2.0: 4, 3.0: 5, 4.0: 6, 6.0: 7}
+_CODES = {0.0: 0, 0.5: 1, 1.0: 2, 1.5: 3, 2.0: 4, 3.0: 5, 4.0: 6, 6.0: 7}
 
 
 def _lut(*counts: tuple[float, int]) -> U8:
     """256 nibbles: each magnitude ``count`` times with either sign; the rest zero."""
     nibbles: list[int] = []
     for magnitude, count in counts:
-        nibbles += [_SIGNED[magnitude]] * count + [_SIGNED[magnitude] | 8] * count
+        nibbles += [_CODES[magnitude]] * count + [_CODES[magnitude] | 8] * count
     return np.array(nibbles + [0] * (256 - len(nibbles)), dtype=np.uint8)
 
 
@@ -173,26 +173,26 @@ def carry(w13: U8, stream: int, o: dict[str, Any]) -> None:
     rows = w13.shape[0]
     half = rows // 2
     choice = below(stream, rows, o["closed_every"])
-    code = np.full(rows, _SIGNED[o["gate_open"]], np.uint8)
-    code[:half][choice[:half] == 0] = _SIGNED[6.0] | 8
-    up = _SIGNED[o["up_open"]]
+    code = np.full(rows, _CODES[o["gate_open"]], np.uint8)
+    code[:half][choice[:half] == 0] = _CODES[6.0] | 8
+    up = _CODES[o["up_open"]]
     code[half:] = np.where(words(stream, rows, rows)[half:] >> np.uint64(63), up | 8, up)
     for label, part, name in ((1, code[:half], "gate_levels"), (2, code[half:], "up_levels")):
         if o[name]:
             levels = np.array([_level(v) for v in o[name]], np.uint8)
             part[:] = levels[below(key(stream, label), half, len(levels))]
-    grouped = w13.reshape(rows, -1, GROUP // 2)
-    grouped[:, :, : o["carriers"] // 2] = (code | (code << 4))[:, None, None]
+    groups = w13.reshape(rows, -1, GROUP // 2)
+    groups[:, :, : o["carriers"] // 2] = (code | (code << 4))[:, None, None]
     if o["carriers"] % 2:
         at = o["carriers"] // 2
-        grouped[:, :, at] = (grouped[:, :, at] & 0xF0) | code[:, None]
+        groups[:, :, at] = (groups[:, :, at] & 0xF0) | code[:, None]
 
 
 def _level(value: float) -> int:
     """The E2M1 code of ``value``; an error of one line if there is none."""
-    if abs(value) not in _SIGNED:
-        raise ValueError(f"level {value} is not an E2M1 value; known: {list(_SIGNED)}, with a sign")
-    return _SIGNED[abs(value)] | (8 if value < 0 else 0)
+    if abs(value) not in _CODES:
+        raise ValueError(f"level {value} is not an E2M1 value; known: {list(_CODES)}, with a sign")
+    return _CODES[abs(value)] | (8 if value < 0 else 0)
 
 
 def _scales(stream: int, rows: int, columns: int, low_octaves: tuple[int, int]) -> U8:

@@ -79,9 +79,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
         )  # fmt: skip
     if rows:
         console.print(table)
-    skipped = len(report["not_compared"])
-    if skipped:
-        console.print(
-            f"{quantity(skipped, 'case')} not compared: neither backend has what they need"
-        )
+    count = len(report["not_compared"])
+    if count:
+        console.print(f"{quantity(count, 'case')} not compared: neither backend has what they need")
     console.print(report["headline"], markup=False, highlight=False, soft_wrap=True)

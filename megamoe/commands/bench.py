@@ -17,7 +17,7 @@ from megamoe.bench.peers import PEERS
 from megamoe.commands import UsageError, bench_ep
 from megamoe.console import Console
 from megamoe.spec.models import MODELS
-from megamoe.spec.problem import provided
+from megamoe.spec.problem import provides
 
 
 def run(a: argparse.Namespace) -> int:
@@ -41,7 +41,7 @@ def run(a: argparse.Namespace) -> int:
         raise UsageError("--from times nothing, so there is no --json to write")
     if a.plot:
         bench.check_drawable()
-    rows = bench.load(Path(a.source)) if a.source else _timed(a)
+    rows = bench.load(Path(a.source)) if a.source else _measure(a)
     # Plain width where this is no terminal: a table in a file should not wrap.
     Console(width=None if sys.stdout.isatty() else 150).print(bench.table(rows))
     if a.plot:
@@ -67,11 +67,11 @@ def _scale(a: argparse.Namespace) -> int:
     return 0
 
 
-def _timed(a: argparse.Namespace) -> list[bench.Row]:
+def _measure(a: argparse.Namespace) -> list[bench.Row]:
     """The rows of a run; each is said and saved as soon as there is one."""
     _check_device("cuda")
     backend = load_backend(a.backend, "cuda")
-    if not provided(backend, "run"):
+    if not provides(backend, "run"):
         raise UsageError(f"backend {a.backend} has no `run`; bench times what has one")
     provenance = bench.provenance(shlex.join(["megamoe", *sys.argv[1:]]), backend)
     rows: list[bench.Row] = []

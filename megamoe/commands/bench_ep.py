@@ -53,7 +53,7 @@ def run(a: argparse.Namespace) -> int:
     else:
         _join(engine(str(device)))
     try:
-        _measured(a, ranks.World(dist.group.WORLD, device))
+        _measure(a, ranks.World(dist.group.WORLD, device))
     finally:
         dist.destroy_process_group()
     return 0
@@ -113,7 +113,7 @@ def _launch(count: int, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _measured(a: argparse.Namespace, world: ranks.World) -> None:
+def _measure(a: argparse.Namespace, world: ranks.World) -> None:
     """The table and the file of rank 0; each row is said and saved as soon as there is one."""
     backend = load_backend(a.backend, world.device)
     speaks, rows = world.rank == 0, list[ranks.RankRow]()

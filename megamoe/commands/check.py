@@ -60,10 +60,10 @@ def _finish(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> 
     """Write the reports and show the table; the exit status."""
     wrong = write_reports(a, outcome.report)
     with suppress(BrokenPipeError):
-        folded = reds.show(outcome.report, console, a.pictures, outcome.cases, outcome.alone)
+        is_folded = reds.show(outcome.report, console, a.pictures, outcome.cases, outcome.alone)
         results.print_summary(outcome.report, console)
         next_command.show_next(
-            outcome.report, console, outcome.cases, outcome.alone, folded
+            outcome.report, console, outcome.cases, outcome.alone, is_folded
         )  # fmt: skip
     if outcome.stop_reason:
         complain(f"stopped: {outcome.stop_reason}")

@@ -150,20 +150,20 @@ def run_detect(a: argparse.Namespace) -> int:
     unknown = False
     for name, folder in folders.items():
         try:
-            detected = builds.detect(folder)
+            detection = builds.detect(folder)
         except ValueError as error:
             if len(folders) == 1:
                 raise
             print(f"{name}: {error}")
             continue
-        unknown |= not detected.same_bits
-        print(f"{name}: {detected.description}")
-        print(f"  headers: {detected.where}")
-        for header in detected.differing if detected.builds else ():
+        unknown |= not detection.same_bits
+        print(f"{name}: {detection.description}")
+        print(f"  headers: {detection.where}")
+        for header in detection.differing if detection.builds else ():
             decides = "decides bits" if header.bits else "no bit depends on it"
             print(f"  differs: {header.path} ({decides}: {header.why})")
-        if detected.same_bits:
-            _print_build(detected.builds[0])
+        if detection.same_bits:
+            _print_build(detection.builds[0])
     return 1 if unknown else 0
 
 
@@ -173,7 +173,7 @@ def run_detect(a: argparse.Namespace) -> int:
 def _folders(what: str | None) -> dict[str, Path]:
     if what is not None and Path(what).is_dir():
         return {what: Path(what)}
-    folders = builds.installed()
+    folders = builds.installed_packages()
     packages = ", ".join(builds.PACKAGES)
     if what is None:
         if not folders:

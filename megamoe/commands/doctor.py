@@ -51,7 +51,7 @@ class Line:
 def run(a: argparse.Namespace) -> int:
     """Exit status 0 if ``check --backend eager`` can run here, else 1."""
     lines = []
-    for line in examined(a.golden):  # each is shown at once: importing torch takes seconds
+    for line in examine(a.golden):  # each is shown at once: importing torch takes seconds
         lines.append(line)
         if not a.json:
             mend = f"\n{'':<8} {'':<12} -> {line.mend}" if line.mend else ""
@@ -64,7 +64,7 @@ def run(a: argparse.Namespace) -> int:
     return 0 if well else 1
 
 
-def examined(golden: str | None = None) -> Iterator[Line]:
+def examine(golden: str | None = None) -> Iterator[Line]:
     """A line for each thing. A check that fails in an unforeseen way is a line, too."""
     checks: dict[str, Callable[[], Line]] = {
         "megamoe": _megamoe, "python": _python,
@@ -130,7 +130,7 @@ def _eager() -> Line:
 
 
 def _gpu() -> Line:
-    names = _ran(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    names = _output(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
     import torch
 
     cuda = torch.version.cuda
@@ -149,16 +149,16 @@ def _gpu() -> Line:
 def _deep_gemm() -> Line:
     from megamoe.spec import builds
 
-    folders = builds.installed()
+    folders = builds.installed_packages()
     if not folders:
         mend = "only `--backend deep_gemm` needs it: docs/deep_gemm.md"
         return Line("deep_gemm", "missing", "none installed", mend)
     lines, unknown = [], False
     for name, folder in folders.items():
         try:
-            detected = builds.detect(folder)
-            unknown |= not detected.same_bits
-            lines.append(f"{name}: {detected.description}")
+            detection = builds.detect(folder)
+            unknown |= not detection.same_bits
+            lines.append(f"{name}: {detection.description}")
         except ValueError as error:
             unknown = True
             lines.append(f"{name}: {error}")
@@ -186,7 +186,7 @@ def _nix() -> Line:
 def _program(name: str, path: str | None, mend: str) -> Line:
     if path is None:
         return Line(name, "missing", "not on the path", mend)
-    version = _ran([path, "--version"])
+    version = _output([path, "--version"])
     if not version:
         return Line(name, "wrong", f"{path} does not tell its version", mend)
     return Line(name, "ok", f"{version.splitlines()[0]} ({path})")
@@ -194,7 +194,7 @@ def _program(name: str, path: str | None, mend: str) -> Line:
 
 def _index() -> Line:
     """Only the answer is shown, since the addresses of pip's indexes may be private."""
-    output = _ran([sys.executable, "-m", "pip", "index", "versions", "torch",
+    output = _output([sys.executable, "-m", "pip", "index", "versions", "torch",
                    "--disable-pip-version-check", "--no-input"])  # fmt: skip
     if "+cpu" in output:
         return Line("torch-index", "ok", "an index of pip has CPU builds of torch")
@@ -208,7 +208,7 @@ def _index() -> Line:
     return Line("torch-index", "missing", why, mend)
 
 
-def _ran(command: Sequence[str]) -> str:
+def _output(command: Sequence[str]) -> str:
     """What a program prints, without control characters; empty where it fails."""
     try:
         process = subprocess.run(

@@ -24,7 +24,7 @@ from megamoe.suite import merge
 
 def run_record(a: argparse.Namespace) -> int:
     """Compute candidates; the exit status."""
-    root, cases = _selected(a)
+    root, cases = _selection(a)
     with progress("recording", len(cases), Console(stderr=True)) as on_result:
         errors = golden.record(root, cases, a.j, on_result)
     print(f"{quantity(len(cases) - len(errors), 'candidate')} in {root / 'candidates'}")
@@ -33,7 +33,7 @@ def run_record(a: argparse.Namespace) -> int:
 
 def run_verify(a: argparse.Namespace) -> int:
     """Compute the goldens again; exit status 1 where one differs."""
-    root, cases = _selected(a)
+    root, cases = _selection(a)
     with progress("verifying", len(cases), Console(stderr=True)) as on_result:
         problems = golden.verify(root, cases, a.j, on_result)
     extra = []
@@ -77,8 +77,8 @@ def run_bless(a: argparse.Namespace) -> int:
         count = golden.bless_durations(root, [merge.read_report(path) for path in a.durations])
         print(f"{quantity(count, 'duration')} taken")
         return 0
-    blessed = golden.bless(root, load_cases(root))
-    print(f"{quantity(len(blessed), 'golden')} blessed; commit {root}")
+    goldens = golden.bless(root, load_cases(root))
+    print(f"{quantity(len(goldens), 'golden')} blessed; commit {root}")
     return 0
 
 
@@ -95,7 +95,7 @@ def run_import(a: argparse.Namespace) -> int:
     return 0
 
 
-def _selected(a: argparse.Namespace) -> tuple[Path, list[Case]]:
+def _selection(a: argparse.Namespace) -> tuple[Path, list[Case]]:
     root = root_of(a)
     cases = select(load_cases(root), glob=a.case)
     if not cases:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import megamoe
 from megamoe.commands import early
 from megamoe.commands.parser import Parser
-from megamoe.printable import guarded, printable
+from megamoe.printable import guard, printable
 
 CLOSED_PIPE: Final = 128 + signal.SIGPIPE
 """Exit status where the output was closed, as of `head` before all was read."""
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = _words(sys.argv[1:] if argv is None else argv)
         arguments = _parser(words).parse_args(words)
-        with guarded():
+        with guard():
             early.check(arguments)
             code: int = _function(arguments.run)(arguments)
-        return _flushed(code)
+        return _flush(code)
     except SystemExit as end:  # of --help and --version
-        raise SystemExit(_flushed(end.code if isinstance(end.code, int) else 0)) from None
+        raise SystemExit(_flush(end.code if isinstance(end.code, int) else 0)) from None
     except BrokenPipeError:  # whoever reads has seen enough; nothing more is to be said there
-        return _flushed(CLOSED_PIPE)
+        return _flush(CLOSED_PIPE)
     except (ValueError, OSError) as error:
         # Everything megamoe raises on purpose is a ValueError of one line.
         return _last_word(f"error: {' '.join(str(error).split())}", 2)
@@ -88,10 +88,10 @@ def _last_word(text: str, code: int) -> int:
     """Say one line on standard error, if somebody still reads there; the exit status."""
     with suppress(BrokenPipeError):
         print(printable(f"megamoe: {text}"), file=sys.stderr, flush=True)
-    return _flushed(code)
+    return _flush(code)
 
 
-def _flushed(code: int) -> int:
+def _flush(code: int) -> int:
     """Write what is still buffered; the exit status, that of a closed pipe where nobody reads.
 
     A closed stream leads nowhere from here on: else Python flushes it again at its end and prints

@@ -21,11 +21,11 @@ def run(a: argparse.Namespace) -> int:
         load_cases(root), first.get("kind"), first.get("tier", "full"), first.get("case"),
         first.get("contract"),
     )  # fmt: skip
-    merged = merge.merge(reports, selection, a.reports)
-    wrong = write_reports(a, merged)
+    report = merge.merge(reports, selection, a.reports)
+    wrong = write_reports(a, report)
     console = Console()
-    reds.show(merged, console, pictures=0)
-    results.print_summary(merged, console)
+    reds.show(report, console, pictures=0)
+    results.print_summary(report, console)
     once = f"each of {quantity(len(selection), 'case')} stands once in"
     print(f"{once} {quantity(len(reports), 'report')}")
-    return results.exit_code(merged["counts"]) or (2 if wrong else 0)
+    return results.exit_code(report["counts"]) or (2 if wrong else 0)

@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         if backend and "--backend" in self._option_string_actions and not self._takes_a_file():
             if self.get_default("sides"):
                 raise UsageError(_no_side(self, list(filter(_BACKEND.search, plain))))
-            self.error(_misplaced(self, backend))
+            self.error(_no_case(self, backend))
         arguments, rest = super().parse_known_args(args, namespace)
         return arguments, self._rest(arguments, rest)
 
@@ -109,7 +109,7 @@ def _last_parser(parser: Parser, words: Sequence[str]) -> Parser:
     return parser
 
 
-def _misplaced(parser: argparse.ArgumentParser, backend: str) -> str:
+def _no_case(parser: argparse.ArgumentParser, backend: str) -> str:
     """The message for a backend's file where a case is meant."""
     case = " CASE" if any(a.metavar == "CASE" for a in parser._actions) else ""
     spec = backend if ":" in backend else f"{backend}:CLASS"

@@ -15,7 +15,7 @@ from megamoe.compare import classes, disk, stages
 from megamoe.compare.checkout import git, worktree
 from megamoe.compare.judged import Judge
 from megamoe.compare.processes import CannotStart
-from megamoe.compare.running import COMPARABLE, Answer, NoAnswer, NotOffered, Running, ids_of
+from megamoe.compare.running import COMPARABLE, Answer, NoAnswer, NoOffer, Running, ids_of
 from megamoe.compare.sides import Options, Side, ready
 from megamoe.compare.stages import Change
 from megamoe.golden import GoldenError, regenerate
@@ -25,7 +25,7 @@ from megamoe.worker.choice import AUTO
 
 OnResult = Callable[[dict[str, Any]], None]
 NAMES: Final = ("left", "right")
-UNTRACKED: Final = 3
+UNTRACKED_LIMIT: Final = 3
 """Untracked files, or folders of them, that a note names."""
 
 
@@ -94,7 +94,7 @@ def _one(case: Case, sides: Sequence[Running], judge: Judge) -> dict[str, Any]:
     inputs = regenerate(case)
     result: dict[str, Any] = {"id": case.id, "status": "error", "stages": {}, "first_stage": None}
     replies = [_reply(side, case, inputs) for side in sides]
-    lacks = [one for one in replies if isinstance(one, NotOffered)]
+    lacks = [one for one in replies if isinstance(one, NoOffer)]
     if len(lacks) == len(sides):
         reason = f"neither side has it: {lacks[0].what}"
         return {**result, "status": "not-provided", "reason": reason}
@@ -256,11 +256,11 @@ def _name(side: dict[str, Any], backend: str = "backend") -> str:
 def describe(repo: Path | None) -> str:
     """A note where a checkout has what a revision does not show; '' where it has nothing."""
     lines = [] if repo is None else git(repo, "status", "--porcelain", check=False).splitlines()
-    untracked = [line[3:] for line in lines if line.startswith("?? ")]
-    has = ["uncommitted changes"] if len(untracked) < len(lines) else []
-    if untracked:
-        more = ", ..." if len(untracked) > UNTRACKED else ""
-        names = ", ".join(untracked[:UNTRACKED]) + more
+    files = [line[3:] for line in lines if line.startswith("?? ")]
+    has = ["uncommitted changes"] if len(files) < len(lines) else []
+    if files:
+        more = ", ..." if len(files) > UNTRACKED_LIMIT else ""
+        names = ", ".join(files[:UNTRACKED_LIMIT]) + more
         has.append(f"untracked files ({names})")
     if not has:
         return ""

@@ -17,7 +17,7 @@ import torch
 
 from megamoe.cases import Case, kind_of
 from megamoe.compare import disk, rejudge, stages
-from megamoe.compare.backend_file import archived, sides_of
+from megamoe.compare.backend_file import archive, sides_of
 from megamoe.compare.checkout import git
 from megamoe.compare.job import Job
 from megamoe.compare.probe import Prober
@@ -67,7 +67,7 @@ def _fill(
     shutil.copyfile(rejudge.__file__, home / "replay.py")
     (home / "serve.py").write_text(single.source(), encoding="utf-8")
     entries, rest = _cases(home, prober, report, pair)
-    backend, copy = archived(home, job, report)
+    backend, copy = archive(home, job, report)
     about = {"backend": backend, "copy": copy, "device": job.test.device, "cases": entries,
              "modules": MODULES, "contract": _contract_of(prober, pair)}  # fmt: skip
     (home / "cases.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -17,7 +17,7 @@ from megamoe.worker.known import source_of
 PACKAGE: Final = "__init__.py"
 
 
-def located(spec: str, front: Iterable[str]) -> str:
+def locate(spec: str, front: Iterable[str]) -> str:
     """``spec`` with the whole path of its file or package: in a folder of ``front``, the import
     path of a side, if it is there, else from the current folder. A name stays as it is."""
     name, _, attribute = spec.rpartition(":")
@@ -30,7 +30,7 @@ def located(spec: str, front: Iterable[str]) -> str:
     return f"{Path(name).expanduser().absolute()}:{attribute}"
 
 
-def archived(home: Path, job: Job, report: Mapping[str, Any]) -> tuple[str, str]:
+def archive(home: Path, job: Job, report: Mapping[str, Any]) -> tuple[str, str]:
     """``backend`` and ``copy`` in the ``cases.json`` of an archive, as ``replay.py`` takes them.
 
     ``backend`` is the spec, and its path counts from ``--path``: each revision has a file of its
@@ -46,7 +46,7 @@ def archived(home: Path, job: Job, report: Mapping[str, Any]) -> tuple[str, str]
     if not name or is_in_trees or not source_of(path).is_file():
         return spec, ""
     # A folder that holds nothing else: the archive has files of its own that may have this name.
-    copy = f"backend/{_copied(path.resolve(), home / 'backend')}:{attribute}"
+    copy = f"backend/{_copy(path.resolve(), home / 'backend')}:{attribute}"
     return (spec if by_tree else copy), copy
 
 
@@ -68,7 +68,7 @@ def _holds(side: Side, path: Path, sub: str) -> bool:
     return "blob" in kinds
 
 
-def _copied(path: Path, home: Path) -> str:
+def _copy(path: Path, home: Path) -> str:
     """Copy a file, or the whole folder of a package, into ``home``; its path there."""
     home.mkdir()
     if source_of(path) == path and path.name != PACKAGE:

@@ -34,8 +34,8 @@ def run(job: Job, on_step: OnStep, note: Callable[[str], None]) -> dict[str, Any
         except OSError as error:
             raise disk.cause_of(error) from error
         state = State.open(folder, request, job.fresh)
-        if state.resumed:
-            note(f"resumed: {quantity(state.resumed, 'step')} known from {folder}")
+        if state.earlier_steps:
+            note(f"resumed: {quantity(state.earlier_steps, 'step')} known from {folder}")
         prober = Prober(job.test, state, on_step)
         over = _over_git if job.where.good.kind == "git" and not job.where.sides else _over_list
         outcome, total, log = over(job, prober, stack, folder)
@@ -143,7 +143,7 @@ def _ends(
                 f"{shlex.quote(prober.test.backend)}` names some), cases that show small changes "
                 "(--case 'forward/directed-*'), or other ends"
             )
-        state.narrowed = sorted(changes)
+        state.selection = sorted(changes)
         steps["good"]["verdict"], steps["bad"]["verdict"] = "good", "bad"
         prober.classify(steps["good"], steps["bad"], sorted(changes))
         steps["bad"]["reason"] = (
@@ -151,7 +151,7 @@ def _ends(
             f"({steps['bad']['class']})"
         )
     elif prober.test.how == "judge":
-        state.narrowed = sorted(set(steps["good"]["digests"]) & set(steps["bad"]["digests"]))
+        state.selection = sorted(set(steps["good"]["digests"]) & set(steps["bad"]["digests"]))
     state.save()
 
 
@@ -167,7 +167,7 @@ def _report(
     report: dict[str, Any] = {
         "schema": 1, "kind": "bisect", "headline": "", "how": job.test.how,
         "backend": job.test.backend, "device": job.test.device, "range": total,
-        "builds": state.builds, "narrowed": state.narrowed,
+        "builds": state.builds, "narrowed": state.selection,
         "steps": [
             {k: v for k, v in s.items() if k not in hidden} | {"position": place.get(s["rev"])}
             for s in state.steps
@@ -255,14 +255,14 @@ def _add_changes(report: dict[str, Any], changes: dict[str, dict[str, stages.Cha
 
 def headline(report: dict[str, Any]) -> str:
     """A line with the first bad step, the bits that moved, and the certainty."""
-    walked = f"{quantity(report['builds'], 'build')} for {quantity(report['range'], 'candidate')}"
+    effort = f"{quantity(report['builds'], 'build')} for {quantity(report['range'], 'candidate')}"
     if report["first_bad"] is None:
         names = ", ".join(_name(r) for r in report["suspects"][:6])
         more = len(report["suspects"]) - 6
         return (
             f"bisect: the first bad one is one of {len(report['suspects'])}: {names}"
             f"{f' and {more} more' if more > 0 else ''} (the others between could not be judged); "
-            f"last good {_name(report['last_good'])}; {walked}"
+            f"last good {_name(report['last_good'])}; {effort}"
         )
     what = f"; first at {report['first_text']}" if report.get("first_text") else ""
     what = f"; {report['class']}{what}" if report.get("class") else what
@@ -270,7 +270,7 @@ def headline(report: dict[str, Any]) -> str:
     subject = f" ({report['subject']})" if report["subject"] else ""
     return (
         f"bisect: first bad {_name(report['first_bad'])}{subject}, last good "
-        f"{_name(report['last_good'])}{what}{also}; {walked}"
+        f"{_name(report['last_good'])}{what}{also}; {effort}"
     )
 
 

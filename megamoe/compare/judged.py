@@ -62,7 +62,7 @@ class Judge:
             outside[BEYOND.name] = int((answer.bits[BEYOND.name] != 0).sum())
         return verdict, outside
 
-    def explained(
+    def full_verdict(
         self, case: Case, inputs: Mapping[str, Any], answer: Answer, side: Running
     ) -> Verdict:
         """See :meth:`verdict`; a fail also names the other contracts under which the output is
@@ -109,9 +109,9 @@ class Judge:
             golden: Any = store.load(case, digest_of(inputs))
             golden.brief = True
             if kind_of(case.kind).is_forward:
-                narrowed = rows_of(Problem(**inputs), case.rows)
+                part = rows_of(Problem(**inputs), case.rows)
                 mine = {n: a if case.rows is None else a[case.rows] for n, a in plain.items()}
-                verdict = judge_forward(mine, golden, accumulator, narrowed, case.rows)
+                verdict = judge_forward(mine, golden, accumulator, part, case.rows)
                 return not any(finding.bad for finding in verdict.findings)
             names = [name for name in golden.names() if name in plain]
             return bool(names) and all(
@@ -126,5 +126,5 @@ class Judge:
 def _unsigned(name: str, array: Array) -> Array:
     """A stage's bits as goldens have them."""
     form = TENSORS[name].form if name in TENSORS else None
-    signed = form is None or not (form.signed_zero or form.width == 8)
-    return array if signed else unsigned(array)
+    is_signed = form is None or not (form.signed_zero or form.width == 8)
+    return array if is_signed else unsigned(array)

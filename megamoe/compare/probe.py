@@ -19,13 +19,13 @@ from megamoe.compare.command import by_command
 from megamoe.compare.judged import Judge
 from megamoe.compare.processes import CannotStart
 from megamoe.compare.question import EXTRA_RUNS, Test, Unclear
-from megamoe.compare.running import Answer, Inputs, NoAnswer, NotOffered, Running, ids_of
+from megamoe.compare.running import Answer, Inputs, NoAnswer, NoOffer, Running, ids_of
 from megamoe.compare.sides import Ready, Side, ready
 from megamoe.compare.state import State
 from megamoe.judge import BadOutput, Verdict
 from megamoe.worker.session import Identity
 
-CLASSIFIED: Final = 8
+CLASS_LIMIT: Final = 8
 """Cases of a step whose moved bits are judged by every contract."""
 Digests = dict[str, dict[str, str]]
 
@@ -56,7 +56,7 @@ class _Judging:
         verdicts = self._verdicts.setdefault(case.id, [])
         verdict = next((v for digests, v in verdicts if digests == answer.digests), None)
         if verdict is None:
-            verdict = self.judge.explained(case, inputs, answer, side)
+            verdict = self.judge.full_verdict(case, inputs, answer, side)
             verdicts.append((answer.digests, verdict))
         return [f"{case.id}: {verdict.reason}"] if verdict.status == "fail" else []
 
@@ -124,7 +124,7 @@ class Prober:
 
     def selection(self) -> list[Case]:
         """The cases of the step: all cases at the ends, then those that tell the ends apart."""
-        few = self.state.narrowed
+        few = self.state.selection
         return [c for c in self.test.cases if few is None or c.id in few]
 
     def bits_path(self, rev: str, case_id: str) -> Path:
@@ -177,11 +177,11 @@ class Prober:
                 answer = side.ask(case, inputs)
                 if judging:
                     bad += judging.complaint(case, inputs, answer, side)
-            except NotOffered:
+            except NoOffer:
                 continue
             except (NoAnswer, BadOutput) as why:
                 failure = f"{case.id}: {why}"
-                if self.state.narrowed is not None:
+                if self.state.selection is not None:
                     raise Unclear(failure) from None
                 self.failures[case.id] = failure  # at an end: do without the case, if others run
                 continue
@@ -200,7 +200,7 @@ class Prober:
         """Compare a seen step with the good end."""
         good = next(s for s in self.state.steps if s.get("role") == "good")
         changes = different(good["digests"], step["digests"])
-        missing = [case for case in self.state.narrowed or [] if case not in step["digests"]]
+        missing = [case for case in self.state.selection or [] if case not in step["digests"]]
         if missing:
             step |= {"verdict": "skip", "reason": f"the backend does not offer {missing[0]}"}
             return
@@ -219,11 +219,11 @@ class Prober:
     ) -> None:
         """Classify the moved bits of a step: within the class, another contract, outside.
 
-        Only the :data:`CLASSIFIED` first cases count: each has to be judged by every contract.
+        Only the :data:`CLASS_LIMIT` first cases count: each has to be judged by every contract.
         """
         by_id = {case.id: case for case in self.test.cases}
         step["class"], step["classes"], kinds = classes.SAME, {}, []
-        for name in changes[:CLASSIFIED]:
+        for name in changes[:CLASS_LIMIT]:
             inputs, right = self.inputs.of(by_id[name]), []
             for one in (good, step):
                 path = self.bits_path(one["rev"], name)

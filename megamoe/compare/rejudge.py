@@ -108,7 +108,7 @@ def main(folder: Path, argv: list[str] | None = None) -> int:
     modules = about["modules"]
     try:
         copy = about["copy"] if a.backend == about["backend"] else ""
-        spec = _located(a.backend, a.path, folder, copy)
+        spec = _locate(a.backend, a.path, folder, copy)
         backend = serve.load(spec, a.device, modules, a.contract)
         facts = serve.facts(a.device)
     except (Exception, SystemExit) as error:
@@ -134,7 +134,7 @@ def _file(path: Path, name: str) -> Any:
     return module
 
 
-def _located(spec: str, paths: list[str], folder: Path, copy: str) -> str:
+def _locate(spec: str, paths: list[str], folder: Path, copy: str) -> str:
     """The path of a file or a package counts from --path, then from here, and the archive's copy
     stands last. Where the copy is meant, no tree is looked at."""
     if spec == copy:

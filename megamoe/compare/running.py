@@ -14,7 +14,7 @@ import torch
 
 from megamoe.cases import KINDS, Case, kind_of
 from megamoe.compare import disk
-from megamoe.compare.backend_file import located
+from megamoe.compare.backend_file import locate
 from megamoe.compare.processes import CannotStart, clean_environment
 from megamoe.compare.rejudge import NoBits, digest, stages
 from megamoe.compare.sides import Ready
@@ -26,7 +26,7 @@ from megamoe.worker.exchange import (
     BackendFailure,
     Caller,
     CallResult,
-    LeftChanged,
+    Leftover,
     Missing,
     NoRoom,
     Refusal,
@@ -48,7 +48,7 @@ class NoAnswer(Exception):
     """A case that a side gives no bits of; one line that says why."""
 
 
-class NotOffered(NoAnswer):
+class NoOffer(NoAnswer):
     """The backend has no such callable, or declined; the second argument says which of its own."""
 
     def __init__(self, how: str, what: str) -> None:
@@ -78,7 +78,7 @@ class Running:
         self.facts: dict[str, Any] = {}
         cwd = None if ready.cwd is None else str(ready.cwd)
         launch = Launch(
-            backend=located(backend, ready.front), device=device, contract=contract,
+            backend=locate(backend, ready.front), device=device, contract=contract,
             argv=ready.argv, front=ready.front, cwd=cwd, environment=clean_environment(),
         )  # fmt: skip
         try:
@@ -129,12 +129,12 @@ class Running:
         try:
             reply, tensors = self._exchange(case, inputs)
         except Missing as missing:
-            raise NotOffered("missing", str(missing)) from None
+            raise NoOffer("missing", str(missing)) from None
         except Refusal as why:
-            raise NotOffered("declined", str(why)) from None
+            raise NoOffer("declined", str(why)) from None
         except WroteInput as names:
             raise NoAnswer(f"wrote into input {names}") from None
-        except LeftChanged as what:
+        except Leftover as what:
             raise NoAnswer(f"left another {what}") from None
         except NoRoom as error:
             raise disk.full(str(error).partition(";")[0]) from error

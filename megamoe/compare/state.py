@@ -28,10 +28,10 @@ class State:
     folder: Path
     request: Mapping[str, Any]
     steps: list[dict[str, Any]] = field(default_factory=list)
-    narrowed: list[str] | None = None
+    selection: list[str] | None = None
     """Cases that differ between the ends: the steps in between run only these."""
     builds: int = 0
-    resumed: int = 0
+    earlier_steps: int = 0
     """Steps that an earlier run, killed or finished, had found out."""
 
     @classmethod
@@ -54,7 +54,7 @@ class State:
             raise ValueError(
                 f"{path} is of another question; name another --state, or start over with --fresh"
             )
-        state.resumed = len(state.steps)
+        state.earlier_steps = len(state.steps)
         return state
 
     def find(self, rev: str) -> dict[str, Any] | None:
@@ -71,7 +71,7 @@ class State:
         """Write it, complete or not at all. Raises :class:`megamoe.compare.disk.DiskFull`."""
         data = {
             "schema": SCHEMA, "request": self.request, "steps": self.steps,
-            "narrowed": self.narrowed, "builds": self.builds,
+            "narrowed": self.selection, "builds": self.builds,
         }  # fmt: skip
         try:
             write_atomically(self.folder / "state.json", json.dumps(data, indent=1).encode())

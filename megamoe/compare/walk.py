@@ -37,9 +37,9 @@ class Outcome:
 def over_list(revs: Sequence[str], probe: Probe) -> Outcome:
     """Search between ``revs[0]``, good, and ``revs[-1]``, bad: at most log2(n) probes and the
     skips."""
-    low, high, skipped = 0, len(revs) - 1, set[int]()
+    low, high, skips = 0, len(revs) - 1, set[int]()
     while True:
-        between = [i for i in range(low + 1, high) if i not in skipped]
+        between = [i for i in range(low + 1, high) if i not in skips]
         if not between:
             break
         at = min(between, key=lambda i: abs(2 * i - low - high))
@@ -49,7 +49,7 @@ def over_list(revs: Sequence[str], probe: Probe) -> Outcome:
         elif verdict == "bad":
             high = at
         else:
-            skipped.add(at)
+            skips.add(at)
     if high - low == 1:
         return Outcome(revs[high])
     return Outcome(None, tuple(revs[low + 1 : high + 1]))

@@ -13,7 +13,14 @@ import numpy as np
 
 from megamoe.cases import load_cases
 from megamoe.confirm.document import ConfirmError
-from megamoe.confirm.words import INSTRUCTIONS, Request, modelled, sampled, units_near, words_entry
+from megamoe.confirm.words import (
+    INSTRUCTIONS,
+    Request,
+    sample_of,
+    units_near,
+    words_entry,
+    words_of,
+)
 from megamoe.golden import predicted
 from megamoe.oracle.gates import silu_bounds
 from megamoe.predict import Model, model, tables
@@ -53,16 +60,16 @@ def _instructions(answers: Mapping[str, Any]) -> Iterator[Statement]:
             raise ConfirmError(f"unknown instruction {name!a}; known: {', '.join(INSTRUCTIONS)}")
         instruction = INSTRUCTIONS[name]
         request = Request(instruction, answer["seed"], answer["tiles"], answer["steps"])
-        now = words_entry(request, modelled(request, instruction.unit))
+        now = words_entry(request, words_of(request, instruction.unit))
         if now["sha256"] == answer["sha256"]:
             yield Statement(
                 name, "confirmed", f"{request.outputs} words are those of {instruction.unit.name}"
             )
             continue
-        sample = sampled(answer)
+        sample = sample_of(answer)
 
         def apart(unit: Any, request: Request = request, sample: Any = sample) -> int:
-            expected = np.concatenate(list(modelled(request, unit, len(sample))))
+            expected = np.concatenate(list(words_of(request, unit, len(sample))))
             nan = np.isnan(sample.view(np.float32)) & np.isnan(expected.view(np.float32))
             return int(((sample != expected) & ~nan).sum())
 

@@ -110,7 +110,7 @@ class Request:
         return bits.astype(dtype).view(np.uint8).reshape(count, rows, -1)
 
 
-def modelled(request: Request, unit: Unit, tiles: int | None = None) -> Iterator[U32]:
+def words_of(request: Request, unit: Unit, tiles: int | None = None) -> Iterator[U32]:
     """Words ``(n, 64, 8)`` by ``unit``, a piece after the other; of the first ``tiles`` only."""
     instruction, rest = request.instruction, request.tiles if tiles is None else tiles
     for a, b, c in request.pieces():
@@ -137,7 +137,7 @@ def words_entry(request: Request, pieces: Iterator[U32]) -> dict[str, Any]:
             "sha256": digest.hexdigest(), "sample": packed}  # fmt: skip
 
 
-def sampled(answer: dict[str, Any]) -> U32:
+def sample_of(answer: dict[str, Any]) -> U32:
     """The sample's words ``(n, 64, 8)``; ``ValueError`` where it is damaged."""
     content = zlib.decompress(base64.b64decode(answer["sample"], validate=True))
     return np.frombuffer(content, "<u4").reshape(-1, ROWS, COLUMNS).astype(np.uint32)
@@ -162,8 +162,8 @@ __all__ = [
     "INSTRUCTIONS",
     "Instruction",
     "Request",
-    "modelled",
-    "sampled",
+    "sample_of",
     "units_near",
     "words_entry",
+    "words_of",
 ]

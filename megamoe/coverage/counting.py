@@ -23,7 +23,7 @@ from megamoe.spec.problem import Problem
 
 OnCase = Callable[[Case], None]
 Classes = dict[str, set[str]]
-Timed = tuple[str, Classes, float]
+Timing = tuple[str, Classes, float]
 PIECE: Final = 8
 """Cases that a process takes at a time."""
 
@@ -83,10 +83,10 @@ def count(
     return CaseClasses({n: results[n][0] for n in by_id}, {n: results[n][1] for n in by_id})
 
 
-def _each(cases: Sequence[Case], contract: Contract, jobs: int) -> Iterator[Timed]:
+def _each(cases: Sequence[Case], contract: Contract, jobs: int) -> Iterator[Timing]:
     if jobs <= 1:
         for case in cases:
-            yield _timed(case, contract)
+            yield _timing(case, contract)
         return
     dearest = sorted(cases, key=_cost, reverse=True)
     # Each piece has a dear case and cheap ones.
@@ -99,11 +99,11 @@ def _each(cases: Sequence[Case], contract: Contract, jobs: int) -> Iterator[Time
             yield from part.result()
 
 
-def _piece(cases: Sequence[Case], revision: str) -> list[Timed]:
-    return [_timed(case, REVISIONS[revision]) for case in cases]
+def _piece(cases: Sequence[Case], revision: str) -> list[Timing]:
+    return [_timing(case, REVISIONS[revision]) for case in cases]
 
 
-def _timed(case: Case, contract: Contract) -> Timed:
+def _timing(case: Case, contract: Contract) -> Timing:
     start = process_time()
     classes = classes_of(case, contract)
     return case.id, classes, round(process_time() - start, 3)

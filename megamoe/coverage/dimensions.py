@@ -109,11 +109,11 @@ def _operands(contract: Contract) -> Iterable[Dimension]:
 
 
 def _casts(contract: Contract) -> Iterable[Dimension]:
-    floored = contract.requant_exponent_min.value > 0
+    has_floor = contract.requant_exponent_min.value > 0
     yield Dimension(
         "x-branches", "branch of a staged scale, seen by a forward", groups.branch_goal(True)
     )
-    yield Dimension("act-branches", "branch of a requantised scale", groups.branch_goal(floored))
+    yield Dimension("act-branches", "branch of a requantised scale", groups.branch_goal(has_floor))
     yield Dimension(
         "x-rounding", "rounding of a staged code, seen by a forward", groups.rounding_goal()
     )

@@ -80,9 +80,9 @@ BRANCHES: Final = {
 """Branches that compute a scale byte, and the fault that can hide if no case enters one."""
 
 
-def branch_goal(floored: bool) -> dict[str, str]:
+def branch_goal(has_floor: bool) -> dict[str, str]:
     """The branches; without the floor where the contract has none."""
-    return {name: f for name, f in BRANCHES.items() if floored or name != "below the floor"}
+    return {name: f for name, f in BRANCHES.items() if has_floor or name != "below the floor"}
 
 
 def staging_branches(hidden: U16, contract: Contract) -> set[str]:
@@ -102,17 +102,17 @@ def requant_branches(acts: F32, contract: Contract) -> set[str]:
     return _branches(acts, amax, low, step=1)
 
 
-def _branches(values: F32, amax: F32, floored: Mask, step: int) -> set[str]:
+def _branches(values: F32, amax: F32, low: Mask, step: int) -> set[str]:
     """``step``: bits between one number of the format and the next."""
     nan = np.isnan(values).reshape(*amax.shape, GROUP)
     bits = np.ascontiguousarray(amax).view(np.uint32)
     mantissa = bits & 0x7FFFFF
-    plain = (amax > 0) & np.isfinite(amax) & ~floored & (bits >= 1 << 23)
+    plain = (amax > 0) & np.isfinite(amax) & ~low & (bits >= 1 << 23)
     parts = {
         "NaN alone": nan.all(axis=-1),
         "NaN beside numbers": nan.any(axis=-1) & ~nan.all(axis=-1),
         "zero": (amax == 0) & ~nan.all(axis=-1),
-        "below the floor": floored,
+        "below the floor": low,
         "infinite": np.isinf(amax),
         "exact power": plain & (mantissa == 0x600000),
         "one step above a power": plain & (mantissa == 0x600000 + step),

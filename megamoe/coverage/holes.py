@@ -61,14 +61,14 @@ def read(root: Path, dimensions: Sequence[Dimension]) -> Reasons:
             if not isinstance(reason, str) or not reason.strip():
                 raise HolesError(f"{path.name}: {name} {key!r} has no reason; say in one sentence "
                                  "why no case enters it")  # fmt: skip
-            for one in _expanded(path, by_name[name], key):
+            for one in _classes(path, by_name[name], key):
                 if (name, one) in out:
                     raise HolesError(f"{path.name}: {name} {one!r} is listed twice; drop one")
                 out[name, one] = reason
     return out
 
 
-def _expanded(path: Path, dimension: Dimension, key: str) -> list[str]:
+def _classes(path: Path, dimension: Dimension, key: str) -> list[str]:
     """The classes that a key names."""
     order = list(dimension.goal)
     first, dots, last = key.partition("..")

@@ -123,10 +123,10 @@ def forms(what: str) -> dict[str, str]:
     """Dtypes and strides that an engine's tensors have."""
     ids = each(("topk_ids int64", "topk_ids int32"), f"{what} reads '{{}}' by the wrong width.")
     weights = [f"topk_weights {d}" for d in ("float32", "bfloat16", "float16", "float64")]
-    strided = [f"{n} strided" for n in ("hidden_states", "topk_ids", "topk_weights")]
+    strides = [f"{n} strided" for n in ("hidden_states", "topk_ids", "topk_weights")]
     return {
         **ids,
         "hidden_states bfloat16": f"{what} reads hidden states as another type.",
         **each(weights, f"{what} reads '{{}}' as another type."),
-        **each(strided, f"{what} reads '{{}}' as contiguous."),
+        **each(strides, f"{what} reads '{{}}' as contiguous."),
     }

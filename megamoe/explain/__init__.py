@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megamoe.explain.causes import TokenOutput, contradicted, contradicted_by_y
+from megamoe.explain.causes import TokenOutput, contradictions, contradictions_by_y
 from megamoe.explain.describe import describe
 from megamoe.explain.life import live
 from megamoe.explain.match import Names
@@ -77,8 +77,10 @@ def refutations(
         return frozenset()
     life = live(source, token, _channels(source, 0, with_y), accumulator, contract)
     output = TokenOutput.of(life, actual)
-    against = contradicted(life, source, output, only)
-    return against | contradicted_by_y(life, source, output, only - against) if with_y else against
+    against = contradictions(life, source, output, only)
+    return (
+        against | contradictions_by_y(life, source, output, only - against) if with_y else against
+    )
 
 
 def _channels(source: Source, channel: int, is_compared: bool) -> list[int]:

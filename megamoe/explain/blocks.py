@@ -59,11 +59,11 @@ def row_blocks(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> Blocks:
         whole = np.nan_to_num(whole)
     lowbit += whole
     lowbit += rows.lowbit.T
-    folded = folded_field(field + exponents[weight_sf])
-    folded += folded_field(rows.field.T + own)
+    bf16_field = folded_field(field + exponents[weight_sf])
+    bf16_field += folded_field(rows.field.T + own)
     field += whole
     field += rows.field.T
-    parts = (signed, signed, positive, negative, lowbit, field, folded)
+    parts = (signed, signed, positive, negative, lowbit, field, bf16_field)
     return Blocks(*(part[:, None] for part in parts))
 
 

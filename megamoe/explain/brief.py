@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from megamoe.explain.show import allowed, bits
+from megamoe.explain.show import allowance, bits
 from megamoe.explain.words import HAS_THEM, alternatives, causes, is_named
 from megamoe.judge import TO_CATCH
 from megamoe.printable import quantity
@@ -29,7 +29,7 @@ def _value(life: Plain) -> list[str]:
     return [
         f"{life['case']}: y at token {life['token']} channel {life['channel']}, "
         f"accumulator class {life['accumulator']} ({life['accumulator_from']})",
-        f"y = {bits(y)}, {allowed(y)}",
+        f"y = {bits(y)}, {allowance(y)}",
         *golden,
     ]
 

@@ -67,12 +67,12 @@ def explain_staging(
     """Of ``x`` and ``x_sf``; ``wrong``: the elements outside of each that is shown."""
     contract = np.concatenate([*wrong.values()])[None]
     fits, attempts = [], 0
-    proposed = () if output.x is None else zeros_of_staging(life, output.x)
-    for way in (*deviations.of_staging(life, source), *proposed):
+    proposals = () if output.x is None else zeros_of_staging(life, output.x)
+    for way in (*deviations.of_staging(life, source), *proposals):
         if not is_among(only, way.stage, way.name):
             continue
         with np.errstate(all="ignore"):
-            pair = way.staged()
+            pair = way.row()
         if pair is None:
             continue
         attempts += 1
@@ -133,7 +133,7 @@ def explain_codes(
     """Of the codes of linear 2; ``contract`` ``(S, I/32 + I)``: scale bytes, codes outside."""
     run = Predictor(life, source, acts)
     slots = [s.slot for s in run.routed()]
-    sample = _sampled(life, contract)
+    sample = _sample(life, contract)
     fits, ways, attempts = [], {}, 0
     for way in (*deviations.of_codes(life, source), *zeros_of_codes(life, acts)):
         if not is_among(only, way.stage, way.name):
@@ -164,18 +164,18 @@ def explain_codes(
     return OfCodes({**explanation, "may_be": may_be}, ways, run)
 
 
-def contradicted(life: Life, source: Source, output: TokenOutput, only: Names) -> Names:
+def contradictions(life: Life, source: Source, output: TokenOutput, only: Names) -> Names:
     """Those of the deviations ``only``, of staging and of codes, that would change what a token
     that is right shows. Right values do not refute that others are zero: no rule makes zeros."""
     names: set[tuple[str, str]] = set()
     with np.errstate(all="ignore"):
-        for staged in deviations.of_staging(life, source):
-            if not is_among(only, staged.stage, staged.name):
+        for deviation in deviations.of_staging(life, source):
+            if not is_among(only, deviation.stage, deviation.name):
                 continue
-            pair = staged.staged()
+            pair = deviation.row()
             pairs = zip((output.x, output.x_sf), pair or (), strict=False)
             if any(actual is not None and (actual != expected).any() for actual, expected in pairs):
-                names.add((staged.stage, general(staged.name)))
+                names.add((deviation.stage, general(deviation.name)))
         if output.acts:
             run = Predictor(life, source, output.acts)
             for way in deviations.of_codes(life, source):
@@ -186,7 +186,7 @@ def contradicted(life: Life, source: Source, output: TokenOutput, only: Names) -
     return frozenset(names)
 
 
-def contradicted_by_y(life: Life, source: Source, output: TokenOutput, only: Names) -> Names:
+def contradictions_by_y(life: Life, source: Source, output: TokenOutput, only: Names) -> Names:
     """Those of the deviations ``only`` that would change the right ``y`` of a token."""
     wrong, catalogue, _ = _of_y(life, source, output, len(output.y))
     ways = [way for way in catalogue if is_among(only, way.stage, way.name)]
@@ -194,7 +194,7 @@ def contradicted_by_y(life: Life, source: Source, output: TokenOutput, only: Nam
         return frozenset((way.stage, general(way.name)) for way in ways if wrong(way).any())
 
 
-def _sampled(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
+def _sample(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
     """The groups with most and with fewest values outside; None where all are cheap."""
     groups = life.token.intermediate // GROUP
     if len(contract) * life.x.size * life.token.intermediate <= _SMALL or groups <= _SAMPLE:

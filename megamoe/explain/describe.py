@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain.instruction import modelled, products, weight_values
+from megamoe.explain.instruction import model_sums, products, weight_values
 from megamoe.explain.life import Life, Slot, combine_of
 from megamoe.oracle.gates import form_of, gate_bounds, gate_table, up_table
 from megamoe.oracle.groups import RECIP_448, group_amax
@@ -80,7 +80,7 @@ def _slot(life: Life, slot: Slot, at: int, top: int) -> Plain:
     down = slot.down
     parts = products(slot.codes, slot.exponent, down.packed[at : at + 1], down.sf[at : at + 1])[0]
     order = _largest(parts, top)
-    model = modelled(
+    model = model_sums(
         life.accumulator, slot.codes, slot.exponent, down.packed[at : at + 1], down.sf[at : at + 1]
     )
     size = np.abs(parts).sum()
@@ -89,7 +89,7 @@ def _slot(life: Life, slot: Slot, at: int, top: int) -> Plain:
         "slot": slot.slot,
         "expert": slot.expert,
         "routing_weight": float(slot.weight),
-        "undecided_codes": int(slot.undecided.sum()),
+        "undecided_codes": int(slot.open_codes.sum()),
         "largest": _activation(life, slot, int(order[0]), top),
         "linear2": {
             "exact": float(down.exact[at]),
@@ -156,7 +156,7 @@ def _sum(life: Life, slot: Slot, row: int, top: int) -> Plain:
     parts = products(life.x, life.x_sf, packed, sf)[0]
     nibbles, values = (v[0] for v in weight_values(packed, sf))
     blocks = slot.blocks[:, row]
-    model = modelled(life.accumulator, life.x, life.x_sf, packed, sf)
+    model = model_sums(life.accumulator, life.x, life.x_sf, packed, sf)
     ends = bf16_round(np.array([slot.exact[row], slot.low[row], slot.high[row]]))
     hidden = life.token.hidden
     return {
@@ -218,7 +218,7 @@ def _why(life: Life, at: int, top: int) -> Plain:
                 "from_accumulation": float(accumulation),
                 "from_codes": float(from_codes),
                 "row_ulps": int(rows[1] - rows[0]),
-                "undecided_codes": int(slot.undecided.sum()),
+                "undecided_codes": int(slot.open_codes.sum()),
                 "open_exponents": int((slot.exponent_low != slot.exponent_high).sum()),
                 "largest_swings": _swings(life, slot, at, top),
             }
@@ -229,7 +229,7 @@ def _why(life: Life, at: int, top: int) -> Plain:
 
 def _swings(life: Life, slot: Slot, at: int, top: int) -> list[Plain]:
     """Undecided codes by how far each can move linear 2, and why it is undecided."""
-    if not slot.undecided.any():
+    if not slot.open_codes.any():
         return []
     low, high = slot.acts.dequantized(slot.exponent_low[None])
     low, high = low[0], high[0]
@@ -239,7 +239,7 @@ def _swings(life: Life, slot: Slot, at: int, top: int) -> list[Plain]:
     swing = np.abs(weight * scale) * (high - low)
     inter = len(slot.codes)
     out = []
-    for i in _largest(np.where(slot.undecided, swing, 0.0), top):
+    for i in _largest(np.where(slot.open_codes, swing, 0.0), top):
         if not swing[i]:
             continue
         causes = [

@@ -39,7 +39,7 @@ def products(codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64:
     return x * w
 
 
-def modelled(a: Accumulator, codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64 | None:
+def model_sums(a: Accumulator, codes: U8, sf: U8, packed: U8, weight_sf: U8) -> F64 | None:
     """``(N,)`` results as fp32 values; None for the class ``exact``, which has no rounding."""
     if a.align_bits is None:
         return None

@@ -91,7 +91,7 @@ class Slot:
     down: Down
 
     @property
-    def undecided(self) -> npt.NDArray[np.bool_]:
+    def open_codes(self) -> npt.NDArray[np.bool_]:
         """(I,) codes that the class leaves open."""
         open_group = np.repeat(self.exponent_low != self.exponent_high, 32)
         return (self.key_low != self.key_high) | open_group
@@ -160,22 +160,22 @@ def combine_rows(
 
 def live(
     source: Source, at: int, channels: Sequence[int], class_name: str, contract: Contract,
-    staged: tuple[U8, U8] | None = None,
+    row: tuple[U8, U8] | None = None,
 ) -> Life:  # fmt: skip
     """The life of token ``at`` at ``channels``. ``ValueError`` for a token or channel that does not
     exist.
 
-    If slot rows reach the combine as FP8, ``channels`` must be whole groups of 128. ``staged``:
+    If slot rows reach the combine as FP8, ``channels`` must be whole groups of 128. ``row``:
     codes ``(H,)`` and scale bytes ``(H/32,)`` that take the place of the right ones.
     """
     _check(source, at, channels)
     acc = accumulator(class_name)
     token = source.token(at)
     indices = np.array(channels, np.int64)
-    if staged is None:
+    if row is None:
         x, x_sf = (rows[0] for rows in quantize(token.hidden[None], contract))
     else:
-        x, x_sf = staged
+        x, x_sf = row
     slots = np.flatnonzero(is_live(token)).tolist()
     if source.shared_w13() is not None:
         slots.append(len(token.ids))
@@ -275,12 +275,12 @@ def _down(
     columns, rows = Columns.of(packed, sf), Rows.of(codes, exponent)
     with np.errstate(invalid="ignore", over="ignore"):
         blocks, exact = down_blocks(codes, exponent, packed, sf)
-        fixed = class_interval(acc, blocks, exact, rows, columns, None)
-        whole = fixed
+        point = class_interval(acc, blocks, exact, rows, columns, None)
+        whole = point
         if spread is not None:
             whole = class_interval(acc, blocks, exact, rows, columns, {acc.name: spread})
     ends = (exact, *whole)
-    return Down(packed, sf, exact[0], whole[0][0], whole[1][0], fixed[0][0], fixed[1][0],
+    return Down(packed, sf, exact[0], whole[0][0], whole[1][0], point[0][0], point[1][0],
                 *(bf16_round(end[0]) for end in ends))  # fmt: skip
 
 

@@ -64,14 +64,14 @@ class Fit:
     contradicts: int
 
     @property
-    def unexplained(self) -> int:
+    def residue(self) -> int:
         """Values that differ and that the deviation does not give."""
         return self.differing - self.explains
 
     @property
     def misses(self) -> int:
         """Values that are wrong by this deviation."""
-        return self.unexplained + self.contradicts
+        return self.residue + self.contradicts
 
     @property
     def is_exact(self) -> bool:
@@ -99,7 +99,7 @@ class Fit:
             "what": self.name,
             "where": self.where,
             "explains": self.explains,
-            "unexplained": self.unexplained,
+            "unexplained": self.residue,
             "contradicts": self.contradicts,
         }
 

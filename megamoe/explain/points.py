@@ -87,11 +87,11 @@ class Points:
     def point(self, way: Way, name: str, total: Total) -> U16:
         """``y`` of the way with one kind of sums."""
         if way.changes_combine_only and name in self._rows:
-            return self._combined(way, self._rows[name])
+            return self._combine(way, self._rows[name])
         rows = self.rows(way, name, total)
         if way.changes_combine_only:
             self._rows[name] = rows
-        return self._combined(way, rows)
+        return self._combine(way, rows)
 
     def rows(self, way: Way, name: str, total: Total) -> dict[int, F32]:
         """The slot rows of the way, ``(n,)`` each, with one kind of sums."""
@@ -107,7 +107,7 @@ class Points:
             rows[slot.slot] = way.row((way.total or total)(blocks), way.weight(slot))
         return rows
 
-    def _combined(self, way: Way, rows: dict[int, F32]) -> U16:
+    def _combine(self, way: Way, rows: dict[int, F32]) -> U16:
         if not rows and not self.life.is_special:
             return np.repeat(way.empty, len(self.life.channels))
         return way.combine(rows)

@@ -171,10 +171,10 @@ class Predictor:
         """
         gate, up = way.gate_up(sums, weights)
         form = form_of(self.life.token.act, self.life.contract)
-        gated = _freed(way.silu(gate), gate, gate_table(form), gate_bounds(form))
-        upped = _freed(way.up(up), up, up_table(form), up_bounds(form))
-        value = way.values(way.product(gated[0], upped[0], weights))
-        corners = [way.values(way.product(g, u, weights)) for g in gated[1:] for u in upped[1:]]
+        gated = _all_ends(way.silu(gate), gate, gate_table(form), gate_bounds(form))
+        ups = _all_ends(way.up(up), up, up_table(form), up_bounds(form))
+        value = way.values(way.product(gated[0], ups[0], weights))
+        corners = [way.values(way.product(g, u, weights)) for g in gated[1:] for u in ups[1:]]
         low, high = (pick.reduce([value, *corners]) for pick in (np.fmin, np.fmax))
         is_nan = np.isnan(value)
         return value, np.where(is_nan, value, low), np.where(is_nan, value, high)
@@ -241,11 +241,11 @@ class Predictor:
             bits = [{k: bf16_round(r) for k, r in rows.items()} for rows in (low, high)]
             return self.life.ends(*bits)
         first, last = way.combine(low), way.combine(high)
-        swapped = bf16_key(first) > bf16_key(last)
-        return np.where(swapped, last, first), np.where(swapped, first, last)
+        swap = bf16_key(first) > bf16_key(last)
+        return np.where(swap, last, first), np.where(swap, first, last)
 
 
-def _freed(values: F32, at: F32, table: F32, bounds: Bounds) -> list[F32]:
+def _all_ends(values: F32, at: F32, table: F32, bounds: Bounds) -> list[F32]:
     """``(S, 3, n)`` of a value and both ends to the value and all ends, ``(S, n)`` each.
 
     ``table`` and ``bounds`` are the contract's function of ``at``: its relative error is allowed.

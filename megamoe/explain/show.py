@@ -60,8 +60,8 @@ def _linear1(description: Plain, console: Console) -> None:
         blocks = ", ".join(f"block {b['group']}: {_num(b['sum'])}" for b in s["blocks"])
         lines += [
             (f"{name} blocks", f"{s['block_count']} of 32 products; largest {blocks}"),
-            (f"{name} sum", _accumulated(s)),
-            (f"{name} bf16", f"{bits(s['bf16'])}, {allowed(s['bf16'])}"),
+            (f"{name} sum", _sum_line(s)),
+            (f"{name} bf16", f"{bits(s['bf16'])}, {allowance(s['bf16'])}"),
         ]
     group = top["group"]
     clamp = "none" if description["clamp"] is None else _num(description["clamp"])
@@ -91,7 +91,7 @@ def _expert(slot: Plain) -> str:
     return "shared expert" if slot["expert"] < 0 else f"expert {slot['expert']}"
 
 
-def _accumulated(s: Plain) -> str:
+def _sum_line(s: Plain) -> str:
     model = "" if s["model"] is None else f", modelled {_num(s['model'])}"
     return f"exact {_num(s['exact'])}{model}, allowed {_ends(s['interval'])}"
 
@@ -146,7 +146,7 @@ def _combine(description: Plain, console: Console) -> None:
 
 
 def _why(why: Plain, y: Plain, console: Console) -> None:
-    _heading(f"The interval: {allowed(y)}, {why['ulps']} ULP wide", console)
+    _heading(f"The interval: {allowance(y)}, {why['ulps']} ULP wide", console)
     wide = [part for part in why["slots"] if part["width"]]
     if not wide:
         console.print("every sum is exact in this class: nothing is open", highlight=False)
@@ -210,7 +210,7 @@ def bits(number: Plain) -> str:
     return f"{_num(number['value'])} ({number['bits']})"
 
 
-def allowed(number: Plain) -> str:
+def allowance(number: Plain) -> str:
     """The bits that the class allows."""
     low, high = number["allowed"]
     return "one value allowed" if low == high else f"allowed {low} to {high}"

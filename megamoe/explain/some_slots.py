@@ -35,8 +35,8 @@ def fits(
         other = run.rows_of(way)
         candidates = [k for k in rows if not np.array_equal(rows[k], other[k], equal_nan=True)]
         for choice in _choices(candidates, [k for k in slots if k in candidates]):
-            mixed = {**rows, **{k: other[k] for k in choice}}
-            if not run.outside_rows(own, mixed, y).any():
+            mix = {**rows, **{k: other[k] for k in choice}}
+            if not run.outside_rows(own, mix, y).any():
                 many = int(contract.sum())
                 exact.append(Fit(way.name, way.stage, in_slots(choice), many, many, 0))
                 break

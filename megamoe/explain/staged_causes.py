@@ -103,7 +103,7 @@ def _one_by_one(
         own[place] = life.x, life.x_sf
         for way in deviations.of_staging(life, batch):
             with np.errstate(all="ignore"):
-                pair = way.staged()
+                pair = way.row()
             if pair is not None:
                 several = by_name.setdefault(way.name, [])
                 # A token to which it does not apply is staged as it should be.
@@ -154,11 +154,11 @@ def of_copies(
 def _fit(name: str, wrong: Bools, way: Bools, size: int, where: str = "") -> Fit:
     """The fit to ``(T, n)`` values of ``size`` bytes: for all tokens, or, if ``where`` names the
     wrong tokens, for these alone."""
-    differing, explained = int(wrong.sum()), int((wrong & ~way).sum())
+    differing, hits = int(wrong.sum()), int((wrong & ~way).sum())
     contradicts = int((~wrong & way).sum())
-    if where and contradicts and not way[wrong.any(axis=1)].any() and explained * size >= _EVIDENCE:
-        return Fit(name, "staging", where, explained, differing, 0)
-    return Fit(name, "staging", "", explained, differing, contradicts)
+    if where and contradicts and not way[wrong.any(axis=1)].any() and hits * size >= _EVIDENCE:
+        return Fit(name, "staging", where, hits, differing, 0)
+    return Fit(name, "staging", "", hits, differing, contradicts)
 
 
 __all__ = ["of_copies", "of_values"]

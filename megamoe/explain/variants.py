@@ -149,10 +149,10 @@ def _of_weights(one: Problem) -> Problems:
             yield what, _with(one, name, scale.roll(half, 1).contiguous())
         codes: torch.Tensor = getattr(one, f"{matrix}_weight")
         if layout.per_byte == 2:
-            swapped = (codes << 4) | (codes >> 4)
+            swap = (codes << 4) | (codes >> 4)
             yield (
                 f"the two codes of a byte of {matrix} are exchanged",
-                _with(one, f"{matrix}_weight", swapped),
+                _with(one, f"{matrix}_weight", swap),
             )
         yield from _without_end(one, matrix, codes, layout)
 

@@ -199,7 +199,7 @@ def right(life: Life, contract: Contract | None = None) -> Way:
         exponent=lambda m: swiglu.requant_exponent(m, c).astype(np.int32),
         codes=lambda v, e, m: scaled_codes(v, e, c),
         row=lambda sums, w: in_bf16(sums),
-        combine=lambda rows: combined(rows, life, c),
+        combine=lambda rows: combine_slots(rows, life, c),
         weight=lambda slot: slot.weight,
     )
 
@@ -252,7 +252,7 @@ def silu(gate: F32, form: Form = PLAIN) -> F32:
     return np.where(in_bf16(gate) == gate, exact, wide.astype(np.float32))
 
 
-def combined(rows: Rows, life: Life, contract: Contract) -> U16:
+def combine_slots(rows: Rows, life: Life, contract: Contract) -> U16:
     """Slot rows as the contract adds them; a slot without a row is not added."""
     if life.is_special:
         bits = {slot: bf16_round(row) for slot, row in rows.items()}

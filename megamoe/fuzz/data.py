@@ -111,7 +111,7 @@ def _subnormal(die: Die, params: Params) -> Params:
     return _weights(die.within("w13", 44, 60), die.within("w2", 225, 252), die)
 
 
-def _shifted(die: Die, params: Params) -> Params:
+def _shift(die: Die, params: Params) -> Params:
     """Hidden states of another magnitude, and w13 the other way."""
     shift = die.of("shift", (-110, -60, -24, -20, -15, -13, -12, -11, 24, 60, 90, 110))
     recipe = _weights(min(252, max(0, W13 - max(shift, -22))), W2, die)
@@ -185,7 +185,7 @@ PROFILES: Final = (
     Profile("ties", 8, _ties, most_tokens=4, pure=True),
     Profile("small activations", 6, _small),
     Profile("subnormal activations", 5, _subnormal),
-    Profile("shifted", 6, _shifted),
+    Profile("shifted", 6, _shift),
     Profile("least scales of w13", 4, _least_w13),
     Profile("greatest scales of w13", 4, _most_w13),
     Profile("ends of w2", 6, _ends_w2),

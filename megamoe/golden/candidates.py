@@ -18,7 +18,13 @@ from megamoe import schema
 from megamoe.cases import Case
 from megamoe.cases.kind import OracleGolden
 from megamoe.cases.shards import durations
-from megamoe.files import TENSORS_LIMIT, clear_leftovers, locked, read_bounded, write_atomically
+from megamoe.files import (
+    TENSORS_LIMIT,
+    clear_leftovers,
+    folder_lock,
+    read_bounded,
+    write_atomically,
+)
 from megamoe.golden.changes import CANDIDATES, candidates, manifest_or_empty
 from megamoe.golden.computed import digest_of, generator, make, regenerate
 from megamoe.golden.documents import read_manifest
@@ -45,7 +51,7 @@ def _record_one(root: Path, case: Case) -> str:
     digest = digest_of(inputs)
     goldens = every_golden(case, inputs)
     # All files or none: a bless that comes now takes this candidate whole, or leaves it whole.
-    with locked(root):
+    with folder_lock(root):
         ignore = inside(root, root / CANDIDATES / ".gitignore")
         if not ignore.exists():
             write_atomically(ignore, b"*\n")  # candidates are nobody's history
@@ -105,7 +111,7 @@ def bless(root: Path, cases: Sequence[Case]) -> list[str]:
             "bless refuses to run where CI is set: goldens change by a person's hand only; unset "
             "CI if you are one"
         )
-    with locked(root):  # no record writes meanwhile, so only files read here are removed below
+    with folder_lock(root):  # no record writes meanwhile, so only files read here are removed below
         return _bless(root, {case.id: case for case in cases})
 
 
@@ -121,10 +127,10 @@ def _bless(root: Path, by_id: Mapping[str, Case]) -> list[str]:
         k: v for k, v in manifest["cases"].items() if ids[k] in by_id and ids[k] not in again
     }
     entries |= {key: description["entry"] for key, description in descriptions.items()}
-    removed = [k for k, v in manifest["cases"].items() if k not in entries and "file" in v]
+    removals = [k for k, v in manifest["cases"].items() if k not in entries and "file" in v]
     # Compute every place before the first is touched.
     places = {
-        case_id: inside(root, root / tensors_of(case_id)) for case_id in [*descriptions, *removed]
+        case_id: inside(root, root / tensors_of(case_id)) for case_id in [*descriptions, *removals]
     }
     sources = [inside(root, path) for case_id in descriptions for path in _files(root, case_id)]
     _clear(root)
@@ -137,7 +143,7 @@ def _bless(root: Path, by_id: Mapping[str, Case]) -> list[str]:
     manifest["generators"] = {k: v for k, v in generators.items() if k in generator_ids}
     manifest["cases"] = entries
     write_atomically(root / "manifest.json", manifest_bytes(manifest))
-    for case_id in removed:
+    for case_id in removals:
         places[case_id].unlink(missing_ok=True)
     for path in sources:
         path.unlink(missing_ok=True)
@@ -209,21 +215,21 @@ def bless_durations(root: Path, reports: Iterable[Mapping[str, Any]]) -> int:
         raise GoldenError("bless refuses to run where CI is set; unset CI if you are a person")
     seconds: dict[str, float] = {}
     for at, report in enumerate(reports, 1):
-        if fault := schema.fault(report, _TIMED):
+        if fault := schema.fault(report, _DURATIONS):
             raise GoldenError(f"report {at}: {fault}; write it again with `megamoe check --json`")
         seconds |= {
             case["id"]: round(float(case["seconds"]), 2)
             for case in report["cases"]
             if case["status"] in ("pass", "fail")
         }
-    with locked(root):
+    with folder_lock(root):
         cases = read_manifest(root / "manifest.json")["cases"]
-        merged = {k: v for k, v in {**durations(root), **seconds}.items() if k in cases}
-        content = json.dumps(merged, indent=0, sort_keys=True) + "\n"
+        table = {k: v for k, v in {**durations(root), **seconds}.items() if k in cases}
+        content = json.dumps(table, indent=0, sort_keys=True) + "\n"
         write_atomically(root / "durations.json", content.encode())
     return len(seconds)
 
 
-_TIMED = schema.Object(
+_DURATIONS = schema.Object(
     {"cases": schema.Items(schema.Object({"id": str, "status": str, "seconds": schema.seconds}))}
 )

@@ -27,15 +27,15 @@ def each(
 ) -> Iterator[tuple[Case, Any]]:
     """Each case with the result of ``step``, over ``jobs`` processes; in place of a result, an
     exception gives its message in one line."""
-    guarded = partial(_guarded, step)
+    guard = partial(_guard, step)
     if jobs <= 1:
         for case in cases:
-            yield case, guarded(case)
+            yield case, guard(case)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(jobs, context, begin, (threads,)) as pool:
-        futures = {pool.submit(guarded, case): case for case in cases}
+        futures = {pool.submit(guard, case): case for case in cases}
         for future in as_completed(futures):
             try:
                 yield futures[future], future.result()
@@ -65,7 +65,7 @@ def begin(threads: int) -> None:
         os._exit(1)
 
 
-def _guarded(step: Callable[[Case], Any], case: Case) -> Any:
+def _guard(step: Callable[[Case], Any], case: Case) -> Any:
     try:
         return step(case)
     except GoldenError as error:

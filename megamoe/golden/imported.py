@@ -14,7 +14,7 @@ from pathlib import Path
 from megamoe.cases import Case, load_cases
 from megamoe.cases.recipes import EXTRAS
 from megamoe.cases.stored import INPUTS, KIND, OF_FORMAT, case_of, load
-from megamoe.files import STORED_LIMIT, locked, read_bounded, write_atomically
+from megamoe.files import STORED_LIMIT, folder_lock, read_bounded, write_atomically
 from megamoe.golden.candidates import record
 from megamoe.golden.places import NAME, GoldenError, inside
 
@@ -49,7 +49,7 @@ def import_file(root: Path, path: Path, name: str | None = None, breaks: str | N
     toml = _toml(case_of(call.problem, name, breaks, recipe))
     files = []
     try:
-        with locked(root):
+        with folder_lock(root):
             for file, data in ((inputs_file, content), (cases_file, toml.encode())):
                 files.append(file)
                 write_atomically(file, data)

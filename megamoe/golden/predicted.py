@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from megamoe import schema
 from megamoe.cases import load_cases
-from megamoe.files import clear_leftovers, locked, write_atomically
+from megamoe.files import clear_leftovers, folder_lock, write_atomically
 from megamoe.golden.documents import RESTORE, SCHEMA, forward_inputs, read_bits, y_fault
 from megamoe.golden.places import GoldenError, id_fault, inside
 from megamoe.golden.recorded import digests
 from megamoe.golden.store import canonical
-from megamoe.judge.judgements import COMPUTED, observable_codes
+from megamoe.judge.judgements import RESULTS, observable_codes
 from megamoe.spec.contract import REVISIONS
 
 Array = npt.NDArray[Any]
@@ -106,7 +106,7 @@ class Predictions:
         if self.data["cases"][case_id]["inputs"] != inputs:
             return "other inputs", None
         now = stages_of(actual, ids)
-        apart = tuple(n for n in COMPUTED if n in now and n in under["stages"]
+        apart = tuple(n for n in RESULTS if n in now and n in under["stages"]
                       and now[n] != under["stages"][n])  # fmt: skip
         if not apart:
             return "equal", None
@@ -122,7 +122,7 @@ class Predictions:
 
 def observable(stages: Mapping[str, Array]) -> dict[str, Array]:
     """The computed stages as far as an output can show them."""
-    out = {name: stages[name] for name in COMPUTED if name in stages}
+    out = {name: stages[name] for name in RESULTS if name in stages}
     if "l2_acts" in out:
         out["l2_acts"] = observable_codes(out["l2_acts"], out.get("l2_acts_sf"))
     return out
@@ -212,7 +212,7 @@ def bless(root: Path) -> list[Path]:
             "bless-predictions refuses to run where CI is set: goldens change by a person's hand "
             "only; unset CI if you are one"
         )
-    with locked(root):
+    with folder_lock(root):
         paths = sorted((root / CANDIDATES).glob("*.json"))
         if not paths:
             raise GoldenError(

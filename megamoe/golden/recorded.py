@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megamoe.environment import machine_class, provenance, slug
-from megamoe.files import clear_leftovers, locked, write_atomically
+from megamoe.files import clear_leftovers, folder_lock, write_atomically
 from megamoe.golden.documents import SCHEMA, Y_LIMIT, forward_inputs, read_recording
 from megamoe.golden.places import GoldenError, inside, recorded_file
 from megamoe.golden.store import canonical
 from megamoe.judge.elements import bitwise, place_of
-from megamoe.judge.judgements import COMPUTED, STAGED
+from megamoe.judge.judgements import RESULTS, STAGING
 from megamoe.judge.verdict import Finding
 from megamoe.spec.contract import CONTRACTS
 from megamoe.spec.forms import BF16
@@ -35,7 +35,7 @@ from megamoe.spec.tensors import TENSORS
 
 Array = npt.NDArray[Any]
 
-STAGES: Final = (*STAGED, *COMPUTED)
+STAGES: Final = (*STAGING, *RESULTS)
 """In the order in which the judge names them."""
 WHAT: Final = (
     "The bits that this backend returned on this class of machine, in three runs of two processes "
@@ -157,7 +157,7 @@ def find(root: Path, name: str, facts: Mapping[str, Any]) -> Recording | None:
 
 def write(out: Path, data: Mapping[str, Any]) -> Path:
     """Write a candidate ``out/BACKEND/MACHINE.json``, complete or not at all; returns the path."""
-    with locked(out):  # a bless that comes now takes it whole or not at all
+    with folder_lock(out):  # a bless that comes now takes it whole or not at all
         return _write(out, data)
 
 
@@ -206,7 +206,7 @@ def bless(root: Path, source: Path, *, take: bool = False) -> list[Path]:
         raise GoldenError(none)
     own = source.resolve().is_relative_to(root.resolve())
     # A lock for each folder; one folder cannot be locked twice.
-    with locked(root), nullcontext() if source.samefile(root) else locked(source):
+    with folder_lock(root), nullcontext() if source.samefile(root) else folder_lock(source):
         paths: Sequence[Path] = sorted(source.glob("*/*.json"))
         if not paths:
             raise GoldenError(none)

@@ -19,7 +19,7 @@ from megamoe import oracle
 from megamoe.golden import StoredGolden
 from megamoe.judge import Finding
 from megamoe.judge.elements import near
-from megamoe.judge.judgements import STAGED, observable_codes
+from megamoe.judge.judgements import STAGING, observable_codes
 from megamoe.spec.forms import Bits, Form, bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
@@ -100,27 +100,27 @@ def _forward_stage(
     output: Any = (
         actual[stage] if live is None else np.where(live, actual[stage], 0).astype(np.uint8)
     )
-    if stage in STAGED:
-        staged = oracle.staging(
+    if stage in STAGING:
+        expected = oracle.staging(
             bits(problem.hidden_states), problem.topk_weights.numpy(), problem.topk_ids.numpy(),
             golden.contract,
         )  # fmt: skip
-        output, low = tensor.elements(output), tensor.elements(staged[stage])
+        output, low = tensor.elements(output), tensor.elements(expected[stage])
         high = low
     elif golden.zero_freedom:
         if stage == "l2_acts":
             output = observable_codes(output, actual.get("l2_acts_sf"))
         low = high = golden.get(stage)
     elif "l2_acts" in actual and "l2_acts_sf" in actual:
-        return _staged(stage, actual, golden, accumulator, problem, tokens)
+        return _staged_detail(stage, actual, golden, accumulator, problem, tokens)
     elif stage == "y":
         low, high = golden.get(f"{accumulator}.y_lo"), golden.get(f"{accumulator}.y_hi")
     else:
         return None
-    return _measured(stage, output, low, high, live, tokens)
+    return _measure(stage, output, low, high, live, tokens)
 
 
-def _staged(
+def _staged_detail(
     stage: str, actual: Mapping[str, Bits], golden: StoredGolden, accumulator: str,
     problem: Problem, tokens: Sequence[int] | None,
 ) -> Detail:  # fmt: skip
@@ -133,16 +133,16 @@ def _staged(
     sf = np.where(live, actual["l2_acts_sf"], 0).astype(np.uint8)
     codes = np.where(live, actual["l2_acts"], 0).astype(np.uint8)
     if stage == "l2_acts_sf":
-        return _measured(stage, sf, envelope.sf_lo, envelope.sf_hi, live, tokens)
+        return _measure(stage, sf, envelope.sf_lo, envelope.sf_hi, live, tokens)
     if stage == "l2_acts":
         low, high = envelope.code_interval(sf)
         of = TENSORS[stage]
         return measure_keys(stage, of.form_of(codes), codes, low, high, of.places, live, tokens)
     y_low, y_high = oracle.combine_interval(problem, codes, sf, accumulator, golden.contract)
-    return _measured(stage, actual["y"], y_low, y_high, None, tokens)
+    return _measure(stage, actual["y"], y_low, y_high, None, tokens)
 
 
-def _measured(
+def _measure(
     stage: str, actual: Bits, low: Bits, high: Bits, live: Any, tokens: Sequence[int] | None
 ) -> Detail:
     """A stage by the form and the axes that it has."""

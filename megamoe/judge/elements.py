@@ -72,9 +72,9 @@ def interval(
     Raises ``ValueError`` for an invalid golden: NaN at one end, or the ends swapped.
     """
     nan_low, nan_high = form.is_nan(low), form.is_nan(high)
-    broken = (nan_low != nan_high) | (~nan_low & (form.key(low) > form.key(high)))
-    if broken.any():
-        at = [int(i) for i in np.argwhere(broken)[0]]
+    disorder = (nan_low != nan_high) | (~nan_low & (form.key(low) > form.key(high)))
+    if disorder.any():
+        at = [int(i) for i in np.argwhere(disorder)[0]]
         raise ValueError(f"{stage} at {at}: the golden's interval has no order; record it again")
     outside = beyond(form, actual, low, high)
     return _finding(stage, form, actual, low, high, outside, place, live)
@@ -263,5 +263,5 @@ def _experts(at: tuple[Any, ...], place: Place) -> dict[int, int]:
         for expert in np.unique(place.ids[position]):
             if expert >= 0:
                 tally[int(expert)] = tally.get(int(expert), 0) + int(count)
-    ordered = sorted(tally.items(), key=lambda item: (-item[1], item[0]))
-    return dict(ordered[:TALLY_LIMIT])
+    ranking = sorted(tally.items(), key=lambda item: (-item[1], item[0]))
+    return dict(ranking[:TALLY_LIMIT])

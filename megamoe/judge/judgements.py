@@ -31,8 +31,8 @@ from megamoe.spec.tensors import TENSORS
 
 Array = npt.NDArray[Any]
 
-STAGED: Final = ("x", "x_sf")
-COMPUTED: Final = ("l2_acts_sf", "l2_acts", "y")
+STAGING: Final = ("x", "x_sf")
+RESULTS: Final = ("l2_acts_sf", "l2_acts", "y")
 """Stages of a forward in the order in which findings name them, staging before the rest."""
 
 
@@ -83,15 +83,15 @@ def judge_forward(
     place = _Places(ids, tokens)
     findings: list[Finding] = []
     how: list[str] = []
-    if any(name in actual for name in STAGED):
+    if any(name in actual for name in STAGING):
         findings += _staging(actual, problem, place, golden.contract)
         how.append("bitwise")
-    staged = "l2_acts" in actual and "l2_acts_sf" in actual
+    has_codes = "l2_acts" in actual and "l2_acts_sf" in actual
     if golden.zero_freedom:
         findings += _point(actual, golden, place)
         how.append("bitwise")
-    elif staged:
-        findings += _staged(actual, golden, accumulator, problem, place)
+    elif has_codes:
+        findings += _staged_findings(actual, golden, accumulator, problem, place)
         how.append("staged")
     else:
         findings.append(_end_to_end(actual["y"], golden, accumulator, problem, place))
@@ -141,7 +141,7 @@ def _staging(
         contract,
     )  # fmt: skip
     out = []
-    for name in STAGED:
+    for name in STAGING:
         if name in actual:
             tensor, (output, right) = TENSORS[name], (actual[name], stage[name])
             pair = tensor.elements(output), tensor.elements(right)
@@ -152,7 +152,7 @@ def _staging(
 def _point(actual: Mapping[str, Array], golden: Golden, place: _Places) -> list[Finding]:
     """Zero freedom: y and, where shown, codes and exponents are the golden's bits."""
     out = []
-    for name in COMPUTED:
+    for name in RESULTS:
         if name not in actual:
             continue
         mask, where = place.mask(name), place.of(name)
@@ -189,7 +189,7 @@ def of_rows(name: str, output: Array, rows: Sequence[int], place: Place) -> Find
     return Finding(name, output.size, text=f"{text}; run it alone to see the elements")
 
 
-def _staged(
+def _staged_findings(
     actual: Mapping[str, Array], golden: Golden, accumulator: str, problem: Problem, place: _Places
 ) -> list[Finding]:
     envelope = _golden_of_class(golden, accumulator, problem).envelopes[accumulator]

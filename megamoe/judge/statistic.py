@@ -137,9 +137,9 @@ def expert_unit(group: str | None, terms: int, rows: int) -> str:
     It is the limit of a single row if the stratum has no more.
     """
     stratum = (_stratum(group, terms) if group else None) or {}
-    for calibrated in ROWS_OF_EXPERT:
-        if calibrated <= rows and f"expert-{calibrated}" in stratum:
-            return f"expert-{calibrated}"
+    for size in ROWS_OF_EXPERT:
+        if size <= rows and f"expert-{size}" in stratum:
+            return f"expert-{size}"
     return "row"
 
 

@@ -26,7 +26,7 @@ CRASH: Final = "the backend ended its process"
 """Begins the reason of a call whose process ended."""
 HANG: Final = "no result within"
 """Begins the reason of a call that takes too long."""
-LEARNED: Final = "; the limit was learned from cases that passed, after a first hang"
+LEARNED_LIMIT: Final = "; the limit was learned from cases that passed, after a first hang"
 """Ends the reason of a hang whose limit nobody asked for."""
 _SINGULAR: Final = re.compile(
     r"\bN ((?:[a-z]+ )?(?:row|token|slot|rank|expert|call|output|element|value|byte|channel|group"
@@ -45,7 +45,7 @@ def symptom_of(case_id: str, status: str, reason: str) -> str:
     contract stays, and so do the numbers of its clauses, where the output is right under these; the
     law whose variant raised goes."""
     text = reason.removeprefix(f"case {case_id}: ")
-    text = text.replace(case_id, "CASE").partition(IN_LAW)[0].partition(LEARNED)[0]
+    text = text.replace(case_id, "CASE").partition(IN_LAW)[0].partition(LEARNED_LIMIT)[0]
     exception, right = _EXCEPTION.fullmatch(text), None
     if exception:
         detail = f": {exception['text']}" if exception["text"] else ""

@@ -190,8 +190,8 @@ def gpu_major() -> int | None:
         return None
     command = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return int(ran.stdout.split(".")[0])
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return int(process.stdout.split(".")[0])
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 

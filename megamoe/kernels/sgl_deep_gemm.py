@@ -69,7 +69,7 @@ class SglDeepGemm:
         format: nothing is written then.
         """
         p = problem
-        weights = self._transformed(*block_weights(p))
+        weights = self._transform(*block_weights(p))
         y = torch.empty_like(p.hidden_states)
         if p.num_tokens == 0:
             return y
@@ -100,7 +100,7 @@ class SglDeepGemm:
 
     def pack_weights(self, *weights: torch.Tensor) -> tuple[Weight, Weight]:
         """The four tensors of a problem in the package's form."""
-        return self._transformed(*pairs_of(*weights))
+        return self._transform(*pairs_of(*weights))
 
     def prepare(
         self,
@@ -143,7 +143,7 @@ class SglDeepGemm:
             activation_clamp=activation_clamp, fast_math=fast_math,
         )  # fmt: skip
 
-    def _transformed(self, one: Weight, two: Weight) -> tuple[Weight, Weight]:
+    def _transform(self, one: Weight, two: Weight) -> tuple[Weight, Weight]:
         first, second = self.package.transform_weights_for_mega_moe_sm90(one, two)
         return first, second
 
@@ -231,14 +231,14 @@ def _package() -> Any:
     try:
         importlib.import_module("tvm_ffi")  # loads a library that the package's own one needs
         if spec is not None and spec.origin is not None:
-            linked(Path(spec.origin).with_name("_C.so"))
+            check_links(Path(spec.origin).with_name("_C.so"))
         package = importlib.import_module("deep_gemm")
     except OSError as error:  # torch names the library, and the reason only as its cause
-        raise NotImplementedError(_unlinked(str(error.__cause__ or error))) from error
+        raise NotImplementedError(_link_error(str(error.__cause__ or error))) from error
     return suitable(package)
 
 
-def linked(library: Path) -> None:
+def check_links(library: Path) -> None:
     """``NotImplementedError`` of one line for a compiled library that needs what this torch lacks.
 
     TVM's loader binds functions when they are first called. So a library that was compiled for
@@ -249,10 +249,10 @@ def linked(library: Path) -> None:
         ctypes.CDLL(str(library))  # binds all symbols
     except OSError as error:
         if re.search(r"undefined symbol: _ZN?K?(3c10|2at|5torch)", str(error)):
-            raise NotImplementedError(_unlinked(str(error))) from error
+            raise NotImplementedError(_link_error(str(error))) from error
 
 
-def _unlinked(why: str) -> str:
+def _link_error(why: str) -> str:
     return (
         f"sgl-deep-gemm cannot be loaded beside torch {torch.__version__}: {why}; it was compiled "
         "for another torch: install one that it was compiled for, or sgl-deep-gemm==0.1.5"

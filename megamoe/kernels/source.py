@@ -81,11 +81,11 @@ class Source:
         assert self.wheel is not None
         members = [n for n in self.names if any(fnmatchcase(n, one) for one in patterns)]
         with zipfile.ZipFile(self.wheel) as archive:
-            archive.extractall(self._unpacked, members)
-        return self._unpacked
+            archive.extractall(self._unpacked_folder, members)
+        return self._unpacked_folder
 
     @cached_property
-    def _unpacked(self) -> Path:
+    def _unpacked_folder(self) -> Path:
         folder = tempfile.TemporaryDirectory(prefix="megamoe-wheel-", ignore_cleanup_errors=True)
         self._folders.append(folder)  # removed with the last reference, or at the end
         return Path(folder.name)

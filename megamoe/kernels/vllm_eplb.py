@@ -10,7 +10,7 @@ import torch
 
 from megamoe.kernels.registry import kernel
 from megamoe.kernels.source import Source, execute
-from megamoe.kernels.vllm_staging import contracts_of, interpreted, triton_stands
+from megamoe.kernels.vllm_staging import contracts_of, is_interpreted, triton_stands
 
 FACTS: Final = kernel("vllm-eplb")
 FILE: Final = "vllm/*/router/base_router.py"
@@ -53,14 +53,14 @@ class VllmEplb:
 
     def fingerprint(self) -> dict[str, Any]:
         """The digest of vLLM's file, its version, and whether Triton's interpreter runs it."""
-        ran = f"{self.source}, Triton's interpreter" if interpreted() else str(self.source)
-        return self.source.fingerprint(self.file) | {"options": ran}
+        options = f"{self.source}, Triton's interpreter" if is_interpreted() else str(self.source)
+        return self.source.fingerprint(self.file) | {"options": options}
 
 
 def create(device: str | torch.device = "cuda") -> VllmEplb:
     """The backend; ``NotImplementedError`` of one line where vLLM is missing or another."""
     del device
-    if not torch.cuda.is_available() and not interpreted():
+    if not torch.cuda.is_available() and not is_interpreted():
         raise NotImplementedError(
             "vLLM's remap needs an NVIDIA GPU; without one, TRITON_INTERPRET=1 runs it on a CPU"
         )

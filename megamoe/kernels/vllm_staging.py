@@ -27,7 +27,7 @@ def triton_stands() -> dict[str, dict[str, Any]]:
     return {"vllm.triton_utils": {"triton": triton, "tl": tl, "HAS_TRITON": True}}
 
 
-def interpreted() -> bool:
+def is_interpreted() -> bool:
     """Whether Triton interprets kernels in this process."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -94,7 +94,7 @@ def _load(source: Source, file: str) -> ModuleType:
 def create(device: str | torch.device = "cuda") -> VllmStaging:
     """The backend; ``NotImplementedError`` of one line where vLLM is missing or another."""
     del device
-    if interpreted():
+    if is_interpreted():
         raise NotImplementedError(
             "Triton's interpreter casts to E4M3 wrongly, so it cannot judge staging; unset "
             "TRITON_INTERPRET"

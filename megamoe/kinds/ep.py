@@ -87,9 +87,11 @@ def places(case: Case, problem: Problem, ranks: int, revision: str) -> list[Plac
     for rank in range(ranks):
         rows = slice(int(ends[rank]), int(ends[rank + 1]))
         load = np.zeros(physical, np.int32)
-        mapped, load = oracle.eplb(ids[rows], load, table, count, True, contract_of(revision), None)
+        physical_ids, load = oracle.eplb(
+            ids[rows], load, table, count, True, contract_of(revision), None
+        )
         experts = [p % case.params["experts"] for p in range(local * rank, local * (rank + 1))]
-        out.append(Place(rows, experts, mapped, load))
+        out.append(Place(rows, experts, physical_ids, load))
     return out
 
 

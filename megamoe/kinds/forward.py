@@ -18,7 +18,7 @@ from megamoe.cases.recipes import forward_problem
 from megamoe.golden import GoldenError, OracleGolden, StoredGolden, predicted, recorded, rows_of
 from megamoe.judge import Finding, Verdict, forward_bits, judge_forward, of_findings
 from megamoe.judge.judgements import nan_everywhere
-from megamoe.kinds.rows import repeated
+from megamoe.kinds.rows import twin_findings
 from megamoe.oracle.folding import leaves_bf16
 from megamoe.predict import model
 from megamoe.predict.explain import describe as changes_line
@@ -116,27 +116,31 @@ def _output(
 def judge_output(runner: Any, case: Case, what: ForwardOutput) -> Verdict:
     """The verdict on the output."""
     state, after, how = _compare_recording(runner, case, what)
-    after = [*after, *repeated(case, what.actual, what.problem)]
+    after = [*after, *twin_findings(case, what.actual, what.problem)]
     actual = rows(case, what.actual)
     verdict = verdict_of(runner, case, what.golden, what.problem, actual, [], (), after, how)
     verdict = replace(verdict, recorded=state)
-    return verdict if runner.predictions is None else _predicted(runner, case, what, verdict, after)
+    return (
+        verdict
+        if runner.predictions is None
+        else _with_prediction(runner, case, what, verdict, after)
+    )
 
 
-def _predicted(
+def _with_prediction(
     runner: Any, case: Case, what: ForwardOutput, verdict: Verdict, after: Sequence[Finding]
 ) -> Verdict:
     """``verdict`` with what the bits of the output are to the model's; its status stays."""
     predictions: predicted.Predictions = runner.predictions
-    narrowed, actual = rows_of(what.problem, case.rows), rows(case, what.actual)
-    ids, revision = narrowed.topk_ids.numpy(), runner.session.identity.contract
+    part, actual = rows_of(what.problem, case.rows), rows(case, what.actual)
+    ids, revision = part.topk_ids.numpy(), runner.session.identity.contract
     state, unlike = predictions.compare(case.id, revision, what.inputs, actual, ids)
     if unlike is None:
         return replace(verdict, predicted=state)
     outside = any(finding not in after for finding in verdict.findings)
     text = unlike.line()
     if runner.explains and not runner.brief:
-        changes = explain(narrowed, actual, model(predictions.model), CONTRACTS[revision])
+        changes = explain(part, actual, model(predictions.model), CONTRACTS[revision])
         text = f"{text}; {changes_line(changes)}"
     return replace(verdict, predicted="outside" if outside else "inside", unlike=text)
 
@@ -155,13 +159,13 @@ def verdict_of(
 ) -> Verdict:  # fmt: skip
     """The golden's verdict, with further findings before and after its own."""
     accumulator = runner.session.identity.accumulator
-    narrowed = rows_of(problem, case.rows)
-    result = judge_forward(actual, golden, accumulator, narrowed, case.rows)
+    part = rows_of(problem, case.rows)
+    result = judge_forward(actual, golden, accumulator, part, case.rows)
     findings = [*before, *result.findings, *after]
     verdict = of_findings(case.id, case.kind, findings, (*how, *result.how, *also))
     if verdict.status != "fail":
         return verdict
-    runner.add_details(actual, golden, accumulator, narrowed, case.rows, result.findings)
+    runner.add_details(actual, golden, accumulator, part, case.rows, result.findings)
     name = "y" if golden.zero_freedom else f"{accumulator}.y_lo"
     if nan_everywhere(actual["y"], lambda: golden.get(name)):
         reason = (

@@ -146,8 +146,8 @@ def _batch_invariance(problem: Problem) -> Iterator[Variant]:
 
 def _token_permutation(problem: Problem) -> Iterator[Variant]:
     rows = _all(problem)
-    turned = rows[len(rows) // 3 :] + rows[: len(rows) // 3]
-    for label, order in (("reversing the tokens", rows[::-1]), ("rotating the tokens", turned)):
+    rotation = rows[len(rows) // 3 :] + rows[: len(rows) // 3]
+    for label, order in (("reversing the tokens", rows[::-1]), ("rotating the tokens", rotation)):
         yield Variant(label, _take(problem, order), [order.index(r) for r in rows], rows)
 
 
@@ -171,10 +171,10 @@ def _ep_size(problem: Problem) -> Iterator[Variant]:
     count = problem.num_experts
     device = problem.topk_ids.device
     ids = problem.topk_ids
-    turned = torch.arange(count, device=device).roll(1)
+    rotation = torch.arange(count, device=device).roll(1)
     new_ids = torch.where(ids >= 0, (ids + 1) % count, ids)
     yield Variant(
-        "numbering the experts from another one", problem.at_experts(turned, new_ids),
+        "numbering the experts from another one", problem.at_experts(rotation, new_ids),
         _all(problem), _all(problem),
     )  # fmt: skip
     experts = ids[ids >= 0].unique()

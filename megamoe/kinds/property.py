@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy.typing as npt
 
 from megamoe.cases import Case
-from megamoe.cases.forms import LAUNCHED, PROPERTY
+from megamoe.cases.forms import LAUNCH_LAWS, PROPERTY
 from megamoe.judge import (
     IN_LAW,
     BadOutput,
@@ -20,7 +20,7 @@ from megamoe.judge import (
     tensor_bits,
 )
 from megamoe.kinds import forward, laws
-from megamoe.kinds.rows import repeated
+from megamoe.kinds.rows import twin_findings
 from megamoe.spec.forms import BF16
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
@@ -38,28 +38,28 @@ def judge(runner: Any, case: Case) -> Verdict:
     """
     golden, problem = runner.problem(case)
     law = case.params["law"]
-    excused = law in COUNTS_TOKENS and not runner.session.identity.batch_invariant
+    is_excused = law in COUNTS_TOKENS and not runner.session.identity.batch_invariant
     with runner.caller() as call:
 
         def y_of(p: Problem) -> npt.NDArray[Any]:
             return forward_bits(call.forward(p).result, p)["y"]
 
-        if excused:
+        if is_excused:
             findings = []
-        elif law in LAUNCHED:
+        elif law in LAUNCH_LAWS:
             findings = launch_findings(runner, call, problem, law)
         else:
             findings = laws.findings(y_of, problem, law)
         output = forward_bits(call.forward(problem).result, problem)
-    findings += repeated(case, output, problem)
+    findings += twin_findings(case, output, problem)
     actual = forward.rows(case, output)
 
     def verdict_of(by: Any) -> Verdict:
-        how = () if excused else ("law",)
+        how = () if is_excused else ("law",)
         return forward.verdict_of(runner, case, by, problem, actual, findings, how)
 
     verdict = runner.under_others(case, verdict_of(golden), verdict_of)
-    if excused and verdict.status == "pass":
+    if is_excused and verdict.status == "pass":
         raise Missing(f"promise of law {law}: it says batch_invariant = False")
     return verdict
 

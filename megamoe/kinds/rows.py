@@ -20,7 +20,7 @@ from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import TENSORS
 
 
-def repeated(case: Case, actual: Mapping[str, Any], problem: Problem) -> list[Finding]:
+def twin_findings(case: Case, actual: Mapping[str, Any], problem: Problem) -> list[Finding]:
     """Each stage of the tokens from ``distinct`` on, bitwise against that of their twins.
 
     ``actual``: stage to bits of all tokens; ``problem`` has all tokens too. No finding where the

@@ -87,7 +87,7 @@ def judge_outcome(
         right = golden.get(name)[source]
         findings.append(runner.bitwise(name, bits(tensor[:tokens]), right, ids))
         masks = masked and name in FILLS
-        findings.append((_masked if masks else _untouched)(name, tensor, tokens))
+        findings.append((_masked if masks else _overrun)(name, tensor, tokens))
     return of_findings(case.id, case.kind, findings, ("bitwise",))
 
 
@@ -100,7 +100,7 @@ def blanks(case: Case, inputs: Any) -> dict[str, torch.Tensor]:
     return {t.name: torch.empty(t.sizes(sizes), dtype=t.dtypes[0]) for t in specs}
 
 
-def _untouched(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
+def _overrun(name: str, tensor: torch.Tensor, tokens: int) -> Finding:
     """Judge that rows beyond the batch are unchanged."""
     rest = bits(tensor[tokens:].contiguous().view(torch.uint8))
     count = int((rest != POISON).sum())

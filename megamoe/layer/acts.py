@@ -42,15 +42,15 @@ def run(host: Any, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> tup
 # --- wrong calls --------------------------------------------------------------------------------
 
 
-def _attempt(call: Callable[[], Any], watched: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The exception of the call, and the tensors among ``watched`` that it had written by then."""
-    before = {name: _bytes(tensor) for name, tensor in watched.items()}
+def _attempt(call: Callable[[], Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The exception of the call, and those of ``tensors`` that it had written by then."""
+    before = {name: _bytes(tensor) for name, tensor in tensors.items()}
     error: list[str] | None = None
     try:
         call()
     except Exception as exception:
         error = [type(exception).__name__, str(exception)]
-    writes = [n for n, tensor in watched.items() if not torch.equal(_bytes(tensor), before[n])]
+    writes = [n for n, tensor in tensors.items() if not torch.equal(_bytes(tensor), before[n])]
     return {"error": error, "written": writes}
 
 
@@ -86,15 +86,15 @@ def _over_capacity(args: Args, host: Any, revision: Contract) -> dict[str, Any]:
         0, load, torch.arange(4).view(1, 4, 1), torch.ones(1, 4, dtype=torch.int64)
     )
     buffer = module.get_symm_buffer()
-    watched = {"the load": load}
+    tensors = {"the load": load}
     for name in OPERATIONS["prepare"].returns:
         tensor = getattr(buffer, name)
         tensor.view(torch.uint8).fill_(host.poison)
-        watched[f"buffer.{name}"] = tensor
+        tensors[f"buffer.{name}"] = tensor
     hidden = torch.ones(tokens, 128, dtype=torch.bfloat16)
     weights = torch.ones(tokens, 2)
     ids = torch.zeros(tokens, 2, dtype=torch.int32)
-    return _attempt(lambda: module(hidden, weights, ids, **options), watched)
+    return _attempt(lambda: module(hidden, weights, ids, **options), tensors)
 
 
 def _stage(host: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
@@ -103,10 +103,10 @@ def _stage(host: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]
     They are on the backend's device: a kernel must not refuse them for being on another.
     """
     with torch.device(host.device):
-        return _staged(host, hidden, ids_shape)
+        return _prepare(host, hidden, ids_shape)
 
 
-def _staged(host: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
+def _prepare(host: Any, hidden: int, ids_shape: tuple[int, int]) -> dict[str, Any]:
     out = {
         "x_fp8": torch.zeros(8, hidden, dtype=torch.uint8).view(torch.float8_e4m3fn),
         "x_sf": torch.zeros(8, -(-hidden // 128), dtype=torch.int32),

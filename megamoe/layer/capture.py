@@ -227,11 +227,11 @@ def run_script(
         raise StoredError(f"{script}: no such script")
     captures: list[capture] = []
 
-    def registered(module: nn.Module, name: str, parameter: Any) -> None:
+    def on_parameter(module: nn.Module, name: str, parameter: Any) -> None:
         if name == WEIGHTS[0] and not captures:
             captures.append(capture(module, path, calls=calls, skip=skip).__enter__())
 
-    hook = register_module_parameter_registration_hook(registered)
+    hook = register_module_parameter_registration_hook(on_parameter)
     before = sys.argv, list(sys.path)
     sys.argv, sys.path[:] = [str(script), *arguments], [str(script.parent), *sys.path]
     try:

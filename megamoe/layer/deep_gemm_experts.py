@@ -28,11 +28,11 @@ from megamoe.layer.routed import RoutedExperts
 from megamoe.layer.staging import pack_sf
 from megamoe.spec.contract import MEGAMOE_2026_11
 from megamoe.spec.formats import GROUP
-from megamoe.spec.problem import provided
+from megamoe.spec.problem import provides
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.spec.texts import text
 
-SUPPORTED: Final = {"mxfp4": ("situ", "swiglu")}
+ACTIVATIONS: Final = {"mxfp4": ("situ", "swiglu")}
 """Weight format to the activations that some backend computes; which, its ``features`` say."""
 
 SharedExperts = Callable[[torch.Tensor], torch.Tensor]
@@ -79,7 +79,7 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         prefix: str = "",
         backend: Any = "auto",
     ) -> None:
-        _check_supported(activation, weight_format)
+        _check_support(activation, weight_format)
         check_flag("MegaMoE", "fast_math", fast_math)
         _check_shared(shared_experts)
         if isinstance(hidden_size, int) and isinstance(intermediate_size, int):
@@ -185,14 +185,14 @@ class DeepGemmMegaMoEExperts(RoutedExperts):
         parameters = tuple(t.view(torch.uint8) if t.dtype == torch.int8 else t for t in weights)
         backend = self.backend
         own = getattr(backend, "transform_weights", transform_weights) is not transform_weights
-        if provided(backend, "run") and not own and not provided(backend, "pack_weights"):
+        if provides(backend, "run") and not own and not provides(backend, "pack_weights"):
             return parameters
         state = None if self._lent else _state(weights)
         if self._packed is None or state is None or self._packed[0] != state:
             one, two, three, four = parameters
             with lasting():
                 layout: tuple[torch.Tensor, ...] = checkpoint_layout(one, two, three, four)
-                if provided(backend, "run"):
+                if provides(backend, "run"):
                     layout = packed_weights(backend, *layout)
             self._packed = state, layout
         return self._packed[1]
@@ -256,7 +256,7 @@ def _check_shared(shared_experts: Any) -> None:
         )
 
 
-def _check_supported(activation: MegaMoEActivation, weight_format: str) -> None:
+def _check_support(activation: MegaMoEActivation, weight_format: str) -> None:
     # The engine's own class will do, so it is known by its fields.
     if not all(hasattr(activation, name) for name in ("name", "clamp", "alpha", "beta")):
         raise ValueError(
@@ -264,7 +264,7 @@ def _check_supported(activation: MegaMoEActivation, weight_format: str) -> None:
         )
     if not isinstance(weight_format, str):
         raise ValueError(f"MegaMoE: weight_format is {describe(weight_format)}, expected 'mxfp4'")
-    names = SUPPORTED.get(weight_format, ())
+    names = ACTIVATIONS.get(weight_format, ())
     bent = activation.name == "situ" and activation.beta == 0
     if activation.name in names and not bent:
         return

@@ -43,7 +43,7 @@ def checkpoint_weights(module: nn.Module, experts: torch.Tensor) -> dict[str, to
         if first is not None and second is not None:
             candidates = [*first, *second]
         else:
-            candidates = _unpacked(module, list(getattr(module, "_weights", None) or [None]))
+            candidates = _unpack(module, list(getattr(module, "_weights", None) or [None]))
     if len(candidates) != len(WEIGHTS) or any(not isinstance(t, torch.Tensor) for t in candidates):
         raise StoredError(
             f"{type(module).__name__}: its weights are neither parameters nor in the kernel's "
@@ -63,7 +63,7 @@ def checkpoint_weights(module: nn.Module, experts: torch.Tensor) -> dict[str, to
     return {name: t.contiguous().view(torch.uint8) for name, t in by_name.items()}
 
 
-def _unpacked(module: nn.Module, tensors: list[Any]) -> list[Any]:
+def _unpack(module: nn.Module, tensors: list[Any]) -> list[Any]:
     """The checkpoint's weights, from a backend's ``pack_weights`` by its ``unpack_weights``."""
     backend: Any = getattr(module, "backend", None)
     if not hasattr(backend, "pack_weights"):

@@ -31,7 +31,7 @@ from megamoe.layer.ops import prepare_megamoe_inputs
 from megamoe.layer.symm_buffer import aligned_capacity, new_symm_buffer
 from megamoe.spec.contract import NEWEST, REVISIONS, Contract
 from megamoe.spec.features import Activation
-from megamoe.spec.problem import Problem, Sizes, provided
+from megamoe.spec.problem import Problem, Sizes, provides
 
 STAGES: Final = ("stage", "header", "dispatch", "experts", "return", "combine")
 REFUSAL: Final = -1
@@ -49,7 +49,7 @@ class RankError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Staged:
+class _Batch:
     """This rank's tokens in its buffer."""
 
     x: torch.Tensor
@@ -64,7 +64,7 @@ class _Staged:
     """Tokens that a call may bring."""
 
     @classmethod
-    def of(cls, buffer: Any, tokens: int) -> _Staged:
+    def of(cls, buffer: Any, tokens: int) -> _Batch:
         """The first rows of a symmetric buffer."""
         x, ids = buffer.x[:tokens].view(torch.uint8), buffer.topk_idx[:tokens]
         return cls(
@@ -91,7 +91,7 @@ class ExpertParallel:
     """The module passes the ids of all ranks, and calls for no tokens too."""
 
     def __init__(self, backend: Any, group: Any, *, static: bool = False) -> None:
-        if not (provided(backend, "run") or provided(backend, "slot_rows")):
+        if not (provides(backend, "run") or provides(backend, "slot_rows")):
             raise NotImplementedError(
                 f"backend {backend.name} cannot run over several ranks: it has neither run nor "
                 "slot_rows, and does not set global_ids"
@@ -100,11 +100,11 @@ class ExpertParallel:
         self.name, self.accumulator = backend.name, backend.accumulator
         self.prepare = getattr(backend, "prepare", prepare_megamoe_inputs)
         for name in ("eplb_map", "ready"):
-            if provided(backend, name):
+            if provides(backend, name):
                 setattr(self, name, getattr(backend, name))
         # A call takes the ids of no expert out itself, so nothing need be done to them before.
         self.ignores_foreign_ids = getattr(backend, "ignores_foreign_ids", False)
-        by_rows = provided(backend, "slot_rows")
+        by_rows = provides(backend, "slot_rows")
         act_only = ("swiglu-oai", "swiglu-alpha-beta", "swiglustep", "situ")
         has = getattr(backend, "features", ()) if by_rows else ()
         self.features = tuple(name for name in act_only if name in has)
@@ -132,7 +132,7 @@ class ExpertParallel:
     ) -> None:  # fmt: skip
         """``y`` (T, H) bfloat16 from the buffer's first ``num_tokens`` rows; collective."""
         act = Activation("swiglu", activation_clamp, 1.0, 0.0, fast_math)
-        y.copy_(self._over_ranks(_Staged.of(buffer, num_tokens), weights, act))
+        y.copy_(self._over_ranks(_Batch.of(buffer, num_tokens), weights, act))
 
     def forward(self, problem: Problem) -> torch.Tensor:
         """``y`` of a problem with the weights of this rank's experts and ids of all ranks."""
@@ -144,7 +144,7 @@ class ExpertParallel:
         weights = self.pack_weights(
             p.w13_weight, p.w13_weight_scale, p.w2_weight, p.w2_weight_scale
         )
-        return self._over_ranks(_Staged.of(buffer, p.num_tokens), weights, p.act)
+        return self._over_ranks(_Batch.of(buffer, p.num_tokens), weights, p.act)
 
     def refuse(self, device: torch.device) -> None:
         """Tell the other ranks that this rank's call was refused; they raise :class:`RankError`.
@@ -158,22 +158,22 @@ class ExpertParallel:
     # --- a call -----------------------------------------------------------------------------------
 
     def _over_ranks(
-        self, staged: _Staged, weights: tuple[torch.Tensor, ...], act: Activation
+        self, batch: _Batch, weights: tuple[torch.Tensor, ...], act: Activation
     ) -> torch.Tensor:
-        local, ids = weights[0].shape[0], staged.ids
+        local, ids = weights[0].shape[0], batch.ids
         live = (ids >= 0) & (ids < local * self.group.size())
         compute = self._computed_by(weights, act)
         capturing = ids.is_cuda and torch.cuda.is_current_stream_capturing()
         way = self._static if self.static or capturing else self._dynamic
-        slots = way(staged, live, local, compute)
+        slots = way(batch, live, local, compute)
         self.at("combine")
-        return combine(slots, live, staged.routing, self._contract)
+        return combine(slots, live, batch.routing, self._contract)
 
     def _dynamic(
-        self, staged: _Staged, live: torch.Tensor, local: int, compute: Compute
+        self, batch: _Batch, live: torch.Tensor, local: int, compute: Compute
     ) -> torch.Tensor:
         """Slot rows (T, K, H), by messages of exactly the rows that there are."""
-        x, ids = staged.x, staged.ids
+        x, ids = batch.x, batch.ids
         order, counts = _by_owner(ids, live, local, self.group.size())
         self.at("header")
         leaving, arriving = self._exchange_counts(counts)
@@ -182,9 +182,9 @@ class ExpertParallel:
         token = sending // ids.shape[1]
         payload = torch.cat(
             [
-                x[token], staged.x_sf[token].view(torch.uint8),
+                x[token], batch.x_sf[token].view(torch.uint8),
                 (ids.flatten()[sending] % local).int()[:, None].view(torch.uint8),
-                staged.routing.flatten()[sending][:, None].view(torch.uint8),
+                batch.routing.flatten()[sending][:, None].view(torch.uint8),
             ],
             dim=1,
         )  # fmt: skip
@@ -228,15 +228,15 @@ class ExpertParallel:
         )
 
     def _static(
-        self, staged: _Staged, live: torch.Tensor, local: int, compute: Compute
+        self, batch: _Batch, live: torch.Tensor, local: int, compute: Compute
     ) -> torch.Tensor:
         """Slot rows (T, K, H), by messages whose shapes are those of a full buffer."""
-        x, ids, most = staged.x, staged.ids, staged.most
+        x, ids, most = batch.x, batch.ids, batch.most
         (tokens, top_k), hidden, ranks = ids.shape, x.shape[1], self.group.size()
         live_ids = torch.where(live, ids, -1)
         mine = torch.cat(
-            [x, staged.x_sf.view(torch.uint8), live_ids.int().view(torch.uint8),
-             staged.routing.contiguous().view(torch.uint8)], dim=1,
+            [x, batch.x_sf.view(torch.uint8), live_ids.int().view(torch.uint8),
+             batch.routing.contiguous().view(torch.uint8)], dim=1,
         )  # fmt: skip
         self.at("dispatch")
         payload = mine.new_full((most, mine.shape[1]), 0xFF)  # ids of -1
@@ -268,7 +268,7 @@ class ExpertParallel:
 
     @property
     def _runs(self) -> bool:
-        return not provided(self.backend, "slot_rows")
+        return not provides(self.backend, "slot_rows")
 
     @property
     def _contract(self) -> Contract:

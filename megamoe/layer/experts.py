@@ -18,7 +18,7 @@ from megamoe.layer.modes import lasting
 from megamoe.layer.routed import RoutedExperts
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import GROUP
-from megamoe.spec.problem import provided
+from megamoe.spec.problem import provides
 from megamoe.spec.tensors import WEIGHTS
 from megamoe.spec.texts import text
 
@@ -149,7 +149,7 @@ class DeepseekV4MegaMoEExperts(RoutedExperts):
         parameters = [getattr(self, name) for name in WEIGHTS]
         tensors = tuple(p.data for p in parameters)
         with lasting():
-            if provided(backend, "run"):
+            if provides(backend, "run"):
                 self._weights = packed_weights(backend, *tensors)
             else:
                 self._weights = tensors  # a Problem has the checkpoint's layout

@@ -72,8 +72,8 @@ def interleave_gate_up(rows: torch.Tensor) -> torch.Tensor:
 def transform_sf(scale: torch.Tensor) -> torch.Tensor:
     """``(E, rows, K/32)`` UE8M0 bytes to ``(E, rows, K/128)`` int32, MN-major, rows permuted."""
     packed = pack_sf(scale)
-    permuted = packed.unflatten(1, (-1, 4, SF_ROWS // 4)).transpose(2, 3).flatten(1, 3)
-    return permuted.transpose(1, 2).contiguous().transpose(1, 2)
+    words = packed.unflatten(1, (-1, 4, SF_ROWS // 4)).transpose(2, 3).flatten(1, 3)
+    return words.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def checkpoint_layout(

@@ -75,21 +75,21 @@ def move_expert_weights(
     rows of one tensor. ``ValueError`` as of :func:`moves`, and for a tensor of other rows; then
     nothing has moved.
     """
-    planned = moves(old, new, 1)
+    plan = moves(old, new, 1)
     for index, tensor in enumerate(weights):
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or len(tensor) != len(old):
             raise ValueError(
                 f"move_expert_weights: weights[{index}] is {describe(tensor)}, expected a row for "
                 f"each of the {len(old)} places"
             )
-    if not planned:
+    if not plan:
         return
     with torch.no_grad():
         for tensor in weights:
             # Not every device can index a type like float8_e8m0fnu; all can index bytes.
             rows = tensor.view(torch.uint8)
-            targets = torch.tensor([m.place for m in planned], device=tensor.device)
-            sources = torch.tensor([m.source_place for m in planned], device=tensor.device)
+            targets = torch.tensor([m.place for m in plan], device=tensor.device)
+            sources = torch.tensor([m.source_place for m in plan], device=tensor.device)
             rows.index_copy_(0, targets, rows.index_select(0, sources))
 
 
@@ -102,14 +102,14 @@ def move_over_ranks(
     ranks call it with the same ``old`` and ``new``.
     """
     ranks, me = group.size(), group.rank()
-    planned, local = moves(old, new, ranks), len(old) // ranks
+    plan, local = moves(old, new, ranks), len(old) // ranks
     with torch.no_grad():
         for tensor in weights:
             rows = tensor.view(torch.uint8)
             at = {
-                "out": [[m.source_place - local * me for m in planned
+                "out": [[m.source_place - local * me for m in plan
                          if (m.source_rank, m.rank) == (me, r)] for r in range(ranks)],
-                "into": [[m.place - local * me for m in planned
+                "into": [[m.place - local * me for m in plan
                           if (m.rank, m.source_rank) == (me, r)] for r in range(ranks)],
             }  # fmt: skip
             out, into = (

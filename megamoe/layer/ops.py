@@ -97,11 +97,11 @@ def kernel(module: str, name: str, device: torch.device) -> Callable[..., Any] |
     nvidia = device.type == "cuda" and torch.version.hip is None
     if not nvidia or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return None
-    return _imported(module, name)
+    return _import(module, name)
 
 
 @cache
-def _imported(module: str, name: str) -> Callable[..., Any] | None:
+def _import(module: str, name: str) -> Callable[..., Any] | None:
     try:
         namespace = importlib.import_module(f"megamoe.backends.triton.{module}")
     except ImportError:  # no Triton, or one that does not load

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megamoe.layer.expert_parallel import ExpertParallel
-from megamoe.spec.problem import Output, Problem, provided
+from megamoe.spec.problem import Output, Problem, provides
 
 
 class OwnRanks:
@@ -23,7 +23,7 @@ class OwnRanks:
         self.name, self.accumulator = backend.name, backend.accumulator
         self.features = tuple(getattr(backend, "features", ()))
         for name in ("prepare", "eplb_map", "ready", "new_symm_buffer"):
-            if provided(backend, name):
+            if provides(backend, name):
                 setattr(self, name, getattr(backend, name))
 
     def forward(self, problem: Problem) -> Output:
@@ -40,7 +40,7 @@ def spanning(backend: Any, group: Any) -> Any:
     """
     if getattr(backend, "global_ids", False):
         return backend
-    if provided(backend, "forward_group"):
+    if provides(backend, "forward_group"):
         return OwnRanks(backend, group)
     return ExpertParallel(backend, group)
 

@@ -40,9 +40,9 @@ def run(host: Any, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> tup
     if spans is not None and stage is not None:
         spans.at = lambda name: _write(stage, name)
     y = call.y().clone()
-    received = _received(call)
+    counts = _row_counts(call)
     out: dict[str, torch.Tensor] = {"one call": y}
-    extra: dict[str, Any] = {"received": received, "load": call.load[0].tolist()}
+    extra: dict[str, Any] = {"received": counts, "load": call.load[0].tolist()}
     if spans is not None:
         extra["bytes"] = dict(spans.traffic)
     for label, variant in LAWS[plain["law"]](call):
@@ -51,7 +51,7 @@ def run(host: Any, request: Mapping[str, Any], inputs: Mapping[str, Any]) -> tup
         extra["refused"] = refusal(call)
         out["a call after the refused one"] = call.y().clone()
     if plain.get("gather"):
-        return _gathered(group, out, extra)
+        return _gather(group, out, extra)
     return {f"{plain['rank']}.{i}": y for i, y in enumerate(out.values())}, {
         "labels": list(out), "ranks": {str(plain["rank"]): extra},
     }  # fmt: skip
@@ -117,7 +117,7 @@ def _counting(module: DeepseekV4MegaMoEExperts) -> Any:
     return backend.backend if isinstance(backend, OwnRanks) else backend
 
 
-def _received(call: Call) -> list[int] | None:
+def _row_counts(call: Call) -> list[int] | None:
     stats = getattr(_counting(call.module), "stats", None)
     if stats is None:
         return None
@@ -125,7 +125,7 @@ def _received(call: Call) -> list[int] | None:
     return counts
 
 
-def _gathered(group: Any, out: dict[str, torch.Tensor], extra: dict[str, Any]) -> tuple[Any, Any]:
+def _gather(group: Any, out: dict[str, torch.Tensor], extra: dict[str, Any]) -> tuple[Any, Any]:
     """What all ranks have, on each of them: under ``torchrun`` each has a judge of its own."""
     parts: list[Any] = [None] * group.size()
     mine = {label: y.cpu().view(torch.int16) for label, y in out.items()}, extra

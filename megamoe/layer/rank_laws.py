@@ -21,7 +21,7 @@ from megamoe.layer.rebalance import initial_placement, logical_load, rebalance_e
 
 LONGEST_DELAY: Final = 0.02
 """Seconds that a rank may sleep before a stage, under law ``delays``."""
-SPOILED: Final = 0xFF
+POISON: Final = 0xFF
 ARGUMENTS: Final = ("hidden_states", "topk_weights", "topk_ids")
 
 Variants = Iterator[tuple[str, torch.Tensor]]
@@ -116,7 +116,7 @@ def _repeats(call: Call) -> Variants:
         call.y(**before)
         for part in vars(buffer).values() if hasattr(buffer, "__dict__") else ():
             if isinstance(part, torch.Tensor):
-                part.view(torch.uint8).fill_(SPOILED)
+                part.view(torch.uint8).fill_(POISON)
         yield label, call.y()
 
 
@@ -134,19 +134,19 @@ def _rebalance(call: Call) -> Variants:
     A backend of a group has the load of its own tokens, so the ranks add theirs.
     """
     physical, logical = call.load.shape[1], int(call.plain["logical"])
-    placed = initial_placement(1, physical, logical)
+    placement = initial_placement(1, physical, logical)
     for turn in ("first", "second"):
         call.y()
         total = call.load.clone() if dist.get_backend() == "nccl" else call.load.cpu()
         dist.all_reduce(total)
-        load = logical_load(total, placed) * (1 if turn == "first" else -1)
+        load = logical_load(total, placement) * (1 if turn == "first" else -1)
         new = rebalance_experts(load - load.min(), physical, 1, 1, int(call.plain["of"]))
-        old, to = placed.physical_to_logical[0], new.physical_to_logical[0]
+        old, to = placement.physical_to_logical[0], new.physical_to_logical[0]
         move_over_ranks(call.module.get_expert_weights(), old, to, dist.group.WORLD)
         device = call.load.device
         maps = new.logical_to_physical.to(device), new.replica_count.to(device)
         call.module.set_eplb_state(0, call.load, *maps)
-        placed = new
+        placement = new
         yield f"after the {turn} rebalance", call.y()
 
 
@@ -166,7 +166,7 @@ def _graph(call: Call) -> Variants:
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         y = call.y()
     for turn in ("first", "second", "third"):
-        y.view(torch.uint8).fill_(SPOILED)
+        y.view(torch.uint8).fill_(POISON)
         graph.replay()
         torch.cuda.synchronize()
         yield f"the {turn} replay of a CUDA graph", y.clone()

@@ -53,11 +53,11 @@ def _on_the_host(function: F) -> F:
     """``function``, with the CPU as the default device of new tensors, whatever the engine's is."""
 
     @wraps(function)
-    def wrapped(*args: Any, **options: Any) -> Any:
+    def wrapper(*args: Any, **options: Any) -> Any:
         with torch.device("cpu"):
             return function(*args, **options)
 
-    return wrapped  # type: ignore[return-value]
+    return wrapper  # type: ignore[return-value]
 
 
 @_on_the_host
@@ -95,7 +95,7 @@ def rebalance_experts(
 
     # Step 2. Each row is one node of one layer; experts are counted within it.
     of_node = load.gather(1, order).view(layers * num_nodes, -1)
-    expert, rank_of_replica, count = _replicated(of_node, num_replicas // num_nodes)
+    expert, rank_of_replica, count = _replicas(of_node, num_replicas // num_nodes)
 
     # Step 3. `places` (rows, places of a node): which of the replicas lies in each place.
     places = _packed((of_node / count).gather(1, expert), num_gpus // num_nodes)
@@ -187,7 +187,7 @@ def _packed(load: torch.Tensor, packs: int) -> torch.Tensor:
     return item_at.flatten(1)
 
 
-def _replicated(load: torch.Tensor, places: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _replicas(load: torch.Tensor, places: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Replicas for experts of ``load`` (rows, n): the expert of each, (rows, places) int64; its
     number among the replicas of that expert, likewise; and the counts, (rows, n)."""
     rows, experts = load.shape

@@ -35,7 +35,7 @@ from megamoe.layer.staging import check_staging_inputs
 from megamoe.layer.symm_buffer import check_capacity, get_symm_buffer, new_symm_buffer
 from megamoe.spec.contract import Contract
 from megamoe.spec.features import Activation, features_of
-from megamoe.spec.problem import Problem, Sizes, provided
+from megamoe.spec.problem import Problem, Sizes, provides
 from megamoe.spec.tensors import WEIGHTS
 
 
@@ -215,7 +215,7 @@ class RoutedExperts(nn.Module):
         call: a backend is given dense ones, and no autocast.
         """
         try:
-            call = self._prepared(
+            call = self._prepare(
                 hidden_states, topk_weights, topk_ids, activation_clamp, fast_math, options
             )
         except Exception:
@@ -231,9 +231,9 @@ class RoutedExperts(nn.Module):
         if call is None:
             return torch.empty_like(hidden_states, dtype=torch.bfloat16)
         with without_autocast(hidden_states.device):
-            return self._computed(call, hidden_states, activation_clamp, fast_math, options)
+            return self._compute(call, hidden_states, activation_clamp, fast_math, options)
 
-    def _prepared(
+    def _prepare(
         self,
         hidden_states: torch.Tensor,
         topk_weights: torch.Tensor,
@@ -254,7 +254,7 @@ class RoutedExperts(nn.Module):
         weights = self._weights_in_use()
         self._check(hidden_states, topk_ids)
         backend = self.backend
-        if provided(backend, "ready"):
+        if provides(backend, "ready"):
             backend.ready(hidden_states.device)
         features = self._features_of(activation_clamp, fast_math, options)
         buffer = self.get_symm_buffer()
@@ -273,7 +273,7 @@ class RoutedExperts(nn.Module):
             )
         return buffer, weights, features
 
-    def _computed(
+    def _compute(
         self,
         call: tuple[Any, tuple[torch.Tensor, ...], tuple[str, ...]],
         hidden_states: torch.Tensor,
@@ -284,7 +284,7 @@ class RoutedExperts(nn.Module):
         """``y`` of a call that is staged."""
         buffer, weights, features = call
         backend, tokens = self.backend, hidden_states.shape[0]
-        if provided(backend, "run") and not features:
+        if provides(backend, "run") and not features:
             y = torch.empty(hidden_states.shape, dtype=torch.bfloat16, device=hidden_states.device)
             backend.run(
                 y,
@@ -333,7 +333,7 @@ class RoutedExperts(nn.Module):
 
     def _check(self, hidden_states: torch.Tensor, topk_ids: torch.Tensor) -> None:
         """Check arguments for which the contract has no text, and which would fail half way."""
-        if not (provided(self.backend, "run") or provided(self.backend, "forward")):
+        if not (provides(self.backend, "run") or provides(self.backend, "forward")):
             raise ValueError(
                 f"{self.prefix}: backend {self.backend.name} has neither run nor forward"
             )

@@ -149,8 +149,8 @@ def blocks(low: U8, high: U8, weights: U8) -> Blocks:
     Midpoints and radii are halves of E4M3 numbers, so float64 is exact.
     """
     ends = [_grouped(np.nan_to_num(np.asarray(e4m3_decode(c), np.float64))) for c in (low, high)]
-    grouped = _grouped(np.asarray(e4m3_decode(weights), np.float64))
-    columns = grouped.transpose(0, 2, 1)
+    groups = _grouped(np.asarray(e4m3_decode(weights), np.float64))
+    columns = groups.transpose(0, 2, 1)
     middle, radius = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
     largest = np.maximum(np.abs(ends[0]), np.abs(ends[1]))
     absolute = np.abs(columns)
@@ -159,11 +159,11 @@ def blocks(low: U8, high: U8, weights: U8) -> Blocks:
     magnitude = np.matmul(largest, absolute)
     free = (ends[0] != ends[1]).any(axis=-1)
     lowbit = np.where(free, -9.0, _lowbit(ends[0]))  # whatever the code is
-    field = _field(largest)[:, :, None] + _field(grouped)[:, None, :]
+    field = _field(largest)[:, :, None] + _field(groups)[:, None, :]
     above, below = (magnitude + most) / 2, (magnitude - least) / 2
     return Blocks(
         least, most, np.maximum(above, 0.0), np.maximum(below, 0.0),
-        lowbit[:, :, None] + _lowbit(grouped)[:, None, :], field, field,
+        lowbit[:, :, None] + _lowbit(groups)[:, None, :], field, field,
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def within_fp32(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) -
         return low, high
     bits = min(accumulator.align_bits, accumulator.result_bits)
     largest = 2.0**128 - 2.0 ** (127 - bits)
-    top = np.maximum(blocks.folded.max(axis=0), 1 + floor_log2(np.maximum(positive, negative)))
+    top = np.maximum(blocks.bf16_field.max(axis=0), 1 + floor_log2(np.maximum(positive, negative)))
     terms = blocks.low.shape[0] * 32
     error = 3 * terms * np.exp2(top - bits)
     saturated_low = np.minimum(low, largest - negative) - error
@@ -121,7 +121,7 @@ def _always_exact(blocks: Blocks, accumulator: Accumulator) -> npt.NDArray[np.bo
     exact = partial <= np.exp2(lowbit + 24)
     if accumulator.promote is None:
         # A kernel that adds in any order within a block may fold scales into bfloat16 operands.
-        field = blocks.folded if accumulator.any_order_in_block else blocks.field
+        field = blocks.bf16_field if accumulator.any_order_in_block else blocks.field
         top = _aligned_exponent(field.max(axis=0), partial)
         representable = lowbit >= LOWEST - accumulator.result_bits
         return exact & representable & (top - accumulator.align_bits <= lowbit)
@@ -153,7 +153,7 @@ def _any_order(blocks: Blocks, low: F64, high: F64, accumulator: Accumulator) ->
     partial = _largest_partial(blocks)
     lowbit = blocks.lowbit.min(axis=0)
     bound = partial * (1 + terms * 2.0 ** (1 - bits))
-    unit = np.exp2(_aligned_exponent(blocks.folded.max(axis=0), bound) - bits)
+    unit = np.exp2(_aligned_exponent(blocks.bf16_field.max(axis=0), bound) - bits)
     exact = (partial <= np.exp2(lowbit + bits + 1)) & (unit <= np.exp2(lowbit))
     loss = np.zeros_like(partial)
     for j in range(blocks.low.shape[0]):
@@ -178,7 +178,7 @@ def _any_order_steps(blocks: Blocks, accumulator: Accumulator) -> tuple[F64, F64
         lattice = np.minimum(lattice, blocks.lowbit[j])
         low, high = low + blocks.low[j], high + blocks.high[j]
         bound = partial * (1 + 64 * 2.0**-23)
-        aligned_to = _aligned_exponent(blocks.folded[j], bound)
+        aligned_to = _aligned_exponent(blocks.bf16_field[j], bound)
         unit = np.exp2(aligned_to - accumulator.align_bits)
         clean &= (partial <= np.exp2(lattice + 24)) & (unit <= np.exp2(lattice))
         # The bound of any order, with the running sum as one more term of unknown last bit.

@@ -226,8 +226,8 @@ class Bounds:
             rows = [row]
             for level in range(16):
                 last, step = rows[-1], 1 << level
-                shifted = np.concatenate([last[step:], np.repeat(last[-1:], step)])
-                rows.append(pick(last, shifted))
+                shift = np.concatenate([last[step:], np.repeat(last[-1:], step)])
+                rows.append(pick(last, shift))
             levels.append(np.stack(rows))
         return cls(low, high, *levels)
 

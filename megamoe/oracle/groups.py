@@ -14,10 +14,10 @@ RECIP_448 = np.float32(1) / np.float32(448)
 
 def group_amax(values: F32, contract: Contract) -> F32:
     """``(..., C)`` to ``(..., C/32)``: largest magnitude per group, 0 for a group of NaN alone."""
-    grouped = np.abs(values).reshape(*values.shape[:-1], values.shape[-1] // GROUP, GROUP)
+    magnitudes = np.abs(values).reshape(*values.shape[:-1], values.shape[-1] // GROUP, GROUP)
     largest = np.fmax if contract.amax_drops_nan.value else np.maximum
     with np.errstate(invalid="ignore"):
-        amax: F32 = largest.reduce(grouped, axis=-1, initial=np.float32(0.0))
+        amax: F32 = largest.reduce(magnitudes, axis=-1, initial=np.float32(0.0))
     return amax
 
 

@@ -236,7 +236,7 @@ class Blocks:
     """Every term is a multiple of 2**lowbit."""
     field: F64
     """Exponent field of the largest term is at most this."""
-    folded: F64
+    bf16_field: F64
     """The same where each operand, with its scale, is one bfloat16: a subnormal has field -126."""
     terms: F64 | None = None
     """``(G, 1, N)`` the weights of each block that are not zero; None: 32, which is no less."""
@@ -275,11 +275,11 @@ def block_sums(rows: Rows, columns: Columns) -> Blocks:
         (absolute - signed) / 2,
         rows.lowbit.T[:, :, None] + columns.lowbit.T[:, None, :] + whole,
         rows.field.T[:, :, None] + columns.field.T[:, None, :] + whole,
-        _folded(rows.field + rows.exponent, columns.field + columns.exponent),
+        _bf16_field(rows.field + rows.exponent, columns.field + columns.exponent),
     )
 
 
-def _folded(row_field: F64, column_field: F64) -> F64:
+def _bf16_field(row_field: F64, column_field: F64) -> F64:
     """``(R, G)`` and ``(N, G)`` fields with their scales, each as a bfloat16's, added."""
     row, column = (folded_field(field) for field in (row_field, column_field))
     return np.asarray(row.T[:, :, None] + column.T[:, None, :])

@@ -155,7 +155,7 @@ def _ends(
         low, high = within_fp32(blocks, *replay(rows, columns, a), a)
     else:
         low, high = result_interval(blocks, a)
-        points = uncertain.decided()
+        points = uncertain.is_decided()
         if points.any():
             ends = within_fp32(blocks.only(points), *replay(rows.only(points), columns, a), a)
             low[points], high[points] = ends

@@ -117,7 +117,9 @@ def forward(
     sf = np.zeros((tokens, slots, groups), np.uint8)
     rows_out = np.zeros((tokens, slots, hidden_size), np.uint16)
     sums = np.zeros((tokens, slots, 2 * intermediate) if trace is not None else 0)
-    parts = {name: _Collected.empty(tokens, slots, hidden_size, intermediate) for name in names}
+    parts = {
+        name: _EnvelopeBuilder.empty(tokens, slots, hidden_size, intermediate) for name in names
+    }
 
     leaves: set[str] = set()
     for expert in np.unique(ids[live]):
@@ -212,8 +214,8 @@ def combine_interval(
     shared = None
     if view.shared is not None:
         layer = Layer(problem.act, [accumulator_class], contract)
-        staged = quantize(view.hidden, contract)
-        shared = _shared(layer, *staged, view.shared, shape[-1], set())[class_name]
+        rows = quantize(view.hidden, contract)
+        shared = _shared(layer, *rows, view.shared, shape[-1], set())[class_name]
     return view.combine(problem, contract).ends(low, high, shared)
 
 
@@ -288,7 +290,7 @@ class _Arrays:
 
 
 @dataclass(frozen=True)
-class _Collected:
+class _EnvelopeBuilder:
     """The envelope of one class, filled in expert by expert."""
 
     rows_lo: U16
@@ -300,7 +302,7 @@ class _Collected:
     open_groups: list[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]]
 
     @classmethod
-    def empty(cls, tokens: int, slots: int, hidden: int, intermediate: int) -> _Collected:
+    def empty(cls, tokens: int, slots: int, hidden: int, intermediate: int) -> _EnvelopeBuilder:
         rows = (tokens, slots, hidden)
         acts = (tokens, slots, intermediate)
         groups = (tokens, slots, intermediate // GROUP)

@@ -20,7 +20,7 @@ _LOWEST: Final = -0.27846454276107380
 _REST: Final = 3.0
 """Ulps of the sum, the reciprocal (1 where it is approximate), the product, and products of
 errors."""
-_FLUSHED: Final = -87.0
+_FLUSH: Final = -87.0
 """From here down the reciprocal may be subnormal, and flushed to zero."""
 
 
@@ -52,9 +52,9 @@ def silu_hull(low: F32, high: F32, fast: bool) -> Hull:
         least, most = (
             np.where(at, np.inf, e) for at, e in zip(infinite, (least, most), strict=True)
         )
-        flushed = first < _FLUSHED
-        most = np.where(flushed, np.maximum(most, -0.0), most)
-        least = np.where(flushed, np.minimum(least, -0.0), least)
+        may_flush = first < _FLUSH
+        most = np.where(may_flush, np.maximum(most, -0.0), most)
+        least = np.where(may_flush, np.minimum(least, -0.0), least)
         out = least.astype(np.float32), most.astype(np.float32)
     return Hull(*out, np.isnan(out[0]))
 

@@ -40,8 +40,8 @@ class SpreadRows:
         count = activations.low.shape[0]
 
         def grouped(values: npt.NDArray[np.float32]) -> F64:
-            decoded = e4m3_decode(scaled_codes(values, first, activations.contract))
-            return np.ascontiguousarray(decoded.reshape(count, -1, GROUP).transpose(1, 0, 2))
+            numbers = e4m3_decode(scaled_codes(values, first, activations.contract))
+            return np.ascontiguousarray(numbers.reshape(count, -1, GROUP).transpose(1, 0, 2))
 
         return cls(
             grouped(activations.low),
@@ -56,7 +56,7 @@ class SpreadRows:
         """None where there is one possible set of codes and exponents."""
         first, last = activations.exponents()
         rows = cls.of(activations, first, last)
-        return None if rows.decided().all() else rows
+        return None if rows.is_decided().all() else rows
 
     def may_be_nan(self) -> npt.NDArray[np.bool_]:
         """``(R,)``: an activation, or a scale factor of byte 255, may be NaN: so any output may."""
@@ -64,7 +64,7 @@ class SpreadRows:
         nan = self.activations.nan
         return np.asarray(overflow if nan is None else overflow | nan.any(axis=1))
 
-    def decided(self) -> npt.NDArray[np.bool_]:
+    def is_decided(self) -> npt.NDArray[np.bool_]:
         """``(R,)``: rows of one possible set of codes and exponents."""
         one_code = (self.low == self.high).all(axis=(0, 2))
         one_exponent = (self.first == self.last).all(axis=1)

@@ -82,7 +82,7 @@ def _piece(rows: Rows, columns: Columns, part: slice, accumulator: Accumulator) 
         if (j + 1) % span == 0 or j + 1 == groups:
             for i, running in enumerate((as_e2m1, as_e4m3)):
                 down, up = _scaled(running, factor) if accumulator.outside else (running, running)
-                ends[i] = _promoted(ends[i][0], down)[0], _promoted(ends[i][1], up)[1]
+                ends[i] = _promote(ends[i][0], down)[0], _promote(ends[i][1], up)[1]
             as_e2m1, as_e4m3 = np.zeros(shape), np.zeros(shape)
     return np.minimum(ends[0][0], ends[1][0]), np.maximum(ends[0][1], ends[1][1])
 
@@ -151,7 +151,7 @@ def _step(unit: Unit, products: F32, field: I8, scale: F64, running: F64) -> F64
     return aligned(unit, products.astype(np.float64), largest, running, scale, axis=1)
 
 
-def _promoted(main: F64, running: F64) -> tuple[F64, F64]:
+def _promote(main: F64, running: F64) -> tuple[F64, F64]:
     """Their fp32 sum, rounded down and rounded up."""
     with np.errstate(over="ignore", invalid="ignore"):  # beyond fp32 the ends are replaced later
         total = main + running

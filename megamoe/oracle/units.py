@@ -168,19 +168,19 @@ def chain(
     for start in range(0, out.shape[1], size):
         part = slice(start, start + size)
         piece = Columns(columns.packed[part], columns.exponent[part])
-        out[:, part] = _chained(unit, rows, piece, folded, np.array(order))
+        out[:, part] = _chain(unit, rows, piece, folded, np.array(order))
     return out
 
 
-def _chained(unit: Unit, rows: Rows, columns: Columns, folded: bool, order: I64) -> F64:
+def _chain(unit: Unit, rows: Rows, columns: Columns, folded: bool, order: I64) -> F64:
     groups, count = rows.values.shape[:2]
     parts = GROUP // unit.step
     left = rows.values[:, :, order].reshape(groups, count, parts, unit.step)
     x: F64 = np.ascontiguousarray(left.transpose(0, 2, 1, 3)).reshape(-1, count, unit.step)
     codes, table = columns.packed, E4M3_TABLE
     if not columns.is_e4m3:
-        paired = tuple(order) == ASCENDING
-        codes, table = (codes, _PAIRS) if paired else (e2m1_unpack(codes), E2M1_TABLE)
+        is_ascending = tuple(order) == ASCENDING
+        codes, table = (codes, _PAIRS) if is_ascending else (e2m1_unpack(codes), E2M1_TABLE)
     if tuple(order) != ASCENDING:
         codes = codes.reshape(len(codes), groups, GROUP)[:, :, order]
     codes = codes.reshape(len(codes), groups * parts, -1)

@@ -6,7 +6,7 @@ layer by it under a contract. A prediction is a claim about a machine, and no ju
 correct kernel may return is the oracle's to say.
 """
 
-from megamoe.predict.forward import Linears, Predicted, predict
+from megamoe.predict.forward import Linears, Prediction, predict
 from megamoe.predict.model import HOPPER_TRITON, MODELS, SM100, Model, model
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "SM100",
     "Linears",
     "Model",
-    "Predicted",
+    "Prediction",
     "model",
     "predict",
 ]

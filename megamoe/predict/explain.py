@@ -12,7 +12,7 @@ import torch
 
 from megamoe.golden.predicted import observable
 from megamoe.golden.store import canonical
-from megamoe.judge.judgements import COMPUTED
+from megamoe.judge.judgements import RESULTS
 from megamoe.predict.forward import predict
 from megamoe.predict.model import Model, variants
 from megamoe.spec.contract import Contract
@@ -56,12 +56,12 @@ def explain(
     rows = _rows(actual, own, ids)[:ROWS]
     if not len(rows):
         return [whole]
-    narrowed = problem.at_rows(torch.from_numpy(rows))
-    some = {name: actual[name][rows] for name in COMPUTED if name in actual}
+    part = problem.at_rows(torch.from_numpy(rows))
+    some = {name: actual[name][rows] for name in RESULTS if name in actual}
     trials = []
     for name, other in variants(model):
         try:
-            stages = predict(narrowed, other, contract).stages
+            stages = predict(part, other, contract).stages
         except ValueError:
             continue
         trials.append(Trial(name, differences(some, stages, ids[rows])))
@@ -76,7 +76,7 @@ def differences(actual: Mapping[str, Array], expected: Mapping[str, Array], ids:
 def _apart(actual: Mapping[str, Array], expected: Mapping[str, Array], ids: Array) -> Any:
     one, other = observable(actual), observable(expected)
     out = {}
-    for name in COMPUTED:
+    for name in RESULTS:
         if name in one and name in other:
             apart = canonical(name, one[name]) != canonical(name, other[name])
             out[name] = apart if name == "y" else apart & (ids >= 0)[:, :, None]

@@ -46,7 +46,7 @@ class Linears:
 
 
 @dataclass(frozen=True)
-class Predicted:
+class Prediction:
     """The prediction for ``T`` tokens and ``K`` slots with the sizes ``H`` and ``I``."""
 
     stages: dict[str, npt.NDArray[Any]]
@@ -58,7 +58,7 @@ class Predicted:
 
 def predict(
     problem: Problem, model: Model, contract: Contract, linears: Linears | None = None
-) -> Predicted:
+) -> Prediction:
     """The forward of ``problem`` (CPU tensors) by ``model`` under ``contract``.
 
     ``linears`` of the same problem and model, where several contracts are predicted.
@@ -67,7 +67,7 @@ def predict(
     """
     if problem.is_nvfp4:
         y, assumptions = forward_nvfp4(problem, model, contract)
-        return Predicted({"y": y}, assumptions)
+        return Prediction({"y": y}, assumptions)
     layer = _Layer(problem, model, contract, linears or Linears(model))
     ids, routing = problem.topk_ids.numpy(), problem.topk_weights.numpy()
     x, x_sf = quantize(bits(problem.hidden_states), contract)
@@ -98,7 +98,7 @@ def predict(
         "x": x, "x_sf": pack_sf(x_sf), "l2_acts": codes, "l2_acts_sf": sf,
         "y": combine.point(rows, shared),
     }  # fmt: skip
-    return Predicted(stages, layer.assumptions)
+    return Prediction(stages, layer.assumptions)
 
 
 def _of_expert(problem: Problem, expert: int) -> Weights:
@@ -137,4 +137,4 @@ class _Layer:
         return codes, sf, self.linears.rounded((name, 2), codes, sf, w2, w2_sf)
 
 
-__all__ = ["Linears", "Predicted", "predict"]
+__all__ = ["Linears", "Prediction", "predict"]

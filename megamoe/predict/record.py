@@ -23,7 +23,7 @@ from megamoe.golden import (
 )
 from megamoe.golden.each import each
 from megamoe.judge import judge_forward
-from megamoe.predict.forward import Linears, Predicted, predict
+from megamoe.predict.forward import Linears, Prediction, predict
 from megamoe.predict.model import MODELS, Model
 from megamoe.spec.builds import BUILDS
 from megamoe.spec.contract import REVISIONS
@@ -179,7 +179,7 @@ def _inside(
     revision: str,
     inputs: str,
     problem: Problem,
-    prediction: Predicted,
+    prediction: Prediction,
     accumulator: str,
 ) -> None:
     golden = _store(root, revision).load(case, inputs)

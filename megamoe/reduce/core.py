@@ -170,7 +170,7 @@ def start(
     if golden is not None:
         verdict, _ = judge(problem, session, "case", golden, timeout)
     else:
-        verdict = _scouted(session, problem, timeout)
+        verdict = _scout(session, problem, timeout)
     failure = Failure.of(verdict)
     if failure is None:
         reason = f": {verdict.reason}" if verdict.reason else ""
@@ -180,7 +180,7 @@ def start(
     return problem, failure, verdict
 
 
-def _scouted(session: Session, problem: Problem, timeout: float) -> Verdict:
+def _scout(session: Session, problem: Problem, timeout: float) -> Verdict:
     if not problem.num_tokens:
         return judge(problem, session, "case", timeout=timeout)[0]
     try:

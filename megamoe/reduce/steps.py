@@ -97,8 +97,8 @@ def experts(r: Reduction) -> None:
         for target in live:
             ids = r.problem.topk_ids
             if target != source and (ids == target).any() and (ids == source).any():
-                merged = replace(r.problem, topk_ids=torch.where(ids == source, target, ids))
-                if r.take(_renumbered(merged)) or r.take(merged):
+                candidate = replace(r.problem, topk_ids=torch.where(ids == source, target, ids))
+                if r.take(_renumbered(candidate)) or r.take(candidate):
                     return experts(r)
     highest = max(live, default=0) + 1
     if highest < r.problem.num_experts:
@@ -193,7 +193,7 @@ def values(r: Reduction) -> None:
     ):  # fmt: skip
         tensor: torch.Tensor = getattr(r.problem, name)
         if not r.is_late():
-            r.keep(range(tensor.shape[axis] // size), _zeroed(name, axis, size))
+            r.keep(range(tensor.shape[axis] // size), _zeroing(name, axis, size))
     ones = torch.ones_like(r.problem.hidden_states)
     there = r.problem.hidden_states != 0
     for plain in (torch.where(there, ones, 0.0), _power_of_two(r.problem.hidden_states)):
@@ -205,7 +205,7 @@ def values(r: Reduction) -> None:
         r.take(replace(r.problem, **dict[str, Any]({name: level})))
 
 
-def _zeroed(name: str, axis: int, size: int) -> Callable[[Problem, list[int]], Problem]:
+def _zeroing(name: str, axis: int, size: int) -> Callable[[Problem, list[int]], Problem]:
     """Only these parts of a tensor keep their values; the rest is zero."""
 
     def some(p: Problem, parts: list[int]) -> Problem:

@@ -80,11 +80,11 @@ def bisect(result: Mapping[str, Any]) -> View:
         verdict = f"First bad: {bad}" + (f"; last good: {good}" if good else "")
     else:
         verdict = "No first bad one was found"
-    tabled = [c for c in read.objects(result, "cases") if read.mapping(c, "stages")]
+    tables = [c for c in read.objects(result, "cases") if read.mapping(c, "stages")]
     facts = {
         "first stage": result.get("first_stage"),
         "worst element": result.get("worst"),
-        "cases": None if tabled else result.get("cases"),
+        "cases": None if tables else result.get("cases"),
     }
     counts = Counter(read.text(s, "verdict", "unknown") for s in steps)
     return {
@@ -94,7 +94,7 @@ def bisect(result: Mapping[str, Any]) -> View:
         "colour": "red" if bad else "grey",
         "found": [("first bad", bad), ("last good", good)],
         "facts": [(n, _lines(value)) for n, value in facts.items() if read.sentence(value)],
-        "moved": [_case_view({"status": "moved", **c}) for c in tabled],
+        "moved": [_case_view({"status": "moved", **c}) for c in tables],
         "walk": draw.walk(steps),
         "placed": draw.order(steps)[1],
         "steps": [

@@ -79,38 +79,38 @@ def _run_parts(env: jinja2.Environment, view: views.View) -> dict[str, Any]:
     brief, excess = fit(failures[len(failures) - rest :], macros.brief, _TABLE)
     anchors = {f["anchor"] for f in failures[: len(failures) - excess]}
     lost_cases = sum(1 + len(f["same"]) for f in failures[len(failures) - excess :])
-    table, unlisted = fit(view["cases"], lambda c: macros.row(c, anchors), _TABLE)
+    table, remainder = fit(view["cases"], lambda c: macros.row(c, anchors), _TABLE)
     kinds = view["grid"]["kinds"]
     shapes = view["grid"]["rows"]
     rows, hidden = fit(shapes, lambda r: macros.shape(r, anchors, kinds), _TABLE // 2)
     return {
         "full": full, "brief": brief, "lost": lost_cases, "paper": PAPER,
-        "brief_count": rest - excess, "table": table, "unlisted": unlisted,
+        "brief_count": rest - excess, "table": table, "unlisted": remainder,
         "shapes": rows, "hidden_shapes": hidden,
     }  # fmt: skip
 
 
 def _ab_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
-    table, unlisted = fit(view["cases"], macros.compared, _FAILURES)
-    return {"table": table, "unlisted": unlisted}
+    table, remainder = fit(view["cases"], macros.compared, _FAILURES)
+    return {"table": table, "unlisted": remainder}
 
 
 def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
     steps = list(enumerate(view["steps"], 1))
-    table, unlisted = fit(steps, lambda s: macros.step(*s), _FAILURES // 4)
+    table, remainder = fit(steps, lambda s: macros.step(*s), _FAILURES // 4)
     rows, rest = fit(view["moved"], macros.compared, _FAILURES // 2)
     return {
-        "table": table, "unlisted": unlisted, "moved_table": rows, "moved_left": rest,
+        "table": table, "unlisted": remainder, "moved_table": rows, "moved_left": rest,
     }  # fmt: skip
 
 
 def _coverage_parts(env: jinja2.Environment, view: covered.View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
-    rows, unlisted = fit(view["dimensions"], macros.dimension_row, _TABLE)
-    classes, folded = fit(view["dimensions"], macros.dimension, _FAILURES)
-    return {"rows": rows, "unlisted": unlisted, "classes": classes, "folded": folded}
+    rows, remainder = fit(view["dimensions"], macros.dimension_row, _TABLE)
+    classes, rest = fit(view["dimensions"], macros.dimension, _FAILURES)
+    return {"rows": rows, "unlisted": remainder, "classes": classes, "folded": rest}
 
 
 def fit(items: Sequence[_T], draw_one: Callable[[_T], Markup], budget: int) -> tuple[Markup, int]:

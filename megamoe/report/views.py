@@ -26,7 +26,7 @@ def view(result: Mapping[str, Any]) -> View:
     cases = [c for c in read.objects(result, "cases") if read.text(c, "id")]
     totals = mapping_of_counts(result, cases)
     bad = sorted(filter(is_bad, cases), key=lambda c: c.get("status") != "fail")
-    folds = folded(bad)
+    folds = fold_failures(bad)
     anchors = {
         read.text(c, "id"): f"f{i + 1}" for i, fold in enumerate(folds) for c in fold
     }  # fmt: skip
@@ -69,7 +69,7 @@ def symptom(case: Mapping[str, Any]) -> str:
     return symptom_of(*(read.text(case, name) for name in ("id", "status", "reason")))
 
 
-def folded(bad: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def fold_failures(bad: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Failures of one kind, status and symptom together, in the order of the first of each; a case
     whose map was kept stands first."""
     folds: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
@@ -261,9 +261,9 @@ def stage(finding: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> V
         "map": _map(finding, detail),
         "widths": _widths(detail),
         "ranks": [
-            {"name": names[kind], "shown": ranked[:MOST], "left": max(0, len(ranked) - MOST)}
+            {"name": names[kind], "shown": ranking[:MOST], "left": max(0, len(ranking) - MOST)}
             for kind in names
-            if (ranked := read.tally(finding, kind))
+            if (ranking := read.tally(finding, kind))
         ],
     }
 

@@ -86,7 +86,7 @@ KERNEL: Final = HEADERS[-1].path
 
 
 @dataclass(frozen=True)
-class Detected:
+class Detection:
     """The build of a folder's headers, or the nearest one."""
 
     where: Path
@@ -125,7 +125,7 @@ class Detected:
         return f"none of the builds known here; the nearest is {names}, but {files}"
 
 
-def detect(folder: Path) -> Detected:
+def detect(folder: Path) -> Detection:
     """Identify the MegaMoE headers below ``folder``, at any depth.
 
     Raises ``ValueError`` of one line if there is no such folder, no headers, or several copies that
@@ -159,7 +159,7 @@ def _hashes(place: Path) -> Mapping[str, str]:
     return MappingProxyType(hashes)
 
 
-def _nearest(where: Path, hashes: Mapping[str, str]) -> Detected:
+def _nearest(where: Path, hashes: Mapping[str, str]) -> Detection:
     """The build with the fewest headers that differ; those that decide bits count first."""
 
     def differing(build: Build) -> tuple[Header, ...]:
@@ -173,12 +173,12 @@ def _nearest(where: Path, hashes: Mapping[str, str]) -> Detected:
     nearest = min(reversed(BUILDS.values()), key=distance)
     those = differing(nearest)
     if len(those) == len(HEADERS):
-        return Detected(where, hashes, (), HEADERS)
+        return Detection(where, hashes, (), HEADERS)
     same = tuple(build for build in BUILDS.values() if build.hashes == nearest.hashes)
-    return Detected(where, hashes, same, those)
+    return Detection(where, hashes, same, those)
 
 
-def installed() -> dict[str, Path]:
+def installed_packages() -> dict[str, Path]:
     """Package -> its folder, for the installed packages; nothing is imported."""
     folders = {}
     for name in PACKAGES:

@@ -53,7 +53,7 @@ MEGAMOE_2026_06: Final = Contract(
     ),
 )  # fmt: skip
 
-_CACHED = "the common/math.cuh that vLLM 0.30 to 0.33 and DeepGEMM 2.8.2 share"
+_MATH_HEADER = "the common/math.cuh that vLLM 0.30 to 0.33 and DeepGEMM 2.8.2 share"
 _EPLB = (
     "vLLM 0.29 and 0.33, base_router.py and prepare_megamoe.py: num_unpadded_tokens and "
     "is_padding; on by default from 0.27 (VLLM_MOE_SKIP_PADDING)"
@@ -62,7 +62,7 @@ MEGAMOE_2026_09: Final = (
     MEGAMOE_2026_06.carried("DeepGEMM 2.8.0 (PR #432), in vLLM 0.30 to 0.32")
     .variant(
         "2026-09",
-        f"{_CACHED}: max((bits(amax) + 0x7FFFFF - 0x600000) >> 23, 113) - 8",
+        f"{_MATH_HEADER}: max((bits(amax) + 0x7FFFFF - 0x600000) >> 23, 113) - 8",
         requant_scale="bits",
         requant_exponent_min=105,
     )

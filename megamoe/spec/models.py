@@ -28,12 +28,12 @@ class Model:
         return self.num_experts // ep_size
 
 
-_PUBLISHED = "model configuration as published"
+_PUBLICATION = "model configuration as published"
 MODELS: Final = {
     m.name: m
     for m in (
-        Model("deepseek-v4-flash", 4096, 2048, 256, 6, 1.5, 10.0, _PUBLISHED),
-        Model("deepseek-v4-pro", 7168, 3072, 384, 6, 2.5, 10.0, _PUBLISHED),
+        Model("deepseek-v4-flash", 4096, 2048, 256, 6, 1.5, 10.0, _PUBLICATION),
+        Model("deepseek-v4-pro", 7168, 3072, 384, 6, 2.5, 10.0, _PUBLICATION),
         Model(
             "deepseek-v4.1-flash", 5120, 2304, 384, 6, 1.5, 10.0,
             "H and I as published; experts, top-k, scaling and clamp are not known: assumed",

@@ -269,6 +269,6 @@ class Backend(Protocol):
     accumulator: str
 
 
-def provided(backend: Any, callable_name: str) -> bool:
+def provides(backend: Any, callable_name: str) -> bool:
     """Whether ``backend`` offers ``callable_name``."""
     return callable(getattr(backend, callable_name, None))

@@ -41,7 +41,7 @@ class JudgeError(ValueError):
     """A judge cannot start; one line."""
 
 
-class JudgeEnded(Exception):
+class JudgeEnd(Exception):
     """The process of a judge ended in a case."""
 
 
@@ -154,13 +154,13 @@ class Judges:
         process.start()
         theirs.close()
 
-    def _dismiss(self, pipe: Any) -> JudgeEnded:
+    def _dismiss(self, pipe: Any) -> JudgeEnd:
         process = self._all.pop(pipe)
         pipe.close()
         process.join(10)
         code = process.exitcode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
-        return JudgeEnded(
+        return JudgeEnd(
             f"its judge, a process of megamoe, ended ({how}); out of memory? Use fewer judges (-n)"
         )
 

@@ -29,7 +29,7 @@ the server."""
 def end(number: int, frame: FrameType | None) -> None:
     """Remove the folder of the socket, and end; a judge, which inherits this, only ends."""
     # A parent that is alive removes its folder itself, and fails if somebody else did it before.
-    if os.getpid() == SERVER and (os.getppid() != PARENT or orphaned()):
+    if os.getpid() == SERVER and (os.getppid() != PARENT or is_orphan()):
         for descriptor in DESCRIPTORS:
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as listener:
                 name = listener.getsockname()
@@ -39,7 +39,7 @@ def end(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def orphaned() -> bool:
+def is_orphan() -> bool:
     """Whether the process that started this one has ended: then a pipe has lost its writer."""
     for descriptor in DESCRIPTORS:
         with suppress(OSError):
@@ -56,5 +56,5 @@ if sys.argv[:1] == ["-c"]:  # as multiprocessing starts a fork server
     signal.signal(signal.SIGTERM, end)
     with suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if orphaned():  # before the line above took effect
+    if is_orphan():  # before the line above took effect
         end(signal.SIGTERM, None)

@@ -21,7 +21,7 @@ OWN_FAULTS: Final = (
     "SyntaxError", "IndentationError", "TypeError",
 )  # fmt: skip
 """Exceptions that a smaller problem does not explain: the line that raised them does."""
-REDUCED: Final = ("the backend raised", CRASH, HANG)
+REDUCIBLE: Final = ("the backend raised", CRASH, HANG)
 """Words of an error that a smaller problem may explain."""
 ALL_CALLS: Final = "for all calls of the case"
 """Words of a case whose calls are slow together: no single one of them hangs."""
@@ -43,15 +43,15 @@ OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache, memory 
 
 def show_next(
     report: Mapping[str, Any], console: Console, cases: Sequence[Case] = (),
-    alone: Mapping[str, str] | None = None, folded: bool = False,
+    alone: Mapping[str, str] | None = None, is_folded: bool = False,
 ) -> None:  # fmt: skip
     """Print the command to go on with, the last line of a run with a red, or of a green one of few
     cases: for the most frequent symptom that a command can follow, on the red that tells causes
     apart best. Wrong outputs and exceptions seldom have one cause, so each of the two has a line.
     ``cases``: those of the run; a red that is not among them keeps its place in the report.
     ``alone``: the status of some reds where they ran again, alone. If some pass, that is said
-    before, unless a ``folded`` report has said it."""
-    if (names := passing(alone)) and not folded:
+    before, unless the report ``is_folded`` and has said it."""
+    if (names := passing(alone)) and not is_folded:
         say(console, _passing_line(names))
     for line in lines_of(report, cases, alone or {}):
         say(console, line)
@@ -83,8 +83,8 @@ def lines_of(
 
 def _wider(report: Mapping[str, Any]) -> list[str]:
     """After a green of few cases that a pattern names: all quick cases."""
-    passed = sum(case["status"] == "pass" for case in report["cases"])
-    if not report.get("case") or not 0 < passed <= FEW:
+    count = sum(case["status"] == "pass" for case in report["cases"])
+    if not report.get("case") or not 0 < count <= FEW:
         return []
     words = f"--backend {backend_of(report)}"
     return [f"next: all quick cases: {command(report, 'check', words)}"]
@@ -119,10 +119,10 @@ def _first_alone(
     """The first red of a sort that ran again, alone, and its status there. If it passes, the
     smallest of those that pass: ``reduce --after`` calls it many times."""
     names = {case["id"] for symptom in sort for case in symptom.cases}
-    ran = [(name, status) for name, status in alone.items() if name in names]
-    if not ran or ran[0][1] != "pass":
-        return ran[0] if ran else None
-    passes = [{"id": name} for name, status in ran if status == "pass"]
+    runs = [(name, status) for name, status in alone.items() if name in names]
+    if not runs or runs[0][1] != "pass":
+        return runs[0] if runs else None
+    passes = [{"id": name} for name, status in runs if status == "pass"]
     return smallest_id(passes, by_id), "pass"
 
 
@@ -171,14 +171,14 @@ def choice_of(symptom: Symptom, by_id: Mapping[str, Case]) -> str | None:
     """The id of the red of a symptom that a command can follow: the one that tells causes apart
     best, of problems to reduce the smallest. None where there is no such command."""
     verbs = {case["id"]: _verb(case, by_id.get(case["id"])) for case in symptom.cases}
-    explained = [name for name, verb in verbs.items() if verb == "explain" and name in by_id]
+    names = [name for name, verb in verbs.items() if verb == "explain" and name in by_id]
     wrong = {case["id"]: wrong_tokens(case) for case in symptom.cases}
-    best = smallest((by_id[name] for name in explained), wrong)
+    best = smallest((by_id[name] for name in names), wrong)
     if best is not None:
         return best.id
-    reduced = [case for case in symptom.cases if verbs[case["id"]] == "reduce"]
-    if reduced and not any(verb == "explain" for verb in verbs.values()):
-        return smallest_id(reduced, by_id)
+    cases = [case for case in symptom.cases if verbs[case["id"]] == "reduce"]
+    if cases and not any(verb == "explain" for verb in verbs.values()):
+        return smallest_id(cases, by_id)
     return next((case["id"] for case in symptom.examples if verbs[case["id"]]), None)
 
 
@@ -251,7 +251,7 @@ def _verb(case: Mapping[str, Any], definition: Case | None) -> str:
         return ""
     if case["status"] == "error":
         reason = case["reason"]
-        of_forward = any(words in reason for words in REDUCED)
+        of_forward = any(words in reason for words in REDUCIBLE)
         is_least = definition is not None and definition.params.get("tokens") == 0
         return "reduce" if of_forward and not is_least and not _is_of_law(reason) else ""
     return wrong if any(_is_of_forward(f) for f in case["findings"]) else ""

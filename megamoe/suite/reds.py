@@ -27,7 +27,7 @@ ALL_PICTURES: Final = 10**9
 """``--pictures all``: a picture of every red, with every wrong stage."""
 NAME_LIMIT: Final = 3
 """Cases of a symptom that are named without a picture."""
-FOLDED: Final = 5
+FOLD_LIMIT: Final = 5
 """Symptoms that get a line where most reds pass alone."""
 WIDTH: Final = 90
 """Characters of such a line's text."""
@@ -111,7 +111,7 @@ def _fold(
     stay = [case for s in groups for case in s.cases if alone.get(case["id"], "pass") != "pass"]
     how_many = "all" if all(_has_several_calls(case) for case in stay) else "most"
     say(console, f"That can be the cause of {how_many}. They show {total}; N stands for a number.")
-    most = len(groups) if len(groups) <= FOLDED + 1 else FOLDED  # a line for one is no gain
+    most = len(groups) if len(groups) <= FOLD_LIMIT + 1 else FOLD_LIMIT  # a line for one is no gain
     for symptom in groups[:most]:
         kinds = Counter(case["kind"] for case in symptom.cases)
         of = ", ".join(f"{kind} {n}" for kind, n in kinds.items())
@@ -164,14 +164,14 @@ def omissions(
     brief: bool = False,
 ) -> str:  # fmt: skip
     """What is not shown of the reds, and the options that show it; empty where all is shown."""
-    unmapped = sum(bool(case.get("shortened")) for case in reds)
+    missing_maps = sum(bool(case.get("shortened")) for case in reds)
     parts = []
     if drawings < len(reds):
         parts.append(f"the pictures of {len(reds) - drawings} of {quantity(len(reds), 'red')}")
     if brief:
         parts.append("all but the first wrong stage in each picture")
-    if unmapped:
-        parts.append(f"the maps of {quantity(unmapped, 'red')} in a report")
+    if missing_maps:
+        parts.append(f"the maps of {quantity(missing_maps, 'red')} in a report")
     if not parts:
         return ""
     alone = command(report, "check", f"--backend {backend_of(report)} --case ID")

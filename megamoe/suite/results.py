@@ -227,13 +227,13 @@ def invariance_line(report: Mapping[str, Any]) -> str:
     """What a backend that is not batch-invariant by its own word was excused from; else empty."""
     if report.get("batch_invariant", True):
         return ""
-    excused = sum(
+    excuses = sum(
         c["status"] == "not-provided" and c["reason"].endswith("batch_invariant = False")
         for c in report["cases"]
     )
     return (
         "not batch-invariant, by the backend's own word: in "
-        f"{quantity(excused, 'case')} the law was not judged, the golden was"
+        f"{quantity(excuses, 'case')} the law was not judged, the golden was"
     )
 
 
@@ -274,11 +274,11 @@ def verdict_line(report: Mapping[str, Any]) -> str:
     """One line that says what a person may conclude."""
     counts = report["counts"]
     total = sum(counts.get(s, 0) for s in VERDICTS)
-    unjudged = {WORDS[s]: counts[s] for s in ("not-provided", "skip") if counts.get(s)}
-    rest, not_run = sum(unjudged.values()), counts.get("not-run", 0)
+    omissions = {WORDS[s]: counts[s] for s in ("not-provided", "skip") if counts.get(s)}
+    rest, not_run = sum(omissions.values()), counts.get("not-run", 0)
     took = f" in {report['seconds']:.0f} s" if "seconds" in report else ""
-    several = len(unjudged) > 1
-    why = ", ".join(f"{count} {word}" if several else word for word, count in unjudged.items())
+    several = len(omissions) > 1
+    why = ", ".join(f"{count} {word}" if several else word for word, count in omissions.items())
     more = f"{took}; {rest} of {total + rest + not_run} not judged ({why})" if rest else took
     stop = f"; the run was stopped, {not_run} not run" if not_run else ""
     more += stop

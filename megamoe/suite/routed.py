@@ -51,18 +51,18 @@ class Routed:
     def lines(self, experts: int) -> str:
         """The rows of ``experts`` experts in one line; of many the range, and
         the busiest."""
-        ordered = sorted(self.rows.items(), key=lambda one: (-one[1], one[0]))
+        ranking = sorted(self.rows.items(), key=lambda one: (-one[1], one[0]))
         if experts <= LIST_LIMIT:
             text = _list([(e, self.rows.get(e, 0)) for e in range(experts)])
-        elif not ordered:
+        elif not ranking:
             text = f"none of {experts} experts has a row"
-        elif len(ordered) <= LIST_LIMIT:
-            others = quantity(experts - len(ordered), "other expert")
-            text = f"{_list(sorted(ordered))}; none of {others}"
+        elif len(ranking) <= LIST_LIMIT:
+            others = quantity(experts - len(ranking), "other expert")
+            text = f"{_list(sorted(ranking))}; none of {others}"
         else:
             text = (
-                f"{ordered[-1][1]} to {ordered[0][1]} each of {len(ordered)} of {experts} experts; "
-                f"most of {_list(ordered[:_BUSIEST])}"
+                f"{ranking[-1][1]} to {ranking[0][1]} each of {len(ranking)} of {experts} experts; "
+                f"most of {_list(ranking[:_BUSIEST])}"
             )
         if self.masked:
             text += f"; {self.masked} of {self.slots} slots are masked"

@@ -26,7 +26,7 @@ from megamoe.golden import (
 )
 from megamoe.judge import (
     HANG,
-    LEARNED,
+    LEARNED_LIMIT,
     BadOutput,
     Finding,
     GoldenLacks,
@@ -91,7 +91,7 @@ class Runner:
                 raise Missing(lacks)
             return judge(self, case)
 
-        return self._timed(case, step)
+        return self._timed_verdict(case, step)
 
     def judge_call(self, case: Case) -> Verdict:
         """The verdict of the one call of a case, for a kind that has no more than that."""
@@ -151,7 +151,7 @@ class Runner:
 
     def judge_view(self, case: Case, show: Callable[[], ForwardOutput]) -> Verdict:
         """The verdict of what ``show()`` gives; what that raises is a verdict too."""
-        return self._timed(case, lambda: forward.judge_output(self, case, show()))
+        return self._timed_verdict(case, lambda: forward.judge_output(self, case, show()))
 
     # --- for the kinds --------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class Runner:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _timed(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
+    def _timed_verdict(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         start = time.perf_counter()
         self.details, self._call = [], None
         verdict = self._judge(case, step)
@@ -226,7 +226,7 @@ class Runner:
             return of_findings(case.id, case.kind, findings, ("inputs",))
         except NoOutput as nothing:
             late = self.has_learned and HANG in nothing.why
-            reason = f"{nothing.why}{LEARNED}" if late else nothing.why
+            reason = f"{nothing.why}{LEARNED_LIMIT}" if late else nothing.why
         except (BadOutput, GoldenError, GoldenLacks, WorkerError) as error:
             reason = str(error)
         except MemoryError:

@@ -76,8 +76,8 @@ def has_pattern(wrong: Collection[int], tokens: int) -> bool:
     nobody knows whether the token, its expert's row or its place in a tile decides."""
     if len(wrong) == tokens:
         return True
-    ordered = sorted(wrong)
-    return len(ordered) >= SEVERAL and ordered[-1] - ordered[0] >= len(ordered)
+    places = sorted(wrong)
+    return len(places) >= SEVERAL and places[-1] - places[0] >= len(places)
 
 
 def _worth(p: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from megamoe.worker.files import opened, read, tensor_of
+from megamoe.worker.files import open_file, read, tensor_of
 from megamoe.worker.outcomes import BackendFailure, Missing, NoRoom, Refusal
 from megamoe.worker.session import Session
 
@@ -76,7 +76,7 @@ def _shorter(message: str) -> str:
 def result_of(reply: Mapping[str, Any], out: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """The result, and the blank tensors."""
     tensors = {}
-    with opened(out) as file:
+    with open_file(out) as file:
         for name, (kind, shape, offset) in reply["places"].items():
             size = math.prod(shape) * getattr(torch, kind).itemsize
             tensors[name] = tensor_of(read(file, offset, size), kind, shape)
@@ -116,9 +116,9 @@ def _strided(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
 
 def _dense(tensor: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     order = sorted(range(tensor.ndim), key=lambda axis: -stride[axis])
-    turned = tensor.permute(order).contiguous()
+    transpose = tensor.permute(order).contiguous()
     back = [order.index(axis) for axis in range(tensor.ndim)]
-    return turned.permute(back)
+    return transpose.permute(back)
 
 
 __all__ = ["LIMIT", "Opaque", "refuse", "refuse_rank", "result_of"]

@@ -90,7 +90,7 @@ class Worker:
     @property
     def identity(self) -> Identity:
         if self._identity is None:
-            self._identity = self._greeted()
+            self._identity = self._await_start()
         return self._identity
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
@@ -200,7 +200,7 @@ class Worker:
         self._has_process, self._began = True, time.monotonic()
         self._calls, self._cases = set(), set()
 
-    def _greeted(self) -> Identity:
+    def _await_start(self) -> Identity:
         """Wait until the backend is loaded."""
         spec, seconds = self.launch.backend, self.launch.seconds
         late = f"backend {spec}: not loaded within {seconds:g} s, last seen in "
@@ -212,7 +212,7 @@ class Worker:
                 self.end()
                 self._start()
                 answer = self._link.next_answer(seconds + GRACE)
-            return self._identified(answer)
+            return self._identity_of(answer)
         except ProcessEnd as end:
             text = f"backend {spec}: {end} while it was loaded"
             if self._is_late(self._began, seconds):
@@ -248,7 +248,7 @@ class Worker:
         choice = choose(ready, self.launch.contract)
         return self._restart or choice
 
-    def _identified(self, answer: Reply) -> Identity:
+    def _identity_of(self, answer: Reply) -> Identity:
         if answer.get("protocol") != PROTOCOL:
             raise WorkerError(
                 f"its worker speaks protocol {answer.get('protocol')}, this megamoe {PROTOCOL}; "
@@ -297,13 +297,13 @@ class Worker:
             }
         except ProcessEnd as end:
             if not self._is_late(start, seconds):
-                return {"broken": self._crashed(end)}
+                return {"broken": self._crash_text(end)}
         except TimeoutError:
             pass
         text = f"no result within {seconds:g} s, its process was ended, last seen in "
         return {"broken": f"{text}{self._last_frame()}; give it more with --timeout"}
 
-    def _crashed(self, end: ProcessEnd) -> str:
+    def _crash_text(self, end: ProcessEnd) -> str:
         """How the process ended, where, and what to do if another case had run in it before."""
         place = self._last_frame() if "Fatal Python error" in self._trace() else ""
         alone = "; run it alone" if len(self._cases) > 1 else ""

@@ -22,7 +22,7 @@ from megamoe.worker.answers import LIMIT, Opaque, refuse, refuse_rank, result_of
 from megamoe.worker.files import TensorFile, Tensors, kind_of, new_path, write
 from megamoe.worker.outcomes import (
     BackendFailure,
-    LeftChanged,
+    Leftover,
     Missing,
     NoOutput,
     NoRoom,
@@ -167,13 +167,13 @@ class Caller:
                 request = {"call": call, "plain": plain_of(problem) | dict(plain)}
                 requests.append(self._request(request, groups[-1], out))
                 outs.append(out)
-            reply = self._replied({"call": call, "ranks": requests, "out": str(outs[0])})
+            reply = self._ask({"call": call, "ranks": requests, "out": str(outs[0])})
             if "ranks" not in reply:
                 refuse(reply, self.session.folder)
             replies = reply["ranks"]
             refuse_rank(replies, self.session, self.session.folder)
             return [
-                self._settled(each, files, (), out)
+                self._outcome(each, files, (), out)
                 for each, files, out in zip(replies, groups, outs, strict=True)
             ]
         finally:
@@ -185,8 +185,8 @@ class Caller:
     ) -> CallResult:
         out = new_path(self.session.folder)
         try:
-            reply = self._replied(self._request(request, files, out))
-            return self._settled(reply, files, own, out)
+            reply = self._ask(self._request(request, files, out))
+            return self._outcome(reply, files, own, out)
         finally:
             with suppress(OSError):
                 out.unlink()
@@ -203,7 +203,7 @@ class Caller:
             "limit": max(LIMIT, size),
         }  # fmt: skip
 
-    def _replied(self, request: dict[str, Any]) -> Mapping[str, Any]:
+    def _ask(self, request: dict[str, Any]) -> Mapping[str, Any]:
         """The reply within the time that the case has left."""
         if self.budget <= 0:
             text = f"no result within {self.limit:g} s for all calls of the case"
@@ -213,7 +213,7 @@ class Caller:
         self.loss = reply.get("lost") or self.loss
         return reply
 
-    def _settled(
+    def _outcome(
         self, reply: Mapping[str, Any], files: Sequence[TensorFile], own: Sequence[str], out: Path
     ) -> CallResult:
         """The outcome of a reply; raises for one without outputs or with side effects."""
@@ -225,7 +225,7 @@ class Caller:
                 )
         refuse(reply, self.session.folder)
         if reply["changed"]:
-            raise LeftChanged("; ".join(reply["changed"]))
+            raise Leftover("; ".join(reply["changed"]))
         if "otherwise" in reply:
             raise BackendFailure(reply["otherwise"])
         result, blank = result_of(reply, out)
@@ -241,6 +241,6 @@ def plain_of(problem: Problem) -> dict[str, Any]:
 
 
 __all__ = [
-    "BackendFailure", "CallResult", "Caller", "LeftChanged", "Missing", "NoOutput", "NoRoom",
+    "BackendFailure", "CallResult", "Caller", "Leftover", "Missing", "NoOutput", "NoRoom",
     "Opaque", "Refusal", "WroteInput",
 ]  # fmt: skip

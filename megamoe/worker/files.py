@@ -40,14 +40,14 @@ class TensorFile:
 
     def changes(self) -> list[str]:
         """Names of tensors whose bytes in the file are no longer the judge's."""
-        with opened(self.path) as file:
+        with open_file(self.path) as file:
             return [name for name in self.own if not self._same(file, name)]
 
     def tensor(self, name: str) -> torch.Tensor:
         """A copy of the present content of one tensor in the file."""
         kind, shape, offset = self.places[name]
         own = self.own[name]
-        with opened(self.path) as file:
+        with open_file(self.path) as file:
             data = read(file, offset, own.nbytes)
         return tensor_of(data, kind, shape)
 
@@ -161,7 +161,7 @@ def _write(handle: int, data: Array, at: int) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
+def open_file(path: Path) -> Iterator[int]:
     """A file that the worker had, for reading; whatever else lies there now, nothing waits."""
     removal = BackendFailure("the backend removed a file of its inputs or outputs")
     try:

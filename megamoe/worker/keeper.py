@@ -38,7 +38,7 @@ TAIL: Final = 4096
 """The number of bytes that are kept of a worker's output: its last lines."""
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
-IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
+IGNORED_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 """The keeper ends in one way only: at the end of its standard input."""
 
 
@@ -228,7 +228,7 @@ def _descendants(root: int) -> list[int]:
 
 def _as_ever() -> None:
     """In the worker, before its program: signals as usual, and no life after the keeper's."""
-    for number in IGNORED:
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # nobody wants the file of a core dump
@@ -247,7 +247,7 @@ def _tell(event: dict[str, Any]) -> None:
 
 def main() -> None:
     """Keep until the judge is gone."""
-    for number in IGNORED:
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     where = sys.argv[1] if len(sys.argv) > 1 else None

@@ -73,8 +73,8 @@ class Link:
                 with suppress(ValueError):
                     reply = json.loads(event["said"])
                     if isinstance(reply, dict):
-                        cleaned: Reply = all_printable(reply)
-                        return cleaned
+                        answer: Reply = all_printable(reply)
+                        return answer
 
     def is_alive(self) -> bool:
         """Whether the worker's process is alive."""

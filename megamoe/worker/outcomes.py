@@ -44,7 +44,7 @@ class WroteInput(NoOutput):
         return super().why + (f"; {self.element}" if self.element else "")
 
 
-class LeftChanged(NoOutput):
+class Leftover(NoOutput):
     """The backend left its process in another state; the message says which."""
 
     sentence = "the backend left another {}; a call must leave its process as it was"

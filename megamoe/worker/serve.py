@@ -249,7 +249,7 @@ class Service:
             for path, places in request["inputs"].items()
         }
         tensors = {name: t for file in self.files.values() for name, t in file.items()}
-        return tensors | self.tensors.filled(request.get("blank", {}), POISON, self.device)
+        return tensors | self.tensors.fill_blanks(request.get("blank", {}), POISON, self.device)
 
     def _loss(self) -> str:
         """The reason why this process is of no further use; empty if it is. A CUDA error comes back

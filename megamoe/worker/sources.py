@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 OWN = ("megamoe", "__main__")
-INSTALLED = ("site-packages", "dist-packages")
+SITE_FOLDERS = ("site-packages", "dist-packages")
 LIMIT = 64 << 20
 """Bytes of the largest file that is hashed."""
 
@@ -70,16 +70,16 @@ class Sources:
         path = Path(os.path.realpath(folder))
         if self.top is None or self.top not in (path, *path.parents):
             return None
-        installed = set(INSTALLED) & set(path.relative_to(self.top).parts)
+        sites = set(SITE_FOLDERS) & set(path.relative_to(self.top).parts)
         inside = any(python in (path, *path.parents) for python in self.pythons)
-        return None if installed or inside else path
+        return None if sites or inside else path
 
 
 def top_of(file: Path) -> Path:
     """The folder of all that belongs to ``file``: its repository, its outermost package or its
     folder."""
     for folder in file.parents:
-        if folder.name in INSTALLED:
+        if folder.name in SITE_FOLDERS:
             break  # the repository that holds this environment is another's
         if (folder / ".git").exists():
             return folder

@@ -43,7 +43,9 @@ def device_tensors(
     return tensors
 
 
-def filled(blanks: Mapping[str, tuple[str, list[int]]], byte: int, device: str) -> dict[str, Any]:
+def fill_blanks(
+    blanks: Mapping[str, tuple[str, list[int]]], byte: int, device: str
+) -> dict[str, Any]:
     """New tensors of these dtypes and shapes, filled with ``byte``."""
     out = {}
     for name, (kind, shape) in blanks.items():

@@ -217,7 +217,7 @@ LAYOUT = [
     _one("layout-scales-not-interleaved", "kernel_weights", "transform_sf(interleave_gate_up(w13_weight_scale))", "transform_sf(w13_weight_scale)", _LAYOUT),
     _one("layout-scales-not-permuted", "kernel_weights", "(-1, 4, SF_ROWS // 4)).transpose(2, 3).flatten(1, 3)", "(-1, 4, SF_ROWS // 4)).flatten(1, 3)", _LAYOUT),
     _one("layout-scales-permuted-backwards", "kernel_weights", "(-1, 4, SF_ROWS // 4)", "(-1, SF_ROWS // 4, 4)", _LAYOUT),
-    _one("layout-scales-row-major", "kernel_weights", "return permuted.transpose(1, 2).contiguous().transpose(1, 2)", "return permuted.contiguous()", _LAYOUT),
+    _one("layout-scales-row-major", "kernel_weights", "return words.transpose(1, 2).contiguous().transpose(1, 2)", "return words.contiguous()", _LAYOUT),
 ]  # fmt: skip
 
 MUTANTS = [*FORWARD, *STAGING, *EPLB, *LAYOUT]

@@ -197,21 +197,21 @@ EPLB = [
 
 _INTERLEAVED = "return halves.transpose(1, 2).flatten(1, 3).contiguous()"
 _PACKED = "packed = pack_sf(scale)"
-_PERMUTED = "permuted = packed.unflatten(1, (-1, 4, SF_ROWS // 4)).transpose(2, 3).flatten(1, 3)"
+_PERMUTED = "words = packed.unflatten(1, (-1, 4, SF_ROWS // 4)).transpose(2, 3).flatten(1, 3)"
 LAYOUT = [
     _one("layout-nibbles-swapped", "kernel_weights", "        interleave_gate_up(w13_weight),", "        interleave_gate_up((w13_weight >> 4) | (w13_weight << 4)),", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
     _one("layout-w2-interleaved-too", "kernel_weights", "        w2_weight,\n", "        interleave_gate_up(w2_weight),\n", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
     _one("layout-w2-scales-interleaved-too", "kernel_weights", "        transform_sf(w2_weight_scale),", "        transform_sf(interleave_gate_up(w2_weight_scale)),", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
     _one("layout-scales-8-by-16", "kernel_weights", _PERMUTED, _PERMUTED.replace("(-1, 4, SF_ROWS // 4)", "(-1, 8, SF_ROWS // 8)"), "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
-    _one("layout-scales-permuted-over-all-rows", "kernel_weights", _PERMUTED, "permuted = packed.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
-    _one("layout-scales-permuted-in-the-first-128-alone", "kernel_weights", _PERMUTED, _PERMUTED + "\n    permuted[:, SF_ROWS:] = packed[:, SF_ROWS:]", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
+    _one("layout-scales-permuted-over-all-rows", "kernel_weights", _PERMUTED, "words = packed.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
+    _one("layout-scales-permuted-in-the-first-128-alone", "kernel_weights", _PERMUTED, _PERMUTED + "\n    words[:, SF_ROWS:] = packed[:, SF_ROWS:]", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
     _one("layout-words-of-one-group-of-four-rows", "kernel_weights", _PACKED, "packed = pack_sf(scale.unflatten(1, (-1, 4)).transpose(2, 3).flatten(2).unflatten(2, (4, -1)).flatten(1, 2))", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
     _one("layout-bytes-of-a-word-reversed", "kernel_weights", _PACKED, "packed = pack_sf(scale.unflatten(-1, (-1, 4)).flip(-1).flatten(-2))", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
     _one("layout-byte-255-becomes-254", "kernel_weights", _PACKED, "packed = pack_sf(scale.clamp_max(254))", "layout/every-scale-byte-kept"),
     _one("layout-byte-0-becomes-1", "kernel_weights", _PACKED, "packed = pack_sf(scale.clamp_min(1))", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
     _one("layout-experts-reversed", "kernel_weights", _PERMUTED, _PERMUTED + ".flip(0)", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
     _one("layout-scales-of-expert-0-for-all", "kernel_weights", _PERMUTED, _PERMUTED + "[:1].expand(len(scale), -1, -1)", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
-    _one("layout-padded-to-256-rows", "kernel_weights", _PERMUTED, _PERMUTED + "\n    permuted = torch.nn.functional.pad(permuted, (0, 0, 0, -permuted.shape[1] % 256))", "layout/gate-up-interleave-or-scale-transpose-h128-i384"),
+    _one("layout-padded-to-256-rows", "kernel_weights", _PERMUTED, _PERMUTED + "\n    words = torch.nn.functional.pad(words, (0, 0, 0, -words.shape[1] % 256))", "layout/gate-up-interleave-or-scale-transpose-h128-i384"),
     _one("layout-sixteen-rows-of-gate-first", "kernel_weights", _INTERLEAVED, "out = halves.transpose(1, 2).flatten(1, 3).contiguous()\n    out[:, :16] = rows[:, :16]\n    return out", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
     _one("layout-last-scale-word-of-a-row-lost", "kernel_weights", _PACKED, "packed = pack_sf(scale).clone()\n    packed[:, :, -1] = packed[:, :, 0]", "layout/gate-up-interleave-or-scale-transpose-h256-i256"),
 ]  # fmt: skip

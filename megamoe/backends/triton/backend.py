@@ -20,7 +20,7 @@ import torch
 
 from megamoe.backends.triton.binaries import compile_all, on
 from megamoe.backends.triton.launches import (
-    CROWDED,
+    CROWD,
     FEW,
     MANY,
     NEARLY,
@@ -29,8 +29,8 @@ from megamoe.backends.triton.launches import (
     SPARSE,
     TALLIES,
     Call,
+    LaunchStep,
     Memory,
-    Planned,
     Stage,
     is_wide,
     stages_of,
@@ -206,7 +206,7 @@ class TritonBackend:
         return {
             "sources": kernel_sources(Path(__file__).parent / "kernels"),
             "options": f"{FEW} {OVERLAPPED} NEARLY={NEARLY} ROUNDS={ROUNDS} SPARSE={SPARSE} "
-            f"CROWDED={CROWDED} MANY={MANY}",
+            f"CROWDED={CROWD} MANY={MANY}",
             "binaries": digests(),
         }
 
@@ -224,9 +224,9 @@ def kernel_sources(folder: Path) -> str:
             continue
         lines = text.splitlines(keepends=True)
         for node in ast.parse(text).body:
-            decorated = getattr(node, "decorator_list", [])
-            if decorated or isinstance(node, ast.Assign | ast.AnnAssign):
-                first = min(n.lineno for n in (node, *decorated))
+            decorators = getattr(node, "decorator_list", [])
+            if decorators or isinstance(node, ast.Assign | ast.AnnAssign):
+                first = min(n.lineno for n in (node, *decorators))
                 sources.update("".join(lines[first - 1 : node.end_lineno]).encode())
     return sources.hexdigest()
 
@@ -273,7 +273,7 @@ def launch(memory: Memory, stages: Sequence[Stage]) -> None:
     device = memory.y.device
     with on(device):
         fresh = [s for _, steps in stages for s in steps
-                 if isinstance(s, Planned) and not s.launch.is_compiled]  # fmt: skip
+                 if isinstance(s, LaunchStep) and not s.launch.is_compiled]  # fmt: skip
         compile_all([partial(s.launch.compile, s.arguments(memory)) for s in fresh])
         stream = driver.active.get_current_stream(device.index)
         for _, steps in stages:

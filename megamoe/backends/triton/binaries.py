@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 _CODE = (".text.", ".nv.constant", ".nv.info.")
-_RAN: dict[tuple[str, str], Any] = {}
+_BINARIES: dict[tuple[str, str], Any] = {}
 
 Kind = torch.dtype | Callable[[torch.Tensor], Any] | None
 """What a kernel is told of a tensor: another dtype, or what describes it to TMA; None: itself."""
@@ -84,7 +84,7 @@ class Launch:
         self.is_compiled = True
         if binary is None:
             return
-        _RAN[self._kernel.fn.__name__, binary.hash] = binary
+        _BINARIES[self._kernel.fn.__name__, binary.hash] = binary
         if keep:
             defaults = {n: p.default for n, p in self._kernel.signature.parameters.items()}
             by_name = {**defaults, **self._options}
@@ -120,7 +120,7 @@ def compile_all(waiting: Sequence[Callable[[bool], bool]]) -> None:
     So several workers that need the same kernels at first compile different ones.
     """
     while waiting:
-        rest = [compiled for compiled in waiting if not compiled(False)]
+        rest = [attempt for attempt in waiting if not attempt(False)]
         if len(rest) == len(waiting):
             rest.pop(0)(True)
         waiting = rest
@@ -168,8 +168,8 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 
 def digests() -> dict[str, str]:
     """Kernel and specialisation to the digest of its code, for all that this process ran."""
-    ran = sorted(_RAN.items(), key=lambda item: item[0])
-    return {f"{name} {key}": code_digest(binary.asm["cubin"]) for (name, key), binary in ran}
+    binaries = sorted(_BINARIES.items(), key=lambda item: item[0])
+    return {f"{name} {key}": code_digest(binary.asm["cubin"]) for (name, key), binary in binaries}
 
 
 @lru_cache(maxsize=1024)  # asked for after every call, of all that ran so far

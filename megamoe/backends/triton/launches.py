@@ -27,7 +27,7 @@ CHUNK = 1024
 TALLIES = 8
 """Counters for each expert: each one takes the rows of one in eight programs of count or rank."""
 
-CROWDED = 12
+CROWD = 12
 """With more rows per expert than this, on average, :mod:`.kernels.overlapped` is faster than
 :mod:`.kernels.few`."""
 MANY = 480
@@ -261,11 +261,11 @@ def step(
 ) -> Step:
     """A launch that finds its ``tensors`` in :class:`Memory`; options as for ``kernel[grid]``."""
     launch = Launch(kernel, grid, tuple(tensors.values()), *numbers, **options)
-    return Planned(launch, attrgetter(*tensors))
+    return LaunchStep(launch, attrgetter(*tensors))
 
 
 @dataclass(frozen=True)
-class Planned:
+class LaunchStep:
     """A step that is a launch."""
 
     launch: Launch
@@ -307,7 +307,7 @@ def overlapped_tile(rows: int, experts: int, hidden: int) -> Tile | None:
     each = rows / min(rows, experts)
     if each > MANY:
         return broad
-    return narrow if each > CROWDED and hidden % narrow.share == 0 else None
+    return narrow if each > CROWD and hidden % narrow.share == 0 else None
 
 
 def most_tiles(rows: int, experts: int, tile: Tile) -> int:
@@ -325,8 +325,8 @@ def is_wide(scale: torch.Tensor) -> bool:
     """
     entry: tuple[int, bool] | None = getattr(scale, "_megamoe_wide", None)
     if scale.is_inference():
-        captured = scale.is_cuda and torch.cuda.is_current_stream_capturing()
-        version, is_current = 0, captured
+        is_capturing = scale.is_cuda and torch.cuda.is_current_stream_capturing()
+        version, is_current = 0, is_capturing
     else:
         version = scale._version
         is_current = entry is not None and entry[0] == version

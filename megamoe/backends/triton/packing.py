@@ -27,7 +27,7 @@ import torch
 
 ROWS = 64
 """Weight rows whose bytes of one step lie together; those of one ``wgmma``."""
-_INTERLEAVED = 8
+_INTERLEAVE = 8
 _SIGNS = -0x7FFF8000  # 0x80008000 as int32
 
 
@@ -46,8 +46,8 @@ def pack(
     """
 
     def words(w: torch.Tensor) -> torch.Tensor:
-        mixed = _mixed(w).unflatten(-1, (-1, 4, 4)).transpose(-1, -2)  # row, step, t, group
-        return _tiled(mixed.flatten(-2), gate_and_up)
+        codes = _mixed(w).unflatten(-1, (-1, 4, 4)).transpose(-1, -2)  # row, step, t, group
+        return _tiled(codes.flatten(-2), gate_and_up)
 
     def scales(s: torch.Tensor) -> torch.Tensor:
         return _tiled(s[..., None], gate_and_up)
@@ -61,8 +61,8 @@ def unpack(
     """The inverse of :func:`pack`; copies."""
 
     def words(w: torch.Tensor) -> torch.Tensor:
-        mixed = _untiled(w, gate_and_up, 16).unflatten(-1, (4, 4)).transpose(-1, -2)
-        return _unmixed(mixed.flatten(-3))
+        codes = _untiled(w, gate_and_up, 16).unflatten(-1, (4, 4)).transpose(-1, -2)
+        return _unmixed(codes.flatten(-3))
 
     def scales(s: torch.Tensor) -> torch.Tensor:
         return _untiled(s, gate_and_up, 1).flatten(-2)
@@ -83,7 +83,7 @@ def _by_expert(
 def _tiled(words: torch.Tensor, gate_and_up: bool) -> torch.Tensor:
     """(rows, steps, n) to (rows / 64, steps, 64, n)."""
     if gate_and_up:
-        halves = words.unflatten(0, (2, -1, _INTERLEAVED))
+        halves = words.unflatten(0, (2, -1, _INTERLEAVE))
         words = halves.transpose(0, 1).flatten(0, 2)
     return words.unflatten(0, (-1, ROWS)).transpose(1, 2)
 
@@ -91,11 +91,11 @@ def _tiled(words: torch.Tensor, gate_and_up: bool) -> torch.Tensor:
 def _untiled(words: torch.Tensor, gate_and_up: bool, n: int) -> torch.Tensor:
     """The inverse of :func:`_tiled`, of the words in a matrix of any shape with as many rows."""
     rows = words.shape[0]
-    tiled = words.reshape(rows // ROWS, -1, ROWS, n).transpose(1, 2).flatten(0, 1)
+    out = words.reshape(rows // ROWS, -1, ROWS, n).transpose(1, 2).flatten(0, 1)
     if gate_and_up:
-        halves = tiled.unflatten(0, (-1, 2, _INTERLEAVED))
-        tiled = halves.transpose(0, 1).flatten(0, 2)
-    return tiled
+        halves = out.unflatten(0, (-1, 2, _INTERLEAVE))
+        out = halves.transpose(0, 1).flatten(0, 2)
+    return out
 
 
 def _mixed(w: torch.Tensor) -> torch.Tensor:

@@ -53,10 +53,10 @@ def _clamps(life: Life) -> Iterator[tuple[str, dict[str, Any]]]:
     c = life.contract
     if act.clamp is None:
         for name, of in (("clamp 10", 10.0), ("clamp 7", 7.0)):
-            bounded = replace(act, clamp=of)
+            other = replace(act, clamp=of)
             yield (
                 f"gate and up are clamped, by {name}",
-                {"clamp": lambda g, u, a=bounded: clamped(g, u, a, c)},
+                {"clamp": lambda g, u, a=other: clamped(g, u, a, c)},
             )
         return
     bound = bound_of(act)

@@ -50,14 +50,14 @@ def _reads(experts: Ints, slots: Ints, count: int) -> Iterator[tuple[str, Ints]]
     name = "routing weights are read at the slot's place in the order by expert"
     yield name, _places(experts, order, 1)
     clamps: dict[bytes, list[int]] = {}
-    wrapped: dict[bytes, list[int]] = {}
+    wraps: dict[bytes, list[int]] = {}
     for tile in _TILES:
         place = _places(experts, order, tile)
         clamps.setdefault(place.clip(0, count - 1).tobytes(), []).append(tile)
         if place.max() >= count:
-            wrapped.setdefault((place % count).tobytes(), []).append(tile)
+            wraps.setdefault((place % count).tobytes(), []).append(tile)
     ends = "past the last slot they"
-    for reads, past in ((clamps, f"{ends} are that of the last"), (wrapped, f"{ends} start again")):
+    for reads, past in ((clamps, f"{ends} are that of the last"), (wraps, f"{ends} start again")):
         for read, tiles in reads.items():  # small batches do not tell some tiles apart
             *few, last = map(str, tiles)
             multiples = f"{', '.join(few)} or {last}" if few else last

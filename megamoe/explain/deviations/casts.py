@@ -108,7 +108,7 @@ def _small_zero(values: F32, exponent: I32) -> U8:
     return e4m3_cast(np.where(np.abs(wide) < 2.0**-6, 0.0, wide))
 
 
-def _limited(limit: float) -> Cast:
+def _limit(limit: float) -> Cast:
     def cast(values: F32, exponent: I32) -> U8:
         wide = scaled(values, exponent)
         return np.where(np.isnan(wide), E4M3_NAN, e4m3_cast(np.clip(wide, -limit, limit))).astype(
@@ -157,7 +157,7 @@ CASTS: Final[Mapping[str, Cast]] = {
     "infinity becomes NaN, not 448": lambda v, e: np.where(
         np.isinf(np.asarray(v)), E4M3_NAN, e4m3_cast(scaled(v, e))
     ).astype(np.uint8),
-    "codes end at 240, the limit of E4M3 FNUZ": _limited(240.0),
+    "codes end at 240, the limit of E4M3 FNUZ": _limit(240.0),
     "codes are those of E4M3 FNUZ": _fnuz,
     "E4M3 subnormals are flushed to zero": _flushed,
     "E4M3 subnormals are flushed to a zero with their sign": _signed_zero,
@@ -213,7 +213,7 @@ def _without_member(at: int) -> Callable[[F32, Amax], F32]:
     return of
 
 
-def _narrowed(narrow: Narrow) -> Callable[[F32, Amax], F32]:
+def _amax_of(narrow: Narrow) -> Callable[[F32, Amax], F32]:
     """The values are right, and amax alone is taken of rounded ones."""
     return lambda values, amax: amax(narrow(values))
 
@@ -225,9 +225,9 @@ GROUPS: Final[Mapping[str, Callable[[F32, Amax], F32]]] = {
     "amax misses the first of a group": _without_member(0),
     "amax misses the last of a group": _without_member(GROUP - 1),
     "a group's amax is that of values a number of groups apart": _strided,
-    "amax is rounded to fp16": _narrowed(in_half),
-    "amax is rounded to bfloat16": _narrowed(in_bf16),
-    "amax is truncated to bfloat16": _narrowed(truncated),
-    "amax is rounded to TF32": _narrowed(tf32),
+    "amax is rounded to fp16": _amax_of(in_half),
+    "amax is rounded to bfloat16": _amax_of(in_bf16),
+    "amax is truncated to bfloat16": _amax_of(truncated),
+    "amax is rounded to TF32": _amax_of(tf32),
 }
 """The amax of other groups, from values and the right amax of any values."""

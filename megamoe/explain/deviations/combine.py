@@ -15,10 +15,10 @@ from megamoe.explain.deviations.roundings import BF16_ROUNDINGS, truncated
 from megamoe.explain.life import Life, Slot, live_slot
 from megamoe.explain.places import ZERO_Y
 from megamoe.explain.sources import Source
-from megamoe.explain.ways import Rows, Way, combined, in_bf16, right
+from megamoe.explain.ways import Rows, Way, combine_slots, in_bf16, right
 from megamoe.spec.formats import F32, F64, U16, bf16_decode, bf16_round
 
-Combined = Callable[[Rows], U16]
+Combine = Callable[[Rows], U16]
 LARGEST: Final = 2.0**128 - 2.0**120
 """The largest bfloat16."""
 _MINUS_ZERO: Final = np.array([0x8000], np.uint16)
@@ -55,7 +55,7 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
     yield own.variant("y of a token without a slot is -0", "combine", empty=_MINUS_ZERO)
 
 
-def _combines(life: Life) -> Iterator[tuple[str, Combined]]:
+def _combines(life: Life) -> Iterator[tuple[str, Combine]]:
     own = Combiner.of(life)
     for name, sums in orders.SUMS.items():
         yield name, partial(own, sums)
@@ -127,7 +127,7 @@ def _clip(total: F32) -> F32:
     return np.clip(total, -LARGEST, LARGEST)
 
 
-def _of_output(life: Life, own: Combiner) -> Iterator[tuple[str, Combined]]:
+def _of_output(life: Life, own: Combiner) -> Iterator[tuple[str, Combine]]:
     """What is added after the combine, in wrong ways."""
     shared = len(life.token.ids)
     if any(slot.slot == shared for slot in life.slots):
@@ -165,11 +165,11 @@ def _by_expert(life: Life, rows: orders.Terms) -> F32:
     return orders.in_order(rows, sorted(rows, key=lambda k: (ids.get(k, 0), k)))
 
 
-def _of_slots(life: Life) -> Iterator[tuple[str, Combined]]:
+def _of_slots(life: Life) -> Iterator[tuple[str, Combine]]:
     def only(rows: Rows, slots: set[int]) -> U16:
         few = {k: r for k, r in rows.items() if k in slots}
         own = Combiner.of(life)
-        return combined(few, life, life.contract) if few else own(orders.plain_sum, {})
+        return combine_slots(few, life, life.contract) if few else own(orders.plain_sum, {})
 
     def without(slot: int, rows: Rows) -> U16:
         return only(rows, set(rows) - {slot})
@@ -198,7 +198,11 @@ def _expert(slot: Slot) -> str:
 
 
 def _with_masked_weights(life: Life, missing: list[int], rows: Rows) -> U16:
-    y = combined(rows, life, life.contract) if rows else np.zeros(len(life.channels), np.uint16)
+    y = (
+        combine_slots(rows, life, life.contract)
+        if rows
+        else np.zeros(len(life.channels), np.uint16)
+    )
     has_nonfinite = not np.isfinite(life.token.weights[missing]).all()
     return np.full_like(y, 0x7FC0) if has_nonfinite else y
 

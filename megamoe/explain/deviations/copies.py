@@ -25,9 +25,9 @@ def words(right: Array, rows: int, blank: Array) -> Copies:
     yield "all scale words of a token are its first", np.repeat(right[:, :1], width, axis=1)
     bytes_ = np.ascontiguousarray(right).view(np.uint8).reshape(tokens, -1)
     for stride, of in ((tokens, "the batch"), (rows, "the buffer")):
-        filled = np.full((stride, width), blank, right.dtype)
-        filled[:tokens] = right
-        columns = np.ascontiguousarray(filled.T).ravel()
+        buffer = np.full((stride, width), blank, right.dtype)
+        buffer[:tokens] = right
+        columns = np.ascontiguousarray(buffer.T).ravel()
         yield (
             f"scale words stand in columns: word 0 of all rows of {of}, then word 1",
             columns[: tokens * width].reshape(tokens, width),

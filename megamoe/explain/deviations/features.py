@@ -129,9 +129,9 @@ def _situ(form: Form) -> Iterator[Deviation]:
     own = both(form)
     yield "alpha and beta are swapped", both(replace(form, alpha=beta, beta=alpha))
     if (alpha, beta) != (4.0, 25.0):
-        fixed = both(replace(form, alpha=4.0, beta=25.0))
-        yield "alpha is 4 and beta is 25", fixed
-        yield "alpha is 4", {"silu": fixed["silu"]}
+        functions = both(replace(form, alpha=4.0, beta=25.0))
+        yield "alpha is 4 and beta is 25", functions
+        yield "alpha is 4", {"silu": functions["silu"]}
     yield (
         "the tanh of the gate is not multiplied by alpha",
         {"silu": lambda g: own["silu"](g) / np.float32(alpha)},

@@ -156,11 +156,11 @@ def _nan_as_480(o: Operands) -> Operands:
     """480 is twice the code 240: its group's codes are halved, and its scale is doubled."""
     nan = (o.codes & 0x7F) == E4M3_NAN
     groups = nan.reshape(-1, GROUP).any(axis=1) & (o.sf < UE8M0_NAN - 1)
-    halved = np.where((o.codes & 0x78) > 8, o.codes - 8, o.codes & 0x80 | (o.codes & 0x7F) >> 1)
+    halves = np.where((o.codes & 0x78) > 8, o.codes - 8, o.codes & 0x80 | (o.codes & 0x7F) >> 1)
     each = np.repeat(groups, GROUP)
     return replace(
         o,
-        codes=np.where(each, halved, o.codes).astype(np.uint8),
+        codes=np.where(each, halves, o.codes).astype(np.uint8),
         sf=(o.sf + groups).astype(np.uint8),
     )
 

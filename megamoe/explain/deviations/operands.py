@@ -261,10 +261,10 @@ def token_readers(life: Life, source: Source) -> dict[str, Reader]:
     """Linear 1 of another token's row, staged as it should be."""
     experts = ExpertRows.of(source)
     tokens = {s.slot: other_tokens_of(life, s, source, experts) for s in life.slots}
-    staged = cache(partial(staged_row, life, source))
+    row_of = cache(partial(staged_row, life, source))
     out: dict[str, Reader] = {}
     for name in dict.fromkeys(name for own in tokens.values() for name in own):
-        row = partial(_row_of, tokens, name, staged)
+        row = partial(_row_of, tokens, name, row_of)
         out[f"a slot reads {name}"] = partial(_read_row, row, True, True)
         out[f"a slot reads codes of {name}, its own scales"] = partial(_read_row, row, True, False)
         out[f"a slot reads scales of {name}, its own codes"] = partial(_read_row, row, False, True)
@@ -298,16 +298,16 @@ Row = tuple[U8, U8]
 
 
 def _row_of(
-    tokens: Mapping[int, Mapping[str, int]], name: str, staged: Callable[[int], Row], o: Operands
+    tokens: Mapping[int, Mapping[str, int]], name: str, row_of: Callable[[int], Row], o: Operands
 ) -> Row | None:
     token = tokens[o.where.slot.slot].get(name)
-    return None if token is None else staged(token)
+    return None if token is None else row_of(token)
 
 
 def _read_row(
     row: Callable[[Operands], tuple[U8, U8] | None], codes: bool, scales: bool, o: Operands
 ) -> Operands:
-    staged = row(o)
-    if staged is None:
+    pair = row(o)
+    if pair is None:
         return o
-    return replace(o, codes=staged[0] if codes else o.codes, sf=staged[1] if scales else o.sf)
+    return replace(o, codes=pair[0] if codes else o.codes, sf=pair[1] if scales else o.sf)

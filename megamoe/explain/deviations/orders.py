@@ -65,7 +65,7 @@ def _tree(rows: Terms) -> F32:
     return level[0]
 
 
-def _compensated(rows: Terms) -> F32:
+def _kahan(rows: Terms) -> F32:
     """Kahan's sum."""
     total = compensation = np.zeros_like(next(iter(rows.values())))
     for row in rows.values():
@@ -110,7 +110,7 @@ SUMS: Final[Mapping[str, Callable[[Terms], F32]]] = {
     "slots from the ninth on are added in descending order": _from_ninth,
     "every eighth slot is added first": lambda r: in_order(r, sorted(r, key=lambda k: k % 8)),
     "the last slot is added first": lambda r: in_order(r, [list(r)[-1], *list(r)[:-1]]),
-    "the rounding of each addition is compensated": _compensated,
+    "the rounding of each addition is compensated": _kahan,
     "the sum of slots keeps 11 bits": partial(_running, _eleven_bits),
     "y is the mean of the slots": lambda r: plain_sum(r) / np.float32(len(r)),
 }

@@ -47,13 +47,13 @@ def _amaxes(c: Contract) -> Iterator[Deviation]:
     def right_amax(values: F32) -> F32:
         return group_amax(values, c)
 
-    def signed(values: F32) -> F32:
-        grouped = values.reshape(*values.shape[:-1], -1, GROUP)
-        return np.fmax.reduce(grouped, axis=-1, initial=np.float32(0))
+    def signed_amax(values: F32) -> F32:
+        groups = values.reshape(*values.shape[:-1], -1, GROUP)
+        return np.fmax.reduce(groups, axis=-1, initial=np.float32(0))
 
     drops = c.amax_drops_nan.value
     other = c.variant(c.revision, "a deviation", amax_drops_nan=not drops)
-    yield "amax is taken without magnitudes", {"amax": signed}
+    yield "amax is taken without magnitudes", {"amax": signed_amax}
     yield (
         "infinity is left out of amax",
         {"amax": lambda v: right_amax(np.where(np.isinf(v), np.float32(0), v))},
@@ -120,7 +120,7 @@ def _exponents(own: Way) -> Iterator[Deviation]:
     def byte(amax: F32) -> I32:
         return own.exponent(amax)
 
-    def floored(least: float) -> Callable[[F32], I32]:
+    def floor_at(least: float) -> Callable[[F32], I32]:
         return lambda m: byte(np.maximum(m, np.float32(least)))
 
     floor = own.contract.requant_exponent_min.value
@@ -161,7 +161,7 @@ def _exponents(own: Way) -> Iterator[Deviation]:
         {"exponent": lambda m: np.where(np.isinf(m), 255, byte(m)).astype(np.int32)},
     )
     for least in (1e-4, 1e-10, 1e-12):
-        yield f"amax has a floor of {least:g}", {"exponent": floored(least)}
+        yield f"amax has a floor of {least:g}", {"exponent": floor_at(least)}
     if floor:
         yield (
             "the exponent's floor is one too large",
@@ -169,7 +169,11 @@ def _exponents(own: Way) -> Iterator[Deviation]:
         )
         yield (
             "the exponent's floor is one too small",
-            {"exponent": lambda m: np.where(byte(m) > floor, byte(m), _floored(own, m, floor - 1))},
+            {
+                "exponent": lambda m: np.where(
+                    byte(m) > floor, byte(m), _floor_exponent(own, m, floor - 1)
+                )
+            },
         )
     if floor != 105:
         yield "the exponent has a floor of 105", {"exponent": lambda m: np.maximum(byte(m), 105)}
@@ -190,7 +194,7 @@ def _exponents(own: Way) -> Iterator[Deviation]:
         )
 
 
-def _floored(own: Way, amax: F32, floor: int) -> I32:
+def _floor_exponent(own: Way, amax: F32, floor: int) -> I32:
     """The contract's exponent with another floor."""
     if own.contract.requant_scale.value == "bits":
         return np.maximum(_by_bits(amax, 0x1FFFFF), floor)

@@ -33,10 +33,10 @@ def zeros_of_staging(life: Life, x: U8) -> Iterator[StagedWay]:
     """One code ``x`` ``(H,)`` shows in place of zeros."""
     values = bf16_decode(life.token.hidden)
     for name, change in zeros(values, life.x, x):
-        yield StagedWay(name, partial(_staged, life, values, change))
+        yield StagedWay(name, partial(_row, life, values, change))
 
 
-def _staged(life: Life, values: F32, change: Change) -> tuple[U8, U8]:
+def _row(life: Life, values: F32, change: Change) -> tuple[U8, U8]:
     return change(values, life.x), life.x_sf
 
 
@@ -157,12 +157,12 @@ def other_slots(run: Predictor, wrong: Bools, least: int = LEAST) -> OfOthers | 
     name = f"{OTHER_SLOTS[1]}: {moves}" if is_unique else OTHER_SLOTS[1]
     is_shared = any(len(owners[slot]) > len(candidates) for slot, candidates in fits.items())
     chance = 1.0 if is_shared else _by_chance(run, choice, weights)
-    return OfOthers(_weighted(life, name, choice), chance, is_unique)
+    return OfOthers(_weight_way(life, name, choice), chance, is_unique)
 
 
 def _that_fit(run: Predictor, weights: dict[int, np.float32]) -> list[int]:
     """The slots of which the weights give all codes and scale bytes."""
-    beyond = np.any(run.outside_codes(_weighted(run.life, "", weights)), axis=1)
+    beyond = np.any(run.outside_codes(_weight_way(run.life, "", weights)), axis=1)
     routed = [s.slot for s in run.routed()]
     return [slot for slot in weights if not beyond[routed.index(slot)]]
 
@@ -191,7 +191,7 @@ def _by_chance(run: Predictor, choice: dict[int, np.float32], weights: F32) -> f
     return float(np.prod([-np.expm1(-width[slot] * near[slot]) for slot in choice]))
 
 
-def _weighted(life: Life, name: str, weights: dict[int, np.float32]) -> Way:
+def _weight_way(life: Life, name: str, weights: dict[int, np.float32]) -> Way:
     return right(life).variant(
         name, OTHER_SLOTS[0], weight=lambda slot: weights.get(slot.slot, slot.weight)
     )

@@ -22,7 +22,7 @@ from megamoe.spec.formats import F32, GROUP, U8, bf16_decode, e4m3_cast, ue8m0_c
 STAGE: Final = "staging"
 _TOKENS_AT_MOST: Final = 1024
 """Tokens whose hidden states are read for a scale of the whole tensor."""
-Staged = tuple[U8, U8]
+StagedRow = tuple[U8, U8]
 """Codes ``(H,)`` and scale bytes ``(H/32,)``."""
 
 
@@ -31,7 +31,7 @@ class StagedWay:
     """A deviation of staging."""
 
     name: str
-    staged: Callable[[], Staged | None]
+    row: Callable[[], StagedRow | None]
     """The staged tensors; None if the deviation does not apply to this token."""
     stage: str = STAGE
 
@@ -52,8 +52,8 @@ def catalogue(life: Life, source: Tokens) -> Iterator[StagedWay]:
         yield StagedWay(name, partial(_row, life, variant))
     with np.errstate(over="ignore", invalid="ignore"):
         half = hidden.astype(np.float16).astype(np.float32)
-    yield StagedWay("hidden states go through fp16", partial(_quantized, half, _amax(half, c), c))
-    yield StagedWay("the exponent is not clamped", partial(_unclamped, hidden, c))
+    yield StagedWay("hidden states go through fp16", partial(_quantize, half, _amax(half, c), c))
+    yield StagedWay("the exponent is not clamped", partial(_without_clamp, hidden, c))
     yield StagedWay("a group of zeros has the scale byte 127", partial(_zero_groups, hidden, c))
     yield from _of_storage(life)
     yield from _zeros(life)
@@ -70,19 +70,19 @@ def catalogue(life: Life, source: Tokens) -> Iterator[StagedWay]:
             yield StagedWay(name, partial(_row, life, other))
 
 
-def _by_amax(hidden: F32, amax: Callable[[], F32], contract: Contract) -> Staged:
-    return _quantized(hidden, amax(), contract)
+def _by_amax(hidden: F32, amax: Callable[[], F32], contract: Contract) -> StagedRow:
+    return _quantize(hidden, amax(), contract)
 
 
-def _by_exponent(hidden: F32, exponent: Callable[[F32], I32], contract: Contract) -> Staged:
-    return _coded(hidden, exponent(_floored(hidden, contract)), contract)
+def _by_exponent(hidden: F32, exponent: Callable[[F32], I32], contract: Contract) -> StagedRow:
+    return _encode(hidden, exponent(_floor_amax(hidden, contract)), contract)
 
 
 def _amax(hidden: F32, contract: Contract) -> F32:
     return group_amax(hidden[None], contract)[0]
 
 
-def _floored(hidden: F32, contract: Contract) -> F32:
+def _floor_amax(hidden: F32, contract: Contract) -> F32:
     floor = np.float32(contract.staging_amax_floor.value)
     return np.maximum(_amax(hidden, contract), floor)
 
@@ -91,13 +91,13 @@ def _byte(amax: F32) -> I32:
     return ue8m0_ceil((amax / np.float32(448)).astype(np.float32))
 
 
-def _quantized(hidden: F32, amax: F32, contract: Contract) -> Staged:
+def _quantize(hidden: F32, amax: F32, contract: Contract) -> StagedRow:
     """Scale bytes from an ``amax`` ``(H/32,)``, with the contract's floor where it is larger."""
     floor = np.float32(contract.staging_amax_floor.value)
-    return _coded(hidden, _byte(np.maximum(amax, floor)), contract)
+    return _encode(hidden, _byte(np.maximum(amax, floor)), contract)
 
 
-def _coded(hidden: F32, exponent: I32, contract: Contract) -> Staged:
+def _encode(hidden: F32, exponent: I32, contract: Contract) -> StagedRow:
     byte = np.clip(
         exponent, contract.staging_exponent_min.value, contract.staging_exponent_max.value
     )
@@ -111,13 +111,13 @@ def _clipped(hidden: F32, contract: Contract) -> F32:
     return np.where(is_nan, np.float32(np.inf), hidden)
 
 
-def _zero_groups(hidden: F32, contract: Contract) -> Staged:
-    byte = np.where(_amax(hidden, contract) == 0, 127, _byte(_floored(hidden, contract)))
-    return _coded(hidden, byte.astype(np.int32), contract)
+def _zero_groups(hidden: F32, contract: Contract) -> StagedRow:
+    byte = np.where(_amax(hidden, contract) == 0, 127, _byte(_floor_amax(hidden, contract)))
+    return _encode(hidden, byte.astype(np.int32), contract)
 
 
-def _unclamped(hidden: F32, contract: Contract) -> Staged:
-    byte = np.clip(_byte(_floored(hidden, contract)), 0, 255)
+def _without_clamp(hidden: F32, contract: Contract) -> StagedRow:
+    byte = np.clip(_byte(_floor_amax(hidden, contract)), 0, 255)
     factor = np.ldexp(1.0, 127 - np.repeat(byte, GROUP))
     codes = e4m3_cast(
         _clipped(hidden, contract).astype(np.float64) * factor, contract.cast_saturates.value
@@ -125,18 +125,18 @@ def _unclamped(hidden: F32, contract: Contract) -> Staged:
     return codes, byte.astype(np.uint8)
 
 
-def _row(life: Life, contract: Contract) -> Staged:
+def _row(life: Life, contract: Contract) -> StagedRow:
     codes, sf = quantize(life.token.hidden[None], contract)
     return codes[0], sf[0]
 
 
-def _recast(life: Life, cast: Callable[[F32, I32], U8]) -> Staged:
+def _recast(life: Life, cast: Callable[[F32, I32], U8]) -> StagedRow:
     hidden = _clipped(bf16_decode(life.token.hidden), life.contract)
     return cast(hidden, life.x_sf.astype(np.int32)), life.x_sf
 
 
-def _continuous(hidden: F32, life: Life) -> Staged:
-    amax = _floored(hidden, life.contract)
+def _continuous(hidden: F32, life: Life) -> StagedRow:
+    amax = _floor_amax(hidden, life.contract)
     return continuous_codes(_clipped(hidden, life.contract), amax, life.contract), life.x_sf
 
 
@@ -249,8 +249,8 @@ def _of_storage(life: Life) -> Iterator[StagedWay]:
         yield StagedWay(name, partial(_both, x, bytes_))
     yield StagedWay("x is not written: zeros", lambda: (np.zeros_like(x), sf))
     yield StagedWay("neither is written: zeros", lambda: (np.zeros_like(x), np.zeros_like(sf)))
-    swapped = x.reshape(-1, 2)[:, ::-1].ravel()
-    yield StagedWay("codes are swapped in pairs", lambda: (swapped, sf))
+    pairs = x.reshape(-1, 2)[:, ::-1].ravel()
+    yield StagedWay("codes are swapped in pairs", lambda: (pairs, sf))
 
 
 def _zeros(life: Life) -> Iterator[StagedWay]:
@@ -270,11 +270,11 @@ def _zeros(life: Life) -> Iterator[StagedWay]:
     )
 
 
-def _scales_of(life: Life, source: Tokens, token: int) -> Staged:
+def _scales_of(life: Life, source: Tokens, token: int) -> StagedRow:
     return life.x, staged_row(life, source, token)[1]
 
 
-def _both(codes: U8, sf: U8) -> Staged:
+def _both(codes: U8, sf: U8) -> StagedRow:
     return codes, sf
 
 

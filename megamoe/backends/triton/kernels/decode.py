@@ -90,5 +90,5 @@ def decoded(packed, words, layout: gl.constexpr, operand: gl.constexpr, WIDE: gl
         )
     both = gl.join(gl.join(o0, o2), gl.join(o1, o3))  # (..., b, a)
     split = both.reshape([ROWS, 4, 4, 2, 2, 2])  # row, t, group, h, b, a
-    ordered = split.permute([0, 2, 4, 5, 1, 3]).reshape([ROWS, 128])
-    return gl.convert_layout(ordered, operand, assert_trivial=True)
+    tile = split.permute([0, 2, 4, 5, 1, 3]).reshape([ROWS, 128])
+    return gl.convert_layout(tile, operand, assert_trivial=True)

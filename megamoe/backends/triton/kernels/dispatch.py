@@ -47,14 +47,14 @@ def dispatch(
 
 
 @triton.jit
-def _operand(x, x_sf, token, to, hidden, BOXED: tl.constexpr):
+def _operand(x, x_sf, token, to, hidden, HAS_BOXES: tl.constexpr):
     """Positions ``to`` of a token's operand: code times scale, permuted within 32.
 
     Element 8 t + 4 h + 2 b + a goes to position 8 t + 4 b + 2 a + h, where :mod:`.few` takes eight
-    at a time to registers. BOXED: to 16 b + 8 a + 2 t + h, where ``wgmma`` looks for it.
+    at a time to registers. HAS_BOXES: to 16 b + 8 a + 2 t + h, where ``wgmma`` looks for it.
     """
     p = to % 32
-    if BOXED:
+    if HAS_BOXES:
         source = to - p + ((p >> 1) & 3) * 8 + (p & 1) * 4 + (p >> 4) * 2 + ((p >> 3) & 1)
     else:
         source = to - (p & 7) + (p & 1) * 4 + ((p >> 2) & 1) * 2 + ((p >> 1) & 1)

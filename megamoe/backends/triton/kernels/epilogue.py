@@ -73,13 +73,13 @@ def _e4m3_value(code):
 @gluon.jit
 def activate(
     gate, up, first, end, channel0, order, topk_weights, acts, codes, sf, inter, clamp,
-    HAS_CLAMP: gl.constexpr, FAST: gl.constexpr, BOXED: gl.constexpr,
+    HAS_CLAMP: gl.constexpr, FAST: gl.constexpr, HAS_BOXES: gl.constexpr,
 ):  # fmt: skip
     """SwiGLU, routing weight and requantisation of ``gate`` and ``up`` (rows, channels).
 
     Both are bfloat16 values, in bfloat16 or fp32.
 
-    BOXED: ``acts`` for :mod:`.overlapped`, rows in the order of the sort; else for :mod:`.few`,
+    HAS_BOXES: ``acts`` for :mod:`.overlapped`, rows in the order of the sort; else for :mod:`.few`,
     rows as those of ``codes``. Each has its own order within 32 (:mod:`.dispatch`).
     """
     layout: gl.constexpr = gate.type.layout
@@ -99,8 +99,8 @@ def activate(
     pair = gl.load(order + gl.minimum(row, end - 1))
     value = silu * up * gl.load(topk_weights + pair)[:, None]
 
-    grouped = value.reshape([N, BI // 32, 32])
-    size = gl.abs(grouped)
+    groups = value.reshape([N, BI // 32, 32])
+    size = gl.abs(groups)
     amax = gl.max(gl.where(size != size, 0.0, size), axis=2)
     bits = (amax * 0.002232142857142857).to(gl.int32, bitcast=True)
     exponent = (bits >> 23) + gl.where((bits & 0x7FFFFF) != 0, 1, 0)
@@ -109,7 +109,7 @@ def activate(
     back = gl.where(exponent > 0, exponent << 23, 0x400000)
     down = gl.expand_dims(down.to(gl.float32, bitcast=True), 2)
     back = gl.expand_dims(back.to(gl.float32, bitcast=True), 2)
-    code = _e4m3_code(grouped * down)
+    code = _e4m3_code(groups * down)
     act = (_e4m3_value(code) * back).to(gl.bfloat16)
 
     live = (row < end)[:, None]
@@ -118,18 +118,18 @@ def activate(
     byte = gl.convert_layout(code.reshape([N, BI]), layout).to(gl.uint8)
     gl.store(codes + at, byte, mask=live)
     split = act.reshape([N, BI // 32, 4, 2, 2, 2])  # row, group, t, h, b, a
-    if BOXED:
+    if HAS_BOXES:
         boxed_l: gl.constexpr = boxed_layout(N, layout)
-        permuted = split.permute([0, 1, 4, 5, 2, 3]).reshape([N, BI])
+        tile = split.permute([0, 1, 4, 5, 2, 3]).reshape([N, BI])
         own = first + gl.arange(0, N, layout=gl.SliceLayout(1, boxed_l))
         to = channel0 + gl.arange(0, BI, layout=gl.SliceLayout(0, boxed_l))
         gl.store(
             acts + own.to(gl.int64)[:, None] * inter + to[None, :],
-            gl.convert_layout(permuted, boxed_l, assert_trivial=True), mask=(own < end)[:, None],
+            gl.convert_layout(tile, boxed_l, assert_trivial=True), mask=(own < end)[:, None],
         )  # fmt: skip
     else:
-        permuted = split.permute([0, 1, 2, 4, 5, 3]).reshape([N, BI])
-        gl.store(acts + at, gl.convert_layout(permuted, layout), mask=live)
+        tile = split.permute([0, 1, 2, 4, 5, 3]).reshape([N, BI])
+        gl.store(acts + at, gl.convert_layout(tile, layout), mask=live)
     sf_l: gl.constexpr = exponent.type.layout
     n = first + gl.arange(0, N, layout=gl.SliceLayout(1, sf_l))
     g = channel0 // 32 + gl.arange(0, BI // 32, layout=gl.SliceLayout(0, sf_l))

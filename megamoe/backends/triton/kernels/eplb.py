@@ -18,9 +18,9 @@ def _remap(
     valid = (logical >= 0) & (logical < logical_experts)
     logical = tl.where(valid, logical, 0).to(tl.int64)
     # Knuth's hash of the token's row, modulo 2^32, in 64 bits: no wrap can be signed.
-    hashed = ((at // top_k).to(tl.int64) * 2654435769) & 0xFFFFFFFF
+    token_hash = ((at // top_k).to(tl.int64) * 2654435769) & 0xFFFFFFFF
     count = tl.maximum(tl.load(counts + logical, mask=valid, other=1).to(tl.int64), 1)
-    replica = hashed % count
+    replica = token_hash % count
     # A count beyond the table's width is wrong; it must not reach the neighbour's replicas.
     in_table = valid & (replica < table_stride)
     physical = tl.load(table + logical * table_stride + replica, mask=in_table, other=-1)

@@ -66,8 +66,8 @@ def _step(acc, packed, words, x, N: gl.constexpr, WARPS: gl.constexpr, WIDE: gl.
     a = decoded(nibbles, words, layout, few_operand_layout(WARPS, 0), WIDE)
     halves = _halves(x, few_token_layout(N, WARPS)).to(gl.bfloat16, bitcast=True)
     split = halves.reshape([N, 4, 4, 2, 2, 2])  # row, group, t, b, a, h
-    ordered = split.permute([0, 1, 3, 4, 2, 5]).reshape([N, 128]).permute([1, 0])
-    b = gl.convert_layout(ordered, few_operand_layout(WARPS, 1), assert_trivial=True)
+    tile = split.permute([0, 1, 3, 4, 2, 5]).reshape([N, 128]).permute([1, 0])
+    b = gl.convert_layout(tile, few_operand_layout(WARPS, 1), assert_trivial=True)
     return mma_v2(a, b, acc)
 
 

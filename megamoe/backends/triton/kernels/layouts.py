@@ -116,7 +116,7 @@ def act_layout(rows: int, channels: int, warps: int) -> gl.BlockedLayout:
 
 @gluon.constexpr_function
 def boxed_layout(rows: int, acts: gl.BlockedLayout) -> gl.DistributedLinearLayout:
-    """Activations (rows, 32) in the order of :func:`.dispatch._operand` with BOXED.
+    """Activations (rows, 32) in the order of :func:`.dispatch._operand` with HAS_BOXES.
 
     Each thread has the elements that it has of :func:`act_layout`: nothing changes threads.
     """
