@@ -134,7 +134,7 @@ def test_of_w2_only_the_wanted_channel_is_asked_for(small):
 
     source = Spy(small)
     explain(source, 0, 9, "sm100-mxf8f6f4", contract=BASE)
-    assert source.asked == ([9], [9], [9])
+    assert source.requests == ([9], [9], [9])
 
 
 # --- the instruction --------------------------------------------------------------------------

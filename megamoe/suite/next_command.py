@@ -190,7 +190,7 @@ def smallest_id(reds: Sequence[Mapping[str, Any]], by_id: Mapping[str, Case]) ->
 
 def wrong_tokens(case: Mapping[str, Any]) -> set[int]:
     """The tokens of a red with an element outside, of all stages."""
-    of_forward = (f for f in case["findings"] if _is_of_forward(f))
+    of_forward = (f for f in case.get("findings", ()) if _is_of_forward(f))
     return {int(row) for finding in of_forward for row in finding["rows"]}
 
 
@@ -254,7 +254,7 @@ def _verb(case: Mapping[str, Any], definition: Case | None) -> str:
         of_forward = any(words in reason for words in REDUCIBLE)
         is_least = definition is not None and definition.params.get("tokens") == 0
         return "reduce" if of_forward and not is_least and not _is_of_law(reason) else ""
-    return wrong if any(_is_of_forward(f) for f in case["findings"]) else ""
+    return wrong if any(_is_of_forward(f) for f in case.get("findings", ())) else ""
 
 
 def _is_of_law(reason: str) -> bool:
