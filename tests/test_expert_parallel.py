@@ -128,7 +128,7 @@ FAULTS = {
     "global ids in place of local ones":
         ("(ids.flatten()[sending] % local)", "ids.flatten()[sending].clamp_max(local - 1)"),
     "the neighbour's experts": ("(live, ids // local,", "(live, (ids // local + 1) % ranks,"),
-    "weights of slot 0": ("staged.routing.flatten()[sending]", "staged.routing[token, 0]"),
+    "weights of slot 0": ("batch.routing.flatten()[sending]", "batch.routing[token, 0]"),
     "rows into the next slot": ("slots[sending] =", "slots[(sending + 1) % len(slots)] ="),
     "the row of status before the rows": ("in (count, 1)", "in (1, count)"),
     "a masked slot is sent": ("live = (ids >= 0)", "live = (ids >= -1)"),
