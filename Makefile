@@ -30,6 +30,8 @@ $(error CASE chooses cases of $(OF_CASES); $(or $(MAKECMDGOALS),help) reads none
 endif
 endif
 CASES := $(if $(strip $(CASE)),--case '$(CASE)' )
+# A backend in ARGS stands for BACKEND, which has a default.
+OF_BACKEND := $(if $(findstring --backend,$(ARGS)),,--backend '$(BACKEND)' )
 # Without TIER, `check` decides: the quick tier, and any tier where cases are named.
 OF_TIER := $(if $(strip $(TIER)),--tier '$(TIER)' )
 
@@ -76,10 +78,10 @@ setup: ## make .venv from the hashed locks (the other verbs do it by themselves)
 	@$(SETUP)
 
 check: setup ## judge BACKEND against the goldens
-	@$(MEGAMOE) check --backend '$(BACKEND)' $(OF_TIER)$(CASES)$(ARGS)
+	@$(MEGAMOE) check $(OF_BACKEND)$(OF_TIER)$(CASES)$(ARGS)
 
 check-full: setup ## the same with every case
-	@$(MEGAMOE) check --backend '$(BACKEND)' --tier full $(CASES)$(ARGS)
+	@$(MEGAMOE) check $(OF_BACKEND)--tier full $(CASES)$(ARGS)
 
 # Lint and tests both run; pytest's line comes last.
 test: setup ## all tests of this repository: lint, types, pytest

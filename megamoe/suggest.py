@@ -17,10 +17,12 @@ SYNONYMS = {
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """The name in ``names`` that is most like ``word``; empty if none is alike."""
+    """The name in ``names`` that is most like ``word``, one that begins with it before others;
+    empty if none is alike."""
     names = list(names)
     if SYNONYMS.get(word) in names:
         return SYNONYMS[word]
+    names = [name for name in names if len(word) > 2 and name.startswith(word)] or names
     of_lower = {name.lower(): name for name in reversed(names)}  # the first of two that are alike
     return next((of_lower[n] for n in get_close_matches(word.lower(), of_lower, 1, 0.6)), "")
 

@@ -39,6 +39,10 @@ def fails():
 def needs_more(size):
     return Mine()
 
+class Demanding(Mine):
+    def __init__(self, config):
+        pass
+
 OBJECT = Mine()
 NOT_A_BACKEND = 5
 
@@ -242,8 +246,16 @@ def test_a_factory_that_needs_more(file):
     message = refusal(f"{file}:needs_more")
     assert "needs_more is a function that takes size; name a class, or a function that " in message
     assert message.endswith(
-        "but device and contract; it has Mine, NoDevice, make, fails, OBJECT, Nameless, Unknown"
+        "but device and contract; it has Mine, NoDevice, make, fails, Demanding, OBJECT, Nameless, "
+        "Unknown"
     )
+
+
+def test_a_class_that_needs_more(file):
+    assert (
+        "Demanding is a class that takes config, and megamoe gives it device and contract at most; "
+        "add defaults, or name a function that returns the object"
+    ) in refusal(f"{file}:Demanding")
 
 
 def test_the_name_of_a_method_names_its_class(file):

@@ -92,3 +92,11 @@ def test_it_is_part_of_what_a_backend_says_of_itself() -> None:
     line = "not batch-invariant, by the backend's own word: in 1 case the law was not judged"
     assert line in console.file.getvalue()
     assert results.invariance_line({"cases": []}) == "", "an earlier report says nothing of it"
+
+
+def test_a_verdict_of_the_module_alone_is_counted_apart() -> None:
+    of_module = {"id": "errors/a", "kind": "errors", "status": "pass", "how": ["error", "module"]}
+    of_backend = {**of_module, "id": "errors/b", "how": ["error"]}
+    report = {"cases": [of_module, of_backend], "counts": {"pass": 2}}
+    assert results.module_line(report).startswith("1 of the judged cases are wrong calls of megam")
+    assert results.module_line({**report, "cases": [of_backend]}) == ""

@@ -154,6 +154,12 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
         (["check", "--backend", "eager", "--failed", "no.json"], "no.json: no such file"),
         (["check", "--backend", "eager", "--case", "x"], "unknown case: nothing matches 'x'"),
         (["check", "--backend", "eager", "--shard", "3/2"], "shard '3/2': write I/N with"),
+        (
+            ["check", "--backend", "eager", "--backend", "k.py:K"],
+            "--backend stands twice, with eager and with k.py:K; to compare two backends: `megamoe "
+            "ab this this --left-backend eager --right-backend k.py:K`",
+        ),
+        (["check", "--backend", "eager", "--device", "cpu", "--device", "cuda"], "stands twice, "),
         (["check", "--backend", "eager", "-n", "0"], "'0' is not a number from 1 on"),
         (["check", "--backend", "eager", "--timeout", "-1"], "'-1' is not a number of seconds"),
         (["check", "--backend", "eager", "--timeout", "nan"], "'nan' is not a number of seconds"),

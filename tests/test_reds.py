@@ -385,7 +385,7 @@ def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() ->
         "16 reds; 1 of 2 that ran again, each alone in a fresh process, passed: "
         + next_command.OUTLIVES
     )
-    assert lines[1].startswith("That can be the cause of most. They show 8 symptoms; ")
+    assert lines[1].startswith("That can be the cause of most. They show 8 symptoms")
     assert "    9  y: N of N outside  [forward 9]" in lines
     assert "       forward/n1 passes alone" in lines
     assert "       eplb/a is red alone too: no earlier case is needed" in lines
@@ -402,7 +402,7 @@ def test_where_most_reds_pass_alone_that_comes_first_and_symptoms_are_lines() ->
     assert not show_with({"forward/n1": "pass"})[1], "three reds fit a screen"
     report["cases"] = [*cases[:9], law("property/a")]
     lines, _ = show_with({"forward/n1": "pass", "property/a": "fail"})
-    assert lines[1].startswith("That can be the cause of all. They show 2 symptoms; ")
+    assert lines[1].startswith("That can be the cause of all. They show 2 symptoms")
     several = "is red alone too: its law makes several calls, and one call can spoil another"
     assert f"       property/a {several}" in lines
 

@@ -141,6 +141,17 @@ def test_a_backend_that_is_not_batch_invariant_is_named() -> None:
     assert "batch-invariant" not in dict(dict(views.facts({}))["Backend"])
 
 
+def test_the_commands_to_go_on_with_and_the_digests_of_the_backend_are_there() -> None:
+    result = results.run() | {
+        "next": ["next: megamoe explain forward/a --backend k.py:K"], "fingerprint": None,
+        "file_sha256": "12ab", "modules_sha256": {"sums.py": "34cd"},
+    }  # fmt: skip
+    html = page("run", result).decode()
+    assert "next: megamoe explain forward/a --backend k.py:K" in html
+    facts = dict(dict(views.facts(result))["Backend"])
+    assert (facts["sha256 of its file"], facts["sha256 of sums.py"]) == ("12ab", "34cd")
+
+
 def test_one_shard_is_not_the_whole_run() -> None:
     assert "shard 1/4 only" in views.view(results.run() | {"shard": "1/4"})["warnings"][0]
 

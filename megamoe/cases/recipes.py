@@ -180,7 +180,7 @@ def routing(
         stream = key(seed, ROUTE, token)
         if kind == "random" or kind == "skewed":
             if top_k > pool:
-                raise ValueError(f"top_k {top_k} needs as many experts, the pool has {pool}")
+                raise ValueError(f"top_k {top_k} needs as many experts, and there are {pool}")
             order = np.argsort(words(stream, pool), kind="stable")
             if kind == "skewed":
                 order = np.concatenate([[o["first"]], order[order != o["first"]]])

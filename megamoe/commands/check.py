@@ -58,6 +58,8 @@ def _silent(outcome: check.Outcome) -> int:
 
 def _finish(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> int:
     """Write the reports and show the table; the exit status."""
+    if lines := next_command.lines_of(outcome.report, outcome.cases, outcome.alone):
+        outcome.report["next"] = lines
     wrong = write_reports(a, outcome.report)
     with suppress(BrokenPipeError):
         is_folded = reds.show(outcome.report, console, a.pictures, outcome.cases, outcome.alone)

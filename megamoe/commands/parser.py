@@ -18,6 +18,26 @@ _BACKEND: Final = re.compile(r"\.py(:\w*)?$")
 """How a backend's file ends, with its class or without."""
 
 
+class _Once(argparse._StoreAction):
+    """An option that stands twice with two values is a mistake: the last would win in silence."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:  # fmt: skip
+        assert isinstance(parser, Parser)
+        first = parser.options.setdefault(self.dest, values)
+        if option_string and first != values:
+            two = self.dest == "backend" and isinstance(first, str)
+            advice = f"; to compare two backends: {_sides_of(first, values)}" if two else ""
+            parser.error(f"{option_string} stands twice, with {first} and with {values}{advice}")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _sides_of(left: str, right: str) -> str:
+    return f"`megamoe ab this this --left-backend {left} --right-backend {right}`"
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are a :class:`UsageError` of one line.
 
@@ -27,6 +47,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **{**more, "allow_abbrev": False})
+        self.options: dict[str, Any] = {}
+        """The values of the options that :class:`_Once` has stored, by ``dest``."""
+        for name in (None, "store"):
+            self.register("action", name, _Once)
 
     def error(self, message: str) -> Any:
         missing = message.removeprefix(_REQUIRED)
@@ -50,6 +74,7 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.options.clear()
         unknown, plain = _read(self, args or ())
         if unknown:
             self.error(f"unknown option {unknown}{self._suggestion(unknown)}")
@@ -125,8 +150,7 @@ def _no_side(parser: Parser, backends: Sequence[str]) -> str:
     left, right = (one if ":" in one else f"{one}:CLASS" for one in two)
     return (
         f"{backends[0]} is a backend, and {parser.get_default('sides')} are environments; to "
-        f"compare two backends in this one: `{parser.prog} this this --left-backend {left} "
-        f"--right-backend {right}`"
+        f"compare two backends in this one: {_sides_of(left, right)}"
     )
 
 

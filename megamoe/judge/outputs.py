@@ -29,7 +29,10 @@ def forward_bits(output: Any, problem: Problem) -> dict[str, Array]:
     if isinstance(output, torch.Tensor):
         output = {"y": output}
     if not isinstance(output, Mapping):
-        raise BadOutput(f"forward returned {type(output).__name__}; return y or a mapping with 'y'")
+        raise BadOutput(
+            f"forward returned {type(output).__name__}; return y as a torch.Tensor, or a mapping "
+            "with 'y'"
+        )
     if "y" not in output:
         raise BadOutput(f"forward returned {sorted(map(str, output))} without 'y'; add it")
     unknown = sorted(str(name) for name in output if name not in STAGES)

@@ -19,6 +19,9 @@ from megamoe.spec.contract import contract
 from megamoe.spec.texts import has_words, restated
 from megamoe.worker.exchange import BackendFailure
 
+MODULE: Final = "module"
+"""How a call is judged that needs nothing of the backend: megamoe's own module refuses it."""
+
 
 def judge(runner: Any, case: Case) -> Verdict:
     """Judge that the call raised the right error with the right words, and wrote nothing before."""
@@ -38,7 +41,8 @@ def judge(runner: Any, case: Case) -> Verdict:
     words = has_words(p["message"], contract(revision))
     text = complaint(p["action"], refusal, p["raises"], message if words else None)
     findings = [Finding(p["action"], 1, text=text)]
-    return of_findings(case.id, case.kind, findings, ("error",))
+    how = ("error", MODULE) if ACTIONS[p["action"]] is None else ("error",)
+    return of_findings(case.id, case.kind, findings, how)
 
 
 def complaint(action: str, refusal: Mapping[str, Any], raises: str, message: str | None) -> str:

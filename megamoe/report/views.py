@@ -40,6 +40,7 @@ def view(result: Mapping[str, Any]) -> View:
         "recorded": recorded_line(totals),
         "grid": grid(cases, anchors),
         "failing": len(bad),
+        "next": [str(line) for line in read.items(result, "next")],
         "failures": [
             {
                 **failure(result, fold[0], f"f{i + 1}"),
@@ -128,7 +129,11 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         backend.append(("batch-invariant", "no, by its own word"))
     build_of = [(k, read.text(build, k)) for k in ("sources", "options")]
     if not build:
-        build_of = [("fingerprint", "the backend has none, so this run cannot be tied to a build")]
+        build_of = [("fingerprint", "the backend has none: this report names no build of a kernel")]
+    if digest := read.text(result, "file_sha256"):
+        build_of.append(("sha256 of its file", digest))
+    modules = read.mapping(result, "modules_sha256")
+    build_of += [(f"sha256 of {name}", read.text(modules, name)) for name in modules]
     capability = ".".join(map(str, read.items(machine, "capability")))
     record = read.mapping(result, "recorded")
     groups = [

@@ -118,4 +118,6 @@ def accumulator(name: str) -> Accumulator:
         return CLASSES[name]
     except KeyError:
         names = ", ".join(CLASSES)
-        raise ValueError(f"unknown accumulator class {name!r}; known: {names}") from None
+        raise ValueError(
+            f"unknown accumulator class {name!r}; known: {names}; if you do not know it, write fp32"
+        ) from None

@@ -105,6 +105,7 @@ _REPORT: Final = schema.Object(
         "case": schema.OrNull(str), "shard": schema.OrNull(str), "versions": schema.Each(str),
         "worker": dict, "machine": dict, "counts": schema.Each(schema.natural),
         "seconds": schema.seconds, "shards": schema.Items(schema.OrNull(str)),
+        "next": schema.Items(str),
     },
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -60,7 +61,7 @@ def show(
             if len(groups) > 1
             else "one symptom"
         )
-        say(console, f"{len(reds)} reds show {several}. N stands for a number.\n")
+        say(console, f"{len(reds)} reds show {several}.{_of_n(groups)}\n")
     drawings: list[Mapping[str, Any]] = []
     budget, every = pictures, pictures >= ALL_PICTURES
     brief = len(reds) > 1 and not every
@@ -92,6 +93,12 @@ def show(
     return False
 
 
+def _of_n(groups: Sequence[Symptom]) -> str:
+    """What N means, if a symptom has it."""
+    has_n = any(re.search(r"\bN\b", symptom.text) for symptom in groups)
+    return " N stands for a number." if has_n else ""
+
+
 def _most_pass(groups: Sequence[Symptom], alone: Mapping[str, str]) -> bool:
     """Whether the symptoms of the reds that pass alone have more than half of all reds."""
     names = passing(alone)
@@ -110,7 +117,7 @@ def _fold(
     say(console, f"{reds} reds; {_ran_again(len(alone), passes)}: {OUTLIVES}")
     stay = [case for s in groups for case in s.cases if alone.get(case["id"], "pass") != "pass"]
     how_many = "all" if all(_has_several_calls(case) for case in stay) else "most"
-    say(console, f"That can be the cause of {how_many}. They show {total}; N stands for a number.")
+    say(console, f"That can be the cause of {how_many}. They show {total}.{_of_n(groups)}")
     most = len(groups) if len(groups) <= FOLD_LIMIT + 1 else FOLD_LIMIT  # a line for one is no gain
     for symptom in groups[:most]:
         kinds = Counter(case["kind"] for case in symptom.cases)

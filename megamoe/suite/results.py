@@ -160,8 +160,10 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
         about = f"backend {report['backend']}, tier {report['tier']}"  # a title would be wrapped
         console.print(about, markup=False, highlight=False, soft_wrap=True)
         console.print(_table(report))
-    lines = [*unjudged_lines(report), invariance_line(report), recorded_line(report),
-             *predicted_lines(report), verdict_line(report)]  # fmt: skip
+    lines = [
+        *unjudged_lines(report), module_line(report), invariance_line(report),
+        recorded_line(report), *predicted_lines(report), verdict_line(report),
+    ]  # fmt: skip
     for line in filter(None, lines):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -221,6 +223,17 @@ def unjudged_lines(report: Mapping[str, Any]) -> list[str]:
         else:
             out.append(f"{reasons.total()} {word}: {once}{lines[0]}")
     return out
+
+
+def module_line(report: Mapping[str, Any]) -> str:
+    """How many verdicts are of megamoe's own module, whatever the backend is; else empty."""
+    of_module = sum("module" in c.get("how", ()) for c in report["cases"])
+    if not of_module or of_module == sum(report["counts"].get(s, 0) for s in VERDICTS) == 1:
+        return ""
+    return (
+        f"{of_module} of the judged cases are wrong calls of megamoe's own module: they say "
+        "nothing of the backend"
+    )
 
 
 def invariance_line(report: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,17 @@ def _may_be_backend(name: str, value: Any, module: Any, callables: Iterable[str]
     return says and any(callable(getattr(value, one, None)) for one in callables)
 
 
-def needs(name: str, arguments: Iterable[str]) -> str:
-    """Why a function that needs arguments cannot create a backend."""
+def needs(name: str, arguments: Sequence[str], is_class: bool) -> str:
+    """Why a function or a class that needs arguments cannot create a backend."""
+    takes = f"takes {', '.join(arguments)}"
+    if is_class:
+        return (
+            f"{name} is a class that {takes}, and megamoe gives it device and contract at most; "
+            "add defaults, or name a function that returns the object"
+        )
     return (
-        f"{name} is a function that takes {', '.join(arguments)}; name a class, or a function that "
-        "returns a backend and takes nothing but device and contract"
+        f"{name} is a function that {takes}; name a class, or a function that returns a backend "
+        "and takes nothing but device and contract"
     )
 
 

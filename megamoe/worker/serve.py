@@ -72,15 +72,18 @@ def load(spec: str, device: str, modules: Mapping[str, str], contract: str = AUT
         hint = about.lacks(module, attribute, CALLABLES)
         if not required:
             raise BackendError(f"{Path(name).name} has no {attribute!r}{hint}")
-        raise BackendError(about.needs(attribute, required) + hint)
+        raise BackendError(about.needs(attribute, required, isinstance(target, type)) + hint)
     return create(target, torch.device(device), contract)
 
 
-def _required(function: Any) -> list[str]:
-    """The arguments that a function needs, and that no factory of a backend gets."""
-    if not inspect.isfunction(function):
+def _required(factory: Any) -> list[str]:
+    """The arguments that a function or a class needs, and that no factory of a backend gets."""
+    if not inspect.isfunction(factory) and not isinstance(factory, type):
         return []
-    takes = inspect.signature(function).parameters.values()
+    try:
+        takes = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some classes of C tell nothing
+        return []
     required = [p.name for p in takes if p.default is p.empty and p.kind not in (2, 4)]
     return [one for one in required if one not in ("device", "contract")]
 
