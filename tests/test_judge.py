@@ -292,7 +292,7 @@ def problem(tokens=2, hidden=128, inter=128, experts=3, slots=2, seed=0):
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (None, "forward returned NoneType; return y or a mapping with 'y'"),
+        (None, "forward returned NoneType; return y as a torch.Tensor, or a mapping with 'y'"),
         ({"x": torch.zeros(2, 128)}, r"forward returned \['x'\] without 'y'; add it"),
         (torch.zeros(2, 128), "y has dtype float32, expected bfloat16; convert it"),
         (torch.zeros(3, 128).bfloat16(), r"y has shape \(3, 128\), expected \(2, 128\); drop"),

@@ -41,6 +41,7 @@ class Progress:
     ) -> None:  # fmt: skip
         """``quiet``: lines for reds only. ``verbose``: a line for every case."""
         self.total = total
+        """Cases of all contracts at first; then those that will be judged."""
         self.console = console
         self.lacking: set[str] = set()
         """Ids of the cases that ask what the backend does not offer: they have no line and take no
@@ -79,6 +80,7 @@ class Progress:
 
     def expect(self, cases: Sequence[Case], identity: Identity) -> None:
         """What will be judged, and under which contract."""
+        others = self.total - len(cases)
         self.lacking = {case.id for case in cases if lacking(case, identity)}
         self.total = len(cases) - len(self.lacking)
         self.backlog = sum(map(self._seconds, (case.id for case in cases)))
@@ -86,7 +88,8 @@ class Progress:
         if len(cases) == 1:
             self.say(f"{identity.contract_line}, 1 case")
             return
-        self.say(self.settings.scope(cases))
+        of_others = f"; {others} more are of other contracts alone" if others > 0 else ""
+        self.say(f"{self.settings.scope(cases)}{of_others}")
         self.say(f"{identity.contract_line}{lacks}")
 
     def on_start(self, case_id: str) -> None:
