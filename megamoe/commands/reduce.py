@@ -145,7 +145,7 @@ def default_names(subject: str) -> list[Path]:
 
 def further_causes(names: Collection[str], file: str) -> str:
     """The causes that fit the reduced file only, for a sentence; without names if they are more
-    than :data:`NAMED`, and empty where there are none."""
+    than :data:`MAX_NAMES`, and empty where there are none."""
     if not names:
         return ""
     fit = quantity(len(names), "further cause fits", "further causes fit")

@@ -8,7 +8,7 @@ Six of the published versions have another kernel for Hopper than the version be
 is the first, 0.1.4, 0.1.4.post1, 0.1.5, 0.1.6 and 0.2.5. Those before 0.1.5 requantise by powers of
 two, which is a contract of its own. 0.1.3 and 0.1.4 have no pre-dispatch: this module stages for
 them. The wheels of 0.1.5.post2 and later were compiled for torch 2.13: with an older one
-they are refused before they are loaded (:func:`linked`).
+they are refused before they are loaded (:func:`check_links`).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def words(right: Array, rows: int, blank: Array) -> Copies:
 
 
 def ids(values: Array, experts: int) -> Copies:
-    """``(T, K)`` int64 of ``given`` ids, which are int32 or int64."""
+    """``(T, K)`` int64 of the ids ``values``, which are int32 or int64."""
     wide = values.astype(np.int64)
     yield "ids are zero", np.zeros_like(wide)
     yield "ids below 0 become 0", np.maximum(wide, 0)
@@ -74,7 +74,7 @@ def ids(values: Array, experts: int) -> Copies:
 
 
 def weights(values: F32, masked: Array) -> Copies:
-    """``(T, K)`` float32 of ``given`` routing weights; ``masked`` ``(T, K)`` bool: id below 0."""
+    """``(T, K)`` float32 of the routing weights ``values``; ``masked`` ``(T, K)`` bool: id below 0."""
     zero = np.float32(0)
     yield "routing weights are zero", np.zeros_like(values)
     yield "routing weights are rounded to bfloat16", in_bf16(values)
