@@ -103,9 +103,21 @@ def test_init_writes_the_example_and_a_workflow(tmp_path, capsys):
     assert "variable MEGAMOE" in output and f"    {init.source()}\n" in output
     assert output.endswith(f"next: megamoe check --backend {tmp_path}/new/kernel.py:Kernel\n")
     files = {p.relative_to(tmp_path / "new") for p in tmp_path.rglob("*") if p.is_file()}
-    assert {str(p) for p in files} == {"kernel.py", ".github/workflows/megamoe.yml"}
+    assert {str(p) for p in files} == {*init.TARGETS.values()}
     kernel = (tmp_path / "new/kernel.py").read_bytes()
     assert kernel == (FOLDER / "kernel.py").read_bytes() == (TEMPLATES / "kernel.py").read_bytes()
+
+
+def test_the_test_that_init_writes_passes_and_can_fail(tmp_path):
+    assert main(["init", str(tmp_path)]) == 0
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shapes.py"]
+    right = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert right.returncode == 0 and "4 passed" in right.stdout, right.stdout
+    text = (tmp_path / "kernel.py").read_text()
+    (tmp_path / "kernel.py").write_text(f"{text}\n_right = forward\n"
+                                        "def forward(p): return -_right(p)['y']\n")  # fmt: skip
+    wrong = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert wrong.returncode == 1 and "4 failed" in wrong.stdout, wrong.stdout
 
 
 @pytest.mark.parametrize(
@@ -125,7 +137,7 @@ def test_init_says_what_pip_installs_megamoe_from(tmp_path, origin, expected):
     assert init.source(tmp_path) == "git+https://HOST/OWNER/megamoe@COMMIT"
 
 
-@pytest.mark.parametrize("there", ["kernel.py", ".github/workflows/megamoe.yml"])
+@pytest.mark.parametrize("there", [*init.TARGETS.values()])
 def test_init_never_overwrites_and_writes_all_or_nothing(tmp_path, capsys, there):
     (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / there).write_text("mine")

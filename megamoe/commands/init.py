@@ -1,4 +1,4 @@
-"""``megamoe init``: write a correct kernel to start from, and a workflow that judges it."""
+"""``megamoe init``: write a correct kernel to start from, a test of it and a workflow."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from urllib.parse import urlsplit
 from megamoe.compare.checkout import git
 from megamoe.compare.sides import HOME
 
-TARGETS: Final = {"kernel.py": "kernel.py", "workflow.yml": ".github/workflows/megamoe.yml"}
+TARGETS: Final = {
+    "kernel.py": "kernel.py",
+    "test_shapes.py": "test_shapes.py",
+    "workflow.yml": ".github/workflows/megamoe.yml",
+}
 """File of ``templates/`` -> where it goes, under DIR."""
 FORM: Final = "git+https://HOST/OWNER/megamoe@COMMIT"
 
 
 def run(a: argparse.Namespace) -> int:
-    """Write both files or none, and say what to do next. ``ValueError`` where one is there."""
+    """Write all files or none, and say what to do next. ``ValueError`` where one is there."""
     folder = Path(a.dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
@@ -34,6 +38,8 @@ def run(a: argparse.Namespace) -> int:
             file.write(templates.joinpath(name).read_bytes())
     kernel = targets["kernel.py"]
     print(f"wrote {kernel}: a correct kernel in plain torch. Replace it piece by piece.")
+    print(f"wrote {targets['test_shapes.py']}: pytest judges the kernel on the shapes in it. Put "
+          "yours there.")  # fmt: skip
     print(f"wrote {targets['workflow.yml']}: with it, GitHub judges the kernel after each push.")
     print("  GitHub installs megamoe from the address in the variable MEGAMOE of your repository.")
     print("  Set it once (Settings, Secrets and variables, Actions, Variables) to:")

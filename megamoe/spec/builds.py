@@ -25,7 +25,8 @@ DIGITS: Final = 16
 """Hex digits of a sha256 that the table holds."""
 
 PACKAGES: Final = ("deep_gemm", "sgl_deep_gemm", "vllm")
-"""Distributions for which :func:`installed_packages` looks; tokenspeed-deepgemm installs as deep_gemm."""
+"""Distributions for which :func:`installed_packages` looks; tokenspeed-deepgemm installs as
+deep_gemm."""
 
 _HOLDERS: Final = ("deep_gemm", "sgl_deep_gemm", "vllm.third_party.deep_gemm")
 """Modules that hold the kernel."""
