@@ -1,10 +1,12 @@
-"""The kernel on your own shapes, each drawn and judged when the test runs: ``pytest test_shapes.py``."""
+"""The kernel on your own shapes: ``pytest test_shapes.py`` draws and judges a problem of each."""
+
+from typing import Any
 
 import kernel
 
 from megamoe.api.testing import forward_test
 
-SHAPES = [
+SHAPES: list[dict[str, Any]] = [
     {"tokens": 1, "hidden": 128, "intermediate": 128, "experts": 4, "top_k": 2},
     {"tokens": 33, "hidden": 256, "intermediate": 128, "experts": 8, "top_k": 3, "clamp": 10.0},
 ]

@@ -74,7 +74,7 @@ def ids(values: Array, experts: int) -> Copies:
 
 
 def weights(values: F32, masked: Array) -> Copies:
-    """``(T, K)`` float32 of the routing weights ``values``; ``masked`` ``(T, K)`` bool: id below 0."""
+    """``(T, K)`` float32 of routing weights; ``masked`` ``(T, K)`` bool: the id is below 0."""
     zero = np.float32(0)
     yield "routing weights are zero", np.zeros_like(values)
     yield "routing weights are rounded to bfloat16", in_bf16(values)
