@@ -68,10 +68,13 @@ class Search:
     _earlier_ids: set[str] = field(default_factory=set)
     """The earlier cases of all groups that were begun."""
 
-    def find(self, cases: Sequence[Case], among: Sequence[Case] = ()) -> After:
+    def find(
+        self, cases: Sequence[Case], among: Sequence[Case] = (), first: Sequence[Case] = ()
+    ) -> After:
         """The fewest of ``cases`` after which the case fails; of ``among`` alone, in this order,
-        where there are any. Where the time is over before they are the fewest, those that are
-        left. :class:`ReduceError` if the case fails alone too, or after none of them."""
+        where there are any. Each of ``first`` is tried before all others. Where the time is over
+        before they are the fewest, those that are left. :class:`ReduceError` if the case fails
+        alone too, or after none of them."""
         self._until = time.perf_counter() + self.seconds
         identity, alone = self._try([])
         if alone.status in BAD:
@@ -86,7 +89,7 @@ class Search:
             f"{self.seconds:g} s"
         )
         try:
-            result = self._after_any(cases, among, identity)
+            result = self._after_first(first) or self._after_any(cases, among, identity)
         except _Late:
             result = self._best and replace(self._best, is_least=len(self._best.earlier) == 1)
         if result is None:
@@ -106,6 +109,12 @@ class Search:
         if is_among:
             return f"{text}; without --among it is tried after others"
         return f"{text}; `megamoe check` once more shows whether it is red there each time"
+
+    def _after_first(self, first: Sequence[Case]) -> After | None:
+        if not first:
+            return None
+        self.log(f"trying it after {quantity(len(first), 'case')} of --first")
+        return self._after_each(list(first))
 
     def _after_any(
         self, cases: Sequence[Case], among: Sequence[Case], identity: Identity
