@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from megamoe.cases import Case, load_cases
+from megamoe.cases import Case, load_cases, shards
 from megamoe.cases.pattern import in_order
 from megamoe.commands import main as cli
 from megamoe.commands import reduce_after, work
@@ -255,6 +255,16 @@ def test_the_first_to_be_tried_are_as_large_and_of_the_same_sizes() -> None:
     assert len(first) == before.LIKELY
     assert every["property/padding-rows-broken-with-masked-and-skewed-slots"] in first
     assert all(before._values(one) >= before._values(case) for one in first[:8])
+
+
+def test_the_cases_just_before_it_in_a_run_are_tried_early() -> None:
+    """In a run of them, these ran next to it; the cases of one kind keep their order."""
+    some = [one for one in load_cases() if one.kind == "forward"][:30]
+    order = shards.small_first(some, {})
+    before_it = order[19 - before.NEAREST : 19]
+    others = [one for one in some if one.id != order[19].id]
+    assert before.nearest(order[19], others, {}) == before_it[::-1]
+    assert before.nearest(order[0], order[1:], {}) == []
 
 
 def test_after_needs_a_case_that_passes_alone_and_one_that_breaks_it(root: Any) -> None:

@@ -27,7 +27,10 @@ from megamoe.worker.session import Identity, Launch
 SHAPE: Final = ("hidden", "intermediate", "top_k")
 """Sizes by which a kernel chooses its buffers; the number of tokens and experts varies more."""
 LIKELY: Final = 24
-"""Earlier cases that are tried singly before all others."""
+"""Earlier cases like it that are tried singly before groups of them."""
+NEAREST: Final = 6
+"""Cases before it in the order of a run that are tried singly before those: in a run, one of them
+had made the call just before, in the same process or in another one."""
 Watch = Callable[[str], None]
 """Takes the place of the search within a try, for a person who waits."""
 
@@ -131,7 +134,11 @@ class Search:
         others = eligible(self.case, cases, identity, seconds)
         self.log("trying it after itself")
         result = self._after_all([self.case])
-        some = likely(self.case, others, seconds)
+        near = nearest(self.case, others, seconds)
+        if result is None and near:
+            self.log(f"trying it after each of {quantity(len(near), 'case')} before it in a run")
+            result = self._after_each(near)
+        some = [one for one in likely(self.case, others, seconds) if one not in near]
         if result is None and some:
             self.log(f"trying it after each of {quantity(len(some), 'case')} as large or of its H, "
                      "I and top-k")  # fmt: skip
@@ -240,6 +247,13 @@ def eligible(
         and seconds.get(one.id, 0.0) <= shards.SMALL_SECONDS
         and one.id != case.id and not lacking(one, identity)
     ]  # fmt: skip
+
+
+def nearest(case: Case, others: Sequence[Case], seconds: Mapping[str, float]) -> list[Case]:
+    """The last of ``others`` that stand before ``case`` in the order of a run of all of them, at
+    most :data:`NEAREST`; the very last first."""
+    order = shards.small_first([*others, case], seconds)
+    return order[: order.index(case)][: -NEAREST - 1 : -1]
 
 
 def likely(case: Case, others: Sequence[Case], seconds: Mapping[str, float]) -> list[Case]:
