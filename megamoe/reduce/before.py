@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from megamoe.cases import SIZES, Case, form_of, kind_of, shards
+from megamoe.cases.forms import MODE_LAWS
 from megamoe.cases.needs import lacking
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import BAD, Verdict
@@ -296,7 +297,10 @@ def _sizes(case: Case, names: Sequence[str]) -> list[int | None]:
 def _call(runner: Runner, case: Case) -> None:
     """The calls of a case, judged only where they cannot be had otherwise."""
     kind = kind_of(case.kind)
-    if kind.judge is not None or kind.ask is None:
+    # The calls of a law of modes have a process of their own, so its ordinary call is all that
+    # can leave something behind here.
+    has_more = kind.judge is not None and case.params.get("law") not in MODE_LAWS
+    if has_more or kind.ask is None:
         runner.run(case)
         return
     try:
