@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from megamoe.cases import Case, load_cases
+from megamoe.cases import Case, load_cases, shards
 from megamoe.cases.pattern import in_order
 from megamoe.commands import main as cli
 from megamoe.commands import reduce_after, work
@@ -38,8 +38,24 @@ family = "envelope"
 [case.matrix]
 tokens = [3, 4, 5]
 """
+LAW = """
+[[case]]
+kind = "property"
+name = "modes"
+breaks = "something"
+tier = "quick"
+hidden = 128
+intermediate = 128
+experts = 2
+top_k = 2
+family = "envelope"
+law = "grad-mode"
+tokens = 4
+"""
 KERNEL = """
 import os
+
+import torch
 
 from megamoe.backends import load_backend
 
@@ -75,6 +91,15 @@ class Crashes(Keeps):
     def forward(self, problem):
         return os.abort() if problem.num_tokens == 4 else super().forward(problem)
 
+class KeepsMemory(Keeps):  # memory that is made in inference mode cannot be written outside of it
+    rows = None
+
+    def forward(self, problem):
+        if self.rows is None or len(self.rows) < problem.num_tokens:
+            self.rows = torch.zeros(problem.num_tokens, device="cpu")
+        self.rows.zero_()
+        return load_backend("eager").forward(problem)["y"]
+
 class Wrong(Keeps):
     def forward(self, problem):
         y = load_backend("eager").forward(problem)["y"]
@@ -101,6 +126,21 @@ def test_a_red_that_passes_alone_is_said_to(root: Any) -> None:
     line = "forward/t5 passes alone, in a fresh process: something outlives a call ("
     assert f"\n{line}" in ran.stdout
     assert "\nnext: megamoe reduce forward/t5 --after --backend " in ran.stdout
+
+
+def test_the_calls_of_a_law_of_modes_are_the_first_of_a_process_and_the_last(tmp_path: Any) -> None:
+    """Calls that went before would have made the memory, and hide the fault; calls that come after
+    would be red by it."""
+    root = make_golden(tmp_path, CASES + LAW)
+    (root / "k.py").write_text(KERNEL)
+    ran = megamoe(root, "check", "KeepsMemory", "--case", "t5,modes,t3,t4", "--in-order")
+    assert "RED: 1 of 4 judged cases did not pass" in ran.stdout, ran.stdout + ran.stderr
+    assert "RuntimeError: under no grad, under grad mode, under no mode after these: " in ran.stdout
+    line = next(n for n, x in enumerate(KERNEL.splitlines(), 1) if "self.rows.zero_()" in x)
+    mend = (
+        f"\nnext: mend what raises at k.py, line {line}, in forward, then: megamoe check --backend"
+    )
+    assert mend in ran.stdout and "passes alone" not in ran.stdout
 
 
 @pytest.mark.parametrize("kernel", ["Keeps", "Marks"])
@@ -130,8 +170,16 @@ def test_several_that_are_red_only_together_are_said_to_be(
     assert "after 0 cases, in 2 processes; the time is over" in capsys.readouterr().err
     assert cli.main([*argv, "--among", "t4"]) == 2
     assert "; without --among it is tried after others" in capsys.readouterr().err
-    assert cli.main([*argv[:2], *argv[3:], "--among", "t4"]) == 2
-    assert "--among: it is of --after" in capsys.readouterr().err
+    for option in ("--among", "--first"):
+        assert cli.main([*argv[:2], *argv[3:], option, "t4"]) == 2
+        assert f"{option}: it is of --after" in capsys.readouterr().err
+
+
+def test_the_cases_of_first_are_tried_first(root: Any) -> None:
+    ran = megamoe(root, "reduce", "Keeps", "forward/t5", "--after", "--first", "t4,t3")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "\ntrying it after 2 cases of --first\n" in ran.stdout and "itself" not in ran.stdout
+    assert "\nforward/t5 is red after forward/t3; it passes alone: something outl" in ran.stdout
 
 
 class Tries(before.Search):
@@ -207,6 +255,16 @@ def test_the_first_to_be_tried_are_as_large_and_of_the_same_sizes() -> None:
     assert len(first) == before.LIKELY
     assert every["property/padding-rows-broken-with-masked-and-skewed-slots"] in first
     assert all(before._values(one) >= before._values(case) for one in first[:8])
+
+
+def test_the_cases_just_before_it_in_a_run_are_tried_early() -> None:
+    """In a run of them, these ran next to it; the cases of one kind keep their order."""
+    some = [one for one in load_cases() if one.kind == "forward"][:30]
+    order = shards.small_first(some, {})
+    before_it = order[19 - before.NEAREST : 19]
+    others = [one for one in some if one.id != order[19].id]
+    assert before.nearest(order[19], others, {}) == before_it[::-1]
+    assert before.nearest(order[0], order[1:], {}) == []
 
 
 def test_after_needs_a_case_that_passes_alone_and_one_that_breaks_it(root: Any) -> None:
@@ -327,6 +385,23 @@ def test_the_next_command_of_a_red_that_passes_alone_is_for_the_case_before() ->
     assert "next: megamoe reduce forward/a --after --backend k.py:K\n" in output_of(
         {"forward/a": "pass"}
     )
+
+
+def test_earlier_reds_of_the_same_line_are_tried_first_and_the_line_is_named(root: Any) -> None:
+    """What made one raise is likely to have made the other raise. The report is in the order of
+    names, ``cases`` in that of the run."""
+    reason = "the backend raised ValueError: {} (k.py, line 3, in f)"
+    cases = [
+        verdict("t3", "error", reason.format("a")).to_dict(),
+        verdict("t4", "error", reason.format("b")).to_dict(),
+        verdict("t5", "error", reason.format("c")).to_dict(),
+    ]
+    order = [case for name in ("t5", "t4", "t3") for case in load_cases(root) if case.name == name]
+    report = {"backend": "k.py:K", "cases": cases}
+    beside, line = next_command.lines_of(report, order, {"forward/t4": "pass"})
+    uses = "what that line uses may be what outlives a call"
+    assert beside == f"3 reds raised ValueError at k.py, line 3, in f: {uses}"
+    assert line == "next: megamoe reduce forward/t4 --after --first forward/t5 --backend k.py:K"
 
 
 def test_in_order_is_the_order_of_the_names(root: Any) -> None:

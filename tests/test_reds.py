@@ -56,6 +56,12 @@ def view(cases: list[dict[str, Any]], pictures: int = 20) -> str:
          "X in f: at N of CASE"),
         ("error", f"case eplb/a: {REASON}; in law padding-rows: 7 rows",
          "RuntimeError in f: no kernel for N tokens"),
+        ("error", "case eplb/a: the backend raised RuntimeError: under no grad, under grad mode: "
+         "ValueError: no kernel for 33 tokens (k.py, line 7, in f); in law grad-mode",
+         "ValueError in f: no kernel for N tokens"),
+        ("error", "case eplb/a: the backend raised RuntimeError: under no grad: ValueError: x; "
+         "under grad mode: another output (k.py, line 7, in f); in law grad-mode",
+         "RuntimeError in f: under no grad: ValueError: x; under grad mode: another output"),
         ("error", "case eplb/a: no result within 120 s; last seen in k.py, line 3",
          "no result within N s; last seen in k.py, line N"),
         ("error", "case eplb/a: y has shape (4, 512), expected (3, 512); reshape it",
@@ -226,7 +232,8 @@ def law(name: str) -> dict[str, Any]:
         ([law("property/a")],
          "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
         ([red("property/a", reason=f"{REASON}; in law padding-rows: 7 padding rows of NaN")],
-         "next: mend this, then: megamoe check --backend k.py:K --case property/a --device cuda"),
+         "next: mend what raises at k.py, line 7, in f, then: megamoe check --backend k.py:K "
+         "--case property/a --device cuda"),
         ([red("property/a")], "next: megamoe reduce property/a --backend k.py:K --device cuda"),
         ([red("property/a", reason="the backend raised NameError: x (k.py, line 3, in f); in law "
               "torch-defaults")],
@@ -244,7 +251,8 @@ def law(name: str) -> dict[str, Any]:
         ([fail("staging/a", 1)],
          "next: megamoe explain staging/a --backend k.py:K --device cuda"),
         ([red("staging/a")],
-         "next: mend this, then: megamoe check --backend k.py:K --case staging/a --device cuda"),
+         "next: mend what raises at k.py, line 7, in f, then: megamoe check --backend k.py:K "
+         "--case staging/a --device cuda"),
         ([of_findings("forward/a", "forward", [Finding("inputs", 1, text="the backend wrote into "
                       "input topk_ids; 1 element, the first at [0]")], ("inputs",)).to_dict()],
          "next: mend this, then: megamoe check --backend k.py:K --case forward/a --device cuda"),
@@ -323,7 +331,8 @@ def test_a_problem_without_tokens_is_not_reduced() -> None:
     ]
     alone = {**report, "cases": report["cases"][:1]}
     assert next_command.lines_of(alone, cases, {}) == [
-        f"next: mend this, then: megamoe check --backend k.py:K --case {names[0]}"
+        "next: mend what raises at k.py, line 7, in f, then: megamoe check --backend k.py:K --case "
+        f"{names[0]}"
     ]
 
 

@@ -20,6 +20,7 @@ from megamoe.worker import serve
 from megamoe.worker.client import Worker
 from megamoe.worker.files import write
 from megamoe.worker.pool import Pool
+from megamoe.worker.seats import Seats
 from megamoe.worker.session import MODULES, Launch, WorkerError
 from tools.stops import alive
 
@@ -124,6 +125,23 @@ def test_judges_share_the_workers_and_one_that_ends_costs_its_case_alone(tmp_pat
                 assert set(results.values()) == {(*here, (10.0, False))}
     assert set(results) == {c.id for c in cases}
     assert all(isinstance(r, JudgeEnd) and "exit status 9" in str(r) for r in results.values())
+
+
+def test_all_calls_of_a_case_go_to_one_worker():
+    """A law compares calls, and looks for what one leaves behind for the next."""
+    seats = Seats(["A", "B"])
+
+    def worker(judge, case):
+        with seats.worker(judge, case) as place:
+            return place
+
+    with seats.worker(1, "a") as mine:
+        assert worker(2, "b") != mine, "one that is idle"
+    assert worker(2, "c") != mine, "one to which no other judge comes back"
+    assert worker(1, "a") == mine
+    with seats.worker(2, "c"):
+        assert worker(1, "d") == mine
+    seats.leave(2)
 
 
 def test_a_pool_of_a_backend_that_is_none_is_one_line(tmp_path):

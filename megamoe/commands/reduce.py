@@ -50,8 +50,9 @@ def run(a: argparse.Namespace) -> int:
         raise ValueError("--seconds: give a number above 0")
     if a.after:
         return reduce_after.run(a)
-    if a.among:
-        raise ValueError("--among: it is of --after; give both, or leave it out")
+    for option in ("among", "first"):
+        if getattr(a, option):
+            raise ValueError(f"--{option}: it is of --after; give both, or leave it out")
     out, earlier = new_file(a.out) if a.out else Path(), list[Path]()
     start = time.perf_counter()
     problem, case, about = _subject(a)

@@ -34,12 +34,12 @@ def run(a: argparse.Namespace) -> int:
     root = settings.root
     case = case_without_ranks(root, a.subject, "reduce")
     every = load_cases(root)
-    among = in_order(every, a.among) if a.among else []
+    among, first = (in_order(every, names) if names else [] for names in (a.among, a.first))
     with Work(f"looking for the case after which {case.id} fails") as work:
         search = Search(
             settings.launch(), root, case, settings.timeout, a.seconds, work.say, work.pulse
         )
-        finding = search.find(select(every, None, "quick", None), among)
+        finding = search.find(select(every, None, "quick", None), among, first)
     print("\n".join(lines_of(finding, case, a.backend, a.seconds, settings.again())))
     return 0
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from megamoe.printable import quantity
 
+RAISED: Final = "the backend raised"
+"""Begins the reason of a call that raised an exception."""
 _EXCEPTION: Final = re.compile(
-    r"the backend raised (?P<type>[\w.]+)(?:: (?P<text>.*))? "
-    r"\([^()]*, line \d+, in (?P<function>[^()\s]+)\)(?P<rest>.*)", re.S,
+    RAISED + r" (?P<type>[\w.]+)(?:: (?P<text>.*))? "
+    r"\((?P<place>[^()]*, line \d+, in (?P<function>[^()\s]+))\)(?P<rest>.*)", re.S,
 )  # fmt: skip
+_OF_MODES: Final = re.compile(r"under [^:]+: (?P<type>\w+):(?: (?P<text>(?!.*; under ).*))?", re.S)
+"""What a law of an engine's surroundings says of one exception that some of its calls raised. Of
+several, or of one and other outputs, it says more than an ordinary call can."""
 _ID: Final = re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b")
 _NUMBER: Final = re.compile(
     r"\b(?P<revision>\d{4}-\d{2})\b"
@@ -38,18 +43,43 @@ _ROWS_OF: Final = re.compile(r"(\w+): N of N rows have other bits, the first is 
 _RIGHT: Final = re.compile(r"; right under [^;]*$")
 
 
+class Origin(NamedTuple):
+    """An exception of the backend, and the line that raised it."""
+
+    type: str
+    text: str
+    place: str
+    """``k.py, line 7, in f``."""
+    function: str
+    rest: str
+    """What the reason says after it."""
+
+
+def origin_of(reason: str) -> Origin | None:
+    """The exception of which the reason of an error tells; None where it tells of none. If all
+    calls of a law that raised have the same exception, it is that one: their list goes."""
+    text, in_law, _ = reason.partition(IN_LAW)
+    match = _EXCEPTION.search(text)
+    if match is None:
+        return None
+    of_modes = _OF_MODES.fullmatch(match["text"] or "") if in_law else None
+    kind, words = (of_modes or match).group("type", "text")
+    return Origin(kind, words or "", match["place"], match["function"], match["rest"])
+
+
 def symptom_of(case_id: str, status: str, reason: str) -> str:
     """The symptom of a red in one line: of an error the exception's type, function and text, of a
     fail the first bad stage or law. Numbers are N, other ids are ID, and the case is CASE, so that
     cases of one sort have one symptom; one thing and several are one symptom too. The name of a
     contract stays, and so do the numbers of its clauses, where the output is right under these; the
-    law whose variant raised goes."""
+    law whose variant raised goes, and so does the list of its calls that raised the same."""
     text = reason.removeprefix(f"case {case_id}: ")
-    text = text.replace(case_id, "CASE").partition(IN_LAW)[0].partition(LEARNED_LIMIT)[0]
-    exception, right = _EXCEPTION.fullmatch(text), None
-    if exception:
-        detail = f": {exception['text']}" if exception["text"] else ""
-        text = f"{exception['type']} in {exception['function']}{detail}{exception['rest']}"
+    text = text.replace(case_id, "CASE").partition(LEARNED_LIMIT)[0]
+    origin, right = origin_of(text), None
+    text = text.partition(IN_LAW)[0]
+    if origin and text.startswith(RAISED):
+        detail = f": {origin.text}" if origin.text else ""
+        text = f"{origin.type} in {origin.function}{detail}{origin.rest}"
     elif status == "fail":
         right = _RIGHT.search(text)
         text = text.partition("; ")[0]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy.typing as npt
 
 from megamoe.cases import Case
-from megamoe.cases.forms import LAUNCH_LAWS, PROPERTY
+from megamoe.cases.forms import LAUNCH_LAWS, MODE_LAWS, PROPERTY
 from megamoe.judge import (
     IN_LAW,
     BadOutput,
@@ -70,7 +70,7 @@ def launch_findings(runner: Any, call: Caller, problem: Problem, law: str) -> li
     base = forward_bits(call.forward(problem).result, problem)["y"]
     ids = problem.topk_ids.numpy()
     with laws.in_law(law):
-        outcome = call.act("launch", problem, law=law)
+        outcome = call.act("launch", problem, apart=law in MODE_LAWS, law=law)
     labels, orders = outcome.extra.get("labels", []), outcome.extra.get("orders", [])
     if not labels or len(labels) != len(outcome.result):
         raise BadOutput(f"law {law} gave {len(outcome.result)} outputs for {len(labels)} variants")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from megamoe.cases import SIZES, Case, form_of, kind_of, shards
+from megamoe.cases.forms import MODE_LAWS
 from megamoe.cases.needs import lacking
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import BAD, Verdict
@@ -27,7 +28,10 @@ from megamoe.worker.session import Identity, Launch
 SHAPE: Final = ("hidden", "intermediate", "top_k")
 """Sizes by which a kernel chooses its buffers; the number of tokens and experts varies more."""
 LIKELY: Final = 24
-"""Earlier cases that are tried singly before all others."""
+"""Earlier cases like it that are tried singly before groups of them."""
+NEAREST: Final = 6
+"""Cases before it in the order of a run that are tried singly before those: in a run, one of them
+had made the call just before, in the same process or in another one."""
 Watch = Callable[[str], None]
 """Takes the place of the search within a try, for a person who waits."""
 
@@ -68,10 +72,13 @@ class Search:
     _earlier_ids: set[str] = field(default_factory=set)
     """The earlier cases of all groups that were begun."""
 
-    def find(self, cases: Sequence[Case], among: Sequence[Case] = ()) -> After:
+    def find(
+        self, cases: Sequence[Case], among: Sequence[Case] = (), first: Sequence[Case] = ()
+    ) -> After:
         """The fewest of ``cases`` after which the case fails; of ``among`` alone, in this order,
-        where there are any. Where the time is over before they are the fewest, those that are
-        left. :class:`ReduceError` if the case fails alone too, or after none of them."""
+        where there are any. Each of ``first`` is tried before all others. Where the time is over
+        before they are the fewest, those that are left. :class:`ReduceError` if the case fails
+        alone too, or after none of them."""
         self._until = time.perf_counter() + self.seconds
         identity, alone = self._try([])
         if alone.status in BAD:
@@ -86,7 +93,7 @@ class Search:
             f"{self.seconds:g} s"
         )
         try:
-            result = self._after_any(cases, among, identity)
+            result = self._after_first(first) or self._after_any(cases, among, identity)
         except _Late:
             result = self._best and replace(self._best, is_least=len(self._best.earlier) == 1)
         if result is None:
@@ -107,6 +114,12 @@ class Search:
             return f"{text}; without --among it is tried after others"
         return f"{text}; `megamoe check` once more shows whether it is red there each time"
 
+    def _after_first(self, first: Sequence[Case]) -> After | None:
+        if not first:
+            return None
+        self.log(f"trying it after {quantity(len(first), 'case')} of --first")
+        return self._after_each(list(first))
+
     def _after_any(
         self, cases: Sequence[Case], among: Sequence[Case], identity: Identity
     ) -> After | None:
@@ -122,7 +135,11 @@ class Search:
         others = eligible(self.case, cases, identity, seconds)
         self.log("trying it after itself")
         result = self._after_all([self.case])
-        some = likely(self.case, others, seconds)
+        near = nearest(self.case, others, seconds)
+        if result is None and near:
+            self.log(f"trying it after each of {quantity(len(near), 'case')} before it in a run")
+            result = self._after_each(near)
+        some = [one for one in likely(self.case, others, seconds) if one not in near]
         if result is None and some:
             self.log(f"trying it after each of {quantity(len(some), 'case')} as large or of its H, "
                      "I and top-k")  # fmt: skip
@@ -233,6 +250,13 @@ def eligible(
     ]  # fmt: skip
 
 
+def nearest(case: Case, others: Sequence[Case], seconds: Mapping[str, float]) -> list[Case]:
+    """The last of ``others`` that stand before ``case`` in the order of a run of all of them, at
+    most :data:`NEAREST`; the very last first."""
+    order = shards.small_first([*others, case], seconds)
+    return order[: order.index(case)][: -NEAREST - 1 : -1]
+
+
 def likely(case: Case, others: Sequence[Case], seconds: Mapping[str, float]) -> list[Case]:
     """The first to try singly, at most :data:`LIKELY`. A buffer that is kept is as large as the
     largest call so far, and is often chosen by H, I and top-k: so those with as many values that
@@ -273,7 +297,10 @@ def _sizes(case: Case, names: Sequence[str]) -> list[int | None]:
 def _call(runner: Runner, case: Case) -> None:
     """The calls of a case, judged only where they cannot be had otherwise."""
     kind = kind_of(case.kind)
-    if kind.judge is not None or kind.ask is None:
+    # The calls of a law of modes have a process of their own, so its ordinary call is all that
+    # can leave something behind here.
+    has_more = kind.judge is not None and case.params.get("law") not in MODE_LAWS
+    if has_more or kind.ask is None:
         runner.run(case)
         return
     try:

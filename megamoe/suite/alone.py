@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 from megamoe.cases import Case
 from megamoe.judge import BAD, HANG, Symptom, Verdict, symptoms
 from megamoe.suite.judges import Desk, Judges
-from megamoe.suite.next_command import FORWARDS, choice_of, own_fault
+from megamoe.suite.next_command import FORWARDS, choice_of
+from megamoe.suite.origins import own_fault
 from megamoe.suite.telling import size
 from megamoe.worker.pool import Pool
 from megamoe.worker.session import Launch, WorkerError

@@ -14,19 +14,13 @@ from megamoe.cases import Case
 from megamoe.cases.forms import LAWS
 from megamoe.judge import BAD, CRASH, HANG, IN_LAW, Symptom, symptoms
 from megamoe.spec.stages import STAGES
+from megamoe.suite.origins import alike_before, line_beside, own_fault, what_raises
 from megamoe.suite.telling import size, smallest
 
-OWN_FAULTS: Final = (
-    "NameError", "UnboundLocalError", "AttributeError", "ImportError", "ModuleNotFoundError",
-    "SyntaxError", "IndentationError", "TypeError",
-)  # fmt: skip
-"""Exceptions that a smaller problem does not explain: the line that raised them does."""
 REDUCIBLE: Final = ("the backend raised", CRASH, HANG)
 """Words of an error that a smaller problem may explain."""
 ALL_CALLS: Final = "for all calls of the case"
 """Words of a case whose calls are slow together: no single one of them hangs."""
-CALL: Final = "in _invoke"
-"""The end of a place in the worker's own line that calls the backend."""
 DEFAULT_TIMEOUT: Final = 120.0
 """Seconds of ``--timeout`` where nobody asks for others."""
 INPUT: Final = "wrote into input"
@@ -71,7 +65,7 @@ def lines_of(
         sorts = [s for s in sorts if s is sorts[0] or (s[1] and not _passes(s[1]))]
     this = len(groups) == 1 or len(sorts) > 1
     offers = [
-        Offer(sort[0], _after(report, red[0])) if red and _passes(red)
+        Offer(sort[0], _after(report, red[0], [*by_id])) if red and _passes(red)
         else _offer(report, sort, by_id, this)
         for sort, red in sorts
     ]  # fmt: skip
@@ -130,16 +124,23 @@ def _passes(red: tuple[str, str] | None) -> bool:
     return red is not None and red[1] == "pass"
 
 
-def _after(report: Mapping[str, Any], name: str) -> list[str]:
-    """What to do with a red that passes alone. If one other case ran, which passed, that is the
-    earlier case: the run was the one that ``reduce --after`` names."""
+def _after(report: Mapping[str, Any], name: str, order: Sequence[str]) -> list[str]:
+    """What to do with a red that passes alone; ``order``: the ids in the order of the run. If one
+    other case ran, which passed, that is the earlier case: the run was the one that ``reduce
+    --after`` names. Earlier reds that raised at the same line are to be tried first."""
+    case = next(case for case in report["cases"] if case["id"] == name)
     others = [case for case in report["cases"] if case["id"] != name]
+    reds = reds_of(report)
+    beside = line_beside(case, reds)
     if len(others) == 1 and others[0]["status"] == "pass":
         first = others[0]["id"]
         again = f"--backend {backend_of(report)} --case {first},{name} --in-order"
-        return [f"next: mend what {first} leaves behind, then: {command(report, 'check', again)}"]
-    words = f"{name} --after --backend {backend_of(report)}"
-    return [f"next: {command(report, 'reduce', words)}"]
+        next_line = f"next: mend what {first} leaves behind, then: "
+        return [*beside, f"{next_line}{command(report, 'check', again)}"]
+    alike = ",".join(alike_before(case, reds, order))
+    first = f" --first {shlex.quote(alike)}" if alike else ""
+    words = f"{name} --after{first} --backend {backend_of(report)}"
+    return [*beside, f"next: {command(report, 'reduce', words)}"]
 
 
 def _offer(
@@ -162,7 +163,7 @@ def _offer(
             return Offer(symptom, _over_ranks(report, smallest_id(symptom.cases, by_id)))
         says_all = wrong["kind"] == "property" or INPUT in wrong["reason"]
         if wrong["status"] == "error" or says_all:
-            what = "this" if this else f"this ({_reason(wrong)})"
+            what = what_raises(wrong) or ("this" if this else f"this ({_reason(wrong)})")
             return Offer(symptom, _mend(report, what, wrong))
     return Offer(sort[0], [f"next: megamoe show {sort[0].examples[0]['id']}"])
 
@@ -265,16 +266,6 @@ def _is_of_law(reason: str) -> bool:
 def _is_of_forward(finding: Mapping[str, Any]) -> bool:
     """Whether a finding is of the forward against its golden, and not of a law."""
     return finding["stage"] in STAGES and finding["text"].partition(":")[0] not in LAWS
-
-
-def own_fault(case: Mapping[str, Any]) -> str:
-    """What to mend where the backend's code is wrong whatever the problem is: ``FILE, line N, in
-    NAME``. If that line is the worker's call, the backend's arguments are wrong."""
-    reason = case["reason"].partition(IN_LAW)[0]
-    match = re.search(r"raised (\w+): .*\((.+, line \d+.*)\)$", reason, re.DOTALL)
-    if case["status"] != "error" or match is None or match[1] not in OWN_FAULTS:
-        return ""
-    return "the arguments of the backend's method" if match[2].endswith(CALL) else match[2]
 
 
 def passing(alone: Mapping[str, str] | None) -> list[str]:

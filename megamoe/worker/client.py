@@ -20,6 +20,7 @@ from megamoe.worker import known
 from megamoe.worker.choice import Choice, NoChoice, choose, needs_restart
 from megamoe.worker.link import Link, ProcessEnd
 from megamoe.worker.session import (
+    APART,
     MODULES,
     Identity,
     Launch,
@@ -69,6 +70,8 @@ class Worker:
         self._began = 0.0
         """When this process was started, in seconds of the monotonic clock."""
         self._closed = False
+        self._apart: Worker | None = None
+        """The worker of one request that asks for a process of its own."""
         self.give_up: Callable[[], bool] = lambda: False
         """Whether the wait for an answer is over before its time, since another rank failed."""
         self.sources: dict[str, str] = {}
@@ -96,6 +99,8 @@ class Worker:
     def ask(self, request: Mapping[str, Any], seconds: float) -> Reply:
         """See :meth:`megamoe.worker.session.Session.ask`; ``changed`` lists the parts of its state
         that it changed."""
+        if request.get(APART):
+            return self._ask_apart({k: v for k, v in request.items() if k != APART}, seconds)
         try:
             self._bury()
             identity = self.identity
@@ -133,13 +138,33 @@ class Worker:
             self.end()
         return {**reply, "took": took}
 
+    def _ask_apart(self, request: Mapping[str, Any], seconds: float) -> Reply:
+        """The answer of a new process, which has had no call and gets no other one."""
+        try:
+            with Worker(self.launch, self.identity) as worker:
+                self._apart = worker
+                if self._closed:
+                    worker.retire()
+                reply = worker.ask(request, seconds)
+                self._add_sources(worker.sources)
+        except WorkerError as error:
+            return {"broken": str(error)}
+        finally:
+            self._apart = None
+        return reply
+
     def retire(self) -> None:
         """Start no process and make no folder from here on."""
-        self._closed = True
+        self._closed, apart = True, self._apart
+        if apart is not None:
+            apart.retire()
 
     def close(self) -> None:
         """End the process, all that it started, and the folder."""
         self.retire()
+        apart = self._apart
+        if apart is not None:
+            apart.close()
         if not self._link.close():
             self._orphans()
         for folder in self._folders:

@@ -29,7 +29,7 @@ from megamoe.worker.outcomes import (
     Refusal,
     WroteInput,
 )
-from megamoe.worker.session import Session
+from megamoe.worker.session import APART, Session
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,15 @@ class Caller:
         request = {"call": "forward", "plain": plain_of(problem), "fingerprint": self.fingerprint}
         return self._with_problem(problem, request)
 
-    def act(self, name: str, problem: Problem | None = None, **plain: Any) -> CallResult:
-        """An act of :mod:`megamoe.layer.acts` with the backend, in the worker."""
+    def act(
+        self, name: str, problem: Problem | None = None, apart: bool = False, **plain: Any
+    ) -> CallResult:
+        """An act of :mod:`megamoe.layer.acts` with the backend, in the worker; ``apart`` with a
+        ``problem``: in a new process, in which nothing else is called."""
         if problem is None:
             return self._exchange({"call": name, "plain": plain}, [], ())
-        return self._with_problem(problem, {"call": name, "plain": plain_of(problem) | plain})
+        request = {"call": name, "plain": plain_of(problem) | plain}
+        return self._with_problem(problem, request | ({APART: True} if apart else {}))
 
     def call(
         self, name: str, inputs: Tensors, blank: Tensors | None = None, own: Sequence[str] = (),

@@ -2,8 +2,9 @@
 judges.
 
 The pool lives in the process that owns the run. A judge connects to it from a process of its own
-and asks through a :class:`Shared` session; the pool hands the request to the next worker that is
-free. On a GPU one worker serves all judges, so a kernel is compiled once.
+and asks through a :class:`Shared` session; the pool hands the first request of a case to a worker
+that is free, and the others of the case to the same one (:mod:`.seats`). On a GPU one worker serves
+all judges, so a kernel is compiled once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import base64
 import contextlib
 import os
 import pickle
-import queue
 import secrets
 import shutil
 import threading
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from megamoe.worker.client import Worker
+from megamoe.worker.seats import Seats
 from megamoe.worker.session import Identity, Launch, Reply, WorkerError
 from megamoe.worker.team import Ranks, Team
 
@@ -52,7 +53,6 @@ class Pool:
 
     def __init__(self, launch: Launch, count: int, ranks: Ranks | None = None) -> None:
         """Raises :class:`WorkerError` where the backend cannot be loaded."""
-        self._free: queue.Queue[Worker | Team] = queue.Queue()
         self._closed = False
         count = count if ranks is None else 1
         first = Worker(launch) if ranks is None else Team(launch, ranks)
@@ -67,7 +67,7 @@ class Pool:
             raise
         for worker in self._workers:
             worker.like = identity
-            self._free.put(worker)
+        self._seats = Seats(self._workers)
         name = (
             f"\0megamoe-{os.getpid()}-{secrets.token_hex(8)}"  # no file that could be left behind
         )
@@ -110,16 +110,17 @@ class Pool:
 
     def _serve(self, connection: Connection) -> None:
         with connection, contextlib.suppress(EOFError, OSError):
-            while True:
-                request, seconds = connection.recv()
-                worker = self._free.get()
-                try:
-                    reply = worker.ask(request, seconds)
-                except Exception as error:
-                    reply = {"broken": f"its worker cannot be asked ({error})"}
-                finally:
-                    self._free.put(worker)
-                connection.send(reply)
+            try:
+                while True:
+                    request, seconds = connection.recv()
+                    with self._seats.worker(id(connection), request.get("case", "")) as worker:
+                        try:
+                            reply = worker.ask(request, seconds)
+                        except Exception as error:
+                            reply = {"broken": f"its worker cannot be asked ({error})"}
+                    connection.send(reply)
+            finally:
+                self._seats.leave(id(connection))
 
 
 class Shared:

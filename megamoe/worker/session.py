@@ -18,6 +18,9 @@ from megamoe.worker.choice import AUTO, Choice, choose
 
 START_SECONDS: Final = 300.0
 """Seconds for the import of torch and the creation of the backend."""
+APART: Final = "apart"
+"""The key of a request that a new process is to answer, which has had no call and gets no other.
+The judge's own: the worker need not know it."""
 METHODS: Final = ("forward", "prepare", "eplb_map", "transform_weights", "forward_group")
 """A backend offers at least one of these."""
 

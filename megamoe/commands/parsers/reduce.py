@@ -26,6 +26,8 @@ def add(commands: Any, command: Any) -> None:
     r.add_argument("--among", metavar="CASES",
                    help="with --after: look among these earlier cases only, as in "
                    "'forward/a,forward/b', in this order")  # fmt: skip
+    r.add_argument("--first", metavar="CASES",
+                   help="with --after: try these earlier cases before all others")  # fmt: skip
     r.add_argument(
         "--seconds", type=float, default=100.0, help="to shrink or to look (default 100)"
     )
