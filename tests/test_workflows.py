@@ -308,7 +308,8 @@ def test_the_step_of_all_tests(tmp_path):
         "-m ruff check .",
         "-m ruff format --check .",
         "-m mypy",
-        "tools/versions.py", "tools/names.py",
+        "tools/versions.py",
+        "tools/names.py",
         "-m pytest -n 4 --dist worksteal -k one",
     ]
 
