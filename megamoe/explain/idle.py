@@ -72,7 +72,7 @@ def with_idle_rows(
     there. ``weights``: of linear 1, that one token meets."""
     out = []
     for rule in rules:
-        tokens = rule.slots.any(axis=1)
+        tokens = np.asarray(rule.slots.any(axis=1))
         others = np.flatnonzero(tokens & ~wrong).tolist()
         if not len(others) or not tokens[wrong].all() or rule.experts is not None or rule.is_rare:
             continue

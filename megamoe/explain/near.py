@@ -22,7 +22,7 @@ def nearest(rules: Sequence[Rule], wrong: Bools) -> str:
     else empty. Nothing says why the others are right."""
     near = []
     for rule in rules:
-        tokens = rule.slots.any(axis=1)
+        tokens = np.asarray(rule.slots.any(axis=1))
         others = np.flatnonzero(tokens & ~wrong).tolist()
         is_few = len(others) * _SHARE <= tokens.sum() <= len(wrong) * 3 / 4
         if others and tokens[wrong].all() and is_few and rule.experts is None:

@@ -20,6 +20,7 @@ from megamoe.explain.deviations.shown import CHANCE
 from megamoe.explain.grouped import one_of_each
 from megamoe.explain.idle import predictor, with_idle_rows
 from megamoe.explain.match import Names, general
+from megamoe.explain.other_tiles import compare
 from megamoe.explain.places import batch_of, known_rules, wrong_tokens
 from megamoe.explain.zeros import OF_CODES
 from megamoe.judge import Finding
@@ -79,6 +80,8 @@ def of_all_tokens(
         _refute(actual, stages, token, source, findings, accumulator, contract)
         if batch.get("wrong", 0) > 1 and not batch["rules"]:
             _place(batch, actual, stages, token, source, problem, findings, accumulator, contract)
+        rows = {name: stage[token] for name, stage in stages.items()}
+        compare(actual, rows, token, source, findings, accumulator, contract)
     for step in steps:
         step["is_placed"] = bool(batch["rules"])
     return result
@@ -99,8 +102,8 @@ def _place(
     one = source.token(token)
     weights = len(one.ids) * source.hidden_size * one.intermediate
     some = [token, *spread(rows, token, _most(source, token))]
-    known = known_rules(ids, problem.num_experts, wrong)
-    rules = one_of_each(with_idle_rows(known, wrong, gives, some, weights))
+    candidates = known_rules(ids, problem.num_experts, wrong)
+    rules = one_of_each(with_idle_rows(candidates, wrong, gives, some, weights))
     if rules:
         batch.update(rules=[rule.where for rule in rules], near="", has_idle_rows=True)
 

@@ -242,7 +242,11 @@ def _as_would(head: Plain, ways: list[Plain], most: int | None) -> str:
 def _way(way: Plain) -> str:
     where = f", {way['where']}" if way["where"] else ""
     formula = f": {way['formula']}" if way.get("formula") else ""
-    return f"{way['stage']}: {way['what']}{formula}{where}"
+    spares = ""
+    if way.get("right_at"):
+        first, last = way["right_at"]
+        spares = f", but not at channels {first} to {last}, which are right"
+    return f"{way['stage']}: {way['what']}{formula}{where}{spares}"
 
 
 def _in_part(way: Plain, differing: int) -> str:

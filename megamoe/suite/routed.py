@@ -77,6 +77,11 @@ class Routed:
         return max(full, default=0)
 
     @property
+    def most(self) -> int:
+        """Rows of the busiest expert."""
+        return max(self.rows.values(), default=0)
+
+    @property
     def is_skewed(self) -> bool:
         """Whether one expert has at least twice the mean rows."""
         counts = [*self.rows.values()]
@@ -84,10 +89,15 @@ class Routed:
 
     def beyond(self, other: Routed) -> list[str]:
         """What this routing has and ``other`` lacks, in words."""
+        many = next((n for n in _TILES if self.most > n >= other.most), 0)
         features = {
             "masked slots": self.masked and not other.masked,
             "a token without a live slot": self.empty_tokens and not other.empty_tokens,
-            f"an expert whose last tile of {self.tile} rows is full": self.tile > other.tile,
+            f"an expert with more than {many} rows": many,
+            # Where rows are lacking, nobody knows that the tile is what decides.
+            f"an expert whose last tile of {self.tile} rows is full": (
+                not many and self.tile > other.tile
+            ),
             "an expert with twice the mean rows": self.is_skewed and not other.is_skewed,
         }
         return [what for what, lacks in features.items() if lacks]
