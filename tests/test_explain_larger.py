@@ -236,12 +236,19 @@ def test_cases_that_pass_are_said_to_lack_what_none_of_them_has():
     assert explain_larger.without({case.id: []}, [case]) == ""
 
 
+def test_cases_of_few_rows_do_not_say_that_a_full_tile_decides():
+    """A fault of rows from 8 on passes them too."""
+    (combine,), (few,) = by_name("combine-as-a-tree"), by_name("bell-h256-i640-drifts")
+    note = explain_larger.without(explain_larger.lacks(combine, [few]), [few])
+    assert note == "; it does not have what this case has: an expert with more than 8 rows"
+
+
 def test_rows_of_experts_say_what_a_routing_has():
     ids = np.array([[0, 1], [0, -1], [0, 1], [-1, -1]])
     skewed = Routed.of(np.repeat(ids, 8, 0), 4)
     assert skewed == Routed({0: 24, 1: 16}, 24, 64, 8) and skewed.tile == 16
     assert skewed.beyond(Routed.of(np.zeros((5, 1), np.int64), 4)) == [
-        "masked slots", "a token without a live slot",
+        "masked slots", "a token without a live slot", "an expert with more than 8 rows",
         "an expert whose last tile of 16 rows is full",
     ]  # fmt: skip
     assert Routed({0: 9, 1: 1, 2: 1}, 0, 11, 0).is_skewed and not skewed.is_skewed

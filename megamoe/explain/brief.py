@@ -64,8 +64,9 @@ def _departure(description: Plain) -> list[str]:
         for s in actual["stages"] if s["outside"]
     ]  # fmt: skip
     rest = actual.get("y_elsewhere")
-    more = f"; at its other channels {rest['outside']} of {rest['of']}" if rest else ""
-    lines.append(f"outside at token {token}: {', '.join(wrong)}{more}")
+    if rest and any(s["stage"] == "y" and s["outside"] for s in actual["stages"]):
+        wrong[-1] += f" and {rest['outside']} of {rest['of']} at its other channels"
+    lines.append(f"outside at token {token}: {', '.join(wrong)}")
     if description.get("batch", {}).get("tiles"):
         lines.append(f"  of all tokens: {description['batch']['tiles']}")
     lines += [f"  all of {s['stage']} in {s['channels']}"

@@ -97,7 +97,7 @@ def _explanation(step: Plain, label: str, every: bool) -> list[str]:
 def _hedge(step: Plain) -> list[str]:
     """What makes a cause of ``y`` weak that holds in some slots only: they were chosen to fit."""
     exact = step["exact"]
-    if step["step"] != "y" or step.get("is_placed") or not all(way["where"] for way in exact):
+    if step.get("step") != "y" or step.get("is_placed") or not all(way["where"] for way in exact):
         return []
     text = "  the slots were chosen so that it fits: weaker than a cause of all slots"
     repeats = [way["repeats"] for way in exact]
