@@ -32,6 +32,19 @@ def test_a_case_of_several_tokens_and_slots_tells_more():
     assert smallest([]) is None
 
 
+def test_rows_of_one_expert_tell_more_where_some_of_them_are_wrong():
+    """More than a lattice of few values; but if all tokens are wrong, an expert may be the cause."""
+    skewed, rows, best = (
+        by_name(name)[0] for name in ("skewed-routing-overflows-one-expert-t40",
+                                      "bell-one-expert-t65-bad-row-hidden", "bell-h256-i128-drifts")
+    )  # fmt: skip
+    halves = {rows.id: [at for at in range(65) if at % 16 >= 8], skewed.id: [9, 25, 32, 39]}
+    assert smallest([skewed, rows], halves) is rows
+    assert smallest([skewed, rows], {**halves, rows.id: range(65)}) is skewed
+    assert smallest([skewed, rows], {**halves, rows.id: [9]}) is skewed
+    assert smallest([best, rows], halves) is best
+
+
 def test_the_larger_case_asks_for_the_same_features():
     one, other = by_name("token-block-edge-t1")[0], by_name("situ-2-8-fast")[0]
     everything = load_cases()
