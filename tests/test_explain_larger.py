@@ -33,7 +33,7 @@ def test_a_case_of_several_tokens_and_slots_tells_more():
 
 
 def test_rows_of_one_expert_tell_more_where_some_of_them_are_wrong():
-    """More than a lattice of few values; but if all tokens are wrong, an expert may be the cause."""
+    """More than a lattice of few values; if all tokens are wrong, an expert may be the cause."""
     skewed, rows, best = (
         by_name(name)[0] for name in ("skewed-routing-overflows-one-expert-t40",
                                       "bell-one-expert-t65-bad-row-hidden", "bell-h256-i128-drifts")

@@ -73,7 +73,8 @@ def smallest(
     tokens = wrong or {}
 
     def key(case: Case) -> tuple[float, int, bool, int]:
-        tells, worth, least = rank(case)
+        place, worth, least = rank(case)
+        tells: float = place
         some = tokens.get(case.id)
         vague = some is not None and not has_pattern(some, case.params["tokens"])
         if some and not vague and len(some) < case.params["tokens"] and _of_rows(case):
