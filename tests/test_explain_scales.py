@@ -53,7 +53,7 @@ def report_of(p, token=None):
     of_class, contract = session.identity.accumulator, CONTRACTS[session.identity.contract]
     token, channel = element_of(findings, None, token, None)
     rows, source = {name: stage[token] for name, stage in stages.items()}, FromProblem(p)
-    report = explain(source, token, channel, of_class, rows, contract=contract)
+    report = explain(source, token, channel or 0, of_class, rows, contract=contract)
     return report | of_all_tokens(
         report["actual"], stages, token, source, p, findings, of_class, contract
     )

@@ -88,8 +88,9 @@ def _of_choice(description: Plain) -> list[str]:
     if choice["stage"] in (None, "y") and choice["has_channel"] and not actual["outside"]:
         y = next(s for s in actual["stages"] if s["stage"] == "y")
         condition = ", given the codes that were shown" if actual["given_the_codes_shown"] else ""
+        element = f"y at token {description['token']} channel {description['channel']}"
         return [
-            f"y at token {description['token']} channel {description['channel']}: right{condition}; "
+            f"{element}: right{condition}; "
             f"channels {_channels(description)} of this token: {y['outside']} of {y['of']} outside"
         ]
     stage = next((s for s in actual["stages"] if s["stage"] == choice["stage"]), None)
