@@ -302,7 +302,9 @@ def test_the_command_finds_the_worst_element_of_what_was_got(tmp_path, capsys):
         lines[1].startswith("cause: unknown; none of ") and "the 3 wrong values of 128" in lines[1]
     )
     assert lines[2].startswith("y at token 2 channel 20") and ", got " in lines[2]
-    assert lines[3] == "outside at token 2: y 3 of 128 at channels 128 to 255"
+    assert lines[3] == (
+        "outside at token 2: y 3 of 128 at channels 128 to 255 and 0 of 128 at its other channels"
+    )
     assert lines[4].startswith("this case was made to catch: ")
     assert lines[5].startswith("more: --full shows") and len(lines) == 6
 

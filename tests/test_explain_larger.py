@@ -32,6 +32,19 @@ def test_a_case_of_several_tokens_and_slots_tells_more():
     assert smallest([]) is None
 
 
+def test_rows_of_one_expert_tell_more_where_some_of_them_are_wrong():
+    """More than a lattice of few values; if all tokens are wrong, an expert may be the cause."""
+    skewed, rows, best = (
+        by_name(name)[0] for name in ("skewed-routing-overflows-one-expert-t40",
+                                      "bell-one-expert-t65-bad-row-hidden", "bell-h256-i128-drifts")
+    )  # fmt: skip
+    halves = {rows.id: [at for at in range(65) if at % 16 >= 8], skewed.id: [9, 25, 32, 39]}
+    assert smallest([skewed, rows], halves) is rows
+    assert smallest([skewed, rows], {**halves, rows.id: range(65)}) is skewed
+    assert smallest([skewed, rows], {**halves, rows.id: [9]}) is skewed
+    assert smallest([best, rows], halves) is best
+
+
 def test_the_larger_case_asks_for_the_same_features():
     one, other = by_name("token-block-edge-t1")[0], by_name("situ-2-8-fast")[0]
     everything = load_cases()
@@ -236,12 +249,19 @@ def test_cases_that_pass_are_said_to_lack_what_none_of_them_has():
     assert explain_larger.without({case.id: []}, [case]) == ""
 
 
+def test_cases_of_few_rows_do_not_say_that_a_full_tile_decides():
+    """A fault of rows from 8 on passes them too."""
+    (combine,), (few,) = by_name("combine-as-a-tree"), by_name("bell-h256-i640-drifts")
+    note = explain_larger.without(explain_larger.lacks(combine, [few]), [few])
+    assert note == "; it does not have what this case has: an expert with more than 8 rows"
+
+
 def test_rows_of_experts_say_what_a_routing_has():
     ids = np.array([[0, 1], [0, -1], [0, 1], [-1, -1]])
     skewed = Routed.of(np.repeat(ids, 8, 0), 4)
     assert skewed == Routed({0: 24, 1: 16}, 24, 64, 8) and skewed.tile == 16
     assert skewed.beyond(Routed.of(np.zeros((5, 1), np.int64), 4)) == [
-        "masked slots", "a token without a live slot",
+        "masked slots", "a token without a live slot", "an expert with more than 8 rows",
         "an expert whose last tile of 16 rows is full",
     ]  # fmt: skip
     assert Routed({0: 9, 1: 1, 2: 1}, 0, 11, 0).is_skewed and not skewed.is_skewed

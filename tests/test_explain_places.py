@@ -228,7 +228,7 @@ def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
     first, second = ({"exact": [{"what": what}]} for what in ("relu stands for silu", "y is zero"))
     batch = in_batch({"explanations": [first, second]}, {}, 0, ids, 3, wrong, {})
     assert batch == {"tokens": 3, "wrong": 3, "which": "", "slots": 6, "wrong_slots": None,
-                    "is_lost": False, "rules": [], "before": "",
+                    "is_lost": False, "rules": [], "near": "", "before": "",
                     "is_empty_tokens": False}  # fmt: skip
     batch = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong, {})
     assert batch["is_lost"] and "all tokens are dropped" in batch["rules"]

@@ -113,7 +113,8 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
         wide = _wider(subject, actual, class_name, contract)
         diagnosis = {"case": subject.name, "breaks": breaks, "right_under_class": wide, **diagnosis,
                 "golden": _golden(subject, diagnosis, contract),
-                "accumulator_from": why}  # fmt: skip
+                "accumulator_from": why,
+                "choice": {"stage": a.stage, "has_channel": a.channel is not None}}  # fmt: skip
         if actual is not None and findings is not None:
             diagnosis |= of_all_tokens(
                 diagnosis["actual"], actual, token, subject.source, subject.problem, findings,

@@ -21,7 +21,7 @@ from megamoe.golden import Store, make
 from megamoe.judge import BAD, WORDS, judge_forward
 from megamoe.spec.contract import contract
 from megamoe.suite import at_hand
-from megamoe.suite.routed import routed
+from megamoe.suite.routed import FULL_TILE, MANY_ROWS, routed
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from megamoe.suite.similar import larger, of_tiles, plain
@@ -125,6 +125,9 @@ def without(lacking: Mapping[str, Sequence[str]], others: Sequence[Case]) -> str
     """What none of ``others`` has: they say nothing of a fault that needs it."""
     each = [lacking[other.id] for other in others]
     of_all = [what for what in each[0] if all(what in one for one in each)]
+    if any(what.startswith(MANY_ROWS) for what in of_all):
+        # None has the rows of a full tile, so they do not say that a full one is what decides.
+        of_all = [what for what in of_all if not what.startswith(FULL_TILE)]
     if not of_all:
         return ""
     has = "it does not have" if len(others) == 1 else "none of them has"

@@ -83,6 +83,16 @@ def refutations(
     )
 
 
+def refutations_of_y(
+    source: Source, token: int, channel: int, accumulator: str, actual: Mapping[str, Any],
+    contract: Contract, only: Names,
+) -> Names:  # fmt: skip
+    """Those of the deviations ``only`` that would change ``y`` of ``token`` in the tile of
+    ``channel``, where all of it is right. ``actual``: rows of ``tensors.STAGES`` of the token."""
+    life = live(source, token, _channels(source, channel, True), accumulator, contract)
+    return contradictions_by_y(life, source, TokenOutput.of(life, actual), only)
+
+
 def _channels(source: Source, channel: int, is_compared: bool) -> list[int]:
     """The channels of ``y`` that are computed with ``channel``."""
     channels = [channel]
@@ -102,4 +112,5 @@ def _worst(departs: Mapping[str, Any], stage: str | None) -> Any:
     return by_stage.get(stage or first["stage"])
 
 
-__all__ = ["FromCase", "FromProblem", "Source", "departure", "explain", "refutations"]
+__all__ = ["FromCase", "FromProblem", "Source", "departure", "explain", "refutations",
+           "refutations_of_y"]  # fmt: skip

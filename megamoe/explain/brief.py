@@ -53,6 +53,7 @@ def _departure(description: Plain) -> list[str]:
         whole = f"{original['read_from']} of {original['case']}"
         lines.append(f"read from {whole}, which was reduced to this file:")
         lines += [*original["shown"], *_alone(description)]
+    lines += _of_choice(description)
     if worst is not None:
         lines.append(worst["line"])
         if worst.get("means") and not is_told:
@@ -62,6 +63,9 @@ def _departure(description: Plain) -> list[str]:
         + (f" at channels {_channels(description)}" if s["stage"] == "y" else "")
         for s in actual["stages"] if s["outside"]
     ]  # fmt: skip
+    rest = actual.get("y_elsewhere")
+    if rest and any(s["stage"] == "y" and s["outside"] for s in actual["stages"]):
+        wrong[-1] += f" and {rest['outside']} of {rest['of']} at its other channels"
     lines.append(f"outside at token {token}: {', '.join(wrong)}")
     if description.get("batch", {}).get("tiles"):
         lines.append(f"  of all tokens: {description['batch']['tiles']}")
@@ -74,6 +78,27 @@ def _departure(description: Plain) -> list[str]:
             f"accumulator class {description['accumulator']}: {description['accumulator_from']}"
         )
     return lines
+
+
+def _of_choice(description: Plain) -> list[str]:
+    """A chosen element of ``y`` that is right, or a chosen stage that is right at this token."""
+    choice, actual = description.get("choice"), description["actual"]
+    if not choice:
+        return []
+    if choice["stage"] in (None, "y") and choice["has_channel"] and not actual["outside"]:
+        y = next(s for s in actual["stages"] if s["stage"] == "y")
+        condition = ", given the codes that were shown" if actual["given_the_codes_shown"] else ""
+        element = f"y at token {description['token']} channel {description['channel']}"
+        return [
+            f"{element}: right{condition}; "
+            f"channels {_channels(description)} of this token: {y['outside']} of {y['of']} outside"
+        ]
+    stage = next((s for s in actual["stages"] if s["stage"] == choice["stage"]), None)
+    if stage is not None and not stage["outside"]:
+        at = f" at channels {_channels(description)}" if stage["stage"] == "y" else ""
+        return [f"{stage['stage']} of token {description['token']}: right, 0 of {stage['of']} "
+                f"outside{at}"]  # fmt: skip
+    return []
 
 
 def _alone(description: Plain) -> list[str]:

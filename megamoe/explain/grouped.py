@@ -7,7 +7,9 @@ tile. Where one of them counts otherwise, rows meet the weights of another exper
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -16,6 +18,7 @@ from megamoe.explain.rules import TILES, Bools, Ids, Rule, rows_of_experts
 from megamoe.printable import quantity
 
 _IN_TILES: Final = ", in tiles of "
+_ROW: Final = re.compile(r"row (\d+) of an expert")
 
 
 def grouped_rules(ids: Ids, experts: int) -> Iterator[Rule]:
@@ -46,12 +49,26 @@ def grouped_rules(ids: Ids, experts: int) -> Iterator[Rule]:
 
 
 def one_of_each(candidates: Iterable[Rule]) -> list[Rule]:
-    """``candidates``, with one rule of those that differ in the tile only."""
-    out: dict[str, Rule] = {}
+    """``candidates``, with one rule of those that differ in the tile only, or in the number of one
+    row of each expert only."""
+    out: dict[str, list[Rule]] = {}
     for rule in candidates:
         key = rule.where if rule.experts is None else rule.where.partition(_IN_TILES)[0]
-        out.setdefault(key, rule)
-    return [*out.values()]
+        out.setdefault(_ROW.sub("row N of an expert", key), []).append(rule)
+    return [_of_one_row(rules) for rules in out.values()]
+
+
+def _of_one_row(rules: list[Rule]) -> Rule:
+    """The first of ``rules``; of one row each, it names the other rows."""
+    first, *others = rules
+    if not others or not _ROW.fullmatch(first.where):
+        return first
+    numbers = [int(n) for rule in rules for n in _ROW.findall(rule.where)]
+    low, high = min(numbers), max(numbers)
+    is_range = high - low == len(others)
+    these = f"{low} to {high}" if is_range else _join(sorted(numbers))
+    row = f"row {numbers[0]} (or another of {these}) of an expert"
+    return replace(first, where=row, loss=f"{row} is dropped")
 
 
 def _counts(counts: Ids, masked: int, size: int) -> Iterator[tuple[str, Ids]]:

@@ -62,6 +62,9 @@ class Fit:
     explains: int
     differing: int
     contradicts: int
+    repeats: int = 0
+    """Groups after which the scale bytes of these slots repeat, where the deviation reads them in
+    another order: further orders give the same values. 0 where they do not repeat."""
 
     @property
     def residue(self) -> int:
@@ -101,6 +104,7 @@ class Fit:
             "explains": self.explains,
             "unexplained": self.residue,
             "contradicts": self.contradicts,
+            "repeats": self.repeats,
         }
 
 

@@ -17,8 +17,11 @@ import numpy as np
 
 from megamoe.explain import Source, departure, refutations
 from megamoe.explain.deviations.shown import CHANCE
+from megamoe.explain.grouped import one_of_each
+from megamoe.explain.idle import predictor, with_idle_rows
 from megamoe.explain.match import Names, general
-from megamoe.explain.places import batch_of, wrong_tokens
+from megamoe.explain.other_tiles import compare
+from megamoe.explain.places import batch_of, known_rules, wrong_tokens
 from megamoe.explain.zeros import OF_CODES
 from megamoe.judge import Finding
 from megamoe.judge.elements import GRID_LIMIT, TILE
@@ -56,7 +59,11 @@ def of_all_tokens(
     steps = actual["explanations"]
     fitting = _names(way for step in steps for way in step["exact"])
     on_others = partial(_others, actual, stages, token, source, findings, accumulator, contract)
-    others = on_others(fitting, _most(source, token))
+    in_some = any(way["where"] for step in steps for way in step["exact"])
+    is_small = not _is_large(source, token)
+    # A choice of slots is one more freedom, so it needs more tokens.
+    most = _MOST_OF_CHANCE if in_some and is_small else _most(source, token)
+    others = on_others(fitting, most)
     slots = {}
     if actual["parts_at"]["stage"] in ("l2_acts", "l2_acts_sf"):
         slots = {at: set(one["wrong_slots"]) for at, one in {token: actual, **others}.items()}
@@ -68,10 +75,37 @@ def of_all_tokens(
         for step, before in zip(steps, alone, strict=True):
             if step["exact"] or not step["may_be"]:
                 continue
-            most = _MOST_OF_LARGE if _is_large(source, token) else _MOST_OF_CHANCE
+            most = _MOST_OF_CHANCE if is_small else _MOST_OF_LARGE
             _prove(step, before, token, on_others(_names([step["may_be"]]), most))
         _refute(actual, stages, token, source, findings, accumulator, contract)
+        if batch.get("wrong", 0) > 1 and not batch["rules"]:
+            _place(batch, actual, stages, token, source, problem, findings, accumulator, contract)
+        rows = {name: stage[token] for name, stage in stages.items()}
+        compare(actual, rows, token, source, findings, accumulator, contract)
+    for step in steps:
+        step["is_placed"] = bool(batch["rules"])
     return result
+
+
+def _place(
+    batch: Plain, actual: Plain, stages: Mapping[str, Any], token: int, source: Source,
+    problem: Problem, findings: Sequence[Finding], accumulator: str, contract: Contract,
+) -> None:  # fmt: skip
+    """Find the rules some of whose tokens are right, since the cause changes nothing there."""
+    (step, *rest), wrong = actual["explanations"], wrong_tokens(actual, findings, source.tokens)[0]
+    if rest or step["step"] != "y" or not step["exact"] or "l2_acts" not in stages:
+        return
+    rows = np.flatnonzero(wrong).tolist()
+    channels = {at: _channel(findings, at) for at in rows}
+    only, ids = _names(step["exact"]), problem.topk_ids.numpy()
+    gives = predictor(source, stages, accumulator, contract, only, channels)
+    one = source.token(token)
+    weights = len(one.ids) * source.hidden_size * one.intermediate
+    some = [token, *spread(rows, token, _most(source, token))]
+    candidates = known_rules(ids, problem.num_experts, wrong)
+    rules = one_of_each(with_idle_rows(candidates, wrong, gives, some, weights))
+    if rules:
+        batch.update(rules=[rule.where for rule in rules], near="", has_idle_rows=True)
 
 
 def _refute(
@@ -213,6 +247,8 @@ def _compare(way: Plain, token: int, peers: Mapping[int, Plain]) -> None:
         same = [w for w in other["exact"] if (w["stage"], general(w["what"])) == name]
         way["holds_on" if same else "fails_on"].append(at)
         wheres |= {w["where"] for w in same[:1]}
+        if not all(w["repeats"] for w in same):
+            way["repeats"] = 0
     if not way["fails_on"] and len(wheres) > 1:
         way["where"] = _SEVERAL_SLOTS
 

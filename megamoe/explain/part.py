@@ -81,6 +81,7 @@ def part(
         decide(codes, explanations[-1] if beyond.any() else None, output.y)
     return {
         "y": BF16.hex(output.y[at]),
+        "y_channels": [int(life.channels[0]), int(life.channels[-1])],
         "allowed": [BF16.hex(low[at]), BF16.hex(high[at])],
         "given_the_codes_shown": of_codes,
         "outside": bool(beyond[at]),

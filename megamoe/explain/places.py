@@ -16,8 +16,10 @@ import numpy as np
 from megamoe.explain.channels import FEWEST, MOST, in_words
 from megamoe.explain.grouped import before, grouped_rules, one_of_each
 from megamoe.explain.heads import head_rules
+from megamoe.explain.near import nearest
 from megamoe.explain.rules import Bools, Ids, Rule, WrongSlots, phrase, rules
 from megamoe.explain.tails import tail_rules
+from megamoe.explain.tile_parts import part_rules
 from megamoe.explain.unwritten import zero_rows
 from megamoe.judge import Finding
 from megamoe.judge.elements import GRID_LIMIT, TILE
@@ -35,6 +37,15 @@ _OF_EXPERT: Final = re.compile(r"(?:takes the weights|scales are those) of exper
 """Names of deviations of one token by which slots meet another expert's weights."""
 
 
+def known_rules(ids: Ids, experts: int, wrong: Bools) -> list[Rule]:
+    """All rules for ``(T, K)`` expert ids; some of them are those of the ``wrong`` tokens
+    ``(T,)``."""
+    return [
+        *rules(ids, experts, wrong), *head_rules(ids, experts), *tail_rules(ids, experts),
+        *part_rules(ids, experts), *grouped_rules(ids, experts),
+    ]  # fmt: skip
+
+
 def fitting(
     ids: Ids, experts: int, wrong: Bools, slots: Bools | None = None,
     one: tuple[int, set[int]] | None = None,
@@ -44,11 +55,7 @@ def fitting(
     With ``slots`` ``(T, K)`` they predict exactly these slots; with ``one``, a token and its wrong
     slots, these of that token.
     """
-    known_rules = (
-        *rules(ids, experts, wrong), *head_rules(ids, experts), *tail_rules(ids, experts),
-        *grouped_rules(ids, experts),
-    )  # fmt: skip
-    matches = [r for r in known_rules if (r.slots.any(axis=1) == wrong).all()]
+    matches = [r for r in known_rules(ids, experts, wrong) if (r.slots.any(axis=1) == wrong).all()]
     if slots is not None:
         matches = [r for r in matches if (r.slots == slots).all()]
     if one is not None:
@@ -186,6 +193,7 @@ def in_batch(
         "wrong_slots": None if mask is None else int(mask.sum()),
         "is_lost": is_lost,
         "rules": [rule.loss if is_lost else rule.where for rule in matches],
+        "near": "" if matches else nearest(known_rules(ids, experts, wrong), wrong),
         "is_empty_tokens": any(rule.is_rare for rule in matches),
         "before": "" if place is None or is_shifted else before(ids, experts, place),
     }

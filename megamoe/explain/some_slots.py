@@ -15,8 +15,8 @@ import numpy as np
 from megamoe.explain.match import Fit, in_slots
 from megamoe.explain.points import Bools
 from megamoe.explain.predict import Predictor
-from megamoe.explain.ways import Way, right
-from megamoe.spec.formats import U16
+from megamoe.explain.ways import Operands, Scales, Way, right
+from megamoe.spec.formats import U8, U16
 
 _ALL_CHOICES: Final = 6
 """Slots up to which each choice is tried; of more, each one and all but each one."""
@@ -38,9 +38,38 @@ def fits(
             mix = {**rows, **{k: other[k] for k in choice}}
             if not run.outside_rows(own, mix, y).any():
                 many = int(contract.sum())
-                exact.append(Fit(way.name, way.stage, in_slots(choice), many, many, 0))
+                repeats = _repeats(run, way, choice)
+                exact.append(Fit(way.name, way.stage, in_slots(choice), many, many, 0, repeats))
                 break
     return exact
+
+
+def _repeats(run: Predictor, way: Way, choice: Sequence[int]) -> int:
+    """See :attr:`Fit.repeats`, of the slots ``choice``: the longest."""
+    if not isinstance(way.reads2, Scales):
+        return 0
+    longest = 0
+    for slot in (one for one in run.routed() if one.slot in choice):
+        own = Operands.of(run.life, run.source, slot, 2, *run.acts[slot.slot])
+        other = way.reads2(own)
+        for before, after in ((own.sf, other.sf), (own.weight_sf, other.weight_sf)):
+            if np.array_equal(before, after):
+                continue
+            if not np.array_equal(np.sort(before), np.sort(after)):
+                return 0
+            period = _period(before)
+            if not period:
+                return 0
+            longest = max(longest, period)
+    return longest
+
+
+def _period(sf: U8) -> int:
+    """Groups after which ``(..., G)`` scale bytes repeat; 0 where they do not in half of them."""
+    groups = sf.shape[-1]
+    return next(
+        (n for n in range(1, groups // 2 + 1) if np.array_equal(sf[..., n:], sf[..., :-n])), 0
+    )
 
 
 def _choices(candidates: Sequence[int], first: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -37,11 +37,11 @@ def causes(description: Plain, label: str = "cause", *, every: bool = False) -> 
         step_label = f"seen at token {description['token']} as"
     elif batch["rules"]:
         lines += _alternatives("where", batch["rules"], _RULES, every)
-        lines.append(f"  exactly the {_wrong(batch)} outside")
+        lines.append(f"  {_exactly(batch)}")
     elif batch.get("wrong", 0) < batch.get("tokens", 0):
         no_rule = "; no known rule gives exactly these" if batch["wrong"] > 1 else ""
         lines.append(f"where: {_counts(batch)} outside{no_rule}")
-    lines += [f"  {batch[note]}" for note in ("before", "again") if batch.get(note)]
+    lines += [f"  {batch[note]}" for note in ("near", "before", "again") if batch.get(note)]
     for step in description["actual"]["explanations"]:
         lines += explanation(step, step_label, every)
     return lines
@@ -90,7 +90,23 @@ def _explanation(step: Plain, label: str, every: bool) -> list[str]:
             f"  {each} {all_of}{more}",
         ]
     each = "each explains" if len(ways) > 1 else "explains"
-    return [*_alternatives(label, ways, _ALTERNATIVES, every), f"  {each} {all_of}{more}"]
+    lines = [*_alternatives(label, ways, _ALTERNATIVES, every), f"  {each} {all_of}{more}"]
+    return lines + _hedge(step)
+
+
+def _hedge(step: Plain) -> list[str]:
+    """What makes a cause of ``y`` weak that holds in some slots only: they were chosen to fit."""
+    exact = step["exact"]
+    if step.get("step") != "y" or step.get("is_placed") or not all(way["where"] for way in exact):
+        return []
+    text = "  the slots were chosen so that it fits: weaker than a cause of all slots"
+    repeats = [way["repeats"] for way in exact]
+    if all(repeats):
+        text += (
+            f"; their scale bytes repeat every {quantity(max(repeats), 'group')}, so further "
+            "orders of them give the same values"
+        )
+    return [text]
 
 
 def _refutation(case: str, ways: list[Plain]) -> list[str]:
@@ -160,6 +176,16 @@ def _wrong(batch: Plain) -> str:
     return f"{batch['wrong']} of {quantity(batch['tokens'], 'token')} {that}"
 
 
+def _exactly(batch: Plain) -> str:
+    if not batch.get("has_idle_rows"):
+        return f"exactly the {_wrong(batch)} outside"
+    has = "has" if len(batch["rules"]) == 1 else "each has"
+    return (
+        f"{has} the {_wrong(batch)} outside; in the others of these rows the cause changes nothing "
+        "that was compared"
+    )
+
+
 def _counts(batch: Plain) -> str:
     """As "token 4 only: 1 of 31 tokens, 2 of 93 slots"."""
     text = f"{batch['which']}: {batch['wrong']} of {quantity(batch['tokens'], 'token')}"
@@ -216,7 +242,11 @@ def _as_would(head: Plain, ways: list[Plain], most: int | None) -> str:
 def _way(way: Plain) -> str:
     where = f", {way['where']}" if way["where"] else ""
     formula = f": {way['formula']}" if way.get("formula") else ""
-    return f"{way['stage']}: {way['what']}{formula}{where}"
+    spares = ""
+    if way.get("right_at"):
+        first, last = way["right_at"]
+        spares = f", but not at channels {first} to {last}, which are right"
+    return f"{way['stage']}: {way['what']}{formula}{where}{spares}"
 
 
 def _in_part(way: Plain, differing: int) -> str:

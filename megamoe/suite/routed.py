@@ -16,6 +16,9 @@ from megamoe.printable import quantity
 
 _TILES: Final = (8, 16, 32, 64, 128)
 """Rows of a tile of an expert."""
+MANY_ROWS: Final = "an expert with more than"
+FULL_TILE: Final = "an expert whose last tile"
+"""The starts of two features: the second needs rows as well."""
 LIST_LIMIT: Final = 16
 """Experts whose rows are all shown."""
 _BUSIEST: Final = 3
@@ -77,6 +80,11 @@ class Routed:
         return max(full, default=0)
 
     @property
+    def most(self) -> int:
+        """Rows of the busiest expert."""
+        return max(self.rows.values(), default=0)
+
+    @property
     def is_skewed(self) -> bool:
         """Whether one expert has at least twice the mean rows."""
         counts = [*self.rows.values()]
@@ -87,7 +95,8 @@ class Routed:
         features = {
             "masked slots": self.masked and not other.masked,
             "a token without a live slot": self.empty_tokens and not other.empty_tokens,
-            f"an expert whose last tile of {self.tile} rows is full": self.tile > other.tile,
+            f"{MANY_ROWS} {_TILES[0]} rows": self.most > _TILES[0] >= other.most,
+            f"{FULL_TILE} of {self.tile} rows is full": self.tile > other.tile,
             "an expert with twice the mean rows": self.is_skewed and not other.is_skewed,
         }
         return [what for what, lacks in features.items() if lacks]

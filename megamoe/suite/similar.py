@@ -15,7 +15,8 @@ from megamoe.suite.telling import rank, size, special_slots, special_values, tel
 
 _TILE: Final = 16
 """Rows of a small tile of an expert."""
-_PLAIN: Final = Routed({}, 0, 0, 0)
+_PLAIN: Final = Routed({0: 1 << 20 | 1}, 0, 1 << 20 | 1, 0)
+"""Many rows, no tile of which is full at the end."""
 
 
 def larger(case: Case, cases: Iterable[Case]) -> list[Case]:

@@ -9,6 +9,7 @@
 | ``used_experts`` | the weights of the expert beside, of those with rows | its sums |
 | ``neighbours`` | the activations of another row of the expert | sums of linear 2 |
 | ``pipeline`` | scale bytes of an earlier block of K | its sums |
+| ``swaps`` | scale bytes of the groups beside | its sums |
 | ``sums`` | sums of 32 products | sums, and gate and up of them |
 | ``activation`` | gate and up | fp32 activations |
 | ``requantise`` | fp32 activations | ``l2_acts``, ``l2_acts_sf`` |
@@ -39,6 +40,7 @@ from megamoe.explain.deviations import (
     pipeline,
     requantise,
     sums,
+    swaps,
     used_experts,
     zeros,
 )
@@ -100,7 +102,7 @@ def _readers(life: Life, source: Source, linear: int) -> dict[str, Reader]:
         **(dict(neighbours.readers(life, source)) if linear == 2 else {}),
         **operands.readers(linear), **indices.expert_readers(life),
         **operands.expert_of_slot(life, source), **dict(pipeline.readers(life, linear)),
-        **dict(used_experts.readers(source)),
+        **dict(used_experts.readers(source)), **dict(swaps.readers()),
     }  # fmt: skip
 
 

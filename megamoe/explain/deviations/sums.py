@@ -56,6 +56,16 @@ def _rounded(rounding: Callable[[F32], F32]) -> Callable[[F64], Pair]:
     return read
 
 
+def _of_one(change: Callable[[F64], Pair], gate: bool) -> Callable[[F64], Pair]:
+    """``change`` of one of the two alone: a last tile of columns may have up only."""
+
+    def read(sums: F64) -> Pair:
+        other, right = change(sums), halves(sums)
+        return (other[0], right[1]) if gate else (right[0], other[1])
+
+    return read
+
+
 def _in_turn(run: int) -> Callable[[F64], Pair]:
     def read(sums: F64) -> Pair:
         rows = in_bf16(sums)
@@ -78,6 +88,11 @@ def _halves_of_turns(run: int) -> Callable[[F64], Pair]:
     return read
 
 
+_NARROWINGS: Final[Mapping[str, Callable[[F64], Pair]]] = {
+    "truncated to bfloat16": _truncated,
+    "rounded to fp16": _in_half,
+}
+"""Of gate and up, or of one of them."""
 GATE_UP: Final[Mapping[str, Callable[[F64], Pair]]] = {
     "gate and up are swapped": lambda s: halves(s)[::-1],
     "gate and up are read interleaved": _in_turn(1),
@@ -87,11 +102,17 @@ GATE_UP: Final[Mapping[str, Callable[[F64], Pair]]] = {
     "gate and up rows are in turn by 8 and are read as halves": _halves_of_turns(8),
     "gate and up rows are in turn by 16 and are read as halves": _halves_of_turns(16),
     "gate and up are not rounded to bfloat16": _unrounded,
-    "gate and up are truncated to bfloat16": _truncated,
-    "gate and up are rounded to fp16": _in_half,
+    **{f"gate and up are {how}": change for how, change in _NARROWINGS.items()},
+    **{f"the gate is {how}": _of_one(change, True) for how, change in _NARROWINGS.items()},
+    **{f"up is {how}": _of_one(change, False) for how, change in _NARROWINGS.items()},
     "the gate is not rounded to bfloat16": unrounded_gate,
     "up is not rounded to bfloat16": _by_parts(True),
     **{f"gate and up: {name}": _rounded(rounding) for name, rounding in BF16_ROUNDINGS.items()},
+    **{
+        f"{what} alone: {name}": _of_one(_rounded(rounding), what == "the gate")
+        for name, rounding in BF16_ROUNDINGS.items()
+        for what in ("the gate", "up")
+    },
     "up is the gate": lambda s: (halves(s)[0], halves(s)[0]),
     "the gate is up": lambda s: (halves(s)[1], halves(s)[1]),
 }
