@@ -170,7 +170,7 @@ def test_a_red_names_the_contract_under_which_the_output_is_right():
 WRONG = {
     "tokens is -1; it must not be negative": {"tokens": -1},
     "hidden is 100; it must be a multiple of 128": {"hidden": 100},
-    "top_k 5 needs as many experts, the pool has 4": {"top_k": 5},
+    "top_k 5 needs as many experts, and there are 4": {"top_k": 5},
     "seed is -1; it must be an integer": {"seed": -1},
     "unknown key 'size'": {"size": 3},
     "unknown key 'hiden'; did you mean hidden?; known: activation, ": {"hiden": 64},

@@ -237,7 +237,7 @@ def test_masks_replacements_and_weights() -> None:
         (lambda: rows(1, kind="bel"), "unknown hidden recipe 'bel'; known: bell, grid, constant"),
         (lambda: rows(1, kind="grid", spread=1), r"hidden recipe 'grid': unknown \['spread'\]"),
         (lambda: route(1, kind="rand"), "unknown routing recipe 'rand'; known: random, same"),
-        (lambda: route(1, experts=2), "top_k 3 needs as many experts, the pool has 2"),
+        (lambda: route(1, experts=2), "top_k 3 needs as many experts, and there are 2"),
         (
             lambda: recipes.expert_weights(7, 0, 128, 128, {"w13": "bel"}),
             "unknown weight table 'bel'; known: bell",

@@ -847,12 +847,12 @@ def returns_1000_tensors(right, problem):
     return {**right(problem), **{f"t{i}": torch.zeros(1) for i in range(1000)}}
 
 
-@act(**BAD, reason="forward returned generator; return y or a mapping with 'y'")
+@act(**BAD, reason="forward returned generator; return y as a torch.Tensor, or a mapping with 'y'")
 def returns_a_generator(right, problem):
     return (t for t in right(problem).values())
 
 
-@act(**BAD, reason="forward returned NoneType; return y or a mapping with 'y'")
+@act(**BAD, reason="forward returned NoneType; return y as a torch.Tensor, or a mapping with 'y'")
 def returns_nothing(right, problem):
     right(problem)
 
