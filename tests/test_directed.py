@@ -60,11 +60,21 @@ def by_tanh(gate, up, d, weight, slack=0.0):
     return f(0.5) * gate * (f(1) + tanh) * up * weight
 
 
+LOG2_E = f(1.4426950408889634)
+
+
+def exp2_of_a_rounded_product(gate):
+    """1 + exp(-gate) by an exp2 that is exact, of an argument that is not."""
+    return f(1) + np.exp2((-gate * LOG2_E).astype(np.float64)).astype(f)
+
+
 ACTIVATIONS = {
     "(g*u)*sigmoid": lambda g, u, d, w: (g * u * (f(1) / d)) * w,
     "(g*u)/d": lambda g, u, d, w: (g * u / d) * w,
     "silu*(u*w)": lambda g, u, d, w: (g / d) * (u * w),
     "one rounding": lambda g, u, d, w: (g / d).astype(np.float64) * u * w,
+    "exp2": lambda g, u, d, w: g / exp2_of_a_rounded_product(g) * u * w,
+    "exp2 and 1/d": lambda g, u, d, w: g * (f(1) / exp2_of_a_rounded_product(g)) * u * w,
     "tanh": by_tanh,
     "tanh.approx": lambda g, u, d, w: by_tanh(g, u, d, w, 2.0**-11),
     "flushed up": lambda g, u, d, w: (g / d) * flush(u) * w,
@@ -102,6 +112,7 @@ FAULTS = {
 }
 SEES = {
     "product-order": ["(g*u)*sigmoid", "(g*u)/d", "silu*(u*w)", "one rounding"],
+    "precise-silu-by-exp2": ["exp2", "exp2 and 1/d"],
     "silu-by-tanh": ["tanh", "tanh.approx"],
     "silu-by-tanh-precise": ["tanh", "tanh.approx"],
     "subnormal-up": ["flushed up"],
