@@ -151,12 +151,10 @@ def test_the_layer_in_order_has_the_values_of_the_newest_contract():
         NEWEST.staging_exponent_max.value,
     )  # fmt: skip
     assert f"contract `{NEWEST.revision}`" in text and floor == float("1e-4")
-    assert (
-        "max(max |h|, 1e-4)" in text
-        and f"below {low} becomes {low}, one above {high} becomes" in text
-    )
+    assert "max(max |h|, 1e-4)" in text and f"below {low} becomes {low}. An infinite `s`" in text
+    assert f"such power, and gives {high}." in text
     floor_r = NEWEST.requant_exponent_min.value
-    assert f"a result below {floor_r} becomes {floor_r}." in text and f"   {high}.\n" in text
+    assert f"a result below {floor_r} becomes {floor_r}." in text
     assert "max((bits(a) + 0x1FFFFF >> 23), 113) - 8" in text
     a = torch.cat(
         [
@@ -169,3 +167,31 @@ def test_the_layer_in_order_has_the_values_of_the_newest_contract():
     assert (NEWEST.routing_weight.value, NEWEST.bf16_before_requant.value) == ("activation", False)
     assert (NEWEST.gate_clamped_below.value, NEWEST.clamp_drops_nan.value) == (False, True)
     assert NEWEST.combine_order.value == "ascending-slot"
+
+
+def test_the_layer_in_order_says_what_an_infinity_gives_and_how_far_exp_may_err():
+    import numpy as np
+
+    from megamoe.oracle.elementary import EXPF_ULPS, fast_exp_ulps
+    from megamoe.oracle.groups import scaled_codes
+    from megamoe.oracle.staging import quantize
+    from megamoe.oracle.swiglu import requant_exponent
+    from megamoe.spec.contract import NEWEST
+    from megamoe.spec.formats import bf16_round
+
+    text = " ".join((ROOT / "docs/layer.md").read_text().split())
+    values = np.zeros((1, 32), np.float32)
+    values[0, :4] = [np.inf, -np.inf, 2.0**119, 2.0**117]
+    codes, byte = quantize(bf16_round(values), NEWEST)
+    assert (byte.tolist(), codes[0, :4].tolist()) == ([[254]], [0x7E, 0xFE, 0x02, 0x00])
+    assert "has the byte 254" in text and "2^119 becomes 0x02, and all from 2^117 down" in text
+    byte = requant_exponent(np.array([[np.inf]], np.float32), NEWEST)
+    assert byte == 247 and scaled_codes(values, byte, NEWEST)[0, :2].tolist() == [0x7E, 0xFE]
+    assert "An infinite `a` gives 247, and the infinity itself becomes 0x7E or 0xFE" in text
+    gate = np.array([-3.21875])
+    assert fast_exp_ulps(gate) == 2 + np.floor(1.173 * np.abs(gate))
+    assert f"| `exp(-gate)` | {EXPF_ULPS:.0f} ulp | `2 + floor(1.173 abs(gate))` ulp |" in text
+    product = np.float32(3.21875) * np.float32(np.log2(np.e))
+    power = np.float32(2.0 ** np.float64(product))
+    off = abs(float(power) - np.exp(3.21875)) / np.spacing(power)
+    assert off > EXPF_ULPS and "errs by more than 2 ulp at some gates, such as -3.21875" in text

@@ -11,6 +11,7 @@ import pytest
 from megamoe.backends.eager import EagerBackend
 from megamoe.cases import Case, load_cases
 from megamoe.commands import explain_larger, show
+from megamoe.commands.explain_larger import smaller
 from megamoe.judge import Verdict
 from megamoe.suite.routed import Routed
 from megamoe.suite.similar import larger, of_tiles
@@ -111,13 +112,13 @@ def test_a_red_that_tells_no_more_is_not_named(warm, tmp_path, monkeypatch):
     assert explain_larger.worth(report) == 4 and explain_larger.worth(NOTHING) == 0
     monkeypatch.setattr(explain_larger, "MAX_CASES", 1)
     monkeypatch.setattr(explain_larger, "_diagnosis", lambda subject, session: report)
-    none = "no larger case tells more: red too, "
     assert explain_larger.line(arguments, case, report).startswith(
-        f"{none}and tells no more: forward/"
+        "no larger case tells more: red too, and tells no more: forward/"
     )
     long = {**NOTHING, "seconds": 100}
     line = explain_larger.line(arguments, case, long)
-    assert line.startswith(f"{none}but there was no time to explain it: forward/")
+    late = "larger cases, not explained in time: red too, but there was no time to explain it: "
+    assert line.startswith(f"{late}forward/"), "no verdict on what was not explained"
 
 
 class Expert2Lost(EagerBackend):
@@ -132,7 +133,7 @@ def test_further_reds_are_explained_until_one_tells_more(monkeypatch):
     arguments = argparse.Namespace(backend="gone.py:Gone")
     tells = [several(), several(["expert 2"])]
     monkeypatch.setattr(explain_larger, "_diagnosis", lambda subject, session: tells.pop(0))
-    second = of_tiles(case, load_cases())[1].id
+    second = next(one.id for one in of_tiles(case, load_cases())[1:] if not smaller(case, one))
     line = explain_larger.line(arguments, case, several(), Local(Expert2Lost()))
     assert line.startswith(f"a larger case is red too, and tells more: `megamoe explain {second} ")
 
@@ -152,13 +153,14 @@ def test_several_causes_that_fit_are_told_apart_or_it_is_said_why_not(warm, monk
     assert not explain_larger.is_short(case, several([]))
     arguments = argparse.Namespace(backend=None)
     slow = {one.id: explain_larger.SECONDS for one in load_cases()}
-    none = "no larger case tells them apart: "
     monkeypatch.setattr(explain_larger.shards, "durations", lambda root: slow)
     line = explain_larger.line(arguments, case, report)
-    assert line == f"{none}each is known to take 10 s or more, so none was judged"
+    late = "larger cases, not explained in time: "
+    assert line == f"{late}each is known to take 10 s or more, so none was judged"
     monkeypatch.setattr(explain_larger, "load_cases", lambda root: [case])
     line = explain_larger.line(arguments, case, report)
-    assert line == f"{none}none has the features and the chosen values of this one"
+    none = "none has the features and the chosen values of this one"
+    assert line == f"no larger case tells them apart: {none}"
 
 
 def test_a_cause_in_some_slots_asks_for_a_case_that_says_in_which():
@@ -205,10 +207,10 @@ def test_larger_cases_that_are_not_judged_are_said_with_the_reason(warm, tmp_pat
     monkeypatch.setattr(explain_larger, "MAX_CASES", 1)
     monkeypatch.setattr(explain_larger.Runner, "run", lambda self, one: Verdict(one.id, "", "skip"))
     line = explain_larger.line(arguments, case, several())
-    assert line.startswith("no larger case tells them apart: skipped: forward/")
+    assert line.startswith("no larger case was explained: skipped: forward/")
     no_backend = argparse.Namespace(backend=f"{tmp_path}/gone.py:Gone")
     line = explain_larger.line(no_backend, case, several())
-    says = "no larger case tells them apart: the backend gave no output: forward/"
+    says = "no larger case was explained: the backend gave no output: forward/"
     assert line.startswith(says)
 
 
@@ -220,7 +222,8 @@ def test_a_larger_case_has_what_the_red_one_has():
     lacks = explain_larger.lacks(case, [plain, masked])
     assert lacks[plain.id][:2] == ["masked slots", "a token without a live slot"]
     assert lacks[masked.id] == [
-        "a token without a live slot", "an expert whose last tile of 16 rows is full",
+        "a token without a live slot", "an expert whose last tile of 16 rows is full", "I 256",
+        "H 256 together with I 256",
     ]  # fmt: skip
     line = explain_larger.line(argparse.Namespace(backend=None), case, NOTHING)
     best = next(one for one in everything if one.id in line)
@@ -245,8 +248,58 @@ def test_cases_that_pass_are_said_to_lack_what_none_of_them_has():
     assert note.startswith("; it does not have what this case has: masked slots, ")
     tile = "an expert whose last tile of 16 rows is full"
     note = explain_larger.without(lacking, [plain, masked])
-    assert note == (f"; none of them has what this case has: a token without a live slot, {tile}")
+    assert note == (
+        f"; none of them has what this case has: a token without a live slot, {tile}, I 256"
+    )
     assert explain_larger.without({case.id: []}, [case]) == ""
+
+
+def test_passes_of_a_smaller_h_or_i_say_nothing_of_a_fault_that_needs_these(monkeypatch):
+    """A fault of the last tile of I 640 passes at I 128: that pass is named only beside none of
+    I 640 or more, and then the line says so."""
+    (case,) = by_name("few-rows-h768-i640-tail-of-steps-lost-t3")
+    low, narrow, wide = (
+        replace(case, id=f"forward/h{h}-i{i}", params={**case.params, **sizes(h, i)})
+        for h, i in ((640, 1280), (768, 128), (768, 1280))
+    )
+    assert smaller(case, low) == ["H 768", "H 768 together with I 640"]
+
+    def line(*passes):
+        monkeypatch.setattr(explain_larger, "larger", lambda case, every: [*passes])
+        monkeypatch.setattr(explain_larger, "_judge", lambda *_: (None, {"green": [*passes]}))
+        return explain_larger.line(argparse.Namespace(backend="eager"), case, NOTHING)
+
+    assert line(narrow, wide) == f"a larger case passes: {wide.id}"
+    pass_alone = f"a larger case passes: {narrow.id}; it does not have what this case has: I 640"
+    assert line(narrow) == pass_alone
+    assert line(narrow, low) == (
+        f"larger cases pass: {narrow.id}, {low.id}; none of them has what this case has: "
+        "H 768 together with I 640"
+    )
+
+
+def sizes(hidden, intermediate):
+    return {"hidden": hidden, "intermediate": intermediate}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "opening"),
+    [
+        (["red too, and tells no more"], "no larger case tells more: "),
+        (["red too, and tells no more", "not begun after 10 s"],
+         "no larger case that was explained tells more: "),
+        (["not begun after 10 s"], "larger cases, not explained in time: "),
+        (["red too, but there was no time to explain it", "green"],
+         "larger cases, not explained in time: "),
+        (["skipped"], "no larger case was explained: "),
+    ],
+)  # fmt: skip
+def test_no_verdict_stands_before_cases_that_were_not_explained(monkeypatch, outcomes, opening):
+    (case,) = by_name("token-block-edge-t15")
+    what = {one: [case] for one in outcomes}
+    monkeypatch.setattr(explain_larger, "_judge", lambda *_: (None, what))
+    line = explain_larger.line(argparse.Namespace(backend="eager"), case, NOTHING)
+    assert line == opening + "; ".join(f"{one}: {case.id}" for one in outcomes)
 
 
 def test_cases_of_few_rows_do_not_say_that_a_full_tile_decides():

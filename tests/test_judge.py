@@ -295,7 +295,15 @@ def problem(tokens=2, hidden=128, inter=128, experts=3, slots=2, seed=0):
         (None, "forward returned NoneType; return y as a torch.Tensor, or a mapping with 'y'"),
         ({"x": torch.zeros(2, 128)}, r"forward returned \['x'\] without 'y'; add it"),
         (torch.zeros(2, 128), "y has dtype float32, expected bfloat16; convert it"),
-        (torch.zeros(3, 128).bfloat16(), r"y has shape \(3, 128\), expected \(2, 128\); drop"),
+        (
+            torch.zeros(3, 128).bfloat16(),
+            r"y has shape \(3, 128\), expected \(2, 128\); drop padding",
+        ),
+        (
+            torch.zeros(128, 2).bfloat16(),
+            r"\(128, 2\), expected \(2, 128\), and this is the transposed shape; return y.T$",
+        ),
+        (torch.zeros(256).bfloat16(), r"y has shape \(256,\), expected \(2, 128\)$"),
         ({"y": 1}, r"y is int; expected a bfloat16 tensor \(2, 128\)"),
         ({"y": type("meta tensor", (), {})()}, r"y lies on torch's meta device and has no numbers"),
         ({"y": torch.zeros(2, 128).bfloat16(), "z": 1}, "unknown tensor 'z'; known: x, x_sf"),

@@ -41,6 +41,10 @@ SECONDS: Final = 10.0
 _GREEN: Final = "green"
 _NO_MORE: Final = "red too, and tells no more"
 _LONG: Final = "red too, but there was no time to explain it"
+_NOT_BEGUN: Final = f"not begun after {SECONDS:.0f} s"
+_LATE: Final = "larger cases, not explained in time: "
+_TOGETHER: Final = " together with "
+"""Between both sizes of a case."""
 
 
 def is_short(case: Case, diagnosis: Plain) -> bool:
@@ -91,11 +95,11 @@ def line(
     others = [one for one in every if seconds.get(one.id, shards.DEFAULT_SECONDS) < SECONDS]
     lacking = lacks(case, others)
     others.sort(key=lambda one: len(lacking[one.id]))
-    none = f"no larger case tells {'them apart' if fits_several(diagnosis) else 'more'}: "
+    tells = f"tells {'them apart' if fits_several(diagnosis) else 'more'}: "
     if not every:
-        return f"{none}none has the features and the chosen values of this one"
+        return f"no larger case {tells}none has the features and the chosen values of this one"
     if not others:
-        return f"{none}each is known to take {SECONDS:.0f} s or more, so none was judged"
+        return f"{_LATE}each is known to take {SECONDS:.0f} s or more, so none was judged"
     if not a.backend:
         return f"try a larger case, if it is red too: {others[0].id}{without(lacking, others[:1])}"
     with Work(f"judging larger cases; none begins after {SECONDS:.0f} s"):
@@ -104,10 +108,23 @@ def line(
         command = f"megamoe explain {red.id} --backend {shlex.quote(a.backend)}{further_options(a)}"
         return f"a larger case is red too, and tells more: `{command}`"
     if _GREEN not in outcomes or not {_NO_MORE, _LONG}.isdisjoint(outcomes):
-        return none + "; ".join(f"{what}: {_ids(these)}" for what, these in outcomes.items())
+        ranking = sorted(outcomes, key=lambda what: what == _GREEN)  # passes come last
+        these = "; ".join(f"{what}: {_ids(outcomes[what])}" for what in ranking)
+        return _opening(outcomes, tells) + these
     passes = outcomes[_GREEN]
+    # One with a smaller H or I says nothing of a fault that needs this one's.
+    passes = [one for one in passes if not smaller(case, one)] or passes
     these = "a larger case passes" if len(passes) == 1 else "larger cases pass"
     return f"{these}: {_ids(passes)}{without(lacking, passes)}"
+
+
+def _opening(outcomes: Mapping[str, Sequence[Case]], tells: str) -> str:
+    """The start of the line where no larger case tells more; no verdict on one that was not
+    explained."""
+    is_late = not {_LONG, _NOT_BEGUN}.isdisjoint(outcomes)
+    if _NO_MORE in outcomes:
+        return f"no larger case {'that was explained ' * is_late}{tells}"
+    return _LATE if is_late else "no larger case was explained: "
 
 
 def _ids(cases: Sequence[Case]) -> str:
@@ -115,10 +132,24 @@ def _ids(cases: Sequence[Case]) -> str:
 
 
 def lacks(case: Case, others: Sequence[Case]) -> dict[str, list[str]]:
-    """What the routing of ``case`` has and that of each other lacks, in words, by id."""
+    """What the routing of ``case`` has and that of each other lacks, and the sizes of which the
+    other has less, in words, by id."""
     own = routed(case)
-    pairs = [(other.id, routed(other)) for other in others]
-    return {name: own.beyond(its) if own and its else [] for name, its in pairs}
+    pairs = [(other, routed(other)) for other in others]
+    return {
+        other.id: (own.beyond(its) if own and its else []) + smaller(case, other)
+        for other, its in pairs
+    }
+
+
+def smaller(case: Case, other: Case) -> list[str]:
+    """``I 640`` where ``other`` has a smaller I, the same of H, and then both sizes together."""
+    sizes = {"H": "hidden", "I": "intermediate"}
+    own = {f"{letter} {case.params.get(name)}": name for letter, name in sizes.items()}
+    less = [
+        size for size, name in own.items() if other.params.get(name, 0) < case.params.get(name, 0)
+    ]
+    return [*less, _TOGETHER.join(own)] if less else []
 
 
 def without(lacking: Mapping[str, Sequence[str]], others: Sequence[Case]) -> str:
@@ -128,6 +159,8 @@ def without(lacking: Mapping[str, Sequence[str]], others: Sequence[Case]) -> str
     if any(what.startswith(MANY_ROWS) for what in of_all):
         # None has the rows of a full tile, so they do not say that a full one is what decides.
         of_all = [what for what in of_all if not what.startswith(FULL_TILE)]
+    if any(what.startswith(("H ", "I ")) and _TOGETHER not in what for what in of_all):
+        of_all = [what for what in of_all if _TOGETHER not in what]
     if not of_all:
         return ""
     has = "it does not have" if len(others) == 1 else "none of them has"
@@ -162,7 +195,7 @@ def _judge(
                 outcomes[f"not of contract {rule.revision}"] += cases[:MAX_CASES]
             for one in candidates[:MAX_CASES]:
                 if time.perf_counter() > until:
-                    outcomes[f"not begun after {SECONDS:.0f} s"].append(one)
+                    outcomes[_NOT_BEGUN].append(one)
                     continue
                 running = [one]
                 status = runner.run(one).status

@@ -78,10 +78,19 @@ def tensor_bits(
         raise BadOutput(f"{name} has dtype {dtype}, expected {expected}; convert it in the backend")
     if tuple(value.shape) != shape:
         raise BadOutput(
-            f"{name} has shape {tuple(value.shape)}, expected {shape}; drop padding rows and "
-            "reshape in the backend"
+            f"{name} has shape {tuple(value.shape)}, expected {shape}"
+            f"{_remedy(name, tuple(value.shape), shape)}"
         )
     return bits(value)
+
+
+def _remedy(name: str, actual: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What to do about another shape, where the two say it; else nothing."""
+    if len(expected) == 2 and actual == expected[::-1]:
+        return f", and this is the transposed shape; return {name}.T"
+    if actual[1:] == expected[1:] and actual[:1] > expected[:1]:
+        return "; drop padding rows in the backend"
+    return ""
 
 
 def _packed(
