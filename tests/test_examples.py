@@ -153,15 +153,26 @@ def test_init_takes_no_file_for_a_folder(tmp_path, capsys):
     assert "is a file; name a folder" in capsys.readouterr().err
 
 
-def test_the_workflow_is_valid_and_has_the_pins_of_ours():
-    text = (TEMPLATES / "workflow.yml").read_text()
+def _of_init():
+    return (TEMPLATES / "workflow.yml").read_text(), 3
+
+
+def _of_the_page():
+    page = (ROOT / "docs/ci.md").read_text()
+    return re.search(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1], 5
+
+
+@pytest.mark.parametrize("workflow", [_of_init, _of_the_page])
+def test_a_workflow_for_users_is_valid_and_has_the_pins_of_ours(workflow, tmp_path):
+    text, actions = workflow()
     ours = "".join(p.read_text() for p in (ROOT / ".github/workflows").glob("*.yml"))
     pins = re.findall(r"uses: (\S+@[0-9a-f]{40} # v\S+)", text)
-    assert len(pins) == text.count("uses:") == 3 and all(pin in ours for pin in pins)
+    assert len(pins) == text.count("uses:") == actions and all(pin in ours for pin in pins)
     assert "MEGAMOE: ${{ vars.MEGAMOE }}" in text  # a default would be a name on somebody's index
     if importlib.util.find_spec("check_jsonschema") is None:
         pytest.skip("check-jsonschema is not installed: the workflow is not validated")
+    (tmp_path / "workflow.yml").write_text(text)
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema",
-               "vendor.github-workflows", str(TEMPLATES / "workflow.yml")]  # fmt: skip
+               "vendor.github-workflows", str(tmp_path / "workflow.yml")]  # fmt: skip
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stdout

@@ -357,6 +357,25 @@ def test_the_next_command_takes_wrong_tokens_that_show_a_pattern() -> None:
     assert choice(t15=[11], t31=[18]) == "t15"
 
 
+def test_the_next_command_takes_a_red_with_enough_wrong_elements() -> None:
+    """One wrong element fits too many causes, however well its data tell them apart."""
+    names = ["forward/bell-h256-i128-drifts", "forward/token-block-edge-t9"]
+    cases = [case for case in load_cases(golden_root()) if case.id in names]
+
+    def choice(*counts: int) -> str:
+        rows = [dict.fromkeys(range(min(n, 4)), 1) for n in counts]
+        reds_of_run = [
+            of_findings(name, "forward", [Finding("y", 512, n, rows=of)], ("bitwise",)).to_dict()
+            for name, n, of in zip(names, counts, rows, strict=True)
+        ]
+        report = {"backend": "k.py:K", "cases": reds_of_run}
+        return next_command.lines_of(report, cases, {})[-1].split()[3]
+
+    assert choice(next_command.ENOUGH, 9) == names[0]
+    assert choice(next_command.ENOUGH - 1, 9) == names[1]
+    assert choice(1, 1) == names[0], "where none has enough, the data decide"
+
+
 def test_a_red_over_ranks_is_tried_on_one_rank_and_then_without_ranks() -> None:
     report = {"backend": "k.py:K", "cases": [fail("ep/a", 1), fail("ep/b", 1)]}
 

@@ -29,6 +29,8 @@ FORWARDS: Final = ("forward", "property")
 """Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
 LONGEST_SYMPTOM: Final = 100
 """Characters of a symptom in a line with a command."""
+ENOUGH: Final = 4
+"""Wrong elements of a stage; of fewer, ``explain`` can seldom tell a cause."""
 FEW: Final = 10
 """Cases of a pattern whose green says little: all quick cases are the next command."""
 OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache, memory that nobody wrote)"
@@ -174,6 +176,8 @@ def choice_of(symptom: Symptom, by_id: Mapping[str, Case]) -> str | None:
     verbs = {case["id"]: _verb(case, by_id.get(case["id"])) for case in symptom.cases}
     names = [name for name, verb in verbs.items() if verb == "explain" and name in by_id]
     wrong = {case["id"]: wrong_tokens(case) for case in symptom.cases}
+    outside = {case["id"]: _most_outside(case) for case in symptom.cases}
+    names = [name for name in names if outside[name] >= ENOUGH] or names
     best = smallest((by_id[name] for name in names), wrong)
     if best is not None:
         return best.id
@@ -187,6 +191,11 @@ def smallest_id(reds: Sequence[Mapping[str, Any]], by_id: Mapping[str, Case]) ->
     """The id of the smallest of some reds; of the first where their sizes are not known."""
     ids = [str(red["id"]) for red in reds]
     return min((n for n in ids if n in by_id), key=lambda n: size(by_id[n]), default=ids[0])
+
+
+def _most_outside(case: Mapping[str, Any]) -> int:
+    """The most wrong elements of a stage of a red."""
+    return max((f["outside"] for f in case.get("findings", ()) if _is_of_forward(f)), default=0)
 
 
 def wrong_tokens(case: Mapping[str, Any]) -> set[int]:
