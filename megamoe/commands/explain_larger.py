@@ -42,6 +42,7 @@ _GREEN: Final = "green"
 _NO_MORE: Final = "red too, and tells no more"
 _LONG: Final = "red too, but there was no time to explain it"
 _NOT_BEGUN: Final = f"not begun after {SECONDS:.0f} s"
+_ORDER: Final = (_NO_MORE, _LONG, _NOT_BEGUN)
 _LATE: Final = "larger cases, not explained in time: "
 _TOGETHER: Final = " together with "
 """Between both sizes of a case."""
@@ -108,7 +109,13 @@ def line(
         command = f"megamoe explain {red.id} --backend {shlex.quote(a.backend)}{further_options(a)}"
         return f"a larger case is red too, and tells more: `{command}`"
     if _GREEN not in outcomes or not {_NO_MORE, _LONG}.isdisjoint(outcomes):
-        ranking = sorted(outcomes, key=lambda what: what == _GREEN)  # passes come last
+        # What the opening is about stands first, and passes last.
+        ranking = sorted(
+            outcomes,
+            key=lambda what: (
+                _ORDER.index(what) if what in _ORDER else len(_ORDER) + (what == _GREEN)
+            ),
+        )
         these = "; ".join(f"{what}: {_ids(outcomes[what])}" for what in ranking)
         return _opening(outcomes, tells) + these
     passes = outcomes[_GREEN]
