@@ -388,7 +388,9 @@ def test_merge(blessed, capsys):
     assert "1 case judged twice: staging/small" in capsys.readouterr().err
     red = report(blessed / "3.json", ["staging/small"], "fail")
     assert main(["merge", red, two]) == 1
-    assert "RED: 1 of 3 judged cases did not pass" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "RED: 1 of 3 judged cases did not pass" in output
+    assert output.splitlines()[-1].startswith("next: megamoe explain staging/small --backend ")
     (blessed / "4.json").write_text("[]")
     assert main(["merge", str(blessed / "4.json")]) == 2
     assert "is no report of `megamoe check --json`" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from megamoe.cases import load_cases, select
 from megamoe.commands.output import write_reports
 from megamoe.console import Console
 from megamoe.printable import quantity
-from megamoe.suite import merge, reds, results
+from megamoe.suite import merge, next_command, reds, results
 from megamoe.suite.settings import Settings
 
 
@@ -22,10 +22,14 @@ def run(a: argparse.Namespace) -> int:
         first.get("contract"),
     )  # fmt: skip
     report = merge.merge(reports, selection, a.reports)
+    if lines := next_command.lines_of(report, selection, {}):
+        report["next"] = lines
     wrong = write_reports(a, report)
     console = Console()
-    reds.show(report, console, pictures=0)
+    reds.show(report, console, pictures=0, cases=selection)
     results.print_summary(report, console)
     once = f"each of {quantity(len(selection), 'case')} stands once in"
     print(f"{once} {quantity(len(reports), 'report')}")
+    for line in lines:
+        next_command.say(console, line)
     return results.exit_code(report["counts"]) or (2 if wrong else 0)

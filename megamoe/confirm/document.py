@@ -57,6 +57,8 @@ def read_answers(path: Path) -> dict[str, Any]:
     again = "write it again with `megamoe confirm --out FILE`"
     try:
         data = read_json(path, RECORDED_LIMIT)
+    except FileNotFoundError as error:
+        raise ConfirmError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
         raise ConfirmError(f"{path} cannot be read as JSON ({error}); {again}") from error
     if fault := schema.fault(data, _FILE):

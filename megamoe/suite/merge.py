@@ -91,6 +91,9 @@ _CASE: Final = schema.Object(
     {"id": str, "kind": schema.OneOf(KINDS), "status": str, "seconds": schema.seconds},
     {"reason": str, "how": schema.Items(str), "recorded": str, "predicted": str, "unlike": str},
 )
+OF_A_SHARD: Final = ("cases", "counts", "shard", "shards", "next")
+"""Keys of a report that a merge computes anew."""
+
 _REPORT: Final = schema.Object(
     {"cases": schema.Items(_CASE)},
     {
@@ -163,7 +166,7 @@ def merge(
     cases = _each_once(reports, selection)
     counts = Counter(c["status"] for c in cases)
     return {
-        **{k: v for k, v in reports[0].items() if k not in ("cases", "counts", "shard", "shards")},
+        **{k: v for k, v in reports[0].items() if k not in OF_A_SHARD},
         **modules,
         "seconds": sum(float(r["seconds"]) for r in reports),
         "counts": {status: counts[status] for status in STATUSES},
