@@ -24,10 +24,7 @@ from tests.helpers.golden import make_golden
 
 pytestmark = pytest.mark.usefixtures("warm")
 
-CASES = """
-[[case]]
-kind = "forward"
-name = "t{tokens}"
+LAYER = """
 breaks = "something"
 tier = "quick"
 hidden = 128
@@ -35,20 +32,20 @@ intermediate = 128
 experts = 2
 top_k = 2
 family = "envelope"
+"""
+CASES = f"""
+[[case]]
+kind = "forward"
+name = "t{{tokens}}"
+{LAYER}
 [case.matrix]
 tokens = [3, 4, 5]
 """
-LAW = """
+LAW = f"""
 [[case]]
 kind = "property"
 name = "modes"
-breaks = "something"
-tier = "quick"
-hidden = 128
-intermediate = 128
-experts = 2
-top_k = 2
-family = "envelope"
+{LAYER}
 law = "grad-mode"
 tokens = 4
 """
@@ -370,9 +367,9 @@ def test_the_next_command_of_a_red_that_passes_alone_is_for_the_case_before() ->
 
     def output_of(statuses: dict[str, str]) -> str:
         console = Console(file=io.StringIO(), width=150)
-        next_command.show_next(
-            {"backend": "k.py:K", "options": "", "cases": cases}, console, (), statuses
-        )
+        report = {"backend": "k.py:K", "options": "", "cases": cases}
+        lines = next_command.lines_of(report, (), statuses)
+        next_command.show_next(lines, console, statuses)
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 

@@ -263,7 +263,7 @@ def law(name: str) -> dict[str, Any]:
 def test_the_next_command_can_follow_the_red(cases: list[dict[str, Any]], line: str) -> None:
     console = Console(file=io.StringIO(), width=150)
     report = {"backend": "k.py:K", "options": " --device cuda", "cases": cases}
-    next_command.show_next(report, console)
+    next_command.show_next(next_command.lines_of(report, (), {}), console)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == (f"{line}\n" if line else "")
 
@@ -278,7 +278,7 @@ def test_the_next_command_takes_the_red_that_tells_causes_apart() -> None:
     def choice(reported: list[dict[str, Any]]) -> str:
         console = Console(file=io.StringIO(), width=150)
         report = {"backend": "k.py:K", "options": "", "cases": reported}
-        next_command.show_next(report, console, cases)
+        next_command.show_next(next_command.lines_of(report, cases, {}), console)
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue().split(" --")[0].strip()
 

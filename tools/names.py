@@ -18,8 +18,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 FOLDERS: Final = ("megamoe", "tests", "tools", "ci", "examples", "docs/examples")
 PARTICIPLES: Final = frozenset((
     "asked", "begun", "built", "chosen", "counted", "done", "drawn", "found", "given", "gone",
-    "got", "held", "kept", "known", "lost", "made", "meant", "moved", "said", "seen", "sent",
-    "shown", "taken", "told", "used", "wanted",
+    "got", "held", "kept", "known", "lost", "made", "meant", "moved", "named", "said", "seen",
+    "sent", "shown", "taken", "told", "used", "wanted",
 ))  # fmt: skip
 ELSEWHERE: Final = frozenset({("megamoe/commands/doctor.py", "said")})
 """Names that a format demands: the field is a key of the JSON that ``doctor --json`` writes."""

@@ -58,15 +58,14 @@ def _silent(outcome: check.Outcome) -> int:
 
 def _finish(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> int:
     """Write the reports and show the table; the exit status."""
-    if lines := next_command.lines_of(outcome.report, outcome.cases, outcome.alone):
+    lines = next_command.lines_of(outcome.report, outcome.cases, outcome.alone)
+    if lines:
         outcome.report["next"] = lines
     wrong = write_reports(a, outcome.report)
     with suppress(BrokenPipeError):
         is_folded = reds.show(outcome.report, console, a.pictures, outcome.cases, outcome.alone)
         results.print_summary(outcome.report, console)
-        next_command.show_next(
-            outcome.report, console, outcome.cases, outcome.alone, is_folded
-        )  # fmt: skip
+        next_command.show_next(lines, console, outcome.alone, is_folded)
     if outcome.stop_reason:
         complain(f"stopped: {outcome.stop_reason}")
     return outcome.code or results.exit_code(outcome.report["counts"]) or (2 if wrong else 0)

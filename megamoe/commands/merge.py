@@ -26,10 +26,9 @@ def run(a: argparse.Namespace) -> int:
         report["next"] = lines
     wrong = write_reports(a, report)
     console = Console()
-    reds.show(report, console, pictures=0, cases=selection)
+    reds.show(report, console, pictures=0)
     results.print_summary(report, console)
     once = f"each of {quantity(len(selection), 'case')} stands once in"
     print(f"{once} {quantity(len(reports), 'report')}")
-    for line in lines:
-        next_command.say(console, line)
+    next_command.show_next(lines, console)
     return results.exit_code(report["counts"]) or (2 if wrong else 0)

@@ -23,9 +23,9 @@ from megamoe.judge.elements import TILE
 from megamoe.spec.contract import Contract
 
 _MOST: Final = 1 << 28
-"""Weights of linear 1 of all tokens that are computed anew at most: about 10 s."""
+"""Weights of linear 1 of all tokens that are computed anew at most: a person waits for them."""
 _TOKENS: Final = 64
-"""Tokens that are computed anew at most: about 4 s of a small layer."""
+"""Tokens that are computed anew at most, also of a small layer."""
 Gives = Callable[[int, Bools], bool]
 """Whether a token's output follows if the cause holds in some of its slots ``(K,)``."""
 

@@ -13,7 +13,7 @@ _SHARE: Final = 8
 """A rule is near if at most one token in so many of it is right."""
 _FEWEST: Final = 8
 """Wrong tokens that a near rule has at least."""
-_NAMED: Final = 4
+_MOST_NAMES: Final = 4
 """Tokens that are named one by one."""
 
 
@@ -32,7 +32,7 @@ def nearest(rules: Sequence[Rule], wrong: Bools) -> str:
     many, where, others = min(near, key=lambda one: one[0])
     if many == 1:
         return f"nearly: {where}; but token {others[0]} of these is right"
-    if many <= _NAMED:
+    if many <= _MOST_NAMES:
         *first, last = map(str, others)
         return f"nearly: {where}; but tokens {', '.join(first)} and {last} of these are right"
     return f"nearly: {where}; but {many} tokens of these are right"

@@ -14,6 +14,8 @@ WORDS: Final[Mapping[str, str]] = {
 """What people read for a status whose key in JSON has another form."""
 BAD: Final = ("fail", "error")
 VERDICTS: Final = ("pass", *BAD)
+OF_MODULE: Final = "module"
+"""How a call is judged that needs nothing of the backend: megamoe's own module refuses it."""
 POWER: Final = "2^"
 """The value of a scale byte begins so; of no other format."""
 _WHOLE: Final = re.compile(r"-?\d{1,20}")

@@ -14,13 +14,10 @@ from megamoe.cases import Case, Kind
 from megamoe.cases.forms import ERRORS
 from megamoe.cases.needs import ACTIONS
 from megamoe.golden import OracleGolden
-from megamoe.judge import Finding, Verdict, of_findings
+from megamoe.judge import OF_MODULE, Finding, Verdict, of_findings
 from megamoe.spec.contract import contract
 from megamoe.spec.texts import has_words, restated
 from megamoe.worker.exchange import BackendFailure
-
-MODULE: Final = "module"
-"""How a call is judged that needs nothing of the backend: megamoe's own module refuses it."""
 
 
 def judge(runner: Any, case: Case) -> Verdict:
@@ -41,7 +38,7 @@ def judge(runner: Any, case: Case) -> Verdict:
     words = has_words(p["message"], contract(revision))
     text = complaint(p["action"], refusal, p["raises"], message if words else None)
     findings = [Finding(p["action"], 1, text=text)]
-    how = ("error", MODULE) if ACTIONS[p["action"]] is None else ("error",)
+    how = ("error", OF_MODULE) if ACTIONS[p["action"]] is None else ("error",)
     return of_findings(case.id, case.kind, findings, how)
 
 

@@ -38,26 +38,26 @@ OUTLIVES: Final = "something outlives a call (a flag, a buffer, a cache, memory 
 
 
 def show_next(
-    report: Mapping[str, Any], console: Console, cases: Sequence[Case] = (),
-    alone: Mapping[str, str] | None = None, is_folded: bool = False,
+    lines: Sequence[str], console: Console, alone: Mapping[str, str] | None = None,
+    is_folded: bool = False,
 ) -> None:  # fmt: skip
-    """Print the command to go on with, the last line of a run with a red, or of a green one of few
-    cases: for the most frequent symptom that a command can follow, on the red that tells causes
-    apart best. Wrong outputs and exceptions seldom have one cause, so each of the two has a line.
-    ``cases``: those of the run; a red that is not among them keeps its place in the report.
-    ``alone``: the status of some reds where they ran again, alone. If some pass, that is said
-    before, unless the report ``is_folded`` and has said it."""
+    """Print ``lines``, those of :func:`lines_of`, as the last of a run. ``alone``: the status of
+    some reds where they ran again, alone. If some pass, that is said before, unless the report
+    ``is_folded`` and has said it."""
     if (names := passing(alone)) and not is_folded:
         say(console, _passing_line(names))
-    for line in lines_of(report, cases, alone or {}):
+    for line in lines:
         say(console, line)
 
 
 def lines_of(
     report: Mapping[str, Any], cases: Sequence[Case], alone: Mapping[str, str]
 ) -> list[str]:
-    """The lines of :func:`show_next`; none where many cases are green. Where there are wrong
-    outputs and exceptions, each line names its symptom, and ``explain`` stands first."""
+    """The command to go on with after a run with a red, or after a green one of few cases: for the
+    most frequent symptom that a command can follow, on the red that tells causes apart best. None
+    where many cases are green. Wrong outputs and exceptions seldom have one cause: each of the two
+    has a line, which names its symptom, and ``explain`` stands first. ``cases``: those of the run;
+    a red that is not among them keeps its place in the report. ``alone``: see :func:`show_next`."""
     reds, by_id = reds_of(report), {case.id: case for case in cases}
     if not reds:
         return _wider(report)

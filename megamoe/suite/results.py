@@ -15,7 +15,7 @@ from rich.table import Table
 from megamoe.cases import KINDS, SIZES, Case
 from megamoe.environment import machine, versions
 from megamoe.files import MIB, digest_bounded, write_atomically
-from megamoe.judge import BAD, STATUSES, VERDICTS, WORDS, Verdict
+from megamoe.judge import BAD, OF_MODULE, STATUSES, VERDICTS, WORDS, Verdict
 from megamoe.printable import quantity
 from megamoe.suite.settings import Settings
 from megamoe.worker import known
@@ -227,7 +227,7 @@ def unjudged_lines(report: Mapping[str, Any]) -> list[str]:
 
 def module_line(report: Mapping[str, Any]) -> str:
     """How many verdicts are of megamoe's own module, whatever the backend is; else empty."""
-    of_module = sum("module" in c.get("how", ()) for c in report["cases"])
+    of_module = sum(OF_MODULE in c.get("how", ()) for c in report["cases"])
     if not of_module or of_module == sum(report["counts"].get(s, 0) for s in VERDICTS) == 1:
         return ""
     return (
