@@ -83,9 +83,11 @@ check: setup ## judge BACKEND against the goldens
 check-full: setup ## the same with every case
 	@$(MEGAMOE) check $(OF_BACKEND)--tier full $(CASES)$(ARGS)
 
-# Lint and tests both run; pytest's line comes last.
+# Lint takes one core for a minute, so it runs beside the tests; what it prints follows theirs.
 test: setup ## all tests of this repository: lint, types, pytest
-	@status=0; $(LINT) || status=1; $(PYTEST) $(ARGS) || status=1; exit $$status
+	@status=0; log=$$(mktemp); trap 'rm -f "$$log"' EXIT; trap 'exit 130' INT; \
+	$(LINT) >"$$log" 2>&1 & \
+	$(PYTEST) $(ARGS) || status=1; wait $$! || status=1; echo lint:; cat "$$log"; exit $$status
 
 test-fast: setup ## pytest without the slow tests
 	@$(PYTEST) -m 'not slow' $(ARGS)
