@@ -22,6 +22,7 @@ from megamoe.suite import next_command, reds, results
 from megamoe.suite.check import _Run, judge
 from megamoe.suite.progress import Progress
 from megamoe.suite.settings import Settings
+from megamoe.suite.summary import print_summary
 from megamoe.worker.session import Identity
 
 REASON = "the backend raised RuntimeError: no kernel for 33 tokens (k.py, line 7, in f)"
@@ -478,7 +479,7 @@ def test_an_error_takes_no_map_from_a_later_fail() -> None:
 
 def summary(verdicts: list[Verdict]) -> str:
     console = Console(file=io.StringIO(), width=150)
-    results.print_summary(results.build(Settings(), Identity("b", "fp32", ()), verdicts), console)
+    print_summary(results.build(Settings(), Identity("b", "fp32", ()), verdicts), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

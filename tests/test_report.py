@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from megamoe.commands.main import main
-from megamoe.report import compared, draw, terminal, views
+from megamoe.report import compared, draw, failures, terminal, views
 from megamoe.report.page import page
 from megamoe.report.read import read
 from tests.helpers import results
@@ -379,7 +379,7 @@ def test_a_thousand_long_lines_stay_below_two_mebibytes() -> None:
 
 def test_a_map_without_details_is_labelled_by_tokens() -> None:
     finding = {"shape": [4, 2], "grid": [[3, 1, 5]], "tokens": [0, 8, 63, 64]}
-    token_map = views._map(finding, None)
+    token_map = failures._map(finding, None)
     assert token_map is not None and (token_map["first"], token_map["last"]) == ("0", "64")
-    usual = views._map({**finding, "tokens": []}, None)
+    usual = failures._map({**finding, "tokens": []}, None)
     assert usual is not None and (usual["first"], usual["last"]) == ("0", "3")

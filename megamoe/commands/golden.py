@@ -19,7 +19,7 @@ from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.golden.imported import import_file
 from megamoe.printable import quantity
-from megamoe.suite import merge
+from megamoe.suite.shard_report import read_report
 
 
 def run_record(a: argparse.Namespace) -> int:
@@ -74,7 +74,7 @@ def run_bless(a: argparse.Namespace) -> int:
     """Make the candidates the goldens, or take durations from reports."""
     root = root_of(a)
     if a.durations:
-        count = golden.bless_durations(root, [merge.read_report(path) for path in a.durations])
+        count = golden.bless_durations(root, [read_report(path) for path in a.durations])
         print(f"{quantity(count, 'duration')} taken")
         return 0
     goldens = golden.bless(root, load_cases(root))

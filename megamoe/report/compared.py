@@ -8,8 +8,7 @@ from typing import Any
 
 from megamoe.printable import part, quantity
 from megamoe.report import draw, read
-
-View = dict[str, Any]
+from megamoe.report.read import View
 
 SIGN: Mapping[str, str] = {"identical": "✓", "moved": "✗", "error": "!"}
 

@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from megamoe.printable import quantity
 from megamoe.report import read
-
-View = dict[str, Any]
+from megamoe.report.read import View
 
 RUN: Final = 3
 """Neighbours of one state from which on they are one chip."""

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 import megamoe
 from megamoe.report import compared, covered, draw, read, views
+from megamoe.report.read import View
 
 LIMIT: Final = 2 << 20
 """Bytes that no report exceeds."""
@@ -70,7 +71,7 @@ def _digest(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _run_parts(env: jinja2.Environment, view: views.View) -> dict[str, Any]:
+def _run_parts(env: jinja2.Environment, view: View) -> dict[str, Any]:
     """Failures in full while there is room, then a line each, then a count; and the case table."""
     macros: Any = env.get_template("parts.html").module
     failures = view["failures"]
@@ -90,13 +91,13 @@ def _run_parts(env: jinja2.Environment, view: views.View) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ab_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
+def _ab_parts(env: jinja2.Environment, view: View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
     table, remainder = fit(view["cases"], macros.compared, _FAILURES)
     return {"table": table, "unlisted": remainder}
 
 
-def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
+def _bisect_parts(env: jinja2.Environment, view: View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
     steps = list(enumerate(view["steps"], 1))
     table, remainder = fit(steps, lambda s: macros.step(*s), _FAILURES // 4)
@@ -106,7 +107,7 @@ def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any
     }  # fmt: skip
 
 
-def _coverage_parts(env: jinja2.Environment, view: covered.View) -> dict[str, Any]:
+def _coverage_parts(env: jinja2.Environment, view: View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
     rows, remainder = fit(view["dimensions"], macros.dimension_row, _TABLE)
     classes, rest = fit(view["dimensions"], macros.dimension, _FAILURES)

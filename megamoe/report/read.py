@@ -15,6 +15,8 @@ from megamoe.files import REPORT_LIMIT, read_json
 from megamoe.printable import printable
 
 Result = dict[str, Any]
+View = dict[str, Any]
+"""What a report says of a part of a result: plain data, which the page and the terminal draw."""
 
 LONGEST: Final = 2000
 """Characters of one string that a report shows; a backend may have raised a whole file."""

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from megamoe.printable import part
 from megamoe.report import compared, draw, read, views
+from megamoe.report.read import View
 
 MOST: Final = 20
 """Failures that are shown in full, each for all of its symptom; the rest get a line each."""
@@ -63,7 +64,7 @@ def _run(result: Mapping[str, Any], console: Console) -> None:
         _say(console, view["verdict"])
 
 
-def _failure(failure: views.View, console: Console) -> None:
+def _failure(failure: View, console: Console) -> None:
     _say(console, f"\n{failure['status'].upper()} {failure['id']}: {failure['reason']}")
     if failure["breaks"]:
         _say(console, f"  breaks  {failure['breaks']}")
@@ -121,7 +122,7 @@ def _ab(result: Mapping[str, Any], console: Console) -> None:
     _say(console, f"identical: {part(same, len(view['cases']), 'case')}")
 
 
-def _stage_table(cases: list[views.View], console: Console) -> None:
+def _stage_table(cases: list[View], console: Console) -> None:
     """A line for each stage of each case that is not identical."""
     table = Table("case", "stage")
     for name in ("moved", "of", "most ULPs", "outside left", "outside right"):
