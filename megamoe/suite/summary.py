@@ -61,30 +61,33 @@ _BEGIN: Final[Mapping[str, tuple[str, str]]] = {
 
 def unjudged_lines(report: Mapping[str, Any]) -> list[str]:
     """Why cases were not judged, by status: a line for each reason with its count, the most
-    frequent first."""
+    frequent first; what the backend lacks before what the run or the machine lacks."""
     out = []
     for status, word in WORDS.items():
-        reasons = Counter(c["reason"] for c in report["cases"] if c["status"] == status)
-        if not reasons:
-            continue
+        every = Counter(c["reason"] for c in report["cases"] if c["status"] == status)
         begin, once = _BEGIN.get(status, ("", ""))
-        if not all(reason.startswith(begin) for reason in reasons):
-            begin = once = ""
-        most = len(reasons) if len(reasons) <= REASONS + 1 else REASONS  # a line for one is no gain
-        lines = [
-            reason.removeprefix(begin).removeprefix(_PREFIX)
-            + (f" ({count})" if len(reasons) > 1 else "")
-            for reason, count in reasons.most_common(most)
-        ]
-        if len(reasons) > most:
-            lines.append(f"{len(reasons) - most} other reasons (--json FILE has them)")
-        if len(lines) > 1:
-            more = f"; {once.rstrip(' :')}" if once else ""
-            out.append(f"{reasons.total()} {word}{more}:")
-            out += [f"  {line}" for line in lines]
-        else:
-            out.append(f"{reasons.total()} {word}: {once}{lines[0]}")
+        usual = Counter({r: n for r, n in every.items() if r.startswith(begin)})
+        out += _reason_lines(usual, word, begin, once)
+        out += _reason_lines(every - usual, f"more {word}" if usual else word)
     return out
+
+
+def _reason_lines(reasons: Counter[str], word: str, begin: str = "", once: str = "") -> list[str]:
+    """The lines of some reasons of one status that all ``begin`` alike, of which ``once`` tells."""
+    if not reasons:
+        return []
+    most = len(reasons) if len(reasons) <= REASONS + 1 else REASONS  # a line for one is no gain
+    lines = [
+        reason.removeprefix(begin).removeprefix(_PREFIX)
+        + (f" ({count})" if len(reasons) > 1 else "")
+        for reason, count in reasons.most_common(most)
+    ]
+    if len(lines) == 1:
+        return [f"{reasons.total()} {word}: {once}{lines[0]}"]
+    if len(reasons) > most:
+        lines.append(f"{len(reasons) - most} other reasons (--json FILE has them)")
+    more = f"; {once.rstrip(' :')}" if once else ""
+    return [f"{reasons.total()} {word}{more}:", *(f"  {line}" for line in lines)]
 
 
 def module_line(report: Mapping[str, Any]) -> str:
