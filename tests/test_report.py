@@ -17,10 +17,12 @@ import pytest
 from rich.console import Console
 
 from megamoe.commands.main import main
-from megamoe.report import compared, draw, failures, terminal, views
+from megamoe.judge.verdict import Worst
+from megamoe.report import compared, draw, failures, terminal, views, words
 from megamoe.report.page import page
 from megamoe.report.read import read
 from tests.helpers import results
+from tests.helpers.schemas import schemas
 
 RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}
 
@@ -257,6 +259,22 @@ def test_ab_leads_with_what_moved() -> None:
     assert compared.ab({"cases": []})["colour"] == "grey", "nothing compared is not the same"
 
 
+def test_every_key_of_a_comparison_has_words() -> None:
+    """A person who has not read the schema reads them in a table."""
+    ab, bisect = (schemas()[name]["properties"] for name in ("ab", "bisect"))
+    heads = {"cases", "steps", "headline", "left", "right", "subject", "first_bad", "last_good",
+             "worst"}  # fmt: skip
+    keys = {*ab, *ab["left"]["properties"], *bisect, *Worst.__dataclass_fields__} - heads
+    assert keys <= {*words.FIELDS}
+    for kind in RESULTS:
+        names = re.findall("<dt>(.*?)</dt>", page(kind, RESULTS[kind]()).decode())
+        assert names and not [name for name in names if "_" in name]
+    assert (
+        "<dt>of a later version</dt>"
+        in page("ab", results.ab() | {"of_a_later_version": 3}).decode()
+    ), "nothing is kept from the reader"
+
+
 def test_the_walk_is_ordered_as_the_search_implies() -> None:
     steps = results.bisect()["steps"]
     places, has_positions = draw.order(steps)
@@ -327,12 +345,12 @@ def test_the_terminal_says_the_same(kind: str) -> None:
     out = render(kind, RESULTS[kind]())
     whole = {"run": views.view, "ab": compared.ab, "bisect": compared.bisect}[kind]
     assert out.startswith(whole(RESULTS[kind]())["verdict"])
-    for words in {
+    for text in {
         "run": ["alone:  megamoe check", "tokens  2: 64, 0: 1", "1 ULP above", "9 tokens down"],
         "ab": ["l2_acts *", "identical: 1 of 3 cases", "it ended"],
         "bisect": ["first bad: 41a", "does not build", "older"],
     }[kind]:
-        assert words in out
+        assert text in out
 
 
 def four_hundred() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from markupsafe import Markup, escape
 
 from megamoe.printable import quantity
-from megamoe.report import read
+from megamoe.report import read, words
 
 HUE: Final = (214, 48, 44)
 NAN_HUE: Final = (124, 77, 255)
@@ -217,7 +217,8 @@ def walk(steps: Sequence[Mapping[str, Any]]) -> Markup:
         verdict = read.text(step, "verdict", "unknown")
         mark = _MARKS.get(verdict, _MARKS["skip"]).format(x=x, y=y)
         rev, subject = read.text(step, "rev")[:12], read.text(step, "subject")
-        caption = f"{i + 1}. {verdict} {rev} {subject if len(subject) < 45 else subject[:44] + '…'}"
+        word = words.STATUS.get(verdict, verdict)
+        caption = f"{i + 1}. {word} {rev} {subject if len(subject) < 45 else subject[:44] + '…'}"
         kind = verdict if verdict in _MARKS else "skip"
         out.append(f'<g class="{kind}">{mark}</g>')
         out.append(f'<text x="{left + wide + 24}" y="{y + 4}">{escape(caption)}</text>')

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from megamoe.files import REPORT_LIMIT, read_json
 from megamoe.printable import printable
+from megamoe.report import words
 
 Result = dict[str, Any]
 View = dict[str, Any]
@@ -107,10 +108,10 @@ def tally(data: Any, key: str) -> list[tuple[str, int]]:
 
 
 def sentence(value: Any) -> str:
-    """Anything in one line: ``name 3, place token 2 channel 5``."""
+    """Anything in one line: ``token 2, ULPs apart 3``."""
     if isinstance(value, Mapping):
-        parts = [f"{k} {sentence(v)}" for k, v in value.items() if v not in (None, "", [], {})]
-        return ", ".join(parts)
+        pairs = ((words.of(str(k)), v) for k, v in value.items() if v not in (None, "", [], {}))
+        return ", ".join(f"{name} {sentence(below)}" for name, below in pairs)
     if isinstance(value, list):
         return ", ".join(map(sentence, value))
     return "" if value is None else str(value)

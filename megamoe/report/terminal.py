@@ -131,7 +131,7 @@ def _stage_table(cases: list[View], console: Console) -> None:
         if case["status"] == "identical":
             continue
         head = "\n".join(
-            filter(None, [f"{case['sign']} {case['id']} {case['status']}", case["reason"],
+            filter(None, [f"{case['sign']} {case['id']} {case['word']}", case["reason"],
                           *case["more"]])
         )  # fmt: skip
         for stage in case["stages"] or [{}]:
@@ -156,7 +156,7 @@ def _bisect(result: Mapping[str, Any], console: Console) -> None:
         at = round(place * 48)
         track = "·" * at + marks.get(step["verdict"], "?") + "·" * (48 - at)
         why = f" ({step['reason']})" if step["reason"] else ""
-        text = f"{step['verdict']:<5} {step['rev'][:12]} {step['subject']}{why}"
+        text = f"{step['word']:<7} {step['rev'][:12]} {step['subject']}{why}"
         _say(console, f"{track} {i + 1:>3} {text}")
     _stage_table(view["moved"], console)
     for name, value in view["found"]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from megamoe.cases import KINDS
 from megamoe.judge import BAD, STATUSES, WORDS, symptom_of
-from megamoe.report import read
+from megamoe.report import read, words
 from megamoe.report.failures import failure
 from megamoe.report.read import View
 from megamoe.suite.results import exit_code
@@ -122,10 +122,10 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     machine, build = read.mapping(result, "machine"), read.mapping(result, "fingerprint")
     selection = [(k, read.text(result, k)) for k in ("tier", "kind", "case", "shard")]
     shards = ", ".join(map(str, read.items(result, "shards")))
-    backend = [(k, read.text(result, k)) for k in ("backend", "accumulator", "device")]
+    backend = [(words.of(k), read.text(result, k)) for k in ("backend", "accumulator", "device")]
     if result.get("batch_invariant") is False:
         backend.append(("batch-invariant", "no, by its own word"))
-    build_of = [(k, read.text(build, k)) for k in ("sources", "options")]
+    build_of = [(f"fingerprint of {k}", read.text(build, k)) for k in ("sources", "options")]
     if not build:
         build_of = [("fingerprint", "the backend has none: this report names no build of a kernel")]
     if digest := read.text(result, "file_sha256"):
@@ -139,9 +139,9 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         (
             "Toolchain",
             [
-                *((k, read.text(read.mapping(result, "versions"), k))
+                *((words.of(k), read.text(read.mapping(result, "versions"), k))
                   for k in read.mapping(result, "versions")),
-                *((k, read.text(machine, k)) for k in machine if k != "capability"),
+                *((words.of(k), read.text(machine, k)) for k in machine if k != "capability"),
                 ("capability", capability),
                 ("machine class", read.text(record, "machine_class")),
             ],
@@ -150,7 +150,7 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
             "Judged by",
             [
                 ("contract", read.text(result, "contract")),
-                ("chosen, because", read.text(result, "contract_why")),
+                ("reason for the contract", read.text(result, "contract_why")),
                 ("goldens (manifest sha256)",
                  read.text(read.mapping(result, "goldens"), "manifest_sha256")),
                 ("recorded bits", read.text(record, "file")),
@@ -201,7 +201,7 @@ def _chip(inter: int, cases: Sequence[View], anchors: Mapping[str, str]) -> View
     counts = Counter(read.text(c, "status") for c in cases)
     bad = sum(map(is_bad, cases))
     state = "bad" if bad else "pass" if counts["pass"] else "none"
-    title = ", ".join(f"{n} {s}" for s, n in counts.most_common())
+    title = ", ".join(f"{n} {WORDS.get(s, s)}" for s, n in counts.most_common())
     sign = "✓" if counts["pass"] else "–"
     return {
         "label": f"I {inter}" if inter else "",
