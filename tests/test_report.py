@@ -168,7 +168,9 @@ def test_a_failure_has_what_is_needed_to_go_on() -> None:
     assert point["breaks"] and ("tokens", "9") in point["sizes"]
     (y,) = point["stages"]
     assert (y["name"], y["outside"]) == ("y", 65)
-    assert y["ranks"][0] == {"name": "tokens", "shown": [("2", 64), ("0", 1)], "left": 0}
+    tokens, experts, _ = y["ranks"]
+    assert tokens == {"name": "tokens", "shown": [("2", 64), ("0", 1)], "left": 0, "note": ""}
+    assert experts["note"] == "; an element of y counts for each expert of its token"
     assert y["widths"] == "The envelope is one value for every element."
     assert "token 0 channel 0" in y["worst"] and "NaN on one side" in y["worst"]
     assert len(y["map"]["cells"]) == 9
@@ -346,7 +348,13 @@ def test_the_terminal_says_the_same(kind: str) -> None:
     whole = {"run": views.view, "ab": compared.ab, "bisect": compared.bisect}[kind]
     assert out.startswith(whole(RESULTS[kind]())["verdict"])
     for text in {
-        "run": ["alone:  megamoe check", "tokens  2: 64, 0: 1", "1 ULP above", "9 tokens down"],
+        "run": [
+            "alone:  megamoe check",
+            "tokens  2: 64, 0: 1",
+            "1 ULP above",
+            draw.SCALE,
+            "9 tokens down",
+        ],
         "ab": ["l2_acts *", "identical: 1 of 3 cases", "it ended"],
         "bisect": ["first bad: 41a", "does not build", "older"],
     }[kind]:

@@ -265,6 +265,8 @@ def test_at_390_pixels_nothing_is_cut_and_the_legend_can_be_read(opened: Any) ->
     assert browser.js(beyond) == []
     hidden = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
     assert browser.js(f"{hidden}.length") == 0, "no table scrolls sideways"
+    legend = browser.js("document.querySelector('.legend').textContent")
+    assert "bars are logarithmic" in legend
     size = "parseFloat(getComputedStyle(document.querySelector('.legend span')).fontSize)"
     assert browser.js(size) > 11
     sizes = """[...document.querySelectorAll('.hist text')].map(e =>

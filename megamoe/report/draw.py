@@ -21,6 +21,8 @@ HUE: Final = (214, 48, 44)
 NAN_HUE: Final = (124, 77, 255)
 STEPS: Final = (("1", 95), ("2–3", 130), ("4–7", 160), ("8–15", 190), ("16–63", 222), ("≥ 64", 255))
 """ULPs of a shade and of a bar, and the shade's opacity of 255."""
+SCALE: Final = "bars are logarithmic: each doubling of a count is one step"
+"""What is said where a bar is drawn, on the page and in the terminal."""
 _LEVELS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SIGN, _NAN = 7, 8
 """Palette entries; 0 is clear, 1 to 6 are :data:`STEPS`."""
@@ -124,7 +126,7 @@ def bars(detail: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def histogram(detail: Mapping[str, Any]) -> Markup:
-    """Elements by distance from the envelope, in ULPs; heights are logarithmic."""
+    """Elements by distance from the envelope, in ULPs; see :data:`SCALE`."""
     bins = bars(detail)
     top = max(1, *(n.bit_length() for _, _, n in bins))
     wide, high = 46, 64

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from megamoe.judge import JUDGED_SIDES, distance
+from megamoe.judge import JUDGED_SIDES, distance, experts_note
 from megamoe.report import draw, read
 from megamoe.report.read import View
 
@@ -66,11 +66,14 @@ def stage(finding: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> V
         "map": _map(finding, detail),
         "widths": _widths(detail),
         "ranks": [
-            {"name": names[kind], "shown": ranking[:MOST], "left": max(0, len(ranking) - MOST)}
+            {
+                "name": names[kind], "shown": ranking[:MOST], "left": max(0, len(ranking) - MOST),
+                "note": experts_note(name, outside, dict(ranking)) if kind == "experts" else "",
+            }
             for kind in names
             if (ranking := read.tally(finding, kind))
         ],
-    }
+    }  # fmt: skip
 
 
 def _sides(finding: Mapping[str, Any]) -> tuple[str, str]:

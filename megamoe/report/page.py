@@ -54,7 +54,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     env.filters["seconds"] = lambda s: "" if s is None else f"{s:.2f} s" if s < 10 else f"{s:.0f} s"
-    env.globals.update(png=draw.png, histogram=draw.histogram)
+    env.globals.update(png=draw.png, histogram=draw.histogram, scale=draw.SCALE)
     return env
 
 

@@ -77,7 +77,7 @@ def _failure(failure: View, console: Console) -> None:
         for rank in stage["ranks"]:
             counts = ", ".join(f"{name}: {n}" for name, n in rank["shown"])
             more = f", and {rank['left']} more" if rank["left"] else ""
-            _say(console, f"  {rank['name']:<7} {counts}{more}")
+            _say(console, f"  {rank['name']:<7} {counts}{more}{rank['note']}")
         if stage["detail"]:
             _histogram(stage["detail"], console)
             if stage["widths"]:
@@ -100,6 +100,7 @@ def _failure(failure: View, console: Console) -> None:
 
 def _histogram(detail: Mapping[str, Any], console: Console) -> None:
     """A line a bin; lengths are logarithmic, as the page's heights."""
+    _say(console, f"  elements by distance; {draw.SCALE}")
     bins = draw.bars(detail)
     middle = next(i for i, bar in enumerate(bins) if bar[0] == "in")
     top = max(1, *(n.bit_length() for _, _, n in bins))
