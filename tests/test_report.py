@@ -149,7 +149,8 @@ def test_the_commands_to_go_on_with_and_the_digests_of_the_backend_are_there() -
         "file_sha256": "12ab", "modules_sha256": {"sums.py": "34cd"},
     }  # fmt: skip
     html = page("run", result).decode()
-    assert "next: megamoe explain forward/a --backend k.py:K" in html
+    assert "next: <code>megamoe explain forward/a --backend k.py:K</code> <button" in html
+    assert "\nnext: megamoe explain forward/a --backend k.py:K\n" in render("run", result)
     facts = dict(dict(views.facts(result))["Backend"])
     assert (facts["sha256 of its file"], facts["sha256 of sums.py"]) == ("12ab", "34cd")
 
@@ -174,6 +175,21 @@ def test_a_failure_has_what_is_needed_to_go_on() -> None:
     assert y["widths"] == "The envelope is one value for every element."
     assert "token 0 channel 0" in y["worst"] and "NaN on one side" in y["worst"]
     assert len(y["map"]["cells"]) == 9
+
+
+def test_each_failure_has_the_line_that_check_would_end_with() -> None:
+    """Had it judged this case alone: ``explain`` where that can name a cause."""
+    steps = {f["id"]: f["next"] for f in views.view(results.run())["failures"]}
+    more = " --backend path/to/faulty.py:Faulty --golden 'my golden'"
+    for name in (results.POINT, results.STAGED, results.STAGING):
+        assert steps.pop(name) == {"words": "next:", "command": f"megamoe explain {name}{more}"}
+    (of_eplb,) = steps.values()
+    assert of_eplb["words"].startswith("next: mend ")
+    odd = {"counts": {}, "cases": [{"id": "forward/a", "status": "odd"}]}
+    assert views.view(odd)["failures"][0]["next"] == {}, "nobody knows what it means"
+    assert render("run", odd) and page("run", odd)
+    line = "megamoe show forward/a, without a colon"
+    assert failures.split(line) == {"words": line, "command": ""}
 
 
 def test_the_map_shows_where() -> None:
@@ -350,6 +366,7 @@ def test_the_terminal_says_the_same(kind: str) -> None:
     for text in {
         "run": [
             "alone:  megamoe check",
+            "next: megamoe explain forward/",
             "tokens  2: 64, 0: 1",
             "1 ULP above",
             draw.SCALE,

@@ -9,6 +9,7 @@ from typing import Any, Final
 from megamoe.judge import JUDGED_SIDES, distance, experts_note
 from megamoe.report import draw, read
 from megamoe.report.read import View
+from megamoe.suite import next_command
 
 MOST: Final = 8
 """Rows, experts or tiles that are ranked; the rest are counted."""
@@ -29,6 +30,7 @@ def failure(result: Mapping[str, Any], case: Mapping[str, Any], anchor: str) -> 
         "how": ", ".join(map(str, read.items(case, "how"))),
         "seconds": read.number(case, "seconds"),
         "command": command(result, name),
+        "next": next_step(result, case),
         "shortened": case.get("shortened") is True,
         "stages": [
             stage(finding, details) for finding in read.objects(case, "findings")
@@ -39,10 +41,45 @@ def failure(result: Mapping[str, Any], case: Mapping[str, Any], anchor: str) -> 
 
 def command(result: Mapping[str, Any], case_id: str) -> str:
     """What runs one case of the result alone."""
+    backend = shlex.quote(_backend(result))
+    return f"megamoe check --backend {backend} --case {shlex.quote(case_id)}{_options(result)}"
+
+
+def _backend(result: Mapping[str, Any]) -> str:
+    return read.text(result, "backend", "BACKEND")
+
+
+def _options(result: Mapping[str, Any]) -> str:
     device = read.text(result, "device")
-    options = read.text(result, "options") or (f" --device {device}" if device == "cuda" else "")
-    backend = shlex.quote(read.text(result, "backend", "BACKEND"))
-    return f"megamoe check --backend {backend} --case {shlex.quote(case_id)}{options}"
+    return read.text(result, "options") or (f" --device {device}" if device == "cuda" else "")
+
+
+def next_step(result: Mapping[str, Any], case: Mapping[str, Any]) -> View:
+    """The words and the command of the line that ``check`` would end with, had it judged this case
+    alone: ``explain`` where that can name a cause. Empty for a status that nobody knows."""
+    findings = [
+        {
+            "stage": read.text(finding, "stage"), "text": read.text(finding, "text"),
+            "outside": read.count(finding, "outside"),
+            "rows": {row: n for row, n in read.tally(finding, "rows") if row.isdecimal()},
+        }
+        for finding in read.objects(case, "findings")
+    ]  # fmt: skip
+    texts = {name: read.text(case, name) for name in ("id", "kind", "status", "reason")}
+    alone = {
+        "backend": _backend(result), "options": _options(result),
+        "callables": read.items(result, "callables"), "cases": [{**texts, "findings": findings}],
+    }  # fmt: skip
+    lines = next_command.lines_of(alone, (), {})
+    return split(" ".join(lines)) if lines else {}
+
+
+def split(line: str) -> View:
+    """A line that ends in a command of megamoe: the words before it, and the command."""
+    words, mark, rest = line.rpartition(": megamoe ")
+    if not mark:
+        return {"words": line, "command": ""}
+    return {"words": f"{words}:", "command": f"megamoe {rest}"}
 
 
 def stage(finding: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> View:

@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 import megamoe
+from megamoe.judge import TO_CATCH
 from megamoe.report import compared, covered, draw, read, views
 from megamoe.report.read import View
 
@@ -26,7 +27,7 @@ _TABLE: Final = 260_000
 """Bytes for failures drawn in full, and for each list of what comes in a line; 0.2 MB is left."""
 OPEN: Final = 12
 """Failures that are unfolded when the page opens."""
-PAPER: Final = 4
+PAPER: Final = 3
 """Failures with pictures on paper; later ones are a line there."""
 
 _T = TypeVar("_T")
@@ -54,7 +55,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     env.filters["seconds"] = lambda s: "" if s is None else f"{s:.2f} s" if s < 10 else f"{s:.0f} s"
-    env.globals.update(png=draw.png, histogram=draw.histogram, scale=draw.SCALE)
+    env.globals.update(png=draw.png, histogram=draw.histogram, scale=draw.SCALE, to_catch=TO_CATCH)
     return env
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megamoe.judge import TO_CATCH
 from megamoe.printable import part
 from megamoe.report import compared, draw, read, views
 from megamoe.report.read import View
@@ -62,12 +63,14 @@ def _run(result: Mapping[str, Any], console: Console) -> None:
         _say(console, f"{status} x {count}: {reason}")
     if view["failures"] or view["reasons"]:
         _say(console, view["verdict"])
+    for step in view["next"]:
+        _say(console, _step(step))
 
 
 def _failure(failure: View, console: Console) -> None:
     _say(console, f"\n{failure['status'].upper()} {failure['id']}: {failure['reason']}")
     if failure["breaks"]:
-        _say(console, f"  breaks  {failure['breaks']}")
+        _say(console, f"  {TO_CATCH}: {failure['breaks']}")
     for stage in failure["stages"]:
         share = f" ({stage['share']})" if stage["share"] else ""
         count = f"{stage['outside']} of {stage['total']} {stage['wrong']}"
@@ -96,6 +99,13 @@ def _failure(failure: View, console: Console) -> None:
     if failure["how"]:
         _say(console, f"\njudged: {failure['how']}")
     _say(console, f"alone:  {failure['command']}")
+    if failure["next"]:
+        _say(console, _step(failure["next"]))
+
+
+def _step(step: View) -> str:
+    """What to do next, in one line."""
+    return f"{step['words']} {step['command']}".strip()
 
 
 def _histogram(detail: Mapping[str, Any], console: Console) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from megamoe.cases import KINDS
 from megamoe.judge import BAD, STATUSES, WORDS, symptom_of
 from megamoe.report import read, words
-from megamoe.report.failures import failure
+from megamoe.report.failures import failure, split
 from megamoe.report.read import View
 from megamoe.suite.results import exit_code
 from megamoe.suite.summary import recorded_line, verdict_line
@@ -38,7 +38,7 @@ def view(result: Mapping[str, Any]) -> View:
         "recorded": recorded_line(totals),
         "grid": grid(cases, anchors),
         "failing": len(bad),
-        "next": [str(line) for line in read.items(result, "next")],
+        "next": [split(str(line)) for line in read.items(result, "next")],
         "failures": [
             {
                 **failure(result, fold[0], f"f{i + 1}"),
