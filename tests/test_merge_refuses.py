@@ -122,7 +122,8 @@ def test_a_key_that_no_table_names_decides_until_somebody_says_why_not(key):
 @pytest.mark.parametrize("key", [k for k in MAY_DIFFER if k not in ("cases", "counts")])
 def test_reports_may_differ_in_what_decides_nothing(key):
     one, two = pair()
-    values = {"seconds": (1, 2), "machine": ({"cores": 2}, {"cores": 64}), "shards": (["a"], ["b"])}
+    values = {"seconds": (1, 2), "machine": ({"cores": 2}, {"cores": 64}), "shards": (["a"], ["b"]),
+              "longest_shard_seconds": (1, 2)}  # fmt: skip
     for report, value in zip((one, two), values.get(key, ("1/2", "2/2")), strict=True):
         set_key(report, key, value)
     assert merge([one, two], SELECTION)["counts"]["pass"] == 2

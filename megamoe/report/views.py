@@ -12,6 +12,7 @@ from megamoe.report import read, words
 from megamoe.report.failures import failure, split
 from megamoe.report.read import View
 from megamoe.suite.results import exit_code
+from megamoe.suite.shard_report import LONGEST
 from megamoe.suite.summary import recorded_line, verdict_line
 
 SIGN: Final[Mapping[str, str]] = {"pass": "✓", "fail": "✗", "error": "!"}
@@ -91,8 +92,8 @@ def mapping_of_counts(result: Mapping[str, Any], cases: Sequence[View]) -> View:
         counts = {s: statuses.get(s, 0) for s in STATUSES}
     out: View = {"counts": counts, "recorded": read.mapping(result, "recorded")}
     out["cases"] = [{"recorded": read.text(c, "recorded")} for c in cases]
-    seconds = read.number(result, "seconds")
-    return out if seconds is None else {**out, "seconds": seconds}
+    times = {name: read.number(result, name) for name in ("seconds", LONGEST)}
+    return out | {name: seconds for name, seconds in times.items() if seconds is not None}
 
 
 def warnings(

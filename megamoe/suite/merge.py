@@ -19,6 +19,7 @@ from megamoe.judge.verdict import STATUSES
 from megamoe.printable import printable, quantity
 from megamoe.suite.shard_report import (
     DECIDES,
+    LONGEST,
     MAY_DIFFER,
     Report,
     check_complete,
@@ -58,6 +59,7 @@ def merge(
         **{k: v for k, v in reports[0].items() if k not in OF_A_SHARD},
         **modules,
         "seconds": sum(float(r["seconds"]) for r in reports),
+        LONGEST: max(float(r.get(LONGEST, r["seconds"])) for r in reports),
         "counts": {status: counts[status] for status in STATUSES},
         "shards": [part for r in reports for part in r.get("shards", [r.get("shard")])],
         "cases": cases,

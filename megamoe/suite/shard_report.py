@@ -64,6 +64,7 @@ MAY_DIFFER: Final[Mapping[str, str]] = {
     "shard": "each has its own; `merge` compares the cases with the selection",
     "shards": "as `shard`, in a report that is itself a merge",
     "seconds": "hosts differ in speed",
+    "longest_shard_seconds": "as `shards`: in a report that is itself a merge",
     "machine": "cores and system decide no bit; what does is in `recorded.machine_class`",
     "options": "how to run one case again on that host; its path of golden/ may be another",
     "versions.safetensors": "it stores and loads bytes",
@@ -74,6 +75,8 @@ NOT_ALWAYS: Final = ("file_sha256", "modules_sha256", "name", "callables", "batc
                       "worker", "versions.triton", "versions.deep_gemm", "versions.sgl-deep-gemm",
                       "versions.vllm", "versions.sglang")  # fmt: skip
 """What all reports may lack: what earlier versions did not write, and what is not installed."""
+LONGEST: Final = "longest_shard_seconds"
+"""Key of a merge, beside ``seconds``, which are the sum over its shards."""
 NOT_RUN: Final = "not-run"
 """Status of a case that a run did not come to before it was stopped."""
 
@@ -94,8 +97,8 @@ _REPORT: Final = schema.Object(
         "tier": schema.OneOf(TIERS), "kind": schema.OrNull(schema.OneOf(KINDS)),
         "case": schema.OrNull(str), "shard": schema.OrNull(str), "versions": schema.Each(str),
         "worker": dict, "machine": dict, "counts": schema.Each(schema.natural),
-        "seconds": schema.seconds, "shards": schema.Items(schema.OrNull(str)),
-        "next": schema.Items(str),
+        "seconds": schema.seconds, LONGEST: schema.seconds,
+        "shards": schema.Items(schema.OrNull(str)), "next": schema.Items(str),
     },
 )  # fmt: skip
 

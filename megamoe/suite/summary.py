@@ -13,6 +13,7 @@ from megamoe.cases import KINDS
 from megamoe.judge import OF_MODULE, STATUSES, VERDICTS, WORDS
 from megamoe.printable import quantity
 from megamoe.suite.results import exit_code
+from megamoe.suite.shard_report import LONGEST
 
 
 def print_summary(report: Mapping[str, Any], console: Console) -> None:
@@ -155,6 +156,8 @@ def verdict_line(report: Mapping[str, Any]) -> str:
     omissions = {WORDS[s]: counts[s] for s in ("not-provided", "skip") if counts.get(s)}
     rest, not_run = sum(omissions.values()), counts.get("not-run", 0)
     took = f" in {report['seconds']:.0f} s" if "seconds" in report else ""
+    if took and LONGEST in report:
+        took += f" of machine time, {report[LONGEST]:.0f} s of them in the longest shard"
     several = len(omissions) > 1
     why = ", ".join(f"{count} {word}" if several else word for word, count in omissions.items())
     more = f"{took}; {rest} of {total + rest + not_run} not judged ({why})" if rest else took
