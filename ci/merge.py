@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # MergeError, ShardError
         print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"merge: {len(parts)} shards hold each of {quantity(len(report['cases']), 'case')} once")
+    shards_hold = quantity(len(parts), "shard holds", "shards hold")
+    print(f"merge: {shards_hold} each of {quantity(len(report['cases']), 'case')} once")
     print(f"merge: {verdict_line(report)}")
     return results.exit_code(report["counts"])
 

@@ -98,5 +98,8 @@ def test_a_verdict_of_the_module_alone_is_counted_apart() -> None:
     of_module = {"id": "errors/a", "kind": "errors", "status": "pass", "how": ["error", "module"]}
     of_backend = {**of_module, "id": "errors/b", "how": ["error"]}
     report = {"cases": [of_module, of_backend], "counts": {"pass": 2}}
-    assert summary.module_line(report).startswith("1 of the judged cases are wrong calls of megam")
+    start = "1 of the judged cases is a wrong call of megamoe's own module: it says nothing"
+    assert summary.module_line(report).startswith(start)
+    both = {"cases": [of_module, of_module], "counts": {"pass": 2}}
+    assert summary.module_line(both).startswith("2 of the judged cases are wrong calls of megamoe")
     assert summary.module_line({**report, "cases": [of_backend]}) == ""

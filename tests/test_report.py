@@ -18,8 +18,8 @@ from rich.console import Console
 
 from megamoe.commands.main import main
 from megamoe.judge.verdict import Worst
-from megamoe.report import compared, draw, failures, terminal, views, words
-from megamoe.report.page import page
+from megamoe.report import compared, covered, draw, failures, terminal, views, words
+from megamoe.report.page import environment, page
 from megamoe.report.read import read
 from tests.helpers import results
 from tests.helpers.schemas import schemas
@@ -418,6 +418,15 @@ def test_a_thousand_long_lines_stay_below_two_mebibytes() -> None:
     assert len(html.encode()) < 2 << 20
     assert "further failures are in the JSON only" in html
     assert "RED: 3000 of 3000" in html
+
+
+def test_one_thing_is_said_in_the_singular() -> None:
+    left_out = environment().get_template("parts.html").module.left_out
+    assert "1 more case is left out" in left_out(1, "case")
+    assert "2 more cases are left out" in left_out(2, "case") and not left_out(0, "case")
+    one = {"hits": 1, "calls": 1, "dimensions": [{"name": "d", "entered": 1}]}
+    traffic = covered.view({"traffic": one})["traffic"]
+    assert traffic["summary"].startswith("1 captured call enters 1 class;")
 
 
 def test_a_map_without_details_is_labelled_by_tokens() -> None:

@@ -18,7 +18,7 @@ from megamoe.commands import UsageError
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.golden.imported import import_file
-from megamoe.printable import quantity
+from megamoe.printable import part, quantity, verb
 from megamoe.suite.shard_report import read_report
 
 
@@ -44,7 +44,8 @@ def run_verify(a: argparse.Namespace) -> int:
             for key in sorted(golden.Store(root, golden.make).cases)
             if key.partition("@")[0] not in ids
         ]
-    print(f"{len(cases) - len(problems)} of {len(cases)} goldens are what the oracle computes")
+    right = len(cases) - len(problems)
+    print(f"{part(right, len(cases), 'golden')} {verb(right)} what the oracle computes")
     return _report(problems + extra)
 
 

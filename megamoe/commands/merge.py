@@ -30,7 +30,7 @@ def run(a: argparse.Namespace) -> int:
     console = Console()
     reds.show(report, console, pictures=0)
     print_summary(report, console)
-    once = f"each of {quantity(len(selection), 'case')} stands once in"
-    print(f"{once} {quantity(len(reports), 'report')}")
+    every = "the one case" if len(selection) == 1 else f"each of {len(selection)} cases"
+    print(f"{every} stands once in {quantity(len(reports), 'report')}")
     next_command.show_next(lines, console)
     return results.exit_code(report["counts"]) or (2 if wrong else 0)

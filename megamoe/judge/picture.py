@@ -36,7 +36,9 @@ def _finding(finding: Finding) -> list[str]:
     wrong = "outside"
     if finding.sides != JUDGED_SIDES:  # there is no envelope to lie outside of
         wrong = f"have other bits than the {finding.sides[0]}"
-    out = [f"{finding.stage}: {finding.outside} of {finding.total} elements {wrong}{of}"]
+    out = [
+        f"{finding.stage}: {finding.outside} of {quantity(finding.total, 'element')} {wrong}{of}"
+    ]
     if finding.worst:
         out.append(f"  worst   {finding.worst.line(finding.sides)}")
     tallies = (("rows", finding.rows), ("experts", finding.experts), ("tiles", finding.tiles))

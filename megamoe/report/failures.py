@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from megamoe.judge import JUDGED_SIDES, distance, experts_note
+from megamoe.printable import quantity
 from megamoe.report import draw, read
 from megamoe.report.read import View
 from megamoe.suite import next_command
@@ -154,7 +155,7 @@ def _map(finding: Mapping[str, Any], detail: Mapping[str, Any] | None) -> View |
         measure = "how many elements are outside"
     if not cells or not cells[0] or len(cells) * len(cells[0]) < (2 if picture else 4):
         return None
-    size = f"{rows} {axis}{'s' * (rows != 1)} down"
+    size = f"{quantity(rows, axis)} down"
     size += f", {channels} channels across" if channels > 1 else ""
     one = f"{steps[0]} × {steps[1]}" if channels > 1 else f"{steps[0]}"
     first, last = (labels[0], labels[-1]) if labels else ("0", str(max(0, rows - 1)))

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 import megamoe
 from megamoe.judge import TO_CATCH
+from megamoe.printable import quantity
 from megamoe.report import compared, covered, draw, read, views
 from megamoe.report.read import View
 
@@ -55,6 +56,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     env.filters["seconds"] = lambda s: "" if s is None else f"{s:.2f} s" if s < 10 else f"{s:.0f} s"
+    env.filters["quantity"] = quantity
     env.globals.update(png=draw.png, histogram=draw.histogram, scale=draw.SCALE, to_catch=TO_CATCH)
     return env
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.files import REPORT_LIMIT, read_json
-from megamoe.printable import printable
+from megamoe.printable import printable, quantity
 from megamoe.report import words
 
 Result = dict[str, Any]
@@ -51,7 +51,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, str):
         text = printable(value, lines=True)
         more = len(text) - LONGEST
-        return text if more <= 0 else f"{text[:LONGEST]} (and {more} more characters)"
+        return text if more <= 0 else f"{text[:LONGEST]} (and {quantity(more, 'more character')})"
     if isinstance(value, dict):
         return {_clean(key): _clean(below) for key, below in value.items()}
     if isinstance(value, list):

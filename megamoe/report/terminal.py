@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megamoe.judge import TO_CATCH
-from megamoe.printable import part
+from megamoe.printable import part, quantity
 from megamoe.report import compared, draw, read, views
 from megamoe.report.read import View
 
@@ -73,7 +73,7 @@ def _failure(failure: View, console: Console) -> None:
         _say(console, f"  {TO_CATCH}: {failure['breaks']}")
     for stage in failure["stages"]:
         share = f" ({stage['share']})" if stage["share"] else ""
-        count = f"{stage['outside']} of {stage['total']} {stage['wrong']}"
+        count = f"{stage['outside']} of {quantity(stage['total'], 'element')} {stage['wrong']}"
         _say(console, f"\n{stage['name']}: {count}{share}")
         if stage["worst"]:
             _say(console, f"  worst   {stage['worst']}")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from megamoe.cases import KINDS
 from megamoe.judge import BAD, STATUSES, WORDS, symptom_of
+from megamoe.printable import quantity
 from megamoe.report import read, words
 from megamoe.report.failures import failure, split
 from megamoe.report.read import View
@@ -104,7 +105,8 @@ def warnings(
     own_counts = {s: read.count(read.mapping(result, "counts"), s) for s in STATUSES}
     if own_counts != counts:
         out.append(
-            f"The result's counts say {sum(own_counts.values())} cases, its list has {len(cases)}: "
+            f"The result's counts say {quantity(sum(own_counts.values()), 'case')}, its list has "
+            f"{len(cases)}: "
             "the verdict is of the list."
         )
     if read.text(result, "shard"):
@@ -194,7 +196,7 @@ def _shape(sizes: Mapping[str, Any]) -> tuple[tuple[Any, ...], int]:
         return (0, hidden, 0, f"H {hidden}"), read.count(sizes, "intermediate")
     if read.count(sizes, "physical"):
         pair = read.count(sizes, "logical"), read.count(sizes, "physical")
-        return (1, *pair, f"{pair[0]} → {pair[1]} experts"), 0
+        return (1, *pair, f"{pair[0]} → {quantity(pair[1], 'expert')}"), 0
     return (2, 0, 0, "no shape"), 0
 
 

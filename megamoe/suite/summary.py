@@ -11,7 +11,7 @@ from rich.table import Table
 
 from megamoe.cases import KINDS
 from megamoe.judge import OF_MODULE, STATUSES, VERDICTS, WORDS
-from megamoe.printable import quantity
+from megamoe.printable import quantity, verb
 from megamoe.suite.results import exit_code
 from megamoe.suite.shard_report import LONGEST
 
@@ -96,9 +96,11 @@ def module_line(report: Mapping[str, Any]) -> str:
     of_module = sum(OF_MODULE in c.get("how", ()) for c in report["cases"])
     if not of_module or of_module == sum(report["counts"].get(s, 0) for s in VERDICTS) == 1:
         return ""
+    what = verb(of_module, "is a wrong call", "are wrong calls")
+    say = verb(of_module, "it says", "they say")
     return (
-        f"{of_module} of the judged cases are wrong calls of megamoe's own module: they say "
-        "nothing of the backend"
+        f"{of_module} of the judged cases {what} of megamoe's own module: {say} nothing of the "
+        "backend"
     )
 
 
