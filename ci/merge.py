@@ -35,6 +35,7 @@ from megamoe.printable import quantity
 from megamoe.suite import merge as merging
 from megamoe.suite import provenance, results
 from megamoe.suite.provenance import Provenance
+from megamoe.suite.summary import verdict_line
 
 MAX_NAMES: Final = 20
 """Red cases that the summary names; report.html has all."""
@@ -89,8 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:  # MergeError, ShardError
         print(f"merge: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"merge: {len(parts)} shards hold each of {quantity(len(report['cases']), 'case')} once")
-    print(f"merge: {results.verdict_line(report)}")
+    shards_hold = quantity(len(parts), "shard holds", "shards hold")
+    print(f"merge: {shards_hold} each of {quantity(len(report['cases']), 'case')} once")
+    print(f"merge: {verdict_line(report)}")
     return results.exit_code(report["counts"])
 
 
@@ -225,7 +227,7 @@ def _again(result: dict[str, Any]) -> str:
 
 def summary(report: dict[str, Any], origin: Provenance) -> str:
     """A page for people, in Markdown: verdict, counts, red cases, hosts, what made it."""
-    lines = [f"## {report['backend']} on {origin['device']}: {results.verdict_line(report)}", ""]
+    lines = [f"## {report['backend']} on {origin['device']}: {verdict_line(report)}", ""]
     lines += [
         f"| kind | {' | '.join(WORDS.get(s, s) for s in STATUSES)} |",
         f"|---|{'---|' * len(STATUSES)}",

@@ -20,6 +20,8 @@ KERNELS: Final = (
     "apache-tvm-ffi",
 )  # fmt: skip
 """Distributions that may take part in a result; they are named where they are installed."""
+_GPU: Final = ("/dev/nvidiactl", "/proc/driver/nvidia/gpus", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+"""What the driver of a GPU shows: NVIDIA's, that of its boards, that of WSL, and AMD's."""
 
 
 def versions() -> dict[str, str]:
@@ -43,6 +45,11 @@ def machine(facts: Mapping[str, Any]) -> dict[str, Any]:
         "system": platform.system(),
     }
     return out | {name: facts[name] for name in ("gpu", "capability", "cuda") if name in facts}
+
+
+def has_gpu() -> bool:
+    """Whether a driver of a GPU shows itself here. torch is not asked: that would start CUDA."""
+    return any(Path(path).exists() for path in _GPU)
 
 
 def slug(text: str) -> str:

@@ -69,7 +69,14 @@ def quantity(count: int, noun: str, plural: str = "") -> str:
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
-def part(count: int, total: int, noun: str) -> str:
-    """``2 of 3 cases``; ``the one case`` where one of one is meant, and no verb follows that
-    differs between the two."""
-    return f"the one {noun}" if count == total == 1 else f"{count} of {quantity(total, noun)}"
+def verb(count: int, singular: str = "is", plural: str = "are") -> str:
+    """``is`` for one, else ``are``; or another verb in its two forms."""
+    return singular if count == 1 else plural
+
+
+def part(count: int, total: int, noun: str, plural: str = "") -> str:
+    """``2 of 3 cases``; ``the one case`` where one of one is meant. :func:`verb` of ``count`` goes
+    with both."""
+    if count == total == 1:
+        return f"the one {noun}"
+    return f"{count} of {quantity(total, noun, plural)}"

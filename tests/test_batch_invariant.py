@@ -13,7 +13,7 @@ from megamoe.cases import Case, golden_root, load_cases
 from megamoe.golden import Store, make
 from megamoe.kinds.property import COUNTS_TOKENS
 from megamoe.spec.contract import BASE
-from megamoe.suite import results
+from megamoe.suite import results, summary
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings
 from tests.helpers.local import Local
@@ -87,16 +87,19 @@ def test_it_is_part_of_what_a_backend_says_of_itself() -> None:
     report = results.build(Settings(), says, [verdict])
     assert report["batch_invariant"] is False
     console = Console(file=io.StringIO(), width=150)
-    results.print_summary(report, console)
+    summary.print_summary(report, console)
     assert isinstance(console.file, io.StringIO)
     line = "not batch-invariant, by the backend's own word: in 1 case the law was not judged"
     assert line in console.file.getvalue()
-    assert results.invariance_line({"cases": []}) == "", "an earlier report says nothing of it"
+    assert summary.invariance_line({"cases": []}) == "", "an earlier report says nothing of it"
 
 
 def test_a_verdict_of_the_module_alone_is_counted_apart() -> None:
     of_module = {"id": "errors/a", "kind": "errors", "status": "pass", "how": ["error", "module"]}
     of_backend = {**of_module, "id": "errors/b", "how": ["error"]}
     report = {"cases": [of_module, of_backend], "counts": {"pass": 2}}
-    assert results.module_line(report).startswith("1 of the judged cases are wrong calls of megam")
-    assert results.module_line({**report, "cases": [of_backend]}) == ""
+    start = "1 of the judged cases is a wrong call of megamoe's own module: it says nothing"
+    assert summary.module_line(report).startswith(start)
+    both = {"cases": [of_module, of_module], "counts": {"pass": 2}}
+    assert summary.module_line(both).startswith("2 of the judged cases are wrong calls of megamoe")
+    assert summary.module_line({**report, "cases": [of_backend]}) == ""

@@ -109,7 +109,7 @@ def test_verify_exits_1_and_names_the_case(blessed, capsys):
     (blessed / "cases/all.toml").write_text(text)
     assert main(["golden", "verify", "-j", "1"]) == 1
     output = capsys.readouterr()
-    assert "1 of 3 goldens are what the oracle computes" in output.out
+    assert "1 of 3 goldens is what the oracle computes" in output.out
     lines = output.err.splitlines()
     assert len(lines) == 3 and all(line.startswith("megamoe: error: case ") for line in lines)
     assert "forward/tiny.safetensors is damaged" in output.err

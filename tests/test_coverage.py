@@ -405,7 +405,7 @@ def test_traffic_that_no_case_enters(tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[-1]
     by_dimension = classes_of_problem(call.problem)
     total = sum(len(classes) for classes in by_dimension.values())
-    assert line == f"1 captured calls enter {total} classes; {total} of these no case enters"
+    assert line == f"1 captured call enters {total} classes; {total} of these no case enters"
     document = json.loads(out.read_text())
     valid("coverage", document)
     rows = {d["name"]: d for d in document["traffic"]["dimensions"]}

@@ -285,8 +285,8 @@ def test_without_ranks_and_for_a_wrong_number_of_them_the_cases_say_what_they_ne
     def needs(ranks: int) -> str:
         return lacking(CASES["one-token"], Identity("b", "fp32", ("forward",), ranks=ranks))
 
-    assert needs(0) == "team of ranks; use --ep N, or torchrun"
-    assert needs(3) == "split of 8 experts over 3 ranks"
+    assert needs(0) == "the run has no team of ranks; use --ep N, or torchrun"
+    assert needs(3) == "8 experts cannot be split over 3 ranks"
     assert needs(4) == ""
 
 

@@ -14,7 +14,7 @@ from megamoe.judge.elements import Place, bitwise, interval, key_interval
 from megamoe.judge.outputs import BadOutput, forward_bits
 from megamoe.judge.picture import picture
 from megamoe.judge.verdict import Verdict, of_findings
-from megamoe.report.views import worst_line
+from megamoe.report.failures import worst_line
 from megamoe.spec.contract import BASE
 from megamoe.spec.formats import e4m3_key
 from megamoe.spec.forms import BF16, E4M3, F32, INT32, INT64, UE8M0, bits
@@ -196,6 +196,17 @@ def test_the_picture_shows_place_size_and_command():
         "       14 ........  36 rows alike: 14 to 49",
     ]
     assert "alone:  megamoe check --backend 'my file.py:K' --case forward/a" in text
+
+
+def test_counts_by_expert_that_add_up_to_more_than_the_elements_say_why():
+    """An element of y is a sum over the experts of its token; a code is of one expert."""
+    ids = np.array([[4, 2]])
+    y = bitwise("y", BF16, u16(ONE), u16(ZERO), Place(("token", "channel"), 1, None, ids))
+    code = bitwise("l2_acts", E4M3, np.array([[[1], [0]]], np.uint8), np.zeros((1, 2, 1), np.uint8),
+                   Place(("token", "slot", "channel"), 1, None, ids))  # fmt: skip
+    text = picture(of_findings("forward/a", "forward", [code, y], ("bitwise",)), "k.py:K")
+    assert "  experts 4: 1\n" in text
+    assert "  experts 2: 1, 4: 1; an element of y counts for each expert of its token\n" in text
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from megamoe.cases import Case
 from megamoe.cases.shards import ShardError, durations
 from megamoe.golden import GoldenError, bless_durations
 from megamoe.judge import STATUSES
-from megamoe.suite import merge as merging
-from megamoe.suite.merge import DECIDES, MAY_DIFFER, merge, read_report
+from megamoe.suite.merge import merge
+from megamoe.suite.shard_report import DECIDES, MAY_DIFFER, NOT_ALWAYS, read_report
 from tests.helpers.mutated import many, mutated, result_or_one_line
 from tests.helpers.reports import whole
 
@@ -78,7 +78,7 @@ def test_the_line_has_both_values_and_the_reason():
                         r"\(the kernel's sources and options")  # fmt: skip
 
 
-@pytest.mark.parametrize("key", [k for k in DECIDES if k not in merging._NOT_ALWAYS
+@pytest.mark.parametrize("key", [k for k in DECIDES if k not in NOT_ALWAYS
                                  and not k.startswith("worker.")])  # fmt: skip
 def test_a_report_that_lacks_what_decides_is_not_taken_for_one_that_agrees(key):
     reports = pair()
@@ -122,7 +122,8 @@ def test_a_key_that_no_table_names_decides_until_somebody_says_why_not(key):
 @pytest.mark.parametrize("key", [k for k in MAY_DIFFER if k not in ("cases", "counts")])
 def test_reports_may_differ_in_what_decides_nothing(key):
     one, two = pair()
-    values = {"seconds": (1, 2), "machine": ({"cores": 2}, {"cores": 64}), "shards": (["a"], ["b"])}
+    values = {"seconds": (1, 2), "machine": ({"cores": 2}, {"cores": 64}), "shards": (["a"], ["b"]),
+              "longest_shard_seconds": (1, 2)}  # fmt: skip
     for report, value in zip((one, two), values.get(key, ("1/2", "2/2")), strict=True):
         set_key(report, key, value)
     assert merge([one, two], SELECTION)["counts"]["pass"] == 2

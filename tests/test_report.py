@@ -17,10 +17,12 @@ import pytest
 from rich.console import Console
 
 from megamoe.commands.main import main
-from megamoe.report import compared, draw, terminal, views
-from megamoe.report.page import page
+from megamoe.judge.verdict import Worst
+from megamoe.report import compared, covered, draw, failures, terminal, views, words
+from megamoe.report.page import environment, page
 from megamoe.report.read import read
 from tests.helpers import results
+from tests.helpers.schemas import schemas
 
 RESULTS = {"run": results.run, "ab": results.ab, "bisect": results.bisect}
 
@@ -147,7 +149,8 @@ def test_the_commands_to_go_on_with_and_the_digests_of_the_backend_are_there() -
         "file_sha256": "12ab", "modules_sha256": {"sums.py": "34cd"},
     }  # fmt: skip
     html = page("run", result).decode()
-    assert "next: megamoe explain forward/a --backend k.py:K" in html
+    assert "next: <code>megamoe explain forward/a --backend k.py:K</code> <button" in html
+    assert "\nnext: megamoe explain forward/a --backend k.py:K\n" in render("run", result)
     facts = dict(dict(views.facts(result))["Backend"])
     assert (facts["sha256 of its file"], facts["sha256 of sums.py"]) == ("12ab", "34cd")
 
@@ -166,10 +169,27 @@ def test_a_failure_has_what_is_needed_to_go_on() -> None:
     assert point["breaks"] and ("tokens", "9") in point["sizes"]
     (y,) = point["stages"]
     assert (y["name"], y["outside"]) == ("y", 65)
-    assert y["ranks"][0] == {"name": "tokens", "shown": [("2", 64), ("0", 1)], "left": 0}
+    tokens, experts, _ = y["ranks"]
+    assert tokens == {"name": "tokens", "shown": [("2", 64), ("0", 1)], "left": 0, "note": ""}
+    assert experts["note"] == "; an element of y counts for each expert of its token"
     assert y["widths"] == "The envelope is one value for every element."
     assert "token 0 channel 0" in y["worst"] and "NaN on one side" in y["worst"]
     assert len(y["map"]["cells"]) == 9
+
+
+def test_each_failure_has_the_line_that_check_would_end_with() -> None:
+    """Had it judged this case alone: ``explain`` where that can name a cause."""
+    steps = {f["id"]: f["next"] for f in views.view(results.run())["failures"]}
+    more = " --backend path/to/faulty.py:Faulty --golden 'my golden'"
+    for name in (results.POINT, results.STAGED, results.STAGING):
+        assert steps.pop(name) == {"words": "next:", "command": f"megamoe explain {name}{more}"}
+    (of_eplb,) = steps.values()
+    assert of_eplb["words"].startswith("next: mend ")
+    odd = {"counts": {}, "cases": [{"id": "forward/a", "status": "odd"}]}
+    assert views.view(odd)["failures"][0]["next"] == {}, "nobody knows what it means"
+    assert render("run", odd) and page("run", odd)
+    line = "megamoe show forward/a, without a colon"
+    assert failures.split(line) == {"words": line, "command": ""}
 
 
 def test_the_map_shows_where() -> None:
@@ -257,6 +277,22 @@ def test_ab_leads_with_what_moved() -> None:
     assert compared.ab({"cases": []})["colour"] == "grey", "nothing compared is not the same"
 
 
+def test_every_key_of_a_comparison_has_words() -> None:
+    """A person who has not read the schema reads them in a table."""
+    ab, bisect = (schemas()[name]["properties"] for name in ("ab", "bisect"))
+    heads = {"cases", "steps", "headline", "left", "right", "subject", "first_bad", "last_good",
+             "worst"}  # fmt: skip
+    keys = {*ab, *ab["left"]["properties"], *bisect, *Worst.__dataclass_fields__} - heads
+    assert keys <= {*words.FIELDS}
+    for kind in RESULTS:
+        names = re.findall("<dt>(.*?)</dt>", page(kind, RESULTS[kind]()).decode())
+        assert names and not [name for name in names if "_" in name]
+    assert (
+        "<dt>of a later version</dt>"
+        in page("ab", results.ab() | {"of_a_later_version": 3}).decode()
+    ), "nothing is kept from the reader"
+
+
 def test_the_walk_is_ordered_as_the_search_implies() -> None:
     steps = results.bisect()["steps"]
     places, has_positions = draw.order(steps)
@@ -327,12 +363,19 @@ def test_the_terminal_says_the_same(kind: str) -> None:
     out = render(kind, RESULTS[kind]())
     whole = {"run": views.view, "ab": compared.ab, "bisect": compared.bisect}[kind]
     assert out.startswith(whole(RESULTS[kind]())["verdict"])
-    for words in {
-        "run": ["alone:  megamoe check", "tokens  2: 64, 0: 1", "1 ULP above", "9 tokens down"],
+    for text in {
+        "run": [
+            "alone:  megamoe check",
+            "next: megamoe explain forward/",
+            "tokens  2: 64, 0: 1",
+            "1 ULP above",
+            draw.SCALE,
+            "9 tokens down",
+        ],
         "ab": ["l2_acts *", "identical: 1 of 3 cases", "it ended"],
         "bisect": ["first bad: 41a", "does not build", "older"],
     }[kind]:
-        assert words in out
+        assert text in out
 
 
 def four_hundred() -> dict[str, Any]:
@@ -377,9 +420,18 @@ def test_a_thousand_long_lines_stay_below_two_mebibytes() -> None:
     assert "RED: 3000 of 3000" in html
 
 
+def test_one_thing_is_said_in_the_singular() -> None:
+    left_out = environment().get_template("parts.html").module.left_out
+    assert "1 more case is left out" in left_out(1, "case")
+    assert "2 more cases are left out" in left_out(2, "case") and not left_out(0, "case")
+    one = {"hits": 1, "calls": 1, "dimensions": [{"name": "d", "entered": 1}]}
+    traffic = covered.view({"traffic": one})["traffic"]
+    assert traffic["summary"].startswith("1 captured call enters 1 class;")
+
+
 def test_a_map_without_details_is_labelled_by_tokens() -> None:
     finding = {"shape": [4, 2], "grid": [[3, 1, 5]], "tokens": [0, 8, 63, 64]}
-    token_map = views._map(finding, None)
+    token_map = failures._map(finding, None)
     assert token_map is not None and (token_map["first"], token_map["last"]) == ("0", "64")
-    usual = views._map({**finding, "tokens": []}, None)
+    usual = failures._map({**finding, "tokens": []}, None)
     assert usual is not None and (usual["first"], usual["last"]) == ("0", "3")

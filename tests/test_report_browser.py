@@ -183,11 +183,14 @@ def test_a_link_to_a_folded_failure_unfolds_it(opened: Any) -> None:
     assert browser.js("document.activeElement.id") == "f4"
 
 
-def test_the_command_can_be_copied(opened: Any) -> None:
+def test_the_command_that_explains_a_failure_can_be_copied(opened: Any) -> None:
     browser = opened("run")
-    browser.js("document.querySelector('.copy').click()")
+    browser.js("document.querySelector('#f2 .next .copy').click()")
     browser.js("new Promise(done => setTimeout(done, 100))")
-    assert browser.js("document.querySelector('.copy').textContent") in ("copied", "selected")
+    label = browser.js("document.querySelector('#f2 .next .copy').textContent")
+    assert label in ("copied", "selected")
+    if label == "selected":
+        assert browser.js("getSelection().toString()").startswith("megamoe explain forward/")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -251,9 +254,12 @@ def test_a_hundred_failures_are_less_than_ten_pages_of_paper(apart: bool, opened
     browser.media("print")
     pictures = "[...document.querySelectorAll('.map img')].filter(e => e.checkVisibility()).length"
     assert browser.js(pictures) >= 4, "some have pictures on paper"
+    later = "[...document.querySelectorAll('.later %s')].filter(e => e.checkVisibility()).length"
+    assert browser.js(later % ".next code") == (101 if apart else 1), "what explains it is there"
+    assert browser.js(later % ":is(.stage, .how, .breaks)") == 0, "the rest of it is not"
     hints = "[...document.querySelectorAll('.hint.paper')].map(e => e.textContent).join(' ')"
-    assert ("the first 4 have pictures, the others a line" in browser.js(hints)) is apart
-    assert "106 cases is not printed" in browser.js(hints)
+    assert "the first 3 have pictures, the others a line" in browser.js(hints)
+    assert "all cases (106) is not printed" in browser.js(hints)
 
 
 def test_at_390_pixels_nothing_is_cut_and_the_legend_can_be_read(opened: Any) -> None:
@@ -265,6 +271,8 @@ def test_at_390_pixels_nothing_is_cut_and_the_legend_can_be_read(opened: Any) ->
     assert browser.js(beyond) == []
     hidden = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
     assert browser.js(f"{hidden}.length") == 0, "no table scrolls sideways"
+    legend = browser.js("document.querySelector('.legend').textContent")
+    assert "bars are logarithmic" in legend
     size = "parseFloat(getComputedStyle(document.querySelector('.legend span')).fontSize)"
     assert browser.js(size) > 11
     sizes = """[...document.querySelectorAll('.hist text')].map(e =>

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from megamoe import judge
-from megamoe.cases import KINDS, TIERS
+from megamoe.cases import KINDS, TIERS, load_cases
 from megamoe.compare.classes import CLASSES
+from megamoe.suite.merge import merge
 from tests.helpers import results
 from tests.helpers.schemas import faults, schemas
 
@@ -36,6 +37,13 @@ def test_a_run_is_valid_and_so_is_each_of_its_verdicts():
     assert {case["status"] for case in run["cases"]} >= {"pass", "fail", "error", "not-provided"}
     assert faults("run", run) == []
     assert [faults("verdict", case) for case in run["cases"]] == [[]] * len(run["cases"])
+
+
+def test_a_merge_of_runs_is_valid():
+    run = results.run() | {"recorded": {"machine_class": "cpu-x86-64", "file": None},
+                           "goldens": {"manifest_sha256": 64 * "0"}}  # fmt: skip
+    by_id = {case.id: case for case in load_cases()}
+    assert faults("run", merge([run], [by_id[case["id"]] for case in run["cases"]])) == []
 
 
 def test_the_measurements_in_the_docs_are_valid():

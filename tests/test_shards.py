@@ -7,8 +7,10 @@ import pytest
 
 from megamoe.cases import Case
 from megamoe.cases.shards import ShardError, durations, longest_first, parse, shard
+from megamoe.report.views import view
 from megamoe.suite import results
 from megamoe.suite.merge import merge
+from megamoe.suite.summary import verdict_line
 from tests.helpers.reports import whole
 
 
@@ -71,6 +73,16 @@ def test_merge_of_a_whole_selection():
     assert [c["id"] for c in merged["cases"]] == [c.id for c in every]
     assert merged["counts"]["pass"] == 4 and merged["seconds"] == 5.0
     assert merged["shards"] == ["1/2", "2/2"] and "shard" not in merged
+
+
+def test_a_merge_says_how_long_all_shards_took_and_how_long_the_longest():
+    """Shards on two hosts are done when the longest is; a merge of merges knows it too."""
+    one, two, three = (whole([f"eplb/c0{i}"], seconds=float(i + 2)) for i in range(3))
+    merged = merge([merge([one, three], [cases(3)[i] for i in (0, 2)]), two], cases(3))
+    assert (merged["seconds"], merged["longest_shard_seconds"]) == (9.0, 4.0)
+    line = verdict_line(merged)
+    assert line.endswith(" passed in 9 s of machine time, 4 s of them in the longest shard")
+    assert view(merged)["verdict"] == line
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from megamoe.cases import load_cases
 from megamoe.golden import Store, make, store
 from megamoe.judge import Verdict
 from megamoe.spec.contract import NEWEST, contract
-from megamoe.suite import check, progress, results
+from megamoe.suite import check, progress, results, summary
 from megamoe.suite.runner import Runner
 from megamoe.suite.settings import Settings, SettingsError
 from megamoe.worker.client import Worker
@@ -774,7 +774,7 @@ def test_pyargs_runs_the_same_items(root):
 )
 def test_exit_code_and_verdict_line(counts, code, line):
     assert results.exit_code(counts) == code
-    assert results.verdict_line({"counts": counts}) == line
+    assert summary.verdict_line({"counts": counts}) == line
 
 
 def test_junit_says_why():

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from megamoe.environment import has_gpu
 from megamoe.spec.contract import CONTRACTS, Contract
 
 if TYPE_CHECKING:
@@ -192,8 +193,14 @@ def complete_distinct(where: str, params: Params) -> None:
         raise CaseError(f"{where}: distinct is {params['distinct']}; it must be 1 to tokens")
 
 
-ONLY_CUDA: Final = "CUDA device, which a case with so many rows needs; use --device cuda"
-"""The reason why a backend on a CPU does not get a case with ``cuda_only``."""
+ONLY_CUDA: Final = "a case with so many rows"
+"""What of a case with ``cuda_only`` needs a GPU."""
+
+
+def needs_cuda(what: str) -> str:
+    """Why ``what`` is not judged on a CPU: the machine has no GPU, or the run does not use it."""
+    rest = "; use --device cuda" if has_gpu() else ", and the machine has none"
+    return f"{what} needs a CUDA device{rest}"
 
 
 def lacks_cuda(case: Case, device: str) -> bool:

@@ -20,6 +20,7 @@ from megamoe.bench.floor import SHARES
 from megamoe.bench.peers import PEERS
 from megamoe.commands import UsageError
 from megamoe.layer.ranks import INTERFACE, engine, one_rank
+from megamoe.printable import quantity
 from megamoe.worker.team import Ranks
 
 NOT_HERE: Final = {"plot": "--plot", "source": "--from"}
@@ -36,14 +37,13 @@ def run(a: argparse.Namespace) -> int:
     a.backend = a.backend or ("eager" if a.device == "cpu" else "triton")
     team = Ranks.of_torchrun(os.environ)
     count = a.ep if team is None else team.of
+    size = quantity(count, "rank")
     if a.ep not in (None, count):
-        raise UsageError(
-            f"--ep {a.ep}: torchrun started {count} ranks; leave --ep out, or start {a.ep}"
-        )
+        raise UsageError(f"--ep {a.ep}: torchrun started {size}; leave --ep out, or start {a.ep}")
     if a.dry_run:
         for share in a.share:
             for tokens in a.tokens:
-                print(f"{SHARES[share].name} T={tokens} a rank, {count} ranks: {a.backend}")
+                print(f"{SHARES[share].name} T={tokens} a rank, {size}: {a.backend}")
         return 0
     if team is None and count > 1:
         return _launch(count, sys.argv[1:])

@@ -23,6 +23,7 @@ from megamoe.compare.running import COMPARABLE
 from megamoe.compare.sides import parse
 from megamoe.console import Console
 from megamoe.judge import Worst
+from megamoe.printable import quantity
 from megamoe.worker.choice import AUTO
 
 _COLOURS = {"good": "green", "bad": "red", "skip": "dim", "flaky": "yellow"}
@@ -114,7 +115,8 @@ def _show(report: dict[str, Any], console: Console) -> None:
                           f"{stage['elements']}", far)  # fmt: skip
         console.print(table)
         if len(report["cases"]) > 10:
-            console.print(f"and {len(report['cases']) - 10} more cases (--json has them)")
+            rest = quantity(len(report["cases"]) - 10, "more case")
+            console.print(f"and {rest} (--json has them)")
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     worst = report["worst"]
     if worst:

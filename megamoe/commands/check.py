@@ -11,6 +11,7 @@ from megamoe.console import Console
 from megamoe.suite import check, next_command, reds, results
 from megamoe.suite.settings import Settings, is_default
 from megamoe.suite.stops import Stop, release
+from megamoe.suite.summary import print_summary
 
 
 def run(a: argparse.Namespace) -> int:
@@ -64,7 +65,7 @@ def _finish(a: argparse.Namespace, outcome: check.Outcome, console: Console) -> 
     wrong = write_reports(a, outcome.report)
     with suppress(BrokenPipeError):
         is_folded = reds.show(outcome.report, console, a.pictures, outcome.cases, outcome.alone)
-        results.print_summary(outcome.report, console)
+        print_summary(outcome.report, console)
         next_command.show_next(lines, console, outcome.alone, is_folded)
     if outcome.stop_reason:
         complain(f"stopped: {outcome.stop_reason}")

@@ -76,8 +76,9 @@ def _ask(a: argparse.Namespace) -> int:
     else:
         data["lacks"]["cases"] = "no --backend was given"
     confirm.write_answers(Path(a.out), data)
-    print(f"{a.out}: {len(data['instructions'])} instructions, {len(data['silu'])} silu tables, "
-          f"{quantity(len(data['cases']), 'case')} of {chip.name}")  # fmt: skip
+    parts = (("instructions", "instruction"), ("silu", "silu table"), ("cases", "case"))
+    counts = ", ".join(quantity(len(data[key]), noun) for key, noun in parts)
+    print(f"{a.out}: {counts} of {chip.name}")
     return 0
 
 

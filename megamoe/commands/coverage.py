@@ -26,7 +26,7 @@ from megamoe.coverage.dimensions import dimensions
 from megamoe.coverage.document import document, with_traffic
 from megamoe.coverage.places import SHALLOW
 from megamoe.files import write_atomically
-from megamoe.printable import quantity
+from megamoe.printable import part, quantity
 from megamoe.report.page import page
 from megamoe.spec.contract import NEWEST, REVISIONS, Contract, contract
 from megamoe.spec.dialects import DIALECTS
@@ -128,8 +128,8 @@ def _show(
     every = report["dimensions"]
     goal, coverage = (sum(d[key] for d in every) for key in ("goal", "reached"))
     enter = quantity(report["cases"], "case enters", "cases enter")
-    console.print(f"{enter} {coverage} of {goal} classes of {len(every)} "
-                  f"dimensions under contract {report['contract']}")  # fmt: skip
+    classes, of = part(coverage, goal, "class", "classes"), quantity(len(every), "dimension")
+    console.print(f"{enter} {classes} of {of} under contract {report['contract']}")
 
 
 def _show_traffic(report: Mapping[str, Any], console: Console) -> None:
@@ -142,8 +142,9 @@ def _show_traffic(report: Mapping[str, Any], console: Console) -> None:
     missing = sum(len(row["missing"]) for row in report["dimensions"])
     if missing:
         console.print(table, markup=False)
-    console.print(f"{report['calls']} captured calls enter {entries} classes; "
-                  f"{missing} of these no case enters")  # fmt: skip
+    calls = quantity(report["calls"], "captured call enters", "captured calls enter")
+    console.print(f"{calls} {quantity(entries, 'class', 'classes')}; {missing} of these no case "
+                  "enters")  # fmt: skip
 
 
 # --- the known holes --------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 import megamoe
-from megamoe.printable import printable
+from megamoe.printable import printable, quantity
 
 OLDEST: Final = (3, 11)
 OLDEST_NIX: Final = (2, 18)
@@ -117,7 +117,8 @@ def _goldens(golden: str | None) -> Line:
     mend = "restore golden/, or name it with --golden DIR or MEGAMOE_GOLDEN"
     try:
         count = len(manifest_of(root)["cases"])
-        return Line("goldens", "ok", f"{len(load_cases(root))} cases, {count} goldens in {root}")
+        cases = quantity(len(load_cases(root)), "case")
+        return Line("goldens", "ok", f"{cases}, {quantity(count, 'golden')} in {root}")
     except (ValueError, OSError) as error:
         return Line("goldens", "wrong", " ".join(str(error).split()), mend)
 

@@ -18,8 +18,8 @@ from megamoe.commands import UsageError
 from megamoe.commands.shared import progress, root_of
 from megamoe.console import Console
 from megamoe.golden.imported import import_file
-from megamoe.printable import quantity
-from megamoe.suite import merge
+from megamoe.printable import part, quantity, verb
+from megamoe.suite.shard_report import read_report
 
 
 def run_record(a: argparse.Namespace) -> int:
@@ -44,7 +44,8 @@ def run_verify(a: argparse.Namespace) -> int:
             for key in sorted(golden.Store(root, golden.make).cases)
             if key.partition("@")[0] not in ids
         ]
-    print(f"{len(cases) - len(problems)} of {len(cases)} goldens are what the oracle computes")
+    right = len(cases) - len(problems)
+    print(f"{part(right, len(cases), 'golden')} {verb(right)} what the oracle computes")
     return _report(problems + extra)
 
 
@@ -74,7 +75,7 @@ def run_bless(a: argparse.Namespace) -> int:
     """Make the candidates the goldens, or take durations from reports."""
     root = root_of(a)
     if a.durations:
-        count = golden.bless_durations(root, [merge.read_report(path) for path in a.durations])
+        count = golden.bless_durations(root, [read_report(path) for path in a.durations])
         print(f"{quantity(count, 'duration')} taken")
         return 0
     goldens = golden.bless(root, load_cases(root))

@@ -10,11 +10,13 @@ from megamoe.console import Console
 from megamoe.printable import quantity
 from megamoe.suite import merge, next_command, reds, results
 from megamoe.suite.settings import Settings
+from megamoe.suite.shard_report import read_report
+from megamoe.suite.summary import print_summary
 
 
 def run(a: argparse.Namespace) -> int:
     """Merge, and show the table of all shards."""
-    reports = [merge.read_report(path) for path in a.reports]
+    reports = [read_report(path) for path in a.reports]
     first = reports[0]
     root = Settings(golden=a.golden).root  # `shared` has it too, and imports torch
     selection = select(
@@ -27,8 +29,8 @@ def run(a: argparse.Namespace) -> int:
     wrong = write_reports(a, report)
     console = Console()
     reds.show(report, console, pictures=0)
-    results.print_summary(report, console)
-    once = f"each of {quantity(len(selection), 'case')} stands once in"
-    print(f"{once} {quantity(len(reports), 'report')}")
+    print_summary(report, console)
+    every = "the one case" if len(selection) == 1 else f"each of {len(selection)} cases"
+    print(f"{every} stands once in {quantity(len(reports), 'report')}")
     next_command.show_next(lines, console)
     return results.exit_code(report["counts"]) or (2 if wrong else 0)

@@ -13,6 +13,7 @@ from megamoe.console import Console
 from megamoe.golden import predicted
 from megamoe.predict import SM100
 from megamoe.predict import record as predictions
+from megamoe.printable import part, verb
 
 MAX_CHANGES = 20
 """Changes that are named."""
@@ -50,7 +51,9 @@ def run_verify(a: argparse.Namespace) -> int:
     cases = predictions.selection(select(load_cases(root), "forward", glob=a.case))
     with progress("predicting", len(cases), Console(stderr=True)) as on_result:
         faults = predictions.verify(root, cases, SM100, a.j, on_result, a.envelope)
-    print(f"{len(cases) - len(faults)} of {len(cases)} predictions have the same bits{_inside(a)}")
+    same = len(cases) - len(faults)
+    have = f"{part(same, len(cases), 'prediction')} {verb(same, 'has', 'have')}"
+    print(f"{have} the same bits{_inside(a)}")
     for line in faults:
         print(line, file=sys.stderr)
     return 1 if faults else 0

@@ -260,7 +260,8 @@ def progress(
             bar.update(task, advance=1, description=f"{what} {case.id}")
             if not console.is_terminal and time.monotonic() - last > LINE_SECONDS:
                 last = time.monotonic()
-                of = "" if total is None else f" of {total}"
-                console.print(f"{what}: {count}{of} cases", highlight=False, soft_wrap=True)
+                of = "" if total is None else f"{count} of "
+                cases = quantity(count if total is None else total, "case")
+                console.print(f"{what}: {of}{cases}", highlight=False, soft_wrap=True)
 
         yield on_result

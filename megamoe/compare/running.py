@@ -27,8 +27,8 @@ from megamoe.worker.exchange import (
     Caller,
     CallResult,
     Leftover,
-    Missing,
     NoRoom,
+    NotProvided,
     Refusal,
     WroteInput,
 )
@@ -128,7 +128,7 @@ class Running:
         """
         try:
             reply, tensors = self._exchange(case, inputs)
-        except Missing as missing:
+        except NotProvided as missing:
             raise NoOffer("missing", str(missing)) from None
         except Refusal as why:
             raise NoOffer("declined", str(why)) from None

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from megamoe.callable_room import make_callable
-from megamoe.judge.picture import picture
+from megamoe.judge.picture import experts_note, picture
 from megamoe.judge.symptom import (
     CRASH,
     HANG,
@@ -66,6 +66,7 @@ __all__ = [
     "Worst",
     "bitwise",
     "distance",
+    "experts_note",
     "forward_bits",
     "interval",
     "judge_forward",

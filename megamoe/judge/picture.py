@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from megamoe.judge.verdict import JUDGED_SIDES, Finding, Verdict
 from megamoe.printable import quantity
@@ -36,12 +36,25 @@ def _finding(finding: Finding) -> list[str]:
     wrong = "outside"
     if finding.sides != JUDGED_SIDES:  # there is no envelope to lie outside of
         wrong = f"have other bits than the {finding.sides[0]}"
-    out = [f"{finding.stage}: {finding.outside} of {finding.total} elements {wrong}{of}"]
+    out = [
+        f"{finding.stage}: {finding.outside} of {quantity(finding.total, 'element')} {wrong}{of}"
+    ]
     if finding.worst:
         out.append(f"  worst   {finding.worst.line(finding.sides)}")
     tallies = (("rows", finding.rows), ("experts", finding.experts), ("tiles", finding.tiles))
-    out += [f"  {name:<7} {_tally(tally)}" for name, tally in tallies if tally]
+    note = experts_note(finding.stage, finding.outside, finding.experts)
+    out += [
+        f"  {name:<7} {_tally(tally)}{note if name == 'experts' else ''}"
+        for name, tally in tallies if tally
+    ]  # fmt: skip
     return out + _map(finding)
+
+
+def experts_note(stage: str, outside: int, experts: Mapping[Any, int]) -> str:
+    """Why the counts by expert add up to more than the elements ``outside``; empty if they do not.
+    An element of y is a sum over the experts of its token: each of them may be the wrong one."""
+    more = sum(experts.values()) > outside
+    return f"; an element of {stage} counts for each expert of its token" if more else ""
 
 
 def _tally(tally: Mapping[int, int], most: int = 8) -> str:

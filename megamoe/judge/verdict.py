@@ -107,6 +107,7 @@ class Finding:
     rows: Mapping[int, int] = field(default_factory=dict)
     """Token row -> elements outside; rows without any are left out, as in the next three."""
     experts: Mapping[int, int] = field(default_factory=dict)
+    """An element of a tensor without slots, such as y, counts for each expert of its token."""
     tiles: Mapping[int, int] = field(default_factory=dict)
     """128-channel tile -> elements outside."""
     grid: tuple[tuple[int, int, int], ...] = ()

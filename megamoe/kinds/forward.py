@@ -12,6 +12,7 @@ from megamoe.cases.forms import FORWARD
 from megamoe.cases.kind import (
     ONLY_CUDA,
     lacks_cuda,
+    needs_cuda,
     oracle_tensors,
 )
 from megamoe.cases.recipes import forward_problem
@@ -27,7 +28,7 @@ from megamoe.spec.contract import CONTRACTS, Contract
 from megamoe.spec.forms import bits
 from megamoe.spec.problem import Problem
 from megamoe.spec.tensors import WEIGHTS
-from megamoe.worker.exchange import Caller, CallResult, Missing
+from megamoe.worker.exchange import Caller, CallResult, Missing, NotProvided
 from megamoe.worker.session import FOLDS_SCALES, Identity
 
 
@@ -88,10 +89,10 @@ def run(runner: Any, case: Case) -> ForwardOutput:
 
 
 def ask(call: Caller, case: Case, inputs: Mapping[str, Any]) -> CallResult:
-    """The one call of the case. Raises :class:`Missing` if the case needs a GPU and there is
+    """The one call of the case. Raises :class:`NotProvided` if the case needs a GPU and there is
     none."""
     if lacks_cuda(case, call.device):
-        raise Missing(ONLY_CUDA)
+        raise NotProvided(needs_cuda(ONLY_CUDA))
     return call.forward(Problem(**inputs))
 
 

@@ -126,9 +126,7 @@ class Search:
         if among:
             for one in among:
                 if why := lacking(one, identity):
-                    raise ReduceError(
-                        f"--among: {one.id} cannot run, for the backend has no {why}; leave it out"
-                    )
+                    raise ReduceError(f"--among: {one.id} cannot run, for {why}; leave it out")
             self.log(f"trying it after {quantity(len(among), 'case')} of --among")
             return self._after_all(list(among)) or self._after_each(list(among))
         seconds = shards.durations(self.root)

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from megamoe.printable import part, quantity
-from megamoe.report import draw, read
-
-View = dict[str, Any]
+from megamoe.report import draw, read, words
+from megamoe.report.read import View
 
 SIGN: Mapping[str, str] = {"identical": "✓", "moved": "✗", "error": "!"}
 
@@ -39,6 +38,7 @@ def _case_view(case: Mapping[str, Any]) -> View:
     return {
         "id": read.text(case, "id", "?"),
         "status": status,
+        "word": words.STATUS.get(status, status),
         "sign": SIGN.get(status, "!"),
         "first": read.text(case, "first_stage"),
         "reason": read.text(case, "reason") or read.text(case, "error"),
@@ -90,25 +90,28 @@ def bisect(result: Mapping[str, Any]) -> View:
     return {
         "verdict": read.text(result, "headline") or verdict,
         "summary": f"{quantity(len(steps), 'step')}: "
-        + ", ".join(f"{n} {v}" for v, n in counts.most_common()),
+        + ", ".join(f"{n} {words.STATUS.get(v, v)}" for v, n in counts.most_common()),
         "colour": "red" if bad else "grey",
         "found": [("first bad", bad), ("last good", good)],
         "facts": [(n, _lines(value)) for n, value in facts.items() if read.sentence(value)],
         "moved": [_case_view({"status": "moved", **c}) for c in tables],
         "walk": draw.walk(steps),
         "placed": draw.order(steps)[1],
-        "steps": [
-            {
-                **{k: read.text(s, k) for k in ("rev", "subject", "reason")},
-                "verdict": read.text(s, "verdict", "unknown"),
-                "seconds": read.number(s, "seconds"),
-            }
-            for s in steps
-        ],
+        "steps": list(map(_step, steps)),
         "rest": _rest(
             result, ("kind", "steps", "first_bad", "last_good", "headline", "subject", *_FACT_KEYS)
         ),
     }  # fmt: skip
+
+
+def _step(step: Mapping[str, Any]) -> View:
+    verdict = read.text(step, "verdict", "unknown")
+    return {
+        **{k: read.text(step, k) for k in ("rev", "subject", "reason")},
+        "verdict": verdict,
+        "word": words.STATUS.get(verdict, verdict),
+        "seconds": read.number(step, "seconds"),
+    }
 
 
 def _commit(value: Any) -> str:
@@ -121,9 +124,9 @@ _FACT_KEYS = ("first_stage", "worst", "cases")
 
 
 def _lines(value: Any) -> list[tuple[str, str]]:
-    """(name, value) of an object; one nameless line of anything else."""
+    """(words, value) of an object; one nameless line of anything else."""
     if isinstance(value, Mapping):
-        return [(str(k), read.sentence(v)) for k, v in value.items() if read.sentence(v)]
+        return [(words.of(str(k)), read.sentence(v)) for k, v in value.items() if read.sentence(v)]
     if isinstance(value, list):
         return [("", read.sentence(v)) for v in value]
     return [("", read.sentence(value))]
@@ -131,5 +134,5 @@ def _lines(value: Any) -> list[tuple[str, str]]:
 
 def _rest(result: Mapping[str, Any], keys: tuple[str, ...]) -> list[tuple[str, str]]:
     """What else stands in the result: nothing is kept from the reader."""
-    rest = [(k, read.sentence(v)) for k, v in result.items() if k not in keys]
+    rest = [(words.of(k), read.sentence(v)) for k, v in result.items() if k not in keys]
     return [(k, v[: read.LONGEST]) for k, v in rest if v]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from megamoe.printable import quantity
+from megamoe.printable import part, quantity, verb
 from megamoe.report import read
-
-View = dict[str, Any]
+from megamoe.report.read import View
 
 RUN: Final = 3
 """Neighbours of one state from which on they are one chip."""
@@ -19,7 +18,8 @@ def view(result: Mapping[str, Any]) -> View:
     every = [_dimension(d) for d in read.objects(result, "dimensions")]
     new, known_holes = (sum(d[key] for d in every) for key in ("new", "known"))
     goal, hits = (sum(d[key] for d in every) for key in ("goal", "reached"))
-    summary = f"{hits} of {goal} classes are entered, {known_holes} are known holes"
+    summary = f"{part(hits, goal, 'class', 'classes')} {verb(hits)} entered, "
+    summary += quantity(known_holes, "is a known hole", "are known holes")
     selection = ", ".join(f"{k} {v}" for k, v in read.mapping(result, "selection").items())
     cases = quantity(read.count(result, "cases"), "case")
     return {
@@ -104,6 +104,7 @@ def _traffic(data: Mapping[str, Any]) -> View:
         for one, files in read.mapping(d, "missing").items()
     ]
     hits = sum(read.count(d, "entered") for d in read.objects(data, "dimensions"))
-    calls = read.count(data, "calls")
-    summary = f"{calls} captured calls enter {hits} classes; {len(rows)} of these no case enters"
+    calls = quantity(read.count(data, "calls"), "captured call enters", "captured calls enter")
+    classes = quantity(hits, "class", "classes")
+    summary = f"{calls} {classes}; {len(rows)} of these no case enters"
     return {"summary": summary, "rows": rows}

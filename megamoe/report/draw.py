@@ -15,12 +15,14 @@ from typing import Any, Final
 from markupsafe import Markup, escape
 
 from megamoe.printable import quantity
-from megamoe.report import read
+from megamoe.report import read, words
 
 HUE: Final = (214, 48, 44)
 NAN_HUE: Final = (124, 77, 255)
 STEPS: Final = (("1", 95), ("2–3", 130), ("4–7", 160), ("8–15", 190), ("16–63", 222), ("≥ 64", 255))
 """ULPs of a shade and of a bar, and the shade's opacity of 255."""
+SCALE: Final = "bars are logarithmic: each doubling of a count is one step"
+"""What is said where a bar is drawn, on the page and in the terminal."""
 _LEVELS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SIGN, _NAN = 7, 8
 """Palette entries; 0 is clear, 1 to 6 are :data:`STEPS`."""
@@ -124,7 +126,7 @@ def bars(detail: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def histogram(detail: Mapping[str, Any]) -> Markup:
-    """Elements by distance from the envelope, in ULPs; heights are logarithmic."""
+    """Elements by distance from the envelope, in ULPs; see :data:`SCALE`."""
     bins = bars(detail)
     top = max(1, *(n.bit_length() for _, _, n in bins))
     wide, high = 46, 64
@@ -217,7 +219,8 @@ def walk(steps: Sequence[Mapping[str, Any]]) -> Markup:
         verdict = read.text(step, "verdict", "unknown")
         mark = _MARKS.get(verdict, _MARKS["skip"]).format(x=x, y=y)
         rev, subject = read.text(step, "rev")[:12], read.text(step, "subject")
-        caption = f"{i + 1}. {verdict} {rev} {subject if len(subject) < 45 else subject[:44] + '…'}"
+        word = words.STATUS.get(verdict, verdict)
+        caption = f"{i + 1}. {word} {rev} {subject if len(subject) < 45 else subject[:44] + '…'}"
         kind = verdict if verdict in _MARKS else "skip"
         out.append(f'<g class="{kind}">{mark}</g>')
         out.append(f'<text x="{left + wide + 24}" y="{y + 4}">{escape(caption)}</text>')

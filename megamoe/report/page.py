@@ -16,7 +16,10 @@ import jinja2
 from markupsafe import Markup
 
 import megamoe
+from megamoe.judge import TO_CATCH
+from megamoe.printable import quantity
 from megamoe.report import compared, covered, draw, read, views
+from megamoe.report.read import View
 
 LIMIT: Final = 2 << 20
 """Bytes that no report exceeds."""
@@ -25,7 +28,7 @@ _TABLE: Final = 260_000
 """Bytes for failures drawn in full, and for each list of what comes in a line; 0.2 MB is left."""
 OPEN: Final = 12
 """Failures that are unfolded when the page opens."""
-PAPER: Final = 4
+PAPER: Final = 3
 """Failures with pictures on paper; later ones are a line there."""
 
 _T = TypeVar("_T")
@@ -53,7 +56,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     env.filters["seconds"] = lambda s: "" if s is None else f"{s:.2f} s" if s < 10 else f"{s:.0f} s"
-    env.globals.update(png=draw.png, histogram=draw.histogram)
+    env.filters["quantity"] = quantity
+    env.globals.update(png=draw.png, histogram=draw.histogram, scale=draw.SCALE, to_catch=TO_CATCH)
     return env
 
 
@@ -70,7 +74,7 @@ def _digest(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _run_parts(env: jinja2.Environment, view: views.View) -> dict[str, Any]:
+def _run_parts(env: jinja2.Environment, view: View) -> dict[str, Any]:
     """Failures in full while there is room, then a line each, then a count; and the case table."""
     macros: Any = env.get_template("parts.html").module
     failures = view["failures"]
@@ -90,13 +94,13 @@ def _run_parts(env: jinja2.Environment, view: views.View) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ab_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
+def _ab_parts(env: jinja2.Environment, view: View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
     table, remainder = fit(view["cases"], macros.compared, _FAILURES)
     return {"table": table, "unlisted": remainder}
 
 
-def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any]:
+def _bisect_parts(env: jinja2.Environment, view: View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
     steps = list(enumerate(view["steps"], 1))
     table, remainder = fit(steps, lambda s: macros.step(*s), _FAILURES // 4)
@@ -106,7 +110,7 @@ def _bisect_parts(env: jinja2.Environment, view: compared.View) -> dict[str, Any
     }  # fmt: skip
 
 
-def _coverage_parts(env: jinja2.Environment, view: covered.View) -> dict[str, Any]:
+def _coverage_parts(env: jinja2.Environment, view: View) -> dict[str, Any]:
     macros: Any = env.get_template("parts.html").module
     rows, remainder = fit(view["dimensions"], macros.dimension_row, _TABLE)
     classes, rest = fit(view["dimensions"], macros.dimension, _FAILURES)

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from megamoe.files import REPORT_LIMIT, read_json
-from megamoe.printable import printable
+from megamoe.printable import printable, quantity
+from megamoe.report import words
 
 Result = dict[str, Any]
+View = dict[str, Any]
+"""What a report says of a part of a result: plain data, which the page and the terminal draw."""
 
 LONGEST: Final = 2000
 """Characters of one string that a report shows; a backend may have raised a whole file."""
@@ -48,7 +51,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, str):
         text = printable(value, lines=True)
         more = len(text) - LONGEST
-        return text if more <= 0 else f"{text[:LONGEST]} (and {more} more characters)"
+        return text if more <= 0 else f"{text[:LONGEST]} (and {quantity(more, 'more character')})"
     if isinstance(value, dict):
         return {_clean(key): _clean(below) for key, below in value.items()}
     if isinstance(value, list):
@@ -105,10 +108,10 @@ def tally(data: Any, key: str) -> list[tuple[str, int]]:
 
 
 def sentence(value: Any) -> str:
-    """Anything in one line: ``name 3, place token 2 channel 5``."""
+    """Anything in one line: ``token 2, ULPs apart 3``."""
     if isinstance(value, Mapping):
-        parts = [f"{k} {sentence(v)}" for k, v in value.items() if v not in (None, "", [], {})]
-        return ", ".join(parts)
+        pairs = ((words.of(str(k)), v) for k, v in value.items() if v not in (None, "", [], {}))
+        return ", ".join(f"{name} {sentence(below)}" for name, below in pairs)
     if isinstance(value, list):
         return ", ".join(map(sentence, value))
     return "" if value is None else str(value)

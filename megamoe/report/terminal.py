@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megamoe.printable import part
+from megamoe.judge import TO_CATCH
+from megamoe.printable import part, quantity
 from megamoe.report import compared, draw, read, views
+from megamoe.report.read import View
 
 MOST: Final = 20
 """Failures that are shown in full, each for all of its symptom; the rest get a line each."""
@@ -61,22 +63,24 @@ def _run(result: Mapping[str, Any], console: Console) -> None:
         _say(console, f"{status} x {count}: {reason}")
     if view["failures"] or view["reasons"]:
         _say(console, view["verdict"])
+    for step in view["next"]:
+        _say(console, _step(step))
 
 
-def _failure(failure: views.View, console: Console) -> None:
+def _failure(failure: View, console: Console) -> None:
     _say(console, f"\n{failure['status'].upper()} {failure['id']}: {failure['reason']}")
     if failure["breaks"]:
-        _say(console, f"  breaks  {failure['breaks']}")
+        _say(console, f"  {TO_CATCH}: {failure['breaks']}")
     for stage in failure["stages"]:
         share = f" ({stage['share']})" if stage["share"] else ""
-        count = f"{stage['outside']} of {stage['total']} {stage['wrong']}"
+        count = f"{stage['outside']} of {quantity(stage['total'], 'element')} {stage['wrong']}"
         _say(console, f"\n{stage['name']}: {count}{share}")
         if stage["worst"]:
             _say(console, f"  worst   {stage['worst']}")
         for rank in stage["ranks"]:
             counts = ", ".join(f"{name}: {n}" for name, n in rank["shown"])
             more = f", and {rank['left']} more" if rank["left"] else ""
-            _say(console, f"  {rank['name']:<7} {counts}{more}")
+            _say(console, f"  {rank['name']:<7} {counts}{more}{rank['note']}")
         if stage["detail"]:
             _histogram(stage["detail"], console)
             if stage["widths"]:
@@ -95,10 +99,18 @@ def _failure(failure: views.View, console: Console) -> None:
     if failure["how"]:
         _say(console, f"\njudged: {failure['how']}")
     _say(console, f"alone:  {failure['command']}")
+    if failure["next"]:
+        _say(console, _step(failure["next"]))
+
+
+def _step(step: View) -> str:
+    """What to do next, in one line."""
+    return f"{step['words']} {step['command']}".strip()
 
 
 def _histogram(detail: Mapping[str, Any], console: Console) -> None:
     """A line a bin; lengths are logarithmic, as the page's heights."""
+    _say(console, f"  elements by distance; {draw.SCALE}")
     bins = draw.bars(detail)
     middle = next(i for i, bar in enumerate(bins) if bar[0] == "in")
     top = max(1, *(n.bit_length() for _, _, n in bins))
@@ -121,7 +133,7 @@ def _ab(result: Mapping[str, Any], console: Console) -> None:
     _say(console, f"identical: {part(same, len(view['cases']), 'case')}")
 
 
-def _stage_table(cases: list[views.View], console: Console) -> None:
+def _stage_table(cases: list[View], console: Console) -> None:
     """A line for each stage of each case that is not identical."""
     table = Table("case", "stage")
     for name in ("moved", "of", "most ULPs", "outside left", "outside right"):
@@ -130,7 +142,7 @@ def _stage_table(cases: list[views.View], console: Console) -> None:
         if case["status"] == "identical":
             continue
         head = "\n".join(
-            filter(None, [f"{case['sign']} {case['id']} {case['status']}", case["reason"],
+            filter(None, [f"{case['sign']} {case['id']} {case['word']}", case["reason"],
                           *case["more"]])
         )  # fmt: skip
         for stage in case["stages"] or [{}]:
@@ -155,7 +167,7 @@ def _bisect(result: Mapping[str, Any], console: Console) -> None:
         at = round(place * 48)
         track = "·" * at + marks.get(step["verdict"], "?") + "·" * (48 - at)
         why = f" ({step['reason']})" if step["reason"] else ""
-        text = f"{step['verdict']:<5} {step['rev'][:12]} {step['subject']}{why}"
+        text = f"{step['word']:<7} {step['rev'][:12]} {step['subject']}{why}"
         _say(console, f"{track} {i + 1:>3} {text}")
     _stage_table(view["moved"], console)
     for name, value in view["found"]:

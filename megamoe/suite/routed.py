@@ -12,7 +12,7 @@ import numpy.typing as npt
 from megamoe.cases import Case
 from megamoe.cases.recipes import own_tokens, routing
 from megamoe.cases.stored import is_stored
-from megamoe.printable import quantity
+from megamoe.printable import part, quantity, verb
 
 _TILES: Final = (8, 16, 32, 64, 128)
 """Rows of a tile of an expert."""
@@ -58,7 +58,7 @@ class Routed:
         if experts <= LIST_LIMIT:
             text = _list([(e, self.rows.get(e, 0)) for e in range(experts)])
         elif not ranking:
-            text = f"none of {experts} experts has a row"
+            text = f"none of {quantity(experts, 'expert')} has a row"
         elif len(ranking) <= LIST_LIMIT:
             others = quantity(experts - len(ranking), "other expert")
             text = f"{_list(sorted(ranking))}; none of {others}"
@@ -68,7 +68,7 @@ class Routed:
                 f"most of {_list(ranking[:_BUSIEST])}"
             )
         if self.masked:
-            text += f"; {self.masked} of {self.slots} slots are masked"
+            text += f"; {part(self.masked, self.slots, 'slot')} {verb(self.masked)} masked"
         if self.empty_tokens:
             text += f", {quantity(self.empty_tokens, 'token')} without a live slot"
         return text

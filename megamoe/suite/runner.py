@@ -46,6 +46,7 @@ from megamoe.worker.exchange import (
     Missing,
     NoOutput,
     NoRoom,
+    NotProvided,
     Refusal,
     WroteInput,
 )
@@ -88,7 +89,7 @@ class Runner:
 
         def step() -> Verdict:
             if lacks := lacking(case, self.session.identity):  # before its inputs are made
-                raise Missing(lacks)
+                raise NotProvided(lacks)
             return judge(self, case)
 
         return self._timed_verdict(case, step)
@@ -217,7 +218,7 @@ class Runner:
     def _judge(self, case: Case, step: Callable[[], Verdict]) -> Verdict:
         try:
             return step()
-        except Missing as missing:
+        except NotProvided as missing:
             return Verdict(case.id, case.kind, "not-provided", missing.why)
         except Refusal as declined:
             return Verdict(case.id, case.kind, "skip", declined.why)

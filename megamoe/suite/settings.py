@@ -14,7 +14,7 @@ from megamoe.cases import Case, golden_root, load_cases, select, shards
 from megamoe.judge import BAD
 from megamoe.printable import quantity
 from megamoe.spec.contract import contract
-from megamoe.suite.merge import read_report
+from megamoe.suite.shard_report import read_report
 from megamoe.worker.choice import AUTO
 from megamoe.worker.session import START_SECONDS, Launch
 from megamoe.worker.team import Ranks

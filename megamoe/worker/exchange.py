@@ -26,6 +26,7 @@ from megamoe.worker.outcomes import (
     Missing,
     NoOutput,
     NoRoom,
+    NotProvided,
     Refusal,
     WroteInput,
 )
@@ -246,5 +247,5 @@ def plain_of(problem: Problem) -> dict[str, Any]:
 
 __all__ = [
     "BackendFailure", "CallResult", "Caller", "Leftover", "Missing", "NoOutput", "NoRoom",
-    "Opaque", "Refusal", "WroteInput",
+    "NotProvided", "Opaque", "Refusal", "WroteInput",
 ]  # fmt: skip

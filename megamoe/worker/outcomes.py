@@ -13,7 +13,11 @@ class NoOutput(Exception):
         return self.sentence.format(self)
 
 
-class Missing(NoOutput):
+class NotProvided(NoOutput):
+    """The backend, the run or the machine lacks what the case needs; the message says it."""
+
+
+class Missing(NotProvided):
     """The backend lacks the callable or the feature; the message names it."""
 
     sentence = "the backend has no {}"

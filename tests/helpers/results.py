@@ -82,7 +82,8 @@ def ab() -> dict[str, Any]:
     y = {**same, "moved": 553, "max_ulps": 3, "outside_right": 12}
     return {
         "kind": "ab",
-        "left": {"text": "kernel==0.1.4", "python": "3.11.7"},
+        "schema": 1, "first_stage": "l2_acts", "not_compared": ["forward/d"],
+        "left": {"text": "kernel==0.1.4", "python": "3.11.7", "contract_why": "its headers"},
         "right": {"text": NASTY, "python": "3.12.1"},
         "headline": "ab: 1 of 3 cases moved, first in l2_acts",
         "cases": [
@@ -107,6 +108,6 @@ def bisect() -> dict[str, Any]:
     return {
         "kind": "bisect", "steps": steps,
         "first_bad": f"41{'a' * 38}", "last_good": f"40{'a' * 38}",
-        "cases": ["forward/a"], "first_stage": "l2_acts",
+        "cases": ["forward/a"], "first_stage": "l2_acts", "schema": 1, "how": "bits", "range": 64,
         "worst": {"stage": "l2_acts", "token": 1, "channel": 32, "ulps": 1},
     }  # fmt: skip
