@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from megamoe.backends import eager
+from megamoe.commands import main as cli
 from megamoe.explain.extent import Extent, join
 from megamoe.explain.words import causes, is_certain
+from megamoe.suite.at_hand import run
 from tests.helpers.diagnosis import of_case, report_of
+from tests.helpers.local import Local
 
 CASE = "bell-h512-i256-drifts"
 N = np.arange(768)
@@ -114,6 +118,22 @@ def test_zeros_in_some_channels_lose_no_slot(monkeypatch):
     assert causes(report_of(of_case(CASE)))[0] == (
         "cause: combine: y is zero, in channels 384 to 511 only"
     )
+
+
+def test_token_with_channel_says_what_token_alone_says(monkeypatch, tmp_path, capsys):
+    columns(monkeypatch, 512, truncated, lambda n: (n >= 64) & (n < 192))
+    y = run(of_case(CASE), Local(eager.EagerBackend()))["y"]
+    save_file({"y": torch.from_numpy(y).view(torch.bfloat16)}, tmp_path / "y.safetensors")
+
+    def causes_of(*choice):
+        command = ["explain", CASE, "--actual", f"{tmp_path}/y.safetensors", "--token", "2"]
+        assert cli.main([*command, *choice]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith(("cause", "  explains"))]
+
+    cause, explains = causes_of("--channel", "70")
+    assert cause == causes_of()[0] and cause.startswith("cause: linear 2: slot rows are truncated")
+    assert explains.endswith("and of 3 more wrong tokens that were tried")
 
 
 def test_the_last_tile_of_rows_of_linear_1_is_no_choice_of_channels(monkeypatch):
