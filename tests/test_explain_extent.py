@@ -53,6 +53,10 @@ def test_tokens_that_contradict_each_other_have_no_channels_together():
 
     first = way((N >= 64) & (N < 128))
     assert not join(first, way((N >= 64) & (N < 192)))
+    further = extent((N >= 256) & (N < 288), (N >= 128) & (N < 256))
+    open_there = extent((N >= 64) & (N < 128), N < 64)
+    no_words = {"extent": open_there.plain(), "channels": ""}
+    assert not join(no_words, {"extent": further.plain(), "channels": ""}), "two ranges have none"
     assert join(first, way((N >= 64) & (N < 128)))
     assert first["channels"] == "in channels 64 to 127 only"
 
