@@ -59,8 +59,8 @@ def lines_of(
     most frequent symptom that a command can follow, on the red that tells causes apart best. None
     where many cases are green. Exceptions and wrong outputs seldom have one cause, nor have wrong
     outputs of two steps: each sort has a line, which names its most frequent symptom, and
-    ``explain`` stands first. ``cases``: those of the run;
-    a red that is not among them keeps its place in the report. ``alone``: see :func:`show_next`."""
+    ``explain`` stands first. ``cases``: those of the run; a red that is not among them keeps its
+    place in the report. ``alone``: see :func:`show_next`."""
     reds, by_id = reds_of(report), {case.id: case for case in cases}
     if not reds:
         return _wider(report)
