@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,21 @@ def test_zeros_in_some_channels_lose_no_slot(monkeypatch):
     assert causes(report_of(of_case(CASE)))[0] == (
         "cause: combine: y is zero, in channels 384 to 511 only"
     )
+
+
+def test_a_slot_that_is_lost_in_some_channels_is_not_dropped(monkeypatch):
+    right = eager.EagerBackend.forward
+
+    def forward(self, problem):
+        out, ids = right(self, problem), problem.topk_ids.clone()
+        ids[:, 1] = -1
+        out["y"][:, 384:] = right(self, replace(problem, topk_ids=ids))["y"][:, 384:]
+        return out
+
+    monkeypatch.setattr(eager.EagerBackend, "forward", forward)
+    lines = causes(report_of(of_case(CASE)))
+    assert lines[0].startswith("cause: combine: slot 1 (expert ")
+    assert lines[0].endswith(") is lost, in channels 384 to 511 only")
 
 
 def test_token_with_channel_says_what_token_alone_says(monkeypatch, tmp_path, capsys):
