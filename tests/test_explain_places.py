@@ -66,12 +66,16 @@ def test_the_lost_slots_name_the_rule(fault):
     assert len(texts) <= 2, "few rules give the same slots"
 
 
-SIZES = [32, 24, 16, 21]
-"""Rows of four experts: two end with a full tile of 16."""
+SIZES = [32, 24, 16, 21, 5]
+"""Rows of five experts: two end with a full tile of 16, and one has no full tile."""
 TAILS = {
-    "the rows of each expert after its last full tile of 16 rows are dropped: 13 rows": [
-        (1, range(16, 24)), (3, range(16, 21)),
+    "the rows of each expert after its last full tile of 16 rows are dropped: 18 rows": [
+        (1, range(16, 24)), (3, range(16, 21)), (4, range(5)),
     ],
+    "the rows of each expert that has a full tile of 16 rows after the last one are dropped: "
+    "13 rows": [(1, range(16, 24)), (3, range(16, 21))],
+    "rows 16 and later of expert 3 are dropped: 5 rows beyond a capacity or a tile, those after "
+    "its last full tile of 8 or 16 rows": [(3, range(16, 21))],
     "the last tile of 16 rows of each expert that ends with a full one is dropped: 32 rows": [
         (0, range(16, 32)), (2, range(16)),
     ],
@@ -83,10 +87,10 @@ TAILS = {
 
 @pytest.mark.parametrize("fault", TAILS)
 def test_a_tile_at_the_end_of_an_expert_names_the_rule(fault):
-    ids = np.repeat(np.arange(4), SIZES)
+    ids = np.repeat(np.arange(5), SIZES)
     rows = np.concatenate([np.arange(size) for size in SIZES])
     wrong = np.any([(ids == e) & np.isin(rows, [*at]) for e, at in TAILS[fault]], axis=0)
-    rules = fitting(ids[:, None], 4, wrong, wrong[:, None])
+    rules = fitting(ids[:, None], 5, wrong, wrong[:, None])
     assert fault in [rule.loss for rule in rules] and len(rules) <= 2
 
 
@@ -102,6 +106,47 @@ def test_the_first_tile_of_each_expert_but_the_first_names_the_rule():
     few = np.array([[0], [1], [1]])
     places = [rule.where for rule in fitting(few, 2, few[:, 0] == 1)]
     assert "the first tile of 8 or more rows of each expert but expert 0: 2 rows" in places
+
+
+MANY = np.random.default_rng(5).permuted(np.tile(np.arange(16), (24, 1)), axis=1)[:, :3]
+"""Three of 16 experts for each of 24 tokens."""
+PATTERNS = {
+    "experts with odd numbers": MANY % 2 == 1,
+    "experts n with n modulo 4 = 2": MANY % 4 == 2,
+    "experts 8 to 15 (the second half)": MANY >= 8,
+    "experts 4 to 7 (those of rank 1, if 4 ranks share them)": MANY // 4 == 1,
+    "experts 11 and later": MANY >= 11,
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_experts_whose_numbers_follow_a_pattern_are_a_place(name):
+    slots = PATTERNS[name]
+    wrong = slots.any(axis=1)
+    actual = {"explanations": [{"exact": [{"what": "gate and up are swapped"}]}]}
+    places = {at: {*np.flatnonzero(slots[at]).tolist()} for at in np.flatnonzero(wrong)[:5]}
+
+    def rules_of(wrong_experts):
+        return in_batch(actual, {}, 0, MANY, 16, wrong, places, wrong_experts)["rules"]
+
+    experts = {*MANY[slots].tolist()}
+    assert rules_of(experts) == [f"{name}, at all of their {slots.sum()} rows"]
+    if "later" not in name:
+        assert not rules_of(experts - {min(experts)}), "not all of them are wrong"
+
+
+def test_few_tokens_do_not_tell_a_pattern_of_experts():
+    """Of ``y`` nobody knows which experts are wrong, so the tokens alone must tell."""
+    slots = PATTERNS["experts n with n modulo 4 = 2"]
+    name = "experts n with n modulo 4 = 2, at all of their"
+
+    def rules_of(tokens):
+        wrong = slots[:tokens].any(axis=1)
+        actual = {"explanations": [{"exact": [{"what": "nibbles are swapped in each byte"}]}]}
+        rules = in_batch(actual, {}, 0, MANY[:tokens], 16, wrong, {})["rules"]
+        return [rule for rule in rules if rule.startswith(name)]
+
+    assert rules_of(24) and not rules_of(12)
 
 
 def test_slots_that_no_rule_gives_have_none():
@@ -230,5 +275,10 @@ def test_the_batch_is_told_by_the_cause_of_the_first_wrong_step():
     assert batch == {"tokens": 3, "wrong": 3, "which": "", "slots": 6, "wrong_slots": None,
                     "is_lost": False, "rules": [], "near": "", "before": "",
                     "is_empty_tokens": False}  # fmt: skip
-    batch = in_batch({"explanations": [second]}, {}, 0, ids, 3, wrong, {})
+    zeros = {"y": np.zeros((3, 128), np.uint16)}
+    batch = in_batch({"explanations": [second]}, zeros, 0, ids, 3, wrong, {})
     assert batch["is_lost"] and "all tokens are dropped" in batch["rules"]
+    zeros["y"][0, 100] = 0x3F80
+    assert not in_batch({"explanations": [second]}, zeros, 0, ids, 3, wrong, {})["is_lost"], (
+        "other channels of the token are no zeros"
+    )

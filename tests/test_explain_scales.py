@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,14 +10,13 @@ from safetensors.torch import save_file
 from megamoe.backends import eager
 from megamoe.backends.simulate import problem
 from megamoe.commands import main as cli
-from megamoe.commands.explain_subject import Subject, element_of
 from megamoe.explain import FromProblem, explain
 from megamoe.explain.near import nearest
-from megamoe.explain.others import of_all_tokens
 from megamoe.explain.tile_parts import part_rules
 from megamoe.explain.words import causes, explanation
-from megamoe.spec.contract import CONTRACTS, NEWEST
-from megamoe.suite.at_hand import judge, run
+from megamoe.spec.contract import NEWEST
+from megamoe.suite.at_hand import run
+from tests.helpers.diagnosis import of_case, report_of
 from tests.helpers.local import Local
 
 HIDDEN, INTERMEDIATE = 256, 128
@@ -44,24 +40,6 @@ def plant(monkeypatch, change):
     bytes, weights and their scale bytes."""
     right = eager.linear
     monkeypatch.setattr(eager, "linear", lambda *operands: right(*change(*operands)))
-
-
-def report_of(p, token=None):
-    """What ``explain`` says of the eager backend now, by default of the worst token."""
-    session = Local(eager.EagerBackend())
-    findings, stages = judge(p, session)[0].findings, run(p, session)
-    of_class, contract = session.identity.accumulator, CONTRACTS[session.identity.contract]
-    token, channel = element_of(findings, None, token, None)
-    rows, source = {name: stage[token] for name, stage in stages.items()}, FromProblem(p)
-    report = explain(source, token, channel or 0, of_class, rows, contract=contract)
-    return report | of_all_tokens(
-        report["actual"], stages, token, source, p, findings, of_class, contract
-    )
-
-
-@cache
-def of_case(name):
-    return Subject(f"forward/{name}", Path("golden")).problem
 
 
 @pytest.mark.parametrize("bit", NAMES)
@@ -174,8 +152,7 @@ def test_a_cause_is_not_said_of_channels_that_are_right(monkeypatch):
     lines = [line for line in causes(report) if line.startswith("cause")]
     assert lines == [
         "cause: gate and up: up is truncated to bfloat16",
-        "cause: linear 2: slot rows are truncated to bfloat16, but not at channels 0 to 127, which "
-        "are right",
+        "cause: linear 2: slot rows are truncated to bfloat16, in channels 128 to 255 only",
     ]
     assert report["actual"]["y_elsewhere"] == {"outside": 0, "of": 128}
 

@@ -322,6 +322,24 @@ def test_the_picture_is_of_the_case_that_the_next_command_names() -> None:
     assert not pictured(True), "a case without a map has a poor picture"
 
 
+def test_wrong_outputs_of_each_step_have_a_line() -> None:
+    """Two stages of one step are one; of four sorts the three most frequent have a line."""
+
+    def wrong(stage: str, name: str) -> dict[str, Any]:
+        finding = Finding(stage, 512, 9, rows={0: 9})
+        return of_findings(name, name.partition("/")[0], [finding], ("staged",)).to_dict()
+
+    stages = [*["y"] * 4, *["l2_acts"] * 3, "l2_acts_sf", "x_sf", "x_sf"]
+    cases = [wrong(stage, f"forward/{k}") for k, stage in enumerate(stages)]
+    cases.append(wrong("topk_idx", "staging/a"))
+    report = {"backend": "K", "options": "", "cases": cases}
+    assert next_command.lines_of(report, (), {}) == [
+        "next: for 4 of 11 reds (y: N of N outside): megamoe explain forward/0 --backend K",
+        "next: for 3 of 11 reds (l2_acts: N of N outside): megamoe explain forward/4 --backend K",
+        "next: for 2 of 11 reds (x_sf: N of N outside): megamoe explain forward/8 --backend K",
+    ]
+
+
 def test_a_problem_without_tokens_is_not_reduced() -> None:
     """Where a case with tokens has the same symptom, that one is reduced."""
     names = ["forward/expert-block-edge-t0", "forward/token-block-edge-t9"]

@@ -91,7 +91,7 @@ def _run(a: argparse.Namespace, stack: ExitStack) -> int:
             else f"the output does not show it; it has {', '.join(actual)}"
         ))  # fmt: skip
     token, channel, findings = a.token, a.channel, None
-    if actual is not None and (token is None or channel is None):
+    if actual is not None:
         golden = subject.golden(class_name, contract)
         judgement = judge_forward(actual, golden, class_name, subject.problem)
         token, channel = element_of(judgement.findings, a.stage, token, channel)

@@ -49,11 +49,12 @@ def tell_apart(
 
 
 def open_causes(diagnosis: Plain) -> Names:
-    """The deviations of which several fit a step, without those of single slots."""
+    """The deviations of which several fit a step, without those of single slots or of some
+    channels."""
     steps = (diagnosis["actual"] or {"explanations": []})["explanations"]
     ways: Iterable[Plain] = (
         way for step in steps if len(step["exact"]) > 1 for way in step["exact"]
-        if not way["where"] and general(way["what"]) == way["what"]
+        if not way["where"] and not way.get("channels") and general(way["what"]) == way["what"]
     )  # fmt: skip
     return frozenset((way["stage"], way["what"]) for way in ways)
 

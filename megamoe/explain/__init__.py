@@ -11,6 +11,7 @@ from megamoe.explain.life import live
 from megamoe.explain.match import Names
 from megamoe.explain.only_y import explain_only_y
 from megamoe.explain.part import part
+from megamoe.explain.points import Bools
 from megamoe.explain.sources import FromCase, FromProblem, Source
 from megamoe.judge.elements import TILE
 from megamoe.spec.contract import Contract
@@ -79,16 +80,18 @@ def refutations(
     output = TokenOutput.of(life, actual)
     against = contradictions(life, source, output, only)
     return (
-        against | contradictions_by_y(life, source, output, only - against) if with_y else against
-    )
+        against | frozenset(contradictions_by_y(life, source, output, only - against))
+        if with_y else against
+    )  # fmt: skip
 
 
 def refutations_of_y(
     source: Source, token: int, channel: int, accumulator: str, actual: Mapping[str, Any],
     contract: Contract, only: Names,
-) -> Names:  # fmt: skip
+) -> dict[tuple[str, str], Bools]:  # fmt: skip
     """Those of the deviations ``only`` that would change ``y`` of ``token`` in the tile of
-    ``channel``, where all of it is right. ``actual``: rows of ``tensors.STAGES`` of the token."""
+    ``channel``, where all of it is right, with the elements that they would change. ``actual``:
+    rows of ``tensors.STAGES`` of the token."""
     life = live(source, token, _channels(source, channel, True), accumulator, contract)
     return contradictions_by_y(life, source, TokenOutput.of(life, actual), only)
 

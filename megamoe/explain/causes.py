@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from megamoe.explain import deviations, some_slots, zeros
+from megamoe.explain import deviations, some_channels, some_slots, zeros
 from megamoe.explain.deviations.shown import (
     LEAST,
     OTHER_SLOTS,
@@ -19,7 +19,7 @@ from megamoe.explain.deviations.shown import (
 )
 from megamoe.explain.formulas import add_formulas
 from megamoe.explain.life import SHARED, Life
-from megamoe.explain.match import Evidence, Names, fit, general, is_among, report
+from megamoe.explain.match import Evidence, Fit, Names, fit, general, is_among, report
 from megamoe.explain.points import Bools, Points
 from megamoe.explain.predict import Acts, Predictor
 from megamoe.explain.sources import Source
@@ -112,8 +112,8 @@ def decide(codes: OfCodes, of_y: Plain | None, y: U16) -> None:
         way = codes.ways[one["stage"], one["what"]]
         if not way.steps & AFTER_CODES:
             return of_y is None
-        # y is computed with the deviation in all slots.
-        return not one["where"] and not codes.run.outside_y(way, y).any()
+        # y is computed with the deviation in all slots and channels.
+        return not (one["where"] or one["channels"]) and not codes.run.outside_y(way, y).any()
 
     exact = codes.explanation["exact"]
     both = [one for one in exact if gives_y(one)]
@@ -134,15 +134,16 @@ def explain_codes(
     run = Predictor(life, source, acts)
     slots = [s.slot for s in run.routed()]
     sample = _sample(life, contract)
-    fits, ways, attempts = [], {}, 0
+    fits, ways, masks, attempts = [], {}, {}, 0
     for way in (*deviations.of_codes(life, source), *zeros_of_codes(life, acts)):
         if not is_among(only, way.stage, way.name):
             continue
         attempts += 1
         if way.reads13 is not None and not run.improves(way, contract, sample):
             continue
-        fits.append(fit(way.name, way.stage, contract, run.outside_codes(way), slots))
-        ways[way.stage, way.name] = way
+        key = way.stage, way.name
+        ways[key], masks[key] = way, run.outside_codes(way)
+        fits.append(fit(way.name, way.stage, contract, masks[key], slots))
     may_be = None
     if only is None or OTHER_SLOTS in only:
         attempts += 1
@@ -150,11 +151,14 @@ def explain_codes(
         others = other_slots(run, contract, LEAST if only is None else 1)
         if others is not None:
             way = others.way
-            one = fit(way.name, way.stage, contract, run.outside_codes(way), slots)
+            key = way.stage, way.name
+            mask = run.outside_codes(way)
+            one = fit(way.name, way.stage, contract, mask, slots)
             may_be = {**one.plain(), "chance": others.chance, "is_unique": others.is_unique}
             if only is not None or (others.is_certain and not any(f.is_exact for f in fits)):
                 fits.append(one)
-                ways[way.stage, way.name] = way
+                ways[key], masks[key] = way, mask
+    fits = some_channels.of_codes(run, fits, ways, masks, contract, only is not None)
     what = f"codes and scale bytes of token {life.at}"
     evidence = Evidence.of_groups("codes", contract)
     explanation = report(fits, evidence, contract.size, what, attempts, only)
@@ -186,12 +190,19 @@ def contradictions(life: Life, source: Source, output: TokenOutput, only: Names)
     return frozenset(names)
 
 
-def contradictions_by_y(life: Life, source: Source, output: TokenOutput, only: Names) -> Names:
-    """Those of the deviations ``only`` that would change the right ``y`` of a token."""
+def contradictions_by_y(
+    life: Life, source: Source, output: TokenOutput, only: Names
+) -> dict[tuple[str, str], Bools]:
+    """Those of the deviations ``only`` that would change the right ``y`` of a token, with the
+    elements ``(n,)`` that they would change."""
     wrong, catalogue, _ = _of_y(life, source, output, len(output.y))
-    ways = [way for way in catalogue if is_among(only, way.stage, way.name)]
+    changes: dict[tuple[str, str], Bools] = {}
     with np.errstate(all="ignore"):
-        return frozenset((way.stage, general(way.name)) for way in ways if wrong(way).any())
+        for way in catalogue:
+            if is_among(only, way.stage, way.name) and (mask := wrong(way)).any():
+                name = way.stage, general(way.name)
+                changes[name] = changes.get(name, np.zeros_like(mask)) | mask
+    return changes
 
 
 def _sample(life: Life, contract: Bools) -> npt.NDArray[np.int64] | None:
@@ -217,9 +228,15 @@ def explain_y(
     ways = every
     if output.acts is None and len(life.slots) * life.x.size * life.token.intermediate > _LARGE:
         ways = [w for w in every if w.reads13 is None or isinstance(w.reads13, Scales)]
-    fits = [fit(w.name, w.stage, contract[None], wrong(w)[None]) for w in ways]
+    masks = [wrong(w) for w in ways]
+    fits = [fit(w.name, w.stage, contract[None], mask[None])
+            for w, mask in zip(ways, masks, strict=True)]  # fmt: skip
+    more = []
     if isinstance(run, Predictor) and not any(one.is_exact for one in fits):
-        fits += some_slots.fits(run, ways, output.y, contract, slots)
+        more = some_slots.fits(run, ways, output.y, contract, slots)
+    if not more:
+        fits = _in_channels(life, source, run, ways, masks, fits, contract, only is not None)
+    fits += more
     at = life.channels
     what = f"elements of y of token {life.at} at channels {at[0]} to {at[-1]}"
     evidence = Evidence.of_elements("y", contract)
@@ -228,6 +245,22 @@ def explain_y(
         zeros.of_y(explanation, fits, {(w.stage, w.name): w for w in ways}, run)
     add_formulas(explanation, life)
     return {**explanation, "not_tried": len(every) - len(ways)}
+
+
+def _in_channels(
+    life: Life, source: Source, run: Predictor | Points, ways: Sequence[Way],
+    masks: Sequence[Bools], fits: Sequence[Fit], contract: Bools, is_other: bool,
+) -> list[Fit]:  # fmt: skip
+    """``fits`` with the channels of each, of those ``ways`` that do not change the codes: a channel
+    of these shows in all of ``y``."""
+    steps = AFTER_CODES | {"total"} if isinstance(run, Predictor) else AFTER_CODES
+    at = [k for k, way in enumerate(ways) if way.steps <= steps or not fits[k].misses]
+    some = some_channels.of_y([fits[k] for k in at], [masks[k] for k in at], contract, is_other)
+    out, first = list(fits), int(life.channels[0])
+    for k, one in zip(at, some, strict=True):
+        extent = one.extent and one.extent.within(source.hidden_size, first)
+        out[k] = replace(one, extent=extent)
+    return out
 
 
 def _of_y(

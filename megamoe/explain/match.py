@@ -19,11 +19,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from megamoe.explain.extent import Extent
 from megamoe.printable import quantity
 from megamoe.spec.formats import GROUP
 
 Bools = npt.NDArray[np.bool_]
-_MARGIN: Final = 8
+MARGIN: Final = 8
 """Scale bytes take few values: 3 of 4 have agreed by chance (``tools/false_names.py``)."""
 PARTIAL_AT_MOST: Final = 3
 """Matches in part that are offered, the best first."""
@@ -65,6 +66,9 @@ class Fit:
     repeats: int = 0
     """Groups after which the scale bytes of these slots repeat, where the deviation reads them in
     another order: further orders give the same values. 0 where they do not repeat."""
+    extent: Extent | None = None
+    """The channels that have the deviation, and those that have it not; None where nobody looked
+    for them: then all have it."""
 
     @property
     def residue(self) -> int:
@@ -80,15 +84,17 @@ class Fit:
     def is_exact(self) -> bool:
         """It gives every value that was shown.
 
-        A choice of slots is one more freedom, so it needs as much evidence as a match in part.
+        A choice of slots or channels is one more freedom, so it needs as much evidence as a match
+        in part.
         """
-        return not self.misses and self.explains >= (_MARGIN if self.where else 1)
+        is_choice = self.where or (self.extent is not None and self.extent.lacks.any())
+        return not self.misses and self.explains >= (MARGIN if is_choice else 1)
 
     @property
     def is_partial(self) -> bool:
         """Whether it halves the wrong values at least, and leaves some."""
         halves = 0 < self.misses <= self.differing / 2
-        return halves and self.explains - self.misses >= _MARGIN
+        return halves and self.explains - self.misses >= MARGIN
 
     @property
     def is_refuted(self) -> bool:
@@ -105,6 +111,8 @@ class Fit:
             "unexplained": self.residue,
             "contradicts": self.contradicts,
             "repeats": self.repeats,
+            "channels": "" if self.extent is None else self.extent.text,
+            "extent": None if self.extent is None else self.extent.plain(),
         }
 
 

@@ -17,11 +17,12 @@ import numpy as np
 
 from megamoe.explain import Source, departure, refutations
 from megamoe.explain.deviations.shown import CHANCE
+from megamoe.explain.extent import join
 from megamoe.explain.grouped import one_of_each
 from megamoe.explain.idle import predictor, with_idle_rows
 from megamoe.explain.match import Names, general
 from megamoe.explain.other_tiles import compare
-from megamoe.explain.places import batch_of, known_rules, wrong_tokens
+from megamoe.explain.places import batch_of, known_rules, loses, wrong_tokens
 from megamoe.explain.zeros import OF_CODES
 from megamoe.judge import Finding
 from megamoe.judge.elements import GRID_LIMIT, TILE
@@ -67,6 +68,12 @@ def of_all_tokens(
     slots = {}
     if actual["parts_at"]["stage"] in ("l2_acts", "l2_acts_sf"):
         slots = {at: set(one["wrong_slots"]) for at, one in {token: actual, **others}.items()}
+    on_tiles = partial(
+        compare, actual, {name: stage[token] for name, stage in stages.items()}, token, source,
+        findings, accumulator, contract, not is_small,
+    )  # fmt: skip
+    if is_early := loses(actual):  # what is zero in some channels only loses no slot
+        on_tiles()
     result = batch_of(actual, stages, token, problem, findings, slots)
     batch = result.get("batch", {"rules": []})
     if not (batch["rules"] and batch["is_lost"]):  # such a rule holds for all tokens already
@@ -80,8 +87,8 @@ def of_all_tokens(
         _refute(actual, stages, token, source, findings, accumulator, contract)
         if batch.get("wrong", 0) > 1 and not batch["rules"]:
             _place(batch, actual, stages, token, source, problem, findings, accumulator, contract)
-        rows = {name: stage[token] for name, stage in stages.items()}
-        compare(actual, rows, token, source, findings, accumulator, contract)
+        if not is_early:
+            on_tiles()
     for step in steps:
         step["is_placed"] = bool(batch["rules"])
     return result
@@ -113,9 +120,13 @@ def _refute(
     findings: Sequence[Finding], accumulator: str, contract: Contract,
 ) -> None:  # fmt: skip
     """Of several causes, keep those that leave right codes of right tokens as they are, where there
-    are any: one that rounds only ties, and not one that rounds all codes. Where only zeros are
+    are any: one that rounds only ties, and not one that rounds all codes. One that holds in some
+    channels only says nothing of the others. Where only zeros are
     left, causes in some slots stay, too: right tokens may be right in other slots than these."""
-    steps = [s for s in actual["explanations"] if len(s["exact"]) > 1 and s["step"] != "y"]
+    steps = [
+        s for s in actual["explanations"]
+        if len(s["exact"]) > 1 and s["step"] != "y" and not any(w["channels"] for w in s["exact"])
+    ]  # fmt: skip
     only = _names(way for step in steps for way in step["exact"])
     wrong = {row for finding in findings for row, _, _ in finding.grid}
     right = [at for at in range(source.tokens) if at not in wrong]
@@ -205,7 +216,9 @@ def _keep(steps: list[Plain], token: int, others: Mapping[int, Plain]) -> None:
         step["evidence"] = " and ".join(f"{one['evidence']} of token {at}" for at, one in pairs)
         for way in step["exact"]:
             _compare(way, token, peers)
-        fits = _without_a_choice([way for way in step["exact"] if not way["fails_on"]])
+        fits = [way for way in step["exact"] if not way["fails_on"]]
+        # Channels are one more freedom: a deviation that needs none stands for those that do.
+        fits = _without_a_choice([way for way in fits if not way["channels"]] or fits)
         if not fits:
             step["alone"] = sorted(step["exact"], key=lambda way: len(way["fails_on"]))
         step["exact"] = fits
@@ -240,11 +253,13 @@ def _names(ways: Iterable[Plain]) -> Names:
 
 
 def _compare(way: Plain, token: int, peers: Mapping[int, Plain]) -> None:
-    """Note the tokens that a deviation fits and those that it does not fit."""
+    """Note the tokens that a deviation fits and those that it does not fit; and its channels, which
+    are those of all tokens."""
     name, wheres = (way["stage"], general(way["what"])), {way["where"]}
     way["holds_on"], way["fails_on"] = [token], []
     for at, other in peers.items():
         same = [w for w in other["exact"] if (w["stage"], general(w["what"])) == name]
+        same = [w for w in same if join(way, w)]
         way["holds_on" if same else "fails_on"].append(at)
         wheres |= {w["where"] for w in same[:1]}
         if not all(w["repeats"] for w in same):

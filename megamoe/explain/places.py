@@ -8,12 +8,13 @@ offered only if it predicts exactly the tokens that are wrong.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from megamoe.explain.channels import FEWEST, MOST, in_words
+from megamoe.explain.expert_sets import expert_rules
 from megamoe.explain.grouped import before, grouped_rules, one_of_each
 from megamoe.explain.heads import head_rules
 from megamoe.explain.near import nearest
@@ -22,13 +23,12 @@ from megamoe.explain.tails import tail_rules
 from megamoe.explain.tile_parts import part_rules
 from megamoe.explain.unwritten import zero_rows
 from megamoe.judge import Finding
-from megamoe.judge.elements import GRID_LIMIT, TILE
+from megamoe.judge.elements import GRID_LIMIT, TALLY_LIMIT, TILE
 from megamoe.spec.problem import Problem
+from megamoe.spec.stages import STEPS
 
 ZERO_SLOT: Final = "a slot is left out: codes and scale bytes are zero"
 ZERO_Y: Final = "y is zero"
-_STEPS: Final = (("x", "x_sf"), ("l2_acts", "l2_acts_sf"), ("y",))
-"""The stages that one step computes."""
 _TELLING: Final = 8
 """Live slots that tell rules apart where all tokens are wrong: each is right or wrong."""
 _LOST_SLOT: Final = re.compile(r"slot (\d+) \(.*\) is lost")
@@ -41,7 +41,8 @@ def known_rules(ids: Ids, experts: int, wrong: Bools) -> list[Rule]:
     """All rules for ``(T, K)`` expert ids; some of them are those of the ``wrong`` tokens
     ``(T,)``."""
     return [
-        *rules(ids, experts, wrong), *head_rules(ids, experts), *tail_rules(ids, experts),
+        *expert_rules(ids, experts, wrong), *rules(ids, experts, wrong),
+        *head_rules(ids, experts), *tail_rules(ids, experts),
         *part_rules(ids, experts), *grouped_rules(ids, experts),
     ]  # fmt: skip
 
@@ -73,6 +74,16 @@ def _tell(wrong_slots: WrongSlots, live: Bools) -> bool:
     wrong = sum(len(slots) for slots in wrong_slots.values())
     every = int(live[[*wrong_slots]].sum())
     return len(wrong_slots) > 1 and every >= _TELLING and 0 < wrong < every
+
+
+def _follows(
+    rule: Rule, ids: Ids, wrong: Bools, wrong_experts: Collection[int] | None
+) -> bool:  # fmt: skip
+    """Whether the experts of a rule are the wrong ones; where these are not known, whether wrong
+    and right tokens are enough to tell."""
+    if wrong_experts is None:
+        return bool(min(wrong.sum(), (~wrong).sum()) >= _TELLING)
+    return set(ids[rule.slots].tolist()) == set(wrong_experts)
 
 
 def _slot_of(own: set[int], wrong: Bools, slots: int) -> Rule:
@@ -109,10 +120,21 @@ def batch_of(
     if not is_whole:
         return {}
     ids, experts = problem.topk_ids.numpy(), problem.num_experts
-    batch = in_batch(actual, stages, token, ids, experts, wrong, wrong_slots)
+    tally = _experts_of(actual, findings)
+    batch = in_batch(actual, stages, token, ids, experts, wrong, wrong_slots, tally)
     # Where zeros are right, the values are what was there before: no pattern.
     tiles = "" if zero_rows(problem)[wrong].all() else _tiles_of(actual, findings)
     return {"batch": {**batch, "tiles": tiles}}
+
+
+def _experts_of(actual: Mapping[str, Any], findings: Sequence[Finding]) -> set[int] | None:
+    """The experts with a wrong code, which the picture of ``check`` names too; None where codes are
+    not the first wrong step, or not all are known."""
+    if actual["parts_at"]["stage"] not in STEPS[1]:
+        return None
+    tallies = [finding.experts for finding in findings if finding.stage in STEPS[1]]
+    whole = all(len(tally) < TALLY_LIMIT for tally in tallies)
+    return set().union(*tallies) if whole else None
 
 
 def _tiles_of(actual: Mapping[str, Any], findings: Sequence[Finding]) -> str:
@@ -131,7 +153,7 @@ def wrong_tokens(
     actual: Mapping[str, Any], findings: Sequence[Finding], tokens: int
 ) -> tuple[Bools, bool]:
     """``(T,)`` tokens that are outside in the first wrong step, and whether these are all."""
-    step = next(step for step in _STEPS if actual["parts_at"]["stage"] in step)
+    step = next(step for step in STEPS if actual["parts_at"]["stage"] in step)
     wrong, is_whole = np.zeros(tokens, np.bool_), True
     for finding in findings:
         if finding.stage in step:
@@ -140,21 +162,33 @@ def wrong_tokens(
     return wrong, is_whole
 
 
+def loses(actual: Mapping[str, Any]) -> bool:
+    """Whether a cause of the first wrong step, which is that of ``y``, loses slots."""
+    step = actual["explanations"][0]
+    names = [way["what"] for way in step["exact"]]
+    return step["step"] == "y" and any(
+        name == ZERO_Y or _LOST_SLOT.fullmatch(name) for name in names
+    )
+
+
 def in_batch(
     actual: Mapping[str, Any], stages: Mapping[str, Any], token: int, ids: Ids, experts: int,
-    wrong: Bools, wrong_slots: WrongSlots,
+    wrong: Bools, wrong_slots: WrongSlots, wrong_experts: Collection[int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The rules that fit the whole batch, with the cause that one token has; JSON-able.
 
     ``actual``: what :func:`megamoe.explain.part.part` says of ``token``. ``stages``: the stages of
     all tokens as bits. ``wrong`` ``(T,)``: tokens that are outside in the first wrong step.
-    ``wrong_slots``: the slots with wrong codes, of tokens where they are known.
+    ``wrong_slots``: the slots with wrong codes, of tokens where they are known. ``wrong_experts``:
+    the experts of all of these; None where they are not known.
     """
-    causes = [way["what"] for way in actual["explanations"][0]["exact"]]  # of the first wrong step
+    # Of the first wrong step; what holds in some channels only loses no slot.
+    exact = actual["explanations"][0]["exact"]
+    causes = [way["what"] for way in exact if not way.get("channels")]
     lost_slots = [int(one[1]) for one in map(_LOST_SLOT.fullmatch, causes) if one]
     live = (ids >= 0) & (ids < experts)
     slots, one, is_lost = None, None, True
-    if ZERO_Y in causes:
+    if ZERO_Y in causes and not (stages["y"][token] & 0x7FFF).any():
         one = token, set(np.flatnonzero(live[token]).tolist())
     elif lost_slots:
         one = token, {lost_slots[0]}
@@ -164,6 +198,11 @@ def in_batch(
     else:
         is_lost = False
     matches = fitting(ids, experts, wrong, slots, one)
+    if slots is None:
+        matches = [
+            rule for rule in matches
+            if not rule.is_pattern or _follows(rule, ids, wrong, wrong_experts)
+        ]  # fmt: skip
     if len(wrong) < 2:
         matches = []  # a batch of one token says no more than the token
     elif is_lost:

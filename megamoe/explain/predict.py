@@ -8,7 +8,7 @@ through its steps, and silu may err by as much as the contract's form at the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,11 +62,37 @@ class Predictor:
             sums = np.stack([self._sums13(way, slot) for slot in self.routed()])
             return self._differ(way, sums, sf, codes)
 
+    def outside_mix(self, way: Way, at: Bools) -> Bools:
+        """:meth:`outside_codes` where the way holds in the channels ``at`` ``(I,)`` only. It must
+        not change amax or the scale byte of a group."""
+        own = right(self.life)
+        sf, codes = self._sample(slice(None), slice(None))
+        with np.errstate(all="ignore"):
+            sums = np.stack([self._sums13(way, slot) for slot in self.routed()])
+            pairs = zip(
+                self._values(way, sums, self._weights(way)), self._right_values, strict=True
+            )
+            value, low, high = (np.where(at, one, other) for one, other in pairs)
+            mix = own
+            if "codes" in way.steps:
+                mix = replace(own, codes=lambda v, e, m: np.where(
+                    at, way.codes(v, e, m), own.codes(v, e, m)
+                ))  # fmt: skip
+            return self._differ_values(mix, (value, low, high), sf, codes)
+
+    @cached_property
+    def _right_values(self) -> tuple[F32, F32, F32]:
+        """:meth:`_values` of the contract."""
+        own = right(self.life)
+        sums = np.stack([self._sums13(own, slot) for slot in self.routed()])
+        return self._values(own, sums, self._weights(own))
+
     def improves(self, way: Way, contract: Bools, groups: npt.NDArray[np.int64] | None) -> bool:
         """Whether a way that changes operands of linear 1 is worth a full computation.
 
         By exact sums, and on ``groups`` alone if these are given, it must come nearer to the output
-        by a quarter of the differences: ``contract`` ``(S, I/32 + I)``.
+        by a quarter of the differences: ``contract`` ``(S, I/32 + I)``. Groups that it makes worse
+        do not count: it may hold in some slots or channels only.
         """
         at: Any = slice(None)
         rows = None
@@ -79,7 +105,10 @@ class Predictor:
         def count(one: Way) -> npt.NDArray[np.int64]:
             sums = [self._points.sums13(one, s, TOTALS["exact"], rows) for s in self.routed()]
             three = np.repeat(np.stack(sums)[:, None], 3, axis=1)
-            return self._differ(one, three, sf, codes).sum(axis=1)
+            wrong = self._differ(one, three, sf, codes)
+            width = sf.shape[1]
+            of_codes = wrong[:, width:].reshape(len(wrong), width, GROUP).sum(axis=2)
+            return np.asarray(wrong[:, :width] + of_codes)
 
         with np.errstate(all="ignore"):
             if self._own is None:
@@ -109,8 +138,12 @@ class Predictor:
 
     def _differ(self, way: Way, sums: F64, sf: U8, codes: U8) -> Bools:
         """Compare ``sums`` ``(S, 3, 2n)`` with the output of ``n`` channels."""
-        weights = np.array([way.weight(s) for s in self.routed()], np.float32)
-        least, most, low, high = self._codes(way, sums, weights, sf.astype(np.int32))
+        values = self._kept_values(way, sums, self._weights(way))
+        return self._differ_values(way, values, sf, codes)
+
+    def _differ_values(self, way: Way, values: tuple[F32, F32, F32], sf: U8, codes: U8) -> Bools:
+        """The same of the ``values`` before requantisation."""
+        least, most, low, high = self._codes(way, values, sf.astype(np.int32))
         key = same_codes(codes)
         return np.concatenate([(sf < least) | (sf > most), (key < low) | (key > high)], axis=1)
 
@@ -134,9 +167,13 @@ class Predictor:
         )
         return np.concatenate(linear1(*read.select(), self.life.accumulator)[1:])
 
-    def _codes(self, way: Way, sums: F64, weights: F32, exponents: I32) -> Any:
+    def _weights(self, way: Way) -> F32:
+        """``(S, 1)``."""
+        return np.array([[way.weight(slot)] for slot in self.routed()], np.float32)
+
+    def _codes(self, way: Way, values: tuple[F32, F32, F32], exponents: I32) -> Any:
         """Lowest and highest scale byte ``(S, G)``, lowest and highest key ``(S, n)``."""
-        value, low, high = self._kept_values(way, sums, weights[:, None])
+        value, low, high = values
         crosses = (low <= 0) & (high >= 0)
         small = np.where(np.abs(low) < np.abs(high), low, high)
         large = np.where(np.abs(low) < np.abs(high), high, low)

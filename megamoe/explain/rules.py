@@ -21,6 +21,7 @@ WrongSlots = Mapping[int, set[int]]
 """Slots by token."""
 TILES: Final = (8, 16, 32, 64, 128)
 """Rows of a tile of an expert."""
+EACH: Final = "each expert"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Rule:
     say it."""
     is_rare: bool = False
     """One wrong token is enough: no other is of its sort."""
+    is_pattern: bool = False
+    """It names experts by a pattern of their numbers: few experts follow one by chance."""
 
     def gives(self, wrong_slots: WrongSlots) -> bool:
         """Whether it makes exactly these slots wrong, of the tokens that are named."""
@@ -97,19 +100,9 @@ def rules(ids: Ids, experts: int, wrong: Bools) -> Iterator[Rule]:
                     f"{pair} are dropped: none of their rows is computed ({of})",
                     both,
                 )
-    low = int(ids[live & wrong[:, None]].min(initial=experts))
-    for e in (int(e) for e in used_experts[1:] if e >= low):
-        if (used_experts >= e).sum() > 2:
-            slots = live & (ids >= e)
-            of = quantity(int(slots.sum()), "row")
-            yield Rule(
-                f"experts {e} and later, at all of their {of}",
-                f"experts {e} and later are dropped: none of their rows is computed ({of})",
-                slots,
-            )
     whole = np.where(live, rows, -1)
-    yield from _cuts(whole, wrong, "each expert")
-    yield from _tiles(whole, first, "each expert")
+    yield from _cuts(whole, wrong, EACH)
+    yield from _tiles(whole, first, EACH)
     for e in mine:
         if used_experts.size > 1:
             own = np.where(ids == e, whole, -1)
@@ -161,12 +154,22 @@ def _cuts(rows: Ids, wrong: Bools, of: str) -> Iterator[Rule]:
     cut = max(range(low, high + 1), key=lambda row: row & -row)
     other = f" (or another of {low} to {high})" if low < high else ""
     slots = rows >= cut
-    many = quantity(int(slots.sum()), "row")
+    many, tail = quantity(int(slots.sum()), "row"), _tail(rows, cut, of)
     yield Rule(
-        f"{of}, at rows {cut}{other} and later: {many}",
-        f"rows {cut}{other} and later of {of} are dropped: {many} beyond a capacity or a tile",
+        f"{of}, at rows {cut}{other} and later: {many}{tail}",
+        f"rows {cut}{other} and later of {of} are dropped: {many} beyond a capacity or a tile"
+        f"{tail}",
         slots,
     )
+
+
+def _tail(rows: Ids, cut: int, of: str) -> str:
+    """As ", those after its last full tile of 8 or 16 rows", of one expert; else empty."""
+    last = int(rows.max()) + 1
+    sizes = [str(size) for size in TILES if cut == last // size * size < last]
+    if not sizes or of == EACH:
+        return ""
+    return f", those after its last full tile of {' or '.join(sizes)} rows"
 
 
 def _tiles(rows: Ids, first: int, of: str) -> Iterator[Rule]:

@@ -25,12 +25,15 @@ def tail_rules(ids: Ids, experts: int) -> Iterator[Rule]:
     keys = {live.tobytes()}
     for size in TILES:
         full = live & (many % size == 0)
+        after = live & (rows >= many // size * size)
+        tile = f"full tile of {size} rows"
         kinds = (
-            (f"the rows of each expert after its last full tile of {size} rows", "are",
-             live & (rows >= many // size * size)),
+            (f"the rows of each expert after its last {tile}", "are", after),
+            (f"the rows of each expert that has a {tile} after the last one", "are",
+             after & (many > size)),
             (f"the last tile of {size} rows of each expert that ends with a full one", "is",
              full & (rows >= many - size)),
-            (f"the last row of each expert that ends with a full tile of {size} rows", "is",
+            (f"the last row of each expert that ends with a {tile}", "is",
              full & (rows == many - 1)),
         )  # fmt: skip
         for where, verb, slots in kinds:

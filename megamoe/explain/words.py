@@ -18,6 +18,8 @@ HAS_THEM: Final = '`explain --json` has them, under "causes"'
 """Where a person finds what a line leaves out."""
 _TOO_FEW: Final = 2
 """Decisions that several deviations give by chance."""
+_TOO_FEW_OF_CHANNELS: Final = 7
+"""The same where the channels were chosen too."""
 _APART: Final = "which this data cannot tell apart"
 
 
@@ -132,8 +134,10 @@ def is_named(step: Plain) -> bool:
 
 
 def is_certain(step: Plain) -> bool:
-    """Whether enough is wrong to tell a cause: more than two decisions."""
-    return bool(step["decisions"] > _TOO_FEW)
+    """Whether enough is wrong to tell a cause: more than two decisions; more than seven of one that
+    holds in some channels only."""
+    is_choice = any(way.get("channels") for way in step["exact"])
+    return bool(step["decisions"] > (_TOO_FEW_OF_CHANNELS if is_choice else _TOO_FEW))
 
 
 def _alone(step: Plain, label: str) -> list[str]:
@@ -240,7 +244,7 @@ def _as_would(head: Plain, ways: list[Plain], most: int | None) -> str:
 
 
 def _way(way: Plain) -> str:
-    where = f", {way['where']}" if way["where"] else ""
+    where = "".join(f", {way[place]}" for place in ("where", "channels") if way.get(place))
     formula = f": {way['formula']}" if way.get("formula") else ""
     spares = ""
     if way.get("right_at"):

@@ -13,7 +13,7 @@ from rich.console import Console
 from megamoe.cases import Case
 from megamoe.cases.forms import LAWS
 from megamoe.judge import BAD, CRASH, HANG, IN_LAW, Symptom, symptoms
-from megamoe.spec.stages import STAGES
+from megamoe.spec.stages import STAGES, STEPS
 from megamoe.suite.origins import alike_before, line_beside, own_fault, what_raises
 from megamoe.suite.telling import size, smallest
 
@@ -27,6 +27,8 @@ INPUT: Final = "wrote into input"
 """Words of a red whose outputs nobody looked at."""
 FORWARDS: Final = ("forward", "property")
 """Kinds whose cases ``reduce`` takes; ``explain`` takes them and staging."""
+MOST: Final = 3
+"""Sorts of wrong outputs that have a line each."""
 LONGEST_SYMPTOM: Final = 100
 """Characters of a symptom in a line with a command."""
 ENOUGH: Final = 4
@@ -55,9 +57,10 @@ def lines_of(
 ) -> list[str]:
     """The command to go on with after a run with a red, or after a green one of few cases: for the
     most frequent symptom that a command can follow, on the red that tells causes apart best. None
-    where many cases are green. Wrong outputs and exceptions seldom have one cause: each of the two
-    has a line, which names its symptom, and ``explain`` stands first. ``cases``: those of the run;
-    a red that is not among them keeps its place in the report. ``alone``: see :func:`show_next`."""
+    where many cases are green. Exceptions and wrong outputs seldom have one cause, nor have wrong
+    outputs of two steps: each sort has a line, which names its most frequent symptom, and
+    ``explain`` stands first. ``cases``: those of the run; a red that is not among them keeps its
+    place in the report. ``alone``: see :func:`show_next`."""
     reds, by_id = reds_of(report), {case.id: case for case in cases}
     if not reds:
         return _wider(report)
@@ -102,11 +105,19 @@ class Offer(NamedTuple):
 
 
 def _sorts(groups: Sequence[Symptom]) -> list[list[Symptom]]:
-    """The symptoms of wrong outputs and those of exceptions, the most frequent first."""
+    """The symptoms of exceptions, and at most :data:`MOST` sorts of wrong outputs, the most
+    frequent first. Wrong outputs that a command can follow are sorted by the step that computes
+    the first wrong stage: two stages of one step seldom have two causes. All others are one
+    sort."""
     sorts: dict[str, list[Symptom]] = {}
     for symptom in groups:
-        sorts.setdefault(symptom.cases[0]["status"], []).append(symptom)
-    return list(sorts.values())
+        key = str(symptom.cases[0]["status"])
+        if key == "fail" and any(_verb(case, None) for case in symptom.cases):
+            stage = symptom.text.partition(":")[0]
+            key = f"of {next((step for step in STEPS if stage in step), stage)}"
+        sorts.setdefault(key, []).append(symptom)
+    wrong = [key for key, sort in sorts.items() if sort[0].cases[0]["status"] == "fail"]
+    return [sort for key, sort in sorts.items() if key not in wrong[MOST:]]
 
 
 def _first_alone(

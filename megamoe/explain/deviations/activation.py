@@ -13,7 +13,7 @@ from megamoe.explain.deviations import exponential, weights
 from megamoe.explain.deviations.features import catalogue as of_features
 from megamoe.explain.deviations.roundings import flushed
 from megamoe.explain.deviations.rows import other_weights
-from megamoe.explain.deviations.sums import GATE_UP, Pair
+from megamoe.explain.deviations.sums import GATE_UP, LAST, Pair, without_last
 from megamoe.explain.life import Life
 from megamoe.explain.sources import Source
 from megamoe.explain.ways import Way, bound_of, clamped, halves, in_bf16, right, silu
@@ -27,6 +27,9 @@ def catalogue(life: Life, source: Source) -> Iterator[Way]:
     own = right(life)
     for name, change in GATE_UP.items():
         yield own.variant(name, "gate and up", halves=change)
+    if life.token.intermediate > LAST:  # else all of up, which makes all activations zero
+        name = f"the last {LAST} of the 2I rows are left out: their sums are zero"
+        yield own.variant(name, "linear 1", halves=lambda s: own.halves(without_last(s)))
     for name, steps in _clamps(life):
         yield own.variant(name, "clamp", **steps)
     for name, function in _silus(life).items():
