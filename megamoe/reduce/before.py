@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from megamoe.cases import SIZES, Case, form_of, kind_of, shards
-from megamoe.cases.forms import MODE_LAWS
+from megamoe.cases.laws import MODES
 from megamoe.cases.needs import lacking
 from megamoe.golden import Store, make, regenerate
 from megamoe.judge import BAD, Verdict
@@ -299,7 +299,7 @@ def _call(runner: Runner, case: Case) -> None:
     kind = kind_of(case.kind)
     # The calls of a law of modes have a process of their own, so its ordinary call is all that
     # can leave something behind here.
-    has_more = kind.judge is not None and case.params.get("law") not in MODE_LAWS
+    has_more = kind.judge is not None and case.params.get("law") not in MODES
     if has_more or kind.ask is None:
         runner.run(case)
         return

@@ -244,6 +244,11 @@ class Service:
             return {"unwritten": one_line(error)}
         return {**extra, "form": form, "shown": layouts, "places": places}
 
+    @staticmethod
+    def error(error: BaseException) -> tuple[str, str]:
+        """What an exception of the backend says, and the line that raised it."""
+        return one_line(error), where(error)
+
     def _inputs(self, request: dict[str, Any]) -> dict[str, Any]:
         """All tensors of the request, on the device, by name."""
         read = self.tensors.device_tensors
