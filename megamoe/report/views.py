@@ -10,6 +10,7 @@ from typing import Any, Final
 from megamoe.cases import KINDS
 from megamoe.judge import BAD, JUDGED_SIDES, STATUSES, WORDS, distance, symptom_of
 from megamoe.report import draw, read
+from megamoe.suite.earlier import line_of
 from megamoe.suite.results import exit_code, recorded_line, verdict_line
 
 View = dict[str, Any]
@@ -44,6 +45,7 @@ def view(result: Mapping[str, Any]) -> View:
         "failures": [
             {
                 **failure(result, fold[0], f"f{i + 1}"),
+                "history": line_of(fold[0], cases),
                 "same": [read.text(c, "id") for c in fold[1:]],
                 "symptom": symptom(fold[0]),
             }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from megamoe.worker.choice import Choice, NoChoice, choose, needs_restart
 from megamoe.worker.process import Process, ProcessEnd
 from megamoe.worker.session import (
     APART,
+    PROCESS,
     Identity,
     Launch,
     Reply,
@@ -41,10 +43,13 @@ class Worker:
     request. Use as a context manager, or close it.
     """
 
-    def __init__(self, launch: Launch, like: Identity | None = None) -> None:
+    def __init__(
+        self, launch: Launch, like: Identity | None = None, numbers: Iterator[int] | None = None
+    ) -> None:
         """Start it, without waiting for the backend; ``identity`` waits.
 
         ``like``: the identity of another worker of the same run. This one must have the same.
+        ``numbers``: those of the run's processes, which its workers share.
         """
         self.launch = launch
         self._state: Mapping[str, Any] = {}
@@ -56,6 +61,9 @@ class Worker:
         """The callables of which this process has had a call."""
         self._cases: set[str] = set()
         """The cases of which this process has had a call."""
+        self._numbers = count(1) if numbers is None else numbers
+        self._number = self._count = 0
+        """The number of this process, and of its last call; 0 before its first call."""
         self._apart: Worker | None = None
         """The worker of one request that asks for a process of its own."""
         self.give_up: Callable[[], bool] = lambda: False
@@ -89,6 +97,8 @@ class Worker:
         number = secrets.token_hex(8)
         message = {**request, "id": number, "seconds": seconds}
         self._cases.add(message.pop("case", ""))  # the judge's own: the worker need not know it
+        self._number, self._count = self._number or next(self._numbers), self._count + 1
+        turn = {PROCESS: [self._number, self._count]}
         reply = self._answer(message, seconds)
         took = time.monotonic() - start
         fresh = request["call"] not in self._calls
@@ -97,7 +107,7 @@ class Worker:
         if "broken" in reply:
             self.end()
             self._process.remakes(folder)
-            return reply
+            return reply | turn
         state = reply.pop("state", None)
         self._add_sources(reply.pop("sources", None))
         if fresh and isinstance(state, dict):  # variables that a first call adds are its set-up
@@ -115,7 +125,7 @@ class Worker:
         is_spoiled = "otherwise" in reply or reply["changed"] or reply.get("lost")
         if is_spoiled or self._process.remakes(folder):
             self.end()
-        return {**reply, "took": took}
+        return {**reply, **turn, "took": took}
 
     def _ask_apart(self, request: Mapping[str, Any], seconds: float) -> Reply:
         """The answer of a new process, which has had no call and gets no other one."""
@@ -130,7 +140,7 @@ class Worker:
             return {"broken": str(error)}
         finally:
             self._apart = None
-        return reply
+        return {k: v for k, v in reply.items() if k != PROCESS}  # no other case can depend on it
 
     def retire(self) -> None:
         """Start no process and make no folder from here on."""
@@ -158,6 +168,7 @@ class Worker:
     def _start(self) -> None:
         self._process.start(self.launch)
         self._calls, self._cases = set(), set()
+        self._number = self._count = 0
 
     def _await_start(self) -> Identity:
         """Wait until the backend is loaded."""
