@@ -19,7 +19,7 @@ from megamoe.commands import main as cli
 from megamoe.commands import reduce_after, work
 from megamoe.judge import Place, Verdict, of_findings
 from megamoe.judge.judgements import of_rows
-from megamoe.reduce import before
+from megamoe.reduce import before, suspects
 from megamoe.suite import alone, earlier, next_command
 from tests.helpers import command
 from tests.helpers.golden import make_golden
@@ -294,20 +294,20 @@ def test_the_first_to_be_tried_are_as_large_and_of_the_same_sizes() -> None:
     every = {case.id: case for case in load_cases()}
     case = every["forward/many-rows-masked-slots-and-an-empty-expert"]
     others = [one for one in every.values() if one.kind in ("forward", "property")]
-    first = before.likely(case, others, {})
-    assert len(first) == before.LIKELY
+    first = suspects.likely(case, others, {})
+    assert len(first) == suspects.LIKELY
     assert every["property/padding-rows-broken-with-masked-and-skewed-slots"] in first
-    assert all(before._values(one) >= before._values(case) for one in first[:8])
+    assert all(suspects._values(one) >= suspects._values(case) for one in first[:8])
 
 
 def test_the_cases_just_before_it_in_a_run_are_tried_early() -> None:
     """In a run of them, these ran next to it; the cases of one kind keep their order."""
     some = [one for one in load_cases() if one.kind == "forward"][:30]
     order = shards.small_first(some, {})
-    before_it = order[19 - before.NEAREST : 19]
+    before_it = order[19 - suspects.NEAREST : 19]
     others = [one for one in some if one.id != order[19].id]
-    assert before.nearest(order[19], others, {}) == before_it[::-1]
-    assert before.nearest(order[0], order[1:], {}) == []
+    assert suspects.nearest(order[19], others, {}) == before_it[::-1]
+    assert suspects.nearest(order[0], order[1:], {}) == []
 
 
 def test_after_needs_a_case_that_passes_alone_and_one_that_breaks_it(root: Any) -> None:
