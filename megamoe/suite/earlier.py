@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from megamoe.printable import quantity
 
-NAMED: Final = 3
+LAST: Final = 3
 """Earlier cases that a line names: the last."""
 
 Entry = Mapping[str, Any]
@@ -53,6 +53,6 @@ def line_of(case: Entry, cases: Sequence[Entry]) -> str:
     where = f"worker process {turn.process}"
     if not before:
         return f"{where}, as its first case"
-    last = ", ".join(before[-NAMED:])
-    what = "" if len(before) <= NAMED else ", the last of them"
+    last = ", ".join(before[-LAST:])
+    what = "" if len(before) <= LAST else ", the last of them"
     return f"{where}, after {quantity(len(before), 'case')}{what or ':'} {last}"

@@ -14,7 +14,7 @@ from megamoe.cases import Case
 from megamoe.cases.forms import LAWS
 from megamoe.judge import BAD, CRASH, HANG, IN_LAW, Symptom, symptoms
 from megamoe.spec.stages import STAGES
-from megamoe.suite.earlier import NAMED, earlier, line_of
+from megamoe.suite.earlier import LAST, earlier, line_of
 from megamoe.suite.origins import alike_before, line_beside, own_fault, what_raises
 from megamoe.suite.telling import size, smallest
 
@@ -144,7 +144,7 @@ def _after(report: Mapping[str, Any], name: str, order: Sequence[str]) -> list[s
         next_line = f"next: mend what {first} leaves behind, then: "
         return [*beside, f"{next_line}{command(report, 'check', again)}"]
     history = [f"{name} ran in {line}"] if line else []
-    first = alike_before(case, reds, order) or before[-NAMED:]
+    first = alike_before(case, reds, order) or before[-LAST:]
     option = f" --first {shlex.quote(','.join(first))}" if first else ""
     words = f"{name} --after{option} --backend {backend_of(report)}"
     return [*beside, *history, f"next: {command(report, 'reduce', words)}"]
