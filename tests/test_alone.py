@@ -389,6 +389,12 @@ def test_of_two_cases_the_one_that_passed_is_the_earlier_case() -> None:
     (line,) = next_command.lines_of({"backend": "K", "cases": cases}, (), {"forward/b": "pass"})
     again = "megamoe check --backend K --case forward/a,forward/b --in-order"
     assert line == f"next: mend what forward/a leaves behind, then: {again}"
+    # Unless it ran in another process, where it can leave nothing behind for this one.
+    turns = [{"process": number, "calls": [1, 1]} for number in (1, 2)]
+    cases = [case | turn for case, turn in zip(cases, turns, strict=True)]
+    lines = next_command.lines_of({"backend": "K", "cases": cases}, (), {"forward/b": "pass"})
+    assert lines == ["forward/b ran in worker process 2, as its first case",
+                     "next: megamoe reduce forward/b --after --backend K"]  # fmt: skip
 
 
 def test_the_smallest_red_of_a_symptom_runs_again_too_where_one_passes_alone(
